@@ -1,0 +1,12 @@
+"""Which of the webui's features are there. Features are probed, versions never compared."""
+
+from __future__ import annotations
+
+from modules import scripts
+
+UNSUPPORTED = "DemoFusion Hires needs webui 1.8 or newer: this one has no `post_sample` hook, so the panel is disabled"
+
+
+def supported() -> bool:
+    """Returns whether the host has the hook that the stages run in (webui 1.8 and newer)."""
+    return hasattr(scripts.Script, "post_sample")

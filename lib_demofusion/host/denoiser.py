@@ -1,0 +1,82 @@
+"""Puts a stage between the webui's CFGDenoiser and its model, on a sampler that is ours alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib_demofusion.host.conditioning import Cond, cond_for_views
+from lib_demofusion.stage import StageRun
+from lib_demofusion.views import View
+
+
+class FusedModel:
+    """Stands where the host's denoiser wrapper stands and denoises big latents view by view.
+
+    Everything but the call is the wrapper's own (`inner_model`, `sigmas`, `sigma_to_t`, ...).
+    """
+
+    def __init__(self, inner: Any, run: StageRun, view_batch: int, before_batch: Callable[[int], None]):
+        self.inner = inner
+        self._run = run
+        self._view_batch = view_batch
+        self._before_batch = before_batch
+
+    def __call__(self, x: Tensor, level: Tensor, cond: Cond, **kwargs: Any) -> Tensor:
+        """Returns the fused prediction for the rows x (N, C, H, W) at noise levels (N,)."""
+        size = (x.shape[-2], x.shape[-1])
+
+        def evaluate(crops: Tensor, views: Sequence[View]) -> Tensor:
+            self._before_batch(len(views))
+            view_cond = cond_for_views(cond, views, size, (crops.shape[-2], crops.shape[-1]))
+            return self.inner(crops, level.repeat(len(views)), cond=view_cond, **kwargs)
+
+        return self._run.denoise(evaluate, x, blur_correction(self.inner, level), self._view_batch)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def blur_correction(inner: Any, level: Tensor) -> Tensor:
+    """Returns d(prediction) / d(input) of the wrapper with its model's output held fixed, (N, 1, 1, 1).
+
+    The dilated path predicts on the blurred latent while the sampler applies the prediction to x: the wrapper must be
+    given back this share of x - blur(x). It is 1 for eps models in k-diffusion's wrapper, c_skip for v models, and in
+    the timestep samplers, which ask for eps, 0 and sqrt(1 - a_t).
+    """
+    one = torch.ones(len(level), 1, 1, 1, device=level.device, dtype=level.dtype)
+    if hasattr(inner, "predict_eps_from_z_and_v"):
+        return inner.predict_eps_from_z_and_v(one, level, torch.zeros_like(one))
+    if hasattr(inner, "get_scaled_out"):
+        return inner.get_scaled_out(level, one, one)
+    if not hasattr(inner, "get_scalings"):
+        return torch.zeros_like(one)
+    scalings = inner.get_scalings(level)
+    return one if len(scalings) == 2 else scalings[0].reshape(-1, 1, 1, 1)
+
+
+def attach(denoiser: Any, run: StageRun, view_batch: int, before_batch: Callable[[int], None]) -> None:
+    """Makes `denoiser`, a CFGDenoiser of our own sampler, run the stage.
+
+    Its class is replaced by a subclass of the very class it has, so that other extensions' subclasses go on working.
+    The model is handed out by a property because the host drops its cached wrapper when the checkpoint changes.
+    """
+    cls = type(denoiser)
+
+    class StageDenoiser(cls):  # type: ignore[misc, valid-type]
+        @property
+        def inner_model(self) -> FusedModel:
+            inner = cls.inner_model.fget(self)
+            fused = self.__dict__.get("fused_model")
+            if fused is None or fused.inner is not inner:
+                fused = self.__dict__["fused_model"] = FusedModel(inner, run, view_batch, before_batch)
+            return fused
+
+        def forward(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            run.before_call(x, sigma[0])
+            return super().forward(x, sigma, *args, **kwargs)
+
+    denoiser.__class__ = StageDenoiser

@@ -1,0 +1,83 @@
+"""Decoding, and the pictures of the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from modules import devices, images, processing, shared
+from PIL import Image
+from torch import Tensor
+
+from lib_demofusion.plan import CELL
+
+
+@dataclass(frozen=True)
+class StagePicture:
+    """A picture of a stage before the last, with the text that belongs to it."""
+
+    image: Image.Image
+    infotext: str
+
+
+def decode(p: Any, latent: Tensor) -> Any:
+    """Returns the pictures of a latent (B, C, H, W) as the host's DecodedSamples, on the CPU.
+
+    Raises what the host raises: out of memory, or NaN after its own retry in higher precision.
+    """
+    devices.torch_gc()
+    if shared.opts.sd_vae_decode_method != "Full":
+        p.extra_generation_params["VAE Decoder"] = shared.opts.sd_vae_decode_method
+    return processing.decode_latent_batch(p.sd_model, latent, target_device=devices.cpu, check_for_nans=True)
+
+
+def stage_pictures(p: Any, latent: Tensor, number: int, total: int, save: bool) -> list[StagePicture]:
+    """Returns the pictures of stage `number` of `total` (the base is 1), and saves them by the host's rules."""
+    height, width = latent.shape[-2] * CELL, latent.shape[-1] * CELL
+    own = {"DemoFusion stage": f"{number} of {total}", "DemoFusion size": f"{width} x {height}"}
+    pictures = []
+    for index, sample in enumerate(decode(p, latent)):
+        image = to_image(sample)
+        with _extra_params(p, own):
+            text = processing.create_infotext(
+                p, p.prompts, p.seeds, p.subseeds, index=index, all_negative_prompts=p.negative_prompts
+            )
+            if shared.opts.enable_pnginfo:
+                image.info["parameters"] = text
+            if save and p.save_samples():
+                _save(p, image, index, text, f"-demofusion-{width}x{height}")
+        pictures.append(StagePicture(image, text))
+    return pictures
+
+
+def to_image(sample: Tensor) -> Image.Image:
+    """Returns the picture of a decoded sample (3, H, W) in [-1, 1], rounded down as the host does."""
+    pixels = (sample.float() * 0.5 + 0.5).clamp(0, 1).mul(255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def _save(p: Any, image: Image.Image, index: int, text: str, suffix: str) -> None:
+    images.save_image(
+        image,
+        p.outpath_samples,
+        "",
+        p.seeds[index],
+        p.prompts[index],
+        shared.opts.samples_format,
+        info=text,
+        p=p,
+        suffix=suffix,
+    )
+
+
+@contextmanager
+def _extra_params(p: Any, own: dict[str, str]) -> Iterator[None]:
+    before = p.extra_generation_params
+    p.extra_generation_params = {**before, **own}
+    try:
+        yield
+    finally:
+        p.extra_generation_params = before

@@ -1,0 +1,173 @@
+"""Runs one stage with a sampler of the webui that nobody else holds."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from modules import devices, rng, sd_samplers, sd_samplers_timesteps, shared
+from modules.sd_samplers_common import InterruptedException
+from torch import Tensor
+
+from lib_demofusion.host import denoiser
+from lib_demofusion.plan import StagePlan
+from lib_demofusion.residual import NoiseSpace, VarianceExploding, VariancePreserving
+from lib_demofusion.settings import Settings
+from lib_demofusion.stage import StageRun
+from lib_demofusion.step_gate import is_stochastic, make_gate
+
+SEED_OFFSET = 0x9E3779B97F4A7C15
+"""Added to the seeds once per stage: with the same seed, a stage's noise would begin with that of the base picture."""
+
+SEED_MASK = (1 << 63) - 1
+
+Report = Callable[[float], None]
+"""Is told the share of the stage that is done."""
+
+
+class StageStopped(Exception):
+    """The user interrupted, skipped or stopped the stage."""
+
+
+class StageFailed(Exception):
+    """The stage ended without a usable picture."""
+
+
+def stop_requested() -> bool:
+    """Returns whether the user asked to interrupt, skip or stop."""
+    state = shared.state
+    return bool(state.interrupted or state.skipped or getattr(state, "stopping_generation", False))
+
+
+def run_stage(p: Any, stage: StagePlan, settings: Settings, anchor: Tensor, report: Report) -> Tensor:
+    """Returns the latent (B, C, H, W) that the stage makes of its anchor.
+
+    Raises StageStopped when the user stops it, StageFailed when the result holds NaN, and what the model raises.
+    """
+    sampler = sd_samplers.create_sampler(p.sampler_name, p.sd_model)
+    seeds, subseeds = stage_seeds(p.seeds, stage.number), stage_seeds(p.subseeds, stage.number)
+    _seed_brownian_noise(sampler, seeds)
+    stage_rng = rng.ImageRNG(anchor.shape[1:], seeds, subseeds=subseeds, subseed_strength=p.subseed_strength)
+    noise = stage_rng.next().to(anchor)
+    _steer(sampler, stage, settings, anchor, noise, report)
+    with replaced(p, rng=stage_rng), _sampling_precision():
+        x = _sample(p, sampler, settings.strength, anchor, noise)
+    if not torch.isfinite(x).all():
+        raise StageFailed("the model returned NaN; --no-half or --upcast-sampling may help")
+    return x
+
+
+def stage_seeds(seeds: list[int], stage: int) -> list[int]:
+    """Returns one seed per image that belongs to this stage alone."""
+    return [(int(seed) + SEED_OFFSET * stage) & SEED_MASK for seed in seeds]
+
+
+@contextmanager
+def replaced(target: Any, **values: Any) -> Iterator[None]:
+    """Gives attributes of `target` other values for a while."""
+    before = {name: getattr(target, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(target, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(target, name, value)
+
+
+def _sampling_precision() -> Any:
+    """The context that the host samples in (modules/processing.py), closed again before `post_sample`."""
+    return devices.without_autocast() if devices.unet_needs_upcast else devices.autocast()
+
+
+def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:
+    """Gives the SDE samplers noise of this stage: the host seeds it with p.all_seeds, whatever p.rng says."""
+    create = sampler.create_noise_sampler
+    batch = SimpleNamespace(all_seeds=seeds, iteration=0, batch_size=len(seeds))
+    sampler.create_noise_sampler = lambda x, sigmas, p: create(x, sigmas, batch)
+
+
+def _noise_space(p: Any, sampler: Any) -> NoiseSpace:
+    if isinstance(sampler, sd_samplers_timesteps.CompVisSampler):
+        return VariancePreserving(p.sd_model.alphas_cumprod)
+    return VarianceExploding(sampler.model_wrap.sigma_to_t)
+
+
+def _steer(sampler: Any, stage: StagePlan, settings: Settings, anchor: Tensor, noise: Tensor, report: Report) -> None:
+    """Wraps the sampling function of our own sampler.
+
+    Only there are all its arguments known (sigmas, eta, churn, the callback), which decide how the skip residual acts.
+    """
+    func = sampler.func
+    options = sampler.config.options
+
+    @functools.wraps(func)
+    def steered(model: Any, x: Tensor, *args: Any, callback: Callable[[dict], None], **kwargs: Any) -> Tensor:
+        eta = kwargs.get("eta") if "eta" in inspect.signature(func).parameters else None
+        name = func.__name__
+        second_order = options.get("second_order", False)
+        gate = make_gate(name, kwargs.get("sigmas"), kwargs.get("n"), eta if eta is not None else 1.0, second_order)
+        stochastic = is_stochastic(name, eta, kwargs.get("s_churn", 0.0))
+        space = _noise_space(model.p, sampler)
+        run = StageRun(stage, settings, anchor, noise, space, gate, stochastic)
+        clock = _Clock(run, lambda: model.total_steps, report)
+        denoiser.attach(model, run, settings.view_batch or 1, clock.before_batch)
+
+        def after_step(d: dict) -> None:
+            run.after_step(d["i"], d["x"], d["denoised"])
+            callback(d)
+
+        try:
+            return func(model, x, *args, callback=after_step, **kwargs)
+        except InterruptedException:
+            raise StageStopped from None
+
+    sampler.func = steered
+
+
+class _Clock:
+    """Watches the view batches of a stage: reports progress, and ends the sampling when the user asks for it."""
+
+    def __init__(self, run: StageRun, total_calls: Callable[[], int], report: Report):
+        self._run = run
+        self._total_calls = total_calls
+        self._report = report
+        self._call = -1
+        self._views = 0
+
+    def before_batch(self, views: int) -> None:
+        if stop_requested():
+            raise InterruptedException
+        if self._run.call != self._call:
+            self._call, self._views = self._run.call, 0
+        share = min(self._views / self._run.stage.evaluations, 1.0)
+        self._views += views
+        self._report(min((self._call + share) / max(self._total_calls(), 1), 1.0))
+
+
+def _sample(p: Any, sampler: Any, strength: float, anchor: Tensor, noise: Tensor) -> Tensor:
+    """Calls the sampler so that it runs the last `strength` of the schedule; it sets x itself at the first call."""
+    steps = max(1, round(p.steps * strength))
+    cond, uncond = p.get_conds()
+    conditioning = _image_conditioning(p, anchor)
+    if not isinstance(sampler, sd_samplers_timesteps.CompVisSampler):
+        with replaced(p, denoising_strength=steps / (p.steps + 0.5)):
+            return sampler.sample_img2img(p, anchor, noise, cond, uncond, steps, conditioning)
+    if steps == p.steps:
+        # sample_img2img would drop the first timestep of the schedule
+        sampler.model_wrap_cfg.init_latent = anchor
+        return sampler.sample(p, noise.clone(), cond, uncond, image_conditioning=conditioning)
+    steps = min(max(steps, 4) + 1, p.steps)
+    with replaced(p, denoising_strength=steps / (p.steps + 0.5)):
+        return sampler.sample_img2img(p, anchor, noise, cond, uncond, steps, conditioning)
+
+
+def _image_conditioning(p: Any, anchor: Tensor) -> Tensor:
+    """Returns what an inpainting, depth or editing model gets besides the prompt; the views cut or repeat it."""
+    conditioning = getattr(p, "image_conditioning", None)
+    return conditioning if conditioning is not None else p.txt2img_image_conditioning(anchor)

@@ -1,0 +1,86 @@
+"""The skip residual: ties a sampler's x to the noised anchor at the start of every sampler step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class NoiseSpace(Protocol):
+    """How a sampler's x is made of signal and noise. `level` is what the sampler hands to its model."""
+
+    def timestep(self, level: Tensor) -> float:
+        """Returns the model's timestep (0 to 1000) of a scalar noise level."""
+        ...
+
+    def signal_scale(self, level: Tensor) -> Tensor:
+        """Returns the factor of the clean signal in x."""
+        ...
+
+    def noise_scale(self, level: Tensor) -> Tensor:
+        """Returns the factor of unit noise in x."""
+        ...
+
+
+class VarianceExploding:
+    """x = signal + sigma * noise, the space of the k-diffusion samplers, whose level is sigma."""
+
+    def __init__(self, sigma_to_t: Callable[[Tensor], Tensor]):
+        self._sigma_to_t = sigma_to_t
+
+    def timestep(self, level: Tensor) -> float:
+        return float(self._sigma_to_t(level.reshape(1)))
+
+    def signal_scale(self, level: Tensor) -> Tensor:
+        return torch.ones_like(level)
+
+    def noise_scale(self, level: Tensor) -> Tensor:
+        return level
+
+
+class VariancePreserving:
+    """x = sqrt(a_t) signal + sqrt(1 - a_t) noise, the space of DDIM, PLMS and UniPC, whose level is the timestep t.
+
+    UniPC asks for fractional t; log a_t is interpolated linearly, as its own noise schedule does.
+    """
+
+    def __init__(self, alphas_cumprod: Tensor):
+        self._log_alphas = alphas_cumprod.double().log()
+
+    def timestep(self, level: Tensor) -> float:
+        return float(level)
+
+    def signal_scale(self, level: Tensor) -> Tensor:
+        return self._alpha(level).sqrt().to(level)
+
+    def noise_scale(self, level: Tensor) -> Tensor:
+        return (1 - self._alpha(level)).sqrt().to(level)
+
+    def _alpha(self, level: Tensor) -> Tensor:
+        t = level.double().to(self._log_alphas.device).clamp(0, len(self._log_alphas) - 1)
+        below = t.floor().long()
+        above = (below + 1).clamp_max(len(self._log_alphas) - 1)
+        return torch.lerp(self._log_alphas[below], self._log_alphas[above], t - below).exp()
+
+
+def noised(anchor: Tensor, noise: Tensor, level: Tensor, space: NoiseSpace) -> Tensor:
+    """Returns the anchor (B, C, H, W) with the noise of a scalar level, in the sampler's space."""
+    level = level.to(anchor)
+    return anchor * space.signal_scale(level) + noise * space.noise_scale(level)
+
+
+def blend_noised_(x: Tensor, noised_anchor: Tensor, c1: float) -> None:
+    """Replaces x by (1 - c1) x + c1 noised_anchor in place: the paper's form, for samplers that add no noise."""
+    x.mul_(1 - c1).add_(noised_anchor.to(x), alpha=c1)
+
+
+def blend_signal_(x: Tensor, anchor: Tensor, denoised: Tensor, c1: float, signal_scale: Tensor) -> None:
+    """Moves x by c1 (anchor - denoised) in place, `denoised` being the prediction of the step before.
+
+    For samplers that redraw noise: mixing their x with a fixed anchor noise would lower the noise level below what the
+    model is told (to 0.89 of sigma under Euler a), this leaves the noise alone.
+    """
+    x.add_((anchor - denoised).to(x) * signal_scale.to(x), alpha=c1)

@@ -1,0 +1,248 @@
+"""The parameters of a run: names, ranges, labels and infotext keys are declared here and derived everywhere else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {"Paper": {}}
+"""Values by preset name that differ from the defaults below."""
+
+
+class SettingsError(ValueError):
+    """A parameter that cannot be used, with the field's name, the value and what would be allowed."""
+
+    def __init__(self, name: str, value: object, allowed: str):
+        super().__init__(f"{name} = {_shortened(value)} is not possible; allowed: {allowed}")
+        self.name = name
+        self.value = value
+        self.allowed = allowed
+
+
+def _shortened(value: object, length: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is known about one field besides its default: its type and range, and the words shown to people."""
+
+    kind: type
+    label: str
+    info: str
+    infotext: str
+    minimum: float = 0
+    maximum: float = 0
+    step: float = 0
+    choices: tuple[str, ...] = ()
+
+    @property
+    def allowed(self) -> str:
+        """The permitted values in words."""
+        if self.kind is bool:
+            return "true or false"
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if self.kind is str:
+            return "rising scales between 1 and 8 such as 1,2,4, or nothing for automatic"
+        noun = "a whole number" if self.kind is int else "a number"
+        return f"{noun} from {self.minimum:g} to {self.maximum:g}"
+
+    def parse(self, name: str, value: object) -> Any:
+        """Returns `value` as this field's type; raises SettingsError where it is of another type or out of range."""
+        if self.kind is bool:
+            return _parse_bool(self, name, value)
+        if self.kind is str:
+            return _parse_text(self, name, value)
+        return _parse_number(self, name, value)
+
+
+def _parse_bool(spec: Spec, name: str, value: object) -> bool:
+    words = {"true": True, "false": False, "1": True, "0": False}
+    parsed = words.get(str(value).strip().lower())
+    if parsed is None:
+        raise SettingsError(name, value, spec.allowed)
+    return parsed
+
+
+def _parse_text(spec: Spec, name: str, value: object) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        value = ",".join(str(entry) for entry in value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = f"{value:g}"
+    if not isinstance(value, str):
+        raise SettingsError(name, value, spec.allowed)
+    text = value.strip()
+    if spec.choices and text not in spec.choices:
+        raise SettingsError(name, value, spec.allowed)
+    return text
+
+
+def _parse_number(spec: Spec, name: str, value: object) -> float | int:
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    whole = spec.kind is not int or number.is_integer()
+    if not spec.minimum <= number <= spec.maximum or not whole:
+        raise SettingsError(name, value, spec.allowed)
+    return int(number) if spec.kind is int else number
+
+
+def _spec(default: Any, kind: type, label: str, infotext: str, info: str = "", **limits: Any) -> Any:
+    spec = Spec(kind, label, info, f"DemoFusion {infotext}".rstrip(), **limits)
+    return field(default=default, metadata={"spec": spec})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All parameters of a DemoFusion run. The order of the fields is the order of the API's positional arguments."""
+
+    enabled: bool = _spec(False, bool, "DemoFusion", "")
+    scale: float = _spec(
+        2.0, float, "Scale", "scale", "of the final picture, against the base picture", minimum=1, maximum=8, step=0.05
+    )
+    width: int = _spec(0, int, "Final width", "width", "pixels; 0 = from the scale", minimum=0, maximum=16384, step=8)
+    height: int = _spec(
+        0, int, "Final height", "height", "pixels; 0 = from the scale", minimum=0, maximum=16384, step=8
+    )
+    preset: str = _spec("Paper", str, "Preset", "preset", "sets the values below", choices=tuple(PRESETS))
+    stages: str = _spec("", str, "Stages", "stages", "scales such as 1,2,4; empty = every whole scale")
+    window: int = _spec(
+        0,
+        int,
+        "Window",
+        "window",
+        "side of a local view in latent cells of 8 pixels; 0 = as large as the base picture",
+        minimum=0,
+        maximum=512,
+        step=8,
+    )
+    stride: int = _spec(
+        0,
+        int,
+        "Stride",
+        "stride",
+        "distance of neighbouring views in latent cells; 0 = half the window",
+        minimum=0,
+        maximum=512,
+        step=4,
+    )
+    view_batch: int = _spec(
+        0,
+        int,
+        "View batch",
+        "view batch",
+        "views evaluated at once; 0 = automatic; more is faster and takes more memory",
+        minimum=0,
+        maximum=64,
+        step=1,
+    )
+    cosine_scale_1: float = _spec(
+        3.0,
+        float,
+        "Cosine scale 1 (skip residual)",
+        "cosine scale 1",
+        "smaller = closer to the stage before, more of its blur and noise",
+        minimum=0,
+        maximum=10,
+        step=0.1,
+    )
+    cosine_scale_2: float = _spec(
+        1.0,
+        float,
+        "Cosine scale 2 (dilated views)",
+        "cosine scale 2",
+        "smaller = fewer repeated subjects, more grain",
+        minimum=0,
+        maximum=10,
+        step=0.1,
+    )
+    cosine_scale_3: float = _spec(
+        1.0,
+        float,
+        "Cosine scale 3 (blur)",
+        "cosine scale 3",
+        "smaller = the blur of the dilated views lasts longer",
+        minimum=0,
+        maximum=10,
+        step=0.1,
+    )
+    sigma: float = _spec(
+        0.8,
+        float,
+        "Blur sigma",
+        "sigma",
+        "of the Gaussian before the dilated views, in latent cells; larger = stronger global guidance, smoother",
+        minimum=0.01,
+        maximum=10,
+        step=0.01,
+    )
+    strength: float = _spec(
+        1.0,
+        float,
+        "Strength",
+        "strength",
+        "share of the schedule that each stage runs; 1 = all of it, as in the paper",
+        minimum=0.05,
+        maximum=1,
+        step=0.05,
+    )
+    jitter: bool = _spec(True, bool, "Jitter the local views", "jitter")
+    save_stages: bool = _spec(False, bool, "Save the picture of every stage", "save stages")
+    return_stages: bool = _spec(False, bool, "Show the picture of every stage", "return stages")
+    redraw_base: bool = _spec(
+        False,
+        bool,
+        "Redraw the base first",
+        "redraw base",
+        "img2img only: the webui's own img2img pass makes the base; off = the uploaded picture is the base",
+    )
+
+
+SPECS: dict[str, Spec] = {f.name: f.metadata["spec"] for f in fields(Settings)}
+NAMES: tuple[str, ...] = tuple(SPECS)
+ENABLED_KEY = SPECS["enabled"].infotext
+
+
+def parse_settings(values: Mapping[str, object]) -> Settings:
+    """Returns the Settings that `values` describes; a field that is missing or None has its preset's value.
+
+    Raises SettingsError at the first name that is no field, or value that its field cannot take.
+    """
+    for name in values:
+        if name not in SPECS:
+            raise SettingsError(str(name), values[name], "the fields " + ", ".join(NAMES))
+    parsed = {name: SPECS[name].parse(name, value) for name, value in values.items() if value is not None}
+    return Settings(**{**PRESETS[parsed.get("preset", Settings.preset)], **parsed})
+
+
+def settings_from_args(args: Sequence[object]) -> Settings:
+    """Returns the Settings of a script's arguments: values in field order, or one dict of fields in first place."""
+    if args and isinstance(args[0], Mapping):
+        return parse_settings(args[0])
+    return parse_settings(dict(zip(NAMES, args)))
+
+
+def to_infotext(settings: Settings) -> dict[str, str]:
+    """Returns infotext keys and values of what differs from the defaults; all are text that the host can parse back."""
+    pairs = ((spec.infotext, getattr(settings, name), getattr(Settings, name)) for name, spec in SPECS.items())
+    return {key: _infotext_value(value) for key, value, default in pairs if value != default and key != ENABLED_KEY}
+
+
+def _infotext_value(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def from_infotext(name: str, params: Mapping[str, object]) -> Any:
+    """Returns the value of field `name` in a parsed infotext: the default where the text has none or a broken one."""
+    spec = SPECS[name]
+    if name == "enabled":
+        return ENABLED_KEY in params
+    try:
+        return spec.parse(name, params[spec.infotext])
+    except (KeyError, SettingsError):
+        return getattr(Settings, name)

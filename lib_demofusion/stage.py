@@ -1,0 +1,109 @@
+"""The state of one stage while a sampler runs: anchor, noise, and the views and weights of the current model call."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib_demofusion.filters import blur_for_dilation, match_statistics, mean_and_std
+from lib_demofusion.fusion import Evaluate, fuse
+from lib_demofusion.plan import Plan, StagePlan
+from lib_demofusion.residual import NoiseSpace, blend_noised_, blend_signal_, noised
+from lib_demofusion.schedule import Weights, weights_at
+from lib_demofusion.settings import Settings
+from lib_demofusion.step_gate import StepGate
+from lib_demofusion.views import dilated_views, jitter_generator, local_views
+
+
+def make_anchor(latent: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
+    """Returns the latent (B, C, h, w) of the stage before, upsampled to the size of `stage`.
+
+    The first stage starts from the base, of which only the plan's crop is kept.
+    """
+    if stage.number == 1:
+        latent = plan.crop.take(latent)
+    return F.interpolate(latent, size=stage.size, mode="bicubic", align_corners=False)
+
+
+def finish_stage(x: Tensor, base: Tensor) -> Tensor:
+    """Returns a stage's result with the scalar mean and standard deviation of each image of the base latent."""
+    return match_statistics(x, *mean_and_std(base))
+
+
+class StageRun:
+    """Steers one sampling run at one size.
+
+    The owner calls `before_call` ahead of every model call with the sampler's own x, `denoise` for each prediction that
+    this call needs (one per batch of conds, any number of times), and `after_step` from the sampler's callback.
+    """
+
+    def __init__(
+        self,
+        stage: StagePlan,
+        settings: Settings,
+        anchor: Tensor,
+        noise: Tensor,
+        space: NoiseSpace,
+        gate: StepGate,
+        stochastic: bool,
+    ):
+        self.stage = stage
+        self.settings = settings
+        self.anchor = anchor
+        self.noise = noise
+        self.space = space
+        self.gate = gate
+        self.stochastic = stochastic
+        self.call = -1
+        self.weights = Weights(1.0, 1.0, 1.0)
+        self.local = local_views(stage.size, stage.window, stage.stride)
+        self.dilated = dilated_views(stage.size, stage.factor)
+        self._denoised: Tensor | None = None
+        self._level: Tensor | None = None
+
+    def before_call(self, x: Tensor, level: Tensor) -> None:
+        """Blends the skip residual into x (B, C, H, W) in place where a step begins; draws this call's views.
+
+        `level` is the scalar noise level that the sampler hands to its model.
+        """
+        self.call += 1
+        self.weights = weights_at(self.space.timestep(level), self.settings)
+        if self.settings.jitter:
+            generator = jitter_generator(self.stage.number, self.call)
+            self.local = local_views(self.stage.size, self.stage.window, self.stage.stride, generator)
+        if self.gate.is_step_start(float(level)):
+            self._blend(x, level, self.weights.skip)
+            self._level = level
+
+    def after_step(self, i: int, x: Tensor, denoised: Tensor) -> None:
+        """Takes note of the sampler's callback for step `i` with its x and its prediction of the clean latent."""
+        self.gate.after_step(i)
+        if self.gate.blends_in_callback and self._level is not None:
+            self._blend(x, self._level, weights_at(self.space.timestep(self._level), self.settings).skip)
+            self._level = None
+        if self.stochastic:
+            # LCM goes on to write into this tensor
+            self._denoised = denoised.clone()
+
+    def denoise(self, evaluate: Evaluate, x: Tensor, correction: Tensor | float, view_batch: int) -> Tensor:
+        """Returns the fused prediction for x (N, C, H, W); the rows may be conds and unconds of one call."""
+        std = self.settings.sigma * self.weights.blur
+        return fuse(
+            evaluate,
+            x,
+            self.local,
+            self.dilated,
+            self.weights.dilated,
+            lambda latent: blur_for_dilation(latent, self.stage.factor, std),
+            correction,
+            view_batch,
+        )
+
+    def _blend(self, x: Tensor, level: Tensor, c1: float) -> None:
+        """The first call sets x exactly: the webui's DDIM noises it for the level above the one it begins at."""
+        if self.call == 0:
+            x.copy_(noised(self.anchor, self.noise, level, self.space))
+        elif self.stochastic and self._denoised is not None:
+            blend_signal_(x, self.anchor, self._denoised, c1, self.space.signal_scale(level))
+        else:
+            blend_noised_(x, noised(self.anchor, self.noise, level, self.space), c1)

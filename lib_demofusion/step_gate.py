@@ -1,0 +1,127 @@
+"""Tells the first model call of a sampler step from the others: the skip residual acts there and only there.
+
+The noise level cannot tell them apart: the second call of Heun is at the level of the next step's first, and so is the
+middle of DPM2 a and DPM++ 2S a at eta = 1. What can is the order of calls and callbacks, which every sampler keeps in
+its own way. The names are those of the sampling functions of k-diffusion and of the webui.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+TWO_CALLS = frozenset({"sample_heun", "sample_dpm_2", "sample_dpmpp_sde", "restart_sampler"})
+TWO_CALLS_ANCESTRAL = frozenset({"sample_dpm_2_ancestral", "sample_dpmpp_2s_ancestral"})
+ALWAYS_STOCHASTIC = frozenset({"sample_lcm", "restart_sampler"})
+
+
+class StepGate:
+    """Gate of the samplers that call the model once a step."""
+
+    blends_in_callback = False
+    """Whether x must be blended once more in the callback, because the sampler drops the tensor that it evaluated."""
+
+    def is_step_start(self, level: float) -> bool:
+        """Returns whether the model call that is about to happen at noise level `level` begins a step."""
+        return True
+
+    def after_step(self, i: int) -> None:
+        """Takes note of the sampler's callback for step `i`."""
+
+
+class SkipSecondCall(StepGate):
+    """Gate of two-call samplers, whose callback stands between the two calls of a step."""
+
+    def __init__(self, second_call_follows: Callable[[int], bool] = lambda i: True):
+        self._second_call_follows = second_call_follows
+        self._skip = False
+
+    def is_step_start(self, level: float) -> bool:
+        start = not self._skip
+        self._skip = False
+        return start
+
+    def after_step(self, i: int) -> None:
+        self._skip = self._second_call_follows(i)
+
+
+class CountedCalls(StepGate):
+    """Gate of samplers whose step starts are known by the number of the call."""
+
+    def __init__(self, starts: Callable[[int], bool]):
+        self._starts = starts
+        self._call = -1
+
+    def is_step_start(self, level: float) -> bool:
+        self._call += 1
+        return self._starts(self._call)
+
+
+class FirstCallAtNewLevel(StepGate):
+    """Gate of DPM adaptive, whose rejected steps begin again at the same level from the same, already blended x."""
+
+    def __init__(self) -> None:
+        self._pending = True
+        self._blended: float | None = None
+
+    def is_step_start(self, level: float) -> bool:
+        start = self._pending and level != self._blended
+        self._pending = False
+        if start:
+            self._blended = level
+        return start
+
+    def after_step(self, i: int) -> None:
+        self._pending = True
+
+
+class PredictorCorrector(StepGate):
+    """Gate of UniPC, which evaluates a predictor and goes on from the corrected x that only the callback shows."""
+
+    blends_in_callback = True
+
+
+def dpm_fast_starts(n: int) -> set[int]:
+    """Returns the numbers of the calls that begin a step when DPM fast spends `n` calls (DPM-Solver, algorithm 3)."""
+    steps = n // 3 + 1
+    orders = [3] * (steps - 2) + [2, 1] if n % 3 == 0 else [3] * (steps - 1) + [n % 3]
+    return {sum(orders[:i]) for i in range(len(orders))}
+
+
+def sigma_down_is_zero(sigma: float, sigma_next: float, eta: float) -> bool:
+    """Returns whether an ancestral step replaces all of the noise, after which there is no second call."""
+    if sigma_next == 0:
+        return True
+    variance = sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2
+    return eta * math.sqrt(variance) >= sigma_next
+
+
+def make_gate(
+    name: str, sigmas: Tensor | None = None, n: int | None = None, eta: float = 1.0, second_order: bool = False
+) -> StepGate:
+    """Returns the gate of the sampling function `name`.
+
+    `sigmas`, `n` and `eta` are the function's own arguments. A function that is not known here is taken for a two-call
+    sampler where `second_order` says so, and else for a one-call sampler.
+    """
+    if name in TWO_CALLS_ANCESTRAL and sigmas is not None:
+        levels = sigmas.tolist()
+        return SkipSecondCall(lambda i: not sigma_down_is_zero(levels[i], levels[i + 1], eta))
+    if name == "plms":
+        return CountedCalls(lambda call: call != 1)
+    if name == "sample_dpm_fast" and n is not None:
+        return CountedCalls(dpm_fast_starts(n).__contains__)
+    if name == "sample_dpm_adaptive":
+        return FirstCallAtNewLevel()
+    if name == "unipc":
+        return PredictorCorrector()
+    if name in TWO_CALLS | TWO_CALLS_ANCESTRAL or second_order:
+        return SkipSecondCall()
+    return StepGate()
+
+
+def is_stochastic(name: str, eta: float | None, churn: float = 0.0) -> bool:
+    """Returns whether the sampling function draws fresh noise on its way; eta is None where it has no such argument."""
+    return name in ALWAYS_STOCHASTIC or bool(eta) or churn > 0

@@ -1,0 +1,131 @@
+"""Views of a big latent that a model of native size can denoise: overlapping crops and dilated sub-grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Size = tuple[int, int]
+"""Height and width in latent cells."""
+
+
+@dataclass(frozen=True)
+class LocalView:
+    """A rectangle of the latent."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def take(self, x: Tensor) -> Tensor:
+        """Returns the crop of x (..., H, W) without copying."""
+        return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def add_to(self, out: Tensor, values: Tensor) -> None:
+        """Adds `values` (..., height, width) to this view's cells of `out` (..., H, W)."""
+        self.take(out).add_(values)
+
+
+@dataclass(frozen=True)
+class DilatedView:
+    """Every `factor`-th cell of a latent of size `size`, from the phase (row, column) of the padded grid on.
+
+    The grid is padded with zeros at its top and left to a multiple of `factor` (the reference does so too), hence all
+    phases have one size.
+    """
+
+    row: int
+    column: int
+    factor: int
+    size: Size
+
+    def take(self, x: Tensor) -> Tensor:
+        """Returns the sub-grid of x (..., H, W), with padding where the phase begins before the latent does."""
+        cells, lead_rows, lead_columns = self._cells(x)
+        return F.pad(cells, (lead_columns, 0, lead_rows, 0)) if lead_rows or lead_columns else cells
+
+    def add_to(self, out: Tensor, values: Tensor) -> None:
+        """Adds `values`, shaped as `take` returns them, to this view's cells of `out` (..., H, W)."""
+        cells, lead_rows, lead_columns = self._cells(out)
+        cells.add_(values[..., lead_rows:, lead_columns:])
+
+    def _cells(self, x: Tensor) -> tuple[Tensor, int, int]:
+        top, lead_rows = _first_cell(self.size[0], self.factor, self.row)
+        left, lead_columns = _first_cell(self.size[1], self.factor, self.column)
+        return x[..., top :: self.factor, left :: self.factor], lead_rows, lead_columns
+
+
+View = LocalView | DilatedView
+
+
+def _first_cell(length: int, factor: int, phase: int) -> tuple[int, int]:
+    offset = phase - (-length % factor)
+    return (offset, 0) if offset >= 0 else (offset + factor, 1)
+
+
+def view_starts(length: int, window: int, stride: int) -> list[int]:
+    """Returns where views begin along one axis: every `stride` cells, the last one moved back to end with the axis."""
+    count = -((window - length) // stride) + 1 if length > window else 1
+    return [max(min(i * stride, length - window), 0) for i in range(count)]
+
+
+def jitter_range(window: int, stride: int) -> int:
+    """Returns the largest shift of a view along one axis; neighbours still overlap when moved apart by it."""
+    return (window - stride) // 4
+
+
+def local_views(size: Size, window: Size, stride: Size, generator: torch.Generator | None = None) -> list[LocalView]:
+    """Returns overlapping views that cover a latent of `size`, in rows from the top left.
+
+    With a generator every view is shifted at random by up to `jitter_range` along each axis on which it touches no
+    border: no view leaves the latent, and every cell stays covered.
+    """
+    rows = view_starts(size[0], window[0], stride[0])
+    columns = view_starts(size[1], window[1], stride[1])
+    shifts = _shifts(rows, columns, window, stride, generator)
+    return [
+        LocalView(top + shifts[i][j][0], left + shifts[i][j][1], min(window[0], size[0]), min(window[1], size[1]))
+        for i, top in enumerate(rows)
+        for j, left in enumerate(columns)
+    ]
+
+
+def _shifts(
+    rows: list[int], columns: list[int], window: Size, stride: Size, generator: torch.Generator | None
+) -> list[list[list[int]]]:
+    """Returns the (vertical, horizontal) shift of each view."""
+    shifts = torch.zeros(len(rows), len(columns), 2, dtype=torch.int64)
+    if generator is not None:
+        for axis in (0, 1):
+            reach = jitter_range(window[axis], stride[axis])
+            shifts[..., axis] = torch.randint(-reach, reach + 1, shifts.shape[:2], generator=generator)
+    shifts[[0, -1], :, 0] = 0
+    shifts[:, [0, -1], 1] = 0
+    return shifts.tolist()
+
+
+def jitter_generator(stage: int, step: int) -> torch.Generator:
+    """Returns a generator that depends on (stage, step) alone, so a picture is the same alone and in a batch."""
+    return torch.Generator().manual_seed(1_000_003 * stage + step)
+
+
+def dilated_views(size: Size, factor: int) -> list[DilatedView]:
+    """Returns the factor x factor phases of a latent of `size`; together they hold every cell once."""
+    return [DilatedView(row, column, factor, size) for row in range(factor) for column in range(factor)]
+
+
+def dilated_size(size: Size, factor: int) -> Size:
+    """Returns the size of one dilated view."""
+    return -(-size[0] // factor), -(-size[1] // factor)
+
+
+def coverage(views: list[LocalView], size: Size, device: torch.device | None = None) -> Tensor:
+    """Returns in how many views each cell lies, (H, W) float32."""
+    count = torch.zeros(size, dtype=torch.float32, device=device)
+    for view in views:
+        view.take(count).add_(1)
+    return count

@@ -1,0 +1,36 @@
+"""The extension's entry point: every hook of the webui is registered here and handed on to lib_demofusion.host."""
+
+from modules import scripts
+
+from lib_demofusion.host import compat, hooks, panel
+
+
+class DemoFusionHires(scripts.Script):
+    """Stages of DemoFusion after the base picture, steered by a panel in txt2img and img2img."""
+
+    def __init__(self):
+        self.neighbours = panel.Neighbours()
+
+    def title(self):
+        return "DemoFusion Hires"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible if compat.supported() else False
+
+    def ui(self, is_img2img):
+        return panel.build(self, is_img2img)
+
+    def after_component(self, component, **kwargs):
+        self.neighbours.notice(component, kwargs.get("elem_id"))
+
+    def process(self, p, *args):
+        hooks.process(p, args)
+
+    def process_batch(self, p, *args, **kwargs):
+        hooks.process_batch(p)
+
+    def post_sample(self, p, ps, *args):
+        hooks.post_sample(p, ps)
+
+    def postprocess(self, p, processed, *args):
+        hooks.postprocess(p, processed)

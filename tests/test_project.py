@@ -1,0 +1,163 @@
+"""The rules that the source must keep: layers, Python 3.10, sizes, imports, no print."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CORE = REPOSITORY / "lib_demofusion"
+HOST = CORE / "host"
+
+OLDEST_PYTHON = (3, 10)
+MAX_FILE_LINES = 350
+MAX_FUNCTION_LINES = 60
+WEBUI_PACKAGES = {"modules", "gradio"}
+RUNTIME_PACKAGES = {"torch", "gradio", "numpy", "PIL", "modules", "k_diffusion", "lib_demofusion"}
+
+
+def runtime_files() -> list[Path]:
+    """Every Python file that runs inside the webui."""
+    return [path for folder in (CORE, REPOSITORY / "scripts") for path in sorted(folder.rglob("*.py"))]
+
+
+def core_files() -> list[Path]:
+    """The files that must work without a webui."""
+    return [path for path in runtime_files() if path.is_relative_to(CORE) and not path.is_relative_to(HOST)]
+
+
+def parse(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def place(path: Path, line: int) -> str:
+    """A place in the source, as an editor takes it."""
+    return f"{path.relative_to(REPOSITORY).as_posix()}:{line}"
+
+
+def imported_packages(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Each top-level package that is imported anywhere in the tree, with its line; relative imports are left out."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.partition(".")[0], node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0], node.lineno
+
+
+def climbs_into_host(tree: ast.AST) -> Iterator[int]:
+    """The lines on which a core file imports lib_demofusion.host, relatively or not."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        if any(name.removeprefix("lib_demofusion").strip(".").split(".")[0] == "host" for name in names):
+            yield node.lineno
+
+
+def functions(tree: ast.AST) -> Iterator[tuple[str, int, int]]:
+    """Each function's name, first line and number of lines."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, node.lineno, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def prints(tree: ast.AST) -> Iterator[int]:
+    """The lines that call print()."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            yield node.lineno
+
+
+def test_core_does_not_import_the_webui() -> None:
+    found = [
+        f"{place(path, line)} imports {package}"
+        for path in core_files()
+        for package, line in imported_packages(parse(path))
+        if package in WEBUI_PACKAGES
+    ]
+    assert found == []
+
+
+def test_core_does_not_import_the_host_layer() -> None:
+    found = [place(path, line) for path in core_files() for line in climbs_into_host(parse(path))]
+    assert found == []
+
+
+def test_runtime_imports_only_what_the_webui_ships() -> None:
+    allowed = RUNTIME_PACKAGES | sys.stdlib_module_names
+    found = [
+        f"{place(path, line)} imports {package}"
+        for path in runtime_files()
+        for package, line in imported_packages(parse(path))
+        if package not in allowed
+    ]
+    assert found == []
+
+
+def test_syntax_is_that_of_the_oldest_python() -> None:
+    for path in runtime_files():
+        ast.parse(path.read_text(encoding="utf-8"), filename=str(path), feature_version=OLDEST_PYTHON)
+
+
+def test_files_are_short() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in runtime_files()}
+    assert [place(path, length) for path, length in lengths.items() if length > MAX_FILE_LINES] == []
+
+
+def test_functions_are_short() -> None:
+    found = [
+        f"{place(path, line)} {name}: {length} lines"
+        for path in runtime_files()
+        for name, line, length in functions(parse(path))
+        if length > MAX_FUNCTION_LINES
+    ]
+    assert found == []
+
+
+def test_nothing_is_printed() -> None:
+    found = [place(path, line) for path in runtime_files() for line in prints(parse(path))]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("source", "packages"),
+    [
+        ("import torch.nn.functional as F, os.path", ["torch", "os"]),
+        ("from modules.processing import Processed", ["modules"]),
+        ("def late():\n    import gradio as gr", ["gradio"]),
+        ("from . import views\nfrom .host import panel\nfrom ..x import y", []),
+    ],
+)
+def test_imports_are_seen(source: str, packages: list[str]) -> None:
+    assert [package for package, _ in imported_packages(ast.parse(source))] == packages
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("from .host import panel", [1]),
+        ("from . import host", [1]),
+        ("from .host.panel import build", [1]),
+        ("from lib_demofusion import host", [1]),
+        ("from lib_demofusion.host import panel", [1]),
+        ("import lib_demofusion.host.panel", [1]),
+        ("from .settings import host", []),
+        ("from lib_demofusion.views import hosts\nimport lib_demofusion", []),
+    ],
+)
+def test_the_host_layer_is_seen(source: str, lines: list[int]) -> None:
+    assert list(climbs_into_host(ast.parse(source))) == lines
+
+
+def test_lengths_and_prints_are_seen() -> None:
+    tree = ast.parse("class A:\n    @staticmethod\n    async def f():\n        print(1)\n        log.print(2)\n")
+    assert list(functions(tree)) == [("f", 3, 3)]
+    assert list(prints(tree)) == [4]
