@@ -48,22 +48,28 @@ class VariancePreserving:
     """
 
     def __init__(self, alphas_cumprod: Tensor):
-        self._log_alphas = alphas_cumprod.double().log()
+        # on the CPU, for Apple's GPUs have no double precision
+        self._log_alphas = alphas_cumprod.detach().cpu().double().log()
 
     def timestep(self, level: Tensor) -> float:
         return float(level)
 
     def signal_scale(self, level: Tensor) -> Tensor:
-        return self._alpha(level).sqrt().to(level)
+        return _beside(level, self._alpha(level).sqrt())
 
     def noise_scale(self, level: Tensor) -> Tensor:
-        return (1 - self._alpha(level)).sqrt().to(level)
+        return _beside(level, (1 - self._alpha(level)).sqrt())
 
     def _alpha(self, level: Tensor) -> Tensor:
-        t = level.double().to(self._log_alphas.device).clamp(0, len(self._log_alphas) - 1)
+        t = level.detach().cpu().double().clamp(0, len(self._log_alphas) - 1)
         below = t.floor().long()
         above = (below + 1).clamp_max(len(self._log_alphas) - 1)
         return torch.lerp(self._log_alphas[below], self._log_alphas[above], t - below).exp()
+
+
+def _beside(level: Tensor, value: Tensor) -> Tensor:
+    """Returns `value` on the device of `level` and in its type, or in single precision where that is a whole number."""
+    return value.to(level.dtype if level.is_floating_point() else torch.float32).to(level.device)
 
 
 def noised(anchor: Tensor, noise: Tensor, level: Tensor, space: NoiseSpace) -> Tensor:

@@ -73,7 +73,8 @@ class StageRun:
             self.local = local_views(self.stage.size, self.stage.window, self.stage.stride, generator)
         if self.gate.is_step_start(float(level)):
             self._blend(x, level, self.weights.skip)
-            self._level = level
+            # UniPC drops the tensors it evaluates, save the first
+            self._level = level if self.call > 0 else None
 
     def after_step(self, i: int, x: Tensor, denoised: Tensor) -> None:
         """Takes note of the sampler's callback for step `i` with its x and its prediction of the clean latent."""

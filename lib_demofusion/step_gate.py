@@ -7,7 +7,6 @@ its own way. The names are those of the sampling functions of k-diffusion and of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -90,12 +89,15 @@ def dpm_fast_starts(n: int) -> set[int]:
     return {sum(orders[:i]) for i in range(len(orders))}
 
 
-def sigma_down_is_zero(sigma: float, sigma_next: float, eta: float) -> bool:
-    """Returns whether an ancestral step replaces all of the noise, after which there is no second call."""
+def sigma_down_is_zero(sigma: Tensor, sigma_next: Tensor, eta: float) -> bool:
+    """Returns whether an ancestral step replaces all of the noise, after which there is no second call.
+
+    In the precision of the sampler's own levels and in k-diffusion's order of operations: rounding decides too.
+    """
     if sigma_next == 0:
         return True
-    variance = sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2
-    return eta * math.sqrt(variance) >= sigma_next
+    sigma_up = min(sigma_next, eta * (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5)
+    return bool(sigma_next**2 == sigma_up**2)
 
 
 def make_gate(
@@ -107,8 +109,7 @@ def make_gate(
     sampler where `second_order` says so, and else for a one-call sampler.
     """
     if name in TWO_CALLS_ANCESTRAL and sigmas is not None:
-        levels = sigmas.tolist()
-        return SkipSecondCall(lambda i: not sigma_down_is_zero(levels[i], levels[i + 1], eta))
+        return SkipSecondCall(lambda i: not sigma_down_is_zero(sigmas[i], sigmas[i + 1], eta))
     if name == "plms":
         return CountedCalls(lambda call: call != 1)
     if name == "sample_dpm_fast" and n is not None:

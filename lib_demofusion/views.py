@@ -82,13 +82,18 @@ def local_views(size: Size, window: Size, stride: Size, generator: torch.Generat
     """Returns overlapping views that cover a latent of `size`, in rows from the top left.
 
     With a generator every view is shifted at random by up to `jitter_range` along each axis on which it touches no
-    border: no view leaves the latent, and every cell stays covered.
+    border, and stopped at the borders: no view leaves the latent, and every cell stays covered.
     """
     rows = view_starts(size[0], window[0], stride[0])
     columns = view_starts(size[1], window[1], stride[1])
     shifts = _shifts(rows, columns, window, stride, generator)
     return [
-        LocalView(top + shifts[i][j][0], left + shifts[i][j][1], min(window[0], size[0]), min(window[1], size[1]))
+        LocalView(
+            min(max(top + shifts[i][j][0], 0), rows[-1]),
+            min(max(left + shifts[i][j][1], 0), columns[-1]),
+            min(window[0], size[0]),
+            min(window[1], size[1]),
+        )
         for i, top in enumerate(rows)
         for j, left in enumerate(columns)
     ]
