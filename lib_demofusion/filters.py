@@ -32,7 +32,8 @@ def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
 def match_statistics(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Returns x (B, C, H, W) moved and scaled so that each image has the given scalar mean and std (B, 1, 1, 1)."""
     own_mean, own_std = mean_and_std(x)
-    return (x - own_mean) * (std / own_std.clamp_min(torch.finfo(x.dtype).tiny)) + mean
+    # in a flat image all that differs from the mean is its rounding
+    return (x - own_mean) * (std / own_std.clamp_min(torch.finfo(x.dtype).eps)) + mean
 
 
 def blur_for_dilation(x: Tensor, factor: int, std: float) -> Tensor:

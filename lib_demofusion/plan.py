@@ -92,19 +92,21 @@ def make_plan(settings: Settings, base: Size) -> Plan:
     """
     scales = parse_stages(settings.stages)
     target, notes = _target(settings, base, scales)
-    crop = _crop(base, target)
+    crop = _crop(base, target) if settings.width and settings.height else LocalView(0, 0, *base)
     if (crop.height, crop.width) != base:
         notes.append(f"the base picture is cut to {_pixels(crop)} to match the final shape")
     last = max(target[0] / crop.height, target[1] / crop.width)
     if target == (crop.height, crop.width):
         return Plan(base, crop, (), tuple(notes))
     steps = _intermediate(settings, scales, last)
-    sizes = [(_round(crop.height * k), _round(crop.width * k)) for k in steps] + [target]
+    # by size: scales that round to the same cells are one stage, and those that round to the base are none
+    scale_of = {(_round(crop.height * k), _round(crop.width * k)): k for k in steps} | {target: last}
+    scale_of.pop((crop.height, crop.width), None)
     window = _window(settings, base, target)
     stride = _stride(settings, window)
     stages = tuple(
         StagePlan(i + 1, k, size, max(2, _round(k)), _fit(window, size), _fit(stride, size))
-        for i, (k, size) in enumerate(zip([*steps, last], sizes))
+        for i, (size, k) in enumerate(scale_of.items())
     )
     return Plan(base, crop, stages, tuple(notes))
 
@@ -146,14 +148,14 @@ def _target(settings: Settings, base: Size, scales: Sequence[float]) -> tuple[Si
         if settings.stages and settings.scale not in (scale, Settings.scale):
             notes.append(f"stages end at {scale:g}, so scale {settings.scale:g} is not used")
         asked = [base[0] * CELL * scale, base[1] * CELL * scale]
-    elif not all(asked):
-        known = 0 if asked[0] else 1
-        asked[1 - known] = asked[known] * base[1 - known] / base[known]
-    target = _round(asked[0] / CELL), _round(asked[1] / CELL)
-    for name, pixels, cells, native in zip(("height", "width"), asked, target, base):
-        if not native <= cells <= MAX_SCALE * native:
+    for name, pixels, native in zip(("height", "width"), asked, base):
+        if pixels and not native <= _round(pixels / CELL) <= MAX_SCALE * native:
             allowed = f"0, or {native * CELL} to {MAX_SCALE * native * CELL} for this base picture"
             raise SettingsError(name, round(pixels), allowed)
+    if not all(asked):
+        known = 0 if asked[0] else 1
+        asked[1 - known] = _round(asked[known] / CELL) * CELL * base[1 - known] / base[known]
+    target = _round(asked[0] / CELL), _round(asked[1] / CELL)
     if any(abs(pixels - cells * CELL) > 1e-6 for pixels, cells in zip(asked, target)):
         exact = f"{asked[1]:g}x{asked[0]:g}"
         notes.append(f"{exact} is rounded to {target[1] * CELL}x{target[0] * CELL}, multiples of {CELL} pixels")

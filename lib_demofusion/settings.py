@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -22,8 +22,16 @@ class SettingsError(ValueError):
 
 
 def _shortened(value: object, length: int = 60) -> str:
-    text = repr(value)
+    text = _written(value, repr)
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _written(value: object, write: Callable[[object], str] = str) -> str:
+    """Returns `value` as text, or its type where Python refuses: an int of thousands of digits, a list as deep."""
+    try:
+        return write(value)
+    except (ValueError, RecursionError):
+        return f"<{type(value).__name__}>"
 
 
 @dataclass(frozen=True)
@@ -62,17 +70,17 @@ class Spec:
 
 def _parse_bool(spec: Spec, name: str, value: object) -> bool:
     words = {"true": True, "false": False, "1": True, "0": False}
-    parsed = words.get(str(value).strip().lower())
+    parsed = words.get(_written(value).strip().lower())
     if parsed is None:
         raise SettingsError(name, value, spec.allowed)
     return parsed
 
 
 def _parse_text(spec: Spec, name: str, value: object) -> str:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        value = ",".join(str(entry) for entry in value)
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
+        value = ",".join(_written(entry) for entry in value)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = f"{value:g}"
+        value = f"{value:g}" if isinstance(value, float) else _written(value)
     if not isinstance(value, str):
         raise SettingsError(name, value, spec.allowed)
     text = value.strip()
@@ -234,7 +242,10 @@ def to_infotext(settings: Settings) -> dict[str, str]:
 
 
 def _infotext_value(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def from_infotext(name: str, params: Mapping[str, object]) -> Any:

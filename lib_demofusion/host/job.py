@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from modules import devices, errors
 from torch import Tensor
 
@@ -18,7 +19,6 @@ from lib_demofusion.stage import finish_stage, make_anchor
 KEY_ERROR = "DemoFusion error"
 KEY_STOPPED = "DemoFusion stopped"
 KEY_SIZE = "DemoFusion size"
-KEY_NOTE = "DemoFusion note"
 PREFIX = "DemoFusion"
 
 
@@ -66,10 +66,11 @@ class Job:
         if self._passthrough is not None:
             self._passthrough.__dict__.pop("sample_img2img", None)
             self._passthrough = None
-        for key in (KEY_ERROR, KEY_STOPPED, KEY_SIZE, KEY_NOTE):
-            p.extra_generation_params.pop(key, None)
         if not self.active:
             return base
+        for key in (KEY_ERROR, KEY_STOPPED, KEY_SIZE):
+            # of the iteration before
+            p.extra_generation_params.pop(key, None)
         if stop_requested():
             p.extra_generation_params[KEY_STOPPED] = "before the first stage, this is the base picture"
             return base
@@ -98,7 +99,9 @@ class _StageLoop:
         """Returns the decoded pictures of the last good stage, or the base samples where there is none."""
         self._progress.base_done()
         try:
-            return self._decode(self._sample(base))
+            # the next img2img job's VAE encoder draws from torch's global generators, as a plain job leaves them
+            with torch.random.fork_rng(devices=[devices.device] if devices.device.type == "cuda" else []):
+                return self._decode(self._sample(base))
         finally:
             self._progress.end()
 

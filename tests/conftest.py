@@ -1,0 +1,15 @@
+"""Options of the test run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the options that name a real webui."""
+    parser.addoption(
+        "--webui", default=os.environ.get("SD_WEBUI_DIR"), metavar="DIR", help="an installed webui to start and test in"
+    )
+    parser.addoption("--webui-url", metavar="URL", help="a running webui to test in, with tests/webui/faults installed")

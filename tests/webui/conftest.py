@@ -1,0 +1,150 @@
+"""A real webui for the tests in this folder: started here (--webui DIR) or found running (--webui-url URL)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+FAULTS = Path(__file__).parent / "faults"
+TITLE = "DemoFusion Hires"
+FLAGS = shlex.split(
+    "--skip-prepare-environment --skip-torch-cuda-test --use-cpu all --no-half --precision full --no-hashing "
+    "--no-download-sd-model --api --nowebui --server-name 127.0.0.1"
+)
+REQUEST = {
+    "prompt": "a red circle",
+    "negative_prompt": "blur",
+    "seed": 1,
+    "steps": 6,
+    "width": 128,
+    "height": 128,
+    "sampler_name": "Euler a",
+    "cfg_scale": 5,
+}
+
+
+@dataclass
+class Result:
+    """Pictures and texts of one request."""
+
+    images: list[Image.Image]
+    infotexts: list[str]
+
+    @property
+    def digests(self) -> list[str]:
+        return [hashlib.sha256(image.tobytes()).hexdigest() for image in self.images]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        return [image.size for image in self.images]
+
+
+class Webui:
+    """The API of a running webui."""
+
+    def __init__(self, url: str):
+        self.url = url
+
+    def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"{self.url}/sdapi/v1/{path}", data, {"Content-Type": "application/json"}, method="POST" if data else "GET"
+        )
+        with urllib.request.urlopen(request, timeout=900) as response:
+            return json.load(response)
+
+    def generate(self, demofusion: Any = None, path: str = "txt2img", **request: Any) -> Result:
+        body = {**REQUEST, **request}
+        if demofusion is not None:
+            args = demofusion if isinstance(demofusion, list) else [demofusion]
+            body["alwayson_scripts"] = {TITLE: {"args": args}}
+        answer = self.call(path, body)
+        pictures = [Image.open(io.BytesIO(base64.b64decode(text))) for text in answer["images"]]
+        return Result(pictures, json.loads(answer["info"])["infotexts"])
+
+
+def png(image: Image.Image) -> str:
+    """Returns a picture as the API takes it."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.fixture(scope="session")
+def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webui]:
+    """A running webui with this extension and the fault injector."""
+    url, folder = request.config.getoption("--webui-url"), request.config.getoption("--webui")
+    if url:
+        yield Webui(url)
+        return
+    if not folder:
+        pytest.skip("no real webui: name one with --webui DIR or SD_WEBUI_DIR")
+    data = tmp_path_factory.mktemp("webui")
+    (data / "extensions").mkdir()
+    _install(ROOT, data / "extensions" / "sd-webui-demofusion-hires")
+    _install(FAULTS, data / "extensions" / "demofusion-test-faults")
+    settings = {"emphasis": "No norm", "live_previews_enable": False, "samples_save": False}
+    (data / "config.json").write_text(json.dumps(settings))
+    with _Server(Path(folder), data) as server:
+        yield server
+
+
+def _install(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(".git", ".venv*", "tests" if source == ROOT else ""))
+
+
+class _Server:
+    """Starts a webui on a free port and stops it at the end."""
+
+    def __init__(self, folder: Path, data: Path):
+        self.folder, self.data = folder, data
+
+    def __enter__(self) -> Webui:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        folder, python = self.folder, self.folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+        models = folder / "models"
+        command = [str(python), "launch.py", *FLAGS, "--port", str(port), "--data-dir", str(self.data)]
+        command += ["--ckpt-dir", str(models / "Stable-diffusion"), "--models-dir", str(models)]
+        self.log = (self.data / "log.txt").open("w")
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=self.log, stderr=self.log)
+        server = Webui(f"http://127.0.0.1:{port}")
+        self._wait(server)
+        return server
+
+    def _wait(self, server: Webui) -> None:
+        for _ in range(180):
+            if self.process.poll() is not None:
+                pytest.fail(f"the webui ended at its start, see {self.data / 'log.txt'}")
+            try:
+                server.call("options")
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(1)
+            else:
+                return
+        pytest.fail("the webui did not answer within three minutes")
+
+    def __exit__(self, *error: object) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+        self.log.close()

@@ -1,0 +1,25 @@
+"""A test extension for a real webui: fails on request in the middle of a stage, as a broken neighbour would.
+
+The prompt says when: "FAULT:3:30:40" raises at model call 3 in latents of 30 to 40 rows.
+"""
+
+import re
+
+from modules import script_callbacks
+
+
+def fail(*args, **kwargs):
+    raise RuntimeError("planned fault")
+
+
+def fail_on_request(params):
+    """The host swallows what a callback raises, so the fault is planted in the denoiser of this one sampler."""
+    match = re.search(r"FAULT:(\d+):(\d+):(\d+)", params.denoiser.p.main_prompt or "")
+    if not match:
+        return
+    call, low, high = map(int, match.groups())
+    if low <= params.x.shape[-2] <= high and params.denoiser.step >= call:
+        params.denoiser.combine_denoised = fail
+
+
+script_callbacks.on_cfg_denoiser(fail_on_request)
