@@ -110,9 +110,7 @@ class Settings:
     """All parameters of a DemoFusion run. The order of the fields is the order of the API's positional arguments."""
 
     enabled: bool = _spec(False, bool, "DemoFusion", "")
-    scale: float = _spec(
-        2.0, float, "Scale", "scale", "of the final picture, against the base picture", minimum=1, maximum=8, step=0.05
-    )
+    scale: float = _spec(2.0, float, "Scale", "scale", "against the base picture", minimum=1, maximum=8, step=0.05)
     width: int = _spec(0, int, "Final width", "width", "pixels; 0 = from the scale", minimum=0, maximum=16384, step=8)
     height: int = _spec(
         0, int, "Final height", "height", "pixels; 0 = from the scale", minimum=0, maximum=16384, step=8
@@ -124,7 +122,7 @@ class Settings:
         int,
         "Window",
         "window",
-        "side of a local view in latent cells of 8 pixels; 0 = as large as the base picture",
+        "of a local view, in cells of 8 px; 0 = the base picture's size",
         minimum=0,
         maximum=512,
         step=8,
@@ -134,7 +132,7 @@ class Settings:
         int,
         "Stride",
         "stride",
-        "distance of neighbouring views in latent cells; 0 = half the window",
+        "between local views, in cells; 0 = half the window",
         minimum=0,
         maximum=512,
         step=4,
@@ -144,7 +142,7 @@ class Settings:
         int,
         "View batch",
         "view batch",
-        "views evaluated at once; 0 = automatic; more is faster and takes more memory",
+        "views at once; 0 = automatic; more is faster, takes memory",
         minimum=0,
         maximum=64,
         step=1,
@@ -154,7 +152,7 @@ class Settings:
         float,
         "Cosine scale 1 (skip residual)",
         "cosine scale 1",
-        "smaller = closer to the stage before, more of its blur and noise",
+        "smaller = closer to the stage before, and to its blur",
         minimum=0,
         maximum=10,
         step=0.1,
@@ -174,7 +172,7 @@ class Settings:
         float,
         "Cosine scale 3 (blur)",
         "cosine scale 3",
-        "smaller = the blur of the dilated views lasts longer",
+        "larger = the blur before the dilated views fades sooner",
         minimum=0,
         maximum=10,
         step=0.1,
@@ -184,7 +182,7 @@ class Settings:
         float,
         "Blur sigma",
         "sigma",
-        "of the Gaussian before the dilated views, in latent cells; larger = stronger global guidance, smoother",
+        "before the dilated views, in cells; larger = smoother",
         minimum=0.01,
         maximum=10,
         step=0.01,
@@ -194,20 +192,20 @@ class Settings:
         float,
         "Strength",
         "strength",
-        "share of the schedule that each stage runs; 1 = all of it, as in the paper",
+        "share of the schedule that a stage runs; 1 = the paper",
         minimum=0.05,
         maximum=1,
         step=0.05,
     )
-    jitter: bool = _spec(True, bool, "Jitter the local views", "jitter")
-    save_stages: bool = _spec(False, bool, "Save the picture of every stage", "save stages")
-    return_stages: bool = _spec(False, bool, "Show the picture of every stage", "return stages")
+    jitter: bool = _spec(True, bool, "Jitter", "jitter", "shift the local views at every step")
+    save_stages: bool = _spec(False, bool, "Save every stage", "save stages")
+    return_stages: bool = _spec(False, bool, "Show every stage", "return stages")
     redraw_base: bool = _spec(
         False,
         bool,
         "Redraw the base first",
         "redraw base",
-        "img2img only: the webui's own img2img pass makes the base; off = the uploaded picture is the base",
+        "by the webui's own img2img pass; off = upscale the upload as it is",
     )
 
 

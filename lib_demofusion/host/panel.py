@@ -14,15 +14,18 @@ from lib_demofusion.settings import NAMES, PRESETS, SPECS, Settings, SettingsErr
 ROWS = (
     ("scale", "width", "height"),
     ("preset", "stages"),
-    ("window", "stride", "view_batch"),
-    ("cosine_scale_1", "cosine_scale_2", "cosine_scale_3"),
-    ("sigma", "strength"),
-    ("jitter", "save_stages", "return_stages", "redraw_base"),
+    ("redraw_base", "save_stages", "return_stages"),
 )
 """The panel's fields below its title, row by row."""
 
+ADVANCED_ROWS = (
+    ("window", "stride", "view_batch"),
+    ("cosine_scale_1", "cosine_scale_2", "cosine_scale_3"),
+    ("sigma", "strength", "jitter"),
+)
+"""The fields behind "Advanced"."""
 
-PRESET_FIELDS = tuple(name for row in ROWS[1:5] for name in row if name not in ("preset", "view_batch"))
+PRESET_FIELDS = ("stages", *(name for row in ADVANCED_ROWS for name in row if name != "view_batch"))
 """The fields that a preset sets."""
 
 
@@ -55,13 +58,13 @@ def build(script: Any, is_img2img: bool) -> list[Any]:
     with InputAccordion(Settings.enabled, label=SPECS["enabled"].label, elem_id=script.elem_id("enabled")) as enabled:
         components["enabled"] = enabled
         line = gr.HTML(value=describe((True,), 512, 512, 20), elem_id=script.elem_id("line"))
-        for row in ROWS:
-            with FormRow():
-                for name in row:
-                    components[name] = _component(script, name, is_img2img)
+        components.update(_rows(script, ROWS, is_img2img))
+        with gr.Accordion("Advanced", open=False, elem_id=script.elem_id("advanced")):
+            components.update(_rows(script, ADVANCED_ROWS, is_img2img))
     controls = [components[name] for name in NAMES]
     _connect_line(line, controls, script.neighbours.of_tab(tab))
-    components["preset"].change(
+    # not `change`: pasted text sets preset and controls at once, and the controls must stay as pasted
+    components["preset"].input(
         apply_preset, [components["preset"]], [components[name] for name in PRESET_FIELDS], show_progress=False
     )
     script.infotext_fields = [(components[name], _reader(name)) for name in NAMES]
@@ -90,6 +93,14 @@ def apply_preset(preset: str) -> list[Any]:
 def _reader(name: str) -> Any:
     """A field that the text does not name stood at its default; so pasting sets every control, or switches us off."""
     return lambda params: from_infotext(name, params)
+
+
+def _rows(script: Any, rows: tuple[tuple[str, ...], ...], is_img2img: bool) -> dict[str, Any]:
+    components = {}
+    for row in rows:
+        with FormRow():
+            components.update({name: _component(script, name, is_img2img) for name in row})
+    return components
 
 
 def _component(script: Any, name: str, is_img2img: bool) -> Any:
