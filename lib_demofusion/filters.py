@@ -31,11 +31,18 @@ def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def match_statistics(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Returns x (B, C, H, W) moved and scaled so that each image has the given scalar mean and std (B, 1, 1, 1)."""
+    return match_statistics_(x.clone(), mean, std)
+
+
+def match_statistics_(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Does what `match_statistics` does in place, and returns x."""
     own_mean, own_std = mean_and_std(x)
     # in a flat image all that differs from the mean is its rounding
-    return (x - own_mean) * (std / own_std.clamp_min(torch.finfo(x.dtype).eps)) + mean
+    return x.sub_(own_mean).mul_(std / own_std.clamp_min(torch.finfo(x.dtype).eps)).add_(mean)
 
 
 def blur_for_dilation(x: Tensor, factor: int, std: float) -> Tensor:
     """Returns the blurred x (B, C, H, W) with the scalar statistics of x, which the dilated views are taken from."""
-    return match_statistics(gaussian_blur(x, factor, std), *mean_and_std(x))
+    blurred = gaussian_blur(x, factor, std)
+    mean, std_of_x = mean_and_std(x)
+    return match_statistics_(blurred, mean, std_of_x)

@@ -53,6 +53,10 @@ class StagePlan:
         """Views evaluated for one call of the sampler's model."""
         return self.local_count + self.dilated_count
 
+    def evaluations_at(self, c2: float) -> int:
+        """Views evaluated for a call in which the dilated path has weight c2; a path of no weight has no views."""
+        return (self.local_count if c2 < 1 else 0) + (self.dilated_count if c2 > 0 else 0)
+
     @property
     def cells(self) -> int:
         """Latent cells evaluated for one call of the sampler's model."""

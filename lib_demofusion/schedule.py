@@ -11,6 +11,10 @@ TIMESTEPS = 1000
 """T, the length of the model's training schedule."""
 
 
+ROUNDS_AWAY = 2.0**-25
+"""A share of a float32 sum that does not change it."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """The paper's c1, c2, c3 at one noise level."""
@@ -33,6 +37,13 @@ def weights_at(t: float, settings: Settings) -> Weights:
     factor = cosine_factor(t)
     return Weights(
         skip=factor**settings.cosine_scale_1,
-        dilated=factor**settings.cosine_scale_2,
+        dilated=_gated(factor**settings.cosine_scale_2, settings),
         blur=0.99 * factor**settings.cosine_scale_3 + 0.01,
     )
+
+
+def _gated(c2: float, settings: Settings) -> float:
+    """Returns c2, or 0 or 1 where the smaller one of the two paths weighs too little to be evaluated."""
+    if c2 <= max(settings.dilated_threshold, ROUNDS_AWAY):
+        return 0.0
+    return 1.0 if 1 - c2 <= max(settings.local_threshold, ROUNDS_AWAY) else c2

@@ -207,6 +207,26 @@ class Settings:
         "redraw base",
         "by the webui's own img2img pass; off = upscale the upload as it is",
     )
+    dilated_threshold: float = _spec(
+        0.0,
+        float,
+        "Skip dilated views below",
+        "dilated threshold",
+        "their weight; 0 = only where they round away, as in the paper",
+        minimum=0,
+        maximum=0.5,
+        step=0.01,
+    )
+    local_threshold: float = _spec(
+        0.0,
+        float,
+        "Skip local views below",
+        "local threshold",
+        "their weight; 0 = only where they round away, as in the paper",
+        minimum=0,
+        maximum=0.5,
+        step=0.01,
+    )
 
 
 SPECS: dict[str, Spec] = {f.name: f.metadata["spec"] for f in fields(Settings)}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib_demofusion.batching import Evaluate, ViewBatches
 from lib_demofusion.filters import blur_for_dilation, match_statistics, mean_and_std
-from lib_demofusion.fusion import Evaluate, fuse
+from lib_demofusion.fusion import fuse
 from lib_demofusion.plan import Plan, StagePlan
 from lib_demofusion.residual import NoiseSpace, blend_noised_, blend_signal_, noised
 from lib_demofusion.schedule import Weights, weights_at
@@ -86,7 +87,7 @@ class StageRun:
             # LCM goes on to write into this tensor
             self._denoised = denoised.clone()
 
-    def denoise(self, evaluate: Evaluate, x: Tensor, correction: Tensor | float, view_batch: int) -> Tensor:
+    def denoise(self, evaluate: Evaluate, x: Tensor, correction: Tensor | float, batches: ViewBatches) -> Tensor:
         """Returns the fused prediction for x (N, C, H, W); the rows may be conds and unconds of one call."""
         std = self.settings.sigma * self.weights.blur
         return fuse(
@@ -97,7 +98,7 @@ class StageRun:
             self.weights.dilated,
             lambda latent: blur_for_dilation(latent, self.stage.factor, std),
             correction,
-            view_batch,
+            batches,
         )
 
     def _blend(self, x: Tensor, level: Tensor, c1: float) -> None:

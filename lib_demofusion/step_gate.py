@@ -126,3 +126,13 @@ def make_gate(
 def is_stochastic(name: str, eta: float | None, churn: float = 0.0) -> bool:
     """Returns whether the sampling function draws fresh noise on its way; eta is None where it has no such argument."""
     return name in ALWAYS_STOCHASTIC or bool(eta) or churn > 0
+
+
+def model_calls(name: str, steps: int, second_order: bool = False) -> int:
+    """Returns how often the sampling function calls its model for a schedule of `steps` steps that ends at zero noise.
+
+    DPM adaptive chooses its own number; what is returned for it is that of DPM fast.
+    """
+    if name in TWO_CALLS | TWO_CALLS_ANCESTRAL or second_order:
+        return 2 * steps - 1
+    return steps + 1 if name == "plms" else steps

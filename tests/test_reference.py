@@ -93,10 +93,10 @@ class RecordedStage:
         run, pad = self.run, self.case.jitter
         padded = F.pad(x, (pad,) * 4)
 
-        def local(crops, views):
+        def local(crops, views, rows):
             return torch.cat([predict(c, (v.top * 8, v.left * 8)) for c, v in zip(crops.split(1), views)])
 
-        def dilated(crops, views):
+        def dilated(crops, views, rows):
             return torch.cat([predict(c, (0, 0)) for c in crops.split(1)])
 
         std = run.settings.sigma * run.weights.blur

@@ -15,8 +15,10 @@ Cond = Mapping[str, Any]
 """What the host hands its model: tensors, or lists of one tensor, by key."""
 
 
-def cond_for_views(cond: Cond, views: Sequence[View], size: Size, crop_size: Size) -> dict[str, Any]:
+def cond_for_views(cond: Cond, views: Sequence[View], rows: slice, size: Size, crop_size: Size) -> dict[str, Any]:
     """Returns the cond of a batch of views, view-major like the crops; `size` is that of the whole latent.
+
+    Of each tensor the given rows are taken; `c_concat` has rows too many when the host skips the uncond.
 
     The dict is always a new one: the host's apply_model writes casts back into the one that it is given
     (modules/sd_hijack_unet.py).
@@ -25,7 +27,7 @@ def cond_for_views(cond: Cond, views: Sequence[View], size: Size, crop_size: Siz
     def for_views(value: Any) -> Any:
         if isinstance(value, list):
             return [for_views(entry) for entry in value]
-        return _tensor_for_views(value, views, size, crop_size) if isinstance(value, Tensor) else value
+        return _tensor_for_views(value[rows], views, size, crop_size) if isinstance(value, Tensor) else value
 
     return {key: for_views(value) for key, value in cond.items()}
 

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lib_demofusion.batching import ViewBatches
 from lib_demofusion.host.conditioning import Cond, cond_for_views
+from lib_demofusion.host.sdxl import Frame, size_vectors
 from lib_demofusion.stage import StageRun
 from lib_demofusion.views import View
 
@@ -19,22 +21,27 @@ class FusedModel:
     Everything but the call is the wrapper's own (`inner_model`, `sigmas`, `sigma_to_t`, ...).
     """
 
-    def __init__(self, inner: Any, run: StageRun, view_batch: int, before_batch: Callable[[int], None]):
+    def __init__(
+        self, inner: Any, run: StageRun, batches: ViewBatches, frame: Frame, before_batch: Callable[[int], None]
+    ):
         self.inner = inner
         self._run = run
-        self._view_batch = view_batch
+        self._batches = batches
+        self._vectors = size_vectors(inner.inner_model, frame)
         self._before_batch = before_batch
 
     def __call__(self, x: Tensor, level: Tensor, cond: Cond, **kwargs: Any) -> Tensor:
         """Returns the fused prediction for the rows x (N, C, H, W) at noise levels (N,)."""
         size = (x.shape[-2], x.shape[-1])
 
-        def evaluate(crops: Tensor, views: Sequence[View]) -> Tensor:
+        def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
             self._before_batch(len(views))
-            view_cond = cond_for_views(cond, views, size, (crops.shape[-2], crops.shape[-1]))
-            return self.inner(crops, level.repeat(len(views)), cond=view_cond, **kwargs)
+            view_cond = cond_for_views(cond, views, rows, size, (crops.shape[-2], crops.shape[-1]))
+            if self._vectors is not None and "vector" in cond:
+                view_cond["vector"] = self._vectors.for_views(cond["vector"][rows], views)
+            return self.inner(crops, level[rows].repeat(len(views)), cond=view_cond, **kwargs)
 
-        return self._run.denoise(evaluate, x, blur_correction(self.inner, level), self._view_batch)
+        return self._run.denoise(evaluate, x, blur_correction(self.inner, level), self._batches)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -58,7 +65,9 @@ def blur_correction(inner: Any, level: Tensor) -> Tensor:
     return one if len(scalings) == 2 else scalings[0].reshape(-1, 1, 1, 1)
 
 
-def attach(denoiser: Any, run: StageRun, view_batch: int, before_batch: Callable[[int], None]) -> None:
+def attach(
+    denoiser: Any, run: StageRun, batches: ViewBatches, frame: Frame, before_batch: Callable[[int], None]
+) -> None:
     """Makes `denoiser`, a CFGDenoiser of our own sampler, run the stage.
 
     Its class is replaced by a subclass of the very class it has, so that other extensions' subclasses go on working.
@@ -72,7 +81,7 @@ def attach(denoiser: Any, run: StageRun, view_batch: int, before_batch: Callable
             inner = cls.inner_model.fget(self)
             fused = self.__dict__.get("fused_model")
             if fused is None or fused.inner is not inner:
-                fused = self.__dict__["fused_model"] = FusedModel(inner, run, view_batch, before_batch)
+                fused = self.__dict__["fused_model"] = FusedModel(inner, run, batches, frame, before_batch)
             return fused
 
         def forward(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:

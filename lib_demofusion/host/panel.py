@@ -6,10 +6,12 @@ import html
 from typing import Any
 
 import gradio as gr
+from modules import sd_samplers
 from modules.ui_components import FormRow, InputAccordion
 
 from lib_demofusion.plan import CELL, make_plan
 from lib_demofusion.settings import NAMES, PRESETS, SPECS, Settings, SettingsError, from_infotext, settings_from_args
+from lib_demofusion.step_gate import model_calls
 
 ROWS = (
     ("scale", "width", "height"),
@@ -22,6 +24,7 @@ ADVANCED_ROWS = (
     ("window", "stride", "view_batch"),
     ("cosine_scale_1", "cosine_scale_2", "cosine_scale_3"),
     ("sigma", "strength", "jitter"),
+    ("dilated_threshold", "local_threshold"),
 )
 """The fields behind "Advanced"."""
 
@@ -32,7 +35,7 @@ PRESET_FIELDS = ("stages", *(name for row in ADVANCED_ROWS for name in row if na
 class Neighbours:
     """The webui's own components that the live line follows."""
 
-    FIELDS = ("width", "height", "steps")
+    FIELDS = ("width", "height", "steps", "sampling")
 
     def __init__(self) -> None:
         self._found: dict[str, Any] = {}
@@ -43,7 +46,7 @@ class Neighbours:
             self._found[elem_id] = component
 
     def of_tab(self, tab: str) -> list[Any]:
-        """Returns width, height and steps of a tab, or nothing where the tab was built without them."""
+        """Returns width, height, steps and sampler of a tab, or nothing where the tab was built without them."""
         found = [self._found.get(f"{tab}_{field}") for field in self.FIELDS]
         return found if all(component is not None for component in found) else []
 
@@ -57,7 +60,7 @@ def build(script: Any, is_img2img: bool) -> list[Any]:
     components: dict[str, Any] = {}
     with InputAccordion(Settings.enabled, label=SPECS["enabled"].label, elem_id=script.elem_id("enabled")) as enabled:
         components["enabled"] = enabled
-        line = gr.HTML(value=describe((True,), 512, 512, 20), elem_id=script.elem_id("line"))
+        line = gr.HTML(value=describe((True,), *UNKNOWN_TAB), elem_id=script.elem_id("line"))
         components.update(_rows(script, ROWS, is_img2img))
         with gr.Accordion("Advanced", open=False, elem_id=script.elem_id("advanced")):
             components.update(_rows(script, ADVANCED_ROWS, is_img2img))
@@ -121,15 +124,19 @@ def _connect_line(line: Any, controls: list[Any], neighbours: list[Any]) -> None
     """Makes the line follow the panel and, where they are known, the tab's width, height and steps."""
 
     def update(*values: Any) -> Any:
-        args, (width, height, steps) = values[: len(controls)], values[len(controls) :] or (512, 512, 20)
-        return gr.update(value=describe((True, *args[1:]), width, height, steps))
+        args, tab = values[: len(controls)], values[len(controls) :] or UNKNOWN_TAB
+        return gr.update(value=describe((True, *args[1:]), *tab))
 
     inputs = [*controls, *neighbours]
     for component in inputs:
         component.change(update, inputs, [line], show_progress=False, queue=False)
 
 
-def describe(args: tuple[Any, ...], width: float, height: float, steps: float) -> str:
+UNKNOWN_TAB = (512, 512, 20, None)
+"""Width, height, steps and sampler until the tab's own are known."""
+
+
+def describe(args: tuple[Any, ...], width: float, height: float, steps: float, sampler: str | None) -> str:
     """Returns the live line: stages, final size, model evaluations and cost, or what is wrong with the values."""
     try:
         settings = settings_from_args(args)
@@ -139,8 +146,16 @@ def describe(args: tuple[Any, ...], width: float, height: float, steps: float) -
     if not plan.stages:
         return "no stage: the final size is that of the base picture"
     sizes = " → ".join(f"{w}x{h}" for h, w in [(n * CELL for n in plan.base), *(s.pixels for s in plan.stages)])
-    calls = max(1, round(int(steps) * settings.strength))
-    evaluations = int(steps) + calls * sum(stage.evaluations for stage in plan.stages)
-    cost = 1 + (plan.cost - 1) * calls / max(int(steps), 1)
+    base_calls, calls = (_calls(sampler, int(steps), share) for share in (1.0, settings.strength))
+    evaluations = base_calls + calls * sum(stage.evaluations for stage in plan.stages)
+    cost = 1 + (plan.cost - 1) * calls / base_calls
+    most = "at most " if settings.dilated_threshold or settings.local_threshold else ""
     notes = "".join(f"<br>{html.escape(note)}" for note in plan.notes)
-    return f"{sizes}, {evaluations} model evaluations, {cost:.3g} times the base pass{notes}"
+    return f"{sizes}, {most}{evaluations} model evaluations, {cost:.3g} times the base pass{notes}"
+
+
+def _calls(sampler: str | None, steps: int, share: float) -> int:
+    """Returns how often the sampler calls its model for a share of the steps."""
+    config = sd_samplers.find_sampler_config(sampler)
+    second_order = config is not None and config.options.get("second_order", False)
+    return model_calls("", max(1, round(steps * share)), second_order)

@@ -14,7 +14,9 @@ from modules import devices, rng, sd_samplers, sd_samplers_timesteps, shared
 from modules.sd_samplers_common import InterruptedException
 from torch import Tensor
 
+from lib_demofusion.batching import ViewBatches
 from lib_demofusion.host import denoiser
+from lib_demofusion.host.memory import device_memory
 from lib_demofusion.plan import StagePlan
 from lib_demofusion.residual import NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.settings import Settings
@@ -116,7 +118,7 @@ def _steer(sampler: Any, stage: StagePlan, settings: Settings, anchor: Tensor, n
         space = _noise_space(model.p, sampler)
         run = StageRun(stage, settings, anchor, noise, space, gate, stochastic)
         clock = _Clock(run, lambda: model.total_steps, report)
-        denoiser.attach(model, run, settings.view_batch or 1, clock.before_batch)
+        denoiser.attach(model, run, ViewBatches(settings.view_batch, device_memory()), clock.before_batch)
 
         def after_step(d: dict) -> None:
             run.after_step(d["i"], d["x"], d["denoised"])
@@ -145,7 +147,7 @@ class _Clock:
             raise InterruptedException
         if self._run.call != self._call:
             self._call, self._views = self._run.call, 0
-        share = min(self._views / self._run.stage.evaluations, 1.0)
+        share = min(self._views / self._run.stage.evaluations_at(self._run.weights.dilated), 1.0)
         self._views += views
         self._report(min((self._call + share) / max(self._total_calls(), 1), 1.0))
 

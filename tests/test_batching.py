@@ -1,0 +1,202 @@
+"""View batches under memory that runs out at any point, and the memory that fusion itself takes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lib_demofusion.batching import MOST_VIEWS, ViewBatches, is_out_of_memory
+from lib_demofusion.filters import blur_for_dilation
+from lib_demofusion.fusion import fuse
+from lib_demofusion.plan import make_plan
+from lib_demofusion.schedule import weights_at
+from lib_demofusion.settings import Settings
+from lib_demofusion.views import View, dilated_views, local_views
+
+
+def model(crops: Tensor, rows: slice) -> Tensor:
+    """A denoiser that treats every row in its own way, so that mixed up rows are seen."""
+    gain = torch.arange(10.0)[rows].repeat(len(crops) // (rows.stop - rows.start))
+    return torch.tanh(crops) * (1 + gain.view(-1, 1, 1, 1))
+
+
+class SmallMemory:
+    """A model on a device that holds `limit` rows at once, and fails at the attempts named besides."""
+
+    def __init__(self, limit: int = 1000, failing: Sequence[int] = ()):
+        self.limit, self.failing = limit, set(failing)
+        self.attempts: list[int] = []
+        self.released = 0
+
+    def __call__(self, crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+        assert len(crops) == len(views) * (rows.stop - rows.start)
+        self.attempts.append(len(crops))
+        if len(crops) > self.limit or len(self.attempts) - 1 in self.failing:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return model(crops, rows)
+
+    def free(self) -> int | None:
+        return 1000
+
+    def begin(self) -> None:
+        pass
+
+    def peak(self) -> int:
+        return 130
+
+    def release(self) -> None:
+        self.released += 1
+
+
+SIZE = (20, 28)
+X = torch.randn(2, 4, *SIZE, generator=torch.Generator().manual_seed(0))
+
+
+def fused(evaluate: SmallMemory, batches: ViewBatches) -> Tensor:
+    views = local_views(SIZE, (8, 12), (4, 6))
+    return fuse(evaluate, X, views, dilated_views(SIZE, 2), 0.4, lambda x: blur_for_dilation(x, 2, 0.8), 1.0, batches)
+
+
+EXPECTED = fused(SmallMemory(), ViewBatches(1))
+CALLS = 4 * 4 + 4
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 7, 16, 1000])
+@pytest.mark.parametrize("views", [1, 3, 16])
+def test_batches_shrink_to_what_the_memory_holds(limit: int, views: int) -> None:
+    memory, batches = SmallMemory(limit), ViewBatches(views)
+    torch.testing.assert_close(fused(memory, batches), EXPECTED)
+    if views * 2 > limit:
+        assert batches.views * 2 <= limit or batches.rows == 1
+    else:
+        assert batches.views == views
+    failures = [count for count in memory.attempts if count > limit]
+    assert len(failures) <= 5
+
+
+@pytest.mark.parametrize("attempt", range(CALLS))
+def test_one_failure_at_any_point_costs_nothing_but_time(attempt: int) -> None:
+    memory = SmallMemory(failing=[attempt])
+    torch.testing.assert_close(fused(memory, ViewBatches(1)), EXPECTED)
+    memory = SmallMemory(failing=[attempt // 4])
+    torch.testing.assert_close(fused(memory, ViewBatches(4)), EXPECTED)
+
+
+def test_a_single_row_that_does_not_fit_is_an_error() -> None:
+    memory = SmallMemory(0)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        fused(memory, ViewBatches(16))
+    assert memory.attempts == [32, 16, 8, 4, 2, 1]
+
+
+def test_other_errors_are_not_retried() -> None:
+    calls = []
+
+    def broken(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+        calls.append(len(views))
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        fuse(broken, X, local_views(SIZE, (8, 12), (4, 6)), [], 0.0, lambda x: x, 1.0, ViewBatches(8))
+    assert calls == [8]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.cuda.OutOfMemoryError("x"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (MemoryError(), True),
+    ],
+)
+def test_out_of_memory_errors_are_known(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_automatic_batch_is_what_the_free_memory_holds() -> None:
+    memory = SmallMemory()
+    batches = ViewBatches(0, memory)
+    fused(memory, batches)
+    assert batches.views == 6  # 80 % of 1000 at 130 a view
+    assert memory.attempts[:2] == [2, 12]
+    memory.peak = lambda: 1
+    batches = ViewBatches(0, memory)
+    fused(memory, batches)
+    assert batches.views == MOST_VIEWS
+
+
+def test_memory_is_released_after_every_failure() -> None:
+    memory = SmallMemory(4)
+    fused(memory, ViewBatches(16, memory))
+    assert memory.released == sum(count > 4 for count in memory.attempts) == 3
+
+
+class PeakBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive at once while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        before = {t.untyped_storage().data_ptr() for t in args if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in before:
+                size = tensor.untyped_storage().nbytes()
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(tensor, self._gone, size)
+        return result
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+@pytest.mark.parametrize("c2", [0.0, 0.5, 1.0])
+def test_fusion_takes_at_most_four_latents_and_the_batch(c2: float) -> None:
+    size, window, view_batch = (512, 512), (128, 128), 4
+    x = torch.randn(2, 4, *size)
+    latent = x.untyped_storage().nbytes()
+    batch = view_batch * latent * 128 * 128 // (512 * 512)
+    with PeakBytes() as bytes_:
+        fuse(
+            lambda crops, views, rows: crops,
+            x,
+            local_views(size, window, (64, 64)),
+            dilated_views(size, 4),
+            c2,
+            lambda z: blur_for_dilation(z, 4, 0.8),
+            1.0,
+            ViewBatches(view_batch),
+        )
+    assert bytes_.peak <= 4 * latent + 3 * batch
+    assert c2 in (0.0, 1.0) or bytes_.peak >= 2 * latent  # the accumulator and the blurred latent: the count counts
+
+
+@pytest.mark.parametrize("thresholds", [(0.0, 0.0), (0.1, 0.0), (0.0, 0.1), (0.1, 0.2)])
+def test_predicted_evaluations_are_the_counted_ones(thresholds: tuple[float, float]) -> None:
+    settings = Settings(scale=2.5, dilated_threshold=thresholds[0], local_threshold=thresholds[1])
+    stage = make_plan(settings, (16, 24)).stages[-1]
+    x = torch.randn(1, 4, *stage.size)
+    for t in [999, 980, 900, 700, 500, 300, 200, 100, 20, 1, 0]:
+        counted = 0
+
+        def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+            nonlocal counted
+            counted += len(views)
+            return crops
+
+        c2 = weights_at(t, settings).dilated
+        local = local_views(stage.size, stage.window, stage.stride)
+        fuse(evaluate, x, local, dilated_views(stage.size, stage.factor), c2, lambda z: z, 1.0, ViewBatches(3))
+        assert counted == stage.evaluations_at(c2)
+    few = {stage.evaluations_at(weights_at(t, settings).dilated) for t in (980, 100)}
+    assert (few == {stage.evaluations}) == (thresholds == (0.0, 0.0))
