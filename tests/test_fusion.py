@@ -1,0 +1,357 @@
+"""The fused prediction against plain denoisers and formulas written again, and the filters and statistics in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from torch import Tensor
+
+from lib_demofusion.batching import ViewBatches
+from lib_demofusion.filters import blur_for_dilation, gaussian_blur, match_statistics, mean_and_std
+from lib_demofusion.fusion import fuse
+from lib_demofusion.plan import Plan, StagePlan
+from lib_demofusion.residual import VarianceExploding
+from lib_demofusion.schedule import Weights, cosine_factor, weights_at
+from lib_demofusion.settings import Settings
+from lib_demofusion.stage import StageRun, finish_stage, make_anchor
+from lib_demofusion.step_gate import StepGate
+from lib_demofusion.views import LocalView, Size, View, dilated_views, jitter_generator, local_views
+
+EXAMPLES = settings(max_examples=80, deadline=None)
+GRIDS = st.tuples(st.integers(8, 40), st.integers(8, 40), st.integers(4, 12), st.integers(4, 12), st.integers(1, 4))
+"""Height, width, window, stride (less where the window is smaller) and factor of a small latent."""
+C2 = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1))
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def views_on(size: Size, window: int, stride: int, factor: int) -> tuple[list[LocalView], list[View]]:
+    """Jittered local views and the dilated views of a latent."""
+    sides = (min(window, size[0]), min(window, size[1]))
+    strides = (min(stride, sides[0]), min(stride, sides[1]))
+    return local_views(size, sides, strides, jitter_generator(1, 5)), dilated_views(size, factor)
+
+
+def unblurred(x: Tensor) -> Tensor:
+    return x
+
+
+def soft_blur(x: Tensor) -> Tensor:
+    return blur_for_dilation(x, 3, 0.8)
+
+
+CONV_1, CONV_2 = randn(8, 4, 3, 3, seed=1) / 6, randn(4, 8, 3, 3, seed=2) / 8
+
+
+def network(x: Tensor, views: Sequence[View] = (), rows: slice = slice(None)) -> Tensor:
+    """A small nonlinear model, whose result at a cell depends on the cells around."""
+    hidden = torch.tanh(F.conv2d(x, CONV_1.to(x), padding=1))
+    return F.conv2d(hidden, CONV_2.to(x), padding=1)
+
+
+def placed(view: View) -> float:
+    """A number that tells a view from others."""
+    if isinstance(view, LocalView):
+        return view.top / 7 + view.left / 13
+    return 3 + view.row / 3 + view.column / 5
+
+
+def placed_network(x: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+    """`network` with an offset by view: it tells whether crops and views belong together."""
+    return torch.cat([network(crop) + placed(view) for crop, view in zip(x.chunk(len(views)), views)])
+
+
+@EXAMPLES
+@given(grid=GRIDS, c2=C2)
+@example(grid=(33, 17, 8, 3, 3), c2=0.3)
+def test_weights_sum_to_one(grid: tuple[int, int, int, int, int], c2: float) -> None:
+    """Whatever the views see of x: where all predict the same, that is the result."""
+    height, width, window, stride, factor = grid
+    x = randn(2, 4, height, width)
+    out = fuse(
+        lambda crops, views, rows: torch.full_like(crops, 2.5),
+        x,
+        *views_on((height, width), window, stride, factor),
+        c2,
+        unblurred,
+        1.0,
+    )
+    torch.testing.assert_close(out, torch.full_like(x, 2.5), rtol=1e-5, atol=0)
+
+
+@EXAMPLES
+@given(grid=GRIDS, c2=C2, blurred=st.booleans())
+def test_predicting_the_crop_itself_is_the_identity(
+    grid: tuple[int, int, int, int, int], c2: float, blurred: bool
+) -> None:
+    """With the blur as well: what it takes from the dilated path the correction gives back."""
+    height, width, window, stride, factor = grid
+    x = randn(2, 4, height, width)
+    views = views_on((height, width), window, stride, factor)
+    out = fuse(lambda crops, views, rows: crops, x, *views, c2, soft_blur if blurred else unblurred, 1.0)
+    torch.testing.assert_close(out, x, rtol=1e-5, atol=1e-5)
+
+
+def fused_by_hand(
+    predict: Callable[[Tensor, View], Tensor],
+    x: Tensor,
+    local: Sequence[LocalView],
+    factor: int,
+    c2: float,
+    correction: float,
+) -> Tensor:
+    """The paper's fusion, view by view, cell by cell, on the padded grid."""
+    total, count = torch.zeros_like(x), torch.zeros_like(x)
+    for view in local:
+        rows, columns = slice(view.top, view.top + view.height), slice(view.left, view.left + view.width)
+        total[..., rows, columns] += predict(x[..., rows, columns], view)
+        count[..., rows, columns] += 1
+    height, width = x.shape[2:]
+    blurred = soft_blur(x)
+    padded = F.pad(blurred, (-width % factor, 0, -height % factor, 0))
+    whole = torch.zeros_like(padded)
+    for view in dilated_views((height, width), factor):
+        phase = (..., slice(view.row, None, factor), slice(view.column, None, factor))
+        whole[phase] = predict(padded[phase], view)
+    dilated = whole[..., -height:, -width:] + correction * (x - blurred)
+    return (1 - c2) * total / count + c2 * dilated
+
+
+@pytest.mark.parametrize("size", [(24, 32), (33, 25)])
+@pytest.mark.parametrize("c2", [0.0, 0.35, 1.0])
+@pytest.mark.parametrize("view_batch", [1, 3, 16, 1000])
+def test_fusion_equals_the_formula(size: Size, c2: float, view_batch: int) -> None:
+    """And it does not depend on how many views are evaluated at once."""
+    x = randn(3, 4, *size)
+    local, dilated = views_on(size, 12, 5, 3)
+    out = fuse(placed_network, x, local, dilated, c2, soft_blur, 0.7, ViewBatches(view_batch))
+    expected = fused_by_hand(lambda crop, view: network(crop) + placed(view), x, local, 3, c2, 0.7)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("view_batch", [1, 3, 16])
+def test_view_batches_are_as_large_as_allowed(view_batch: int) -> None:
+    x = randn(2, 4, 24, 32)
+    local, dilated = views_on((24, 32), 12, 6, 2)
+    sizes = {"LocalView": [], "DilatedView": []}
+
+    def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+        assert len(crops) == 2 * len(views)
+        sizes[type(views[0]).__name__].append(len(views))
+        return crops
+
+    fuse(evaluate, x, local, dilated, 0.5, unblurred, 0.0, ViewBatches(view_batch))
+    for views, batches in zip((local, dilated), sizes.values()):
+        full, rest = divmod(len(views), view_batch)
+        assert batches == [view_batch] * full + [rest] * (rest > 0)
+
+
+@pytest.mark.parametrize(("c2", "kinds"), [(0.0, {LocalView}), (1.0, {type(dilated_views((1, 1), 1)[0])})])
+def test_a_path_of_weight_zero_is_not_evaluated(c2: float, kinds: set[type]) -> None:
+    seen = set()
+
+    def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+        seen.update(type(view) for view in views)
+        return crops
+
+    fuse(evaluate, randn(1, 4, 24, 24), *views_on((24, 24), 12, 6, 2), c2, unblurred, 0.0)
+    assert seen == kinds
+
+
+def stage_run(
+    size: Size, window: Size, stride: Size, t: float, factor: int = 2, **fields: object
+) -> tuple[StageRun, Tensor]:
+    """A stage run in the model call at timestep `t`, and the anchor noised for it, two images."""
+    anchor, noise = randn(2, 4, *size, seed=3), randn(2, 4, *size, seed=4)
+    space = VarianceExploding(lambda sigma: torch.full_like(sigma, t))
+    stage = StagePlan(1, 2.0, size, factor, window, stride)
+    run = StageRun(stage, Settings(**fields), anchor, noise, space, StepGate(), stochastic=False)
+    x = torch.zeros_like(anchor)
+    run.before_call(x, torch.tensor(2.0))
+    return run, x
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [(24, 32), (33, 25)])
+def test_one_window_without_dilation_is_the_plain_denoiser(dtype: torch.dtype, size: Size) -> None:
+    """Bit for bit, at timestep 0, where c2 is 0."""
+    run, x = stage_run(size, size, (12, 12), t=0.0)
+    x = x.to(dtype)
+    out = run.denoise(network, x, 1.0, ViewBatches(4))
+    assert torch.equal(out, network(x))
+    assert out.dtype == dtype
+
+
+def test_more_windows_or_dilation_are_not_the_plain_denoiser() -> None:
+    for window, t in (((12, 16), 0.0), ((24, 32), 300.0)):
+        run, x = stage_run((24, 32), window, (6, 8), t)
+        assert float((run.denoise(network, x, 1.0, ViewBatches(4)) - network(x)).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("t", [0.0, 400.0, 990.0, 1000.0])
+@pytest.mark.parametrize("view_batch", [1, 3, 16])
+def test_an_image_is_the_same_alone_and_in_a_batch(t: float, view_batch: int) -> None:
+    run, x = stage_run((33, 40), (16, 20), (8, 7), t)
+    together = run.denoise(network, x, 1.0, ViewBatches(view_batch))
+    for k in range(2):
+        alone = run.denoise(network, x[k : k + 1], 1.0, ViewBatches(1))
+        torch.testing.assert_close(together[k : k + 1], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_views_of_a_run_are_those_of_its_call() -> None:
+    run, x = stage_run((64, 64), (16, 16), (8, 8), 500.0)
+    for call in range(3):
+        assert run.local == local_views((64, 64), (16, 16), (8, 8), jitter_generator(1, call))
+        run.before_call(x, torch.tensor(2.0))
+    fixed, x = stage_run((64, 64), (16, 16), (8, 8), 500.0, jitter=False)
+    assert fixed.local == local_views((64, 64), (16, 16), (8, 8))
+
+
+def test_a_run_uses_the_weights_and_the_blur_of_its_level() -> None:
+    """c1 is not tested here: the steps of real samplers are in test_step_gate."""
+    fields = {"cosine_scale_2": 2.0, "cosine_scale_3": 0.5, "sigma": 1.3}
+    run, x = stage_run((24, 30), (12, 12), (6, 6), 600.0, factor=3, **fields)
+    factor = (1 + math.cos(math.pi * 0.4)) / 2
+    c2, std = factor**2, 1.3 * (0.99 * factor**0.5 + 0.01)
+    expected = fuse(network, x, run.local, run.dilated, c2, lambda z: blur_for_dilation(z, 3, std), 0.6)
+    torch.testing.assert_close(run.denoise(network, x, 0.6, ViewBatches(2)), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("correction", [0.0, 0.3, 1.0, torch.tensor([0.2, 0.9]).view(2, 1, 1, 1)])
+@pytest.mark.parametrize("size", [(24, 32), (33, 25)])
+def test_correction_for_a_linear_denoiser(correction: Tensor | float, size: Size) -> None:
+    """D(x) = a x gives (1 - c2) a x + c2 (a Gx + k (x - Gx)) for a correction of k, which may differ by image."""
+    x, a, c2 = randn(2, 4, *size), 0.4, 0.7
+    out = fuse(lambda crops, views, rows: a * crops, x, *views_on(size, 12, 6, 2), c2, soft_blur, correction)
+    blurred = soft_blur(x)
+    expected = (1 - c2) * a * x + c2 * (a * blurred + correction * (x - blurred))
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_correction_is_the_eps_of_the_blurred_latent_applied_to_x() -> None:
+    """k = 1 makes the x0 prediction of an eps model what a step with eps(Gx) from x needs: x - sigma eps(Gx)."""
+    x, sigma = randn(2, 4, 24, 32), 3.0
+    out = fuse(
+        lambda crops, views, rows: crops - sigma * torch.tanh(crops), x, *views_on((24, 32), 12, 6, 2), 1.0, soft_blur, 1.0
+    )
+    torch.testing.assert_close(out, x - sigma * torch.tanh(soft_blur(x)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("t", [0.0, 400.0, 999.0])
+def test_half_precision_stays_half_and_finite(dtype: torch.dtype, t: float) -> None:
+    """At the highest noise level too, where x reaches some 60, and under the narrowest blur."""
+    run, x = stage_run((33, 40), (16, 20), (8, 8), t, sigma=0.01)
+    x = 14.6 * x / x.std()
+    exact = run.denoise(network, x, 1.0, ViewBatches(3))
+    out = run.denoise(network, x.to(dtype), 1.0, ViewBatches(3))
+    assert out.dtype == dtype
+    assert torch.isfinite(out).all()
+    assert float((out.float() - exact).abs().max() / x.abs().max()) < 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize(
+    ("t", "expected"),
+    [
+        (1000, Weights(1.0, 1.0, 1.0)),
+        (500, Weights(0.125, 0.5, 0.505)),
+        (250, Weights(0.14644661**3, 0.14644661, 0.99 * 0.14644661 + 0.01)),
+        (0, Weights(0.0, 0.0, 0.01)),
+    ],
+)
+def test_weights_of_the_paper(t: float, expected: Weights) -> None:
+    weights = weights_at(t, Settings())
+    for name in ("skip", "dilated", "blur"):
+        assert getattr(weights, name) == pytest.approx(getattr(expected, name), abs=1e-9)
+
+
+@EXAMPLES
+@given(t=st.floats(0, 1000), scales=st.tuples(*[st.floats(0, 10)] * 3))
+def test_weights_stay_between_zero_and_one(t: float, scales: tuple[float, float, float]) -> None:
+    weights = weights_at(t, Settings(cosine_scale_1=scales[0], cosine_scale_2=scales[1], cosine_scale_3=scales[2]))
+    assert 0 <= cosine_factor(t) <= 1
+    assert 0 <= weights.skip <= 1
+    assert 0 <= weights.dilated <= 1
+    assert 0.01 <= weights.blur <= 1
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 5])
+@pytest.mark.parametrize("std", [0.008, 0.5, 0.8, 3.0])
+def test_blur_equals_a_dense_convolution(factor: int, std: float) -> None:
+    """2s - 1 taps, weights normed to one, zeros beyond the border."""
+    x = randn(2, 3, 11, 8, dtype=torch.float64)
+    reach = factor - 1
+    taps = range(-reach, reach + 1)
+    kernel = torch.tensor([[math.exp(-(i * i + j * j) / (2 * std**2)) for j in taps] for i in taps]).double()
+    kernel /= kernel.sum()
+    padded = F.pad(x, (reach,) * 4)
+    expected = sum(
+        kernel[i, j] * padded[..., i : i + 11, j : j + 8] for i in range(2 * reach + 1) for j in range(2 * reach + 1)
+    )
+    torch.testing.assert_close(gaussian_blur(x, factor, std), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_statistics_are_those_of_each_image() -> None:
+    x = randn(3, 4, 8, 9, dtype=torch.float64) * torch.tensor([1.0, 5.0, 0.1]).view(3, 1, 1, 1) + 2
+    mean, std = mean_and_std(x)
+    for k in range(3):
+        assert float(mean[k]) == pytest.approx(float(x[k].mean()))
+        assert float(std[k]) == pytest.approx(float(x[k].std()))
+    wanted_mean, wanted_std = randn(3, 1, 1, 1).double(), randn(3, 1, 1, 1, seed=1).abs().double()
+    for actual, expected in zip(mean_and_std(match_statistics(x, wanted_mean, wanted_std)), (wanted_mean, wanted_std)):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_matching_statistics_scales_and_moves_only() -> None:
+    x = randn(1, 4, 8, 9, dtype=torch.float64)
+    out = match_statistics(x, torch.tensor(3.0).view(1, 1, 1, 1), torch.tensor(2.0).view(1, 1, 1, 1))
+    torch.testing.assert_close(out, 3 + 2 * (x - x.mean()) / x.std())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("value", [0.0, 0.1, -7.3])
+def test_a_flat_image_stays_finite(dtype: torch.dtype, value: float) -> None:
+    """Its deviations are rounding errors, which must not be blown up to the wanted ones."""
+    x = torch.full((1, 4, 24, 32), value, dtype=dtype)
+    out = match_statistics(x, torch.ones(1, 1, 1, 1, dtype=dtype), torch.full((1, 1, 1, 1), 5.0, dtype=dtype))
+    assert torch.isfinite(out).all()
+
+
+def test_blur_for_dilation_keeps_the_statistics_of_each_image() -> None:
+    x = randn(2, 4, 20, 24, dtype=torch.float64) * torch.tensor([1.0, 9.0]).view(2, 1, 1, 1)
+    out = blur_for_dilation(x, 3, 0.8)
+    for actual, expected in zip(mean_and_std(out), mean_and_std(x)):
+        torch.testing.assert_close(actual, expected)
+    plain = gaussian_blur(x, 3, 0.8)
+    for k in range(2):
+        assert float(torch.corrcoef(torch.stack([out[k].flatten(), plain[k].flatten()]))[0, 1]) == pytest.approx(1)
+    torch.testing.assert_close(blur_for_dilation(x[1:], 3, 0.8), out[1:])
+
+
+def test_finished_stage_has_the_statistics_of_each_base_image() -> None:
+    base = randn(2, 4, 8, 12) * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1) - 1
+    x = randn(2, 4, 16, 24, seed=1) * 7
+    out = finish_stage(x, base)
+    for actual, expected in zip(mean_and_std(out), mean_and_std(base)):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(finish_stage(x[1:], base[1:]), out[1:])
+
+
+def test_anchor_of_the_first_stage_is_cut_from_the_base() -> None:
+    """And is the bicubic upsampling of that part; later stages take the whole of the stage before."""
+    crop = LocalView(2, 0, 4, 12)
+    stages = (StagePlan(1, 2.0, (8, 24), 2, (8, 12), (4, 6)), StagePlan(2, 3.0, (12, 36), 3, (8, 12), (4, 6)))
+    plan = Plan((8, 12), crop, stages)
+    base = randn(2, 4, 8, 12)
+    first = make_anchor(base, plan, stages[0])
+    torch.testing.assert_close(first, F.interpolate(base[:, :, 2:6], size=(8, 24), mode="bicubic"))
+    second = make_anchor(first, plan, stages[1])
+    torch.testing.assert_close(second, F.interpolate(first, size=(12, 36), mode="bicubic"))

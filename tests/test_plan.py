@@ -1,0 +1,382 @@
+"""The stages that settings lead to: sizes, views and cost, and what does not fit a base picture."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import assume, example, given, settings
+
+from lib_demofusion.plan import Plan, make_plan, parse_stages
+from lib_demofusion.settings import Settings, SettingsError, parse_settings
+from lib_demofusion.views import LocalView, Size, dilated_size
+
+EXAMPLES = settings(max_examples=300, deadline=None)
+BASES = [(32, 32), (33, 33), (32, 48), (48, 32), (64, 64), (64, 96), (96, 64), (104, 152), (128, 128), (8, 100)]
+SCALES = [1, 1.25, 1.5, 2, 2.5, 3, 3.75, 4, 5, 6, 7, 8]
+
+
+def plan_of(base: Size, **values: object) -> Plan:
+    return make_plan(parse_settings(values), base)
+
+
+def sizes(plan: Plan) -> list[Size]:
+    return [stage.size for stage in plan.stages]
+
+
+def scales(plan: Plan) -> list[float]:
+    return [stage.scale for stage in plan.stages]
+
+
+def rounded(value: float) -> int:
+    """To the nearest whole number, halves upward."""
+    return math.floor(value + 0.5)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_size_is_the_scaled_base(base: Size, scale: float) -> None:
+    """To the nearest cell, of the whole base picture."""
+    plan = plan_of(base, scale=scale)
+    size = (rounded(base[0] * scale), rounded(base[1] * scale))
+    assert plan.pixels == (8 * size[0], 8 * size[1])
+    assert plan.crop == LocalView(0, 0, *base)
+    assert sizes(plan)[-1:] == ([size] if size != base else [])
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        (1.25, [1.25]),
+        (1.5, [1.5]),
+        (2, [2]),
+        (2.25, [2.25]),
+        (2.5, [2, 2.5]),
+        (3, [2, 3]),
+        (3.25, [2, 3.25]),
+        (3.5, [2, 3, 3.5]),
+        (4, [2, 3, 4]),
+        (8, [2, 3, 4, 5, 6, 7, 8]),
+    ],
+)
+def test_automatic_stages_are_the_whole_scales(scale: float, expected: list[float]) -> None:
+    """Save one that lies closer than a half below the last."""
+    plan = plan_of((64, 96), scale=scale)
+    assert scales(plan) == expected
+    assert sizes(plan) == [(rounded(64 * k), rounded(96 * k)) for k in expected]
+    assert [stage.number for stage in plan.stages] == list(range(1, len(expected) + 1))
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("values", [{"scale": 1}, {"stages": "1"}, {"scale": 1, "window": 16, "stride": 4}])
+def test_scale_one_is_no_stage(base: Size, values: dict[str, object]) -> None:
+    plan = plan_of(base, **values)
+    assert plan == Plan(base, LocalView(0, 0, *base), (), plan.notes)
+    assert plan.pixels == (8 * base[0], 8 * base[1])
+    assert plan.cost == 1
+
+
+def test_size_of_the_base_is_no_stage() -> None:
+    assert plan_of((64, 96), width=768, height=512).stages == ()
+    assert plan_of((64, 96), width=768).stages == ()
+    assert plan_of((64, 96), height=512).stages == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1,2,4", [2, 4]),
+        ("2,4", [2, 4]),
+        ("1, 2 ,4", [2, 4]),
+        ("1;2;4", [2, 4]),
+        ("1.5,3", [1.5, 3]),
+        ("8", [8]),
+        ("1", []),
+        ("", []),
+    ],
+)
+def test_stage_list_is_read_without_the_base(text: str, expected: list[float]) -> None:
+    assert parse_stages(text) == expected
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("text", ["1,2,4", "1.5,2.5", "3", "1,1.5,2,8"])
+def test_stage_list_decides_the_sizes(base: Size, text: str) -> None:
+    plan = plan_of(base, stages=text)
+    expected = parse_stages(text)
+    assert sizes(plan) == [(rounded(base[0] * k), rounded(base[1] * k)) for k in expected]
+    assert scales(plan)[:-1] == expected[:-1]
+    assert plan.notes == () or "rounded" in plan.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"stages": "1.001,2"}, [2]),
+        ({"stages": "2,2.001"}, [2]),
+        ({"stages": "2,2.001,2.002,4"}, [2.002, 4]),
+        ({"stages": "1.001"}, []),
+        ({"stages": "1,2.957", "width": 760}, [2.96875]),
+    ],
+)
+def test_scales_that_round_to_one_size_are_one_stage(values: dict[str, object], expected: list[float]) -> None:
+    plan = plan_of((32, 32), **values)
+    assert scales(plan) == expected
+    assert len({(32, 32), *sizes(plan)}) == 1 + len(expected)
+
+
+def test_scale_beside_a_stage_list_is_said_to_be_unused() -> None:
+    assert plan_of((64, 64), stages="1,2,4", scale=3).notes == ("stages end at 4, so scale 3 is not used",)
+    assert plan_of((64, 64), stages="1,2,4", scale=4).notes == ()
+    assert plan_of((64, 64), stages="1,2,4").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("base", "values", "pixels"),
+    [
+        ((64, 64), {"width": 1024, "height": 1024}, (1024, 1024)),
+        ((64, 64), {"width": 1024}, (1024, 1024)),
+        ((64, 64), {"height": 1024}, (1024, 1024)),
+        ((64, 96), {"width": 1536}, (1024, 1536)),
+        ((64, 96), {"height": 1024}, (1024, 1536)),
+        ((64, 96), {"height": 1024, "scale": 5}, (1024, 1536)),
+        ((104, 152), {"width": 2000}, (1368, 2000)),
+        ((33, 33), {"height": 2112}, (2112, 2112)),
+    ],
+)
+def test_one_side_keeps_the_shape_of_the_base(base: Size, values: dict[str, int], pixels: Size) -> None:
+    plan = plan_of(base, **values)
+    assert plan.pixels == pixels
+    assert plan.crop == LocalView(0, 0, *base)
+
+
+@pytest.mark.parametrize(
+    ("base", "width", "height", "crop"),
+    [
+        ((64, 64), 2048, 1024, LocalView(16, 0, 32, 64)),
+        ((64, 64), 1024, 2048, LocalView(0, 16, 64, 32)),
+        ((64, 96), 1024, 1024, LocalView(0, 16, 64, 64)),
+        ((64, 96), 1536, 512, LocalView(16, 0, 32, 96)),
+        ((128, 128), 2048, 1536, LocalView(16, 0, 96, 128)),
+        ((33, 33), 528, 264, LocalView(8, 0, 17, 33)),
+    ],
+)
+def test_another_shape_is_cut_from_the_middle(base: Size, width: int, height: int, crop: LocalView) -> None:
+    plan = plan_of(base, width=width, height=height)
+    assert plan.pixels == (height, width)
+    assert plan.crop == crop
+    assert f"the base picture is cut to {8 * crop.width}x{8 * crop.height} to match the final shape" in plan.notes
+    assert plan.stages[-1].scale == max(height / 8 / crop.height, width / 8 / crop.width)
+
+
+@pytest.mark.parametrize(
+    ("values", "pixels", "note"),
+    [
+        ({"scale": 1.7}, (872, 872), "870.4x870.4 is rounded to 872x872, multiples of 8 pixels"),
+        ({"width": 1001, "height": 1003}, (1000, 1000), "1001x1003 is rounded to 1000x1000, multiples of 8 pixels"),
+        ({"width": 1004}, (1008, 1008), "1004x1008 is rounded to 1008x1008, multiples of 8 pixels"),
+        ({"height": 515}, (512, 512), "512x515 is rounded to 512x512, multiples of 8 pixels"),
+    ],
+)
+def test_rounding_is_noted(values: dict[str, float], pixels: Size, note: str) -> None:
+    plan = plan_of((64, 64), **values)
+    assert plan.pixels == pixels
+    assert note in plan.notes
+
+
+def test_whole_cells_are_not_noted() -> None:
+    assert plan_of((64, 96), scale=2.5).notes == ()
+    assert plan_of((64, 96), width=1536, height=1024).notes == ()
+
+
+def test_stage_list_and_final_size() -> None:
+    """The list gives what comes before the final size, whose own scale may be in it or not."""
+    assert scales(plan_of((64, 64), stages="1,2,4", width=2048)) == [2, 4]
+    assert scales(plan_of((64, 64), stages="1,2", width=2048)) == [2, 4]
+    assert scales(plan_of((64, 64), stages="2,3", width=2048, height=1024)) == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("scale", "evaluations", "cost"),
+    [(2, [13], 14), (3, [13, 34], 48), (4, [13, 34, 65], 113), (5, [13, 34, 65, 106], 219)],
+)
+def test_cost_is_that_of_the_paper(scale: int, evaluations: list[int], cost: float) -> None:
+    """SDXL's 128 cells at a stride of 64, in the unit of its base pass; research on the paper's figures has these."""
+    plan = plan_of((128, 128), scale=scale)
+    assert [stage.evaluations for stage in plan.stages] == evaluations
+    assert plan.cost == cost
+
+
+def test_parts_of_a_stage() -> None:
+    (stage,) = plan_of((64, 96), scale=2).stages
+    assert (stage.window, stage.stride, stage.factor) == ((64, 96), (32, 48), 2)
+    assert (stage.local_count, stage.dilated_count) == (9, 4)
+    assert stage.pixels == (1024, 1536)
+    assert stage.cells == 13 * 64 * 96
+    assert stage.overlaps_after_jitter
+
+
+def test_views_without_overlap_cannot_be_shifted() -> None:
+    (stage,) = plan_of((64, 64), scale=2, window=32, stride=32).stages
+    assert not stage.overlaps_after_jitter
+    assert stage.local_count == 16
+
+
+def test_cost_counts_the_window_that_is_asked_for() -> None:
+    (stage,) = plan_of((64, 64), scale=2, window=32, stride=16).stages
+    assert stage.local_count == 49
+    assert stage.cells == 49 * 32 * 32 + 4 * 64 * 64
+
+
+@pytest.mark.parametrize(
+    ("scale", "factors"),
+    [(1.2, [2]), (2.4, [2]), (2.5, [2, 3]), (4, [2, 3, 4]), (4.49, [2, 3, 4]), (4.5, [2, 3, 4, 5])],
+)
+def test_factor_is_the_nearest_whole_scale_but_two_at_least(scale: float, factors: list[int]) -> None:
+    assert [stage.factor for stage in plan_of((100, 100), scale=scale).stages] == factors
+
+
+def test_window_and_stride_do_not_exceed_a_stage() -> None:
+    plan = plan_of((64, 64), width=4096, height=512, window=256, stride=200)
+    assert plan.crop == LocalView(28, 0, 8, 64)
+    for stage in plan.stages:
+        assert stage.window == (min(256, stage.size[0]), min(256, stage.size[1]))
+        assert stage.stride == (min(200, stage.size[0]), min(200, stage.size[1]))
+
+
+SIDES = st.integers(8, 160)
+
+
+@EXAMPLES
+@given(base=st.tuples(SIDES, SIDES), scale=st.floats(1, 8))
+@example(base=(64, 96), scale=1.9)
+@example(base=(10, 100), scale=1.05)
+def test_scale_never_cuts_the_base(base: Size, scale: float) -> None:
+    plan = plan_of(base, scale=scale)
+    assert plan.crop == LocalView(0, 0, *base)
+    for axis in (0, 1):
+        assert abs(plan.pixels[axis] / 8 - base[axis] * scale) <= 0.5 + 1e-9
+    assert_sane(plan)
+
+
+@EXAMPLES
+@given(base=st.tuples(SIDES, SIDES), pixels=st.integers(64, 64 * 160), axis=st.sampled_from(["width", "height"]))
+@example(base=(64, 32), pixels=252, axis="width")
+@example(base=(96, 8), pixels=515, axis="width")
+def test_one_side_is_met_or_named(base: Size, pixels: int, axis: str) -> None:
+    """A side out of range is named as it was given, never the other, which follows from it."""
+    native = base[1] if axis == "width" else base[0]
+    if native <= rounded(pixels / 8) <= 8 * native:
+        plan = plan_of(base, **{axis: pixels})
+        assert abs(plan.pixels[axis == "width"] - pixels) <= 4
+        assert plan.crop == LocalView(0, 0, *base)
+        assert_sane(plan)
+        return
+    message = (
+        rf"^{axis} = {pixels} is not possible; allowed: 0, or {8 * native} to {64 * native} for this base picture$"
+    )
+    with pytest.raises(SettingsError, match=message):
+        plan_of(base, **{axis: pixels})
+
+
+@EXAMPLES
+@given(
+    base=st.tuples(SIDES, SIDES),
+    grown=st.tuples(st.floats(1, 8), st.floats(1, 8)),
+    window=st.sampled_from([0, 8, 16]),
+    stages=st.sampled_from(["", "1,1.5", "1"]),
+)
+def test_any_shape_can_be_asked_for(base: Size, grown: tuple[float, float], window: int, stages: str) -> None:
+    """The part of the base that is kept has the shape of the final picture, to a cell, and lies in the middle."""
+    target = rounded(base[0] * grown[0]), rounded(base[1] * grown[1])
+    assume(not stages or max(grown) > 1.6)
+    plan = plan_of(base, height=8 * target[0], width=8 * target[1], window=window, stages=stages)
+    assert plan.pixels == (8 * target[0], 8 * target[1])
+    scale = max(target[0] / base[0], target[1] / base[1])
+    kept = (plan.crop.height, plan.crop.width)
+    assert any(side == whole for side, whole in zip(kept, base))
+    for axis in (0, 1):
+        assert abs(kept[axis] - target[axis] / scale) <= 0.5 + 1e-9 or kept[axis] == 1
+        before = (plan.crop.top, plan.crop.left)[axis]
+        assert before == (base[axis] - kept[axis]) // 2
+    assert_sane(plan)
+
+
+def assert_sane(plan: Plan) -> None:
+    """What the rest of the program relies on."""
+    assert scales(plan) == sorted(set(scales(plan)))
+    for stage in plan.stages:
+        assert stage.factor >= 2
+        assert all(1 <= s <= w <= n for s, w, n in zip(stage.stride, stage.window, stage.size))
+        assert all(side >= 1 for side in dilated_size(stage.size, stage.factor))
+    for before, after in pairwise([(plan.crop.height, plan.crop.width), *sizes(plan)]):
+        assert before != after
+    assert plan.cost >= 1
+
+
+def test_impossible_plans_are_seen() -> None:
+    falling = Plan((64, 64), LocalView(0, 0, 64, 64), plan_of((64, 64), scale=3).stages[::-1])
+    with pytest.raises(AssertionError):
+        assert_sane(falling)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"width": 504}, "width = 504 is not possible; allowed: 0, or 512 to 4096 for this base picture"),
+        ({"height": 504}, "height = 504 is not possible; allowed: 0, or 512 to 4096 for this base picture"),
+        ({"width": 4104}, "width = 4104 is not possible; allowed: 0, or 512 to 4096 for this base picture"),
+        (
+            {"width": 1024, "height": 256},
+            "height = 256 is not possible; allowed: 0, or 512 to 4096 for this base picture",
+        ),
+        (
+            {"width": 256, "height": 1024},
+            "width = 256 is not possible; allowed: 0, or 512 to 4096 for this base picture",
+        ),
+        ({"width": 1}, "width = 1 is not possible; allowed: 0, or 512 to 4096 for this base picture"),
+        (
+            {"window": 129},
+            "window = 129 is not possible; allowed: 0, or 8 to 128 cells, the longer side of the final picture",
+        ),
+        (
+            {"window": 7},
+            "window = 7 is not possible; allowed: 0, or 8 to 128 cells, the longer side of the final picture",
+        ),
+        ({"stride": 65}, "stride = 65 is not possible; allowed: 0, or 1 to 64, the window's shorter side"),
+        (
+            {"window": 16, "stride": 17},
+            "stride = 17 is not possible; allowed: 0, or 1 to 16, the window's shorter side",
+        ),
+        (
+            {"stages": "1,2,4", "width": 1024},
+            "stages = '1,2,4' is not possible; allowed: scales up to 2, that of the final size",
+        ),
+        ({"stages": "4,2"}, "stages = '4,2' is not possible; allowed: rising scales between 1 and 8 such as 1,2,4"),
+        ({"stages": "2,2"}, "stages = '2,2' is not possible; allowed: rising scales between 1 and 8 such as 1,2,4"),
+        ({"stages": "1,,2"}, "stages = '1,,2' is not possible; allowed: rising scales between 1 and 8 such as 1,2,4"),
+        ({"stages": "0,2"}, "stages = '0,2' is not possible; allowed: rising scales between 1 and 8 such as 1,2,4"),
+        ({"stages": "nan"}, "stages = 'nan' is not possible; allowed: rising scales between 1 and 8 such as 1,2,4"),
+        ({"stages": "2,9"}, "stages = '2,9' is not possible; allowed: rising scales between 1 and 8 such as 1,2,4"),
+        ({"scale": 0}, "scale = 0 is not possible; allowed: a number from 1 to 8"),
+        ({"scale": "big"}, "scale = 'big' is not possible; allowed: a number from 1 to 8"),
+    ],
+)
+def test_what_does_not_fit_is_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        plan_of((64, 64), **values)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("values", [{"window": 128}, {"window": 8}, {"stride": 64}, {"window": 16, "stride": 16}])
+def test_limits_of_window_and_stride_fit(values: dict[str, int]) -> None:
+    (stage,) = plan_of((64, 64), **values).stages
+    assert stage.window == (values.get("window", 64),) * 2
+    assert stage.stride == (values.get("stride", max(1, stage.window[0] // 2)),) * 2
+
+
+def test_default_settings_double_the_base() -> None:
+    plan = make_plan(Settings(), (64, 64))
+    assert sizes(plan) == [(128, 128)]

@@ -1,0 +1,334 @@
+"""Settings from people, programs and infotexts: what is good comes through, what is bad is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import example, given, settings
+
+from lib_demofusion.plan import make_plan
+from lib_demofusion.settings import (
+    ENABLED_KEY,
+    NAMES,
+    PRESETS,
+    SPECS,
+    Settings,
+    SettingsError,
+    from_infotext,
+    parse_settings,
+    settings_from_args,
+    to_infotext,
+)
+
+EXAMPLES = settings(max_examples=200, deadline=None)
+BOOLS = [name for name, spec in SPECS.items() if spec.kind is bool]
+INTS = [name for name, spec in SPECS.items() if spec.kind is int]
+FLOATS = [name for name, spec in SPECS.items() if spec.kind is float]
+
+HUGE = 10**5000
+"""Python refuses to write it: more than 4300 digits."""
+
+NEVER_GOOD = [
+    "abc",
+    "3 cats",
+    "\x00",
+    "9" * 100_000,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    "nan",
+    "inf",
+    "1e400",
+    -1,
+    "-1",
+    1e9,
+    1e300,
+    10**400,
+    -(10**400),
+    HUGE,
+    {},
+    {"scale": 2},
+    object(),
+    1j,
+    {1, 2},
+    lambda: 2,
+]
+BAD_NUMBERS = [*NEVER_GOOD, "", " ", True, False, "True", [], [2], [HUGE], (2,), "2,0", "0x2", b"abc", [[[2]]]]
+BAD_WHOLE_NUMBERS = [*BAD_NUMBERS, 2.5, "2.5", 1e-9]
+BAD_BOOLS = [*NEVER_GOOD, "", "yes", 2, 0.5, "None", [], [True], [HUGE], (1,)]
+BAD_STAGES = [
+    *NEVER_GOOD,
+    True,
+    False,
+    "2,",
+    ",2",
+    "1,,2",
+    ",",
+    "2 4",
+    "4,2",
+    "2,2",
+    "1,1,2",
+    "9",
+    "0",
+    "0.5,2",
+    "2,8.1",
+]
+BAD_STAGES += [[4, 2], [2, 2], [None, 2], [1, "abc"], [[1, 2], [3]], [True, 2], [2, HUGE], b"1,2", bytearray(b"2")]
+BAD_STAGES += ["1," * 50_000 + "2", "1, 2, nan", "1,inf", "2;1"]
+
+
+def is_named(error: SettingsError, name: str, value: object) -> bool:
+    """Whether the message names the field, what it was given, and what it may be given."""
+    text = str(error)
+    if isinstance(value, str) and len(value) < 50 and repr(value) not in text:
+        return False
+    if type(value) in (int, float) and abs(value) < 1e15 and f"{value:g}" not in text and repr(value) not in text:
+        return False
+    return text.startswith(f"{name} = ") and error.name == name and "; allowed: " in text and len(text) < 300
+
+
+def cases(fields: list[str], values: list[object]) -> list[object]:
+    """Every value for every field."""
+    named = [(name, value) for name in fields for value in values]
+    return [pytest.param(name, value, id=f"{name}-{i % len(values)}") for i, (name, value) in enumerate(named)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *cases(FLOATS, BAD_NUMBERS),
+        *cases(INTS, BAD_WHOLE_NUMBERS),
+        *cases(BOOLS, BAD_BOOLS),
+        *cases(["preset"], [*NEVER_GOOD, "", "paper", True, [], ["abc"]]),
+    ],
+)
+def test_bad_value_is_named(name: str, value: object) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_settings({name: value})
+    assert is_named(caught.value, name, value)
+    assert SPECS[name].allowed in str(caught.value)
+
+
+@pytest.mark.parametrize("value", BAD_STAGES, ids=range(len(BAD_STAGES)))
+def test_bad_stage_list_is_named(value: object) -> None:
+    """By the settings where it is no text at all, else by the plan, which reads it."""
+    with pytest.raises(SettingsError) as caught:
+        make_plan(parse_settings({"stages": value}), (64, 64))
+    assert caught.value.name == "stages"
+    assert is_named(caught.value, "stages", value if isinstance(value, str) else None)
+    assert "rising scales between 1 and 8" in str(caught.value)
+
+
+def test_message_without_field_value_or_range_is_seen() -> None:
+    good = SettingsError("scale", 0, "a number from 1 to 8")
+    assert str(good) == "scale = 0 is not possible; allowed: a number from 1 to 8"
+    assert is_named(good, "scale", 0)
+    assert not is_named(good, "width", 0)
+    assert not is_named(good, "scale", 7)
+    assert not is_named(good, "scale", "zero")
+
+
+ANYTHING = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(max_size=8), st.complex_numbers()
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=4), inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+def parsed_or_error(values: dict[str, object]) -> Settings | SettingsError:
+    try:
+        parsed = parse_settings(values)
+        make_plan(parsed, (64, 96))
+    except SettingsError as error:
+        return error
+    return parsed
+
+
+@EXAMPLES
+@given(values=st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=3))
+def test_anything_is_parsed_or_named(values: dict[str, object]) -> None:
+    """No other exception, down to the plan, and what is accepted is in its range."""
+    parsed = parsed_or_error(values)
+    if isinstance(parsed, SettingsError):
+        assert parsed.name in NAMES
+        assert is_named(parsed, parsed.name, None)
+        return
+    for name in FLOATS + INTS:
+        assert SPECS[name].minimum <= getattr(parsed, name) <= SPECS[name].maximum
+        assert type(getattr(parsed, name)) is SPECS[name].kind
+
+
+def test_deeply_nested_list_is_named() -> None:
+    value: object = 2
+    for _ in range(100_000):
+        value = [value]
+    for name in ("scale", "stages", "jitter"):
+        with pytest.raises(SettingsError) as caught:
+            make_plan(parse_settings({name: value}), (64, 64))
+        assert caught.value.name == name
+
+
+@pytest.mark.parametrize("name", ["colour", "", "Scale", "__class__", "spec", "scale ", 5, None, ("a",), "x" * 10_000])
+def test_unknown_field_is_named(name: object) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_settings({"scale": 3, name: 4})
+    message = str(caught.value)
+    assert message.startswith(f"{name} = 4 is not possible")
+    assert all(field in message for field in NAMES)
+
+
+def test_none_and_missing_fields_have_their_defaults() -> None:
+    assert parse_settings({}) == Settings()
+    assert parse_settings(dict.fromkeys(NAMES)) == Settings()
+    assert parse_settings({"scale": None, "window": 64}) == Settings(window=64)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("scale", 3, 3.0),
+        ("scale", "2.5", 2.5),
+        ("scale", " 4 ", 4.0),
+        ("scale", 8, 8.0),
+        ("scale", 1, 1.0),
+        ("width", 2048.0, 2048),
+        ("width", "2048", 2048),
+        ("width", 0, 0),
+        ("window", 512, 512),
+        ("sigma", 0.01, 0.01),
+        ("cosine_scale_1", 0, 0.0),
+        ("jitter", False, False),
+        ("jitter", "False", False),
+        ("jitter", "true", True),
+        ("jitter", 0, False),
+        ("jitter", 1, True),
+        ("preset", "Paper", "Paper"),
+        ("stages", " 1,2,4 ", "1,2,4"),
+        ("stages", [1, 2, 4], "1,2,4"),
+        ("stages", (1, 2.5), "1,2.5"),
+        ("stages", ["1", "3"], "1,3"),
+        ("stages", [], ""),
+        ("stages", 2, "2"),
+        ("stages", 2.5, "2.5"),
+    ],
+)
+def test_good_value_is_taken(name: str, value: object, expected: object) -> None:
+    parsed = getattr(parse_settings({name: value}), name)
+    assert parsed == expected
+    assert type(parsed) is type(expected)
+
+
+def test_arguments_come_in_field_order_or_as_one_dict() -> None:
+    assert NAMES[:3] == ("enabled", "scale", "width")
+    assert settings_from_args([True, 3, 0]) == Settings(enabled=True, scale=3.0)
+    assert settings_from_args([{"enabled": True, "scale": 3}]) == Settings(enabled=True, scale=3.0)
+    assert settings_from_args([]) == Settings()
+    assert settings_from_args(list(dataclasses.astuple(Settings(window=96, jitter=False)))) == Settings(
+        window=96, jitter=False
+    )
+    with pytest.raises(SettingsError, match=r"scale = 'abc' is not possible; allowed: a number from 1 to 8"):
+        settings_from_args([True, "abc"])
+
+
+def test_preset_gives_what_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "Paper", {"sigma": 1.5, "jitter": False})
+    assert parse_settings({}) == Settings(sigma=1.5, jitter=False)
+    assert parse_settings({"preset": "Paper", "sigma": 2, "jitter": None}) == Settings(sigma=2.0, jitter=False)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_values_of_presets_are_possible(name: str) -> None:
+    assert parse_settings(PRESETS[name]) == Settings(**PRESETS[name])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_default_lies_in_its_range(name: str) -> None:
+    default = getattr(Settings, name)
+    assert SPECS[name].parse(name, default) == default
+    assert type(default) is SPECS[name].kind
+
+
+@pytest.mark.parametrize("name", FLOATS + INTS)
+def test_limits_are_possible_and_what_is_beyond_is_not(name: str) -> None:
+    spec = SPECS[name]
+    for limit, beyond in ((spec.minimum, -1), (spec.maximum, 1)):
+        assert SPECS[name].parse(name, limit) == limit
+        outside = limit + beyond if spec.kind is int else math.nextafter(limit, beyond * math.inf)
+        with pytest.raises(SettingsError):
+            SPECS[name].parse(name, outside)
+
+
+def drawn(name: str) -> st.SearchStrategy:
+    """Possible values of a field."""
+    spec = SPECS[name]
+    if spec.kind is bool:
+        return st.booleans()
+    if spec.kind is int:
+        return st.integers(int(spec.minimum), int(spec.maximum))
+    if spec.kind is float:
+        fine = st.floats(spec.minimum, spec.maximum)
+        return st.one_of(fine, fine.map(lambda value: min(max(round(value, 2), spec.minimum), spec.maximum)))
+    if spec.choices:
+        return st.sampled_from(spec.choices)
+    scales = st.lists(st.integers(100, 800), unique=True, max_size=6).map(sorted)
+    return scales.map(lambda cents: ",".join(f"{cent / 100:g}" for cent in cents))
+
+
+SETTINGS = st.builds(Settings, **{name: drawn(name) for name in NAMES})
+
+
+def pasted(infotext: dict[str, str]) -> Settings:
+    return Settings(**{name: from_infotext(name, infotext) for name in NAMES})
+
+
+@EXAMPLES
+@given(given_settings=SETTINGS)
+@example(given_settings=Settings(scale=7 / 3, sigma=0.1 + 0.2, cosine_scale_1=1e-7, cosine_scale_2=9.123456789))
+def test_infotext_gives_the_settings_back(given_settings: Settings) -> None:
+    """`enabled` is not among its keys: the host layer writes that one itself."""
+    infotext = to_infotext(given_settings)
+    assert pasted({**infotext, ENABLED_KEY: "1.0"}) == dataclasses.replace(given_settings, enabled=True)
+    assert pasted(infotext) == dataclasses.replace(given_settings, enabled=False)
+
+
+@EXAMPLES
+@given(given_settings=SETTINGS)
+def test_infotext_is_what_the_host_can_parse(given_settings: Settings) -> None:
+    """The host finds `key: value` with key = \\w[\\w \\-/]+, and drops empty values (infotext_utils.py)."""
+    infotext = to_infotext(given_settings)
+    for key, value in infotext.items():
+        assert re.fullmatch(r"\w[\w \-/]+", key)
+        assert isinstance(value, str)
+        assert value.strip() == value
+        assert value
+        assert "\n" not in value
+    differing = {name for name in NAMES if getattr(given_settings, name) != getattr(Settings, name)} - {"enabled"}
+    assert set(infotext) == {SPECS[name].infotext for name in differing}
+
+
+def test_infotext_of_defaults_is_empty() -> None:
+    assert to_infotext(Settings(enabled=True)) == {}
+    assert to_infotext(Settings(scale=3.0, stages="1,3", jitter=False)) == {
+        "DemoFusion scale": "3",
+        "DemoFusion stages": "1,3",
+        "DemoFusion jitter": "False",
+    }
+
+
+def test_infotext_keys_and_labels_are_unique() -> None:
+    for values in ([spec.infotext for spec in SPECS.values()], [spec.label for spec in SPECS.values()]):
+        assert len(set(values)) == len(values)
+        assert all(len(value) >= 2 for value in values)
+    assert all(re.fullmatch(r"\w[\w \-/]+", spec.infotext) for spec in SPECS.values())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("enabled", "stages")])
+@pytest.mark.parametrize("text", ["broken", "nan", "-7", ""])
+def test_broken_infotext_gives_the_default(name: str, text: str) -> None:
+    assert from_infotext(name, {SPECS[name].infotext: text}) == getattr(Settings, name)

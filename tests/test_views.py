@@ -1,0 +1,250 @@
+"""The views of a latent: they cover it, stay inside it, and move by (stage, step) alone."""
+
+from __future__ import annotations
+
+import math
+import random
+from itertools import pairwise
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from torch import Tensor
+
+from lib_demofusion.plan import StagePlan
+from lib_demofusion.views import (
+    LocalView,
+    Size,
+    coverage,
+    dilated_size,
+    dilated_views,
+    jitter_generator,
+    jitter_range,
+    local_views,
+    view_starts,
+)
+
+EXAMPLES = settings(max_examples=150, deadline=None)
+
+
+@st.composite
+def axes(draw: st.DrawFn) -> tuple[int, int, int]:
+    """One axis of a latent: its length, from one window to eight, the window and the stride."""
+    window = draw(st.integers(1, 20))
+    stride = draw(st.integers(1, window))
+    # many views make slow tests: not more than some 24 along one axis
+    length = draw(st.integers(window, min(8 * window, window + 24 * stride)))
+    return length, window, stride
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> tuple[Size, Size, Size]:
+    """Size, window and stride of a latent, not square in general."""
+    (height, *vertical), (width, *horizontal) = draw(axes()), draw(axes())
+    return (height, width), (vertical[0], horizontal[0]), (vertical[1], horizontal[1])
+
+
+def count_by_hand(views: list[LocalView], size: Size) -> Tensor:
+    count = torch.zeros(size)
+    for view in views:
+        count[view.top : view.top + view.height, view.left : view.left + view.width] += 1
+    return count
+
+
+def is_inside(view: LocalView, size: Size) -> bool:
+    return 0 <= view.top <= size[0] - view.height and 0 <= view.left <= size[1] - view.width
+
+
+STEPS = st.one_of(st.none(), st.integers(0, 200))
+"""The step whose jitter is drawn, or none for views without jitter."""
+
+
+def views_of(size: Size, window: Size, stride: Size, step: int | None) -> list[LocalView]:
+    return local_views(size, window, stride, None if step is None else jitter_generator(1, step))
+
+
+@EXAMPLES
+@given(grid=grids(), step=STEPS)
+@example(grid=((99, 64), (64, 64), (32, 32)), step=0)
+@example(grid=((100, 129), (64, 64), (4, 8)), step=3)
+@example(grid=((512, 65), (64, 64), (64, 64)), step=None)
+def test_views_cover_every_cell_and_stay_inside(grid: tuple[Size, Size, Size], step: int | None) -> None:
+    size, window, stride = grid
+    views = views_of(size, window, stride, step)
+    assert all(is_inside(view, size) for view in views)
+    assert {(view.height, view.width) for view in views} == {window}
+    count = count_by_hand(views, size)
+    assert count.min() >= 1
+    assert torch.equal(coverage(views, size), count)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(64, 32), (96, 48), (128, 64), (64, 40), (64, 63)])
+def test_every_length_from_one_window_to_eight(window: int, stride: int) -> None:
+    """The usual windows, one axis at a time, under the jitter of another step for each length."""
+    for length in range(window, 8 * window + 1):
+        for step in (None, length, length + 1):
+            for size, windows, strides in (
+                ((length, 2), (window, 2), (stride, 1)),
+                ((2, length), (2, window), (1, stride)),
+            ):
+                views = views_of(size, windows, strides, step)
+                assert all(is_inside(view, size) for view in views), (size, step)
+                assert count_by_hand(views, size).min() >= 1, (size, step)
+
+
+def test_an_uncovered_cell_is_seen() -> None:
+    views = views_of((128, 128), (64, 64), (32, 32), None)
+    assert count_by_hand(views[1:], (128, 128)).min() == 0
+    assert not is_inside(LocalView(65, 0, 64, 64), (128, 128))
+    assert not is_inside(LocalView(0, -1, 64, 64), (128, 128))
+
+
+@EXAMPLES
+@given(grid=grids(), step=STEPS)
+def test_number_of_views_is_the_planned_one(grid: tuple[Size, Size, Size], step: int | None) -> None:
+    size, window, stride = grid
+    expected = math.prod(math.ceil((n - w) / s) + 1 for n, w, s in zip(size, window, stride))
+    assert StagePlan(1, 2.0, size, 2, window, stride).local_count == expected
+    assert len(views_of(size, window, stride, step)) == expected
+
+
+@pytest.mark.parametrize(
+    ("length", "window", "stride", "starts"),
+    [
+        (64, 64, 32, [0]),
+        (65, 64, 32, [0, 1]),
+        (96, 64, 32, [0, 32]),
+        (97, 64, 32, [0, 32, 33]),
+        (128, 64, 64, [0, 64]),
+        (10, 4, 3, [0, 3, 6]),
+        (5, 8, 4, [0]),
+    ],
+)
+def test_starts_along_one_axis(length: int, window: int, stride: int, starts: list[int]) -> None:
+    assert view_starts(length, window, stride) == starts
+
+
+@EXAMPLES
+@given(grid=grids(), step=st.integers(0, 200))
+def test_jitter_keeps_within_its_range(grid: tuple[Size, Size, Size], step: int) -> None:
+    """A view moves by jitter_range at most, and along no axis on which it touches the border."""
+    size, window, stride = grid
+    plain, moved = views_of(size, window, stride, None), views_of(size, window, stride, step)
+    for before, after in zip(plain, moved):
+        places = ((before.top, after.top), (before.left, after.left))
+        for (old, new), n, w, s in zip(places, size, window, stride):
+            assert abs(new - old) <= jitter_range(w, s)
+            if old in (0, n - w):
+                assert new == old
+
+
+@EXAMPLES
+@given(grid=grids(), step=st.integers(0, 200))
+def test_neighbours_overlap_after_jitter(grid: tuple[Size, Size, Size], step: int) -> None:
+    """By the half of what they share without it, less the rounding of its range."""
+    size, window, stride = grid
+    columns = len(view_starts(size[1], window[1], stride[1]))
+    views = views_of(size, window, stride, step)
+    rows = [views[i : i + columns] for i in range(0, len(views), columns)]
+    for row in rows:
+        for left, right in pairwise(row):
+            assert left.left + left.width - right.left >= (window[1] - stride[1]) / 2
+    for upper_row, lower_row in pairwise(rows):
+        for upper, lower in zip(upper_row, lower_row):
+            assert upper.top + upper.height - lower.top >= (window[0] - stride[0]) / 2
+
+
+BIG = ((256, 192), (64, 64), (32, 32))
+
+
+def test_jitter_moves_views_along_both_axes_and_up_to_its_range() -> None:
+    plain = views_of(*BIG, None)
+    rows, columns = set(), set()
+    for step in range(40):
+        for before, after in zip(plain, views_of(*BIG, step)):
+            rows.add(after.top - before.top)
+            columns.add(after.left - before.left)
+    assert rows == columns == set(range(-8, 9))
+
+
+def test_views_move_apart_from_each_other() -> None:
+    plain, moved = views_of(*BIG, None), views_of(*BIG, 0)
+    assert len({(after.top - before.top, after.left - before.left) for before, after in zip(plain, moved)}) > 10
+
+
+def test_jitter_depends_on_stage_and_step_alone() -> None:
+    def drawn(stage: int, step: int) -> list[LocalView]:
+        return local_views(*BIG, jitter_generator(stage, step))
+
+    first = drawn(2, 7)
+    torch.manual_seed(1)
+    random.seed(1)
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    assert drawn(2, 7) == first
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert random.getstate() == python_state
+    assert drawn(2, 8) != first
+    assert drawn(1, 7) != first
+
+
+def test_generators_of_different_steps_differ() -> None:
+    seeds = [jitter_generator(stage, step).initial_seed() for stage in range(1, 9) for step in range(400)]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_local_view_takes_without_copying_and_adds_in_place() -> None:
+    x = torch.arange(40.0).view(1, 1, 5, 8)
+    view = LocalView(1, 2, 3, 4)
+    assert torch.equal(view.take(x), x[..., 1:4, 2:6])
+    assert view.take(x).data_ptr() == x[..., 1:, 2:].data_ptr()
+    out = torch.zeros_like(x)
+    view.add_to(out, torch.ones(3, 4))
+    view.add_to(out, torch.ones(3, 4))
+    assert out.sum() == 24
+    assert torch.equal(out[..., 1:4, 2:6], torch.full((1, 1, 3, 4), 2.0))
+
+
+SIZES = st.tuples(st.integers(1, 60), st.integers(1, 60))
+FACTORS = st.integers(1, 8)
+
+
+@EXAMPLES
+@given(size=SIZES, factor=FACTORS)
+@example(size=(1, 1), factor=8)
+@example(size=(33, 65), factor=2)
+def test_dilated_views_hold_every_cell_once(size: Size, factor: int) -> None:
+    x = torch.arange(1.0, 1 + math.prod(size)).view(1, 1, *size)
+    count, back = torch.zeros_like(x), torch.zeros_like(x)
+    views = dilated_views(size, factor)
+    for view in views:
+        taken = view.take(x)
+        view.add_to(back, taken)
+        view.add_to(count, torch.ones_like(taken))
+    assert len(views) == factor**2
+    assert torch.equal(count, torch.ones_like(x))
+    assert torch.equal(back, x)
+
+
+@EXAMPLES
+@given(size=SIZES, factor=FACTORS)
+@example(size=(33, 65), factor=2)
+def test_dilated_views_are_phases_of_the_padded_grid(size: Size, factor: int) -> None:
+    """Zeros at the top and left, up to a multiple of the factor; then every factor-th cell, all of one size."""
+    x = torch.arange(1.0, 1 + 2 * math.prod(size)).view(2, 1, *size)
+    padded = F.pad(x, (-size[1] % factor, 0, -size[0] % factor, 0))
+    phases = [(i, j) for i in range(factor) for j in range(factor)]
+    for (i, j), view in zip(phases, dilated_views(size, factor)):
+        taken = view.take(x)
+        assert torch.equal(taken, padded[..., i::factor, j::factor])
+        assert taken.shape[2:] == dilated_size(size, factor)
+
+
+def test_plan_counts_what_the_views_hold() -> None:
+    stage = StagePlan(1, 3.0, (97, 130), 3, (32, 48), (20, 31))
+    local = views_of(stage.size, stage.window, stage.stride, 0)
+    x = torch.zeros(1, 1, *stage.size)
+    cells = [view.take(x).numel() for view in [*local, *dilated_views(stage.size, stage.factor)]]
+    assert stage.evaluations == len(cells)
+    assert stage.cells == sum(cells)
