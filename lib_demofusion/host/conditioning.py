@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib_demofusion.views import Size, View
+from lib_demofusion.views import LocalView, Size, View
 
 Cond = Mapping[str, Any]
 """What the host hands its model: tensors, or lists of one tensor, by key."""
@@ -34,10 +34,31 @@ def cond_for_views(cond: Cond, views: Sequence[View], rows: slice, size: Size, c
 
 def _tensor_for_views(value: Tensor, views: Sequence[View], size: Size, crop_size: Size) -> Tensor:
     """Spatial conditions of the latent's size are cut like the latent; what has no place is repeated for each view."""
-    spatial = value.ndim == 4 and value.shape[-2:] != (1, 1)
+    spatial = _is_spatial(value)
     if spatial and tuple(value.shape[-2:]) == size:
         return torch.cat([view.take(value) for view in views])
     if spatial and tuple(value.shape[-2:]) != crop_size:
         # an inpainting model's "everything is masked" condition stands at the base picture's size
         value = F.interpolate(value, crop_size, mode="nearest")
     return value.repeat(len(views), *(1 for _ in value.shape[1:])) if len(views) > 1 else value
+
+
+def image_conditioning_for(conditioning: Tensor, anchor: Tensor, crop: LocalView | None) -> Tensor:
+    """Returns the base picture's image conditioning at the size of `anchor` (B, C, H, W).
+
+    `crop` is the part of the base that the stage shows, None for all of it. Latents and depth are resized as the anchor
+    itself was; an inpainting model's first channel is its mask, whose edge stays sharp.
+    """
+    if not _is_spatial(conditioning):
+        return conditioning
+    shown = conditioning if crop is None else crop.take(conditioning)
+    size = (anchor.shape[-2], anchor.shape[-1])
+    smooth = F.interpolate(shown, size, mode="bicubic", align_corners=False)
+    if conditioning.shape[1] == anchor.shape[1] + 1:
+        smooth[:, :1] = F.interpolate(shown[:, :1], size, mode="nearest")
+    return smooth
+
+
+def _is_spatial(value: Tensor) -> bool:
+    """Models without image conditioning are given a single cell, the others a picture or a vector."""
+    return value.ndim == 4 and value.shape[-2:] != (1, 1)

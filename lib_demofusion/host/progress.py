@@ -45,6 +45,8 @@ class Progress:
     def begin(self, stage: StagePlan) -> None:
         """Begins a stage's jobs and names it beside the bar."""
         self._number = stage.number
+        # shows the finished picture where previews are asked for at the end only, and counts preview steps from zero
+        shared.state.nextjob()
         height, width = stage.pixels
         shared.state.textinfo = f"DemoFusion {stage.number + 1}/{self._total} {width}x{height}"
         self.advance(0.0)

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from lib_demofusion.batching import ViewBatches
 from lib_demofusion.host import denoiser
+from lib_demofusion.host.conditioning import image_conditioning_for
 from lib_demofusion.host.memory import device_memory
-from lib_demofusion.plan import StagePlan
+from lib_demofusion.host.sdxl import Frame
+from lib_demofusion.plan import Plan, StagePlan
 from lib_demofusion.residual import NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.settings import Settings
 from lib_demofusion.stage import StageRun
@@ -46,9 +48,12 @@ def stop_requested() -> bool:
     return bool(state.interrupted or state.skipped or getattr(state, "stopping_generation", False))
 
 
-def run_stage(p: Any, stage: StagePlan, settings: Settings, anchor: Tensor, report: Report) -> Tensor:
+def run_stage(
+    p: Any, stage: StagePlan, settings: Settings, anchor: Tensor, report: Report, plan: Plan | None = None
+) -> Tensor:
     """Returns the latent (B, C, H, W) that the stage makes of its anchor.
 
+    `plan` is the run that the stage belongs to; without it the stage counts as the last one, of the whole base.
     Raises StageStopped when the user stops it, StageFailed when the result holds NaN, and what the model raises.
     """
     sampler = sd_samplers.create_sampler(p.sampler_name, p.sd_model)
@@ -56,9 +61,16 @@ def run_stage(p: Any, stage: StagePlan, settings: Settings, anchor: Tensor, repo
     _seed_brownian_noise(sampler, seeds)
     stage_rng = rng.ImageRNG(anchor.shape[1:], seeds, subseeds=subseeds, subseed_strength=p.subseed_strength)
     noise = stage_rng.next().to(anchor)
-    _steer(sampler, stage, settings, anchor, noise, report)
+    origin = getattr(shared.opts, "sdxl_crop_top", 0), getattr(shared.opts, "sdxl_crop_left", 0)
+    frame = Frame((plan or stage).pixels, origin)
+
+    def attach(model: Any, run: StageRun) -> None:
+        clock = _Clock(run, lambda: model.total_steps, report)
+        denoiser.attach(model, run, ViewBatches(settings.view_batch, device_memory()), frame, clock.before_batch)
+
+    _steer(sampler, stage, settings, anchor, noise, attach)
     with replaced(p, rng=stage_rng), _sampling_precision():
-        x = _sample(p, sampler, settings.strength, anchor, noise)
+        x = _sample(p, sampler, settings.strength, anchor, noise, _image_conditioning(p, anchor, plan))
     if not torch.isfinite(x).all():
         raise StageFailed("the model returned NaN; --no-half or --upcast-sampling may help")
     return x
@@ -100,7 +112,14 @@ def _noise_space(p: Any, sampler: Any) -> NoiseSpace:
     return VarianceExploding(sampler.model_wrap.sigma_to_t)
 
 
-def _steer(sampler: Any, stage: StagePlan, settings: Settings, anchor: Tensor, noise: Tensor, report: Report) -> None:
+def _steer(
+    sampler: Any,
+    stage: StagePlan,
+    settings: Settings,
+    anchor: Tensor,
+    noise: Tensor,
+    attach: Callable[[Any, StageRun], None],
+) -> None:
     """Wraps the sampling function of our own sampler.
 
     Only there are all its arguments known (sigmas, eta, churn, the callback), which decide how the skip residual acts.
@@ -117,8 +136,7 @@ def _steer(sampler: Any, stage: StagePlan, settings: Settings, anchor: Tensor, n
         stochastic = is_stochastic(name, eta, kwargs.get("s_churn", 0.0))
         space = _noise_space(model.p, sampler)
         run = StageRun(stage, settings, anchor, noise, space, gate, stochastic)
-        clock = _Clock(run, lambda: model.total_steps, report)
-        denoiser.attach(model, run, ViewBatches(settings.view_batch, device_memory()), clock.before_batch)
+        attach(model, run)
 
         def after_step(d: dict) -> None:
             run.after_step(d["i"], d["x"], d["denoised"])
@@ -152,11 +170,10 @@ class _Clock:
         self._report(min((self._call + share) / max(self._total_calls(), 1), 1.0))
 
 
-def _sample(p: Any, sampler: Any, strength: float, anchor: Tensor, noise: Tensor) -> Tensor:
+def _sample(p: Any, sampler: Any, strength: float, anchor: Tensor, noise: Tensor, conditioning: Tensor) -> Tensor:
     """Calls the sampler so that it runs the last `strength` of the schedule; it sets x itself at the first call."""
     steps = max(1, round(p.steps * strength))
     cond, uncond = p.get_conds()
-    conditioning = _image_conditioning(p, anchor)
     if not isinstance(sampler, sd_samplers_timesteps.CompVisSampler):
         with replaced(p, denoising_strength=steps / (p.steps + 0.5)):
             return sampler.sample_img2img(p, anchor, noise, cond, uncond, steps, conditioning)
@@ -169,7 +186,15 @@ def _sample(p: Any, sampler: Any, strength: float, anchor: Tensor, noise: Tensor
         return sampler.sample_img2img(p, anchor, noise, cond, uncond, steps, conditioning)
 
 
-def _image_conditioning(p: Any, anchor: Tensor) -> Tensor:
-    """Returns what an inpainting, depth or editing model gets besides the prompt; the views cut or repeat it."""
-    conditioning = getattr(p, "image_conditioning", None)
-    return conditioning if conditioning is not None else p.txt2img_image_conditioning(anchor)
+def _image_conditioning(p: Any, anchor: Tensor, plan: Plan | None) -> Tensor:
+    """Returns what an inpainting, depth, editing or unCLIP model gets besides the prompt.
+
+    In img2img, and after hires fix, it shows the source picture and must follow the stage's size. In txt2img it says
+    that everything is to be painted, which is as true of every view at the base picture's size: the base pass's own is
+    taken, so that no big picture is encoded.
+    """
+    shown = getattr(p, "image_conditioning", None)
+    if shown is not None:
+        return image_conditioning_for(shown, anchor, plan.crop if plan else None)
+    used = (getattr(p.sampler, "sampler_extra_args", None) or {}).get("image_cond")
+    return used if used is not None else p.txt2img_image_conditioning(anchor)
