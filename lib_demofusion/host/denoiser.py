@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lib_demofusion.batching import ViewBatches
@@ -13,6 +14,9 @@ from lib_demofusion.host.conditioning import Cond, cond_for_views
 from lib_demofusion.host.sdxl import Frame, size_vectors
 from lib_demofusion.stage import StageRun
 from lib_demofusion.views import View
+
+PREVIEW_CELLS = 128
+"""Longer side of a live preview in latent cells, 1024 pixels."""
 
 
 class FusedModel:
@@ -65,6 +69,15 @@ def blur_correction(inner: Any, level: Tensor) -> Tensor:
     return one if len(scalings) == 2 else scalings[0].reshape(-1, 1, 1, 1)
 
 
+def for_preview(latent: Tensor) -> Tensor:
+    """Returns a latent (B, C, H, W) no larger than a preview needs; the host decodes it whole, beside the sampling."""
+    shrink = max(latent.shape[-2:]) / PREVIEW_CELLS
+    if shrink <= 1:
+        return latent
+    size = [max(1, round(n / shrink)) for n in latent.shape[-2:]]
+    return F.interpolate(latent, size=size, mode="bilinear", antialias=True)
+
+
 def attach(
     denoiser: Any, run: StageRun, batches: ViewBatches, frame: Frame, before_batch: Callable[[int], None]
 ) -> None:
@@ -87,5 +100,9 @@ def attach(
         def forward(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             run.before_call(x, sigma[0])
             return super().forward(x, sigma, *args, **kwargs)
+
+        def get_pred_x0(self, *args: Any) -> Tensor:
+            """Makes the live preview; what the host keeps it for besides, an interrupt, ends a stage otherwise."""
+            return for_preview(super().get_pred_x0(*args))
 
     denoiser.__class__ = StageDenoiser

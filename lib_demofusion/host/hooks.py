@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lib_demofusion.host.job import PREFIX, Job, report_problem
+from lib_demofusion.host.output import shrink_for_gallery
 from lib_demofusion.settings import SettingsError, settings_from_args
 
 JOB = "_demofusion_job"
@@ -45,5 +46,7 @@ def postprocess(p: Any, processed: Any) -> None:
     if job is None:
         return
     setattr(p, JOB, None)
+    if not p.is_api:
+        shrink_for_gallery(processed)
     processed.images.extend(picture.image for picture in job.pictures)
     processed.infotexts.extend(picture.infotext for picture in job.pictures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,6 +72,24 @@ def _save(p: Any, image: Image.Image, index: int, text: str, suffix: str) -> Non
         p=p,
         suffix=suffix,
     )
+
+
+SHOWN_PIXELS = 100_000_000
+"""What a browser still shows without trouble."""
+
+
+def shrink_for_gallery(processed: Any) -> None:
+    """Replaces pictures that browsers fail at by smaller copies, provided that the whole ones are saved."""
+    for index, picture in enumerate(processed.images):
+        path = getattr(picture, "already_saved_as", None)
+        pixels = picture.width * picture.height
+        if pixels <= SHOWN_PIXELS or path is None:
+            continue
+        copy = picture.reduce(math.ceil(math.sqrt(pixels / SHOWN_PIXELS)))
+        copy.info.update(picture.info)
+        processed.images[index] = copy
+        whole, shown = (f"{image.width}x{image.height}" for image in (picture, copy))
+        processed.comments += f"DemoFusion: the gallery shows {shown}; the whole picture, {whole}, is saved as {path}\n"
 
 
 @contextmanager

@@ -71,6 +71,9 @@ def run_stage(
     _steer(sampler, stage, settings, anchor, noise, attach)
     with replaced(p, rng=stage_rng), _sampling_precision():
         x = _sample(p, sampler, settings.strength, anchor, noise, _image_conditioning(p, anchor, plan))
+    if x.shape != anchor.shape:
+        # the host caught a RecursionError of a noise sampler and returned its preview
+        raise StageFailed("the sampler gave up; choose another scheduler")
     if not torch.isfinite(x).all():
         raise StageFailed("the model returned NaN; --no-half or --upcast-sampling may help")
     return x

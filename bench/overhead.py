@@ -1,0 +1,170 @@
+"""Measures what DemoFusion itself costs beside its model: `python bench/overhead.py`.
+
+Runs one sampler step of a stage with a model that returns its input, at growing sizes, and prints time and bytes. The
+share is against the same number of evaluations of an SDXL-architecture UNet: `--evaluation-seconds` of a measurement
+made elsewhere, or timed here with `--unet` (needs diffusers; random weights take no less time than trained ones, some
+11 GB of memory in float32, and minutes on a CPU).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lib_demofusion.batching import ViewBatches
+from lib_demofusion.plan import CELL, make_plan
+from lib_demofusion.residual import VarianceExploding
+from lib_demofusion.settings import Settings
+from lib_demofusion.stage import StageRun, finish_stage, make_anchor
+from lib_demofusion.step_gate import StepGate
+from lib_demofusion.views import View
+
+NATIVE = (128, 128)
+"""SDXL's own latent, 1024x1024 pixels."""
+
+
+class PeakBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors alive at once; the model's input and output count, the model does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in known:
+                size = tensor.untyped_storage().nbytes()
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(tensor, self._gone, size)
+        return result
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+def null_model(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+    """Takes no time, so that all the time measured is DemoFusion's own."""
+    return crops
+
+
+def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tuple[float, int, int]:
+    """Returns seconds, peak bytes and evaluations of one sampler step at `scale` times the native size."""
+    settings = Settings(scale=min(scale, 8))
+    base = (NATIVE[0] * scale // int(settings.scale), NATIVE[1] * scale // int(settings.scale))
+    stage = make_plan(settings, base).stages[-1]
+    stage = type(stage)(1, float(scale), stage.size, scale, NATIVE, (NATIVE[0] // 2, NATIVE[1] // 2))
+    anchor = make_anchor(torch.randn(1, 4, *base, device=device, dtype=dtype), make_plan(settings, base), stage)
+    space = VarianceExploding(lambda sigma: torch.full_like(sigma, 500.0))
+    run = StageRun(stage, settings, anchor, torch.randn_like(anchor), space, StepGate(), stochastic=False)
+    x, level = torch.zeros_like(anchor), torch.tensor(2.0, device=device)
+
+    def step() -> None:
+        run.before_call(x, level)
+        # the host hands its model the latent twice, for cond and uncond
+        run.denoise(null_model, torch.cat([x, x]), 1.0, ViewBatches(view_batch))
+
+    step()
+    seconds = min(timed(step, device) for _ in range(3))
+    with PeakBytes() as bytes_:
+        step()
+    finish_stage(x, anchor)
+    return seconds, bytes_.peak, stage.evaluations
+
+
+def timed(action: Any, device: str) -> float:
+    """Returns the seconds that `action` takes, waiting for the device."""
+    begin = time.perf_counter()
+    action()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def sdxl_evaluation(device: str, dtype: torch.dtype) -> float:
+    """Returns the seconds of one evaluation (cond and uncond) of an SDXL-architecture UNet at its native size."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    ).to(device, dtype)
+    latent = torch.randn(2, 4, *NATIVE, device=device, dtype=dtype)
+    text = torch.randn(2, 77, 2048, device=device, dtype=dtype)
+    extra = {
+        "text_embeds": torch.randn(2, 1280, device=device, dtype=dtype),
+        "time_ids": torch.zeros(2, 6, device=device, dtype=dtype),
+    }
+
+    def evaluate() -> None:
+        unet(latent, 500, text, added_cond_kwargs=extra)
+
+    repeats = 3 if device == "cuda" else 1
+    if device == "cuda":
+        evaluate()
+    return min(timed(evaluate, device) for _ in range(repeats))
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scales", type=int, nargs="+", default=[2, 4, 8, 16], help="against 1024 pixels")
+    parser.add_argument("--view-batch", type=int, default=4)
+    parser.add_argument("--unet", action="store_true", help="time an SDXL-architecture UNet on this machine")
+    parser.add_argument("--evaluation-seconds", type=float, help="of one UNet evaluation, measured elsewhere")
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float16 if device == "cuda" else torch.float32
+    with torch.no_grad():
+        evaluation = sdxl_evaluation(device, dtype) if arguments.unet else arguments.evaluation_seconds
+        if evaluation:
+            print(f"one evaluation of the UNet: {evaluation:.3f} s on {device}, {dtype}")
+        print("| pixels | evaluations | own time a step | ns a pixel | own peak | latents | share of the step |")
+        print("|---|---|---|---|---|---|---|")
+        for scale in arguments.scales:
+            seconds, peak, evaluations = one_step(scale, device, dtype, arguments.view_batch)
+            print(row(scale, seconds, peak, evaluations, evaluation))
+
+
+def row(scale: int, seconds: float, peak: int, evaluations: int, evaluation: float | None) -> str:
+    """Returns one line of the table. A latent is that of cond and uncond together, as the host makes it."""
+    side = NATIVE[0] * scale
+    latent = 2 * 4 * side * side * 4
+    nanoseconds = 1e9 * seconds / (side * CELL) ** 2
+    share = f"{seconds / (seconds + evaluations * evaluation):.4%}" if evaluation else "?"
+    cells = (
+        f"{side * CELL}x{side * CELL}",
+        f"{evaluations}",
+        f"{1000 * seconds:.0f} ms",
+        f"{nanoseconds:.1f}",
+        f"{peak / 2**20:.0f} MiB",
+        f"{peak / latent:.2f}",
+        share,
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()
