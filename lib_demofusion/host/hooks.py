@@ -17,6 +17,9 @@ def process(p: Any, args: Sequence[object]) -> None:
     for key in [key for key in p.extra_generation_params if key.startswith(PREFIX)]:
         del p.extra_generation_params[key]
     setattr(p, JOB, None)
+    if getattr(p, "_ad_inner", False):
+        # ADetailer repaints a detail of a picture that is already made
+        return
     try:
         settings = settings_from_args(args)
     except SettingsError as error:
@@ -46,6 +49,7 @@ def postprocess(p: Any, processed: Any) -> None:
     if job is None:
         return
     setattr(p, JOB, None)
+    job.end(p)
     if not p.is_api:
         shrink_for_gallery(processed)
     processed.images.extend(picture.image for picture in job.pictures)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from modules import devices, errors
+from modules import devices, errors, shared
 from torch import Tensor
 
 from lib_demofusion import __version__
-from lib_demofusion.host import neighbours, output
+from lib_demofusion.host import inpainting, neighbours, output
+from lib_demofusion.host.base_picture import base_checkpoint, base_latent, own_generators
 from lib_demofusion.host.progress import Progress
 from lib_demofusion.host.stage_runner import StageStopped, run_stage, stop_requested
 from lib_demofusion.plan import CELL, Plan, make_plan
@@ -30,6 +30,8 @@ class Job:
         self.pictures: list[output.StagePicture] = []
         self.problem: str | None = None
         self._passthrough: Any = None
+        self._checkpoint = shared.sd_model.sd_checkpoint_info
+        self._overlay: inpainting.Overlay | None = None
         if not settings.enabled:
             return
         p.extra_generation_params[ENABLED_KEY] = __version__
@@ -48,7 +50,8 @@ class Job:
         try:
             plan = make_plan(self.settings, (p.height // CELL, p.width // CELL))
         except SettingsError as error:
-            return str(error)
+            # with hires fix the base is larger than that
+            return None if getattr(p, "enable_hr", False) else str(error)
         Progress(plan).announce(p)
         return None
 
@@ -57,38 +60,64 @@ class Job:
 
         p.sampler belongs to this job and is made anew for the next.
         """
-        if self.active and not self.settings.redraw_base and _is_img2img(p) and getattr(p, "mask", None) is None:
+        if self.active and not self.settings.redraw_base and _is_img2img(p) and not inpainting.is_inpainting(p):
             self._passthrough = p.sampler
             p.sampler.sample_img2img = lambda p, x, noise, *args, **kwargs: x
 
-    def after_base(self, p: Any, base: Tensor) -> Any:
+    def after_base(self, p: Any, samples: Any) -> Any:
         """Returns what replaces the base samples: the decoded pictures of the last stage that went well."""
         if self._passthrough is not None:
             self._passthrough.__dict__.pop("sample_img2img", None)
             self._passthrough = None
         if not self.active:
-            return base
+            return samples
         for key in (KEY_ERROR, KEY_STOPPED, KEY_SIZE):
             # of the iteration before
             p.extra_generation_params.pop(key, None)
         if stop_requested():
             p.extra_generation_params[KEY_STOPPED] = "before the first stage, this is the base picture"
-            return base
-        refused = neighbours.refusal(p)
-        if refused:
-            report_problem(p, refused)
-            return base
+            return samples
+        problem = neighbours.refusal(p)
+        if problem:
+            report_problem(p, problem)
+            return samples
+        try:
+            with own_generators(), base_checkpoint(p, self._checkpoint):
+                return self._run(p, base_latent(p, samples)) or samples
+        except SettingsError as error:
+            report_problem(p, str(error))
+        except Exception as error:
+            report_failure(p, "preparing the stages failed, the base picture is returned", error)
+        return samples
+
+    def _run(self, p: Any, base: Tensor) -> Any:
         plan = make_plan(self.settings, (base.shape[-2], base.shape[-1]))
+        inpainting.check_shape(p, plan)
         for note in plan.notes:
             p.comment(f"{PREFIX}: {note}")
-        return _StageLoop(p, plan, self.settings, self.pictures).run(base)
+        self._overlay = self._overlay or inpainting.Overlay(p)
+        self.end(p)
+        return _StageLoop(p, plan, self.settings, self.pictures, self._overlay).run(base)
+
+    def end(self, p: Any) -> None:
+        """Leaves the request as it came."""
+        if self._overlay is not None:
+            self._overlay.restore(p)
 
 
 class _StageLoop:
     """Runs the stages of one iteration and keeps every picture that is already made."""
 
-    def __init__(self, p: Any, plan: Plan, settings: Settings, pictures: list[output.StagePicture]):
+    def __init__(
+        self,
+        p: Any,
+        plan: Plan,
+        settings: Settings,
+        pictures: list[output.StagePicture],
+        overlay: inpainting.Overlay,
+    ):
         self._p = p
+        self._overlay = overlay
         self._plan = plan
         self._settings = settings
         self._pictures = pictures
@@ -96,12 +125,10 @@ class _StageLoop:
         self._total = len(plan.stages) + 1
 
     def run(self, base: Tensor) -> Any:
-        """Returns the decoded pictures of the last good stage, or the base samples where there is none."""
+        """Returns the decoded pictures of the last good stage, or None where there is none."""
         self._progress.base_done()
         try:
-            # the next img2img job's VAE encoder draws from torch's global generators, as a plain job leaves them
-            with torch.random.fork_rng(devices=[devices.device] if devices.device.type == "cuda" else []):
-                return self._decode(self._sample(base))
+            return self._decode(self._sample(base))
         finally:
             self._progress.end()
 
@@ -116,8 +143,10 @@ class _StageLoop:
                 break
             try:
                 anchor = make_anchor(done[-1], self._plan, stage)
-                x = run_stage(self._p, stage, self._settings, anchor, self._progress.advance)
-                done.append(finish_stage(x, base).to(base.dtype))
+                with inpainting.masks_at(self._p, self._plan, stage.size):
+                    x = run_stage(self._p, stage, self._settings, anchor, self._progress.advance, self._plan)
+                    x = inpainting.keep_unmasked(self._p, finish_stage(x, base))
+                done.append(x.to(base.dtype))
             except StageStopped:
                 self._stopped(stage.number)
                 break
@@ -136,10 +165,12 @@ class _StageLoop:
             except Exception as error:
                 self._failed(len(latents), error, "decoding ")
                 continue
-            height, width = latent.shape[-2] * CELL, latent.shape[-1] * CELL
+            size = latent.shape[-2], latent.shape[-1]
+            self._overlay.resize(self._p, self._plan, size)
+            height, width = (n * CELL for n in size)
             self._p.extra_generation_params[KEY_SIZE] = f"{width} x {height}"
             return decoded
-        return latents[0]
+        return None
 
     def _keep_picture(self, latent: Tensor, number: int) -> None:
         """Saves and shows the picture of stage `number` (the base is 1), which another stage follows."""
@@ -162,15 +193,21 @@ class _StageLoop:
         self._p.extra_generation_params[KEY_STOPPED] = f"in {self._name(number)}, this is the one before"
 
     def _failed(self, number: int, error: Exception, what: str = "") -> None:
-        problem = f"{what}{self._name(number)} failed, the best finished picture is returned: {_first_line(error)}"
-        errors.report(f"{PREFIX}: {problem}", exc_info=True)
-        report_problem(self._p, problem)
+        problem = f"{what}{self._name(number)} failed, the best finished picture is returned"
+        report_failure(self._p, problem, error)
 
 
 def report_problem(p: Any, problem: str) -> None:
     """Says under the picture and in its infotext what went wrong: the host shows no error of a script's hook."""
     p.comment(f"{PREFIX}: {problem}")
     p.extra_generation_params[KEY_ERROR] = problem
+
+
+def report_failure(p: Any, problem: str, error: Exception) -> None:
+    """Does the same for an exception, whose trace goes to the console."""
+    problem = f"{problem}: {_first_line(error)}"
+    errors.report(f"{PREFIX}: {problem}", exc_info=True)
+    report_problem(p, problem)
 
 
 def _first_line(error: Exception) -> str:

@@ -21,9 +21,33 @@ def _tiled_diffusion(p: Any) -> bool:
     return hasattr(denoiser, "forward_ori")
 
 
+def _tile_script(p: Any) -> bool:
+    """Upscale and outpainting scripts call the whole pipeline for each of their tiles, and every tile would grow."""
+    index = (p.script_args or [0])[0]
+    if not isinstance(index, int) or index < 1 or p.scripts is None:
+        return False
+    selected = p.scripts.selectable_scripts[index - 1].title().lower()
+    return "upscale" in selected or "outpainting" in selected
+
+
+def _regional_attention(p: Any) -> bool:
+    """Regional Prompter's attention mode maps its regions on whatever the model sees, hence on every crop."""
+    params = p.extra_generation_params
+    return str(params.get("RP Active")) == "True" and params.get("RP Calc Mode") != "Latent"
+
+
+def _soft_inpainting(p: Any) -> bool:
+    return (
+        str(p.extra_generation_params.get("Soft inpainting enabled")) == "True" and getattr(p, "mask", None) is not None
+    )
+
+
 REFUSALS: tuple[tuple[Check, str], ...] = (
     (_other_architecture, "SD3 and Flux models: DemoFusion runs on SD1, SD2 and SDXL"),
     (lambda p: bool(p.tiling), "Tiling: seamless edges would be drawn inside every local view"),
+    (_tile_script, "scripts that upscale or outpaint in tiles: each tile would run every stage"),
+    (_regional_attention, "Regional Prompter's attention mode: every local view would show all regions; use Latent"),
+    (_soft_inpainting, "Soft inpainting: its masks have the base picture's size"),
     (_tiled_diffusion, "Tiled Diffusion: it samples in tiles already; switch one of the two off"),
 )
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +16,9 @@ from torch import Tensor
 from lib_demofusion.batching import ViewBatches
 from lib_demofusion.host import denoiser
 from lib_demofusion.host.conditioning import image_conditioning_for
+from lib_demofusion.host.inpainting import is_inpainting
 from lib_demofusion.host.memory import device_memory
+from lib_demofusion.host.scoped import replaced
 from lib_demofusion.host.sdxl import Frame
 from lib_demofusion.plan import Plan, StagePlan
 from lib_demofusion.residual import NoiseSpace, VarianceExploding, VariancePreserving
@@ -84,19 +85,6 @@ def stage_seeds(seeds: list[int], stage: int) -> list[int]:
     return [(int(seed) + SEED_OFFSET * stage) & SEED_MASK for seed in seeds]
 
 
-@contextmanager
-def replaced(target: Any, **values: Any) -> Iterator[None]:
-    """Gives attributes of `target` other values for a while."""
-    before = {name: getattr(target, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(target, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(target, name, value)
-
-
 def _sampling_precision() -> Any:
     """The context that the host samples in (modules/processing.py), closed again before `post_sample`."""
     return devices.without_autocast() if devices.unet_needs_upcast else devices.autocast()
@@ -138,6 +126,9 @@ def _steer(
         gate = make_gate(name, kwargs.get("sigmas"), kwargs.get("n"), eta if eta is not None else 1.0, second_order)
         stochastic = is_stochastic(name, eta, kwargs.get("s_churn", 0.0))
         space = _noise_space(model.p, sampler)
+        if is_inpainting(model.p):
+            # the host would blend with the anchor
+            model.init_latent = model.p.init_latent
         run = StageRun(stage, settings, anchor, noise, space, gate, stochastic)
         attach(model, run)
 
