@@ -1,8 +1,8 @@
 """The extension's entry point: every hook of the webui is registered here and handed on to lib_demofusion.host."""
 
-from modules import scripts
+from modules import script_callbacks, scripts
 
-from lib_demofusion.host import compat, hooks, panel
+from lib_demofusion.host import compat, hooks, panel, xyz
 
 
 class DemoFusionHires(scripts.Script):
@@ -34,3 +34,6 @@ class DemoFusionHires(scripts.Script):
 
     def postprocess(self, p, processed, *args):
         hooks.postprocess(p, processed)
+
+
+script_callbacks.on_before_ui(xyz.register)

@@ -240,7 +240,12 @@ def test_correction_is_the_eps_of_the_blurred_latent_applied_to_x() -> None:
     """k = 1 makes the x0 prediction of an eps model what a step with eps(Gx) from x needs: x - sigma eps(Gx)."""
     x, sigma = randn(2, 4, 24, 32), 3.0
     out = fuse(
-        lambda crops, views, rows: crops - sigma * torch.tanh(crops), x, *views_on((24, 32), 12, 6, 2), 1.0, soft_blur, 1.0
+        lambda crops, views, rows: crops - sigma * torch.tanh(crops),
+        x,
+        *views_on((24, 32), 12, 6, 2),
+        1.0,
+        soft_blur,
+        1.0,
     )
     torch.testing.assert_close(out, x - sigma * torch.tanh(soft_blur(x)), rtol=1e-5, atol=1e-5)
 
@@ -256,6 +261,14 @@ def test_half_precision_stays_half_and_finite(dtype: torch.dtype, t: float) -> N
     assert out.dtype == dtype
     assert torch.isfinite(out).all()
     assert float((out.float() - exact).abs().max() / x.abs().max()) < 4 * torch.finfo(dtype).eps
+
+
+def test_many_views_do_not_overflow_half_precision() -> None:
+    """Their sum would: each inner cell lies in 64 views."""
+    x = torch.zeros(1, 4, 24, 24, dtype=torch.float16)
+    local = local_views((24, 24), (8, 8), (1, 1))
+    out = fuse(lambda crops, views, rows: torch.full_like(crops, 2000.0), x, local, [], 0.0, unblurred, 0.0)
+    torch.testing.assert_close(out, torch.full_like(x, 2000.0))
 
 
 @pytest.mark.parametrize(
@@ -339,7 +352,9 @@ def test_blur_for_dilation_keeps_the_statistics_of_each_image() -> None:
 def test_finished_stage_has_the_statistics_of_each_base_image() -> None:
     base = randn(2, 4, 8, 12) * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1) - 1
     x = randn(2, 4, 16, 24, seed=1) * 7
+    before = x.clone()
     out = finish_stage(x, base)
+    assert torch.equal(x, before)
     for actual, expected in zip(mean_and_std(out), mean_and_std(base)):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(finish_stage(x[1:], base[1:]), out[1:])

@@ -196,6 +196,7 @@ def test_stage_list_and_final_size() -> None:
     assert scales(plan_of((64, 64), stages="1,2,4", width=2048)) == [2, 4]
     assert scales(plan_of((64, 64), stages="1,2", width=2048)) == [2, 4]
     assert scales(plan_of((64, 64), stages="2,3", width=2048, height=1024)) == [2, 3, 4]
+    assert scales(plan_of((128, 128), stages="1.5,1.995", width=2048)) == [1.5, 2]
 
 
 @pytest.mark.parametrize(

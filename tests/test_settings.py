@@ -77,7 +77,7 @@ BAD_STAGES = [
     "0.5,2",
     "2,8.1",
 ]
-BAD_STAGES += [[4, 2], [2, 2], [None, 2], [1, "abc"], [[1, 2], [3]], [True, 2], [2, HUGE], b"1,2", bytearray(b"2")]
+BAD_STAGES += [[4, 2], [2, 2], [None, 2], [1, "abc"], [[1, 2], [3]], [True, 2], [2, HUGE], b"1,2", b"\x01\x02"]
 BAD_STAGES += ["1," * 50_000 + "2", "1, 2, nan", "1,inf", "2;1"]
 
 

@@ -1,0 +1,97 @@
+"""DemoFusion beside the webui's other features, in a real webui."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from webui.conftest import Webui, png
+from webui.test_generate import ON, assert_good
+
+pytestmark = pytest.mark.webui
+
+BOX = (40, 40, 90, 100)
+
+
+@pytest.fixture(scope="module")
+def original() -> Image.Image:
+    return Image.radial_gradient("L").resize((128, 128)).convert("RGB")
+
+
+def inpaint(original: Image.Image, **request: Any) -> dict[str, Any]:
+    mask = Image.new("L", original.size, 0)
+    ImageDraw.Draw(mask).rectangle(BOX, fill=255)
+    common = {"denoising_strength": 0.6, "mask_blur": 2, "path": "img2img"}
+    return {**common, "init_images": [png(original)], "mask": png(mask), **request}
+
+
+def distance(picture: Image.Image, original: Image.Image) -> np.ndarray:
+    """Returns how far each pixel is from the upscaled original."""
+    big = original.resize(picture.size, Image.Resampling.LANCZOS)
+    return np.abs(np.asarray(picture, dtype=int) - np.asarray(big, dtype=int)).max(axis=2)
+
+
+@pytest.mark.parametrize("only_masked", [False, True])
+@pytest.mark.parametrize("fill", [0, 1, 2, 3])
+def test_outside_the_mask_is_the_upscaled_original(
+    webui: Webui, original: Image.Image, fill: int, only_masked: bool
+) -> None:
+    request = inpaint(original, inpainting_fill=fill, inpaint_full_res=only_masked, inpaint_full_res_padding=8)
+    result = webui.generate({**ON, "scale": 2}, **request)
+    assert_good(result, (256, 256))
+    away = distance(result.images[0], original)
+    assert away[:60].max() <= 1
+    assert away[:, :60].max() <= 1
+    assert away[90:190, 90:170].mean() > 20  # and inside something was painted
+
+
+def test_only_masked_keeps_the_shape(webui: Webui, original: Image.Image) -> None:
+    request = inpaint(original, inpaint_full_res=True)
+    result = webui.generate({**ON, "width": 384, "height": 256}, **request)
+    assert result.sizes == [(128, 128)]
+    assert "width = 384" in result.infotexts[0]
+    whole = webui.generate({**ON, "width": 384, "height": 256}, **{**request, "inpaint_full_res": False})
+    assert_good(whole, (384, 256))
+
+
+def test_hires_fix_is_the_base(webui: Webui) -> None:
+    request = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.5}
+    first = webui.generate({**ON, "scale": 2}, **request)
+    assert_good(first, (384, 384))
+    assert webui.generate({**ON, "scale": 2}, **request).digests == first.digests
+
+
+def test_tile_scripts_are_refused(webui: Webui, original: Image.Image) -> None:
+    request = {"path": "img2img", "init_images": [png(original)], "script_name": "SD upscale"}
+    result = webui.generate(ON, **request, script_args=[None, 64, "None", 2.0])
+    assert "scripts that upscale or outpaint in tiles" in result.infotexts[0]
+
+
+def test_tiling_is_refused(webui: Webui) -> None:
+    result = webui.generate(ON, tiling=True)
+    assert result.sizes == [(128, 128)]
+    assert "does not work with Tiling" in result.infotexts[0]
+
+
+def test_cells_of_a_plot_do_not_leak(webui: Webui) -> None:
+    plot = next(entry for entry in webui.call("script-info") if entry["name"] == "x/y/z plot")
+    args = [control.get("value") for control in plot["args"]]
+    axes = plot["args"][0]["choices"]
+    args[0:2] = [axes.index("[DemoFusion] Scale"), "1.5,2"]
+    args[3:6] = [axes.index("[DemoFusion] Enabled"), "", ["True", "False"]]
+    args[6] = 0
+    args[10] = True  # include sub images
+    result = webui.generate({"enabled": False}, script_name="x/y/z plot", script_args=args, steps=2)
+    assert sorted(result.sizes[-4:]) == [(128, 128), (128, 128), (192, 192), (256, 256)]
+    for size, text in zip(result.sizes[-4:], result.infotexts[-4:]):
+        assert ("DemoFusion" in text) == (size != (128, 128))
+        assert ("DemoFusion scale: 1.5" in text) == (size == (192, 192))
+
+
+def test_an_axis_for_every_field(webui: Webui) -> None:
+    plot = next(entry for entry in webui.call("script-info") if entry["name"] == "x/y/z plot")
+    ours = next(entry for entry in webui.call("script-info") if entry["name"] == "demofusion hires")
+    axes = [label for label in plot["args"][0]["choices"] if label.startswith("[DemoFusion] ")]
+    assert len(axes) == len(set(axes)) == len(ours["args"])
