@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-from lib_demofusion.settings import SPECS, Settings, SettingsError
+from lib_demofusion.settings import MAX_SCALE, Settings, SettingsError, parse_stages
 from lib_demofusion.views import LocalView, Size, dilated_size, jitter_range, view_starts
 
 CELL = 8
 """Pixels of a latent cell along one axis."""
-
-MAX_SCALE = 8
 
 CLOSE_SCALES = 0.5
 """The automatic list leaves out a whole scale that lies closer than this below the last one."""
@@ -113,21 +110,6 @@ def make_plan(settings: Settings, base: Size) -> Plan:
         for i, (size, k) in enumerate(scale_of.items())
     )
     return Plan(base, crop, stages, tuple(notes))
-
-
-def parse_stages(text: str) -> list[float]:
-    """Returns the scales of a stage list without the leading 1 that stands for the base; empty for automatic."""
-    if not text:
-        return []
-    allowed = SPECS["stages"].allowed
-    try:
-        scales = [float(entry) for entry in text.replace(";", ",").split(",")]
-    except ValueError:
-        raise SettingsError("stages", text, allowed) from None
-    rising = all(a < b for a, b in pairwise(scales))
-    if not rising or not all(1 <= scale <= MAX_SCALE for scale in scales):
-        raise SettingsError("stages", text, allowed)
-    return scales[1:] if scales[0] == 1 else scales
 
 
 def _round(value: float) -> int:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any
+
+MAX_SCALE = 8
+
+STAGES_ALLOWED = f"rising scales between 1 and {MAX_SCALE} such as 1,2,4, or nothing for automatic"
 
 PRESETS: dict[str, dict[str, Any]] = {"Paper": {}}
 """Values by preset name that differ from the defaults below."""
@@ -55,7 +60,7 @@ class Spec:
         if self.choices:
             return "one of " + ", ".join(self.choices)
         if self.kind is str:
-            return "rising scales between 1 and 8 such as 1,2,4, or nothing for automatic"
+            return STAGES_ALLOWED
         noun = "a whole number" if self.kind is int else "a number"
         return f"{noun} from {self.minimum:g} to {self.maximum:g}"
 
@@ -86,7 +91,23 @@ def _parse_text(spec: Spec, name: str, value: object) -> str:
     text = value.strip()
     if spec.choices and text not in spec.choices:
         raise SettingsError(name, value, spec.allowed)
+    if not spec.choices:
+        parse_stages(text)
     return text
+
+
+def parse_stages(text: str) -> list[float]:
+    """Returns the scales of a stage list without the leading 1 that stands for the base; empty for automatic."""
+    if not text:
+        return []
+    try:
+        scales = [float(entry) for entry in text.replace(";", ",").split(",")]
+    except ValueError:
+        raise SettingsError("stages", text, STAGES_ALLOWED) from None
+    rising = all(a < b for a, b in pairwise(scales))
+    if not rising or not all(1 <= scale <= MAX_SCALE for scale in scales):
+        raise SettingsError("stages", text, STAGES_ALLOWED)
+    return scales[1:] if scales[0] == 1 else scales
 
 
 def _parse_number(spec: Spec, name: str, value: object) -> float | int:
