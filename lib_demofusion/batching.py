@@ -132,10 +132,14 @@ class ViewBatches:
         return now > 1
 
     def _grow(self) -> None:
-        """After the first batch of one view, takes as many as the free memory holds."""
+        """After the first batch of one view, takes as many as the free memory holds, in powers of two.
+
+        The size of a batch shows in the last bits of a picture; a coarse scale keeps it the same from run to run.
+        """
         if not self._measure:
             return
         self._measure = False
         free, taken = self._memory.free(), self._memory.peak()
         if free is not None and taken > 0:
-            self.views = max(1, min(MOST_VIEWS, int(SHARE_OF_FREE * free / taken)))
+            fitting = max(1, min(MOST_VIEWS, int(SHARE_OF_FREE * free / taken)))
+            self.views = 1 << (fitting.bit_length() - 1)

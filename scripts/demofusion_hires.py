@@ -2,7 +2,7 @@
 
 from modules import script_callbacks, scripts
 
-from lib_demofusion.host import compat, hooks, panel, xyz
+from lib_demofusion.host import compat, hooks, options, panel, xyz
 
 
 class DemoFusionHires(scripts.Script):
@@ -37,3 +37,4 @@ class DemoFusionHires(scripts.Script):
 
 
 script_callbacks.on_before_ui(xyz.register)
+script_callbacks.on_ui_settings(options.register)

@@ -124,8 +124,8 @@ def test_automatic_batch_is_what_the_free_memory_holds() -> None:
     memory = SmallMemory()
     batches = ViewBatches(0, memory)
     fused(memory, batches)
-    assert batches.views == 6  # 80 % of 1000 at 130 a view
-    assert memory.attempts[:2] == [2, 12]
+    assert batches.views == 4  # 80 % of 1000 at 130 a view, down to a power of two
+    assert memory.attempts[:2] == [2, 8]
     memory.peak = lambda: 1
     batches = ViewBatches(0, memory)
     fused(memory, batches)

@@ -8,7 +8,7 @@ from modules import devices, errors, shared
 from torch import Tensor
 
 from lib_demofusion import __version__
-from lib_demofusion.host import inpainting, neighbours, output
+from lib_demofusion.host import inpainting, neighbours, options, output
 from lib_demofusion.host.base_picture import base_checkpoint, base_latent, own_generators
 from lib_demofusion.host.progress import Progress
 from lib_demofusion.host.stage_runner import StageStopped, run_stage, stop_requested
@@ -174,10 +174,11 @@ class _StageLoop:
 
     def _keep_picture(self, latent: Tensor, number: int) -> None:
         """Saves and shows the picture of stage `number` (the base is 1), which another stage follows."""
-        if not (self._settings.save_stages or self._settings.return_stages):
+        save = self._settings.save_stages or options.value(options.SAVE_STAGES, False)
+        if not (save or self._settings.return_stages):
             return
         try:
-            pictures = output.stage_pictures(self._p, latent, number, self._total, self._settings.save_stages)
+            pictures = output.stage_pictures(self._p, latent, number, self._total, save)
         except Exception as error:
             self._failed(number - 1, error, "showing ")
             return

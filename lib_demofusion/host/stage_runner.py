@@ -14,7 +14,7 @@ from modules.sd_samplers_common import InterruptedException
 from torch import Tensor
 
 from lib_demofusion.batching import ViewBatches
-from lib_demofusion.host import denoiser
+from lib_demofusion.host import denoiser, options
 from lib_demofusion.host.conditioning import image_conditioning_for
 from lib_demofusion.host.inpainting import is_inpainting
 from lib_demofusion.host.memory import device_memory
@@ -65,9 +65,11 @@ def run_stage(
     origin = getattr(shared.opts, "sdxl_crop_top", 0), getattr(shared.opts, "sdxl_crop_left", 0)
     frame = Frame((plan or stage).pixels, origin)
 
+    views = settings.view_batch or options.value(options.VIEW_BATCH, 0)
+
     def attach(model: Any, run: StageRun) -> None:
         clock = _Clock(run, lambda: model.total_steps, report)
-        denoiser.attach(model, run, ViewBatches(settings.view_batch, device_memory()), frame, clock.before_batch)
+        denoiser.attach(model, run, ViewBatches(views, device_memory()), frame, clock.before_batch)
 
     _steer(sampler, stage, settings, anchor, noise, attach)
     with replaced(p, rng=stage_rng), _sampling_precision():
@@ -116,13 +118,12 @@ def _steer(
     Only there are all its arguments known (sigmas, eta, churn, the callback), which decide how the skip residual acts.
     """
     func = sampler.func
-    options = sampler.config.options
+    second_order = sampler.config.options.get("second_order", False)
 
     @functools.wraps(func)
     def steered(model: Any, x: Tensor, *args: Any, callback: Callable[[dict], None], **kwargs: Any) -> Tensor:
         eta = kwargs.get("eta") if "eta" in inspect.signature(func).parameters else None
         name = func.__name__
-        second_order = options.get("second_order", False)
         gate = make_gate(name, kwargs.get("sigmas"), kwargs.get("n"), eta if eta is not None else 1.0, second_order)
         stochastic = is_stochastic(name, eta, kwargs.get("s_churn", 0.0))
         space = _noise_space(model.p, sampler)
