@@ -1,4 +1,4 @@
-"""k-diffusion's samplers without the rest of k-diffusion, whose package imports torchvision, wandb, kornia and more."""
+"""k-diffusion's samplers and denoisers without the rest of it, whose package imports torchvision, wandb and more."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def add_stub(name: str) -> None:
 
 
 @functools.cache
-def load() -> ModuleType:
-    """The installed package's `sampling` module; sys.modules is left as it was found."""
+def load(module: str = "sampling") -> ModuleType:
+    """The installed package's module of that name; sys.modules is left as it was found."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError(f"No package named {PACKAGE!r}; see requirements-nodeps.txt", name=PACKAGE)
@@ -67,4 +67,4 @@ def load() -> ModuleType:
         package = ModuleType(PACKAGE)
         package.__path__ = list(spec.submodule_search_locations)
         sys.modules[PACKAGE] = package
-        return importlib.import_module(f"{PACKAGE}.sampling")
+        return importlib.import_module(f"{PACKAGE}.{module}")

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_checkpoints
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +103,8 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     _install(ROOT, data / "extensions" / "sd-webui-demofusion-hires")
     _install(FAULTS, data / "extensions" / "demofusion-test-faults")
     settings = {"emphasis": "No norm", "live_previews_enable": False, "samples_save": False}
+    if tiny_checkpoints.derive(Path(folder) / "models" / "Stable-diffusion", data / "checkpoints"):
+        settings["sd_model_checkpoint"] = f"{tiny_checkpoints.SD1}.safetensors"
     (data / "config.json").write_text(json.dumps(settings))
     with _Server(Path(folder), data) as server:
         yield server
@@ -124,7 +127,7 @@ class _Server:
         folder, python = self.folder, self.folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
         models = folder / "models"
         command = [str(python), "launch.py", *FLAGS, "--port", str(port), "--data-dir", str(self.data)]
-        command += ["--ckpt-dir", str(models / "Stable-diffusion"), "--models-dir", str(models)]
+        command += ["--ckpt-dir", str(self.data / "checkpoints"), "--models-dir", str(models)]
         self.log = (self.data / "log.txt").open("w")
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=self.log, stderr=self.log)

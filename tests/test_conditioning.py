@@ -1,0 +1,105 @@
+"""Conditions of views: cut where they have a place, repeated where they have none, and never written into."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib_demofusion.host.conditioning import cond_for_views, image_conditioning_for
+from lib_demofusion.views import LocalView, Size, View, dilated_views
+
+SIZE = (32, 24)
+LOCAL: list[View] = [LocalView(0, 0, 16, 12), LocalView(9, 5, 16, 12), LocalView(16, 12, 16, 12)]
+DILATED: list[View] = list(dilated_views(SIZE, 2))
+ALL = slice(0, None)
+CROP = (16, 12)
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def same(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("views", [LOCAL, DILATED])
+def test_images_of_the_latents_size_are_cut_like_the_latent(views: list[View]) -> None:
+    shown = randn(2, 5, *SIZE)
+    made = cond_for_views({"c_concat": [shown]}, views, ALL, SIZE, CROP)
+    same(made["c_concat"][0], torch.cat([view.take(shown) for view in views]))
+
+
+@pytest.mark.parametrize("views", [LOCAL, DILATED])
+@pytest.mark.parametrize(
+    "value",
+    [randn(2, 77, 8), randn(2, 10), randn(2, 5, 1, 1), randn(2, 5, *CROP)],
+    ids=["text", "vector", "no image", "native image"],
+)
+def test_what_has_no_place_is_repeated_for_each_view(views: list[View], value: Tensor) -> None:
+    made = cond_for_views({"key": value, "list": [value]}, views, ALL, SIZE, CROP)
+    same(made["key"], torch.cat([value] * len(views)))
+    same(made["list"][0], made["key"])
+
+
+def test_some_rows_alone() -> None:
+    cond = {"c_crossattn": [randn(4, 7, 8)], "c_concat": [randn(4, 5, *SIZE)], "c_adm": randn(4, 9), "other": "kept"}
+    made = cond_for_views(cond, LOCAL, slice(1, 3), SIZE, CROP)
+    halves = {"c_crossattn": [cond["c_crossattn"][0][1:3]], "c_concat": [cond["c_concat"][0][1:3]]}
+    expected = cond_for_views({**halves, "c_adm": cond["c_adm"][1:3]}, LOCAL, ALL, SIZE, CROP)
+    same(made["c_crossattn"][0], expected["c_crossattn"][0])
+    same(made["c_concat"][0], expected["c_concat"][0])
+    same(made["c_adm"], expected["c_adm"])
+    assert made["other"] == "kept"
+
+
+@pytest.mark.parametrize("views", [LOCAL[:1], LOCAL])
+def test_the_hosts_dict_and_lists_stay_as_they_are(views: list[View]) -> None:
+    """The host's apply_model replaces entries of what it is given."""
+    cond: dict[str, Any] = {"c_crossattn": [randn(2, 7, 8)], "c_adm": randn(2, 9)}
+    before = cond["c_crossattn"][0]
+    made = cond_for_views(cond, views, ALL, SIZE, CROP)
+    made["c_crossattn"][0] = made["c_adm"] = None
+    assert cond["c_crossattn"][0] is before
+    assert cond["c_adm"] is not None
+
+
+@pytest.mark.parametrize("size", [(32, 24), (24, 18), (35, 31)])
+def test_an_inpainting_models_mask_stays_sharp_and_its_latents_are_enlarged_like_the_anchor(size: Size) -> None:
+    shown = torch.cat([(randn(2, 1, 16, 12) > 0).float(), randn(2, 4, 16, 12)], dim=1)
+    made = image_conditioning_for(shown, torch.zeros(2, 4, *size), None)
+    assert made.shape == (2, 5, *size)
+    assert set(made[:, 0].unique().tolist()) <= {0.0, 1.0}
+    same(made[:, :1], F.interpolate(shown[:, :1], size, mode="nearest"))
+    # the anchor is enlarged so in lib_demofusion.stage
+    torch.testing.assert_close(made[:, 1:], F.interpolate(shown[:, 1:], size, mode="bicubic", align_corners=False))
+
+
+@pytest.mark.parametrize("channels", [1, 4], ids=["depth", "instruct-pix2pix"])
+def test_other_images_are_enlarged_like_the_anchor(channels: int) -> None:
+    shown = randn(1, channels, 16, 12)
+    made = image_conditioning_for(shown, torch.zeros(1, 4, *SIZE), None)
+    torch.testing.assert_close(made, F.interpolate(shown, SIZE, mode="bicubic", align_corners=False))
+
+
+def test_only_the_part_of_the_base_that_the_stages_show_is_enlarged() -> None:
+    shown = randn(1, 5, 16, 16)
+    crop = LocalView(4, 0, 8, 16)
+    anchor = torch.zeros(1, 4, 20, 40)
+    same(image_conditioning_for(shown, anchor, crop), image_conditioning_for(crop.take(shown), anchor, None))
+
+
+@pytest.mark.parametrize("value", [randn(2, 5, 1, 1), randn(2, 128)], ids=["none", "unCLIP"])
+def test_what_is_no_image_is_handed_on(value: Tensor) -> None:
+    assert image_conditioning_for(value, torch.zeros(2, 4, *SIZE), LocalView(0, 0, 4, 4)) is value
+
+
+def test_the_bases_own_image_is_not_written_into() -> None:
+    shown = randn(1, 5, 16, 12)
+    before = shown.clone()
+    image_conditioning_for(shown, torch.zeros(1, 4, 16, 12), None)
+    same(shown, before)

@@ -1,0 +1,212 @@
+"""The blur correction: a prediction made on the blurred latent and applied to the latent itself, in every wrapper.
+
+What it must be needs no formula: the wrapper is run on the latent with its model's output held at what the model said
+of the blurred one. That is also what a sampler does with the published code's prediction.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import k_diffusion_sampling
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lib_demofusion.filters import blur_for_dilation
+from lib_demofusion.fusion import fuse
+from lib_demofusion.host.denoiser import FusedModel, blur_correction
+from lib_demofusion.host.sdxl import Frame
+from lib_demofusion.views import dilated_views
+
+external = k_diffusion_sampling.load("external")
+
+ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.0120**0.5, 1000, dtype=torch.float64) ** 2, 0)
+TIMESTEPS = [1, 300, 700, 999]
+SHAPE = (2, 4, 12, 16)
+
+
+class Model:
+    """Looks at each cell alone, hence says the same of a dilated view as of the whole. `held` replaces what it says."""
+
+    alphas_cumprod = ALPHAS
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.mixing = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        self.held: Tensor | None = None
+        self.said: Tensor | None = None
+
+    def apply_model(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        if self.held is None:
+            self.said = torch.tanh(torch.einsum("nchw,kc->nkhw", x, self.mixing) + t[:, None, None, None] / 1000)
+        return self.said if self.held is None else self.held
+
+
+class Timesteps(nn.Module):
+    """The contract of the webui's wrapper for DDIM, PLMS and UniPC: noise is asked for and said."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.inner_model = model
+
+    def forward(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        return self.inner_model.apply_model(x, t, cond)
+
+
+class TimestepsV(Timesteps):
+    """The same of its wrapper for models that say v."""
+
+    def predict_eps_from_z_and_v(self, x: Tensor, t: Tensor, v: Tensor) -> Tensor:
+        alpha = self.inner_model.alphas_cumprod[t.int()].reshape(-1, 1, 1, 1)
+        return alpha.sqrt() * v + (1 - alpha).sqrt() * x
+
+    def forward(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        return self.predict_eps_from_z_and_v(x, t, super().forward(x, t, cond))
+
+
+class Consistency(nn.Module):
+    """The contract of its wrapper for LCM: what an eps model denoises is mixed with the input once more."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.inner_model, self.eps = model, external.CompVisDenoiser(model)
+
+    def get_scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return self.eps.get_scalings(sigma)
+
+    def get_scaled_out(self, sigma: Tensor, output: Tensor, x: Tensor) -> Tensor:
+        t = 10 * self.eps.sigma_to_t(sigma).reshape(-1, 1, 1, 1)
+        return t / (t**2 + 0.25).sqrt() * output + 0.25 / (t**2 + 0.25) * x
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+        return self.get_scaled_out(sigma, self.eps(x, sigma, cond=cond), x)
+
+
+def sigma_at(t: int) -> Tensor:
+    return ((1 - ALPHAS[t]) / ALPHAS[t]).sqrt()
+
+
+def exploding(t: int) -> Tensor:
+    """The level as k-diffusion's samplers name it."""
+    return sigma_at(t).repeat(SHAPE[0])
+
+
+def preserving(t: int) -> Tensor:
+    """The level as the timestep samplers name it."""
+    return torch.full((SHAPE[0],), t, dtype=torch.float64)
+
+
+Wrapper = tuple[Callable[[Model], Any], Callable[[int], Tensor]]
+EPS: Wrapper = (external.CompVisDenoiser, exploding)
+V: Wrapper = (external.CompVisVDenoiser, exploding)
+EPS_T: Wrapper = (Timesteps, preserving)
+V_T: Wrapper = (TimestepsV, preserving)
+LCM: Wrapper = (Consistency, exploding)
+WRAPPERS = pytest.mark.parametrize("wrapper", [EPS, V, EPS_T, V_T, LCM], ids=["eps", "v", "eps t", "v t", "lcm"])
+LEVELS = pytest.mark.parametrize("t", TIMESTEPS)
+
+
+def latent(t: int, wrapper: Wrapper) -> Tensor:
+    """A latent with as much noise as the level says, in the space of the wrapper's samplers."""
+    clean, noise = torch.randn(2, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(t))
+    x = clean + sigma_at(t) * noise
+    return x if wrapper[1] is exploding else x * ALPHAS[t].sqrt()
+
+
+def blur(x: Tensor) -> Tensor:
+    return blur_for_dilation(x, 2, 0.8)
+
+
+def dilated_prediction(model: Model, wrapper: Wrapper, x: Tensor, t: int) -> Tensor:
+    """What the extension's model returns where the dilated path has all the weight."""
+
+    def denoise(evaluate: Any, x: Tensor, correction: Tensor, batches: Any) -> Tensor:
+        return fuse(evaluate, x, [], dilated_views(SHAPE[2:], 2), 1.0, blur, correction, batches)
+
+    fused = FusedModel(wrapper[0](model), SimpleNamespace(denoise=denoise), None, Frame((96, 128)), lambda count: None)
+    return fused(x, wrapper[1](t), {"c_crossattn": [torch.zeros(SHAPE[0], 3, 4)]})
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    """The accumulator of the views is float32."""
+    torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-5, atol=1e-5 * float(b.abs().max()))
+
+
+@WRAPPERS
+@LEVELS
+def test_the_models_word_on_the_blurred_latent_is_applied_to_the_latent(wrapper: Wrapper, t: int) -> None:
+    model, x = Model(), latent(t, wrapper)
+    made = dilated_prediction(model, wrapper, x, t)
+    plain = wrapper[0](model)
+    plain(blur(x), wrapper[1](t), cond={})
+    model.held = model.said
+    close(made, plain(x, wrapper[1](t), cond={}))
+
+
+@LEVELS
+@pytest.mark.parametrize(("exploding_", "preserving_"), [(EPS, EPS_T), (V, V_T)], ids=["eps", "v"])
+def test_both_kinds_of_samplers_see_the_same_clean_latent(exploding_: Wrapper, preserving_: Wrapper, t: int) -> None:
+    alpha, x = ALPHAS[t], latent(t, exploding_)
+    denoised = dilated_prediction(Model(), exploding_, x, t)
+    eps = dilated_prediction(Model(), preserving_, x * alpha.sqrt(), t)
+    # in the noise, as at high levels the clean latent is a small difference of large numbers
+    close((x - denoised) / sigma_at(t), eps)
+
+
+@LEVELS
+def test_noise_space(t: int) -> None:
+    """An eps model's noise is that of the blurred latent; a v model's takes from the latent itself its share of it."""
+    alpha, x, model = ALPHAS[t], latent(t, EPS), Model()
+    eps = (x - dilated_prediction(model, EPS, x, t)) / sigma_at(t)
+    close(eps, model.apply_model(blur(x) * alpha.sqrt(), preserving(t), {}))
+    eps = (x - dilated_prediction(model, V, x, t)) / sigma_at(t)
+    v = model.apply_model(blur(x) * alpha.sqrt(), preserving(t), {})
+    close(eps, alpha.sqrt() * v + (1 - alpha).sqrt() * (x * alpha.sqrt()))
+
+
+def host_class(folder: str, file: str, name: str, **names: Any) -> Any:
+    """A class of the webui without its module, which would load all of the webui."""
+    source = (Path(folder) / "modules" / file).read_text(encoding="utf-8")
+    body: Sequence[ast.stmt] = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == name]
+    scope = {"torch": torch, **names}
+    exec(compile(ast.Module(list(body), []), file, "exec"), scope)
+    return scope[name]
+
+
+@pytest.mark.webui
+@LEVELS
+def test_the_stand_ins_are_the_webuis_wrappers(t: int, request: pytest.FixtureRequest) -> None:
+    folder = request.config.getoption("--webui")
+    if not folder:
+        pytest.skip("no webui: neither --webui DIR nor SD_WEBUI_DIR names one")
+    file = "sd_samplers_timesteps.py"
+    eps_t = (host_class(folder, file, "CompVisTimestepsDenoiser"), preserving)
+    v_t = (host_class(folder, file, "CompVisTimestepsVDenoiser"), preserving)
+    for real, double in ((eps_t, EPS_T), (v_t, V_T)):
+        x = latent(t, real)
+        close(dilated_prediction(Model(), real, x, t), dilated_prediction(Model(), double, x, t))
+    base = external.DiscreteEpsDDPMDenoiser
+    lcm = host_class(
+        folder, "sd_samplers_lcm.py", "LCMCompVisDenoiser", DiscreteEpsDDPMDenoiser=base, utils=external.utils
+    )
+    model, x = Model(), latent(t, LCM)
+    made = dilated_prediction(model, (lcm, exploding), x, t)
+    plain = lcm(model)
+    plain(blur(x), exploding(t), cond={})
+    model.held = model.said
+    close(made, plain(x, exploding(t), cond={}))
+
+
+@WRAPPERS
+def test_one_correction_for_each_row(wrapper: Wrapper) -> None:
+    inner = wrapper[0](Model())
+    levels = torch.cat([wrapper[1](t)[:1] for t in TIMESTEPS])
+    made = blur_correction(inner, levels)
+    assert made.shape == (len(TIMESTEPS), 1, 1, 1)
+    for i, t in enumerate(TIMESTEPS):
+        torch.testing.assert_close(made[i : i + 1], blur_correction(inner, wrapper[1](t)[:1]))

@@ -1,0 +1,118 @@
+"""Every kind of checkpoint in a real webui: with k-diffusion's samplers, the timestep samplers and LCM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from webui.conftest import Webui, png
+from webui.test_generate import ON, assert_good, difference
+
+pytestmark = pytest.mark.webui
+
+TEXT = ["sd1-v", "sd1-inpainting", "sd1-unclip", "sdxl", "sdxl-v", "sdxl-inpainting", "sdxl-refiner"]
+IMAGE = ["sd1-v", "sd1-inpainting", "sd1-edit", "sdxl", "sdxl-v", "sdxl-inpainting"]
+SAMPLERS = ["Euler a", "DPM++ 2M", "Heun", "DDIM", "UniPC", "LCM"]
+
+Use = Callable[[str], None]
+
+
+@pytest.fixture(scope="module")
+def use(webui: Webui) -> Iterator[Use]:
+    """Loads a checkpoint; the one before comes back at the end."""
+    before = webui.call("options")["sd_model_checkpoint"]
+    known = {entry["model_name"] for entry in webui.call("sd-models")}
+
+    def load(kind: str) -> None:
+        if f"tiny-{kind}" not in known:
+            pytest.skip(f"the webui has no tiny-{kind}")
+        webui.call("options", {"sd_model_checkpoint": f"tiny-{kind}.safetensors"})
+
+    yield load
+    webui.call("options", {"sd_model_checkpoint": before})
+
+
+@pytest.fixture(scope="module")
+def upload() -> Image.Image:
+    squares = np.random.default_rng(1).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(squares.repeat(16, axis=0).repeat(16, axis=1))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("kind", TEXT)
+def test_from_text(webui: Webui, use: Use, kind: str, sampler: str) -> None:
+    use(kind)
+    assert_good(webui.generate({**ON, "scale": 2}, sampler_name=sampler, steps=3), (256, 256))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("kind", IMAGE)
+def test_from_an_image(webui: Webui, use: Use, upload: Image.Image, kind: str, sampler: str) -> None:
+    use(kind)
+    request: dict[str, Any] = {"path": "img2img", "init_images": [png(upload)], "image_cfg_scale": 1.5}
+    assert_good(webui.generate({**ON, "scale": 2}, sampler_name=sampler, steps=3, **request), (256, 256))
+
+
+@pytest.mark.parametrize("kind", ["sd1-inpainting", "sd1-edit", "sdxl-inpainting"])
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
+def test_a_part_of_an_image(webui: Webui, use: Use, upload: Image.Image, kind: str, sampler: str) -> None:
+    """The base is cut to another shape, and what the model is shown of it with it."""
+    use(kind)
+    request: dict[str, Any] = {"path": "img2img", "init_images": [png(upload)], "image_cfg_scale": 1.5}
+    wide = {**ON, "width": 384, "height": 160, "strength": 0.5}
+    assert_good(webui.generate(wide, sampler_name=sampler, **request), (384, 160))
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
+@pytest.mark.parametrize("kind", ["sd1-inpainting", "sdxl-inpainting"])
+def test_a_masked_image(webui: Webui, use: Use, upload: Image.Image, kind: str, sampler: str) -> None:
+    use(kind)
+    mask = Image.new("L", upload.size, 0)
+    mask.paste(255, (32, 32, 96, 96))
+    request: dict[str, Any] = {"path": "img2img", "init_images": [png(upload)], "mask": png(mask), "mask_blur": 0}
+    assert_good(webui.generate({**ON, "scale": 2}, sampler_name=sampler, **request), (256, 256))
+
+
+@pytest.mark.parametrize("kind", TEXT)
+def test_a_batch_is_its_pictures_alone(webui: Webui, use: Use, kind: str) -> None:
+    use(kind)
+    if "inpainting" in kind:
+        pytest.skip("the webui draws its condition at random, from the last picture's seed")
+    batch = webui.generate({**ON, "scale": 2}, batch_size=2, steps=3, do_not_save_grid=True)
+    for i, picture in enumerate(batch.images[-2:]):
+        assert difference(picture, webui.generate({**ON, "scale": 2}, seed=1 + i, steps=3).images[0]) <= 1
+
+
+@pytest.mark.parametrize("kind", TEXT)
+def test_the_next_plain_picture_is_as_before(webui: Webui, use: Use, kind: str) -> None:
+    """The prompts' conds are kept by the webui from one request to the next."""
+    use(kind)
+    plain = webui.generate(steps=3)
+    first = webui.generate({**ON, "scale": 2}, steps=3)
+    assert webui.generate({**ON, "scale": 2}, steps=3).digests == first.digests
+    assert webui.generate(steps=3).digests == plain.digests
+
+
+def test_sdxl_is_told_the_final_size_in_every_stage(webui: Webui, use: Use) -> None:
+    """The stage before the last is another one when the last is bigger."""
+    use("sdxl")
+    shown = {"return_stages": True, "jitter": False}
+    small = webui.generate({**ON, **shown, "stages": "1,1.5,2"}, steps=3)
+    large = webui.generate({**ON, **shown, "stages": "1,1.5,3"}, steps=3)
+    assert [result.sizes[-1] for result in (small, large)] == [(192, 192)] * 2
+    assert difference(small.images[-2], large.images[-2]) == 0
+    assert difference(small.images[-1], large.images[-1]) > 0
+
+
+@pytest.mark.parametrize("kind", ["sd1-v", "sdxl-v"])
+@pytest.mark.parametrize("sampler", ["Euler", "DPM++ 2M", "DDIM", "UniPC"])
+def test_zero_terminal_snr(webui: Webui, use: Use, kind: str, sampler: str) -> None:
+    use(kind)
+    try:
+        webui.call("options", {"sd_noise_schedule": "Zero Terminal SNR"})
+        assert_good(webui.generate({**ON, "scale": 2}, sampler_name=sampler), (256, 256))
+    finally:
+        webui.call("options", {"sd_noise_schedule": "Default"})
