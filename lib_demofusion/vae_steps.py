@@ -6,9 +6,9 @@ shares. Modules are found by these names and called as they are, so that whateve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,18 +30,22 @@ class Box:
     @property
     def area(self) -> int:
         """The number of cells."""
-        return (self.bottom - self.top) * (self.right - self.left)
+        return math.prod(self.size)
 
     def cut(self, x: Tensor, at: Box | None = None) -> Tensor:
         """Returns the view of this box in x (B, C, h, w), which is the part `at` of the map, or all of it."""
         top, left = (at.top, at.left) if at else (0, 0)
         return x[..., self.top - top : self.bottom - top, self.left - left : self.right - left]
 
-    def scaled(self, size: Size, other: Size) -> Box:
-        """Returns the same part of a map of size `other` as this one is of a map of `size`."""
-        top, bottom = (row * other[0] // size[0] for row in (self.top, self.bottom))
-        left, right = (column * other[1] // size[1] for column in (self.left, self.right))
-        return Box(top, left, bottom, right)
+    @property
+    def size(self) -> Size:
+        """Rows and columns."""
+        return self.bottom - self.top, self.right - self.left
+
+    def common(self, other: Box) -> Box:
+        """Returns what lies in both of two boxes that overlap."""
+        top, left = max(self.top, other.top), max(self.left, other.left)
+        return Box(top, left, min(self.bottom, other.bottom), min(self.right, other.right))
 
     def grown(self, by: int, size: Size) -> Box:
         """Returns the box with `by` more cells at every side that is inside a map of `size`."""
@@ -53,23 +57,23 @@ class Box:
 class Step:
     """One convolution with the normalisation before it, or one attention.
 
-    `reads` and `writes` name the register: "x" is the main path, "h" the branch of a residual block. A step with a
-    `skip` adds it, applied to x, to what it computes.
+    `reads` and `writes` name the map: "x" is the main path, "h" the branch of a residual block.
     """
 
-    kind: str  # conv, up, down, attn
-    module: nn.Module
+    # conv, up, down or attn
+    kind: str
+    module: Any
     inputs: int
     outputs: int
     norm: nn.GroupNorm | None = None
-    skip: nn.Module | None = None
     reads: str = "x"
     writes: str = "x"
-
-    @property
-    def in_place(self) -> bool:
-        """Whether a part of the output depends on the main path in that part alone."""
-        return self.skip is not None or self.kind == "attn"
+    # The first of a residual block: what makes the main path that the second adds to.
+    aside: nn.Module | None = None
+    # Whether the output is added to the main path.
+    adds: bool = False
+    # Whether the output is not held but computed again when it is read.
+    lazy: bool = False
 
     def size(self, size: Size) -> Size:
         """Returns the size of the output for an input of `size`."""
@@ -102,20 +106,31 @@ class Step:
 
     def work(self, size: Size) -> float:
         """Returns about how many multiplications the output for an input of `size` takes."""
-        rows, columns = self.size(size)
+        cells = math.prod(self.size(size))
         if self.kind == "attn":
-            return rows * columns * (4.0 * self.inputs**2 + 2.0 * self.inputs * rows * columns)
-        return rows * columns * 9.0 * self.inputs * self.outputs
+            return cells * (4.0 * self.inputs**2 + 2.0 * self.inputs * cells)
+        return cells * 9.0 * self.inputs * self.outputs * (2 if self.lazy else 1)
+
+    def elements(self, size: Size) -> int:
+        """Returns the larger of the numbers of elements of input and output for an input of `size`."""
+        return max(self.inputs * math.prod(size), self.outputs * math.prod(self.size(size)))
 
 
 def decoder_steps(decoder: Any) -> list[Step]:
     """Returns the steps of a decoder; ValueError where its layout is another."""
+    _require(decoder, ("conv_in", "mid", "up", "norm_out", "conv_out"))
     levels = [(level, "up", getattr(level, "upsample", None)) for level in reversed(decoder.up)]
-    return _checked([_first(decoder), *_middle(decoder), *_levels(levels), _last(decoder)], decoder)
+    steps = _checked([_first(decoder), *_middle(decoder), *_levels(levels), _last(decoder)], decoder)
+    last = max((index for index, step in enumerate(steps) if step.kind == "up"), default=None)
+    if last is not None and steps[last + 1].aside is not None:
+        # the largest map, with more channels than any other of its size
+        steps[last] = replace(steps[last], lazy=True)
+    return steps
 
 
 def encoder_steps(encoder: Any) -> list[Step]:
     """Returns the steps of an encoder; ValueError where its layout is another."""
+    _require(encoder, ("conv_in", "mid", "down", "norm_out", "conv_out"))
     levels = [(level, "down", getattr(level, "downsample", None)) for level in encoder.down]
     return _checked([_first(encoder), *_levels(levels), *_middle(encoder), _last(encoder)], encoder)
 
@@ -128,64 +143,72 @@ def sizes(steps: Sequence[Step], size: Size) -> list[Size]:
     return found
 
 
-def parts(steps: Sequence[Step], box: Box, limits: Sequence[Size]) -> list[Box]:
-    """Returns the part of every step's input that the part `box` of the last output depends on, and `box`."""
-    found = [box]
-    for step, size in zip(reversed(steps), reversed(limits[:-1])):
-        found.append(step.needs(found[-1], size))
-    return found[::-1]
+def part_side(steps: Sequence[Step], limits: Sequence[Size], index: int, tile: int) -> int:
+    """Returns the side of parts of step `index`'s output that take the memory of `tile` latent cells of the largest."""
+    largest = max(step.elements(size) for step, size in zip(steps, limits))
+    cells = min(math.prod(size) for size in limits)
+    growth = largest / steps[index].elements(limits[index]) * math.prod(limits[index + 1]) / cells
+    return max(int(tile * math.sqrt(growth)), 1)
 
 
-def grid(size: Size, side: int) -> list[Box]:
-    """Returns boxes of nearly equal size, at most `side` long, that cover a map of `size` without overlap."""
-    rows, columns = (-(-n // max(side, 1)) for n in size)
-    ys = [size[0] * i // rows for i in range(rows + 1)]
-    xs = [size[1] * i // columns for i in range(columns + 1)]
-    return [Box(t, left, b, r) for t, b in pairwise(ys) for left, r in pairwise(xs)]
-
-
-def activate(x: Tensor, norm: nn.GroupNorm | None, scale_shift: Tensor | None) -> Tensor:
-    """Returns silu(x * scale + shift), x (B, C, H, W), scale_shift (2, C) of the normalisation; x without a norm."""
-    if norm is None or scale_shift is None:
+def activate(x: Tensor, scale_shift: Tensor | None) -> Tensor:
+    """Returns silu(x * scale + shift), x (B, C, H, W), scale_shift (2, C) of the norm; x where there is none."""
+    if scale_shift is None:
         return x
     return F.silu(normalise(x, scale_shift), inplace=True).to(x.dtype)
 
 
-def normalise(x: Tensor, scale_shift: Tensor) -> Tensor:
+def normalise(x: Tensor, scale_shift: Tensor | None) -> Tensor:
     """Returns x * scale + shift in float32; x (B, C, H, W), scale_shift (2, C)."""
+    if scale_shift is None:
+        return x.float()
     scale, shift = scale_shift.to(x.device)[..., None, None]
     y: Tensor = x * scale
     return y.add_(shift)
 
 
-def decode_bytes(steps: Sequence[Step], size: Size, itemsize: int) -> int:
-    """Returns about how much memory the host's own run takes at its peak, beyond the weights, input `size`.
+def whole_bytes(steps: Sequence[Step], size: Size, itemsize: int) -> int:
+    """Returns about how much memory the network's own forward takes at its peak, beyond the weights, input `size`.
 
-    Before a convolution the layout's forward holds the skip, the normalised map, its sigmoid and their product.
+    Before a convolution it holds the main path, the normalised map, its sigmoid and their product; an attention of the
+    webui without a kernel for it holds its matrix and the softmax (sd_hijack_optimizations.py: sdp_attnblock_forward).
     """
-    peak = 0
-    for step, before, after in zip(steps, (limits := sizes(steps, size)), limits[1:]):
-        entering = step.inputs * before[0] * before[1]
-        leaving = step.outputs * after[0] * after[1]
-        copies = 3 * entering + (entering if step.reads == "x" else leaving) if step.norm else entering
-        peak = max(peak, copies, entering + leaving * (2 if step.kind in ("up", "attn") else 1))
+    peak, main = 0, 0
+    for step, before in zip(steps, sizes(steps, size)):
+        entering, leaving = step.inputs * math.prod(before), step.outputs * math.prod(step.size(before))
+        if step.reads == "x":
+            main = entering
+        if step.kind == "attn":
+            peak = max(peak, 6 * entering + 2 * math.prod(before) ** 2)
+        elif step.norm is not None:
+            peak = max(peak, main + 3 * entering, main + entering + leaving)
+        else:
+            peak = max(peak, entering + leaving * (2 if step.kind == "up" else 1))
     return peak * itemsize
 
 
-def held_bytes(steps: Sequence[Step], size: Size, itemsize: int) -> int:
-    """Returns what the maps of these steps take at their peak when each is held whole, input `size`.
+def part_bytes(steps: Sequence[Step], size: Size, itemsize: int, tile: int) -> int:
+    """Returns about how much memory tiled_vae takes beside the weights and the maps it holds, input `size`.
 
-    A residual block holds its input and its branch; what it adds up goes where its input was if that has its shape.
+    A part, its normalised copy in 32 bits, that in the map's numbers, and what comes out; and all keys and values.
     """
-    peak, held = 0, steps[0].inputs * size[0] * size[1] if steps else 0  # held: the main path
-    for step, before, after in zip(steps, (limits := sizes(steps, size)), limits[1:]):
-        entering, leaving = step.inputs * before[0] * before[1], step.outputs * after[0] * after[1]
-        if step.writes == "h":
-            peak = max(peak, held + leaving)
-            continue
-        branch = entering if step.reads == "h" else 0
-        fresh = 0 if step.in_place and held == leaving else leaving
-        peak, held = max(peak, held + branch + fresh), leaving
+    limits = sizes(steps, size)
+    cells = min(math.prod(limit) for limit in limits)
+    largest = max(step.elements(limit) for step, limit in zip(steps, limits)) / cells
+    keys = max((2 * step.elements(limit) for step, limit in zip(steps, limits) if step.kind == "attn"), default=0)
+    return int(largest * min(tile**2, cells) * (4 + 3 * itemsize)) + keys * itemsize
+
+
+def held_bytes(steps: Sequence[Step], size: Size, itemsize: int) -> int:
+    """Returns what the maps that tiled_vae holds take at their peak, input `size`, numbers of `itemsize`."""
+    peak, main, branch = 0, steps[0].inputs * math.prod(size), 0
+    for step, before in zip(steps, sizes(steps, size)):
+        leaving = step.outputs * math.prod(step.size(before))
+        fresh = 0 if step.adds or step.lazy or step.kind == "attn" else leaving
+        peak = max(peak, main + branch + fresh * (2 if step.aside else 1))
+        if not step.lazy and (step.writes == "x" or step.aside):
+            main = leaving
+        branch = leaving if step.writes == "h" else 0
     return peak * itemsize
 
 
@@ -212,19 +235,21 @@ def _levels(levels: Sequence[tuple[Any, str, Any]]) -> list[Step]:
             found += _block(block)
             found += _attention(attentions[index : index + 1])
         if resample is not None:
+            _require(resample, ("conv",))
             channels = resample.conv.in_channels
             found.append(Step(kind, resample, channels, channels))
     return found
 
 
 def _block(block: Any) -> list[Step]:
+    _require(block, ("norm1", "conv1", "norm2", "conv2"))
     if hasattr(block, "conv_shortcut"):
         raise ValueError("a residual block with a 3x3 shortcut")
     first, second = block.conv1, block.conv2
-    skip = getattr(block, "nin_shortcut", None) or nn.Identity()
+    shortcut = getattr(block, "nin_shortcut", None)
     return [
-        Step("conv", first, first.in_channels, first.out_channels, block.norm1, writes="h"),
-        Step("conv", second, second.in_channels, second.out_channels, block.norm2, skip=skip, reads="h"),
+        Step("conv", first, first.in_channels, first.out_channels, block.norm1, writes="h", aside=shortcut),
+        Step("conv", second, second.in_channels, second.out_channels, block.norm2, reads="h", adds=True),
     ]
 
 
@@ -234,9 +259,16 @@ def _attention(modules: Sequence[Any]) -> list[Step]:
     for module in modules:
         if isinstance(module, nn.Identity):
             continue
+        _require(module, ("norm", "q", "k", "v", "proj_out"))
         channels = module.q.in_channels
         found.append(Step("attn", module, channels, channels, module.norm))
     return found
+
+
+def _require(module: Any, names: tuple[str, ...]) -> None:
+    missing = [name for name in names if not hasattr(module, name)]
+    if missing:
+        raise ValueError(f"a {type(module).__name__} without {', '.join(missing)}")
 
 
 def _checked(steps: list[Step], network: Any) -> list[Step]:

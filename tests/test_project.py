@@ -17,7 +17,7 @@ OLDEST_PYTHON = (3, 10)
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
 WEBUI_PACKAGES = {"modules", "gradio"}
-RUNTIME_PACKAGES = {"torch", "gradio", "numpy", "PIL", "modules", "k_diffusion", "lib_demofusion"}
+RUNTIME_PACKAGES = {"torch", "gradio", "numpy", "PIL", "modules", "k_diffusion", "psutil", "lib_demofusion"}
 
 
 def runtime_files() -> list[Path]:

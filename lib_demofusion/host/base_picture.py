@@ -10,6 +10,7 @@ import torch
 from modules import devices, extra_networks, sd_models, sd_samplers_common, shared
 from torch import Tensor
 
+from lib_demofusion.host import options, vae
 from lib_demofusion.host.scoped import replaced
 
 
@@ -22,10 +23,11 @@ def base_latent(p: Any, samples: Any) -> Tensor:
         return samples
     method = sd_samplers_common.approximation_indexes.get(shared.opts.sd_vae_encode_method)
     latents = []
-    for seed, sample in zip(p.seeds, samples):
-        torch.manual_seed(int(seed))
-        image = (sample[None].float() * 0.5 + 0.5).clamp(0, 1).to(shared.device, devices.dtype_vae)
-        latents.append(sd_samplers_common.images_tensor_to_samples(image, method, p.sd_model))
+    with vae.in_parts(p.sd_model, options.value(options.DECODE, vae.AUTOMATIC)):
+        for seed, sample in zip(p.seeds, samples):
+            torch.manual_seed(int(seed))
+            image = (sample[None].float() * 0.5 + 0.5).clamp(0, 1).to(shared.device, devices.dtype_vae)
+            latents.append(sd_samplers_common.images_tensor_to_samples(image, method, p.sd_model))
     return torch.cat(latents).to(devices.dtype)
 
 

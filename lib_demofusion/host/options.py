@@ -7,8 +7,9 @@ from typing import Any
 import gradio as gr
 from modules import shared
 
+from lib_demofusion.host.vae import AUTOMATIC, MODES
+
 SECTION = ("demofusion", "DemoFusion")
-DECODE_MODES = ("automatic", "always", "never")
 
 VIEW_BATCH = "demofusion_view_batch"
 DECODE = "demofusion_decode_in_parts"
@@ -19,12 +20,12 @@ def register() -> None:
     """Adds the options; the host calls this for every page that it builds, and a second time changes nothing."""
     info = shared.OptionInfo
     limits = {"minimum": 0, "maximum": 64, "step": 1}
-    modes = {"choices": list(DECODE_MODES)}
+    modes = {"choices": list(MODES)}
     for key, option in {
         VIEW_BATCH: info(0, "View batch where the panel says 0", gr.Slider, limits, section=SECTION).info(
             "views evaluated at once; 0 = automatic: as many as the free memory of the GPU holds"
         ),
-        DECODE: info("automatic", "Decode large pictures in parts", gr.Radio, modes, section=SECTION).info(
+        DECODE: info(AUTOMATIC, "Decode large pictures in parts", gr.Radio, modes, section=SECTION).info(
             "slower, with the same result and less memory; automatic = when the whole would not fit"
         ),
         SAVE_STAGES: info(False, "Always save the picture of every stage", section=SECTION),

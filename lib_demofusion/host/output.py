@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from modules import devices, images, processing, shared
+from modules import images, processing, shared
 from PIL import Image
 from torch import Tensor
 
+from lib_demofusion.host import options, vae
 from lib_demofusion.plan import CELL
 
 
@@ -29,10 +30,9 @@ def decode(p: Any, latent: Tensor) -> Any:
 
     Raises what the host raises: out of memory, or NaN after its own retry in higher precision.
     """
-    devices.torch_gc()
     if shared.opts.sd_vae_decode_method != "Full":
         p.extra_generation_params["VAE Decoder"] = shared.opts.sd_vae_decode_method
-    return processing.decode_latent_batch(p.sd_model, latent, target_device=devices.cpu, check_for_nans=True)
+    return vae.decode(p, latent, options.value(options.DECODE, vae.AUTOMATIC))
 
 
 def stage_pictures(p: Any, latent: Tensor, number: int, total: int, save: bool) -> list[StagePicture]:

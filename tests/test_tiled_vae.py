@@ -1,0 +1,351 @@
+"""The autoencoder in parts: the same picture as at once, no seam, hardly more work, and bounded memory."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import weakref
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from autoencoders import Decoder, Encoder, picture_like, randomised
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_flatten
+
+from lib_demofusion import tiled_vae
+from lib_demofusion.tiled_vae import Options, decode_tiled, encode_tiled
+from lib_demofusion.vae_maps import Map, Shelf, grid
+from lib_demofusion.vae_steps import (
+    Box,
+    decoder_steps,
+    encoder_steps,
+    held_bytes,
+    part_bytes,
+    part_side,
+    sizes,
+    whole_bytes,
+)
+
+CPU = torch.device("cpu")
+SIZES = [(24, 24), (16, 40), (19, 13), (7, 33), (1, 5)]
+# The bounds promised: mean and maximum difference in 255ths, change of the gradient at edges, work.
+MEAN, MOST, SEAM, WORK = 1.0, 4.0, 1.02, 1.3
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Any:
+    return randomised(Decoder())
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Any:
+    return randomised(Encoder())
+
+
+def in_255ths(full: Tensor, other: Tensor) -> Tensor:
+    """The difference as it would be seen, with the full picture scaled to use most of the range -1..1."""
+    scale = 1 / (2.2 * full.std())
+    a, b = (((x - full.mean()) * scale).clamp(-1, 1) for x in (full, other))
+    return (a - b).abs() * 127.5
+
+
+def edge_gradient(picture: Tensor, boxes: list[Box]) -> float:
+    """The mean gradient across the edges of the boxes, against that elsewhere."""
+    at, elsewhere = [], []
+    for dim, starts in ((2, {box.top for box in boxes} - {0}), (3, {box.left for box in boxes} - {0})):
+        gradient = picture.diff(dim=dim).abs().transpose(2, dim)  # (B, C, across, along)
+        is_edge = torch.tensor([row + 1 in starts for row in range(gradient.shape[2])])
+        at.append(gradient[:, :, is_edge].flatten())
+        elsewhere.append(gradient[:, :, ~is_edge].flatten())
+    return (torch.cat(at).mean() / torch.cat(elsewhere).mean()).item()
+
+
+def convolution_work(network: nn.Module, run: Any) -> tuple[Tensor, float]:
+    """What `run` returns, and the multiplications of the network's convolutions on the way."""
+    total = 0.0
+
+    def count(conv: Any, args: Any, out: Tensor) -> None:
+        nonlocal total
+        total += out.numel() * conv.weight[0].numel()
+
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d)]
+    result = run()
+    for hook in hooks:
+        hook.remove()
+    return result, total
+
+
+@pytest.mark.parametrize("tile", [4, 9])
+@pytest.mark.parametrize("size", SIZES)
+def test_decoding_in_tiles_is_decoding(decoder: Any, size: tuple[int, int], tile: int) -> None:
+    z = picture_like(4, *size)
+    torch.testing.assert_close(decode_tiled(decoder, z, Options(tile)), decoder(z), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("tile", [2, 5])
+@pytest.mark.parametrize("size", [(64, 96), (80, 40), (67, 95), (42, 61)])
+def test_encoding_in_tiles_is_encoding(encoder: Any, size: tuple[int, int], tile: int) -> None:
+    x = picture_like(3, *size) / 3
+    torch.testing.assert_close(encode_tiled(encoder, x, Options(tile)), encoder(x), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("mult", [(1,), (1, 1), (2, 1, 1), (1, 2, 2, 4, 4)])
+def test_other_depths_and_widths(mult: tuple[int, ...]) -> None:
+    decoder, encoder, cells = randomised(Decoder(mult=mult)), randomised(Encoder(mult=mult)), 2 ** (len(mult) - 1)
+    z, x = picture_like(4, 9, 14), picture_like(3, 9 * cells, 14 * cells)
+    torch.testing.assert_close(decode_tiled(decoder, z, Options(4)), decoder(z), rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(encode_tiled(encoder, x, Options(4)), encoder(x), rtol=1e-4, atol=2e-5)
+
+
+def test_attentions_in_the_levels() -> None:
+    decoder = randomised(Decoder(mult=(1, 2), attends=True))
+    z = picture_like(4, 12, 10)
+    torch.testing.assert_close(decode_tiled(decoder, z, Options(4)), decoder(z), rtol=1e-4, atol=2e-5)
+
+
+def test_each_picture_of_a_batch_has_its_own_statistics(decoder: Any) -> None:
+    z = torch.cat([picture_like(4, 12, 16, seed) * (1 + 3 * seed) for seed in range(3)])
+    torch.testing.assert_close(decode_tiled(decoder, z, Options(5)), decoder(z), rtol=1e-4, atol=2e-5)
+
+
+def test_tanh_at_the_end(decoder: Any) -> None:
+    z = picture_like(4, 8, 8)
+    decoder.tanh_out = True
+    try:
+        torch.testing.assert_close(decode_tiled(decoder, z, Options(5)), decoder(z).tanh(), rtol=1e-4, atol=2e-5)
+    finally:
+        del decoder.tanh_out
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_the_promised_bounds(decoder: Any, tmp_path: Path, packed: bool, in_file: bool) -> None:
+    """However the maps are held. The tile of 16 cells is the smallest that is ever chosen."""
+    z, tile = picture_like(4, 56, 40), 16
+    shelf = Shelf(CPU, packed, tmp_path if in_file else None)
+    full, once = convolution_work(decoder, lambda: decoder(z))
+    got, work = convolution_work(decoder, lambda: decode_tiled(decoder, z, Options(tile, shelf)))
+    difference = in_255ths(full, got)
+    assert difference.mean() < MEAN / 50
+    assert difference.max() < MOST / 20
+    steps = decoder_steps(decoder)
+    limits = sizes(steps, (56, 40))
+    boxes = grid(limits[-1], part_side(steps, limits, len(steps) - 1, tile))
+    assert len(boxes) > 1
+    assert edge_gradient(got, boxes) / edge_gradient(full, boxes) < (SEAM + 1) / 2
+    assert work / once < WORK
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_encoders_work(encoder: Any) -> None:
+    x = picture_like(3, 320, 448)
+    full, once = convolution_work(encoder, lambda: encoder(x))
+    got, work = convolution_work(encoder, lambda: encode_tiled(encoder, x, Options(16, Shelf(CPU, packed=True))))
+    assert work / once < WORK
+    assert ((got - full).abs().max() / full.std()) < 0.01
+
+
+def test_half_precision(decoder: Any) -> None:
+    """The statistics are at least as exact as the whole run's: the result is nearer to that in 32 bits."""
+    z = picture_like(4, 16, 20)
+    exact = decoder(z)
+    half = randomised(Decoder()).bfloat16()
+    whole, tiled = half(z.bfloat16()), decode_tiled(half, z.bfloat16(), Options(6))
+    assert tiled.dtype == torch.bfloat16
+    assert (tiled - exact).abs().mean() < 1.1 * (whole - exact).abs().mean()
+
+
+@dataclass(frozen=True)
+class CountedShelf(Shelf):
+    """Counts the bytes of the maps that are held at once."""
+
+    now: dict[int, int] = field(default_factory=dict)
+    peaks: list[int] = field(default_factory=list)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        with _disable_current_modes():
+            found = super().empty(shape, dtype)
+        key = found.untyped_storage().data_ptr()
+        self.now[key] = found.nbytes
+        self.peaks.append(sum(self.now.values()))
+        weakref.finalize(found, self.now.pop, key)
+        return found
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors but those on a shelf."""
+
+    def __init__(self, shelf: CountedShelf):
+        super().__init__()
+        self.shelf, self.peak, self._live = shelf, 0, dict[int, list[int]]()
+
+    def _drop(self, key: int) -> None:
+        self._live[key][1] -= 1
+        if not self._live[key][1]:
+            del self._live[key]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(out)[0]:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.shelf.now:
+                key = tensor.untyped_storage().data_ptr()
+                self._live.setdefault(key, [tensor.untyped_storage().nbytes(), 0])[1] += 1
+                weakref.finalize(tensor, self._drop, key)
+        self.peak = max(self.peak, sum(size for size, _ in self._live.values()))
+        return out
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_memory_of_the_maps(decoder: Any, encoder: Any, packed: bool) -> None:
+    for network, run, layout, x in (
+        (decoder, decode_tiled, decoder_steps, picture_like(4, 20, 24)),
+        (encoder, encode_tiled, encoder_steps, picture_like(3, 160, 192)),
+    ):
+        shelf = CountedShelf(CPU, packed)
+        run(network, x, Options(8, shelf))
+        predicted = held_bytes(layout(network), (x.shape[2], x.shape[3]), 2 if packed else 4)
+        # the first map is the caller's, the last is the result
+        assert max(shelf.peaks) == pytest.approx(predicted, rel=0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_beside_the_maps(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled_vae, "MATRIX_CELLS", 1 << 16)
+    decoder = randomised(Decoder()).to(dtype)
+    z, shelf = picture_like(4, 40, 32).to(dtype), CountedShelf(CPU)
+    steps = decoder_steps(decoder)
+    for tile in (8, 16):
+        with torch.no_grad(), LiveBytes(shelf) as counted:
+            decode_tiled(decoder, z, Options(tile, shelf))
+        result = 3 * 64 * z.shape[2] * z.shape[3] * z.element_size()
+        predicted = part_bytes(steps, (40, 32), z.element_size(), tile)
+        assert 0.4 * predicted < counted.peak < 1.05 * predicted + result
+
+
+def test_memory_of_the_whole_at_once(decoder: Any) -> None:
+    z, shelf = picture_like(4, 20, 24), CountedShelf(CPU)
+    with torch.no_grad(), LiveBytes(shelf) as counted:
+        decoder(z)
+    predicted = whole_bytes(decoder_steps(decoder), (20, 24), 4)
+    assert 0.5 * predicted < counted.peak < 1.05 * predicted
+
+
+def test_nothing_is_left_behind(decoder: Any) -> None:
+    before = dict(decoder.__dict__), len(decoder._forward_hooks)
+    shelf = CountedShelf(CPU)
+    decode_tiled(decoder, picture_like(4, 12, 12), Options(4, shelf))
+    gc.collect()
+    assert not shelf.now
+    assert (dict(decoder.__dict__), len(decoder._forward_hooks)) == before
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_makes_the_whole_picture_nan(decoder: Any, encoder: Any, bad: float) -> None:
+    """The host looks at one number only (devices.test_for_nans)."""
+    z, x = picture_like(4, 16, 16), picture_like(3, 64, 64)
+    z[0, 0, 9, 9] = x[0, 0, 40, 40] = bad
+    assert decode_tiled(decoder, z, Options(5)).isnan().all()
+    assert encode_tiled(encoder, x, Options(3)).isnan().all()
+
+
+def test_a_flat_picture(decoder: Any) -> None:
+    z = torch.zeros(1, 4, 12, 12)
+    for packed in (False, True):
+        got = decode_tiled(decoder, z, Options(5, Shelf(CPU, packed)))
+        torch.testing.assert_close(got, decoder(z), rtol=1e-3, atol=1e-3)
+
+
+def test_progress_and_stop(decoder: Any) -> None:
+    shares: list[float] = []
+    z = torch.cat([picture_like(4, 12, 12)] * 2)
+    decode_tiled(decoder, z, Options(4, report=shares.append))
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < 0.05
+    assert shares[-1] == pytest.approx(1)
+
+    class StopError(Exception):
+        pass
+
+    def check() -> None:
+        if len(shares) > 5:
+            raise StopError
+
+    shares.clear()
+    with pytest.raises(StopError):
+        decode_tiled(decoder, z, Options(4, report=shares.append, check=check))
+    assert len(shares) == 6
+
+
+def test_attention_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (torch.randn(1, 1, n, 8) for n in (300, 500, 500))
+    whole = tiled_vae.attend(q, k, v)
+    torch.testing.assert_close(whole, torch.softmax(q @ k.transpose(2, 3) / 8**0.5, 3) @ v)
+    real, turns = torch.nn.functional.scaled_dot_product_attention, []
+
+    def small(some: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        turns.append(some.shape[2])
+        if some.shape[2] > 100:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return real(some, keys, values)
+
+    monkeypatch.setattr(tiled_vae.F, "scaled_dot_product_attention", small)
+    torch.testing.assert_close(tiled_vae.attend(q, k, v), whole)
+    assert turns == [300, 150, 75, 75, 75, 75]
+    monkeypatch.setattr(tiled_vae, "MATRIX_CELLS", 500 * 60)
+    turns.clear()
+    torch.testing.assert_close(tiled_vae.attend(q, k, v), whole)
+    assert turns == [60] * 5
+
+
+def test_a_packed_map_is_exact_to_its_step() -> None:
+    x = picture_like(6, 37, 29)
+    held = Map(Shelf(CPU, packed=True), 6, (37, 29), 10, torch.float32)
+    for box in held.boxes:
+        held.write(box, box.cut(x))
+    for box in (Box(0, 0, 37, 29), Box(9, 10, 11, 19), Box(36, 28, 37, 29)):
+        got = held.read(box, CPU)
+        assert (got - box.cut(x)).abs().max() <= (x.max() - x.min()) / 65535
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: delattr(d, "conv_in"),
+        lambda d: setattr(d, "give_pre_end", True),
+        lambda d: setattr(d.conv_out, "padding_mode", "circular"),
+        lambda d: setattr(d.mid.block_1, "conv_shortcut", nn.Identity()),
+        lambda d: delattr(d.mid.attn_1, "q"),
+        lambda d: setattr(d, "norm_out", nn.InstanceNorm2d(8)),
+        lambda d: delattr(d.up[1].upsample, "conv"),
+    ],
+)
+def test_another_layout_is_refused(change: Any) -> None:
+    decoder = randomised(Decoder())
+    change(decoder)
+    with pytest.raises(ValueError, match=r"^a "):
+        decoder_steps(decoder)
+
+
+@pytest.mark.webui
+@pytest.mark.parametrize("package", ["stable-diffusion-stability-ai:ldm", "generative-models:sgm"])
+def test_the_hosts_own_classes(request: pytest.FixtureRequest, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs where torch and the host's packages are installed, such as in the webui's own environment."""
+    webui = request.config.getoption("--webui")
+    if not webui:
+        pytest.skip("no webui")
+    folder, name = package.split(":")
+    monkeypatch.syspath_prepend(str(Path(webui) / "repositories" / folder))
+    try:
+        model = importlib.import_module(f"{name}.modules.diffusionmodules.model")
+    except ImportError as missing:
+        pytest.skip(str(missing))
+    config = {"ch": 32, "out_ch": 3, "ch_mult": (1, 2, 4, 4), "num_res_blocks": 2, "attn_resolutions": []}
+    config |= {"in_channels": 3, "resolution": 64, "z_channels": 4, "double_z": True}
+    decoder, encoder = randomised(model.Decoder(**config)), randomised(model.Encoder(**config))
+    z, x = picture_like(4, 17, 22), picture_like(3, 136, 176)
+    torch.testing.assert_close(decode_tiled(decoder, z, Options(8)), decoder(z), rtol=1e-4, atol=5e-5)
+    torch.testing.assert_close(encode_tiled(encoder, x, Options(8)), encoder(x), rtol=1e-4, atol=5e-5)

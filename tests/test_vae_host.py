@@ -1,0 +1,198 @@
+"""The way to run the autoencoder that is chosen in the webui, with the webui's modules played by stand-ins."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from autoencoders import autoencoder, picture_like
+from torch import Tensor, nn
+
+NAME = "lib_demofusion.host.vae"
+GIB = 1 << 30
+
+
+def decode_latent_batch(model: Any, latent: Tensor, target_device: Any, check_for_nans: bool) -> list[Tensor]:
+    return [model.first_stage_model.decoder(row[None])[0] for row in latent]
+
+
+@pytest.fixture
+def vae(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """The module under test; `free` is what is free, in bytes, on the device, in memory and on the disk."""
+    free = SimpleNamespace(device=64 * GIB, memory=64 * GIB, disk=64 * GIB)
+    stand_ins: dict[str, dict[str, Any]] = {
+        "modules": {},
+        "modules.devices": {"cpu": torch.device("cpu"), "torch_gc": lambda: None},
+        "modules.processing": {"decode_latent_batch": decode_latent_batch},
+        "modules.shared": {"opts": SimpleNamespace(temp_dir=str(tmp_path))},
+        "modules.paths_internal": {"data_path": str(tmp_path)},
+        "psutil": {"virtual_memory": lambda: SimpleNamespace(available=free.memory)},
+    }
+    for name, values in stand_ins.items():
+        module = ModuleType(name)
+        module.__dict__.update(values)
+        monkeypatch.setitem(sys.modules, name, module)
+        if "." in name:
+            setattr(sys.modules["modules"], name.split(".")[1], module)
+    monkeypatch.delitem(sys.modules, NAME, raising=False)
+    found = importlib.import_module(NAME)
+    monkeypatch.setattr(found, "free_bytes", lambda device: free.device)
+    monkeypatch.setattr(found, "disk_usage", lambda folder: SimpleNamespace(free=free.disk))
+    found.__dict__["free"] = free
+    yield found
+    sys.modules.pop(NAME, None)
+
+
+@pytest.fixture
+def model() -> Any:
+    return SimpleNamespace(first_stage_model=autoencoder())
+
+
+@pytest.fixture
+def tried(vae: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The options of every run in tiles, in order."""
+    made: list[Any] = []
+    real = vae.decode_tiled
+
+    def tiled(network: Any, z: Tensor, options: Any) -> Tensor:
+        made.append(options)
+        return real(network, z, options)
+
+    monkeypatch.setattr(vae, "decode_tiled", tiled)
+    return made
+
+
+Z = picture_like(4, 20, 12)
+
+
+def fails(error: BaseException, times: int, after: Any) -> Any:
+    """A function that raises a number of times before it does what `after` does."""
+    left = [times]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise error
+        return after(*args, **kwargs)
+
+    return run
+
+
+def test_what_fits_is_left_to_the_host(vae: Any, model: Any, tried: list[Any]) -> None:
+    expected = model.first_stage_model.decoder(Z)[0]
+    assert torch.equal(vae.decode(SimpleNamespace(sd_model=model), Z)[0], expected)
+    vae.free.device = 0
+    assert torch.equal(vae.decode(SimpleNamespace(sd_model=model), Z, vae.NEVER)[0], expected)
+    assert not tried
+
+
+@pytest.mark.parametrize("mode", ["automatic", "always"])
+def test_in_tiles_where_it_does_not_fit_or_is_asked_for(vae: Any, model: Any, tried: list[Any], mode: str) -> None:
+    if mode == "automatic":
+        vae.free.device = 1
+    got = vae.decode(SimpleNamespace(sd_model=model), Z, mode)[0]
+    torch.testing.assert_close(got, model.first_stage_model.decoder(Z)[0], rtol=1e-4, atol=2e-5)
+    assert [options.tile for options in tried] == [16 if mode == "automatic" else 64]
+
+
+def test_the_encoder_too(vae: Any, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = picture_like(3, 64, 80)
+    expected = model.first_stage_model.encoder(x)
+    runs: list[Any] = []
+    real = vae.encode_tiled
+    monkeypatch.setattr(vae, "encode_tiled", lambda *args: (runs.append(args), real(*args))[1])
+    with vae.in_parts(model, "always"):
+        got = model.first_stage_model.encoder(x)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5)
+    assert len(runs) == 1
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_out_of_memory_leads_to_smaller_parts(
+    vae: Any, model: Any, tried: list[Any], monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    error = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB")
+    decoder = model.first_stage_model.decoder
+    expected = decoder(Z)[0]
+    monkeypatch.setattr(type(decoder), "forward", fails(error, 1, None))
+    monkeypatch.setattr(vae, "decode_tiled", fails(error, failures - 1, vae.decode_tiled))
+    got = vae.decode(SimpleNamespace(sd_model=model), Z)[0]
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5)
+    assert [options.tile for options in tried] == [(64, 32, 16)[failures - 1]]
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [(torch.cuda.OutOfMemoryError("CUDA out of memory."), 3), (RuntimeError("expected scalar type Half"), 1)],
+)
+def test_what_cannot_be_helped_is_raised_and_the_model_is_as_before(
+    vae: Any, model: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, attempts: int
+) -> None:
+    calls: list[Any] = []
+
+    def never(*args: Any) -> None:
+        calls.append(args)
+        raise error
+
+    monkeypatch.setattr(vae, "decode_tiled", never)
+    with pytest.raises(type(error), match=str(error)[:10]):
+        vae.decode(SimpleNamespace(sd_model=model), Z, vae.ALWAYS)
+    assert len(calls) == attempts
+    for network in (model.first_stage_model.decoder, model.first_stage_model.encoder):
+        assert "forward" not in network.__dict__
+
+
+def test_where_the_maps_are_held(vae: Any, model: Any) -> None:
+    steps = vae.decoder_steps(model.first_stage_model.decoder)
+    held = vae.held_bytes(steps, (20, 12), 4)
+    plenty, exactly = int(held / 0.6) + 9, int(held / 2 / 0.6) + 9
+
+    def shelf(room: int, memory: int, disk: int, z: Tensor = Z) -> tuple[str, bool, bool]:
+        vae.free.memory, vae.free.disk = memory, disk
+        found = vae.choose_shelf(steps, (20, 12), z.to("meta"), room)
+        return found.device.type, found.packed, found.folder is not None
+
+    assert shelf(held, 0, 0) == ("meta", False, False)
+    assert shelf(0, plenty, 0) == ("cpu", False, False)
+    assert shelf(0, exactly, 0) == ("cpu", True, False)
+    assert shelf(0, exactly // 2, plenty) == ("cpu", True, True)
+    assert shelf(0, exactly, 0, Z.half()) == ("cpu", False, False)
+    with pytest.raises(MemoryError, match="GiB"):
+        shelf(0, exactly // 2, 0)
+
+
+def test_no_room_anywhere_is_said(vae: Any, model: Any, tried: list[Any]) -> None:
+    vae.free.device = vae.free.memory = vae.free.disk = 0
+    with pytest.raises(MemoryError, match="the VAE needs"):
+        vae.decode(SimpleNamespace(sd_model=model), Z)
+    assert not tried
+
+
+def test_a_tiled_vae_extension_keeps_the_work(vae: Any, model: Any, tried: list[Any]) -> None:
+    """Tiled VAE hooks the instance and leaves the original method in its place when it is switched off."""
+    decoder = model.first_stage_model.decoder
+    decoder.original_forward = decoder.forward
+    decoder.forward = hook = lambda z: torch.zeros(1, 3, 8, 8)
+    assert vae.decode(SimpleNamespace(sd_model=model), Z, vae.ALWAYS)[0].shape == (3, 8, 8)
+    assert decoder.forward is hook
+    assert not tried
+    decoder.forward = decoder.original_forward
+    vae.decode(SimpleNamespace(sd_model=model), Z, vae.ALWAYS)
+    assert len(tried) == 1
+    assert decoder.__dict__["forward"] == decoder.original_forward
+
+
+def test_other_autoencoders_are_left_to_the_host(vae: Any, tried: list[Any]) -> None:
+    other = nn.Sequential(nn.Conv2d(4, 3, 1))
+    model = SimpleNamespace(first_stage_model=SimpleNamespace(decoder=other))
+    expected = other(Z)[0]
+    assert torch.equal(vae.decode(SimpleNamespace(sd_model=model), Z, vae.ALWAYS)[0], expected)
+    with vae.in_parts(SimpleNamespace(), vae.ALWAYS):
+        pass
+    assert not tried
