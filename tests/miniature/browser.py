@@ -1,0 +1,109 @@
+"""Chromium for the browser tests, and the page's controls as a person knows them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SECONDS = 60_000
+"""Milliseconds that anything may take."""
+
+
+def find_chromium() -> str | None:
+    """The browser's program."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class Tab:
+    """One tab of the page."""
+
+    def __init__(self, page: Any, name: str):
+        self.page = page
+        self.name = name
+        self.panel = f"#script_{name}_demofusion_hires"
+        page.locator(".tab-nav button").filter(has_text=name).first.click()
+        page.wait_for_selector(f"{self.panel}_enabled-visible-checkbox", timeout=SECONDS)
+
+    def id(self, name: str) -> str:
+        """A selector of the host's own control."""
+        return f"#{self.name}_{name}"
+
+    def number(self, selector: str, value: float) -> None:
+        """Types a number."""
+        box = self.page.locator(f"{selector} input[type=number]").first
+        box.fill(f"{value:g}")
+        box.blur()
+
+    def value(self, selector: str) -> str:
+        """What a control shows."""
+        return self.page.locator(f"{selector} input, {selector} textarea").first.input_value()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the panel's checkbox is ticked, the one that Python sees."""
+        return self.page.locator(f"{self.panel}_enabled-checkbox input").is_checked()
+
+    def open_panel(self) -> None:
+        """Opens the panel, which switches it on."""
+        if not self.enabled:
+            self.page.click(f"{self.panel}_enabled > .label-wrap")
+        self.page.wait_for_function(
+            "selector => document.querySelector(selector).checked", arg=f"{self.panel}_enabled-checkbox input"
+        )
+
+    def wait_for_line(self, text: str) -> str:
+        """Waits until the live line has a text in it; returns the line."""
+        line = self.page.locator(f"{self.panel}_line.prose")
+        line.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=SECONDS)
+        return line.inner_text()
+
+    def wait_for_progress(self, text: str) -> str:
+        """Waits until the progress bar has a text on it; returns all of its text."""
+        bar = self.page.locator(f"{self.id('progress')} .progressDiv")
+        bar.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=SECONDS)
+        return bar.inner_text()
+
+    def wait_until_done(self) -> None:
+        """Waits until a run has begun and ended."""
+        self.page.locator(f"{self.id('progress')} .progressDiv").wait_for(state="detached", timeout=SECONDS)
+
+    def generate(self) -> None:
+        """Starts a run and waits until it shows."""
+        self.page.click(self.id("generate"))
+        self.page.locator(f"{self.id('progress')} .progressDiv").wait_for(timeout=SECONDS)
+
+    def picture_sizes(self) -> list[int]:
+        """Widths of the pictures in the gallery."""
+        images = f"{self.id('gallery')} .thumbnails img"
+        self.page.wait_for_selector(images, timeout=SECONDS, state="attached")
+        script = "all => Promise.all(all.map(async i => { await i.decode(); return i.naturalWidth; }))"
+        return self.page.eval_on_selector_all(images, script)
+
+    def wait_for_infotext(self, text: str) -> str:
+        """Waits until the text under the pictures has a part; returns all of it."""
+        info = self.page.locator(f"#html_info_{self.name}.prose")
+        info.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=SECONDS)
+        return info.inner_text()
+
+    def infotext(self) -> str:
+        """The text under the pictures."""
+        return self.page.inner_text(f"#html_info_{self.name}.prose")
+
+
+def screenshot(page: Any, folder: Path, name: str) -> None:
+    """Keeps a picture of the whole page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=str(folder / f"{name}.png"), full_page=True)

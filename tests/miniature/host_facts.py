@@ -1,0 +1,241 @@
+"""What the extension uses of the webui, and what a webui's source says about it; nothing is imported, only parsed.
+
+`python tests/miniature/host_facts.py DIR` writes host_facts.json anew from the webui in DIR.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MINIATURE = REPOSITORY / "trial" / "webui"
+FACTS = Path(__file__).with_name("host_facts.json")
+
+PROCESSING = ("processing.StableDiffusionProcessingTxt2Img", "processing.StableDiffusionProcessingImg2Img")
+SAMPLERS = ("sd_samplers_kdiffusion.KDiffusionSampler", "sd_samplers_timesteps.CompVisSampler")
+ROLES = {
+    "p": PROCESSING,
+    "self._p": PROCESSING,
+    "ps": ("scripts.PostSampleArgs",),
+    "processed": ("processing.Processed",),
+    "sampler": SAMPLERS,
+    "script": ("scripts.Script",),
+    "state": ("shared.state",),
+    "shared.state": ("shared.state",),
+    "shared.total_tqdm": ("shared.total_tqdm",),
+    "denoiser": ("sd_samplers_cfg_denoiser.CFGDenoiser",),
+    "model": ("sd_samplers_cfg_denoiser.CFGDenoiser",),
+}
+"""The classes of what the extension calls by these names; an attribute must be known to one of them."""
+
+INSTANCES = {"shared.state": "State", "shared.total_tqdm": "TotalTQDM"}
+"""Variables of the webui and the names of their classes, wherever these are defined."""
+
+OPTIONS = "shared.opts"
+SUBCLASSED = ("sd_samplers_cfg_denoiser.CFGDenoiser.forward", "sd_samplers_cfg_denoiser.CFGDenoiser.inner_model")
+"""What a class made at run time overrides (lib_demofusion/host/denoiser.py)."""
+
+
+def parse(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    with warnings.catch_warnings():
+        # the webui's own strings hold escapes that newer versions of Python warn of
+        warnings.simplefilter("ignore")
+        return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def host_files() -> list[Path]:
+    """The files of the extension that know the webui."""
+    folders = (REPOSITORY / "lib_demofusion" / "host", REPOSITORY / "scripts")
+    return [path for folder in folders for path in sorted(folder.glob("*.py"))]
+
+
+def dotted(node: ast.AST) -> str | None:
+    """`a.b.c` for such an expression."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        base = dotted(node.value)
+        return f"{base}.{node.attr}" if base else None
+    return None
+
+
+def imported(tree: ast.Module) -> dict[str, str]:
+    """Local names and the webui's modules or symbols that they stand for."""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "modules":
+            prefix = node.module.removeprefix("modules").lstrip(".")
+            for alias in node.names:
+                names[alias.asname or alias.name] = f"{prefix}.{alias.name}".lstrip(".")
+    return names
+
+
+def own_names(tree: ast.Module) -> set[str]:
+    """What a file imports from the extension itself, and the attributes that it gives its own objects."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib_demofusion"):
+            names |= {alias.asname or alias.name for alias in node.names}
+        for target in targets(node):
+            if isinstance(target, ast.Attribute) and dotted(target.value) == "self":
+                names.add(f"script->{target.attr}")
+    return names
+
+
+def symbols(tree: ast.Module) -> Iterator[str]:
+    """Symbols of the webui that a file of the extension uses, as `module.name` or `module.Class.member`."""
+    names = imported(tree)
+    own = own_names(tree)
+    yield from (target for target in names.values() if "." in target)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for base in node.bases:
+                target = dotted(base) or ""
+                head, _, rest = target.partition(".")
+                if head in names:
+                    members = (entry.name for entry in node.body if isinstance(entry, ast.FunctionDef))
+                    yield from (f"{names[head]}.{rest}.{member}" for member in members if member != "__init__")
+        if not isinstance(node, ast.Attribute):
+            continue
+        base = dotted(node.value)
+        if base is None or node.attr.startswith("_"):
+            continue
+        head, _, rest = base.partition(".")
+        full = f"{names[head]}.{rest}".rstrip(".") if head in names else base
+        if full == OPTIONS:
+            yield f"{OPTIONS}.{node.attr}"
+        elif full in ROLES and head not in own:
+            yield f"{full}->{node.attr}"
+        elif head in names and not rest:
+            yield f"{names[head]}.{node.attr}"
+
+
+def used() -> list[str]:
+    """Everything of the webui that the extension uses."""
+    trees = [parse(path) for path in host_files()]
+    found = {symbol for tree in trees for symbol in symbols(tree)} | set(SUBCLASSED)
+    own = {name for tree in trees for name in own_names(tree)}
+    return sorted(found - own - {"shared.opts", "shared.state", "shared.total_tqdm"})
+
+
+def parameters(node: ast.FunctionDef) -> list[str]:
+    """A function's parameters without self, with stars, and a question mark where there is a default."""
+    args = node.args
+    plain = [arg.arg for arg in (*args.posonlyargs, *args.args)]
+    required = len(plain) - len(args.defaults)
+    names = [name if i < required else f"{name}?" for i, name in enumerate(plain)]
+    names += [f"*{args.vararg.arg}"] if args.vararg else []
+    names += [f"{arg.arg}?" if default else arg.arg for arg, default in zip(args.kwonlyargs, args.kw_defaults)]
+    names += [f"**{args.kwarg.arg}"] if args.kwarg else []
+    return [name for name in names if name not in ("self", "cls")]
+
+
+def described(node: ast.FunctionDef) -> dict[str, Any]:
+    """What is compared of a function; a property counts as an attribute."""
+    decorators = {dotted(entry) or "" for entry in node.decorator_list}
+    if any(name == "property" or name.endswith(".setter") for name in decorators):
+        return {"kind": "attribute"}
+    return {"kind": "function", "parameters": parameters(node)}
+
+
+def targets(node: ast.AST) -> Iterator[ast.AST]:
+    """The places that a statement assigns to."""
+    if isinstance(node, ast.Assign):
+        for target in node.targets:
+            yield from target.elts if isinstance(target, ast.Tuple) else [target]
+    elif isinstance(node, ast.AnnAssign):
+        yield node.target
+
+
+class Source:
+    """The `modules` package of a webui, or of the stand-in, as syntax trees."""
+
+    def __init__(self, root: Path):
+        self.trees = {path.stem: parse(path) for path in sorted((root / "modules").glob("*.py"))}
+
+    @cache  # noqa: B019 (one object per run)
+    def classes(self) -> dict[str, ast.ClassDef]:
+        """Classes by name; names that two modules use are not of interest here."""
+        return {n.name: n for tree in self.trees.values() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
+
+    def members(self, name: str) -> dict[str, dict[str, Any]]:
+        """Attributes and functions of a class and its bases."""
+        node = self.classes().get(name)
+        if node is None:
+            return {}
+        found: dict[str, dict[str, Any]] = {}
+        for base in node.bases:
+            found |= self.members((dotted(base) or "").rpartition(".")[2])
+        for inner in ast.walk(node):
+            for target in targets(inner):
+                if isinstance(target, ast.Attribute) and dotted(target.value) == "self":
+                    found.setdefault(target.attr, {"kind": "attribute"})
+        for entry in node.body:
+            for target in targets(entry):
+                if isinstance(target, ast.Name):
+                    alias = isinstance(entry, ast.Assign) and isinstance(entry.value, ast.Name)
+                    value = found.get(entry.value.id) if alias else None
+                    found[target.id] = value or {"kind": "attribute"}
+            if isinstance(entry, ast.FunctionDef):
+                found[entry.name] = described(entry)
+        return found
+
+    def options(self) -> set[str]:
+        """The names of the settings."""
+        names = set()
+        for stem in ("shared_options", "shared"):
+            for node in ast.walk(self.trees.get(stem, ast.Module([], []))):
+                if isinstance(node, ast.Dict):
+                    names |= {key.value for key in node.keys if isinstance(key, ast.Constant)}
+                elif isinstance(node, ast.Call) and dotted(node.func) == "options.Options":
+                    names |= {keyword.arg for keyword in node.keywords if keyword.arg}
+        return names
+
+    def top_level(self, module: str, name: str) -> dict[str, Any] | None:
+        """A function, class or variable of a module."""
+        tree = self.trees.get(module)
+        for node in tree.body if tree else ():
+            if isinstance(node, ast.FunctionDef) and node.name == name:
+                return described(node)
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                init = self.members(name).get("__init__")
+                return {"kind": "class", "parameters": init["parameters"] if init else None}
+            if any(isinstance(target, ast.Name) and target.id == name for target in targets(node)):
+                return {"kind": "attribute"}
+            if isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
+                return {"kind": "import"}
+        return None
+
+    def fact(self, symbol: str) -> dict[str, Any] | None:
+        """What is known about a symbol of `used`, or None where it is missing."""
+        if symbol.startswith(f"{OPTIONS}."):
+            name = symbol.rpartition(".")[2]
+            return {"kind": "option"} if name in self.options() else self.members("Options").get(name)
+        role, arrow, attribute = symbol.partition("->")
+        if arrow:
+            owners = [INSTANCES.get(owner, owner.rpartition(".")[2]) for owner in ROLES[role]]
+            return next((m[attribute] for m in map(self.members, owners) if attribute in m), None)
+        module, name, *member = symbol.split(".")
+        return self.members(name).get(member[0]) if member else self.top_level(module, name)
+
+    def facts(self, names: list[str]) -> dict[str, Any]:
+        """What is known about each of the symbols."""
+        return {name: self.fact(name) for name in names}
+
+
+def main(webui: str) -> None:
+    """Writes the facts of a real webui, without what it has no symbol for."""
+    facts = {name: fact for name, fact in Source(Path(webui)).facts(used()).items() if fact}
+    FACTS.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

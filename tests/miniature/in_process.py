@@ -1,0 +1,57 @@
+"""Runs jobs in the stand-in within the test process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import launch
+from modules import errors, jobs, paths_internal, processing, scripts, sd_models, shared
+from PIL import Image
+
+BASE = 64
+"""Side of a base picture in pixels."""
+
+
+class Webui:
+    """The loaded stand-in; jobs of both tabs run on its model."""
+
+    def __init__(self, folder: Path, small: Any):
+        self.folder = folder
+        self.small = small
+        shared.cmd_opts.disable_console_progressbars = True
+        launch.prepare(folder, small)
+        self.page = launch.build()
+
+    def job(
+        self, settings: dict[str, Any] | None = None, init_image: Image.Image | None = None, **parameters: Any
+    ) -> processing.Processed:
+        """The result of one job; without `settings` no script takes part."""
+        paths_internal.data_path = str(self.folder)
+        if getattr(shared.sd_model, "small", None) is not self.small:
+            sd_models.use_model(self.small, "random")
+        errors.exception_records.clear()
+        is_img2img = init_image is not None
+        values = {
+            "prompt": "one",
+            "negative_prompt": "two",
+            "seed": 7,
+            "steps": 4,
+            "sampler_name": "Euler",
+            "cfg_scale": 3.0,
+            "width": BASE,
+            "height": BASE,
+            "do_not_save_samples": True,
+            **parameters,
+            **({"init_image": init_image} if is_img2img else {}),
+        }
+        runner = scripts.scripts_img2img if is_img2img else scripts.scripts_txt2img
+        p = jobs.make(runner, is_img2img, values, [0, settings or {}])
+        if settings is None:
+            p.scripts = None
+        return jobs.execute(p)
+
+
+def sizes(processed: processing.Processed) -> list[int]:
+    """Widths of the pictures."""
+    return [image.width for image in processed.images]

@@ -1,0 +1,187 @@
+"""The page in a real browser, used as a person would."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import FLAGS, SECONDS, Tab, find_chromium, screenshot
+from PIL import Image
+
+pytestmark = pytest.mark.browser
+
+HERE = Path(__file__).resolve().parent
+SCREENSHOTS = Path(os.environ.get("DEMOFUSION_SCREENSHOTS", HERE.parents[1] / "test-output" / "screenshots"))
+TABS = ("txt2img", "img2img")
+
+INFOTEXT = """a yellow cross on blue ground
+Negative prompt: gray
+Steps: 5, Sampler: Euler a, CFG scale: 4.5, Seed: 42, Size: 96x64, DemoFusion: 0.1.0, DemoFusion scale: 3, \
+DemoFusion stages: "1,2,3", DemoFusion cosine scale 1: 2.5, DemoFusion jitter: False, DemoFusion return stages: True"""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page's address while its server runs."""
+    folder = tmp_path_factory.mktemp("data")
+    command = [sys.executable, "-u", str(HERE / "serve_tiny.py"), "7870", str(folder), "0.02"]
+    with (
+        (folder / "errors.txt").open("w") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as server,
+    ):
+        assert server.stdout is not None
+        found = next(filter(None, (re.search(r"page is at (\S+)", line) for line in server.stdout)), None)
+        yield found.group(1).rstrip(".") if found else pytest.fail((folder / "errors.txt").read_text())
+        server.terminate()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A running browser."""
+    program = find_chromium()
+    if program is None:
+        reason = "no Chromium was found; on Debian: apt-get install chromium"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium: Any, address: str) -> Iterator[Any]:
+    """A freshly loaded page; an error in its scripts fails the test."""
+    page = chromium.new_page(viewport={"width": 1280, "height": 1000})
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(address, wait_until="domcontentloaded")
+    page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
+    yield page
+    page.close()
+    assert problems == []
+
+
+@pytest.fixture(params=TABS)
+def tab(page: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Tab:
+    """Both tabs in turn, with a picture to begin with in img2img."""
+    tab = Tab(page, request.param)
+    if request.param == "img2img":
+        picture = tmp_path / "begin.png"
+        Image.radial_gradient("L").resize((128, 128)).convert("RGB").save(picture)
+        page.set_input_files("#img2img_image input[type=file]", str(picture))
+        page.wait_for_selector("#img2img_image img", timeout=SECONDS)
+    return tab
+
+
+def test_the_panel_opens_and_the_line_follows(tab: Tab) -> None:
+    assert not tab.enabled
+    tab.open_panel()
+    assert "128x128 → 256x256" in tab.wait_for_line("256x256")
+    tab.number(f"{tab.panel}_scale", 3)
+    three = tab.wait_for_line("384x384")
+    tab.number(tab.id("width"), 96)
+    assert tab.wait_for_line("288x384") != three
+    tab.number(tab.id("steps"), 5)
+    tab.wait_for_line("model evaluations")
+    screenshot(tab.page, SCREENSHOTS, f"{tab.name}-panel")
+
+
+def test_an_impossible_value_is_named_in_the_line(tab: Tab) -> None:
+    tab.open_panel()
+    tab.page.fill(f"{tab.panel}_stages textarea, {tab.panel}_stages input", "4,2")
+    tab.page.locator(f"{tab.panel}_stages textarea, {tab.panel}_stages input").blur()
+    tab.wait_for_line("stages")
+    tab.wait_for_line("not possible")
+    screenshot(tab.page, SCREENSHOTS, f"{tab.name}-impossible")
+
+
+def test_a_run_shows_progress_and_the_final_picture(tab: Tab) -> None:
+    tab.open_panel()
+    tab.number(f"{tab.panel}_scale", 3)
+    tab.number(tab.id("steps"), 6)
+    tab.wait_for_line("384x384")
+    tab.generate()
+    assert "%" in tab.wait_for_progress("DemoFusion 2/3")
+    tab.page.wait_for_selector(f"{tab.id('progress')} .livePreview", timeout=SECONDS)
+    tab.wait_for_progress("DemoFusion 3/3")
+    screenshot(tab.page, SCREENSHOTS, f"{tab.name}-progress")
+    tab.wait_until_done()
+    assert tab.picture_sizes() == [384]
+    assert "DemoFusion size: 384 x 384" in tab.infotext()
+    screenshot(tab.page, SCREENSHOTS, f"{tab.name}-done")
+
+
+def test_interrupt_returns_the_stage_before(tab: Tab) -> None:
+    tab.open_panel()
+    tab.number(f"{tab.panel}_scale", 3)
+    tab.wait_for_line("384x384")
+    tab.generate()
+    tab.wait_for_progress("DemoFusion 3/3")
+    tab.page.click(tab.id("interrupt"))
+    tab.wait_until_done()
+    assert tab.picture_sizes() == [256]
+    assert "DemoFusion stopped" in tab.infotext()
+    screenshot(tab.page, SCREENSHOTS, f"{tab.name}-interrupted")
+
+
+def test_closed_the_plain_picture_comes(tab: Tab) -> None:
+    tab.number(tab.id("steps"), 3)
+    tab.page.click(tab.id("generate"))
+    assert "DemoFusion" not in tab.wait_for_infotext("Steps: 3")
+    assert tab.picture_sizes() == [128]
+
+
+def test_pasting_sets_every_control(tab: Tab) -> None:
+    tab.page.fill(f"{tab.id('prompt')} textarea", INFOTEXT)
+    tab.page.click(f"#{tab.name}_paste")
+    tab.wait_for_line("288x192")
+    assert tab.enabled
+    expected = {
+        tab.id("prompt"): "a yellow cross on blue ground",
+        tab.id("neg_prompt"): "gray",
+        tab.id("steps"): "5",
+        tab.id("width"): "96",
+        tab.id("height"): "64",
+        tab.id("seed"): "42",
+        f"{tab.panel}_scale": "3",
+        f"{tab.panel}_stages": "1,2,3",
+        f"{tab.panel}_cosine_scale_1": "2.5",
+        f"{tab.panel}_cosine_scale_2": "1",
+    }
+    assert {selector: tab.value(selector) for selector in expected} == expected
+    boxes = {"jitter": False, "return_stages": True, "save_stages": False}
+    ticked = {name: tab.page.locator(f"{tab.panel}_{name} input").is_checked() for name in boxes}
+    assert ticked == boxes
+    screenshot(tab.page, SCREENSHOTS, f"{tab.name}-pasted")
+
+
+def test_pasting_a_foreign_picture_switches_off(tab: Tab) -> None:
+    tab.open_panel()
+    tab.page.fill(f"{tab.id('prompt')} textarea", INFOTEXT.partition(", DemoFusion")[0])
+    tab.page.click(f"#{tab.name}_paste")
+    tab.page.wait_for_function(
+        "selector => !document.querySelector(selector).checked",
+        arg=f"{tab.panel}_enabled-checkbox input",
+        timeout=SECONDS,
+    )
+    tab.page.wait_for_function(
+        "selector => !document.querySelector(selector).classList.contains('open')",
+        arg=f"{tab.panel}_enabled > .label-wrap",
+        timeout=SECONDS,
+    )
+
+
+def test_the_checkbox_alone_switches_off_and_leaves_the_panel_open(tab: Tab) -> None:
+    tab.open_panel()
+    tab.page.click(f"{tab.panel}_enabled-visible-checkbox")
+    tab.page.wait_for_timeout(500)
+    assert not tab.enabled
+    assert "open" in (tab.page.get_attribute(f"{tab.panel}_enabled > .label-wrap", "class") or "").split()

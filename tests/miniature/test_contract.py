@@ -1,0 +1,102 @@
+"""The stand-in against the webui: what the extension uses has the same names and parameters in both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import host_facts
+import pytest
+
+USED = host_facts.used()
+WRITE = "python tests/miniature/host_facts.py DIR writes the list anew from the webui in DIR"
+
+
+@pytest.fixture(scope="session")
+def committed() -> dict[str, Any]:
+    """What is known about webui 1.10.1."""
+    return json.loads(host_facts.FACTS.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def miniature() -> dict[str, Any]:
+    """What the stand-in's source says."""
+    return host_facts.Source(host_facts.MINIATURE).facts(USED)
+
+
+@pytest.mark.parametrize("symbol", USED)
+def test_the_webui_has_what_the_extension_uses(symbol: str, committed: dict[str, Any]) -> None:
+    assert symbol in committed, f"new here, or unknown to the webui; {WRITE}"
+
+
+@pytest.mark.parametrize("symbol", USED)
+def test_the_stand_in_agrees(symbol: str, committed: dict[str, Any], miniature: dict[str, Any]) -> None:
+    assert miniature[symbol] == committed.get(symbol)
+
+
+@pytest.mark.webui
+def test_the_list_is_that_of_the_webui(committed: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    folder = request.config.getoption("--webui")
+    if not folder:
+        pytest.skip("no webui: neither --webui DIR nor SD_WEBUI_DIR names one")
+    assert host_facts.Source(Path(folder)).facts(sorted(committed)) == committed
+
+
+SOURCE = """
+class Base:
+    plain: int = 0
+    alias = plain
+    def __init__(self, x, y=1):
+        self.a, self.b = x, y
+    @property
+    def size(self): ...
+class Child(Base):
+    def call(self, one, *rest, two=2, **more): ...
+def function(a, b=None, *, c, d=1): ...
+variable = 3
+"""
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> host_facts.Source:
+    """A package of one module."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "example.py").write_text(SOURCE, encoding="utf-8")
+    return host_facts.Source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "fact"),
+    [
+        ("example.function", {"kind": "function", "parameters": ["a", "b?", "c", "d?"]}),
+        ("example.variable", {"kind": "attribute"}),
+        ("example.Child", {"kind": "class", "parameters": ["x", "y?"]}),
+        ("example.Child.call", {"kind": "function", "parameters": ["one", "*rest", "two?", "**more"]}),
+        ("example.Child.size", {"kind": "attribute"}),
+        ("example.Child.b", {"kind": "attribute"}),
+        ("example.Child.alias", {"kind": "attribute"}),
+        ("example.Child.missing", None),
+        ("example.missing", None),
+        ("missing.function", None),
+    ],
+)
+def test_facts_are_read_from_source(example: host_facts.Source, symbol: str, fact: dict[str, Any] | None) -> None:
+    assert example.fact(symbol) == fact
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from modules import devices\ndevices.cpu", {"devices.cpu"}),
+        ("from modules.rng import ImageRNG", {"rng.ImageRNG"}),
+        ("from modules import shared\nshared.opts.x", {"shared.opts.x", "shared.opts"}),
+        ("from modules import shared\nshared.state.y", {"shared.state->y", "shared.state"}),
+        ("def f(p): return p.seeds, p._own", {"p->seeds"}),
+        ("from modules import rng\nclass A(rng.B):\n    def f(self, x): ...", {"rng.B", "rng.B.f"}),
+        ("from lib_demofusion.host import denoiser\ndenoiser.attach", set()),
+        ("import torch\ntorch.cat", set()),
+    ],
+)
+def test_uses_are_found(source: str, found: set[str]) -> None:
+    assert set(host_facts.symbols(host_facts.ast.parse(source))) == found

@@ -1,0 +1,192 @@
+"""Jobs through the stand-in, from the arguments of a request to pictures and infotext."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from in_process import BASE, Webui, sizes
+from modules import errors, infotext_utils, scripts, sd_samplers, shared
+from PIL import Image, ImageChops
+
+ON = {"enabled": True, "scale": 2}
+THREE = {"enabled": True, "scale": 3}
+
+
+@pytest.fixture
+def in_model(webui: Webui) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Lets a test have a function called at every call of the model."""
+    unet = webui.small.unet
+
+    def install(function: Callable[[], None]) -> None:
+        def watched(*args: Any) -> Any:
+            function()
+            return unet(*args)
+
+        webui.small.unet = watched
+
+    yield install
+    webui.small.__dict__.pop("unet", None)
+
+
+def in_stage(number: int) -> bool:
+    """Whether the stage with that number is running; the base is 1."""
+    return (shared.state.textinfo or "").startswith(f"DemoFusion {number}/")
+
+
+def differs(one: Image.Image, other: Image.Image) -> int:
+    """The largest difference of two pictures in any channel."""
+    return max(high for _, high in ImageChops.difference(one, other).getextrema())
+
+
+@pytest.mark.parametrize("sampler", list(sd_samplers.all_samplers_map))
+def test_every_sampler_runs_every_stage(webui: Webui, sampler: str) -> None:
+    result = webui.job({**THREE, "return_stages": True}, sampler_name=sampler)
+    assert sizes(result) == [3 * BASE, BASE, 2 * BASE]
+    assert not errors.exception_records
+
+
+def test_the_base_among_the_stages_is_the_plain_picture(webui: Webui) -> None:
+    plain = webui.job()
+    result = webui.job({**ON, "return_stages": True})
+    assert result.images[1].tobytes() == plain.images[0].tobytes()
+
+
+def test_the_same_seed_makes_the_same_bytes(webui: Webui) -> None:
+    first, second = (webui.job(ON, sampler_name="Euler a").images[0].tobytes() for _ in range(2))
+    assert first == second
+    assert webui.job(ON, sampler_name="Euler a", seed=8).images[0].tobytes() != first
+
+
+@pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M SDE", "DDIM"])
+@pytest.mark.parametrize("batch", [{"batch_size": 2}, {"n_iter": 2}])
+def test_a_picture_of_a_batch_is_the_picture_alone(webui: Webui, sampler: str, batch: dict[str, int]) -> None:
+    both = webui.job(ON, sampler_name=sampler, **batch)
+    assert len(both.images) == 2
+    for image, seed in zip(both.images, (7, 8)):
+        # a batch may be rounded otherwise than a single row
+        assert differs(image, webui.job(ON, sampler_name=sampler, seed=seed).images[0]) <= 1
+
+
+def test_switched_off_nothing_changes(webui: Webui) -> None:
+    without = webui.job(sampler_name="Euler a", batch_size=2)
+    off = webui.job({"enabled": False, "scale": 4}, sampler_name="Euler a", batch_size=2)
+    assert [image.tobytes() for image in off.images] == [image.tobytes() for image in without.images]
+    assert off.infotexts == without.infotexts
+
+
+def test_a_run_leaves_nothing_behind(webui: Webui) -> None:
+    before = webui.job(sampler_name="Euler a")
+    webui.job(THREE, sampler_name="DPM++ SDE")
+    after = webui.job({}, sampler_name="Euler a")
+    assert after.images[0].tobytes() == before.images[0].tobytes()
+    assert after.infotexts == before.infotexts
+    assert shared.state.textinfo is None
+
+
+def test_infotext_sets_every_control(webui: Webui) -> None:
+    settings = {**ON, "scale": 2.5, "stages": "1,1.5,2.5", "cosine_scale_1": 2.5, "jitter": False, "strength": 0.75}
+    text = webui.job(settings).infotexts[0]
+    params = infotext_utils.parse_generation_parameters(text)
+    script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
+    pasted = dict(
+        zip((control.label for control in script.controls), (read(params) for _, read in script.infotext_fields))
+    )
+    labels = {"enabled": "DemoFusion", "scale": "Scale", "stages": "Stages", "strength": "Strength"}
+    assert {name: pasted[label] for name, label in labels.items()} == {name: settings[name] for name in labels}
+    assert params["DemoFusion size"] == f"{BASE * 5 // 2} x {BASE * 5 // 2}"
+
+
+def test_a_foreign_infotext_switches_off(webui: Webui) -> None:
+    params = infotext_utils.parse_generation_parameters(webui.job().infotexts[0])
+    script = scripts.scripts_txt2img.alwayson_scripts[0]
+    assert script.infotext_fields[0][1](params) is False
+
+
+def test_interrupted_the_stage_before_is_returned(webui: Webui, in_model: Callable) -> None:
+    in_model(lambda: shared.state.interrupt() if in_stage(3) else None)
+    result = webui.job(THREE)
+    assert sizes(result) == [2 * BASE]
+    assert "DemoFusion stopped" in result.infotexts[0]
+
+
+def test_interrupted_the_iterations_after_are_not_begun(webui: Webui, in_model: Callable) -> None:
+    in_model(lambda: shared.state.interrupt() if in_stage(2) else None)
+    assert sizes(webui.job(ON, n_iter=3)) == [BASE]
+
+
+def test_skipped_the_next_iteration_runs(webui: Webui, in_model: Callable) -> None:
+    in_model(lambda: shared.state.skip() if in_stage(2) and shared.state.job_no == 1 else None)
+    assert sizes(webui.job(ON, n_iter=2)) == [BASE, 2 * BASE]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_failing_stage_costs_itself(webui: Webui, in_model: Callable, stage: int) -> None:
+    def fail() -> None:
+        if in_stage(stage):
+            raise RuntimeError("injected, once")
+
+    plain = webui.job({}).images[0].tobytes()
+    in_model(fail)
+    result = webui.job(THREE)
+    assert sizes(result) == [(stage - 1) * BASE]
+    assert "injected" in result.infotexts[0]
+    assert "injected" in result.comments
+    assert webui.job({}).images[0].tobytes() == plain
+
+
+def test_an_error_of_the_base_is_the_host_s(webui: Webui, in_model: Callable) -> None:
+    def fail() -> None:
+        raise RuntimeError("injected")
+
+    in_model(fail)
+    with pytest.raises(RuntimeError, match="injected"):
+        webui.job(ON)
+
+
+def test_an_impossible_value_is_named(webui: Webui) -> None:
+    result = webui.job({"enabled": True, "scale": 99})
+    assert sizes(result) == [BASE]
+    assert "scale = 99" in result.comments
+    assert "DemoFusion error" in result.infotexts[0]
+
+
+def test_an_unknown_field_is_named(webui: Webui) -> None:
+    result = webui.job({"enabled": True, "scael": 2})
+    assert sizes(result) == [BASE]
+    assert "scael" in result.comments
+
+
+def test_progress_rises_and_ends(webui: Webui, in_model: Callable) -> None:
+    seen: list[float] = []
+    in_model(lambda: seen.append(shared.state.progress()))
+    webui.job(THREE, n_iter=2)
+    assert seen == sorted(seen)
+    assert seen[0] < 0.1
+    assert 0.8 < seen[-1] <= 1
+
+
+@pytest.mark.parametrize("redraw", [False, True])
+def test_img2img_begins_with_the_picture(webui: Webui, redraw: bool) -> None:
+    picture = webui.job(seed=3).images[0]
+    result = webui.job({**ON, "redraw_base": redraw, "return_stages": True}, init_image=picture)
+    assert sizes(result) == [2 * BASE, BASE]
+    assert not errors.exception_records
+
+
+def test_stages_are_saved_with_their_infotext(webui: Webui) -> None:
+    result = webui.job({**ON, "save_stages": True}, do_not_save_samples=False, seed=77)
+    saved = sorted((webui.folder / "txt2img-images").glob("*-77*.png"))
+    widths = []
+    for path in saved:
+        with Image.open(path) as image:
+            widths.append(image.width)
+            assert "DemoFusion" in image.info["parameters"]
+    assert sorted(widths) == [BASE, 2 * BASE]
+    assert sizes(result) == [2 * BASE]
+
+
+def test_wide_pictures(webui: Webui) -> None:
+    result = webui.job(ON, width=96, height=64)
+    assert result.images[0].size == (192, 128)

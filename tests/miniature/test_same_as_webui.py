@@ -1,0 +1,65 @@
+"""The stand-in's pictures against those of a running webui with the same model: `--webui-url`, after `--webui DIR`."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import urllib.request
+from typing import Any
+
+import numpy as np
+import pytest
+from in_process import Webui
+from modules import sd_samplers
+from PIL import Image
+
+from trial import small_model
+
+pytestmark = pytest.mark.webui
+
+JOB = {"prompt": "a red circle on green ground", "negative_prompt": "blue", "steps": 6, "seed": 5, "cfg_scale": 3.0}
+
+
+def ask(url: str, body: dict[str, Any] | None = None) -> Any:
+    """The webui's answer."""
+    data = json.dumps(body).encode() if body else None
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=600) as answer:
+        return json.load(answer)
+
+
+@pytest.fixture(scope="module")
+def url(request: pytest.FixtureRequest) -> str:
+    """The address of a webui that has the small model."""
+    url = request.config.getoption("--webui-url")
+    if not url:
+        pytest.skip("no running webui: --webui-url names none")
+    title = small_model.CHECKPOINT.name
+    if not any(entry["title"].startswith(title) for entry in ask(f"{url}/sdapi/v1/sd-models")):
+        pytest.skip(f"the webui has no {title}: try_demofusion.py --webui DIR --install-only")
+    return url
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Webui:
+    """The stand-in on the bundled model."""
+    return Webui(tmp_path_factory.mktemp("same"), small_model.load(small_model.CHECKPOINT))
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+@pytest.mark.parametrize("sampler", list(sd_samplers.all_samplers_map))
+def test_pictures_are_the_same_but_for_rounding(url: str, trained: Webui, sampler: str, enabled: bool) -> None:
+    settings = {"enabled": enabled, "scale": 2}
+    sized = {**JOB, "width": 128, "height": 128, "sampler_name": sampler}
+    body = {
+        **sized,
+        "alwayson_scripts": {"DemoFusion Hires": {"args": [settings]}},
+        "override_settings": {"sd_model_checkpoint": small_model.CHECKPOINT.name},
+    }
+    theirs = Image.open(io.BytesIO(base64.b64decode(ask(f"{url}/sdapi/v1/txt2img", body)["images"][0])))
+    ours = trained.job(settings, **sized).images[0]
+    assert ours.size == theirs.size
+    difference = np.abs(np.asarray(ours, int) - np.asarray(theirs.convert("RGB"), int))
+    assert difference.mean() < 0.05
+    assert difference.max() <= 3

@@ -1,0 +1,134 @@
+"""The try command: its set-up, its pictures, and what it installs into a webui."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from in_process import Webui
+from PIL import Image
+
+from trial import bootstrap, compare, install_webui, text
+
+CONFIGURATION = {"model": {"params": {"cond_stage_config": {"params": {"version": "elsewhere"}}, "scale_factor": 0.5}}}
+
+
+def options(**values: Any) -> argparse.Namespace:
+    """The command line's values that the pictures depend on."""
+    given = {"scale": 2, "prompt": "a", "seed": 1, "steps": 3, "sampler": "Euler", **values}
+    return argparse.Namespace(**given)
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_pictures_of_every_way_are_written(webui: Webui, tmp_path: Path, scale: int) -> None:
+    webui.job()
+    compare.main(options(scale=scale, out=tmp_path))
+    large = 128 * scale
+    stages = [f"stage-{n}-{128 * n}x{128 * n}.png" for n in range(2, scale + 1)]
+    ways = [f"{way}-{large}x{large}.png" for way in ("bicubic", "direct")]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == sorted(["base-128x128.png", "comparison.png", *stages, *ways])
+    for name in names[:-1]:
+        with Image.open(tmp_path / name) as image:
+            assert name == "comparison.png" or f"{image.width}x{image.height}" in name
+
+
+def test_the_detailed_part_is_found() -> None:
+    picture = Image.new("RGB", (64, 64), "gray")
+    picture.paste(Image.effect_noise((16, 16), 90).convert("RGB"), (48, 40))
+    left, top, right, bottom = compare.detailed_box(picture, 24)
+    assert left <= 48 <= 64 <= right
+    assert top <= 40 <= 56 <= bottom
+
+
+def test_a_port_in_use_is_passed_over() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert bootstrap.free_port(port) != port
+
+
+def test_another_version_of_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 9, 0))
+    with pytest.raises(bootstrap.SetUpError, match=r"Python 3\.10 to 3\.13 is needed; this is 3\.9"):
+        bootstrap.set_up(bootstrap.TRY)
+
+
+def test_a_filled_environment_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    layer = bootstrap.Layer(tmp_path / "pins.txt")
+    layer.file.write_text("one==1\n", encoding="utf-8")
+    installed: list[tuple[str, ...]] = []
+    monkeypatch.setattr(bootstrap, "VENV", tmp_path)
+    monkeypatch.setattr(bootstrap, "make_environment", lambda: None)
+    monkeypatch.setattr(bootstrap, "install_torch", lambda: None)
+    monkeypatch.setattr(bootstrap, "pip_install", lambda *arguments: installed.append(arguments) or True)
+    for text_of_pins in ("one==1\n", "one==1\n", "one==2\n"):
+        layer.file.write_text(text_of_pins, encoding="utf-8")
+        bootstrap.set_up(layer)
+    assert len(installed) == 2
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    """What looks like a webui."""
+    for name in ("launch.py", "modules/scripts.py"):
+        path = tmp_path / "webui" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "webui"
+
+
+@pytest.fixture
+def install(host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Installs a checkpoint of a few bytes."""
+    checkpoint = tmp_path / "small.safetensors"
+    checkpoint.write_bytes(b"weights")
+    checkpoint.with_suffix(".yaml").write_text(yaml.safe_dump(CONFIGURATION), encoding="utf-8")
+    monkeypatch.setattr(text, "write_clip_folder", lambda folder: folder.mkdir(parents=True, exist_ok=True))
+    given = argparse.Namespace(webui=host, checkpoint=checkpoint, install_only=True)
+    return lambda: install_webui.main(given)
+
+
+def test_extension_and_model_are_installed_twice_over(host: Path, install: Callable[[], int]) -> None:
+    assert install() == 0
+    extension = host / "extensions" / "sd-webui-demofusion-hires"
+    (extension / "stale.py").touch()
+    assert install() == 0
+    assert (extension / "scripts" / "demofusion_hires.py").is_file()
+    assert (extension / "lib_demofusion" / "host" / "panel.py").is_file()
+    assert not (extension / "stale.py").exists()
+    assert not (extension / "trial").exists()
+    assert [path.name for path in (host / "extensions").iterdir()] == [extension.name]
+    models = host / "models" / "Stable-diffusion"
+    assert (models / "small.safetensors").read_bytes() == b"weights"
+    written = yaml.safe_load((models / "small.yaml").read_text(encoding="utf-8"))["model"]["params"]
+    assert written["scale_factor"] == 0.5
+    assert Path(written["cond_stage_config"]["params"]["version"]) == host / "models" / "small-clip"
+
+
+def test_a_clone_in_the_webui_is_left_alone(host: Path, install: Callable[[], int]) -> None:
+    clone = host / "extensions" / "sd-webui-demofusion-hires"
+    (clone / ".git").mkdir(parents=True)
+    assert install() == 0
+    assert [path.name for path in clone.iterdir()] == [".git"]
+
+
+def test_something_else_of_that_name_is_not_overwritten(host: Path, install: Callable[[], int]) -> None:
+    folder = host / "extensions" / "sd-webui-demofusion-hires"
+    folder.mkdir(parents=True)
+    (folder / "mine.txt").touch()
+    assert install() == 1
+    assert (folder / "mine.txt").exists()
+
+
+def test_a_folder_without_a_webui_is_refused(host: Path, install: Callable[[], int]) -> None:
+    (host / "launch.py").unlink()
+    assert install() == 1
+    assert not (host / "extensions").exists()

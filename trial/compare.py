@@ -1,0 +1,172 @@
+"""Makes the base picture, every stage and a comparison of ways to a larger picture, without a page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from modules import jobs, scripts, shared
+from PIL import Image, ImageDraw, ImageFont
+
+from trial.detect import count_subjects
+
+NATIVE = 128
+CELL = 320
+"""Side of a picture on the sheet."""
+MARGIN, LABEL = 12, 44
+PAPER, INK, FAINT = "white", "black", "#666666"
+
+
+def settings(options: Any, enabled: bool) -> list[Any]:
+    """The script's arguments."""
+    return [0, {"enabled": enabled, "scale": options.scale, "return_stages": True}]
+
+
+def parameters(options: Any, size: int) -> dict[str, Any]:
+    """A txt2img job's parameters for a square picture."""
+    return {
+        "prompt": options.prompt,
+        "seed": options.seed,
+        "steps": options.steps,
+        "sampler_name": options.sampler,
+        "cfg_scale": 3.0,
+        "width": size,
+        "height": size,
+        "do_not_save_samples": True,
+    }
+
+
+def sample(options: Any, size: int, demofusion: bool) -> Any:
+    """The webui's result of one job."""
+    runner = scripts.scripts_txt2img
+    return jobs.execute(jobs.make(runner, False, parameters(options, size), settings(options, demofusion)))
+
+
+def main(options: argparse.Namespace) -> None:
+    """Writes the pictures and the sheet into the folder `options.out`."""
+    set_up_scripts()
+    options.out.mkdir(parents=True, exist_ok=True)
+    began = time.time()
+    large = NATIVE * options.scale
+    with bar("DemoFusion"):
+        result = sample(options, NATIVE, True)
+    with bar("directly at the large size"):
+        direct = sample(options, large, False).images[0]
+    # the final picture comes first, then the base and the stages between
+    final, stages = result.images[0], result.images[1:]
+    for number, picture in enumerate([*stages, final], start=1):
+        name = "base" if number == 1 else f"stage-{number}"
+        save(picture, options.out / f"{name}-{picture.width}x{picture.height}.png")
+    columns = {
+        "plain upscaling (bicubic)": stages[0].resize(final.size, Image.Resampling.BICUBIC),
+        "sampled directly at this size": direct,
+        "DemoFusion": final,
+    }
+    for name, picture in zip(("bicubic", "direct"), columns.values()):
+        save(picture, options.out / f"{name}-{final.width}x{final.height}.png")
+    save(sheet(columns, options), options.out / "comparison.png")
+    print(f"{len(list(options.out.glob('*.png')))} pictures in {options.out}, {time.time() - began:.0f} s")
+    for comment in result.comments.splitlines():
+        print(comment)
+
+
+def set_up_scripts() -> None:
+    """Gives the txt2img scripts their place among the arguments, as the page would."""
+    import gradio as gr
+
+    with gr.Blocks(analytics_enabled=False):
+        scripts.scripts_txt2img.initialize_scripts(False)
+        scripts.scripts_txt2img.setup_ui()
+
+
+@contextmanager
+def bar(title: str) -> Iterator[None]:
+    """Shows the running job's progress on the console; in a file, a line for every tenth of it."""
+    shared.cmd_opts.disable_console_progressbars = True
+    ended = threading.Event()
+    terminal = sys.stderr.isatty()
+
+    def show(percent: int, text: str) -> None:
+        line = f"{text:<28}{percent:4}%  {'#' * (percent // 4):<25} {time.time() - began:4.0f} s"
+        sys.stderr.write(f"\r{line}" if terminal else f"{line}\n")
+        sys.stderr.flush()
+
+    def watch() -> None:
+        shown = -1
+        while not ended.wait(0.2):
+            percent = int(100 * shared.state.progress())
+            if percent >= shown + (1 if terminal else 10):
+                shown = percent
+                show(percent, shared.state.textinfo or title)
+        show(100, title)
+        sys.stderr.write("\n" if terminal else "")
+
+    began = time.time()
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Writes a picture in one go, so that a second start never leaves half a file."""
+    part = path.with_suffix(".part")
+    picture.save(part, "png")
+    part.replace(path)
+
+
+def detailed_box(picture: Image.Image, side: int) -> tuple[int, int, int, int]:
+    """The square of a side in which the picture has most contrast."""
+    pixels = np.asarray(picture.convert("L"), dtype=np.float64)
+
+    def starts(length: int) -> list[int]:
+        return [*range(0, length - side, max(1, side // 8)), length - side]
+
+    places = [
+        (pixels[y : y + side, x : x + side].std(), x, y) for y in starts(picture.height) for x in starts(picture.width)
+    ]
+    _, x, y = max(places, key=lambda place: place[0])
+    return x, y, x + side, y + side
+
+
+def sheet(columns: dict[str, Image.Image], options: Any) -> Image.Image:
+    """The pictures side by side, whole above and a part of each at 1:1 below."""
+    first = next(iter(columns.values()))
+    whole, crop = min(CELL, first.width), min(CELL, first.width * 5 // 8)
+    box = detailed_box(first, crop)
+    width = MARGIN + len(columns) * (CELL + MARGIN)
+    page = Image.new("RGB", (width, 3 * LABEL + whole + crop + 2 * MARGIN), PAPER)
+    pen = _Pen(page)
+    pen.write((MARGIN, MARGIN), f"“{options.prompt}”, {NATIVE}x{NATIVE} to {first.width}x{first.height}", 18)
+    details = f"small bundled model, {options.sampler}, {options.steps} steps, seed {options.seed}"
+    pen.write((MARGIN, MARGIN + 22), details, 12, FAINT)
+    for i, (label, picture) in enumerate(columns.items()):
+        x = MARGIN + i * (CELL + MARGIN)
+        subjects = count_subjects(np.asarray(picture))
+        pen.write((x, LABEL + MARGIN + 4), label, 15)
+        pen.write((x, LABEL + MARGIN + 22), f"{subjects} subject{'s' if subjects != 1 else ''}", 12, FAINT)
+        page.paste(picture.resize((whole, whole), Image.Resampling.LANCZOS), (x, 2 * LABEL + MARGIN))
+        page.paste(picture.crop(box), (x, 3 * LABEL + whole))
+    pen.write((MARGIN, 3 * LABEL + whole - 20), f"part of {crop}x{crop} pixels at 1:1", 12, FAINT)
+    return page
+
+
+class _Pen(SimpleNamespace):
+    """Writes on a picture."""
+
+    def __init__(self, page: Image.Image):
+        super().__init__(draw=ImageDraw.Draw(page))
+
+    def write(self, place: tuple[int, int], text: str, size: int, colour: str = INK) -> None:
+        self.draw.text(place, text, fill=colour, font=ImageFont.load_default(size))

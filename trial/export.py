@@ -1,0 +1,109 @@
+"""Writes the checkpoint (.safetensors and .yaml) from the training states: python -m trial.export."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trial.autoencoder import AutoencoderConfig
+from trial.make_latents import SCALE_FACTOR
+from trial.schedule import BETA_FIRST, BETA_LAST, STEPS, buffers
+from trial.small_model import CHECKPOINT, POSITIONS, TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
+from trial.text import LENGTH, TextConfig, TextEncoder
+from trial.train_unet import Denoiser, make_captions
+from trial.unet import UNetConfig
+
+CLIP_FOLDER = "models/demofusion-small-clip"
+
+
+def _plain(config) -> dict:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
+
+
+def _unet_section() -> dict:
+    params = _plain(UNetConfig())
+    channels = params.pop("channels")
+    params |= {"image_size": 16, "in_channels": channels, "out_channels": channels, "use_spatial_transformer": True}
+    params |= {"transformer_depth": 1, "use_checkpoint": False, "legacy": False}
+    return {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": params}
+
+
+def _autoencoder_section() -> dict:
+    shape = {"double_z": True, "resolution": 128, "in_channels": 3, "out_ch": 3, "attn_resolutions": [], "dropout": 0.0}
+    params = {"embed_dim": 4, "monitor": "val/rec_loss", "ddconfig": {**_plain(AutoencoderConfig()), **shape}}
+    params["lossconfig"] = {"target": "torch.nn.Identity"}
+    return {"target": "ldm.models.autoencoder.AutoencoderKL", "params": params}
+
+
+def configuration() -> dict:
+    """The yaml from which the webui builds the model; the text encoder's folder is relative to the webui's."""
+    params = {
+        "linear_start": BETA_FIRST,
+        "linear_end": BETA_LAST,
+        "timesteps": STEPS,
+        "num_timesteps_cond": 1,
+        "log_every_t": 200,
+        "first_stage_key": "jpg",
+        "cond_stage_key": "txt",
+        "image_size": 16,
+        "channels": 4,
+        "cond_stage_trainable": False,
+        "conditioning_key": "crossattn",
+        "monitor": "val/loss_simple_ema",
+        "scale_factor": SCALE_FACTOR,
+        "use_ema": False,
+        "unet_config": _unet_section(),
+        "first_stage_config": _autoencoder_section(),
+        "cond_stage_config": {
+            "target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
+            "params": {"version": CLIP_FOLDER},
+        },
+    }
+    target = "ldm.models.diffusion.ddpm.LatentDiffusion"
+    return {"model": {"base_learning_rate": 1.0e-4, "target": target, "params": params}}
+
+
+def full_text_encoder(state: dict[str, Tensor], used: Tensor) -> dict[str, Tensor]:
+    """The trained encoder with the whole vocabulary; words never trained keep small random vectors."""
+    torch.manual_seed(0)
+    name = "text_model.embeddings.token_embedding.weight"
+    table = TextEncoder(TextConfig()).state_dict()[name]
+    table[used] = state[name].float()
+    return {**state, name: table}
+
+
+def checkpoint(out: Path) -> dict[str, Tensor]:
+    """Every tensor of the checkpoint, weights in half precision."""
+    captions = make_captions()
+    denoiser = Denoiser(len(captions.used))
+    denoiser.load_state_dict(torch.load(out / "unet.pt", weights_only=True, map_location="cpu")["average"])
+    parts = {
+        UNET_PREFIX: denoiser.unet.state_dict(),
+        VAE_PREFIX: torch.load(out / "autoencoder.pt", weights_only=True, map_location="cpu")["average"],
+        TEXT_PREFIX: full_text_encoder(denoiser.text.state_dict(), captions.used),
+    }
+    tensors = {prefix + name: t.half().contiguous() for prefix, part in parts.items() for name, t in part.items()}
+    return {**tensors, **buffers(), POSITIONS: torch.arange(LENGTH)[None]}
+
+
+def main() -> None:
+    """Command line."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--out", type=Path, default=Path("runs/small"), help="folder of the training states")
+    options.add_argument("--to", type=Path, default=CHECKPOINT)
+    args = options.parse_args()
+    args.to.parent.mkdir(parents=True, exist_ok=True)
+    args.to.with_suffix(".yaml").write_text(yaml.safe_dump(configuration(), sort_keys=False), encoding="utf-8")
+    partial = args.to.with_suffix(".partial")
+    save_file(checkpoint(args.out), str(partial), metadata={"format": "pt"})
+    partial.chmod(0o644)
+    partial.replace(args.to)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Installs the extension and the small model into an existing webui, and starts that."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from trial import bootstrap
+
+ROOT = bootstrap.ROOT
+FOLDER = "sd-webui-demofusion-hires"
+PARTS = ("install.py", "javascript", "lib_demofusion", "LICENSE", "metadata.ini", "README.md", "scripts", "style.css")
+"""What of the repository the webui needs."""
+CPU = ("--skip-torch-cuda-test", "--use-cpu", "all", "--no-half", "--precision", "full")
+
+
+class InstallError(Exception):
+    """The webui cannot be used; the message is for the person who started this."""
+
+
+def main(options: argparse.Namespace) -> int:
+    """Installs and starts; returns the exit status."""
+    webui = options.webui.resolve()
+    try:
+        if not (webui / "modules" / "scripts.py").is_file() or not (webui / "launch.py").is_file():
+            raise InstallError(f"{webui} is no webui: it has no launch.py and modules/scripts.py.")
+        print(f"Extension: {install_extension(webui)}")
+        checkpoint = install_checkpoint(webui, options.checkpoint)
+        print(f"Model: {checkpoint}")
+        return 0 if options.install_only else start(webui, checkpoint, options)
+    except (InstallError, OSError) as error:
+        print(f"Not installed: {error}", file=sys.stderr)
+        return 1
+
+
+def install_extension(webui: Path) -> Path:
+    """Copies the extension, unless it is there as a clone or a link; returns its folder."""
+    target = webui / "extensions" / FOLDER
+    if target.is_symlink() or (target / ".git").exists() or target.resolve() == ROOT:
+        return target
+    if target.exists() and not (target / "lib_demofusion").is_dir():
+        raise InstallError(f"{target} exists and is something else.")
+    part = target.with_name(f".{FOLDER}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for name in PARTS:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, part / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.is_file():
+            shutil.copy2(source, part / name)
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
+    return target
+
+
+def install_checkpoint(webui: Path, source: Path) -> Path:
+    """Copies the model and its configuration, which names the tokenizer's folder; returns the model's place."""
+    from trial.text import write_clip_folder
+
+    target = webui / "models" / "Stable-diffusion" / source.name
+    clip = webui / "models" / f"{source.stem}-clip"
+    write_clip_folder(clip)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(source, target)
+    configuration = source.with_suffix(".yaml").read_text(encoding="utf-8")
+    target.with_suffix(".yaml").write_text(with_clip_folder(configuration, clip), encoding="utf-8")
+    return target
+
+
+def with_clip_folder(configuration: str, clip: Path) -> str:
+    """The configuration with the text encoder's files at an absolute place."""
+    import yaml
+
+    parsed = yaml.safe_load(configuration)
+    parsed["model"]["params"]["cond_stage_config"]["params"]["version"] = clip.as_posix()
+    return yaml.safe_dump(parsed, sort_keys=False)
+
+
+def python_of(webui: Path) -> Path:
+    """The Python that the webui runs with."""
+    for place in ("venv/bin/python", "venv/Scripts/python.exe"):
+        if (webui / place).is_file():
+            return webui / place
+    raise InstallError(f"{webui} has no venv yet: start it once in its own way, then this again.")
+
+
+def start(webui: Path, checkpoint: Path, options: argparse.Namespace) -> int:
+    """Runs the webui until it ends; returns its exit status."""
+    python = python_of(webui)
+    port = bootstrap.free_port(options.port)
+    command = [str(python), "launch.py", "--ckpt", str(checkpoint), "--port", str(port)]
+    if (
+        sys.platform != "darwin"
+        and bootstrap.answer("import torch; print(torch.cuda.is_available())", python) != "True"
+    ):
+        command += CPU
+    if not options.no_browser:
+        command.append("--autolaunch")
+    print(f"Starting the webui at http://127.0.0.1:{port}", flush=True)
+    clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return subprocess.run([*command, *options.rest], cwd=webui, env=clean, check=False).returncode

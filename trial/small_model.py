@@ -1,0 +1,78 @@
+"""Loads the small checkpoint (Stable Diffusion 1 layout) for inference in plain torch, without any webui.
+
+model = load(Path("demofusion-small.safetensors"))
+context = model.encode_prompts(["a red circle on green ground"])
+eps = model.unet(x, t, context)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trial.autoencoder import Autoencoder, AutoencoderConfig
+from trial.text import TextConfig, TextEncoder, tokenize
+from trial.unet import UNet, UNetConfig
+
+CHECKPOINT = Path(__file__).parent / "checkpoint" / "demofusion-small.safetensors"
+UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+POSITIONS = TEXT_PREFIX + "text_model.embeddings.position_ids"
+
+
+class SmallModel(nn.Module):
+    """The three networks; alphas_cumprod is (1000,), scale_factor multiplies the autoencoder's latents.
+
+    `unet(x, t, context)` predicts the noise, with x (B, 4, H, W), t (B,) in 0..999 and context (B, 77, C).
+    """
+
+    def __init__(self, unet: UNet, vae: Autoencoder, text: TextEncoder, scale_factor: float, alphas: Tensor) -> None:
+        super().__init__()
+        self.unet, self.vae, self.text, self.scale_factor = unet, vae, text, scale_factor
+        self.register_buffer("alphas_cumprod", alphas)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.alphas_cumprod.device
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> Tensor:
+        """Text context (B, 77, C)."""
+        return self.text(tokenize(prompts).to(self.device))
+
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> Tensor:
+        """Scaled latent (B, 4, H / 8, W / 8), the mean of the distribution, of pictures (B, 3, H, W) in -1..1."""
+        return self.vae.moments(image)[0] * self.scale_factor
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """Pictures (B, 3, 8 h, 8 w) in -1..1 of scaled latents (B, 4, h, w)."""
+        return self.vae.decode(latent / self.scale_factor).clamp(-1.0, 1.0)
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k[len(prefix) :]: v.float() for k, v in tensors.items() if k.startswith(prefix) and k != POSITIONS}
+
+
+def _chosen(params: dict, kind: type):
+    """A configuration dataclass from the fields of a yaml section that it knows."""
+    known = {name: params[name] for name in kind.__dataclass_fields__ if name in params}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+
+
+def load(path: Path = CHECKPOINT, device: str | torch.device = "cpu") -> SmallModel:
+    """The model of a .safetensors file and the .yaml beside it, in float32, ready for inference."""
+    tensors = load_file(str(path))
+    params = yaml.safe_load(Path(path).with_suffix(".yaml").read_text(encoding="utf-8"))["model"]["params"]
+    unet = UNet(_chosen(params["unet_config"]["params"], UNetConfig))
+    vae = Autoencoder(_chosen(params["first_stage_config"]["params"]["ddconfig"], AutoencoderConfig))
+    text = TextEncoder(TextConfig())
+    for module, prefix in ((unet, UNET_PREFIX), (vae, VAE_PREFIX), (text, TEXT_PREFIX)):
+        module.load_state_dict(_part(tensors, prefix))
+    model = SmallModel(unet, vae, text, params["scale_factor"], tensors["alphas_cumprod"])
+    return model.requires_grad_(False).eval().to(device)

@@ -1,0 +1,159 @@
+"""The text side: CLIP's tokens, a small encoder with CLIP's parameter names, and the folder the webui loads."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import re
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+VOCABULARY, LENGTH = 49408, 77
+START, END = VOCABULARY - 2, VOCABULARY - 1
+START_TEXT, END_TEXT = "<|startoftext|>", "<|endoftext|>"
+WORD = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\s\w]|_)+")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The fields of transformers' CLIPTextConfig that differ from its defaults."""
+
+    hidden_size: int = 64
+    intermediate_size: int = 192
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+    projection_dim: int = 64
+    vocab_size: int = VOCABULARY
+    max_position_embeddings: int = LENGTH
+
+
+def _package_merges() -> list[str]:
+    """The byte pair merges that the clip package (clip-anytorch) carries, one "left right" per entry."""
+    spec = importlib.util.find_spec("clip")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("the package clip-anytorch, which carries CLIP's vocabulary, is not installed")
+    packed = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
+    lines = gzip.decompress(packed.read_bytes()).decode("utf-8").split("\n")
+    return lines[1 : VOCABULARY - 512 - 2 + 1]
+
+
+PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+
+
+def byte_order() -> list[int]:
+    """The 256 bytes in the vocabulary's order: those with a visible Latin-1 character first."""
+    return [*PRINTABLE, *(byte for byte in range(256) if byte not in PRINTABLE)]
+
+
+def byte_symbols() -> list[str]:
+    """The visible character that stands for each byte of byte_order."""
+    return [chr(b) for b in PRINTABLE] + [chr(256 + i) for i in range(256 - len(PRINTABLE))]
+
+
+@cache
+def vocabulary() -> dict[str, int]:
+    """Token text to id: bytes, bytes at a word's end, merges, start and end."""
+    symbols = byte_symbols()
+    merged = ["".join(pair.split()) for pair in _package_merges()]
+    tokens = [*symbols, *(s + "</w>" for s in symbols), *merged, START_TEXT, END_TEXT]
+    return {token: index for index, token in enumerate(tokens)}
+
+
+@cache
+def _merge_ranks() -> dict[tuple[str, str], int]:
+    return {tuple(pair.split()): rank for rank, pair in enumerate(_package_merges())}
+
+
+@cache
+def _word_ids(word: str) -> tuple[int, ...]:
+    """Ids of one lower-case word, by applying the earliest merge until none fits."""
+    ranks, symbols = _merge_ranks(), dict(zip(byte_order(), byte_symbols(), strict=True))
+    parts = [symbols[byte] for byte in word.encode("utf-8")]
+    parts[-1] += "</w>"
+    while len(parts) > 1:
+        rank, at = min((ranks.get((parts[i], parts[i + 1]), len(ranks)), i) for i in range(len(parts) - 1))
+        if rank == len(ranks):
+            break
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return tuple(vocabulary()[part] for part in parts)
+
+
+def tokenize(prompts: list[str]) -> Tensor:
+    """Ids (B, 77) of the prompts: start, words, end repeated; a longer prompt is cut."""
+    rows = torch.full((len(prompts), LENGTH), END)
+    rows[:, 0] = START
+    for row, prompt in zip(rows, prompts, strict=True):
+        ids = [i for word in WORD.findall(prompt.lower()) for i in _word_ids(word)][: LENGTH - 2]
+        row[1 : 1 + len(ids)] = torch.tensor(ids, dtype=torch.long)
+    return rows
+
+
+class _Layer(nn.Module):
+    """One causal transformer layer (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        dim, self.heads = config.hidden_size, config.num_attention_heads
+        names = ("q_proj", "k_proj", "v_proj", "out_proj")
+        self.self_attn = nn.ModuleDict({name: nn.Linear(dim, dim) for name in names})
+        self.layer_norm1, self.layer_norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.mlp = nn.ModuleDict(
+            {"fc1": nn.Linear(dim, config.intermediate_size), "fc2": nn.Linear(config.intermediate_size, dim)}
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer_norm1(x)
+        q, k, v = (
+            self.self_attn[name](h).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        h = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        x = x + self.self_attn["out_proj"](h)
+        h = self.mlp["fc1"](self.layer_norm2(x))
+        return x + self.mlp["fc2"](h * torch.sigmoid(1.702 * h))
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text model: ids (B, 77) -> normalised states of the last layer (B, 77, C)."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        model = nn.Module()
+        model.embeddings, model.encoder = nn.Module(), nn.Module()
+        model.embeddings.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        model.embeddings.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        model.encoder.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
+        model.final_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.text_model = model
+        for table in (model.embeddings.token_embedding, model.embeddings.position_embedding):
+            nn.init.normal_(table.weight, std=0.1)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        embeddings = self.text_model.embeddings
+        x = embeddings.token_embedding(ids) + embeddings.position_embedding.weight[: ids.shape[1]]
+        for layer in self.text_model.encoder.layers:
+            x = layer(x)
+        return self.text_model.final_layer_norm(x)
+
+
+def write_clip_folder(folder: Path, config: TextConfig | None = None) -> None:
+    """Writes the tokenizer and model configuration which the checkpoint's yaml names; needs no network."""
+    folder.mkdir(parents=True, exist_ok=True)
+    marks = {"bos_token": START_TEXT, "eos_token": END_TEXT, "unk_token": END_TEXT, "pad_token": END_TEXT}
+    tokenizer = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, **marks}
+    model = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_act": "quick_gelu"}
+    files = {
+        "vocab.json": json.dumps(vocabulary(), ensure_ascii=False),
+        "merges.txt": "#version: 0.2\n" + "\n".join(_package_merges()) + "\n",
+        "tokenizer_config.json": json.dumps(tokenizer),
+        "special_tokens_map.json": json.dumps(marks),
+        "config.json": json.dumps({**model, **asdict(config or TextConfig())}),
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")

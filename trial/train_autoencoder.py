@@ -1,0 +1,100 @@
+"""Trains the decoder on random windows of random scenes: python -m trial.train_autoencoder, after make_latents.
+
+The encoder is designed, not trained, so this can run beside the training of the UNet. The crops grow from
+32 px, where a step is cheap, to whole 128 px views, because the statistics of the group normalisation depend on
+the size of the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from trial.autoencoder import Autoencoder, AutoencoderConfig
+from trial.make_latents import SCALE_FACTOR
+from trial.scenes import all_labels, random_box, random_scene, render
+from trial.training import Trainee, learning_rate, parser, prepare
+
+VIEW = 128
+# until this share of the steps: crop in px, share of the batch
+STAGES = ((0.4, 32, 1.0), (0.85, 64, 0.5), (1.0, VIEW, 0.125))
+ZOOMS = (1.0, 1.0, 1.0, 2.0, 3.0, 4.0, 8.0)
+LATENT_NOISE = 0.03  # of a unit latent: what the UNet makes is not exact either
+
+
+def crops(rng: np.random.Generator, count: int, size: int) -> Tensor:
+    """(count, 3, size, size) in -1..1: parts of 128 px views at several zooms."""
+    labels = all_labels()
+    pictures = []
+    for _ in range(count):
+        scene = random_scene(rng, labels[rng.integers(len(labels))])
+        zoom = float(rng.choice(ZOOMS)) * VIEW / size
+        pictures.append(render(scene, size, size, random_box(rng, zoom)))
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) * 2.0 - 1.0
+
+
+def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Absolute error of the pixels, of their slopes (sharpness) and of 4 px means (flat colour)."""
+    slopes = sum(F.l1_loss(a, b) for a, b in zip(_slopes(output), _slopes(target), strict=True))
+    coarse = F.l1_loss(F.avg_pool2d(output, 4), F.avg_pool2d(target, 4))
+    return F.l1_loss(output, target) + 0.5 * slopes + coarse
+
+
+def training_loss(model: Autoencoder, x: Tensor, z: Tensor) -> Tensor:
+    """How far the decoder's picture of the latents z is from x."""
+    return reconstruction_loss(model.decode(z).float(), x)
+
+
+def batches(args: argparse.Namespace, start: int) -> Iterator[Tensor]:
+    """The pictures of each step, drawn from the seed and the step alone so that a resumed run continues the same."""
+    for step in range(start, args.steps):
+        rng = np.random.default_rng((args.seed, step))
+        size, share = next((size, share) for until, size, share in STAGES if step < until * args.steps)
+        yield crops(rng, max(int(args.batch * share), 1), size)
+
+
+def decoder_only(path: Path) -> Autoencoder:
+    """The starting model with only its decoder left to train."""
+    model = Autoencoder(AutoencoderConfig())
+    model.load_state_dict(torch.load(path, weights_only=True))
+    model.encoder.requires_grad_(False)
+    model.quant_conv.requires_grad_(False)
+    return model
+
+
+def main() -> None:
+    """Command line."""
+    args = parser(__doc__.splitlines()[0], steps=2000, batch=16, rate=1e-3).parse_args()
+    device = prepare(args)
+    model = decoder_only(args.out / "autoencoder-start.pt").to(device, memory_format=torch.channels_last)
+    trainee = Trainee(model, args.out / "autoencoder.pt", decay=0.995)
+    trainee.restore()
+    loss_of = training_loss if args.eager else torch.compile(training_loss, dynamic=False)
+    progress = tqdm(batches(args, trainee.step), initial=trainee.step, total=args.steps, mininterval=10)
+    for x in progress:
+        x = x.to(device, memory_format=torch.channels_last)
+        with torch.no_grad():
+            z = model.moments(x)[0]
+            z = z + LATENT_NOISE / SCALE_FACTOR * torch.randn_like(z)
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = loss_of(model, x, z)
+        trainee.update(loss, learning_rate(trainee.step, args.steps, args.rate))
+        if trainee.step % 20 == 0:
+            progress.set_postfix(loss=f"{loss.item():.4f}")
+        if trainee.step % args.save_every == 0 or trainee.step == args.steps:
+            trainee.save()
+
+
+if __name__ == "__main__":
+    main()

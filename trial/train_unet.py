@@ -1,0 +1,124 @@
+"""Trains the UNet and the text encoder on encoded scenes: python -m trial.train_unet.
+
+Zoomed views share the captions of whole ones but appear only at moderate noise: what a picture
+shows is decided at high noise, so native-size samples show one whole subject, while a window of a
+larger picture, whose contents are already visible through the noise, is familiar.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from trial.make_latents import SCALE_FACTOR
+from trial.scenes import all_labels
+from trial.schedule import STEPS, alphas_cumprod
+from trial.text import TextConfig, TextEncoder, tokenize
+from trial.training import Trainee, learning_rate, parser, prepare
+from trial.unet import UNet, UNetConfig
+
+TEMPLATES = (
+    "a {colour} {shape} on {ground} ground",
+    "{colour} {shape} on {ground} ground",
+    "{colour} {shape}, {ground} ground",
+    "a photo of a {colour} {shape} on {ground} ground, highly detailed",
+    "a {colour} {shape}",
+)
+TEMPLATE_SHARES = (0.68, 0.1, 0.06, 0.1, 0.06)
+EMPTY_SHARE = 0.1
+ZOOMED_SHARE, ZOOMED_NONE_ABOVE, ZOOMED_FULL_BELOW = 0.4, 750, 450
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Ids (64 labels, templates + 1, 77) into used, the few vocabulary entries that occur; the last is empty."""
+
+    ids: Tensor
+    used: Tensor
+
+
+def make_captions() -> Captions:
+    """All captions; training a table of only their words spares the optimiser three million idle numbers."""
+    rows = [[template.format(shape=s, colour=c, ground=g) for template in TEMPLATES] + [""] for s, c, g in all_labels()]
+    ids = torch.stack([tokenize(row) for row in rows])
+    used = torch.unique(ids)
+    return Captions(torch.searchsorted(used, ids), used)
+
+
+class Denoiser(nn.Module):
+    """UNet and text encoder together: noise prediction from x (B, 4, h, w), t (B,), ids (B, 77)."""
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.unet, self.text = UNet(UNetConfig()), TextEncoder(TextConfig(vocab_size=words))
+        for name, parameter in self.unet.named_parameters():
+            if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
+                nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        return self.unet(x, t, self.text(ids))
+
+
+class Batches:
+    """Random training batches; the draw of a step depends on the seed and the step alone."""
+
+    def __init__(self, data: dict[str, Tensor], captions: Captions, batch: int, seed: int) -> None:
+        self.data, self.captions, self.batch, self.seed = data, captions, batch, seed
+        self.alphas = alphas_cumprod().float()
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Noisy latents (B, 4, 16, 16), steps (B,), caption ids (B, 77) and the noise."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        rand = partial(torch.rand, self.batch, generator=generator)
+        t = ((torch.arange(self.batch) + rand()) / self.batch * STEPS).long().clamp(max=STEPS - 1)
+        fade = (ZOOMED_NONE_ABOVE - t) / (ZOOMED_NONE_ABOVE - ZOOMED_FULL_BELOW)
+        zoomed = rand() < ZOOMED_SHARE * fade.clamp(0.0, 1.0)
+        whole_at, zoomed_at = ((rand() * len(self.data[f"{kind}_x"])).long() for kind in ("whole", "zoomed"))
+        pair = self.data["zoomed_x"][zoomed_at], self.data["whole_x"][whole_at]
+        clean = torch.where(zoomed[:, None, None, None], *pair)
+        label = torch.where(zoomed, self.data["zoomed_label"][zoomed_at], self.data["whole_label"][whole_at])
+        shares = torch.tensor(TEMPLATE_SHARES)
+        template = torch.multinomial(shares, self.batch, replacement=True, generator=generator)
+        template = template.masked_fill(rand() < EMPTY_SHARE, len(TEMPLATES))
+        noise = torch.randn(clean.shape, generator=generator)
+        power = self.alphas[t][:, None, None, None]
+        x = power.sqrt() * SCALE_FACTOR * clean + (1.0 - power).sqrt() * noise
+        return x, t, self.captions.ids[label, template], noise
+
+
+def training_loss(model: Denoiser, x: Tensor, t: Tensor, ids: Tensor, noise: Tensor) -> Tensor:
+    """Mean square error of the predicted noise."""
+    return F.mse_loss(model(x, t, ids).float(), noise)
+
+
+def main() -> None:
+    """Command line."""
+    args = parser(__doc__.splitlines()[0], steps=6000, batch=32, rate=1e-3).parse_args()
+    device = prepare(args)
+    captions = make_captions()
+    batches = Batches(torch.load(args.out / "latents.pt", weights_only=True), captions, args.batch, args.seed)
+    model = Denoiser(len(captions.used)).to(device, memory_format=torch.channels_last)
+    trainee = Trainee(model, args.out / "unet.pt", decay=0.998)
+    trainee.restore()
+    loss_of = training_loss if args.eager else torch.compile(training_loss, dynamic=False)
+    progress = tqdm(range(trainee.step, args.steps), initial=trainee.step, total=args.steps, mininterval=10)
+    recent = 1.0
+    for step in progress:
+        x, t, ids, noise = (part.to(device) for part in batches.draw(step))
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = loss_of(model, x.contiguous(memory_format=torch.channels_last), t, ids, noise)
+        trainee.update(loss, learning_rate(step, args.steps, args.rate))
+        recent += 0.02 * (loss.item() - recent)
+        if trainee.step % 20 == 0:
+            progress.set_postfix(loss=f"{recent:.4f}")
+        if trainee.step % args.save_every == 0 or trainee.step == args.steps:
+            trainee.save()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What both training scripts share: averaged weights, learning rate, resumable state, command line."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def parser(text: str, steps: int, batch: int, rate: float) -> argparse.ArgumentParser:
+    """The options that both scripts have."""
+    options = argparse.ArgumentParser(description=text)
+    options.add_argument("--out", type=Path, default=Path("runs/small"), help="folder of states and logs")
+    options.add_argument("--steps", type=int, default=steps)
+    options.add_argument("--batch", type=int, default=batch)
+    options.add_argument("--rate", type=float, default=rate, help="highest learning rate")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--save-every", type=int, default=250)
+    options.add_argument("--eager", action="store_true", help="without torch.compile (several times slower on a CPU)")
+    return options
+
+
+def prepare(args: argparse.Namespace) -> torch.device:
+    """Seeds and threads; returns the device and makes the output folder."""
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
+    return torch.device(args.device)
+
+
+def learning_rate(step: int, steps: int, highest: float, warmup: int = 100) -> float:
+    """Linear warm-up, then a cosine down to 2 %."""
+    if step < warmup:
+        return highest * (step + 1) / warmup
+    progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    return highest * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+class Trainee:
+    """A module, the moving average of its weights and its optimiser, saved and restored together."""
+
+    def __init__(self, module: nn.Module, path: Path, decay: float) -> None:
+        self.module, self.path, self.decay = module, path, decay
+        self.average = copy.deepcopy(module).requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(
+            [p for p in module.parameters() if p.requires_grad], betas=(0.9, 0.99), weight_decay=1e-4
+        )
+        self.step = 0
+
+    def update(self, loss: torch.Tensor, rate: float) -> None:
+        """One step of the optimiser and of the average."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        # a young average would otherwise remember the random initial weights
+        weight = 1.0 - min(self.decay, self.step / (self.step + 10.0))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.module.parameters()), weight)
+
+    def save(self) -> None:
+        """Writes the state, atomically because a run may be cut off."""
+        state = {
+            "module": self.module.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+        }
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.path)
+
+    def restore(self) -> bool:
+        """Reads the state back if there is one."""
+        if not self.path.exists():
+            return False
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step = state["step"]
+        return True

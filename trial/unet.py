@@ -1,0 +1,224 @@
+"""The denoising UNet of Stable Diffusion 1 with the parameter names of its checkpoints."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The part of the checkpoint's unet_config that varies; attention is at every resolution listed (as a factor)."""
+
+    model_channels: int = 64
+    channel_mult: tuple[int, ...] = (1, 2, 2)
+    num_res_blocks: int = 1
+    attention_resolutions: tuple[int, ...] = (2, 4)
+    num_heads: int = 4
+    context_dim: int = 64
+    channels: int = 4
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Cosines then sines of the time step (B,) at geometric frequencies, (B, dim)."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(10000.0) / half * torch.arange(half, device=t.device, dtype=torch.float32))
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], 1)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with the time embedding added between them, (B, C, H, W) -> (B, C', H, W)."""
+
+    def __init__(self, inputs: int, outputs: int, emb: int) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(nn.GroupNorm(32, inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb, outputs))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(32, outputs), nn.SiLU(), nn.Identity(), nn.Conv2d(outputs, outputs, 3, padding=1)
+        )
+        self.skip_connection = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class CrossAttention(nn.Module):
+    """Attention of tokens (B, N, C) to a context (B, M, D), or to themselves."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(context_dim, dim, bias=False)
+        self.to_v = nn.Linear(context_dim, dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Identity())
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class GEGLU(nn.Module):
+    """A linear layer whose second half gates the first."""
+
+    def __init__(self, dim: int, outputs: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, -1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Gated expansion by four, per token."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the text and a feed-forward layer, each around a skip."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.attn1, self.attn2 = CrossAttention(dim, dim, heads), CrossAttention(dim, context_dim, heads)
+        self.ff = FeedForward(dim)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attn1(h, h)
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """A transformer block over the positions of a feature map."""
+
+    def __init__(self, channels: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.proj_in = nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_dim, heads)])
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (B, H W, C)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        return x + self.proj_out(tokens.transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    """Halves height and width."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Block(nn.ModuleList):
+    """Layers in a row; each gets the time embedding or the text if it takes one."""
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, context)
+            else:
+                x = layer(x)
+        return x
+
+
+class UNet(nn.Module):
+    """Predicts the noise in x (B, 4, H, W) at steps t (B,) given text (B, M, D); H and W divide by 4."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        base, emb = config.model_channels, 4 * config.model_channels
+        self.time_embed = nn.Sequential(nn.Linear(base, emb), nn.SiLU(), nn.Linear(emb, emb))
+        skips = self._build_down(emb)
+        widest = base * config.channel_mult[-1]
+        self.middle_block = Block(
+            [
+                ResBlock(widest, widest, emb),
+                SpatialTransformer(widest, config.context_dim, config.num_heads),
+                ResBlock(widest, widest, emb),
+            ]
+        )
+        self._build_up(emb, skips)
+        self.out = nn.Sequential(nn.GroupNorm(32, base), nn.SiLU(), nn.Conv2d(base, config.channels, 3, padding=1))
+
+    def _stage(self, inputs: int, outputs: int, emb: int, factor: int) -> Block:
+        block = Block([ResBlock(inputs, outputs, emb)])
+        if factor in self.config.attention_resolutions:
+            block.append(SpatialTransformer(outputs, self.config.context_dim, self.config.num_heads))
+        return block
+
+    def _build_down(self, emb: int) -> list[int]:
+        """The input blocks; returns the width of every skip."""
+        config, width = self.config, self.config.model_channels
+        self.input_blocks = nn.ModuleList([Block([nn.Conv2d(config.channels, width, 3, padding=1)])])
+        skips = [width]
+        for level, mult in enumerate(config.channel_mult):
+            for _ in range(config.num_res_blocks):
+                self.input_blocks.append(self._stage(width, mult * config.model_channels, emb, 2**level))
+                width = mult * config.model_channels
+                skips.append(width)
+            if level < len(config.channel_mult) - 1:
+                self.input_blocks.append(Block([Downsample(width)]))
+                skips.append(width)
+        return skips
+
+    def _build_up(self, emb: int, skips: list[int]) -> None:
+        """The output blocks, one per skip."""
+        config, width = self.config, skips[-1]
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(config.channel_mult))):
+            for index in range(config.num_res_blocks + 1):
+                block = self._stage(width + skips.pop(), mult * config.model_channels, emb, 2**level)
+                width = mult * config.model_channels
+                if level > 0 and index == config.num_res_blocks:
+                    block.append(Upsample(width))
+                self.output_blocks.append(block)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x.dtype))
+        skips, h = [], x
+        for block in self.input_blocks:
+            h = block(h, emb, context)
+            skips.append(h)
+        h = self.middle_block(h, emb, context)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], 1), emb, context)
+        return self.out(h)

@@ -1,0 +1,70 @@
+"""Stand-in: loads the model and the extension, and serves the page."""
+
+import logging
+import os
+import sys
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+HOST = "127.0.0.1"
+NATIVE = 128
+"""Side of the pictures that the bundled model was trained on."""
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+for folder in (ROOT, HERE):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def prepare(data_path: Path, model: Any) -> None:
+    """Takes a model, or loads a checkpoint of the bundled kind, and loads the extension's scripts."""
+    from modules import paths_internal
+
+    paths_internal.data_path = str(data_path)
+    from modules import script_callbacks, scripts, sd_models
+
+    if isinstance(model, Path):
+        sd_models.load_model(model)
+    else:
+        sd_models.use_model(model, "random")
+    if not scripts.scripts_data:
+        scripts.load_scripts(ROOT)
+        script_callbacks.call("ui_settings")
+        script_callbacks.call("before_ui")
+
+
+def build() -> Any:
+    """The page, with the scripts and styles of the extension behind those of the stand-in."""
+    from modules import ui
+
+    scripts = [HERE / "page.js", *sorted((ROOT / "javascript").glob("*.js"))]
+    styles = [path for path in (HERE / "page.css", ROOT / "style.css") if path.is_file()]
+    return ui.build([ui.read(path) for path in scripts], "\n".join(ui.read(path) for path in styles), NATIVE)
+
+
+def serve(port: int, browser: bool) -> None:
+    """Serves the page until Ctrl+C."""
+    from modules import script_callbacks
+
+    from trial.bootstrap import free_port
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    page = build()
+    page.queue(concurrency_count=2)
+    chosen = free_port(port)
+    app, url, _ = page.launch(
+        server_name=HOST, server_port=chosen, prevent_thread_lock=True, quiet=True, show_api=False
+    )
+    script_callbacks.call("app_started", page, app)
+    taken = f" (port {port} is in use)" if chosen != port else ""
+    print(f"\nThe page is at {url}{taken}. Ctrl+C stops it.", flush=True)
+    if browser and not webbrowser.open(url):
+        print("No browser could be started here: open that address in one.", flush=True)
+    try:
+        page.block_thread()
+    except KeyboardInterrupt:
+        page.close()

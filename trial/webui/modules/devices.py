@@ -1,0 +1,43 @@
+"""Stand-in: one device, the CPU, in single precision."""
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+cpu = torch.device("cpu")
+device = cpu
+dtype = dtype_vae = dtype_unet = torch.float32
+unet_needs_upcast = False
+fp8 = False
+force_fp16 = False
+
+
+class NansException(Exception):
+    """A model returned nothing but NaN."""
+
+
+def autocast(disable: bool = False) -> Any:
+    """Single precision needs no casts."""
+    return contextlib.nullcontext()
+
+
+def without_autocast(disable: bool = False) -> Any:
+    """Single precision needs no casts."""
+    return contextlib.nullcontext()
+
+
+def torch_gc() -> None:
+    """There is no cache to empty on a CPU."""
+
+
+def test_for_nans(x: Tensor, where: str) -> None:
+    """Raises NansException where the first value of x is NaN, which the webui takes for the whole."""
+    if torch.isnan(x.reshape(-1)[0]):
+        raise NansException(f"A tensor with NaNs was produced in {where}.")
+
+
+def randn_local(seed: int, shape: Any) -> Tensor:
+    """Noise of a seed, whatever the state of other generators."""
+    return torch.randn(shape, generator=torch.Generator(cpu).manual_seed(int(seed)), device=cpu)

@@ -1,0 +1,55 @@
+"""Stand-in: saving pictures with their infotext, and resizing them."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+
+def resize_image(
+    resize_mode: int, im: Image.Image, width: int, height: int, upscaler_name: str | None = None
+) -> Image.Image:
+    """The picture stretched (mode 0) or cut (mode 1) to a size; the webui knows more modes."""
+    if resize_mode == 1:
+        factor = max(width / im.width, height / im.height)
+        size = round(im.width * factor), round(im.height * factor)
+        left, top = (size[0] - width) // 2, (size[1] - height) // 2
+        return im.resize(size, Image.Resampling.LANCZOS).crop((left, top, left + width, top + height))
+    return im.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def save_image(
+    image: Image.Image,
+    path: Any,
+    basename: str,
+    seed: int | None = None,
+    prompt: str | None = None,
+    extension: str = "png",
+    info: str | None = None,
+    short_filename: bool = False,
+    no_prompt: bool = False,
+    grid: bool = False,
+    pnginfo_section_name: str = "parameters",
+    p: Any = None,
+    existing_info: dict | None = None,
+    forced_filename: str | None = None,
+    suffix: str = "",
+    save_to_dirs: bool | None = None,
+) -> tuple[str, None]:
+    """Saves a picture as the next number of its folder; returns where."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    number = sum(1 for _ in folder.glob(f"*.{extension}"))
+    file = folder / f"{forced_filename or f'{number:05}-{seed}{suffix}'}.{extension}"
+    text = PngInfo()
+    if info is not None:
+        text.add_text(pnginfo_section_name, info)
+    image.save(file, pnginfo=text)
+    return str(file), None
+
+
+def read_info_from_image(image: Image.Image) -> tuple[str | None, dict[str, Any]]:
+    """The infotext of a picture, and what else its file tells."""
+    items = dict(image.info)
+    return items.pop("parameters", None), items

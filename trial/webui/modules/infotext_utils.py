@@ -1,0 +1,82 @@
+"""Stand-in: infotext, from a picture's parameters to text and back."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+from modules import errors, script_callbacks
+
+PARAMETER = re.compile(r'\s*(?P<key>\w[\w \-/]+):\s*(?P<value>"(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+SIZE = re.compile(r"^(\d+)x(\d+)$")
+
+
+class PasteField(tuple):
+    """A component and where its value comes from: a key of the infotext, or a function of all of them."""
+
+    def __new__(cls, component: Any, target: Any, *, api: str | None = None) -> "PasteField":
+        return super().__new__(cls, (component, target))
+
+
+def quote(text: Any) -> Any:
+    """A value as the line of parameters can hold it."""
+    if "," not in str(text) and "\n" not in str(text) and ":" not in str(text):
+        return text
+    return json.dumps(text, ensure_ascii=False)
+
+
+def unquote(text: str) -> Any:
+    """The value that `quote` was given."""
+    try:
+        return json.loads(text) if text[:1] == '"' and text[-1:] == '"' else text
+    except json.JSONDecodeError:
+        return text
+
+
+def parse_generation_parameters(x: str, skip_fields: list[str] | None = None) -> dict[str, Any]:
+    """Prompts and parameters of an infotext; sizes come as two values, everything as text."""
+    *lines, last = x.strip().split("\n")
+    if len(PARAMETER.findall(last)) < 3:
+        lines, last = [*lines, last], ""
+    prompts: dict[str, list[str]] = {"Prompt": [], "Negative prompt": []}
+    current = "Prompt"
+    for line in lines:
+        if line.startswith("Negative prompt:"):
+            current, line = "Negative prompt", line.removeprefix("Negative prompt:")
+        prompts[current].append(line.strip())
+    params: dict[str, Any] = {key: "\n".join(text) for key, text in prompts.items()}
+    for key, value in PARAMETER.findall(last):
+        value = unquote(value.strip())
+        size = SIZE.match(str(value))
+        if size:
+            params[f"{key}-1"], params[f"{key}-2"] = size.groups()
+        else:
+            params[key] = value
+    for key in skip_fields or ():
+        params.pop(key, None)
+    return params
+
+
+def pasted(fields: list[tuple[Any, Any]], text: str) -> list[Any]:
+    """One update per field, for the components that an infotext sets."""
+    params = parse_generation_parameters(text)
+    script_callbacks.call("infotext_pasted", text, params)
+    return [_update(component, target, params) for component, target in fields]
+
+
+def _update(component: Any, target: str | Callable, params: dict[str, Any]) -> Any:
+    try:
+        value = target(params) if callable(target) else params.get(target)
+    except Exception:
+        errors.report(f"Error pasting into {component.elem_id}", exc_info=True)
+        value = None
+    if value is None or (isinstance(value, dict) and "__type__" in value):
+        return gr.update() if value is None else value
+    kind = type(component.value)
+    try:
+        if kind is bool and value == "False":
+            return gr.update(value=False)
+        return gr.update(value=float(value) if kind is int else kind(value))
+    except (TypeError, ValueError):
+        return gr.update()

@@ -1,0 +1,40 @@
+"""Stand-in: the settings, for which there is no page."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+
+class OptionInfo:
+    """One setting; what would decorate it on the settings page returns it unchanged."""
+
+    def __init__(
+        self,
+        default: Any = None,
+        label: str = "",
+        component: Any = None,
+        component_args: Any = None,
+        onchange: Callable | None = None,
+        section: tuple | None = None,
+        refresh: Callable | None = None,
+        comment_before: str = "",
+        comment_after: str = "",
+        infotext: str | None = None,
+        restrict_api: bool = False,
+        category_id: str | None = None,
+    ):
+        self.default = default
+
+    def info(self, info: str) -> "OptionInfo":
+        return self
+
+    def needs_reload_ui(self) -> "OptionInfo":
+        return self
+
+
+class Options(SimpleNamespace):
+    """The settings' values as attributes."""
+
+    def add_option(self, key: str, info: OptionInfo) -> None:
+        """Adds a setting of an extension."""
+        self.__dict__.setdefault(key, info.default)

@@ -1,0 +1,337 @@
+"""Stand-in: jobs, and the loop that runs one with the scripts' hooks in the webui's order."""
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from modules import devices, images, infotext_utils, rng, scripts, sd_samplers, sd_samplers_common, shared
+from modules.shared import opts, state
+from PIL import Image
+from torch import Tensor
+
+opt_C = 4
+opt_f = 8
+
+VERSION = "stand-in"
+
+
+class DecodedSamples(list):
+    """Pictures (3, H, W) in -1..1 where samples are expected."""
+
+    already_decoded = True
+
+
+def decode_latent_batch(
+    model: Any, batch: Tensor, target_device: Any = None, check_for_nans: bool = False
+) -> DecodedSamples:
+    """The pictures of latents (B, 4, h, w), decoded one by one."""
+    if check_for_nans:
+        devices.test_for_nans(batch, "unet")
+    samples = DecodedSamples()
+    for latent in batch:
+        sample = sd_samplers_common.decode_first_stage(model, latent[None])[0]
+        if check_for_nans:
+            devices.test_for_nans(sample, "vae")
+        samples.append(sample if target_device is None else sample.to(target_device))
+    return samples
+
+
+def txt2img_image_conditioning(sd_model: Any, x: Tensor, width: int, height: int) -> Tensor:
+    """The empty condition of models that take nothing but text."""
+    return x.new_zeros(x.shape[0], 5, 1, 1)
+
+
+@dataclass(repr=False)
+class StableDiffusionProcessing:
+    """One job: its parameters, and while it runs its state."""
+
+    outpath_samples: Any = None
+    prompt: Any = ""
+    negative_prompt: Any = ""
+    seed: int = -1
+    subseed: int = -1
+    subseed_strength: float = 0
+    sampler_name: str | None = None
+    scheduler: str | None = None
+    batch_size: int = 1
+    n_iter: int = 1
+    steps: int = 50
+    cfg_scale: float = 7.0
+    width: int = 512
+    height: int = 512
+    tiling: bool | None = None
+    do_not_save_samples: bool = False
+    extra_generation_params: dict[str, Any] | None = None
+    eta: float | None = None
+    denoising_strength: float | None = None
+    s_min_uncond: float | None = None
+    disable_extra_networks: bool = False
+    overlay_images: list | None = None
+    comments: dict[str, int] | None = None
+
+    scripts: Any = field(default=None, init=False)
+    script_args: Any = field(default=(), init=False)
+    sampler: Any = field(default=None, init=False)
+    c: Any = field(default=None, init=False)
+    uc: Any = field(default=None, init=False)
+    rng: Any = field(default=None, init=False)
+    is_api: bool = field(default=False, init=False)
+    paste_to: Any = field(default=None, init=False)
+    extra_network_data: Any = field(default=None, init=False)
+    iteration: int = field(default=0, init=False)
+    all_prompts: Any = field(default=None, init=False)
+    all_negative_prompts: Any = field(default=None, init=False)
+    all_seeds: Any = field(default=None, init=False)
+    all_subseeds: Any = field(default=None, init=False)
+    prompts: Any = field(default=None, init=False)
+    negative_prompts: Any = field(default=None, init=False)
+    seeds: Any = field(default=None, init=False)
+    subseeds: Any = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.extra_generation_params = self.extra_generation_params or {}
+        self.comments = {}
+        self.refiner_checkpoint_info = None
+
+    @property
+    def sd_model(self) -> Any:
+        return shared.sd_model
+
+    def comment(self, text: str) -> None:
+        """Adds a sentence below the picture."""
+        self.comments[text] = 1
+
+    def txt2img_image_conditioning(self, x: Tensor, width: int | None = None, height: int | None = None) -> Tensor:
+        return txt2img_image_conditioning(self.sd_model, x, width or self.width, height or self.height)
+
+    def init(self, all_prompts: list[str], all_seeds: list[int], all_subseeds: list[int]) -> None:
+        """Prepares the job once."""
+
+    def sample(self, conditioning: Any, unconditional_conditioning: Any, **batch: Any) -> Tensor:
+        """The latents of one iteration."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Frees what the job held."""
+        self.sampler = self.c = self.uc = None
+
+    def setup_prompts(self) -> None:
+        count = self.batch_size * self.n_iter
+        self.all_prompts = self.prompt if isinstance(self.prompt, list) else [self.prompt] * count
+        self.all_negative_prompts = [self.negative_prompt] * len(self.all_prompts)
+        self.main_prompt, self.main_negative_prompt = self.all_prompts[0], self.all_negative_prompts[0]
+
+    def setup_conds(self) -> None:
+        self.c = shared.sd_model.get_learned_conditioning(self.prompts)
+        self.uc = shared.sd_model.get_learned_conditioning(self.negative_prompts)
+
+    def get_conds(self) -> tuple[Any, Any]:
+        return self.c, self.uc
+
+    def save_samples(self) -> bool:
+        """Whether pictures are written to disk."""
+        complete = opts.save_incomplete_images or not (state.interrupted or state.skipped)
+        return opts.samples_save and not self.do_not_save_samples and complete
+
+    def before_sampling(self, x: Tensor, noise: Tensor) -> None:
+        """Calls the scripts' hook of that name."""
+        if self.scripts is not None:
+            self.scripts.call("process_before_every_sampling", self, x=x, noise=noise, c=self.c, uc=self.uc)
+
+
+@dataclass(repr=False)
+class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
+    """A picture from a prompt."""
+
+    enable_hr: bool = False
+    denoising_strength: float = 0.75
+
+    def sample(self, conditioning: Any, unconditional_conditioning: Any, **batch: Any) -> Tensor:
+        self.sampler = sd_samplers.create_sampler(self.sampler_name, self.sd_model)
+        x = self.rng.next()
+        self.before_sampling(x, x)
+        image_conditioning = self.txt2img_image_conditioning(x)
+        return self.sampler.sample(
+            self, x, conditioning, unconditional_conditioning, image_conditioning=image_conditioning
+        )
+
+
+@dataclass(repr=False)
+class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
+    """A picture from a picture."""
+
+    init_images: list | None = None
+    resize_mode: int = 0
+    denoising_strength: float = 0.75
+    mask: Any = None
+    mask_round: bool = True
+
+    nmask: Any = field(default=None, init=False)
+    mask_for_overlay: Any = field(default=None, init=False)
+    image_conditioning: Any = field(default=None, init=False)
+    init_latent: Any = field(default=None, init=False)
+
+    def init(self, all_prompts: list[str], all_seeds: list[int], all_subseeds: list[int]) -> None:
+        self.extra_generation_params["Denoising strength"] = self.denoising_strength
+        self.sampler = sd_samplers.create_sampler(self.sampler_name, self.sd_model)
+        pictures = [
+            images.resize_image(self.resize_mode, one.convert("RGB"), self.width, self.height)
+            for one in self.init_images
+        ]
+        pixels = torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2).float() / 255
+        latent = sd_samplers_common.images_tensor_to_samples(pixels, model=self.sd_model)
+        self.init_latent = latent if len(latent) == self.batch_size else latent[:1].repeat(self.batch_size, 1, 1, 1)
+        self.image_conditioning = self.txt2img_image_conditioning(self.init_latent)
+
+    def sample(self, conditioning: Any, unconditional_conditioning: Any, **batch: Any) -> Tensor:
+        x = self.rng.next()
+        self.before_sampling(self.init_latent, x)
+        return self.sampler.sample_img2img(
+            self,
+            self.init_latent,
+            x,
+            conditioning,
+            unconditional_conditioning,
+            image_conditioning=self.image_conditioning,
+        )
+
+
+class Processed:
+    """What a job made."""
+
+    def __init__(self, p: StableDiffusionProcessing, images_list: list, infotexts: list[str] | None = None):
+        self.images = images_list
+        self.infotexts = infotexts or []
+        self.prompt = p.prompt
+        self.seed = p.all_seeds[0]
+        self.all_seeds = p.all_seeds
+        self.comments = "".join(f"{comment}\n" for comment in p.comments)
+        self.extra_generation_params = p.extra_generation_params
+        self.index_of_first_image = 0
+
+
+def create_infotext(
+    p: StableDiffusionProcessing,
+    all_prompts: list[str],
+    all_seeds: list[int],
+    all_subseeds: list[int],
+    comments: Any = None,
+    iteration: int = 0,
+    position_in_batch: int = 0,
+    use_main_prompt: bool = False,
+    index: int | None = None,
+    all_negative_prompts: list[str] | None = None,
+) -> str:
+    """Prompts and parameters of one picture as text."""
+    if index is None:
+        index = 0 if use_main_prompt else position_in_batch + iteration * p.batch_size
+    negative = (all_negative_prompts or p.all_negative_prompts)[index]
+    params: dict[str, Any] = {
+        "Steps": p.steps,
+        "Sampler": p.sampler_name,
+        "Schedule type": p.scheduler,
+        "CFG scale": p.cfg_scale,
+        "Seed": all_seeds[index],
+        "Size": f"{p.width}x{p.height}",
+        "Model hash": shared.sd_model.sd_model_hash,
+        "Model": shared.sd_model.sd_checkpoint_info.name_for_extra,
+        "Variation seed": all_subseeds[index] if p.subseed_strength else None,
+        "Variation seed strength": p.subseed_strength or None,
+        "RNG": opts.randn_source,
+        **p.extra_generation_params,
+        "Version": VERSION,
+    }
+    words = [f"{key}: {infotext_utils.quote(value)}" for key, value in params.items() if value is not None]
+    negative_line = f"\nNegative prompt: {negative}" if negative else ""
+    return f"{all_prompts[index]}{negative_line}\n{', '.join(words)}".strip()
+
+
+def get_fixed_seed(seed: Any) -> int:
+    """The seed, or a random one for -1 and nothing."""
+    seed = -1 if seed in ("", None) else int(seed)
+    return random.randrange(4294967294) if seed == -1 else seed
+
+
+def process_images(p: StableDiffusionProcessing) -> Processed:
+    """Runs a job."""
+    if p.scripts is not None:
+        p.scripts.call("before_process", p)
+    seed, subseed = get_fixed_seed(p.seed), get_fixed_seed(p.subseed)
+    p.tiling = bool(p.tiling)
+    p.s_min_uncond = p.s_min_uncond or 0.0
+    p.extra_network_data = {}
+    p.setup_prompts()
+    p.all_seeds = [seed + (i if p.subseed_strength == 0 else 0) for i in range(len(p.all_prompts))]
+    p.all_subseeds = [subseed + i for i in range(len(p.all_prompts))]
+    runner = p.scripts if p.scripts is not None else scripts.ScriptRunner()
+    runner.call("process", p)
+    infotexts: list[str] = []
+    output: list[Image.Image] = []
+    with torch.no_grad():
+        with devices.autocast():
+            p.init(p.all_prompts, p.all_seeds, p.all_subseeds)
+        if state.job_count == -1:
+            state.job_count = p.n_iter
+        for n in range(p.n_iter):
+            p.iteration = n
+            state.skipped = False
+            if state.interrupted or state.stopping_generation:
+                break
+            for picture, text in _iteration(p, runner, n):
+                output.append(picture)
+                infotexts.append(text)
+    if not infotexts:
+        infotexts.append(create_infotext(p, p.all_prompts, p.all_seeds, p.all_subseeds, index=0))
+    result = Processed(p, output, infotexts)
+    runner.call("postprocess", p, result)
+    return result
+
+
+def _iteration(p: StableDiffusionProcessing, runner: Any, n: int) -> list[tuple[Image.Image, str]]:
+    """Pictures and infotexts of iteration n."""
+    mine = slice(n * p.batch_size, (n + 1) * p.batch_size)
+    p.prompts, p.negative_prompts = p.all_prompts[mine], p.all_negative_prompts[mine]
+    p.seeds, p.subseeds = p.all_seeds[mine], p.all_subseeds[mine]
+    shape = (shared.sd_model.latent_channels, p.height // opt_f, p.width // opt_f)
+    p.rng = rng.ImageRNG(shape, p.seeds, subseeds=p.subseeds, subseed_strength=p.subseed_strength)
+    batch = {"batch_number": n, "prompts": p.prompts, "seeds": p.seeds, "subseeds": p.subseeds}
+    runner.call("before_process_batch", p, **batch)
+    runner.call("after_extra_networks_activate", p, **batch, extra_network_data=p.extra_network_data)
+    runner.call("process_batch", p, **batch)
+    p.setup_conds()
+    with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
+        samples = p.sample(
+            conditioning=p.c,
+            unconditional_conditioning=p.uc,
+            seeds=p.seeds,
+            subseeds=p.subseeds,
+            subseed_strength=p.subseed_strength,
+            prompts=p.prompts,
+        )
+    replaced = scripts.PostSampleArgs(samples)
+    runner.call("post_sample", p, replaced)
+    samples = replaced.samples
+    if not getattr(samples, "already_decoded", False):
+        samples = decode_latent_batch(p.sd_model, samples, target_device=devices.cpu, check_for_nans=True)
+    pixels = torch.clamp((torch.stack(list(samples)).float() + 1.0) / 2.0, 0.0, 1.0)
+    state.nextjob()
+    runner.call("postprocess_batch", p, images=pixels, batch_number=n)
+    listed = scripts.PostprocessBatchListArgs(list(pixels))
+    runner.call("postprocess_batch_list", p, listed, batch_number=n)
+    return [_finish(p, runner, pixels, i) for i, pixels in enumerate(listed.images)]
+
+
+def _finish(p: StableDiffusionProcessing, runner: Any, pixels: Tensor, i: int) -> tuple[Image.Image, str]:
+    """Picture i of an iteration, saved, and its infotext."""
+    array = (255.0 * pixels.permute(1, 2, 0).cpu().numpy()).astype(np.uint8)
+    pp = scripts.PostprocessImageArgs(Image.fromarray(array))
+    runner.call("postprocess_image", p, pp)
+    text = create_infotext(p, p.prompts, p.seeds, p.subseeds, index=i, all_negative_prompts=p.negative_prompts)
+    if p.save_samples():
+        folder = p.outpath_samples
+        images.save_image(pp.image, folder, "", p.seeds[i], p.prompts[i], opts.samples_format, info=text, p=p)
+    if opts.enable_pnginfo:
+        pp.image.info["parameters"] = text
+    return pp.image, text

@@ -1,0 +1,41 @@
+"""Stand-in: callbacks that extensions register when they are loaded."""
+
+from collections.abc import Callable
+from typing import Any
+
+from modules import errors
+
+_callbacks: dict[str, list[Callable]] = {}
+
+
+def call(kind: str, *args: Any) -> None:
+    """Calls what was registered, and survives its errors."""
+    for callback in _callbacks.get(kind, []):
+        try:
+            callback(*args)
+        except Exception:
+            errors.report(f"Error in a callback on {kind}", exc_info=True)
+
+
+def _add(kind: str, callback: Callable) -> None:
+    _callbacks.setdefault(kind, []).append(callback)
+
+
+def on_app_started(callback: Callable, *, name: str | None = None) -> None:
+    """Registers what is called with the page and its web application."""
+    _add("app_started", callback)
+
+
+def on_before_ui(callback: Callable, *, name: str | None = None) -> None:
+    """Registers what is called before the page is built."""
+    _add("before_ui", callback)
+
+
+def on_infotext_pasted(callback: Callable, *, name: str | None = None) -> None:
+    """Registers what is called with a pasted infotext and its parameters, which it may change."""
+    _add("infotext_pasted", callback)
+
+
+def on_ui_settings(callback: Callable, *, name: str | None = None) -> None:
+    """Registers what adds settings."""
+    _add("ui_settings", callback)

@@ -1,0 +1,71 @@
+"""Stand-in: the bundled checkpoint with the methods of the webui's latent diffusion model."""
+
+import contextlib
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from modules import shared
+from torch import Tensor
+
+
+class LatentDiffusion(torch.nn.Module):
+    """A small model (see trial/small_model.py) behind the names that samplers and extensions know."""
+
+    parameterization = "eps"
+    is_sdxl = is_sd3 = is_sd2 = is_ssd = False
+    is_sd1 = True
+    latent_channels = 4
+    cond_stage_key = "txt"
+
+    def __init__(self, small: Any, name: str, sha256: str):
+        super().__init__()
+        self.small = small
+        self.model = SimpleNamespace(conditioning_key="crossattn")
+        self.sd_checkpoint_info = SimpleNamespace(name_for_extra=name, title=name, sha256=sha256)
+        self.sd_model_hash = sha256[:10]
+        self.register_buffer("alphas_cumprod", small.alphas_cumprod.float())
+
+    def get_learned_conditioning(self, prompts: list[str]) -> Tensor:
+        """The prompts' embeddings (B, 77, C); plain words, no emphasis."""
+        return self.small.encode_prompts(prompts)
+
+    def apply_model(self, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
+        """The noise in x (N, 4, h, w) at timesteps (N,), which may be fractional."""
+        return self.small.unet(x, t, torch.cat(cond["c_crossattn"], 1))
+
+    def encode_first_stage(self, x: Tensor) -> Tensor:
+        """The latents of pictures in -1..1, without noise."""
+        return self.small.encode(x)
+
+    def get_first_stage_encoding(self, encoded: Tensor) -> Tensor:
+        """What encode_first_stage returned, scaled."""
+        return encoded
+
+    def decode_first_stage(self, z: Tensor) -> Tensor:
+        """Pictures in -1..1."""
+        return self.small.decode(z)
+
+
+def use_model(small: Any, name: str, sha256: str = "0" * 64) -> LatentDiffusion:
+    """Makes a small model the one that all jobs run on."""
+    shared.sd_model = LatentDiffusion(small, name, sha256).eval().requires_grad_(False)
+    return shared.sd_model
+
+
+def reload_model_weights(sd_model: Any = None, info: Any = None, forced_reload: bool = False) -> Any:
+    """The model of a checkpoint, of which there is one."""
+    return shared.sd_model
+
+
+class SkipWritingToConfig(contextlib.nullcontext):
+    """A change of checkpoint inside is no change of the settings."""
+
+
+def load_model(path: Path) -> LatentDiffusion:
+    """Loads a checkpoint of the bundled kind and makes it the one that all jobs run on."""
+    from trial import small_model
+
+    return use_model(small_model.load(path), path.stem, hashlib.sha256(path.read_bytes()).hexdigest())

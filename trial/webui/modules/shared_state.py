@@ -1,0 +1,70 @@
+"""Stand-in: what the page shows of the running job, and how it is told to stop."""
+
+import datetime
+import time
+from typing import Any
+
+
+class State:
+    """Read and written by everything that takes part in a job."""
+
+    def __init__(self) -> None:
+        self.server_start = time.time()
+        self.job_no = 0
+        self.job_count = 0
+        self.begin("")
+        self.end()
+
+    def begin(self, job: str = "(unknown)") -> None:
+        """Starts afresh; a job count of -1 is set by the first that knows it."""
+        self.job = job
+        self.job_no = 0
+        self.job_count = -1
+        self.processing_has_refined_job_count = False
+        self.job_timestamp = datetime.datetime.now().strftime("%Y%m%d%H%M%S")
+        self.time_start = time.time()
+        self.sampling_step = 0
+        self.sampling_steps = 0
+        self.current_latent: Any = None
+        self.current_image: Any = None
+        self.current_image_sampling_step = 0
+        self.id_live_preview = 0
+        self.skipped = False
+        self.interrupted = False
+        self.stopping_generation = False
+        self.textinfo: str | None = None
+
+    def end(self) -> None:
+        """Ends the job."""
+        self.job = ""
+        self.job_count = 0
+
+    def nextjob(self) -> None:
+        """Ends one of the job's parts."""
+        self.job_no += 1
+        self.sampling_step = 0
+        self.current_image_sampling_step = 0
+
+    def skip(self) -> None:
+        """Asks to give this picture up."""
+        self.skipped = True
+
+    def interrupt(self) -> None:
+        """Asks to stop now and keep what there is."""
+        self.interrupted = True
+
+    def stop_generating(self) -> None:
+        """Asks to stop after this picture."""
+        self.stopping_generation = True
+
+    def assign_current_image(self, image: Any) -> None:
+        """Sets the live preview."""
+        self.current_image = image
+        self.id_live_preview += 1
+
+    def progress(self) -> float:
+        """The share of the job that is done, as the webui's page reckons it."""
+        if self.job_count <= 0:
+            return 0.0
+        share = self.sampling_step / self.sampling_steps if self.sampling_steps else 0.0
+        return min((self.job_no + share) / self.job_count, 1.0)

@@ -1,0 +1,155 @@
+"""Stand-in: the page, with a tab for txt2img and one for img2img."""
+
+import html
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from modules import infotext_utils, jobs, sd_samplers, shared
+from modules.scripts import ScriptRunner, scripts_img2img, scripts_txt2img
+from modules.ui_components import FormRow
+
+BANNER = (
+    "<b>A stand-in for the webui</b>, for trying DemoFusion Hires on a very small model "
+    "that knows pictures such as <code>a red circle on green ground</code>. The panel below is the real one."
+)
+SHAPES, COLOURS = ("circle", "square", "triangle", "cross"), ("red", "yellow", "white", "purple")
+GROUNDS = ("green", "blue", "brown", "gray")
+
+
+class Tab:
+    """The components of one tab, by the names of the job's parameters."""
+
+    def __init__(self, name: str, runner: ScriptRunner, native: int):
+        self.name = name
+        self.is_img2img = name == "img2img"
+        self.runner = runner
+        self.native = native
+        self.controls: dict[str, Any] = {}
+
+    def add(self, parameter: str, component: Any) -> Any:
+        """Keeps a component, and shows it to the scripts as the webui does."""
+        self.controls[parameter] = component
+        self.runner.after_component(component, elem_id=component.elem_id)
+        return component
+
+    def _id(self, name: str) -> str:
+        return f"{self.name}_{name}"
+
+    def _number(self, parameter: str, label: str, value: float, limits: tuple, elem_id: str = "") -> None:
+        low, high, step = limits
+        self.add(parameter, gr.Slider(low, high, value, step=step, label=label, elem_id=self._id(elem_id or parameter)))
+
+    def build(self) -> None:
+        """Builds the tab."""
+        self.runner.initialize_scripts(self.is_img2img)
+        with gr.Row():
+            with gr.Column(scale=6):
+                self.add("prompt", gr.Textbox("a red circle on green ground", label="Prompt", lines=2,
+                                              elem_id=self._id("prompt")))  # fmt: skip
+                self.add("negative_prompt", gr.Textbox("", label="Negative prompt", elem_id=self._id("neg_prompt")))
+            with gr.Column(scale=1, min_width=160):
+                self.generate = gr.Button("Generate", variant="primary", elem_id=self._id("generate"))
+                self.interrupt = gr.Button("Interrupt", elem_id=self._id("interrupt"))
+                self.paste = gr.Button("↙ Paste parameters", elem_id=f"{self.name}_paste")
+        with gr.Row():
+            with gr.Column():
+                self._settings()
+            with gr.Column():
+                self.progress = gr.HTML(elem_id=self._id("progress"))
+                self.gallery = gr.Gallery(show_label=False, elem_id=self._id("gallery"), preview=True, columns=4,
+                                          object_fit="contain", height=560)  # fmt: skip
+                self.info = gr.HTML(elem_id=f"html_info_{self.name}")
+        self._connect()
+
+    def _settings(self) -> None:
+        if self.is_img2img:
+            self.add("init_image", gr.Image(label="Picture", type="pil", height=220, elem_id="img2img_image"))
+        with FormRow():
+            names = list(sd_samplers.all_samplers_map)
+            self.add("sampler_name", gr.Dropdown(names, value="DPM++ 2M", label="Sampling method",
+                                                 elem_id=self._id("sampling")))  # fmt: skip
+            self._number("steps", "Sampling steps", 20, (1, 150, 1))
+        with FormRow():
+            self._number("width", "Width", self.native, (64, 2048, 8))
+            self._number("height", "Height", self.native, (64, 2048, 8))
+        with FormRow():
+            self._number("n_iter", "Batch count", 1, (1, 16, 1), "batch_count")
+            self._number("batch_size", "Batch size", 1, (1, 8, 1))
+        with FormRow():
+            self._number("cfg_scale", "CFG scale", 3.0, (1.0, 30.0, 0.5))
+            self.add("seed", gr.Number(-1, label="Seed", precision=0, elem_id=self._id("seed")))
+        if self.is_img2img:
+            self._number("denoising_strength", "Denoising strength", 0.75, (0.0, 1.0, 0.01))
+        with gr.Group(elem_id=self._id("script_container")):
+            self.script_inputs = self.runner.setup_ui()[1:]
+
+    def _connect(self) -> None:
+        names, inputs = list(self.controls), [*self.controls.values(), *self.script_inputs]
+
+        def run(*values: Any) -> Any:
+            parameters, args = dict(zip(names, values)), [0, *values[len(names) :]]
+            for picture in jobs.run(self.runner, self.is_img2img, parameters, args):
+                if isinstance(picture, jobs.Done):
+                    yield _status(""), picture.images, _info(picture)
+                else:
+                    yield _status(picture.html()), gr.update(), gr.update()
+
+        outputs = [self.progress, self.gallery, self.info]
+        self.generate.click(run, inputs, outputs, show_progress=False)
+        self.interrupt.click(shared.state.interrupt, [], [], queue=False, show_progress=False)
+        fields = [*self._paste_fields(), *self.runner.infotext_fields]
+
+        def paste(prompt: str) -> list[Any]:
+            file = jobs.params_file()
+            text = prompt if "\n" in prompt or "Steps:" in prompt else ""
+            return infotext_utils.pasted(
+                fields, text or (file.read_text(encoding="utf-8") if file.is_file() else prompt)
+            )
+
+        components = [component for component, _ in fields]
+        self.paste.click(paste, [self.controls["prompt"]], components, show_progress=False, queue=False)
+
+    def _paste_fields(self) -> list[tuple]:
+        keys = {
+            "prompt": "Prompt",
+            "negative_prompt": "Negative prompt",
+            "sampler_name": "Sampler",
+            "steps": "Steps",
+            "width": "Size-1",
+            "height": "Size-2",
+            "cfg_scale": "CFG scale",
+            "seed": "Seed",
+            "denoising_strength": "Denoising strength",
+        }
+        return [(self.controls[name], key) for name, key in keys.items() if name in self.controls]
+
+
+def _status(text: str) -> Any:
+    return gr.update(value=text)
+
+
+def _info(done: Any) -> str:
+    parts = [f'<p class="infotext">{html.escape(done.infotext)}</p>', f"<p>{html.escape(done.comments)}</p>"]
+    return "".join(parts).replace("\n", "<br>")
+
+
+def build(scripts_js: list[str], style: str, native: int) -> gr.Blocks:
+    """The page; `scripts_js` are run in the browser once it is loaded."""
+    # gradio's own fonts would be fetched from the network
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    with gr.Blocks(theme, title="DemoFusion Hires: stand-in webui", css=style, analytics_enabled=False) as page:
+        gr.HTML(BANNER, elem_id="stand_in")
+        words = " ".join(f"<i>{word}</i>" for word in (*COLOURS, *SHAPES, *GROUNDS))
+        gr.HTML(f"Words that it knows: {words}; a, on, ground.", elem_id="words")
+        with gr.Tabs(elem_id="tabs"):
+            for name, runner in (("txt2img", scripts_txt2img), ("img2img", scripts_img2img)):
+                with gr.Tab(name, elem_id=f"tab_{name}"):
+                    Tab(name, runner, native).build()
+        page.load(None, _js=jobs.page_script(scripts_js))
+    return page
+
+
+def read(path: Path) -> str:
+    """A file of the page."""
+    return path.read_text(encoding="utf-8")

@@ -1,0 +1,99 @@
+"""Tries DemoFusion Hires without a GPU, a large checkpoint or a webui: `python try_demofusion.py`.
+
+Needs only Python 3.10 to 3.13. The first start makes a virtual environment in `.venv`; then a page opens, a miniature
+of the webui on a small model, with the extension's real panel. `--out DIR` makes pictures into a folder instead, and
+`--webui DIR` installs extension and model into an existing webui and starts that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from trial import bootstrap
+
+ROOT = Path(__file__).resolve().parent
+CHECKPOINT = ROOT / "trial" / "checkpoint" / "demofusion-small.safetensors"
+INSIDE = "DEMOFUSION_TRY_INSIDE"
+"""Set in the environment of the process that runs in the virtual environment."""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="try_demofusion.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--port", type=int, default=7860, help="of the page; the next free one where it is in use")
+    parser.add_argument("--no-browser", action="store_true", help="print the page's address, open nothing")
+    parser.add_argument("--data", type=Path, default=ROOT / "try-output", help="where the page saves its pictures")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="no page: write pictures and a comparison into DIR")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="another model of the bundled kind")
+    pictures = parser.add_argument_group("with --out")
+    pictures.add_argument("--scale", type=int, choices=(2, 3, 4), default=4, help="of the final picture (default 4)")
+    pictures.add_argument("--prompt", default="a red circle on green ground")
+    pictures.add_argument("--seed", type=int, default=1)
+    pictures.add_argument("--steps", type=int, default=20)
+    pictures.add_argument("--sampler", default="DPM++ 2M")
+    webui = parser.add_argument_group("with an existing webui")
+    webui.add_argument("--webui", type=Path, metavar="DIR", help="install into this webui, then start it")
+    webui.add_argument("--install-only", action="store_true", help="do not start it")
+    options, rest = parser.parse_known_args(arguments)
+    options.rest = [argument for argument in rest if argument != "--"]
+    if options.rest and not options.webui:
+        parser.error(f"unknown: {' '.join(options.rest)}")
+    return options
+
+
+def work(options: argparse.Namespace) -> int:
+    """Does what was asked for, inside the virtual environment; returns the exit status."""
+    if not options.checkpoint.is_file():
+        print(f"The model is missing: {options.checkpoint}. Is the clone complete?", file=sys.stderr)
+        return 1
+    if options.webui:
+        from trial import install_webui
+
+        return install_webui.main(options)
+    sys.path.insert(0, str(ROOT / "trial" / "webui"))
+    import launch
+
+    launch.prepare(options.out or options.data, options.checkpoint)
+    if options.out:
+        from trial import compare
+
+        compare.main(options)
+    else:
+        launch.serve(options.port, not options.no_browser)
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """The exit status."""
+    options = parse(arguments)
+    if os.environ.get(INSIDE):
+        return work(options)
+    try:
+        bootstrap.set_up(bootstrap.TRY)
+    except bootstrap.SetUpError as error:
+        print(f"Set-up failed: {error}", file=sys.stderr)
+        return 1
+    os.environ[INSIDE] = "1"
+    bootstrap.let_threads_sleep()
+    return bootstrap.run(str(bootstrap.PYTHON), str(Path(__file__).resolve()), *_absolute(arguments), interactive=True)
+
+
+def _absolute(arguments: list[str]) -> list[str]:
+    """The arguments with existing or new folders as seen from where the command was typed."""
+    named = {"--out", "--webui", "--data", "--checkpoint"}
+    return [
+        str(Path(argument).absolute()) if i and arguments[i - 1] in named else argument
+        for i, argument in enumerate(arguments)
+    ]
+
+
+if __name__ == "__main__":
+    if sys.version_info < (3, 10):  # noqa: UP036 (the file can be started with any version)
+        sys.exit("Python 3.10 or newer is needed; this is {}.{}.".format(*sys.version_info))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
