@@ -17,15 +17,17 @@ MEGABYTE = 1_000_000
 PROMPT = "a red circle on green ground"
 
 
+needs_checkpoint = pytest.mark.skipif(not CHECKPOINT.exists(), reason="no trained checkpoint")
+
+
 @pytest.fixture(scope="module")
 def tensors(small_model):
     with safe_open(str(CHECKPOINT), framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
 
 
+@needs_checkpoint
 def test_size():
-    if not CHECKPOINT.exists():
-        pytest.skip("no trained checkpoint")
     assert CHECKPOINT.stat().st_size <= 25 * MEGABYTE
 
 
@@ -41,6 +43,7 @@ def test_layout(tensors):
     assert tensors["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"].shape[0] == 49408
 
 
+@needs_checkpoint
 def test_yaml_is_the_exported_configuration():
     saved = yaml.safe_load(CHECKPOINT.with_suffix(".yaml").read_text(encoding="utf-8"))
     assert saved == configuration()
