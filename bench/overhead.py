@@ -11,17 +11,16 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.peak_bytes import PeakBytes
 from lib_demofusion.batching import ViewBatches
 from lib_demofusion.plan import CELL, make_plan
 from lib_demofusion.residual import VarianceExploding
@@ -32,28 +31,6 @@ from lib_demofusion.views import View
 
 NATIVE = (128, 128)
 """SDXL's own latent, 1024x1024 pixels."""
-
-
-class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors alive at once; the model's input and output count, the model does not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in known:
-                size = tensor.untyped_storage().nbytes()
-                self.now += size
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(tensor, self._gone, size)
-        return result
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
 
 
 def null_model(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.peak_bytes import PeakBytes
 from lib_demofusion.batching import MOST_VIEWS, ViewBatches, is_out_of_memory
 from lib_demofusion.filters import blur_for_dilation
 from lib_demofusion.fusion import fuse
@@ -136,28 +135,6 @@ def test_memory_is_released_after_every_failure() -> None:
     memory = SmallMemory(4)
     fused(memory, ViewBatches(16, memory))
     assert memory.released == sum(count > 4 for count in memory.attempts) == 3
-
-
-class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that are alive at once while it is active."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        before = {t.untyped_storage().data_ptr() for t in args if isinstance(t, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in before:
-                size = tensor.untyped_storage().nbytes()
-                self.now += size
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(tensor, self._gone, size)
-        return result
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
 
 
 @pytest.mark.parametrize("c2", [0.0, 0.5, 1.0])

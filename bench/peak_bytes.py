@@ -1,0 +1,31 @@
+"""Counts the bytes of tensors that are alive at once, on any device."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class PeakBytes(TorchDispatchMode):
+    """While active, counts the storages that operations make; those that were there before do not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in known:
+                size = tensor.untyped_storage().nbytes()
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(tensor, self._gone, size)
+        return result
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
