@@ -23,7 +23,7 @@ PREFIX = "DemoFusion"
 
 
 class Job:
-    """What one `process_images` call does; made in `process`, dropped in `postprocess`."""
+    """What one `process_images` call with the panel on does; made in `process`, dropped in `postprocess`."""
 
     def __init__(self, p: Any, settings: Settings):
         self.settings = settings
@@ -32,8 +32,6 @@ class Job:
         self._passthrough: Any = None
         self._checkpoint = shared.sd_model.sd_checkpoint_info
         self._overlay: inpainting.Overlay | None = None
-        if not settings.enabled:
-            return
         p.extra_generation_params[ENABLED_KEY] = __version__
         p.extra_generation_params.update(to_infotext(settings))
         self.problem = neighbours.refusal(p) or self._plan_problem(p)
@@ -43,7 +41,7 @@ class Job:
     @property
     def active(self) -> bool:
         """Whether stages will run."""
-        return self.settings.enabled and self.problem is None
+        return self.problem is None
 
     def _plan_problem(self, p: Any) -> str | None:
         """Plans for the size that the request names, so that what does not fit is said before anything is sampled."""
