@@ -293,6 +293,7 @@ def test_any_shape_can_be_asked_for(base: Size, grown: tuple[float, float], wind
     """The part of the base that is kept has the shape of the final picture, to a cell, and lies in the middle."""
     target = rounded(base[0] * grown[0]), rounded(base[1] * grown[1])
     assume(not stages or max(grown) > 1.6)
+    assume(window <= max(target))
     plan = plan_of(base, height=8 * target[0], width=8 * target[1], window=window, stages=stages)
     assert plan.pixels == (8 * target[0], 8 * target[1])
     scale = max(target[0] / base[0], target[1] / base[1])
