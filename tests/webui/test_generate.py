@@ -211,7 +211,7 @@ def test_bad_input_is_named_in_the_result(webui: Webui, field: str, value: Any) 
 
 def test_positional_arguments(webui: Webui) -> None:
     assert_good(webui.generate([True, 1.5, 0, 0], steps=2), (192, 192))
-    too_many = [True, 2, 0, 0, "Paper", "", 0, 0, 16, 3, 1, 1, 0.8, 1, True, False, False, False, "more", 7]
+    too_many = [True, 2, 0, 0, "Paper", "", 0, 0, 16, 3, 1, 1, 0.8, 1, True, False, False, False, 0, 0, "more", 7]
     assert_good(webui.generate(too_many, steps=2), (256, 256))
 
 
