@@ -74,19 +74,6 @@ def build(script: Any, is_img2img: bool) -> list[Any]:
     return controls
 
 
-PRESET_FIELDS = (
-    "stages",
-    "window",
-    "stride",
-    "cosine_scale_1",
-    "cosine_scale_2",
-    "cosine_scale_3",
-    "sigma",
-    "strength",
-)
-"""The fields that a preset sets."""
-
-
 def apply_preset(preset: str) -> list[Any]:
     """Returns the controls' values of a preset."""
     values = PRESETS.get(preset, {})
