@@ -131,8 +131,8 @@ class TextEncoder(nn.Module):
         model.encoder.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
         model.final_layer_norm = nn.LayerNorm(config.hidden_size)
         self.text_model = model
-        for table in (model.embeddings.token_embedding, model.embeddings.position_embedding):
-            nn.init.normal_(table.weight, std=0.1)
+        nn.init.normal_(model.embeddings.token_embedding.weight, std=0.5)
+        nn.init.normal_(model.embeddings.position_embedding.weight, std=0.1)
 
     def forward(self, ids: Tensor) -> Tensor:
         embeddings = self.text_model.embeddings

@@ -31,6 +31,7 @@ TEMPLATES = (
 )
 TEMPLATE_SHARES = (0.68, 0.1, 0.06, 0.1, 0.06)
 EMPTY_SHARE = 0.1
+WEIGHT_LIMIT = 100.0
 ZOOMED_SHARE, ZOOMED_NONE_ABOVE, ZOOMED_FULL_BELOW = 0.4, 750, 450
 
 
@@ -71,6 +72,14 @@ class Batches:
         self.data, self.captions, self.batch, self.seed = data, captions, batch, seed
         self.alphas = alphas_cumprod().float()
 
+    def weights(self, t: Tensor) -> Tensor:
+        """Loss weights (B,) of the steps t (B,), the inverse signal power up to WEIGHT_LIMIT.
+
+        They turn the error of the noise into that of v (Salimans and Ho, arXiv 2202.00512). Unweighted, the steps at
+        which only the text can say what to draw hardly count, and the model learns to take colours from the noise.
+        """
+        return (1.0 / self.alphas[t]).clamp(max=WEIGHT_LIMIT)
+
     def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Noisy latents (B, 4, 16, 16), steps (B,), caption ids (B, 77) and the noise."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
@@ -91,9 +100,10 @@ class Batches:
         return x, t, self.captions.ids[label, template], noise
 
 
-def training_loss(model: Denoiser, x: Tensor, t: Tensor, ids: Tensor, noise: Tensor) -> Tensor:
-    """Mean square error of the predicted noise."""
-    return F.mse_loss(model(x, t, ids).float(), noise)
+def training_loss(model: Denoiser, x: Tensor, t: Tensor, ids: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
+    """Mean square error of the predicted noise, weighted (B,)."""
+    errors = F.mse_loss(model(x, t, ids).float(), noise, reduction="none").mean((1, 2, 3))
+    return (weight * errors).mean()
 
 
 def main() -> None:
@@ -110,8 +120,9 @@ def main() -> None:
     recent = 1.0
     for step in progress:
         x, t, ids, noise = (part.to(device) for part in batches.draw(step))
+        weight = batches.weights(t.cpu()).to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            loss = loss_of(model, x.contiguous(memory_format=torch.channels_last), t, ids, noise)
+            loss = loss_of(model, x.contiguous(memory_format=torch.channels_last), t, ids, noise, weight)
         trainee.update(loss, learning_rate(step, args.steps, args.rate))
         recent += 0.02 * (loss.item() - recent)
         if trainee.step % 20 == 0:
