@@ -83,11 +83,16 @@ def main(arguments: list[str]) -> int:
 
 def _absolute(arguments: list[str]) -> list[str]:
     """The arguments with existing or new folders as seen from where the command was typed."""
-    named = {"--out", "--webui", "--data", "--checkpoint"}
-    return [
-        str(Path(argument).absolute()) if i and arguments[i - 1] in named else argument
-        for i, argument in enumerate(arguments)
-    ]
+    named = ("--out", "--webui", "--data", "--checkpoint")
+    absolute = []
+    for i, argument in enumerate(arguments):
+        name, equals, path = argument.partition("=")
+        if equals and name in named:
+            argument = f"{name}={Path(path).absolute()}"
+        elif i and arguments[i - 1] in named:
+            argument = str(Path(argument).absolute())
+        absolute.append(argument)
+    return absolute
 
 
 if __name__ == "__main__":

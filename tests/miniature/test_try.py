@@ -14,6 +14,7 @@ import yaml
 from in_process import Webui
 from PIL import Image
 
+import try_demofusion
 from trial import bootstrap, compare, install_webui, text
 
 CONFIGURATION = {"model": {"params": {"cond_stage_config": {"params": {"version": "elsewhere"}}, "scale_factor": 0.5}}}
@@ -45,6 +46,15 @@ def test_the_detailed_part_is_found() -> None:
     left, top, right, bottom = compare.detailed_box(picture, 24)
     assert left <= 48 <= 64 <= right
     assert top <= 40 <= 56 <= bottom
+
+
+@pytest.mark.parametrize("written", [["--out", "there"], ["--out=there"]])
+def test_folders_are_meant_from_where_the_command_was_typed(
+    written: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    passed_on = try_demofusion.parse(try_demofusion._absolute(written))
+    assert passed_on.out == tmp_path / "there"
 
 
 def test_a_port_in_use_is_passed_over() -> None:

@@ -35,11 +35,12 @@ def test_crop_equals_crop_of_the_whole(aspect):
     np.testing.assert_allclose(part, whole[height // 2 : height * 3 // 4, width // 4 : width // 2], atol=2e-3)
 
 
-def test_zoom_reveals_detail():
+@pytest.mark.parametrize("zoom", [1, 2, 4, 8])
+def test_every_zoom_reveals_detail_of_more_than_a_grey_level(zoom):
     scene = random_scene(np.random.default_rng(5), LABELS[0])
-    coarse = np.repeat(np.repeat(render(scene, 16, 16, (0, 0, 0.125, 0.125)), 8, 0), 8, 1)
-    fine = render(scene, 128, 128, (0, 0, 0.125, 0.125))
-    assert np.std(fine - coarse) > 0.01
+    box = (0, 0, 1 / zoom, 1 / zoom)
+    coarse = np.repeat(np.repeat(render(scene, 16, 16, box), 8, 0), 8, 1)
+    assert np.std(render(scene, 128, 128, box) - coarse) > 1 / 255
 
 
 def test_rendering_is_deterministic_and_captioned():
