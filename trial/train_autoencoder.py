@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from trial.autoencoder import Autoencoder, AutoencoderConfig
+from trial.autoencoder import Autoencoder, AutoencoderConfig, ResnetBlock
 from trial.make_latents import SCALE_FACTOR
 from trial.scenes import all_labels, random_box, random_scene, render
 from trial.training import Trainee, learning_rate, parser, prepare
@@ -72,6 +72,14 @@ def decoder_only(path: Path) -> Autoencoder:
     return model
 
 
+def compile_blocks(model: Autoencoder) -> None:
+    """Compiles the blocks one by one: as a whole, PyTorch 2.13 on a CPU loses the gradient at the last upsampling."""
+    torch._dynamo.config.cache_size_limit = 64  # one version for every size of feature map
+    for module in model.decoder.modules():
+        if isinstance(module, ResnetBlock):
+            module.compile(dynamic=False)
+
+
 def main() -> None:
     """Command line."""
     args = parser(__doc__.splitlines()[0], steps=6000, batch=8, rate=1e-3).parse_args()
@@ -79,7 +87,8 @@ def main() -> None:
     model = decoder_only(args.out / "autoencoder-start.pt").to(device, memory_format=torch.channels_last)
     trainee = Trainee(model, args.out / "autoencoder.pt", decay=0.995)
     trainee.restore()
-    loss_of = training_loss if args.eager else torch.compile(training_loss, dynamic=False)
+    if not args.eager:
+        compile_blocks(model)
     progress = tqdm(batches(args, trainee.step), initial=trainee.step, total=args.steps, mininterval=10)
     for x in progress:
         x = x.to(device, memory_format=torch.channels_last)
@@ -87,7 +96,7 @@ def main() -> None:
             z = model.moments(x)[0]
             z = z + LATENT_NOISE / SCALE_FACTOR * torch.randn_like(z)
         with torch.autocast(device.type, torch.bfloat16):
-            loss = loss_of(model, x, z)
+            loss = training_loss(model, x, z)
         trainee.update(loss, learning_rate(trainee.step, args.steps, args.rate))
         if trainee.step % 20 == 0:
             progress.set_postfix(loss=f"{loss.item():.4f}")

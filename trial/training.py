@@ -42,6 +42,10 @@ def learning_rate(step: int, steps: int, highest: float, warmup: int = 100) -> f
     return highest * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
+CHECK_STEP = 20
+"""By this step nothing is held back by weights that start at zero."""
+
+
 class Trainee:
     """A module, the moving average of its weights and its optimiser, saved and restored together."""
 
@@ -59,6 +63,8 @@ class Trainee:
             group["lr"] = rate
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        if self.step == CHECK_STEP:
+            self._check_gradients()
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
@@ -66,6 +72,16 @@ class Trainee:
         weight = 1.0 - min(self.decay, self.step / (self.step + 10.0))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.module.parameters()), weight)
+
+    def _check_gradients(self) -> None:
+        """Raises RuntimeError if a parameter gets no gradient: compilers have lost those of whole branches."""
+        idle = [
+            name
+            for name, parameter in self.module.named_parameters()
+            if parameter.requires_grad and (parameter.grad is None or not parameter.grad.any())
+        ]
+        if idle:
+            raise RuntimeError(f"{len(idle)} parameters do not learn, such as {idle[0]}; try --eager")
 
     def save(self) -> None:
         """Writes the state, atomically because a run may be cut off."""
