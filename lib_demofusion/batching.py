@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lib_demofusion.views import View
 
-
 Work = tuple[View, Tensor]
 """A view, and the latent that it is taken from; where that has fewer rows than the model is given, they repeat."""
 
@@ -77,6 +76,12 @@ def is_out_of_memory(error: Exception) -> bool:
     return known or any(word in str(error).lower() for word in words)
 
 
+def _of_one_size(work: Sequence[Work]) -> list[Work]:
+    """Returns the first of the work up to where the size of the crops changes."""
+    size = work[0][0].crop_size
+    return list(takewhile(lambda entry: entry[0].crop_size == size, work))
+
+
 class ViewBatches:
     """The size of view batches during one stage.
 
@@ -99,8 +104,7 @@ class ViewBatches:
         """
         done = 0
         while done < len(work):
-            size = work[done][0].crop_size
-            batch = list(takewhile(lambda entry: entry[0].crop_size == size, work[done : done + self.views]))
+            batch = _of_one_size(work[done : done + self.views])
             values = self._try(evaluate, batch, rows)
             if values is None:
                 continue
