@@ -56,6 +56,7 @@ class StageRun:
         self.gate = gate
         self.stochastic = stochastic
         self.call = -1
+        self.timestep = 0.0
         self.weights = Weights(1.0, 1.0, 1.0)
         self.local = local_views(stage.size, stage.window, stage.stride)
         self.dilated = dilated_views(stage.size, stage.factor)
@@ -68,7 +69,8 @@ class StageRun:
         `level` is the scalar noise level that the sampler hands to its model.
         """
         self.call += 1
-        self.weights = weights_at(self.space.timestep(level), self.settings)
+        self.timestep = self.space.timestep(level)
+        self.weights = weights_at(self.timestep, self.settings)
         # a number for the device's kernels from here on: read on the device, every use of it would wait for the queue
         level = level.detach().cpu()
         if self.settings.jitter:

@@ -22,11 +22,12 @@ PREVIEW_CELLS = 128
 class FusedModel:
     """Stands where the host's denoiser wrapper stands and denoises big latents view by view.
 
-    Everything but the call is the wrapper's own (`inner_model`, `sigmas`, `sigma_to_t`, ...).
+    Everything but the call is the wrapper's own (`inner_model`, `sigmas`, `sigma_to_t`, ...). `before_batch` is told of
+    every batch how many cells it has, as a mean over the rows of the call.
     """
 
     def __init__(
-        self, inner: Any, run: StageRun, batches: ViewBatches, frame: Frame, before_batch: Callable[[int], None]
+        self, inner: Any, run: StageRun, batches: ViewBatches, frame: Frame, before_batch: Callable[[float], None]
     ):
         self.inner = inner
         self.images = 0
@@ -41,7 +42,7 @@ class FusedModel:
         size = (x.shape[-2], x.shape[-1])
 
         def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
-            self._before_batch(len(views))
+            self._before_batch(crops[:, 0].numel() / len(x))
             view_cond = cond_for_views(cond, views, rows, size, (crops.shape[-2], crops.shape[-1]))
             if self._vectors is not None and "vector" in cond:
                 view_cond["vector"] = self._vectors.for_views(cond["vector"][rows], views)
@@ -86,7 +87,7 @@ def attach(
     run: StageRun,
     batches: ViewBatches,
     frame: Frame,
-    before_batch: Callable[[int], None],
+    before_batch: Callable[[float], None],
     repeated_images: Callable[[type, Tensor, Any], int],
 ) -> None:
     """Makes `denoiser`, a CFGDenoiser of our own sampler, run the stage.
