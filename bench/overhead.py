@@ -4,6 +4,9 @@ Runs one sampler step of a stage with a model that returns its input, at growing
 share is against the same number of evaluations of an SDXL-architecture UNet: `--evaluation-seconds` of a measurement
 made elsewhere, or timed here with `--unet` (needs diffusers; random weights take no less time than trained ones, some
 11 GB of memory in float32, and minutes on a CPU).
+
+`--stages` times whole stages for several view batches beside the bare UNet: on a GPU at 2048, 4096 and 8192 pixels with
+an SDXL-architecture UNet in half precision, on a CPU at small size with a small UNet of random weights.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench import stage_table
 from bench.peak_bytes import PeakBytes
 from lib_demofusion.batching import ViewBatches
 from lib_demofusion.plan import CELL, make_plan
@@ -52,7 +56,7 @@ def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tu
     def step() -> None:
         run.before_call(x, level)
         # the host hands its model the latent twice, for cond and uncond
-        run.denoise(null_model, torch.cat([x, x]), 1.0, ViewBatches(view_batch))
+        run.denoise(null_model, torch.cat([x, x]), 1.0, ViewBatches(view_batch), copies=2)
 
     step()
     seconds = min(timed(step, device) for _ in range(3))
@@ -71,8 +75,8 @@ def timed(action: Any, device: str) -> float:
     return time.perf_counter() - begin
 
 
-def sdxl_evaluation(device: str, dtype: torch.dtype) -> float:
-    """Returns the seconds of one evaluation (cond and uncond) of an SDXL-architecture UNet at its native size."""
+def sdxl_unet(device: str, dtype: torch.dtype) -> stage_table.Unet:
+    """Returns an SDXL-architecture UNet of random weights that denoises rows (N, 4, h, w) at step 500."""
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel(
@@ -88,15 +92,35 @@ def sdxl_evaluation(device: str, dtype: torch.dtype) -> float:
         addition_time_embed_dim=256,
         projection_class_embeddings_input_dim=2816,
     ).to(device, dtype)
+
+    def evaluate(latent: Tensor) -> Tensor:
+        rows = len(latent)
+        text = latent.new_zeros(rows, 77, 2048)
+        extra = {"text_embeds": latent.new_zeros(rows, 1280), "time_ids": latent.new_zeros(rows, 6)}
+        return unet(latent, 500, text, added_cond_kwargs=extra).sample
+
+    return evaluate
+
+
+def small_unet() -> stage_table.Unet:
+    """Returns a small UNet of random weights for a CPU."""
+    from trial.unet import UNet, UNetConfig
+
+    unet = UNet(UNetConfig())
+
+    def evaluate(latent: Tensor) -> Tensor:
+        return unet(latent, torch.full((len(latent),), 500), latent.new_zeros(len(latent), 77, unet.config.context_dim))
+
+    return evaluate
+
+
+def sdxl_evaluation(device: str, dtype: torch.dtype) -> float:
+    """Returns the seconds of one evaluation (cond and uncond) of an SDXL-architecture UNet at its native size."""
+    unet = sdxl_unet(device, dtype)
     latent = torch.randn(2, 4, *NATIVE, device=device, dtype=dtype)
-    text = torch.randn(2, 77, 2048, device=device, dtype=dtype)
-    extra = {
-        "text_embeds": torch.randn(2, 1280, device=device, dtype=dtype),
-        "time_ids": torch.zeros(2, 6, device=device, dtype=dtype),
-    }
 
     def evaluate() -> None:
-        unet(latent, 500, text, added_cond_kwargs=extra)
+        unet(latent)
 
     repeats = 3 if device == "cuda" else 1
     if device == "cuda":
@@ -110,11 +134,20 @@ def main() -> None:
     parser.add_argument("--scales", type=int, nargs="+", default=[2, 4, 8, 16], help="against 1024 pixels")
     parser.add_argument("--view-batch", type=int, default=4)
     parser.add_argument("--unet", action="store_true", help="time an SDXL-architecture UNet on this machine")
+    parser.add_argument("--stages", action="store_true", help="time whole stages beside the bare UNet")
+    parser.add_argument("--steps", type=int, default=4, help="of each stage that is timed")
     parser.add_argument("--evaluation-seconds", type=float, help="of one UNet evaluation, measured elsewhere")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float16 if device == "cuda" else torch.float32
     with torch.no_grad():
+        if arguments.stages:
+            if device == "cuda":
+                lines = stage_table.rows_of(sdxl_unet(device, dtype), NATIVE, (2, 4, 8), arguments.steps, device, dtype)
+            else:
+                lines = stage_table.rows_of(small_unet(), (16, 16), (2, 3), arguments.steps, device, dtype)
+            print("\n".join(lines))
+            return
         evaluation = sdxl_evaluation(device, dtype) if arguments.unet else arguments.evaluation_seconds
         if evaluation:
             print(f"one evaluation of the UNet: {evaluation:.3f} s on {device}, {dtype}")

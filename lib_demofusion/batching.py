@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lib_demofusion.views import View
+
+Work = tuple[View, Tensor]
+"""A view, and the latent that it is taken from; where that has fewer rows than the model is given, they repeat."""
 
 
 class Evaluate(Protocol):
@@ -72,6 +76,12 @@ def is_out_of_memory(error: Exception) -> bool:
     return known or any(word in str(error).lower() for word in words)
 
 
+def _of_one_size(work: Sequence[Work]) -> list[Work]:
+    """Returns the first of the work up to where the size of the crops changes."""
+    size = work[0][0].crop_size
+    return list(takewhile(lambda entry: entry[0].crop_size == size, work))
+
+
 class ViewBatches:
     """The size of view batches during one stage.
 
@@ -87,24 +97,29 @@ class ViewBatches:
         self.rows: int | None = None
         """Rows evaluated at once when not even one view with all its rows fits, else None."""
 
-    def predictions(self, evaluate: Evaluate, x: Tensor, views: Sequence[View]) -> Iterator[tuple[View, Tensor]]:
-        """Yields each view with its prediction for x (N, C, H, W)."""
+    def predictions(self, evaluate: Evaluate, work: Sequence[Work], rows: int) -> Iterator[tuple[View, Tensor]]:
+        """Yields each view with its prediction for all `rows` rows, in the order of `work`.
+
+        Neighbours in `work` whose crops have one size share a batch, whatever kind of view they are.
+        """
         done = 0
-        while done < len(views):
-            batch = views[done : done + self.views]
-            values = self._try(evaluate, x, batch)
+        while done < len(work):
+            batch = _of_one_size(work[done : done + self.views])
+            values = self._try(evaluate, batch, rows)
             if values is None:
                 continue
-            yield from zip(batch, values.chunk(len(batch)))
+            yield from zip((view for view, _ in batch), values.chunk(len(batch)))
             done += len(batch)
 
-    def _try(self, evaluate: Evaluate, x: Tensor, batch: Sequence[View]) -> Tensor | None:
+    def _try(self, evaluate: Evaluate, batch: Sequence[Work], rows: int) -> Tensor | None:
         """Returns the predictions of a batch, or None when it must be tried again at the smaller size now set."""
         try:
-            self._memory.begin()
-            values = self._evaluate(evaluate, x, batch)
+            if self._measure:
+                # not for every batch: it resets the peak that the host shows as the job's own
+                self._memory.begin()
+            values = self._evaluate(evaluate, batch, rows)
         except Exception as error:
-            if not is_out_of_memory(error) or not self._shrink(len(batch), len(x)):
+            if not is_out_of_memory(error) or not self._shrink(len(batch), rows):
                 raise
         else:
             self._grow()
@@ -113,13 +128,13 @@ class ViewBatches:
         self._memory.release()
         return None
 
-    def _evaluate(self, evaluate: Evaluate, x: Tensor, batch: Sequence[View]) -> Tensor:
-        crops = torch.cat([view.take(x) for view in batch])
-        count = len(x)
+    def _evaluate(self, evaluate: Evaluate, batch: Sequence[Work], rows: int) -> Tensor:
+        crops = torch.cat([view.take(latent) for view, latent in batch for _ in range(rows // len(latent))])
+        views = [view for view, _ in batch]
         if self.rows is None or len(batch) > 1:
-            return evaluate(crops, batch, slice(0, count))
-        parts = [slice(first, min(first + self.rows, count)) for first in range(0, count, self.rows)]
-        return torch.cat([evaluate(crops[part], batch, part) for part in parts])
+            return evaluate(crops, views, slice(0, rows))
+        parts = [slice(first, min(first + self.rows, rows)) for first in range(0, rows, self.rows)]
+        return torch.cat([evaluate(crops[part], views, part) for part in parts])
 
     def _shrink(self, views: int, rows: int) -> bool:
         """Halves the batch; returns whether that was possible."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from lib_demofusion.batching import Evaluate, ViewBatches
+from lib_demofusion.batching import Evaluate, ViewBatches, Work
 from lib_demofusion.views import DilatedView, LocalView, coverage
 
 
@@ -20,27 +21,41 @@ def fuse(
     blur: Callable[[Tensor], Tensor],
     correction: Tensor | float,
     batches: ViewBatches | None = None,
+    copies: int = 1,
 ) -> Tensor:
     """Returns (1 - c2) local + c2 dilated prediction for x (B, C, H, W).
 
     `blur` makes the latent that the dilated views are taken from. `correction` is how much of `x - blur(x)` the
     prediction is owed because it was made on the blurred latent but is applied to x: 1 where `evaluate` returns x0 of
     an eps model, 0 where it returns eps. A path of weight zero is not evaluated.
+    `copies` says how many times over x holds the same B / copies images, one set after the other, as it does for cond
+    and uncond: one set is blurred for all.
     Beyond x this holds one accumulator, one plane of weights, the blurred latent and the batch of views.
     """
     batches = batches or ViewBatches(1)
     if c2 <= 0 and len(local) == 1 and local[0].take(x).shape == x.shape:
-        return next(values for _, values in batches.predictions(evaluate, x, local))
+        return next(values for _, values in batches.predictions(evaluate, [(local[0], x)], len(x)))
+    # made ahead of the accumulator, for its convolutions hold two latents
+    blurred = blur(x[: len(x) // copies]) if c2 > 0 else x
+    work: list[Work] = [(view, x) for view in local] if c2 < 1 else []
+    averaged = len(work)
+    work += [(view, blurred) for view in dilated] if c2 > 0 else []
+    predictions = batches.predictions(evaluate, work, len(x))
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     if c2 < 1:
-        for view, values in batches.predictions(evaluate, x, local):
-            view.add_to(out, values.float())
-        weight = coverage(list(local), (x.shape[-2], x.shape[-1]), x.device)
-        out *= (1 - c2) / weight.clamp_min(1)
+        for view, values in islice(predictions, averaged):
+            view.add_to(out, values)
+        out *= (1 - c2) / coverage(list(local), (x.shape[-2], x.shape[-1]), x.device).clamp_min(1)
     if c2 > 0:
-        blurred = blur(x)
-        for view, values in batches.predictions(evaluate, blurred, dilated):
-            view.add_to(out, values.float() * c2)
-        owed = torch.as_tensor(correction, dtype=torch.float32, device=x.device)
-        out.addcmul_(x.float(), owed, value=c2).addcmul_(blurred.float(), owed, value=-c2)
+        for view, values in predictions:
+            view.add_to(out, values, c2)
+        _add_blurred_away(out, x, blurred, correction, c2)
     return out.to(x.dtype)
+
+
+def _add_blurred_away(out: Tensor, x: Tensor, blurred: Tensor, correction: Tensor | float, c2: float) -> None:
+    """Adds c2 correction (x - blurred) to `out` row by row, so that no more than a row is held."""
+    owed = correction if isinstance(correction, Tensor) else x.new_full((), correction)
+    owed = owed.to(x.dtype).expand(len(x), 1, 1, 1)
+    for row in range(len(x)):
+        out[row].add_((x[row] - blurred[row % len(blurred)]).mul_(owed[row]), alpha=c2)

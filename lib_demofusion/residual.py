@@ -73,8 +73,11 @@ def _beside(level: Tensor, value: Tensor) -> Tensor:
 
 
 def noised(anchor: Tensor, noise: Tensor, level: Tensor, space: NoiseSpace) -> Tensor:
-    """Returns the anchor (B, C, H, W) with the noise of a scalar level, in the sampler's space."""
-    level = level.to(anchor)
+    """Returns the anchor (B, C, H, W) with the noise of a scalar level, in the sampler's space.
+
+    The level may stay on the CPU: torch hands a scalar to the device's kernel as a number.
+    """
+    level = level.to(anchor.dtype)
     return anchor * space.signal_scale(level) + noise * space.noise_scale(level)
 
 
@@ -89,4 +92,4 @@ def blend_signal_(x: Tensor, anchor: Tensor, denoised: Tensor, c1: float, signal
     For samplers that redraw noise: mixing their x with a fixed anchor noise would lower the noise level below what the
     model is told (to 0.89 of sigma under Euler a), this leaves the noise alone.
     """
-    x.add_((anchor - denoised).to(x) * signal_scale.to(x), alpha=c1)
+    x.add_((anchor - denoised).to(x) * signal_scale.to(x.dtype), alpha=c1)

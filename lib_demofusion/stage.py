@@ -56,11 +56,12 @@ class StageRun:
         self.gate = gate
         self.stochastic = stochastic
         self.call = -1
+        self.timestep = 0.0
         self.weights = Weights(1.0, 1.0, 1.0)
         self.local = local_views(stage.size, stage.window, stage.stride)
         self.dilated = dilated_views(stage.size, stage.factor)
         self._denoised: Tensor | None = None
-        self._level: Tensor | None = None
+        self._again: tuple[Tensor, float] | None = None
 
     def before_call(self, x: Tensor, level: Tensor) -> None:
         """Blends the skip residual into x (B, C, H, W) in place where a step begins; draws this call's views.
@@ -68,27 +69,35 @@ class StageRun:
         `level` is the scalar noise level that the sampler hands to its model.
         """
         self.call += 1
-        self.weights = weights_at(self.space.timestep(level), self.settings)
+        self.timestep = self.space.timestep(level)
+        self.weights = weights_at(self.timestep, self.settings)
+        # a number for the device's kernels from here on: read on the device, every use of it would wait for the queue
+        level = level.detach().cpu()
         if self.settings.jitter:
             generator = jitter_generator(self.stage.number, self.call)
             self.local = local_views(self.stage.size, self.stage.window, self.stage.stride, generator)
         if self.gate.is_step_start(float(level)):
             self._blend(x, level, self.weights.skip)
             # UniPC drops the tensors it evaluates, save the first
-            self._level = level if self.call > 0 else None
+            self._again = (level, self.weights.skip) if self.call > 0 else None
 
     def after_step(self, i: int, x: Tensor, denoised: Tensor) -> None:
         """Takes note of the sampler's callback for step `i` with its x and its prediction of the clean latent."""
         self.gate.after_step(i)
-        if self.gate.blends_in_callback and self._level is not None:
-            self._blend(x, self._level, weights_at(self.space.timestep(self._level), self.settings).skip)
-            self._level = None
+        if self.gate.blends_in_callback and self._again is not None:
+            self._blend(x, *self._again)
+            self._again = None
         if self.stochastic:
             # LCM goes on to write into this tensor
             self._denoised = denoised.clone()
 
-    def denoise(self, evaluate: Evaluate, x: Tensor, correction: Tensor | float, batches: ViewBatches) -> Tensor:
-        """Returns the fused prediction for x (N, C, H, W); the rows may be conds and unconds of one call."""
+    def denoise(
+        self, evaluate: Evaluate, x: Tensor, correction: Tensor | float, batches: ViewBatches, copies: int = 1
+    ) -> Tensor:
+        """Returns the fused prediction for x (N, C, H, W).
+
+        The rows may be conds and unconds of one call; `copies` says how many times over they hold the same images.
+        """
         std = self.settings.sigma * self.weights.blur
         return fuse(
             evaluate,
@@ -99,6 +108,7 @@ class StageRun:
             lambda latent: blur_for_dilation(latent, self.stage.factor, std),
             correction,
             batches,
+            copies,
         )
 
     def _blend(self, x: Tensor, level: Tensor, c1: float) -> None:

@@ -82,10 +82,15 @@ class PredictorCorrector(StepGate):
     blends_in_callback = True
 
 
-def dpm_fast_starts(n: int) -> set[int]:
-    """Returns the numbers of the calls that begin a step when DPM fast spends `n` calls (DPM-Solver, algorithm 3)."""
+def dpm_fast_orders(n: int) -> list[int]:
+    """Returns how many calls each step makes when DPM fast spends `n` calls (DPM-Solver, algorithm 3)."""
     steps = n // 3 + 1
-    orders = [3] * (steps - 2) + [2, 1] if n % 3 == 0 else [3] * (steps - 1) + [n % 3]
+    return [3] * (steps - 2) + [2, 1] if n % 3 == 0 else [3] * (steps - 1) + [n % 3]
+
+
+def dpm_fast_starts(n: int) -> set[int]:
+    """Returns the numbers of the calls that begin a step when DPM fast spends `n` calls."""
+    orders = dpm_fast_orders(n)
     return {sum(orders[:i]) for i in range(len(orders))}
 
 
@@ -94,10 +99,15 @@ def sigma_down_is_zero(sigma: Tensor, sigma_next: Tensor, eta: float) -> bool:
 
     In the precision of the sampler's own levels and in k-diffusion's order of operations: rounding decides too.
     """
-    if sigma_next == 0:
-        return True
+    return bool(sigma_next == 0 or sigma_down(sigma, sigma_next, eta) == 0)
+
+
+def sigma_down(sigma: Tensor, sigma_next: Tensor, eta: float) -> Tensor:
+    """Returns the level that an ancestral step brings the noise down to before it adds some anew."""
+    if not eta:
+        return sigma_next
     sigma_up = min(sigma_next, eta * (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5)
-    return bool(sigma_next**2 == sigma_up**2)
+    return (sigma_next**2 - sigma_up**2) ** 0.5
 
 
 def make_gate(

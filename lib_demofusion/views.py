@@ -21,13 +21,18 @@ class LocalView:
     height: int
     width: int
 
+    @property
+    def crop_size(self) -> Size:
+        """Returns the size of what `take` returns."""
+        return self.height, self.width
+
     def take(self, x: Tensor) -> Tensor:
         """Returns the crop of x (..., H, W) without copying."""
         return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
-    def add_to(self, out: Tensor, values: Tensor) -> None:
-        """Adds `values` (..., height, width) to this view's cells of `out` (..., H, W)."""
-        self.take(out).add_(values)
+    def add_to(self, out: Tensor, values: Tensor, weight: float = 1.0) -> None:
+        """Adds weight times `values` (..., height, width) to this view's cells of `out` (..., H, W)."""
+        self.take(out).add_(values, alpha=weight)
 
 
 @dataclass(frozen=True)
@@ -43,15 +48,20 @@ class DilatedView:
     factor: int
     size: Size
 
+    @property
+    def crop_size(self) -> Size:
+        """Returns the size of what `take` returns."""
+        return dilated_size(self.size, self.factor)
+
     def take(self, x: Tensor) -> Tensor:
         """Returns the sub-grid of x (..., H, W), with padding where the phase begins before the latent does."""
         cells, lead_rows, lead_columns = self._cells(x)
         return F.pad(cells, (lead_columns, 0, lead_rows, 0)) if lead_rows or lead_columns else cells
 
-    def add_to(self, out: Tensor, values: Tensor) -> None:
-        """Adds `values`, shaped as `take` returns them, to this view's cells of `out` (..., H, W)."""
+    def add_to(self, out: Tensor, values: Tensor, weight: float = 1.0) -> None:
+        """Adds weight times `values`, shaped as `take` returns them, to this view's cells of `out` (..., H, W)."""
         cells, lead_rows, lead_columns = self._cells(out)
-        cells.add_(values[..., lead_rows:, lead_columns:])
+        cells.add_(values[..., lead_rows:, lead_columns:], alpha=weight)
 
     def _cells(self, x: Tensor) -> tuple[Tensor, int, int]:
         top, lead_rows = _first_cell(self.size[0], self.factor, self.row)

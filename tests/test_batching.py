@@ -56,13 +56,15 @@ SIZE = (20, 28)
 X = torch.randn(2, 4, *SIZE, generator=torch.Generator().manual_seed(0))
 
 
-def fused(evaluate: SmallMemory, batches: ViewBatches) -> Tensor:
-    views = local_views(SIZE, (8, 12), (4, 6))
+def fused(evaluate: SmallMemory, batches: ViewBatches, window: tuple[int, int] = (8, 12)) -> Tensor:
+    views = local_views(SIZE, window, (4, 6))
     return fuse(evaluate, X, views, dilated_views(SIZE, 2), 0.4, lambda x: blur_for_dilation(x, 2, 0.8), 1.0, batches)
 
 
 EXPECTED = fused(SmallMemory(), ViewBatches(1))
 CALLS = 4 * 4 + 4
+SHARED = (10, 14)
+"""The window of the dilated views' size, whose views share batches with them."""
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 7, 16, 1000])
@@ -84,6 +86,35 @@ def test_one_failure_at_any_point_costs_nothing_but_time(attempt: int) -> None:
     torch.testing.assert_close(fused(memory, ViewBatches(1)), EXPECTED)
     memory = SmallMemory(failing=[attempt // 4])
     torch.testing.assert_close(fused(memory, ViewBatches(4)), EXPECTED)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 7, 16, 1000])
+@pytest.mark.parametrize("views", [1, 3, 5, 16])
+def test_shared_batches_shrink_too(limit: int, views: int) -> None:
+    expected = fused(SmallMemory(), ViewBatches(1), SHARED)
+    memory = SmallMemory(limit)
+    torch.testing.assert_close(fused(memory, ViewBatches(views), SHARED), expected)
+    assert max(count for count in memory.attempts if count <= limit) >= min(limit, 2 * views, 40) // 2
+
+
+@pytest.mark.parametrize("views", [1, 3, 5, 16])
+def test_one_failure_of_a_shared_batch_costs_nothing_but_time(views: int) -> None:
+    plain = SmallMemory()
+    expected = fused(plain, ViewBatches(views), SHARED)
+    for attempt in range(len(plain.attempts)):
+        memory = SmallMemory(failing=[attempt])
+        torch.testing.assert_close(fused(memory, ViewBatches(views), SHARED), expected)
+        assert len(memory.attempts) > len(plain.attempts)
+
+
+def test_memory_is_watched_for_the_first_batch_only() -> None:
+    """The webui shows the peak that watching resets."""
+    memory, begun = SmallMemory(), []
+    memory.begin = lambda: begun.append(len(memory.attempts))
+    fused(memory, ViewBatches(0, memory))
+    assert begun == [0]
+    fused(memory, ViewBatches(4, memory))
+    assert begun == [0]
 
 
 def test_a_single_row_that_does_not_fit_is_an_error() -> None:
@@ -138,7 +169,8 @@ def test_memory_is_released_after_every_failure() -> None:
 
 
 @pytest.mark.parametrize("c2", [0.0, 0.5, 1.0])
-def test_fusion_takes_at_most_four_latents_and_the_batch(c2: float) -> None:
+@pytest.mark.parametrize("copies", [1, 2])
+def test_fusion_takes_at_most_four_latents_and_the_batch(c2: float, copies: int) -> None:
     size, window, view_batch = (512, 512), (128, 128), 4
     x = torch.randn(2, 4, *size)
     latent = x.untyped_storage().nbytes()
@@ -153,9 +185,11 @@ def test_fusion_takes_at_most_four_latents_and_the_batch(c2: float) -> None:
             lambda z: blur_for_dilation(z, 4, 0.8),
             1.0,
             ViewBatches(view_batch),
+            copies,
         )
     assert bytes_.peak <= 4 * latent + 3 * batch
-    assert c2 in (0.0, 1.0) or bytes_.peak >= 2 * latent  # the accumulator and the blurred latent: the count counts
+    # the accumulator and the blurred latent: the count counts
+    assert c2 in (0.0, 1.0) or bytes_.peak >= (1 + 1 / copies) * latent
 
 
 @pytest.mark.parametrize("thresholds", [(0.0, 0.0), (0.1, 0.0), (0.0, 0.1), (0.1, 0.2)])

@@ -125,8 +125,8 @@ def blur(x: Tensor) -> Tensor:
 def dilated_prediction(model: Model, wrapper: Wrapper, x: Tensor, t: int) -> Tensor:
     """What the extension's model returns where the dilated path has all the weight."""
 
-    def denoise(evaluate: Any, x: Tensor, correction: Tensor, batches: Any) -> Tensor:
-        return fuse(evaluate, x, [], dilated_views(SHAPE[2:], 2), 1.0, blur, correction, batches)
+    def denoise(evaluate: Any, x: Tensor, correction: Tensor, batches: Any, copies: int) -> Tensor:
+        return fuse(evaluate, x, [], dilated_views(SHAPE[2:], 2), 1.0, blur, correction, batches, copies)
 
     fused = FusedModel(wrapper[0](model), SimpleNamespace(denoise=denoise), None, Frame((96, 128)), lambda count: None)
     return fused(x, wrapper[1](t), {"c_crossattn": [torch.zeros(SHAPE[0], 3, 4)]})

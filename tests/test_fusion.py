@@ -154,6 +154,50 @@ def test_view_batches_are_as_large_as_allowed(view_batch: int) -> None:
         assert batches == [view_batch] * full + [rest] * (rest > 0)
 
 
+@pytest.mark.parametrize("view_batch", [1, 3, 8, 13, 16])
+def test_the_last_batch_of_one_path_is_filled_with_views_of_the_other(view_batch: int) -> None:
+    """Where window and dilated sub-grid have one size; nine local and four dilated views here."""
+    x = randn(2, 4, 24, 32)
+    local, dilated = views_on((24, 32), 12, 6, 2)
+    local = local_views((24, 32), (12, 16), (6, 8), jitter_generator(1, 5))
+    batches = []
+
+    def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+        batches.append(len(views))
+        return placed_network(crops, views, rows)
+
+    out = fuse(evaluate, x, local, dilated, 0.3, soft_blur, 0.7, ViewBatches(view_batch))
+    full, rest = divmod(len(local) + len(dilated), view_batch)
+    assert batches == [view_batch] * full + [rest] * (rest > 0)
+    expected = fused_by_hand(lambda crop, view: network(crop) + placed(view), x, local, 2, 0.3, 0.7)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+@pytest.mark.parametrize("view_batch", [1, 5, 16])
+@pytest.mark.parametrize("c2", [0.3, 1.0])
+def test_copies_of_one_x_are_blurred_once(copies: int, view_batch: int, c2: float) -> None:
+    """The model may treat each copy in its own way, as it does cond and uncond; so may the correction."""
+    images = randn(2, 4, 33, 25)
+    x = images.repeat(copies, 1, 1, 1)
+    gain = 1 + torch.arange(len(x)).view(-1, 1, 1, 1)
+    blurred = []
+
+    def blur(latent: Tensor) -> Tensor:
+        blurred.append(len(latent))
+        return soft_blur(latent)
+
+    def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+        return placed_network(crops, views, rows) * gain[rows].repeat(len(views), 1, 1, 1)
+
+    arguments = (*views_on((33, 25), 12, 5, 3), c2, blur, gain / 10, ViewBatches(view_batch))
+    once = fuse(evaluate, x, *arguments, copies)
+    each = fuse(evaluate, x, *arguments)
+    assert blurred == [2, 2 * copies]
+    torch.testing.assert_close(once, each, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(x, images.repeat(copies, 1, 1, 1), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("c2", "kinds"), [(0.0, {LocalView}), (1.0, {type(dilated_views((1, 1), 1)[0])})])
 def test_a_path_of_weight_zero_is_not_evaluated(c2: float, kinds: set[type]) -> None:
     seen = set()

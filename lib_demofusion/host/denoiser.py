@@ -22,13 +22,16 @@ PREVIEW_CELLS = 128
 class FusedModel:
     """Stands where the host's denoiser wrapper stands and denoises big latents view by view.
 
-    Everything but the call is the wrapper's own (`inner_model`, `sigmas`, `sigma_to_t`, ...).
+    Everything but the call is the wrapper's own (`inner_model`, `sigmas`, `sigma_to_t`, ...). `before_batch` is told of
+    every batch how many cells it has, as a mean over the rows of the call.
     """
 
     def __init__(
-        self, inner: Any, run: StageRun, batches: ViewBatches, frame: Frame, before_batch: Callable[[int], None]
+        self, inner: Any, run: StageRun, batches: ViewBatches, frame: Frame, before_batch: Callable[[float], None]
     ):
         self.inner = inner
+        self.images = 0
+        """How many images the rows repeat over and over in one order, or 0 where that is not known."""
         self._run = run
         self._batches = batches
         self._vectors = size_vectors(inner.inner_model, frame)
@@ -39,13 +42,14 @@ class FusedModel:
         size = (x.shape[-2], x.shape[-1])
 
         def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
-            self._before_batch(len(views))
+            self._before_batch(crops[:, 0].numel() / len(x))
             view_cond = cond_for_views(cond, views, rows, size, (crops.shape[-2], crops.shape[-1]))
             if self._vectors is not None and "vector" in cond:
                 view_cond["vector"] = self._vectors.for_views(cond["vector"][rows], views)
             return self.inner(crops, level[rows].repeat(len(views)), cond=view_cond, **kwargs)
 
-        return self._run.denoise(evaluate, x, blur_correction(self.inner, level), self._batches)
+        copies = len(x) // self.images if self.images and len(x) % self.images == 0 else 1
+        return self._run.denoise(evaluate, x, blur_correction(self.inner, level), self._batches, copies)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -79,10 +83,16 @@ def for_preview(latent: Tensor) -> Tensor:
 
 
 def attach(
-    denoiser: Any, run: StageRun, batches: ViewBatches, frame: Frame, before_batch: Callable[[int], None]
+    denoiser: Any,
+    run: StageRun,
+    batches: ViewBatches,
+    frame: Frame,
+    before_batch: Callable[[float], None],
+    repeated_images: Callable[[type, Tensor, Any], int],
 ) -> None:
     """Makes `denoiser`, a CFGDenoiser of our own sampler, run the stage.
 
+    `repeated_images` says of its class, x and cond how many images repeat in the rows that it makes of x.
     Its class is replaced by a subclass of the very class it has, so that other extensions' subclasses go on working.
     The model is handed out by a property because the host drops its cached wrapper when the checkpoint changes.
     """
@@ -95,10 +105,12 @@ def attach(
             fused = self.__dict__.get("fused_model")
             if fused is None or fused.inner is not inner:
                 fused = self.__dict__["fused_model"] = FusedModel(inner, run, batches, frame, before_batch)
+            fused.images = self.__dict__.get("images", 0)
             return fused
 
         def forward(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             run.before_call(x, sigma[0])
+            self.images = repeated_images(cls, x, kwargs.get("cond"))
             return super().forward(x, sigma, *args, **kwargs)
 
         def get_pred_x0(self, *args: Any) -> Tensor:

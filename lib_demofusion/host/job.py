@@ -10,7 +10,7 @@ from torch import Tensor
 from lib_demofusion import __version__
 from lib_demofusion.host import inpainting, neighbours, options, output
 from lib_demofusion.host.base_picture import base_checkpoint, base_latent, own_generators
-from lib_demofusion.host.progress import Progress
+from lib_demofusion.host.progress import Progress, make_progress
 from lib_demofusion.host.stage_runner import StageStopped, run_stage, stop_requested
 from lib_demofusion.plan import CELL, Plan, make_plan
 from lib_demofusion.settings import ENABLED_KEY, Settings, SettingsError, to_infotext
@@ -50,8 +50,14 @@ class Job:
         except SettingsError as error:
             # with hires fix the base is larger than that
             return None if getattr(p, "enable_hr", False) else str(error)
-        Progress(plan).announce(p)
+        self._progress(p, plan).announce(p)
         return None
+
+    def _progress(self, p: Any, plan: Plan) -> Progress:
+        share = 1.0
+        if _is_img2img(p):
+            share = p.denoising_strength if self.settings.redraw_base or inpainting.is_inpainting(p) else 0.0
+        return make_progress(p, plan, self.settings, self.settings.return_stages or _saves_stages(self.settings), share)
 
     def before_base(self, p: Any) -> None:
         """In img2img without `redraw_base`, makes the host's pass hand on the uploaded picture's latent as it is.
@@ -95,7 +101,8 @@ class Job:
             p.comment(f"{PREFIX}: {note}")
         self._overlay = self._overlay or inpainting.Overlay(p)
         self.end(p)
-        return _StageLoop(p, plan, self.settings, self.pictures, self._overlay).run(base)
+        progress = self._progress(p, plan)
+        return _StageLoop(p, plan, self.settings, self.pictures, self._overlay, progress).run(base)
 
     def end(self, p: Any) -> None:
         """Leaves the request as it came."""
@@ -113,20 +120,23 @@ class _StageLoop:
         settings: Settings,
         pictures: list[output.StagePicture],
         overlay: inpainting.Overlay,
+        progress: Progress,
     ):
         self._p = p
         self._overlay = overlay
         self._plan = plan
         self._settings = settings
         self._pictures = pictures
-        self._progress = Progress(plan)
+        self._progress = progress
         self._total = len(plan.stages) + 1
 
     def run(self, base: Tensor) -> Any:
         """Returns the decoded pictures of the last good stage, or None where there is none."""
         self._progress.base_done()
         try:
-            return self._decode(self._sample(base))
+            latents = self._sample(base)
+            self._progress.sampled()
+            return self._decode(latents)
         finally:
             self._progress.end()
 
@@ -172,7 +182,7 @@ class _StageLoop:
 
     def _keep_picture(self, latent: Tensor, number: int) -> None:
         """Saves and shows the picture of stage `number` (the base is 1), which another stage follows."""
-        save = self._settings.save_stages or options.value(options.SAVE_STAGES, False)
+        save = _saves_stages(self._settings)
         if not (save or self._settings.return_stages):
             return
         try:
@@ -212,6 +222,10 @@ def report_failure(p: Any, problem: str, error: Exception) -> None:
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
+
+
+def _saves_stages(settings: Settings) -> bool:
+    return bool(settings.save_stages or options.value(options.SAVE_STAGES, False))
 
 
 def _is_img2img(p: Any) -> bool:

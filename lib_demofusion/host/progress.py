@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from modules import shared
+from modules import sd_samplers, shared
 
+from lib_demofusion.costs import RunCosts, run_costs
 from lib_demofusion.plan import Plan, StagePlan
+from lib_demofusion.settings import Settings
+
+LEAST_BASE = 0.002
+"""The base pass is a job even where it takes no time; then it is no more than this share of the bar."""
 
 
 class Progress:
-    """Shares the bar out by cost: a stage counts as many jobs as base passes it takes.
+    """Shares the bar out by cost, so that the time left follows from the time taken at any point of it.
 
     The host's bar stands at (job_no + step / steps) / job_count and counts one job per iteration, which it ends itself
-    after the picture is decoded; the jobs between are ours.
+    after the picture is decoded; the jobs between are ours, as many as base passes take their time. That is no whole
+    number, nor is job_no in a stage: what the sampler's own step counter adds is taken off, which covers one job only.
     """
 
-    def __init__(self, plan: Plan):
-        base = math.prod(plan.base)
-        self._units = [max(1, round(stage.cells / base)) for stage in plan.stages]
-        self._first_job = 0
-        self._number = 0
+    def __init__(self, plan: Plan, costs: RunCosts):
         self._total = len(plan.stages) + 1
+        parts = [cost for pair in zip(costs.pictures, costs.stages) for cost in pair] + [costs.decoding]
+        base = max(costs.base, LEAST_BASE * sum(parts))
+        self._jobs = sum(parts) / base if plan.stages else 0
+        self._ends = [1 + sum(parts[: i + 1]) / base for i in range(len(parts))]
+        self._first_job = 0.0
+        self._stage = 0
 
     @property
-    def units(self) -> int:
+    def units(self) -> float:
         """Jobs of one iteration, the host's own included."""
-        return 1 + sum(self._units)
+        return 1 + self._jobs
 
     def announce(self, p: Any) -> None:
         """Adds the stages to the job count, before the host has set it or after someone has for a whole queue."""
@@ -44,7 +51,7 @@ class Progress:
 
     def begin(self, stage: StagePlan) -> None:
         """Begins a stage's jobs and names it beside the bar."""
-        self._number = stage.number
+        self._stage = stage.number - 1
         # shows the finished picture where previews are asked for at the end only, and counts preview steps from zero
         shared.state.nextjob()
         height, width = stage.pixels
@@ -53,13 +60,29 @@ class Progress:
 
     def advance(self, share: float) -> None:
         """Moves the bar to a share of the current stage."""
-        state = shared.state
-        before = 1 + sum(self._units[: self._number - 1])
-        units = self._units[self._number - 1]
-        # the sampler's own step counter covers one unit of every stage
-        state.job_no = self._first_job + before + int((units - 1) * share)
+        begin, end = self._ends[2 * self._stage : 2 * self._stage + 2]
+        self._move(begin + share * (end - begin))
+
+    def sampled(self) -> None:
+        """Moves the bar to the end of the last stage, behind which the picture is decoded."""
+        self._move(self._ends[-2] if len(self._ends) > 1 else 1.0)
 
     def end(self) -> None:
         """Leaves the bar where the host's own end of the iteration completes it."""
-        shared.state.job_no = self._first_job + sum(self._units)
+        shared.state.job_no = self._first_job + self._jobs
         shared.state.textinfo = None
+
+    def _move(self, jobs: float) -> None:
+        state = shared.state
+        own = state.sampling_step / state.sampling_steps if state.sampling_steps else 0.0
+        state.job_no = self._first_job + jobs - own
+
+
+def make_progress(p: Any, plan: Plan, settings: Settings, pictures: bool, base_share: float) -> Progress:
+    """Returns the progress of a request; `pictures` says whether every stage's picture is decoded.
+
+    `base_share` is the part of its steps that the base pass runs.
+    """
+    config = sd_samplers.find_sampler_config(p.sampler_name)
+    two_calls = config is not None and config.options.get("second_order", False)
+    return Progress(plan, run_costs(plan, settings, p.steps, two_calls, base_share, pictures))

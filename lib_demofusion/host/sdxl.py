@@ -40,7 +40,8 @@ class SizeVectors:
     def __init__(self, embedders: Sequence[Any], frame: Frame):
         self._embedders = embedders
         self._frame = frame
-        self._rows: dict[tuple[str, Size], Tensor] = {}
+        self._size_rows: dict[str, Tensor] = {}
+        self._crops: tuple[Tensor, Tensor] | None = None
 
     def for_views(self, vector: Tensor, views: Sequence[View]) -> Tensor:
         """Returns the vectors (V * N, D) of a batch of views, view-major, from those of the whole latent (N, D)."""
@@ -49,24 +50,43 @@ class SizeVectors:
         for key in SIZES:
             if key in slots:
                 embedder, columns = slots[key]
-                out[:, columns] = self._row(embedder, self._frame.size, vector)
+                out[:, columns] = self._size_row(embedder, vector)
         if CROP in slots:
             embedder, columns = slots[CROP]
-            crops = torch.cat([self._row(embedder, self._crop(view), vector) for view in views])
+            crops = torch.stack([self._crop(embedder, view, vector) for view in views])
             out[:, columns] = crops.repeat_interleave(len(vector), dim=0)
         return out
 
-    def _crop(self, view: View) -> Size:
-        top, left = self._frame.origin
-        return (top + view.top * CELL, left + view.left * CELL) if isinstance(view, LocalView) else (top, left)
+    def _size_row(self, embedder: Any, like: Tensor) -> Tensor:
+        """Returns the embedding (1, d) of the final picture's size."""
+        if embedder.input_key not in self._size_rows:
+            self._size_rows[embedder.input_key] = _embedded(embedder, [self._frame.size], like)
+        return self._size_rows[embedder.input_key]
 
-    def _row(self, embedder: Any, value: Size, like: Tensor) -> Tensor:
-        """Returns the embedding (1, d) of two numbers; jittered views come back to the same places over and over."""
-        key = embedder.input_key, value
-        if key not in self._rows:
-            numbers = torch.tensor([value], dtype=torch.float32, device=like.device)
-            self._rows[key] = embedder(numbers).to(like)
-        return self._rows[key]
+    def _crop(self, embedder: Any, view: View, like: Tensor) -> Tensor:
+        """Returns the embedding (d,) of a view's place."""
+        if self._crops is None:
+            self._crops = self._crop_tables(embedder, like)
+        top, left = (view.top, view.left) if isinstance(view, LocalView) else (0, 0)
+        return torch.cat([self._crops[0][top], self._crops[1][left]])
+
+    def _crop_tables(self, embedder: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the embeddings (n, d / 2) of every top and of every left in cells.
+
+        Each number has columns of its own. Numbers that were embedded when a view comes would be copied to the device,
+        which waits for all that it has to do, and with jitter nearly every view of a step has a new place.
+        """
+        top, left = self._frame.origin
+        cells = range(max(self._frame.size) // CELL + 1)
+        made = _embedded(embedder, [(top + cell * CELL, left + cell * CELL) for cell in cells], like)
+        tops, lefts = made.chunk(2, dim=1)
+        return tops, lefts
+
+
+def _embedded(embedder: Any, numbers: Sequence[Size], like: Tensor) -> Tensor:
+    """Returns the embeddings (n, d) of pairs of numbers."""
+    embedded: Tensor = embedder(torch.tensor(numbers, dtype=torch.float32, device=like.device))
+    return embedded.to(like)
 
 
 def number_slots(embedders: Sequence[Any], width: int) -> dict[str, tuple[Any, slice]]:

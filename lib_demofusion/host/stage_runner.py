@@ -14,7 +14,10 @@ from modules.sd_samplers_common import InterruptedException
 from torch import Tensor
 
 from lib_demofusion.batching import ViewBatches
+from lib_demofusion.costs import StageClock
+from lib_demofusion.forecast import call_cells
 from lib_demofusion.host import denoiser, options
+from lib_demofusion.host.cond_rows import repeated_images
 from lib_demofusion.host.conditioning import image_conditioning_for
 from lib_demofusion.host.inpainting import is_inpainting
 from lib_demofusion.host.memory import device_memory
@@ -22,6 +25,7 @@ from lib_demofusion.host.scoped import replaced
 from lib_demofusion.host.sdxl import Frame
 from lib_demofusion.plan import Plan, StagePlan
 from lib_demofusion.residual import NoiseSpace, VarianceExploding, VariancePreserving
+from lib_demofusion.sampler_calls import call_levels
 from lib_demofusion.settings import Settings
 from lib_demofusion.stage import StageRun
 from lib_demofusion.step_gate import is_stochastic, make_gate
@@ -67,9 +71,10 @@ def run_stage(
 
     views = settings.view_batch or options.value(options.VIEW_BATCH, 0)
 
-    def attach(model: Any, run: StageRun) -> None:
-        clock = _Clock(run, lambda: model.total_steps, report)
-        denoiser.attach(model, run, ViewBatches(views, device_memory()), frame, clock.before_batch)
+    def attach(model: Any, run: StageRun, cells: list[int] | None) -> None:
+        batches = ViewBatches(views, device_memory())
+        before_batch = _before_batch(run, StageClock(cells), report)
+        denoiser.attach(model, run, batches, frame, before_batch, repeated_images)
 
     _steer(sampler, stage, settings, anchor, noise, attach)
     with replaced(p, rng=stage_rng), _sampling_precision():
@@ -111,7 +116,7 @@ def _steer(
     settings: Settings,
     anchor: Tensor,
     noise: Tensor,
-    attach: Callable[[Any, StageRun], None],
+    attach: Callable[[Any, StageRun, list[int] | None], None],
 ) -> None:
     """Wraps the sampling function of our own sampler.
 
@@ -131,7 +136,10 @@ def _steer(
             # the host would blend with the anchor
             model.init_latent = model.p.init_latent
         run = StageRun(stage, settings, anchor, noise, space, gate, stochastic)
-        attach(model, run)
+        levels = call_levels(
+            name, {"skip_type": getattr(shared.opts, "uni_pc_skip_type", None), **kwargs}, second_order
+        )
+        attach(model, run, None if levels is None else _call_cells(run, [level.to(x) for level in levels]))
 
         def after_step(d: dict) -> None:
             run.after_step(d["i"], d["x"], d["denoised"])
@@ -145,24 +153,20 @@ def _steer(
     sampler.func = steered
 
 
-class _Clock:
-    """Watches the view batches of a stage: reports progress, and ends the sampling when the user asks for it."""
+def _call_cells(run: StageRun, levels: list[Tensor]) -> list[int]:
+    """Returns the cells that the stage's model calls will evaluate, at levels as the model will be given them."""
+    return call_cells(run.stage, [run.space.timestep(level) for level in levels], run.settings)
 
-    def __init__(self, run: StageRun, total_calls: Callable[[], int], report: Report):
-        self._run = run
-        self._total_calls = total_calls
-        self._report = report
-        self._call = -1
-        self._views = 0
 
-    def before_batch(self, views: int) -> None:
+def _before_batch(run: StageRun, clock: StageClock, report: Report) -> Callable[[float], None]:
+    """Returns what is called before every batch: it reports progress, and ends the sampling when the user asks."""
+
+    def before_batch(cells: float) -> None:
         if stop_requested():
             raise InterruptedException
-        if self._run.call != self._call:
-            self._call, self._views = self._run.call, 0
-        share = min(self._views / self._run.stage.evaluations_at(self._run.weights.dilated), 1.0)
-        self._views += views
-        self._report(min((self._call + share) / max(self._total_calls(), 1), 1.0))
+        report(clock.share(run.call, run.timestep, cells))
+
+    return before_batch
 
 
 def _sample(p: Any, sampler: Any, strength: float, anchor: Tensor, noise: Tensor, conditioning: Tensor) -> Tensor:

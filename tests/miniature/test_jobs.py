@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 from in_process import BASE, Webui, sizes
 from modules import errors, infotext_utils, scripts, sd_samplers, shared
 from PIL import Image, ImageChops
@@ -190,3 +192,28 @@ def test_stages_are_saved_with_their_infotext(webui: Webui) -> None:
 def test_wide_pictures(webui: Webui) -> None:
     result = webui.job(ON, width=96, height=64)
     assert result.images[0].size == (192, 128)
+
+
+def live_tensors() -> tuple[int, int]:
+    """How many tensors there are, and the bytes of their storages."""
+    gc.collect()
+    # by type: some objects of torch warn when they are asked for their class
+    tensors = [entry for entry in gc.get_objects() if issubclass(type(entry), torch.Tensor)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return len(tensors), sum(storages.values())
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "DPM++ SDE"])
+def test_a_queue_of_twenty_leaves_memory_flat(webui: Webui, sampler: str) -> None:
+    """From the second picture on, to the tensor and to the byte."""
+    alive = []
+    for seed in range(20):
+        webui.job({**ON, "return_stages": True}, sampler_name=sampler, seed=seed)
+        alive.append(live_tensors())
+    assert alive[1:] == [alive[1]] * 19
+
+
+def test_a_tensor_that_stays_is_seen(webui: Webui) -> None:
+    before = live_tensors()
+    left = torch.zeros(3, 5)
+    assert live_tensors() == (before[0] + 1, before[1] + left.numel() * left.element_size())

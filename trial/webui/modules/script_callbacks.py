@@ -6,6 +6,8 @@ from typing import Any
 from modules import errors
 
 _callbacks: dict[str, list[Callable]] = {}
+callback_map: dict[str, list[Callable]] = {"callbacks_cfg_denoiser": []}
+"""The part of the webui's own that the extension reads; here nothing is called while a picture is made."""
 
 
 def call(kind: str, *args: Any) -> None:

@@ -1,0 +1,85 @@
+"""How the time of a run divides among its parts, in latent cells that the model evaluates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lib_demofusion.forecast import call_cells, even_timesteps
+from lib_demofusion.plan import Plan
+from lib_demofusion.settings import Settings
+
+DECODING = 2.0
+"""Evaluations of the model that decoding takes the time of: for SDXL and SD 1.5 the decoder needs about as many
+operations for a picture as the UNet does for cond and uncond of its latent, often at twice the precision."""
+
+
+@dataclass(frozen=True)
+class RunCosts:
+    """Cells evaluated by the parts of a run, for one row of a batch."""
+
+    base: float
+    pictures: tuple[float, ...]
+    """Decoding before each stage, of the picture that it begins from."""
+    stages: tuple[float, ...]
+    decoding: float
+
+
+def run_costs(
+    plan: Plan, settings: Settings, steps: int, two_calls: bool, base_share: float = 1.0, pictures: bool = False
+) -> RunCosts:
+    """Returns the costs of a run of `steps` steps as far as they are known before it begins.
+
+    `base_share` is the part of the steps that the base pass runs, `pictures` says whether every stage's is decoded.
+    The timesteps are taken to fall evenly: how far that is from the truth is about the same for every stage.
+    """
+    timesteps = even_timesteps(steps, settings.strength, two_calls)
+    base_calls = len(even_timesteps(steps, 1.0, two_calls)) * base_share
+    sizes = [plan.base, *(stage.size for stage in plan.stages)]
+    decoding = [DECODING * math.prod(size) for size in sizes]
+    return RunCosts(
+        base_calls * math.prod(plan.base),
+        tuple(cost if pictures else 0.0 for cost in decoding[:-1]),
+        tuple(float(sum(call_cells(stage, timesteps, settings))) for stage in plan.stages),
+        decoding[-1],
+    )
+
+
+class StageClock:
+    """Tells how much of a stage is done, from what its model calls have evaluated so far.
+
+    `cells` are those of every call where they are known, see `forecast.call_cells`. Else the timestep tells, which
+    falls from its first value to nothing.
+    """
+
+    def __init__(self, cells: Sequence[int] | None):
+        self._cells = cells
+        self._call = -1
+        self._first_timestep = 1.0
+        self._within = 0.0
+        self._before = 0.0
+        # the host may evaluate conds and unconds one after the other; how often shows at the end of the first call
+        self._rounds = 1.0
+
+    def share(self, call: int, timestep: float, cells: float) -> float:
+        """Returns the share of the stage that is done before a batch of `cells` cells in call number `call`."""
+        if call != self._call:
+            self._begin_call(call, timestep)
+        done, self._within = self._within, self._within + cells
+        if self._cells is None:
+            return min(max(1 - timestep / self._first_timestep, 0.0), 1.0)
+        here = self._of_call(call)
+        total = max(sum(self._cells), 1)
+        return min((self._before + min(done / self._rounds, here)) / total, 1.0)
+
+    def _begin_call(self, call: int, timestep: float) -> None:
+        if self._call < 0:
+            self._first_timestep = max(timestep, 1e-6)
+        elif self._cells is not None and self._of_call(self._call):
+            self._rounds = max(1.0, self._within / self._of_call(self._call))
+        self._call, self._within = call, 0.0
+        self._before = float(sum(self._cells[:call])) if self._cells is not None else 0.0
+
+    def _of_call(self, call: int) -> float:
+        return float(self._cells[call]) if self._cells is not None and call < len(self._cells) else 0.0
