@@ -7,6 +7,8 @@ from typing import Any
 
 from modules import shared
 
+from lib_demofusion.host import controlnet
+
 Check = Callable[[Any], bool]
 
 
@@ -54,4 +56,5 @@ REFUSALS: tuple[tuple[Check, str], ...] = (
 
 def refusal(p: Any) -> str | None:
     """Returns why no stage can run with the job's other features, or None."""
-    return next((f"DemoFusion does not work with {reason}" for check, reason in REFUSALS if check(p)), None)
+    reason = next((reason for check, reason in REFUSALS if check(p)), None) or controlnet.refusal(p)
+    return f"DemoFusion does not work with {reason}" if reason else None

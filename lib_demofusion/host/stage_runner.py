@@ -14,7 +14,7 @@ from modules.sd_samplers_common import InterruptedException
 from torch import Tensor
 
 from lib_demofusion.batching import ViewBatches
-from lib_demofusion.host import denoiser, options
+from lib_demofusion.host import controlnet, denoiser, options
 from lib_demofusion.host.conditioning import image_conditioning_for
 from lib_demofusion.host.inpainting import is_inpainting
 from lib_demofusion.host.memory import device_memory
@@ -69,7 +69,9 @@ def run_stage(
 
     def attach(model: Any, run: StageRun) -> None:
         clock = _Clock(run, lambda: model.total_steps, report)
-        denoiser.attach(model, run, ViewBatches(views, device_memory()), frame, clock.before_batch)
+        batches = ViewBatches(views, device_memory())
+        hints = controlnet.stage_hints(p, stage, plan)
+        denoiser.attach(model, run, batches, frame, clock.before_batch, hints)
 
     _steer(sampler, stage, settings, anchor, noise, attach)
     with replaced(p, rng=stage_rng), _sampling_precision():
