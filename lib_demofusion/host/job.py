@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from modules import devices, errors, shared
@@ -27,6 +28,8 @@ class Job:
 
     def __init__(self, p: Any, settings: Settings):
         self.settings = settings
+        self.request = weakref.ref(p)
+        """Returns the `p` that the job was made for, by which copies of it are told."""
         self.pictures: list[output.StagePicture] = []
         self.problem: str | None = None
         self._passthrough: Any = None
