@@ -181,7 +181,7 @@ class _Resize:
             resized, _ = self._found.detectmap_proc(pixels, self._preprocessor, mode, *size)
         except Exception as problem:
             # what is no documented interface may have another shape in another version
-            logger.info("ControlNet's own resizing is not used: %s", problem)
+            logger.warning("ControlNet's own resizing is not used: %s", problem)
             return resize_hint(hint, size)
         return resized.to(hint) if resized.shape[1] == hint.shape[1] else resize_hint(hint, size)
 

@@ -119,6 +119,19 @@ def beside(webui: Webui) -> Iterator[Callable[[AlwaysOn], None]]:
     webui.small.__dict__.pop("unet", None)
 
 
+class Regional(AlwaysOn):
+    """Regional Prompter, of which a job shows that it is on, and in which mode."""
+
+    def __init__(self, mode: str, active: bool = True):
+        self.keys = {"RP Active": active, "RP Calc Mode": mode}
+
+    def title(self) -> str:
+        return "Regional Prompter"
+
+    def process(self, p: Any, *args: Any) -> None:
+        p.extra_generation_params.update(self.keys)
+
+
 def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image, dtype=int)
 
@@ -243,3 +256,18 @@ def test_the_job_count_is_not_raised_by_copies_of_the_job(webui: Webui, beside: 
     webui.job(ON, n_iter=3)
     assert len(counts) == 3
     assert len(set(counts)) == 1
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("mode", "active", "refused"), [("Attention", True, True), ("Latent", True, False), ("Attention", False, False)]
+)
+def test_regional_prompters_attention_mode(
+    webui: Webui, beside: Callable, first: bool, mode: str, active: bool, refused: bool
+) -> None:
+    beside(Regional(mode, active))
+    if not first:
+        scripts.scripts_txt2img.alwayson_scripts.reverse()
+    result = webui.job(ON)
+    assert sizes(result) == [BASE if refused else 2 * BASE]
+    assert ("DemoFusion does not work with Regional Prompter's attention mode" in result.comments) == refused
