@@ -10,7 +10,7 @@ import torch
 from modules import devices, extra_networks, sd_models, sd_samplers_common, shared
 from torch import Tensor
 
-from lib_demofusion.host import options, vae
+from lib_demofusion.host import controlnet, options, vae
 from lib_demofusion.host.scoped import replaced
 
 
@@ -53,4 +53,5 @@ def base_checkpoint(p: Any, checkpoint: Any) -> Iterator[None]:
                 with devices.autocast():
                     extra_networks.activate(p, p.extra_network_data)
             p.setup_conds()
+            controlnet.mark_prompts(p)
         yield

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lib_demofusion.batching import ViewBatches
 from lib_demofusion.host.conditioning import Cond, cond_for_views
+from lib_demofusion.host.controlnet import Hints
 from lib_demofusion.host.sdxl import Frame, size_vectors
 from lib_demofusion.stage import StageRun
 from lib_demofusion.views import View
@@ -27,11 +28,18 @@ class FusedModel:
     """
 
     def __init__(
-        self, inner: Any, run: StageRun, batches: ViewBatches, frame: Frame, before_batch: Callable[[float], None]
+        self,
+        inner: Any,
+        run: StageRun,
+        batches: ViewBatches,
+        frame: Frame,
+        before_batch: Callable[[float], None],
+        hints: Hints | None = None,
     ):
         self.inner = inner
         self.images = 0
         """How many images the rows repeat over and over in one order, or 0 where that is not known."""
+        self._hints = hints or Hints()
         self._run = run
         self._batches = batches
         self._vectors = size_vectors(inner.inner_model, frame)
@@ -46,7 +54,8 @@ class FusedModel:
             view_cond = cond_for_views(cond, views, rows, size, (crops.shape[-2], crops.shape[-1]))
             if self._vectors is not None and "vector" in cond:
                 view_cond["vector"] = self._vectors.for_views(cond["vector"][rows], views)
-            return self.inner(crops, level[rows].repeat(len(views)), cond=view_cond, **kwargs)
+            with self._hints.for_views(views, len(level[rows])):
+                return self.inner(crops, level[rows].repeat(len(views)), cond=view_cond, **kwargs)
 
         copies = len(x) // self.images if self.images and len(x) % self.images == 0 else 1
         return self._run.denoise(evaluate, x, blur_correction(self.inner, level), self._batches, copies)
@@ -89,6 +98,7 @@ def attach(
     frame: Frame,
     before_batch: Callable[[float], None],
     repeated_images: Callable[[type, Tensor, Any], int],
+    hints: Hints | None = None,
 ) -> None:
     """Makes `denoiser`, a CFGDenoiser of our own sampler, run the stage.
 
@@ -104,7 +114,7 @@ def attach(
             inner = cls.inner_model.fget(self)
             fused = self.__dict__.get("fused_model")
             if fused is None or fused.inner is not inner:
-                fused = self.__dict__["fused_model"] = FusedModel(inner, run, batches, frame, before_batch)
+                fused = self.__dict__["fused_model"] = FusedModel(inner, run, batches, frame, before_batch, hints)
             fused.images = self.__dict__.get("images", 0)
             return fused
 

@@ -16,6 +16,10 @@ JOB = "_demofusion_job"
 
 def process(p: Any, args: Sequence[object]) -> None:
     """Reads the request. Keys of an earlier run are removed: grids share one dict of them among their cells."""
+    if _is_copy_of_running(p):
+        # its dict of keys is that of the job, whose pictures are yet to be named
+        setattr(p, JOB, None)
+        return
     for key in [key for key in p.extra_generation_params if key.startswith(PREFIX)]:
         del p.extra_generation_params[key]
     setattr(p, JOB, None)
@@ -49,7 +53,7 @@ def post_sample(p: Any, ps: Any) -> None:
 def postprocess(p: Any, processed: Any) -> None:
     """Runs when all pictures are made; adds those of the stages behind them."""
     job = getattr(p, JOB, None)
-    if job is None:
+    if job is None or _is_copy_of_running(p):
         return
     setattr(p, JOB, None)
     job.end(p)
@@ -57,3 +61,12 @@ def postprocess(p: Any, processed: Any) -> None:
         shrink_for_gallery(processed)
     processed.images.extend(picture.image for picture in job.pictures)
     processed.infotexts.extend(picture.infotext for picture in job.pictures)
+
+
+def _is_copy_of_running(p: Any) -> bool:
+    """Returns whether p is a copy of the request of a job that goes on.
+
+    ADetailer hands every script such copies between the pictures of a batch, to have others undo and redo their hooks.
+    """
+    job = getattr(p, JOB, None)
+    return job is not None and job.request() is not p

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch.nn.functional as F
+from modules import scripts
 from PIL import Image
 from torch import Tensor
 
@@ -49,8 +50,18 @@ def masks_at(p: Any, plan: Plan, size: Size) -> Iterator[None]:
 
 
 def keep_unmasked(p: Any, x: Tensor) -> Tensor:
-    """Returns x (B, C, H, W) with the original latent where nothing is to be painted, as the host ends its own pass."""
-    return x * p.nmask + p.init_latent * p.mask if is_inpainting(p) else x
+    """Returns x (B, C, H, W) with the original latent where nothing is to be painted, as the host ends its own pass.
+
+    Scripts have their say in it there too (modules/processing.py).
+    """
+    if not is_inpainting(p):
+        return x
+    blended = x * p.nmask + p.init_latent * p.mask
+    if p.scripts is None:
+        return blended
+    blend = scripts.MaskBlendArgs(x, p.nmask, p.init_latent, p.mask, blended)
+    p.scripts.on_mask_blend(p, blend)
+    return blend.blended_latent
 
 
 class Overlay:
@@ -74,8 +85,8 @@ class Overlay:
             return
         scale = size[1] / plan.crop.width, size[0] / plan.crop.height
         box = None if place else tuple(CELL * n for n in _corners(plan))
-        p.overlay_images = [_resized(image, box, scale) for image in images or []]
-        p.mask_for_overlay = mask and _resized(mask, box, scale)
+        p.overlay_images = [resized(image, box, scale) for image in images or []]
+        p.mask_for_overlay = mask and resized(mask, box, scale)
         p.paste_to = place and tuple(round(n * scale[i % 2]) for i, n in enumerate(place))
 
 
@@ -84,7 +95,7 @@ def _corners(plan: Plan) -> tuple[int, int, int, int]:
     return crop.left, crop.top, crop.left + crop.width, crop.top + crop.height
 
 
-def _resized(image: Image.Image, box: Any, scale: tuple[float, float]) -> Image.Image:
+def resized(image: Image.Image, box: Any, scale: tuple[float, float]) -> Image.Image:
     """Returns a part of a picture at another size; colours are weighted by their opacity on the way."""
     part = image.crop(box) if box else image
     size = round(part.width * scale[0]), round(part.height * scale[1])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from modules import devices, errors, shared
 from torch import Tensor
 
 from lib_demofusion import __version__
-from lib_demofusion.host import inpainting, neighbours, options, output
+from lib_demofusion.host import inpainting, neighbours, options, output, soft_inpainting
 from lib_demofusion.host.base_picture import base_checkpoint, base_latent, own_generators
 from lib_demofusion.host.progress import Progress, make_progress
 from lib_demofusion.host.stage_runner import StageStopped, run_stage, stop_requested
@@ -27,6 +28,8 @@ class Job:
 
     def __init__(self, p: Any, settings: Settings):
         self.settings = settings
+        self.request = weakref.ref(p)
+        """Returns the `p` that the job was made for, by which copies of it are told."""
         self.pictures: list[output.StagePicture] = []
         self.problem: str | None = None
         self._passthrough: Any = None
@@ -168,16 +171,18 @@ class _StageLoop:
         """Decodes the last latent; where that fails, the one before, so that a finished picture is not lost."""
         while len(latents) > 1:
             latent = latents.pop()
+            size = latent.shape[-2], latent.shape[-1]
             try:
                 decoded = output.decode(self._p, latent)
+                self._overlay.resize(self._p, self._plan, size)
+                soft_inpainting.remake_overlay(self._p, self._plan, latent)
             except Exception as error:
                 self._failed(len(latents), error, "decoding ")
                 continue
-            size = latent.shape[-2], latent.shape[-1]
-            self._overlay.resize(self._p, self._plan, size)
             height, width = (n * CELL for n in size)
             self._p.extra_generation_params[KEY_SIZE] = f"{width} x {height}"
             return decoded
+        self._overlay.restore(self._p)
         return None
 
     def _keep_picture(self, latent: Tensor, number: int) -> None:

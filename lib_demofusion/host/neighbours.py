@@ -7,6 +7,8 @@ from typing import Any
 
 from modules import shared
 
+from lib_demofusion.host import controlnet
+
 Check = Callable[[Any], bool]
 
 
@@ -36,22 +38,16 @@ def _regional_attention(p: Any) -> bool:
     return str(params.get("RP Active")) == "True" and params.get("RP Calc Mode") != "Latent"
 
 
-def _soft_inpainting(p: Any) -> bool:
-    return (
-        str(p.extra_generation_params.get("Soft inpainting enabled")) == "True" and getattr(p, "mask", None) is not None
-    )
-
-
 REFUSALS: tuple[tuple[Check, str], ...] = (
     (_other_architecture, "SD3 and Flux models: DemoFusion runs on SD1, SD2 and SDXL"),
     (lambda p: bool(p.tiling), "Tiling: seamless edges would be drawn inside every local view"),
     (_tile_script, "scripts that upscale or outpaint in tiles: each tile would run every stage"),
     (_regional_attention, "Regional Prompter's attention mode: every local view would show all regions; use Latent"),
-    (_soft_inpainting, "Soft inpainting: its masks have the base picture's size"),
     (_tiled_diffusion, "Tiled Diffusion: it samples in tiles already; switch one of the two off"),
 )
 
 
 def refusal(p: Any) -> str | None:
     """Returns why no stage can run with the job's other features, or None."""
-    return next((f"DemoFusion does not work with {reason}" for check, reason in REFUSALS if check(p)), None)
+    reason = next((reason for check, reason in REFUSALS if check(p)), None) or controlnet.refusal(p)
+    return f"DemoFusion does not work with {reason}" if reason else None

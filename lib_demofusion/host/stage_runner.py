@@ -16,7 +16,7 @@ from torch import Tensor
 from lib_demofusion.batching import ViewBatches
 from lib_demofusion.costs import StageClock
 from lib_demofusion.forecast import call_cells
-from lib_demofusion.host import denoiser, options
+from lib_demofusion.host import controlnet, denoiser, options
 from lib_demofusion.host.cond_rows import repeated_images
 from lib_demofusion.host.conditioning import image_conditioning_for
 from lib_demofusion.host.inpainting import is_inpainting
@@ -74,7 +74,8 @@ def run_stage(
     def attach(model: Any, run: StageRun, cells: list[int] | None) -> None:
         batches = ViewBatches(views, device_memory())
         before_batch = _before_batch(run, StageClock(cells), report)
-        denoiser.attach(model, run, batches, frame, before_batch, repeated_images)
+        hints = controlnet.stage_hints(p, stage, plan)
+        denoiser.attach(model, run, batches, frame, before_batch, repeated_images, hints)
 
     _steer(sampler, stage, settings, anchor, noise, attach)
     with replaced(p, rng=stage_rng), _sampling_precision():

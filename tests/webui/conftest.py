@@ -72,11 +72,13 @@ class Webui:
         with urllib.request.urlopen(request, timeout=900) as response:
             return json.load(response)
 
-    def generate(self, demofusion: Any = None, path: str = "txt2img", **request: Any) -> Result:
-        body = {**REQUEST, **request}
+    def generate(
+        self, demofusion: Any = None, path: str = "txt2img", more_scripts: Any = None, **request: Any
+    ) -> Result:
+        body = {**REQUEST, **request, "alwayson_scripts": dict(more_scripts or {})}
         if demofusion is not None:
             args = demofusion if isinstance(demofusion, list) else [demofusion]
-            body["alwayson_scripts"] = {TITLE: {"args": args}}
+            body["alwayson_scripts"][TITLE] = {"args": args}
         answer = self.call(path, body)
         pictures = [Image.open(io.BytesIO(base64.b64decode(text))) for text in answer["images"]]
         return Result(pictures, json.loads(answer["info"])["infotexts"])

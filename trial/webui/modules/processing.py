@@ -325,6 +325,7 @@ def _iteration(p: StableDiffusionProcessing, runner: Any, n: int) -> list[tuple[
 
 def _finish(p: StableDiffusionProcessing, runner: Any, pixels: Tensor, i: int) -> tuple[Image.Image, str]:
     """Picture i of an iteration, saved, and its infotext."""
+    p.batch_index = i
     array = (255.0 * pixels.permute(1, 2, 0).cpu().numpy()).astype(np.uint8)
     pp = scripts.PostprocessImageArgs(Image.fromarray(array))
     runner.call("postprocess_image", p, pp)

@@ -17,6 +17,24 @@ ScriptClassData = namedtuple("ScriptClassData", ["script_class", "path", "basedi
 scripts_data: list[ScriptClassData] = []
 
 
+class MaskBlendArgs:
+    """What `on_mask_blend` may replace; the blend behind the sampling has no denoiser."""
+
+    def __init__(
+        self,
+        current_latent: Any,
+        nmask: Any,
+        init_latent: Any,
+        mask: Any,
+        blended_latent: Any,
+        denoiser: Any = None,
+        sigma: Any = None,
+    ):
+        self.current_latent, self.nmask, self.init_latent, self.mask = current_latent, nmask, init_latent, mask
+        self.blended_latent = blended_latent
+        self.denoiser, self.sigma, self.is_final_blend = denoiser, sigma, denoiser is None
+
+
 class PostSampleArgs:
     """What `post_sample` may replace."""
 

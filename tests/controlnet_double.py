@@ -1,0 +1,157 @@
+"""A stand-in for the ControlNet extension, by the contract of its scripts/hook.py: units, their hints, and the hook."""
+
+from __future__ import annotations
+
+from enum import Enum
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CELL = 8
+Kind = Enum(
+    "Kind",
+    "ControlNet ControlLoRA ControlNetUnion InstantID T2I_Adapter T2I_StyleAdapter ReVision IPAdapter Controlllite "
+    "AttentionInjection SparseCtrl StableSR",
+)
+Mode = Enum("Mode", "RESIZE INNER_FIT OUTER_FIT")
+
+
+class Unit:
+    """What the hook holds of a unit; a new hint clears what was made of the one before."""
+
+    def __init__(self, hint: Any, kind: str = "ControlNet", preprocessor: str = "none", **values: Any):
+        self._hint_cond = hint
+        self.control_model_type = Kind[kind]
+        self.preprocessor = {"name": preprocessor}
+        self.hr_hint_cond = None
+        self.used_hint_cond = self.used_hint_cond_latent = self.used_hint_inpaint_hijack = None
+        self.effective_region_mask = None
+        self.cfg_injection = False
+        self.control_model: Any = SimpleNamespace(control_model=None)
+        vars(self).update(values)
+
+    @property
+    def hint_cond(self) -> Any:
+        return self._hint_cond
+
+    @hint_cond.setter
+    def hint_cond(self, hint: Any) -> None:
+        self._hint_cond = hint
+        self.used_hint_cond = self.used_hint_cond_latent = self.used_hint_inpaint_hijack = None
+
+
+class Adapter:
+    """A T2I adapter computes once what it makes of its hint."""
+
+    def __init__(self) -> None:
+        self.control_model = None
+        self.control: Tensor | None = None
+
+    def reset(self) -> None:
+        self.control = None
+
+    def __call__(self, hint: Tensor) -> Tensor:
+        if self.control is None:
+            self.control = control_of(hint)
+        return self.control
+
+
+class Lite:
+    """ControlNet-LLLite keeps its hint in the layers that it adds to the UNet, in -1..1."""
+
+    def __init__(self, hint: Tensor) -> None:
+        layer = SimpleNamespace(cond_image=hint * 2 - 1, cond_emb=None)
+        self.modules = {"layer": layer}
+
+    def __call__(self) -> Tensor:
+        layer = self.modules["layer"]
+        if layer.cond_emb is None:
+            layer.cond_emb = control_of((layer.cond_image + 1) / 2)
+        return layer.cond_emb
+
+
+def control_of(hint: Tensor) -> Tensor:
+    """The mean of the hint's colours in every cell, as a latent of four channels."""
+    return F.avg_pool2d(hint[:, :3].mean(1, keepdim=True), CELL).expand(-1, 4, -1, -1)
+
+
+class Network:
+    """The hook of a job."""
+
+    def __init__(self, units: list[Unit], unet: Any = None):
+        self.control_params = units
+        self.model = unet
+        self.attention_auto_machine = SimpleNamespace(name="Read")
+        self.seen: list[tuple[int, ...]] = []
+
+    def call_vae_using_process(self, p: Any, hint: Tensor) -> Tensor:
+        return control_of(hint)
+
+    def control(self, x: Tensor) -> Tensor:
+        """What the hook adds for x (N, 4, h, w): the sum of all units; rows and sizes must fit exactly."""
+        total = torch.zeros_like(x)
+        for unit in self.control_params:
+            if unit.used_hint_cond is None:
+                unit.used_hint_cond, unit.used_hint_cond_latent = unit.hint_cond, None
+            if unit.hr_hint_cond is not None:
+                sizes = [abs(x.shape[2] * CELL - hint.shape[2]) for hint in (unit.hint_cond, unit.hr_hint_cond)]
+                used = unit.hint_cond if sizes[0] < sizes[1] else unit.hr_hint_cond
+                if unit.used_hint_cond is not used:
+                    unit.used_hint_cond, unit.used_hint_cond_latent = used, None
+            total = total + self._of(unit, x)
+        return total
+
+    def _of(self, unit: Unit, x: Tensor) -> Tensor:
+        name, hint = unit.control_model_type.name, unit.used_hint_cond
+        if name == "AttentionInjection" or "colorfix" in unit.preprocessor["name"]:
+            if unit.used_hint_cond_latent is None:
+                raise AssertionError("a hint would be encoded for every batch of views")
+            return self._fitting(unit.used_hint_cond_latent, x, len(x))
+        if name == "T2I_Adapter":
+            return self._fitting(unit.control_model(hint), x)
+        if name == "Controlllite":
+            return self._fitting(unit.control_model(), x)
+        if name in ("IPAdapter", "ReVision", "T2I_StyleAdapter"):
+            return torch.zeros_like(x)
+        control = self._fitting(control_of(hint), x)
+        region = unit.effective_region_mask
+        if region is None:
+            return control
+        self._fitting(region, F.interpolate(x, scale_factor=CELL))
+        return control * F.interpolate(region, x.shape[-2:], mode="area")
+
+    def _fitting(self, value: Tensor, x: Tensor, *rows: int) -> Tensor:
+        self.seen.append(tuple(value.shape))
+        assert value.shape[-2:] == x.shape[-2:], (value.shape, x.shape)
+        assert len(value) in (rows or (1, len(x))), (len(value), len(x))
+        return value
+
+
+class Neighbour:
+    """The extension's script."""
+
+    def __init__(self, network: Network | None):
+        self.latest_network = network
+        self.ui_batch_option_state = ["All ControlNet units for all images in a batch", False]
+
+    def title(self) -> str:
+        return "ControlNet"
+
+
+def state(units: list[Unit]) -> list[dict[str, Any]]:
+    """Everything that the units hold, by identity."""
+    return [dict(vars(unit)) for unit in units]
+
+
+def job(network: Network | None) -> Any:
+    """A job on whose UNet the network is hooked."""
+    unet = SimpleNamespace(in_channels=4)
+    if network is not None:
+        network.model = unet
+    model = SimpleNamespace(model=SimpleNamespace(diffusion_model=unet))
+    comments: list[str] = []
+    runner = SimpleNamespace(alwayson_scripts=[SimpleNamespace(), Neighbour(network)])
+    return SimpleNamespace(scripts=runner, sd_model=model, comment=comments.append, comments=comments)

@@ -1,0 +1,273 @@
+"""Jobs with stand-ins for ControlNet and ADetailer among the scripts, by the contracts of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import copy
+from types import SimpleNamespace
+from typing import Any
+
+import controlnet_double
+import numpy as np
+import pytest
+import torch
+from controlnet_double import Network, Unit
+from in_process import BASE, Webui, sizes
+from modules import errors, processing, scripts, shared
+from PIL import Image
+
+from lib_demofusion.host import job
+
+ON = {"enabled": True, "scale": 2}
+THREE = {"enabled": True, "scale": 3}
+
+
+class AlwaysOn(scripts.Script):
+    """A script of another extension, without arguments."""
+
+    alwayson = True
+    filename = "another.py"
+
+
+class Detailer(AlwaysOn):
+    """ADetailer's calls about the middle of every picture, in its order; here no script is kept from them."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, int]] = []
+        self.repainted: list[tuple[int, int]] = []
+
+    def title(self) -> str:
+        return "ADetailer"
+
+    def postprocess_image(self, p: Any, pp: Any, *args: Any) -> None:
+        if getattr(p, "_ad_disabled", False):
+            return
+        if p.batch_index == 0:
+            p.scripts.call("postprocess", copy(p), processing.Processed(p, []))
+        self.found.append(pp.image.size)
+        pp.image = self._repainted(p, pp.image)
+        if p.batch_index == p.batch_size - 1:
+            copied = copy(p)
+            p.scripts.call("before_process", copied)
+            p.scripts.call("process", copied)
+
+    def _repainted(self, p: Any, picture: Image.Image) -> Image.Image:
+        corner = (picture.width - BASE) // 2, (picture.height - BASE) // 2
+        box = (*corner, corner[0] + BASE, corner[1] + BASE)
+        inner = processing.StableDiffusionProcessingImg2Img(
+            init_images=[picture.crop(box)],
+            denoising_strength=0.5,
+            sampler_name=p.sampler_name,
+            steps=p.steps,
+            seed=p.seed,
+            width=BASE,
+            height=BASE,
+            outpath_samples=p.outpath_samples,
+            do_not_save_samples=True,
+            extra_generation_params=dict(p.extra_generation_params),
+        )
+        inner.scripts, inner.script_args = copy(p.scripts), list(p.script_args)
+        inner._ad_disabled = inner._ad_inner = True
+        made = processing.process_images(copy(inner)).images
+        self.repainted += [image.size for image in made]
+        picture = picture.copy()
+        picture.paste(made[0], corner)
+        return picture
+
+
+class Hooked(AlwaysOn):
+    """ControlNet: hooks the model in `process` and lets go of it in `postprocess`."""
+
+    def __init__(self, webui: Webui, hint: torch.Tensor | None):
+        self.webui, self.hint = webui, hint
+        self.latest_network: Network | None = None
+        self.left: list[Any] = []
+        self.ui_batch_option_state = ["All ControlNet units for all images in a batch", False]
+
+    def title(self) -> str:
+        return "ControlNet"
+
+    def process(self, p: Any, *args: Any) -> None:
+        if self.hint is None:
+            return
+        p.sd_model.model.diffusion_model = SimpleNamespace(in_channels=4)
+        network = Network([Unit(self.hint)], p.sd_model.model.diffusion_model)
+        plain = type(self.webui.small).unet.__get__(self.webui.small)
+        self.webui.small.unet = lambda x, t, context: plain(x, t, context) - network.control(x)
+        self.latest_network = network
+
+    def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
+        if self.latest_network is not None:
+            self.left.append(controlnet_double.state(self.latest_network.control_params)[0])
+        self.latest_network = None
+        self.webui.small.__dict__.pop("unet", None)
+
+
+@pytest.fixture
+def beside(webui: Webui) -> Iterator[Callable[[AlwaysOn], None]]:
+    """Puts a script before this extension's, in both tabs."""
+    lists = [runner.alwayson_scripts for runner in (scripts.scripts_txt2img, scripts.scripts_img2img)]
+    before = [list(entries) for entries in lists]
+
+    def install(script: AlwaysOn) -> None:
+        for entries in lists:
+            entries.insert(0, script)
+
+    yield install
+    for entries, own in zip(lists, before):
+        entries[:] = own
+    webui.small.__dict__.pop("unet", None)
+
+
+class Regional(AlwaysOn):
+    """Regional Prompter, of which a job shows that it is on, and in which mode."""
+
+    def __init__(self, mode: str, active: bool = True):
+        self.keys = {"RP Active": active, "RP Calc Mode": mode}
+
+    def title(self) -> str:
+        return "Regional Prompter"
+
+    def process(self, p: Any, *args: Any) -> None:
+        p.extra_generation_params.update(self.keys)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, dtype=int)
+
+
+def hint(quadrants: str, side: int = BASE) -> torch.Tensor:
+    """A hint that is lit in the named quadrants."""
+    made = torch.zeros(1, 3, side, side)
+    half = side // 2
+    for name in quadrants.split():
+        top, left = (half if "s" in name else 0), (half if "e" in name else 0)
+        made[..., top : top + half, left : left + half] = 1
+    return made
+
+
+@pytest.mark.parametrize("settings", [ON, THREE, {**ON, "view_batch": 3}], ids=["2x", "3x", "batched"])
+@pytest.mark.parametrize("batch", [{}, {"batch_size": 2}])
+def test_a_hint_acts_where_it_is_lit(
+    webui: Webui, beside: Callable, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], batch: dict[str, int]
+) -> None:
+    # the statistics of a whole picture carry what is in one quadrant into the others
+    monkeypatch.setattr(job, "finish_stage", lambda x, base: x)
+    large = {**batch, "width": 3 * BASE, "height": 3 * BASE, "steps": 2}
+    network = Hooked(webui, hint("", 3 * BASE))
+    beside(network)
+    dark = webui.job(settings, **large)
+    network.hint = hint("se", 3 * BASE)
+    lit = webui.job(settings, **large)
+    assert not errors.exception_records
+    side = 3 * BASE * settings["scale"]
+    for one, other in zip(dark.images, lit.images):
+        assert other.size == (side, side)
+        away = np.abs(pixels(one) - pixels(other)).mean(axis=2)
+        # the model looks at neighbouring cells, and the blur before the dilated views keeps the picture's statistics
+        inside = away[side * 5 // 8 :, side * 5 // 8 :].mean()
+        outside = max(away[: side * 3 // 8].mean(), away[:, : side * 3 // 8].mean())
+        assert inside > 5
+        assert inside > 10 * outside
+    for left in network.left:
+        assert left["_hint_cond"].shape == (1, 3, 3 * BASE, 3 * BASE)
+
+
+def test_after_it_a_plain_picture_is_the_same(webui: Webui, beside: Callable) -> None:
+    plain = webui.job().images[0].tobytes()
+    network = Hooked(webui, hint("nw"))
+    beside(network)
+    assert sizes(webui.job(THREE)) == [3 * BASE]
+    network.hint = None
+    assert webui.job({}).images[0].tobytes() == plain
+
+
+@pytest.mark.parametrize("how", ["interrupt", "fail"])
+def test_stopped_amid_a_stage_the_units_are_as_they_were(webui: Webui, beside: Callable, how: str) -> None:
+    network = Hooked(webui, hint("nw"))
+    beside(network)
+    control, seen = Network.control, []
+
+    def stopping(self: Network, x: torch.Tensor) -> torch.Tensor:
+        if (shared.state.textinfo or "").startswith("DemoFusion 2/"):
+            seen.append(len(x))
+        if len(seen) == 4:
+            if how == "fail":
+                raise RuntimeError("injected")
+            shared.state.interrupt()
+        return control(self, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Network, "control", stopping)
+        result = webui.job(ON)
+    assert sizes(result) == [BASE]
+    assert len(seen) == 4
+    (left,) = network.left
+    assert left["_hint_cond"] is network.hint
+    assert left["used_hint_cond"] is network.hint
+
+
+def test_a_unit_that_cannot_be_cut_is_named(webui: Webui, beside: Callable) -> None:
+    beside(Hooked(webui, torch.zeros(2, 3, BASE, BASE)))
+    result = webui.job(ON, batch_size=1)
+    assert sizes(result) == [BASE]
+    assert "DemoFusion does not work with ControlNet unit 1 (none, ControlNet)" in result.comments
+    assert "DemoFusion error" in result.infotexts[0]
+
+
+@pytest.mark.parametrize("batch", [{}, {"batch_size": 2}, {"n_iter": 2}, {"batch_size": 2, "n_iter": 2}])
+@pytest.mark.parametrize("img2img", [False, True])
+def test_details_are_repainted_on_the_final_picture(
+    webui: Webui, beside: Callable, batch: dict[str, int], img2img: bool
+) -> None:
+    parameters: dict[str, Any] = {**batch, "sampler_name": "Euler a"}
+    if img2img:
+        parameters["init_image"] = webui.job(seed=3).images[0]
+    settings = {**ON, "return_stages": True}
+    without, plain = webui.job(settings, **parameters), webui.job(sampler_name="Euler a")
+    detailer = Detailer()
+    beside(detailer)
+    result = webui.job(settings, **parameters)
+    count = batch.get("batch_size", 1) * batch.get("n_iter", 1)
+    assert not errors.exception_records
+    assert detailer.found == [(2 * BASE, 2 * BASE)] * count
+    assert detailer.repainted == [(BASE, BASE)] * count
+    assert sizes(result) == sizes(without)
+    assert result.infotexts == without.infotexts
+    quarter = BASE // 2
+    for one, other in zip(result.images[:count], without.images):
+        away = np.abs(pixels(one) - pixels(other)).max(axis=2)
+        assert away[quarter:-quarter, quarter:-quarter].max() > 0
+        away[quarter:-quarter, quarter:-quarter] = 0
+        assert away.max() == 0
+    scripts.scripts_txt2img.alwayson_scripts.remove(detailer)
+    assert webui.job({}, sampler_name="Euler a").images[0].tobytes() == plain.images[0].tobytes()
+
+
+def test_the_job_count_is_not_raised_by_copies_of_the_job(webui: Webui, beside: Callable) -> None:
+    counts: list[int] = []
+
+    class Last(Detailer):
+        def _repainted(self, p: Any, picture: Image.Image) -> Image.Image:
+            counts.append(shared.state.job_count)
+            return picture
+
+    beside(Last())
+    webui.job(ON, n_iter=3)
+    assert len(counts) == 3
+    assert len(set(counts)) == 1
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    ("mode", "active", "refused"), [("Attention", True, True), ("Latent", True, False), ("Attention", False, False)]
+)
+def test_regional_prompters_attention_mode(
+    webui: Webui, beside: Callable, first: bool, mode: str, active: bool, refused: bool
+) -> None:
+    beside(Regional(mode, active))
+    if not first:
+        scripts.scripts_txt2img.alwayson_scripts.reverse()
+    result = webui.job(ON)
+    assert sizes(result) == [BASE if refused else 2 * BASE]
+    assert ("DemoFusion does not work with Regional Prompter's attention mode" in result.comments) == refused

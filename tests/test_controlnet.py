@@ -1,0 +1,354 @@
+"""ControlNet's hints in a stage: a model whose answer is the hint makes the hint of the stage's own size."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import controlnet_double
+import pytest
+import torch
+import torch.nn.functional as F
+from controlnet_double import CELL, Adapter, Lite, Mode, Network, Unit, control_of, job, state
+from torch import Tensor
+
+from lib_demofusion.batching import ViewBatches
+from lib_demofusion.hints import resize_hint
+from lib_demofusion.host import controlnet
+from lib_demofusion.host.denoiser import FusedModel
+from lib_demofusion.host.sdxl import Frame
+from lib_demofusion.plan import make_plan
+from lib_demofusion.schedule import Weights
+from lib_demofusion.settings import Settings
+from lib_demofusion.stage import StageRun
+from lib_demofusion.views import dilated_views
+
+BASE = (16, 12)
+PIXELS = (128, 96)
+LOCAL, DILATED, BOTH = 0.0, 1.0, 0.4
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def ramp(height: int, width: int) -> Tensor:
+    """A hint that rises evenly, so that resizing it is exact but at its borders."""
+    rows, columns = ((torch.arange(n) + 0.5) / n for n in (height, width))
+    return (rows[:, None] * 0.4 + columns * 0.5).expand(1, 3, -1, -1).clone()
+
+
+class Model:
+    """The host's wrapper around a hooked model whose answer is the control, with each row's own sign."""
+
+    def __init__(self, network: Network):
+        self.network = network
+        self.inner_model = SimpleNamespace()
+        self.fail = False
+
+    def __call__(self, x: Tensor, level: Tensor, cond: Any) -> Tensor:
+        made = self.network.control(x) * cond["c_crossattn"][0][:, :, None, None]
+        if self.fail:
+            raise RuntimeError("injected")
+        return made
+
+
+class Stage:
+    """One call of a stage's model, with conds and unconds of two pictures as rows."""
+
+    def __init__(self, units: list[Unit], settings: Settings | None = None, views: int = 3):
+        self.network = Network(units)
+        self.p = job(self.network)
+        self.settings = settings or Settings(scale=2)
+        self.plan = make_plan(self.settings, BASE)
+        self.stage = self.plan.stages[-1]
+        self.views = views
+        self.signs = torch.tensor([1.0, 2.0, -1.0, 0.5])[:, None]
+        self.inner = Model(self.network)
+
+    def fused(self, c2: float) -> Tensor:
+        """What the stage makes of the control, the signs taken off again."""
+        hints = controlnet.stage_hints(self.p, self.stage, self.plan)
+        empty = torch.zeros(2, 4, *self.stage.size)
+        space: Any = SimpleNamespace(timestep=lambda level: 500)
+        gate: Any = SimpleNamespace(is_step_start=lambda level: False)
+        run = StageRun(self.stage, self.settings, empty, empty, space, gate, False)
+        run.before_call(empty, torch.tensor(1.0))
+        run.weights = Weights(1.0, c2, 1.0)
+        model = FusedModel(self.inner, run, ViewBatches(self.views), Frame(self.plan.pixels), lambda count: None, hints)
+        rows = len(self.signs)
+        made = model(torch.zeros(rows, 4, *self.stage.size), torch.ones(rows), {"c_crossattn": [self.signs]})
+        return made / self.signs[:, :, None, None]
+
+    def expected(self, hint: Tensor) -> Tensor:
+        """The control of a hint at the stage's size, for every row."""
+        large = resize_hint(hint, tuple(CELL * n for n in self.stage.size))
+        return control_of(large).expand(len(self.signs), -1, -1, -1)
+
+
+def close(made: Tensor, expected: Tensor, border: int = 0, atol: float = 1e-5) -> None:
+    inside = (..., slice(border, made.shape[-2] - border), slice(border, made.shape[-1] - border))
+    torch.testing.assert_close(made[inside], expected[inside], rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("views", [1, 2, 3, 16])
+@pytest.mark.parametrize("scale", [2, 2.5, 3])
+def test_local_views_together_see_the_large_hint(scale: float, views: int) -> None:
+    hint = randn(1, 3, *PIXELS).sigmoid()
+    stage = Stage([Unit(hint)], Settings(scale=scale), views)
+    close(stage.fused(LOCAL), stage.expected(hint))
+
+
+@pytest.mark.parametrize("views", [1, 3, 16])
+@pytest.mark.parametrize("scale", [2, 4])
+def test_dilated_views_together_see_the_large_hint(scale: int, views: int) -> None:
+    hint = ramp(*PIXELS)
+    stage = Stage([Unit(hint)], Settings(scale=scale), views)
+    close(stage.fused(DILATED), stage.expected(hint), border=scale)
+    close(stage.fused(BOTH), stage.expected(hint), border=scale)
+
+
+@pytest.mark.parametrize("scale", [1.5, 2.5, 3])
+def test_at_odd_scales_they_see_it_to_half_a_pixel(scale: float) -> None:
+    hint = ramp(*PIXELS)
+    stage = Stage([Unit(hint)], Settings(scale=scale))
+    steepest = 0.5 / PIXELS[1] + 0.4 / PIXELS[0]
+    close(stage.fused(DILATED), stage.expected(hint), border=4, atol=steepest)
+
+
+def test_the_hint_of_one_quadrant_acts_there() -> None:
+    hint = torch.zeros(1, 3, *PIXELS)
+    hint[..., :64, :48] = 1
+    made = Stage([Unit(hint)], Settings(scale=2)).fused(BOTH)
+    lit = made[..., :15, :11]
+    dark = made.clone()
+    dark[..., :17, :13] = 0
+    assert lit.min() > 0.99
+    assert dark.abs().max() < 0.01
+
+
+def test_the_base_is_cut_with_its_hint() -> None:
+    hint = randn(1, 3, *PIXELS).sigmoid()
+    stage = Stage([Unit(hint)], Settings(width=192, height=192))
+    assert (stage.plan.crop.height, stage.plan.crop.width) == (12, 12)
+    close(stage.fused(LOCAL), stage.expected(hint[..., 16:112, :]))
+
+
+def test_other_windows() -> None:
+    hint = randn(1, 3, *PIXELS).sigmoid()
+    stage = Stage([Unit(hint)], Settings(scale=2, window=10))
+    close(stage.fused(LOCAL), stage.expected(hint))
+
+
+def test_all_units_act_together() -> None:
+    one, other = randn(1, 3, *PIXELS).sigmoid(), randn(1, 3, 256, 192).sigmoid()
+    stage = Stage([Unit(one), Unit(other)])
+    close(stage.fused(LOCAL), stage.expected(one) + stage.expected(other))
+
+
+def test_after_hires_fix_the_hint_of_its_size_is_cut() -> None:
+    small, large = torch.zeros(1, 3, 64, 48), randn(1, 3, *PIXELS).sigmoid()
+    stage = Stage([Unit(small, hr_hint_cond=large)])
+    close(stage.fused(LOCAL), stage.expected(large))
+
+
+def test_a_regions_mask_is_cut_like_the_hint() -> None:
+    hint, mask = torch.ones(1, 3, *PIXELS), torch.zeros(1, 1, *PIXELS)
+    mask[..., :64, :] = 1
+    made = Stage([Unit(hint, effective_region_mask=mask)]).fused(LOCAL)
+    close(made[..., :15, :], torch.ones_like(made[..., :15, :]), atol=0.01)
+    close(made[..., 17:, :], torch.zeros_like(made[..., 17:, :]), atol=0.01)
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_what_an_adapter_remembers_is_forgotten(views: int) -> None:
+    hint = randn(1, 3, *PIXELS).sigmoid()
+    unit = Unit(hint, "T2I_Adapter", control_model=Adapter())
+    stage = Stage([unit], views=views)
+    stage.network.control(torch.zeros(2, 4, *BASE))
+    close(stage.fused(LOCAL), stage.expected(hint))
+    torch.testing.assert_close(stage.network.control(torch.zeros(1, 4, *BASE)), control_of(hint))
+
+
+@pytest.mark.parametrize("views", [1, 3])
+def test_a_lite_units_layers_are_given_the_views(views: int) -> None:
+    hint = randn(1, 3, *PIXELS).sigmoid()
+    stage = Stage([Unit(hint, "Controlllite", control_model=Lite(hint))], views=views)
+    before = stage.network.control(torch.zeros(1, 4, *BASE))
+    close(stage.fused(LOCAL), stage.expected(hint))
+    torch.testing.assert_close(stage.network.control(torch.zeros(1, 4, *BASE)), before)
+
+
+def test_latents_of_hints_are_cut_like_the_stages_own() -> None:
+    hint = randn(1, 3, *PIXELS).sigmoid()
+    stage = Stage([Unit(hint, preprocessor="tile_colorfix")])
+    latent = F.interpolate(control_of(hint), stage.stage.size, mode="bicubic", align_corners=False)
+    for c2 in (LOCAL, DILATED, BOTH):
+        close(stage.fused(c2), latent.expand(4, -1, -1, -1))
+
+
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_a_reference_is_shown_whole_to_every_row(views: int) -> None:
+    hint = torch.full((1, 3, *PIXELS), 0.25)
+    stage = Stage([Unit(hint, "AttentionInjection", "reference_only")], views=views)
+    made = stage.fused(BOTH)
+    close(made, torch.full_like(made, 0.25))
+    assert {shape[1:] for shape in stage.network.seen} == {(4, *BASE)}
+
+
+@pytest.mark.parametrize("kind", ["IPAdapter", "ReVision", "T2I_StyleAdapter"])
+def test_embeddings_pass_as_they_are(kind: str) -> None:
+    unit = Unit({"image_embeds": torch.zeros(1, 8)}, kind)
+    stage = Stage([unit])
+    before = state([unit])
+    assert controlnet.refusal(stage.p) is None
+    stage.fused(BOTH)
+    after = state([unit])
+    assert after[0].pop("used_hint_cond") is unit.hint_cond  # the hook's own doing
+    before[0].pop("used_hint_cond")
+    assert after == before
+
+
+@pytest.mark.parametrize("kind", ["ControlNet", "T2I_Adapter", "Controlllite", "colorfix", "AttentionInjection"])
+@pytest.mark.parametrize("fail", [None, RuntimeError, KeyboardInterrupt])
+def test_units_are_left_as_they_were(kind: str, fail: type[BaseException] | None) -> None:
+    hint, mask = randn(1, 3, *PIXELS).sigmoid(), torch.ones(1, 1, *PIXELS)
+    model = {"T2I_Adapter": Adapter(), "Controlllite": Lite(hint)}.get(kind)
+    preprocessor = "tile_colorfix" if kind == "colorfix" else "none"
+    kind = "ControlNet" if kind == "colorfix" else kind
+    values = {"hr_hint_cond": randn(1, 3, *PIXELS).sigmoid(), "effective_region_mask": mask}
+    values |= {"used_hint_cond": hint, "used_hint_cond_latent": control_of(hint), "used_hint_inpaint_hijack": mask}
+    unit = Unit(hint, kind, preprocessor, **values, **({"control_model": model} if model else {}))
+    stage = Stage([unit])
+    before = state([unit])[0]
+    layers = dict(vars(model.modules["layer"])) if isinstance(model, Lite) else {}
+    hints = controlnet.stage_hints(stage.p, stage.stage, stage.plan)
+    views = make_views(stage)
+
+    def evaluate() -> None:
+        with hints.for_views(views, 4):
+            stage.network.control(torch.zeros(4 * len(views), 4, *BASE))
+            if fail is not None:
+                raise fail
+
+    with pytest.raises(fail) if fail is not None else nullcontext():
+        evaluate()
+    after = state([unit])[0]
+    assert all(after[name] is before[name] for name in before)
+    if isinstance(model, Lite):
+        assert all(vars(model.modules["layer"])[name] is value for name, value in layers.items())
+    if isinstance(model, Adapter):
+        assert model.control is None
+
+
+def make_views(stage: Stage) -> list[Any]:
+    return list(dilated_views(stage.stage.size, stage.stage.factor))
+
+
+def test_no_stack_of_all_views_is_held() -> None:
+    hint = randn(1, 3, *PIXELS).sigmoid()
+    stage = Stage([Unit(hint)], Settings(scale=4), views=2)
+    stage.fused(BOTH)
+    assert max(shape[0] for shape in stage.network.seen) == 2 * len(stage.signs)
+
+
+class Resizing(controlnet_double.Neighbour):
+    """A version that has a way of its own to resize maps."""
+
+    def __init__(self, network: Network, channels: int = 3):
+        super().__init__(network)
+        self.enabled_units = [SimpleNamespace(resize_mode=Mode.OUTER_FIT)]
+        self.channels = channels
+        self.asked: list[Any] = []
+
+    def detectmap_proc(self, pixels: Any, module: str, mode: Any, height: int, width: int) -> Any:
+        self.asked.append((pixels.shape, pixels.dtype.name, module, mode, height, width))
+        return torch.full((1, self.channels, height, width), 0.5), None
+
+
+def test_maps_are_resized_in_the_extensions_own_way() -> None:
+    hint = (randn(1, 3, *PIXELS) > 0).float()
+    stage = Stage([Unit(hint, preprocessor="canny")])
+    found = stage.p.scripts.alwayson_scripts[-1] = Resizing(stage.network)
+    made = stage.fused(LOCAL)
+    close(made, torch.full_like(made, 0.5))
+    assert found.asked == [((*PIXELS, 3), "uint8", "canny", Mode.RESIZE, 256, 192)]
+
+
+def test_another_version_of_it_is_done_without() -> None:
+    hint = randn(1, 3, *PIXELS).sigmoid()
+    stage = Stage([Unit(hint)])
+    stage.p.scripts.alwayson_scripts[-1] = Resizing(stage.network, channels=1)
+    close(stage.fused(LOCAL), stage.expected(hint))
+    stage.p.scripts.alwayson_scripts[-1].enabled_units = []
+    close(stage.fused(LOCAL), stage.expected(hint))
+
+
+def test_without_the_extension_nothing_is_done() -> None:
+    stage = Stage([])
+    for p in (job(None), SimpleNamespace(), SimpleNamespace(scripts=None)):
+        assert controlnet.refusal(p) is None
+        assert controlnet.units(p) == []
+        controlnet.mark_prompts(p)
+        with controlnet.stage_hints(p, stage.stage, stage.plan).for_views(make_views(stage), 2):
+            pass
+
+
+def test_a_network_on_another_model_is_named() -> None:
+    stage = Stage([Unit(randn(1, 3, *PIXELS))])
+    stage.network.model = SimpleNamespace(in_channels=4)
+    stage.network.control_params[0].used_hint_cond = randn(1, 3, *PIXELS)
+    with controlnet.stage_hints(stage.p, stage.stage, stage.plan).for_views(make_views(stage), 2):
+        assert stage.network.control_params[0].hint_cond.shape[-2:] == PIXELS
+    assert "ControlNet does not act in the stages" in stage.p.comments[0]
+
+
+HINT = torch.zeros(1, 3, *PIXELS)
+SPARSE = type("SparseCtrl", (), {})
+REFUSED = {
+    "inpaint_only": Unit(torch.zeros(1, 4, *PIXELS), preprocessor="inpaint_only+lama"),
+    "several hints": Unit(torch.zeros(4, 3, *PIXELS), preprocessor="canny"),
+    "sparse": Unit(HINT, control_model=SimpleNamespace(control_model=SPARSE())),
+    "unknown": Unit(HINT, "StableSR"),
+    "adapter": Unit(HINT, "T2I_Adapter", "depth", cfg_injection=True),
+    "region": Unit([], "IPAdapter", effective_region_mask=torch.ones(1, 1, *PIXELS)),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_units_that_cannot_be_cut_are_named(name: str) -> None:
+    unit = REFUSED[name]
+    reason = controlnet.refusal(job(Network([Unit(HINT), unit])))
+    assert reason is not None
+    assert reason.startswith(f"ControlNet unit 2 ({unit.preprocessor['name']}, {unit.control_model_type.name}): ")
+    assert "\n" not in reason
+
+
+def test_a_masked_hint_on_an_inpainting_checkpoint() -> None:
+    p = job(Network([Unit(torch.zeros(1, 4, *PIXELS), preprocessor="inpaint")]))
+    assert controlnet.refusal(p) is None
+    p.sd_model.model.diffusion_model.in_channels = 9
+    assert "inpainting checkpoint" in (controlnet.refusal(p) or "")
+
+
+def test_what_mixes_the_rows_of_a_batch() -> None:
+    network = Network([Unit(HINT), Unit(HINT)])
+    p = job(network)
+    assert controlnet.refusal(p) is None
+    p.scripts.alwayson_scripts[-1].ui_batch_option_state[0] = "Each ControlNet unit for each image in a batch"
+    assert "for each image" in (controlnet.refusal(p) or "")
+    p = job(network)
+    network.attention_auto_machine.name = "StyleAlign"
+    assert "style alignment" in (controlnet.refusal(p) or "")
+
+
+def test_prompts_are_marked_in_the_extensions_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    marked: list[Any] = []
+    p = job(Network([Unit(HINT)]))
+    p.c, p.uc = "cond", "uncond"
+    module = sys.modules[Network.__module__]
+    monkeypatch.setattr(module, "mark_prompt_context", lambda x, positive: marked.append((x, positive)), raising=False)
+    controlnet.mark_prompts(p)
+    assert marked == [("cond", True), ("uncond", False)]

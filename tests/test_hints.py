@@ -1,0 +1,136 @@
+"""Hints cut to views: a picture that every view must see its own part of, at its own size."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib_demofusion.hints import make_stage_hint, resize_hint, shown_part
+from lib_demofusion.views import LocalView, Size, dilated_size, dilated_views, local_views
+
+CELL = 8
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def ramp(size: Size, axis: int, per_pixel: float = 1.0) -> Tensor:
+    """A hint (1, 3, h, w) that is everywhere the coordinate of the pixel's centre, times a factor."""
+    place = (torch.arange(size[axis]) + 0.5) * per_pixel
+    plane = place[:, None].expand(size) if axis == 0 else place.expand(size)
+    return plane.expand(1, 3, *size).clone()
+
+
+def in_cells(hint: Tensor) -> Tensor:
+    """What a cell of the latent sees of a hint, on average."""
+    return F.avg_pool2d(hint, CELL)
+
+
+def fused(stage_hint, size: Size, views) -> Tensor:  # type: ignore[no-untyped-def]
+    """The mean of what the views see of the hint in each cell of the latent."""
+    total, count = torch.zeros(1, 3, *size), torch.zeros(1, 3, *size)
+    for view in views:
+        seen = in_cells(stage_hint.for_view(view))
+        view.add_to(total, seen)
+        view.add_to(count, torch.ones_like(seen))
+    return total / count
+
+
+@pytest.mark.parametrize("size", [(32, 24), (40, 24), (33, 25)])
+def test_local_views_see_the_large_hint_at_their_place(size: Size) -> None:
+    hint = make_stage_hint(randn(1, 3, 128, 96), size, 2)
+    assert hint.large.shape == (1, 3, CELL * size[0], CELL * size[1])
+    for view in local_views(size, (16, 12), (8, 6), torch.Generator().manual_seed(3)):
+        part = hint.for_view(view)
+        assert part.shape == (1, 3, 128, 96)
+        torch.testing.assert_close(in_cells(part), view.take(in_cells(hint.large)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(("base", "factor"), [((16, 12), 2), ((16, 12), 4), ((15, 11), 2)])
+def test_dilated_views_see_it_where_their_cells_lie(base: Size, factor: int, axis: int) -> None:
+    """In every cell of the stage the hint is the ramp at the cell's centre, whichever view holds the cell."""
+    size = base[0] * factor, base[1] * factor
+    hint = make_stage_hint(ramp((CELL * base[0], CELL * base[1]), axis), size, factor)
+    made = fused(hint, size, dilated_views(size, factor))
+    expected = in_cells(ramp((CELL * size[0], CELL * size[1]), axis, 1 / factor))
+    inside = (..., slice(factor, -factor), slice(factor, -factor))
+    torch.testing.assert_close(made[inside], expected[inside], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("base", "scale", "factor"), [((16, 16), 3, 3), ((16, 12), 2.5, 3), ((16, 16), 1.5, 2)])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_it_is_moved_by_whole_pixels(base: Size, scale: float, factor: int, axis: int) -> None:
+    """Hence the place is right to half a pixel of the view, and half a pixel more where the hint had to be shrunk."""
+    size = math.ceil(base[0] * scale), math.ceil(base[1] * scale)
+    hint = make_stage_hint(ramp((CELL * base[0], CELL * base[1]), axis), size, factor)
+    made = fused(hint, size, dilated_views(size, factor))
+    pixel = CELL * base[axis] / hint.small.shape[-2:][axis]
+    expected = in_cells(ramp((CELL * size[0], CELL * size[1]), axis, base[axis] / size[axis]))
+    inside = (..., slice(2 * factor, -2 * factor), slice(2 * factor, -2 * factor))
+    assert (made[inside] - expected[inside]).abs().max() <= pixel * 1.01
+
+
+def test_an_unmoved_hint_would_not_do() -> None:
+    """The error that the shift takes away is several times the one that is left."""
+    base, factor = (16, 16), 3
+    size = base[0] * factor, base[1] * factor
+    native = ramp((CELL * base[0], CELL * base[1]), 0)
+    expected = in_cells(ramp((CELL * size[0], CELL * size[1]), 0, 1 / factor))
+    views = dilated_views(size, factor)
+    moved = fused(make_stage_hint(native, size, factor), size, views)
+    unmoved = torch.zeros(1, 3, *size)
+    for view in views:
+        view.add_to(unmoved, in_cells(native))
+    inside = (..., slice(3, -3), slice(3, -3))
+    left, without = ((value - expected)[inside].abs().max() for value in (moved, unmoved))
+    assert left < without / 4
+
+
+@pytest.mark.parametrize("size", [(33, 25), (35, 24), (31, 23)])
+@pytest.mark.parametrize("factor", [2, 3])
+def test_every_view_gets_a_hint_of_its_size(size: Size, factor: int) -> None:
+    hint = make_stage_hint(randn(1, 3, 128, 96), size, factor)
+    height, width = dilated_size(size, factor)
+    for view in dilated_views(size, factor):
+        assert hint.for_view(view).shape == (1, 3, CELL * height, CELL * width)
+
+
+def test_no_colour_is_made_up() -> None:
+    """Maps of classes would name others if colours were mixed."""
+    classes = randn(1, 3, 128, 128).sign()
+    hint = make_stage_hint(classes, (48, 48), 3)
+    for view in dilated_views((48, 48), 3):
+        assert set(hint.for_view(view).unique().tolist()) == {-1.0, 1.0}
+
+
+def test_a_mask_stays_sharp_and_the_range_is_kept() -> None:
+    hint = torch.cat([randn(1, 3, 64, 64).sigmoid(), (randn(1, 1, 64, 64) > 0).float()], dim=1)
+    made = resize_hint(hint, (160, 200))
+    assert made.shape == (1, 4, 160, 200)
+    assert set(made[:, 3].unique().tolist()) == {0.0, 1.0}
+    assert hint.min() <= made.min() < made.max() <= hint.max()
+    assert resize_hint(hint, (64, 64)) is hint
+
+
+@pytest.mark.parametrize(("pixels", "per_cell"), [((128, 96), 8), ((256, 192), 16)])
+def test_only_the_shown_part_of_the_base(pixels: Size, per_cell: int) -> None:
+    hint = randn(1, 3, *pixels)
+    made = shown_part(hint, LocalView(2, 3, 10, 6), (16, 12))
+    torch.testing.assert_close(made, hint[..., 2 * per_cell : 12 * per_cell, 3 * per_cell : 9 * per_cell])
+
+
+def test_the_neighbours_own_resizing_is_used_for_both_sizes() -> None:
+    asked: list[Size] = []
+
+    def resize(hint: Tensor, size: Size) -> Tensor:
+        asked.append(size)
+        return hint.new_zeros(1, 3, *size)
+
+    make_stage_hint(randn(1, 3, 64, 64), (20, 24), 3, resize)
+    assert asked == [(160, 192), (53, 64)]
