@@ -47,6 +47,7 @@ class Job:
         """Plans for the size that the request names, so that what does not fit is said before anything is sampled."""
         try:
             plan = make_plan(self.settings, (p.height // CELL, p.width // CELL))
+            output.check_format(p, plan)
         except SettingsError as error:
             # with hires fix the base is larger than that
             return None if getattr(p, "enable_hr", False) else str(error)
@@ -91,6 +92,7 @@ class Job:
     def _run(self, p: Any, base: Tensor) -> Any:
         plan = make_plan(self.settings, (base.shape[-2], base.shape[-1]))
         inpainting.check_shape(p, plan)
+        output.check_format(p, plan)
         for note in plan.notes:
             p.comment(f"{PREFIX}: {note}")
         self._overlay = self._overlay or inpainting.Overlay(p)
