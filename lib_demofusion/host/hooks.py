@@ -59,6 +59,8 @@ def postprocess(p: Any, processed: Any) -> None:
     job.end(p)
     if not p.is_api:
         shrink_for_gallery(processed)
+    # the host adds masks to the pictures, not to the texts, which the page finds by the picture's place
+    processed.infotexts.extend([processed.info] * (len(processed.images) - len(processed.infotexts)))
     processed.images.extend(picture.image for picture in job.pictures)
     processed.infotexts.extend(picture.infotext for picture in job.pictures)
 

@@ -50,6 +50,7 @@ class Job:
         """Plans for the size that the request names, so that what does not fit is said before anything is sampled."""
         try:
             plan = make_plan(self.settings, (p.height // CELL, p.width // CELL))
+            output.check_format(p, plan)
         except SettingsError as error:
             # with hires fix the base is larger than that
             return None if getattr(p, "enable_hr", False) else str(error)
@@ -100,6 +101,7 @@ class Job:
     def _run(self, p: Any, base: Tensor) -> Any:
         plan = make_plan(self.settings, (base.shape[-2], base.shape[-1]))
         inpainting.check_shape(p, plan)
+        output.check_format(p, plan)
         for note in plan.notes:
             p.comment(f"{PREFIX}: {note}")
         self._overlay = self._overlay or inpainting.Overlay(p)
@@ -130,6 +132,7 @@ class _StageLoop:
         self._plan = plan
         self._settings = settings
         self._pictures = pictures
+        self._shown = settings.return_stages and _may_show_stages(p)
         self._progress = progress
         self._total = len(plan.stages) + 1
 
@@ -188,14 +191,14 @@ class _StageLoop:
     def _keep_picture(self, latent: Tensor, number: int) -> None:
         """Saves and shows the picture of stage `number` (the base is 1), which another stage follows."""
         save = _saves_stages(self._settings)
-        if not (save or self._settings.return_stages):
+        if not (save or self._shown):
             return
         try:
             pictures = output.stage_pictures(self._p, latent, number, self._total, save)
         except Exception as error:
             self._failed(number - 1, error, "showing ")
             return
-        if self._settings.return_stages:
+        if self._shown:
             self._pictures.extend(pictures)
 
     def _name(self, number: int) -> str:
@@ -209,6 +212,17 @@ class _StageLoop:
     def _failed(self, number: int, error: Exception, what: str = "") -> None:
         problem = f"{what}{self._name(number)} failed, the best finished picture is returned"
         report_failure(self._p, problem, error)
+
+
+def _may_show_stages(p: Any) -> bool:
+    """Returns whether more pictures than were asked for may come back; says why where they may not.
+
+    A script lays out what it gets: Prompt matrix fails at a picture too many, and all of them are lost.
+    """
+    script = neighbours.selected_script(p)
+    if script is not None:
+        p.comment(f'{PREFIX}: "Show every stage" does not act in {script}; "Save every stage" saves them')
+    return script is None
 
 
 def report_problem(p: Any, problem: str) -> None:

@@ -23,13 +23,18 @@ def _tiled_diffusion(p: Any) -> bool:
     return hasattr(denoiser, "forward_ori")
 
 
-def _tile_script(p: Any) -> bool:
-    """Upscale and outpainting scripts call the whole pipeline for each of their tiles, and every tile would grow."""
+def selected_script(p: Any) -> str | None:
+    """Returns the title of the script that runs the job, the one chosen in the drop-down list below the panels."""
     index = (p.script_args or [0])[0]
     if not isinstance(index, int) or index < 1 or p.scripts is None:
-        return False
-    selected = p.scripts.selectable_scripts[index - 1].title().lower()
-    return "upscale" in selected or "outpainting" in selected
+        return None
+    return p.scripts.selectable_scripts[index - 1].title()
+
+
+def _tile_script(p: Any) -> bool:
+    """Upscale and outpainting scripts call the whole pipeline for each of their tiles, and every tile would grow."""
+    title = (selected_script(p) or "").lower()
+    return "upscale" in title or "outpainting" in title
 
 
 def _regional_attention(p: Any) -> bool:

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from lib_demofusion.host import options, vae
-from lib_demofusion.plan import CELL
+from lib_demofusion.plan import CELL, Plan
+from lib_demofusion.settings import SettingsError
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,23 @@ def _save(p: Any, image: Image.Image, index: int, text: str, suffix: str) -> Non
         p=p,
         suffix=suffix,
     )
+
+
+WEBP_PIXELS = 16383
+"""The longest side of a WebP picture."""
+
+
+def check_format(p: Any, plan: Plan) -> None:
+    """Raises SettingsError where the API could not hand over the result: the host fails when all is done.
+
+    A picture that is saved becomes a PNG then (modules/images.py, save_image), one of the API does not.
+    """
+    height, width = plan.pixels
+    if p.is_api and shared.opts.samples_format.lower() == "webp" and max(height, width) > WEBP_PIXELS:
+        name, pixels = ("width", width) if width > WEBP_PIXELS else ("height", height)
+        raise SettingsError(
+            name, pixels, f"up to {WEBP_PIXELS} while the webui's format is WebP; PNG has no such limit"
+        )
 
 
 SHOWN_PIXELS = 100_000_000

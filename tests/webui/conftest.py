@@ -28,7 +28,7 @@ FAULTS = Path(__file__).parent / "faults"
 TITLE = "DemoFusion Hires"
 FLAGS = shlex.split(
     "--skip-prepare-environment --skip-torch-cuda-test --use-cpu all --no-half --precision full --no-hashing "
-    "--no-download-sd-model --api --nowebui --server-name 127.0.0.1"
+    "--no-download-sd-model --api --server-name 127.0.0.1"
 )
 REQUEST = {
     "prompt": "a red circle",

@@ -1,0 +1,300 @@
+"""The API's contract, and DemoFusion beside the webui's own scripts and settings."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from webui.conftest import ROOT, TITLE, Result, Webui, png
+from webui.test_generate import ON, assert_good, difference
+
+from lib_demofusion.settings import NAMES, SPECS, Settings
+
+pytestmark = pytest.mark.webui
+
+SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
+TWICE = {**ON, "scale": 2}
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@contextmanager
+def options(webui: Webui, **values: Any) -> Iterator[None]:
+    """Changes the webui's settings for a while."""
+    before = webui.call("options")
+    webui.call("options", values)
+    try:
+        yield
+    finally:
+        webui.call("options", {name: before[name] for name in values})
+
+
+@pytest.fixture(scope="module")
+def upload() -> Image.Image:
+    return Image.radial_gradient("L").resize((64, 64)).convert("RGB")
+
+
+@pytest.fixture(params=["txt2img", "img2img"])
+def tab(request: pytest.FixtureRequest, upload: Image.Image) -> dict[str, Any]:
+    """A small request of each tab."""
+    own = {"init_images": [png(upload)]} if request.param == "img2img" else {}
+    return {"path": request.param, **SMALL, **own}
+
+
+class TestApi:
+    def test_every_field_is_listed_with_its_range(self, webui: Webui) -> None:
+        listed = [entry for entry in webui.call("script-info") if entry["name"] == TITLE.lower()]
+        assert sorted(entry["is_img2img"] for entry in listed) == [False, True]
+        for entry in listed:
+            assert entry["is_alwayson"]
+            assert [field["label"] for field in entry["args"]] == [spec.label for spec in SPECS.values()]
+            for field, (name, spec) in zip(entry["args"], SPECS.items()):
+                assert field["value"] == getattr(Settings, name)
+                if spec.kind in (int, float):
+                    assert (field["minimum"], field["maximum"]) == (spec.minimum, spec.maximum)
+                    assert field["step"] == spec.step
+                if spec.choices:
+                    assert tuple(field["choices"]) == spec.choices
+
+    def test_a_dict_is_the_values_in_order(self, webui: Webui, tab: dict[str, Any]) -> None:
+        fields = {"enabled": True, "scale": 1.5, "stages": "1,1.5", "window": 8, "jitter": False, "return_stages": True}
+        positional = [fields.get(name, getattr(Settings, name)) for name in NAMES]
+        first, second = (webui.generate(args, **tab) for args in (fields, positional))
+        assert_good(first, (96, 96), (64, 64))
+        assert first.digests == second.digests
+        assert first.infotexts == second.infotexts
+
+    def test_what_is_missing_has_its_default(self, webui: Webui, tab: dict[str, Any]) -> None:
+        assert_good(webui.generate({"enabled": True}, **tab), (128, 128))
+        assert_good(webui.generate([True], **tab), (128, 128))
+        plain = webui.generate(**tab)
+        for nothing in ({}, [], [None], {"enabled": None}, {"scale": 4}):
+            assert webui.generate(nothing, **tab).digests == plain.digests
+
+    @pytest.mark.parametrize(
+        ("args", "named"),
+        [
+            ({"enabled": True, "scale": [2]}, "scale"),
+            ({"enabled": True, "scale": "1e400"}, "scale"),
+            ({"enabled": True, "stages": {"1": 2}}, "stages"),
+            ({"enabled": True, "height": 9.5}, "height"),
+            ({"enabled": True, "Scale": 2}, "Scale"),
+            ({"enabled": "maybe"}, "enabled"),
+            (["maybe"], "enabled"),
+            ([True, True], "scale"),
+            ([True, 2, 0, 0, "Paper", "", 0, 0, 16, 3, 1, 1, 0.8, 2], "strength"),
+        ],
+    )
+    def test_a_wrong_value_is_named_and_the_plain_result_returned(
+        self, webui: Webui, tab: dict[str, Any], args: Any, named: str
+    ) -> None:
+        result = webui.generate(args, **tab)
+        assert result.digests == webui.generate(**tab).digests
+        message = re.search(r'DemoFusion error: "?([^"]*)', result.infotexts[0])
+        assert message
+        assert message[1].startswith(f"{named} = ")
+        assert "allowed" in message[1]
+
+    def test_stage_pictures_have_their_own_text(self, webui: Webui, tab: dict[str, Any]) -> None:
+        shown = {**ON, "stages": "1,1.5,2", "return_stages": True}
+        result = webui.generate(shown, **tab, batch_size=2, do_not_save_grid=True)
+        assert_good(result, *[(128, 128)] * 2, *[(64, 64)] * 2, *[(96, 96)] * 2)
+        for i, (text, picture) in enumerate(zip(result.infotexts, result.images)):
+            assert f"Seed: {1 + i % 2}," in text
+            assert f"DemoFusion size: {picture.width} x {picture.height}" in text
+            assert picture.info["parameters"] == text
+            stage = f"DemoFusion stage: {i // 2} of 3"
+            assert (stage in text) == (i >= 2)
+
+    def test_two_requests_at_once_are_two_one_after_another(self, webui: Webui, tab: dict[str, Any]) -> None:
+        # one seed in img2img: the webui's VAE encoder draws from what the job before has left of the generator
+        seeds = [5, 6, 7] if tab["path"] == "txt2img" else [5, 5, 5]
+        webui.generate(**tab, seed=seeds[0])
+        fields = [{**TWICE, "return_stages": True}, {**ON, "scale": 1.5}, None]
+        requests = [(one, {"seed": seed}) for one, seed in zip(fields, seeds)]
+        alone = [webui.generate(one, **tab, **more) for one, more in requests]
+        together: dict[int, Result] = {}
+
+        def ask(i: int) -> None:
+            one, more = requests[i]
+            together[i] = webui.generate(one, **tab, **more)
+
+        threads = [threading.Thread(target=ask, args=[i]) for i in range(len(requests))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(300)
+        for i, expected in enumerate(alone):
+            assert together[i].digests == expected.digests
+            assert together[i].infotexts == expected.infotexts
+
+
+class TestReadme:
+    def test_the_request(self, webui: Webui) -> None:
+        """As written, but for a size and a number of steps that a CPU has the time for."""
+        (block,) = re.findall(r"```json\n(.*?)```", README, re.S)
+        body = json.loads(block)
+        small = {**body, "width": body["width"] // 8, "height": body["height"] // 8}
+        result = webui.generate(**{**small, "steps": 2})
+        assert_good(result, (320, 240), (128, 96), (256, 192))
+
+    def test_the_program(self, webui: Webui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("requests")
+        (program,) = re.findall(r"```python\n(.*?)```", README, re.S)
+        assert "http://127.0.0.1:7860" in program
+        monkeypatch.chdir(tmp_path)
+        Image.radial_gradient("L").resize((72, 64)).convert("RGB").save("picture.png")
+        exec(compile(program.replace("http://127.0.0.1:7860", webui.url), "README.md", "exec"), {})
+        with Image.open("picture-2x.png") as made:
+            assert made.size == (144, 128)
+            assert "DemoFusion size: 144 x 128" in made.info["parameters"]
+
+
+def fresh(webui: Webui, demofusion: Any = None, **request: Any) -> Result:
+    """Generates after always the same request.
+
+    The webui's VAE encoder draws from what the job before has left of the generator.
+    """
+    webui.generate(**{**SMALL, "steps": 1})
+    return webui.generate(demofusion, **request)
+
+
+def with_script(webui: Webui, name: str, img2img: bool = False, **values: Any) -> dict[str, Any]:
+    """The part of a request that runs a script of the drop-down list; values are given by label."""
+    entries = webui.call("script-info")
+    entry = next(e for e in entries if e["name"] == name.lower() and e["is_img2img"] == img2img)
+    unknown = values.keys() - {control["label"] for control in entry["args"]}
+    assert not unknown
+    args = [values.get(control["label"], control["value"]) for control in entry["args"]]
+    return {"script_name": name, "script_args": args}
+
+
+class TestScripts:
+    """Each of the webui's own scripts runs; no stage runs twice, and the next plain picture is as before."""
+
+    @pytest.fixture(autouse=True)
+    def next_plain_picture(self, webui: Webui, upload: Image.Image) -> Iterator[None]:
+        plain = fresh(webui, **SMALL)
+        of_upload = {"path": "img2img", "init_images": [png(upload)], **SMALL}
+        redrawn = fresh(webui, **of_upload)
+        yield
+        assert fresh(webui, **SMALL).digests == plain.digests
+        assert fresh(webui, **of_upload).digests == redrawn.digests
+
+    @pytest.mark.parametrize("return_stages", [False, True])
+    def test_prompt_matrix(self, webui: Webui, return_stages: bool) -> None:
+        request = {**SMALL, "prompt": "a circle|red|large"}
+        matrix = with_script(webui, "Prompt matrix")
+        result = fresh(webui, {**TWICE, "return_stages": return_stages}, **request, **matrix)
+        small = fresh(webui, **request, **matrix)
+        assert small.sizes[1:] == [(64, 64)] * 4
+        assert result.sizes[1:] == [(128, 128)] * 4
+        right, bottom = result.sizes[0]
+        corner = result.images[0].crop((right - 128, bottom - 128, right, bottom))
+        last = fresh(webui, TWICE, **{**SMALL, "prompt": "a circle, red, large"})
+        assert difference(corner, last.images[0]) == difference(result.images[-1], last.images[0]) == 0
+
+    def test_prompts_from_file(self, webui: Webui) -> None:
+        values = {"List of prompt inputs": "a red circle\na blue square"}
+        result = fresh(webui, TWICE, **SMALL, **with_script(webui, "Prompts from file or textbox", **values))
+        alone = [
+            fresh(webui, TWICE, **{**SMALL, "prompt": text})
+            for text in ("a red circle a red circle", "a blue square a red circle")
+        ]
+        assert result.digests == [one.digests[0] for one in alone]
+
+    def test_a_plot_shows_final_pictures_only(self, webui: Webui) -> None:
+        plot = with_script(webui, "X/Y/Z plot", **{"Include Sub Images": True})
+        axes = next(e for e in webui.call("script-info") if e["name"] == "x/y/z plot")["args"][0]["choices"]
+        plot["script_args"][:9] = [axes.index("Steps"), "2,3", "", 0, "", "", 0, "", ""]
+        result = fresh(webui, {**TWICE, "return_stages": True}, **SMALL, **plot)
+        alone = [fresh(webui, TWICE, **{**SMALL, "steps": steps}).digests[0] for steps in (2, 3)]
+        assert result.digests[-2:] == alone
+
+    def test_loopback(self, webui: Webui, upload: Image.Image) -> None:
+        """Every loop begins with the picture of the one before, at the size of the request."""
+        request = {"path": "img2img", "init_images": [png(upload)], **SMALL, "denoising_strength": 0.5}
+        loop = with_script(webui, "Loopback", True, Loops=2)
+        result = fresh(webui, TWICE, **request, **loop)
+        assert result.sizes[-2:] == [(128, 128)] * 2
+        first = fresh(webui, TWICE, **request)
+        assert result.digests[-2] == first.digests[0]
+        again = {**request, "init_images": [png(first.images[0])], "seed": 2}
+        assert difference(result.images[-1], fresh(webui, TWICE, **again).images[0]) == 0
+
+    @pytest.mark.parametrize(
+        ("name", "values"),
+        [
+            ("SD upscale", {"Tile overlap": 16}),
+            ("Poor man's outpainting", {"Pixels to expand": 16, "Outpainting direction": ["left"]}),
+            ("Outpainting mk2", {"Pixels to expand": 16, "Mask blur": 2, "Outpainting direction": ["left"]}),
+        ],
+    )
+    def test_scripts_that_work_in_parts_are_refused(
+        self, webui: Webui, upload: Image.Image, name: str, values: dict[str, Any]
+    ) -> None:
+        request = {"path": "img2img", "init_images": [png(upload)], **SMALL}
+        script = with_script(webui, name, True, **values)
+        result = fresh(webui, TWICE, **request, **script)
+        assert result.digests == fresh(webui, **request, **script).digests
+        assert "scripts that upscale or outpaint in tiles" in result.infotexts[0]
+
+    def test_img2img_alternative(self, webui: Webui, upload: Image.Image) -> None:
+        """Its picture is the base, which it makes with a sampler of its own."""
+        request = {"path": "img2img", "init_images": [png(upload)], **SMALL}
+        script = with_script(webui, "img2img alternative test", True, **{"Decode steps": 2})
+        result = fresh(webui, {**TWICE, "return_stages": True, "scale": 1}, **request, **script)
+        assert result.digests == fresh(webui, **request, **script).digests
+        result = fresh(webui, TWICE, **request, **script)
+        assert result.sizes == [(128, 128)]
+        small = result.images[0].resize((64, 64), Image.Resampling.BOX)
+        assert difference(small, fresh(webui, **request, **script).images[0]) < difference(small, upload)
+
+
+class TestSettings:
+    """Settings that act inside the model act in the stages, and are gone afterwards."""
+
+    def check(self, webui: Webui, acts: bool, **settings: Any) -> None:
+        plain, twice = webui.generate(**SMALL), webui.generate(TWICE, **SMALL)
+        with options(webui, **settings):
+            first = webui.generate({**TWICE, "return_stages": True}, **SMALL)
+            assert_good(first, (128, 128), (64, 64))
+            assert webui.generate(TWICE, **SMALL).digests[0] == first.digests[0]
+            assert first.digests[1] == webui.generate(**SMALL).digests[0]
+        assert (first.digests[0] != twice.digests[0]) == acts
+        if settings.keys() <= {"sd_vae", "CLIP_stop_at_last_layers", "token_merging_ratio"}:
+            # those of a request; the webui restores them where they have been set before
+            assert webui.generate(TWICE, **SMALL, override_settings=settings).digests[0] == first.digests[0]
+        assert webui.generate(**SMALL).digests == plain.digests
+        assert webui.generate(TWICE, **SMALL).digests == twice.digests
+
+    def test_another_vae(self, webui: Webui) -> None:
+        if "other.vae.safetensors" not in [entry["model_name"] for entry in webui.call("sd-vae")]:
+            pytest.skip("the webui has no second VAE")
+        self.check(webui, True, sd_vae="other.vae.safetensors")
+
+    def test_clip_skip(self, webui: Webui) -> None:
+        self.check(webui, True, CLIP_stop_at_last_layers=2)
+
+    def test_token_merging(self, webui: Webui) -> None:
+        self.check(webui, True, token_merging_ratio=0.5)
+
+    @pytest.mark.parametrize("storage", ["Enable", "Disable"])
+    def test_fp8_storage(self, webui: Webui, storage: str) -> None:
+        self.check(webui, storage == "Enable", fp8_storage=storage)
+
+    def test_upcast_attention(self, webui: Webui) -> None:
+        self.check(webui, False, upcast_attn=True)
+
+    @pytest.mark.parametrize("way", ["sdp - scaled dot product", "sub-quadratic", "Doggettx", "V1", "None"])
+    def test_attention(self, webui: Webui, way: str) -> None:
+        usual = webui.generate(TWICE, **SMALL)
+        with options(webui, cross_attention_optimization=way):
+            assert difference(webui.generate(TWICE, **SMALL).images[0], usual.images[0]) <= 1
+        assert webui.generate(TWICE, **SMALL).digests == usual.digests

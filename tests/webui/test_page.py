@@ -1,0 +1,183 @@
+"""The page of a real webui in a real browser: what only the page can do."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from miniature.browser import FLAGS, SECONDS, Tab, find_chromium
+from PIL import Image, PngImagePlugin
+from webui.conftest import TITLE, Webui
+from webui.test_generate import difference
+
+from lib_demofusion.settings import SPECS
+
+pytestmark = [pytest.mark.webui, pytest.mark.browser]
+
+SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A running browser."""
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium was found")
+    sync = pytest.importorskip("playwright.sync_api")
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, headless=True, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium: Any, webui: Webui) -> Iterator[Any]:
+    page = chromium.new_page(viewport={"width": 1400, "height": 1200})
+    load(page, webui)
+    yield page
+    page.close()
+
+
+def load(page: Any, webui: Webui) -> None:
+    answer = page.goto(webui.url, wait_until="domcontentloaded")
+    if answer.status == 404:
+        pytest.skip("the webui runs without its page")
+    page.wait_for_selector("#txt2img_generate", timeout=2 * SECONDS)
+
+
+def small(tab: Tab) -> None:
+    """Asks for a small picture of a fixed seed."""
+    for name, value in {**SMALL, "seed": 1}.items():
+        tab.number(tab.id(name), value)
+
+
+def gallery(webui: Webui, tab: Tab) -> list[Image.Image]:
+    """The pictures that a run has put into the gallery, as they were saved."""
+    tab.wait_until_done()
+    images = f"{tab.id('gallery')} img"
+    tab.page.wait_for_selector(images, timeout=SECONDS, state="attached")
+    sources = tab.page.eval_on_selector_all(images, "all => all.map(i => i.src)")
+    files = [urllib.request.urlopen(source).read() for source in dict.fromkeys(sources)]
+    return [Image.open(io.BytesIO(file)) for file in files]
+
+
+def test_every_field_explains_itself(webui: Webui) -> None:
+    """What the API's list of scripts has no place for."""
+    with urllib.request.urlopen(webui.url) as answer:
+        _, _, config = answer.read().decode().partition("window.gradio_config = ")
+    components = json.JSONDecoder().raw_decode(config)[0]["components"]
+    shown = {c["props"].get("elem_id"): c["props"] for c in components}
+    for tab in ("txt2img", "img2img"):
+        for name, spec in SPECS.items():
+            props = shown[f"script_{tab}_demofusion_hires_{name}" + ("-checkbox" if name == "enabled" else "")]
+            assert name == "enabled" or props["label"] == spec.label
+            assert name == "enabled" or (props.get("info") or "") == spec.info
+
+
+def test_png_info_sends_what_makes_the_same_picture(webui: Webui, page: Any, tmp_path: Path) -> None:
+    fields = {"enabled": True, "scale": 1.5, "stages": "1,1.5", "jitter": False, "cosine_scale_1": 2.5}
+    made = webui.generate(fields, **SMALL)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", made.infotexts[0])
+    made.images[0].save(tmp_path / "made.png", pnginfo=text)
+    page.locator("#tabs > .tab-nav button").filter(has_text="PNG Info").click()
+    page.set_input_files("#pnginfo_image input[type=file]", str(tmp_path / "made.png"))
+    page.locator("#html_pnginfo, #tab_pnginfo .gradio-html").filter(has_text="DemoFusion scale").first.wait_for()
+    page.click("#tab_pnginfo #txt2img_tab")
+    tab = Tab(page, "txt2img")
+    page.wait_for_function(
+        "s => document.querySelector(s).checked", arg=f"{tab.panel}_enabled-checkbox input", timeout=SECONDS
+    )
+    tab.generate()
+    (again,) = gallery(webui, tab)
+    assert difference(again.convert("RGB"), made.images[0]) == 0
+
+
+def test_the_upscale_button_makes_the_base_of_the_stages(webui: Webui, page: Any) -> None:
+    """It is the webui's hires pass on a chosen picture, and with hires fix its result is the base."""
+    tab = Tab(page, "txt2img")
+    small(tab)
+    tab.generate()
+    assert [picture.size for picture in gallery(webui, tab)] == [(64, 64)]
+    tab.open_panel()
+    page.locator(f"{tab.id('gallery')} img").first.click()
+    page.click("#txt2img_upscale")
+    tab.wait_for_infotext("DemoFusion size: 256 x 256")
+    assert "DemoFusion error" not in tab.infotext()
+    assert (256, 256) in [picture.size for picture in gallery(webui, tab)]
+
+
+def test_a_folder_of_pictures(webui: Webui, page: Any, tmp_path: Path) -> None:
+    """One job object serves all of them."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out").mkdir()
+    gradient = Image.radial_gradient("L").convert("RGB")
+    for name, size in (("first", (64, 64)), ("second", (72, 64))):
+        gradient.resize(size).save(tmp_path / "in" / f"{name}.png")
+    tab = Tab(page, "img2img")
+    page.locator("#mode_img2img > .tab-nav button").filter(has_text="Batch").click()
+    page.locator("#mode_img2img button").filter(has_text="From directory").click()
+    page.fill("#img2img_batch_input_dir textarea", str(tmp_path / "in"))
+    page.fill("#img2img_batch_output_dir textarea", str(tmp_path / "out"))
+    small(tab)
+    tab.open_panel()
+    before = webui.call("options")["samples_save"]
+    webui.call("options", {"samples_save": True})
+    try:
+        tab.generate()
+        gallery(webui, tab)
+    finally:
+        webui.call("options", {"samples_save": before})
+    made = sorted((tmp_path / "out").rglob("*.png"))
+    assert [path.name for path in made] == ["first.png", "second.png"]
+    for path in made:
+        with Image.open(path) as picture:
+            assert picture.size == (128, 128)
+            assert "DemoFusion size: 128 x 128" in picture.info["parameters"]
+            assert "DemoFusion error" not in picture.info["parameters"]
+
+
+def test_reload_ui_registers_everything_once(webui: Webui, page: Any) -> None:
+    before = webui.generate({"enabled": True}, **SMALL)
+    axes = registered(webui)
+    for _ in range(2):
+        page.locator("#tabs > .tab-nav button").filter(has_text="Settings").click()
+        page.click("#settings_restart_gradio")
+        wait_for_restart(webui)
+        load(page, webui)
+        assert registered(webui) == axes
+    assert webui.generate({"enabled": True}, **SMALL).digests == before.digests
+    assert page.locator("#script_txt2img_demofusion_hires_enabled").count() == 1
+    assert page.locator("#setting_demofusion_view_batch").count() == 1
+
+
+def registered(webui: Webui) -> list[str]:
+    """The axes of plots, after a look at how often the script is there."""
+    scripts = webui.call("script-info")
+    assert [entry["is_img2img"] for entry in scripts if entry["name"] == TITLE.lower()] == [False, True]
+    plot = next(entry for entry in scripts if entry["name"] == "x/y/z plot")
+    ours = [label for label in plot["args"][0]["choices"] if label.startswith("[DemoFusion] ")]
+    assert len(set(ours)) == len(ours) == len(SPECS)
+    return ours
+
+
+def wait_for_restart(webui: Webui) -> None:
+    """Waits until the server has gone away and answers again."""
+    deadline, gone = time.monotonic() + float(os.environ.get("DEMOFUSION_TEST_SECONDS", "300")), False
+    while time.monotonic() < deadline:
+        try:
+            webui.call("options")
+            if gone:
+                return
+        except (urllib.error.URLError, ConnectionError):
+            gone = True
+        time.sleep(0.2)
+    pytest.fail("the webui did not come back")
