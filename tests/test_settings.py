@@ -17,12 +17,12 @@ from lib_demofusion.settings import (
     PRESETS,
     SPECS,
     Settings,
-    SettingsError,
     from_infotext,
     parse_settings,
     settings_from_args,
     to_infotext,
 )
+from lib_demofusion.spec import SettingsError
 
 EXAMPLES = settings(max_examples=200, deadline=None)
 BOOLS = [name for name, spec in SPECS.items() if spec.kind is bool]

@@ -13,7 +13,8 @@ from lib_demofusion.host.base_picture import base_checkpoint, base_latent, own_g
 from lib_demofusion.host.progress import Progress
 from lib_demofusion.host.stage_runner import StageStopped, run_stage, stop_requested
 from lib_demofusion.plan import CELL, Plan, make_plan
-from lib_demofusion.settings import ENABLED_KEY, Settings, SettingsError, to_infotext
+from lib_demofusion.settings import ENABLED_KEY, Settings, to_infotext
+from lib_demofusion.spec import SettingsError
 from lib_demofusion.stage import finish_stage, make_anchor
 
 KEY_ERROR = "DemoFusion error"

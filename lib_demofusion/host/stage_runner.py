@@ -14,7 +14,7 @@ from modules.sd_samplers_common import InterruptedException
 from torch import Tensor
 
 from lib_demofusion.batching import ViewBatches
-from lib_demofusion.host import denoiser, options
+from lib_demofusion.host import denoiser, options, timing
 from lib_demofusion.host.conditioning import image_conditioning_for
 from lib_demofusion.host.inpainting import is_inpainting
 from lib_demofusion.host.memory import device_memory
@@ -68,11 +68,11 @@ def run_stage(
     views = settings.view_batch or options.value(options.VIEW_BATCH, 0)
 
     def attach(model: Any, run: StageRun) -> None:
-        clock = _Clock(run, lambda: model.total_steps, report)
+        clock = _Clock(run, lambda: model.total_steps, report, watch)
         denoiser.attach(model, run, ViewBatches(views, device_memory()), frame, clock.before_batch)
 
     _steer(sampler, stage, settings, anchor, noise, attach)
-    with replaced(p, rng=stage_rng), _sampling_precision():
+    with timing.measured(p) as watch, replaced(p, rng=stage_rng), _sampling_precision():
         x = _sample(p, sampler, settings.strength, anchor, noise, _image_conditioning(p, anchor, plan))
     if x.shape != anchor.shape:
         # the host caught a RecursionError of a noise sampler and returned its preview
@@ -148,10 +148,11 @@ def _steer(
 class _Clock:
     """Watches the view batches of a stage: reports progress, and ends the sampling when the user asks for it."""
 
-    def __init__(self, run: StageRun, total_calls: Callable[[], int], report: Report):
+    def __init__(self, run: StageRun, total_calls: Callable[[], int], report: Report, watch: timing.Stopwatch):
         self._run = run
         self._total_calls = total_calls
         self._report = report
+        self._watch = watch
         self._call = -1
         self._views = 0
 
@@ -160,6 +161,7 @@ class _Clock:
             raise InterruptedException
         if self._run.call != self._call:
             self._call, self._views = self._run.call, 0
+            self._watch.begin_call(self._run.stage.cells_at(self._run.weights.dilated) * len(self._run.anchor))
         share = min(self._views / self._run.stage.evaluations_at(self._run.weights.dilated), 1.0)
         self._views += views
         self._report(min((self._call + share) / max(self._total_calls(), 1), 1.0))
