@@ -71,7 +71,7 @@ def problem_html(*parts: str) -> str:
 def error_html(error: SettingsError) -> str:
     """Returns the message of an error."""
     before, _, allowed = str(error).partition(NOT_POSSIBLE)
-    return problem_html(html.escape(before.strip()), word(NOT_POSSIBLE), word(allowed.strip()))
+    return problem_html(html.escape(before.strip()), word(NOT_POSSIBLE), html.escape(allowed.strip()))
 
 
 def _summary(settings: Settings, plan: Plan, tab: TabValues) -> str:

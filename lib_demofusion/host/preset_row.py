@@ -19,7 +19,7 @@ from lib_demofusion.settings import PRESET_FIELDS, PRESETS, Settings, preset_nam
 from lib_demofusion.spec import SettingsError
 
 NAME_LABEL = "Preset name"
-NAME_INFO = "to save the values below under; empty = the preset that is chosen"
+NAME_INFO = "to save the values below; empty = the chosen one"
 NAME_PLACEHOLDER = "my preset"
 SAVE, DELETE = "\U0001f4be", "\U0001f5d1\ufe0f"
 SAVE_TIP, DELETE_TIP = "Save the preset", "Delete the chosen preset"
@@ -97,7 +97,7 @@ def _connect_buttons(row: PresetRow, dropdowns: list[Any]) -> None:
 
     def save(name: str, chosen: str, *values: Any) -> list[Any]:
         try:
-            saved = presets.save(name.strip() or chosen, dict(zip(PRESET_FIELDS, values)))
+            saved = presets.save((name or "").strip() or chosen or "", dict(zip(PRESET_FIELDS, values)))
         except (presets.PresetError, SettingsError) as error:
             return [*(gr.update() for _ in dropdowns), gr.update(), _shown(_problem(error))]
         names = list(preset_names())
