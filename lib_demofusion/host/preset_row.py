@@ -19,7 +19,7 @@ from lib_demofusion.settings import PRESET_FIELDS, PRESETS, Settings, preset_nam
 from lib_demofusion.spec import SettingsError
 
 NAME_LABEL = "Preset name"
-NAME_INFO = "to save the values below; empty = the chosen one"
+NAME_INFO = "to save under; empty = the chosen one"
 NAME_PLACEHOLDER = "my preset"
 SAVE, DELETE = "\U0001f4be", "\U0001f5d1\ufe0f"
 SAVE_TIP, DELETE_TIP = "Save the preset", "Delete the chosen preset"
