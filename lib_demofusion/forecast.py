@@ -9,14 +9,12 @@ right for every schedule that ends at the model's lowest noise level, for there 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from lib_demofusion.plan import Plan, StagePlan
 from lib_demofusion.schedule import weights_at
 from lib_demofusion.settings import Settings
-from lib_demofusion.views import dilated_size
 
 LAST_TIMESTEP = 999
 """The highest timestep of a model; its lowest is 0."""
@@ -51,10 +49,4 @@ def plan_evaluations(plan: Plan, timesteps: Sequence[float], settings: Settings)
 
 def call_cells(stage: StagePlan, timesteps: Iterable[float], settings: Settings) -> list[int]:
     """Returns how many latent cells each of a stage's model calls evaluates, what its time is proportional to."""
-    return [cells_at(stage, weights_at(t, settings).dilated) for t in timesteps]
-
-
-def cells_at(stage: StagePlan, c2: float) -> int:
-    """Returns the cells evaluated for a call in which the dilated path has weight c2."""
-    dilated = stage.dilated_count * math.prod(dilated_size(stage.size, stage.factor))
-    return (stage.cells - dilated if c2 < 1 else 0) + (dilated if c2 > 0 else 0)
+    return [stage.cells_at(weights_at(t, settings).dilated) for t in timesteps]

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lib_demofusion.settings import MAX_SCALE, Settings, SettingsError, parse_stages
+from lib_demofusion.settings import Settings
+from lib_demofusion.spec import MAX_SCALE, SettingsError, parse_stages
 from lib_demofusion.views import LocalView, Size, dilated_size, jitter_range, view_starts
 
 CELL = 8
@@ -57,8 +58,19 @@ class StagePlan:
     @property
     def cells(self) -> int:
         """Latent cells evaluated for one call of the sampler's model."""
-        local = self.local_count * math.prod(min(w, n) for w, n in zip(self.window, self.size))
-        return local + self.dilated_count * math.prod(dilated_size(self.size, self.factor))
+        return self._local_cells + self._dilated_cells
+
+    def cells_at(self, c2: float) -> int:
+        """Latent cells evaluated for a call in which the dilated path has weight c2."""
+        return (self._local_cells if c2 < 1 else 0) + (self._dilated_cells if c2 > 0 else 0)
+
+    @property
+    def _local_cells(self) -> int:
+        return self.local_count * math.prod(min(w, n) for w, n in zip(self.window, self.size))
+
+    @property
+    def _dilated_cells(self) -> int:
+        return self.dilated_count * math.prod(dilated_size(self.size, self.factor))
 
     @property
     def overlaps_after_jitter(self) -> bool:

@@ -2,123 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-MAX_SCALE = 8
-
-STAGES_ALLOWED = f"rising scales between 1 and {MAX_SCALE} such as 1,2,4, or nothing for automatic"
+from lib_demofusion.spec import SettingsError, Spec
 
 PRESETS: dict[str, dict[str, Any]] = {"Paper": {}}
 """Values by preset name that differ from the defaults below."""
 
-
-class SettingsError(ValueError):
-    """A parameter that cannot be used, with the field's name, the value and what would be allowed."""
-
-    def __init__(self, name: str, value: object, allowed: str):
-        super().__init__(f"{name} = {_shortened(value)} is not possible; allowed: {allowed}")
-        self.name = name
-        self.value = value
-        self.allowed = allowed
+_user_presets: Mapping[str, Mapping[str, Any]] = {}
 
 
-def _shortened(value: object, length: int = 60) -> str:
-    text = _written(value, repr)
-    return text if len(text) <= length else text[: length - 1] + "…"
+def use_presets(presets: Mapping[str, Mapping[str, Any]]) -> None:
+    """Makes these, checked by parse_preset, the user's presets instead of those before."""
+    global _user_presets
+    # one assignment: jobs read while the page writes
+    _user_presets = {name: dict(values) for name, values in presets.items() if name not in PRESETS}
 
 
-def _written(value: object, write: Callable[[object], str] = str) -> str:
-    """Returns `value` as text, or its type where Python refuses: an int of thousands of digits, a list as deep."""
-    try:
-        return write(value)
-    except (ValueError, RecursionError):
-        return f"<{type(value).__name__}>"
+def preset_names() -> tuple[str, ...]:
+    """Returns the built-in names, then the user's."""
+    return (*PRESETS, *_user_presets)
 
 
-@dataclass(frozen=True)
-class Spec:
-    """What is known about one field besides its default: its type and range, and the words shown to people."""
-
-    kind: type
-    label: str
-    info: str
-    infotext: str
-    minimum: float = 0
-    maximum: float = 0
-    step: float = 0
-    choices: tuple[str, ...] = ()
-
-    @property
-    def allowed(self) -> str:
-        """The permitted values in words."""
-        if self.kind is bool:
-            return "true or false"
-        if self.choices:
-            return "one of " + ", ".join(self.choices)
-        if self.kind is str:
-            return STAGES_ALLOWED
-        noun = "a whole number" if self.kind is int else "a number"
-        return f"{noun} from {self.minimum:g} to {self.maximum:g}"
-
-    def parse(self, name: str, value: object) -> Any:
-        """Returns `value` as this field's type; raises SettingsError where it is of another type or out of range."""
-        if self.kind is bool:
-            return _parse_bool(self, name, value)
-        if self.kind is str:
-            return _parse_text(self, name, value)
-        return _parse_number(self, name, value)
-
-
-def _parse_bool(spec: Spec, name: str, value: object) -> bool:
-    words = {"true": True, "false": False, "1": True, "0": False}
-    parsed = words.get(_written(value).strip().lower())
-    if parsed is None:
-        raise SettingsError(name, value, spec.allowed)
-    return parsed
-
-
-def _parse_text(spec: Spec, name: str, value: object) -> str:
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
-        value = ",".join(_written(entry) for entry in value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = f"{value:g}" if isinstance(value, float) else _written(value)
-    if not isinstance(value, str):
-        raise SettingsError(name, value, spec.allowed)
-    text = value.strip()
-    if spec.choices and text not in spec.choices:
-        raise SettingsError(name, value, spec.allowed)
-    if not spec.choices:
-        parse_stages(text)
-    return text
-
-
-def parse_stages(text: str) -> list[float]:
-    """Returns the scales of a stage list without the leading 1 that stands for the base; empty for automatic."""
-    if not text:
-        return []
-    try:
-        scales = [float(entry) for entry in text.replace(";", ",").split(",")]
-    except ValueError:
-        raise SettingsError("stages", text, STAGES_ALLOWED) from None
-    rising = all(a < b for a, b in pairwise(scales))
-    if not rising or not all(1 <= scale <= MAX_SCALE for scale in scales):
-        raise SettingsError("stages", text, STAGES_ALLOWED)
-    return scales[1:] if scales[0] == 1 else scales
-
-
-def _parse_number(spec: Spec, name: str, value: object) -> float | int:
-    try:
-        number = float(value) if not isinstance(value, bool) else math.nan  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    whole = spec.kind is not int or number.is_integer()
-    if not spec.minimum <= number <= spec.maximum or not whole:
-        raise SettingsError(name, value, spec.allowed)
-    return int(number) if spec.kind is int else number
+def _differing(preset: str) -> Mapping[str, Any]:
+    """Returns the values of a preset that differ from the defaults; none where it is gone by now."""
+    return PRESETS.get(preset) or _user_presets.get(preset, {})
 
 
 def _spec(default: Any, kind: type, label: str, infotext: str, info: str = "", **limits: Any) -> Any:
@@ -136,7 +46,7 @@ class Settings:
     height: int = _spec(
         0, int, "Final height", "height", "pixels; 0 = from the scale", minimum=0, maximum=16384, step=8
     )
-    preset: str = _spec("Paper", str, "Preset", "preset", "sets the values below", choices=tuple(PRESETS))
+    preset: str = _spec("Paper", str, "Preset", "preset", "sets the values below", offered=preset_names)
     stages: str = _spec("", str, "Stages", "stages", "scales such as 1,2,4; empty = every whole scale")
     window: int = _spec(
         0,
@@ -254,24 +164,58 @@ SPECS: dict[str, Spec] = {f.name: f.metadata["spec"] for f in fields(Settings)}
 NAMES: tuple[str, ...] = tuple(SPECS)
 ENABLED_KEY = SPECS["enabled"].infotext
 
+OF_THE_REQUEST = frozenset(
+    ("enabled", "scale", "width", "height", "preset", "view_batch", "save_stages", "return_stages", "redraw_base")
+)
+"""The fields that no preset sets: what is asked for, and what depends on the machine."""
 
-def parse_settings(values: Mapping[str, object]) -> Settings:
+PRESET_FIELDS: tuple[str, ...] = tuple(name for name in NAMES if name not in OF_THE_REQUEST)
+"""The fields that a preset sets."""
+
+
+def preset_values(preset: str) -> dict[str, Any]:
+    """Returns the value of every field that a preset sets."""
+    return {**{name: getattr(Settings, name) for name in PRESET_FIELDS}, **_differing(preset)}
+
+
+def parse_preset(values: Mapping[str, object]) -> dict[str, Any]:
+    """Returns a preset's values, checked; raises SettingsError at one that no preset sets or that is impossible."""
+    for name in values:
+        if name not in PRESET_FIELDS:
+            raise SettingsError(str(name), values[name], "the fields " + ", ".join(PRESET_FIELDS))
+    return {name: SPECS[name].parse(name, value) for name, value in values.items()}
+
+
+def parse_settings(values: Mapping[str, object], preset: str = Settings.preset) -> Settings:
     """Returns the Settings that `values` describes; a field that is missing or None has its preset's value.
 
-    Raises SettingsError at the first name that is no field, or value that its field cannot take.
+    `preset` is the one of values that name none. Raises SettingsError at the first name that is no field, or value that
+    its field cannot take.
     """
     for name in values:
         if name not in SPECS:
             raise SettingsError(str(name), values[name], "the fields " + ", ".join(NAMES))
     parsed = {name: SPECS[name].parse(name, value) for name, value in values.items() if value is not None}
-    return Settings(**{**PRESETS[parsed.get("preset", Settings.preset)], **parsed})
+    parsed.setdefault("preset", preset)
+    return Settings(**{**_differing(parsed["preset"]), **parsed})
 
 
-def settings_from_args(args: Sequence[object]) -> Settings:
-    """Returns the Settings of a script's arguments: values in field order, or one dict of fields in first place."""
+def settings_from_args(args: Sequence[object], preset: str = Settings.preset) -> Settings:
+    """Returns the Settings of a script's arguments: values in field order, or one dict of fields in first place.
+
+    `preset` is the one of arguments that name none.
+    """
     if args and isinstance(args[0], Mapping):
-        return parse_settings(args[0])
-    return parse_settings(dict(zip(NAMES, args)))
+        return parse_settings(args[0], preset)
+    return parse_settings(dict(zip(NAMES, args)), preset)
+
+
+def overridden(settings: Settings, values: Mapping[str, object]) -> Settings:
+    """Returns the settings with other values; a preset among these sets its fields before the rest."""
+    of_preset: Mapping[str, object] = {}
+    if values.get("preset") is not None:
+        of_preset = preset_values(SPECS["preset"].parse("preset", values["preset"]))
+    return parse_settings({**asdict(settings), **of_preset, **values})
 
 
 def to_infotext(settings: Settings) -> dict[str, str]:

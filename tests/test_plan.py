@@ -10,7 +10,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 
 from lib_demofusion.plan import Plan, make_plan
-from lib_demofusion.settings import Settings, SettingsError, parse_settings, parse_stages
+from lib_demofusion.settings import Settings, parse_settings
+from lib_demofusion.spec import SettingsError, parse_stages
 from lib_demofusion.views import LocalView, Size, dilated_size
 
 EXAMPLES = settings(max_examples=300, deadline=None)

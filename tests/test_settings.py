@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 
 import hypothesis.strategies as st
 import pytest
@@ -14,15 +15,22 @@ from lib_demofusion.plan import make_plan
 from lib_demofusion.settings import (
     ENABLED_KEY,
     NAMES,
+    OF_THE_REQUEST,
+    PRESET_FIELDS,
     PRESETS,
     SPECS,
     Settings,
-    SettingsError,
     from_infotext,
+    overridden,
+    parse_preset,
     parse_settings,
+    preset_names,
+    preset_values,
     settings_from_args,
     to_infotext,
+    use_presets,
 )
+from lib_demofusion.spec import SettingsError
 
 EXAMPLES = settings(max_examples=200, deadline=None)
 BOOLS = [name for name, spec in SPECS.items() if spec.kind is bool]
@@ -245,6 +253,72 @@ def test_preset_gives_what_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("name", PRESETS)
 def test_values_of_presets_are_possible(name: str) -> None:
     assert parse_settings(PRESETS[name]) == Settings(**PRESETS[name])
+
+
+@pytest.fixture
+def mine() -> Iterator[str]:
+    """The name of a preset of the user's."""
+    use_presets({"Mine": {"sigma": 1.5, "jitter": False}})
+    yield "Mine"
+    use_presets({})
+
+
+def test_a_user_s_preset_is_one_like_the_built_in_ones(mine: str) -> None:
+    assert preset_names() == (*PRESETS, mine)
+    assert parse_settings({"preset": mine}) == Settings(preset=mine, sigma=1.5, jitter=False)
+    assert parse_settings({"preset": mine, "sigma": 2}) == Settings(preset=mine, sigma=2.0, jitter=False)
+    assert preset_values(mine) == {**preset_values("Paper"), "sigma": 1.5, "jitter": False}
+
+
+def test_a_preset_that_is_gone_is_named_with_those_there_are(mine: str) -> None:
+    with pytest.raises(SettingsError, match=r"preset = 'Yours' is not possible; allowed: one of Paper, .*Mine"):
+        parse_settings({"preset": "Yours"})
+    use_presets({})
+    with pytest.raises(SettingsError, match="preset = 'Mine' is not possible"):
+        parse_settings({"preset": mine})
+
+
+def test_a_user_s_preset_does_not_replace_a_built_in_one() -> None:
+    use_presets({"Paper": {"sigma": 5.0}})
+    assert preset_names() == tuple(PRESETS)
+    assert parse_settings({"preset": "Paper"}) == Settings(**PRESETS["Paper"])
+
+
+def test_values_that_name_no_preset_get_the_one_of_the_caller(mine: str) -> None:
+    expected = Settings(enabled=True, preset=mine, sigma=1.5, jitter=False)
+    assert settings_from_args([{"enabled": True}], mine) == expected
+    assert settings_from_args([True], mine) == expected
+    assert settings_from_args([{"enabled": True, "preset": None}], mine) == expected
+    assert settings_from_args([{"enabled": True, "preset": "Paper"}], mine) == Settings(enabled=True)
+
+
+def test_infotext_is_against_the_declared_defaults_whatever_the_preset(mine: str) -> None:
+    written = to_infotext(settings_from_args([{"enabled": True, "sigma": 0.8}], mine))
+    assert written == {"DemoFusion preset": "Mine", "DemoFusion jitter": "False"}
+    use_presets({})
+    # elsewhere the name means nothing, and every value is there all the same
+    assert pasted(written) == Settings(jitter=False)
+
+
+def test_a_preset_among_overrides_sets_its_fields_before_the_others(mine: str) -> None:
+    settings = Settings(enabled=True, scale=3.0, sigma=3.0, strength=0.5)
+    assert overridden(settings, {}) == settings
+    assert overridden(settings, {"sigma": 2}) == dataclasses.replace(settings, sigma=2.0)
+    expected = Settings(enabled=True, scale=3.0, preset=mine, sigma=1.5, jitter=False)
+    assert overridden(settings, {"preset": mine}) == expected
+    assert overridden(settings, {"sigma": 2, "preset": mine}) == dataclasses.replace(expected, sigma=2.0)
+
+
+def test_presets_leave_the_request_alone() -> None:
+    assert set(NAMES) == set(PRESET_FIELDS) | OF_THE_REQUEST
+    assert all(set(values) <= set(PRESET_FIELDS) for values in PRESETS.values())
+
+
+@pytest.mark.parametrize("values", [{"scale": 2}, {"sgima": 1}, {"sigma": "big"}, {"stages": "3,2"}, {"jitter": None}])
+def test_an_impossible_preset_is_named(values: dict) -> None:
+    with pytest.raises(SettingsError) as caught:
+        parse_preset(values)
+    assert caught.value.name == next(iter(values))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
-from lib_demofusion.host import xyz
+from lib_demofusion.host import presets, xyz
 from lib_demofusion.host.job import PREFIX, Job, report_problem
 from lib_demofusion.host.output import shrink_for_gallery
-from lib_demofusion.settings import SettingsError, parse_settings, settings_from_args
+from lib_demofusion.settings import overridden, settings_from_args
+from lib_demofusion.spec import SettingsError
 
 JOB = "_demofusion_job"
 
@@ -27,8 +27,7 @@ def process(p: Any, args: Sequence[object]) -> None:
         # ADetailer repaints a detail of a picture that is already made
         return
     try:
-        settings = settings_from_args(args)
-        settings = parse_settings({**asdict(settings), **xyz.overrides(p)})
+        settings = overridden(settings_from_args(args, presets.default()), xyz.overrides(p))
     except SettingsError as error:
         report_problem(p, str(error))
         return

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lib_demofusion.host.scoped import replaced
 from lib_demofusion.plan import CELL, Plan
-from lib_demofusion.settings import SettingsError
+from lib_demofusion.spec import SettingsError
 from lib_demofusion.views import Size
 
 OVERLAY = ("overlay_images", "mask_for_overlay", "paste_to")

@@ -14,7 +14,8 @@ from lib_demofusion.host.base_picture import base_checkpoint, base_latent, own_g
 from lib_demofusion.host.progress import Progress, make_progress
 from lib_demofusion.host.stage_runner import StageStopped, run_stage, stop_requested
 from lib_demofusion.plan import CELL, Plan, make_plan
-from lib_demofusion.settings import ENABLED_KEY, Settings, SettingsError, to_infotext
+from lib_demofusion.settings import ENABLED_KEY, Settings, to_infotext
+from lib_demofusion.spec import SettingsError
 from lib_demofusion.stage import finish_stage, make_anchor
 
 KEY_ERROR = "DemoFusion error"
@@ -219,10 +220,10 @@ def _may_show_stages(p: Any) -> bool:
 
     A script lays out what it gets: Prompt matrix fails at a picture too many, and all of them are lost.
     """
-    script = neighbours.selected_script(p)
-    if script is not None:
+    script = neighbours.of_job(p).script
+    if script:
         p.comment(f'{PREFIX}: "Show every stage" does not act in {script}; "Save every stage" saves them')
-    return script is None
+    return not script
 
 
 def report_problem(p: Any, problem: str) -> None:

@@ -1,58 +1,99 @@
-"""Features and extensions that DemoFusion cannot run beside. Each gets a sentence that names both."""
+"""Features and extensions that DemoFusion cannot run beside. Each gets a sentence that names both.
+
+A job is asked about before and after its base picture; the page foresees what it can before Generate.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from modules import shared
 
 from lib_demofusion.host import controlnet
 
-Check = Callable[[Any], bool]
+REFUSED = "DemoFusion does not work with"
 
 
-def _other_architecture(p: Any) -> bool:
-    model = shared.sd_model
+@dataclass(frozen=True)
+class Situation:
+    """What a job, or the page before it, is about to do."""
+
+    model: Any
+    tiling: bool = False
+    script: str = ""
+    """Title of the script that is chosen at the bottom of the tab."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """What other extensions have written into the infotext."""
+    masked: bool = False
+    denoiser: Any = None
+
+
+def of_job(p: Any) -> Situation:
+    """Returns the situation of a job."""
+    return Situation(
+        model=shared.sd_model,
+        tiling=bool(p.tiling),
+        script=chosen_script(p.scripts, (p.script_args or [0])[0]),
+        params=p.extra_generation_params,
+        masked=getattr(p, "mask", None) is not None,
+        denoiser=getattr(getattr(p, "sampler", None), "model_wrap_cfg", None),
+    )
+
+
+def of_page(model: Any, script: str) -> Situation:
+    """Returns the situation as far as the page shows it."""
+    return Situation(model, bool(shared.opts.tiling), script)
+
+
+def chosen_script(runner: Any, index: object) -> str:
+    """Returns the title of the script with that place in the dropdown of scripts; 0 is none."""
+    scripts: Sequence[Any] = getattr(runner, "selectable_scripts", ())
+    if not isinstance(index, int) or not 1 <= index <= len(scripts):
+        return ""
+    return scripts[index - 1].title()
+
+
+Check = Callable[[Situation], bool]
+
+
+def _other_architecture(now: Situation) -> bool:
+    model = now.model
     return getattr(model, "is_sd3", False) or getattr(model, "is_flux", False) or hasattr(model, "create_denoiser")
 
 
-def _tiled_diffusion(p: Any) -> bool:
+def _tiled_diffusion(now: Situation) -> bool:
     """Tiled Diffusion, and its own DemoFusion, wrap every sampler that is created while they are on."""
-    denoiser = getattr(getattr(p, "sampler", None), "model_wrap_cfg", None)
-    return hasattr(denoiser, "forward_ori")
+    return hasattr(now.denoiser, "forward_ori")
 
 
-def selected_script(p: Any) -> str | None:
-    """Returns the title of the script that runs the job, the one chosen in the drop-down list below the panels."""
-    index = (p.script_args or [0])[0]
-    if not isinstance(index, int) or index < 1 or p.scripts is None:
-        return None
-    return p.scripts.selectable_scripts[index - 1].title()
-
-
-def _tile_script(p: Any) -> bool:
+def _tile_script(now: Situation) -> bool:
     """Upscale and outpainting scripts call the whole pipeline for each of their tiles, and every tile would grow."""
-    title = (selected_script(p) or "").lower()
+    title = now.script.lower()
     return "upscale" in title or "outpainting" in title
 
 
-def _regional_attention(p: Any) -> bool:
+def _regional_attention(now: Situation) -> bool:
     """Regional Prompter's attention mode maps its regions on whatever the model sees, hence on every crop."""
-    params = p.extra_generation_params
-    return str(params.get("RP Active")) == "True" and params.get("RP Calc Mode") != "Latent"
+    return str(now.params.get("RP Active")) == "True" and now.params.get("RP Calc Mode") != "Latent"
 
 
 REFUSALS: tuple[tuple[Check, str], ...] = (
     (_other_architecture, "SD3 and Flux models: DemoFusion runs on SD1, SD2 and SDXL"),
-    (lambda p: bool(p.tiling), "Tiling: seamless edges would be drawn inside every local view"),
+    (lambda now: now.tiling, "Tiling: seamless edges would be drawn inside every local view"),
     (_tile_script, "scripts that upscale or outpaint in tiles: each tile would run every stage"),
     (_regional_attention, "Regional Prompter's attention mode: every local view would show all regions; use Latent"),
     (_tiled_diffusion, "Tiled Diffusion: it samples in tiles already; switch one of the two off"),
 )
 
 
+def reason(now: Situation) -> str | None:
+    """Returns what DemoFusion does not work with in a situation, or None."""
+    return next((reason for check, reason in REFUSALS if check(now)), None)
+
+
 def refusal(p: Any) -> str | None:
     """Returns why no stage can run with the job's other features, or None."""
-    reason = next((reason for check, reason in REFUSALS if check(p)), None) or controlnet.refusal(p)
-    return f"DemoFusion does not work with {reason}" if reason else None
+    found = reason(of_job(p)) or controlnet.refusal(p)
+    return None if found is None else f"{REFUSED} {found}"

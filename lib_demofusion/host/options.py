@@ -8,12 +8,14 @@ import gradio as gr
 from modules import shared
 
 from lib_demofusion.host.vae import AUTOMATIC, MODES
+from lib_demofusion.settings import Settings, preset_names
 
 SECTION = ("demofusion", "DemoFusion")
 
 VIEW_BATCH = "demofusion_view_batch"
 DECODE = "demofusion_decode_in_parts"
 SAVE_STAGES = "demofusion_save_stages"
+DEFAULT_PRESET = "demofusion_default_preset"
 
 
 def register() -> None:
@@ -29,6 +31,16 @@ def register() -> None:
             "slower, with the same result and less memory; automatic = when the whole would not fit"
         ),
         SAVE_STAGES: info(False, "Always save the picture of every stage", section=SECTION),
+        DEFAULT_PRESET: info(
+            Settings.preset,
+            "Default preset",
+            gr.Dropdown,
+            lambda: {"choices": list(preset_names())},
+            refresh=lambda: None,
+            section=SECTION,
+        )
+        .info("the panel opens with it, and API requests that name no preset use it")
+        .needs_reload_ui(),
     }.items():
         shared.opts.add_option(key, option)
 

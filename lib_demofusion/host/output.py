@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lib_demofusion.host import options, vae
 from lib_demofusion.plan import CELL, Plan
-from lib_demofusion.settings import SettingsError
+from lib_demofusion.spec import SettingsError
 
 
 @dataclass(frozen=True)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import html
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
-from modules import sd_samplers
+from modules import scripts
 from modules.ui_components import FormRow, InputAccordion
 
-from lib_demofusion.plan import CELL, make_plan
-from lib_demofusion.settings import NAMES, PRESETS, SPECS, Settings, SettingsError, from_infotext, settings_from_args
-from lib_demofusion.step_gate import model_calls
+from lib_demofusion.host import neighbours, preset_row, presets
+from lib_demofusion.host.line import TabValues, describe
+from lib_demofusion.settings import NAMES, PRESET_FIELDS, SPECS, Settings, from_infotext, preset_values
+
+SIZES = (("scale", "width", "height"),)
+"""The panel's first row; the presets stand below it."""
 
 ROWS = (
-    ("scale", "width", "height"),
-    ("preset", "stages"),
+    ("stages",),
     ("redraw_base", "save_stages", "return_stages"),
 )
-"""The panel's fields below its title, row by row."""
+"""The fields below the presets, row by row."""
 
+ADVANCED = "Advanced"
 ADVANCED_ROWS = (
     ("window", "stride", "view_batch"),
     ("cosine_scale_1", "cosine_scale_2", "cosine_scale_3"),
@@ -28,27 +31,41 @@ ADVANCED_ROWS = (
 )
 """The fields behind "Advanced"."""
 
-PRESET_FIELDS = ("stages", *(name for row in ADVANCED_ROWS for name in row if name != "view_batch"))
-"""The fields that a preset sets."""
+TABS = ("txt2img", "img2img")
+
+_preset_rows: dict[str, preset_row.PresetRow] = {}
+"""Those of the page that is being built, by tab."""
 
 
 class Neighbours:
-    """The webui's own components that the live line follows."""
+    """The webui's own components that the live line follows; a script is told of those of its own tab."""
 
-    FIELDS = ("width", "height", "steps", "sampling")
+    FIELDS = ("width", "height", "steps", "sampling", "cfg_scale", "batch_size", "batch_count")
+    SCRIPTS = "script_list"
+    LAST = "gallery"
+    """When this one is made the others are there, in whatever order the user has put them."""
 
     def __init__(self) -> None:
         self._found: dict[str, Any] = {}
+        self._then: Callable[[dict[str, Any]], None] | None = None
+
+    def when_complete(self, then: Callable[[dict[str, Any]], None]) -> None:
+        """Calls `then` with the tab's components, by their names in TabValues, once all are made.
+
+        It is not called for the panels that the host builds for its API, which stand in no tab.
+        """
+        self._then = then
 
     def notice(self, component: Any, elem_id: str | None) -> None:
-        """Remembers a component of either tab by its id."""
-        if elem_id in {f"{tab}_{field}" for tab in ("txt2img", "img2img") for field in self.FIELDS}:
-            self._found[elem_id] = component
-
-    def of_tab(self, tab: str) -> list[Any]:
-        """Returns width, height, steps and sampler of a tab, or nothing where the tab was built without them."""
-        found = [self._found.get(f"{tab}_{field}") for field in self.FIELDS]
-        return found if all(component is not None for component in found) else []
+        """Remembers a component by its id."""
+        tab, _, field = (elem_id or "").partition("_")
+        if elem_id == self.SCRIPTS:
+            self._found["script"] = component
+        elif tab in TABS and field in self.FIELDS:
+            self._found[field] = component
+        elif tab in TABS and field == self.LAST and self._then is not None:
+            then, self._then = self._then, None
+            then(self._found)
 
 
 def build(script: Any, is_img2img: bool) -> list[Any]:
@@ -56,28 +73,46 @@ def build(script: Any, is_img2img: bool) -> list[Any]:
 
     The host calls this once for the page and twice for the API: nothing may be left behind but `infotext_fields`.
     """
-    tab = "img2img" if is_img2img else "txt2img"
+    problems = presets.load()
+    opening = opening_values()
     components: dict[str, Any] = {}
     with InputAccordion(Settings.enabled, label=SPECS["enabled"].label, elem_id=script.elem_id("enabled")) as enabled:
         components["enabled"] = enabled
-        line = gr.HTML(value=describe((True,), *UNKNOWN_TAB), elem_id=script.elem_id("line"))
-        components.update(_rows(script, ROWS, is_img2img))
-        with gr.Accordion("Advanced", open=False, elem_id=script.elem_id("advanced")):
-            components.update(_rows(script, ADVANCED_ROWS, is_img2img))
+        line = gr.HTML(value=describe([{**opening, "enabled": True}], TabValues()), elem_id=script.elem_id("line"))
+        components.update(_rows(script, SIZES, opening))
+        row = preset_row.build(script, lambda: _component(script, "preset", opening["preset"]), problems)
+        components["preset"] = row.dropdown
+        components.update(_rows(script, ROWS, opening))
+        with gr.Accordion(ADVANCED, open=False, elem_id=script.elem_id("advanced")):
+            components.update(_rows(script, ADVANCED_ROWS, opening))
     controls = [components[name] for name in NAMES]
-    _connect_line(line, controls, script.neighbours.of_tab(tab))
-    # not `change`: pasted text sets preset and controls at once, and the controls must stay as pasted
-    components["preset"].input(
-        apply_preset, [components["preset"]], [components[name] for name in PRESET_FIELDS], show_progress=False
-    )
+    row.controls = [components[name] for name in PRESET_FIELDS]
+    _connect_presets(row, is_img2img)
+    _let_preset_win(components, opening["preset"])
+    script.neighbours.when_complete(lambda found: _connect_line(line, controls, found, is_img2img))
     script.infotext_fields = [(components[name], _reader(name)) for name in NAMES]
     return controls
 
 
-def apply_preset(preset: str) -> list[Any]:
-    """Returns the controls' values of a preset."""
-    values = PRESETS.get(preset, {})
-    return [gr.update(value=values.get(name, getattr(Settings, name))) for name in PRESET_FIELDS]
+def opening_values() -> dict[str, Any]:
+    """Returns what the controls show at first: the default preset's values, and the defaults of all else."""
+    preset = presets.default()
+    return {**{name: getattr(Settings, name) for name in NAMES}, **preset_values(preset), "preset": preset}
+
+
+def _connect_presets(row: preset_row.PresetRow, is_img2img: bool) -> None:
+    """Connects the rows of both tabs as soon as the second is built, which is img2img's."""
+    _preset_rows["img2img" if is_img2img else "txt2img"] = row
+    if is_img2img:
+        preset_row.connect(list(_preset_rows.values()))
+        _preset_rows.clear()
+
+
+def _let_preset_win(components: dict[str, Any], preset: str) -> None:
+    """A preset that was chosen on the settings page wins over the values that ui-config.json remembers."""
+    if preset != Settings.preset:
+        for name in ("preset", *PRESET_FIELDS):
+            components[name].do_not_save_to_config = True
 
 
 def _reader(name: str) -> Any:
@@ -85,21 +120,21 @@ def _reader(name: str) -> Any:
     return lambda params: from_infotext(name, params)
 
 
-def _rows(script: Any, rows: tuple[tuple[str, ...], ...], is_img2img: bool) -> dict[str, Any]:
+def _rows(script: Any, rows: tuple[tuple[str, ...], ...], opening: dict[str, Any]) -> dict[str, Any]:
     components = {}
     for row in rows:
         with FormRow():
-            components.update({name: _component(script, name, is_img2img) for name in row})
+            components.update({name: _component(script, name, opening[name]) for name in row})
     return components
 
 
-def _component(script: Any, name: str, is_img2img: bool) -> Any:
+def _component(script: Any, name: str, value: Any) -> Any:
     spec = SPECS[name]
-    common = {"label": spec.label, "value": getattr(Settings, name), "elem_id": script.elem_id(name)}
+    common = {"label": spec.label, "value": value, "elem_id": script.elem_id(name)}
     if spec.info:
         common["info"] = spec.info
     if spec.kind is bool:
-        return gr.Checkbox(**common, visible=is_img2img or name != "redraw_base")
+        return gr.Checkbox(**common, visible=script.is_img2img or name != "redraw_base")
     if spec.choices:
         return gr.Dropdown(**common, choices=list(spec.choices))
     if spec.kind is str:
@@ -107,42 +142,15 @@ def _component(script: Any, name: str, is_img2img: bool) -> Any:
     return gr.Slider(**common, minimum=spec.minimum, maximum=spec.maximum, step=spec.step)
 
 
-def _connect_line(line: Any, controls: list[Any], neighbours: list[Any]) -> None:
-    """Makes the line follow the panel and, where they are known, the tab's width, height and steps."""
+def _connect_line(line: Any, controls: list[Any], found: dict[str, Any], is_img2img: bool) -> None:
+    """Makes the line follow the panel and what the tab has of the values that it needs."""
 
     def update(*values: Any) -> Any:
-        args, tab = values[: len(controls)], values[len(controls) :] or UNKNOWN_TAB
-        return gr.update(value=describe((True, *args[1:]), *tab))
+        tab = dict(zip(found, values[len(controls) :]))
+        runner = scripts.scripts_img2img if is_img2img else scripts.scripts_txt2img
+        title = neighbours.chosen_script(runner, tab.get("script"))
+        return gr.update(value=describe((True, *values[1 : len(controls)]), TabValues(**{**tab, "script": title})))
 
-    inputs = [*controls, *neighbours]
+    inputs = [*controls, *found.values()]
     for component in inputs:
         component.change(update, inputs, [line], show_progress=False, queue=False)
-
-
-UNKNOWN_TAB = (512, 512, 20, None)
-"""Width, height, steps and sampler until the tab's own are known."""
-
-
-def describe(args: tuple[Any, ...], width: float, height: float, steps: float, sampler: str | None) -> str:
-    """Returns the live line: stages, final size, model evaluations and cost, or what is wrong with the values."""
-    try:
-        settings = settings_from_args(args)
-        plan = make_plan(settings, (int(height) // CELL, int(width) // CELL))
-    except SettingsError as error:
-        return f'<span class="demofusion-error">{html.escape(str(error))}</span>'
-    if not plan.stages:
-        return "no stage: the final size is that of the base picture"
-    sizes = " → ".join(f"{w}x{h}" for h, w in [(n * CELL for n in plan.base), *(s.pixels for s in plan.stages)])
-    base_calls, calls = (_calls(sampler, int(steps), share) for share in (1.0, settings.strength))
-    evaluations = base_calls + calls * sum(stage.evaluations for stage in plan.stages)
-    cost = 1 + (plan.cost - 1) * calls / base_calls
-    most = "at most " if settings.dilated_threshold or settings.local_threshold else ""
-    notes = "".join(f"<br>{html.escape(note)}" for note in plan.notes)
-    return f"{sizes}, {most}{evaluations} model evaluations, {cost:.3g} times the base pass{notes}"
-
-
-def _calls(sampler: str | None, steps: int, share: float) -> int:
-    """Returns how often the sampler calls its model for a share of the steps."""
-    config = sd_samplers.find_sampler_config(sampler)
-    second_order = config is not None and config.options.get("second_order", False)
-    return model_calls("", max(1, round(steps * share)), second_order)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lib_demofusion.batching import ViewBatches
 from lib_demofusion.costs import StageClock
 from lib_demofusion.forecast import call_cells
-from lib_demofusion.host import controlnet, denoiser, options
+from lib_demofusion.host import controlnet, denoiser, options, timing
 from lib_demofusion.host.cond_rows import repeated_images
 from lib_demofusion.host.conditioning import image_conditioning_for
 from lib_demofusion.host.inpainting import is_inpainting
@@ -73,12 +73,12 @@ def run_stage(
 
     def attach(model: Any, run: StageRun, cells: list[int] | None) -> None:
         batches = ViewBatches(views, device_memory())
-        before_batch = _before_batch(run, StageClock(cells), report)
+        before_batch = _before_batch(run, StageClock(cells), report, watch)
         hints = controlnet.stage_hints(p, stage, plan)
         denoiser.attach(model, run, batches, frame, before_batch, repeated_images, hints)
 
     _steer(sampler, stage, settings, anchor, noise, attach)
-    with replaced(p, rng=stage_rng), _sampling_precision():
+    with timing.measured(p) as watch, replaced(p, rng=stage_rng), _sampling_precision():
         x = _sample(p, sampler, settings.strength, anchor, noise, _image_conditioning(p, anchor, plan))
     if x.shape != anchor.shape:
         # the host caught a RecursionError of a noise sampler and returned its preview
@@ -159,12 +159,16 @@ def _call_cells(run: StageRun, levels: list[Tensor]) -> list[int]:
     return call_cells(run.stage, [run.space.timestep(level) for level in levels], run.settings)
 
 
-def _before_batch(run: StageRun, clock: StageClock, report: Report) -> Callable[[float], None]:
+def _before_batch(run: StageRun, clock: StageClock, report: Report, watch: timing.Stopwatch) -> Callable[[float], None]:
     """Returns what is called before every batch: it reports progress, and ends the sampling when the user asks."""
+    seen = [-1]
 
     def before_batch(cells: float) -> None:
         if stop_requested():
             raise InterruptedException
+        if run.call != seen[0]:
+            seen[0] = run.call
+            watch.begin_call(run.stage.cells_at(run.weights.dilated) * len(run.anchor))
         report(clock.share(run.call, run.timestep, cells))
 
     return before_batch

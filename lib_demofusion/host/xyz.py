@@ -8,7 +8,8 @@ from typing import Any
 
 from modules import scripts
 
-from lib_demofusion.settings import SPECS, SettingsError, Spec
+from lib_demofusion.settings import SPECS
+from lib_demofusion.spec import SettingsError, Spec
 
 OVERRIDES = "_demofusion_xyz"
 PREFIX = "[DemoFusion] "
@@ -29,9 +30,9 @@ def overrides(p: Any) -> dict[str, Any]:
 
 def _axis(module: Any, name: str, spec: Spec) -> Any:
     label = PREFIX + ("Enabled" if name == "enabled" else spec.label)
-    choices = ("True", "False") if spec.kind is bool else spec.choices
+    choices = (lambda: ("True", "False")) if spec.kind is bool else spec.offered
     kind = spec.kind if spec.kind in (int, float) else str
-    extra = {"choices": lambda: list(choices)} if choices else {}
+    extra = {"choices": lambda: list(choices())} if choices() else {}
     return module.AxisOption(label=label, type=kind, apply=_apply(name), confirm=_confirm(name, spec), **extra)
 
 

@@ -64,6 +64,35 @@ class Tab:
             "selector => document.querySelector(selector).checked", arg=f"{self.panel}_enabled-checkbox input"
         )
 
+    def text(self, name: str, value: str) -> str:
+        """Types into a text box of the panel; returns its selector."""
+        box = f"{self.panel}_{name} textarea, {self.panel}_{name} input"
+        self.page.fill(box, value)
+        return box
+
+    def presets(self) -> list[str]:
+        """Opens the list of presets; returns its entries."""
+        self.page.click(f"{self.panel}_preset input")
+        entries = self.page.locator(f"{self.panel}_preset ul li")
+        entries.first.wait_for(timeout=SECONDS)
+        return [text.replace("✓", "").strip() for text in entries.all_inner_texts()]
+
+    def choose_preset(self, name: str) -> None:
+        """Chooses a preset from the list."""
+        assert name in self.presets()
+        self.page.locator(f"{self.panel}_preset ul li").filter(has_text=name).first.click()
+
+    def wait_for_value(self, name: str, value: str) -> None:
+        """Waits until a control of the panel shows a value."""
+        selector = f"{self.panel}_{name} input, {self.panel}_{name} textarea"
+        script = "([selector, value]) => document.querySelector(selector).value === value"
+        self.page.wait_for_function(script, arg=[selector, value], timeout=SECONDS)
+
+    def wait_for_message(self, text: str) -> None:
+        """Waits until a text stands below the presets."""
+        message = self.page.locator(f"{self.panel}_preset_message.prose")
+        message.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=SECONDS)
+
     def wait_for_line(self, text: str) -> str:
         """Waits until the live line has a text in it; returns the line."""
         line = self.page.locator(f"{self.panel}_line.prose")

@@ -185,3 +185,93 @@ def test_the_checkbox_alone_switches_off_and_leaves_the_panel_open(tab: Tab) -> 
     tab.page.wait_for_timeout(500)
     assert not tab.enabled
     assert "open" in (tab.page.get_attribute(f"{tab.panel}_enabled > .label-wrap", "class") or "").split()
+
+
+def test_a_preset_is_saved_chosen_and_deleted_in_both_tabs(tab: Tab) -> None:
+    tab.page.on("dialog", lambda dialog: dialog.accept())
+    tab.open_panel()
+    tab.text("stages", "1,2")
+    tab.page.press(tab.text("preset_name", f"From {tab.name}"), "Enter")
+    tab.wait_for_message(f"Saved: From {tab.name}")
+    tab.wait_for_value("preset", f"From {tab.name}")
+    tab.wait_for_value("preset_name", "")
+    screenshot(tab.page, SCREENSHOTS, f"{tab.name}-preset")
+
+    other = Tab(tab.page, next(name for name in TABS if name != tab.name))
+    other.open_panel()
+    other.choose_preset(f"From {tab.name}")
+    other.wait_for_value("stages", "1,2")
+    other.page.click(f"{other.panel}_preset_delete")
+    other.wait_for_message(f"Deleted: From {tab.name}")
+    other.wait_for_value("preset", "Paper")
+    again = Tab(tab.page, tab.name)
+    again.wait_for_value("preset", "Paper")
+    assert again.presets() == ["Paper"]
+
+
+def test_a_preset_is_still_there_when_the_page_is_loaded_again(page: Any) -> None:
+    tab = Tab(page, "txt2img")
+    tab.open_panel()
+    tab.text("preset_name", "Kept")
+    page.click(f"{tab.panel}_preset_save")
+    tab.wait_for_message("Saved: Kept")
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
+    again = Tab(page, "txt2img")
+    again.open_panel()
+    page.wait_for_timeout(1000)
+    again.choose_preset("Kept")
+    page.on("dialog", lambda dialog: dialog.dismiss())
+    page.click(f"{again.panel}_preset_delete")
+    page.wait_for_timeout(1000)
+    again.wait_for_value("preset", "Kept")
+
+
+def test_the_built_in_preset_is_neither_replaced_nor_deleted(tab: Tab) -> None:
+    tab.open_panel()
+    page = tab.page
+    page.click(f"{tab.panel}_preset_delete")
+    tab.wait_for_message("neither replaced nor deleted")
+    page.press(tab.text("preset_name", "paper"), "Enter")
+    tab.wait_for_message("neither replaced nor deleted")
+    assert "Paper" in tab.presets()
+
+
+def test_a_preset_s_row_is_reached_in_order_by_the_tab_key(page: Any) -> None:
+    tab = Tab(page, "txt2img")
+    tab.open_panel()
+    page.focus(f"{tab.panel}_preset input")
+    seen = []
+    for _ in range(4):
+        page.keyboard.press("Tab")
+        seen.append(page.evaluate("document.activeElement.closest('[id^=script_]').id"))
+    names = ("preset_name", "preset_save", "preset_delete", "stages")
+    assert seen == [f"{tab.panel}_{name}".removeprefix("#") for name in names]
+
+
+def test_after_a_run_the_line_tells_how_long_the_next_takes(tab: Tab) -> None:
+    tab.open_panel()
+    tab.number(tab.id("steps"), 8)
+    tab.wait_for_line("256x256")
+    tab.generate()
+    tab.wait_until_done()
+    tab.number(tab.id("steps"), 80)
+    assert "seconds" in tab.wait_for_line("about")
+    tab.number(tab.id("batch_count"), 16)
+    tab.wait_for_line("minutes")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_window_holds_the_panel(chromium: Any, address: str, scheme: str) -> None:
+    page = chromium.new_page(viewport={"width": 400, "height": 900})
+    page.goto(f"{address}?__theme={scheme}", wait_until="domcontentloaded")
+    page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
+    tab = Tab(page, "txt2img")
+    tab.open_panel()
+    page.click(f"{tab.panel}_advanced > .label-wrap")
+    page.locator(f"{tab.panel}_sigma").wait_for(timeout=SECONDS)
+    page.wait_for_timeout(500)
+    script = "id => [...document.querySelectorAll(`[id^=${id}]`)].map(e => e.getBoundingClientRect().right)"
+    assert max(page.evaluate(script, tab.panel.removeprefix("#"))) <= 400
+    screenshot(page, SCREENSHOTS, f"narrow-{scheme}")
+    page.close()

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class OptionInfo:
-    """One setting; what would decorate it on the settings page returns it unchanged."""
+    """One setting and the words of the settings page."""
 
     def __init__(
         self,
@@ -24,11 +24,16 @@ class OptionInfo:
         category_id: str | None = None,
     ):
         self.default = default
+        self.label = label
+        self.component_args = component_args
+        self.comment_after = comment_after
 
     def info(self, info: str) -> "OptionInfo":
+        self.comment_after += f"<span class='info'>({info})</span>"
         return self
 
     def needs_reload_ui(self) -> "OptionInfo":
+        self.comment_after += " <span class='info'>(requires Reload UI)</span>"
         return self
 
 
@@ -37,4 +42,5 @@ class Options(SimpleNamespace):
 
     def add_option(self, key: str, info: OptionInfo) -> None:
         """Adds a setting of an extension."""
+        self.__dict__.setdefault("data_labels", {})[key] = info
         self.__dict__.setdefault(key, info.default)

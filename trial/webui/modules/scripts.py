@@ -131,6 +131,7 @@ class ScriptRunner:
     def __init__(self) -> None:
         self.scripts: list[Script] = []
         self.alwayson_scripts: list[Script] = []
+        self.selectable_scripts: list[Script] = []
         self.infotext_fields: list[tuple] = []
         self.inputs: list[Any] = [None]
 

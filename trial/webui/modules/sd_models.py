@@ -49,6 +49,18 @@ class LatentDiffusion(torch.nn.Module):
         return self.small.decode(z)
 
 
+class SdModelData:
+    """The loaded checkpoint, for those who would not have one loaded."""
+
+    @property
+    def sd_model(self) -> LatentDiffusion | None:
+        """What is in memory."""
+        return shared.sd_model
+
+
+model_data = SdModelData()
+
+
 def use_model(small: Any, name: str, sha256: str = "0" * 64) -> LatentDiffusion:
     """Makes a small model the one that all jobs run on."""
     shared.sd_model = LatentDiffusion(small, name, sha256).eval().requires_grad_(False)

@@ -29,6 +29,7 @@ opts = options.Options(
     save_incomplete_images=False,
     sd_vae_decode_method="Full",
     temp_dir="",
+    tiling=False,
     sd_vae_encode_method="Full",
 )
 """The settings; there is no page for them."""

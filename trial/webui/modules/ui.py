@@ -60,6 +60,8 @@ class Tab:
                 self.gallery = gr.Gallery(show_label=False, elem_id=self._id("gallery"), preview=True, columns=4,
                                           object_fit="contain", height=560)  # fmt: skip
                 self.info = gr.HTML(elem_id=f"html_info_{self.name}")
+        # the webui shows scripts every component that it makes
+        self.runner.after_component(self.gallery, elem_id=self.gallery.elem_id)
         self._connect()
 
     def _settings(self) -> None:
@@ -83,6 +85,9 @@ class Tab:
             self._number("denoising_strength", "Denoising strength", 0.75, (0.0, 1.0, 0.01))
         with gr.Group(elem_id=self._id("script_container")):
             self.script_inputs = self.runner.setup_ui()[1:]
+            titles = ["None", *(script.title() for script in self.runner.selectable_scripts)]
+            chosen = gr.Dropdown(titles, value="None", type="index", label="Script", elem_id="script_list")
+            self.runner.after_component(chosen, elem_id=chosen.elem_id)
 
     def _connect(self) -> None:
         names, inputs = list(self.controls), [*self.controls.values(), *self.script_inputs]

@@ -20,6 +20,7 @@ class ToolButton(FormComponent, gr.Button):
 
     def __init__(self, *args: Any, **kwargs: Any):
         classes = kwargs.pop("elem_classes", [])
+        self.webui_tooltip = kwargs.pop("tooltip", None)
         super().__init__(*args, elem_classes=["tool", *classes], **kwargs)
 
     def get_block_name(self) -> str:

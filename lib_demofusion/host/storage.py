@@ -1,0 +1,48 @@
+"""Small JSON files in the webui's data directory, which people may edit by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from modules import paths_internal
+
+
+class StorageError(Exception):
+    """A file that cannot be read or written, with a sentence for people."""
+
+
+def path_of(name: str) -> Path:
+    """Returns where a file of ours lies."""
+    return Path(paths_internal.data_path, name)
+
+
+def read(name: str) -> dict[str, Any]:
+    """Returns what a file holds, nothing where there is none; raises StorageError where it holds no JSON object."""
+    path = path_of(name)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise StorageError(f"{path} cannot be read: it holds no JSON object")
+    return data
+
+
+def write(name: str, data: dict[str, Any]) -> None:
+    """Replaces a file as a whole, so that nobody ever reads half of it; raises StorageError."""
+    path = path_of(name)
+    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink()
+        raise StorageError(f"{path} cannot be written: {error}") from error

@@ -1,0 +1,109 @@
+"""Every word that the extension shows has a translation in every language, and no translation has lost its word."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from in_process import Webui
+from modules import shared
+
+from lib_demofusion.host import line, neighbours, preset_row, presets
+
+FOLDER = Path(__file__).resolve().parents[2] / "localizations"
+LANGUAGES = sorted(path.stem for path in FOLDER.glob("*.json"))
+IN_SENTENCES = (line.WORDS, preset_row.WORDS, presets.SENTENCES, (reason for _, reason in neighbours.REFUSALS))
+
+
+class TextNodes(HTMLParser):
+    """The text nodes of a piece of HTML, as the webui's localization.js sees them."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.found.append(data.strip())
+
+
+def on_the_page(webui: Webui) -> Iterator[str]:
+    """Labels, infos, placeholders and tooltips of the panel in both tabs."""
+    for block in webui.page.blocks.values():
+        if "demofusion" in (getattr(block, "elem_id", None) or ""):
+            words = [getattr(block, name, None) for name in ("label", "info", "placeholder", "webui_tooltip")]
+            yield from filter(None, words)
+
+
+def on_the_settings_page() -> Iterator[str]:
+    """Labels, hints and choices of the settings."""
+    for key, option in shared.opts.data_labels.items():
+        if not key.startswith("demofusion_"):
+            continue
+        yield option.label
+        yield from (text for text in TextNodes(option.comment_after).found if text != "(requires Reload UI)")
+        # of a list that is made anew each time the entries are names
+        arguments: Any = {} if callable(option.component_args) else option.component_args or {}
+        yield from arguments.get("choices", ())
+
+
+@pytest.fixture(scope="module")
+def shown(webui: Webui) -> set[str]:
+    """All words of the extension."""
+    constant = {text for texts in IN_SENTENCES for text in texts} | {neighbours.REFUSED}
+    return constant | set(on_the_page(webui)) | set(on_the_settings_page())
+
+
+def translations(language: str) -> dict[str, str]:
+    """The file of a language."""
+    return json.loads((FOLDER / f"{language}.json").read_text(encoding="utf-8"))
+
+
+def test_the_languages_are_there() -> None:
+    assert LANGUAGES == ["de_DE", "zh_CN"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_words_are_those_that_are_shown(language: str, shown: set[str]) -> None:
+    keys = set(translations(language))
+    assert {"without a translation": shown - keys, "no longer shown": keys - shown} == {
+        "without a translation": set(),
+        "no longer shown": set(),
+    }
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_translations_say_something(language: str) -> None:
+    for text, translated in translations(language).items():
+        assert translated.strip() == translated
+        assert translated
+        assert re.findall(r"\b\d+\b", text) == re.findall(r"\b\d+\b", translated)
+
+
+ON = {"enabled": True}
+LINES = (
+    (ON, {}),
+    ({**ON, "scale": 1}, {}),
+    ({**ON, "scale": 8}, {"width": 4096, "script": "SD upscale"}),
+    ({**ON, "dilated_threshold": 0.1}, {"cfg_scale": 1}),
+    ({**ON, "scale": 99}, {}),
+)
+
+
+@pytest.mark.parametrize(("settings", "tab"), LINES)
+@pytest.mark.parametrize("seconds", [None, 8, 300, 9000])
+def test_the_live_line_is_made_of_pieces_that_can_be_translated(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, settings: dict, tab: dict, seconds: float | None
+) -> None:
+    monkeypatch.setattr(line.timing, "seconds", lambda cells, guided: seconds)
+    known = translations("de_DE")
+    for text in TextNodes(line.describe([settings], line.TabValues(**tab))).found:
+        numbers = re.fullmatch(r"[\d.,x→ e+]+", text)
+        assert text in known or numbers or text in ("scale = 99", "a number from 1 to 8")

@@ -1,0 +1,273 @@
+"""The user's presets: the file, the panel that opens with one, and jobs that name one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+from in_process import BASE, Webui, sizes
+from modules import infotext_utils, paths_internal, scripts, shared
+
+from lib_demofusion.host import options, panel, preset_row, presets
+from lib_demofusion.host.line import TabValues, describe
+from lib_demofusion.settings import PRESET_FIELDS, Settings, preset_names, preset_values, use_presets
+from lib_demofusion.spec import SettingsError
+
+VALUES = {**preset_values("Paper"), "stages": "1,2", "sigma": 1.5}
+
+
+@pytest.fixture
+def file(webui: Webui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file of presets, not there yet."""
+    monkeypatch.setattr(paths_internal, "data_path", str(tmp_path))
+    # jobs of the stand-in go back to its own folder
+    monkeypatch.setattr(webui, "folder", tmp_path)
+    use_presets({})
+    yield tmp_path / presets.FILE
+    use_presets({})
+
+
+@pytest.fixture
+def default_preset(file: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A preset of the user's that the settings page names."""
+    monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, presets.save("Mine", VALUES))
+    return "Mine"
+
+
+def test_saved_it_is_there_after_a_restart(file: Path) -> None:
+    assert presets.save("  Mine ", VALUES) == "Mine"
+    assert json.loads(file.read_text(encoding="utf-8")) == {"Mine": VALUES}
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    use_presets({})
+    assert presets.load() == []
+    assert preset_names()[-1] == "Mine"
+    assert preset_values("Mine") == VALUES
+
+
+def test_saved_again_it_is_replaced_and_deleted_it_is_gone(file: Path) -> None:
+    presets.save("Mine", VALUES)
+    presets.save("Ünsere", VALUES)
+    presets.save("Mine", {**VALUES, "sigma": 2.5})
+    assert preset_values("Mine")["sigma"] == 2.5
+    presets.delete("Mine")
+    assert preset_names()[-1] == "Ünsere"
+    assert set(json.loads(file.read_text(encoding="utf-8"))) == {"Ünsere"}
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("Paper", presets.BUILT_IN),
+        ("paper ", presets.BUILT_IN),
+        ("", presets.NO_NAME),
+        (" ", presets.NO_NAME),
+        ("a\nb", presets.BAD_NAME),
+        ("x" * 61, presets.BAD_NAME),
+    ],
+)
+def test_a_name_that_cannot_be_is_refused(file: Path, name: str, sentence: str) -> None:
+    with pytest.raises(presets.PresetError, match=sentence):
+        presets.save(name, VALUES)
+    assert not file.exists()
+
+
+def test_built_in_ones_cannot_be_deleted(file: Path) -> None:
+    with pytest.raises(presets.PresetError, match=presets.BUILT_IN):
+        presets.delete("Paper")
+    with pytest.raises(presets.PresetError, match=presets.NOT_SAVED):
+        presets.delete("Mine")
+
+
+def test_impossible_values_are_not_saved(file: Path) -> None:
+    with pytest.raises(SettingsError, match="stages"):
+        presets.save("Mine", {**VALUES, "stages": "3,2"})
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"Mine"', "[" * 100_000, "\x00"])
+def test_a_broken_file_is_said_and_not_overwritten(file: Path, text: str) -> None:
+    file.write_text(text)
+    problems = presets.load()
+    assert len(problems) == 1
+    assert str(file) in problems[0]
+    for act in (lambda: presets.save("Mine", VALUES), lambda: presets.delete("Mine")):
+        with pytest.raises(presets.PresetError, match=presets.REPAIR):
+            act()
+    assert file.read_text() == text
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [1, None, [], "sigma", {"sigma": "big"}, {"sgima": 1}, {"sigma": {}}, {"scale": 2}, {"stages": "2,1"}],
+    ids=str,
+)
+def test_an_entry_that_cannot_be_used_costs_itself(file: Path, entry: Any) -> None:
+    file.write_text(json.dumps({"Bad": entry, "Paper": {"sigma": 5}, "Good": {"sigma": 2}}), encoding="utf-8")
+    problems = presets.load()
+    assert [problem for problem in problems if "'Bad'" in problem]
+    assert [problem for problem in problems if "'Paper'" in problem]
+    assert preset_names() == ("Paper", "Good")
+    presets.save("Mine", VALUES)
+    assert json.loads(file.read_text(encoding="utf-8"))["Bad"] == entry
+
+
+def test_a_folder_that_cannot_be_written_is_said(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.parent.joinpath("file").write_text("")
+    monkeypatch.setattr(paths_internal, "data_path", str(file.parent / "file"))
+    monkeypatch.setattr(presets.storage, "read", lambda name: {})
+    with pytest.raises(presets.PresetError, match=presets.NOT_WRITTEN):
+        presets.save("Mine", VALUES)
+    assert "Mine" not in preset_names()
+
+
+def build(is_img2img: bool = False) -> dict[str, Any]:
+    """A panel that is built now, its components by the last part of their ids."""
+    data = next(data for data in scripts.scripts_data if Path(data.path).name == "demofusion_hires.py")
+    script = data.script_class()
+    script.is_txt2img, script.is_img2img = not is_img2img, is_img2img
+    with gr.Blocks() as blocks:
+        script.ui(is_img2img)
+    prefix = script.elem_id("")
+    by_id = {getattr(block, "elem_id", None) or "": block for block in blocks.blocks.values()}
+    return {elem_id.removeprefix(prefix): block for elem_id, block in by_id.items()}
+
+
+def test_the_panel_has_every_preset_field_below_the_presets() -> None:
+    below = [name for rows in (panel.ROWS, panel.ADVANCED_ROWS) for row in rows for name in row]
+    assert set(PRESET_FIELDS) <= set(below)
+
+
+def test_the_panel_opens_with_the_declared_defaults(file: Path) -> None:
+    components = build()
+    assert {name: components[name].value for name in PRESET_FIELDS} == preset_values("Paper")
+    assert components["preset"].value == "Paper"
+    # the webui's own memory of defaults rules
+    assert not any(getattr(components[name], "do_not_save_to_config", False) for name in PRESET_FIELDS)
+    for helper in ("preset_name", "preset_save", "preset_delete"):
+        assert components[helper].do_not_save_to_config
+
+
+def test_the_panel_opens_with_the_default_preset(default_preset: str) -> None:
+    components = build(is_img2img=True)
+    assert {name: components[name].value for name in PRESET_FIELDS} == VALUES
+    assert components["preset"].value == default_preset
+    assert default_preset in components["preset"].choices
+    # ui-config.json would put other values over these
+    assert all(components[name].do_not_save_to_config for name in ("preset", *PRESET_FIELDS))
+
+
+def test_the_panel_says_what_is_wrong_with_the_file(file: Path) -> None:
+    assert not build()["preset_message"].visible
+    file.write_text("<b>no</b> JSON")
+    message = build()["preset_message"]
+    assert message.visible
+    assert presets.FILE in message.value
+    assert "<b>" not in message.value
+
+
+@pytest.mark.parametrize("flag", ["hide_ui_dir_config", "freeze_settings", "share"])
+def test_on_a_shared_server_presets_are_only_chosen(file: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    monkeypatch.setattr(shared, "cmd_opts", SimpleNamespace(**{flag: True}))
+    components = build()
+    assert not any(components[name].visible for name in ("preset_name", "preset_save", "preset_delete"))
+    assert components["preset"].visible
+
+
+def test_a_default_preset_that_is_gone_is_the_built_in_one(default_preset: str) -> None:
+    presets.delete(default_preset)
+    assert presets.default() == Settings.preset
+    assert build()["preset"].value == Settings.preset
+
+
+def test_a_request_that_names_no_preset_uses_the_default(webui: Webui, default_preset: str) -> None:
+    text = webui.job({"enabled": True, "sigma": 0.8}).infotexts[0]
+    params = infotext_utils.parse_generation_parameters(text)
+    assert params["DemoFusion preset"] == default_preset
+    assert params["DemoFusion stages"] == "1,2"
+    assert "DemoFusion sigma" not in params
+    other = webui.job({"enabled": True, "preset": "Paper"}).infotexts[0]
+    assert "DemoFusion stages" not in other
+    assert "DemoFusion preset" not in other
+
+
+def test_an_infotext_makes_the_same_picture_where_the_preset_is_unknown(webui: Webui, default_preset: str) -> None:
+    first = webui.job({"enabled": True, "strength": 0.5})
+    presets.delete(default_preset)
+    script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
+    params = infotext_utils.parse_generation_parameters(first.infotexts[0])
+    args = dict(zip(panel.NAMES, (read(params) for _, read in script.infotext_fields)))
+    assert (args["preset"], args["sigma"], args["strength"]) == ("Paper", 1.5, 0.5)
+    assert webui.job(args).images[0].tobytes() == first.images[0].tobytes()
+
+
+def test_an_unknown_preset_is_named(webui: Webui, file: Path) -> None:
+    presets.save("Mine", VALUES)
+    result = webui.job({"enabled": True, "preset": "Yours"})
+    assert sizes(result) == [BASE]
+    assert "preset = 'Yours' is not possible; allowed: one of Paper, Mine" in result.comments
+
+
+def test_a_preset_of_a_plot_sets_its_values(webui: Webui, default_preset: str) -> None:
+    p = SimpleNamespace(_demofusion_xyz={"preset": default_preset, "sigma": "2"})
+    settings = panel_job(p)
+    assert (settings.preset, settings.stages, settings.sigma) == (default_preset, "1,2", 2.0)
+
+
+def panel_job(p: Any) -> Settings:
+    """What the hook makes of the panel's values in a cell of a plot."""
+    from lib_demofusion.host import hooks
+
+    seen: list[Settings] = []
+    p.extra_generation_params = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hooks, "Job", lambda p, settings: seen.append(settings))
+        hooks.process(p, [True, 2.0, 0, 0, "Paper", ""])
+    return seen[0]
+
+
+WARNINGS = (
+    (lambda patch: patch.setattr(shared.opts, "tiling", True), {}, "Tiling"),
+    (lambda patch: patch.setattr(shared.sd_model, "is_sd3", True), {}, "SD3 and Flux"),
+    (lambda patch: None, {"script": "SD upscale"}, "upscale or outpaint in tiles"),
+    (lambda patch: None, {"script": "Poor man's outpainting"}, "upscale or outpaint in tiles"),
+)
+
+
+@pytest.mark.parametrize(("change", "tab", "text"), WARNINGS)
+def test_the_line_warns_of_what_a_job_refuses(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None], tab: dict, text: str
+) -> None:
+    on = [{"enabled": True}]
+    assert text not in describe(on, TabValues())
+    with monkeypatch.context() as patch:
+        change(patch)
+        assert text in describe(on, TabValues(**tab))
+        if not tab:
+            webui_says = webui.job({"enabled": True}, **({"tiling": True} if text == "Tiling" else {})).comments
+            assert text in webui_says
+
+
+@pytest.mark.parametrize(("width", "warned"), [(2048, False), (2056, True)])
+def test_the_line_warns_of_pictures_beyond_measure(webui: Webui, width: int, warned: bool) -> None:
+    text = describe([{"enabled": True, "scale": 8}], TabValues(width=width, height=512))
+    assert ("16384 pixels" in text) == warned
+
+
+def test_scripts_are_known_by_their_place_in_the_dropdown() -> None:
+    upscale = SimpleNamespace(title=lambda: "SD upscale")
+    runner = SimpleNamespace(selectable_scripts=[upscale])
+    titles = [panel.neighbours.chosen_script(runner, index) for index in (None, 0, 1, 2, "1", -1)]
+    assert titles == ["", "", "SD upscale", "", "", ""]
+    assert panel.neighbours.chosen_script(None, 1) == ""
+
+
+def test_the_built_in_names_reach_the_question(webui: Webui) -> None:
+    asked = [dependency["js"] or "" for dependency in webui.page.dependencies]
+    confirms = [script for script in asked if script.startswith("(...chosen)")]
+    assert len(confirms) == 2
+    assert all('["Paper"]' in script and preset_row.CONFIRM in script for script in confirms)
