@@ -9,6 +9,7 @@ import gradio as gr
 from modules import sd_samplers
 from modules.ui_components import FormRow, InputAccordion
 
+from lib_demofusion.forecast import even_timesteps, plan_evaluations
 from lib_demofusion.plan import CELL, make_plan
 from lib_demofusion.settings import NAMES, PRESETS, SPECS, Settings, SettingsError, from_infotext, settings_from_args
 from lib_demofusion.step_gate import model_calls
@@ -134,11 +135,15 @@ def describe(args: tuple[Any, ...], width: float, height: float, steps: float, s
         return "no stage: the final size is that of the base picture"
     sizes = " → ".join(f"{w}x{h}" for h, w in [(n * CELL for n in plan.base), *(s.pixels for s in plan.stages)])
     base_calls, calls = (_calls(sampler, int(steps), share) for share in (1.0, settings.strength))
-    evaluations = base_calls + calls * sum(stage.evaluations for stage in plan.stages)
+    two_calls = base_calls > int(steps)
+    evaluations = base_calls + plan_evaluations(
+        plan, even_timesteps(int(steps), settings.strength, two_calls), settings
+    )
     cost = 1 + (plan.cost - 1) * calls / base_calls
-    most = "at most " if settings.dilated_threshold or settings.local_threshold else ""
+    # which of them a threshold leaves out depends on the schedule, which is not known here
+    about = "about " if settings.dilated_threshold or settings.local_threshold else ""
     notes = "".join(f"<br>{html.escape(note)}" for note in plan.notes)
-    return f"{sizes}, {most}{evaluations} model evaluations, {cost:.3g} times the base pass{notes}"
+    return f"{sizes}, {about}{evaluations} model evaluations, {cost:.3g} times the base pass{notes}"
 
 
 def _calls(sampler: str | None, steps: int, share: float) -> int:
