@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lib_demofusion.batching import Evaluate, ViewBatches
-from lib_demofusion.views import DilatedView, LocalView, coverage
+from lib_demofusion.views import DilatedView, LocalView, coverage, taper
 
 
 def fuse(
@@ -20,12 +20,15 @@ def fuse(
     blur: Callable[[Tensor], Tensor],
     correction: Tensor | float,
     batches: ViewBatches | None = None,
+    feather: float = 0.0,
 ) -> Tensor:
     """Returns (1 - c2) local + c2 dilated prediction for x (B, C, H, W).
 
     `blur` makes the latent that the dilated views are taken from. `correction` is how much of `x - blur(x)` the
     prediction is owed because it was made on the blurred latent but is applied to x: 1 where `evaluate` returns x0 of
     an eps model, 0 where it returns eps. A path of weight zero is not evaluated.
+    `feather` is the share of its side along which a local view's weight falls towards each border (see `taper`); the
+    weights are divided by their sum, so 0 is the paper's plain mean.
     Beyond x this holds one accumulator, one plane of weights, the blurred latent and the batch of views.
     """
     batches = batches or ViewBatches(1)
@@ -34,9 +37,10 @@ def fuse(
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     if c2 < 1:
         for view, values in batches.predictions(evaluate, x, local):
-            view.add_to(out, values.float())
-        weight = coverage(list(local), (x.shape[-2], x.shape[-1]), x.device)
-        out *= (1 - c2) / weight.clamp_min(1)
+            view.add_to(out, _feathered(values.float(), feather))
+        weight = coverage(list(local), (x.shape[-2], x.shape[-1]), x.device, feather)
+        # a cell in no view stays zero
+        out *= (1 - c2) / weight.masked_fill(weight == 0, 1)
     if c2 > 0:
         blurred = blur(x)
         for view, values in batches.predictions(evaluate, blurred, dilated):
@@ -44,3 +48,10 @@ def fuse(
         owed = torch.as_tensor(correction, dtype=torch.float32, device=x.device)
         out.addcmul_(x.float(), owed, value=c2).addcmul_(blurred.float(), owed, value=-c2)
     return out.to(x.dtype)
+
+
+def _feathered(values: Tensor, feather: float) -> Tensor:
+    """Returns a local view's values (..., h, w) times its weights."""
+    if feather <= 0:
+        return values
+    return values * taper((values.shape[-2], values.shape[-1]), feather, values.device)

@@ -126,6 +126,11 @@ def _spec(default: Any, kind: type, label: str, infotext: str, info: str = "", *
     return field(default=default, metadata={"spec": spec})
 
 
+def _threshold(label: str, infotext: str) -> Any:
+    info = "their weight; 0 = only where they round away, as in the paper"
+    return _spec(0.0, float, label, infotext, info, minimum=0, maximum=0.5, step=0.01)
+
+
 @dataclass(frozen=True)
 class Settings:
     """All parameters of a DemoFusion run. The order of the fields is the order of the API's positional arguments."""
@@ -149,14 +154,7 @@ class Settings:
         step=8,
     )
     stride: int = _spec(
-        0,
-        int,
-        "Stride",
-        "stride",
-        "between local views, in cells; 0 = half the window",
-        minimum=0,
-        maximum=512,
-        step=4,
+        0, int, "Stride", "stride", "between local views, in cells; 0 = half the window", minimum=0, maximum=512, step=4
     )
     view_batch: int = _spec(
         0,
@@ -228,25 +226,17 @@ class Settings:
         "redraw base",
         "by the webui's own img2img pass; off = upscale the upload as it is",
     )
-    dilated_threshold: float = _spec(
+    dilated_threshold: float = _threshold("Skip dilated views below", "dilated threshold")
+    local_threshold: float = _threshold("Skip local views below", "local threshold")
+    feather: float = _spec(
         0.0,
         float,
-        "Skip dilated views below",
-        "dilated threshold",
-        "their weight; 0 = only where they round away, as in the paper",
+        "Feather",
+        "feather",
+        "edge of a local view that fades, of its side; 0 = the paper",
         minimum=0,
         maximum=0.5,
-        step=0.01,
-    )
-    local_threshold: float = _spec(
-        0.0,
-        float,
-        "Skip local views below",
-        "local threshold",
-        "their weight; 0 = only where they round away, as in the paper",
-        minimum=0,
-        maximum=0.5,
-        step=0.01,
+        step=0.05,
     )
 
 

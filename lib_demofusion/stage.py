@@ -99,6 +99,7 @@ class StageRun:
             lambda latent: blur_for_dilation(latent, self.stage.factor, std),
             correction,
             batches,
+            self.settings.feather,
         )
 
     def _blend(self, x: Tensor, level: Tensor, c1: float) -> None:

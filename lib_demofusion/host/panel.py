@@ -24,7 +24,7 @@ ADVANCED_ROWS = (
     ("window", "stride", "view_batch"),
     ("cosine_scale_1", "cosine_scale_2", "cosine_scale_3"),
     ("sigma", "strength", "jitter"),
-    ("dilated_threshold", "local_threshold"),
+    ("dilated_threshold", "local_threshold", "feather"),
 )
 """The fields behind "Advanced"."""
 
