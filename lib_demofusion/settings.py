@@ -16,6 +16,10 @@ PRESETS: dict[str, dict[str, Any]] = {"Paper": {}}
 """Values by preset name that differ from the defaults below."""
 
 
+ANCHORS = LATENT, PIXELS = ("latent", "pixels")
+"""What is enlarged between stages: the latent (bicubic), or the picture (Lanczos), which is encoded again."""
+
+
 class SettingsError(ValueError):
     """A parameter that cannot be used, with the field's name, the value and what would be allowed."""
 
@@ -237,6 +241,14 @@ class Settings:
         minimum=0,
         maximum=0.5,
         step=0.05,
+    )
+    anchor: str = _spec(
+        "latent",
+        str,
+        "Enlarge between stages",
+        "anchor",
+        "the latent, as the paper, or the picture",
+        choices=ANCHORS,
     )
 
 

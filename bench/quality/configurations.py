@@ -41,6 +41,8 @@ PAPER = "Paper"
 
 GATES = {"dilated_threshold": 0.1, "local_threshold": 0.1}
 ONE_STAGE = {"stages": "{scale}"}
+SPARSE = {"stride": 12, "feather": 0.25, **GATES}
+PIXEL_STAGE = {**ONE_STAGE, **SPARSE, "anchor": "pixels"}
 
 CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration("True renderings", "true", note="other scenes of the same captions: what chance alone gives"),
@@ -56,7 +58,15 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration("One stage", settings=ONE_STAGE, scales=(4,)),
     Configuration("Stride 3/4", settings={"stride": 12}),
     Configuration("Stride 1", settings={"stride": 16}),
+    Configuration("Feather", settings={"feather": 0.25}),
+    Configuration("Feather, stride 3/4", settings={"feather": 0.25, "stride": 12}),
+    Configuration("Pixel anchor", settings={"anchor": "pixels"}),
     Configuration("Balanced A", settings={"stages": "2,4", "stride": 12, **GATES}, scales=(4,)),
     Configuration("Balanced B", settings={**ONE_STAGE, "stride": 12, "strength": 0.7, **GATES}),
+    Configuration("Balanced C", settings={**PIXEL_STAGE, "strength": 0.7}),
+    Configuration("Balanced D", settings={**SPARSE, "stages": "2,4", "anchor": "pixels", "strength": 0.7}, scales=(4,)),
     Configuration("Fast A", settings={**ONE_STAGE, "stride": 12, "strength": 0.4, **GATES}),
+    Configuration("Fast B", settings={**PIXEL_STAGE, "strength": 0.4}),
+    Configuration("Fast C", settings={**PIXEL_STAGE, "strength": 0.4, "cosine_scale_1": 1.0}),
+    Configuration("Fast D", settings={**PIXEL_STAGE, "strength": 0.3}),
 )

@@ -16,7 +16,7 @@ from bench.quality.denoiser import NATIVE, GuidedModel, ddim, precision, timeste
 from bench.quality.pictures import as_float, upscale
 from lib_demofusion.plan import StagePlan, make_plan
 from lib_demofusion.residual import VariancePreserving, noised
-from lib_demofusion.settings import Settings
+from lib_demofusion.settings import PIXELS, Settings
 from lib_demofusion.stage import StageRun, finish_stage, make_anchor
 from lib_demofusion.step_gate import StepGate
 from trial.sampling import initial_noise
@@ -138,9 +138,16 @@ class Studio:
         plan = make_plan(settings, (NATIVE, NATIVE))
         x = batch.latents
         for stage in plan.stages:
-            anchor = make_anchor(x, plan, stage)
+            anchor = self._enlarged(x, stage.pixels) if settings.anchor == PIXELS else make_anchor(x, plan, stage)
             x = finish_stage(self._stage(settings, stage, anchor, batch, guided), batch.latents)
         return x
+
+    def _enlarged(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """The latents of decoded pictures enlarged to (height, width), as the webui's host layer makes them."""
+        pictures = np.stack([upscale(picture, size, Image.Resampling.LANCZOS) for picture in self.decode(latents)])
+        x = torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1
+        with precision(self.sampling.bfloat16):
+            return torch.cat([self.model.encode(one[None]).float() for one in x])
 
     def _stage(self, settings: Settings, stage: StagePlan, anchor: Tensor, batch: Batch, guided: GuidedModel) -> Tensor:
         noise = initial_noise([number + SEED_STEP * stage.number for number in batch.numbers], *stage.size)

@@ -24,7 +24,8 @@ ADVANCED_ROWS = (
     ("window", "stride", "view_batch"),
     ("cosine_scale_1", "cosine_scale_2", "cosine_scale_3"),
     ("sigma", "strength", "jitter"),
-    ("dilated_threshold", "local_threshold", "feather"),
+    ("dilated_threshold", "local_threshold"),
+    ("feather", "anchor"),
 )
 """The fields behind "Advanced"."""
 

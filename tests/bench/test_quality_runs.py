@@ -26,6 +26,10 @@ class Vae(nn.Module):
     def decode(self, z):
         return torch.nn.functional.interpolate(z[:, :3], scale_factor=8.0)
 
+    def encode(self, x):
+        small = torch.nn.functional.avg_pool2d(x, 8)
+        return torch.cat([small, small[:, :1]], 1)
+
 
 class Unet(nn.Module):
     """A network without weights, which counts its rows."""
@@ -52,6 +56,9 @@ class TinyModel(nn.Module):
 
     def decode(self, latent):
         return self.vae.decode(latent).clamp(-1, 1)
+
+    def encode(self, image):
+        return self.vae.encode(image)
 
 
 SAMPLING = Sampling(steps=4, rows=8, bfloat16=False)
@@ -92,6 +99,8 @@ def test_names_are_unique_and_settings_are_valid() -> None:
         ("Stages 1,2,4", 4, 78),
         ("One stage", 4, 65),
         ("MultiDiffusion", 4, 49),
+        ("Feather", 2, 13),
+        ("Pixel anchor", 2, 13),
         ("Direct", 4, 16),
         ("Direct", 2, 4),
         ("Lanczos", 4, 0),
