@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lib_demofusion.batching import Evaluate, ViewBatches, Work
-from lib_demofusion.views import DilatedView, LocalView, coverage
+from lib_demofusion.views import DilatedView, LocalView, coverage, taper
 
 
 def fuse(
@@ -22,6 +22,7 @@ def fuse(
     correction: Tensor | float,
     batches: ViewBatches | None = None,
     copies: int = 1,
+    feather: float = 0.0,
 ) -> Tensor:
     """Returns (1 - c2) local + c2 dilated prediction for x (B, C, H, W).
 
@@ -30,6 +31,8 @@ def fuse(
     an eps model, 0 where it returns eps. A path of weight zero is not evaluated.
     `copies` says how many times over x holds the same B / copies images, one set after the other, as it does for cond
     and uncond: one set is blurred for all.
+    `feather` is the share of its side along which a local view's weight falls towards each border (see `taper`); the
+    weights are divided by their sum, so 0 is the paper's plain mean.
     Beyond x this holds one accumulator, one plane of weights, the blurred latent and the batch of views.
     """
     batches = batches or ViewBatches(1)
@@ -44,8 +47,10 @@ def fuse(
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     if c2 < 1:
         for view, values in islice(predictions, averaged):
-            view.add_to(out, values)
-        out *= (1 - c2) / coverage(list(local), (x.shape[-2], x.shape[-1]), x.device).clamp_min(1)
+            view.add_to(out, _feathered(values, feather))
+        weight = coverage(list(local), (x.shape[-2], x.shape[-1]), x.device, feather)
+        # a cell in no view stays zero
+        out *= (1 - c2) / weight.masked_fill(weight == 0, 1)
     if c2 > 0:
         for view, values in predictions:
             view.add_to(out, values, c2)
@@ -59,3 +64,10 @@ def _add_blurred_away(out: Tensor, x: Tensor, blurred: Tensor, correction: Tenso
     owed = owed.to(x.dtype).expand(len(x), 1, 1, 1)
     for row in range(len(x)):
         out[row].add_((x[row] - blurred[row % len(blurred)]).mul_(owed[row]), alpha=c2)
+
+
+def _feathered(values: Tensor, feather: float) -> Tensor:
+    """Returns a local view's values (..., h, w) times its weights."""
+    if feather <= 0:
+        return values
+    return values.float() * taper((values.shape[-2], values.shape[-1]), feather, values.device)

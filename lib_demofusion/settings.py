@@ -13,6 +13,9 @@ PRESETS: dict[str, dict[str, Any]] = {"Paper": {}}
 
 _user_presets: Mapping[str, Mapping[str, Any]] = {}
 
+ANCHORS = LATENT, PIXELS = ("latent", "pixels")
+"""What is enlarged between stages: the latent (bicubic), or the picture (Lanczos), which is encoded again."""
+
 
 def use_presets(presets: Mapping[str, Mapping[str, Any]]) -> None:
     """Makes these, checked by parse_preset, the user's presets instead of those before."""
@@ -34,6 +37,11 @@ def _differing(preset: str) -> Mapping[str, Any]:
 def _spec(default: Any, kind: type, label: str, infotext: str, info: str = "", **limits: Any) -> Any:
     spec = Spec(kind, label, info, f"DemoFusion {infotext}".rstrip(), **limits)
     return field(default=default, metadata={"spec": spec})
+
+
+def _threshold(label: str, infotext: str) -> Any:
+    info = "their weight; 0 = only where they round away, as in the paper"
+    return _spec(0.0, float, label, infotext, info, minimum=0, maximum=0.5, step=0.01)
 
 
 @dataclass(frozen=True)
@@ -59,14 +67,7 @@ class Settings:
         step=8,
     )
     stride: int = _spec(
-        0,
-        int,
-        "Stride",
-        "stride",
-        "between local views, in cells; 0 = half the window",
-        minimum=0,
-        maximum=512,
-        step=4,
+        0, int, "Stride", "stride", "between local views, in cells; 0 = half the window", minimum=0, maximum=512, step=4
     )
     view_batch: int = _spec(
         0,
@@ -138,25 +139,25 @@ class Settings:
         "redraw base",
         "by the webui's own img2img pass; off = upscale the upload as it is",
     )
-    dilated_threshold: float = _spec(
+    dilated_threshold: float = _threshold("Skip dilated views below", "dilated threshold")
+    local_threshold: float = _threshold("Skip local views below", "local threshold")
+    feather: float = _spec(
         0.0,
         float,
-        "Skip dilated views below",
-        "dilated threshold",
-        "their weight; 0 = only where they round away, as in the paper",
+        "Feather",
+        "feather",
+        "edge of a local view that fades, of its side; 0 = the paper",
         minimum=0,
         maximum=0.5,
-        step=0.01,
+        step=0.05,
     )
-    local_threshold: float = _spec(
-        0.0,
-        float,
-        "Skip local views below",
-        "local threshold",
-        "their weight; 0 = only where they round away, as in the paper",
-        minimum=0,
-        maximum=0.5,
-        step=0.01,
+    anchor: str = _spec(
+        "latent",
+        str,
+        "Enlarge between stages",
+        "anchor",
+        "the latent, as the paper, or the picture",
+        choices=ANCHORS,
     )
 
 

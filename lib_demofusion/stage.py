@@ -17,13 +17,16 @@ from lib_demofusion.views import dilated_views, jitter_generator, local_views
 
 
 def make_anchor(latent: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
-    """Returns the latent (B, C, h, w) of the stage before, upsampled to the size of `stage`.
+    """Returns the latent (B, C, h, w) of the stage before, upsampled to the size of `stage` as in the paper.
 
-    The first stage starts from the base, of which only the plan's crop is kept.
+    A host may hand another anchor to StageRun, such as one that was enlarged as a picture (Settings.anchor).
     """
-    if stage.number == 1:
-        latent = plan.crop.take(latent)
-    return F.interpolate(latent, size=stage.size, mode="bicubic", align_corners=False)
+    return F.interpolate(cropped(latent, plan, stage), size=stage.size, mode="bicubic", align_corners=False)
+
+
+def cropped(latent: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
+    """Returns what `stage` starts from: of the base (B, C, h, w) the plan's crop, of a later stage's result all."""
+    return plan.crop.take(latent) if stage.number == 1 else latent
 
 
 def finish_stage(x: Tensor, base: Tensor) -> Tensor:
@@ -109,6 +112,7 @@ class StageRun:
             correction,
             batches,
             copies,
+            self.settings.feather,
         )
 
     def _blend(self, x: Tensor, level: Tensor, c1: float) -> None:

@@ -138,9 +138,24 @@ def dilated_size(size: Size, factor: int) -> Size:
     return -(-size[0] // factor), -(-size[1] // factor)
 
 
-def coverage(views: list[LocalView], size: Size, device: torch.device | None = None) -> Tensor:
-    """Returns in how many views each cell lies, (H, W) float32."""
-    count = torch.zeros(size, dtype=torch.float32, device=device)
+def taper(size: Size, feather: float, device: torch.device | None = None) -> Tensor:
+    """Returns the weights (h, w) of a view's cells: a product of ramps along `feather` of each side at each border.
+
+    The outermost cells keep some weight, for at the latent's borders no other view has them; `feather` 0 is constant 1.
+    """
+    rows, columns = (_ramp(length, feather, device) for length in size)
+    return rows[:, None] * columns
+
+
+def _ramp(length: int, feather: float, device: torch.device | None) -> Tensor:
+    reach = int(feather * length + 0.5)
+    place = torch.arange(length, dtype=torch.float32, device=device)
+    return (torch.minimum(place, length - 1 - place) + 1).div(reach + 1).clamp_max(1)
+
+
+def coverage(views: list[LocalView], size: Size, device: torch.device | None = None, feather: float = 0.0) -> Tensor:
+    """Returns the sum of the views' weights at each cell, (H, W) float32; without feather in how many views it lies."""
+    total = torch.zeros(size, dtype=torch.float32, device=device)
     for view in views:
-        view.take(count).add_(1)
-    return count
+        view.add_to(total, taper((view.height, view.width), feather, device))
+    return total

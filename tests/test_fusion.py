@@ -373,6 +373,56 @@ def test_matching_statistics_scales_and_moves_only() -> None:
     torch.testing.assert_close(out, 3 + 2 * (x - x.mean()) / x.std())
 
 
+@EXAMPLES
+@given(grid=GRIDS, feather=st.floats(0, 0.5), c2=C2)
+@example(grid=(33, 17, 8, 3, 3), feather=0.5, c2=0.3)
+def test_feathered_views_of_a_model_without_surroundings_are_the_model(
+    grid: tuple[int, int, int, int, int], feather: float, c2: float
+) -> None:
+    """Whatever the weights, where all views agree their mean is what they agree on."""
+    height, width, window, stride, factor = grid
+    x = randn(1, 4, height, width)
+    views = views_on((height, width), window, stride, factor)
+    out = fuse(lambda crops, views, rows: torch.sin(crops), x, *views, c2, unblurred, 0.0, feather=feather)
+    torch.testing.assert_close(out, torch.sin(x), rtol=1e-5, atol=1e-5)
+
+
+def test_feathered_neighbours_cross_over_between_them() -> None:
+    """Two views of 8 cells, stride 4, a quarter of the side fading: ramps 1/3, 2/3, 1 at each border."""
+    x = torch.zeros(1, 1, 8, 12)
+    views = [LocalView(0, 0, 8, 8), LocalView(0, 4, 8, 8)]
+
+    def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+        return torch.stack([torch.full_like(crop, float(view.left)) for crop, view in zip(crops, views)])
+
+    out = fuse(evaluate, x, views, [], 0.0, unblurred, 0.0, ViewBatches(2), 0.25)
+    left, right = [1.0, 1.0, 2 / 3, 1 / 3], [1 / 3, 2 / 3, 1.0, 1.0]
+    between = [4 * b / (a + b) for a, b in zip(left, right)]
+    expected = torch.tensor([0.0] * 4 + between + [4.0] * 4)
+    torch.testing.assert_close(out, expected.expand(1, 1, 8, 12))
+
+
+def test_no_feather_is_the_plain_mean_to_the_last_bit() -> None:
+    x = randn(2, 4, 24, 20)
+    local, dilated = views_on((24, 20), 8, 4, 2)
+    total, count = torch.zeros_like(x), torch.zeros(24, 20)
+    for view in local:
+        view.take(total).add_(network(view.take(x)))
+        view.take(count).add_(1)
+    total *= 1 / count.clamp_min(1)
+    assert torch.equal(fuse(network, x, local, dilated, 0.0, unblurred, 0.0, ViewBatches(1)), total)
+
+
+def test_a_stage_feathers_by_its_settings() -> None:
+    plan = StagePlan(1, 2.0, (16, 16), 2, (8, 8), (4, 4))
+    x, space = randn(1, 4, 16, 16), VarianceExploding(lambda sigma: torch.zeros_like(sigma))
+    for feather in (0.0, 0.25):
+        run = StageRun(plan, Settings(feather=feather), x, x, space, StepGate(), stochastic=False)
+        run.weights = Weights(0.0, 0.0, 0.0)
+        expected = fuse(placed_network, x, run.local, [], 0.0, unblurred, 0.0, ViewBatches(4), feather)
+        assert torch.equal(run.denoise(placed_network, x, 0.0, ViewBatches(4)), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("value", [0.0, 0.1, -7.3])
 def test_a_flat_image_stays_finite(dtype: torch.dtype, value: float) -> None:

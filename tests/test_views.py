@@ -23,6 +23,7 @@ from lib_demofusion.views import (
     jitter_generator,
     jitter_range,
     local_views,
+    taper,
     view_starts,
 )
 
@@ -92,6 +93,21 @@ def test_every_length_from_one_window_to_eight(window: int, stride: int) -> None
                 views = views_of(size, windows, strides, step)
                 assert all(is_inside(view, size) for view in views), (size, step)
                 assert count_by_hand(views, size).min() >= 1, (size, step)
+
+
+@pytest.mark.parametrize("feather", [0.0, 0.1, 0.25, 0.5])
+def test_a_taper_is_even_positive_and_falls_to_the_borders(feather: float) -> None:
+    weights = taper((16, 12), feather)
+    assert torch.equal(weights, weights.flip(0))
+    assert torch.equal(weights, weights.flip(1))
+    assert weights.min() > 0
+    assert weights.max() == weights[8, 6]
+    assert torch.equal(weights, torch.ones(16, 12)) == (feather == 0)
+    assert (weights[:8].diff(dim=0) >= 0).all()
+
+
+def test_a_tapers_ramp_is_linear() -> None:
+    torch.testing.assert_close(taper((1, 8), 0.25)[0], torch.tensor([1, 2, 3, 3, 3, 3, 2, 1]) / 3)
 
 
 def test_an_uncovered_cell_is_seen() -> None:

@@ -13,7 +13,7 @@ from trial import bootstrap
 
 ROOT = bootstrap.ROOT
 FOLDER = "sd-webui-demofusion-hires"
-PARTS = ("install.py", "javascript", "lib_demofusion", "LICENSE", "metadata.ini", "README.md", "scripts", "style.css")
+PARTS = ("install.py", "javascript", "lib_demofusion", "localizations", "LICENSE", "README.md", "scripts", "style.css")
 """What of the repository the webui needs."""
 CPU = ("--skip-torch-cuda-test", "--use-cpu", "all", "--no-half", "--precision", "full")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,18 +15,21 @@ from lib_demofusion.host.scoped import replaced
 
 
 def base_latent(p: Any, samples: Any) -> Tensor:
-    """Returns the base's latent (B, C, H, W); hires fix hands on decoded pictures, which are encoded again.
+    """Returns the base's latent (B, C, H, W); hires fix hands on decoded pictures, which are encoded again."""
+    return encode(p, samples) if getattr(samples, "already_decoded", False) else samples
+
+
+def encode(p: Any, pictures: Iterable[Tensor]) -> Tensor:
+    """Returns the latents (B, C, h, w) of the job's pictures, each (3, H, W) in -1..1.
 
     The encoder draws from torch's global generator, hence each picture is encoded alone under its own seed.
     """
-    if not getattr(samples, "already_decoded", False):
-        return samples
     method = sd_samplers_common.approximation_indexes.get(shared.opts.sd_vae_encode_method)
     latents = []
     with vae.in_parts(p.sd_model, options.value(options.DECODE, vae.AUTOMATIC)):
-        for seed, sample in zip(p.seeds, samples):
+        for seed, picture in zip(p.seeds, pictures):
             torch.manual_seed(int(seed))
-            image = (sample[None].float() * 0.5 + 0.5).clamp(0, 1).to(shared.device, devices.dtype_vae)
+            image = (picture[None].float() * 0.5 + 0.5).clamp(0, 1).to(shared.device, devices.dtype_vae)
             latents.append(sd_samplers_common.images_tensor_to_samples(image, method, p.sd_model))
     return torch.cat(latents).to(devices.dtype)
 

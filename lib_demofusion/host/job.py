@@ -11,10 +11,11 @@ from torch import Tensor
 from lib_demofusion import __version__
 from lib_demofusion.host import inpainting, neighbours, options, output, soft_inpainting
 from lib_demofusion.host.base_picture import base_checkpoint, base_latent, own_generators
+from lib_demofusion.host.pixel_anchor import pixel_anchor
 from lib_demofusion.host.progress import Progress, make_progress
 from lib_demofusion.host.stage_runner import StageStopped, run_stage, stop_requested
-from lib_demofusion.plan import CELL, Plan, make_plan
-from lib_demofusion.settings import ENABLED_KEY, Settings, to_infotext
+from lib_demofusion.plan import CELL, Plan, StagePlan, make_plan
+from lib_demofusion.settings import ENABLED_KEY, PIXELS, Settings, to_infotext
 from lib_demofusion.spec import SettingsError
 from lib_demofusion.stage import finish_stage, make_anchor
 
@@ -157,7 +158,7 @@ class _StageLoop:
                 self._stopped(stage.number)
                 break
             try:
-                anchor = make_anchor(done[-1], self._plan, stage)
+                anchor = self._anchor(done[-1], stage)
                 with inpainting.masks_at(self._p, self._plan, stage.size):
                     x = run_stage(self._p, stage, self._settings, anchor, self._progress.advance, self._plan)
                     x = inpainting.keep_unmasked(self._p, finish_stage(x, base))
@@ -170,6 +171,11 @@ class _StageLoop:
                 break
             devices.torch_gc()
         return done
+
+    def _anchor(self, latent: Tensor, stage: StagePlan) -> Tensor:
+        if self._settings.anchor == PIXELS:
+            return pixel_anchor(self._p, latent, self._plan, stage)
+        return make_anchor(latent, self._plan, stage)
 
     def _decode(self, latents: list[Tensor]) -> Any:
         """Decodes the last latent; where that fails, the one before, so that a finished picture is not lost."""

@@ -28,6 +28,7 @@ ADVANCED_ROWS = (
     ("cosine_scale_1", "cosine_scale_2", "cosine_scale_3"),
     ("sigma", "strength", "jitter"),
     ("dilated_threshold", "local_threshold"),
+    ("feather", "anchor"),
 )
 """The fields behind "Advanced"."""
 

@@ -6,11 +6,14 @@ import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from in_process import BASE, Webui, sizes
 from modules import errors, infotext_utils, scripts, sd_samplers, shared
 from PIL import Image, ImageChops
+
+from lib_demofusion.host import job, pixel_anchor
 
 ON = {"enabled": True, "scale": 2}
 THREE = {"enabled": True, "scale": 3}
@@ -217,3 +220,62 @@ def test_a_tensor_that_stays_is_seen(webui: Webui) -> None:
     before = live_tensors()
     left = torch.zeros(3, 5)
     assert live_tensors() == (before[0] + 1, before[1] + left.numel() * left.element_size())
+
+
+def test_an_anchor_made_in_pixels_is_the_enlarged_picture(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What reaches the stages is decoded, enlarged by Pillow and encoded; each is an encoding of the picture before."""
+    anchors: list[torch.Tensor] = []
+
+    def recording(p: Any, stage: Any, settings: Any, anchor: torch.Tensor, *rest: Any) -> torch.Tensor:
+        anchors.append(anchor)
+        return anchor
+
+    monkeypatch.setattr(job, "run_stage", recording)
+    result = webui.job({**ON, "anchor": "pixels", "return_stages": True}, batch_size=2)
+    assert not errors.exception_records
+    base = next(image for image in result.images if image.width == BASE)
+    enlarged = base.resize((2 * BASE, 2 * BASE), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.asarray(enlarged, np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+    expected = webui.small.encode(pixels)
+    scale = float((anchors[0][:1] * expected).sum() / (expected**2).sum())
+    # the picture was rounded down to 8 bits
+    torch.testing.assert_close(anchors[0][:1], scale * expected, rtol=0, atol=scale * 0.02)
+    assert anchors[0].shape == (2, 4, 2 * BASE // 8, 2 * BASE // 8)
+
+
+def test_pixels_and_latents_make_different_pictures(webui: Webui) -> None:
+    one, other = (webui.job({**THREE, "anchor": anchor}) for anchor in ("latent", "pixels"))
+    assert sizes(other) == [3 * BASE]
+    assert other.images[0].tobytes() != one.images[0].tobytes()
+    assert "DemoFusion anchor: pixels" in other.infotexts[0]
+    assert "anchor" not in one.infotexts[0]
+
+
+def test_an_anchor_made_in_pixels_leaves_torchs_generator_alone(webui: Webui) -> None:
+    torch.manual_seed(3)
+    webui.job({**ON, "anchor": "latent"})
+    state = torch.get_rng_state()
+    torch.manual_seed(3)
+    webui.job({**ON, "anchor": "pixels"})
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_where_encoding_fails_the_base_is_returned(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*args: Any) -> None:
+        raise RuntimeError("no encoder")
+
+    monkeypatch.setattr(webui.small, "encode", failing)
+    result = webui.job({**ON, "anchor": "pixels"})
+    assert sizes(result) == [BASE]
+    assert "no encoder" in result.infotexts[0]
+
+
+@pytest.mark.parametrize("size", [(24, 40), (9, 17)])
+def test_lanczos_is_pillows_without_its_rounding(webui: Webui, size: tuple[int, int]) -> None:
+    # of low contrast: in 8 bits Pillow cuts off what overshoots between its two passes
+    picture = torch.rand(3, 8, 12, generator=torch.Generator().manual_seed(0)) - 0.5
+    out = pixel_anchor.lanczos(picture, size)
+    whole = Image.fromarray(((picture * 0.5 + 0.5) * 255).round().byte().permute(1, 2, 0).numpy())
+    expected = np.asarray(whole.resize((size[1], size[0]), Image.Resampling.LANCZOS), np.float32) / 127.5 - 1
+    assert out.shape == (3, *size)
+    torch.testing.assert_close(out.clamp(-1, 1).permute(1, 2, 0), torch.from_numpy(expected), rtol=0, atol=0.02)

@@ -1,0 +1,126 @@
+"""Makes every configuration's pictures, measures them and writes table and contact sheet: python -m bench.quality.
+
+Interrupted, the next start goes on behind the last finished picture. Units are evaluations in terms of the base pass
+(steps x one native-size view), without the base pass itself. `results.jsonl` has a line for each picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from bench.quality import table
+from bench.quality.configurations import CONFIGURATIONS, PAPER
+from bench.quality.denoiser import NATIVE
+from bench.quality.features import Network
+from bench.quality.pictures import read
+from bench.quality.runs import Bases, Job, Store, origin, peak_memory, run
+from bench.quality.sheet import contact_sheet
+from bench.quality.ways import Sampling, Studio, label_of, true_rendering
+from trial.scenes import caption
+from trial.small_model import CHECKPOINT, load
+
+ON_THE_SHEET = 6
+"""Prompts of the contact sheet."""
+
+
+def options() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--out", type=Path, default=Path("test-output/quality"), help="folder of results")
+    parser.add_argument("--count", type=int, default=64, help="pairs of prompt and seed")
+    parser.add_argument("--scales", type=int, nargs="+", choices=(2, 4), default=[2, 4])
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="configurations, by name; the Paper row is always in")
+    parser.add_argument("--steps", type=int, default=Sampling.steps)
+    parser.add_argument("--guidance", type=float, default=Sampling.guidance)
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--table-only", action="store_true", help="make no pictures; take what is complete")
+    return parser.parse_args()
+
+
+def jobs_for(names: Sequence[str] | None, scales: Sequence[int]) -> list[Job]:
+    """What to run, in the table's order."""
+    unknown = set(names or ()) - {configuration.name for configuration in CONFIGURATIONS}
+    if unknown:
+        raise SystemExit(f"no configuration is named {', '.join(sorted(unknown))}")
+    wanted = {*names, PAPER} if names else None
+    return [
+        Job(configuration, scale)
+        for scale in scales
+        for configuration in CONFIGURATIONS
+        if scale in configuration.scales and (wanted is None or configuration.name in wanted)
+    ]
+
+
+def main() -> None:
+    """Runs, and writes table.md, table.json and a sheet for each scale."""
+    args = options()
+    torch.set_num_threads(args.threads)
+    sampling = Sampling(args.steps, args.guidance, bfloat16=args.precision == "bfloat16")
+    studio = Studio(load(args.checkpoint), sampling)
+    made_by = origin(args.checkpoint, sampling)
+    store = Store(args.out, made_by)
+    bases = Bases(studio, store, made_by)
+    jobs = jobs_for(args.only, args.scales)
+    if not args.table_only:
+        bases.prepare(args.count)
+        run(studio, store, bases, jobs, args.count)
+    began, texts, data = time.time(), [heading(args)], {}
+    for scale in args.scales:
+        rows = rows_at(scale, [job for job in jobs if job.scale == scale], studio, store, bases, args.count)
+        texts.append(table.markdown(rows, f"{scale}x, {NATIVE * 8 * scale} pixels"))
+        data[f"{scale}x"] = table.as_json(rows)
+        save_sheet(args.out / f"sheet-{scale}x.png", rows, jobs, scale, store, args.count)
+    (args.out / "table.md").write_text("\n".join(texts), encoding="utf-8")
+    (args.out / "table.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
+    print("\n".join(texts))
+    print(f"table and sheets in {args.out}, {time.time() - began:.0f} s")
+
+
+def heading(args: argparse.Namespace) -> str:
+    """What the tables are of, and how to read them."""
+    setting = f"{args.count} prompts, DDIM, {args.steps} steps, guidance {args.guidance:g}, {args.checkpoint.name}"
+    marks = "from a paired bootstrap `=` equal to the Paper row, `+` better, `-` worse, `≠` different"
+    return f"# Ways to a larger picture\n\n{setting}. Behind a number: half its 95 % interval; {marks}.\n"
+
+
+def rows_at(scale: int, jobs: Sequence[Job], studio: Studio, store: Store, bases: Bases, count: int) -> list[table.Row]:
+    """The rows of one scale, of the configurations that are complete."""
+    network, side = Network(), scale * NATIVE * 8
+    truth = table.Truth(table.Summary([true_rendering(number, side, 0) for number in range(count)], network))
+    rows = []
+    for job in tqdm(jobs, desc=f"table {scale}x", unit="row"):
+        lines = store.lines(job, count)
+        if lines is None:
+            continue
+        summary = table.Summary([read(store.path(job, number)) for number in range(count)], network)
+        bytes_ = peak_memory(studio, job.configuration, scale, bases)
+        rows.append(table.make_row(job.configuration.name, lines, truth.statistics(summary), bytes_))
+    return rows
+
+
+def save_sheet(
+    path: Path, rows: Sequence[table.Row], jobs: Sequence[Job], scale: int, store: Store, count: int
+) -> None:
+    """Writes the contact sheet of the rows."""
+    numbers = range(min(count, ON_THE_SHEET))
+    by_name = {job.configuration.name: job for job in jobs if job.scale == scale}
+    columns = [
+        (row.name, f"{row.units:.1f} units, {row.seconds:.1f} s", [store.path(by_name[row.name], n) for n in numbers])
+        for row in rows
+    ]
+    part = path.with_suffix(".part")
+    contact_sheet(columns, [caption(*label_of(number)) for number in numbers]).save(part, "png")
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    main()

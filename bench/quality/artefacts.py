@@ -1,0 +1,101 @@
+"""Seams, dilated grain, smear and drift, and what remains of the base. Pictures are (H, W, 3) float in 0..1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from bench.quality.pictures import downscale, luma
+from bench.quality.spectrum import power
+
+PSNR_LIMIT = 60.0
+"""In dB; more is the rounding of 8 bits."""
+CELL = 8
+"""Pixels of a latent cell."""
+
+
+def structure_psnr(picture: np.ndarray, base: np.ndarray) -> float:
+    """PSNR in dB of the picture, reduced to the base's size, against the base."""
+    error = float(((downscale(picture, base.shape[:2]) - base) ** 2).mean())
+    return min(-10 * math.log10(error), PSNR_LIMIT) if error > 0 else PSNR_LIMIT
+
+
+def seam_gradient_ratio(picture: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> float:
+    """Gradient across the borders of views against that 4 to 6 pixels beside them, mean of both axes; 1 is no seam.
+
+    `rows` and `columns` are the first pixels behind borders, picture edges left out.
+    """
+    brightness = luma(picture)
+    return float(np.mean([_line_ratio(brightness.T, rows), _line_ratio(brightness, columns)]))
+
+
+def _line_ratio(brightness: np.ndarray, lines: Sequence[int]) -> float:
+    """Median |gradient| on the column lines over that beside them; a median, for a subject's edge is no seam."""
+    gradient = np.abs(np.diff(brightness, axis=1))  # column c is between pixels c and c + 1
+    on = [line - 1 for line in lines]
+    beside = [line + sign * offset for line in on for offset in (4, 5, 6) for sign in (-1, 1)]
+    inside = [column for column in beside if 0 <= column < gradient.shape[1]]
+    if not inside:
+        return 1.0
+    return float(np.median(gradient[:, on]) / max(float(np.median(gradient[:, inside])), 1e-6))
+
+
+def comb_ratio(picture: np.ndarray, factor: int) -> float:
+    """Power at the harmonics of `factor` latent cells over that of their neighbours; 1 is no dilated grain.
+
+    Sub-grids that disagree make a pattern with this period. Harmonics of a single cell are the decoder's own grid and
+    are left out.
+    """
+    values = power(picture)
+    height, width = values.shape
+    step = height // (CELL * factor), width // (CELL * factor)
+    reach = range(-2 * factor + 1, 2 * factor)
+    places = [(a, b) for a in reach for b in reach if (a, b) > (0, 0) and (a % factor or b % factor)]
+    ratios = [_peak(values, a * step[0], b * step[1]) for a, b in places]
+    return float(np.median(ratios))
+
+
+def _peak(values: np.ndarray, row: int, column: int) -> float:
+    """The value at a place over the median of those 3 to 5 entries away, beyond what the window smears."""
+    offsets = range(-5, 6)
+    ring = [values[row + i, column + j] for i in offsets for j in offsets if 9 <= i * i + j * j <= 25]
+    return float(values[row, column] / np.median(ring))
+
+
+def phase_ratio(picture: np.ndarray, factor: int) -> float:
+    """Mean squared difference of neighbouring latent cells over that of cells `factor` apart, of both axes.
+
+    Cells `factor` apart are of one sub-grid. In clean pictures differences grow with distance and the ratio is below
+    1; where each sub-grid goes its own way, even if not with one fixed offset, neighbours differ more.
+    """
+    cells = downscale(luma(picture)[..., None], (picture.shape[0] // CELL, picture.shape[1] // CELL))[..., 0]
+    return _mean_square_step(cells, 1) / max(_mean_square_step(cells, factor), 1e-9)
+
+
+def _mean_square_step(values: np.ndarray, lag: int) -> float:
+    down, across = values[lag:] - values[:-lag], values[:, lag:] - values[:, :-lag]
+    return float((down**2).mean() + (across**2).mean()) / 2
+
+
+def anisotropy(picture: np.ndarray, fine: float = 3.0, coarse: float = 4.0) -> float:
+    """Mean coherence (l1 - l2) / (l1 + l2) of the structure tensor of x - G_fine x: 0 even grain, 1 streaks."""
+    brightness = luma(picture)
+    detail = brightness - ndimage.gaussian_filter(brightness, fine)
+    down, across = np.gradient(detail)
+    xx, yy, xy = (ndimage.gaussian_filter(value, coarse) for value in (across**2, down**2, across * down))
+    spread = np.sqrt((xx - yy) ** 2 + 4 * xy**2)
+    return float((spread / np.maximum(xx + yy, 1e-9)).mean())
+
+
+def tone_drift(picture: np.ndarray, base: np.ndarray) -> float:
+    """Mean over the channels of how far mean and standard deviation moved from the base's, of the 0..1 range.
+
+    On the reduced picture, so that new detail does not count as contrast.
+    """
+    low = downscale(picture, base.shape[:2])
+    means = np.abs(low.mean((0, 1)) - base.mean((0, 1)))
+    spreads = np.abs(low.std((0, 1)) - base.std((0, 1)))
+    return float((means + spreads).mean())

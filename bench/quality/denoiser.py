@@ -1,0 +1,87 @@
+"""Guided predictions of the small model, on whole latents or on views, with a count of what they cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from lib_demofusion.batching import ViewBatches
+from lib_demofusion.stage import StageRun
+from lib_demofusion.views import View
+from trial.small_model import SmallModel
+
+NATIVE = 16
+"""Side of the model's own latent."""
+
+Predict = Callable[[Tensor, int], Tensor]
+"""Noise predicted in x (B, 4, h, w) at a timestep."""
+
+
+class GuidedModel:
+    """The model under classifier-free guidance for one prompt a picture."""
+
+    def __init__(self, model: SmallModel, prompts: Sequence[str], guidance: float, rows: int, bfloat16: bool):
+        self._model = model
+        self._guidance = guidance
+        self._context = model.encode_prompts([*prompts, *[""] * len(prompts)])
+        self._batches = ViewBatches(max(1, rows // len(self._context)))
+        self._bfloat16 = bfloat16
+        self.views = 0.0
+        """Evaluations so far, of native size and of cond and uncond together, for each picture."""
+
+    def whole(self, x: Tensor, t: int) -> Tensor:
+        """The prediction for the latent as one."""
+        return self._guided(self._evaluate(torch.cat([x, x]), t, self._context))
+
+    def fused(self, run: StageRun) -> Predict:
+        """The prediction that a stage fuses from views."""
+
+        def predict(x: Tensor, t: int) -> Tensor:
+            def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+                return self._evaluate(crops, t, self._context[rows].repeat(len(views), 1, 1))
+
+            # in noise space the dilated path owes nothing of what the blur took
+            return self._guided(run.denoise(evaluate, torch.cat([x, x]), 0.0, self._batches))
+
+        return predict
+
+    def _evaluate(self, x: Tensor, t: int, context: Tensor) -> Tensor:
+        self.views += math.prod(x.shape[-2:]) / NATIVE**2 * len(x) / len(self._context)
+        steps = torch.full((len(x),), t, device=x.device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad(), precision(self._bfloat16):
+            return self._model.unet(x, steps, context).float()
+
+    def _guided(self, eps: Tensor) -> Tensor:
+        cond, uncond = eps.chunk(2)
+        return uncond + self._guidance * (cond - uncond)
+
+
+def precision(bfloat16: bool) -> AbstractContextManager[None]:
+    """The context in which the networks run."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
+
+
+def timesteps(steps: int, strength: float = 1.0) -> list[int]:
+    """Timesteps of the last `strength` of a schedule of `steps`, falling, as trial.sampling.ddim has them."""
+    times = torch.linspace(999, 0, steps + 1).round().long()[:-1].tolist()
+    return times[-max(1, round(steps * strength)) :]
+
+
+def ddim(x: Tensor, times: Sequence[int], alphas: Tensor, predict: Predict, run: StageRun | None = None) -> Tensor:
+    """DDIM without noise (eta 0) from x (B, 4, h, w) at the first of the times to the clean latent."""
+    for i, (now, after) in enumerate(zip(times, [*times[1:], None])):
+        if run is not None:
+            run.before_call(x, torch.tensor(float(now)))
+        eps = predict(x, now)
+        alpha = alphas[now]
+        denoised = (x - (1 - alpha).sqrt() * eps) / alpha.sqrt()
+        if run is not None:
+            run.after_step(i, x, denoised)
+        alpha = alphas[after] if after is not None else torch.ones_like(alpha)
+        x = alpha.sqrt() * denoised + (1 - alpha).sqrt() * eps
+    return x

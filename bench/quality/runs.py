@@ -1,0 +1,235 @@
+"""Makes the pictures that are missing, measures each once, and keeps one JSON line for every finished picture."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from bench.peak_bytes import PeakBytes
+from bench.quality import artefacts, repetition, spectrum
+from bench.quality.configurations import Configuration
+from bench.quality.denoiser import NATIVE
+from bench.quality.pictures import downscale, read, write
+from bench.quality.ways import Batch, Sampling, Studio, batches, label_of
+from lib_demofusion.plan import CELL, make_plan
+from lib_demofusion.settings import Settings
+from lib_demofusion.views import view_starts
+from trial.scenes import caption
+
+PICTURES_AT_ONCE = {1: 16, 2: 8, 4: 4}
+"""By scale; fewer of the large ones, whose views already fill the model's batch."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One configuration at one scale."""
+
+    configuration: Configuration
+    scale: int
+
+
+class Store:
+    """Finished pictures in a folder: PNG files and a line for each in results.jsonl.
+
+    A line counts only while it was made by the same checkpoint, sampling and settings; the last one of a picture wins.
+    """
+
+    def __init__(self, folder: Path, origin: str):
+        self.folder = folder
+        self._origin = origin
+        self._file = folder / "results.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lines = {self._place(line): line for line in self._read()}
+
+    def _read(self) -> Iterable[dict[str, Any]]:
+        text = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
+        if text and not text.endswith("\n"):
+            # or the next line would go on where the last run was cut off
+            self._append("\n")
+        for line in text.splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                # the end of a run that was cut off
+                continue
+
+    @staticmethod
+    def _place(line: dict[str, Any]) -> tuple[str, int, int]:
+        return line["configuration"], line["scale"], line["number"]
+
+    def key(self, configuration: Configuration) -> str:
+        """Short text that changes with all that decides a configuration's pictures."""
+        return hashlib.sha256((self._origin + configuration.fingerprint()).encode()).hexdigest()[:16]
+
+    def path(self, job: Job, number: int) -> Path:
+        """Where a picture is."""
+        name = job.configuration.name.lower().replace(" ", "-").replace("/", "-").replace(",", "-")
+        return self.folder / "pictures" / f"{job.scale}x" / name / f"{number:03d}.png"
+
+    def line(self, job: Job, number: int) -> dict[str, Any] | None:
+        """The line of a finished picture."""
+        line = self._lines.get((job.configuration.name, job.scale, number))
+        valid = line is not None and line["key"] == self.key(job.configuration) and self.path(job, number).exists()
+        return line if valid else None
+
+    def lines(self, job: Job, count: int) -> list[dict[str, Any]] | None:
+        """The lines of pictures 0 to count, or None while one is missing."""
+        found = [self.line(job, number) for number in range(count)]
+        return [line for line in found if line is not None] if None not in found else None
+
+    def add(self, job: Job, number: int, picture: np.ndarray, values: dict[str, Any]) -> None:
+        """Writes a picture, then its line."""
+        write(self.path(job, number), picture)
+        line = {
+            "configuration": job.configuration.name,
+            "scale": job.scale,
+            "number": number,
+            "prompt": caption(*label_of(number)),
+            "key": self.key(job.configuration),
+            **values,
+        }
+        self._append(json.dumps(line) + "\n")
+        self._lines[self._place(line)] = line
+
+    def _append(self, text: str) -> None:
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+
+def origin(checkpoint: Path, sampling: Sampling) -> str:
+    """Text that changes with the checkpoint and the sampling."""
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    return digest + json.dumps(asdict(sampling), sort_keys=True)
+
+
+class Bases:
+    """The base pictures, made once and kept in the folder."""
+
+    def __init__(self, studio: Studio, store: Store, made_by: str):
+        self._studio = studio
+        self._folder = store.folder / f"bases-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
+
+    def prepare(self, count: int) -> None:
+        """Makes what is missing."""
+        missing = [number for number in range(count) if not self._latent(number).exists()]
+        size = PICTURES_AT_ONCE[1]
+        for first in tqdm(range(0, len(missing), size), desc="base pictures", disable=not missing):
+            numbers = missing[first : first + size]
+            latents = self._studio.base(numbers)
+            for number, latent, picture in zip(numbers, latents, self._studio.decode(latents)):
+                write(self.picture(number), picture)
+                torch.save(latent.clone(), self._latent(number))
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """The bases with these numbers."""
+        latents = torch.stack([torch.load(self._latent(number), weights_only=True) for number in numbers])
+        return Batch(list(numbers), latents, np.stack([read(self.picture(number)) for number in numbers]))
+
+    def picture(self, number: int) -> Path:
+        """The file of a base picture."""
+        return self._folder / f"{number:03d}.png"
+
+    def _latent(self, number: int) -> Path:
+        return self._folder / f"{number:03d}.pt"
+
+
+def run(studio: Studio, store: Store, bases: Bases, jobs: Sequence[Job], count: int) -> None:
+    """Makes and measures every picture that has no valid line yet."""
+    missing = {job: [n for n in range(count) if store.line(job, n) is None] for job in jobs}
+    with tqdm(total=sum(map(len, missing.values())), unit="picture", smoothing=0.05) as progress:
+        for job, numbers in missing.items():
+            progress.set_description(f"{job.configuration.name} {job.scale}x")
+            for part in batches(len(numbers), PICTURES_AT_ONCE[job.scale]):
+                finish(studio, store, bases.batch([numbers[i] for i in part]), job)
+                progress.update(len(part))
+
+
+def finish(studio: Studio, store: Store, batch: Batch, job: Job) -> None:
+    """Makes, measures and stores one batch."""
+    began = time.perf_counter()
+    pictures, units = studio.make(job.configuration, batch, job.scale)
+    seconds = (time.perf_counter() - began) / len(pictures)
+    for number, base, picture in zip(batch.numbers, batch.bases, pictures):
+        values = {"units": round(units, 4), "seconds": round(seconds, 4)}
+        store.add(job, number, picture, {**values, "metrics": measure(picture, base, job)})
+
+
+def measure(picture: np.ndarray, base: np.ndarray, job: Job) -> dict[str, float | None]:
+    """The metrics of one picture; a true rendering is another scene than the base, and is held against itself."""
+    is_true = job.configuration.kind == "true"
+    if is_true:
+        base = downscale(picture, base.shape[:2])
+    rows, columns = seams(job)
+    extra = repetition.extra_subjects(picture)
+    return {
+        "extra_subjects": extra,
+        "any_extra": int(extra > 0),
+        "blobs": repetition.excess_blobs(picture, base),
+        "structure": None if is_true else artefacts.structure_psnr(picture, base),
+        "high_frequencies": spectrum.high_frequency_ratio(picture),
+        "seam": artefacts.seam_gradient_ratio(picture, rows, columns),
+        "comb": artefacts.comb_ratio(picture, job.scale),
+        "phases": artefacts.phase_ratio(picture, job.scale),
+        "anisotropy": artefacts.anisotropy(picture),
+        "tone": None if is_true else artefacts.tone_drift(picture, base),
+    }
+
+
+def seams(job: Job) -> tuple[list[int], list[int]]:
+    """First pixels behind the borders of the last stage's views, where nothing shifts them, per axis.
+
+    What has no views is looked at where the paper's would be.
+    """
+    is_fused = job.configuration.kind == "demofusion"
+    settings = job.configuration.settings_at(job.scale) if is_fused else Settings(scale=job.scale)
+    stage = make_plan(settings, (NATIVE, NATIVE)).stages[-1]
+    lines = []
+    for length, window, stride in zip(stage.size, stage.window, stage.stride):
+        starts = view_starts(length, window, stride)
+        edges = set(starts) | {start + window for start in starts}
+        lines.append([CELL * edge for edge in sorted(edges - {0, length})])
+    return lines[0], lines[1]
+
+
+def peak_memory(studio: Studio, configuration: Configuration, scale: int, bases: Bases) -> int:
+    """Most bytes of tensors alive at once while one picture is sampled view by view, beyond weights and decoder.
+
+    What looks at views is measured around a network that takes none, to which that for one view is added.
+    """
+    batch = bases.batch([0])
+    lone = Studio(studio.model, replace(studio.sampling, steps=2, rows=1, bfloat16=False))
+    if configuration.kind not in ("demofusion", "multidiffusion"):
+        with PeakBytes() as bytes_:
+            lone.latents(configuration, batch, scale)
+        return bytes_.peak
+    with PeakBytes() as view:
+        lone.guided(batch.numbers).whole(batch.latents, 500)
+    with network_replaced(studio), PeakBytes() as bytes_:
+        lone.latents(configuration, batch, scale)
+    return bytes_.peak + view.peak
+
+
+@contextmanager
+def network_replaced(studio: Studio) -> Iterator[None]:
+    """Puts a network in the UNet's place that returns its input."""
+    unet = studio.model.unet
+    studio.model.unet = _Through()
+    try:
+        yield
+    finally:
+        studio.model.unet = unet
+
+
+class _Through(torch.nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return x

@@ -1,0 +1,161 @@
+"""The table: every statistic of every configuration with its interval, and which differ from the Paper row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench.quality.configurations import PAPER
+from bench.quality.features import SIDE, Moments, Network, Whitening, crops, frechet, moments, whitening
+from bench.quality.intervals import Estimate, Statistic, differs, estimate
+from bench.quality.pictures import downscale
+from bench.quality.spectrum import log_spectrum, spectrum_distance
+
+
+@dataclass(frozen=True)
+class Column:
+    """One statistic; `better` is -1 where smaller is better, 1 where larger, 0 where neither."""
+
+    name: str
+    title: str
+    better: int
+    digits: int = 2
+
+
+COLUMNS = (
+    Column("extra_subjects", "subjects - 1", -1),
+    Column("any_extra", "any extra", -1),
+    Column("blobs", "blobs", -1),
+    Column("structure", "structure dB", 1, 1),
+    Column("spectrum", "spectrum", -1),
+    Column("high_frequencies", "HF share", 0, 4),
+    Column("frechet_whole", "Fréchet whole", -1, 1),
+    Column("frechet_crops", "Fréchet crops", -1, 1),
+    Column("seam", "seam", -1, 3),
+    Column("comb", "comb", -1),
+    Column("phases", "phases", -1),
+    Column("anisotropy", "anisotropy", 0, 3),
+    Column("tone", "tone", -1, 3),
+)
+
+
+class Summary:
+    """What the statistics of a set of pictures need, read from each picture once."""
+
+    def __init__(self, pictures: Sequence[np.ndarray], network: Network):
+        self.spectra = np.stack([log_spectrum(picture) for picture in pictures])
+        self.whole = network(np.stack([downscale(picture, (SIDE, SIDE)) for picture in pictures]))  # (N, F)
+        found = [network(crops(picture, number)) for number, picture in enumerate(pictures)]
+        self.crops = np.stack(found)  # (N, CROPS, F)
+
+
+class Truth:
+    """The true renderings that every set is compared with."""
+
+    def __init__(self, summary: Summary):
+        self._summary = summary
+        self._whole = _Space(summary.whole[:, None])
+        self._crops = _Space(summary.crops)
+
+    def statistics(self, summary: Summary) -> dict[str, Statistic]:
+        """The statistics of a whole set."""
+        return {
+            "spectrum": lambda chosen: spectrum_distance(summary.spectra[chosen], self._summary.spectra),
+            "frechet_whole": self._whole.distance(summary.whole[:, None]),
+            "frechet_crops": self._crops.distance(summary.crops),
+        }
+
+
+class _Space:
+    """Whitened features and the Gaussian of the true ones in them."""
+
+    def __init__(self, features: np.ndarray):
+        self._whiten: Whitening = whitening(features.reshape(-1, features.shape[-1]))
+        true = moments(self._whiten(features))
+        self._true = true.gaussian(np.arange(len(features)))
+
+    def distance(self, features: np.ndarray) -> Statistic:
+        found: Moments = moments(self._whiten(features))
+        return lambda chosen: frechet(found.gaussian(chosen), self._true)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration at one scale."""
+
+    name: str
+    estimates: dict[str, Estimate]
+    units: float
+    seconds: float
+    bytes_: int
+
+
+def make_row(name: str, lines: Sequence[dict[str, Any]], statistics: dict[str, Statistic], bytes_: int) -> Row:
+    """The row of a configuration from its pictures' lines and the statistics of the whole set."""
+    of_pictures = {key: _mean_of(lines, key) for key in lines[0]["metrics"] if lines[0]["metrics"][key] is not None}
+    found = {key: estimate(statistic, len(lines)) for key, statistic in {**of_pictures, **statistics}.items()}
+    units, seconds = (float(np.mean([line[key] for line in lines])) for key in ("units", "seconds"))
+    return Row(name, found, units, seconds, bytes_)
+
+
+def _mean_of(lines: Sequence[dict[str, Any]], key: str) -> Statistic:
+    values = np.array([line["metrics"][key] for line in lines], float)
+    return lambda chosen: float(values[chosen].mean())
+
+
+def markdown(rows: Sequence[Row], title: str) -> str:
+    """The table in Markdown.
+
+    Behind a number: the half width of its interval; then `=` where the paired bootstrap finds no difference from the
+    Paper row, `+` where it is better, `-` where it is worse, `≠` where neither direction is better.
+    """
+    paper = next((row for row in rows if row.name == PAPER), None)
+    titles = ["configuration", *(column.title for column in COLUMNS), "units", "s", "MiB"]
+    lines = [f"## {title}", "", _line(titles), _line(["---"] * len(titles))]
+    for row in rows:
+        cells = [cell(row, paper, column) for column in COLUMNS]
+        lines.append(_line([row.name, *cells, f"{row.units:.1f}", f"{row.seconds:.2f}", f"{row.bytes_ / 2**20:.0f}"]))
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def cell(row: Row, paper: Row | None, column: Column) -> str:
+    """One number with its interval and mark."""
+    found = row.estimates.get(column.name)
+    if found is None:
+        return ""
+    half = (found.high - found.low) / 2
+    return f"{found.value:.{column.digits}f} ±{half:.{column.digits}f} {mark(row, paper, column)}".rstrip()
+
+
+def mark(row: Row, paper: Row | None, column: Column) -> str:
+    """How the number compares with the Paper row's."""
+    if paper is None or row is paper or column.name not in paper.estimates:
+        return ""
+    sign = differs(row.estimates[column.name], paper.estimates[column.name])
+    if sign == 0:
+        return "="
+    return "≠" if column.better == 0 else "+" if sign == column.better else "-"
+
+
+def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The same as data."""
+    paper = next((row for row in rows if row.name == PAPER), None)
+    by_name: dict[str, Column] = {column.name: column for column in COLUMNS}
+
+    def numbers(row: Row) -> dict[str, Any]:
+        return {
+            name: {"value": e.value, "low": e.low, "high": e.high, "against_paper": mark(row, paper, by_name[name])}
+            for name, e in row.estimates.items()
+        }
+
+    return [
+        {"configuration": row.name, "units": row.units, "seconds": row.seconds, "bytes": row.bytes_, **numbers(row)}
+        for row in rows
+    ]

@@ -1,0 +1,162 @@
+"""The ways to a larger picture: each takes base latents and returns pictures of the large size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from bench.quality.configurations import Configuration
+from bench.quality.denoiser import NATIVE, GuidedModel, ddim, precision, timesteps
+from bench.quality.pictures import as_float, upscale
+from lib_demofusion.plan import StagePlan, make_plan
+from lib_demofusion.residual import VariancePreserving, noised
+from lib_demofusion.settings import PIXELS, Settings
+from lib_demofusion.stage import StageRun, finish_stage, make_anchor
+from lib_demofusion.step_gate import StepGate
+from trial.sampling import initial_noise
+from trial.scenes import all_labels, caption, random_scene, render, to_uint8
+from trial.small_model import SmallModel
+
+SEED_STEP = 1_000_003
+"""Between the seeds of the stages of a run."""
+NEVER = 1e9
+"""A cosine scale with which a path has no weight at any timestep below T."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What all configurations have in common."""
+
+    steps: int = 20
+    guidance: float = 5.0
+    rows: int = 32
+    """Rows (pictures x views x 2) that the model is given at once."""
+    bfloat16: bool = True
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures that are made together: their numbers, which are also their seeds, and their base."""
+
+    numbers: list[int]
+    latents: Tensor  # (B, 4, NATIVE, NATIVE)
+    bases: np.ndarray  # (B, 128, 128, 3)
+
+    @property
+    def prompts(self) -> list[str]:
+        """One prompt a picture."""
+        return [caption(*label_of(number)) for number in self.numbers]
+
+
+def label_of(number: int) -> tuple[str, str, str]:
+    """Shape, subject colour and ground colour of picture `number`; the first 64 are all different."""
+    labels = all_labels()
+    return labels[(number * 21) % len(labels)]
+
+
+def true_rendering(number: int, side: int, set_: int) -> np.ndarray:
+    """A random scene of picture `number`'s caption, (side, side, 3) in 0..1; sets are independent of each other."""
+    return render(random_scene(np.random.default_rng((90_000 + set_, number)), label_of(number)), side, side)
+
+
+class Studio:
+    """Makes pictures with one model."""
+
+    def __init__(self, model: SmallModel, sampling: Sampling):
+        self.model = model.to(memory_format=torch.channels_last)
+        self.sampling = sampling
+        self.alphas = model.alphas_cumprod
+
+    def base(self, numbers: list[int]) -> Tensor:
+        """Base latents (B, 4, NATIVE, NATIVE)."""
+        noise = initial_noise(numbers, NATIVE, NATIVE)
+        return ddim(noise, timesteps(self.sampling.steps), self.alphas, self.guided(numbers).whole)
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Pictures (B, H, W, 3) in 0..1 after rounding to 8 bits."""
+        with precision(self.sampling.bfloat16):
+            decoded = torch.cat([self.model.decode(latent[None]).float() for latent in latents])
+        return as_float(to_uint8((decoded.permute(0, 2, 3, 1).numpy() + 1) / 2))
+
+    def make(self, configuration: Configuration, batch: Batch, scale: int) -> tuple[np.ndarray, float]:
+        """Pictures (B, H, W, 3) in 0..1, and the evaluations of each in units of the base pass."""
+        kind, side = configuration.kind, scale * batch.bases.shape[1]
+        if kind == "true":
+            return np.stack([true_rendering(number, side, 1) for number in batch.numbers]), 0.0
+        if kind in ("bicubic", "lanczos"):
+            filter_ = Image.Resampling[kind.upper()]
+            return np.stack([upscale(base, (side, side), filter_) for base in batch.bases]), 0.0
+        latents, units = self.latents(configuration, batch, scale)
+        return self.decode(latents), units
+
+    def guided(self, numbers: list[int]) -> GuidedModel:
+        prompts = [caption(*label_of(number)) for number in numbers]
+        sampling = self.sampling
+        return GuidedModel(self.model, prompts, sampling.guidance, sampling.rows, sampling.bfloat16)
+
+    def latents(self, configuration: Configuration, batch: Batch, scale: int) -> tuple[Tensor, float]:
+        """Latents (B, 4, h, w) of a configuration that samples, and the evaluations of each as `make` counts them.
+
+        What needs no model returns none, and no evaluations.
+        """
+        guided = self.guided(batch.numbers)
+        size = (NATIVE * scale, NATIVE * scale)
+        if configuration.kind == "direct":
+            x = ddim(initial_noise(batch.numbers, *size), timesteps(self.sampling.steps), self.alphas, guided.whole)
+        elif configuration.kind == "hires":
+            x = self._hires(batch, size, configuration.denoise, guided)
+        elif configuration.kind == "multidiffusion":
+            x = self._multidiffusion(batch, scale, guided)
+        elif configuration.kind == "demofusion":
+            x = self._demofusion(configuration.settings_at(scale), batch, guided)
+        else:
+            return torch.empty(0), 0.0
+        return x, guided.views / self.sampling.steps
+
+    def _hires(self, batch: Batch, size: tuple[int, int], denoise: float, guided: GuidedModel) -> Tensor:
+        """The webui's hires fix: bilinear latents, noised and denoised over int(denoise * steps) + 1 steps."""
+        enlarged = F.interpolate(batch.latents, size=size, mode="bilinear", antialias=False)
+        steps = int(min(denoise, 0.999) * self.sampling.steps) + 1
+        times = timesteps(self.sampling.steps)[-steps:]
+        noise = initial_noise([number + SEED_STEP for number in batch.numbers], *size)
+        x = noised(enlarged, noise, torch.tensor(float(times[0])), VariancePreserving(self.alphas))
+        return ddim(x, times, self.alphas, guided.whole)
+
+    def _multidiffusion(self, batch: Batch, scale: int, guided: GuidedModel) -> Tensor:
+        """One stage of local views alone, from noise without an anchor."""
+        settings = Settings(enabled=True, scale=scale, stages=str(scale), cosine_scale_1=NEVER, cosine_scale_2=NEVER)
+        stage = make_plan(settings, (NATIVE, NATIVE)).stages[-1]
+        return self._stage(settings, stage, torch.zeros(len(batch.numbers), 4, *stage.size), batch, guided)
+
+    def _demofusion(self, settings: Settings, batch: Batch, guided: GuidedModel) -> Tensor:
+        plan = make_plan(settings, (NATIVE, NATIVE))
+        x = batch.latents
+        for stage in plan.stages:
+            anchor = self._enlarged(x, stage.pixels) if settings.anchor == PIXELS else make_anchor(x, plan, stage)
+            x = finish_stage(self._stage(settings, stage, anchor, batch, guided), batch.latents)
+        return x
+
+    def _enlarged(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
+        """The latents of decoded pictures enlarged to (height, width), as the webui's host layer makes them."""
+        pictures = np.stack([upscale(picture, size, Image.Resampling.LANCZOS) for picture in self.decode(latents)])
+        x = torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1
+        with precision(self.sampling.bfloat16):
+            return torch.cat([self.model.encode(one[None]).float() for one in x])
+
+    def _stage(self, settings: Settings, stage: StagePlan, anchor: Tensor, batch: Batch, guided: GuidedModel) -> Tensor:
+        noise = initial_noise([number + SEED_STEP * stage.number for number in batch.numbers], *stage.size)
+        space = VariancePreserving(self.alphas)
+        run = StageRun(stage, settings, anchor, noise, space, StepGate(), stochastic=False)
+        times = timesteps(self.sampling.steps, settings.strength)
+        return ddim(torch.zeros_like(anchor), times, self.alphas, guided.fused(run), run)
+
+
+def batches(count: int, size: int) -> Sequence[range]:
+    """The numbers 0 to count in groups."""
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]

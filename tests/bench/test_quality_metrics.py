@@ -1,0 +1,232 @@
+"""Every metric of the quality benchmark sees its own defect, planted into clean renderings, and none in clean ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bench.quality import artefacts, repetition, spectrum
+from bench.quality.features import Network, crops, frechet, moments, whitening
+from bench.quality.pictures import downscale
+from bench.quality.table import Summary, Truth
+from bench.quality.ways import label_of, true_rendering
+from trial.scenes import Subject, all_labels, random_scene, render
+
+SIDE, BASE = 512, 128
+LINES = [128, 192, 256, 320, 384]
+NUMBERS = (0, 3, 6, 9, 17, 21)
+
+
+def scene(number: int):
+    return random_scene(np.random.default_rng((7, number)), label_of(number))
+
+
+@pytest.fixture(scope="module")
+def clean() -> list[np.ndarray]:
+    return [render(scene(number), SIDE, SIDE) for number in NUMBERS]
+
+
+@pytest.fixture(scope="module")
+def bases(clean) -> list[np.ndarray]:
+    return [downscale(picture, (BASE, BASE)) for picture in clean]
+
+
+def with_extras(number: int, count: int) -> np.ndarray:
+    """The scene with small copies of its subject in the corners farthest from it."""
+    found = scene(number)
+    subject = found.subjects[0]
+    corners = [(x, y) for x in (0.09, 0.91) for y in (0.09, 0.91)]
+    corners.sort(key=lambda place: -np.hypot(place[0] - subject.x, place[1] - subject.y))
+    extras = [Subject(subject.shape, subject.colour, x, y, 0.07) for x, y in corners[:count]]
+    return render(replace(found, subjects=(*found.subjects, *extras)), SIDE, SIDE)
+
+
+def with_seam(picture: np.ndarray) -> np.ndarray:
+    """Tiles of slightly different brightness."""
+    rng = np.random.default_rng(1)
+    edges = [0, *LINES, SIDE]
+    picture = picture.copy()
+    for top, bottom in pairwise(edges):
+        for left, right in pairwise(edges):
+            picture[top:bottom, left:right] += rng.choice((-0.03, 0.03))
+    return picture.clip(0, 1)
+
+
+def with_comb(picture: np.ndarray, factor: int) -> np.ndarray:
+    """Every one of the factor x factor sub-grids of cells with an offset of its own, as dilated views that disagree."""
+    offsets = np.random.default_rng(2).normal(0, 0.02, (factor, factor))
+    cells = SIDE // 8
+    grid = np.tile(offsets, (cells // factor, cells // factor))
+    return (picture + np.kron(grid, np.ones((8, 8)))[..., None]).astype(np.float32).clip(0, 1)
+
+
+def blurred(picture: np.ndarray, std: float = 2.0) -> np.ndarray:
+    return ndimage.gaussian_filter(picture, (std, std, 0))
+
+
+def noisy(picture: np.ndarray, std: float = 0.03) -> np.ndarray:
+    return (picture + np.random.default_rng(3).normal(0, std, picture.shape)).astype(np.float32).clip(0, 1)
+
+
+def smeared(picture: np.ndarray) -> np.ndarray:
+    """Even noise blurred along one diagonal, as a denoiser that streaks."""
+    grain = np.random.default_rng(4).normal(0, 1, (SIDE, SIDE))
+    streaks = sum(np.roll(grain, (i, i), (0, 1)) for i in range(12)) / 12**0.5
+    return (picture + 0.05 * streaks[..., None]).astype(np.float32).clip(0, 1)
+
+
+def test_clean_pictures_show_one_subject_and_no_blob(clean, bases) -> None:
+    assert [repetition.extra_subjects(picture) for picture in clean] == [0] * len(clean)
+    assert [repetition.excess_blobs(picture, base) for picture, base in zip(clean, bases)] == [0] * len(clean)
+
+
+@pytest.mark.parametrize("extras", [1, 2])
+def test_extra_subjects_are_counted(bases, extras: int) -> None:
+    pictures = [with_extras(number, extras) for number in NUMBERS]
+    assert [repetition.extra_subjects(picture) for picture in pictures] == [extras] * len(pictures)
+    assert [repetition.excess_blobs(picture, base) for picture, base in zip(pictures, bases)] == [extras] * len(bases)
+
+
+def test_a_missing_subject_counts_minus_one() -> None:
+    empty = render(replace(scene(0), subjects=()), SIDE, SIDE)
+    assert repetition.extra_subjects(empty) == -1
+
+
+def test_drift_and_new_detail_are_no_blobs(clean, bases) -> None:
+    for picture, base in zip(clean, bases):
+        drifted = (0.95 * picture + np.array([0.04, 0.0, -0.03], np.float32)).clip(0, 1)
+        assert repetition.excess_blobs(drifted, base) == 0
+        assert repetition.excess_blobs(noisy(picture, 0.08), base) == 0
+
+
+def test_structure_is_perfect_for_new_detail_and_falls_where_something_is_added(clean, bases) -> None:
+    for number, picture, base in zip(NUMBERS, clean, bases):
+        assert artefacts.structure_psnr(picture, base) == artefacts.PSNR_LIMIT
+        changed = with_extras(number, 2)
+        error = ((downscale(changed, (BASE, BASE)) - base) ** 2).mean()
+        assert artefacts.structure_psnr(changed, base) == pytest.approx(-10 * np.log10(error))
+        assert artefacts.structure_psnr(changed, base) < 30
+        assert artefacts.structure_psnr(noisy(picture), base) > 40
+
+
+def test_spectrum_of_white_noise_is_flat_and_its_high_share_is_its_area() -> None:
+    picture = np.repeat(np.random.default_rng(0).normal(0.5, 0.1, (SIDE, SIDE, 1)), 3, 2)
+    values = spectrum.log_spectrum(picture)
+    assert np.abs(values[1:] - values[1:].mean()).max() < 0.15
+    assert spectrum.high_frequency_ratio(picture) == pytest.approx(1 - np.pi / 16, abs=0.01)
+
+
+def test_blur_and_noise_move_the_spectrum_in_opposite_directions(clean) -> None:
+    for picture in clean:
+        share = spectrum.high_frequency_ratio(picture)
+        assert spectrum.high_frequency_ratio(blurred(picture)) < share / 3
+        assert spectrum.high_frequency_ratio(noisy(picture, 0.08)) > 3 * share
+
+
+def test_set_distances_see_blur_noise_smear_and_repetition_and_not_other_scenes() -> None:
+    numbers = range(24)
+
+    def statistics(pictures: list[np.ndarray]) -> dict[str, float]:
+        found = truth.statistics(Summary(pictures, network))
+        return {name: value(np.arange(len(pictures))) for name, value in found.items()}
+
+    network = Network()
+    truth = Truth(Summary([true_rendering(number, 256, 0) for number in numbers], network))
+    others = [true_rendering(number, 256, 1) for number in numbers]
+    clean = statistics(others)
+    defects = {
+        "blur": [blurred(picture, 1.0) for picture in others],
+        "noise": [noisy(picture, 0.02) for picture in others],
+    }
+    for name, pictures in defects.items():
+        found = statistics(pictures)
+        assert found["spectrum"] > 2 * clean["spectrum"], name
+        assert found["frechet_crops"] > 2 * clean["frechet_crops"], name
+    tiled = [np.tile(picture[::2, ::2], (2, 2, 1)) for picture in others]
+    assert statistics(tiled)["frechet_whole"] > 2 * clean["frechet_whole"]
+
+
+def test_frechet_distance_of_gaussians() -> None:
+    """Between axis-aligned Gaussians it is the sum of (m1 - m2)^2 + (s1 - s2)^2."""
+    a = np.array([1.0, 2.0]), np.diag([4.0, 1.0])
+    b = np.array([0.0, 4.0]), np.diag([1.0, 9.0])
+    assert frechet(a, b) == pytest.approx(1 + 4 + 1 + 4)
+    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_whitened_features_of_the_set_itself_have_unit_variance() -> None:
+    features = np.random.default_rng(0).normal(2, 3, (500, 30)) @ np.random.default_rng(1).normal(0, 1, (30, 30))
+    white = whitening(features)(features)
+    np.testing.assert_allclose(np.cov(white.T), np.eye(white.shape[1]), atol=1e-6)
+    mean, covariance = moments(white[:, None]).gaussian(np.arange(500))
+    np.testing.assert_allclose(mean, 0, atol=1e-9)
+    np.testing.assert_allclose(covariance, np.eye(white.shape[1]), atol=0.01)
+
+
+def test_crops_are_at_the_same_places_in_every_set(clean) -> None:
+    np.testing.assert_array_equal(crops(clean[0], 5) + 1, crops(clean[0] + 1, 5))
+    assert not np.array_equal(crops(clean[0], 5), crops(clean[0], 6))
+
+
+def test_seams_are_seen(clean) -> None:
+    levels = [artefacts.seam_gradient_ratio(picture, LINES, LINES) for picture in clean]
+    assert np.mean(levels) == pytest.approx(1, abs=0.1)
+    seamed = [artefacts.seam_gradient_ratio(with_seam(picture), LINES, LINES) for picture in clean]
+    assert all(after > 1.3 * before for before, after in zip(levels, seamed))
+    beside = [artefacts.seam_gradient_ratio(with_seam(picture), [160, 224], [160, 224]) for picture in clean]
+    assert np.mean(beside) == pytest.approx(1, abs=0.1)
+    defects = [artefacts.seam_gradient_ratio(noisy(blurred(picture)), LINES, LINES) for picture in clean]
+    assert np.mean(defects) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_dilated_grain_is_seen(clean, factor: int) -> None:
+    assert max(artefacts.comb_ratio(picture, factor) for picture in clean) < 3
+    assert min(artefacts.comb_ratio(with_comb(picture, factor), factor) for picture in clean) > 20
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_sub_grids_that_wander_apart_are_seen(clean, factor: int) -> None:
+    """Offsets that change slowly across the picture leave no peak in the spectrum."""
+    rng = np.random.default_rng(5)
+    cells = SIDE // 8
+    grain = np.empty((cells, cells))
+    for row in range(factor):
+        for column in range(factor):
+            part = ndimage.gaussian_filter(rng.normal(0, 1, (cells // factor,) * 2), 2.0)
+            grain[row::factor, column::factor] = 0.05 * part / part.std()
+    for picture in clean:
+        grained = (picture + np.kron(grain, np.ones((8, 8)))[..., None]).astype(np.float32)
+        before, after = (artefacts.phase_ratio(x, factor) for x in (picture, grained))
+        assert before < 0.8
+        assert after > 1.25 * before
+        assert artefacts.phase_ratio(noisy(picture), factor) == pytest.approx(before, abs=0.02)
+
+
+def test_other_defects_are_no_comb(clean) -> None:
+    for picture in clean:
+        for defect in (blurred, noisy, smeared):
+            assert artefacts.comb_ratio(defect(picture), 4) < 4, defect.__name__
+
+
+def test_smear_is_seen(clean) -> None:
+    even = [artefacts.anisotropy(noisy(picture, 0.05)) for picture in clean]
+    streaked = [artefacts.anisotropy(smeared(picture)) for picture in clean]
+    assert min(streaked) > max(even) + 0.2
+
+
+def test_tone_drift_is_its_own_measure(clean, bases) -> None:
+    for picture, base in zip(clean, bases):
+        assert artefacts.tone_drift(picture, base) == pytest.approx(0, abs=1e-6)
+        assert artefacts.tone_drift(noisy(picture), base) < 0.002
+        shifted = 0.5 * picture + np.array([0.3, 0.1, 0.2], np.float32)
+        expected = np.abs(shifted.mean((0, 1)) - base.mean((0, 1))).mean() + 0.5 * base.std((0, 1)).mean()
+        assert artefacts.tone_drift(shifted, base) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_first_prompts_are_all_different() -> None:
+    assert len({label_of(number) for number in range(64)}) == len(all_labels()) == 64

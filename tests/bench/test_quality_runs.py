@@ -1,0 +1,238 @@
+"""The quality benchmark's configurations, runs, intervals and table, with a network that takes no time."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from bench.quality import runs, table
+from bench.quality.configurations import CONFIGURATIONS, PAPER, Configuration
+from bench.quality.denoiser import NATIVE, timesteps
+from bench.quality.intervals import differs, estimate
+from bench.quality.runs import Bases, Job, Store, finish, seams
+from bench.quality.sheet import contact_sheet
+from bench.quality.ways import Sampling, Studio, batches
+from trial.sampling import ddim as plain_ddim
+from trial.sampling import initial_noise
+from trial.schedule import alphas_cumprod
+
+
+class Vae(nn.Module):
+    def decode(self, z):
+        return torch.nn.functional.interpolate(z[:, :3], scale_factor=8.0)
+
+    def encode(self, x):
+        small = torch.nn.functional.avg_pool2d(x, 8)
+        return torch.cat([small, small[:, :1]], 1)
+
+
+class Unet(nn.Module):
+    """A network without weights, which counts its rows."""
+
+    rows = 0
+
+    def forward(self, x, t, context):
+        self.rows += len(x)
+        return 0.9 * x + 0.01 * context[:, :1, :1, None] * torch.cos(t / 100.0)[:, None, None, None]
+
+
+class TinyModel(nn.Module):
+    """The small model's interface."""
+
+    def __init__(self):
+        super().__init__()
+        self.vae = Vae()
+        self.register_buffer("alphas_cumprod", alphas_cumprod().float())
+        self.device = torch.device("cpu")
+        self.unet = Unet()
+
+    def encode_prompts(self, prompts):
+        return torch.tensor([[len(p) / 50.0] for p in prompts])[..., None].expand(-1, 77, 8)
+
+    def decode(self, latent):
+        return self.vae.decode(latent).clamp(-1, 1)
+
+    def encode(self, image):
+        return self.vae.encode(image)
+
+
+SAMPLING = Sampling(steps=4, rows=8, bfloat16=False)
+BY_NAME = {configuration.name: configuration for configuration in CONFIGURATIONS}
+
+
+@pytest.fixture
+def studio() -> Studio:
+    return Studio(TinyModel(), SAMPLING)
+
+
+def test_the_base_is_what_the_plain_sampler_makes(studio) -> None:
+    numbers = [0, 3]
+    prompts = [runs.caption(*runs.label_of(number)) for number in numbers]
+    expected = plain_ddim(studio.model, prompts, initial_noise(numbers, NATIVE, NATIVE), 4, SAMPLING.guidance)
+    torch.testing.assert_close(studio.base(numbers), expected)
+
+
+def test_timesteps_of_a_strength_are_the_last_ones() -> None:
+    assert timesteps(20)[0] == 999
+    assert timesteps(20, 0.4) == timesteps(20)[-8:]
+    assert len(timesteps(20, 0.01)) == 1
+
+
+def test_names_are_unique_and_settings_are_valid() -> None:
+    assert len(BY_NAME) == len(CONFIGURATIONS)
+    for configuration in CONFIGURATIONS:
+        for scale in configuration.scales:
+            assert configuration.settings_at(scale).scale == scale
+    assert BY_NAME["One stage"].settings_at(4).stages == "4"
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "units"),
+    [
+        (PAPER, 4, 112),  # 9 + 4, 25 + 9, 49 + 16
+        (PAPER, 2, 13),
+        ("Stages 1,2,4", 4, 78),
+        ("One stage", 4, 65),
+        ("MultiDiffusion", 4, 49),
+        ("Feather", 2, 13),
+        ("Pixel anchor", 2, 13),
+        ("Direct", 4, 16),
+        ("Direct", 2, 4),
+        ("Lanczos", 4, 0),
+    ],
+)
+def test_units_are_those_of_the_plan(studio, tmp_path, name: str, scale: int, units: float) -> None:
+    batch = _bases(studio, tmp_path, 2).batch([0, 1])
+    studio.model.unet.rows = 0
+    pictures, found = studio.make(BY_NAME[name], batch, scale)
+    assert pictures.shape == (2, 128 * scale, 128 * scale, 3)
+    # MultiDiffusion and DemoFusion never give a path of weight zero a view
+    assert found == pytest.approx(units, rel=1e-6)
+    if name != "Direct":
+        assert studio.model.unet.rows == units * 4 * 2 * 2  # steps, pictures, cond and uncond
+
+
+def test_pictures_of_a_batch_are_those_made_alone(studio, tmp_path) -> None:
+    bases = _bases(studio, tmp_path, 3)
+    for name in (PAPER, "Hires fix 0.5", "MultiDiffusion"):
+        together = studio.make(BY_NAME[name], bases.batch([0, 1, 2]), 2)[0]
+        alone = studio.make(BY_NAME[name], bases.batch([1]), 2)[0]
+        np.testing.assert_allclose(together[1:2], alone, atol=1.01 / 255)
+
+
+def _bases(studio: Studio, folder, count: int) -> Bases:
+    bases = Bases(studio, Store(folder, "origin"), "origin")
+    bases.prepare(count)
+    return bases
+
+
+def test_an_interrupted_run_goes_on(studio, tmp_path, monkeypatch) -> None:
+    bases = _bases(studio, tmp_path, 3)
+    jobs = [Job(BY_NAME["Bicubic"], 2), Job(BY_NAME["Lanczos"], 2)]
+    monkeypatch.setattr(runs, "PICTURES_AT_ONCE", {1: 16, 2: 1})
+    made = []
+
+    def stopping(*args):
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        made.append(args[2].numbers)
+        finish(*args)
+
+    monkeypatch.setattr(runs, "finish", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(studio, Store(tmp_path, "origin"), bases, jobs, 3)
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"configuration": "Lanc')
+    assert Store(tmp_path, "origin").lines(jobs[1], 3) is None
+    made.clear()
+    runs.run(studio, Store(tmp_path, "origin"), bases, jobs, 3)
+    assert made == [[1], [2]]
+    assert len(Store(tmp_path, "origin").lines(jobs[1], 3)) == 3
+
+
+def test_other_checkpoints_and_settings_count_as_missing(studio, tmp_path) -> None:
+    store, job = Store(tmp_path, "origin"), Job(BY_NAME["Bicubic"], 2)
+    finish(studio, store, _bases(studio, tmp_path, 1).batch([0]), job)
+    assert Store(tmp_path, "origin").line(job, 0) is not None
+    assert Store(tmp_path, "another checkpoint").line(job, 0) is None
+    changed = Configuration("Bicubic", "demofusion", {"stride": 4})
+    assert Store(tmp_path, "origin").line(Job(changed, 2), 0) is None
+    store.path(job, 0).unlink()
+    assert Store(tmp_path, "origin").line(job, 0) is None
+
+
+def test_a_true_rendering_is_clean(studio, tmp_path) -> None:
+    job = Job(BY_NAME["True renderings"], 2)
+    pictures, _ = studio.make(job.configuration, _bases(studio, tmp_path, 1).batch([0]), 2)
+    values = runs.measure(pictures[0], np.zeros((128, 128, 3), np.float32), job)
+    assert (values["extra_subjects"], values["blobs"], values["structure"]) == (0, 0, None)
+
+
+def test_seams_are_looked_for_where_the_views_end() -> None:
+    assert seams(Job(BY_NAME[PAPER], 2)) == ([64, 128, 192],) * 2
+    assert seams(Job(BY_NAME["Stride 1"], 4)) == ([128, 256, 384],) * 2
+    assert seams(Job(BY_NAME["Bicubic"], 2)) == ([64, 128, 192],) * 2
+
+
+def test_memory_grows_with_the_picture(studio, tmp_path) -> None:
+    bases = _bases(studio, tmp_path, 1)
+    assert runs.peak_memory(studio, BY_NAME["Bicubic"], 4, bases) < runs.peak_memory(studio, BY_NAME[PAPER], 4, bases)
+    assert isinstance(studio.model.unet, Unet)
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    found = estimate(lambda chosen: float(values[chosen].mean()), 400)
+    half = 1.96 * values.std() / 20
+    assert found.value == pytest.approx(values.mean())
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.15)
+
+
+def test_pairing_finds_small_differences_and_no_false_ones() -> None:
+    rng = np.random.default_rng(1)
+    pictures = rng.normal(0, 5, 64)
+
+    def mean(values):
+        return estimate(lambda chosen: float(values[chosen].mean()), 64)
+
+    shifted, other = pictures + rng.normal(0.2, 0.1, 64), pictures + rng.normal(0, 0.1, 64) - 0.0
+    assert differs(mean(shifted), mean(pictures)) == 1
+    assert differs(mean(pictures), mean(shifted)) == -1
+    assert differs(mean(other - (other - pictures).mean()), mean(pictures)) == 0
+
+
+def test_batches_cover_every_number() -> None:
+    assert [list(part) for part in batches(5, 2)] == [[0, 1], [2, 3], [4]]
+
+
+def _row(name: str, blobs: np.ndarray) -> table.Row:
+    lines = [
+        {"units": 2.0, "seconds": 0.5, "metrics": {"blobs": float(blob), "structure": None, "seam": 1.0}}
+        for blob in blobs
+    ]
+    return table.make_row(name, lines, {}, 2**21)
+
+
+def test_the_table_marks_what_differs_from_the_paper() -> None:
+    blobs = np.arange(32) % 3
+    rows = [_row("Worse", blobs + 1), _row(PAPER, blobs), _row("Better", blobs * 0), _row("Same", blobs)]
+    column = next(column for column in table.COLUMNS if column.name == "blobs")
+    assert [table.mark(row, rows[1], column) for row in rows] == ["-", "", "+", "="]
+    text = table.markdown(rows, "2x")
+    assert "| Worse |" in text
+    assert text.splitlines()[-1].endswith("| 2.0 | 0.50 | 2 |")
+    data = json.loads(json.dumps(table.as_json(rows)))
+    assert data[0]["blobs"]["against_paper"] == "-"
+    assert "structure" not in data[0]
+
+
+def test_the_sheet_has_a_column_for_each_configuration(tmp_path) -> None:
+    Image.new("RGB", (256, 256), "red").save(tmp_path / "a.png")
+    page = contact_sheet([("A", "", [tmp_path / "a.png"])] * 3, ["a red square"])
+    assert page.width > 3 * 160
+    assert page.getpixel((page.width - 20, 60)) == (255, 0, 0)
