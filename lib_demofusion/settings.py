@@ -157,7 +157,7 @@ class Settings:
         "Enlarge between stages",
         "anchor",
         "the latent, as the paper, or the picture",
-        choices=ANCHORS,
+        offered=lambda: ANCHORS,
     )
 
 

@@ -395,7 +395,7 @@ def test_feathered_neighbours_cross_over_between_them() -> None:
     def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
         return torch.stack([torch.full_like(crop, float(view.left)) for crop, view in zip(crops, views)])
 
-    out = fuse(evaluate, x, views, [], 0.0, unblurred, 0.0, ViewBatches(2), 0.25)
+    out = fuse(evaluate, x, views, [], 0.0, unblurred, 0.0, ViewBatches(2), feather=0.25)
     left, right = [1.0, 1.0, 2 / 3, 1 / 3], [1 / 3, 2 / 3, 1.0, 1.0]
     between = [4 * b / (a + b) for a, b in zip(left, right)]
     expected = torch.tensor([0.0] * 4 + between + [4.0] * 4)
@@ -419,7 +419,7 @@ def test_a_stage_feathers_by_its_settings() -> None:
     for feather in (0.0, 0.25):
         run = StageRun(plan, Settings(feather=feather), x, x, space, StepGate(), stochastic=False)
         run.weights = Weights(0.0, 0.0, 0.0)
-        expected = fuse(placed_network, x, run.local, [], 0.0, unblurred, 0.0, ViewBatches(4), feather)
+        expected = fuse(placed_network, x, run.local, [], 0.0, unblurred, 0.0, ViewBatches(4), feather=feather)
         assert torch.equal(run.denoise(placed_network, x, 0.0, ViewBatches(4)), expected)
 
 

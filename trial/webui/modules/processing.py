@@ -204,6 +204,7 @@ class Processed:
     def __init__(self, p: StableDiffusionProcessing, images_list: list, infotexts: list[str] | None = None):
         self.images = images_list
         self.infotexts = infotexts or []
+        self.info = self.infotexts[0] if self.infotexts else ""
         self.prompt = p.prompt
         self.seed = p.all_seeds[0]
         self.all_seeds = p.all_seeds
