@@ -17,6 +17,7 @@ from modules import jobs, scripts, shared
 from PIL import Image, ImageDraw, ImageFont
 
 from trial.detect import count_subjects
+from trial.sampling import GUIDANCE
 
 NATIVE = 128
 CELL = 320
@@ -37,7 +38,7 @@ def parameters(options: Any, size: int) -> dict[str, Any]:
         "seed": options.seed,
         "steps": options.steps,
         "sampler_name": options.sampler,
-        "cfg_scale": 3.0,
+        "cfg_scale": GUIDANCE,
         "width": size,
         "height": size,
         "do_not_save_samples": True,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trial.small_model import SmallModel
 
-GUIDANCE = 5.0
+GUIDANCE = 3.0
 
 
 def initial_noise(seeds: list[int], height: int, width: int) -> Tensor:

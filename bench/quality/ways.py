@@ -19,7 +19,7 @@ from lib_demofusion.residual import VariancePreserving, noised
 from lib_demofusion.settings import PIXELS, Settings
 from lib_demofusion.stage import StageRun, finish_stage, make_anchor
 from lib_demofusion.step_gate import StepGate
-from trial.sampling import initial_noise
+from trial.sampling import GUIDANCE, initial_noise
 from trial.scenes import all_labels, caption, random_scene, render, to_uint8
 from trial.small_model import SmallModel
 
@@ -34,7 +34,7 @@ class Sampling:
     """What all configurations have in common."""
 
     steps: int = 20
-    guidance: float = 5.0
+    guidance: float = GUIDANCE
     rows: int = 32
     """Rows (pictures x views x 2) that the model is given at once."""
     bfloat16: bool = True

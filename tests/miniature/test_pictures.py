@@ -14,6 +14,7 @@ from in_process import Webui
 from PIL import Image
 
 from trial.detect import count_subjects
+from trial.sampling import GUIDANCE
 from trial.scenes import all_labels, caption
 from trial.small_model import CHECKPOINT
 
@@ -58,7 +59,14 @@ def fine_energy(image: Image.Image) -> float:
 
 def measure(webui: Webui, scale: int, seed: int, prompt: str) -> dict[str, Any]:
     """Figures of one prompt."""
-    job = {"prompt": prompt, "negative_prompt": "", "seed": seed, "steps": 20, "sampler_name": "DPM++ 2M"}
+    job = {
+        "prompt": prompt,
+        "negative_prompt": "",
+        "seed": seed,
+        "steps": 20,
+        "sampler_name": "DPM++ 2M",
+        "cfg_scale": GUIDANCE,
+    }
     large = NATIVE * scale
     made = webui.job({"enabled": True, "scale": scale, "return_stages": True}, width=NATIVE, height=NATIVE, **job)
     final, base = made.images[0], made.images[1]

@@ -142,7 +142,9 @@ def seconds_in(**tab: float) -> float:
 def test_the_line_counts_every_evaluation(rates: timing.Rates) -> None:
     rates.learn("random", True, 0.001)
     one = seconds_in()
-    assert one == pytest.approx(0.001 * 10 * (BASE_CELLS**2 + CELLS))
+    dilated = (2 * BASE_CELLS) ** 2
+    # at the lowest timestep the dilated views have no weight
+    assert one == pytest.approx(0.001 * (10 * (BASE_CELLS**2 + CELLS) - dilated))
     assert seconds_in(batch_size=3) == pytest.approx(3 * one)
     assert seconds_in(batch_count=4, batch_size=2) == pytest.approx(8 * one)
     assert seconds_in(cfg_scale=1) == pytest.approx(one)

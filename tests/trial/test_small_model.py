@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from trial.export import CLIP_FOLDER, configuration
 from trial.measure import held_out_views, judge, psnr, reconstruct, sample
+from trial.sampling import GUIDANCE
 from trial.schedule import alphas_cumprod
 from trial.small_model import CHECKPOINT
 from trial.text import tokenize, vocabulary, write_clip_folder
@@ -96,6 +97,6 @@ def test_reconstruction(small_model):
 
 
 def test_samples_follow_the_prompt(small_model):
-    result = judge(*sample(small_model, 16, 1, 20, 5.0))
+    result = judge(*sample(small_model, 16, 1, 20, GUIDANCE))
     assert result["exactly_one"] >= 0.8
     assert result["all_three"] >= 0.75
