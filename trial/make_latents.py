@@ -57,8 +57,8 @@ def main() -> None:
     """Command line."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--out", type=Path, default=Path("runs/small"))
-    options.add_argument("--whole", type=int, default=8192, help="views of the whole frame")
-    options.add_argument("--zoomed", type=int, default=4096)
+    options.add_argument("--whole", type=int, default=16384, help="views of the whole frame")
+    options.add_argument("--zoomed", type=int, default=8192)
     options.add_argument("--seed", type=int, default=1)
     args = options.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

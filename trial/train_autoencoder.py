@@ -82,7 +82,7 @@ def compile_blocks(model: Autoencoder) -> None:
 
 def main() -> None:
     """Command line."""
-    args = parser(__doc__.splitlines()[0], steps=6000, batch=8, rate=1e-3).parse_args()
+    args = parser(__doc__.splitlines()[0], steps=3000, batch=8, rate=1e-3).parse_args()
     device = prepare(args)
     model = decoder_only(args.out / "autoencoder-start.pt").to(device, memory_format=torch.channels_last)
     trainee = Trainee(model, args.out / "autoencoder.pt", decay=0.995)

@@ -117,7 +117,7 @@ def compiled(model: Denoiser) -> Callable[..., Tensor]:
 
 def main() -> None:
     """Command line."""
-    args = parser(__doc__.splitlines()[0], steps=6000, batch=32, rate=1e-3).parse_args()
+    args = parser(__doc__.splitlines()[0], steps=3600, batch=32, rate=1e-3).parse_args()
     device = prepare(args)
     captions = make_captions()
     batches = Batches(torch.load(args.out / "latents.pt", weights_only=True), captions, args.batch, args.seed)
