@@ -52,6 +52,11 @@ class Tab:
         return self.page.locator(f"{selector} input, {selector} textarea").first.input_value()
 
     @property
+    def progress(self) -> Any:
+        """The bar while a run shows; in a webui it stands above the gallery, in the stand-in in a place of its own."""
+        return self.page.locator(f"#{self.name}_results .progressDiv, {self.id('progress')} .progressDiv")
+
+    @property
     def enabled(self) -> bool:
         """Whether the panel's checkbox is ticked, the one that Python sees."""
         return self.page.locator(f"{self.panel}_enabled-checkbox input").is_checked()
@@ -101,18 +106,18 @@ class Tab:
 
     def wait_for_progress(self, text: str) -> str:
         """Waits until the progress bar has a text on it; returns all of its text."""
-        bar = self.page.locator(f"{self.id('progress')} .progressDiv")
-        bar.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=SECONDS)
-        return bar.inner_text()
+        self.progress.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=SECONDS)
+        return self.progress.inner_text()
 
     def wait_until_done(self) -> None:
         """Waits until a run has begun and ended."""
-        self.page.locator(f"{self.id('progress')} .progressDiv").wait_for(state="detached", timeout=SECONDS)
+        self.progress.wait_for(state="detached", timeout=SECONDS)
 
     def generate(self) -> None:
         """Starts a run and waits until it shows."""
         self.page.click(self.id("generate"))
-        self.page.locator(f"{self.id('progress')} .progressDiv").wait_for(timeout=SECONDS)
+        # attached: above an empty gallery of the webui it has no height
+        self.progress.wait_for(state="attached", timeout=SECONDS)
 
     def picture_sizes(self) -> list[int]:
         """Widths of the pictures in the gallery."""
