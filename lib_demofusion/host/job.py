@@ -9,7 +9,7 @@ from modules import devices, errors, shared
 from torch import Tensor
 
 from lib_demofusion import __version__
-from lib_demofusion.host import inpainting, neighbours, options, output, soft_inpainting
+from lib_demofusion.host import inpainting, neighbours, options, output
 from lib_demofusion.host.base_picture import base_checkpoint, base_latent, own_generators
 from lib_demofusion.host.pixel_anchor import pixel_anchor
 from lib_demofusion.host.progress import Progress, make_progress
@@ -185,7 +185,6 @@ class _StageLoop:
             try:
                 decoded = output.decode(self._p, latent)
                 self._overlay.resize(self._p, self._plan, size)
-                soft_inpainting.remake_overlay(self._p, self._plan, latent)
             except Exception as error:
                 self._failed(len(latents), error, "decoding ")
                 continue

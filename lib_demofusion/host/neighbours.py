@@ -79,11 +79,16 @@ def _regional_attention(now: Situation) -> bool:
     return str(now.params.get("RP Active")) == "True" and now.params.get("RP Calc Mode") != "Latent"
 
 
+def _soft_inpainting(now: Situation) -> bool:
+    return str(now.params.get("Soft inpainting enabled")) == "True" and now.masked
+
+
 REFUSALS: tuple[tuple[Check, str], ...] = (
     (_other_architecture, "SD3 and Flux models: DemoFusion runs on SD1, SD2 and SDXL"),
     (lambda now: now.tiling, "Tiling: seamless edges would be drawn inside every local view"),
     (_tile_script, "scripts that upscale or outpaint in tiles: each tile would run every stage"),
     (_regional_attention, "Regional Prompter's attention mode: every local view would show all regions; use Latent"),
+    (_soft_inpainting, "Soft inpainting: what lies outside the mask would not stay as it was"),
     (_tiled_diffusion, "Tiled Diffusion: it samples in tiles already; switch one of the two off"),
 )
 
