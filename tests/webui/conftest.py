@@ -75,7 +75,11 @@ class Webui:
     def generate(
         self, demofusion: Any = None, path: str = "txt2img", more_scripts: Any = None, **request: Any
     ) -> Result:
-        body = {**REQUEST, **request, "alwayson_scripts": dict(more_scripts or {})}
+        body = {
+            **REQUEST,
+            **request,
+            "alwayson_scripts": {**request.get("alwayson_scripts", {}), **(more_scripts or {})},
+        }
         if demofusion is not None:
             args = demofusion if isinstance(demofusion, list) else [demofusion]
             body["alwayson_scripts"][TITLE] = {"args": args}
