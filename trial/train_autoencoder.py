@@ -100,8 +100,7 @@ def main() -> None:
         trainee.update(loss, learning_rate(trainee.step, args.steps, args.rate))
         if trainee.step % 20 == 0:
             progress.set_postfix(loss=f"{loss.item():.4f}")
-        if trainee.step % args.save_every == 0 or trainee.step == args.steps:
-            trainee.save()
+        trainee.save_when_due(args)
 
 
 if __name__ == "__main__":

@@ -81,8 +81,8 @@ class Batches:
         """
         return (1.0 / self.alphas[t]).clamp(max=WEIGHT_LIMIT)
 
-    def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Noisy latents (B, 4, 16, 16), steps (B,), caption ids (B, 77) and the noise."""
+    def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Noisy latents (B, 4, 16, 16), steps (B,), caption ids (B, 77), the noise and weights (B,)."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         rand = partial(torch.rand, self.batch, generator=generator)
         t = ((torch.arange(self.batch) + rand()) / self.batch * STEPS).long().clamp(max=STEPS - 1)
@@ -98,7 +98,7 @@ class Batches:
         noise = torch.randn(clean.shape, generator=generator)
         power = self.alphas[t][:, None, None, None]
         x = power.sqrt() * SCALE_FACTOR * clean + (1.0 - power).sqrt() * noise
-        return x, t, self.captions.ids[label, template], noise
+        return x, t, self.captions.ids[label, template], noise, self.weights(t)
 
 
 def training_loss(model: Denoiser, x: Tensor, t: Tensor, ids: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
@@ -128,16 +128,14 @@ def main() -> None:
     progress = tqdm(range(trainee.step, args.steps), initial=trainee.step, total=args.steps, mininterval=10)
     recent = 1.0
     for step in progress:
-        x, t, ids, noise = (part.to(device) for part in batches.draw(step))
-        weight = batches.weights(t.cpu()).to(device)
+        x, t, ids, noise, weight = (part.to(device) for part in batches.draw(step))
         with torch.autocast(device.type, torch.bfloat16):
             loss = loss_of(model, x.contiguous(memory_format=torch.channels_last), t, ids, noise, weight)
         trainee.update(loss, learning_rate(step, args.steps, args.rate))
         recent += 0.02 * (loss.item() - recent)
         if trainee.step % 20 == 0:
             progress.set_postfix(loss=f"{recent:.4f}")
-        if trainee.step % args.save_every == 0 or trainee.step == args.steps:
-            trainee.save()
+        trainee.save_when_due(args)
 
 
 if __name__ == "__main__":

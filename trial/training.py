@@ -83,6 +83,11 @@ class Trainee:
         if idle:
             raise RuntimeError(f"{len(idle)} parameters do not learn, such as {idle[0]}; try --eager")
 
+    def save_when_due(self, args: argparse.Namespace) -> None:
+        """Saves every so many steps and behind the last one."""
+        if self.step % args.save_every == 0 or self.step == args.steps:
+            self.save()
+
     def save(self) -> None:
         """Writes the state, atomically because a run may be cut off."""
         state = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import FLAGS, SECONDS, Tab, find_chromium, screenshot
+from browser import SECONDS, Tab, find_chromium, launched, screenshot
 from PIL import Image
 
 pytestmark = pytest.mark.browser
@@ -48,12 +48,8 @@ def chromium() -> Iterator[Any]:
     if program is None:
         reason = "no Chromium was found; on Debian: apt-get install chromium"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, headless=True, args=FLAGS)
+    with launched(program) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

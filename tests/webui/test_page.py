@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from miniature.browser import FLAGS, SECONDS, Tab, find_chromium
+from miniature.browser import SECONDS, Tab, find_chromium, launched
 from PIL import Image, PngImagePlugin
 from webui.conftest import TITLE, Webui
 from webui.test_generate import difference
@@ -31,11 +31,9 @@ def chromium() -> Iterator[Any]:
     program = find_chromium()
     if program is None:
         pytest.skip("no Chromium was found")
-    sync = pytest.importorskip("playwright.sync_api")
-    with sync.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, headless=True, args=FLAGS)
+    pytest.importorskip("playwright.sync_api")
+    with launched(program) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
