@@ -36,6 +36,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--out", type=Path, default=Path("test-output/quality"), help="folder of results")
     parser.add_argument("--count", type=int, default=64, help="pairs of prompt and seed")
+    parser.add_argument("--first", type=int, default=0, help="number of the first pair; explore on other pairs")
     parser.add_argument("--scales", type=int, nargs="+", choices=(2, 4), default=[2, 4])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="configurations, by name; the Paper row is always in")
     parser.add_argument("--steps", type=int, default=Sampling.steps)
@@ -69,16 +70,17 @@ def main() -> None:
     made_by = origin(args.checkpoint, sampling)
     store = Store(args.out, made_by)
     bases = Bases(studio, store, made_by)
+    numbers = range(args.first, args.first + args.count)
     jobs = jobs_for(args.only, args.scales)
     if not args.table_only:
-        bases.prepare(args.count)
-        run(studio, store, bases, jobs, args.count)
+        bases.prepare(numbers)
+        run(studio, store, bases, jobs, numbers)
     began, texts, data = time.time(), [heading(args)], {}
     for scale in args.scales:
-        rows = rows_at(scale, [job for job in jobs if job.scale == scale], studio, store, bases, args.count)
+        rows = rows_at(scale, [job for job in jobs if job.scale == scale], studio, store, bases, numbers)
         texts.append(table.markdown(rows, f"{scale}x, {NATIVE * 8 * scale} pixels"))
         data[f"{scale}x"] = table.as_json(rows)
-        save_sheet(args.out / f"sheet-{scale}x.png", rows, jobs, scale, store, args.count)
+        save_sheet(args.out / f"sheet-{scale}x.png", rows, jobs, scale, store, numbers)
     (args.out / "table.md").write_text("\n".join(texts), encoding="utf-8")
     (args.out / "table.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
     print("\n".join(texts))
@@ -87,38 +89,41 @@ def main() -> None:
 
 def heading(args: argparse.Namespace) -> str:
     """What the tables are of, and how to read them."""
-    setting = f"{args.count} prompts, DDIM, {args.steps} steps, guidance {args.guidance:g}, {args.checkpoint.name}"
+    pairs = f"{args.count} prompts from number {args.first} on"
+    setting = f"{pairs}, DDIM, {args.steps} steps, guidance {args.guidance:g}, {args.checkpoint.name}"
     marks = "from a paired bootstrap `=` equal to the Paper row, `+` better, `-` worse, `≠` different"
     return f"# Ways to a larger picture\n\n{setting}. Behind a number: half its 95 % interval; {marks}.\n"
 
 
-def rows_at(scale: int, jobs: Sequence[Job], studio: Studio, store: Store, bases: Bases, count: int) -> list[table.Row]:
+def rows_at(
+    scale: int, jobs: Sequence[Job], studio: Studio, store: Store, bases: Bases, numbers: Sequence[int]
+) -> list[table.Row]:
     """The rows of one scale, of the configurations that are complete."""
     network, side = Network(), scale * NATIVE * 8
-    truth = table.Truth(table.Summary([true_rendering(number, side, 0) for number in range(count)], network))
+    truth = table.Truth(table.Summary([true_rendering(number, side, 0) for number in numbers], network))
     rows = []
     for job in tqdm(jobs, desc=f"table {scale}x", unit="row"):
-        lines = store.lines(job, count)
+        lines = store.lines(job, numbers)
         if lines is None:
             continue
-        summary = table.Summary([read(store.path(job, number)) for number in range(count)], network)
-        bytes_ = peak_memory(studio, job.configuration, scale, bases)
+        summary = table.Summary([read(store.path(job, number)) for number in numbers], network)
+        bytes_ = peak_memory(studio, job.configuration, scale, bases.batch(numbers[:1]))
         rows.append(table.make_row(job.configuration.name, lines, truth.statistics(summary), bytes_))
     return rows
 
 
 def save_sheet(
-    path: Path, rows: Sequence[table.Row], jobs: Sequence[Job], scale: int, store: Store, count: int
+    path: Path, rows: Sequence[table.Row], jobs: Sequence[Job], scale: int, store: Store, numbers: Sequence[int]
 ) -> None:
     """Writes the contact sheet of the rows."""
-    numbers = range(min(count, ON_THE_SHEET))
+    shown = numbers[:ON_THE_SHEET]
     by_name = {job.configuration.name: job for job in jobs if job.scale == scale}
     columns = [
-        (row.name, f"{row.units:.1f} units, {row.seconds:.1f} s", [store.path(by_name[row.name], n) for n in numbers])
+        (row.name, f"{row.units:.1f} units, {row.seconds:.1f} s", [store.path(by_name[row.name], n) for n in shown])
         for row in rows
     ]
     part = path.with_suffix(".part")
-    contact_sheet(columns, [caption(*label_of(number)) for number in numbers]).save(part, "png")
+    contact_sheet(columns, [caption(*label_of(number)) for number in shown]).save(part, "png")
     part.replace(path)
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib_demofusion.batching import ViewBatches
 from lib_demofusion.stage import StageRun
 from lib_demofusion.views import View
-from trial.small_model import SmallModel
 
 NATIVE = 16
 """Side of the model's own latent."""
@@ -22,14 +20,13 @@ Predict = Callable[[Tensor, int], Tensor]
 
 
 class GuidedModel:
-    """The model under classifier-free guidance for one prompt a picture."""
+    """A UNet under classifier-free guidance; context (2 B, 77, C) holds the prompts, then the unconditional rows."""
 
-    def __init__(self, model: SmallModel, prompts: Sequence[str], guidance: float, rows: int, bfloat16: bool):
-        self._model = model
+    def __init__(self, unet: nn.Module, context: Tensor, guidance: float, rows: int):
+        self._unet = unet
         self._guidance = guidance
-        self._context = model.encode_prompts([*prompts, *[""] * len(prompts)])
-        self._batches = ViewBatches(max(1, rows // len(self._context)))
-        self._bfloat16 = bfloat16
+        self._context = context
+        self._batches = ViewBatches(max(1, rows // len(context)))
         self.views = 0.0
         """Evaluations so far, of native size and of cond and uncond together, for each picture."""
 
@@ -52,18 +49,12 @@ class GuidedModel:
     def _evaluate(self, x: Tensor, t: int, context: Tensor) -> Tensor:
         self.views += math.prod(x.shape[-2:]) / NATIVE**2 * len(x) / len(self._context)
         steps = torch.full((len(x),), t, device=x.device)
-        x = x.contiguous(memory_format=torch.channels_last)
-        with torch.no_grad(), precision(self._bfloat16):
-            return self._model.unet(x, steps, context).float()
+        with torch.no_grad():
+            return self._unet(x.to(context.dtype), steps, context).float()
 
     def _guided(self, eps: Tensor) -> Tensor:
         cond, uncond = eps.chunk(2)
         return uncond + self._guidance * (cond - uncond)
-
-
-def precision(bfloat16: bool) -> AbstractContextManager[None]:
-    """The context in which the networks run."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
 
 
 def timesteps(steps: int, strength: float = 1.0) -> list[int]:

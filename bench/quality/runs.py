@@ -82,9 +82,9 @@ class Store:
         valid = line is not None and line["key"] == self.key(job.configuration) and self.path(job, number).exists()
         return line if valid else None
 
-    def lines(self, job: Job, count: int) -> list[dict[str, Any]] | None:
-        """The lines of pictures 0 to count, or None while one is missing."""
-        found = [self.line(job, number) for number in range(count)]
+    def lines(self, job: Job, numbers: Sequence[int]) -> list[dict[str, Any]] | None:
+        """The lines of pictures by their numbers, or None while one is missing."""
+        found = [self.line(job, number) for number in numbers]
         return [line for line in found if line is not None] if None not in found else None
 
     def add(self, job: Job, number: int, picture: np.ndarray, values: dict[str, Any]) -> None:
@@ -119,14 +119,14 @@ class Bases:
         self._studio = studio
         self._folder = store.folder / f"bases-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
 
-    def prepare(self, count: int) -> None:
+    def prepare(self, numbers: Sequence[int]) -> None:
         """Makes what is missing."""
-        missing = [number for number in range(count) if not self._latent(number).exists()]
+        missing = [number for number in numbers if not self._latent(number).exists()]
         size = PICTURES_AT_ONCE[1]
         for first in tqdm(range(0, len(missing), size), desc="base pictures", disable=not missing):
-            numbers = missing[first : first + size]
-            latents = self._studio.base(numbers)
-            for number, latent, picture in zip(numbers, latents, self._studio.decode(latents)):
+            group = missing[first : first + size]
+            latents = self._studio.base(group)
+            for number, latent, picture in zip(group, latents, self._studio.decode(latents)):
                 write(self.picture(number), picture)
                 torch.save(latent.clone(), self._latent(number))
 
@@ -143,14 +143,14 @@ class Bases:
         return self._folder / f"{number:03d}.pt"
 
 
-def run(studio: Studio, store: Store, bases: Bases, jobs: Sequence[Job], count: int) -> None:
+def run(studio: Studio, store: Store, bases: Bases, jobs: Sequence[Job], numbers: Sequence[int]) -> None:
     """Makes and measures every picture that has no valid line yet."""
-    missing = {job: [n for n in range(count) if store.line(job, n) is None] for job in jobs}
+    missing = {job: [n for n in numbers if store.line(job, n) is None] for job in jobs}
     with tqdm(total=sum(map(len, missing.values())), unit="picture", smoothing=0.05) as progress:
-        for job, numbers in missing.items():
+        for job, left in missing.items():
             progress.set_description(f"{job.configuration.name} {job.scale}x")
-            for part in batches(len(numbers), PICTURES_AT_ONCE[job.scale]):
-                finish(studio, store, bases.batch([numbers[i] for i in part]), job)
+            for part in batches(len(left), PICTURES_AT_ONCE[job.scale]):
+                finish(studio, store, bases.batch([left[i] for i in part]), job)
                 progress.update(len(part))
 
 
@@ -201,12 +201,11 @@ def seams(job: Job) -> tuple[list[int], list[int]]:
     return lines[0], lines[1]
 
 
-def peak_memory(studio: Studio, configuration: Configuration, scale: int, bases: Bases) -> int:
+def peak_memory(studio: Studio, configuration: Configuration, scale: int, batch: Batch) -> int:
     """Most bytes of tensors alive at once while one picture is sampled view by view, beyond weights and decoder.
 
     What looks at views is measured around a network that takes none, to which that for one view is added.
     """
-    batch = bases.batch([0])
     lone = Studio(studio.model, replace(studio.sampling, steps=2, rows=1, bfloat16=False))
     if configuration.kind not in ("demofusion", "multidiffusion"):
         with PeakBytes() as bytes_:
@@ -214,7 +213,7 @@ def peak_memory(studio: Studio, configuration: Configuration, scale: int, bases:
         return bytes_.peak
     with PeakBytes() as view:
         lone.guided(batch.numbers).whole(batch.latents, 500)
-    with network_replaced(studio), PeakBytes() as bytes_:
+    with network_replaced(lone), PeakBytes() as bytes_:
         lone.latents(configuration, batch, scale)
     return bytes_.peak + view.peak
 
@@ -222,12 +221,12 @@ def peak_memory(studio: Studio, configuration: Configuration, scale: int, bases:
 @contextmanager
 def network_replaced(studio: Studio) -> Iterator[None]:
     """Puts a network in the UNet's place that returns its input."""
-    unet = studio.model.unet
-    studio.model.unet = _Through()
+    unet = studio.unet
+    studio.unet = _Through()
     try:
         yield
     finally:
-        studio.model.unet = unet
+        studio.unet = unet
 
 
 class _Through(torch.nn.Module):

@@ -108,13 +108,13 @@ def test_names_are_unique_and_settings_are_valid() -> None:
 )
 def test_units_are_those_of_the_plan(studio, tmp_path, name: str, scale: int, units: float) -> None:
     batch = _bases(studio, tmp_path, 2).batch([0, 1])
-    studio.model.unet.rows = 0
+    studio.unet.rows = 0
     pictures, found = studio.make(BY_NAME[name], batch, scale)
     assert pictures.shape == (2, 128 * scale, 128 * scale, 3)
     # MultiDiffusion and DemoFusion never give a path of weight zero a view
     assert found == pytest.approx(units, rel=1e-6)
     if name != "Direct":
-        assert studio.model.unet.rows == units * 4 * 2 * 2  # steps, pictures, cond and uncond
+        assert studio.unet.rows == units * 4 * 2 * 2  # steps, pictures, cond and uncond
 
 
 def test_pictures_of_a_batch_are_those_made_alone(studio, tmp_path) -> None:
@@ -127,7 +127,7 @@ def test_pictures_of_a_batch_are_those_made_alone(studio, tmp_path) -> None:
 
 def _bases(studio: Studio, folder, count: int) -> Bases:
     bases = Bases(studio, Store(folder, "origin"), "origin")
-    bases.prepare(count)
+    bases.prepare(range(count))
     return bases
 
 
@@ -145,14 +145,14 @@ def test_an_interrupted_run_goes_on(studio, tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(runs, "finish", stopping)
     with pytest.raises(KeyboardInterrupt):
-        runs.run(studio, Store(tmp_path, "origin"), bases, jobs, 3)
+        runs.run(studio, Store(tmp_path, "origin"), bases, jobs, range(3))
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"configuration": "Lanc')
-    assert Store(tmp_path, "origin").lines(jobs[1], 3) is None
+    assert Store(tmp_path, "origin").lines(jobs[1], range(3)) is None
     made.clear()
-    runs.run(studio, Store(tmp_path, "origin"), bases, jobs, 3)
+    runs.run(studio, Store(tmp_path, "origin"), bases, jobs, range(3))
     assert made == [[1], [2]]
-    assert len(Store(tmp_path, "origin").lines(jobs[1], 3)) == 3
+    assert len(Store(tmp_path, "origin").lines(jobs[1], range(3))) == 3
 
 
 def test_other_checkpoints_and_settings_count_as_missing(studio, tmp_path) -> None:
@@ -181,8 +181,9 @@ def test_seams_are_looked_for_where_the_views_end() -> None:
 
 def test_memory_grows_with_the_picture(studio, tmp_path) -> None:
     bases = _bases(studio, tmp_path, 1)
-    assert runs.peak_memory(studio, BY_NAME["Bicubic"], 4, bases) < runs.peak_memory(studio, BY_NAME[PAPER], 4, bases)
-    assert isinstance(studio.model.unet, Unet)
+    batch = bases.batch([0])
+    assert runs.peak_memory(studio, BY_NAME["Bicubic"], 4, batch) < runs.peak_memory(studio, BY_NAME[PAPER], 4, batch)
+    assert isinstance(studio.unet, Unet)
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
