@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lib_demofusion.forecast import call_cells, even_timesteps
+from lib_demofusion.forecast import call_cells, even_timesteps, schedule_steps
 from lib_demofusion.plan import Plan
 from lib_demofusion.settings import Settings
 
@@ -34,7 +34,7 @@ def run_costs(
     `base_share` is the part of the steps that the base pass runs, `pictures` says whether every stage's is decoded.
     The timesteps are taken to fall evenly: how far that is from the truth is about the same for every stage.
     """
-    timesteps = even_timesteps(steps, settings.strength, two_calls)
+    timesteps = even_timesteps(schedule_steps(steps, settings), settings.strength, two_calls)
     base_calls = len(even_timesteps(steps, 1.0, two_calls)) * base_share
     sizes = [plan.base, *(stage.size for stage in plan.stages)]
     decoding = [DECODING * math.prod(size) for size in sizes]

@@ -41,6 +41,22 @@ def match_statistics_(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return x.sub_(own_mean).mul_(std / own_std.clamp_min(torch.finfo(x.dtype).eps)).add_(mean)
 
 
+LOW_BAND = 4
+"""Areas a side of the picture by which its large-scale colours are judged."""
+
+
+def match_low_band(x: Tensor, base: Tensor) -> Tensor:
+    """Returns x (B, C, H, W) whose low band has the mean and std of base's (B, C, h, w), channel by channel.
+
+    Only the low band moves, so that contrast and detail are not forced to a small picture's.
+    """
+    low, wanted = (F.adaptive_avg_pool2d(latent, LOW_BAND) for latent in (x, base))
+    std, mean = torch.std_mean(low, dim=(2, 3), keepdim=True)
+    wanted_std, wanted_mean = torch.std_mean(wanted, dim=(2, 3), keepdim=True)
+    moved = (low - mean) * (wanted_std / std.clamp_min(torch.finfo(x.dtype).eps)) + wanted_mean
+    return x + F.interpolate(moved - low, size=x.shape[-2:], mode="bicubic", align_corners=False)
+
+
 def blur_for_dilation(x: Tensor, factor: int, std: float) -> Tensor:
     """Returns the blurred x (B, C, H, W) with the scalar statistics of x, which the dilated views are taken from."""
     blurred = gaussian_blur(x, factor, std)

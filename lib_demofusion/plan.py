@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lib_demofusion.settings import Settings
-from lib_demofusion.spec import MAX_SCALE, SettingsError, parse_stages
+from lib_demofusion.spec import DOUBLING, FEWEST, MAX_SCALE, STAGE_WORDS, SettingsError, parse_stages
 from lib_demofusion.views import LocalView, Size, dilated_size, jitter_range, view_starts
 
 CELL = 8
@@ -15,6 +15,9 @@ CELL = 8
 
 CLOSE_SCALES = 0.5
 """The automatic list leaves out a whole scale that lies closer than this below the last one."""
+
+FARTHEST = 4
+"""How far a stage may enlarge where there shall be as few as possible; farther was not measured."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,9 @@ def _target(settings: Settings, base: Size, scales: Sequence[float]) -> tuple[Si
     notes: list[str] = []
     asked: list[float] = [settings.height, settings.width]
     if not any(asked):
-        scale = (scales or [1.0])[-1] if settings.stages else settings.scale
-        if settings.stages and settings.scale not in (scale, Settings.scale):
+        listed = settings.stages and settings.stages not in STAGE_WORDS
+        scale = (scales or [1.0])[-1] if listed else settings.scale
+        if listed and settings.scale not in (scale, Settings.scale):
             notes.append(f"stages end at {scale:g}, so scale {settings.scale:g} is not used")
         asked = [base[0] * CELL * scale, base[1] * CELL * scale]
     for name, pixels, native in zip(("height", "width"), asked, base):
@@ -170,8 +174,13 @@ def _crop(base: Size, target: Size) -> LocalView:
 
 def _intermediate(settings: Settings, scales: Sequence[float], last: float) -> list[float]:
     """Returns the scales of the stages before the last one."""
+    if settings.stages == FEWEST:
+        count = max(1, math.ceil(math.log(last, FARTHEST) - 1e-6))
+        return [last ** (i / count) for i in range(1, count)]
     if not scales:
-        return [float(k) for k in range(2, math.ceil(last)) if k <= last - CLOSE_SCALES]
+        whole = range(2, math.ceil(last))
+        kept = (k for k in whole if settings.stages != DOUBLING or k & (k - 1) == 0)
+        return [float(k) for k in kept if k <= last - CLOSE_SCALES]
     if settings.width or settings.height:
         beyond = [k for k in scales if k > last + 1e-6]
         if beyond:
@@ -191,9 +200,11 @@ def _window(settings: Settings, base: Size, target: Size) -> Size:
 
 
 def _stride(settings: Settings, window: Size) -> Size:
-    """Returns the distance of local views; 0 stands for half the window."""
+    """Returns the distance of local views; 0 stands for what the overlap leaves of the window."""
     if not settings.stride:
-        return max(1, window[0] // 2), max(1, window[1] // 2)
+        # the margin keeps 0.7 of 10 cells from rounding down to 6
+        rows, columns = (int(n * (1 - settings.overlap) + 1e-6) for n in window)
+        return max(1, rows), max(1, columns)
     if settings.stride > min(window):
         raise SettingsError("stride", settings.stride, f"0, or 1 to {min(window)}, the window's shorter side")
     return settings.stride, settings.stride

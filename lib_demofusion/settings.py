@@ -6,10 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from lib_demofusion.spec import SettingsError, Spec
+from lib_demofusion.spec import FEWEST, SettingsError, Spec
 
-PRESETS: dict[str, dict[str, Any]] = {"Paper": {}}
-"""Values by preset name that differ from the defaults below."""
+_FROM_PIXELS = {
+    "stages": FEWEST,
+    "feather": 0.25,
+    "anchor": "pixels",
+    # the dilated views alone decide what is where, and the local ones alone what it is made of
+    "local_threshold": 0.5,
+    "keep_colours": True,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "Paper": {},
+    "Balanced": {**_FROM_PIXELS, "overlap": 0.35, "strength": 0.7, "dilated_threshold": 0.1},
+    "Fast": {**_FROM_PIXELS, "overlap": 0.25, "strength": 0.6, "stage_steps": 10, "dilated_threshold": 0.25},
+}
+"""Values by preset name that differ from the fields' own, which are the paper's."""
+
+DEFAULT_PRESET = "Balanced"
+"""What the panel opens with, and what a request gets that names none."""
 
 _user_presets: Mapping[str, Mapping[str, Any]] = {}
 
@@ -55,7 +71,9 @@ class Settings:
         0, int, "Final height", "height", "pixels; 0 = from the scale", minimum=0, maximum=16384, step=8
     )
     preset: str = _spec("Paper", str, "Preset", "preset", "sets the values below", offered=preset_names)
-    stages: str = _spec("", str, "Stages", "stages", "scales such as 1,2,4; empty = every whole scale")
+    stages: str = _spec(
+        "", str, "Stages", "stages", "scales such as 1,2,4, or: doubling, fewest; empty = every whole scale"
+    )
     window: int = _spec(
         0,
         int,
@@ -67,7 +85,14 @@ class Settings:
         step=8,
     )
     stride: int = _spec(
-        0, int, "Stride", "stride", "between local views, in cells; 0 = half the window", minimum=0, maximum=512, step=4
+        0,
+        int,
+        "Stride",
+        "stride",
+        "between local views, in cells; 0 = from the overlap",
+        minimum=0,
+        maximum=512,
+        step=4,
     )
     view_batch: int = _spec(
         0,
@@ -158,6 +183,29 @@ class Settings:
         "anchor",
         "the latent, as the paper, or the picture",
         offered=lambda: ANCHORS,
+    )
+    overlap: float = _spec(
+        0.5,
+        float,
+        "Overlap",
+        "overlap",
+        "of neighbouring local views, of their side; 0.5 = the paper",
+        minimum=0,
+        maximum=0.9,
+        step=0.05,
+    )
+    stage_steps: int = _spec(
+        0,
+        int,
+        "Stage steps",
+        "stage steps",
+        "of a stage's whole schedule, at most; 0 = as many as the base",
+        minimum=0,
+        maximum=150,
+        step=1,
+    )
+    keep_colours: bool = _spec(
+        False, bool, "Keep colours", "keep colours", "large areas keep the base picture's tone; off = the paper"
     )
 
 

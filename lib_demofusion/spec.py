@@ -10,7 +10,12 @@ from typing import Any
 
 MAX_SCALE = 8
 
-STAGES_ALLOWED = f"rising scales between 1 and {MAX_SCALE} such as 1,2,4, or nothing for automatic"
+DOUBLING, FEWEST = STAGE_WORDS = ("doubling", "fewest")
+"""Stage lists that follow the scale: 2, 4 and so on below it, or as few as enlarge by no more than 4 each."""
+
+STAGES_ALLOWED = (
+    f"rising scales between 1 and {MAX_SCALE} such as 1,2,4, the words doubling or fewest, or nothing for all"
+)
 
 
 class SettingsError(ValueError):
@@ -100,8 +105,11 @@ def _parse_text(spec: Spec, name: str, value: object) -> str:
 
 
 def parse_stages(text: str) -> list[float]:
-    """Returns the scales of a stage list without the leading 1 that stands for the base; empty for automatic."""
-    if not text:
+    """Returns the scales of a stage list without the leading 1 that stands for the base.
+
+    Empty where the list follows the scale: for no text, and for the STAGE_WORDS.
+    """
+    if not text or text in STAGE_WORDS:
         return []
     try:
         scales = [float(entry) for entry in text.replace(";", ",").split(",")]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib_demofusion.batching import Evaluate, ViewBatches
-from lib_demofusion.filters import blur_for_dilation, match_statistics, mean_and_std
+from lib_demofusion.filters import blur_for_dilation, match_low_band, match_statistics, mean_and_std
 from lib_demofusion.fusion import fuse
 from lib_demofusion.plan import Plan, StagePlan
 from lib_demofusion.residual import NoiseSpace, blend_noised_, blend_signal_, noised
@@ -29,9 +29,13 @@ def cropped(latent: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
     return plan.crop.take(latent) if stage.number == 1 else latent
 
 
-def finish_stage(x: Tensor, base: Tensor) -> Tensor:
-    """Returns a stage's result with the scalar mean and standard deviation of each image of the base latent."""
-    return match_statistics(x, *mean_and_std(base))
+def finish_stage(x: Tensor, base: Tensor, colours: Tensor | None = None) -> Tensor:
+    """Returns a stage's result with the scalar mean and standard deviation of each image of the base latent.
+
+    `colours` is a latent (B, C, h, w), what the stage shows of the base, whose large areas are matched besides.
+    """
+    x = match_statistics(x, *mean_and_std(base))
+    return x if colours is None else match_low_band(x, colours)
 
 
 class StageRun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib_demofusion.host.conditioning import cond_for_views, image_conditioning_for
+from lib_demofusion.host.conditioning import cond_for_views, conds_of_stage, image_conditioning_for
 from lib_demofusion.views import LocalView, Size, View, dilated_views
 
 SIZE = (32, 24)
@@ -103,3 +104,49 @@ def test_the_bases_own_image_is_not_written_into() -> None:
     before = shown.clone()
     image_conditioning_for(shown, torch.zeros(1, 4, 16, 12), None)
     same(shown, before)
+
+
+Scheduled = namedtuple("Scheduled", ["end_at_step", "cond"])
+
+
+class Part:
+    """As the webui's ComposableScheduledPromptConditioning."""
+
+    def __init__(self, schedules, weight=1.0):
+        self.schedules, self.weight = schedules, weight
+
+
+class Multicond:
+    """As the webui's MulticondLearnedConditioning."""
+
+    def __init__(self, shape, batch):
+        self.shape, self.batch = shape, batch
+
+
+def shown(schedules, call: int):
+    """What the webui's prompt_parser takes at a call: the first that has not ended, else the first."""
+    return next((s.cond for s in schedules if call <= s.end_at_step), schedules[0].cond)
+
+
+@pytest.mark.parametrize(("whole", "run"), [(20, 20), (20, 14), (20, 8), (20, 1), (10, 6), (40, 28), (7, 3)])
+@pytest.mark.parametrize("ends", [(20,), (10, 20), (5, 12, 20), (19, 20)])
+def test_a_prompt_switches_in_a_stage_at_the_noise_it_switched_at_in_the_base(
+    whole: int, run: int, ends: tuple[int, ...]
+) -> None:
+    of_base = [Scheduled(end, name) for end, name in zip(ends, "abc")]
+    of_stage = conds_of_stage([of_base], whole, run)[0]
+    for call in range(run):
+        share = (whole - run + call) / whole
+        if all(abs(share * 20 - end) > 1 for end in ends):
+            assert shown(of_stage, call) == shown(of_base, round(share * 20))
+
+
+def test_a_stage_of_the_whole_schedule_has_the_conds_of_the_base() -> None:
+    of_base = [Scheduled(9, "a"), Scheduled(20, "b")]
+    assert conds_of_stage([of_base], 20, 20) == [of_base]
+
+
+def test_prompts_joined_by_and_keep_their_weights() -> None:
+    made = conds_of_stage(Multicond((1,), [[Part([Scheduled(10, "a"), Scheduled(20, "b")], 0.7)]]), 20, 5)
+    assert (made.shape, made.batch[0][0].weight) == ((1,), 0.7)
+    assert [shown(made.batch[0][0].schedules, call) for call in range(5)] == ["b"] * 5

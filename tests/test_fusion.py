@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from torch import Tensor
 
 from lib_demofusion.batching import ViewBatches
-from lib_demofusion.filters import blur_for_dilation, gaussian_blur, match_statistics, mean_and_std
+from lib_demofusion.filters import blur_for_dilation, gaussian_blur, match_low_band, match_statistics, mean_and_std
 from lib_demofusion.fusion import fuse
 from lib_demofusion.plan import Plan, StagePlan
 from lib_demofusion.residual import VarianceExploding
@@ -452,6 +452,30 @@ def test_finished_stage_has_the_statistics_of_each_base_image() -> None:
     for actual, expected in zip(mean_and_std(out), mean_and_std(base)):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(finish_stage(x[1:], base[1:]), out[1:])
+
+
+def test_a_tint_is_taken_back_and_detail_stays() -> None:
+    """Of each channel by its own amount, which the scalar statistics of the whole latent cannot do."""
+    areas = randn(2, 4, 4, 4, dtype=torch.float64)
+    base = areas.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    detail = randn(2, 4, 64, 64, seed=1, dtype=torch.float64)
+    detail -= F.adaptive_avg_pool2d(detail, 4).repeat_interleave(16, 2).repeat_interleave(16, 3)
+    clean = areas.repeat_interleave(16, 2).repeat_interleave(16, 3) + detail
+    tint = torch.tensor([0.3, -0.2, 0.0, 0.5], dtype=torch.float64).view(1, 4, 1, 1)
+    torch.testing.assert_close(match_low_band(clean, base), clean)
+    torch.testing.assert_close(match_low_band(clean + tint, base), clean)
+    paler = match_low_band(0.8 * (clean - detail) + detail, base)
+    assert (paler - clean).abs().mean() < 0.5 * (0.2 * (clean - detail)).abs().mean()
+    torch.testing.assert_close(match_low_band((clean + tint)[1:], base[1:]), clean[1:])
+
+
+def test_colours_are_kept_of_what_the_stage_shows() -> None:
+    base, x = randn(1, 4, 8, 12), randn(1, 4, 16, 16, seed=1) + torch.tensor([1.0, 0, 0, -1]).view(1, 4, 1, 1)
+    shown = base[..., 2:10]
+    out = finish_stage(x, base, shown)
+    # interpolation between areas moves their mean a little
+    assert (out.mean((2, 3)) - shown.mean((2, 3))).abs().max() < 0.01
+    assert (finish_stage(x, base).mean((2, 3)) - shown.mean((2, 3))).abs().max() > 0.1
 
 
 def test_anchor_of_the_first_stage_is_cut_from_the_base() -> None:

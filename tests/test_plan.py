@@ -79,6 +79,28 @@ def test_scale_one_is_no_stage(base: Size, values: dict[str, object]) -> None:
     assert plan.cost == 1
 
 
+@pytest.mark.parametrize(
+    ("scale", "doubling"), [(1.5, [1.5]), (2, [2]), (3, [2, 3]), (4, [2, 4]), (6, [2, 4, 6]), (8, [2, 4, 8])]
+)
+def test_words_for_stages_follow_the_scale(scale: float, doubling: list[float]) -> None:
+    plan = plan_of((64, 96), scale=scale, stages="doubling")
+    assert scales(plan) == doubling
+    assert plan.notes == ()
+    fewest = [math.sqrt(scale), scale] if scale > 4 else [scale]
+    assert scales(plan_of((64, 96), scale=scale, stages="fewest")) == pytest.approx(fewest)
+    assert scales(plan_of((64, 96), width=round(768 * scale), stages="doubling")) == doubling
+
+
+@pytest.mark.parametrize(
+    ("window", "overlap", "stride"),
+    [((64, 96), 0.5, (32, 48)), ((15, 9), 0.5, (7, 4)), ((64, 64), 0.25, (48, 48)), ((10, 10), 0.3, (7, 7)),
+     ((64, 96), 0, (64, 96)), ((8, 8), 0.9, (1, 1))],
+)  # fmt: skip
+def test_stride_follows_from_the_overlap_unless_it_is_given(window: Size, overlap: float, stride: Size) -> None:
+    assert plan_of(window, scale=4, overlap=overlap).stages[0].stride == stride
+    assert plan_of(window, scale=4, overlap=overlap, stride=5).stages[0].stride == (5, 5)
+
+
 def test_size_of_the_base_is_no_stage() -> None:
     assert plan_of((64, 96), width=768, height=512).stages == ()
     assert plan_of((64, 96), width=768).stages == ()

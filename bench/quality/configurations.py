@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from lib_demofusion.settings import Settings, parse_settings
+from lib_demofusion.settings import PRESETS, Settings, parse_settings
 
 Kind = Literal["true", "bicubic", "lanczos", "direct", "hires", "multidiffusion", "demofusion"]
 
@@ -40,9 +40,8 @@ PAPER = "Paper"
 """The row that all others are tested against."""
 
 GATES = {"dilated_threshold": 0.1, "local_threshold": 0.1}
-ONE_STAGE = {"stages": "{scale}"}
-SPARSE = {"stride": 12, "feather": 0.25, **GATES}
-PIXEL_STAGE = {**ONE_STAGE, **SPARSE, "anchor": "pixels"}
+ONE_STAGE = {"stages": "fewest"}
+BALANCED, FAST = PRESETS["Balanced"], PRESETS["Fast"]
 
 CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration("True renderings", "true", note="other scenes of the same captions: what chance alone gives"),
@@ -53,20 +52,23 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration("Hires fix 0.7", "hires", denoise=0.7, note="the webui's, upscaler Latent"),
     Configuration("MultiDiffusion", "multidiffusion", note="local views alone, from pure noise"),
     Configuration(PAPER, note="defaults"),
+    Configuration("Balanced", settings=BALANCED, note="the preset"),
+    Configuration("Fast", settings=FAST, note="the preset"),
     Configuration("Gates 0.1", settings=GATES),
-    Configuration("Stages 1,2,4", settings={"stages": "2,4"}, scales=(4,)),
+    Configuration("Stages 1,2,4", settings={"stages": "doubling"}, scales=(4,)),
     Configuration("One stage", settings=ONE_STAGE, scales=(4,)),
-    Configuration("Stride 3/4", settings={"stride": 12}),
-    Configuration("Stride 1", settings={"stride": 16}),
+    Configuration("Overlap 0.25", settings={"overlap": 0.25}),
+    Configuration("Overlap 0", settings={"overlap": 0.0}),
     Configuration("Feather", settings={"feather": 0.25}),
-    Configuration("Feather, stride 3/4", settings={"feather": 0.25, "stride": 12}),
+    Configuration("Feather, overlap 0.25", settings={"feather": 0.25, "overlap": 0.25}),
     Configuration("Pixel anchor", settings={"anchor": "pixels"}),
-    Configuration("Balanced A", settings={"stages": "2,4", "stride": 12, **GATES}, scales=(4,)),
-    Configuration("Balanced B", settings={**ONE_STAGE, "stride": 12, "strength": 0.7, **GATES}),
-    Configuration("Balanced C", settings={**PIXEL_STAGE, "strength": 0.7}),
-    Configuration("Balanced D", settings={**SPARSE, "stages": "2,4", "anchor": "pixels", "strength": 0.7}, scales=(4,)),
-    Configuration("Fast A", settings={**ONE_STAGE, "stride": 12, "strength": 0.4, **GATES}),
-    Configuration("Fast B", settings={**PIXEL_STAGE, "strength": 0.4}),
-    Configuration("Fast C", settings={**PIXEL_STAGE, "strength": 0.4, "cosine_scale_1": 1.0}),
-    Configuration("Fast D", settings={**PIXEL_STAGE, "strength": 0.3}),
+    Configuration("Keep colours", settings={"keep_colours": True}),
+    Configuration("Balanced, latent anchor", settings={**BALANCED, "anchor": "latent"}),
+    Configuration("Balanced, no keep colours", settings={**BALANCED, "keep_colours": False}),
+    Configuration("Balanced, no feather", settings={**BALANCED, "feather": 0.0}),
+    Configuration("Balanced, local gate 0.1", settings={**BALANCED, "local_threshold": 0.1}),
+    Configuration("Balanced, no dilated views", settings={**BALANCED, "cosine_scale_2": 10.0}),
+    Configuration("Balanced, strength 0.4", settings={**BALANCED, "strength": 0.4}),
+    Configuration("Balanced, strength 1", settings={**BALANCED, "strength": 1.0}),
+    Configuration("Fast, 20 steps", settings={**FAST, "stage_steps": 0}),
 )

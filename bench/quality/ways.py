@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.quality.configurations import Configuration
 from bench.quality.denoiser import NATIVE, GuidedModel, ddim, timesteps
 from bench.quality.pictures import as_float, upscale
+from lib_demofusion.forecast import schedule_steps
 from lib_demofusion.plan import StagePlan, make_plan
 from lib_demofusion.residual import VariancePreserving, noised
 from lib_demofusion.settings import PIXELS, Settings
@@ -145,9 +146,10 @@ class Studio:
     def _demofusion(self, settings: Settings, batch: Batch, guided: GuidedModel) -> Tensor:
         plan = make_plan(settings, (NATIVE, NATIVE))
         x = batch.latents
+        colours = plan.crop.take(x) if settings.keep_colours else None
         for stage in plan.stages:
             anchor = self._enlarged(x, stage.pixels) if settings.anchor == PIXELS else make_anchor(x, plan, stage)
-            x = finish_stage(self._stage(settings, stage, anchor, batch, guided), batch.latents)
+            x = finish_stage(self._stage(settings, stage, anchor, batch, guided), batch.latents, colours)
         return x
 
     def _enlarged(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
@@ -161,7 +163,7 @@ class Studio:
         noise = initial_noise([number + SEED_STEP * stage.number for number in batch.numbers], *stage.size)
         space = VariancePreserving(self.alphas)
         run = StageRun(stage, settings, anchor, noise, space, StepGate(), stochastic=False)
-        times = timesteps(self.sampling.steps, settings.strength)
+        times = timesteps(schedule_steps(self.sampling.steps, settings), settings.strength)
         return ddim(torch.zeros_like(anchor), times, self.alphas, guided.fused(run), run)
 
 

@@ -62,3 +62,28 @@ def image_conditioning_for(conditioning: Tensor, anchor: Tensor, crop: LocalView
 def _is_spatial(value: Tensor) -> bool:
     """Models without image conditioning are given a single cell, the others a picture or a vector."""
     return value.ndim == 4 and value.shape[-2:] != (1, 1)
+
+
+def conds_of_stage(conds: Any, whole: int, run: int) -> Any:
+    """Returns a prompt's conds whose switches ([a:b:0.5]) fall where the stage reaches the noise of the base's switch.
+
+    The host made them for all calls of the base's schedule and counts a sampling's calls from zero, but a stage makes
+    only the last `run` of a schedule of `whole` calls. `conds` is what `get_conds` returns for cond or for uncond.
+    """
+    if isinstance(conds, Tensor):
+        return conds
+    if hasattr(conds, "batch"):
+        parts = [[_part_of_stage(part, whole, run) for part in parts] for parts in conds.batch]
+        return type(conds)(conds.shape, parts)
+    return [_schedules_of_stage(schedules, whole, run) for schedules in conds]
+
+
+def _part_of_stage(part: Any, whole: int, run: int) -> Any:
+    """One of the prompts that AND joins."""
+    return type(part)(_schedules_of_stage(part.schedules, whole, run), part.weight)
+
+
+def _schedules_of_stage(schedules: Sequence[Any], whole: int, run: int) -> list[Any]:
+    total = schedules[-1].end_at_step
+    # what ends before the stage begins has a negative end, which no call's number is at or below
+    return [s._replace(end_at_step=s.end_at_step * whole / max(total, 1) - (whole - run)) for s in schedules]

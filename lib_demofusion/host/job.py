@@ -151,6 +151,7 @@ class _StageLoop:
     def _sample(self, base: Tensor) -> list[Tensor]:
         """Returns the latents of the base and of every stage that went well, in order."""
         done = [base]
+        colours = self._plan.crop.take(base) if self._settings.keep_colours else None
         for stage in self._plan.stages:
             self._keep_picture(done[-1], stage.number)
             self._progress.begin(stage)
@@ -161,7 +162,7 @@ class _StageLoop:
                 anchor = self._anchor(done[-1], stage)
                 with inpainting.masks_at(self._p, self._plan, stage.size):
                     x = run_stage(self._p, stage, self._settings, anchor, self._progress.advance, self._plan)
-                    x = inpainting.keep_unmasked(self._p, finish_stage(x, base))
+                    x = inpainting.keep_unmasked(self._p, finish_stage(x, base, colours))
                 done.append(x.to(base.dtype))
             except StageStopped:
                 self._stopped(stage.number)

@@ -13,7 +13,7 @@ from typing import Any
 from modules import sd_samplers
 
 from lib_demofusion.costs import run_costs
-from lib_demofusion.forecast import even_timesteps, plan_evaluations
+from lib_demofusion.forecast import even_timesteps, plan_evaluations, schedule_steps
 from lib_demofusion.host import neighbours, timing
 from lib_demofusion.plan import CELL, Plan, make_plan
 from lib_demofusion.settings import Settings, settings_from_args
@@ -79,7 +79,7 @@ def _summary(settings: Settings, plan: Plan, tab: TabValues) -> str:
         return word(NO_STAGE)
     sizes = " → ".join(f"{w}x{h}" for h, w in [(n * CELL for n in plan.base), *(s.pixels for s in plan.stages)])
     steps, two_calls = max(1, int(tab.steps or 1)), _two_calls(tab)
-    timesteps = even_timesteps(steps, settings.strength, two_calls)
+    timesteps = even_timesteps(schedule_steps(steps, settings), settings.strength, two_calls)
     evaluations = len(even_timesteps(steps, two_calls=two_calls)) + plan_evaluations(plan, timesteps, settings)
     costs = run_costs(plan, settings, steps, two_calls)
     cells = costs.base + sum(costs.stages)

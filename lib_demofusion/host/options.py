@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 from modules import shared
 
+from lib_demofusion import settings
 from lib_demofusion.host.vae import AUTOMATIC, MODES
-from lib_demofusion.settings import Settings, preset_names
 
 SECTION = ("demofusion", "DemoFusion")
 
@@ -32,10 +32,10 @@ def register() -> None:
         ),
         SAVE_STAGES: info(False, "Always save the picture of every stage", section=SECTION),
         DEFAULT_PRESET: info(
-            Settings.preset,
+            settings.DEFAULT_PRESET,
             "Default preset",
             gr.Dropdown,
-            lambda: {"choices": list(preset_names())},
+            lambda: {"choices": list(settings.preset_names())},
             refresh=lambda: None,
             section=SECTION,
         )

@@ -11,7 +11,7 @@ from modules.ui_components import FormRow, InputAccordion
 
 from lib_demofusion.host import neighbours, preset_row, presets
 from lib_demofusion.host.line import TabValues, describe
-from lib_demofusion.settings import NAMES, PRESET_FIELDS, SPECS, Settings, from_infotext, preset_values
+from lib_demofusion.settings import DEFAULT_PRESET, NAMES, PRESET_FIELDS, SPECS, Settings, from_infotext, preset_values
 
 SIZES = (("scale", "width", "height"),)
 """The panel's first row; the presets stand below it."""
@@ -24,11 +24,12 @@ ROWS = (
 
 ADVANCED = "Advanced"
 ADVANCED_ROWS = (
-    ("window", "stride", "view_batch"),
+    ("window", "overlap", "stride", "view_batch"),
     ("cosine_scale_1", "cosine_scale_2", "cosine_scale_3"),
-    ("sigma", "strength", "jitter"),
+    ("strength", "stage_steps", "sigma"),
     ("dilated_threshold", "local_threshold"),
-    ("feather", "anchor"),
+    ("anchor", "feather"),
+    ("jitter", "keep_colours"),
 )
 """The fields behind "Advanced"."""
 
@@ -111,7 +112,7 @@ def _connect_presets(row: preset_row.PresetRow, is_img2img: bool) -> None:
 
 def _let_preset_win(components: dict[str, Any], preset: str) -> None:
     """A preset that was chosen on the settings page wins over the values that ui-config.json remembers."""
-    if preset != Settings.preset:
+    if preset != DEFAULT_PRESET:
         for name in ("preset", *PRESET_FIELDS):
             components[name].do_not_save_to_config = True
 

@@ -15,7 +15,7 @@ from modules.ui_components import FormRow, ToolButton
 
 from lib_demofusion.host import presets
 from lib_demofusion.host.line import error_html, problem_html, word
-from lib_demofusion.settings import PRESET_FIELDS, PRESETS, Settings, preset_names, preset_values
+from lib_demofusion.settings import DEFAULT_PRESET, PRESET_FIELDS, PRESETS, preset_names, preset_values
 from lib_demofusion.spec import SettingsError
 
 NAME_LABEL = "Preset name"
@@ -113,7 +113,7 @@ def _connect_buttons(row: PresetRow, dropdowns: list[Any]) -> None:
         except presets.PresetError as error:
             return [*(gr.update() for _ in dropdowns), gr.update(), _shown(_problem(error))]
         names = list(preset_names())
-        left = (name if name in names else Settings.preset for name in chosen)
+        left = (name if name in names else DEFAULT_PRESET for name in chosen)
         message = _shown(f"{word(DELETED)} {html.escape(chosen[0])}")
         return [*(gr.update(choices=names, value=name) for name in left), gr.update(), message]
 

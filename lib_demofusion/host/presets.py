@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Any
 
 from lib_demofusion.host import options, storage
-from lib_demofusion.settings import PRESETS, Settings, parse_preset, preset_names, use_presets
+from lib_demofusion.settings import DEFAULT_PRESET, PRESETS, parse_preset, preset_names, use_presets
 from lib_demofusion.spec import SettingsError
 
 FILE = "demofusion-presets.json"
@@ -88,8 +88,8 @@ def delete(name: str) -> None:
 
 def default() -> str:
     """Returns the preset of the settings page, or the built-in one where that is gone."""
-    chosen = options.value(options.DEFAULT_PRESET, Settings.preset)
-    return chosen if chosen in preset_names() else Settings.preset
+    chosen = options.value(options.DEFAULT_PRESET, DEFAULT_PRESET)
+    return chosen if chosen in preset_names() else DEFAULT_PRESET
 
 
 def _check_name(name: str) -> None:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from lib_demofusion.batching import ViewBatches
 from lib_demofusion.costs import StageClock
-from lib_demofusion.forecast import call_cells
+from lib_demofusion.forecast import call_cells, schedule_steps, steps_of_stage
 from lib_demofusion.host import controlnet, denoiser, options, timing
 from lib_demofusion.host.cond_rows import repeated_images
-from lib_demofusion.host.conditioning import image_conditioning_for
+from lib_demofusion.host.conditioning import conds_of_stage, image_conditioning_for
 from lib_demofusion.host.inpainting import is_inpainting
 from lib_demofusion.host.memory import device_memory
 from lib_demofusion.host.scoped import replaced
@@ -78,7 +78,8 @@ def run_stage(
         denoiser.attach(model, run, batches, frame, before_batch, repeated_images, hints)
 
     _steer(sampler, stage, settings, anchor, noise, attach)
-    with timing.measured(p) as watch, replaced(p, rng=stage_rng), _sampling_precision():
+    steps = schedule_steps(p.steps, settings)
+    with timing.measured(p) as watch, replaced(p, rng=stage_rng, steps=steps), _sampling_precision():
         x = _sample(p, sampler, settings.strength, anchor, noise, _image_conditioning(p, anchor, plan))
     if x.shape != anchor.shape:
         # the host caught a RecursionError of a noise sampler and returned its preview
@@ -176,8 +177,9 @@ def _before_batch(run: StageRun, clock: StageClock, report: Report, watch: timin
 
 def _sample(p: Any, sampler: Any, strength: float, anchor: Tensor, noise: Tensor, conditioning: Tensor) -> Tensor:
     """Calls the sampler so that it runs the last `strength` of the schedule; it sets x itself at the first call."""
-    steps = max(1, round(p.steps * strength))
-    cond, uncond = p.get_conds()
+    steps = steps_of_stage(p.steps, strength)
+    calls = sampler.config.total_steps(1)
+    cond, uncond = (conds_of_stage(conds, calls * p.steps, calls * steps) for conds in p.get_conds())
     if not isinstance(sampler, sd_samplers_timesteps.CompVisSampler):
         with replaced(p, denoising_strength=steps / (p.steps + 0.5)):
             return sampler.sample_img2img(p, anchor, noise, cond, uncond, steps, conditioning)

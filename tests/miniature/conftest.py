@@ -35,3 +35,14 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     torch.set_num_threads(1)
     yield Webui(tmp_path_factory.mktemp("webui"), TinyModel())
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def paper_as_default(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that name no preset are about the paper's values, save those of the presets themselves."""
+    if "webui" in request.fixturenames and request.path.name != "test_presets.py":
+        from modules import shared
+
+        from lib_demofusion.host import options
+
+        monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, "Paper", raising=False)

@@ -15,7 +15,15 @@ from modules import infotext_utils, paths_internal, scripts, shared
 
 from lib_demofusion.host import options, panel, preset_row, presets
 from lib_demofusion.host.line import TabValues, describe
-from lib_demofusion.settings import PRESET_FIELDS, Settings, preset_names, preset_values, use_presets
+from lib_demofusion.settings import (
+    DEFAULT_PRESET,
+    PRESET_FIELDS,
+    Settings,
+    from_infotext,
+    preset_names,
+    preset_values,
+    use_presets,
+)
 from lib_demofusion.spec import SettingsError
 
 VALUES = {**preset_values("Paper"), "stages": "1,2", "sigma": 1.5}
@@ -180,8 +188,18 @@ def test_on_a_shared_server_presets_are_only_chosen(file: Path, monkeypatch: pyt
 
 def test_a_default_preset_that_is_gone_is_the_built_in_one(default_preset: str) -> None:
     presets.delete(default_preset)
-    assert presets.default() == Settings.preset
-    assert build()["preset"].value == Settings.preset
+    assert presets.default() == DEFAULT_PRESET
+    assert build()["preset"].value == DEFAULT_PRESET
+
+
+def test_where_nothing_is_chosen_panel_and_requests_have_the_balanced_values(webui: Webui, file: Path) -> None:
+    components = build()
+    assert {name: components[name].value for name in PRESET_FIELDS} == preset_values("Balanced")
+    text = webui.job({"enabled": True, "scale": 2}).infotexts[0]
+    params = infotext_utils.parse_generation_parameters(text)
+    assert params["DemoFusion preset"] == "Balanced"
+    assert {name: from_infotext(name, params) for name in PRESET_FIELDS} == preset_values("Balanced")
+    assert webui.job({"enabled": True, "scale": 2, "preset": "Balanced"}).infotexts[0] == text
 
 
 def test_a_request_that_names_no_preset_uses_the_default(webui: Webui, default_preset: str) -> None:
@@ -209,7 +227,7 @@ def test_an_unknown_preset_is_named(webui: Webui, file: Path) -> None:
     presets.save("Mine", VALUES)
     result = webui.job({"enabled": True, "preset": "Yours"})
     assert sizes(result) == [BASE]
-    assert "preset = 'Yours' is not possible; allowed: one of Paper, Mine" in result.comments
+    assert "preset = 'Yours' is not possible; allowed: one of Paper, Balanced, Fast, Mine" in result.comments
 
 
 def test_a_preset_of_a_plot_sets_its_values(webui: Webui, default_preset: str) -> None:

@@ -1,0 +1,102 @@
+"""Makes a strip of pictures for each parameter that shows what it does: python -m bench.quality.strips.
+
+Interrupted, the next start goes on behind the last finished picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.quality.configurations import Configuration
+from bench.quality.runs import Bases, Job, Store, origin, run
+from bench.quality.sheet import contact_sheet
+from bench.quality.ways import Sampling, Studio, label_of
+from lib_demofusion.settings import PRESETS, SPECS
+from trial.scenes import caption
+from trial.small_model import CHECKPOINT, load
+
+SCALE = 4
+BALANCED, FAST = PRESETS["Balanced"], PRESETS["Fast"]
+PAPER_ONCE = {"stages": "fewest"}
+"""The paper's values with a single stage, where what a stage does is not hidden by the next."""
+QUALITY = 88
+"""Of the JPEG files."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One parameter at several values, all else as in `base`."""
+
+    field: str
+    values: tuple[Any, ...]
+    base: Mapping[str, Any] = field(default_factory=lambda: BALANCED)
+    number: int = 1
+    """Prompt and seed."""
+
+    def configurations(self) -> list[Configuration]:
+        """A configuration for each value."""
+        settings = [{**self.base, self.field: value} for value in self.values]
+        return [Configuration(f"{self.field} {value}", settings=s) for value, s in zip(self.values, settings)]
+
+    def labels(self) -> list[str]:
+        """What stands above each picture."""
+        return [f"{SPECS[self.field].label.partition(' (')[0]}: {_in_words(value)}" for value in self.values]
+
+
+def _in_words(value: Any) -> str:
+    return (
+        {True: "on", False: "off", "": "empty"}.get(value, str(value)) if isinstance(value, (bool, str)) else f"{value}"
+    )
+
+
+EFFECTS = (
+    Effect("preset", ("Paper", "Balanced", "Fast"), {}),
+    Effect("stages", ("", "doubling", "fewest")),
+    Effect("window", (8, 16, 32)),
+    Effect("overlap", (0.0, 0.25, 0.5, 0.75), {**BALANCED, "feather": 0.0, "local_threshold": 0.0}),
+    Effect("cosine_scale_1", (0.5, 3, 10), PAPER_ONCE),
+    Effect("cosine_scale_2", (0.3, 1, 10), PAPER_ONCE),
+    Effect("cosine_scale_3", (0.3, 1, 10), PAPER_ONCE),
+    Effect("sigma", (0.1, 0.8, 5), PAPER_ONCE),
+    Effect("strength", (0.2, 0.4, 0.7, 1.0)),
+    Effect("stage_steps", (5, 7, 10, 20), FAST),
+    Effect("jitter", (False, True), {**PAPER_ONCE, "overlap": 0.25}),
+    Effect("dilated_threshold", (0.0, 0.1, 0.3, 0.5)),
+    Effect("local_threshold", (0.0, 0.1, 0.3, 0.5)),
+    Effect("feather", (0.0, 0.25, 0.5), {**BALANCED, "local_threshold": 0.0}),
+    Effect("anchor", ("latent", "pixels")),
+    Effect("keep_colours", (False, True)),
+)
+
+
+def main() -> None:
+    """Makes what is missing and writes a file for each effect."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("pictures/effects"), help="folder of the strips")
+    parser.add_argument("--work", type=Path, default=Path("test-output/strips"), help="folder of the pictures")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    sampling = Sampling()
+    studio, made_by = Studio(load(CHECKPOINT), sampling), origin(CHECKPOINT, sampling)
+    store = Store(args.work, made_by)
+    bases = Bases(studio, store, made_by)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for effect in EFFECTS:
+        bases.prepare([effect.number])
+        jobs = [Job(configuration, SCALE) for configuration in effect.configurations()]
+        run(studio, store, bases, jobs, [effect.number])
+        files = [[store.path(job, effect.number)] for job in jobs]
+        columns = [(label, "", file) for label, file in zip(effect.labels(), files)]
+        strip = contact_sheet(columns, [caption(*label_of(effect.number))])
+        strip.save(args.out / f"{effect.field}.jpg", quality=QUALITY)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What README says of the fields and presets is what the code has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib_demofusion.settings import (
+    DEFAULT_PRESET,
+    NAMES,
+    PRESET_FIELDS,
+    PRESETS,
+    SPECS,
+    Settings,
+    preset_values,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def rows(heading: str) -> list[list[str]]:
+    """The cells of the table whose first line begins with `heading`."""
+    lines = README[README.index(heading) :].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def written(value: Any) -> str:
+    """A value as README writes it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, (int, float)) else value or "empty"
+
+
+FIELDS = {name: row for row in rows("| In the panel") for name in re.findall(r"`(\w+)`", row[1])}
+DEFAULTS = {**{name: getattr(Settings, name) for name in NAMES}, **preset_values(DEFAULT_PRESET)}
+DEFAULTS["preset"] = DEFAULT_PRESET
+
+
+def test_the_table_has_every_field() -> None:
+    assert set(FIELDS) == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_label_default_and_range_of_a_field(name: str) -> None:
+    labels, _, default, range_, _ = FIELDS[name]
+    spec = SPECS[name]
+    assert spec.label.partition(" (")[0] in labels.split(", ")
+    assert default == written(DEFAULTS[name])
+    if spec.kind in (int, float):
+        assert f"{spec.maximum:g}" in range_
+        assert range_.startswith(f"{spec.minimum:g}")
+    for choice in spec.choices:
+        assert choice in range_
+
+
+def test_the_presets_are_told_with_their_values() -> None:
+    told = {row[0]: row[1:] for row in rows("| Parameter | ")}
+    labels = {SPECS[name].label.partition(" (")[0]: name for name in PRESET_FIELDS}
+    different = {
+        name for name in PRESET_FIELDS if len({written(preset_values(preset)[name]) for preset in PRESETS}) > 1
+    }
+    assert {labels[label] for label in told} == different
+    for label, cells in told.items():
+        assert cells == [written(preset_values(preset)[labels[label]]) for preset in PRESETS]
+
+
+def test_the_order_of_positional_values_is_told() -> None:
+    (order,) = re.findall(r"`(enabled, scale,[^`]*)`", README)
+    assert tuple(re.split(r",\s+", order)) == NAMES
+
+
+def test_every_picture_is_there() -> None:
+    for file in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (ROOT / file).is_file(), file
