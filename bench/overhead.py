@@ -6,7 +6,8 @@ made elsewhere, or timed here with `--unet` (needs diffusers; random weights tak
 11 GB of memory in float32, and minutes on a CPU).
 
 `--stages` times whole stages for several view batches beside the bare UNet: on a GPU at 2048, 4096 and 8192 pixels with
-an SDXL-architecture UNet in half precision, on a CPU at small size with a small UNet of random weights.
+an SDXL-architecture UNet in half precision, on a CPU at 512, 768 and 1024 pixels with a small UNet (on Linux only: the
+peak is the process's own).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import stage_table
+from bench import stage_table, unets
 from bench.peak_bytes import PeakBytes
 from lib_demofusion.batching import ViewBatches
 from lib_demofusion.plan import CELL, make_plan
@@ -59,7 +60,7 @@ def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tu
         run.denoise(null_model, torch.cat([x, x]), 1.0, ViewBatches(view_batch), copies=2)
 
     step()
-    seconds = min(timed(step, device) for _ in range(3))
+    seconds = min(timed(step, device) for _ in range(5))
     with PeakBytes() as bytes_:
         step()
     finish_stage(x, anchor)
@@ -67,56 +68,18 @@ def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tu
 
 
 def timed(action: Any, device: str) -> float:
-    """Returns the seconds that `action` takes, waiting for the device."""
-    begin = time.perf_counter()
+    """Returns the seconds that `action` takes: of the device, or this process's own on a CPU that others may share."""
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    begin = clock()
     action()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
-def sdxl_unet(device: str, dtype: torch.dtype) -> stage_table.Unet:
-    """Returns an SDXL-architecture UNet of random weights that denoises rows (N, 4, h, w) at step 500."""
-    from diffusers import UNet2DConditionModel
-
-    unet = UNet2DConditionModel(
-        sample_size=128,
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    ).to(device, dtype)
-
-    def evaluate(latent: Tensor) -> Tensor:
-        rows = len(latent)
-        text = latent.new_zeros(rows, 77, 2048)
-        extra = {"text_embeds": latent.new_zeros(rows, 1280), "time_ids": latent.new_zeros(rows, 6)}
-        return unet(latent, 500, text, added_cond_kwargs=extra).sample
-
-    return evaluate
-
-
-def small_unet() -> stage_table.Unet:
-    """Returns a small UNet of random weights for a CPU."""
-    from trial.unet import UNet, UNetConfig
-
-    unet = UNet(UNetConfig())
-
-    def evaluate(latent: Tensor) -> Tensor:
-        return unet(latent, torch.full((len(latent),), 500), latent.new_zeros(len(latent), 77, unet.config.context_dim))
-
-    return evaluate
+    return clock() - begin
 
 
 def sdxl_evaluation(device: str, dtype: torch.dtype) -> float:
     """Returns the seconds of one evaluation (cond and uncond) of an SDXL-architecture UNet at its native size."""
-    unet = sdxl_unet(device, dtype)
+    unet = unets.sdxl_unet(device, dtype)
     latent = torch.randn(2, 4, *NATIVE, device=device, dtype=dtype)
 
     def evaluate() -> None:
@@ -128,6 +91,25 @@ def sdxl_evaluation(device: str, dtype: torch.dtype) -> float:
     return min(timed(evaluate, device) for _ in range(repeats))
 
 
+def print_stages(device: str, dtype: torch.dtype, steps: int) -> None:
+    """Prints the table of whole stages, and what was timed."""
+    if device == "cuda":
+        what = "a UNet of SDXL's architecture"
+        bench = stage_table.Bench(unets.sdxl_unet(device, dtype), NATIVE, (2, 4, 8), steps, device, dtype)
+    else:
+        what = unets.SMALL
+        bench = stage_table.Bench(unets.small_unet(), (32, 32), (2, 3, 4), steps, device, dtype, limit=256 << 20)
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} thread(s) of a CPU"
+    side = bench.native[0] * CELL
+    print(f"{what}, random weights, {dtype}, {name}.")
+    print(f"{steps} Euler steps of each stage, from {side}x{side}; an evaluation is cond and uncond of a view.")
+    kind = "of tensors on the device" if device == "cuda" else "of the process (resident set), weights not counted"
+    clock = "time" if device == "cuda" else "processor time"
+    print(f"Seconds are {clock}; peaks are {kind}.\n")
+    for line in stage_table.rows_of(bench):
+        print(line, flush=True)
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -135,18 +117,14 @@ def main() -> None:
     parser.add_argument("--view-batch", type=int, default=4)
     parser.add_argument("--unet", action="store_true", help="time an SDXL-architecture UNet on this machine")
     parser.add_argument("--stages", action="store_true", help="time whole stages beside the bare UNet")
-    parser.add_argument("--steps", type=int, default=4, help="of each stage that is timed")
+    parser.add_argument("--steps", type=int, default=2, help="of each stage that is timed")
     parser.add_argument("--evaluation-seconds", type=float, help="of one UNet evaluation, measured elsewhere")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float16 if device == "cuda" else torch.float32
     with torch.no_grad():
         if arguments.stages:
-            if device == "cuda":
-                lines = stage_table.rows_of(sdxl_unet(device, dtype), NATIVE, (2, 4, 8), arguments.steps, device, dtype)
-            else:
-                lines = stage_table.rows_of(small_unet(), (16, 16), (2, 3), arguments.steps, device, dtype)
-            print("\n".join(lines))
+            print_stages(device, dtype, arguments.steps)
             return
         evaluation = sdxl_evaluation(device, dtype) if arguments.unet else arguments.evaluation_seconds
         if evaluation:
