@@ -6,7 +6,7 @@ made elsewhere, or timed here with `--unet` (needs diffusers; random weights tak
 11 GB of memory in float32, and minutes on a CPU).
 
 `--stages` times whole stages for several view batches beside the bare UNet: on a GPU at 2048, 4096 and 8192 pixels with
-an SDXL-architecture UNet in half precision, on a CPU at 512, 768 and 1024 pixels with a small UNet (on Linux only: the
+an SDXL-architecture UNet in half precision, on a CPU at 256, 384 and 512 pixels with a small UNet (on Linux only: the
 peak is the process's own).
 """
 
@@ -98,11 +98,11 @@ def print_stages(device: str, dtype: torch.dtype, steps: int) -> None:
         bench = stage_table.Bench(unets.sdxl_unet(device, dtype), NATIVE, (2, 4, 8), steps, device, dtype)
     else:
         what = unets.SMALL
-        bench = stage_table.Bench(unets.small_unet(), (32, 32), (2, 3, 4), steps, device, dtype, limit=256 << 20)
+        bench = stage_table.Bench(unets.small_unet(), (16, 16), (2, 3, 4), steps, device, dtype, limit=64 << 20)
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} thread(s) of a CPU"
     side = bench.native[0] * CELL
     print(f"{what}, random weights, {dtype}, {name}.")
-    print(f"{steps} Euler steps of each stage, from {side}x{side}; an evaluation is cond and uncond of a view.")
+    print(f"{steps} Euler step(s) of each stage, from {side}x{side}; an evaluation is cond and uncond of a view.")
     kind = "of tensors on the device" if device == "cuda" else "of the process (resident set), weights not counted"
     clock = "time" if device == "cuda" else "processor time"
     print(f"Seconds are {clock}; peaks are {kind}.\n")
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--view-batch", type=int, default=4)
     parser.add_argument("--unet", action="store_true", help="time an SDXL-architecture UNet on this machine")
     parser.add_argument("--stages", action="store_true", help="time whole stages beside the bare UNet")
-    parser.add_argument("--steps", type=int, default=2, help="of each stage that is timed")
+    parser.add_argument("--steps", type=int, default=1, help="of each stage that is timed")
     parser.add_argument("--evaluation-seconds", type=float, help="of one UNet evaluation, measured elsewhere")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -13,7 +13,7 @@ from modules import images, processing, shared
 from PIL import Image
 from torch import Tensor
 
-from lib_demofusion.host import options, vae
+from lib_demofusion.host import options, timing, vae
 from lib_demofusion.plan import CELL, Plan
 from lib_demofusion.spec import SettingsError
 
@@ -33,7 +33,8 @@ def decode(p: Any, latent: Tensor) -> Any:
     """
     if shared.opts.sd_vae_decode_method != "Full":
         p.extra_generation_params["VAE Decoder"] = shared.opts.sd_vae_decode_method
-    return vae.decode(p, latent, options.value(options.DECODE, vae.AUTOMATIC))
+    with timing.decoding(p, latent):
+        return vae.decode(p, latent, options.value(options.DECODE, vae.AUTOMATIC))
 
 
 def stage_pictures(p: Any, latent: Tensor, number: int, total: int, save: bool) -> list[StagePicture]:
