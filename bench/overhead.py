@@ -60,7 +60,7 @@ def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tu
         run.denoise(null_model, torch.cat([x, x]), 1.0, ViewBatches(view_batch), copies=2)
 
     step()
-    seconds = min(timed(step, device) for _ in range(5))
+    seconds = min(timed(step, device) for _ in range(3))
     with PeakBytes() as bytes_:
         step()
     finish_stage(x, anchor)
