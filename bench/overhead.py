@@ -37,6 +37,9 @@ from lib_demofusion.views import View
 NATIVE = (128, 128)
 """SDXL's own latent, 1024x1024 pixels."""
 
+HEAD = ("pixels", "evaluations", "own time a step", "an evaluation", "ns a pixel", "own peak", "latents", "share")
+"""The share is that of the whole step, UNet included."""
+
 
 def null_model(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
     """Takes no time, so that all the time measured is DemoFusion's own."""
@@ -129,8 +132,7 @@ def main() -> None:
         evaluation = sdxl_evaluation(device, dtype) if arguments.unet else arguments.evaluation_seconds
         if evaluation:
             print(f"one evaluation of the UNet: {evaluation:.3f} s on {device}, {dtype}")
-        print("| pixels | evaluations | own time a step | ns a pixel | own peak | latents | share of the step |")
-        print("|---|---|---|---|---|---|---|")
+        print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD))
         for scale in arguments.scales:
             seconds, peak, evaluations = one_step(scale, device, dtype, arguments.view_batch)
             print(row(scale, seconds, peak, evaluations, evaluation))
@@ -146,6 +148,7 @@ def row(scale: int, seconds: float, peak: int, evaluations: int, evaluation: flo
         f"{side * CELL}x{side * CELL}",
         f"{evaluations}",
         f"{1000 * seconds:.0f} ms",
+        f"{1000 * seconds / evaluations:.2f} ms",
         f"{nanoseconds:.1f}",
         f"{peak / 2**20:.0f} MiB",
         f"{peak / latent:.2f}",
