@@ -13,6 +13,7 @@ peak is the process's own).
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from lib_demofusion.batching import ViewBatches
 from lib_demofusion.plan import CELL, make_plan
 from lib_demofusion.residual import VarianceExploding
 from lib_demofusion.settings import Settings
+from lib_demofusion.spec import MAX_SCALE
 from lib_demofusion.stage import StageRun, finish_stage, make_anchor
 from lib_demofusion.step_gate import StepGate
 from lib_demofusion.views import View
@@ -47,12 +49,13 @@ def null_model(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
 
 
 def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tuple[float, int, int]:
-    """Returns seconds, peak bytes and evaluations of one sampler step at `scale` times the native size."""
-    settings = Settings(scale=min(scale, 8))
+    """Returns seconds, peak bytes and evaluations (at the native size) of one sampler step at `scale` times that size."""
+    # beyond eight times the base is larger, and seen through windows of the native size all the same
+    settings = Settings(scale=min(scale, MAX_SCALE), window=NATIVE[0])
     base = (NATIVE[0] * scale // int(settings.scale), NATIVE[1] * scale // int(settings.scale))
-    stage = make_plan(settings, base).stages[-1]
-    stage = type(stage)(1, float(scale), stage.size, scale, NATIVE, (NATIVE[0] // 2, NATIVE[1] // 2))
-    anchor = make_anchor(torch.randn(1, 4, *base, device=device, dtype=dtype), make_plan(settings, base), stage)
+    plan = make_plan(settings, base)
+    stage = plan.stages[-1]
+    anchor = make_anchor(torch.randn(1, 4, *base, device=device, dtype=dtype), plan, stage)
     space = VarianceExploding(lambda sigma: torch.full_like(sigma, 500.0))
     run = StageRun(stage, settings, anchor, torch.randn_like(anchor), space, StepGate(), stochastic=False)
     x, level = torch.zeros_like(anchor), torch.tensor(2.0, device=device)
@@ -67,7 +70,7 @@ def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tu
     with PeakBytes() as bytes_:
         step()
     finish_stage(x, anchor)
-    return seconds, bytes_.peak, stage.evaluations
+    return seconds, bytes_.peak, stage.cells // math.prod(NATIVE)
 
 
 def timed(action: Any, device: str) -> float:
