@@ -49,7 +49,7 @@ def null_model(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
 
 
 def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tuple[float, int, int]:
-    """Returns seconds, peak bytes and evaluations (at the native size) of one sampler step at `scale` times that size."""
+    """Returns seconds, peak bytes and evaluations of one sampler step at `scale` times the native size."""
     # beyond eight times the base is larger, and seen through windows of the native size all the same
     settings = Settings(scale=min(scale, MAX_SCALE), window=NATIVE[0])
     base = (NATIVE[0] * scale // int(settings.scale), NATIVE[1] * scale // int(settings.scale))
