@@ -6,12 +6,14 @@ made elsewhere, or timed here with `--unet` (needs diffusers; random weights tak
 11 GB of memory in float32, and minutes on a CPU).
 
 `--stages` times whole stages for several view batches beside the bare UNet: on a GPU at 2048, 4096 and 8192 pixels with
-an SDXL-architecture UNet in half precision, on a CPU at small size with a small UNet of random weights.
+an SDXL-architecture UNet in half precision, on a CPU at 256, 384 and 512 pixels with a small UNet (on Linux only: the
+peak is the process's own).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -23,18 +25,22 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import stage_table
+from bench import stage_table, unets
 from bench.peak_bytes import PeakBytes
 from lib_demofusion.batching import ViewBatches
 from lib_demofusion.plan import CELL, make_plan
 from lib_demofusion.residual import VarianceExploding
 from lib_demofusion.settings import Settings
+from lib_demofusion.spec import MAX_SCALE
 from lib_demofusion.stage import StageRun, finish_stage, make_anchor
 from lib_demofusion.step_gate import StepGate
 from lib_demofusion.views import View
 
 NATIVE = (128, 128)
 """SDXL's own latent, 1024x1024 pixels."""
+
+HEAD = ("pixels", "evaluations", "own time a step", "an evaluation", "ns a pixel", "own peak", "latents", "share")
+"""The share is that of the whole step, UNet included."""
 
 
 def null_model(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
@@ -44,11 +50,12 @@ def null_model(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
 
 def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tuple[float, int, int]:
     """Returns seconds, peak bytes and evaluations of one sampler step at `scale` times the native size."""
-    settings = Settings(scale=min(scale, 8))
+    # beyond eight times the base is larger, and seen through windows of the native size all the same
+    settings = Settings(scale=min(scale, MAX_SCALE), window=NATIVE[0])
     base = (NATIVE[0] * scale // int(settings.scale), NATIVE[1] * scale // int(settings.scale))
-    stage = make_plan(settings, base).stages[-1]
-    stage = type(stage)(1, float(scale), stage.size, scale, NATIVE, (NATIVE[0] // 2, NATIVE[1] // 2))
-    anchor = make_anchor(torch.randn(1, 4, *base, device=device, dtype=dtype), make_plan(settings, base), stage)
+    plan = make_plan(settings, base)
+    stage = plan.stages[-1]
+    anchor = make_anchor(torch.randn(1, 4, *base, device=device, dtype=dtype), plan, stage)
     space = VarianceExploding(lambda sigma: torch.full_like(sigma, 500.0))
     run = StageRun(stage, settings, anchor, torch.randn_like(anchor), space, StepGate(), stochastic=False)
     x, level = torch.zeros_like(anchor), torch.tensor(2.0, device=device)
@@ -63,60 +70,22 @@ def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tu
     with PeakBytes() as bytes_:
         step()
     finish_stage(x, anchor)
-    return seconds, bytes_.peak, stage.evaluations
+    return seconds, bytes_.peak, stage.cells // math.prod(NATIVE)
 
 
 def timed(action: Any, device: str) -> float:
-    """Returns the seconds that `action` takes, waiting for the device."""
-    begin = time.perf_counter()
+    """Returns the seconds that `action` takes: of the device, or this process's own on a CPU that others may share."""
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    begin = clock()
     action()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
-def sdxl_unet(device: str, dtype: torch.dtype) -> stage_table.Unet:
-    """Returns an SDXL-architecture UNet of random weights that denoises rows (N, 4, h, w) at step 500."""
-    from diffusers import UNet2DConditionModel
-
-    unet = UNet2DConditionModel(
-        sample_size=128,
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    ).to(device, dtype)
-
-    def evaluate(latent: Tensor) -> Tensor:
-        rows = len(latent)
-        text = latent.new_zeros(rows, 77, 2048)
-        extra = {"text_embeds": latent.new_zeros(rows, 1280), "time_ids": latent.new_zeros(rows, 6)}
-        return unet(latent, 500, text, added_cond_kwargs=extra).sample
-
-    return evaluate
-
-
-def small_unet() -> stage_table.Unet:
-    """Returns a small UNet of random weights for a CPU."""
-    from trial.unet import UNet, UNetConfig
-
-    unet = UNet(UNetConfig())
-
-    def evaluate(latent: Tensor) -> Tensor:
-        return unet(latent, torch.full((len(latent),), 500), latent.new_zeros(len(latent), 77, unet.config.context_dim))
-
-    return evaluate
+    return clock() - begin
 
 
 def sdxl_evaluation(device: str, dtype: torch.dtype) -> float:
     """Returns the seconds of one evaluation (cond and uncond) of an SDXL-architecture UNet at its native size."""
-    unet = sdxl_unet(device, dtype)
+    unet = unets.sdxl_unet(device, dtype)
     latent = torch.randn(2, 4, *NATIVE, device=device, dtype=dtype)
 
     def evaluate() -> None:
@@ -128,6 +97,25 @@ def sdxl_evaluation(device: str, dtype: torch.dtype) -> float:
     return min(timed(evaluate, device) for _ in range(repeats))
 
 
+def print_stages(device: str, dtype: torch.dtype, steps: int) -> None:
+    """Prints the table of whole stages, and what was timed."""
+    if device == "cuda":
+        what = "a UNet of SDXL's architecture"
+        bench = stage_table.Bench(unets.sdxl_unet(device, dtype), NATIVE, (2, 4, 8), steps, device, dtype)
+    else:
+        what = unets.SMALL
+        bench = stage_table.Bench(unets.small_unet(), (16, 16), (2, 3, 4), steps, device, dtype, limit=64 << 20)
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} thread(s) of a CPU"
+    side = bench.native[0] * CELL
+    print(f"{what}, random weights, {dtype}, {name}.")
+    print(f"{steps} Euler step(s) of each stage, from {side}x{side}; an evaluation is cond and uncond of a view.")
+    kind = "of tensors on the device" if device == "cuda" else "of the process (resident set), weights not counted"
+    clock = "time" if device == "cuda" else "processor time"
+    print(f"Seconds are {clock}; peaks are {kind}.\n")
+    for line in stage_table.rows_of(bench):
+        print(line, flush=True)
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -135,24 +123,19 @@ def main() -> None:
     parser.add_argument("--view-batch", type=int, default=4)
     parser.add_argument("--unet", action="store_true", help="time an SDXL-architecture UNet on this machine")
     parser.add_argument("--stages", action="store_true", help="time whole stages beside the bare UNet")
-    parser.add_argument("--steps", type=int, default=4, help="of each stage that is timed")
+    parser.add_argument("--steps", type=int, default=1, help="of each stage that is timed")
     parser.add_argument("--evaluation-seconds", type=float, help="of one UNet evaluation, measured elsewhere")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float16 if device == "cuda" else torch.float32
     with torch.no_grad():
         if arguments.stages:
-            if device == "cuda":
-                lines = stage_table.rows_of(sdxl_unet(device, dtype), NATIVE, (2, 4, 8), arguments.steps, device, dtype)
-            else:
-                lines = stage_table.rows_of(small_unet(), (16, 16), (2, 3), arguments.steps, device, dtype)
-            print("\n".join(lines))
+            print_stages(device, dtype, arguments.steps)
             return
         evaluation = sdxl_evaluation(device, dtype) if arguments.unet else arguments.evaluation_seconds
         if evaluation:
             print(f"one evaluation of the UNet: {evaluation:.3f} s on {device}, {dtype}")
-        print("| pixels | evaluations | own time a step | ns a pixel | own peak | latents | share of the step |")
-        print("|---|---|---|---|---|---|---|")
+        print("| " + " | ".join(HEAD) + " |\n|" + "---|" * len(HEAD))
         for scale in arguments.scales:
             seconds, peak, evaluations = one_step(scale, device, dtype, arguments.view_batch)
             print(row(scale, seconds, peak, evaluations, evaluation))
@@ -168,6 +151,7 @@ def row(scale: int, seconds: float, peak: int, evaluations: int, evaluation: flo
         f"{side * CELL}x{side * CELL}",
         f"{evaluations}",
         f"{1000 * seconds:.0f} ms",
+        f"{1000 * seconds / evaluations:.2f} ms",
         f"{nanoseconds:.1f}",
         f"{peak / 2**20:.0f} MiB",
         f"{peak / latent:.2f}",

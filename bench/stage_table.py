@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from bench.peak_bytes import PeakBytes
+from bench.resident import Resident, given_back_when_freed
+from bench.unets import Unet
 from lib_demofusion.batching import Memory, UnknownMemory, ViewBatches
-from lib_demofusion.plan import CELL, StagePlan, make_plan
+from lib_demofusion.plan import StagePlan, make_plan
 from lib_demofusion.residual import VarianceExploding
 from lib_demofusion.settings import Settings
 from lib_demofusion.stage import StageRun, make_anchor
 from lib_demofusion.step_gate import StepGate
-from lib_demofusion.views import View
-
-Unet = Callable[[Tensor], Tensor]
-"""Denoises rows (N, 4, h, w): cond and uncond of each view."""
-
-VIEW_BATCHES = (1, 4, 16, 0)
-"""0 is automatic."""
+from lib_demofusion.views import LocalView, View
 
 
 class CudaMemory:
@@ -42,19 +39,65 @@ class CudaMemory:
         torch.cuda.empty_cache()
 
 
-def device_memory(device: str) -> Memory:
-    """Returns the memory that the automatic batch is measured in; a CPU tells nothing, its batch is one view."""
-    return CudaMemory() if device == "cuda" else UnknownMemory()
+@dataclass
+class Bench:
+    """What is timed: a UNet on a device, at stages of `scales` times its native size (h, w) in latent cells."""
+
+    unet: Unet
+    native: tuple[int, int]
+    scales: Sequence[int]
+    steps: int
+    device: str
+    dtype: torch.dtype
+    limit: int | None = None
+    """Bytes that the automatic batch may take on a CPU, which else tells it nothing and gets batches of one view."""
+    inside: float = field(default=0.0, init=False)
+    """Seconds within the UNet so far, where the clock shows them."""
+    count: int = field(default=0, init=False)
+    """Evaluations (cond and uncond of a view) so far."""
+
+    def evaluate(self, crops: Tensor) -> Tensor:
+        """Returns the UNet's result for crops (N, 4, h, w)."""
+        begin = time.process_time()
+        result = self.unet(crops)
+        self.count += len(crops) // 2
+        self.inside += time.process_time() - begin
+        return result
+
+    def clocked(self, action: Callable[[], object]) -> float:
+        """Returns the seconds of an action: of the GPU, or this process's own on a CPU, which others may share."""
+        if self.device != "cuda":
+            begin = time.process_time()
+            action()
+            return time.process_time() - begin
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        action()
+        torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    def peak(self, action: Callable[[], object]) -> int:
+        """Returns the most bytes that an action held at once beyond those that were there."""
+        memory: Memory = CudaMemory() if self.device == "cuda" else Resident()
+        memory.begin()
+        action()
+        return memory.peak()
+
+    def view_batches(self) -> Iterator[tuple[str, int, Memory]]:
+        """Yields name, setting (0 is automatic) and memory of each view batch to be timed."""
+        known = CudaMemory() if self.device == "cuda" else UnknownMemory()
+        for views in (1, 4, 16):
+            yield str(views), views, known
+        yield "automatic", 0, known
+        if self.device != "cuda" and self.limit is not None:
+            yield f"automatic, {self.limit >> 20} MiB free", 0, Resident(self.limit)
 
 
-def run_stage(unet: Unet, stage: StagePlan, anchor: Tensor, steps: int, batches: ViewBatches) -> int:
-    """Runs the Euler steps of a stage on an anchor (B, 4, H, W) as the host does; returns the evaluations made."""
-    evaluations = 0
+def run_stage(bench: Bench, stage: StagePlan, anchor: Tensor, steps: int, batches: ViewBatches) -> None:
+    """Runs Euler steps of a stage on an anchor (1, 4, H, W) as the host does."""
 
     def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
-        nonlocal evaluations
-        evaluations += len(views)
-        return unet(crops)
+        return bench.evaluate(crops)
 
     space = VarianceExploding(lambda sigma: 999 * sigma / 14.6)
     run = StageRun(stage, Settings(), anchor, torch.randn_like(anchor), space, StepGate(), stochastic=False)
@@ -64,7 +107,6 @@ def run_stage(unet: Unet, stage: StagePlan, anchor: Tensor, steps: int, batches:
         run.before_call(x, sigma)
         denoised = run.denoise(evaluate, torch.cat([x, x]), 1.0, batches, copies=2).chunk(2)[0]
         x.add_((x - denoised) / sigma * (following - sigma))
-    return evaluations
 
 
 def bare(unet: Unet, rows: Tensor, evaluations: int, views: int) -> None:
@@ -74,69 +116,45 @@ def bare(unet: Unet, rows: Tensor, evaluations: int, views: int) -> None:
         unet(rows.repeat(count, 1, 1, 1))
 
 
-def clocked(action: Callable[[], object], device: str) -> float:
-    """Returns the seconds of an action: of the GPU, or of the processor's own time on a CPU, which others share."""
-    if device != "cuda":
-        begin = time.process_time()
-        action()
-        return time.process_time() - begin
-    torch.cuda.synchronize()
-    begin = time.perf_counter()
-    action()
-    torch.cuda.synchronize()
-    return time.perf_counter() - begin
+HEAD = ("pixels", "view batch", "evaluations", "stage", "bare UNet", "difference", "outside the UNet", "peak", "bare")
 
 
-def peak_bytes(action: Callable[[], object], device: str) -> int:
-    """Returns the most bytes of tensors that the action held at once beyond those that were there."""
-    if device != "cuda":
-        with PeakBytes() as bytes_:
-            action()
-        return bytes_.peak
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    action()
-    return int(torch.cuda.max_memory_allocated() - before)
-
-
-def rows_of(
-    unet: Unet, native: tuple[int, int], scales: Sequence[int], steps: int, device: str, dtype: torch.dtype
-) -> list[str]:
-    """Returns the lines of the table, one for each size and view batch."""
-    lines = [
-        f"whole stages of {steps} Euler steps on a {'GPU' if device == 'cuda' else 'CPU (processor time)'}, {dtype}",
-        "| pixels | view batch | evaluations | stage | bare UNet | overhead | peak of the stage | of the bare UNet |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for scale in scales:
-        plan = make_plan(Settings(scale=scale, stages=f"1,{scale}"), native)
+def rows_of(bench: Bench) -> Iterator[str]:
+    """Yields the lines of the table, one for each size and view batch."""
+    yield "| " + " | ".join(HEAD) + " |"
+    yield "|" + "---|" * len(HEAD)
+    for scale in bench.scales:
+        plan = make_plan(Settings(scale=scale, stages=f"1,{scale}"), bench.native)
         (stage,) = plan.stages
-        anchor = make_anchor(torch.randn(1, 4, *native, device=device, dtype=dtype), plan, stage)
-        one = torch.randn(2, 4, *native, device=device, dtype=dtype)
-        run_stage(unet, stage, anchor, 1, ViewBatches(4))
-        lines += [_line(unet, stage, anchor, one, steps, views, device) for views in VIEW_BATCHES]
-    return lines
+        native = torch.randn(1, 4, *bench.native, device=bench.device, dtype=bench.dtype)
+        anchor, pair = make_anchor(native, plan, stage), torch.cat([native, native])
+        bare(bench.unet, pair, 1, 1)
+        for name, views, memory in bench.view_batches():
+            yield _line(bench, stage, anchor, pair, name, ViewBatches(views, memory))
 
 
-def _line(unet: Unet, stage: StagePlan, anchor: Tensor, one: Tensor, steps: int, views: int, device: str) -> str:
-    memory = device_memory(device)
-    batches = ViewBatches(views, memory)
-    count = run_stage(unet, stage, anchor, 1, batches)
-    evaluations = count * steps
-    size = batches.views
-    whole = clocked(lambda: run_stage(unet, stage, anchor, steps, batches), device)
-    plain = clocked(lambda: bare(unet, one, evaluations, size), device)
-    held = peak_bytes(lambda: run_stage(unet, stage, anchor, 1, ViewBatches(size)), device)
-    least = peak_bytes(lambda: bare(unet, one, size, size), device)
-    height, width = (n * CELL for n in stage.size)
+def _line(bench: Bench, stage: StagePlan, anchor: Tensor, pair: Tensor, name: str, batches: ViewBatches) -> str:
+    """Returns the row of one view batch: memory in one pass, and time in another."""
+    with given_back_when_freed() if bench.device != "cuda" else nullcontext():
+        # an automatic batch becomes what it will be
+        list(batches.predictions(lambda crops, *_: bench.evaluate(crops), [(LocalView(0, 0, *stage.window), pair)], 2))
+        size = batches.views
+        peak = bench.peak(lambda: run_stage(bench, stage, anchor, 1, batches))
+        bare_peak = bench.peak(lambda: bare(bench.unet, pair, size, size))
+    bench.inside, bench.count = 0.0, 0
+    seconds = bench.clocked(lambda: run_stage(bench, stage, anchor, bench.steps, batches))
+    outside, count = seconds - bench.inside, bench.count
+    plain = bench.clocked(lambda: bare(bench.unet, pair, count, size))
+    height, width = stage.pixels
     cells = (
         f"{width}x{height}",
-        f"{views or 'automatic'}" + ("" if size == views else f" ({size})"),
-        f"{evaluations}",
-        f"{whole:.2f} s",
+        name + ("" if name == str(size) else f": {size}"),
+        f"{count}",
+        f"{seconds:.2f} s",
         f"{plain:.2f} s",
-        f"{(whole - plain) / plain:+.1%}",
-        f"{held / 2**20:.0f} MiB",
-        f"{least / 2**20:.0f} MiB",
+        f"{seconds / plain - 1:+.1%}",
+        "" if bench.device == "cuda" else f"{outside / seconds:.2%}",
+        f"{peak / 2**20:.0f} MiB",
+        f"{bare_peak / 2**20:.0f} MiB",
     )
     return "| " + " | ".join(cells) + " |"

@@ -3,16 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lib_demofusion.forecast import call_cells, even_timesteps, schedule_steps
 from lib_demofusion.plan import Plan
-from lib_demofusion.settings import Settings
+from lib_demofusion.settings import PIXELS, Settings
+from lib_demofusion.views import Size
 
 DECODING = 2.0
-"""Evaluations of the model that decoding takes the time of: for SDXL and SD 1.5 the decoder needs about as many
-operations for a picture as the UNet does for cond and uncond of its latent, often at twice the precision."""
+"""Evaluations of the model that decoding takes the time of where that was never measured: for SDXL and SD 1.5 the
+decoder needs about as many operations for a picture as the UNet does for cond and uncond of its latent, often at twice
+the precision."""
+
+ENCODING = 0.44
+"""Operations of the encoder's convolutions against those of the decoder's."""
+
+ATTENTION_CELLS = 300_000
+"""Size of a latent for which the autoencoder's attention, whose work grows with the square of the cells, needs as many
+operations as the decoder's convolutions; about 4400x4400 pixels."""
+
+PictureCost = Callable[[Size], float]
+"""Returns what decoding a latent of a size takes, in cells evaluated by the model."""
+
+
+def decoder_work(size: Size) -> float:
+    """Returns the operations that decoding a latent takes, in those of the convolutions for one cell."""
+    cells = math.prod(size)
+    return cells * (1 + cells / ATTENTION_CELLS)
+
+
+def encoder_work(size: Size) -> float:
+    """Returns the operations that encoding to a latent takes, in the same unit."""
+    cells = math.prod(size)
+    return cells * (ENCODING + cells / ATTENTION_CELLS)
+
+
+def reckoned_decoding(size: Size) -> float:
+    """Returns what decoding takes as far as that is known without a measurement."""
+    return DECODING * decoder_work(size)
 
 
 @dataclass(frozen=True)
@@ -22,12 +52,20 @@ class RunCosts:
     base: float
     pictures: tuple[float, ...]
     """Decoding before each stage, of the picture that it begins from."""
+    anchors: tuple[float, ...]
+    """Decoding and encoding at the begin of each stage, where its anchor is made in pixels."""
     stages: tuple[float, ...]
     decoding: float
 
 
 def run_costs(
-    plan: Plan, settings: Settings, steps: int, two_calls: bool, base_share: float = 1.0, pictures: bool = False
+    plan: Plan,
+    settings: Settings,
+    steps: int,
+    two_calls: bool,
+    base_share: float = 1.0,
+    pictures: bool = False,
+    decoding: PictureCost = reckoned_decoding,
 ) -> RunCosts:
     """Returns the costs of a run of `steps` steps as far as they are known before it begins.
 
@@ -37,13 +75,19 @@ def run_costs(
     timesteps = even_timesteps(schedule_steps(steps, settings), settings.strength, two_calls)
     base_calls = len(even_timesteps(steps, 1.0, two_calls)) * base_share
     sizes = [plan.base, *(stage.size for stage in plan.stages)]
-    decoding = [DECODING * math.prod(size) for size in sizes]
+    decoded = [decoding(size) for size in sizes]
     return RunCosts(
         base_calls * math.prod(plan.base),
-        tuple(cost if pictures else 0.0 for cost in decoding[:-1]),
+        tuple(cost if pictures else 0.0 for cost in decoded[:-1]),
+        tuple(_anchor_cost(*pair, decoding) if settings.anchor == PIXELS else 0.0 for pair in pairwise(sizes)),
         tuple(float(sum(call_cells(stage, timesteps, settings))) for stage in plan.stages),
-        decoding[-1],
+        decoded[-1],
     )
+
+
+def _anchor_cost(before: Size, size: Size, decoding: PictureCost) -> float:
+    """Returns what the picture of a latent takes to be decoded, enlarged and encoded at another size."""
+    return decoding(before) + decoding(size) * encoder_work(size) / decoder_work(size)
 
 
 class StageClock:

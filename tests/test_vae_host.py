@@ -40,13 +40,15 @@ def vae(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
         monkeypatch.setitem(sys.modules, name, module)
         if "." in name:
             setattr(sys.modules["modules"], name.split(".")[1], module)
-    monkeypatch.delitem(sys.modules, NAME, raising=False)
+    for name in (NAME, "lib_demofusion.host.memory"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     found = importlib.import_module(NAME)
     monkeypatch.setattr(found, "free_bytes", lambda device: free.device)
     monkeypatch.setattr(found, "disk_usage", lambda folder: SimpleNamespace(free=free.disk))
     found.__dict__["free"] = free
     yield found
-    sys.modules.pop(NAME, None)
+    for name in (NAME, "lib_demofusion.host.memory"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -111,6 +113,24 @@ def test_the_encoder_too(vae: Any, model: Any, monkeypatch: pytest.MonkeyPatch) 
         got = model.first_stage_model.encoder(x)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5)
     assert len(runs) == 1
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_out_of_memory_in_the_encoder_leads_to_smaller_parts(
+    vae: Any, model: Any, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    error = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB")
+    x = picture_like(3, 64, 80)
+    encoder = model.first_stage_model.encoder
+    expected = encoder(x)
+    monkeypatch.setattr(type(encoder), "forward", fails(error, 1, None))
+    made: list[int] = []
+    tiled = fails(error, failures - 1, vae.encode_tiled)
+    monkeypatch.setattr(vae, "encode_tiled", lambda *args: (made.append(args[2].tile), tiled(*args))[1])
+    with vae.in_parts(model):
+        got = encoder(x)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5)
+    assert made == [64, 32, 16][:failures]
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3])

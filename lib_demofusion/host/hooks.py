@@ -56,12 +56,12 @@ def postprocess(p: Any, processed: Any) -> None:
         return
     setattr(p, JOB, None)
     job.end(p)
-    if not p.is_api:
-        shrink_for_gallery(processed)
     # the host adds masks to the pictures, not to the texts, which the page finds by the picture's place
     processed.infotexts.extend([processed.info] * (len(processed.images) - len(processed.infotexts)))
     processed.images.extend(picture.image for picture in job.pictures)
     processed.infotexts.extend(picture.infotext for picture in job.pictures)
+    if not p.is_api:
+        shrink_for_gallery(processed)
 
 
 def _is_copy_of_running(p: Any) -> bool:

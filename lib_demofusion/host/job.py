@@ -63,7 +63,8 @@ class Job:
         share = 1.0
         if _is_img2img(p):
             share = p.denoising_strength if self.settings.redraw_base or inpainting.is_inpainting(p) else 0.0
-        return make_progress(p, plan, self.settings, self.settings.return_stages or _saves_stages(self.settings), share)
+        pictures = _saves_stages(p, self.settings) or _shows_stages(p, self.settings)
+        return make_progress(p, plan, self.settings, pictures, share)
 
     def before_base(self, p: Any) -> None:
         """In img2img without `redraw_base`, makes the host's pass hand on the uploaded picture's latent as it is.
@@ -134,7 +135,10 @@ class _StageLoop:
         self._plan = plan
         self._settings = settings
         self._pictures = pictures
-        self._shown = settings.return_stages and _may_show_stages(p)
+        self._shown = _shows_stages(p, settings)
+        if settings.return_stages and not self._shown:
+            script = neighbours.of_job(p).script
+            p.comment(f'{PREFIX}: "Show every stage" does not act in {script}; "Save every stage" saves them')
         self._progress = progress
         self._total = len(plan.stages) + 1
 
@@ -197,7 +201,7 @@ class _StageLoop:
 
     def _keep_picture(self, latent: Tensor, number: int) -> None:
         """Saves and shows the picture of stage `number` (the base is 1), which another stage follows."""
-        save = _saves_stages(self._settings)
+        save = _saves_stages(self._p, self._settings)
         if not (save or self._shown):
             return
         try:
@@ -221,15 +225,12 @@ class _StageLoop:
         report_failure(self._p, problem, error)
 
 
-def _may_show_stages(p: Any) -> bool:
-    """Returns whether more pictures than were asked for may come back; says why where they may not.
+def _shows_stages(p: Any, settings: Settings) -> bool:
+    """Returns whether the stages' pictures come back too.
 
     A script lays out what it gets: Prompt matrix fails at a picture too many, and all of them are lost.
     """
-    script = neighbours.of_job(p).script
-    if script:
-        p.comment(f'{PREFIX}: "Show every stage" does not act in {script}; "Save every stage" saves them')
-    return not script
+    return bool(settings.return_stages and not neighbours.of_job(p).script)
 
 
 def report_problem(p: Any, problem: str) -> None:
@@ -250,8 +251,9 @@ def _first_line(error: Exception) -> str:
     return text.splitlines()[0][:300]
 
 
-def _saves_stages(settings: Settings) -> bool:
-    return bool(settings.save_stages or options.value(options.SAVE_STAGES, False))
+def _saves_stages(p: Any, settings: Settings) -> bool:
+    """Returns whether the stages' pictures are saved; a request that saves nothing saves none of them."""
+    return bool((settings.save_stages or options.value(options.SAVE_STAGES, False)) and p.save_samples())
 
 
 def _is_img2img(p: Any) -> bool:

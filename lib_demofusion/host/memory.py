@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from modules import devices
 
 from lib_demofusion.batching import Memory, UnknownMemory
+
+logger = logging.getLogger("DemoFusion")
+
+
+def cuda_free_bytes(device: torch.device) -> int:
+    """Returns the bytes of a CUDA device that the driver and torch's cache can still give."""
+    # torch before 2.5 wants a number here, and the webui's device has none without --device-id
+    index = torch.cuda.current_device() if device.index is None else device.index
+    free, _ = torch.cuda.mem_get_info(index)
+    return int(free + torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index))
 
 
 class CudaMemory:
@@ -16,10 +28,12 @@ class CudaMemory:
         self._before = 0
 
     def free(self) -> int | None:
-        """Returns the bytes that the driver and torch's cache can still give."""
-        free, _ = torch.cuda.mem_get_info(self._device)
-        cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        return int(free + cached)
+        """Returns the bytes that can still be taken, None where the driver does not say."""
+        try:
+            return cuda_free_bytes(self._device)
+        except RuntimeError as error:
+            logger.warning("the free memory of %s is not known: %s", self._device, error)
+            return None
 
     def begin(self) -> None:
         """Begins to watch the peak."""

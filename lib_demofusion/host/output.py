@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ from modules import images, processing, shared
 from PIL import Image
 from torch import Tensor
 
-from lib_demofusion.host import options, vae
+from lib_demofusion.host import options, timing, vae
 from lib_demofusion.plan import CELL, Plan
 from lib_demofusion.spec import SettingsError
+
+logger = logging.getLogger("DemoFusion")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ def decode(p: Any, latent: Tensor) -> Any:
     """
     if shared.opts.sd_vae_decode_method != "Full":
         p.extra_generation_params["VAE Decoder"] = shared.opts.sd_vae_decode_method
-    return vae.decode(p, latent, options.value(options.DECODE, vae.AUTOMATIC))
+    with timing.decoding(p, latent):
+        return vae.decode(p, latent, options.value(options.DECODE, vae.AUTOMATIC))
 
 
 def stage_pictures(p: Any, latent: Tensor, number: int, total: int, save: bool) -> list[StagePicture]:
@@ -97,17 +101,26 @@ SHOWN_PIXELS = 100_000_000
 
 
 def shrink_for_gallery(processed: Any) -> None:
-    """Replaces pictures that browsers fail at by smaller copies, provided that the whole ones are saved."""
+    """Replaces pictures that browsers fail at by smaller copies, provided that nothing is lost by it.
+
+    A picture must be saved whole; grids, which come first, only repeat the pictures.
+    """
     for index, picture in enumerate(processed.images):
         path = getattr(picture, "already_saved_as", None)
         pixels = picture.width * picture.height
-        if pixels <= SHOWN_PIXELS or path is None:
+        if pixels <= SHOWN_PIXELS or (path is None and index >= processed.index_of_first_image):
             continue
-        copy = picture.reduce(math.ceil(math.sqrt(pixels / SHOWN_PIXELS)))
+        try:
+            copy = picture.reduce(math.ceil(math.sqrt(pixels / SHOWN_PIXELS)))
+        except MemoryError:
+            # the whole picture is there still, and its file
+            logger.warning("no memory for a smaller copy of %s", path or "the grid")
+            continue
         copy.info.update(picture.info)
         processed.images[index] = copy
         whole, shown = (f"{image.width}x{image.height}" for image in (picture, copy))
-        processed.comments += f"DemoFusion: the gallery shows {shown}; the whole picture, {whole}, is saved as {path}\n"
+        saved = f"; the whole picture, {whole}, is saved as {path}" if path else f" of a grid of {whole}"
+        processed.comments += f"DemoFusion: the gallery shows {shown}{saved}\n"
 
 
 @contextmanager

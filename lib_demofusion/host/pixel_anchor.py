@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lib_demofusion.host import options, vae
 from lib_demofusion.host.base_picture import encode
+from lib_demofusion.host.output import decode
 from lib_demofusion.plan import Plan, StagePlan
 from lib_demofusion.stage import cropped
 from lib_demofusion.views import Size
@@ -22,7 +22,7 @@ def pixel_anchor(p: Any, latent: Tensor, plan: Plan, stage: StagePlan) -> Tensor
     An enlarged latent decodes to a blur with streaks, which a stage that begins below full noise keeps. Raises what
     the host raises when it decodes or encodes.
     """
-    samples = vae.decode(p, cropped(latent, plan, stage), options.value(options.DECODE, vae.AUTOMATIC))
+    samples = decode(p, cropped(latent, plan, stage))
     return encode(p, (lanczos(sample, stage.pixels) for sample in samples)).to(latent)
 
 

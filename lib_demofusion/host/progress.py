@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from modules import sd_samplers, shared
 
 from lib_demofusion.costs import RunCosts, run_costs
+from lib_demofusion.host import timing
 from lib_demofusion.plan import Plan, StagePlan
 from lib_demofusion.settings import Settings
 
@@ -24,7 +26,8 @@ class Progress:
 
     def __init__(self, plan: Plan, costs: RunCosts):
         self._total = len(plan.stages) + 1
-        parts = [cost for pair in zip(costs.pictures, costs.stages) for cost in pair] + [costs.decoding]
+        stages = zip(costs.pictures, costs.anchors, costs.stages)
+        parts = [cost for stage in stages for cost in stage] + [costs.decoding]
         base = max(costs.base, LEAST_BASE * sum(parts))
         self._jobs = sum(parts) / base if plan.stages else 0
         self._ends = [1 + sum(parts[: i + 1]) / base for i in range(len(parts))]
@@ -56,11 +59,11 @@ class Progress:
         shared.state.nextjob()
         height, width = stage.pixels
         shared.state.textinfo = f"DemoFusion {stage.number + 1}/{self._total} {width}x{height}"
-        self.advance(0.0)
+        self._move(self._ends[3 * self._stage])
 
     def advance(self, share: float) -> None:
         """Moves the bar to a share of the current stage."""
-        begin, end = self._ends[2 * self._stage : 2 * self._stage + 2]
+        begin, end = self._ends[3 * self._stage + 1 : 3 * self._stage + 3]
         self._move(begin + share * (end - begin))
 
     def sampled(self) -> None:
@@ -85,4 +88,5 @@ def make_progress(p: Any, plan: Plan, settings: Settings, pictures: bool, base_s
     """
     config = sd_samplers.find_sampler_config(p.sampler_name)
     two_calls = config is not None and config.options.get("second_order", False)
-    return Progress(plan, run_costs(plan, settings, p.steps, two_calls, base_share, pictures))
+    decoding = functools.partial(timing.decoding_cells, p)
+    return Progress(plan, run_costs(plan, settings, p.steps, two_calls, base_share, pictures, decoding))

@@ -1,8 +1,9 @@
-"""How long the views of a checkpoint take on this machine, learned from the runs that it has seen."""
+"""How long a checkpoint's views and decoder take on this machine, learned from the runs that it has seen."""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,8 +11,11 @@ from typing import Any
 
 import torch
 from modules import devices, sd_models
+from torch import Tensor
 
+from lib_demofusion.costs import decoder_work, reckoned_decoding
 from lib_demofusion.host import storage
+from lib_demofusion.views import Size
 
 FILE = "demofusion-timings.json"
 WARM_UP = 1
@@ -64,7 +68,23 @@ class Rates:
 
     def learn(self, checkpoint: str, guided: bool, rate: float) -> None:
         """Keeps a rate; one that cannot be written to the file lasts until the webui ends."""
-        known = {**self._read(), _key(checkpoint, guided): float(f"{rate:.4g}")}
+        self._keep(_key(checkpoint, guided), rate)
+
+    def of_decoder(self, checkpoint: str, size: Size) -> float | None:
+        """Returns seconds per image and unit of `costs.decoder_work`, as they were for the nearest size.
+
+        They differ with the size: what does not fit is decoded in parts, and those may lie in slower memory.
+        """
+        known = self._read()
+        classes = {name: known[key] for name in range(SIZE_CLASSES) if (key := _decoder_key(checkpoint, name)) in known}
+        return classes[min(classes, key=lambda name: abs(name - _size_class(size)))] if classes else None
+
+    def learn_decoder(self, checkpoint: str, size: Size, rate: float) -> None:
+        """Keeps a decoder's rate for a size."""
+        self._keep(_decoder_key(checkpoint, _size_class(size)), rate)
+
+    def _keep(self, key: str, rate: float) -> None:
+        known = {**self._read(), key: float(f"{rate:.4g}")}
         self._known = known
         try:
             storage.write(FILE, known)
@@ -91,15 +111,51 @@ def _key(checkpoint: str, guided: bool) -> str:
     return f"{checkpoint} on {device}" + ("" if guided else " at CFG scale 1")
 
 
+SIZE_CLASSES = 40
+"""More than any picture needs."""
+
+
+def _size_class(size: Size) -> int:
+    """Returns the power of two next to the number of cells."""
+    return round(math.log2(math.prod(size)))
+
+
+def _decoder_key(checkpoint: str, size_class: int) -> str:
+    return f"{_key(checkpoint, True)}, decoding 2^{size_class} cells"
+
+
 @contextmanager
-def measured(p: Any) -> Iterator[Stopwatch]:
+def measured(p: Any, now: Callable[[], float] | None = None) -> Iterator[Stopwatch]:
     """Gives a stage a stopwatch and learns from it, also where the stage is stopped or fails."""
-    watch = Stopwatch()
+    watch = Stopwatch() if now is None else Stopwatch(now)
     try:
         yield watch
     finally:
         if watch.rate is not None:
-            RATES.learn(p.sd_model.sd_checkpoint_info.name_for_extra, p.cfg_scale != 1, watch.rate)
+            RATES.learn(_name(p), p.cfg_scale != 1, watch.rate)
+
+
+@contextmanager
+def decoding(p: Any, latent: Tensor, now: Callable[[], float] = time.perf_counter) -> Iterator[None]:
+    """Learns from decoding a latent (B, C, H, W), which the block ends with the pictures of in hand."""
+    begin = now()
+    yield
+    size = latent.shape[-2], latent.shape[-1]
+    taken = now() - begin
+    if taken > 0:
+        RATES.learn_decoder(_name(p), size, taken / (len(latent) * decoder_work(size)))
+
+
+def decoding_cells(p: Any, size: Size) -> float:
+    """Returns how many cells the model evaluates in the time that decoding a latent of `size` takes."""
+    decoder, model = RATES.of_decoder(_name(p), size), RATES.of(_name(p), p.cfg_scale != 1)
+    if decoder is None or model is None:
+        return reckoned_decoding(size)
+    return decoder * decoder_work(size) / model
+
+
+def _name(p: Any) -> str:
+    return str(p.sd_model.sd_checkpoint_info.name_for_extra)
 
 
 def loaded_model() -> Any:

@@ -20,6 +20,7 @@ from modules import devices, processing, shared
 from modules.paths_internal import data_path
 from torch import Tensor
 
+from lib_demofusion.host.memory import cuda_free_bytes
 from lib_demofusion.tiled_vae import Options, decode_tiled, encode_tiled
 from lib_demofusion.vae_maps import Shelf, item_bytes
 from lib_demofusion.vae_steps import Step, decoder_steps, encoder_steps, held_bytes, part_bytes, whole_bytes
@@ -156,8 +157,7 @@ def choose_shelf(steps: list[Step], size: tuple[int, int], x: Tensor, room: int)
 def free_bytes(device: torch.device) -> int:
     """Returns the memory of a device that is not in use, with what torch keeps for itself."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        return cuda_free_bytes(device)
     if device.type in ("cpu", "mps"):
         return psutil.virtual_memory().available
     return UNKNOWN_FREE

@@ -46,6 +46,7 @@ def save_image(
     if info is not None:
         text.add_text(pnginfo_section_name, info)
     image.save(file, pnginfo=text)
+    image.already_saved_as = str(file)
     return str(file), None
 
 

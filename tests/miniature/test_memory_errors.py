@@ -1,0 +1,169 @@
+"""Memory that runs out at any point of a job outside the model: what is made already is never lost."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from in_process import BASE, Webui, sizes
+from modules import shared
+from PIL import Image
+
+from lib_demofusion.host import job, output, pixel_anchor, stage_runner
+
+EVERYTHING = {"enabled": True, "scale": 3, "anchor": "pixels", "return_stages": True, "save_stages": True}
+SEEDS = itertools.count(5000)
+"""Other tests of the session save pictures too; each run here has a seed of its own."""
+
+Point = tuple[Callable[[Webui], Any], str]
+POINTS: dict[str, Point] = {
+    "decoding": (lambda webui: webui.small, "decode"),
+    "encoding": (lambda webui: webui.small, "encode"),
+    "enlarging a picture": (lambda webui: pixel_anchor, "lanczos"),
+    "enlarging a latent": (lambda webui: job, "make_anchor"),
+    "noise": (lambda webui: stage_runner, "StageRun"),
+    "a stage's end": (lambda webui: job, "finish_stage"),
+    "a stage's picture": (lambda webui: output, "to_image"),
+    "saving a stage's picture": (lambda webui: output, "_save"),
+    "the gallery's copy": (lambda webui: Image.Image, "reduce"),
+}
+
+
+class Failing:
+    """Does what `real` does, save for one call."""
+
+    def __init__(self, real: Callable[..., Any], call: int, error: Exception):
+        self.real, self.left, self.error = real, call, error
+        self.failed = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.left -= 1
+        if self.left == -1:
+            self.failed = True
+            raise self.error
+        return self.real(*args, **kwargs)
+
+
+@pytest.fixture
+def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Widths of the stages that were sampled to their end."""
+    widths: list[int] = []
+    real = job.run_stage
+
+    def noticed(p: Any, stage: Any, *args: Any) -> torch.Tensor:
+        x = real(p, stage, *args)
+        widths.append(stage.pixels[1])
+        return x
+
+    monkeypatch.setattr(job, "run_stage", noticed)
+    return widths
+
+
+@pytest.fixture
+def small_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gallery takes pictures up to the base's size."""
+    monkeypatch.setattr(output, "SHOWN_PIXELS", BASE * BASE)
+
+
+@pytest.fixture(params=[torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB"), MemoryError()])
+def error(request: pytest.FixtureRequest) -> Exception:
+    return request.param
+
+
+def saved(webui: Webui, seed: int) -> list[int]:
+    """Widths of the pictures that were saved under a seed."""
+    widths = []
+    for path in (webui.folder / "txt2img-images").glob(f"*-{seed}*.png"):
+        with Image.open(path) as image:
+            widths.append(image.width)
+    return sorted(widths)
+
+
+@pytest.mark.usefixtures("small_gallery")
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("call", range(4))
+def test_what_is_made_is_never_lost(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, sampled: list[int], point: str, call: int, error: Exception
+) -> None:
+    owner, name = POINTS[point]
+    settings = {**EVERYTHING, "anchor": "latent"} if point == "enlarging a latent" else EVERYTHING
+    if point == "the gallery's copy":
+        # it is made by Pillow, in the computer's memory
+        error = MemoryError()
+    failing = Failing(getattr(owner(webui), name), call, error)
+    # a function: as a method it is given its object
+    monkeypatch.setattr(owner(webui), name, lambda *args, **kwargs: failing(*args, **kwargs), raising=False)
+    seed = next(SEEDS)
+    result = webui.job(settings, seed=seed, do_not_save_samples=False)
+    monkeypatch.undo()
+    if not failing.failed:
+        assert saved(webui, seed) == [BASE, 2 * BASE, 3 * BASE]
+        return
+    # the last stage that was sampled is returned, or the one before where it is what could not be finished
+    least = sampled[-1] if sampled else BASE
+    if point in ("decoding", "a stage's end") and sampled:
+        least -= BASE
+    final = saved(webui, seed)[-1]
+    assert final >= least
+    # smaller in the gallery, except where that failed
+    assert result.images[0].width in (final, -(-final // -(-final // BASE)))
+    if point not in ("the gallery's copy", "a stage's picture", "saving a stage's picture"):
+        assert final < 3 * BASE or point == "decoding"
+        assert "failed" in result.comments
+        assert str(error).partition(".")[0] in result.infotexts[0]
+    assert len(result.images) == len(result.infotexts)
+    plain = webui.job({}).images[0].tobytes()
+    assert plain == webui.job().images[0].tobytes()
+
+
+@pytest.mark.usefixtures("small_gallery")
+def test_the_gallery_gets_a_copy_of_what_is_saved_whole(webui: Webui) -> None:
+    result = webui.job({**EVERYTHING, "scale": 2}, seed=4001, do_not_save_samples=False)
+    assert saved(webui, 4001) == [BASE, 2 * BASE]
+    assert sizes(result) == [BASE, BASE]
+    assert "the gallery shows 64x64; the whole picture, 128x128, is saved as" in result.comments
+    assert "DemoFusion size: 128 x 128" in result.images[0].info["parameters"]
+
+
+@pytest.mark.usefixtures("small_gallery")
+def test_what_is_not_saved_is_left_whole(webui: Webui) -> None:
+    result = webui.job(EVERYTHING)
+    assert sizes(result) == [3 * BASE, BASE, 2 * BASE]
+    assert "gallery" not in result.comments
+
+
+@pytest.mark.usefixtures("small_gallery")
+def test_a_grid_is_not_saved_and_shown_smaller_all_the_same(webui: Webui) -> None:
+    picture = Image.new("RGB", (4 * BASE, 2 * BASE))
+    result = SimpleNamespace(images=[picture, picture.copy()], index_of_first_image=1, comments="")
+    output.shrink_for_gallery(result)
+    assert sizes(result) == [4 * BASE // 3 + 1, 4 * BASE]
+
+
+@pytest.fixture
+def decodes(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Widths in cells of the latents that are decoded."""
+    widths: list[int] = []
+    real = webui.small.decode
+
+    def noticed(latents: torch.Tensor) -> torch.Tensor:
+        widths.append(latents.shape[-1])
+        return real(latents)
+
+    monkeypatch.setattr(webui.small, "decode", noticed, raising=False)
+    # previews are decoded too
+    monkeypatch.setattr(shared.opts, "live_previews_enable", False)
+    return widths
+
+
+def test_only_what_is_shown_or_saved_is_decoded(webui: Webui, decodes: list[int]) -> None:
+    """A job that saves nothing has no use for the pictures that would be saved."""
+    webui.job({"enabled": True, "scale": 3, "save_stages": True})
+    assert decodes == [3 * BASE // 8]
+    decodes.clear()
+    webui.job({"enabled": True, "scale": 3, "save_stages": True}, do_not_save_samples=False, seed=4002)
+    assert decodes == [n * BASE // 8 for n in (1, 2, 3)]

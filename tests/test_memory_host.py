@@ -1,0 +1,126 @@
+"""What the automatic view batch is told of the GPUs, with torch's CUDA functions and the webui's devices played."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lib_demofusion.batching import UnknownMemory, ViewBatches
+from lib_demofusion.views import LocalView
+
+NAME = "lib_demofusion.host.memory"
+GIB = 1 << 30
+
+
+class Cards:
+    """Two GPUs as torch 2.1 tells of them, the second of which is the current one."""
+
+    def __init__(self) -> None:
+        self.driver_free = [1 * GIB, 6 * GIB]
+        self.reserved = [5 * GIB, 4 * GIB]
+        self.allocated = [5 * GIB, 3 * GIB]
+        self.most = list(self.allocated)
+        self.current = 1
+
+    def current_device(self) -> int:
+        return self.current
+
+    def index(self, device: Any, optional: bool = True) -> int:
+        if isinstance(device, int):
+            return device
+        if device.index is None and not optional:
+            raise ValueError(f"Expected a torch.device with a specified index or an integer, but got:{device}")
+        return self.current if device.index is None else device.index
+
+    def mem_get_info(self, device: Any) -> tuple[int, int]:
+        return self.driver_free[self.index(device, optional=False)], 24 * GIB
+
+    def memory_reserved(self, device: Any) -> int:
+        return self.reserved[self.index(device)]
+
+    def memory_allocated(self, device: Any) -> int:
+        return self.allocated[self.index(device)]
+
+    def max_memory_allocated(self, device: Any) -> int:
+        return self.most[self.index(device)]
+
+    def reset_peak_memory_stats(self, device: Any) -> None:
+        self.most[self.index(device)] = self.allocated[self.index(device)]
+
+
+@pytest.fixture
+def cards(monkeypatch: pytest.MonkeyPatch) -> Cards:
+    played = Cards()
+    for name in ("current_device", "mem_get_info", "memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, getattr(played, name))
+    for name in ("max_memory_allocated", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, getattr(played, name))
+    return played
+
+
+@pytest.fixture
+def memory(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module under test; `devices.device` is the webui's."""
+    devices = ModuleType("modules.devices")
+    devices.__dict__.update(device=torch.device("cuda"), torch_gc=lambda: None)
+    package = ModuleType("modules")
+    package.__dict__["devices"] = devices
+    for name, module in (("modules", package), ("modules.devices", devices)):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, NAME, raising=False)
+    yield importlib.import_module(NAME)
+    sys.modules.pop(NAME, None)
+
+
+@pytest.mark.parametrize(("device", "free"), [("cuda", 7 * GIB), ("cuda:0", 1 * GIB), ("cuda:1", 7 * GIB)])
+def test_free_is_what_driver_and_cache_can_give(memory: Any, device: str, free: int) -> None:
+    """Of the card that --device-id names, and without it of torch's current one."""
+    memory.devices.device = torch.device(device)
+    assert memory.device_memory().free() == free
+    assert memory.cuda_free_bytes(torch.device(device)) == free
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_others_tell_nothing(memory: Any, device: str) -> None:
+    memory.devices.device = torch.device(device)
+    assert isinstance(memory.device_memory(), UnknownMemory)
+
+
+@pytest.mark.parametrize(("taken", "views"), [(GIB, 4), (3 * GIB, 1), (GIB // 4, 16), (20 * GIB, 1)])
+def test_the_batch_is_what_fits_beside_the_model(memory: Any, cards: Cards, taken: int, views: int) -> None:
+    """80 % of 7 GiB by what one view took, in powers of two."""
+    batches = evaluated(memory, cards, taken)
+    assert batches.views == views
+
+
+def test_a_driver_that_does_not_say_costs_no_stage(memory: Any, cards: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(device: Any) -> Any:
+        raise RuntimeError("CUDA error: operation not supported")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", silent)
+    assert evaluated(memory, cards, GIB).views == 1
+
+
+def evaluated(memory: Any, cards: Cards, taken: int) -> ViewBatches:
+    """Batches after one view, whose evaluation takes so many bytes for a while."""
+
+    def evaluate(crops: Tensor, views: Any, rows: slice) -> Tensor:
+        cards.most[1] = cards.allocated[1] + taken
+        return crops
+
+    batches = ViewBatches(0, memory.device_memory())
+    work = [(LocalView(0, 0, 8, 8), torch.zeros(2, 4, 8, 8))]
+    assert len(list(batches.predictions(evaluate, work, 2))) == 1
+    return batches
+
+
+def test_the_played_cards_are_as_strict_as_torch_2_1(cards: Cards) -> None:
+    with pytest.raises(ValueError, match="specified index"):
+        torch.cuda.mem_get_info(torch.device("cuda"))
