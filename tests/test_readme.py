@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lib_demofusion.costs import run_costs
+from lib_demofusion.plan import make_plan
 from lib_demofusion.settings import (
     DEFAULT_PRESET,
     NAMES,
@@ -15,6 +18,7 @@ from lib_demofusion.settings import (
     PRESETS,
     SPECS,
     Settings,
+    parse_settings,
     preset_values,
 )
 
@@ -66,6 +70,15 @@ def test_the_presets_are_told_with_their_values() -> None:
     assert {labels[label] for label in told} == different
     for label, cells in told.items():
         assert cells == [written(preset_values(preset)[labels[label]]) for preset in PRESETS]
+
+
+def test_what_the_presets_cost() -> None:
+    for preset, *cells in rows("| Preset | 2x"):
+        for scale, cell in zip((2, 3, 4, 6, 8), cells):
+            settings = parse_settings({"scale": scale, "preset": preset})
+            costs = run_costs(make_plan(settings, (128, 128)), settings, steps=20, two_calls=False)
+            total = 1 + sum(costs.stages) / costs.base
+            assert cell == (f"{total:.1f}" if total < 10 else str(math.floor(total + 0.5)))
 
 
 def test_the_order_of_positional_values_is_told() -> None:
