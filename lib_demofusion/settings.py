@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -30,7 +30,12 @@ DEFAULT_PRESET = "Balanced"
 _user_presets: Mapping[str, Mapping[str, Any]] = {}
 
 ANCHORS = LATENT, PIXELS = ("latent", "pixels")
-"""What is enlarged between stages: the latent (bicubic), or the picture (Lanczos), which is encoded again."""
+"""What is enlarged between stages: the latent (bicubic), or the picture (by an upscaler), which is encoded again."""
+
+LANCZOS = "Lanczos"
+"""The upscaler that is always there."""
+
+_host_upscalers: Callable[[], Sequence[str]] = tuple
 
 
 def use_presets(presets: Mapping[str, Mapping[str, Any]]) -> None:
@@ -38,6 +43,17 @@ def use_presets(presets: Mapping[str, Mapping[str, Any]]) -> None:
     global _user_presets
     # one assignment: jobs read while the page writes
     _user_presets = {name: dict(values) for name, values in presets.items() if name not in PRESETS}
+
+
+def offer_upscalers(names: Callable[[], Sequence[str]]) -> None:
+    """Makes the upscalers that `names` returns choices too; it is asked anew each time."""
+    global _host_upscalers
+    _host_upscalers = names
+
+
+def upscaler_names() -> tuple[str, ...]:
+    """Returns the upscalers that a picture may be enlarged by."""
+    return (LANCZOS, *(name for name in _host_upscalers() if name != LANCZOS))
 
 
 def preset_names() -> tuple[str, ...]:
@@ -206,6 +222,9 @@ class Settings:
     )
     keep_colours: bool = _spec(
         False, bool, "Keep colours", "keep colours", "large areas keep the base picture's tone; off = the paper"
+    )
+    upscaler: str = _spec(
+        LANCZOS, str, "Upscaler", "upscaler", "of the picture, where that is enlarged", offered=upscaler_names
     )
 
 

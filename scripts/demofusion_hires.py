@@ -2,7 +2,8 @@
 
 from modules import script_callbacks, scripts
 
-from lib_demofusion.host import compat, hooks, options, panel, xyz
+from lib_demofusion.host import compat, hooks, options, panel, pixel_anchor, xyz
+from lib_demofusion.settings import offer_upscalers
 
 
 class DemoFusionHires(scripts.Script):
@@ -36,5 +37,6 @@ class DemoFusionHires(scripts.Script):
         hooks.postprocess(p, processed)
 
 
+offer_upscalers(pixel_anchor.host_upscalers)
 script_callbacks.on_before_ui(xyz.register)
 script_callbacks.on_ui_settings(options.register)

@@ -179,7 +179,7 @@ class _StageLoop:
 
     def _anchor(self, latent: Tensor, stage: StagePlan) -> Tensor:
         if self._settings.anchor == PIXELS:
-            return pixel_anchor(self._p, latent, self._plan, stage)
+            return pixel_anchor(self._p, latent, self._plan, stage, self._settings.upscaler)
         return make_anchor(latent, self._plan, stage)
 
     def _decode(self, latents: list[Tensor]) -> Any:

@@ -28,7 +28,7 @@ ADVANCED_ROWS = (
     ("cosine_scale_1", "cosine_scale_2", "cosine_scale_3"),
     ("strength", "stage_steps", "sigma"),
     ("dilated_threshold", "local_threshold"),
-    ("anchor", "feather"),
+    ("anchor", "upscaler", "feather"),
     ("jitter", "keep_colours"),
 )
 """The fields behind "Advanced"."""

@@ -14,6 +14,7 @@ from modules import errors, infotext_utils, scripts, sd_samplers, shared
 from PIL import Image, ImageChops
 
 from lib_demofusion.host import job, pixel_anchor
+from lib_demofusion.settings import SPECS
 
 ON = {"enabled": True, "scale": 2}
 THREE = {"enabled": True, "scale": 3}
@@ -222,7 +223,12 @@ def test_a_tensor_that_stays_is_seen(webui: Webui) -> None:
     assert live_tensors() == (before[0] + 1, before[1] + left.numel() * left.element_size())
 
 
-def test_an_anchor_made_in_pixels_is_the_enlarged_picture(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("upscaler", "resample"), [("Lanczos", Image.Resampling.LANCZOS), ("Nearest", Image.Resampling.NEAREST)]
+)
+def test_an_anchor_made_in_pixels_is_the_enlarged_picture(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, upscaler: str, resample: Image.Resampling
+) -> None:
     """What reaches the stages is decoded, enlarged by Pillow and encoded; each is an encoding of the picture before."""
     anchors: list[torch.Tensor] = []
 
@@ -231,16 +237,23 @@ def test_an_anchor_made_in_pixels_is_the_enlarged_picture(webui: Webui, monkeypa
         return anchor
 
     monkeypatch.setattr(job, "run_stage", recording)
-    result = webui.job({**ON, "anchor": "pixels", "return_stages": True}, batch_size=2)
+    result = webui.job({**ON, "anchor": "pixels", "upscaler": upscaler, "return_stages": True}, batch_size=2)
     assert not errors.exception_records
     base = next(image for image in result.images if image.width == BASE)
-    enlarged = base.resize((2 * BASE, 2 * BASE), Image.Resampling.LANCZOS)
+    enlarged = base.resize((2 * BASE, 2 * BASE), resample)
     pixels = torch.from_numpy(np.asarray(enlarged, np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
     expected = webui.small.encode(pixels)
     scale = float((anchors[0][:1] * expected).sum() / (expected**2).sum())
     # the picture was rounded down to 8 bits
     torch.testing.assert_close(anchors[0][:1], scale * expected, rtol=0, atol=scale * 0.02)
     assert anchors[0].shape == (2, 4, 2 * BASE // 8, 2 * BASE // 8)
+
+
+def test_the_webuis_upscalers_are_offered_and_others_named(webui: Webui) -> None:
+    assert SPECS["upscaler"].choices == ("Lanczos", "Nearest")
+    result = webui.job({**ON, "anchor": "pixels", "upscaler": "4x-Gone"})
+    assert sizes(result) == [BASE]
+    assert "upscaler = '4x-Gone' is not possible; allowed: one of Lanczos, Nearest" in result.comments
 
 
 def test_pixels_and_latents_make_different_pictures(webui: Webui) -> None:

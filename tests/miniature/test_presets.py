@@ -18,6 +18,7 @@ from lib_demofusion.host.line import TabValues, describe
 from lib_demofusion.settings import (
     DEFAULT_PRESET,
     PRESET_FIELDS,
+    PRESETS,
     Settings,
     from_infotext,
     preset_names,
@@ -119,7 +120,7 @@ def test_an_entry_that_cannot_be_used_costs_itself(file: Path, entry: Any) -> No
     problems = presets.load()
     assert [problem for problem in problems if "'Bad'" in problem]
     assert [problem for problem in problems if "'Paper'" in problem]
-    assert preset_names() == ("Paper", "Good")
+    assert preset_names() == (*PRESETS, "Good")
     presets.save("Mine", VALUES)
     assert json.loads(file.read_text(encoding="utf-8"))["Bad"] == entry
 
@@ -152,8 +153,8 @@ def test_the_panel_has_every_preset_field_below_the_presets() -> None:
 
 def test_the_panel_opens_with_the_declared_defaults(file: Path) -> None:
     components = build()
-    assert {name: components[name].value for name in PRESET_FIELDS} == preset_values("Paper")
-    assert components["preset"].value == "Paper"
+    assert {name: components[name].value for name in PRESET_FIELDS} == preset_values(DEFAULT_PRESET)
+    assert components["preset"].value == DEFAULT_PRESET
     # the webui's own memory of defaults rules
     assert not any(getattr(components[name], "do_not_save_to_config", False) for name in PRESET_FIELDS)
     for helper in ("preset_name", "preset_save", "preset_delete"):
@@ -288,4 +289,4 @@ def test_the_built_in_names_reach_the_question(webui: Webui) -> None:
     asked = [dependency["js"] or "" for dependency in webui.page.dependencies]
     confirms = [script for script in asked if script.startswith("(...chosen)")]
     assert len(confirms) == 2
-    assert all('["Paper"]' in script and preset_row.CONFIRM in script for script in confirms)
+    assert all(json.dumps(list(PRESETS)) in script and preset_row.CONFIRM in script for script in confirms)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from modules import shared
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -16,6 +17,10 @@ def resize_image(
         size = round(im.width * factor), round(im.height * factor)
         left, top = (size[0] - width) // 2, (size[1] - height) // 2
         return im.resize(size, Image.Resampling.LANCZOS).crop((left, top, left + width, top + height))
+    chosen = [upscaler for upscaler in shared.sd_upscalers if upscaler.name == upscaler_name]
+    if chosen:
+        scale = max(width / im.width, height / im.height)
+        im = chosen[0].scaler.upscale(im, scale, chosen[0].data_path)
     return im.resize((width, height), Image.Resampling.LANCZOS)
 
 

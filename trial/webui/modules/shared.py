@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import tqdm
-from modules import options
+from modules import options, upscaler
 from modules.shared_state import State
 
 OptionInfo = options.OptionInfo
@@ -34,6 +34,7 @@ opts = options.Options(
 )
 """The settings; there is no page for them."""
 
+sd_upscalers = upscaler.known()
 state = State()
 device = "cpu"
 sd_model: Any = None
