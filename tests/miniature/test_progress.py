@@ -172,8 +172,11 @@ def rates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> timing.Rates:
 
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
 @pytest.mark.parametrize("thresholds", THRESHOLDS)
-@pytest.mark.parametrize(("scale", "strength"), [(2, 1.0), (2, 0.3), (3, 0.6), (4, 1.0)])
-@pytest.mark.parametrize("extras", [{}, {"return_stages": True}, {"anchor": PIXELS}])
+@pytest.mark.parametrize(
+    ("scale", "strength", "extras"),
+    [(2, 1.0, {}), (2, 0.3, {"anchor": PIXELS}), (3, 0.6, {"return_stages": True}), (4, 1.0, {}),
+     (4, 0.7, {"anchor": PIXELS, "stages": "fewest"}), (4, 0.6, {"anchor": PIXELS, "stage_steps": 10})],
+)  # fmt: skip
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_time_left_is_right_after_a_tenth_of_a_stage(
     sampler: str, thresholds: tuple[float, float], scale: float, strength: float, extras: Any, decoder: Any
