@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from webui.conftest import Result, Webui, png, started
+from webui.conftest import TITLE, Result, Webui, png, started
 from webui.test_at_home import SMALL, TWICE
 from webui.test_generate import assert_good
 
@@ -30,6 +30,11 @@ def pictures(webui: Webui) -> dict[str, Result]:
     return made
 
 
+def listed(webui: Webui) -> list[Any]:
+    """Returns what the API says of this extension's fields and of the axes of a plot."""
+    return [entry for entry in webui.call("script-info") if entry["name"] in (TITLE.lower(), "x/y/z plot")]
+
+
 @pytest.fixture(scope="module")
 def usual(webui: Webui, request: pytest.FixtureRequest) -> dict[str, Result]:
     if not request.config.getoption("--webui"):
@@ -42,10 +47,11 @@ def usual(webui: Webui, request: pytest.FixtureRequest) -> dict[str, Result]:
 
 @pytest.mark.parametrize("flags", ["--nowebui --medvram", "--lowvram", "--medvram-sdxl"])
 def test_the_pictures_are_the_same(
-    request: pytest.FixtureRequest, tmp_path: Path, usual: dict[str, Result], flags: str
+    request: pytest.FixtureRequest, tmp_path: Path, webui: Webui, usual: dict[str, Result], flags: str
 ) -> None:
-    with started(Path(request.config.getoption("--webui")), tmp_path, *flags.split()) as webui:
-        made = pictures(webui)
+    with started(Path(request.config.getoption("--webui")), tmp_path, *flags.split()) as other:
+        made = pictures(other)
+        assert listed(other) == listed(webui)
     for name, result in made.items():
         assert result.digests == usual[name].digests, name
         assert result.infotexts == usual[name].infotexts, name
