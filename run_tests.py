@@ -44,7 +44,9 @@ def main(pytest_arguments: list[str]) -> int:
         failed = run_checks()
         print(f"== failed: {', '.join(failed)}" if failed else "== all checks before the tests passed")
     announce("pytest")
-    status = run_module("pytest", *pytest_arguments, interactive=bool(pytest_arguments))
+    # named, because pytest takes the folder of `--webui DIR` for one of tests and might use that one's settings
+    settings = str(bootstrap.ROOT / "pyproject.toml")
+    status = run_module("pytest", "-c", settings, *pytest_arguments, interactive=bool(pytest_arguments))
     return status or int(bool(failed))
 
 

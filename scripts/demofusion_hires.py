@@ -16,7 +16,11 @@ class DemoFusionHires(scripts.Script):
         return "DemoFusion Hires"
 
     def show(self, is_img2img):
-        return scripts.AlwaysVisible if compat.supported() else False
+        if not compat.supported():
+            return False
+        # before any script makes its controls: with --nowebui `on_before_ui` comes after that, too late for the plot
+        xyz.register()
+        return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
         return panel.build(self, is_img2img)
@@ -38,5 +42,4 @@ class DemoFusionHires(scripts.Script):
 
 
 offer_upscalers(pixel_anchor.host_upscalers)
-script_callbacks.on_before_ui(xyz.register)
 script_callbacks.on_ui_settings(options.register)

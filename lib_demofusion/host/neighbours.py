@@ -27,7 +27,8 @@ class Situation:
     params: Mapping[str, Any] = field(default_factory=dict)
     """What other extensions have written into the infotext."""
     masked: bool = False
-    denoiser: Any = None
+    only_details: bool = False
+    """Whether ADetailer repaints details of the upload, and what img2img makes is thrown away."""
 
 
 def of_job(p: Any) -> Situation:
@@ -38,7 +39,7 @@ def of_job(p: Any) -> Situation:
         script=chosen_script(p.scripts, (p.script_args or [0])[0]),
         params=p.extra_generation_params,
         masked=getattr(p, "mask", None) is not None,
-        denoiser=getattr(getattr(p, "sampler", None), "model_wrap_cfg", None),
+        only_details=getattr(p, "_ad_skip_img2img", False) and not getattr(p, "_ad_disabled", False),
     )
 
 
@@ -64,8 +65,8 @@ def _other_architecture(now: Situation) -> bool:
 
 
 def _tiled_diffusion(now: Situation) -> bool:
-    """Tiled Diffusion, and its own DemoFusion, wrap every sampler that is created while they are on."""
-    return hasattr(now.denoiser, "forward_ori")
+    """Tiled Diffusion, and its own DemoFusion, hook into every sampler that is created while they have work to do."""
+    return "Tiled Diffusion" in now.params
 
 
 def _tile_script(now: Situation) -> bool:
@@ -83,6 +84,13 @@ def _soft_inpainting(now: Situation) -> bool:
     return str(now.params.get("Soft inpainting enabled")) == "True" and now.masked
 
 
+def _details_at_base_size(now: Situation) -> bool:
+    """Without "Inpaint only masked" ADetailer's picture is as large as the request says, whatever it was given."""
+    return any(
+        key.startswith("ADetailer inpaint only masked") and str(value) == "False" for key, value in now.params.items()
+    )
+
+
 REFUSALS: tuple[tuple[Check, str], ...] = (
     (_other_architecture, "SD3 and Flux models: DemoFusion runs on SD1, SD2 and SDXL"),
     (lambda now: now.tiling, "Tiling: seamless edges would be drawn inside every local view"),
@@ -90,6 +98,8 @@ REFUSALS: tuple[tuple[Check, str], ...] = (
     (_regional_attention, "Regional Prompter's attention mode: every local view would show all regions; use Latent"),
     (_soft_inpainting, "Soft inpainting: what lies outside the mask would not stay as it was"),
     (_tiled_diffusion, "Tiled Diffusion: it samples in tiles already; switch one of the two off"),
+    (lambda now: now.only_details, "ADetailer's 'Skip img2img': it returns the upload, with its details repainted"),
+    (_details_at_base_size, "ADetailer without 'Inpaint only masked': its picture has the size of the base"),
 )
 
 

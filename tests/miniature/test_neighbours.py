@@ -119,17 +119,19 @@ def beside(webui: Webui) -> Iterator[Callable[[AlwaysOn], None]]:
     webui.small.__dict__.pop("unet", None)
 
 
-class Regional(AlwaysOn):
-    """Regional Prompter, of which a job shows that it is on, and in which mode."""
+class Noted(AlwaysOn):
+    """An extension that leaves notes of what it does: in the texts of the pictures, and on the job itself."""
 
-    def __init__(self, mode: str, active: bool = True):
-        self.keys = {"RP Active": active, "RP Calc Mode": mode}
+    def __init__(self, notes: dict[str, Any], **marks: Any):
+        self.notes, self.marks = notes, marks
 
     def title(self) -> str:
-        return "Regional Prompter"
+        return "another"
 
     def process(self, p: Any, *args: Any) -> None:
-        p.extra_generation_params.update(self.keys)
+        p.extra_generation_params.update(self.notes)
+        for name, value in self.marks.items():
+            setattr(p, name, value)
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -258,16 +260,36 @@ def test_the_job_count_is_not_raised_by_copies_of_the_job(webui: Webui, beside: 
     assert len(set(counts)) == 1
 
 
+ATTENTION = "Regional Prompter's attention mode"
+TILED = "Tiled Diffusion"
+SKIPPED = "ADetailer's 'Skip img2img'"
+WHOLE = "ADetailer without 'Inpaint only masked'"
+MASKED = "ADetailer inpaint only masked"
+
+
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize(
-    ("mode", "active", "refused"), [("Attention", True, True), ("Latent", True, False), ("Attention", False, False)]
+    ("script", "refused"),
+    [
+        (Noted({"RP Active": True, "RP Calc Mode": "Attention"}), ATTENTION),
+        (Noted({"RP Active": True, "RP Calc Mode": "Latent"}), None),
+        (Noted({"RP Active": False, "RP Calc Mode": "Attention"}), None),
+        (Noted({TILED: {"Method": "MultiDiffusion"}}), TILED),
+        (Noted({f"{TILED} upscaler": "None"}), None),
+        (Noted({}, _ad_skip_img2img=True), SKIPPED),
+        (Noted({}, _ad_skip_img2img=False), None),
+        (Noted({}, _ad_skip_img2img=True, _ad_disabled=True), None),
+        (Noted({MASKED: False}), WHOLE),
+        (Noted({MASKED: True, f"{MASKED} 2nd": False}), WHOLE),
+        (Noted({MASKED: True}), None),
+    ],
 )
-def test_regional_prompters_attention_mode(
-    webui: Webui, beside: Callable, first: bool, mode: str, active: bool, refused: bool
+def test_what_an_extension_notes_in_the_job_is_refused(
+    webui: Webui, beside: Callable, first: bool, script: Noted, refused: str | None
 ) -> None:
-    beside(Regional(mode, active))
+    beside(script)
     if not first:
         scripts.scripts_txt2img.alwayson_scripts.reverse()
     result = webui.job(ON)
     assert sizes(result) == [BASE if refused else 2 * BASE]
-    assert ("DemoFusion does not work with Regional Prompter's attention mode" in result.comments) == refused
+    assert (f"DemoFusion does not work with {refused}" in result.comments) == bool(refused)

@@ -19,7 +19,7 @@ from tiny import alphas_cumprod
 from torch.utils.flop_counter import FlopCounterMode
 
 from lib_demofusion.costs import StageClock, decoder_work, encoder_work, reckoned_decoding
-from lib_demofusion.forecast import call_cells, steps_of_stage
+from lib_demofusion.forecast import call_cells, schedule_steps, steps_of_stage
 from lib_demofusion.host import timing
 from lib_demofusion.host.progress import make_progress
 from lib_demofusion.plan import Plan, StagePlan, make_plan
@@ -43,11 +43,11 @@ SAMPLERS = {
 """Functions, and whether their schedule is that of Karras."""
 
 
-def timesteps(sampler: str, steps: int) -> list[float]:
-    """Those of a stage's model calls, in the last `steps` steps of the schedule."""
+def timesteps(sampler: str, steps: int, whole: int = STEPS) -> list[float]:
+    """Those of a stage's model calls, in the last `steps` steps of a schedule of `whole`."""
     name, karras = SAMPLERS[sampler]
     ends = WRAPPER.sigmas[0].item(), WRAPPER.sigmas[-1].item()
-    sigmas = k_diffusion.sampling.get_sigmas_karras(STEPS, *ends) if karras else WRAPPER.get_sigmas(STEPS)
+    sigmas = k_diffusion.sampling.get_sigmas_karras(whole, *ends) if karras else WRAPPER.get_sigmas(whole)
     levels = call_levels(name, {"sigmas": sigmas[-steps - 1 :]})
     assert levels is not None
     return [float(WRAPPER.sigma_to_t(level.reshape(1))) for level in levels]
@@ -110,8 +110,9 @@ class Run:
         return self.plan.stages[number - 1].size if number else self.plan.base
 
     def _stage(self, stage: StagePlan, progress: Any) -> None:
-        steps = steps_of_stage(STEPS, self.settings.strength)
-        levels = timesteps(self.sampler, steps)
+        whole = schedule_steps(STEPS, self.settings)
+        steps = steps_of_stage(whole, self.settings.strength)
+        levels = timesteps(self.sampler, steps, whole)
         clock = StageClock(call_cells(stage, levels, self.settings) if self.known else None)
 
         def views(t: float) -> list[tuple[int, int]]:

@@ -14,7 +14,8 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,15 +105,21 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         return
     if not folder:
         pytest.skip("no real webui: name one with --webui DIR or SD_WEBUI_DIR")
-    data = tmp_path_factory.mktemp("webui")
+    with started(Path(folder), tmp_path_factory.mktemp("webui")) as server:
+        yield server
+
+
+@contextmanager
+def started(folder: Path, data: Path, *flags: str) -> Iterator[Webui]:
+    """Starts the webui in `folder` with an empty data directory, and stops it at the end."""
     (data / "extensions").mkdir()
     _install(ROOT, data / "extensions" / "sd-webui-demofusion-hires")
     _install(FAULTS, data / "extensions" / "demofusion-test-faults")
     settings = {"emphasis": "No norm", "live_previews_enable": False, "samples_save": False}
-    if tiny_checkpoints.derive(Path(folder) / "models" / "Stable-diffusion", data / "checkpoints"):
+    if tiny_checkpoints.derive(folder / "models" / "Stable-diffusion", data / "checkpoints"):
         settings["sd_model_checkpoint"] = f"{tiny_checkpoints.SD1}.safetensors"
     (data / "config.json").write_text(json.dumps(settings))
-    with _Server(Path(folder), data) as server:
+    with _Server(folder, data, flags) as server:
         yield server
 
 
@@ -123,8 +130,8 @@ def _install(source: Path, target: Path) -> None:
 class _Server:
     """Starts a webui on a free port and stops it at the end."""
 
-    def __init__(self, folder: Path, data: Path):
-        self.folder, self.data = folder, data
+    def __init__(self, folder: Path, data: Path, flags: Sequence[str] = ()):
+        self.folder, self.data, self.flags = folder, data, flags
 
     def __enter__(self) -> Webui:
         with socket.socket() as free:
@@ -133,25 +140,29 @@ class _Server:
         folder, python = self.folder, self.folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
         models = folder / "models"
         command = [str(python), "launch.py", *FLAGS, "--port", str(port), "--data-dir", str(self.data)]
-        command += ["--ckpt-dir", str(self.data / "checkpoints"), "--models-dir", str(models)]
+        command += ["--ckpt-dir", str(self.data / "checkpoints"), "--models-dir", str(models), *self.flags]
         self.log = (self.data / "log.txt").open("w")
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=self.log, stderr=self.log)
         server = Webui(f"http://127.0.0.1:{port}")
         self._wait(server)
         return server
 
     def _wait(self, server: Webui) -> None:
-        for _ in range(180):
+        """Asks only when the webui says that it has started: a request while it adds its API ends it."""
+        log = self.data / "log.txt"
+        for _ in range(300):
             if self.process.poll() is not None:
-                pytest.fail(f"the webui ended at its start, see {self.data / 'log.txt'}")
+                pytest.fail(f"the webui ended at its start, see {log}")
+            time.sleep(1)
+            if "Startup time" not in log.read_text(errors="replace"):
+                continue
             try:
                 server.call("options")
             except (urllib.error.URLError, ConnectionError):
-                time.sleep(1)
-            else:
-                return
-        pytest.fail("the webui did not answer within three minutes")
+                continue
+            return
+        pytest.fail("the webui did not answer within five minutes")
 
     def __exit__(self, *error: object) -> None:
         self.process.terminate()

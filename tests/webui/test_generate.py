@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 from webui.conftest import Result, Webui, png
 
+from lib_demofusion.settings import NAMES, Settings
+
 pytestmark = pytest.mark.webui
 
 ON: dict[str, Any] = {"enabled": True, "view_batch": 16}
@@ -211,8 +213,8 @@ def test_bad_input_is_named_in_the_result(webui: Webui, field: str, value: Any) 
 
 def test_positional_arguments(webui: Webui) -> None:
     assert_good(webui.generate([True, 1.5, 0, 0], steps=2), (192, 192))
-    too_many = [True, 2, 0, 0, "Paper", "", 0, 0, 16, 3, 1, 1, 0.8, 1, True, False, False, False, 0, 0, "more", 7]
-    assert_good(webui.generate(too_many, steps=2), (256, 256))
+    every_field = [ON.get(name, getattr(Settings, name)) for name in NAMES]
+    assert_good(webui.generate([*every_field, "more", 7], steps=2), (256, 256))
 
 
 def test_infotext_reproduces_the_picture(webui: Webui) -> None:

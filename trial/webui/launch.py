@@ -34,7 +34,6 @@ def prepare(data_path: Path, model: Any) -> None:
     if not scripts.scripts_data:
         scripts.load_scripts(ROOT)
         script_callbacks.call("ui_settings")
-        script_callbacks.call("before_ui")
 
 
 def build() -> Any:

@@ -28,11 +28,6 @@ def on_app_started(callback: Callable, *, name: str | None = None) -> None:
     _add("app_started", callback)
 
 
-def on_before_ui(callback: Callable, *, name: str | None = None) -> None:
-    """Registers what is called before the page is built."""
-    _add("before_ui", callback)
-
-
 def on_infotext_pasted(callback: Callable, *, name: str | None = None) -> None:
     """Registers what is called with a pasted infotext and its parameters, which it may change."""
     _add("infotext_pasted", callback)

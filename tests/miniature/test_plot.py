@@ -1,0 +1,46 @@
+"""The axes of the X/Y/Z plot, with a stand-in for the webui's script."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+from modules import scripts
+
+from lib_demofusion.host import xyz
+from lib_demofusion.settings import SPECS
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.usefixtures("webui")
+def test_the_plot_finds_the_axes_when_it_makes_its_controls(monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
+    """It keeps the list that it finds then, once for the page and twice for the API, which may be there alone."""
+    axes: list[Any] = []
+    shown: list[list[str]] = []
+
+    class Plot(scripts.Script):
+        def show(self, is_img2img: bool) -> Any:
+            return scripts.AlwaysVisible
+
+        def title(self) -> str:
+            return "X/Y/Z plot"
+
+        def ui(self, is_img2img: bool) -> list[Any]:
+            shown.append([axis.label for axis in axes])
+            return []
+
+    module = SimpleNamespace(AxisOption=SimpleNamespace, axis_options=axes)
+    plot = SimpleNamespace(script_class=Plot, path="/webui/scripts/xyz_grid.py", module=module)
+    known = list(scripts.scripts_data)
+    monkeypatch.setattr(scripts, "scripts_data", [plot, *known] if first else [*known, plot])
+    for is_img2img in (False, False, True):
+        runner = scripts.ScriptRunner()
+        runner.initialize_scripts(is_img2img)
+        with gr.Blocks():
+            runner.setup_ui()
+    (labels, *others) = shown
+    assert all(label.startswith(xyz.PREFIX) for label in labels)
+    assert len(set(labels)) == len(labels) == len(SPECS)
+    assert others == [labels, labels]

@@ -1,0 +1,71 @@
+"""Settings of the webui that act inside the model, beside DemoFusion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from webui.conftest import Webui
+from webui.test_at_home import SMALL, TWICE, options
+from webui.test_generate import assert_good, difference
+
+pytestmark = pytest.mark.webui
+
+
+class TestSettings:
+    """Settings that act inside the model act in the stages, and are gone afterwards."""
+
+    def check(self, webui: Webui, acts: bool, **settings: Any) -> None:
+        plain, twice = webui.generate(**SMALL), webui.generate(TWICE, **SMALL)
+        with options(webui, **settings):
+            first = webui.generate({**TWICE, "return_stages": True}, **SMALL)
+            assert_good(first, (128, 128), (64, 64))
+            assert webui.generate(TWICE, **SMALL).digests[0] == first.digests[0]
+            assert first.digests[1] == webui.generate(**SMALL).digests[0]
+        assert (first.digests[0] != twice.digests[0]) == acts
+        if settings.keys() <= {"sd_vae", "CLIP_stop_at_last_layers", "token_merging_ratio"}:
+            # those of a request; the webui restores them where they have been set before
+            assert webui.generate(TWICE, **SMALL, override_settings=settings).digests[0] == first.digests[0]
+        assert webui.generate(**SMALL).digests == plain.digests
+        assert webui.generate(TWICE, **SMALL).digests == twice.digests
+
+    def test_another_vae(self, webui: Webui) -> None:
+        if "other.vae.safetensors" not in [entry["model_name"] for entry in webui.call("sd-vae")]:
+            pytest.skip("the webui has no second VAE")
+        self.check(webui, True, sd_vae="other.vae.safetensors")
+
+    def test_clip_skip(self, webui: Webui) -> None:
+        self.check(webui, True, CLIP_stop_at_last_layers=2)
+
+    def test_token_merging(self, webui: Webui) -> None:
+        self.check(webui, True, token_merging_ratio=0.5)
+
+    @pytest.fixture
+    def rounded_weights(self, webui: Webui) -> Iterator[None]:
+        """Has the webui round the weights to float16 beforehand, and read them anew at the end.
+
+        It does that when fp8 is left, with or without DemoFusion (modules/sd_models.py, load_model_weights): a float32
+        checkpoint's pictures are another level off, until a checkpoint of another layout has been loaded in between.
+        """
+        with options(webui, fp8_storage="Enable"):
+            pass
+        yield
+        own = webui.call("options")["sd_model_checkpoint"]
+        for other in ("tiny-sdxl.safetensors", own):
+            webui.call("options", {"sd_model_checkpoint": other})
+
+    @pytest.mark.usefixtures("rounded_weights")
+    @pytest.mark.parametrize("storage", ["Enable", "Disable"])
+    def test_fp8_storage(self, webui: Webui, storage: str) -> None:
+        self.check(webui, storage == "Enable", fp8_storage=storage)
+
+    def test_upcast_attention(self, webui: Webui) -> None:
+        self.check(webui, False, upcast_attn=True)
+
+    @pytest.mark.parametrize("way", ["sdp - scaled dot product", "sub-quadratic", "Doggettx", "V1", "None"])
+    def test_attention(self, webui: Webui, way: str) -> None:
+        usual = webui.generate(TWICE, **SMALL)
+        with options(webui, cross_attention_optimization=way):
+            assert difference(webui.generate(TWICE, **SMALL).images[0], usual.images[0]) <= 1
+        assert webui.generate(TWICE, **SMALL).digests == usual.digests

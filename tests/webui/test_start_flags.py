@@ -1,0 +1,61 @@
+"""Ways to start a webui that spare memory make the same pictures; each case starts a webui, where --webui names one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from webui.conftest import TITLE, Result, Webui, png, started
+from webui.test_at_home import SMALL, TWICE
+from webui.test_generate import assert_good
+
+pytestmark = [pytest.mark.webui, pytest.mark.slow]
+
+CHECKPOINTS = ("tiny-sdxl", "tiny-sd1")
+UPLOAD: dict[str, Any] = {"path": "img2img", "init_images": [png(Image.radial_gradient("L").resize((64, 64)))]}
+
+
+def pictures(webui: Webui) -> dict[str, Result]:
+    """Returns what each kind of checkpoint makes in each tab; the last checkpoint stays."""
+    made = {}
+    for name in CHECKPOINTS:
+        webui.call("options", {"sd_model_checkpoint": f"{name}.safetensors"})
+        made[f"{name}, plain"] = webui.generate(**SMALL)
+        made[f"{name}, text"] = webui.generate({**TWICE, "return_stages": True}, **SMALL, batch_size=2)
+        made[f"{name}, image"] = webui.generate(TWICE, **SMALL, **UPLOAD)
+        made[f"{name}, pixels"] = webui.generate({**TWICE, "anchor": "pixels", "strength": 0.5}, **SMALL)
+        made[f"{name}, plain again"] = webui.generate(**SMALL)
+    return made
+
+
+def listed(webui: Webui) -> list[Any]:
+    """Returns what the API says of this extension's fields and of the axes of a plot."""
+    return [entry for entry in webui.call("script-info") if entry["name"] in (TITLE.lower(), "x/y/z plot")]
+
+
+@pytest.fixture(scope="module")
+def usual(webui: Webui, request: pytest.FixtureRequest) -> dict[str, Result]:
+    if not request.config.getoption("--webui"):
+        pytest.skip("another webui is started with --webui DIR only")
+    known = {entry["model_name"] for entry in webui.call("sd-models")}
+    if not known.issuperset(CHECKPOINTS):
+        pytest.skip(f"the webui has no {' and '.join(CHECKPOINTS)}")
+    return pictures(webui)
+
+
+@pytest.mark.parametrize("flags", ["--nowebui --medvram", "--lowvram", "--medvram-sdxl"])
+def test_the_pictures_are_the_same(
+    request: pytest.FixtureRequest, tmp_path: Path, webui: Webui, usual: dict[str, Result], flags: str
+) -> None:
+    with started(Path(request.config.getoption("--webui")), tmp_path, *flags.split()) as other:
+        made = pictures(other)
+        assert listed(other) == listed(webui)
+    for name, result in made.items():
+        assert result.digests == usual[name].digests, name
+        assert result.infotexts == usual[name].infotexts, name
+        if "plain" not in name:
+            assert_good(result, *usual[name].sizes)
+    for name in CHECKPOINTS:
+        assert made[f"{name}, plain again"].digests == made[f"{name}, plain"].digests
