@@ -37,4 +37,5 @@ class DemoFusionHires(scripts.Script):
 
 
 script_callbacks.on_before_ui(xyz.register)
+script_callbacks.on_after_component(panel.after_component)
 script_callbacks.on_ui_settings(options.register)
