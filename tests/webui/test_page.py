@@ -147,7 +147,7 @@ def test_below_a_picture_the_panel_is_sent_along(webui: Webui, page: Any, button
     tab.generate()
     assert gallery(webui, tab)[0].size == (96, 96)
     page.click(f"#txt2img_{button}")
-    page.wait_for_selector("#tab_extras, #tab_img2img", timeout=SECONDS)
+    page.wait_for_selector("#tab_extras" if button == "send_to_extras" else "#tab_img2img", timeout=SECONDS)
     sent = Tab(page, "img2img")
     if button == "send_to_extras":
         assert state(sent, "stages") == (False, "")
