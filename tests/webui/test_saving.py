@@ -98,7 +98,8 @@ def test_a_grid_that_webp_cannot_hold_costs_no_picture(webui: Webui, save: Save,
     wide = {"width": 2048, "height": 64, "steps": 1, "batch_size": 4}
     result = save({"enabled": True, "scale": 2}, **wide)
     assert result.sizes == [(4096, 128)] * 4
-    assert list(sizes(tmp_path).values()) == [(4096, 128)] * 4
+    # the webui adds a smaller JPEG to each picture of more than 4000 pixels
+    assert [size for name, size in sizes(tmp_path).items() if name.endswith(".webp")] == [(4096, 128)] * 4
     # without stages the grid is half as wide, and is there
     assert save(None, **wide).sizes[0] == (8192, 64)
 
