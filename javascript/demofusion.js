@@ -4,3 +4,29 @@ function demofusionConfirmDelete(chosen, [builtIn, question]) {
     const [preset, ...others] = chosen;
     return builtIn.includes(preset) || confirm(`${translated} ${preset}`) ? chosen : ["", ...others];
 }
+
+// Lets the keyboard open and close an accordion, whose header gradio 3 makes for the mouse alone: its triangle becomes a
+// button. (In gradio 4 the header is one.) A click on the triangle is one on the header.
+function demofusionMakeOperable(header) {
+    const triangle = header.querySelector(".icon");
+    if (header.tagName === "BUTTON" || !triangle) {
+        return;
+    }
+    const tell = () => triangle.setAttribute("aria-expanded", header.classList.contains("open"));
+    triangle.tabIndex = 0;
+    triangle.setAttribute("role", "button");
+    triangle.setAttribute("aria-label", header.textContent.replace(triangle.textContent, "").trim());
+    triangle.addEventListener("keydown", (event) => {
+        if (event.key === "Enter" || event.key === " ") {
+            event.preventDefault();
+            triangle.click();
+        }
+    });
+    new MutationObserver(tell).observe(header, {attributes: true, attributeFilter: ["class"]});
+    tell();
+}
+
+onUiLoaded(() => {
+    const panels = '[id^="script_"][id$="_demofusion_hires_enabled"]';
+    gradioApp().querySelectorAll(`${panels} .label-wrap`).forEach(demofusionMakeOperable);
+});

@@ -42,4 +42,5 @@ class DemoFusionHires(scripts.Script):
 
 
 offer_upscalers(pixel_anchor.host_upscalers)
+script_callbacks.on_after_component(panel.after_component)
 script_callbacks.on_ui_settings(options.register)

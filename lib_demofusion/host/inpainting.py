@@ -34,9 +34,10 @@ def check_shape(p: Any, plan: Plan) -> None:
 
 
 @contextmanager
-def masks_at(p: Any, plan: Plan, size: Size) -> Iterator[None]:
+def masks_at(p: Any, plan: Plan, size: Size, original: Tensor | None = None) -> Iterator[None]:
     """Gives the job's mask and original latent the size of a stage (cells) while it is sampled.
 
+    `original` (B, C, h, w) is the latent at that size where it is known; else the job's own is enlarged.
     The host blends with them in every call of its denoiser and refuses another size than that of x.
     """
     if not is_inpainting(p):
@@ -44,7 +45,8 @@ def masks_at(p: Any, plan: Plan, size: Size) -> Iterator[None]:
         return
     mode = "nearest" if p.mask_round else "bilinear"
     mask, nmask = (F.interpolate(plan.crop.take(m)[None], size, mode=mode)[0] for m in (p.mask, p.nmask))
-    original = F.interpolate(plan.crop.take(p.init_latent), size, mode="bicubic", align_corners=False)
+    if original is None:
+        original = F.interpolate(plan.crop.take(p.init_latent), size, mode="bicubic", align_corners=False)
     with replaced(p, mask=mask, nmask=nmask, init_latent=original):
         yield
 
@@ -74,6 +76,12 @@ class Overlay:
         """Gives the job its own overlay again."""
         for name, value in self._own.items():
             setattr(p, name, value)
+
+    @staticmethod
+    def picture_size(p: Any) -> tuple[int, int] | None:
+        """Returns width and height of the whole picture where only a part of it is painted, else None."""
+        pasted = getattr(p, "paste_to", None) and getattr(p, "overlay_images", None)
+        return pasted[0].size if pasted else None
 
     def resize(self, p: Any, plan: Plan, size: Size) -> None:
         """Gives the job an overlay for a picture of `size` cells.

@@ -9,7 +9,7 @@ from modules import devices, errors, shared
 from torch import Tensor
 
 from lib_demofusion import __version__
-from lib_demofusion.host import inpainting, neighbours, options, output
+from lib_demofusion.host import inpainting, neighbours, options, output, soft_inpainting
 from lib_demofusion.host.base_picture import base_checkpoint, base_latent, own_generators
 from lib_demofusion.host.pixel_anchor import pixel_anchor
 from lib_demofusion.host.progress import Progress, make_progress
@@ -37,6 +37,7 @@ class Job:
         self._passthrough: Any = None
         self._checkpoint = shared.sd_model.sd_checkpoint_info
         self._overlay: inpainting.Overlay | None = None
+        self._no_grid = p.do_not_save_grid
         p.extra_generation_params[ENABLED_KEY] = __version__
         p.extra_generation_params.update(to_infotext(settings))
         self.problem = neighbours.refusal(p) or self._plan_problem(p)
@@ -114,6 +115,7 @@ class Job:
 
     def end(self, p: Any) -> None:
         """Leaves the request as it came."""
+        p.do_not_save_grid = self._no_grid
         if self._overlay is not None:
             self._overlay.restore(p)
 
@@ -141,6 +143,7 @@ class _StageLoop:
             p.comment(f'{PREFIX}: "Show every stage" does not act in {script}; "Save every stage" saves them')
         self._progress = progress
         self._total = len(plan.stages) + 1
+        self._originals = soft_inpainting.Originals(p, plan)
 
     def run(self, base: Tensor) -> Any:
         """Returns the decoded pictures of the last good stage, or None where there is none."""
@@ -164,9 +167,10 @@ class _StageLoop:
                 break
             try:
                 anchor = self._anchor(done[-1], stage)
-                with inpainting.masks_at(self._p, self._plan, stage.size):
+                with inpainting.masks_at(self._p, self._plan, stage.size, self._originals.latent(stage.size)):
                     x = run_stage(self._p, stage, self._settings, anchor, self._progress.advance, self._plan)
-                    x = inpainting.keep_unmasked(self._p, finish_stage(x, base, colours))
+                    x = soft_inpainting.as_far_as_painted(self._p, x, finish_stage(x, base, colours))
+                    x = inpainting.keep_unmasked(self._p, x)
                 done.append(x.to(base.dtype))
             except StageStopped:
                 self._stopped(stage.number)
@@ -190,6 +194,9 @@ class _StageLoop:
             try:
                 decoded = output.decode(self._p, latent)
                 self._overlay.resize(self._p, self._plan, size)
+                with inpainting.masks_at(self._p, self._plan, size, self._originals.latent(size)):
+                    self._originals.remake_overlay(latent)
+                self._spare_grid(size)
             except Exception as error:
                 self._failed(len(latents), error, "decoding ")
                 continue
@@ -198,6 +205,14 @@ class _StageLoop:
             return decoded
         self._overlay.restore(self._p)
         return None
+
+    def _spare_grid(self, size: tuple[int, int]) -> None:
+        """Has no grid made of pictures of `size` cells where it would cost the pictures."""
+        width, height = self._overlay.picture_size(self._p) or (size[1] * CELL, size[0] * CELL)
+        problem = output.grid_problem(self._p, (width, height))
+        if problem:
+            self._p.comment(f"{PREFIX}: {problem}")
+            self._p.do_not_save_grid = True
 
     def _keep_picture(self, latent: Tensor, number: int) -> None:
         """Saves and shows the picture of stage `number` (the base is 1), which another stage follows."""

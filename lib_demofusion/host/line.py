@@ -43,6 +43,8 @@ class TabValues:
     cfg_scale: float = 7
     batch_size: float = 1
     batch_count: float = 1
+    override_settings: Sequence[str] = ()
+    """What stands in for settings in this tab alone, as `Tiling: True`; pasting fills it."""
     script: str = ""
     """Title of the chosen script."""
 
@@ -104,7 +106,7 @@ def duration(seconds: float) -> str:
 
 def _warnings(plan: Plan, tab: TabValues) -> list[str]:
     found = []
-    reason = neighbours.reason(neighbours.of_page(timing.loaded_model(), tab.script))
+    reason = neighbours.reason(neighbours.of_page(timing.loaded_model(), tab.script, tab.override_settings or ()))
     if reason is not None:
         found.append(problem_html(word(neighbours.REFUSED), word(reason)))
     if max(plan.pixels) > LARGEST_SIDE:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modules import shared
+from modules.infotext_utils import create_override_settings_dict
 
 from lib_demofusion.host import controlnet
 
@@ -43,9 +44,10 @@ def of_job(p: Any) -> Situation:
     )
 
 
-def of_page(model: Any, script: str) -> Situation:
-    """Returns the situation as far as the page shows it."""
-    return Situation(model, bool(shared.opts.tiling), script)
+def of_page(model: Any, script: str, override_settings: Sequence[str] = ()) -> Situation:
+    """Returns the situation as far as the page shows it; settings are overridden as in `Tiling: True`."""
+    overridden = create_override_settings_dict(list(override_settings))
+    return Situation(model, bool(overridden.get("tiling", shared.opts.tiling)), script)
 
 
 def chosen_script(runner: Any, index: object) -> str:
@@ -81,7 +83,9 @@ def _regional_attention(now: Situation) -> bool:
 
 
 def _soft_inpainting(now: Situation) -> bool:
-    return str(now.params.get("Soft inpainting enabled")) == "True" and now.masked
+    """With a sampler that blends before it denoises, the webui's own pass already changes all that is not masked."""
+    soft = str(now.params.get("Soft inpainting enabled")) == "True" and now.masked
+    return soft and getattr(now.denoiser, "mask_before_denoising", False)
 
 
 def _details_at_base_size(now: Situation) -> bool:
@@ -96,7 +100,7 @@ REFUSALS: tuple[tuple[Check, str], ...] = (
     (lambda now: now.tiling, "Tiling: seamless edges would be drawn inside every local view"),
     (_tile_script, "scripts that upscale or outpaint in tiles: each tile would run every stage"),
     (_regional_attention, "Regional Prompter's attention mode: every local view would show all regions; use Latent"),
-    (_soft_inpainting, "Soft inpainting: what lies outside the mask would not stay as it was"),
+    (_soft_inpainting, "Soft inpainting with DDIM, PLMS or UniPC: what lies outside the mask does not stay as it was"),
     (_tiled_diffusion, "Tiled Diffusion: it samples in tiles already; switch one of the two off"),
     (lambda now: now.only_details, "ADetailer's 'Skip img2img': it returns the upload, with its details repainted"),
     (_details_at_base_size, "ADetailer without 'Inpaint only masked': its picture has the size of the base"),

@@ -79,21 +79,47 @@ def _save(p: Any, image: Image.Image, index: int, text: str, suffix: str) -> Non
     )
 
 
-WEBP_PIXELS = 16383
-"""The longest side of a WebP picture."""
+LONGEST_SIDE = {"webp": 16383, "jpg": 65500, "jpeg": 65500}
+"""What the encoders hold, in pixels."""
+
+SAVED_AS_PNG = {"webp": 16383, "jpg": 65535, "jpeg": 65535}
+"""Longer sides the webui saves as PNG (modules/images.py, save_image); the API has no such way out."""
 
 
 def check_format(p: Any, plan: Plan) -> None:
-    """Raises SettingsError where the API could not hand over the result: the host fails when all is done.
-
-    A picture that is saved becomes a PNG then (modules/images.py, save_image), one of the API does not.
-    """
+    """Raises SettingsError where the result could not be written in the webui's format: it fails when all is done."""
     height, width = plan.pixels
-    if p.is_api and shared.opts.samples_format.lower() == "webp" and max(height, width) > WEBP_PIXELS:
-        name, pixels = ("width", width) if width > WEBP_PIXELS else ("height", height)
-        raise SettingsError(
-            name, pixels, f"up to {WEBP_PIXELS} while the webui's format is WebP; PNG has no such limit"
-        )
+    limit = _broken_limit(p, shared.opts.samples_format, max(height, width))
+    if limit:
+        name, pixels = ("width", width) if width > limit else ("height", height)
+        shown = "WebP" if limit == LONGEST_SIDE["webp"] else "JPEG"
+        raise SettingsError(name, pixels, f"up to {limit} while the webui's format is {shown}; PNG has no such limit")
+
+
+def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
+    """Returns why the host could not write the grid of pictures of `size` (width, height), or None.
+
+    It makes the grid when all pictures are there, and hands over none of them where that fails.
+    """
+    opts = shared.opts
+    count = p.batch_size * p.n_iter
+    if getattr(p, "mask_for_overlay", None) is not None:
+        count *= 1 + bool(opts.return_mask) + bool(opts.return_mask_composite)
+    if p.do_not_save_grid or not (opts.grid_save or opts.return_grid):
+        return None
+    # the host's own counting of rows and columns
+    layout = images.image_grid([Image.new("RGB", (1, 1))] * count, p.batch_size).size
+    width, height = (n * side for n, side in zip(layout, size))
+    formats = [opts.grid_format] * bool(opts.grid_save) + [opts.samples_format] * bool(opts.return_grid and p.is_api)
+    if not any(_broken_limit(p, name, max(width, height)) for name in formats):
+        return None
+    return f"no grid was made, its {width}x{height} pixels are more than its format holds"
+
+
+def _broken_limit(p: Any, name: str, side: int) -> int:
+    """Returns the longest side that a format holds where the host would fail to write this longer one, or 0."""
+    limit = LONGEST_SIDE.get(name.lower(), side)
+    return limit if side > limit and (p.is_api or side <= SAVED_AS_PNG[name.lower()]) else 0
 
 
 SHOWN_PIXELS = 100_000_000

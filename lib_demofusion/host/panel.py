@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -35,14 +36,20 @@ ADVANCED_ROWS = (
 
 TABS = ("txt2img", "img2img")
 
+SETTINGS = "settings_json"
+"""The page's hidden copy of all settings, which the host renews when one was changed or a checkpoint was loaded."""
+
 _preset_rows: dict[str, preset_row.PresetRow] = {}
 """Those of the page that is being built, by tab."""
+
+_on_settings: dict[str, Callable[[Any], None]] = {}
+"""What connects the live lines of the page that is being built with its settings, by tab."""
 
 
 class Neighbours:
     """The webui's own components that the live line follows; a script is told of those of its own tab."""
 
-    FIELDS = ("width", "height", "steps", "sampling", "cfg_scale", "batch_size", "batch_count")
+    FIELDS = ("width", "height", "steps", "sampling", "cfg_scale", "batch_size", "batch_count", "override_settings")
     SCRIPTS = "script_list"
     LAST = "gallery"
     """When this one is made the others are there, in whatever order the user has put them."""
@@ -92,8 +99,17 @@ def build(script: Any, is_img2img: bool) -> list[Any]:
     _connect_presets(row, is_img2img)
     _let_preset_win(components, opening["preset"])
     script.neighbours.when_complete(lambda found: _connect_line(line, controls, found, is_img2img))
-    script.infotext_fields = [(components[name], _reader(name)) for name in NAMES]
+    script.infotext_fields = [(components[name], Reader(name)) for name in NAMES]
+    # what "send to img2img" below a picture of txt2img copies; there nobody can have set `redraw_base`
+    script.paste_field_names = [Reader(name) for name in NAMES if name != "redraw_base"]
     return controls
+
+
+def after_component(component: Any, **kwargs: Any) -> None:
+    """Makes the live lines follow the settings; the host tells of every component of the page."""
+    if kwargs.get("elem_id") == SETTINGS:
+        while _on_settings:
+            _on_settings.popitem()[1](component)
 
 
 def opening_values() -> dict[str, Any]:
@@ -117,9 +133,18 @@ def _let_preset_win(components: dict[str, Any], preset: str) -> None:
             components[name].do_not_save_to_config = True
 
 
-def _reader(name: str) -> Any:
-    """A field that the text does not name stood at its default; so pasting sets every control, or switches us off."""
-    return lambda params: from_infotext(name, params)
+@dataclass(frozen=True)
+class Reader:
+    """Reads a field's value out of an infotext's parameters.
+
+    A field that the text does not name stood at its default; so pasting sets every control, or switches us off. Being
+    equal, the readers of both tabs tell the host which control of one tab is which of the other.
+    """
+
+    name: str
+
+    def __call__(self, params: dict[str, Any]) -> Any:
+        return from_infotext(self.name, params)
 
 
 def _rows(script: Any, rows: tuple[tuple[str, ...], ...], opening: dict[str, Any]) -> dict[str, Any]:
@@ -154,5 +179,10 @@ def _connect_line(line: Any, controls: list[Any], found: dict[str, Any], is_img2
         return gr.update(value=describe((True, *values[1 : len(controls)]), TabValues(**{**tab, "script": title})))
 
     inputs = [*controls, *found.values()]
-    for component in inputs:
+
+    def follow(component: Any) -> None:
         component.change(update, inputs, [line], show_progress=False, queue=False)
+
+    for component in inputs:
+        follow(component)
+    _on_settings["img2img" if is_img2img else "txt2img"] = follow

@@ -29,6 +29,24 @@ def find_chromium() -> str | None:
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
+STOP = """panel => {
+    const focused = document.activeElement, style = getComputedStyle(focused);
+    if (!focused.closest(panel)) return null;
+    const block = focused.closest("[id^=script_]"), box = focused.getBoundingClientRect();
+    const opaque = (node) => {
+        const colour = getComputedStyle(node).backgroundColor;
+        return !node.parentElement || !/, 0\\)$|transparent/.test(colour) ? colour : opaque(node.parentElement);
+    };
+    return {
+        block: block.id.split("_demofusion_hires_")[1], top: block.getBoundingClientRect().top + scrollY,
+        left: block.getBoundingClientRect().left, seen: box.width > 0 && box.height > 0,
+        width: style.outlineStyle === "solid" ? parseFloat(style.outlineWidth) : 0, colour: style.outlineColor,
+        ground: opaque(focused.parentElement),
+    };
+}"""
+"""What has the focus, if it is in the panel, and its mark on the ground around it."""
+
+
 @contextmanager
 def launched(program: str) -> Iterator[Any]:
     """A running browser."""
@@ -81,6 +99,17 @@ class Tab:
         self.page.wait_for_function(
             "selector => document.querySelector(selector).checked", arg=f"{self.panel}_enabled-checkbox input"
         )
+
+    def stops(self) -> list[dict[str, Any]]:
+        """Where the Tab key leads through the panel from its checkbox on: what has the focus, and how it shows."""
+        self.page.focus(f"{self.panel}_enabled-visible-checkbox")
+        found: list[dict[str, Any]] = []
+        while True:
+            self.page.keyboard.press("Tab")
+            stop = self.page.evaluate(STOP, f"{self.panel}_enabled")
+            if stop is None:
+                return found
+            found.append(stop)
 
     def text(self, name: str, value: str) -> str:
         """Types into a text box of the panel; returns its selector."""
@@ -154,3 +183,15 @@ def screenshot(page: Any, folder: Path, name: str) -> None:
     """Keeps a picture of the whole page."""
     folder.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=str(folder / f"{name}.png"), full_page=True)
+
+
+def contrast(one: str, other: str) -> float:
+    """Returns the contrast of two colours as the WCAG define it, 1 to 21; colours as `rgb(1, 2, 3)`."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(n) / 255 for n in re.findall(r"\d+", colour)[:3]]
+        linear = (n / 12.92 if n <= 0.04045 else ((n + 0.055) / 1.055) ** 2.4 for n in parts)
+        return sum(weight * n for weight, n in zip((0.2126, 0.7152, 0.0722), linear))
+
+    low, high = sorted(map(luminance, (one, other)))
+    return (high + 0.05) / (low + 0.05)

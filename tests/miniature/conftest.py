@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -11,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path(__file__).resolve().parent
 
-for folder in (ROOT / "trial" / "webui", Path(__file__).resolve().parent):
+for folder in (FOLDER.parents[1] / "trial" / "webui", FOLDER):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
@@ -23,6 +26,8 @@ with warnings.catch_warnings():
     import gradio  # noqa: F401
     import k_diffusion.external
     import k_diffusion.sampling  # noqa: F401
+
+from browser import SECONDS, find_chromium, launched  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +40,45 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     torch.set_num_threads(1)
     yield Webui(tmp_path_factory.mktemp("webui"), TinyModel())
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page's address while its server runs."""
+    folder = tmp_path_factory.mktemp("data")
+    command = [sys.executable, "-u", str(FOLDER / "serve_tiny.py"), "7870", str(folder), "0.02"]
+    with (
+        (folder / "errors.txt").open("w") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as server,
+    ):
+        assert server.stdout is not None
+        found = next(filter(None, (re.search(r"page is at (\S+)", line) for line in server.stdout)), None)
+        yield found.group(1).rstrip(".") if found else pytest.fail((folder / "errors.txt").read_text())
+        server.terminate()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A running browser."""
+    program = find_chromium()
+    if program is None:
+        reason = "no Chromium was found; on Debian: apt-get install chromium"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    with launched(program) as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(chromium: Any, address: str) -> Iterator[Any]:
+    """A freshly loaded page; an error in its scripts fails the test."""
+    page = chromium.new_page(viewport={"width": 1280, "height": 1000})
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(address, wait_until="domcontentloaded")
+    page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
+    yield page
+    page.close()
+    assert problems == []
 
 
 @pytest.fixture(autouse=True)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import SECONDS, Tab, find_chromium, launched, screenshot
+from browser import SECONDS, Tab, screenshot
 from PIL import Image
 
 pytestmark = pytest.mark.browser
@@ -24,45 +20,6 @@ INFOTEXT = """a yellow cross on blue ground
 Negative prompt: gray
 Steps: 5, Sampler: Euler a, CFG scale: 4.5, Seed: 42, Size: 96x64, DemoFusion: 0.1.0, DemoFusion scale: 3, \
 DemoFusion stages: "1,2,3", DemoFusion cosine scale 1: 2.5, DemoFusion jitter: False, DemoFusion return stages: True"""
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page's address while its server runs."""
-    folder = tmp_path_factory.mktemp("data")
-    command = [sys.executable, "-u", str(HERE / "serve_tiny.py"), "7870", str(folder), "0.02"]
-    with (
-        (folder / "errors.txt").open("w") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as server,
-    ):
-        assert server.stdout is not None
-        found = next(filter(None, (re.search(r"page is at (\S+)", line) for line in server.stdout)), None)
-        yield found.group(1).rstrip(".") if found else pytest.fail((folder / "errors.txt").read_text())
-        server.terminate()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A running browser."""
-    program = find_chromium()
-    if program is None:
-        reason = "no Chromium was found; on Debian: apt-get install chromium"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    with launched(program) as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(chromium: Any, address: str) -> Iterator[Any]:
-    """A freshly loaded page; an error in its scripts fails the test."""
-    page = chromium.new_page(viewport={"width": 1280, "height": 1000})
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto(address, wait_until="domcontentloaded")
-    page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
-    yield page
-    page.close()
-    assert problems == []
 
 
 @pytest.fixture(params=TABS)
@@ -231,18 +188,6 @@ def test_the_built_in_preset_is_neither_replaced_nor_deleted(tab: Tab) -> None:
     page.press(tab.text("preset_name", "paper"), "Enter")
     tab.wait_for_message("neither replaced nor deleted")
     assert "Paper" in tab.presets()
-
-
-def test_a_preset_s_row_is_reached_in_order_by_the_tab_key(page: Any) -> None:
-    tab = Tab(page, "txt2img")
-    tab.open_panel()
-    page.focus(f"{tab.panel}_preset input")
-    seen = []
-    for _ in range(4):
-        page.keyboard.press("Tab")
-        seen.append(page.evaluate("document.activeElement.closest('[id^=script_]').id"))
-    names = ("preset_name", "preset_save", "preset_delete", "stages")
-    assert seen == [f"{tab.panel}_{name}".removeprefix("#") for name in names]
 
 
 def test_after_a_run_the_line_tells_how_long_the_next_takes(tab: Tab) -> None:

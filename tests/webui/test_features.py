@@ -47,13 +47,46 @@ def test_outside_the_mask_is_the_upscaled_original(
     assert away[90:190, 90:170].mean() > 20  # and inside something was painted
 
 
-@pytest.mark.parametrize("only_masked", [False, True])
-def test_soft_inpainting_is_refused(webui: Webui, original: Image.Image, only_masked: bool) -> None:
-    scripts = {"Soft Inpainting": {"args": [True, 1, 0.5, 4, 0, 0.5, 2]}}
-    request = inpaint(original, inpaint_full_res=only_masked)
-    result = webui.generate({**ON, "scale": 2}, **request, more_scripts=scripts)
+HALO = 20
+"""How far the webui's soft inpainting itself reaches beside the mask, in pixels: its filters see two latent cells."""
+
+SOFT = {"Soft Inpainting": {"args": [True, 1, 0.5, 4, 0, 0.5, 2]}}
+
+
+@pytest.mark.parametrize(
+    ("only_masked", "fill", "scale"), [*((only, fill, 2) for only in (False, True) for fill in range(4)), (False, 1, 3)]
+)
+def test_soft_inpainting_keeps_the_upscaled_original(
+    webui: Webui, original: Image.Image, only_masked: bool, fill: int, scale: int
+) -> None:
+    request = inpaint(original, inpainting_fill=fill, inpaint_full_res=only_masked, inpaint_full_res_padding=8)
+    result = webui.generate({**ON, "scale": scale}, **request, more_scripts=SOFT, batch_size=2, do_not_save_grid=True)
+    assert result.sizes == [(128 * scale, 128 * scale)] * 2
+    assert "Soft inpainting enabled: True" in result.infotexts[0]
+    for picture in result.images:
+        away = distance(picture, original)
+        left, top, right, bottom = ((n + margin) * scale for n, margin in zip(BOX, (-HALO, -HALO, HALO, HALO)))
+        outside = np.ones_like(away, bool)
+        outside[top:bottom, left:right] = False
+        assert away[outside].mean() <= 1
+        assert away[50 * scale : 80 * scale, 50 * scale : 80 * scale].mean() > 20
+
+
+def test_soft_inpainting_leaves_the_plain_job_alone(webui: Webui, original: Image.Image) -> None:
+    request = inpaint(original)
+    # the webui's VAE encoder draws from what the job before has left
+    plain = [webui.generate(**request, more_scripts=SOFT) for _ in range(2)][1]
+    webui.generate({**ON, "scale": 2}, **request, more_scripts=SOFT)
+    assert webui.generate(**request, more_scripts=SOFT).digests == plain.digests
+
+
+@pytest.mark.parametrize("sampler", ["DDIM", "UniPC"])
+def test_soft_inpainting_is_refused_where_the_webui_s_own_fails(
+    webui: Webui, original: Image.Image, sampler: str
+) -> None:
+    result = webui.generate({**ON, "scale": 2}, **inpaint(original), more_scripts=SOFT, sampler_name=sampler)
     assert result.sizes == [(128, 128)]
-    assert "what lies outside the mask would not stay as it was" in result.infotexts[0]
+    assert "what lies outside the mask does not stay as it was" in result.infotexts[0]
 
 
 def test_only_masked_keeps_the_shape(webui: Webui, original: Image.Image) -> None:

@@ -86,9 +86,7 @@ def test_png_info_sends_what_makes_the_same_picture(webui: Webui, page: Any, tmp
     text = PngImagePlugin.PngInfo()
     text.add_text("parameters", made.infotexts[0])
     made.images[0].save(tmp_path / "made.png", pnginfo=text)
-    page.locator("#tabs > .tab-nav button").filter(has_text="PNG Info").click()
-    page.set_input_files("#pnginfo_image input[type=file]", str(tmp_path / "made.png"))
-    page.locator("#html_pnginfo, #tab_pnginfo .gradio-html").filter(has_text="DemoFusion scale").first.wait_for()
+    on_pnginfo(page, tmp_path / "made.png")
     page.click("#tab_pnginfo #txt2img_tab")
     tab = Tab(page, "txt2img")
     page.wait_for_function(
@@ -97,6 +95,98 @@ def test_png_info_sends_what_makes_the_same_picture(webui: Webui, page: Any, tmp
     tab.generate()
     (again,) = gallery(webui, tab)
     assert difference(again.convert("RGB"), made.images[0]) == 0
+
+
+def on_pnginfo(page: Any, picture: Path) -> None:
+    """Shows a picture to the tab that reads its text."""
+    page.locator("#tabs > .tab-nav button").filter(has_text="PNG Info").click()
+    page.set_input_files("#pnginfo_image input[type=file]", str(picture))
+    page.locator("#html_pnginfo, #tab_pnginfo .gradio-html").filter(has_text="Steps: 2").first.wait_for()
+
+
+def state(tab: Tab, *names: str) -> tuple[Any, ...]:
+    """Whether the panel is on, and what some of its controls show."""
+    return tab.enabled, *(tab.value(f"{tab.panel}_{name}") for name in names)
+
+
+def wait_for_switch(tab: Tab, on: bool) -> None:
+    script = "([box, on]) => document.querySelector(box).checked === on"
+    tab.page.wait_for_function(script, arg=[f"{tab.panel}_enabled-checkbox input", on], timeout=SECONDS)
+
+
+@pytest.mark.parametrize("button", ["img2img_tab", "inpaint_tab"])
+def test_png_info_sends_to_img2img(webui: Webui, page: Any, tmp_path: Path, button: str) -> None:
+    """A text without the panel's fields switches it off again."""
+    fields = {"enabled": True, "scale": 1.5, "stages": "1,1.5", "cosine_scale_1": 2.5}
+    for name, settings in (("with", fields), ("without", None)):
+        made = webui.generate(settings, **SMALL)
+        text = PngImagePlugin.PngInfo()
+        text.add_text("parameters", made.infotexts[0])
+        made.images[0].save(tmp_path / f"{name}.png", pnginfo=text)
+    on_pnginfo(page, tmp_path / "with.png")
+    page.click(f"#tab_pnginfo #{button}")
+    tab = Tab(page, "img2img")
+    wait_for_switch(tab, True)
+    tab.wait_for_value("stages", "1,1.5")
+    assert state(tab, "scale", "cosine_scale_1") == (True, "1.5", "2.5")
+    on_pnginfo(page, tmp_path / "without.png")
+    page.click(f"#tab_pnginfo #{button}")
+    tab = Tab(page, "img2img")
+    wait_for_switch(tab, False)
+    tab.wait_for_value("stages", "")
+
+
+@pytest.mark.parametrize("button", ["send_to_img2img", "send_to_inpaint", "send_to_extras"])
+def test_below_a_picture_the_panel_is_sent_along(webui: Webui, page: Any, button: str) -> None:
+    """As the webui sends its own fields: as they stand in txt2img. Extras and what stays behind are left alone."""
+    tab = Tab(page, "txt2img")
+    small(tab)
+    tab.open_panel()
+    tab.number(f"{tab.panel}_scale", 1.5)
+    tab.text("stages", "1,1.5")
+    tab.generate()
+    assert gallery(webui, tab)[0].size == (96, 96)
+    page.click(f"#txt2img_{button}")
+    page.wait_for_selector("#tab_extras" if button == "send_to_extras" else "#tab_img2img", timeout=SECONDS)
+    sent = Tab(page, "img2img")
+    if button == "send_to_extras":
+        assert state(sent, "stages") == (False, "")
+    else:
+        wait_for_switch(sent, True)
+        sent.wait_for_value("stages", "1,1.5")
+        assert state(sent, "scale") == (True, "1.5")
+    assert state(Tab(page, "txt2img"), "scale", "stages") == (True, "1.5", "1,1.5")
+
+
+def test_the_line_follows_the_checkpoint_and_the_settings(webui: Webui, page: Any) -> None:
+    """The other model has not been timed, or takes another time; Tiling is refused where it is chosen."""
+    other = next(m["title"] for m in webui.call("sd-models") if "sdxl" in m["title"])
+    before = webui.call("options")["sd_model_checkpoint"]
+    webui.generate({"enabled": True}, **{**SMALL, "steps": 6})
+    tab = Tab(page, "txt2img")
+    tab.open_panel()
+    tab.number(tab.id("steps"), 60)
+    first = tab.wait_for_line("about")
+    try:
+        page.click("#setting_sd_model_checkpoint input")
+        page.locator("#setting_sd_model_checkpoint ul li").filter(has_text=other.split()[0]).first.click()
+        page.wait_for_function(
+            "([line, text]) => document.querySelector(line).innerText !== text",
+            arg=[f"{tab.panel}_line.prose", first],
+            timeout=SECONDS,
+        )
+        assert webui.call("options")["sd_model_checkpoint"].split()[0] == other.split()[0]
+        script = tab.page.locator("#txt2img_script_container #script_list input")
+        script.click()
+        tab.page.locator("#txt2img_script_container #script_list ul li").filter(has_text="Prompt matrix").click()
+        tab.wait_for_line("model evaluations")
+        tab.page.locator("#tabs > .tab-nav button").filter(has_text="Settings").click()
+        page.fill("#settings_search input, #settings_search textarea", "Tiling")
+        page.locator("#setting_tiling input").check()
+        page.click("#settings_submit")
+        Tab(page, "txt2img").wait_for_line("does not work with")
+    finally:
+        webui.call("options", {"sd_model_checkpoint": before, "tiling": False})
 
 
 def test_the_upscale_button_makes_the_base_of_the_stages(webui: Webui, page: Any) -> None:

@@ -91,6 +91,19 @@ def test_what_webp_cannot_hold_is_said_before_the_work(webui: Webui) -> None:
     assert "width = 16384 is not possible; allowed: up to 16383" in result.infotexts[0]
 
 
+@pytest.mark.parametrize(
+    "save", [{"samples_format": "webp", "grid_format": "webp", "return_grid": True, "n_rows": 1}], indirect=True
+)
+def test_a_grid_that_webp_cannot_hold_costs_no_picture(webui: Webui, save: Save, tmp_path: Path) -> None:
+    wide = {"width": 2048, "height": 64, "steps": 1, "batch_size": 4}
+    result = save({"enabled": True, "scale": 2}, **wide)
+    assert result.sizes == [(4096, 128)] * 4
+    # the webui adds a smaller JPEG to each picture of more than 4000 pixels
+    assert [size for name, size in sizes(tmp_path).items() if name.endswith(".webp")] == [(4096, 128)] * 4
+    # without stages the grid is half as wide, and is there
+    assert save(None, **wide).sizes[0] == (8192, 64)
+
+
 @pytest.mark.parametrize("save", [{"save_incomplete_images": x} for x in (False, True)], indirect=True)
 def test_an_interrupted_picture_is_saved_where_that_is_asked_for(
     webui: Webui, save: Save, tmp_path: Path, request: pytest.FixtureRequest

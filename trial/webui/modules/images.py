@@ -1,5 +1,6 @@
-"""Stand-in: saving pictures with their infotext, and resizing them."""
+"""Stand-in: saving pictures with their infotext, resizing them and laying them out."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,26 @@ def resize_image(
         scale = max(width / im.width, height / im.height)
         im = chosen[0].scaler.upscale(im, scale, chosen[0].data_path)
     return im.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def flatten(img: Image.Image, bgcolor: str) -> Image.Image:
+    """The picture without transparency, on a ground."""
+    if img.mode == "RGBA":
+        ground = Image.new("RGBA", img.size, bgcolor)
+        ground.alpha_composite(img)
+        img = ground
+    return img.convert("RGB")
+
+
+def image_grid(imgs: list[Image.Image], batch_size: int = 1, rows: int | None = None) -> Image.Image:
+    """The pictures, all of one size, in rows that make about a square."""
+    rows = min(rows or round(math.sqrt(len(imgs))), len(imgs))
+    columns = math.ceil(len(imgs) / rows)
+    width, height = imgs[0].size
+    grid = Image.new("RGB", (columns * width, rows * height), "white")
+    for number, image in enumerate(imgs):
+        grid.paste(image, (number % columns * width, number // columns * height))
+    return grid
 
 
 def save_image(

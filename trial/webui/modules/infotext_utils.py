@@ -58,6 +58,12 @@ def parse_generation_parameters(x: str, skip_fields: list[str] | None = None) ->
     return params
 
 
+def create_override_settings_dict(text_pairs: list[str]) -> dict[str, Any]:
+    """The settings that stand in a list of entries such as `Tiling: True`; the others have no stand-in."""
+    found = [pair == "Tiling: True" for pair in text_pairs if pair.startswith("Tiling:")]
+    return {"tiling": found[-1]} if found else {}
+
+
 def pasted(fields: list[tuple[Any, Any]], text: str) -> list[Any]:
     """One update per field, for the components that an infotext sets."""
     params = parse_generation_parameters(text)

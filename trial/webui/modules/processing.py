@@ -63,6 +63,7 @@ class StableDiffusionProcessing:
     height: int = 512
     tiling: bool | None = None
     do_not_save_samples: bool = False
+    do_not_save_grid: bool = False
     extra_generation_params: dict[str, Any] | None = None
     eta: float | None = None
     denoising_strength: float | None = None

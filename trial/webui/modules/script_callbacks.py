@@ -10,11 +10,11 @@ callback_map: dict[str, list[Callable]] = {"callbacks_cfg_denoiser": []}
 """The part of the webui's own that the extension reads; here nothing is called while a picture is made."""
 
 
-def call(kind: str, *args: Any) -> None:
+def call(kind: str, *args: Any, **kwargs: Any) -> None:
     """Calls what was registered, and survives its errors."""
     for callback in _callbacks.get(kind, []):
         try:
-            callback(*args)
+            callback(*args, **kwargs)
         except Exception:
             errors.report(f"Error in a callback on {kind}", exc_info=True)
 
@@ -26,6 +26,11 @@ def _add(kind: str, callback: Callable) -> None:
 def on_app_started(callback: Callable, *, name: str | None = None) -> None:
     """Registers what is called with the page and its web application."""
     _add("app_started", callback)
+
+
+def on_after_component(callback: Callable, *, name: str | None = None) -> None:
+    """Registers what is told of components of the page; here only of those that belong to no tab."""
+    _add("after_component", callback)
 
 
 def on_infotext_pasted(callback: Callable, *, name: str | None = None) -> None:

@@ -67,6 +67,7 @@ class Script:
     tabname: str | None = None
     create_group = True
     infotext_fields: list[tuple] | None = None
+    paste_field_names: list | None = None
     controls: Any = None
 
     def title(self) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from modules import infotext_utils, jobs, sd_samplers, shared
+from modules import infotext_utils, jobs, script_callbacks, sd_samplers, shared
 from modules.scripts import ScriptRunner, scripts_img2img, scripts_txt2img
 from modules.ui_components import FormRow
 
@@ -151,6 +151,9 @@ def build(scripts_js: list[str], style: str, native: int) -> gr.Blocks:
             for name, runner in (("txt2img", scripts_txt2img), ("img2img", scripts_img2img)):
                 with gr.Tab(name, elem_id=f"tab_{name}"):
                     Tab(name, runner, native).build()
+        # there is no page of settings, but a place for the copy of them that the webui's has
+        copy = gr.Textbox("{}", elem_id="settings_json", visible=False)
+        script_callbacks.call("after_component", copy, elem_id=copy.elem_id)
         page.load(None, _js=jobs.page_script(scripts_js))
     return page
 

@@ -1,0 +1,90 @@
+"""Pictures and grids that the webui's format cannot hold cost nothing that is already made."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from in_process import Webui
+from modules import processing, shared
+
+from lib_demofusion.host import output
+
+
+def job(**values: Any) -> Any:
+    return SimpleNamespace(batch_size=2, n_iter=1, do_not_save_grid=False, is_api=False, **values)
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def change(**values: Any) -> None:
+        for name, value in values.items():
+            monkeypatch.setattr(shared.opts, name, value)
+
+    change(grid_save=True, grid_format="jpg")
+    return change
+
+
+@pytest.mark.parametrize(
+    ("format", "side", "in_page", "in_api"),
+    [
+        ("png", 40000, False, False),
+        # two of them stand beside one another; from 65536 on the webui itself saves a PNG
+        ("jpg", 32750, False, False),
+        ("jpg", 32752, True, True),
+        ("jpeg", 32768, False, True),
+        ("webp", 8191, False, False),
+        ("webp", 8192, False, True),
+    ],
+)
+def test_a_grid_is_left_out_where_its_format_fails(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, format: str, side: int, in_page: bool, in_api: bool
+) -> None:
+    settings(grid_save=False, return_grid=True, samples_format=format)
+    p = job()
+    p.is_api = True
+    assert bool(output.grid_problem(p, (side, 8))) == in_api
+    settings(grid_save=True, return_grid=False, grid_format=format)
+    p.is_api = False
+    assert bool(output.grid_problem(p, (side, 8))) == in_page
+
+
+def test_a_grid_that_nobody_asked_for_is_no_problem(settings: Any) -> None:
+    p = job()
+    assert output.grid_problem(p, (32752, 8))
+    p.do_not_save_grid = True
+    assert output.grid_problem(p, (32752, 8)) is None
+    p.do_not_save_grid = False
+    settings(grid_save=False, return_grid=False)
+    assert output.grid_problem(p, (32752, 8)) is None
+
+
+def test_masks_are_in_the_grid_too(settings: Any) -> None:
+    p = job(mask_for_overlay=object())
+    assert output.grid_problem(p, (20000, 8)) is None
+    settings(return_mask=True, return_mask_composite=True)
+    # six pictures in two rows of three
+    assert output.grid_problem(p, (21840, 8))
+
+
+@pytest.mark.parametrize(("limit", "made"), [(100, False), (1000, True)])
+def test_a_job_does_without_such_a_grid(
+    webui: Webui, settings: Any, monkeypatch: pytest.MonkeyPatch, limit: int, made: bool
+) -> None:
+    monkeypatch.setitem(output.LONGEST_SIDE, "jpg", limit)
+    seen: list[bool] = []
+
+    def watched(p: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(not p.do_not_save_grid)
+        requests.append(p)
+        return original(p, *args, **kwargs)
+
+    requests: list[Any] = []
+    original = processing.Processed
+    monkeypatch.setattr(processing, "Processed", watched)
+    result = webui.job({"enabled": True, "scale": 2}, batch_size=2)
+    assert seen[-1] == made
+    assert ("no grid was made" in result.comments) != made
+    assert len(result.images) == 2
+    assert requests[-1].do_not_save_grid is False

@@ -1,0 +1,86 @@
+"""The panel without a mouse: everything is reached in reading order, seen to be reached, and can be worked."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from browser import SECONDS, Tab, contrast
+
+from lib_demofusion.settings import SPECS
+
+pytestmark = pytest.mark.browser
+
+BUTTONS = {"preset_name", "preset_save", "preset_delete", "advanced"}
+
+
+def opened(page: Any, name: str) -> Tab:
+    """A tab with its panel and what stands behind "Advanced" opened by the keyboard alone."""
+    tab = Tab(page, name)
+    page.focus(f"{tab.panel}_enabled-visible-checkbox")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"{tab.panel}_enabled > .label-wrap.open", timeout=SECONDS)
+    page.focus(f"{tab.panel}_advanced > .label-wrap [role=button]")
+    page.keyboard.press("Space")
+    page.locator(f"{tab.panel}_sigma").wait_for(timeout=SECONDS)
+    return tab
+
+
+@pytest.mark.parametrize("name", ["txt2img", "img2img"])
+def test_everything_is_reached_in_reading_order(page: Any, name: str) -> None:
+    tab = opened(page, name)
+    assert tab.enabled
+    stops = tab.stops()
+    hidden = {"redraw_base"} if name == "txt2img" else set()
+    assert {stop["block"] for stop in stops} == {*SPECS, *BUTTONS} - hidden
+    assert all(stop["seen"] for stop in stops)
+    # blocks of one row begin at about one height; a button stands at the foot of its row
+    for one, other in pairwise(stops):
+        assert other["top"] > one["top"] - 60
+        assert other["top"] > one["top"] + 20 or other["left"] >= one["left"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_has_the_focus_is_seen(chromium: Any, address: str, scheme: str) -> None:
+    page = chromium.new_page(viewport={"width": 1280, "height": 1000})
+    page.goto(f"{address}?__theme={scheme}", wait_until="domcontentloaded")
+    page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
+    for stop in opened(page, "txt2img").stops():
+        assert stop["width"] >= 2, stop
+        assert contrast(stop["colour"], stop["ground"]) >= 3, stop
+    page.close()
+
+
+def test_the_headers_say_whether_they_are_open(page: Any) -> None:
+    tab = opened(page, "txt2img")
+    header = page.locator(f"{tab.panel}_enabled > .label-wrap [role=button]")
+    assert (header.get_attribute("aria-label"), header.get_attribute("aria-expanded")) == ("DemoFusion", "true")
+    header.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"{tab.panel}_enabled > .label-wrap:not(.open)", timeout=SECONDS)
+    page.wait_for_function("box => !document.querySelector(box).checked", arg=f"{tab.panel}_enabled-checkbox input")
+    assert header.get_attribute("aria-expanded") == "false"
+
+
+def test_the_checkbox_alone_is_switched_with_the_space_bar(page: Any) -> None:
+    tab = Tab(page, "txt2img")
+    page.focus(f"{tab.panel}_enabled-visible-checkbox")
+    page.keyboard.press("Space")
+    page.wait_for_function("box => document.querySelector(box).checked", arg=f"{tab.panel}_enabled-checkbox input")
+
+
+def test_a_preset_is_saved_and_deleted(page: Any) -> None:
+    tab = opened(page, "txt2img")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.focus(f"{tab.panel}_preset_name textarea, {tab.panel}_preset_name input")
+    page.keyboard.type("Typed")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    tab.wait_for_message("Saved: Typed")
+    tab.wait_for_value("preset", "Typed")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    tab.wait_for_message("Deleted: Typed")
+    tab.wait_for_value("preset", "Paper")

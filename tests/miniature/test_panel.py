@@ -1,0 +1,42 @@
+"""How the panel hangs together with the rest of the page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from in_process import Webui
+from modules import scripts, shared
+
+
+def by_id(webui: Webui, elem_id: str) -> Any:
+    return next(block for block in webui.page.blocks.values() if getattr(block, "elem_id", None) == elem_id)
+
+
+def test_the_lines_of_both_tabs_follow_the_settings(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = by_id(webui, "settings_json")._id
+    on_change = [d for d in webui.page.dependencies if settings in d["targets"]]
+    lines = {by_id(webui, f"script_{tab}_demofusion_hires_line")._id for tab in ("txt2img", "img2img")}
+    assert {output for dependency in on_change for output in dependency["outputs"]} == lines
+    monkeypatch.setattr(shared.opts, "tiling", True)
+    for dependency in on_change:
+        values = [getattr(webui.page.blocks[i], "value", None) for i in dependency["inputs"]]
+        function = webui.page.fns[webui.page.dependencies.index(dependency)].fn
+        assert "Tiling" in function(*values)["value"]
+
+
+def test_send_to_img2img_knows_which_control_is_which() -> None:
+    """The webui copies what stands in one tab's fields to those of the other whose names are among these."""
+    ours = [
+        next(script for script in runner.alwayson_scripts if script.title() == "DemoFusion Hires")
+        for runner in (scripts.scripts_txt2img, scripts.scripts_img2img)
+    ]
+    names = ours[0].paste_field_names
+    sent, received = (
+        [field.elem_id.partition("_demofusion_hires_")[2] for field, name in script.infotext_fields if name in names]
+        for script in ours
+    )
+    assert sent == received
+    assert "enabled-checkbox" in sent
+    assert "scale" in sent
+    assert "redraw_base" not in sent
