@@ -30,6 +30,8 @@ class Situation:
     masked: bool = False
     only_details: bool = False
     """Whether ADetailer repaints details of the upload, and what img2img makes is thrown away."""
+    denoiser: Any = None
+    """The sampler's, once there is one."""
 
 
 def of_job(p: Any) -> Situation:
@@ -41,6 +43,7 @@ def of_job(p: Any) -> Situation:
         params=p.extra_generation_params,
         masked=getattr(p, "mask", None) is not None,
         only_details=getattr(p, "_ad_skip_img2img", False) and not getattr(p, "_ad_disabled", False),
+        denoiser=getattr(getattr(p, "sampler", None), "model_wrap_cfg", None),
     )
 
 
