@@ -31,6 +31,8 @@ FLAGS = shlex.split(
     "--skip-prepare-environment --skip-torch-cuda-test --use-cpu all --no-half --precision full --no-hashing "
     "--no-download-sd-model --api --server-name 127.0.0.1"
 )
+DEFAULTS = {"demofusion_default_preset": "Paper"}
+"""Tests that name no preset are about the paper's values."""
 REQUEST = {
     "prompt": "a red circle",
     "negative_prompt": "blur",
@@ -101,7 +103,9 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A running webui with this extension and the fault injector."""
     url, folder = request.config.getoption("--webui-url"), request.config.getoption("--webui")
     if url:
-        yield Webui(url)
+        server = Webui(url)
+        server.call("options", DEFAULTS)
+        yield server
         return
     if not folder:
         pytest.skip("no real webui: name one with --webui DIR or SD_WEBUI_DIR")
@@ -115,7 +119,7 @@ def started(folder: Path, data: Path, *flags: str) -> Iterator[Webui]:
     (data / "extensions").mkdir()
     _install(ROOT, data / "extensions" / "sd-webui-demofusion-hires")
     _install(FAULTS, data / "extensions" / "demofusion-test-faults")
-    settings = {"emphasis": "No norm", "live_previews_enable": False, "samples_save": False}
+    settings = {"emphasis": "No norm", "live_previews_enable": False, "samples_save": False, **DEFAULTS}
     if tiny_checkpoints.derive(folder / "models" / "Stable-diffusion", data / "checkpoints"):
         settings["sd_model_checkpoint"] = f"{tiny_checkpoints.SD1}.safetensors"
     (data / "config.json").write_text(json.dumps(settings))

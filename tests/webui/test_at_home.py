@@ -15,7 +15,7 @@ from PIL import Image
 from webui.conftest import ROOT, TITLE, Result, Webui, png
 from webui.test_generate import ON, assert_good, difference
 
-from lib_demofusion.settings import NAMES, SPECS, Settings
+from lib_demofusion.settings import NAMES, SPECS, Settings, preset_values
 
 pytestmark = pytest.mark.webui
 
@@ -60,7 +60,8 @@ class TestApi:
                     assert (field["minimum"], field["maximum"]) == (spec.minimum, spec.maximum)
                     assert field["step"] == spec.step
                 if spec.choices:
-                    assert tuple(field["choices"]) == spec.choices
+                    # the webui's upscalers stand behind ours
+                    assert tuple(field["choices"][: len(spec.choices)]) == spec.choices
 
     def test_a_dict_is_the_values_in_order(self, webui: Webui, tab: dict[str, Any]) -> None:
         fields = {"enabled": True, "scale": 1.5, "stages": "1,1.5", "window": 8, "jitter": False, "return_stages": True}
@@ -76,6 +77,27 @@ class TestApi:
         plain = webui.generate(**tab)
         for nothing in ({}, [], [None], {"enabled": None}, {"scale": 4}):
             assert webui.generate(nothing, **tab).digests == plain.digests
+
+    @pytest.mark.parametrize("preset", ["Balanced", "Fast"])
+    def test_a_preset_is_the_values_that_it_stands_for(self, webui: Webui, tab: dict[str, Any], preset: str) -> None:
+        """Chosen in the request, by the settings page, or value by value."""
+        fields = {"enabled": True, "scale": 3}
+        named = webui.generate({**fields, "preset": preset}, **tab)
+        assert_good(named, (384, 384))
+        assert f"DemoFusion preset: {preset}" in named.infotexts[0]
+        by_default = webui.generate(fields, override_settings={"demofusion_default_preset": preset}, **tab)
+        assert (by_default.digests, by_default.infotexts) == (named.digests, named.infotexts)
+        spelt = webui.generate({**fields, **preset_values(preset)}, **tab)
+        assert spelt.digests == named.digests
+
+    def test_the_webuis_upscalers_enlarge_the_picture(self, webui: Webui, tab: dict[str, Any]) -> None:
+        fields = {"enabled": True, "anchor": "pixels", "strength": 0.5}
+        results = [webui.generate({**fields, "upscaler": name}, **tab) for name in ("Lanczos", "Nearest")]
+        assert results[0].digests != results[1].digests
+        assert "DemoFusion upscaler: Nearest" in results[1].infotexts[0]
+        wrong = webui.generate({**fields, "upscaler": "4x-Gone"}, **tab)
+        assert wrong.digests == webui.generate(**tab).digests
+        assert "upscaler = '4x-Gone'" in wrong.infotexts[0]
 
     @pytest.mark.parametrize(
         ("args", "named"),
