@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from lib_demofusion.forecast import call_cells, even_timesteps, schedule_steps
 from lib_demofusion.plan import Plan
-from lib_demofusion.settings import PIXELS, Settings
+from lib_demofusion.settings import LATENT, Settings
 from lib_demofusion.views import Size
 
 DECODING = 2.0
@@ -79,7 +79,7 @@ def run_costs(
     return RunCosts(
         base_calls * math.prod(plan.base),
         tuple(cost if pictures else 0.0 for cost in decoded[:-1]),
-        tuple(_anchor_cost(*pair, decoding) if settings.anchor == PIXELS else 0.0 for pair in pairwise(sizes)),
+        tuple(_anchor_cost(*pair, decoding) if settings.anchor != LATENT else 0.0 for pair in pairwise(sizes)),
         tuple(float(sum(call_cells(stage, timesteps, settings))) for stage in plan.stages),
         decoded[-1],
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,18 @@ def gaussian_blur(x: Tensor, factor: int, std: float) -> Tensor:
     horizontal = kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
     x = F.conv2d(x, vertical, padding=(reach, 0), groups=channels)
     return F.conv2d(x, horizontal, padding=(0, reach), groups=channels)
+
+
+def smooth(x: Tensor, std: float) -> Tensor:
+    """Returns x (B, C, H, W) under a separable Gaussian of `std` cells, cut off at three of them; borders reflect."""
+    reach = min(math.ceil(3 * std), min(x.shape[-2:]) - 1)
+    offsets = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+    kernel = torch.exp(-0.5 * (offsets / std) ** 2)
+    kernel = kernel / kernel.sum()
+    channels = x.shape[1]
+    x = F.pad(x, (reach, reach, reach, reach), mode="reflect")
+    x = F.conv2d(x, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
+    return F.conv2d(x, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
 
 
 def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,8 +29,9 @@ DEFAULT_PRESET = "Balanced"
 
 _user_presets: Mapping[str, Mapping[str, Any]] = {}
 
-ANCHORS = LATENT, PIXELS = ("latent", "pixels")
-"""What is enlarged between stages: the latent (bicubic), or the picture (by an upscaler), which is encoded again."""
+ANCHORS = LATENT, PIXELS, MIXED = ("latent", "pixels", "mixed")
+"""What is enlarged between stages: the latent (bicubic), or the picture (by an upscaler), which is encoded again, or
+both: the coarse part of the former and the fine part of the latter."""
 
 LANCZOS = "Lanczos"
 """The upscaler that is always there."""
@@ -197,7 +198,7 @@ class Settings:
         str,
         "Enlarge between stages",
         "anchor",
-        "the latent, as the paper, or the picture",
+        "the latent, as the paper, the picture, or of each what it does best",
         offered=lambda: ANCHORS,
     )
     overlap: float = _spec(
@@ -225,6 +226,16 @@ class Settings:
     )
     upscaler: str = _spec(
         LANCZOS, str, "Upscaler", "upscaler", "of the picture, where that is enlarged", offered=upscaler_names
+    )
+    extra_noise: float = _spec(
+        0.0,
+        float,
+        "Extra noise",
+        "extra noise",
+        "as a stage begins, beyond what the model is told; becomes detail; 0 = the paper",
+        minimum=0,
+        maximum=0.2,
+        step=0.01,
     )
 
 

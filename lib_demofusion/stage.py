@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib_demofusion.batching import Evaluate, ViewBatches
-from lib_demofusion.filters import blur_for_dilation, match_low_band, match_statistics, mean_and_std
+from lib_demofusion.filters import blur_for_dilation, match_low_band, match_statistics, mean_and_std, smooth
 from lib_demofusion.fusion import fuse
 from lib_demofusion.plan import Plan, StagePlan
 from lib_demofusion.residual import NoiseSpace, blend_noised_, blend_signal_, noised
@@ -22,6 +22,15 @@ def make_anchor(latent: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
     A host may hand another anchor to StageRun, such as one that was enlarged as a picture (Settings.anchor).
     """
     return F.interpolate(cropped(latent, plan, stage), size=stage.size, mode="bicubic", align_corners=False)
+
+
+def mix_anchors(pixels: Tensor, latent: Tensor, enlargement: float) -> Tensor:
+    """Returns the coarse part of a latent that was enlarged as such, and the fine part of one enlarged as a picture.
+
+    Both are (B, C, H, W). The parts meet where the detail ends that the picture had before it was enlarged
+    `enlargement` times along a side. (The idea is ScaleDiff's, arXiv 2510.25818.)
+    """
+    return pixels + smooth(latent - pixels, enlargement / 2)
 
 
 def cropped(latent: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
@@ -122,7 +131,8 @@ class StageRun:
     def _blend(self, x: Tensor, level: Tensor, c1: float) -> None:
         """The first call sets x exactly: the webui's DDIM noises it for the level above the one it begins at."""
         if self.call == 0:
-            x.copy_(noised(self.anchor, self.noise, level, self.space))
+            noise = self.noise * (1 + self.settings.extra_noise)
+            x.copy_(noised(self.anchor, noise, level, self.space))
         elif self.stochastic and self._denoised is not None:
             blend_signal_(x, self.anchor, self._denoised, c1, self.space.signal_scale(level))
         else:

@@ -10,16 +10,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
+from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from lib_demofusion.batching import ViewBatches
-from lib_demofusion.filters import blur_for_dilation, gaussian_blur, match_low_band, match_statistics, mean_and_std
+from lib_demofusion.filters import (
+    blur_for_dilation,
+    gaussian_blur,
+    match_low_band,
+    match_statistics,
+    mean_and_std,
+    smooth,
+)
 from lib_demofusion.fusion import fuse
 from lib_demofusion.plan import Plan, StagePlan
 from lib_demofusion.residual import VarianceExploding
 from lib_demofusion.schedule import Weights, cosine_factor, weights_at
 from lib_demofusion.settings import Settings
-from lib_demofusion.stage import StageRun, finish_stage, make_anchor
+from lib_demofusion.stage import StageRun, finish_stage, make_anchor, mix_anchors
 from lib_demofusion.step_gate import StepGate
 from lib_demofusion.views import LocalView, Size, View, dilated_views, jitter_generator, local_views
 
@@ -476,6 +484,43 @@ def test_colours_are_kept_of_what_the_stage_shows() -> None:
     # interpolation between areas moves their mean a little
     assert (out.mean((2, 3)) - shown.mean((2, 3))).abs().max() < 0.01
     assert (finish_stage(x, base).mean((2, 3)) - shown.mean((2, 3))).abs().max() > 0.1
+
+
+def test_a_mixed_anchor_is_coarse_as_the_latent_and_fine_as_the_picture() -> None:
+    pixels = randn(1, 4, 32, 48, dtype=torch.float64)
+    tint = torch.tensor([0.3, -0.2, 0.0, 0.5], dtype=torch.float64).view(1, 4, 1, 1)
+    torch.testing.assert_close(mix_anchors(pixels, pixels + tint, 4.0), pixels + tint)
+    rows, columns = torch.meshgrid(torch.arange(32), torch.arange(48), indexing="ij")
+    finest = ((rows + columns) % 2 * 2 - 1).double()
+    torch.testing.assert_close(mix_anchors(pixels, pixels + finest, 4.0), pixels, rtol=0, atol=1e-6)
+    # at the frequency that the smaller picture ends at, a wave of 2 * enlargement cells, about a third is passed
+    wave = torch.cos(math.pi * columns.double() / 4)
+    passed = (mix_anchors(pixels, pixels + wave, 4.0) - pixels)[..., 8:-8] / wave[:, 8:-8].clamp(min=0.5)
+    assert passed.max() == pytest.approx(math.exp(-((math.pi / 2) ** 2) / 2), rel=0.05)
+
+
+def test_smoothing_is_the_gaussian_of_scipy() -> None:
+    x = randn(2, 4, 20, 31, dtype=torch.float64)
+    for std in (0.5, 2.0):
+        expected = gaussian_filter(x.numpy(), (0, 0, std, std), mode="mirror", radius=math.ceil(3 * std))
+        torch.testing.assert_close(smooth(x, std), torch.from_numpy(expected))
+    assert torch.isfinite(smooth(x, 12.0)).all()
+
+
+def test_extra_noise_is_in_x_as_a_stage_begins_and_never_again() -> None:
+    """Later blends are at the level that the model is told."""
+    anchor, noise = randn(1, 4, 16, 16), randn(1, 4, 16, 16, seed=1)
+    stage = StagePlan(1, 2.0, (16, 16), 2, (8, 8), (4, 4))
+    space = VarianceExploding(lambda sigma: 100 * sigma)
+    runs = [StageRun(stage, Settings(extra_noise=e), anchor, noise, space, StepGate(), False) for e in (0.0, 0.05)]
+    for run, share in zip(runs, (0.0, 0.05)):
+        x = torch.zeros_like(anchor)
+        run.before_call(x, torch.tensor(9.0))
+        torch.testing.assert_close(x, anchor + 9 * (1 + share) * noise)
+    later = [torch.zeros_like(anchor), torch.zeros_like(anchor)]
+    for run, x in zip(runs, later):
+        run.before_call(x, torch.tensor(8.0))
+    assert torch.equal(*later)
 
 
 def test_anchor_of_the_first_stage_is_cut_from_the_base() -> None:

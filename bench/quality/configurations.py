@@ -68,7 +68,12 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration("Balanced, no feather", settings={**BALANCED, "feather": 0.0}),
     Configuration("Balanced, local gate 0.1", settings={**BALANCED, "local_threshold": 0.1}),
     Configuration("Balanced, no dilated views", settings={**BALANCED, "cosine_scale_2": 10.0}),
-    Configuration("Balanced, strength 0.4", settings={**BALANCED, "strength": 0.4}),
     Configuration("Balanced, strength 1", settings={**BALANCED, "strength": 1.0}),
+    Configuration("Balanced, mixed anchor", settings={**BALANCED, "anchor": "mixed"}),
+    Configuration("Balanced, extra noise 0.03", settings={**BALANCED, "extra_noise": 0.03}),
+    Configuration("Fast, mixed anchor", settings={**FAST, "anchor": "mixed"}),
+    Configuration("Fast, extra noise 0.03", settings={**FAST, "extra_noise": 0.03}),
+    Configuration("Strength 0.4", settings={**BALANCED, "strength": 0.4}),
+    Configuration("Strength 0.4, extra noise 0.06", settings={**BALANCED, "strength": 0.4, "extra_noise": 0.06}),
     Configuration("Fast, 20 steps", settings={**FAST, "stage_steps": 0}),
 )

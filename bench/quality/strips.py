@@ -70,7 +70,8 @@ EFFECTS = (
     Effect("dilated_threshold", (0.0, 0.1, 0.3, 0.5)),
     Effect("local_threshold", (0.0, 0.1, 0.3, 0.5)),
     Effect("feather", (0.0, 0.25, 0.5), {**BALANCED, "local_threshold": 0.0}),
-    Effect("anchor", ("latent", "pixels")),
+    Effect("anchor", ("latent", "pixels", "mixed"), {**BALANCED, "strength": 0.4}),
+    Effect("extra_noise", (0.0, 0.03, 0.06, 0.1), {**BALANCED, "strength": 0.4}),
     Effect("keep_colours", (False, True)),
 )
 

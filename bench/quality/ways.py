@@ -18,8 +18,8 @@ from bench.quality.pictures import as_float, upscale
 from lib_demofusion.forecast import schedule_steps
 from lib_demofusion.plan import StagePlan, make_plan
 from lib_demofusion.residual import VariancePreserving, noised
-from lib_demofusion.settings import PIXELS, Settings
-from lib_demofusion.stage import StageRun, finish_stage, make_anchor
+from lib_demofusion.settings import LATENT, PIXELS, Settings
+from lib_demofusion.stage import StageRun, finish_stage, make_anchor, mix_anchors
 from lib_demofusion.step_gate import StepGate
 from trial.sampling import GUIDANCE, initial_noise
 from trial.scenes import all_labels, caption, random_scene, render, to_uint8
@@ -148,7 +148,11 @@ class Studio:
         x = batch.latents
         colours = plan.crop.take(x) if settings.keep_colours else None
         for stage in plan.stages:
-            anchor = self._enlarged(x, stage.pixels) if settings.anchor == PIXELS else make_anchor(x, plan, stage)
+            anchor = make_anchor(x, plan, stage)
+            if settings.anchor != LATENT:
+                pixels = self._enlarged(x, stage.pixels)
+                mixed = mix_anchors(pixels, anchor, stage.size[0] / x.shape[-2])
+                anchor = pixels if settings.anchor == PIXELS else mixed
             x = finish_stage(self._stage(settings, stage, anchor, batch, guided), batch.latents, colours)
         return x
 

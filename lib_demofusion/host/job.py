@@ -15,9 +15,9 @@ from lib_demofusion.host.pixel_anchor import pixel_anchor
 from lib_demofusion.host.progress import Progress, make_progress
 from lib_demofusion.host.stage_runner import StageStopped, run_stage, stop_requested
 from lib_demofusion.plan import CELL, Plan, StagePlan, make_plan
-from lib_demofusion.settings import ENABLED_KEY, PIXELS, Settings, to_infotext
+from lib_demofusion.settings import ENABLED_KEY, LATENT, PIXELS, Settings, to_infotext
 from lib_demofusion.spec import SettingsError
-from lib_demofusion.stage import finish_stage, make_anchor
+from lib_demofusion.stage import finish_stage, make_anchor, mix_anchors
 
 KEY_ERROR = "DemoFusion error"
 KEY_STOPPED = "DemoFusion stopped"
@@ -182,9 +182,13 @@ class _StageLoop:
         return done
 
     def _anchor(self, latent: Tensor, stage: StagePlan) -> Tensor:
+        if self._settings.anchor == LATENT:
+            return make_anchor(latent, self._plan, stage)
+        pixels = pixel_anchor(self._p, latent, self._plan, stage, self._settings.upscaler)
         if self._settings.anchor == PIXELS:
-            return pixel_anchor(self._p, latent, self._plan, stage, self._settings.upscaler)
-        return make_anchor(latent, self._plan, stage)
+            return pixels
+        before = self._plan.stages[stage.number - 2].scale if stage.number > 1 else 1.0
+        return mix_anchors(pixels, make_anchor(latent, self._plan, stage), stage.scale / before)
 
     def _decode(self, latents: list[Tensor]) -> Any:
         """Decodes the last latent; where that fails, the one before, so that a finished picture is not lost."""

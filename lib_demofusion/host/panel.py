@@ -27,7 +27,7 @@ ADVANCED = "Advanced"
 ADVANCED_ROWS = (
     ("window", "overlap", "stride", "view_batch"),
     ("cosine_scale_1", "cosine_scale_2", "cosine_scale_3"),
-    ("strength", "stage_steps", "sigma"),
+    ("strength", "stage_steps", "extra_noise", "sigma"),
     ("dilated_threshold", "local_threshold"),
     ("anchor", "upscaler", "feather"),
     ("jitter", "keep_colours"),

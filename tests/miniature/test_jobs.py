@@ -15,6 +15,7 @@ from PIL import Image, ImageChops
 
 from lib_demofusion.host import job, pixel_anchor
 from lib_demofusion.settings import SPECS
+from lib_demofusion.stage import mix_anchors
 
 ON = {"enabled": True, "scale": 2}
 THREE = {"enabled": True, "scale": 3}
@@ -247,6 +248,19 @@ def test_an_anchor_made_in_pixels_is_the_enlarged_picture(
     # the picture was rounded down to 8 bits
     torch.testing.assert_close(anchors[0][:1], scale * expected, rtol=0, atol=scale * 0.02)
     assert anchors[0].shape == (2, 4, 2 * BASE // 8, 2 * BASE // 8)
+
+
+def test_a_mixed_anchor_is_between_the_two(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    anchors: dict[str, torch.Tensor] = {}
+
+    def recording(p: Any, stage: Any, settings: Any, anchor: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return anchors.setdefault(settings.anchor, anchor)
+
+    monkeypatch.setattr(job, "run_stage", recording)
+    for anchor in ("latent", "pixels", "mixed"):
+        webui.job({**ON, "anchor": anchor})
+    assert not errors.exception_records
+    torch.testing.assert_close(anchors["mixed"], mix_anchors(anchors["pixels"], anchors["latent"], 2.0))
 
 
 def test_the_webuis_upscalers_are_offered_and_others_named(webui: Webui) -> None:
