@@ -198,7 +198,7 @@ class Settings:
         str,
         "Enlarge between stages",
         "anchor",
-        "the latent, as the paper, the picture, or of each what it does best",
+        "the latent, as the paper, the picture, or both",
         offered=lambda: ANCHORS,
     )
     overlap: float = _spec(
@@ -216,7 +216,7 @@ class Settings:
         int,
         "Stage steps",
         "stage steps",
-        "of a stage's whole schedule, at most; 0 = as many as the base",
+        "of the whole schedule, at most; 0 = as the base",
         minimum=0,
         maximum=150,
         step=1,
@@ -232,7 +232,7 @@ class Settings:
         float,
         "Extra noise",
         "extra noise",
-        "as a stage begins, beyond what the model is told; becomes detail; 0 = the paper",
+        "as a stage begins; becomes detail; 0 = the paper",
         minimum=0,
         maximum=0.2,
         step=0.01,

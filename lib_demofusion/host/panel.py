@@ -25,12 +25,13 @@ ROWS = (
 
 ADVANCED = "Advanced"
 ADVANCED_ROWS = (
-    ("window", "overlap", "stride", "view_batch"),
-    ("cosine_scale_1", "cosine_scale_2", "cosine_scale_3"),
-    ("strength", "stage_steps", "extra_noise", "sigma"),
+    ("strength", "stage_steps", "extra_noise"),
+    ("anchor", "upscaler", "keep_colours"),
+    ("overlap", "feather", "jitter"),
     ("dilated_threshold", "local_threshold"),
-    ("anchor", "upscaler", "feather"),
-    ("jitter", "keep_colours"),
+    ("window", "stride", "view_batch"),
+    ("cosine_scale_1", "cosine_scale_2", "cosine_scale_3"),
+    ("sigma",),
 )
 """The fields behind "Advanced"."""
 
