@@ -26,9 +26,8 @@ class Configuration:
     note: str = ""
 
     def settings_at(self, scale: int) -> Settings:
-        """The settings of a run; `{scale}` in a text stands for the scale."""
-        values = {k: v.format(scale=scale) if isinstance(v, str) else v for k, v in self.settings.items()}
-        return parse_settings({**values, "enabled": True, "scale": scale})
+        """The settings of a run."""
+        return parse_settings({**self.settings, "enabled": True, "scale": scale})
 
     def fingerprint(self) -> str:
         """Text that changes when results must be made anew."""

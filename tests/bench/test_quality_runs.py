@@ -17,6 +17,7 @@ from bench.quality.intervals import differs, estimate
 from bench.quality.runs import Bases, Job, Store, finish, seams
 from bench.quality.sheet import contact_sheet
 from bench.quality.ways import Sampling, Studio, batches
+from lib_demofusion.plan import make_plan
 from trial.sampling import ddim as plain_ddim
 from trial.sampling import initial_noise
 from trial.schedule import alphas_cumprod
@@ -88,7 +89,7 @@ def test_names_are_unique_and_settings_are_valid() -> None:
     for configuration in CONFIGURATIONS:
         for scale in configuration.scales:
             assert configuration.settings_at(scale).scale == scale
-    assert BY_NAME["One stage"].settings_at(4).stages == "4"
+    assert [stage.scale for stage in make_plan(BY_NAME["One stage"].settings_at(4), (16, 16)).stages] == [4]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_a_true_rendering_is_clean(studio, tmp_path) -> None:
 
 def test_seams_are_looked_for_where_the_views_end() -> None:
     assert seams(Job(BY_NAME[PAPER], 2)) == ([64, 128, 192],) * 2
-    assert seams(Job(BY_NAME["Stride 1"], 4)) == ([128, 256, 384],) * 2
+    assert seams(Job(BY_NAME["Overlap 0"], 4)) == ([128, 256, 384],) * 2
     assert seams(Job(BY_NAME["Bicubic"], 2)) == ([64, 128, 192],) * 2
 
 
