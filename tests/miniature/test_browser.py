@@ -10,6 +10,8 @@ import pytest
 from browser import SECONDS, Tab, screenshot
 from PIL import Image
 
+from lib_demofusion.settings import DEFAULT_PRESET, PRESETS
+
 pytestmark = pytest.mark.browser
 
 HERE = Path(__file__).resolve().parent
@@ -156,10 +158,10 @@ def test_a_preset_is_saved_chosen_and_deleted_in_both_tabs(tab: Tab) -> None:
     other.wait_for_value("stages", "1,2")
     other.page.click(f"{other.panel}_preset_delete")
     other.wait_for_message(f"Deleted: From {tab.name}")
-    other.wait_for_value("preset", "Paper")
+    other.wait_for_value("preset", DEFAULT_PRESET)
     again = Tab(tab.page, tab.name)
-    again.wait_for_value("preset", "Paper")
-    assert again.presets() == ["Paper"]
+    again.wait_for_value("preset", DEFAULT_PRESET)
+    assert again.presets() == list(PRESETS)
 
 
 def test_a_preset_is_still_there_when_the_page_is_loaded_again(page: Any) -> None:
