@@ -15,26 +15,29 @@ def gaussian_blur(x: Tensor, factor: int, std: float) -> Tensor:
     `std` is in cells. The paper writes 4s - 3 taps, its published code and hence the reference runs use 2s - 1.
     """
     reach = factor - 1
-    offsets = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
-    kernel = torch.exp(-0.5 * (offsets / std) ** 2)
-    kernel = kernel / kernel.sum()
-    channels = x.shape[1]
-    vertical = kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
-    horizontal = kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
-    x = F.conv2d(x, vertical, padding=(reach, 0), groups=channels)
-    return F.conv2d(x, horizontal, padding=(0, reach), groups=channels)
+    return _filtered(x, _gaussian(x, reach, std), reach)
 
 
 def smooth(x: Tensor, std: float) -> Tensor:
     """Returns x (B, C, H, W) under a separable Gaussian of `std` cells, cut off at three of them; borders reflect."""
     reach = min(math.ceil(3 * std), min(x.shape[-2:]) - 1)
+    return _filtered(F.pad(x, (reach, reach, reach, reach), mode="reflect"), _gaussian(x, reach, std), 0)
+
+
+def _gaussian(x: Tensor, reach: int, std: float) -> Tensor:
+    """Returns the 2 reach + 1 taps of a Gaussian, in the type and on the device of x."""
     offsets = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-0.5 * (offsets / std) ** 2)
-    kernel = kernel / kernel.sum()
+    return kernel / kernel.sum()
+
+
+def _filtered(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
+    """Returns x under the kernel along both axes, padded with zeros."""
     channels = x.shape[1]
-    x = F.pad(x, (reach, reach, reach, reach), mode="reflect")
-    x = F.conv2d(x, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
-    return F.conv2d(x, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+    vertical = kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
+    horizontal = kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
+    x = F.conv2d(x, vertical, padding=(padding, 0), groups=channels)
+    return F.conv2d(x, horizontal, padding=(0, padding), groups=channels)
 
 
 def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
