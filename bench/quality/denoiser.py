@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lib_demofusion.batching import ViewBatches
+from lib_demofusion.forecast import steps_of_stage
 from lib_demofusion.stage import StageRun
 from lib_demofusion.views import View
 
@@ -60,7 +61,7 @@ class GuidedModel:
 def timesteps(steps: int, strength: float = 1.0) -> list[int]:
     """Timesteps of the last `strength` of a schedule of `steps`, falling, as trial.sampling.ddim has them."""
     times = torch.linspace(999, 0, steps + 1).round().long()[:-1].tolist()
-    return times[-max(1, round(steps * strength)) :]
+    return times[-steps_of_stage(steps, strength) :]
 
 
 def ddim(x: Tensor, times: Sequence[int], alphas: Tensor, predict: Predict, run: StageRun | None = None) -> Tensor:
