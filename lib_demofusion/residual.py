@@ -81,9 +81,14 @@ def noised(anchor: Tensor, noise: Tensor, level: Tensor, space: NoiseSpace) -> T
     return anchor * space.signal_scale(level) + noise * space.noise_scale(level)
 
 
-def blend_noised_(x: Tensor, noised_anchor: Tensor, c1: float) -> None:
-    """Replaces x by (1 - c1) x + c1 noised_anchor in place: the paper's form, for samplers that add no noise."""
-    x.mul_(1 - c1).add_(noised_anchor.to(x), alpha=c1)
+def blend_noised_(x: Tensor, anchor: Tensor, noise: Tensor, level: Tensor, space: NoiseSpace, c1: float) -> None:
+    """Replaces x by (1 - c1) x + c1 noised(anchor) in place: the paper's form, for samplers that add no noise.
+
+    No other latent is made on the way: fresh memory costs more than the sum. The level's scales are read as numbers.
+    """
+    x.mul_(1 - c1)
+    x.add_(anchor.to(x), alpha=c1 * float(space.signal_scale(level)))
+    x.add_(noise.to(x), alpha=c1 * float(space.noise_scale(level)))
 
 
 def blend_signal_(x: Tensor, anchor: Tensor, denoised: Tensor, c1: float, signal_scale: Tensor) -> None:

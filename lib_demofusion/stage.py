@@ -136,4 +136,4 @@ class StageRun:
         elif self.stochastic and self._denoised is not None:
             blend_signal_(x, self.anchor, self._denoised, c1, self.space.signal_scale(level))
         else:
-            blend_noised_(x, noised(self.anchor, self.noise, level, self.space), c1)
+            blend_noised_(x, self.anchor, self.noise, level, self.space, c1)
