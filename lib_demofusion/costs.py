@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from lib_demofusion.forecast import call_cells, even_timesteps, schedule_steps
 from lib_demofusion.plan import Plan
@@ -51,9 +50,9 @@ class RunCosts:
 
     base: float
     pictures: tuple[float, ...]
-    """Decoding before each stage, of the picture that it begins from."""
+    """Decoding before each stage, of the picture that it begins from, where that is shown, saved or enlarged."""
     anchors: tuple[float, ...]
-    """Decoding and encoding at the begin of each stage, where its anchor is made in pixels."""
+    """Encoding the enlarged picture that a stage begins from, where its anchor is made in pixels."""
     stages: tuple[float, ...]
     decoding: float
 
@@ -76,18 +75,19 @@ def run_costs(
     base_calls = len(even_timesteps(steps, 1.0, two_calls)) * base_share
     sizes = [plan.base, *(stage.size for stage in plan.stages)]
     decoded = [decoding(size) for size in sizes]
+    from_pixels = settings.anchor != LATENT
     return RunCosts(
         base_calls * math.prod(plan.base),
-        tuple(cost if pictures else 0.0 for cost in decoded[:-1]),
-        tuple(_anchor_cost(*pair, decoding) if settings.anchor != LATENT else 0.0 for pair in pairwise(sizes)),
+        tuple(cost if pictures or from_pixels else 0.0 for cost in decoded[:-1]),
+        tuple(_encoding(size, decoding) if from_pixels else 0.0 for size in sizes[1:]),
         tuple(float(sum(call_cells(stage, timesteps, settings))) for stage in plan.stages),
         decoded[-1],
     )
 
 
-def _anchor_cost(before: Size, size: Size, decoding: PictureCost) -> float:
-    """Returns what the picture of a latent takes to be decoded, enlarged and encoded at another size."""
-    return decoding(before) + decoding(size) * encoder_work(size) / decoder_work(size)
+def _encoding(size: Size, decoding: PictureCost) -> float:
+    """Returns what encoding to a latent of a size takes."""
+    return decoding(size) * encoder_work(size) / decoder_work(size)
 
 
 class StageClock:

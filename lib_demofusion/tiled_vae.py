@@ -43,10 +43,8 @@ class Options:
     tile: int
     # Where maps are held; None is the input's device, and exact.
     shelf: Shelf | None = None
-    # Called with the share done, after every part.
+    # Called with the share done, after every part; what it raises ends the run.
     report: Callable[[float], None] | None = None
-    # Called before every part; what it raises ends the run.
-    check: Callable[[], None] | None = None
 
 
 def decode_tiled(decoder: Any, z: Tensor, options: Options) -> Tensor:
@@ -141,11 +139,9 @@ class _Run:
         return part_side(self._steps, self._sizes, index, self._options.tile)
 
     def _paced(self, boxes: list[Box], index: int) -> Iterator[Box]:
-        """Returns the boxes one by one, asks before each whether to go on and says after each how much is done."""
+        """Returns the boxes one by one and says after each how much is done."""
         work = self._steps[index].work(self._sizes[index]) * self._share / self._work
         for box in boxes:
-            if self._options.check is not None:
-                self._options.check()
             yield box
             self._done += work * box.area / math.prod(self._sizes[index + 1])
             if self._options.report is not None:

@@ -26,6 +26,10 @@ class LocalView:
         """Returns the size of what `take` returns."""
         return self.height, self.width
 
+    def times(self, factor: int) -> LocalView:
+        """Returns the same rectangle where every cell is `factor` cells a side."""
+        return LocalView(*(factor * n for n in (self.top, self.left, self.height, self.width)))
+
     def take(self, x: Tensor) -> Tensor:
         """Returns the crop of x (..., H, W) without copying."""
         return x[..., self.top : self.top + self.height, self.left : self.left + self.width]

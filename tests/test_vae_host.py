@@ -103,6 +103,26 @@ def test_in_tiles_where_it_does_not_fit_or_is_asked_for(vae: Any, model: Any, tr
     assert [options.tile for options in tried] == [16 if mode == "automatic" else 64]
 
 
+def test_the_pictures_of_a_batch_share_the_bar(vae: Any, model: Any) -> None:
+    shares: list[float] = []
+    vae.decode(SimpleNamespace(sd_model=model), torch.cat([Z] * 3), "always", shares.append)
+    assert shares == sorted(shares)
+    assert all(any(share == pytest.approx(n / 3) for share in shares) for n in (1, 2, 3))
+    # as many parts of each
+    assert len([share for share in shares if share <= 1 / 3 + 1e-6]) == len(shares) / 3
+
+
+def test_what_a_report_raises_ends_the_decoding(vae: Any, model: Any, tried: list[Any]) -> None:
+    """Not taken for a want of memory, which would be tried again in smaller parts."""
+
+    def report(share: float) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        vae.decode(SimpleNamespace(sd_model=model), Z, "always", report)
+    assert len(tried) == 1
+
+
 def test_the_encoder_too(vae: Any, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     x = picture_like(3, 64, 80)
     expected = model.first_stage_model.encoder(x)

@@ -19,17 +19,19 @@ def base_latent(p: Any, samples: Any) -> Tensor:
     return encode(p, samples) if getattr(samples, "already_decoded", False) else samples
 
 
-def encode(p: Any, pictures: Iterable[Tensor]) -> Tensor:
+def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None) -> Tensor:
     """Returns the latents (B, C, h, w) of the job's pictures, each (3, H, W) in -1..1.
 
-    The encoder draws from torch's global generator, hence each picture is encoded alone under its own seed.
+    The encoder draws from torch's global generator, hence each picture is encoded alone under its own seed. `report` is
+    told the share that is done; what it raises ends the work.
     """
     method = sd_samplers_common.approximation_indexes.get(shared.opts.sd_vae_encode_method)
     latents = []
-    with vae.in_parts(p.sd_model, options.value(options.DECODE, vae.AUTOMATIC)):
+    of_all = report and vae.of_all(report, len(p.seeds))
+    with vae.in_parts(p.sd_model, options.value(options.DECODE, vae.AUTOMATIC), of_all):
         for seed, picture in zip(p.seeds, pictures):
             torch.manual_seed(int(seed))
-            image = (picture[None].float() * 0.5 + 0.5).clamp(0, 1).to(shared.device, devices.dtype_vae)
+            image = (picture[None].float() * 0.5).add_(0.5).clamp_(0, 1).to(shared.device, devices.dtype_vae)
             latents.append(sd_samplers_common.images_tensor_to_samples(image, method, p.sd_model))
     return torch.cat(latents).to(devices.dtype)
 

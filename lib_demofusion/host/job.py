@@ -14,6 +14,7 @@ from lib_demofusion.host.base_picture import base_checkpoint, base_latent, own_g
 from lib_demofusion.host.pixel_anchor import pixel_anchor
 from lib_demofusion.host.progress import Progress, make_progress
 from lib_demofusion.host.stage_runner import StageStopped, run_stage, stop_requested
+from lib_demofusion.host.vae import Report
 from lib_demofusion.plan import CELL, Plan, StagePlan, make_plan
 from lib_demofusion.settings import ENABLED_KEY, LATENT, PIXELS, Settings, to_infotext
 from lib_demofusion.spec import SettingsError
@@ -144,6 +145,7 @@ class _StageLoop:
         self._progress = progress
         self._total = len(plan.stages) + 1
         self._originals = soft_inpainting.Originals(p, plan)
+        self._latest: tuple[Tensor, Any] | None = None
 
     def run(self, base: Tensor) -> Any:
         """Returns the decoded pictures of the last good stage, or None where there is none."""
@@ -160,15 +162,17 @@ class _StageLoop:
         done = [base]
         colours = self._plan.crop.take(base) if self._settings.keep_colours else None
         for stage in self._plan.stages:
-            self._keep_picture(done[-1], stage.number)
             self._progress.begin(stage)
+            self._keep_picture(done[-1], stage.number)
             if stop_requested():
                 self._stopped(stage.number)
                 break
             try:
                 anchor = self._anchor(done[-1], stage)
+                # no memory for them beside the sampling
+                self._latest = None
                 with inpainting.masks_at(self._p, self._plan, stage.size, self._originals.latent(stage.size)):
-                    x = run_stage(self._p, stage, self._settings, anchor, self._progress.advance, self._plan)
+                    x = run_stage(self._p, stage, self._settings, anchor, self._progress.sampling, self._plan)
                     x = soft_inpainting.as_far_as_painted(self._p, x, finish_stage(x, base, colours))
                     x = inpainting.keep_unmasked(self._p, x)
                 done.append(x.to(base.dtype))
@@ -184,11 +188,20 @@ class _StageLoop:
     def _anchor(self, latent: Tensor, stage: StagePlan) -> Tensor:
         if self._settings.anchor == LATENT:
             return make_anchor(latent, self._plan, stage)
-        pixels = pixel_anchor(self._p, latent, self._plan, stage, self._settings.upscaler)
+        samples = self._decoded(latent, _stoppable(self._progress.decoding))
+        report = _stoppable(self._progress.encoding)
+        report(0.0)
+        pixels = pixel_anchor(self._p, samples, self._plan, stage, self._settings.upscaler, report).to(latent)
         if self._settings.anchor == PIXELS:
             return pixels
         before = self._plan.stages[stage.number - 2].scale if stage.number > 1 else 1.0
         return mix_anchors(pixels, make_anchor(latent, self._plan, stage), stage.scale / before)
+
+    def _decoded(self, latent: Tensor, report: Report) -> Any:
+        """Returns the pictures of a latent, which are kept until the next stage begins to sample."""
+        if self._latest is None or self._latest[0] is not latent:
+            self._latest = latent, output.decode(self._p, latent, report)
+        return self._latest[1]
 
     def _decode(self, latents: list[Tensor]) -> Any:
         """Decodes the last latent; where that fails, the one before, so that a finished picture is not lost."""
@@ -196,7 +209,7 @@ class _StageLoop:
             latent = latents.pop()
             size = latent.shape[-2], latent.shape[-1]
             try:
-                decoded = output.decode(self._p, latent)
+                decoded = self._decoded(latent, self._progress.decoding)
                 self._overlay.resize(self._p, self._plan, size)
                 with inpainting.masks_at(self._p, self._plan, size, self._originals.latent(size)):
                     self._originals.remake_overlay(latent)
@@ -224,7 +237,8 @@ class _StageLoop:
         if not (save or self._shown):
             return
         try:
-            pictures = output.stage_pictures(self._p, latent, number, self._total, save)
+            samples = self._decoded(latent, self._progress.decoding)
+            pictures = output.stage_pictures(self._p, samples, number, self._total, save)
         except Exception as error:
             self._failed(number - 1, error, "showing ")
             return
@@ -242,6 +256,17 @@ class _StageLoop:
     def _failed(self, number: int, error: Exception, what: str = "") -> None:
         problem = f"{what}{self._name(number)} failed, the best finished picture is returned"
         report_failure(self._p, problem, error)
+
+
+def _stoppable(report: Report) -> Report:
+    """Returns a report that raises StageStopped once the user asked to stop."""
+
+    def report_unless_stopped(share: float) -> None:
+        if stop_requested():
+            raise StageStopped
+        report(share)
+
+    return report_unless_stopped
 
 
 def _shows_stages(p: Any, settings: Settings) -> bool:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from lib_demofusion.host import options, timing, vae
-from lib_demofusion.plan import CELL, Plan
+from lib_demofusion.plan import Plan
 from lib_demofusion.spec import SettingsError
 
 logger = logging.getLogger("DemoFusion")
@@ -29,23 +29,26 @@ class StagePicture:
     infotext: str
 
 
-def decode(p: Any, latent: Tensor) -> Any:
+def decode(p: Any, latent: Tensor, report: vae.Report | None = None) -> Any:
     """Returns the pictures of a latent (B, C, H, W) as the host's DecodedSamples, on the CPU.
 
-    Raises what the host raises: out of memory, or NaN after its own retry in higher precision.
+    Raises what the host raises, out of memory, or NaN after its own retry in higher precision, and what `report` does.
     """
     if shared.opts.sd_vae_decode_method != "Full":
         p.extra_generation_params["VAE Decoder"] = shared.opts.sd_vae_decode_method
     with timing.decoding(p, latent):
-        return vae.decode(p, latent, options.value(options.DECODE, vae.AUTOMATIC))
+        return vae.decode(p, latent, options.value(options.DECODE, vae.AUTOMATIC), report)
 
 
-def stage_pictures(p: Any, latent: Tensor, number: int, total: int, save: bool) -> list[StagePicture]:
-    """Returns the pictures of stage `number` of `total` (the base is 1), and saves them by the host's rules."""
-    height, width = latent.shape[-2] * CELL, latent.shape[-1] * CELL
+def stage_pictures(p: Any, samples: Any, number: int, total: int, save: bool) -> list[StagePicture]:
+    """Returns the pictures of stage `number` of `total` (the base is 1), and saves them by the host's rules.
+
+    `samples` are what `decode` returned.
+    """
+    height, width = samples[0].shape[-2:]
     own = {"DemoFusion stage": f"{number} of {total}", "DemoFusion size": f"{width} x {height}"}
     pictures = []
-    for index, sample in enumerate(decode(p, latent)):
+    for index, sample in enumerate(samples):
         image = to_image(sample)
         with _extra_params(p, own):
             text = processing.create_infotext(

@@ -11,10 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from lib_demofusion.host.base_picture import encode
-from lib_demofusion.host.output import decode
-from lib_demofusion.plan import Plan, StagePlan
+from lib_demofusion.host.vae import Report
+from lib_demofusion.plan import CELL, Plan, StagePlan
 from lib_demofusion.settings import LANCZOS
-from lib_demofusion.stage import cropped
 from lib_demofusion.views import Size
 
 
@@ -23,14 +22,21 @@ def host_upscalers() -> list[str]:
     return [upscaler.name for upscaler in shared.sd_upscalers if upscaler.name != "None"]
 
 
-def pixel_anchor(p: Any, latent: Tensor, plan: Plan, stage: StagePlan, upscaler: str = LANCZOS) -> Tensor:
-    """Returns the latent (B, C, h, w) of the stage before, enlarged to the size of `stage` as a picture.
+def pixel_anchor(
+    p: Any, samples: Any, plan: Plan, stage: StagePlan, upscaler: str = LANCZOS, report: Report | None = None
+) -> Tensor:
+    """Returns the latent (B, C, h, w) of pictures of the stage before, enlarged to the size of `stage`.
 
-    An enlarged latent decodes to a blur with streaks, which a stage that begins below full noise keeps. Raises what
-    the host raises when it decodes or encodes.
+    `samples` are what `output.decode` returned. An enlarged latent would decode to a blur with streaks, which a stage
+    that begins below full noise keeps. Raises what the host raises when it encodes, and what `report` does.
     """
-    samples = decode(p, cropped(latent, plan, stage))
-    return encode(p, (enlarged(sample, stage.pixels, upscaler) for sample in samples)).to(latent)
+    parts = (_cropped(sample, plan, stage) for sample in samples)
+    return encode(p, (enlarged(part, stage.pixels, upscaler) for part in parts), report)
+
+
+def _cropped(picture: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
+    """Returns what `stage` starts from: of the base (3, H, W) the plan's crop, of a later stage's picture all."""
+    return plan.crop.times(CELL).take(picture) if stage.number == 1 else picture
 
 
 def enlarged(picture: Tensor, size: Size, upscaler: str) -> Tensor:

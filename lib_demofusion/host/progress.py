@@ -12,6 +12,9 @@ from lib_demofusion.host import timing
 from lib_demofusion.plan import Plan, StagePlan
 from lib_demofusion.settings import Settings
 
+PARTS = 3
+"""Of a stage: decoding what it begins from, encoding that where it was enlarged as a picture, and sampling."""
+
 LEAST_BASE = 0.002
 """The base pass is a job even where it takes no time; then it is no more than this share of the bar."""
 
@@ -30,9 +33,10 @@ class Progress:
         parts = [cost for stage in stages for cost in stage] + [costs.decoding]
         base = max(costs.base, LEAST_BASE * sum(parts))
         self._jobs = sum(parts) / base if plan.stages else 0
-        self._ends = [1 + sum(parts[: i + 1]) / base for i in range(len(parts))]
+        # of each part, from the begin of the first on
+        self._borders = [1 + sum(parts[:i]) / base for i in range(len(parts) + 1)]
         self._first_job = 0.0
-        self._stage = 0
+        self._part = 0
 
     @property
     def units(self) -> float:
@@ -54,26 +58,38 @@ class Progress:
 
     def begin(self, stage: StagePlan) -> None:
         """Begins a stage's jobs and names it beside the bar."""
-        self._stage = stage.number - 1
+        self._part = PARTS * (stage.number - 1)
         # shows the finished picture where previews are asked for at the end only, and counts preview steps from zero
         shared.state.nextjob()
         height, width = stage.pixels
         shared.state.textinfo = f"DemoFusion {stage.number + 1}/{self._total} {width}x{height}"
-        self._move(self._ends[3 * self._stage])
+        self.decoding(0.0)
 
-    def advance(self, share: float) -> None:
-        """Moves the bar to a share of the current stage."""
-        begin, end = self._ends[3 * self._stage + 1 : 3 * self._stage + 3]
-        self._move(begin + share * (end - begin))
+    def decoding(self, share: float) -> None:
+        """Moves the bar to a share of decoding what the current stage begins from; behind the last, of the result."""
+        self._move_within(self._part, share)
+
+    def encoding(self, share: float) -> None:
+        """Moves the bar to a share of encoding what the current stage begins from."""
+        self._move_within(self._part + 1, share)
+
+    def sampling(self, share: float) -> None:
+        """Moves the bar to a share of the current stage's sampling."""
+        self._move_within(self._part + 2, share)
 
     def sampled(self) -> None:
         """Moves the bar to the end of the last stage, behind which the picture is decoded."""
-        self._move(self._ends[-2] if len(self._ends) > 1 else 1.0)
+        self._part = len(self._borders) - 2
+        self.decoding(0.0)
 
     def end(self) -> None:
         """Leaves the bar where the host's own end of the iteration completes it."""
         shared.state.job_no = self._first_job + self._jobs
         shared.state.textinfo = None
+
+    def _move_within(self, part: int, share: float) -> None:
+        begin, end = self._borders[part : part + 2]
+        self._move(begin + share * (end - begin))
 
     def _move(self, jobs: float) -> None:
         state = shared.state

@@ -41,10 +41,23 @@ def decode(p: Any, latent: Tensor, mode: str = AUTOMATIC, report: Report | None 
     """Returns the pictures of a latent (B, C, H, W) as the host's DecodedSamples, on the CPU.
 
     Raises what the host raises: out of memory where no way fits, or NaN after its own retry in higher precision.
+    `report` is told the share that is done after every part; what it raises ends the work.
     """
     devices.torch_gc()
-    with in_parts(p.sd_model, mode, report):
+    with in_parts(p.sd_model, mode, report and of_all(report, len(latent))):
         return processing.decode_latent_batch(p.sd_model, latent, target_device=devices.cpu, check_for_nans=True)
+
+
+def of_all(report: Report, count: int) -> Report:
+    """Returns what to tell the share of one picture, for `count` of them, one after the other."""
+    done = 0
+
+    def of_one(share: float) -> None:
+        nonlocal done
+        report(min((done + share) / count, 1.0))
+        done += share > 1 - 1e-6
+
+    return of_one
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from in_process import BASE, Webui, sizes
 from modules import errors, infotext_utils, scripts, sd_samplers, shared
 from PIL import Image, ImageChops
 
-from lib_demofusion.host import job, pixel_anchor
+from lib_demofusion.host import base_picture, job, pixel_anchor, progress, vae
 from lib_demofusion.settings import SPECS
 from lib_demofusion.stage import mix_anchors
 
@@ -276,6 +276,90 @@ def test_pixels_and_latents_make_different_pictures(webui: Webui) -> None:
     assert other.images[0].tobytes() != one.images[0].tobytes()
     assert "DemoFusion anchor: pixels" in other.infotexts[0]
     assert "anchor" not in one.infotexts[0]
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Widths of what is decoded, as the parts of a tiled decode report them: twice on the way, once at the end."""
+    widths: list[int] = []
+    real = vae.decode
+
+    def decode(p: Any, latent: torch.Tensor, mode: str, report: vae.Report) -> Any:
+        for share in (0.25, 0.75, 1.0):
+            widths.append(latent.shape[-1] * 8)
+            report(share)
+        return real(p, latent, mode)
+
+    monkeypatch.setattr(vae, "decode", decode)
+    return widths
+
+
+@pytest.mark.parametrize("shown", [{}, {"return_stages": True, "save_stages": True}])
+def test_nothing_is_decoded_twice(webui: Webui, decoded: list[int], shown: dict[str, bool]) -> None:
+    webui.job({**THREE, "stages": "", "anchor": "pixels", **shown}, do_not_save_samples=False, seed=9001)
+    assert decoded == [BASE] * 3 + [2 * BASE] * 3 + [3 * BASE] * 3
+
+
+def test_only_what_is_shown_is_decoded(webui: Webui, decoded: list[int]) -> None:
+    webui.job({**THREE, "anchor": "latent"})
+    assert decoded == [3 * BASE] * 3
+
+
+@pytest.mark.parametrize("size", [{}, {"width": 3 * BASE, "height": 2 * BASE}])
+def test_showing_the_stages_changes_no_picture(webui: Webui, size: dict[str, int]) -> None:
+    settings = {**THREE, "anchor": "pixels", **size}
+    one, other = (webui.job({**settings, "return_stages": shown}).images[0] for shown in (False, True))
+    assert not errors.exception_records
+    assert one.size == (3 * BASE, 2 * BASE if size else 3 * BASE)
+    assert one.tobytes() == other.tobytes()
+
+
+def test_the_bar_follows_the_decoder(webui: Webui, decoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    report = progress.Progress.decoding
+    monkeypatch.setattr(
+        progress.Progress, "decoding", lambda *args: (report(*args), seen.append(shared.state.progress()))
+    )
+    webui.job({**THREE, "stages": "", "anchor": "pixels"})
+    # each begins at nothing, and the next part begins where it ends
+    assert seen == sorted(seen)
+    assert len(set(seen)) == 4 * 3
+    assert seen[-1] == pytest.approx(1)
+
+
+def test_interrupted_while_a_picture_is_decoded_to_be_enlarged(
+    webui: Webui, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = progress.Progress.decoding
+
+    def interrupting(self: Any, share: float) -> None:
+        report(self, share)
+        if decoded.count(2 * BASE) == 1:
+            shared.state.interrupt()
+
+    monkeypatch.setattr(progress.Progress, "decoding", interrupting)
+    result = webui.job({**THREE, "stages": "", "anchor": "pixels"})
+    assert sizes(result) == [2 * BASE]
+    assert "in stage 3 of 3 (192x192), this is the one before" in result.infotexts[0]
+    # given up behind its second part, and decoded to be shown
+    assert decoded == [BASE] * 3 + [2 * BASE] * 2 + [2 * BASE] * 3
+
+
+def test_interrupted_while_an_enlarged_picture_is_encoded(
+    webui: Webui, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress.Progress, "encoding", lambda self, share: shared.state.interrupt())
+    encode = base_picture.encode
+
+    def reporting(p: Any, pictures: Any, report: vae.Report) -> Any:
+        result = encode(p, pictures)
+        report(1.0)
+        return result
+
+    monkeypatch.setattr(pixel_anchor, "encode", reporting)
+    result = webui.job({**ON, "anchor": "pixels"})
+    assert sizes(result) == [BASE]
+    assert "in stage 2 of 2" in result.infotexts[0]
 
 
 def test_an_anchor_made_in_pixels_leaves_torchs_generator_alone(webui: Webui) -> None:

@@ -33,6 +33,9 @@ SECONDS_A_CELL = 0.25 / 128**2
 SECONDS_A_BATCH = 0.01
 """SDXL on a card of 2020: a quarter of a second an evaluation."""
 
+TILES = 9
+"""Parts of a picture that is decoded."""
+
 WRAPPER = k_diffusion.external.CompVisDenoiser(SimpleNamespace(alphas_cumprod=alphas_cumprod().float()))
 SAMPLERS = {
     "Euler": ("sample_euler", False),
@@ -93,16 +96,17 @@ class Run:
         self._sample(0, timesteps(self.sampler, STEPS), STEPS, lambda t: [(1, 128**2)], lambda *_: None)
         progress.base_done()
         for stage in self.plan.stages:
-            if self.settings.return_stages:
-                self._decode(self._size(stage.number - 1))
             progress.begin(stage)
+            before = stage.number - 1
+            if self.settings.return_stages or self.settings.anchor == PIXELS:
+                self._decode(before, progress.decoding)
             if self.settings.anchor == PIXELS:
-                self._decode(self._size(stage.number - 1))
                 # an encoder that is as much quicker as it has fewer operations
-                self._pass(self.decoder(stage.size) * encoder_work(stage.size) / decoder_work(stage.size))
+                quicker = encoder_work(stage.size) / decoder_work(stage.size)
+                self._in_parts(before, self.decoder(stage.size) * quicker, progress.encoding)
             self._stage(stage, progress)
         progress.sampled()
-        self._decode(self._size(len(self.plan.stages)))
+        self._decode(len(self.plan.stages), progress.decoding)
         progress.end()
         state.nextjob()
         self.whole = state.progress()
@@ -128,13 +132,21 @@ class Run:
                 if call not in seen:
                     seen.append(call)
                     watch.begin_call(sum(count * size for count, size in views(t)))
-                progress.advance(clock.share(call, t, cells))
+                progress.sampling(clock.share(call, t, cells))
 
             self._sample(stage.number, levels, steps, views, report)
 
-    def _decode(self, size: Size) -> None:
+    def _decode(self, number: int, report: Callable[[float], None]) -> None:
+        size = self._size(number)
         with timing.decoding(self.p, torch.empty(1, 4, *size, device="meta"), lambda: self.now):
-            self._pass(self.decoder(size))
+            self._in_parts(number, self.decoder(size), report)
+
+    def _in_parts(self, number: int, seconds: float, report: Callable[[float], None]) -> None:
+        """What comes behind the sampling of stage `number`, in parts as the decoder works on a large picture."""
+        for part in range(TILES):
+            self.told.append((number, self.now, shared.state.progress()))
+            self._pass(seconds / TILES)
+            report((part + 1) / TILES)
 
     def _sample(self, number: int, levels: list[float], steps: int, views: Any, report: Any) -> None:
         begin, state = self.now, shared.state
