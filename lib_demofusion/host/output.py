@@ -100,19 +100,24 @@ def check_format(p: Any, plan: Plan) -> None:
 
 
 def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
-    """Returns why the host could not write the grid of pictures of `size` (width, height), or None.
+    """Returns why the host should make no grid of pictures of `size` (width, height), or None.
 
-    It makes the grid when all pictures are there, and hands over none of them where that fails.
+    It makes the grid when all pictures are there, and hands over none of them where there is no memory for it or no
+    way to write it. Its own limit acts on X/Y/Z plots only, and on the size of the request.
     """
     opts = shared.opts
     count = p.batch_size * p.n_iter
     if getattr(p, "mask_for_overlay", None) is not None:
         count *= 1 + bool(opts.return_mask) + bool(opts.return_mask_composite)
-    if p.do_not_save_grid or not (opts.grid_save or opts.return_grid):
+    alone = count < 2 and opts.grid_only_if_multiple
+    if p.do_not_save_grid or alone or not (opts.grid_save or opts.return_grid):
         return None
     # the host's own counting of rows and columns
     layout = images.image_grid([Image.new("RGB", (1, 1))] * count, p.batch_size).size
     width, height = (n * side for n, side in zip(layout, size))
+    limit = opts.img_max_size_mp
+    if width * height > limit * 1e6:
+        return f'no grid was made, {width}x{height} pixels are more than {limit:g} megapixels ("Maximum image size")'
     formats = [opts.grid_format] * bool(opts.grid_save) + [opts.samples_format] * bool(opts.return_grid and p.is_api)
     if not any(_broken_limit(p, name, max(width, height)) for name in formats):
         return None

@@ -60,6 +60,21 @@ def test_a_grid_that_nobody_asked_for_is_no_problem(settings: Any) -> None:
     assert output.grid_problem(p, (32752, 8)) is None
 
 
+def test_a_grid_is_left_out_where_it_is_larger_than_the_webui_allows(settings: Any) -> None:
+    settings(grid_format="png")
+    p = job()
+    assert output.grid_problem(p, (10000, 10000)) is None
+    assert output.grid_problem(p, (16384, 16384)) == (
+        'no grid was made, 32768x16384 pixels are more than 200 megapixels ("Maximum image size")'
+    )
+    p.batch_size = 1
+    assert output.grid_problem(p, (16384, 16384)) is None
+    settings(grid_only_if_multiple=False)
+    assert output.grid_problem(p, (16384, 16384))
+    settings(img_max_size_mp=300)
+    assert output.grid_problem(p, (16384, 16384)) is None
+
+
 def test_masks_are_in_the_grid_too(settings: Any) -> None:
     p = job(mask_for_overlay=object())
     assert output.grid_problem(p, (20000, 8)) is None
