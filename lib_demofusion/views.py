@@ -82,9 +82,13 @@ def _first_cell(length: int, factor: int, phase: int) -> tuple[int, int]:
 
 
 def view_starts(length: int, window: int, stride: int) -> list[int]:
-    """Returns where views begin along one axis: every `stride` cells, the last one moved back to end with the axis."""
-    count = -((window - length) // stride) + 1 if length > window else 1
-    return [max(min(i * stride, length - window), 0) for i in range(count)]
+    """Returns where views begin along one axis: as few as are at most `stride` cells apart, spread evenly.
+
+    The paper's code moves the last one back instead, where the stride does not divide the way; evenly, the same number
+    of views overlap more.
+    """
+    gaps = max(-((window - length) // stride), 0)
+    return [(2 * i * (length - window) + gaps) // (2 * gaps) for i in range(gaps + 1)] if gaps else [0]
 
 
 def jitter_range(window: int, stride: int) -> int:

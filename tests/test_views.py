@@ -132,7 +132,8 @@ def test_number_of_views_is_the_planned_one(grid: tuple[Size, Size, Size], step:
         (64, 64, 32, [0]),
         (65, 64, 32, [0, 1]),
         (96, 64, 32, [0, 32]),
-        (97, 64, 32, [0, 32, 33]),
+        (97, 64, 32, [0, 17, 33]),
+        (256, 128, 83, [0, 64, 128]),
         (128, 64, 64, [0, 64]),
         (10, 4, 3, [0, 3, 6]),
         (5, 8, 4, [0]),
@@ -140,6 +141,19 @@ def test_number_of_views_is_the_planned_one(grid: tuple[Size, Size, Size], step:
 )
 def test_starts_along_one_axis(length: int, window: int, stride: int, starts: list[int]) -> None:
     assert view_starts(length, window, stride) == starts
+
+
+@EXAMPLES
+@given(grid=grids())
+def test_views_are_spread_evenly(grid: tuple[Size, Size, Size]) -> None:
+    """From border to border, as the paper's where its stride divides the way."""
+    for n, w, s in zip(*grid):
+        starts = view_starts(n, w, s)
+        gaps = [after - before for before, after in pairwise(starts)]
+        assert (starts[0], starts[-1]) == (0, n - w)
+        assert not gaps or (max(gaps) - min(gaps) <= 1 and max(gaps) <= s)
+        if (n - w) % s == 0:
+            assert starts == list(range(0, n - w + 1, s))
 
 
 @EXAMPLES
