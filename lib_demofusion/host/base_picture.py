@@ -31,8 +31,9 @@ def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None)
     with vae.in_parts(p.sd_model, options.value(options.DECODE, vae.AUTOMATIC), of_all):
         for seed, picture in zip(p.seeds, pictures):
             torch.manual_seed(int(seed))
-            image = (picture[None].float() * 0.5).add_(0.5).clamp_(0, 1).to(shared.device, devices.dtype_vae)
-            latents.append(sd_samplers_common.images_tensor_to_samples(image, method, p.sd_model))
+            # under the same name, so that the larger of them goes
+            picture = (picture[None].float() * 0.5).add_(0.5).clamp_(0, 1).to(shared.device, devices.dtype_vae)
+            latents.append(sd_samplers_common.images_tensor_to_samples(picture, method, p.sd_model))
     return torch.cat(latents).to(devices.dtype)
 
 
