@@ -44,9 +44,9 @@ class Effect:
         settings = [{**self.base, self.field: value} for value in self.values]
         return [Configuration(f"{self.field} {value}", settings=s) for value, s in zip(self.values, settings)]
 
-    def labels(self) -> list[str]:
-        """What stands above each picture."""
-        return [f"{SPECS[self.field].label.partition(' (')[0]}: {_in_words(value)}" for value in self.values]
+    def labels(self) -> list[tuple[str, str]]:
+        """What stands above each picture: the value, and below it in small letters what has it."""
+        return [(_in_words(value), SPECS[self.field].label.partition(" (")[0]) for value in self.values]
 
 
 def _in_words(value: Any) -> str:
@@ -94,7 +94,7 @@ def main() -> None:
         jobs = [Job(configuration, SCALE) for configuration in effect.configurations()]
         run(studio, store, bases, jobs, [effect.number])
         files = [[store.path(job, effect.number)] for job in jobs]
-        columns = [(label, "", file) for label, file in zip(effect.labels(), files)]
+        columns = [(value, label, file) for (value, label), file in zip(effect.labels(), files)]
         strip = contact_sheet(columns, [caption(*label_of(effect.number))])
         strip.save(args.out / f"{effect.field}.jpg", quality=QUALITY)
 
