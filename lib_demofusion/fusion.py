@@ -38,7 +38,6 @@ def fuse(
     batches = batches or ViewBatches(1)
     if c2 <= 0 and len(local) == 1 and local[0].take(x).shape == x.shape:
         return next(values for _, values in batches.predictions(evaluate, [(local[0], x)], len(x)))
-    # made ahead of the accumulator, for its convolutions hold two latents
     blurred = blur(x[: len(x) // copies]) if c2 > 0 else x
     work: list[Work] = [(view, x) for view in local] if c2 < 1 else []
     averaged = len(work)

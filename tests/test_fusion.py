@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from lib_demofusion import filters
 from lib_demofusion.batching import ViewBatches
 from lib_demofusion.filters import (
     blur_for_dilation,
@@ -350,8 +351,12 @@ def test_weights_stay_between_zero_and_one(t: float, scales: tuple[float, float,
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 5])
 @pytest.mark.parametrize("std", [0.008, 0.5, 0.8, 3.0])
-def test_blur_equals_a_dense_convolution(factor: int, std: float) -> None:
-    """2s - 1 taps, weights normed to one, zeros beyond the border."""
+@pytest.mark.parametrize("at_once", [1, 8, 3 * 8, 5 * 8, filters.AT_ONCE])
+def test_blur_equals_a_dense_convolution(
+    monkeypatch: pytest.MonkeyPatch, factor: int, std: float, at_once: int
+) -> None:
+    """2s - 1 taps, weights normed to one, zeros beyond the border; however many rows are filtered at once."""
+    monkeypatch.setattr(filters, "AT_ONCE", at_once)
     x = randn(2, 3, 11, 8, dtype=torch.float64)
     reach = factor - 1
     taps = range(-reach, reach + 1)
