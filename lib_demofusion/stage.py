@@ -33,9 +33,12 @@ def mix_anchors(pixels: Tensor, latent: Tensor, enlargement: float) -> Tensor:
     return pixels + smooth(latent - pixels, enlargement / 2)
 
 
-def cropped(latent: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
-    """Returns what `stage` starts from: of the base (B, C, h, w) the plan's crop, of a later stage's result all."""
-    return plan.crop.take(latent) if stage.number == 1 else latent
+def cropped(x: Tensor, plan: Plan, stage: StagePlan, factor: int = 1) -> Tensor:
+    """Returns what `stage` starts from: of the base (..., h, w) the plan's crop, of a later stage's result all.
+
+    `factor` is the side of a latent cell in x: 1 in a latent, CELL in a picture.
+    """
+    return plan.crop.times(factor).take(x) if stage.number == 1 else x
 
 
 def finish_stage(x: Tensor, base: Tensor, colours: Tensor | None = None) -> Tensor:

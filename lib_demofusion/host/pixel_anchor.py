@@ -14,6 +14,7 @@ from lib_demofusion.host.base_picture import encode
 from lib_demofusion.host.vae import Report
 from lib_demofusion.plan import CELL, Plan, StagePlan
 from lib_demofusion.settings import LANCZOS
+from lib_demofusion.stage import cropped
 from lib_demofusion.views import Size
 
 
@@ -30,13 +31,8 @@ def pixel_anchor(
     `samples` are what `output.decode` returned. An enlarged latent would decode to a blur with streaks, which a stage
     that begins below full noise keeps. Raises what the host raises when it encodes, and what `report` does.
     """
-    parts = (_cropped(sample, plan, stage) for sample in samples)
+    parts = (cropped(sample, plan, stage, CELL) for sample in samples)
     return encode(p, (enlarged(part, stage.pixels, upscaler) for part in parts), report)
-
-
-def _cropped(picture: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
-    """Returns what `stage` starts from: of the base (3, H, W) the plan's crop, of a later stage's picture all."""
-    return plan.crop.times(CELL).take(picture) if stage.number == 1 else picture
 
 
 def enlarged(picture: Tensor, size: Size, upscaler: str) -> Tensor:
