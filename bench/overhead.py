@@ -27,14 +27,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import stage_table, unets
 from bench.peak_bytes import PeakBytes
-from lib_demofusion.batching import ViewBatches
-from lib_demofusion.plan import CELL, make_plan
-from lib_demofusion.residual import VarianceExploding
-from lib_demofusion.settings import Settings
-from lib_demofusion.spec import MAX_SCALE
-from lib_demofusion.stage import StageRun, finish_stage, make_anchor
-from lib_demofusion.step_gate import StepGate
-from lib_demofusion.views import View
+from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.plan import CELL, make_plan
+from lib_demofusion.method.residual import VarianceExploding
+from lib_demofusion.method.stage import StageRun, finish_stage, make_anchor
+from lib_demofusion.method.step_gate import StepGate
+from lib_demofusion.method.views import View
+from lib_demofusion.settings.fields import Settings
+from lib_demofusion.settings.spec import MAX_SCALE
 
 NATIVE = (128, 128)
 """SDXL's own latent, 1024x1024 pixels."""

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from bench.resident import Resident, given_back_when_freed
 from bench.unets import Unet
-from lib_demofusion.batching import Memory, UnknownMemory, ViewBatches
-from lib_demofusion.plan import StagePlan, make_plan
-from lib_demofusion.residual import VarianceExploding
-from lib_demofusion.settings import Settings
-from lib_demofusion.stage import StageRun, make_anchor
-from lib_demofusion.step_gate import StepGate
-from lib_demofusion.views import LocalView, View
+from lib_demofusion.method.batching import Memory, UnknownMemory, ViewBatches
+from lib_demofusion.method.plan import StagePlan, make_plan
+from lib_demofusion.method.residual import VarianceExploding
+from lib_demofusion.method.stage import StageRun, make_anchor
+from lib_demofusion.method.step_gate import StepGate
+from lib_demofusion.method.views import LocalView, View
+from lib_demofusion.settings.fields import Settings
 
 
 class CudaMemory:

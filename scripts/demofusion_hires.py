@@ -2,8 +2,11 @@
 
 from modules import script_callbacks, scripts
 
-from lib_demofusion.host import compat, hooks, options, panel, pixel_anchor, xyz
-from lib_demofusion.settings import offer_upscalers
+from lib_demofusion.host import compat, hooks, options
+from lib_demofusion.host.panel import build as panel
+from lib_demofusion.host.panel import xyz
+from lib_demofusion.host.pictures import pixel_anchor
+from lib_demofusion.settings.fields import offer_upscalers
 
 
 class DemoFusionHires(scripts.Script):

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from bench.peak_bytes import PeakBytes
-from lib_demofusion.batching import MOST_VIEWS, ViewBatches, is_out_of_memory
-from lib_demofusion.filters import blur_for_dilation
-from lib_demofusion.fusion import fuse
-from lib_demofusion.plan import make_plan
-from lib_demofusion.schedule import weights_at
-from lib_demofusion.settings import Settings
-from lib_demofusion.views import View, dilated_views, local_views
+from lib_demofusion.method.batching import MOST_VIEWS, ViewBatches, is_out_of_memory
+from lib_demofusion.method.filters import blur_for_dilation
+from lib_demofusion.method.fusion import fuse
+from lib_demofusion.method.plan import make_plan
+from lib_demofusion.method.schedule import weights_at
+from lib_demofusion.method.views import View, dilated_views, local_views
+from lib_demofusion.settings.fields import Settings
 
 
 def model(crops: Tensor, rows: slice) -> Tensor:

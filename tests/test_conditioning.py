@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib_demofusion.host.conditioning import cond_for_views, conds_of_stage, image_conditioning_for
-from lib_demofusion.views import LocalView, Size, View, dilated_views
+from lib_demofusion.host.sampling.conditioning import cond_for_views, conds_of_stage, image_conditioning_for
+from lib_demofusion.method.views import LocalView, Size, View, dilated_views
 
 SIZE = (32, 24)
 LOCAL: list[View] = [LocalView(0, 0, 16, 12), LocalView(9, 5, 16, 12), LocalView(16, 12, 16, 12)]
@@ -76,7 +76,7 @@ def test_an_inpainting_models_mask_stays_sharp_and_its_latents_are_enlarged_like
     assert made.shape == (2, 5, *size)
     assert set(made[:, 0].unique().tolist()) <= {0.0, 1.0}
     same(made[:, :1], F.interpolate(shown[:, :1], size, mode="nearest"))
-    # the anchor is enlarged so in lib_demofusion.stage
+    # the anchor is enlarged so in lib_demofusion.method.stage
     torch.testing.assert_close(made[:, 1:], F.interpolate(shown[:, 1:], size, mode="bicubic", align_corners=False))
 
 

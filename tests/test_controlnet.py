@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from controlnet_double import CELL, Adapter, Lite, Mode, Network, Unit, control_of, job, state
 from torch import Tensor
 
-from lib_demofusion.batching import ViewBatches
-from lib_demofusion.hints import resize_hint
-from lib_demofusion.host import controlnet
-from lib_demofusion.host.denoiser import FusedModel
-from lib_demofusion.host.sdxl import Frame
-from lib_demofusion.plan import make_plan
-from lib_demofusion.schedule import Weights
-from lib_demofusion.settings import Settings
-from lib_demofusion.stage import StageRun
-from lib_demofusion.views import dilated_views
+from lib_demofusion.host.neighbours import controlnet
+from lib_demofusion.host.sampling.denoiser import FusedModel
+from lib_demofusion.host.sampling.sdxl import Frame
+from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.hints import resize_hint
+from lib_demofusion.method.plan import make_plan
+from lib_demofusion.method.schedule import Weights
+from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.views import dilated_views
+from lib_demofusion.settings.fields import Settings
 
 BASE = (16, 12)
 PIXELS = (128, 96)

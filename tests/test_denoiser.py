@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lib_demofusion.filters import blur_for_dilation
-from lib_demofusion.fusion import fuse
-from lib_demofusion.host.denoiser import FusedModel, blur_correction
-from lib_demofusion.host.sdxl import Frame
-from lib_demofusion.views import dilated_views
+from lib_demofusion.host.sampling.denoiser import FusedModel, blur_correction
+from lib_demofusion.host.sampling.sdxl import Frame
+from lib_demofusion.method.filters import blur_for_dilation
+from lib_demofusion.method.fusion import fuse
+from lib_demofusion.method.views import dilated_views
 
 external = k_diffusion_sampling.load("external")
 

@@ -31,15 +31,15 @@ from test_step_gate import (
 )
 from torch import Tensor
 
-from lib_demofusion.batching import ViewBatches
-from lib_demofusion.forecast import call_cells, evaluations, even_timesteps, plan_evaluations
-from lib_demofusion.plan import make_plan
-from lib_demofusion.residual import NoiseSpace, VarianceExploding, VariancePreserving
-from lib_demofusion.sampler_calls import call_levels
-from lib_demofusion.settings import Settings
-from lib_demofusion.stage import StageRun
-from lib_demofusion.step_gate import StepGate
-from lib_demofusion.views import View
+from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.plan import make_plan
+from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
+from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.step_gate import StepGate
+from lib_demofusion.method.views import View
+from lib_demofusion.progress.forecast import call_cells, evaluations, even_timesteps, plan_evaluations
+from lib_demofusion.progress.sampler_calls import call_levels
+from lib_demofusion.settings.fields import Settings
 
 THRESHOLDS = pytest.mark.parametrize("thresholds", [(0.0, 0.0), (0.11, 0.0), (0.0, 0.13), (0.3, 0.2)])
 STAGES = make_plan(Settings(scale=3), STAGE.window)

@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from lib_demofusion import filters
-from lib_demofusion.batching import ViewBatches
-from lib_demofusion.filters import (
+from lib_demofusion.method import filters
+from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.filters import (
     blur_for_dilation,
     gaussian_blur,
     match_low_band,
@@ -23,14 +23,14 @@ from lib_demofusion.filters import (
     mean_and_std,
     smooth,
 )
-from lib_demofusion.fusion import fuse
-from lib_demofusion.plan import Plan, StagePlan
-from lib_demofusion.residual import VarianceExploding
-from lib_demofusion.schedule import Weights, cosine_factor, weights_at
-from lib_demofusion.settings import Settings
-from lib_demofusion.stage import StageRun, finish_stage, make_anchor, mix_anchors
-from lib_demofusion.step_gate import StepGate
-from lib_demofusion.views import LocalView, Size, View, dilated_views, jitter_generator, local_views
+from lib_demofusion.method.fusion import fuse
+from lib_demofusion.method.plan import Plan, StagePlan
+from lib_demofusion.method.residual import VarianceExploding
+from lib_demofusion.method.schedule import Weights, cosine_factor, weights_at
+from lib_demofusion.method.stage import StageRun, finish_stage, make_anchor, mix_anchors
+from lib_demofusion.method.step_gate import StepGate
+from lib_demofusion.method.views import LocalView, Size, View, dilated_views, jitter_generator, local_views
+from lib_demofusion.settings.fields import Settings
 
 EXAMPLES = settings(max_examples=80, deadline=None)
 GRIDS = st.tuples(st.integers(8, 40), st.integers(8, 40), st.integers(4, 12), st.integers(4, 12), st.integers(1, 4))

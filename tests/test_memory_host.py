@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_demofusion.batching import UnknownMemory, ViewBatches
-from lib_demofusion.views import LocalView
+from lib_demofusion.method.batching import UnknownMemory, ViewBatches
+from lib_demofusion.method.views import LocalView
 
 NAME = "lib_demofusion.host.memory"
 GIB = 1 << 30

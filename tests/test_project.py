@@ -148,9 +148,9 @@ def test_imports_are_seen(source: str, packages: list[str]) -> None:
         ("from .host.panel import build", [1]),
         ("from lib_demofusion import host", [1]),
         ("from lib_demofusion.host import panel", [1]),
-        ("import lib_demofusion.host.panel", [1]),
+        ("import lib_demofusion.host.panel.build", [1]),
         ("from .settings import host", []),
-        ("from lib_demofusion.views import hosts\nimport lib_demofusion", []),
+        ("from lib_demofusion.method.views import hosts\nimport lib_demofusion", []),
     ],
 )
 def test_the_host_layer_is_seen(source: str, lines: list[int]) -> None:

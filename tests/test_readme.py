@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lib_demofusion.costs import run_costs
-from lib_demofusion.plan import make_plan
-from lib_demofusion.settings import (
+from lib_demofusion.method.plan import make_plan
+from lib_demofusion.progress.costs import run_costs
+from lib_demofusion.settings.fields import (
     DEFAULT_PRESET,
     LANCZOS,
     NAMES,

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib_demofusion.filters import blur_for_dilation
-from lib_demofusion.fusion import fuse
-from lib_demofusion.plan import StagePlan
-from lib_demofusion.residual import VarianceExploding, VariancePreserving
-from lib_demofusion.settings import Settings
-from lib_demofusion.stage import StageRun, finish_stage
-from lib_demofusion.step_gate import StepGate
-from lib_demofusion.views import LocalView
+from lib_demofusion.method.filters import blur_for_dilation
+from lib_demofusion.method.fusion import fuse
+from lib_demofusion.method.plan import StagePlan
+from lib_demofusion.method.residual import VarianceExploding, VariancePreserving
+from lib_demofusion.method.stage import StageRun, finish_stage
+from lib_demofusion.method.step_gate import StepGate
+from lib_demofusion.method.views import LocalView
+from lib_demofusion.settings.fields import Settings
 
 DATA = Path(__file__).parent / "data"
 CASES = ["euler_square_x3", "euler_landscape_x2", "euler_img2img_x2", "ddim_square_x2"]

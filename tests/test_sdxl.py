@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_demofusion.host.denoiser import FusedModel
-from lib_demofusion.host.sdxl import CROP, SIZES, Frame, SizeVectors, number_slots, size_vectors
-from lib_demofusion.views import LocalView, dilated_views
+from lib_demofusion.host.sampling.denoiser import FusedModel
+from lib_demofusion.host.sampling.sdxl import CROP, SIZES, Frame, SizeVectors, number_slots, size_vectors
+from lib_demofusion.method.views import LocalView, dilated_views
 
 ORIGINAL, TARGET = SIZES
 AESTHETIC = "aesthetic_score"
@@ -215,8 +215,8 @@ sys.path[:0] = [f"{webui}/repositories/generative-models", root]
 for name, attribute in (("taming.modules.losses.lpips", "LPIPS"), ("sgm.data", "StableDataModuleFromConfig")):
     sys.modules[name] = types.SimpleNamespace(**{attribute: None})
 from sgm.modules.encoders.modules import AbstractEmbModel, ConcatTimestepEmbedderND, GeneralConditioner
-from lib_demofusion.host.sdxl import Frame, SizeVectors
-from lib_demofusion.views import DilatedView, LocalView
+from lib_demofusion.host.sampling.sdxl import Frame, SizeVectors
+from lib_demofusion.method.views import DilatedView, LocalView
 
 class Text(AbstractEmbModel):
     def forward(self, rows):

@@ -11,8 +11,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
 
-from lib_demofusion.plan import make_plan
-from lib_demofusion.settings import (
+from lib_demofusion.method.plan import make_plan
+from lib_demofusion.settings.fields import (
     ENABLED_KEY,
     NAMES,
     OF_THE_REQUEST,
@@ -30,7 +30,7 @@ from lib_demofusion.settings import (
     to_infotext,
     use_presets,
 )
-from lib_demofusion.spec import SettingsError
+from lib_demofusion.settings.spec import SettingsError
 
 EXAMPLES = settings(max_examples=200, deadline=None)
 BOOLS = [name for name, spec in SPECS.items() if spec.kind is bool]

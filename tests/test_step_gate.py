@@ -26,11 +26,10 @@ from hypothesis import example, given, settings
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
-from lib_demofusion.plan import StagePlan
-from lib_demofusion.residual import VarianceExploding, VariancePreserving
-from lib_demofusion.settings import Settings
-from lib_demofusion.stage import StageRun
-from lib_demofusion.step_gate import (
+from lib_demofusion.method.plan import StagePlan
+from lib_demofusion.method.residual import VarianceExploding, VariancePreserving
+from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.step_gate import (
     CountedCalls,
     FirstCallAtNewLevel,
     StepGate,
@@ -39,6 +38,7 @@ from lib_demofusion.step_gate import (
     make_gate,
     sigma_down_is_zero,
 )
+from lib_demofusion.settings.fields import Settings
 
 TOLERANCE = 1e-9
 """Largest difference to the explicit loop, relative to the largest value of x."""

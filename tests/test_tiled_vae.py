@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
-from lib_demofusion import tiled_vae
-from lib_demofusion.tiled_vae import Options, decode_tiled, encode_tiled
-from lib_demofusion.vae_maps import Map, Shelf, grid
-from lib_demofusion.vae_steps import (
+from lib_demofusion.tiled_vae import tiling as tiled_vae
+from lib_demofusion.tiled_vae.maps import Map, Shelf, grid
+from lib_demofusion.tiled_vae.steps import (
     Box,
     decoder_steps,
     encoder_steps,
@@ -29,6 +28,7 @@ from lib_demofusion.vae_steps import (
     sizes,
     whole_bytes,
 )
+from lib_demofusion.tiled_vae.tiling import Options, decode_tiled, encode_tiled
 
 CPU = torch.device("cpu")
 SIZES = [(24, 24), (16, 40), (19, 13), (7, 33), (1, 5)]

@@ -14,7 +14,7 @@ import torch
 from autoencoders import autoencoder, picture_like
 from torch import Tensor, nn
 
-NAME = "lib_demofusion.host.vae"
+NAME = "lib_demofusion.host.pictures.vae"
 GIB = 1 << 30
 
 

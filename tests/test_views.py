@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from torch import Tensor
 
-from lib_demofusion.plan import StagePlan
-from lib_demofusion.views import (
+from lib_demofusion.method.plan import StagePlan
+from lib_demofusion.method.views import (
     LocalView,
     Size,
     coverage,

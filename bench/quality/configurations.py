@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from lib_demofusion.settings import PRESETS, Settings, parse_settings
+from lib_demofusion.settings.fields import PRESETS, Settings, parse_settings
 
 Kind = Literal["true", "bicubic", "lanczos", "direct", "hires", "multidiffusion", "demofusion"]
 

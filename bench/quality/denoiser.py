@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lib_demofusion.batching import ViewBatches
-from lib_demofusion.forecast import steps_of_stage
-from lib_demofusion.stage import StageRun
-from lib_demofusion.views import View
+from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.views import View
+from lib_demofusion.progress.forecast import steps_of_stage
 
 NATIVE = 16
 """Side of the model's own latent."""

@@ -21,9 +21,9 @@ from bench.quality.configurations import Configuration
 from bench.quality.denoiser import NATIVE
 from bench.quality.pictures import downscale, read, write
 from bench.quality.ways import Batch, Sampling, Studio, batches, label_of
-from lib_demofusion.plan import CELL, make_plan
-from lib_demofusion.settings import Settings
-from lib_demofusion.views import view_starts
+from lib_demofusion.method.plan import CELL, make_plan
+from lib_demofusion.method.views import view_starts
+from lib_demofusion.settings.fields import Settings
 from trial.scenes import caption
 
 PICTURES_AT_ONCE = {1: 16, 2: 8, 4: 4}

@@ -17,7 +17,7 @@ from bench.quality.configurations import Configuration
 from bench.quality.runs import Bases, Job, Store, origin, run
 from bench.quality.sheet import contact_sheet
 from bench.quality.ways import Sampling, Studio, label_of
-from lib_demofusion.settings import PRESETS, SPECS
+from lib_demofusion.settings.fields import PRESETS, SPECS
 from trial.scenes import caption
 from trial.small_model import CHECKPOINT, load
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lib_demofusion.host import presets, xyz
 from lib_demofusion.host.job import PREFIX, Job, report_problem
-from lib_demofusion.host.output import shrink_for_gallery
-from lib_demofusion.settings import overridden, settings_from_args
-from lib_demofusion.spec import SettingsError
+from lib_demofusion.host.panel import presets, xyz
+from lib_demofusion.host.pictures.output import shrink_for_gallery
+from lib_demofusion.settings.fields import overridden, settings_from_args
+from lib_demofusion.settings.spec import SettingsError
 
 JOB = "_demofusion_job"
 

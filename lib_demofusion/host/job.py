@@ -9,16 +9,19 @@ from modules import devices, errors, shared
 from torch import Tensor
 
 from lib_demofusion import __version__
-from lib_demofusion.host import inpainting, neighbours, options, output, soft_inpainting
-from lib_demofusion.host.base_picture import base_checkpoint, base_latent, own_generators
-from lib_demofusion.host.pixel_anchor import pixel_anchor
-from lib_demofusion.host.progress import Progress, make_progress
-from lib_demofusion.host.stage_runner import StageStopped, run_stage, stop_requested
-from lib_demofusion.host.vae import Report
-from lib_demofusion.plan import CELL, Plan, StagePlan, make_plan
-from lib_demofusion.settings import ENABLED_KEY, LATENT, PIXELS, Settings, to_infotext
-from lib_demofusion.spec import SettingsError
-from lib_demofusion.stage import finish_stage, make_anchor, mix_anchors
+from lib_demofusion.host import options
+from lib_demofusion.host.neighbours import refusals as neighbours
+from lib_demofusion.host.neighbours import soft_inpainting
+from lib_demofusion.host.pictures import inpainting, output
+from lib_demofusion.host.pictures.base_picture import base_checkpoint, base_latent, own_generators
+from lib_demofusion.host.pictures.pixel_anchor import pixel_anchor
+from lib_demofusion.host.pictures.vae import Report
+from lib_demofusion.host.progress.bar import Progress, make_progress
+from lib_demofusion.host.sampling.stage_runner import StageStopped, run_stage, stop_requested
+from lib_demofusion.method.plan import CELL, Plan, StagePlan, make_plan
+from lib_demofusion.method.stage import finish_stage, make_anchor, mix_anchors
+from lib_demofusion.settings.fields import ENABLED_KEY, LATENT, PIXELS, Settings, to_infotext
+from lib_demofusion.settings.spec import SettingsError
 
 KEY_ERROR = "DemoFusion error"
 KEY_STOPPED = "DemoFusion stopped"

@@ -7,7 +7,7 @@ import logging
 import torch
 from modules import devices
 
-from lib_demofusion.batching import Memory, UnknownMemory
+from lib_demofusion.method.batching import Memory, UnknownMemory
 
 logger = logging.getLogger("DemoFusion")
 

@@ -7,8 +7,8 @@ from typing import Any
 import gradio as gr
 from modules import shared
 
-from lib_demofusion import settings
-from lib_demofusion.host.vae import AUTOMATIC, MODES
+from lib_demofusion.host.pictures.vae import AUTOMATIC, MODES
+from lib_demofusion.settings import fields as settings
 
 SECTION = ("demofusion", "DemoFusion")
 

@@ -17,7 +17,7 @@ from bench.quality.intervals import differs, estimate
 from bench.quality.runs import Bases, Job, Store, finish, seams
 from bench.quality.sheet import contact_sheet
 from bench.quality.ways import Sampling, Studio, batches
-from lib_demofusion.plan import make_plan
+from lib_demofusion.method.plan import make_plan
 from trial.sampling import ddim as plain_ddim
 from trial.sampling import initial_noise
 from trial.schedule import alphas_cumprod

@@ -10,7 +10,7 @@ import pytest
 from browser import SECONDS, Tab, screenshot
 from PIL import Image
 
-from lib_demofusion.settings import DEFAULT_PRESET, PRESETS
+from lib_demofusion.settings.fields import DEFAULT_PRESET, PRESETS
 
 pytestmark = pytest.mark.browser
 

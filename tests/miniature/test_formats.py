@@ -9,7 +9,7 @@ import pytest
 from in_process import Webui
 from modules import processing, shared
 
-from lib_demofusion.host import output
+from lib_demofusion.host.pictures import output
 
 
 def job(**values: Any) -> Any:

@@ -13,9 +13,11 @@ from in_process import BASE, Webui, sizes
 from modules import errors, infotext_utils, scripts, sd_samplers, shared
 from PIL import Image, ImageChops
 
-from lib_demofusion.host import base_picture, job, pixel_anchor, progress, vae
-from lib_demofusion.settings import SPECS
-from lib_demofusion.stage import mix_anchors
+from lib_demofusion.host import job
+from lib_demofusion.host.pictures import base_picture, pixel_anchor, vae
+from lib_demofusion.host.progress import bar as progress
+from lib_demofusion.method.stage import mix_anchors
+from lib_demofusion.settings.fields import SPECS
 
 ON = {"enabled": True, "scale": 2}
 THREE = {"enabled": True, "scale": 3}

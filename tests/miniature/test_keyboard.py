@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from browser import SECONDS, Tab, contrast
 
-from lib_demofusion.settings import DEFAULT_PRESET, SPECS
+from lib_demofusion.settings.fields import DEFAULT_PRESET, SPECS
 
 pytestmark = pytest.mark.browser
 

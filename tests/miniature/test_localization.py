@@ -13,7 +13,8 @@ import pytest
 from in_process import Webui
 from modules import shared
 
-from lib_demofusion.host import line, neighbours, preset_row, presets
+from lib_demofusion.host.neighbours import refusals as neighbours
+from lib_demofusion.host.panel import line, preset_row, presets
 
 FOLDER = Path(__file__).resolve().parents[2] / "localizations"
 LANGUAGES = sorted(path.stem for path in FOLDER.glob("*.json"))

@@ -13,7 +13,9 @@ from in_process import BASE, Webui, sizes
 from modules import shared
 from PIL import Image
 
-from lib_demofusion.host import job, output, pixel_anchor, stage_runner
+from lib_demofusion.host import job
+from lib_demofusion.host.pictures import output, pixel_anchor
+from lib_demofusion.host.sampling import stage_runner
 
 EVERYTHING = {"enabled": True, "scale": 3, "anchor": "pixels", "return_stages": True, "save_stages": True}
 SEEDS = itertools.count(5000)

@@ -9,8 +9,8 @@ import gradio as gr
 import pytest
 from modules import scripts
 
-from lib_demofusion.host import xyz
-from lib_demofusion.settings import SPECS
+from lib_demofusion.host.panel import xyz
+from lib_demofusion.settings.fields import SPECS
 
 
 @pytest.mark.parametrize("first", [True, False])

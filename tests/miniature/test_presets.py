@@ -13,9 +13,11 @@ import pytest
 from in_process import BASE, Webui, sizes
 from modules import infotext_utils, paths_internal, scripts, shared
 
-from lib_demofusion.host import options, panel, preset_row, presets
-from lib_demofusion.host.line import TabValues, describe
-from lib_demofusion.settings import (
+from lib_demofusion.host import options
+from lib_demofusion.host.panel import build as panel
+from lib_demofusion.host.panel import preset_row, presets
+from lib_demofusion.host.panel.line import TabValues, describe
+from lib_demofusion.settings.fields import (
     DEFAULT_PRESET,
     PRESET_FIELDS,
     PRESETS,
@@ -25,7 +27,7 @@ from lib_demofusion.settings import (
     preset_values,
     use_presets,
 )
-from lib_demofusion.spec import SettingsError
+from lib_demofusion.settings.spec import SettingsError
 
 VALUES = {**preset_values("Paper"), "stages": "1,2", "sigma": 1.5}
 

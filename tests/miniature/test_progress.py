@@ -18,15 +18,15 @@ from modules import paths_internal, shared
 from tiny import alphas_cumprod
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib_demofusion.costs import StageClock, decoder_work, encoder_work, reckoned_decoding
-from lib_demofusion.forecast import call_cells, schedule_steps, steps_of_stage
-from lib_demofusion.host import timing
-from lib_demofusion.host.progress import make_progress
-from lib_demofusion.plan import Plan, StagePlan, make_plan
-from lib_demofusion.sampler_calls import call_levels
-from lib_demofusion.schedule import weights_at
-from lib_demofusion.settings import PIXELS, Settings
-from lib_demofusion.views import Size
+from lib_demofusion.host.progress import timing
+from lib_demofusion.host.progress.bar import make_progress
+from lib_demofusion.method.plan import Plan, StagePlan, make_plan
+from lib_demofusion.method.schedule import weights_at
+from lib_demofusion.method.views import Size
+from lib_demofusion.progress.costs import StageClock, decoder_work, encoder_work, reckoned_decoding
+from lib_demofusion.progress.forecast import call_cells, schedule_steps, steps_of_stage
+from lib_demofusion.progress.sampler_calls import call_levels
+from lib_demofusion.settings.fields import PIXELS, Settings
 
 STEPS = 30
 SECONDS_A_CELL = 0.25 / 128**2

@@ -10,9 +10,10 @@ import pytest
 from in_process import BASE, Webui
 from modules import paths_internal, shared
 
-from lib_demofusion.host import line, timing
-from lib_demofusion.plan import make_plan
-from lib_demofusion.settings import Settings
+from lib_demofusion.host.panel import line
+from lib_demofusion.host.progress import timing
+from lib_demofusion.method.plan import make_plan
+from lib_demofusion.settings.fields import Settings
 
 BASE_CELLS = BASE // 8
 PLAN = make_plan(Settings(scale=2), (BASE_CELLS, BASE_CELLS))

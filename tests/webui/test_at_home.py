@@ -16,7 +16,7 @@ from PIL import Image
 from webui.conftest import ROOT, TITLE, Result, Webui, png
 from webui.test_generate import ON, assert_good, difference
 
-from lib_demofusion.settings import NAMES, SPECS, Settings, preset_values
+from lib_demofusion.settings.fields import NAMES, SPECS, Settings, preset_values
 
 pytestmark = pytest.mark.webui
 

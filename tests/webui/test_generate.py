@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from webui.conftest import Result, Webui, png
 
-from lib_demofusion.settings import NAMES, Settings
+from lib_demofusion.settings.fields import NAMES, Settings
 
 pytestmark = pytest.mark.webui
 

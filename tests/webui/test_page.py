@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 from webui.conftest import TITLE, Webui
 from webui.test_generate import difference
 
-from lib_demofusion.settings import SPECS
+from lib_demofusion.settings.fields import SPECS
 
 pytestmark = [pytest.mark.webui, pytest.mark.browser]
 

@@ -1,0 +1,1 @@
+"""Other features and extensions: what works beside the stages, and what is refused by name."""

@@ -1,0 +1,237 @@
+"""The ControlNet extension beside the stages: every batch of views is given its own part of the hints.
+
+ControlNet replaces the forward of the UNet for a job and keeps the hints in one object per unit, as large as the base
+picture (scripts/hook.py there). It adds what it computes of them to the UNet's own maps, row by row. Its steps are
+those of the sampler, counted by the webui, so that it does not matter to them how many views a call has.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib_demofusion.host.scoped import replaced
+from lib_demofusion.method.hints import StageHint, make_stage_hint, resize_hint, shown_part
+from lib_demofusion.method.plan import Plan, StagePlan
+from lib_demofusion.method.views import Size, View
+
+logger = logging.getLogger("DemoFusion")
+
+PICTURES = ("ControlNet", "ControlLoRA", "ControlNetUnion", "InstantID", "T2I_Adapter", "Controlllite")
+"""Kinds of units whose hint is a picture of the same place as the latent."""
+
+NO_PLACE = ("IPAdapter", "ReVision", "T2I_StyleAdapter", "AttentionInjection")
+"""Kinds whose hint says something of the picture as a whole, which is as true of every view."""
+
+INPAINTING_CHANNELS = 9
+"""What the UNet of an inpainting checkpoint is given."""
+
+
+def neighbour(p: Any) -> Any:
+    """Returns the extension's script where it acts on this job, else None."""
+    for entry in getattr(getattr(p, "scripts", None), "alwayson_scripts", None) or ():
+        if getattr(entry, "latest_network", None) is not None and entry.title().lower() == "controlnet":
+            return entry
+    return None
+
+
+def units(p: Any) -> list[Any]:
+    """Returns the units that act on this job."""
+    return list(getattr(getattr(neighbour(p), "latest_network", None), "control_params", None) or ())
+
+
+def kind(unit: Any) -> str:
+    """Returns the name of a unit's kind of model."""
+    return getattr(unit.control_model_type, "name", str(unit.control_model_type))
+
+
+def refusal(p: Any) -> str | None:
+    """Returns which unit cannot be cut to the views, and why, or None."""
+    found = neighbour(p)
+    if found is None:
+        return None
+    if getattr(getattr(found.latest_network, "attention_auto_machine", None), "name", "") == "StyleAlign":
+        return "ControlNet's style alignment: the views of a batch would take one another's style"
+    active = units(p)
+    if len(active) > 1 and str(getattr(found, "ui_batch_option_state", [""])[0]).startswith("Each"):
+        return "ControlNet's 'Each ControlNet unit for each image in a batch': views are batched as images are"
+    for number, unit in enumerate(active, 1):
+        problem = _problem(p, unit)
+        if problem:
+            return f"ControlNet unit {number} ({_preprocessor(unit)}, {kind(unit)}): {problem}"
+    return None
+
+
+def _preprocessor(unit: Any) -> str:
+    return str((unit.preprocessor or {}).get("name", "none"))
+
+
+def _problem(p: Any, unit: Any) -> str | None:
+    if kind(unit) in NO_PLACE:
+        masked = kind(unit) == "IPAdapter" and unit.effective_region_mask is not None
+        return "its region would be that of every local view; remove its mask" if masked else None
+    if kind(unit) not in PICTURES:
+        return "nothing is known of how its hint would be cut"
+    network = getattr(unit.control_model, "control_model", None)
+    if type(network).__name__ == "SparseCtrl" or not isinstance(_native(unit), Tensor) or len(_native(unit)) != 1:
+        return "it has several hints, which belong to the frames of an animation"
+    if "inpaint_only" in _preprocessor(unit):
+        return "it pastes the base picture's latent; use inpaint_global_harmonious"
+    if _native(unit).shape[1] > 3 and _unet(p).in_channels == INPAINTING_CHANNELS:
+        return "it paints into the base picture's mask of an inpainting checkpoint"
+    if kind(unit) == "T2I_Adapter" and unit.cfg_injection:
+        return "'ControlNet is more important' gives an adapter one hint for all views; use another control mode"
+    return None
+
+
+def _unet(p: Any) -> Any:
+    return p.sd_model.model.diffusion_model
+
+
+def _native(unit: Any) -> Any:
+    """Returns the hint that the base picture was made with; hires fix has one of its own size."""
+    return unit.hr_hint_cond if isinstance(unit.hr_hint_cond, Tensor) else unit.hint_cond
+
+
+def mark_prompts(p: Any) -> None:
+    """Marks prompts that were encoded anew, in the extension's own way, by which it tells conds from unconds."""
+    network = getattr(neighbour(p), "latest_network", None)
+    mark = getattr(sys.modules.get(type(network).__module__), "mark_prompt_context", None)
+    if mark is not None:
+        mark(p.c, positive=True)
+        mark(p.uc, positive=False)
+
+
+class Hints:
+    """The hints of all units during one stage. Without units, and without the extension, nothing is done."""
+
+    def __init__(self, units: Sequence[_Unit] = ()):
+        self._units = units
+
+    @contextmanager
+    def for_views(self, views: Sequence[View], rows: int) -> Iterator[None]:
+        """Gives the units what a batch of views sees while the model is called; each view has so many rows."""
+        with ExitStack() as stack:
+            for unit in self._units:
+                unit.enter(stack, views, rows)
+            yield
+
+
+def stage_hints(p: Any, stage: StagePlan, plan: Plan | None = None) -> Hints:
+    """Returns the hints at the size of a stage of `plan`; without it the stage shows the base as a whole.
+
+    They lie in the computer's memory, and what a batch of views sees goes to the device.
+    """
+    found = neighbour(p)
+    if found is None:
+        return Hints()
+    if found.latest_network.model is not _unet(p):
+        p.comment("DemoFusion: ControlNet does not act in the stages, as it holds on to the refiner's model")
+        return Hints()
+    made = []
+    for index, unit in enumerate(units(p)):
+        latent = _latent(p, found.latest_network, unit)
+        if kind(unit) in PICTURES:
+            made.append(_picture(unit, stage, plan, latent, _Resize(found, index, _preprocessor(unit))))
+        elif latent is not None:
+            made.append(_Unit(unit, latent=latent))
+    return Hints(made)
+
+
+def _picture(unit: Any, stage: StagePlan, plan: Plan | None, latent: Tensor | None, resize: _Resize) -> _Unit:
+    def shown(value: Tensor) -> Tensor:
+        return shown_part(value, plan.crop, plan.base) if plan is not None else value
+
+    hint = make_stage_hint(shown(_native(unit)).cpu(), stage.size, stage.factor, resize)
+    region = unit.effective_region_mask
+    if region is not None:
+        region = make_stage_hint(shown(region).cpu(), stage.size, stage.factor)
+    if latent is not None:
+        latent = F.interpolate(shown(latent).float(), stage.size, mode="bicubic", align_corners=False).to(latent.dtype)
+    return _Unit(unit, hint, region, latent)
+
+
+def _latent(p: Any, network: Any, unit: Any) -> Tensor | None:
+    """Returns the latent (1, C, h, w) of the hint for units that compare with it, encoded by the extension itself."""
+    if kind(unit) == "AttentionInjection" or "colorfix" in _preprocessor(unit):
+        return network.call_vae_using_process(p, _native(unit))[:1]
+    return None
+
+
+class _Resize:
+    """ControlNet's own way of resizing maps, by which thin lines stay thin; the plain one where it has no such."""
+
+    def __init__(self, found: Any, index: int, preprocessor: str):
+        self._found, self._index, self._preprocessor = found, index, preprocessor
+
+    def __call__(self, hint: Tensor, size: Size) -> Tensor:
+        if tuple(hint.shape[-2:]) == size:
+            return hint
+        try:
+            mode = type(self._found.enabled_units[self._index].resize_mode).RESIZE
+            pixels = (hint[0].permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()
+            resized, _ = self._found.detectmap_proc(pixels, self._preprocessor, mode, *size)
+        except Exception as problem:
+            # what is no documented interface may have another shape in another version
+            logger.warning("ControlNet's own resizing is not used: %s", problem)
+            return resize_hint(hint, size)
+        return resized.to(hint) if resized.shape[1] == hint.shape[1] else resize_hint(hint, size)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """One unit in one stage."""
+
+    unit: Any
+    hint: StageHint | None = None
+    """None where every view sees the hint as a whole."""
+    region: StageHint | None = None
+    latent: Tensor | None = None
+    """The hint's latent (1, C, H, W); at the stage's size it is cut like the stage's own."""
+
+    def enter(self, stack: ExitStack, views: Sequence[View], rows: int) -> None:
+        """Puts the views' part in the unit's place until `stack` is left; the unit then is as it was."""
+        values = self._values(views, rows)
+        if kind(self.unit) == "T2I_Adapter":
+            # it remembers what it made of its hint
+            stack.callback(self.unit.control_model.reset)
+            self.unit.control_model.reset()
+        if kind(self.unit) == "Controlllite":
+            for module in self.unit.control_model.modules.values():
+                stack.enter_context(replaced(module, cond_image=values["hint_cond"] * 2 - 1, cond_emb=None))
+        stack.enter_context(replaced(self.unit, **values))
+
+    def _values(self, views: Sequence[View], rows: int) -> dict[str, Any]:
+        """Returns the unit's attributes for these views; setting `hint_cond`, the first, clears some of the others.
+
+        The hint of hires fix is the same one, so that none is taken to be of another size and encoded again.
+        """
+        unit, native = self.unit, _native(self.unit)
+        hint = native if self.hint is None else _rows([self.hint.for_view(view) for view in views], rows).to(native)
+        values = {"hint_cond": hint, "hr_hint_cond": hint if native is unit.hr_hint_cond else unit.hr_hint_cond}
+        values |= {"used_hint_cond": hint, "used_hint_inpaint_hijack": None}
+        values["used_hint_cond_latent"] = self._latent(views, rows)
+        if self.region is not None:
+            region = _rows([self.region.for_view(view) for view in views], rows)
+            values["effective_region_mask"] = region.to(unit.effective_region_mask)
+        return values
+
+    def _latent(self, views: Sequence[View], rows: int) -> Tensor | None:
+        if self.latent is None:
+            return None
+        if self.hint is None:
+            return self.latent.expand(len(views) * rows, -1, -1, -1)
+        return torch.cat([view.take(self.latent).expand(rows, -1, -1, -1) for view in views])
+
+
+def _rows(parts: list[Tensor], rows: int) -> Tensor:
+    """Returns the parts of all views, view-major like the crops; one alone serves all its rows."""
+    return torch.cat(parts).repeat_interleave(rows, dim=0) if len(parts) > 1 else parts[0]

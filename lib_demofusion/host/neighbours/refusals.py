@@ -1,0 +1,121 @@
+"""Features and extensions that DemoFusion cannot run beside. Each gets a sentence that names both.
+
+A job is asked about before and after its base picture; the page foresees what it can before Generate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from modules import shared
+from modules.infotext_utils import create_override_settings_dict
+
+from lib_demofusion.host.neighbours import controlnet
+
+REFUSED = "DemoFusion does not work with"
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a job, or the page before it, is about to do."""
+
+    model: Any
+    tiling: bool = False
+    script: str = ""
+    """Title of the script that is chosen at the bottom of the tab."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """What other extensions have written into the infotext."""
+    masked: bool = False
+    only_details: bool = False
+    """Whether ADetailer repaints details of the upload, and what img2img makes is thrown away."""
+    denoiser: Any = None
+    """The sampler's, once there is one."""
+
+
+def of_job(p: Any) -> Situation:
+    """Returns the situation of a job."""
+    return Situation(
+        model=shared.sd_model,
+        tiling=bool(p.tiling),
+        script=chosen_script(p.scripts, (p.script_args or [0])[0]),
+        params=p.extra_generation_params,
+        masked=getattr(p, "mask", None) is not None,
+        only_details=getattr(p, "_ad_skip_img2img", False) and not getattr(p, "_ad_disabled", False),
+        denoiser=getattr(getattr(p, "sampler", None), "model_wrap_cfg", None),
+    )
+
+
+def of_page(model: Any, script: str, override_settings: Sequence[str] = ()) -> Situation:
+    """Returns the situation as far as the page shows it; settings are overridden as in `Tiling: True`."""
+    overridden = create_override_settings_dict(list(override_settings))
+    return Situation(model, bool(overridden.get("tiling", shared.opts.tiling)), script)
+
+
+def chosen_script(runner: Any, index: object) -> str:
+    """Returns the title of the script with that place in the dropdown of scripts; 0 is none."""
+    scripts: Sequence[Any] = getattr(runner, "selectable_scripts", ())
+    if not isinstance(index, int) or not 1 <= index <= len(scripts):
+        return ""
+    return scripts[index - 1].title()
+
+
+Check = Callable[[Situation], bool]
+
+
+def _other_architecture(now: Situation) -> bool:
+    model = now.model
+    return getattr(model, "is_sd3", False) or getattr(model, "is_flux", False) or hasattr(model, "create_denoiser")
+
+
+def _tiled_diffusion(now: Situation) -> bool:
+    """Tiled Diffusion, and its own DemoFusion, hook into every sampler that is created while they have work to do."""
+    return "Tiled Diffusion" in now.params
+
+
+def _tile_script(now: Situation) -> bool:
+    """Upscale and outpainting scripts call the whole pipeline for each of their tiles, and every tile would grow."""
+    title = now.script.lower()
+    return "upscale" in title or "outpainting" in title
+
+
+def _regional_attention(now: Situation) -> bool:
+    """Regional Prompter's attention mode maps its regions on whatever the model sees, hence on every crop."""
+    return str(now.params.get("RP Active")) == "True" and now.params.get("RP Calc Mode") != "Latent"
+
+
+def _soft_inpainting(now: Situation) -> bool:
+    """With a sampler that blends before it denoises, the webui's own pass already changes all that is not masked."""
+    soft = str(now.params.get("Soft inpainting enabled")) == "True" and now.masked
+    return soft and getattr(now.denoiser, "mask_before_denoising", False)
+
+
+def _details_at_base_size(now: Situation) -> bool:
+    """Without "Inpaint only masked" ADetailer's picture is as large as the request says, whatever it was given."""
+    return any(
+        key.startswith("ADetailer inpaint only masked") and str(value) == "False" for key, value in now.params.items()
+    )
+
+
+REFUSALS: tuple[tuple[Check, str], ...] = (
+    (_other_architecture, "SD3 and Flux models: DemoFusion runs on SD1, SD2 and SDXL"),
+    (lambda now: now.tiling, "Tiling: seamless edges would be drawn inside every local view"),
+    (_tile_script, "scripts that upscale or outpaint in tiles: each tile would run every stage"),
+    (_regional_attention, "Regional Prompter's attention mode: every local view would show all regions; use Latent"),
+    (_soft_inpainting, "Soft inpainting with DDIM, PLMS or UniPC: what lies outside the mask does not stay as it was"),
+    (_tiled_diffusion, "Tiled Diffusion: it samples in tiles already; switch one of the two off"),
+    (lambda now: now.only_details, "ADetailer's 'Skip img2img': it returns the upload, with its details repainted"),
+    (_details_at_base_size, "ADetailer without 'Inpaint only masked': its picture has the size of the base"),
+)
+
+
+def reason(now: Situation) -> str | None:
+    """Returns what DemoFusion does not work with in a situation, or None."""
+    return next((reason for check, reason in REFUSALS if check(now)), None)
+
+
+def refusal(p: Any) -> str | None:
+    """Returns why no stage can run with the job's other features, or None."""
+    found = reason(of_job(p)) or controlnet.refusal(p)
+    return None if found is None else f"{REFUSED} {found}"

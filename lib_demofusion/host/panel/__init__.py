@@ -1,0 +1,1 @@
+"""What people see and set: the panel, its line, presets and the axes of the X/Y/Z plot."""

@@ -1,0 +1,117 @@
+"""The user's presets: one file in the webui's data directory, handed on to the settings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from threading import Lock
+from typing import Any
+
+from lib_demofusion.host import options, storage
+from lib_demofusion.settings.fields import DEFAULT_PRESET, PRESETS, parse_preset, preset_names, use_presets
+from lib_demofusion.settings.spec import SettingsError
+
+FILE = "demofusion-presets.json"
+MAX_NAME = 60
+
+BUILT_IN = "A built-in preset can be neither replaced nor deleted"
+NO_NAME = "Type a name for the preset"
+BAD_NAME = "A preset's name has at most 60 letters, all of them printable"
+NOT_SAVED = "There is no such preset any more"
+REPAIR = "The file of presets must be repaired or removed first"
+NOT_WRITTEN = "The preset was not saved"
+SENTENCES = (BUILT_IN, NO_NAME, BAD_NAME, NOT_SAVED, REPAIR, NOT_WRITTEN)
+
+logger = logging.getLogger("DemoFusion")
+_lock = Lock()
+
+
+class PresetError(Exception):
+    """Why a preset cannot be saved or deleted: a constant sentence, and what is particular about this case."""
+
+    def __init__(self, sentence: str, detail: str = ""):
+        super().__init__(f"{sentence}: {detail}" if detail else sentence)
+        self.sentence = sentence
+        self.detail = detail
+
+
+def load() -> list[str]:
+    """Makes the file's presets known to the settings; returns what is wrong with it, a sentence for each entry."""
+    try:
+        stored = storage.read(FILE)
+    except storage.StorageError as error:
+        # those that were read earlier stay in use
+        logger.warning("%s", error)
+        return [str(error)]
+    good, problems = _checked(stored)
+    use_presets(good)
+    for problem in problems:
+        logger.warning("%s", problem)
+    return problems
+
+
+def _checked(stored: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    good: dict[str, dict[str, Any]] = {}
+    problems = []
+    for name, values in stored.items():
+        try:
+            _check_name(name)
+            if not isinstance(values, dict):
+                raise SettingsError(name, values, "an object of fields")
+            good[name] = parse_preset(values)
+        except (PresetError, SettingsError) as error:
+            problems.append(f"{FILE}, {name[:MAX_NAME]!r}: {error}")
+    return good, problems
+
+
+def save(name: str, values: Mapping[str, Any]) -> str:
+    """Saves a preset under a name, which it returns as it is stored; raises PresetError or SettingsError."""
+    name = name.strip()
+    _check_name(name)
+    # all of them, so that a preset outlives a change of the defaults
+    checked = parse_preset(values)
+    with _lock:
+        _write({**_stored(), name: checked})
+    return name
+
+
+def delete(name: str) -> None:
+    """Deletes a preset; raises PresetError."""
+    _check_name(name)
+    with _lock:
+        stored = _stored()
+        if name not in stored:
+            raise PresetError(NOT_SAVED, name)
+        del stored[name]
+        _write(stored)
+
+
+def default() -> str:
+    """Returns the preset of the settings page, or the built-in one where that is gone."""
+    chosen = options.value(options.DEFAULT_PRESET, DEFAULT_PRESET)
+    return chosen if chosen in preset_names() else DEFAULT_PRESET
+
+
+def _check_name(name: str) -> None:
+    if not name:
+        raise PresetError(NO_NAME)
+    if name.casefold() in {built_in.casefold() for built_in in PRESETS}:
+        raise PresetError(BUILT_IN, name)
+    if len(name) > MAX_NAME or not name.isprintable() or name != name.strip():
+        raise PresetError(BAD_NAME)
+
+
+def _stored() -> dict[str, Any]:
+    """Returns the file's entries, bad ones too, which are not ours to throw away."""
+    try:
+        return storage.read(FILE)
+    except storage.StorageError as error:
+        raise PresetError(REPAIR, str(error)) from error
+
+
+def _write(stored: dict[str, Any]) -> None:
+    try:
+        storage.write(FILE, stored)
+    except storage.StorageError as error:
+        raise PresetError(NOT_WRITTEN, str(error)) from error
+    use_presets(_checked(stored)[0])

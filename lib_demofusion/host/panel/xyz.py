@@ -1,0 +1,57 @@
+"""An axis of the X/Y/Z plot for every field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from modules import scripts
+
+from lib_demofusion.settings.fields import SPECS
+from lib_demofusion.settings.spec import SettingsError, Spec
+
+OVERRIDES = "_demofusion_xyz"
+PREFIX = "[DemoFusion] "
+
+
+def register() -> None:
+    """Adds the axes, once however often the page is built; the plot's module is found by its file name."""
+    module = next((data.module for data in scripts.scripts_data if Path(data.path).name == "xyz_grid.py"), None)
+    if module is None or any(option.label.startswith(PREFIX) for option in module.axis_options):
+        return
+    module.axis_options.extend(_axis(module, name, spec) for name, spec in SPECS.items())
+
+
+def overrides(p: Any) -> dict[str, Any]:
+    """Returns what the axes set in this cell of a plot."""
+    return dict(getattr(p, OVERRIDES, {}))
+
+
+def _axis(module: Any, name: str, spec: Spec) -> Any:
+    label = PREFIX + ("Enabled" if name == "enabled" else spec.label)
+    choices = (lambda: ("True", "False")) if spec.kind is bool else spec.offered
+    kind = spec.kind if spec.kind in (int, float) else str
+    extra = {"choices": lambda: list(choices())} if choices() else {}
+    return module.AxisOption(label=label, type=kind, apply=_apply(name), confirm=_confirm(name, spec), **extra)
+
+
+def _apply(name: str) -> Callable[[Any, Any, Any], None]:
+    def apply(p: Any, x: Any, xs: Any) -> None:
+        # a new dict: the plot's cells are shallow copies of one another
+        setattr(p, OVERRIDES, {**overrides(p), name: x})
+
+    return apply
+
+
+def _confirm(name: str, spec: Spec) -> Callable[[Any, Sequence[Any]], None]:
+    """Stops the plot before it starts where a value is out of range."""
+
+    def confirm(p: Any, xs: Sequence[Any]) -> None:
+        for x in xs:
+            try:
+                spec.parse(name, x)
+            except SettingsError as error:
+                raise RuntimeError(str(error)) from error
+
+    return confirm

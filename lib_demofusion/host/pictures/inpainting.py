@@ -1,0 +1,112 @@
+"""Inpainting: mask, original latent and overlay follow the size of the stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.nn.functional as F
+from modules import scripts
+from PIL import Image
+from torch import Tensor
+
+from lib_demofusion.host.scoped import replaced
+from lib_demofusion.method.plan import CELL, Plan
+from lib_demofusion.method.views import Size
+from lib_demofusion.settings.spec import SettingsError
+
+OVERLAY = ("overlay_images", "mask_for_overlay", "paste_to")
+"""What the host pastes a finished picture onto (modules/processing.py, apply_overlay)."""
+
+
+def is_inpainting(p: Any) -> bool:
+    """Returns whether the job has a mask."""
+    return getattr(p, "mask", None) is not None
+
+
+def check_shape(p: Any, plan: Plan) -> None:
+    """Raises SettingsError where the final shape would cut a picture that only a part of is painted."""
+    if is_inpainting(p) and p.paste_to is not None and (plan.crop.height, plan.crop.width) != plan.base:
+        width, height = plan.base[1] * CELL, plan.base[0] * CELL
+        allowed = f"sizes of the shape {width}x{height} while only the masked area is painted"
+        raise SettingsError("width", plan.pixels[1], allowed)
+
+
+@contextmanager
+def masks_at(p: Any, plan: Plan, size: Size, original: Tensor | None = None) -> Iterator[None]:
+    """Gives the job's mask and original latent the size of a stage (cells) while it is sampled.
+
+    `original` (B, C, h, w) is the latent at that size where it is known; else the job's own is enlarged.
+    The host blends with them in every call of its denoiser and refuses another size than that of x.
+    """
+    if not is_inpainting(p):
+        yield
+        return
+    mode = "nearest" if p.mask_round else "bilinear"
+    mask, nmask = (F.interpolate(plan.crop.take(m)[None], size, mode=mode)[0] for m in (p.mask, p.nmask))
+    if original is None:
+        original = F.interpolate(plan.crop.take(p.init_latent), size, mode="bicubic", align_corners=False)
+    with replaced(p, mask=mask, nmask=nmask, init_latent=original):
+        yield
+
+
+def keep_unmasked(p: Any, x: Tensor) -> Tensor:
+    """Returns x (B, C, H, W) with the original latent where nothing is to be painted, as the host ends its own pass.
+
+    Scripts have their say in it there too (modules/processing.py).
+    """
+    if not is_inpainting(p):
+        return x
+    blended = x * p.nmask + p.init_latent * p.mask
+    if p.scripts is None:
+        return blended
+    blend = scripts.MaskBlendArgs(x, p.nmask, p.init_latent, p.mask, blended)
+    p.scripts.on_mask_blend(p, blend)
+    return blend.blended_latent
+
+
+class Overlay:
+    """The overlay of a job at its own size, to make those of other sizes from and to restore."""
+
+    def __init__(self, p: Any):
+        self._own = {name: getattr(p, name) for name in OVERLAY if hasattr(p, name)}
+
+    def restore(self, p: Any) -> None:
+        """Gives the job its own overlay again."""
+        for name, value in self._own.items():
+            setattr(p, name, value)
+
+    @staticmethod
+    def picture_size(p: Any) -> tuple[int, int] | None:
+        """Returns width and height of the whole picture where only a part of it is painted, else None."""
+        pasted = getattr(p, "paste_to", None) and getattr(p, "overlay_images", None)
+        return pasted[0].size if pasted else None
+
+    def resize(self, p: Any, plan: Plan, size: Size) -> None:
+        """Gives the job an overlay for a picture of `size` cells.
+
+        With "only masked" the picture is a part of a larger one, which grows by the same factor.
+        """
+        images, mask, place = (self._own.get(name) for name in OVERLAY)
+        if images is None and mask is None:
+            return
+        scale = size[1] / plan.crop.width, size[0] / plan.crop.height
+        box = None if place else tuple(CELL * n for n in _corners(plan))
+        p.overlay_images = [resized(image, box, scale) for image in images or []]
+        p.mask_for_overlay = mask and resized(mask, box, scale)
+        p.paste_to = place and tuple(round(n * scale[i % 2]) for i, n in enumerate(place))
+
+
+def _corners(plan: Plan) -> tuple[int, int, int, int]:
+    crop = plan.crop
+    return crop.left, crop.top, crop.left + crop.width, crop.top + crop.height
+
+
+def resized(image: Image.Image, box: Any, scale: tuple[float, float]) -> Image.Image:
+    """Returns a part of a picture at another size; colours are weighted by their opacity on the way."""
+    part = image.crop(box) if box else image
+    size = round(part.width * scale[0]), round(part.height * scale[1])
+    if part.mode != "RGBA":
+        return part.resize(size, Image.Resampling.LANCZOS)
+    return part.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")

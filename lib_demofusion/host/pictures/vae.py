@@ -1,0 +1,183 @@
+"""The checkpoint's autoencoder, run in parts where the webui's own way would not fit.
+
+The webui's own functions stay in charge: the scaling, the retry in higher precision when a picture is NaN, the moving
+of models under medvram and TAESD are theirs. For the length of a `with` block only the forward of the decoder and the
+encoder is ours, which chooses a way when it is called: by then the precision is known and the UNet is out of the way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from shutil import disk_usage
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from modules import devices, processing, shared
+from modules.paths_internal import data_path
+from torch import Tensor
+
+from lib_demofusion.host.memory import cuda_free_bytes
+from lib_demofusion.tiled_vae.maps import Shelf, item_bytes
+from lib_demofusion.tiled_vae.steps import Step, decoder_steps, encoder_steps, held_bytes, part_bytes, whole_bytes
+from lib_demofusion.tiled_vae.tiling import Options, decode_tiled, encode_tiled
+
+AUTOMATIC, ALWAYS, NEVER = MODES = ("automatic", "always", "never")
+# Sides of tiles in latent cells, tried from the first that should fit.
+TILES = (64, 32, 16)
+# Of the memory that is free on the device, of the computer's memory and of the disk, what may be counted on.
+DEVICE_SHARE, MEMORY_SHARE, DISK_SHARE = 0.85, 0.6, 0.8
+# Taken to be free on a device that does not say.
+UNKNOWN_FREE = 4 << 30
+
+logger = logging.getLogger("DemoFusion")
+Report = Callable[[float], None]
+
+
+def decode(p: Any, latent: Tensor, mode: str = AUTOMATIC, report: Report | None = None) -> Any:
+    """Returns the pictures of a latent (B, C, H, W) as the host's DecodedSamples, on the CPU.
+
+    Raises what the host raises: out of memory where no way fits, or NaN after its own retry in higher precision.
+    `report` is told the share that is done after every part; what it raises ends the work.
+    """
+    devices.torch_gc()
+    with in_parts(p.sd_model, mode, report and of_all(report, len(latent))):
+        return processing.decode_latent_batch(p.sd_model, latent, target_device=devices.cpu, check_for_nans=True)
+
+
+def of_all(report: Report, count: int) -> Report:
+    """Returns what to tell the share of one picture, for `count` of them, one after the other."""
+    done = 0
+
+    def of_one(share: float) -> None:
+        nonlocal done
+        report(min((done + share) / count, 1.0))
+        done += share > 1 - 1e-6
+
+    return of_one
+
+
+@contextmanager
+def in_parts(model: Any, mode: str = AUTOMATIC, report: Report | None = None) -> Iterator[None]:
+    """Lets the model's autoencoder work in parts inside the block: `always`, `never`, or `automatic`ally if need be."""
+    first_stage = getattr(model, "first_stage_model", None)
+    ways = (("decoder", decoder_steps, decode_tiled), ("encoder", encoder_steps, encode_tiled))
+    with ExitStack() as stack:
+        for name, layout, tiled in ways:
+            network = getattr(first_stage, name, None)
+            if mode == NEVER or network is None or is_replaced(network):
+                continue
+            try:
+                steps = layout(network)
+            except ValueError as problem:
+                logger.info("the VAE's %s is left to the webui: it has %s", name, problem)
+                continue
+            forward = _Forward(network, steps, tiled, mode == ALWAYS, report)
+            stack.enter_context(_forward(network, forward))
+        yield
+
+
+def is_replaced(network: Any) -> bool:
+    """Returns whether someone else runs the network in their own way, as the Tiled VAE extension does.
+
+    Switched off again, it leaves the original method behind as an attribute of the instance (tilevae.py).
+    """
+    own = network.__dict__.get("forward")
+    return own is not None and getattr(own, "__func__", None) is not type(network).forward
+
+
+@contextmanager
+def _forward(network: Any, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Gives one module another forward for a while; decoders of sgm and ldm are called, never their forward."""
+    before = network.__dict__.get("forward")
+    network.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del network.forward
+        else:
+            network.forward = before
+
+
+class _Forward:
+    """What a decoder or encoder does instead of its forward: the same, as a whole or in parts, whichever fits."""
+
+    def __init__(self, network: Any, steps: list[Step], tiled: Callable[..., Tensor], always: bool, report: Any):
+        self._network, self._steps, self._tiled = network, steps, tiled
+        self._whole = network.forward
+        self._always, self._report = always, report
+
+    def __call__(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """Returns the output, after smaller and smaller attempts where memory does not suffice."""
+        failure: BaseException | None = None
+        for options in self._attempts(x):
+            try:
+                if options is None:
+                    return self._whole(x, **kwargs)
+                return self._tiled(self._network, x, options)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                # without its frames, which hold what was computed so far
+                failure = error.with_traceback(None)
+            logger.warning("%s: trying in smaller parts", str(failure).splitlines()[0][:200])
+            devices.torch_gc()
+        raise failure or MemoryError("no way to run the VAE fits")
+
+    def _attempts(self, x: Tensor) -> Iterator[Options | None]:
+        """Returns what to try, None for the whole at once; the free memory is looked at before each attempt."""
+        size, bytes_each = (x.shape[2], x.shape[3]), x.element_size()
+        needed = whole_bytes(self._steps, size, bytes_each) * len(x)
+        if not self._always and needed <= free_bytes(x.device) * DEVICE_SHARE:
+            yield None
+        on_device = True
+        for tile in TILES:
+            needed = part_bytes(self._steps, size, bytes_each, tile)
+            room = int(free_bytes(x.device) * DEVICE_SHARE) - needed
+            if room < 0 and tile != TILES[-1]:
+                continue
+            shelf = choose_shelf(self._steps, size, x, room if on_device else 0)
+            logger.info("VAE in tiles of %d, maps in %s", tile, shelf)
+            yield Options(tile, shelf, self._report)
+            on_device = False
+
+
+def choose_shelf(steps: list[Step], size: tuple[int, int], x: Tensor, room: int) -> Shelf:
+    """Returns where the maps are held: on the device if its `room` suffices, in memory, packed, or in a file.
+
+    MemoryError where none of them has the room.
+    """
+    held = held_bytes(steps, size, x.element_size())
+    packed = held_bytes(steps, size, item_bytes(torch.int16)) if x.dtype == torch.float32 else held
+    memory = int(psutil.virtual_memory().available * MEMORY_SHARE)
+    folder = Path(shared.opts.temp_dir or data_path)
+    ways = (
+        (held, room, Shelf(x.device)),
+        (held, memory, Shelf(devices.cpu)),
+        (packed, memory, Shelf(devices.cpu, packed=True)),
+        (packed, int(disk_usage(folder).free * DISK_SHARE), Shelf(devices.cpu, packed=True, folder=folder)),
+    )
+    for needed, there, shelf in ways:
+        if needed <= there:
+            return shelf
+    raise MemoryError(f"the VAE needs {packed / 2**30:.1f} GiB of memory, or of disk in {folder}, at this size")
+
+
+def free_bytes(device: torch.device) -> int:
+    """Returns the memory of a device that is not in use, with what torch keeps for itself."""
+    if device.type == "cuda":
+        return cuda_free_bytes(device)
+    if device.type in ("cpu", "mps"):
+        return psutil.virtual_memory().available
+    return UNKNOWN_FREE
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error says that memory did not suffice."""
+    text = str(error).lower()
+    signs = ("out of memory", "allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(sign in text for sign in signs)

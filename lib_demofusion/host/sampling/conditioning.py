@@ -1,0 +1,89 @@
+"""Conditions for a batch of views, from the conditions of the whole latent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib_demofusion.method.views import LocalView, Size, View
+
+Cond = Mapping[str, Any]
+"""What the host hands its model: tensors, or lists of one tensor, by key."""
+
+
+def cond_for_views(cond: Cond, views: Sequence[View], rows: slice, size: Size, crop_size: Size) -> dict[str, Any]:
+    """Returns the cond of a batch of views, view-major like the crops; `size` is that of the whole latent.
+
+    Of each tensor the given rows are taken; `c_concat` has rows too many when the host skips the uncond.
+
+    The dict is always a new one: the host's apply_model writes casts back into the one that it is given
+    (modules/sd_hijack_unet.py).
+    """
+
+    def for_views(value: Any) -> Any:
+        if isinstance(value, list):
+            return [for_views(entry) for entry in value]
+        return _tensor_for_views(value[rows], views, size, crop_size) if isinstance(value, Tensor) else value
+
+    return {key: for_views(value) for key, value in cond.items()}
+
+
+def _tensor_for_views(value: Tensor, views: Sequence[View], size: Size, crop_size: Size) -> Tensor:
+    """Spatial conditions of the latent's size are cut like the latent; what has no place is repeated for each view."""
+    spatial = _is_spatial(value)
+    if spatial and tuple(value.shape[-2:]) == size:
+        return torch.cat([view.take(value) for view in views])
+    if spatial and tuple(value.shape[-2:]) != crop_size:
+        # an inpainting model's "everything is masked" condition stands at the base picture's size
+        value = F.interpolate(value, crop_size, mode="nearest")
+    return value.repeat(len(views), *(1 for _ in value.shape[1:])) if len(views) > 1 else value
+
+
+def image_conditioning_for(conditioning: Tensor, anchor: Tensor, crop: LocalView | None) -> Tensor:
+    """Returns the base picture's image conditioning at the size of `anchor` (B, C, H, W).
+
+    `crop` is the part of the base that the stage shows, None for all of it. Latents and depth are resized as the anchor
+    itself was; an inpainting model's first channel is its mask, whose edge stays sharp.
+    """
+    if not _is_spatial(conditioning):
+        return conditioning
+    shown = conditioning if crop is None else crop.take(conditioning)
+    size = (anchor.shape[-2], anchor.shape[-1])
+    smooth = F.interpolate(shown, size, mode="bicubic", align_corners=False)
+    if conditioning.shape[1] == anchor.shape[1] + 1:
+        smooth[:, :1] = F.interpolate(shown[:, :1], size, mode="nearest")
+    return smooth
+
+
+def _is_spatial(value: Tensor) -> bool:
+    """Models without image conditioning are given a single cell, the others a picture or a vector."""
+    return value.ndim == 4 and value.shape[-2:] != (1, 1)
+
+
+def conds_of_stage(conds: Any, whole: int, run: int) -> Any:
+    """Returns a prompt's conds whose switches ([a:b:0.5]) fall where the stage reaches the noise of the base's switch.
+
+    The host made them for all calls of the base's schedule and counts a sampling's calls from zero, but a stage makes
+    only the last `run` of a schedule of `whole` calls. `conds` is what `get_conds` returns for cond or for uncond.
+    """
+    if isinstance(conds, Tensor):
+        return conds
+    if hasattr(conds, "batch"):
+        parts = [[_part_of_stage(part, whole, run) for part in parts] for parts in conds.batch]
+        return type(conds)(conds.shape, parts)
+    return [_schedules_of_stage(schedules, whole, run) for schedules in conds]
+
+
+def _part_of_stage(part: Any, whole: int, run: int) -> Any:
+    """One of the prompts that AND joins."""
+    return type(part)(_schedules_of_stage(part.schedules, whole, run), part.weight)
+
+
+def _schedules_of_stage(schedules: Sequence[Any], whole: int, run: int) -> list[Any]:
+    total = schedules[-1].end_at_step
+    # what ends before the stage begins has a negative end, which no call's number is at or below
+    return [s._replace(end_at_step=s.end_at_step * whole / max(total, 1) - (whole - run)) for s in schedules]

@@ -1,0 +1,130 @@
+"""Puts a stage between the webui's CFGDenoiser and its model, on a sampler that is ours alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib_demofusion.host.neighbours.controlnet import Hints
+from lib_demofusion.host.sampling.conditioning import Cond, cond_for_views
+from lib_demofusion.host.sampling.sdxl import Frame, size_vectors
+from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.views import View
+
+PREVIEW_CELLS = 128
+"""Longer side of a live preview in latent cells, 1024 pixels."""
+
+
+class FusedModel:
+    """Stands where the host's denoiser wrapper stands and denoises big latents view by view.
+
+    Everything but the call is the wrapper's own (`inner_model`, `sigmas`, `sigma_to_t`, ...). `before_batch` is told of
+    every batch how many cells it has, as a mean over the rows of the call.
+    """
+
+    def __init__(
+        self,
+        inner: Any,
+        run: StageRun,
+        batches: ViewBatches,
+        frame: Frame,
+        before_batch: Callable[[float], None],
+        hints: Hints | None = None,
+    ):
+        self.inner = inner
+        self.images = 0
+        """How many images the rows repeat over and over in one order, or 0 where that is not known."""
+        self._hints = hints or Hints()
+        self._run = run
+        self._batches = batches
+        self._vectors = size_vectors(inner.inner_model, frame)
+        self._before_batch = before_batch
+
+    def __call__(self, x: Tensor, level: Tensor, cond: Cond, **kwargs: Any) -> Tensor:
+        """Returns the fused prediction for the rows x (N, C, H, W) at noise levels (N,)."""
+        size = (x.shape[-2], x.shape[-1])
+
+        def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+            self._before_batch(crops[:, 0].numel() / len(x))
+            view_cond = cond_for_views(cond, views, rows, size, (crops.shape[-2], crops.shape[-1]))
+            if self._vectors is not None and "vector" in cond:
+                view_cond["vector"] = self._vectors.for_views(cond["vector"][rows], views)
+            with self._hints.for_views(views, len(level[rows])):
+                return self.inner(crops, level[rows].repeat(len(views)), cond=view_cond, **kwargs)
+
+        copies = len(x) // self.images if self.images and len(x) % self.images == 0 else 1
+        return self._run.denoise(evaluate, x, blur_correction(self.inner, level), self._batches, copies)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def blur_correction(inner: Any, level: Tensor) -> Tensor:
+    """Returns d(prediction) / d(input) of the wrapper with its model's output held fixed, (N, 1, 1, 1).
+
+    The dilated path predicts on the blurred latent while the sampler applies the prediction to x: the wrapper must be
+    given back this share of x - blur(x). It is 1 for eps models in k-diffusion's wrapper, c_skip for v models, and in
+    the timestep samplers, which ask for eps, 0 and sqrt(1 - a_t).
+    """
+    one = torch.ones(len(level), 1, 1, 1, device=level.device, dtype=level.dtype)
+    if hasattr(inner, "predict_eps_from_z_and_v"):
+        return inner.predict_eps_from_z_and_v(one, level, torch.zeros_like(one))
+    if hasattr(inner, "get_scaled_out"):
+        return inner.get_scaled_out(level, one, one)
+    if not hasattr(inner, "get_scalings"):
+        return torch.zeros_like(one)
+    scalings = inner.get_scalings(level)
+    return one if len(scalings) == 2 else scalings[0].reshape(-1, 1, 1, 1)
+
+
+def for_preview(latent: Tensor) -> Tensor:
+    """Returns a latent (B, C, H, W) no larger than a preview needs; the host decodes it whole, beside the sampling."""
+    shrink = max(latent.shape[-2:]) / PREVIEW_CELLS
+    if shrink <= 1:
+        return latent
+    size = [max(1, round(n / shrink)) for n in latent.shape[-2:]]
+    return F.interpolate(latent, size=size, mode="bilinear", antialias=True)
+
+
+def attach(
+    denoiser: Any,
+    run: StageRun,
+    batches: ViewBatches,
+    frame: Frame,
+    before_batch: Callable[[float], None],
+    repeated_images: Callable[[type, Tensor, Any], int],
+    hints: Hints | None = None,
+) -> None:
+    """Makes `denoiser`, a CFGDenoiser of our own sampler, run the stage.
+
+    `repeated_images` says of its class, x and cond how many images repeat in the rows that it makes of x.
+    Its class is replaced by a subclass of the very class it has, so that other extensions' subclasses go on working.
+    The model is handed out by a property because the host drops its cached wrapper when the checkpoint changes.
+    """
+    cls = type(denoiser)
+
+    class StageDenoiser(cls):  # type: ignore[misc, valid-type]
+        @property
+        def inner_model(self) -> FusedModel:
+            inner = cls.inner_model.fget(self)
+            fused = self.__dict__.get("fused_model")
+            if fused is None or fused.inner is not inner:
+                fused = self.__dict__["fused_model"] = FusedModel(inner, run, batches, frame, before_batch, hints)
+            fused.images = self.__dict__.get("images", 0)
+            return fused
+
+        def forward(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            run.before_call(x, sigma[0])
+            self.images = repeated_images(cls, x, kwargs.get("cond"))
+            return super().forward(x, sigma, *args, **kwargs)
+
+        def get_pred_x0(self, *args: Any) -> Tensor:
+            """Makes the live preview; what the host keeps it for besides, an interrupt, ends a stage otherwise."""
+            return for_preview(super().get_pred_x0(*args))
+
+    denoiser.__class__ = StageDenoiser

@@ -1,0 +1,111 @@
+"""Sizes and crops in the vector that an SDXL model gets besides the prompt.
+
+The host's vector names the base picture as a whole. A stage makes a bigger one out of views, and the model can be told:
+the original and target size are those of the final picture in every stage (as in the paper), and a local view is a crop
+that begins at its own offset in the stage's picture. A dilated view shows the whole picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib_demofusion.method.plan import CELL
+from lib_demofusion.method.views import LocalView, Size, View
+
+CROP = "crop_coords_top_left"
+SIZES = ("original_size_as_tuple", "target_size_as_tuple")
+
+NUMBERS = {**dict.fromkeys((CROP, *SIZES), 2), "aesthetic_score": 1}
+"""How many numbers the host puts into the embedder of each key (modules/sd_models_xl.py)."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What the views are parts of, in pixels."""
+
+    size: Size
+    """Height and width of the final picture."""
+    origin: Size = (0, 0)
+    """Top and left of the picture as a whole: the crop that the user set for the base picture, to which offsets add."""
+
+
+class SizeVectors:
+    """Writes a frame into the vectors of views, with the model's own embedders; prompts are not encoded again."""
+
+    def __init__(self, embedders: Sequence[Any], frame: Frame):
+        self._embedders = embedders
+        self._frame = frame
+        self._size_rows: dict[str, Tensor] = {}
+        self._crops: tuple[Tensor, Tensor] | None = None
+
+    def for_views(self, vector: Tensor, views: Sequence[View]) -> Tensor:
+        """Returns the vectors (V * N, D) of a batch of views, view-major, from those of the whole latent (N, D)."""
+        out = vector.repeat(len(views), 1)
+        slots = number_slots(self._embedders, vector.shape[-1])
+        for key in SIZES:
+            if key in slots:
+                embedder, columns = slots[key]
+                out[:, columns] = self._size_row(embedder, vector)
+        if CROP in slots:
+            embedder, columns = slots[CROP]
+            crops = torch.stack([self._crop(embedder, view, vector) for view in views])
+            out[:, columns] = crops.repeat_interleave(len(vector), dim=0)
+        return out
+
+    def _size_row(self, embedder: Any, like: Tensor) -> Tensor:
+        """Returns the embedding (1, d) of the final picture's size."""
+        if embedder.input_key not in self._size_rows:
+            self._size_rows[embedder.input_key] = _embedded(embedder, [self._frame.size], like)
+        return self._size_rows[embedder.input_key]
+
+    def _crop(self, embedder: Any, view: View, like: Tensor) -> Tensor:
+        """Returns the embedding (d,) of a view's place."""
+        if self._crops is None:
+            self._crops = self._crop_tables(embedder, like)
+        top, left = (view.top, view.left) if isinstance(view, LocalView) else (0, 0)
+        return torch.cat([self._crops[0][top], self._crops[1][left]])
+
+    def _crop_tables(self, embedder: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the embeddings (n, d / 2) of every top and of every left in cells.
+
+        Each number has columns of its own. Numbers that were embedded when a view comes would be copied to the device,
+        which waits for all that it has to do, and with jitter nearly every view of a step has a new place.
+        """
+        top, left = self._frame.origin
+        cells = range(max(self._frame.size) // CELL + 1)
+        made = _embedded(embedder, [(top + cell * CELL, left + cell * CELL) for cell in cells], like)
+        tops, lefts = made.chunk(2, dim=1)
+        return tops, lefts
+
+
+def _embedded(embedder: Any, numbers: Sequence[Size], like: Tensor) -> Tensor:
+    """Returns the embeddings (n, d) of pairs of numbers."""
+    embedded: Tensor = embedder(torch.tensor(numbers, dtype=torch.float32, device=like.device))
+    return embedded.to(like)
+
+
+def number_slots(embedders: Sequence[Any], width: int) -> dict[str, tuple[Any, slice]]:
+    """Returns by key each embedder of numbers and its columns in a vector of `width` columns.
+
+    The conditioner joins its embedders' outputs in order. They are walked from the end: how much of the vector the text
+    embedders before the numbers fill is written nowhere (1280 columns in SDXL, none in some small models).
+    """
+    slots, end = {}, width
+    for embedder in reversed(embedders):
+        extent = NUMBERS.get(getattr(embedder, "input_key", None) or "", 0) * getattr(embedder, "outdim", 0)
+        if not 0 < extent <= end:
+            break
+        slots[embedder.input_key] = (embedder, slice(end - extent, end))
+        end -= extent
+    return slots
+
+
+def size_vectors(model: Any, frame: Frame) -> SizeVectors | None:
+    """Returns the writer for a model of the host, or None where the model knows no sizes."""
+    embedders = getattr(getattr(model, "conditioner", None), "embedders", None)
+    return SizeVectors(list(embedders), frame) if embedders is not None else None

@@ -1,0 +1,209 @@
+"""Runs one stage with a sampler of the webui that nobody else holds."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from modules import devices, rng, sd_samplers, sd_samplers_timesteps, shared
+from modules.sd_samplers_common import InterruptedException
+from torch import Tensor
+
+from lib_demofusion.host import options
+from lib_demofusion.host.memory import device_memory
+from lib_demofusion.host.neighbours import controlnet
+from lib_demofusion.host.pictures.inpainting import is_inpainting
+from lib_demofusion.host.progress import timing
+from lib_demofusion.host.sampling import denoiser
+from lib_demofusion.host.sampling.cond_rows import repeated_images
+from lib_demofusion.host.sampling.conditioning import conds_of_stage, image_conditioning_for
+from lib_demofusion.host.sampling.sdxl import Frame
+from lib_demofusion.host.scoped import replaced
+from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.plan import Plan, StagePlan
+from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
+from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.step_gate import is_stochastic, make_gate
+from lib_demofusion.progress.costs import StageClock
+from lib_demofusion.progress.forecast import call_cells, schedule_steps, steps_of_stage
+from lib_demofusion.progress.sampler_calls import call_levels
+from lib_demofusion.settings.fields import Settings
+
+SEED_OFFSET = 0x9E3779B97F4A7C15
+"""Added to the seeds once per stage: with the same seed, a stage's noise would begin with that of the base picture."""
+
+SEED_MASK = (1 << 63) - 1
+
+Report = Callable[[float], None]
+"""Is told the share of the stage that is done."""
+
+
+class StageStopped(Exception):
+    """The user interrupted, skipped or stopped the stage."""
+
+
+class StageFailed(Exception):
+    """The stage ended without a usable picture."""
+
+
+def stop_requested() -> bool:
+    """Returns whether the user asked to interrupt, skip or stop."""
+    state = shared.state
+    return bool(state.interrupted or state.skipped or getattr(state, "stopping_generation", False))
+
+
+def run_stage(
+    p: Any, stage: StagePlan, settings: Settings, anchor: Tensor, report: Report, plan: Plan | None = None
+) -> Tensor:
+    """Returns the latent (B, C, H, W) that the stage makes of its anchor.
+
+    `plan` is the run that the stage belongs to; without it the stage counts as the last one, of the whole base.
+    Raises StageStopped when the user stops it, StageFailed when the result holds NaN, and what the model raises.
+    """
+    sampler = sd_samplers.create_sampler(p.sampler_name, p.sd_model)
+    seeds, subseeds = stage_seeds(p.seeds, stage.number), stage_seeds(p.subseeds, stage.number)
+    _seed_brownian_noise(sampler, seeds)
+    stage_rng = rng.ImageRNG(anchor.shape[1:], seeds, subseeds=subseeds, subseed_strength=p.subseed_strength)
+    noise = stage_rng.next().to(anchor)
+    origin = getattr(shared.opts, "sdxl_crop_top", 0), getattr(shared.opts, "sdxl_crop_left", 0)
+    frame = Frame((plan or stage).pixels, origin)
+
+    views = settings.view_batch or options.value(options.VIEW_BATCH, 0)
+
+    def attach(model: Any, run: StageRun, cells: list[int] | None) -> None:
+        batches = ViewBatches(views, device_memory())
+        before_batch = _before_batch(run, StageClock(cells), report, watch)
+        hints = controlnet.stage_hints(p, stage, plan)
+        denoiser.attach(model, run, batches, frame, before_batch, repeated_images, hints)
+
+    _steer(sampler, stage, settings, anchor, noise, attach)
+    steps = schedule_steps(p.steps, settings)
+    with timing.measured(p) as watch, replaced(p, rng=stage_rng, steps=steps), _sampling_precision():
+        x = _sample(p, sampler, settings.strength, anchor, noise, _image_conditioning(p, anchor, plan))
+    if x.shape != anchor.shape:
+        # the host caught a RecursionError of a noise sampler and returned its preview
+        raise StageFailed("the sampler gave up; choose another scheduler")
+    if not torch.isfinite(x).all():
+        raise StageFailed("the model returned NaN; --no-half or --upcast-sampling may help")
+    return x
+
+
+def stage_seeds(seeds: list[int], stage: int) -> list[int]:
+    """Returns one seed per image that belongs to this stage alone."""
+    return [(int(seed) + SEED_OFFSET * stage) & SEED_MASK for seed in seeds]
+
+
+def _sampling_precision() -> Any:
+    """The context that the host samples in (modules/processing.py), closed again before `post_sample`."""
+    return devices.without_autocast() if devices.unet_needs_upcast else devices.autocast()
+
+
+def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:
+    """Gives the SDE samplers noise of this stage: the host seeds it with p.all_seeds, whatever p.rng says."""
+    create = sampler.create_noise_sampler
+    batch = SimpleNamespace(all_seeds=seeds, iteration=0, batch_size=len(seeds))
+    sampler.create_noise_sampler = lambda x, sigmas, p: create(x, sigmas, batch)
+
+
+def _noise_space(p: Any, sampler: Any) -> NoiseSpace:
+    if isinstance(sampler, sd_samplers_timesteps.CompVisSampler):
+        return VariancePreserving(p.sd_model.alphas_cumprod)
+    return VarianceExploding(sampler.model_wrap.sigma_to_t)
+
+
+def _steer(
+    sampler: Any,
+    stage: StagePlan,
+    settings: Settings,
+    anchor: Tensor,
+    noise: Tensor,
+    attach: Callable[[Any, StageRun, list[int] | None], None],
+) -> None:
+    """Wraps the sampling function of our own sampler.
+
+    Only there are all its arguments known (sigmas, eta, churn, the callback), which decide how the skip residual acts.
+    """
+    func = sampler.func
+    second_order = sampler.config.options.get("second_order", False)
+
+    @functools.wraps(func)
+    def steered(model: Any, x: Tensor, *args: Any, callback: Callable[[dict], None], **kwargs: Any) -> Tensor:
+        eta = kwargs.get("eta") if "eta" in inspect.signature(func).parameters else None
+        name = func.__name__
+        gate = make_gate(name, kwargs.get("sigmas"), kwargs.get("n"), eta if eta is not None else 1.0, second_order)
+        stochastic = is_stochastic(name, eta, kwargs.get("s_churn", 0.0))
+        space = _noise_space(model.p, sampler)
+        if is_inpainting(model.p):
+            # the host would blend with the anchor
+            model.init_latent = model.p.init_latent
+        run = StageRun(stage, settings, anchor, noise, space, gate, stochastic)
+        levels = call_levels(
+            name, {"skip_type": getattr(shared.opts, "uni_pc_skip_type", None), **kwargs}, second_order
+        )
+        attach(model, run, None if levels is None else _call_cells(run, [level.to(x) for level in levels]))
+
+        def after_step(d: dict) -> None:
+            run.after_step(d["i"], d["x"], d["denoised"])
+            callback(d)
+
+        try:
+            return func(model, x, *args, callback=after_step, **kwargs)
+        except InterruptedException:
+            raise StageStopped from None
+
+    sampler.func = steered
+
+
+def _call_cells(run: StageRun, levels: list[Tensor]) -> list[int]:
+    """Returns the cells that the stage's model calls will evaluate, at levels as the model will be given them."""
+    return call_cells(run.stage, [run.space.timestep(level) for level in levels], run.settings)
+
+
+def _before_batch(run: StageRun, clock: StageClock, report: Report, watch: timing.Stopwatch) -> Callable[[float], None]:
+    """Returns what is called before every batch: it reports progress, and ends the sampling when the user asks."""
+    seen = [-1]
+
+    def before_batch(cells: float) -> None:
+        if stop_requested():
+            raise InterruptedException
+        if run.call != seen[0]:
+            seen[0] = run.call
+            watch.begin_call(run.stage.cells_at(run.weights.dilated) * len(run.anchor))
+        report(clock.share(run.call, run.timestep, cells))
+
+    return before_batch
+
+
+def _sample(p: Any, sampler: Any, strength: float, anchor: Tensor, noise: Tensor, conditioning: Tensor) -> Tensor:
+    """Calls the sampler so that it runs the last `strength` of the schedule; it sets x itself at the first call."""
+    steps = steps_of_stage(p.steps, strength)
+    calls = sampler.config.total_steps(1)
+    cond, uncond = (conds_of_stage(conds, calls * p.steps, calls * steps) for conds in p.get_conds())
+    if not isinstance(sampler, sd_samplers_timesteps.CompVisSampler):
+        with replaced(p, denoising_strength=steps / (p.steps + 0.5)):
+            return sampler.sample_img2img(p, anchor, noise, cond, uncond, steps, conditioning)
+    if steps == p.steps:
+        # sample_img2img would drop the first timestep of the schedule
+        sampler.model_wrap_cfg.init_latent = anchor
+        return sampler.sample(p, noise.clone(), cond, uncond, image_conditioning=conditioning)
+    steps = min(max(steps, 4) + 1, p.steps)
+    with replaced(p, denoising_strength=steps / (p.steps + 0.5)):
+        return sampler.sample_img2img(p, anchor, noise, cond, uncond, steps, conditioning)
+
+
+def _image_conditioning(p: Any, anchor: Tensor, plan: Plan | None) -> Tensor:
+    """Returns what an inpainting, depth, editing or unCLIP model gets besides the prompt.
+
+    In img2img, and after hires fix, it shows the source picture and must follow the stage's size. In txt2img it says
+    that everything is to be painted, which is as true of every view at the base picture's size: the base pass's own is
+    taken, so that no big picture is encoded.
+    """
+    shown = getattr(p, "image_conditioning", None)
+    if shown is not None:
+        return image_conditioning_for(shown, anchor, plan.crop if plan else None)
+    used = (getattr(p.sampler, "sampler_extra_args", None) or {}).get("image_cond")
+    return used if used is not None else p.txt2img_image_conditioning(anchor)

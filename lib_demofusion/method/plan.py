@@ -1,0 +1,210 @@
+"""The stages of a run: their sizes, views and cost, known before anything is sampled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lib_demofusion.method.views import LocalView, Size, dilated_size, jitter_range, view_starts
+from lib_demofusion.settings.fields import Settings
+from lib_demofusion.settings.spec import DOUBLING, FEWEST, MAX_SCALE, STAGE_WORDS, SettingsError, parse_stages
+
+CELL = 8
+"""Pixels of a latent cell along one axis."""
+
+CLOSE_SCALES = 0.5
+"""The automatic list leaves out a whole scale that lies closer than this below the last one."""
+
+FARTHEST = 4
+"""How far a stage may enlarge where there shall be as few as possible; farther was not measured."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One denoising run at one size. Sizes are (height, width) in latent cells."""
+
+    number: int
+    """1 for the first stage after the base."""
+    scale: float
+    size: Size
+    factor: int
+    """Edge of the dilated grid: factor x factor sub-images show the whole picture each."""
+    window: Size
+    stride: Size
+
+    @property
+    def pixels(self) -> Size:
+        """Height and width of the picture."""
+        return self.size[0] * CELL, self.size[1] * CELL
+
+    @property
+    def local_count(self) -> int:
+        """How many local views cover the latent."""
+        rows, columns = (len(view_starts(*axis)) for axis in zip(self.size, self.window, self.stride))
+        return rows * columns
+
+    @property
+    def dilated_count(self) -> int:
+        """How many dilated views there are."""
+        return self.factor**2
+
+    @property
+    def evaluations(self) -> int:
+        """Views evaluated for one call of the sampler's model."""
+        return self.local_count + self.dilated_count
+
+    def evaluations_at(self, c2: float) -> int:
+        """Views evaluated for a call in which the dilated path has weight c2; a path of no weight has no views."""
+        return (self.local_count if c2 < 1 else 0) + (self.dilated_count if c2 > 0 else 0)
+
+    @property
+    def cells(self) -> int:
+        """Latent cells evaluated for one call of the sampler's model."""
+        return self._local_cells + self._dilated_cells
+
+    def cells_at(self, c2: float) -> int:
+        """Latent cells evaluated for a call in which the dilated path has weight c2."""
+        return (self._local_cells if c2 < 1 else 0) + (self._dilated_cells if c2 > 0 else 0)
+
+    @property
+    def _local_cells(self) -> int:
+        return self.local_count * math.prod(min(w, n) for w, n in zip(self.window, self.size))
+
+    @property
+    def _dilated_cells(self) -> int:
+        return self.dilated_count * math.prod(dilated_size(self.size, self.factor))
+
+    @property
+    def overlaps_after_jitter(self) -> bool:
+        """Whether neighbouring views can be shifted at all."""
+        return any(jitter_range(*axis) for axis in zip(self.window, self.stride))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages of a run, on the part of the base latent that `crop` names."""
+
+    base: Size
+    crop: LocalView
+    stages: tuple[StagePlan, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def pixels(self) -> Size:
+        """Height and width of the final picture."""
+        return self.stages[-1].pixels if self.stages else (self.base[0] * CELL, self.base[1] * CELL)
+
+    @property
+    def cost(self) -> float:
+        """How many times the base pass the whole run takes, base included, at `strength` 1."""
+        return 1 + sum(stage.cells for stage in self.stages) / math.prod(self.base)
+
+
+def make_plan(settings: Settings, base: Size) -> Plan:
+    """Returns the stages that lead from a base latent of size `base` to the size that the settings ask for.
+
+    Raises SettingsError where a field does not fit the base picture or the other fields.
+    """
+    scales = parse_stages(settings.stages)
+    target, notes = _target(settings, base, scales)
+    crop = _crop(base, target) if settings.width and settings.height else LocalView(0, 0, *base)
+    if (crop.height, crop.width) != base:
+        notes.append(f"the base picture is cut to {_pixels(crop)} to match the final shape")
+    last = max(target[0] / crop.height, target[1] / crop.width)
+    if target == (crop.height, crop.width):
+        return Plan(base, crop, (), tuple(notes))
+    steps = _intermediate(settings, scales, last)
+    # by size: scales that round to the same cells are one stage, and those that round to the base are none
+    scale_of = {(_round(crop.height * k), _round(crop.width * k)): k for k in steps} | {target: last}
+    scale_of.pop((crop.height, crop.width), None)
+    window = _window(settings, base, target)
+    stride = _stride(settings, window)
+    stages = tuple(
+        StagePlan(i + 1, k, size, max(2, _round(k)), _fit(window, size), _fit(stride, size))
+        for i, (size, k) in enumerate(scale_of.items())
+    )
+    return Plan(base, crop, stages, tuple(notes))
+
+
+def _round(value: float) -> int:
+    """Returns the nearest whole number, halves upward (Python's own round would take 2.5 to 2)."""
+    return max(1, math.floor(value + 0.5))
+
+
+def _pixels(view: LocalView) -> str:
+    return f"{view.width * CELL}x{view.height * CELL}"
+
+
+def _fit(extent: Size, size: Size) -> Size:
+    return min(extent[0], size[0]), min(extent[1], size[1])
+
+
+def _target(settings: Settings, base: Size, scales: Sequence[float]) -> tuple[Size, list[str]]:
+    """Returns the final size and what was rounded on the way to it."""
+    notes: list[str] = []
+    asked: list[float] = [settings.height, settings.width]
+    if not any(asked):
+        listed = settings.stages and settings.stages not in STAGE_WORDS
+        scale = (scales or [1.0])[-1] if listed else settings.scale
+        if listed and settings.scale not in (scale, Settings.scale):
+            notes.append(f"stages end at {scale:g}, so scale {settings.scale:g} is not used")
+        asked = [base[0] * CELL * scale, base[1] * CELL * scale]
+    for name, pixels, native in zip(("height", "width"), asked, base):
+        if pixels and not native <= _round(pixels / CELL) <= MAX_SCALE * native:
+            allowed = f"0, or {native * CELL} to {MAX_SCALE * native * CELL} for this base picture"
+            raise SettingsError(name, round(pixels), allowed)
+    if not all(asked):
+        known = 0 if asked[0] else 1
+        asked[1 - known] = _round(asked[known] / CELL) * CELL * base[1 - known] / base[known]
+    target = _round(asked[0] / CELL), _round(asked[1] / CELL)
+    if any(abs(pixels - cells * CELL) > 1e-6 for pixels, cells in zip(asked, target)):
+        exact = f"{asked[1]:g}x{asked[0]:g}"
+        notes.append(f"{exact} is rounded to {target[1] * CELL}x{target[0] * CELL}, multiples of {CELL} pixels")
+    return target, notes
+
+
+def _crop(base: Size, target: Size) -> LocalView:
+    """Returns the centred part of the base that has the target's shape, to the nearest cell."""
+    scale = max(target[0] / base[0], target[1] / base[1])
+    height = min(base[0], _round(target[0] / scale))
+    width = min(base[1], _round(target[1] / scale))
+    return LocalView((base[0] - height) // 2, (base[1] - width) // 2, height, width)
+
+
+def _intermediate(settings: Settings, scales: Sequence[float], last: float) -> list[float]:
+    """Returns the scales of the stages before the last one."""
+    if settings.stages == FEWEST:
+        count = max(1, math.ceil(math.log(last, FARTHEST) - 1e-6))
+        return [last ** (i / count) for i in range(1, count)]
+    if not scales:
+        whole = range(2, math.ceil(last))
+        kept = (k for k in whole if settings.stages != DOUBLING or k & (k - 1) == 0)
+        return [float(k) for k in kept if k <= last - CLOSE_SCALES]
+    if settings.width or settings.height:
+        beyond = [k for k in scales if k > last + 1e-6]
+        if beyond:
+            raise SettingsError("stages", settings.stages, f"scales up to {last:g}, that of the final size")
+        return [k for k in scales if k < last - 0.01]
+    return list(scales[:-1])
+
+
+def _window(settings: Settings, base: Size, target: Size) -> Size:
+    """Returns the size of a local view; 0 stands for that of the base picture."""
+    if not settings.window:
+        return base
+    if not 8 <= settings.window <= max(target):
+        allowed = f"0, or 8 to {max(target)} cells, the longer side of the final picture"
+        raise SettingsError("window", settings.window, allowed)
+    return settings.window, settings.window
+
+
+def _stride(settings: Settings, window: Size) -> Size:
+    """Returns the distance of local views; 0 stands for what the overlap leaves of the window."""
+    if not settings.stride:
+        # the margin keeps 0.7 of 10 cells from rounding down to 6
+        rows, columns = (int(n * (1 - settings.overlap) + 1e-6) for n in window)
+        return max(1, rows), max(1, columns)
+    if settings.stride > min(window):
+        raise SettingsError("stride", settings.stride, f"0, or 1 to {min(window)}, the window's shorter side")
+    return settings.stride, settings.stride

@@ -1,0 +1,142 @@
+"""The state of one stage while a sampler runs: anchor, noise, and the views and weights of the current model call."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib_demofusion.method.batching import Evaluate, ViewBatches
+from lib_demofusion.method.filters import blur_for_dilation, match_low_band, match_statistics, mean_and_std, smooth
+from lib_demofusion.method.fusion import fuse
+from lib_demofusion.method.plan import Plan, StagePlan
+from lib_demofusion.method.residual import NoiseSpace, blend_noised_, blend_signal_, noised
+from lib_demofusion.method.schedule import Weights, weights_at
+from lib_demofusion.method.step_gate import StepGate
+from lib_demofusion.method.views import dilated_views, jitter_generator, local_views
+from lib_demofusion.settings.fields import Settings
+
+
+def make_anchor(latent: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
+    """Returns the latent (B, C, h, w) of the stage before, upsampled to the size of `stage` as in the paper.
+
+    A host may hand another anchor to StageRun, such as one that was enlarged as a picture (Settings.anchor).
+    """
+    return F.interpolate(cropped(latent, plan, stage), size=stage.size, mode="bicubic", align_corners=False)
+
+
+def mix_anchors(pixels: Tensor, latent: Tensor, enlargement: float) -> Tensor:
+    """Returns the coarse part of a latent that was enlarged as such, and the fine part of one enlarged as a picture.
+
+    Both are (B, C, H, W). The parts meet where the detail ends that the picture had before it was enlarged
+    `enlargement` times along a side. (The idea is ScaleDiff's, arXiv 2510.25818.)
+    """
+    return pixels + smooth(latent - pixels, enlargement / 2)
+
+
+def cropped(x: Tensor, plan: Plan, stage: StagePlan, factor: int = 1) -> Tensor:
+    """Returns what `stage` starts from: of the base (..., h, w) the plan's crop, of a later stage's result all.
+
+    `factor` is the side of a latent cell in x: 1 in a latent, CELL in a picture.
+    """
+    return plan.crop.times(factor).take(x) if stage.number == 1 else x
+
+
+def finish_stage(x: Tensor, base: Tensor, colours: Tensor | None = None) -> Tensor:
+    """Returns a stage's result with the scalar mean and standard deviation of each image of the base latent.
+
+    `colours` is a latent (B, C, h, w), what the stage shows of the base, whose large areas are matched besides.
+    """
+    x = match_statistics(x, *mean_and_std(base))
+    return x if colours is None else match_low_band(x, colours)
+
+
+class StageRun:
+    """Steers one sampling run at one size.
+
+    The owner calls `before_call` ahead of every model call with the sampler's own x, `denoise` for each prediction that
+    this call needs (one per batch of conds, any number of times), and `after_step` from the sampler's callback.
+    """
+
+    def __init__(
+        self,
+        stage: StagePlan,
+        settings: Settings,
+        anchor: Tensor,
+        noise: Tensor,
+        space: NoiseSpace,
+        gate: StepGate,
+        stochastic: bool,
+    ):
+        self.stage = stage
+        self.settings = settings
+        self.anchor = anchor
+        self.noise = noise
+        self.space = space
+        self.gate = gate
+        self.stochastic = stochastic
+        self.call = -1
+        self.timestep = 0.0
+        self.weights = Weights(1.0, 1.0, 1.0)
+        self.local = local_views(stage.size, stage.window, stage.stride)
+        self.dilated = dilated_views(stage.size, stage.factor)
+        self._denoised: Tensor | None = None
+        self._again: tuple[Tensor, float] | None = None
+
+    def before_call(self, x: Tensor, level: Tensor) -> None:
+        """Blends the skip residual into x (B, C, H, W) in place where a step begins; draws this call's views.
+
+        `level` is the scalar noise level that the sampler hands to its model.
+        """
+        self.call += 1
+        self.timestep = self.space.timestep(level)
+        self.weights = weights_at(self.timestep, self.settings)
+        # a number for the device's kernels from here on: read on the device, every use of it would wait for the queue
+        level = level.detach().cpu()
+        if self.settings.jitter:
+            generator = jitter_generator(self.stage.number, self.call)
+            self.local = local_views(self.stage.size, self.stage.window, self.stage.stride, generator)
+        if self.gate.is_step_start(float(level)):
+            self._blend(x, level, self.weights.skip)
+            # UniPC drops the tensors it evaluates, save the first
+            self._again = (level, self.weights.skip) if self.call > 0 else None
+
+    def after_step(self, i: int, x: Tensor, denoised: Tensor) -> None:
+        """Takes note of the sampler's callback for step `i` with its x and its prediction of the clean latent."""
+        self.gate.after_step(i)
+        if self.gate.blends_in_callback and self._again is not None:
+            self._blend(x, *self._again)
+            self._again = None
+        if self.stochastic:
+            # LCM goes on to write into this tensor
+            self._denoised = denoised.clone()
+
+    def denoise(
+        self, evaluate: Evaluate, x: Tensor, correction: Tensor | float, batches: ViewBatches, copies: int = 1
+    ) -> Tensor:
+        """Returns the fused prediction for x (N, C, H, W).
+
+        The rows may be conds and unconds of one call; `copies` says how many times over they hold the same images.
+        """
+        std = self.settings.sigma * self.weights.blur
+        return fuse(
+            evaluate,
+            x,
+            self.local,
+            self.dilated,
+            self.weights.dilated,
+            lambda latent: blur_for_dilation(latent, self.stage.factor, std),
+            correction,
+            batches,
+            copies,
+            self.settings.feather,
+        )
+
+    def _blend(self, x: Tensor, level: Tensor, c1: float) -> None:
+        """The first call sets x exactly: the webui's DDIM noises it for the level above the one it begins at."""
+        if self.call == 0:
+            noise = self.noise * (1 + self.settings.extra_noise)
+            x.copy_(noised(self.anchor, noise, level, self.space))
+        elif self.stochastic and self._denoised is not None:
+            blend_signal_(x, self.anchor, self._denoised, c1, self.space.signal_scale(level))
+        else:
+            blend_noised_(x, self.anchor, self.noise, level, self.space, c1)
