@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.peak_bytes import PeakBytes
-from lib_demofusion.method.batching import MOST_VIEWS, ViewBatches, is_out_of_memory
+from lib_demofusion.method.batching import MOST_VIEWS, ViewBatches
 from lib_demofusion.method.filters import blur_for_dilation
 from lib_demofusion.method.fusion import fuse
 from lib_demofusion.method.plan import make_plan
@@ -134,20 +134,6 @@ def test_other_errors_are_not_retried() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         fuse(broken, X, local_views(SIZE, (8, 12), (4, 6)), [], 0.0, lambda x: x, 1.0, ViewBatches(8))
     assert calls == [8]
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (torch.cuda.OutOfMemoryError("x"), True),
-        (RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (MemoryError(), True),
-    ],
-)
-def test_out_of_memory_errors_are_known(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error) is expected
 
 
 def test_automatic_batch_is_what_the_free_memory_holds() -> None:

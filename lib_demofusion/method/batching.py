@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lib_demofusion.method.views import View
+from lib_demofusion.out_of_memory import is_out_of_memory
 
 Work = tuple[View, Tensor]
 """A view, and the latent that it is taken from; where that has fewer rows than the model is given, they repeat."""
@@ -67,13 +68,6 @@ MOST_VIEWS = 16
 
 SHARE_OF_FREE = 0.8
 """What the automatic batch takes of the free memory; fragmentation needs the rest."""
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Returns whether an error says that the device's memory is used up; not every backend has a class for it."""
-    words = ("out of memory", "not enough memory")
-    known = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
-    return known or any(word in str(error).lower() for word in words)
 
 
 def _of_one_size(work: Sequence[Work]) -> list[Work]:
