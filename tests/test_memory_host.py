@@ -108,10 +108,28 @@ def test_a_driver_that_does_not_say_costs_no_stage(memory: Any, cards: Cards, mo
     assert evaluated(memory, cards, GIB).views == 1
 
 
-def evaluated(memory: Any, cards: Cards, taken: int) -> ViewBatches:
-    """Batches after one view, whose evaluation takes so many bytes for a while."""
+@pytest.mark.parametrize(("weights", "views"), [(0, 8), (2, 8), (5, 8), (8, 4), (12, 2)])
+def test_weights_that_move_in_at_the_first_call_are_no_part_of_a_view(
+    memory: Any, cards: Cards, weights: int, views: int
+) -> None:
+    """With --medvram the UNet comes to the card when it is called: 16 GiB less its weights, and a view takes one."""
+    cards.driver_free[1], cards.reserved[1], cards.allocated[1] = 16 * GIB, 0, 0
+    assert evaluated(memory, cards, GIB, weights * GIB).views == views
+
+
+def test_what_moves_out_at_the_first_call_neither(memory: Any, cards: Cards) -> None:
+    """The autoencoder leaves before the UNet comes."""
+    cards.driver_free[1], cards.reserved[1], cards.allocated[1] = 15 * GIB, GIB, GIB
+    assert evaluated(memory, cards, GIB, 4 * GIB).views == 8
+
+
+def evaluated(memory: Any, cards: Cards, taken: int, weights: int = 0) -> ViewBatches:
+    """Batches after one view, whose evaluation takes so many bytes for a while, and the weights' for good."""
 
     def evaluate(crops: Tensor, views: Any, rows: slice) -> Tensor:
+        cards.allocated[1] += weights
+        cards.driver_free[1] -= max(cards.allocated[1] + taken - cards.reserved[1], 0)
+        cards.reserved[1] = max(cards.reserved[1], cards.allocated[1] + taken)
         cards.most[1] = cards.allocated[1] + taken
         return crops
 

@@ -25,7 +25,6 @@ class CudaMemory:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._before = 0
 
     def free(self) -> int | None:
         """Returns the bytes that can still be taken, None where the driver does not say."""
@@ -38,11 +37,10 @@ class CudaMemory:
     def begin(self) -> None:
         """Begins to watch the peak."""
         torch.cuda.reset_peak_memory_stats(self._device)
-        self._before = torch.cuda.memory_allocated(self._device)
 
     def peak(self) -> int:
-        """Returns the bytes taken beyond those in use at `begin`."""
-        return int(torch.cuda.max_memory_allocated(self._device) - self._before)
+        """Returns the most bytes in use since `begin`, beyond those in use now."""
+        return int(torch.cuda.max_memory_allocated(self._device) - torch.cuda.memory_allocated(self._device))
 
     def release(self) -> None:
         """Empties torch's cache."""

@@ -39,7 +39,11 @@ class Memory(Protocol):
         ...
 
     def peak(self) -> int:
-        """Returns the most that was taken beyond what was in use at `begin`."""
+        """Returns the most that was in use since `begin`, beyond what is in use now.
+
+        A host may move the model to the device when it is called (the webui with --medvram). That stays there: it is
+        no part of what an evaluation takes.
+        """
         ...
 
     def release(self) -> None:
