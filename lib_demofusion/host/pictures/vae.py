@@ -171,7 +171,8 @@ def choose_shelf(steps: list[Step], size: tuple[int, int], x: Tensor, room: int)
 def free_bytes(device: torch.device) -> int:
     """Returns the memory of a device that is not in use, with what torch keeps for itself."""
     if device.type == "cuda":
-        return cuda_free_bytes(device)
+        free = cuda_free_bytes(device)
+        return UNKNOWN_FREE if free is None else free
     if device.type in ("cpu", "mps"):
         return psutil.virtual_memory().available
     return UNKNOWN_FREE
