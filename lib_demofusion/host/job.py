@@ -20,6 +20,7 @@ from lib_demofusion.host.progress.bar import Progress, make_progress
 from lib_demofusion.host.sampling.stage_runner import StageStopped, run_stage, stop_requested
 from lib_demofusion.method.plan import CELL, Plan, StagePlan, make_plan
 from lib_demofusion.method.stage import finish_stage, make_anchor, mix_anchors
+from lib_demofusion.progress.costs import Pass, img2img_steps
 from lib_demofusion.settings.fields import ENABLED_KEY, LATENT, PIXELS, Settings, to_infotext
 from lib_demofusion.settings.spec import SettingsError
 
@@ -65,11 +66,16 @@ class Job:
         return None
 
     def _progress(self, p: Any, plan: Plan) -> Progress:
-        share = 1.0
-        if _is_img2img(p):
-            share = p.denoising_strength if self.settings.redraw_base or inpainting.is_inpainting(p) else 0.0
         pictures = _saves_stages(p, self.settings) or _shows_stages(p, self.settings)
-        return make_progress(p, plan, self.settings, pictures, share)
+        return make_progress(p, plan, self.settings, pictures, self._base_passes(p))
+
+    def _base_passes(self, p: Any) -> list[Pass]:
+        """Returns steps and size in cells of what the webui itself samples."""
+        steps, size = p.steps, (p.height // CELL, p.width // CELL)
+        if _is_img2img(p):
+            drawn = self.settings.redraw_base or inpainting.is_inpainting(p)
+            return [(img2img_steps(steps, p.denoising_strength), size)] if drawn else []
+        return [(steps, size)]
 
     def before_base(self, p: Any) -> None:
         """In img2img without `redraw_base`, makes the host's pass hand on the uploaded picture's latent as it is.

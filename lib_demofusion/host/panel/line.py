@@ -6,6 +6,7 @@ The webui translates a text node where it knows the whole of it: every constant 
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,8 @@ from modules import sd_samplers
 from lib_demofusion.host.neighbours import refusals as neighbours
 from lib_demofusion.host.progress import timing
 from lib_demofusion.method.plan import CELL, Plan, make_plan
-from lib_demofusion.progress.costs import run_costs
+from lib_demofusion.method.views import Size
+from lib_demofusion.progress.costs import Pass, img2img_steps, passes_cells, run_costs
 from lib_demofusion.progress.forecast import even_timesteps, plan_evaluations, schedule_steps
 from lib_demofusion.settings.fields import Settings, settings_from_args
 from lib_demofusion.settings.spec import SettingsError
@@ -35,7 +37,7 @@ LARGEST_SIDE = 16384
 
 @dataclass(frozen=True)
 class TabValues:
-    """What the line needs to know of the tab; these values stand until the tab's own are known."""
+    """What the line needs to know of the tab, by the ends of its components' ids; these stand until its own are known."""
 
     width: float = 512
     height: float = 512
@@ -44,6 +46,19 @@ class TabValues:
     cfg_scale: float = 7
     batch_size: float = 1
     batch_count: float = 1
+    denoising_strength: float = 0.75
+    hr_checkbox: bool = False
+    """Whether hires fix is on; the four below are its own."""
+    hires_steps: float = 0
+    hr_scale: float = 2
+    hr_resize_x: float = 0
+    hr_resize_y: float = 0
+    img2img: bool = False
+    resize_by: bool = False
+    """Whether img2img's size is that of the picture times `scale`."""
+    scale: float = 1
+    scale_resolution_preview: str = ""
+    """Where the webui says the picture's size, `... 512x768 ... to ...`; without a picture it holds none."""
     override_settings: Sequence[str] = ()
     """What stands in for settings in this tab alone, as `Tiling: True`; pasting fills it."""
     script: str = ""
@@ -54,10 +69,11 @@ def describe(args: Sequence[Any], tab: TabValues) -> str:
     """Returns the line as HTML: stages, final size, model evaluations, cost and time, or what is wrong."""
     try:
         settings = settings_from_args(args)
-        plan = make_plan(settings, (int(tab.height or 0) // CELL, int(tab.width or 0) // CELL))
+        base, passes = base_picture(settings, tab)
+        plan = make_plan(settings, base)
     except SettingsError as error:
         return error_html(error)
-    parts = [_summary(settings, plan, tab), *map(html.escape, plan.notes), *_warnings(plan, tab)]
+    parts = [_summary(settings, plan, tab, passes), *map(html.escape, plan.notes), *_warnings(plan, tab)]
     return "<br>".join(parts)
 
 
@@ -77,21 +93,54 @@ def error_html(error: SettingsError) -> str:
     return problem_html(html.escape(before.strip()), word(NOT_POSSIBLE), html.escape(allowed.strip()))
 
 
-def _summary(settings: Settings, plan: Plan, tab: TabValues) -> str:
+def _summary(settings: Settings, plan: Plan, tab: TabValues, passes: Sequence[Pass]) -> str:
     if not plan.stages:
         return word(NO_STAGE)
     sizes = " → ".join(f"{w}x{h}" for h, w in [(n * CELL for n in plan.base), *(s.pixels for s in plan.stages)])
-    steps, two_calls = max(1, int(tab.steps or 1)), _two_calls(tab)
+    steps, two_calls = _steps(tab), _two_calls(tab)
     timesteps = even_timesteps(schedule_steps(steps, settings), settings.strength, two_calls)
-    evaluations = len(even_timesteps(steps, two_calls=two_calls)) + plan_evaluations(plan, timesteps, settings)
-    costs = run_costs(plan, settings, steps, two_calls)
+    of_base = sum(len(even_timesteps(number, two_calls=two_calls)) for number, _ in passes)
+    evaluations = of_base + plan_evaluations(plan, timesteps, settings)
+    costs = run_costs(plan, settings, steps, two_calls, passes)
     cells = costs.base + sum(costs.stages)
+    times_base = cells / passes_cells([(steps, plan.base)], two_calls)
     # where a path is skipped below some weight, the true schedule decides when that is
     roughly = f"{word(ABOUT)} " if settings.dilated_threshold or settings.local_threshold else ""
-    pieces = [sizes, f"{roughly}{evaluations} {word(EVALUATIONS)}", f"{cells / costs.base:.3g} {word(TIMES_BASE)}"]
+    pieces = [sizes, f"{roughly}{evaluations} {word(EVALUATIONS)}", f"{times_base:.3g} {word(TIMES_BASE)}"]
     pictures = max(1, int(tab.batch_size or 1)) * max(1, int(tab.batch_count or 1))
     seconds = timing.seconds(cells * pictures, tab.cfg_scale != 1)
     return ", ".join([*pieces, *([] if seconds is None else [duration(seconds)])])
+
+
+def base_picture(settings: Settings, tab: TabValues) -> tuple[Size, list[Pass]]:
+    """Returns the size in cells of the picture that the stages begin from, and the webui's passes that make it."""
+    first, steps = _cells(tab.width, tab.height), _steps(tab)
+    if tab.img2img:
+        source = re.search(r"(\d+)x(\d+)", tab.scale_resolution_preview or "") if tab.resize_by else None
+        if source is not None:
+            first = _cells(*(int(int(side) * (tab.scale or 0)) for side in source.groups()))
+        return first, [(img2img_steps(steps, tab.denoising_strength or 0), first)] if settings.redraw_base else []
+    if not tab.hr_checkbox:
+        return first, [(steps, first)]
+    second = _cells(*_hires_pixels(tab))
+    return second, [(steps, first), (int(tab.hires_steps or 0) or steps, second)]
+
+
+def _hires_pixels(tab: TabValues) -> tuple[float, float]:
+    """Returns width and height of hires fix's result (modules/processing.py, calculate_target_resolution)."""
+    width, height = max(1, int(tab.width or 0)), max(1, int(tab.height or 0))
+    wide, high = int(tab.hr_resize_x or 0), int(tab.hr_resize_y or 0)
+    if not wide and not high:
+        return width * (tab.hr_scale or 0), height * (tab.hr_scale or 0)
+    return wide or high * width // height, high or wide * height // width
+
+
+def _cells(width: float, height: float) -> Size:
+    return int(height or 0) // CELL, int(width or 0) // CELL
+
+
+def _steps(tab: TabValues) -> int:
+    return max(1, int(tab.steps or 1))
 
 
 def duration(seconds: float) -> str:

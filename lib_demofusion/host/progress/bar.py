@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from modules import sd_samplers, shared
 
 from lib_demofusion.host.progress import timing
 from lib_demofusion.method.plan import Plan, StagePlan
-from lib_demofusion.progress.costs import RunCosts, run_costs
+from lib_demofusion.progress.costs import Pass, RunCosts, run_costs
 from lib_demofusion.settings.fields import Settings
 
 PARTS = 3
@@ -97,12 +98,12 @@ class Progress:
         state.job_no = self._first_job + jobs - own
 
 
-def make_progress(p: Any, plan: Plan, settings: Settings, pictures: bool, base_share: float) -> Progress:
-    """Returns the progress of a request; `pictures` says whether every stage's picture is decoded.
+def make_progress(p: Any, plan: Plan, settings: Settings, pictures: bool, passes: Sequence[Pass]) -> Progress:
+    """Returns the progress of a request; `pictures` says whether every stage's is decoded.
 
-    `base_share` is the part of its steps that the base pass runs.
+    `passes` are those that the webui itself makes.
     """
     config = sd_samplers.find_sampler_config(p.sampler_name)
     two_calls = config is not None and config.options.get("second_order", False)
     decoding = functools.partial(timing.decoding_cells, p)
-    return Progress(plan, run_costs(plan, settings, p.steps, two_calls, base_share, pictures, decoding))
+    return Progress(plan, run_costs(plan, settings, p.steps, two_calls, passes, pictures, decoding))
