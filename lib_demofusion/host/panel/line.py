@@ -37,7 +37,7 @@ LARGEST_SIDE = 16384
 
 @dataclass(frozen=True)
 class TabValues:
-    """What the line needs to know of the tab, by the ends of its components' ids; these stand until its own are known."""
+    """What the line needs to know of the tab, by its components' ids; these stand until its own are known."""
 
     width: float = 512
     height: float = 512
