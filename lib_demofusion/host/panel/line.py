@@ -14,6 +14,7 @@ from typing import Any
 from modules import sd_samplers
 
 from lib_demofusion.host.neighbours import refusals as neighbours
+from lib_demofusion.host.panel import limits
 from lib_demofusion.host.progress import timing
 from lib_demofusion.method.plan import CELL, Plan, make_plan
 from lib_demofusion.method.views import Size
@@ -29,7 +30,11 @@ TIMES_BASE = "times the base pass"
 ABOUT = "about"
 SECONDS, MINUTES, HOURS = "seconds", "minutes", "hours"
 HUGE = "more than 16384 pixels on a side: memory may not suffice, and few programs open such a picture"
-WORDS = (NOT_POSSIBLE, NO_STAGE, EVALUATIONS, TIMES_BASE, ABOUT, SECONDS, MINUTES, HOURS, HUGE)
+LONG = "this takes more than an hour"
+NO_MEMORY = "the computer's free memory may not suffice for a picture of this size"
+NO_ROOM = "neither the free memory nor the disk may suffice to decode a picture of this size"
+WORDS = (NOT_POSSIBLE, NO_STAGE, EVALUATIONS, TIMES_BASE, ABOUT, SECONDS, MINUTES, HOURS)
+WARNINGS = (HUGE, LONG, NO_MEMORY, NO_ROOM)
 
 LARGEST_SIDE = 16384
 """What the panel's sliders offer, and about what browsers and WebP still show."""
@@ -73,8 +78,11 @@ def describe(args: Sequence[Any], tab: TabValues) -> str:
         plan = make_plan(settings, base)
     except SettingsError as error:
         return error_html(error)
-    parts = [_summary(settings, plan, tab, passes), *map(html.escape, plan.notes), *_warnings(plan, tab)]
-    return "<br>".join(parts)
+    if not plan.stages:
+        return "<br>".join([word(NO_STAGE), *map(html.escape, plan.notes), *_refusal(tab)])
+    summary, seconds = _summary(settings, plan, tab, passes)
+    warnings = [problem_html(word(text)) for text in _warnings(plan, tab, seconds)]
+    return "<br>".join([summary, *map(html.escape, plan.notes), *_refusal(tab), *warnings])
 
 
 def word(text: str) -> str:
@@ -93,9 +101,8 @@ def error_html(error: SettingsError) -> str:
     return problem_html(html.escape(before.strip()), word(NOT_POSSIBLE), html.escape(allowed.strip()))
 
 
-def _summary(settings: Settings, plan: Plan, tab: TabValues, passes: Sequence[Pass]) -> str:
-    if not plan.stages:
-        return word(NO_STAGE)
+def _summary(settings: Settings, plan: Plan, tab: TabValues, passes: Sequence[Pass]) -> tuple[str, float | None]:
+    """Returns sizes, evaluations, cost and time of a run in words, and the time in seconds where it is known."""
     sizes = " → ".join(f"{w}x{h}" for h, w in [(n * CELL for n in plan.base), *(s.pixels for s in plan.stages)])
     steps, two_calls = _steps(tab), _two_calls(tab)
     timesteps = even_timesteps(schedule_steps(steps, settings), settings.strength, two_calls)
@@ -107,9 +114,9 @@ def _summary(settings: Settings, plan: Plan, tab: TabValues, passes: Sequence[Pa
     # where a path is skipped below some weight, the true schedule decides when that is
     roughly = f"{word(ABOUT)} " if settings.dilated_threshold or settings.local_threshold else ""
     pieces = [sizes, f"{roughly}{evaluations} {word(EVALUATIONS)}", f"{times_base:.3g} {word(TIMES_BASE)}"]
-    pictures = max(1, int(tab.batch_size or 1)) * max(1, int(tab.batch_count or 1))
+    pictures = _batch(tab) * max(1, int(tab.batch_count or 1))
     seconds = timing.seconds(cells * pictures, tab.cfg_scale != 1)
-    return ", ".join([*pieces, *([] if seconds is None else [duration(seconds)])])
+    return ", ".join([*pieces, *([] if seconds is None else [duration(seconds)])]), seconds
 
 
 def base_picture(settings: Settings, tab: TabValues) -> tuple[Size, list[Pass]]:
@@ -154,14 +161,24 @@ def duration(seconds: float) -> str:
     return f"{word(ABOUT)} {number:g} {word(unit)}"
 
 
-def _warnings(plan: Plan, tab: TabValues) -> list[str]:
-    found = []
+def _refusal(tab: TabValues) -> list[str]:
     reason = neighbours.reason(neighbours.of_page(timing.loaded_model(), tab.script, tab.override_settings or ()))
-    if reason is not None:
-        found.append(problem_html(word(neighbours.REFUSED), word(reason)))
-    if max(plan.pixels) > LARGEST_SIDE:
-        found.append(problem_html(word(HUGE)))
-    return found
+    return [] if reason is None else [problem_html(word(neighbours.REFUSED), word(reason))]
+
+
+def _warnings(plan: Plan, tab: TabValues, seconds: float | None) -> list[str]:
+    """Returns what to think of before a run that is possible, but long or large."""
+    checks = {
+        HUGE: max(plan.pixels) > LARGEST_SIDE,
+        LONG: seconds is not None and seconds > 3600,
+        NO_MEMORY: limits.lacks_memory(plan.pixels, _batch(tab)),
+        NO_ROOM: limits.lacks_room_to_decode(timing.loaded_model(), plan.stages[-1].size),
+    }
+    return [text for text, holds in checks.items() if holds]
+
+
+def _batch(tab: TabValues) -> int:
+    return max(1, int(tab.batch_size or 1))
 
 
 def _two_calls(tab: TabValues) -> bool:
