@@ -32,8 +32,9 @@ def lacks_room_to_decode(model: Any, size: Size) -> bool:
 
     False where no model is loaded, or its decoder is left to the webui.
     """
+    first_stage = getattr(model, "first_stage_model", None)
     try:
-        steps = decoder_steps(model.first_stage_model.decoder)
+        steps = decoder_steps(getattr(first_stage, "decoder", None))
     except (AttributeError, ValueError):
         return False
     exact = held_bytes(steps, size, item_bytes(devices.dtype_vae))
