@@ -85,6 +85,20 @@ def test_switched_off_nothing_changes(webui: Webui) -> None:
     assert off.infotexts == without.infotexts
 
 
+@pytest.mark.parametrize(
+    "off", [{"enabled": False, "scale": 99}, {"stages": "3,2"}, {"enabled": "False", "preset": "deleted"}], ids=str
+)
+def test_switched_off_nothing_is_wrong(webui: Webui, off: dict[str, Any]) -> None:
+    """A closed panel may hold what it could not run with: a preset that was deleted, a size of another picture."""
+    result = webui.job(off)
+    assert result.infotexts == webui.job().infotexts
+    assert "DemoFusion" not in result.comments
+
+
+def test_a_misspelt_switch_is_named(webui: Webui) -> None:
+    assert "enable = True is not possible; allowed: the fields enabled, " in webui.job({"enable": True}).comments
+
+
 def test_a_run_leaves_nothing_behind(webui: Webui) -> None:
     before = webui.job(sampler_name="Euler a")
     webui.job(THREE, sampler_name="DPM++ SDE")
