@@ -1,7 +1,8 @@
-"""What README says of the fields and presets is what the code has."""
+"""What README and docs/ say of the fields and presets is what the code has."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -24,12 +25,16 @@ from lib_demofusion.settings.fields import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    page: (ROOT / page).read_text(encoding="utf-8")
+    for page in ("README.md", "CONTRIBUTING.md", "docs/parameters.md", "docs/api.md", "docs/compatibility.md")
+}
 
 
-def rows(heading: str) -> list[list[str]]:
+def rows(heading: str, page: str = "docs/parameters.md") -> list[list[str]]:
     """The cells of the table whose first line begins with `heading`."""
-    lines = README[README.index(heading) :].split("\n\n")[0].splitlines()
+    text = PAGES[page]
+    lines = text[text.index(heading) :].split("\n\n")[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
@@ -75,7 +80,7 @@ def test_the_presets_are_told_with_their_values() -> None:
 
 
 def test_what_the_presets_cost() -> None:
-    for preset, *cells in rows("| Preset | 2x"):
+    for preset, *cells in rows("| Preset | 2x", "README.md"):
         for scale, cell in zip((2, 3, 4, 6, 8), cells):
             settings = parse_settings({"scale": scale, "preset": preset})
             costs = run_costs(make_plan(settings, (128, 128)), settings, steps=20, two_calls=False)
@@ -84,10 +89,21 @@ def test_what_the_presets_cost() -> None:
 
 
 def test_the_order_of_positional_values_is_told() -> None:
-    (order,) = re.findall(r"`(enabled, scale,[^`]*)`", README)
+    (order,) = re.findall(r"`(enabled, scale,[^`]*)`", PAGES["docs/api.md"])
     assert tuple(re.split(r",\s+", order)) == NAMES
 
 
-def test_every_picture_is_there() -> None:
-    for file in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
-        assert (ROOT / file).is_file(), file
+@pytest.mark.parametrize("page", PAGES)
+def test_every_picture_and_page_that_is_named_is_there(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", PAGES[page]):
+        if "://" not in target:
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_the_entry_for_the_list_of_extensions() -> None:
+    (file,) = (ROOT / ".github" / "extension-index").iterdir()
+    entry = json.loads(file.read_text(encoding="utf-8"))
+    assert set(entry) == {"name", "url", "description", "tags"}
+    assert entry["url"].endswith(f"/{file.stem}.git")
+    # of the list's own, those of an extension that makes pictures
+    assert set(entry["tags"]) <= {"script", "manipulations"}

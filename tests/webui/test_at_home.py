@@ -22,7 +22,7 @@ pytestmark = pytest.mark.webui
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
 TWICE = {**ON, "scale": 2}
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 
 
 @contextmanager
@@ -164,7 +164,7 @@ class TestApi:
 class TestReadme:
     def test_the_request(self, webui: Webui) -> None:
         """As written, but for a size and a number of steps that a CPU has the time for."""
-        (block,) = re.findall(r"```json\n(.*?)```", README, re.S)
+        (block,) = re.findall(r"```json\n(.*?)```", API, re.S)
         body = json.loads(block)
         small = {**body, "width": body["width"] // 8, "height": body["height"] // 8}
         result = webui.generate(**{**small, "steps": 2})
@@ -172,11 +172,11 @@ class TestReadme:
 
     def test_the_program(self, webui: Webui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("requests")
-        (program,) = re.findall(r"```python\n(.*?)```", README, re.S)
+        (program,) = re.findall(r"```python\n(.*?)```", API, re.S)
         assert "http://127.0.0.1:7860" in program
         monkeypatch.chdir(tmp_path)
         Image.radial_gradient("L").resize((72, 64)).convert("RGB").save("picture.png")
-        exec(compile(program.replace("http://127.0.0.1:7860", webui.url), "README.md", "exec"), {})
+        exec(compile(program.replace("http://127.0.0.1:7860", webui.url), "docs/api.md", "exec"), {})
         with Image.open("picture-2x.png") as made:
             assert made.size == (144, 128)
             assert "DemoFusion size: 144 x 128" in made.info["parameters"]
