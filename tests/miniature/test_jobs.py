@@ -56,6 +56,14 @@ def test_every_sampler_runs_every_stage(webui: Webui, sampler: str) -> None:
     assert not errors.exception_records
 
 
+@pytest.mark.parametrize("sampler", list(sd_samplers.all_samplers_map))
+@pytest.mark.parametrize("settings", [{"strength": 0.05}, {"strength": 0.2}, {"stage_steps": 1}, {}], ids=str)
+def test_every_sampler_runs_a_stage_of_few_steps(webui: Webui, sampler: str, settings: dict[str, float]) -> None:
+    result = webui.job({**ON, **settings}, sampler_name=sampler, steps=2)
+    assert sizes(result) == [2 * BASE]
+    assert not errors.exception_records
+
+
 def test_the_base_among_the_stages_is_the_plain_picture(webui: Webui) -> None:
     plain = webui.job()
     result = webui.job({**ON, "return_stages": True})
