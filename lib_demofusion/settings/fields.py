@@ -272,12 +272,16 @@ def parse_settings(values: Mapping[str, object], preset: str = Settings.preset) 
     `preset` is the one of values that name none. Raises SettingsError at the first name that is no field, or value that
     its field cannot take.
     """
-    for name in values:
-        if name not in SPECS:
-            raise SettingsError(str(name), values[name], "the fields " + ", ".join(NAMES))
+    _check_names(values)
     parsed = {name: SPECS[name].parse(name, value) for name, value in values.items() if value is not None}
     parsed.setdefault("preset", preset)
     return Settings(**{**_differing(parsed["preset"]), **parsed})
+
+
+def _check_names(values: Mapping[str, object]) -> None:
+    for name in values:
+        if name not in SPECS:
+            raise SettingsError(str(name), values[name], "the fields " + ", ".join(NAMES))
 
 
 def settings_from_args(args: Sequence[object], preset: str = Settings.preset) -> Settings:
@@ -288,6 +292,19 @@ def settings_from_args(args: Sequence[object], preset: str = Settings.preset) ->
     if args and isinstance(args[0], Mapping):
         return parse_settings(args[0], preset)
     return parse_settings(dict(zip(NAMES, args)), preset)
+
+
+def is_enabled(args: Sequence[object], overrides: Mapping[str, object]) -> bool:
+    """Returns whether a script's arguments, or what stands in for some of them, switch DemoFusion on.
+
+    A dict without `enabled` leaves it off. Nothing else of it matters then, unless it names what is no field, as where
+    `enabled` is misspelt. Raises SettingsError for that, and for a value that is neither on nor off.
+    """
+    values = args[0] if args and isinstance(args[0], Mapping) else dict(zip(NAMES[:1], args))
+    if values and NAMES[0] not in values:
+        _check_names(values)
+    given = {**values, **overrides}.get(NAMES[0])
+    return Settings.enabled if given is None else SPECS[NAMES[0]].parse(NAMES[0], given)
 
 
 def overridden(settings: Settings, values: Mapping[str, object]) -> Settings:
