@@ -36,3 +36,11 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     torch.set_num_threads(1)
     yield CardWebui(Webui(tmp_path_factory.mktemp("card"), model), model)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def card() -> Any:
+    """An NVIDIA card with 24 GiB."""
+    from card.played import PlayedCard
+
+    return PlayedCard()

@@ -12,6 +12,9 @@ from modules import devices
 from modules.sd_models import LatentDiffusion
 from torch import Tensor, nn
 
+CONTRAST = 0.3
+"""Standard deviation of a picture in -1..1, about that of a photograph."""
+
 SCALE = 0.6
 """Latents are the autoencoder's times this."""
 
@@ -40,6 +43,8 @@ class TinyAutoencoder(nn.Module):
     def __init__(self, channels: int = 8) -> None:
         super().__init__()
         self.encoder, self.decoder = randomised(Encoder(channels)), randomised(Decoder(channels))
+        # of unit scale most of a picture would be clipped
+        self.decoder.conv_out.weight.mul_(CONTRAST)
         self.quant_conv, self.post_quant_conv = nn.Conv2d(8, 8, 1), nn.Conv2d(4, 4, 1)
         self.dtype = torch.float32
 
