@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,15 +49,23 @@ def _filtered(x: Tensor, kernel: Tensor) -> Tensor:
     horizontal = kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows = max(AT_ONCE // width, 1)
-    for first in range(0, x.shape[-2], rows):
-        top = max(first - reach, 0)
-        part = x[..., top : first + rows + reach, :]
-        if x.device.type == "cpu":
-            # eight times as fast there
-            part = part.contiguous(memory_format=torch.channels_last)
-        part = F.conv2d(part, vertical, padding=(reach, 0), groups=channels)[..., first - top : first - top + rows, :]
-        out[..., first : first + rows, :] = F.conv2d(part, horizontal, padding=(0, reach), groups=channels)
+    with _without_autocast(x.device.type):
+        for first in range(0, x.shape[-2], rows):
+            top = max(first - reach, 0)
+            part = x[..., top : first + rows + reach, :]
+            if x.device.type == "cpu":
+                # eight times as fast there
+                part = part.contiguous(memory_format=torch.channels_last)
+            down = F.conv2d(part, vertical, padding=(reach, 0), groups=channels)
+            part = down[..., first - top : first - top + rows, :]
+            out[..., first : first + rows, :] = F.conv2d(part, horizontal, padding=(0, reach), groups=channels)
     return out
+
+
+def _without_autocast(kind: str) -> AbstractContextManager[Any]:
+    """A context in which a device's convolutions are in the precision of what they are given."""
+    # torch 2.1 has autocast for no other, and refuses to switch off what it has not
+    return torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else nullcontext()
 
 
 def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from modules import devices, rng, sd_samplers, sd_samplers_timesteps, shared
+from modules import rng, sd_samplers, sd_samplers_timesteps, shared
 from modules.sd_samplers_common import InterruptedException
 from torch import Tensor
 
-from lib_demofusion.host import options
+from lib_demofusion.host import options, precision
 from lib_demofusion.host.memory import device_memory
 from lib_demofusion.host.neighbours import controlnet
 from lib_demofusion.host.pictures.inpainting import is_inpainting
@@ -82,7 +82,7 @@ def run_stage(
 
     _steer(sampler, stage, settings, anchor, noise, attach)
     steps = schedule_steps(p.steps, settings)
-    with timing.measured(p) as watch, replaced(p, rng=stage_rng, steps=steps), _sampling_precision():
+    with timing.measured(p) as watch, replaced(p, rng=stage_rng, steps=steps), precision.sampling():
         x = _sample(p, sampler, settings.strength, anchor, noise, _image_conditioning(p, anchor, plan))
     if x.shape != anchor.shape:
         # the host caught a RecursionError of a noise sampler and returned its preview
@@ -95,11 +95,6 @@ def run_stage(
 def stage_seeds(seeds: list[int], stage: int) -> list[int]:
     """Returns one seed per image that belongs to this stage alone."""
     return [(int(seed) + SEED_OFFSET * stage) & SEED_MASK for seed in seeds]
-
-
-def _sampling_precision() -> Any:
-    """The context that the host samples in (modules/processing.py), closed again before `post_sample`."""
-    return devices.without_autocast() if devices.unet_needs_upcast else devices.autocast()
 
 
 def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:
