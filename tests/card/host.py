@@ -82,13 +82,13 @@ class CardWebui:
 
     def __init__(self, webui: Webui, model: TinyModel):
         self._webui = webui
-        self._model = model
+        self.model = model
 
     def job(
         self, settings: dict[str, Any], card: PlayedCard | None = None, precision: Precision = SINGLE, **parameters: Any
     ) -> processing.Processed:
         """The result of a job on a card, or on the processor."""
-        with card or contextlib.nullcontext(), on_device(self._model, card, precision):
+        with card or contextlib.nullcontext(), on_device(self.model, card, precision):
             self._webui.small = shared.sd_model.small
             return self._webui.job({"enabled": True, **settings}, **parameters)
 
