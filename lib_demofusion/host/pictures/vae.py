@@ -8,6 +8,8 @@ encoder is ours, which chooses a way when it is called: by then the precision is
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -153,18 +155,23 @@ def choose_shelf(steps: list[Step], size: tuple[int, int], x: Tensor, room: int)
     """
     held = held_bytes(steps, size, x.element_size())
     packed = held_bytes(steps, size, item_bytes(torch.int16)) if x.dtype == torch.float32 else held
-    memory = int(psutil.virtual_memory().available * MEMORY_SHARE)
-    folder = Path(shared.opts.temp_dir or data_path)
-    ways = (
-        (held, room, Shelf(x.device)),
-        (held, memory, Shelf(devices.cpu)),
-        (packed, memory, Shelf(devices.cpu, packed=True)),
-        (packed, int(disk_usage(folder).free * DISK_SHARE), Shelf(devices.cpu, packed=True, folder=folder)),
-    )
-    for needed, there, shelf in ways:
-        if needed <= there:
-            return shelf
-    raise MemoryError(f"the VAE needs {packed / 2**30:.1f} GiB of memory, or of disk in {folder}, at this size")
+    if held <= room:
+        return Shelf(x.device)
+    memory = psutil.virtual_memory().available * MEMORY_SHARE
+    if packed <= memory:
+        return Shelf(devices.cpu, packed=held > memory)
+    folder = temporary_folder()
+    # a disk is asked only where it is needed: one that sleeps answers late, one of the network perhaps not at all
+    if folder is not None and packed <= disk_usage(folder).free * DISK_SHARE:
+        return Shelf(devices.cpu, packed=True, folder=folder)
+    disk = f"disk in {folder}" if folder is not None else "disk, where no folder for temporary files is"
+    raise MemoryError(f"the VAE needs {packed / 2**30:.1f} GiB of memory, or of {disk}, at this size")
+
+
+def temporary_folder() -> Path | None:
+    """Returns where maps may lie as files: the host's folder for such, else that of its data, else the system's."""
+    folders = (shared.opts.temp_dir, data_path, tempfile.gettempdir())
+    return next((Path(name) for name in folders if name and os.access(name, os.W_OK) and Path(name).is_dir()), None)
 
 
 def free_bytes(device: torch.device) -> int:
