@@ -95,11 +95,23 @@ def match_low_band(x: Tensor, base: Tensor) -> Tensor:
 
     Only the low band moves, so that contrast and detail are not forced to a small picture's.
     """
-    low, wanted = (F.adaptive_avg_pool2d(latent, LOW_BAND) for latent in (x, base))
+    low, wanted = (_means_of_areas(latent, LOW_BAND) for latent in (x, base))
     std, mean = torch.std_mean(low, dim=(2, 3), keepdim=True)
     wanted_std, wanted_mean = torch.std_mean(wanted, dim=(2, 3), keepdim=True)
     moved = (low - mean) * (wanted_std / std.clamp_min(torch.finfo(x.dtype).eps)) + wanted_mean
     return x + F.interpolate(moved - low, size=x.shape[-2:], mode="bicubic", align_corners=False)
+
+
+def _means_of_areas(x: Tensor, count: int) -> Tensor:
+    """Returns the means (B, C, count, count) of areas of x (B, C, H, W), which overlap where they do not divide it.
+
+    The areas are those of adaptive pooling, which Apple's GPUs have for sides that are divided evenly only.
+    """
+    rows, columns = (
+        [slice(i * side // count, -(-(i + 1) * side // count)) for i in range(count)] for side in x.shape[-2:]
+    )
+    means = [x[..., row, column].mean((2, 3)) for row in rows for column in columns]
+    return torch.stack(means, 2).reshape(*x.shape[:2], count, count)
 
 
 def blur_for_dilation(x: Tensor, factor: int, std: float) -> Tensor:

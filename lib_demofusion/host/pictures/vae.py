@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ from modules.paths_internal import data_path
 from torch import Tensor
 
 from lib_demofusion.host.memory import cuda_free_bytes
+from lib_demofusion.tiled_vae.largest import largest_bytes, largest_part_bytes
 from lib_demofusion.tiled_vae.maps import Shelf, item_bytes
 from lib_demofusion.tiled_vae.steps import Step, decoder_steps, encoder_steps, held_bytes, part_bytes, whole_bytes
 from lib_demofusion.tiled_vae.tiling import Options, decode_tiled, encode_tiled
@@ -32,6 +34,8 @@ AUTOMATIC, ALWAYS, NEVER = MODES = ("automatic", "always", "never")
 TILES = (64, 32, 16)
 # Of the memory that is free on the device, of the computer's memory and of the disk, what may be counted on.
 DEVICE_SHARE, MEMORY_SHARE, DISK_SHARE = 0.85, 0.6, 0.8
+# Bytes of a tensor that a kind of device has none of; Apple's GPUs end the process.
+LARGEST_TENSOR = {"mps": 1 << 32}
 # Taken to be free on a device that does not say.
 UNKNOWN_FREE = 4 << 30
 
@@ -133,11 +137,18 @@ class _Forward:
     def _attempts(self, x: Tensor) -> Iterator[Options | None]:
         """Returns what to try, None for the whole at once; the free memory is looked at before each attempt."""
         size, bytes_each = (x.shape[2], x.shape[3]), x.element_size()
+        limit = LARGEST_TENSOR.get(x.device.type, sys.maxsize)
         needed = whole_bytes(self._steps, size, bytes_each) * len(x)
-        if not self._always and needed <= free_bytes(x.device) * DEVICE_SHARE:
+        on_device = largest_bytes(self._steps, size, bytes_each) < limit
+        if not self._always and on_device and needed <= free_bytes(x.device) * DEVICE_SHARE:
             yield None
-        on_device = True
         for tile in TILES:
+            if largest_part_bytes(self._steps, size, bytes_each, tile) >= limit:
+                if tile == TILES[-1]:
+                    raise MemoryError(
+                        f"{x.device.type} has no tensors of {limit} bytes, which the VAE needs at this size"
+                    )
+                continue
             needed = part_bytes(self._steps, size, bytes_each, tile)
             room = int(free_bytes(x.device) * DEVICE_SHARE) - needed
             if room < 0 and tile != TILES[-1]:
