@@ -20,7 +20,8 @@ from lib_demofusion.host.progress.bar import Progress, make_progress
 from lib_demofusion.host.sampling.stage_runner import StageStopped, run_stage, stop_requested
 from lib_demofusion.method.plan import CELL, Plan, StagePlan, make_plan
 from lib_demofusion.method.stage import finish_stage, make_anchor, mix_anchors
-from lib_demofusion.settings.fields import ENABLED_KEY, LATENT, PIXELS, Settings, to_infotext
+from lib_demofusion.settings.fields import ENABLED_KEY, LATENT, PIXELS, Settings
+from lib_demofusion.settings.infotext import to_infotext
 from lib_demofusion.settings.spec import SettingsError
 
 KEY_ERROR = "DemoFusion error"
