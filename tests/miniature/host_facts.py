@@ -54,7 +54,7 @@ def parse(path: Path) -> ast.Module:
 def host_files() -> list[Path]:
     """The files of the extension that know the webui."""
     folders = (REPOSITORY / "lib_demofusion" / "host", REPOSITORY / "scripts")
-    return [path for folder in folders for path in sorted(folder.glob("*.py"))]
+    return [path for folder in folders for path in sorted(folder.rglob("*.py"))]
 
 
 def dotted(node: ast.AST) -> str | None:

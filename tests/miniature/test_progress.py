@@ -92,7 +92,9 @@ class Run:
     def go(self) -> None:
         p, state = self.p, shared.state
         state.begin("test")
-        progress = make_progress(p, self.plan, self.settings, self.settings.return_stages, 1.0)
+        # as the host does before its first iteration
+        state.job_count = p.n_iter
+        progress = make_progress(p, self.plan, self.settings, self.settings.return_stages, [(STEPS, self.plan.base)])
         progress.announce(p)
         self._sample(0, timesteps(self.sampler, STEPS), STEPS, lambda t: [(1, 128**2)], lambda *_: None)
         progress.base_done()
