@@ -258,6 +258,19 @@ def preset_values(preset: str) -> dict[str, Any]:
     return {**{name: getattr(Settings, name) for name in PRESET_FIELDS}, **_differing(preset)}
 
 
+def changed_fields(preset: str, values: Mapping[str, object]) -> tuple[str, ...]:
+    """Returns the fields among `values` that no longer have what the preset gave them; one of none is changed too."""
+
+    def as_read(name: str) -> object:
+        try:
+            return SPECS[name].parse(name, values[name])
+        except SettingsError:
+            return None
+
+    given = preset_values(preset)
+    return tuple(name for name in PRESET_FIELDS if name in values and as_read(name) != given[name])
+
+
 def parse_preset(values: Mapping[str, object]) -> dict[str, Any]:
     """Returns a preset's values, checked; raises SettingsError at one that no preset sets or that is impossible."""
     for name in values:
@@ -313,27 +326,3 @@ def overridden(settings: Settings, values: Mapping[str, object]) -> Settings:
     if values.get("preset") is not None:
         of_preset = preset_values(SPECS["preset"].parse("preset", values["preset"]))
     return parse_settings({**asdict(settings), **of_preset, **values})
-
-
-def to_infotext(settings: Settings) -> dict[str, str]:
-    """Returns infotext keys and values of what differs from the defaults; all are text that the host can parse back."""
-    pairs = ((spec.infotext, getattr(settings, name), getattr(Settings, name)) for name, spec in SPECS.items())
-    return {key: _infotext_value(value) for key, value, default in pairs if value != default and key != ENABLED_KEY}
-
-
-def _infotext_value(value: object) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
-
-
-def from_infotext(name: str, params: Mapping[str, object]) -> Any:
-    """Returns the value of field `name` in a parsed infotext: the default where the text has none or a broken one."""
-    spec = SPECS[name]
-    if name == "enabled":
-        return ENABLED_KEY in params
-    try:
-        return spec.parse(name, params[spec.infotext])
-    except (KeyError, SettingsError):
-        return getattr(Settings, name)

@@ -22,11 +22,11 @@ from lib_demofusion.settings.fields import (
     PRESET_FIELDS,
     PRESETS,
     Settings,
-    from_infotext,
     preset_names,
     preset_values,
     use_presets,
 )
+from lib_demofusion.settings.infotext import from_infotext
 from lib_demofusion.settings.spec import SettingsError
 
 VALUES = {**preset_values("Paper"), "stages": "1,2", "sigma": 1.5}
@@ -79,6 +79,7 @@ def test_saved_again_it_is_replaced_and_deleted_it_is_gone(file: Path) -> None:
         (" ", presets.NO_NAME),
         ("a\nb", presets.BAD_NAME),
         ("x" * 61, presets.BAD_NAME),
+        ("Mine (changed)", presets.BAD_NAME),
     ],
 )
 def test_a_name_that_cannot_be_is_refused(file: Path, name: str, sentence: str) -> None:
@@ -207,7 +208,7 @@ def test_where_nothing_is_chosen_panel_and_requests_have_the_balanced_values(web
 def test_a_request_that_names_no_preset_uses_the_default(webui: Webui, default_preset: str) -> None:
     text = webui.job({"enabled": True, "sigma": 0.8}).infotexts[0]
     params = infotext_utils.parse_generation_parameters(text)
-    assert params["DemoFusion preset"] == default_preset
+    assert params["DemoFusion preset"] == f"{default_preset} (changed)"
     assert params["DemoFusion stages"] == "1,2"
     assert "DemoFusion sigma" not in params
     other = webui.job({"enabled": True, "preset": "Paper"}).infotexts[0]

@@ -19,9 +19,9 @@ from lib_demofusion.settings.fields import (
     PRESET_FIELDS,
     SPECS,
     Settings,
-    from_infotext,
     preset_values,
 )
+from lib_demofusion.settings.infotext import from_infotext
 
 SIZES = (("scale", "width", "height"),)
 """The panel's first row; the presets stand below it."""
