@@ -57,6 +57,8 @@ class PlayedCard(TorchDispatchMode):
         self.operations = 0
         self.fail_in: int | None = None
         """Out of memory is raised once, behind so many allocations."""
+        self.failures = 0
+        """How often memory did not suffice."""
         self.largest = (1 << 32) if kind == "mps" else sys.maxsize
         """Bytes of the largest tensor; a larger one would end the process."""
         self._stores: dict[int, list[int]] = {}
@@ -141,6 +143,7 @@ class PlayedCard(TorchDispatchMode):
             self.fail_in -= 1
         if self.fail_in == -1 or self.allocated + size > self.reserve:
             self.fail_in = None if self.fail_in == -1 else self.fail_in
+            self.failures += 1
             raise torch.cuda.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB.")
         self.allocated += size
         self.peak = max(self.peak, self.allocated)
