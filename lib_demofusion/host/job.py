@@ -22,7 +22,8 @@ from lib_demofusion.host.sampling.stage_runner import StageStopped, run_stage, s
 from lib_demofusion.method.plan import CELL, Plan, StagePlan, make_plan
 from lib_demofusion.method.stage import finish_stage, make_anchor, mix_anchors
 from lib_demofusion.progress.costs import Pass, img2img_steps
-from lib_demofusion.settings.fields import ENABLED_KEY, LATENT, PIXELS, Settings, to_infotext
+from lib_demofusion.settings.fields import ENABLED_KEY, LATENT, PIXELS, Settings
+from lib_demofusion.settings.infotext import to_infotext
 from lib_demofusion.settings.spec import SettingsError
 
 KEY_ERROR = "DemoFusion error"

@@ -10,8 +10,9 @@ from modules import sd_samplers, shared
 
 from lib_demofusion.host.progress import timing
 from lib_demofusion.method.plan import Plan, StagePlan
+from lib_demofusion.method.stage_steps import steps_of_stage
 from lib_demofusion.progress.costs import Pass, RunCosts, run_costs
-from lib_demofusion.progress.forecast import schedule_steps, steps_of_stage
+from lib_demofusion.progress.forecast import schedule_steps
 from lib_demofusion.settings.fields import Settings
 
 PARTS = 3

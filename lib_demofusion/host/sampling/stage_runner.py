@@ -26,9 +26,10 @@ from lib_demofusion.host.scoped import replaced
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.stage_steps import least_steps, long_enough, steps_of_stage
 from lib_demofusion.method.step_gate import is_stochastic, make_gate
 from lib_demofusion.progress.costs import StageClock
-from lib_demofusion.progress.forecast import call_cells, schedule_steps, steps_of_stage
+from lib_demofusion.progress.forecast import call_cells, schedule_steps
 from lib_demofusion.progress.sampler_calls import call_levels
 from lib_demofusion.settings.fields import Settings
 
@@ -78,7 +79,8 @@ def run_stage(
         denoiser.attach(model, run, batches, frame, before_batch, repeated_images, hints)
 
     _steer(sampler, stage, settings, anchor, noise, attach)
-    steps = schedule_steps(p.steps, settings)
+    least = least_steps(sampler.func.__name__, getattr(shared.opts, "uni_pc_order", 1))
+    steps = long_enough(schedule_steps(p.steps, settings), settings.strength, least)
     with timing.measured(p) as watch, replaced(p, rng=stage_rng, steps=steps), precision.sampling():
         x = _sample(p, sampler, settings.strength, anchor, noise, _image_conditioning(p, anchor, plan))
     if x.shape != anchor.shape:
@@ -186,7 +188,8 @@ def _sample(p: Any, sampler: Any, strength: float, anchor: Tensor, noise: Tensor
         # sample_img2img would drop the first timestep of the schedule
         sampler.model_wrap_cfg.init_latent = anchor
         return sampler.sample(p, noise.clone(), cond, uncond, image_conditioning=conditioning)
-    steps = min(max(steps, 4) + 1, p.steps)
+    # it would begin a timestep too low
+    steps += 1
     with replaced(p, denoising_strength=steps / (p.steps + 0.5)):
         return sampler.sample_img2img(p, anchor, noise, cond, uncond, steps, conditioning)
 
