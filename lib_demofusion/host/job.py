@@ -203,7 +203,7 @@ class _StageLoop:
                     x = run_stage(self._p, stage, self._settings, anchor, self._progress.sampling, self._plan)
                     x = soft_inpainting.as_far_as_painted(self._p, x, finish_stage(x, base, colours))
                     x = inpainting.keep_unmasked(self._p, x)
-                done.append(x.to(base.dtype))
+                done.append(x)
             except StageStopped:
                 self._stopped(stage.number)
                 break

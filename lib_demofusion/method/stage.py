@@ -92,10 +92,9 @@ class StageRun:
         `level` is the scalar noise level that the sampler hands to its model.
         """
         self.call += 1
-        self.timestep = self.space.timestep(level)
-        self.weights = weights_at(self.timestep, self.settings)
         # a number for the device's kernels from here on: read on the device, every use of it would wait for the queue
-        level = level.detach().cpu()
+        level, self.timestep = self.space.read(level)
+        self.weights = weights_at(self.timestep, self.settings)
         if self.settings.jitter:
             generator = jitter_generator(self.stage.number, self.call)
             self.local = local_views(self.stage.size, self.stage.window, self.stage.stride, generator)

@@ -13,11 +13,12 @@ from torch import Tensor
 from lib_demofusion.host import options
 from lib_demofusion.host.neighbours import controlnet
 from lib_demofusion.host.pictures import vae
+from lib_demofusion.host.precision import as_latent
 from lib_demofusion.host.scoped import replaced
 
 
 def base_latent(p: Any, samples: Any) -> Tensor:
-    """Returns the base's latent (B, C, H, W); hires fix hands on decoded pictures, which are encoded again.
+    """Returns the base's latent (B, C, H, W) in float32; hires fix hands on pictures, which are encoded again.
 
     Raises NansException where it holds NaN, which in img2img the host may have got from the VAE without a word.
     """
@@ -27,11 +28,11 @@ def base_latent(p: Any, samples: Any) -> Tensor:
         finite(p.init_latent)
     if not torch.isfinite(samples).all():
         raise devices.NansException("the base picture is NaN; --no-half or --upcast-sampling may help")
-    return samples
+    return as_latent(samples)
 
 
 def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None) -> Tensor:
-    """Returns the latents (B, C, h, w) of the job's pictures, each (3, H, W) in -1..1.
+    """Returns the latents (B, C, h, w) in float32 of the job's pictures, each (3, H, W) in -1..1.
 
     The encoder draws from torch's global generator, hence each picture is encoded alone under its own seed. `report` is
     told the share that is done; what it raises ends the work. Raises NansException where the VAE fails.
@@ -47,7 +48,7 @@ def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None)
             # under the same name, so that the larger of them goes
             picture = (picture[None].float() * 0.5).add_(0.5).clamp_(0, 1).to(shared.device, devices.dtype_vae)
             latents.append(finite(sd_samplers_common.images_tensor_to_samples(picture, method, p.sd_model)))
-    return torch.cat(latents).to(devices.dtype)
+    return as_latent(torch.cat(latents))
 
 
 def finite(latent: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from modules import devices, rng, sd_samplers, sd_samplers_timesteps, shared
+from modules import rng, sd_samplers, sd_samplers_timesteps, shared
 from modules.sd_samplers_common import InterruptedException
 from torch import Tensor
 
+from lib_demofusion.host import precision
 from lib_demofusion.host.neighbours import controlnet
 from lib_demofusion.host.pictures.inpainting import is_inpainting
 from lib_demofusion.host.progress import timing
@@ -80,7 +81,7 @@ def run_stage(
     _steer(sampler, stage, settings, anchor, noise, attach)
     least = least_steps(sampler.func.__name__, getattr(shared.opts, "uni_pc_order", 1))
     steps = long_enough(schedule_steps(p.steps, settings), settings.strength, least)
-    with timing.measured(p) as watch, replaced(p, rng=stage_rng, steps=steps), _sampling_precision():
+    with timing.measured(p) as watch, replaced(p, rng=stage_rng, steps=steps), precision.sampling():
         x = _sample(p, sampler, settings.strength, anchor, noise, _image_conditioning(p, anchor, plan))
     if x.shape != anchor.shape:
         # the host caught a RecursionError of a noise sampler and returned its preview
@@ -93,11 +94,6 @@ def run_stage(
 def stage_seeds(seeds: list[int], stage: int) -> list[int]:
     """Returns one seed per image that belongs to this stage alone."""
     return [(int(seed) + SEED_OFFSET * stage) & SEED_MASK for seed in seeds]
-
-
-def _sampling_precision() -> Any:
-    """The context that the host samples in (modules/processing.py), closed again before `post_sample`."""
-    return devices.without_autocast() if devices.unet_needs_upcast else devices.autocast()
 
 
 def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:
@@ -132,17 +128,16 @@ def _steer(
     def steered(model: Any, x: Tensor, *args: Any, callback: Callable[[dict], None], **kwargs: Any) -> Tensor:
         eta = kwargs.get("eta") if "eta" in inspect.signature(func).parameters else None
         name = func.__name__
-        gate = make_gate(name, kwargs.get("sigmas"), kwargs.get("n"), eta if eta is not None else 1.0, second_order)
-        stochastic = is_stochastic(name, eta, kwargs.get("s_churn", 0.0))
+        known = _on_processor(kwargs)
+        gate = make_gate(name, known.get("sigmas"), known.get("n"), eta if eta is not None else 1.0, second_order)
+        stochastic = is_stochastic(name, eta, known.get("s_churn", 0.0))
         space = _noise_space(model.p, sampler)
         if is_inpainting(model.p):
             # the host would blend with the anchor
             model.init_latent = model.p.init_latent
         run = StageRun(stage, settings, anchor, noise, space, gate, stochastic)
-        levels = call_levels(
-            name, {"skip_type": getattr(shared.opts, "uni_pc_skip_type", None), **kwargs}, second_order
-        )
-        attach(model, run, None if levels is None else _call_cells(run, [level.to(x) for level in levels]))
+        levels = call_levels(name, {"skip_type": getattr(shared.opts, "uni_pc_skip_type", None), **known}, second_order)
+        attach(model, run, _call_cells(run, torch.stack(levels).to(x)) if levels else None)
 
         def after_step(d: dict) -> None:
             run.after_step(d["i"], d["x"], d["denoised"])
@@ -156,9 +151,14 @@ def _steer(
     sampler.func = steered
 
 
-def _call_cells(run: StageRun, levels: list[Tensor]) -> list[int]:
-    """Returns the cells that the stage's model calls will evaluate, at levels as the model will be given them."""
-    return call_cells(run.stage, [run.space.timestep(level) for level in levels], run.settings)
+def _on_processor(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns a sampling function's arguments with its schedule on the CPU: each of its levels is looked at there."""
+    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in arguments.items()}
+
+
+def _call_cells(run: StageRun, levels: Tensor) -> list[int]:
+    """Returns the cells that the stage's model calls will evaluate, at levels (N,) as the model will be given them."""
+    return call_cells(run.stage, run.space.timesteps(levels), run.settings)
 
 
 def _before_batch(run: StageRun, clock: StageClock, report: Report, watch: timing.Stopwatch) -> Callable[[float], None]:
