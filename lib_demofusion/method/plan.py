@@ -16,6 +16,9 @@ CELL = 8
 CLOSE_SCALES = 0.5
 """The automatic list leaves out a whole scale that lies closer than this below the last one."""
 
+NO_STAGE = "no stage: the final size is that of the base picture"
+"""What is said of a plan without stages."""
+
 FARTHEST = 4
 """How far a stage may enlarge where there shall be as few as possible; farther was not measured."""
 
