@@ -75,6 +75,8 @@ class StageRun:
         self.gate = gate
         self.stochastic = stochastic
         self.call = -1
+        self.predictions = 0
+        """How often `denoise` was called: a host that never does has sampled the whole latent in its own way."""
         self.timestep = 0.0
         self.weights = Weights(1.0, 1.0, 1.0)
         self.local = local_views(stage.size, stage.window, stage.stride)
@@ -117,6 +119,7 @@ class StageRun:
 
         The rows may be conds and unconds of one call; `copies` says how many times over they hold the same images.
         """
+        self.predictions += 1
         std = self.settings.sigma * self.weights.blur
         return fuse(
             evaluate,

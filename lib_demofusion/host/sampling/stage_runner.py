@@ -38,6 +38,8 @@ SEED_OFFSET = 0x9E3779B97F4A7C15
 
 SEED_MASK = (1 << 63) - 1
 
+NEVER_ASKED = "this webui's sampler did not ask DemoFusion's model, so that what it made is no DemoFusion picture"
+
 Report = Callable[[float], None]
 """Is told the share of the stage that is done."""
 
@@ -151,9 +153,12 @@ def _steer(
             callback(d)
 
         try:
-            return func(model, x, *args, callback=after_step, **kwargs)
+            made = func(model, x, *args, callback=after_step, **kwargs)
         except InterruptedException:
             raise StageStopped from None
+        if not run.predictions:
+            raise StageFailed(NEVER_ASKED)
+        return made
 
     sampler.func = steered
 
