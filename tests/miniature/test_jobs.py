@@ -61,7 +61,7 @@ def test_every_sampler_runs_every_stage(webui: Webui, sampler: str) -> None:
 def test_a_host_that_never_asks_the_fused_model_gets_the_base_picture_back(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
-    """So do webuis whose guidance calls a model of its own: the whole latent would go through it, and look like ours."""
+    """So do webuis whose guidance calls a model of its own: the whole latent goes through it and looks like ours."""
     plain = webui.job(sampler_name=sampler)
 
     def forward(self: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

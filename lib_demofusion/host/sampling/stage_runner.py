@@ -9,17 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from modules import devices, rng, sd_samplers, sd_samplers_timesteps, shared
+from modules import rng, sd_samplers, sd_samplers_timesteps, shared
 from modules.sd_samplers_common import InterruptedException
 from torch import Tensor
 
 from lib_demofusion.host import options
+from lib_demofusion.host.backends import host
+from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.memory import device_memory
-from lib_demofusion.host.neighbours import controlnet
 from lib_demofusion.host.pictures.inpainting import is_inpainting
 from lib_demofusion.host.progress import timing
-from lib_demofusion.host.sampling import denoiser
-from lib_demofusion.host.sampling.cond_rows import repeated_images
 from lib_demofusion.host.sampling.conditioning import conds_of_stage, image_conditioning_for
 from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.host.scoped import replaced
@@ -79,12 +78,12 @@ def run_stage(
     def attach(model: Any, run: StageRun, cells: list[int] | None) -> None:
         batches = ViewBatches(views, device_memory())
         before_batch = _before_batch(run, StageClock(cells), report, watch)
-        hints = controlnet.stage_hints(p, stage, plan)
-        denoiser.attach(model, run, batches, frame, before_batch, repeated_images, hints)
+        host().attach(model, StageParts(p, run, plan, batches, frame, before_batch))
 
     _steer(sampler, stage, settings, anchor, noise, attach)
     steps = schedule_steps(p.steps, settings)
-    with timing.measured(p) as watch, replaced(p, rng=stage_rng, steps=steps), _sampling_precision():
+    sampling = host().sampling(p, stage, views, anchor, noise)
+    with timing.measured(p) as watch, replaced(p, rng=stage_rng, steps=steps), sampling:
         x = _sample(p, sampler, settings.strength, anchor, noise, _image_conditioning(p, anchor, plan))
     if x.shape != anchor.shape:
         # the host caught a RecursionError of a noise sampler and returned its preview
@@ -97,11 +96,6 @@ def run_stage(
 def stage_seeds(seeds: list[int], stage: int) -> list[int]:
     """Returns one seed per image that belongs to this stage alone."""
     return [(int(seed) + SEED_OFFSET * stage) & SEED_MASK for seed in seeds]
-
-
-def _sampling_precision() -> Any:
-    """The context that the host samples in (modules/processing.py), closed again before `post_sample`."""
-    return devices.without_autocast() if devices.unet_needs_upcast else devices.autocast()
 
 
 def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:
