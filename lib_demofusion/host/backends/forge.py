@@ -11,8 +11,8 @@ from modules import shared
 from torch import Tensor
 
 from lib_demofusion.host.backends import forge_denoiser
-from lib_demofusion.host.backends.forge_denoiser import WRAPPER, FusedUnet
 from lib_demofusion.host.backends.forge_hints import Held
+from lib_demofusion.host.backends.forge_unet import WRAPPER, FusedUnet
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.sampling.sdxl import CROP, SIZES, Frame, SizeVectors, size_vectors
 from lib_demofusion.host.scoped import replaced
