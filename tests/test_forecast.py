@@ -88,7 +88,7 @@ def counted(case: Case, settings: Settings, stage: Any, arguments: dict[str, Any
 
 def timesteps(levels: Sequence[Tensor] | None, space: NoiseSpace) -> list[float]:
     assert levels is not None
-    return [space.timestep(level) for level in levels]
+    return [space.read(level)[1] for level in levels]
 
 
 def cut(arguments: dict[str, Any], steps: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import suppress
 from typing import Any
 
 from modules import devices, errors, shared
@@ -21,7 +22,9 @@ from lib_demofusion.host.progress.bar import Progress, make_progress
 from lib_demofusion.host.sampling.stage_runner import StageStopped, run_stage, stop_requested
 from lib_demofusion.method.plan import CELL, Plan, StagePlan, make_plan
 from lib_demofusion.method.stage import finish_stage, make_anchor, mix_anchors
-from lib_demofusion.settings.fields import ENABLED_KEY, LATENT, PIXELS, Settings, to_infotext
+from lib_demofusion.progress.costs import Pass, img2img_steps
+from lib_demofusion.settings.fields import ENABLED_KEY, LATENT, PIXELS, Settings
+from lib_demofusion.settings.infotext import to_infotext
 from lib_demofusion.settings.spec import SettingsError
 
 KEY_ERROR = "DemoFusion error"
@@ -43,6 +46,7 @@ class Job:
         self._checkpoint = shared.sd_model.sd_checkpoint_info
         self._overlay: inpainting.Overlay | None = None
         self._no_grid = p.do_not_save_grid
+        self._progress: Progress | None = None
         p.extra_generation_params[ENABLED_KEY] = __version__
         p.extra_generation_params.update(to_infotext(settings))
         self.problem = neighbours.refusal(p) or self._plan_problem(p)
@@ -62,21 +66,36 @@ class Job:
         except SettingsError as error:
             # with hires fix the base is larger than that
             return None if getattr(p, "enable_hr", False) else str(error)
-        self._progress(p, plan).announce(p)
         return None
 
-    def _progress(self, p: Any, plan: Plan) -> Progress:
-        share = 1.0
-        if _is_img2img(p):
-            share = p.denoising_strength if self.settings.redraw_base or inpainting.is_inpainting(p) else 0.0
+    def _make_progress(self, p: Any, plan: Plan) -> Progress:
         pictures = _saves_stages(p, self.settings) or _shows_stages(p, self.settings)
-        return make_progress(p, plan, self.settings, pictures, share)
+        return make_progress(p, plan, self.settings, pictures, self._base_passes(p))
+
+    def _base_passes(self, p: Any) -> list[Pass]:
+        """Returns steps and size in cells of what the webui itself samples; the last makes the base picture."""
+        steps, size = p.steps, (p.height // CELL, p.width // CELL)
+        if _is_img2img(p):
+            drawn = self.settings.redraw_base or inpainting.is_inpainting(p)
+            return [(img2img_steps(steps, p.denoising_strength) if drawn else 0, size)]
+        if not getattr(p, "enable_hr", False):
+            return [(steps, size)]
+        result = p.hr_upscale_to_y // CELL - p.truncate_y, p.hr_upscale_to_x // CELL - p.truncate_x
+        # the button below a picture has that for the first pass
+        first = [] if getattr(p, "firstpass_image", None) is not None else [(steps, size)]
+        return [*first, (p.hr_second_pass_steps or steps, result)]
 
     def before_base(self, p: Any) -> None:
         """In img2img without `redraw_base`, makes the host's pass hand on the uploaded picture's latent as it is.
 
         p.sampler belongs to this job and is made anew for the next.
         """
+        if self.active and self._progress is None:
+            # by now the host has counted its own jobs; where there is no plan, that is said after the base picture
+            with suppress(SettingsError):
+                plan = make_plan(self.settings, self._base_passes(p)[-1][1])
+                self._progress = self._make_progress(p, plan)
+                self._progress.announce(p)
         if self.active and not self.settings.redraw_base and _is_img2img(p) and not inpainting.is_inpainting(p):
             self._passthrough = p.sampler
             p.sampler.sample_img2img = lambda p, x, noise, *args, **kwargs: x
@@ -91,6 +110,16 @@ class Job:
         for key in (KEY_ERROR, KEY_STOPPED, KEY_SIZE):
             # of the iteration before
             p.extra_generation_params.pop(key, None)
+        if self._progress is not None:
+            self._progress.base_done()
+        try:
+            return self._stages(p, samples)
+        finally:
+            if self._progress is not None:
+                self._progress.end()
+
+    def _stages(self, p: Any, samples: Any) -> Any:
+        """Returns the pictures of the last stage, or the samples that came; what went wrong is told in the infotext."""
         if stop_requested():
             p.extra_generation_params[KEY_STOPPED] = "before the first stage, this is the base picture"
             return samples
@@ -115,8 +144,10 @@ class Job:
             p.comment(f"{PREFIX}: {note}")
         self._overlay = self._overlay or inpainting.Overlay(p)
         self.end(p)
-        progress = self._progress(p, plan)
-        return _StageLoop(p, plan, self.settings, self.pictures, self._overlay, progress).run(base)
+        if self._progress is None or self._progress.plan != plan:
+            self._progress = self._make_progress(p, plan)
+            self._progress.base_done()
+        return _StageLoop(p, plan, self.settings, self.pictures, self._overlay, self._progress).run(base)
 
     def end(self, p: Any) -> None:
         """Leaves the request as it came."""
@@ -153,13 +184,9 @@ class _StageLoop:
 
     def run(self, base: Tensor) -> Any:
         """Returns the decoded pictures of the last good stage, or None where there is none."""
-        self._progress.base_done()
-        try:
-            latents = self._sample(base)
-            self._progress.sampled()
-            return self._decode(latents)
-        finally:
-            self._progress.end()
+        latents = self._sample(base)
+        self._progress.sampled()
+        return self._decode(latents)
 
     def _sample(self, base: Tensor) -> list[Tensor]:
         """Returns the latents of the base and of every stage that went well, in order."""
@@ -175,11 +202,14 @@ class _StageLoop:
                 anchor = self._anchor(done[-1], stage)
                 # no memory for them beside the sampling
                 self._latest = None
+                # what torch keeps is of the autoencoder's sizes: the sampling might not fit beside it, and Windows then
+                # moves some of it into the computer's memory rather than say so
+                devices.torch_gc()
                 with inpainting.masks_at(self._p, self._plan, stage.size, self._originals.latent(stage.size)):
                     x = run_stage(self._p, stage, self._settings, anchor, self._progress.sampling, self._plan)
                     x = soft_inpainting.as_far_as_painted(self._p, x, finish_stage(x, base, colours))
                     x = inpainting.keep_unmasked(self._p, x)
-                done.append(x.to(base.dtype))
+                done.append(x)
             except StageStopped:
                 self._stopped(stage.number)
                 break

@@ -23,6 +23,9 @@ ATTENTION_CELLS = 300_000
 """Size of a latent for which the autoencoder's attention, whose work grows with the square of the cells, needs as many
 operations as the decoder's convolutions; about 4400x4400 pixels."""
 
+Pass = tuple[int, Size]
+"""Steps of one of the webui's own passes, and its size in cells."""
+
 PictureCost = Callable[[Size], float]
 """Returns what decoding a latent of a size takes, in cells evaluated by the model."""
 
@@ -62,27 +65,37 @@ def run_costs(
     settings: Settings,
     steps: int,
     two_calls: bool,
-    base_share: float = 1.0,
+    passes: Sequence[Pass] | None = None,
     pictures: bool = False,
     decoding: PictureCost = reckoned_decoding,
 ) -> RunCosts:
     """Returns the costs of a run of `steps` steps as far as they are known before it begins.
 
-    `base_share` is the part of the steps that the base pass runs, `pictures` says whether every stage's is decoded.
-    The timesteps are taken to fall evenly: how far that is from the truth is about the same for every stage.
+    `passes` are the webui's own that make the base picture, without them one of all steps; `pictures` says whether
+    every stage's is decoded. The timesteps are taken to fall evenly: how far that is from the truth is about the same
+    for every stage.
     """
     timesteps = even_timesteps(schedule_steps(steps, settings), settings.strength, two_calls)
-    base_calls = len(even_timesteps(steps, 1.0, two_calls)) * base_share
     sizes = [plan.base, *(stage.size for stage in plan.stages)]
     decoded = [decoding(size) for size in sizes]
     from_pixels = settings.anchor != LATENT
     return RunCosts(
-        base_calls * math.prod(plan.base),
+        passes_cells([(steps, plan.base)] if passes is None else passes, two_calls),
         tuple(cost if pictures or from_pixels else 0.0 for cost in decoded[:-1]),
         tuple(_encoding(size, decoding) if from_pixels else 0.0 for size in sizes[1:]),
         tuple(float(sum(call_cells(stage, timesteps, settings))) for stage in plan.stages),
         decoded[-1],
     )
+
+
+def img2img_steps(steps: int, strength: float) -> int:
+    """Returns how many steps the webui's img2img runs (modules/sd_samplers_common.py, setup_img2img_steps)."""
+    return int(min(strength, 0.999) * steps) + 1
+
+
+def passes_cells(passes: Sequence[Pass], two_calls: bool) -> float:
+    """Returns the cells that the webui's own passes evaluate."""
+    return float(sum(len(even_timesteps(steps, 1.0, two_calls)) * math.prod(size) for steps, size in passes))
 
 
 def _encoding(size: Size, decoding: PictureCost) -> float:

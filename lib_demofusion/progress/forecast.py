@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.schedule import weights_at
+from lib_demofusion.method.stage_steps import steps_of_stage
 from lib_demofusion.settings.fields import Settings
 
 LAST_TIMESTEP = 999
@@ -23,11 +24,6 @@ LAST_TIMESTEP = 999
 def schedule_steps(steps: int, settings: Settings) -> int:
     """Returns the length of the stages' schedule, of which they run the last part, for a base pass of `steps` steps."""
     return min(steps, settings.stage_steps or steps)
-
-
-def steps_of_stage(steps: int, strength: float) -> int:
-    """Returns how many of a sampler's steps a stage runs: the last part of the schedule."""
-    return max(1, round(steps * strength))
 
 
 def even_timesteps(steps: int, strength: float = 1.0, two_calls: bool = False) -> list[float]:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lib_demofusion.out_of_memory import is_out_of_memory
 from lib_demofusion.tiled_vae.maps import Map, Raised, Shelf, grid
 from lib_demofusion.tiled_vae.steps import (
     Box,
@@ -48,7 +49,8 @@ class Options:
 
 
 def decode_tiled(decoder: Any, z: Tensor, options: Options) -> Tensor:
-    """Returns what decoder(z) returns, (B, C, H, W) -> (B, 3, 8 H, 8 W), on the shelf's device.
+    """Returns what decoder(z) returns, (B, C, H, W) -> (B, 3, 8 H, 8 W), on the shelf's device: a picture is large, and
+    is wanted in the computer's memory next.
 
     z is what the decoder takes, after post_quant_conv. A result that would hold NaN is NaN everywhere.
     """
@@ -57,8 +59,11 @@ def decode_tiled(decoder: Any, z: Tensor, options: Options) -> Tensor:
 
 
 def encode_tiled(encoder: Any, x: Tensor, options: Options) -> Tensor:
-    """Returns what encoder(x) returns, the moments before quant_conv, (B, 3, 8 H, 8 W) -> (B, 2 C, H, W)."""
-    return _each(encoder_steps(encoder), x, options)
+    """Returns what encoder(x) returns, the moments before quant_conv, (B, 3, 8 H, 8 W) -> (B, 2 C, H, W).
+
+    They are small, and lie where x does, whatever the shelf: quant_conv takes them next.
+    """
+    return _each(encoder_steps(encoder), x, options).to(x.device)
 
 
 @torch.no_grad()
@@ -215,7 +220,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         try:
             turns = [F.scaled_dot_product_attention(some, keys, values) for some in queries.split(most, 2)]
             return torch.cat(turns, 2)
-        except RuntimeError as error:
-            if "out of memory" not in str(error).lower() or most <= 64:
+        except Exception as error:
+            if not is_out_of_memory(error) or most <= 64:
                 raise
         most = min(most, rows) // 2

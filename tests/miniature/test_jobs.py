@@ -85,6 +85,14 @@ def plain_class(cls: type) -> type:
     return next(c for c in cls.__mro__ if c.__module__.startswith("modules."))
 
 
+@pytest.mark.parametrize("sampler", list(sd_samplers.all_samplers_map))
+@pytest.mark.parametrize("settings", [{"strength": 0.05}, {"strength": 0.2}, {"stage_steps": 1}, {}], ids=str)
+def test_every_sampler_runs_a_stage_of_few_steps(webui: Webui, sampler: str, settings: dict[str, float]) -> None:
+    result = webui.job({**ON, **settings}, sampler_name=sampler, steps=2)
+    assert sizes(result) == [2 * BASE]
+    assert not errors.exception_records
+
+
 def test_the_base_among_the_stages_is_the_plain_picture(webui: Webui) -> None:
     plain = webui.job()
     result = webui.job({**ON, "return_stages": True})
@@ -112,6 +120,20 @@ def test_switched_off_nothing_changes(webui: Webui) -> None:
     off = webui.job({"enabled": False, "scale": 4}, sampler_name="Euler a", batch_size=2)
     assert [image.tobytes() for image in off.images] == [image.tobytes() for image in without.images]
     assert off.infotexts == without.infotexts
+
+
+@pytest.mark.parametrize(
+    "off", [{"enabled": False, "scale": 99}, {"stages": "3,2"}, {"enabled": "False", "preset": "deleted"}], ids=str
+)
+def test_switched_off_nothing_is_wrong(webui: Webui, off: dict[str, Any]) -> None:
+    """A closed panel may hold what it could not run with: a preset that was deleted, a size of another picture."""
+    result = webui.job(off)
+    assert result.infotexts == webui.job().infotexts
+    assert "DemoFusion" not in result.comments
+
+
+def test_a_misspelt_switch_is_named(webui: Webui) -> None:
+    assert "enable = True is not possible; allowed: the fields enabled, " in webui.job({"enable": True}).comments
 
 
 def test_a_run_leaves_nothing_behind(webui: Webui) -> None:

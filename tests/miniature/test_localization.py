@@ -18,7 +18,13 @@ from lib_demofusion.host.panel import line, preset_row, presets
 
 FOLDER = Path(__file__).resolve().parents[2] / "localizations"
 LANGUAGES = sorted(path.stem for path in FOLDER.glob("*.json"))
-IN_SENTENCES = (line.WORDS, preset_row.WORDS, presets.SENTENCES, (reason for _, reason in neighbours.REFUSALS))
+IN_SENTENCES = (
+    line.WORDS,
+    line.WARNINGS,
+    preset_row.WORDS,
+    presets.SENTENCES,
+    (reason for _, reason in neighbours.REFUSALS),
+)
 
 
 class TextNodes(HTMLParser):

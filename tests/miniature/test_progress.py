@@ -22,9 +22,10 @@ from lib_demofusion.host.progress import timing
 from lib_demofusion.host.progress.bar import make_progress
 from lib_demofusion.method.plan import Plan, StagePlan, make_plan
 from lib_demofusion.method.schedule import weights_at
+from lib_demofusion.method.stage_steps import steps_of_stage
 from lib_demofusion.method.views import Size
 from lib_demofusion.progress.costs import StageClock, decoder_work, encoder_work, reckoned_decoding
-from lib_demofusion.progress.forecast import call_cells, schedule_steps, steps_of_stage
+from lib_demofusion.progress.forecast import call_cells, schedule_steps
 from lib_demofusion.progress.sampler_calls import call_levels
 from lib_demofusion.settings.fields import PIXELS, Settings
 
@@ -91,7 +92,9 @@ class Run:
     def go(self) -> None:
         p, state = self.p, shared.state
         state.begin("test")
-        progress = make_progress(p, self.plan, self.settings, self.settings.return_stages, 1.0)
+        # as the host does before its first iteration
+        state.job_count = p.n_iter
+        progress = make_progress(p, self.plan, self.settings, self.settings.return_stages, [(STEPS, self.plan.base)])
         progress.announce(p)
         self._sample(0, timesteps(self.sampler, STEPS), STEPS, lambda t: [(1, 128**2)], lambda *_: None)
         progress.base_done()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from in_process import BASE, Webui
@@ -128,6 +130,62 @@ def test_a_run_teaches_what_its_model_took(
     monkeypatch.setattr(webui.small, "unet", timed, raising=False)
     webui.job({"enabled": True, "scale": 2}, batch_size=batch)
     assert rates.of("random", True) == pytest.approx(0.001, rel=1e-3)
+
+
+def line_in(settings: dict[str, Any] | None = None, **tab: Any) -> str:
+    """The live line's text for a tab of 512x512 pixels and 10 steps."""
+    values = {"width": 512, "height": 512, "steps": 10, **tab}
+    html = line.describe([{"enabled": True, "scale": 2, **(settings or {})}], line.TabValues(**values))
+    return re.sub("<[^>]+>", "", html)
+
+
+FROM_TO = "resize: from <span class='resolution'>{}</span> to <span class='resolution'>{}</span>"
+
+
+@pytest.mark.parametrize(
+    ("tab", "sizes"),
+    [
+        ({}, "1024x1024 → 2048x2048"),
+        ({"hr_scale": 1.5}, "768x768 → 1536x1536"),
+        ({"hr_resize_x": 640}, "640x640 → 1280x1280"),
+        ({"width": 768, "hr_resize_y": 1024}, "1536x1024 → 3072x2048"),
+        ({"hr_resize_x": 960, "hr_resize_y": 640}, "960x640 → 1920x1280"),
+        ({"hr_scale": 1.33}, "680x680 → 1360x1360"),
+    ],
+)
+def test_with_hires_fix_its_result_is_the_base(webui: Webui, tab: dict[str, Any], sizes: str) -> None:
+    assert line_in(hr_checkbox=True, **tab).startswith(sizes + ",")
+    assert line_in(**{key: tab[key] for key in tab if key == "width"}).startswith(f"{tab.get('width', 512)}x512 → ")
+
+
+def test_hires_fix_counts(webui: Webui, rates: timing.Rates) -> None:
+    """10 steps at 512x512, 4 at 1024x1024 and the stage; of its 9 + 4 views the dilated ones rest in the last step."""
+    first, second = 64**2, 128**2
+    stage = 10 * (9 + 4) - 4
+    text = line_in({"strength": 1}, hr_checkbox=True, hires_steps=4, hr_scale=2)
+    assert f"{10 + 4 + stage} model evaluations" in text
+    cells = 10 * first + (4 + stage) * second
+    assert f"{cells / (10 * second):.3g} times the base pass" in text
+    rates.learn("random", True, 100 / cells)
+    assert "about 100 seconds" in line_in({"strength": 1}, hr_checkbox=True, hires_steps=4, hr_scale=2)
+    assert f"{10 + 10 + stage} model" in line_in(hr_checkbox=True, hr_scale=2)
+
+
+def test_resize_by_is_of_the_picture(webui: Webui) -> None:
+    tab = {"img2img": True, "scale": 1.5, "scale_resolution_preview": FROM_TO.format("400x600", "600x900")}
+    assert line_in(resize_by=True, **tab).startswith("600x896 → 1200x1792,")
+    assert line_in(resize_by=False, **tab).startswith("512x512 → ")
+    tab["scale_resolution_preview"] = "no image selected"
+    assert line_in(resize_by=True, **tab).startswith("512x512 → ")
+
+
+@pytest.mark.parametrize(("redraw", "strength", "base"), [(False, 0.5, 0), (True, 0.5, 6), (True, 1, 10)])
+def test_img2img_counts_what_it_runs(webui: Webui, redraw: bool, strength: float, base: int) -> None:
+    """The webui's own pass runs int(10 * strength) + 1 steps of 10, or none."""
+    text = line_in({"redraw_base": redraw}, img2img=True, denoising_strength=strength)
+    stage = 10 * (9 + 4) - 4
+    assert f"{base + stage} model evaluations" in text
+    assert f"{(base + stage) / 10:.3g} times the base pass" in text
 
 
 def seconds_in(**tab: float) -> float:

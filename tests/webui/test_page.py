@@ -190,6 +190,37 @@ def test_the_line_follows_the_checkpoint_and_the_settings(webui: Webui, page: An
         webui.call("options", {"sd_model_checkpoint": before, "tiling": False})
 
 
+def test_the_line_follows_hires_fix(webui: Webui, page: Any) -> None:
+    """Its result is the base picture of the stages."""
+    tab = Tab(page, "txt2img")
+    small(tab)
+    tab.open_panel()
+    tab.wait_for_line("64x64 → 128x128")
+    page.click("#txt2img_hr > .label-wrap")
+    tab.wait_for_line("128x128 → 256x256")
+    tab.number("#txt2img_hr_scale", 1.5)
+    tab.wait_for_line("96x96 → 192x192")
+    tab.number("#txt2img_hr_resize_x", 80)
+    tab.wait_for_line("80x80 → 160x160")
+    page.click("#txt2img_hr > .label-wrap")
+    tab.wait_for_line("64x64 → 128x128")
+
+
+def test_the_line_follows_resize_by(webui: Webui, page: Any, tmp_path: Path) -> None:
+    tab = Tab(page, "img2img")
+    small(tab)
+    tab.open_panel()
+    tab.wait_for_line("64x64 → 128x128")
+    Image.new("RGB", (96, 64)).save(tmp_path / "wide.png")
+    page.set_input_files("#img2img_image input[type=file]", str(tmp_path / "wide.png"))
+    page.locator("#img2img_tabs_resize > .tab-nav button").filter(has_text="Resize by").click()
+    tab.wait_for_line("96x64 → 192x128")
+    tab.number("#img2img_scale", 1.5)
+    tab.wait_for_line("144x96 → 288x192")
+    page.locator("#img2img_tabs_resize > .tab-nav button").filter(has_text="Resize to").click()
+    tab.wait_for_line("64x64 → 128x128")
+
+
 def test_the_upscale_button_makes_the_base_of_the_stages(webui: Webui, page: Any) -> None:
     """It is the webui's hires pass on a chosen picture, and with hires fix its result is the base."""
     tab = Tab(page, "txt2img")

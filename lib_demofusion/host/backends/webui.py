@@ -9,6 +9,7 @@ from typing import Any
 from modules import devices, extra_networks, sd_models, shared
 from torch import Tensor
 
+from lib_demofusion.host import precision
 from lib_demofusion.host.backends import webui_denoiser
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.backends.webui_rows import repeated_images
@@ -52,8 +53,7 @@ class Webui:
     def sampling(
         self, p: Any, stage: StagePlan, views: int, anchor: Tensor, noise: Tensor
     ) -> AbstractContextManager[None]:
-        """In the precision that the host samples in (modules/processing.py), closed again before `post_sample`."""
-        return devices.without_autocast() if devices.unet_needs_upcast else devices.autocast()
+        return precision.sampling()
 
     def attach(self, denoiser: Any, parts: StageParts) -> None:
         hints = controlnet.stage_hints(parts.p, parts.run.stage, parts.plan)

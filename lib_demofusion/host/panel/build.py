@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -14,14 +15,13 @@ from lib_demofusion.host.neighbours import refusals as neighbours
 from lib_demofusion.host.panel import preset_row, presets
 from lib_demofusion.host.panel.line import TabValues, describe
 from lib_demofusion.settings.fields import (
-    DEFAULT_PRESET,
     NAMES,
     PRESET_FIELDS,
     SPECS,
     Settings,
-    from_infotext,
     preset_values,
 )
+from lib_demofusion.settings.infotext import from_infotext
 
 SIZES = (("scale", "width", "height"),)
 """The panel's first row; the presets stand below it."""
@@ -59,12 +59,19 @@ _on_settings: dict[str, Callable[[Any], None]] = {}
 class Neighbours:
     """The webui's own components that the live line follows; a script is told of those of its own tab."""
 
-    FIELDS = ("width", "height", "steps", "sampling", "cfg_scale", "batch_size", "batch_count", "override_settings")
+    FIELDS = (
+        *("width", "height", "steps", "sampling", "cfg_scale", "batch_size", "batch_count", "override_settings"),
+        *("denoising_strength", "hr_checkbox", "hires_steps", "hr_scale", "hr_resize_x", "hr_resize_y"),
+        *("scale", "scale_resolution_preview"),
+    )
+    SIZE_TABS = ("tab_resize_to", "tab_resize_by")
+    """Where img2img takes its size from: the fields or the picture."""
     SCRIPTS = "script_list"
     LAST = "gallery"
     """When this one is made the others are there, in whatever order the user has put them."""
 
     def __init__(self) -> None:
+        self.size_tabs: dict[str, Any] = {}
         self._found: dict[str, Any] = {}
         self._then: Callable[[dict[str, Any]], None] | None = None
 
@@ -77,11 +84,13 @@ class Neighbours:
 
     def notice(self, component: Any, elem_id: str | None) -> None:
         """Remembers a component by its id."""
-        tab, _, field = (elem_id or "").partition("_")
+        tab, _, field = (elem_id or "").replace("-", "_").partition("_")
         if elem_id == self.SCRIPTS:
             self._found["script"] = component
         elif tab in TABS and field in self.FIELDS:
             self._found[field] = component
+        elif tab in TABS and field in self.SIZE_TABS:
+            self.size_tabs[field] = component
         elif tab in TABS and field == self.LAST and self._then is not None:
             then, self._then = self._then, None
             then(self._found)
@@ -97,6 +106,7 @@ def build(script: Any, is_img2img: bool) -> list[Any]:
     components: dict[str, Any] = {}
     with InputAccordion(Settings.enabled, label=SPECS["enabled"].label, elem_id=script.elem_id("enabled")) as enabled:
         components["enabled"] = enabled
+        by_picture = gr.State(False)
         line = gr.HTML(value=describe([{**opening, "enabled": True}], TabValues()), elem_id=script.elem_id("line"))
         components.update(_rows(script, SIZES, opening))
         row = preset_row.build(script, lambda: _component(script, "preset", opening["preset"]), problems)
@@ -107,8 +117,10 @@ def build(script: Any, is_img2img: bool) -> list[Any]:
     controls = [components[name] for name in NAMES]
     row.controls = [components[name] for name in PRESET_FIELDS]
     _connect_presets(row, is_img2img)
-    _let_preset_win(components, opening["preset"])
-    script.neighbours.when_complete(lambda found: _connect_line(line, controls, found, is_img2img))
+    _let_preset_win(components)
+    script.neighbours.when_complete(
+        lambda found: _connect_line(line, controls, {**found, "resize_by": by_picture}, script)
+    )
     script.infotext_fields = [(components[name], Reader(name)) for name in NAMES]
     # what "send to img2img" below a picture of txt2img copies; there nobody can have set `redraw_base`
     script.paste_field_names = [Reader(name) for name in NAMES if name != "redraw_base"]
@@ -136,11 +148,10 @@ def _connect_presets(row: preset_row.PresetRow, is_img2img: bool) -> None:
         _preset_rows.clear()
 
 
-def _let_preset_win(components: dict[str, Any], preset: str) -> None:
-    """A preset that was chosen on the settings page wins over the values that ui-config.json remembers."""
-    if preset != DEFAULT_PRESET:
-        for name in ("preset", *PRESET_FIELDS):
-            components[name].do_not_save_to_config = True
+def _let_preset_win(components: dict[str, Any]) -> None:
+    """Keeps what a preset sets out of ui-config.json, which would go on showing the values of an older version."""
+    for name in ("preset", *PRESET_FIELDS):
+        components[name].do_not_save_to_config = True
 
 
 @dataclass(frozen=True)
@@ -179,11 +190,12 @@ def _component(script: Any, name: str, value: Any) -> Any:
     return gr.Slider(**common, minimum=spec.minimum, maximum=spec.maximum, step=spec.step)
 
 
-def _connect_line(line: Any, controls: list[Any], found: dict[str, Any], is_img2img: bool) -> None:
+def _connect_line(line: Any, controls: list[Any], found: dict[str, Any], script: Any) -> None:
     """Makes the line follow the panel and what the tab has of the values that it needs."""
+    is_img2img = script.is_img2img
 
-    def update(*values: Any) -> Any:
-        tab = dict(zip(found, values[len(controls) :]))
+    def update(*values: Any, **known: Any) -> Any:
+        tab = {**dict(zip(found, values[len(controls) :])), "img2img": is_img2img, **known}
         runner = scripts.scripts_img2img if is_img2img else scripts.scripts_txt2img
         title = neighbours.chosen_script(runner, tab.get("script"))
         return gr.update(value=describe((True, *values[1 : len(controls)]), TabValues(**{**tab, "script": title})))
@@ -194,5 +206,16 @@ def _connect_line(line: Any, controls: list[Any], found: dict[str, Any], is_img2
         component.change(update, inputs, [line], show_progress=False, queue=False)
 
     for component in inputs:
-        follow(component)
+        # of the chosen tab of img2img's size nothing tells but the tabs
+        if component is not found["resize_by"]:
+            follow(component)
+    for name, tab in script.neighbours.size_tabs.items():
+        by = name == "tab_resize_by"
+        chosen = [found["resize_by"], line]
+        tab.select(partial(_on_size_tab, update, by), inputs, chosen, show_progress=False, queue=False)
     _on_settings["img2img" if is_img2img else "txt2img"] = follow
+
+
+def _on_size_tab(update: Callable[..., Any], by: bool, *values: Any) -> tuple[bool, Any]:
+    """Returns whether the size is the picture's from now on, and what the line says."""
+    return by, update(*values, resize_by=by)

@@ -13,22 +13,21 @@ from modules import rng, sd_samplers, sd_samplers_timesteps, shared
 from modules.sd_samplers_common import InterruptedException
 from torch import Tensor
 
-from lib_demofusion.host import options
 from lib_demofusion.host.backends import host
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.host.memory import device_memory
 from lib_demofusion.host.pictures.inpainting import is_inpainting
 from lib_demofusion.host.progress import timing
 from lib_demofusion.host.sampling.conditioning import conds_of_stage, image_conditioning_for
 from lib_demofusion.host.sampling.sdxl import Frame
+from lib_demofusion.host.sampling.view_batch import view_batches
 from lib_demofusion.host.scoped import replaced
-from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.stage_steps import least_steps, long_enough, steps_of_stage
 from lib_demofusion.method.step_gate import is_stochastic, make_gate
 from lib_demofusion.progress.costs import StageClock
-from lib_demofusion.progress.forecast import call_cells, schedule_steps, steps_of_stage
+from lib_demofusion.progress.forecast import call_cells, schedule_steps
 from lib_demofusion.progress.sampler_calls import call_levels
 from lib_demofusion.settings.fields import Settings
 
@@ -73,16 +72,16 @@ def run_stage(
     origin = getattr(shared.opts, "sdxl_crop_top", 0), getattr(shared.opts, "sdxl_crop_left", 0)
     frame = Frame((plan or stage).pixels, origin)
 
-    views = settings.view_batch or options.value(options.VIEW_BATCH, 0)
+    batches = view_batches(p, settings, stage.size)
 
     def attach(model: Any, run: StageRun, cells: list[int] | None) -> None:
-        batches = ViewBatches(views, device_memory())
         before_batch = _before_batch(run, StageClock(cells), report, watch)
         host().attach(model, StageParts(p, run, plan, batches, frame, before_batch))
 
     _steer(sampler, stage, settings, anchor, noise, attach)
-    steps = schedule_steps(p.steps, settings)
-    sampling = host().sampling(p, stage, views, anchor, noise)
+    least = least_steps(sampler.func.__name__, getattr(shared.opts, "uni_pc_order", 1))
+    steps = long_enough(schedule_steps(p.steps, settings), settings.strength, least)
+    sampling = host().sampling(p, stage, batches.views, anchor, noise)
     with timing.measured(p) as watch, replaced(p, rng=stage_rng, steps=steps), sampling:
         x = _sample(p, sampler, settings.strength, anchor, noise, _image_conditioning(p, anchor, plan))
     if x.shape != anchor.shape:
@@ -130,17 +129,16 @@ def _steer(
     def steered(model: Any, x: Tensor, *args: Any, callback: Callable[[dict], None], **kwargs: Any) -> Tensor:
         eta = kwargs.get("eta") if "eta" in inspect.signature(func).parameters else None
         name = func.__name__
-        gate = make_gate(name, kwargs.get("sigmas"), kwargs.get("n"), eta if eta is not None else 1.0, second_order)
-        stochastic = is_stochastic(name, eta, kwargs.get("s_churn", 0.0))
+        known = _on_processor(kwargs)
+        gate = make_gate(name, known.get("sigmas"), known.get("n"), eta if eta is not None else 1.0, second_order)
+        stochastic = is_stochastic(name, eta, known.get("s_churn", 0.0))
         space = _noise_space(model.p, sampler)
         if is_inpainting(model.p):
             # the host would blend with the anchor
             model.init_latent = model.p.init_latent
         run = StageRun(stage, settings, anchor, noise, space, gate, stochastic)
-        levels = call_levels(
-            name, {"skip_type": getattr(shared.opts, "uni_pc_skip_type", None), **kwargs}, second_order
-        )
-        attach(model, run, None if levels is None else _call_cells(run, [level.to(x) for level in levels]))
+        levels = call_levels(name, {"skip_type": getattr(shared.opts, "uni_pc_skip_type", None), **known}, second_order)
+        attach(model, run, _call_cells(run, torch.stack(levels).to(x)) if levels else None)
 
         def after_step(d: dict) -> None:
             run.after_step(d["i"], d["x"], d["denoised"])
@@ -157,9 +155,14 @@ def _steer(
     sampler.func = steered
 
 
-def _call_cells(run: StageRun, levels: list[Tensor]) -> list[int]:
-    """Returns the cells that the stage's model calls will evaluate, at levels as the model will be given them."""
-    return call_cells(run.stage, [run.space.timestep(level) for level in levels], run.settings)
+def _on_processor(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns a sampling function's arguments with its schedule on the CPU: each of its levels is looked at there."""
+    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in arguments.items()}
+
+
+def _call_cells(run: StageRun, levels: Tensor) -> list[int]:
+    """Returns the cells that the stage's model calls will evaluate, at levels (N,) as the model will be given them."""
+    return call_cells(run.stage, run.space.timesteps(levels), run.settings)
 
 
 def _before_batch(run: StageRun, clock: StageClock, report: Report, watch: timing.Stopwatch) -> Callable[[float], None]:
@@ -189,7 +192,8 @@ def _sample(p: Any, sampler: Any, strength: float, anchor: Tensor, noise: Tensor
         # sample_img2img would drop the first timestep of the schedule
         sampler.model_wrap_cfg.init_latent = anchor
         return sampler.sample(p, noise.clone(), cond, uncond, image_conditioning=conditioning)
-    steps = min(max(steps, 4) + 1, p.steps)
+    # it would begin a timestep too low
+    steps += 1
     with replaced(p, denoising_strength=steps / (p.steps + 0.5)):
         return sampler.sample_img2img(p, anchor, noise, cond, uncond, steps, conditioning)
 

@@ -147,6 +147,11 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
     """A picture from a prompt."""
 
     enable_hr: bool = False
+    hr_second_pass_steps: int = 0
+    hr_upscale_to_x: int = field(default=0, init=False)
+    hr_upscale_to_y: int = field(default=0, init=False)
+    truncate_x: int = field(default=0, init=False)
+    truncate_y: int = field(default=0, init=False)
     denoising_strength: float = 0.75
 
     def sample(self, conditioning: Any, unconditional_conditioning: Any, **batch: Any) -> Tensor:

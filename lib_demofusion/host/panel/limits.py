@@ -1,0 +1,44 @@
+"""Whether this computer has the room for a picture, as far as that is known before it is made."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from shutil import disk_usage
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from modules import devices, shared
+from modules.paths_internal import data_path
+
+from lib_demofusion.host.pictures.vae import DEVICE_SHARE, DISK_SHARE, MEMORY_SHARE, free_bytes
+from lib_demofusion.method.views import Size
+from lib_demofusion.tiled_vae.maps import item_bytes
+from lib_demofusion.tiled_vae.steps import decoder_steps, held_bytes
+
+BYTES_A_PIXEL = 4 * 3 * 4
+"""Of a batch when it is decoded: the host holds its pictures, their stack and two copies (modules/processing.py,
+process_images_inner), in three channels of 32 bits."""
+
+
+def lacks_memory(pixels: Size, batch: int) -> bool:
+    """Returns whether pictures of height and width `pixels` need more of the computer's memory than is free."""
+    return batch * BYTES_A_PIXEL * math.prod(pixels) > psutil.virtual_memory().available
+
+
+def lacks_room_to_decode(model: Any, size: Size) -> bool:
+    """Returns whether what decoding a latent of `size` holds fits neither the device, nor the memory, nor the disk.
+
+    False where no model is loaded, or its decoder is left to the webui.
+    """
+    first_stage = getattr(model, "first_stage_model", None)
+    try:
+        steps = decoder_steps(getattr(first_stage, "decoder", None))
+    except (AttributeError, ValueError):
+        return False
+    exact = held_bytes(steps, size, item_bytes(devices.dtype_vae))
+    packed = held_bytes(steps, size, item_bytes(torch.float16))
+    memory, folder = psutil.virtual_memory().available, Path(shared.opts.temp_dir or data_path)
+    fits_device = exact <= free_bytes(devices.device) * DEVICE_SHARE
+    return not fits_device and packed > max(memory * MEMORY_SHARE, disk_usage(folder).free * DISK_SHARE)

@@ -1,0 +1,129 @@
+"""What the webui shows while a job runs: its bar on the page and on the console, and the live preview."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from in_process import Webui
+from modules import sd_samplers, shared
+from PIL import Image
+
+BALANCED = {"enabled": True, "preset": "Balanced", "scale": 2}
+EVERY = 10
+"""The webui's default of "Live preview display period"."""
+
+
+class Page:
+    """Looks at the job at every model call, as the page does now and then."""
+
+    def __init__(self) -> None:
+        self.previews: list[str] = []
+        """What stood beside the bar when a preview was shown."""
+
+    def look(self) -> None:
+        """The webui's rule, `State.set_current_image`."""
+        state = shared.state
+        due = state.sampling_step - state.current_image_sampling_step >= EVERY
+        if due and state.current_latent is not None:
+            state.current_image_sampling_step = state.sampling_step
+            self.previews.append(f"{state.textinfo} of {state.current_latent.shape[-1]} cells")
+
+
+@pytest.fixture
+def page(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Page:
+    looking = Page()
+    unet = webui.small.unet
+
+    def looked_at(*args: Any) -> Any:
+        looking.look()
+        return unet(*args)
+
+    monkeypatch.setattr(webui.small, "unet", looked_at, raising=False)
+    return looking
+
+
+@pytest.mark.parametrize(("steps", "iterations"), [(20, 1), (24, 1), (20, 2)])
+def test_a_stage_of_fewer_steps_than_between_previews_is_seen(
+    webui: Webui, page: Page, steps: int, iterations: int
+) -> None:
+    """Balanced runs half of them. What is shown is the stage's own picture, not that of the base."""
+    webui.job(BALANCED, steps=steps, n_iter=iterations)
+    in_stage = [shown for shown in page.previews if "DemoFusion 2/2 128x128" in shown]
+    assert len(in_stage) == iterations
+    assert all("of 16 cells" in shown for shown in in_stage)
+
+
+@pytest.fixture
+def totals(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+    """What the console's bar stood at, and of how many, when it ended."""
+    seen: list[tuple[int, int]] = []
+    total = shared.total_tqdm
+    clear = total.clear
+
+    def noting() -> None:
+        seen.append((total._tqdm.n, total._tqdm.total))
+        clear()
+
+    monkeypatch.setattr(shared.cmd_opts, "disable_console_progressbars", False)
+    monkeypatch.setattr(total, "clear", noting)
+    yield seen
+    clear()
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+@pytest.mark.parametrize("sampler", [data.name for data in sd_samplers.all_samplers])
+def test_the_console_ends_at_its_total(
+    webui: Webui, totals: list[tuple[int, int]], sampler: str, iterations: int
+) -> None:
+    webui.job({**BALANCED, "scale": 3, "stages": "1,2,3"}, sampler_name=sampler, steps=10, n_iter=iterations)
+    assert len(totals) == 1
+    done, total = totals[0]
+    # DDIM begins one timestep below the first
+    assert done == total >= iterations * (9 + 2 * 4)
+
+
+@pytest.mark.parametrize("redraw", [False, True])
+def test_it_does_so_in_img2img(webui: Webui, totals: list[tuple[int, int]], redraw: bool) -> None:
+    settings = {**BALANCED, "redraw_base": redraw, "strength": 1.0}
+    webui.job(settings, Image.new("RGB", (64, 64)), steps=8, denoising_strength=0.5)
+    assert totals == [(13, 13) if redraw else (8, 8)]
+
+
+def test_it_does_so_where_a_stage_fails(
+    webui: Webui, totals: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unet = webui.small.unet
+
+    def failing(x: Any, *args: Any) -> Any:
+        if "3/3" in (shared.state.textinfo or ""):
+            raise RuntimeError("injected")
+        return unet(x, *args)
+
+    monkeypatch.setattr(webui.small, "unet", failing, raising=False)
+    webui.job({"enabled": True, "preset": "Paper", "scale": 3}, steps=6)
+    assert totals == [(12, 12)]
+
+
+def test_a_grid_that_has_told_its_steps_gets_those_of_the_stages(webui: Webui, totals: list[tuple[int, int]]) -> None:
+    """X/Y/Z counts its cells' base pictures ahead; each cell's stages come when its turn comes."""
+    total: Callable[[int], None] = shared.total_tqdm.updateTotal
+    seen: list[int] = []
+
+    def cells() -> None:
+        total(2 * 6)
+        for _ in range(2):
+            webui.job({"enabled": True, "preset": "Paper", "scale": 2}, steps=6)
+            seen.append(shared.total_tqdm._tqdm.total)
+
+    clear = shared.total_tqdm.clear
+    shared.total_tqdm.clear = lambda: None
+    try:
+        cells()
+        shared.total_tqdm._tqdm.refresh()
+        assert seen == [18, 24]
+        assert shared.total_tqdm._tqdm.n == 24
+    finally:
+        shared.total_tqdm.clear = clear
+        clear()

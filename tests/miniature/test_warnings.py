@@ -1,0 +1,80 @@
+"""What the live line warns of: hours, and pictures that this computer has no room for."""
+
+from __future__ import annotations
+
+import html
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from autoencoders import Decoder
+from in_process import Webui
+
+from lib_demofusion.host.panel import limits, line
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def free(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What is free on a computer, in bytes, with Stable Diffusion's decoder loaded."""
+    room = SimpleNamespace(device=8 * GIB, memory=16 * GIB, disk=100 * GIB)
+    with torch.device("meta"):
+        model = SimpleNamespace(first_stage_model=SimpleNamespace(decoder=Decoder(128, groups=32)))
+    monkeypatch.setattr(limits.psutil, "virtual_memory", lambda: SimpleNamespace(available=room.memory))
+    monkeypatch.setattr(limits, "disk_usage", lambda folder: SimpleNamespace(free=room.disk))
+    monkeypatch.setattr(limits, "free_bytes", lambda device: room.device)
+    monkeypatch.setattr(line.timing, "loaded_model", lambda: model)
+    return room
+
+
+def warnings(**tab: Any) -> list[str]:
+    """Those in the line of a stage to 4096x4096."""
+    text = html.unescape(
+        line.describe([{"enabled": True, "scale": 4}], line.TabValues(**{"width": 1024, "height": 1024, **tab}))
+    )
+    return [warning for warning in line.WARNINGS if warning in text]
+
+
+def test_an_ordinary_computer_is_left_in_peace(free: Any) -> None:
+    assert warnings() == []
+
+
+@pytest.mark.parametrize(("seconds", "warned"), [(3500, False), (3700, True), (None, False)])
+def test_a_run_of_more_than_an_hour(
+    free: Any, monkeypatch: pytest.MonkeyPatch, seconds: float | None, warned: bool
+) -> None:
+    monkeypatch.setattr(line.timing, "seconds", lambda cells, guided: seconds)
+    assert warnings() == [line.LONG] * warned
+
+
+def test_the_pictures_themselves(free: Any) -> None:
+    """Four copies of 4096x4096 in 12 bytes are 0.75 GiB, of each picture of a batch."""
+    free.memory = 5 * GIB
+    assert warnings(batch_size=6) == []
+    assert warnings(batch_size=7) == [line.NO_MEMORY]
+    assert warnings(batch_size=7, batch_count=1) == warnings(batch_size=7, batch_count=9)
+
+
+@pytest.mark.parametrize(
+    ("room", "warned"),
+    [
+        ({"memory": 4 * GIB}, False),
+        ({"memory": 4 * GIB, "disk": 4 * GIB}, True),
+        ({"disk": 4 * GIB}, True),
+        ({"disk": 4 * GIB, "memory": 24 * GIB}, False),
+        ({"disk": 4 * GIB, "device": 40 * GIB}, False),
+    ],
+)
+def test_what_the_decoder_holds(free: Any, room: dict[str, int], warned: bool) -> None:
+    """About 10 GiB at 4096x4096, which must lie on the device, in memory or on the disk."""
+    free.__dict__.update(room)
+    assert warnings() == [line.NO_ROOM] * warned
+
+
+def test_a_decoder_that_is_not_ours_is_left_to_the_webui(free: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    free.memory = free.disk = free.device = GIB
+    for model in (None, SimpleNamespace(first_stage_model=SimpleNamespace(decoder=torch.nn.Identity()))):
+        monkeypatch.setattr(line.timing, "loaded_model", lambda model=model: model)
+        assert warnings() == []
