@@ -11,11 +11,12 @@ from torch import Tensor
 
 from lib_demofusion import __version__
 from lib_demofusion.host import options
+from lib_demofusion.host.backends import host
 from lib_demofusion.host.messages import KEY_SIZE, KEY_STOPPED, forget, report_failure, report_note, report_problem
 from lib_demofusion.host.neighbours import refusals as neighbours
 from lib_demofusion.host.neighbours import soft_inpainting
 from lib_demofusion.host.pictures import inpainting, output
-from lib_demofusion.host.pictures.base_picture import base_checkpoint, base_latent, own_generators
+from lib_demofusion.host.pictures.base_picture import base_latent, own_generators
 from lib_demofusion.host.pictures.pixel_anchor import pixel_anchor
 from lib_demofusion.host.pictures.vae import Report
 from lib_demofusion.host.progress.bar import Progress, make_progress
@@ -122,7 +123,7 @@ class Job:
             report_problem(p, problem)
             return samples
         try:
-            with own_generators(), base_checkpoint(p, self._checkpoint):
+            with own_generators(), host().base_checkpoint(p, self._checkpoint):
                 return self._run(p, base_latent(p, samples)) or samples
         except SettingsError as error:
             report_problem(p, str(error))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from in_process import BASE, Webui, sizes
 from modules import errors, infotext_utils, scripts, sd_samplers, shared
+from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from PIL import Image, ImageChops
 
 from lib_demofusion.host import job
@@ -55,6 +56,34 @@ def test_every_sampler_runs_every_stage(webui: Webui, sampler: str) -> None:
     result = webui.job({**THREE, "return_stages": True}, sampler_name=sampler)
     assert sizes(result) == [3 * BASE, BASE, 2 * BASE]
     assert not errors.exception_records
+
+
+@pytest.mark.parametrize("sampler", ["Euler a", "DDIM"])
+def test_a_host_that_never_asks_the_fused_model_gets_the_base_picture_back(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    """So do webuis whose guidance calls a model of its own: the whole latent goes through it and looks like ours."""
+    plain = webui.job(sampler_name=sampler)
+
+    def forward(self: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        own, self.__class__ = type(self), plain_class(type(self))
+        try:
+            return real(self, x, sigma, *args, **kwargs)
+        finally:
+            self.__class__ = own
+
+    real = CFGDenoiser.forward
+    monkeypatch.setattr(CFGDenoiser, "forward", forward)
+    result = webui.job(ON, sampler_name=sampler)
+    assert sizes(result) == [BASE]
+    assert result.images[0].tobytes() == plain.images[0].tobytes()
+    assert "did not ask DemoFusion's model" in result.comments
+    assert "DemoFusion error" in result.infotexts[0]
+
+
+def plain_class(cls: type) -> type:
+    """The host's own class below the one that a stage has put over it."""
+    return next(c for c in cls.__mro__ if c.__module__.startswith("modules."))
 
 
 @pytest.mark.parametrize("sampler", list(sd_samplers.all_samplers_map))
