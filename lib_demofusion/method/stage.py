@@ -78,6 +78,8 @@ class StageRun:
         self.gate = gate
         self.stochastic = stochastic
         self.call = -1
+        self.predictions = 0
+        """How often `denoise` was called: a host that never does has sampled the whole latent in its own way."""
         self.timestep = 0.0
         self.weights = Weights(1.0, 1.0, 1.0)
         self.local = local_views(stage.size, stage.window, stage.stride)
@@ -120,6 +122,7 @@ class StageRun:
 
         The rows may be conds and unconds of one call; `copies` says how many times over they hold the same images.
         """
+        self.predictions += 1
         local = LocalPath(self.local, self._feathering)
         dilated = DilatedPath(self.dilated, self._blur, correction, copies)
         return fuse(partial(batches.predictions, evaluate), x, local, dilated, self.weights.dilated)

@@ -12,7 +12,7 @@ from card.played import PlayedCard, Wait
 from card.test_jobs import PRESETS, picture
 
 from lib_demofusion.host import job
-from lib_demofusion.host.sampling.denoiser import FusedModel
+from lib_demofusion.host.backends.webui_denoiser import FusedModel
 from lib_demofusion.method.stage import StageRun
 
 BEGIN_AND_END = 6

@@ -1,20 +1,17 @@
-"""What the stages start from: the base picture's latent, and the checkpoint that made it."""
+"""What the stages start from: the base picture's latent."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from modules import devices, extra_networks, sd_models, sd_samplers_common, shared
+from modules import devices, sd_samplers_common, shared
 from torch import Tensor
 
 from lib_demofusion.host import options
-from lib_demofusion.host.neighbours import controlnet
 from lib_demofusion.host.pictures import vae
 from lib_demofusion.host.precision import as_latent
-from lib_demofusion.host.scoped import replaced
 
 
 def base_latent(p: Any, samples: Any) -> Tensor:
@@ -74,21 +71,3 @@ def own_generators() -> Any:
     The next img2img job's VAE encoder draws from them.
     """
     return torch.random.fork_rng(devices=[devices.device] if devices.device.type == "cuda" else [])
-
-
-@contextmanager
-def base_checkpoint(p: Any, checkpoint: Any) -> Iterator[None]:
-    """Runs on the checkpoint of the base pass and its prompts, without a refiner that takes over on the way.
-
-    After a base pass with the refiner, or a hires pass with a checkpoint of its own, the other model is still loaded.
-    """
-    with replaced(p, refiner_checkpoint_info=None):
-        if shared.sd_model.sd_checkpoint_info != checkpoint:
-            with sd_models.SkipWritingToConfig():
-                sd_models.reload_model_weights(info=checkpoint)
-            if not p.disable_extra_networks:
-                with devices.autocast():
-                    extra_networks.activate(p, p.extra_network_data)
-            p.setup_conds()
-            controlnet.mark_prompts(p)
-        yield

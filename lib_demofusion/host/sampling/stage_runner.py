@@ -13,12 +13,10 @@ from modules import rng, sd_samplers, sd_samplers_timesteps, shared
 from modules.sd_samplers_common import InterruptedException
 from torch import Tensor
 
-from lib_demofusion.host import precision
-from lib_demofusion.host.neighbours import controlnet
+from lib_demofusion.host.backends import host
+from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.pictures.inpainting import is_inpainting
 from lib_demofusion.host.progress import timing
-from lib_demofusion.host.sampling import denoiser
-from lib_demofusion.host.sampling.cond_rows import repeated_images
 from lib_demofusion.host.sampling.conditioning import conds_of_stage, image_conditioning_for
 from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.host.sampling.view_batch import view_batches
@@ -37,6 +35,8 @@ SEED_OFFSET = 0x9E3779B97F4A7C15
 """Added to the seeds once per stage: with the same seed, a stage's noise would begin with that of the base picture."""
 
 SEED_MASK = (1 << 63) - 1
+
+NEVER_ASKED = "this webui's sampler did not ask DemoFusion's model, so that what it made is no DemoFusion picture"
 
 Report = Callable[[float], None]
 """Is told the share of the stage that is done."""
@@ -72,16 +72,17 @@ def run_stage(
     origin = getattr(shared.opts, "sdxl_crop_top", 0), getattr(shared.opts, "sdxl_crop_left", 0)
     frame = Frame((plan or stage).pixels, origin)
 
+    batches = view_batches(p, settings, stage.size)
+
     def attach(model: Any, run: StageRun, cells: list[int] | None) -> None:
-        batches = view_batches(p, settings, stage.size)
         before_batch = _before_batch(run, StageClock(cells), report, watch)
-        hints = controlnet.stage_hints(p, stage, plan)
-        denoiser.attach(model, run, batches, frame, before_batch, repeated_images, hints)
+        host().attach(model, StageParts(p, run, plan, batches, frame, before_batch))
 
     _steer(sampler, stage, settings, anchor, noise, attach)
     least = least_steps(sampler.func.__name__, getattr(shared.opts, "uni_pc_order", 1))
     steps = long_enough(schedule_steps(p.steps, settings), settings.strength, least)
-    with timing.measured(p) as watch, replaced(p, rng=stage_rng, steps=steps), precision.sampling():
+    sampling = host().sampling(p, stage, batches.views, anchor, noise)
+    with timing.measured(p) as watch, replaced(p, rng=stage_rng, steps=steps), sampling:
         x = _sample(p, sampler, settings.strength, anchor, noise, _image_conditioning(p, anchor, plan))
     if x.shape != anchor.shape:
         # the host caught a RecursionError of a noise sampler and returned its preview
@@ -144,9 +145,12 @@ def _steer(
             callback(d)
 
         try:
-            return func(model, x, *args, callback=after_step, **kwargs)
+            made = func(model, x, *args, callback=after_step, **kwargs)
         except InterruptedException:
             raise StageStopped from None
+        if not run.predictions:
+            raise StageFailed(NEVER_ASKED)
+        return made
 
     sampler.func = steered
 

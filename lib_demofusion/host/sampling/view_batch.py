@@ -8,7 +8,7 @@ from modules import devices, sd_samplers_common, sd_unet, shared
 
 from lib_demofusion.host import options
 from lib_demofusion.host.memory import device_memory
-from lib_demofusion.host.sampling.denoiser import preview_size
+from lib_demofusion.host.sampling.preview import preview_size
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.views import Size
 from lib_demofusion.settings.fields import Settings
