@@ -114,7 +114,9 @@ def test_inpainting_leaves_the_rest_as_it_was(webui: Webui, upload: Image.Image,
 
 
 def test_hires_fix_makes_the_base(webui: Webui) -> None:
-    result = small(webui, enable_hr=True, hr_scale=1.5, hr_upscaler="Latent", denoising_strength=0.7)
+    hires = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+    # Forge's API fails without it, with DemoFusion or not
+    result = small(webui, **hires, hr_additional_modules=["Use same choices"])
     assert_good(result, (192, 192))
 
 
