@@ -2,7 +2,7 @@
 
 from modules import script_callbacks, scripts
 
-from lib_demofusion.host import compat, hooks, options
+from lib_demofusion.host import backends, compat, hooks, options
 from lib_demofusion.host.panel import build as panel
 from lib_demofusion.host.panel import xyz
 from lib_demofusion.host.pictures import pixel_anchor
@@ -47,3 +47,4 @@ class DemoFusionHires(scripts.Script):
 offer_upscalers(pixel_anchor.host_upscalers)
 script_callbacks.on_after_component(panel.after_component)
 script_callbacks.on_ui_settings(options.register)
+backends.greet()

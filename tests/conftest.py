@@ -18,4 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--webui", default=os.environ.get("SD_WEBUI_DIR"), metavar="DIR", help="an installed webui to start and test in"
     )
+    parser.addoption(
+        "--checkpoints", metavar="DIR", help="checkpoints of a real layout: the webuis of Forge's family load no others"
+    )
     parser.addoption("--webui-url", metavar="URL", help="a running webui to test in, with tests/webui/faults installed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 from in_process import BASE, Webui, sizes
-from modules import errors, infotext_utils, scripts, sd_samplers, shared
+from modules import errors, infotext_utils, scripts, sd_samplers, sd_samplers_cfg_denoiser, shared
 from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from PIL import Image, ImageChops
 
-from lib_demofusion.host import job
+from lib_demofusion.host import backends, job
 from lib_demofusion.host.pictures import base_picture, pixel_anchor, vae
 from lib_demofusion.host.progress import bar as progress
 from lib_demofusion.method.stage import mix_anchors
@@ -79,6 +80,18 @@ def test_a_host_that_never_asks_the_fused_model_gets_the_base_picture_back(
     assert result.images[0].tobytes() == plain.images[0].tobytes()
     assert "did not ask DemoFusion's model" in result.comments
     assert "DemoFusion error" in result.infotexts[0]
+
+
+def test_a_webui_that_guides_in_its_own_way_is_named_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backends.greet()
+    assert caplog.messages == []
+    monkeypatch.setattr(sd_samplers_cfg_denoiser, "sampling_function", None, raising=False)
+    monkeypatch.setitem(sys.modules, "modules.launch_utils", SimpleNamespace(git_tag=lambda: "Another 3.1"))
+    backends.greet()
+    assert len(caplog.messages) == 1
+    assert "not tried in this webui (Another 3.1)" in caplog.messages[0]
 
 
 def plain_class(cls: type) -> type:

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import shlex
 import shutil
 import socket
 import subprocess
@@ -23,14 +22,11 @@ from typing import Any
 import pytest
 import tiny_checkpoints
 from PIL import Image
+from webui import hosts
 
 ROOT = Path(__file__).parents[2]
 FAULTS = Path(__file__).parent / "faults"
 TITLE = "DemoFusion Hires"
-FLAGS = shlex.split(
-    "--skip-prepare-environment --skip-torch-cuda-test --use-cpu all --no-half --precision full --no-hashing "
-    "--no-download-sd-model --api --server-name 127.0.0.1"
-)
 DEFAULTS = {"demofusion_default_preset": "Paper"}
 """Tests that name no preset are about the paper's values."""
 REQUEST = {
@@ -109,21 +105,28 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         return
     if not folder:
         pytest.skip("no real webui: name one with --webui DIR or SD_WEBUI_DIR")
-    with started(Path(folder), tmp_path_factory.mktemp("webui")) as server:
+    checkpoints = request.config.getoption("--checkpoints")
+    with started(Path(folder), tmp_path_factory.mktemp("webui"), checkpoints=checkpoints) as server:
         yield server
 
 
 @contextmanager
-def started(folder: Path, data: Path, *flags: str) -> Iterator[Webui]:
-    """Starts the webui in `folder` with an empty data directory, and stops it at the end."""
+def started(folder: Path, data: Path, *flags: str, checkpoints: str | None = None) -> Iterator[Webui]:
+    """Starts the webui in `folder` with an empty data directory, and stops it at the end.
+
+    Without a folder of checkpoints it is given the tiny ones, which webuis of Forge's family do not load.
+    """
     (data / "extensions").mkdir()
     _install(ROOT, data / "extensions" / "sd-webui-demofusion-hires")
     _install(FAULTS, data / "extensions" / "demofusion-test-faults")
-    settings = {"emphasis": "No norm", "live_previews_enable": False, "samples_save": False, **DEFAULTS}
-    if tiny_checkpoints.derive(folder / "models" / "Stable-diffusion", data / "checkpoints"):
+    settings: dict[str, Any] = {"emphasis": "No norm", "live_previews_enable": False, "samples_save": False, **DEFAULTS}
+    settings |= hosts.settings_of(hosts.find(folder), folder)
+    if checkpoints:
+        settings["sd_model_checkpoint"] = sorted(Path(checkpoints).glob("*.safetensors"))[0].name
+    elif tiny_checkpoints.derive(folder / "models" / "Stable-diffusion", data / "checkpoints"):
         settings["sd_model_checkpoint"] = f"{tiny_checkpoints.SD1}.safetensors"
     (data / "config.json").write_text(json.dumps(settings))
-    with _Server(folder, data, flags) as server:
+    with _Server(folder, data, flags, Path(checkpoints or data / "checkpoints")) as server:
         yield server
 
 
@@ -134,17 +137,16 @@ def _install(source: Path, target: Path) -> None:
 class _Server:
     """Starts a webui on a free port and stops it at the end."""
 
-    def __init__(self, folder: Path, data: Path, flags: Sequence[str] = ()):
-        self.folder, self.data, self.flags = folder, data, flags
+    def __init__(self, folder: Path, data: Path, flags: Sequence[str], checkpoints: Path):
+        self.folder, self.data, self.flags, self.checkpoints = folder, data, flags, checkpoints
 
     def __enter__(self) -> Webui:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         folder, python = self.folder, self.folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
-        models = folder / "models"
-        command = [str(python), "launch.py", *FLAGS, "--port", str(port), "--data-dir", str(self.data)]
-        command += ["--ckpt-dir", str(self.data / "checkpoints"), "--models-dir", str(models), *self.flags]
+        arguments = hosts.find(folder).arguments(port, self.data, self.checkpoints, folder / "models")
+        command = [str(python), "launch.py", *arguments, *self.flags]
         self.log = (self.data / "log.txt").open("w")
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=self.log, stderr=self.log)
@@ -159,7 +161,7 @@ class _Server:
             if self.process.poll() is not None:
                 pytest.fail(f"the webui ended at its start, see {log}")
             time.sleep(1)
-            if "Startup time" not in log.read_text(errors="replace"):
+            if not any(sign in log.read_text(errors="replace") for sign in ("Startup time", "Uvicorn running")):
                 continue
             try:
                 server.call("options")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from importlib.util import find_spec
 
 from lib_demofusion.host.backends.interface import Backend
@@ -11,9 +12,7 @@ from lib_demofusion.host.backends.interface import Backend
 FORGE_PACKAGE = "modules_forge"
 """The package that every webui of Forge's family has and no other."""
 
-UNKNOWN = (
-    "this webui is not one that DemoFusion Hires was tried in (see its README); runs that it cannot make fail by name"
-)
+UNKNOWN = "DemoFusion Hires was not tried in this webui (%s); a run that it cannot make will say so, see the README"
 
 logger = logging.getLogger("DemoFusion")
 
@@ -33,4 +32,11 @@ def host() -> Backend:
 def greet() -> None:
     """Names a webui that nothing is known of, in one line."""
     if not host().is_known():
-        logger.warning("%s", UNKNOWN)
+        logger.warning(UNKNOWN, version())
+
+
+def version() -> str:
+    """Returns what the webui calls its version."""
+    launch = sys.modules.get("modules.launch_utils")
+    tag = getattr(launch, "git_tag", None)
+    return str(tag()) if tag is not None else "of unknown version"

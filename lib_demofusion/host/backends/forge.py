@@ -10,7 +10,7 @@ import torch
 from modules import shared
 from torch import Tensor
 
-from lib_demofusion.host.backends import forge_denoiser
+from lib_demofusion.host.backends import forge_denoiser, forge_neighbours
 from lib_demofusion.host.backends.forge_hints import Held
 from lib_demofusion.host.backends.forge_unet import WRAPPER, FusedUnet
 from lib_demofusion.host.backends.interface import StageParts
@@ -48,11 +48,7 @@ class Forge:
         return known or not hasattr(model, "forge_objects")
 
     def refusal(self, p: Any) -> str | None:
-        if p.extra_generation_params.get("multidiffusion_enabled"):
-            return "MultiDiffusion Integrated: it samples in tiles already; switch one of the two off"
-        if getattr(p, "refiner_checkpoint_info", None) is not None:
-            return "the refiner: this webui keeps it loaded, and the stages need the checkpoint of the base picture"
-        return None
+        return forge_neighbours.refusal(p)
 
     @contextmanager
     def base_checkpoint(self, p: Any, checkpoint: Any) -> Iterator[None]:
@@ -69,6 +65,7 @@ class Forge:
         with replaced(model, forge_objects=model.forge_objects_after_applying_lora.shallow_copy()):
             self._patch(p, anchor, noise)
             unet = model.forge_objects.unet.clone()
+            forge_neighbours.check_patches(unet)
             reserve_for_views(unet, stage, max(views, 1))
             model.forge_objects.unet = unet
             try:

@@ -47,6 +47,9 @@ class Held:
                 control.transformer_options = options
             hint = self._hints[id(control)]
             if hint is not None:
+                if hasattr(control, "control_input"):
+                    # an adapter remembers what it made of its hint
+                    control.control_input = None
                 control.cond_hint = _rows([hint.for_view(view) for view in views], len(crops), crops, control)
         first = self.previous_controlnet
         # reForge hands the options over, Forge leaves them on the control model
@@ -76,8 +79,12 @@ def _hint(control: Any, stage: StagePlan, plan: Plan | None) -> StageHint | None
 def _rows(parts: list[Tensor], rows: int, crops: Tensor, control: Any) -> Tensor:
     """Returns the parts of all views, view-major and one for each row of the crops, as the control model takes them."""
     each = rows // len(parts)
+    if getattr(control, "channels_in", None) == 1:
+        parts = [part.mean(1, keepdim=True) for part in parts]
     hint = torch.cat([part.expand(each, -1, -1, -1) if len(part) == 1 else _of_images(part, each) for part in parts])
-    dtype = control.manual_cast_dtype or getattr(getattr(control, "control_model", None), "dtype", None)
+    dtype = getattr(control, "manual_cast_dtype", None) or getattr(
+        getattr(control, "control_model", None), "dtype", None
+    )
     return hint.to(device=crops.device, dtype=dtype or crops.dtype)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from modules import devices, extra_networks, sd_models, shared
+from modules import devices, extra_networks, sd_models, sd_samplers_cfg_denoiser, shared
+from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from torch import Tensor
 
 from lib_demofusion.host import precision
@@ -22,7 +23,8 @@ class Webui:
     """Its CFGDenoiser asks the model through a wrapper, in whose place a stage puts its own."""
 
     def is_known(self) -> bool:
-        return True
+        # what guides with a function of its own does not ask the wrapper
+        return hasattr(CFGDenoiser, "inner_model") and not hasattr(sd_samplers_cfg_denoiser, "sampling_function")
 
     def knows_architecture(self, model: Any) -> bool:
         return not (

@@ -1,0 +1,58 @@
+"""What is built into webuis of Forge's family and cannot run beside the stages. Each gets a sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+BY_KEY = {
+    "multidiffusion_enabled": "MultiDiffusion Integrated: it samples in tiles already; switch one of the two off",
+    "sag_enabled": "SelfAttentionGuidance Integrated: it takes the last view's attention for that of the whole picture",
+    "stylealign_enabled": "StyleAlign Integrated: the views of a batch would take one another's style",
+    "pid_enabled": "PiD Integrated: it makes the finished picture anew at a size of its own",
+}
+"""By what a feature writes into the infotext while it acts."""
+
+WHOLE_PICTURE = ("ControlNetPatcher", "IPAdapterPatcher", "PhotomakerPatcher")
+"""Kinds of ControlNet models whose hint is cut to the views, or says something of the picture as a whole."""
+
+
+def refusal(p: Any) -> str | None:
+    """Returns which of the host's own features a job cannot run beside, and why, or None."""
+    for key, reason in BY_KEY.items():
+        if str(p.extra_generation_params.get(key, False)) not in ("False", "None"):
+            return reason
+    if getattr(p, "refiner_checkpoint_info", None) is not None:
+        return "the refiner: this webui keeps it loaded, and the stages need the checkpoint of the base picture"
+    return _of_units(p)
+
+
+def _of_units(p: Any) -> str | None:
+    for entry in getattr(p.scripts, "alwayson_scripts", None) or ():
+        if entry.title().lower() == "controlnet":
+            units = getattr(entry, "current_params", None) or {}
+            found = ((number + 1, _problem(unit)) for number, unit in units.items())
+            return next((f"ControlNet unit {number}: {problem}" for number, problem in found if problem), None)
+    return None
+
+
+def _problem(unit: Any) -> str | None:
+    """Returns why a unit of the built-in ControlNet cannot be cut to the views."""
+    preprocessor = str(getattr(unit.preprocessor, "name", ""))
+    model = type(unit.model).__name__
+    if "inpaint_only" in preprocessor:
+        return "it pastes the base picture's pixels; use inpaint_global_harmonious"
+    if preprocessor.startswith("reference"):
+        return "reference compares with a picture of the latent's size; use IP-Adapter"
+    if model not in WHOLE_PICTURE and unit.model is not None and model != "ControlModelPatcher":
+        return f"nothing is known of how the hint of a {model.removesuffix('Patcher')} would be cut"
+    if getattr(unit, "control_mask", None) is not None:
+        return "its mask is that of the whole picture; remove it"
+    return None
+
+
+def check_patches(unet: Any) -> None:
+    """Raises RuntimeError where something asks the model of the whole latent on its own, past the views."""
+    modifiers = unet.model_options.get("conditioning_modifiers")
+    if modifiers:
+        names = ", ".join(sorted({getattr(m, "__module__", "?") for m in modifiers}))
+        raise RuntimeError(f"{names} changes what the model is asked of the whole latent; switch it off")

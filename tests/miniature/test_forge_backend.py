@@ -1,0 +1,243 @@
+"""The backend for Forge's family on doubles of its objects: what it patches, reserves, refuses and puts back."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from modules import shared
+
+from lib_demofusion.host.backends import forge
+from lib_demofusion.host.backends.forge import Forge, reserve_for_views, vectors_of
+from lib_demofusion.host.backends.forge_hints import Held
+from lib_demofusion.host.backends.forge_unet import WRAPPER, FusedUnet
+from lib_demofusion.host.backends.interface import StageParts
+from lib_demofusion.host.neighbours import refusals
+from lib_demofusion.host.sampling.sdxl import Frame
+from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.plan import make_plan
+from lib_demofusion.settings.fields import Settings
+
+PLAN = make_plan(Settings(enabled=True, scale=4, stages="4"), (16, 16))
+STAGE = PLAN.stages[-1]
+
+
+class Unet:
+    """A patched UNet; clones share the model, as Forge's do."""
+
+    def __init__(self, model: Any, options: dict[str, Any] | None = None, controls: Any = None):
+        self.model, self.model_options, self.controlnet_linked_list = model, options or {}, controls
+
+    def clone(self) -> Unet:
+        return Unet(self.model, dict(self.model_options), self.controlnet_linked_list)
+
+    def memory_required(self, shape: list[int]) -> float:
+        return float(shape[0] * shape[2] * shape[3])
+
+    def set_model_unet_function_wrapper(self, wrapper: Any) -> None:
+        self.model_options[WRAPPER] = wrapper
+
+
+class Objects(SimpleNamespace):
+    def shallow_copy(self) -> Objects:
+        return Objects(**vars(self))
+
+
+class Scripts:
+    """Patches the UNet before every sampling, as Forge's built-in extensions do."""
+
+    alwayson_scripts: tuple[Any, ...] = ()
+
+    def __init__(self, patch: dict[str, Any] | None = None):
+        self.patch, self.seen = patch or {}, []
+
+    def process_before_every_sampling(self, p: Any, **what: Any) -> None:
+        self.seen.append(what)
+        unet = p.sd_model.forge_objects.unet.clone()
+        unet.model_options.update(self.patch)
+        p.sd_model.forge_objects.unet = unet
+
+
+@pytest.fixture
+def cleaned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the host was told to tidy up."""
+    seen: list[Any] = []
+    monkeypatch.setattr(forge, "sampling_cleanup", seen.append)
+    return seen
+
+
+def request(scripts: Any, **model: Any) -> Any:
+    unet = Unet(SimpleNamespace(predictor="the schedule"))
+    objects = Objects(unet=unet)
+    sd_model = SimpleNamespace(forge_objects=objects, forge_objects_after_applying_lora=objects, **model)
+    return SimpleNamespace(
+        sd_model=sd_model,
+        scripts=scripts,
+        seeds=[7],
+        get_conds=lambda: ("cond", "uncond"),
+        get_token_merging_ratio=lambda: 0,
+        extra_generation_params={},
+        refiner_checkpoint_info=None,
+    )
+
+
+def sampling(p: Any, views: int = 4) -> Any:
+    anchor = torch.zeros(1, 4, *STAGE.size)
+    return Forge().sampling(p, STAGE, views, anchor, torch.ones_like(anchor))
+
+
+def test_a_stage_has_a_unet_of_its_own_that_extensions_have_patched(cleaned: list[Any]) -> None:
+    scripts = Scripts({"by an extension": True})
+    p = request(scripts)
+    before = p.sd_model.forge_objects
+    with sampling(p):
+        unet = p.sd_model.forge_objects.unet
+        assert unet.model_options["by an extension"]
+        assert scripts.seen[0]["x"].shape[-2:] == STAGE.size
+        assert (scripts.seen[0]["c"], scripts.seen[0]["uc"]) == ("cond", "uncond")
+    assert p.sd_model.forge_objects is before
+    assert before.unet.model_options == {}
+    assert cleaned == [unet]
+
+
+def test_all_is_put_back_and_tidied_where_a_stage_fails_or_is_stopped(cleaned: list[Any]) -> None:
+    p = request(Scripts())
+    before = p.sd_model.forge_objects
+    with pytest.raises(KeyboardInterrupt), sampling(p):
+        raise KeyboardInterrupt
+    assert p.sd_model.forge_objects is before
+    assert len(cleaned) == 1
+
+
+def test_memory_is_reserved_for_views_and_not_for_the_canvas(cleaned: list[Any]) -> None:
+    p = request(Scripts())
+    canvas = [2, 4, *STAGE.size]
+    with sampling(p, views=3):
+        unet = p.sd_model.forge_objects.unet
+        height, width = STAGE.window
+        assert unet.memory_required(canvas) == 2 * 3 * height * width
+        assert unet.model_options[forge.ESTIMATE](canvas) == 2 * 3 * height * width
+    assert p.sd_model.forge_objects.unet.memory_required(canvas) == 2 * STAGE.size[0] * STAGE.size[1]
+
+
+def test_an_estimate_that_somebody_else_made_is_asked_of_views() -> None:
+    unet = Unet(None, {forge.ESTIMATE: lambda shape: 1000.0 + shape[2]})
+    reserve_for_views(unet, STAGE, 1)
+    assert unet.model_options[forge.ESTIMATE]([2, 4, 999, 999]) == 1000 + STAGE.window[0]
+
+
+def test_what_asks_the_model_past_the_views_is_named(cleaned: list[Any]) -> None:
+    p = request(Scripts({"conditioning_modifiers": [sampling]}))
+    with pytest.raises(RuntimeError, match="test_forge_backend changes what the model is asked"), sampling(p):
+        pass
+
+
+def test_a_stage_stands_in_the_place_for_a_wrapper_and_before_the_control_models() -> None:
+    class Denoiser:
+        pass
+
+    control = SimpleNamespace(cond_hint_original=torch.zeros(1, 3, 128, 128), previous_controlnet=None)
+    unet = Unet(SimpleNamespace(predictor="the schedule"), {WRAPPER: "a neighbour's"}, control)
+    denoiser = Denoiser()
+    model = SimpleNamespace(forge_objects=Objects(unet=unet))
+    denoiser.inner_model = SimpleNamespace(inner_model=model)  # type: ignore[attr-defined]
+    run = SimpleNamespace(stage=STAGE)
+    parts = StageParts(request(None), run, PLAN, ViewBatches(1), Frame(PLAN.pixels), lambda cells: None)  # type: ignore[arg-type]
+    Forge().attach(denoiser, parts)
+    assert isinstance(unet.model_options[WRAPPER], FusedUnet)
+    assert unet.model_options[WRAPPER]._inner == "a neighbour's"
+    assert isinstance(unet.controlnet_linked_list, Held)
+    assert type(denoiser).__name__ == "StageDenoiser"
+
+
+@pytest.mark.parametrize(
+    ("model", "known"),
+    [
+        ({"forge_objects": 1, "is_sd1": True}, True),
+        ({"forge_objects": 1, "is_sd1": False, "is_sd2": False, "is_sdxl": True}, True),
+        ({"forge_objects": 1, "is_sd1": False, "is_sd2": False, "is_sdxl": False, "is_sd3": True}, False),
+        ({"forge_objects": 1, "is_sd1": False, "is_sdxl": False}, False),
+        ({}, True),
+    ],
+)
+def test_transformers_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], known: bool) -> None:
+    """Their engines say that they are none of SD1, SD2 and SDXL; before one is loaded there is a dummy."""
+    monkeypatch.setattr(refusals, "host", Forge)
+    reason = refusals.reason(refusals.Situation(SimpleNamespace(**model)))
+    assert reason is None if known else "Flux" in (reason or "")
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("multidiffusion_enabled", "MultiDiffusion Integrated"),
+        ("sag_enabled", "SelfAttentionGuidance Integrated"),
+        ("stylealign_enabled", "StyleAlign Integrated"),
+    ],
+)
+def test_built_in_neighbours_are_refused_by_name(key: str, name: str) -> None:
+    p = request(Scripts())
+    p.extra_generation_params = {key: True}
+    assert name in (Forge().refusal(p) or "")
+    p.extra_generation_params = {key: False}
+    assert Forge().refusal(p) is None
+
+
+def test_the_refiner_is_refused() -> None:
+    p = request(Scripts())
+    p.refiner_checkpoint_info = "another"
+    assert "the refiner" in (Forge().refusal(p) or "")
+
+
+class ControlNetPatcher:
+    """The kind of model whose hint is a picture."""
+
+
+class ControlLLLitePatcher:
+    """One that patches attention with the whole hint."""
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "model", "mask", "said"),
+    [
+        ("canny", ControlNetPatcher(), None, None),
+        ("inpaint_only", ControlNetPatcher(), None, "pastes"),
+        ("reference_only", None, None, "reference"),
+        ("canny", ControlLLLitePatcher(), None, "ControlLLLite"),
+        ("canny", ControlNetPatcher(), torch.ones(1), "mask"),
+    ],
+)
+def test_units_that_cannot_be_cut_are_refused(preprocessor: str, model: Any, mask: Any, said: str | None) -> None:
+    unit = SimpleNamespace(preprocessor=SimpleNamespace(name=preprocessor), model=model, control_mask=mask)
+    entry = SimpleNamespace(title=lambda: "ControlNet", current_params={1: unit})
+    p = request(SimpleNamespace(alwayson_scripts=[entry]))
+    found = Forge().refusal(p)
+    assert found is None if said is None else (said in (found or "") and "unit 2" in (found or ""))
+
+
+def test_another_checkpoint_than_the_bases_is_no_stages_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "sd_model", SimpleNamespace(sd_checkpoint_info="one"), raising=False)
+    with pytest.raises(RuntimeError, match="no way back"), Forge().base_checkpoint(None, "another"):
+        pass
+    with Forge().base_checkpoint(None, "one"):
+        pass
+
+
+def test_sdxls_numbers_are_embedded_as_forge_does() -> None:
+    """Forge embeds height and width one by one, and joins them in this order (backend/diffusion_engine/sdxl.py)."""
+
+    def embedder(numbers: torch.Tensor) -> torch.Tensor:
+        return numbers[:, None].expand(-1, forge.CHANNELS)
+
+    frame = Frame((256, 512), (8, 16))
+    vectors = vectors_of(SimpleNamespace(embedder=embedder, is_sdxl=True), frame)
+    assert vectors is not None
+    y = torch.randn(1, 1280 + 6 * forge.CHANNELS)
+    from lib_demofusion.method.views import LocalView
+
+    made = vectors.for_views(y, [LocalView(2, 3, 16, 16)])
+    torch.testing.assert_close(made[:, :1280], y[:, :1280])
+    numbers = made[0, 1280:].reshape(6, forge.CHANNELS)
+    assert numbers[:, 0].tolist() == numbers[:, -1].tolist() == [256, 512, 8 + 2 * 8, 16 + 3 * 8, 256, 512]

@@ -1,0 +1,55 @@
+"""Which webui lies in a folder, and how it is started on a processor."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+COMMON = "--skip-prepare-environment --skip-torch-cuda-test --no-hashing --api --server-name 127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Host:
+    """One kind of webui."""
+
+    name: str
+    flags: str
+    """Runs it on the processor, in single precision."""
+    checkpoints: str = "--ckpt-dir"
+    models: str | None = "--models-dir"
+
+    def arguments(self, port: int, data: Path, checkpoints: Path, models: Path) -> list[str]:
+        """Returns the arguments of launch.py."""
+        places = ["--port", str(port), "--data-dir", str(data), self.checkpoints, str(checkpoints)]
+        if self.models is not None:
+            places += [self.models, str(models)]
+        return [*shlex.split(f"{COMMON} {self.flags}"), *places]
+
+
+WEBUI = Host("AUTOMATIC1111's webui", "--use-cpu all --no-half --precision full --no-download-sd-model")
+FORGE = Host("Forge", "--always-cpu --attention-pytorch --no-download-sd-model")
+REFORGE = Host("reForge", "--always-cpu --attention-pytorch --no-download-sd-model")
+NEO = Host("Forge Neo", "--cpu --skip-python-version-check --skip-version-check", "--ckpt-dirs", None)
+
+
+def find(folder: Path) -> Host:
+    """Returns the kind of webui in a folder."""
+    version = folder / "modules_forge" / "forge_version.py"
+    if not version.exists():
+        return WEBUI
+    if (folder / "ldm_patched").is_dir():
+        return REFORGE
+    return NEO if "neo" in version.read_text(encoding="utf-8") else FORGE
+
+
+def settings_of(host: Host, folder: Path) -> dict[str, object]:
+    """Returns what the webui's settings must hold before its first start.
+
+    Forge Neo waits for a key press where they seem to be those of a version before.
+    """
+    if host is not NEO:
+        return {}
+    source = (folder / "modules" / "launch_utils.py").read_text(encoding="utf-8")
+    line = next((line for line in source.splitlines() if line.startswith("VERSION_UID")), "")
+    return {"VERSION_UID": line.partition("=")[2].strip().strip("\"'")} if line else {}

@@ -1,0 +1,185 @@
+"""What must hold in every webui, whichever it is: `--webui DIR --checkpoints DIR`, small pictures in a few steps.
+
+The other files here go further in AUTOMATIC1111's webui, with tiny checkpoints that no other webui loads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from webui.conftest import Result, Webui, png
+from webui.test_generate import assert_good
+
+pytestmark = [pytest.mark.webui, pytest.mark.slow]
+
+ON: dict[str, Any] = {"enabled": True, "scale": 2, "view_batch": 16}
+SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 3, "sampler_name": "Euler"}
+TWICE = (128, 128)
+
+
+@pytest.fixture(autouse=True)
+def real_layout(request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("--checkpoints") and not request.config.getoption("--webui-url"):
+        pytest.skip("--checkpoints DIR names no checkpoint of a real layout")
+
+
+@pytest.fixture(scope="module")
+def upload() -> Image.Image:
+    squares = np.random.default_rng(1).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(squares.repeat(8, axis=0).repeat(8, axis=1))
+
+
+def small(webui: Webui, demofusion: Any = ON, **request: Any) -> Result:
+    return webui.generate(demofusion, **{**SMALL, **request})
+
+
+def fails(names: list[str], run: Callable[[str], Result]) -> dict[str, str]:
+    """What went wrong, by name; all are tried."""
+    problems = {}
+    for name in names:
+        try:
+            result = run(name)
+        except Exception as error:
+            problems[name] = repr(error)
+            continue
+        error = [part for part in result.infotexts[0].split(", ") if "DemoFusion error" in part]
+        if error or result.sizes != [TWICE]:
+            problems[name] = f"{result.sizes} {error}"
+    return problems
+
+
+def test_same_seed_same_bytes_and_plain_pictures_as_without(webui: Webui) -> None:
+    before = small(webui, None)
+    first, second = small(webui), small(webui)
+    assert_good(first, TWICE)
+    assert first.digests == second.digests
+    assert small(webui, None).digests == before.digests
+
+
+def test_every_sampler(webui: Webui) -> None:
+    names = [entry["name"] for entry in webui.call("samplers")]
+    assert len(names) > 10
+    assert fails(names, lambda name: small(webui, sampler_name=name)) == {}
+
+
+def test_every_scheduler(webui: Webui) -> None:
+    names = [entry["label"] for entry in webui.call("schedulers")]
+    assert len(names) > 5
+    assert fails(names, lambda name: small(webui, sampler_name="DPM++ 2M", scheduler=name)) == {}
+
+
+@pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M SDE", "DDIM"])
+def test_a_batch_is_its_pictures_alone(webui: Webui, sampler: str) -> None:
+    both = small(webui, sampler_name=sampler, batch_size=2)
+    assert_good(both, TWICE, TWICE)
+    alone = small(webui, sampler_name=sampler, seed=2)
+    difference = np.abs(np.asarray(both.images[1], int) - np.asarray(alone.images[0], int))
+    assert difference.max() <= 2
+
+
+@pytest.mark.parametrize("redraw", [False, True])
+def test_from_an_image(webui: Webui, upload: Image.Image, redraw: bool) -> None:
+    request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.6}
+    result = small(webui, {**ON, "redraw_base": redraw, "return_stages": True}, **request)
+    assert result.sizes == [TWICE, (64, 64)]
+    plain = small(webui, None, **request)
+    assert (result.digests[1] == plain.digests[0]) == redraw
+
+
+@pytest.mark.parametrize("only_masked", [False, True])
+def test_inpainting_leaves_the_rest_as_it_was(webui: Webui, upload: Image.Image, only_masked: bool) -> None:
+    mask = Image.new("L", upload.size, 0)
+    mask.paste(255, (24, 24, 56, 56))
+    request = {"path": "img2img", "init_images": [png(upload)], "mask": png(mask), "mask_blur": 0}
+    result = small(webui, **request, inpaint_full_res=only_masked, denoising_strength=0.7)
+    assert "DemoFusion error" not in result.infotexts[0]
+    picture = result.images[0].convert("RGB")
+    scale = picture.width / upload.width
+    assert scale > 1.5
+    outside = (0, 0, round(16 * scale), round(16 * scale))
+    inside = tuple(round(n * scale) for n in (28, 28, 52, 52))
+    enlarged = upload.resize(picture.size, Image.Resampling.LANCZOS)
+
+    def change(box: tuple[int, ...]) -> float:
+        return float(np.abs(np.asarray(picture.crop(box), float) - np.asarray(enlarged.crop(box), float)).mean())
+
+    assert change(outside) < 6
+    assert change(inside) > 2 * change(outside)
+
+
+def test_hires_fix_makes_the_base(webui: Webui) -> None:
+    hires = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+    # Forge's API fails without it, with DemoFusion or not
+    result = small(webui, **hires, hr_additional_modules=["Use same choices"])
+    assert_good(result, (192, 192))
+
+
+def test_prompts_that_change_and_prompts_joined(webui: Webui) -> None:
+    """The switch lies within the steps, and both prompts act: each leaves another picture."""
+    made = [small(webui, prompt=prompt) for prompt in ("a [red:green:0.5] tree", "a red tree", "a red tree AND a boat")]
+    for result in made:
+        assert_good(result, TWICE)
+    assert len({result.digests[0] for result in made}) == len(made)
+
+
+def test_an_interrupt_returns_the_base_picture(webui: Webui) -> None:
+    plain = small(webui, None)
+    done: list[Result] = []
+    thread = threading.Thread(target=lambda: done.append(small(webui, {**ON, "scale": 4, "view_batch": 1})))
+    thread.start()
+    while thread.is_alive() and "DemoFusion" not in str(webui.call("progress").get("textinfo")):
+        time.sleep(0.2)
+    webui.call("interrupt", {})
+    thread.join()
+    assert "DemoFusion stopped" in done[0].infotexts[0]
+    assert done[0].digests[0] == plain.digests[0]
+
+
+def test_an_error_in_a_stage_returns_the_picture_before(webui: Webui) -> None:
+    prompt = "a tree FAULT:1:30:40"
+    plain = small(webui, None, prompt=prompt)
+    result = small(webui, {**ON, "scale": 4}, prompt=prompt)
+    assert "planned fault" in result.infotexts[0]
+    assert result.sizes[0] == (192, 192)
+    assert small(webui, None, prompt=prompt).digests == plain.digests
+
+
+BESIDE: dict[str, list[Any]] = {
+    "FreeU Integrated": [True, 1.1, 1.2, 0.9, 0.2],
+    "FreeU Integrated (SD 1.x, SD 2.x, SDXL)": [True, 1.1, 1.2, 0.9, 0.2, 0, 1],
+    "Kohya HRFix Integrated": [True, 3, 2.0, 0.0, 1.0, True, "bicubic", "bicubic"],
+    "HyperTile Integrated": [True, 32, 2, 0, False],
+}
+"""Neighbours that are built in somewhere, and arguments that switch them on."""
+
+REFUSED: dict[str, list[Any]] = {
+    "MultiDiffusion Integrated": [True, "MultiDiffusion", 64, 64, 16, 4],
+    "SelfAttentionGuidance Integrated": [True, 0.5, 2.0, 1.0],
+    "StyleAlign Integrated": [True, 1.0],
+}
+
+
+def built_in(webui: Webui, titles: dict[str, list[Any]]) -> dict[str, Any]:
+    known = set(webui.call("scripts")["txt2img"])
+    return {title: {title: {"args": args}} for title, args in titles.items() if title.lower() in known}
+
+
+def test_neighbours_that_act_in_the_views(webui: Webui) -> None:
+    plain = small(webui)
+    for title, script in built_in(webui, BESIDE).items():
+        result = small(webui, more_scripts=script)
+        assert_good(result, TWICE)
+        assert result.digests != plain.digests, title
+
+
+def test_neighbours_that_are_refused_by_name(webui: Webui) -> None:
+    for title, script in built_in(webui, REFUSED).items():
+        result = small(webui, more_scripts=script)
+        assert f"does not work with {title}" in result.infotexts[0]
+        assert result.sizes == [(64, 64)]
