@@ -30,10 +30,9 @@ class CudaMemory:
 
     def begin(self) -> None:
         torch.cuda.reset_peak_memory_stats()
-        self._before = torch.cuda.memory_allocated()
 
     def peak(self) -> int:
-        return int(torch.cuda.max_memory_allocated() - self._before)
+        return int(torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated())
 
     def release(self) -> None:
         torch.cuda.empty_cache()

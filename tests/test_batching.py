@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.peak_bytes import PeakBytes
-from lib_demofusion.method.batching import MOST_VIEWS, ViewBatches, is_out_of_memory
+from lib_demofusion.method.batching import MOST_VIEWS, ViewBatches
 from lib_demofusion.method.filters import blur_for_dilation
 from lib_demofusion.method.fusion import fuse
 from lib_demofusion.method.plan import make_plan
@@ -111,9 +111,9 @@ def test_memory_is_watched_for_the_first_batch_only() -> None:
     """The webui shows the peak that watching resets."""
     memory, begun = SmallMemory(), []
     memory.begin = lambda: begun.append(len(memory.attempts))
-    fused(memory, ViewBatches(0, memory))
+    fused(memory, ViewBatches(0, memory), SHARED)
     assert begun == [0]
-    fused(memory, ViewBatches(4, memory))
+    fused(memory, ViewBatches(4, memory), SHARED)
     assert begun == [0]
 
 
@@ -136,20 +136,6 @@ def test_other_errors_are_not_retried() -> None:
     assert calls == [8]
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (torch.cuda.OutOfMemoryError("x"), True),
-        (RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-        (MemoryError(), True),
-    ],
-)
-def test_out_of_memory_errors_are_known(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error) is expected
-
-
 def test_automatic_batch_is_what_the_free_memory_holds() -> None:
     memory = SmallMemory()
     batches = ViewBatches(0, memory)
@@ -160,6 +146,37 @@ def test_automatic_batch_is_what_the_free_memory_holds() -> None:
     batches = ViewBatches(0, memory)
     fused(memory, batches)
     assert batches.views == MOST_VIEWS
+
+
+def test_views_of_a_larger_size_are_measured_for_themselves() -> None:
+    """At 1.5x a dilated view is smaller than a local one, and may be all that the first calls evaluate."""
+    memory = SmallMemory()
+    memory.peak = lambda: cells[-1]
+    cells: list[int] = []
+
+    def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+        cells.append(crops[0, 0].numel())
+        memory.attempts.append(len(views))
+        return crops
+
+    batches = ViewBatches(0, memory)
+    small = [(view, X) for view in dilated_views(SIZE, 4)]
+    large = [(view, X) for view in local_views(SIZE, (10, 14), (5, 7))]
+    assert len(list(batches.predictions(evaluate, small, 2))) == 16
+    assert memory.attempts == [1, 15]  # 5 x 7 cells: 22 fit, and 16 are the most
+    assert len(list(batches.predictions(evaluate, large, 2))) == 9
+    assert batches.views == 4  # 10 x 14 cells: 5 fit
+    assert memory.attempts[2:] == [1, 4, 4]
+    assert len(list(batches.predictions(evaluate, small, 2))) == 16
+    assert memory.attempts[5:] == [4, 4, 4, 4]
+
+
+def test_a_number_of_views_that_was_asked_for_stays_at_every_size() -> None:
+    memory, batches = SmallMemory(), ViewBatches(3)
+    fused(memory, batches, SHARED)
+    fused(memory, batches, (12, 16))
+    assert set(memory.attempts[:4]) == {6}
+    assert batches.views == 3
 
 
 def test_memory_is_released_after_every_failure() -> None:

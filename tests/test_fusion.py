@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lib_demofusion.method import filters
 from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.feathering import Feathering
 from lib_demofusion.method.filters import (
     blur_for_dilation,
     gaussian_blur,
@@ -396,7 +397,9 @@ def test_feathered_views_of_a_model_without_surroundings_are_the_model(
     height, width, window, stride, factor = grid
     x = randn(1, 4, height, width)
     views = views_on((height, width), window, stride, factor)
-    out = fuse(lambda crops, views, rows: torch.sin(crops), x, *views, c2, unblurred, 0.0, feather=feather)
+    out = fuse(
+        lambda crops, views, rows: torch.sin(crops), x, *views, c2, unblurred, 0.0, feathering=Feathering(feather)
+    )
     torch.testing.assert_close(out, torch.sin(x), rtol=1e-5, atol=1e-5)
 
 
@@ -408,7 +411,7 @@ def test_feathered_neighbours_cross_over_between_them() -> None:
     def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
         return torch.stack([torch.full_like(crop, float(view.left)) for crop, view in zip(crops, views)])
 
-    out = fuse(evaluate, x, views, [], 0.0, unblurred, 0.0, ViewBatches(2), feather=0.25)
+    out = fuse(evaluate, x, views, [], 0.0, unblurred, 0.0, ViewBatches(2), feathering=Feathering(0.25))
     left, right = [1.0, 1.0, 2 / 3, 1 / 3], [1 / 3, 2 / 3, 1.0, 1.0]
     between = [4 * b / (a + b) for a, b in zip(left, right)]
     expected = torch.tensor([0.0] * 4 + between + [4.0] * 4)
@@ -432,7 +435,9 @@ def test_a_stage_feathers_by_its_settings() -> None:
     for feather in (0.0, 0.25):
         run = StageRun(plan, Settings(feather=feather), x, x, space, StepGate(), stochastic=False)
         run.weights = Weights(0.0, 0.0, 0.0)
-        expected = fuse(placed_network, x, run.local, [], 0.0, unblurred, 0.0, ViewBatches(4), feather=feather)
+        expected = fuse(
+            placed_network, x, run.local, [], 0.0, unblurred, 0.0, ViewBatches(4), feathering=Feathering(feather)
+        )
         assert torch.equal(run.denoise(placed_network, x, 0.0, ViewBatches(4)), expected)
 
 

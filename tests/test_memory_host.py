@@ -100,18 +100,61 @@ def test_the_batch_is_what_fits_beside_the_model(memory: Any, cards: Cards, take
     assert batches.views == views
 
 
-def test_a_driver_that_does_not_say_costs_no_stage(memory: Any, cards: Cards, monkeypatch: pytest.MonkeyPatch) -> None:
-    def silent(device: Any) -> Any:
-        raise RuntimeError("CUDA error: operation not supported")
-
-    monkeypatch.setattr(torch.cuda, "mem_get_info", silent)
+@pytest.mark.parametrize("name", ["mem_get_info", "memory_reserved", "memory_allocated", "current_device"])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error: operation not supported"), AttributeError("no such thing")]
+)
+def test_a_driver_that_does_not_say_costs_no_stage(
+    memory: Any, cards: Cards, monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
+) -> None:
+    silence(monkeypatch, name, error)
     assert evaluated(memory, cards, GIB).views == 1
+    assert memory.cuda_free_bytes(torch.device("cuda")) is None
 
 
-def evaluated(memory: Any, cards: Cards, taken: int) -> ViewBatches:
-    """Batches after one view, whose evaluation takes so many bytes for a while."""
+@pytest.mark.parametrize("name", ["reset_peak_memory_stats", "max_memory_allocated"])
+def test_neither_does_one_that_cannot_watch(
+    memory: Any, cards: Cards, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The peak may then be that of what ran before, so that fewer views are taken, never more."""
+    silence(monkeypatch, name, RuntimeError("invalid argument to memory stats"))
+    assert evaluated(memory, cards, GIB).views in (1, 4)
+
+
+def silence(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception) -> None:
+    def silent(*args: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(torch.cuda, name, silent)
+
+
+def test_what_is_left_to_others_is_not_free(memory: Any, cards: Cards) -> None:
+    assert memory.device_memory(3 * GIB).free() == 4 * GIB
+    assert memory.device_memory(8 * GIB).free() == 0
+
+
+@pytest.mark.parametrize(("weights", "views"), [(0, 8), (2, 8), (5, 8), (8, 4), (12, 2)])
+def test_weights_that_move_in_at_the_first_call_are_no_part_of_a_view(
+    memory: Any, cards: Cards, weights: int, views: int
+) -> None:
+    """With --medvram the UNet comes to the card when it is called: 16 GiB less its weights, and a view takes one."""
+    cards.driver_free[1], cards.reserved[1], cards.allocated[1] = 16 * GIB, 0, 0
+    assert evaluated(memory, cards, GIB, weights * GIB).views == views
+
+
+def test_what_moves_out_at_the_first_call_neither(memory: Any, cards: Cards) -> None:
+    """The autoencoder leaves before the UNet comes."""
+    cards.driver_free[1], cards.reserved[1], cards.allocated[1] = 15 * GIB, GIB, GIB
+    assert evaluated(memory, cards, GIB, 4 * GIB).views == 8
+
+
+def evaluated(memory: Any, cards: Cards, taken: int, weights: int = 0) -> ViewBatches:
+    """Batches after one view, whose evaluation takes so many bytes for a while, and the weights' for good."""
 
     def evaluate(crops: Tensor, views: Any, rows: slice) -> Tensor:
+        cards.allocated[1] += weights
+        cards.driver_free[1] -= max(cards.allocated[1] + taken - cards.reserved[1], 0)
+        cards.reserved[1] = max(cards.reserved[1], cards.allocated[1] + taken)
         cards.most[1] = cards.allocated[1] + taken
         return crops
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import importlib
+import mmap
+import os
+import tempfile
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
+from lib_demofusion.tiled_vae import maps
 from lib_demofusion.tiled_vae import tiling as tiled_vae
 from lib_demofusion.tiled_vae.maps import Map, Shelf, grid
 from lib_demofusion.tiled_vae.steps import (
@@ -157,6 +161,60 @@ def test_half_precision(decoder: Any) -> None:
     whole, tiled = half(z.bfloat16()), decode_tiled(half, z.bfloat16(), Options(6))
     assert tiled.dtype == torch.bfloat16
     assert (tiled - exact).abs().mean() < 1.1 * (whole - exact).abs().mean()
+
+
+class WindowsMmap:
+    """Stands for the mmap module of Windows: a map makes its file longer, without writing to it."""
+
+    def mmap(self, descriptor: int, length: int) -> mmap.mmap:
+        if os.fstat(descriptor).st_size < length:
+            os.ftruncate(descriptor, length)
+        return mmap.mmap(descriptor, length)
+
+
+class UnwrittenFile:
+    """A temporary file of Windows, whose `truncate` would write every byte."""
+
+    def __init__(self, file: Any):
+        self._file = file
+
+    def __enter__(self) -> UnwrittenFile:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._file.close()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def truncate(self, length: int) -> None:
+        pytest.fail(f"{length} bytes of zeros are written")
+
+
+def test_no_file_is_filled_with_zeros_on_windows(decoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    z = picture_like(4, 20, 24)
+    expected = decode_tiled(decoder, z, Options(5, Shelf(CPU, True, tmp_path)))
+    monkeypatch.setattr(maps, "MMAP_EXTENDS", True)
+    monkeypatch.setattr(maps, "mmap", WindowsMmap())
+    real = tempfile.TemporaryFile
+    monkeypatch.setattr(maps.tempfile, "TemporaryFile", lambda dir: UnwrittenFile(real(dir=dir)))
+    assert torch.equal(decode_tiled(decoder, z, Options(5, Shelf(CPU, True, tmp_path))), expected)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="st_blocks is POSIX's")
+def test_elsewhere_a_file_takes_no_disk_before_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks: list[int] = []
+    real = mmap.mmap
+
+    def watched(descriptor: int, length: int) -> mmap.mmap:
+        blocks.append(os.fstat(descriptor).st_blocks)
+        return real(descriptor, length)
+
+    monkeypatch.setattr(maps.mmap, "mmap", watched)
+    held = Shelf(CPU, folder=tmp_path).empty((1, 64, 512, 512), torch.int16)
+    assert blocks[0] * 512 < held.numel() * 2 / 100
+    assert not held.any()
+    assert list(tmp_path.iterdir()) == []
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ def vae(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     for name in (NAME, "lib_demofusion.host.memory"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     found = importlib.import_module(NAME)
+    found.__dict__["real_free_bytes"] = found.free_bytes
     monkeypatch.setattr(found, "free_bytes", lambda device: free.device)
     monkeypatch.setattr(found, "disk_usage", lambda folder: SimpleNamespace(free=free.disk))
     found.__dict__["free"] = free
@@ -212,6 +213,16 @@ def test_no_room_anywhere_is_said(vae: Any, model: Any, tried: list[Any]) -> Non
     with pytest.raises(MemoryError, match="the VAE needs"):
         vae.decode(SimpleNamespace(sd_model=model), Z)
     assert not tried
+
+
+def test_a_driver_that_does_not_say_is_taken_to_have_a_little(vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(device: Any) -> Any:
+        raise RuntimeError("CUDA error: operation not supported")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", silent)
+    assert vae.real_free_bytes(torch.device("cuda:0")) == vae.UNKNOWN_FREE
+    vae.free.memory = 3 * GIB
+    assert vae.real_free_bytes(torch.device("cpu")) == 3 * GIB
 
 
 def test_a_tiled_vae_extension_keeps_the_work(vae: Any, model: Any, tried: list[Any]) -> None:

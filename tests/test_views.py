@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from torch import Tensor
 
+from lib_demofusion.method.feathering import Feathering
 from lib_demofusion.method.plan import StagePlan
 from lib_demofusion.method.views import (
     LocalView,
     Size,
-    coverage,
     dilated_size,
     dilated_views,
     jitter_generator,
@@ -78,7 +78,9 @@ def test_views_cover_every_cell_and_stay_inside(grid: tuple[Size, Size, Size], s
     assert {(view.height, view.width) for view in views} == {window}
     count = count_by_hand(views, size)
     assert count.min() >= 1
-    assert torch.equal(coverage(views, size), count)
+    mean = torch.ones(size)
+    Feathering().divide(mean, views, 1.0)
+    assert torch.equal(mean, 1 / count)
 
 
 @pytest.mark.parametrize(("window", "stride"), [(64, 32), (96, 48), (128, 64), (64, 40), (64, 63)])

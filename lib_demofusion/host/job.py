@@ -200,6 +200,9 @@ class _StageLoop:
                 anchor = self._anchor(done[-1], stage)
                 # no memory for them beside the sampling
                 self._latest = None
+                # what torch keeps is of the autoencoder's sizes: the sampling might not fit beside it, and Windows then
+                # moves some of it into the computer's memory rather than say so
+                devices.torch_gc()
                 with inpainting.masks_at(self._p, self._plan, stage.size, self._originals.latent(stage.size)):
                     x = run_stage(self._p, stage, self._settings, anchor, self._progress.sampling, self._plan)
                     x = soft_inpainting.as_far_as_painted(self._p, x, finish_stage(x, base, colours))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
+from math import prod
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lib_demofusion.method.views import View
+from lib_demofusion.out_of_memory import is_out_of_memory
 
 Work = tuple[View, Tensor]
 """A view, and the latent that it is taken from; where that has fewer rows than the model is given, they repeat."""
@@ -38,7 +40,11 @@ class Memory(Protocol):
         ...
 
     def peak(self) -> int:
-        """Returns the most that was taken beyond what was in use at `begin`."""
+        """Returns the most that was in use since `begin`, beyond what is in use now.
+
+        A host may move the model to the device when it is called (the webui with --medvram). That stays there: it is
+        no part of what an evaluation takes.
+        """
         ...
 
     def release(self) -> None:
@@ -69,13 +75,6 @@ SHARE_OF_FREE = 0.8
 """What the automatic batch takes of the free memory; fragmentation needs the rest."""
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Returns whether an error says that the device's memory is used up; not every backend has a class for it."""
-    words = ("out of memory", "not enough memory")
-    known = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
-    return known or any(word in str(error).lower() for word in words)
-
-
 def _of_one_size(work: Sequence[Work]) -> list[Work]:
     """Returns the first of the work up to where the size of the crops changes."""
     size = work[0][0].crop_size
@@ -86,13 +85,15 @@ class ViewBatches:
     """The size of view batches during one stage.
 
     `views` is the number asked for, 0 for automatic: the first batch is one view, and what it took of the free memory
-    decides. A batch that runs out of memory is evaluated again at half the size, down to one view and then to one row
-    of it, and the smaller size is kept.
+    decides; so does the first of a larger size (dilated views may be smaller than local ones). A batch that runs out of
+    memory is evaluated again at half the size, down to one view and then to one row of it; the smaller size is kept.
     """
 
     def __init__(self, views: int = 0, memory: Memory | None = None):
         self._memory = memory or UnknownMemory()
-        self._measure = views == 0
+        self._measure = self._automatic = views == 0
+        self._measured = 0
+        """Cells of a crop of the batch that decided."""
         self.views = views or 1
         self.rows: int | None = None
         """Rows evaluated at once when not even one view with all its rows fits, else None."""
@@ -104,12 +105,21 @@ class ViewBatches:
         """
         done = 0
         while done < len(work):
+            self._measure_larger(prod(work[done][0].crop_size))
             batch = _of_one_size(work[done : done + self.views])
             values = self._try(evaluate, batch, rows)
             if values is None:
                 continue
             yield from zip((view for view, _ in batch), values.chunk(len(batch)))
             done += len(batch)
+
+    def _measure_larger(self, cells: int) -> None:
+        """Begins anew with one view where the crops are larger than those that decided the size of a batch.
+
+        A batch too large need not fail: Windows moves what does not fit into the computer's memory, and all is slow.
+        """
+        if self._automatic and cells > self._measured:
+            self._measure, self._measured, self.views = True, cells, 1
 
     def _try(self, evaluate: Evaluate, batch: Sequence[Work], rows: int) -> Tensor | None:
         """Returns the predictions of a batch, or None when it must be tried again at the smaller size now set."""
@@ -138,7 +148,7 @@ class ViewBatches:
 
     def _shrink(self, views: int, rows: int) -> bool:
         """Halves the batch; returns whether that was possible."""
-        self._measure = False
+        self._measure = self._automatic = False
         if views > 1:
             self.views = views // 2
             return True

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import islice
 
 import torch
 from torch import Tensor
 
 from lib_demofusion.method.batching import Evaluate, ViewBatches, Work
-from lib_demofusion.method.views import DilatedView, LocalView, coverage, taper
+from lib_demofusion.method.feathering import Feathering
+from lib_demofusion.method.views import DilatedView, LocalView
 
 
 def fuse(
@@ -22,7 +22,7 @@ def fuse(
     correction: Tensor | float,
     batches: ViewBatches | None = None,
     copies: int = 1,
-    feather: float = 0.0,
+    feathering: Feathering | None = None,
 ) -> Tensor:
     """Returns (1 - c2) local + c2 dilated prediction for x (B, C, H, W).
 
@@ -31,25 +31,22 @@ def fuse(
     an eps model, 0 where it returns eps. A path of weight zero is not evaluated.
     `copies` says how many times over x holds the same B / copies images, one set after the other, as it does for cond
     and uncond: one set is blurred for all.
-    `feather` is the share of its side along which a local view's weight falls towards each border (see `taper`); the
-    weights are divided by their sum, so 0 is the paper's plain mean.
+    `feathering` weighs the local views where they overlap; without it their mean is the paper's plain one. It may be
+    handed in again for calls with the same views.
     Beyond x this holds one accumulator, one plane of weights, the blurred latent and the batch of views.
     """
-    batches = batches or ViewBatches(1)
+    batches, feathering = batches or ViewBatches(1), feathering or Feathering()
     if c2 <= 0 and len(local) == 1 and local[0].take(x).shape == x.shape:
         return next(values for _, values in batches.predictions(evaluate, [(local[0], x)], len(x)))
     blurred = blur(x[: len(x) // copies]) if c2 > 0 else x
     work: list[Work] = [(view, x) for view in local] if c2 < 1 else []
-    averaged = len(work)
     work += [(view, blurred) for view in dilated] if c2 > 0 else []
     predictions = batches.predictions(evaluate, work, len(x))
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     if c2 < 1:
-        for view, values in islice(predictions, averaged):
-            view.add_to(out, _feathered(values, feather))
-        weight = coverage(list(local), (x.shape[-2], x.shape[-1]), x.device, feather)
-        # a cell in no view stays zero
-        out *= (1 - c2) / weight.masked_fill(weight == 0, 1)
+        for local_view, (_, values) in zip(local, predictions):
+            feathering.add(local_view, values, out)
+        feathering.divide(out, local, 1 - c2)
     if c2 > 0:
         for view, values in predictions:
             view.add_to(out, values, c2)
@@ -64,10 +61,3 @@ def _add_blurred_away(out: Tensor, x: Tensor, blurred: Tensor, correction: Tenso
     for first in range(0, len(x), len(blurred)):
         rows = slice(first, first + len(blurred))
         out[rows].addcmul_(x[rows], owed[rows], value=c2).addcmul_(blurred, owed[rows], value=-c2)
-
-
-def _feathered(values: Tensor, feather: float) -> Tensor:
-    """Returns a local view's values (..., h, w) times its weights."""
-    if feather <= 0:
-        return values
-    return values.float() * taper((values.shape[-2], values.shape[-1]), feather, values.device)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib_demofusion.method.batching import Evaluate, ViewBatches
+from lib_demofusion.method.feathering import Feathering
 from lib_demofusion.method.filters import blur_for_dilation, match_low_band, match_statistics, mean_and_std, smooth
 from lib_demofusion.method.fusion import fuse
 from lib_demofusion.method.plan import Plan, StagePlan
@@ -79,6 +80,7 @@ class StageRun:
         self.weights = Weights(1.0, 1.0, 1.0)
         self.local = local_views(stage.size, stage.window, stage.stride)
         self.dilated = dilated_views(stage.size, stage.factor)
+        self._feathering = Feathering(settings.feather)
         self._denoised: Tensor | None = None
         self._again: tuple[Tensor, float] | None = None
 
@@ -128,7 +130,7 @@ class StageRun:
             correction,
             batches,
             copies,
-            self.settings.feather,
+            self._feathering,
         )
 
     def _blend(self, x: Tensor, level: Tensor, c1: float) -> None:

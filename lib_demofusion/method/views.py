@@ -159,12 +159,3 @@ def _ramp(length: int, feather: float, device: torch.device | None) -> Tensor:
     reach = int(feather * length + 0.5)
     place = torch.arange(length, dtype=torch.float32, device=device)
     return (torch.minimum(place, length - 1 - place) + 1).div(reach + 1).clamp_max(1)
-
-
-def coverage(views: list[LocalView], size: Size, device: torch.device | None = None, feather: float = 0.0) -> Tensor:
-    """Returns the sum of the views' weights at each cell, (H, W) float32; without feather in how many views it lies."""
-    total = torch.zeros(size, dtype=torch.float32, device=device)
-    weights = {crop: taper(crop, feather, device) for crop in {view.crop_size for view in views}}
-    for view in views:
-        view.add_to(total, weights[view.crop_size])
-    return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 import tempfile
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from torch import Tensor
 from lib_demofusion.tiled_vae.steps import Box, Size, Step
 
 LEAST, GREATEST = -32768, 32767
+
+MMAP_EXTENDS = sys.platform == "win32"
+"""Whether mapping a file makes it as long as the map. `truncate` would write every byte of it there (_chsize_s), which
+takes minutes for the maps of a large picture; elsewhere it writes none."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,11 @@ class Shelf:
         if self.folder is None:
             return torch.empty(shape, dtype=dtype, device=self.device)
         count = torch.Size(shape).numel()
+        length = count * item_bytes(dtype)
         with tempfile.TemporaryFile(dir=self.folder) as file:
-            file.truncate(count * item_bytes(dtype))
-            return torch.frombuffer(mmap.mmap(file.fileno(), 0), dtype=dtype, count=count).reshape(shape)
+            if not MMAP_EXTENDS:
+                file.truncate(length)
+            return torch.frombuffer(mmap.mmap(file.fileno(), length), dtype=dtype, count=count).reshape(shape)
 
 
 class Map:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lib_demofusion.out_of_memory import is_out_of_memory
 from lib_demofusion.tiled_vae.maps import Map, Raised, Shelf, grid
 from lib_demofusion.tiled_vae.steps import (
     Box,
@@ -215,7 +216,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         try:
             turns = [F.scaled_dot_product_attention(some, keys, values) for some in queries.split(most, 2)]
             return torch.cat(turns, 2)
-        except RuntimeError as error:
-            if "out of memory" not in str(error).lower() or most <= 64:
+        except Exception as error:
+            if not is_out_of_memory(error) or most <= 64:
                 raise
         most = min(most, rows) // 2

@@ -112,7 +112,7 @@ def test_extension_and_model_are_installed_twice_over(host: Path, install: Calla
     (extension / "stale.py").touch()
     assert install() == 0
     assert (extension / "scripts" / "demofusion_hires.py").is_file()
-    assert (extension / "lib_demofusion" / "host" / "panel.py").is_file()
+    assert (extension / "lib_demofusion" / "host" / "panel" / "build.py").is_file()
     assert not (extension / "stale.py").exists()
     assert not (extension / "trial").exists()
     assert [path.name for path in (host / "extensions").iterdir()] == [extension.name]

@@ -21,6 +21,7 @@ from modules.paths_internal import data_path
 from torch import Tensor
 
 from lib_demofusion.host.memory import cuda_free_bytes
+from lib_demofusion.out_of_memory import is_out_of_memory
 from lib_demofusion.tiled_vae.maps import Shelf, item_bytes
 from lib_demofusion.tiled_vae.steps import Step, decoder_steps, encoder_steps, held_bytes, part_bytes, whole_bytes
 from lib_demofusion.tiled_vae.tiling import Options, decode_tiled, encode_tiled
@@ -119,7 +120,7 @@ class _Forward:
                 if options is None:
                     return self._whole(x, **kwargs)
                 return self._tiled(self._network, x, options)
-            except (RuntimeError, MemoryError) as error:
+            except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 # without its frames, which hold what was computed so far
@@ -170,14 +171,8 @@ def choose_shelf(steps: list[Step], size: tuple[int, int], x: Tensor, room: int)
 def free_bytes(device: torch.device) -> int:
     """Returns the memory of a device that is not in use, with what torch keeps for itself."""
     if device.type == "cuda":
-        return cuda_free_bytes(device)
+        free = cuda_free_bytes(device)
+        return UNKNOWN_FREE if free is None else free
     if device.type in ("cpu", "mps"):
         return psutil.virtual_memory().available
     return UNKNOWN_FREE
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an error says that memory did not suffice."""
-    text = str(error).lower()
-    signs = ("out of memory", "allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(sign in text for sign in signs)

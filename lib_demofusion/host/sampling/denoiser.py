@@ -14,7 +14,7 @@ from lib_demofusion.host.sampling.conditioning import Cond, cond_for_views
 from lib_demofusion.host.sampling.sdxl import Frame, size_vectors
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.stage import StageRun
-from lib_demofusion.method.views import View
+from lib_demofusion.method.views import Size, View
 
 PREVIEW_CELLS = 128
 """Longer side of a live preview in latent cells, 1024 pixels."""
@@ -82,13 +82,17 @@ def blur_correction(inner: Any, level: Tensor) -> Tensor:
     return one if len(scalings) == 2 else scalings[0].reshape(-1, 1, 1, 1)
 
 
+def preview_size(size: Size) -> Size:
+    """Returns the size in cells of the live preview of a latent of `size`, of the same shape."""
+    shrink = max(max(size) / PREVIEW_CELLS, 1)
+    return max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))
+
+
 def for_preview(latent: Tensor) -> Tensor:
     """Returns a latent (B, C, H, W) no larger than a preview needs; the host decodes it whole, beside the sampling."""
-    shrink = max(latent.shape[-2:]) / PREVIEW_CELLS
-    if shrink <= 1:
-        return latent
-    size = [max(1, round(n / shrink)) for n in latent.shape[-2:]]
-    return F.interpolate(latent, size=size, mode="bilinear", antialias=True)
+    size = latent.shape[-2], latent.shape[-1]
+    small = preview_size(size)
+    return latent if small == size else F.interpolate(latent, size=small, mode="bilinear", antialias=True)
 
 
 def attach(

@@ -13,8 +13,6 @@ from modules import devices, rng, sd_samplers, sd_samplers_timesteps, shared
 from modules.sd_samplers_common import InterruptedException
 from torch import Tensor
 
-from lib_demofusion.host import options
-from lib_demofusion.host.memory import device_memory
 from lib_demofusion.host.neighbours import controlnet
 from lib_demofusion.host.pictures.inpainting import is_inpainting
 from lib_demofusion.host.progress import timing
@@ -22,8 +20,8 @@ from lib_demofusion.host.sampling import denoiser
 from lib_demofusion.host.sampling.cond_rows import repeated_images
 from lib_demofusion.host.sampling.conditioning import conds_of_stage, image_conditioning_for
 from lib_demofusion.host.sampling.sdxl import Frame
+from lib_demofusion.host.sampling.view_batch import view_batches
 from lib_demofusion.host.scoped import replaced
-from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.method.stage import StageRun
@@ -72,10 +70,8 @@ def run_stage(
     origin = getattr(shared.opts, "sdxl_crop_top", 0), getattr(shared.opts, "sdxl_crop_left", 0)
     frame = Frame((plan or stage).pixels, origin)
 
-    views = settings.view_batch or options.value(options.VIEW_BATCH, 0)
-
     def attach(model: Any, run: StageRun, cells: list[int] | None) -> None:
-        batches = ViewBatches(views, device_memory())
+        batches = view_batches(p, settings, stage.size)
         before_batch = _before_batch(run, StageClock(cells), report, watch)
         hints = controlnet.stage_hints(p, stage, plan)
         denoiser.attach(model, run, batches, frame, before_batch, repeated_images, hints)

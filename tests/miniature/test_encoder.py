@@ -1,0 +1,124 @@
+"""Around the encoder: the memory that is given back, and what it says when it fails."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+import pytest
+import torch
+from in_process import BASE, Webui
+from modules import devices, shared
+from PIL import Image
+from torch import Tensor
+
+from lib_demofusion.host import job
+
+BALANCED = {"enabled": True, "scale": 3, "stages": "doubling", "preset": "Balanced"}
+
+
+@pytest.fixture
+def events(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a job does with the device, in order."""
+    seen: list[str] = []
+
+    def noticed(name: str, real: Any) -> Any:
+        def act(*args: Any) -> Any:
+            seen.append(name)
+            return real(*args)
+
+        return act
+
+    for name in ("unet", "encode", "decode"):
+        monkeypatch.setattr(webui.small, name, noticed(name, getattr(webui.small, name)), raising=False)
+    monkeypatch.setattr(devices, "torch_gc", noticed("give back", devices.torch_gc))
+    monkeypatch.setattr(shared.opts, "live_previews_enable", False)
+    return seen
+
+
+GIVE, MODEL, DECODER, ENCODER = "give back", "unet", "decode", "encode"
+ONE_STAGE = [GIVE, DECODER, GIVE, ENCODER, GIVE, MODEL]
+
+
+@pytest.mark.parametrize(
+    ("anchor", "expected"),
+    [
+        ("pixels", [MODEL, *ONE_STAGE, *ONE_STAGE, GIVE, DECODER]),
+        ("mixed", [MODEL, *ONE_STAGE, *ONE_STAGE, GIVE, DECODER]),
+        ("latent", [MODEL, GIVE, MODEL, GIVE, MODEL, GIVE, DECODER]),
+    ],
+)
+def test_what_is_cached_is_given_back_at_every_change_of_model(
+    webui: Webui, events: list[str], anchor: str, expected: list[str]
+) -> None:
+    """Pieces of the autoencoder's sizes are of no use to the UNet, nor its to the autoencoder."""
+    webui.job({**BALANCED, "anchor": anchor})
+    assert [name for name, _ in groupby(events)] == expected
+
+
+@pytest.fixture
+def failing_encoder(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The encoder returns NaN in one place, as half precision may; widths in cells of what the UNet was given since."""
+    widths: list[int] = []
+    real = webui.small.encode
+
+    def encode(images: Tensor) -> Tensor:
+        widths.clear()
+        latent = real(images)
+        latent[..., -1, -1] = torch.nan
+        return latent
+
+    def unet(x: Tensor, *rest: Any) -> Tensor:
+        widths.append(x.shape[-1])
+        return type(webui.small).unet(webui.small, x, *rest)
+
+    monkeypatch.setattr(webui.small, "encode", encode, raising=False)
+    monkeypatch.setattr(webui.small, "unet", unet, raising=False)
+    return widths
+
+
+@pytest.mark.parametrize("numbers", [torch.float16, torch.float32])
+def test_nan_is_told_as_one_of_the_vae_before_a_stage_is_spent(
+    webui: Webui, failing_encoder: list[int], monkeypatch: pytest.MonkeyPatch, numbers: torch.dtype
+) -> None:
+    monkeypatch.setattr(job.devices, "dtype_vae", torch.float32)
+    real = shared.sd_model.encode_first_stage
+    monkeypatch.setattr(shared.sd_model, "encode_first_stage", lambda x: real(x.float()), raising=False)
+    monkeypatch.setattr(devices, "dtype_vae", numbers)
+    monkeypatch.setattr(shared.sd_model, "decode_first_stage", lambda z: webui.small.decode(z.float()), raising=False)
+    result = webui.job({**BALANCED, "scale": 2})
+    assert failing_encoder == []
+    assert result.images[0].width == BASE
+    assert "stage 2 of 2 (128x128) failed, the best finished picture is returned: the VAE's encoder returned NaN" in (
+        result.comments
+    )
+    assert ("--no-half-vae" in result.comments) == (numbers == torch.float16)
+    assert "SD VAE" in result.comments
+    assert "DemoFusion error" in result.infotexts[0]
+
+
+def test_an_upload_that_the_vae_fails_at_costs_no_stage(
+    webui: Webui, failing_encoder: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In img2img the host encodes the upload and looks at nothing."""
+    monkeypatch.setattr(webui.small, "decode", lambda z: torch.zeros(len(z), 3, 8 * z.shape[2], 8 * z.shape[3]))
+    upload = Image.new("RGB", (BASE, BASE), (200, 90, 30))
+    result = webui.job({**BALANCED, "anchor": "latent"}, init_image=upload)
+    assert failing_encoder == []
+    assert "the base picture is returned: the VAE's encoder returned NaN: its file may be damaged" in result.comments
+
+
+def test_a_base_of_nan_costs_no_stage(webui: Webui, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --disable-nan-check the host hands it on."""
+
+    def unet(x: Tensor, *rest: Any) -> Tensor:
+        events.append(MODEL)
+        out = type(webui.small).unet(webui.small, x, *rest)
+        out[..., -1, -1] = torch.nan
+        return out
+
+    monkeypatch.setattr(webui.small, "unet", unet)
+    monkeypatch.setattr(webui.small, "decode", lambda z: torch.zeros(len(z), 3, 8 * z.shape[2], 8 * z.shape[3]))
+    result = webui.job(BALANCED)
+    assert events.count("unet") == 4
+    assert "the base picture is NaN" in result.comments

@@ -1,0 +1,120 @@
+"""What a stage leaves on the device to others, and the UNets that take the place of the checkpoint's."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from autoencoders import autoencoder
+from in_process import BASE, Webui
+from modules import devices, sd_samplers_common, sd_unet, shared
+from torch import Tensor
+
+from bench.peak_bytes import PeakBytes
+from lib_demofusion.host.sampling import denoiser, view_batch
+from lib_demofusion.method.batching import UnknownMemory
+
+
+@pytest.fixture
+def rows(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of every call of the UNet."""
+    counted: list[int] = []
+    real = webui.small.unet
+
+    def noticed(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        counted.append(len(x))
+        return real(x, t, context)
+
+    monkeypatch.setattr(webui.small, "unet", noticed, raising=False)
+    return counted
+
+
+@pytest.mark.parametrize("asked", ["panel", "settings", "automatic"])
+def test_another_unet_gets_one_view_at_a_time(
+    webui: Webui, rows: list[int], monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """TensorRT's are built for a batch size, and raise at a larger one."""
+    monkeypatch.setattr(shared.opts, view_batch.options.VIEW_BATCH, 4 if asked == "settings" else 0, raising=False)
+    monkeypatch.setattr(view_batch, "device_memory", lambda *left: Plenty())
+    settings = {"enabled": True, "scale": 2, "view_batch": 4 if asked == "panel" else 0}
+    webui.job(settings)
+    assert max(rows) >= 8
+    rows.clear()
+    monkeypatch.setattr(sd_unet, "current_unet", SimpleNamespace())
+    result = webui.job(settings)
+    assert set(rows) == {2}
+    assert result.images[0].width == 2 * BASE
+
+
+class Plenty(UnknownMemory):
+    """Room for 8 views."""
+
+    def free(self) -> int:
+        return 80
+
+    def peak(self) -> int:
+        return 8
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A model with an autoencoder of the usual layout; the webui as on a card, with Full previews every 10 steps."""
+    monkeypatch.setattr(sd_samplers_common, "approximation_indexes", {"Full": 0, "Approx NN": 1, "TAESD": 3})
+    for name, value in (("live_previews_enable", True), ("show_progress_every_n_steps", 10)):
+        monkeypatch.setattr(shared.opts, name, value, raising=False)
+    monkeypatch.setattr(shared.opts, "show_progress_type", "Full", raising=False)
+    monkeypatch.setattr(shared, "parallel_processing_allowed", True, raising=False)
+    return SimpleNamespace(first_stage_model=autoencoder())
+
+
+@pytest.mark.parametrize("size", [(24, 16), (32, 32), (20, 60)])
+def test_a_full_preview_finds_what_it_takes(model: Any, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
+    """Measured at the size that previews have."""
+    monkeypatch.setattr(denoiser, "PREVIEW_CELLS", 32)
+    latent = denoiser.for_preview(torch.zeros(1, 4, *size))
+    assert max(latent.shape[-2:]) == min(max(size), 32)
+    with torch.no_grad(), PeakBytes() as bytes_:
+        model.first_stage_model.decoder(latent)
+    left = view_batch.preview_bytes(model, size)
+    assert bytes_.peak <= left <= 2 * bytes_.peak
+
+
+def test_a_preview_is_reckoned_in_the_vaes_own_numbers(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    single = view_batch.preview_bytes(model, (24, 16))
+    monkeypatch.setattr(devices, "dtype_vae", torch.float16)
+    assert view_batch.preview_bytes(model, (24, 16)) == single / 2
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "value"),
+    [
+        (shared.opts, "live_previews_enable", False),
+        (shared.opts, "show_progress_every_n_steps", -1),
+        (shared.opts, "show_progress_type", "Approx NN"),
+        (shared.opts, "show_progress_type", "TAESD"),
+        (shared, "parallel_processing_allowed", False),
+    ],
+)
+def test_no_preview_beside_the_sampling_takes_nothing(
+    model: Any, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, value: object
+) -> None:
+    assert view_batch.preview_bytes(model, (24, 16)) > 0
+    monkeypatch.setattr(owner, name, value, raising=False)
+    assert view_batch.preview_bytes(model, (24, 16)) == 0
+
+
+def test_an_autoencoder_of_another_kind_is_no_problem(model: Any) -> None:
+    del model.first_stage_model.decoder.mid
+    assert view_batch.preview_bytes(model, (24, 16)) == 0
+    assert view_batch.preview_bytes(SimpleNamespace(), (24, 16)) == 0
+
+
+def test_a_stage_leaves_room_for_its_preview(webui: Webui, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(view_batch, "device_memory", lambda reserve: (left.append(reserve), UnknownMemory())[1])
+    monkeypatch.setattr(shared.sd_model, "first_stage_model", model.first_stage_model, raising=False)
+    webui.job({"enabled": True, "scale": 3})
+    assert left == [view_batch.preview_bytes(model, (n * BASE // 8, n * BASE // 8)) for n in (2, 3)]
+    assert left[0] < left[1]

@@ -1,0 +1,115 @@
+"""How many operations a model call of a stage takes beside the model: on a card each is a kernel to start."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.plan import make_plan
+from lib_demofusion.method.residual import VarianceExploding
+from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.step_gate import StepGate
+from lib_demofusion.method.views import View
+from lib_demofusion.settings.fields import parse_settings
+
+VIEWS_OF_TENSORS = {"slice", "alias", "view", "_unsafe_view", "expand", "select", "unsqueeze", "split", "detach", "t"}
+"""They compute nothing."""
+
+ROUND_A_CALL = 40
+"""The blur with its statistics, the skip residual, the sums' beginning and end, and the draw of the jitter."""
+
+
+class Operations(TorchDispatchMode):
+    """Counts what computes, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        if name not in VIEWS_OF_TENSORS:
+            self.counted[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Stage:
+    """The last stage of a preset on a square base of 64 cells, with a model of no operations."""
+
+    def __init__(self, timestep: float, views: int = 4, **settings: Any):
+        values = parse_settings({"enabled": True, "scale": 4, "preset": "Balanced", **settings})
+        self.plan = make_plan(values, (64, 64)).stages[-1]
+        self.x = torch.randn(1, 4, *self.plan.size)
+        space = VarianceExploding(lambda level: torch.tensor(timestep))
+        self.run = StageRun(self.plan, values, self.x.clone(), torch.randn_like(self.x), space, StepGate(), False)
+        self.batches = ViewBatches(views)
+        self.seen: list[View] = []
+
+    def call(self, denoises: int = 1) -> Counter[str]:
+        """The operations of a model call with cond and uncond, each of whose batches is evaluated."""
+        with Operations() as operations:
+            self.run.before_call(self.x, torch.tensor(1.0))
+            self.seen.clear()
+            for _ in range(denoises):
+                self.run.denoise(self.evaluate, torch.cat([self.x, self.x]), 1.0, self.batches, 2)
+        return operations.counted
+
+    def evaluate(self, crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+        self.seen += views
+        return crops
+
+
+TIMESTEPS = {"dilated views alone": 950.0, "both": 500.0, "local views alone": 100.0}
+
+
+@pytest.mark.parametrize("timestep", TIMESTEPS.values(), ids=TIMESTEPS)
+@pytest.mark.parametrize("jitter", [True, False])
+@pytest.mark.parametrize("feather", [0.0, 0.25])
+def test_a_view_takes_few_operations(timestep: float, jitter: bool, feather: float) -> None:
+    """A view is added; a moved one's weights are added to their sum too. A batch is joined."""
+    stage = Stage(timestep, local_threshold=0.1, dilated_threshold=0.1, jitter=jitter, feather=feather)
+    stage.call()
+    counted = stage.call()
+    views, batches = len(stage.seen), -(-len(stage.seen) // 4) + 1
+    assert views >= 16
+    assert counted.total() <= (2 if jitter else 1) * views + batches + ROUND_A_CALL
+
+
+@pytest.mark.parametrize("jitter", [True, False])
+def test_weights_are_made_once_a_stage(jitter: bool) -> None:
+    stage = Stage(100.0, jitter=jitter)
+    first, second = stage.call(), stage.call()
+    # two ramps of one taper
+    assert (first["arange"], second["arange"]) == (2, 0)
+    assert (first["minimum"], second["minimum"]) == (2, 0)
+    views = stage.plan.local_count
+    assert first["add_"] >= views
+    assert (second["add_"] >= views) == jitter
+
+
+def test_several_predictions_of_a_call_share_the_sum_of_weights() -> None:
+    """The webui may ask for cond and uncond one after the other; the views are those of the call."""
+    stage = Stage(100.0, jitter=True)
+    stage.call()
+    once, thrice = stage.call(), stage.call(denoises=3)
+    assert once["masked_fill_"] == thrice["masked_fill_"] == 1
+
+
+def test_what_is_kept_does_not_change_the_picture() -> None:
+    """The second call of a stage is what a stage that begins with it makes."""
+    stage, fresh = Stage(500.0, local_threshold=0.0), Stage(500.0, local_threshold=0.0)
+    fresh.x = stage.x.clone()
+    for _ in range(3):
+        stage.run.before_call(stage.x, torch.tensor(1.0))
+        again = stage.run.denoise(stage.evaluate, stage.x, 1.0, stage.batches)
+    fresh.run.anchor, fresh.run.noise = stage.run.anchor, stage.run.noise
+    for _ in range(3):
+        fresh.run.before_call(fresh.x, torch.tensor(1.0))
+    torch.testing.assert_close(fresh.run.denoise(fresh.evaluate, stage.x, 1.0, fresh.batches), again, rtol=0, atol=0)
