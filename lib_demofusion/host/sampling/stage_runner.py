@@ -26,9 +26,8 @@ from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.method.stage import StageRun
 from lib_demofusion.method.step_gate import is_stochastic, make_gate
-from lib_demofusion.progress.costs import StageClock
-from lib_demofusion.progress.forecast import call_cells, schedule_steps, steps_of_stage
-from lib_demofusion.progress.sampler_calls import call_levels
+from lib_demofusion.progress.costs import StageMeter, expected_levels
+from lib_demofusion.progress.forecast import schedule_steps, steps_of_stage
 from lib_demofusion.settings.fields import Settings
 
 SEED_OFFSET = 0x9E3779B97F4A7C15
@@ -70,15 +69,15 @@ def run_stage(
     origin = getattr(shared.opts, "sdxl_crop_top", 0), getattr(shared.opts, "sdxl_crop_left", 0)
     frame = Frame((plan or stage).pixels, origin)
 
-    def attach(model: Any, run: StageRun, cells: list[int] | None) -> None:
+    def attach(model: Any, run: StageRun, meter: StageMeter) -> Callable[[], None]:
         batches = view_batches(p, settings, stage.size)
-        before_batch = _before_batch(run, StageClock(cells), report, watch)
         hints = controlnet.stage_hints(p, stage, plan)
-        denoiser.attach(model, run, batches, frame, before_batch, repeated_images, hints)
+        denoiser.attach(model, run, batches, frame, _before_batch(meter, report), repeated_images, hints)
+        return lambda: report(meter.after_call())
 
     _steer(sampler, stage, settings, anchor, noise, attach)
     steps = schedule_steps(p.steps, settings)
-    with timing.measured(p) as watch, replaced(p, rng=stage_rng, steps=steps), _sampling_precision():
+    with replaced(p, rng=stage_rng, steps=steps), _sampling_precision():
         x = _sample(p, sampler, settings.strength, anchor, noise, _image_conditioning(p, anchor, plan))
     if x.shape != anchor.shape:
         # the host caught a RecursionError of a noise sampler and returned its preview
@@ -117,9 +116,9 @@ def _steer(
     settings: Settings,
     anchor: Tensor,
     noise: Tensor,
-    attach: Callable[[Any, StageRun, list[int] | None], None],
+    attach: Callable[[Any, StageRun, StageMeter], Callable[[], None]],
 ) -> None:
-    """Wraps the sampling function of our own sampler.
+    """Wraps the sampling function of our own sampler; what `attach` returns is called behind every callback.
 
     Only there are all its arguments known (sigmas, eta, churn, the callback), which decide how the skip residual acts.
     """
@@ -137,39 +136,32 @@ def _steer(
             # the host would blend with the anchor
             model.init_latent = model.p.init_latent
         run = StageRun(stage, settings, anchor, noise, space, gate, stochastic)
-        levels = call_levels(
-            name, {"skip_type": getattr(shared.opts, "uni_pc_skip_type", None), **kwargs}, second_order
-        )
-        attach(model, run, None if levels is None else _call_cells(run, [level.to(x) for level in levels]))
+        of_base = getattr(getattr(model.p.sampler, "model_wrap_cfg", None), "step", 0)
+        meter = StageMeter(run, expected_levels(name, kwargs, second_order, of_base).to(x))
+        stepped = attach(model, run, meter)
 
         def after_step(d: dict) -> None:
             run.after_step(d["i"], d["x"], d["denoised"])
             callback(d)
+            stepped()
 
         try:
             return func(model, x, *args, callback=after_step, **kwargs)
         except InterruptedException:
             raise StageStopped from None
+        finally:
+            timing.learn(model.p.sd_model, timing.MODEL, meter.rate)
 
     sampler.func = steered
 
 
-def _call_cells(run: StageRun, levels: list[Tensor]) -> list[int]:
-    """Returns the cells that the stage's model calls will evaluate, at levels as the model will be given them."""
-    return call_cells(run.stage, [run.space.timestep(level) for level in levels], run.settings)
-
-
-def _before_batch(run: StageRun, clock: StageClock, report: Report, watch: timing.Stopwatch) -> Callable[[float], None]:
+def _before_batch(meter: StageMeter, report: Report) -> Callable[[float], None]:
     """Returns what is called before every batch: it reports progress, and ends the sampling when the user asks."""
-    seen = [-1]
 
     def before_batch(cells: float) -> None:
         if stop_requested():
             raise InterruptedException
-        if run.call != seen[0]:
-            seen[0] = run.call
-            watch.begin_call(run.stage.cells_at(run.weights.dilated) * len(run.anchor))
-        report(clock.share(run.call, run.timestep, cells))
+        report(meter.before_batch(cells))
 
     return before_batch
 
