@@ -86,8 +86,8 @@ def cut(arguments: dict[str, Any], steps: int) -> dict[str, Any]:
     return {**arguments, "sigmas": arguments["sigmas"][-steps - 1 :]} if "sigmas" in arguments else arguments
 
 
-# DPM adaptive counts for itself, the double of Restart in test_step_gate takes a path of its own (the webui's is below),
-# and beyond an eta of 1 the ancestral samplers leave out second calls that are reckoned with
+# DPM adaptive counts for itself, the double of Restart in test_step_gate takes a path of its own (the webui's is
+# below), and beyond an eta of 1 the ancestral samplers leave out second calls that are reckoned with
 PREDICTABLE = [
     case
     for case in CASES
