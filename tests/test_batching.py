@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from fusing import fuse
 from torch import Tensor
 
 from bench.peak_bytes import PeakBytes
 from lib_demofusion.method.batching import MOST_VIEWS, ViewBatches
 from lib_demofusion.method.filters import blur_for_dilation
-from lib_demofusion.method.fusion import fuse
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.method.schedule import weights_at
 from lib_demofusion.method.views import View, dilated_views, local_views

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from controlnet_double import CELL, Adapter, Lite, Mode, Network, Unit, control_of, job, state
 from torch import Tensor
 
+from lib_demofusion.host.backends.webui_denoiser import FusedModel
 from lib_demofusion.host.neighbours import controlnet
-from lib_demofusion.host.sampling.denoiser import FusedModel
 from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.hints import resize_hint

@@ -15,12 +15,12 @@ from typing import Any
 import k_diffusion_sampling
 import pytest
 import torch
+from fusing import fuse
 from torch import Tensor, nn
 
-from lib_demofusion.host.sampling.denoiser import FusedModel, blur_correction
+from lib_demofusion.host.backends.webui_denoiser import FusedModel, blur_correction
 from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.method.filters import blur_for_dilation
-from lib_demofusion.method.fusion import fuse
 from lib_demofusion.method.views import dilated_views
 
 external = k_diffusion_sampling.load("external")

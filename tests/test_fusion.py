@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
+from fusing import fuse
 from hypothesis import example, given, settings
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
@@ -24,7 +25,6 @@ from lib_demofusion.method.filters import (
     mean_and_std,
     smooth,
 )
-from lib_demofusion.method.fusion import fuse
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import VarianceExploding
 from lib_demofusion.method.schedule import Weights, cosine_factor, weights_at

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fusing import fuse
 from torch import Tensor
 
 from lib_demofusion.method.batching import ViewBatches
-from lib_demofusion.method.fusion import fuse
 from lib_demofusion.method.views import View, local_views
 from lib_demofusion.out_of_memory import is_out_of_memory
 from lib_demofusion.tiled_vae import tiling

@@ -17,6 +17,9 @@ OLDEST_PYTHON = (3, 10)
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 60
 WEBUI_PACKAGES = {"modules", "gradio"}
+FORGE_PACKAGES = {"modules_forge", "backend"}
+"""Packages of webuis of Forge's family; what is particular to a webui stands in one folder."""
+BACKENDS = HOST / "backends"
 RUNTIME_PACKAGES = {"torch", "gradio", "numpy", "PIL", "modules", "k_diffusion", "psutil", "lib_demofusion"}
 
 
@@ -97,9 +100,39 @@ def test_runtime_imports_only_what_the_webui_ships() -> None:
         f"{place(path, line)} imports {package}"
         for path in runtime_files()
         for package, line in imported_packages(parse(path))
-        if package not in allowed
+        if package not in allowed | (FORGE_PACKAGES if path.is_relative_to(BACKENDS) else set())
     ]
     assert found == []
+
+
+def words(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Every name, attribute and string in a file, docstrings left out, with its line."""
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id, node.lineno
+        elif isinstance(node, ast.Attribute):
+            yield node.attr, node.lineno
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            yield node.value, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((f"{node.module} {alias.name}", node.lineno) for alias in node.names)
+
+
+def test_only_the_backends_know_which_webui_it_is() -> None:
+    found = [
+        f"{place(path, line)}: {word}"
+        for path in runtime_files()
+        if not path.is_relative_to(BACKENDS)
+        for word, line in words(parse(path))
+        if "forge" in word.lower()
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("source", ["if forge: pass", "x.forge_objects", "hasattr(x, 'forge')", "from a import forge"])
+def test_a_webui_named_elsewhere_is_found(source: str) -> None:
+    assert any("forge" in word for word, _ in words(ast.parse(source)))
 
 
 def test_syntax_is_that_of_the_oldest_python() -> None:

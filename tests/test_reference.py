@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fusing import fuse
 from torch import Tensor
 
 from lib_demofusion.method.filters import blur_for_dilation
-from lib_demofusion.method.fusion import fuse
 from lib_demofusion.method.plan import StagePlan
 from lib_demofusion.method.residual import VarianceExploding, VariancePreserving
 from lib_demofusion.method.stage import StageRun, finish_stage

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_demofusion.host.sampling.denoiser import FusedModel
+from lib_demofusion.host.backends.webui_denoiser import FusedModel
 from lib_demofusion.host.sampling.sdxl import CROP, SIZES, Frame, SizeVectors, number_slots, size_vectors
 from lib_demofusion.method.views import LocalView, dilated_views
 

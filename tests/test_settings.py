@@ -20,16 +20,16 @@ from lib_demofusion.settings.fields import (
     PRESETS,
     SPECS,
     Settings,
-    from_infotext,
+    changed_fields,
     overridden,
     parse_preset,
     parse_settings,
     preset_names,
     preset_values,
     settings_from_args,
-    to_infotext,
     use_presets,
 )
+from lib_demofusion.settings.infotext import from_infotext, to_infotext
 from lib_demofusion.settings.spec import SettingsError
 
 EXAMPLES = settings(max_examples=200, deadline=None)
@@ -294,10 +294,22 @@ def test_values_that_name_no_preset_get_the_one_of_the_caller(mine: str) -> None
 
 def test_infotext_is_against_the_declared_defaults_whatever_the_preset(mine: str) -> None:
     written = to_infotext(settings_from_args([{"enabled": True, "sigma": 0.8}], mine))
-    assert written == {"DemoFusion preset": "Mine", "DemoFusion jitter": "False"}
+    assert written == {"DemoFusion preset": "Mine (changed)", "DemoFusion jitter": "False"}
     use_presets({})
     # elsewhere the name means nothing, and every value is there all the same
     assert pasted(written) == Settings(jitter=False)
+
+
+def test_what_no_longer_has_the_value_of_its_preset_is_known(mine: str) -> None:
+    values = preset_values(mine)
+    assert changed_fields(mine, values) == ()
+    # as the controls give them, and as they cannot be used
+    assert changed_fields(mine, {**values, "sigma": "1.50", "stages": "", "feather": 0}) == ()
+    assert changed_fields(mine, {**values, "sigma": 2, "stages": "3,2"}) == ("stages", "sigma")
+    assert "(changed)" not in str(to_infotext(parse_settings({"preset": mine})))
+    written = to_infotext(parse_settings({"preset": mine, "sigma": 2}))
+    assert written["DemoFusion preset"] == "Mine (changed)"
+    assert pasted(written) == Settings(preset=mine, sigma=2.0, jitter=False)
 
 
 def test_a_preset_among_overrides_sets_its_fields_before_the_others(mine: str) -> None:
@@ -383,12 +395,16 @@ def test_infotext_is_what_the_host_can_parse(given_settings: Settings) -> None:
         assert value
         assert "\n" not in value
     differing = {name for name in NAMES if getattr(given_settings, name) != getattr(Settings, name)} - {"enabled"}
-    assert set(infotext) == {SPECS[name].infotext for name in differing}
+    preset = SPECS["preset"].infotext
+    assert set(infotext) - {preset} == {SPECS[name].infotext for name in differing - {"preset"}}
+    own = {name: getattr(given_settings, name) for name in PRESET_FIELDS} == preset_values(given_settings.preset)
+    assert infotext.get(preset, "Paper") == given_settings.preset + ("" if own else " (changed)")
 
 
 def test_infotext_of_defaults_is_empty() -> None:
     assert to_infotext(Settings(enabled=True)) == {}
     assert to_infotext(Settings(scale=3.0, stages="1,3", jitter=False)) == {
+        "DemoFusion preset": "Paper (changed)",
         "DemoFusion scale": "3",
         "DemoFusion stages": "1,3",
         "DemoFusion jitter": "False",

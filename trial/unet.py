@@ -151,7 +151,7 @@ class Block(nn.ModuleList):
 
 
 class UNet(nn.Module):
-    """Predicts the noise in x (B, 4, H, W) at steps t (B,) given text (B, M, D); H and W divide by 4."""
+    """Predicts the noise in x (B, 4, H, W) at steps t (B,) given text (B, M, D)."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -211,5 +211,15 @@ class UNet(nn.Module):
             skips.append(h)
         h = self.middle_block(h, emb, context)
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], 1), emb, context)
+            h = block(_joined(h, skips.pop()), emb, context)
         return self.out(h)
+
+
+def _joined(h: Tensor, skip: Tensor) -> Tensor:
+    """Returns both, channel upon channel; where a side did not divide by two on the way down, `h` is a cell too long.
+
+    As the webui does it in Stable Diffusion's UNet (modules/sd_hijack_unet.py).
+    """
+    if h.shape[-2:] != skip.shape[-2:]:
+        h = F.interpolate(h, skip.shape[-2:], mode="nearest")
+    return torch.cat([h, skip], 1)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.stage_steps import steps_of_stage
 from lib_demofusion.method.views import View
-from lib_demofusion.progress.forecast import steps_of_stage
 
 NATIVE = 16
 """Side of the model's own latent."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lib_demofusion.host.job import PREFIX, Job, report_problem
+from lib_demofusion.host.job import Job
+from lib_demofusion.host.messages import PREFIX, report_problem
 from lib_demofusion.host.panel import presets, xyz
 from lib_demofusion.host.pictures.output import shrink_for_gallery
-from lib_demofusion.settings.fields import overridden, settings_from_args
+from lib_demofusion.settings.fields import is_enabled, overridden, settings_from_args
 from lib_demofusion.settings.spec import SettingsError
 
 JOB = "_demofusion_job"
@@ -26,13 +27,15 @@ def process(p: Any, args: Sequence[object]) -> None:
     if getattr(p, "_ad_inner", False):
         # ADetailer repaints a detail of a picture that is already made
         return
+    overrides = xyz.overrides(p)
     try:
-        settings = overridden(settings_from_args(args, presets.default()), xyz.overrides(p))
+        if not is_enabled(args, overrides):
+            return
+        settings = overridden(settings_from_args(args, presets.default()), overrides)
     except SettingsError as error:
         report_problem(p, str(error))
         return
-    if settings.enabled:
-        setattr(p, JOB, Job(p, settings))
+    setattr(p, JOB, Job(p, settings))
 
 
 def process_batch(p: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,15 +49,23 @@ def _filtered(x: Tensor, kernel: Tensor) -> Tensor:
     horizontal = kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows = max(AT_ONCE // width, 1)
-    for first in range(0, x.shape[-2], rows):
-        top = max(first - reach, 0)
-        part = x[..., top : first + rows + reach, :]
-        if x.device.type == "cpu":
-            # eight times as fast there
-            part = part.contiguous(memory_format=torch.channels_last)
-        part = F.conv2d(part, vertical, padding=(reach, 0), groups=channels)[..., first - top : first - top + rows, :]
-        out[..., first : first + rows, :] = F.conv2d(part, horizontal, padding=(0, reach), groups=channels)
+    with _without_autocast(x.device.type):
+        for first in range(0, x.shape[-2], rows):
+            top = max(first - reach, 0)
+            part = x[..., top : first + rows + reach, :]
+            if x.device.type == "cpu":
+                # eight times as fast there
+                part = part.contiguous(memory_format=torch.channels_last)
+            down = F.conv2d(part, vertical, padding=(reach, 0), groups=channels)
+            part = down[..., first - top : first - top + rows, :]
+            out[..., first : first + rows, :] = F.conv2d(part, horizontal, padding=(0, reach), groups=channels)
     return out
+
+
+def _without_autocast(kind: str) -> AbstractContextManager[Any]:
+    """A context in which a device's convolutions are in the precision of what they are given."""
+    # torch 2.1 has autocast for no other, and refuses to switch off what it has not
+    return torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else nullcontext()
 
 
 def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,11 +95,23 @@ def match_low_band(x: Tensor, base: Tensor) -> Tensor:
 
     Only the low band moves, so that contrast and detail are not forced to a small picture's.
     """
-    low, wanted = (F.adaptive_avg_pool2d(latent, LOW_BAND) for latent in (x, base))
+    low, wanted = (_means_of_areas(latent, LOW_BAND) for latent in (x, base))
     std, mean = torch.std_mean(low, dim=(2, 3), keepdim=True)
     wanted_std, wanted_mean = torch.std_mean(wanted, dim=(2, 3), keepdim=True)
     moved = (low - mean) * (wanted_std / std.clamp_min(torch.finfo(x.dtype).eps)) + wanted_mean
     return x + F.interpolate(moved - low, size=x.shape[-2:], mode="bicubic", align_corners=False)
+
+
+def _means_of_areas(x: Tensor, count: int) -> Tensor:
+    """Returns the means (B, C, count, count) of areas of x (B, C, H, W), which overlap where they do not divide it.
+
+    The areas are those of adaptive pooling, which Apple's GPUs have for sides that are divided evenly only.
+    """
+    rows, columns = (
+        [slice(i * side // count, -(-(i + 1) * side // count)) for i in range(count)] for side in x.shape[-2:]
+    )
+    means = [x[..., row, column].mean((2, 3)) for row in rows for column in columns]
+    return torch.stack(means, 2).reshape(*x.shape[:2], count, count)
 
 
 def blur_for_dilation(x: Tensor, factor: int, std: float) -> Tensor:

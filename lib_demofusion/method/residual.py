@@ -12,8 +12,15 @@ from torch import Tensor
 class NoiseSpace(Protocol):
     """How a sampler's x is made of signal and noise. `level` is what the sampler hands to its model."""
 
-    def timestep(self, level: Tensor) -> float:
-        """Returns the model's timestep (0 to 1000) of a scalar noise level."""
+    def read(self, level: Tensor) -> tuple[Tensor, float]:
+        """Returns a scalar noise level on the CPU, and the model's timestep (0 to 1000) there.
+
+        The two come back from the device at once: it has work to do until then, and the processor waits.
+        """
+        ...
+
+    def timesteps(self, levels: Tensor) -> list[float]:
+        """Returns the model's timesteps of noise levels (N,), which come back at once too."""
         ...
 
     def signal_scale(self, level: Tensor) -> Tensor:
@@ -31,8 +38,13 @@ class VarianceExploding:
     def __init__(self, sigma_to_t: Callable[[Tensor], Tensor]):
         self._sigma_to_t = sigma_to_t
 
-    def timestep(self, level: Tensor) -> float:
-        return float(self._sigma_to_t(level.reshape(1)))
+    def read(self, level: Tensor) -> tuple[Tensor, float]:
+        timestep = self._sigma_to_t(level.reshape(1)).reshape(()).to(level)
+        level, timestep = torch.stack([level.detach(), timestep]).cpu()
+        return level, float(timestep)
+
+    def timesteps(self, levels: Tensor) -> list[float]:
+        return [float(t) for t in self._sigma_to_t(levels).flatten().tolist()]
 
     def signal_scale(self, level: Tensor) -> Tensor:
         return torch.ones_like(level)
@@ -51,8 +63,12 @@ class VariancePreserving:
         # on the CPU, for Apple's GPUs have no double precision
         self._log_alphas = alphas_cumprod.detach().cpu().double().log()
 
-    def timestep(self, level: Tensor) -> float:
-        return float(level)
+    def read(self, level: Tensor) -> tuple[Tensor, float]:
+        level = level.detach().cpu()
+        return level, float(level)
+
+    def timesteps(self, levels: Tensor) -> list[float]:
+        return [float(t) for t in levels.tolist()]
 
     def signal_scale(self, level: Tensor) -> Tensor:
         return _beside(level, self._alpha(level).sqrt())

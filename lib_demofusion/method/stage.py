@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from lib_demofusion.method.batching import Evaluate, ViewBatches
 from lib_demofusion.method.feathering import Feathering
 from lib_demofusion.method.filters import blur_for_dilation, match_low_band, match_statistics, mean_and_std, smooth
-from lib_demofusion.method.fusion import fuse
+from lib_demofusion.method.fusion import DilatedPath, LocalPath, fuse
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import NoiseSpace, blend_noised_, blend_signal_, noised
 from lib_demofusion.method.schedule import Weights, weights_at
@@ -76,6 +78,8 @@ class StageRun:
         self.gate = gate
         self.stochastic = stochastic
         self.call = -1
+        self.predictions = 0
+        """How often `denoise` was called: a host that never does has sampled the whole latent in its own way."""
         self.timestep = 0.0
         self.weights = Weights(1.0, 1.0, 1.0)
         self.local = local_views(stage.size, stage.window, stage.stride)
@@ -90,10 +94,9 @@ class StageRun:
         `level` is the scalar noise level that the sampler hands to its model.
         """
         self.call += 1
-        self.timestep = self.space.timestep(level)
-        self.weights = weights_at(self.timestep, self.settings)
         # a number for the device's kernels from here on: read on the device, every use of it would wait for the queue
-        level = level.detach().cpu()
+        level, self.timestep = self.space.read(level)
+        self.weights = weights_at(self.timestep, self.settings)
         if self.settings.jitter:
             generator = jitter_generator(self.stage.number, self.call)
             self.local = local_views(self.stage.size, self.stage.window, self.stage.stride, generator)
@@ -119,19 +122,14 @@ class StageRun:
 
         The rows may be conds and unconds of one call; `copies` says how many times over they hold the same images.
         """
-        std = self.settings.sigma * self.weights.blur
-        return fuse(
-            evaluate,
-            x,
-            self.local,
-            self.dilated,
-            self.weights.dilated,
-            lambda latent: blur_for_dilation(latent, self.stage.factor, std),
-            correction,
-            batches,
-            copies,
-            self._feathering,
-        )
+        self.predictions += 1
+        local = LocalPath(self.local, self._feathering)
+        dilated = DilatedPath(self.dilated, self._blur, correction, copies)
+        return fuse(partial(batches.predictions, evaluate), x, local, dilated, self.weights.dilated)
+
+    def _blur(self, x: Tensor) -> Tensor:
+        """Returns the blurred x (B, C, H, W), which the dilated views of this call are taken from."""
+        return blur_for_dilation(x, self.stage.factor, self.settings.sigma * self.weights.blur)
 
     def _blend(self, x: Tensor, level: Tensor, c1: float) -> None:
         """The first call sets x exactly: the webui's DDIM noises it for the level above the one it begins at."""

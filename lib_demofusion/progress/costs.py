@@ -17,9 +17,9 @@ from torch import Tensor
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.schedule import weights_at
 from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.stage_steps import schedule_steps, steps_of_stage
 from lib_demofusion.method.step_gate import model_calls
 from lib_demofusion.method.views import Size
-from lib_demofusion.progress.forecast import schedule_steps, steps_of_stage
 from lib_demofusion.settings.fields import Settings
 
 ADAPTIVE_CALLS, ADAPTIVE_RANGE = 60, 6.2
@@ -90,7 +90,7 @@ class StageMeter:
         self.rate: float | None = None
         """Seconds for a cell of a view and image. The first call does not count: kernels are chosen in it."""
         self._run, self._call = run, -1
-        self._costs = call_costs(run.stage, run.settings, map(run.space.timestep, levels))
+        self._costs = call_costs(run.stage, run.settings, run.space.timesteps(levels))
         self._cells = self._evaluated = self._timed = self._begun = 0.0
         # where the webui evaluates conds and unconds one after the other, a call's batches come twice
         self._rounds = 1.0

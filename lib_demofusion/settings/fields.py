@@ -258,6 +258,19 @@ def preset_values(preset: str) -> dict[str, Any]:
     return {**{name: getattr(Settings, name) for name in PRESET_FIELDS}, **_differing(preset)}
 
 
+def changed_fields(preset: str, values: Mapping[str, object]) -> tuple[str, ...]:
+    """Returns the fields among `values` that no longer have what the preset gave them; one of none is changed too."""
+
+    def as_read(name: str) -> object:
+        try:
+            return SPECS[name].parse(name, values[name])
+        except SettingsError:
+            return None
+
+    given = preset_values(preset)
+    return tuple(name for name in PRESET_FIELDS if name in values and as_read(name) != given[name])
+
+
 def parse_preset(values: Mapping[str, object]) -> dict[str, Any]:
     """Returns a preset's values, checked; raises SettingsError at one that no preset sets or that is impossible."""
     for name in values:
@@ -272,12 +285,16 @@ def parse_settings(values: Mapping[str, object], preset: str = Settings.preset) 
     `preset` is the one of values that name none. Raises SettingsError at the first name that is no field, or value that
     its field cannot take.
     """
-    for name in values:
-        if name not in SPECS:
-            raise SettingsError(str(name), values[name], "the fields " + ", ".join(NAMES))
+    _check_names(values)
     parsed = {name: SPECS[name].parse(name, value) for name, value in values.items() if value is not None}
     parsed.setdefault("preset", preset)
     return Settings(**{**_differing(parsed["preset"]), **parsed})
+
+
+def _check_names(values: Mapping[str, object]) -> None:
+    for name in values:
+        if name not in SPECS:
+            raise SettingsError(str(name), values[name], "the fields " + ", ".join(NAMES))
 
 
 def settings_from_args(args: Sequence[object], preset: str = Settings.preset) -> Settings:
@@ -290,33 +307,22 @@ def settings_from_args(args: Sequence[object], preset: str = Settings.preset) ->
     return parse_settings(dict(zip(NAMES, args)), preset)
 
 
+def is_enabled(args: Sequence[object], overrides: Mapping[str, object]) -> bool:
+    """Returns whether a script's arguments, or what stands in for some of them, switch DemoFusion on.
+
+    A dict without `enabled` leaves it off. Nothing else of it matters then, unless it names what is no field, as where
+    `enabled` is misspelt. Raises SettingsError for that, and for a value that is neither on nor off.
+    """
+    values = args[0] if args and isinstance(args[0], Mapping) else dict(zip(NAMES[:1], args))
+    if values and NAMES[0] not in values:
+        _check_names(values)
+    given = {**values, **overrides}.get(NAMES[0])
+    return Settings.enabled if given is None else SPECS[NAMES[0]].parse(NAMES[0], given)
+
+
 def overridden(settings: Settings, values: Mapping[str, object]) -> Settings:
     """Returns the settings with other values; a preset among these sets its fields before the rest."""
     of_preset: Mapping[str, object] = {}
     if values.get("preset") is not None:
         of_preset = preset_values(SPECS["preset"].parse("preset", values["preset"]))
     return parse_settings({**asdict(settings), **of_preset, **values})
-
-
-def to_infotext(settings: Settings) -> dict[str, str]:
-    """Returns infotext keys and values of what differs from the defaults; all are text that the host can parse back."""
-    pairs = ((spec.infotext, getattr(settings, name), getattr(Settings, name)) for name, spec in SPECS.items())
-    return {key: _infotext_value(value) for key, value, default in pairs if value != default and key != ENABLED_KEY}
-
-
-def _infotext_value(value: object) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    short = f"{value:g}"
-    return short if float(short) == value else repr(value)
-
-
-def from_infotext(name: str, params: Mapping[str, object]) -> Any:
-    """Returns the value of field `name` in a parsed infotext: the default where the text has none or a broken one."""
-    spec = SPECS[name]
-    if name == "enabled":
-        return ENABLED_KEY in params
-    try:
-        return spec.parse(name, params[spec.infotext])
-    except (KeyError, SettingsError):
-        return getattr(Settings, name)

@@ -49,7 +49,8 @@ class Options:
 
 
 def decode_tiled(decoder: Any, z: Tensor, options: Options) -> Tensor:
-    """Returns what decoder(z) returns, (B, C, H, W) -> (B, 3, 8 H, 8 W), on the shelf's device.
+    """Returns what decoder(z) returns, (B, C, H, W) -> (B, 3, 8 H, 8 W), on the shelf's device: a picture is large, and
+    is wanted in the computer's memory next.
 
     z is what the decoder takes, after post_quant_conv. A result that would hold NaN is NaN everywhere.
     """
@@ -58,8 +59,11 @@ def decode_tiled(decoder: Any, z: Tensor, options: Options) -> Tensor:
 
 
 def encode_tiled(encoder: Any, x: Tensor, options: Options) -> Tensor:
-    """Returns what encoder(x) returns, the moments before quant_conv, (B, 3, 8 H, 8 W) -> (B, 2 C, H, W)."""
-    return _each(encoder_steps(encoder), x, options)
+    """Returns what encoder(x) returns, the moments before quant_conv, (B, 3, 8 H, 8 W) -> (B, 2 C, H, W).
+
+    They are small, and lie where x does, whatever the shelf: quant_conv takes them next.
+    """
+    return _each(encoder_steps(encoder), x, options).to(x.device)
 
 
 @torch.no_grad()

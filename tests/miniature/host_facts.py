@@ -40,7 +40,7 @@ INSTANCES = {"shared.state": "State", "shared.total_tqdm": "TotalTQDM"}
 
 OPTIONS = "shared.opts"
 SUBCLASSED = ("sd_samplers_cfg_denoiser.CFGDenoiser.forward", "sd_samplers_cfg_denoiser.CFGDenoiser.inner_model")
-"""What a class made at run time overrides (lib_demofusion/host/denoiser.py)."""
+"""What a class made at run time overrides (lib_demofusion/host/backends/webui_denoiser.py)."""
 
 
 def parse(path: Path) -> ast.Module:
@@ -52,9 +52,10 @@ def parse(path: Path) -> ast.Module:
 
 
 def host_files() -> list[Path]:
-    """The files of the extension that know the webui."""
+    """The files of the extension that know the webui; those of a backend for other webuis are about those."""
     folders = (REPOSITORY / "lib_demofusion" / "host", REPOSITORY / "scripts")
-    return [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
+    return [path for path in files if not (path.parent.name == "backends" and path.stem.startswith("forge"))]
 
 
 def dotted(node: ast.AST) -> str | None:

@@ -10,13 +10,15 @@ import pytest
 from browser import SECONDS, Tab, screenshot
 from PIL import Image
 
-from lib_demofusion.settings.fields import DEFAULT_PRESET, PRESETS
+from lib_demofusion.settings.fields import PRESETS, preset_values
 
 pytestmark = pytest.mark.browser
 
 HERE = Path(__file__).resolve().parent
 SCREENSHOTS = Path(os.environ.get("DEMOFUSION_SCREENSHOTS", HERE.parents[1] / "test-output" / "screenshots"))
 TABS = ("txt2img", "img2img")
+OPENING = "Paper"
+"""The default preset of serve_tiny's page."""
 
 INFOTEXT = """a yellow cross on blue ground
 Negative prompt: gray
@@ -158,10 +160,24 @@ def test_a_preset_is_saved_chosen_and_deleted_in_both_tabs(tab: Tab) -> None:
     other.wait_for_value("stages", "1,2")
     other.page.click(f"{other.panel}_preset_delete")
     other.wait_for_message(f"Deleted: From {tab.name}")
-    other.wait_for_value("preset", DEFAULT_PRESET)
+    other.wait_for_value("preset", OPENING)
+    other.wait_for_value("stages", preset_values(OPENING)["stages"])
     again = Tab(tab.page, tab.name)
-    again.wait_for_value("preset", DEFAULT_PRESET)
+    again.wait_for_value("preset", OPENING)
+    again.wait_for_value("stages", preset_values(OPENING)["stages"])
     assert again.presets() == list(PRESETS)
+
+
+def test_a_changed_preset_shows_as_changed(tab: Tab) -> None:
+    tab.open_panel()
+    changed = tab.page.locator(f"{tab.panel}_preset_changed.prose")
+    assert not changed.is_visible()
+    tab.page.locator(tab.text("stages", "1,2")).blur()
+    changed.filter(has_text="changed: Stages").wait_for(timeout=SECONDS)
+    screenshot(tab.page, SCREENSHOTS, f"{tab.name}-changed")
+    tab.choose_preset("Fast")
+    tab.wait_for_value("stages", "fewest")
+    changed.wait_for(state="hidden", timeout=SECONDS)
 
 
 def test_a_preset_is_still_there_when_the_page_is_loaded_again(page: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from in_process import BASE, Webui, sizes
 from modules import errors, infotext_utils, scripts, sd_samplers, shared
+from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from PIL import Image, ImageChops
 
 from lib_demofusion.host import job
@@ -56,6 +58,42 @@ def test_every_sampler_runs_every_stage(webui: Webui, sampler: str) -> None:
     assert not errors.exception_records
 
 
+@pytest.mark.parametrize("sampler", ["Euler a", "DDIM"])
+def test_a_host_that_never_asks_the_fused_model_gets_the_base_picture_back(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    """So do webuis whose guidance calls a model of its own: the whole latent goes through it and looks like ours."""
+    plain = webui.job(sampler_name=sampler)
+
+    def forward(self: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        own, self.__class__ = type(self), plain_class(type(self))
+        try:
+            return real(self, x, sigma, *args, **kwargs)
+        finally:
+            self.__class__ = own
+
+    real = CFGDenoiser.forward
+    monkeypatch.setattr(CFGDenoiser, "forward", forward)
+    result = webui.job(ON, sampler_name=sampler)
+    assert sizes(result) == [BASE]
+    assert result.images[0].tobytes() == plain.images[0].tobytes()
+    assert "did not ask DemoFusion's model" in result.comments
+    assert "DemoFusion error" in result.infotexts[0]
+
+
+def plain_class(cls: type) -> type:
+    """The host's own class below the one that a stage has put over it."""
+    return next(c for c in cls.__mro__ if c.__module__.startswith("modules."))
+
+
+@pytest.mark.parametrize("sampler", list(sd_samplers.all_samplers_map))
+@pytest.mark.parametrize("settings", [{"strength": 0.05}, {"strength": 0.2}, {"stage_steps": 1}, {}], ids=str)
+def test_every_sampler_runs_a_stage_of_few_steps(webui: Webui, sampler: str, settings: dict[str, float]) -> None:
+    result = webui.job({**ON, **settings}, sampler_name=sampler, steps=2)
+    assert sizes(result) == [2 * BASE]
+    assert not errors.exception_records
+
+
 def test_the_base_among_the_stages_is_the_plain_picture(webui: Webui) -> None:
     plain = webui.job()
     result = webui.job({**ON, "return_stages": True})
@@ -83,6 +121,20 @@ def test_switched_off_nothing_changes(webui: Webui) -> None:
     off = webui.job({"enabled": False, "scale": 4}, sampler_name="Euler a", batch_size=2)
     assert [image.tobytes() for image in off.images] == [image.tobytes() for image in without.images]
     assert off.infotexts == without.infotexts
+
+
+@pytest.mark.parametrize(
+    "off", [{"enabled": False, "scale": 99}, {"stages": "3,2"}, {"enabled": "False", "preset": "deleted"}], ids=str
+)
+def test_switched_off_nothing_is_wrong(webui: Webui, off: dict[str, Any]) -> None:
+    """A closed panel may hold what it could not run with: a preset that was deleted, a size of another picture."""
+    result = webui.job(off)
+    assert result.infotexts == webui.job().infotexts
+    assert "DemoFusion" not in result.comments
+
+
+def test_a_misspelt_switch_is_named(webui: Webui) -> None:
+    assert "enable = True is not possible; allowed: the fields enabled, " in webui.job({"enable": True}).comments
 
 
 def test_a_run_leaves_nothing_behind(webui: Webui) -> None:
@@ -270,6 +322,56 @@ def test_the_webuis_upscalers_are_offered_and_others_named(webui: Webui) -> None
     result = webui.job({**ON, "anchor": "pixels", "upscaler": "4x-Gone"})
     assert sizes(result) == [BASE]
     assert "upscaler = '4x-Gone' is not possible; allowed: one of Lanczos, Nearest" in result.comments
+
+
+class Broken:
+    """A scaler whose model cannot be loaded: the webui goes on with Lanczos."""
+
+    def upscale(self, img: Image.Image, scale: float, selected_model: str) -> Image.Image:
+        return img.resize([int(side * scale // 8) * 8 for side in img.size], Image.Resampling.LANCZOS)
+
+
+def test_the_upscaler_that_really_ran_is_told(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = SimpleNamespace(name="4x-Broken", data_path="4x-Broken.pth", scaler=Broken())
+    monkeypatch.setattr(shared, "sd_upscalers", [*shared.sd_upscalers, broken])
+    result = webui.job({**ON, "anchor": "pixels", "upscaler": "4x-Broken"}, batch_size=2)
+    note = "the upscaler 4x-Broken does not work, Lanczos ran in its place; see the console"
+    assert sizes(result) == [2 * BASE] * 2
+    assert result.comments.count(note) == 1
+    assert all(note in text for text in result.infotexts), result.infotexts
+    for good in ("Lanczos", "Nearest"):
+        assert "note" not in webui.job({**ON, "anchor": "pixels", "upscaler": good}).infotexts[0]
+
+
+NOTES = (
+    ({"enabled": True, "scale": 1}, "no stage: the final size is that of the base picture"),
+    ({"enabled": True, "scale": 1.3}, "83.2x83.2 is rounded to 80x80, multiples of 8 pixels"),
+)
+
+
+@pytest.mark.parametrize(("settings", "note"), NOTES)
+def test_notes_are_in_the_text_of_every_picture(webui: Webui, settings: dict[str, Any], note: str) -> None:
+    result = webui.job(settings, n_iter=2)
+    texts = [infotext_utils.parse_generation_parameters(text) for text in result.infotexts]
+    assert [text["DemoFusion note"] for text in texts] == [note] * 2
+    assert note in result.comments
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("demofusion_view_batch", 65, "a whole number from 0 to 64"),
+        ("demofusion_view_batch", "many", "a whole number from 0 to 64"),
+        ("demofusion_decode_in_parts", "sometimes", "one of automatic, always, never"),
+    ],
+)
+def test_an_impossible_setting_is_named(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, option: str, value: object, allowed: str
+) -> None:
+    monkeypatch.setattr(shared.opts, option, value)
+    result = webui.job(ON)
+    assert sizes(result) == [BASE]
+    assert f"setting {option} = {value!r} is not possible; allowed: {allowed}" in result.comments
 
 
 def test_pixels_and_latents_make_different_pictures(webui: Webui) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from browser import SECONDS, Tab, contrast
 
-from lib_demofusion.settings.fields import DEFAULT_PRESET, SPECS
+from lib_demofusion.settings.fields import SPECS
 
 pytestmark = pytest.mark.browser
 
@@ -83,4 +83,4 @@ def test_a_preset_is_saved_and_deleted(page: Any) -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     tab.wait_for_message("Deleted: Typed")
-    tab.wait_for_value("preset", DEFAULT_PRESET)
+    tab.wait_for_value("preset", "Paper")

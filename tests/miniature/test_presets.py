@@ -23,11 +23,11 @@ from lib_demofusion.settings.fields import (
     PRESET_FIELDS,
     PRESETS,
     Settings,
-    from_infotext,
     preset_names,
     preset_values,
     use_presets,
 )
+from lib_demofusion.settings.infotext import from_infotext
 from lib_demofusion.settings.spec import SettingsError
 
 VALUES = {**preset_values("Paper"), "stages": "1,2", "sigma": 1.5}
@@ -80,6 +80,7 @@ def test_saved_again_it_is_replaced_and_deleted_it_is_gone(file: Path) -> None:
         (" ", presets.NO_NAME),
         ("a\nb", presets.BAD_NAME),
         ("x" * 61, presets.BAD_NAME),
+        ("Mine (changed)", presets.BAD_NAME),
     ],
 )
 def test_a_name_that_cannot_be_is_refused(file: Path, name: str, sentence: str) -> None:
@@ -158,10 +159,11 @@ def test_the_panel_opens_with_the_declared_defaults(file: Path) -> None:
     components = build()
     assert {name: components[name].value for name in PRESET_FIELDS} == preset_values(DEFAULT_PRESET)
     assert components["preset"].value == DEFAULT_PRESET
-    # the webui's own memory of defaults rules
-    assert not any(getattr(components[name], "do_not_save_to_config", False) for name in PRESET_FIELDS)
-    for helper in ("preset_name", "preset_save", "preset_delete"):
-        assert components[helper].do_not_save_to_config
+    # ui-config.json would put the values of an older version over these, under the preset's name
+    kept_out = ("preset", *PRESET_FIELDS, "preset_name", "preset_save", "preset_delete")
+    assert all(components[name].do_not_save_to_config for name in kept_out)
+    # what is asked for has the user's own defaults
+    assert not any(getattr(components[name], "do_not_save_to_config", False) for name in ("scale", "save_stages"))
 
 
 def test_the_panel_opens_with_the_default_preset(default_preset: str) -> None:
@@ -169,8 +171,6 @@ def test_the_panel_opens_with_the_default_preset(default_preset: str) -> None:
     assert {name: components[name].value for name in PRESET_FIELDS} == VALUES
     assert components["preset"].value == default_preset
     assert default_preset in components["preset"].choices
-    # ui-config.json would put other values over these
-    assert all(components[name].do_not_save_to_config for name in ("preset", *PRESET_FIELDS))
 
 
 def test_the_panel_says_what_is_wrong_with_the_file(file: Path) -> None:
@@ -209,7 +209,7 @@ def test_where_nothing_is_chosen_panel_and_requests_have_the_balanced_values(web
 def test_a_request_that_names_no_preset_uses_the_default(webui: Webui, default_preset: str) -> None:
     text = webui.job({"enabled": True, "sigma": 0.8}).infotexts[0]
     params = infotext_utils.parse_generation_parameters(text)
-    assert params["DemoFusion preset"] == default_preset
+    assert params["DemoFusion preset"] == f"{default_preset} (changed)"
     assert params["DemoFusion stages"] == "1,2"
     assert "DemoFusion sigma" not in params
     other = webui.job({"enabled": True, "preset": "Paper"}).infotexts[0]

@@ -23,11 +23,11 @@ from lib_demofusion.host.progress import bar, timing
 from lib_demofusion.method.plan import Plan, StagePlan, make_plan
 from lib_demofusion.method.residual import VarianceExploding
 from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.stage_steps import schedule_steps, steps_of_stage
 from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import Size
 from lib_demofusion.progress import costs
 from lib_demofusion.progress.costs import StageMeter, expected_levels
-from lib_demofusion.progress.forecast import schedule_steps, steps_of_stage
 from lib_demofusion.settings.fields import PIXELS, Settings, parse_settings
 
 STEPS = 20

@@ -13,7 +13,7 @@ from modules import devices, sd_samplers_common, sd_unet, shared
 from torch import Tensor
 
 from bench.peak_bytes import PeakBytes
-from lib_demofusion.host.sampling import denoiser, view_batch
+from lib_demofusion.host.sampling import preview, view_batch
 from lib_demofusion.method.batching import UnknownMemory
 
 
@@ -72,8 +72,8 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("size", [(24, 16), (32, 32), (20, 60)])
 def test_a_full_preview_finds_what_it_takes(model: Any, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
     """Measured at the size that previews have."""
-    monkeypatch.setattr(denoiser, "PREVIEW_CELLS", 32)
-    latent = denoiser.for_preview(torch.zeros(1, 4, *size))
+    monkeypatch.setattr(preview, "PREVIEW_CELLS", 32)
+    latent = preview.for_preview(torch.zeros(1, 4, *size))
     assert max(latent.shape[-2:]) == min(max(size), 32)
     with torch.no_grad(), PeakBytes() as bytes_:
         model.first_stage_model.decoder(latent)

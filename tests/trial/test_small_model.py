@@ -96,6 +96,17 @@ def test_reconstruction(small_model):
     assert psnr(reconstruct(small_model, views), views).mean() >= 28.0
 
 
+@pytest.mark.parametrize("size", [(16, 16), (19, 13), (14, 17), (20, 18), (5, 1)])
+def test_the_unet_takes_any_size(small_model, size):
+    """Dilated views of a scale such as 2.4 have sides that do not divide by four."""
+    x = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(0))
+    context = small_model.encode_prompts([PROMPT, ""])
+    with torch.no_grad():
+        out = small_model.unet(x, torch.tensor([500.0, 500.0]), context)
+    assert out.shape == x.shape
+    assert out.isfinite().all()
+
+
 def test_samples_follow_the_prompt(small_model):
     result = judge(*sample(small_model, 16, 1, 20, GUIDANCE))
     assert result["exactly_one"] >= 0.8

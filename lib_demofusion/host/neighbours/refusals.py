@@ -12,7 +12,7 @@ from typing import Any
 from modules import shared
 from modules.infotext_utils import create_override_settings_dict
 
-from lib_demofusion.host.neighbours import controlnet
+from lib_demofusion.host.backends import host
 
 REFUSED = "DemoFusion does not work with"
 
@@ -64,11 +64,6 @@ def chosen_script(runner: Any, index: object) -> str:
 Check = Callable[[Situation], bool]
 
 
-def _other_architecture(now: Situation) -> bool:
-    model = now.model
-    return getattr(model, "is_sd3", False) or getattr(model, "is_flux", False) or hasattr(model, "create_denoiser")
-
-
 def _tiled_diffusion(now: Situation) -> bool:
     """Tiled Diffusion, and its own DemoFusion, hook into every sampler that is created while they have work to do."""
     return "Tiled Diffusion" in now.params
@@ -99,7 +94,7 @@ def _details_at_base_size(now: Situation) -> bool:
 
 
 REFUSALS: tuple[tuple[Check, str], ...] = (
-    (_other_architecture, "SD3 and Flux models: DemoFusion runs on SD1, SD2 and SDXL"),
+    (lambda now: not host().knows_architecture(now.model), "SD3 and Flux models: DemoFusion runs on SD1, SD2 and SDXL"),
     (lambda now: now.tiling, "Tiling: seamless edges would be drawn inside every local view"),
     (_tile_script, "scripts that upscale or outpaint in tiles: each tile would run every stage"),
     (_regional_attention, "Regional Prompter's attention mode: every local view would show all regions; use Latent"),
@@ -117,5 +112,5 @@ def reason(now: Situation) -> str | None:
 
 def refusal(p: Any) -> str | None:
     """Returns why no stage can run with the job's other features, or None."""
-    found = reason(of_job(p)) or controlnet.refusal(p)
+    found = reason(of_job(p)) or host().refusal(p)
     return None if found is None else f"{REFUSED} {found}"

@@ -16,14 +16,13 @@ from lib_demofusion.host.panel import preset_row, presets
 from lib_demofusion.host.panel.line import describe
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.settings.fields import (
-    DEFAULT_PRESET,
     NAMES,
     PRESET_FIELDS,
     SPECS,
     Settings,
-    from_infotext,
     preset_values,
 )
+from lib_demofusion.settings.infotext import from_infotext
 
 SIZES = (("scale", "width", "height"),)
 """The panel's first row; the presets stand below it."""
@@ -119,7 +118,7 @@ def build(script: Any, is_img2img: bool) -> list[Any]:
     controls = [components[name] for name in NAMES]
     row.controls = [components[name] for name in PRESET_FIELDS]
     _connect_presets(row, is_img2img)
-    _let_preset_win(components, opening["preset"])
+    _let_preset_win(components)
     script.neighbours.when_complete(
         lambda found: _connect_line(line, controls, {**found, "resize_by": by_picture}, script)
     )
@@ -150,11 +149,10 @@ def _connect_presets(row: preset_row.PresetRow, is_img2img: bool) -> None:
         _preset_rows.clear()
 
 
-def _let_preset_win(components: dict[str, Any], preset: str) -> None:
-    """A preset that was chosen on the settings page wins over the values that ui-config.json remembers."""
-    if preset != DEFAULT_PRESET:
-        for name in ("preset", *PRESET_FIELDS):
-            components[name].do_not_save_to_config = True
+def _let_preset_win(components: dict[str, Any]) -> None:
+    """Keeps what a preset sets out of ui-config.json, which would go on showing the values of an older version."""
+    for name in ("preset", *PRESET_FIELDS):
+        components[name].do_not_save_to_config = True
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ from lib_demofusion.host.panel import limits
 from lib_demofusion.host.panel.tab import TabValues, base_picture
 from lib_demofusion.host.progress import timing
 from lib_demofusion.host.progress.bar import calls_twice
-from lib_demofusion.method.plan import CELL, Plan, make_plan
+from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, make_plan
 from lib_demofusion.progress.costs import run_costs
 from lib_demofusion.settings.fields import settings_from_args
 from lib_demofusion.settings.spec import SettingsError
 
 NOT_POSSIBLE = "is not possible; allowed:"
-NO_STAGE = "no stage: the final size is that of the base picture"
 TIMES_BASE = "times the base pass"
 ABOUT = "about"
 SECONDS, MINUTES, HOURS = "seconds", "minutes", "hours"

@@ -15,7 +15,7 @@ from modules.ui_components import FormRow, ToolButton
 
 from lib_demofusion.host.panel import presets
 from lib_demofusion.host.panel.line import error_html, problem_html, word
-from lib_demofusion.settings.fields import DEFAULT_PRESET, PRESET_FIELDS, PRESETS, preset_names, preset_values
+from lib_demofusion.settings.fields import PRESET_FIELDS, PRESETS, SPECS, changed_fields, preset_names, preset_values
 from lib_demofusion.settings.spec import SettingsError
 
 NAME_LABEL = "Preset name"
@@ -25,7 +25,8 @@ SAVE, DELETE = "\U0001f4be", "\U0001f5d1\ufe0f"
 SAVE_TIP, DELETE_TIP = "Save the preset", "Delete the chosen preset"
 SAVED, DELETED = "Saved:", "Deleted:"
 CONFIRM = "Delete this preset?"
-WORDS = (NAME_LABEL, NAME_INFO, NAME_PLACEHOLDER, SAVE_TIP, DELETE_TIP, SAVED, DELETED, CONFIRM)
+CHANGED = "changed:"
+WORDS = (NAME_LABEL, NAME_INFO, NAME_PLACEHOLDER, SAVE_TIP, DELETE_TIP, SAVED, DELETED, CONFIRM, CHANGED)
 
 
 @dataclass
@@ -33,6 +34,8 @@ class PresetRow:
     """The row's components in one tab, and the controls that a preset sets."""
 
     dropdown: Any
+    changed: Any
+    """Says what no longer has the preset's value."""
     name: Any
     save: Any
     delete: Any
@@ -57,12 +60,13 @@ def build(script: Any, dropdown: Callable[[], Any], problems: list[str]) -> Pres
         )
         save = _button(SAVE, SAVE_TIP, script.elem_id("preset_save"))
         delete = _button(DELETE, DELETE_TIP, script.elem_id("preset_delete"))
+    changed = gr.HTML(visible=False, elem_id=script.elem_id("preset_changed"))
     text = "<br>".join(problem_html(html.escape(problem)) for problem in problems)
     message = gr.HTML(value=text, visible=bool(text), elem_id=script.elem_id("preset_message"))
     for component in (name, save, delete):
         # the webui would write them into ui-config.json
         component.do_not_save_to_config = True
-    return PresetRow(chosen, name, save, delete, message, [])
+    return PresetRow(chosen, changed, name, save, delete, message, [])
 
 
 def _button(symbol: str, tip: str, elem_id: str) -> Any:
@@ -78,9 +82,11 @@ def may_write() -> bool:
 def connect(rows: list[PresetRow]) -> None:
     """Connects the rows of all tabs with one another: any of them changes the choices of all."""
     for row in rows:
+        for component in (row.dropdown, *row.controls):
+            component.change(_changed, [row.dropdown, *row.controls], [row.changed], show_progress=False, queue=False)
         row.dropdown.input(_apply, [row.dropdown], row.controls, show_progress=False, queue=False)
         if may_write():
-            _connect_buttons(row, [row.dropdown, *(other.dropdown for other in rows if other is not row)])
+            _connect_buttons([row, *(other for other in rows if other is not row)])
     dropdowns = [row.dropdown for row in rows]
     # a page that is loaded again would show the choices that it was built with
     Context.root_block.load(
@@ -92,37 +98,54 @@ def connect(rows: list[PresetRow]) -> None:
     )
 
 
-def _connect_buttons(row: PresetRow, dropdowns: list[Any]) -> None:
-    """Connects save, Enter in the name and delete; `dropdowns` are those of all tabs, the row's own first."""
+def _connect_buttons(rows: list[PresetRow]) -> None:
+    """Connects save, Enter in the name and delete of the first of the rows, which are those of all tabs."""
+    row, dropdowns = rows[0], [row.dropdown for row in rows]
 
     def save(name: str, chosen: str, *values: Any) -> list[Any]:
         try:
             saved = presets.save((name or "").strip() or chosen or "", dict(zip(PRESET_FIELDS, values)))
         except (presets.PresetError, SettingsError) as error:
-            return [*(gr.update() for _ in dropdowns), gr.update(), _shown(_problem(error))]
+            return [*(gr.update() for _ in dropdowns), gr.update(), gr.update(), _shown(_problem(error))]
         names = list(preset_names())
         others = [gr.update(choices=names) for _ in dropdowns[1:]]
-        return [gr.update(choices=names, value=saved), *others, "", _shown(f"{word(SAVED)} {html.escape(saved)}")]
+        message = _shown(f"{word(SAVED)} {html.escape(saved)}")
+        # saved under the name that is chosen already, no control changes
+        return [gr.update(choices=names, value=saved), *others, _changed(saved, *values), "", message]
 
-    def delete(*chosen: str) -> list[Any]:
-        if not chosen[0]:
-            # not confirmed
-            return [gr.update() for _ in outputs]
-        try:
-            presets.delete(chosen[0])
-        except presets.PresetError as error:
-            return [*(gr.update() for _ in dropdowns), gr.update(), _shown(_problem(error))]
-        names = list(preset_names())
-        left = (name if name in names else DEFAULT_PRESET for name in chosen)
-        message = _shown(f"{word(DELETED)} {html.escape(chosen[0])}")
-        return [*(gr.update(choices=names, value=name) for name in left), gr.update(), message]
-
-    outputs = [*dropdowns, row.name, row.message]
     options = {"show_progress": False, "queue": False}
+    outputs = [*dropdowns, row.changed, row.name, row.message]
     for event in (row.save.click, row.name.submit):
         event(save, [row.name, row.dropdown, *row.controls], outputs, **options)
     confirm = f"(...chosen) => demofusionConfirmDelete(chosen, {json.dumps([list(PRESETS), CONFIRM])})"
-    row.delete.click(delete, dropdowns, outputs, _js=confirm, **options)
+    controls = [control for one in rows for control in one.controls]
+    row.delete.click(_delete, dropdowns, [*dropdowns, *controls, row.message], _js=confirm, **options)
+
+
+def _delete(*chosen: str) -> list[Any]:
+    """Deletes the first of the tabs' presets; where it was chosen, the opening one takes its place."""
+    unchanged = [gr.update() for name in chosen for _ in (name, *PRESET_FIELDS)]
+    if not chosen[0]:
+        # not confirmed
+        return [*unchanged, gr.update()]
+    try:
+        presets.delete(chosen[0])
+    except presets.PresetError as error:
+        return [*unchanged, _shown(_problem(error))]
+    names, opening = list(preset_names()), presets.default()
+    left = [name if name in names else opening for name in chosen]
+    return [
+        *(gr.update(choices=names, value=name) for name in left),
+        *(update for before, name in zip(chosen, left) for update in _apply(name if name != before else "")),
+        _shown(f"{word(DELETED)} {html.escape(chosen[0])}"),
+    ]
+
+
+def _changed(preset: str, *values: Any) -> Any:
+    """Returns what is said of the controls that no longer have the preset's values; nothing where all have."""
+    names = changed_fields(preset, dict(zip(PRESET_FIELDS, values)))
+    labels = ", ".join(word(SPECS[name].label) for name in names)
+    return gr.update(value=f"{word(CHANGED)} {labels}", visible=bool(names))
 
 
 def _apply(preset: str) -> list[Any]:

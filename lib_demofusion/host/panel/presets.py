@@ -9,6 +9,7 @@ from typing import Any
 
 from lib_demofusion.host import options, storage
 from lib_demofusion.settings.fields import DEFAULT_PRESET, PRESETS, parse_preset, preset_names, use_presets
+from lib_demofusion.settings.infotext import CHANGED
 from lib_demofusion.settings.spec import SettingsError
 
 FILE = "demofusion-presets.json"
@@ -97,7 +98,7 @@ def _check_name(name: str) -> None:
         raise PresetError(NO_NAME)
     if name.casefold() in {built_in.casefold() for built_in in PRESETS}:
         raise PresetError(BUILT_IN, name)
-    if len(name) > MAX_NAME or not name.isprintable() or name != name.strip():
+    if len(name) > MAX_NAME or not name.isprintable() or name != name.strip() or name.endswith(CHANGED):
         raise PresetError(BAD_NAME)
 
 

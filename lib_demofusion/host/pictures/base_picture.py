@@ -1,23 +1,21 @@
-"""What the stages start from: the base picture's latent, and the checkpoint that made it."""
+"""What the stages start from: the base picture's latent."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from modules import devices, extra_networks, sd_models, sd_samplers_common, shared
+from modules import devices, sd_samplers_common, shared
 from torch import Tensor
 
 from lib_demofusion.host import options
-from lib_demofusion.host.neighbours import controlnet
 from lib_demofusion.host.pictures import vae
-from lib_demofusion.host.scoped import replaced
+from lib_demofusion.host.precision import as_latent
 
 
 def base_latent(p: Any, samples: Any) -> Tensor:
-    """Returns the base's latent (B, C, H, W); hires fix hands on decoded pictures, which are encoded again.
+    """Returns the base's latent (B, C, H, W) in float32; hires fix hands on pictures, which are encoded again.
 
     Raises NansException where it holds NaN, which in img2img the host may have got from the VAE without a word.
     """
@@ -27,11 +25,11 @@ def base_latent(p: Any, samples: Any) -> Tensor:
         finite(p.init_latent)
     if not torch.isfinite(samples).all():
         raise devices.NansException("the base picture is NaN; --no-half or --upcast-sampling may help")
-    return samples
+    return as_latent(samples)
 
 
 def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None) -> Tensor:
-    """Returns the latents (B, C, h, w) of the job's pictures, each (3, H, W) in -1..1.
+    """Returns the latents (B, C, h, w) in float32 of the job's pictures, each (3, H, W) in -1..1.
 
     The encoder draws from torch's global generator, hence each picture is encoded alone under its own seed. `report` is
     told the share that is done; what it raises ends the work. Raises NansException where the VAE fails.
@@ -47,7 +45,7 @@ def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None)
             # under the same name, so that the larger of them goes
             picture = (picture[None].float() * 0.5).add_(0.5).clamp_(0, 1).to(shared.device, devices.dtype_vae)
             latents.append(finite(sd_samplers_common.images_tensor_to_samples(picture, method, p.sd_model)))
-    return torch.cat(latents).to(devices.dtype)
+    return as_latent(torch.cat(latents))
 
 
 def finite(latent: Tensor) -> Tensor:
@@ -73,21 +71,3 @@ def own_generators() -> Any:
     The next img2img job's VAE encoder draws from them.
     """
     return torch.random.fork_rng(devices=[devices.device] if devices.device.type == "cuda" else [])
-
-
-@contextmanager
-def base_checkpoint(p: Any, checkpoint: Any) -> Iterator[None]:
-    """Runs on the checkpoint of the base pass and its prompts, without a refiner that takes over on the way.
-
-    After a base pass with the refiner, or a hires pass with a checkpoint of its own, the other model is still loaded.
-    """
-    with replaced(p, refiner_checkpoint_info=None):
-        if shared.sd_model.sd_checkpoint_info != checkpoint:
-            with sd_models.SkipWritingToConfig():
-                sd_models.reload_model_weights(info=checkpoint)
-            if not p.disable_extra_networks:
-                with devices.autocast():
-                    extra_networks.activate(p, p.extra_network_data)
-            p.setup_conds()
-            controlnet.mark_prompts(p)
-        yield

@@ -8,6 +8,9 @@ encoder is ours, which chooses a way when it is called: by then the precision is
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from lib_demofusion.host.memory import cuda_free_bytes
 from lib_demofusion.out_of_memory import is_out_of_memory
+from lib_demofusion.tiled_vae.largest import largest_bytes, largest_part_bytes
 from lib_demofusion.tiled_vae.maps import Shelf, item_bytes
 from lib_demofusion.tiled_vae.steps import Step, decoder_steps, encoder_steps, held_bytes, part_bytes, whole_bytes
 from lib_demofusion.tiled_vae.tiling import Options, decode_tiled, encode_tiled
@@ -31,6 +35,8 @@ AUTOMATIC, ALWAYS, NEVER = MODES = ("automatic", "always", "never")
 TILES = (64, 32, 16)
 # Of the memory that is free on the device, of the computer's memory and of the disk, what may be counted on.
 DEVICE_SHARE, MEMORY_SHARE, DISK_SHARE = 0.85, 0.6, 0.8
+# Bytes of a tensor that a kind of device has none of; Apple's GPUs end the process.
+LARGEST_TENSOR = {"mps": 1 << 32}
 # Taken to be free on a device that does not say.
 UNKNOWN_FREE = 4 << 30
 
@@ -132,11 +138,18 @@ class _Forward:
     def _attempts(self, x: Tensor) -> Iterator[Options | None]:
         """Returns what to try, None for the whole at once; the free memory is looked at before each attempt."""
         size, bytes_each = (x.shape[2], x.shape[3]), x.element_size()
+        limit = LARGEST_TENSOR.get(x.device.type, sys.maxsize)
         needed = whole_bytes(self._steps, size, bytes_each) * len(x)
-        if not self._always and needed <= free_bytes(x.device) * DEVICE_SHARE:
+        on_device = largest_bytes(self._steps, size, bytes_each) < limit
+        if not self._always and on_device and needed <= free_bytes(x.device) * DEVICE_SHARE:
             yield None
-        on_device = True
         for tile in TILES:
+            if largest_part_bytes(self._steps, size, bytes_each, tile) >= limit:
+                if tile == TILES[-1]:
+                    raise MemoryError(
+                        f"{x.device.type} has no tensors of {limit} bytes, which the VAE needs at this size"
+                    )
+                continue
             needed = part_bytes(self._steps, size, bytes_each, tile)
             room = int(free_bytes(x.device) * DEVICE_SHARE) - needed
             if room < 0 and tile != TILES[-1]:
@@ -154,18 +167,23 @@ def choose_shelf(steps: list[Step], size: tuple[int, int], x: Tensor, room: int)
     """
     held = held_bytes(steps, size, x.element_size())
     packed = held_bytes(steps, size, item_bytes(torch.int16)) if x.dtype == torch.float32 else held
-    memory = int(psutil.virtual_memory().available * MEMORY_SHARE)
-    folder = Path(shared.opts.temp_dir or data_path)
-    ways = (
-        (held, room, Shelf(x.device)),
-        (held, memory, Shelf(devices.cpu)),
-        (packed, memory, Shelf(devices.cpu, packed=True)),
-        (packed, int(disk_usage(folder).free * DISK_SHARE), Shelf(devices.cpu, packed=True, folder=folder)),
-    )
-    for needed, there, shelf in ways:
-        if needed <= there:
-            return shelf
-    raise MemoryError(f"the VAE needs {packed / 2**30:.1f} GiB of memory, or of disk in {folder}, at this size")
+    if held <= room:
+        return Shelf(x.device)
+    memory = psutil.virtual_memory().available * MEMORY_SHARE
+    if packed <= memory:
+        return Shelf(devices.cpu, packed=held > memory)
+    folder = temporary_folder()
+    # a disk is asked only where it is needed: one that sleeps answers late, one of the network perhaps not at all
+    if folder is not None and packed <= disk_usage(folder).free * DISK_SHARE:
+        return Shelf(devices.cpu, packed=True, folder=folder)
+    disk = f"disk in {folder}" if folder is not None else "disk, where no folder for temporary files is"
+    raise MemoryError(f"the VAE needs {packed / 2**30:.1f} GiB of memory, or of {disk}, at this size")
+
+
+def temporary_folder() -> Path | None:
+    """Returns where maps may lie as files: the host's folder for such, else that of its data, else the system's."""
+    folders = (shared.opts.temp_dir, data_path, tempfile.gettempdir())
+    return next((Path(name) for name in folders if name and os.access(name, os.W_OK) and Path(name).is_dir()), None)
 
 
 def free_bytes(device: torch.device) -> int:

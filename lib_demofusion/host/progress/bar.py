@@ -10,8 +10,8 @@ from modules import sd_samplers, shared
 
 from lib_demofusion.host.progress import console, timing
 from lib_demofusion.method.plan import Plan, StagePlan
+from lib_demofusion.method.stage_steps import schedule_steps, steps_of_stage
 from lib_demofusion.progress.costs import Pass, run_costs
-from lib_demofusion.progress.forecast import schedule_steps, steps_of_stage
 from lib_demofusion.settings.fields import LATENT, Settings
 
 DECODING, ENCODING, SAMPLING = PARTS = range(3)

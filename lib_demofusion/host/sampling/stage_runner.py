@@ -9,15 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from modules import devices, rng, sd_samplers, sd_samplers_timesteps, shared
+from modules import rng, sd_samplers, sd_samplers_timesteps, shared
 from modules.sd_samplers_common import InterruptedException
 from torch import Tensor
 
-from lib_demofusion.host.neighbours import controlnet
+from lib_demofusion.host.backends import host
+from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.pictures.inpainting import is_inpainting
 from lib_demofusion.host.progress import timing
-from lib_demofusion.host.sampling import denoiser
-from lib_demofusion.host.sampling.cond_rows import repeated_images
 from lib_demofusion.host.sampling.conditioning import conds_of_stage, image_conditioning_for
 from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.host.sampling.view_batch import view_batches
@@ -25,15 +24,17 @@ from lib_demofusion.host.scoped import replaced
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.stage_steps import least_steps, long_enough, schedule_steps, steps_of_stage
 from lib_demofusion.method.step_gate import is_stochastic, make_gate
 from lib_demofusion.progress.costs import StageMeter, expected_levels
-from lib_demofusion.progress.forecast import schedule_steps, steps_of_stage
 from lib_demofusion.settings.fields import Settings
 
 SEED_OFFSET = 0x9E3779B97F4A7C15
 """Added to the seeds once per stage: with the same seed, a stage's noise would begin with that of the base picture."""
 
 SEED_MASK = (1 << 63) - 1
+
+NEVER_ASKED = "this webui's sampler did not ask DemoFusion's model, so that what it made is no DemoFusion picture"
 
 Report = Callable[[float], None]
 """Is told the share of the stage that is done."""
@@ -69,15 +70,17 @@ def run_stage(
     origin = getattr(shared.opts, "sdxl_crop_top", 0), getattr(shared.opts, "sdxl_crop_left", 0)
     frame = Frame((plan or stage).pixels, origin)
 
+    batches = view_batches(p, settings, stage.size)
+
     def attach(model: Any, run: StageRun, meter: StageMeter) -> Callable[[], None]:
-        batches = view_batches(p, settings, stage.size)
-        hints = controlnet.stage_hints(p, stage, plan)
-        denoiser.attach(model, run, batches, frame, _before_batch(meter, report), repeated_images, hints)
+        host().attach(model, StageParts(p, run, plan, batches, frame, _before_batch(meter, report)))
         return lambda: report(meter.after_call())
 
     _steer(sampler, stage, settings, anchor, noise, attach)
-    steps = schedule_steps(p.steps, settings)
-    with replaced(p, rng=stage_rng, steps=steps), _sampling_precision():
+    least = least_steps(sampler.func.__name__, getattr(shared.opts, "uni_pc_order", 1))
+    steps = long_enough(schedule_steps(p.steps, settings), settings.strength, least)
+    sampling = host().sampling(p, stage, batches.views, anchor, noise)
+    with replaced(p, rng=stage_rng, steps=steps), sampling:
         x = _sample(p, sampler, settings.strength, anchor, noise, _image_conditioning(p, anchor, plan))
     if x.shape != anchor.shape:
         # the host caught a RecursionError of a noise sampler and returned its preview
@@ -90,11 +93,6 @@ def run_stage(
 def stage_seeds(seeds: list[int], stage: int) -> list[int]:
     """Returns one seed per image that belongs to this stage alone."""
     return [(int(seed) + SEED_OFFSET * stage) & SEED_MASK for seed in seeds]
-
-
-def _sampling_precision() -> Any:
-    """The context that the host samples in (modules/processing.py), closed again before `post_sample`."""
-    return devices.without_autocast() if devices.unet_needs_upcast else devices.autocast()
 
 
 def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:
@@ -129,15 +127,16 @@ def _steer(
     def steered(model: Any, x: Tensor, *args: Any, callback: Callable[[dict], None], **kwargs: Any) -> Tensor:
         eta = kwargs.get("eta") if "eta" in inspect.signature(func).parameters else None
         name = func.__name__
-        gate = make_gate(name, kwargs.get("sigmas"), kwargs.get("n"), eta if eta is not None else 1.0, second_order)
-        stochastic = is_stochastic(name, eta, kwargs.get("s_churn", 0.0))
+        known = _on_processor(kwargs)
+        gate = make_gate(name, known.get("sigmas"), known.get("n"), eta if eta is not None else 1.0, second_order)
+        stochastic = is_stochastic(name, eta, known.get("s_churn", 0.0))
         space = _noise_space(model.p, sampler)
         if is_inpainting(model.p):
             # the host would blend with the anchor
             model.init_latent = model.p.init_latent
         run = StageRun(stage, settings, anchor, noise, space, gate, stochastic)
         of_base = getattr(getattr(model.p.sampler, "model_wrap_cfg", None), "step", 0)
-        meter = StageMeter(run, expected_levels(name, kwargs, second_order, of_base).to(x))
+        meter = StageMeter(run, expected_levels(name, known, second_order, of_base).to(x))
         stepped = attach(model, run, meter)
 
         def after_step(d: dict) -> None:
@@ -146,13 +145,21 @@ def _steer(
             stepped()
 
         try:
-            return func(model, x, *args, callback=after_step, **kwargs)
+            made = func(model, x, *args, callback=after_step, **kwargs)
         except InterruptedException:
             raise StageStopped from None
         finally:
             timing.learn(model.p.sd_model, timing.MODEL, meter.rate)
+        if not run.predictions:
+            raise StageFailed(NEVER_ASKED)
+        return made
 
     sampler.func = steered
+
+
+def _on_processor(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns a sampling function's arguments with its schedule on the CPU: each of its levels is looked at there."""
+    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in arguments.items()}
 
 
 def _before_batch(meter: StageMeter, report: Report) -> Callable[[float], None]:
@@ -178,7 +185,8 @@ def _sample(p: Any, sampler: Any, strength: float, anchor: Tensor, noise: Tensor
         # sample_img2img would drop the first timestep of the schedule
         sampler.model_wrap_cfg.init_latent = anchor
         return sampler.sample(p, noise.clone(), cond, uncond, image_conditioning=conditioning)
-    steps = min(max(steps, 4) + 1, p.steps)
+    # it would begin a timestep too low
+    steps += 1
     with replaced(p, denoising_strength=steps / (p.steps + 0.5)):
         return sampler.sample_img2img(p, anchor, noise, cond, uncond, steps, conditioning)
 

@@ -8,7 +8,7 @@ from modules import devices, sd_samplers_common, sd_unet, shared
 
 from lib_demofusion.host import options
 from lib_demofusion.host.memory import device_memory
-from lib_demofusion.host.sampling.denoiser import preview_size
+from lib_demofusion.host.sampling.preview import preview_size
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.views import Size
 from lib_demofusion.settings.fields import Settings
@@ -31,7 +31,7 @@ def view_batches(p: Any, settings: Settings, size: Size) -> ViewBatches:
     return ViewBatches(views, device_memory(preview_bytes(p.sd_model, size)))
 
 
-def preview_bytes(model: Any, size: Size) -> int:
+def preview_bytes(sd_model: Any, size: Size) -> int:
     """Returns about what a live preview of a latent of `size` cells takes on the device while the model runs.
 
     The page asks for it from a thread of its own (modules/shared_state.py, set_current_image), one image at a time.
@@ -39,7 +39,7 @@ def preview_bytes(model: Any, size: Size) -> int:
     if not _decodes_beside():
         return 0
     try:
-        steps = decoder_steps(model.first_stage_model.decoder)
+        steps = decoder_steps(sd_model.first_stage_model.decoder)
     except (AttributeError, ValueError):
         # an autoencoder of another kind
         return 0

@@ -20,7 +20,7 @@ def ddim(
     eta: float = 0.0,
 ) -> Tensor:
     """DDIM (Song et al., 2021, equation 12) over rising `timesteps`, the last first; ends at the lowest but one."""
-    alphas_cumprod = model.inner_model.inner_model.alphas_cumprod.double()
+    alphas_cumprod = model.inner_model.inner_model.alphas_cumprod.cpu().double()
     ones = x.new_ones(x.shape[0])
     levels = timesteps.flip(0).tolist()
     for i, (t, t_next) in enumerate(pairwise(levels)):

@@ -6,18 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.neighbours.controlnet import Hints
 from lib_demofusion.host.sampling.conditioning import Cond, cond_for_views
+from lib_demofusion.host.sampling.preview import for_preview
 from lib_demofusion.host.sampling.sdxl import Frame, size_vectors
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.stage import StageRun
-from lib_demofusion.method.views import Size, View
-
-PREVIEW_CELLS = 128
-"""Longer side of a live preview in latent cells, 1024 pixels."""
+from lib_demofusion.method.views import View
 
 
 class FusedModel:
@@ -82,25 +80,9 @@ def blur_correction(inner: Any, level: Tensor) -> Tensor:
     return one if len(scalings) == 2 else scalings[0].reshape(-1, 1, 1, 1)
 
 
-def preview_size(size: Size) -> Size:
-    """Returns the size in cells of the live preview of a latent of `size`, of the same shape."""
-    shrink = max(max(size) / PREVIEW_CELLS, 1)
-    return max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))
-
-
-def for_preview(latent: Tensor) -> Tensor:
-    """Returns a latent (B, C, H, W) no larger than a preview needs; the host decodes it whole, beside the sampling."""
-    size = latent.shape[-2], latent.shape[-1]
-    small = preview_size(size)
-    return latent if small == size else F.interpolate(latent, size=small, mode="bilinear", antialias=True)
-
-
 def attach(
     denoiser: Any,
-    run: StageRun,
-    batches: ViewBatches,
-    frame: Frame,
-    before_batch: Callable[[float], None],
+    parts: StageParts,
     repeated_images: Callable[[type, Tensor, Any], int],
     hints: Hints | None = None,
 ) -> None:
@@ -111,6 +93,7 @@ def attach(
     The model is handed out by a property because the host drops its cached wrapper when the checkpoint changes.
     """
     cls = type(denoiser)
+    run = parts.run
 
     class StageDenoiser(cls):  # type: ignore[misc, valid-type]
         @property
@@ -118,7 +101,9 @@ def attach(
             inner = cls.inner_model.fget(self)
             fused = self.__dict__.get("fused_model")
             if fused is None or fused.inner is not inner:
-                fused = self.__dict__["fused_model"] = FusedModel(inner, run, batches, frame, before_batch, hints)
+                fused = self.__dict__["fused_model"] = FusedModel(
+                    inner, run, parts.batches, parts.frame, parts.before_batch, hints
+                )
             fused.images = self.__dict__.get("images", 0)
             return fused
 

@@ -1,0 +1,144 @@
+"""Forge's family: Forge, Forge Neo, reForge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from modules import shared
+from torch import Tensor
+
+from lib_demofusion.host.backends import forge_denoiser
+from lib_demofusion.host.backends.forge_hints import Held
+from lib_demofusion.host.backends.forge_unet import WRAPPER, FusedUnet
+from lib_demofusion.host.backends.interface import StageParts
+from lib_demofusion.host.sampling.sdxl import CROP, SIZES, Frame, SizeVectors, size_vectors
+from lib_demofusion.host.scoped import replaced
+from lib_demofusion.method.plan import StagePlan
+
+try:
+    from backend.sampling.sampling_function import sampling_cleanup
+except ImportError:
+    try:
+        from modules_forge.forge_sampler import sampling_cleanup
+    except ImportError:
+        sampling_cleanup = None
+
+ESTIMATE = "memory_peak_estimation_modifier"
+"""Where a patched UNet says itself how much memory it takes (backend/patcher/unet.py)."""
+
+SIZED = ("original_size_as_tuple", CROP, "target_size_as_tuple")
+"""The order of the sizes in SDXL's vector (backend/diffusion_engine/sdxl.py)."""
+
+CHANNELS = 256
+"""Columns of one embedded number there."""
+
+
+class Forge:
+    """Its guidance asks the UNet that the checkpoint's `forge_objects` hold at the time, which patches are made of."""
+
+    def is_known(self) -> bool:
+        return sampling_cleanup is not None
+
+    def knows_architecture(self, model: Any) -> bool:
+        # whatever is none of these is a transformer with a sampler of another kind; before a model is loaded a dummy is
+        known = any(getattr(model, name, False) for name in ("is_sd1", "is_sd2", "is_sdxl"))
+        return known or not hasattr(model, "forge_objects")
+
+    def refusal(self, p: Any) -> str | None:
+        if p.extra_generation_params.get("multidiffusion_enabled"):
+            return "MultiDiffusion Integrated: it samples in tiles already; switch one of the two off"
+        if getattr(p, "refiner_checkpoint_info", None) is not None:
+            return "the refiner: this webui keeps it loaded, and the stages need the checkpoint of the base picture"
+        return None
+
+    @contextmanager
+    def base_checkpoint(self, p: Any, checkpoint: Any) -> Iterator[None]:
+        if shared.sd_model.sd_checkpoint_info != checkpoint:
+            raise RuntimeError("another checkpoint than the base picture's is loaded, and this webui has no way back")
+        yield
+
+    @contextmanager
+    def sampling(self, p: Any, stage: StagePlan, views: int, anchor: Tensor, noise: Tensor) -> Iterator[None]:
+        """Patches a UNet of the stage's own, as the host does for each pass (modules/processing.py)."""
+        model = p.sd_model
+        # inpainting draws noise from the generator that is nobody's own
+        torch.manual_seed(int(p.seeds[0]) + stage.number)
+        with replaced(model, forge_objects=model.forge_objects_after_applying_lora.shallow_copy()):
+            self._patch(p, anchor, noise)
+            unet = model.forge_objects.unet.clone()
+            reserve_for_views(unet, stage, max(views, 1))
+            model.forge_objects.unet = unet
+            try:
+                yield
+            finally:
+                # a sampler that was stopped has not come to it
+                sampling_cleanup(unet)
+
+    def _patch(self, p: Any, anchor: Tensor, noise: Tensor) -> None:
+        ratio = p.get_token_merging_ratio()
+        if ratio > 0:
+            from modules import sd_models
+
+            sd_models.apply_token_merging(p.sd_model, ratio)
+        if p.scripts is not None:
+            cond, uncond = p.get_conds()
+            p.scripts.process_before_every_sampling(p, x=anchor, noise=noise, c=cond, uc=uncond)
+
+    def attach(self, denoiser: Any, parts: StageParts) -> None:
+        unet = denoiser.inner_model.inner_model.forge_objects.unet
+        held = None
+        if unet.controlnet_linked_list is not None:
+            held = Held(unet.controlnet_linked_list, parts.run.stage, parts.plan)
+            unet.controlnet_linked_list = held
+        vectors = vectors_of(parts.p.sd_model, parts.frame)
+        inner = unet.model_options.get(WRAPPER)
+        unet.set_model_unet_function_wrapper(FusedUnet(parts, predictor_of(unet.model), vectors, held, inner))
+        forge_denoiser.attach(denoiser, parts)
+
+
+def predictor_of(model: Any) -> Any:
+    """Returns the schedule of a UNet, which turns its output into the clean latent."""
+    return model.predictor if hasattr(model, "predictor") else model.model_sampling
+
+
+def reserve_for_views(unet: Any, stage: StagePlan, views: int) -> None:
+    """Has the host keep free what the model takes of a batch of views, instead of the whole latent at once.
+
+    It would move the weights out of the way otherwise, and most of a stage would be their way back.
+    """
+
+    def memory_of_views(shape: list[int], *args: Any, **kwargs: Any) -> float:
+        batch = [shape[0] * views, shape[1], *stage.window]
+        return whole(batch, *args, **kwargs)
+
+    whole = unet.model_options.get(ESTIMATE, unet.memory_required)
+    # the one is what Forge and reForge ask, the other what Neo asks
+    unet.model_options[ESTIMATE] = memory_of_views
+    unet.memory_required = memory_of_views
+
+
+class _Numbers:
+    """The host's embedding of one number, under a name that says which pair of numbers is embedded."""
+
+    outdim = CHANNELS
+
+    def __init__(self, embedder: Any, input_key: str):
+        self._embedder = embedder
+        self.input_key = input_key
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        """Returns the embeddings (n, k * 256) of k numbers each (n, k)."""
+        embedded: Tensor = self._embedder(numbers.flatten())
+        return embedded.reshape(len(numbers), -1)
+
+
+def vectors_of(model: Any, frame: Frame) -> SizeVectors | None:
+    """Returns the writer of SDXL's sizes for a loaded model, or None where it knows none."""
+    embedder = getattr(model, "embedder", None)
+    if embedder is None or not getattr(model, "is_sdxl", False):
+        return size_vectors(model, frame)
+    assert set(SIZED) == {CROP, *SIZES}
+    return SizeVectors([_Numbers(embedder, key) for key in SIZED], frame)

@@ -1,0 +1,41 @@
+"""Tells a stage of every call that a sampler of Forge's family makes of its model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from modules import shared
+from torch import Tensor
+
+from lib_demofusion.host.backends.interface import StageParts
+from lib_demofusion.host.sampling.preview import for_preview
+
+
+def attach(denoiser: Any, parts: StageParts) -> None:
+    """Tells the stage of every call of `denoiser`, a CFGDenoiser of our own sampler."""
+    cls = type(denoiser)
+    run = parts.run
+
+    class StageDenoiser(cls):  # type: ignore[misc, valid-type]
+        def forward(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            run.before_call(x, sigma[0])
+            if kwargs.get("image_cond") is not None:
+                kwargs["image_cond"] = image_cond_at(kwargs["image_cond"], x)
+            result = super().forward(x, sigma, *args, **kwargs)
+            if self.sampler.last_latent is not None:
+                # the host shows it in another thread, and would decode it whole
+                shared.state.current_latent = for_preview(self.sampler.last_latent)
+            return result
+
+    denoiser.__class__ = StageDenoiser
+
+
+def image_cond_at(cond: Any, x: Tensor) -> Any:
+    """Returns an image conditioning (B, C, h, w) at the size of x: the host leaves one of another size out.
+
+    What it stands for at the base's size, everything is to be painted, is as true at this one.
+    """
+    if not isinstance(cond, Tensor) or cond.ndim != x.ndim or cond.shape[-2:] in (x.shape[-2:], (1, 1)):
+        return cond
+    return F.interpolate(cond, x.shape[-2:], mode="nearest")

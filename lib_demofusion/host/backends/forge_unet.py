@@ -1,0 +1,104 @@
+"""Puts a stage between the guidance of Forge's family and its UNet.
+
+There CFGDenoiser asks no wrapper of its own: a function of the backend gathers conds and unconds and hands them to the
+UNet, or to what stands in the one place that a patched UNet has for such (`model_function_wrapper`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib_demofusion.host.backends.forge_hints import Held
+from lib_demofusion.host.backends.interface import StageParts
+from lib_demofusion.host.sampling.conditioning import cond_for_views
+from lib_demofusion.host.sampling.sdxl import SizeVectors
+from lib_demofusion.method.views import View
+
+Apply = Callable[..., Tensor]
+
+WRAPPER = "model_function_wrapper"
+
+
+class FusedUnet:
+    """Stands in the place for a wrapper of the UNet and denoises big latents view by view.
+
+    `inner` is what stood there before, `predictor` the model's schedule, `vectors` writes SDXL's sizes, `control` holds
+    the control models back that would look at the whole latent.
+    """
+
+    def __init__(
+        self, parts: StageParts, predictor: Any, vectors: SizeVectors | None, control: Held | None, inner: Any = None
+    ):
+        self._parts = parts
+        self._predictor = predictor
+        self._vectors = vectors
+        self._control = control
+        self._inner = inner
+
+    def __call__(self, apply_model: Apply, args: Mapping[str, Any]) -> Tensor:
+        """Returns the fused prediction of the clean latent, for the rows (N, C, H, W) of conds and unconds."""
+        x, sigma, marks = args["input"], args["timestep"], args["cond_or_uncond"]
+        c = {key: value for key, value in args["c"].items() if key not in ("control", "control_model")}
+        options = c.pop("transformer_options", {})
+        size = (x.shape[-2], x.shape[-1])
+
+        def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+            self._parts.before_batch(crops[:, 0].numel() / len(x))
+            levels = sigma[rows].repeat(len(views))
+            cond = cond_for_views(c, views, rows, size, (crops.shape[-2], crops.shape[-1]))
+            if self._vectors is not None and "y" in c:
+                cond["y"] = self._vectors.for_views(c["y"][rows], views)
+            chunks = marks_of(marks, len(x), rows) * len(views)
+            cond["transformer_options"] = options_for(options, chunks, levels)
+            if self._control is not None:
+                self._control.add_to(cond, crops, levels, chunks, views)
+            if self._inner is None:
+                return apply_model(crops, levels, **cond)
+            view_args = {**args, "input": crops, "timestep": levels, "c": cond, "cond_or_uncond": chunks}
+            result: Tensor = self._inner(apply_model, view_args)
+            return result
+
+        correction = kept_share(self._predictor, sigma)
+        return self._parts.run.denoise(evaluate, x, correction, self._parts.batches, len(marks))
+
+
+def kept_share(predictor: Any, sigma: Tensor) -> Tensor:
+    """Returns d(prediction) / d(input) with the UNet's output held fixed, (N, 1, 1, 1).
+
+    The dilated path predicts on the blurred latent while the sampler applies the prediction to x, which must be given
+    back this share of x - blur(x). The prediction is affine in the input, so its value for 1 and no output says it.
+    """
+    one = torch.ones(len(sigma), 1, 1, 1, device=sigma.device, dtype=sigma.dtype)
+    share: Tensor = predictor.calculate_denoised(sigma, torch.zeros_like(one), one)
+    return share
+
+
+def marks_of(marks: Sequence[int], rows: int, chosen: slice) -> list[int]:
+    """Returns whether cond (0) or uncond (1), for every chunk of the chosen rows.
+
+    The host has one mark for as many rows as there are images; of a part of the rows each is a chunk of its own.
+    """
+    each = rows // len(marks)
+    if chosen == slice(0, rows):
+        return list(marks)
+    return [marks[row // each] for row in range(rows)[chosen]]
+
+
+def options_for(options: Mapping[str, Any], chunks: Sequence[int], levels: Tensor) -> dict[str, Any]:
+    """Returns the options that patches of the UNet read, for rows of so many equal chunks at noise levels (N,)."""
+    each = len(levels) // len(chunks)
+    by_row = [mark for mark in chunks for _ in range(each)]
+    made = {**options, "cond_or_uncond": list(chunks), "sigmas": levels[:each]}
+    if "cond_mark" in options:
+        made["cond_mark"] = torch.tensor(by_row, dtype=torch.float32).to(levels)
+    if "cond_indices" in options:
+        made["cond_indices"] = [row for row, mark in enumerate(by_row) if mark == 0]
+        made["uncond_indices"] = [row for row, mark in enumerate(by_row) if mark != 0]
+    if "uuids" in options:
+        known = dict(zip(options["cond_or_uncond"], options["uuids"]))
+        made["uuids"] = [known[mark] for mark in chunks]
+    return made

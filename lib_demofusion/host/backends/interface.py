@@ -1,0 +1,60 @@
+"""What a webui must do for the stages: one implementation for AUTOMATIC1111's and one for Forge's family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from lib_demofusion.host.sampling.sdxl import Frame
+from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.plan import Plan, StagePlan
+from lib_demofusion.method.stage import StageRun
+
+
+@dataclass(frozen=True)
+class StageParts:
+    """What one stage puts between the sampler of the webui and its model."""
+
+    p: Any
+    """The webui's request."""
+    run: StageRun
+    plan: Plan | None
+    """The run that the stage belongs to; None where the stage shows the base as a whole."""
+    batches: ViewBatches
+    frame: Frame
+    before_batch: Callable[[float], None]
+    """Is told of every batch how many cells it has, as a mean over the rows of the call."""
+
+
+class Backend(Protocol):
+    """One kind of webui."""
+
+    def is_known(self) -> bool:
+        """Returns whether the webui has what this backend calls."""
+        ...
+
+    def knows_architecture(self, model: Any) -> bool:
+        """Returns whether the stages can run on a loaded model: SD1, SD2 and SDXL, no other."""
+        ...
+
+    def refusal(self, p: Any) -> str | None:
+        """Returns what of the webui's own features and of ControlNet a job cannot run beside, and why, or None."""
+        ...
+
+    def base_checkpoint(self, p: Any, checkpoint: Any) -> AbstractContextManager[None]:
+        """Runs a block on the checkpoint of the base pass and its prompts; raises where there is no way back to it."""
+        ...
+
+    def sampling(
+        self, p: Any, stage: StagePlan, views: int, anchor: Tensor, noise: Tensor
+    ) -> AbstractContextManager[None]:
+        """Prepares the model for a stage that is given so many views at once, 0 for automatic, and tidies up behind."""
+        ...
+
+    def attach(self, denoiser: Any, parts: StageParts) -> None:
+        """Makes the CFGDenoiser of a sampler that is ours alone run the stage."""
+        ...

@@ -1,0 +1,60 @@
+"""AUTOMATIC1111's webui."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from modules import devices, extra_networks, sd_models, shared
+from torch import Tensor
+
+from lib_demofusion.host import precision
+from lib_demofusion.host.backends import webui_denoiser
+from lib_demofusion.host.backends.interface import StageParts
+from lib_demofusion.host.backends.webui_rows import repeated_images
+from lib_demofusion.host.neighbours import controlnet
+from lib_demofusion.host.scoped import replaced
+from lib_demofusion.method.plan import StagePlan
+
+
+class Webui:
+    """Its CFGDenoiser asks the model through a wrapper, in whose place a stage puts its own."""
+
+    def is_known(self) -> bool:
+        return True
+
+    def knows_architecture(self, model: Any) -> bool:
+        return not (
+            getattr(model, "is_sd3", False) or getattr(model, "is_flux", False) or hasattr(model, "create_denoiser")
+        )
+
+    def refusal(self, p: Any) -> str | None:
+        return controlnet.refusal(p)
+
+    @contextmanager
+    def base_checkpoint(self, p: Any, checkpoint: Any) -> Iterator[None]:
+        """Without a refiner that takes over on the way.
+
+        After a base pass with the refiner, or a hires pass with a checkpoint of its own, the other model is still
+        loaded.
+        """
+        with replaced(p, refiner_checkpoint_info=None):
+            if shared.sd_model.sd_checkpoint_info != checkpoint:
+                with sd_models.SkipWritingToConfig():
+                    sd_models.reload_model_weights(info=checkpoint)
+                if not p.disable_extra_networks:
+                    with devices.autocast():
+                        extra_networks.activate(p, p.extra_network_data)
+                p.setup_conds()
+                controlnet.mark_prompts(p)
+            yield
+
+    def sampling(
+        self, p: Any, stage: StagePlan, views: int, anchor: Tensor, noise: Tensor
+    ) -> AbstractContextManager[None]:
+        return precision.sampling()
+
+    def attach(self, denoiser: Any, parts: StageParts) -> None:
+        hints = controlnet.stage_hints(parts.p, parts.run.stage, parts.plan)
+        webui_denoiser.attach(denoiser, parts, repeated_images, hints)

@@ -1,0 +1,100 @@
+"""Jobs of the stand-in for the webui on a played card, with the webui's precisions (its modules/devices.py)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from card.model import HostModel, TinyModel, decode_first_stage
+from card.played import PlayedCard
+from in_process import Webui
+from modules import devices, processing, sd_samplers_common, shared
+from PIL import Image
+
+from lib_demofusion.host.scoped import replaced
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The types that the webui chose for its networks at its start."""
+
+    unet: torch.dtype = torch.float32
+    vae: torch.dtype = torch.float32
+    upcast: bool = False
+    """Whether sampling goes on outside autocast, and the model's output is brought to single precision."""
+
+    @property
+    def autocast(self) -> Any:
+        """The webui's own function of that name, for cards that have autocast."""
+        plain = self.unet == torch.float32
+
+        def context(disable: bool = False) -> Any:
+            return contextlib.nullcontext() if disable or plain else torch.autocast("cuda", dtype=torch.float16)
+
+        return context
+
+
+SINGLE = Precision()
+"""--no-half"""
+HALF = Precision(torch.float16, torch.float16)
+HALF_BUT_VAE = Precision(torch.float16)
+"""--no-half-vae, and SDXL after the webui's own retry."""
+UPCAST = Precision(torch.float16, torch.float16, upcast=True)
+"""--upcast-sampling"""
+
+
+def without_autocast(disable: bool = False) -> Any:
+    """The webui's own function of that name."""
+    on = torch.is_autocast_enabled("cuda") and not disable
+    return torch.autocast("cuda", enabled=False) if on else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def on_device(model: TinyModel, card: PlayedCard | None, precision: Precision) -> Iterator[None]:
+    """The stand-in with its model on a card, or on the processor where that is None."""
+    device = devices.cpu if card is None else torch.device(card.device.type)
+    # Apple's GPUs have none in the webui, which casts in the modules instead
+    none = card is not None and card.device.type == "mps"
+    moved = model.on(card, precision.unet, precision.vae)
+    with (
+        replaced(
+            devices,
+            device=device,
+            dtype=precision.unet,
+            dtype_unet=precision.unet,
+            dtype_vae=precision.vae,
+            unet_needs_upcast=precision.upcast,
+            autocast=(lambda disable=False: contextlib.nullcontext()) if none else precision.autocast,
+            without_autocast=without_autocast,
+        ),
+        replaced(sd_samplers_common, decode_first_stage=decode_first_stage),
+        replaced(shared, device=device, sd_model=HostModel(moved).eval()),
+    ):
+        yield
+
+
+class CardWebui:
+    """The stand-in, whose jobs run where they are told to."""
+
+    def __init__(self, webui: Webui, model: TinyModel):
+        self._webui = webui
+        self.model = model
+
+    def job(
+        self, settings: dict[str, Any], card: PlayedCard | None = None, precision: Precision = SINGLE, **parameters: Any
+    ) -> processing.Processed:
+        """The result of a job on a card, or on the processor."""
+        with card or contextlib.nullcontext(), on_device(self.model, card, precision):
+            self._webui.small = shared.sd_model.small
+            return self._webui.job({"enabled": True, **settings}, **parameters)
+
+
+def psnr(a: Image.Image, b: Image.Image) -> float:
+    """How much alike two pictures are, in decibels; infinite where they are the same."""
+    assert a.size == b.size
+    error = ((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2).mean()
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))

@@ -1,0 +1,252 @@
+"""A graphics card that is played: as strict as one about devices and types, with an end to its memory, and a record of
+what makes the processor wait for it."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from card.kernels import TAKES_NUMBERS, cells_of, computed, writes
+from card.tensors import CPU, CardTensor, believing_in_the_card, leaves, mapped
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+GIB = 1 << 30
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path(__file__).resolve().parent
+NOT_ASKING = (str(Path(torch.__file__).parent), str(FOLDER / "played.py"), str(FOLDER / "tensors.py"), "<")
+"""Beginnings of the names of files that wait for the card because others want them to."""
+
+MOVES = frozenset(["_to_copy", "copy_", "lift_fresh"])
+
+READS = frozenset(["nonzero", "unique", "_unique2", "equal", "masked_select", "_local_scalar_dense"])
+"""Operations whose result the processor must know, or its size."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """The processor waited for the card."""
+
+    kind: str
+    place: str
+    """File, line and function that asked for it, the innermost that is not torch's."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether the extension itself asked."""
+        return self.place.startswith("lib_demofusion")
+
+
+class PlayedCard(TorchDispatchMode):
+    """A card `cuda:0` or `mps:0` as long as the block lasts; `memory` is what it has, in bytes."""
+
+    def __init__(self, kind: str = "cuda", memory: int = 24 * GIB):
+        super().__init__()
+        self.device = torch.device(kind, 0)
+        self.memory = memory
+        self.reserve = memory
+        """What tensors may take; less than `memory` plays a card whose memory is in pieces."""
+        self.allocated = self.peak = 0
+        self.waits: list[Wait] = []
+        self.operations = 0
+        self.fail_in: int | None = None
+        """Out of memory is raised once, behind so many allocations."""
+        self.failures = 0
+        """How often memory did not suffice."""
+        self.largest = (1 << 32) if kind == "mps" else sys.maxsize
+        """Bytes of the largest tensor; a larger one would end the process."""
+        self._stores: dict[int, list[int]] = {}
+        # by address: torch wraps the same generator in ever new objects
+        self._generators: dict[int, torch.Generator] = {}
+        self._patches = ExitStack()
+
+    def __enter__(self) -> PlayedCard:
+        self._patches.enter_context(believing_in_the_card(self))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        self._patches.close()
+
+    def driver(self) -> dict[str, Callable[..., Any]]:
+        """Functions of torch.cuda as they are with this card."""
+        there = self.device.type == "cuda"
+
+        def reset(device: Any = None) -> None:
+            self.peak = self.allocated
+
+        return {
+            "_lazy_init": lambda: None,
+            "is_available": lambda: there,
+            "current_device": lambda: 0,
+            "get_device_name": lambda device=None: "Played Card",
+            "get_device_capability": lambda device=None: (8, 9),
+            "mem_get_info": lambda device=None: (self.memory - self.allocated, self.memory),
+            "memory_reserved": lambda device=None: self.allocated,
+            "memory_allocated": lambda device=None: self.allocated,
+            "max_memory_allocated": lambda device=None: self.peak,
+            "reset_peak_memory_stats": reset,
+            "empty_cache": lambda: None,
+            "get_rng_state": lambda device=None: torch.get_rng_state(),
+            "set_rng_state": lambda state, device=None: None,
+            "is_bf16_supported": lambda *_, **__: True,
+        }
+
+    def own_generator(self, generator: torch.Generator) -> None:
+        """Takes a generator for one of the card's."""
+        self._generators[generator._cdata] = generator
+
+    def put(self, cells: Any) -> Any:
+        """The tensor on the card that holds these numbers; what is no tensor as it is."""
+        if not isinstance(cells, Tensor) or isinstance(cells, CardTensor):
+            return cells
+        made = CardTensor(cells, self.device)
+        self._take(made, cells.untyped_storage())
+        return made
+
+    def put_module(self, module: torch.nn.Module, dtype: torch.dtype | None = None) -> None:
+        """Moves a module's numbers to the card, floating point in another type if one is given."""
+
+        def moved(own: Tensor) -> Tensor:
+            return self.put(own.detach().to(dtype if own.is_floating_point() else None, copy=True))
+
+        for part in module.modules():
+            for name, own in part._parameters.items():
+                if own is not None:
+                    part._parameters[name] = torch.nn.Parameter(moved(own), requires_grad=False)
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = moved(buffer)
+
+    def _take(self, made: CardTensor, store: Any) -> None:
+        """Counts the memory behind a tensor, which its views share, until the last of them goes."""
+        key, size = store.data_ptr(), store.nbytes()
+        if size == 0:
+            return
+        if key not in self._stores:
+            self._allocate(size)
+            self._stores[key] = [0, size]
+        self._stores[key][0] += 1
+        weakref.finalize(made, self._give_back, key)
+
+    def _allocate(self, size: int) -> None:
+        if size > self.largest:
+            raise RuntimeError(f"a buffer of {size} bytes would end the process, {self.largest} are allowed")
+        if self.fail_in is not None:
+            self.fail_in -= 1
+        if self.fail_in == -1 or self.allocated + size > self.reserve:
+            self.fail_in = None if self.fail_in == -1 else self.fail_in
+            self.failures += 1
+            raise torch.cuda.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB.")
+        self.allocated += size
+        self.peak = max(self.peak, self.allocated)
+
+    def _give_back(self, key: int) -> None:
+        users = self._stores[key]
+        users[0] -= 1
+        if users[0] == 0:
+            self.allocated -= users[1]
+            del self._stores[key]
+
+    def _wait(self, kind: str) -> None:
+        frame: Any = sys._getframe(1)
+        while frame.f_code.co_filename.startswith(NOT_ASKING):
+            frame = frame.f_back
+        place = Path(frame.f_code.co_filename)
+        shown = place.relative_to(ROOT).as_posix() if place.is_relative_to(ROOT) else place.as_posix()
+        self.waits.append(Wait(kind, f"{shown}:{frame.f_lineno} {frame.f_code.co_name}"))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.handle(func, args, kwargs or {})
+
+    def handle(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """What the card does for one operation of torch's, which may not concern it at all."""
+        name = func._schema.name.split("::")[1]
+        flat = leaves(args, kwargs)
+        ours = any(isinstance(value, CardTensor) for value in flat)
+        device = kwargs.get("device")
+        to_card = ours if device is None else torch.device(device).type == self.device.type
+        self._check_generator(flat, to_card)
+        if not ours and not to_card:
+            return func(*args, **kwargs)
+        self.operations += 1
+        others = [value for value in flat if isinstance(value, Tensor) and not isinstance(value, CardTensor)]
+        if self.device.type == "mps":
+            self._check_mps(name, args, kwargs, flat, to_card)
+        self._check_devices(name, args, others)
+        self._note_waits(name, args, kwargs, others, to_card)
+        plain_args, plain_kwargs = mapped(cells_of, args), mapped(cells_of, kwargs)
+        if device is not None:
+            plain_kwargs["device"] = CPU
+        plain_kwargs.pop("pin_memory", None)
+        out = computed(func, name, plain_args, plain_kwargs)
+        if writes(func):
+            return kwargs.get("out", args[0])
+        return mapped(self.put, out) if to_card else out
+
+    def attention(self, real: Callable[..., Tensor], qkv: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """What the card's fused attention returns: the same without the matrix, which would be counted as memory."""
+        if torch.is_autocast_enabled("cuda"):
+            qkv = [value.to(torch.get_autocast_dtype("cuda")) for value in qkv]
+        if not all(isinstance(value, CardTensor) for value in qkv) or len({value.dtype for value in qkv}) > 1:
+            raise RuntimeError(f"Expected query, key and value of one device and dtype, but got {qkv}")
+        self.operations += 1
+        with _disable_current_modes():
+            plain = [value.cells.float() for value in qkv]
+            found = real(*plain, *mapped(cells_of, args), **mapped(cells_of, kwargs)).to(qkv[0].dtype)
+        return self.put(found)
+
+    def _check_generator(self, flat: list[Any], to_card: bool) -> None:
+        for value in flat:
+            if isinstance(value, torch._C.Generator) and (value._cdata in self._generators) != to_card:
+                wanted = self.device.type if to_card else "cpu"
+                raise RuntimeError(f"Expected a '{wanted}' device type for generator but found another")
+
+    def _check_devices(self, name: str, args: Any, others: list[Tensor]) -> None:
+        """Raises as torch does where a tensor of the CPU's stands beside one of the card's."""
+        if name in MOVES or name.endswith("_like") or name.startswith("new_") or not others:
+            return
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            if not isinstance(args[0], CardTensor):
+                raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+            others = [value for value in others if all(value is not index for index in args[1])]
+        allowed = name.rstrip("_") in TAKES_NUMBERS
+        if any(value.dim() > 0 or not allowed for value in others):
+            both = f"{self.device} and cpu"
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but found at least two devices, {both}! ({name})"
+            )
+
+    def _note_waits(self, name: str, args: Any, kwargs: Any, others: list[Tensor], to_card: bool) -> None:
+        if name in READS:
+            self._wait("read" if name == "_local_scalar_dense" else name)
+        elif name == "_to_copy" and isinstance(args[0], CardTensor) != to_card:
+            # from memory that is not pinned a copy waits, too, unless it is told not to
+            if not (to_card and kwargs.get("non_blocking")):
+                self._wait("copy to the card" if to_card else "copy from the card")
+        elif name == "copy_" and isinstance(args[0], CardTensor) != isinstance(args[1], CardTensor):
+            self._wait("copy")
+        elif name.startswith(("index", "_index_put")) and any(isinstance(each, (list, tuple)) for each in args[1:2]):
+            indices = [index for index in args[1] if isinstance(index, Tensor)]
+            if others or any(index.dtype in (torch.bool, torch.uint8) for index in indices):
+                self._wait("index")
+
+    def _check_mps(self, name: str, args: Any, kwargs: Any, flat: list[Any], to_card: bool) -> None:
+        """Raises where Apple's GPUs do."""
+        doubles = any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in flat)
+        to_double = kwargs.get("dtype") == torch.float64
+        leaves = name == "_to_copy" and not to_card
+        if to_card and ((doubles and name != "_to_copy") or to_double or (doubles and kwargs.get("dtype") is None)):
+            raise TypeError(f"Cannot convert a MPS Tensor to float64 dtype as the MPS framework has none. ({name})")
+        if to_double and leaves:
+            # what is converted before it is moved
+            raise TypeError(f"Cannot convert a MPS Tensor to float64 dtype as the MPS framework has none. ({name})")
+        if name == "_adaptive_avg_pool2d" and any(a % b for a, b in zip(args[0].shape[-2:], args[1])):
+            raise RuntimeError("Adaptive pool MPS: input sizes must be divisible by output sizes.")

@@ -1,0 +1,80 @@
+"""Jobs on a played GPU of Apple's: no double precision, no uneven pooling, no autocast, no large tensors."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from card.host import HALF, UPCAST, CardWebui, Precision, psnr
+from card.played import PlayedCard
+from card.test_jobs import LIKE, PRESETS, on_processor, picture
+from card.test_vae import Rooms
+
+from lib_demofusion.host.pictures import vae
+from lib_demofusion.method.filters import LOW_BAND, match_low_band
+
+
+@pytest.fixture
+def card() -> PlayedCard:
+    return PlayedCard("mps")
+
+
+@pytest.fixture
+def rooms(monkeypatch: pytest.MonkeyPatch) -> Rooms:
+    return Rooms(monkeypatch)
+
+
+@pytest.mark.parametrize("scale", [2, 1.625])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_processors_picture(webui: CardWebui, card: PlayedCard, preset: str, scale: float) -> None:
+    """--upcast-sampling is what the webui starts with on a Mac."""
+    made = picture(webui.job({"preset": preset, "scale": scale}, card, UPCAST))
+    assert psnr(made, on_processor(webui, preset, scale, "txt2img")) >= LIKE
+
+
+@pytest.mark.parametrize("sampler", ["DDIM", "Euler a", "DPM++ 2M"])
+def test_other_samplers(webui: CardWebui, card: PlayedCard, sampler: str) -> None:
+    settings = {"preset": "Paper", "scale": 2, "keep_colours": True}
+    plain = picture(webui.job(settings, sampler_name=sampler))
+    assert psnr(picture(webui.job(settings, card, UPCAST, sampler_name=sampler)), plain) >= LIKE
+
+
+@pytest.mark.parametrize("size", [(16, 16), (13, 18), (7, 5), (3, 2)])
+def test_areas_are_those_of_adaptive_pooling(size: tuple[int, int]) -> None:
+    """What match_low_band moves is the pooled difference, enlarged."""
+    x, base = torch.rand(2, 4, *size), torch.rand(2, 4, 9, 7)
+    low, wanted = (F.adaptive_avg_pool2d(latent, LOW_BAND) for latent in (x, base))
+    std, mean = torch.std_mean(low, dim=(2, 3), keepdim=True)
+    wanted_std, wanted_mean = torch.std_mean(wanted, dim=(2, 3), keepdim=True)
+    moved = (low - mean) * (wanted_std / std) + wanted_mean
+    expected = x + F.interpolate(moved - low, size=size, mode="bicubic", align_corners=False)
+    torch.testing.assert_close(match_low_band(x, base), expected)
+
+
+@pytest.mark.parametrize("limit", [1 << 32, 1_500_000])
+@pytest.mark.parametrize("precision", [UPCAST, HALF], ids=["upcast", "half"])
+def test_no_tensor_is_larger_than_the_gpu_takes(
+    webui: CardWebui, card: PlayedCard, monkeypatch: pytest.MonkeyPatch, rooms: Rooms, precision: Precision, limit: int
+) -> None:
+    """Whatever is free: such a tensor ends the process."""
+    card.largest = limit
+    monkeypatch.setattr(vae, "LARGEST_TENSOR", {"mps": limit}, raising=False)
+    with torch.no_grad(), card:
+        moved = webui.model.on(card, precision.unet, precision.vae).vae
+        z = torch.rand(1, 4, 32, 32).to(precision.vae)
+        with vae.in_parts(SimpleNamespace(first_stage_model=moved)):
+            made = moved.decoder(z.to("mps")).cpu()
+    assert rooms.taken == ([] if limit > 1 << 30 else ["memory"])
+    torch.testing.assert_close(made.float(), webui.model.vae.decoder(z.float()), rtol=0.02, atol=0.02)
+
+
+def test_keys_that_the_gpu_does_not_take_are_refused(
+    webui: CardWebui, card: PlayedCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vae, "LARGEST_TENSOR", {"mps": 1000}, raising=False)
+    with torch.no_grad(), card:
+        moved = webui.model.on(card, torch.float32, torch.float32).vae
+        with vae.in_parts(SimpleNamespace(first_stage_model=moved)), pytest.raises(MemoryError, match="1000 bytes"):
+            moved.decoder(torch.rand(1, 4, 16, 16).to("mps"))

@@ -1,0 +1,106 @@
+"""How often the processor waits for the card: a card that is handed its work in time is never idle."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from card.host import HALF, CardWebui
+from card.played import PlayedCard, Wait
+from card.test_jobs import PRESETS, picture
+
+from lib_demofusion.host import job
+from lib_demofusion.host.backends.webui_denoiser import FusedModel
+from lib_demofusion.method.stage import StageRun
+
+BEGIN_AND_END = 6
+"""Reads of a whole stage: its noise, its schedule, and whether the result is a picture."""
+
+
+class Watched:
+    """The waits of a job's one stage that are the extension's own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, card: PlayedCard):
+        self.calls: list[int] = []
+        self.fused: list[Wait] = []
+        self.stage: list[Wait] = []
+        self._card = card
+        before_call, fused, run_stage = StageRun.before_call, FusedModel.__call__, job.run_stage
+
+        def watched_call(run: StageRun, x: Any, level: Any) -> None:
+            before = len(self._own())
+            before_call(run, x, level)
+            self.calls.append(len(self._own()) - before)
+
+        def watched_fused(model: FusedModel, *args: Any, **kwargs: Any) -> Any:
+            before = len(self._own())
+            made = fused(model, *args, **kwargs)
+            self.fused += self._own()[before:]
+            return made
+
+        def watched_stage(*args: Any) -> Any:
+            before = len(self._own())
+            made = run_stage(*args)
+            self.stage += self._own()[before:]
+            return made
+
+        monkeypatch.setattr(StageRun, "before_call", watched_call)
+        monkeypatch.setattr(FusedModel, "__call__", watched_fused)
+        monkeypatch.setattr(job, "run_stage", watched_stage)
+
+    def _own(self) -> list[Wait]:
+        return [wait for wait in self._card.waits if wait.ours]
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch, card: PlayedCard) -> Watched:
+    return Watched(monkeypatch, card)
+
+
+SAMPLERS = ("Euler", "Euler a", "DPM++ 2M", "DPM++ SDE", "DPM2 a", "Heun", "DDIM")
+
+
+@pytest.mark.parametrize(
+    ("preset", "sampler"), [*((preset, "Euler") for preset in PRESETS), *(("Balanced", name) for name in SAMPLERS[1:])]
+)
+def test_a_model_call_waits_once_and_a_view_batch_never(
+    webui: CardWebui, card: PlayedCard, watched: Watched, preset: str, sampler: str
+) -> None:
+    settings = {"preset": preset, "scale": 2, "view_batch": 1}
+    picture(webui.job(settings, card, HALF, sampler_name=sampler, steps=4))
+    assert len(watched.calls) >= 2
+    assert max(watched.calls) <= 1
+    assert watched.fused == []
+    places = Counter(f"{wait.kind}: {wait.place}" for wait in watched.stage)
+    assert len(watched.stage) <= len(watched.calls) + BEGIN_AND_END, places
+
+
+class Embedder(torch.nn.Module):
+    """An embedder of pairs of numbers, in the manner of SDXL's."""
+
+    outdim = 2
+
+    def __init__(self, key: str):
+        super().__init__()
+        self.input_key = key
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.sin(numbers), torch.cos(numbers)], 1)[:, [0, 2, 1, 3]]
+
+
+def test_sdxls_vectors_wait_at_the_first_batch_only(card: PlayedCard) -> None:
+    from lib_demofusion.host.sampling.sdxl import CROP, SIZES, Frame, SizeVectors
+    from lib_demofusion.method.views import local_views
+
+    embedders = [Embedder(key) for key in (SIZES[0], CROP, SIZES[1])]
+    views = local_views((32, 32), (16, 16), (8, 8))
+    with torch.no_grad(), card:
+        vectors = SizeVectors(embedders, Frame((256, 256)))
+        vector = torch.zeros(2, 20, device="cuda", dtype=torch.float16)
+        vectors.for_views(vector, views[:2])
+        before = len(card.waits)
+        for view in views:
+            vectors.for_views(vector, [view])
+        assert card.waits[before:] == []

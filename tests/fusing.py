@@ -1,0 +1,31 @@
+"""The fused prediction from plain arguments, one view at a time where nothing else is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import Tensor
+
+from lib_demofusion.method import fusion
+from lib_demofusion.method.batching import Evaluate, ViewBatches
+from lib_demofusion.method.feathering import Feathering
+from lib_demofusion.method.views import DilatedView, LocalView
+
+
+def fuse(
+    evaluate: Evaluate,
+    x: Tensor,
+    local: Sequence[LocalView],
+    dilated: Sequence[DilatedView],
+    c2: float,
+    blur: Callable[[Tensor], Tensor],
+    correction: Tensor | float,
+    batches: ViewBatches | None = None,
+    copies: int = 1,
+    feathering: Feathering | None = None,
+) -> Tensor:
+    """What `fusion.fuse` returns."""
+    predict = partial((batches or ViewBatches(1)).predictions, evaluate)
+    paths = fusion.LocalPath(local, feathering or Feathering()), fusion.DilatedPath(dilated, blur, correction, copies)
+    return fusion.fuse(predict, x, *paths, c2)

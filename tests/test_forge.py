@@ -1,0 +1,290 @@
+"""The UNet wrapper of Forge's family makes what the webui's makes, of the same model and the same conditions.
+
+The doubles keep the contract of Forge's sampling function: conds and unconds in one batch of chunks, one mark for each,
+an `apply_model` that takes sigmas and returns the clean latent, and control models in a linked list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib_demofusion.host.backends.forge_hints import Held, chain
+from lib_demofusion.host.backends.forge_unet import FusedUnet, kept_share, marks_of, options_for
+from lib_demofusion.host.backends.interface import StageParts
+from lib_demofusion.host.backends.webui_denoiser import FusedModel
+from lib_demofusion.host.sampling.sdxl import Frame, SizeVectors
+from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.plan import CELL, StagePlan, make_plan
+from lib_demofusion.method.schedule import Weights
+from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.views import View, dilated_views
+from lib_demofusion.settings.fields import Settings
+
+BASE = (16, 16)
+PLAN = make_plan(Settings(enabled=True, scale=2), BASE)
+STAGE: StagePlan = PLAN.stages[0]
+MIXING = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def stage_run(weights: Weights | None = None) -> StageRun:
+    """A run whose next call has these weights and no jitter."""
+    settings = Settings(enabled=True, scale=2, jitter=False)
+    zeros = torch.zeros(1, 4, *STAGE.size, dtype=torch.float64)
+    run = StageRun(STAGE, settings, zeros, zeros, SimpleNamespace(), SimpleNamespace(), stochastic=False)  # type: ignore[arg-type]
+    run.weights = weights or Weights(0.5, 0.5, 0.5)
+    run.dilated = dilated_views(STAGE.size, STAGE.factor)
+    return run
+
+
+def parts(run: StageRun, views: int = 3) -> StageParts:
+    return StageParts(SimpleNamespace(), run, PLAN, ViewBatches(views), Frame(PLAN.pixels), lambda cells: None)
+
+
+class Predictor:
+    """Forge's schedule of an eps or v model (backend/modules/k_prediction.py)."""
+
+    def __init__(self, v: bool = False):
+        self.v = v
+
+    def calculate_denoised(self, sigma: Tensor, output: Tensor, x: Tensor) -> Tensor:
+        sigma = sigma.reshape(-1, 1, 1, 1)
+        if self.v:
+            return x / (sigma**2 + 1) - output * sigma / (sigma**2 + 1) ** 0.5
+        return x - output * sigma
+
+
+def output(x: Tensor, context: Tensor) -> Tensor:
+    """A UNet that looks at each cell alone, and at the mean of its prompt."""
+    return torch.tanh(torch.einsum("nchw,kc->nkhw", x, MIXING) + context.mean((1, 2))[:, None, None, None])
+
+
+class Model:
+    """A model of Forge's: takes sigmas, returns the clean latent. Remembers what it was given."""
+
+    def __init__(self, v: bool = False):
+        self.predictor = Predictor(v)
+        self.calls: list[dict[str, Any]] = []
+
+    def apply_model(self, x: Tensor, sigma: Tensor, c_crossattn: Tensor, **c: Any) -> Tensor:
+        self.calls.append({"x": x, "sigma": sigma, "c_crossattn": c_crossattn, **c})
+        scaled = x / (sigma.reshape(-1, 1, 1, 1) ** 2 + 1) ** 0.5
+        made = output(scaled, c_crossattn)
+        if c.get("control") is not None:
+            made = made + c["control"]
+        return self.predictor.calculate_denoised(sigma, made, x)
+
+
+class WebuiWrapper:
+    """The webui's wrapper around the same model, of k-diffusion's contract."""
+
+    def __init__(self, v: bool = False):
+        self.model = Model(v)
+        self.inner_model = SimpleNamespace()
+
+    def get_scalings(self, sigma: Tensor) -> tuple[Tensor, ...]:
+        c_in = 1 / (sigma**2 + 1) ** 0.5
+        return (1 / (sigma**2 + 1), -sigma * c_in, c_in) if self.model.predictor.v else (-sigma, c_in)
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: dict[str, Any]) -> Tensor:
+        return self.model.apply_model(x, sigma, cond["c_crossattn"][0])
+
+
+def latent(images: int) -> Tensor:
+    return torch.randn(images, 4, *STAGE.size, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 5
+
+
+def prompts(images: int) -> Tensor:
+    """Those of conds, then those of unconds."""
+    return torch.randn(2 * images, 7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+
+def call(fused: FusedUnet, model: Model, x: Tensor, sigma: float, **c: Any) -> Tensor:
+    """Asks as the host does: each image as a cond and as an uncond."""
+    rows = torch.cat([x, x])
+    marks = [0, 1]
+    options = {"cond_or_uncond": marks, "sigmas": torch.full((len(x),), sigma), "cond_mark": torch.zeros(len(rows))}
+    options |= {"cond_indices": [], "uncond_indices": [], "other": "kept"}
+    c = {"c_crossattn": prompts(len(x)), "transformer_options": options, **c}
+    levels = torch.full((len(rows),), sigma, dtype=x.dtype)
+    return fused(model.apply_model, {"input": rows, "timestep": levels, "c": c, "cond_or_uncond": marks})
+
+
+@pytest.mark.parametrize("v", [False, True])
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("views", [1, 3, 16])
+def test_it_predicts_what_the_webuis_does(v: bool, images: int, views: int) -> None:
+    x, sigma = latent(images), 3.0
+    model = Model(v)
+    made = call(FusedUnet(parts(stage_run(), views), model.predictor, None, None), model, x, sigma)
+    webui = FusedModel(WebuiWrapper(v), stage_run(), ViewBatches(views), Frame(PLAN.pixels), lambda cells: None)
+    rows = torch.cat([x, x])
+    expected = webui(rows, torch.full((len(rows),), sigma, dtype=x.dtype), {"c_crossattn": [prompts(images)]})
+    torch.testing.assert_close(made, expected)
+    assert made.std() > 0.1
+
+
+@pytest.mark.parametrize("v", [False, True])
+def test_the_kept_share_is_the_derivative_with_the_output_held(v: bool) -> None:
+    predictor, sigma = Predictor(v), torch.tensor([0.3, 7.0], dtype=torch.float64)
+    x, held = torch.randn(2, 4, 3, 3, dtype=torch.float64), torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    step = torch.rand_like(x)
+    change = predictor.calculate_denoised(sigma, held, x + step) - predictor.calculate_denoised(sigma, held, x)
+    torch.testing.assert_close(kept_share(predictor, sigma) * step, change)
+
+
+def test_rows_and_marks_of_a_batch_belong_together() -> None:
+    """Of every row the prompt, the mark and the index lists say the same."""
+    model = Model()
+    x = latent(2)
+    call(FusedUnet(parts(stage_run(), 3), model.predictor, None, None), model, x, 1.0)
+    known = prompts(2)
+    for given in model.calls:
+        options, rows = given["transformer_options"], len(given["x"])
+        assert options["other"] == "kept"
+        each = rows // len(options["cond_or_uncond"])
+        by_row = [mark for mark in options["cond_or_uncond"] for _ in range(each)]
+        is_uncond = [any(bool((row == known[i]).all()) for i in (2, 3)) for row in given["c_crossattn"]]
+        assert by_row == [int(uncond) for uncond in is_uncond]
+        assert options["cond_mark"].tolist() == by_row
+        assert options["cond_indices"] == [i for i, mark in enumerate(by_row) if mark == 0]
+        assert options["uncond_indices"] == [i for i, mark in enumerate(by_row) if mark == 1]
+        assert len(options["sigmas"]) == each
+        assert len(given["sigma"]) == rows
+
+
+def test_a_part_of_the_rows_is_marked_row_by_row() -> None:
+    assert marks_of([0, 1], 4, slice(0, 4)) == [0, 1]
+    assert marks_of([0, 1], 4, slice(1, 3)) == [0, 1]
+    assert marks_of([1, 0], 4, slice(0, 2)) == [1, 1]
+    options = {"cond_or_uncond": [0, 1], "uuids": ["a", "b"], "sigmas": None}
+    assert options_for(options, [1, 1, 0], torch.ones(6))["uuids"] == ["b", "b", "a"]
+
+
+def test_what_stood_in_the_place_before_is_asked_of_views() -> None:
+    model = Model()
+    seen: list[tuple[int, ...]] = []
+
+    def neighbour(apply_model: Any, args: dict[str, Any]) -> Tensor:
+        seen.append(tuple(args["input"].shape[-2:]))
+        assert len(args["input"]) == len(args["timestep"]) == len(args["c"]["c_crossattn"])
+        return apply_model(args["input"], args["timestep"], **args["c"]) * 2
+
+    x = latent(1)
+    plain = call(FusedUnet(parts(stage_run(Weights(0.5, 0.0, 0.5))), model.predictor, None, None), model, x, 2.0)
+    made = call(
+        FusedUnet(parts(stage_run(Weights(0.5, 0.0, 0.5))), model.predictor, None, None, neighbour), model, x, 2.0
+    )
+    torch.testing.assert_close(made, plain * 2)
+    assert set(seen) == {STAGE.window}
+
+
+def test_an_image_condition_is_cut_like_the_latent() -> None:
+    model = Model()
+    x = latent(1)
+    rows = torch.cat([x, x])
+    call(FusedUnet(parts(stage_run(Weights(0.5, 0.0, 0.5))), model.predictor, None, None), model, x, 2.0, c_concat=rows)
+    for given in model.calls:
+        torch.testing.assert_close(given["c_concat"], given["x"])
+
+
+class Numbers:
+    """Embeds a pair of numbers by repeating them."""
+
+    outdim = 2
+
+    def __init__(self, input_key: str):
+        self.input_key = input_key
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        return numbers.repeat_interleave(2, dim=1)
+
+
+def test_sdxls_sizes_are_those_of_the_views() -> None:
+    keys = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
+    vectors = SizeVectors([Numbers(key) for key in keys], Frame(PLAN.pixels))
+    model = Model()
+    x = latent(1)
+    y = torch.randn(2, 5 + 12, dtype=torch.float64)
+    run = stage_run(Weights(0.5, 0.0, 0.5))
+    call(FusedUnet(parts(run), model.predictor, vectors, None), model, x, 2.0, y=y)
+    given = torch.cat([c["y"] for c in model.calls])
+    size = torch.tensor(PLAN.pixels, dtype=torch.float64).repeat_interleave(2)
+    corners = [torch.tensor([view.top, view.left]) * CELL for view in run.local for _ in range(2)]
+    torch.testing.assert_close(given[:, :5], y[:, :5].repeat(len(run.local), 1))
+    torch.testing.assert_close(given[:, 5:9], size.expand(len(given), -1))
+    torch.testing.assert_close(given[:, 9:13], torch.stack(corners).double().repeat_interleave(2, dim=1))
+
+
+class Control:
+    """A control model of Forge's: adds its hint, cell by cell, to the UNet's output; another one may come before it."""
+
+    manual_cast_dtype = torch.float64
+    control_model = None
+
+    def __init__(self, hint: Tensor, before: Any = None, hands_options_over: bool = False):
+        self.cond_hint_original, self.cond_hint, self.previous_controlnet = hint, None, before
+        self.asked: list[Sequence[int]] = []
+        if not hands_options_over:
+            self.transformer_options: dict[str, Any] = {}
+
+    def get_control(self, x: Tensor, sigma: Tensor, cond: dict[str, Any], chunks: int, *options: Any) -> Tensor:
+        assert len(options) == (0 if hasattr(self, "transformer_options") else 1)
+        assert self.cond_hint is not None
+        assert self.cond_hint.shape == (len(x), 3, CELL * x.shape[-2], CELL * x.shape[-1])
+        self.asked.append(x.shape)
+        made = F.avg_pool2d(self.cond_hint, CELL)[:, :1].expand(-1, 4, -1, -1)
+        before = self.previous_controlnet
+        return made if before is None else made + before.get_control(x, sigma, cond, chunks, *options)
+
+    def get_models(self) -> list[str]:
+        return ["control"]
+
+
+def hint(seed: int) -> Tensor:
+    """A picture of the base's size that changes slowly, so that enlarging it is no guess."""
+    coarse = torch.rand(1, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, (CELL * BASE[0], CELL * BASE[1]), mode="bilinear", align_corners=False)
+
+
+@pytest.mark.parametrize("hands_options_over", [False, True])
+@pytest.mark.parametrize("two", [False, True])
+def test_every_view_is_given_its_own_part_of_the_hints(two: bool, hands_options_over: bool) -> None:
+    """The prediction is that of a hint as large as the stage: a model that adds the hint cell by cell shows it."""
+    second = Control(hint(6), None, hands_options_over) if two else None
+    first = Control(hint(5), second, hands_options_over)
+    held = Held(first, STAGE, PLAN)
+    assert held.get_control("whatever the host asks of the whole") is None
+    assert held.get_models() == ["control"]
+    assert [held, *chain(first)] == chain(held)
+    model = Model()
+    x, sigma = latent(1), 2.0
+    run = stage_run(Weights(0.5, 0.0, 0.5))
+    c = {"control": None, "control_model": held}
+    made = call(FusedUnet(parts(run), model.predictor, None, held), model, x, sigma, **c)
+    plain = call(FusedUnet(parts(stage_run(Weights(0.5, 0.0, 0.5))), model.predictor, None, None), model, x, sigma)
+    large = sum(
+        F.avg_pool2d(F.interpolate(h, [CELL * n for n in STAGE.size], mode="bicubic", align_corners=False), CELL)[:, :1]
+        for h in [hint(5), hint(6)][: 1 + two]
+    )
+    torch.testing.assert_close(made - plain, (-sigma * large).expand(2, 4, -1, -1), atol=0.02, rtol=0)
+    assert {tuple(shape[-2:]) for shape in first.asked} == {STAGE.window}
+
+
+def test_dilated_views_see_the_whole_hint() -> None:
+    control = Control(hint(5))
+    held = Held(control, STAGE, PLAN)
+    run = stage_run()
+    views: Sequence[View] = run.dilated
+    crops = torch.cat([view.take(latent(1)) for view in views for _ in range(2)])
+    cond: dict[str, Any] = {"transformer_options": {}}
+    held.add_to(cond, crops, torch.ones(len(crops)), [0, 1] * len(views), views)
+    whole = F.avg_pool2d(hint(5), CELL)[:, :1].expand(len(crops), 4, -1, -1)
+    assert cond["control"].shape == whole.shape
+    torch.testing.assert_close(cond["control"], whole, atol=0.05, rtol=0)
