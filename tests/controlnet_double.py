@@ -154,4 +154,6 @@ def job(network: Network | None) -> Any:
     model = SimpleNamespace(model=SimpleNamespace(diffusion_model=unet))
     comments: list[str] = []
     runner = SimpleNamespace(alwayson_scripts=[SimpleNamespace(), Neighbour(network)])
-    return SimpleNamespace(scripts=runner, sd_model=model, comment=comments.append, comments=comments)
+    return SimpleNamespace(
+        scripts=runner, sd_model=model, comment=comments.append, comments=comments, extra_generation_params={}
+    )

@@ -256,9 +256,9 @@ def test_cost_counts_the_window_that_is_asked_for() -> None:
 
 @pytest.mark.parametrize(
     ("scale", "factors"),
-    [(1.2, [2]), (2.4, [2]), (2.5, [2, 3]), (4, [2, 3, 4]), (4.49, [2, 3, 4]), (4.5, [2, 3, 4, 5])],
+    [(1.2, [2]), (2, [2]), (2.4, [3]), (2.5, [2, 3]), (4, [2, 3, 4]), (4.49, [2, 3, 5]), (4.5, [2, 3, 4, 5])],
 )
-def test_factor_is_the_nearest_whole_scale_but_two_at_least(scale: float, factors: list[int]) -> None:
+def test_factor_is_the_next_whole_scale_but_two_at_least(scale: float, factors: list[int]) -> None:
     assert [stage.factor for stage in plan_of((100, 100), scale=scale).stages] == factors
 
 
@@ -329,13 +329,29 @@ def test_any_shape_can_be_asked_for(base: Size, grown: tuple[float, float], wind
     assert_sane(plan)
 
 
+@EXAMPLES
+@given(base=st.tuples(SIDES, SIDES), scale=st.floats(1, 8), stages=st.sampled_from(["", "fewest", "doubling"]))
+@example(base=(64, 64), scale=2.4, stages="fewest")
+@example(base=(96, 64), scale=1.1, stages="fewest")
+@example(base=(128, 128), scale=6.0, stages="fewest")
+@example(base=(152, 104), scale=2.49, stages="")
+@example(base=(9, 31), scale=3.0, stages="")
+def test_the_model_sees_nothing_larger_than_the_base(base: Size, scale: float, stages: str) -> None:
+    """Nor fewer pixels of a dilated view than half of the base's a side, with a cell for rounding."""
+    for stage in plan_of(base, scale=scale, stages=stages).stages:
+        seen = dilated_size(stage.size, stage.factor)
+        for length, shown, whole in zip(stage.window, seen, base):
+            assert length <= whole
+            assert (whole - 1) / 2 <= shown <= whole
+
+
 def assert_sane(plan: Plan) -> None:
     """What the rest of the program relies on."""
     assert scales(plan) == sorted(set(scales(plan)))
     for stage in plan.stages:
         assert stage.factor >= 2
         assert all(1 <= s <= w <= n for s, w, n in zip(stage.stride, stage.window, stage.size))
-        assert all(side >= 1 for side in dilated_size(stage.size, stage.factor))
+        assert all(1 <= side <= whole for side, whole in zip(dilated_size(stage.size, stage.factor), plan.base))
     for before, after in pairwise([(plan.crop.height, plan.crop.width), *sizes(plan)]):
         assert before != after
     assert plan.cost >= 1

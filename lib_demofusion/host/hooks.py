@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lib_demofusion.host.job import PREFIX, Job, report_problem
+from lib_demofusion.host.job import Job
+from lib_demofusion.host.messages import PREFIX, report_problem
 from lib_demofusion.host.panel import presets, xyz
 from lib_demofusion.host.pictures.output import shrink_for_gallery
 from lib_demofusion.settings.fields import is_enabled, overridden, settings_from_args

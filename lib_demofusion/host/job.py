@@ -6,12 +6,13 @@ import weakref
 from contextlib import suppress
 from typing import Any
 
-from modules import devices, errors, shared
+from modules import devices, shared
 from torch import Tensor
 
 from lib_demofusion import __version__
 from lib_demofusion.host import options
 from lib_demofusion.host.backends import host
+from lib_demofusion.host.messages import KEY_SIZE, KEY_STOPPED, forget, report_failure, report_note, report_problem
 from lib_demofusion.host.neighbours import refusals as neighbours
 from lib_demofusion.host.neighbours import soft_inpainting
 from lib_demofusion.host.pictures import inpainting, output
@@ -20,17 +21,12 @@ from lib_demofusion.host.pictures.pixel_anchor import pixel_anchor
 from lib_demofusion.host.pictures.vae import Report
 from lib_demofusion.host.progress.bar import Progress, make_progress
 from lib_demofusion.host.sampling.stage_runner import StageStopped, run_stage, stop_requested
-from lib_demofusion.method.plan import CELL, Plan, StagePlan, make_plan
+from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, StagePlan, make_plan
 from lib_demofusion.method.stage import finish_stage, make_anchor, mix_anchors
 from lib_demofusion.progress.costs import Pass, img2img_steps
 from lib_demofusion.settings.fields import ENABLED_KEY, LATENT, PIXELS, Settings
 from lib_demofusion.settings.infotext import to_infotext
 from lib_demofusion.settings.spec import SettingsError
-
-KEY_ERROR = "DemoFusion error"
-KEY_STOPPED = "DemoFusion stopped"
-KEY_SIZE = "DemoFusion size"
-PREFIX = "DemoFusion"
 
 
 class Job:
@@ -61,6 +57,7 @@ class Job:
     def _plan_problem(self, p: Any) -> str | None:
         """Plans for the size that the request names, so that what does not fit is said before anything is sampled."""
         try:
+            options.check()
             plan = make_plan(self.settings, (p.height // CELL, p.width // CELL))
             output.check_format(p, plan)
         except SettingsError as error:
@@ -107,9 +104,7 @@ class Job:
             self._passthrough = None
         if not self.active:
             return samples
-        for key in (KEY_ERROR, KEY_STOPPED, KEY_SIZE):
-            # of the iteration before
-            p.extra_generation_params.pop(key, None)
+        forget(p)
         if self._progress is not None:
             self._progress.base_done()
         try:
@@ -140,8 +135,8 @@ class Job:
         plan = make_plan(self.settings, (base.shape[-2], base.shape[-1]))
         inpainting.check_shape(p, plan)
         output.check_format(p, plan)
-        for note in plan.notes:
-            p.comment(f"{PREFIX}: {note}")
+        for note in plan.notes if plan.stages else (NO_STAGE, *plan.notes):
+            report_note(p, note)
         self._overlay = self._overlay or inpainting.Overlay(p)
         self.end(p)
         if self._progress is None or self._progress.plan != plan:
@@ -176,7 +171,7 @@ class _StageLoop:
         self._shown = _shows_stages(p, settings)
         if settings.return_stages and not self._shown:
             script = neighbours.of_job(p).script
-            p.comment(f'{PREFIX}: "Show every stage" does not act in {script}; "Save every stage" saves them')
+            report_note(p, f'"Show every stage" does not act in {script}; "Save every stage" saves them')
         self._progress = progress
         self._total = len(plan.stages) + 1
         self._originals = soft_inpainting.Originals(p, plan)
@@ -262,7 +257,7 @@ class _StageLoop:
         width, height = self._overlay.picture_size(self._p) or (size[1] * CELL, size[0] * CELL)
         problem = output.grid_problem(self._p, (width, height))
         if problem:
-            self._p.comment(f"{PREFIX}: {problem}")
+            report_note(self._p, problem)
             self._p.do_not_save_grid = True
 
     def _keep_picture(self, latent: Tensor, number: int) -> None:
@@ -309,24 +304,6 @@ def _shows_stages(p: Any, settings: Settings) -> bool:
     A script lays out what it gets: Prompt matrix fails at a picture too many, and all of them are lost.
     """
     return bool(settings.return_stages and not neighbours.of_job(p).script)
-
-
-def report_problem(p: Any, problem: str) -> None:
-    """Says under the picture and in its infotext what went wrong: the host shows no error of a script's hook."""
-    p.comment(f"{PREFIX}: {problem}")
-    p.extra_generation_params[KEY_ERROR] = problem
-
-
-def report_failure(p: Any, problem: str, error: Exception) -> None:
-    """Does the same for an exception, whose trace goes to the console."""
-    problem = f"{problem}: {_first_line(error)}"
-    errors.report(f"{PREFIX}: {problem}", exc_info=True)
-    report_problem(p, problem)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
 
 
 def _saves_stages(p: Any, settings: Settings) -> bool:

@@ -9,6 +9,7 @@ from modules import shared
 
 from lib_demofusion.host.pictures.vae import AUTOMATIC, MODES
 from lib_demofusion.settings import fields as settings
+from lib_demofusion.settings.spec import SettingsError
 
 SECTION = ("demofusion", "DemoFusion")
 
@@ -17,11 +18,13 @@ DECODE = "demofusion_decode_in_parts"
 SAVE_STAGES = "demofusion_save_stages"
 DEFAULT_PRESET = "demofusion_default_preset"
 
+MOST_VIEWS = 64
+
 
 def register() -> None:
     """Adds the options; the host calls this for every page that it builds, and a second time changes nothing."""
     info = shared.OptionInfo
-    limits = {"minimum": 0, "maximum": 64, "step": 1}
+    limits = {"minimum": 0, "maximum": MOST_VIEWS, "step": 1}
     modes = {"choices": list(MODES)}
     for key, option in {
         VIEW_BATCH: info(0, "View batch where the panel says 0", gr.Slider, limits, section=SECTION).info(
@@ -43,6 +46,15 @@ def register() -> None:
         .needs_reload_ui(),
     }.items():
         shared.opts.add_option(key, option)
+
+
+def check() -> None:
+    """Raises SettingsError at a value that the settings page does not offer; the API and config.json take any."""
+    views, mode = value(VIEW_BATCH, 0), value(DECODE, AUTOMATIC)
+    if isinstance(views, bool) or not isinstance(views, (int, float)) or views not in range(MOST_VIEWS + 1):
+        raise SettingsError(f"setting {VIEW_BATCH}", views, f"a whole number from 0 to {MOST_VIEWS}")
+    if mode not in MODES:
+        raise SettingsError(f"setting {DECODE}", mode, "one of " + ", ".join(MODES))
 
 
 def value(key: str, default: Any) -> Any:

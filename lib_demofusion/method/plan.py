@@ -16,6 +16,9 @@ CELL = 8
 CLOSE_SCALES = 0.5
 """The automatic list leaves out a whole scale that lies closer than this below the last one."""
 
+NO_STAGE = "no stage: the final size is that of the base picture"
+"""What is said of a plan without stages."""
+
 FARTHEST = 4
 """How far a stage may enlarge where there shall be as few as possible; farther was not measured."""
 
@@ -121,7 +124,7 @@ def make_plan(settings: Settings, base: Size) -> Plan:
     window = _window(settings, base, target)
     stride = _stride(settings, window)
     stages = tuple(
-        StagePlan(i + 1, k, size, max(2, _round(k)), _fit(window, size), _fit(stride, size))
+        StagePlan(i + 1, k, size, dilation(k), _fit(window, size), _fit(stride, size))
         for i, (size, k) in enumerate(scale_of.items())
     )
     return Plan(base, crop, stages, tuple(notes))
@@ -130,6 +133,14 @@ def make_plan(settings: Settings, base: Size) -> Plan:
 def _round(value: float) -> int:
     """Returns the nearest whole number, halves upward (Python's own round would take 2.5 to 2)."""
     return max(1, math.floor(value + 0.5))
+
+
+def dilation(scale: float) -> int:
+    """Returns the edge of the dilated grid of a stage: the next whole scale, so that no view is larger than the base.
+
+    The nearest one would make views of up to 5/4 of the base's sides. (The paper has whole scales only.)
+    """
+    return max(2, math.ceil(scale - 1e-6))
 
 
 def _pixels(view: LocalView) -> str:

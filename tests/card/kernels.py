@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from card.tensors import CardTensor
+from card.tensors import CardTensor, leaves, mapped
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -100,9 +99,7 @@ def writes(func: Any) -> bool:
 
 def computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     """What an operation returns for tensors on the CPU, in the precision that a card computes it in."""
-    floats = [
-        value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor) and value.is_floating_point()
-    ]
+    floats = [value for value in leaves(args, kwargs) if isinstance(value, Tensor) and value.is_floating_point()]
     if name in OF_ONE_TYPE and len({value.dtype for value in floats}) > 1:
         raise RuntimeError(
             f"Input type and weight type should be the same ({name}: {[value.dtype for value in floats]})"
@@ -113,12 +110,12 @@ def computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     if name == "_softmax":
         # not half to single on the way
         args = (*args[:2], False)
-    single_args, single_kwargs = tree_map(_single, (args, kwargs))
+    single_args, single_kwargs = mapped(_single, args), mapped(_single, kwargs)
     out = func(*single_args, **single_kwargs)
     if writes(func):
         args[0].copy_(out)
         return args[0]
-    return tree_map(
+    return mapped(
         lambda value: value.to(halves[0]) if isinstance(value, Tensor) and value.dtype == torch.float32 else value, out
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 from typing import Any
 
@@ -61,8 +62,7 @@ class TinyModel(nn.Module):
 
     def on(self, card: Any, unet: torch.dtype, vae: torch.dtype) -> TinyModel:
         """The same networks on a card, or on the processor where that is None, in the types given."""
-        moved = TinyModel()
-        moved.load_state_dict(self.state_dict())
+        moved = copy.deepcopy(self)
         moved.vae.dtype = vae
         if card is None:
             moved.unet.to(unet)

@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from card.kernels import TAKES_NUMBERS, cells_of, computed, writes
-from card.tensors import CPU, CardTensor, believing_in_the_card
+from card.tensors import CPU, CardTensor, believing_in_the_card, leaves, mapped
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 GIB = 1 << 30
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +57,8 @@ class PlayedCard(TorchDispatchMode):
         self.operations = 0
         self.fail_in: int | None = None
         """Out of memory is raised once, behind so many allocations."""
+        self.failures = 0
+        """How often memory did not suffice."""
         self.largest = (1 << 32) if kind == "mps" else sys.maxsize
         """Bytes of the largest tensor; a larger one would end the process."""
         self._stores: dict[int, list[int]] = {}
@@ -142,6 +143,7 @@ class PlayedCard(TorchDispatchMode):
             self.fail_in -= 1
         if self.fail_in == -1 or self.allocated + size > self.reserve:
             self.fail_in = None if self.fail_in == -1 else self.fail_in
+            self.failures += 1
             raise torch.cuda.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB.")
         self.allocated += size
         self.peak = max(self.peak, self.allocated)
@@ -167,7 +169,7 @@ class PlayedCard(TorchDispatchMode):
     def handle(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """What the card does for one operation of torch's, which may not concern it at all."""
         name = func._schema.name.split("::")[1]
-        flat, spec = tree_flatten((args, kwargs))
+        flat = leaves(args, kwargs)
         ours = any(isinstance(value, CardTensor) for value in flat)
         device = kwargs.get("device")
         to_card = ours if device is None else torch.device(device).type == self.device.type
@@ -180,15 +182,14 @@ class PlayedCard(TorchDispatchMode):
             self._check_mps(name, args, kwargs, flat, to_card)
         self._check_devices(name, args, others)
         self._note_waits(name, args, kwargs, others, to_card)
-        plain = [value.cells if isinstance(value, CardTensor) else value for value in flat]
-        plain_args, plain_kwargs = tree_unflatten(plain, spec)
+        plain_args, plain_kwargs = mapped(cells_of, args), mapped(cells_of, kwargs)
         if device is not None:
             plain_kwargs["device"] = CPU
         plain_kwargs.pop("pin_memory", None)
         out = computed(func, name, plain_args, plain_kwargs)
         if writes(func):
             return kwargs.get("out", args[0])
-        return tree_map(self.put, out) if to_card else out
+        return mapped(self.put, out) if to_card else out
 
     def attention(self, real: Callable[..., Tensor], qkv: Any, *args: Any, **kwargs: Any) -> Tensor:
         """What the card's fused attention returns: the same without the matrix, which would be counted as memory."""
@@ -199,7 +200,7 @@ class PlayedCard(TorchDispatchMode):
         self.operations += 1
         with _disable_current_modes():
             plain = [value.cells.float() for value in qkv]
-            found = real(*plain, *tree_map(cells_of, args), **tree_map(cells_of, kwargs)).to(qkv[0].dtype)
+            found = real(*plain, *mapped(cells_of, args), **mapped(cells_of, kwargs)).to(qkv[0].dtype)
         return self.put(found)
 
     def _check_generator(self, flat: list[Any], to_card: bool) -> None:

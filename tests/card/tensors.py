@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 CPU = torch.device("cpu")
 
@@ -55,10 +54,10 @@ class CardTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     def __getitem__(self, index: Any) -> Any:
-        return torch.Tensor.__getitem__(_unguarded(self), tree_map(_unguarded, index))
+        return torch.Tensor.__getitem__(_unguarded(self), mapped(_unguarded, index))
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        torch.Tensor.__setitem__(_unguarded(self), tree_map(_unguarded, index), _unguarded(value))
+        torch.Tensor.__setitem__(_unguarded(self), mapped(_unguarded, index), _unguarded(value))
 
     def copy_(self, source: Tensor, non_blocking: bool = False) -> Tensor:
         torch.Tensor.copy_(_unguarded(self), _unguarded(source), non_blocking)
@@ -82,6 +81,24 @@ class CardTensor(torch.Tensor):
 
 class UnguardedTensor(CardTensor):
     """A tensor of the card with which torch needs no guard for the card's device: it says that it lies on the CPU."""
+
+
+def mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """What the function makes of a value, or of all in its lists, tuples and dicts (torch's own is twice as slow)."""
+    kind = type(value)
+    if kind is list or kind is tuple:
+        return kind([mapped(function, each) for each in value])
+    if kind is dict:
+        return {key: mapped(function, each) for key, each in value.items()}
+    return function(value)
+
+
+def leaves(*values: Any) -> list[Any]:
+    """All that is in values, and in their lists, tuples and dicts."""
+    found: list[Any] = []
+    for value in values:
+        mapped(found.append, value)
+    return found
 
 
 def _unguarded(value: Any) -> Any:

@@ -62,13 +62,14 @@ def watched(monkeypatch: pytest.MonkeyPatch, card: PlayedCard) -> Watched:
 SAMPLERS = ("Euler", "Euler a", "DPM++ 2M", "DPM++ SDE", "DPM2 a", "Heun", "DDIM")
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    ("preset", "sampler"), [*((preset, "Euler") for preset in PRESETS), *(("Balanced", name) for name in SAMPLERS[1:])]
+)
 def test_a_model_call_waits_once_and_a_view_batch_never(
     webui: CardWebui, card: PlayedCard, watched: Watched, preset: str, sampler: str
 ) -> None:
     settings = {"preset": preset, "scale": 2, "view_batch": 1}
-    picture(webui.job(settings, card, HALF, sampler_name=sampler, steps=5))
+    picture(webui.job(settings, card, HALF, sampler_name=sampler, steps=4))
     assert len(watched.calls) >= 2
     assert max(watched.calls) <= 1
     assert watched.fused == []

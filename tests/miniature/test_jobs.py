@@ -337,6 +337,56 @@ def test_the_webuis_upscalers_are_offered_and_others_named(webui: Webui) -> None
     assert "upscaler = '4x-Gone' is not possible; allowed: one of Lanczos, Nearest" in result.comments
 
 
+class Broken:
+    """A scaler whose model cannot be loaded: the webui goes on with Lanczos."""
+
+    def upscale(self, img: Image.Image, scale: float, selected_model: str) -> Image.Image:
+        return img.resize([int(side * scale // 8) * 8 for side in img.size], Image.Resampling.LANCZOS)
+
+
+def test_the_upscaler_that_really_ran_is_told(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = SimpleNamespace(name="4x-Broken", data_path="4x-Broken.pth", scaler=Broken())
+    monkeypatch.setattr(shared, "sd_upscalers", [*shared.sd_upscalers, broken])
+    result = webui.job({**ON, "anchor": "pixels", "upscaler": "4x-Broken"}, batch_size=2)
+    note = "the upscaler 4x-Broken does not work, Lanczos ran in its place; see the console"
+    assert sizes(result) == [2 * BASE] * 2
+    assert result.comments.count(note) == 1
+    assert all(note in text for text in result.infotexts), result.infotexts
+    for good in ("Lanczos", "Nearest"):
+        assert "note" not in webui.job({**ON, "anchor": "pixels", "upscaler": good}).infotexts[0]
+
+
+NOTES = (
+    ({"enabled": True, "scale": 1}, "no stage: the final size is that of the base picture"),
+    ({"enabled": True, "scale": 1.3}, "83.2x83.2 is rounded to 80x80, multiples of 8 pixels"),
+)
+
+
+@pytest.mark.parametrize(("settings", "note"), NOTES)
+def test_notes_are_in_the_text_of_every_picture(webui: Webui, settings: dict[str, Any], note: str) -> None:
+    result = webui.job(settings, n_iter=2)
+    texts = [infotext_utils.parse_generation_parameters(text) for text in result.infotexts]
+    assert [text["DemoFusion note"] for text in texts] == [note] * 2
+    assert note in result.comments
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("demofusion_view_batch", 65, "a whole number from 0 to 64"),
+        ("demofusion_view_batch", "many", "a whole number from 0 to 64"),
+        ("demofusion_decode_in_parts", "sometimes", "one of automatic, always, never"),
+    ],
+)
+def test_an_impossible_setting_is_named(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, option: str, value: object, allowed: str
+) -> None:
+    monkeypatch.setattr(shared.opts, option, value)
+    result = webui.job(ON)
+    assert sizes(result) == [BASE]
+    assert f"setting {option} = {value!r} is not possible; allowed: {allowed}" in result.comments
+
+
 def test_pixels_and_latents_make_different_pictures(webui: Webui) -> None:
     one, other = (webui.job({**THREE, "anchor": anchor}) for anchor in ("latent", "pixels"))
     assert sizes(other) == [3 * BASE]

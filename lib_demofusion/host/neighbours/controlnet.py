@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib_demofusion.host.messages import report_note
 from lib_demofusion.host.scoped import replaced
 from lib_demofusion.method.hints import StageHint, make_stage_hint, resize_hint, shown_part
 from lib_demofusion.method.plan import Plan, StagePlan
@@ -134,7 +135,7 @@ def stage_hints(p: Any, stage: StagePlan, plan: Plan | None = None) -> Hints:
     if found is None:
         return Hints()
     if found.latest_network.model is not _unet(p):
-        p.comment("DemoFusion: ControlNet does not act in the stages, as it holds on to the refiner's model")
+        report_note(p, "ControlNet does not act in the stages, as it holds on to the refiner's model")
         return Hints()
     made = []
     for index, unit in enumerate(units(p)):

@@ -16,7 +16,7 @@ from modules import sd_samplers
 from lib_demofusion.host.neighbours import refusals as neighbours
 from lib_demofusion.host.panel import limits
 from lib_demofusion.host.progress import timing
-from lib_demofusion.method.plan import CELL, Plan, make_plan
+from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, make_plan
 from lib_demofusion.method.views import Size
 from lib_demofusion.progress.costs import Pass, img2img_steps, passes_cells, run_costs
 from lib_demofusion.progress.forecast import even_timesteps, plan_evaluations, schedule_steps
@@ -24,7 +24,6 @@ from lib_demofusion.settings.fields import Settings, settings_from_args
 from lib_demofusion.settings.spec import SettingsError
 
 NOT_POSSIBLE = "is not possible; allowed:"
-NO_STAGE = "no stage: the final size is that of the base picture"
 EVALUATIONS = "model evaluations"
 TIMES_BASE = "times the base pass"
 ABOUT = "about"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from modules import images, shared
 from PIL import Image
 from torch import Tensor
 
+from lib_demofusion.host.messages import report_note
 from lib_demofusion.host.pictures.base_picture import encode
 from lib_demofusion.host.pictures.vae import Report
 from lib_demofusion.method.plan import CELL, Plan, StagePlan
@@ -32,17 +34,40 @@ def pixel_anchor(
     that begins below full noise keeps. Raises what the host raises when it encodes, and what `report` does.
     """
     parts = (cropped(sample, plan, stage, CELL) for sample in samples)
-    return encode(p, (enlarged(part, stage.pixels, upscaler) for part in parts), report)
+
+    def all_enlarged() -> Iterator[Tensor]:
+        for part in parts:
+            picture, ran = enlarged(part, stage.pixels, upscaler)
+            if ran != upscaler:
+                report_note(p, f"the upscaler {upscaler} does not work, {ran} ran in its place; see the console")
+            yield picture
+
+    return encode(p, all_enlarged(), report)
 
 
-def enlarged(picture: Tensor, size: Size, upscaler: str) -> Tensor:
-    """Returns a picture (3, H, W) in -1..1 enlarged to (height, width) by an upscaler of the webui's."""
+def enlarged(picture: Tensor, size: Size, upscaler: str) -> tuple[Tensor, str]:
+    """Returns a picture (3, H, W) in -1..1 enlarged to (height, width), and the upscaler of the webui's that did it.
+
+    The webui goes on with Lanczos where a model is missing or broken, and tells only the console.
+    """
     if upscaler == LANCZOS:
-        return lanczos(picture, size)
+        return lanczos(picture, size), LANCZOS
     pixels = (picture.float().cpu().permute(1, 2, 0).numpy() * 127.5 + 127.5).round().clip(0, 255)
-    image = Image.fromarray(pixels.astype(np.uint8))
-    image = images.resize_image(0, image, size[1], size[0], upscaler_name=upscaler).convert("RGB")
-    return torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1) / 127.5 - 1
+    before = Image.fromarray(pixels.astype(np.uint8))
+    image = images.resize_image(0, before, size[1], size[0], upscaler_name=upscaler).convert("RGB")
+    made = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1) / 127.5 - 1
+    return made, LANCZOS if _needs_model(upscaler) and _is_plain(before, image) else upscaler
+
+
+def _needs_model(upscaler: str) -> bool:
+    return any(known.name == upscaler and known.data_path for known in shared.sd_upscalers)
+
+
+def _is_plain(before: Image.Image, after: Image.Image) -> bool:
+    """Returns whether a picture is what Lanczos makes of another; one that the user stopped always is."""
+    if shared.state.interrupted:
+        return False
+    return before.resize(after.size, Image.Resampling.LANCZOS).tobytes() == after.tobytes()
 
 
 def lanczos(picture: Tensor, size: Size) -> Tensor:

@@ -1,0 +1,51 @@
+"""Jobs on a played card whose memory ends: what does not fit is made in parts, and the picture stays the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from card.host import HALF, HALF_BUT_VAE, CardWebui, psnr
+from card.played import PlayedCard
+from card.test_jobs import LIKE, on_processor, picture
+
+from lib_demofusion.method.stage import StageRun
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("memory", [40, 12, 6])
+def test_the_default_preset_where_the_autoencoder_does_not_fit(webui: CardWebui, memory: int) -> None:
+    """With an autoencoder in single precision, as SDXL's: whole, on the card in parts, in the computer's memory."""
+    card = PlayedCard(memory=memory * MIB)
+    made = picture(webui.job({"preset": "Balanced", "scale": 4}, card, HALF_BUT_VAE))
+    assert card.peak <= memory * MIB
+    # the whole takes 13 MiB
+    assert (card.peak > 12 * MIB) == (memory == 40)
+    assert psnr(made, on_processor(webui, "Balanced", 4, "txt2img")) >= LIKE
+
+
+@pytest.mark.parametrize("allocation", [0, 5, 20])
+@pytest.mark.parametrize("views", [0, 1, 4])
+def test_sampling_that_runs_out_of_memory_goes_on_with_fewer_views(
+    webui: CardWebui, card: PlayedCard, monkeypatch: pytest.MonkeyPatch, views: int, allocation: int
+) -> None:
+    """At any point of a view batch, once."""
+    denoise = StageRun.denoise
+
+    def failing(run: StageRun, evaluate: Any, *args: Any) -> Any:
+        def failing_evaluate(*inner: Any) -> Any:
+            if run.call == 1:
+                card.fail_in = allocation if not failed else None
+                failed.append(True)
+            made = evaluate(*inner)
+            card.fail_in = None
+            return made
+
+        return denoise(run, failing_evaluate, *args)
+
+    failed: list[bool] = []
+    monkeypatch.setattr(StageRun, "denoise", failing)
+    made = picture(webui.job({"preset": "Balanced", "scale": 2, "view_batch": views}, card, HALF))
+    assert card.failures == 1
+    assert psnr(made, on_processor(webui, "Balanced", 2, "txt2img")) >= LIKE
