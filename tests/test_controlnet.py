@@ -72,7 +72,7 @@ class Stage:
         """What the stage makes of the control, the signs taken off again."""
         hints = controlnet.stage_hints(self.p, self.stage, self.plan)
         empty = torch.zeros(2, 4, *self.stage.size)
-        space: Any = SimpleNamespace(timestep=lambda level: 500)
+        space: Any = SimpleNamespace(read=lambda level: (level, 500.0))
         gate: Any = SimpleNamespace(is_step_start=lambda level: False)
         run = StageRun(self.stage, self.settings, empty, empty, space, gate, False)
         run.before_call(empty, torch.tensor(1.0))
