@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from modules import shared
+from modules import processing, shared
 
 from lib_demofusion.host.backends import forge
 from lib_demofusion.host.backends.forge import Forge, reserve_for_views, vectors_of
@@ -18,6 +19,7 @@ from lib_demofusion.host.neighbours import refusals
 from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import make_plan
+from lib_demofusion.method.views import LocalView
 from lib_demofusion.settings.fields import Settings
 
 PLAN = make_plan(Settings(enabled=True, scale=4, stages="4"), (16, 16))
@@ -221,8 +223,32 @@ def test_another_checkpoint_than_the_bases_is_no_stages_model(monkeypatch: pytes
     monkeypatch.setattr(shared, "sd_model", SimpleNamespace(sd_checkpoint_info="one"), raising=False)
     with pytest.raises(RuntimeError, match="no way back"), Forge().base_checkpoint(None, "another"):
         pass
-    with Forge().base_checkpoint(None, "one"):
+    with Forge().base_checkpoint(request(None), "one"):
         pass
+
+
+class Schedule:
+    """The noise levels of a model."""
+
+    def __init__(self) -> None:
+        self.sigmas = torch.tensor([0.1, 14.0])
+
+    def set_sigmas(self, sigmas: torch.Tensor) -> None:
+        self.sigmas = sigmas
+
+
+@pytest.mark.parametrize("model", [{"model_config": SimpleNamespace(ztsnr=True)}, {"ztsnr": True}, {}])
+def test_stages_run_on_the_noise_levels_of_the_base(monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]) -> None:
+    rescaled = torch.tensor([0.1, 4500.0])
+    monkeypatch.setattr(processing, "rescale_zero_terminal_snr_sigmas", lambda sigmas: rescaled, raising=False)
+    monkeypatch.setattr(shared, "sd_model", SimpleNamespace(sd_checkpoint_info="one"), raising=False)
+    p, schedule = request(None, **model), Schedule()
+    p.sd_model.forge_objects.unet.model = SimpleNamespace(predictor=schedule)
+    before = schedule.sigmas
+    with contextlib.suppress(KeyError), Forge().base_checkpoint(p, "one"):
+        assert (schedule.sigmas is rescaled) == bool(model)
+        raise KeyError
+    assert schedule.sigmas is before
 
 
 def test_sdxls_numbers_are_embedded_as_forge_does() -> None:
@@ -235,8 +261,6 @@ def test_sdxls_numbers_are_embedded_as_forge_does() -> None:
     vectors = vectors_of(SimpleNamespace(embedder=embedder, is_sdxl=True), frame)
     assert vectors is not None
     y = torch.randn(1, 1280 + 6 * forge.CHANNELS)
-    from lib_demofusion.method.views import LocalView
-
     made = vectors.for_views(y, [LocalView(2, 3, 16, 16)])
     torch.testing.assert_close(made[:, :1280], y[:, :1280])
     numbers = made[0, 1280:].reshape(6, forge.CHANNELS)

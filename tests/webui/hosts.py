@@ -24,6 +24,9 @@ class Host:
         places = ["--port", str(port), "--data-dir", str(data), self.checkpoints, str(checkpoints)]
         if self.models is not None:
             places += [self.models, str(models)]
+        else:
+            # of its own files it serves only those in the data folder
+            places += ["--gradio-allowed-path", str(models.parent)]
         return [*shlex.split(f"{COMMON} {self.flags}"), *places]
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from modules import shared
+from modules import processing, shared
 from torch import Tensor
 
 from lib_demofusion.host.backends import forge_denoiser, forge_neighbours
@@ -32,6 +32,9 @@ ESTIMATE = "memory_peak_estimation_modifier"
 SIZED = ("original_size_as_tuple", CROP, "target_size_as_tuple")
 """The order of the sizes in SDXL's vector (backend/diffusion_engine/sdxl.py)."""
 
+ZERO_TERMINAL = "Zero Terminal SNR"
+"""The choice of the setting for noise schedules (modules/processing.py)."""
+
 CHANNELS = 256
 """Columns of one embedded number there."""
 
@@ -54,7 +57,8 @@ class Forge:
     def base_checkpoint(self, p: Any, checkpoint: Any) -> Iterator[None]:
         if shared.sd_model.sd_checkpoint_info != checkpoint:
             raise RuntimeError("another checkpoint than the base picture's is loaded, and this webui has no way back")
-        yield
+        with schedule_of_base(p.sd_model):
+            yield
 
     @contextmanager
     def sampling(self, p: Any, stage: StagePlan, views: int, anchor: Tensor, noise: Tensor) -> Iterator[None]:
@@ -99,6 +103,26 @@ class Forge:
 def predictor_of(model: Any) -> Any:
     """Returns the schedule of a UNet, which turns its output into the clean latent."""
     return model.predictor if hasattr(model, "predictor") else model.model_sampling
+
+
+@contextmanager
+def schedule_of_base(model: Any) -> Iterator[None]:
+    """Runs a block on the noise levels of the base pass: the host has put back those of the file by `post_sample`.
+
+    Without signal at the first step ("Zero Terminal SNR", or a checkpoint that says so itself) they are others.
+    """
+    asked = getattr(shared.opts, "sd_noise_schedule", "Default") == ZERO_TERMINAL
+    config = getattr(model, "model_config", None)
+    if not (asked or getattr(config, "ztsnr", False) or getattr(model, "ztsnr", False)):
+        yield
+        return
+    predictor = predictor_of(model.forge_objects.unet.model)
+    before = predictor.sigmas
+    predictor.set_sigmas(processing.rescale_zero_terminal_snr_sigmas(before).to(before.device))
+    try:
+        yield
+    finally:
+        predictor.set_sigmas(before)
 
 
 def reserve_for_views(unet: Any, stage: StagePlan, views: int) -> None:
