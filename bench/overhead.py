@@ -30,7 +30,7 @@ from bench.peak_bytes import PeakBytes
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import CELL, make_plan
 from lib_demofusion.method.residual import VarianceExploding
-from lib_demofusion.method.stage import StageRun, finish_stage, make_anchor
+from lib_demofusion.method.stage import SamplerTraits, StageRun, finish_stage, make_anchor
 from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import View
 from lib_demofusion.settings.fields import Settings
@@ -57,7 +57,7 @@ def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tu
     stage = plan.stages[-1]
     anchor = make_anchor(torch.randn(1, 4, *base, device=device, dtype=dtype), plan, stage)
     space = VarianceExploding(lambda sigma: torch.full_like(sigma, 500.0))
-    run = StageRun(stage, settings, anchor, torch.randn_like(anchor), space, StepGate(), stochastic=False)
+    run = StageRun(stage, settings, anchor, torch.randn_like(anchor), SamplerTraits(space, StepGate()))
     x, level = torch.zeros_like(anchor), torch.tensor(2.0, device=device)
     # the host hands its model the latent twice, for cond and uncond
     twice = torch.cat([x, x])

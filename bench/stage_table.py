@@ -15,7 +15,7 @@ from bench.unets import Unet
 from lib_demofusion.method.batching import Memory, UnknownMemory, ViewBatches
 from lib_demofusion.method.plan import StagePlan, make_plan
 from lib_demofusion.method.residual import VarianceExploding
-from lib_demofusion.method.stage import StageRun, make_anchor
+from lib_demofusion.method.stage import SamplerTraits, StageRun, make_anchor
 from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import LocalView, View
 from lib_demofusion.settings.fields import Settings
@@ -99,7 +99,7 @@ def run_stage(bench: Bench, stage: StagePlan, anchor: Tensor, steps: int, batche
         return bench.evaluate(crops)
 
     space = VarianceExploding(lambda sigma: 999 * sigma / 14.6)
-    run = StageRun(stage, Settings(), anchor, torch.randn_like(anchor), space, StepGate(), stochastic=False)
+    run = StageRun(stage, Settings(), anchor, torch.randn_like(anchor), SamplerTraits(space, StepGate()))
     x = torch.zeros_like(anchor)
     sigmas = torch.linspace(14.6, 0.1, steps, device=anchor.device)
     for sigma, following in zip(sigmas, [*sigmas[1:], sigmas.new_zeros(())]):

@@ -21,7 +21,7 @@ from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.hints import resize_hint
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.method.schedule import Weights
-from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.views import dilated_views
 from lib_demofusion.settings.fields import Settings
 
@@ -74,7 +74,7 @@ class Stage:
         empty = torch.zeros(2, 4, *self.stage.size)
         space: Any = SimpleNamespace(read=lambda level: (level, 500.0))
         gate: Any = SimpleNamespace(is_step_start=lambda level: False)
-        run = StageRun(self.stage, self.settings, empty, empty, space, gate, False)
+        run = StageRun(self.stage, self.settings, empty, empty, SamplerTraits(space, gate))
         run.before_call(empty, torch.tensor(1.0))
         run.weights = Weights(1.0, c2, 1.0)
         model = FusedModel(self.inner, run, ViewBatches(self.views), Frame(self.plan.pixels), lambda count: None, hints)

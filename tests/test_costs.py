@@ -35,7 +35,7 @@ from torch import Tensor
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
-from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.step_gate import TWO_CALLS, TWO_CALLS_ANCESTRAL, StepGate
 from lib_demofusion.method.views import View
 from lib_demofusion.progress.costs import expected_levels, run_costs
@@ -49,7 +49,7 @@ class Counter:
 
     def __init__(self, settings: Settings, space: NoiseSpace, stage: Any = STAGE):
         noise = torch.zeros(1, 4, *stage.size)
-        self.run = StageRun(stage, settings, noise, noise, space, StepGate(), stochastic=False)
+        self.run = StageRun(stage, settings, noise, noise, SamplerTraits(space, StepGate()))
         self.views = self.cells = 0
         self.x = torch.zeros(1, 4, *stage.size)
 

@@ -23,7 +23,7 @@ from lib_demofusion.host.sampling.sdxl import Frame, SizeVectors
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import CELL, StagePlan, make_plan
 from lib_demofusion.method.schedule import Weights
-from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.views import View, dilated_views
 from lib_demofusion.settings.fields import Settings
 
@@ -37,7 +37,7 @@ def stage_run(weights: Weights | None = None) -> StageRun:
     """A run whose next call has these weights and no jitter."""
     settings = Settings(enabled=True, scale=2, jitter=False)
     zeros = torch.zeros(1, 4, *STAGE.size, dtype=torch.float64)
-    run = StageRun(STAGE, settings, zeros, zeros, SimpleNamespace(), SimpleNamespace(), stochastic=False)  # type: ignore[arg-type]
+    run = StageRun(STAGE, settings, zeros, zeros, SamplerTraits(SimpleNamespace(), SimpleNamespace()))  # type: ignore[arg-type]
     run.weights = weights or Weights(0.5, 0.5, 0.5)
     run.dilated = dilated_views(STAGE.size, STAGE.factor)
     return run

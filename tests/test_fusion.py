@@ -28,7 +28,7 @@ from lib_demofusion.method.filters import (
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import VarianceExploding
 from lib_demofusion.method.schedule import Weights, cosine_factor, weights_at
-from lib_demofusion.method.stage import StageRun, finish_stage, make_anchor, mix_anchors
+from lib_demofusion.method.stage import SamplerTraits, StageRun, finish_stage, make_anchor, mix_anchors
 from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import LocalView, Size, View, dilated_views, jitter_generator, local_views
 from lib_demofusion.settings.fields import Settings
@@ -227,7 +227,7 @@ def stage_run(
     anchor, noise = randn(2, 4, *size, seed=3), randn(2, 4, *size, seed=4)
     space = VarianceExploding(lambda sigma: torch.full_like(sigma, t))
     stage = StagePlan(1, 2.0, size, factor, window, stride)
-    run = StageRun(stage, Settings(**fields), anchor, noise, space, StepGate(), stochastic=False)
+    run = StageRun(stage, Settings(**fields), anchor, noise, SamplerTraits(space, StepGate()))
     x = torch.zeros_like(anchor)
     run.before_call(x, torch.tensor(2.0))
     return run, x
@@ -433,7 +433,7 @@ def test_a_stage_feathers_by_its_settings() -> None:
     plan = StagePlan(1, 2.0, (16, 16), 2, (8, 8), (4, 4))
     x, space = randn(1, 4, 16, 16), VarianceExploding(lambda sigma: torch.zeros_like(sigma))
     for feather in (0.0, 0.25):
-        run = StageRun(plan, Settings(feather=feather), x, x, space, StepGate(), stochastic=False)
+        run = StageRun(plan, Settings(feather=feather), x, x, SamplerTraits(space, StepGate()))
         run.weights = Weights(0.0, 0.0, 0.0)
         expected = fuse(
             placed_network, x, run.local, [], 0.0, unblurred, 0.0, ViewBatches(4), feathering=Feathering(feather)
@@ -522,7 +522,9 @@ def test_extra_noise_is_in_x_as_a_stage_begins_and_never_again() -> None:
     anchor, noise = randn(1, 4, 16, 16), randn(1, 4, 16, 16, seed=1)
     stage = StagePlan(1, 2.0, (16, 16), 2, (8, 8), (4, 4))
     space = VarianceExploding(lambda sigma: 100 * sigma)
-    runs = [StageRun(stage, Settings(extra_noise=e), anchor, noise, space, StepGate(), False) for e in (0.0, 0.05)]
+    runs = [
+        StageRun(stage, Settings(extra_noise=e), anchor, noise, SamplerTraits(space, StepGate())) for e in (0.0, 0.05)
+    ]
     for run, share in zip(runs, (0.0, 0.05)):
         x = torch.zeros_like(anchor)
         run.before_call(x, torch.tensor(9.0))

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from lib_demofusion.method.plan import StagePlan
 from lib_demofusion.method.residual import VarianceExploding, VariancePreserving
-from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.step_gate import (
     CountedCalls,
     FirstCallAtNewLevel,
@@ -157,7 +157,7 @@ def drive(
     The run starts from an x of NaN: the first blend must replace it.
     """
     space = VarianceExploding(sigma_to_t)
-    run = StageRun(STAGE, Settings(cosine_scale_1=exponent), ANCHOR, NOISE, space, gate, stochastic)
+    run = StageRun(STAGE, Settings(cosine_scale_1=exponent), ANCHOR, NOISE, SamplerTraits(space, gate, stochastic))
     seen = []
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
@@ -684,7 +684,9 @@ def noise_levels(stochastic: bool) -> list[float]:
     shape, modes = (2, 4, 96, 96), (-100.0, 100.0)
     clean = 100 * randn(3, shape).sign()
     anchor, noise = clean + 0.3 * randn(4, shape), randn(5, shape)
-    run = StageRun(STAGE, Settings(), anchor, noise, VarianceExploding(sigma_to_t), StepGate(), stochastic)
+    run = StageRun(
+        STAGE, Settings(), anchor, noise, SamplerTraits(VarianceExploding(sigma_to_t), StepGate(), stochastic)
+    )
     levels = []
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
@@ -868,7 +870,7 @@ def drive_timesteps(
     """As `drive`, for a sampler that asks an eps model at timesteps."""
     space = VariancePreserving(ALPHAS)
     given = Settings(cosine_scale_1=EXPONENT)
-    run = StageRun(STAGE, given, ANCHOR, NOISE, space, gate, is_stochastic(name, eta))
+    run = StageRun(STAGE, given, ANCHOR, NOISE, SamplerTraits(space, gate, is_stochastic(name, eta)))
     seen = []
 
     def model(x: Tensor, t: float) -> Tensor:
@@ -920,7 +922,7 @@ def test_level_of_another_type_than_x(space, levels: tuple[int, int], dtype: tor
     """Timesteps may come as whole numbers; the square roots made of them must not become whole numbers too."""
 
     def blended(level_dtype: torch.dtype) -> Tensor:
-        run = StageRun(STAGE, Settings(), ANCHOR, NOISE, space, StepGate(), stochastic)
+        run = StageRun(STAGE, Settings(), ANCHOR, NOISE, SamplerTraits(space, StepGate(), stochastic))
         x = torch.zeros_like(ANCHOR)
         run.before_call(x, torch.tensor(levels[0], dtype=level_dtype))
         run.after_step(0, x, randn(6))

@@ -17,7 +17,7 @@ from bench.quality.denoiser import NATIVE, GuidedModel, ddim, timesteps
 from bench.quality.pictures import as_float, upscale
 from lib_demofusion.method.plan import StagePlan, make_plan
 from lib_demofusion.method.residual import VariancePreserving, noised
-from lib_demofusion.method.stage import StageRun, finish_stage, make_anchor, mix_anchors
+from lib_demofusion.method.stage import SamplerTraits, StageRun, finish_stage, make_anchor, mix_anchors
 from lib_demofusion.method.stage_steps import schedule_steps
 from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.settings.fields import LATENT, PIXELS, Settings
@@ -166,7 +166,7 @@ class Studio:
     def _stage(self, settings: Settings, stage: StagePlan, anchor: Tensor, batch: Batch, guided: GuidedModel) -> Tensor:
         noise = initial_noise([number + SEED_STEP * stage.number for number in batch.numbers], *stage.size)
         space = VariancePreserving(self.alphas)
-        run = StageRun(stage, settings, anchor, noise, space, StepGate(), stochastic=False)
+        run = StageRun(stage, settings, anchor, noise, SamplerTraits(space, StepGate()))
         times = timesteps(schedule_steps(self.sampling.steps, settings), settings.strength)
         return ddim(torch.zeros_like(anchor), times, self.alphas, guided.fused(run), run)
 

@@ -20,7 +20,7 @@ from lib_demofusion.host.pictures.base_picture import base_latent, own_generator
 from lib_demofusion.host.pictures.pixel_anchor import pixel_anchor
 from lib_demofusion.host.pictures.vae import Report
 from lib_demofusion.host.progress.bar import Progress, img2img_steps, make_progress
-from lib_demofusion.host.sampling.stage_runner import StageStopped, run_stage, stop_requested
+from lib_demofusion.host.sampling.stage_sampler import StageStopped, StageTask, run_stage, stop_requested
 from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, StagePlan, make_plan
 from lib_demofusion.method.stage import finish_stage, make_anchor, mix_anchors
 from lib_demofusion.progress.costs import Pass
@@ -201,7 +201,8 @@ class _StageLoop:
                 # moves some of it into the computer's memory rather than say so
                 devices.torch_gc()
                 with inpainting.masks_at(self._p, self._plan, stage.size, self._originals.latent(stage.size)):
-                    x = run_stage(self._p, stage, self._settings, anchor, self._progress.sampling, self._plan)
+                    task = StageTask(stage, self._settings, anchor, self._plan)
+                    x = run_stage(self._p, task, self._progress.sampling)
                     x = soft_inpainting.as_far_as_painted(self._p, x, finish_stage(x, base, colours))
                     x = inpainting.keep_unmasked(self._p, x)
                 done.append(x)

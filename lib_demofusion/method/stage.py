@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch.nn.functional as F
@@ -53,6 +54,17 @@ def finish_stage(x: Tensor, base: Tensor, colours: Tensor | None = None) -> Tens
     return x if colours is None else match_low_band(x, colours)
 
 
+@dataclass(frozen=True)
+class SamplerTraits:
+    """What of a sampler decides how the skip residual acts."""
+
+    space: NoiseSpace
+    gate: StepGate
+    """Tells at which of its model calls a step begins."""
+    stochastic: bool = False
+    """Whether it adds noise on the way."""
+
+
 class StageRun:
     """Steers one sampling run at one size.
 
@@ -66,17 +78,13 @@ class StageRun:
         settings: Settings,
         anchor: Tensor,
         noise: Tensor,
-        space: NoiseSpace,
-        gate: StepGate,
-        stochastic: bool,
+        traits: SamplerTraits,
     ):
         self.stage = stage
         self.settings = settings
         self.anchor = anchor
         self.noise = noise
-        self.space = space
-        self.gate = gate
-        self.stochastic = stochastic
+        self.space, self.gate, self.stochastic = traits.space, traits.gate, traits.stochastic
         self.call = -1
         self.predictions = 0
         """How often `denoise` was called: a host that never does has sampled the whole latent in its own way."""

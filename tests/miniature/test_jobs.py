@@ -300,9 +300,9 @@ def test_an_anchor_made_in_pixels_is_the_enlarged_picture(
     """What reaches the stages is decoded, enlarged by Pillow and encoded; each is an encoding of the picture before."""
     anchors: list[torch.Tensor] = []
 
-    def recording(p: Any, stage: Any, settings: Any, anchor: torch.Tensor, *rest: Any) -> torch.Tensor:
-        anchors.append(anchor)
-        return anchor
+    def recording(p: Any, task: Any, report: Any) -> torch.Tensor:
+        anchors.append(task.anchor)
+        return task.anchor
 
     monkeypatch.setattr(job, "run_stage", recording)
     result = webui.job({**ON, "anchor": "pixels", "upscaler": upscaler, "return_stages": True}, batch_size=2)
@@ -320,8 +320,8 @@ def test_an_anchor_made_in_pixels_is_the_enlarged_picture(
 def test_a_mixed_anchor_is_between_the_two(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     anchors: dict[str, torch.Tensor] = {}
 
-    def recording(p: Any, stage: Any, settings: Any, anchor: torch.Tensor, *rest: Any) -> torch.Tensor:
-        return anchors.setdefault(settings.anchor, anchor)
+    def recording(p: Any, task: Any, report: Any) -> torch.Tensor:
+        return anchors.setdefault(task.settings.anchor, task.anchor)
 
     monkeypatch.setattr(job, "run_stage", recording)
     for anchor in ("latent", "pixels", "mixed"):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lib_demofusion.host import job
 from lib_demofusion.host.pictures import output, pixel_anchor
-from lib_demofusion.host.sampling import stage_runner
+from lib_demofusion.host.sampling import stage_sampler
 
 EVERYTHING = {"enabled": True, "scale": 3, "anchor": "pixels", "return_stages": True, "save_stages": True}
 SEEDS = itertools.count(5000)
@@ -27,7 +27,7 @@ POINTS: dict[str, Point] = {
     "encoding": (lambda webui: webui.small, "encode"),
     "enlarging a picture": (lambda webui: pixel_anchor, "lanczos"),
     "enlarging a latent": (lambda webui: job, "make_anchor"),
-    "noise": (lambda webui: stage_runner, "StageRun"),
+    "noise": (lambda webui: stage_sampler, "StageRun"),
     "a stage's end": (lambda webui: job, "finish_stage"),
     "a stage's picture": (lambda webui: output, "to_image"),
     "saving a stage's picture": (lambda webui: output, "_save"),
@@ -56,9 +56,9 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     widths: list[int] = []
     real = job.run_stage
 
-    def noticed(p: Any, stage: Any, *args: Any) -> torch.Tensor:
-        x = real(p, stage, *args)
-        widths.append(stage.pixels[1])
+    def noticed(p: Any, task: Any, *args: Any) -> torch.Tensor:
+        x = real(p, task, *args)
+        widths.append(task.stage.pixels[1])
         return x
 
     monkeypatch.setattr(job, "run_stage", noticed)

@@ -22,7 +22,7 @@ from torch import Tensor
 from lib_demofusion.host.progress import bar, timing
 from lib_demofusion.method.plan import Plan, StagePlan, make_plan
 from lib_demofusion.method.residual import VarianceExploding
-from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.stage_steps import schedule_steps, steps_of_stage
 from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import Size
@@ -126,7 +126,7 @@ class Run:
         steps = steps_of_stage(whole, self.settings.strength)
         space = VarianceExploding(WRAPPER.sigma_to_t)
         anchor = torch.zeros(1, 1, *stage.size)
-        run = StageRun(stage, self.settings, anchor, anchor, space, StepGate(), stochastic=False)
+        run = StageRun(stage, self.settings, anchor, anchor, SamplerTraits(space, StepGate()))
         arguments = self._arguments(whole, steps)
         meter = StageMeter(run, expected_levels(self.sampler, arguments, self.second_order, self.of_base))
 

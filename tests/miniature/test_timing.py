@@ -18,7 +18,7 @@ from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.host.progress import timing
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.method.residual import VariancePreserving
-from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.progress import costs
 from lib_demofusion.settings.fields import Settings
@@ -44,7 +44,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> float | None:
     monkeypatch.setattr(costs, "time", SimpleNamespace(perf_counter=clock))
     x = torch.zeros(1, 4, *PLAN.stages[0].size)
     space = VariancePreserving(torch.linspace(1, 0.01, 1000))
-    run = StageRun(PLAN.stages[0], Settings(), x, x, space, StepGate(), stochastic=False)
+    run = StageRun(PLAN.stages[0], Settings(), x, x, SamplerTraits(space, StepGate()))
     meter = costs.StageMeter(run, torch.linspace(900, 100, len(seconds) + 1))
     for taken in (*seconds, 0):
         run.before_call(x.clone(), torch.tensor(500.0))

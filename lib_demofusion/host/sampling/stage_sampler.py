@@ -1,0 +1,211 @@
+"""Runs one stage on a sampler of the webui that nobody else holds."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from modules import rng, sd_samplers, sd_samplers_timesteps, shared
+from modules.sd_samplers_common import InterruptedException
+from torch import Tensor
+
+from lib_demofusion.host.backends import host
+from lib_demofusion.host.backends.interface import StageParts
+from lib_demofusion.host.pictures.inpainting import is_inpainting
+from lib_demofusion.host.progress import timing
+from lib_demofusion.host.sampling.conditioning import conds_of_stage, image_conditioning_for
+from lib_demofusion.host.sampling.sdxl import Frame
+from lib_demofusion.host.sampling.view_batch import view_batches
+from lib_demofusion.host.scoped import replaced
+from lib_demofusion.method.plan import Plan, StagePlan
+from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
+from lib_demofusion.method.stage import SamplerTraits, StageRun
+from lib_demofusion.method.stage_steps import least_steps, long_enough, schedule_steps, steps_of_stage
+from lib_demofusion.method.step_gate import is_stochastic, make_gate
+from lib_demofusion.progress.costs import StageMeter, expected_levels
+from lib_demofusion.settings.fields import Settings
+
+SEED_OFFSET = 0x9E3779B97F4A7C15
+"""Added to the seeds once per stage: with the same seed, a stage's noise would begin with that of the base picture."""
+
+SEED_MASK = (1 << 63) - 1
+
+NEVER_ASKED = "this webui's sampler did not ask DemoFusion's model, so that what it made is no DemoFusion picture"
+
+Report = Callable[[float], None]
+"""Is told the share of the stage that is done."""
+
+
+class StageStopped(Exception):
+    """The user interrupted, skipped or stopped the stage."""
+
+
+class StageFailed(Exception):
+    """The stage ended without a usable picture."""
+
+
+def stop_requested() -> bool:
+    """Returns whether the user asked to interrupt, skip or stop."""
+    state = shared.state
+    return bool(state.interrupted or state.skipped or getattr(state, "stopping_generation", False))
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """What a stage is to do."""
+
+    stage: StagePlan
+    settings: Settings
+    anchor: Tensor
+    """The result of the stage before, enlarged, (B, C, H, W)."""
+    plan: Plan | None = None
+    """The run that the stage belongs to; without it the stage counts as the last one, of the whole base."""
+
+
+def run_stage(p: Any, task: StageTask, report: Report) -> Tensor:
+    """Returns the latent (B, C, H, W) that a stage makes of its anchor.
+
+    Raises StageStopped when the user stops it, StageFailed when the result holds NaN, and what the model raises.
+    """
+    x = StageSampler(p, task, report).run()
+    if x.shape != task.anchor.shape:
+        # the host caught a RecursionError of a noise sampler and returned its preview
+        raise StageFailed("the sampler gave up; choose another scheduler")
+    if not torch.isfinite(x).all():
+        raise StageFailed("the model returned NaN; --no-half or --upcast-sampling may help")
+    return x
+
+
+class StageSampler:
+    """A sampler of the webui's own that is made for one stage and dropped behind it."""
+
+    def __init__(self, p: Any, task: StageTask, report: Report):
+        self._p, self._task, self._report = p, task, report
+        self._sampler = sd_samplers.create_sampler(p.sampler_name, p.sd_model)
+        self._func = self._sampler.func
+        seeds, subseeds = stage_seeds(p.seeds, task.stage.number), stage_seeds(p.subseeds, task.stage.number)
+        _seed_brownian_noise(self._sampler, seeds)
+        shape, strength = task.anchor.shape[1:], p.subseed_strength
+        self._rng = rng.ImageRNG(shape, seeds, subseeds=subseeds, subseed_strength=strength)
+        self._noise = self._rng.next().to(task.anchor)
+        self._batches = view_batches(p, task.settings, task.stage.size)
+
+    def run(self) -> Tensor:
+        """Returns what the sampler makes; raises StageStopped, StageFailed, and what the model raises."""
+        p, task = self._p, self._task
+        # a function, which can say that it wraps the webui's: the webui looks at its parameters
+        self._sampler.func = functools.wraps(self._func)(lambda *args, **kwargs: self._steered(*args, **kwargs))
+        least = least_steps(self._func.__name__, getattr(shared.opts, "uni_pc_order", 1))
+        steps = long_enough(schedule_steps(p.steps, task.settings), task.settings.strength, least)
+        sampling = host().sampling(p, task.stage, self._batches.views, task.anchor, self._noise)
+        with replaced(p, rng=self._rng, steps=steps), sampling:
+            return self._sample(_image_conditioning(p, task.anchor, task.plan))
+
+    def _sample(self, conditioning: Tensor) -> Tensor:
+        """Calls the sampler so that it runs the last part of the schedule; `before_call` sets x at the first call."""
+        p, sampler, anchor, noise = self._p, self._sampler, self._task.anchor, self._noise
+        steps = steps_of_stage(p.steps, self._task.settings.strength)
+        calls = sampler.config.total_steps(1)
+        cond, uncond = (conds_of_stage(conds, calls * p.steps, calls * steps) for conds in p.get_conds())
+        if isinstance(sampler, sd_samplers_timesteps.CompVisSampler):
+            if steps == p.steps:
+                # sample_img2img would drop the first timestep of the schedule
+                sampler.model_wrap_cfg.init_latent = anchor
+                return sampler.sample(p, noise.clone(), cond, uncond, image_conditioning=conditioning)
+            # it would begin a timestep too low
+            steps += 1
+        with replaced(p, denoising_strength=steps / (p.steps + 0.5)):
+            return sampler.sample_img2img(p, anchor, noise, cond, uncond, steps, conditioning)
+
+    def _steered(self, denoiser: Any, x: Tensor, *args: Any, callback: Callable[[dict], None], **kwargs: Any) -> Tensor:
+        """Does what the sampling function does, with a StageRun between it and the model.
+
+        Only here are all its arguments known (sigmas, eta, churn, the callback), which decide how the skip residual
+        acts. Levels are looked at on the CPU.
+        """
+        known = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in kwargs.items()}
+        if is_inpainting(self._p):
+            # the host would blend with the anchor
+            denoiser.init_latent = self._p.init_latent
+        run = StageRun(self._task.stage, self._task.settings, self._task.anchor, self._noise, self._traits(known))
+        meter = StageMeter(run, self._levels(known).to(x))
+        self._attach(denoiser, run, meter)
+
+        def after_step(d: dict) -> None:
+            run.after_step(d["i"], d["x"], d["denoised"])
+            callback(d)
+            self._report(meter.after_call())
+
+        try:
+            made = self._func(denoiser, x, *args, callback=after_step, **kwargs)
+        except InterruptedException:
+            raise StageStopped from None
+        finally:
+            timing.learn(self._p.sd_model, timing.MODEL, meter.rate)
+        if not run.predictions:
+            raise StageFailed(NEVER_ASKED)
+        return made
+
+    def _traits(self, arguments: Mapping[str, Any]) -> SamplerTraits:
+        """Returns how the skip residual acts under the sampling function with these arguments."""
+        name, sigmas, n = self._func.__name__, arguments.get("sigmas"), arguments.get("n")
+        eta = arguments.get("eta") if "eta" in inspect.signature(self._func).parameters else None
+        gate = make_gate(name, sigmas, n, 1.0 if eta is None else eta, self._second_order)
+        return SamplerTraits(self._space(), gate, is_stochastic(name, eta, arguments.get("s_churn", 0.0)))
+
+    def _space(self) -> NoiseSpace:
+        if isinstance(self._sampler, sd_samplers_timesteps.CompVisSampler):
+            return VariancePreserving(self._p.sd_model.alphas_cumprod)
+        return VarianceExploding(self._sampler.model_wrap.sigma_to_t)
+
+    @property
+    def _second_order(self) -> bool:
+        return self._sampler.config.options.get("second_order", False)
+
+    def _levels(self, arguments: Mapping[str, Any]) -> Tensor:
+        of_base = getattr(getattr(self._p.sampler, "model_wrap_cfg", None), "step", 0)
+        return expected_levels(self._func.__name__, arguments, self._second_order, of_base)
+
+    def _attach(self, denoiser: Any, run: StageRun, meter: StageMeter) -> None:
+        """Has the denoiser ask the model on batches of views; each reports, and ends the sampling if the user asks."""
+        plan = self._task.plan
+        origin = getattr(shared.opts, "sdxl_crop_top", 0), getattr(shared.opts, "sdxl_crop_left", 0)
+        frame = Frame((plan or self._task.stage).pixels, origin)
+
+        def before_batch(cells: float) -> None:
+            if stop_requested():
+                raise InterruptedException
+            self._report(meter.before_batch(cells))
+
+        host().attach(denoiser, StageParts(self._p, run, plan, self._batches, frame, before_batch))
+
+
+def stage_seeds(seeds: list[int], stage: int) -> list[int]:
+    """Returns one seed per image that belongs to this stage alone."""
+    return [(int(seed) + SEED_OFFSET * stage) & SEED_MASK for seed in seeds]
+
+
+def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:
+    """Gives the SDE samplers noise of this stage: the host seeds it with p.all_seeds, whatever p.rng says."""
+    create = sampler.create_noise_sampler
+    batch = SimpleNamespace(all_seeds=seeds, iteration=0, batch_size=len(seeds))
+    sampler.create_noise_sampler = lambda x, sigmas, p: create(x, sigmas, batch)
+
+
+def _image_conditioning(p: Any, anchor: Tensor, plan: Plan | None) -> Tensor:
+    """Returns what an inpainting, depth, editing or unCLIP model gets besides the prompt.
+
+    In img2img, and after hires fix, it shows the source picture and must follow the stage's size. In txt2img it says
+    that everything is to be painted, which is as true of every view at the base picture's size: the base pass's own is
+    taken, so that no big picture is encoded.
+    """
+    shown = getattr(p, "image_conditioning", None)
+    if shown is not None:
+        return image_conditioning_for(shown, anchor, plan.crop if plan else None)
+    used = (getattr(p.sampler, "sampler_extra_args", None) or {}).get("image_cond")
+    return used if used is not None else p.txt2img_image_conditioning(anchor)
