@@ -18,8 +18,8 @@ from bench.quality.pictures import as_float, upscale
 from lib_demofusion.method.plan import StagePlan, make_plan
 from lib_demofusion.method.residual import VariancePreserving, noised
 from lib_demofusion.method.stage import StageRun, finish_stage, make_anchor, mix_anchors
+from lib_demofusion.method.stage_steps import schedule_steps
 from lib_demofusion.method.step_gate import StepGate
-from lib_demofusion.progress.forecast import schedule_steps
 from lib_demofusion.settings.fields import LATENT, PIXELS, Settings
 from trial.sampling import GUIDANCE, initial_noise
 from trial.scenes import all_labels, caption, random_scene, render, to_uint8

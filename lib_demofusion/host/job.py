@@ -19,11 +19,11 @@ from lib_demofusion.host.pictures import inpainting, output
 from lib_demofusion.host.pictures.base_picture import base_latent, own_generators
 from lib_demofusion.host.pictures.pixel_anchor import pixel_anchor
 from lib_demofusion.host.pictures.vae import Report
-from lib_demofusion.host.progress.bar import Progress, make_progress
+from lib_demofusion.host.progress.bar import Progress, img2img_steps, make_progress
 from lib_demofusion.host.sampling.stage_runner import StageStopped, run_stage, stop_requested
 from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, StagePlan, make_plan
 from lib_demofusion.method.stage import finish_stage, make_anchor, mix_anchors
-from lib_demofusion.progress.costs import Pass, img2img_steps
+from lib_demofusion.progress.costs import Pass
 from lib_demofusion.settings.fields import ENABLED_KEY, LATENT, PIXELS, Settings
 from lib_demofusion.settings.infotext import to_infotext
 from lib_demofusion.settings.spec import SettingsError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lib_demofusion.settings.fields import Settings
+
 TWO_NEEDED = frozenset({"sample_dpmpp_2m_sde", "sample_dpmpp_3m_sde", "sample_dpm_fast", "sample_dpm_adaptive"})
 """Sampling functions of k-diffusion that raise in a single step: the former two look for the length of a step that does
 not end at zero noise, the others run to the last level but one, which is then the one that they begin at."""
@@ -10,6 +12,11 @@ TIMESTEP_SAMPLERS = frozenset({"ddim", "ddim_cfgpp", "plms", "unipc"})
 """Sampling functions of the webui that begin a timestep below the one that it adds noise for, and end at the lowest."""
 
 FEWEST_TIMESTEPS = 4
+
+
+def schedule_steps(steps: int, settings: Settings) -> int:
+    """Returns the length of the stages' schedule, of which they run the last part, for a base pass of `steps` steps."""
+    return min(steps, settings.stage_steps or steps)
 
 
 def steps_of_stage(steps: int, strength: float) -> int:

@@ -1,142 +1,127 @@
-"""How the time of a run divides among its parts, in latent cells that the model evaluates."""
+"""What a run costs, in latent cells that the model evaluates, and how much of a stage is done.
+
+Time is about proportional to them. A path whose weight is too small is not evaluated, and its weight follows from the
+call's timestep. Which those will be depends on sampler, scheduler and checkpoint; they are taken to fall evenly.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from lib_demofusion.method.plan import Plan
+import torch
+from torch import Tensor
+
+from lib_demofusion.method.plan import Plan, StagePlan
+from lib_demofusion.method.schedule import weights_at
+from lib_demofusion.method.stage import StageRun
+from lib_demofusion.method.stage_steps import schedule_steps, steps_of_stage
+from lib_demofusion.method.step_gate import model_calls
 from lib_demofusion.method.views import Size
-from lib_demofusion.progress.forecast import call_cells, even_timesteps, schedule_steps
-from lib_demofusion.settings.fields import LATENT, Settings
+from lib_demofusion.settings.fields import Settings
 
-DECODING = 2.0
-"""Evaluations of the model that decoding takes the time of where that was never measured: for SDXL and SD 1.5 the
-decoder needs about as many operations for a picture as the UNet does for cond and uncond of its latent, often at twice
-the precision."""
-
-ENCODING = 0.44
-"""Operations of the encoder's convolutions against those of the decoder's."""
-
-ATTENTION_CELLS = 300_000
-"""Size of a latent for which the autoencoder's attention, whose work grows with the square of the cells, needs as many
-operations as the decoder's convolutions; about 4400x4400 pixels."""
+ADAPTIVE_CALLS, ADAPTIVE_RANGE = 60, 6.2
+"""Calls of DPM adaptive in a whole schedule where none was seen yet, and the schedule's length in log sigma."""
 
 Pass = tuple[int, Size]
 """Steps of one of the webui's own passes, and its size in cells."""
 
-PictureCost = Callable[[Size], float]
-"""Returns what decoding a latent of a size takes, in cells evaluated by the model."""
 
-
-def decoder_work(size: Size) -> float:
-    """Returns the operations that decoding a latent takes, in those of the convolutions for one cell."""
-    cells = math.prod(size)
-    return cells * (1 + cells / ATTENTION_CELLS)
-
-
-def encoder_work(size: Size) -> float:
-    """Returns the operations that encoding to a latent takes, in the same unit."""
-    cells = math.prod(size)
-    return cells * (ENCODING + cells / ATTENTION_CELLS)
-
-
-def reckoned_decoding(size: Size) -> float:
-    """Returns what decoding takes as far as that is known without a measurement."""
-    return DECODING * decoder_work(size)
-
-
-@dataclass(frozen=True)
-class RunCosts:
-    """Cells evaluated by the parts of a run, for one row of a batch."""
+class RunCosts(NamedTuple):
+    """Cells that the webui's own passes and each stage evaluate for one picture."""
 
     base: float
-    pictures: tuple[float, ...]
-    """Decoding before each stage, of the picture that it begins from, where that is shown, saved or enlarged."""
-    anchors: tuple[float, ...]
-    """Encoding the enlarged picture that a stage begins from, where its anchor is made in pixels."""
     stages: tuple[float, ...]
-    decoding: float
 
 
 def run_costs(
-    plan: Plan,
-    settings: Settings,
-    steps: int,
-    two_calls: bool,
-    passes: Sequence[Pass] | None = None,
-    pictures: bool = False,
-    decoding: PictureCost = reckoned_decoding,
+    plan: Plan, settings: Settings, steps: int, two_calls: bool, passes: Sequence[Pass] | None = None
 ) -> RunCosts:
-    """Returns the costs of a run of `steps` steps as far as they are known before it begins.
+    """Returns the costs of a run of `steps` steps; `passes` are the webui's own, without them one of all steps.
 
-    `passes` are the webui's own that make the base picture, without them one of all steps; `pictures` says whether
-    every stage's is decoded. The timesteps are taken to fall evenly: how far that is from the truth is about the same
-    for every stage.
+    `two_calls` says whether the sampler asks its model twice a step, except in the last.
     """
-    timesteps = even_timesteps(schedule_steps(steps, settings), settings.strength, two_calls)
-    sizes = [plan.base, *(stage.size for stage in plan.stages)]
-    decoded = [decoding(size) for size in sizes]
-    from_pixels = settings.anchor != LATENT
-    return RunCosts(
-        passes_cells([(steps, plan.base)] if passes is None else passes, two_calls),
-        tuple(cost if pictures or from_pixels else 0.0 for cost in decoded[:-1]),
-        tuple(_encoding(size, decoding) if from_pixels else 0.0 for size in sizes[1:]),
-        tuple(float(sum(call_cells(stage, timesteps, settings))) for stage in plan.stages),
-        decoded[-1],
-    )
+    schedule = schedule_steps(steps, settings)
+    run = steps_of_stage(schedule, settings.strength)
+    first, calls = 999 * (1 - (schedule - run) / max(schedule - 1, 1)), _calls(run, two_calls)
+    timesteps = [first * (1 - i / max(calls - 1, 1)) for i in range(calls)]
+    passes = [(steps, plan.base)] if passes is None else passes
+    base = sum(_calls(number, two_calls) * math.prod(size) for number, size in passes)
+    return RunCosts(base, tuple(float(sum(call_costs(stage, settings, timesteps))) for stage in plan.stages))
 
 
-def img2img_steps(steps: int, strength: float) -> int:
-    """Returns how many steps the webui's img2img runs (modules/sd_samplers_common.py, setup_img2img_steps)."""
-    return int(min(strength, 0.999) * steps) + 1
+def call_costs(stage: StagePlan, settings: Settings, timesteps: Iterable[float]) -> list[int]:
+    """Returns the cells that a stage evaluates in model calls at `timesteps`."""
+    return [stage.cells_at(weights_at(t, settings).dilated) for t in timesteps]
 
 
-def passes_cells(passes: Sequence[Pass], two_calls: bool) -> float:
-    """Returns the cells that the webui's own passes evaluate."""
-    return float(sum(len(even_timesteps(steps, 1.0, two_calls)) * math.prod(size) for steps, size in passes))
+def _calls(steps: int, two_calls: bool) -> int:
+    return max(2 * steps - 1, 0) if two_calls else steps
 
 
-def _encoding(size: Size, decoding: PictureCost) -> float:
-    """Returns what encoding to a latent of a size takes."""
-    return decoding(size) * encoder_work(size) / decoder_work(size)
+def expected_levels(name: str, arguments: Mapping[str, Any], second_order: bool, of_base: int) -> Tensor:
+    """Returns about the noise level of every model call of the sampling function `name`, from its arguments.
+
+    DPM adaptive goes by the picture: about as often as in the base pass, `of_base`, for its part of the schedule.
+    """
+    if "sigmas" in arguments or "timesteps" in arguments:
+        # UniPC alone calls at the last timestep too
+        levels = (
+            arguments["sigmas"][:-1] if "sigmas" in arguments else arguments["timesteps"][name != "unipc" :].flip(0)
+        )
+        calls = model_calls(name, len(levels), second_order)
+        return torch.stack([levels[call * len(levels) // calls] for call in range(calls)])
+    high, low = (math.log(arguments[name]) for name in ("sigma_max", "sigma_min"))
+    # wherever it begins, its first steps are short
+    part = ((high - low) / ADAPTIVE_RANGE) ** 0.87
+    return torch.linspace(high, low, arguments.get("n") or max(1, round((of_base or ADAPTIVE_CALLS) * part))).exp()
 
 
-class StageClock:
-    """Tells how much of a stage is done, from what its model calls have evaluated so far.
-
-    `cells` are those of every call where they are known, see `forecast.call_cells`. Else the timestep tells, which
-    falls from its first value to nothing.
+class StageMeter:
+    """Follows the batches of a stage: what it has done are the calls so far, weighted by their cost, and in this call
+    the batches so far.
     """
 
-    def __init__(self, cells: Sequence[int] | None):
-        self._cells = cells
-        self._call = -1
-        self._first_timestep = 1.0
-        self._within = 0.0
-        self._before = 0.0
-        # the host may evaluate conds and unconds one after the other; how often shows at the end of the first call
+    def __init__(self, run: StageRun, levels: Tensor):
+        self.share = 0.0
+        """How much of the stage is done, 0 to 1; it never falls."""
+        self.rate: float | None = None
+        """Seconds for a cell of a view and image. The first call does not count: kernels are chosen in it."""
+        self._run, self._call = run, -1
+        self._costs = call_costs(run.stage, run.settings, run.space.timesteps(levels))
+        self._cells = self._evaluated = self._timed = self._begun = 0.0
+        # where the webui evaluates conds and unconds one after the other, a call's batches come twice
         self._rounds = 1.0
 
-    def share(self, call: int, timestep: float, cells: float) -> float:
-        """Returns the share of the stage that is done before a batch of `cells` cells in call number `call`."""
-        if call != self._call:
-            self._begin_call(call, timestep)
-        done, self._within = self._within, self._within + cells
-        if self._cells is None:
-            return min(max(1 - timestep / self._first_timestep, 0.0), 1.0)
-        here = self._of_call(call)
-        total = max(sum(self._cells), 1)
-        return min((self._before + min(done / self._rounds, here)) / total, 1.0)
+    def before_batch(self, cells: float) -> float:
+        """Returns the share that is done before a batch of `cells` cells, as a mean over the rows of the call."""
+        if self._run.call != self._call:
+            self._begin_call()
+        self._move(min(self._evaluated / (self._rounds * self._cells), 1.0))
+        self._evaluated += cells
+        return self.share
 
-    def _begin_call(self, call: int, timestep: float) -> None:
-        if self._call < 0:
-            self._first_timestep = max(timestep, 1e-6)
-        elif self._cells is not None and self._of_call(self._call):
-            self._rounds = max(1.0, self._within / self._of_call(self._call))
-        self._call, self._within = call, 0.0
-        self._before = float(sum(self._cells[:call])) if self._cells is not None else 0.0
+    def after_call(self) -> float:
+        """Returns the share that is done behind a call, of which the sampler's callback tells."""
+        self._move(1.0)
+        return self.share
 
-    def _of_call(self, call: int) -> float:
-        return float(self._cells[call]) if self._cells is not None and call < len(self._cells) else 0.0
+    def _begin_call(self) -> None:
+        run, now = self._run, time.perf_counter()
+        if self._call == 0:
+            self._begun = now
+        elif self._call > 0:
+            # from call to call: a card is handed work ahead of time, and only the next call waits for it
+            self._timed += self._cells * len(run.anchor)
+            self.rate = (now - self._begun) / self._timed
+        if self._call >= 0:
+            self._rounds = max(self._evaluated / self._cells, 1.0)
+        self._call, self._evaluated = run.call, 0.0
+        self._cells = run.stage.cells_at(run.weights.dilated)
+
+    def _move(self, within: float) -> None:
+        call = min(self._call, len(self._costs) - 1)
+        done = (sum(self._costs[:call]) + within * self._costs[call]) / sum(self._costs)
+        self.share = min(max(self.share, done), 1.0)

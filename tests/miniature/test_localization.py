@@ -15,6 +15,7 @@ from modules import shared
 
 from lib_demofusion.host.neighbours import refusals as neighbours
 from lib_demofusion.host.panel import line, preset_row, presets
+from lib_demofusion.host.panel.tab import TabValues
 
 FOLDER = Path(__file__).resolve().parents[2] / "localizations"
 LANGUAGES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -109,8 +110,8 @@ LINES = (
 def test_the_live_line_is_made_of_pieces_that_can_be_translated(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, settings: dict, tab: dict, seconds: float | None
 ) -> None:
-    monkeypatch.setattr(line.timing, "seconds", lambda cells, guided: seconds)
+    monkeypatch.setattr(line.timing, "seconds", lambda cells: seconds)
     known = translations("de_DE")
-    for text in TextNodes(line.describe([settings], line.TabValues(**tab))).found:
+    for text in TextNodes(line.describe([settings], TabValues(**tab))).found:
         numbers = re.fullmatch(r"[\d.,x→ e+]+", text)
         assert text in known or numbers or text in ("scale = 99", "a number from 1 to 8")

@@ -16,7 +16,8 @@ from modules import infotext_utils, paths_internal, scripts, shared
 from lib_demofusion.host import options
 from lib_demofusion.host.panel import build as panel
 from lib_demofusion.host.panel import preset_row, presets
-from lib_demofusion.host.panel.line import TabValues, describe
+from lib_demofusion.host.panel.line import describe
+from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.settings.fields import (
     DEFAULT_PRESET,
     PRESET_FIELDS,

@@ -12,6 +12,7 @@ from autoencoders import Decoder
 from in_process import Webui
 
 from lib_demofusion.host.panel import limits, line
+from lib_demofusion.host.panel.tab import TabValues
 
 GIB = 1 << 30
 
@@ -32,7 +33,7 @@ def free(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Any:
 def warnings(**tab: Any) -> list[str]:
     """Those in the line of a stage to 4096x4096."""
     text = html.unescape(
-        line.describe([{"enabled": True, "scale": 4}], line.TabValues(**{"width": 1024, "height": 1024, **tab}))
+        line.describe([{"enabled": True, "scale": 4}], TabValues(**{"width": 1024, "height": 1024, **tab}))
     )
     return [warning for warning in line.WARNINGS if warning in text]
 
@@ -45,7 +46,7 @@ def test_an_ordinary_computer_is_left_in_peace(free: Any) -> None:
 def test_a_run_of_more_than_an_hour(
     free: Any, monkeypatch: pytest.MonkeyPatch, seconds: float | None, warned: bool
 ) -> None:
-    monkeypatch.setattr(line.timing, "seconds", lambda cells, guided: seconds)
+    monkeypatch.setattr(line.timing, "seconds", lambda cells: seconds)
     assert warnings() == [line.LONG] * warned
 
 

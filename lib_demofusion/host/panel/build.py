@@ -13,7 +13,8 @@ from modules.ui_components import FormRow, InputAccordion
 
 from lib_demofusion.host.neighbours import refusals as neighbours
 from lib_demofusion.host.panel import preset_row, presets
-from lib_demofusion.host.panel.line import TabValues, describe
+from lib_demofusion.host.panel.line import describe
+from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.settings.fields import (
     NAMES,
     PRESET_FIELDS,

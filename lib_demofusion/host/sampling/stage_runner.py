@@ -24,11 +24,9 @@ from lib_demofusion.host.scoped import replaced
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.method.stage import StageRun
-from lib_demofusion.method.stage_steps import least_steps, long_enough, steps_of_stage
+from lib_demofusion.method.stage_steps import least_steps, long_enough, schedule_steps, steps_of_stage
 from lib_demofusion.method.step_gate import is_stochastic, make_gate
-from lib_demofusion.progress.costs import StageClock
-from lib_demofusion.progress.forecast import call_cells, schedule_steps
-from lib_demofusion.progress.sampler_calls import call_levels
+from lib_demofusion.progress.costs import StageMeter, expected_levels
 from lib_demofusion.settings.fields import Settings
 
 SEED_OFFSET = 0x9E3779B97F4A7C15
@@ -74,15 +72,15 @@ def run_stage(
 
     batches = view_batches(p, settings, stage.size)
 
-    def attach(model: Any, run: StageRun, cells: list[int] | None) -> None:
-        before_batch = _before_batch(run, StageClock(cells), report, watch)
-        host().attach(model, StageParts(p, run, plan, batches, frame, before_batch))
+    def attach(model: Any, run: StageRun, meter: StageMeter) -> Callable[[], None]:
+        host().attach(model, StageParts(p, run, plan, batches, frame, _before_batch(meter, report)))
+        return lambda: report(meter.after_call())
 
     _steer(sampler, stage, settings, anchor, noise, attach)
     least = least_steps(sampler.func.__name__, getattr(shared.opts, "uni_pc_order", 1))
     steps = long_enough(schedule_steps(p.steps, settings), settings.strength, least)
     sampling = host().sampling(p, stage, batches.views, anchor, noise)
-    with timing.measured(p) as watch, replaced(p, rng=stage_rng, steps=steps), sampling:
+    with replaced(p, rng=stage_rng, steps=steps), sampling:
         x = _sample(p, sampler, settings.strength, anchor, noise, _image_conditioning(p, anchor, plan))
     if x.shape != anchor.shape:
         # the host caught a RecursionError of a noise sampler and returned its preview
@@ -116,9 +114,9 @@ def _steer(
     settings: Settings,
     anchor: Tensor,
     noise: Tensor,
-    attach: Callable[[Any, StageRun, list[int] | None], None],
+    attach: Callable[[Any, StageRun, StageMeter], Callable[[], None]],
 ) -> None:
-    """Wraps the sampling function of our own sampler.
+    """Wraps the sampling function of our own sampler; what `attach` returns is called behind every callback.
 
     Only there are all its arguments known (sigmas, eta, churn, the callback), which decide how the skip residual acts.
     """
@@ -137,17 +135,21 @@ def _steer(
             # the host would blend with the anchor
             model.init_latent = model.p.init_latent
         run = StageRun(stage, settings, anchor, noise, space, gate, stochastic)
-        levels = call_levels(name, {"skip_type": getattr(shared.opts, "uni_pc_skip_type", None), **known}, second_order)
-        attach(model, run, _call_cells(run, torch.stack(levels).to(x)) if levels else None)
+        of_base = getattr(getattr(model.p.sampler, "model_wrap_cfg", None), "step", 0)
+        meter = StageMeter(run, expected_levels(name, known, second_order, of_base).to(x))
+        stepped = attach(model, run, meter)
 
         def after_step(d: dict) -> None:
             run.after_step(d["i"], d["x"], d["denoised"])
             callback(d)
+            stepped()
 
         try:
             made = func(model, x, *args, callback=after_step, **kwargs)
         except InterruptedException:
             raise StageStopped from None
+        finally:
+            timing.learn(model.p.sd_model, timing.MODEL, meter.rate)
         if not run.predictions:
             raise StageFailed(NEVER_ASKED)
         return made
@@ -160,22 +162,13 @@ def _on_processor(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in arguments.items()}
 
 
-def _call_cells(run: StageRun, levels: Tensor) -> list[int]:
-    """Returns the cells that the stage's model calls will evaluate, at levels (N,) as the model will be given them."""
-    return call_cells(run.stage, run.space.timesteps(levels), run.settings)
-
-
-def _before_batch(run: StageRun, clock: StageClock, report: Report, watch: timing.Stopwatch) -> Callable[[float], None]:
+def _before_batch(meter: StageMeter, report: Report) -> Callable[[float], None]:
     """Returns what is called before every batch: it reports progress, and ends the sampling when the user asks."""
-    seen = [-1]
 
     def before_batch(cells: float) -> None:
         if stop_requested():
             raise InterruptedException
-        if run.call != seen[0]:
-            seen[0] = run.call
-            watch.begin_call(run.stage.cells_at(run.weights.dilated) * len(run.anchor))
-        report(clock.share(run.call, run.timestep, cells))
+        report(meter.before_batch(cells))
 
     return before_batch
 

@@ -1,0 +1,80 @@
+"""What the tab's own fields ask of the webui, as far as the live line needs it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lib_demofusion.host.progress.bar import img2img_steps
+from lib_demofusion.method.plan import CELL
+from lib_demofusion.method.views import Size
+from lib_demofusion.progress.costs import Pass
+from lib_demofusion.settings.fields import Settings
+
+
+@dataclass(frozen=True)
+class TabValues:
+    """What the line needs to know of the tab, by its components' ids; these stand until its own are known."""
+
+    width: float = 512
+    height: float = 512
+    steps: float = 20
+    sampling: str | None = None
+    cfg_scale: float = 7
+    batch_size: float = 1
+    batch_count: float = 1
+    denoising_strength: float = 0.75
+    hr_checkbox: bool = False
+    """Whether hires fix is on; the four below are its own."""
+    hires_steps: float = 0
+    hr_scale: float = 2
+    hr_resize_x: float = 0
+    hr_resize_y: float = 0
+    img2img: bool = False
+    resize_by: bool = False
+    """Whether img2img's size is that of the picture times `scale`."""
+    scale: float = 1
+    scale_resolution_preview: str = ""
+    """Where the webui says the picture's size, `... 512x768 ... to ...`; without a picture it holds none."""
+    override_settings: Sequence[str] = ()
+    """What stands in for settings in this tab alone, as `Tiling: True`; pasting fills it."""
+    script: str = ""
+    """Title of the chosen script."""
+
+    @property
+    def step_count(self) -> int:
+        """Sampling steps, at least one."""
+        return max(1, int(self.steps or 1))
+
+    @property
+    def images(self) -> int:
+        """How many are sampled at once."""
+        return max(1, int(self.batch_size or 1))
+
+
+def base_picture(settings: Settings, tab: TabValues) -> tuple[Size, list[Pass]]:
+    """Returns the size in cells of the picture that the stages begin from, and the webui's passes that make it."""
+    first, steps = _cells(tab.width, tab.height), tab.step_count
+    if tab.img2img:
+        source = re.search(r"(\d+)x(\d+)", tab.scale_resolution_preview or "") if tab.resize_by else None
+        if source is not None:
+            first = _cells(*(int(int(side) * (tab.scale or 0)) for side in source.groups()))
+        return first, [(img2img_steps(steps, tab.denoising_strength or 0), first)] if settings.redraw_base else []
+    if not tab.hr_checkbox:
+        return first, [(steps, first)]
+    second = _cells(*_hires_pixels(tab))
+    return second, [(steps, first), (int(tab.hires_steps or 0) or steps, second)]
+
+
+def _hires_pixels(tab: TabValues) -> tuple[float, float]:
+    """Returns width and height of hires fix's result (modules/processing.py, calculate_target_resolution)."""
+    width, height = max(1, int(tab.width or 0)), max(1, int(tab.height or 0))
+    wide, high = int(tab.hr_resize_x or 0), int(tab.hr_resize_y or 0)
+    if not wide and not high:
+        return width * (tab.hr_scale or 0), height * (tab.hr_scale or 0)
+    return wide or high * width // height, high or wide * height // width
+
+
+def _cells(width: float, height: float) -> Size:
+    return max(1, int(height or 0) // CELL), max(1, int(width or 0) // CELL)
