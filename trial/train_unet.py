@@ -8,7 +8,7 @@ larger picture, whose contents are already visible through the noise, is familia
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -55,9 +55,10 @@ def make_captions() -> Captions:
 class Denoiser(nn.Module):
     """UNet and text encoder together: noise prediction from x (B, 4, h, w), t (B,), ids (B, 77)."""
 
-    def __init__(self, words: int) -> None:
+    def __init__(self, words: int, unet: UNetConfig | None = None, text: TextConfig | None = None) -> None:
         super().__init__()
-        self.unet, self.text = UNet(UNetConfig()), TextEncoder(TextConfig(vocab_size=words))
+        self.unet = UNet(unet or UNetConfig())
+        self.text = TextEncoder(replace(text or TextConfig(), vocab_size=words))
         for name, parameter in self.unet.named_parameters():
             if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
                 nn.init.zeros_(parameter)
@@ -69,8 +70,16 @@ class Denoiser(nn.Module):
 class Batches:
     """Random training batches; the draw of a step depends on the seed and the step alone."""
 
-    def __init__(self, data: dict[str, Tensor], captions: Captions, batch: int, seed: int) -> None:
+    def __init__(
+        self,
+        data: dict[str, Tensor],
+        captions: Captions,
+        batch: int,
+        seed: int,
+        template_shares: tuple[float, ...] = TEMPLATE_SHARES,
+    ) -> None:
         self.data, self.captions, self.batch, self.seed = data, captions, batch, seed
+        self.shares = torch.tensor(template_shares)
         self.alphas = alphas_cumprod().float()
 
     def weights(self, t: Tensor) -> Tensor:
@@ -92,9 +101,8 @@ class Batches:
         pair = self.data["zoomed_x"][zoomed_at], self.data["whole_x"][whole_at]
         clean = torch.where(zoomed[:, None, None, None], *pair)
         label = torch.where(zoomed, self.data["zoomed_label"][zoomed_at], self.data["whole_label"][whole_at])
-        shares = torch.tensor(TEMPLATE_SHARES)
-        template = torch.multinomial(shares, self.batch, replacement=True, generator=generator)
-        template = template.masked_fill(rand() < EMPTY_SHARE, len(TEMPLATES))
+        template = torch.multinomial(self.shares, self.batch, replacement=True, generator=generator)
+        template = template.masked_fill(rand() < EMPTY_SHARE, len(self.shares))
         noise = torch.randn(clean.shape, generator=generator)
         power = self.alphas[t][:, None, None, None]
         x = power.sqrt() * SCALE_FACTOR * clean + (1.0 - power).sqrt() * noise
