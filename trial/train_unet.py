@@ -120,6 +120,7 @@ def compiled(model: Denoiser) -> Callable[..., Tensor]:
     for module in model.modules():
         if isinstance(module, SpatialTransformer):
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+    torch._dynamo.config.cache_size_limit = 64  # one version for every size of a block
     return torch.compile(training_loss, dynamic=False)
 
 

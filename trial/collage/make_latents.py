@@ -54,13 +54,17 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path("runs/collage"))
     options.add_argument("--encoder", type=Path, help="state of train_encoder, if not in --out")
     options.add_argument("--labels", type=int, default=240, help="number of captions, by which labels take turns")
+    options.add_argument(
+        "--share", type=float, default=1.0, help="share of the views that is encoded, from the first on"
+    )
     args = options.parse_args()
     torch.set_num_threads(1)
     pair = Pair()
     state = torch.load(args.encoder or args.out / "encoder.pt", weights_only=True, map_location="cpu")
     pair.load_state_dict(state["average"])
     pair = pair.eval().to(memory_format=torch.channels_last)
-    sets = {kind: encode(pair, np.load(args.out / f"{kind}.npy", mmap_mode="r")) for kind in KINDS}
+    views = {kind: np.load(args.out / f"{kind}.npy", mmap_mode="r") for kind in KINDS}
+    sets = {kind: encode(pair, pictures[: round(args.share * len(pictures))]) for kind, pictures in views.items()}
     whole = sets["whole"]
     mean, scale = whole.mean((0, 2, 3)), SCALE_FACTOR * whole.std((0, 2, 3))
     model = starting_autoencoder(pair)
