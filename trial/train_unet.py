@@ -67,28 +67,33 @@ class Denoiser(nn.Module):
         return self.unet(x, t, self.text(ids))
 
 
+@dataclass(frozen=True)
+class Mix:
+    """What the batches hold: shares of the captions' forms and of zoomed views, and the largest weight of a step."""
+
+    templates: tuple[float, ...] = TEMPLATE_SHARES
+    zoomed: float = ZOOMED_SHARE
+    weight_limit: float = WEIGHT_LIMIT
+
+
 class Batches:
     """Random training batches; the draw of a step depends on the seed and the step alone."""
 
     def __init__(
-        self,
-        data: dict[str, Tensor],
-        captions: Captions,
-        batch: int,
-        seed: int,
-        template_shares: tuple[float, ...] = TEMPLATE_SHARES,
+        self, data: dict[str, Tensor], captions: Captions, batch: int, seed: int, mix: Mix | None = None
     ) -> None:
         self.data, self.captions, self.batch, self.seed = data, captions, batch, seed
-        self.shares = torch.tensor(template_shares)
+        self.mix = mix or Mix()
+        self.shares = torch.tensor(self.mix.templates)
         self.alphas = alphas_cumprod().float()
 
     def weights(self, t: Tensor) -> Tensor:
-        """Loss weights (B,) of the steps t (B,), the inverse signal power up to WEIGHT_LIMIT.
+        """Loss weights (B,) of the steps t (B,), the inverse signal power up to a limit.
 
         They turn the error of the noise into that of v (Salimans and Ho, arXiv 2202.00512). Unweighted, the steps at
         which only the text can say what to draw hardly count, and the model learns to take colours from the noise.
         """
-        return (1.0 / self.alphas[t]).clamp(max=WEIGHT_LIMIT)
+        return (1.0 / self.alphas[t]).clamp(max=self.mix.weight_limit)
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Noisy latents (B, 4, 16, 16), steps (B,), caption ids (B, 77), the noise and weights (B,)."""
@@ -96,7 +101,7 @@ class Batches:
         rand = partial(torch.rand, self.batch, generator=generator)
         t = ((torch.arange(self.batch) + rand()) / self.batch * STEPS).long().clamp(max=STEPS - 1)
         fade = (ZOOMED_NONE_ABOVE - t) / (ZOOMED_NONE_ABOVE - ZOOMED_FULL_BELOW)
-        zoomed = rand() < ZOOMED_SHARE * fade.clamp(0.0, 1.0)
+        zoomed = rand() < self.mix.zoomed * fade.clamp(0.0, 1.0)
         whole_at, zoomed_at = ((rand() * len(self.data[f"{kind}_x"])).long() for kind in ("whole", "zoomed"))
         pair = self.data["zoomed_x"][zoomed_at], self.data["whole_x"][whole_at]
         clean = torch.where(zoomed[:, None, None, None], *pair)

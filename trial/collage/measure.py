@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from trial.collage.content import Content, captions, installed
 from trial.collage.content import caption as join
@@ -17,7 +18,7 @@ from trial.collage.detector import crops_with_subject, read
 from trial.collage.scenes import random_collage, render
 from trial.measure import NATIVE, psnr, reconstruct, save_sheet
 from trial.sampling import GUIDANCE, ddim, initial_noise, pictures
-from trial.scenes import WHOLE, random_box
+from trial.scenes import WHOLE, random_box, to_uint8
 from trial.small_model import COLLAGE_CHECKPOINT, SmallModel, load
 
 HELD_OUT_SEED = 77_000  # no training set uses it
@@ -94,6 +95,12 @@ def judge(labels: list, images: np.ndarray) -> dict:
     return result
 
 
+def ten(images: np.ndarray) -> np.ndarray:
+    """Ten pictures (of B, 128, 128, 3), every sixth, enlarged twice in two rows, for a person to name."""
+    large = images[:60:6].repeat(2, 1).repeat(2, 2)
+    return np.concatenate([np.concatenate(list(row), 1) for row in (large[:5], large[5:])])
+
+
 def main() -> None:
     """Command line."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -121,6 +128,8 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         for name, images in sheets.items():
             save_sheet(args.out / f"{name}.png", images)
+        if args.count >= 60:
+            Image.fromarray(to_uint8(ten(sheets["1x"]))).save(args.out / "ten.jpg", quality=92)
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
 
