@@ -78,12 +78,29 @@ def save(path: Path, tensors: dict[str, Tensor], used: Tensor) -> None:
     partial.replace(path)
 
 
-def load(path: Path) -> dict[str, Tensor]:
-    """The full tensors of a checkpoint, packed or not."""
+def packed_words(path: Path) -> int | None:
+    """Rows of the table of words of a packed checkpoint when unpacked; None for one that is not packed."""
     with safe_open(str(path), framework="pt") as file:
         about = file.metadata() or {}
+    return json.loads(about["words"]) if about.get("packed") == FORMAT else None
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """The full tensors of a checkpoint, packed or not."""
+    words = packed_words(path)
     tensors = load_file(str(path))
-    return unpack(tensors, json.loads(about["words"])) if about.get("packed") == FORMAT else tensors
+    return tensors if words is None else unpack(tensors, words)
+
+
+def write_full(source: Path, target: Path) -> None:
+    """Writes a checkpoint, packed or not, as one that a webui loads."""
+    partial = target.with_suffix(".partial")
+    if packed_words(source) is None:
+        shutil.copy2(source, partial)
+    else:
+        save_file(load(source), str(partial), metadata={"format": "pt"})
+        partial.chmod(0o644)
+    partial.replace(target)
 
 
 def main() -> None:
@@ -92,9 +109,7 @@ def main() -> None:
     options.add_argument("packed", type=Path)
     options.add_argument("--to", type=Path, required=True)
     args = options.parse_args()
-    partial = args.to.with_suffix(".partial")
-    save_file(load(args.packed), str(partial), metadata={"format": "pt"})
-    partial.replace(args.to)
+    write_full(args.packed, args.to)
     shutil.copyfile(args.packed.with_suffix(".yaml"), args.to.with_suffix(".yaml"))
 
 

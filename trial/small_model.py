@@ -67,10 +67,10 @@ def _chosen(params: dict, kind: type):
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
 
-def _text_config(tensors: dict[str, Tensor]) -> TextConfig:
-    """The text encoder's sizes, which the yaml leaves to a folder of the webui's."""
-    width = tensors["text_model.final_layer_norm.weight"].shape[0]
-    inner = tensors["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0]
+def text_config(tensors: dict[str, Tensor]) -> TextConfig:
+    """The text encoder's sizes in a checkpoint, which its yaml leaves to a folder of the webui's."""
+    width = tensors[f"{TEXT_PREFIX}text_model.final_layer_norm.weight"].shape[0]
+    inner = tensors[f"{TEXT_PREFIX}text_model.encoder.layers.0.mlp.fc1.weight"].shape[0]
     return TextConfig(hidden_size=width, intermediate_size=inner, projection_dim=width)
 
 
@@ -80,7 +80,7 @@ def load(path: Path = CHECKPOINT, device: str | torch.device = "cpu") -> SmallMo
     params = yaml.safe_load(Path(path).with_suffix(".yaml").read_text(encoding="utf-8"))["model"]["params"]
     unet = UNet(_chosen(params["unet_config"]["params"], UNetConfig))
     vae = Autoencoder(_chosen(params["first_stage_config"]["params"]["ddconfig"], AutoencoderConfig))
-    text = TextEncoder(_text_config(_part(tensors, TEXT_PREFIX)))
+    text = TextEncoder(text_config(tensors))
     for module, prefix in ((unet, UNET_PREFIX), (vae, VAE_PREFIX), (text, TEXT_PREFIX)):
         module.load_state_dict(_part(tensors, prefix))
     model = SmallModel(unet, vae, text, params["scale_factor"], tensors["alphas_cumprod"])

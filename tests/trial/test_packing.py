@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from trial import packing
 
@@ -55,3 +55,14 @@ def test_a_checkpoint_that_is_not_packed_loads_as_it_is(tensors, tmp_path):
     save_file(tensors, str(tmp_path / "full.safetensors"))
     for name, tensor in packing.load(tmp_path / "full.safetensors").items():
         torch.testing.assert_close(tensor, tensors[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_webui_is_given_full_weights(tensors, tmp_path, packed):
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    packing.save(source, tensors, torch.tensor([1])) if packed else save_file(tensors, str(source))
+    packing.write_full(source, target)
+    assert packing.packed_words(target) is None
+    expected = packing.load(source)
+    for name, tensor in load_file(str(target)).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from trial.collage.model import TEMPLATE_SHARES, TEXT, UNET, make_captions
-from trial.train_unet import WEIGHT_LIMIT, ZOOMED_SHARE, Batches, Denoiser, Mix, compiled, training_loss
+from trial.train_unet import Batches, Denoiser, Mix, compiled, training_loss
 from trial.training import Trainee, parser, prepare
 
 WARM_UP = 200
@@ -28,8 +28,8 @@ def main() -> None:
     """Command line."""
     options = parser(__doc__.splitlines()[0], steps=8000, batch=16, rate=8e-4)
     options.add_argument("--decay", type=int, default=1500, help="steps at the end in which the learning rate falls")
-    options.add_argument("--zoomed", type=float, default=ZOOMED_SHARE, help="share of zoomed views at low noise")
-    options.add_argument("--weight-limit", type=float, default=WEIGHT_LIMIT, help="largest weight of a noise level")
+    options.add_argument("--zoomed", type=float, default=0.15, help="share of zoomed views at low noise")
+    options.add_argument("--weight-limit", type=float, default=12.0, help="largest weight of a noise level")
     args = options.parse_args()
     device = prepare(args)
     captions = make_captions()
