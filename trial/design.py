@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trial.autoencoder import Autoencoder, AutoencoderConfig, ResnetBlock
+from trial.autoencoder import Autoencoder, AutoencoderConfig, Decoder, Encoder, ResnetBlock
 
 GROUP = 3
 ENCODER_CONSTANT, DECODER_CONSTANT = 6.0, 3.0
@@ -81,22 +81,39 @@ def _design_encoder(model: Autoencoder) -> None:
     model.post_quant_conv.bias.zero_()
 
 
-def _design_decoder(model: Autoencoder) -> None:
-    """Red, green and blue are enlarged by tent filters; all other signals start random."""
+@torch.no_grad()
+def design_decoder(model: Autoencoder, to_rgb: Tensor, offset: Tensor | None = None) -> None:
+    """Red, green and blue, to_rgb (3, z) of the latents and offset (3,), are enlarged by tent filters.
+
+    All other signals start random; residual blocks pass their input on.
+    """
+    _still(model.decoder)
     decoder = model.decoder
-    to_rgb = torch.linalg.inv(torch.tensor(OPPONENT))
     half = decoder.conv_in.weight[0::GROUP] * 0.5
     decoder.conv_in.weight[0::GROUP], decoder.conv_in.weight[1::GROUP] = half, -half
     _set_constants(decoder.conv_in, DECODER_CONSTANT)
     tent = torch.tensor([0.25, 0.5, 0.25])
     for rgb in range(3):
-        _set_signal(decoder.conv_in, rgb, {latent: _dirac(float(to_rgb[rgb, latent])) for latent in range(3)})
+        _set_signal(decoder.conv_in, rgb, {z: _dirac(float(weight)) for z, weight in enumerate(to_rgb[rgb])})
+        if offset is not None:
+            decoder.conv_in.bias[GROUP * rgb] = offset[rgb]
+            decoder.conv_in.bias[GROUP * rgb + 1] = -offset[rgb]
         _read_signal(decoder.conv_out, rgb, rgb)
     for conv in (stage["upsample"].conv for stage in decoder.up if "upsample" in stage):
         _set_constants(conv, DECODER_CONSTANT)
         for signal in range(conv.out_channels // GROUP):
             _set_signal(conv, signal, {GROUP * signal: tent[:, None] * tent})
     _linearise(decoder.norm_out, DECODER_CONSTANT)
+
+
+def _still(half: Encoder | Decoder) -> None:
+    """Makes the residual blocks and the attention of an encoder or decoder add nothing."""
+    for module in half.modules():
+        if isinstance(module, ResnetBlock):
+            module.conv2.weight.zero_()
+            module.conv2.bias.zero_()
+    half.mid["attn_1"].proj_out.weight.zero_()
+    half.mid["attn_1"].proj_out.bias.zero_()
 
 
 def linear_latents(pictures: Tensor) -> Tensor:
@@ -111,13 +128,7 @@ def linear_latents(pictures: Tensor) -> Tensor:
 def fresh_model() -> Autoencoder:
     """An autoencoder whose residual blocks pass their input on and whose output is a smooth enlargement."""
     model = Autoencoder(AutoencoderConfig())
-    for module in model.modules():
-        if isinstance(module, ResnetBlock):
-            module.conv2.weight.zero_()
-            module.conv2.bias.zero_()
-    for middle in (model.encoder.mid, model.decoder.mid):
-        middle["attn_1"].proj_out.weight.zero_()
-        middle["attn_1"].proj_out.bias.zero_()
+    _still(model.encoder)
     _design_encoder(model)
-    _design_decoder(model)
+    design_decoder(model, torch.linalg.inv(torch.tensor(OPPONENT)))
     return model

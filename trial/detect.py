@@ -67,6 +67,21 @@ def count_subjects(image: np.ndarray) -> int:
     return len(_components(palette_map(image)))
 
 
+def count_inner_subjects(image: np.ndarray) -> int:
+    """How many subjects lie wholly inside a picture, away from its borders."""
+    masks = _components(palette_map(image))
+    return sum(not (mask[[0, -1]].any() or mask[:, [0, -1]].any()) for mask in masks)
+
+
+def place(image: np.ndarray) -> tuple[float, float] | None:
+    """Centre (x, y) of the largest subject in fractions of the picture."""
+    masks = _components(palette_map(image))
+    if not masks:
+        return None
+    rows, columns = np.nonzero(masks[0])
+    return (float(columns.mean()) + 0.5) / masks[0].shape[1], (float(rows.mean()) + 0.5) / masks[0].shape[0]
+
+
 def _shape_name(mask: np.ndarray) -> str:
     """The shape of a mask from its solidity and how much of its circumscribed circle it fills."""
     mask = ndimage.binary_fill_holes(mask)

@@ -25,8 +25,8 @@ def _plain(config) -> dict:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()}
 
 
-def _unet_section() -> dict:
-    params = _plain(UNetConfig())
+def _unet_section(config: UNetConfig) -> dict:
+    params = _plain(config)
     channels = params.pop("channels")
     params |= {"image_size": 16, "in_channels": channels, "out_channels": channels, "use_spatial_transformer": True}
     params |= {"transformer_depth": 1, "use_checkpoint": False, "legacy": False}
@@ -40,7 +40,7 @@ def _autoencoder_section() -> dict:
     return {"target": "ldm.models.autoencoder.AutoencoderKL", "params": params}
 
 
-def configuration() -> dict:
+def configuration(unet: UNetConfig | None = None, clip_folder: str = CLIP_FOLDER) -> dict:
     """The yaml from which the webui builds the model; the text encoder's folder is relative to the webui's."""
     params = {
         "linear_start": BETA_FIRST,
@@ -57,36 +57,43 @@ def configuration() -> dict:
         "monitor": "val/loss_simple_ema",
         "scale_factor": SCALE_FACTOR,
         "use_ema": False,
-        "unet_config": _unet_section(),
+        "unet_config": _unet_section(unet or UNetConfig()),
         "first_stage_config": _autoencoder_section(),
         "cond_stage_config": {
             "target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
-            "params": {"version": CLIP_FOLDER},
+            "params": {"version": clip_folder},
         },
     }
     target = "ldm.models.diffusion.ddpm.LatentDiffusion"
     return {"model": {"base_learning_rate": 1.0e-4, "target": target, "params": params}}
 
 
-def full_text_encoder(state: dict[str, Tensor], used: Tensor) -> dict[str, Tensor]:
+def full_text_encoder(state: dict[str, Tensor], used: Tensor, config: TextConfig | None = None) -> dict[str, Tensor]:
     """The trained encoder with the whole vocabulary; words never trained keep small random vectors."""
     torch.manual_seed(0)
     name = "text_model.embeddings.token_embedding.weight"
-    table = TextEncoder(TextConfig()).state_dict()[name]
+    table = TextEncoder(config or TextConfig()).state_dict()[name]
     table[used] = state[name].float()
     return {**state, name: table}
+
+
+def averaged(path: Path) -> dict[str, Tensor]:
+    """The averaged weights of a training state."""
+    return torch.load(path, weights_only=True, map_location="cpu")["average"]
 
 
 def checkpoint(out: Path) -> dict[str, Tensor]:
     """Every tensor of the checkpoint, weights in half precision."""
     captions = make_captions()
     denoiser = Denoiser(len(captions.used))
-    denoiser.load_state_dict(torch.load(out / "unet.pt", weights_only=True, map_location="cpu")["average"])
-    parts = {
-        UNET_PREFIX: denoiser.unet.state_dict(),
-        VAE_PREFIX: torch.load(out / "autoencoder.pt", weights_only=True, map_location="cpu")["average"],
-        TEXT_PREFIX: full_text_encoder(denoiser.text.state_dict(), captions.used),
-    }
+    denoiser.load_state_dict(averaged(out / "unet.pt"))
+    text = full_text_encoder(denoiser.text.state_dict(), captions.used)
+    return assembled(denoiser.unet.state_dict(), averaged(out / "autoencoder.pt"), text)
+
+
+def assembled(unet: dict[str, Tensor], vae: dict[str, Tensor], text: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint from those of its parts."""
+    parts = {UNET_PREFIX: unet, VAE_PREFIX: vae, TEXT_PREFIX: text}
     tensors = {prefix + name: t.half().contiguous() for prefix, part in parts.items() for name, t in part.items()}
     return {**tensors, **buffers(), POSITIONS: torch.arange(LENGTH)[None]}
 

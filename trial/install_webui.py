@@ -59,14 +59,19 @@ def install_extension(webui: Path) -> Path:
 
 
 def install_checkpoint(webui: Path, source: Path) -> Path:
-    """Copies the model and its configuration, which names the tokenizer's folder; returns the model's place."""
+    """Copies the model and its configuration, which names the tokenizer's folder; returns the model's place.
+
+    A packed model is unpacked.
+    """
+    from trial import packing
+    from trial.small_model import text_config
     from trial.text import write_clip_folder
 
     target = webui / "models" / "Stable-diffusion" / source.name
     clip = webui / "models" / f"{source.stem}-clip"
-    write_clip_folder(clip)
+    write_clip_folder(clip, text_config(packing.load(source)))
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy2(source, target)
+    packing.write_full(source, target)
     configuration = source.with_suffix(".yaml").read_text(encoding="utf-8")
     target.with_suffix(".yaml").write_text(with_clip_folder(configuration, clip), encoding="utf-8")
     return target

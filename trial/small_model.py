@@ -11,14 +11,16 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from trial import packing
 from trial.autoencoder import Autoencoder, AutoencoderConfig
 from trial.text import TextConfig, TextEncoder, tokenize
 from trial.unet import UNet, UNetConfig
 
 CHECKPOINT = Path(__file__).parent / "checkpoint" / "demofusion-small.safetensors"
+COLLAGE_CHECKPOINT = CHECKPOINT.with_name("demofusion-collage.safetensors")
+"""The model of the collages, packed."""
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 POSITIONS = TEXT_PREFIX + "text_model.embeddings.position_ids"
 
@@ -65,13 +67,20 @@ def _chosen(params: dict, kind: type):
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
 
+def text_config(tensors: dict[str, Tensor]) -> TextConfig:
+    """The text encoder's sizes in a checkpoint, which its yaml leaves to a folder of the webui's."""
+    width = tensors[f"{TEXT_PREFIX}text_model.final_layer_norm.weight"].shape[0]
+    inner = tensors[f"{TEXT_PREFIX}text_model.encoder.layers.0.mlp.fc1.weight"].shape[0]
+    return TextConfig(hidden_size=width, intermediate_size=inner, projection_dim=width)
+
+
 def load(path: Path = CHECKPOINT, device: str | torch.device = "cpu") -> SmallModel:
     """The model of a .safetensors file and the .yaml beside it, in float32, ready for inference."""
-    tensors = load_file(str(path))
+    tensors = packing.load(path)
     params = yaml.safe_load(Path(path).with_suffix(".yaml").read_text(encoding="utf-8"))["model"]["params"]
     unet = UNet(_chosen(params["unet_config"]["params"], UNetConfig))
     vae = Autoencoder(_chosen(params["first_stage_config"]["params"]["ddconfig"], AutoencoderConfig))
-    text = TextEncoder(TextConfig())
+    text = TextEncoder(text_config(tensors))
     for module, prefix in ((unet, UNET_PREFIX), (vae, VAE_PREFIX), (text, TEXT_PREFIX)):
         module.load_state_dict(_part(tensors, prefix))
     model = SmallModel(unet, vae, text, params["scale_factor"], tensors["alphas_cumprod"])

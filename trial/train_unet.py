@@ -8,7 +8,7 @@ larger picture, whose contents are already visible through the noise, is familia
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -55,9 +55,10 @@ def make_captions() -> Captions:
 class Denoiser(nn.Module):
     """UNet and text encoder together: noise prediction from x (B, 4, h, w), t (B,), ids (B, 77)."""
 
-    def __init__(self, words: int) -> None:
+    def __init__(self, words: int, unet: UNetConfig | None = None, text: TextConfig | None = None) -> None:
         super().__init__()
-        self.unet, self.text = UNet(UNetConfig()), TextEncoder(TextConfig(vocab_size=words))
+        self.unet = UNet(unet or UNetConfig())
+        self.text = TextEncoder(replace(text or TextConfig(), vocab_size=words))
         for name, parameter in self.unet.named_parameters():
             if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
                 nn.init.zeros_(parameter)
@@ -66,20 +67,33 @@ class Denoiser(nn.Module):
         return self.unet(x, t, self.text(ids))
 
 
+@dataclass(frozen=True)
+class Mix:
+    """What the batches hold: shares of the captions' forms and of zoomed views, and the largest weight of a step."""
+
+    templates: tuple[float, ...] = TEMPLATE_SHARES
+    zoomed: float = ZOOMED_SHARE
+    weight_limit: float = WEIGHT_LIMIT
+
+
 class Batches:
     """Random training batches; the draw of a step depends on the seed and the step alone."""
 
-    def __init__(self, data: dict[str, Tensor], captions: Captions, batch: int, seed: int) -> None:
+    def __init__(
+        self, data: dict[str, Tensor], captions: Captions, batch: int, seed: int, mix: Mix | None = None
+    ) -> None:
         self.data, self.captions, self.batch, self.seed = data, captions, batch, seed
+        self.mix = mix or Mix()
+        self.shares = torch.tensor(self.mix.templates)
         self.alphas = alphas_cumprod().float()
 
     def weights(self, t: Tensor) -> Tensor:
-        """Loss weights (B,) of the steps t (B,), the inverse signal power up to WEIGHT_LIMIT.
+        """Loss weights (B,) of the steps t (B,), the inverse signal power up to a limit.
 
         They turn the error of the noise into that of v (Salimans and Ho, arXiv 2202.00512). Unweighted, the steps at
         which only the text can say what to draw hardly count, and the model learns to take colours from the noise.
         """
-        return (1.0 / self.alphas[t]).clamp(max=WEIGHT_LIMIT)
+        return (1.0 / self.alphas[t]).clamp(max=self.mix.weight_limit)
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Noisy latents (B, 4, 16, 16), steps (B,), caption ids (B, 77), the noise and weights (B,)."""
@@ -87,14 +101,13 @@ class Batches:
         rand = partial(torch.rand, self.batch, generator=generator)
         t = ((torch.arange(self.batch) + rand()) / self.batch * STEPS).long().clamp(max=STEPS - 1)
         fade = (ZOOMED_NONE_ABOVE - t) / (ZOOMED_NONE_ABOVE - ZOOMED_FULL_BELOW)
-        zoomed = rand() < ZOOMED_SHARE * fade.clamp(0.0, 1.0)
+        zoomed = rand() < self.mix.zoomed * fade.clamp(0.0, 1.0)
         whole_at, zoomed_at = ((rand() * len(self.data[f"{kind}_x"])).long() for kind in ("whole", "zoomed"))
         pair = self.data["zoomed_x"][zoomed_at], self.data["whole_x"][whole_at]
         clean = torch.where(zoomed[:, None, None, None], *pair)
         label = torch.where(zoomed, self.data["zoomed_label"][zoomed_at], self.data["whole_label"][whole_at])
-        shares = torch.tensor(TEMPLATE_SHARES)
-        template = torch.multinomial(shares, self.batch, replacement=True, generator=generator)
-        template = template.masked_fill(rand() < EMPTY_SHARE, len(TEMPLATES))
+        template = torch.multinomial(self.shares, self.batch, replacement=True, generator=generator)
+        template = template.masked_fill(rand() < EMPTY_SHARE, len(self.shares))
         noise = torch.randn(clean.shape, generator=generator)
         power = self.alphas[t][:, None, None, None]
         x = power.sqrt() * SCALE_FACTOR * clean + (1.0 - power).sqrt() * noise
@@ -112,6 +125,7 @@ def compiled(model: Denoiser) -> Callable[..., Tensor]:
     for module in model.modules():
         if isinstance(module, SpatialTransformer):
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+    torch._dynamo.config.cache_size_limit = 64  # one version for every size of a block
     return torch.compile(training_loss, dynamic=False)
 
 

@@ -22,9 +22,9 @@ from bench.quality.features import Network
 from bench.quality.pictures import read
 from bench.quality.runs import Bases, Job, Store, origin, peak_memory, run
 from bench.quality.sheet import contact_sheet
-from bench.quality.ways import Sampling, Studio, label_of, true_rendering
-from trial.scenes import caption
-from trial.small_model import CHECKPOINT, load
+from bench.quality.ways import Sampling, Studio
+from bench.quality.worlds import COLLAGES, WORLDS
+from trial.small_model import load
 
 ON_THE_SHEET = 6
 """Prompts of the contact sheet."""
@@ -33,7 +33,8 @@ ON_THE_SHEET = 6
 def options() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--world", choices=WORLDS, default=COLLAGES.name, help="what the pictures show")
+    parser.add_argument("--checkpoint", type=Path, help="another model of that world")
     parser.add_argument("--out", type=Path, default=Path("test-output/quality"), help="folder of results")
     parser.add_argument("--count", type=int, default=64, help="pairs of prompt and seed")
     parser.add_argument("--first", type=int, default=0, help="number of the first pair; explore on other pairs")
@@ -44,7 +45,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table-only", action="store_true", help="make no pictures; take what is complete")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.checkpoint = args.checkpoint or WORLDS[args.world].checkpoint
+    return args
 
 
 def jobs_for(names: Sequence[str] | None, scales: Sequence[int]) -> list[Job]:
@@ -66,8 +69,9 @@ def main() -> None:
     args = options()
     torch.set_num_threads(args.threads)
     sampling = Sampling(args.steps, args.guidance, bfloat16=args.precision == "bfloat16")
-    studio = Studio(load(args.checkpoint), sampling)
-    made_by = origin(args.checkpoint, sampling)
+    world = WORLDS[args.world]
+    studio = Studio(load(args.checkpoint), sampling, world)
+    made_by = origin(args.checkpoint, sampling, world)
     store = Store(args.out, made_by)
     bases = Bases(studio, store, made_by)
     numbers = range(args.first, args.first + args.count)
@@ -80,7 +84,8 @@ def main() -> None:
         rows = rows_at(scale, [job for job in jobs if job.scale == scale], studio, store, bases, numbers)
         texts.append(table.markdown(rows, f"{scale}x, {NATIVE * 8 * scale} pixels"))
         data[f"{scale}x"] = table.as_json(rows)
-        save_sheet(args.out / f"sheet-{scale}x.png", rows, jobs, scale, store, numbers)
+        shown = {number: world.prompt(number) for number in numbers[:ON_THE_SHEET]}
+        save_sheet(args.out / f"sheet-{scale}x.png", rows, [job for job in jobs if job.scale == scale], store, shown)
     (args.out / "table.md").write_text("\n".join(texts), encoding="utf-8")
     (args.out / "table.json").write_text(json.dumps(data, indent=1), encoding="utf-8")
     print("\n".join(texts))
@@ -100,7 +105,7 @@ def rows_at(
 ) -> list[table.Row]:
     """The rows of one scale, of the configurations that are complete."""
     network, side = Network(), scale * NATIVE * 8
-    truth = table.Truth(table.Summary([true_rendering(number, side, 0) for number in numbers], network))
+    truth = table.Truth(table.Summary([studio.world.true_rendering(number, side, 0) for number in numbers], network))
     rows = []
     for job in tqdm(jobs, desc=f"table {scale}x", unit="row"):
         lines = store.lines(job, numbers)
@@ -112,18 +117,15 @@ def rows_at(
     return rows
 
 
-def save_sheet(
-    path: Path, rows: Sequence[table.Row], jobs: Sequence[Job], scale: int, store: Store, numbers: Sequence[int]
-) -> None:
-    """Writes the contact sheet of the rows."""
-    shown = numbers[:ON_THE_SHEET]
-    by_name = {job.configuration.name: job for job in jobs if job.scale == scale}
+def save_sheet(path: Path, rows: Sequence[table.Row], jobs: Sequence[Job], store: Store, shown: dict[int, str]) -> None:
+    """Writes the contact sheet of the rows of one scale; `shown` has the prompts of some pictures by number."""
+    by_name = {job.configuration.name: job for job in jobs}
     columns = [
         (row.name, f"{row.units:.1f} units, {row.seconds:.1f} s", [store.path(by_name[row.name], n) for n in shown])
         for row in rows
     ]
     part = path.with_suffix(".part")
-    contact_sheet(columns, [caption(*label_of(number)) for number in shown]).save(part, "png")
+    contact_sheet(columns, list(shown.values())).save(part, "png")
     part.replace(path)
 
 

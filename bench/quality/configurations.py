@@ -9,7 +9,19 @@ from typing import Any, Literal
 
 from lib_demofusion.settings.fields import PRESETS, Settings, parse_settings
 
-Kind = Literal["true", "bicubic", "lanczos", "direct", "hires", "multidiffusion", "demofusion"]
+Kind = Literal[
+    "true",
+    "bicubic",
+    "lanczos",
+    "esrgan",
+    "direct",
+    "hires",
+    "tiles",
+    "multidiffusion",
+    "mixture",
+    "spot",
+    "demofusion",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +32,9 @@ class Configuration:
     kind: Kind = "demofusion"
     settings: Mapping[str, Any] = field(default_factory=dict)
     denoise: float = 0.0
-    """Denoising strength of hires fix."""
+    """Denoising strength of hires fix and tiles."""
+    upscaler: Literal["latent", "esrgan"] = "latent"
+    """What hires fix enlarges with; tiles always begin from ESRGAN's picture."""
     scales: tuple[int, ...] = (2, 4)
     """Where the row differs from others: 1,2,4 is the automatic list at 2x."""
     note: str = ""
@@ -46,10 +60,16 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration("True renderings", "true", note="other scenes of the same captions: what chance alone gives"),
     Configuration("Bicubic", "bicubic"),
     Configuration("Lanczos", "lanczos"),
+    Configuration("ESRGAN", "esrgan", note="@upscalerjs/esrgan-medium"),
     Configuration("Direct", "direct", note="sampled at the large size as if it were native"),
     Configuration("Hires fix 0.5", "hires", denoise=0.5, note="the webui's, upscaler Latent"),
     Configuration("Hires fix 0.7", "hires", denoise=0.7, note="the webui's, upscaler Latent"),
+    Configuration("Hires fix ESRGAN 0.3", "hires", denoise=0.3, upscaler="esrgan"),
+    Configuration("Hires fix ESRGAN 0.5", "hires", denoise=0.5, upscaler="esrgan"),
+    Configuration("Tiles 0.3", "tiles", denoise=0.3, note="in the manner of Ultimate SD Upscale, from ESRGAN"),
     Configuration("MultiDiffusion", "multidiffusion", note="local views alone, from pure noise"),
+    Configuration("Mixture of Diffusers", "mixture", note="tiles with Gaussian weights, from pure noise"),
+    Configuration("SpotDiffusion", "spot", note="shifted tiles without overlap, from pure noise"),
     Configuration(PAPER, note="defaults"),
     Configuration("Balanced", settings=BALANCED, note="the preset"),
     Configuration("Fast", settings=FAST, note="the preset"),

@@ -27,6 +27,7 @@ class GuidedModel:
         self._unet = unet
         self._guidance = guidance
         self._context = context
+        self._rows = rows
         self._batches = ViewBatches(max(1, rows // len(context)))
         self.views = 0.0
         """Evaluations so far, of native size and of cond and uncond together, for each picture."""
@@ -34,6 +35,17 @@ class GuidedModel:
     def whole(self, x: Tensor, t: int) -> Tensor:
         """The prediction for the latent as one."""
         return self._guided(self._evaluate(torch.cat([x, x]), t, self._context))
+
+    def tiles(self, x: Tensor, t: int) -> Tensor:
+        """The predictions for tiles (V, B, 4, h, w) of every picture, each as if it were a picture."""
+        pictures = len(self._context) // 2
+        found = []
+        for part in x.split(max(1, self._rows // len(self._context))):
+            context = [rows.repeat(len(part), 1, 1) for rows in self._context.split(pictures)]
+            flat = part.flatten(0, 1)
+            eps = self._guided(self._evaluate(torch.cat([flat, flat]), t, torch.cat(context)))
+            found.append(eps.unflatten(0, part.shape[:2]))
+        return torch.cat(found)
 
     def fused(self, run: StageRun) -> Predict:
         """The prediction that a stage fuses from views."""

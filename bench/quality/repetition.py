@@ -1,4 +1,4 @@
-"""Are there more subjects than the prompt asks for? Pictures are (H, W, 3) float in 0..1."""
+"""Does a picture show what its base does not? Pictures are (H, W, 3) float in 0..1."""
 
 from __future__ import annotations
 
@@ -6,17 +6,11 @@ import numpy as np
 from scipy import ndimage
 
 from bench.quality.pictures import downscale
-from trial.detect import count_subjects
 
 BLOB_FINE, BLOB_COARSE = 1.0, 2.0
 """Standard deviations, in pixels of the base, of the blurs before and after the difference."""
 BLOB_THRESHOLD = 0.18
 """Difference that counts, of the 0..1 range; a little under half of what the faintest subject differs by."""
-
-
-def extra_subjects(picture: np.ndarray) -> int:
-    """Subjects found minus the one that every prompt names; -1 where none is found."""
-    return count_subjects(picture) - 1
 
 
 def excess_blobs(picture: np.ndarray, base: np.ndarray) -> int:

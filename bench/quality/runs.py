@@ -16,15 +16,16 @@ import torch
 from tqdm import tqdm
 
 from bench.peak_bytes import PeakBytes
-from bench.quality import artefacts, repetition, spectrum
+from bench.quality import artefacts, repetition, spectrum, texture
+from bench.quality.brisque import brisque
 from bench.quality.configurations import Configuration
 from bench.quality.denoiser import NATIVE
 from bench.quality.pictures import downscale, read, write
-from bench.quality.ways import Batch, Sampling, Studio, batches, label_of
+from bench.quality.ways import Batch, Sampling, Studio, batches
+from bench.quality.worlds import World
 from lib_demofusion.method.plan import CELL, make_plan
-from lib_demofusion.method.views import view_starts
 from lib_demofusion.settings.fields import Settings
-from trial.scenes import caption
+from lib_demofusion.method.views import view_starts
 
 PICTURES_AT_ONCE = {1: 16, 2: 8, 4: 4}
 """By scale; fewer of the large ones, whose views already fill the model's batch."""
@@ -94,7 +95,6 @@ class Store:
             "configuration": job.configuration.name,
             "scale": job.scale,
             "number": number,
-            "prompt": caption(*label_of(number)),
             "key": self.key(job.configuration),
             **values,
         }
@@ -106,10 +106,10 @@ class Store:
             file.write(text)
 
 
-def origin(checkpoint: Path, sampling: Sampling) -> str:
-    """Text that changes with the checkpoint and the sampling."""
+def origin(checkpoint: Path, sampling: Sampling, world: World) -> str:
+    """Text that changes with the checkpoint, the sampling and the world."""
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    return digest + json.dumps(asdict(sampling), sort_keys=True)
+    return digest + world.name + json.dumps(asdict(sampling), sort_keys=True)
 
 
 class Bases:
@@ -160,20 +160,18 @@ def finish(studio: Studio, store: Store, batch: Batch, job: Job) -> None:
     pictures, units = studio.make(job.configuration, batch, job.scale)
     seconds = (time.perf_counter() - began) / len(pictures)
     for number, base, picture in zip(batch.numbers, batch.bases, pictures):
-        values = {"units": round(units, 4), "seconds": round(seconds, 4)}
-        store.add(job, number, picture, {**values, "metrics": measure(picture, base, job)})
+        values = {"prompt": studio.world.prompt(number), "units": round(units, 4), "seconds": round(seconds, 4)}
+        store.add(job, number, picture, {**values, "metrics": measure(picture, base, job, studio.world, number)})
 
 
-def measure(picture: np.ndarray, base: np.ndarray, job: Job) -> dict[str, float | None]:
+def measure(picture: np.ndarray, base: np.ndarray, job: Job, world: World, number: int) -> dict[str, float | None]:
     """The metrics of one picture; a true rendering is another scene than the base, and is held against itself."""
     is_true = job.configuration.kind == "true"
     if is_true:
         base = downscale(picture, base.shape[:2])
     rows, columns = seams(job)
-    extra = repetition.extra_subjects(picture)
     return {
-        "extra_subjects": extra,
-        "any_extra": int(extra > 0),
+        **what_it_shows(picture, base, world, number, is_true),
         "blobs": repetition.excess_blobs(picture, base),
         "structure": None if is_true else artefacts.structure_psnr(picture, base),
         "high_frequencies": spectrum.high_frequency_ratio(picture),
@@ -182,6 +180,28 @@ def measure(picture: np.ndarray, base: np.ndarray, job: Job) -> dict[str, float 
         "phases": artefacts.phase_ratio(picture, job.scale),
         "anisotropy": artefacts.anisotropy(picture),
         "tone": None if is_true else artefacts.tone_drift(picture, base),
+        "glcm": texture.glcm_score(picture),
+        "compression": texture.compression_ratio(picture),
+        "brisque": brisque(picture),
+    }
+
+
+def what_it_shows(
+    picture: np.ndarray, base: np.ndarray, world: World, number: int, is_true: bool
+) -> dict[str, float | None]:
+    """What the world's detector says of the whole picture and of 1:1 crops, and the colours of subject and ground."""
+    sight, place = world.sight(picture, number), world.sight(base, number).place
+    subject, ground = (None, None)
+    if not is_true and place is not None:
+        subject, ground = texture.colour_changes(downscale(picture, base.shape[:2]), base, place)
+    return {
+        "extra_subjects": sight.subjects - 1,
+        "any_extra": int(sight.subjects > 1),
+        "crops_with_subject": world.crops(picture),
+        "right_subject": int(sight.right_subject),
+        "right_ground": int(sight.right_ground),
+        "subject_colour": subject,
+        "ground_colour": ground,
     }
 
 
@@ -206,7 +226,7 @@ def peak_memory(studio: Studio, configuration: Configuration, scale: int, batch:
 
     What looks at views is measured around a network that takes none, to which that for one view is added.
     """
-    lone = Studio(studio.model, replace(studio.sampling, steps=2, rows=1, bfloat16=False))
+    lone = Studio(studio.model, replace(studio.sampling, steps=2, rows=1, bfloat16=False), studio.world)
     if configuration.kind not in ("demofusion", "multidiffusion"):
         with PeakBytes() as bytes_:
             lone.latents(configuration, batch, scale)

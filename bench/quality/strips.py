@@ -16,10 +16,10 @@ import torch
 from bench.quality.configurations import Configuration
 from bench.quality.runs import Bases, Job, Store, origin, run
 from bench.quality.sheet import contact_sheet
-from bench.quality.ways import Sampling, Studio, label_of
+from bench.quality.ways import Sampling, Studio
+from bench.quality.worlds import SHAPES, WORLDS
 from lib_demofusion.settings.fields import PRESETS, SPECS
-from trial.scenes import caption
-from trial.small_model import CHECKPOINT, load
+from trial.small_model import load
 
 SCALE = 4
 BALANCED, FAST = PRESETS["Balanced"], PRESETS["Fast"]
@@ -81,11 +81,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("pictures/effects"), help="folder of the strips")
     parser.add_argument("--work", type=Path, default=Path("test-output/strips"), help="folder of the pictures")
+    parser.add_argument("--world", choices=WORLDS, default=SHAPES.name, help="what the pictures show")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    sampling = Sampling()
-    studio, made_by = Studio(load(CHECKPOINT), sampling), origin(CHECKPOINT, sampling)
+    sampling, world = Sampling(), WORLDS[args.world]
+    studio, made_by = Studio(load(world.checkpoint), sampling, world), origin(world.checkpoint, sampling, world)
     store = Store(args.work, made_by)
     bases = Bases(studio, store, made_by)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ def main() -> None:
         run(studio, store, bases, jobs, [effect.number])
         files = [[store.path(job, effect.number)] for job in jobs]
         columns = [(value, label, file) for (value, label), file in zip(effect.labels(), files)]
-        strip = contact_sheet(columns, [caption(*label_of(effect.number))])
+        strip = contact_sheet(columns, [world.prompt(effect.number)])
         strip.save(args.out / f"{effect.field}.jpg", quality=QUALITY)
 
 

@@ -28,6 +28,9 @@ class Column:
 COLUMNS = (
     Column("extra_subjects", "subjects - 1", -1),
     Column("any_extra", "any extra", -1),
+    Column("crops_with_subject", "subject in crops", -1, 3),
+    Column("right_subject", "right subject", 1),
+    Column("right_ground", "right ground", 1),
     Column("blobs", "blobs", -1),
     Column("structure", "structure dB", 1, 1),
     Column("spectrum", "spectrum", -1),
@@ -39,6 +42,11 @@ COLUMNS = (
     Column("phases", "phases", -1),
     Column("anisotropy", "anisotropy", 0, 3),
     Column("tone", "tone", -1, 3),
+    Column("subject_colour", "subject colour", -1, 3),
+    Column("ground_colour", "ground colour", -1, 3),
+    Column("glcm", "GLCM", 0),
+    Column("compression", "compression", 0, 1),
+    Column("brisque", "BRISQUE", -1, 1),
 )
 
 
@@ -95,15 +103,17 @@ class Row:
 
 def make_row(name: str, lines: Sequence[dict[str, Any]], statistics: dict[str, Statistic], bytes_: int) -> Row:
     """The row of a configuration from its pictures' lines and the statistics of the whole set."""
-    of_pictures = {key: _mean_of(lines, key) for key in lines[0]["metrics"] if lines[0]["metrics"][key] is not None}
+    keys = {key for line in lines for key, value in line["metrics"].items() if value is not None}
+    of_pictures = {key: _mean_of(lines, key) for key in keys}
     found = {key: estimate(statistic, len(lines)) for key, statistic in {**of_pictures, **statistics}.items()}
     units, seconds = (float(np.mean([line[key] for line in lines])) for key in ("units", "seconds"))
     return Row(name, found, units, seconds, bytes_)
 
 
 def _mean_of(lines: Sequence[dict[str, Any]], key: str) -> Statistic:
+    # NaN where a picture has no such value, as the colour of a subject that the base does not show
     values = np.array([line["metrics"][key] for line in lines], float)
-    return lambda chosen: float(values[chosen].mean())
+    return lambda chosen: float(np.nanmean(values[chosen]))
 
 
 def markdown(rows: Sequence[Row], title: str) -> str:

@@ -14,15 +14,18 @@ from torch import Tensor
 
 from bench.quality.configurations import Configuration
 from bench.quality.denoiser import NATIVE, GuidedModel, ddim, timesteps
+from bench.quality.esrgan import enlarge
 from bench.quality.pictures import as_float, upscale
+from bench.quality.rivals import mixture, one_tile_after_another, spot
+from bench.quality.worlds import World
+from lib_demofusion.method.stage_steps import schedule_steps
 from lib_demofusion.method.plan import StagePlan, make_plan
 from lib_demofusion.method.residual import VariancePreserving, noised
-from lib_demofusion.method.stage import SamplerTraits, StageRun, finish_stage, make_anchor, mix_anchors
-from lib_demofusion.method.stage_steps import schedule_steps
-from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.settings.fields import LATENT, PIXELS, Settings
+from lib_demofusion.method.stage import SamplerTraits, StageRun, finish_stage, make_anchor, mix_anchors
+from lib_demofusion.method.step_gate import StepGate
 from trial.sampling import GUIDANCE, initial_noise
-from trial.scenes import all_labels, caption, random_scene, render, to_uint8
+from trial.scenes import to_uint8
 from trial.small_model import SmallModel
 
 SEED_STEP = 1_000_003
@@ -50,28 +53,12 @@ class Batch:
     latents: Tensor  # (B, 4, NATIVE, NATIVE)
     bases: np.ndarray  # (B, 128, 128, 3)
 
-    @property
-    def prompts(self) -> list[str]:
-        """One prompt a picture."""
-        return [caption(*label_of(number)) for number in self.numbers]
-
-
-def label_of(number: int) -> tuple[str, str, str]:
-    """Shape, subject colour and ground colour of picture `number`; the first 64 are all different."""
-    labels = all_labels()
-    return labels[(number * 21) % len(labels)]
-
-
-def true_rendering(number: int, side: int, set_: int) -> np.ndarray:
-    """A random scene of picture `number`'s caption, (side, side, 3) in 0..1; sets are independent of each other."""
-    return render(random_scene(np.random.default_rng((90_000 + set_, number)), label_of(number)), side, side)
-
 
 class Studio:
-    """Makes pictures with one model."""
+    """Makes pictures of one world with one model."""
 
-    def __init__(self, model: SmallModel, sampling: Sampling):
-        self.model = model
+    def __init__(self, model: SmallModel, sampling: Sampling, world: World):
+        self.model, self.world = model, world
         self.sampling = sampling
         # weights in half the bytes are 1.4 times as fast as casting them at every call
         self.unet = copy.deepcopy(model.unet).to(self._dtype)
@@ -92,16 +79,18 @@ class Studio:
         """Pictures (B, H, W, 3) in 0..1, and the evaluations of each in units of the base pass."""
         kind, side = configuration.kind, scale * batch.bases.shape[1]
         if kind == "true":
-            return np.stack([true_rendering(number, side, 1) for number in batch.numbers]), 0.0
+            return np.stack([self.world.true_rendering(number, side, 1) for number in batch.numbers]), 0.0
         if kind in ("bicubic", "lanczos"):
             filter_ = Image.Resampling[kind.upper()]
             return np.stack([upscale(base, (side, side), filter_) for base in batch.bases]), 0.0
+        if kind == "esrgan":
+            return np.stack([as_float(to_uint8(enlarge(base, scale))) for base in batch.bases]), 0.0
         latents, units = self.latents(configuration, batch, scale)
         return self.decode(latents), units
 
     def guided(self, numbers: list[int]) -> GuidedModel:
         """The model for these pictures' prompts."""
-        prompts = [caption(*label_of(number)) for number in numbers]
+        prompts = [self.world.prompt(number) for number in numbers]
         context = self.model.encode_prompts([*prompts, *[""] * len(prompts)]).to(self._dtype)
         return GuidedModel(self.unet, context, self.sampling.guidance, self.sampling.rows)
 
@@ -116,10 +105,12 @@ class Studio:
         """
         guided = self.guided(batch.numbers)
         size = (NATIVE * scale, NATIVE * scale)
-        if configuration.kind == "direct":
-            x = ddim(initial_noise(batch.numbers, *size), timesteps(self.sampling.steps), self.alphas, guided.whole)
-        elif configuration.kind == "hires":
-            x = self._hires(batch, size, configuration.denoise, guided)
+        from_noise = {"direct": lambda: guided.whole, "mixture": lambda: mixture(guided), "spot": lambda: spot(guided)}
+        if configuration.kind in from_noise:
+            predict = from_noise[configuration.kind]()
+            x = ddim(initial_noise(batch.numbers, *size), timesteps(self.sampling.steps), self.alphas, predict)
+        elif configuration.kind in ("hires", "tiles"):
+            x = self._denoised(batch, scale, configuration, guided)
         elif configuration.kind == "multidiffusion":
             x = self._multidiffusion(batch, scale, guided)
         elif configuration.kind == "demofusion":
@@ -128,12 +119,18 @@ class Studio:
             return torch.empty(0), 0.0
         return x, guided.views / self.sampling.steps
 
-    def _hires(self, batch: Batch, size: tuple[int, int], denoise: float, guided: GuidedModel) -> Tensor:
-        """The webui's hires fix: bilinear latents, noised and denoised over int(denoise * steps) + 1 steps."""
-        enlarged = F.interpolate(batch.latents, size=size, mode="bilinear", antialias=False)
-        steps = int(min(denoise, 0.999) * self.sampling.steps) + 1
+    def _denoised(self, batch: Batch, scale: int, configuration: Configuration, guided: GuidedModel) -> Tensor:
+        """The webui's hires fix, whole or by tiles: enlarged, noised, int(denoise * steps) + 1 steps."""
+        size = (NATIVE * scale, NATIVE * scale)
+        if configuration.kind == "tiles" or configuration.upscaler == "esrgan":
+            enlarged = self._encode(np.stack([enlarge(base, scale) for base in batch.bases]))
+        else:
+            enlarged = F.interpolate(batch.latents, size=size, mode="bilinear", antialias=False)
+        steps = int(min(configuration.denoise, 0.999) * self.sampling.steps) + 1
         times = timesteps(self.sampling.steps)[-steps:]
         noise = initial_noise([number + SEED_STEP for number in batch.numbers], *size)
+        if configuration.kind == "tiles":
+            return one_tile_after_another(enlarged, noise, times, self.alphas, guided)
         x = noised(enlarged, noise, torch.tensor(float(times[0])), VariancePreserving(self.alphas))
         return ddim(x, times, self.alphas, guided.whole)
 
@@ -158,7 +155,12 @@ class Studio:
 
     def _enlarged(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
         """The latents of decoded pictures enlarged to (height, width), as the webui's host layer makes them."""
-        pictures = np.stack([upscale(picture, size, Image.Resampling.LANCZOS) for picture in self.decode(latents)])
+        return self._encode(
+            np.stack([upscale(picture, size, Image.Resampling.LANCZOS) for picture in self.decode(latents)])
+        )
+
+    def _encode(self, pictures: np.ndarray) -> Tensor:
+        """Latents of pictures (B, H, W, 3) in 0..1."""
         x = torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1
         with torch.autocast("cpu", torch.bfloat16, enabled=self.sampling.bfloat16):
             return torch.cat([self.model.encode(one[None]).float() for one in x])

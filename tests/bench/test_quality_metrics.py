@@ -13,7 +13,7 @@ from bench.quality import artefacts, repetition, spectrum
 from bench.quality.features import Network, crops, frechet, moments, whitening
 from bench.quality.pictures import downscale
 from bench.quality.table import Summary, Truth
-from bench.quality.ways import label_of, true_rendering
+from bench.quality.worlds import SHAPES, shape_label
 from trial.scenes import Subject, all_labels, random_scene, render
 
 SIDE, BASE = 512, 128
@@ -22,7 +22,7 @@ NUMBERS = (0, 3, 6, 9, 17, 21)
 
 
 def scene(number: int):
-    return random_scene(np.random.default_rng((7, number)), label_of(number))
+    return random_scene(np.random.default_rng((7, number)), shape_label(number))
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,11 @@ def with_comb(picture: np.ndarray, factor: int) -> np.ndarray:
     return (picture + np.kron(grid, np.ones((8, 8)))[..., None]).astype(np.float32).clip(0, 1)
 
 
+def shown(picture: np.ndarray) -> int:
+    """How many subjects are seen."""
+    return SHAPES.sight(picture, 0).subjects
+
+
 def blurred(picture: np.ndarray, std: float = 2.0) -> np.ndarray:
     return ndimage.gaussian_filter(picture, (std, std, 0))
 
@@ -80,20 +85,20 @@ def smeared(picture: np.ndarray) -> np.ndarray:
 
 
 def test_clean_pictures_show_one_subject_and_no_blob(clean, bases) -> None:
-    assert [repetition.extra_subjects(picture) for picture in clean] == [0] * len(clean)
+    assert [shown(picture) for picture in clean] == [1] * len(clean)
     assert [repetition.excess_blobs(picture, base) for picture, base in zip(clean, bases)] == [0] * len(clean)
 
 
 @pytest.mark.parametrize("extras", [1, 2])
 def test_extra_subjects_are_counted(bases, extras: int) -> None:
     pictures = [with_extras(number, extras) for number in NUMBERS]
-    assert [repetition.extra_subjects(picture) for picture in pictures] == [extras] * len(pictures)
+    assert [shown(picture) for picture in pictures] == [1 + extras] * len(pictures)
     assert [repetition.excess_blobs(picture, base) for picture, base in zip(pictures, bases)] == [extras] * len(bases)
 
 
-def test_a_missing_subject_counts_minus_one() -> None:
+def test_a_missing_subject_is_none() -> None:
     empty = render(replace(scene(0), subjects=()), SIDE, SIDE)
-    assert repetition.extra_subjects(empty) == -1
+    assert shown(empty) == 0
 
 
 def test_drift_and_new_detail_are_no_blobs(clean, bases) -> None:
@@ -135,8 +140,8 @@ def test_set_distances_see_blur_noise_smear_and_repetition_and_not_other_scenes(
         return {name: value(np.arange(len(pictures))) for name, value in found.items()}
 
     network = Network()
-    truth = Truth(Summary([true_rendering(number, 256, 0) for number in numbers], network))
-    others = [true_rendering(number, 256, 1) for number in numbers]
+    truth = Truth(Summary([SHAPES.true_rendering(number, 256, 0) for number in numbers], network))
+    others = [SHAPES.true_rendering(number, 256, 1) for number in numbers]
     clean = statistics(others)
     defects = {
         "blur": [blurred(picture, 1.0) for picture in others],
@@ -229,4 +234,4 @@ def test_tone_drift_is_its_own_measure(clean, bases) -> None:
 
 
 def test_the_first_prompts_are_all_different() -> None:
-    assert len({label_of(number) for number in range(64)}) == len(all_labels()) == 64
+    assert len({shape_label(number) for number in range(64)}) == len(all_labels()) == 64

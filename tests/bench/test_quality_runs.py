@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bench.quality import runs, table
+from bench.quality import runs, table, ways
 from bench.quality.configurations import CONFIGURATIONS, PAPER, Configuration
 from bench.quality.denoiser import NATIVE, timesteps
 from bench.quality.intervals import differs, estimate
 from bench.quality.runs import Bases, Job, Store, finish, seams
 from bench.quality.sheet import contact_sheet
 from bench.quality.ways import Sampling, Studio, batches
+from bench.quality.worlds import SHAPES
 from lib_demofusion.method.plan import make_plan
 from trial.sampling import ddim as plain_ddim
 from trial.sampling import initial_noise
@@ -66,14 +67,20 @@ SAMPLING = Sampling(steps=4, rows=8, bfloat16=False)
 BY_NAME = {configuration.name: configuration for configuration in CONFIGURATIONS}
 
 
+@pytest.fixture(autouse=True)
+def _no_download(monkeypatch) -> None:
+    """ESRGAN's place is taken by what repeats pixels."""
+    monkeypatch.setattr(ways, "enlarge", lambda picture, scale: picture.repeat(scale, 0).repeat(scale, 1))
+
+
 @pytest.fixture
 def studio() -> Studio:
-    return Studio(TinyModel(), SAMPLING)
+    return Studio(TinyModel(), SAMPLING, SHAPES)
 
 
 def test_the_base_is_what_the_plain_sampler_makes(studio) -> None:
     numbers = [0, 3]
-    prompts = [runs.caption(*runs.label_of(number)) for number in numbers]
+    prompts = [SHAPES.prompt(number) for number in numbers]
     expected = plain_ddim(studio.model, prompts, initial_noise(numbers, NATIVE, NATIVE), 4, SAMPLING.guidance)
     torch.testing.assert_close(studio.base(numbers), expected)
 
@@ -105,6 +112,11 @@ def test_names_are_unique_and_settings_are_valid() -> None:
         ("Direct", 4, 16),
         ("Direct", 2, 4),
         ("Lanczos", 4, 0),
+        ("Mixture of Diffusers", 4, 49),
+        ("SpotDiffusion", 4, 16),
+        ("Hires fix ESRGAN 0.5", 4, 16 * 3 / 4),  # 3 of 4 steps
+        ("Tiles 0.3", 4, 16 * (20 / 16) ** 2 * 2 / 4),
+        ("ESRGAN", 4, 0),
     ],
 )
 def test_units_are_those_of_the_plan(studio, tmp_path, name: str, scale: int, units: float) -> None:
@@ -114,13 +126,13 @@ def test_units_are_those_of_the_plan(studio, tmp_path, name: str, scale: int, un
     assert pictures.shape == (2, 128 * scale, 128 * scale, 3)
     # MultiDiffusion and DemoFusion never give a path of weight zero a view
     assert found == pytest.approx(units, rel=1e-6)
-    if name != "Direct":
+    if name not in ("Direct", "Hires fix ESRGAN 0.5", "Tiles 0.3"):
         assert studio.unet.rows == units * 4 * 2 * 2  # steps, pictures, cond and uncond
 
 
 def test_pictures_of_a_batch_are_those_made_alone(studio, tmp_path) -> None:
     bases = _bases(studio, tmp_path, 3)
-    for name in (PAPER, "Hires fix 0.5", "MultiDiffusion"):
+    for name in (PAPER, "Hires fix 0.5", "MultiDiffusion", "Mixture of Diffusers", "SpotDiffusion", "Tiles 0.3"):
         together = studio.make(BY_NAME[name], bases.batch([0, 1, 2]), 2)[0]
         alone = studio.make(BY_NAME[name], bases.batch([1]), 2)[0]
         np.testing.assert_allclose(together[1:2], alone, atol=1.01 / 255)
@@ -170,7 +182,7 @@ def test_other_checkpoints_and_settings_count_as_missing(studio, tmp_path) -> No
 def test_a_true_rendering_is_clean(studio, tmp_path) -> None:
     job = Job(BY_NAME["True renderings"], 2)
     pictures, _ = studio.make(job.configuration, _bases(studio, tmp_path, 1).batch([0]), 2)
-    values = runs.measure(pictures[0], np.zeros((128, 128, 3), np.float32), job)
+    values = runs.measure(pictures[0], np.zeros((128, 128, 3), np.float32), job, SHAPES, 0)
     assert (values["extra_subjects"], values["blobs"], values["structure"]) == (0, 0, None)
 
 

@@ -1,0 +1,165 @@
+"""Texture measures against closed forms, and their answers to blur and noise."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage, special
+
+from bench.quality import brisque, esrgan, rivals, texture
+from bench.quality.denoiser import NATIVE, GuidedModel
+
+SIDE = 128
+
+
+def picture(seed: int = 0) -> np.ndarray:
+    """Coloured noise, smooth enough to have both contours and flat parts."""
+    noise = np.random.default_rng(seed).normal(0, 1, (SIDE, SIDE, 3))
+    smooth = ndimage.gaussian_filter(noise, (3, 3, 0))
+    return (0.5 + 0.15 * smooth / smooth.std()).clip(0, 1).astype(np.float32)
+
+
+def test_entropy_of_flat_and_of_two_level_pictures() -> None:
+    assert texture.glcm_score(np.full((SIDE, SIDE, 3), 0.5, np.float32)) == 0.0
+    # columns alternate between two levels: pairs are (a, b), (b, a) at odd distances across, else (a, a), (b, b)
+    stripes = np.tile(np.array([0.1, 0.9], np.float32), SIDE // 2)
+    assert texture.glcm_score(np.repeat(np.tile(stripes, (SIDE, 1))[..., None], 3, 2)) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_entropy_of_independent_levels_is_near_its_bound() -> None:
+    levels = np.random.default_rng(0).integers(0, 4, (512, 512)) / 4 + 0.1
+    found = texture.glcm_score(np.repeat(levels[..., None], 3, 2).astype(np.float32))
+    assert found == pytest.approx(4.0, abs=0.05)  # 16 equally likely pairs
+
+
+def test_blur_lowers_and_noise_raises_what_a_picture_holds() -> None:
+    clean = picture()
+    blurred = ndimage.gaussian_filter(clean, (2, 2, 0))
+    noisy = (clean + np.random.default_rng(1).normal(0, 0.05, clean.shape)).clip(0, 1).astype(np.float32)
+    assert texture.glcm_score(blurred) < texture.glcm_score(clean) < texture.glcm_score(noisy)
+    ratios = [texture.compression_ratio(x) for x in (noisy, clean, blurred)]
+    assert ratios == sorted(ratios)
+
+
+def test_colours_are_told_apart_by_place() -> None:
+    base = picture()
+    changed = base.copy()
+    y, x = np.mgrid[:SIDE, :SIDE]
+    changed[np.hypot(x - 40, y - 80) < 20] += np.array([0.3, 0.0, 0.0], np.float32)
+    subject, ground = texture.colour_changes(changed, base, (40 / SIDE, 80 / SIDE))
+    assert subject == pytest.approx(0.1, abs=1e-3)
+    assert ground == 0.0
+    subject, ground = texture.colour_changes(base + 0.05, base, (0.5, 0.5))
+    assert (subject, ground) == (pytest.approx(0.05, abs=1e-4),) * 2
+
+
+@pytest.mark.parametrize("shape", [0.7, 1.0, 2.0, 4.0])
+def test_fit_finds_the_shape_of_a_generalised_gaussian(shape) -> None:
+    rng = np.random.default_rng(2)
+    # |x|^shape of a generalised Gaussian is Gamma distributed
+    draws = rng.gamma(1 / shape, 1.0, 400_000) ** (1 / shape) * rng.choice((-1, 1), 400_000)
+    found, mean, left, right = brisque.asymmetric_fit(draws)
+    assert found == pytest.approx(shape, rel=0.03)
+    assert mean == pytest.approx(0.0, abs=0.02 * draws.std())
+    expected = np.sqrt(special.gamma(3 / shape) / special.gamma(1 / shape))
+    assert (left, right) == (pytest.approx(expected, rel=0.02),) * 2
+
+
+def test_brisque_prefers_clean_pictures() -> None:
+    if brisque._model() is None:
+        assert brisque.brisque(picture()) is None
+        pytest.skip("the package brisque is not installed")
+    clean = picture(3)
+    noisy = (clean + np.random.default_rng(1).normal(0, 0.2, clean.shape)).clip(0, 1).astype(np.float32)
+    assert brisque.brisque(noisy) > brisque.brisque(clean)
+
+
+def write_model(folder) -> dict[str, np.ndarray]:
+    """A Keras graph that doubles a picture and sharpens it, as the package lays one out."""
+    rng = np.random.default_rng(0)
+    shapes = {"a/kernel": (3, 3, 3, 4), "a/bias": (4,), "b/kernel": (1, 1, 8, 3), "b/bias": (3,)}
+    arrays = {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in shapes.items()}
+    conv = {"activation": "linear", "strides": [1, 1]}
+    layers = [
+        ("InputLayer", {"name": "in"}, []),
+        ("Conv2D", {"name": "a", **conv}, ["in"]),
+        ("Activation", {"name": "r", "activation": "relu"}, ["a"]),
+        ("Concatenate", {"name": "c"}, ["a", "r"]),
+        ("Conv2D", {"name": "b", **conv}, ["c"]),
+        ("Add", {"name": "s"}, ["b", "in"]),
+        ("UpSampling2D", {"name": "u", "size": [2, 2], "interpolation": "nearest"}, ["s"]),
+    ]
+    graph = [
+        {
+            "class_name": kind,
+            "config": config,
+            "inbound_nodes": [[[name, 0, 0, {}] for name in inputs]] if inputs else [],
+        }
+        for kind, config, inputs in layers
+    ]
+    entries = [{"name": name, "shape": list(array.shape), "dtype": "float32"} for name, array in arrays.items()]
+    folder.mkdir()
+    (folder / "w.bin").write_bytes(b"".join(array.tobytes() for array in arrays.values()))
+    model = {
+        "modelTopology": {"model_config": {"config": {"layers": graph}}},
+        "weightsManifest": [{"paths": ["w.bin"], "weights": entries}],
+    }
+    (folder / "model.json").write_text(json.dumps(model), encoding="utf-8")
+    return arrays
+
+
+def test_a_keras_graph_is_run_as_it_is_written(tmp_path) -> None:
+    arrays = write_model(tmp_path / "x2")
+    x = np.random.default_rng(1).random((6, 5, 3)).astype(np.float32)
+    padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (0, 1))  # (6, 5, 3, 3, 3)
+    a = np.einsum("hwcij,ijco->hwo", windows, arrays["a/kernel"]) + arrays["a/bias"]
+    joined = np.concatenate([a, a.clip(0)], -1)
+    expected = joined @ arrays["b/kernel"][0, 0] + arrays["b/bias"] + x
+    found = esrgan.Graph(tmp_path / "x2")(torch.from_numpy(x).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(found, expected.repeat(2, 0).repeat(2, 1), rtol=1e-4, atol=1e-4)
+
+
+def test_an_unknown_layer_and_an_unknown_factor_are_named(tmp_path) -> None:
+    write_model(tmp_path / "x2")
+    file = tmp_path / "x2" / "model.json"
+    file.write_text(file.read_text(encoding="utf-8").replace('"Add"', '"Minus"'), encoding="utf-8")
+    with pytest.raises(ValueError, match="Minus"):
+        esrgan.Graph(tmp_path / "x2")(torch.zeros(1, 3, 4, 4))
+    with pytest.raises(ValueError, match="not by 5"):
+        esrgan.model(5)
+
+
+class PointWise(torch.nn.Module):
+    """A network that sees one cell at a time, for which every way of cutting must give the same."""
+
+    def forward(self, x, t, context):
+        return torch.tanh(x) * (1 + t.float()[:, None, None, None] / 1000) + context[:, :1, :1, None]
+
+
+def guided(pictures: int) -> GuidedModel:
+    context = torch.linspace(0, 1, 2 * pictures)[:, None, None].expand(-1, 77, 8)
+    return GuidedModel(PointWise(), context, 3.0, rows=4)
+
+
+@pytest.mark.parametrize("method", [rivals.mixture, rivals.spot])
+def test_cutting_changes_nothing_for_a_network_without_surroundings(method) -> None:
+    x = torch.randn(2, 4, 2 * NATIVE, 3 * NATIVE, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(method(guided(2))(x, 400), guided(2).whole(x, 400), rtol=1e-4, atol=1e-5)
+
+
+def test_tiles_one_after_another_change_nothing_for_it_either() -> None:
+    from bench.quality.denoiser import ddim, timesteps
+    from lib_demofusion.method.residual import VariancePreserving, noised
+    from trial.schedule import alphas_cumprod
+
+    alphas, times = alphas_cumprod().float(), timesteps(10, 0.3)
+    x, noise = (torch.randn(1, 4, 32, 48, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    start = noised(x, noise, torch.tensor(float(times[0])), VariancePreserving(alphas))
+    expected = ddim(start, times, alphas, guided(1).whole)
+    found = rivals.one_tile_after_another(x, noise, times, alphas, guided(1))
+    # cells that a tile before has finished are only seen, never denoised again
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,123 @@
+"""Collages are the same scene at every resolution and zoom, without fringes, and what is in them is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from trial.collage.content import Content, captions, cutout, ground, listed, load, shrunk
+from trial.collage.scenes import EDGE, SIZE_RANGE, Collage, Placed, extent, random_collage, render, visible
+from trial.collage.views import view
+from trial.scenes import WHOLE, to_uint8
+
+
+def smooth_noise(seed: int, side: int) -> Image.Image:
+    """A photograph's stand-in: noise with most power at low frequencies."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8))
+    return coarse.resize((side, side), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def content() -> Content:
+    """Two subjects, a white disc in a hidden red surround and a wide black bar, on noise and on plain green."""
+    disc = Image.new("RGBA", (300, 300), (255, 0, 0, 0))
+    ImageDraw.Draw(disc).ellipse((20, 20, 280, 280), fill=(255, 255, 255, 255))
+    bar = Image.new("RGBA", (400, 260), (0, 0, 0, 0))
+    ImageDraw.Draw(bar).rectangle((50, 100, 349, 159), fill=(0, 0, 0, 255))
+    plain = Image.new("RGB", (800, 600), (0, 128, 0))
+    return Content(
+        (cutout("a disc", disc), cutout("a bar", bar)),
+        (ground("noise", smooth_noise(0, 1024), 800), ground("green", plain, 500, [0, 0, 700, 600])),
+    )
+
+
+def shrink(image: np.ndarray, factor: int) -> np.ndarray:
+    picture = Image.fromarray(to_uint8(image))
+    return (
+        np.asarray(picture.resize((picture.width // factor, picture.height // factor), Image.Resampling.LANCZOS)) / 255
+    )
+
+
+@pytest.mark.parametrize("label", [(0, 0), (1, 0), (0, 1)])
+def test_small_picture_is_the_large_one_shrunk(content, label):
+    scene = random_collage(content, np.random.default_rng(2), label)
+    error = np.abs(render(content, scene, 64, 64) - shrink(render(content, scene, 512, 512), 8))
+    assert error.mean() < 0.01
+
+
+@pytest.mark.parametrize("aspect", [1.0, 0.8, 1.5])
+def test_crop_is_a_part_of_the_whole(content, aspect):
+    scene = random_collage(content, np.random.default_rng(3), (0, 0), aspect)
+    width, height = (round(64 * side) * 4 for side in scene.frame)
+    whole = render(content, scene, width, height)
+    part = render(content, scene, width // 4, height // 4, (0.25, 0.5, 0.5, 0.75))
+    inner = whole[height // 2 : height * 3 // 4, width // 4 : width // 2]
+    np.testing.assert_allclose(part, inner, atol=2.5 / 255)
+
+
+def test_colours_hidden_under_transparency_do_not_show(content):
+    scene = Collage(1, (Placed(0, 0.5, 0.5, 0.7),))
+    picture = render(content, scene, 100, 100)
+    # between white and green, red is never above blue by more than rounding
+    assert (picture[..., 0] - picture[..., 2]).max() < 3 / 255
+
+
+@pytest.mark.parametrize("size", [64, 200, 777])
+def test_subject_covers_what_it_should(content, size):
+    scene = Collage(1, (Placed(1, 0.4, 0.55, 0.5),))
+    dark = render(content, scene, size, size)[..., 1] < 0.25
+    rows, columns = np.nonzero(dark)
+    assert columns.mean() / size == pytest.approx(0.4, abs=1.5 / size)
+    assert rows.mean() / size == pytest.approx(0.55, abs=1.5 / size)
+    assert dark.mean() == pytest.approx(0.5 * 0.5 * 60 / 300, abs=2.0 / size)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_subject_lies_inside(content, seed):
+    scene = random_collage(content, np.random.default_rng(seed), (seed % 2, 0), (1.0, 1.4)[seed % 2])
+    placed = scene.subjects[0]
+    assert SIZE_RANGE[0] <= placed.size <= SIZE_RANGE[1]
+    for centre, length, span in zip((placed.x, placed.y), extent(content, placed), scene.frame):
+        assert length / 2 + EDGE - 1e-9 <= centre <= span - length / 2 - EDGE + 1e-9
+    assert visible(content, scene, 0, WHOLE) == pytest.approx(1.0)
+
+
+def test_visible_share(content):
+    scene = Collage(0, (Placed(0, 0.5, 0.5, 0.4),))
+    assert visible(content, scene, 0, (0.0, 0.0, 0.5, 1.0)) == pytest.approx(0.5)
+    assert visible(content, scene, 0, (0.0, 0.0, 0.2, 0.2)) == 0.0
+
+
+def test_mirrored_ground_only(content):
+    scene = Collage(0, (), left=0.3)
+    mirrored = Collage(0, (), left=0.3, mirrored=True)
+    np.testing.assert_allclose(
+        render(content, mirrored, 128, 128)[:, ::-1], render(content, scene, 128, 128), atol=1 / 255
+    )
+
+
+def test_shrunk_photographs_give_nearly_the_same_small_views(content):
+    scene = random_collage(content, np.random.default_rng(5), (0, 0))
+    difference = render(shrunk(content, 256), scene, 64, 64) - render(content, scene, 64, 64)
+    assert np.abs(difference).mean() < 0.01
+
+
+def test_views_depend_on_their_number_alone(content):
+    first, label = view(content, 1, 5, False)
+    assert label == 5 % 4
+    np.testing.assert_array_equal(first, view(content, 1, 5, False)[0])
+    assert np.abs(first - view(content, 2, 5, False)[0]).mean() > 0.01
+
+
+def test_list_names_its_packages_and_no_caption_twice():
+    subjects, grounds = captions()
+    assert 24 <= len(set(subjects)) == len(subjects) <= 40
+    assert 8 <= len(set(grounds)) == len(grounds) <= 12
+    assert {g["package"] for g in listed()["grounds"]} <= set(listed()["packages"])
+
+
+def test_missing_package_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"trial\.collage\.fetch"):
+        load(tmp_path)

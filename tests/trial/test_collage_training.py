@@ -1,0 +1,101 @@
+"""Parts of the training of the collages' model: what is written goes on, and losses see what they should."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+
+from trial.autoencoder import Autoencoder
+from trial.collage import make_latents, measure, train_decoder, train_encoder, train_unet
+from trial.collage.model import AUTOENCODER, TEMPLATE_SHARES, TEMPLATES, TEXT, UNET, make_captions
+from trial.text import tokenize
+from trial.train_unet import Denoiser
+from trial.training import Trainee
+
+
+def test_captions_are_in_the_order_of_the_labels():
+    captions = make_captions()
+    assert captions.ids.shape == (240, len(TEMPLATES) + 1, 77)
+    assert len(TEMPLATE_SHARES) == len(TEMPLATES)
+    assert sum(TEMPLATE_SHARES) == pytest.approx(1.0)
+    label = (3, 5)
+    ids = captions.used[captions.ids[label[0] * 10 + label[1], 0]]
+    assert (ids == tokenize([measure.prompt(label)])[0]).all()
+
+
+def test_sizes_stay_within_twelve_million_parameters():
+    denoiser, vae = Denoiser(49408, UNET, TEXT), Autoencoder(AUTOENCODER)
+    assert sum(p.numel() for module in (denoiser, vae) for p in module.parameters()) <= 12_000_000
+
+
+def test_the_decoder_starts_as_a_smooth_enlargement_of_the_thumbnail():
+    torch.manual_seed(0)
+    pair = train_encoder.Pair()
+    model = make_latents.starting_autoencoder(pair)
+    z = torch.randn(1, 4, 1, 1).expand(1, 4, 8, 8).contiguous()
+    with torch.no_grad():
+        colours, picture = pair.thumbnail(z)[0, :, 4, 4], model.decode(z)[0, :, 32, 32]
+        x = torch.rand(1, 3, 64, 64) * 2 - 1
+        torch.testing.assert_close(model.moments(x)[0], pair.latents(x))
+    torch.testing.assert_close(picture, colours, atol=0.05, rtol=0.05)
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    args = argparse.Namespace(steps=1000, decay=200, rate=1.0)
+    rates = [train_unet.rate_at(step, args) for step in (0, 99, 199, 500, 800, 900, 999)]
+    assert rates == [pytest.approx(r, abs=1e-6) for r in (0.02, 0.5, 1.0, 1.0, 1.0, 0.5, 0.02)]
+
+
+def test_the_discriminator_learns_and_tells_the_decoder_where_to_go():
+    torch.manual_seed(0)
+    discriminator = train_decoder.Discriminator(8)
+    optimiser = torch.optim.AdamW(discriminator.parameters(), lr=2e-3)
+    judges = train_decoder.Judges(
+        torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()), discriminator, optimiser
+    )
+    target = torch.rand(4, 3, 32, 32) * 2 - 1
+    flat = torch.zeros_like(target, requires_grad=True)
+    for _ in range(30):
+        loss = train_decoder.judged_loss(judges, flat, target)
+    assert discriminator(target).mean() > discriminator(flat).mean() + 0.5
+    loss.backward()
+    assert flat.grad.abs().sum() > 0
+    assert all(p.requires_grad for p in discriminator.parameters())
+
+
+def test_a_finished_model_becomes_states_that_go_on(tmp_path):
+    from trial.small_model import SmallModel
+
+    captions = make_captions()
+    full = Denoiser(49408, UNET, TEXT)
+    model = SmallModel(full.unet, Autoencoder(AUTOENCODER), full.text, 0.18215, torch.ones(1000))
+    make_latents.write_states(model, tmp_path)
+    trainee = Trainee(Denoiser(len(captions.used), UNET, TEXT), tmp_path / "unet.pt", 0.998)
+    assert trainee.restore()
+    ids = captions.ids[7, 0]
+    with torch.no_grad():
+        expected = full.text(captions.used[ids][None])
+        torch.testing.assert_close(trainee.average.text(ids[None]), expected)
+
+
+def test_the_spectrum_of_a_blurred_picture_falls_short_where_it_should():
+    rng = np.random.default_rng(0)
+    views = rng.random((4, 128, 128, 3)).astype(np.float32)
+    blurred = (views + np.roll(views, 1, 1) + np.roll(views, 1, 2) + np.roll(views, (1, 1), (1, 2))) / 4
+    ratio = np.sqrt(measure.ring_power(blurred) / measure.ring_power(views))
+    frequency = np.fft.fftfreq(128)
+    down, across = frequency[:, None], frequency[None]
+    ring = (np.hypot(down, across) * 2 * measure.RINGS).astype(int)
+    passed = (np.cos(np.pi * down) * np.cos(np.pi * across)) ** 2  # a mean of two pixels along each axis
+    expected = [np.sqrt(passed[ring == number].mean()) for number in range(measure.RINGS)]
+    np.testing.assert_allclose(ratio[:12], expected[:12], atol=0.05)
+
+
+def test_sixty_four_prompts_name_every_subject_and_ground():
+    labels = measure.labels_for(64)
+    assert len({subject for subject, _ in labels}) == 24
+    assert len({ground for _, ground in labels}) == 10
+    assert len(set(labels)) == 64

@@ -1,0 +1,134 @@
+"""The pictures that collages are made of, as content.yaml lists them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+LIST = Path(__file__).with_name("content.yaml")
+STAMPS = "tuxpaint-stamps-default"
+FOLDER_VARIABLE = "DEMOFUSION_COLLAGE"
+MARGIN = 0.25
+"""Transparent border around a cut-out, in its longest sides: filters reach beyond its edge."""
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A subject: PIL picture in mode RGBa (premultiplied) with a border of margin px; width and height without it."""
+
+    caption: str
+    picture: Image.Image
+    margin: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A photograph and how many of its pixels the short side of a scene spans."""
+
+    caption: str
+    picture: Image.Image
+    frame: float
+
+
+@dataclass(frozen=True)
+class Content:
+    """All subjects and grounds of a world."""
+
+    subjects: tuple[Cutout, ...]
+    grounds: tuple[Ground, ...]
+
+    def labels(self) -> list[tuple[int, int]]:
+        """Every (subject, ground), by index."""
+        return [(s, g) for s in range(len(self.subjects)) for g in range(len(self.grounds))]
+
+    def caption(self, subject: int, ground: int) -> str:
+        """The full caption, such as "a bear on grass"."""
+        return caption(self.subjects[subject].caption, self.grounds[ground].caption)
+
+
+def caption(subject: str, ground: str) -> str:
+    """The full caption of a subject and a ground."""
+    return f"{subject} on {ground}"
+
+
+def default_folder() -> Path:
+    """Where the packages are unpacked: the environment variable DEMOFUSION_COLLAGE, or the user's cache."""
+    return Path(os.environ.get(FOLDER_VARIABLE, Path.home() / ".cache" / "demofusion-collage"))
+
+
+def listed() -> dict:
+    """content.yaml."""
+    return yaml.safe_load(LIST.read_text(encoding="utf-8"))
+
+
+def packages() -> list[str]:
+    """The Debian packages needed."""
+    return list(listed()["packages"])
+
+
+def captions() -> tuple[list[str], list[str]]:
+    """Captions of all subjects and all grounds; needs no package."""
+    content = listed()
+    return [s["caption"] for s in content["subjects"]], [g["caption"] for g in content["grounds"]]
+
+
+def cutout(name: str, picture: Image.Image) -> Cutout:
+    """A subject from an RGBA picture: its visible part with a transparent border."""
+    alpha = np.asarray(picture.getchannel("A"))
+    box = Image.fromarray((alpha > 12).astype(np.uint8) * 255).getbbox()
+    picture = picture.crop(box)
+    margin = round(MARGIN * max(picture.size))
+    padded = Image.new("RGBA", (picture.width + 2 * margin, picture.height + 2 * margin))
+    padded.paste(picture, (margin, margin))
+    return Cutout(name, padded.convert("RGBa"), margin, picture.width, picture.height)
+
+
+def ground(name: str, picture: Image.Image, frame: float, box: list[int] | None = None) -> Ground:
+    """A ground from a part of a photograph."""
+    picture = picture.convert("RGB")
+    return Ground(name, picture.crop(tuple(box)) if box else picture, float(frame))
+
+
+def load(folder: Path) -> Content:
+    """Reads the pictures of unpacked packages; raises FileNotFoundError that tells how to get them."""
+    content = listed()
+
+    def opened(package: str, file: str) -> Image.Image:
+        path = folder / package / content["packages"][package]["folder"] / file
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing; run python -m trial.collage.fetch on a Debian system")
+        return Image.open(path)
+
+    subjects = [cutout(s["caption"], opened(STAMPS, s["file"]).convert("RGBA")) for s in content["subjects"]]
+    grounds = [
+        ground(g["caption"], opened(g["package"], g["file"]), g["frame"], g.get("box")) for g in content["grounds"]
+    ]
+    return Content(tuple(subjects), tuple(grounds))
+
+
+@lru_cache(maxsize=1)
+def installed() -> Content:
+    """The content of the default folder."""
+    return load(default_folder())
+
+
+def shrunk(content: Content, side: int) -> Content:
+    """The same content with photographs so small that a scene's short side spans `side` of their pixels.
+
+    Whole views render several times faster from it; side should be a few times what is rendered.
+    """
+    grounds = []
+    for each in content.grounds:
+        factor = min(side / each.frame, 1.0)
+        size = (round(each.picture.width * factor), round(each.picture.height * factor))
+        picture = each.picture.resize(size, Image.Resampling.LANCZOS)
+        grounds.append(Ground(each.caption, picture, each.frame * factor))
+    return Content(content.subjects, tuple(grounds))

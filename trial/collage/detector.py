@@ -1,0 +1,148 @@
+"""A small network that finds, names and counts the subjects of a picture and names its ground.
+
+It is trained on renderings (train_detector.py) and knows nothing of the diffusion model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from trial.collage.content import captions
+from trial.scenes import to_uint8
+
+WEIGHTS = Path(__file__).with_name("detector.safetensors")
+SIDE, STRIDE = 128, 8
+THRESHOLD = 0.4
+"""Smallest probability of a subject's centre."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One subject: its index, the centre in fractions of the picture and the probability of there being one."""
+
+    subject: int
+    x: float
+    y: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a picture shows; subjects by falling probability, ground by index."""
+
+    subjects: tuple[Finding, ...]
+    ground: int
+
+
+class _Residual(nn.Module):
+    """Two convolutions of a dilation around a skip."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.GroupNorm(8, channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class Detector(nn.Module):
+    """Pictures (B, 3, H, W) in -1..1 to logits of centres (B, 1, h, w), subjects (B, S, h, w) and grounds (B, G)."""
+
+    def __init__(self, subjects: int, grounds: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 24, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(24, 48, 3, stride=2, padding=1),
+            _Residual(48, 1),
+            nn.Conv2d(48, 96, 3, stride=2, padding=1),
+            *(_Residual(96, dilation) for dilation in (1, 2, 4, 1)),
+        )
+        self.heads = nn.Sequential(nn.GroupNorm(8, 96), nn.ReLU(), nn.Conv2d(96, 1 + subjects, 1))
+        self.ground = nn.Linear(96, grounds)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h = self.features(x)
+        maps = self.heads(h)
+        return maps[:, :1], maps[:, 1:], self.ground(F.relu(h).mean((2, 3)))
+
+
+@lru_cache(maxsize=1)
+def trained() -> Detector:
+    """The committed detector; raises FileNotFoundError if there is none."""
+    model = Detector(*(len(names) for names in captions()))
+    model.load_state_dict({name: weight.float() for name, weight in load_file(WEIGHTS).items()})
+    return model.eval().requires_grad_(False)
+
+
+def peaks(centres: Tensor, threshold: float = THRESHOLD) -> list[tuple[int, int]]:
+    """Rows and columns of the local maxima of probabilities (h, w) above a threshold, the highest first."""
+    highest = F.max_pool2d(centres[None, None], 5, stride=1, padding=2)[0, 0]
+    places = ((centres == highest) & (centres > threshold)).nonzero().tolist()
+    return sorted(((y, x) for y, x in places), key=lambda place: -float(centres[place]))
+
+
+def prepared(image: np.ndarray) -> np.ndarray:
+    """An (H, W, 3) picture, uint8 or float in 0..1, shrunk or enlarged to a short side of SIDE, as float32 in -1..1."""
+    picture = Image.fromarray(image if image.dtype == np.uint8 else to_uint8(image))
+    factor = SIDE / min(picture.size)
+    if factor != 1.0:
+        size = (round(picture.width * factor), round(picture.height * factor))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(picture, np.float32) / 127.5 - 1.0
+
+
+def read(images: list[np.ndarray], model: Detector | None = None) -> list[Reading]:
+    """What each picture of a list shows; all of one size."""
+    x = torch.from_numpy(np.stack([prepared(image) for image in images])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        centres, subjects, grounds = (model or trained())(x)
+    return [_reading(*one) for one in zip(centres[:, 0].sigmoid(), subjects, grounds.argmax(1).tolist())]
+
+
+def _reading(centres: Tensor, subjects: Tensor, ground: int) -> Reading:
+    found = [
+        Finding(int(subjects[:, y, x].argmax()), (x + 0.5) / centres.shape[1], (y + 0.5) / centres.shape[0], float(p))
+        for y, x in peaks(centres)
+        for p in [centres[y, x]]
+    ]
+    return Reading(tuple(found), ground)
+
+
+def count_subjects(image: np.ndarray) -> int:
+    """How many subjects a picture shows as a whole."""
+    return len(read([image])[0].subjects)
+
+
+def crops(image: np.ndarray, side: int = SIDE) -> list[np.ndarray]:
+    """Squares of a side at 1:1 that overlap by half and cover a picture."""
+
+    def starts(length: int) -> list[int]:
+        steps = max(-(-2 * (length - side) // side), 0)
+        return [round(i * (length - side) / max(steps, 1)) for i in range(steps + 1)]
+
+    return [image[y : y + side, x : x + side] for y in starts(image.shape[0]) for x in starts(image.shape[1])]
+
+
+def crops_with_subject(image: np.ndarray, model: Detector | None = None) -> float:
+    """Share of the 1:1 crops of a picture of at least twice the native size that show a whole subject.
+
+    A subject of the right size is larger than such a crop, so each of these is one too many.
+    """
+    readings = read(crops(image), model)
+    return sum(bool(reading.subjects) for reading in readings) / len(readings)

@@ -1,0 +1,36 @@
+"""Fetches the Debian packages whose pictures the collages are made of: python -m trial.collage.fetch."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from pathlib import Path
+
+from trial.collage.content import default_folder, packages
+
+
+def fetch(package: str, folder: Path) -> None:
+    """Downloads a package with apt and unpacks it into folder / package, unless that is there; nothing is installed."""
+    target = folder / package
+    if target.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["apt-get", "download", package], cwd=folder, check=True)
+    archive = next(folder.glob(f"{package}_*.deb"))
+    partial = folder / f"{package}.partial"
+    subprocess.run(["dpkg", "-x", str(archive), str(partial)], check=True)
+    partial.replace(target)
+    archive.unlink()
+
+
+def main() -> None:
+    """Command line."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--to", type=Path, default=default_folder())
+    args = options.parse_args()
+    for package in packages():
+        fetch(package, args.to)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Makes the latents of the rendered views, and the autoencoder with which the decoder's training starts.
+
+python -m trial.collage.make_latents, after views and train_encoder. With --checkpoint, after views alone, the encoder
+is that of a finished model, and states are written with which the training of UNet and decoder goes on from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from trial.autoencoder import Autoencoder
+from trial.collage.model import AUTOENCODER, TEXT, UNET, make_captions
+from trial.collage.train_encoder import Pair
+from trial.collage.views import KINDS
+from trial.design import LOG_VARIANCE, design_decoder
+from trial.make_latents import SCALE_FACTOR, normalise
+from trial.small_model import SmallModel, load
+from trial.train_unet import Denoiser
+from trial.training import Trainee
+
+BATCH = 32
+WORDS = "text_model.embeddings.token_embedding.weight"
+
+
+@torch.no_grad()
+def starting_autoencoder(pair: Pair) -> Autoencoder:
+    """The trained encoder before a decoder that smoothly enlarges the thumbnail read off the latents."""
+    model = Autoencoder(AUTOENCODER)
+    model.encoder.load_state_dict(pair.encoder.state_dict())
+    model.quant_conv.load_state_dict(pair.quant_conv.state_dict())
+    model.quant_conv.weight[4:] = 0.0
+    model.quant_conv.bias[4:] = LOG_VARIANCE
+    model.post_quant_conv.weight.copy_(torch.eye(4)[:, :, None, None])
+    model.post_quant_conv.bias.zero_()
+    design_decoder(model, pair.thumbnail.weight[:, :, 0, 0], pair.thumbnail.bias)
+    return model
+
+
+@torch.no_grad()
+def encode(encoder: Callable[[Tensor], Tensor], views: np.ndarray) -> Tensor:
+    """Latents (N, 4, 16, 16) of uint8 views (N, 128, 128, 3)."""
+    latents = []
+    for start in tqdm(range(0, len(views), BATCH), mininterval=10):
+        x = torch.from_numpy(views[start : start + BATCH]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        with torch.autocast("cpu", torch.bfloat16):
+            latents.append(encoder(x.contiguous(memory_format=torch.channels_last)).float())
+    return torch.cat(latents)
+
+
+def main() -> None:
+    """Command line."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--out", type=Path, default=Path("runs/collage"))
+    options.add_argument("--encoder", type=Path, help="state of train_encoder, if not in --out")
+    options.add_argument("--labels", type=int, default=240, help="number of captions, by which labels take turns")
+    options.add_argument(
+        "--share", type=float, default=1.0, help="share of the views that is encoded, from the first on"
+    )
+    options.add_argument("--checkpoint", type=Path, help="a finished model from which the training goes on")
+    args = options.parse_args()
+    torch.set_num_threads(1)
+    views = {kind: np.load(args.out / f"{kind}.npy", mmap_mode="r") for kind in KINDS}
+    views = {kind: pictures[: round(args.share * len(pictures))] for kind, pictures in views.items()}
+    if args.checkpoint:
+        model = load(args.checkpoint)
+        write_states(model, args.out)
+        save_latents({kind: encode(lambda x: model.vae.moments(x)[0], each) for kind, each in views.items()}, args)
+        return
+    pair = Pair()
+    state = torch.load(args.encoder or args.out / "encoder.pt", weights_only=True, map_location="cpu")
+    pair.load_state_dict(state["average"])
+    pair = pair.eval().to(memory_format=torch.channels_last)
+    sets = {kind: encode(pair.latents, each) for kind, each in views.items()}
+    whole = sets["whole"]
+    mean, scale = whole.mean((0, 2, 3)), SCALE_FACTOR * whole.std((0, 2, 3))
+    model = starting_autoencoder(pair)
+    normalise(model, mean, scale)
+    torch.save(model.state_dict(), args.out / "autoencoder-start.pt")
+    save_latents({kind: (x - mean[:, None, None]) / scale[:, None, None] for kind, x in sets.items()}, args)
+
+
+def save_latents(sets: dict[str, Tensor], args: argparse.Namespace) -> None:
+    """Writes the latents (N, 4, 16, 16) of every kind of view with the numbers of their labels."""
+    data = {f"{kind}_x": x for kind, x in sets.items()}
+    data |= {f"{kind}_label": torch.arange(len(x)) % args.labels for kind, x in sets.items()}
+    partial = args.out / "latents.partial"
+    torch.save(data, partial)
+    partial.replace(args.out / "latents.pt")
+
+
+def write_states(model: SmallModel, out: Path) -> None:
+    """States of UNet, text encoder and autoencoder as after the first step, with the weights of a finished model."""
+    captions = make_captions()
+    denoiser = Denoiser(len(captions.used), UNET, TEXT)
+    denoiser.unet.load_state_dict(model.unet.state_dict())
+    text = model.text.state_dict()
+    text[WORDS] = text[WORDS][captions.used]
+    denoiser.text.load_state_dict(text)
+    for name, module in (("unet", denoiser), ("autoencoder", model.vae)):
+        trainee = Trainee(module.requires_grad_(True), out / f"{name}.pt", decay=0.998)
+        trainee.step = 1
+        trainee.save()
+    torch.save(model.vae.state_dict(), out / "autoencoder-start.pt")
+
+
+if __name__ == "__main__":
+    main()

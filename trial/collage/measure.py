@@ -1,0 +1,137 @@
+"""Measures the collages' model with fixed seeds and prints JSON: python -m trial.collage.measure [--out FOLDER]."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from trial.collage.content import Content, captions, installed
+from trial.collage.content import caption as join
+from trial.collage.detector import crops_with_subject, read
+from trial.collage.scenes import random_collage, render
+from trial.measure import NATIVE, psnr, reconstruct, save_sheet
+from trial.sampling import GUIDANCE, ddim, initial_noise, pictures
+from trial.scenes import WHOLE, random_box, to_uint8
+from trial.small_model import COLLAGE_CHECKPOINT, SmallModel, load
+
+HELD_OUT_SEED = 77_000  # no training set uses it
+RINGS = 16
+"""Rings of the spectrum from zero to half a cycle per pixel; those up to half of that are judged."""
+
+
+def labels_for(count: int) -> list[tuple[int, int]]:
+    """Labels (subject, ground) of `count` prompts, every subject and ground about equally often."""
+    subjects, grounds = captions()
+    return [(i % len(subjects), (i * 7 + i // len(subjects)) % len(grounds)) for i in range(count)]
+
+
+def prompt(label: tuple[int, int]) -> str:
+    """The full caption of a label."""
+    subjects, grounds = captions()
+    return join(subjects[label[0]], grounds[label[1]])
+
+
+def held_out_views(content: Content, count: int, zoomed: bool) -> np.ndarray:
+    """(count, 128, 128, 3) of scenes that were never trained on; zoomed ones at 2 or 4 times."""
+    views = []
+    for index, label in enumerate(labels_for(count)):
+        rng = np.random.default_rng((HELD_OUT_SEED, index))
+        scene = random_collage(content, rng, label)
+        box = random_box(rng, float(rng.choice((2.0, 4.0)))) if zoomed else WHOLE
+        views.append(render(content, scene, 128, 128, box))
+    return np.stack(views)
+
+
+def ring_power(views: np.ndarray) -> np.ndarray:
+    """Mean power (RINGS,) of the brightness of pictures (B, H, W, 3) by spatial frequency, under a Hann window."""
+    brightness = views @ np.array([0.299, 0.587, 0.114])
+    brightness = brightness - brightness.mean((1, 2), keepdims=True)
+    window = np.hanning(views.shape[1])[:, None] * np.hanning(views.shape[2])
+    power = (np.abs(np.fft.fft2(brightness * window)) ** 2).mean(0)
+    frequency = np.hypot(np.fft.fftfreq(views.shape[1])[:, None], np.fft.fftfreq(views.shape[2])[None])
+    ring = (frequency * 2 * RINGS).astype(int).ravel()
+    inside = ring < RINGS
+    return np.bincount(ring[inside], power.ravel()[inside], RINGS) / np.bincount(ring[inside], minlength=RINGS)
+
+
+def autoencoder_figures(model: SmallModel, views: np.ndarray) -> tuple[dict, np.ndarray]:
+    """PSNR and the ratio of amplitudes to the true ones up to half the highest frequency; also what was restored."""
+    restored = reconstruct(model, views)
+    levels = psnr(restored, views)
+    ratio = np.sqrt(ring_power(restored) / ring_power(views))[: RINGS // 2]
+    figures = {"psnr_mean": round(float(levels.mean()), 2), "psnr_min": round(float(levels.min()), 2)}
+    return {**figures, "spectrum_ratio": ratio.round(3).tolist()}, restored
+
+
+def sample(model: SmallModel, count: int, scale: int, steps: int, guidance: float) -> tuple[list, np.ndarray]:
+    """Labels and pictures (count, H, W, 3); picture i has seed i."""
+    labels, batch, images = labels_for(count), max(16 // scale**2, 1), []
+    for start in range(0, count, batch):
+        part = labels[start : start + batch]
+        noise = initial_noise(list(range(start, start + len(part))), NATIVE * scale, NATIVE * scale)
+        latents = ddim(model, [prompt(label) for label in part], noise, steps, guidance)
+        images.append(pictures(model, latents).numpy())
+    return labels, np.concatenate(images)
+
+
+def judge(labels: list, images: np.ndarray) -> dict:
+    """Shares of pictures with the right subject and ground and exactly one subject, as the detector sees them."""
+    readings = [read([image])[0] for image in images]
+    subject = [bool(r.subjects) and r.subjects[0].subject == label[0] for r, label in zip(readings, labels)]
+    ground = [r.ground == label[1] for r, label in zip(readings, labels)]
+    counts = [len(r.subjects) for r in readings]
+    result = {"subject": round(float(np.mean(subject)), 4), "ground": round(float(np.mean(ground)), 4)}
+    result["exactly_one"] = round(float(np.mean([count == 1 for count in counts])), 4)
+    result["subjects"] = {str(n): times for n, times in sorted(Counter(counts).items())}
+    if images.shape[1] > 128:
+        result["crops_with_a_subject"] = round(float(np.mean([crops_with_subject(image) for image in images])), 4)
+    return result
+
+
+def ten(images: np.ndarray) -> np.ndarray:
+    """Ten pictures (of B, 128, 128, 3), every sixth, enlarged twice in two rows, for a person to name."""
+    large = images[:60:6].repeat(2, 1).repeat(2, 2)
+    return np.concatenate([np.concatenate(list(row), 1) for row in (large[:5], large[5:])])
+
+
+def main() -> None:
+    """Command line."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--checkpoint", type=Path, default=COLLAGE_CHECKPOINT)
+    options.add_argument("--count", type=int, default=64)
+    options.add_argument("--steps", type=int, default=25)
+    options.add_argument("--guidance", type=float, default=GUIDANCE)
+    options.add_argument("--direct", type=int, nargs="*", default=[], help="scales sampled directly, 8 prompts each")
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--out", type=Path, help="folder for contact sheets")
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
+    model, content = load(args.checkpoint), installed()
+    result, sheets = {}, {}
+    for kind in ("whole", "zoomed"):
+        views = held_out_views(content, 48, kind == "zoomed")
+        result[f"autoencoder_{kind}"], restored = autoencoder_figures(model, views)
+        sheets[f"autoencoder_{kind}"] = np.concatenate([views[:8], restored[:8], views[8:16], restored[8:16]])
+    for scale in (1, *args.direct):
+        count = args.count if scale == 1 else min(args.count, 8)
+        labels, images = sample(model, count, scale, args.steps, args.guidance)
+        result["native" if scale == 1 else f"direct_{scale}x"] = judge(labels, images)
+        sheets[f"{scale}x"] = images
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name, images in sheets.items():
+            save_sheet(args.out / f"{name}.png", images)
+        if args.count >= 60:
+            Image.fromarray(to_uint8(ten(sheets["1x"]))).save(args.out / "ten.jpg", quality=92)
+    sys.stdout.write(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""The sizes of the networks and the captions that they learn."""
+
+from __future__ import annotations
+
+import torch
+
+from trial.autoencoder import AutoencoderConfig
+from trial.collage.content import captions
+from trial.text import TextConfig, tokenize
+from trial.train_unet import Captions
+from trial.unet import UNetConfig
+
+TEXT = TextConfig(hidden_size=32, intermediate_size=96, projection_dim=32)
+UNET = UNetConfig(channel_mult=(1, 2, 3), attention_resolutions=(2,), context_dim=32)
+AUTOENCODER = AutoencoderConfig()
+
+TEMPLATES = ("{subject} on {ground}", "a photo of {subject} on {ground}, highly detailed", "{subject}")
+TEMPLATE_SHARES = (0.82, 0.1, 0.08)
+
+
+def make_captions() -> Captions:
+    """All captions of all (subject, ground), the empty one last."""
+    subjects, grounds = captions()
+    rows = [[t.format(subject=s, ground=g) for t in TEMPLATES] + [""] for s in subjects for g in grounds]
+    ids = torch.stack([tokenize(row) for row in rows])
+    used = torch.unique(ids)
+    return Captions(torch.searchsorted(used, ids), used)

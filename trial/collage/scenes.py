@@ -1,0 +1,140 @@
+"""Collages, rendered at any resolution and any zoom with antialiasing.
+
+Lengths are in units of the short side of the frame; a box is (x0, y0, x1, y1) in fractions of the frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from trial.collage.content import Content
+from trial.scenes import WHOLE, Box
+
+SIZE_RANGE = (0.60, 0.78)
+"""Longest side of a subject in short sides."""
+EDGE = 0.02
+"""Smallest distance of a subject from the frame."""
+REACH = 4.0
+"""Pixels of the view by which a cut-out is resampled beyond its edge, more than the filter's support."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One subject; centre and longest side in short sides of the frame."""
+
+    subject: int
+    x: float
+    y: float
+    size: float
+
+
+@dataclass(frozen=True)
+class Collage:
+    """Ground and subjects, by index; left and top, in 0..1, choose the part of the photograph; aspect is w / h."""
+
+    ground: int
+    subjects: tuple[Placed, ...]
+    left: float = 0.5
+    top: float = 0.5
+    mirrored: bool = False
+    aspect: float = 1.0
+
+    @property
+    def frame(self) -> tuple[float, float]:
+        """Width and height of the frame in short sides."""
+        return max(self.aspect, 1.0), max(1.0 / self.aspect, 1.0)
+
+
+def extent(content: Content, placed: Placed) -> tuple[float, float]:
+    """Width and height of a subject in short sides."""
+    cut = content.subjects[placed.subject]
+    scale = placed.size / max(cut.width, cut.height)
+    return cut.width * scale, cut.height * scale
+
+
+def random_collage(
+    content: Content, rng: np.random.Generator, label: tuple[int, int], aspect: float = 1.0, size: float | None = None
+) -> Collage:
+    """A scene with one subject wholly inside the frame, of a random or the given size."""
+    subject, ground = label
+    empty = Collage(ground, (), aspect=aspect)
+    drawn = rng.uniform(*SIZE_RANGE)
+    placed = Placed(subject, 0.0, 0.0, drawn if size is None else size)
+    places = []
+    for length, span in zip(extent(content, placed), empty.frame):
+        margin = min(length / 2 + EDGE, span / 2)
+        places.append(float(rng.uniform(margin, span - margin)))
+    placed = Placed(subject, places[0], places[1], placed.size)
+    left, top = rng.uniform(0.0, 1.0, 2)
+    return Collage(ground, (placed,), float(left), float(top), bool(rng.integers(2)), aspect)
+
+
+def render(content: Content, scene: Collage, width: int, height: int, box: Box = WHOLE) -> np.ndarray:
+    """The view of box as (height, width, 3) float32 in 0..1."""
+    view = _ground(content, scene, (width, height), box)
+    for placed in scene.subjects:
+        _paste(content, view, scene, placed, box)
+    return np.clip(view, 0.0, 1.0)
+
+
+def visible(content: Content, scene: Collage, index: int, box: Box) -> float:
+    """Share of a subject's rectangle that lies inside box."""
+    placed = scene.subjects[index]
+    frame, size = scene.frame, extent(content, placed)
+    share = 1.0
+    for axis, centre in enumerate((placed.x, placed.y)):
+        low, high = centre - size[axis] / 2, centre + size[axis] / 2
+        inside = min(high, box[axis + 2] * frame[axis]) - max(low, box[axis] * frame[axis])
+        share *= max(inside, 0.0) / (high - low)
+    return share
+
+
+def _ground(content: Content, scene: Collage, size: tuple[int, int], box: Box) -> np.ndarray:
+    """The ground's part of a view, (h, w, 3)."""
+    ground = content.grounds[scene.ground]
+    picture, frame = ground.picture, scene.frame
+    pixels = min(ground.frame, *(side / length for side, length in zip(picture.size, frame)))
+    x0, x1 = (1.0 - box[2], 1.0 - box[0]) if scene.mirrored else (box[0], box[2])
+    at_x = scene.left * (picture.width - frame[0] * pixels)
+    at_y = scene.top * (picture.height - frame[1] * pixels)
+    region = (
+        at_x + x0 * frame[0] * pixels,
+        at_y + box[1] * frame[1] * pixels,
+        at_x + x1 * frame[0] * pixels,
+        at_y + box[3] * frame[1] * pixels,
+    )
+    limits = (picture.width, picture.height) * 2
+    clipped = tuple(min(max(edge, 0.0), float(limit)) for edge, limit in zip(region, limits))
+    view = np.asarray(picture.resize(size, Image.Resampling.LANCZOS, box=clipped), np.float32) / 255.0
+    return view[:, ::-1].copy() if scene.mirrored else view
+
+
+def _paste(content: Content, view: np.ndarray, scene: Collage, placed: Placed, box: Box) -> None:
+    """Lays a subject over a view (h, w, 3), in place."""
+    cut, frame = content.subjects[placed.subject], scene.frame
+    scale = placed.size / max(cut.width, cut.height)  # short sides per pixel of the cut-out
+    padded, ranges, region = cut.picture.size, [], []
+    for axis, centre in enumerate((placed.x, placed.y)):
+        cells = view.shape[1 - axis]
+        pixel = (box[axis + 2] - box[axis]) * frame[axis] / cells  # short sides per pixel of the view
+        corner = (centre - scale * padded[axis] / 2 - box[axis] * frame[axis]) / pixel
+        length, margin = scale * padded[axis] / pixel, scale * cut.margin / pixel
+        inset = max(margin - REACH, 0.0)
+        first = max(int(np.ceil(corner + inset)), 0)
+        last = min(int(np.floor(corner + length - inset)), cells)
+        if last <= first:
+            return
+        ranges.append((first, last))
+        region.append([(edge - corner) * pixel / scale for edge in (first, last)])
+    (x0, x1), (y0, y1) = ranges
+    source = (max(region[0][0], 0.0), max(region[1][0], 0.0))
+    source += (min(region[0][1], float(padded[0])), min(region[1][1], float(padded[1])))
+    part = cut.picture.resize((x1 - x0, y1 - y0), Image.Resampling.LANCZOS, box=source)
+    # Pillow gives no array of mode RGBa; its bytes are those of RGBA
+    layer = np.frombuffer(part.tobytes("raw", "RGBa"), np.uint8).reshape(y1 - y0, x1 - x0, 4).astype(np.float32) / 255.0
+    area = view[y0:y1, x0:x1]
+    area *= 1.0 - layer[..., 3:]
+    area += layer[..., :3]

@@ -1,0 +1,156 @@
+"""Trains the decoder on the fixed latents: python -m trial.collage.train_decoder, after make_latents.
+
+Square error alone draws the mean of all textures that fit a latent, which is none of them. After --plain steps
+a discriminator of small patches (Isola et al., arXiv 1611.07004, with the hinge loss) judges the pictures as well,
+and features of the first layers of the detector are compared, so that texture is drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from trial.autoencoder import Autoencoder
+from trial.collage.model import AUTOENCODER
+from trial.collage.views import VIEW
+from trial.make_latents import SCALE_FACTOR
+from trial.train_autoencoder import compile_blocks, reconstruction_loss
+from trial.training import Trainee, parser, prepare
+
+CROP = 64
+LATENT_NOISE = 0.05
+"""Noise on the latents in their standard deviations: what the UNet makes is not exact either."""
+ZOOMED_SHARE = 0.35
+FEATURE_WEIGHT, ADVERSARIAL_WEIGHT = 0.1, 0.04
+LARGE_AFTER, LARGE_SHARE = 0.85, 0.25
+"""From this share of the steps on whole views are decoded, in batches of a quarter of the size."""
+
+
+class Discriminator(nn.Module):
+    """Logits (B, 1, h, w) of patches of about 34 px of pictures (B, 3, H, W) being true."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        widths = (width, 2 * width, 4 * width)
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.GroupNorm(8, after), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+@dataclass
+class Judges:
+    """What compares pictures beside square error: fixed features, and the discriminator with its optimiser."""
+
+    features: nn.Module
+    discriminator: Discriminator
+    optimiser: torch.optim.Optimizer
+
+
+def batches(folder: Path, args: argparse.Namespace, start: int) -> Iterator[Tensor]:
+    """Pictures (B, 3, h, w) in -1..1 of each step, drawn from the seed and the step alone."""
+    sets = [np.load(folder / f"{kind}.npy", mmap_mode="r") for kind in ("whole", "zoomed")]
+    for step in range(start, args.steps):
+        rng = np.random.default_rng((args.seed, step))
+        large = step >= LARGE_AFTER * args.steps
+        size, count = (VIEW, max(int(args.batch * LARGE_SHARE), 1)) if large else (CROP, args.batch)
+        chosen = []
+        for zoomed in rng.random(count) < ZOOMED_SHARE:
+            views = sets[int(zoomed)]
+            y, x = rng.integers(0, (VIEW - size) // 8 + 1, 2) * 8
+            chosen.append(views[rng.integers(len(views)), y : y + size, x : x + size])
+        yield torch.from_numpy(np.stack(chosen)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def feature_loss(features: nn.Module, output: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference of the features of every other layer, each in units of the true ones' size."""
+    total = output.new_zeros(())
+    a, b = output, target
+    for index, layer in enumerate(features):  # type: ignore[arg-type]
+        a, b = layer(a), layer(b)
+        if index % 2 == 1:
+            total = total + F.l1_loss(a, b) / b.abs().mean().clamp(min=1e-3)
+    return total
+
+
+def judged_loss(judges: Judges, output: Tensor, target: Tensor) -> Tensor:
+    """Loss by features and discriminator; also trains the discriminator by one step."""
+    discriminator = judges.discriminator
+    true, made = discriminator(target), discriminator(output.detach())
+    hinge = F.relu(1.0 - true).mean() + F.relu(1.0 + made).mean()
+    judges.optimiser.zero_grad(set_to_none=True)
+    hinge.backward()
+    judges.optimiser.step()
+    discriminator.requires_grad_(False)
+    fooled = -discriminator(output).mean()
+    discriminator.requires_grad_(True)
+    return FEATURE_WEIGHT * feature_loss(judges.features, output, target) + ADVERSARIAL_WEIGHT * fooled
+
+
+def make_judges() -> Judges:
+    """The detector's first layers and a fresh discriminator."""
+    from trial.collage.detector import trained
+
+    discriminator = Discriminator().to(memory_format=torch.channels_last)
+    optimiser = torch.optim.AdamW(discriminator.parameters(), lr=4e-4, betas=(0.5, 0.9))
+    return Judges(trained().features[:4].to(memory_format=torch.channels_last), discriminator, optimiser)
+
+
+def decoder_only(path: Path) -> Autoencoder:
+    """The starting autoencoder with only its decoder left to train."""
+    model = Autoencoder(AUTOENCODER)
+    model.load_state_dict(torch.load(path, weights_only=True))
+    model.encoder.requires_grad_(False)
+    model.quant_conv.requires_grad_(False)
+    return model
+
+
+def main() -> None:
+    """Command line."""
+    options = parser(__doc__.splitlines()[0], steps=3000, batch=8, rate=8e-4)
+    options.add_argument("--plain", type=int, default=1200, help="steps before features and discriminator count")
+    options.add_argument("--decay", type=int, default=600, help="steps at the end in which the learning rate falls")
+    args = options.parse_args()
+    prepare(args)
+    model = decoder_only(args.out / "autoencoder-start.pt").to(memory_format=torch.channels_last)
+    trainee = Trainee(model, args.out / "autoencoder.pt", decay=0.995)
+    trainee.restore()
+    if not args.eager:
+        compile_blocks(model)
+    judges: Judges | None = None
+    progress = tqdm(batches(args.out, args, trainee.step), initial=trainee.step, total=args.steps, mininterval=10)
+    recent = 0.05
+    for x in progress:
+        step = trainee.step
+        x = x.to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                z = model.moments(x)[0]
+                z = z + LATENT_NOISE / SCALE_FACTOR * torch.randn_like(z)
+            output = model.decode(z).float()
+            loss = reconstruction_loss(output, x)
+            if step >= args.plain:
+                judges = judges or make_judges()
+                loss = loss + judged_loss(judges, output, x)
+        rate = args.rate * max(min((step + 1) / 100, (args.steps - step) / max(args.decay, 1), 1.0), 0.02)
+        trainee.update(loss, rate)
+        recent += 0.03 * (F.mse_loss(output.detach(), x).item() - recent)
+        if trainee.step % 20 == 0:
+            progress.set_postfix(loss=f"{loss.item():.4f}", psnr=f"{10 * np.log10(4 / recent):.2f}")
+        trainee.save_when_due(args)
+
+
+if __name__ == "__main__":
+    main()

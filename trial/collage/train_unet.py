@@ -1,0 +1,57 @@
+"""Trains the UNet and the text encoder on encoded collages: python -m trial.collage.train_unet.
+
+Zoomed views appear at moderate noise only, as trial.train_unet tells. The learning rate stays constant until the last
+--decay steps, so that a run can be made longer: give it more --steps and it goes on from its state.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from tqdm import tqdm
+
+from trial.collage.model import TEMPLATE_SHARES, TEXT, UNET, make_captions
+from trial.train_unet import Batches, Denoiser, Mix, compiled, training_loss
+from trial.training import Trainee, parser, prepare
+
+WARM_UP = 200
+
+
+def rate_at(step: int, args: argparse.Namespace) -> float:
+    """Linear warm-up, constant, then linear to 2 % in the last steps."""
+    rise, fall = (step + 1) / WARM_UP, (args.steps - step) / max(args.decay, 1)
+    return args.rate * max(min(rise, fall, 1.0), 0.02)
+
+
+def main() -> None:
+    """Command line."""
+    options = parser(__doc__.splitlines()[0], steps=8000, batch=16, rate=8e-4)
+    options.add_argument("--decay", type=int, default=1500, help="steps at the end in which the learning rate falls")
+    options.add_argument("--zoomed", type=float, default=0.15, help="share of zoomed views at low noise")
+    options.add_argument("--weight-limit", type=float, default=12.0, help="largest weight of a noise level")
+    args = options.parse_args()
+    device = prepare(args)
+    captions = make_captions()
+    data = torch.load(args.out / "latents.pt", weights_only=True)
+    mix = Mix(TEMPLATE_SHARES, args.zoomed, args.weight_limit)
+    batches = Batches(data, captions, args.batch, args.seed, mix)
+    model = Denoiser(len(captions.used), UNET, TEXT).to(device, memory_format=torch.channels_last)
+    trainee = Trainee(model, args.out / "unet.pt", decay=0.998)
+    trainee.restore()
+    loss_of = training_loss if args.eager else compiled(model)
+    progress = tqdm(range(trainee.step, args.steps), initial=trainee.step, total=args.steps, mininterval=10)
+    recent = 1.0
+    for step in progress:
+        x, t, ids, noise, weight = (part.to(device) for part in batches.draw(step))
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = loss_of(model, x.contiguous(memory_format=torch.channels_last), t, ids, noise, weight)
+        trainee.update(loss, rate_at(step, args))
+        recent += 0.02 * (loss.item() - recent)
+        if trainee.step % 20 == 0:
+            progress.set_postfix(loss=f"{recent:.4f}")
+        trainee.save_when_due(args)
+
+
+if __name__ == "__main__":
+    main()
