@@ -96,8 +96,8 @@ def judge(labels: list, images: np.ndarray) -> dict:
 
 
 def ten(images: np.ndarray) -> np.ndarray:
-    """Ten pictures (of B, 128, 128, 3), every sixth, enlarged twice in two rows, for a person to name."""
-    large = images[:60:6].repeat(2, 1).repeat(2, 2)
+    """Ten of 64 pictures (64, 128, 128, 3), of ten subjects, enlarged twice in two rows, for a person to name."""
+    large = images[:64:7].repeat(2, 1).repeat(2, 2)
     return np.concatenate([np.concatenate(list(row), 1) for row in (large[:5], large[5:])])
 
 
@@ -128,7 +128,7 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         for name, images in sheets.items():
             save_sheet(args.out / f"{name}.png", images)
-        if args.count >= 60:
+        if args.count >= 64:
             Image.fromarray(to_uint8(ten(sheets["1x"]))).save(args.out / "ten.jpg", quality=92)
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
