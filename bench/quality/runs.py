@@ -24,8 +24,8 @@ from bench.quality.pictures import downscale, read, write
 from bench.quality.ways import Batch, Sampling, Studio, batches
 from bench.quality.worlds import World
 from lib_demofusion.method.plan import CELL, make_plan
-from lib_demofusion.settings.fields import Settings
 from lib_demofusion.method.views import view_starts
+from lib_demofusion.settings.fields import Settings
 
 PICTURES_AT_ONCE = {1: 16, 2: 8, 4: 4}
 """By scale; fewer of the large ones, whose views already fill the model's batch."""

@@ -18,12 +18,12 @@ from bench.quality.esrgan import enlarge
 from bench.quality.pictures import as_float, upscale
 from bench.quality.rivals import mixture, one_tile_after_another, spot
 from bench.quality.worlds import World
-from lib_demofusion.method.stage_steps import schedule_steps
 from lib_demofusion.method.plan import StagePlan, make_plan
 from lib_demofusion.method.residual import VariancePreserving, noised
-from lib_demofusion.settings.fields import LATENT, PIXELS, Settings
 from lib_demofusion.method.stage import SamplerTraits, StageRun, finish_stage, make_anchor, mix_anchors
+from lib_demofusion.method.stage_steps import schedule_steps
 from lib_demofusion.method.step_gate import StepGate
+from lib_demofusion.settings.fields import LATENT, PIXELS, Settings
 from trial.sampling import GUIDANCE, initial_noise
 from trial.scenes import to_uint8
 from trial.small_model import SmallModel
