@@ -34,7 +34,7 @@ from lib_demofusion.method.stage import SamplerTraits, StageRun, finish_stage, m
 from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import View
 from lib_demofusion.settings.fields import Settings
-from lib_demofusion.settings.spec import MAX_SCALE
+from lib_demofusion.settings.texts import MAX_SCALE
 
 NATIVE = (128, 128)
 """SDXL's own latent, 1024x1024 pixels."""
@@ -51,7 +51,7 @@ def null_model(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
 def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tuple[float, int, int]:
     """Returns seconds, peak bytes and evaluations of one sampler step at `scale` times the native size."""
     # beyond eight times the base is larger, and seen through windows of the native size all the same
-    settings = Settings(scale=min(scale, MAX_SCALE), window=NATIVE[0])
+    settings = Settings(scale=min(scale, MAX_SCALE), tile_size=NATIVE[0])
     base = (NATIVE[0] * scale // int(settings.scale), NATIVE[1] * scale // int(settings.scale))
     plan = make_plan(settings, base)
     stage = plan.stages[-1]

@@ -26,7 +26,16 @@ function demofusionMakeOperable(header) {
     tell();
 }
 
+// Takes what was typed into a list that takes own values when the focus leaves it; gradio 3 shows the text and keeps the
+// value of before, unless Enter was pressed.
+function demofusionTakeTyped(input) {
+    input.addEventListener("blur", () => {
+        input.dispatchEvent(new KeyboardEvent("keydown", {key: "Enter", bubbles: true}));
+    });
+}
+
 onUiLoaded(() => {
     const panels = '[id^="script_"][id$="_demofusion_hires_enabled"]';
+    gradioApp().querySelectorAll(`${panels} .secondary-wrap input`).forEach(demofusionTakeTyped);
     gradioApp().querySelectorAll(`${panels} .label-wrap`).forEach(demofusionMakeOperable);
 });

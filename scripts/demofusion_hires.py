@@ -5,8 +5,6 @@ from modules import script_callbacks, scripts
 from lib_demofusion.host import backends, compat, hooks, options
 from lib_demofusion.host.panel import build as panel
 from lib_demofusion.host.panel import xyz
-from lib_demofusion.host.pictures import pixel_anchor
-from lib_demofusion.settings.fields import offer_upscalers
 
 
 class DemoFusionHires(scripts.Script):
@@ -44,7 +42,6 @@ class DemoFusionHires(scripts.Script):
         hooks.postprocess(p, processed)
 
 
-offer_upscalers(pixel_anchor.host_upscalers)
 script_callbacks.on_after_component(panel.after_component)
 script_callbacks.on_ui_settings(options.register)
 backends.greet()

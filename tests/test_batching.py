@@ -211,7 +211,7 @@ def test_fusion_takes_at_most_four_latents_and_the_batch(c2: float, copies: int)
 
 @pytest.mark.parametrize("thresholds", [(0.0, 0.0), (0.1, 0.0), (0.0, 0.1), (0.1, 0.2)])
 def test_predicted_evaluations_are_the_counted_ones(thresholds: tuple[float, float]) -> None:
-    settings = Settings(scale=2.5, dilated_threshold=thresholds[0], local_threshold=thresholds[1])
+    settings = Settings(scale=2.5, skip_views=f"{thresholds[1]},{thresholds[0]}")
     stage = make_plan(settings, (16, 24)).stages[-1]
     x = torch.randn(1, 4, *stage.size)
     for t in [999, 980, 900, 700, 500, 300, 200, 100, 20, 1, 0]:

@@ -138,7 +138,7 @@ def test_the_base_is_cut_with_its_hint() -> None:
 
 def test_other_windows() -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
-    stage = Stage([Unit(hint)], Settings(scale=2, window=10))
+    stage = Stage([Unit(hint)], Settings(scale=2, tile_size=10))
     close(stage.fused(LOCAL), stage.expected(hint))
 
 

@@ -116,7 +116,7 @@ def test_the_costs_are_what_k_diffusion_evaluates(case: Case, strength: float) -
     steps = round(STEPS * strength)
     ends_above_zero = "sigmas" not in case.arguments
     arguments = {**cut(case.inputs, steps), **({"n": steps} if "n" in case.inputs else {})}
-    settings = Settings(scale=3, strength=strength)
+    settings = Settings(scale=3, denoising_strength=strength)
     costs = run_costs(STAGES, settings, STEPS, case.name in TWO_CALLS | TWO_CALLS_ANCESTRAL)
     for stage, cost in zip(STAGES.stages, costs.stages):
         evaluated = counted(case, settings, stage, arguments).cells
@@ -126,7 +126,7 @@ def test_the_costs_are_what_k_diffusion_evaluates(case: Case, strength: float) -
 
 def test_thresholds_save_evaluations() -> None:
     costs = [
-        sum(run_costs(STAGES, Settings(dilated_threshold=dilated, local_threshold=local), 20, False).stages)
+        sum(run_costs(STAGES, Settings(skip_views=f"{local},{dilated}"), 20, False).stages)
         for dilated, local in ((0, 0), (0.11, 0), (0, 0.13), (0.3, 0.2))
     ]
     assert costs[0] > costs[1] > costs[3]

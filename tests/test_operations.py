@@ -17,7 +17,7 @@ from lib_demofusion.method.residual import VarianceExploding
 from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import View
-from lib_demofusion.settings.fields import parse_settings
+from lib_demofusion.settings.reading import parse_settings
 
 VIEWS_OF_TENSORS = {"slice", "alias", "view", "_unsafe_view", "expand", "select", "unsqueeze", "split", "detach", "t"}
 """They compute nothing."""
@@ -76,7 +76,7 @@ TIMESTEPS = {"dilated views alone": 950.0, "both": 500.0, "local views alone": 1
 @pytest.mark.parametrize("feather", [0.0, 0.25])
 def test_a_view_takes_few_operations(timestep: float, jitter: bool, feather: float) -> None:
     """A view is added; a moved one's weights are added to their sum too. A batch is joined."""
-    stage = Stage(timestep, local_threshold=0.1, dilated_threshold=0.1, jitter=jitter, feather=feather)
+    stage = Stage(timestep, skip_views="0.1,0.1", jitter=jitter, feather=feather)
     stage.call()
     counted = stage.call()
     views, batches = len(stage.seen), -(-len(stage.seen) // 4) + 1
@@ -106,7 +106,7 @@ def test_several_predictions_of_a_call_share_the_sum_of_weights() -> None:
 
 def test_what_is_kept_does_not_change_the_picture() -> None:
     """The second call of a stage is what a stage that begins with it makes."""
-    stage, fresh = Stage(500.0, local_threshold=0.0), Stage(500.0, local_threshold=0.0)
+    stage, fresh = Stage(500.0, skip_views="0,0.1"), Stage(500.0, skip_views="0,0.1")
     fresh.x = stage.x.clone()
     for _ in range(3):
         stage.run.before_call(stage.x, torch.tensor(1.0))

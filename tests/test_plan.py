@@ -11,8 +11,10 @@ from hypothesis import assume, example, given, settings
 
 from lib_demofusion.method.plan import Plan, make_plan
 from lib_demofusion.method.views import LocalView, Size, dilated_size
-from lib_demofusion.settings.fields import Settings, parse_settings
-from lib_demofusion.settings.spec import SettingsError, parse_stages
+from lib_demofusion.settings.fields import Settings
+from lib_demofusion.settings.reading import parse_settings
+from lib_demofusion.settings.spec import SettingsError
+from lib_demofusion.settings.texts import parse_stages
 
 EXAMPLES = settings(max_examples=300, deadline=None)
 BASES = [(32, 32), (33, 33), (32, 48), (48, 32), (64, 64), (64, 96), (96, 64), (104, 152), (128, 128), (8, 100)]
@@ -71,7 +73,7 @@ def test_automatic_stages_are_the_whole_scales(scale: float, expected: list[floa
 
 
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("values", [{"scale": 1}, {"stages": "1"}, {"scale": 1, "window": 16, "stride": 4}])
+@pytest.mark.parametrize("values", [{"scale": 1}, {"stages": "1"}, {"scale": 1, "tile_size": 16, "tile_stride": 4}])
 def test_scale_one_is_no_stage(base: Size, values: dict[str, object]) -> None:
     plan = plan_of(base, **values)
     assert plan == Plan(base, LocalView(0, 0, *base), (), plan.notes)
@@ -98,7 +100,7 @@ def test_words_for_stages_follow_the_scale(scale: float, doubling: list[float]) 
 )  # fmt: skip
 def test_stride_follows_from_the_overlap_unless_it_is_given(window: Size, overlap: float, stride: Size) -> None:
     assert plan_of(window, scale=4, overlap=overlap).stages[0].stride == stride
-    assert plan_of(window, scale=4, overlap=overlap, stride=5).stages[0].stride == (5, 5)
+    assert plan_of(window, scale=4, overlap=overlap, tile_stride=5).stages[0].stride == (5, 5)
 
 
 def test_size_of_the_base_is_no_stage() -> None:
@@ -190,7 +192,7 @@ def test_another_shape_is_cut_from_the_middle(base: Size, width: int, height: in
     plan = plan_of(base, width=width, height=height)
     assert plan.pixels == (height, width)
     assert plan.crop == crop
-    assert f"the base picture is cut to {8 * crop.width}x{8 * crop.height} to match the final shape" in plan.notes
+    assert f"the base image is cut to {8 * crop.width}x{8 * crop.height} to match the final shape" in plan.notes
     assert plan.stages[-1].scale == max(height / 8 / crop.height, width / 8 / crop.width)
 
 
@@ -243,13 +245,13 @@ def test_parts_of_a_stage() -> None:
 
 
 def test_views_without_overlap_cannot_be_shifted() -> None:
-    (stage,) = plan_of((64, 64), scale=2, window=32, stride=32).stages
+    (stage,) = plan_of((64, 64), scale=2, tile_size=32, tile_stride=32).stages
     assert not stage.overlaps_after_jitter
     assert stage.local_count == 16
 
 
 def test_cost_counts_the_window_that_is_asked_for() -> None:
-    (stage,) = plan_of((64, 64), scale=2, window=32, stride=16).stages
+    (stage,) = plan_of((64, 64), scale=2, tile_size=32, tile_stride=16).stages
     assert stage.local_count == 49
     assert stage.cells == 49 * 32 * 32 + 4 * 64 * 64
 
@@ -263,7 +265,7 @@ def test_factor_is_the_next_whole_scale_but_two_at_least(scale: float, factors: 
 
 
 def test_window_and_stride_do_not_exceed_a_stage() -> None:
-    plan = plan_of((64, 64), width=4096, height=512, window=256, stride=200)
+    plan = plan_of((64, 64), width=4096, height=512, tile_size=256, tile_stride=200)
     assert plan.crop == LocalView(28, 0, 8, 64)
     for stage in plan.stages:
         assert stage.window == (min(256, stage.size[0]), min(256, stage.size[1]))
@@ -298,9 +300,7 @@ def test_one_side_is_met_or_named(base: Size, pixels: int, axis: str) -> None:
         assert plan.crop == LocalView(0, 0, *base)
         assert_sane(plan)
         return
-    message = (
-        rf"^{axis} = {pixels} is not possible; allowed: 0, or {8 * native} to {64 * native} for this base picture$"
-    )
+    message = rf"^{axis} = {pixels} is not possible; allowed: 0, or {8 * native} to {64 * native} for this base image$"
     with pytest.raises(SettingsError, match=message):
         plan_of(base, **{axis: pixels})
 
@@ -317,7 +317,7 @@ def test_any_shape_can_be_asked_for(base: Size, grown: tuple[float, float], wind
     target = rounded(base[0] * grown[0]), rounded(base[1] * grown[1])
     assume(not stages or max(grown) > 1.6)
     assume(window <= max(target))
-    plan = plan_of(base, height=8 * target[0], width=8 * target[1], window=window, stages=stages)
+    plan = plan_of(base, height=8 * target[0], width=8 * target[1], tile_size=window, stages=stages)
     assert plan.pixels == (8 * target[0], 8 * target[1])
     scale = max(target[0] / base[0], target[1] / base[1])
     kept = (plan.crop.height, plan.crop.width)
@@ -366,30 +366,30 @@ def test_impossible_plans_are_seen() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"width": 504}, "width = 504 is not possible; allowed: 0, or 512 to 4096 for this base picture"),
-        ({"height": 504}, "height = 504 is not possible; allowed: 0, or 512 to 4096 for this base picture"),
-        ({"width": 4104}, "width = 4104 is not possible; allowed: 0, or 512 to 4096 for this base picture"),
+        ({"width": 504}, "width = 504 is not possible; allowed: 0, or 512 to 4096 for this base image"),
+        ({"height": 504}, "height = 504 is not possible; allowed: 0, or 512 to 4096 for this base image"),
+        ({"width": 4104}, "width = 4104 is not possible; allowed: 0, or 512 to 4096 for this base image"),
         (
             {"width": 1024, "height": 256},
-            "height = 256 is not possible; allowed: 0, or 512 to 4096 for this base picture",
+            "height = 256 is not possible; allowed: 0, or 512 to 4096 for this base image",
         ),
         (
             {"width": 256, "height": 1024},
-            "width = 256 is not possible; allowed: 0, or 512 to 4096 for this base picture",
+            "width = 256 is not possible; allowed: 0, or 512 to 4096 for this base image",
         ),
-        ({"width": 1}, "width = 1 is not possible; allowed: 0, or 512 to 4096 for this base picture"),
+        ({"width": 1}, "width = 1 is not possible; allowed: 0, or 512 to 4096 for this base image"),
         (
-            {"window": 129},
-            "window = 129 is not possible; allowed: 0, or 8 to 128 cells, the longer side of the final picture",
+            {"tile_size": 129},
+            "tile_size = 129 is not possible; allowed: 0, or 8 to 128 cells, the longer side of the final image",
         ),
         (
-            {"window": 7},
-            "window = 7 is not possible; allowed: 0, or 8 to 128 cells, the longer side of the final picture",
+            {"tile_size": 7},
+            "tile_size = 7 is not possible; allowed: 0, or 8 to 128 cells, the longer side of the final image",
         ),
-        ({"stride": 65}, "stride = 65 is not possible; allowed: 0, or 1 to 64, the window's shorter side"),
+        ({"tile_stride": 65}, "tile_stride = 65 is not possible; allowed: 0, or 1 to 64, a tile's shorter side"),
         (
-            {"window": 16, "stride": 17},
-            "stride = 17 is not possible; allowed: 0, or 1 to 16, the window's shorter side",
+            {"tile_size": 16, "tile_stride": 17},
+            "tile_stride = 17 is not possible; allowed: 0, or 1 to 16, a tile's shorter side",
         ),
         (
             {"stages": "1,2,4", "width": 1024},
@@ -411,11 +411,13 @@ def test_what_does_not_fit_is_named(values: dict[str, object], message: str) -> 
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize("values", [{"window": 128}, {"window": 8}, {"stride": 64}, {"window": 16, "stride": 16}])
+@pytest.mark.parametrize(
+    "values", [{"tile_size": 128}, {"tile_size": 8}, {"tile_stride": 64}, {"tile_size": 16, "tile_stride": 16}]
+)
 def test_limits_of_window_and_stride_fit(values: dict[str, int]) -> None:
     (stage,) = plan_of((64, 64), **values).stages
-    assert stage.window == (values.get("window", 64),) * 2
-    assert stage.stride == (values.get("stride", max(1, stage.window[0] // 2)),) * 2
+    assert stage.window == (values.get("tile_size", 64),) * 2
+    assert stage.stride == (values.get("tile_stride", max(1, stage.window[0] // 2)),) * 2
 
 
 def test_default_settings_double_the_base() -> None:

@@ -12,17 +12,9 @@ import pytest
 
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.progress.costs import run_costs
-from lib_demofusion.settings.fields import (
-    DEFAULT_PRESET,
-    LANCZOS,
-    NAMES,
-    PRESET_FIELDS,
-    PRESETS,
-    SPECS,
-    Settings,
-    parse_settings,
-    preset_values,
-)
+from lib_demofusion.settings.fields import NAMES, PRESET_FIELDS, SPECS, Settings
+from lib_demofusion.settings.presets import BUILT_IN, DEFAULT_PRESET, LANCZOS, PRESETS
+from lib_demofusion.settings.reading import parse_settings, preset_values
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
@@ -32,10 +24,9 @@ PAGES = {
 
 
 def rows(heading: str, page: str = "docs/parameters.md") -> list[list[str]]:
-    """The cells of the table whose first line begins with `heading`."""
-    text = PAGES[page]
-    lines = text[text.index(heading) :].split("\n\n")[0].splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    """The cells of all tables whose first line begins with `heading`."""
+    tables = [block.splitlines() for block in PAGES[page].split("\n\n") if block.startswith(heading)]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for table in tables for line in table[2:]]
 
 
 def written(value: Any) -> str:
@@ -45,7 +36,7 @@ def written(value: Any) -> str:
     return f"{value:g}" if isinstance(value, (int, float)) else value or "empty"
 
 
-FIELDS = {name: row for row in rows("| In the panel") for name in re.findall(r"`(\w+)`", row[1])}
+FIELDS = {name: row for row in rows("| Name | API field") for name in re.findall(r"`(\w+)`", row[1])}
 DEFAULTS = {**{name: getattr(Settings, name) for name in NAMES}, **preset_values(DEFAULT_PRESET)}
 DEFAULTS["preset"] = DEFAULT_PRESET
 
@@ -64,7 +55,7 @@ def test_label_default_and_range_of_a_field(name: str) -> None:
         assert f"{spec.maximum:g}" in range_
         assert range_.startswith(f"{spec.minimum:g}")
     # a webui in this process offers upscalers of its own
-    for choice in (LANCZOS,) if name == "upscaler" else spec.choices:
+    for choice in ("Latent", LANCZOS) if name == "upscaler" else (*spec.choices(BUILT_IN), *spec.words):
         assert choice in range_
 
 
@@ -89,7 +80,7 @@ def test_what_the_presets_cost() -> None:
 
 
 def test_the_order_of_positional_values_is_told() -> None:
-    (order,) = re.findall(r"`(enabled, scale,[^`]*)`", PAGES["docs/api.md"])
+    (order,) = re.findall(r"`(enabled, preset,[^`]*)`", PAGES["docs/api.md"])
     assert tuple(re.split(r",\s+", order)) == NAMES
 
 

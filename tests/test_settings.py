@@ -5,31 +5,23 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given, settings
 
 from lib_demofusion.method.plan import make_plan
-from lib_demofusion.settings.fields import (
-    ENABLED_KEY,
-    NAMES,
-    OF_THE_REQUEST,
-    PRESET_FIELDS,
-    PRESETS,
-    SPECS,
-    Settings,
+from lib_demofusion.settings.fields import ENABLED_KEY, NAMES, OF_THE_REQUEST, PRESET_FIELDS, SPECS, Settings
+from lib_demofusion.settings.infotext import from_infotext, to_infotext
+from lib_demofusion.settings.presets import BUILT_IN, PRESETS, Offers
+from lib_demofusion.settings.reading import (
     changed_fields,
     overridden,
     parse_preset,
     parse_settings,
-    preset_names,
     preset_values,
     settings_from_args,
-    use_presets,
 )
-from lib_demofusion.settings.infotext import from_infotext, to_infotext
 from lib_demofusion.settings.spec import SettingsError
 
 EXAMPLES = settings(max_examples=200, deadline=None)
@@ -118,7 +110,7 @@ def test_bad_value_is_named(name: str, value: object) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_settings({name: value})
     assert is_named(caught.value, name, value)
-    assert SPECS[name].allowed in str(caught.value)
+    assert SPECS[name].allowed(BUILT_IN) in str(caught.value)
 
 
 @pytest.mark.parametrize("value", BAD_STAGES, ids=range(len(BAD_STAGES)))
@@ -194,7 +186,7 @@ def test_unknown_field_is_named(name: object) -> None:
 def test_none_and_missing_fields_have_their_defaults() -> None:
     assert parse_settings({}) == Settings()
     assert parse_settings(dict.fromkeys(NAMES)) == Settings()
-    assert parse_settings({"scale": None, "window": 64}) == Settings(window=64)
+    assert parse_settings({"scale": None, "tile_size": 64}) == Settings(tile_size=64)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +200,7 @@ def test_none_and_missing_fields_have_their_defaults() -> None:
         ("width", 2048.0, 2048),
         ("width", "2048", 2048),
         ("width", 0, 0),
-        ("window", 512, 512),
+        ("tile_size", 512, 512),
         ("sigma", 0.01, 0.01),
         ("cosine_scale_1", 0, 0.0),
         ("jitter", False, False),
@@ -221,7 +213,10 @@ def test_none_and_missing_fields_have_their_defaults() -> None:
         ("stages", [1, 2, 4], "1,2,4"),
         ("stages", (1, 2.5), "1,2.5"),
         ("stages", ["1", "3"], "1,3"),
-        ("stages", [], ""),
+        ("stages", [], "every"),
+        ("stages", "", "every"),
+        ("skip_views", [0.5, 0.1], "0.5,0.1"),
+        ("skip_views", "", ""),
         ("stages", 2, "2"),
         ("stages", 2.5, "2.5"),
     ],
@@ -233,15 +228,17 @@ def test_good_value_is_taken(name: str, value: object, expected: object) -> None
 
 
 def test_arguments_come_in_field_order_or_as_one_dict() -> None:
-    assert NAMES[:3] == ("enabled", "scale", "width")
-    assert settings_from_args([True, 3, 0]) == Settings(enabled=True, scale=3.0)
+    assert NAMES[:3] == ("enabled", "preset", "upscaler")
+    assert settings_from_args([True, "Paper", "Latent", 3]) == Settings(enabled=True, hires_steps=3)
     assert settings_from_args([{"enabled": True, "scale": 3}]) == Settings(enabled=True, scale=3.0)
     assert settings_from_args([]) == Settings()
-    assert settings_from_args(list(dataclasses.astuple(Settings(window=96, jitter=False)))) == Settings(
-        window=96, jitter=False
+    assert settings_from_args(list(dataclasses.astuple(Settings(tile_size=96, jitter=False)))) == Settings(
+        tile_size=96, jitter=False
     )
-    with pytest.raises(SettingsError, match=r"scale = 'abc' is not possible; allowed: a number from 1 to 8"):
-        settings_from_args([True, "abc"])
+    with pytest.raises(
+        SettingsError, match=r"hires_steps = 'abc' is not possible; allowed: a whole number from 0 to 150"
+    ):
+        settings_from_args([True, None, None, "abc"])
 
 
 def test_preset_gives_what_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,70 +252,92 @@ def test_values_of_presets_are_possible(name: str) -> None:
     assert parse_settings(PRESETS[name]) == Settings(**PRESETS[name])
 
 
-@pytest.fixture
-def mine() -> Iterator[str]:
-    """The name of a preset of the user's."""
-    use_presets({"Mine": {"sigma": 1.5, "jitter": False}})
-    yield "Mine"
-    use_presets({})
+MINE = "Mine"
+OFFERS = Offers({MINE: {"sigma": 1.5, "jitter": False}}, ("None?", "4x-Sharp", "Lanczos"))
+"""A preset of the user's, and upscalers of the webui's."""
 
 
-def test_a_user_s_preset_is_one_like_the_built_in_ones(mine: str) -> None:
-    assert preset_names() == (*PRESETS, mine)
-    assert parse_settings({"preset": mine}) == Settings(preset=mine, sigma=1.5, jitter=False)
-    assert parse_settings({"preset": mine, "sigma": 2}) == Settings(preset=mine, sigma=2.0, jitter=False)
-    assert preset_values(mine) == {**preset_values("Paper"), "sigma": 1.5, "jitter": False}
+def test_a_user_s_preset_is_one_like_the_built_in_ones() -> None:
+    assert OFFERS.preset_names == (*PRESETS, MINE)
+    assert parse_settings({"preset": MINE}, offers=OFFERS) == Settings(preset=MINE, sigma=1.5, jitter=False)
+    both = {"preset": MINE, "sigma": 2}
+    assert parse_settings(both, offers=OFFERS) == Settings(preset=MINE, sigma=2.0, jitter=False)
+    assert preset_values(MINE, OFFERS) == {**preset_values("Paper"), "sigma": 1.5, "jitter": False}
 
 
-def test_a_preset_that_is_gone_is_named_with_those_there_are(mine: str) -> None:
+def test_a_preset_that_is_gone_is_named_with_those_there_are() -> None:
     with pytest.raises(SettingsError, match=r"preset = 'Yours' is not possible; allowed: one of Paper, .*Mine"):
-        parse_settings({"preset": "Yours"})
-    use_presets({})
+        parse_settings({"preset": "Yours"}, offers=OFFERS)
     with pytest.raises(SettingsError, match="preset = 'Mine' is not possible"):
-        parse_settings({"preset": mine})
+        parse_settings({"preset": MINE})
 
 
 def test_a_user_s_preset_does_not_replace_a_built_in_one() -> None:
-    use_presets({"Paper": {"sigma": 5.0}})
-    assert preset_names() == tuple(PRESETS)
-    assert parse_settings({"preset": "Paper"}) == Settings(**PRESETS["Paper"])
+    offers = Offers({"Paper": {"sigma": 5.0}})
+    assert offers.preset_names == tuple(PRESETS)
+    assert parse_settings({"preset": "Paper"}, offers=offers) == Settings(**PRESETS["Paper"])
 
 
-def test_values_that_name_no_preset_get_the_one_of_the_caller(mine: str) -> None:
-    expected = Settings(enabled=True, preset=mine, sigma=1.5, jitter=False)
-    assert settings_from_args([{"enabled": True}], mine) == expected
-    assert settings_from_args([True], mine) == expected
-    assert settings_from_args([{"enabled": True, "preset": None}], mine) == expected
-    assert settings_from_args([{"enabled": True, "preset": "Paper"}], mine) == Settings(enabled=True)
+UPSCALERS = {
+    "Latent": ("latent", "Latent"),
+    "Lanczos": ("mixed", "Lanczos"),
+    "4x-Sharp": ("mixed", "4x-Sharp"),
+    "4x-Sharp (pixels)": ("pixels", "4x-Sharp"),
+}
 
 
-def test_infotext_is_against_the_declared_defaults_whatever_the_preset(mine: str) -> None:
-    written = to_infotext(settings_from_args([{"enabled": True, "sigma": 0.8}], mine))
+@pytest.mark.parametrize("upscaler", UPSCALERS)
+def test_the_upscaler_says_what_is_enlarged_and_by_what(upscaler: str) -> None:
+    settings = parse_settings({"upscaler": upscaler}, offers=OFFERS)
+    assert (settings.anchor, settings.image_upscaler) == UPSCALERS[upscaler]
+
+
+@pytest.mark.parametrize("upscaler", ["", "lanczos", "Latent (pixels)", "4x-Gone", "mixed"])
+def test_an_unknown_upscaler_is_named_with_those_there_are(upscaler: str) -> None:
+    with pytest.raises(SettingsError, match=r"allowed: one of Latent, Lanczos, None\?, 4x-Sharp$"):
+        parse_settings({"upscaler": upscaler}, offers=OFFERS)
+
+
+@pytest.mark.parametrize("text", ["0.5", "0.5,0.1,0", "0.6,0", "0,-0.1", "a,b", "nan,0"])
+def test_weights_that_cannot_be_are_named(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"skip_views = .*allowed: two numbers from 0 to 0.5 such as 0.5,0.1"):
+        parse_settings({"skip_views": text})
+
+
+def test_values_that_name_no_preset_get_the_one_of_the_caller() -> None:
+    expected = Settings(enabled=True, preset=MINE, sigma=1.5, jitter=False)
+    assert settings_from_args([{"enabled": True}], MINE, OFFERS) == expected
+    assert settings_from_args([True], MINE, OFFERS) == expected
+    assert settings_from_args([{"enabled": True, "preset": None}], MINE, OFFERS) == expected
+    assert settings_from_args([{"enabled": True, "preset": "Paper"}], MINE, OFFERS) == Settings(enabled=True)
+
+
+def test_infotext_is_against_the_declared_defaults_whatever_the_preset() -> None:
+    written = to_infotext(settings_from_args([{"enabled": True, "sigma": 0.8}], MINE, OFFERS), OFFERS)
     assert written == {"DemoFusion preset": "Mine (changed)", "DemoFusion jitter": "False"}
-    use_presets({})
     # elsewhere the name means nothing, and every value is there all the same
     assert pasted(written) == Settings(jitter=False)
 
 
-def test_what_no_longer_has_the_value_of_its_preset_is_known(mine: str) -> None:
-    values = preset_values(mine)
-    assert changed_fields(mine, values) == ()
+def test_what_no_longer_has_the_value_of_its_preset_is_known() -> None:
+    values = preset_values(MINE, OFFERS)
+    assert changed_fields(MINE, values, OFFERS) == ()
     # as the controls give them, and as they cannot be used
-    assert changed_fields(mine, {**values, "sigma": "1.50", "stages": "", "feather": 0}) == ()
-    assert changed_fields(mine, {**values, "sigma": 2, "stages": "3,2"}) == ("stages", "sigma")
-    assert "(changed)" not in str(to_infotext(parse_settings({"preset": mine})))
-    written = to_infotext(parse_settings({"preset": mine, "sigma": 2}))
+    assert changed_fields(MINE, {**values, "sigma": "1.50", "stages": "", "feather": 0}, OFFERS) == ()
+    assert changed_fields(MINE, {**values, "sigma": 2, "stages": "3,2"}, OFFERS) == ("stages", "sigma")
+    assert "(changed)" not in str(to_infotext(parse_settings({"preset": MINE}, offers=OFFERS), OFFERS))
+    written = to_infotext(parse_settings({"preset": MINE, "sigma": 2}, offers=OFFERS), OFFERS)
     assert written["DemoFusion preset"] == "Mine (changed)"
-    assert pasted(written) == Settings(preset=mine, sigma=2.0, jitter=False)
+    assert pasted(written, OFFERS) == Settings(preset=MINE, sigma=2.0, jitter=False)
 
 
-def test_a_preset_among_overrides_sets_its_fields_before_the_others(mine: str) -> None:
-    settings = Settings(enabled=True, scale=3.0, sigma=3.0, strength=0.5)
+def test_a_preset_among_overrides_sets_its_fields_before_the_others() -> None:
+    settings = Settings(enabled=True, scale=3.0, sigma=3.0, denoising_strength=0.5)
     assert overridden(settings, {}) == settings
     assert overridden(settings, {"sigma": 2}) == dataclasses.replace(settings, sigma=2.0)
-    expected = Settings(enabled=True, scale=3.0, preset=mine, sigma=1.5, jitter=False)
-    assert overridden(settings, {"preset": mine}) == expected
-    assert overridden(settings, {"sigma": 2, "preset": mine}) == dataclasses.replace(expected, sigma=2.0)
+    expected = Settings(enabled=True, scale=3.0, preset=MINE, sigma=1.5, jitter=False)
+    assert overridden(settings, {"preset": MINE}, OFFERS) == expected
+    assert overridden(settings, {"sigma": 2, "preset": MINE}, OFFERS) == dataclasses.replace(expected, sigma=2.0)
 
 
 def test_presets_leave_the_request_alone() -> None:
@@ -336,7 +355,7 @@ def test_an_impossible_preset_is_named(values: dict) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_default_lies_in_its_range(name: str) -> None:
     default = getattr(Settings, name)
-    assert SPECS[name].parse(name, default) == default
+    assert SPECS[name].parse(name, default, BUILT_IN) == default
     assert type(default) is SPECS[name].kind
 
 
@@ -344,10 +363,10 @@ def test_default_lies_in_its_range(name: str) -> None:
 def test_limits_are_possible_and_what_is_beyond_is_not(name: str) -> None:
     spec = SPECS[name]
     for limit, beyond in ((spec.minimum, -1), (spec.maximum, 1)):
-        assert SPECS[name].parse(name, limit) == limit
+        assert SPECS[name].parse(name, limit, BUILT_IN) == limit
         outside = limit + beyond if spec.kind is int else math.nextafter(limit, beyond * math.inf)
         with pytest.raises(SettingsError):
-            SPECS[name].parse(name, outside)
+            SPECS[name].parse(name, outside, BUILT_IN)
 
 
 def drawn(name: str) -> st.SearchStrategy:
@@ -360,17 +379,20 @@ def drawn(name: str) -> st.SearchStrategy:
     if spec.kind is float:
         fine = st.floats(spec.minimum, spec.maximum)
         return st.one_of(fine, fine.map(lambda value: min(max(round(value, 2), spec.minimum), spec.maximum)))
-    if spec.choices:
-        return st.sampled_from(spec.choices)
+    if name == "skip_views":
+        weights = st.tuples(st.integers(0, 50), st.integers(0, 50))
+        return st.one_of(st.just(""), weights.map(lambda pair: ",".join(f"{cent / 100:g}" for cent in pair)))
+    if name != "stages":
+        return st.sampled_from(spec.choices(BUILT_IN))
     scales = st.lists(st.integers(100, 800), unique=True, max_size=6).map(sorted)
-    return scales.map(lambda cents: ",".join(f"{cent / 100:g}" for cent in cents))
+    return scales.map(lambda cents: ",".join(f"{cent / 100:g}" for cent in cents) or "every")
 
 
 SETTINGS = st.builds(Settings, **{name: drawn(name) for name in NAMES})
 
 
-def pasted(infotext: dict[str, str]) -> Settings:
-    return Settings(**{name: from_infotext(name, infotext) for name in NAMES})
+def pasted(infotext: dict[str, str], offers: Offers = BUILT_IN) -> Settings:
+    return Settings(**{name: from_infotext(name, infotext, offers) for name in NAMES})
 
 
 @EXAMPLES
@@ -418,7 +440,7 @@ def test_infotext_keys_and_labels_are_unique() -> None:
     assert all(re.fullmatch(r"\w[\w \-/]+", spec.infotext) for spec in SPECS.values())
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("enabled", "stages")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("enabled", "stages", "skip_views")])
 @pytest.mark.parametrize("text", ["broken", "nan", "-7", ""])
 def test_broken_infotext_gives_the_default(name: str, text: str) -> None:
     assert from_infotext(name, {SPECS[name].infotext: text}) == getattr(Settings, name)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from lib_demofusion.settings.fields import PRESETS, Settings, parse_settings
+from lib_demofusion.settings.fields import Settings
+from lib_demofusion.settings.presets import PRESETS
+from lib_demofusion.settings.reading import parse_settings
 
 Kind = Literal[
     "true",
@@ -52,7 +54,7 @@ class Configuration:
 PAPER = "Paper"
 """The row that all others are tested against."""
 
-GATES = {"dilated_threshold": 0.1, "local_threshold": 0.1}
+GATES = {"skip_views": "0.1,0.1"}
 ONE_STAGE = {"stages": "fewest"}
 BALANCED, FAST = PRESETS["Balanced"], PRESETS["Fast"]
 
@@ -80,19 +82,21 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration("Overlap 0", settings={"overlap": 0.0}),
     Configuration("Feather", settings={"feather": 0.25}),
     Configuration("Feather, overlap 0.25", settings={"feather": 0.25, "overlap": 0.25}),
-    Configuration("Pixel anchor", settings={"anchor": "pixels"}),
-    Configuration("Keep colours", settings={"keep_colours": True}),
-    Configuration("Balanced, latent anchor", settings={**BALANCED, "anchor": "latent"}),
-    Configuration("Balanced, pixel anchor", settings={**BALANCED, "anchor": "pixels"}),
-    Configuration("Balanced, no keep colours", settings={**BALANCED, "keep_colours": False}),
+    Configuration("Pixel anchor", settings={"upscaler": "Lanczos (pixels)"}),
+    Configuration("Keep colours", settings={"keep_colors": True}),
+    Configuration("Balanced, latent anchor", settings={**BALANCED, "upscaler": "Latent"}),
+    Configuration("Balanced, pixel anchor", settings={**BALANCED, "upscaler": "Lanczos (pixels)"}),
+    Configuration("Balanced, no keep colours", settings={**BALANCED, "keep_colors": False}),
     Configuration("Balanced, no feather", settings={**BALANCED, "feather": 0.0}),
     Configuration("Balanced, no dilated views", settings={**BALANCED, "cosine_scale_2": 10.0}),
     Configuration("Balanced, no extra noise", settings={**BALANCED, "extra_noise": 0.0}),
     Configuration("Balanced, extra noise 0.1", settings={**BALANCED, "extra_noise": 0.1}),
-    Configuration("Balanced, strength 0.4", settings={**BALANCED, "strength": 0.4}),
-    Configuration("Balanced, strength 0.7", settings={**BALANCED, "strength": 0.7}),
-    Configuration("Balanced, both views", settings={**BALANCED, "strength": 0.7, "local_threshold": 0.0}),
-    Configuration("Fast, pixel anchor", settings={**FAST, "anchor": "pixels"}),
-    Configuration("Fast, strength 0.4, extra noise 0.1", settings={**FAST, "strength": 0.4, "extra_noise": 0.1}),
-    Configuration("Fast, 20 steps", settings={**FAST, "stage_steps": 0}),
+    Configuration("Balanced, strength 0.4", settings={**BALANCED, "denoising_strength": 0.4}),
+    Configuration("Balanced, strength 0.7", settings={**BALANCED, "denoising_strength": 0.7}),
+    Configuration("Balanced, both views", settings={**BALANCED, "denoising_strength": 0.7, "skip_views": "0,0.1"}),
+    Configuration("Fast, pixel anchor", settings={**FAST, "upscaler": "Lanczos (pixels)"}),
+    Configuration(
+        "Fast, strength 0.4, extra noise 0.1", settings={**FAST, "denoising_strength": 0.4, "extra_noise": 0.1}
+    ),
+    Configuration("Fast, 20 steps", settings={**FAST, "hires_steps": 0}),
 )

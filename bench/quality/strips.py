@@ -18,7 +18,8 @@ from bench.quality.runs import Bases, Job, Store, origin, run
 from bench.quality.sheet import contact_sheet
 from bench.quality.ways import Sampling, Studio
 from bench.quality.worlds import SHAPES, WORLDS
-from lib_demofusion.settings.fields import PRESETS, SPECS
+from lib_demofusion.settings.fields import SPECS
+from lib_demofusion.settings.presets import PRESETS
 from trial.small_model import load
 
 SCALE = 4
@@ -38,6 +39,8 @@ class Effect:
     base: Mapping[str, Any] = field(default_factory=lambda: BALANCED)
     number: int = 1
     """Prompt and seed."""
+    file: str = ""
+    """Name of the strip where it is not the field's."""
 
     def configurations(self) -> list[Configuration]:
         """A configuration for each value."""
@@ -57,22 +60,22 @@ def _in_words(value: Any) -> str:
 
 EFFECTS = (
     Effect("preset", ("Paper", "Balanced", "Fast"), {}),
-    Effect("stages", ("", "doubling", "fewest")),
-    Effect("window", (8, 16, 32)),
-    Effect("overlap", (0.0, 0.25, 0.5, 0.75), {**BALANCED, "feather": 0.0, "local_threshold": 0.0}),
+    Effect("stages", ("every", "doubling", "fewest")),
+    Effect("tile_size", (8, 16, 32)),
+    Effect("overlap", (0.0, 0.25, 0.5, 0.75), {**BALANCED, "feather": 0.0, "skip_views": "0,0.1"}),
     Effect("cosine_scale_1", (0.5, 3, 10), PAPER_ONCE),
     Effect("cosine_scale_2", (0.3, 1, 10), PAPER_ONCE),
     Effect("cosine_scale_3", (0.3, 1, 10), PAPER_ONCE),
     Effect("sigma", (0.1, 0.8, 5), PAPER_ONCE),
-    Effect("strength", (0.2, 0.4, 0.7, 1.0)),
-    Effect("stage_steps", (5, 7, 10, 20), FAST),
+    Effect("denoising_strength", (0.2, 0.4, 0.7, 1.0)),
+    Effect("hires_steps", (5, 7, 10, 20), FAST),
     Effect("jitter", (False, True), {**PAPER_ONCE, "overlap": 0.25}),
-    Effect("dilated_threshold", (0.0, 0.1, 0.3, 0.5)),
-    Effect("local_threshold", (0.0, 0.1, 0.3, 0.5)),
-    Effect("feather", (0.0, 0.25, 0.5), {**BALANCED, "local_threshold": 0.0}),
-    Effect("anchor", ("latent", "pixels", "mixed"), {**BALANCED, "strength": 0.4}),
-    Effect("extra_noise", (0.0, 0.03, 0.06, 0.1), {**BALANCED, "strength": 0.4}),
-    Effect("keep_colours", (False, True)),
+    Effect("skip_views", ("0.5,0", "0.5,0.1", "0.5,0.3", "0.5,0.5"), file="skip_dilated_views"),
+    Effect("skip_views", ("0,0.1", "0.1,0.1", "0.3,0.1", "0.5,0.1"), file="skip_tiles"),
+    Effect("feather", (0.0, 0.25, 0.5), {**BALANCED, "skip_views": "0,0.1"}),
+    Effect("upscaler", ("Latent", "Lanczos (pixels)", "Lanczos"), {**BALANCED, "denoising_strength": 0.4}),
+    Effect("extra_noise", (0.0, 0.03, 0.06, 0.1), {**BALANCED, "denoising_strength": 0.4}),
+    Effect("keep_colors", (False, True)),
 )
 
 
@@ -97,7 +100,7 @@ def main() -> None:
         files = [[store.path(job, effect.number)] for job in jobs]
         columns = [(value, label, file) for (value, label), file in zip(effect.labels(), files)]
         strip = contact_sheet(columns, [world.prompt(effect.number)])
-        strip.save(args.out / f"{effect.field}.jpg", quality=QUALITY)
+        strip.save(args.out / f"{effect.file or effect.field}.jpg", quality=QUALITY)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ class Studio:
     def _demofusion(self, settings: Settings, batch: Batch, guided: GuidedModel) -> Tensor:
         plan = make_plan(settings, (NATIVE, NATIVE))
         x = batch.latents
-        colours = plan.crop.take(x) if settings.keep_colours else None
+        colours = plan.crop.take(x) if settings.keep_colors else None
         for stage in plan.stages:
             anchor = make_anchor(x, plan, stage)
             if settings.anchor != LATENT:
@@ -169,7 +169,7 @@ class Studio:
         noise = initial_noise([number + SEED_STEP * stage.number for number in batch.numbers], *stage.size)
         space = VariancePreserving(self.alphas)
         run = StageRun(stage, settings, anchor, noise, SamplerTraits(space, StepGate()))
-        times = timesteps(schedule_steps(self.sampling.steps, settings), settings.strength)
+        times = timesteps(schedule_steps(self.sampling.steps, settings), settings.denoising_strength)
         return ddim(torch.zeros_like(anchor), times, self.alphas, guided.fused(run), run)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lib_demofusion.host import offers, options
 from lib_demofusion.host.job import Job
 from lib_demofusion.host.messages import PREFIX, report_problem
-from lib_demofusion.host.panel import presets, xyz
+from lib_demofusion.host.panel import xyz
 from lib_demofusion.host.pictures.output import shrink_for_gallery
-from lib_demofusion.settings.fields import is_enabled, overridden, settings_from_args
+from lib_demofusion.settings.infotext import to_infotext
+from lib_demofusion.settings.reading import is_enabled, overridden, settings_from_args
 from lib_demofusion.settings.spec import SettingsError
 
 JOB = "_demofusion_job"
@@ -31,11 +33,13 @@ def process(p: Any, args: Sequence[object]) -> None:
     try:
         if not is_enabled(args, overrides):
             return
-        settings = overridden(settings_from_args(args, presets.default()), overrides)
+        known = offers.known()
+        asked = settings_from_args(args, options.default_preset(known), known)
+        settings = overridden(asked, overrides, known)
     except SettingsError as error:
         report_problem(p, str(error))
         return
-    setattr(p, JOB, Job(p, settings))
+    setattr(p, JOB, Job(p, settings, to_infotext(settings, known)))
 
 
 def process_batch(p: Any) -> None:

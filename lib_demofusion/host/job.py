@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from lib_demofusion import __version__
 from lib_demofusion.host import options
 from lib_demofusion.host.backends import host
-from lib_demofusion.host.messages import KEY_SIZE, KEY_STOPPED, forget, report_failure, report_note, report_problem
+from lib_demofusion.host.messages import KEY_SIZE, KEY_STOPPED, clear, report_failure, report_note, report_problem
 from lib_demofusion.host.neighbours import refusals as neighbours
 from lib_demofusion.host.neighbours import soft_inpainting
 from lib_demofusion.host.pictures import inpainting, output
@@ -25,14 +26,13 @@ from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, StagePlan, make_pla
 from lib_demofusion.method.stage import finish_stage, make_anchor, mix_anchors
 from lib_demofusion.progress.costs import Pass
 from lib_demofusion.settings.fields import ENABLED_KEY, LATENT, PIXELS, Settings
-from lib_demofusion.settings.infotext import to_infotext
 from lib_demofusion.settings.spec import SettingsError
 
 
 class Job:
     """What one `process_images` call with the panel on does; made in `process`, dropped in `postprocess`."""
 
-    def __init__(self, p: Any, settings: Settings):
+    def __init__(self, p: Any, settings: Settings, infotext: Mapping[str, str]):
         self.settings = settings
         self.request = weakref.ref(p)
         """Returns the `p` that the job was made for, by which copies of it are told."""
@@ -44,7 +44,7 @@ class Job:
         self._no_grid = p.do_not_save_grid
         self._progress: Progress | None = None
         p.extra_generation_params[ENABLED_KEY] = __version__
-        p.extra_generation_params.update(to_infotext(settings))
+        p.extra_generation_params.update(infotext)
         self.problem = neighbours.refusal(p) or self._plan_problem(p)
         if self.problem:
             report_problem(p, self.problem)
@@ -73,7 +73,7 @@ class Job:
         """Returns steps and size in cells of what the webui itself samples; the last makes the base picture."""
         steps, size = p.steps, (p.height // CELL, p.width // CELL)
         if _is_img2img(p):
-            drawn = self.settings.redraw_base or inpainting.is_inpainting(p)
+            drawn = self.settings.img2img_first or inpainting.is_inpainting(p)
             return [(img2img_steps(steps, p.denoising_strength) if drawn else 0, size)]
         if not getattr(p, "enable_hr", False):
             return [(steps, size)]
@@ -83,7 +83,7 @@ class Job:
         return [*first, (p.hr_second_pass_steps or steps, result)]
 
     def before_base(self, p: Any) -> None:
-        """In img2img without `redraw_base`, makes the host's pass hand on the uploaded picture's latent as it is.
+        """In img2img without `img2img_first`, makes the host's pass hand on the uploaded picture's latent as it is.
 
         p.sampler belongs to this job and is made anew for the next.
         """
@@ -93,7 +93,7 @@ class Job:
                 plan = make_plan(self.settings, self._base_passes(p)[-1][1])
                 self._progress = self._make_progress(p, plan)
                 self._progress.announce(p)
-        if self.active and not self.settings.redraw_base and _is_img2img(p) and not inpainting.is_inpainting(p):
+        if self.active and not self.settings.img2img_first and _is_img2img(p) and not inpainting.is_inpainting(p):
             self._passthrough = p.sampler
             p.sampler.sample_img2img = lambda p, x, noise, *args, **kwargs: x
 
@@ -104,7 +104,7 @@ class Job:
             self._passthrough = None
         if not self.active:
             return samples
-        forget(p)
+        clear(p)
         if self._progress is not None:
             self._progress.base_done()
         try:
@@ -116,7 +116,7 @@ class Job:
     def _stages(self, p: Any, samples: Any) -> Any:
         """Returns the pictures of the last stage, or the samples that came; what went wrong is told in the infotext."""
         if stop_requested():
-            p.extra_generation_params[KEY_STOPPED] = "before the first stage, this is the base picture"
+            p.extra_generation_params[KEY_STOPPED] = "before the first stage, this is the base image"
             return samples
         problem = neighbours.refusal(p)
         if problem:
@@ -128,7 +128,7 @@ class Job:
         except SettingsError as error:
             report_problem(p, str(error))
         except Exception as error:
-            report_failure(p, "preparing the stages failed, the base picture is returned", error)
+            report_failure(p, "preparing the stages failed, the base image is returned", error)
         return samples
 
     def _run(self, p: Any, base: Tensor) -> Any:
@@ -186,7 +186,7 @@ class _StageLoop:
     def _sample(self, base: Tensor) -> list[Tensor]:
         """Returns the latents of the base and of every stage that went well, in order."""
         done = [base]
-        colours = self._plan.crop.take(base) if self._settings.keep_colours else None
+        colours = self._plan.crop.take(base) if self._settings.keep_colors else None
         for stage in self._plan.stages:
             self._progress.begin(stage)
             self._keep_picture(done[-1], stage.number)
@@ -221,7 +221,7 @@ class _StageLoop:
         samples = self._decoded(latent, _stoppable(self._progress.decoding))
         report = _stoppable(self._progress.encoding)
         report(0.0)
-        pixels = pixel_anchor(self._p, samples, self._plan, stage, self._settings.upscaler, report).to(latent)
+        pixels = pixel_anchor(self._p, samples, self._plan, stage, self._settings.image_upscaler, report).to(latent)
         if self._settings.anchor == PIXELS:
             return pixels
         before = self._plan.stages[stage.number - 2].scale if stage.number > 1 else 1.0
@@ -284,7 +284,7 @@ class _StageLoop:
         self._p.extra_generation_params[KEY_STOPPED] = f"in {self._name(number)}, this is the one before"
 
     def _failed(self, number: int, error: Exception, what: str = "") -> None:
-        problem = f"{what}{self._name(number)} failed, the best finished picture is returned"
+        problem = f"{what}{self._name(number)} failed, the best finished image is returned"
         report_failure(self._p, problem, error)
 
 

@@ -11,7 +11,7 @@ KEY_SIZE = "DemoFusion size"
 KEY_NOTE = "DemoFusion note"
 
 
-def forget(p: Any) -> None:
+def clear(p: Any) -> None:
     """Removes what was told of the iteration before."""
     for key in (KEY_ERROR, KEY_STOPPED, KEY_SIZE, KEY_NOTE):
         p.extra_generation_params.pop(key, None)

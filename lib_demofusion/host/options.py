@@ -7,8 +7,10 @@ from typing import Any
 import gradio as gr
 from modules import shared
 
+from lib_demofusion.host import offers
 from lib_demofusion.host.pictures.vae import AUTOMATIC, MODES
-from lib_demofusion.settings import fields as settings
+from lib_demofusion.settings import presets
+from lib_demofusion.settings.presets import Offers
 from lib_demofusion.settings.spec import SettingsError
 
 SECTION = ("demofusion", "DemoFusion")
@@ -27,18 +29,18 @@ def register() -> None:
     limits = {"minimum": 0, "maximum": MOST_VIEWS, "step": 1}
     modes = {"choices": list(MODES)}
     for key, option in {
-        VIEW_BATCH: info(0, "View batch where the panel says 0", gr.Slider, limits, section=SECTION).info(
-            "views evaluated at once; 0 = automatic: as many as the free memory of the GPU holds"
+        VIEW_BATCH: info(0, "View batch size", gr.Slider, limits, section=SECTION).info(
+            "tiles and dilated views at once; 0 = automatic: as many as the free memory of the GPU holds"
         ),
-        DECODE: info(AUTOMATIC, "Decode large pictures in parts", gr.Radio, modes, section=SECTION).info(
+        DECODE: info(AUTOMATIC, "Decode large images in parts", gr.Radio, modes, section=SECTION).info(
             "slower, with the same result and less memory; automatic = when the whole would not fit"
         ),
-        SAVE_STAGES: info(False, "Always save the picture of every stage", section=SECTION),
+        SAVE_STAGES: info(False, "Always save the image of every stage", section=SECTION),
         DEFAULT_PRESET: info(
-            settings.DEFAULT_PRESET,
+            presets.DEFAULT_PRESET,
             "Default preset",
             gr.Dropdown,
-            lambda: {"choices": list(settings.preset_names())},
+            lambda: {"choices": list(offers.known().preset_names)},
             refresh=lambda: None,
             section=SECTION,
         )
@@ -55,6 +57,12 @@ def check() -> None:
         raise SettingsError(f"setting {VIEW_BATCH}", views, f"a whole number from 0 to {MOST_VIEWS}")
     if mode not in MODES:
         raise SettingsError(f"setting {DECODE}", mode, "one of " + ", ".join(MODES))
+
+
+def default_preset(known: Offers) -> str:
+    """Returns the preset of the settings page, or the built-in one where that is gone."""
+    chosen = value(DEFAULT_PRESET, presets.DEFAULT_PRESET)
+    return chosen if chosen in known.preset_names else presets.DEFAULT_PRESET
 
 
 def value(key: str, default: Any) -> Any:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from lib_demofusion.method.views import LocalView, Size, dilated_size, jitter_range, view_starts
 from lib_demofusion.settings.fields import Settings
-from lib_demofusion.settings.spec import DOUBLING, FEWEST, MAX_SCALE, STAGE_WORDS, SettingsError, parse_stages
+from lib_demofusion.settings.spec import SettingsError
+from lib_demofusion.settings.texts import DOUBLING, FEWEST, MAX_SCALE, STAGE_WORDS, parse_stages
 
 CELL = 8
 """Pixels of a latent cell along one axis."""
@@ -16,7 +17,7 @@ CELL = 8
 CLOSE_SCALES = 0.5
 """The automatic list leaves out a whole scale that lies closer than this below the last one."""
 
-NO_STAGE = "no stage: the final size is that of the base picture"
+NO_STAGE = "no stage: the final size is that of the base image"
 """What is said of a plan without stages."""
 
 FARTHEST = 4
@@ -113,7 +114,7 @@ def make_plan(settings: Settings, base: Size) -> Plan:
     target, notes = _target(settings, base, scales)
     crop = _crop(base, target) if settings.width and settings.height else LocalView(0, 0, *base)
     if (crop.height, crop.width) != base:
-        notes.append(f"the base picture is cut to {_pixels(crop)} to match the final shape")
+        notes.append(f"the base image is cut to {_pixels(crop)} to match the final shape")
     last = max(target[0] / crop.height, target[1] / crop.width)
     if target == (crop.height, crop.width):
         return Plan(base, crop, (), tuple(notes))
@@ -163,7 +164,7 @@ def _target(settings: Settings, base: Size, scales: Sequence[float]) -> tuple[Si
         asked = [base[0] * CELL * scale, base[1] * CELL * scale]
     for name, pixels, native in zip(("height", "width"), asked, base):
         if pixels and not native <= _round(pixels / CELL) <= MAX_SCALE * native:
-            allowed = f"0, or {native * CELL} to {MAX_SCALE * native * CELL} for this base picture"
+            allowed = f"0, or {native * CELL} to {MAX_SCALE * native * CELL} for this base image"
             raise SettingsError(name, round(pixels), allowed)
     if not all(asked):
         known = 0 if asked[0] else 1
@@ -202,20 +203,20 @@ def _intermediate(settings: Settings, scales: Sequence[float], last: float) -> l
 
 def _window(settings: Settings, base: Size, target: Size) -> Size:
     """Returns the size of a local view; 0 stands for that of the base picture."""
-    if not settings.window:
+    if not settings.tile_size:
         return base
-    if not 8 <= settings.window <= max(target):
-        allowed = f"0, or 8 to {max(target)} cells, the longer side of the final picture"
-        raise SettingsError("window", settings.window, allowed)
-    return settings.window, settings.window
+    if not 8 <= settings.tile_size <= max(target):
+        allowed = f"0, or 8 to {max(target)} cells, the longer side of the final image"
+        raise SettingsError("tile_size", settings.tile_size, allowed)
+    return settings.tile_size, settings.tile_size
 
 
 def _stride(settings: Settings, window: Size) -> Size:
     """Returns the distance of local views; 0 stands for what the overlap leaves of the window."""
-    if not settings.stride:
+    if not settings.tile_stride:
         # the margin keeps 0.7 of 10 cells from rounding down to 6
         rows, columns = (int(n * (1 - settings.overlap) + 1e-6) for n in window)
         return max(1, rows), max(1, columns)
-    if settings.stride > min(window):
-        raise SettingsError("stride", settings.stride, f"0, or 1 to {min(window)}, the window's shorter side")
-    return settings.stride, settings.stride
+    if settings.tile_stride > min(window):
+        raise SettingsError("tile_stride", settings.tile_stride, f"0, or 1 to {min(window)}, a tile's shorter side")
+    return settings.tile_stride, settings.tile_stride

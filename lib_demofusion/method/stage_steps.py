@@ -16,7 +16,7 @@ FEWEST_TIMESTEPS = 4
 
 def schedule_steps(steps: int, settings: Settings) -> int:
     """Returns the length of the stages' schedule, of which they run the last part, for a base pass of `steps` steps."""
-    return min(steps, settings.stage_steps or steps)
+    return min(steps, settings.hires_steps or steps)
 
 
 def steps_of_stage(steps: int, strength: float) -> int:

@@ -44,7 +44,7 @@ def run_costs(
     `two_calls` says whether the sampler asks its model twice a step, except in the last.
     """
     schedule = schedule_steps(steps, settings)
-    run = steps_of_stage(schedule, settings.strength)
+    run = steps_of_stage(schedule, settings.denoising_strength)
     first, calls = 999 * (1 - (schedule - run) / max(schedule - 1, 1)), _calls(run, two_calls)
     timesteps = [first * (1 - i / max(calls - 1, 1)) for i in range(calls)]
     passes = [(steps, plan.base)] if passes is None else passes

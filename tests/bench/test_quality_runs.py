@@ -173,7 +173,7 @@ def test_other_checkpoints_and_settings_count_as_missing(studio, tmp_path) -> No
     finish(studio, store, _bases(studio, tmp_path, 1).batch([0]), job)
     assert Store(tmp_path, "origin").line(job, 0) is not None
     assert Store(tmp_path, "another checkpoint").line(job, 0) is None
-    changed = Configuration("Bicubic", "demofusion", {"stride": 4})
+    changed = Configuration("Bicubic", "demofusion", {"tile_stride": 4})
     assert Store(tmp_path, "origin").line(Job(changed, 2), 0) is None
     store.path(job, 0).unlink()
     assert Store(tmp_path, "origin").line(job, 0) is None

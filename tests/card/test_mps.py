@@ -36,7 +36,7 @@ def test_the_processors_picture(webui: CardWebui, card: PlayedCard, preset: str,
 
 @pytest.mark.parametrize("sampler", ["DDIM", "Euler a", "DPM++ 2M"])
 def test_other_samplers(webui: CardWebui, card: PlayedCard, sampler: str) -> None:
-    settings = {"preset": "Paper", "scale": 2, "keep_colours": True}
+    settings = {"preset": "Paper", "scale": 2, "keep_colors": True}
     plain = picture(webui.job(settings, sampler_name=sampler))
     assert psnr(picture(webui.job(settings, card, UPCAST, sampler_name=sampler)), plain) >= LIKE
 

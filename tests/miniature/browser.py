@@ -20,7 +20,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-SECONDS = 60_000
+SECONDS = 20_000
 """Milliseconds that anything may take."""
 
 
@@ -93,12 +93,16 @@ class Tab:
         return self.page.locator(f"{self.panel}_enabled-checkbox input").is_checked()
 
     def open_panel(self) -> None:
-        """Opens the panel, which switches it on."""
+        """Opens the panel, which switches it on, and what stands behind "Advanced"."""
         if not self.enabled:
             self.page.click(f"{self.panel}_enabled > .label-wrap")
         self.page.wait_for_function(
             "selector => document.querySelector(selector).checked", arg=f"{self.panel}_enabled-checkbox input"
         )
+        advanced = f"{self.panel}_advanced > .label-wrap"
+        if "open" not in (self.page.get_attribute(advanced, "class") or "").split():
+            self.page.click(advanced)
+        self.page.locator(f"{self.panel}_preset_name").wait_for(timeout=SECONDS)
 
     def stops(self) -> list[dict[str, Any]]:
         """Where the Tab key leads through the panel from its checkbox on: what has the focus, and how it shows."""
@@ -111,23 +115,29 @@ class Tab:
                 return found
             found.append(stop)
 
-    def text(self, name: str, value: str) -> str:
-        """Types into a text box of the panel; returns its selector."""
-        box = f"{self.panel}_{name} textarea, {self.panel}_{name} input"
-        self.page.fill(box, value)
-        return box
+    def text(self, name: str, text: str) -> str:
+        """Types into a control of the panel, key by key as a person does; returns its selector."""
+        selector = f"{self.panel}_{name} textarea, {self.panel}_{name} input"
+        self.page.click(selector, timeout=SECONDS)
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.type(text, delay=20)
+        return selector
 
     def presets(self) -> list[str]:
-        """Opens the list of presets; returns its entries."""
-        self.page.click(f"{self.panel}_preset input")
-        entries = self.page.locator(f"{self.panel}_preset ul li")
-        entries.first.wait_for(timeout=SECONDS)
-        return [text.replace("✓", "").strip() for text in entries.all_inner_texts()]
+        """Returns the presets to choose from."""
+        return [text.strip() for text in self.page.locator(f"{self.panel}_preset label").all_inner_texts()]
 
     def choose_preset(self, name: str) -> None:
-        """Chooses a preset from the list."""
-        assert name in self.presets()
-        self.page.locator(f"{self.panel}_preset ul li").filter(has_text=name).first.click()
+        """Chooses a preset."""
+        label = self.page.locator(f"{self.panel}_preset label").filter(
+            has_text=re.compile(f"^\\s*{re.escape(name)}\\s*$")
+        )
+        label.first.click(timeout=SECONDS)
+
+    def wait_for_preset(self, name: str) -> None:
+        """Waits until a preset is the chosen one."""
+        chosen = self.page.locator(f"{self.panel}_preset label.selected")
+        chosen.filter(has_text=re.compile(f"^\\s*{re.escape(name)}\\s*$")).wait_for(timeout=SECONDS)
 
     def wait_for_value(self, name: str, value: str) -> None:
         """Waits until a control of the panel shows a value."""

@@ -86,7 +86,7 @@ def test_the_console_ends_at_its_total(
 
 @pytest.mark.parametrize("redraw", [False, True])
 def test_it_does_so_in_img2img(webui: Webui, totals: list[tuple[int, int]], redraw: bool) -> None:
-    settings = {**BALANCED, "redraw_base": redraw, "strength": 1.0}
+    settings = {**BALANCED, "img2img_first": redraw, "denoising_strength": 1.0}
     webui.job(settings, Image.new("RGB", (64, 64)), steps=8, denoising_strength=0.5)
     assert totals == [(13, 13) if redraw else (8, 8)]
 

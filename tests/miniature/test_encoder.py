@@ -41,18 +41,18 @@ ONE_STAGE = [GIVE, DECODER, GIVE, ENCODER, GIVE, MODEL]
 
 
 @pytest.mark.parametrize(
-    ("anchor", "expected"),
+    ("upscaler", "expected"),
     [
-        ("pixels", [MODEL, *ONE_STAGE, *ONE_STAGE, GIVE, DECODER]),
-        ("mixed", [MODEL, *ONE_STAGE, *ONE_STAGE, GIVE, DECODER]),
-        ("latent", [MODEL, GIVE, MODEL, GIVE, MODEL, GIVE, DECODER]),
+        ("Lanczos (pixels)", [MODEL, *ONE_STAGE, *ONE_STAGE, GIVE, DECODER]),
+        ("Lanczos", [MODEL, *ONE_STAGE, *ONE_STAGE, GIVE, DECODER]),
+        ("Latent", [MODEL, GIVE, MODEL, GIVE, MODEL, GIVE, DECODER]),
     ],
 )
 def test_what_is_cached_is_given_back_at_every_change_of_model(
-    webui: Webui, events: list[str], anchor: str, expected: list[str]
+    webui: Webui, events: list[str], upscaler: str, expected: list[str]
 ) -> None:
     """Pieces of the autoencoder's sizes are of no use to the UNet, nor its to the autoencoder."""
-    webui.job({**BALANCED, "anchor": anchor})
+    webui.job({**BALANCED, "upscaler": upscaler})
     assert [name for name, _ in groupby(events)] == expected
 
 
@@ -89,7 +89,7 @@ def test_nan_is_told_as_one_of_the_vae_before_a_stage_is_spent(
     result = webui.job({**BALANCED, "scale": 2})
     assert failing_encoder == []
     assert result.images[0].width == BASE
-    assert "stage 2 of 2 (128x128) failed, the best finished picture is returned: the VAE's encoder returned NaN" in (
+    assert "stage 2 of 2 (128x128) failed, the best finished image is returned: the VAE's encoder returned NaN" in (
         result.comments
     )
     assert ("--no-half-vae" in result.comments) == (numbers == torch.float16)
@@ -103,9 +103,9 @@ def test_an_upload_that_the_vae_fails_at_costs_no_stage(
     """In img2img the host encodes the upload and looks at nothing."""
     monkeypatch.setattr(webui.small, "decode", lambda z: torch.zeros(len(z), 3, 8 * z.shape[2], 8 * z.shape[3]))
     upload = Image.new("RGB", (BASE, BASE), (200, 90, 30))
-    result = webui.job({**BALANCED, "anchor": "latent"}, init_image=upload)
+    result = webui.job({**BALANCED, "upscaler": "Latent"}, init_image=upload)
     assert failing_encoder == []
-    assert "the base picture is returned: the VAE's encoder returned NaN: its file may be damaged" in result.comments
+    assert "the base image is returned: the VAE's encoder returned NaN: its file may be damaged" in result.comments
 
 
 def test_a_base_of_nan_costs_no_stage(webui: Webui, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,4 +121,4 @@ def test_a_base_of_nan_costs_no_stage(webui: Webui, events: list[str], monkeypat
     monkeypatch.setattr(webui.small, "decode", lambda z: torch.zeros(len(z), 3, 8 * z.shape[2], 8 * z.shape[3]))
     result = webui.job(BALANCED)
     assert events.count("unet") == 4
-    assert "the base picture is NaN" in result.comments
+    assert "the base image is NaN" in result.comments

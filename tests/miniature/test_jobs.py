@@ -16,7 +16,7 @@ from modules import errors, infotext_utils, scripts, sd_samplers, sd_samplers_cf
 from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from PIL import Image, ImageChops
 
-from lib_demofusion.host import backends, job
+from lib_demofusion.host import backends, job, offers
 from lib_demofusion.host.pictures import base_picture, pixel_anchor, vae
 from lib_demofusion.host.progress import bar as progress
 from lib_demofusion.method.stage import mix_anchors
@@ -100,7 +100,9 @@ def plain_class(cls: type) -> type:
 
 
 @pytest.mark.parametrize("sampler", list(sd_samplers.all_samplers_map))
-@pytest.mark.parametrize("settings", [{"strength": 0.05}, {"strength": 0.2}, {"stage_steps": 1}, {}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"denoising_strength": 0.05}, {"denoising_strength": 0.2}, {"hires_steps": 1}, {}], ids=str
+)
 def test_every_sampler_runs_a_stage_of_few_steps(webui: Webui, sampler: str, settings: dict[str, float]) -> None:
     result = webui.job({**ON, **settings}, sampler_name=sampler, steps=2)
     assert sizes(result) == [2 * BASE]
@@ -160,14 +162,21 @@ def test_a_run_leaves_nothing_behind(webui: Webui) -> None:
 
 
 def test_infotext_sets_every_control(webui: Webui) -> None:
-    settings = {**ON, "scale": 2.5, "stages": "1,1.5,2.5", "cosine_scale_1": 2.5, "jitter": False, "strength": 0.75}
+    settings = {
+        **ON,
+        "scale": 2.5,
+        "stages": "1,1.5,2.5",
+        "cosine_scale_1": 2.5,
+        "jitter": False,
+        "denoising_strength": 0.75,
+    }
     text = webui.job(settings).infotexts[0]
     params = infotext_utils.parse_generation_parameters(text)
     script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
     pasted = dict(
         zip((control.label for control in script.controls), (read(params) for _, read in script.infotext_fields))
     )
-    labels = {"enabled": "DemoFusion", "scale": "Scale", "stages": "Stages", "strength": "Strength"}
+    labels = {"enabled": "DemoFusion", "scale": "Upscale by", "denoising_strength": "Denoising strength"}
     assert {name: pasted[label] for name, label in labels.items()} == {name: settings[name] for name in labels}
     assert params["DemoFusion size"] == f"{BASE * 5 // 2} x {BASE * 5 // 2}"
 
@@ -244,7 +253,7 @@ def test_progress_rises_and_ends(webui: Webui, in_model: Callable) -> None:
 @pytest.mark.parametrize("redraw", [False, True])
 def test_img2img_begins_with_the_picture(webui: Webui, redraw: bool) -> None:
     picture = webui.job(seed=3).images[0]
-    result = webui.job({**ON, "redraw_base": redraw, "return_stages": True}, init_image=picture)
+    result = webui.job({**ON, "img2img_first": redraw, "return_stages": True}, init_image=picture)
     assert sizes(result) == [2 * BASE, BASE]
     assert not errors.exception_records
 
@@ -305,7 +314,7 @@ def test_an_anchor_made_in_pixels_is_the_enlarged_picture(
         return task.anchor
 
     monkeypatch.setattr(job, "run_stage", recording)
-    result = webui.job({**ON, "anchor": "pixels", "upscaler": upscaler, "return_stages": True}, batch_size=2)
+    result = webui.job({**ON, "upscaler": f"{upscaler} (pixels)", "return_stages": True}, batch_size=2)
     assert not errors.exception_records
     base = next(image for image in result.images if image.width == BASE)
     enlarged = base.resize((2 * BASE, 2 * BASE), resample)
@@ -324,17 +333,17 @@ def test_a_mixed_anchor_is_between_the_two(webui: Webui, monkeypatch: pytest.Mon
         return anchors.setdefault(task.settings.anchor, task.anchor)
 
     monkeypatch.setattr(job, "run_stage", recording)
-    for anchor in ("latent", "pixels", "mixed"):
-        webui.job({**ON, "anchor": anchor})
+    for upscaler in ("Latent", "Lanczos (pixels)", "Lanczos"):
+        webui.job({**ON, "upscaler": upscaler})
     assert not errors.exception_records
     torch.testing.assert_close(anchors["mixed"], mix_anchors(anchors["pixels"], anchors["latent"], 2.0))
 
 
 def test_the_webuis_upscalers_are_offered_and_others_named(webui: Webui) -> None:
-    assert SPECS["upscaler"].choices == ("Lanczos", "Nearest")
-    result = webui.job({**ON, "anchor": "pixels", "upscaler": "4x-Gone"})
+    assert SPECS["upscaler"].choices(offers.known()) == ("Latent", "Lanczos", "Nearest")
+    result = webui.job({**ON, "upscaler": "4x-Gone (pixels)"})
     assert sizes(result) == [BASE]
-    assert "upscaler = '4x-Gone' is not possible; allowed: one of Lanczos, Nearest" in result.comments
+    assert "upscaler = '4x-Gone (pixels)' is not possible; allowed: one of Latent, Lanczos, Nearest" in result.comments
 
 
 class Broken:
@@ -347,17 +356,17 @@ class Broken:
 def test_the_upscaler_that_really_ran_is_told(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = SimpleNamespace(name="4x-Broken", data_path="4x-Broken.pth", scaler=Broken())
     monkeypatch.setattr(shared, "sd_upscalers", [*shared.sd_upscalers, broken])
-    result = webui.job({**ON, "anchor": "pixels", "upscaler": "4x-Broken"}, batch_size=2)
+    result = webui.job({**ON, "upscaler": "4x-Broken (pixels)"}, batch_size=2)
     note = "the upscaler 4x-Broken does not work, Lanczos ran in its place; see the console"
     assert sizes(result) == [2 * BASE] * 2
     assert result.comments.count(note) == 1
     assert all(note in text for text in result.infotexts), result.infotexts
     for good in ("Lanczos", "Nearest"):
-        assert "note" not in webui.job({**ON, "anchor": "pixels", "upscaler": good}).infotexts[0]
+        assert "note" not in webui.job({**ON, "upscaler": f"{good} (pixels)"}).infotexts[0]
 
 
 NOTES = (
-    ({"enabled": True, "scale": 1}, "no stage: the final size is that of the base picture"),
+    ({"enabled": True, "scale": 1}, "no stage: the final size is that of the base image"),
     ({"enabled": True, "scale": 1.3}, "83.2x83.2 is rounded to 80x80, multiples of 8 pixels"),
 )
 
@@ -388,11 +397,11 @@ def test_an_impossible_setting_is_named(
 
 
 def test_pixels_and_latents_make_different_pictures(webui: Webui) -> None:
-    one, other = (webui.job({**THREE, "anchor": anchor}) for anchor in ("latent", "pixels"))
+    one, other = (webui.job({**THREE, "upscaler": name}) for name in ("Latent", "Lanczos (pixels)"))
     assert sizes(other) == [3 * BASE]
     assert other.images[0].tobytes() != one.images[0].tobytes()
-    assert "DemoFusion anchor: pixels" in other.infotexts[0]
-    assert "anchor" not in one.infotexts[0]
+    assert "DemoFusion upscaler: Lanczos (pixels)" in other.infotexts[0]
+    assert "upscaler" not in one.infotexts[0]
 
 
 @pytest.fixture
@@ -413,18 +422,20 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("shown", [{}, {"return_stages": True, "save_stages": True}])
 def test_nothing_is_decoded_twice(webui: Webui, decoded: list[int], shown: dict[str, bool]) -> None:
-    webui.job({**THREE, "stages": "", "anchor": "pixels", **shown}, do_not_save_samples=False, seed=9001)
+    webui.job(
+        {**THREE, "stages": "every", "upscaler": "Lanczos (pixels)", **shown}, do_not_save_samples=False, seed=9001
+    )
     assert decoded == [BASE] * 3 + [2 * BASE] * 3 + [3 * BASE] * 3
 
 
 def test_only_what_is_shown_is_decoded(webui: Webui, decoded: list[int]) -> None:
-    webui.job({**THREE, "anchor": "latent"})
+    webui.job({**THREE, "upscaler": "Latent"})
     assert decoded == [3 * BASE] * 3
 
 
 @pytest.mark.parametrize("size", [{}, {"width": 3 * BASE, "height": 2 * BASE}])
 def test_showing_the_stages_changes_no_picture(webui: Webui, size: dict[str, int]) -> None:
-    settings = {**THREE, "anchor": "pixels", **size}
+    settings = {**THREE, "upscaler": "Lanczos (pixels)", **size}
     one, other = (webui.job({**settings, "return_stages": shown}).images[0] for shown in (False, True))
     assert not errors.exception_records
     assert one.size == (3 * BASE, 2 * BASE if size else 3 * BASE)
@@ -437,7 +448,7 @@ def test_the_bar_follows_the_decoder(webui: Webui, decoded: list[int], monkeypat
     monkeypatch.setattr(
         progress.Progress, "decoding", lambda *args: (report(*args), seen.append(shared.state.progress()))
     )
-    webui.job({**THREE, "stages": "", "anchor": "pixels"})
+    webui.job({**THREE, "stages": "every", "upscaler": "Lanczos (pixels)"})
     # each begins at nothing, and the next part begins where it ends
     assert seen == sorted(seen)
     assert len(set(seen)) == 4 * 3
@@ -455,7 +466,7 @@ def test_interrupted_while_a_picture_is_decoded_to_be_enlarged(
             shared.state.interrupt()
 
     monkeypatch.setattr(progress.Progress, "decoding", interrupting)
-    result = webui.job({**THREE, "stages": "", "anchor": "pixels"})
+    result = webui.job({**THREE, "stages": "every", "upscaler": "Lanczos (pixels)"})
     assert sizes(result) == [2 * BASE]
     assert "in stage 3 of 3 (192x192), this is the one before" in result.infotexts[0]
     # given up behind its second part, and decoded to be shown
@@ -474,17 +485,17 @@ def test_interrupted_while_an_enlarged_picture_is_encoded(
         return result
 
     monkeypatch.setattr(pixel_anchor, "encode", reporting)
-    result = webui.job({**ON, "anchor": "pixels"})
+    result = webui.job({**ON, "upscaler": "Lanczos (pixels)"})
     assert sizes(result) == [BASE]
     assert "in stage 2 of 2" in result.infotexts[0]
 
 
 def test_an_anchor_made_in_pixels_leaves_torchs_generator_alone(webui: Webui) -> None:
     torch.manual_seed(3)
-    webui.job({**ON, "anchor": "latent"})
+    webui.job({**ON, "upscaler": "Latent"})
     state = torch.get_rng_state()
     torch.manual_seed(3)
-    webui.job({**ON, "anchor": "pixels"})
+    webui.job({**ON, "upscaler": "Lanczos (pixels)"})
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -493,7 +504,7 @@ def test_where_encoding_fails_the_base_is_returned(webui: Webui, monkeypatch: py
         raise RuntimeError("no encoder")
 
     monkeypatch.setattr(webui.small, "encode", failing)
-    result = webui.job({**ON, "anchor": "pixels"})
+    result = webui.job({**ON, "upscaler": "Lanczos (pixels)"})
     assert sizes(result) == [BASE]
     assert "no encoder" in result.infotexts[0]
 

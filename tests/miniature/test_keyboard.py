@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from browser import SECONDS, Tab, contrast
 
-from lib_demofusion.settings.fields import SPECS
+from lib_demofusion.host.panel.build import CONTROLS, UNSEEN
 
 pytestmark = pytest.mark.browser
 
-BUTTONS = {"preset_name", "preset_save", "preset_delete", "advanced"}
+OTHERS = {"preset_name", "preset_save", "preset_delete", "advanced"}
+SHOWN = set(CONTROLS) - set(UNSEEN)
 
 
 def opened(page: Any, name: str) -> Tab:
@@ -24,7 +25,7 @@ def opened(page: Any, name: str) -> Tab:
     page.wait_for_selector(f"{tab.panel}_enabled > .label-wrap.open", timeout=SECONDS)
     page.focus(f"{tab.panel}_advanced > .label-wrap [role=button]")
     page.keyboard.press("Space")
-    page.locator(f"{tab.panel}_sigma").wait_for(timeout=SECONDS)
+    page.locator(f"{tab.panel}_cosine_scale_2").wait_for(timeout=SECONDS)
     return tab
 
 
@@ -33,8 +34,8 @@ def test_everything_is_reached_in_reading_order(page: Any, name: str) -> None:
     tab = opened(page, name)
     assert tab.enabled
     stops = tab.stops()
-    hidden = {"redraw_base"} if name == "txt2img" else set()
-    assert {stop["block"] for stop in stops} == {*SPECS, *BUTTONS} - hidden
+    hidden = {"img2img_first"} if name == "txt2img" else set()
+    assert {stop["block"] for stop in stops} == SHOWN - hidden | OTHERS
     assert all(stop["seen"] for stop in stops)
     # blocks of one row begin at about one height; a button stands at the foot of its row
     for one, other in pairwise(stops):
@@ -79,8 +80,8 @@ def test_a_preset_is_saved_and_deleted(page: Any) -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("Space")
     tab.wait_for_message("Saved: Typed")
-    tab.wait_for_value("preset", "Typed")
+    tab.wait_for_preset("Typed")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     tab.wait_for_message("Deleted: Typed")
-    tab.wait_for_value("preset", "Paper")
+    tab.wait_for_preset("Paper")

@@ -13,13 +13,15 @@ import pytest
 from in_process import Webui
 from modules import shared
 
+from lib_demofusion.host import preset_file as presets
 from lib_demofusion.host.neighbours import refusals as neighbours
-from lib_demofusion.host.panel import line, preset_row, presets
+from lib_demofusion.host.panel import build, line, preset_row
 from lib_demofusion.host.panel.tab import TabValues
 
 FOLDER = Path(__file__).resolve().parents[2] / "localizations"
 LANGUAGES = sorted(path.stem for path in FOLDER.glob("*.json"))
 IN_SENTENCES = (
+    tuple(text for text, _ in build.IMG2IMG_FIRST),
     line.WORDS,
     line.WARNINGS,
     preset_row.WORDS,
@@ -100,7 +102,7 @@ LINES = (
     (ON, {}),
     ({**ON, "scale": 1}, {}),
     ({**ON, "scale": 8}, {"width": 4096, "script": "SD upscale"}),
-    ({**ON, "dilated_threshold": 0.1}, {"cfg_scale": 1}),
+    ({**ON, "skip_views": "0,0.1"}, {"cfg_scale": 1}),
     ({**ON, "scale": 99}, {}),
 )
 

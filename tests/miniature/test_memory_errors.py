@@ -17,7 +17,7 @@ from lib_demofusion.host import job
 from lib_demofusion.host.pictures import output, pixel_anchor
 from lib_demofusion.host.sampling import stage_sampler
 
-EVERYTHING = {"enabled": True, "scale": 3, "anchor": "pixels", "return_stages": True, "save_stages": True}
+EVERYTHING = {"enabled": True, "scale": 3, "upscaler": "Lanczos (pixels)", "return_stages": True, "save_stages": True}
 SEEDS = itertools.count(5000)
 """Other tests of the session save pictures too; each run here has a seed of its own."""
 
@@ -92,7 +92,7 @@ def test_what_is_made_is_never_lost(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, sampled: list[int], point: str, call: int, error: Exception
 ) -> None:
     owner, name = POINTS[point]
-    settings = {**EVERYTHING, "anchor": "latent"} if point == "enlarging a latent" else EVERYTHING
+    settings = {**EVERYTHING, "upscaler": "Latent"} if point == "enlarging a latent" else EVERYTHING
     if point == "the gallery's copy":
         # it is made by Pillow, in the computer's memory
         error = MemoryError()
@@ -127,7 +127,7 @@ def test_the_gallery_gets_a_copy_of_what_is_saved_whole(webui: Webui) -> None:
     result = webui.job({**EVERYTHING, "scale": 2}, seed=4001, do_not_save_samples=False)
     assert saved(webui, 4001) == [BASE, 2 * BASE]
     assert sizes(result) == [BASE, BASE]
-    assert "the gallery shows 64x64; the whole picture, 128x128, is saved as" in result.comments
+    assert "the gallery shows 64x64; the whole image, 128x128, is saved as" in result.comments
     assert "DemoFusion size: 128 x 128" in result.images[0].info["parameters"]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,61 +13,63 @@ import pytest
 from in_process import BASE, Webui, sizes
 from modules import infotext_utils, paths_internal, scripts, shared
 
-from lib_demofusion.host import options
+from lib_demofusion.host import offers, options
+from lib_demofusion.host import preset_file as presets
 from lib_demofusion.host.panel import build as panel
-from lib_demofusion.host.panel import preset_row, presets
+from lib_demofusion.host.panel import preset_row
 from lib_demofusion.host.panel.line import describe
 from lib_demofusion.host.panel.tab import TabValues
-from lib_demofusion.settings.fields import (
-    DEFAULT_PRESET,
-    PRESET_FIELDS,
-    PRESETS,
-    Settings,
-    preset_names,
-    preset_values,
-    use_presets,
-)
+from lib_demofusion.settings.fields import NAMES, PRESET_FIELDS, Settings
 from lib_demofusion.settings.infotext import from_infotext
+from lib_demofusion.settings.presets import DEFAULT_PRESET, PRESETS
+from lib_demofusion.settings.reading import preset_values
 from lib_demofusion.settings.spec import SettingsError
 
 VALUES = {**preset_values("Paper"), "stages": "1,2", "sigma": 1.5}
 
 
+def names() -> tuple[str, ...]:
+    """All presets that there are."""
+    return offers.known().preset_names
+
+
+def save(name: str, values: dict[str, Any]) -> str:
+    """Saves a preset."""
+    return presets.save(name, values, offers.known())
+
+
 @pytest.fixture
-def file(webui: Webui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def file(webui: Webui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of presets, not there yet."""
     monkeypatch.setattr(paths_internal, "data_path", str(tmp_path))
     # jobs of the stand-in go back to its own folder
     monkeypatch.setattr(webui, "folder", tmp_path)
-    use_presets({})
-    yield tmp_path / presets.FILE
-    use_presets({})
+    return tmp_path / presets.FILE
 
 
 @pytest.fixture
 def default_preset(file: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A preset of the user's that the settings page names."""
-    monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, presets.save("Mine", VALUES))
+    monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, save("Mine", VALUES))
     return "Mine"
 
 
 def test_saved_it_is_there_after_a_restart(file: Path) -> None:
-    assert presets.save("  Mine ", VALUES) == "Mine"
+    assert save("  Mine ", VALUES) == "Mine"
     assert json.loads(file.read_text(encoding="utf-8")) == {"Mine": VALUES}
     assert [path.name for path in file.parent.iterdir()] == [file.name]
-    use_presets({})
-    assert presets.load() == []
-    assert preset_names()[-1] == "Mine"
-    assert preset_values("Mine") == VALUES
+    assert presets.problems(()) == []
+    assert names()[-1] == "Mine"
+    assert preset_values("Mine", offers.known()) == VALUES
 
 
 def test_saved_again_it_is_replaced_and_deleted_it_is_gone(file: Path) -> None:
-    presets.save("Mine", VALUES)
-    presets.save("Ünsere", VALUES)
-    presets.save("Mine", {**VALUES, "sigma": 2.5})
-    assert preset_values("Mine")["sigma"] == 2.5
+    save("Mine", VALUES)
+    save("Ünsere", VALUES)
+    save("Mine", {**VALUES, "sigma": 2.5})
+    assert preset_values("Mine", offers.known())["sigma"] == 2.5
     presets.delete("Mine")
-    assert preset_names()[-1] == "Ünsere"
+    assert names()[-1] == "Ünsere"
     assert set(json.loads(file.read_text(encoding="utf-8"))) == {"Ünsere"}
 
 
@@ -85,7 +87,7 @@ def test_saved_again_it_is_replaced_and_deleted_it_is_gone(file: Path) -> None:
 )
 def test_a_name_that_cannot_be_is_refused(file: Path, name: str, sentence: str) -> None:
     with pytest.raises(presets.PresetError, match=sentence):
-        presets.save(name, VALUES)
+        save(name, VALUES)
     assert not file.exists()
 
 
@@ -98,17 +100,17 @@ def test_built_in_ones_cannot_be_deleted(file: Path) -> None:
 
 def test_impossible_values_are_not_saved(file: Path) -> None:
     with pytest.raises(SettingsError, match="stages"):
-        presets.save("Mine", {**VALUES, "stages": "3,2"})
+        save("Mine", {**VALUES, "stages": "3,2"})
     assert not file.exists()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"Mine"', "[" * 100_000, "\x00"])
 def test_a_broken_file_is_said_and_not_overwritten(file: Path, text: str) -> None:
     file.write_text(text)
-    problems = presets.load()
+    problems = presets.problems(())
     assert len(problems) == 1
     assert str(file) in problems[0]
-    for act in (lambda: presets.save("Mine", VALUES), lambda: presets.delete("Mine")):
+    for act in (lambda: save("Mine", VALUES), lambda: presets.delete("Mine")):
         with pytest.raises(presets.PresetError, match=presets.REPAIR):
             act()
     assert file.read_text() == text
@@ -121,11 +123,11 @@ def test_a_broken_file_is_said_and_not_overwritten(file: Path, text: str) -> Non
 )
 def test_an_entry_that_cannot_be_used_costs_itself(file: Path, entry: Any) -> None:
     file.write_text(json.dumps({"Bad": entry, "Paper": {"sigma": 5}, "Good": {"sigma": 2}}), encoding="utf-8")
-    problems = presets.load()
+    problems = presets.problems(())
     assert [problem for problem in problems if "'Bad'" in problem]
     assert [problem for problem in problems if "'Paper'" in problem]
-    assert preset_names() == (*PRESETS, "Good")
-    presets.save("Mine", VALUES)
+    assert names() == (*PRESETS, "Good")
+    save("Mine", VALUES)
     assert json.loads(file.read_text(encoding="utf-8"))["Bad"] == entry
 
 
@@ -134,8 +136,8 @@ def test_a_folder_that_cannot_be_written_is_said(file: Path, monkeypatch: pytest
     monkeypatch.setattr(paths_internal, "data_path", str(file.parent / "file"))
     monkeypatch.setattr(presets.storage, "read", lambda name: {})
     with pytest.raises(presets.PresetError, match=presets.NOT_WRITTEN):
-        presets.save("Mine", VALUES)
-    assert "Mine" not in preset_names()
+        save("Mine", VALUES)
+    assert "Mine" not in names()
 
 
 def build(is_img2img: bool = False) -> dict[str, Any]:
@@ -151,8 +153,11 @@ def build(is_img2img: bool = False) -> dict[str, Any]:
 
 
 def test_the_panel_has_every_preset_field_below_the_presets() -> None:
-    below = [name for rows in (panel.ROWS, panel.ADVANCED_ROWS) for row in rows for name in row]
-    assert set(PRESET_FIELDS) <= set(below)
+    shown = {name for rows in (panel.ROWS, panel.ADVANCED_ROWS) for row in rows for name in row}
+    assert set(PRESET_FIELDS) <= {*shown, *panel.UNSEEN}
+    assert NAMES[:-1] == panel.CONTROLS
+    # with the name of a preset that is saved
+    assert sum(map(len, panel.ADVANCED_ROWS)) + 1 <= 10
 
 
 def test_the_panel_opens_with_the_declared_defaults(file: Path) -> None:
@@ -170,7 +175,7 @@ def test_the_panel_opens_with_the_default_preset(default_preset: str) -> None:
     components = build(is_img2img=True)
     assert {name: components[name].value for name in PRESET_FIELDS} == VALUES
     assert components["preset"].value == default_preset
-    assert default_preset in components["preset"].choices
+    assert (default_preset, default_preset) in components["preset"].choices
 
 
 def test_the_panel_says_what_is_wrong_with_the_file(file: Path) -> None:
@@ -192,7 +197,7 @@ def test_on_a_shared_server_presets_are_only_chosen(file: Path, monkeypatch: pyt
 
 def test_a_default_preset_that_is_gone_is_the_built_in_one(default_preset: str) -> None:
     presets.delete(default_preset)
-    assert presets.default() == DEFAULT_PRESET
+    assert options.default_preset(offers.known()) == DEFAULT_PRESET
     assert build()["preset"].value == DEFAULT_PRESET
 
 
@@ -218,17 +223,17 @@ def test_a_request_that_names_no_preset_uses_the_default(webui: Webui, default_p
 
 
 def test_an_infotext_makes_the_same_picture_where_the_preset_is_unknown(webui: Webui, default_preset: str) -> None:
-    first = webui.job({"enabled": True, "strength": 0.5})
+    first = webui.job({"enabled": True, "denoising_strength": 0.5})
     presets.delete(default_preset)
     script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
     params = infotext_utils.parse_generation_parameters(first.infotexts[0])
-    args = dict(zip(panel.NAMES, (read(params) for _, read in script.infotext_fields)))
-    assert (args["preset"], args["sigma"], args["strength"]) == ("Paper", 1.5, 0.5)
+    args = dict(zip(panel.CONTROLS, (read(params) for _, read in script.infotext_fields)))
+    assert (args["preset"], args["sigma"], args["denoising_strength"]) == ("Paper", 1.5, 0.5)
     assert webui.job(args).images[0].tobytes() == first.images[0].tobytes()
 
 
 def test_an_unknown_preset_is_named(webui: Webui, file: Path) -> None:
-    presets.save("Mine", VALUES)
+    save("Mine", VALUES)
     result = webui.job({"enabled": True, "preset": "Yours"})
     assert sizes(result) == [BASE]
     assert "preset = 'Yours' is not possible; allowed: one of Paper, Balanced, Fast, Mine" in result.comments
@@ -247,8 +252,8 @@ def panel_job(p: Any) -> Settings:
     seen: list[Settings] = []
     p.extra_generation_params = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hooks, "Job", lambda p, settings: seen.append(settings))
-        hooks.process(p, [True, 2.0, 0, 0, "Paper", ""])
+        patch.setattr(hooks, "Job", lambda p, settings, infotext: seen.append(settings))
+        hooks.process(p, [True, "Paper", "Latent", 0, 1.0, 2.0])
     return seen[0]
 
 

@@ -28,7 +28,8 @@ from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import Size
 from lib_demofusion.progress import costs
 from lib_demofusion.progress.costs import StageMeter, expected_levels
-from lib_demofusion.settings.fields import PIXELS, Settings, parse_settings
+from lib_demofusion.settings.fields import PIXELS, Settings
+from lib_demofusion.settings.reading import parse_settings
 
 STEPS = 20
 BASE = 16
@@ -123,7 +124,7 @@ class Run:
 
     def _stage(self, stage: StagePlan, progress: bar.Progress) -> None:
         whole = schedule_steps(STEPS, self.settings)
-        steps = steps_of_stage(whole, self.settings.strength)
+        steps = steps_of_stage(whole, self.settings.denoising_strength)
         space = VarianceExploding(WRAPPER.sigma_to_t)
         anchor = torch.zeros(1, 1, *stage.size)
         run = StageRun(stage, self.settings, anchor, anchor, SamplerTraits(space, StepGate()))
@@ -225,11 +226,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "paper, 2x": {"scale": 2},
     "paper, 4x, shown": {"scale": 4, "return_stages": True},
     "balanced, 2x": {"preset": "Balanced", "scale": 2},
-    "balanced, 4x": {"preset": "Balanced", "scale": 4, "anchor": PIXELS},
-    "fast, 4x, hires steps": {"preset": "Fast", "scale": 4, "anchor": PIXELS},
-    "low strength": {"scale": 3, "strength": 0.3},
-    "thresholds": {"scale": 3, "dilated_threshold": 0.25, "local_threshold": 0.25},
-    "hires steps": {"scale": 3, "stage_steps": 10, "strength": 0.6},
+    "balanced, 4x": {"preset": "Balanced", "scale": 4, "upscaler": "Lanczos (pixels)"},
+    "fast, 4x, hires steps": {"preset": "Fast", "scale": 4, "upscaler": "Lanczos (pixels)"},
+    "low strength": {"scale": 3, "denoising_strength": 0.3},
+    "thresholds": {"scale": 3, "skip_views": "0.25,0.25"},
+    "hires steps": {"scale": 3, "hires_steps": 10, "denoising_strength": 0.6},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import socket
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from in_process import Webui
 from PIL import Image
 
 import try_demofusion
-from trial import bootstrap, compare, install_webui, text
+from trial import bootstrap, compare, install_webui, small_model, text
 
 CONFIGURATION = {"model": {"params": {"cond_stage_config": {"params": {"version": "elsewhere"}}, "scale_factor": 0.5}}}
 
@@ -97,11 +98,11 @@ def host(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def install(host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Installs a checkpoint of a few bytes."""
+    """Installs a copy of the checkpoint."""
     checkpoint = tmp_path / "small.safetensors"
-    checkpoint.write_bytes(b"weights")
+    shutil.copyfile(small_model.CHECKPOINT, checkpoint)
     checkpoint.with_suffix(".yaml").write_text(yaml.safe_dump(CONFIGURATION), encoding="utf-8")
-    monkeypatch.setattr(text, "write_clip_folder", lambda folder: folder.mkdir(parents=True, exist_ok=True))
+    monkeypatch.setattr(text, "write_clip_folder", lambda folder, *config: folder.mkdir(parents=True, exist_ok=True))
     given = argparse.Namespace(webui=host, checkpoint=checkpoint, install_only=True)
     return lambda: install_webui.main(given)
 
@@ -117,7 +118,7 @@ def test_extension_and_model_are_installed_twice_over(host: Path, install: Calla
     assert not (extension / "trial").exists()
     assert [path.name for path in (host / "extensions").iterdir()] == [extension.name]
     models = host / "models" / "Stable-diffusion"
-    assert (models / "small.safetensors").read_bytes() == b"weights"
+    assert (models / "small.safetensors").read_bytes() == small_model.CHECKPOINT.read_bytes()
     written = yaml.safe_load((models / "small.yaml").read_text(encoding="utf-8"))["model"]["params"]
     assert written["scale_factor"] == 0.5
     assert Path(written["cond_stage_config"]["params"]["version"]) == host / "models" / "small-clip"

@@ -62,7 +62,7 @@ def test_a_part_of_an_image(webui: Webui, use: Use, upload: Image.Image, kind: s
     """The base is cut to another shape, and what the model is shown of it with it."""
     use(kind)
     request: dict[str, Any] = {"path": "img2img", "init_images": [png(upload)], "image_cfg_scale": 1.5}
-    wide = {**ON, "width": 384, "height": 160, "strength": 0.5}
+    wide = {**ON, "width": 384, "height": 160, "denoising_strength": 0.5}
     assert_good(webui.generate(wide, sampler_name=sampler, **request), (384, 160))
 
 

@@ -121,7 +121,7 @@ def test_cells_of_a_plot_do_not_leak(webui: Webui) -> None:
     plot = next(entry for entry in webui.call("script-info") if entry["name"] == "x/y/z plot")
     args = [control.get("value") for control in plot["args"]]
     axes = plot["args"][0]["choices"]
-    args[0:2] = [axes.index("[DemoFusion] Scale"), "1.5,2"]
+    args[0:2] = [axes.index("[DemoFusion] Upscale by"), "1.5,2"]
     args[3:6] = [axes.index("[DemoFusion] Enabled"), "", ["True", "False"]]
     args[6] = 0
     args[10] = True  # include sub images
@@ -136,4 +136,4 @@ def test_an_axis_for_every_field(webui: Webui) -> None:
     plot = next(entry for entry in webui.call("script-info") if entry["name"] == "x/y/z plot")
     ours = next(entry for entry in webui.call("script-info") if entry["name"] == "demofusion hires")
     axes = [label for label in plot["args"][0]["choices"] if label.startswith("[DemoFusion] ")]
-    assert len(axes) == len(set(axes)) == len(ours["args"])
+    assert len(axes) == len(set(axes)) == len(ours["args"]) + 1

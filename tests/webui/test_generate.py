@@ -139,8 +139,8 @@ def test_img2img_upscales_the_upload(webui: Webui, upload: Image.Image) -> None:
     kept = webui.generate({**ON, "scale": 2}, **base_fails)
     assert_good(kept, (256, 256))
     with pytest.raises(urllib.error.HTTPError):
-        webui.generate({**ON, "scale": 2, "redraw_base": True}, **base_fails)
-    redrawn = webui.generate({**ON, "scale": 2, "redraw_base": True}, **request)
+        webui.generate({**ON, "scale": 2, "img2img_first": True}, **base_fails)
+    redrawn = webui.generate({**ON, "scale": 2, "img2img_first": True}, **request)
     assert_good(redrawn, (256, 256))
     plain = webui.generate(**request)
     assert webui.generate(**request).digests == plain.digests
@@ -189,9 +189,9 @@ def test_stopping_returns_the_last_finished_stage(webui: Webui, action: str) -> 
         ("scale", "big"),
         ("scale", None),
         ("stages", "1,3,2"),
-        ("window", 4000),
-        ("window", 40),
-        ("stride", 30),
+        ("tile_size", 4000),
+        ("tile_size", 40),
+        ("tile_stride", 30),
         ("sigma", -1),
         ("width", 64),
         ("jitter", "perhaps"),
@@ -212,14 +212,21 @@ def test_bad_input_is_named_in_the_result(webui: Webui, field: str, value: Any) 
 
 
 def test_positional_arguments(webui: Webui) -> None:
-    assert_good(webui.generate([True, 1.5, 0, 0], steps=2), (192, 192))
+    assert_good(webui.generate([True, "Paper", "Latent", 0, 1, 1.5], steps=2), (192, 192))
     every_field = [ON.get(name, getattr(Settings, name)) for name in NAMES]
     assert_good(webui.generate([*every_field, "more", 7], steps=2), (256, 256))
 
 
 def test_infotext_reproduces_the_picture(webui: Webui) -> None:
-    settings = {"scale": 1.5, "stages": "1,1.5", "window": 12, "stride": 8, "cosine_scale_1": 2.5, "jitter": False}
-    first = webui.generate({**ON, **settings, "strength": 0.5})
+    settings = {
+        "scale": 1.5,
+        "stages": "1,1.5",
+        "tile_size": 12,
+        "tile_stride": 8,
+        "cosine_scale_1": 2.5,
+        "jitter": False,
+    }
+    first = webui.generate({**ON, **settings, "denoising_strength": 0.5})
     body = {"infotext": first.infotexts[0]}
     again = webui.call("txt2img", body)
     assert len(again["images"]) == 1

@@ -87,7 +87,7 @@ def test_a_batch_is_its_pictures_alone(webui: Webui, sampler: str) -> None:
 @pytest.mark.parametrize("redraw", [False, True])
 def test_from_an_image(webui: Webui, upload: Image.Image, redraw: bool) -> None:
     request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.6}
-    result = small(webui, {**ON, "redraw_base": redraw, "return_stages": True}, **request)
+    result = small(webui, {**ON, "img2img_first": redraw, "return_stages": True}, **request)
     assert result.sizes == [TWICE, (64, 64)]
     plain = small(webui, None, **request)
     assert (result.digests[1] == plain.digests[0]) == redraw

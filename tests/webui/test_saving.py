@@ -132,7 +132,14 @@ def again(webui: Webui, path: str, text: str, **request: Any) -> Image.Image:
 
 
 class TestTextMakesThePictureAgain:
-    FIELDS: ClassVar = {"enabled": True, "scale": 1.5, "window": 8, "jitter": False, "sigma": 1.25, "strength": 0.5}
+    FIELDS: ClassVar = {
+        "enabled": True,
+        "scale": 1.5,
+        "tile_size": 8,
+        "jitter": False,
+        "sigma": 1.25,
+        "denoising_strength": 0.5,
+    }
 
     def test_hires_fix(self, webui: Webui) -> None:
         request = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.5}
@@ -153,7 +160,7 @@ class TestTextMakesThePictureAgain:
             mask.paste(255, (16, 16, 48, 48))
             own |= {"mask": png(mask), "mask_blur": 2}
         else:
-            fields = {**fields, "redraw_base": True}
+            fields = {**fields, "img2img_first": True}
         first = fresh(webui, fields, path="img2img", **own)
         assert_good(first, (96, 96))
         webui.generate(**{**SMALL, "steps": 1})

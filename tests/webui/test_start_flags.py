@@ -25,7 +25,9 @@ def pictures(webui: Webui) -> dict[str, Result]:
         made[f"{name}, plain"] = webui.generate(**SMALL)
         made[f"{name}, text"] = webui.generate({**TWICE, "return_stages": True}, **SMALL, batch_size=2)
         made[f"{name}, image"] = webui.generate(TWICE, **SMALL, **UPLOAD)
-        made[f"{name}, pixels"] = webui.generate({**TWICE, "anchor": "pixels", "strength": 0.5}, **SMALL)
+        made[f"{name}, pixels"] = webui.generate(
+            {**TWICE, "upscaler": "Lanczos (pixels)", "denoising_strength": 0.5}, **SMALL
+        )
         made[f"{name}, plain again"] = webui.generate(**SMALL)
     return made
 

@@ -56,7 +56,7 @@ class Forge:
     @contextmanager
     def base_checkpoint(self, p: Any, checkpoint: Any) -> Iterator[None]:
         if shared.sd_model.sd_checkpoint_info != checkpoint:
-            raise RuntimeError("another checkpoint than the base picture's is loaded, and this webui has no way back")
+            raise RuntimeError("another checkpoint than the base image's is loaded, and this webui has no way back")
         with schedule_of_base(p.sd_model):
             yield
 

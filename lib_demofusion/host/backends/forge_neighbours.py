@@ -22,7 +22,7 @@ def refusal(p: Any) -> str | None:
         if str(p.extra_generation_params.get(key, False)) not in ("False", "None"):
             return reason
     if getattr(p, "refiner_checkpoint_info", None) is not None:
-        return "the refiner: this webui keeps it loaded, and the stages need the checkpoint of the base picture"
+        return "the refiner: this webui keeps it loaded, and the stages need the checkpoint of the base image"
     return _of_units(p)
 
 

@@ -78,18 +78,18 @@ def _preprocessor(unit: Any) -> str:
 def _problem(p: Any, unit: Any) -> str | None:
     if kind(unit) in NO_PLACE:
         masked = kind(unit) == "IPAdapter" and unit.effective_region_mask is not None
-        return "its region would be that of every local view; remove its mask" if masked else None
+        return "its region would be that of every tile; remove its mask" if masked else None
     if kind(unit) not in PICTURES:
         return "nothing is known of how its hint would be cut"
     network = getattr(unit.control_model, "control_model", None)
     if type(network).__name__ == "SparseCtrl" or not isinstance(_native(unit), Tensor) or len(_native(unit)) != 1:
         return "it has several hints, which belong to the frames of an animation"
     if "inpaint_only" in _preprocessor(unit):
-        return "it pastes the base picture's latent; use inpaint_global_harmonious"
+        return "it pastes the base image's latent; use inpaint_global_harmonious"
     if _native(unit).shape[1] > 3 and _unet(p).in_channels == INPAINTING_CHANNELS:
-        return "it paints into the base picture's mask of an inpainting checkpoint"
+        return "it paints into the base image's mask of an inpainting checkpoint"
     if kind(unit) == "T2I_Adapter" and unit.cfg_injection:
-        return "'ControlNet is more important' gives an adapter one hint for all views; use another control mode"
+        return "'ControlNet is more important' gives an adapter one hint for all tiles; use another control mode"
     return None
 
 

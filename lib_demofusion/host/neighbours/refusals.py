@@ -95,13 +95,13 @@ def _details_at_base_size(now: Situation) -> bool:
 
 REFUSALS: tuple[tuple[Check, str], ...] = (
     (lambda now: not host().knows_architecture(now.model), "SD3 and Flux models: DemoFusion runs on SD1, SD2 and SDXL"),
-    (lambda now: now.tiling, "Tiling: seamless edges would be drawn inside every local view"),
+    (lambda now: now.tiling, "Tiling: seamless edges would be drawn inside every tile"),
     (_tile_script, "scripts that upscale or outpaint in tiles: each tile would run every stage"),
-    (_regional_attention, "Regional Prompter's attention mode: every local view would show all regions; use Latent"),
+    (_regional_attention, "Regional Prompter's attention mode: every tile would show all regions; use Latent"),
     (_soft_inpainting, "Soft inpainting with DDIM, PLMS or UniPC: what lies outside the mask does not stay as it was"),
     (_tiled_diffusion, "Tiled Diffusion: it samples in tiles already; switch one of the two off"),
     (lambda now: now.only_details, "ADetailer's 'Skip img2img': it returns the upload, with its details repainted"),
-    (_details_at_base_size, "ADetailer without 'Inpaint only masked': its picture has the size of the base"),
+    (_details_at_base_size, "ADetailer without 'Inpaint only masked': its image has the size of the base"),
 )
 
 

@@ -11,39 +11,40 @@ import gradio as gr
 from modules import scripts
 from modules.ui_components import FormRow, InputAccordion
 
+from lib_demofusion.host import offers, options, preset_file
 from lib_demofusion.host.neighbours import refusals as neighbours
-from lib_demofusion.host.panel import preset_row, presets
+from lib_demofusion.host.panel import preset_row
 from lib_demofusion.host.panel.line import describe
 from lib_demofusion.host.panel.tab import TabValues
-from lib_demofusion.settings.fields import (
-    NAMES,
-    PRESET_FIELDS,
-    SPECS,
-    Settings,
-    preset_values,
-)
+from lib_demofusion.settings.fields import NAMES, PRESET_FIELDS, SPECS, Settings
 from lib_demofusion.settings.infotext import from_infotext
-
-SIZES = (("scale", "width", "height"),)
-"""The panel's first row; the presets stand below it."""
+from lib_demofusion.settings.presets import Offers
+from lib_demofusion.settings.reading import preset_values
+from lib_demofusion.settings.spec import Spec
 
 ROWS = (
-    ("stages",),
-    ("redraw_base", "save_stages", "return_stages"),
+    ("upscaler", "hires_steps", "denoising_strength"),
+    ("scale", "width", "height"),
+    ("img2img_first",),
 )
 """The fields below the presets, row by row."""
 
 ADVANCED = "Advanced"
 ADVANCED_ROWS = (
-    ("strength", "stage_steps", "extra_noise"),
-    ("anchor", "upscaler", "keep_colours"),
-    ("overlap", "feather", "jitter"),
-    ("dilated_threshold", "local_threshold"),
-    ("window", "stride", "view_batch"),
-    ("cosine_scale_1", "cosine_scale_2", "cosine_scale_3"),
-    ("sigma",),
+    ("stages", "overlap", "feather"),
+    ("extra_noise", "cosine_scale_1", "cosine_scale_2"),
+    ("keep_colors", "save_stages", "return_stages"),
 )
-"""The fields behind "Advanced"."""
+"""The fields behind "Advanced", above the saving of presets."""
+
+UNSEEN = ("tile_size", "tile_stride", "jitter", "sigma", "cosine_scale_3", "skip_views")
+"""The fields that hold what a preset or a pasted text set, and are else for the API and the X/Y/Z plot."""
+
+CONTROLS = ("enabled", "preset", *(name for row in (*ROWS, *ADVANCED_ROWS) for name in row), *UNSEEN)
+"""All of these, in the order of the fields of Settings; `view_batch`, the last of those, is on the settings page."""
+
+IMG2IMG_FIRST = (("Upscale the image as it is", False), ("Run img2img first", True))
+"""What img2img may begin with."""
 
 TABS = ("txt2img", "img2img")
 
@@ -102,29 +103,30 @@ def build(script: Any, is_img2img: bool) -> list[Any]:
 
     The host calls this once for the page and twice for the API: nothing may be left behind but `infotext_fields`.
     """
-    problems = presets.load()
-    opening = opening_values()
-    components: dict[str, Any] = {}
+    known = offers.known()
+    opening = opening_values(known)
+    make = Maker(script, opening, known)
     with InputAccordion(Settings.enabled, label=SPECS["enabled"].label, elem_id=script.elem_id("enabled")) as enabled:
-        components["enabled"] = enabled
         by_picture = gr.State(False)
         line = gr.HTML(value=describe([{**opening, "enabled": True}], TabValues()), elem_id=script.elem_id("line"))
-        components.update(_rows(script, SIZES, opening))
-        row = preset_row.build(script, lambda: _component(script, "preset", opening["preset"]), problems)
-        components["preset"] = row.dropdown
-        components.update(_rows(script, ROWS, opening))
+        choice = preset_row.build_choice(script, lambda: make.component("preset"))
+        components = {"enabled": enabled, "preset": choice.preset, **make.rows(ROWS)}
         with gr.Accordion(ADVANCED, open=False, elem_id=script.elem_id("advanced")):
-            components.update(_rows(script, ADVANCED_ROWS, opening))
-    controls = [components[name] for name in NAMES]
-    row.controls = [components[name] for name in PRESET_FIELDS]
+            components.update(make.rows(ADVANCED_ROWS))
+            saving = preset_row.build_saving(script, preset_file.problems(known.upscalers))
+        components.update({name: make.component(name) for name in UNSEEN})
+    controls = [components[name] for name in CONTROLS]
+    row = preset_row.PresetRow(choice, saving, [components[name] for name in PRESET_FIELDS])
     _connect_presets(row, is_img2img)
-    _let_preset_win(components)
+    for name in ("preset", *PRESET_FIELDS):
+        # ui-config.json would go on showing the values of an older version
+        components[name].do_not_save_to_config = True
     script.neighbours.when_complete(
-        lambda found: _connect_line(line, controls, {**found, "resize_by": by_picture}, script)
+        lambda found: _connect_line([line, *choice.marks], controls, {**found, "resize_by": by_picture}, script)
     )
-    script.infotext_fields = [(components[name], Reader(name)) for name in NAMES]
-    # what "send to img2img" below a picture of txt2img copies; there nobody can have set `redraw_base`
-    script.paste_field_names = [Reader(name) for name in NAMES if name != "redraw_base"]
+    script.infotext_fields = [(components[name], Reader(name)) for name in CONTROLS]
+    # what "send to img2img" below an image of txt2img copies; there nobody can have set `img2img_first`
+    script.paste_field_names = [Reader(name) for name in CONTROLS if name != "img2img_first"]
     return controls
 
 
@@ -135,10 +137,10 @@ def after_component(component: Any, **kwargs: Any) -> None:
             _on_settings.popitem()[1](component)
 
 
-def opening_values() -> dict[str, Any]:
+def opening_values(known: Offers) -> dict[str, Any]:
     """Returns what the controls show at first: the default preset's values, and the defaults of all else."""
-    preset = presets.default()
-    return {**{name: getattr(Settings, name) for name in NAMES}, **preset_values(preset), "preset": preset}
+    preset = options.default_preset(known)
+    return {**{name: getattr(Settings, name) for name in NAMES}, **preset_values(preset, known), "preset": preset}
 
 
 def _connect_presets(row: preset_row.PresetRow, is_img2img: bool) -> None:
@@ -147,12 +149,6 @@ def _connect_presets(row: preset_row.PresetRow, is_img2img: bool) -> None:
     if is_img2img:
         preset_row.connect(list(_preset_rows.values()))
         _preset_rows.clear()
-
-
-def _let_preset_win(components: dict[str, Any]) -> None:
-    """Keeps what a preset sets out of ui-config.json, which would go on showing the values of an older version."""
-    for name in ("preset", *PRESET_FIELDS):
-        components[name].do_not_save_to_config = True
 
 
 @dataclass(frozen=True)
@@ -166,45 +162,68 @@ class Reader:
     name: str
 
     def __call__(self, params: dict[str, Any]) -> Any:
-        return from_infotext(self.name, params)
+        return from_infotext(self.name, params, offers.known())
 
 
-def _rows(script: Any, rows: tuple[tuple[str, ...], ...], opening: dict[str, Any]) -> dict[str, Any]:
-    components = {}
-    for row in rows:
-        with FormRow():
-            components.update({name: _component(script, name, opening[name]) for name in row})
-    return components
+@dataclass(frozen=True)
+class Maker:
+    """Makes the controls of one panel."""
+
+    script: Any
+    opening: dict[str, Any]
+    """The values to begin with."""
+    known: Offers
+
+    def rows(self, rows: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
+        """Makes rows of controls; returns these by their fields' names."""
+        components = {}
+        for row in rows:
+            with FormRow():
+                components.update({name: self.component(name) for name in row})
+        return components
+
+    def component(self, name: str) -> Any:
+        """Makes the control of a field."""
+        spec = SPECS[name]
+        common = {"label": spec.label, "value": self.opening[name], "elem_id": self.script.elem_id(name)}
+        common["visible"] = name not in UNSEEN
+        if spec.info:
+            common["info"] = spec.info
+        if name == "preset":
+            return gr.Radio(**common, choices=list(spec.choices(self.known)))
+        if name == "img2img_first":
+            return gr.Radio(**{**common, "visible": self.script.is_img2img}, choices=list(IMG2IMG_FIRST))
+        if spec.kind is bool:
+            return gr.Checkbox(**common)
+        if spec.kind is str:
+            return _text(spec, common, [*spec.words, *spec.choices(self.known)])
+        if name in ("scale", "width", "height"):
+            return gr.Number(**common, step=spec.step, precision=0 if spec.kind is int else None)
+        return gr.Slider(**common, minimum=spec.minimum, maximum=spec.maximum, step=spec.step)
 
 
-def _component(script: Any, name: str, value: Any) -> Any:
-    spec = SPECS[name]
-    common = {"label": spec.label, "value": value, "elem_id": script.elem_id(name)}
-    if spec.info:
-        common["info"] = spec.info
-    if spec.kind is bool:
-        return gr.Checkbox(**common, visible=script.is_img2img or name != "redraw_base")
-    if spec.choices:
-        return gr.Dropdown(**common, choices=list(spec.choices))
-    if spec.kind is str:
-        return gr.Textbox(**common, max_lines=1, placeholder="automatic")
-    return gr.Slider(**common, minimum=spec.minimum, maximum=spec.maximum, step=spec.step)
+def _text(spec: Spec, common: dict[str, Any], proposed: list[str]) -> Any:
+    if not proposed:
+        return gr.Textbox(**common, max_lines=1)
+    return gr.Dropdown(**common, choices=proposed, allow_custom_value=True)
 
 
-def _connect_line(line: Any, controls: list[Any], found: dict[str, Any], script: Any) -> None:
-    """Makes the line follow the panel and what the tab has of the values that it needs."""
+def _connect_line(shown: list[Any], controls: list[Any], found: dict[str, Any], script: Any) -> None:
+    """Makes the line, and what tells of a changed preset, follow the panel and the tab's values that they need."""
     is_img2img = script.is_img2img
 
-    def update(*values: Any, **known: Any) -> Any:
-        tab = {**dict(zip(found, values[len(controls) :])), "img2img": is_img2img, **known}
+    def update(*values: Any, **more: Any) -> list[Any]:
+        tab = {**dict(zip(found, values[len(controls) :])), "img2img": is_img2img, **more}
         runner = scripts.scripts_img2img if is_img2img else scripts.scripts_txt2img
         title = neighbours.chosen_script(runner, tab.get("script"))
-        return gr.update(value=describe((True, *values[1 : len(controls)]), TabValues(**{**tab, "script": title})))
+        known, own = offers.known(), dict(zip(CONTROLS, values))
+        text = describe([{**own, "enabled": True}], TabValues(**{**tab, "script": title}), known)
+        return [gr.update(value=text), *preset_row.marks(own, known)]
 
     inputs = [*controls, *found.values()]
 
     def follow(component: Any) -> None:
-        component.change(update, inputs, [line], show_progress=False, queue=False)
+        component.change(update, inputs, shown, show_progress=False, queue=False)
 
     for component in inputs:
         # of the chosen tab of img2img's size nothing tells but the tabs
@@ -212,11 +231,11 @@ def _connect_line(line: Any, controls: list[Any], found: dict[str, Any], script:
             follow(component)
     for name, tab in script.neighbours.size_tabs.items():
         by = name == "tab_resize_by"
-        chosen = [found["resize_by"], line]
+        chosen = [found["resize_by"], *shown]
         tab.select(partial(_on_size_tab, update, by), inputs, chosen, show_progress=False, queue=False)
     _on_settings["img2img" if is_img2img else "txt2img"] = follow
 
 
-def _on_size_tab(update: Callable[..., Any], by: bool, *values: Any) -> tuple[bool, Any]:
-    """Returns whether the size is the picture's from now on, and what the line says."""
-    return by, update(*values, resize_by=by)
+def _on_size_tab(update: Callable[..., list[Any]], by: bool, *values: Any) -> list[Any]:
+    """Returns whether the size is the image's from now on, and what the line says."""
+    return [by, *update(*values, resize_by=by)]

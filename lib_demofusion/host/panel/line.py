@@ -16,31 +16,33 @@ from lib_demofusion.host.progress import timing
 from lib_demofusion.host.progress.bar import calls_twice
 from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, make_plan
 from lib_demofusion.progress.costs import run_costs
-from lib_demofusion.settings.fields import settings_from_args
+from lib_demofusion.settings.presets import BUILT_IN, Offers
+from lib_demofusion.settings.reading import settings_from_args
 from lib_demofusion.settings.spec import SettingsError
 
 NOT_POSSIBLE = "is not possible; allowed:"
-TIMES_BASE = "times the base pass"
+TIMES_BASE = "times the base image"
 ABOUT = "about"
 SECONDS, MINUTES, HOURS = "seconds", "minutes", "hours"
-HUGE = "more than 16384 pixels on a side: memory may not suffice, and few programs open such a picture"
+HUGE = "more than 16384 pixels on a side: memory may not suffice, and few programs open such an image"
 LONG = "this takes more than an hour"
-NO_MEMORY = "the computer's free memory may not suffice for a picture of this size"
-NO_ROOM = "neither the free memory nor the disk may suffice to decode a picture of this size"
+NO_MEMORY = "the computer's free memory may not suffice for an image of this size"
+NO_ROOM = "neither the free memory nor the disk may suffice to decode an image of this size"
 WORDS = (NOT_POSSIBLE, NO_STAGE, TIMES_BASE, ABOUT, SECONDS, MINUTES, HOURS)
 WARNINGS = (HUGE, LONG, NO_MEMORY, NO_ROOM)
 
 LARGEST_SIDE = 16384
-"""What the panel's sliders offer, and about what browsers and WebP still show."""
+"""About what browsers and WebP still show."""
 
 
-def describe(args: Sequence[Any], tab: TabValues) -> str:
+def describe(args: Sequence[Any], tab: TabValues, known: Offers = BUILT_IN) -> str:
     """Returns the line as HTML, or what is wrong: sizes, time where it is known, cost; below, notes and warnings.
 
-    `args` are those of the script, `tab` is what stands in the tab's own fields. Never raises on what people type.
+    `args` are those of the script, `tab` is what stands in the tab's own fields, and `known` what may be chosen besides
+    what is built in. Never raises on what people type.
     """
     try:
-        settings = settings_from_args(args)
+        settings = settings_from_args(args, offers=known)
         base, passes = base_picture(settings, tab)
         plan = make_plan(settings, base)
     except SettingsError as error:

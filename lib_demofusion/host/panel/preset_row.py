@@ -1,10 +1,10 @@
-"""The row of the panel in which presets are chosen, saved and deleted, in step in both tabs."""
+"""The presets in the panel: chosen at its top, saved and deleted behind "Advanced", in step in both tabs."""
 
 from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,43 +13,73 @@ from gradio.context import Context
 from modules import shared
 from modules.ui_components import FormRow, ToolButton
 
-from lib_demofusion.host.panel import presets
+from lib_demofusion.host import offers, options, preset_file
 from lib_demofusion.host.panel.line import error_html, problem_html, word
-from lib_demofusion.settings.fields import PRESET_FIELDS, PRESETS, SPECS, changed_fields, preset_names, preset_values
+from lib_demofusion.settings.fields import PRESET_FIELDS, SPECS
+from lib_demofusion.settings.presets import PRESETS, Offers
+from lib_demofusion.settings.reading import changed_fields, preset_values
 from lib_demofusion.settings.spec import SettingsError
 
-NAME_LABEL = "Preset name"
-NAME_INFO = "to save under; empty = the chosen one"
-NAME_PLACEHOLDER = "my preset"
-SAVE, DELETE = "\U0001f4be", "\U0001f5d1\ufe0f"
-SAVE_TIP, DELETE_TIP = "Save the preset", "Delete the chosen preset"
+NAME_LABEL = "Save as preset"
+NAME_INFO = "no name = the chosen preset"
+NAME_PLACEHOLDER = "name of the preset"
+SAVE, DELETE, BACK = "\U0001f4be", "\U0001f5d1\ufe0f", "\u21a9\ufe0f"
+SAVE_TIP, DELETE_TIP = "Save all values as a preset", "Delete the chosen preset"
+BACK_TIP = "Back to the preset's own values"
 SAVED, DELETED = "Saved:", "Deleted:"
 CONFIRM = "Delete this preset?"
 CHANGED = "changed:"
-WORDS = (NAME_LABEL, NAME_INFO, NAME_PLACEHOLDER, SAVE_TIP, DELETE_TIP, SAVED, DELETED, CONFIRM, CHANGED)
+WORDS = (NAME_LABEL, NAME_INFO, NAME_PLACEHOLDER, SAVE_TIP, DELETE_TIP, BACK_TIP, SAVED, DELETED, CONFIRM, CHANGED)
+
+QUIET = {"show_progress": False, "queue": False}
 
 
-@dataclass
-class PresetRow:
-    """The row's components in one tab, and the controls that a preset sets."""
+@dataclass(frozen=True)
+class Choice:
+    """Where a preset is chosen."""
 
-    dropdown: Any
+    preset: Any
     changed: Any
     """Says what no longer has the preset's value."""
+    back: Any
+
+    @property
+    def marks(self) -> list[Any]:
+        """What `marks` renews."""
+        return [self.changed, self.back]
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where presets are saved and deleted."""
+
     name: Any
     save: Any
     delete: Any
     message: Any
+
+
+@dataclass(frozen=True)
+class PresetRow:
+    """All of it in one tab, and the controls that a preset sets."""
+
+    choice: Choice
+    saving: Saving
     controls: list[Any]
 
 
-def build(script: Any, dropdown: Callable[[], Any], problems: list[str]) -> PresetRow:
-    """Builds the row, below which the problems of the file of presets stand; the controls are filled in later.
-
-    `dropdown` makes the control of the field `preset`.
-    """
+def build_choice(script: Any, preset: Callable[[], Any]) -> Choice:
+    """Builds the row in which a preset is chosen; `preset` makes the control of that field."""
     with FormRow(elem_id=script.elem_id("preset_row"), elem_classes="demofusion-presets"):
-        chosen = dropdown()
+        chosen = preset()
+        back = _button(BACK, BACK_TIP, script.elem_id("preset_back"), visible=False)
+    changed = gr.HTML(visible=False, elem_id=script.elem_id("preset_changed"))
+    return Choice(chosen, changed, back)
+
+
+def build_saving(script: Any, problems: list[str]) -> Saving:
+    """Builds the row in which presets are saved, below which the problems of their file stand."""
+    with FormRow(elem_id=script.elem_id("preset_saving"), elem_classes="demofusion-saving"):
         name = gr.Textbox(
             label=NAME_LABEL,
             info=NAME_INFO,
@@ -58,19 +88,19 @@ def build(script: Any, dropdown: Callable[[], Any], problems: list[str]) -> Pres
             elem_id=script.elem_id("preset_name"),
             visible=may_write(),
         )
-        save = _button(SAVE, SAVE_TIP, script.elem_id("preset_save"))
-        delete = _button(DELETE, DELETE_TIP, script.elem_id("preset_delete"))
-    changed = gr.HTML(visible=False, elem_id=script.elem_id("preset_changed"))
+        save = _button(SAVE, SAVE_TIP, script.elem_id("preset_save"), may_write())
+        delete = _button(DELETE, DELETE_TIP, script.elem_id("preset_delete"), may_write())
     text = "<br>".join(problem_html(html.escape(problem)) for problem in problems)
     message = gr.HTML(value=text, visible=bool(text), elem_id=script.elem_id("preset_message"))
-    for component in (name, save, delete):
-        # the webui would write them into ui-config.json
-        component.do_not_save_to_config = True
-    return PresetRow(chosen, changed, name, save, delete, message, [])
+    name.do_not_save_to_config = True
+    return Saving(name, save, delete, message)
 
 
-def _button(symbol: str, tip: str, elem_id: str) -> Any:
-    return ToolButton(value=symbol, tooltip=tip, elem_id=elem_id, visible=may_write())
+def _button(symbol: str, tip: str, elem_id: str, visible: bool) -> Any:
+    button = ToolButton(value=symbol, tooltip=tip, elem_id=elem_id, visible=visible)
+    # the webui would write it into ui-config.json
+    button.do_not_save_to_config = True
+    return button
 
 
 def may_write() -> bool:
@@ -82,44 +112,42 @@ def may_write() -> bool:
 def connect(rows: list[PresetRow]) -> None:
     """Connects the rows of all tabs with one another: any of them changes the choices of all."""
     for row in rows:
-        for component in (row.dropdown, *row.controls):
-            component.change(_changed, [row.dropdown, *row.controls], [row.changed], show_progress=False, queue=False)
-        row.dropdown.input(_apply, [row.dropdown], row.controls, show_progress=False, queue=False)
+        row.choice.preset.input(_apply, [row.choice.preset], row.controls, **QUIET)
+        row.choice.back.click(_apply, [row.choice.preset], row.controls, **QUIET)
         if may_write():
             _connect_buttons([row, *(other for other in rows if other is not row)])
-    dropdowns = [row.dropdown for row in rows]
+    chosen = [row.choice.preset for row in rows]
     # a page that is loaded again would show the choices that it was built with
     Context.root_block.load(
-        lambda: [gr.update(choices=list(preset_names())) for _ in dropdowns],
-        None,
-        dropdowns,
-        show_progress=False,
-        queue=False,
+        lambda: [gr.update(choices=list(offers.known().preset_names)) for _ in chosen], None, chosen, **QUIET
     )
 
 
 def _connect_buttons(rows: list[PresetRow]) -> None:
     """Connects save, Enter in the name and delete of the first of the rows, which are those of all tabs."""
-    row, dropdowns = rows[0], [row.dropdown for row in rows]
-
-    def save(name: str, chosen: str, *values: Any) -> list[Any]:
-        try:
-            saved = presets.save((name or "").strip() or chosen or "", dict(zip(PRESET_FIELDS, values)))
-        except (presets.PresetError, SettingsError) as error:
-            return [*(gr.update() for _ in dropdowns), gr.update(), gr.update(), _shown(_problem(error))]
-        names = list(preset_names())
-        others = [gr.update(choices=names) for _ in dropdowns[1:]]
-        message = _shown(f"{word(SAVED)} {html.escape(saved)}")
-        # saved under the name that is chosen already, no control changes
-        return [gr.update(choices=names, value=saved), *others, _changed(saved, *values), "", message]
-
-    options = {"show_progress": False, "queue": False}
-    outputs = [*dropdowns, row.changed, row.name, row.message]
-    for event in (row.save.click, row.name.submit):
-        event(save, [row.name, row.dropdown, *row.controls], outputs, **options)
+    row, chosen = rows[0], [row.choice.preset for row in rows]
+    saving = row.saving
+    outputs = [*chosen, *row.choice.marks, saving.name, saving.message]
+    for event in (saving.save.click, saving.name.submit):
+        event(_save, [saving.name, row.choice.preset, *row.controls], outputs, **QUIET)
     confirm = f"(...chosen) => demofusionConfirmDelete(chosen, {json.dumps([list(PRESETS), CONFIRM])})"
     controls = [control for one in rows for control in one.controls]
-    row.delete.click(_delete, dropdowns, [*dropdowns, *controls, row.message], _js=confirm, **options)
+    saving.delete.click(_delete, chosen, [*chosen, *controls, saving.message], _js=confirm, **QUIET)
+
+
+def _save(name: str, chosen: str, *values: Any) -> list[Any]:
+    """Saves the controls' values; returns updates of the choice in this tab and the other, and of the rest."""
+    own = dict(zip(PRESET_FIELDS, values))
+    try:
+        saved = preset_file.save((name or "").strip() or chosen or "", own, offers.known())
+    except (preset_file.PresetError, SettingsError) as error:
+        return [*(gr.update() for _ in range(5)), _shown(_problem(error))]
+    known = offers.known()
+    names = list(known.preset_names)
+    message = _shown(f"{word(SAVED)} {html.escape(saved)}")
+    # saved under the name that is chosen already, no control changes
+    marked = marks({**own, "preset": saved}, known)
+    return [gr.update(choices=names, value=saved), gr.update(choices=names), *marked, "", message]
 
 
 def _delete(*chosen: str) -> list[Any]:
@@ -129,10 +157,11 @@ def _delete(*chosen: str) -> list[Any]:
         # not confirmed
         return [*unchanged, gr.update()]
     try:
-        presets.delete(chosen[0])
-    except presets.PresetError as error:
+        preset_file.delete(chosen[0])
+    except preset_file.PresetError as error:
         return [*unchanged, _shown(_problem(error))]
-    names, opening = list(preset_names()), presets.default()
+    known = offers.known()
+    names, opening = list(known.preset_names), options.default_preset(known)
     left = [name if name in names else opening for name in chosen]
     return [
         *(gr.update(choices=names, value=name) for name in left),
@@ -141,22 +170,24 @@ def _delete(*chosen: str) -> list[Any]:
     ]
 
 
-def _changed(preset: str, *values: Any) -> Any:
-    """Returns what is said of the controls that no longer have the preset's values; nothing where all have."""
-    names = changed_fields(preset, dict(zip(PRESET_FIELDS, values)))
+def marks(values: Mapping[str, Any], known: Offers) -> list[Any]:
+    """Returns what `Choice.marks` show: which controls no longer have the preset's values, and the way back."""
+    names = changed_fields(str(values["preset"]), values, known)
     labels = ", ".join(word(SPECS[name].label) for name in names)
-    return gr.update(value=f"{word(CHANGED)} {labels}", visible=bool(names))
+    changed = bool(names)
+    return [gr.update(value=f"{word(CHANGED)} {labels}", visible=changed), gr.update(visible=changed)]
 
 
 def _apply(preset: str) -> list[Any]:
     """Returns the controls' values of a preset; nothing changes for one that somebody has deleted meanwhile."""
-    if preset not in preset_names():
+    known = offers.known()
+    if preset not in known.preset_names:
         return [gr.update() for _ in PRESET_FIELDS]
-    values = preset_values(preset)
+    values = preset_values(preset, known)
     return [gr.update(value=values[name]) for name in PRESET_FIELDS]
 
 
-def _problem(error: presets.PresetError | SettingsError) -> str:
+def _problem(error: preset_file.PresetError | SettingsError) -> str:
     if isinstance(error, SettingsError):
         return error_html(error)
     detail = [html.escape(error.detail)] if error.detail else []

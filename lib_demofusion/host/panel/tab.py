@@ -60,7 +60,7 @@ def base_picture(settings: Settings, tab: TabValues) -> tuple[Size, list[Pass]]:
         source = re.search(r"(\d+)x(\d+)", tab.scale_resolution_preview or "") if tab.resize_by else None
         if source is not None:
             first = _cells(*(int(int(side) * (tab.scale or 0)) for side in source.groups()))
-        return first, [(img2img_steps(steps, tab.denoising_strength or 0), first)] if settings.redraw_base else []
+        return first, [(img2img_steps(steps, tab.denoising_strength or 0), first)] if settings.img2img_first else []
     if not tab.hr_checkbox:
         return first, [(steps, first)]
     second = _cells(*_hires_pixels(tab))

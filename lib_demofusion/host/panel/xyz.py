@@ -8,6 +8,7 @@ from typing import Any
 
 from modules import scripts
 
+from lib_demofusion.host import offers
 from lib_demofusion.settings.fields import SPECS
 from lib_demofusion.settings.spec import SettingsError, Spec
 
@@ -30,10 +31,15 @@ def overrides(p: Any) -> dict[str, Any]:
 
 def _axis(module: Any, name: str, spec: Spec) -> Any:
     label = PREFIX + ("Enabled" if name == "enabled" else spec.label)
-    choices = (lambda: ("True", "False")) if spec.kind is bool else spec.offered
     kind = spec.kind if spec.kind in (int, float) else str
-    extra = {"choices": lambda: list(choices())} if choices() else {}
+    extra = {"choices": lambda: _choices(spec)} if _choices(spec) else {}
     return module.AxisOption(label=label, type=kind, apply=_apply(name), confirm=_confirm(name, spec), **extra)
+
+
+def _choices(spec: Spec) -> list[str]:
+    if spec.kind is bool:
+        return ["True", "False"]
+    return list(spec.choices(offers.known()))
 
 
 def _apply(name: str) -> Callable[[Any, Any, Any], None]:
@@ -50,7 +56,7 @@ def _confirm(name: str, spec: Spec) -> Callable[[Any, Sequence[Any]], None]:
     def confirm(p: Any, xs: Sequence[Any]) -> None:
         for x in xs:
             try:
-                spec.parse(name, x)
+                spec.parse(name, x, offers.known())
             except SettingsError as error:
                 raise RuntimeError(str(error)) from error
 

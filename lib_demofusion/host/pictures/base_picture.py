@@ -24,7 +24,7 @@ def base_latent(p: Any, samples: Any) -> Tensor:
     if getattr(p, "init_latent", None) is not None:
         finite(p.init_latent)
     if not torch.isfinite(samples).all():
-        raise devices.NansException("the base picture is NaN; --no-half or --upcast-sampling may help")
+        raise devices.NansException("the base image is NaN; --no-half or --upcast-sampling may help")
     return as_latent(samples)
 
 
@@ -61,7 +61,7 @@ def finite(latent: Tensor) -> Tensor:
     kind = str(devices.dtype_vae).removeprefix("torch.")
     raise devices.NansException(
         f"{problem}: {kind} may not be precise enough for it; add --no-half-vae to the command line, or choose a VAE"
-        ' that works in half precision under SD VAE ("Enlarge between stages: latent" does without the encoder)'
+        " that works in half precision under SD VAE (upscaler Latent does without the encoder)"
     )
 
 

@@ -155,7 +155,7 @@ def shrink_for_gallery(processed: Any) -> None:
         copy.info.update(picture.info)
         processed.images[index] = copy
         whole, shown = (f"{image.width}x{image.height}" for image in (picture, copy))
-        saved = f"; the whole picture, {whole}, is saved as {path}" if path else f" of a grid of {whole}"
+        saved = f"; the whole image, {whole}, is saved as {path}" if path else f" of a grid of {whole}"
         processed.comments += f"DemoFusion: the gallery shows {shown}{saved}\n"
 
 

@@ -17,12 +17,7 @@ from lib_demofusion.host.pictures.vae import Report
 from lib_demofusion.method.plan import CELL, Plan, StagePlan
 from lib_demofusion.method.stage import cropped
 from lib_demofusion.method.views import Size
-from lib_demofusion.settings.fields import LANCZOS
-
-
-def host_upscalers() -> list[str]:
-    """Returns the names of the webui's upscalers; they are loaded after its scripts."""
-    return [upscaler.name for upscaler in shared.sd_upscalers if upscaler.name != "None"]
+from lib_demofusion.settings.presets import LANCZOS
 
 
 def pixel_anchor(

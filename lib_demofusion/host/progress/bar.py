@@ -94,7 +94,7 @@ def make_progress(p: Any, plan: Plan, settings: Settings, pictures: bool, passes
         parts[:0] = decoder * before * (pictures or enlarged), decoder * ENCODER * after * enlarged, sampling
     hires = getattr(p, "enable_hr", False)
     of_base = p.steps + ((p.hr_second_pass_steps or p.steps) if hires else 0)
-    of_stages = len(plan.stages) * steps_of_stage(schedule_steps(p.steps, settings), settings.strength)
+    of_stages = len(plan.stages) * steps_of_stage(schedule_steps(p.steps, settings), settings.denoising_strength)
     return Progress(plan, parts, costs.base / (2 if hires else 1), console.Console(of_base, of_stages))
 
 

@@ -35,7 +35,7 @@ SEED_OFFSET = 0x9E3779B97F4A7C15
 
 SEED_MASK = (1 << 63) - 1
 
-NEVER_ASKED = "this webui's sampler did not ask DemoFusion's model, so that what it made is no DemoFusion picture"
+NEVER_ASKED = "this webui's sampler did not ask DemoFusion's model, so that what it made is no DemoFusion image"
 
 Report = Callable[[float], None]
 """Is told the share of the stage that is done."""
@@ -101,7 +101,7 @@ class StageSampler:
         # a function, which can say that it wraps the webui's: the webui looks at its parameters
         self._sampler.func = functools.wraps(self._func)(lambda *args, **kwargs: self._steered(*args, **kwargs))
         least = least_steps(self._func.__name__, getattr(shared.opts, "uni_pc_order", 1))
-        steps = long_enough(schedule_steps(p.steps, task.settings), task.settings.strength, least)
+        steps = long_enough(schedule_steps(p.steps, task.settings), task.settings.denoising_strength, least)
         sampling = host().sampling(p, task.stage, self._batches.views, task.anchor, self._noise)
         with replaced(p, rng=self._rng, steps=steps), sampling:
             return self._sample(_image_conditioning(p, task.anchor, task.plan))
@@ -109,7 +109,7 @@ class StageSampler:
     def _sample(self, conditioning: Tensor) -> Tensor:
         """Calls the sampler so that it runs the last part of the schedule; `before_call` sets x at the first call."""
         p, sampler, anchor, noise = self._p, self._sampler, self._task.anchor, self._noise
-        steps = steps_of_stage(p.steps, self._task.settings.strength)
+        steps = steps_of_stage(p.steps, self._task.settings.denoising_strength)
         calls = sampler.config.total_steps(1)
         cond, uncond = (conds_of_stage(conds, calls * p.steps, calls * steps) for conds in p.get_conds())
         if isinstance(sampler, sd_samplers_timesteps.CompVisSampler):

@@ -1,4 +1,4 @@
-"""The user's presets: one file in the webui's data directory, handed on to the settings."""
+"""The user's presets: one file in the webui's data directory, which people may edit by hand."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from threading import Lock
 from typing import Any
 
-from lib_demofusion.host import options, storage
-from lib_demofusion.settings.fields import DEFAULT_PRESET, PRESETS, parse_preset, preset_names, use_presets
+from lib_demofusion.host import storage
 from lib_demofusion.settings.infotext import CHANGED
+from lib_demofusion.settings.presets import PRESETS, Offers
+from lib_demofusion.settings.reading import parse_preset
 from lib_demofusion.settings.spec import SettingsError
 
 FILE = "demofusion-presets.json"
@@ -36,22 +37,26 @@ class PresetError(Exception):
         self.detail = detail
 
 
-def load() -> list[str]:
-    """Makes the file's presets known to the settings; returns what is wrong with it, a sentence for each entry."""
+def good(upscalers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Returns the file's presets that can be used, with upscalers of the webui's of these names."""
     try:
-        stored = storage.read(FILE)
+        return _checked(storage.read(FILE), upscalers)[0]
+    except storage.StorageError:
+        return {}
+
+
+def problems(upscalers: tuple[str, ...]) -> list[str]:
+    """Returns what is wrong with the file, a sentence for each entry, and tells the console."""
+    try:
+        found = _checked(storage.read(FILE), upscalers)[1]
     except storage.StorageError as error:
-        # those that were read earlier stay in use
-        logger.warning("%s", error)
-        return [str(error)]
-    good, problems = _checked(stored)
-    use_presets(good)
-    for problem in problems:
+        found = [str(error)]
+    for problem in found:
         logger.warning("%s", problem)
-    return problems
+    return found
 
 
-def _checked(stored: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def _checked(stored: Mapping[str, Any], upscalers: tuple[str, ...]) -> tuple[dict[str, dict[str, Any]], list[str]]:
     good: dict[str, dict[str, Any]] = {}
     problems = []
     for name, values in stored.items():
@@ -59,18 +64,18 @@ def _checked(stored: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], list
             _check_name(name)
             if not isinstance(values, dict):
                 raise SettingsError(name, values, "an object of fields")
-            good[name] = parse_preset(values)
+            good[name] = parse_preset(values, Offers(upscalers=upscalers))
         except (PresetError, SettingsError) as error:
             problems.append(f"{FILE}, {name[:MAX_NAME]!r}: {error}")
     return good, problems
 
 
-def save(name: str, values: Mapping[str, Any]) -> str:
+def save(name: str, values: Mapping[str, Any], offers: Offers) -> str:
     """Saves a preset under a name, which it returns as it is stored; raises PresetError or SettingsError."""
     name = name.strip()
     _check_name(name)
     # all of them, so that a preset outlives a change of the defaults
-    checked = parse_preset(values)
+    checked = parse_preset(values, offers)
     with _lock:
         _write({**_stored(), name: checked})
     return name
@@ -85,12 +90,6 @@ def delete(name: str) -> None:
             raise PresetError(NOT_SAVED, name)
         del stored[name]
         _write(stored)
-
-
-def default() -> str:
-    """Returns the preset of the settings page, or the built-in one where that is gone."""
-    chosen = options.value(options.DEFAULT_PRESET, DEFAULT_PRESET)
-    return chosen if chosen in preset_names() else DEFAULT_PRESET
 
 
 def _check_name(name: str) -> None:
@@ -115,4 +114,3 @@ def _write(stored: dict[str, Any]) -> None:
         storage.write(FILE, stored)
     except storage.StorageError as error:
         raise PresetError(NOT_WRITTEN, str(error)) from error
-    use_presets(_checked(stored)[0])

@@ -1,0 +1,63 @@
+"""The built-in presets, and what users and the webui add to the choices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lib_demofusion.settings.texts import FEWEST
+
+LATENT_UPSCALER = "Latent"
+LANCZOS = "Lanczos"
+"""The upscaler of images that is always there."""
+
+IN_PIXELS = " (pixels)"
+"""Behind an upscaler's name: see Settings.upscaler."""
+
+_QUICKER = {
+    "stages": FEWEST,
+    "feather": 0.25,
+    "upscaler": LANCZOS,
+    "denoising_strength": 0.5,
+    "keep_colors": True,
+}
+
+# the tiles below a half: there the dilated views alone decide what is where
+PRESETS: dict[str, dict[str, Any]] = {
+    "Paper": {},
+    "Balanced": {**_QUICKER, "overlap": 0.35, "skip_views": "0.5,0.1", "extra_noise": 0.08},
+    "Fast": {**_QUICKER, "overlap": 0.25, "hires_steps": 10, "skip_views": "0.5,0.25", "extra_noise": 0.06},
+}
+"""Values by preset name that differ from the fields' own, which are the paper's."""
+
+DEFAULT_PRESET = "Balanced"
+"""What the panel opens with, and what a request gets that names none."""
+
+
+@dataclass(frozen=True)
+class Offers:
+    """What may be chosen besides what is built in."""
+
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The user's, checked by parse_preset, by name."""
+    upscalers: tuple[str, ...] = ()
+    """The webui's."""
+
+    @property
+    def preset_names(self) -> tuple[str, ...]:
+        """The built-in names, then the user's."""
+        return (*PRESETS, *(name for name in self.presets if name not in PRESETS))
+
+    @property
+    def image_upscalers(self) -> tuple[str, ...]:
+        """The upscalers that an image may be enlarged by."""
+        return (LANCZOS, *(name for name in self.upscalers if name not in (LANCZOS, LATENT_UPSCALER)))
+
+    def differing(self, preset: str) -> Mapping[str, Any]:
+        """Returns the values of a preset that differ from the defaults; none where it is gone by now."""
+        return PRESETS[preset] if preset in PRESETS else self.presets.get(preset, {})
+
+
+BUILT_IN = Offers()
+"""Nothing besides."""
