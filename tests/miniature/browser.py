@@ -20,7 +20,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-SECONDS = 20_000
+SECONDS = 60_000
 """Milliseconds that anything may take."""
 
 
