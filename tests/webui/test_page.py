@@ -134,7 +134,7 @@ def test_png_info_sends_to_img2img(webui: Webui, page: Any, tmp_path: Path, butt
     page.click(f"#tab_pnginfo #{button}")
     tab = Tab(page, "img2img")
     wait_for_switch(tab, False)
-    tab.wait_for_value("stages", "")
+    tab.wait_for_value("stages", "every")
 
 
 @pytest.mark.parametrize("button", ["send_to_img2img", "send_to_inpaint", "send_to_extras"])
