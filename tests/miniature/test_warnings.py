@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,9 +12,11 @@ import pytest
 import torch
 from autoencoders import Decoder
 from in_process import Webui
+from modules import shared
 
 from lib_demofusion.host.panel import limits, line
 from lib_demofusion.host.panel.tab import TabValues
+from lib_demofusion.host.pictures import vae
 
 GIB = 1 << 30
 
@@ -24,7 +28,7 @@ def free(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Any:
     with torch.device("meta"):
         model = SimpleNamespace(first_stage_model=SimpleNamespace(decoder=Decoder(128, groups=32)))
     monkeypatch.setattr(limits.psutil, "virtual_memory", lambda: SimpleNamespace(available=room.memory))
-    monkeypatch.setattr(limits, "disk_usage", lambda folder: SimpleNamespace(free=room.disk))
+    monkeypatch.setattr(vae, "disk_usage", lambda folder: SimpleNamespace(free=room.disk))
     monkeypatch.setattr(limits, "free_bytes", lambda device: room.device)
     monkeypatch.setattr(line.timing, "loaded_model", lambda: model)
     return room
@@ -72,6 +76,17 @@ def test_what_the_decoder_holds(free: Any, room: dict[str, int], warned: bool) -
     """About 10 GiB at 4096x4096, which must lie on the device, in memory or on the disk."""
     free.__dict__.update(room)
     assert warnings() == [line.NO_ROOM] * warned
+
+
+def test_a_missing_folder_for_temporary_files_breaks_no_line(
+    free: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The decoder takes another; a real disk is asked, which has some room, and none is needed in memory."""
+    monkeypatch.setattr(vae, "disk_usage", shutil.disk_usage)
+    monkeypatch.setattr(shared.opts, "temp_dir", str(tmp_path / "gone"), raising=False)
+    assert warnings() == []
+    free.memory = 4 * GIB
+    assert set(warnings()) <= {line.NO_ROOM}
 
 
 def test_a_decoder_that_is_not_ours_is_left_to_the_webui(free: Any, monkeypatch: pytest.MonkeyPatch) -> None:

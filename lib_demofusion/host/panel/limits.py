@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from shutil import disk_usage
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
-from modules import devices, shared
-from modules.paths_internal import data_path
+from modules import devices
 
-from lib_demofusion.host.pictures.vae import DEVICE_SHARE, DISK_SHARE, MEMORY_SHARE, free_bytes
+from lib_demofusion.host.pictures.vae import DEVICE_SHARE, choose_shelf, free_bytes
 from lib_demofusion.method.views import Size
-from lib_demofusion.tiled_vae.maps import item_bytes
-from lib_demofusion.tiled_vae.steps import decoder_steps, held_bytes
+from lib_demofusion.tiled_vae.steps import decoder_steps
 
 BYTES_A_PIXEL = 4 * 3 * 4
 """Of a batch when it is decoded: the host holds its pictures, their stack and two copies (modules/processing.py,
@@ -37,8 +33,9 @@ def lacks_room_to_decode(model: Any, size: Size) -> bool:
         steps = decoder_steps(getattr(first_stage, "decoder", None))
     except (AttributeError, ValueError):
         return False
-    exact = held_bytes(steps, size, item_bytes(devices.dtype_vae))
-    packed = held_bytes(steps, size, item_bytes(torch.float16))
-    memory, folder = psutil.virtual_memory().available, Path(shared.opts.temp_dir or data_path)
-    fits_device = exact <= free_bytes(devices.device) * DEVICE_SHARE
-    return not fits_device and packed > max(memory * MEMORY_SHARE, disk_usage(folder).free * DISK_SHARE)
+    room = int(free_bytes(devices.device) * DEVICE_SHARE)
+    try:
+        choose_shelf(steps, size, torch.empty(0, dtype=devices.dtype_vae), room)
+    except MemoryError:
+        return True
+    return False
