@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+import stand_in  # noqa: F401 (before what lies in the folders that it adds)
 import torch
-
-TESTS = Path(__file__).resolve().parents[1]
-
-for folder in (TESTS.parent / "trial" / "webui", TESTS / "miniature"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-with warnings.catch_warnings():
-    # gradio 3.41.2 and its web framework are older than the packages below them
-    warnings.simplefilter("ignore")
-    import gradio  # noqa: F401
-    import k_diffusion.external
-    import k_diffusion.sampling  # noqa: F401
 
 
 @pytest.fixture(scope="session")

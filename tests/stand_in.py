@@ -1,0 +1,20 @@
+"""Lets the tests of two folders import the stand-in for the webui, and the webui's old packages without their noise."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+
+for folder in (TESTS.parent / "trial" / "webui", TESTS / "miniature"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+with warnings.catch_warnings():
+    # gradio 3.41.2 and its web framework are older than the packages below them
+    warnings.simplefilter("ignore")
+    import gradio  # noqa: F401
+    import k_diffusion.external
+    import k_diffusion.sampling  # noqa: F401
