@@ -75,10 +75,10 @@ def save_sheet(path: Path, images: np.ndarray, columns: int = 8) -> None:
     Image.fromarray(to_uint8(np.concatenate(rows))).save(path)
 
 
-def main() -> None:
-    """Command line."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+def arguments(text: str, checkpoint: Path) -> argparse.Namespace:
+    """What was given on the command line; torch is told its number of threads."""
+    options = argparse.ArgumentParser(description=text)
+    options.add_argument("--checkpoint", type=Path, default=checkpoint)
     options.add_argument("--count", type=int, default=64)
     options.add_argument("--steps", type=int, default=25)
     options.add_argument("--guidance", type=float, default=GUIDANCE)
@@ -87,6 +87,12 @@ def main() -> None:
     options.add_argument("--out", type=Path, help="folder for contact sheets")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
+    return args
+
+
+def main() -> None:
+    """Command line."""
+    args = arguments(__doc__.splitlines()[0], CHECKPOINT)
     model = load(args.checkpoint)
     views = held_out_views(32)
     restored = reconstruct(model, views)

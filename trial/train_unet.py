@@ -7,6 +7,7 @@ larger picture, whose contents are already visible through the noise, is familia
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -129,6 +130,25 @@ def compiled(model: Denoiser) -> Callable[..., Tensor]:
     return torch.compile(training_loss, dynamic=False)
 
 
+def train(
+    trainee: Trainee, batches: Batches, args: argparse.Namespace, rate_at: Callable[[int], float], device: torch.device
+) -> None:
+    """Trains a Denoiser from the trainee's step to the last one; `rate_at` returns the learning rate of a step."""
+    model = trainee.module
+    loss_of = training_loss if args.eager else compiled(model)
+    progress = tqdm(range(trainee.step, args.steps), initial=trainee.step, total=args.steps, mininterval=10)
+    recent = 1.0
+    for step in progress:
+        x, t, ids, noise, weight = (part.to(device) for part in batches.draw(step))
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = loss_of(model, x.contiguous(memory_format=torch.channels_last), t, ids, noise, weight)
+        trainee.update(loss, rate_at(step))
+        recent += 0.02 * (loss.item() - recent)
+        if trainee.step % 20 == 0:
+            progress.set_postfix(loss=f"{recent:.4f}")
+        trainee.save_when_due(args)
+
+
 def main() -> None:
     """Command line."""
     args = parser(__doc__.splitlines()[0], steps=3600, batch=32, rate=1e-3).parse_args()
@@ -138,18 +158,7 @@ def main() -> None:
     model = Denoiser(len(captions.used)).to(device, memory_format=torch.channels_last)
     trainee = Trainee(model, args.out / "unet.pt", decay=0.998)
     trainee.restore()
-    loss_of = training_loss if args.eager else compiled(model)
-    progress = tqdm(range(trainee.step, args.steps), initial=trainee.step, total=args.steps, mininterval=10)
-    recent = 1.0
-    for step in progress:
-        x, t, ids, noise, weight = (part.to(device) for part in batches.draw(step))
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = loss_of(model, x.contiguous(memory_format=torch.channels_last), t, ids, noise, weight)
-        trainee.update(loss, learning_rate(step, args.steps, args.rate))
-        recent += 0.02 * (loss.item() - recent)
-        if trainee.step % 20 == 0:
-            progress.set_postfix(loss=f"{recent:.4f}")
-        trainee.save_when_due(args)
+    train(trainee, batches, args, lambda step: learning_rate(step, args.steps, args.rate), device)
 
 
 if __name__ == "__main__":

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from trial.collage.content import Content, captions, installed
 from trial.collage.content import caption as join
 from trial.collage.detector import crops_with_subject, read
 from trial.collage.scenes import random_collage, render
-from trial.measure import NATIVE, psnr, reconstruct, save_sheet
-from trial.sampling import GUIDANCE, ddim, initial_noise, pictures
+from trial.measure import NATIVE, arguments, psnr, reconstruct, save_sheet
+from trial.sampling import ddim, initial_noise, pictures
 from trial.scenes import WHOLE, random_box, to_uint8
 from trial.small_model import COLLAGE_CHECKPOINT, SmallModel, load
 
@@ -103,16 +100,7 @@ def ten(images: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     """Command line."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--checkpoint", type=Path, default=COLLAGE_CHECKPOINT)
-    options.add_argument("--count", type=int, default=64)
-    options.add_argument("--steps", type=int, default=25)
-    options.add_argument("--guidance", type=float, default=GUIDANCE)
-    options.add_argument("--direct", type=int, nargs="*", default=[], help="scales sampled directly, 8 prompts each")
-    options.add_argument("--threads", type=int, default=2)
-    options.add_argument("--out", type=Path, help="folder for contact sheets")
-    args = options.parse_args()
-    torch.set_num_threads(args.threads)
+    args = arguments(__doc__.splitlines()[0], COLLAGE_CHECKPOINT)
     model, content = load(args.checkpoint), installed()
     result, sheets = {}, {}
     for kind in ("whole", "zoomed"):

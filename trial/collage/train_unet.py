@@ -9,10 +9,9 @@ from __future__ import annotations
 import argparse
 
 import torch
-from tqdm import tqdm
 
 from trial.collage.model import TEMPLATE_SHARES, TEXT, UNET, make_captions
-from trial.train_unet import Batches, Denoiser, Mix, compiled, training_loss
+from trial.train_unet import Batches, Denoiser, Mix, train
 from trial.training import Trainee, parser, prepare
 
 WARM_UP = 200
@@ -39,18 +38,7 @@ def main() -> None:
     model = Denoiser(len(captions.used), UNET, TEXT).to(device, memory_format=torch.channels_last)
     trainee = Trainee(model, args.out / "unet.pt", decay=0.998)
     trainee.restore()
-    loss_of = training_loss if args.eager else compiled(model)
-    progress = tqdm(range(trainee.step, args.steps), initial=trainee.step, total=args.steps, mininterval=10)
-    recent = 1.0
-    for step in progress:
-        x, t, ids, noise, weight = (part.to(device) for part in batches.draw(step))
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = loss_of(model, x.contiguous(memory_format=torch.channels_last), t, ids, noise, weight)
-        trainee.update(loss, rate_at(step, args))
-        recent += 0.02 * (loss.item() - recent)
-        if trainee.step % 20 == 0:
-            progress.set_postfix(loss=f"{recent:.4f}")
-        trainee.save_when_due(args)
+    train(trainee, batches, args, lambda step: rate_at(step, args), device)
 
 
 if __name__ == "__main__":
