@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from controlnet_double import CELL, Adapter, Lite, Mode, Network, Unit, control_of, job, state
 from torch import Tensor
 
+from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.backends.webui_denoiser import FusedModel
 from lib_demofusion.host.neighbours import controlnet
 from lib_demofusion.host.sampling.sdxl import Frame
@@ -77,7 +78,9 @@ class Stage:
         run = StageRun(self.stage, self.settings, empty, empty, SamplerTraits(space, gate))
         run.before_call(empty, torch.tensor(1.0))
         run.weights = Weights(1.0, c2, 1.0)
-        model = FusedModel(self.inner, run, ViewBatches(self.views), Frame(self.plan.pixels), lambda count: None, hints)
+        frame, batches = Frame(self.plan.pixels), ViewBatches(self.views)
+        parts = StageParts(self.p, run, self.plan, batches, frame, lambda cells: None)
+        model = FusedModel(self.inner, parts, hints)
         rows = len(self.signs)
         made = model(torch.zeros(rows, 4, *self.stage.size), torch.ones(rows), {"c_crossattn": [self.signs]})
         return made / self.signs[:, :, None, None]

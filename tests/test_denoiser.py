@@ -18,8 +18,10 @@ import torch
 from fusing import fuse
 from torch import Tensor, nn
 
+from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.backends.webui_denoiser import FusedModel, blur_correction
 from lib_demofusion.host.sampling.sdxl import Frame
+from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.filters import blur_for_dilation
 from lib_demofusion.method.views import dilated_views
 
@@ -128,7 +130,9 @@ def dilated_prediction(model: Model, wrapper: Wrapper, x: Tensor, t: int) -> Ten
     def denoise(evaluate: Any, x: Tensor, correction: Tensor, batches: Any, copies: int) -> Tensor:
         return fuse(evaluate, x, [], dilated_views(SHAPE[2:], 2), 1.0, blur, correction, batches, copies)
 
-    fused = FusedModel(wrapper[0](model), SimpleNamespace(denoise=denoise), None, Frame((96, 128)), lambda count: None)
+    run: Any = SimpleNamespace(denoise=denoise)
+    parts = StageParts(None, run, None, ViewBatches(), Frame((96, 128)), lambda cells: None)
+    fused = FusedModel(wrapper[0](model), parts)
     return fused(x, wrapper[1](t), {"c_crossattn": [torch.zeros(SHAPE[0], 3, 4)]})
 
 

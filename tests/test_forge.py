@@ -123,7 +123,7 @@ def test_it_predicts_what_the_webuis_does(v: bool, images: int, views: int) -> N
     x, sigma = latent(images), 3.0
     model = Model(v)
     made = call(FusedUnet(parts(stage_run(), views), model.predictor, None, None), model, x, sigma)
-    webui = FusedModel(WebuiWrapper(v), stage_run(), ViewBatches(views), Frame(PLAN.pixels), lambda cells: None)
+    webui = FusedModel(WebuiWrapper(v), parts(stage_run(), views))
     rows = torch.cat([x, x])
     expected = webui(rows, torch.full((len(rows),), sigma, dtype=x.dtype), {"c_crossattn": [prompts(images)]})
     torch.testing.assert_close(made, expected)

@@ -1,4 +1,4 @@
-"""The rules that the source must keep: layers, Python 3.10, sizes, imports, no print."""
+"""The rules that the source must keep: layers, Python 3.10, sizes, parameters, imports, no print."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ CORE = REPOSITORY / "lib_demofusion"
 HOST = CORE / "host"
 
 OLDEST_PYTHON = (3, 10)
-MAX_FILE_LINES = 350
-MAX_FUNCTION_LINES = 60
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 40
+MAX_PARAMETERS = 5
 WEBUI_PACKAGES = {"modules", "gradio"}
 FORGE_PACKAGES = {"modules_forge", "backend"}
 """Packages of webuis of Forge's family; what is particular to a webui stands in one folder."""
@@ -71,6 +72,14 @@ def functions(tree: ast.AST) -> Iterator[tuple[str, int, int]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.name, node.lineno, (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def parameters(tree: ast.AST) -> Iterator[tuple[str, int, int]]:
+    """Each function's name, first line and number of parameters, `self` and `cls` not counted."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            yield node.name, node.lineno, sum(argument.arg not in ("self", "cls") for argument in named)
 
 
 def prints(tree: ast.AST) -> Iterator[int]:
@@ -160,6 +169,16 @@ def test_functions_are_short() -> None:
     assert found == []
 
 
+def test_functions_have_few_parameters() -> None:
+    found = [
+        f"{place(path, line)} {name}: {count} parameters"
+        for path in runtime_files()
+        for name, line, count in parameters(parse(path))
+        if count > MAX_PARAMETERS
+    ]
+    assert found == []
+
+
 def test_nothing_is_printed() -> None:
     found = [place(path, line) for path in runtime_files() for line in prints(parse(path))]
     assert found == []
@@ -193,6 +212,13 @@ def test_imports_are_seen(source: str, packages: list[str]) -> None:
 )
 def test_the_host_layer_is_seen(source: str, lines: list[int]) -> None:
     assert list(climbs_into_host(ast.parse(source))) == lines
+
+
+def test_parameters_are_counted() -> None:
+    tree = ast.parse(
+        "class A:\n    def f(self, a, /, b, *rest, c=1, **more): ...\n    @classmethod\n    def g(cls): ...\n"
+    )
+    assert list(parameters(tree)) == [("f", 2, 3), ("g", 4, 0)]
 
 
 def test_lengths_and_prints_are_seen() -> None:

@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.backends.webui_denoiser import FusedModel
 from lib_demofusion.host.sampling.sdxl import CROP, SIZES, Frame, SizeVectors, number_slots, size_vectors
+from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.views import LocalView, dilated_views
 
 ORIGINAL, TARGET = SIZES
@@ -198,7 +200,8 @@ def test_the_model_is_given_the_vectors_of_its_views(rows: slice) -> None:
         "c_concat": [torch.zeros(4, 5, 1, 1)],
     }
     given = {key: value.clone() for key, value in cond.items() if isinstance(value, Tensor)}
-    fused = FusedModel(Wrapper(), SimpleNamespace(denoise=denoise), None, FINAL, lambda count: None)
+    run: Any = SimpleNamespace(denoise=denoise)
+    fused = FusedModel(Wrapper(), StageParts(None, run, None, ViewBatches(), FINAL, lambda cells: None))
     fused(torch.randn(4, 4, 16, 16), torch.ones(4), cond)
     now = {**BEFORE, ORIGINAL: FINAL.size, TARGET: FINAL.size}
     expected = torch.cat([conditioner(4, **{**now, CROP: crop})[rows] for crop in ((0, 0), (64, 32))])
@@ -216,6 +219,7 @@ for name, attribute in (("taming.modules.losses.lpips", "LPIPS"), ("sgm.data", "
     sys.modules[name] = types.SimpleNamespace(**{attribute: None})
 from sgm.modules.encoders.modules import AbstractEmbModel, ConcatTimestepEmbedderND, GeneralConditioner
 from lib_demofusion.host.sampling.sdxl import Frame, SizeVectors
+from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.views import DilatedView, LocalView
 
 class Text(AbstractEmbModel):

@@ -97,14 +97,20 @@ def noised(anchor: Tensor, noise: Tensor, level: Tensor, space: NoiseSpace) -> T
     return anchor * space.signal_scale(level) + noise * space.noise_scale(level)
 
 
-def blend_noised_(x: Tensor, anchor: Tensor, noise: Tensor, level: Tensor, space: NoiseSpace, c1: float) -> None:
+def scales_at(space: NoiseSpace, level: Tensor) -> tuple[float, float]:
+    """Returns the factors of the clean signal and of unit noise in x at a scalar noise level, as numbers."""
+    return float(space.signal_scale(level)), float(space.noise_scale(level))
+
+
+def blend_noised_(x: Tensor, anchor: Tensor, noise: Tensor, scales: tuple[float, float], c1: float) -> None:
     """Replaces x by (1 - c1) x + c1 noised(anchor) in place: the paper's form, for samplers that add no noise.
 
-    No other latent is made on the way: fresh memory costs more than the sum. The level's scales are read as numbers.
+    `scales` are those of `scales_at`. No other latent is made on the way: fresh memory costs more than the sum.
     """
+    signal, deviation = scales
     x.mul_(1 - c1)
-    x.add_(anchor.to(x), alpha=c1 * float(space.signal_scale(level)))
-    x.add_(noise.to(x), alpha=c1 * float(space.noise_scale(level)))
+    x.add_(anchor.to(x), alpha=c1 * signal)
+    x.add_(noise.to(x), alpha=c1 * deviation)
 
 
 def blend_signal_(x: Tensor, anchor: Tensor, denoised: Tensor, c1: float, signal_scale: Tensor) -> None:

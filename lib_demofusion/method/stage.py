@@ -13,7 +13,7 @@ from lib_demofusion.method.feathering import Feathering
 from lib_demofusion.method.filters import blur_for_dilation, match_low_band, match_statistics, mean_and_std, smooth
 from lib_demofusion.method.fusion import DilatedPath, LocalPath, fuse
 from lib_demofusion.method.plan import Plan, StagePlan
-from lib_demofusion.method.residual import NoiseSpace, blend_noised_, blend_signal_, noised
+from lib_demofusion.method.residual import NoiseSpace, blend_noised_, blend_signal_, noised, scales_at
 from lib_demofusion.method.schedule import Weights, weights_at
 from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import dilated_views, jitter_generator, local_views
@@ -147,4 +147,4 @@ class StageRun:
         elif self.stochastic and self._denoised is not None:
             blend_signal_(x, self.anchor, self._denoised, c1, self.space.signal_scale(level))
         else:
-            blend_noised_(x, self.anchor, self.noise, level, self.space, c1)
+            blend_noised_(x, self.anchor, self.noise, scales_at(self.space, level), c1)

@@ -12,7 +12,7 @@ from modules import devices, shared
 from PIL import Image
 from torch import Tensor
 
-from lib_demofusion.host import job
+from lib_demofusion.host import stage_loop
 
 BALANCED = {"enabled": True, "scale": 3, "stages": "doubling", "preset": "Balanced"}
 
@@ -81,7 +81,7 @@ def failing_encoder(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_nan_is_told_as_one_of_the_vae_before_a_stage_is_spent(
     webui: Webui, failing_encoder: list[int], monkeypatch: pytest.MonkeyPatch, numbers: torch.dtype
 ) -> None:
-    monkeypatch.setattr(job.devices, "dtype_vae", torch.float32)
+    monkeypatch.setattr(stage_loop.devices, "dtype_vae", torch.float32)
     real = shared.sd_model.encode_first_stage
     monkeypatch.setattr(shared.sd_model, "encode_first_stage", lambda x: real(x.float()), raising=False)
     monkeypatch.setattr(devices, "dtype_vae", numbers)

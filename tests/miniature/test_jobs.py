@@ -16,7 +16,7 @@ from modules import errors, infotext_utils, scripts, sd_samplers, sd_samplers_cf
 from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from PIL import Image, ImageChops
 
-from lib_demofusion.host import backends, job, offers
+from lib_demofusion.host import backends, offers, stage_loop
 from lib_demofusion.host.pictures import base_picture, pixel_anchor, vae
 from lib_demofusion.host.progress import bar as progress
 from lib_demofusion.method.stage import mix_anchors
@@ -315,7 +315,7 @@ def test_an_anchor_made_in_pixels_is_the_enlarged_picture(
         anchors.append(task.anchor)
         return task.anchor
 
-    monkeypatch.setattr(job, "run_stage", recording)
+    monkeypatch.setattr(stage_loop, "run_stage", recording)
     result = webui.job({**ON, "upscaler": f"{upscaler} (pixels)", "return_stages": True}, batch_size=2)
     assert not errors.exception_records
     base = next(image for image in result.images if image.width == BASE)
@@ -334,7 +334,7 @@ def test_a_mixed_anchor_is_between_the_two(webui: Webui, monkeypatch: pytest.Mon
     def recording(p: Any, task: Any, report: Any) -> torch.Tensor:
         return anchors.setdefault(task.settings.anchor, task.anchor)
 
-    monkeypatch.setattr(job, "run_stage", recording)
+    monkeypatch.setattr(stage_loop, "run_stage", recording)
     for upscaler in ("Latent", "Lanczos (pixels)", "Lanczos"):
         webui.job({**ON, "upscaler": upscaler})
     assert not errors.exception_records

@@ -13,7 +13,7 @@ from in_process import BASE, Webui, sizes
 from modules import shared
 from PIL import Image
 
-from lib_demofusion.host import job
+from lib_demofusion.host import stage_loop
 from lib_demofusion.host.pictures import output, pixel_anchor
 from lib_demofusion.host.sampling import stage_sampler
 
@@ -26,9 +26,9 @@ POINTS: dict[str, Point] = {
     "decoding": (lambda webui: webui.small, "decode"),
     "encoding": (lambda webui: webui.small, "encode"),
     "enlarging a picture": (lambda webui: pixel_anchor, "lanczos"),
-    "enlarging a latent": (lambda webui: job, "make_anchor"),
+    "enlarging a latent": (lambda webui: stage_loop, "make_anchor"),
     "noise": (lambda webui: stage_sampler, "StageRun"),
-    "a stage's end": (lambda webui: job, "finish_stage"),
+    "a stage's end": (lambda webui: stage_loop, "finish_stage"),
     "a stage's picture": (lambda webui: output, "to_image"),
     "saving a stage's picture": (lambda webui: output, "_save"),
     "the gallery's copy": (lambda webui: Image.Image, "reduce"),
@@ -54,14 +54,14 @@ class Failing:
 def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Widths of the stages that were sampled to their end."""
     widths: list[int] = []
-    real = job.run_stage
+    real = stage_loop.run_stage
 
     def noticed(p: Any, task: Any, *args: Any) -> torch.Tensor:
         x = real(p, task, *args)
         widths.append(task.stage.pixels[1])
         return x
 
-    monkeypatch.setattr(job, "run_stage", noticed)
+    monkeypatch.setattr(stage_loop, "run_stage", noticed)
     return widths
 
 

@@ -16,7 +16,7 @@ from in_process import BASE, Webui, sizes
 from modules import errors, processing, scripts, shared
 from PIL import Image
 
-from lib_demofusion.host import job
+from lib_demofusion.host import stage_loop
 
 ON = {"enabled": True, "scale": 2}
 THREE = {"enabled": True, "scale": 3}
@@ -154,7 +154,7 @@ def test_a_hint_acts_where_it_is_lit(
     webui: Webui, beside: Callable, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], batch: dict[str, int]
 ) -> None:
     # the statistics of a whole picture carry what is in one quadrant into the others
-    monkeypatch.setattr(job, "finish_stage", lambda x, *rest: x)
+    monkeypatch.setattr(stage_loop, "finish_stage", lambda x, *rest: x)
     large = {**batch, "width": 3 * BASE, "height": 3 * BASE, "steps": 2}
     network = Hooked(webui, hint("", 3 * BASE))
     beside(network)

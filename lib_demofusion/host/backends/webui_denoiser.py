@@ -12,43 +12,30 @@ from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.neighbours.controlnet import Hints
 from lib_demofusion.host.sampling.conditioning import Cond, cond_for_views
 from lib_demofusion.host.sampling.preview import for_preview
-from lib_demofusion.host.sampling.sdxl import Frame, size_vectors
-from lib_demofusion.method.batching import ViewBatches
-from lib_demofusion.method.stage import StageRun
+from lib_demofusion.host.sampling.sdxl import size_vectors
 from lib_demofusion.method.views import View
 
 
 class FusedModel:
     """Stands where the host's denoiser wrapper stands and denoises big latents view by view.
 
-    Everything but the call is the wrapper's own (`inner_model`, `sigmas`, `sigma_to_t`, ...). `before_batch` is told of
-    every batch how many cells it has, as a mean over the rows of the call.
+    Everything but the call is the wrapper's own (`inner_model`, `sigmas`, `sigma_to_t`, ...).
     """
 
-    def __init__(
-        self,
-        inner: Any,
-        run: StageRun,
-        batches: ViewBatches,
-        frame: Frame,
-        before_batch: Callable[[float], None],
-        hints: Hints | None = None,
-    ):
+    def __init__(self, inner: Any, parts: StageParts, hints: Hints | None = None):
         self.inner = inner
         self.images = 0
         """How many images the rows repeat over and over in one order, or 0 where that is not known."""
+        self._parts = parts
         self._hints = hints or Hints()
-        self._run = run
-        self._batches = batches
-        self._vectors = size_vectors(inner.inner_model, frame)
-        self._before_batch = before_batch
+        self._vectors = size_vectors(inner.inner_model, parts.frame)
 
     def __call__(self, x: Tensor, level: Tensor, cond: Cond, **kwargs: Any) -> Tensor:
         """Returns the fused prediction for the rows x (N, C, H, W) at noise levels (N,)."""
         size = (x.shape[-2], x.shape[-1])
 
         def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
-            self._before_batch(crops[:, 0].numel() / len(x))
+            self._parts.before_batch(crops[:, 0].numel() / len(x))
             view_cond = cond_for_views(cond, views, rows, size, (crops.shape[-2], crops.shape[-1]))
             if self._vectors is not None and "vector" in cond:
                 view_cond["vector"] = self._vectors.for_views(cond["vector"][rows], views)
@@ -56,7 +43,8 @@ class FusedModel:
                 return self.inner(crops, level[rows].repeat(len(views)), cond=view_cond, **kwargs)
 
         copies = len(x) // self.images if self.images and len(x) % self.images == 0 else 1
-        return self._run.denoise(evaluate, x, blur_correction(self.inner, level), self._batches, copies)
+        correction = blur_correction(self.inner, level)
+        return self._parts.run.denoise(evaluate, x, correction, self._parts.batches, copies)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -93,7 +81,6 @@ def attach(
     The model is handed out by a property because the host drops its cached wrapper when the checkpoint changes.
     """
     cls = type(denoiser)
-    run = parts.run
 
     class StageDenoiser(cls):  # type: ignore[misc, valid-type]
         @property
@@ -101,14 +88,12 @@ def attach(
             inner = cls.inner_model.fget(self)
             fused = self.__dict__.get("fused_model")
             if fused is None or fused.inner is not inner:
-                fused = self.__dict__["fused_model"] = FusedModel(
-                    inner, run, parts.batches, parts.frame, parts.before_batch, hints
-                )
+                fused = self.__dict__["fused_model"] = FusedModel(inner, parts, hints)
             fused.images = self.__dict__.get("images", 0)
             return fused
 
         def forward(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            run.before_call(x, sigma[0])
+            parts.run.before_call(x, sigma[0])
             self.images = repeated_images(cls, x, kwargs.get("cond"))
             return super().forward(x, sigma, *args, **kwargs)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,25 +14,22 @@ from torch import Tensor
 from lib_demofusion.host.messages import report_note
 from lib_demofusion.host.pictures.base_picture import encode
 from lib_demofusion.host.pictures.vae import Report
-from lib_demofusion.method.plan import CELL, Plan, StagePlan
-from lib_demofusion.method.stage import cropped
 from lib_demofusion.method.views import Size
 from lib_demofusion.settings.presets import LANCZOS
 
 
 def pixel_anchor(
-    p: Any, samples: Any, plan: Plan, stage: StagePlan, upscaler: str = LANCZOS, report: Report | None = None
+    p: Any, pictures: Iterable[Tensor], size: Size, upscaler: str = LANCZOS, report: Report | None = None
 ) -> Tensor:
-    """Returns the latent (B, C, h, w) of pictures of the stage before, enlarged to the size of `stage`.
+    """Returns the latent (B, C, H, W) of pictures (3, h, w) in -1..1, enlarged to `size`, height and width in pixels.
 
-    `samples` are what `output.decode` returned. An enlarged latent would decode to a blur with streaks, which a stage
-    that begins below full noise keeps. Raises what the host raises when it encodes, and what `report` does.
+    An enlarged latent would decode to a blur with streaks, which a stage that begins below full noise keeps. Raises
+    what the host raises when it encodes, and what `report` does.
     """
-    parts = (cropped(sample, plan, stage, CELL) for sample in samples)
 
     def all_enlarged() -> Iterator[Tensor]:
-        for part in parts:
-            picture, ran = enlarged(part, stage.pixels, upscaler)
+        for before in pictures:
+            picture, ran = enlarged(before, size, upscaler)
             if ran != upscaler:
                 report_note(p, f"the upscaler {upscaler} does not work, {ran} ran in its place; see the console")
             yield picture
