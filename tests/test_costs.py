@@ -36,9 +36,10 @@ from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.step_gate import TWO_CALLS, TWO_CALLS_ANCESTRAL, StepGate
+from lib_demofusion.method.step_gate import TWO_CALLS, TWO_CALLS_ANCESTRAL, StepGate, model_calls
 from lib_demofusion.method.views import View
-from lib_demofusion.progress.costs import expected_levels, run_costs
+from lib_demofusion.progress.costs import run_costs
+from lib_demofusion.progress.meter import calls_ahead
 from lib_demofusion.settings.fields import Settings
 
 STAGES = make_plan(Settings(scale=3), STAGE.window)
@@ -98,15 +99,14 @@ PREDICTABLE = [
 @pytest.mark.parametrize("steps", [12, 7])
 @pytest.mark.parametrize("case", PREDICTABLE, ids=str)
 def test_the_calls_are_those_of_k_diffusion(case: Case, steps: int) -> None:
-    """To the call, in every stage of a plan; their levels fall and lie within those that are given."""
+    """To the call, in every stage of a plan."""
     arguments = cut(case.inputs, steps)
-    with double_precision():
-        levels = expected_levels(case.name, arguments, False, 0)
+    calls = model_calls(case.name, arguments)
+    assert calls is not None
     for stage in STAGES.stages:
         counter = counted(case, Settings(), stage, arguments)
         # an ancestral sampler at eta 1 may leave out its last but one second call
-        assert len(levels) - (counter.run.call + 1) in ((0, 1) if "ancestral" in case.name else (0,))
-    assert torch.equal(levels, levels.sort(descending=True).values)
+        assert calls - (counter.run.call + 1) in ((0, 1) if "ancestral" in case.name else (0,))
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
@@ -143,16 +143,20 @@ def test_passes_of_the_webui() -> None:
 
 def test_dpm_adaptive_is_taken_for_as_busy_as_in_the_base_pass() -> None:
     whole = {"sigma_min": 0.0292, "sigma_max": 14.6146}
-    assert len(expected_levels("sample_dpm_adaptive", whole, False, 84)) == pytest.approx(84, abs=1)
-    assert len(expected_levels("sample_dpm_adaptive", {**whole, "sigma_max": 0.1}, False, 84)) < 30
+    ahead = calls_ahead("sample_dpm_adaptive", whole, False, 84)
+    assert 1 + ahead(0, 14.6146) == pytest.approx(84, abs=1)
+    assert 1 + ahead(0, 0.1) < 30
+    assert ahead(50, 0.0292) == 0
     # of an upload nothing was sampled
-    assert len(expected_levels("sample_dpm_adaptive", whole, False, 0)) > 1
+    assert calls_ahead("sample_dpm_adaptive", whole, False, 0)(0, 14.6146) > 1
 
 
 def test_unknown_samplers_are_told_by_their_order() -> None:
     sigmas = torch.tensor([3.0, 2.0, 1.0, 0.0])
-    assert expected_levels("sample_of_tomorrow", {"sigmas": sigmas}, False, 0).tolist() == [3, 2, 1]
-    assert expected_levels("of_tomorrow", {"sigmas": sigmas}, True, 0).tolist() == [3, 3, 2, 2, 1]
+    assert model_calls("sample_of_tomorrow", {"sigmas": sigmas}) == 3
+    assert model_calls("of_tomorrow", {"sigmas": sigmas}, second_order=True) == 5
+    # nor what it is given: about as DPM adaptive
+    assert calls_ahead("of_tomorrow", {}, False, 20)(0, 14.6) > 10
 
 
 def host_functions(folder: Path, file: str, **names: Any) -> dict[str, Any]:
@@ -191,7 +195,7 @@ def test_restart_of_the_webui(webui: Path, steps: int, part: float) -> None:
             return denoise(x, sigma[0])
 
         restart(model, torch.ones(1, 1, 2, 2), sigmas, disable=True)
-    assert len(expected_levels("restart_sampler", {"sigmas": sigmas}, True, 0)) == len(seen)
+    assert model_calls("restart_sampler", {"sigmas": sigmas}, second_order=True) == len(seen)
 
 
 def timestep_samplers(webui: Path, skip_type: str) -> dict[str, Callable[..., Any]]:
@@ -240,4 +244,4 @@ def test_timestep_samplers_of_the_webui(webui: Path, name: str, part: float) -> 
     function = timestep_samplers(webui, skip_type)[name]
     x = torch.ones(1, 4, 2, 2)
     function(Denoiser(), x, extra_args={}, callback=lambda d: None, disable=True, **arguments)
-    assert counter.run.call + 1 == len(expected_levels(name, arguments, False, 0))
+    assert counter.run.call + 1 == model_calls(name, arguments)

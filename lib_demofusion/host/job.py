@@ -18,7 +18,7 @@ from lib_demofusion.host.neighbours import refusals
 from lib_demofusion.host.pictures import inpainting, output
 from lib_demofusion.host.pictures.base_picture import base_latent, own_generators
 from lib_demofusion.host.progress.bar import Progress, img2img_steps, make_progress
-from lib_demofusion.host.sampling.stage_sampler import stop_requested
+from lib_demofusion.host.sampling.stage_sampler import calls_of_base, stop_requested
 from lib_demofusion.host.stage_loop import StageLoop, saves_stages, shows_stages
 from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, make_plan
 from lib_demofusion.progress.costs import Pass
@@ -103,7 +103,7 @@ class Job:
             return samples
         clear(p)
         if self._progress is not None:
-            self._progress.base_done()
+            self._progress.base_done(calls_of_base(p))
         try:
             return self._stages(p, samples)
         finally:
@@ -138,7 +138,7 @@ class Job:
         self.end(p)
         if self._progress is None or self._progress.plan != plan:
             self._progress = self._make_progress(p, plan)
-            self._progress.base_done()
+            self._progress.base_done(calls_of_base(p))
         loop = StageLoop(p, plan, self.settings, self._overlay, self._progress)
         try:
             return loop.run(base)

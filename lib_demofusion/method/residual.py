@@ -19,10 +19,6 @@ class NoiseSpace(Protocol):
         """
         ...
 
-    def timesteps(self, levels: Tensor) -> list[float]:
-        """Returns the model's timesteps of noise levels (N,), which come back at once too."""
-        ...
-
     def signal_scale(self, level: Tensor) -> Tensor:
         """Returns the factor of the clean signal in x."""
         ...
@@ -42,9 +38,6 @@ class VarianceExploding:
         timestep = self._sigma_to_t(level.reshape(1)).reshape(()).to(level)
         level, timestep = torch.stack([level.detach(), timestep]).cpu()
         return level, float(timestep)
-
-    def timesteps(self, levels: Tensor) -> list[float]:
-        return [float(t) for t in self._sigma_to_t(levels).flatten().tolist()]
 
     def signal_scale(self, level: Tensor) -> Tensor:
         return torch.ones_like(level)
@@ -66,9 +59,6 @@ class VariancePreserving:
     def read(self, level: Tensor) -> tuple[Tensor, float]:
         level = level.detach().cpu()
         return level, float(level)
-
-    def timesteps(self, levels: Tensor) -> list[float]:
-        return [float(t) for t in levels.tolist()]
 
     def signal_scale(self, level: Tensor) -> Tensor:
         return _beside(level, self._alpha(level).sqrt())

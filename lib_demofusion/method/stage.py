@@ -88,7 +88,8 @@ class StageRun:
         self.call = -1
         self.predictions = 0
         """How often `denoise` was called: a host that never does has sampled the whole latent in its own way."""
-        self.timestep = 0.0
+        self.level = self.timestep = 0.0
+        """Noise level of the current model call as the sampler counts it, and the model's timestep there."""
         self.weights = Weights(1.0, 1.0, 1.0)
         self.local = local_views(stage.size, stage.window, stage.stride)
         self.dilated = dilated_views(stage.size, stage.factor)
@@ -104,11 +105,12 @@ class StageRun:
         self.call += 1
         # a number for the device's kernels from here on: read on the device, every use of it would wait for the queue
         level, self.timestep = self.space.read(level)
+        self.level = float(level)
         self.weights = weights_at(self.timestep, self.settings)
         if self.settings.jitter:
             generator = jitter_generator(self.stage.number, self.call)
             self.local = local_views(self.stage.size, self.stage.window, self.stage.stride, generator)
-        if self.gate.is_step_start(float(level)):
+        if self.gate.is_step_start(self.level):
             self._blend(x, level, self.weights.skip)
             # UniPC drops the tensors it evaluates, save the first
             self._again = (level, self.weights.skip) if self.call > 0 else None

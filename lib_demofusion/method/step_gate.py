@@ -7,7 +7,8 @@ its own way. The names are those of the sampling functions of k-diffusion and of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -138,11 +139,15 @@ def is_stochastic(name: str, eta: float | None, churn: float = 0.0) -> bool:
     return name in ALWAYS_STOCHASTIC or bool(eta) or churn > 0
 
 
-def model_calls(name: str, steps: int, second_order: bool = False) -> int:
-    """Returns how often the sampling function calls its model for a schedule of `steps` steps that ends at zero noise.
+def model_calls(name: str, arguments: Mapping[str, Any], second_order: bool = False) -> int | None:
+    """Returns how often the sampling function calls its model, told by its own arguments; None if it is not known.
 
-    DPM adaptive chooses its own number; what is returned for it is that of DPM fast.
+    DPM adaptive chooses the number as it goes. Schedules are taken to end at zero noise.
     """
-    if name in TWO_CALLS | TWO_CALLS_ANCESTRAL or second_order:
-        return 2 * steps - 1
-    return steps + 1 if name == "plms" else steps
+    if "timesteps" in arguments:
+        # UniPC alone calls at the last timestep too, and PLMS twice at the first
+        return len(arguments["timesteps"]) - (name not in ("plms", "unipc"))
+    if "sigmas" not in arguments:
+        return arguments.get("n")
+    steps = len(arguments["sigmas"]) - 1
+    return 2 * steps - 1 if name in TWO_CALLS | TWO_CALLS_ANCESTRAL or second_order else steps

@@ -20,7 +20,7 @@ from lib_demofusion.method.plan import make_plan
 from lib_demofusion.method.residual import VariancePreserving
 from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.step_gate import StepGate
-from lib_demofusion.progress import costs
+from lib_demofusion.progress import meter
 from lib_demofusion.settings.fields import Settings
 
 BASE_CELLS = BASE // 8
@@ -41,16 +41,16 @@ class Clock:
 def measure(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> float | None:
     """The rate after model calls that took so many seconds, and one more that has begun."""
     clock = Clock()
-    monkeypatch.setattr(costs, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=clock))
     x = torch.zeros(1, 4, *PLAN.stages[0].size)
     space = VariancePreserving(torch.linspace(1, 0.01, 1000))
     run = StageRun(PLAN.stages[0], Settings(), x, x, SamplerTraits(space, StepGate()))
-    meter = costs.StageMeter(run, torch.linspace(900, 100, len(seconds) + 1))
+    counting = meter.StageMeter(run, lambda call, level: len(seconds) - call)
     for taken in (*seconds, 0):
         run.before_call(x.clone(), torch.tensor(500.0))
-        meter.before_batch(CELLS)
+        counting.before_batch(CELLS)
         clock.time += taken
-    return meter.rate
+    return counting.rate
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_run_teaches_what_its_model_took(
 ) -> None:
     """Every evaluated view takes a thousandth of a second per cell here, and the first call an hour more."""
     clock = Clock()
-    monkeypatch.setattr(costs, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=clock))
     unet = webui.small.unet
     slow = [3600.0]
 

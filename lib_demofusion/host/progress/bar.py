@@ -11,7 +11,7 @@ from modules import sd_samplers, shared
 from lib_demofusion.host.progress import console, timing
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.stage_steps import schedule_steps, steps_of_stage
-from lib_demofusion.progress.costs import Pass, run_costs
+from lib_demofusion.progress.costs import Pass, expected_calls, run_costs
 from lib_demofusion.settings.fields import LATENT, Settings
 
 DECODING, ENCODING, SAMPLING = PARTS = range(3)
@@ -25,26 +25,32 @@ class Progress:
     """Shares the bar out by cost, so that the time left follows from the time taken at any point of it.
 
     The host's bar stands at (job_no + step / steps) / job_count. It counts one job per iteration, or two with hires
-    fix, and ends the last one itself after the picture is decoded; the stages are as many jobs more as they take the
-    time of one. Its own steps are taken off in a stage, for they cover one job only. `parts` are the costs of the parts
-    of every stage and of decoding the result, `job` that of one of the host's.
+    fix, and ends the last one itself after the image is decoded; the stages are as many jobs more as they are planned
+    to take the time of one. `parts` are the costs of the parts of every stage and of decoding the result, `job` that of
+    one of the host's, for which its sampler was expected to call the model `calls` times.
     """
 
-    def __init__(self, plan: Plan, parts: Sequence[float], job: float, total: console.Console):
+    def __init__(self, plan: Plan, parts: Sequence[float], job: float, calls: int, total: console.Console):
         self.plan = plan
         # the base is a job even where it takes no time
-        job = max(job, 0.002 * sum(parts)) or 1.0
-        self._borders = [1 + sum(parts[:i]) / job for i in range(len(parts) + 1)]
-        self._first_job, self._stage, self._console = 0.0, 0, total
+        self._planned = self._base = max(job, 0.002 * sum(parts)) or 1.0
+        self._parts, self._calls, self._console = list(parts), calls, total
+        self._jobs = 1 + sum(parts) / self._base
+        self._first_job, self._stage, self._place = 0.0, 0, 0.0
 
     def announce(self, p: Any) -> None:
-        """Adds the stages to what the host counts; in a grid or a folder every picture does when its turn comes."""
+        """Adds the stages to what the host counts; in a grid or a folder every image does when its turn comes."""
         self._console.announce(shared.state.job_count, p.n_iter)
-        shared.state.job_count += p.n_iter * (self._borders[-1] - 1)
+        shared.state.job_count += p.n_iter * (self._jobs - 1)
 
-    def base_done(self) -> None:
-        """Takes note of where the base's last job stands, which the host has not ended yet."""
-        self._first_job = shared.state.job_no
+    def base_done(self, calls: int = 0) -> None:
+        """Takes note of where the base's last job stands, which the host has not ended yet.
+
+        `calls` says how often its sampler called the model, 0 where that is not known.
+        """
+        self._first_job, self._place = shared.state.job_no, 1.0
+        if calls and self._calls:
+            self._base = self._planned * calls / self._calls
         self._console.base_done()
 
     def begin(self, stage: StagePlan) -> None:
@@ -63,25 +69,35 @@ class Progress:
         """Moves the bar to a share of encoding what the current stage begins from."""
         self._move(ENCODING, share)
 
-    def sampling(self, share: float) -> None:
-        """Moves the bar to a share of the current stage's sampling."""
-        self._move(SAMPLING, share)
+    def sampling(self, done: float, ahead: float) -> None:
+        """Moves the bar by the cells that the current stage has evaluated and those that are to come.
+
+        Where they are not as many as planned, so it will be in the stages that follow.
+        """
+        place = len(PARTS) * self._stage + SAMPLING
+        changed = (done + ahead) / self._parts[place]
+        self._parts[place :: len(PARTS)] = [changed * cost for cost in self._parts[place :: len(PARTS)]]
+        self._move(SAMPLING, done / (done + ahead))
 
     def sampled(self) -> None:
-        """Moves the bar to the end of the last stage, behind which the picture is decoded."""
+        """Moves the bar to the end of the last stage, behind which the image is decoded."""
         self._stage = len(self.plan.stages)
         self.decoding(0.0)
 
     def end(self) -> None:
         """Leaves the bar where the host's own end of the iteration completes it."""
-        shared.state.job_no, shared.state.textinfo = self._first_job + self._borders[-1] - 1, None
+        shared.state.job_no, shared.state.textinfo = self._first_job + self._jobs - 1, None
         self._console.stages_done()
 
     def _move(self, part: int, share: float) -> None:
-        state, part = shared.state, len(PARTS) * self._stage + part
-        begin, end = self._borders[part : part + 2]
+        """Moves the bar to a share of a part of the current stage, never back."""
+        place = len(PARTS) * self._stage + part
+        done = self._base + sum(self._parts[:place]) + share * self._parts[place]
+        self._place = max(self._place, self._jobs * done / (self._base + sum(self._parts)))
+        state = shared.state
+        # the host adds its own steps, which cover one job only
         own = state.sampling_step / state.sampling_steps if state.sampling_steps else 0.0
-        state.job_no = self._first_job + begin + share * (end - begin) - own
+        state.job_no = self._first_job + self._place - own
 
 
 def make_progress(p: Any, plan: Plan, settings: Settings, pictures: bool, passes: Sequence[Pass]) -> Progress:
@@ -95,7 +111,8 @@ def make_progress(p: Any, plan: Plan, settings: Settings, pictures: bool, passes
     hires = getattr(p, "enable_hr", False)
     of_base = p.steps + ((p.hr_second_pass_steps or p.steps) if hires else 0)
     of_stages = len(plan.stages) * steps_of_stage(schedule_steps(p.steps, settings), settings.denoising_strength)
-    return Progress(plan, parts, costs.base / (2 if hires else 1), console.Console(of_base, of_stages))
+    calls = expected_calls(passes[-1][0], calls_twice(p.sampler_name)) if passes else 0
+    return Progress(plan, parts, costs.base / (2 if hires else 1), calls, console.Console(of_base, of_stages))
 
 
 def calls_twice(sampler: str | None) -> bool:

@@ -27,7 +27,7 @@ from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, Varian
 from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.stage_steps import least_steps, long_enough, schedule_steps, steps_of_stage
 from lib_demofusion.method.step_gate import is_stochastic, make_gate
-from lib_demofusion.progress.costs import StageMeter, expected_levels
+from lib_demofusion.progress.meter import CallsAhead, StageMeter, calls_ahead
 from lib_demofusion.settings.fields import Settings
 
 SEED_OFFSET = 0x9E3779B97F4A7C15
@@ -37,8 +37,8 @@ SEED_MASK = (1 << 63) - 1
 
 NEVER_ASKED = "this webui's sampler did not ask DemoFusion's model, so that what it made is no DemoFusion image"
 
-Report = Callable[[float], None]
-"""Is told the share of the stage that is done."""
+Report = Callable[[float, float], None]
+"""Is told how many cells of the stage are evaluated, and how many are to come."""
 
 
 class StageStopped(Exception):
@@ -133,13 +133,13 @@ class StageSampler:
             # the host would blend with the anchor
             denoiser.init_latent = self._p.init_latent
         run = StageRun(self._task.stage, self._task.settings, self._task.anchor, self._noise, self._traits(known))
-        meter = StageMeter(run, self._levels(known).to(x))
+        meter = StageMeter(run, self._calls_ahead(known))
         self._attach(denoiser, run, meter)
 
         def after_step(d: dict) -> None:
             run.after_step(d["i"], d["x"], d["denoised"])
             callback(d)
-            self._report(meter.after_call())
+            self._report(*meter.after_call())
 
         try:
             made = self._func(denoiser, x, *args, callback=after_step, **kwargs)
@@ -167,9 +167,8 @@ class StageSampler:
     def _second_order(self) -> bool:
         return self._sampler.config.options.get("second_order", False)
 
-    def _levels(self, arguments: Mapping[str, Any]) -> Tensor:
-        of_base = getattr(getattr(self._p.sampler, "model_wrap_cfg", None), "step", 0)
-        return expected_levels(self._func.__name__, arguments, self._second_order, of_base)
+    def _calls_ahead(self, arguments: Mapping[str, Any]) -> CallsAhead:
+        return calls_ahead(self._func.__name__, arguments, self._second_order, calls_of_base(self._p))
 
     def _attach(self, denoiser: Any, run: StageRun, meter: StageMeter) -> None:
         """Has the denoiser ask the model on batches of views; each reports, and ends the sampling if the user asks."""
@@ -180,9 +179,14 @@ class StageSampler:
         def before_batch(cells: float) -> None:
             if stop_requested():
                 raise InterruptedException
-            self._report(meter.before_batch(cells))
+            self._report(*meter.before_batch(cells))
 
         host().attach(denoiser, StageParts(self._p, run, plan, self._batches, frame, before_batch))
+
+
+def calls_of_base(p: Any) -> int:
+    """Returns how often the sampler of the webui's last pass called its model, 0 where that is not known."""
+    return getattr(getattr(p.sampler, "model_wrap_cfg", None), "step", 0)
 
 
 def stage_seeds(seeds: list[int], stage: int) -> list[int]:
