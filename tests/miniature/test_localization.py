@@ -13,6 +13,7 @@ import pytest
 from in_process import Webui
 from modules import shared
 
+from lib_demofusion.host import options
 from lib_demofusion.host import preset_file as presets
 from lib_demofusion.host.neighbours import refusals as neighbours
 from lib_demofusion.host.panel import build, line, preset_row
@@ -26,6 +27,7 @@ IN_SENTENCES = (
     line.WARNINGS,
     preset_row.WORDS,
     presets.SENTENCES,
+    (options.DEFAULT_GONE,),
     (reason for _, reason in neighbours.REFUSALS),
 )
 
