@@ -60,6 +60,36 @@ def test_an_impossible_value_is_named_in_the_line(tab: Tab) -> None:
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-impossible")
 
 
+ONE_STAGE = "128x128 → 384x384"
+
+
+def test_a_value_of_ones_own_stays_where_the_list_is_only_visited(tab: Tab) -> None:
+    """As on the way through the panel with the Tab key."""
+    tab.open_panel()
+    tab.number(f"{tab.panel}_scale", 3)
+    field = tab.page.locator(tab.text("stages", "1,3"))
+    field.blur()
+    tab.wait_for_line(ONE_STAGE)
+    field.focus()
+    tab.page.wait_for_timeout(300)
+    field.blur()
+    tab.page.wait_for_timeout(500)
+    assert tab.value(f"{tab.panel}_stages") == "1,3"
+    tab.wait_for_line(ONE_STAGE)
+
+
+def test_a_text_that_comes_without_a_key_is_taken(tab: Tab) -> None:
+    """Pasted with the mouse, dropped, or filled in by another program."""
+    tab.open_panel()
+    tab.number(f"{tab.panel}_scale", 3)
+    tab.wait_for_line("256x256 → 384x384")
+    field = tab.page.locator(f"{tab.panel}_stages input")
+    field.fill("1,3")
+    field.blur()
+    tab.wait_for_line(ONE_STAGE)
+    assert tab.value(f"{tab.panel}_stages") == "1,3"
+
+
 def test_a_run_shows_progress_and_the_final_picture(tab: Tab) -> None:
     tab.open_panel()
     tab.number(f"{tab.panel}_scale", 3)
