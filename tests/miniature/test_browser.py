@@ -60,6 +60,28 @@ def test_an_impossible_value_is_named_in_the_line(tab: Tab) -> None:
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-impossible")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("scale", 99, "Upscale by: scale = 99.0 is not possible; allowed: a number from 1 to 8"),
+        ("width", 99999, "Resize width to: width = 99999 is not possible; allowed: a whole number from 0 to 16384"),
+        ("height", -8, "Resize height to: height = -8 is not possible; allowed: a whole number from 0 to 16384"),
+    ],
+)
+def test_a_number_beyond_its_limits_is_named_and_refused_in_the_same_words(
+    tab: Tab, name: str, value: float, said: str
+) -> None:
+    """Its box takes any number."""
+    tab.open_panel()
+    tab.number(tab.id("steps"), 3)
+    tab.number(f"{tab.panel}_{name}", value)
+    assert tab.wait_for_line("not possible").strip() == said
+    tab.page.click(tab.id("generate"))
+    text = tab.wait_for_infotext("Steps: 3")
+    assert f"DemoFusion: {said.partition(': ')[2]}" in text
+    assert "DemoFusion size" not in text
+
+
 ONE_STAGE = "128x128 → 384x384"
 
 
