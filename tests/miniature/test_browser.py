@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import SECONDS, Tab, screenshot
+from browser import SECONDS, Tab, contrast, screenshot
 from PIL import Image
 
 from lib_demofusion.settings.presets import PRESETS
@@ -80,6 +81,35 @@ def test_a_number_beyond_its_limits_is_named_and_refused_in_the_same_words(
     text = tab.wait_for_infotext("Steps: 3")
     assert f"DemoFusion: {said.partition(': ')[2]}" in text
     assert "DemoFusion size" not in text
+
+
+COLOURS = """error => [error, error.querySelector("span"), error.parentElement].map(n => getComputedStyle(n).color)"""
+GROUND = """error => {
+    const colour = (node) => getComputedStyle(node).backgroundColor;
+    let node = error;
+    while (/, 0\\)$|transparent/.test(colour(node))) node = node.parentElement;
+    return colour(node);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_wrong_is_said_in_a_colour(chromium: Any, address: str, scheme: str) -> None:
+    page = chromium.new_page(viewport={"width": 1280, "height": 1000})
+    page.goto(f"{address}?__theme={scheme}", wait_until="domcontentloaded")
+    page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
+    tab = Tab(page, "txt2img")
+    tab.open_panel()
+    tab.number(f"{tab.panel}_scale", 99)
+    tab.wait_for_line("not possible")
+    error, within, text = page.eval_on_selector(".demofusion-error", COLOURS)
+    assert error == within != text
+    # as colour(srgb 0.9 0.4 0.4) where it is mixed of two
+    red, green, blue = (float(part) for part in re.findall(r"[\d.]+", error)[:3])
+    error = f"rgb({red * 255:.0f}, {green * 255:.0f}, {blue * 255:.0f})" if "srgb" in error else error
+    assert red > 1.5 * max(green, blue)
+    ground = page.eval_on_selector(".demofusion-error", GROUND)
+    assert contrast(error, ground) >= 4.5
+    page.close()
 
 
 ONE_STAGE = "128x128 → 384x384"
