@@ -49,7 +49,7 @@ def test_the_panel_opens_and_the_line_follows(tab: Tab) -> None:
     tab.number(tab.id("width"), 96)
     assert tab.wait_for_line("288x384") != three
     tab.number(tab.id("steps"), 5)
-    tab.wait_for_line("times the base image")
+    tab.wait_for_line("times as long as the base image")
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-panel")
 
 

@@ -187,7 +187,7 @@ def test_the_line_follows_the_checkpoint_and_the_settings(webui: Webui, page: An
         script = tab.page.locator("#txt2img_script_container #script_list input")
         script.click()
         tab.page.locator("#txt2img_script_container #script_list ul li").filter(has_text="Prompt matrix").click()
-        tab.wait_for_line("times the base image")
+        tab.wait_for_line("times as long as the base image")
         tab.page.locator("#tabs > .tab-nav button").filter(has_text="Settings").click()
         page.fill("#settings_search input, #settings_search textarea", "Tiling")
         page.locator("#setting_tiling input").check()

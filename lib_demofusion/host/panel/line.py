@@ -22,7 +22,7 @@ from lib_demofusion.settings.reading import settings_from_args
 from lib_demofusion.settings.spec import SettingsError
 
 NOT_POSSIBLE = "is not possible; allowed:"
-TIMES_BASE = "times the base image"
+TIMES_BASE = "times as long as the base image"
 ABOUT = "about"
 SECONDS, MINUTES, HOURS = "seconds", "minutes", "hours"
 HUGE = "more than 16384 pixels on a side: memory may not suffice, and few programs open such an image"

@@ -21,7 +21,7 @@ from lib_demofusion.settings.reading import changed_fields, preset_values
 from lib_demofusion.settings.spec import SettingsError
 
 NAME_LABEL = "Save as preset"
-NAME_INFO = "no name = the chosen preset"
+NAME_INFO = "empty = replaces the chosen preset"
 NAME_PLACEHOLDER = "name of the preset"
 SAVE, DELETE, BACK = "\U0001f4be", "\U0001f5d1\ufe0f", "\u21a9\ufe0f"
 SAVE_TIP, DELETE_TIP = "Save all values as a preset", "Delete the chosen preset"
