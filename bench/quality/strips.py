@@ -89,7 +89,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     sampling, world = Sampling(), WORLDS[args.world]
-    studio, made_by = Studio(load(world.checkpoint), sampling, world), origin(world.checkpoint, sampling, world)
+    studio, made_by = Studio(load(world.checkpoint), sampling, world), origin([world.checkpoint], sampling, world)
     store = Store(args.work, made_by)
     bases = Bases(studio, store, made_by)
     args.out.mkdir(parents=True, exist_ok=True)
