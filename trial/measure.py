@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from trial import lora
 from trial.detect import classify, count_subjects
 from trial.sampling import GUIDANCE, ddim, initial_noise, pictures
 from trial.scenes import WHOLE, all_labels, caption, random_box, random_scene, render, to_uint8
@@ -82,6 +83,7 @@ def arguments(text: str, checkpoint: Path) -> argparse.Namespace:
     options.add_argument("--count", type=int, default=64)
     options.add_argument("--steps", type=int, default=25)
     options.add_argument("--guidance", type=float, default=GUIDANCE)
+    options.add_argument("--lora", type=Path, help="changes of the weights; with --guidance 1 the sampler is LCM")
     options.add_argument("--direct", type=int, nargs="*", default=[], help="scales sampled directly, 8 prompts each")
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--out", type=Path, help="folder for contact sheets")
@@ -94,6 +96,8 @@ def main() -> None:
     """Command line."""
     args = arguments(__doc__.splitlines()[0], CHECKPOINT)
     model = load(args.checkpoint)
+    if args.lora:
+        lora.apply(model.unet, args.lora)
     views = held_out_views(32)
     restored = reconstruct(model, views)
     levels = psnr(restored, views)

@@ -21,6 +21,8 @@ from trial.unet import UNet, UNetConfig
 CHECKPOINT = Path(__file__).parent / "checkpoint" / "demofusion-small.safetensors"
 COLLAGE_CHECKPOINT = CHECKPOINT.with_name("demofusion-collage.safetensors")
 """The model of the collages, packed."""
+COLLAGE_LORA = CHECKPOINT.with_name("demofusion-collage-lcm.safetensors")
+"""What turns it into a model for 4 to 8 steps with the sampler LCM and without guidance."""
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 POSITIONS = TEXT_PREFIX + "text_model.embeddings.position_ids"
 

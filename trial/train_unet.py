@@ -96,8 +96,8 @@ class Batches:
         """
         return (1.0 / self.alphas[t]).clamp(max=self.mix.weight_limit)
 
-    def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Noisy latents (B, 4, 16, 16), steps (B,), caption ids (B, 77), the noise and weights (B,)."""
+    def clean(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Unscaled latents (B, 4, 16, 16), steps (B,), caption ids (B, 77) and noise, which `noisy` puts together."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         rand = partial(torch.rand, self.batch, generator=generator)
         t = ((torch.arange(self.batch) + rand()) / self.batch * STEPS).long().clamp(max=STEPS - 1)
@@ -110,9 +110,17 @@ class Batches:
         template = torch.multinomial(self.shares, self.batch, replacement=True, generator=generator)
         template = template.masked_fill(rand() < EMPTY_SHARE, len(self.shares))
         noise = torch.randn(clean.shape, generator=generator)
+        return clean, t, self.captions.ids[label, template], noise
+
+    def noisy(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Latents (B, 4, 16, 16) at the steps t (B,), of unscaled ones."""
         power = self.alphas[t][:, None, None, None]
-        x = power.sqrt() * SCALE_FACTOR * clean + (1.0 - power).sqrt() * noise
-        return x, t, self.captions.ids[label, template], noise, self.weights(t)
+        return power.sqrt() * SCALE_FACTOR * clean + (1.0 - power).sqrt() * noise
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Noisy latents (B, 4, 16, 16), steps (B,), caption ids (B, 77), the noise and weights (B,)."""
+        clean, t, ids, noise = self.clean(step)
+        return self.noisy(clean, noise, t), t, ids, noise, self.weights(t)
 
 
 def training_loss(model: Denoiser, x: Tensor, t: Tensor, ids: Tensor, noise: Tensor, weight: Tensor) -> Tensor:

@@ -59,10 +59,14 @@ class Trainee:
 
     def update(self, loss: torch.Tensor, rate: float) -> None:
         """One step of the optimiser and of the average."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        self.apply_gradients(rate)
+
+    def apply_gradients(self, rate: float) -> None:
+        """One step with the gradients that the parameters have."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
         if self.step == CHECK_STEP:
             self._check_gradients()
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)

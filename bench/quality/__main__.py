@@ -24,6 +24,7 @@ from bench.quality.runs import Bases, Job, Store, origin, peak_memory, run
 from bench.quality.sheet import contact_sheet
 from bench.quality.ways import Sampling, Studio
 from bench.quality.worlds import COLLAGES, WORLDS
+from trial import lora
 from trial.small_model import load
 
 ON_THE_SHEET = 6
@@ -42,6 +43,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="configurations, by name; the Paper row is always in")
     parser.add_argument("--steps", type=int, default=Sampling.steps)
     parser.add_argument("--guidance", type=float, default=Sampling.guidance)
+    parser.add_argument("--lora", type=Path, help="changes of the model's weights, such as the few-step sibling's")
+    parser.add_argument("--lcm", action="store_true", help="the sampler of consistency models in the place of DDIM")
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table-only", action="store_true", help="make no pictures; take what is complete")
@@ -68,10 +71,12 @@ def main() -> None:
     """Runs, and writes table.md, table.json and a sheet for each scale."""
     args = options()
     torch.set_num_threads(args.threads)
-    sampling = Sampling(args.steps, args.guidance, bfloat16=args.precision == "bfloat16")
-    world = WORLDS[args.world]
-    studio = Studio(load(args.checkpoint), sampling, world)
-    made_by = origin(args.checkpoint, sampling, world)
+    sampling = Sampling(args.steps, args.guidance, args.lcm, bfloat16=args.precision == "bfloat16")
+    world, model = WORLDS[args.world], load(args.checkpoint)
+    if args.lora:
+        lora.apply(model.unet, args.lora)
+    studio = Studio(model, sampling, world)
+    made_by = origin([args.checkpoint, *([args.lora] if args.lora else [])], sampling, world)
     store = Store(args.out, made_by)
     bases = Bases(studio, store, made_by)
     numbers = range(args.first, args.first + args.count)
@@ -95,7 +100,8 @@ def main() -> None:
 def heading(args: argparse.Namespace) -> str:
     """What the tables are of, and how to read them."""
     pairs = f"{args.count} prompts from number {args.first} on"
-    setting = f"{pairs}, DDIM, {args.steps} steps, guidance {args.guidance:g}, {args.checkpoint.name}"
+    sampler = "LCM" if args.lcm else "DDIM"
+    setting = f"{pairs}, {sampler}, {args.steps} steps, guidance {args.guidance:g}, {args.checkpoint.name}"
     marks = "from a paired bootstrap `=` equal to the Paper row, `+` better, `-` worse, `≠` different"
     return f"# Ways to a larger picture\n\n{setting}. Behind a number: half its 95 % interval; {marks}.\n"
 

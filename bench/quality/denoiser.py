@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.stage import StageRun
-from lib_demofusion.method.stage_steps import steps_of_stage
 from lib_demofusion.method.views import View
 
 NATIVE = 16
@@ -21,29 +20,34 @@ Predict = Callable[[Tensor, int], Tensor]
 
 
 class GuidedModel:
-    """A UNet under classifier-free guidance; context (2 B, 77, C) holds the prompts, then the unconditional rows."""
+    """A UNet under classifier-free guidance; context (2 B, 77, C) holds the prompts, then the unconditional rows.
+
+    At a guidance of 1 the unconditional rows change nothing and are left out, as the webui does.
+    """
 
     def __init__(self, unet: nn.Module, context: Tensor, guidance: float, rows: int):
         self._unet = unet
         self._guidance = guidance
-        self._context = context
+        self._calls = 1 if guidance == 1 else 2
+        """Rows of a picture."""
+        self._context = context[: len(context) * self._calls // 2]
         self._rows = rows
-        self._batches = ViewBatches(max(1, rows // len(context)))
+        self._batches = ViewBatches(max(1, rows // len(self._context)))
         self.views = 0.0
         """Evaluations so far, of native size and of cond and uncond together, for each picture."""
 
     def whole(self, x: Tensor, t: int) -> Tensor:
         """The prediction for the latent as one."""
-        return self._guided(self._evaluate(torch.cat([x, x]), t, self._context))
+        return self._guided(self._evaluate(self._rows_of(x), t, self._context))
 
     def tiles(self, x: Tensor, t: int) -> Tensor:
         """The predictions for tiles (V, B, 4, h, w) of every picture, each as if it were a picture."""
-        pictures = len(self._context) // 2
+        pictures = len(self._context) // self._calls
         found = []
         for part in x.split(max(1, self._rows // len(self._context))):
             context = [rows.repeat(len(part), 1, 1) for rows in self._context.split(pictures)]
             flat = part.flatten(0, 1)
-            eps = self._guided(self._evaluate(torch.cat([flat, flat]), t, torch.cat(context)))
+            eps = self._guided(self._evaluate(self._rows_of(flat), t, torch.cat(context)))
             found.append(eps.unflatten(0, part.shape[:2]))
         return torch.cat(found)
 
@@ -55,7 +59,7 @@ class GuidedModel:
                 return self._evaluate(crops, t, self._context[rows].repeat(len(views), 1, 1))
 
             # in noise space the dilated path owes nothing of what the blur took
-            return self._guided(run.denoise(evaluate, torch.cat([x, x]), 0.0, self._batches))
+            return self._guided(run.denoise(evaluate, self._rows_of(x), 0.0, self._batches))
 
         return predict
 
@@ -65,27 +69,11 @@ class GuidedModel:
         with torch.no_grad():
             return self._unet(x.to(context.dtype), steps, context).float()
 
+    def _rows_of(self, x: Tensor) -> Tensor:
+        return torch.cat([x] * self._calls)
+
     def _guided(self, eps: Tensor) -> Tensor:
+        if self._calls == 1:
+            return eps
         cond, uncond = eps.chunk(2)
         return uncond + self._guidance * (cond - uncond)
-
-
-def timesteps(steps: int, strength: float = 1.0) -> list[int]:
-    """Timesteps of the last `strength` of a schedule of `steps`, falling, as trial.sampling.ddim has them."""
-    times = torch.linspace(999, 0, steps + 1).round().long()[:-1].tolist()
-    return times[-steps_of_stage(steps, strength) :]
-
-
-def ddim(x: Tensor, times: Sequence[int], alphas: Tensor, predict: Predict, run: StageRun | None = None) -> Tensor:
-    """DDIM without noise (eta 0) from x (B, 4, h, w) at the first of the times to the clean latent."""
-    for i, (now, after) in enumerate(zip(times, [*times[1:], None])):
-        if run is not None:
-            run.before_call(x, torch.tensor(float(now)))
-        eps = predict(x, now)
-        alpha = alphas[now]
-        denoised = (x - (1 - alpha).sqrt() * eps) / alpha.sqrt()
-        if run is not None:
-            run.after_step(i, x, denoised)
-        alpha = alphas[after] if after is not None else torch.ones_like(alpha)
-        x = alpha.sqrt() * denoised + (1 - alpha).sqrt() * eps
-    return x

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.quality.denoiser import NATIVE, GuidedModel, Predict, ddim
+from bench.quality.denoiser import NATIVE, GuidedModel, Predict
+from bench.quality.sampler import Steps, sample
 from lib_demofusion.method.residual import VariancePreserving, noised
 from lib_demofusion.method.views import view_starts
 
@@ -65,18 +66,18 @@ def spot(guided: GuidedModel) -> Predict:
     return predict
 
 
-def one_tile_after_another(x: Tensor, noise: Tensor, times: list[int], alphas: Tensor, guided: GuidedModel) -> Tensor:
+def one_tile_after_another(x: Tensor, noise: Tensor, steps: Steps, guided: GuidedModel) -> Tensor:
     """Tiles of the enlarged latents x, each noised and denoised for itself, as Ultimate SD Upscale does.
 
     A tile sees PADDING cells around it, of which the ones before it are finished already.
     """
-    x, space = x.clone(), VariancePreserving(alphas)
+    x, space = x.clone(), VariancePreserving(steps.alphas)
     for top, bottom in pairwise(range(0, x.shape[-2] + 1, NATIVE)):
         for left, right in pairwise(range(0, x.shape[-1] + 1, NATIVE)):
             rows, columns = _padded(top, bottom, x.shape[-2]), _padded(left, right, x.shape[-1])
             area = (..., slice(*rows), slice(*columns))
-            start = noised(x[area], noise[area], torch.tensor(float(times[0])), space)
-            made = ddim(start, times, alphas, guided.whole)
+            start = noised(x[area], noise[area], torch.tensor(float(steps.times[0])), space)
+            made = sample(start, steps, guided.whole)
             inner = (..., slice(top - rows[0], bottom - rows[0]), slice(left - columns[0], right - columns[0]))
             x[..., top:bottom, left:right] = made[inner]
     return x

@@ -106,9 +106,9 @@ class Store:
             file.write(text)
 
 
-def origin(checkpoint: Path, sampling: Sampling, world: World) -> str:
-    """Text that changes with the checkpoint, the sampling and the world."""
-    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+def origin(weights: Sequence[Path], sampling: Sampling, world: World) -> str:
+    """Text that changes with the files of weights, the sampling and the world."""
+    digest = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in weights)
     return digest + world.name + json.dumps(asdict(sampling), sort_keys=True)
 
 

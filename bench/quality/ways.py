@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from bench.quality.configurations import Configuration
-from bench.quality.denoiser import NATIVE, GuidedModel, ddim, timesteps
+from bench.quality.denoiser import NATIVE, GuidedModel
 from bench.quality.esrgan import enlarge
 from bench.quality.pictures import as_float, upscale
 from bench.quality.rivals import mixture, one_tile_after_another, spot
+from bench.quality.sampler import Steps, sample, timesteps
 from bench.quality.worlds import World
 from lib_demofusion.method.plan import StagePlan, make_plan
 from lib_demofusion.method.residual import VariancePreserving, noised
@@ -24,12 +25,14 @@ from lib_demofusion.method.stage import SamplerTraits, StageRun, finish_stage, m
 from lib_demofusion.method.stage_steps import schedule_steps
 from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.settings.fields import LATENT, PIXELS, Settings
-from trial.sampling import GUIDANCE, initial_noise
+from trial.sampling import GUIDANCE, fresh_noise, initial_noise
 from trial.scenes import to_uint8
 from trial.small_model import SmallModel
 
 SEED_STEP = 1_000_003
 """Between the seeds of the stages of a run."""
+BETWEEN = 7_000_003
+"""Added to the seeds of a picture or stage for the noise between its steps."""
 NEVER = 1e9
 """A cosine scale with which a path has no weight at any timestep below T."""
 
@@ -40,6 +43,8 @@ class Sampling:
 
     steps: int = 20
     guidance: float = GUIDANCE
+    lcm: bool = False
+    """The sampler of consistency models in the place of DDIM."""
     rows: int = 32
     """Rows (pictures x views x 2) that the model is given at once."""
     bfloat16: bool = True
@@ -67,7 +72,13 @@ class Studio:
     def base(self, numbers: list[int]) -> Tensor:
         """Base latents (B, 4, NATIVE, NATIVE)."""
         noise = initial_noise(numbers, NATIVE, NATIVE)
-        return ddim(noise, timesteps(self.sampling.steps), self.alphas, self.guided(numbers).whole)
+        return sample(noise, self.steps(numbers), self.guided(numbers).whole)
+
+    def steps(self, seeds: Sequence[int], steps: int = 0, strength: float = 1.0) -> Steps:
+        """The last `strength` of a schedule of `steps`, 0 for the base's; `seeds` of what is drawn in between."""
+        times = timesteps(steps or self.sampling.steps, strength, self.sampling.lcm)
+        fresh = fresh_noise([BETWEEN + seed for seed in seeds]) if self.sampling.lcm else None
+        return Steps(times, self.alphas, fresh)
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Pictures (B, H, W, 3) in 0..1 after rounding to 8 bits."""
@@ -108,7 +119,7 @@ class Studio:
         from_noise = {"direct": lambda: guided.whole, "mixture": lambda: mixture(guided), "spot": lambda: spot(guided)}
         if configuration.kind in from_noise:
             predict = from_noise[configuration.kind]()
-            x = ddim(initial_noise(batch.numbers, *size), timesteps(self.sampling.steps), self.alphas, predict)
+            x = sample(initial_noise(batch.numbers, *size), self.steps(batch.numbers), predict)
         elif configuration.kind in ("hires", "tiles"):
             x = self._denoised(batch, scale, configuration, guided)
         elif configuration.kind == "multidiffusion":
@@ -126,13 +137,14 @@ class Studio:
             enlarged = self._encode(np.stack([enlarge(base, scale) for base in batch.bases]))
         else:
             enlarged = F.interpolate(batch.latents, size=size, mode="bilinear", antialias=False)
-        steps = int(min(configuration.denoise, 0.999) * self.sampling.steps) + 1
-        times = timesteps(self.sampling.steps)[-steps:]
-        noise = initial_noise([number + SEED_STEP for number in batch.numbers], *size)
+        seeds = [number + SEED_STEP for number in batch.numbers]
+        noise, steps = initial_noise(seeds, *size), self.steps(seeds)
+        count = int(min(configuration.denoise, 0.999) * self.sampling.steps) + 1
+        steps = replace(steps, times=steps.times[-count:])
         if configuration.kind == "tiles":
-            return one_tile_after_another(enlarged, noise, times, self.alphas, guided)
-        x = noised(enlarged, noise, torch.tensor(float(times[0])), VariancePreserving(self.alphas))
-        return ddim(x, times, self.alphas, guided.whole)
+            return one_tile_after_another(enlarged, noise, steps, guided)
+        x = noised(enlarged, noise, torch.tensor(float(steps.times[0])), VariancePreserving(self.alphas))
+        return sample(x, steps, guided.whole)
 
     def _multidiffusion(self, batch: Batch, scale: int, guided: GuidedModel) -> Tensor:
         """One stage of local views alone, from noise without an anchor."""
@@ -166,11 +178,12 @@ class Studio:
             return torch.cat([self.model.encode(one[None]).float() for one in x])
 
     def _stage(self, settings: Settings, stage: StagePlan, anchor: Tensor, batch: Batch, guided: GuidedModel) -> Tensor:
-        noise = initial_noise([number + SEED_STEP * stage.number for number in batch.numbers], *stage.size)
+        seeds = [number + SEED_STEP * stage.number for number in batch.numbers]
+        noise = initial_noise(seeds, *stage.size)
         space = VariancePreserving(self.alphas)
         run = StageRun(stage, settings, anchor, noise, SamplerTraits(space, StepGate()))
-        times = timesteps(schedule_steps(self.sampling.steps, settings), settings.denoising_strength)
-        return ddim(torch.zeros_like(anchor), times, self.alphas, guided.fused(run), run)
+        steps = self.steps(seeds, schedule_steps(self.sampling.steps, settings), settings.denoising_strength)
+        return sample(torch.zeros_like(anchor), steps, guided.fused(run), run)
 
 
 def batches(count: int, size: int) -> Sequence[range]:

@@ -12,15 +12,16 @@ from torch import nn
 
 from bench.quality import runs, table, ways
 from bench.quality.configurations import CONFIGURATIONS, PAPER, Configuration
-from bench.quality.denoiser import NATIVE, timesteps
+from bench.quality.denoiser import NATIVE
 from bench.quality.intervals import differs, estimate
 from bench.quality.runs import Bases, Job, Store, finish, seams
+from bench.quality.sampler import timesteps
 from bench.quality.sheet import contact_sheet
 from bench.quality.ways import Sampling, Studio, batches
 from bench.quality.worlds import SHAPES
 from lib_demofusion.method.plan import make_plan
 from trial.sampling import ddim as plain_ddim
-from trial.sampling import initial_noise
+from trial.sampling import initial_noise, lcm
 from trial.schedule import alphas_cumprod
 
 
@@ -83,6 +84,21 @@ def test_the_base_is_what_the_plain_sampler_makes(studio) -> None:
     prompts = [SHAPES.prompt(number) for number in numbers]
     expected = plain_ddim(studio.model, prompts, initial_noise(numbers, NATIVE, NATIVE), 4, SAMPLING.guidance)
     torch.testing.assert_close(studio.base(numbers), expected)
+
+
+def test_a_consistency_model_is_called_without_guidance_and_makes_what_the_plain_sampler_makes(tmp_path) -> None:
+    studio = Studio(TinyModel(), Sampling(steps=4, guidance=1.0, lcm=True, rows=8, bfloat16=False), SHAPES)
+    expected = lcm(
+        studio.model, [SHAPES.prompt(3)], initial_noise([3], NATIVE, NATIVE), ways.fresh_noise([ways.BETWEEN + 3])
+    )
+    studio.unet.rows = 0
+    torch.testing.assert_close(studio.base([3]), expected)
+    assert studio.unet.rows == 4
+    batch = _bases(studio, tmp_path, 2).batch([0, 1])
+    for name in ("Balanced", "Hires fix 0.5", "SpotDiffusion"):
+        pictures = studio.make(BY_NAME[name], batch, 2)[0]
+        alone = studio.make(BY_NAME[name], _bases(studio, tmp_path, 2).batch([1]), 2)[0]
+        np.testing.assert_allclose(pictures[1:], alone, atol=1.01 / 255)
 
 
 def test_timesteps_of_a_strength_are_the_last_ones() -> None:

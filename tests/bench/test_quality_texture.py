@@ -152,14 +152,15 @@ def test_cutting_changes_nothing_for_a_network_without_surroundings(method) -> N
 
 
 def test_tiles_one_after_another_change_nothing_for_it_either() -> None:
-    from bench.quality.denoiser import ddim, timesteps
+    from bench.quality.sampler import Steps, sample, timesteps
     from lib_demofusion.method.residual import VariancePreserving, noised
     from trial.schedule import alphas_cumprod
 
-    alphas, times = alphas_cumprod().float(), timesteps(10, 0.3)
+    alphas = alphas_cumprod().float()
+    steps = Steps(timesteps(10, 0.3), alphas)
     x, noise = (torch.randn(1, 4, 32, 48, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    start = noised(x, noise, torch.tensor(float(times[0])), VariancePreserving(alphas))
-    expected = ddim(start, times, alphas, guided(1).whole)
-    found = rivals.one_tile_after_another(x, noise, times, alphas, guided(1))
+    start = noised(x, noise, torch.tensor(float(steps.times[0])), VariancePreserving(alphas))
+    expected = sample(start, steps, guided(1).whole)
+    found = rivals.one_tile_after_another(x, noise, steps, guided(1))
     # cells that a tile before has finished are only seen, never denoised again
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -49,6 +49,19 @@ def test_the_learning_rate_rises_stays_and_falls():
     assert rates == [pytest.approx(r, abs=1e-6) for r in (0.02, 0.5, 1.0, 1.0, 1.0, 0.5, 0.02)]
 
 
+def test_averaged_texture_is_told_by_its_strength_and_not_by_its_place():
+    torch.manual_seed(0)
+    grain, other = (torch.randn(2, 3, 64, 64) for _ in range(2))
+    weak = (0.5 * grain).requires_grad_(True)
+    assert float(train_decoder.texture_loss(grain, grain)) == 0.0
+    assert float(train_decoder.texture_loss(grain, other)) < 0.1
+    loss = train_decoder.texture_loss(weak, grain)
+    assert loss.item() == pytest.approx(0.693, abs=0.02)
+    loss.backward()
+    # to strengthen the grain lowers the loss
+    assert float((weak.grad * grain).sum()) < 0
+
+
 def test_the_discriminator_learns_and_tells_the_decoder_where_to_go():
     torch.manual_seed(0)
     discriminator = train_decoder.Discriminator(8)

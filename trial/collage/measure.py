@@ -9,16 +9,19 @@ from collections import Counter
 import numpy as np
 from PIL import Image
 
+from trial import lora
 from trial.collage.content import Content, captions, installed
 from trial.collage.content import caption as join
 from trial.collage.detector import crops_with_subject, read
 from trial.collage.scenes import random_collage, render
 from trial.measure import NATIVE, arguments, psnr, reconstruct, save_sheet
-from trial.sampling import ddim, initial_noise, pictures
+from trial.sampling import ddim, fresh_noise, initial_noise, lcm, pictures
 from trial.scenes import WHOLE, random_box, to_uint8
 from trial.small_model import COLLAGE_CHECKPOINT, SmallModel, load
 
 HELD_OUT_SEED = 77_000  # no training set uses it
+BETWEEN = 7_000_003
+"""Added to a picture's seed for the noise between the steps of LCM."""
 RINGS = 16
 """Rings of the spectrum from zero to half a cycle per pixel; those up to half of that are judged."""
 
@@ -68,12 +71,16 @@ def autoencoder_figures(model: SmallModel, views: np.ndarray) -> tuple[dict, np.
 
 
 def sample(model: SmallModel, count: int, scale: int, steps: int, guidance: float) -> tuple[list, np.ndarray]:
-    """Labels and pictures (count, H, W, 3); picture i has seed i."""
+    """Labels and pictures (count, H, W, 3); picture i has seed i. Without guidance (1) the sampler is LCM."""
     labels, batch, images = labels_for(count), max(16 // scale**2, 1), []
     for start in range(0, count, batch):
         part = labels[start : start + batch]
         noise = initial_noise(list(range(start, start + len(part))), NATIVE * scale, NATIVE * scale)
-        latents = ddim(model, [prompt(label) for label in part], noise, steps, guidance)
+        prompts = [prompt(label) for label in part]
+        if guidance == 1:
+            latents = lcm(model, prompts, noise, fresh_noise([BETWEEN + start + i for i in range(len(part))]), steps)
+        else:
+            latents = ddim(model, prompts, noise, steps, guidance)
         images.append(pictures(model, latents).numpy())
     return labels, np.concatenate(images)
 
@@ -102,6 +109,8 @@ def main() -> None:
     """Command line."""
     args = arguments(__doc__.splitlines()[0], COLLAGE_CHECKPOINT)
     model, content = load(args.checkpoint), installed()
+    if args.lora:
+        lora.apply(model.unet, args.lora)
     result, sheets = {}, {}
     for kind in ("whole", "zoomed"):
         views = held_out_views(content, 48, kind == "zoomed")

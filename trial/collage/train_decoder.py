@@ -2,7 +2,8 @@
 
 Square error alone draws the mean of all textures that fit a latent, which is none of them. After --plain steps
 a discriminator of small patches (Isola et al., arXiv 1611.07004, with the hinge loss) judges the pictures as well,
-and features of the first layers of the detector are compared, so that texture is drawn.
+and features of the first layers of the detector and the local strength of fine detail are compared, so that texture
+is drawn.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ CROP = 64
 LATENT_NOISE = 0.05
 """Noise on the latents in their standard deviations: what the UNet makes is not exact either."""
 ZOOMED_SHARE = 0.35
-FEATURE_WEIGHT, ADVERSARIAL_WEIGHT = 0.1, 0.04
+FEATURE_WEIGHT, ADVERSARIAL_WEIGHT, TEXTURE_WEIGHT = 0.1, 0.04, 0.1
+BANDS, PATCH = 2, 16
+"""Octaves of detail whose strength is compared, from the finest on, and in patches of how many of their pixels."""
 LARGE_AFTER, LARGE_SHARE = 0.85, 0.25
 """From this share of the steps on whole views are decoded, in batches of a quarter of the size."""
 
@@ -85,8 +88,22 @@ def feature_loss(features: nn.Module, output: Tensor, target: Tensor) -> Tensor:
     return total
 
 
+def texture_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute logarithm of the ratio of local standard deviations, in the finest octaves of (B, 3, H, W)."""
+    total = output.new_zeros(())
+    for _ in range(BANDS):
+        strengths, coarse = [], []
+        for x in (output, target):
+            coarse.append(F.avg_pool2d(x, 2))
+            detail = x - F.interpolate(coarse[-1], scale_factor=2.0, mode="bilinear")
+            strengths.append(F.avg_pool2d(detail.square().mean(1, keepdim=True), PATCH, PATCH // 2).add(1e-4).log() / 2)
+        total = total + F.l1_loss(*strengths)
+        output, target = coarse
+    return total / BANDS
+
+
 def judged_loss(judges: Judges, output: Tensor, target: Tensor) -> Tensor:
-    """Loss by features and discriminator; also trains the discriminator by one step."""
+    """Loss by features, texture and discriminator; also trains the discriminator by one step."""
     discriminator = judges.discriminator
     true, made = discriminator(target), discriminator(output.detach())
     hinge = F.relu(1.0 - true).mean() + F.relu(1.0 + made).mean()
@@ -96,7 +113,10 @@ def judged_loss(judges: Judges, output: Tensor, target: Tensor) -> Tensor:
     discriminator.requires_grad_(False)
     fooled = -discriminator(output).mean()
     discriminator.requires_grad_(True)
-    return FEATURE_WEIGHT * feature_loss(judges.features, output, target) + ADVERSARIAL_WEIGHT * fooled
+    looks = FEATURE_WEIGHT * feature_loss(judges.features, output, target) + TEXTURE_WEIGHT * texture_loss(
+        output, target
+    )
+    return looks + ADVERSARIAL_WEIGHT * fooled
 
 
 def make_judges() -> Judges:

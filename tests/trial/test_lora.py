@@ -1,0 +1,144 @@
+"""LoRA factors, their file, and the distillation into a consistency model."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from trial import lora
+from trial.collage import distill
+from trial.collage.model import TEXT, UNET
+from trial.sampling import consistency, lcm_times
+from trial.schedule import alphas_cumprod
+from trial.train_unet import Batches, Captions, Denoiser, Mix
+
+ALPHAS = alphas_cumprod().float()
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.block = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.SiLU(), nn.Conv2d(8, 4, 1))
+        self.last = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.last(self.block(self.first(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def factors() -> tuple[Net, lora.Lora]:
+    torch.manual_seed(0)
+    net = Net()
+    found = lora.Lora(net, 2)
+    for up in found.up:
+        nn.init.normal_(up, std=0.3)
+    return net, found
+
+
+def test_fresh_factors_change_nothing() -> None:
+    net = Net()
+    changed = copy.deepcopy(net)
+    lora.Lora(net, 2).merge(net, changed)
+    for before, after in zip(net.parameters(), changed.parameters()):
+        torch.testing.assert_close(before, after, rtol=0, atol=0)
+
+
+def test_the_gradients_of_the_factors_are_those_of_autograd(factors) -> None:
+    net, found = factors
+    changed, x = copy.deepcopy(net), torch.randn(2, 3, 6, 6)
+    found.merge(net, changed)
+    changed(x).square().sum().backward()
+    found.take_gradients(changed)
+    assert all(parameter.grad is None for parameter in changed.parameters())
+    weights = dict(net.named_parameters())
+    sums = {
+        name: weights[name].detach() + (up @ down).view_as(weights[name])
+        for name, down, up in zip(found.names, found.down, found.up)
+    }
+    loss = torch.func.functional_call(net, sums, (x,)).square().sum()
+    expected = torch.autograd.grad(loss, [*found.down, *found.up])
+    for parameter, gradient in zip([*found.down, *found.up], expected):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_gives_the_merged_weights_back(factors, tmp_path) -> None:
+    net, found = factors
+    merged, loaded = copy.deepcopy(net), copy.deepcopy(net)
+    found.merge(net, merged)
+    lora.save(found, tmp_path / "lora.safetensors")
+    lora.apply(loaded, tmp_path / "lora.safetensors")
+    x = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(loaded(x), merged(x), rtol=2e-3, atol=2e-3)
+    assert not torch.allclose(loaded(x), net(x), atol=1e-2)
+    with pytest.raises(KeyError):
+        lora.apply(nn.Sequential(nn.Linear(3, 3)), tmp_path / "lora.safetensors")
+
+
+def test_names_and_shapes_are_those_that_webuis_read(factors) -> None:
+    tensors = factors[1].tensors()
+    assert tensors["lora_unet_first.lora_down.weight"].shape == (2, 3, 3, 3)
+    assert tensors["lora_unet_first.lora_up.weight"].shape == (8, 2, 1, 1)
+    assert tensors["lora_unet_last.lora_down.weight"].shape == (2, 4)
+    assert tensors["lora_unet_block_1.alpha"] == 2
+
+
+def test_a_consistency_model_hands_on_a_clean_latent_and_else_trusts_its_prediction() -> None:
+    torch.manual_seed(0)
+    clean, eps = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)
+    t = torch.tensor([999, 259])
+    power = ALPHAS[t][:, None, None, None]
+    noisy = power.sqrt() * clean + (1 - power).sqrt() * eps
+    torch.testing.assert_close(consistency(noisy, eps, t, ALPHAS), clean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(consistency(clean, eps, torch.tensor([0]), ALPHAS), clean, rtol=0, atol=0)
+
+
+def test_timesteps_are_on_the_grid_and_fall_from_the_noisiest() -> None:
+    for steps in (1, 4, 8, 50):
+        times = lcm_times(steps)
+        assert times[0] == 999
+        assert len(times) == steps
+        assert times == sorted(set(times), reverse=True)
+        assert all((t + 1) % 20 == 0 for t in times)
+    assert distill.on_grid(torch.tensor([0, 19, 20, 980, 999])).tolist() == [19, 19, 39, 999, 999]
+
+
+def test_a_step_of_the_original_leads_to_the_same_picture_with_less_noise() -> None:
+    torch.manual_seed(0)
+    clean, eps = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)
+    batches = Batches({}, Captions(torch.zeros(1, 2, 77), torch.zeros(1)), 2, 0, Mix((1.0,)))
+    now, after = torch.tensor([999, 39]), torch.tensor([979, 19])
+    x, later = (batches.noisy(clean, eps, t) for t in (now, after))
+    torch.testing.assert_close(distill.stepped(x, eps, now, after, ALPHAS), later, rtol=1e-3, atol=1e-3)
+
+
+def test_the_student_learns_a_step_of_the_guided_original() -> None:
+    """On one batch, the distance from the targets falls and the original stays as it was."""
+    torch.manual_seed(0)
+    teacher = Denoiser(4, UNET, TEXT)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    before = copy.deepcopy(teacher.unet.state_dict())
+    ids = torch.tensor([[[1, 2, *[3] * 75], [3] * 77]])
+    views = {f"{kind}_x": torch.randn(4, 4, 16, 16) for kind in ("whole", "zoomed")}
+    labels = {f"{kind}_label": torch.zeros(4, dtype=torch.long) for kind in ("whole", "zoomed")}
+    batches = Batches({**views, **labels}, Captions(ids, torch.arange(4)), 2, 0, Mix((1.0,)))
+    distillation = distill.Distillation(teacher, batches, 3.0)
+    found, student = lora.Lora(teacher.unet, 4), distillation.student.unet
+    optimiser = torch.optim.Adam(found.parameters(), lr=3e-3)
+    with torch.no_grad():
+        batch = distillation.targets(0)
+    losses = []
+    for _ in range(8):
+        found.merge(teacher.unet, student)
+        loss = distillation.loss(*batch)
+        loss.backward()
+        found.take_gradients(student)
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    for name, weight in teacher.unet.state_dict().items():
+        torch.testing.assert_close(weight, before[name], rtol=0, atol=0)

@@ -1,0 +1,128 @@
+"""Distils the collages' model into a LoRA for 4 to 8 steps without guidance: python -m trial.collage.distill.
+
+Latent consistency (Luo et al., arXiv 2310.04378 and 2311.05556): what the changed model says at a timestep shall be
+what it says one step of the guided original later, on a grid of 50 timesteps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from trial import lora
+from trial.collage.model import TEMPLATE_SHARES, TEXT, UNET, make_captions
+from trial.export import averaged
+from trial.sampling import GUIDANCE, LCM_GRID, consistency
+from trial.schedule import STEPS
+from trial.small_model import COLLAGE_LORA
+from trial.train_unet import Batches, Denoiser, Mix
+from trial.training import Trainee, learning_rate, parser, prepare
+from trial.unet import ResBlock
+
+RANK = 12
+SKIP = STEPS // LCM_GRID
+HUBER = 0.001
+"""Where the loss turns from square to absolute error."""
+
+
+def stepped(x: Tensor, eps: Tensor, now: Tensor, after: Tensor, alphas: Tensor) -> Tensor:
+    """One step of DDIM from the timesteps `now` (B,) to `after` (B,)."""
+    power, power_after = (alphas[t][:, None, None, None] for t in (now, after))
+    clean = (x - (1.0 - power).sqrt() * eps) / power.sqrt()
+    return power_after.sqrt() * clean + (1.0 - power_after).sqrt() * eps
+
+
+def on_grid(t: Tensor) -> Tensor:
+    """The next of the grid's timesteps, 19 to 999, at or above t (B,)."""
+    return (t // SKIP + 1) * SKIP - 1
+
+
+class Distillation:
+    """The original, a copy of it with the LoRA's changes, and what they make of a batch."""
+
+    def __init__(self, teacher: Denoiser, batches: Batches, guidance: float) -> None:
+        self.teacher, self.student = teacher.eval().requires_grad_(False), copy.deepcopy(teacher)
+        self.student.unet.requires_grad_(True)
+        self.batches, self.guidance, self.alphas = batches, guidance, batches.alphas
+        empty = batches.captions.ids[0, -1][None]
+        with torch.no_grad():
+            self.free = teacher.text(empty)
+
+    def targets(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x (B, 4, 16, 16) at grid timesteps (B,), its context, and what the student shall say of it."""
+        clean, t, ids, noise = self.batches.clean(step)
+        t = on_grid(t)
+        after = (t - SKIP).clamp(min=0)
+        x = self.batches.noisy(clean, noise, t)
+        context = self.teacher.text(ids)
+        both = torch.cat([context, self.free.expand_as(context)])
+        eps, free = self.teacher.unet(torch.cat([x, x]), torch.cat([t, t]), both).float().chunk(2)
+        later = stepped(x, free + self.guidance * (eps - free), t, after, self.alphas)
+        said = consistency(later, self.student.unet(later, after, context).float(), after, self.alphas)
+        return x, t, context, said
+
+    def loss(self, x: Tensor, t: Tensor, context: Tensor, target: Tensor) -> Tensor:
+        """Pseudo-Huber distance of what the student says from the target."""
+        said = consistency(x, self.student.unet(x, t, context).float(), t, self.alphas)
+        return ((said - target) ** 2 + HUBER**2).sqrt().mean() - HUBER
+
+
+def compiled(*networks: nn.Module) -> None:
+    """Compiles the blocks but for the transformers, as `train_unet.compiled` tells."""
+    torch._dynamo.config.cache_size_limit = 256
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, ResBlock):
+                module.compile(dynamic=False)
+
+
+def original(args: argparse.Namespace, words: int) -> Denoiser:
+    """The trained model."""
+    model = Denoiser(words, UNET, TEXT)
+    model.load_state_dict(averaged(args.out / "unet.pt"))
+    return model.to(memory_format=torch.channels_last)
+
+
+def main() -> None:
+    """Command line."""
+    options = parser(__doc__.splitlines()[0], steps=1500, batch=16, rate=1.5e-3)
+    options.add_argument("--guidance", type=float, default=GUIDANCE, help="CFG that is built in")
+    options.add_argument("--to", type=Path, default=COLLAGE_LORA)
+    args = options.parse_args()
+    prepare(args)
+    captions = make_captions()
+    data = torch.load(args.out / "latents.pt", weights_only=True)
+    batches = Batches(data, captions, args.batch, args.seed, Mix(TEMPLATE_SHARES, 0.15))
+    distillation = Distillation(original(args, len(captions.used)), batches, args.guidance)
+    teacher, student = distillation.teacher.unet, distillation.student.unet
+    trainee = Trainee(lora.Lora(teacher, RANK), args.out / "lora.pt", decay=0.98)
+    trainee.restore()
+    if not args.eager:
+        compiled(teacher, student)
+    progress, recent = (
+        tqdm(range(trainee.step, args.steps), initial=trainee.step, total=args.steps, mininterval=10),
+        0.0,
+    )
+    for step in progress:
+        trainee.module.merge(teacher, student)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                batch = distillation.targets(step)
+            loss = distillation.loss(*batch)
+        loss.backward()
+        trainee.module.take_gradients(student)
+        trainee.apply_gradients(learning_rate(step, args.steps, args.rate))
+        recent += (0.02 if step else 1.0) * (loss.item() - recent)
+        if trainee.step % 20 == 0:
+            progress.set_postfix(loss=f"{recent:.4f}")
+        trainee.save_when_due(args)
+    lora.save(trainee.average, args.to)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Low-rank changes of a network's weights (LoRA, Hu et al., arXiv 2106.09685) in the file format of the webui."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+PREFIX, DOWN, UP, ALPHA = "lora_unet_", ".lora_down.weight", ".lora_up.weight", ".alpha"
+
+
+class Lora(nn.Module):
+    """Two factors for every Linear and Conv2d of a network; the change of a weight is up @ down, zero at first.
+
+    `network` keeps weights of its own: `merge` writes the sum of those and the change into a copy of it.
+    """
+
+    def __init__(self, network: nn.Module, rank: int) -> None:
+        super().__init__()
+        self.names = [f"{name}.weight" for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        weights = dict(network.named_parameters())
+        self.shapes = [weights[name].shape for name in self.names]
+        self.down, self.up = nn.ParameterList(), nn.ParameterList()
+        for outputs, *inputs in self.shapes:
+            width = min(rank, outputs)
+            down = torch.empty(width, torch.Size(inputs).numel())
+            nn.init.kaiming_uniform_(down, a=5**0.5)
+            self.down.append(nn.Parameter(down))
+            self.up.append(nn.Parameter(torch.zeros(outputs, width)))
+
+    @torch.no_grad()
+    def merge(self, original: nn.Module, changed: nn.Module) -> None:
+        """Sets the weights of `changed` to those of `original` and their changes."""
+        before, after = dict(original.named_parameters()), dict(changed.named_parameters())
+        for name, down, up in zip(self.names, self.down, self.up, strict=True):
+            after[name].copy_(before[name] + (up @ down).view_as(before[name]))
+
+    @torch.no_grad()
+    def take_gradients(self, changed: nn.Module) -> None:
+        """Sets the gradients of the factors from those of the changed weights, which it drops.
+
+        A network so stays as fast as without factors, however it is compiled.
+        """
+        weights = dict(changed.named_parameters())
+        for name, down, up in zip(self.names, self.down, self.up, strict=True):
+            gradient = weights[name].grad.flatten(1)
+            down.grad, up.grad = up.T @ gradient, gradient @ down.T
+        changed.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The factors under the names by which the webui finds a layer, in half precision."""
+        found = {}
+        for name, shape, down, up in zip(self.names, self.shapes, self.down, self.up, strict=True):
+            layer = PREFIX + name.removesuffix(".weight").replace(".", "_")
+            found[layer + DOWN] = down.detach().view(len(down), *shape[1:]).half().contiguous()
+            found[layer + UP] = up.detach().view(*up.shape, *(1,) * (len(shape) - 2)).half().contiguous()
+            found[layer + ALPHA] = torch.tensor(float(len(down)))
+        return found
+
+
+def save(lora: Lora, path: Path) -> None:
+    """Writes a file that the webui takes as a LoRA."""
+    partial = path.with_suffix(".partial")
+    save_file(lora.tensors(), str(partial), metadata={"ss_network_module": "networks.lora"})
+    partial.chmod(0o644)
+    partial.replace(path)
+
+
+@torch.no_grad()
+def apply(network: nn.Module, path: Path, strength: float = 1.0) -> None:
+    """Adds a file's changes to the weights of a network; KeyError where it has none for a layer."""
+    tensors = load_file(str(path))
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            layer = PREFIX + name.replace(".", "_")
+            up, down = (tensors[layer + part].float().flatten(1) for part in (UP, DOWN))
+            scale = strength * float(tensors[layer + ALPHA]) / len(down)
+            module.weight += scale * (up @ down).view_as(module.weight)
