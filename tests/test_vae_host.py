@@ -18,8 +18,10 @@ NAME = "lib_demofusion.host.pictures.vae"
 GIB = 1 << 30
 
 
-def decode_latent_batch(model: Any, latent: Tensor, target_device: Any, check_for_nans: bool) -> list[Tensor]:
-    return [model.first_stage_model.decoder(row[None])[0] for row in latent]
+def decode(vae: Any, model: Any, latent: Tensor, mode: str = "automatic", report: Any = None) -> list[Tensor]:
+    """Decodes as the webui does, one latent after the other."""
+    with vae.in_parts(model, mode, report and vae.of_all(report, len(latent))):
+        return [model.first_stage_model.decoder(row[None])[0] for row in latent]
 
 
 @pytest.fixture
@@ -29,7 +31,6 @@ def vae(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     stand_ins: dict[str, dict[str, Any]] = {
         "modules": {},
         "modules.devices": {"cpu": torch.device("cpu"), "torch_gc": lambda: None},
-        "modules.processing": {"decode_latent_batch": decode_latent_batch},
         "modules.shared": {"opts": SimpleNamespace(temp_dir=str(tmp_path))},
         "modules.paths_internal": {"data_path": str(tmp_path)},
         "psutil": {"virtual_memory": lambda: SimpleNamespace(available=free.memory)},
@@ -89,9 +90,9 @@ def fails(error: BaseException, times: int, after: Any) -> Any:
 
 def test_what_fits_is_left_to_the_host(vae: Any, model: Any, tried: list[Any]) -> None:
     expected = model.first_stage_model.decoder(Z)[0]
-    assert torch.equal(vae.decode(SimpleNamespace(sd_model=model), Z)[0], expected)
+    assert torch.equal(decode(vae, model, Z)[0], expected)
     vae.free.device = 0
-    assert torch.equal(vae.decode(SimpleNamespace(sd_model=model), Z, vae.NEVER)[0], expected)
+    assert torch.equal(decode(vae, model, Z, vae.NEVER)[0], expected)
     assert not tried
 
 
@@ -99,14 +100,14 @@ def test_what_fits_is_left_to_the_host(vae: Any, model: Any, tried: list[Any]) -
 def test_in_tiles_where_it_does_not_fit_or_is_asked_for(vae: Any, model: Any, tried: list[Any], mode: str) -> None:
     if mode == "automatic":
         vae.free.device = 1
-    got = vae.decode(SimpleNamespace(sd_model=model), Z, mode)[0]
+    got = decode(vae, model, Z, mode)[0]
     torch.testing.assert_close(got, model.first_stage_model.decoder(Z)[0], rtol=1e-4, atol=2e-5)
     assert [options.tile for options in tried] == [16 if mode == "automatic" else 64]
 
 
 def test_the_pictures_of_a_batch_share_the_bar(vae: Any, model: Any) -> None:
     shares: list[float] = []
-    vae.decode(SimpleNamespace(sd_model=model), torch.cat([Z] * 3), "always", shares.append)
+    decode(vae, model, torch.cat([Z] * 3), "always", shares.append)
     assert shares == sorted(shares)
     assert all(any(share == pytest.approx(n / 3) for share in shares) for n in (1, 2, 3))
     # as many parts of each
@@ -120,7 +121,7 @@ def test_what_a_report_raises_ends_the_decoding(vae: Any, model: Any, tried: lis
         raise RuntimeError("enough")
 
     with pytest.raises(RuntimeError, match="enough"):
-        vae.decode(SimpleNamespace(sd_model=model), Z, "always", report)
+        decode(vae, model, Z, "always", report)
     assert len(tried) == 1
 
 
@@ -163,7 +164,7 @@ def test_out_of_memory_leads_to_smaller_parts(
     expected = decoder(Z)[0]
     monkeypatch.setattr(type(decoder), "forward", fails(error, 1, None))
     monkeypatch.setattr(vae, "decode_tiled", fails(error, failures - 1, vae.decode_tiled))
-    got = vae.decode(SimpleNamespace(sd_model=model), Z)[0]
+    got = decode(vae, model, Z)[0]
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5)
     assert [options.tile for options in tried] == [(64, 32, 16)[failures - 1]]
 
@@ -183,7 +184,7 @@ def test_what_cannot_be_helped_is_raised_and_the_model_is_as_before(
 
     monkeypatch.setattr(vae, "decode_tiled", never)
     with pytest.raises(type(error), match=str(error)[:10]):
-        vae.decode(SimpleNamespace(sd_model=model), Z, vae.ALWAYS)
+        decode(vae, model, Z, vae.ALWAYS)
     assert len(calls) == attempts
     for network in (model.first_stage_model.decoder, model.first_stage_model.encoder):
         assert "forward" not in network.__dict__
@@ -211,7 +212,7 @@ def test_where_the_maps_are_held(vae: Any, model: Any) -> None:
 def test_no_room_anywhere_is_said(vae: Any, model: Any, tried: list[Any]) -> None:
     vae.free.device = vae.free.memory = vae.free.disk = 0
     with pytest.raises(MemoryError, match="the VAE needs"):
-        vae.decode(SimpleNamespace(sd_model=model), Z)
+        decode(vae, model, Z)
     assert not tried
 
 
@@ -230,11 +231,11 @@ def test_a_tiled_vae_extension_keeps_the_work(vae: Any, model: Any, tried: list[
     decoder = model.first_stage_model.decoder
     decoder.original_forward = decoder.forward
     decoder.forward = hook = lambda z: torch.zeros(1, 3, 8, 8)
-    assert vae.decode(SimpleNamespace(sd_model=model), Z, vae.ALWAYS)[0].shape == (3, 8, 8)
+    assert decode(vae, model, Z, vae.ALWAYS)[0].shape == (3, 8, 8)
     assert decoder.forward is hook
     assert not tried
     decoder.forward = decoder.original_forward
-    vae.decode(SimpleNamespace(sd_model=model), Z, vae.ALWAYS)
+    decode(vae, model, Z, vae.ALWAYS)
     assert len(tried) == 1
     assert decoder.__dict__["forward"] == decoder.original_forward
 
@@ -243,7 +244,7 @@ def test_other_autoencoders_are_left_to_the_host(vae: Any, tried: list[Any]) -> 
     other = nn.Sequential(nn.Conv2d(4, 3, 1))
     model = SimpleNamespace(first_stage_model=SimpleNamespace(decoder=other))
     expected = other(Z)[0]
-    assert torch.equal(vae.decode(SimpleNamespace(sd_model=model), Z, vae.ALWAYS)[0], expected)
+    assert torch.equal(decode(vae, model, Z, vae.ALWAYS)[0], expected)
     with vae.in_parts(SimpleNamespace(), vae.ALWAYS):
         pass
     assert not tried

@@ -10,7 +10,7 @@ from lib_demofusion.host import offers, options
 from lib_demofusion.host.job import Job
 from lib_demofusion.host.messages import PREFIX, report_note, report_problem
 from lib_demofusion.host.panel import xyz
-from lib_demofusion.host.pictures.output import shrink_for_gallery
+from lib_demofusion.host.pictures.gallery import shrink_for_gallery
 from lib_demofusion.settings.infotext import to_infotext
 from lib_demofusion.settings.presets import Offers
 from lib_demofusion.settings.reading import is_enabled, names_preset, overridden, settings_from_args

@@ -15,10 +15,12 @@ from lib_demofusion.host import options
 from lib_demofusion.host.backends import host
 from lib_demofusion.host.messages import KEY_STOPPED, clear, report_failure, report_note, report_problem
 from lib_demofusion.host.neighbours import refusals
-from lib_demofusion.host.pictures import inpainting, output
+from lib_demofusion.host.pictures import formats, inpainting
 from lib_demofusion.host.pictures.base_picture import base_latent, own_generators
-from lib_demofusion.host.progress.bar import Progress, img2img_steps, make_progress
-from lib_demofusion.host.sampling.stage_sampler import calls_of_base, stop_requested
+from lib_demofusion.host.pictures.stage_pictures import StagePicture
+from lib_demofusion.host.progress.bar import Progress, make_progress
+from lib_demofusion.host.sampling.stage_sampler import stop_requested
+from lib_demofusion.host.sampling.webui_steps import calls_of_base, img2img_steps
 from lib_demofusion.host.stage_loop import StageLoop, saves_stages, shows_stages
 from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, make_plan
 from lib_demofusion.progress.costs import Pass
@@ -33,7 +35,7 @@ class Job:
         self.settings = settings
         self.request = weakref.ref(p)
         """Returns the `p` that the job was made for, by which copies of it are told."""
-        self.pictures: list[output.StagePicture] = []
+        self.pictures: list[StagePicture] = []
         self.problem: str | None = None
         self._passthrough: Any = None
         self._checkpoint = shared.sd_model.sd_checkpoint_info
@@ -56,7 +58,7 @@ class Job:
         try:
             options.check()
             plan = make_plan(self.settings, (p.height // CELL, p.width // CELL))
-            output.check_format(p, plan)
+            formats.check_format(p, plan)
         except SettingsError as error:
             # with hires fix the base is larger than that
             return None if getattr(p, "enable_hr", False) else str(error)
@@ -131,7 +133,7 @@ class Job:
     def _run(self, p: Any, base: Tensor) -> Any:
         plan = make_plan(self.settings, (base.shape[-2], base.shape[-1]))
         inpainting.check_shape(p, plan)
-        output.check_format(p, plan)
+        formats.check_format(p, plan)
         for note in plan.notes if plan.stages else (NO_STAGE, *plan.notes):
             report_note(p, note)
         self._overlay = self._overlay or inpainting.Overlay(p)

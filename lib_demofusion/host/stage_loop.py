@@ -10,8 +10,9 @@ from torch import Tensor
 from lib_demofusion.host import options
 from lib_demofusion.host.messages import KEY_SIZE, KEY_STOPPED, report_failure, report_note
 from lib_demofusion.host.neighbours import refusals, soft_inpainting
-from lib_demofusion.host.pictures import inpainting, output
+from lib_demofusion.host.pictures import coding, formats, inpainting
 from lib_demofusion.host.pictures.pixel_anchor import pixel_anchor
+from lib_demofusion.host.pictures.stage_pictures import StagePicture, stage_pictures
 from lib_demofusion.host.pictures.vae import Report
 from lib_demofusion.host.progress.bar import Progress
 from lib_demofusion.host.sampling.stage_sampler import StageStopped, StageTask, run_stage, stop_requested
@@ -24,7 +25,7 @@ class StageLoop:
     """Runs the stages of one iteration and keeps every picture that is already made."""
 
     def __init__(self, p: Any, plan: Plan, settings: Settings, overlay: inpainting.Overlay, progress: Progress):
-        self.pictures: list[output.StagePicture] = []
+        self.pictures: list[StagePicture] = []
         """Of the stages before the last, where they are shown too."""
         self._p = p
         self._overlay = overlay
@@ -93,7 +94,7 @@ class StageLoop:
     def _decoded(self, latent: Tensor, report: Report) -> Any:
         """Returns the pictures of a latent, which are kept until the next stage begins to sample."""
         if self._latest is None or self._latest[0] is not latent:
-            self._latest = latent, output.decode(self._p, latent, report)
+            self._latest = latent, coding.decode(self._p, latent, report)
         return self._latest[1]
 
     def _decode(self, latents: list[Tensor]) -> Any:
@@ -119,7 +120,7 @@ class StageLoop:
     def _spare_grid(self, size: tuple[int, int]) -> None:
         """Has no grid made of pictures of `size` cells where it would cost the pictures."""
         width, height = self._overlay.picture_size(self._p) or (size[1] * CELL, size[0] * CELL)
-        problem = output.grid_problem(self._p, (width, height))
+        problem = formats.grid_problem(self._p, (width, height))
         if problem:
             report_note(self._p, problem)
             self._p.do_not_save_grid = True
@@ -131,7 +132,7 @@ class StageLoop:
             return
         try:
             samples = self._decoded(latent, self._progress.decoding)
-            pictures = output.stage_pictures(self._p, samples, number, self._total, save)
+            pictures = stage_pictures(self._p, samples, number, self._total, save)
         except Exception as error:
             self._failed(number - 1, error, "showing ")
             return

@@ -7,8 +7,7 @@ its own way. The names are those of the sampling functions of k-diffusion and of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -137,17 +136,3 @@ def make_gate(
 def is_stochastic(name: str, eta: float | None, churn: float = 0.0) -> bool:
     """Returns whether the sampling function draws fresh noise on its way; eta is None where it has no such argument."""
     return name in ALWAYS_STOCHASTIC or bool(eta) or churn > 0
-
-
-def model_calls(name: str, arguments: Mapping[str, Any], second_order: bool = False) -> int | None:
-    """Returns how often the sampling function calls its model, told by its own arguments; None if it is not known.
-
-    DPM adaptive chooses the number as it goes. Schedules are taken to end at zero noise.
-    """
-    if "timesteps" in arguments:
-        # UniPC alone calls at the last timestep too, and PLMS twice at the first
-        return len(arguments["timesteps"]) - (name not in ("plms", "unipc"))
-    if "sigmas" not in arguments:
-        return arguments.get("n")
-    steps = len(arguments["sigmas"]) - 1
-    return 2 * steps - 1 if name in TWO_CALLS | TWO_CALLS_ANCESTRAL or second_order else steps

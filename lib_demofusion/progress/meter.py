@@ -2,41 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
 
+from lib_demofusion.method.model_calls import CallsAhead
 from lib_demofusion.method.stage import StageRun
-from lib_demofusion.method.step_gate import model_calls
 from lib_demofusion.progress.costs import cells_ahead
-
-CallsAhead = Callable[[int, float], float]
-"""Returns about how many model calls follow the one of this number, counted from 0, at this noise level."""
-
-ADAPTIVE_CALLS, ADAPTIVE_RANGE, LOWEST_SIGMA = 60, 6.2, 0.03
-"""DPM adaptive's calls in a whole schedule where none was seen yet, the schedule's length in log sigma, and its end."""
-
-EXTRA_CALLS, BEND = 8, 1.25
-"""Measured on DPM adaptive: by how many calls it exceeds its pace, as its first steps are short wherever it begins and
-the last one is cut off; and how its steps grow longer as the noise falls, an exponent."""
-
-
-def calls_ahead(name: str, arguments: Mapping[str, Any], second_order: bool, of_base: int) -> CallsAhead:
-    """Returns what tells the number of calls to come of the sampling function `name`, from the function's arguments.
-
-    DPM adaptive goes by the image: about as it did in the base pass, in which it called its model `of_base` times.
-    """
-    total = model_calls(name, arguments, second_order)
-    if total is not None:
-        return lambda call, level: max(total - 1 - call, 0)
-    whole, end = (of_base or ADAPTIVE_CALLS) - EXTRA_CALLS, arguments.get("sigma_min", LOWEST_SIGMA)
-
-    def of_adaptive(call: int, level: float) -> float:
-        part: float = max(math.log(level / end), 0.0) / ADAPTIVE_RANGE
-        return max(whole * math.pow(part, BEND) + max(EXTRA_CALLS - call, 0) - 1, 0.0)
-
-    return of_adaptive
 
 
 class StageMeter:

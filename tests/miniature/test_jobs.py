@@ -17,7 +17,7 @@ from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from PIL import Image, ImageChops
 
 from lib_demofusion.host import backends, offers, stage_loop
-from lib_demofusion.host.pictures import base_picture, pixel_anchor, vae
+from lib_demofusion.host.pictures import coding, pixel_anchor, vae
 from lib_demofusion.host.progress import bar as progress
 from lib_demofusion.method.stage import mix_anchors
 from lib_demofusion.settings.fields import SPECS
@@ -410,15 +410,15 @@ def test_pixels_and_latents_make_different_pictures(webui: Webui) -> None:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Widths of what is decoded, as the parts of a tiled decode report them: twice on the way, once at the end."""
     widths: list[int] = []
-    real = vae.decode
+    real = coding.decode
 
-    def decode(p: Any, latent: torch.Tensor, mode: str, report: vae.Report) -> Any:
+    def decode(p: Any, latent: torch.Tensor, report: vae.Report) -> Any:
         for share in (0.25, 0.75, 1.0):
             widths.append(latent.shape[-1] * 8)
             report(share)
-        return real(p, latent, mode)
+        return real(p, latent)
 
-    monkeypatch.setattr(vae, "decode", decode)
+    monkeypatch.setattr(coding, "decode", decode)
     return widths
 
 
@@ -479,7 +479,7 @@ def test_interrupted_while_an_enlarged_picture_is_encoded(
     webui: Webui, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress.Progress, "encoding", lambda self, share: shared.state.interrupt())
-    encode = base_picture.encode
+    encode = coding.encode
 
     def reporting(p: Any, pictures: Any, report: vae.Report) -> Any:
         result = encode(p, pictures)

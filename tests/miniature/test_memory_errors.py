@@ -14,7 +14,7 @@ from modules import shared
 from PIL import Image
 
 from lib_demofusion.host import stage_loop
-from lib_demofusion.host.pictures import output, pixel_anchor
+from lib_demofusion.host.pictures import gallery, pixel_anchor, stage_pictures
 from lib_demofusion.host.sampling import stage_sampler
 
 EVERYTHING = {"enabled": True, "scale": 3, "upscaler": "Lanczos (pixels)", "return_stages": True, "save_stages": True}
@@ -29,8 +29,8 @@ POINTS: dict[str, Point] = {
     "enlarging a latent": (lambda webui: stage_loop, "make_anchor"),
     "noise": (lambda webui: stage_sampler, "StageRun"),
     "a stage's end": (lambda webui: stage_loop, "finish_stage"),
-    "a stage's picture": (lambda webui: output, "to_image"),
-    "saving a stage's picture": (lambda webui: output, "_save"),
+    "a stage's picture": (lambda webui: stage_pictures, "to_image"),
+    "saving a stage's picture": (lambda webui: stage_pictures, "_save"),
     "the gallery's copy": (lambda webui: Image.Image, "reduce"),
 }
 
@@ -68,7 +68,7 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def small_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
     """The gallery takes pictures up to the base's size."""
-    monkeypatch.setattr(output, "SHOWN_PIXELS", BASE * BASE)
+    monkeypatch.setattr(gallery, "SHOWN_PIXELS", BASE * BASE)
 
 
 @pytest.fixture(params=[torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB"), MemoryError()])
@@ -142,7 +142,7 @@ def test_what_is_not_saved_is_left_whole(webui: Webui) -> None:
 def test_a_grid_is_not_saved_and_shown_smaller_all_the_same(webui: Webui) -> None:
     picture = Image.new("RGB", (4 * BASE, 2 * BASE))
     result = SimpleNamespace(images=[picture, picture.copy()], index_of_first_image=1, comments="")
-    output.shrink_for_gallery(result)
+    gallery.shrink_for_gallery(result)
     assert sizes(result) == [4 * BASE // 3 + 1, 4 * BASE]
 
 

@@ -12,7 +12,8 @@ from modules.ui_components import FormRow, InputAccordion
 
 from lib_demofusion.host import offers, options
 from lib_demofusion.host.panel import preset_row
-from lib_demofusion.host.panel.line import describe, problem_html, word
+from lib_demofusion.host.panel.line import describe
+from lib_demofusion.host.panel.markup import problem_html, word
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.settings.fields import NAMES, PRESET_FIELDS, SPECS, Settings
 from lib_demofusion.settings.infotext import from_infotext

@@ -1,7 +1,4 @@
-"""The live line of the panel: what a run will be, what it takes, and what stands in its way.
-
-The webui translates a text node where it knows the whole of it: every constant piece is therefore a node of its own.
-"""
+"""The live line of the panel: what a run will be, what it takes, and what stands in its way."""
 
 from __future__ import annotations
 
@@ -9,19 +6,18 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from lib_demofusion.host.neighbours import refusals as neighbours
+from lib_demofusion.host.neighbours import refusals
 from lib_demofusion.host.panel import limits
+from lib_demofusion.host.panel.markup import NOT_POSSIBLE, error_html, problem_html, word
 from lib_demofusion.host.panel.tab import TabValues, base_picture
 from lib_demofusion.host.progress import timing
-from lib_demofusion.host.progress.bar import calls_twice
+from lib_demofusion.host.sampling.webui_steps import calls_twice
 from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, make_plan
 from lib_demofusion.progress.costs import run_costs
-from lib_demofusion.settings.fields import SPECS
 from lib_demofusion.settings.presets import BUILT_IN, Offers
 from lib_demofusion.settings.reading import settings_from_args
 from lib_demofusion.settings.spec import SettingsError
 
-NOT_POSSIBLE = "is not possible; allowed:"
 TIMES_BASE = "times as long as the base image"
 ABOUT = "about"
 SECONDS, MINUTES, HOURS = "seconds", "minutes", "hours"
@@ -62,25 +58,6 @@ def describe(args: Sequence[Any], tab: TabValues, known: Offers = BUILT_IN) -> s
     return "<br>".join([summary, *notes, *_warnings(plan, tab, seconds)])
 
 
-def word(text: str) -> str:
-    """Returns a constant text as a node of its own."""
-    return f"<span>{html.escape(text)}</span>"
-
-
-def problem_html(*parts: str) -> str:
-    """Returns pieces of HTML as something that is wrong."""
-    return f'<span class="demofusion-error">{" ".join(parts)}</span>'
-
-
-def error_html(error: SettingsError) -> str:
-    """Returns the message of an error, behind the label of its field where that has another name in the panel."""
-    before, _, allowed = str(error).partition(NOT_POSSIBLE)
-    label = SPECS[error.name].label if error.name in SPECS else ""
-    same = label.lower() == error.name.replace("_", " ")
-    field = [f"{word(label)}:"] if label and not same else []
-    return problem_html(*field, html.escape(before.strip()), word(NOT_POSSIBLE), html.escape(allowed.strip()))
-
-
 def duration(seconds: float) -> str:
     """Returns a rough time as HTML, in the largest unit of which there are at least two."""
     if seconds >= 2 * 3600:
@@ -93,8 +70,8 @@ def duration(seconds: float) -> str:
 
 
 def _refusal(tab: TabValues) -> list[str]:
-    reason = neighbours.reason(neighbours.of_page(timing.loaded_model(), tab.script, tab.override_settings or ()))
-    return [] if reason is None else [problem_html(word(neighbours.REFUSED), word(reason))]
+    reason = refusals.reason(refusals.of_page(timing.loaded_model(), tab.script, tab.override_settings or ()))
+    return [] if reason is None else [problem_html(word(refusals.REFUSED), word(reason))]
 
 
 def _warnings(plan: Plan, tab: TabValues, seconds: float | None) -> list[str]:

@@ -14,7 +14,7 @@ from modules import shared
 from modules.ui_components import FormRow, ToolButton
 
 from lib_demofusion.host import offers, options, preset_file
-from lib_demofusion.host.panel.line import error_html, problem_html, word
+from lib_demofusion.host.panel.markup import error_html, problem_html, word
 from lib_demofusion.settings.fields import PRESET_FIELDS, SPECS
 from lib_demofusion.settings.presets import PRESETS, Offers
 from lib_demofusion.settings.reading import changed_fields, preset_values

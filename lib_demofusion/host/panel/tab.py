@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lib_demofusion.host.progress.bar import img2img_steps
+from lib_demofusion.host.sampling.webui_steps import img2img_steps
 from lib_demofusion.method.plan import CELL
 from lib_demofusion.method.views import Size
 from lib_demofusion.progress.costs import Pass

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lib_demofusion.host.messages import report_note
-from lib_demofusion.host.pictures.base_picture import encode
+from lib_demofusion.host.pictures.coding import encode
 from lib_demofusion.host.pictures.vae import Report
 from lib_demofusion.method.views import Size
 from lib_demofusion.settings.presets import LANCZOS

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
-from modules import devices, processing, shared
+from modules import devices, shared
 from modules.paths_internal import data_path
 from torch import Tensor
 
@@ -42,17 +42,6 @@ UNKNOWN_FREE = 4 << 30
 
 logger = logging.getLogger("DemoFusion")
 Report = Callable[[float], None]
-
-
-def decode(p: Any, latent: Tensor, mode: str = AUTOMATIC, report: Report | None = None) -> Any:
-    """Returns the pictures of a latent (B, C, H, W) as the host's DecodedSamples, on the CPU.
-
-    Raises what the host raises: out of memory where no way fits, or NaN after its own retry in higher precision.
-    `report` is told the share that is done after every part; what it raises ends the work.
-    """
-    devices.torch_gc()
-    with in_parts(p.sd_model, mode, report and of_all(report, len(latent))):
-        return processing.decode_latent_batch(p.sd_model, latent, target_device=devices.cpu, check_for_nans=True)
 
 
 def of_all(report: Report, count: int) -> Report:

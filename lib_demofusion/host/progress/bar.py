@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from modules import sd_samplers, shared
+from modules import shared
 
 from lib_demofusion.host.progress import console, timing
+from lib_demofusion.host.sampling.webui_steps import calls_twice
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.stage_steps import schedule_steps, steps_of_stage
 from lib_demofusion.progress.costs import Pass, expected_calls, run_costs
@@ -74,6 +75,9 @@ class Progress:
 
         Where they are not as many as planned, so it will be in the stages that follow.
         """
+        if not done + ahead:
+            # a host that does not ask our model: the stage will fail
+            return
         place = len(PARTS) * self._stage + SAMPLING
         changed = (done + ahead) / self._parts[place]
         self._parts[place :: len(PARTS)] = [changed * cost for cost in self._parts[place :: len(PARTS)]]
@@ -113,14 +117,3 @@ def make_progress(p: Any, plan: Plan, settings: Settings, pictures: bool, passes
     of_stages = len(plan.stages) * steps_of_stage(schedule_steps(p.steps, settings), settings.denoising_strength)
     calls = expected_calls(passes[-1][0], calls_twice(p.sampler_name)) if passes else 0
     return Progress(plan, parts, costs.base / (2 if hires else 1), calls, console.Console(of_base, of_stages))
-
-
-def calls_twice(sampler: str | None) -> bool:
-    """Returns whether a sampler calls its model twice a step."""
-    config = sd_samplers.find_sampler_config(sampler)
-    return config is not None and bool(config.options.get("second_order", False))
-
-
-def img2img_steps(steps: int, strength: float) -> int:
-    """Returns how many steps the webui's img2img runs (modules/sd_samplers_common.py, setup_img2img_steps)."""
-    return int(min(strength, 0.999) * steps) + 1

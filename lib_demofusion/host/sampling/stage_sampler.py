@@ -21,13 +21,15 @@ from lib_demofusion.host.progress import timing
 from lib_demofusion.host.sampling.conditioning import conds_of_stage, image_conditioning_for
 from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.host.sampling.view_batch import view_batches
+from lib_demofusion.host.sampling.webui_steps import calls_of_base
 from lib_demofusion.host.scoped import replaced
+from lib_demofusion.method.model_calls import calls_ahead
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.stage_steps import least_steps, long_enough, schedule_steps, steps_of_stage
 from lib_demofusion.method.step_gate import is_stochastic, make_gate
-from lib_demofusion.progress.meter import CallsAhead, StageMeter, calls_ahead
+from lib_demofusion.progress.meter import StageMeter
 from lib_demofusion.settings.fields import Settings
 
 SEED_OFFSET = 0x9E3779B97F4A7C15
@@ -133,7 +135,8 @@ class StageSampler:
             # the host would blend with the anchor
             denoiser.init_latent = self._p.init_latent
         run = StageRun(self._task.stage, self._task.settings, self._task.anchor, self._noise, self._traits(known))
-        meter = StageMeter(run, self._calls_ahead(known))
+        ahead = calls_ahead(self._func.__name__, known, self._second_order, calls_of_base(self._p))
+        meter = StageMeter(run, ahead)
         self._attach(denoiser, run, meter)
 
         def after_step(d: dict) -> None:
@@ -167,9 +170,6 @@ class StageSampler:
     def _second_order(self) -> bool:
         return self._sampler.config.options.get("second_order", False)
 
-    def _calls_ahead(self, arguments: Mapping[str, Any]) -> CallsAhead:
-        return calls_ahead(self._func.__name__, arguments, self._second_order, calls_of_base(self._p))
-
     def _attach(self, denoiser: Any, run: StageRun, meter: StageMeter) -> None:
         """Has the denoiser ask the model on batches of views; each reports, and ends the sampling if the user asks."""
         plan = self._task.plan
@@ -182,11 +182,6 @@ class StageSampler:
             self._report(*meter.before_batch(cells))
 
         host().attach(denoiser, StageParts(self._p, run, plan, self._batches, frame, before_batch))
-
-
-def calls_of_base(p: Any) -> int:
-    """Returns how often the sampler of the webui's last pass called its model, 0 where that is not known."""
-    return getattr(getattr(p.sampler, "model_wrap_cfg", None), "step", 0)
 
 
 def stage_seeds(seeds: list[int], stage: int) -> list[int]:

@@ -1,0 +1,73 @@
+"""The images of the stages before the last: made, named in their own text, and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from modules import images, processing, shared
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StagePicture:
+    """A picture of a stage before the last, with the text that belongs to it."""
+
+    image: Image.Image
+    infotext: str
+
+
+def stage_pictures(p: Any, samples: Any, number: int, total: int, save: bool) -> list[StagePicture]:
+    """Returns the pictures of stage `number` of `total` (the base is 1), and saves them by the host's rules.
+
+    `samples` are what `coding.decode` returned.
+    """
+    height, width = samples[0].shape[-2:]
+    own = {"DemoFusion stage": f"{number} of {total}", "DemoFusion size": f"{width} x {height}"}
+    pictures = []
+    for index, sample in enumerate(samples):
+        image = to_image(sample)
+        with _extra_params(p, own):
+            text = processing.create_infotext(
+                p, p.prompts, p.seeds, p.subseeds, index=index, all_negative_prompts=p.negative_prompts
+            )
+            if shared.opts.enable_pnginfo:
+                image.info["parameters"] = text
+            if save and p.save_samples():
+                _save(p, image, index, text, f"-demofusion-{width}x{height}")
+        pictures.append(StagePicture(image, text))
+    return pictures
+
+
+def to_image(sample: Tensor) -> Image.Image:
+    """Returns the picture of a decoded sample (3, H, W) in [-1, 1], rounded down as the host does."""
+    pixels = (sample.float() * 0.5 + 0.5).clamp(0, 1).mul(255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def _save(p: Any, image: Image.Image, index: int, text: str, suffix: str) -> None:
+    images.save_image(
+        image,
+        p.outpath_samples,
+        "",
+        p.seeds[index],
+        p.prompts[index],
+        shared.opts.samples_format,
+        info=text,
+        p=p,
+        suffix=suffix,
+    )
+
+
+@contextmanager
+def _extra_params(p: Any, own: dict[str, str]) -> Iterator[None]:
+    before = p.extra_generation_params
+    p.extra_generation_params = {**before, **own}
+    try:
+        yield
+    finally:
+        p.extra_generation_params = before

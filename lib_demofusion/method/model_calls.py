@@ -1,0 +1,50 @@
+"""How often a sampler calls its model: told beforehand for all but DPM adaptive, which is estimated as it goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lib_demofusion.method.step_gate import TWO_CALLS, TWO_CALLS_ANCESTRAL
+
+CallsAhead = Callable[[int, float], float]
+"""Returns about how many model calls follow the one of this number, counted from 0, at this noise level."""
+
+ADAPTIVE_CALLS, ADAPTIVE_RANGE, LOWEST_SIGMA = 60, 6.2, 0.03
+"""DPM adaptive's calls in a whole schedule where none was seen yet, the schedule's length in log sigma, and its end."""
+
+EXTRA_CALLS, BEND = 8, 1.25
+"""Measured on DPM adaptive: by how many calls it exceeds its pace, as its first steps are short wherever it begins and
+the last one is cut off; and how its steps grow longer as the noise falls, an exponent."""
+
+
+def model_calls(name: str, arguments: Mapping[str, Any], second_order: bool = False) -> int | None:
+    """Returns how often the sampling function calls its model, told by its own arguments; None if it is not known.
+
+    DPM adaptive chooses the number as it goes. Schedules are taken to end at zero noise.
+    """
+    if "timesteps" in arguments:
+        # UniPC alone calls at the last timestep too, and PLMS twice at the first
+        return len(arguments["timesteps"]) - (name not in ("plms", "unipc"))
+    if "sigmas" not in arguments:
+        return arguments.get("n")
+    steps = len(arguments["sigmas"]) - 1
+    return 2 * steps - 1 if name in TWO_CALLS | TWO_CALLS_ANCESTRAL or second_order else steps
+
+
+def calls_ahead(name: str, arguments: Mapping[str, Any], second_order: bool, of_base: int) -> CallsAhead:
+    """Returns what tells the number of calls to come of the sampling function `name`, from the function's arguments.
+
+    DPM adaptive goes by the image: about as it did in the base pass, in which it called its model `of_base` times.
+    """
+    total = model_calls(name, arguments, second_order)
+    if total is not None:
+        return lambda call, level: max(total - 1 - call, 0)
+    whole, end = (of_base or ADAPTIVE_CALLS) - EXTRA_CALLS, arguments.get("sigma_min", LOWEST_SIGMA)
+
+    def of_adaptive(call: int, level: float) -> float:
+        part: float = max(math.log(level / end), 0.0) / ADAPTIVE_RANGE
+        return max(whole * math.pow(part, BEND) + max(EXTRA_CALLS - call, 0) - 1, 0.0)
+
+    return of_adaptive
