@@ -71,7 +71,7 @@ def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tu
     with PeakBytes() as bytes_:
         step()
     finish_stage(x, anchor)
-    return seconds, bytes_.peak, stage.cells // math.prod(NATIVE)
+    return seconds, bytes_.peak, stage.cells_at(0.5) // math.prod(NATIVE)
 
 
 def timed(action: Any, device: str) -> float:

@@ -10,7 +10,13 @@ from torch import Tensor
 from lib_demofusion.method import fusion
 from lib_demofusion.method.batching import Evaluate, ViewBatches
 from lib_demofusion.method.feathering import Feathering
+from lib_demofusion.method.plan import StagePlan
 from lib_demofusion.method.views import DilatedView, LocalView
+
+
+def evaluations(stage: StagePlan, c2: float = 0.5) -> int:
+    """How many views a stage evaluates in a model call in which the dilated path has weight c2."""
+    return (stage.local_count if c2 < 1 else 0) + (stage.dilated_count if c2 > 0 else 0)
 
 
 def fuse(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from fusing import fuse
+from fusing import evaluations, fuse
 from torch import Tensor
 
 from bench.peak_bytes import PeakBytes
@@ -225,6 +225,6 @@ def test_predicted_evaluations_are_the_counted_ones(thresholds: tuple[float, flo
         c2 = weights_at(t, settings).dilated
         local = local_views(stage.size, stage.window, stage.stride)
         fuse(evaluate, x, local, dilated_views(stage.size, stage.factor), c2, lambda z: z, 1.0, ViewBatches(3))
-        assert counted == stage.evaluations_at(c2)
-    few = {stage.evaluations_at(weights_at(t, settings).dilated) for t in (980, 100)}
-    assert (few == {stage.evaluations}) == (thresholds == (0.0, 0.0))
+        assert counted == evaluations(stage, c2)
+    few = {evaluations(stage, weights_at(t, settings).dilated) for t in (980, 100)}
+    assert (few == {evaluations(stage)}) == (thresholds == (0.0, 0.0))

@@ -24,14 +24,14 @@ JOB = "_demofusion_job"
 def process(p: Any, args: Sequence[object]) -> None:
     """Reads the request. Keys of an earlier run are removed: grids share one dict of them among their cells."""
     if _is_copy_of_running(p):
-        # its dict of keys is that of the job, whose pictures are yet to be named
+        # its dict of keys is that of the job, whose images are yet to be named
         setattr(p, JOB, None)
         return
     for key in [key for key in p.extra_generation_params if key.startswith(PREFIX)]:
         del p.extra_generation_params[key]
     setattr(p, JOB, None)
     if getattr(p, "_ad_inner", False):
-        # ADetailer repaints a detail of a picture that is already made
+        # ADetailer repaints a detail of an image that is already made
         return
     overrides = xyz.overrides(p)
     try:
@@ -55,27 +55,27 @@ def _default_preset(p: Any, args: Sequence[object], known: Offers) -> str:
 
 
 def process_batch(p: Any) -> None:
-    """Runs after p.init and before the base picture is sampled."""
+    """Runs after p.init and before the base image is sampled."""
     job = getattr(p, JOB, None)
     if job is not None:
         job.before_base(p)
 
 
 def post_sample(p: Any, ps: Any) -> None:
-    """Runs after the base picture is sampled and before it is decoded."""
+    """Runs after the base image is sampled and before it is decoded."""
     job = getattr(p, JOB, None)
     if job is not None:
         ps.samples = job.after_base(p, ps.samples)
 
 
 def postprocess(p: Any, processed: Any) -> None:
-    """Runs when all pictures are made; adds those of the stages behind them."""
+    """Runs when all images are made; adds those of the stages behind them."""
     job = getattr(p, JOB, None)
     if job is None or _is_copy_of_running(p):
         return
     setattr(p, JOB, None)
     job.end(p)
-    # the host adds masks to the pictures, not to the texts, which the page finds by the picture's place
+    # the host adds masks to the images, not to the texts, which the page finds by the image's place
     processed.infotexts.extend([processed.info] * (len(processed.images) - len(processed.infotexts)))
     processed.images.extend(picture.image for picture in job.pictures)
     processed.infotexts.extend(picture.infotext for picture in job.pictures)
@@ -86,7 +86,7 @@ def postprocess(p: Any, processed: Any) -> None:
 def _is_copy_of_running(p: Any) -> bool:
     """Returns whether p is a copy of the request of a job that goes on.
 
-    ADetailer hands every script such copies between the pictures of a batch, to have others undo and redo their hooks.
+    ADetailer hands every script such copies between the images of a batch, to have others undo and redo their hooks.
     """
     job = getattr(p, JOB, None)
     return job is not None and job.request() is not p

@@ -69,7 +69,7 @@ class Job:
         return make_progress(p, plan, self.settings, pictures, self._base_passes(p))
 
     def _base_passes(self, p: Any) -> list[Pass]:
-        """Returns steps and size in cells of what the webui itself samples; the last makes the base picture."""
+        """Returns steps and size in cells of what the webui itself samples; the last makes the base image."""
         steps, size = p.steps, (p.height // CELL, p.width // CELL)
         if _is_img2img(p):
             drawn = self.settings.img2img_first or inpainting.is_inpainting(p)
@@ -77,17 +77,17 @@ class Job:
         if not getattr(p, "enable_hr", False):
             return [(steps, size)]
         result = p.hr_upscale_to_y // CELL - p.truncate_y, p.hr_upscale_to_x // CELL - p.truncate_x
-        # the button below a picture has that for the first pass
+        # the button below an image has that for the first pass
         first = [] if getattr(p, "firstpass_image", None) is not None else [(steps, size)]
         return [*first, (p.hr_second_pass_steps or steps, result)]
 
     def before_base(self, p: Any) -> None:
-        """In img2img without `img2img_first`, makes the host's pass hand on the uploaded picture's latent as it is.
+        """In img2img without `img2img_first`, makes the host's pass hand on the uploaded image's latent as it is.
 
         p.sampler belongs to this job and is made anew for the next.
         """
         if self.active and self._progress is None:
-            # by now the host has counted its own jobs; where there is no plan, that is said after the base picture
+            # by now the host has counted its own jobs; where there is no plan, that is said after the base image
             with suppress(SettingsError):
                 plan = make_plan(self.settings, self._base_passes(p)[-1][1])
                 self._progress = self._make_progress(p, plan)
@@ -97,7 +97,7 @@ class Job:
             p.sampler.sample_img2img = lambda p, x, noise, *args, **kwargs: x
 
     def after_base(self, p: Any, samples: Any) -> Any:
-        """Returns what replaces the base samples: the decoded pictures of the last stage that went well."""
+        """Returns what replaces the base samples: the decoded images of the last stage that went well."""
         if self._passthrough is not None:
             self._passthrough.__dict__.pop("sample_img2img", None)
             self._passthrough = None
@@ -113,7 +113,7 @@ class Job:
                 self._progress.end()
 
     def _stages(self, p: Any, samples: Any) -> Any:
-        """Returns the pictures of the last stage, or the samples that came; what went wrong is told in the infotext."""
+        """Returns the images of the last stage, or the samples that came; what went wrong is told in the infotext."""
         if stop_requested():
             p.extra_generation_params[KEY_STOPPED] = "before the first stage, this is the base image"
             return samples

@@ -28,7 +28,7 @@ def cuda_free_bytes(device: torch.device) -> int | None:
 def _told(ask: Callable[[], int], device: torch.device) -> int | None:
     """Returns what a driver says of its memory.
 
-    Not all of them do (the webui's own memmon.py meets "AMD or whatever"), and no picture shall be lost for that.
+    Not all of them do (the webui's own memmon.py meets "AMD or whatever"), and no image shall be lost for that.
     """
     try:
         return ask()

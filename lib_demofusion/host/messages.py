@@ -1,4 +1,4 @@
-"""What a job tells: under the picture, in its text, where API users find it too, and on the console."""
+"""What a job tells: under the image, in its text, where API users find it too, and on the console."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings page: what belongs to the machine rather than to the picture."""
+"""The settings page: what belongs to the machine rather than to the image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stages of one iteration, one after the other: anchor, sampling, pictures, and what is kept when one fails."""
+"""The stages of one iteration, one after the other: anchor, sampling, images, and what is kept when one fails."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lib_demofusion.settings.fields import LATENT, PIXELS, Settings
 
 
 class StageLoop:
-    """Runs the stages of one iteration and keeps every picture that is already made."""
+    """Runs the stages of one iteration and keeps every image that is already made."""
 
     def __init__(self, p: Any, plan: Plan, settings: Settings, overlay: inpainting.Overlay, progress: Progress):
         self.pictures: list[StagePicture] = []
@@ -41,7 +41,7 @@ class StageLoop:
         self._latest: tuple[Tensor, Any] | None = None
 
     def run(self, base: Tensor) -> Any:
-        """Returns the decoded pictures of the last good stage, or None where there is none."""
+        """Returns the decoded images of the last good stage, or None where there is none."""
         latents = self._sample(base)
         self._progress.sampled()
         return self._decode(latents)
@@ -92,13 +92,13 @@ class StageLoop:
         return mix_anchors(pixels, make_anchor(latent, self._plan, stage), stage.scale / before)
 
     def _decoded(self, latent: Tensor, report: Report) -> Any:
-        """Returns the pictures of a latent, which are kept until the next stage begins to sample."""
+        """Returns the images of a latent, which are kept until the next stage begins to sample."""
         if self._latest is None or self._latest[0] is not latent:
             self._latest = latent, coding.decode(self._p, latent, report)
         return self._latest[1]
 
     def _decode(self, latents: list[Tensor]) -> Any:
-        """Decodes the last latent; where that fails, the one before, so that a finished picture is not lost."""
+        """Decodes the last latent; where that fails, the one before, so that a finished image is not lost."""
         while len(latents) > 1:
             latent = latents.pop()
             size = latent.shape[-2], latent.shape[-1]
@@ -118,7 +118,7 @@ class StageLoop:
         return None
 
     def _spare_grid(self, size: tuple[int, int]) -> None:
-        """Has no grid made of pictures of `size` cells where it would cost the pictures."""
+        """Has no grid made of images of `size` cells where it would cost the images."""
         width, height = self._overlay.picture_size(self._p) or (size[1] * CELL, size[0] * CELL)
         problem = formats.grid_problem(self._p, (width, height))
         if problem:
@@ -126,7 +126,7 @@ class StageLoop:
             self._p.do_not_save_grid = True
 
     def _keep_picture(self, latent: Tensor, number: int) -> None:
-        """Saves and shows the picture of stage `number` (the base is 1), which another stage follows."""
+        """Saves and shows the image of stage `number` (the base is 1), which another stage follows."""
         save = saves_stages(self._p, self._settings)
         if not (save or self._shown):
             return
@@ -164,13 +164,13 @@ def _stoppable(report: Report) -> Report:
 
 
 def shows_stages(p: Any, settings: Settings) -> bool:
-    """Returns whether the stages' pictures come back too.
+    """Returns whether the stages' images come back too.
 
-    A script lays out what it gets: Prompt matrix fails at a picture too many, and all of them are lost.
+    A script lays out what it gets: Prompt matrix fails at an image too many, and all of them are lost.
     """
     return bool(settings.return_stages and not refusals.of_job(p).script)
 
 
 def saves_stages(p: Any, settings: Settings) -> bool:
-    """Returns whether the stages' pictures are saved; a request that saves nothing saves none of them."""
+    """Returns whether the stages' images are saved; a request that saves nothing saves none of them."""
     return bool((settings.save_stages or options.value(options.SAVE_STAGES, False)) and p.save_samples())

@@ -101,7 +101,7 @@ class ViewBatches:
     def predictions(self, evaluate: Evaluate, work: Sequence[Work], rows: int) -> Iterator[tuple[View, Tensor]]:
         """Yields each view with its prediction for all `rows` rows, in the order of `work`.
 
-        Neighbours in `work` whose crops have one size share a batch, whatever kind of view they are.
+        Views that follow one another in `work` and whose crops have one size share a batch, whatever kind they are.
         """
         done = 0
         while done < len(work):
@@ -159,7 +159,7 @@ class ViewBatches:
     def _grow(self) -> None:
         """After the first batch of one view, takes as many as the free memory holds, in powers of two.
 
-        The size of a batch shows in the last bits of a picture; a coarse scale keeps it the same from run to run.
+        The size of a batch shows in the last bits of an image; a coarse scale keeps it the same from run to run.
         """
         if not self._measure:
             return

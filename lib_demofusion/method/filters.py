@@ -87,13 +87,13 @@ def match_statistics_(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 LOW_BAND = 4
-"""Areas a side of the picture by which its large-scale colours are judged."""
+"""Areas a side of the image by which its large-scale colours are judged."""
 
 
 def match_low_band(x: Tensor, base: Tensor) -> Tensor:
     """Returns x (B, C, H, W) whose low band has the mean and std of base's (B, C, h, w), channel by channel.
 
-    Only the low band moves, so that contrast and detail are not forced to a small picture's.
+    Only the low band moves, so that contrast and detail are not forced to a small image's.
     """
     low, wanted = (_means_of_areas(latent, LOW_BAND) for latent in (x, base))
     std, mean = torch.std_mean(low, dim=(2, 3), keepdim=True)

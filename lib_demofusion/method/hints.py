@@ -1,4 +1,4 @@
-"""Pictures that steer a model beside its latent, as ControlNet's hints do: each view must see its own part of them."""
+"""Images that steer a model beside its latent, as ControlNet's hints do: each view must see its own part of them."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class StageHint:
     """One hint during one stage, at the two sizes that its views have it in: what they see is cut out when needed."""
 
     large: Tensor
-    """(1, C, H, W), as large as the stage's picture; local views are cut out of it."""
+    """(1, C, H, W), as large as the stage's image; local views are cut out of it."""
     small: Tensor
-    """(1, C, H / factor, W / factor), the whole picture as large as a dilated view shows it."""
+    """(1, C, H / factor, W / factor), the whole image as large as a dilated view shows it."""
 
     def for_view(self, view: View) -> Tensor:
         """Returns the view's part (1, C, h, w), eight pixels for each of its cells."""
@@ -57,7 +57,7 @@ class StageHint:
 
 
 def make_stage_hint(hint: Tensor, size: Size, factor: int, resize: Resize = resize_hint) -> StageHint:
-    """Returns a hint (1, C, h, w) of the whole picture for a stage of so many cells and dilated views."""
+    """Returns a hint (1, C, h, w) of the whole image for a stage of so many cells and dilated views."""
     height, width = (CELL * n for n in size)
     return StageHint(resize(hint, (height, width)), resize(hint, (round(height / factor), round(width / factor))))
 
@@ -65,7 +65,7 @@ def make_stage_hint(hint: Tensor, size: Size, factor: int, resize: Resize = resi
 def _dilated_pixels(view: DilatedView, axis: int, small: Tensor) -> Tensor:
     """Returns the row (axis 0) or column (axis 1) of `small` that each pixel of a dilated view shows.
 
-    The centre of the view's cell i is that of cell `first + i factor` of the latent, so against the whole picture the
+    The centre of the view's cell i is that of cell `first + i factor` of the latent, so against the whole image the
     view is moved by up to half a cell. Were all phases given the hint unmoved, each would draw it at its own place and
     an edge would come out as a comb of `factor` cells. Every factor-th pixel of the large hint, as the reference takes
     them, moves it by a fraction of that only; every factor-th block of 8 x 8 pixels moves it rightly, but is torn at

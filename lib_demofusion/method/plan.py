@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lib_demofusion.method.views import LocalView, Size, dilated_size, jitter_range, view_starts
+from lib_demofusion.method.views import LocalView, Size, dilated_size, view_starts
 from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.spec import SettingsError
 from lib_demofusion.settings.texts import DOUBLING, FEWEST, MAX_SCALE, STAGE_WORDS, parse_stages
@@ -33,13 +33,13 @@ class StagePlan:
     scale: float
     size: Size
     factor: int
-    """Edge of the dilated grid: factor x factor sub-images show the whole picture each."""
+    """Edge of the dilated grid: factor x factor sub-images show the whole image each."""
     window: Size
     stride: Size
 
     @property
     def pixels(self) -> Size:
-        """Height and width of the picture."""
+        """Height and width of the image."""
         return self.size[0] * CELL, self.size[1] * CELL
 
     @property
@@ -53,22 +53,11 @@ class StagePlan:
         """How many dilated views there are."""
         return self.factor**2
 
-    @property
-    def evaluations(self) -> int:
-        """Views evaluated for one call of the sampler's model."""
-        return self.local_count + self.dilated_count
-
-    def evaluations_at(self, c2: float) -> int:
-        """Views evaluated for a call in which the dilated path has weight c2; a path of no weight has no views."""
-        return (self.local_count if c2 < 1 else 0) + (self.dilated_count if c2 > 0 else 0)
-
-    @property
-    def cells(self) -> int:
-        """Latent cells evaluated for one call of the sampler's model."""
-        return self._local_cells + self._dilated_cells
-
     def cells_at(self, c2: float) -> int:
-        """Latent cells evaluated for a call in which the dilated path has weight c2."""
+        """Returns the latent cells evaluated in a model call in which the dilated path has weight c2.
+
+        A path of no weight is not evaluated.
+        """
         return (self._local_cells if c2 < 1 else 0) + (self._dilated_cells if c2 > 0 else 0)
 
     @property
@@ -78,11 +67,6 @@ class StagePlan:
     @property
     def _dilated_cells(self) -> int:
         return self.dilated_count * math.prod(dilated_size(self.size, self.factor))
-
-    @property
-    def overlaps_after_jitter(self) -> bool:
-        """Whether neighbouring views can be shifted at all."""
-        return any(jitter_range(*axis) for axis in zip(self.window, self.stride))
 
 
 @dataclass(frozen=True)
@@ -96,19 +80,14 @@ class Plan:
 
     @property
     def pixels(self) -> Size:
-        """Height and width of the final picture."""
+        """Height and width of the final image."""
         return self.stages[-1].pixels if self.stages else (self.base[0] * CELL, self.base[1] * CELL)
-
-    @property
-    def cost(self) -> float:
-        """How many times the base pass the whole run takes, base included, at `strength` 1."""
-        return 1 + sum(stage.cells for stage in self.stages) / math.prod(self.base)
 
 
 def make_plan(settings: Settings, base: Size) -> Plan:
     """Returns the stages that lead from a base latent of size `base` to the size that the settings ask for.
 
-    Raises SettingsError where a field does not fit the base picture or the other fields.
+    Raises SettingsError where a field does not fit the base image or the other fields.
     """
     scales = parse_stages(settings.stages)
     target, notes = _target(settings, base, scales)
@@ -202,7 +181,7 @@ def _intermediate(settings: Settings, scales: Sequence[float], last: float) -> l
 
 
 def _window(settings: Settings, base: Size, target: Size) -> Size:
-    """Returns the size of a local view; 0 stands for that of the base picture."""
+    """Returns the size of a local view; 0 stands for that of the base image."""
     if not settings.tile_size:
         return base
     if not 8 <= settings.tile_size <= max(target):

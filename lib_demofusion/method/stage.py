@@ -23,15 +23,15 @@ from lib_demofusion.settings.fields import Settings
 def make_anchor(latent: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
     """Returns the latent (B, C, h, w) of the stage before, upsampled to the size of `stage` as in the paper.
 
-    A host may hand another anchor to StageRun, such as one that was enlarged as a picture (Settings.anchor).
+    A host may hand another anchor to StageRun, such as one that was enlarged as an image (Settings.anchor).
     """
     return F.interpolate(cropped(latent, plan, stage), size=stage.size, mode="bicubic", align_corners=False)
 
 
 def mix_anchors(pixels: Tensor, latent: Tensor, enlargement: float) -> Tensor:
-    """Returns the coarse part of a latent that was enlarged as such, and the fine part of one enlarged as a picture.
+    """Returns the coarse part of a latent that was enlarged as such, and the fine part of one enlarged as an image.
 
-    Both are (B, C, H, W). The parts meet where the detail ends that the picture had before it was enlarged
+    Both are (B, C, H, W). The parts meet where the detail ends that the image had before it was enlarged
     `enlargement` times along a side. (The idea is ScaleDiff's, arXiv 2510.25818.)
     """
     return pixels + smooth(latent - pixels, enlargement / 2)
@@ -40,7 +40,7 @@ def mix_anchors(pixels: Tensor, latent: Tensor, enlargement: float) -> Tensor:
 def cropped(x: Tensor, plan: Plan, stage: StagePlan, factor: int = 1) -> Tensor:
     """Returns what `stage` starts from: of the base (..., h, w) the plan's crop, of a later stage's result all.
 
-    `factor` is the side of a latent cell in x: 1 in a latent, CELL in a picture.
+    `factor` is the side of a latent cell in x: 1 in a latent, CELL in an image.
     """
     return plan.crop.times(factor).take(x) if stage.number == 1 else x
 

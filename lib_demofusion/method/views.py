@@ -92,7 +92,7 @@ def view_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def jitter_range(window: int, stride: int) -> int:
-    """Returns the largest shift of a view along one axis; neighbours still overlap when moved apart by it."""
+    """Returns the largest shift of a view along one axis; adjacent views still overlap when moved apart by it."""
     return (window - stride) // 4
 
 
@@ -132,7 +132,7 @@ def _shifts(
 
 
 def jitter_generator(stage: int, step: int) -> torch.Generator:
-    """Returns a generator that depends on (stage, step) alone, so a picture is the same alone and in a batch."""
+    """Returns a generator that depends on (stage, step) alone, so an image is the same alone and in a batch."""
     return torch.Generator().manual_seed(1_000_003 * stage + step)
 
 

@@ -19,7 +19,7 @@ LEAST, GREATEST = -32768, 32767
 
 MMAP_EXTENDS = sys.platform == "win32"
 """Whether mapping a file makes it as long as the map. `truncate` would write every byte of it there (_chsize_s), which
-takes minutes for the maps of a large picture; elsewhere it writes none."""
+takes minutes for the maps of a large image; elsewhere it writes none."""
 
 
 @dataclass(frozen=True)

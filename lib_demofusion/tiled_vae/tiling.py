@@ -1,4 +1,4 @@
-"""Decoding and encoding of pictures of any size in parts, with the same result as at once.
+"""Decoding and encoding of images of any size in parts, with the same result as at once.
 
 What keeps an autoencoder from working in tiles is that its group norms need the mean and variance of a whole map, and
 its attention every cell. So the layers, not the tiles, are the outer loop: each convolution runs over the whole map
@@ -38,7 +38,7 @@ MATRIX_CELLS = 1 << 26
 
 @dataclass(frozen=True)
 class Options:
-    """How a picture is taken apart, and who is told."""
+    """How an image is taken apart, and who is told."""
 
     # Side of a tile in latent cells: parts take as much memory as one of the largest map has in such a tile.
     tile: int
@@ -49,7 +49,7 @@ class Options:
 
 
 def decode_tiled(decoder: Any, z: Tensor, options: Options) -> Tensor:
-    """Returns what decoder(z) returns, (B, C, H, W) -> (B, 3, 8 H, 8 W), on the shelf's device: a picture is large, and
+    """Returns what decoder(z) returns, (B, C, H, W) -> (B, 3, 8 H, 8 W), on the shelf's device: an image is large, and
     is wanted in the computer's memory next.
 
     z is what the decoder takes, after post_quant_conv. A result that would hold NaN is NaN everywhere.
@@ -68,7 +68,7 @@ def encode_tiled(encoder: Any, x: Tensor, options: Options) -> Tensor:
 
 @torch.no_grad()
 def _each(steps: list[Step], x: Tensor, options: Options) -> Tensor:
-    """Returns the outputs for the pictures of x, one after the other: each has its own statistics."""
+    """Returns the outputs for the images of x, one after the other: each has its own statistics."""
     return torch.cat([_Run(steps, x[i : i + 1], options, i / len(x), 1 / len(x)).result() for i in range(len(x))])
 
 
@@ -100,7 +100,7 @@ class _Moments:
 
 
 class _Run:
-    """One picture's way through the network."""
+    """One image's way through the network."""
 
     def __init__(self, steps: list[Step], x: Tensor, options: Options, done: float, share: float):
         self._steps, self._options = steps, options

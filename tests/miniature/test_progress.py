@@ -14,6 +14,7 @@ import k_diffusion.external
 import k_diffusion.sampling
 import pytest
 import torch
+from fusing import evaluations
 from modules import paths_internal, shared
 from test_step_gate import denoise
 from tiny import alphas_cumprod
@@ -134,7 +135,7 @@ class Run:
 
         def call(level: Tensor) -> None:
             run.before_call(torch.zeros_like(anchor), level)
-            count = stage.evaluations_at(run.weights.dilated)
+            count = evaluations(stage, run.weights.dilated)
             for _ in range(1 + self.twice):
                 # conds and unconds are rows of one call, or of one each
                 self._evaluate(stage.number, count, BASE**2, lambda c: progress.sampling(*meter.before_batch(c)))
@@ -293,7 +294,7 @@ def test_the_bar_moves_within_a_step() -> None:
     """With every batch of views."""
     run = Run(Settings(scale=4), "euler").go()
     in_stage = [progress for number, _, progress in run.told if number == 3]
-    batches = STEPS * math.ceil(run.plan.stages[-1].evaluations / 4)
+    batches = STEPS * math.ceil(evaluations(run.plan.stages[-1]) / 4)
     assert len(set(in_stage)) > 0.9 * batches
 
 

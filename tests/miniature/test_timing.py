@@ -25,7 +25,7 @@ from lib_demofusion.settings.fields import Settings
 
 BASE_CELLS = BASE // 8
 PLAN = make_plan(Settings(scale=2), (BASE_CELLS, BASE_CELLS))
-CELLS = PLAN.stages[0].cells
+CELLS = PLAN.stages[0].cells_at(0.5)
 
 
 class Clock:

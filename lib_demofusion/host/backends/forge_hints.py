@@ -67,7 +67,7 @@ def chain(first: Any) -> list[Any]:
 
 
 def _hint(control: Any, stage: StagePlan, plan: Plan | None) -> StageHint | None:
-    """Returns a control model's hint at the sizes of a stage, in main memory; None where it has no picture."""
+    """Returns a control model's hint at the sizes of a stage, in main memory; None where it has no image."""
     hint = getattr(control, "cond_hint_original", None)
     if not isinstance(hint, Tensor) or hint.ndim != 4:
         return None

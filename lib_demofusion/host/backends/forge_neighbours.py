@@ -6,14 +6,14 @@ from typing import Any
 
 BY_KEY = {
     "multidiffusion_enabled": "MultiDiffusion Integrated: it samples in tiles already; switch one of the two off",
-    "sag_enabled": "SelfAttentionGuidance Integrated: it takes the last view's attention for that of the whole picture",
+    "sag_enabled": "SelfAttentionGuidance Integrated: it takes the last view's attention for that of the whole image",
     "stylealign_enabled": "StyleAlign Integrated: the views of a batch would take one another's style",
-    "pid_enabled": "PiD Integrated: it makes the finished picture anew at a size of its own",
+    "pid_enabled": "PiD Integrated: it makes the finished image anew at a size of its own",
 }
 """By what a feature writes into the infotext while it acts."""
 
 WHOLE_PICTURE = ("ControlNetPatcher", "IPAdapterPatcher", "PhotomakerPatcher")
-"""Kinds of ControlNet models whose hint is cut to the views, or says something of the picture as a whole."""
+"""Kinds of ControlNet models whose hint is cut to the views, or says something of the image as a whole."""
 
 
 def refusal(p: Any) -> str | None:
@@ -40,13 +40,13 @@ def _problem(unit: Any) -> str | None:
     preprocessor = str(getattr(unit.preprocessor, "name", ""))
     model = type(unit.model).__name__
     if "inpaint_only" in preprocessor:
-        return "it pastes the base picture's pixels; use inpaint_global_harmonious"
+        return "it pastes the base image's pixels; use inpaint_global_harmonious"
     if preprocessor.startswith("reference"):
-        return "reference compares with a picture of the latent's size; use IP-Adapter"
+        return "reference compares with an image of the latent's size; use IP-Adapter"
     if model not in WHOLE_PICTURE and unit.model is not None and model != "ControlModelPatcher":
         return f"nothing is known of how the hint of a {model.removesuffix('Patcher')} would be cut"
     if getattr(unit, "control_mask", None) is not None:
-        return "its mask is that of the whole picture; remove it"
+        return "its mask is that of the whole image; remove it"
     return None
 
 

@@ -1,7 +1,7 @@
 """The ControlNet extension beside the stages: every batch of views is given its own part of the hints.
 
 ControlNet replaces the forward of the UNet for a job and keeps the hints in one object per unit, as large as the base
-picture (scripts/hook.py there). It adds what it computes of them to the UNet's own maps, row by row. Its steps are
+image (scripts/hook.py there). It adds what it computes of them to the UNet's own maps, row by row. Its steps are
 those of the sampler, counted by the webui, so that it does not matter to them how many views a call has.
 """
 
@@ -27,16 +27,16 @@ from lib_demofusion.method.views import Size, View
 logger = logging.getLogger("DemoFusion")
 
 PICTURES = ("ControlNet", "ControlLoRA", "ControlNetUnion", "InstantID", "T2I_Adapter", "Controlllite")
-"""Kinds of units whose hint is a picture of the same place as the latent."""
+"""Kinds of units whose hint is an image of the same place as the latent."""
 
 NO_PLACE = ("IPAdapter", "ReVision", "T2I_StyleAdapter", "AttentionInjection")
-"""Kinds whose hint says something of the picture as a whole, which is as true of every view."""
+"""Kinds whose hint says something of the image as a whole, which is as true of every view."""
 
 INPAINTING_CHANNELS = 9
 """What the UNet of an inpainting checkpoint is given."""
 
 
-def neighbour(p: Any) -> Any:
+def extension_script(p: Any) -> Any:
     """Returns the extension's script where it acts on this job, else None."""
     for entry in getattr(getattr(p, "scripts", None), "alwayson_scripts", None) or ():
         if getattr(entry, "latest_network", None) is not None and entry.title().lower() == "controlnet":
@@ -46,7 +46,7 @@ def neighbour(p: Any) -> Any:
 
 def units(p: Any) -> list[Any]:
     """Returns the units that act on this job."""
-    return list(getattr(getattr(neighbour(p), "latest_network", None), "control_params", None) or ())
+    return list(getattr(getattr(extension_script(p), "latest_network", None), "control_params", None) or ())
 
 
 def kind(unit: Any) -> str:
@@ -56,7 +56,7 @@ def kind(unit: Any) -> str:
 
 def refusal(p: Any) -> str | None:
     """Returns which unit cannot be cut to the views, and why, or None."""
-    found = neighbour(p)
+    found = extension_script(p)
     if found is None:
         return None
     if getattr(getattr(found.latest_network, "attention_auto_machine", None), "name", "") == "StyleAlign":
@@ -98,13 +98,13 @@ def _unet(p: Any) -> Any:
 
 
 def _native(unit: Any) -> Any:
-    """Returns the hint that the base picture was made with; hires fix has one of its own size."""
+    """Returns the hint that the base image was made with; hires fix has one of its own size."""
     return unit.hr_hint_cond if isinstance(unit.hr_hint_cond, Tensor) else unit.hint_cond
 
 
 def mark_prompts(p: Any) -> None:
     """Marks prompts that were encoded anew, in the extension's own way, by which it tells conds from unconds."""
-    network = getattr(neighbour(p), "latest_network", None)
+    network = getattr(extension_script(p), "latest_network", None)
     mark = getattr(sys.modules.get(type(network).__module__), "mark_prompt_context", None)
     if mark is not None:
         mark(p.c, positive=True)
@@ -131,7 +131,7 @@ def stage_hints(p: Any, stage: StagePlan, plan: Plan | None = None) -> Hints:
 
     They lie in the computer's memory, and what a batch of views sees goes to the device.
     """
-    found = neighbour(p)
+    found = extension_script(p)
     if found is None:
         return Hints()
     if found.latest_network.model is not _unet(p):

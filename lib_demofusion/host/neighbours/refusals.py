@@ -1,6 +1,6 @@
 """Features and extensions that DemoFusion cannot run beside. Each gets a sentence that names both.
 
-A job is asked about before and after its base picture; the page foresees what it can before Generate.
+A job is asked about before and after its base image; the page foresees what it can before Generate.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _soft_inpainting(now: Situation) -> bool:
 
 
 def _details_at_base_size(now: Situation) -> bool:
-    """Without "Inpaint only masked" ADetailer's picture is as large as the request says, whatever it was given."""
+    """Without "Inpaint only masked" ADetailer's image is as large as the request says, whatever it was given."""
     return any(
         key.startswith("ADetailer inpaint only masked") and str(value) == "False" for key, value in now.params.items()
     )

@@ -1,7 +1,7 @@
 """The webui's own Soft inpainting (extensions-builtin/soft-inpainting), at the size of a stage.
 
 While a stage is sampled it acts by itself, through the webui's hook on every blend with the mask. Two things are left
-to do. It has no final blend: it compares the result with the original's latent, and pastes the original's picture
+to do. It has no final blend: it compares the result with the original's latent, and pastes the original's image
 wherever little has changed. What was not to be painted must therefore stay the original's latent to the last digit. And
 what it pastes it makes behind the base pass, at the base's size; it is asked again at the end.
 """
@@ -25,7 +25,7 @@ from lib_demofusion.method.views import Size
 TITLE, ENABLED_KEY = "Soft Inpainting", "Soft inpainting enabled"
 
 LATENT_RESIZE = 3
-"""The resize mode in which the host enlarges the latent instead of the picture."""
+"""The resize mode in which the host enlarges the latent instead of the image."""
 
 
 def is_active(p: Any) -> bool:
@@ -42,7 +42,7 @@ def as_far_as_painted(p: Any, x: Tensor, changed: Tensor) -> Tensor:
 
 
 class Originals:
-    """The source pictures of a job that is inpainted softly, at the sizes of the stages."""
+    """The source images of a job that is inpainted softly, at the sizes of the stages."""
 
     def __init__(self, p: Any, plan: Plan):
         self._p = p
@@ -79,7 +79,7 @@ class Originals:
             own.post_sample(p, scripts.PostSampleArgs(latent), *args)
 
     def _overlaid(self, size: Size) -> list[Image.Image]:
-        """Returns what the result is pasted into: the whole pictures, enlarged like the part that is painted."""
+        """Returns what the result is pasted into: the whole images, enlarged like the part that is painted."""
         if not self._place:
             return self._shown(size)
         return [resized(image, None, self._scale(size)) for image in self._flat()]
@@ -106,5 +106,5 @@ class Originals:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Returns a picture as the encoder takes it, (3, H, W) in -1..1."""
+    """Returns an image as the encoder takes it, (3, H, W) in -1..1."""
     return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1

@@ -1,1 +1,1 @@
-"""From latents to pictures and back: decoding, enlarging, encoding, masks and saving."""
+"""From latents to images and back: decoding, enlarging, encoding, masks and saving."""

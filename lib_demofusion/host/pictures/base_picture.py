@@ -1,4 +1,4 @@
-"""What the stages start from: the base picture's latent."""
+"""What the stages start from: the base image's latent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lib_demofusion.host.precision import as_latent
 
 
 def base_latent(p: Any, samples: Any) -> Tensor:
-    """Returns the base's latent (B, C, H, W) in float32; hires fix hands on pictures, which are encoded again.
+    """Returns the base's latent (B, C, H, W) in float32; hires fix hands on images, which are encoded again.
 
     Raises NansException where it holds NaN, which in img2img the host may have got from the VAE without a word.
     """

@@ -30,9 +30,9 @@ def decode(p: Any, latent: Tensor, report: vae.Report | None = None) -> Any:
 
 
 def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None) -> Tensor:
-    """Returns the latents (B, C, h, w) in float32 of the job's pictures, each (3, H, W) in -1..1.
+    """Returns the latents (B, C, h, w) in float32 of the job's images, each (3, H, W) in -1..1.
 
-    The encoder draws from torch's global generator, hence each picture is encoded alone under its own seed. `report` is
+    The encoder draws from torch's global generator, hence each image is encoded alone under its own seed. `report` is
     told the share that is done; what it raises ends the work. Raises NansException where the VAE fails.
     """
     # what the decoder left in torch's cache is not of the sizes that the encoder needs

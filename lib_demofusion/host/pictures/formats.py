@@ -28,9 +28,9 @@ def check_format(p: Any, plan: Plan) -> None:
 
 
 def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
-    """Returns why the host should make no grid of pictures of `size` (width, height), or None.
+    """Returns why the host should make no grid of images of `size` (width, height), or None.
 
-    It makes the grid when all pictures are there, and hands over none of them where there is no memory for it or no
+    It makes the grid when all images are there, and hands over none of them where there is no memory for it or no
     way to write it. Its own limit acts on X/Y/Z plots only, and on the size of the request.
     """
     opts = shared.opts

@@ -13,9 +13,9 @@ SHOWN_PIXELS = 100_000_000
 
 
 def shrink_for_gallery(processed: Any) -> None:
-    """Replaces pictures that browsers fail at by smaller copies, provided that nothing is lost by it.
+    """Replaces images that browsers fail at by smaller copies, provided that nothing is lost by it.
 
-    A picture must be saved whole; grids, which come first, only repeat the pictures.
+    An image must be saved whole; grids, which come first, only repeat the images.
     """
     for index, picture in enumerate(processed.images):
         path = getattr(picture, "already_saved_as", None)
@@ -25,7 +25,7 @@ def shrink_for_gallery(processed: Any) -> None:
         try:
             copy = picture.reduce(math.ceil(math.sqrt(pixels / SHOWN_PIXELS)))
         except MemoryError:
-            # the whole picture is there still, and its file
+            # the whole image is there still, and its file
             logger.warning("no memory for a smaller copy of %s", path or "the grid")
             continue
         copy.info.update(picture.info)

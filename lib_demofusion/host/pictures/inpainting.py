@@ -17,7 +17,7 @@ from lib_demofusion.method.views import Size
 from lib_demofusion.settings.spec import SettingsError
 
 OVERLAY = ("overlay_images", "mask_for_overlay", "paste_to")
-"""What the host pastes a finished picture onto (modules/processing.py, apply_overlay)."""
+"""What the host pastes a finished image onto (modules/processing.py, apply_overlay)."""
 
 
 def is_inpainting(p: Any) -> bool:
@@ -26,7 +26,7 @@ def is_inpainting(p: Any) -> bool:
 
 
 def check_shape(p: Any, plan: Plan) -> None:
-    """Raises SettingsError where the final shape would cut a picture that only a part of is painted."""
+    """Raises SettingsError where the final shape would cut an image that only a part of is painted."""
     if is_inpainting(p) and p.paste_to is not None and (plan.crop.height, plan.crop.width) != plan.base:
         width, height = plan.base[1] * CELL, plan.base[0] * CELL
         allowed = f"sizes of the shape {width}x{height} while only the masked area is painted"
@@ -79,14 +79,14 @@ class Overlay:
 
     @staticmethod
     def picture_size(p: Any) -> tuple[int, int] | None:
-        """Returns width and height of the whole picture where only a part of it is painted, else None."""
+        """Returns width and height of the whole image where only a part of it is painted, else None."""
         pasted = getattr(p, "paste_to", None) and getattr(p, "overlay_images", None)
         return pasted[0].size if pasted else None
 
     def resize(self, p: Any, plan: Plan, size: Size) -> None:
-        """Gives the job an overlay for a picture of `size` cells.
+        """Gives the job an overlay for an image of `size` cells.
 
-        With "only masked" the picture is a part of a larger one, which grows by the same factor.
+        With "only masked" the image is a part of a larger one, which grows by the same factor.
         """
         images, mask, place = (self._own.get(name) for name in OVERLAY)
         if images is None and mask is None:
@@ -104,7 +104,7 @@ def _corners(plan: Plan) -> tuple[int, int, int, int]:
 
 
 def resized(image: Image.Image, box: Any, scale: tuple[float, float]) -> Image.Image:
-    """Returns a part of a picture at another size; colours are weighted by their opacity on the way."""
+    """Returns a part of an image at another size; colours are weighted by their opacity on the way."""
     part = image.crop(box) if box else image
     size = round(part.width * scale[0]), round(part.height * scale[1])
     if part.mode != "RGBA":

@@ -1,4 +1,4 @@
-"""The anchor of a stage by way of the picture: decoded, enlarged and encoded again."""
+"""The anchor of a stage by way of the image: decoded, enlarged and encoded again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lib_demofusion.settings.presets import LANCZOS
 def pixel_anchor(
     p: Any, pictures: Iterable[Tensor], size: Size, upscaler: str = LANCZOS, report: Report | None = None
 ) -> Tensor:
-    """Returns the latent (B, C, H, W) of pictures (3, h, w) in -1..1, enlarged to `size`, height and width in pixels.
+    """Returns the latent (B, C, H, W) of images (3, h, w) in -1..1, enlarged to `size`, height and width in pixels.
 
     An enlarged latent would decode to a blur with streaks, which a stage that begins below full noise keeps. Raises
     what the host raises when it encodes, and what `report` does.
@@ -38,7 +38,7 @@ def pixel_anchor(
 
 
 def enlarged(picture: Tensor, size: Size, upscaler: str) -> tuple[Tensor, str]:
-    """Returns a picture (3, H, W) in -1..1 enlarged to (height, width), and the upscaler of the webui's that did it.
+    """Returns an image (3, H, W) in -1..1 enlarged to (height, width), and the upscaler of the webui's that did it.
 
     The webui goes on with Lanczos where a model is missing or broken, and tells only the console.
     """
@@ -56,14 +56,14 @@ def _needs_model(upscaler: str) -> bool:
 
 
 def _is_plain(before: Image.Image, after: Image.Image) -> bool:
-    """Returns whether a picture is what Lanczos makes of another; one that the user stopped always is."""
+    """Returns whether an image is what Lanczos makes of another; one that the user stopped always is."""
     if shared.state.interrupted:
         return False
     return before.resize(after.size, Image.Resampling.LANCZOS).tobytes() == after.tobytes()
 
 
 def lanczos(picture: Tensor, size: Size) -> Tensor:
-    """Returns a picture (3, H, W) enlarged to (height, width), channel by channel without rounding to 8 bits."""
+    """Returns an image (3, H, W) enlarged to (height, width), channel by channel without rounding to 8 bits."""
     height, width = size
     # one by one into their place: at 16384 pixels each is a gigabyte
     enlarged = np.empty((len(picture), height, width), np.float32)

@@ -15,14 +15,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StagePicture:
-    """A picture of a stage before the last, with the text that belongs to it."""
+    """An image of a stage before the last, with the text that belongs to it."""
 
     image: Image.Image
     infotext: str
 
 
 def stage_pictures(p: Any, samples: Any, number: int, total: int, save: bool) -> list[StagePicture]:
-    """Returns the pictures of stage `number` of `total` (the base is 1), and saves them by the host's rules.
+    """Returns the images of stage `number` of `total` (the base is 1), and saves them by the host's rules.
 
     `samples` are what `coding.decode` returned.
     """
@@ -44,7 +44,7 @@ def stage_pictures(p: Any, samples: Any, number: int, total: int, save: bool) ->
 
 
 def to_image(sample: Tensor) -> Image.Image:
-    """Returns the picture of a decoded sample (3, H, W) in [-1, 1], rounded down as the host does."""
+    """Returns the image of a decoded sample (3, H, W) in [-1, 1], rounded down as the host does."""
     pixels = (sample.float() * 0.5 + 0.5).clamp(0, 1).mul(255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 

@@ -1,6 +1,6 @@
 """The checkpoint's autoencoder, run in parts where the webui's own way would not fit.
 
-The webui's own functions stay in charge: the scaling, the retry in higher precision when a picture is NaN, the moving
+The webui's own functions stay in charge: the scaling, the retry in higher precision when an image is NaN, the moving
 of models under medvram and TAESD are theirs. For the length of a `with` block only the forward of the decoder and the
 encoder is ours, which chooses a way when it is called: by then the precision is known and the UNet is out of the way.
 """
@@ -45,7 +45,7 @@ Report = Callable[[float], None]
 
 
 def of_all(report: Report, count: int) -> Report:
-    """Returns what to tell the share of one picture, for `count` of them, one after the other."""
+    """Returns what to tell the share of one image, for `count` of them, one after the other."""
     done = 0
 
     def of_one(share: float) -> None:

@@ -16,7 +16,7 @@ from lib_demofusion.progress.costs import Pass, expected_calls, run_costs
 from lib_demofusion.settings.fields import LATENT, Settings
 
 DECODING, ENCODING, SAMPLING = PARTS = range(3)
-"""Of a stage: decoding what it begins from, encoding that where it was enlarged as a picture, and sampling."""
+"""Of a stage: decoding what it begins from, encoding that where it was enlarged as an image, and sampling."""
 
 ENCODER = 0.44
 """Operations of the encoder's convolutions against those of the decoder's."""

@@ -52,6 +52,6 @@ def begin_job() -> None:
     """
     state = shared.state
     since = state.sampling_step + 1 - state.current_image_sampling_step
-    # shows the finished picture where previews are asked for at the end only
+    # shows the finished image where previews are asked for at the end only
     state.nextjob()
     state.current_image_sampling_step, state.current_latent = -since, None

@@ -16,11 +16,11 @@ from lib_demofusion.host import storage
 
 FILE = "demofusion-timings.json"
 MODEL, DECODER = "model", "decoder"
-"""Seconds for a latent cell of an image: of a view that is evaluated, or of a picture that is decoded."""
+"""Seconds for a latent cell of an image: of a view that is evaluated, or of an image that is decoded."""
 
 DECODING = 2.0
 """The latter in the former where they were not measured: for SDXL and SD 1.5 the decoder needs about as many operations
-for a picture as the UNet does for cond and uncond of its latent, often at twice the precision."""
+for an image as the UNet does for cond and uncond of its latent, often at twice the precision."""
 
 logger = logging.getLogger("DemoFusion")
 
@@ -42,7 +42,7 @@ def learn(model: Any, kind: str, rate: float | None) -> None:
 
 @contextmanager
 def decoding(p: Any, latent: Tensor) -> Iterator[None]:
-    """Learns from decoding a latent (B, C, H, W), which the block ends with the pictures of in hand."""
+    """Learns from decoding a latent (B, C, H, W), which the block ends with the images of in hand."""
     begin = time.perf_counter()
     yield
     learn(p.sd_model, DECODER, (time.perf_counter() - begin) / latent[:, 0].numel())

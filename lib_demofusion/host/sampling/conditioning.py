@@ -38,13 +38,13 @@ def _tensor_for_views(value: Tensor, views: Sequence[View], size: Size, crop_siz
     if spatial and tuple(value.shape[-2:]) == size:
         return torch.cat([view.take(value) for view in views])
     if spatial and tuple(value.shape[-2:]) != crop_size:
-        # an inpainting model's "everything is masked" condition stands at the base picture's size
+        # an inpainting model's "everything is masked" condition stands at the base image's size
         value = F.interpolate(value, crop_size, mode="nearest")
     return value.repeat(len(views), *(1 for _ in value.shape[1:])) if len(views) > 1 else value
 
 
 def image_conditioning_for(conditioning: Tensor, anchor: Tensor, crop: LocalView | None) -> Tensor:
-    """Returns the base picture's image conditioning at the size of `anchor` (B, C, H, W).
+    """Returns the base image's image conditioning at the size of `anchor` (B, C, H, W).
 
     `crop` is the part of the base that the stage shows, None for all of it. Latents and depth are resized as the anchor
     itself was; an inpainting model's first channel is its mask, whose edge stays sharp.
@@ -60,7 +60,7 @@ def image_conditioning_for(conditioning: Tensor, anchor: Tensor, crop: LocalView
 
 
 def _is_spatial(value: Tensor) -> bool:
-    """Models without image conditioning are given a single cell, the others a picture or a vector."""
+    """Models without image conditioning are given a single cell, the others an image or a vector."""
     return value.ndim == 4 and value.shape[-2:] != (1, 1)
 
 

@@ -1,8 +1,8 @@
 """Sizes and crops in the vector that an SDXL model gets besides the prompt.
 
-The host's vector names the base picture as a whole. A stage makes a bigger one out of views, and the model can be told:
-the original and target size are those of the final picture in every stage (as in the paper), and a local view is a crop
-that begins at its own offset in the stage's picture. A dilated view shows the whole picture.
+The host's vector names the base image as a whole. A stage makes a bigger one out of views, and the model can be told:
+the original and target size are those of the final image in every stage (as in the paper), and a local view is a crop
+that begins at its own offset in the stage's image. A dilated view shows the whole image.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Frame:
     """What the views are parts of, in pixels."""
 
     size: Size
-    """Height and width of the final picture."""
+    """Height and width of the final image."""
     origin: Size = (0, 0)
-    """Top and left of the picture as a whole: the crop that the user set for the base picture, to which offsets add."""
+    """Top and left of the image as a whole: the crop that the user set for the base image, to which offsets add."""
 
 
 class SizeVectors:
@@ -58,7 +58,7 @@ class SizeVectors:
         return out
 
     def _size_row(self, embedder: Any, like: Tensor) -> Tensor:
-        """Returns the embedding (1, d) of the final picture's size."""
+        """Returns the embedding (1, d) of the final image's size."""
         if embedder.input_key not in self._size_rows:
             self._size_rows[embedder.input_key] = _embedded(embedder, [self._frame.size], like)
         return self._size_rows[embedder.input_key]

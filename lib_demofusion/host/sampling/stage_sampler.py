@@ -33,7 +33,7 @@ from lib_demofusion.progress.meter import StageMeter
 from lib_demofusion.settings.fields import Settings
 
 SEED_OFFSET = 0x9E3779B97F4A7C15
-"""Added to the seeds once per stage: with the same seed, a stage's noise would begin with that of the base picture."""
+"""Added to the seeds once per stage: with the same seed, a stage's noise would begin with that of the base image."""
 
 SEED_MASK = (1 << 63) - 1
 
@@ -48,7 +48,7 @@ class StageStopped(Exception):
 
 
 class StageFailed(Exception):
-    """The stage ended without a usable picture."""
+    """The stage ended without a usable image."""
 
 
 def stop_requested() -> bool:
@@ -199,9 +199,9 @@ def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:
 def _image_conditioning(p: Any, anchor: Tensor, plan: Plan | None) -> Tensor:
     """Returns what an inpainting, depth, editing or unCLIP model gets besides the prompt.
 
-    In img2img, and after hires fix, it shows the source picture and must follow the stage's size. In txt2img it says
-    that everything is to be painted, which is as true of every view at the base picture's size: the base pass's own is
-    taken, so that no big picture is encoded.
+    In img2img, and after hires fix, it shows the source image and must follow the stage's size. In txt2img it says
+    that everything is to be painted, which is as true of every view at the base image's size: the base pass's own is
+    taken, so that no big image is encoded.
     """
     shown = getattr(p, "image_conditioning", None)
     if shown is not None:

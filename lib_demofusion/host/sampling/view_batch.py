@@ -23,7 +23,7 @@ def view_batches(p: Any, settings: Settings, size: Size) -> ViewBatches:
     """Returns the view batches of a stage of `size` cells: as many views as are asked for, or as the memory holds.
 
     What takes the place of the checkpoint's UNet (setting "SD Unet", TensorRT) is built for the batch of the base
-    picture and is given no larger one.
+    image and is given no larger one.
     """
     if sd_unet.current_unet is not None:
         return ViewBatches(1)
