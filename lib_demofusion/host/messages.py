@@ -33,7 +33,7 @@ def report_problem(p: Any, problem: str) -> None:
 
 def report_failure(p: Any, problem: str, error: Exception) -> None:
     """Does the same for an exception, whose trace goes to the console."""
-    # here, for what is said of ControlNet is said without a webui in the tests
+    # imported here: tests of ControlNet's notes run this file without a webui
     from modules import errors
 
     problem = f"{problem}: {_first_line(error)}"

@@ -33,9 +33,9 @@ class LocalPath:
 
 @dataclass(frozen=True)
 class DilatedPath:
-    """Sub-grids of the blurred latent, and what their predictions are owed because they are applied to the sharp one.
+    """Sub-grids of the blurred latent, and the correction of their predictions, which are applied to the sharp one.
 
-    `correction` is the share of x - blur(x) that is owed, a number or one for each row (B, 1, 1, 1): 1 where the model
+    `correction` is the share of x - blur(x) to add, a number or one for each row (B, 1, 1, 1): 1 where the model
     is asked for x0 and predicts eps, 0 where it is asked for eps.
     `copies` says how many times over x holds the same B / copies images, one set after the other, as it does for cond
     and uncond: one set is blurred for all.
@@ -95,8 +95,8 @@ def _add_dilated(out: Tensor, predictions: Predictions, share: float) -> None:
 
 def _add_correction(out: Tensor, x: Tensor, blurred: Tensor, correction: Tensor | float, share: float) -> None:
     """Adds share correction (x - blurred) to `out` (B, C, H, W); nothing as large as a latent is made on the way."""
-    owed = correction if isinstance(correction, Tensor) else out.new_full((), correction)
-    owed = owed.to(out.dtype).expand(len(x), 1, 1, 1)
+    factor = correction if isinstance(correction, Tensor) else out.new_full((), correction)
+    factor = factor.to(out.dtype).expand(len(x), 1, 1, 1)
     for first in range(0, len(x), len(blurred)):
         rows = slice(first, first + len(blurred))
-        out[rows].addcmul_(x[rows], owed[rows], value=share).addcmul_(blurred, owed[rows], value=-share)
+        out[rows].addcmul_(x[rows], factor[rows], value=share).addcmul_(blurred, factor[rows], value=-share)

@@ -97,10 +97,10 @@ def blend_noised_(x: Tensor, anchor: Tensor, noise: Tensor, scales: tuple[float,
 
     `scales` are those of `scales_at`. No other latent is made on the way: fresh memory costs more than the sum.
     """
-    signal, deviation = scales
+    signal_scale, noise_scale = scales
     x.mul_(1 - c1)
-    x.add_(anchor.to(x), alpha=c1 * signal)
-    x.add_(noise.to(x), alpha=c1 * deviation)
+    x.add_(anchor.to(x), alpha=c1 * signal_scale)
+    x.add_(noise.to(x), alpha=c1 * noise_scale)
 
 
 def blend_signal_(x: Tensor, anchor: Tensor, denoised: Tensor, c1: float, signal_scale: Tensor) -> None:

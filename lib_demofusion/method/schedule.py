@@ -10,7 +10,6 @@ from lib_demofusion.settings.fields import Settings
 TIMESTEPS = 1000
 """T, the length of the model's training schedule."""
 
-
 ROUNDS_AWAY = 2.0**-25
 """A share of a float32 sum that does not change it."""
 

@@ -27,10 +27,10 @@ class Shelf:
     """Where and how maps are held."""
 
     device: torch.device
-    # Holds 32-bit numbers in 16 bits: every channel of every part between its least and its greatest value.
     packed: bool = False
-    # Holds maps in temporary files in this folder, which the system keeps in memory as far as there is any.
+    """Holds 32-bit numbers in 16 bits: every channel of every part between its least and its greatest value."""
     folder: Path | None = None
+    """Holds maps in temporary files in this folder, which the system keeps in memory as far as there is any."""
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Returns a tensor that is not filled in."""

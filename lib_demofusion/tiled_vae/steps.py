@@ -60,20 +60,20 @@ class Step:
     `reads` and `writes` name the map: "x" is the main path, "h" the branch of a residual block.
     """
 
-    # conv, up, down or attn
     kind: str
+    """One of conv, up, down and attn."""
     module: Any
     inputs: int
     outputs: int
     norm: nn.GroupNorm | None = None
     reads: str = "x"
     writes: str = "x"
-    # The first of a residual block: what makes the main path that the second adds to.
     aside: nn.Module | None = None
-    # Whether the output is added to the main path.
+    """The first of a residual block: what makes the main path that the second adds to."""
     adds: bool = False
-    # Whether the output is not held but computed again when it is read.
+    """Whether the output is added to the main path."""
     lazy: bool = False
+    """Whether the output is not held but computed again when it is read."""
 
     def size(self, size: Size) -> Size:
         """Returns the size of the output for an input of `size`."""

@@ -4,7 +4,7 @@ What keeps an autoencoder from working in tiles is that its group norms need the
 its attention every cell. So the layers, not the tiles, are the outer loop: each convolution runs over the whole map
 part by part, with one cell around each part, and the statistics that the next norm needs are gathered on the way.
 Hardly anything is computed twice, there is no edge to be seen, and only a few parts have to be where the work is done.
-The maps between are held elsewhere, packed if need be (vae_maps).
+The maps between are held elsewhere, packed if need be (`maps`).
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from lib_demofusion.tiled_vae.steps import (
     sizes,
 )
 
-# Cells of the attention's matrix at once, where there is no kernel that does without it.
 MATRIX_CELLS = 1 << 26
+"""Cells of the attention's matrix at once, where there is no kernel that does without it."""
 
 
 @dataclass(frozen=True)
 class Options:
     """How an image is taken apart, and who is told."""
 
-    # Side of a tile in latent cells: parts take as much memory as one of the largest map has in such a tile.
     tile: int
-    # Where maps are held; None is the input's device, and exact.
+    """Side of a tile in latent cells: parts take as much memory as one of the largest map has in such a tile."""
     shelf: Shelf | None = None
-    # Called with the share done, after every part; what it raises ends the run.
+    """Where maps are held; None is the input's device, and exact."""
     report: Callable[[float], None] | None = None
+    """Called with the share done, after every part; what it raises ends the run."""
 
 
 def decode_tiled(decoder: Any, z: Tensor, options: Options) -> Tensor:

@@ -34,9 +34,9 @@ def is_active(p: Any) -> bool:
 
 
 def as_far_as_painted(p: Any, x: Tensor, changed: Tensor) -> Tensor:
-    """Returns a stage's result x (B, C, h, w) with a change that, inpainted softly, spares what was not to be painted.
+    """Returns `changed` in place of x, both (B, C, h, w); in soft inpainting, only as far as the mask says.
 
-    The job's mask must be that of the stage.
+    The job's mask must have the size of the stage.
     """
     return torch.lerp(x, changed, p.nmask.to(x)) if is_active(p) else changed
 

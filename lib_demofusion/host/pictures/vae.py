@@ -31,14 +31,14 @@ from lib_demofusion.tiled_vae.steps import Step, decoder_steps, encoder_steps, h
 from lib_demofusion.tiled_vae.tiling import Options, decode_tiled, encode_tiled
 
 AUTOMATIC, ALWAYS, NEVER = MODES = ("automatic", "always", "never")
-# Sides of tiles in latent cells, tried from the first that should fit.
 TILES = (64, 32, 16)
-# Of the memory that is free on the device, of the computer's memory and of the disk, what may be counted on.
+"""Sides of tiles in latent cells, tried from the first that should fit."""
 DEVICE_SHARE, MEMORY_SHARE, DISK_SHARE = 0.85, 0.6, 0.8
-# Bytes of a tensor that a kind of device has none of; Apple's GPUs end the process.
+"""Of the memory that is free on the device, of the computer's memory and of the disk, what may be counted on."""
 LARGEST_TENSOR = {"mps": 1 << 32}
-# Taken to be free on a device that does not say.
+"""Bytes of a tensor that a kind of device has none of; Apple's GPUs end the process."""
 UNKNOWN_FREE = 4 << 30
+"""Taken to be free on a device that does not say."""
 
 logger = logging.getLogger("DemoFusion")
 Report = Callable[[float], None]

@@ -19,8 +19,8 @@ MODEL, DECODER = "model", "decoder"
 """Seconds for a latent cell of an image: of a view that is evaluated, or of an image that is decoded."""
 
 DECODING = 2.0
-"""The latter in the former where they were not measured: for SDXL and SD 1.5 the decoder needs about as many operations
-for an image as the UNet does for cond and uncond of its latent, often at twice the precision."""
+"""The decoder's rate in units of the model's, where they were not measured: for SDXL and SD 1.5 the decoder needs about
+as many operations for an image as the UNet does for cond and uncond of its latent, often at twice the precision."""
 
 logger = logging.getLogger("DemoFusion")
 
@@ -42,7 +42,7 @@ def learn(model: Any, kind: str, rate: float | None) -> None:
 
 @contextmanager
 def decoding(p: Any, latent: Tensor) -> Iterator[None]:
-    """Learns from decoding a latent (B, C, H, W), which the block ends with the images of in hand."""
+    """Measures a block that decodes a latent (B, C, H, W), and keeps the rate; a block that fails teaches nothing."""
     begin = time.perf_counter()
     yield
     learn(p.sd_model, DECODER, (time.perf_counter() - begin) / latent[:, 0].numel())
