@@ -49,26 +49,13 @@ class StageLoop:
     def _sample(self, base: Tensor) -> list[Tensor]:
         """Returns the latents of the base and of every stage that went well, in order."""
         done = [base]
-        colours = self._plan.crop.take(base) if self._settings.keep_colors else None
         for stage in self._plan.stages:
             self._progress.begin(stage)
             self._keep_picture(done[-1], stage.number)
-            if stop_requested():
-                self._stopped(stage.number)
-                break
             try:
-                anchor = self._anchor(done[-1], stage)
-                # no memory for them beside the sampling
-                self._latest = None
-                # what torch keeps is of the autoencoder's sizes: the sampling might not fit beside it, and Windows then
-                # moves some of it into the computer's memory rather than say so
-                devices.torch_gc()
-                with inpainting.masks_at(self._p, self._plan, stage.size, self._originals.latent(stage.size)):
-                    task = StageTask(stage, self._settings, anchor, self._plan)
-                    x = run_stage(self._p, task, self._progress.sampling)
-                    x = soft_inpainting.as_far_as_painted(self._p, x, finish_stage(x, base, colours))
-                    x = inpainting.keep_unmasked(self._p, x)
-                done.append(x)
+                if stop_requested():
+                    raise StageStopped
+                done.append(self._run_stage(stage, done[-1], base))
             except StageStopped:
                 self._stopped(stage.number)
                 break
@@ -77,6 +64,20 @@ class StageLoop:
                 break
             devices.torch_gc()
         return done
+
+    def _run_stage(self, stage: StagePlan, before: Tensor, base: Tensor) -> Tensor:
+        """Returns the latent (B, C, H, W) that a stage makes of the one before it, (B, C, h, w)."""
+        anchor = self._anchor(before, stage)
+        # no memory for the decoded images beside the sampling
+        self._latest = None
+        # what torch keeps is of the autoencoder's sizes: the sampling might not fit beside it, and Windows then moves
+        # some of it into the computer's memory rather than say so
+        devices.torch_gc()
+        colours = self._plan.crop.take(base) if self._settings.keep_colors else None
+        with inpainting.masks_at(self._p, self._plan, stage.size, self._originals.latent(stage.size)):
+            x = run_stage(self._p, StageTask(stage, self._settings, anchor, self._plan), self._progress.sampling)
+            x = soft_inpainting.as_far_as_painted(self._p, x, finish_stage(x, base, colours))
+            return inpainting.keep_unmasked(self._p, x)
 
     def _anchor(self, latent: Tensor, stage: StagePlan) -> Tensor:
         if self._settings.anchor == LATENT:

@@ -11,7 +11,6 @@ from modules import shared
 from lib_demofusion.host.progress import console, timing
 from lib_demofusion.host.sampling.webui_steps import calls_twice
 from lib_demofusion.method.plan import Plan, StagePlan
-from lib_demofusion.method.stage_steps import schedule_steps, steps_of_stage
 from lib_demofusion.progress.costs import Pass, expected_calls, run_costs
 from lib_demofusion.settings.fields import LATENT, Settings
 
@@ -106,14 +105,13 @@ class Progress:
 
 def make_progress(p: Any, plan: Plan, settings: Settings, pictures: bool, passes: Sequence[Pass]) -> Progress:
     """Returns the progress of a request; `pictures` says whether every stage's is decoded, `passes` are the host's."""
-    costs = run_costs(plan, settings, p.steps, calls_twice(p.sampler_name), passes)
+    two_calls = calls_twice(p.sampler_name)
+    costs = run_costs(plan, settings, p.steps, two_calls, passes)
     decoder, enlarged = timing.decoder_cells(p.sd_model), settings.anchor != LATENT
     cells = [math.prod(size) for size in (plan.base, *(stage.size for stage in plan.stages))]
     parts = [decoder * cells[-1]] if plan.stages else []
     for before, after, sampling in reversed([*zip(cells, cells[1:], costs.stages)]):
         parts[:0] = decoder * before * (pictures or enlarged), decoder * ENCODER * after * enlarged, sampling
-    hires = getattr(p, "enable_hr", False)
-    of_base = p.steps + ((p.hr_second_pass_steps or p.steps) if hires else 0)
-    of_stages = len(plan.stages) * steps_of_stage(schedule_steps(p.steps, settings), settings.denoising_strength)
-    calls = expected_calls(passes[-1][0], calls_twice(p.sampler_name)) if passes else 0
-    return Progress(plan, parts, costs.base / (2 if hires else 1), calls, console.Console(of_base, of_stages))
+    job = costs.base / (2 if getattr(p, "enable_hr", False) else 1)
+    calls = expected_calls(passes[-1][0], two_calls)
+    return Progress(plan, parts, job, calls, console.make_console(p, plan, settings))

@@ -6,6 +6,10 @@ from typing import Any
 
 from modules import shared
 
+from lib_demofusion.method.plan import Plan
+from lib_demofusion.method.stage_steps import schedule_steps, steps_of_stage
+from lib_demofusion.settings.fields import Settings
+
 
 class Console:
     """The total of the webui's bar on the console, which counts the sampler's callbacks.
@@ -38,6 +42,13 @@ class Console:
         if bar is not None and self._counted is not None:
             shared.total_tqdm.updateTotal(bar.total + bar.n - self._counted - planned)
             self._counted = bar.n
+
+
+def make_console(p: Any, plan: Plan, settings: Settings) -> Console:
+    """Returns the total of a request."""
+    of_hires = (p.hr_second_pass_steps or p.steps) if getattr(p, "enable_hr", False) else 0
+    of_stage = steps_of_stage(schedule_steps(p.steps, settings), settings.denoising_strength)
+    return Console(p.steps + of_hires, len(plan.stages) * of_stage)
 
 
 def _bar() -> Any:
