@@ -46,8 +46,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def work(options: argparse.Namespace) -> int:
     """Does what was asked for, inside the virtual environment; returns the exit status."""
-    if not options.checkpoint.is_file():
-        print(f"The model is missing: {options.checkpoint}. Is the clone complete?", file=sys.stderr)
+    from trial import small_model
+
+    missing = small_model.why_missing(options.checkpoint)
+    if missing:
+        print(missing, file=sys.stderr)
         return 1
     if options.webui:
         from trial import install_webui

@@ -43,7 +43,10 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Webui:
-    """The stand-in on the bundled model."""
+    """The stand-in on the model of the shapes."""
+    missing = small_model.why_missing()
+    if missing:
+        pytest.skip(missing)
     return Webui(tmp_path_factory.mktemp("same"), small_model.load(small_model.CHECKPOINT))
 
 
