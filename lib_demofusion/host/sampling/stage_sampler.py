@@ -39,7 +39,7 @@ SEED_MASK = (1 << 63) - 1
 
 NEVER_ASKED = "this webui's sampler did not ask DemoFusion's model, so that what it made is no DemoFusion image"
 
-Report = Callable[[float, float], None]
+ReportCells = Callable[[float, float], None]
 """Is told how many cells of the stage are evaluated, and how many are to come."""
 
 
@@ -69,7 +69,7 @@ class StageTask:
     """The run that the stage belongs to; without it the stage counts as the last one, of the whole base."""
 
 
-def run_stage(p: Any, task: StageTask, report: Report) -> Tensor:
+def run_stage(p: Any, task: StageTask, report: ReportCells) -> Tensor:
     """Returns the latent (B, C, H, W) that a stage makes of its anchor.
 
     Raises StageStopped when the user stops it, StageFailed when the result holds NaN, and what the model raises.
@@ -86,7 +86,7 @@ def run_stage(p: Any, task: StageTask, report: Report) -> Tensor:
 class StageSampler:
     """A sampler of the webui's own that is made for one stage and dropped behind it."""
 
-    def __init__(self, p: Any, task: StageTask, report: Report):
+    def __init__(self, p: Any, task: StageTask, report: ReportCells):
         self._p, self._task, self._report = p, task, report
         self._sampler = sd_samplers.create_sampler(p.sampler_name, p.sd_model)
         self._func = self._sampler.func
