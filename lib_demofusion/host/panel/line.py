@@ -47,8 +47,7 @@ def describe(args: Sequence[Any], tab: TabValues, known: Offers = BUILT_IN) -> s
     two_calls = calls_twice(tab.sampling)
     costs = run_costs(plan, settings, tab.step_count, two_calls, passes)
     cells = costs.base + sum(costs.stages)
-    rate = timing.known(timing.loaded_model(), timing.MODEL)
-    seconds = None if rate is None else rate * cells * tab.images * max(1, int(tab.batch_count or 1))
+    seconds = timing.seconds(cells * tab.images * max(1, int(tab.batch_count or 1)))
     times_base = cells / run_costs(plan, settings, tab.step_count, two_calls).base
     notes = [*map(html.escape, plan.notes), *_refusal(tab)]
     if not plan.stages:

@@ -54,6 +54,12 @@ def decoder_cells(model: Any) -> float:
     return decoder / evaluation if decoder and evaluation else DECODING
 
 
+def seconds(cells: float) -> float | None:
+    """Returns about how long the loaded checkpoint takes for latent cells of views and images, None where unknown."""
+    rate = known(loaded_model(), MODEL)
+    return None if rate is None else rate * cells
+
+
 def loaded_model() -> Any:
     """Returns the checkpoint in memory or None; `shared.sd_model` would load one."""
     return getattr(sd_models.model_data, "sd_model", None)
