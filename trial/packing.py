@@ -1,8 +1,9 @@
 """Checkpoints at 8 bits a weight: pack for the repository, unpack for use.
 
-A matrix or kernel is stored as int8 with one scale for each row (first axis); the rest stays in half precision. The decoder
-starts from designed weights of very different sizes and would lose 2.5 dB so: its kernels have a scale for each output and
-input. Of the table of words only the rows that were trained are stored; the others are drawn again from a fixed seed.
+A matrix or kernel is stored as int8 with one scale for each row (first axis); the rest stays in half precision. The
+decoder starts from designed weights of very different sizes and would lose 2.5 dB so: its kernels have a scale for each
+output and input. Of the table of words only the rows that were trained are stored; the others are drawn again from a
+fixed seed.
 
 python -m trial.packing PACKED.safetensors --to FULL.safetensors writes what a webui loads.
 """

@@ -8,7 +8,6 @@ from safetensors.torch import load_file, save_file
 
 from trial import packing
 
-
 DECODER_KERNEL = "first_stage_model.decoder.conv.weight"
 
 
