@@ -15,6 +15,7 @@ ROOT = bootstrap.ROOT
 FOLDER = "sd-webui-demofusion-hires"
 PARTS = ("install.py", "javascript", "lib_demofusion", "localizations", "LICENSE", "README.md", "scripts", "style.css")
 """What of the repository the webui needs."""
+BUNDLED = "demofusion-collage.safetensors"
 CPU = ("--skip-torch-cuda-test", "--use-cpu", "all", "--no-half", "--precision", "full")
 
 
@@ -31,6 +32,8 @@ def main(options: argparse.Namespace) -> int:
         print(f"Extension: {install_extension(webui)}")
         checkpoint = install_checkpoint(webui, options.checkpoint)
         print(f"Model: {checkpoint}")
+        if options.checkpoint.name == BUNDLED:
+            print(f"Its few-step sibling, as a LoRA: {install_lora(webui)}")
         return 0 if options.install_only else start(webui, checkpoint, options)
     except (InstallError, OSError) as error:
         print(f"Not installed: {error}", file=sys.stderr)
@@ -74,6 +77,17 @@ def install_checkpoint(webui: Path, source: Path) -> Path:
     packing.write_full(source, target)
     configuration = source.with_suffix(".yaml").read_text(encoding="utf-8")
     target.with_suffix(".yaml").write_text(with_clip_folder(configuration, clip), encoding="utf-8")
+    return target
+
+
+def install_lora(webui: Path) -> Path:
+    """Writes the bundled model's LoRA for few steps; returns its place."""
+    from trial import lora
+    from trial.small_model import COLLAGE_LORA
+
+    target = webui / "models" / "Lora" / COLLAGE_LORA.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lora.write_full(COLLAGE_LORA, target)
     return target
 
 

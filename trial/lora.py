@@ -1,4 +1,7 @@
-"""Low-rank changes of a network's weights (LoRA, Hu et al., arXiv 2106.09685) in the file format of the webui."""
+"""Low-rank changes of a network's weights (LoRA, Hu et al., arXiv 2106.09685) in the file format of the webui.
+
+The repository holds them at 8 bits a weight (`packing.py`).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from trial import packing
 
 PREFIX, DOWN, UP, ALPHA = "lora_unet_", ".lora_down.weight", ".lora_up.weight", ".alpha"
 
@@ -61,9 +66,25 @@ class Lora(nn.Module):
 
 
 def save(lora: Lora, path: Path) -> None:
-    """Writes a file that the webui takes as a LoRA."""
+    """Writes the packed file."""
+    _write(packing.pack_rows(lora.tensors()), path)
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    """The factors of a file, packed or not, under the webui's names."""
+    return packing.unpack_rows(load_file(str(path)))
+
+
+def write_full(source: Path, target: Path) -> None:
+    """Writes a packed file as one that the webui takes as a LoRA."""
+    _write({name: tensor.half() for name, tensor in load(source).items()}, target)
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
     partial = path.with_suffix(".partial")
-    save_file(lora.tensors(), str(partial), metadata={"ss_network_module": "networks.lora"})
+    save_file(
+        {name: t.contiguous() for name, t in tensors.items()}, str(partial), {"ss_network_module": "networks.lora"}
+    )
     partial.chmod(0o644)
     partial.replace(path)
 
@@ -71,7 +92,7 @@ def save(lora: Lora, path: Path) -> None:
 @torch.no_grad()
 def apply(network: nn.Module, path: Path, strength: float = 1.0) -> None:
     """Adds a file's changes to the weights of a network; KeyError where it has none for a layer."""
-    tensors = load_file(str(path))
+    tensors = load(path)
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             layer = PREFIX + name.replace(".", "_")

@@ -1,8 +1,9 @@
 """Checkpoints at 8 bits a weight: pack for the repository, unpack for use.
 
-A matrix or kernel is stored as int8 with one scale for each row (first axis); the rest stays in half precision, and so
-does the decoder, which starts from designed weights of very different sizes and would lose 2.5 dB. Of the table of
-words only the rows that were trained are stored; the others are drawn again from a fixed seed.
+A matrix or kernel is stored as int8 with one scale for each row (first axis); the rest stays in half precision. The
+decoder starts from designed weights of very different sizes and would lose 2.5 dB so: its kernels have a scale for each
+output and input. Of the table of words only the rows that were trained are stored; the others are drawn again from a
+fixed seed.
 
 python -m trial.packing PACKED.safetensors --to FULL.safetensors writes what a webui loads.
 """
@@ -21,7 +22,7 @@ from torch import Tensor
 
 WORDS = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 USED = "trained_words"
-EXACT = "first_stage_model.decoder."
+DECODER = "first_stage_model.decoder."
 SCALE = ".row_scale"
 SMALLEST = 512
 """Tensors with fewer numbers are kept in half precision."""
@@ -30,11 +31,13 @@ STD = 0.02
 """Of the words that were never trained, as in CLIP."""
 
 
-def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 of the weight's shape, and a float32 scale (rows,) for its rows."""
-    rows = weight.float().flatten(1)
-    scale = rows.abs().amax(1).clamp(min=1e-12) / 127.0
-    return (rows / scale[:, None]).round().to(torch.int8).reshape(weight.shape), scale
+def quantised(weight: Tensor, axes: int = 1) -> tuple[Tensor, Tensor]:
+    """int8 of the weight's shape, and a scale for each entry of its first axes: float32 of one, float16 of more."""
+    rest = weight.float().flatten(axes)
+    scale = rest.abs().amax(-1).clamp(min=1e-5 if axes > 1 else 1e-12) / 127.0
+    scale = scale.half() if axes > 1 else scale
+    whole = (rest / scale[..., None].float()).round().clamp(-127, 127)
+    return whole.to(torch.int8).reshape(weight.shape), scale
 
 
 def is_large(weight: Tensor) -> bool:
@@ -63,8 +66,8 @@ def unpack_rows(packed: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def restored(weight: Tensor, scale: Tensor) -> Tensor:
-    """The float32 weight of an int8 one and the scale of its rows."""
-    return weight.float() * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    """The float32 weight of an int8 one and the scales of its first axes."""
+    return weight.float() * scale.float().reshape(*scale.shape, *[1] * (weight.ndim - scale.ndim))
 
 
 def pack(tensors: dict[str, Tensor], used: Tensor) -> dict[str, Tensor]:
@@ -72,8 +75,9 @@ def pack(tensors: dict[str, Tensor], used: Tensor) -> dict[str, Tensor]:
     packed = {USED: used.to(torch.int32)}
     for name, tensor in tensors.items():
         weight = tensor[used] if name == WORDS else tensor
-        if is_large(weight) and not name.startswith(EXACT):
-            packed[name], packed[name + SCALE] = quantised(weight)
+        if is_large(weight):
+            axes = 2 if name.startswith(DECODER) and weight.ndim == 4 and weight[0, 0].numel() > 1 else 1
+            packed[name], packed[name + SCALE] = quantised(weight, axes)
         else:
             exact = not weight.is_floating_point() or "." not in name or weight.ndim == 0
             packed[name] = weight if exact else weight.half()

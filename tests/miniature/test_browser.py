@@ -112,6 +112,17 @@ def test_what_is_wrong_is_said_in_a_colour(chromium: Any, address: str, scheme: 
     page.close()
 
 
+def test_the_line_keeps_up_where_the_server_is_slow(tab: Tab) -> None:
+    """As beside a running job: what is typed while an answer is awaited counts too."""
+    tab.open_panel()
+    tab.number(f"{tab.panel}_scale", 3)
+    tab.wait_for_line("256x256 → 384x384")
+    slow = {"offline": False, "latency": 800, "downloadThroughput": -1, "uploadThroughput": -1}
+    tab.page.context.new_cdp_session(tab.page).send("Network.emulateNetworkConditions", slow)
+    tab.text("stages", "1,3")
+    tab.wait_for_line(ONE_STAGE)
+
+
 ONE_STAGE = "128x128 → 384x384"
 
 

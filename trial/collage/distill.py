@@ -24,7 +24,7 @@ from trial.train_unet import Batches, Denoiser, Mix
 from trial.training import Trainee, learning_rate, parser, prepare
 from trial.unet import ResBlock
 
-RANK = 12
+RANK = 8
 SKIP = STEPS // LCM_GRID
 HUBER = 0.001
 """Where the loss turns from square to absolute error."""

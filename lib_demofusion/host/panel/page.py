@@ -85,7 +85,8 @@ def _scripts_of_page() -> list[Any]:
 def _follow_tab(script: Any) -> None:
     """Makes the line, and what tells of a changed preset, follow the panel and the tab."""
     panel, tab = script.panel, script.tab_components
-    for component in (*panel.controls, *tab.fields.values()):
+    # gradio 3 drops an event while the answer to one before is awaited: a new line asks whether it is still true
+    for component in (*panel.controls, *tab.fields.values(), panel.line):
         _follow(script, component)
     # of the chosen tab of img2img's size nothing tells but the tabs
     for name, size_tab in tab.size_tabs.items():
