@@ -75,6 +75,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration(PAPER, note="defaults"),
     Configuration("Balanced", settings=BALANCED, note="the preset"),
     Configuration("Fast", settings=FAST, note="the preset"),
+    Configuration("Turbo", settings=PRESETS["Turbo"], note="the preset for few-step models"),
     Configuration("Gates 0.1", settings=GATES),
     Configuration("Stages 1,2,4", settings={"stages": "doubling"}, scales=(4,)),
     Configuration("One stage", settings=ONE_STAGE, scales=(4,)),

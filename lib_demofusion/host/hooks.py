@@ -13,7 +13,7 @@ from lib_demofusion.host.panel import xyz
 from lib_demofusion.host.pictures.gallery import shrink_for_gallery
 from lib_demofusion.settings.infotext import to_infotext
 from lib_demofusion.settings.presets import Offers
-from lib_demofusion.settings.reading import is_enabled, names_preset, overridden, settings_from_args
+from lib_demofusion.settings.reading import is_enabled, names_preset, overridden, picks_preset, settings_from_args
 from lib_demofusion.settings.spec import SettingsError
 
 logger = logging.getLogger("DemoFusion")
@@ -39,6 +39,8 @@ def process(p: Any, args: Sequence[object]) -> None:
             return
         known = offers.known()
         settings = overridden(settings_from_args(args, _default_preset(p, args, known), known), overrides, known)
+        if not (picks_preset(args) or "preset" in overrides):
+            settings = options.suited(settings, p.steps, p.cfg_scale, known)
     except SettingsError as error:
         report_problem(p, str(error))
         return

@@ -9,7 +9,8 @@ from modules import shared
 
 from lib_demofusion.host import offers
 from lib_demofusion.host.pictures.vae import AUTOMATIC, MODES
-from lib_demofusion.settings import presets
+from lib_demofusion.settings import few_steps, presets
+from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.presets import Offers
 from lib_demofusion.settings.spec import SettingsError
 
@@ -19,6 +20,7 @@ VIEW_BATCH = "demofusion_view_batch"
 DECODE = "demofusion_decode_in_parts"
 SAVE_STAGES = "demofusion_save_stages"
 DEFAULT_PRESET = "demofusion_default_preset"
+FEW_STEPS = "demofusion_few_steps"
 
 MOST_VIEWS = 64
 
@@ -48,6 +50,9 @@ def register() -> None:
         )
         .info("the panel opens with it, and API requests that name no preset use it")
         .needs_reload_ui(),
+        FEW_STEPS: info(True, "Use the preset Turbo for few-step models", section=SECTION).info(
+            "in the place of Balanced and Fast, where there are at most 10 sampling steps or the CFG scale is at most 2"
+        ),
     }.items():
         shared.opts.add_option(key, option)
 
@@ -74,6 +79,11 @@ def default_preset_gone(known: Offers) -> str | None:
 
 def _chosen_preset() -> Any:
     return value(DEFAULT_PRESET, presets.DEFAULT_PRESET)
+
+
+def suited(settings: Settings, steps: int, cfg_scale: float, known: Offers) -> Settings:
+    """Returns the settings with the values that suit a few-step model, where a request looks like one for such."""
+    return few_steps.suited(settings, steps, cfg_scale, known) if value(FEW_STEPS, True) else settings
 
 
 def value(key: str, default: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lib_demofusion.settings.texts import FEWEST
+from lib_demofusion.settings.texts import DOUBLING, FEWEST
 
 LATENT_UPSCALER = "Latent"
 LANCZOS = "Lanczos"
@@ -14,6 +14,9 @@ LANCZOS = "Lanczos"
 
 IN_PIXELS = " (pixels)"
 """Behind an upscaler's name: see Settings.upscaler."""
+
+TURBO = "Turbo"
+"""The preset for few-step models."""
 
 _QUICKER = {
     "stages": FEWEST,
@@ -28,8 +31,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "Paper": {},
     "Balanced": {**_QUICKER, "overlap": 0.35, "skip_views": "0.5,0.1", "extra_noise": 0.08},
     "Fast": {**_QUICKER, "overlap": 0.25, "hires_steps": 10, "skip_views": "0.5,0.25", "extra_noise": 0.06},
+    # without the dilated views: so late in a schedule what is where is decided already
+    TURBO: {**_QUICKER, "stages": DOUBLING, "denoising_strength": 0.3, "overlap": 0.25, "skip_views": "0,0.5"},
 }
 """Values by preset name that differ from the fields' own, which are the paper's."""
+
+CHOSEN_FOR_MANY_STEPS = ("Balanced", "Fast")
+"""Those in whose place Turbo stands where a request has few steps."""
 
 DEFAULT_PRESET = "Balanced"
 """What the panel opens with, and what a request gets that names none."""

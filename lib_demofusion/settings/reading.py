@@ -60,6 +60,11 @@ def names_preset(args: Sequence[object]) -> bool:
     return _by_name(args).get("preset") is not None
 
 
+def picks_preset(args: Sequence[object]) -> bool:
+    """Returns whether somebody wrote a preset's name into the arguments; those of the panel always hold one."""
+    return isinstance(args[0], Mapping) and names_preset(args) if args else False
+
+
 def _by_name(args: Sequence[object]) -> Mapping[str, object]:
     """Returns a script's arguments by field: values in field order, or one dict of fields in first place."""
     return args[0] if args and isinstance(args[0], Mapping) else dict(zip(NAMES, args))

@@ -265,11 +265,11 @@ def test_the_file_is_read_once_for_an_axis_of_a_plot(reads: list[str]) -> None:
 def test_where_nothing_is_chosen_panel_and_requests_have_the_balanced_values(webui: Webui, file: Path) -> None:
     components = build()
     assert {name: components[name].value for name in PRESET_FIELDS} == preset_values("Balanced")
-    text = webui.job({"enabled": True, "scale": 2}).infotexts[0]
+    text = webui.job({"enabled": True, "scale": 2}, steps=11).infotexts[0]
     params = infotext_utils.parse_generation_parameters(text)
     assert params["DemoFusion preset"] == "Balanced"
     assert {name: from_infotext(name, params) for name in PRESET_FIELDS} == preset_values("Balanced")
-    assert webui.job({"enabled": True, "scale": 2, "preset": "Balanced"}).infotexts[0] == text
+    assert webui.job({"enabled": True, "scale": 2, "preset": "Balanced"}, steps=11).infotexts[0] == text
 
 
 def test_a_request_that_names_no_preset_uses_the_default(webui: Webui, default_preset: str) -> None:
@@ -297,7 +297,7 @@ def test_an_unknown_preset_is_named(webui: Webui, file: Path) -> None:
     save("Mine", VALUES)
     result = webui.job({"enabled": True, "preset": "Yours"})
     assert sizes(result) == [BASE]
-    assert "preset = 'Yours' is not possible; allowed: one of Paper, Balanced, Fast, Mine" in result.comments
+    assert "preset = 'Yours' is not possible; allowed: one of Paper, Balanced, Fast, Turbo, Mine" in result.comments
 
 
 def test_a_preset_of_a_plot_sets_its_values(webui: Webui, default_preset: str) -> None:

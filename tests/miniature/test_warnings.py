@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,11 @@ from autoencoders import Decoder
 from in_process import Webui
 from modules import shared
 
+from lib_demofusion.host import options
 from lib_demofusion.host.panel import limits, line
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.host.pictures import vae
+from lib_demofusion.settings.reading import parse_settings
 
 GIB = 1 << 30
 
@@ -94,3 +97,42 @@ def test_a_decoder_that_is_not_ours_is_left_to_the_webui(free: Any, monkeypatch:
     for model in (None, SimpleNamespace(first_stage_model=SimpleNamespace(decoder=torch.nn.Identity()))):
         monkeypatch.setattr(line.timing, "loaded_model", lambda model=model: model)
         assert warnings() == []
+
+
+FEW = {"steps": 6, "cfg_scale": 1.5}
+
+
+def said(args: dict[str, Any], **tab: Any) -> str:
+    """The line for a panel that holds these values."""
+    values = {**asdict(parse_settings(args)), "enabled": True}
+    return html.unescape(line.describe(list(values.values()), TabValues(**tab)))
+
+
+def test_turbo_is_told_of_where_it_takes_over(webui: Webui) -> None:
+    assert line.TURBO_CHOSEN in said({"preset": "Balanced"}, **FEW)
+    # six steps, of which a stage runs two on nine tiles
+    assert said({"preset": "Balanced"}, **FEW).partition("<br>")[0] == said({"preset": "Turbo"}, **FEW)
+    for args, tab in (({"preset": "Balanced"}, {}), ({"preset": "Balanced", "overlap": 0.5}, FEW), ({}, {})):
+        assert line.TURBO_CHOSEN not in said(args, **tab)
+
+
+def test_what_few_steps_cannot_do_is_warned_of(webui: Webui) -> None:
+    assert line.TURBO_BETTER in said({"preset": "Paper"}, **FEW)
+    assert line.TURBO_BETTER in said({"preset": "Balanced", "denoising_strength": 0.9}, **FEW)
+    for args in ({"preset": "Turbo"}, {"preset": "Balanced", "overlap": 0.5}, {"preset": "Fast"}):
+        assert line.TURBO_BETTER not in said(args, **FEW)
+    assert line.TURBO_BETTER not in said({"preset": "Paper"})
+
+
+@pytest.mark.parametrize(
+    ("on", "asked", "used"), [(True, None, "Turbo"), (False, None, "Fast"), (True, "Fast", "Fast")]
+)
+def test_the_run_takes_it_too(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, on: bool, asked: str | None, used: str
+) -> None:
+    """Unless a program names another preset, or the settings page forbids it."""
+    monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, "Fast", raising=False)
+    monkeypatch.setattr(shared.opts, options.FEW_STEPS, on, raising=False)
+    done = webui.job({"enabled": True, "scale": 2, **({"preset": asked} if asked else {})}, cfg_scale=1.5)
+    assert f"DemoFusion preset: {used}" in done.info
+    assert f"DemoFusion denoising strength: {0.3 if used == 'Turbo' else 0.5}" in done.info

@@ -6,6 +6,7 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
+from lib_demofusion.host import options
 from lib_demofusion.host.neighbours import refusals
 from lib_demofusion.host.panel import limits
 from lib_demofusion.host.panel.markup import NOT_POSSIBLE, error_html, problem_html, word
@@ -14,6 +15,8 @@ from lib_demofusion.host.progress import timing
 from lib_demofusion.host.sampling.webui_steps import calls_twice
 from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, make_plan
 from lib_demofusion.progress.costs import run_costs
+from lib_demofusion.settings.few_steps import looks_few_step
+from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.presets import BUILT_IN, Offers
 from lib_demofusion.settings.reading import settings_from_args
 from lib_demofusion.settings.spec import SettingsError
@@ -25,8 +28,13 @@ HUGE = "more than 16384 pixels on a side: memory may not suffice, and few progra
 LONG = "this takes more than an hour"
 NO_MEMORY = "the computer's free memory may not suffice for an image of this size"
 NO_ROOM = "neither the free memory nor the disk may suffice to decode an image of this size"
-WORDS = (NOT_POSSIBLE, NO_STAGE, TIMES_BASE, ABOUT, SECONDS, MINUTES, HOURS)
-WARNINGS = (HUGE, LONG, NO_MEMORY, NO_ROOM)
+TURBO_CHOSEN = "this looks like a few-step model: the values of the preset Turbo are used"
+TURBO_BETTER = "so high a denoising strength needs more steps or a higher CFG scale; Turbo is for few-step models"
+WORDS = (NOT_POSSIBLE, NO_STAGE, TIMES_BASE, ABOUT, SECONDS, MINUTES, HOURS, TURBO_CHOSEN)
+WARNINGS = (HUGE, LONG, NO_MEMORY, NO_ROOM, TURBO_BETTER)
+
+MOST_STRENGTH = 0.6
+"""With few steps: at 0.5 Balanced and Fast hold the base's structure, at 1 Paper loses it."""
 
 LARGEST_SIDE = 16384
 """About what browsers and WebP still show."""
@@ -39,7 +47,8 @@ def describe(args: Sequence[Any], tab: TabValues, known: Offers = BUILT_IN) -> s
     what is built in. Never raises on what people type.
     """
     try:
-        settings = settings_from_args(args, offers=known)
+        chosen = settings_from_args(args, offers=known)
+        settings = options.suited(chosen, tab.step_count, tab.cfg_scale or 0, known)
         base, passes = base_picture(settings, tab)
         plan = make_plan(settings, base)
     except SettingsError as error:
@@ -49,7 +58,7 @@ def describe(args: Sequence[Any], tab: TabValues, known: Offers = BUILT_IN) -> s
     cells = costs.base + sum(costs.stages)
     seconds = timing.seconds(cells * tab.images * max(1, int(tab.batch_count or 1)))
     times_base = cells / run_costs(plan, settings, tab.step_count, two_calls).base
-    notes = [*map(html.escape, plan.notes), *_refusal(tab)]
+    notes = [*map(html.escape, plan.notes), *_few_steps(chosen, settings, tab), *_refusal(tab)]
     if not plan.stages:
         return "<br>".join([word(NO_STAGE), *notes])
     sizes = " → ".join(f"{w}x{h}" for h, w in [(n * CELL for n in plan.base), *(s.pixels for s in plan.stages)])
@@ -67,6 +76,14 @@ def duration(seconds: float) -> str:
     else:
         number, unit = max(1, round(seconds)) if seconds < 10 else 5 * round(seconds / 5), SECONDS
     return f"{word(ABOUT)} {number:g} {word(unit)}"
+
+
+def _few_steps(chosen: Settings, settings: Settings, tab: TabValues) -> list[str]:
+    """Returns what is said where the tab's values look like those for a few-step model."""
+    if settings.preset != chosen.preset:
+        return [word(TURBO_CHOSEN)]
+    unfit = settings.denoising_strength > MOST_STRENGTH and looks_few_step(tab.step_count, tab.cfg_scale or 0)
+    return [problem_html(word(TURBO_BETTER))] if unfit else []
 
 
 def _refusal(tab: TabValues) -> list[str]:

@@ -1,0 +1,45 @@
+"""Requests that look like those for few-step models, and the settings that they get."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+
+from lib_demofusion.settings.few_steps import looks_few_step, suited
+from lib_demofusion.settings.presets import PRESETS, TURBO, Offers
+from lib_demofusion.settings.reading import changed_fields, parse_settings, picks_preset
+
+
+@pytest.mark.parametrize(
+    ("steps", "cfg_scale", "few"),
+    [(4, 1.0, True), (8, 1.8, True), (10, 7.0, True), (12, 2.0, True), (11, 2.5, False), (20, 7.0, False)],
+)
+def test_few_steps_or_a_low_cfg_scale_look_like_a_few_step_model(steps: int, cfg_scale: float, few: bool) -> None:
+    assert looks_few_step(steps, cfg_scale) == few
+
+
+@pytest.mark.parametrize("preset", ["Balanced", "Fast"])
+def test_turbo_takes_the_place_of_what_was_chosen_for_many_steps(preset: str) -> None:
+    asked = parse_settings({"enabled": True, "preset": preset, "scale": 3, "save_stages": True})
+    settings = suited(asked, 6, 1.5)
+    assert (settings.preset, settings.scale, settings.save_stages) == (TURBO, 3, True)
+    assert changed_fields(TURBO, asdict(settings)) == ()
+    assert settings.denoising_strength == PRESETS[TURBO]["denoising_strength"]
+    assert suited(asked, 20, 7.0) == asked
+
+
+@pytest.mark.parametrize(
+    "values", [{"preset": "Balanced", "overlap": 0.5}, {"preset": "Paper"}, {"preset": "mine"}, {"preset": TURBO}]
+)
+def test_what_somebody_set_stays(values: dict[str, object]) -> None:
+    offers = Offers({"mine": {"overlap": 0.3}})
+    asked = parse_settings({"enabled": True, **values}, offers=offers)
+    assert suited(asked, 6, 1.5, offers) == asked
+
+
+def test_a_preset_that_a_program_names_is_picked_and_the_panels_is_not() -> None:
+    assert picks_preset([{"enabled": True, "preset": "Balanced"}])
+    assert not picks_preset([{"enabled": True}])
+    assert not picks_preset([True, "Balanced"])
+    assert not picks_preset([])
