@@ -26,11 +26,11 @@ function demofusionMakeOperable(header) {
     tell();
 }
 
-// Takes what was typed into a list that takes own values when the focus leaves it; gradio 3 shows the text and keeps the
-// value of before, unless Enter was pressed.
+// Takes what stands in a list that takes own values when the focus leaves it. gradio 3 does so at every key alone: what is
+// pasted with the mouse would be shown, and the value of before used. (Enter would choose what the list proposes.)
 function demofusionTakeTyped(input) {
     input.addEventListener("blur", () => {
-        input.dispatchEvent(new KeyboardEvent("keydown", {key: "Enter", bubbles: true}));
+        input.dispatchEvent(new KeyboardEvent("keyup", {bubbles: true}));
     });
 }
 

@@ -3,15 +3,15 @@
 from modules import script_callbacks, scripts
 
 from lib_demofusion.host import backends, compat, hooks, options
-from lib_demofusion.host.panel import build as panel
-from lib_demofusion.host.panel import xyz
+from lib_demofusion.host.panel import build, page, xyz
 
 
 class DemoFusionHires(scripts.Script):
     """Stages of DemoFusion after the base picture, steered by a panel in txt2img and img2img."""
 
     def __init__(self):
-        self.neighbours = panel.Neighbours()
+        self.panel = None
+        self.tab_components = page.TabComponents()
 
     def title(self):
         return "DemoFusion Hires"
@@ -24,10 +24,10 @@ class DemoFusionHires(scripts.Script):
         return scripts.AlwaysVisible
 
     def ui(self, is_img2img):
-        return panel.build(self, is_img2img)
+        return build.build(self)
 
     def after_component(self, component, **kwargs):
-        self.neighbours.notice(component, kwargs.get("elem_id"))
+        page.component_of_tab(self, component, kwargs.get("elem_id"))
 
     def process(self, p, *args):
         hooks.process(p, args)
@@ -42,6 +42,6 @@ class DemoFusionHires(scripts.Script):
         hooks.postprocess(p, processed)
 
 
-script_callbacks.on_after_component(panel.after_component)
+script_callbacks.on_after_component(page.component_of_page)
 script_callbacks.on_ui_settings(options.register)
 backends.greet()

@@ -160,6 +160,54 @@ def test_functions_are_short() -> None:
     assert found == []
 
 
+CHANGEABLE = (ast.Dict, ast.List, ast.Set, ast.DictComp, ast.ListComp, ast.SetComp)
+MAKERS = {"dict", "list", "set", "defaultdict", "deque", "OrderedDict", "Counter", "WeakKeyDictionary"}
+CHANGERS = {
+    *("append", "extend", "insert", "remove", "pop", "clear", "add", "discard", "update", "setdefault", "popitem"),
+    *("sort", "reverse", "appendleft", "popleft"),
+}
+
+
+def module_state(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Each collection of a module that something in it changes, and each name that a function rebinds, with a line."""
+    held = set()
+    for node in tree.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            value = node.value
+            called = value.func if isinstance(value, ast.Call) else None
+            made = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", None)
+            if isinstance(value, CHANGEABLE) or made in MAKERS:
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                held |= {target.id for target in targets if isinstance(target, ast.Name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Global):
+            yield from ((name, node.lineno) for name in node.names)
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
+            yield from ((name, node.lineno) for name in held & {getattr(node.value, "id", None)})
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGERS:
+            yield from ((name, node.lineno) for name in held & {getattr(node.func.value, "id", None)})
+
+
+def test_no_module_keeps_what_changes() -> None:
+    found = [f"{place(path, line)} {name}" for path in runtime_files() for name, line in module_state(parse(path))]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("a: dict[str, int] = {}\ndef f():\n    a['b'] = 1", ["a"]),
+        ("a = set()\ndef f():\n    a.add(1)", ["a"]),
+        ("import x\na = x.deque()\ndef f():\n    a.popleft()\n    del a[0]", ["a", "a"]),
+        ("a = 1\ndef f():\n    global a\n    a = 2", ["a"]),
+        ("a = {'b': 1}\ndef f():\n    return a['b'], a.get('b'), {**a}", []),
+        ("def f():\n    a = []\n    a.append(1)", []),
+    ],
+)
+def test_module_state_is_seen(source: str, names: list[str]) -> None:
+    assert [name for name, _ in module_state(ast.parse(source))] == names
+
+
 def test_nothing_is_printed() -> None:
     found = [place(path, line) for path in runtime_files() for line in prints(parse(path))]
     assert found == []

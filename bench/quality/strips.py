@@ -17,7 +17,7 @@ from bench.quality.configurations import Configuration
 from bench.quality.runs import Bases, Job, Store, origin, run
 from bench.quality.sheet import contact_sheet
 from bench.quality.ways import Sampling, Studio
-from bench.quality.worlds import SHAPES, WORLDS
+from bench.quality.worlds import COLLAGES, WORLDS
 from lib_demofusion.settings.fields import SPECS
 from lib_demofusion.settings.presets import PRESETS
 from trial.small_model import load
@@ -26,8 +26,8 @@ SCALE = 4
 BALANCED, FAST = PRESETS["Balanced"], PRESETS["Fast"]
 PAPER_ONCE = {"stages": "fewest"}
 """The paper's values with a single stage, where what a stage does is not hidden by the next."""
-QUALITY = 88
-"""Of the JPEG files."""
+JPEG = {"quality": 78, "optimize": True, "progressive": True}
+"""Of the files: whoever installs the extension downloads them."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,13 @@ class Effect:
     field: str
     values: tuple[Any, ...]
     base: Mapping[str, Any] = field(default_factory=lambda: BALANCED)
-    number: int = 1
-    """Prompt and seed."""
     file: str = ""
     """Name of the strip where it is not the field's."""
+
+    @property
+    def name(self) -> str:
+        """The strip's."""
+        return self.file or self.field
 
     def configurations(self) -> list[Configuration]:
         """A configuration for each value."""
@@ -84,7 +87,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("pictures/effects"), help="folder of the strips")
     parser.add_argument("--work", type=Path, default=Path("test-output/strips"), help="folder of the pictures")
-    parser.add_argument("--world", choices=WORLDS, default=SHAPES.name, help="what the pictures show")
+    parser.add_argument("--world", choices=WORLDS, default=COLLAGES.name, help="what the pictures show")
+    parser.add_argument("--only", nargs="+", metavar="STRIP", help="names of the strips to make, else all")
+    parser.add_argument("--number", type=int, default=1, help="prompt and seed of the strips")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -93,14 +98,16 @@ def main() -> None:
     store = Store(args.work, made_by)
     bases = Bases(studio, store, made_by)
     args.out.mkdir(parents=True, exist_ok=True)
+    bases.prepare([args.number])
     for effect in EFFECTS:
-        bases.prepare([effect.number])
+        if args.only and effect.name not in args.only:
+            continue
         jobs = [Job(configuration, SCALE) for configuration in effect.configurations()]
-        run(studio, store, bases, jobs, [effect.number])
-        files = [[store.path(job, effect.number)] for job in jobs]
+        run(studio, store, bases, jobs, [args.number])
+        files = [[store.path(job, args.number)] for job in jobs]
         columns = [(value, label, file) for (value, label), file in zip(effect.labels(), files)]
-        strip = contact_sheet(columns, [world.prompt(effect.number)])
-        strip.save(args.out / f"{effect.file or effect.field}.jpg", quality=QUALITY)
+        strip = contact_sheet(columns, [world.prompt(args.number)])
+        strip.save(args.out / f"{effect.name}.jpg", **JPEG)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from lib_demofusion.host import offers, options
 from lib_demofusion.host.job import Job
-from lib_demofusion.host.messages import PREFIX, report_problem
+from lib_demofusion.host.messages import PREFIX, report_note, report_problem
 from lib_demofusion.host.panel import xyz
 from lib_demofusion.host.pictures.output import shrink_for_gallery
 from lib_demofusion.settings.infotext import to_infotext
-from lib_demofusion.settings.reading import is_enabled, overridden, settings_from_args
+from lib_demofusion.settings.presets import Offers
+from lib_demofusion.settings.reading import is_enabled, names_preset, overridden, settings_from_args
 from lib_demofusion.settings.spec import SettingsError
+
+logger = logging.getLogger("DemoFusion")
 
 JOB = "_demofusion_job"
 
@@ -34,12 +38,20 @@ def process(p: Any, args: Sequence[object]) -> None:
         if not is_enabled(args, overrides):
             return
         known = offers.known()
-        asked = settings_from_args(args, options.default_preset(known), known)
-        settings = overridden(asked, overrides, known)
+        settings = overridden(settings_from_args(args, _default_preset(p, args, known), known), overrides, known)
     except SettingsError as error:
         report_problem(p, str(error))
         return
     setattr(p, JOB, Job(p, settings, to_infotext(settings, known)))
+
+
+def _default_preset(p: Any, args: Sequence[object], known: Offers) -> str:
+    """Returns the preset of arguments that name none; says so where the one of the settings page is gone."""
+    gone = options.default_preset_gone(known)
+    if gone is not None and not names_preset(args):
+        logger.warning("%s %s", options.DEFAULT_GONE, gone)
+        report_note(p, f"{options.DEFAULT_GONE} {gone}")
+    return options.default_preset(known)
 
 
 def process_batch(p: Any) -> None:

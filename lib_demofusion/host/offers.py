@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from modules import shared
 
 from lib_demofusion.host import preset_file
@@ -10,10 +12,16 @@ from lib_demofusion.settings.presets import Offers
 
 def known() -> Offers:
     """Returns the user's presets and the webui's upscalers, which are loaded after its scripts."""
-    upscalers = host_upscalers()
-    return Offers(preset_file.good(upscalers), upscalers)
+    return known_and_problems()[0]
 
 
-def host_upscalers() -> tuple[str, ...]:
-    """Returns the names of the webui's upscalers."""
-    return tuple(upscaler.name for upscaler in shared.sd_upscalers if upscaler.name != "None")
+def known_and_problems() -> tuple[Offers, list[str]]:
+    """Returns the same, and what is wrong with the file of presets."""
+    upscalers = of_the_webui()
+    presets, problems = preset_file.read(upscalers.upscalers)
+    return replace(upscalers, presets=presets), problems
+
+
+def of_the_webui() -> Offers:
+    """Returns the webui's upscalers alone, for which no file is read."""
+    return Offers(upscalers=tuple(upscaler.name for upscaler in shared.sd_upscalers if upscaler.name != "None"))

@@ -22,6 +22,8 @@ DEFAULT_PRESET = "demofusion_default_preset"
 
 MOST_VIEWS = 64
 
+DEFAULT_GONE = f"{presets.DEFAULT_PRESET} is used, for the default preset in Settings is not there any more:"
+
 
 def register() -> None:
     """Adds the options; the host calls this for every page that it builds, and a second time changes nothing."""
@@ -61,8 +63,17 @@ def check() -> None:
 
 def default_preset(known: Offers) -> str:
     """Returns the preset of the settings page, or the built-in one where that is gone."""
-    chosen = value(DEFAULT_PRESET, presets.DEFAULT_PRESET)
-    return chosen if chosen in known.preset_names else presets.DEFAULT_PRESET
+    return presets.DEFAULT_PRESET if default_preset_gone(known) is not None else _chosen_preset()
+
+
+def default_preset_gone(known: Offers) -> str | None:
+    """Returns the name of the settings page's preset where there is none of that name."""
+    chosen = _chosen_preset()
+    return None if chosen in known.preset_names else str(chosen)
+
+
+def _chosen_preset() -> Any:
+    return value(DEFAULT_PRESET, presets.DEFAULT_PRESET)
 
 
 def value(key: str, default: Any) -> Any:

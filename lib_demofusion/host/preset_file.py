@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from threading import Lock
 from typing import Any
@@ -24,7 +23,6 @@ REPAIR = "The file of presets must be repaired or removed first"
 NOT_WRITTEN = "The preset was not saved"
 SENTENCES = (BUILT_IN, NO_NAME, BAD_NAME, NOT_SAVED, REPAIR, NOT_WRITTEN)
 
-logger = logging.getLogger("DemoFusion")
 _lock = Lock()
 
 
@@ -37,23 +35,15 @@ class PresetError(Exception):
         self.detail = detail
 
 
-def good(upscalers: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Returns the file's presets that can be used, with upscalers of the webui's of these names."""
-    try:
-        return _checked(storage.read(FILE), upscalers)[0]
-    except storage.StorageError:
-        return {}
+def read(upscalers: tuple[str, ...]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Returns the presets that can be used, with upscalers of the webui's of these names, and what is wrong.
 
-
-def problems(upscalers: tuple[str, ...]) -> list[str]:
-    """Returns what is wrong with the file, a sentence for each entry, and tells the console."""
+    That is a sentence for each entry that cannot be used, or one for the file.
+    """
     try:
-        found = _checked(storage.read(FILE), upscalers)[1]
+        return _checked(storage.read(FILE), upscalers)
     except storage.StorageError as error:
-        found = [str(error)]
-    for problem in found:
-        logger.warning("%s", problem)
-    return found
+        return {}, [str(error)]
 
 
 def _checked(stored: Mapping[str, Any], upscalers: tuple[str, ...]) -> tuple[dict[str, dict[str, Any]], list[str]]:

@@ -57,7 +57,7 @@ class Settings:
         str,
         "Upscaler",
         "upscaler",
-        "what enlarges the image before a stage",
+        "enlarges the image before each stage",
         choices=_upscalers,
         unlisted=_in_pixels,
     )
@@ -78,7 +78,7 @@ class Settings:
         str,
         "Stages",
         "stages",
-        "or scales such as 1,2,4",
+        "sizes on the way; or scales such as 1,2,4",
         words=STAGE_WORDS,
         read=parse_stages,
         texts=STAGES_ALLOWED,

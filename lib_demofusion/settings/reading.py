@@ -55,14 +55,22 @@ def _check_names(values: Mapping[str, object]) -> None:
             raise SettingsError(str(name), values[name], "the fields " + ", ".join(NAMES))
 
 
+def names_preset(args: Sequence[object]) -> bool:
+    """Returns whether a script's arguments name a preset."""
+    return _by_name(args).get("preset") is not None
+
+
+def _by_name(args: Sequence[object]) -> Mapping[str, object]:
+    """Returns a script's arguments by field: values in field order, or one dict of fields in first place."""
+    return args[0] if args and isinstance(args[0], Mapping) else dict(zip(NAMES, args))
+
+
 def settings_from_args(args: Sequence[object], preset: str = Settings.preset, offers: Offers = BUILT_IN) -> Settings:
     """Returns the Settings of a script's arguments: values in field order, or one dict of fields in first place.
 
     `preset` is the one of arguments that name none.
     """
-    if args and isinstance(args[0], Mapping):
-        return parse_settings(args[0], preset, offers)
-    return parse_settings(dict(zip(NAMES, args)), preset, offers)
+    return parse_settings(_by_name(args), preset, offers)
 
 
 def is_enabled(args: Sequence[object], overrides: Mapping[str, object]) -> bool:

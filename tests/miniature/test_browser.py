@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import SECONDS, Tab, screenshot
+from browser import SECONDS, Tab, contrast, screenshot
 from PIL import Image
 
 from lib_demofusion.settings.presets import PRESETS
@@ -48,7 +49,7 @@ def test_the_panel_opens_and_the_line_follows(tab: Tab) -> None:
     tab.number(tab.id("width"), 96)
     assert tab.wait_for_line("288x384") != three
     tab.number(tab.id("steps"), 5)
-    tab.wait_for_line("times the base image")
+    tab.wait_for_line("times as long as the base image")
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-panel")
 
 
@@ -58,6 +59,87 @@ def test_an_impossible_value_is_named_in_the_line(tab: Tab) -> None:
     tab.wait_for_line("stages = ")
     tab.wait_for_line("not possible")
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-impossible")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("scale", 99, "Upscale by: scale = 99.0 is not possible; allowed: a number from 1 to 8"),
+        ("width", 99999, "Resize width to: width = 99999 is not possible; allowed: a whole number from 0 to 16384"),
+        ("height", -8, "Resize height to: height = -8 is not possible; allowed: a whole number from 0 to 16384"),
+    ],
+)
+def test_a_number_beyond_its_limits_is_named_and_refused_in_the_same_words(
+    tab: Tab, name: str, value: float, said: str
+) -> None:
+    """Its box takes any number."""
+    tab.open_panel()
+    tab.number(tab.id("steps"), 3)
+    tab.number(f"{tab.panel}_{name}", value)
+    assert tab.wait_for_line("not possible").strip() == said
+    tab.page.click(tab.id("generate"))
+    text = tab.wait_for_infotext("Steps: 3")
+    assert f"DemoFusion: {said.partition(': ')[2]}" in text
+    assert "DemoFusion size" not in text
+
+
+COLOURS = """error => [error, error.querySelector("span"), error.parentElement].map(n => getComputedStyle(n).color)"""
+GROUND = """error => {
+    const colour = (node) => getComputedStyle(node).backgroundColor;
+    let node = error;
+    while (/, 0\\)$|transparent/.test(colour(node))) node = node.parentElement;
+    return colour(node);
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_wrong_is_said_in_a_colour(chromium: Any, address: str, scheme: str) -> None:
+    page = chromium.new_page(viewport={"width": 1280, "height": 1000})
+    page.goto(f"{address}?__theme={scheme}", wait_until="domcontentloaded")
+    page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
+    tab = Tab(page, "txt2img")
+    tab.open_panel()
+    tab.number(f"{tab.panel}_scale", 99)
+    tab.wait_for_line("not possible")
+    error, within, text = page.eval_on_selector(".demofusion-error", COLOURS)
+    assert error == within != text
+    # as colour(srgb 0.9 0.4 0.4) where it is mixed of two
+    red, green, blue = (float(part) for part in re.findall(r"[\d.]+", error)[:3])
+    error = f"rgb({red * 255:.0f}, {green * 255:.0f}, {blue * 255:.0f})" if "srgb" in error else error
+    assert red > 1.5 * max(green, blue)
+    ground = page.eval_on_selector(".demofusion-error", GROUND)
+    assert contrast(error, ground) >= 4.5
+    page.close()
+
+
+ONE_STAGE = "128x128 → 384x384"
+
+
+def test_a_value_of_ones_own_stays_where_the_list_is_only_visited(tab: Tab) -> None:
+    """As on the way through the panel with the Tab key."""
+    tab.open_panel()
+    tab.number(f"{tab.panel}_scale", 3)
+    field = tab.page.locator(tab.text("stages", "1,3"))
+    field.blur()
+    tab.wait_for_line(ONE_STAGE)
+    field.focus()
+    tab.page.wait_for_timeout(300)
+    field.blur()
+    tab.page.wait_for_timeout(500)
+    assert tab.value(f"{tab.panel}_stages") == "1,3"
+    tab.wait_for_line(ONE_STAGE)
+
+
+def test_a_text_that_comes_without_a_key_is_taken(tab: Tab) -> None:
+    """Pasted with the mouse, dropped, or filled in by another program."""
+    tab.open_panel()
+    tab.number(f"{tab.panel}_scale", 3)
+    tab.wait_for_line("256x256 → 384x384")
+    field = tab.page.locator(f"{tab.panel}_stages input")
+    field.fill("1,3")
+    field.blur()
+    tab.wait_for_line(ONE_STAGE)
+    assert tab.value(f"{tab.panel}_stages") == "1,3"
 
 
 def test_a_run_shows_progress_and_the_final_picture(tab: Tab) -> None:

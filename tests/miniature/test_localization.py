@@ -13,6 +13,7 @@ import pytest
 from in_process import Webui
 from modules import shared
 
+from lib_demofusion.host import options
 from lib_demofusion.host import preset_file as presets
 from lib_demofusion.host.neighbours import refusals as neighbours
 from lib_demofusion.host.panel import build, line, preset_row
@@ -26,6 +27,7 @@ IN_SENTENCES = (
     line.WARNINGS,
     preset_row.WORDS,
     presets.SENTENCES,
+    (options.DEFAULT_GONE,),
     (reason for _, reason in neighbours.REFUSALS),
 )
 
@@ -116,4 +118,4 @@ def test_the_live_line_is_made_of_pieces_that_can_be_translated(
     known = translations("de_DE")
     for text in TextNodes(line.describe([settings], TabValues(**tab))).found:
         numbers = re.fullmatch(r"[\d.,x→ e+]+", text)
-        assert text in known or numbers or text in ("scale = 99", "a number from 1 to 8")
+        assert text in known or numbers or text in (": scale = 99", "a number from 1 to 8")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import gradio as gr
+import launch
 import pytest
 from in_process import Webui
 from modules import scripts, shared
@@ -40,3 +42,29 @@ def test_send_to_img2img_knows_which_control_is_which() -> None:
     assert "enabled-checkbox" in sent
     assert "scale" in sent
     assert "img2img_first" not in sent
+
+
+def test_a_page_that_is_built_again_leaves_the_first_alone(webui: Webui) -> None:
+    """The webui builds one at each "Reload UI"; what happens in it concerns its own components."""
+    again = launch.build()
+    for page in (webui.page, again):
+        own = set(page.blocks)
+        ids = {dependency["targets"][0] for dependency in page.dependencies if dependency["targets"]}
+        assert ids <= own
+        presets = [block._id for block in page.blocks.values() if str(block.elem_id).endswith("_hires_preset")]
+        assert len(presets) == 2
+        for preset in presets:
+            assert len([d for d in page.dependencies if preset in d["targets"] and d["trigger"] == "input"]) == 1
+    assert not set(webui.page.blocks) & set(again.blocks)
+
+
+def test_what_is_built_for_the_api_is_connected_with_nothing(webui: Webui) -> None:
+    """The webui asks a page's scripts for their controls again, to have their values for requests."""
+    before = len(webui.page.dependencies)
+    for runner in (scripts.scripts_txt2img, scripts.scripts_img2img):
+        script = next(script for script in runner.alwayson_scripts if script.title() == "DemoFusion Hires")
+        with gr.Blocks() as blocks:
+            script.ui(script.is_img2img)
+        assert {d["trigger"] for d in blocks.dependencies} <= {"change"}
+        assert not any(d["outputs"] for d in blocks.dependencies if d["backend_fn"])
+    assert len(webui.page.dependencies) == before

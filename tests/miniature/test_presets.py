@@ -15,11 +15,12 @@ from modules import infotext_utils, paths_internal, scripts, shared
 
 from lib_demofusion.host import offers, options
 from lib_demofusion.host import preset_file as presets
+from lib_demofusion.host.neighbours import refusals
 from lib_demofusion.host.panel import build as panel
-from lib_demofusion.host.panel import preset_row
+from lib_demofusion.host.panel import preset_row, xyz
 from lib_demofusion.host.panel.line import describe
 from lib_demofusion.host.panel.tab import TabValues
-from lib_demofusion.settings.fields import NAMES, PRESET_FIELDS, Settings
+from lib_demofusion.settings.fields import NAMES, PRESET_FIELDS, SPECS, Settings
 from lib_demofusion.settings.infotext import from_infotext
 from lib_demofusion.settings.presets import DEFAULT_PRESET, PRESETS
 from lib_demofusion.settings.reading import preset_values
@@ -58,7 +59,7 @@ def test_saved_it_is_there_after_a_restart(file: Path) -> None:
     assert save("  Mine ", VALUES) == "Mine"
     assert json.loads(file.read_text(encoding="utf-8")) == {"Mine": VALUES}
     assert [path.name for path in file.parent.iterdir()] == [file.name]
-    assert presets.problems(()) == []
+    assert presets.read(())[1] == []
     assert names()[-1] == "Mine"
     assert preset_values("Mine", offers.known()) == VALUES
 
@@ -107,7 +108,7 @@ def test_impossible_values_are_not_saved(file: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"Mine"', "[" * 100_000, "\x00"])
 def test_a_broken_file_is_said_and_not_overwritten(file: Path, text: str) -> None:
     file.write_text(text)
-    problems = presets.problems(())
+    _, problems = presets.read(())
     assert len(problems) == 1
     assert str(file) in problems[0]
     for act in (lambda: save("Mine", VALUES), lambda: presets.delete("Mine")):
@@ -123,7 +124,7 @@ def test_a_broken_file_is_said_and_not_overwritten(file: Path, text: str) -> Non
 )
 def test_an_entry_that_cannot_be_used_costs_itself(file: Path, entry: Any) -> None:
     file.write_text(json.dumps({"Bad": entry, "Paper": {"sigma": 5}, "Good": {"sigma": 2}}), encoding="utf-8")
-    problems = presets.problems(())
+    _, problems = presets.read(())
     assert [problem for problem in problems if "'Bad'" in problem]
     assert [problem for problem in problems if "'Paper'" in problem]
     assert names() == (*PRESETS, "Good")
@@ -199,6 +200,66 @@ def test_a_default_preset_that_is_gone_is_the_built_in_one(default_preset: str) 
     presets.delete(default_preset)
     assert options.default_preset(offers.known()) == DEFAULT_PRESET
     assert build()["preset"].value == DEFAULT_PRESET
+
+
+def test_a_default_preset_that_is_gone_is_said(
+    webui: Webui, default_preset: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert not build()["preset_message"].visible
+    assert not build()["advanced"].open
+    presets.delete(default_preset)
+    components = build()
+    assert components["preset_message"].visible
+    assert components["advanced"].open
+    assert options.DEFAULT_GONE in components["preset_message"].value
+    assert default_preset in components["preset_message"].value
+    said = f"{options.DEFAULT_GONE} {default_preset}"
+    assert said in caplog.messages
+    caplog.clear()
+    assert said in webui.job({"enabled": True}).comments
+    assert said in caplog.messages
+    assert said not in webui.job({"enabled": True, "preset": "Fast"}).comments
+
+
+@pytest.fixture
+def reads(file: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Holds the name of the file of presets as often as it is read from now on."""
+    found: list[str] = []
+    read = presets.storage.read
+
+    def noted(name: str) -> dict[str, Any]:
+        found.extend([name] if name == presets.FILE else [])
+        return read(name)
+
+    monkeypatch.setattr(presets.storage, "read", noted)
+    return found
+
+
+def test_the_file_is_read_once_for_a_panel(reads: list[str]) -> None:
+    build()
+    assert reads == [presets.FILE]
+
+
+def test_the_file_is_read_once_for_a_pasted_text(webui: Webui, reads: list[str]) -> None:
+    save("Mine", VALUES)
+    reads.clear()
+    script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
+    params = {"DemoFusion": "1", "DemoFusion preset": "Mine (changed)", "DemoFusion upscaler": "Lanczos"}
+    values = dict(zip(panel.CONTROLS, (read(params) for _, read in script.infotext_fields)))
+    assert (values["preset"], values["upscaler"]) == ("Mine", "Lanczos")
+    assert reads == [presets.FILE]
+
+
+def test_the_file_is_read_once_for_an_axis_of_a_plot(reads: list[str]) -> None:
+    save("Mine", VALUES)
+    reads.clear()
+    spec = SPECS["preset"]
+    module = SimpleNamespace(AxisOption=lambda **values: SimpleNamespace(**values))
+    axis = xyz._axis(module, "preset", spec)
+    assert reads == []
+    assert axis.choices() == [*PRESETS, "Mine"]
+    axis.confirm(None, ["Paper", "Mine", "Fast"])
+    assert reads == [presets.FILE] * 2
 
 
 def test_where_nothing_is_chosen_panel_and_requests_have_the_balanced_values(webui: Webui, file: Path) -> None:
@@ -289,9 +350,9 @@ def test_the_line_warns_of_pictures_beyond_measure(webui: Webui, width: int, war
 def test_scripts_are_known_by_their_place_in_the_dropdown() -> None:
     upscale = SimpleNamespace(title=lambda: "SD upscale")
     runner = SimpleNamespace(selectable_scripts=[upscale])
-    titles = [panel.neighbours.chosen_script(runner, index) for index in (None, 0, 1, 2, "1", -1)]
+    titles = [refusals.chosen_script(runner, index) for index in (None, 0, 1, 2, "1", -1)]
     assert titles == ["", "", "SD upscale", "", "", ""]
-    assert panel.neighbours.chosen_script(None, 1) == ""
+    assert refusals.chosen_script(None, 1) == ""
 
 
 def test_the_built_in_names_reach_the_question(webui: Webui) -> None:

@@ -155,11 +155,11 @@ def test_hires_fix_counts(webui: Webui, rates: Path) -> None:
     stage = 10 * (9 + 4) - 4
     text = line_in({"denoising_strength": 1}, hr_checkbox=True, hires_steps=4, hr_scale=2)
     cells = 10 * first + (4 + stage) * second
-    assert f"{cells / (10 * second):.3g} times the base image" in text
+    assert f"{cells / (10 * second):.3g} times as long as the base image" in text
     timing.learn(named("random"), timing.MODEL, 100 / cells)
     assert "about 100 seconds" in line_in({"denoising_strength": 1}, hr_checkbox=True, hires_steps=4, hr_scale=2)
     cells += 6 * second
-    assert f"{cells / (10 * second):.3g} times the base image" in line_in(hr_checkbox=True, hr_scale=2)
+    assert f"{cells / (10 * second):.3g} times as long as the base image" in line_in(hr_checkbox=True, hr_scale=2)
 
 
 def test_resize_by_is_of_the_picture(webui: Webui) -> None:
@@ -175,7 +175,7 @@ def test_img2img_counts_what_it_runs(webui: Webui, redraw: bool, strength: float
     """The webui's own pass runs int(10 * strength) + 1 steps of 10, or none."""
     text = line_in({"img2img_first": redraw}, img2img=True, denoising_strength=strength)
     stage = 10 * (9 + 4) - 4
-    assert f"{(base + stage) / 10:.3g} times the base image" in text
+    assert f"{(base + stage) / 10:.3g} times as long as the base image" in text
 
 
 def seconds_in(**tab: float) -> float:

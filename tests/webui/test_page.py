@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from miniature.browser import SECONDS, Tab, find_chromium, launched
 from PIL import Image, PngImagePlugin
-from webui.conftest import TITLE, Webui
+from webui.conftest import TITLE, Result, Webui
 from webui.test_generate import difference
 
 from lib_demofusion.settings.fields import SPECS
@@ -83,10 +84,7 @@ def test_every_field_explains_itself(webui: Webui) -> None:
 
 def test_png_info_sends_what_makes_the_same_picture(webui: Webui, page: Any, tmp_path: Path) -> None:
     fields = {"enabled": True, "scale": 1.5, "stages": "1,1.5", "jitter": False, "cosine_scale_1": 2.5}
-    made = webui.generate(fields, **SMALL)
-    text = PngImagePlugin.PngInfo()
-    text.add_text("parameters", made.infotexts[0])
-    made.images[0].save(tmp_path / "made.png", pnginfo=text)
+    made = saved(webui, tmp_path / "made.png", fields)
     on_pnginfo(page, tmp_path / "made.png")
     page.click("#tab_pnginfo #txt2img_tab")
     tab = Tab(page, "txt2img")
@@ -98,11 +96,22 @@ def test_png_info_sends_what_makes_the_same_picture(webui: Webui, page: Any, tmp
     assert difference(again.convert("RGB"), made.images[0]) == 0
 
 
+def saved(webui: Webui, path: Path, settings: Any) -> Result:
+    """Makes a small picture, whose prompt is the name of the file that it is saved in, with its text."""
+    made = webui.generate(settings, **SMALL, prompt=path.stem)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", made.infotexts[0])
+    made.images[0].save(path, pnginfo=text)
+    return made
+
+
 def on_pnginfo(page: Any, picture: Path) -> None:
-    """Shows a picture to the tab that reads its text."""
+    """Shows a picture to the tab that reads its text, and waits for that text, which begins with the prompt."""
     page.locator("#tabs > .tab-nav button").filter(has_text="PNG Info").click()
     page.set_input_files("#pnginfo_image input[type=file]", str(picture))
-    page.locator("#html_pnginfo, #tab_pnginfo .gradio-html").filter(has_text="Steps: 2").first.wait_for()
+    # of a picture that was shown before, the text stays until the webui has answered
+    own = re.compile(rf"\b{picture.stem}\b.*Steps: 2", re.DOTALL)
+    page.locator("#html_pnginfo, #tab_pnginfo .gradio-html").filter(has_text=own).first.wait_for()
 
 
 def state(tab: Tab, *names: str) -> tuple[Any, ...]:
@@ -120,10 +129,7 @@ def test_png_info_sends_to_img2img(webui: Webui, page: Any, tmp_path: Path, butt
     """A text without the panel's fields switches it off again."""
     fields = {"enabled": True, "scale": 1.5, "stages": "1,1.5", "cosine_scale_1": 2.5}
     for name, settings in (("with", fields), ("without", None)):
-        made = webui.generate(settings, **SMALL)
-        text = PngImagePlugin.PngInfo()
-        text.add_text("parameters", made.infotexts[0])
-        made.images[0].save(tmp_path / f"{name}.png", pnginfo=text)
+        saved(webui, tmp_path / f"{name}.png", settings)
     on_pnginfo(page, tmp_path / "with.png")
     page.click(f"#tab_pnginfo #{button}")
     tab = Tab(page, "img2img")
@@ -181,7 +187,7 @@ def test_the_line_follows_the_checkpoint_and_the_settings(webui: Webui, page: An
         script = tab.page.locator("#txt2img_script_container #script_list input")
         script.click()
         tab.page.locator("#txt2img_script_container #script_list ul li").filter(has_text="Prompt matrix").click()
-        tab.wait_for_line("times the base image")
+        tab.wait_for_line("times as long as the base image")
         tab.page.locator("#tabs > .tab-nav button").filter(has_text="Settings").click()
         page.fill("#settings_search input, #settings_search textarea", "Tiling")
         page.locator("#setting_tiling input").check()

@@ -16,12 +16,13 @@ from lib_demofusion.host.progress import timing
 from lib_demofusion.host.progress.bar import calls_twice
 from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, make_plan
 from lib_demofusion.progress.costs import run_costs
+from lib_demofusion.settings.fields import SPECS
 from lib_demofusion.settings.presets import BUILT_IN, Offers
 from lib_demofusion.settings.reading import settings_from_args
 from lib_demofusion.settings.spec import SettingsError
 
 NOT_POSSIBLE = "is not possible; allowed:"
-TIMES_BASE = "times the base image"
+TIMES_BASE = "times as long as the base image"
 ABOUT = "about"
 SECONDS, MINUTES, HOURS = "seconds", "minutes", "hours"
 HUGE = "more than 16384 pixels on a side: memory may not suffice, and few programs open such an image"
@@ -72,9 +73,12 @@ def problem_html(*parts: str) -> str:
 
 
 def error_html(error: SettingsError) -> str:
-    """Returns the message of an error."""
+    """Returns the message of an error, behind the label of its field where that has another name in the panel."""
     before, _, allowed = str(error).partition(NOT_POSSIBLE)
-    return problem_html(html.escape(before.strip()), word(NOT_POSSIBLE), html.escape(allowed.strip()))
+    label = SPECS[error.name].label if error.name in SPECS else ""
+    same = label.lower() == error.name.replace("_", " ")
+    field = [f"{word(label)}:"] if label and not same else []
+    return problem_html(*field, html.escape(before.strip()), word(NOT_POSSIBLE), html.escape(allowed.strip()))
 
 
 def duration(seconds: float) -> str:

@@ -21,7 +21,7 @@ from lib_demofusion.settings.reading import changed_fields, preset_values
 from lib_demofusion.settings.spec import SettingsError
 
 NAME_LABEL = "Save as preset"
-NAME_INFO = "no name = the chosen preset"
+NAME_INFO = "empty = replaces the chosen preset"
 NAME_PLACEHOLDER = "name of the preset"
 SAVE, DELETE, BACK = "\U0001f4be", "\U0001f5d1\ufe0f", "\u21a9\ufe0f"
 SAVE_TIP, DELETE_TIP = "Save all values as a preset", "Delete the chosen preset"
@@ -77,8 +77,8 @@ def build_choice(script: Any, preset: Callable[[], Any]) -> Choice:
     return Choice(chosen, changed, back)
 
 
-def build_saving(script: Any, problems: list[str]) -> Saving:
-    """Builds the row in which presets are saved, below which the problems of their file stand."""
+def build_saving(script: Any, messages: list[str]) -> Saving:
+    """Builds the row in which presets are saved, and below it messages, which are HTML."""
     with FormRow(elem_id=script.elem_id("preset_saving"), elem_classes="demofusion-saving"):
         name = gr.Textbox(
             label=NAME_LABEL,
@@ -90,7 +90,7 @@ def build_saving(script: Any, problems: list[str]) -> Saving:
         )
         save = _button(SAVE, SAVE_TIP, script.elem_id("preset_save"), may_write())
         delete = _button(DELETE, DELETE_TIP, script.elem_id("preset_delete"), may_write())
-    text = "<br>".join(problem_html(html.escape(problem)) for problem in problems)
+    text = "<br>".join(messages)
     message = gr.HTML(value=text, visible=bool(text), elem_id=script.elem_id("preset_message"))
     name.do_not_save_to_config = True
     return Saving(name, save, delete, message)
@@ -110,7 +110,7 @@ def may_write() -> bool:
 
 
 def connect(rows: list[PresetRow]) -> None:
-    """Connects the rows of all tabs with one another: any of them changes the choices of all."""
+    """Connects the rows of both tabs with one another: each of them changes the choices of both."""
     for row in rows:
         row.choice.preset.input(_apply, [row.choice.preset], row.controls, **QUIET)
         row.choice.back.click(_apply, [row.choice.preset], row.controls, **QUIET)
@@ -165,7 +165,7 @@ def _delete(*chosen: str) -> list[Any]:
     left = [name if name in names else opening for name in chosen]
     return [
         *(gr.update(choices=names, value=name) for name in left),
-        *(update for before, name in zip(chosen, left) for update in _apply(name if name != before else "")),
+        *(update for before, name in zip(chosen, left) for update in _values(name if name != before else "", known)),
         _shown(f"{word(DELETED)} {html.escape(chosen[0])}"),
     ]
 
@@ -179,8 +179,11 @@ def marks(values: Mapping[str, Any], known: Offers) -> list[Any]:
 
 
 def _apply(preset: str) -> list[Any]:
+    return _values(preset, offers.known())
+
+
+def _values(preset: str, known: Offers) -> list[Any]:
     """Returns the controls' values of a preset; nothing changes for one that somebody has deleted meanwhile."""
-    known = offers.known()
     if preset not in known.preset_names:
         return [gr.update() for _ in PRESET_FIELDS]
     values = preset_values(preset, known)

@@ -10,6 +10,7 @@ from modules import scripts
 
 from lib_demofusion.host import offers
 from lib_demofusion.settings.fields import SPECS
+from lib_demofusion.settings.presets import BUILT_IN, Offers
 from lib_demofusion.settings.spec import SettingsError, Spec
 
 OVERRIDES = "_demofusion_xyz"
@@ -32,14 +33,14 @@ def overrides(p: Any) -> dict[str, Any]:
 def _axis(module: Any, name: str, spec: Spec) -> Any:
     label = PREFIX + ("Enabled" if name == "enabled" else spec.label)
     kind = spec.kind if spec.kind in (int, float) else str
-    extra = {"choices": lambda: _choices(spec)} if _choices(spec) else {}
+    extra = {"choices": lambda: _choices(spec, offers.known())} if _choices(spec, BUILT_IN) else {}
     return module.AxisOption(label=label, type=kind, apply=_apply(name), confirm=_confirm(name, spec), **extra)
 
 
-def _choices(spec: Spec) -> list[str]:
+def _choices(spec: Spec, known: Offers) -> list[str]:
     if spec.kind is bool:
         return ["True", "False"]
-    return list(spec.choices(offers.known()))
+    return list(spec.choices(known))
 
 
 def _apply(name: str) -> Callable[[Any, Any, Any], None]:
@@ -54,9 +55,10 @@ def _confirm(name: str, spec: Spec) -> Callable[[Any, Sequence[Any]], None]:
     """Stops the plot before it starts where a value is out of range."""
 
     def confirm(p: Any, xs: Sequence[Any]) -> None:
+        known = offers.known()
         for x in xs:
             try:
-                spec.parse(name, x, offers.known())
+                spec.parse(name, x, known)
             except SettingsError as error:
                 raise RuntimeError(str(error)) from error
 

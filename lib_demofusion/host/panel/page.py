@@ -1,0 +1,126 @@
+"""Connects the panels with what stands around them: the fields of their tab, each other's presets, the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gradio as gr
+from modules import scripts
+
+from lib_demofusion.host import offers
+from lib_demofusion.host.neighbours import refusals
+from lib_demofusion.host.panel import preset_row
+from lib_demofusion.host.panel.build import CONTROLS, Panel
+from lib_demofusion.host.panel.line import describe
+from lib_demofusion.host.panel.tab import TabValues
+
+TABS = ("txt2img", "img2img")
+"""In the order in which the host builds them."""
+
+LAST = "gallery"
+"""When a tab's is made, its other components are there, in whatever order the user has put them."""
+
+SETTINGS = "settings_json"
+"""The page's hidden copy of all settings, which the host renews when one was changed or a checkpoint was loaded."""
+
+
+class TabComponents:
+    """The webui's own components of one tab that the live line follows."""
+
+    FIELDS = (
+        *("width", "height", "steps", "sampling", "cfg_scale", "batch_size", "batch_count", "override_settings"),
+        *("denoising_strength", "hr_checkbox", "hires_steps", "hr_scale", "hr_resize_x", "hr_resize_y"),
+        *("scale", "scale_resolution_preview"),
+    )
+    SIZE_TABS = ("tab_resize_to", "tab_resize_by")
+    """Where img2img takes its size from: the fields or the picture."""
+    SCRIPTS = "script_list"
+
+    def __init__(self) -> None:
+        self.fields: dict[str, Any] = {}
+        """By their names in TabValues."""
+        self.size_tabs: dict[str, Any] = {}
+
+    def take(self, component: Any, elem_id: str) -> None:
+        """Keeps a component of the tab if it is one of these."""
+        tab, _, name = elem_id.replace("-", "_").partition("_")
+        if elem_id == self.SCRIPTS:
+            self.fields["script"] = component
+        elif tab in TABS and name in self.FIELDS:
+            self.fields[name] = component
+        elif tab in TABS and name in self.SIZE_TABS:
+            self.size_tabs[name] = component
+
+
+def component_of_tab(script: Any, component: Any, elem_id: str | None) -> None:
+    """Is told of every component of the script's own tab, and connects its panel when the last one is made.
+
+    The panels that the host builds for its API stand in no tab, and nothing happens in them.
+    """
+    script.tab_components.take(component, elem_id or "")
+    if elem_id not in {f"{tab}_{LAST}" for tab in TABS} or script.panel is None:
+        return
+    _follow_tab(script)
+    # before that, what stands in for img2img may be of the page before
+    if script.is_img2img:
+        preset_row.connect([other.panel.row for other in _scripts_of_page()])
+
+
+def component_of_page(component: Any, **kwargs: Any) -> None:
+    """Is told of every component of the page, and makes the lines follow the settings."""
+    if kwargs.get("elem_id") == SETTINGS:
+        for script in _scripts_of_page():
+            _follow(script, component)
+
+
+def _scripts_of_page() -> list[Any]:
+    """Returns our scripts of both tabs, whose panels are there; the host makes new ones for every page."""
+    runners = (scripts.scripts_txt2img, scripts.scripts_img2img)
+    found = [script for runner in runners if runner is not None for script in runner.alwayson_scripts]
+    return [script for script in found if isinstance(getattr(script, "panel", None), Panel)]
+
+
+def _follow_tab(script: Any) -> None:
+    """Makes the line, and what tells of a changed preset, follow the panel and the tab."""
+    panel, tab = script.panel, script.tab_components
+    for component in (*panel.controls, *tab.fields.values()):
+        _follow(script, component)
+    # of the chosen tab of img2img's size nothing tells but the tabs
+    for name, size_tab in tab.size_tabs.items():
+        chosen = partial(_on_size_tab, _updater(script), name == "tab_resize_by")
+        size_tab.select(chosen, _inputs(script), [panel.by_picture, *_shown(panel)], show_progress=False, queue=False)
+
+
+def _follow(script: Any, component: Any) -> None:
+    component.change(_updater(script), _inputs(script), _shown(script.panel), show_progress=False, queue=False)
+
+
+def _inputs(script: Any) -> list[Any]:
+    return [*script.panel.controls, *script.tab_components.fields.values(), script.panel.by_picture]
+
+
+def _shown(panel: Panel) -> list[Any]:
+    return [panel.line, *panel.row.choice.marks]
+
+
+def _updater(script: Any) -> Callable[..., list[Any]]:
+    """Returns what gives the line and the marks anew from the values of `_inputs`."""
+    is_img2img, fields = script.is_img2img, (*script.tab_components.fields, "resize_by")
+
+    def update(*values: Any, **more: Any) -> list[Any]:
+        own = dict(zip(CONTROLS, values))
+        tab = {**dict(zip(fields, values[len(CONTROLS) :])), "img2img": is_img2img, **more}
+        runner = scripts.scripts_img2img if is_img2img else scripts.scripts_txt2img
+        tab["script"] = refusals.chosen_script(runner, tab.get("script"))
+        known = offers.known()
+        text = describe([{**own, "enabled": True}], TabValues(**tab), known)
+        return [gr.update(value=text), *preset_row.marks(own, known)]
+
+    return update
+
+
+def _on_size_tab(update: Callable[..., list[Any]], by: bool, *values: Any) -> list[Any]:
+    """Returns whether the size is the image's from now on, and what the line says."""
+    return [by, *update(*values, resize_by=by)]
