@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lib_demofusion.settings.texts import DOUBLING, FEWEST
+from lib_demofusion.settings.texts import FEWEST
 
 LATENT_UPSCALER = "Latent"
 LANCZOS = "Lanczos"
@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "Balanced": {**_QUICKER, "overlap": 0.35, "skip_views": "0.5,0.1", "extra_noise": 0.08},
     "Fast": {**_QUICKER, "overlap": 0.25, "hires_steps": 10, "skip_views": "0.5,0.25", "extra_noise": 0.06},
     # without the dilated views: so late in a schedule what is where is decided already
-    TURBO: {**_QUICKER, "stages": DOUBLING, "denoising_strength": 0.3, "overlap": 0.25, "skip_views": "0,0.5"},
+    TURBO: {**_QUICKER, "denoising_strength": 0.3, "overlap": 0.25, "skip_views": "0,0.5"},
 }
 """Values by preset name that differ from the fields' own, which are the paper's."""
 

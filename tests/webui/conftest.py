@@ -83,8 +83,13 @@ class Webui:
             args = demofusion if isinstance(demofusion, list) else [demofusion]
             body["alwayson_scripts"][TITLE] = {"args": args}
         answer = self.call(path, body)
-        pictures = [Image.open(io.BytesIO(base64.b64decode(text))) for text in answer["images"]]
+        pictures = [decoded(text) for text in answer["images"]]
         return Result(pictures, json.loads(answer["info"])["infotexts"])
+
+
+def decoded(text: str) -> Image.Image:
+    """Returns a picture that the API gave."""
+    return Image.open(io.BytesIO(base64.b64decode(text.rpartition(",")[2])))
 
 
 def png(image: Image.Image) -> str:
@@ -120,11 +125,14 @@ def started(folder: Path, data: Path, *flags: str, checkpoints: str | None = Non
     _install(ROOT, data / "extensions" / "sd-webui-demofusion-hires")
     _install(FAULTS, data / "extensions" / "demofusion-test-faults")
     settings: dict[str, Any] = {"emphasis": "No norm", "live_previews_enable": False, "samples_save": False, **DEFAULTS}
+    # Forge Neo's default is the layer before the last
+    settings["CLIP_stop_at_last_layers"] = 1
     settings |= hosts.settings_of(hosts.find(folder), folder)
     if checkpoints:
         settings["sd_model_checkpoint"] = sorted(Path(checkpoints).glob("*.safetensors"))[0].name
     elif tiny_checkpoints.derive(folder / "models" / "Stable-diffusion", data / "checkpoints"):
         settings["sd_model_checkpoint"] = f"{tiny_checkpoints.SD1}.safetensors"
+    hosts.prepare(folder, data)
     (data / "config.json").write_text(json.dumps(settings))
     with _Server(folder, data, flags, Path(checkpoints or data / "checkpoints")) as server:
         yield server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,22 +19,23 @@ class Host:
     """Runs it on the processor, in single precision."""
     checkpoints: str = "--ckpt-dir"
     models: str | None = "--models-dir"
+    serves_itself: bool = True
+    """Whether the page is given the webui's own files when the data lie in another folder."""
 
     def arguments(self, port: int, data: Path, checkpoints: Path, models: Path) -> list[str]:
         """Returns the arguments of launch.py."""
         places = ["--port", str(port), "--data-dir", str(data), self.checkpoints, str(checkpoints)]
         if self.models is not None:
             places += [self.models, str(models)]
-        else:
-            # of its own files it serves only those in the data folder
+        if not self.serves_itself:
             places += ["--gradio-allowed-path", str(models.parent)]
         return [*shlex.split(f"{COMMON} {self.flags}"), *places]
 
 
 WEBUI = Host("AUTOMATIC1111's webui", "--use-cpu all --no-half --precision full --no-download-sd-model")
-FORGE = Host("Forge", "--always-cpu --attention-pytorch --no-download-sd-model")
+FORGE = Host("Forge", "--always-cpu --attention-pytorch --no-download-sd-model", serves_itself=False)
 REFORGE = Host("reForge", "--always-cpu --attention-pytorch --no-download-sd-model")
-NEO = Host("Forge Neo", "--cpu --skip-python-version-check --skip-version-check", "--ckpt-dirs", None)
+NEO = Host("Forge Neo", "--cpu --skip-python-version-check --skip-version-check", "--ckpt-dirs", None, False)
 
 
 def find(folder: Path) -> Host:
@@ -56,3 +58,14 @@ def settings_of(host: Host, folder: Path) -> dict[str, object]:
     source = (folder / "modules" / "launch_utils.py").read_text(encoding="utf-8")
     line = next((line for line in source.splitlines() if line.startswith("VERSION_UID")), "")
     return {"VERSION_UID": line.partition("=")[2].strip().strip("\"'")} if line else {}
+
+
+def prepare(folder: Path, data: Path) -> None:
+    """Puts into the data folder what the webui shows some of its features for.
+
+    Forge Neo's PiD wants a checkpoint of its name; this one holds no weights.
+    """
+    if (folder / "extensions-builtin" / "sd_forge_pid").is_dir():
+        models = data / "models" / "Stable-diffusion"
+        models.mkdir(parents=True)
+        (models / "pid-without-weights.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
