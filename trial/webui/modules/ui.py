@@ -11,7 +11,7 @@ from modules.ui_components import FormRow
 
 from trial.collage.content import captions
 
-PROMPT = "a ladybug on moss"
+PROMPT = "a daffodil on moss"
 BANNER = (
     "<b>A stand-in for the webui</b>, for trying DemoFusion Hires on a very small model "
     f"that knows pictures such as <code>{PROMPT}</code>. The panel below is the real one."
