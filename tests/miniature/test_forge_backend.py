@@ -193,6 +193,14 @@ def test_the_refiner_is_refused() -> None:
     assert "the refiner" in (Forge().refusal(p) or "")
 
 
+@pytest.mark.parametrize(("mode", "refused"), [("SD3", True), ("Flux", True), ("Aura Flow", True), ("Discrete", False)])
+def test_sampling_a_model_by_flow_is_refused(mode: str, refused: bool) -> None:
+    """ReForge offers it for checkpoints of SDXL's shape, and says so in the infotext."""
+    p = request(Scripts())
+    p.extra_generation_params = {"advanced_sampling_enabled": True, "advanced_sampling_mode": mode}
+    assert (f"Advanced Model Sampling in the mode {mode}" in (Forge().refusal(p) or "")) == refused
+
+
 class ControlNetPatcher:
     """The kind of model whose hint is a picture."""
 
