@@ -154,18 +154,46 @@ def test_a_stage_stands_in_the_place_for_a_wrapper_and_before_the_control_models
     assert type(denoiser).__name__ == "StageDenoiser"
 
 
+class Diffusion:
+    """Adds noise to the whole latent (backend/modules/k_prediction.py)."""
+
+    def noise_scaling(
+        self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
+    ) -> torch.Tensor:
+        return latent_image + sigma * noise
+
+
+class Flow(Diffusion):
+    """Goes from the latent to the noise."""
+
+    def noise_scaling(
+        self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
+    ) -> torch.Tensor:
+        return sigma * noise + (1.0 - sigma) * latent_image
+
+
+def engine(schedule: Any = None, **flags: bool) -> dict[str, Any]:
+    """A loaded model of Forge's and Neo's, as its attributes."""
+    unet = Unet(SimpleNamespace(predictor=schedule or Diffusion()))
+    return {"forge_objects": Objects(unet=unet), **flags}
+
+
 @pytest.mark.parametrize(
     ("model", "known"),
     [
-        ({"forge_objects": 1, "is_sd1": True}, True),
-        ({"forge_objects": 1, "is_sd1": False, "is_sd2": False, "is_sdxl": True}, True),
-        ({"forge_objects": 1, "is_sd1": False, "is_sd2": False, "is_sdxl": False, "is_sd3": True}, False),
-        ({"forge_objects": 1, "is_sd1": False, "is_sdxl": False}, False),
+        (engine(is_sd1=True), True),
+        (engine(is_sd1=False, is_sd2=False, is_sdxl=True), True),
+        (engine(is_sd1=False, is_sd2=False, is_sdxl=False, is_sd3=True), False),
+        (engine(is_sd1=False, is_sdxl=False), False),
+        (engine(Flow(), is_sd1=False, is_sdxl=True), False),
         ({}, True),
     ],
 )
-def test_transformers_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], known: bool) -> None:
-    """Their engines say that they are none of SD1, SD2 and SDXL; before one is loaded there is a dummy."""
+def test_flow_matching_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], known: bool) -> None:
+    """Transformers' engines say that they are none of SD1, SD2 and SDXL; before one is loaded there is a dummy.
+
+    Neo's Mugen calls itself SDXL, whose shape it has.
+    """
     monkeypatch.setattr(refusals, "host", Forge)
     reason = refusals.reason(refusals.Situation(SimpleNamespace(**model)))
     assert reason is None if known else "Flux" in (reason or "")
@@ -185,6 +213,15 @@ def test_built_in_neighbours_are_refused_by_name(key: str, name: str) -> None:
     assert name in (Forge().refusal(p) or "")
     p.extra_generation_params = {key: False}
     assert Forge().refusal(p) is None
+
+
+@pytest.mark.parametrize(("on", "hires", "refused"), [(True, False, True), (False, False, False), (True, True, False)])
+def test_pid_is_refused_where_it_acts(on: bool, hires: bool, refused: bool) -> None:
+    """It says so nowhere but in its own arguments (Neo's sd_forge_pid), and stays away from hires fix."""
+    entry = SimpleNamespace(title=lambda: "PiD Integrated", args_from=2)
+    p = request(SimpleNamespace(alwayson_scripts=[entry]))
+    p.script_args, p.enable_hr = (0, True, on, "", "pid.safetensors"), hires
+    assert ("PiD Integrated" in (Forge().refusal(p) or "")) == refused
 
 
 def test_the_refiner_is_refused() -> None:

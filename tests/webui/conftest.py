@@ -83,8 +83,13 @@ class Webui:
             args = demofusion if isinstance(demofusion, list) else [demofusion]
             body["alwayson_scripts"][TITLE] = {"args": args}
         answer = self.call(path, body)
-        pictures = [Image.open(io.BytesIO(base64.b64decode(text))) for text in answer["images"]]
+        pictures = [decoded(text) for text in answer["images"]]
         return Result(pictures, json.loads(answer["info"])["infotexts"])
+
+
+def decoded(text: str) -> Image.Image:
+    """Returns a picture that the API gave."""
+    return Image.open(io.BytesIO(base64.b64decode(text.rpartition(",")[2])))
 
 
 def png(image: Image.Image) -> str:
@@ -125,6 +130,7 @@ def started(folder: Path, data: Path, *flags: str, checkpoints: str | None = Non
         settings["sd_model_checkpoint"] = sorted(Path(checkpoints).glob("*.safetensors"))[0].name
     elif tiny_checkpoints.derive(folder / "models" / "Stable-diffusion", data / "checkpoints"):
         settings["sd_model_checkpoint"] = f"{tiny_checkpoints.SD1}.safetensors"
+    hosts.prepare(folder, data)
     (data / "config.json").write_text(json.dumps(settings))
     with _Server(folder, data, flags, Path(checkpoints or data / "checkpoints")) as server:
         yield server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,3 +57,14 @@ def settings_of(host: Host, folder: Path) -> dict[str, object]:
     source = (folder / "modules" / "launch_utils.py").read_text(encoding="utf-8")
     line = next((line for line in source.splitlines() if line.startswith("VERSION_UID")), "")
     return {"VERSION_UID": line.partition("=")[2].strip().strip("\"'")} if line else {}
+
+
+def prepare(folder: Path, data: Path) -> None:
+    """Puts into the data folder what the webui shows some of its features for.
+
+    Forge Neo's PiD wants a checkpoint of its name; this one holds no weights.
+    """
+    if (folder / "extensions-builtin" / "sd_forge_pid").is_dir():
+        models = data / "models" / "Stable-diffusion"
+        models.mkdir(parents=True)
+        (models / "pid-without-weights.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 import time
-import urllib.error
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from webui.conftest import Result, Webui, png
+from webui.conftest import Result, Webui, decoded, png
 from webui.test_generate import assert_good
 
 pytestmark = [pytest.mark.webui, pytest.mark.slow]
@@ -165,45 +164,49 @@ def test_an_error_in_a_stage_returns_the_picture_before(webui: Webui) -> None:
     assert small(webui, None, prompt=prompt).digests == plain.digests
 
 
-BESIDE: dict[str, list[Any]] = {
-    "FreeU Integrated": [True],
-    "Kohya HRFix Integrated": [True, 1, 2.0, 0.0, 1.0],
-    "HyperTile Integrated": [True, 32],
-}
-"""Neighbours that are built in somewhere by the beginnings of their names, and arguments that switch them on."""
-
-ACTS_ON_WIDE_MODELS = "FreeU Integrated"
-"""Its patches look for the widths of the real UNets' inner blocks."""
-
-REFUSED: dict[str, list[Any]] = {
-    "MultiDiffusion Integrated": [True],
-    "SelfAttentionGuidance Integrated": [True],
-    "StyleAlign Integrated": [True],
-}
+def test_cells_of_a_plot(webui: Webui) -> None:
+    plot = next(entry for entry in webui.call("script-info") if entry["name"] == "x/y/z plot")
+    args = [control.get("value") for control in plot["args"]]
+    axes = plot["args"][0]["choices"]
+    args[0:2] = [axes.index("[DemoFusion] Upscale by"), "1.5,2"]
+    args[3:6] = [axes.index("[DemoFusion] Enabled"), "", ["True", "False"]]
+    args[6] = 0
+    args[next(n for n, control in enumerate(plot["args"]) if control["label"] == "Include Sub Images")] = True
+    result = small(webui, {"enabled": False, "view_batch": 16}, script_name="x/y/z plot", script_args=args, steps=2)
+    assert sorted(result.sizes[-4:]) == [(64, 64), (64, 64), (96, 96), TWICE]
+    for size, text in zip(result.sizes[-4:], result.infotexts[-4:]):
+        assert ("DemoFusion" in text) == (size != (64, 64))
+        assert "DemoFusion error" not in text
 
 
-def built_in(webui: Webui, titles: dict[str, list[Any]]) -> dict[str, Any]:
-    """What of `titles` this webui has, as a request names it."""
-    known = webui.call("scripts")["txt2img"]
-    full = {title: next((name for name in known if name.startswith(title.lower())), None) for title in titles}
-    return {title: {name: {"args": titles[title]}} for title, name in full.items() if name}
+PREVIEWS = {"live_previews_enable": True, "show_progress_every_n_steps": 1, "show_progress_type": "Approx cheap"}
 
 
-def test_neighbours_that_act_in_the_views(webui: Webui) -> None:
-    plain = small(webui)
-    for title, script in built_in(webui, BESIDE).items():
-        result = small(webui, more_scripts=script)
-        assert_good(result, TWICE)
-        assert result.digests != plain.digests or title == ACTS_ON_WIDE_MODELS, title
-
-
-def test_neighbours_that_are_refused_by_name(webui: Webui) -> None:
-    for title, script in built_in(webui, REFUSED).items():
-        try:
-            small(webui, None, more_scripts=script)
-        except urllib.error.HTTPError:
-            # some fail by themselves in pictures as small as these
-            continue
-        result = small(webui, more_scripts=script)
-        assert f"does not work with {title}" in result.infotexts[0]
-        assert result.sizes == [(64, 64)]
+def test_progress_and_previews_of_a_stage(webui: Webui) -> None:
+    """The bar never goes back, and what it shows while the stages run is the whole picture."""
+    before = webui.call("options")
+    webui.call("options", PREVIEWS)
+    seen: list[dict[str, Any]] = []
+    done: list[Result] = []
+    request = {"width": 96, "steps": 6}
+    thread = threading.Thread(target=lambda: done.append(small(webui, {**ON, "scale": 3, "view_batch": 2}, **request)))
+    try:
+        thread.start()
+        while thread.is_alive():
+            answer = webui.call("progress")
+            if "DemoFusion" in str(answer.get("textinfo")):
+                seen.append(answer)
+            time.sleep(0.1)
+        thread.join()
+    finally:
+        webui.call("options", {name: before[name] for name in PREVIEWS})
+    assert_good(done[0], (288, 192))
+    shares = [answer["progress"] for answer in seen]
+    assert len(set(shares)) > 5
+    assert shares == sorted(shares)
+    assert shares[0] < 0.5 < shares[-1] <= 1
+    shown = [decoded(answer["current_image"]) for answer in seen if answer["current_image"]]
+    assert shown
+    # the base picture's preview may still be there when the first stage begins
+    assert all(picture.width / picture.height == 1.5 for picture in shown)
+    assert shown[-1].width > 96 // 8

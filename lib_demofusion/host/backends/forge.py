@@ -47,8 +47,10 @@ class Forge:
 
     def knows_architecture(self, model: Any) -> bool:
         # whatever is none of these is a transformer with a sampler of another kind; before a model is loaded a dummy is
+        if not hasattr(model, "forge_objects"):
+            return True
         known = any(getattr(model, name, False) for name in ("is_sd1", "is_sd2", "is_sdxl"))
-        return known or not hasattr(model, "forge_objects")
+        return known and adds_noise(predictor_of(model.forge_objects.unet.model))
 
     def refusal(self, p: Any) -> str | None:
         return forge_neighbours.refusal(p)
@@ -103,6 +105,15 @@ class Forge:
 def predictor_of(model: Any) -> Any:
     """Returns the schedule of a UNet, which turns its output into the clean latent."""
     return model.predictor if hasattr(model, "predictor") else model.model_sampling
+
+
+def adds_noise(predictor: Any) -> bool:
+    """Returns whether noise is added to the whole latent, as the skip residual takes it to be.
+
+    Flow matching mixes the two. Some UNets of SDXL's shape are trained so (Mugen in Forge Neo), and called SDXL there.
+    """
+    level, nothing, latent = torch.full((1,), 0.5), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    return bool((predictor.noise_scaling(level, nothing, latent) == latent).all())
 
 
 @contextmanager

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 BY_KEY = {
     "multidiffusion_enabled": "MultiDiffusion Integrated: it samples in tiles already; switch one of the two off",
     "sag_enabled": "SelfAttentionGuidance Integrated: it takes the last view's attention for that of the whole picture",
     "stylealign_enabled": "StyleAlign Integrated: the views of a batch would take one another's style",
-    "pid_enabled": "PiD Integrated: it makes the finished picture anew at a size of its own",
 }
 """By what a feature writes into the infotext while it acts."""
 
 BY_FLOW = ("SD3", "Aura Flow", "Flux")
-"""Modes of reForge's Advanced Model Sampling that mix latent and noise, where the skip residual takes noise as added."""
+"""Modes of reForge's Advanced Model Sampling that mix latent and noise; the skip residual takes noise as added."""
 
 FLOW = "Advanced Model Sampling in the mode %s: DemoFusion runs on models that are not sampled by flow matching"
+
+PID = "PiD Integrated"
+"""Forge Neo's script that enlarges by a trained decoder; it writes nothing into the infotext of the job."""
+
+PID_REASON = f"{PID}: it makes the base picture anew, four times as large; switch one of the two off"
 
 WHOLE_PICTURE = ("ControlNetPatcher", "IPAdapterPatcher", "PhotomakerPatcher")
 """Kinds of ControlNet models whose hint is cut to the views, or says something of the picture as a whole."""
@@ -31,11 +36,21 @@ def refusal(p: Any) -> str | None:
             return reason
     if getattr(p, "refiner_checkpoint_info", None) is not None:
         return "the refiner: this webui keeps it loaded, and the stages need the checkpoint of the base image"
-    return _of_units(p)
+    return PID_REASON if _decodes_anew(p) else _of_units(p)
+
+
+def _decodes_anew(p: Any) -> bool:
+    """Returns whether PiD will act; with hires fix it steps aside itself."""
+    entry = next((entry for entry in _alwayson(p) if entry.title() == PID), None)
+    return entry is not None and bool(p.script_args[entry.args_from]) and not getattr(p, "enable_hr", False)
+
+
+def _alwayson(p: Any) -> Sequence[Any]:
+    return getattr(p.scripts, "alwayson_scripts", None) or ()
 
 
 def _of_units(p: Any) -> str | None:
-    for entry in getattr(p.scripts, "alwayson_scripts", None) or ():
+    for entry in _alwayson(p):
         if entry.title().lower() == "controlnet":
             units = getattr(entry, "current_params", None) or {}
             found = ((number + 1, _problem(unit)) for number, unit in units.items())

@@ -94,7 +94,10 @@ def _details_at_base_size(now: Situation) -> bool:
 
 
 REFUSALS: tuple[tuple[Check, str], ...] = (
-    (lambda now: not host().knows_architecture(now.model), "SD3 and Flux models: DemoFusion runs on SD1, SD2 and SDXL"),
+    (
+        lambda now: not host().knows_architecture(now.model),
+        "flow-matching models such as SD3 and Flux: DemoFusion runs on SD1, SD2 and SDXL",
+    ),
     (lambda now: now.tiling, "Tiling: seamless edges would be drawn inside every tile"),
     (_tile_script, "scripts that upscale or outpaint in tiles: each tile would run every stage"),
     (_regional_attention, "Regional Prompter's attention mode: every tile would show all regions; use Latent"),

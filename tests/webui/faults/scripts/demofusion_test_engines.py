@@ -1,0 +1,45 @@
+"""A test extension for webuis of Forge's family: says of every kind of model whether DemoFusion would run on it.
+
+The engines are made of stand-ins for weights, so that what they say of themselves is all that is left of them.
+"""
+
+import collections
+import inspect
+import sys
+from contextlib import suppress
+from types import SimpleNamespace
+from unittest import mock
+
+from modules import script_callbacks
+
+with suppress(ImportError):
+    from backend.loader import possible_models
+    from backend.modules.k_prediction import Prediction
+
+
+def made(cls):
+    """Returns an engine of a class without weights; of its UNet there is only the schedule."""
+    module = sys.modules[cls.__module__]
+    kept = ("ForgeObjects", "ForgeDiffusionEngine")
+    names = [n for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ != cls.__module__]
+    with mock.patch.multiple(module, **{name: mock.MagicMock() for name in names if name not in kept}):
+        engine = cls(mock.MagicMock(sampling_settings={}), collections.defaultdict(mock.MagicMock))
+        given = module.UnetPatcher.from_model.call_args.kwargs.get("k_predictor")
+    predictor = given or Prediction(1.0, "epsilon", "linear", 0.00085, 0.012, 1000)
+    engine.forge_objects = SimpleNamespace(unet=SimpleNamespace(model=SimpleNamespace(predictor=predictor)))
+    return engine
+
+
+def engines():
+    """Returns whether DemoFusion runs on a kind of model, by the names of their classes."""
+    from lib_demofusion.host.backends import host
+
+    return {cls.__name__: host().knows_architecture(made(cls)) for cls in possible_models}
+
+
+def add_route(demo, app):
+    app.add_api_route("/demofusion-test/engines", engines, methods=["GET"])
+
+
+if "possible_models" in globals():
+    script_callbacks.on_app_started(add_route)

@@ -1,0 +1,139 @@
+"""What is built into webuis of Forge's family works beside the stages or is refused by name; see test_hosts.py."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from webui.conftest import Webui, png
+from webui.test_generate import assert_good
+from webui.test_hosts import TWICE, real_layout, small, upload
+
+__all__ = ["real_layout", "upload"]
+
+pytestmark = [pytest.mark.webui, pytest.mark.slow]
+
+BESIDE: dict[str, list[Any]] = {
+    "FreeU Integrated": [True],
+    "Kohya HRFix Integrated": [True, 1, 2.0, 0.0, 1.0],
+    "HyperTile Integrated": [True, 32],
+}
+"""Neighbours that are built in somewhere by the beginnings of their names, and arguments that switch them on."""
+
+ACTS_ON_WIDE_MODELS = "FreeU Integrated"
+"""Its patches look for the widths of the real UNets' inner blocks."""
+
+REFUSED: dict[str, list[Any]] = {
+    "MultiDiffusion Integrated": [True],
+    "SelfAttentionGuidance Integrated": [True],
+    "StyleAlign Integrated": [True],
+}
+
+GUIDANCE: dict[str, list[Any]] = {
+    "DynamicThresholding (CFG-Fix) Integrated": [True],
+    "LatentModifier Integrated": [True],
+    "PerturbedAttentionGuidance Integrated": [True],
+    "Mahiro CFG for reForge": [True],
+    '"APG\'s now your CFG" and Guidance Limiter': [True],
+    "RescaleCFG for reForge": [True],
+    "RescaleCFG": [0.7],
+    "MaHiRo": [True],
+}
+"""Other ways to put cond and uncond together, by the beginnings of their titles, and what switches them on."""
+
+FLOW = {"Advanced Model Sampling for reForge": {"args": [True, "SD3"]}}
+
+
+def built_in(webui: Webui, titles: dict[str, list[Any]], tab: str = "txt2img") -> dict[str, Any]:
+    """What of `titles` this webui has in a tab, as a request names it."""
+    known = webui.call("scripts")[tab]
+    full = {title: next((name for name in known if name.startswith(title.lower())), None) for title in titles}
+    return {title: {name: {"args": titles[title]}} for title, name in full.items() if name}
+
+
+def test_neighbours_that_act_in_the_views(webui: Webui) -> None:
+    plain = small(webui)
+    for title, script in built_in(webui, BESIDE).items():
+        result = small(webui, more_scripts=script)
+        assert_good(result, TWICE)
+        assert result.digests != plain.digests or title == ACTS_ON_WIDE_MODELS, title
+
+
+def test_neighbours_that_are_refused_by_name(webui: Webui) -> None:
+    for title, script in built_in(webui, REFUSED).items():
+        try:
+            small(webui, None, more_scripts=script)
+        except urllib.error.HTTPError:
+            # some fail by themselves in pictures as small as these
+            continue
+        result = small(webui, more_scripts=script)
+        assert f"does not work with {title}" in result.infotexts[0]
+        assert result.sizes == [(64, 64)]
+
+
+def test_multidiffusion_is_refused_in_img2img(webui: Webui, upload: Image.Image) -> None:
+    """Forge Neo has it there alone."""
+    for title, script in built_in(webui, {"MultiDiffusion Integrated": [True]}, "img2img").items():
+        request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.6}
+        result = small(webui, **request, more_scripts=script)
+        assert f"does not work with {title}" in result.infotexts[0]
+        assert result.sizes == [(64, 64)]
+
+
+def test_pid_is_refused(webui: Webui) -> None:
+    """It shows itself where a checkpoint has its name; what it makes of one that holds nothing is its own affair."""
+    for script in built_in(webui, {"PiD Integrated": [True]}).values():
+        result = small(webui, more_scripts=script)
+        assert "does not work with PiD Integrated" in result.infotexts[0]
+        assert result.sizes[0] == (64, 64)
+        assert_good(small(webui), TWICE)
+
+
+def test_engines_of_transformers_are_refused(webui: Webui) -> None:
+    """All that this webui can load, by its own classes."""
+    try:
+        with urllib.request.urlopen(f"{webui.url}/demofusion-test/engines") as answer:
+            engines: dict[str, bool] = json.load(answer)
+    except urllib.error.HTTPError:
+        pytest.skip("the webui has no classes for kinds of models")
+    assert {name for name, known in engines.items() if known} == {
+        name for name in engines if name.startswith("StableDiffusion") and name != "StableDiffusion3"
+    }
+    assert len(engines) > 5
+
+
+def test_other_guidance_acts_in_the_stages(webui: Webui) -> None:
+    plain = small(webui)
+    for title, script in built_in(webui, GUIDANCE).items():
+        result = small(webui, more_scripts=script)
+        assert_good(result, TWICE)
+        assert result.digests != plain.digests, title
+    assert small(webui).digests == plain.digests
+
+
+def test_soft_inpainting_keeps_what_lies_outside(webui: Webui, upload: Image.Image) -> None:
+    mask = Image.new("L", upload.size, 0)
+    mask.paste(255, (40, 40, 64, 64))
+    request = {"path": "img2img", "init_images": [png(upload)], "mask": png(mask), "denoising_strength": 0.7}
+    soft = {"Soft Inpainting": {"args": [True]}}
+    result = small(webui, **request, inpaint_full_res=False, more_scripts=soft)
+    assert "Soft inpainting enabled: True" in result.infotexts[0]
+    assert_good(result, TWICE)
+    enlarged = upload.resize(TWICE, Image.Resampling.LANCZOS)
+    away = np.abs(np.asarray(result.images[0].convert("RGB"), int) - np.asarray(enlarged, int)).mean(axis=2)
+    assert away[:24, :24].mean() < 6
+    assert away[96:, 96:].mean() > 2 * away[:24, :24].mean()
+
+
+def test_sampling_by_flow_is_refused_by_name(webui: Webui) -> None:
+    """Last in this file: the webui samples so from then on, until the checkpoint is loaded again."""
+    if not built_in(webui, {title: script["args"] for title, script in FLOW.items()}):
+        pytest.skip("this webui has no such script")
+    result = small(webui, more_scripts=FLOW)
+    assert "does not work with Advanced Model Sampling" in result.infotexts[0]
+    assert result.sizes == [(64, 64)]
