@@ -65,15 +65,11 @@ def test_neighbours_that_act_in_the_views(webui: Webui) -> None:
 
 
 def test_neighbours_that_are_refused_by_name(webui: Webui) -> None:
+    """The picture is larger than elsewhere here: some fail by themselves in small ones, with DemoFusion or without."""
     for title, script in built_in(webui, REFUSED).items():
-        try:
-            small(webui, None, more_scripts=script)
-        except urllib.error.HTTPError:
-            # some fail by themselves in pictures as small as these
-            continue
-        result = small(webui, more_scripts=script)
+        result = small(webui, more_scripts=script, width=128, height=128)
         assert f"does not work with {title}" in result.infotexts[0]
-        assert result.sizes == [(64, 64)]
+        assert result.sizes == [TWICE]
 
 
 def test_multidiffusion_is_refused_in_img2img(webui: Webui, upload: Image.Image) -> None:
@@ -121,6 +117,9 @@ def test_soft_inpainting_keeps_what_lies_outside(webui: Webui, upload: Image.Ima
     mask.paste(255, (40, 40, 64, 64))
     request = {"path": "img2img", "init_images": [png(upload)], "mask": png(mask), "denoising_strength": 0.7}
     soft = {"Soft Inpainting": {"args": [True]}}
+    alone = small(webui, None, **request, inpaint_full_res=False, more_scripts=soft)
+    if np.array_equal(np.asarray(alone.images[0].convert("RGB")), np.asarray(upload)):
+        pytest.skip("of so small a picture this webui's own soft inpainting leaves everything as it was")
     result = small(webui, **request, inpaint_full_res=False, more_scripts=soft)
     assert "Soft inpainting enabled: True" in result.infotexts[0]
     assert_good(result, TWICE)
