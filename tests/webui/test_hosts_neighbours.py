@@ -95,7 +95,8 @@ def test_engines_of_transformers_are_refused(webui: Webui) -> None:
     try:
         with urllib.request.urlopen(f"{webui.url}/demofusion-test/engines") as answer:
             engines: dict[str, bool] = json.load(answer)
-    except urllib.error.HTTPError:
+    except urllib.error.HTTPError as error:
+        error.close()
         pytest.skip("the webui has no classes for kinds of models")
     assert {name for name, known in engines.items() if known} == {
         name for name in engines if name.startswith("StableDiffusion") and name != "StableDiffusion3"
