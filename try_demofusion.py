@@ -15,7 +15,7 @@ from pathlib import Path
 from trial import bootstrap
 
 ROOT = Path(__file__).resolve().parent
-CHECKPOINT = ROOT / "trial" / "checkpoint" / "demofusion-small.safetensors"
+CHECKPOINT = ROOT / "trial" / "checkpoint" / "demofusion-collage.safetensors"
 INSIDE = "DEMOFUSION_TRY_INSIDE"
 """Set in the environment of the process that runs in the virtual environment."""
 
@@ -30,7 +30,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="another model of the bundled kind")
     pictures = parser.add_argument_group("with --out")
     pictures.add_argument("--scale", type=int, choices=(2, 3, 4), default=4, help="of the final picture (default 4)")
-    pictures.add_argument("--prompt", default="a red circle on green ground")
+    pictures.add_argument("--prompt", default="a ladybug on moss")
     pictures.add_argument("--seed", type=int, default=1)
     pictures.add_argument("--steps", type=int, default=20)
     pictures.add_argument("--sampler", default="DPM++ 2M")
@@ -46,8 +46,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def work(options: argparse.Namespace) -> int:
     """Does what was asked for, inside the virtual environment; returns the exit status."""
-    if not options.checkpoint.is_file():
-        print(f"The model is missing: {options.checkpoint}. Is the clone complete?", file=sys.stderr)
+    from trial import small_model
+
+    missing = small_model.why_missing(options.checkpoint)
+    if missing:
+        print(missing, file=sys.stderr)
         return 1
     if options.webui:
         from trial import install_webui

@@ -16,7 +16,7 @@ import numpy as np
 from modules import jobs, scripts, shared
 from PIL import Image, ImageDraw, ImageFont
 
-from trial.detect import count_subjects
+from trial.collage.detector import count_subjects
 from trial.sampling import GUIDANCE
 
 NATIVE = 128

@@ -37,13 +37,42 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (rows / scale[:, None]).round().to(torch.int8).reshape(weight.shape), scale
 
 
+def is_large(weight: Tensor) -> bool:
+    """Whether a tensor is a matrix or kernel that is worth quantising."""
+    return weight.is_floating_point() and weight.ndim >= 2 and weight.numel() >= SMALLEST
+
+
+def pack_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors with the large ones quantised and the rest in half precision, as `unpack_rows` takes them."""
+    packed: dict[str, Tensor] = {}
+    for name, weight in tensors.items():
+        if is_large(weight):
+            packed[name], packed[name + SCALE] = quantised(weight)
+        else:
+            packed[name] = weight.half() if weight.is_floating_point() else weight
+    return {name: tensor.contiguous() for name, tensor in packed.items()}
+
+
+def unpack_rows(packed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of `pack_rows`: float32 where they were quantised, else as they are stored."""
+    return {
+        name: restored(tensor, packed[name + SCALE]) if tensor.dtype == torch.int8 else tensor
+        for name, tensor in packed.items()
+        if not name.endswith(SCALE)
+    }
+
+
+def restored(weight: Tensor, scale: Tensor) -> Tensor:
+    """The float32 weight of an int8 one and the scale of its rows."""
+    return weight.float() * scale.reshape(-1, *[1] * (weight.ndim - 1))
+
+
 def pack(tensors: dict[str, Tensor], used: Tensor) -> dict[str, Tensor]:
     """The packed form of a full checkpoint, whose trained words are the rows `used` of the table."""
     packed = {USED: used.to(torch.int32)}
     for name, tensor in tensors.items():
         weight = tensor[used] if name == WORDS else tensor
-        large = weight.is_floating_point() and weight.ndim >= 2 and weight.numel() >= SMALLEST
-        if large and not name.startswith(EXACT):
+        if is_large(weight) and not name.startswith(EXACT):
             packed[name], packed[name + SCALE] = quantised(weight)
         else:
             exact = not weight.is_floating_point() or "." not in name or weight.ndim == 0
@@ -58,8 +87,7 @@ def unpack(packed: dict[str, Tensor], words: int) -> dict[str, Tensor]:
         if name == USED or name.endswith(SCALE):
             continue
         if tensor.dtype == torch.int8:
-            scale = packed[name + SCALE]
-            tensor = (tensor.float() * scale.reshape(-1, *[1] * (tensor.ndim - 1))).half()
+            tensor = restored(tensor, packed[name + SCALE]).half()
         full[name] = tensor
     table = STD * torch.randn(words, full[WORDS].shape[1], generator=torch.Generator().manual_seed(0))
     table[packed[USED].long()] = full[WORDS].float()

@@ -13,12 +13,15 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from trial import packing
+from trial import history, packing
 from trial.autoencoder import Autoencoder, AutoencoderConfig
 from trial.text import TextConfig, TextEncoder, tokenize
 from trial.unet import UNet, UNetConfig
 
 CHECKPOINT = Path(__file__).parent / "checkpoint" / "demofusion-small.safetensors"
+"""The model of the shapes, which is taken from the repository's history: see `there`."""
+SHAPES_BLOB = "144ad1269404cf8672045733ddd3e31bb99cbbd6"
+"""What git calls that file."""
 COLLAGE_CHECKPOINT = CHECKPOINT.with_name("demofusion-collage.safetensors")
 """The model of the collages, packed."""
 COLLAGE_LORA = CHECKPOINT.with_name("demofusion-collage-lcm.safetensors")
@@ -76,9 +79,27 @@ def text_config(tensors: dict[str, Tensor]) -> TextConfig:
     return TextConfig(hidden_size=width, intermediate_size=inner, projection_dim=width)
 
 
+def there(path: Path = CHECKPOINT) -> Path:
+    """Returns a model's file, which is there from then on; raises FileNotFoundError where it cannot be had."""
+    if path == CHECKPOINT:
+        history.take(SHAPES_BLOB, path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no model {path}")
+    return path
+
+
+def why_missing(path: Path = CHECKPOINT) -> str:
+    """Returns why a model cannot be had, nothing where it can."""
+    try:
+        there(path)
+    except FileNotFoundError as error:
+        return str(error)
+    return ""
+
+
 def load(path: Path = CHECKPOINT, device: str | torch.device = "cpu") -> SmallModel:
     """The model of a .safetensors file and the .yaml beside it, in float32, ready for inference."""
-    tensors = packing.load(path)
+    tensors = packing.load(there(path))
     params = yaml.safe_load(Path(path).with_suffix(".yaml").read_text(encoding="utf-8"))["model"]["params"]
     unet = UNet(_chosen(params["unet_config"]["params"], UNetConfig))
     vae = Autoencoder(_chosen(params["first_stage_config"]["params"]["ddconfig"], AutoencoderConfig))

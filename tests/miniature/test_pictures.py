@@ -16,12 +16,10 @@ from PIL import Image
 from trial.detect import count_subjects
 from trial.sampling import GUIDANCE
 from trial.scenes import all_labels, caption
-from trial.small_model import CHECKPOINT
+from trial.small_model import CHECKPOINT, why_missing
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHECKPOINT.is_file(), reason="the trained model trial/checkpoint/ is not there"),
-]
+MISSING = why_missing()
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
 
 NATIVE = 128
 PICTURES = {2: 12, 4: 3}

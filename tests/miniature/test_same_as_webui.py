@@ -18,7 +18,7 @@ from trial import small_model
 
 pytestmark = pytest.mark.webui
 
-JOB = {"prompt": "a red circle on green ground", "negative_prompt": "blue", "steps": 6, "seed": 5, "cfg_scale": 3.0}
+JOB = {"prompt": "a ladybug on moss", "negative_prompt": "the sky", "steps": 6, "seed": 5, "cfg_scale": 3.0}
 
 
 def ask(url: str, body: dict[str, Any] | None = None) -> Any:
@@ -35,7 +35,7 @@ def url(request: pytest.FixtureRequest) -> str:
     url = request.config.getoption("--webui-url")
     if not url:
         pytest.skip("no running webui: --webui-url names none")
-    title = small_model.CHECKPOINT.name
+    title = small_model.COLLAGE_CHECKPOINT.name
     if not any(entry["title"].startswith(title) for entry in ask(f"{url}/sdapi/v1/sd-models")):
         pytest.skip(f"the webui has no {title}: try_demofusion.py --webui DIR --install-only")
     return url
@@ -44,7 +44,7 @@ def url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Webui:
     """The stand-in on the bundled model."""
-    return Webui(tmp_path_factory.mktemp("same"), small_model.load(small_model.CHECKPOINT))
+    return Webui(tmp_path_factory.mktemp("same"), small_model.load(small_model.COLLAGE_CHECKPOINT))
 
 
 @pytest.mark.parametrize("enabled", [False, True])
@@ -55,7 +55,7 @@ def test_pictures_are_the_same_but_for_rounding(url: str, trained: Webui, sample
     body = {
         **sized,
         "alwayson_scripts": {"DemoFusion Hires": {"args": [settings]}},
-        "override_settings": {"sd_model_checkpoint": small_model.CHECKPOINT.name},
+        "override_settings": {"sd_model_checkpoint": small_model.COLLAGE_CHECKPOINT.name},
     }
     theirs = Image.open(io.BytesIO(base64.b64decode(ask(f"{url}/sdapi/v1/txt2img", body)["images"][0])))
     ours = trained.job(settings, **sized).images[0]

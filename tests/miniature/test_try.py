@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import socket
 import sys
 from collections.abc import Callable
@@ -11,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from in_process import Webui
 from PIL import Image
+from safetensors.torch import save_file
 
 import try_demofusion
 from trial import bootstrap, compare, install_webui, small_model, text
@@ -98,16 +99,18 @@ def host(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def install(host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Installs a copy of the checkpoint."""
+    """Installs a checkpoint that has what is read of one."""
     checkpoint = tmp_path / "small.safetensors"
-    shutil.copyfile(small_model.CHECKPOINT, checkpoint)
+    head = f"{small_model.TEXT_PREFIX}text_model."
+    parts = {"final_layer_norm.weight": torch.zeros(8), "encoder.layers.0.mlp.fc1.weight": torch.zeros(16, 8)}
+    save_file({head + name: tensor for name, tensor in parts.items()}, str(checkpoint))
     checkpoint.with_suffix(".yaml").write_text(yaml.safe_dump(CONFIGURATION), encoding="utf-8")
     monkeypatch.setattr(text, "write_clip_folder", lambda folder, *config: folder.mkdir(parents=True, exist_ok=True))
     given = argparse.Namespace(webui=host, checkpoint=checkpoint, install_only=True)
     return lambda: install_webui.main(given)
 
 
-def test_extension_and_model_are_installed_twice_over(host: Path, install: Callable[[], int]) -> None:
+def test_extension_and_model_are_installed_twice_over(host: Path, install: Callable[[], int], tmp_path: Path) -> None:
     assert install() == 0
     extension = host / "extensions" / "sd-webui-demofusion-hires"
     (extension / "stale.py").touch()
@@ -118,7 +121,7 @@ def test_extension_and_model_are_installed_twice_over(host: Path, install: Calla
     assert not (extension / "trial").exists()
     assert [path.name for path in (host / "extensions").iterdir()] == [extension.name]
     models = host / "models" / "Stable-diffusion"
-    assert (models / "small.safetensors").read_bytes() == small_model.CHECKPOINT.read_bytes()
+    assert (models / "small.safetensors").read_bytes() == (tmp_path / "small.safetensors").read_bytes()
     written = yaml.safe_load((models / "small.yaml").read_text(encoding="utf-8"))["model"]["params"]
     assert written["scale_factor"] == 0.5
     assert Path(written["cond_stage_config"]["params"]["version"]) == host / "models" / "small-clip"

@@ -66,3 +66,28 @@ def test_a_webui_is_given_full_weights(tensors, tmp_path, packed):
     expected = packing.load(source)
     for name, tensor in load_file(str(target)).items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+
+
+def test_rows_come_back_as_near_as_eight_bits_allow() -> None:
+    weights = {
+        "kernel": torch.randn(16, 8, 3, 3) * torch.logspace(-3, 1, 16).reshape(16, 1, 1, 1),
+        "small": torch.randn(4, 4),
+        "bias": torch.randn(2000),
+        "steps": torch.arange(600),
+    }
+    packed = packing.pack_rows(weights)
+    assert {name: tensor.dtype for name, tensor in packed.items()} == {
+        "kernel": torch.int8,
+        "kernel" + packing.SCALE: torch.float32,
+        "small": torch.float16,
+        "bias": torch.float16,
+        "steps": torch.int64,
+    }
+    back = packing.unpack_rows(packed)
+    assert back.keys() == weights.keys()
+    # half a step of 1 / 127 of the largest of each row
+    largest = weights["kernel"].abs().flatten(1).amax(1)
+    error = (back["kernel"] - weights["kernel"]).abs().flatten(1).amax(1)
+    assert (error <= largest / 254 * 1.001).all()
+    torch.testing.assert_close(back["small"].float(), weights["small"], atol=2e-3, rtol=1e-3)
+    assert torch.equal(back["steps"], weights["steps"])

@@ -11,14 +11,15 @@ from trial.export import CLIP_FOLDER, configuration
 from trial.measure import held_out_views, judge, psnr, reconstruct, sample
 from trial.sampling import GUIDANCE
 from trial.schedule import alphas_cumprod
-from trial.small_model import CHECKPOINT
+from trial.small_model import CHECKPOINT, why_missing
 from trial.text import tokenize, vocabulary, write_clip_folder
 
 MEGABYTE = 1_000_000
 PROMPT = "a red circle on green ground"
 
 
-needs_checkpoint = pytest.mark.skipif(not CHECKPOINT.exists(), reason="no trained checkpoint")
+MISSING = why_missing()
+needs_checkpoint = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,6 @@ def test_layout(tensors):
     assert tensors["cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"].shape[0] == 49408
 
 
-@needs_checkpoint
 def test_yaml_is_the_exported_configuration():
     saved = yaml.safe_load(CHECKPOINT.with_suffix(".yaml").read_text(encoding="utf-8"))
     assert saved == configuration()

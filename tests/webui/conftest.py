@@ -125,6 +125,8 @@ def started(folder: Path, data: Path, *flags: str, checkpoints: str | None = Non
     _install(ROOT, data / "extensions" / "sd-webui-demofusion-hires")
     _install(FAULTS, data / "extensions" / "demofusion-test-faults")
     settings: dict[str, Any] = {"emphasis": "No norm", "live_previews_enable": False, "samples_save": False, **DEFAULTS}
+    # Forge Neo's default is the layer before the last
+    settings["CLIP_stop_at_last_layers"] = 1
     settings |= hosts.settings_of(hosts.find(folder), folder)
     if checkpoints:
         settings["sd_model_checkpoint"] = sorted(Path(checkpoints).glob("*.safetensors"))[0].name

@@ -19,22 +19,23 @@ class Host:
     """Runs it on the processor, in single precision."""
     checkpoints: str = "--ckpt-dir"
     models: str | None = "--models-dir"
+    serves_itself: bool = True
+    """Whether the page is given the webui's own files when the data lie in another folder."""
 
     def arguments(self, port: int, data: Path, checkpoints: Path, models: Path) -> list[str]:
         """Returns the arguments of launch.py."""
         places = ["--port", str(port), "--data-dir", str(data), self.checkpoints, str(checkpoints)]
         if self.models is not None:
             places += [self.models, str(models)]
-        else:
-            # of its own files it serves only those in the data folder
+        if not self.serves_itself:
             places += ["--gradio-allowed-path", str(models.parent)]
         return [*shlex.split(f"{COMMON} {self.flags}"), *places]
 
 
 WEBUI = Host("AUTOMATIC1111's webui", "--use-cpu all --no-half --precision full --no-download-sd-model")
-FORGE = Host("Forge", "--always-cpu --attention-pytorch --no-download-sd-model")
+FORGE = Host("Forge", "--always-cpu --attention-pytorch --no-download-sd-model", serves_itself=False)
 REFORGE = Host("reForge", "--always-cpu --attention-pytorch --no-download-sd-model")
-NEO = Host("Forge Neo", "--cpu --skip-python-version-check --skip-version-check", "--ckpt-dirs", None)
+NEO = Host("Forge Neo", "--cpu --skip-python-version-check --skip-version-check", "--ckpt-dirs", None, False)
 
 
 def find(folder: Path) -> Host:

@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trial.collage.content import captions
+from trial.packing import unpack_rows
 from trial.scenes import to_uint8
 
 WEIGHTS = Path(__file__).with_name("detector.safetensors")
+"""Packed: 8 bits a weight."""
 SIDE, STRIDE = 128, 8
 THRESHOLD = 0.4
 """Smallest probability of a subject's centre."""
@@ -86,7 +88,7 @@ class Detector(nn.Module):
 def trained() -> Detector:
     """The committed detector; raises FileNotFoundError if there is none."""
     model = Detector(*(len(names) for names in captions()))
-    model.load_state_dict({name: weight.float() for name, weight in load_file(WEIGHTS).items()})
+    model.load_state_dict({name: weight.float() for name, weight in unpack_rows(load_file(WEIGHTS)).items()})
     return model.eval().requires_grad_(False)
 
 

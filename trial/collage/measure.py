@@ -126,7 +126,7 @@ def main() -> None:
         for name, images in sheets.items():
             save_sheet(args.out / f"{name}.png", images)
         if args.count >= 64:
-            Image.fromarray(to_uint8(ten(sheets["1x"]))).save(args.out / "ten.jpg", quality=92)
+            Image.fromarray(to_uint8(ten(sheets["1x"]))).save(args.out / "ten.jpg", quality=78, optimize=True)
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
 

@@ -19,6 +19,7 @@ from trial.collage.content import Content, installed, shrunk
 from trial.collage.detector import SIDE, STRIDE, WEIGHTS, Detector, crops_with_subject, read
 from trial.collage.scenes import Collage, Placed, extent, random_collage, render, visible
 from trial.collage.views import FINE
+from trial.packing import pack_rows, unpack_rows
 from trial.scenes import WHOLE, Box, random_box, to_uint8
 
 CELLS = SIDE // STRIDE
@@ -178,7 +179,9 @@ def main() -> None:
     full = installed()
     content = shrunk(full, FINE)
     model = train(make_set(content, 3, args.pictures), args.steps, args.batch, args.rate)
-    save_file({name: weight.half().contiguous() for name, weight in model.state_dict().items()}, str(args.to))
+    save_file(pack_rows(model.state_dict()), str(args.to))
+    # of the weights as they are stored
+    model.load_state_dict(unpack_rows(pack_rows(model.state_dict())))
     sys.stdout.write(json.dumps(accuracy(full, model, 240), indent=1) + "\n")
 
 

@@ -9,12 +9,13 @@ from modules import infotext_utils, jobs, script_callbacks, sd_samplers, shared
 from modules.scripts import ScriptRunner, scripts_img2img, scripts_txt2img
 from modules.ui_components import FormRow
 
+from trial.collage.content import captions
+
+PROMPT = "a ladybug on moss"
 BANNER = (
     "<b>A stand-in for the webui</b>, for trying DemoFusion Hires on a very small model "
-    "that knows pictures such as <code>a red circle on green ground</code>. The panel below is the real one."
+    f"that knows pictures such as <code>{PROMPT}</code>. The panel below is the real one."
 )
-SHAPES, COLOURS = ("circle", "square", "triangle", "cross"), ("red", "yellow", "white", "purple")
-GROUNDS = ("green", "blue", "brown", "gray")
 
 
 class Tab:
@@ -45,8 +46,7 @@ class Tab:
         self.runner.initialize_scripts(self.is_img2img)
         with gr.Row():
             with gr.Column(scale=6):
-                self.add("prompt", gr.Textbox("a red circle on green ground", label="Prompt", lines=2,
-                                              elem_id=self._id("prompt")))  # fmt: skip
+                self.add("prompt", gr.Textbox(PROMPT, label="Prompt", lines=2, elem_id=self._id("prompt")))
                 self.add("negative_prompt", gr.Textbox("", label="Negative prompt", elem_id=self._id("neg_prompt")))
             with gr.Column(scale=1, min_width=160):
                 self.generate = gr.Button("Generate", variant="primary", elem_id=self._id("generate"))
@@ -145,8 +145,8 @@ def build(scripts_js: list[str], style: str, native: int) -> gr.Blocks:
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     with gr.Blocks(theme, title="DemoFusion Hires: stand-in webui", css=style, analytics_enabled=False) as page:
         gr.HTML(BANNER, elem_id="stand_in")
-        words = " ".join(f"<i>{word}</i>" for word in (*COLOURS, *SHAPES, *GROUNDS))
-        gr.HTML(f"Words that it knows: {words}; a, on, ground.", elem_id="words")
+        subjects, grounds = ("; ".join(f"<i>{name}</i>" for name in names) for names in captions())
+        gr.HTML(f"It knows {subjects}; each on {grounds}.", elem_id="words")
         with gr.Tabs(elem_id="tabs"):
             for name, runner in (("txt2img", scripts_txt2img), ("img2img", scripts_img2img)):
                 with gr.Tab(name, elem_id=f"tab_{name}"):
