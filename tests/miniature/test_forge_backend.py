@@ -16,6 +16,7 @@ from lib_demofusion.host.backends.forge_hints import Held
 from lib_demofusion.host.backends.forge_unet import WRAPPER, FusedUnet
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.neighbours import refusals
+from lib_demofusion.host.pictures import inpainting
 from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import make_plan
@@ -222,6 +223,19 @@ def test_pid_is_refused_where_it_acts(on: bool, hires: bool, refused: bool) -> N
     p = request(SimpleNamespace(alwayson_scripts=[entry]))
     p.script_args, p.enable_hr = (0, True, on, "", "pid.safetensors"), hires
     assert ("PiD Integrated" in (Forge().refusal(p) or "")) == refused
+
+
+@pytest.mark.parametrize("axes", [(4,), (1, 4)])
+def test_masks_of_either_form_follow_the_size(axes: tuple[int, ...]) -> None:
+    """Neo's have an axis for the batch (its modules/processing.py)."""
+    mask = torch.zeros(*axes, *PLAN.base)
+    mask[..., :8] = 1
+    latent = torch.ones(1, 4, *PLAN.base)
+    p = SimpleNamespace(mask=mask, nmask=1 - mask, init_latent=latent, mask_round=True)
+    with inpainting.masks_at(p, PLAN, STAGE.size):
+        assert p.mask.shape == (*axes, *STAGE.size)
+        assert p.mask.mean() == p.nmask.mean() == 0.5
+    assert p.mask is mask
 
 
 def test_the_refiner_is_refused() -> None:

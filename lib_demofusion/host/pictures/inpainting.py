@@ -44,11 +44,17 @@ def masks_at(p: Any, plan: Plan, size: Size, original: Tensor | None = None) -> 
         yield
         return
     mode = "nearest" if p.mask_round else "bilinear"
-    mask, nmask = (F.interpolate(plan.crop.take(m)[None], size, mode=mode)[0] for m in (p.mask, p.nmask))
+    mask, nmask = (_resized(plan.crop.take(m), size, mode) for m in (p.mask, p.nmask))
     if original is None:
         original = F.interpolate(plan.crop.take(p.init_latent), size, mode="bicubic", align_corners=False)
     with replaced(p, mask=mask, nmask=nmask, init_latent=original):
         yield
+
+
+def _resized(mask: Tensor, size: Size, mode: str) -> Tensor:
+    """Returns a mask (C, h, w) at another size; Forge Neo's has one more axis, (1, C, h, w)."""
+    resized: Tensor = F.interpolate(mask.reshape(-1, *mask.shape[-3:]), size, mode=mode)
+    return resized.reshape(*mask.shape[:-2], *size)
 
 
 def keep_unmasked(p: Any, x: Tensor) -> Tensor:
