@@ -187,13 +187,14 @@ def engine(schedule: Any = None, **flags: bool) -> dict[str, Any]:
         (engine(is_sd1=False, is_sd2=False, is_sdxl=False, is_sd3=True), False),
         (engine(is_sd1=False, is_sdxl=False), False),
         (engine(Flow(), is_sd1=False, is_sdxl=True), False),
+        ({"forge_objects": Objects(unet=Unet(SimpleNamespace(model_sampling=Flow()))), "is_sdxl": True}, True),
         ({}, True),
     ],
 )
 def test_flow_matching_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], known: bool) -> None:
     """Transformers' engines say that they are none of SD1, SD2 and SDXL; before one is loaded there is a dummy.
 
-    Neo's Mugen calls itself SDXL, whose shape it has.
+    Neo's Mugen calls itself SDXL, whose shape it has. In reForge a schedule of flow is what the job before was given.
     """
     monkeypatch.setattr(refusals, "host", Forge)
     reason = refusals.reason(refusals.Situation(SimpleNamespace(**model)))
