@@ -187,13 +187,14 @@ def engine(schedule: Any = None, **flags: bool) -> dict[str, Any]:
         (engine(is_sd1=False, is_sd2=False, is_sdxl=False, is_sd3=True), False),
         (engine(is_sd1=False, is_sdxl=False), False),
         (engine(Flow(), is_sd1=False, is_sdxl=True), False),
+        ({"forge_objects": Objects(unet=Unet(SimpleNamespace(model_sampling=Flow()))), "is_sdxl": True}, True),
         ({}, True),
     ],
 )
 def test_flow_matching_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], known: bool) -> None:
     """Transformers' engines say that they are none of SD1, SD2 and SDXL; before one is loaded there is a dummy.
 
-    Neo's Mugen calls itself SDXL, whose shape it has.
+    Neo's Mugen calls itself SDXL, whose shape it has. In reForge a schedule of flow is what the job before was given.
     """
     monkeypatch.setattr(refusals, "host", Forge)
     reason = refusals.reason(refusals.Situation(SimpleNamespace(**model)))
@@ -242,6 +243,14 @@ def test_the_refiner_is_refused() -> None:
     p = request(Scripts())
     p.refiner_checkpoint_info = "another"
     assert "the refiner" in (Forge().refusal(p) or "")
+
+
+@pytest.mark.parametrize(("mode", "refused"), [("SD3", True), ("Flux", True), ("Aura Flow", True), ("Discrete", False)])
+def test_sampling_a_model_by_flow_is_refused(mode: str, refused: bool) -> None:
+    """ReForge offers it for checkpoints of SDXL's shape, and says so in the infotext."""
+    p = request(Scripts())
+    p.extra_generation_params = {"advanced_sampling_enabled": True, "advanced_sampling_mode": mode}
+    assert (f"Advanced Model Sampling in the mode {mode}" in (Forge().refusal(p) or "")) == refused
 
 
 class ControlNetPatcher:

@@ -50,7 +50,9 @@ class Forge:
         if not hasattr(model, "forge_objects"):
             return True
         known = any(getattr(model, name, False) for name in ("is_sd1", "is_sd2", "is_sdxl"))
-        return known and adds_noise(predictor_of(model.forge_objects.unet.model))
+        # in reForge a schedule of flow is what a job before was given, and is refused there by the name of what gave it
+        predictor = getattr(model.forge_objects.unet.model, "predictor", None)
+        return known and (predictor is None or adds_noise(predictor))
 
     def refusal(self, p: Any) -> str | None:
         return forge_neighbours.refusal(p)

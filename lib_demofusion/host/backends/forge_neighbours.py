@@ -12,6 +12,11 @@ BY_KEY = {
 }
 """By what a feature writes into the infotext while it acts."""
 
+BY_FLOW = ("SD3", "Aura Flow", "Flux")
+"""Modes of reForge's Advanced Model Sampling that mix latent and noise; the skip residual takes noise as added."""
+
+FLOW = "Advanced Model Sampling in the mode %s: DemoFusion runs on models that are not sampled by flow matching"
+
 PID = "PiD Integrated"
 """Forge Neo's script that enlarges by a trained decoder; it writes nothing into the infotext of the job."""
 
@@ -23,6 +28,9 @@ WHOLE_PICTURE = ("ControlNetPatcher", "IPAdapterPatcher", "PhotomakerPatcher")
 
 def refusal(p: Any) -> str | None:
     """Returns which of the host's own features a job cannot run beside, and why, or None."""
+    mode = p.extra_generation_params.get("advanced_sampling_mode")
+    if mode in BY_FLOW:
+        return FLOW % mode
     for key, reason in BY_KEY.items():
         if str(p.extra_generation_params.get(key, False)) not in ("False", "None"):
             return reason
