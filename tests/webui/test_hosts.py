@@ -128,10 +128,11 @@ def test_inpainting_leaves_the_rest_as_it_was(webui: Webui, upload: Image.Image,
 
 
 def test_hires_fix_makes_the_base(webui: Webui) -> None:
-    hires = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+    # Forge Neo has no upscaler of that name for latents, and samples multiples of 64
+    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Lanczos", "denoising_strength": 0.7}
     # Forge's API fails without it, with DemoFusion or not
     result = small(webui, **hires, hr_additional_modules=["Use same choices"])
-    assert_good(result, (192, 192))
+    assert_good(result, (256, 256))
 
 
 def test_prompts_that_change_and_prompts_joined(webui: Webui) -> None:
@@ -188,7 +189,8 @@ def test_progress_and_previews_of_a_stage(webui: Webui) -> None:
     webui.call("options", PREVIEWS)
     seen: list[dict[str, Any]] = []
     done: list[Result] = []
-    request = {"width": 96, "steps": 6}
+    # Forge Neo samples multiples of 64
+    request = {"width": 128, "steps": 6}
     thread = threading.Thread(target=lambda: done.append(small(webui, {**ON, "scale": 3, "view_batch": 2}, **request)))
     try:
         thread.start()
@@ -201,7 +203,7 @@ def test_progress_and_previews_of_a_stage(webui: Webui) -> None:
         thread.join()
     finally:
         webui.call("options", {name: before[name] for name in PREVIEWS})
-    assert_good(done[0], (288, 192))
+    assert_good(done[0], (384, 192))
     shares = [answer["progress"] for answer in seen]
     assert len(set(shares)) > 5
     assert shares == sorted(shares)
@@ -209,5 +211,5 @@ def test_progress_and_previews_of_a_stage(webui: Webui) -> None:
     shown = [decoded(answer["current_image"]) for answer in seen if answer["current_image"]]
     assert shown
     # the base picture's preview may still be there when the first stage begins
-    assert all(picture.width / picture.height == 1.5 for picture in shown)
-    assert shown[-1].width > 96 // 8
+    assert all(picture.width / picture.height == 2 for picture in shown)
+    assert shown[-1].width > 128 // 8
