@@ -128,8 +128,9 @@ def test_inpainting_leaves_the_rest_as_it_was(webui: Webui, upload: Image.Image,
 
 
 def test_hires_fix_makes_the_base(webui: Webui) -> None:
-    # Forge Neo has no upscaler of that name for latents, and samples multiples of 64
-    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Lanczos", "denoising_strength": 0.7}
+    # a translated copy has other names; Forge Neo samples multiples of 64
+    upscaler = next(entry["name"] for entry in webui.call("upscalers") if entry["name"] != "None")
+    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, "denoising_strength": 0.7}
     # Forge's API fails without it, with DemoFusion or not
     result = small(webui, **hires, hr_additional_modules=["Use same choices"])
     assert_good(result, (256, 256))
