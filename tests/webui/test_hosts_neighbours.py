@@ -36,7 +36,7 @@ REFUSED: dict[str, list[Any]] = {
 
 GUIDANCE: dict[str, list[Any]] = {
     "DynamicThresholding (CFG-Fix) Integrated": [True],
-    "LatentModifier Integrated": [True],
+    "LatentModifier Integrated": [True, 20.0],
     "PerturbedAttentionGuidance Integrated": [True],
     "Mahiro CFG for reForge": [True],
     '"APG\'s now your CFG" and Guidance Limiter': [True],
