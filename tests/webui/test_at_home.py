@@ -98,10 +98,19 @@ class TestApi:
         named = webui.generate({**fields, "preset": preset}, **tab)
         assert_good(named, (192, 192))
         assert f"DemoFusion preset: {preset}" in named.infotexts[0]
-        by_default = webui.generate(fields, override_settings={"demofusion_default_preset": preset}, **tab)
+        # a request of so few steps would get Turbo in its place
+        settings = {"demofusion_default_preset": preset, "demofusion_few_steps": False}
+        by_default = webui.generate(fields, override_settings=settings, **tab)
         assert (by_default.digests, by_default.infotexts) == (named.digests, named.infotexts)
         spelt = webui.generate({**fields, **preset_values(preset)}, **tab)
         assert spelt.digests == named.digests
+
+    def test_few_steps_get_turbo(self, webui: Webui, tab: dict[str, Any]) -> None:
+        fields = {"enabled": True, "scale": 2}
+        turbo = webui.generate(fields, override_settings={"demofusion_default_preset": "Fast"}, **tab)
+        named = webui.generate({**fields, "preset": "Turbo"}, **tab)
+        assert "DemoFusion preset: Turbo" in turbo.infotexts[0]
+        assert (turbo.digests, turbo.infotexts) == (named.digests, named.infotexts)
 
     def test_the_webuis_upscalers_enlarge_the_picture(self, webui: Webui, tab: dict[str, Any]) -> None:
         fields = {"enabled": True, "upscaler": "Lanczos (pixels)", "denoising_strength": 0.5}
