@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import save_file
 from torch import Tensor
 
+from trial import packing
 from trial.autoencoder import AutoencoderConfig
 from trial.make_latents import SCALE_FACTOR
 from trial.schedule import BETA_FIRST, BETA_LAST, STEPS, buffers
@@ -106,10 +106,7 @@ def main() -> None:
     args = options.parse_args()
     args.to.parent.mkdir(parents=True, exist_ok=True)
     args.to.with_suffix(".yaml").write_text(yaml.safe_dump(configuration(), sort_keys=False), encoding="utf-8")
-    partial = args.to.with_suffix(".partial")
-    save_file(checkpoint(args.out), str(partial), metadata={"format": "pt"})
-    partial.chmod(0o644)
-    partial.replace(args.to)
+    packing.write(args.to, checkpoint(args.out), {"format": "pt"})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ ROOT = bootstrap.ROOT
 FOLDER = "sd-webui-demofusion-hires"
 PARTS = ("install.py", "javascript", "lib_demofusion", "localizations", "LICENSE", "README.md", "scripts", "style.css")
 """What of the repository the webui needs."""
-BUNDLED = "demofusion-collage.safetensors"
 CPU = ("--skip-torch-cuda-test", "--use-cpu", "all", "--no-half", "--precision", "full")
 
 
@@ -32,8 +31,9 @@ def main(options: argparse.Namespace) -> int:
         print(f"Extension: {install_extension(webui)}")
         checkpoint = install_checkpoint(webui, options.checkpoint)
         print(f"Model: {checkpoint}")
-        if options.checkpoint.name == BUNDLED:
-            print(f"Its few-step sibling, as a LoRA: {install_lora(webui)}")
+        lora = install_lora(webui, options.checkpoint)
+        if lora is not None:
+            print(f"Its few-step sibling, as a LoRA: {lora}")
         return 0 if options.install_only else start(webui, checkpoint, options)
     except (InstallError, OSError) as error:
         print(f"Not installed: {error}", file=sys.stderr)
@@ -80,11 +80,13 @@ def install_checkpoint(webui: Path, source: Path) -> Path:
     return target
 
 
-def install_lora(webui: Path) -> Path:
-    """Writes the bundled model's LoRA for few steps; returns its place."""
+def install_lora(webui: Path, checkpoint: Path) -> Path | None:
+    """Writes the bundled model's LoRA for few steps; returns its place, or None for another model."""
     from trial import lora
-    from trial.small_model import COLLAGE_LORA
+    from trial.small_model import COLLAGE_CHECKPOINT, COLLAGE_LORA
 
+    if checkpoint.name != COLLAGE_CHECKPOINT.name:
+        return None
     target = webui / "models" / "Lora" / COLLAGE_LORA.name
     target.parent.mkdir(parents=True, exist_ok=True)
     lora.write_full(COLLAGE_LORA, target)

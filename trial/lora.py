@@ -8,12 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trial import packing
 
 PREFIX, DOWN, UP, ALPHA = "lora_unet_", ".lora_down.weight", ".lora_up.weight", ".alpha"
+ABOUT = {"ss_network_module": "networks.lora"}
+"""By which webuis tell the kind of file."""
 
 
 class Lora(nn.Module):
@@ -67,7 +69,7 @@ class Lora(nn.Module):
 
 def save(lora: Lora, path: Path) -> None:
     """Writes the packed file."""
-    _write(packing.pack_rows(lora.tensors()), path)
+    packing.write(path, packing.pack_rows(lora.tensors()), ABOUT)
 
 
 def load(path: Path) -> dict[str, Tensor]:
@@ -77,16 +79,7 @@ def load(path: Path) -> dict[str, Tensor]:
 
 def write_full(source: Path, target: Path) -> None:
     """Writes a packed file as one that the webui takes as a LoRA."""
-    _write({name: tensor.half() for name, tensor in load(source).items()}, target)
-
-
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    save_file(
-        {name: t.contiguous() for name, t in tensors.items()}, str(partial), {"ss_network_module": "networks.lora"}
-    )
-    partial.chmod(0o644)
-    partial.replace(path)
+    packing.write(target, {name: tensor.half() for name, tensor in load(source).items()}, ABOUT)
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trial import lora
 from trial.detect import classify, count_subjects
 from trial.sampling import GUIDANCE, ddim, initial_noise, pictures
 from trial.scenes import WHOLE, all_labels, caption, random_box, random_scene, render, to_uint8
@@ -76,28 +75,24 @@ def save_sheet(path: Path, images: np.ndarray, columns: int = 8) -> None:
     Image.fromarray(to_uint8(np.concatenate(rows))).save(path)
 
 
-def arguments(text: str, checkpoint: Path) -> argparse.Namespace:
-    """What was given on the command line; torch is told its number of threads."""
+def command_line(text: str, checkpoint: Path) -> argparse.ArgumentParser:
+    """The options of both models' measurements."""
     options = argparse.ArgumentParser(description=text)
     options.add_argument("--checkpoint", type=Path, default=checkpoint)
     options.add_argument("--count", type=int, default=64)
     options.add_argument("--steps", type=int, default=25)
     options.add_argument("--guidance", type=float, default=GUIDANCE)
-    options.add_argument("--lora", type=Path, help="changes of the weights; with --guidance 1 the sampler is LCM")
     options.add_argument("--direct", type=int, nargs="*", default=[], help="scales sampled directly, 8 prompts each")
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--out", type=Path, help="folder for contact sheets")
-    args = options.parse_args()
-    torch.set_num_threads(args.threads)
-    return args
+    return options
 
 
 def main() -> None:
     """Command line."""
-    args = arguments(__doc__.splitlines()[0], CHECKPOINT)
+    args = command_line(__doc__.splitlines()[0], CHECKPOINT).parse_args()
+    torch.set_num_threads(args.threads)
     model = load(args.checkpoint)
-    if args.lora:
-        lora.apply(model.unet, args.lora)
     views = held_out_views(32)
     restored = reconstruct(model, views)
     levels = psnr(restored, views)

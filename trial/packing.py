@@ -45,12 +45,17 @@ def is_large(weight: Tensor) -> bool:
     return weight.is_floating_point() and weight.ndim >= 2 and weight.numel() >= SMALLEST
 
 
+def axes_of(name: str, weight: Tensor) -> int:
+    """How many axes of a weight have a scale for each entry."""
+    return 2 if name.startswith(DECODER) and weight.ndim == 4 and weight[0, 0].numel() > 1 else 1
+
+
 def pack_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors with the large ones quantised and the rest in half precision, as `unpack_rows` takes them."""
     packed: dict[str, Tensor] = {}
     for name, weight in tensors.items():
         if is_large(weight):
-            packed[name], packed[name + SCALE] = quantised(weight)
+            packed[name], packed[name + SCALE] = quantised(weight, axes_of(name, weight))
         else:
             packed[name] = weight.half() if weight.is_floating_point() else weight
     return {name: tensor.contiguous() for name, tensor in packed.items()}
@@ -72,27 +77,16 @@ def restored(weight: Tensor, scale: Tensor) -> Tensor:
 
 def pack(tensors: dict[str, Tensor], used: Tensor) -> dict[str, Tensor]:
     """The packed form of a full checkpoint, whose trained words are the rows `used` of the table."""
-    packed = {USED: used.to(torch.int32)}
-    for name, tensor in tensors.items():
-        weight = tensor[used] if name == WORDS else tensor
-        if is_large(weight):
-            axes = 2 if name.startswith(DECODER) and weight.ndim == 4 and weight[0, 0].numel() > 1 else 1
-            packed[name], packed[name + SCALE] = quantised(weight, axes)
-        else:
-            exact = not weight.is_floating_point() or "." not in name or weight.ndim == 0
-            packed[name] = weight if exact else weight.half()
-    return {name: tensor.contiguous() for name, tensor in packed.items()}
+    # the schedule's, which stand beside the networks
+    exact = {name: tensor.contiguous() for name, tensor in tensors.items() if "." not in name}
+    networks = {name: tensor[used] if name == WORDS else tensor for name, tensor in tensors.items() if "." in name}
+    return {USED: used.to(torch.int32), **exact, **pack_rows(networks)}
 
 
 def unpack(packed: dict[str, Tensor], words: int) -> dict[str, Tensor]:
     """The full checkpoint in half precision, with a table of `words` rows."""
-    full: dict[str, Tensor] = {}
-    for name, tensor in packed.items():
-        if name == USED or name.endswith(SCALE):
-            continue
-        if tensor.dtype == torch.int8:
-            tensor = restored(tensor, packed[name + SCALE]).half()
-        full[name] = tensor
+    rows = unpack_rows({name: tensor for name, tensor in packed.items() if name != USED})
+    full = {name: tensor.half() if packed[name].dtype == torch.int8 else tensor for name, tensor in rows.items()}
     table = STD * torch.randn(words, full[WORDS].shape[1], generator=torch.Generator().manual_seed(0))
     table[packed[USED].long()] = full[WORDS].float()
     full[WORDS] = table.half()
@@ -100,12 +94,15 @@ def unpack(packed: dict[str, Tensor], words: int) -> dict[str, Tensor]:
 
 
 def save(path: Path, tensors: dict[str, Tensor], used: Tensor) -> None:
-    """Writes the packed form of a full checkpoint in one go."""
-    partial = path.with_suffix(".partial")
+    """Writes the packed form of a full checkpoint."""
     words = tensors[WORDS].shape[0]
-    save_file(
-        pack(tensors, used), str(partial), metadata={"format": "pt", "packed": FORMAT, "words": json.dumps(words)}
-    )
+    write(path, pack(tensors, used), {"format": "pt", "packed": FORMAT, "words": json.dumps(words)})
+
+
+def write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    """Writes tensors and what is said about them in one go, so that a second start never finds half a file."""
+    partial = path.with_suffix(".partial")
+    save_file(tensors, str(partial), metadata=about)
     partial.chmod(0o644)
     partial.replace(path)
 
@@ -126,12 +123,11 @@ def load(path: Path) -> dict[str, Tensor]:
 
 def write_full(source: Path, target: Path) -> None:
     """Writes a checkpoint, packed or not, as one that a webui loads."""
+    if packed_words(source) is not None:
+        write(target, load(source), {"format": "pt"})
+        return
     partial = target.with_suffix(".partial")
-    if packed_words(source) is None:
-        shutil.copy2(source, partial)
-    else:
-        save_file(load(source), str(partial), metadata={"format": "pt"})
-        partial.chmod(0o644)
+    shutil.copy2(source, partial)
     partial.replace(target)
 
 

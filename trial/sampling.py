@@ -19,6 +19,11 @@ def initial_noise(seeds: list[int], height: int, width: int) -> Tensor:
     return torch.stack(draws)
 
 
+def denoised(x: Tensor, eps: Tensor, power: Tensor) -> Tensor:
+    """The clean latent that the noise `eps` in x means, where the signal's power (alphas_cumprod) is `power`."""
+    return (x - (1.0 - power).sqrt() * eps) / power.sqrt()
+
+
 @torch.no_grad()
 def ddim(model: SmallModel, prompts: list[str], noise: Tensor, steps: int = 25, guidance: float = GUIDANCE) -> Tensor:
     """Latents (B, 4, h, w) for the prompts, deterministic from the noise (DDIM with eta 0)."""
@@ -32,8 +37,7 @@ def ddim(model: SmallModel, prompts: list[str], noise: Tensor, steps: int = 25, 
         eps = free + guidance * (eps - free)
         power = model.alphas_cumprod[now]
         power_after = model.alphas_cumprod[after] if after >= 0 else torch.ones_like(power)
-        clean = (x - (1.0 - power).sqrt() * eps) / power.sqrt()
-        x = power_after.sqrt() * clean + (1.0 - power_after).sqrt() * eps
+        x = power_after.sqrt() * denoised(x, eps, power) + (1.0 - power_after).sqrt() * eps
     return x
 
 
@@ -57,12 +61,16 @@ def consistency(x: Tensor, eps: Tensor, t: Tensor, alphas: Tensor) -> Tensor:
     scaled, power = TIMESTEP_SCALE * t.float(), alphas[t]
     skip, out = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2), scaled / (scaled**2 + SIGMA_DATA**2).sqrt()
     skip, out, power = (part[:, None, None, None] for part in (skip, out, power))
-    return skip * x + out * (x - (1.0 - power).sqrt() * eps) / power.sqrt()
+    return skip * x + out * denoised(x, eps, power)
+
+
+BETWEEN = 7_000_003
+"""Added to the seed of a picture or stage for the noise between its steps."""
 
 
 def fresh_noise(seeds: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """Noise drawn for every picture from a seed of its own, so that a batch does not matter."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    """The noise between the steps of pictures with these seeds, each drawn alone so that a batch does not matter."""
+    generators = [torch.Generator().manual_seed(BETWEEN + seed) for seed in seeds]
 
     def draw(x: Tensor) -> Tensor:
         return torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators]).to(x)

@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from trial import history, packing
+from trial import history, lora, packing
 from trial.autoencoder import Autoencoder, AutoencoderConfig
 from trial.text import TextConfig, TextEncoder, tokenize
 from trial.unet import UNet, UNetConfig
@@ -97,8 +97,11 @@ def why_missing(path: Path = CHECKPOINT) -> str:
     return ""
 
 
-def load(path: Path = CHECKPOINT, device: str | torch.device = "cpu") -> SmallModel:
-    """The model of a .safetensors file and the .yaml beside it, in float32, ready for inference."""
+def load(path: Path = CHECKPOINT, device: str | torch.device = "cpu", changes: Path | None = None) -> SmallModel:
+    """The model of a .safetensors file and the .yaml beside it, in float32, ready for inference.
+
+    `changes` is the file of a LoRA, which is added to the UNet's weights.
+    """
     tensors = packing.load(there(path))
     params = yaml.safe_load(Path(path).with_suffix(".yaml").read_text(encoding="utf-8"))["model"]["params"]
     unet = UNet(_chosen(params["unet_config"]["params"], UNetConfig))
@@ -106,5 +109,7 @@ def load(path: Path = CHECKPOINT, device: str | torch.device = "cpu") -> SmallMo
     text = TextEncoder(text_config(tensors))
     for module, prefix in ((unet, UNET_PREFIX), (vae, VAE_PREFIX), (text, TEXT_PREFIX)):
         module.load_state_dict(_part(tensors, prefix))
+    if changes is not None:
+        lora.apply(unet, changes)
     model = SmallModel(unet, vae, text, params["scale_factor"], tensors["alphas_cumprod"])
     return model.requires_grad_(False).eval().to(device)

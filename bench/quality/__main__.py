@@ -24,7 +24,6 @@ from bench.quality.runs import Bases, Job, Store, origin, peak_memory, run
 from bench.quality.sheet import contact_sheet
 from bench.quality.ways import Sampling, Studio
 from bench.quality.worlds import COLLAGES, WORLDS
-from trial import lora
 from trial.small_model import load
 
 ON_THE_SHEET = 6
@@ -72,11 +71,9 @@ def main() -> None:
     args = options()
     torch.set_num_threads(args.threads)
     sampling = Sampling(args.steps, args.guidance, args.lcm, bfloat16=args.precision == "bfloat16")
-    world, model = WORLDS[args.world], load(args.checkpoint)
-    if args.lora:
-        lora.apply(model.unet, args.lora)
-    studio = Studio(model, sampling, world)
-    made_by = origin([args.checkpoint, *([args.lora] if args.lora else [])], sampling, world)
+    world = WORLDS[args.world]
+    studio = Studio(load(args.checkpoint, changes=args.lora), sampling, world)
+    made_by = origin([path for path in (args.checkpoint, args.lora) if path], sampling, world)
     store = Store(args.out, made_by)
     bases = Bases(studio, store, made_by)
     numbers = range(args.first, args.first + args.count)

@@ -31,8 +31,6 @@ from trial.small_model import SmallModel
 
 SEED_STEP = 1_000_003
 """Between the seeds of the stages of a run."""
-BETWEEN = 7_000_003
-"""Added to the seeds of a picture or stage for the noise between its steps."""
 NEVER = 1e9
 """A cosine scale with which a path has no weight at any timestep below T."""
 
@@ -77,7 +75,7 @@ class Studio:
     def steps(self, seeds: Sequence[int], steps: int = 0, strength: float = 1.0) -> Steps:
         """The last `strength` of a schedule of `steps`, 0 for the base's; `seeds` of what is drawn in between."""
         times = timesteps(steps or self.sampling.steps, strength, self.sampling.lcm)
-        fresh = fresh_noise([BETWEEN + seed for seed in seeds]) if self.sampling.lcm else None
+        fresh = fresh_noise(seeds) if self.sampling.lcm else None
         return Steps(times, self.alphas, fresh)
 
     def decode(self, latents: Tensor) -> np.ndarray:

@@ -11,18 +11,17 @@ import copy
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from trial import lora
-from trial.collage.model import TEMPLATE_SHARES, TEXT, UNET, make_captions
+from trial.collage.model import TEMPLATE_SHARES, TEXT, UNET, ZOOMED_SHARE, make_captions
 from trial.export import averaged
-from trial.sampling import GUIDANCE, LCM_GRID, consistency
+from trial.sampling import GUIDANCE, LCM_GRID, consistency, denoised
 from trial.schedule import STEPS
 from trial.small_model import COLLAGE_LORA
 from trial.train_unet import Batches, Denoiser, Mix
 from trial.training import Trainee, learning_rate, parser, prepare
-from trial.unet import ResBlock
 
 RANK = 8
 SKIP = STEPS // LCM_GRID
@@ -33,8 +32,7 @@ HUBER = 0.001
 def stepped(x: Tensor, eps: Tensor, now: Tensor, after: Tensor, alphas: Tensor) -> Tensor:
     """One step of DDIM from the timesteps `now` (B,) to `after` (B,)."""
     power, power_after = (alphas[t][:, None, None, None] for t in (now, after))
-    clean = (x - (1.0 - power).sqrt() * eps) / power.sqrt()
-    return power_after.sqrt() * clean + (1.0 - power_after).sqrt() * eps
+    return power_after.sqrt() * denoised(x, eps, power) + (1.0 - power_after).sqrt() * eps
 
 
 def on_grid(t: Tensor) -> Tensor:
@@ -72,15 +70,6 @@ class Distillation:
         return ((said - target) ** 2 + HUBER**2).sqrt().mean() - HUBER
 
 
-def compiled(*networks: nn.Module) -> None:
-    """Compiles the blocks but for the transformers, as `train_unet.compiled` tells."""
-    torch._dynamo.config.cache_size_limit = 256
-    for network in networks:
-        for module in network.modules():
-            if isinstance(module, ResBlock):
-                module.compile(dynamic=False)
-
-
 def original(args: argparse.Namespace, words: int) -> Denoiser:
     """The trained model."""
     model = Denoiser(words, UNET, TEXT)
@@ -97,17 +86,13 @@ def main() -> None:
     prepare(args)
     captions = make_captions()
     data = torch.load(args.out / "latents.pt", weights_only=True)
-    batches = Batches(data, captions, args.batch, args.seed, Mix(TEMPLATE_SHARES, 0.15))
+    batches = Batches(data, captions, args.batch, args.seed, Mix(TEMPLATE_SHARES, ZOOMED_SHARE))
     distillation = Distillation(original(args, len(captions.used)), batches, args.guidance)
     teacher, student = distillation.teacher.unet, distillation.student.unet
     trainee = Trainee(lora.Lora(teacher, RANK), args.out / "lora.pt", decay=0.98)
     trainee.restore()
-    if not args.eager:
-        compiled(teacher, student)
-    progress, recent = (
-        tqdm(range(trainee.step, args.steps), initial=trainee.step, total=args.steps, mininterval=10),
-        0.0,
-    )
+    progress = tqdm(range(trainee.step, args.steps), initial=trainee.step, total=args.steps, mininterval=10)
+    recent = 0.0
     for step in progress:
         trainee.module.merge(teacher, student)
         with torch.autocast("cpu", torch.bfloat16):

@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from trial import lora
 from trial.collage.content import Content, captions, installed
 from trial.collage.content import caption as join
 from trial.collage.detector import crops_with_subject, read
 from trial.collage.scenes import random_collage, render
-from trial.measure import NATIVE, arguments, psnr, reconstruct, save_sheet
+from trial.measure import NATIVE, command_line, psnr, reconstruct, save_sheet
 from trial.sampling import ddim, fresh_noise, initial_noise, lcm, pictures
 from trial.scenes import WHOLE, random_box, to_uint8
 from trial.small_model import COLLAGE_CHECKPOINT, SmallModel, load
 
 HELD_OUT_SEED = 77_000  # no training set uses it
-BETWEEN = 7_000_003
-"""Added to a picture's seed for the noise between the steps of LCM."""
 RINGS = 16
 """Rings of the spectrum from zero to half a cycle per pixel; those up to half of that are judged."""
 
@@ -75,10 +74,11 @@ def sample(model: SmallModel, count: int, scale: int, steps: int, guidance: floa
     labels, batch, images = labels_for(count), max(16 // scale**2, 1), []
     for start in range(0, count, batch):
         part = labels[start : start + batch]
-        noise = initial_noise(list(range(start, start + len(part))), NATIVE * scale, NATIVE * scale)
+        seeds = list(range(start, start + len(part)))
+        noise = initial_noise(seeds, NATIVE * scale, NATIVE * scale)
         prompts = [prompt(label) for label in part]
         if guidance == 1:
-            latents = lcm(model, prompts, noise, fresh_noise([BETWEEN + start + i for i in range(len(part))]), steps)
+            latents = lcm(model, prompts, noise, fresh_noise(seeds), steps)
         else:
             latents = ddim(model, prompts, noise, steps, guidance)
         images.append(pictures(model, latents).numpy())
@@ -107,10 +107,11 @@ def ten(images: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     """Command line."""
-    args = arguments(__doc__.splitlines()[0], COLLAGE_CHECKPOINT)
-    model, content = load(args.checkpoint), installed()
-    if args.lora:
-        lora.apply(model.unet, args.lora)
+    options = command_line(__doc__.splitlines()[0], COLLAGE_CHECKPOINT)
+    options.add_argument("--lora", type=Path, help="changes of the weights; with --guidance 1 the sampler is LCM")
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
+    model, content = load(args.checkpoint, changes=args.lora), installed()
     result, sheets = {}, {}
     for kind in ("whole", "zoomed"):
         views = held_out_views(content, 48, kind == "zoomed")

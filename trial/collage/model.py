@@ -16,6 +16,8 @@ AUTOENCODER = AutoencoderConfig()
 
 TEMPLATES = ("{subject} on {ground}", "a photo of {subject} on {ground}, highly detailed", "{subject}")
 TEMPLATE_SHARES = (0.82, 0.1, 0.08)
+ZOOMED_SHARE = 0.15
+"""Of zoomed views at low noise, where the UNet is trained."""
 
 
 def make_captions() -> Captions:

@@ -10,7 +10,7 @@ import argparse
 
 import torch
 
-from trial.collage.model import TEMPLATE_SHARES, TEXT, UNET, make_captions
+from trial.collage.model import TEMPLATE_SHARES, TEXT, UNET, ZOOMED_SHARE, make_captions
 from trial.train_unet import Batches, Denoiser, Mix, train
 from trial.training import Trainee, parser, prepare
 
@@ -27,7 +27,7 @@ def main() -> None:
     """Command line."""
     options = parser(__doc__.splitlines()[0], steps=8000, batch=16, rate=8e-4)
     options.add_argument("--decay", type=int, default=1500, help="steps at the end in which the learning rate falls")
-    options.add_argument("--zoomed", type=float, default=0.15, help="share of zoomed views at low noise")
+    options.add_argument("--zoomed", type=float, default=ZOOMED_SHARE, help="share of zoomed views at low noise")
     options.add_argument("--weight-limit", type=float, default=12.0, help="largest weight of a noise level")
     args = options.parse_args()
     device = prepare(args)
