@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -159,22 +159,15 @@ def test_files_are_short() -> None:
     assert [place(path, length) for path, length in lengths.items() if length > MAX_FILE_LINES] == []
 
 
-def test_functions_are_short() -> None:
+@pytest.mark.parametrize(("measure", "limit"), [(functions, MAX_FUNCTION_LINES), (parameters, MAX_PARAMETERS)])
+def test_functions_are_short_and_have_few_parameters(
+    measure: Callable[[ast.AST], Iterator[tuple[str, int, int]]], limit: int
+) -> None:
     found = [
-        f"{place(path, line)} {name}: {length} lines"
+        f"{place(path, line)} {name}: {number} of {limit}"
         for path in runtime_files()
-        for name, line, length in functions(parse(path))
-        if length > MAX_FUNCTION_LINES
-    ]
-    assert found == []
-
-
-def test_functions_have_few_parameters() -> None:
-    found = [
-        f"{place(path, line)} {name}: {count} parameters"
-        for path in runtime_files()
-        for name, line, count in parameters(parse(path))
-        if count > MAX_PARAMETERS
+        for name, line, number in measure(parse(path))
+        if number > limit
     ]
     assert found == []
 

@@ -205,3 +205,13 @@ def contrast(one: str, other: str) -> float:
 
     low, high = sorted(map(luminance, (one, other)))
     return (high + 0.05) / (low + 0.05)
+
+
+def open_panel(chromium: Any, url: str, size: tuple[int, int]) -> Tab:
+    """The tab txt2img with its panel open, on a new page of a size (width, height)."""
+    page = chromium.new_page(viewport={"width": size[0], "height": size[1]})
+    page.goto(url, wait_until="domcontentloaded")
+    page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
+    tab = Tab(page, "txt2img")
+    tab.open_panel()
+    return tab

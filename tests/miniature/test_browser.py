@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import SECONDS, Tab, contrast, screenshot
+from browser import SECONDS, Tab, contrast, open_panel, screenshot
 from PIL import Image
 
 from lib_demofusion.settings.presets import PRESETS
@@ -94,11 +94,8 @@ GROUND = """error => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_what_is_wrong_is_said_in_a_colour(chromium: Any, address: str, scheme: str) -> None:
-    page = chromium.new_page(viewport={"width": 1280, "height": 1000})
-    page.goto(f"{address}?__theme={scheme}", wait_until="domcontentloaded")
-    page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
-    tab = Tab(page, "txt2img")
-    tab.open_panel()
+    tab = open_panel(chromium, f"{address}?__theme={scheme}", (1280, 1000))
+    page = tab.page
     tab.number(f"{tab.panel}_scale", 99)
     tab.wait_for_line("not possible")
     error, within, text = page.eval_on_selector(".demofusion-error", COLOURS)
@@ -322,11 +319,8 @@ def test_after_a_run_the_line_tells_how_long_the_next_takes(tab: Tab) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_narrow_window_holds_the_panel(chromium: Any, address: str, scheme: str) -> None:
-    page = chromium.new_page(viewport={"width": 400, "height": 900})
-    page.goto(f"{address}?__theme={scheme}", wait_until="domcontentloaded")
-    page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
-    tab = Tab(page, "txt2img")
-    tab.open_panel()
+    tab = open_panel(chromium, f"{address}?__theme={scheme}", (400, 900))
+    page = tab.page
     page.wait_for_timeout(500)
     script = "id => [...document.querySelectorAll(`[id^=${id}]`)].map(e => e.getBoundingClientRect().right)"
     assert max(page.evaluate(script, tab.panel.removeprefix("#"))) <= 400

@@ -71,6 +71,17 @@ class Webui:
         with urllib.request.urlopen(request, timeout=900) as response:
             return json.load(response)
 
+    def plot_args(self, *axes: tuple[str, str, Any]) -> list[Any]:
+        """Returns the X/Y/Z plot's arguments for axes of ours, each with values typed or chosen; it shows every cell."""
+        plot = next(entry for entry in self.call("script-info") if entry["name"] == "x/y/z plot")
+        args = [control.get("value") for control in plot["args"]]
+        for first, (label, typed, chosen) in zip((0, 3), axes):
+            args[first : first + 2] = [plot["args"][0]["choices"].index(f"[DemoFusion] {label}"), typed]
+            args[first + 2] = args[first + 2] if chosen is None else chosen
+        args[6] = 0
+        args[next(n for n, control in enumerate(plot["args"]) if control["label"] == "Include Sub Images")] = True
+        return args
+
     def generate(
         self, demofusion: Any = None, path: str = "txt2img", more_scripts: Any = None, **request: Any
     ) -> Result:

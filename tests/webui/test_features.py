@@ -118,13 +118,7 @@ def test_tiling_is_refused(webui: Webui) -> None:
 
 
 def test_cells_of_a_plot_do_not_leak(webui: Webui) -> None:
-    plot = next(entry for entry in webui.call("script-info") if entry["name"] == "x/y/z plot")
-    args = [control.get("value") for control in plot["args"]]
-    axes = plot["args"][0]["choices"]
-    args[0:2] = [axes.index("[DemoFusion] Upscale by"), "1.5,2"]
-    args[3:6] = [axes.index("[DemoFusion] Enabled"), "", ["True", "False"]]
-    args[6] = 0
-    args[10] = True  # include sub images
+    args = webui.plot_args(("Upscale by", "1.5,2", None), ("Enabled", "", ["True", "False"]))
     result = webui.generate({"enabled": False}, script_name="x/y/z plot", script_args=args, steps=2)
     assert sorted(result.sizes[-4:]) == [(128, 128), (128, 128), (192, 192), (256, 256)]
     for size, text in zip(result.sizes[-4:], result.infotexts[-4:]):

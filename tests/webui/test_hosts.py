@@ -167,13 +167,7 @@ def test_an_error_in_a_stage_returns_the_picture_before(webui: Webui) -> None:
 
 
 def test_cells_of_a_plot(webui: Webui) -> None:
-    plot = next(entry for entry in webui.call("script-info") if entry["name"] == "x/y/z plot")
-    args = [control.get("value") for control in plot["args"]]
-    axes = plot["args"][0]["choices"]
-    args[0:2] = [axes.index("[DemoFusion] Upscale by"), "1.5,2"]
-    args[3:6] = [axes.index("[DemoFusion] Enabled"), "", ["True", "False"]]
-    args[6] = 0
-    args[next(n for n, control in enumerate(plot["args"]) if control["label"] == "Include Sub Images")] = True
+    args = webui.plot_args(("Upscale by", "1.5,2", None), ("Enabled", "", ["True", "False"]))
     result = small(webui, {"enabled": False, "view_batch": 16}, script_name="x/y/z plot", script_args=args, steps=2)
     assert sorted(result.sizes[-4:]) == [(64, 64), (64, 64), (96, 96), TWICE]
     for size, text in zip(result.sizes[-4:], result.infotexts[-4:]):

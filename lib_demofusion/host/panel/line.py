@@ -15,7 +15,7 @@ from lib_demofusion.host.progress import timing
 from lib_demofusion.host.sampling.webui_steps import calls_twice
 from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, make_plan
 from lib_demofusion.progress.costs import run_costs
-from lib_demofusion.settings.few_steps import looks_few_step
+from lib_demofusion.settings.few_steps import needs_more_steps
 from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.presets import BUILT_IN, Offers
 from lib_demofusion.settings.reading import settings_from_args
@@ -32,9 +32,6 @@ TURBO_CHOSEN = "this looks like a few-step model: the values of the preset Turbo
 TURBO_BETTER = "so high a denoising strength needs more steps or a higher CFG scale; Turbo is for few-step models"
 WORDS = (NOT_POSSIBLE, NO_STAGE, TIMES_BASE, ABOUT, SECONDS, MINUTES, HOURS, TURBO_CHOSEN)
 WARNINGS = (HUGE, LONG, NO_MEMORY, NO_ROOM, TURBO_BETTER)
-
-MOST_STRENGTH = 0.6
-"""With few steps: at 0.5 Balanced and Fast hold the base's structure, at 1 Paper loses it."""
 
 LARGEST_SIDE = 16384
 """About what browsers and WebP still show."""
@@ -82,8 +79,9 @@ def _few_steps(chosen: Settings, settings: Settings, tab: TabValues) -> list[str
     """Returns what is said where the tab's values look like those for a few-step model."""
     if settings.preset != chosen.preset:
         return [word(TURBO_CHOSEN)]
-    unfit = settings.denoising_strength > MOST_STRENGTH and looks_few_step(tab.step_count, tab.cfg_scale or 0)
-    return [problem_html(word(TURBO_BETTER))] if unfit else []
+    if needs_more_steps(settings, tab.step_count, tab.cfg_scale or 0):
+        return [problem_html(word(TURBO_BETTER))]
+    return []
 
 
 def _refusal(tab: TabValues) -> list[str]:
