@@ -72,7 +72,7 @@ class Webui:
             return json.load(response)
 
     def plot_args(self, *axes: tuple[str, str, Any]) -> list[Any]:
-        """Returns the X/Y/Z plot's arguments for axes of ours, each with values typed or chosen; it shows every cell."""
+        """Returns the X/Y/Z plot's arguments for axes of ours, with values typed or chosen; it shows every cell."""
         plot = next(entry for entry in self.call("script-info") if entry["name"] == "x/y/z plot")
         args = [control.get("value") for control in plot["args"]]
         for first, (label, typed, chosen) in zip((0, 3), axes):
