@@ -152,7 +152,8 @@ class Tab:
 
     def wait_for_line(self, text: str) -> str:
         """Waits until the live line has a text in it; returns the line."""
-        line = self.page.locator(f"{self.panel}_line.prose")
+        # gradio 3 gives the text the name too, gradio 4 only what is around it
+        line = self.page.locator(f"{self.panel}_line.prose, {self.panel}_line .prose")
         line.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=SECONDS)
         return line.inner_text()
 

@@ -87,11 +87,23 @@ def _follow_tab(script: Any) -> None:
     panel, tab = script.panel, script.tab_components
     # gradio 3 drops an event while the answer to one before is awaited: a new line asks whether it is still true
     for component in (*panel.controls, *tab.fields.values(), panel.line):
-        _follow(script, component)
+        _follow(script, _text_of(component) if isinstance(component, gr.HTML) else component)
     # of the chosen tab of img2img's size nothing tells but the tabs
     for name, size_tab in tab.size_tabs.items():
         chosen = partial(_on_size_tab, _updater(script), name == "tab_resize_by")
         size_tab.select(chosen, _inputs(script), [panel.by_picture, *_shown(panel)], show_progress=False, queue=False)
+
+
+def _text_of(shown: gr.HTML) -> gr.Textbox:
+    """Returns a hidden copy of a text of the page that changes only when the text does.
+
+    gradio 4 says of HTML that it changed whenever any event begins or ends: an answer to that would call for the next.
+    """
+    text = gr.Textbox(visible=False)
+    # the webui would write it into ui-config.json
+    text.do_not_save_to_config = True
+    shown.change(None, [shown], [text], _js="text => text", show_progress=False, queue=False)
+    return text
 
 
 def _follow(script: Any, component: Any) -> None:

@@ -1,0 +1,52 @@
+"""What must hold of the page in every webui; test_hosts.py says how one is asked, test_page.py goes further in one."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from miniature.browser import SECONDS, Tab
+from webui.conftest import Webui
+from webui.test_hosts import real_layout
+from webui.test_page import chromium, page
+
+__all__ = ["chromium", "page", "real_layout"]
+
+pytestmark = [pytest.mark.webui, pytest.mark.browser, pytest.mark.slow]
+
+QUIET = 3
+"""Seconds without a question to the server after which the page is at rest."""
+
+
+def wait_for_rest(page: Any) -> None:
+    """Waits until the page has asked the server nothing for a while."""
+    asked = [time.monotonic()]
+
+    def note(request: Any) -> None:
+        if request.method == "POST":
+            asked.append(time.monotonic())
+
+    page.on("request", note)
+    deadline = time.monotonic() + SECONDS / 1000
+    while time.monotonic() - asked[-1] < QUIET:
+        if time.monotonic() > deadline:
+            pytest.fail(f"the page has asked the server {len(asked) - 1} times in a minute, and does not end")
+        page.wait_for_timeout(200)
+    page.remove_listener("request", note)
+
+
+@pytest.mark.parametrize("name", ["txt2img", "img2img"])
+def test_the_line_follows_and_comes_to_rest(webui: Webui, page: Any, name: str) -> None:
+    """gradio shows in gray what waits for an answer: a line that asks again at its own answer is never read."""
+    tab = Tab(page, name)
+    tab.open_panel()
+    wait_for_rest(page)
+    for width, sizes in ((256, "256x320 → 512x640"), (320, "320x320 → 640x640")):
+        tab.number(tab.id("width"), width)
+        tab.number(tab.id("height"), 320)
+        tab.wait_for_line(sizes)
+    tab.number(f"{tab.panel}_scale", 3)
+    tab.wait_for_line("960x960")
+    wait_for_rest(page)
+    assert page.locator(f"{tab.panel}_enabled .pending").count() == 0
