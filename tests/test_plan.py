@@ -11,7 +11,7 @@ from fusing import evaluations
 from hypothesis import assume, example, given, settings
 
 from lib_demofusion.method.plan import Plan, make_plan
-from lib_demofusion.method.views import LocalView, Size, dilated_size, jitter_range
+from lib_demofusion.method.views import LocalView, Size, dilated_size, jitter_range, view_starts
 from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.reading import parse_settings
 from lib_demofusion.settings.spec import SettingsError
@@ -386,12 +386,14 @@ def test_impossible_plans_are_seen() -> None:
         ({"width": 1}, "width = 1 is not possible; allowed: 0, or 512 to 4096 for this base image"),
         (
             {"tile_size": 129},
-            "tile_size = 129 is not possible; allowed: 0, or 8 to 128 cells, the longer side of the final image",
+            "tile_size = 129 is not possible; allowed: 0, 1 to 2 times the base image, or 8 to 128 cells",
         ),
         (
             {"tile_size": 7},
-            "tile_size = 7 is not possible; allowed: 0, or 8 to 128 cells, the longer side of the final image",
+            "tile_size = 7 is not possible; allowed: 0, 1 to 2 times the base image, or 8 to 128 cells",
         ),
+        ({"tile_size": 2.5}, "tile_size = 2.5 is not possible; allowed: 0, 1 to 2 times the base image, or 8 to 128"),
+        ({"tile_size": 16.5}, "tile_size = 16.5 is not possible; allowed: 0, 1 to 2 times the base image, or 8 to 128"),
         ({"tile_stride": 65}, "tile_stride = 65 is not possible; allowed: 0, or 1 to 64, a tile's shorter side"),
         (
             {"tile_size": 16, "tile_stride": 17},
@@ -424,6 +426,13 @@ def test_limits_of_window_and_stride_fit(values: dict[str, int]) -> None:
     (stage,) = plan_of((64, 64), **values).stages
     assert stage.window == (values.get("tile_size", 64),) * 2
     assert stage.stride == (values.get("tile_stride", max(1, stage.window[0] // 2)),) * 2
+
+
+def test_a_tile_may_be_some_times_the_base_image() -> None:
+    (stage,) = plan_of((64, 96), tile_size=1.0625, overlap=0).stages
+    assert stage.window == stage.stride == (68, 102)
+    assert stage.local_count == 4
+    assert view_starts(stage.size[0], stage.window[0], stage.stride[0]) == [0, 60]
 
 
 def test_default_settings_double_the_base() -> None:

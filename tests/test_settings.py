@@ -200,7 +200,7 @@ def test_none_and_missing_fields_have_their_defaults() -> None:
         ("width", 2048.0, 2048),
         ("width", "2048", 2048),
         ("width", 0, 0),
-        ("tile_size", 512, 512),
+        ("tile_size", 512, 512.0),
         ("sigma", 0.01, 0.01),
         ("cosine_scale_1", 0, 0.0),
         ("jitter", False, False),

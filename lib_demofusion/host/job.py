@@ -20,7 +20,7 @@ from lib_demofusion.host.pictures.base_picture import base_latent, own_generator
 from lib_demofusion.host.pictures.stage_pictures import StagePicture
 from lib_demofusion.host.progress.bar import Progress, make_progress
 from lib_demofusion.host.sampling.stage_sampler import stop_requested
-from lib_demofusion.host.sampling.webui_steps import calls_of_base, img2img_steps
+from lib_demofusion.host.sampling.webui_steps import img2img_steps
 from lib_demofusion.host.stage_loop import StageLoop, saves_stages, shows_stages
 from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, make_plan
 from lib_demofusion.progress.costs import Pass
@@ -105,7 +105,7 @@ class Job:
             return samples
         clear(p)
         if self._progress is not None:
-            self._progress.base_done(calls_of_base(p))
+            self._progress.base_done()
         try:
             return self._stages(p, samples)
         finally:
@@ -140,7 +140,7 @@ class Job:
         self.end(p)
         if self._progress is None or self._progress.plan != plan:
             self._progress = self._make_progress(p, plan)
-            self._progress.base_done(calls_of_base(p))
+            self._progress.base_done()
         loop = StageLoop(p, plan, self.settings, self._overlay, self._progress)
         try:
             return loop.run(base)

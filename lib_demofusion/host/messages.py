@@ -19,7 +19,7 @@ def clear(p: Any) -> None:
 
 def report_note(p: Any, note: str) -> None:
     """Says what is otherwise than was asked for, though nothing went wrong."""
-    p.comment(f"{PREFIX}: {note}")
+    p.comment(_said(note))
     before = p.extra_generation_params.get(KEY_NOTE)
     if note not in (before or "").split("; "):
         p.extra_generation_params[KEY_NOTE] = f"{before}; {note}" if before else note
@@ -27,7 +27,7 @@ def report_note(p: Any, note: str) -> None:
 
 def report_problem(p: Any, problem: str) -> None:
     """Says what went wrong: the host shows no error of a script's hook."""
-    p.comment(f"{PREFIX}: {problem}")
+    p.comment(_said(problem))
     p.extra_generation_params[KEY_ERROR] = problem
 
 
@@ -37,8 +37,13 @@ def report_failure(p: Any, problem: str, error: Exception) -> None:
     from modules import errors
 
     problem = f"{problem}: {_first_line(error)}"
-    errors.report(f"{PREFIX}: {problem}", exc_info=True)
+    errors.report(_said(problem), exc_info=True)
     report_problem(p, problem)
+
+
+def _said(text: str) -> str:
+    """Returns a text as it stands under an image, where it must say who speaks."""
+    return text if text.startswith(PREFIX) else f"{PREFIX}: {text}"
 
 
 def _first_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from modules import devices
@@ -14,7 +15,7 @@ from lib_demofusion.host.pictures import coding, formats, inpainting
 from lib_demofusion.host.pictures.pixel_anchor import pixel_anchor
 from lib_demofusion.host.pictures.stage_pictures import StagePicture, stage_pictures
 from lib_demofusion.host.pictures.vae import Report
-from lib_demofusion.host.progress.bar import Progress
+from lib_demofusion.host.progress.bar import DECODING, ENCODING, Progress
 from lib_demofusion.host.sampling.stage_sampler import StageStopped, StageTask, run_stage, stop_requested
 from lib_demofusion.method.plan import CELL, Plan, StagePlan
 from lib_demofusion.method.stage import cropped, finish_stage, make_anchor, mix_anchors
@@ -35,7 +36,7 @@ class StageLoop:
         if settings.return_stages and not self._shown:
             script = refusals.of_job(p).script
             report_note(p, f'"Show every stage" does not act in {script}; "Save every stage" saves them')
-        self._progress = progress
+        self._progress, self._decoding = progress, partial(progress.move, DECODING)
         self._total = len(plan.stages) + 1
         self._originals = soft_inpainting.Originals(p, plan)
         self._latest: tuple[Tensor, Any] | None = None
@@ -82,8 +83,8 @@ class StageLoop:
     def _anchor(self, latent: Tensor, stage: StagePlan) -> Tensor:
         if self._settings.anchor == LATENT:
             return make_anchor(latent, self._plan, stage)
-        samples = self._decoded(latent, _stoppable(self._progress.decoding))
-        report = _stoppable(self._progress.encoding)
+        samples = self._decoded(latent, _stoppable(self._decoding))
+        report = _stoppable(partial(self._progress.move, ENCODING))
         report(0.0)
         shown = (cropped(sample, self._plan, stage, CELL) for sample in samples)
         pixels = pixel_anchor(self._p, shown, stage.pixels, self._settings.image_upscaler, report).to(latent)
@@ -104,7 +105,7 @@ class StageLoop:
             latent = latents.pop()
             size = latent.shape[-2], latent.shape[-1]
             try:
-                decoded = self._decoded(latent, self._progress.decoding)
+                decoded = self._decoded(latent, self._decoding)
                 self._overlay.resize(self._p, self._plan, size)
                 with inpainting.masks_at(self._p, self._plan, size, self._originals.latent(size)):
                     self._originals.remake_overlay(latent)
@@ -132,7 +133,7 @@ class StageLoop:
         if not (save or self._shown):
             return
         try:
-            samples = self._decoded(latent, self._progress.decoding)
+            samples = self._decoded(latent, self._decoding)
             pictures = stage_pictures(self._p, samples, number, self._total, save)
         except Exception as error:
             self._failed(number - 1, error, "showing ")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from modules import paths_internal
+
+logger = logging.getLogger("DemoFusion")
 
 
 class StorageError(Exception):
@@ -46,3 +49,20 @@ def write(name: str, data: dict[str, Any]) -> None:
         with suppress(OSError):
             draft.unlink()
         raise StorageError(f"{path} cannot be written: {error}") from error
+
+
+def read_if_possible(name: str) -> dict[str, Any]:
+    """Returns what a file holds; nothing, and a warning, where it cannot be read."""
+    try:
+        return read(name)
+    except StorageError as error:
+        logger.warning("%s", error)
+        return {}
+
+
+def write_if_possible(name: str, data: dict[str, Any]) -> None:
+    """Replaces a file, or warns that it could not."""
+    try:
+        write(name, data)
+    except StorageError as error:
+        logger.warning("%s", error)

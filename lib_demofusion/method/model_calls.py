@@ -14,7 +14,7 @@ CallsAhead = Callable[[int, float], float]
 ADAPTIVE_CALLS, ADAPTIVE_RANGE, LOWEST_SIGMA = 60, 6.2, 0.03
 """DPM adaptive's calls in a whole schedule where none was seen yet, the schedule's length in log sigma, and its end."""
 
-EXTRA_CALLS, BEND = 8, 1.25
+EXTRA_CALLS, BEND = 7.5, 1.27
 """Measured on DPM adaptive: by how many calls it exceeds its pace, as its first steps are short wherever it begins and
 the last one is cut off; and how its steps grow longer as the noise falls, an exponent."""
 
@@ -30,7 +30,12 @@ def model_calls(name: str, arguments: Mapping[str, Any], second_order: bool = Fa
     if "sigmas" not in arguments:
         return arguments.get("n")
     steps = len(arguments["sigmas"]) - 1
-    return 2 * steps - 1 if name in TWO_CALLS | TWO_CALLS_ANCESTRAL or second_order else steps
+    return expected_calls(steps, second_order or name in TWO_CALLS | TWO_CALLS_ANCESTRAL)
+
+
+def expected_calls(steps: int, two_calls: bool) -> int:
+    """Returns how often a sampler is expected to call its model in so many steps."""
+    return max(2 * steps - 1, 0) if two_calls else steps
 
 
 def calls_ahead(name: str, arguments: Mapping[str, Any], second_order: bool, of_base: int) -> CallsAhead:

@@ -20,6 +20,9 @@ CLOSE_SCALES = 0.5
 NO_STAGE = "no stage: the final size is that of the base image"
 """What is said of a plan without stages."""
 
+MAX_TILE = 2
+"""The largest tile in terms of the base image; greater numbers are sides in cells."""
+
 FARTHEST = 4
 """How far a stage may enlarge where there shall be as few as possible; farther was not measured."""
 
@@ -181,13 +184,17 @@ def _intermediate(settings: Settings, scales: Sequence[float], last: float) -> l
 
 
 def _window(settings: Settings, base: Size, target: Size) -> Size:
-    """Returns the size of a local view; 0 stands for that of the base image."""
-    if not settings.tile_size:
+    """Returns the size of a local view: that of the base image for 0, up to MAX_TILE times that, or so many cells."""
+    asked = settings.tile_size
+    if not asked:
         return base
-    if not 8 <= settings.tile_size <= max(target):
-        allowed = f"0, or 8 to {max(target)} cells, the longer side of the final image"
-        raise SettingsError("tile_size", settings.tile_size, allowed)
-    return settings.tile_size, settings.tile_size
+    if 1 <= asked <= MAX_TILE:
+        return int(base[0] * asked), int(base[1] * asked)
+    if not 8 <= asked <= max(target) or asked != int(asked):
+        cells = f"8 to {max(target)} cells, the longer side of the final image"
+        allowed = f"0, 1 to {MAX_TILE} times the base image, or {cells}"
+        raise SettingsError("tile_size", int(asked) if asked == int(asked) else asked, allowed)
+    return int(asked), int(asked)
 
 
 def _stride(settings: Settings, window: Size) -> Size:

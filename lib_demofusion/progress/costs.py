@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lib_demofusion.method.model_calls import expected_calls
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.schedule import TIMESTEPS, weights_at
 from lib_demofusion.method.stage_steps import schedule_steps, steps_of_stage
@@ -38,24 +39,13 @@ def run_costs(
     run = steps_of_stage(schedule, settings.denoising_strength)
     first = (TIMESTEPS - 1) * (1 - (schedule - run) / max(schedule - 1, 1))
     calls = expected_calls(run, two_calls)
-    stages = (cells_evaluated(s, settings, first) + cells_ahead(s, settings, first, calls - 1) for s in plan.stages)
     passes = [(steps, plan.base)] if passes is None else passes
     base = sum(expected_calls(number, two_calls) * math.prod(size) for number, size in passes)
-    return RunCosts(base, tuple(stages))
-
-
-def cells_evaluated(stage: StagePlan, settings: Settings, timestep: float) -> int:
-    """Returns the cells that a stage evaluates in one model call at a timestep."""
-    return stage.cells_at(weights_at(timestep, settings).dilated)
+    return RunCosts(base, tuple(cells_ahead(stage, settings, first, calls) for stage in plan.stages))
 
 
 def cells_ahead(stage: StagePlan, settings: Settings, timestep: float, calls: float) -> float:
-    """Returns about how many cells a stage evaluates in `calls` more model calls, from one at a timestep on."""
+    """Returns about how many cells a stage evaluates in `calls` model calls, of which the first is at a timestep."""
     count = math.ceil(calls)
-    cells = (cells_evaluated(stage, settings, timestep * (1 - i / count)) for i in range(1, count + 1))
-    return sum(cells) * calls / max(count, 1)
-
-
-def expected_calls(steps: int, two_calls: bool) -> int:
-    """Returns how often a sampler is expected to call its model in so many steps."""
-    return max(2 * steps - 1, 0) if two_calls else steps
+    weights = (weights_at(timestep * (1 - i / max(count - 1, 1)), settings) for i in range(count))
+    return sum(stage.cells_at(at.dilated) for at in weights) * calls / max(count, 1)

@@ -108,8 +108,12 @@ class Settings:
     keep_colors: bool = _spec(False, bool, "Keep colors", "keep colors", "large areas keep the base image's colors")
     save_stages: bool = _spec(False, bool, "Save every stage", "save stages", "as a file of its own")
     return_stages: bool = _spec(False, bool, "Show every stage", "return stages", "in the gallery")
-    tile_size: int = _number(
-        0, "Tile size", "tile size", "in latent cells of 8 pixels; 0 = as large as the base image", (0, 512, 8)
+    tile_size: float = _number(
+        0.0,
+        "Tile size",
+        "tile size",
+        "0 = as large as the base image; up to 2: times that; else in latent cells of 8 pixels",
+        (0, 512, 0.01),
     )
     tile_stride: int = _number(
         0, "Tile stride", "tile stride", "from tile to tile, in latent cells; 0 = by the overlap", (0, 512, 4)

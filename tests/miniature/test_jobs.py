@@ -200,7 +200,8 @@ def test_interrupted_the_iterations_after_are_not_begun(webui: Webui, in_model: 
 
 
 def test_skipped_the_next_iteration_runs(webui: Webui, in_model: Callable) -> None:
-    in_model(lambda: shared.state.skip() if in_stage(2) and shared.state.job_no == 1 else None)
+    in_first = [True]
+    in_model(lambda: shared.state.skip() if in_stage(2) and in_first and in_first.pop() else None)
     assert sizes(webui.job(ON, n_iter=2)) == [BASE, 2 * BASE]
 
 
@@ -446,10 +447,14 @@ def test_showing_the_stages_changes_no_picture(webui: Webui, size: dict[str, int
 
 def test_the_bar_follows_the_decoder(webui: Webui, decoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
-    report = progress.Progress.decoding
-    monkeypatch.setattr(
-        progress.Progress, "decoding", lambda *args: (report(*args), seen.append(shared.state.progress()))
-    )
+    move = progress.Progress.move
+
+    def looking(self: Any, part: int, share: float) -> None:
+        move(self, part, share)
+        if part == progress.DECODING:
+            seen.append(shared.state.progress())
+
+    monkeypatch.setattr(progress.Progress, "move", looking)
     webui.job({**THREE, "stages": "every", "upscaler": "Lanczos (pixels)"})
     # each begins at nothing, and the next part begins where it ends
     assert seen == sorted(seen)
@@ -460,14 +465,14 @@ def test_the_bar_follows_the_decoder(webui: Webui, decoded: list[int], monkeypat
 def test_interrupted_while_a_picture_is_decoded_to_be_enlarged(
     webui: Webui, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = progress.Progress.decoding
+    move = progress.Progress.move
 
-    def interrupting(self: Any, share: float) -> None:
-        report(self, share)
-        if decoded.count(2 * BASE) == 1:
+    def interrupting(self: Any, part: int, share: float) -> None:
+        move(self, part, share)
+        if part == progress.DECODING and decoded.count(2 * BASE) == 1:
             shared.state.interrupt()
 
-    monkeypatch.setattr(progress.Progress, "decoding", interrupting)
+    monkeypatch.setattr(progress.Progress, "move", interrupting)
     result = webui.job({**THREE, "stages": "every", "upscaler": "Lanczos (pixels)"})
     assert sizes(result) == [2 * BASE]
     assert "in stage 3 of 3 (192x192), this is the one before" in result.infotexts[0]
@@ -478,7 +483,14 @@ def test_interrupted_while_a_picture_is_decoded_to_be_enlarged(
 def test_interrupted_while_an_enlarged_picture_is_encoded(
     webui: Webui, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress.Progress, "encoding", lambda self, share: shared.state.interrupt())
+    move = progress.Progress.move
+
+    def interrupting(self: Any, part: int, share: float) -> None:
+        move(self, part, share)
+        if part == progress.ENCODING:
+            shared.state.interrupt()
+
+    monkeypatch.setattr(progress.Progress, "move", interrupting)
     encode = coding.encode
 
     def reporting(p: Any, pictures: Any, report: vae.Report) -> Any:

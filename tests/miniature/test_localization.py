@@ -16,7 +16,7 @@ from modules import shared
 from lib_demofusion.host import options
 from lib_demofusion.host import preset_file as presets
 from lib_demofusion.host.neighbours import refusals as neighbours
-from lib_demofusion.host.panel import build, line, preset_row
+from lib_demofusion.host.panel import build, line, preset_row, warnings
 from lib_demofusion.host.panel.tab import TabValues
 
 FOLDER = Path(__file__).resolve().parents[2] / "localizations"
@@ -24,7 +24,7 @@ LANGUAGES = sorted(path.stem for path in FOLDER.glob("*.json"))
 IN_SENTENCES = (
     tuple(text for text, _ in build.IMG2IMG_FIRST),
     line.WORDS,
-    line.WARNINGS,
+    warnings.WARNINGS,
     preset_row.WORDS,
     presets.SENTENCES,
     (options.DEFAULT_GONE,),

@@ -214,6 +214,7 @@ def test_a_unit_that_cannot_be_cut_is_named(webui: Webui, beside: Callable) -> N
     result = webui.job(ON, batch_size=1)
     assert sizes(result) == [BASE]
     assert "DemoFusion does not work with ControlNet unit 1 (none, ControlNet)" in result.comments
+    assert "DemoFusion: DemoFusion" not in result.comments
     assert "DemoFusion error" in result.infotexts[0]
 
 

@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,10 +59,12 @@ class Clock:
     """Stands still until it is moved."""
 
     def __init__(self) -> None:
-        self.time = 0.0
+        self.now = 0.0
 
     def perf_counter(self) -> float:
-        return self.time
+        return self.now
+
+    time = perf_counter
 
 
 class Run:
@@ -74,7 +77,7 @@ class Run:
         self.second_order = sampler in TWO_CALLS
         self.decoder = decoder * SECONDS_A_CELL
         model = SimpleNamespace(sd_checkpoint_info=SimpleNamespace(name_for_extra="one"))
-        self.p = SimpleNamespace(n_iter=1, steps=STEPS, sampler_name=sampler, sd_model=model)
+        self.p = SimpleNamespace(n_iter=1, steps=STEPS, batch_size=1, sampler_name=sampler, sd_model=model)
         self.plan: Plan = make_plan(settings, (BASE, BASE))
         self.clock = Clock()
         self.twice = False
@@ -86,10 +89,11 @@ class Run:
     def go(self) -> Run:
         self.p.n_iter = self.iterations
         with pytest.MonkeyPatch.context() as patch:
-            for module in (progress_meter, timing):
+            for module in (progress_meter, timing, bar):
                 patch.setattr(module, "time", self.clock)
             patch.setattr(bar, "calls_twice", lambda sampler: self.second_order)
             shared.state.begin("test")
+            shared.state.time_start = self.clock.time()
             # as the host does before its first iteration
             shared.state.job_count = self.iterations
             passes = [(STEPS, self.plan.base)]
@@ -102,6 +106,7 @@ class Run:
 
     def _iteration(self, progress: bar.Progress) -> None:
         enlarged = self.settings.anchor == PIXELS
+        decoding, encoding = (partial(progress.move, part) for part in (bar.DECODING, bar.ENCODING))
         self.of_base = 0
 
         def call(level: Tensor) -> None:
@@ -110,17 +115,17 @@ class Run:
                 self._evaluate(0, 1, math.prod(self.plan.base), lambda cells: None)
 
         self._sample(0, STEPS, STEPS, call)
-        progress.base_done(self.of_base)
+        progress.base_done()
         for stage in self.plan.stages:
             progress.begin(stage)
             before = stage.number - 1
             if self.settings.return_stages or enlarged:
-                self._decode(before, progress.decoding)
+                self._decode(before, decoding)
             if enlarged:
-                self._in_parts(before, 0.44 * self.decoder * math.prod(stage.size), progress.encoding)
+                self._in_parts(before, 0.44 * self.decoder * math.prod(stage.size), encoding)
             self._stage(stage, progress)
         progress.sampled()
-        self._decode(len(self.plan.stages), progress.decoding)
+        self._decode(len(self.plan.stages), decoding)
         progress.end()
         shared.state.nextjob()
 
@@ -133,14 +138,22 @@ class Run:
         arguments = self._arguments(whole, steps)
         meter = StageMeter(run, calls_ahead(self.sampler, arguments, self.second_order, self.of_base))
 
+        def batch(cells: float) -> None:
+            meter.before_batch(cells)
+            progress.sampling(meter)
+
+        def stepped() -> None:
+            meter.after_call()
+            progress.sampling(meter)
+
         def call(level: Tensor) -> None:
             run.before_call(torch.zeros_like(anchor), level)
             count = evaluations(stage, run.weights.dilated)
             for _ in range(1 + self.twice):
                 # conds and unconds are rows of one call, or of one each
-                self._evaluate(stage.number, count, BASE**2, lambda c: progress.sampling(*meter.before_batch(c)))
+                self._evaluate(stage.number, count, BASE**2, batch)
 
-        self._sample(stage.number, whole, steps, call, lambda: progress.sampling(*meter.after_call()))
+        self._sample(stage.number, whole, steps, call, stepped)
         timing.learn(self.p.sd_model, timing.MODEL, meter.rate)
 
     def _arguments(self, whole: int, steps: int) -> dict[str, Any]:
@@ -152,7 +165,7 @@ class Run:
     def _sample(
         self, number: int, whole: int, steps: int, call: Callable[[Tensor], None], stepped: Callable[[], None] = int
     ) -> None:
-        begin, state = self.clock.time, shared.state
+        begin, state = self.clock.now, shared.state
         state.sampling_step, state.sampling_steps = 0, steps
         function = getattr(k_diffusion.sampling, self.sampler)
         noise = {"noise_sampler": lambda *levels: torch.randn(x.shape, generator=generator)}
@@ -172,7 +185,7 @@ class Run:
         if "noise_sampler" in inspect.signature(function).parameters:
             arguments.update(noise)
         function(model, x, callback=callback, disable=True, **arguments)
-        self.spans[number] = begin, self.clock.time
+        self.spans[number] = begin, self.clock.now
 
     def _evaluate(self, number: int, views: int, cells: int, report: Callable[[float], None]) -> None:
         """Four views at a time."""
@@ -180,7 +193,7 @@ class Run:
             count = min(4, views - first)
             report(count * cells)
             self._look(number)
-            self.clock.time += (SECONDS_A_BATCH + SECONDS_A_CELL * count * cells) / (1 + self.twice)
+            self.clock.now += (SECONDS_A_BATCH + SECONDS_A_CELL * count * cells) / (1 + self.twice)
 
     def _decode(self, number: int, report: Callable[[float], None]) -> None:
         size: Size = self.plan.stages[number - 1].size if number else self.plan.base
@@ -191,11 +204,11 @@ class Run:
         """What comes behind the sampling of stage `number`, in parts as the decoder works on a large picture."""
         for part in range(TILES):
             self._look(number)
-            self.clock.time += seconds / TILES
+            self.clock.now += seconds / TILES
             report((part + 1) / TILES)
 
     def _look(self, number: int) -> None:
-        self.told.append((number, self.clock.time, shared.state.progress()))
+        self.told.append((number, self.clock.now, shared.state.progress()))
 
     def worst(self, of_all: bool = False) -> float:
         """The largest error of the time left behind the first fifth of a stage, as a share of it, or of all time.
@@ -207,11 +220,11 @@ class Run:
     def _errors(self, of_all: bool) -> Iterator[float]:
         for number, now, progress in self.told:
             begin, end = self.spans[number]
-            left = self.clock.time - now
+            left = self.clock.now - now
             if number and now - begin >= 0.2 * (end - begin):
                 # modules/progress.py
                 told = now / progress - now
-                yield abs(told - left) / (self.clock.time if of_all else max(left, 0.02 * self.clock.time))
+                yield abs(told - left) / (self.clock.now if of_all else max(left, 0.02 * self.clock.now))
 
     def bar(self) -> list[float]:
         return [progress for _, _, progress in self.told]

@@ -13,7 +13,7 @@ import torch
 from in_process import BASE, Webui
 from modules import paths_internal, shared
 
-from lib_demofusion.host.panel import line
+from lib_demofusion.host.panel import line, markup
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.host.progress import timing
 from lib_demofusion.method.plan import make_plan
@@ -200,7 +200,7 @@ def test_the_line_counts_every_evaluation(rates: Path) -> None:
 
 def test_the_line_says_nothing_of_a_checkpoint_not_seen(rates: Path) -> None:
     text = line.describe([{"enabled": True}], TabValues())
-    assert line.ABOUT not in text
+    assert markup.ABOUT not in text
     timing.learn(named("another"), timing.MODEL, 0.001)
     assert line.describe([{"enabled": True}], TabValues()) == text
 
@@ -220,4 +220,4 @@ def test_the_line_says_nothing_of_a_checkpoint_not_seen(rates: Path) -> None:
 )
 def test_times_are_rough(seconds: float, text: str) -> None:
     number, unit = text.split()
-    assert line.duration(seconds) == f"<span>about</span> {number} <span>{unit}</span>"
+    assert markup.duration(seconds) == f"<span>about</span> {number} <span>{unit}</span>"

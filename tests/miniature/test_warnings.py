@@ -16,7 +16,7 @@ from in_process import Webui
 from modules import shared
 
 from lib_demofusion.host import options
-from lib_demofusion.host.panel import limits, line
+from lib_demofusion.host.panel import limits, line, warnings
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.host.pictures import vae
 from lib_demofusion.settings.reading import parse_settings
@@ -37,16 +37,16 @@ def free(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Any:
     return room
 
 
-def warnings(**tab: Any) -> list[str]:
+def warned_of(**tab: Any) -> list[str]:
     """Those in the line of a stage to 4096x4096."""
     text = html.unescape(
         line.describe([{"enabled": True, "scale": 4}], TabValues(**{"width": 1024, "height": 1024, **tab}))
     )
-    return [warning for warning in line.WARNINGS if warning in text]
+    return [warning for warning in warnings.WARNINGS if warning in text]
 
 
 def test_an_ordinary_computer_is_left_in_peace(free: Any) -> None:
-    assert warnings() == []
+    assert warned_of() == []
 
 
 @pytest.mark.parametrize(("seconds", "warned"), [(3500, False), (3700, True), (None, False)])
@@ -54,15 +54,15 @@ def test_a_run_of_more_than_an_hour(
     free: Any, monkeypatch: pytest.MonkeyPatch, seconds: float | None, warned: bool
 ) -> None:
     monkeypatch.setattr(line.timing, "seconds", lambda cells: seconds)
-    assert warnings() == [line.LONG] * warned
+    assert warned_of() == [warnings.LONG] * warned
 
 
 def test_the_pictures_themselves(free: Any) -> None:
     """Four copies of 4096x4096 in 12 bytes are 0.75 GiB, of each picture of a batch."""
     free.memory = 5 * GIB
-    assert warnings(batch_size=6) == []
-    assert warnings(batch_size=7) == [line.NO_MEMORY]
-    assert warnings(batch_size=7, batch_count=1) == warnings(batch_size=7, batch_count=9)
+    assert warned_of(batch_size=6) == []
+    assert warned_of(batch_size=7) == [warnings.NO_MEMORY]
+    assert warned_of(batch_size=7, batch_count=1) == warned_of(batch_size=7, batch_count=9)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_pictures_themselves(free: Any) -> None:
 def test_what_the_decoder_holds(free: Any, room: dict[str, int], warned: bool) -> None:
     """About 10 GiB at 4096x4096, which must lie on the device, in memory or on the disk."""
     free.__dict__.update(room)
-    assert warnings() == [line.NO_ROOM] * warned
+    assert warned_of() == [warnings.NO_ROOM] * warned
 
 
 def test_a_missing_folder_for_temporary_files_breaks_no_line(
@@ -87,16 +87,16 @@ def test_a_missing_folder_for_temporary_files_breaks_no_line(
     """The decoder takes another; a real disk is asked, which has some room, and none is needed in memory."""
     monkeypatch.setattr(vae, "disk_usage", shutil.disk_usage)
     monkeypatch.setattr(shared.opts, "temp_dir", str(tmp_path / "gone"), raising=False)
-    assert warnings() == []
+    assert warned_of() == []
     free.memory = 4 * GIB
-    assert set(warnings()) <= {line.NO_ROOM}
+    assert set(warned_of()) <= {warnings.NO_ROOM}
 
 
 def test_a_decoder_that_is_not_ours_is_left_to_the_webui(free: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     free.memory = free.disk = free.device = GIB
     for model in (None, SimpleNamespace(first_stage_model=SimpleNamespace(decoder=torch.nn.Identity()))):
         monkeypatch.setattr(line.timing, "loaded_model", lambda model=model: model)
-        assert warnings() == []
+        assert warned_of() == []
 
 
 FEW = {"steps": 6, "cfg_scale": 1.5}
@@ -109,19 +109,19 @@ def said(args: dict[str, Any], **tab: Any) -> str:
 
 
 def test_turbo_is_told_of_where_it_takes_over(webui: Webui) -> None:
-    assert line.TURBO_CHOSEN in said({"preset": "Balanced"}, **FEW)
+    assert warnings.TURBO_CHOSEN in said({"preset": "Balanced"}, **FEW)
     # six steps, of which a stage runs two on nine tiles
     assert said({"preset": "Balanced"}, **FEW).partition("<br>")[0] == said({"preset": "Turbo"}, **FEW)
     for args, tab in (({"preset": "Balanced"}, {}), ({"preset": "Balanced", "overlap": 0.5}, FEW), ({}, {})):
-        assert line.TURBO_CHOSEN not in said(args, **tab)
+        assert warnings.TURBO_CHOSEN not in said(args, **tab)
 
 
 def test_what_few_steps_cannot_do_is_warned_of(webui: Webui) -> None:
-    assert line.TURBO_BETTER in said({"preset": "Paper"}, **FEW)
-    assert line.TURBO_BETTER in said({"preset": "Balanced", "denoising_strength": 0.9}, **FEW)
+    assert warnings.TURBO_BETTER in said({"preset": "Paper"}, **FEW)
+    assert warnings.TURBO_BETTER in said({"preset": "Balanced", "denoising_strength": 0.9}, **FEW)
     for args in ({"preset": "Turbo"}, {"preset": "Balanced", "overlap": 0.5}, {"preset": "Fast"}):
-        assert line.TURBO_BETTER not in said(args, **FEW)
-    assert line.TURBO_BETTER not in said({"preset": "Paper"})
+        assert warnings.TURBO_BETTER not in said(args, **FEW)
+    assert warnings.TURBO_BETTER not in said({"preset": "Paper"})
 
 
 @pytest.mark.parametrize(

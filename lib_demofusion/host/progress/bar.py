@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from modules import shared
 from lib_demofusion.host.progress import console, timing
 from lib_demofusion.host.sampling.webui_steps import calls_twice
 from lib_demofusion.method.plan import Plan, StagePlan
-from lib_demofusion.progress.costs import Pass, expected_calls, run_costs
+from lib_demofusion.progress.costs import Pass, run_costs
+from lib_demofusion.progress.meter import StageMeter
 from lib_demofusion.settings.fields import LATENT, Settings
 
 DECODING, ENCODING, SAMPLING = PARTS = range(3)
@@ -22,35 +24,35 @@ ENCODER = 0.44
 
 
 class Progress:
-    """Shares the bar out by cost, so that the time left follows from the time taken at any point of it.
+    """Sets the bar to the share of an iteration's time that has passed: the webui tells the time left from it.
 
-    The host's bar stands at (job_no + step / steps) / job_count. It counts one job per iteration, or two with hires
+    The host's bar stands at (job_no + step / steps) / job_count. It counts `jobs` per iteration, one or two with hires
     fix, and ends the last one itself after the image is decoded; the stages are as many jobs more as they are planned
-    to take the time of one. `parts` are the costs of the parts of every stage and of decoding the result, `job` that of
-    one of the host's, for which its sampler was expected to call the model `calls` times.
+    to take the time of one. `costs` are the cells of the host's own passes, of the parts of every stage, and of
+    decoding the result.
     """
 
-    def __init__(self, plan: Plan, parts: Sequence[float], job: float, calls: int, total: console.Console):
+    def __init__(self, p: Any, plan: Plan, costs: Sequence[float], total: console.Console):
         self.plan = plan
+        base, *self._parts = costs
         # the base is a job even where it takes no time
-        self._planned = self._base = max(job, 0.002 * sum(parts)) or 1.0
-        self._parts, self._calls, self._console = list(parts), calls, total
-        self._jobs = 1 + sum(parts) / self._base
-        self._first_job, self._stage, self._place = 0.0, 0, 0.0
+        self._base = max(base, 0.002 * sum(costs)) or 1.0
+        self._jobs = 2 if getattr(p, "enable_hr", False) else 1
+        self._of_all = self._jobs * (1 + sum(self._parts) / self._base)
+        self._first_job, self._stage, self._place, self._console = 0.0, 0, 0.0, total
+        rate = timing.known(p.sd_model, timing.MODEL)
+        self._rate = rate and rate * p.batch_size
+        # what the host has done before its first iteration counts as it does there
+        self._began = time.time() if shared.state.job_no else shared.state.time_start
 
     def announce(self, p: Any) -> None:
         """Adds the stages to what the host counts; in a grid or a folder every image does when its turn comes."""
         self._console.announce(shared.state.job_count, p.n_iter)
-        shared.state.job_count += p.n_iter * (self._jobs - 1)
+        shared.state.job_count += p.n_iter * (self._of_all - self._jobs)
 
-    def base_done(self, calls: int = 0) -> None:
-        """Takes note of where the base's last job stands, which the host has not ended yet.
-
-        `calls` says how often its sampler called the model, 0 where that is not known.
-        """
-        self._first_job, self._place = shared.state.job_no, 1.0
-        if calls and self._calls:
-            self._base = self._planned * calls / self._calls
+    def base_done(self) -> None:
+        """Takes note of where the base's last job stands, which the host has not ended yet."""
+        self._first_job, self._place = shared.state.job_no - self._jobs + 1, self._jobs
         self._console.base_done()
 
     def begin(self, stage: StagePlan) -> None:
@@ -59,59 +61,54 @@ class Progress:
         console.begin_job()
         height, width = stage.pixels
         shared.state.textinfo = f"DemoFusion {stage.number + 1}/{len(self.plan.stages) + 1} {width}x{height}"
-        self.decoding(0.0)
+        self.move(DECODING, 0.0)
 
-    def decoding(self, share: float) -> None:
-        """Moves the bar to a share of decoding what the current stage begins from; behind the last, of the result."""
-        self._move(DECODING, share)
-
-    def encoding(self, share: float) -> None:
-        """Moves the bar to a share of encoding what the current stage begins from."""
-        self._move(ENCODING, share)
-
-    def sampling(self, done: float, ahead: float) -> None:
-        """Moves the bar by the cells that the current stage has evaluated and those that are to come.
-
-        Where they are not as many as planned, so it will be in the stages that follow.
-        """
-        if not done + ahead:
+    def sampling(self, meter: StageMeter) -> None:
+        """Moves the bar as far as the current stage has come; the stages that follow cost more or less as it does."""
+        if not meter.done + meter.ahead:
             # a host that does not ask our model: the stage will fail
             return
-        place = len(PARTS) * self._stage + SAMPLING
-        changed = (done + ahead) / self._parts[place]
-        self._parts[place :: len(PARTS)] = [changed * cost for cost in self._parts[place :: len(PARTS)]]
-        self._move(SAMPLING, done / (done + ahead))
+        self._rate = meter.rate * meter.images if meter.rate else self._rate
+        places = slice(len(PARTS) * self._stage + SAMPLING, None, len(PARTS))
+        changed = (meter.done + meter.ahead) / self._parts[places][0]
+        self._parts[places] = [changed * cost for cost in self._parts[places]]
+        self.move(SAMPLING, meter.done / (meter.done + meter.ahead))
 
-    def sampled(self) -> None:
-        """Moves the bar to the end of the last stage, behind which the image is decoded."""
-        self._stage = len(self.plan.stages)
-        self.decoding(0.0)
+    def move(self, part: int, share: float) -> None:
+        """Moves the bar to a share of a part of the current stage, never back; without a rate, by the costs alone.
 
-    def end(self) -> None:
-        """Leaves the bar where the host's own end of the iteration completes it."""
-        shared.state.job_no, shared.state.textinfo = self._first_job + self._jobs - 1, None
-        self._console.stages_done()
-
-    def _move(self, part: int, share: float) -> None:
-        """Moves the bar to a share of a part of the current stage, never back."""
+        Behind the last stage, the part is decoding the result.
+        """
         place = len(PARTS) * self._stage + part
-        done = self._base + sum(self._parts[:place]) + share * self._parts[place]
-        self._place = max(self._place, self._jobs * done / (self._base + sum(self._parts)))
+        ahead = (1 - share) * self._parts[place] + sum(self._parts[place + 1 :])
+        passed, left = self._base + sum(self._parts) - ahead, ahead
+        if self._rate:
+            passed, left = time.time() - self._began, self._rate * ahead
+        self._place = max(self._place, self._of_all * passed / ((passed + left) or 1.0))
         state = shared.state
         # the host adds its own steps, which cover one job only
         own = state.sampling_step / state.sampling_steps if state.sampling_steps else 0.0
         state.job_no = self._first_job + self._place - own
 
+    def sampled(self) -> None:
+        """Moves the bar to the end of the last stage, behind which the image is decoded."""
+        self._stage = len(self.plan.stages)
+        self.move(DECODING, 0.0)
+
+    def end(self) -> None:
+        """Leaves the bar where the host's own end of the iteration completes it."""
+        shared.state.job_no, shared.state.textinfo = self._first_job + self._of_all - 1, None
+        self._began = time.time()
+        self._console.stages_done()
+
 
 def make_progress(p: Any, plan: Plan, settings: Settings, pictures: bool, passes: Sequence[Pass]) -> Progress:
     """Returns the progress of a request; `pictures` says whether every stage's is decoded, `passes` are the host's."""
-    two_calls = calls_twice(p.sampler_name)
-    costs = run_costs(plan, settings, p.steps, two_calls, passes)
+    costs = run_costs(plan, settings, p.steps, calls_twice(p.sampler_name), passes)
     decoder, enlarged = timing.decoder_cells(p.sd_model), settings.anchor != LATENT
     cells = [math.prod(size) for size in (plan.base, *(stage.size for stage in plan.stages))]
-    parts = [decoder * cells[-1]] if plan.stages else []
-    for before, after, sampling in reversed([*zip(cells, cells[1:], costs.stages)]):
-        parts[:0] = decoder * before * (pictures or enlarged), decoder * ENCODER * after * enlarged, sampling
-    job = costs.base / (2 if getattr(p, "enable_hr", False) else 1)
-    calls = expected_calls(passes[-1][0], two_calls)
-    return Progress(plan, parts, job, calls, console.make_console(p, plan, settings))
+    parts = [costs.base]
+    for before, after, sampling in zip(cells, cells[1:], costs.stages):
+        parts += decoder * before * (pictures or enlarged), decoder * ENCODER * after * enlarged, sampling
+    result = [decoder * cells[-1]] if plan.stages else []
+    return Progress(p, plan, [*parts, *result], console.make_console(p, plan, settings))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,22 +21,18 @@ DECODING = 2.0
 """The decoder's rate in units of the model's, where they were not measured: for SDXL and SD 1.5 the decoder needs about
 as many operations for an image as the UNet does for cond and uncond of its latent, often at twice the precision."""
 
-logger = logging.getLogger("DemoFusion")
-
 
 def known(model: Any, kind: str) -> float | None:
     """Returns a rate of one of the host's models, or None."""
-    rate = _stored().get(_key(model, kind))
+    rate = storage.read_if_possible(FILE).get(_key(model, kind))
     return float(rate) if isinstance(rate, (int, float)) and 0 < rate < 1 else None
 
 
 def learn(model: Any, kind: str, rate: float | None) -> None:
     """Keeps a rate, if there is one."""
     if rate:
-        try:
-            storage.write(FILE, {**_stored(), _key(model, kind): float(f"{rate:.4g}")})
-        except storage.StorageError as error:
-            logger.warning("%s", error)
+        kept = storage.read_if_possible(FILE)
+        storage.write_if_possible(FILE, {**kept, _key(model, kind): float(f"{rate:.4g}")})
 
 
 @contextmanager
@@ -69,11 +64,3 @@ def _key(model: Any, kind: str) -> str:
     name = getattr(getattr(model, "sd_checkpoint_info", None), "name_for_extra", None)
     device = torch.cuda.get_device_name(devices.device) if devices.device.type == "cuda" else devices.device.type
     return f"{name} on {device}: {kind}"
-
-
-def _stored() -> dict[str, Any]:
-    try:
-        return storage.read(FILE)
-    except storage.StorageError as error:
-        logger.warning("%s", error)
-        return {}

@@ -39,8 +39,8 @@ SEED_MASK = (1 << 63) - 1
 
 NEVER_ASKED = "this webui's sampler did not ask DemoFusion's model, so that what it made is no DemoFusion image"
 
-ReportCells = Callable[[float, float], None]
-"""Is told how many cells of the stage are evaluated, and how many are to come."""
+Report = Callable[[StageMeter], None]
+"""Is told how far the stage has come."""
 
 
 class StageStopped(Exception):
@@ -69,7 +69,7 @@ class StageTask:
     """The run that the stage belongs to; without it the stage counts as the last one, of the whole base."""
 
 
-def run_stage(p: Any, task: StageTask, report: ReportCells) -> Tensor:
+def run_stage(p: Any, task: StageTask, report: Report) -> Tensor:
     """Returns the latent (B, C, H, W) that a stage makes of its anchor.
 
     Raises StageStopped when the user stops it, StageFailed when the result holds NaN, and what the model raises.
@@ -86,7 +86,7 @@ def run_stage(p: Any, task: StageTask, report: ReportCells) -> Tensor:
 class StageSampler:
     """A sampler of the webui's own that is made for one stage and dropped behind it."""
 
-    def __init__(self, p: Any, task: StageTask, report: ReportCells):
+    def __init__(self, p: Any, task: StageTask, report: Report):
         self._p, self._task, self._report = p, task, report
         self._sampler = sd_samplers.create_sampler(p.sampler_name, p.sd_model)
         self._func = self._sampler.func
@@ -142,7 +142,8 @@ class StageSampler:
         def after_step(d: dict) -> None:
             run.after_step(d["i"], d["x"], d["denoised"])
             callback(d)
-            self._report(*meter.after_call())
+            meter.after_call()
+            self._report(meter)
 
         try:
             made = self._func(denoiser, x, *args, callback=after_step, **kwargs)
@@ -179,7 +180,8 @@ class StageSampler:
         def before_batch(cells: float) -> None:
             if stop_requested():
                 raise InterruptedException
-            self._report(*meter.before_batch(cells))
+            meter.before_batch(cells)
+            self._report(meter)
 
         host().attach(denoiser, StageParts(self._p, run, plan, self._batches, frame, before_batch))
 

@@ -1,0 +1,190 @@
+"""Do the presets hold under other samplers, steps, guidance and shapes? python bench/robustness.py --webui URL.
+
+Asks a running webui with --api, the extension and the small model (python try_demofusion.py --webui DIR installs both)
+for pictures of the collages' prompts: under every condition a base, and what each preset makes of it.
+Interrupted, the next start goes on behind the last finished picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import sys
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.quality import artefacts, repetition, spectrum
+from bench.quality.intervals import Estimate, differs, estimate
+from bench.quality.pictures import as_float, read, write
+from bench.quality.worlds import COLLAGES
+
+TITLE, PAPER = "DemoFusion Hires", "Paper"
+NATIVE = 128
+LORA = "<lora:demofusion-collage-lcm:1>"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a request asks for besides the prompt; `presets` are those that are meant for it."""
+
+    name: str
+    request: Mapping[str, Any] = field(default_factory=dict)
+    presets: tuple[str, ...] = (PAPER, "Balanced", "Fast")
+    prompt: str = "{}"
+
+
+CONDITIONS = (
+    Condition("DDIM, 20 steps, CFG 3"),
+    Condition("Euler a", {"sampler_name": "Euler a"}),
+    Condition("DPM++ 2M Karras", {"sampler_name": "DPM++ 2M", "scheduler": "Karras"}),
+    Condition("UniPC", {"sampler_name": "UniPC"}),
+    Condition("15 steps", {"steps": 15}),
+    Condition("40 steps", {"steps": 40}),
+    Condition("CFG 2.5", {"cfg_scale": 2.5}),
+    Condition("CFG 5", {"cfg_scale": 5}),
+    Condition("CFG 9", {"cfg_scale": 9}),
+    Condition("portrait 2:3", {"height": NATIVE * 3 // 2}),
+    Condition(
+        "LCM, 8 steps, CFG 1", {"sampler_name": "LCM", "steps": 8, "cfg_scale": 1}, (PAPER, "Turbo"), "{} " + LORA
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of a picture; `better` is -1 where smaller is better, 1 where larger, 0 where neither."""
+
+    title: str
+    better: int
+    digits: int = 2
+
+
+COLUMNS = {
+    "extra": Column("subjects - 1", -1),
+    "right": Column("right subject", 1),
+    "blobs": Column("blobs", -1, 1),
+    "structure": Column("structure dB", 1, 1),
+    "detail": Column("detail", 0, 2),
+    "tone": Column("tone", -1, 3),
+    "anisotropy": Column("anisotropy", 0, 3),
+}
+
+
+class Webui:
+    """The API of a running webui."""
+
+    def __init__(self, url: str):
+        self._url = url.rstrip("/")
+
+    def picture(self, request: Mapping[str, Any], preset: str, scale: int) -> np.ndarray:
+        """The picture (H, W, 3) in 0..1 of a request, of a preset unless that is empty."""
+        scripts = {TITLE: {"args": [{"enabled": True, "preset": preset, "scale": scale}]}} if preset else {}
+        body = json.dumps({**request, "alwayson_scripts": scripts, "save_images": False}).encode()
+        url, kind = f"{self._url}/sdapi/v1/txt2img", {"Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(url, body, kind), timeout=3600) as response:
+            answer = json.load(response)
+        text = json.loads(answer["info"])["infotexts"][0]
+        if preset and ("DemoFusion error" in text or "DemoFusion stopped" in text):
+            raise SystemExit(f"the webui made no picture of {preset}: {text}")
+        image = Image.open(io.BytesIO(base64.b64decode(answer["images"][0])))
+        return as_float(np.asarray(image.convert("RGB")))
+
+
+def request_of(condition: Condition, number: int) -> dict[str, Any]:
+    """The request of picture `number`, whose seed that is."""
+    defaults = {"sampler_name": "DDIM", "steps": 20, "cfg_scale": 3, "width": NATIVE, "height": NATIVE}
+    return {**defaults, **condition.request, "prompt": condition.prompt.format(COLLAGES.prompt(number)), "seed": number}
+
+
+def measured(picture: np.ndarray, base: np.ndarray, number: int) -> dict[str, float]:
+    """The figures of a picture against its base; detail is the share of high frequencies against a true rendering's."""
+    sight = COLLAGES.sight(picture, number)
+    true = COLLAGES.true_rendering(number, min(picture.shape[:2]), 1)
+    return {
+        "extra": sight.subjects - 1,
+        "right": float(sight.right_subject),
+        "blobs": repetition.excess_blobs(picture, base),
+        "structure": artefacts.structure_psnr(picture, base),
+        "detail": spectrum.high_frequency_ratio(picture) / spectrum.high_frequency_ratio(true),
+        "tone": artefacts.tone_drift(picture, base),
+        "anisotropy": artefacts.anisotropy(picture),
+    }
+
+
+class Pictures:
+    """Pictures in a folder, made by the webui where they are missing."""
+
+    def __init__(self, folder: Path, webui: Webui, scale: int):
+        self._folder, self._webui, self._scale = folder, webui, scale
+
+    def get(self, condition: Condition, preset: str, number: int) -> np.ndarray:
+        """A picture (H, W, 3) in 0..1; the base where `preset` is empty."""
+        name = "".join(c if c.isalnum() else "-" for c in condition.name.lower())
+        path = self._folder / f"{self._scale}x" / name / f"{preset.lower() or 'base'}-{number:03d}.png"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path, self._webui.picture(request_of(condition, number), preset, self._scale))
+        return read(path)
+
+
+def figures(pictures: Pictures, condition: Condition, preset: str, numbers: Sequence[int]) -> list[dict[str, float]]:
+    """What every picture of a preset under a condition measures."""
+    found = []
+    for number in tqdm(numbers, desc=f"{condition.name}: {preset}", leave=False):
+        base, picture = (pictures.get(condition, name, number) for name in ("", preset))
+        found.append(measured(picture, base, number))
+    return found
+
+
+def estimates(found: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
+    """The means with their intervals."""
+    values = {name: np.array([one[name] for one in found]) for name in COLUMNS}
+    return {name: estimate(lambda chosen, v=v: float(v[chosen].mean()), len(v)) for name, v in values.items()}
+
+
+def cell(name: str, own: Mapping[str, Estimate], paper: Mapping[str, Estimate]) -> str:
+    """A figure and how it compares with Paper's, as in the tables of bench.quality."""
+    column, sign = COLUMNS[name], differs(own[name], paper[name])
+    mark = "=" if sign == 0 else "≠" if column.better == 0 else "+" if sign == column.better else "-"
+    return f"{own[name].value:.{column.digits}f}" + ("" if own is paper else f" {mark}")
+
+
+def rows(pictures: Pictures, conditions: Sequence[Condition], numbers: Sequence[int]) -> Iterator[str]:
+    """The lines of the table in Markdown."""
+    yield "| " + " | ".join(["condition", "preset", *(column.title for column in COLUMNS.values())]) + " |"
+    yield "|" + " --- |" * (2 + len(COLUMNS))
+    for condition in conditions:
+        found = {preset: estimates(figures(pictures, condition, preset, numbers)) for preset in condition.presets}
+        for preset, own in found.items():
+            yield "| " + " | ".join([condition.name, preset, *(cell(n, own, found[PAPER]) for n in COLUMNS)]) + " |"
+
+
+def main() -> None:
+    """Command line."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--webui", required=True, metavar="URL")
+    options.add_argument("--out", type=Path, default=Path("test-output/robustness"))
+    options.add_argument("--count", type=int, default=16, help="prompts, each with a seed of its own")
+    options.add_argument("--scale", type=int, default=2)
+    options.add_argument("--only", nargs="+", metavar="NAME", choices=[condition.name for condition in CONDITIONS])
+    args = options.parse_args()
+    chosen = [condition for condition in CONDITIONS if args.only is None or condition.name in args.only]
+    pictures = Pictures(args.out, Webui(args.webui), args.scale)
+    for line in rows(pictures, chosen, range(args.count)):
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
