@@ -269,6 +269,16 @@ def test_views_of_a_run_are_those_of_its_call() -> None:
     assert fixed.local == local_views((64, 64), (16, 16), (8, 8))
 
 
+@pytest.mark.parametrize("size", [(20, 20), (8, 8), (16, 20)])
+def test_a_sampler_that_asks_for_another_size_is_told_of(size: Size) -> None:
+    """At a call that begins no step as well: reForge's Euler SMEA enlarges x on the way, others halve it."""
+    run, x = stage_run((16, 16), (8, 8), (4, 4), 500.0)
+    other = F.interpolate(x, size)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="of another size"):
+            run.before_call(other, torch.tensor(2.0))
+
+
 def test_a_run_uses_the_weights_and_the_blur_of_its_level() -> None:
     """c1 is not tested here: the steps of real samplers are in test_step_gate."""
     fields = {"cosine_scale_2": 2.0, "cosine_scale_3": 0.5, "sigma": 1.3}

@@ -19,6 +19,9 @@ from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import dilated_views, jitter_generator, local_views
 from lib_demofusion.settings.fields import Settings
 
+OTHER_SIZE = "this sampler also asks its model of images of another size; choose another sampler"
+"""Of reForge's Euler SMEA and its like."""
+
 
 def make_anchor(latent: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
     """Returns the latent (B, C, h, w) of the stage before, upsampled to the size of `stage` as in the paper.
@@ -100,8 +103,11 @@ class StageRun:
     def before_call(self, x: Tensor, level: Tensor) -> None:
         """Blends the skip residual into x (B, C, H, W) in place where a step begins; draws this call's views.
 
-        `level` is the scalar noise level that the sampler hands to its model.
+        `level` is the scalar noise level that the sampler hands to its model. Raises ValueError where x is of another
+        size than the stage: the views and the skip residual are those of this size.
         """
+        if x.shape[-2:] != self.anchor.shape[-2:]:
+            raise ValueError(OTHER_SIZE)
         self.call += 1
         # a number for the device's kernels from here on: read on the device, every use of it would wait for the queue
         level, self.timestep = self.space.read(level)

@@ -1,0 +1,185 @@
+"""Networks that a webui of Forge's family loads beside the checkpoint act in the stages; see test_hosts.py.
+
+Both are made of the checkpoint in use and random weights. The picture is uploaded and kept as the base, so that what
+they change they change in the stage.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from webui import hosts
+from webui.conftest import Result, Webui, png, started
+from webui.test_generate import assert_good
+from webui.test_hosts import ON, TWICE, real_layout, small, upload
+
+__all__ = ["real_layout", "upload"]
+
+pytestmark = [pytest.mark.webui, pytest.mark.slow]
+
+LORA, CONTROL = "demofusion-test-lora", "demofusion-test-control"
+UNET = "model.diffusion_model."
+LAYER = "middle_block.1.transformer_blocks.0.attn2.to_out.0.weight"
+"""A layer that every layout has, and its name as LoRAs give it."""
+LAYER_OF_LORAS = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
+HINT_WIDTHS = (3, 16, 16, 32, 32, 96, 96, 256)
+"""Of ControlNet's stem, which ends with the UNet's own width; every second of its layers from the third halves."""
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def write_lora(unet: dict[str, Tensor], file: Path) -> None:
+    """Writes a LoRA of one layer, as far from nothing as the layer itself."""
+    rank, (rows, columns) = 4, unet[LAYER].shape
+    down, up = randn(rank, columns) / columns**0.5, randn(rows, rank)
+    state = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(float(rank))}
+    save_file({f"{LAYER_OF_LORAS}.{key}": value for key, value in state.items()}, file)
+
+
+def write_control(unet: dict[str, Tensor], file: Path) -> None:
+    """Writes a control model of the checkpoint's layout: its encoder, and a stem that looks at single pixels.
+
+    What it hands on is the first layer's alone, so that in the control a part of the hint stays at its place.
+    """
+    state = {key: value for key, value in unet.items() if not key.startswith(("output_blocks", "out."))}
+    first = unet["input_blocks.0.0.weight"]
+    widths = (*HINT_WIDTHS, len(first))
+    for layer, (before, after) in enumerate(pairwise(widths)):
+        weight = torch.zeros(after, before, 3, 3)
+        weight[:, :, 1, 1] = randn(after, before) * (2 / before) ** 0.5
+        state[f"input_hint_block.{2 * layer}.weight"] = weight
+        state[f"input_hint_block.{2 * layer}.bias"] = torch.zeros(after)
+    blocks = 1 + max(int(key.split(".")[1]) for key in unet if key.startswith("input_blocks."))
+    for block in range(blocks):
+        width = _width(unet, block)
+        weight = 2 * randn(width, width, 1, 1) / width**0.5
+        state[f"zero_convs.{block}.0.weight"] = weight if block == 0 else torch.zeros_like(weight)
+        state[f"zero_convs.{block}.0.bias"] = torch.zeros(width)
+    width = len(unet["middle_block.0.out_layers.3.bias"])
+    state["middle_block_out.0.weight"] = torch.zeros(width, width, 1, 1)
+    state["middle_block_out.0.bias"] = torch.zeros(width)
+    save_file({f"control_model.{key}": value.to(first).contiguous() for key, value in state.items()}, file)
+
+
+def _width(unet: dict[str, Tensor], block: int) -> int:
+    """Returns the channels that a block of the encoder gives."""
+    ends = ("0.out_layers.3.bias", "0.op.bias", "0.bias")
+    return len(next(unet[key] for key in (f"input_blocks.{block}.{end}" for end in ends) if key in unet))
+
+
+@pytest.fixture(scope="module")
+def folder(request: pytest.FixtureRequest) -> Path:
+    if not request.config.getoption("--webui") or not request.config.getoption("--checkpoints"):
+        pytest.skip("another webui is started with --webui DIR and --checkpoints DIR only")
+    return Path(request.config.getoption("--webui"))
+
+
+@pytest.fixture(scope="module")
+def webui(folder: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webui]:
+    """A webui with a LoRA and a control model."""
+    checkpoints, networks = request.config.getoption("--checkpoints"), tmp_path_factory.mktemp("networks")
+    with safe_open(sorted(Path(checkpoints).glob("*.safetensors"))[0], "pt") as file:
+        unet = {key.removeprefix(UNET): file.get_tensor(key) for key in file.keys() if key.startswith(UNET)}  # noqa: SIM118
+    flags = ["--lora-dir", str(networks / "Lora")]
+    write_lora(unet, _made(networks / "Lora") / f"{LORA}.safetensors")
+    if hosts.find(folder) is not hosts.WEBUI:
+        flags += ["--controlnet-dir", str(networks / "ControlNet")]
+        write_control(unet, _made(networks / "ControlNet") / f"{CONTROL}.safetensors")
+    with started(folder, tmp_path_factory.mktemp("webui"), *flags, checkpoints=checkpoints) as server:
+        # the first picture of an upload that Forge Neo makes lies a level away from all later ones
+        small(server, None, path="img2img", init_images=[png(Image.new("RGB", (64, 64)))])
+        yield server
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def stage(webui: Webui, upload: Image.Image, more: Any = None, **request: Any) -> Result:
+    """Makes a stage of the uploaded picture."""
+    on = {**ON, "img2img_first": False, "return_stages": True, **(more or {})}
+    result = small(webui, on, path="img2img", init_images=[png(upload)], **request)
+    assert_good(result, TWICE, (64, 64))
+    return result
+
+
+def change(one: Result, other: Result) -> np.ndarray[Any, Any]:
+    """Returns by pixel how far the pictures of two stages on the same base lie apart, in 8-bit values."""
+    assert one.digests[1] == other.digests[1]
+    pictures = [np.asarray(result.images[0].convert("RGB"), float) for result in (one, other)]
+    difference: np.ndarray[Any, Any] = np.abs(pictures[0] - pictures[1]).mean(axis=2)
+    return difference
+
+
+def test_a_lora_acts_in_the_stage_by_its_weight(webui: Webui, upload: Image.Image) -> None:
+    made = {
+        weight: stage(webui, upload, prompt=f"a tree<lora:{LORA}:{weight}>" if weight else "a tree")
+        for weight in ("", "0", "0.5", "1")
+    }
+    assert made["0"].digests == made[""].digests
+    half, whole = (change(made[""], made[weight]).mean() for weight in ("0.5", "1"))
+    assert 0.3 < half < whole
+    assert stage(webui, upload, prompt="a tree").digests == made[""].digests
+
+
+def controlled(webui: Webui, upload: Image.Image, hint: Image.Image, weight: float = 1.0, more: Any = None) -> Result:
+    """Makes a stage beside a unit of the built-in ControlNet."""
+    unit = {"enabled": True, "module": "None", "model": _control(webui), "weight": weight, "save_detected_map": False}
+    script = {"ControlNet": {"args": [{**unit, "image": png(hint)}]}}
+    return stage(webui, upload, more, more_scripts=script)
+
+
+def _control(webui: Webui) -> str:
+    """Returns the control model's name as this webui lists it."""
+    try:
+        with urllib.request.urlopen(f"{webui.url}/controlnet/model_list") as answer:
+            names: list[str] = json.load(answer)["model_list"]
+    except urllib.error.HTTPError as error:
+        error.close()
+        pytest.skip("this webui has no ControlNet built in")
+    return next(name for name in names if name.startswith(CONTROL))
+
+
+# of a black image Forge Neo's ControlNet expects a drawing on it
+DARK = Image.new("RGB", (64, 64), (64, 64, 64))
+
+
+LATE = {"denoising_strength": 0.5, "hires_steps": 8, "cosine_scale_2": 10}
+"""At these noise levels the dilated views weigh nothing; at the highest they are all that there is."""
+
+
+@pytest.mark.parametrize("path", [LATE, {"cosine_scale_2": 0.1}], ids=["tiles", "dilated views"])
+def test_a_hint_acts_where_it_lies(webui: Webui, upload: Image.Image, path: dict[str, float]) -> None:
+    """Tiles that were given all of it would each draw it at its place in the whole."""
+    dark = controlled(webui, upload, DARK, more=path)
+    for row, column in ((0, 1), (1, 0)):
+        spot = DARK.copy()
+        spot.paste("white", (48 * column, 48 * row, 48 * column + 16, 48 * row + 16))
+        changed = change(dark, controlled(webui, upload, spot, more=path))
+        blocks = changed.reshape(8, 16, 8, 16).mean(axis=(1, 3))
+        touched = blocks[6 * row : 6 * row + 2, 6 * column : 6 * column + 2].mean()
+        blocks[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 0
+        assert touched > 4 * blocks.max()
+
+
+def test_a_control_model_acts_by_its_weight(webui: Webui, upload: Image.Image) -> None:
+    made = {weight: controlled(webui, upload, DARK, weight) for weight in (0.0, 0.5, 1.0)}
+    plain = stage(webui, upload)
+    assert made[0.0].digests == plain.digests
+    assert 0.3 < change(made[0.5], plain).mean() < change(made[1.0], plain).mean()
