@@ -31,8 +31,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "Paper": {},
     "Balanced": {**_QUICKER, "overlap": 0.35, "skip_views": "0.5,0.1", "extra_noise": 0.08},
     "Fast": {**_QUICKER, "overlap": 0.25, "hires_steps": 10, "skip_views": "0.5,0.25", "extra_noise": 0.06},
-    # without the dilated views: so late in a schedule what is where is decided already; as few tiles as cover the image,
-    # each so much larger than the base image that they overlap
+    # without the dilated views: so late in a schedule what is where is decided already; the fewest tiles that cover the
+    # image, so much larger than the base image that they overlap
     TURBO: {
         **_QUICKER,
         "denoising_strength": 0.3,
