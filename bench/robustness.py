@@ -25,18 +25,21 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.quality import artefacts, repetition, spectrum
-from bench.quality.intervals import Estimate, differs, estimate
+from bench.quality.configurations import PAPER
+from bench.quality.denoiser import NATIVE as CELLS
 from bench.quality.pictures import as_float, read, write
+from bench.quality.table import COLUMNS, Column, Row, cell, make_row
 from bench.quality.worlds import COLLAGES
 
-TITLE, PAPER = "DemoFusion Hires", "Paper"
-NATIVE = 128
+TITLE = "DemoFusion Hires"
+NATIVE = 8 * CELLS
+"""Side of a base picture in pixels."""
 LORA = "<lora:demofusion-collage-lcm:1>"
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a request asks for besides the prompt; `presets` are those that are meant for it."""
+    """What a request asks for besides the prompt; `presets` are those that are meant for it, Paper first."""
 
     name: str
     request: Mapping[str, Any] = field(default_factory=dict)
@@ -61,24 +64,10 @@ CONDITIONS = (
 )
 
 
-@dataclass(frozen=True)
-class Column:
-    """A figure of a picture; `better` is -1 where smaller is better, 1 where larger, 0 where neither."""
-
-    title: str
-    better: int
-    digits: int = 2
-
-
-COLUMNS = {
-    "extra": Column("subjects - 1", -1),
-    "right": Column("right subject", 1),
-    "blobs": Column("blobs", -1, 1),
-    "structure": Column("structure dB", 1, 1),
-    "detail": Column("detail", 0, 2),
-    "tone": Column("tone", -1, 3),
-    "anisotropy": Column("anisotropy", 0, 3),
-}
+SHOWN = ("extra_subjects", "right_subject", "blobs", "structure", "tone", "anisotropy")
+DETAIL = Column("detail", "detail", 0)
+"""The share of high frequencies in terms of a true rendering's."""
+SHOWN_COLUMNS = (*(column for column in COLUMNS if column.name in SHOWN), DETAIL)
 
 
 class Webui:
@@ -112,8 +101,8 @@ def measured(picture: np.ndarray, base: np.ndarray, number: int) -> dict[str, fl
     sight = COLLAGES.sight(picture, number)
     true = COLLAGES.true_rendering(number, min(picture.shape[:2]), 1)
     return {
-        "extra": sight.subjects - 1,
-        "right": float(sight.right_subject),
+        "extra_subjects": sight.subjects - 1,
+        "right_subject": float(sight.right_subject),
         "blobs": repetition.excess_blobs(picture, base),
         "structure": artefacts.structure_psnr(picture, base),
         "detail": spectrum.high_frequency_ratio(picture) / spectrum.high_frequency_ratio(true),
@@ -138,36 +127,24 @@ class Pictures:
         return read(path)
 
 
-def figures(pictures: Pictures, condition: Condition, preset: str, numbers: Sequence[int]) -> list[dict[str, float]]:
-    """What every picture of a preset under a condition measures."""
+def row_of(pictures: Pictures, condition: Condition, preset: str, numbers: Sequence[int]) -> Row:
+    """The means of a preset under a condition, with their intervals."""
     found = []
     for number in tqdm(numbers, desc=f"{condition.name}: {preset}", leave=False):
         base, picture = (pictures.get(condition, name, number) for name in ("", preset))
-        found.append(measured(picture, base, number))
-    return found
-
-
-def estimates(found: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
-    """The means with their intervals."""
-    values = {name: np.array([one[name] for one in found]) for name in COLUMNS}
-    return {name: estimate(lambda chosen, v=v: float(v[chosen].mean()), len(v)) for name, v in values.items()}
-
-
-def cell(name: str, own: Mapping[str, Estimate], paper: Mapping[str, Estimate]) -> str:
-    """A figure and how it compares with Paper's, as in the tables of bench.quality."""
-    column, sign = COLUMNS[name], differs(own[name], paper[name])
-    mark = "=" if sign == 0 else "≠" if column.better == 0 else "+" if sign == column.better else "-"
-    return f"{own[name].value:.{column.digits}f}" + ("" if own is paper else f" {mark}")
+        found.append({"metrics": measured(picture, base, number), "units": 0.0, "seconds": 0.0})
+    return make_row(preset, found, {}, 0)
 
 
 def rows(pictures: Pictures, conditions: Sequence[Condition], numbers: Sequence[int]) -> Iterator[str]:
     """The lines of the table in Markdown."""
-    yield "| " + " | ".join(["condition", "preset", *(column.title for column in COLUMNS.values())]) + " |"
-    yield "|" + " --- |" * (2 + len(COLUMNS))
+    yield "| " + " | ".join(["condition", "preset", *(column.title for column in SHOWN_COLUMNS)]) + " |"
+    yield "|" + " --- |" * (2 + len(SHOWN_COLUMNS))
     for condition in conditions:
-        found = {preset: estimates(figures(pictures, condition, preset, numbers)) for preset in condition.presets}
-        for preset, own in found.items():
-            yield "| " + " | ".join([condition.name, preset, *(cell(n, own, found[PAPER]) for n in COLUMNS)]) + " |"
+        found = [row_of(pictures, condition, preset, numbers) for preset in condition.presets]
+        for row in found:
+            cells = (cell(row, found[0], column) for column in SHOWN_COLUMNS)
+            yield "| " + " | ".join([condition.name, row.name, *cells]) + " |"
 
 
 def main() -> None:

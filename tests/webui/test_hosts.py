@@ -70,7 +70,8 @@ def problem(run: Callable[[], Result], size: tuple[int, int]) -> str | None:
         result = run()
     except Exception as error:
         return repr(error)
-    error = re.findall('DemoFusion error: "[^"]*"', result.infotexts[0])
+    # the webui quotes a text with a comma or colon in it
+    error = re.findall('DemoFusion error: (?:"[^"]*"|[^,]*)', result.infotexts[0])
     if error or result.sizes != [size]:
         return f"{result.sizes} {error}"
     # what a sampler made of NaN; Forge Neo only warns of it in the console
