@@ -63,10 +63,16 @@ def batches(args: argparse.Namespace, start: int) -> Iterator[Tensor]:
         yield crops(rng, max(int(args.batch * share), 1), size)
 
 
-def decoder_only(path: Path) -> Autoencoder:
-    """The starting model with only its decoder left to train."""
+def starting_model(path: Path) -> Autoencoder:
+    """The model from which the decoder's training starts."""
     model = Autoencoder(AutoencoderConfig())
     model.load_state_dict(torch.load(path, weights_only=True))
+    return decoder_only(model)
+
+
+def decoder_only(model: Autoencoder) -> Autoencoder:
+    """Leaves only the decoder to train."""
+    model.requires_grad_(True)
     model.encoder.requires_grad_(False)
     model.quant_conv.requires_grad_(False)
     return model
@@ -84,7 +90,7 @@ def main() -> None:
     """Command line."""
     args = parser(__doc__.splitlines()[0], steps=3000, batch=8, rate=1e-3).parse_args()
     device = prepare(args)
-    model = decoder_only(args.out / "autoencoder-start.pt").to(device, memory_format=torch.channels_last)
+    model = starting_model(args.out / "autoencoder-start.pt").to(device, memory_format=torch.channels_last)
     trainee = Trainee(model, args.out / "autoencoder.pt", decay=0.995)
     trainee.restore()
     if not args.eager:

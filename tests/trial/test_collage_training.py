@@ -12,6 +12,7 @@ from trial.autoencoder import Autoencoder
 from trial.collage import make_latents, measure, train_decoder, train_encoder, train_unet
 from trial.collage.model import AUTOENCODER, TEMPLATE_SHARES, TEMPLATES, TEXT, UNET, make_captions
 from trial.text import tokenize
+from trial.train_autoencoder import starting_model
 from trial.train_unet import Denoiser
 from trial.training import Trainee
 
@@ -92,6 +93,9 @@ def test_a_finished_model_becomes_states_that_go_on(tmp_path):
     with torch.no_grad():
         expected = full.text(captions.used[ids][None])
         torch.testing.assert_close(trainee.average.text(ids[None]), expected)
+    decoder = Trainee(starting_model(tmp_path / "autoencoder-start.pt"), tmp_path / "autoencoder.pt", 0.998)
+    assert decoder.restore()
+    torch.testing.assert_close(decoder.average.state_dict(), model.vae.state_dict())
 
 
 def test_the_spectrum_of_a_blurred_picture_falls_short_where_it_should():

@@ -1,7 +1,8 @@
 """How far the pictures of webuis lie apart: `python tests/webui/compare_hosts.py --checkpoints DIR WEBUI WEBUI...`.
 
-Every webui makes each request twice: a plain picture of the final size, and one with DemoFusion. The table says how far
-those of the second and of every further webui lie from those of the first, in dB of 8-bit values.
+Every webui makes each request with every seed twice: a plain picture of the final size, and one with DemoFusion. The
+table says how far those of the second and of every further webui lie from those of the first: in dB of 8-bit values, by
+the mean square error over the seeds, with the standard deviation of single pictures' dB, and the largest difference.
 """
 
 from __future__ import annotations
@@ -28,20 +29,35 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 
-def pictures(folder: Path, checkpoints: str, side: int, steps: int) -> dict[str, list[Image.Image]]:
-    """Returns by request the plain picture of the final size and that of DemoFusion."""
+def pictures(folder: Path, options: argparse.Namespace) -> dict[str, list[np.ndarray]]:
+    """Returns by request the plain pictures of the final size and those of DemoFusion, each (seeds, H, W, 3)."""
     made = {}
-    with tempfile.TemporaryDirectory() as data, started(folder, Path(data), checkpoints=checkpoints) as webui:
+    side, steps = options.side, options.steps
+    with tempfile.TemporaryDirectory() as data, started(folder, Path(data), checkpoints=options.checkpoints) as webui:
         for name, request in REQUESTS.items():
-            plain = webui.generate(width=2 * side, height=2 * side, steps=steps, **request)
-            fused = webui.generate(ON, width=side, height=side, steps=steps, **request)
-            made[name] = [plain.images[0], fused.images[0]]
+            plain, fused = [], []
+            for seed in range(1, options.seeds + 1):
+                asked = {**request, "steps": steps, "seed": seed}
+                plain.append(levels(webui.generate(width=2 * side, height=2 * side, **asked).images[0]))
+                fused.append(levels(webui.generate(ON, width=side, height=side, **asked).images[0]))
+            made[name] = [np.stack(plain), np.stack(fused)]
     return made
 
 
-def decibels(one: Image.Image, other: Image.Image) -> float:
-    error = np.mean((np.asarray(one.convert("RGB"), float) - np.asarray(other.convert("RGB"), float)) ** 2)
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
+def levels(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture.convert("RGB"), float)
+
+
+def decibels(error: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(255**2 / error)
+
+
+def cell(one: np.ndarray, other: np.ndarray) -> str:
+    """What the table says of two hosts' pictures (seeds, H, W, 3) of a request."""
+    errors = ((one - other) ** 2).mean((1, 2, 3))
+    single = decibels(np.maximum(errors, 1e-9))
+    return f"{decibels(errors.mean()):.1f} ± {single.std():.1f}, {np.abs(one - other).max():.0f}"
 
 
 def main() -> None:
@@ -49,15 +65,20 @@ def main() -> None:
     parser.add_argument("--checkpoints", required=True)
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("webuis", nargs="+", type=Path)
     options = parser.parse_args()
-    made = {folder: pictures(folder, options.checkpoints, options.side, options.steps) for folder in options.webuis}
+    made = {folder: pictures(folder, options) for folder in options.webuis}
     first = options.webuis[0]
-    sys.stdout.write(f"from {hosts.find(first).name}, dB | request | plain | DemoFusion\n---|---|---|---\n")
+    sys.stdout.write(f"from {hosts.find(first).name} | request | plain | DemoFusion\n---|---|---|---\n")
     for folder in options.webuis[1:]:
         for name in REQUESTS:
-            plain, fused = (decibels(a, b) for a, b in zip(made[first][name], made[folder][name]))
-            sys.stdout.write(f"{hosts.find(folder).name} | {name} | {plain:.1f} | {fused:.1f}\n")
+            row = [cell(a, b) for a, b in zip(made[first][name], made[folder][name])]
+            sys.stdout.write(f"{hosts.find(folder).name} | {name} | {' | '.join(row)}\n")
+        pooled = [
+            cell(*(np.concatenate([made[f][n][kind] for n in REQUESTS]) for f in (first, folder))) for kind in (0, 1)
+        ]
+        sys.stdout.write(f"{hosts.find(folder).name} | all | {' | '.join(pooled)}\n")
 
 
 if __name__ == "__main__":

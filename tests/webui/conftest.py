@@ -29,6 +29,7 @@ FAULTS = Path(__file__).parent / "faults"
 TITLE = "DemoFusion Hires"
 DEFAULTS = {"demofusion_default_preset": "Paper"}
 """Tests that name no preset are about the paper's values."""
+START_SECONDS = 600
 REQUEST = {
     "prompt": "a red circle",
     "negative_prompt": "blur",
@@ -170,13 +171,18 @@ class _Server:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=self.log, stderr=self.log)
         server = Webui(f"http://127.0.0.1:{port}")
-        self._wait(server)
+        try:
+            self._wait(server)
+        except BaseException:
+            # nobody calls __exit__ then
+            self.__exit__()
+            raise
         return server
 
     def _wait(self, server: Webui) -> None:
         """Asks only when the webui says that it has started: a request while it adds its API ends it."""
         log = self.data / "log.txt"
-        for _ in range(300):
+        for _ in range(START_SECONDS):
             if self.process.poll() is not None:
                 pytest.fail(f"the webui ended at its start, see {log}")
             time.sleep(1)
@@ -187,7 +193,7 @@ class _Server:
             except (urllib.error.URLError, ConnectionError):
                 continue
             return
-        pytest.fail("the webui did not answer within five minutes")
+        pytest.fail(f"the webui did not answer within {START_SECONDS} seconds")
 
     def __exit__(self, *error: object) -> None:
         self.process.terminate()

@@ -22,6 +22,7 @@ from trial.collage.views import KINDS
 from trial.design import LOG_VARIANCE, design_decoder
 from trial.make_latents import SCALE_FACTOR, normalise
 from trial.small_model import SmallModel, load
+from trial.train_autoencoder import decoder_only
 from trial.train_unet import Denoiser
 from trial.training import Trainee
 
@@ -103,8 +104,8 @@ def write_states(model: SmallModel, out: Path) -> None:
     text = model.text.state_dict()
     text[WORDS] = text[WORDS][captions.used]
     denoiser.text.load_state_dict(text)
-    for name, module in (("unet", denoiser), ("autoencoder", model.vae)):
-        trainee = Trainee(module.requires_grad_(True), out / f"{name}.pt", decay=0.998)
+    for name, module in (("unet", denoiser.requires_grad_(True)), ("autoencoder", decoder_only(model.vae))):
+        trainee = Trainee(module, out / f"{name}.pt", decay=0.998)
         trainee.step = 1
         trainee.save()
     torch.save(model.vae.state_dict(), out / "autoencoder-start.pt")

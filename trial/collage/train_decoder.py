@@ -20,11 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from trial.autoencoder import Autoencoder
-from trial.collage.model import AUTOENCODER
 from trial.collage.views import VIEW
 from trial.make_latents import SCALE_FACTOR
-from trial.train_autoencoder import compile_blocks, reconstruction_loss
+from trial.train_autoencoder import compile_blocks, reconstruction_loss, starting_model
 from trial.training import Trainee, parser, prepare
 
 CROP = 64
@@ -128,15 +126,6 @@ def make_judges() -> Judges:
     return Judges(trained().features[:4].to(memory_format=torch.channels_last), discriminator, optimiser)
 
 
-def decoder_only(path: Path) -> Autoencoder:
-    """The starting autoencoder with only its decoder left to train."""
-    model = Autoencoder(AUTOENCODER)
-    model.load_state_dict(torch.load(path, weights_only=True))
-    model.encoder.requires_grad_(False)
-    model.quant_conv.requires_grad_(False)
-    return model
-
-
 def main() -> None:
     """Command line."""
     options = parser(__doc__.splitlines()[0], steps=3000, batch=8, rate=8e-4)
@@ -144,7 +133,7 @@ def main() -> None:
     options.add_argument("--decay", type=int, default=600, help="steps at the end in which the learning rate falls")
     args = options.parse_args()
     prepare(args)
-    model = decoder_only(args.out / "autoencoder-start.pt").to(memory_format=torch.channels_last)
+    model = starting_model(args.out / "autoencoder-start.pt").to(memory_format=torch.channels_last)
     trainee = Trainee(model, args.out / "autoencoder.pt", decay=0.995)
     trainee.restore()
     if not args.eager:
