@@ -38,7 +38,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("test-output/quality"), help="folder of results")
     parser.add_argument("--count", type=int, default=64, help="pairs of prompt and seed")
     parser.add_argument("--first", type=int, default=0, help="number of the first pair; explore on other pairs")
-    parser.add_argument("--scales", type=int, nargs="+", choices=(2, 4), default=[2, 4])
+    parser.add_argument("--scales", type=int, nargs="+", choices=(2, 3, 4), default=[2, 4])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="configurations, by name; the Paper row is always in")
     parser.add_argument("--steps", type=int, default=Sampling.steps)
     parser.add_argument("--guidance", type=float, default=Sampling.guidance)

@@ -37,7 +37,7 @@ class Configuration:
     """Denoising strength of hires fix and tiles."""
     upscaler: Literal["latent", "esrgan"] = "latent"
     """What hires fix enlarges with; tiles always begin from ESRGAN's picture."""
-    scales: tuple[int, ...] = (2, 4)
+    scales: tuple[int, ...] = (2, 3, 4)
     """Where the row differs from others: 1,2,4 is the automatic list at 2x."""
     note: str = ""
 
@@ -78,7 +78,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration("Turbo", settings=PRESETS["Turbo"], note="the preset for few-step models"),
     Configuration("Gates 0.1", settings=GATES),
     Configuration("Stages 1,2,4", settings={"stages": "doubling"}, scales=(4,)),
-    Configuration("One stage", settings=ONE_STAGE, scales=(4,)),
+    Configuration("One stage", settings=ONE_STAGE, scales=(3, 4)),
     Configuration("Overlap 0.25", settings={"overlap": 0.25}),
     Configuration("Overlap 0", settings={"overlap": 0.0}),
     Configuration("Feather", settings={"feather": 0.25}),

@@ -27,7 +27,7 @@ from lib_demofusion.method.plan import CELL, make_plan
 from lib_demofusion.method.views import view_starts
 from lib_demofusion.settings.fields import Settings
 
-PICTURES_AT_ONCE = {1: 16, 2: 8, 4: 4}
+PICTURES_AT_ONCE = {1: 16, 2: 8, 3: 4, 4: 4}
 """By scale; fewer of the large ones, whose views already fill the model's batch."""
 
 

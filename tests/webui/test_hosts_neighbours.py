@@ -118,9 +118,6 @@ def test_soft_inpainting_keeps_what_lies_outside(webui: Webui, upload: Image.Ima
     mask.paste(255, (40, 40, 64, 64))
     request = {"path": "img2img", "init_images": [png(upload)], "mask": png(mask), "denoising_strength": 0.7}
     soft = {"Soft Inpainting": {"args": [True]}}
-    alone = small(webui, None, **request, inpaint_full_res=False, more_scripts=soft)
-    if np.array_equal(np.asarray(alone.images[0].convert("RGB")), np.asarray(upload)):
-        pytest.skip("of so small a picture this webui's own soft inpainting leaves everything as it was")
     result = small(webui, **request, inpaint_full_res=False, more_scripts=soft)
     assert "Soft inpainting enabled: True" in result.infotexts[0]
     assert_good(result, TWICE)

@@ -33,8 +33,17 @@ def pictures(webui: Webui) -> dict[str, Result]:
 
 
 def listed(webui: Webui) -> list[Any]:
-    """Returns what the API says of this extension's fields and of the axes of a plot."""
-    return [entry for entry in webui.call("script-info") if entry["name"] in (TITLE.lower(), "x/y/z plot")]
+    """Returns what the API says of this extension's fields and of its axes of a plot.
+
+    HyperTile of the webui itself adds its axes with the page, so not with --nowebui.
+    """
+    info = webui.call("script-info")
+    fields = [entry for entry in info if entry["name"] == TITLE.lower()]
+    plot = next(entry for entry in info if entry["name"] == "x/y/z plot")
+    axes = [axis for axis in plot["args"][0]["choices"] if axis.startswith("[DemoFusion]")]
+    assert fields
+    assert len(axes) > 20
+    return [*fields, axes]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ FILE = "demofusion-timings.json"
 MODEL, DECODER = "model", "decoder"
 """Seconds for a latent cell of an image: of a view that is evaluated, or of an image that is decoded."""
 
-DECODING = 2.0
+ASSUMED_DECODER = 2.0
 """The decoder's rate in units of the model's, where they were not measured: for SDXL and SD 1.5 the decoder needs about
 as many operations for an image as the UNet does for cond and uncond of its latent, often at twice the precision."""
 
@@ -46,7 +46,7 @@ def decoding(p: Any, latent: Tensor) -> Iterator[None]:
 def decoder_cells(model: Any) -> float:
     """Returns how many cells the model evaluates in the time that decoding a cell takes."""
     decoder, evaluation = known(model, DECODER), known(model, MODEL)
-    return decoder / evaluation if decoder and evaluation else DECODING
+    return decoder / evaluation if decoder and evaluation else ASSUMED_DECODER
 
 
 def seconds(cells: float) -> float | None:

@@ -1,0 +1,15 @@
+"""A test extension: soft inpainting of Forge and reForge works as on a machine with more than six cores.
+
+With six or fewer it divides its work into -1 parts, of which none is done, and leaves every image as it was.
+"""
+
+from modules import script_callbacks, scripts
+
+
+def claim_cores(demo, app):
+    for entry in scripts.scripts_data:
+        if hasattr(entry.module, "cpu_count"):
+            entry.module.cpu_count = lambda: 8
+
+
+script_callbacks.on_app_started(claim_cores)
