@@ -1,7 +1,7 @@
 """The time left that the webui tells while stages run, against the time that was left indeed.
 
-Needs a machine that does nothing else, and jobs of several seconds: by default sizes suit the small checkpoints. The
-figures of every job are printed with `-s`.
+Needs a machine that does nothing else and a checkpoint whose jobs take several seconds, such as one of the real layout
+(--checkpoints DIR). The figures of every job are printed with `-s`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from webui.conftest import Webui
 
 pytestmark = [pytest.mark.webui, pytest.mark.slow]
 
-SIDE = 128
+SIDE = 64
 WITHIN = 0.25
 SECOND = 1.0
 """The page shows whole seconds."""
@@ -41,6 +41,7 @@ class Reading(NamedTuple):
 
     time: float
     left: float
+    progress: float
     stage: str
     """The text beside the bar."""
 
@@ -53,7 +54,7 @@ def readings(webui: Webui, **request: Any) -> tuple[list[Reading], float, float]
     def poll() -> None:
         while not done.wait(0.1):
             now, answer = time.perf_counter(), webui.call("progress?skip_current_image=true")
-            seen.append(Reading(now, answer["eta_relative"], answer["textinfo"] or ""))
+            seen.append(Reading(now, answer["eta_relative"], answer["progress"], answer["textinfo"] or ""))
 
     poller = threading.Thread(target=poll)
     begin = time.perf_counter()
@@ -69,9 +70,13 @@ def readings(webui: Webui, **request: Any) -> tuple[list[Reading], float, float]
 
 
 def behind_the_first_fifth(seen: list[Reading]) -> list[Reading]:
-    """Those read while a stage ran, without its first fifth."""
+    """Those read while a stage ran, without its first fifth and what follows the last move of the bar.
+
+    An image that is decoded in one piece reports nothing until it is done: the bar stands where it began.
+    """
     chosen: list[Reading] = []
-    first = 0
+    moved = max((n for n in range(1, len(seen)) if seen[n].progress > seen[n - 1].progress), default=0)
+    seen, first = seen[: moved + 1], 0
     for index in range(1, len(seen) + 1):
         if index < len(seen) and seen[index].stage == seen[first].stage:
             continue

@@ -28,20 +28,22 @@ class Progress:
 
     The host's bar stands at (job_no + step / steps) / job_count. It counts `jobs` per iteration, one or two with hires
     fix, and ends the last one itself after the image is decoded; the stages are as many jobs more as they are planned
-    to take the time of one. `costs` are the cells of the host's own passes, of the parts of every stage, and of
-    decoding the result.
+    to take the time of one. `costs` are the cells that the host's own passes evaluate, those of the parts of every
+    stage, and those of the result, which is decoded.
     """
 
     def __init__(self, p: Any, plan: Plan, costs: Sequence[float], total: console.Console):
         self.plan = plan
         base, *self._parts = costs
+        self._model, self._decoder = p.sd_model, 1.0
+        rate, self._decoder_rate = (timing.known(p.sd_model, kind) for kind in (timing.MODEL, timing.DECODER))
+        self._rate = rate and rate * p.batch_size
+        self._weigh_decoder(rate)
         # the base is a job even where it takes no time
-        self._base = max(base, 0.002 * sum(costs)) or 1.0
+        self._base = max(base, 0.002 * (base + sum(self._parts))) or 1.0
         self._jobs = 2 if getattr(p, "enable_hr", False) else 1
         self._of_all = self._jobs * (1 + sum(self._parts) / self._base)
         self._first_job, self._stage, self._place, self._console = 0.0, 0, 0.0, total
-        rate = timing.known(p.sd_model, timing.MODEL)
-        self._rate = rate and rate * p.batch_size
         # what the host has done before its first iteration counts as it does there
         self._began = time.time() if shared.state.job_no else shared.state.time_start
 
@@ -68,7 +70,12 @@ class Progress:
         if not meter.done + meter.ahead:
             # a host that does not ask our model: the stage will fail
             return
-        self._rate = meter.rate * meter.images if meter.rate else self._rate
+        if not meter.done:
+            # the image before this stage may have been the first that was decoded
+            self._decoder_rate = timing.known(self._model, timing.DECODER)
+        if meter.rate:
+            self._rate = meter.rate * meter.images
+            self._weigh_decoder(meter.rate)
         places = slice(len(PARTS) * self._stage + SAMPLING, None, len(PARTS))
         changed = (meter.done + meter.ahead) / self._parts[places][0]
         self._parts[places] = [changed * cost for cost in self._parts[places]]
@@ -90,6 +97,14 @@ class Progress:
         own = state.sampling_step / state.sampling_steps if state.sampling_steps else 0.0
         state.job_no = self._first_job + self._place - own
 
+    def _weigh_decoder(self, rate: float | None) -> None:
+        """Counts the decoding of a cell as the evaluation of as many as take that long at the model's rate."""
+        cells = self._decoder_rate / rate if self._decoder_rate and rate else timing.ASSUMED_DECODER
+        coded = (place for place in range(len(self._parts)) if place % len(PARTS) != SAMPLING)
+        for place in coded:
+            self._parts[place] *= cells / self._decoder
+        self._decoder = cells
+
     def sampled(self) -> None:
         """Moves the bar to the end of the last stage, behind which the image is decoded."""
         self._stage = len(self.plan.stages)
@@ -105,10 +120,10 @@ class Progress:
 def make_progress(p: Any, plan: Plan, settings: Settings, pictures: bool, passes: Sequence[Pass]) -> Progress:
     """Returns the progress of a request; `pictures` says whether every stage's is decoded, `passes` are the host's."""
     costs = run_costs(plan, settings, p.steps, calls_twice(p.sampler_name), passes)
-    decoder, enlarged = timing.decoder_cells(p.sd_model), settings.anchor != LATENT
+    enlarged = settings.anchor != LATENT
     cells = [math.prod(size) for size in (plan.base, *(stage.size for stage in plan.stages))]
     parts = [costs.base]
     for before, after, sampling in zip(cells, cells[1:], costs.stages):
-        parts += decoder * before * (pictures or enlarged), decoder * ENCODER * after * enlarged, sampling
-    result = [decoder * cells[-1]] if plan.stages else []
+        parts += before * (pictures or enlarged), ENCODER * after * enlarged, sampling
+    result = [cells[-1]] if plan.stages else []
     return Progress(p, plan, [*parts, *result], console.make_console(p, plan, settings))

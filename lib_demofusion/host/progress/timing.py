@@ -43,12 +43,6 @@ def decoding(p: Any, latent: Tensor) -> Iterator[None]:
     learn(p.sd_model, DECODER, (time.perf_counter() - begin) / latent[:, 0].numel())
 
 
-def decoder_cells(model: Any) -> float:
-    """Returns how many cells the model evaluates in the time that decoding a cell takes."""
-    decoder, evaluation = known(model, DECODER), known(model, MODEL)
-    return decoder / evaluation if decoder and evaluation else ASSUMED_DECODER
-
-
 def seconds(cells: float) -> float | None:
     """Returns about how long the loaded checkpoint takes for latent cells of views and images, None where unknown."""
     rate = known(loaded_model(), MODEL)
