@@ -386,14 +386,17 @@ def test_impossible_plans_are_seen() -> None:
         ({"width": 1}, "width = 1 is not possible; allowed: 0, or 512 to 4096 for this base image"),
         (
             {"tile_size": 129},
-            "tile_size = 129 is not possible; allowed: 0, 1 to 2 times the base image, or 8 to 128 cells",
+            "tile_size = 129 is not possible; allowed: 0, 0.5 to 2 times the base image, or 8 to 128 cells",
         ),
         (
             {"tile_size": 7},
-            "tile_size = 7 is not possible; allowed: 0, 1 to 2 times the base image, or 8 to 128 cells",
+            "tile_size = 7 is not possible; allowed: 0, 0.5 to 2 times the base image, or 8 to 128 cells",
         ),
-        ({"tile_size": 2.5}, "tile_size = 2.5 is not possible; allowed: 0, 1 to 2 times the base image, or 8 to 128"),
-        ({"tile_size": 16.5}, "tile_size = 16.5 is not possible; allowed: 0, 1 to 2 times the base image, or 8 to 128"),
+        ({"tile_size": 2.5}, "tile_size = 2.5 is not possible; allowed: 0, 0.5 to 2 times the base image, or 8 to 128"),
+        (
+            {"tile_size": 16.5},
+            "tile_size = 16.5 is not possible; allowed: 0, 0.5 to 2 times the base image, or 8 to 128",
+        ),
         ({"tile_stride": 65}, "tile_stride = 65 is not possible; allowed: 0, or 1 to 64, a tile's shorter side"),
         (
             {"tile_size": 16, "tile_stride": 17},
@@ -430,9 +433,28 @@ def test_limits_of_window_and_stride_fit(values: dict[str, int]) -> None:
 
 def test_a_tile_may_be_some_times_the_base_image() -> None:
     (stage,) = plan_of((64, 96), tile_size=1.0625, overlap=0).stages
-    assert stage.window == stage.stride == (68, 102)
+    assert stage.window == stage.stride == (68, 104)
     assert stage.local_count == 4
     assert view_starts(stage.size[0], stage.window[0], stage.stride[0]) == [0, 60]
+
+
+@pytest.mark.parametrize(
+    ("base", "factor", "window"),
+    [
+        ((64, 64), 0.875, (56, 56)),
+        ((128, 128), 0.875, (112, 112)),
+        ((104, 152), 0.875, (92, 132)),
+        ((128, 128), 1.07, (136, 136)),
+        ((16, 16), 0.875, (14, 14)),
+        ((16, 16), 1.07, (17, 17)),
+        ((12, 64), 0.5, (8, 32)),
+        ((45, 66), 1.0, (45, 66)),
+    ],
+)
+def test_sides_of_such_a_tile_are_multiples_of_four_where_there_are_many(
+    base: tuple[int, int], factor: float, window: tuple[int, int]
+) -> None:
+    assert plan_of(base, tile_size=factor).stages[0].window == window
 
 
 def test_default_settings_double_the_base() -> None:

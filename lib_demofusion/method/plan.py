@@ -20,8 +20,11 @@ CLOSE_SCALES = 0.5
 NO_STAGE = "no stage: the final size is that of the base image"
 """What is said of a plan without stages."""
 
-MAX_TILE = 2
-"""The largest tile in terms of the base image; greater numbers are sides in cells."""
+MIN_TILE, MAX_TILE = 0.5, 2
+"""The smallest and the largest tile in terms of the base image; greater numbers are sides in cells."""
+
+FEWEST_CELLS = 8
+"""The shortest side of a tile."""
 
 FARTHEST = 4
 """How far a stage may enlarge where there shall be as few as possible; farther was not measured."""
@@ -184,17 +187,26 @@ def _intermediate(settings: Settings, scales: Sequence[float], last: float) -> l
 
 
 def _window(settings: Settings, base: Size, target: Size) -> Size:
-    """Returns the size of a local view: that of the base image for 0, up to MAX_TILE times that, or so many cells."""
+    """Returns the size of a local view: that of the base image for 0, some times that, or so many cells."""
     asked = settings.tile_size
-    if not asked:
+    if asked in (0, 1):
         return base
-    if 1 <= asked <= MAX_TILE:
-        return int(base[0] * asked), int(base[1] * asked)
-    if not 8 <= asked <= max(target) or asked != int(asked):
-        cells = f"8 to {max(target)} cells, the longer side of the final image"
-        allowed = f"0, 1 to {MAX_TILE} times the base image, or {cells}"
+    if MIN_TILE <= asked <= MAX_TILE:
+        return _times(base[0], asked), _times(base[1], asked)
+    if not FEWEST_CELLS <= asked <= max(target) or asked != int(asked):
+        cells = f"{FEWEST_CELLS} to {max(target)} cells, the longer side of the final image"
+        allowed = f"0, {MIN_TILE} to {MAX_TILE} times the base image, or {cells}"
         raise SettingsError("tile_size", int(asked) if asked == int(asked) else asked, allowed)
     return int(asked), int(asked)
+
+
+def _times(side: int, factor: float) -> int:
+    """Returns a side of a tile that is some times the base image's.
+
+    SDXL's UNet halves sides twice: they are multiples of 4, except where so few cells would be another size.
+    """
+    step = 4 if side >= 4 * FEWEST_CELLS else 1
+    return max(step * int(side * factor / step + 0.5), min(FEWEST_CELLS, side))
 
 
 def _stride(settings: Settings, window: Size) -> Size:

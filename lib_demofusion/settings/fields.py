@@ -112,7 +112,7 @@ class Settings:
         0.0,
         "Tile size",
         "tile size",
-        "0 = as large as the base image; up to 2: times that; else in latent cells of 8 pixels",
+        "0 = as large as the base image; 0.5 to 2: times that; else in latent cells of 8 pixels",
         (0, 512, 0.01),
     )
     tile_stride: int = _number(

@@ -86,12 +86,14 @@ def test_same_seed_same_bytes_and_plain_pictures_as_without(webui: Webui) -> Non
     assert small(webui, None).digests == before.digests
 
 
+@pytest.mark.filterwarnings("default::UserWarning")
 def test_every_sampler(webui: Webui) -> None:
     names = [entry["name"] for entry in webui.call("samplers")]
     assert len(names) > 10
     assert fails(names, lambda name, on: small(webui, on, sampler_name=name)) == {}
 
 
+@pytest.mark.filterwarnings("default::UserWarning")
 def test_every_scheduler(webui: Webui) -> None:
     names = [entry["label"] for entry in webui.call("schedulers")]
     assert len(names) > 5
