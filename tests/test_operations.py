@@ -41,10 +41,11 @@ class Operations(TorchDispatchMode):
 
 
 class Stage:
-    """The last stage of a preset on a square base of 64 cells, with a model of no operations."""
+    """The last stage on a square base of 64 cells, of tiles with room to move, with a model of no operations."""
 
     def __init__(self, timestep: float, views: int = 4, **settings: Any):
-        values = parse_settings({"enabled": True, "scale": 4, "preset": "Balanced", **settings})
+        tiles = {"tile_size": 0, "overlap": 0.35}
+        values = parse_settings({"enabled": True, "scale": 4, "preset": "Balanced", **tiles, **settings})
         self.plan = make_plan(values, (64, 64)).stages[-1]
         self.x = torch.randn(1, 4, *self.plan.size)
         space = VarianceExploding(lambda level: torch.tensor(timestep))
