@@ -4,7 +4,9 @@ Every webui makes each request with every seed twice: a plain picture of the fin
 table says how far those of the second and of every further webui lie from those of the first: in dB of 8-bit values, by
 the mean square error over the seeds, with the standard deviation of single pictures' dB, and the largest difference.
 
-Forge's family asks its model at whole timesteps alone; AUTOMATIC1111's webui does where a setting says so, as here.
+Forge's family asks its model at whole timesteps alone; AUTOMATIC1111's webui does where a setting says so, as here. The
+checkpoint must hold its noise schedule in single precision, or not at all: the webui takes it as it is, Forge's family makes
+its own.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 KINDS = ("plain", "DemoFusion")
-ALIKE = {"override_settings": {"enable_quantization": True}}
+WHOLE = "enable_quantization"
+"""The setting for whole timesteps."""
 
 
 def pictures(folder: Path, options: argparse.Namespace) -> dict[str, list[np.ndarray]]:
@@ -39,17 +42,14 @@ def pictures(folder: Path, options: argparse.Namespace) -> dict[str, list[np.nda
     made = {}
     side, steps = options.side, options.steps
     with tempfile.TemporaryDirectory() as data, started(folder, Path(data), checkpoints=options.checkpoints) as webui:
+        alike = {"override_settings": {WHOLE: True}} if WHOLE in webui.call("options") else {}
         for name, request in REQUESTS.items():
             rows = []
             for seed in range(1, options.seeds + 1):
-                asked = {**request, **ALIKE, "steps": steps, "seed": seed}
+                asked = {**request, **alike, "steps": steps, "seed": seed}
                 small = {**asked, "width": side, "height": side}
-                rows.append(
-                    [
-                        webui.generate(**{**asked, "width": 2 * side, "height": 2 * side}),
-                        webui.generate(ON, **small),
-                    ]
-                )
+                plain = webui.generate(**{**asked, "width": 2 * side, "height": 2 * side})
+                rows.append([plain, webui.generate(ON, **small)])
             made[name] = [np.stack([levels(result.images[0]) for result in kind]) for kind in zip(*rows)]
     return made
 
