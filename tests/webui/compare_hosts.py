@@ -4,8 +4,8 @@ Every webui makes each request with every seed twice: a plain picture of the fin
 table says how far those of the second and of every further webui lie from those of the first: in dB of 8-bit values, by
 the mean square error over the seeds, with the standard deviation of single pictures' dB, and the largest difference.
 
-Forge's family asks its model at whole timesteps alone; AUTOMATIC1111's webui does where a setting says so, as here. Where a
-checkpoint holds its noise schedule, in half precision for instance, that webui takes it; Forge's family makes its own.
+Forge's family asks its model at whole timesteps alone; AUTOMATIC1111's webui does where a setting says so, as here. A
+noise schedule in a checkpoint, in half precision for instance, that webui takes; Forge's family makes its own.
 """
 
 from __future__ import annotations
