@@ -31,7 +31,13 @@ JOBS: dict[str, dict[str, Any]] = {
     "DPM++ SDE": {"sampler_name": "DPM++ SDE"},
     "DPM adaptive": {"sampler_name": "DPM adaptive"},
     "two batches of two": {"sampler_name": "Euler a", "n_iter": 2, "batch_size": 2},
-    "hires fix before": {"sampler_name": "Euler a", "enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent"},
+    "hires fix before": {
+        "sampler_name": "Euler a",
+        "enable_hr": True,
+        "hr_scale": 1.5,
+        "hr_upscaler": "Latent",
+        "denoising_strength": 0.7,
+    },
     "queue of three": {"sampler_name": "UniPC", "n_iter": 3},
 }
 
