@@ -149,9 +149,11 @@ class Run:
         def call(level: Tensor) -> None:
             run.before_call(torch.zeros_like(anchor), level)
             count = evaluations(stage, run.weights.dilated)
+            # tiles may be smaller than the dilated views
+            cells = stage.cells_at(run.weights.dilated) / count
             for _ in range(1 + self.twice):
                 # conds and unconds are rows of one call, or of one each
-                self._evaluate(stage.number, count, BASE**2, batch)
+                self._evaluate(stage.number, count, cells, batch)
 
         self._sample(stage.number, whole, steps, call, stepped)
         timing.learn(self.p.sd_model, timing.MODEL, meter.rate)
@@ -187,7 +189,7 @@ class Run:
         function(model, x, callback=callback, disable=True, **arguments)
         self.spans[number] = begin, self.clock.now
 
-    def _evaluate(self, number: int, views: int, cells: int, report: Callable[[float], None]) -> None:
+    def _evaluate(self, number: int, views: int, cells: float, report: Callable[[float], None]) -> None:
         """Four views at a time."""
         for first in range(0, views, 4):
             count = min(4, views - first)
