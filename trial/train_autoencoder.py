@@ -63,9 +63,9 @@ def batches(args: argparse.Namespace, start: int) -> Iterator[Tensor]:
         yield crops(rng, max(int(args.batch * share), 1), size)
 
 
-def starting_model(path: Path) -> Autoencoder:
+def starting_model(path: Path, config: AutoencoderConfig) -> Autoencoder:
     """The model from which the decoder's training starts."""
-    model = Autoencoder(AutoencoderConfig())
+    model = Autoencoder(config)
     model.load_state_dict(torch.load(path, weights_only=True))
     return decoder_only(model)
 
@@ -90,7 +90,8 @@ def main() -> None:
     """Command line."""
     args = parser(__doc__.splitlines()[0], steps=3000, batch=8, rate=1e-3).parse_args()
     device = prepare(args)
-    model = starting_model(args.out / "autoencoder-start.pt").to(device, memory_format=torch.channels_last)
+    model = starting_model(args.out / "autoencoder-start.pt", AutoencoderConfig())
+    model = model.to(device, memory_format=torch.channels_last)
     trainee = Trainee(model, args.out / "autoencoder.pt", decay=0.995)
     trainee.restore()
     if not args.eager:

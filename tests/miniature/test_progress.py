@@ -321,11 +321,15 @@ def test_a_failed_decode_teaches_nothing(nothing_seen: Path) -> None:
 
 
 def test_what_is_learned_is_kept(nothing_seen: Path) -> None:
-    Run(Settings(), "euler", decoder=6.0).go()
+    run = Run(Settings(), "euler", decoder=6.0).go()
     assert json.loads((nothing_seen / timing.FILE).read_text()) == {
         "one on cpu: model": pytest.approx(SECONDS_A_CELL, rel=0.05),
         "one on cpu: decoder": pytest.approx(6 * SECONDS_A_CELL, rel=0.01),
     }
+    decoder, model = (timing.known(run.p.sd_model, kind) for kind in (timing.DECODER, timing.MODEL))
+    assert decoder
+    assert model
+    assert decoder / model == pytest.approx(6, rel=0.05)
 
 
 @pytest.mark.parametrize("decoder", [0.5, 8.0])

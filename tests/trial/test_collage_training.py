@@ -93,7 +93,8 @@ def test_a_finished_model_becomes_states_that_go_on(tmp_path):
     with torch.no_grad():
         expected = full.text(captions.used[ids][None])
         torch.testing.assert_close(trainee.average.text(ids[None]), expected)
-    decoder = Trainee(starting_model(tmp_path / "autoencoder-start.pt"), tmp_path / "autoencoder.pt", 0.998)
+    start = starting_model(tmp_path / "autoencoder-start.pt", AUTOENCODER)
+    decoder = Trainee(start, tmp_path / "autoencoder.pt", 0.998)
     assert decoder.restore()
     torch.testing.assert_close(decoder.average.state_dict(), model.vae.state_dict())
 

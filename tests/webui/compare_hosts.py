@@ -31,13 +31,12 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "DDIM": {"sampler_name": "DDIM"},
 }
 
-KINDS = ("plain", "DemoFusion")
 WHOLE = "enable_quantization"
 """The setting for whole timesteps."""
 
 
 def pictures(folder: Path, options: argparse.Namespace) -> dict[str, list[np.ndarray]]:
-    """Returns by request the pictures of every kind, each (seeds, H, W, 3)."""
+    """Returns by request the plain pictures of the final size and those of DemoFusion, each (seeds, H, W, 3)."""
     made = {}
     side, steps = options.side, options.steps
     with tempfile.TemporaryDirectory() as data, started(folder, Path(data), checkpoints=options.checkpoints) as webui:
@@ -79,7 +78,7 @@ def main() -> None:
     options = parser.parse_args()
     made = {folder: pictures(folder, options) for folder in options.webuis}
     first = options.webuis[0]
-    sys.stdout.write(f"from {hosts.find(first).name} | request | {' | '.join(KINDS)}\n---|---{'|---' * len(KINDS)}\n")
+    sys.stdout.write(f"from {hosts.find(first).name} | request | plain | DemoFusion\n---|---|---|---\n")
     for folder in options.webuis[1:]:
         for name in REQUESTS:
             row = [cell(a, b) for a, b in zip(made[first][name], made[folder][name])]

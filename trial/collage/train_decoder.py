@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from trial.collage.model import AUTOENCODER
 from trial.collage.views import VIEW
 from trial.make_latents import SCALE_FACTOR
 from trial.train_autoencoder import compile_blocks, reconstruction_loss, starting_model
@@ -133,7 +134,7 @@ def main() -> None:
     options.add_argument("--decay", type=int, default=600, help="steps at the end in which the learning rate falls")
     args = options.parse_args()
     prepare(args)
-    model = starting_model(args.out / "autoencoder-start.pt").to(memory_format=torch.channels_last)
+    model = starting_model(args.out / "autoencoder-start.pt", AUTOENCODER).to(memory_format=torch.channels_last)
     trainee = Trainee(model, args.out / "autoencoder.pt", decay=0.995)
     trainee.restore()
     if not args.eager:
