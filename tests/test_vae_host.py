@@ -114,6 +114,13 @@ def test_the_pictures_of_a_batch_share_the_bar(vae: Any, model: Any) -> None:
     assert len([share for share in shares if share <= 1 / 3 + 1e-6]) == len(shares) / 3
 
 
+def test_an_image_that_is_decoded_at_once_is_half_done_meanwhile(vae: Any, model: Any, tried: list[Any]) -> None:
+    shares: list[float] = []
+    decode(vae, model, torch.cat([Z] * 2), report=shares.append)
+    assert not tried, "in parts"
+    assert shares == [0.25, 0.5, 0.75, 1]
+
+
 def test_what_a_report_raises_ends_the_decoding(vae: Any, model: Any, tried: list[Any]) -> None:
     """Not taken for a want of memory, which would be tried again in smaller parts."""
 

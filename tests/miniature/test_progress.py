@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import k_diffusion.external
 import k_diffusion.sampling
@@ -41,7 +41,7 @@ SECONDS_A_CELL = 0.25 / BASE**2
 SECONDS_A_BATCH = 0.01
 """SDXL on a card of 2020: a quarter of a second an evaluation."""
 TILES = 9
-"""Parts of a picture that is decoded."""
+"""Parts of a picture that is decoded, where it is not decoded at once."""
 
 WRAPPER = k_diffusion.external.CompVisDenoiser(SimpleNamespace(alphas_cumprod=alphas_cumprod().float()))
 ENDS = WRAPPER.sigmas[0].item(), WRAPPER.sigmas[-1].item()
@@ -53,6 +53,13 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
 ONE_CALL = ("euler", "euler_ancestral", "lms", "dpmpp_2m", "dpmpp_2m_sde", "dpm_fast")
 TWO_CALLS = ("heun", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde")
 UNKNOWN = ("dpm_adaptive",)
+
+
+class Part(NamedTuple):
+    """An iteration's base (stage 0) or stage, with the decoding behind it; both are counted from 0."""
+
+    iteration: int
+    stage: int
 
 
 class Clock:
@@ -81,10 +88,12 @@ class Run:
         self.plan: Plan = make_plan(settings, (BASE, BASE))
         self.clock = Clock()
         self.twice = False
+        self.at_once = False
         self.iterations = 1
-        self.told: list[tuple[int, float, float]] = []
-        """Stage, time, and progress as the webui reckons it."""
-        self.spans: dict[int, tuple[float, float]] = {}
+        self.iteration = 0
+        self.told: list[tuple[Part, float, float]] = []
+        """Part, time, and progress as the webui reckons it."""
+        self.spans: dict[Part, tuple[float, float]] = {}
 
     def go(self) -> Run:
         self.p.n_iter = self.iterations
@@ -99,7 +108,8 @@ class Run:
             passes = [(STEPS, self.plan.base)]
             progress = bar.make_progress(self.p, self.plan, self.settings, self.settings.return_stages, passes)
             progress.announce(self.p)
-            for _ in range(self.iterations):
+            for number in range(self.iterations):
+                self.iteration = number
                 self._iteration(progress)
             self.whole = shared.state.progress()
         return self
@@ -187,7 +197,7 @@ class Run:
         if "noise_sampler" in inspect.signature(function).parameters:
             arguments.update(noise)
         function(model, x, callback=callback, disable=True, **arguments)
-        self.spans[number] = begin, self.clock.now
+        self.spans[Part(self.iteration, number)] = begin, self.clock.now
 
     def _evaluate(self, number: int, views: int, cells: float, report: Callable[[float], None]) -> None:
         """Four views at a time."""
@@ -204,13 +214,16 @@ class Run:
 
     def _in_parts(self, number: int, seconds: float, report: Callable[[float], None]) -> None:
         """What comes behind the sampling of stage `number`, in parts as the decoder works on a large picture."""
+        if self.at_once:
+            report(0.5)
         for part in range(TILES):
             self._look(number)
             self.clock.now += seconds / TILES
-            report((part + 1) / TILES)
+            if not self.at_once or part + 1 == TILES:
+                report((part + 1) / TILES)
 
     def _look(self, number: int) -> None:
-        self.told.append((number, self.clock.now, shared.state.progress()))
+        self.told.append((Part(self.iteration, number), self.clock.now, shared.state.progress()))
 
     def worst(self, of_all: bool = False) -> float:
         """The largest error of the time left behind the first fifth of a stage, as a share of it, or of all time.
@@ -220,13 +233,17 @@ class Run:
         return max(self._errors(of_all))
 
     def _errors(self, of_all: bool) -> Iterator[float]:
-        for number, now, progress in self.told:
-            begin, end = self.spans[number]
+        for part, now, progress in self.told:
+            begin, end = self.spans[part]
             left = self.clock.now - now
-            if number and now - begin >= 0.2 * (end - begin):
+            if part.stage and now - begin >= 0.2 * (end - begin) and not (self.at_once and self._is_last(part, now)):
                 # modules/progress.py
                 told = now / progress - now
                 yield abs(told - left) / (self.clock.now if of_all else max(left, 0.02 * self.clock.now))
+
+    def _is_last(self, part: Part, now: float) -> bool:
+        """Whether all that is left is one image, during which the bar stands."""
+        return part == (self.iterations - 1, len(self.plan.stages)) and now >= self.spans[part][1]
 
     def bar(self) -> list[float]:
         return [progress for _, _, progress in self.told]
@@ -296,6 +313,14 @@ def test_conds_and_unconds_one_after_the_other(sampler: str) -> None:
     assert run.bar() == sorted(run.bar())
 
 
+def test_images_of_a_queue_that_are_decoded_at_once() -> None:
+    """The bar stands while one is, here with a decoder three times as slow as one is taken to be."""
+    first, second = (Run(parse_settings(SETTINGS["balanced, 2x"]), "euler_ancestral", decoder=6) for _ in range(2))
+    first.go()
+    second.at_once, second.iterations = True, 2
+    assert second.go().worst() <= 0.25
+
+
 def test_a_queue_goes_on_where_it_stands() -> None:
     """What was learned in the first iteration moves nothing in the second."""
     run = Run(parse_settings(SETTINGS["balanced, 4x"]), "dpmpp_2m", decoder=20)
@@ -308,7 +333,7 @@ def test_a_queue_goes_on_where_it_stands() -> None:
 def test_the_bar_moves_within_a_step() -> None:
     """With every batch of views."""
     run = Run(Settings(scale=4), "euler").go()
-    in_stage = [progress for number, _, progress in run.told if number == 3]
+    in_stage = [progress for part, _, progress in run.told if part.stage == 3]
     batches = STEPS * math.ceil(evaluations(run.plan.stages[-1]) / 4)
     assert len(set(in_stage)) > 0.9 * batches
 

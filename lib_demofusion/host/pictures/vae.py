@@ -113,7 +113,7 @@ class _Forward:
         for options in self._attempts(x):
             try:
                 if options is None:
-                    return self._whole(x, **kwargs)
+                    return self._at_once(x, **kwargs)
                 return self._tiled(self._network, x, options)
             except Exception as error:
                 if not is_out_of_memory(error):
@@ -123,6 +123,14 @@ class _Forward:
             logger.warning("%s: trying in smaller parts", str(failure).splitlines()[0][:200])
             devices.torch_gc()
         raise failure or MemoryError("no way to run the VAE fits")
+
+    def _at_once(self, x: Tensor, **kwargs: Any) -> Tensor:
+        """Tells half before, as nothing can be told in between: what is told is never wrong by more than half."""
+        report = self._report or (lambda share: None)
+        report(0.5)
+        output: Tensor = self._whole(x, **kwargs)
+        report(1.0)
+        return output
 
     def _attempts(self, x: Tensor) -> Iterator[Options | None]:
         """Returns what to try, None for the whole at once; the free memory is looked at before each attempt."""
