@@ -299,6 +299,14 @@ def test_a_decoder_that_was_seen_is_reckoned_with(settings: str, decoder: float)
     assert first.whole == second.whole == pytest.approx(1)
 
 
+def test_a_decoder_is_taken_to_be_as_slow_as_another_checkpoints() -> None:
+    """Of a stage that begins from the latent, the image is decoded at the end only."""
+    first, second = (Run(parse_settings(SETTINGS["paper, 2x"]), "dpmpp_2m", decoder=8) for _ in range(2))
+    first.go()
+    second.p.sd_model.sd_checkpoint_info.name_for_extra = "another"
+    assert second.go().worst() <= 0.25
+
+
 def test_a_slow_decoder_is_wrong_where_it_was_not_seen() -> None:
     """Else the test above would say nothing of what is learned."""
     assert Run(parse_settings(SETTINGS["fast, 4x, hires steps"]), "dpmpp_2m", decoder=20).go().worst() > 0.25
@@ -350,6 +358,7 @@ def test_what_is_learned_is_kept(nothing_seen: Path) -> None:
     assert json.loads((nothing_seen / timing.FILE).read_text()) == {
         "one on cpu: model": pytest.approx(SECONDS_A_CELL, rel=0.05),
         "one on cpu: decoder": pytest.approx(6 * SECONDS_A_CELL, rel=0.01),
+        "* on cpu: decoder": pytest.approx(6 * SECONDS_A_CELL, rel=0.01),
     }
     decoder, model = (timing.known(run.p.sd_model, kind) for kind in (timing.DECODER, timing.MODEL))
     assert decoder

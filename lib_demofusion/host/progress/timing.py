@@ -17,22 +17,29 @@ FILE = "demofusion-timings.json"
 MODEL, DECODER = "model", "decoder"
 """Seconds for a latent cell of an image: of a view that is evaluated, or of an image that is decoded."""
 
+ANY = "*"
+"""In the place of a checkpoint's name."""
+
 ASSUMED_DECODER = 2.0
 """The decoder's rate in units of the model's, where they were not measured: for SDXL and SD 1.5 the decoder needs about
 as many operations for an image as the UNet does for cond and uncond of its latent, often at twice the precision."""
 
 
 def known(model: Any, kind: str) -> float | None:
-    """Returns a rate of one of the host's models, or None."""
-    rate = storage.read_if_possible(FILE).get(_key(model, kind))
-    return float(rate) if isinstance(rate, (int, float)) and 0 < rate < 1 else None
+    """Returns a rate of one of the host's models, or None; of a decoder never seen that of the last one, if any.
+
+    The autoencoders of nearly all checkpoints are of one size, their UNets are not.
+    """
+    kept = storage.read_if_possible(FILE)
+    rates = (kept.get(_key(name, kind)) for name in _names(model, kind))
+    return next((float(rate) for rate in rates if isinstance(rate, (int, float)) and 0 < rate < 1), None)
 
 
 def learn(model: Any, kind: str, rate: float | None) -> None:
     """Keeps a rate, if there is one."""
     if rate:
-        kept = storage.read_if_possible(FILE)
-        storage.write_if_possible(FILE, {**kept, _key(model, kind): float(f"{rate:.4g}")})
+        learned = {_key(name, kind): float(f"{rate:.4g}") for name in _names(model, kind)}
+        storage.write_if_possible(FILE, {**storage.read_if_possible(FILE), **learned})
 
 
 @contextmanager
@@ -54,7 +61,12 @@ def loaded_model() -> Any:
     return getattr(sd_models.model_data, "sd_model", None)
 
 
-def _key(model: Any, kind: str) -> str:
-    name = getattr(getattr(model, "sd_checkpoint_info", None), "name_for_extra", None)
+def _names(model: Any, kind: str) -> tuple[str, ...]:
+    """Returns under which names a rate is kept and looked for, the nearest first."""
+    name = str(getattr(getattr(model, "sd_checkpoint_info", None), "name_for_extra", None))
+    return (name, ANY) if kind == DECODER else (name,)
+
+
+def _key(name: str, kind: str) -> str:
     device = torch.cuda.get_device_name(devices.device) if devices.device.type == "cuda" else devices.device.type
     return f"{name} on {device}: {kind}"
