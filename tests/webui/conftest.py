@@ -64,10 +64,10 @@ class Webui:
     def __init__(self, url: str):
         self.url = url
 
-    def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def call(self, path: str, body: dict[str, Any] | None = None, under: str = "sdapi/v1") -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
-            f"{self.url}/sdapi/v1/{path}", data, {"Content-Type": "application/json"}, method="POST" if data else "GET"
+            f"{self.url}/{under}/{path}", data, {"Content-Type": "application/json"}, method="POST" if data else "GET"
         )
         with urllib.request.urlopen(request, timeout=900) as response:
             return json.load(response)
