@@ -26,14 +26,14 @@ _QUICKER = {
     "keep_colors": True,
 }
 
-# tiles so much smaller than the base image that the fewest that cover it at a whole scale overlap
-_FOR_MANY_STEPS = {**_QUICKER, "tile_size": 0.875, "overlap": 0.05, "extra_noise": 0.1}
+_FOR_MANY_STEPS = {**_QUICKER, "extra_noise": 0.13}
 
-# the tiles below a half: there the dilated views alone decide what is where
+# overlaps that show no seam at 4x (six and five tiles a side), while at 2x three a side do and at 3x four; the tiles
+# below a half: there the dilated views alone decide what is where
 PRESETS: dict[str, dict[str, Any]] = {
     "Paper": {},
-    "Balanced": {**_FOR_MANY_STEPS, "skip_views": "0.5,0.25"},
-    "Fast": {**_FOR_MANY_STEPS, "hires_steps": 10, "skip_views": "0.5,0.4"},
+    "Balanced": {**_FOR_MANY_STEPS, "tile_size": 0.875, "overlap": 0.14, "skip_views": "0.5,0.25"},
+    "Fast": {**_FOR_MANY_STEPS, "overlap": 0.2, "hires_steps": 10, "skip_views": "0.5,0.4"},
     # without the dilated views: so late in a schedule what is where is decided already; the fewest tiles that cover the
     # image, so much larger than the base image that they overlap
     TURBO: {

@@ -17,9 +17,6 @@ FILE = "demofusion-timings.json"
 MODEL, DECODER = "model", "decoder"
 """Seconds for a latent cell of an image: of a view that is evaluated, or of an image that is decoded."""
 
-ANY = "*"
-"""In the place of a checkpoint's name."""
-
 ASSUMED_DECODER = 2.0
 """The decoder's rate in units of the model's, where they were not measured: for SDXL and SD 1.5 the decoder needs about
 as many operations for an image as the UNet does for cond and uncond of its latent, often at twice the precision."""
@@ -31,14 +28,14 @@ def known(model: Any, kind: str) -> float | None:
     The autoencoders of nearly all checkpoints are of one size, their UNets are not.
     """
     kept = storage.read_if_possible(FILE)
-    rates = (kept.get(_key(name, kind)) for name in _names(model, kind))
+    rates = (kept.get(key) for key in _keys(model, kind))
     return next((float(rate) for rate in rates if isinstance(rate, (int, float)) and 0 < rate < 1), None)
 
 
 def learn(model: Any, kind: str, rate: float | None) -> None:
     """Keeps a rate, if there is one."""
     if rate:
-        learned = {_key(name, kind): float(f"{rate:.4g}") for name in _names(model, kind)}
+        learned = dict.fromkeys(_keys(model, kind), float(f"{rate:.4g}"))
         storage.write_if_possible(FILE, {**storage.read_if_possible(FILE), **learned})
 
 
@@ -61,12 +58,8 @@ def loaded_model() -> Any:
     return getattr(sd_models.model_data, "sd_model", None)
 
 
-def _names(model: Any, kind: str) -> tuple[str, ...]:
-    """Returns under which names a rate is kept and looked for, the nearest first."""
-    name = str(getattr(getattr(model, "sd_checkpoint_info", None), "name_for_extra", None))
-    return (name, ANY) if kind == DECODER else (name,)
-
-
-def _key(name: str, kind: str) -> str:
+def _keys(model: Any, kind: str) -> list[str]:
+    """Returns under what a rate is kept and looked for, the nearest first."""
+    name = getattr(getattr(model, "sd_checkpoint_info", None), "name_for_extra", None)
     device = torch.cuda.get_device_name(devices.device) if devices.device.type == "cuda" else devices.device.type
-    return f"{name} on {device}: {kind}"
+    return [f"{name} on {device}: {kind}", *[f"* on {device}: {kind}"] * (kind == DECODER)]
