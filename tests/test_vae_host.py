@@ -121,6 +121,15 @@ def test_an_image_that_is_decoded_at_once_is_half_done_meanwhile(vae: Any, model
     assert shares == [0.25, 0.5, 0.75, 1]
 
 
+def test_images_that_are_decoded_together_are_half_done_meanwhile(vae: Any, model: Any) -> None:
+    """As Forge's family decodes a batch."""
+    shares: list[float] = []
+    with vae.in_parts(model, "automatic", vae.of_all(shares.append, 4)):
+        for _ in range(2):
+            model.first_stage_model.decoder(torch.cat([Z] * 2))
+    assert shares == [0.25, 0.5, 0.75, 1]
+
+
 def test_what_a_report_raises_ends_the_decoding(vae: Any, model: Any, tried: list[Any]) -> None:
     """Not taken for a want of memory, which would be tried again in smaller parts."""
 

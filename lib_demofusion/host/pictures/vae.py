@@ -42,22 +42,24 @@ UNKNOWN_FREE = 4 << 30
 
 logger = logging.getLogger("DemoFusion")
 Report = Callable[[float], None]
+ReportOfSome = Callable[[float, int], None]
+"""Of a share of so many images: Forge's family decodes all images of a batch together, the webui one by one."""
 
 
-def of_all(report: Report, count: int) -> Report:
-    """Returns what to tell the share of one image, for `count` of them, one after the other."""
+def of_all(report: Report, count: int) -> ReportOfSome:
+    """Returns what to tell the share of images that are worked on together, for `count` of them in all."""
     done = 0
 
-    def of_one(share: float) -> None:
+    def of_some(share: float, images: int) -> None:
         nonlocal done
-        report(min((done + share) / count, 1.0))
-        done += share > 1 - 1e-6
+        report(min((done + share * images) / count, 1.0))
+        done += images * (share > 1 - 1e-6)
 
-    return of_one
+    return of_some
 
 
 @contextmanager
-def in_parts(model: Any, mode: str = AUTOMATIC, report: Report | None = None) -> Iterator[None]:
+def in_parts(model: Any, mode: str = AUTOMATIC, report: ReportOfSome | None = None) -> Iterator[None]:
     """Lets the model's autoencoder work in parts inside the block: `always`, `never`, or `automatic`ally if need be."""
     first_stage = getattr(model, "first_stage_model", None)
     ways = (("decoder", decoder_steps, decode_tiled), ("encoder", encoder_steps, encode_tiled))
@@ -126,11 +128,14 @@ class _Forward:
 
     def _at_once(self, x: Tensor, **kwargs: Any) -> Tensor:
         """Tells half before, as nothing can be told in between: what is told is never wrong by more than half."""
-        report = self._report or (lambda share: None)
+        report = self._report_of(x)
         report(0.5)
         output: Tensor = self._whole(x, **kwargs)
         report(1.0)
         return output
+
+    def _report_of(self, x: Tensor) -> Report:
+        return lambda share: self._report and self._report(share, len(x))
 
     def _attempts(self, x: Tensor) -> Iterator[Options | None]:
         """Returns what to try, None for the whole at once; the free memory is looked at before each attempt."""
@@ -153,7 +158,7 @@ class _Forward:
                 continue
             shelf = choose_shelf(self._steps, size, x, room if on_device else 0)
             logger.info("VAE in tiles of %d, maps in %s", tile, shelf)
-            yield Options(tile, shelf, self._report)
+            yield Options(tile, shelf, self._report_of(x))
             on_device = False
 
 
