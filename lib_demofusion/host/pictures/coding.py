@@ -18,14 +18,18 @@ from lib_demofusion.host.progress import timing
 def decode(p: Any, latent: Tensor, report: vae.Report | None = None) -> Any:
     """Returns the images of a latent (B, C, H, W) as the host's DecodedSamples, on the CPU.
 
-    `report` is told the share that is done after every part; what it raises ends the work. Raises what the host raises:
-    out of memory where no way fits, or NaN after its own retry in higher precision.
+    `report` is told the share that is done after every part, and half while all is decoded at once; what it raises ends
+    the work. Raises what the host raises: out of memory where no way fits, or NaN after its own retry in higher
+    precision.
     """
     if shared.opts.sd_vae_decode_method != "Full":
         p.extra_generation_params["VAE Decoder"] = shared.opts.sd_vae_decode_method
+    tell = _teller(report, len(latent))
     with timing.decoding(p, latent):
         devices.torch_gc()
-        with _in_parts(p, report, len(latent)):
+        with _in_parts(p, tell) as ours:
+            if "decoder" not in ours:
+                tell(0.5, len(latent))
             return processing.decode_latent_batch(p.sd_model, latent, target_device=devices.cpu, check_for_nans=True)
 
 
@@ -38,13 +42,15 @@ def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None)
     # what the decoder left in torch's cache is not of the sizes that the encoder needs
     devices.torch_gc()
     method = sd_samplers_common.approximation_indexes.get(shared.opts.sd_vae_encode_method)
-    latents = []
-    with _in_parts(p, report, len(p.seeds)):
+    latents, tell = [], _teller(report, len(p.seeds))
+    with _in_parts(p, tell) as ours:
         for seed, picture in zip(p.seeds, pictures):
             torch.manual_seed(int(seed))
             # under the same name, so that the larger of them goes
             picture = (picture[None].float() * 0.5).add_(0.5).clamp_(0, 1).to(shared.device, devices.dtype_vae)
             latents.append(finite(sd_samplers_common.images_tensor_to_samples(picture, method, p.sd_model)))
+            if "encoder" not in ours:
+                tell(1.0, 1)
     return as_latent(torch.cat(latents))
 
 
@@ -65,7 +71,11 @@ def finite(latent: Tensor) -> Tensor:
     )
 
 
-def _in_parts(p: Any, report: vae.Report | None, count: int) -> Any:
-    """Returns the context in which the autoencoder works on `count` images as the settings say."""
-    mode = options.value(options.DECODE, vae.AUTOMATIC)
-    return vae.in_parts(p.sd_model, mode, report and vae.of_all(report, count))
+def _teller(report: vae.Report | None, count: int) -> vae.ReportOfSome:
+    """Returns what to tell of some of `count` images."""
+    return vae.of_all(report or (lambda share: None), count)
+
+
+def _in_parts(p: Any, tell: vae.ReportOfSome) -> Any:
+    """Returns the context in which the autoencoder works as the settings say."""
+    return vae.in_parts(p.sd_model, options.value(options.DECODE, vae.AUTOMATIC), tell)

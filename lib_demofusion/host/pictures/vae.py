@@ -59,10 +59,14 @@ def of_all(report: Report, count: int) -> ReportOfSome:
 
 
 @contextmanager
-def in_parts(model: Any, mode: str = AUTOMATIC, report: ReportOfSome | None = None) -> Iterator[None]:
-    """Lets the model's autoencoder work in parts inside the block: `always`, `never`, or `automatic`ally if need be."""
+def in_parts(model: Any, mode: str = AUTOMATIC, report: ReportOfSome | None = None) -> Iterator[set[str]]:
+    """Lets the model's autoencoder work in parts inside the block: `always`, `never`, or `automatic`ally if need be.
+
+    Yields which of "decoder" and "encoder" do so; the others, such as Forge's, report nothing.
+    """
     first_stage = getattr(model, "first_stage_model", None)
     ways = (("decoder", decoder_steps, decode_tiled), ("encoder", encoder_steps, encode_tiled))
+    ours: set[str] = set()
     with ExitStack() as stack:
         for name, layout, tiled in ways:
             network = getattr(first_stage, name, None)
@@ -75,7 +79,8 @@ def in_parts(model: Any, mode: str = AUTOMATIC, report: ReportOfSome | None = No
                 continue
             forward = _Forward(network, steps, tiled, mode == ALWAYS, report)
             stack.enter_context(_forward(network, forward))
-        yield
+            ours.add(name)
+        yield ours
 
 
 def is_replaced(network: Any) -> bool:
