@@ -33,7 +33,7 @@ from test_step_gate import (
 from torch import Tensor
 
 from lib_demofusion.method.batching import ViewBatches
-from lib_demofusion.method.model_calls import calls_ahead, model_calls
+from lib_demofusion.method.model_calls import calls_ahead, calls_of_whole, model_calls
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.method.stage import SamplerTraits, StageRun
@@ -147,8 +147,8 @@ def test_dpm_adaptive_is_taken_for_as_busy_as_in_the_base_pass() -> None:
     assert 1 + ahead(0, 14.6146) == pytest.approx(84, abs=1)
     assert 1 + ahead(0, 0.1) < 30
     assert ahead(50, 0.0292) == 0
-    # of an upload nothing was sampled
-    assert calls_ahead("sample_dpm_adaptive", whole, False, 0)(0, 14.6146) > 1
+    for level in (14.6146, 1.5):
+        assert calls_of_whole(1 + ahead(0, level), {**whole, "sigma_max": level}) == pytest.approx(84)
 
 
 def test_unknown_samplers_are_told_by_their_order() -> None:

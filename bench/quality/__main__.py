@@ -39,7 +39,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=64, help="pairs of prompt and seed")
     parser.add_argument("--first", type=int, default=0, help="number of the first pair; explore on other pairs")
     parser.add_argument("--scales", type=int, nargs="+", choices=(2, 3, 4), default=[2, 4])
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="configurations, by name; the Paper row is always in")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="configurations, by name")
+    parser.add_argument("--against", metavar="NAME", default=PAPER, help="what all are compared with, always in")
     parser.add_argument("--steps", type=int, default=Sampling.steps)
     parser.add_argument("--guidance", type=float, default=Sampling.guidance)
     parser.add_argument("--lora", type=Path, help="changes of the model's weights, such as the few-step sibling's")
@@ -52,12 +53,12 @@ def options() -> argparse.Namespace:
     return args
 
 
-def jobs_for(names: Sequence[str] | None, scales: Sequence[int]) -> list[Job]:
+def jobs_for(names: Sequence[str] | None, against: str, scales: Sequence[int]) -> list[Job]:
     """What to run, in the table's order."""
-    unknown = set(names or ()) - {configuration.name for configuration in CONFIGURATIONS}
+    unknown = {*(names or ()), against} - {configuration.name for configuration in CONFIGURATIONS}
     if unknown:
         raise SystemExit(f"no configuration is named {', '.join(sorted(unknown))}")
-    wanted = {*names, PAPER} if names else None
+    wanted = {*names, against} if names else None
     return [
         Job(configuration, scale)
         for scale in scales
@@ -77,15 +78,15 @@ def main() -> None:
     store = Store(args.out, made_by)
     bases = Bases(studio, store, made_by)
     numbers = range(args.first, args.first + args.count)
-    jobs = jobs_for(args.only, args.scales)
+    jobs = jobs_for(args.only, args.against, args.scales)
     if not args.table_only:
         bases.prepare(numbers)
         run(studio, store, bases, jobs, numbers)
     began, texts, data = time.time(), [heading(args)], {}
     for scale in args.scales:
         rows = rows_at(scale, [job for job in jobs if job.scale == scale], studio, store, bases, numbers)
-        texts.append(table.markdown(rows, f"{scale}x, {NATIVE * 8 * scale} pixels"))
-        data[f"{scale}x"] = table.as_json(rows)
+        texts.append(table.markdown(rows, f"{scale}x, {NATIVE * 8 * scale} pixels", args.against))
+        data[f"{scale}x"] = table.as_json(rows, args.against)
         shown = {number: world.prompt(number) for number in numbers[:ON_THE_SHEET]}
         save_sheet(args.out / f"sheet-{scale}x.png", rows, [job for job in jobs if job.scale == scale], store, shown)
     (args.out / "table.md").write_text("\n".join(texts), encoding="utf-8")
@@ -99,7 +100,7 @@ def heading(args: argparse.Namespace) -> str:
     pairs = f"{args.count} prompts from number {args.first} on"
     sampler = "LCM" if args.lcm else "DDIM"
     setting = f"{pairs}, {sampler}, {args.steps} steps, guidance {args.guidance:g}, {args.checkpoint.name}"
-    marks = "from a paired bootstrap `=` equal to the Paper row, `+` better, `-` worse, `≠` different"
+    marks = f"from a paired bootstrap `=` equal to the row {args.against}, `+` better, `-` worse, `≠` different"
     return f"# Ways to a larger picture\n\n{setting}. Behind a number: half its 95 % interval; {marks}.\n"
 
 

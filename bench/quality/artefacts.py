@@ -24,23 +24,29 @@ def structure_psnr(picture: np.ndarray, base: np.ndarray) -> float:
 
 
 def seam_gradient_ratio(picture: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> float:
-    """Gradient across the borders of views against that 4 to 6 pixels beside them, mean of both axes; 1 is no seam.
+    """Gradient across the borders of views against that across other cells' borders, mean of both axes; 1 is no seam.
 
-    `rows` and `columns` are the first pixels behind borders, picture edges left out.
+    Both are taken in terms of the gradient 4 to 6 pixels beside them: a decoder draws less between cells than within
+    them, seam or not. `rows` and `columns` are the first pixels behind borders, picture edges left out.
     """
     brightness = luma(picture)
     return float(np.mean([_line_ratio(brightness.T, rows), _line_ratio(brightness, columns)]))
 
 
 def _line_ratio(brightness: np.ndarray, lines: Sequence[int]) -> float:
-    """Median |gradient| on the column lines over that beside them; a median, for a subject's edge is no seam."""
     gradient = np.abs(np.diff(brightness, axis=1))  # column c is between pixels c and c + 1
-    on = [line - 1 for line in lines]
-    beside = [line + sign * offset for line in on for offset in (4, 5, 6) for sign in (-1, 1)]
+    borders = [line - 1 for line in lines]
+    others = [column for column in range(CELL - 1, gradient.shape[1], CELL) if column not in borders]
+    return _against_beside(gradient, borders) / _against_beside(gradient, others)
+
+
+def _against_beside(gradient: np.ndarray, columns: Sequence[int]) -> float:
+    """Median on the columns over that beside them; a median, for a subject's edge is no seam."""
+    beside = [column + sign * offset for column in columns for offset in (4, 5, 6) for sign in (-1, 1)]
     inside = [column for column in beside if 0 <= column < gradient.shape[1]]
     if not inside:
         return 1.0
-    return float(np.median(gradient[:, on]) / max(float(np.median(gradient[:, inside])), 1e-6))
+    return float(np.median(gradient[:, columns]) / max(float(np.median(gradient[:, inside])), 1e-6))
 
 
 def comb_ratio(picture: np.ndarray, factor: int) -> float:

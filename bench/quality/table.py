@@ -1,4 +1,4 @@
-"""The table: every statistic of every configuration with its interval, and which differ from the Paper row."""
+"""The table: every statistic of every configuration with its interval, and which differ from one of the rows."""
 
 from __future__ import annotations
 
@@ -116,17 +116,17 @@ def _mean_of(lines: Sequence[dict[str, Any]], key: str) -> Statistic:
     return lambda chosen: float(np.nanmean(values[chosen]))
 
 
-def markdown(rows: Sequence[Row], title: str) -> str:
+def markdown(rows: Sequence[Row], title: str, against: str = PAPER) -> str:
     """The table in Markdown.
 
     Behind a number: the half width of its interval; then `=` where the paired bootstrap finds no difference from the
-    Paper row, `+` where it is better, `-` where it is worse, `≠` where neither direction is better.
+    row that is named `against`, `+` where it is better, `-` where it is worse, `≠` where neither direction is better.
     """
-    paper = next((row for row in rows if row.name == PAPER), None)
+    other = next((row for row in rows if row.name == against), None)
     titles = ["configuration", *(column.title for column in COLUMNS), "units", "s", "MiB"]
     lines = [f"## {title}", "", _line(titles), _line(["---"] * len(titles))]
     for row in rows:
-        cells = [cell(row, paper, column) for column in COLUMNS]
+        cells = [cell(row, other, column) for column in COLUMNS]
         lines.append(_line([row.name, *cells, f"{row.units:.1f}", f"{row.seconds:.2f}", f"{row.bytes_ / 2**20:.0f}"]))
     return "\n".join(lines) + "\n"
 
@@ -135,33 +135,33 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def cell(row: Row, paper: Row | None, column: Column) -> str:
+def cell(row: Row, other: Row | None, column: Column) -> str:
     """One number with its interval and mark."""
     found = row.estimates.get(column.name)
     if found is None:
         return ""
     half = (found.high - found.low) / 2
-    return f"{found.value:.{column.digits}f} ±{half:.{column.digits}f} {mark(row, paper, column)}".rstrip()
+    return f"{found.value:.{column.digits}f} ±{half:.{column.digits}f} {mark(row, other, column)}".rstrip()
 
 
-def mark(row: Row, paper: Row | None, column: Column) -> str:
-    """How the number compares with the Paper row's."""
-    if paper is None or row is paper or column.name not in paper.estimates:
+def mark(row: Row, other: Row | None, column: Column) -> str:
+    """How the number compares with the other row's."""
+    if other is None or row is other or column.name not in other.estimates:
         return ""
-    sign = differs(row.estimates[column.name], paper.estimates[column.name])
+    sign = differs(row.estimates[column.name], other.estimates[column.name])
     if sign == 0:
         return "="
     return "≠" if column.better == 0 else "+" if sign == column.better else "-"
 
 
-def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def as_json(rows: Sequence[Row], against: str = PAPER) -> list[dict[str, Any]]:
     """The same as data."""
-    paper = next((row for row in rows if row.name == PAPER), None)
+    other = next((row for row in rows if row.name == against), None)
     by_name: dict[str, Column] = {column.name: column for column in COLUMNS}
 
     def numbers(row: Row) -> dict[str, Any]:
         return {
-            name: {"value": e.value, "low": e.low, "high": e.high, "against_paper": mark(row, paper, by_name[name])}
+            name: {"value": e.value, "low": e.low, "high": e.high, "mark": mark(row, other, by_name[name])}
             for name, e in row.estimates.items()
         }
 

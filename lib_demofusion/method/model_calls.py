@@ -38,18 +38,30 @@ def expected_calls(steps: int, two_calls: bool) -> int:
     return max(2 * steps - 1, 0) if two_calls else steps
 
 
-def calls_ahead(name: str, arguments: Mapping[str, Any], second_order: bool, of_base: int) -> CallsAhead:
+def calls_ahead(name: str, arguments: Mapping[str, Any], second_order: bool, whole: float) -> CallsAhead:
     """Returns what tells the number of calls to come of the sampling function `name`, from the function's arguments.
 
-    DPM adaptive goes by the image: about as it did in the base pass, in which it called its model `of_base` times.
+    DPM adaptive goes by the image: `whole` is how often it is expected to call its model in a whole schedule.
     """
     total = model_calls(name, arguments, second_order)
     if total is not None:
         return lambda call, level: max(total - 1 - call, 0)
-    whole, end = (of_base or ADAPTIVE_CALLS) - EXTRA_CALLS, arguments.get("sigma_min", LOWEST_SIGMA)
 
     def of_adaptive(call: int, level: float) -> float:
-        part: float = max(math.log(level / end), 0.0) / ADAPTIVE_RANGE
-        return max(whole * math.pow(part, BEND) + max(EXTRA_CALLS - call, 0) - 1, 0.0)
+        return max((whole - EXTRA_CALLS) * _part_ahead(level, arguments) + max(EXTRA_CALLS - call, 0) - 1, 0.0)
 
     return of_adaptive
+
+
+def calls_of_whole(calls: float, arguments: Mapping[str, Any]) -> float:
+    """Returns how often DPM adaptive would have called its model in a whole schedule, as busy as in a run of `calls`.
+
+    `arguments` are those of the run's sampling function, from sigma_max down to sigma_min.
+    """
+    return EXTRA_CALLS + max(calls - EXTRA_CALLS, 0.0) / max(_part_ahead(arguments["sigma_max"], arguments), 1e-3)
+
+
+def _part_ahead(level: float, arguments: Mapping[str, Any]) -> float:
+    """Returns the part of a whole schedule's calls that lies below a noise level."""
+    end = arguments.get("sigma_min", LOWEST_SIGMA)
+    return float(math.pow(max(math.log(level / end), 0.0) / ADAPTIVE_RANGE, BEND))

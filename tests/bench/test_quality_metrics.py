@@ -56,6 +56,15 @@ def with_seam(picture: np.ndarray) -> np.ndarray:
     return picture.clip(0, 1)
 
 
+def with_grid(picture: np.ndarray, cell: int = 8) -> np.ndarray:
+    """What a decoder draws: less between two cells than within one."""
+    picture = picture.copy()
+    for border in range(cell, SIDE, cell):
+        for two in (picture[border - 1 : border + 1], picture[:, border - 1 : border + 1].swapaxes(0, 1)):
+            two += 0.2 * (two.mean(axis=0) - two)
+    return picture
+
+
 def with_comb(picture: np.ndarray, factor: int) -> np.ndarray:
     """Every one of the factor x factor sub-grids of cells with an offset of its own, as dilated views that disagree."""
     offsets = np.random.default_rng(2).normal(0, 0.02, (factor, factor))
@@ -186,6 +195,14 @@ def test_seams_are_seen(clean) -> None:
     assert np.mean(beside) == pytest.approx(1, abs=0.1)
     defects = [artefacts.seam_gradient_ratio(noisy(blurred(picture)), LINES, LINES) for picture in clean]
     assert np.mean(defects) == pytest.approx(1, abs=0.1)
+
+
+def test_a_decoders_grid_hides_no_seam_and_is_none(clean) -> None:
+    textured = [noisy(picture) for picture in clean]
+    levels = [artefacts.seam_gradient_ratio(with_grid(picture), LINES, LINES) for picture in textured]
+    assert np.mean(levels) == pytest.approx(1, abs=0.05)
+    seamed = [artefacts.seam_gradient_ratio(with_grid(with_seam(picture)), LINES, LINES) for picture in textured]
+    assert min(after / before for before, after in zip(levels, seamed)) > 1.1
 
 
 @pytest.mark.parametrize("factor", [2, 4])

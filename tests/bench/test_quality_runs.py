@@ -255,8 +255,15 @@ def test_the_table_marks_what_differs_from_the_paper() -> None:
     assert "| Worse |" in text
     assert text.splitlines()[-1].endswith("| 2.0 | 0.50 | 2 |")
     data = json.loads(json.dumps(table.as_json(rows)))
-    assert data[0]["blobs"]["against_paper"] == "-"
+    assert data[0]["blobs"]["mark"] == "-"
     assert "structure" not in data[0]
+
+
+def test_the_table_marks_what_differs_from_any_other_row() -> None:
+    blobs = np.arange(32) % 3
+    rows = [_row("Worse", blobs + 1), _row(PAPER, blobs)]
+    assert [row["blobs"]["mark"] for row in table.as_json(rows, "Worse")] == ["", "+"]
+    assert "| Paper |" in table.markdown(rows, "2x", "Worse")
 
 
 def test_the_sheet_has_a_column_for_each_configuration(tmp_path) -> None:

@@ -21,9 +21,8 @@ from lib_demofusion.host.progress import timing
 from lib_demofusion.host.sampling.conditioning import conds_of_stage, image_conditioning_for
 from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.host.sampling.view_batch import view_batches
-from lib_demofusion.host.sampling.webui_steps import calls_of_base
+from lib_demofusion.host.sampling.webui_steps import CallsOfStage
 from lib_demofusion.host.scoped import replaced
-from lib_demofusion.method.model_calls import calls_ahead
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.method.stage import SamplerTraits, StageRun
@@ -135,8 +134,8 @@ class StageSampler:
             # the host would blend with the anchor
             denoiser.init_latent = self._p.init_latent
         run = StageRun(self._task.stage, self._task.settings, self._task.anchor, self._noise, self._traits(known))
-        ahead = calls_ahead(self._func.__name__, known, self._second_order, calls_of_base(self._p))
-        meter = StageMeter(run, ahead)
+        calls = CallsOfStage(self._p, self._func.__name__, known, self._second_order)
+        meter = StageMeter(run, calls.ahead)
         self._attach(denoiser, run, meter)
 
         def after_step(d: dict) -> None:
@@ -153,6 +152,7 @@ class StageSampler:
             timing.learn(self._p.sd_model, timing.MODEL, meter.rate)
         if not run.predictions:
             raise StageFailed(NEVER_ASKED)
+        calls.learn(run.call + 1)
         return made
 
     def _traits(self, arguments: Mapping[str, Any]) -> SamplerTraits:
