@@ -71,13 +71,13 @@ EFFECTS = (
     Effect("cosine_scale_3", (0.3, 1, 10), PAPER_ONCE),
     Effect("sigma", (0.1, 0.8, 5), PAPER_ONCE),
     Effect("denoising_strength", (0.2, 0.4, 0.7, 1.0)),
-    Effect("hires_steps", (5, 7, 10, 20), FAST),
+    Effect("hires_steps", (4, 8, 12, 20), FAST),
     Effect("jitter", (False, True), {**PAPER_ONCE, "overlap": 0.25}),
     Effect("skip_views", ("0.5,0", "0.5,0.1", "0.5,0.3", "0.5,0.5"), file="skip_dilated_views"),
     Effect("skip_views", ("0,0.1", "0.1,0.1", "0.3,0.1", "0.5,0.1"), file="skip_tiles"),
     Effect("feather", (0.0, 0.25, 0.5), {**BALANCED, "skip_views": "0,0.1"}),
     Effect("upscaler", ("Latent", "Lanczos (pixels)", "Lanczos"), {**BALANCED, "denoising_strength": 0.4}),
-    Effect("extra_noise", (0.0, 0.03, 0.06, 0.1), {**BALANCED, "denoising_strength": 0.4}),
+    Effect("extra_noise", (0.0, 0.05, 0.1, 0.15), {**BALANCED, "denoising_strength": 0.4}),
     Effect("keep_colors", (False, True)),
 )
 
