@@ -23,21 +23,28 @@ def structure_psnr(picture: np.ndarray, base: np.ndarray) -> float:
     return min(-10 * math.log10(error), PSNR_LIMIT) if error > 0 else PSNR_LIMIT
 
 
-def seam_gradient_ratio(picture: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> float:
+def seam_gradient_ratio(
+    picture: np.ndarray, rows: Sequence[int], columns: Sequence[int], base_cell: int = CELL
+) -> float:
     """Gradient across the borders of views against that across other cells' borders, mean of both axes; 1 is no seam.
 
     Both are taken in terms of the gradient 4 to 6 pixels beside them: a decoder draws less between cells than within
-    them, seam or not. `rows` and `columns` are the first pixels behind borders, picture edges left out.
+    them, seam or not. So did that of the base image, whose cells are `base_cell` pixels in the enlarged one: a border
+    is held against those that lie alike in them. `rows` and `columns` are the first pixels behind borders, picture
+    edges left out.
     """
     brightness = luma(picture)
-    return float(np.mean([_line_ratio(brightness.T, rows), _line_ratio(brightness, columns)]))
+    ratios = [_line_ratio(brightness.T, rows, base_cell), _line_ratio(brightness, columns, base_cell)]
+    return float(np.mean(ratios))
 
 
-def _line_ratio(brightness: np.ndarray, lines: Sequence[int]) -> float:
+def _line_ratio(brightness: np.ndarray, lines: Sequence[int], base_cell: int) -> float:
     gradient = np.abs(np.diff(brightness, axis=1))  # column c is between pixels c and c + 1
-    borders = [line - 1 for line in lines]
-    others = [column for column in range(CELL - 1, gradient.shape[1], CELL) if column not in borders]
-    return _against_beside(gradient, borders) / _against_beside(gradient, others)
+    cells = range(CELL, brightness.shape[1], CELL)
+    alike = [cell for line in lines for cell in cells if (cell - line) % base_cell == 0 and cell not in lines]
+    others = alike or [cell for cell in cells if cell not in lines]
+    on_borders, elsewhere = (_against_beside(gradient, [line - 1 for line in some]) for some in (lines, others))
+    return on_borders / elsewhere
 
 
 def _against_beside(gradient: np.ndarray, columns: Sequence[int]) -> float:

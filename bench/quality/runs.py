@@ -175,7 +175,7 @@ def measure(picture: np.ndarray, base: np.ndarray, job: Job, world: World, numbe
         "blobs": repetition.excess_blobs(picture, base),
         "structure": None if is_true else artefacts.structure_psnr(picture, base),
         "high_frequencies": spectrum.high_frequency_ratio(picture),
-        "seam": artefacts.seam_gradient_ratio(picture, rows, columns),
+        "seam": artefacts.seam_gradient_ratio(picture, rows, columns, CELL * job.scale),
         "comb": artefacts.comb_ratio(picture, job.scale),
         "phases": artefacts.phase_ratio(picture, job.scale),
         "anisotropy": artefacts.anisotropy(picture),

@@ -205,6 +205,14 @@ def test_a_decoders_grid_hides_no_seam_and_is_none(clean) -> None:
     assert min(after / before for before, after in zip(levels, seamed)) > 1.1
 
 
+def test_nor_is_that_of_the_base_image(clean) -> None:
+    enlarged = [with_grid(noisy(picture), 32) for picture in clean]
+    levels = [artefacts.seam_gradient_ratio(picture, LINES, LINES, 32) for picture in enlarged]
+    assert np.mean(levels) == pytest.approx(1, abs=0.05)
+    seamed = [artefacts.seam_gradient_ratio(with_seam(picture), LINES, LINES, 32) for picture in enlarged]
+    assert min(after / before for before, after in zip(levels, seamed)) > 1.1
+
+
 @pytest.mark.parametrize("factor", [2, 4])
 def test_dilated_grain_is_seen(clean, factor: int) -> None:
     assert max(artefacts.comb_ratio(picture, factor) for picture in clean) < 3
