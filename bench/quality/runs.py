@@ -18,15 +18,15 @@ from tqdm import tqdm
 from bench.peak_bytes import PeakBytes
 from bench.quality import artefacts, repetition, spectrum, texture
 from bench.quality.brisque import brisque
-from bench.quality.configurations import Configuration
+from bench.quality.configurations import FAST, Configuration
 from bench.quality.denoiser import NATIVE
 from bench.quality.pictures import downscale, read, write
 from bench.quality.ways import Batch, Sampling, Studio, batches
 from bench.quality.worlds import World
 from lib_demofusion.method.plan import CELL, make_plan
 from lib_demofusion.method.views import view_starts
-from lib_demofusion.settings.fields import Settings
 
+LIKE_FAST = Configuration("Fast", settings=FAST)
 PICTURES_AT_ONCE = {1: 16, 2: 8, 3: 4, 4: 4}
 """By scale; fewer of the large ones, whose views already fill the model's batch."""
 
@@ -208,11 +208,10 @@ def what_it_shows(
 def seams(job: Job) -> tuple[list[int], list[int]]:
     """First pixels behind the borders of the last stage's views, where nothing shifts them, per axis.
 
-    What has no views is looked at where the paper's would be.
+    What has no views is looked at where those of the preset Fast would be, beside which it is read.
     """
-    is_fused = job.configuration.kind == "demofusion"
-    settings = job.configuration.settings_at(job.scale) if is_fused else Settings(scale=job.scale)
-    stage = make_plan(settings, (NATIVE, NATIVE)).stages[-1]
+    configuration = job.configuration if job.configuration.kind == "demofusion" else LIKE_FAST
+    stage = make_plan(configuration.settings_at(job.scale), (NATIVE, NATIVE)).stages[-1]
     lines = []
     for length, window, stride in zip(stage.size, stage.window, stage.stride):
         starts = view_starts(length, window, stride)
