@@ -14,6 +14,11 @@ from PIL import Image
 LIKE = 58
 """Decibels that a picture made in half precision is like that in single precision; the plain base picture is at 60."""
 
+LIKE_BY_HALF_VAE = {"Fast": 57}
+"""What an autoencoder in half precision leaves, twice the base picture's error: Fast hardly paints over what decoding
+and encoding the base picture did. With the autoencoder in single precision it is at 59.
+"""
+
 PRESETS = ("Paper", "Balanced", "Fast")
 TABS = ("txt2img", "img2img")
 
@@ -61,13 +66,17 @@ def test_single_precision_is_the_processors(webui: CardWebui, card: PlayedCard, 
 @pytest.mark.parametrize("scale", [2, 1.625])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_half_precision_and_autocast(webui: CardWebui, card: PlayedCard, preset: str, scale: float, name: str) -> None:
-    assert likeness(webui, card, HALF, preset, scale, name) >= LIKE
+    assert likeness(webui, card, HALF, preset, scale, name) >= LIKE_BY_HALF_VAE.get(preset, LIKE)
 
 
 @pytest.mark.parametrize("name", TABS)
-@pytest.mark.parametrize("precision", [HALF_BUT_VAE, UPCAST], ids=["half but VAE", "upcast"])
-def test_other_precisions(webui: CardWebui, card: PlayedCard, precision: Precision, name: str) -> None:
-    assert likeness(webui, card, precision, "Balanced", 2, name) >= LIKE
+@pytest.mark.parametrize(
+    ("precision", "preset"),
+    [(HALF_BUT_VAE, "Balanced"), (HALF_BUT_VAE, "Fast"), (UPCAST, "Balanced")],
+    ids=["half but VAE", "half but VAE, Fast", "upcast"],
+)
+def test_other_precisions(webui: CardWebui, card: PlayedCard, precision: Precision, preset: str, name: str) -> None:
+    assert likeness(webui, card, precision, preset, 2, name) >= LIKE
 
 
 def test_a_batch_has_the_pictures_of_its_seeds(webui: CardWebui, card: PlayedCard) -> None:

@@ -135,4 +135,4 @@ def test_the_run_takes_it_too(
     monkeypatch.setattr(shared.opts, options.FEW_STEPS, on, raising=False)
     done = webui.job({"enabled": True, "scale": 2, **({"preset": asked} if asked else {})}, cfg_scale=1.5)
     assert f"DemoFusion preset: {used}" in done.info
-    assert f"DemoFusion denoising strength: {0.3 if used == 'Turbo' else 0.5}" in done.info
+    assert f"DemoFusion denoising strength: {0.3 if used == 'Turbo' else 0.25}" in done.info
