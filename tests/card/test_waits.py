@@ -69,7 +69,7 @@ def test_a_model_call_waits_once_and_a_view_batch_never(
     webui: CardWebui, card: PlayedCard, watched: Watched, preset: str, sampler: str
 ) -> None:
     settings = {"preset": preset, "scale": 2, "view_batch": 1}
-    picture(webui.job(settings, card, HALF, sampler_name=sampler, steps=4))
+    picture(webui.job(settings, card, HALF, sampler_name=sampler, steps=8))
     assert len(watched.calls) >= 2
     assert max(watched.calls) <= 1
     assert watched.fused == []
