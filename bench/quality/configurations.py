@@ -58,6 +58,8 @@ GATES = {"skip_views": "0.1,0.1"}
 ONE_STAGE = {"stages": "fewest"}
 BALANCED, FAST = PRESETS["Balanced"], PRESETS["Fast"]
 
+FAST_PRESET = Configuration("Fast", settings=FAST, note="the preset")
+
 CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration("True renderings", "true", note="other scenes of the same captions: what chance alone gives"),
     Configuration("Bicubic", "bicubic"),
@@ -74,7 +76,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration("SpotDiffusion", "spot", note="shifted tiles without overlap, from pure noise"),
     Configuration(PAPER, note="defaults"),
     Configuration("Balanced", settings=BALANCED, note="the preset"),
-    Configuration("Fast", settings=FAST, note="the preset"),
+    FAST_PRESET,
     Configuration("Turbo", settings=PRESETS["Turbo"], note="the preset for few-step models"),
     Configuration("Gates 0.1", settings=GATES),
     Configuration("Stages 1,2,4", settings={"stages": "doubling"}, scales=(4,)),

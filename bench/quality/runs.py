@@ -18,7 +18,7 @@ from tqdm import tqdm
 from bench.peak_bytes import PeakBytes
 from bench.quality import artefacts, repetition, spectrum, texture
 from bench.quality.brisque import brisque
-from bench.quality.configurations import FAST, Configuration
+from bench.quality.configurations import FAST_PRESET, Configuration
 from bench.quality.denoiser import NATIVE
 from bench.quality.pictures import downscale, read, write
 from bench.quality.ways import Batch, Sampling, Studio, batches
@@ -26,7 +26,6 @@ from bench.quality.worlds import World
 from lib_demofusion.method.plan import CELL, make_plan
 from lib_demofusion.method.views import view_starts
 
-LIKE_FAST = Configuration("Fast", settings=FAST)
 PICTURES_AT_ONCE = {1: 16, 2: 8, 3: 4, 4: 4}
 """By scale; fewer of the large ones, whose views already fill the model's batch."""
 
@@ -210,7 +209,7 @@ def seams(job: Job) -> tuple[list[int], list[int]]:
 
     What has no views is looked at where those of the preset Fast would be, beside which it is read.
     """
-    configuration = job.configuration if job.configuration.kind == "demofusion" else LIKE_FAST
+    configuration = job.configuration if job.configuration.kind == "demofusion" else FAST_PRESET
     stage = make_plan(configuration.settings_at(job.scale), (NATIVE, NATIVE)).stages[-1]
     lines = []
     for length, window, stride in zip(stage.size, stage.window, stage.stride):

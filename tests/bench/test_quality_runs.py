@@ -203,6 +203,7 @@ def test_a_true_rendering_is_clean(studio, tmp_path) -> None:
 def test_seams_are_looked_for_where_the_views_end() -> None:
     assert seams(Job(BY_NAME[PAPER], 2)) == ([64, 128, 192],) * 2
     assert seams(Job(BY_NAME["Overlap 0"], 4)) == ([128, 256, 384],) * 2
+    assert seams(Job(BY_NAME["Bicubic"], 2)) == ([64, 128, 192],) * 2
     assert seams(Job(BY_NAME["Bicubic"], 4)) == seams(Job(BY_NAME["Fast"], 4)) != seams(Job(BY_NAME[PAPER], 4))
 
 
