@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trial.autoencoder import Autoencoder
-from trial.collage import make_latents, measure, train_decoder, train_encoder, train_unet
+from trial.collage import make_latents, measure, train_autoencoder, train_decoder, train_encoder, train_unet
 from trial.collage.model import AUTOENCODER, TEMPLATE_SHARES, TEMPLATES, TEXT, UNET, make_captions
 from trial.text import tokenize
 from trial.train_autoencoder import starting_model
@@ -97,6 +97,33 @@ def test_a_finished_model_becomes_states_that_go_on(tmp_path):
     decoder = Trainee(start, tmp_path / "autoencoder.pt", 0.998)
     assert decoder.restore()
     torch.testing.assert_close(decoder.average.state_dict(), model.vae.state_dict())
+
+
+def test_an_autoencoder_trained_together_is_where_the_decoder_goes_on(tmp_path):
+    trained = Autoencoder(AUTOENCODER)
+    Trainee(trained, tmp_path / train_autoencoder.TOGETHER, 0.995).save()
+    make_latents.trained_together(tmp_path)
+    start = starting_model(tmp_path / "autoencoder-start.pt", AUTOENCODER)
+    torch.testing.assert_close(start.state_dict(), trained.state_dict())
+    decoder = Trainee(start, tmp_path / "autoencoder.pt", 0.998)
+    assert decoder.restore()
+    torch.testing.assert_close(decoder.average.state_dict(), trained.state_dict())
+
+
+def test_encoder_and_decoder_learn_together_and_the_latents_are_held():
+    torch.manual_seed(0)
+    before, model = (Autoencoder(AUTOENCODER) for _ in range(2))
+    model.load_state_dict(before.state_dict())
+    x, noise = torch.rand(2, 3, 32, 32) * 2 - 1, torch.zeros(2, 4, 4, 4)
+    free, _ = train_autoencoder.loss_of(model, before, x, noise, 0.0)
+    assert train_autoencoder.loss_of(model, before, x, noise, 1.0)[0].item() == pytest.approx(free.item(), rel=1e-5)
+    with torch.no_grad():
+        model.quant_conv.bias[:4] += 2.0
+    moved = [train_autoencoder.loss_of(model, before, x, noise, tie)[0] for tie in (0.0, 1.0)]
+    assert (moved[1] - moved[0]).item() == pytest.approx((2.0 * 0.18215) ** 2, rel=1e-3)
+    moved[1].backward()
+    assert model.encoder.conv_in.weight.grad.abs().sum() > 0
+    assert model.decoder.conv_out.weight.grad.abs().sum() > 0
 
 
 def test_the_spectrum_of_a_blurred_picture_falls_short_where_it_should():

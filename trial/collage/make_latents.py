@@ -1,7 +1,8 @@
 """Makes the latents of the rendered views, and the autoencoder with which the decoder's training starts.
 
 python -m trial.collage.make_latents, after views and train_encoder. With --checkpoint, after views alone, the encoder
-is that of a finished model, and states are written with which the training of UNet and decoder goes on from it.
+is that of a finished model, and states are written with which the training of UNet and decoder goes on from it. With
+--together the encoder and the decoder are those of train_autoencoder, and the UNet's state stays.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from trial.autoencoder import Autoencoder
 from trial.collage.model import AUTOENCODER, TEXT, UNET, make_captions
+from trial.collage.train_autoencoder import TOGETHER
 from trial.collage.train_encoder import Pair
 from trial.collage.views import KINDS
 from trial.design import LOG_VARIANCE, design_decoder
+from trial.export import averaged
 from trial.make_latents import SCALE_FACTOR, normalise
 from trial.small_model import SmallModel, load
 from trial.train_autoencoder import decoder_only
@@ -65,14 +68,14 @@ def main() -> None:
         "--share", type=float, default=1.0, help="share of the views that is encoded, from the first on"
     )
     options.add_argument("--checkpoint", type=Path, help="a finished model from which the training goes on")
+    options.add_argument("--together", action="store_true", help="after train_autoencoder, with what it trained")
     args = options.parse_args()
     torch.set_num_threads(1)
     views = {kind: np.load(args.out / f"{kind}.npy", mmap_mode="r") for kind in KINDS}
     views = {kind: pictures[: round(args.share * len(pictures))] for kind, pictures in views.items()}
-    if args.checkpoint:
-        model = load(args.checkpoint)
-        write_states(model, args.out)
-        save_latents({kind: encode(lambda x: model.vae.moments(x)[0], each) for kind, each in views.items()}, args)
+    if args.checkpoint or args.together:
+        vae = trained_together(args.out) if args.together else finished(args)
+        save_latents({kind: encode(lambda x: vae.moments(x)[0], each) for kind, each in views.items()}, args)
         return
     pair = Pair()
     state = torch.load(args.encoder or args.out / "encoder.pt", weights_only=True, map_location="cpu")
@@ -96,6 +99,21 @@ def save_latents(sets: dict[str, Tensor], args: argparse.Namespace) -> None:
     partial.replace(args.out / "latents.pt")
 
 
+def finished(args: argparse.Namespace) -> Autoencoder:
+    """The autoencoder of a finished model, after states of its parts have been written."""
+    model = load(args.checkpoint)
+    write_states(model, args.out)
+    return model.vae
+
+
+def trained_together(out: Path) -> Autoencoder:
+    """The averaged autoencoder of train_autoencoder, written as where the decoder's training starts, too."""
+    model = Autoencoder(AUTOENCODER)
+    model.load_state_dict(averaged(out / TOGETHER))
+    write_autoencoder(model, out)
+    return model
+
+
 def write_states(model: SmallModel, out: Path) -> None:
     """States of UNet, text encoder and autoencoder as after the first step, with the weights of a finished model."""
     captions = make_captions()
@@ -104,11 +122,21 @@ def write_states(model: SmallModel, out: Path) -> None:
     text = model.text.state_dict()
     text[WORDS] = text[WORDS][captions.used]
     denoiser.text.load_state_dict(text)
-    for name, module in (("unet", denoiser.requires_grad_(True)), ("autoencoder", decoder_only(model.vae))):
-        trainee = Trainee(module, out / f"{name}.pt", decay=0.998)
-        trainee.step = 1
-        trainee.save()
-    torch.save(model.vae.state_dict(), out / "autoencoder-start.pt")
+    write_state(denoiser.requires_grad_(True), out / "unet.pt")
+    write_autoencoder(model.vae, out)
+
+
+def write_autoencoder(model: Autoencoder, out: Path) -> None:
+    """The autoencoder with which the decoder's training starts, and its state as after the first step."""
+    write_state(decoder_only(model), out / "autoencoder.pt")
+    torch.save(model.state_dict(), out / "autoencoder-start.pt")
+
+
+def write_state(module: nn.Module, path: Path) -> None:
+    """A training state as after the first step."""
+    trainee = Trainee(module, path, decay=0.998)
+    trainee.step = 1
+    trainee.save()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,76 @@
+"""Trains encoder and decoder on together: python -m trial.collage.train_autoencoder, after make_latents --checkpoint.
+
+The encoder alone learned beside a sketch of a decoder, and the decoder alone on latents that were fixed. Here each
+adapts to the other. The latents are pulled to where they lay before, so that the UNet has little to learn anew, and to
+unit variance under noise of a fixed strength. `make_latents --together` then fixes them again.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from trial.autoencoder import Autoencoder
+from trial.collage.model import AUTOENCODER
+from trial.collage.train_decoder import batches
+from trial.make_latents import SCALE_FACTOR
+from trial.train_autoencoder import compile_blocks, reconstruction_loss, starting_model
+from trial.training import Trainee, parser, prepare
+
+TOGETHER = "autoencoder-together.pt"
+"""State of this training."""
+UNIT_WEIGHT = 0.1
+"""Of the square distance of each channel's mean and deviation from 0 and 1."""
+
+
+def loss_of(model: Autoencoder, before: Autoencoder, x: Tensor, noise: Tensor, tie: float) -> tuple[Tensor, Tensor]:
+    """Training loss and square error of pictures x (B, 3, H, W), with noise (B, 4, H / 8, W / 8) on their latents.
+
+    `tie` weighs the square distance of the scaled latents from those of `before`.
+    """
+    z = model.moments(x)[0].float() * SCALE_FACTOR
+    output = model.decode((z + noise) / SCALE_FACTOR).float()
+    mean, spread = z.mean((0, 2, 3)), z.std((0, 2, 3))
+    with torch.no_grad():
+        place = before.moments(x)[0].float() * SCALE_FACTOR
+    held = UNIT_WEIGHT * (mean**2 + (spread - 1.0) ** 2).mean() + tie * F.mse_loss(z, place)
+    return reconstruction_loss(output, x) + held, F.mse_loss(output.detach(), x)
+
+
+def main() -> None:
+    """Command line."""
+    options = parser(__doc__.splitlines()[0], steps=6000, batch=8, rate=6e-4)
+    options.add_argument("--decay", type=int, default=2500, help="steps at the end in which the learning rate falls")
+    options.add_argument("--noise", type=float, default=0.08, help="noise on the latents in their standard deviations")
+    options.add_argument("--tie", type=float, default=0.3, help="weight of the latents' distance from where they lay")
+    args = options.parse_args()
+    prepare(args)
+    model = starting_model(args.out / "autoencoder-start.pt", AUTOENCODER).to(memory_format=torch.channels_last)
+    before = copy.deepcopy(model).requires_grad_(False)
+    trainee = Trainee(model.requires_grad_(True), args.out / TOGETHER, decay=0.995)
+    trainee.restore()
+    if not args.eager:
+        compile_blocks(model)
+    progress = tqdm(batches(args.out, args, trainee.step), initial=trainee.step, total=args.steps, mininterval=10)
+    recent = 0.02
+    for x in progress:
+        step = trainee.step
+        x = x.to(memory_format=torch.channels_last)
+        noise = args.noise * torch.randn(len(x), AUTOENCODER.z_channels, x.shape[2] // 8, x.shape[3] // 8)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, error = loss_of(model, before, x, noise, args.tie)
+        rate = args.rate * max(min((step + 1) / 100, (args.steps - step) / max(args.decay, 1), 1.0), 0.02)
+        trainee.update(loss, rate)
+        recent += 0.03 * (error.item() - recent)
+        if trainee.step % 20 == 0:
+            progress.set_postfix(psnr=f"{10 * np.log10(4 / recent):.2f}")
+        trainee.save_when_due(args)
+
+
+if __name__ == "__main__":
+    main()
