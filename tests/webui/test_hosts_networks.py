@@ -122,9 +122,14 @@ def stage(webui: Webui, upload: Image.Image, more: Any = None, **request: Any) -
 def change(one: Result, other: Result) -> np.ndarray[Any, Any]:
     """Returns by pixel how far the pictures of two stages on the same base lie apart, in 8-bit values."""
     assert one.digests[1] == other.digests[1]
+    return difference(one, other)
+
+
+def difference(one: Result, other: Result) -> np.ndarray[Any, Any]:
+    """Returns by pixel how far the first pictures lie apart, in 8-bit values."""
     pictures = [np.asarray(result.images[0].convert("RGB"), float) for result in (one, other)]
-    difference: np.ndarray[Any, Any] = np.abs(pictures[0] - pictures[1]).mean(axis=2)
-    return difference
+    apart: np.ndarray[Any, Any] = np.abs(pictures[0] - pictures[1]).mean(axis=2)
+    return apart
 
 
 def test_a_lora_acts_in_the_stage_by_its_weight(webui: Webui, upload: Image.Image) -> None:
@@ -140,9 +145,18 @@ def test_a_lora_acts_in_the_stage_by_its_weight(webui: Webui, upload: Image.Imag
 
 def controlled(webui: Webui, upload: Image.Image, hint: Image.Image, weight: float = 1.0, more: Any = None) -> Result:
     """Makes a stage beside a unit of the built-in ControlNet."""
+    return stage(webui, upload, more, more_scripts=_unit(webui, hint, weight))
+
+
+def native(webui: Webui, upload: Image.Image, hint: Image.Image) -> Result:
+    """Makes the webui's own picture of the upload, of its size, beside a unit of the built-in ControlNet."""
+    request = {"init_images": [png(upload)], "denoising_strength": 1.0, "more_scripts": _unit(webui, hint)}
+    return small(webui, None, path="img2img", **request)
+
+
+def _unit(webui: Webui, hint: Image.Image, weight: float = 1.0) -> dict[str, Any]:
     unit = {"enabled": True, "module": "None", "model": _control(webui), "weight": weight, "save_detected_map": False}
-    script = {"ControlNet": {"args": [{**unit, "image": png(hint)}]}}
-    return stage(webui, upload, more, more_scripts=script)
+    return {"ControlNet": {"args": [{**unit, "image": png(hint)}]}}
 
 
 def _control(webui: Webui) -> str:
@@ -162,20 +176,45 @@ DARK = Image.new("RGB", (64, 64), (64, 64, 64))
 
 LATE = {"denoising_strength": 0.5, "hires_steps": 8, "cosine_scale_2": 10}
 """At these noise levels the dilated views weigh nothing; at the highest they are all that there is."""
+DILATED = {"cosine_scale_2": 0.1}
+PLACES = ((0, 1), (1, 0))
+"""Row and column, in quarters, of the hints' spots."""
 
 
-@pytest.mark.parametrize("path", [LATE, {"cosine_scale_2": 0.1}], ids=["tiles", "dilated views"])
-def test_a_hint_acts_where_it_lies(webui: Webui, upload: Image.Image, path: dict[str, float]) -> None:
+def spot(row: int, column: int) -> Image.Image:
+    """Returns a hint with a white square."""
+    hint = DARK.copy()
+    hint.paste("white", (48 * column, 48 * row, 48 * column + 16, 48 * row + 16))
+    return hint
+
+
+def blocks_of(changed: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Returns the means of 8 by 8 parts of a square picture."""
+    side = len(changed) // 8
+    means: np.ndarray[Any, Any] = changed.reshape(8, side, 8, side).mean(axis=(1, 3))
+    return means
+
+
+def test_a_hint_acts_where_it_lies_in_tiles(webui: Webui, upload: Image.Image) -> None:
     """Tiles that were given all of it would each draw it at its place in the whole."""
-    dark = controlled(webui, upload, DARK, more=path)
-    for row, column in ((0, 1), (1, 0)):
-        spot = DARK.copy()
-        spot.paste("white", (48 * column, 48 * row, 48 * column + 16, 48 * row + 16))
-        changed = change(dark, controlled(webui, upload, spot, more=path))
-        blocks = changed.reshape(8, 16, 8, 16).mean(axis=(1, 3))
+    dark = controlled(webui, upload, DARK, more=LATE)
+    for row, column in PLACES:
+        blocks = blocks_of(change(dark, controlled(webui, upload, spot(row, column), more=LATE)))
         touched = blocks[6 * row : 6 * row + 2, 6 * column : 6 * column + 2].mean()
         blocks[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 0
         assert touched > 4 * blocks.max()
+
+
+def test_a_hint_acts_in_dilated_views_as_in_a_small_picture(webui: Webui, upload: Image.Image) -> None:
+    """How far a spot is felt is the checkpoint's: so it is held against the webui's own picture of the native size."""
+    own, made = [], []
+    for hint in (DARK, *(spot(*place) for place in PLACES)):
+        own.append(native(webui, upload, hint))
+        made.append(controlled(webui, upload, hint, more=DILATED))
+    felt = [blocks_of(difference(image, own[0])) for image in own[1:]]
+    changed = [blocks_of(change(result, made[0])) for result in made[1:]]
+    likeness = np.corrcoef([x.ravel() for x in (*changed, *felt)])[:2, 2:]
+    assert likeness.diagonal().min() > likeness[::-1].diagonal().max() + 0.5
 
 
 def test_a_control_model_acts_by_its_weight(webui: Webui, upload: Image.Image) -> None:
