@@ -26,7 +26,7 @@ SCALE = 4
 BALANCED, FAST = PRESETS["Balanced"], PRESETS["Fast"]
 PAPER_ONCE = {"stages": "fewest"}
 """The paper's values with a single stage, where what a stage does is not hidden by the next."""
-JPEG = {"quality": 78, "optimize": True, "progressive": True}
+JPEG = {"quality": 70, "optimize": True, "progressive": True}
 """Of the files: whoever installs the extension downloads them."""
 
 
