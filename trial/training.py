@@ -42,6 +42,15 @@ def learning_rate(step: int, steps: int, highest: float, warmup: int = 100) -> f
     return highest * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
+def rate_at(step: int, args: argparse.Namespace, warmup: int = 100) -> float:
+    """Linear warm-up to `args.rate`, constant, then linear to 2 % in the last `args.decay` of `args.steps`.
+
+    Constant until then, so that a run can be made longer: given more steps, it goes on from its state.
+    """
+    rise, fall = (step + 1) / warmup, (args.steps - step) / max(args.decay, 1)
+    return args.rate * max(min(rise, fall, 1.0), 0.02)
+
+
 CHECK_STEP = 20
 """By this step nothing is held back by weights that start at zero."""
 

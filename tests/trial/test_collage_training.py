@@ -14,7 +14,7 @@ from trial.collage.model import AUTOENCODER, TEMPLATE_SHARES, TEMPLATES, TEXT, U
 from trial.text import tokenize
 from trial.train_autoencoder import starting_model
 from trial.train_unet import Denoiser
-from trial.training import Trainee
+from trial.training import Trainee, rate_at
 
 
 def test_captions_are_in_the_order_of_the_labels():
@@ -46,7 +46,7 @@ def test_the_decoder_starts_as_a_smooth_enlargement_of_the_thumbnail():
 
 def test_the_learning_rate_rises_stays_and_falls():
     args = argparse.Namespace(steps=1000, decay=200, rate=1.0)
-    rates = [train_unet.rate_at(step, args) for step in (0, 99, 199, 500, 800, 900, 999)]
+    rates = [rate_at(step, args, train_unet.WARM_UP) for step in (0, 99, 199, 500, 800, 900, 999)]
     assert rates == [pytest.approx(r, abs=1e-6) for r in (0.02, 0.5, 1.0, 1.0, 1.0, 0.5, 0.02)]
 
 

@@ -20,7 +20,7 @@ from trial.collage.model import AUTOENCODER
 from trial.collage.train_decoder import batches
 from trial.make_latents import SCALE_FACTOR
 from trial.train_autoencoder import compile_blocks, reconstruction_loss, starting_model
-from trial.training import Trainee, parser, prepare
+from trial.training import Trainee, parser, prepare, rate_at
 
 TOGETHER = "autoencoder-together.pt"
 """State of this training."""
@@ -64,8 +64,7 @@ def main() -> None:
         noise = args.noise * torch.randn(len(x), AUTOENCODER.z_channels, x.shape[2] // 8, x.shape[3] // 8)
         with torch.autocast("cpu", torch.bfloat16):
             loss, error = loss_of(model, before, x, noise, args.tie)
-        rate = args.rate * max(min((step + 1) / 100, (args.steps - step) / max(args.decay, 1), 1.0), 0.02)
-        trainee.update(loss, rate)
+        trainee.update(loss, rate_at(step, args))
         recent += 0.03 * (error.item() - recent)
         if trainee.step % 20 == 0:
             progress.set_postfix(psnr=f"{10 * np.log10(4 / recent):.2f}")

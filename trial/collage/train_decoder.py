@@ -24,7 +24,7 @@ from trial.collage.model import AUTOENCODER
 from trial.collage.views import VIEW
 from trial.make_latents import SCALE_FACTOR
 from trial.train_autoencoder import compile_blocks, reconstruction_loss, starting_model
-from trial.training import Trainee, parser, prepare
+from trial.training import Trainee, parser, prepare, rate_at
 
 CROP = 64
 LATENT_NOISE = 0.05
@@ -154,8 +154,7 @@ def main() -> None:
             if step >= args.plain:
                 judges = judges or make_judges()
                 loss = loss + judged_loss(judges, output, x)
-        rate = args.rate * max(min((step + 1) / 100, (args.steps - step) / max(args.decay, 1), 1.0), 0.02)
-        trainee.update(loss, rate)
+        trainee.update(loss, rate_at(step, args))
         recent += 0.03 * (F.mse_loss(output.detach(), x).item() - recent)
         if trainee.step % 20 == 0:
             progress.set_postfix(loss=f"{loss.item():.4f}", psnr=f"{10 * np.log10(4 / recent):.2f}")

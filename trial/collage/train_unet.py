@@ -6,21 +6,13 @@ Zoomed views appear at moderate noise only, as trial.train_unet tells. The learn
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 
 from trial.collage.model import TEMPLATE_SHARES, TEXT, UNET, ZOOMED_SHARE, make_captions
 from trial.train_unet import Batches, Denoiser, Mix, train
-from trial.training import Trainee, parser, prepare
+from trial.training import Trainee, parser, prepare, rate_at
 
 WARM_UP = 200
-
-
-def rate_at(step: int, args: argparse.Namespace) -> float:
-    """Linear warm-up, constant, then linear to 2 % in the last steps."""
-    rise, fall = (step + 1) / WARM_UP, (args.steps - step) / max(args.decay, 1)
-    return args.rate * max(min(rise, fall, 1.0), 0.02)
 
 
 def main() -> None:
@@ -38,7 +30,7 @@ def main() -> None:
     model = Denoiser(len(captions.used), UNET, TEXT).to(device, memory_format=torch.channels_last)
     trainee = Trainee(model, args.out / "unet.pt", decay=0.998)
     trainee.restore()
-    train(trainee, batches, args, lambda step: rate_at(step, args), device)
+    train(trainee, batches, args, lambda step: rate_at(step, args, WARM_UP), device)
 
 
 if __name__ == "__main__":
