@@ -11,13 +11,17 @@ import torch
 from torch import nn
 
 
-def parser(text: str, steps: int, batch: int, rate: float) -> argparse.ArgumentParser:
-    """The options that both scripts have."""
+def parser(text: str, steps: int, batch: int, rate: float, decay: int = 0) -> argparse.ArgumentParser:
+    """The options that all scripts have; those whose learning rate is `rate_at` give the steps of its fall."""
     options = argparse.ArgumentParser(description=text)
     options.add_argument("--out", type=Path, default=Path("runs/small"), help="folder of states and logs")
     options.add_argument("--steps", type=int, default=steps)
     options.add_argument("--batch", type=int, default=batch)
     options.add_argument("--rate", type=float, default=rate, help="highest learning rate")
+    if decay:
+        options.add_argument(
+            "--decay", type=int, default=decay, help="steps at the end in which the learning rate falls"
+        )
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -43,10 +47,7 @@ def learning_rate(step: int, steps: int, highest: float, warmup: int = 100) -> f
 
 
 def rate_at(step: int, args: argparse.Namespace, warmup: int = 100) -> float:
-    """Linear warm-up to `args.rate`, constant, then linear to 2 % in the last `args.decay` of `args.steps`.
-
-    Constant until then, so that a run can be made longer: given more steps, it goes on from its state.
-    """
+    """Linear warm-up to `args.rate`, constant, then linear to 2 % in the last `args.decay` of `args.steps`."""
     rise, fall = (step + 1) / warmup, (args.steps - step) / max(args.decay, 1)
     return args.rate * max(min(rise, fall, 1.0), 0.02)
 

@@ -74,12 +74,11 @@ def main() -> None:
     views = {kind: np.load(args.out / f"{kind}.npy", mmap_mode="r") for kind in KINDS}
     views = {kind: pictures[: round(args.share * len(pictures))] for kind, pictures in views.items()}
     if args.checkpoint or args.together:
-        vae = trained_together(args.out) if args.together else finished(args)
+        vae = trained_together(args.out) if args.together else finished(args.checkpoint, args.out)
         save_latents({kind: encode(lambda x: vae.moments(x)[0], each) for kind, each in views.items()}, args)
         return
     pair = Pair()
-    state = torch.load(args.encoder or args.out / "encoder.pt", weights_only=True, map_location="cpu")
-    pair.load_state_dict(state["average"])
+    pair.load_state_dict(averaged(args.encoder or args.out / "encoder.pt"))
     pair = pair.eval().to(memory_format=torch.channels_last)
     sets = {kind: encode(pair.latents, each) for kind, each in views.items()}
     whole = sets["whole"]
@@ -99,10 +98,10 @@ def save_latents(sets: dict[str, Tensor], args: argparse.Namespace) -> None:
     partial.replace(args.out / "latents.pt")
 
 
-def finished(args: argparse.Namespace) -> Autoencoder:
+def finished(checkpoint: Path, out: Path) -> Autoencoder:
     """The autoencoder of a finished model, after states of its parts have been written."""
-    model = load(args.checkpoint)
-    write_states(model, args.out)
+    model = load(checkpoint)
+    write_states(model, out)
     return model.vae
 
 

@@ -18,14 +18,13 @@ from tqdm import tqdm
 from trial.autoencoder import Autoencoder
 from trial.collage.model import AUTOENCODER
 from trial.collage.train_decoder import batches
+from trial.collage.train_encoder import unit_loss
 from trial.make_latents import SCALE_FACTOR
 from trial.train_autoencoder import compile_blocks, reconstruction_loss, starting_model
 from trial.training import Trainee, parser, prepare, rate_at
 
 TOGETHER = "autoencoder-together.pt"
 """State of this training."""
-UNIT_WEIGHT = 0.1
-"""Of the square distance of each channel's mean and deviation from 0 and 1."""
 
 
 def loss_of(model: Autoencoder, before: Autoencoder, x: Tensor, noise: Tensor, tie: float) -> tuple[Tensor, Tensor]:
@@ -35,17 +34,15 @@ def loss_of(model: Autoencoder, before: Autoencoder, x: Tensor, noise: Tensor, t
     """
     z = model.moments(x)[0].float() * SCALE_FACTOR
     output = model.decode((z + noise) / SCALE_FACTOR).float()
-    mean, spread = z.mean((0, 2, 3)), z.std((0, 2, 3))
     with torch.no_grad():
         place = before.moments(x)[0].float() * SCALE_FACTOR
-    held = UNIT_WEIGHT * (mean**2 + (spread - 1.0) ** 2).mean() + tie * F.mse_loss(z, place)
+    held = unit_loss(z) + tie * F.mse_loss(z, place)
     return reconstruction_loss(output, x) + held, F.mse_loss(output.detach(), x)
 
 
 def main() -> None:
     """Command line."""
-    options = parser(__doc__.splitlines()[0], steps=6000, batch=8, rate=6e-4)
-    options.add_argument("--decay", type=int, default=2500, help="steps at the end in which the learning rate falls")
+    options = parser(__doc__.splitlines()[0], steps=6000, batch=8, rate=6e-4, decay=2500)
     options.add_argument("--noise", type=float, default=0.08, help="noise on the latents in their standard deviations")
     options.add_argument("--tie", type=float, default=0.3, help="weight of the latents' distance from where they lay")
     args = options.parse_args()

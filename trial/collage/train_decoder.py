@@ -129,9 +129,8 @@ def make_judges() -> Judges:
 
 def main() -> None:
     """Command line."""
-    options = parser(__doc__.splitlines()[0], steps=3000, batch=8, rate=8e-4)
+    options = parser(__doc__.splitlines()[0], steps=3000, batch=8, rate=8e-4, decay=600)
     options.add_argument("--plain", type=int, default=1200, help="steps before features and discriminator count")
-    options.add_argument("--decay", type=int, default=600, help="steps at the end in which the learning rate falls")
     args = options.parse_args()
     prepare(args)
     model = starting_model(args.out / "autoencoder-start.pt", AUTOENCODER).to(memory_format=torch.channels_last)

@@ -23,7 +23,7 @@ from trial.training import Trainee, learning_rate, parser, prepare
 
 NOISE = 0.12
 """Noise on the latents in training, in their standard deviations."""
-THUMBNAIL_WEIGHT = 2.0
+THUMBNAIL_WEIGHT, UNIT_WEIGHT = 2.0, 0.1
 ZOOMED_SHARE = 0.3
 CROP = 64
 WIDE, MIDDLE = 192, 96
@@ -59,17 +59,21 @@ class Pair(nn.Module):
         return self.quant_conv(self.encoder(x)).chunk(2, 1)[0]
 
 
+def unit_loss(z: Tensor) -> Tensor:
+    """Weighted square distance of each channel's mean and deviation from 0 and 1, of latents (B, 4, h, w)."""
+    mean, spread = z.mean((0, 2, 3)), z.std((0, 2, 3))
+    return UNIT_WEIGHT * (mean**2 + (spread - 1.0) ** 2).mean()
+
+
 def loss_of(pair: Pair, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Training loss and square error of the pictures; also pulls every latent channel to mean 0 and variance 1."""
     z = pair.latents(x).float()
-    mean, spread = z.mean((0, 2, 3)), z.std((0, 2, 3))
-    noisy = z + NOISE * spread.detach()[:, None, None] * noise
+    noisy = z + NOISE * z.detach().std((0, 2, 3))[:, None, None] * noise
     output = pair.decoder(noisy).float()
     error = F.mse_loss(output, x)
     thumbnail = F.mse_loss(pair.thumbnail(z).float(), F.avg_pool2d(x, 8))
     slopes = sum(F.l1_loss(output.diff(dim=d), x.diff(dim=d)) for d in (2, 3))
-    unit = (mean**2 + (spread - 1.0) ** 2).mean()
-    return 10.0 * error + 0.2 * slopes + THUMBNAIL_WEIGHT * thumbnail + 0.1 * unit, error
+    return 10.0 * error + 0.2 * slopes + THUMBNAIL_WEIGHT * thumbnail + unit_loss(z), error
 
 
 def batches(folder: Path, args: argparse.Namespace, start: int) -> Iterator[Tensor]:

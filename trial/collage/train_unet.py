@@ -17,8 +17,7 @@ WARM_UP = 200
 
 def main() -> None:
     """Command line."""
-    options = parser(__doc__.splitlines()[0], steps=8000, batch=16, rate=8e-4)
-    options.add_argument("--decay", type=int, default=1500, help="steps at the end in which the learning rate falls")
+    options = parser(__doc__.splitlines()[0], steps=8000, batch=16, rate=8e-4, decay=1500)
     options.add_argument("--zoomed", type=float, default=ZOOMED_SHARE, help="share of zoomed views at low noise")
     options.add_argument("--weight-limit", type=float, default=12.0, help="largest weight of a noise level")
     args = options.parse_args()
