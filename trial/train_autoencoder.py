@@ -15,12 +15,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from trial.autoencoder import Autoencoder, AutoencoderConfig, ResnetBlock
 from trial.make_latents import SCALE_FACTOR
 from trial.scenes import all_labels, random_box, random_scene, render
-from trial.training import Trainee, learning_rate, parser, prepare
+from trial.training import Progress, Trainee, learning_rate, parser, prepare
 
 VIEW = 128
 # until this share of the steps: crop in px, share of the batch
@@ -96,8 +95,8 @@ def main() -> None:
     trainee.restore()
     if not args.eager:
         compile_blocks(model)
-    progress = tqdm(batches(args, trainee.step), initial=trainee.step, total=args.steps, mininterval=10)
-    for x in progress:
+    progress = Progress(trainee, args)
+    for x in progress.over(batches(args, trainee.step)):
         x = x.to(device, memory_format=torch.channels_last)
         with torch.no_grad():
             z = model.moments(x)[0]
@@ -105,9 +104,7 @@ def main() -> None:
         with torch.autocast(device.type, torch.bfloat16):
             loss = training_loss(model, x, z)
         trainee.update(loss, learning_rate(trainee.step, args.steps, args.rate))
-        if trainee.step % 20 == 0:
-            progress.set_postfix(loss=f"{loss.item():.4f}")
-        trainee.save_when_due(args)
+        progress.after_step(loss)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,12 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from trial.make_latents import SCALE_FACTOR
 from trial.scenes import all_labels
 from trial.schedule import STEPS, alphas_cumprod
 from trial.text import TextConfig, TextEncoder, tokenize
-from trial.training import Trainee, learning_rate, parser, prepare
+from trial.training import Progress, Trainee, learning_rate, parser, prepare
 from trial.unet import SpatialTransformer, UNet, UNetConfig
 
 TEMPLATES = (
@@ -144,17 +143,13 @@ def train(
     """Trains a Denoiser from the trainee's step to the last one; `rate_at` returns the learning rate of a step."""
     model = trainee.module
     loss_of = training_loss if args.eager else compiled(model)
-    progress = tqdm(range(trainee.step, args.steps), initial=trainee.step, total=args.steps, mininterval=10)
-    recent = 1.0
-    for step in progress:
+    progress = Progress(trainee, args)
+    for step in progress.over(range(trainee.step, args.steps)):
         x, t, ids, noise, weight = (part.to(device) for part in batches.draw(step))
         with torch.autocast(device.type, torch.bfloat16):
             loss = loss_of(model, x.contiguous(memory_format=torch.channels_last), t, ids, noise, weight)
         trainee.update(loss, rate_at(step))
-        recent += 0.02 * (loss.item() - recent)
-        if trainee.step % 20 == 0:
-            progress.set_postfix(loss=f"{recent:.4f}")
-        trainee.save_when_due(args)
+        progress.after_step(loss)
 
 
 def main() -> None:

@@ -1,14 +1,19 @@
-"""What both training scripts share: averaged weights, learning rate, resumable state, command line."""
+"""What the training scripts share: averaged weights, learning rate, resumable state, progress, command line."""
 
 from __future__ import annotations
 
 import argparse
 import copy
 import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
+from tqdm import tqdm
+
+T = TypeVar("T")
 
 
 def parser(text: str, steps: int, batch: int, rate: float, decay: int = 0) -> argparse.ArgumentParser:
@@ -124,3 +129,39 @@ class Trainee:
         self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["step"]
         return True
+
+
+SHOW_EVERY = 20
+RECENT = 0.03
+"""Weight of a step in the averages shown."""
+
+
+class Progress:
+    """The bar of a training: moving averages of the loss and of the PSNR, and the states saved on the way."""
+
+    def __init__(self, trainee: Trainee, args: argparse.Namespace) -> None:
+        self.trainee, self.args = trainee, args
+        self.averages: dict[str, float] = {}
+        self.bar: tqdm | None = None
+
+    def over(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches from the trainee's step on, while the bar moves."""
+        self.bar = tqdm(batches, initial=self.trainee.step, total=self.args.steps, mininterval=10)
+        yield from self.bar
+
+    def after_step(self, loss: torch.Tensor, error: torch.Tensor | None = None) -> None:
+        """Counts a finished step: its loss and, where pictures in -1..1 are compared, their mean square error."""
+        for name, value in (("loss", loss), ("error", error)):
+            if value is not None:
+                before = self.averages.setdefault(name, value.item())
+                self.averages[name] += RECENT * (value.item() - before)
+        if self.bar is not None and self.trainee.step % SHOW_EVERY == 0:
+            self.bar.set_postfix(self.figures())
+        self.trainee.save_when_due(self.args)
+
+    def figures(self) -> dict[str, str]:
+        """What stands behind the bar; the PSNR in dB."""
+        shown = {"loss": f"{self.averages['loss']:.4f}"}
+        if self.averages.get("error"):
+            shown["psnr"] = f"{10 * math.log10(4 / self.averages['error']):.2f}"
+        return shown

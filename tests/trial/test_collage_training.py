@@ -14,7 +14,7 @@ from trial.collage.model import AUTOENCODER, TEMPLATE_SHARES, TEMPLATES, TEXT, U
 from trial.text import tokenize
 from trial.train_autoencoder import starting_model
 from trial.train_unet import Denoiser
-from trial.training import Trainee, rate_at
+from trial.training import Progress, Trainee, rate_at
 
 
 def test_captions_are_in_the_order_of_the_labels():
@@ -144,3 +144,23 @@ def test_sixty_four_prompts_name_every_subject_and_ground():
     assert len({subject for subject, _ in labels}) == 24
     assert len({ground for _, ground in labels}) == 10
     assert len(set(labels)) == 64
+
+
+def test_a_training_that_was_cut_off_goes_on_and_shows_moving_averages(tmp_path):
+    args = argparse.Namespace(steps=60, save_every=20)
+    seen = []
+    for steps_before_cut in (30, 60):
+        trainee = Trainee(torch.nn.Linear(1, 1), tmp_path / "state.pt", decay=0.9)
+        trainee.restore()
+        progress = Progress(trainee, args)
+        for step in progress.over(range(trainee.step, args.steps)):
+            if step == steps_before_cut:
+                break
+            seen.append(step)
+            loss = trainee.module(torch.ones(1, 1)).square().sum()
+            trainee.update(loss, 1e-3)
+            # a square error of 0.04 for pictures in -1..1 is a PSNR of 20 dB
+            progress.after_step(loss, torch.tensor(0.04))
+    assert seen == [*range(30), *range(20, 60)]
+    assert progress.figures()["psnr"] == "20.00"
+    assert float(progress.figures()["loss"]) == pytest.approx(loss.item(), rel=0.5)

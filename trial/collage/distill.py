@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from trial import lora
 from trial.collage.model import TEMPLATE_SHARES, TEXT, UNET, ZOOMED_SHARE, make_captions
@@ -21,7 +20,7 @@ from trial.sampling import GUIDANCE, LCM_GRID, consistency, denoised
 from trial.schedule import STEPS
 from trial.small_model import COLLAGE_LORA
 from trial.train_unet import Batches, Denoiser, Mix
-from trial.training import Trainee, learning_rate, parser, prepare
+from trial.training import Progress, Trainee, learning_rate, parser, prepare
 
 RANK = 8
 SKIP = STEPS // LCM_GRID
@@ -91,9 +90,8 @@ def main() -> None:
     teacher, student = distillation.teacher.unet, distillation.student.unet
     trainee = Trainee(lora.Lora(teacher, RANK), args.out / "lora.pt", decay=0.98)
     trainee.restore()
-    progress = tqdm(range(trainee.step, args.steps), initial=trainee.step, total=args.steps, mininterval=10)
-    recent = 0.0
-    for step in progress:
+    progress = Progress(trainee, args)
+    for step in progress.over(range(trainee.step, args.steps)):
         trainee.module.merge(teacher, student)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
@@ -102,10 +100,7 @@ def main() -> None:
         loss.backward()
         trainee.module.take_gradients(student)
         trainee.apply_gradients(learning_rate(step, args.steps, args.rate))
-        recent += (0.02 if step else 1.0) * (loss.item() - recent)
-        if trainee.step % 20 == 0:
-            progress.set_postfix(loss=f"{recent:.4f}")
-        trainee.save_when_due(args)
+        progress.after_step(loss)
     lora.save(trainee.average, args.to)
 
 

@@ -62,13 +62,14 @@ def main() -> None:
     """Command line."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--out", type=Path, default=Path("runs/collage"))
-    options.add_argument("--encoder", type=Path, help="state of train_encoder, if not in --out")
+    source = options.add_mutually_exclusive_group()
+    source.add_argument("--encoder", type=Path, help="state of train_encoder, if not in --out")
+    source.add_argument("--checkpoint", type=Path, help="a finished model from which the training goes on")
+    source.add_argument("--together", action="store_true", help="after train_autoencoder, with what it trained")
     options.add_argument("--labels", type=int, default=240, help="number of captions, by which labels take turns")
     options.add_argument(
         "--share", type=float, default=1.0, help="share of the views that is encoded, from the first on"
     )
-    options.add_argument("--checkpoint", type=Path, help="a finished model from which the training goes on")
-    options.add_argument("--together", action="store_true", help="after train_autoencoder, with what it trained")
     args = options.parse_args()
     torch.set_num_threads(1)
     views = {kind: np.load(args.out / f"{kind}.npy", mmap_mode="r") for kind in KINDS}

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import copy
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from trial.autoencoder import Autoencoder
 from trial.collage.model import AUTOENCODER
@@ -21,7 +19,7 @@ from trial.collage.train_decoder import batches
 from trial.collage.train_encoder import unit_loss
 from trial.make_latents import SCALE_FACTOR
 from trial.train_autoencoder import compile_blocks, reconstruction_loss, starting_model
-from trial.training import Trainee, parser, prepare, rate_at
+from trial.training import Progress, Trainee, parser, prepare, rate_at
 
 TOGETHER = "autoencoder-together.pt"
 """State of this training."""
@@ -53,19 +51,14 @@ def main() -> None:
     trainee.restore()
     if not args.eager:
         compile_blocks(model)
-    progress = tqdm(batches(args.out, args, trainee.step), initial=trainee.step, total=args.steps, mininterval=10)
-    recent = 0.02
-    for x in progress:
-        step = trainee.step
+    progress = Progress(trainee, args)
+    for x in progress.over(batches(args.out, args, trainee.step)):
         x = x.to(memory_format=torch.channels_last)
         noise = args.noise * torch.randn(len(x), AUTOENCODER.z_channels, x.shape[2] // 8, x.shape[3] // 8)
         with torch.autocast("cpu", torch.bfloat16):
             loss, error = loss_of(model, before, x, noise, args.tie)
-        trainee.update(loss, rate_at(step, args))
-        recent += 0.03 * (error.item() - recent)
-        if trainee.step % 20 == 0:
-            progress.set_postfix(psnr=f"{10 * np.log10(4 / recent):.2f}")
-        trainee.save_when_due(args)
+        trainee.update(loss, rate_at(trainee.step, args))
+        progress.after_step(loss, error)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from trial.collage.model import AUTOENCODER
 from trial.collage.views import VIEW
 from trial.make_latents import SCALE_FACTOR
 from trial.train_autoencoder import compile_blocks, reconstruction_loss, starting_model
-from trial.training import Trainee, parser, prepare, rate_at
+from trial.training import Progress, Trainee, parser, prepare, rate_at
 
 CROP = 64
 LATENT_NOISE = 0.05
@@ -139,10 +138,8 @@ def main() -> None:
     if not args.eager:
         compile_blocks(model)
     judges: Judges | None = None
-    progress = tqdm(batches(args.out, args, trainee.step), initial=trainee.step, total=args.steps, mininterval=10)
-    recent = 0.05
-    for x in progress:
-        step = trainee.step
+    progress = Progress(trainee, args)
+    for x in progress.over(batches(args.out, args, trainee.step)):
         x = x.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
@@ -150,14 +147,11 @@ def main() -> None:
                 z = z + LATENT_NOISE / SCALE_FACTOR * torch.randn_like(z)
             output = model.decode(z).float()
             loss = reconstruction_loss(output, x)
-            if step >= args.plain:
+            if trainee.step >= args.plain:
                 judges = judges or make_judges()
                 loss = loss + judged_loss(judges, output, x)
-        trainee.update(loss, rate_at(step, args))
-        recent += 0.03 * (F.mse_loss(output.detach(), x).item() - recent)
-        if trainee.step % 20 == 0:
-            progress.set_postfix(loss=f"{loss.item():.4f}", psnr=f"{10 * np.log10(4 / recent):.2f}")
-        trainee.save_when_due(args)
+        trainee.update(loss, rate_at(trainee.step, args))
+        progress.after_step(loss, F.mse_loss(output.detach(), x))
 
 
 if __name__ == "__main__":

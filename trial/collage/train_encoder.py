@@ -15,11 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from trial.autoencoder import Autoencoder, AutoencoderConfig, ResnetBlock
 from trial.collage.views import VIEW
-from trial.training import Trainee, learning_rate, parser, prepare
+from trial.training import Progress, Trainee, learning_rate, parser, prepare
 
 NOISE = 0.12
 """Noise on the latents in training, in their standard deviations."""
@@ -103,20 +102,14 @@ def main() -> None:
         for module in pair.modules():
             if isinstance(module, ResnetBlock):
                 module.compile(dynamic=False)
-    progress = tqdm(
-        batches(args.views or args.out, args, trainee.step), initial=trainee.step, total=args.steps, mininterval=10
-    )
-    recent = 0.1
-    for x in progress:
+    progress = Progress(trainee, args)
+    for x in progress.over(batches(args.views or args.out, args, trainee.step)):
         x = x.to(device, memory_format=torch.channels_last)
         noise = torch.randn(len(x), 4, x.shape[2] // 8, x.shape[3] // 8, device=device)
         with torch.autocast(device.type, torch.bfloat16):
             loss, error = loss_of(pair, x, noise)
         trainee.update(loss, learning_rate(trainee.step, args.steps, args.rate))
-        recent += 0.05 * (error.item() - recent)
-        if trainee.step % 20 == 0:
-            progress.set_postfix(psnr=f"{10 * np.log10(4 / recent):.2f}", loss=f"{loss.item():.3f}")
-        trainee.save_when_due(args)
+        progress.after_step(loss, error)
 
 
 if __name__ == "__main__":
