@@ -29,15 +29,28 @@ def main(options: argparse.Namespace) -> int:
         if not (webui / "modules" / "scripts.py").is_file() or not (webui / "launch.py").is_file():
             raise InstallError(f"{webui} is no webui: it has no launch.py and modules/scripts.py.")
         print(f"Extension: {install_extension(webui)}")
-        checkpoint = install_checkpoint(webui, options.checkpoint)
-        print(f"Model: {checkpoint}")
-        lora = install_lora(webui, options.checkpoint)
-        if lora is not None:
-            print(f"Its few-step sibling, as a LoRA: {lora}")
+        checkpoint = None if is_forge(webui) else install_model(webui, options.checkpoint)
+        if checkpoint is None:
+            print("Model: none. Forge and its family load models of known layouts alone, not small ones; use your own.")
         return 0 if options.install_only else start(webui, checkpoint, options)
     except (InstallError, OSError) as error:
         print(f"Not installed: {error}", file=sys.stderr)
         return 1
+
+
+def is_forge(webui: Path) -> bool:
+    """Whether the webui is of Forge's family, which tells a model's kind by the sizes of its layers."""
+    return (webui / "modules_forge").is_dir()
+
+
+def install_model(webui: Path, source: Path) -> Path:
+    """Installs the model, with its LoRA if it is the bundled one; returns its place."""
+    checkpoint = install_checkpoint(webui, source)
+    print(f"Model: {checkpoint}")
+    lora = install_lora(webui, source)
+    if lora is not None:
+        print(f"Its few-step sibling, as a LoRA: {lora}")
+    return checkpoint
 
 
 def install_extension(webui: Path) -> Path:
@@ -110,13 +123,16 @@ def python_of(webui: Path) -> Path:
     raise InstallError(f"{webui} has no venv yet: start it once in its own way, then this again.")
 
 
-def start(webui: Path, checkpoint: Path, options: argparse.Namespace) -> int:
-    """Runs the webui until it ends; returns its exit status."""
+def start(webui: Path, checkpoint: Path | None, options: argparse.Namespace) -> int:
+    """Runs the webui, with the checkpoint if there is one, until it ends; returns its exit status."""
     python = python_of(webui)
     port = bootstrap.free_port(options.port)
-    command = [str(python), "launch.py", "--ckpt", str(checkpoint), "--port", str(port)]
+    command = [str(python), "launch.py", "--port", str(port)]
+    if checkpoint is not None:
+        command += ["--ckpt", str(checkpoint)]
     if (
-        sys.platform != "darwin"
+        not is_forge(webui)  # which has no flags in common for a processor
+        and sys.platform != "darwin"
         and bootstrap.answer("import torch; print(torch.cuda.is_available())", python) != "True"
     ):
         command += CPU

@@ -127,6 +127,16 @@ def test_extension_and_model_are_installed_twice_over(host: Path, install: Calla
     assert Path(written["cond_stage_config"]["params"]["version"]) == host / "models" / "small-clip"
 
 
+def test_forge_gets_the_extension_and_is_told_of_the_model(
+    host: Path, install: Callable[[], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (host / "modules_forge").mkdir()
+    assert install() == 0
+    assert (host / "extensions" / "sd-webui-demofusion-hires" / "scripts").is_dir()
+    assert not (host / "models").exists()
+    assert "Model: none" in capsys.readouterr().out
+
+
 def test_a_clone_in_the_webui_is_left_alone(host: Path, install: Callable[[], int]) -> None:
     clone = host / "extensions" / "sd-webui-demofusion-hires"
     (clone / ".git").mkdir(parents=True)
