@@ -1,12 +1,13 @@
 """Sets up a test environment and runs every check: `python run_tests.py`.
 
 Needs only Python 3.10 to 3.13. The first start makes a virtual environment in `.venv` and installs pinned packages
-into it; later starts use it as it is, without the network, until a pin changes. Arguments go to pytest, which then
-runs alone: `python run_tests.py -k schedule`.
+into it; later starts use it as it is, without the network, until a pin changes. The tests run in a process for each
+core, up to four. Arguments go to pytest, which then runs alone and in one process: `python run_tests.py -k schedule`.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 
 from trial import bootstrap
@@ -17,6 +18,23 @@ CHECKS = {
     "ruff format --check": ["ruff", "format", "--check"],
     "mypy lib_demofusion": ["mypy", "lib_demofusion"],
 }
+
+
+MOST_PROCESSES = 4
+"""Each holds PyTorch and a small model, about 1.5 GB."""
+
+
+def side_by_side() -> list[str]:
+    """Pytest's arguments for files of tests side by side, with the cores shared out among them.
+
+    One process where a webui is named: its tests start one for the whole run, and measure times in it.
+    """
+    if os.environ.get("SD_WEBUI_DIR"):
+        return []
+    cores = os.cpu_count() or 1
+    processes = min(cores, MOST_PROCESSES)
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores // processes))
+    return ["-n", str(processes), "--dist", "loadfile"]
 
 
 def run_checks() -> list[str]:
@@ -46,7 +64,8 @@ def main(pytest_arguments: list[str]) -> int:
     announce("pytest")
     # named, because pytest takes the folder of `--webui DIR` for one of tests and might use that one's settings
     settings = str(bootstrap.ROOT / "pyproject.toml")
-    status = run_module("pytest", "-c", settings, *pytest_arguments, interactive=bool(pytest_arguments))
+    arguments = pytest_arguments or side_by_side()
+    status = run_module("pytest", "-c", settings, *arguments, interactive=bool(pytest_arguments))
     return status or int(bool(failed))
 
 

@@ -35,7 +35,9 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page's address while its server runs."""
     folder = tmp_path_factory.mktemp("data")
-    command = [sys.executable, "-u", str(FOLDER / "serve_tiny.py"), "7870", str(folder), "0.02"]
+    # of several processes with tests each looks for a free port elsewhere
+    port = 7870 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    command = [sys.executable, "-u", str(FOLDER / "serve_tiny.py"), str(port), str(folder), "0.02"]
     with (
         (folder / "errors.txt").open("w") as errors,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as server,
