@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lib_demofusion.host.backends import FORGE_PACKAGE
 from trial import bootstrap
 
 ROOT = bootstrap.ROOT
@@ -40,7 +41,7 @@ def main(options: argparse.Namespace) -> int:
 
 def is_forge(webui: Path) -> bool:
     """Whether the webui is of Forge's family, which tells a model's kind by the sizes of its layers."""
-    return (webui / "modules_forge").is_dir()
+    return (webui / FORGE_PACKAGE).is_dir()
 
 
 def install_model(webui: Path, source: Path) -> Path:

@@ -95,8 +95,8 @@ def main() -> None:
     trainee.restore()
     if not args.eager:
         compile_blocks(model)
-    progress = Progress(trainee, args)
-    for x in progress.over(batches(args, trainee.step)):
+    progress = Progress(batches(args, trainee.step), trainee, args)
+    for x in progress:
         x = x.to(device, memory_format=torch.channels_last)
         with torch.no_grad():
             z = model.moments(x)[0]

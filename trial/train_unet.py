@@ -143,8 +143,8 @@ def train(
     """Trains a Denoiser from the trainee's step to the last one; `rate_at` returns the learning rate of a step."""
     model = trainee.module
     loss_of = training_loss if args.eager else compiled(model)
-    progress = Progress(trainee, args)
-    for step in progress.over(range(trainee.step, args.steps)):
+    progress = Progress(range(trainee.step, args.steps), trainee, args)
+    for step in progress:
         x, t, ids, noise, weight = (part.to(device) for part in batches.draw(step))
         with torch.autocast(device.type, torch.bfloat16):
             loss = loss_of(model, x.contiguous(memory_format=torch.channels_last), t, ids, noise, weight)

@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
@@ -136,18 +136,16 @@ RECENT = 0.03
 """Weight of a step in the averages shown."""
 
 
-class Progress:
-    """The bar of a training: moving averages of the loss and of the PSNR, and the states saved on the way."""
+class Progress(Generic[T]):
+    """The batches of a training as a bar: moving averages of loss and PSNR behind it, and states saved on the way."""
 
-    def __init__(self, trainee: Trainee, args: argparse.Namespace) -> None:
+    def __init__(self, batches: Iterable[T], trainee: Trainee, args: argparse.Namespace) -> None:
         self.trainee, self.args = trainee, args
+        self.bar = tqdm(batches, initial=trainee.step, total=args.steps, mininterval=10)
         self.averages: dict[str, float] = {}
-        self.bar: tqdm | None = None
 
-    def over(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches from the trainee's step on, while the bar moves."""
-        self.bar = tqdm(batches, initial=self.trainee.step, total=self.args.steps, mininterval=10)
-        yield from self.bar
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.bar)
 
     def after_step(self, loss: torch.Tensor, error: torch.Tensor | None = None) -> None:
         """Counts a finished step: its loss and, where pictures in -1..1 are compared, their mean square error."""
@@ -155,7 +153,7 @@ class Progress:
             if value is not None:
                 before = self.averages.setdefault(name, value.item())
                 self.averages[name] += RECENT * (value.item() - before)
-        if self.bar is not None and self.trainee.step % SHOW_EVERY == 0:
+        if self.trainee.step % SHOW_EVERY == 0:
             self.bar.set_postfix(self.figures())
         self.trainee.save_when_due(self.args)
 

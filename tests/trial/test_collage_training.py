@@ -152,8 +152,8 @@ def test_a_training_that_was_cut_off_goes_on_and_shows_moving_averages(tmp_path)
     for steps_before_cut in (30, 60):
         trainee = Trainee(torch.nn.Linear(1, 1), tmp_path / "state.pt", decay=0.9)
         trainee.restore()
-        progress = Progress(trainee, args)
-        for step in progress.over(range(trainee.step, args.steps)):
+        progress = Progress(range(trainee.step, args.steps), trainee, args)
+        for step in progress:
             if step == steps_before_cut:
                 break
             seen.append(step)

@@ -90,8 +90,8 @@ def main() -> None:
     teacher, student = distillation.teacher.unet, distillation.student.unet
     trainee = Trainee(lora.Lora(teacher, RANK), args.out / "lora.pt", decay=0.98)
     trainee.restore()
-    progress = Progress(trainee, args)
-    for step in progress.over(range(trainee.step, args.steps)):
+    progress = Progress(range(trainee.step, args.steps), trainee, args)
+    for step in progress:
         trainee.module.merge(teacher, student)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():

@@ -51,8 +51,8 @@ def main() -> None:
     trainee.restore()
     if not args.eager:
         compile_blocks(model)
-    progress = Progress(trainee, args)
-    for x in progress.over(batches(args.out, args, trainee.step)):
+    progress = Progress(batches(args.out, args, trainee.step), trainee, args)
+    for x in progress:
         x = x.to(memory_format=torch.channels_last)
         noise = args.noise * torch.randn(len(x), AUTOENCODER.z_channels, x.shape[2] // 8, x.shape[3] // 8)
         with torch.autocast("cpu", torch.bfloat16):

@@ -138,8 +138,8 @@ def main() -> None:
     if not args.eager:
         compile_blocks(model)
     judges: Judges | None = None
-    progress = Progress(trainee, args)
-    for x in progress.over(batches(args.out, args, trainee.step)):
+    progress = Progress(batches(args.out, args, trainee.step), trainee, args)
+    for x in progress:
         x = x.to(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():

@@ -102,8 +102,8 @@ def main() -> None:
         for module in pair.modules():
             if isinstance(module, ResnetBlock):
                 module.compile(dynamic=False)
-    progress = Progress(trainee, args)
-    for x in progress.over(batches(args.views or args.out, args, trainee.step)):
+    progress = Progress(batches(args.views or args.out, args, trainee.step), trainee, args)
+    for x in progress:
         x = x.to(device, memory_format=torch.channels_last)
         noise = torch.randn(len(x), 4, x.shape[2] // 8, x.shape[3] // 8, device=device)
         with torch.autocast(device.type, torch.bfloat16):
