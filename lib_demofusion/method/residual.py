@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lib_demofusion.method.timesteps import Timestep, snr_timestep
+
 
 class NoiseSpace(Protocol):
     """How a sampler's x is made of signal and noise. `level` is what the sampler hands to its model."""
@@ -71,6 +73,26 @@ class VariancePreserving:
         below = t.floor().long()
         above = (below + 1).clamp_max(len(self._log_alphas) - 1)
         return torch.lerp(self._log_alphas[below], self._log_alphas[above], t - below).exp()
+
+
+class Flow:
+    """x = (1 - sigma) signal + sigma noise, the space of flow-matching models, whose level is sigma (1 to 0).
+
+    Their samplers step along the velocity (x - denoised) / sigma. `timestep` decides which weights a level gets.
+    """
+
+    def __init__(self, timestep: Timestep = snr_timestep):
+        self._timestep = timestep
+
+    def read(self, level: Tensor) -> tuple[Tensor, float]:
+        level = level.detach().cpu()
+        return level, self._timestep(float(level))
+
+    def signal_scale(self, level: Tensor) -> Tensor:
+        return 1 - level
+
+    def noise_scale(self, level: Tensor) -> Tensor:
+        return level
 
 
 def _beside(level: Tensor, value: Tensor) -> Tensor:

@@ -1,0 +1,177 @@
+"""The method on flow models, x = (1 - sigma) signal + sigma noise, against the same run in k-diffusion's own space.
+
+The substitution x' = x / (1 - sigma), sigma' = sigma / (1 - sigma) turns the one into the other and is exact: one stage
+is run in both spaces, each with its own Euler steps, and every x is compared. It divides by zero at sigma = 1, so that
+the comparison begins just below.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from itertools import pairwise
+
+import k_diffusion_sampling
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.plan import StagePlan
+from lib_demofusion.method.residual import Flow, NoiseSpace, VarianceExploding
+from lib_demofusion.method.stage import SamplerTraits, StageRun
+from lib_demofusion.method.step_gate import StepGate
+from lib_demofusion.method.timesteps import flow_level, linear_timestep, snr_timestep, unshifted_timestep
+from lib_demofusion.settings.fields import Settings
+
+TOLERANCE = 1e-6
+"""The fused prediction is summed in single precision."""
+
+STAGE = StagePlan(1, 2.0, (24, 32), 2, (12, 16), (6, 8))
+SETTINGS = Settings(feather=0.25, extra_noise=0.1)
+SIGMAS = torch.cat([torch.linspace(0.97, 0.03, 12, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+
+
+def randn(seed: int, *shape: int) -> Tensor:
+    """The same float64 noise for the same seed."""
+    return torch.randn(shape or (2, 4, 24, 32), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+ANCHOR, NOISE, KERNEL = randn(1), randn(2), randn(3, 4, 4, 3, 3) / 6
+
+
+def denoised_of_flow(x: Tensor, sigma: Tensor) -> Tensor:
+    """A model that sees its surroundings and its noise level, so that views, blur and place all show."""
+    return torch.tanh(F.conv2d(x, KERNEL, padding=1) + sigma) - 0.2 * sigma * x
+
+
+def denoised_of_sigma(x: Tensor, sigma: Tensor) -> Tensor:
+    """The same model as the k-diffusion samplers would see it."""
+    return denoised_of_flow(x / (1 + sigma), sigma / (1 + sigma))
+
+
+def stage(space: NoiseSpace, model, kept_share, sigmas: Tensor, stochastic: bool = False) -> list[Tensor]:
+    """Every x that one stage evaluates under Euler, then the result.
+
+    `kept_share(sigma)` is the correction of the dilated path. A stochastic run draws half of the noise anew at each
+    step, by `sigmas`' own measure (see `renoised`).
+    """
+    run = StageRun(STAGE, SETTINGS, ANCHOR, NOISE, SamplerTraits(space, StepGate(), stochastic))
+    x, seen = torch.full_like(ANCHOR, torch.nan), []
+    for i, (sigma, target) in enumerate(pairwise(sigmas)):
+        run.before_call(x, sigma)
+        seen.append(x.clone())
+        denoised = run.denoise(
+            lambda crops, views, rows, sigma=sigma: model(crops, sigma), x, kept_share(sigma), ViewBatches(3)
+        )
+        run.after_step(i, x, denoised)
+        if stochastic and target > 0:
+            x = renoised(x, denoised, (space, sigma, target), randn(100 + i))
+        else:
+            x = x + (target - sigma) * (x - denoised) / sigma
+    return [*seen, x]
+
+
+def renoised(x: Tensor, denoised: Tensor, levels: tuple[NoiseSpace, Tensor, Tensor], fresh: Tensor) -> Tensor:
+    """x at the next level with half of its noise power new, from the space's own factors of signal and noise."""
+    space, sigma, target = levels
+    old = (x - space.signal_scale(sigma) * denoised) / space.noise_scale(sigma)
+    noise = (old + fresh) / math.sqrt(2)
+    return space.signal_scale(target) * denoised + space.noise_scale(target) * noise
+
+
+def substituted(sigmas: Tensor) -> Tensor:
+    return sigmas / (1 - sigmas)
+
+
+def timestep_of_sigma(sigma: Tensor) -> Tensor:
+    return torch.tensor([snr_timestep(float(sigma / (1 + sigma)))], dtype=torch.float64)
+
+
+def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
+    assert len(actual) == len(expected)
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(actual, expected))
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
+def test_a_stage_equals_the_same_stage_under_the_substitution(share: float, stochastic: bool) -> None:
+    """The velocity form of the dilated path, a share of 1, is one of 1 / (1 + sigma') there."""
+    flow = stage(Flow(), denoised_of_flow, lambda sigma: share, SIGMAS, stochastic)
+    exploding = VarianceExploding(timestep_of_sigma)
+    sigma_form = stage(
+        exploding, denoised_of_sigma, lambda sigma: share / (1 + float(sigma)), substituted(SIGMAS), stochastic
+    )
+    scaled = [x / (1 - sigma) for x, sigma in zip(flow, SIGMAS)]
+    assert relative_error(scaled, sigma_form) < TOLERANCE
+
+
+def test_the_dilated_path_keeps_its_share_of_the_sharp_latent() -> None:
+    """The comparison above would see another share."""
+    one = stage(Flow(), denoised_of_flow, lambda sigma: 1.0, SIGMAS)
+    other = stage(Flow(), denoised_of_flow, lambda sigma: 0.9, SIGMAS)
+    assert relative_error(one, other) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_stage_begins_finite_at_pure_noise(dtype: torch.dtype) -> None:
+    """At sigma = 1 there is no signal in x; both paths and the step away from there stay finite."""
+    anchor, noise = ANCHOR.to(dtype), NOISE.to(dtype)
+    run = StageRun(STAGE, SETTINGS, anchor, noise, SamplerTraits(Flow(), StepGate()))
+    x = torch.full_like(anchor, torch.nan)
+    for sigma in (1.0, 0.9):
+        level = torch.tensor(sigma)
+        run.before_call(x, level)
+        if sigma == 1:
+            torch.testing.assert_close(x, noise * 1.1)
+        denoised = run.denoise(lambda crops, views, rows: torch.tanh(crops), x, 1.0, ViewBatches(3))
+        run.after_step(0, x, denoised)
+        x = x + (0.9 - sigma) * ((x - denoised) / sigma).to(dtype)
+        assert torch.isfinite(x).all()
+
+
+def test_levels_are_read_on_the_processor_with_the_timestep_that_is_asked_for() -> None:
+    level, t = Flow(linear_timestep).read(torch.tensor(0.5))
+    assert (float(level), t) == (0.5, 500.0)
+    assert Flow().read(torch.tensor(0.5))[1] == pytest.approx(354, abs=0.5)
+    assert float(Flow().signal_scale(torch.tensor(0.25))) == 0.75
+    assert float(Flow().noise_scale(torch.tensor(0.25))) == 0.25
+
+
+@functools.cache
+def k_diffusion_schedule():
+    """k-diffusion's own conversions, on Stable Diffusion's schedule."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alphas = torch.cumprod(1 - betas, 0)
+    return k_diffusion_sampling.load("external").DiscreteSchedule(((1 - alphas) / alphas) ** 0.5, quantize=False)
+
+
+@settings(deadline=None)
+@given(st.floats(1e-6, 1 - 1e-6))
+def test_timesteps_of_equal_noise_are_those_of_k_diffusion(sigma: float) -> None:
+    expected = k_diffusion_schedule().sigma_to_t(torch.tensor([sigma / (1 - sigma)], dtype=torch.float64))
+    assert snr_timestep(sigma) == pytest.approx(float(expected), abs=1e-6)
+
+
+@given(st.floats(0, 999))
+def test_the_level_of_a_timestep_is_the_inverse(t: float) -> None:
+    assert snr_timestep(flow_level(t)) == pytest.approx(t, abs=1e-6)
+
+
+def test_timesteps_at_the_ends_of_a_schedule() -> None:
+    assert (snr_timestep(0.0), snr_timestep(1.0)) == (0.0, 999.0)
+    assert flow_level(1000) == flow_level(999) < 1
+
+
+@given(st.floats(0.5, 12), st.floats(0, 1))
+def test_unshifted_timesteps_undo_the_shift(shift: float, u: float) -> None:
+    """Of SD3's shift, and of Flux' mu where it is given as exp(mu)."""
+    sigma = shift * u / (1 + (shift - 1) * u)
+    assert unshifted_timestep(shift)(sigma) == pytest.approx(1000 * u, abs=1e-6)
+    if u > 0:
+        mu = math.log(shift)
+        assert sigma == pytest.approx(math.exp(mu) / (math.exp(mu) + 1 / u - 1))
+    assert unshifted_timestep(1.0)(u) == linear_timestep(u)
