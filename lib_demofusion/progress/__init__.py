@@ -1,1 +1,1 @@
-"""What a run costs, and how far it has come."""
+"""Estimates the cost of a run and measures its progress."""

@@ -1,7 +1,7 @@
-"""What a run costs, in latent cells that the model evaluates; time is about proportional to them.
+"""Estimates the cost of a run in latent cells that the model evaluates. Time is roughly proportional to it.
 
-A path of the fusion whose weight is too small is not evaluated, and the weights follow from a model call's timestep.
-Which timesteps are to come depends on sampler and scheduler; they are taken to fall evenly.
+The fusion skips a path if its weight is too small. The weights depend on the timestep of a model call. The timesteps
+depend on the sampler and scheduler; the estimate assumes that they fall evenly.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from lib_demofusion.method.views import Size
 from lib_demofusion.settings.fields import Settings
 
 Pass = tuple[int, Size]
-"""Steps of one of the webui's own passes, and its size in cells."""
+"""Number of steps of one of the webui's own passes, and its size in cells."""
 
 
 class RunCosts(NamedTuple):
-    """Cells that the webui's own passes and each stage evaluate for one image."""
+    """Number of cells that the webui's own passes and each stage evaluate per image."""
 
     base: float
     stages: tuple[float, ...]
@@ -31,9 +31,10 @@ class RunCosts(NamedTuple):
 def run_costs(
     plan: Plan, settings: Settings, steps: int, two_calls: bool, passes: Sequence[Pass] | None = None
 ) -> RunCosts:
-    """Returns the costs of a run of `steps` steps; `passes` are the webui's own, without them one of all steps.
+    """Estimates the costs of a run of `steps` steps.
 
-    `two_calls` says whether the sampler asks its model twice a step, except in the last.
+    `passes` lists the webui's own passes. The default is one pass of all steps. `two_calls` is True for samplers that
+    call the model twice per step, except in the last step.
     """
     schedule = schedule_steps(steps, settings)
     run = steps_of_stage(schedule, settings.denoising_strength)
@@ -45,7 +46,7 @@ def run_costs(
 
 
 def cells_ahead(stage: StagePlan, settings: Settings, timestep: float, calls: float) -> float:
-    """Returns about how many cells a stage evaluates in `calls` model calls, of which the first is at a timestep."""
+    """Estimates the number of cells that a stage evaluates in `calls` model calls, starting at `timestep`."""
     count = math.ceil(calls)
     weights = (weights_at(timestep * (1 - i / max(count - 1, 1)), settings) for i in range(count))
     return sum(stage.cells_at(at.dilated) for at in weights) * calls / max(count, 1)

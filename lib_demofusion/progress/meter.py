@@ -1,4 +1,4 @@
-"""How far a stage has come while a sampler runs, and how fast."""
+"""Measures the progress and the speed of a stage while the sampler runs."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from lib_demofusion.progress.costs import cells_ahead
 
 
 class StageMeter:
-    """Counts the cells that a stage has evaluated and those to come, as a mean over the rows of a call."""
+    """Counts the cells that a stage has evaluated and those that remain, averaged over the rows of a model call."""
 
     def __init__(self, run: StageRun, calls_ahead: CallsAhead):
         self.done = self.ahead = 0.0
         self.rate: float | None = None
-        """Seconds for a cell of a view and image. The first call does not count: kernels are chosen in it."""
+        """Seconds per cell and image. The first call is left out, because the GPU selects its kernels then."""
         self.images = len(run.anchor)
         self._run, self._calls_ahead, self._call = run, calls_ahead, -1
         self._before = self._cells = self._evaluated = self._left = 0.0
         self._warm = (0.0, 0.0)
-        # where the webui evaluates conds and unconds one after the other, a call's batches come twice
+        # if the webui evaluates cond and uncond one after the other, each batch of a call runs twice
         self._rounds = 1.0
 
     def before_batch(self, cells: float) -> None:
-        """Takes note of a batch of `cells` cells that is about to be evaluated."""
+        """Records that a batch of `cells` cells is about to run."""
         if self._run.call != self._call:
             self._begin_call()
         self._set(min(self._evaluated / (self._rounds * self._cells), 1.0))
         self._evaluated += cells
 
     def after_call(self) -> None:
-        """Takes note of the end of a call, of which the sampler's callback tells."""
+        """Records the end of a model call, when the sampler runs its callback."""
         self._set(1.0)
 
     def _set(self, share: float) -> None:
@@ -43,7 +43,7 @@ class StageMeter:
         if self._call == 0:
             self._warm = now, self._before
         elif self._call > 0:
-            # from call to call: a card is handed work ahead of time, and only the next call waits for it
+            # measured from call to call: a GPU works asynchronously, and only the next call waits for the result
             self.rate = (now - self._warm[0]) / ((self._before - self._warm[1]) * self.images)
         if self._call >= 0:
             self._rounds = max(self._evaluated / self._cells, 1.0)

@@ -1,1 +1,1 @@
-"""An autoencoder run part by part, with the same result as at once."""
+"""Runs an autoencoder tile by tile, with the same result as in one piece."""

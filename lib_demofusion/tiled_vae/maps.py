@@ -1,4 +1,4 @@
-"""Feature maps that are held whole while they are worked on part by part: in memory or in a file, exact or packed."""
+"""Stores whole feature maps that the autoencoder processes tile by tile: in memory or in a file, exact or packed."""
 
 from __future__ import annotations
 
@@ -18,22 +18,25 @@ from lib_demofusion.tiled_vae.steps import Box, Size, Step
 LEAST, GREATEST = -32768, 32767
 
 MMAP_EXTENDS = sys.platform == "win32"
-"""Whether mapping a file makes it as long as the map. `truncate` would write every byte of it there (_chsize_s), which
-takes minutes for the maps of a large image; elsewhere it writes none."""
+"""Whether mapping a file also extends it to the length of the map.
+
+On Windows, `truncate` writes every byte of the file (_chsize_s), which takes minutes for the maps of a large image. On
+other systems it writes nothing.
+"""
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """Where and how maps are held."""
+    """Where and how feature maps are stored."""
 
     device: torch.device
     packed: bool = False
-    """Holds 32-bit numbers in 16 bits: every channel of every part between its least and its greatest value."""
+    """Whether 32-bit numbers are stored in 16 bits, scaled between the minimum and maximum of each channel and tile."""
     folder: Path | None = None
-    """Holds maps in temporary files in this folder, which the system keeps in memory as far as there is any."""
+    """If set, maps are stored in temporary files in this folder. The system caches them in free memory."""
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Returns a tensor that is not filled in."""
+        """Returns an uninitialised tensor."""
         if self.folder is None:
             return torch.empty(shape, dtype=dtype, device=self.device)
         count = torch.Size(shape).numel()
@@ -45,19 +48,19 @@ class Shelf:
 
 
 class Map:
-    """A map (1, C, H, W) that is written part by part and read in any part."""
+    """A feature map (1, C, H, W) that is written tile by tile; any rectangle of it can be read."""
 
     def __init__(self, shelf: Shelf, channels: int, size: Size, side: int, dtype: torch.dtype):
         self.channels, self.size, self._dtype = channels, size, dtype
         self._rows, self._columns = _edges(size[0], side), _edges(size[1], side)
         packed = shelf.packed and dtype == torch.float32
         self.cells = shelf.empty((1, channels, *size), torch.int16 if packed else dtype)
-        # value of zero and step of every channel in every part
+        # the offset and the step size of every channel in every tile
         self._scales: dict[Box, Tensor] | None = {} if packed else None
 
     @classmethod
     def of(cls, x: Tensor) -> Map:
-        """Returns x as a map, to be read only."""
+        """Wraps x in a read-only map."""
         size = (x.shape[2], x.shape[3])
         found = cls(Shelf(torch.device("meta")), x.shape[1], size, max(size), x.dtype)
         found.cells = x
@@ -65,17 +68,17 @@ class Map:
 
     @property
     def boxes(self) -> list[Box]:
-        """The parts that are written."""
+        """The tiles to write."""
         return _boxes(self._rows, self._columns)
 
     def write(self, box: Box, y: Tensor) -> None:
-        """Writes one of `boxes`, y (1, C, h, w)."""
+        """Writes y (1, C, h, w) to one of `boxes`."""
         if self._scales is not None:
             self._scales[box], y = _pack(y)
         box.cut(self.cells).copy_(y)
 
     def read(self, box: Box, device: torch.device) -> Tensor:
-        """Returns any part, on the device."""
+        """Returns the rectangle `box` on the device."""
         if self._scales is None:
             return box.cut(self.cells).to(device)
         out = torch.empty((1, self.channels, *box.size), dtype=self._dtype, device=device)
@@ -87,25 +90,25 @@ class Map:
 
 
 class Raised:
-    """The map that a step makes of another, never held: every part is computed when it is read."""
+    """The output of a step that is never stored: each rectangle is computed when it is read."""
 
     def __init__(self, source: Map, step: Step):
         self._source, self._step = source, step
         self.channels, self.size = step.outputs, step.size(source.size)
 
     def read(self, box: Box, device: torch.device) -> Tensor:
-        """Returns any part, on the device."""
+        """Returns the rectangle `box` on the device."""
         part = self._step.needs(box, self._source.size)
         return self._step.run(self._source.read(part, device), part, box)
 
 
 def grid(size: Size, side: int) -> list[Box]:
-    """Returns boxes of nearly equal size, at most `side` long, that cover a map of `size` without overlap."""
+    """Splits a map of `size` into boxes of nearly equal size, at most `side` cells wide and high, without overlap."""
     return _boxes(_edges(size[0], side), _edges(size[1], side))
 
 
 def item_bytes(dtype: torch.dtype) -> int:
-    """Returns the size of one number (torch 2.0 has no dtype.itemsize)."""
+    """Returns the bytes of one element (torch 2.0 has no dtype.itemsize)."""
     return torch.empty((), dtype=dtype).element_size()
 
 
@@ -119,12 +122,15 @@ def _boxes(rows: list[int], columns: list[int]) -> list[Box]:
 
 
 def _within(edges: list[int], first: int, last: int) -> list[int]:
-    """Returns the edges of the parts that the cells first..last lie in."""
+    """Returns the edges of the tiles that contain the cells first..last."""
     return edges[bisect_right(edges, first) - 1 : bisect_left(edges, last) + 1]
 
 
 def _pack(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns value of zero and step of every channel (2, 1, C, 1, 1), and y (1, C, h, w) in steps from there."""
+    """Quantises y (1, C, h, w) to 16 bits.
+
+    Returns the offset and the step size of every channel (2, 1, C, 1, 1), and the quantised values.
+    """
     least, greatest = torch.aminmax(y.flatten(2), dim=2)
     step = ((greatest - least) / (GREATEST - LEAST)).clamp_min(1e-30)
     scales = torch.stack([least - LEAST * step, step])[..., None, None]

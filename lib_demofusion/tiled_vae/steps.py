@@ -1,7 +1,7 @@
-"""An AutoencoderKL's decoder or encoder as a flat list of convolutions, and which part of its input each part needs.
+"""Flattens the decoder or encoder of an AutoencoderKL to a list of steps, and computes the input that each tile needs.
 
-The layout (conv_in, mid, up or down, norm_out, conv_out) is that of ldm/modules/diffusionmodules/model.py, which sgm
-shares. Modules are found by these names and called as they are, so that whatever the host does to them still works.
+The layout (conv_in, mid, up or down, norm_out, conv_out) is defined in ldm/modules/diffusionmodules/model.py, and sgm
+uses the same. The code looks modules up by these names and calls them unchanged, so patches of the host still work.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of cells of one feature map: rows top..bottom and columns left..right, ends excluded."""
+    """A rectangle of cells in one feature map: rows top..bottom and columns left..right, ends excluded."""
 
     top: int
     left: int
@@ -33,7 +33,7 @@ class Box:
         return math.prod(self.size)
 
     def cut(self, x: Tensor, at: Box | None = None) -> Tensor:
-        """Returns the view of this box in x (B, C, h, w), which is the part `at` of the map, or all of it."""
+        """Crops this box out of x (B, C, h, w), which covers the box `at` of the map or the whole map. Returns a view."""
         top, left = (at.top, at.left) if at else (0, 0)
         return x[..., self.top - top : self.bottom - top, self.left - left : self.right - left]
 
@@ -43,21 +43,21 @@ class Box:
         return self.bottom - self.top, self.right - self.left
 
     def common(self, other: Box) -> Box:
-        """Returns what lies in both of two boxes that overlap."""
+        """Returns the intersection with another box that overlaps this one."""
         top, left = max(self.top, other.top), max(self.left, other.left)
         return Box(top, left, min(self.bottom, other.bottom), min(self.right, other.right))
 
     def grown(self, by: int, size: Size) -> Box:
-        """Returns the box with `by` more cells at every side that is inside a map of `size`."""
+        """Grows the box by `by` cells on every side, up to the edges of a map of `size`."""
         bottom, right = min(self.bottom + by, size[0]), min(self.right + by, size[1])
         return Box(max(self.top - by, 0), max(self.left - by, 0), bottom, right)
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One convolution with the normalisation before it, or one attention.
+    """One convolution with the group norm before it, or one attention.
 
-    `reads` and `writes` name the map: "x" is the main path, "h" the branch of a residual block.
+    `reads` and `writes` name feature maps: "x" is the main path, and "h" is the branch of a residual block.
     """
 
     kind: str
@@ -69,20 +69,20 @@ class Step:
     reads: str = "x"
     writes: str = "x"
     aside: nn.Module | None = None
-    """The first of a residual block: what makes the main path that the second adds to."""
+    """For the first convolution of a residual block: the shortcut that produces the main path for the second one."""
     adds: bool = False
-    """Whether the output is added to the main path."""
+    """Whether the step adds its output to the main path."""
     lazy: bool = False
-    """Whether the output is not held but computed again when it is read."""
+    """Whether the output is not stored, but recomputed on every read."""
 
     def size(self, size: Size) -> Size:
-        """Returns the size of the output for an input of `size`."""
+        """Returns the output size for an input of `size`."""
         if self.kind == "up":
             return size[0] * 2, size[1] * 2
         return (size[0] // 2, size[1] // 2) if self.kind == "down" else size
 
     def needs(self, box: Box, size: Size) -> Box:
-        """Returns the part of an input of `size` that the part `box` of the output depends on."""
+        """Returns the box of an input of `size` on which the output in `box` depends."""
         if self.kind == "up":
             box = Box((box.top - 1) // 2, (box.left - 1) // 2, box.bottom // 2 + 1, box.right // 2 + 1)
             return box.grown(0, size)
@@ -91,10 +91,10 @@ class Step:
         return box.grown(1, size)
 
     def run(self, x: Tensor, part: Box, box: Box) -> Tensor:
-        """Returns the part `box` of the output from the part `part` of the (normalised) input, which contains `needs`.
+        """Computes the output in `box` from x, which is the box `part` of the normalised input.
 
-        The module pads with zeros at every side: right at the borders of the map, and elsewhere what it makes wrong
-        lies outside of `box`.
+        `part` must contain `needs(box)`. The module pads x with zeros on every side. This is correct at the borders of the map. Everywhere else the
+        padding only affects cells outside of `box`.
         """
         top, left = part.top, part.left
         if self.kind == "up":
@@ -105,38 +105,38 @@ class Step:
         return box.cut(y, Box(top, left, box.bottom, box.right))
 
     def work(self, size: Size) -> float:
-        """Returns about how many multiplications the output for an input of `size` takes."""
+        """Estimates the number of multiplications for an input of `size`."""
         cells = math.prod(self.size(size))
         if self.kind == "attn":
             return cells * (4.0 * self.inputs**2 + 2.0 * self.inputs * cells)
         return cells * 9.0 * self.inputs * self.outputs * (2 if self.lazy else 1)
 
     def elements(self, size: Size) -> int:
-        """Returns the larger of the numbers of elements of input and output for an input of `size`."""
+        """Returns the number of elements of the input or of the output, whichever is larger, for an input of `size`."""
         return max(self.inputs * math.prod(size), self.outputs * math.prod(self.size(size)))
 
 
 def decoder_steps(decoder: Any) -> list[Step]:
-    """Returns the steps of a decoder; ValueError where its layout is another."""
+    """Returns the steps of a decoder. Raises ValueError if its layout is unknown."""
     _require(decoder, ("conv_in", "mid", "up", "norm_out", "conv_out"))
     levels = [(level, "up", getattr(level, "upsample", None)) for level in reversed(decoder.up)]
     steps = _checked([_first(decoder), *_middle(decoder), *_levels(levels), _last(decoder)], decoder)
     last = max((index for index, step in enumerate(steps) if step.kind == "up"), default=None)
     if last is not None and steps[last + 1].aside is not None:
-        # the largest map, with more channels than any other of its size
+        # this is the largest map: it has more channels than any other map of its size
         steps[last] = replace(steps[last], lazy=True)
     return steps
 
 
 def encoder_steps(encoder: Any) -> list[Step]:
-    """Returns the steps of an encoder; ValueError where its layout is another."""
+    """Returns the steps of an encoder. Raises ValueError if its layout is unknown."""
     _require(encoder, ("conv_in", "mid", "down", "norm_out", "conv_out"))
     levels = [(level, "down", getattr(level, "downsample", None)) for level in encoder.down]
     return _checked([_first(encoder), *_levels(levels), *_middle(encoder), _last(encoder)], encoder)
 
 
 def sizes(steps: Sequence[Step], size: Size) -> list[Size]:
-    """Returns the size of every step's input, and of the last one's output, for a first input of `size`."""
+    """Returns the input size of every step, then the output size of the last one, for a first input of `size`."""
     found = [size]
     for step in steps:
         found.append(step.size(found[-1]))
@@ -144,7 +144,10 @@ def sizes(steps: Sequence[Step], size: Size) -> list[Size]:
 
 
 def part_side(steps: Sequence[Step], limits: Sequence[Size], index: int, tile: int) -> int:
-    """Returns the side of parts of step `index`'s output that take the memory of `tile` latent cells of the largest."""
+    """Returns the side of the tiles for the output of step `index`.
+
+    A tile of this side uses as much memory as a tile of `tile` latent cells in the largest feature map.
+    """
     largest = max(step.elements(size) for step, size in zip(steps, limits))
     cells = min(math.prod(size) for size in limits)
     growth = largest / steps[index].elements(limits[index]) * math.prod(limits[index + 1]) / cells
@@ -152,14 +155,14 @@ def part_side(steps: Sequence[Step], limits: Sequence[Size], index: int, tile: i
 
 
 def activate(x: Tensor, scale_shift: Tensor | None) -> Tensor:
-    """Returns silu(x * scale + shift), x (B, C, H, W), scale_shift (2, C) of the norm; x where there is none."""
+    """Computes silu(x * scale + shift) for x (B, C, H, W) and scale_shift (2, C). Returns x if scale_shift is None."""
     if scale_shift is None:
         return x
     return F.silu(normalise(x, scale_shift), inplace=True).to(x.dtype)
 
 
 def normalise(x: Tensor, scale_shift: Tensor | None) -> Tensor:
-    """Returns x * scale + shift in float32; x (B, C, H, W), scale_shift (2, C)."""
+    """Computes x * scale + shift in float32 for x (B, C, H, W) and scale_shift (2, C)."""
     if scale_shift is None:
         return x.float()
     scale, shift = scale_shift.to(x.device)[..., None, None]
@@ -168,10 +171,11 @@ def normalise(x: Tensor, scale_shift: Tensor | None) -> Tensor:
 
 
 def whole_bytes(steps: Sequence[Step], size: Size, itemsize: int) -> int:
-    """Returns about how much memory the network's own forward takes at its peak, beyond the weights, input `size`.
+    """Estimates the peak memory of the network's own forward pass for an input of `size`, in bytes without the weights.
 
-    Before a convolution it holds the main path, the normalised map, its sigmoid and their product; an attention of the
-    webui without a kernel for it holds its matrix and the softmax (sd_hijack_optimizations.py: sdp_attnblock_forward).
+    Before a convolution the network holds the main path, the normalised map, its sigmoid and their product. If the
+    webui's attention has no fused kernel, it holds the attention matrix and its softmax
+    (sd_hijack_optimizations.py: sdp_attnblock_forward).
     """
     peak, main = 0, 0
     for step, before in zip(steps, sizes(steps, size)):
@@ -188,9 +192,10 @@ def whole_bytes(steps: Sequence[Step], size: Size, itemsize: int) -> int:
 
 
 def part_bytes(steps: Sequence[Step], size: Size, itemsize: int, tile: int) -> int:
-    """Returns about how much memory tiled_vae takes beside the weights and the maps it holds, input `size`.
+    """Estimates the memory of tiled_vae for an input of `size` in bytes, without the weights and the stored maps.
 
-    A part, its normalised copy in 32 bits, that in the map's numbers, and what comes out; and all keys and values.
+    It holds one tile, its normalised copy in 32 bits, another copy in the map's type, and the output. An attention
+    also holds all keys and values.
     """
     limits = sizes(steps, size)
     cells = min(math.prod(limit) for limit in limits)
@@ -200,7 +205,7 @@ def part_bytes(steps: Sequence[Step], size: Size, itemsize: int, tile: int) -> i
 
 
 def held_bytes(steps: Sequence[Step], size: Size, itemsize: int) -> int:
-    """Returns what the maps that tiled_vae holds take at their peak, input `size`, numbers of `itemsize`."""
+    """Returns the peak size of the maps that tiled_vae stores, in bytes, for an input of `size`."""
     peak, main, branch = 0, steps[0].inputs * math.prod(size), 0
     for step, before in zip(steps, sizes(steps, size)):
         leaving = step.outputs * math.prod(step.size(before))
@@ -227,7 +232,7 @@ def _middle(network: Any) -> list[Step]:
 
 
 def _levels(levels: Sequence[tuple[Any, str, Any]]) -> list[Step]:
-    """Returns the steps of the levels in the order given, each with the module that changes the size after it."""
+    """Returns the steps of the levels in the given order. The module that resizes the map follows each level."""
     found: list[Step] = []
     for level, kind, resample in levels:
         attentions = list(getattr(level, "attn", ()))
@@ -254,7 +259,7 @@ def _block(block: Any) -> list[Step]:
 
 
 def _attention(modules: Sequence[Any]) -> list[Step]:
-    """Returns the step of an attention; one that does nothing has none."""
+    """Returns the steps of attention modules. An identity module has no step."""
     found = []
     for module in modules:
         if isinstance(module, nn.Identity):
@@ -272,7 +277,7 @@ def _require(module: Any, names: tuple[str, ...]) -> None:
 
 
 def _checked(steps: list[Step], network: Any) -> list[Step]:
-    """Returns the steps where every part of the network is one that they reproduce."""
+    """Returns the steps. Raises ValueError if they do not reproduce every module of the network."""
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     if any(m.padding_mode != "zeros" or max(m.dilation) > 1 or max(m.kernel_size) > 3 for m in convolutions):
         raise ValueError("a convolution that does not pad with zeros, or a large one")
@@ -284,14 +289,14 @@ def _checked(steps: list[Step], network: Any) -> list[Step]:
 
 
 def channel_scale_shift(norm: nn.GroupNorm, mean: Tensor, var: Tensor) -> Tensor:
-    """Returns scale and shift (2, C) of a group norm from the mean and variance (C,) of every channel."""
+    """Computes the scale and shift (2, C) of a group norm from the mean and variance (C,) of every channel."""
     mean, var = mean.reshape(norm.num_groups, -1), var.reshape(norm.num_groups, -1)
     centre = mean.mean(1, keepdim=True)
     spread = (var + (mean - centre) ** 2).mean(1, keepdim=True)
     scale = (spread + norm.eps).rsqrt().expand_as(mean).flatten()
     shift = -centre.expand_as(mean).flatten() * scale
     if norm.weight is not None:
-        # moved first: Apple's GPUs convert what they hand over, and have no double precision
+        # move before converting: Apple's GPUs have no double precision
         weight, bias = (own.detach().to(mean.device).to(mean.dtype) for own in (norm.weight, norm.bias))
         scale, shift = scale * weight, shift * weight + bias
     return torch.stack([scale, shift]).float()

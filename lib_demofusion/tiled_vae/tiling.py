@@ -1,10 +1,10 @@
-"""Decoding and encoding of images of any size in parts, with the same result as at once.
+"""Decodes and encodes images of any size tile by tile, with the same result as in one piece.
 
-What keeps an autoencoder from working in tiles is that its group norms need the mean and variance of a whole map, and
-its attention every cell. So the layers, not the tiles, are the outer loop: each convolution runs over the whole map
-part by part, with one cell around each part, and the statistics that the next norm needs are gathered on the way.
-Hardly anything is computed twice, there is no edge to be seen, and only a few parts have to be where the work is done.
-The maps between are held elsewhere, packed if need be (`maps`).
+Two layers prevent an autoencoder from working on independent tiles: a group norm needs the mean and variance of the
+whole feature map, and the attention needs every cell. Here the layers are the outer loop and the tiles are the inner
+loop. Each convolution runs over the whole map tile by tile, with a margin of one cell, and accumulates the statistics
+for the next norm. Almost nothing is computed twice, there are no seams, and only a few tiles are on the GPU at a time.
+The feature maps between the layers are stored elsewhere, packed if necessary (`maps`).
 """
 
 from __future__ import annotations
@@ -33,63 +33,63 @@ from lib_demofusion.tiled_vae.steps import (
 )
 
 MATRIX_CELLS = 1 << 26
-"""Cells of the attention's matrix at once, where there is no kernel that does without it."""
+"""Maximum number of elements of the attention matrix at a time, for devices without a fused attention kernel."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How an image is taken apart, and who is told."""
+    """Tile size, storage and progress callback of a run."""
 
     tile: int
-    """Side of a tile in latent cells: parts take as much memory as one of the largest map has in such a tile."""
+    """Side of a tile in latent cells. A tile of any map uses as much memory as a tile of this side in the largest map."""
     shelf: Shelf | None = None
-    """Where maps are held; None is the input's device, and exact."""
+    """Where feature maps are stored. None stores them on the input's device, unpacked."""
     report: Callable[[float], None] | None = None
-    """Called with the share done, after every part; what it raises ends the run."""
+    """Called after every tile with the completed share (0 to 1). An exception that it raises ends the run."""
 
 
 def decode_tiled(decoder: Any, z: Tensor, options: Options) -> Tensor:
-    """Returns what decoder(z) returns, (B, C, H, W) -> (B, 3, 8 H, 8 W), on the shelf's device: an image is large, and
-    is wanted in the computer's memory next.
+    """Decodes z like decoder(z), tile by tile, (B, C, H, W) -> (B, 3, 8 H, 8 W).
 
-    z is what the decoder takes, after post_quant_conv. A result that would hold NaN is NaN everywhere.
+    z is the output of post_quant_conv. The result is on the shelf's device, because a large image moves to the
+    computer's memory next. If any value of the result would be NaN, every value is NaN.
     """
     pictures = _each(decoder_steps(decoder), z, options)
     return pictures.tanh_() if getattr(decoder, "tanh_out", False) else pictures
 
 
 def encode_tiled(encoder: Any, x: Tensor, options: Options) -> Tensor:
-    """Returns what encoder(x) returns, the moments before quant_conv, (B, 3, 8 H, 8 W) -> (B, 2 C, H, W).
+    """Encodes x like encoder(x), tile by tile, (B, 3, 8 H, 8 W) -> (B, 2 C, H, W).
 
-    They are small, and lie where x does, whatever the shelf: quant_conv takes them next.
+    The result holds the moments before quant_conv. They are small and stay on the device of x for quant_conv.
     """
     return _each(encoder_steps(encoder), x, options).to(x.device)
 
 
 @torch.no_grad()
 def _each(steps: list[Step], x: Tensor, options: Options) -> Tensor:
-    """Returns the outputs for the images of x, one after the other: each has its own statistics."""
+    """Processes the images of x one by one, because each image has its own statistics."""
     return torch.cat([_Run(steps, x[i : i + 1], options, i / len(x), 1 / len(x)).result() for i in range(len(x))])
 
 
 class _NotFiniteError(Exception):
-    """A map holds NaN or infinity, so that the whole result would be NaN."""
+    """A feature map contains NaN or infinity, so the whole result would be NaN."""
 
 
 class _Moments:
-    """Mean and variance of every channel over the parts of a map."""
+    """Accumulates the mean and variance of every channel over the tiles of a feature map."""
 
     def __init__(self) -> None:
         self._parts: list[Tensor] = []
         self._areas: list[int] = []
 
     def add(self, x: Tensor) -> None:
-        """Adds a part x (1, C, h, w)."""
+        """Adds a tile x (1, C, h, w)."""
         self._parts.append(torch.stack(torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)))
         self._areas.append(x.shape[2] * x.shape[3])
 
     def scale_shift(self, norm: nn.GroupNorm) -> Tensor:
-        """Returns what a group norm over all parts multiplies by and adds, (2, C)."""
+        """Returns the scale and shift (2, C) of a group norm over all tiles."""
         var, mean = torch.stack(self._parts, 2).cpu().double()  # (C, parts) each
         share = torch.tensor(self._areas, dtype=torch.double) / sum(self._areas)
         centre = mean @ share
@@ -100,7 +100,7 @@ class _Moments:
 
 
 class _Run:
-    """One image's way through the network."""
+    """Runs one image through the network."""
 
     def __init__(self, steps: list[Step], x: Tensor, options: Options, done: float, share: float):
         self._steps, self._options = steps, options
@@ -135,16 +135,16 @@ class _Run:
         return found
 
     def _new(self, index: int, channels: int) -> Map:
-        """Returns a map for what step `index` puts out."""
+        """Allocates a map for the output of step `index`."""
         shelf = self._shelf if index < len(self._steps) - 1 else Shelf(self._shelf.device)
         return Map(shelf, channels, self._sizes[index + 1], self._side(index), self._dtype)
 
     def _side(self, index: int) -> int:
-        """Returns the side of parts of a step's output that take as much memory as a tile of the largest map."""
+        """Returns the side of the tiles for the output of step `index`."""
         return part_side(self._steps, self._sizes, index, self._options.tile)
 
     def _paced(self, boxes: list[Box], index: int) -> Iterator[Box]:
-        """Returns the boxes one by one and says after each how much is done."""
+        """Yields the boxes one by one and reports the progress after each."""
         work = self._steps[index].work(self._sizes[index]) * self._share / self._work
         for box in boxes:
             yield box
@@ -155,8 +155,8 @@ class _Run:
     def _convolve(self, index: int, scale_shift: Tensor | None) -> None:
         """Runs a convolution over the whole map.
 
-        The first of a residual block also puts the block's shortcut in the place of the main path, where the second
-        then adds its output.
+        The first convolution of a residual block also replaces the main path with the shortcut of the block. The second
+        convolution then adds its output to it.
         """
         step, x = self._steps[index], self._maps["x"]
         source = self._maps[step.reads]
@@ -180,14 +180,14 @@ class _Run:
         self._maps[step.writes], self._moments[step.writes] = target, moments
 
     def _raise(self, index: int) -> None:
-        """Measures the output of a step that is computed again when it is read, because it would be the largest map."""
+        """Accumulates the statistics of a lazy step. Its output would be the largest map, so it is not stored."""
         raised, moments = Raised(self._held("x"), self._steps[index]), _Moments()
         for box in self._paced(grid(raised.size, self._side(index)), index):
             moments.add(raised.read(box, self._device))
         self._maps["x"], self._moments["x"] = raised, moments
 
     def _attend(self, index: int, scale_shift: Tensor | None) -> None:
-        """Runs an attention: all keys at once, and the queries part by part."""
+        """Runs an attention with all keys at once and the queries tile by tile."""
         x, moments, module = self._held("x"), _Moments(), self._steps[index].module
         shape = (1, 1, math.prod(x.size), x.channels)
         keys, values = (torch.empty(shape, dtype=self._dtype, device=self._device) for _ in range(2))
@@ -212,7 +212,7 @@ def _tokens(y: Tensor) -> Tensor:
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Returns softmax(q k^T / sqrt(C)) v for (1, 1, N, C) and (1, 1, M, C), in as many turns as the memory needs."""
+    """Computes softmax(q k^T / sqrt(C)) v for (1, 1, N, C) and (1, 1, M, C), in smaller chunks if memory is short."""
     rows, most = queries.shape[2], queries.shape[2]
     if queries.device.type != "cuda":
         most = max(MATRIX_CELLS // keys.shape[2], 1)
