@@ -33,7 +33,7 @@ class Box:
         return math.prod(self.size)
 
     def cut(self, x: Tensor, at: Box | None = None) -> Tensor:
-        """Crops this box out of x (B, C, h, w), which covers the box `at` of the map or the whole map. Returns a view."""
+        """Crops this box out of x (B, C, h, w), which covers the box `at` or the whole map. Returns a view."""
         top, left = (at.top, at.left) if at else (0, 0)
         return x[..., self.top - top : self.bottom - top, self.left - left : self.right - left]
 
@@ -93,8 +93,8 @@ class Step:
     def run(self, x: Tensor, part: Box, box: Box) -> Tensor:
         """Computes the output in `box` from x, which is the box `part` of the normalised input.
 
-        `part` must contain `needs(box)`. The module pads x with zeros on every side. This is correct at the borders of the map. Everywhere else the
-        padding only affects cells outside of `box`.
+        `part` must contain `needs(box)`. The module pads x with zeros on every side. This is correct at the borders of
+        the map. Everywhere else the padding only affects cells outside of `box`.
         """
         top, left = part.top, part.left
         if self.kind == "up":

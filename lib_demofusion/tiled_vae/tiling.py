@@ -41,7 +41,7 @@ class Options:
     """Tile size, storage and progress callback of a run."""
 
     tile: int
-    """Side of a tile in latent cells. A tile of any map uses as much memory as a tile of this side in the largest map."""
+    """Side of a tile in latent cells. A tile of any map uses as much memory as one of this side in the largest map."""
     shelf: Shelf | None = None
     """Where feature maps are stored. None stores them on the input's device, unpacked."""
     report: Callable[[float], None] | None = None
