@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import math
+from collections.abc import Callable
 from typing import Any
 
 import k_diffusion_sampling
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib_demofusion.method.stage_steps import TWO_NEEDED, least_steps, long_enough, steps_of_stage
+from lib_demofusion.method.stage_steps import (
+    TWO_NEEDED,
+    StageSteps,
+    least_steps,
+    long_enough,
+    steps_by_level,
+    steps_by_share,
+    steps_of_stage,
+)
+from lib_demofusion.method.timesteps import flow_level
 
 sampling = k_diffusion_sampling.load()
 SIGMAS = sampling.get_sigmas_karras(8, 0.03, 14.6)
@@ -51,8 +62,90 @@ def test_unipc_needs_its_order() -> None:
     assert least_steps("ddim", 6) == 4
 
 
+@settings(deadline=None)
 @given(st.integers(1, 150), st.floats(0.05, 1), st.integers(1, 8))
 def test_the_schedule_is_as_long_as_it_must_be(steps: int, strength: float, least: int) -> None:
     length = long_enough(steps, strength, least)
     assert steps_of_stage(length, strength) >= least
     assert length == steps or steps_of_stage(length - 1, strength) < least
+
+
+def share_levels(steps: int, strength: float, least: int) -> torch.Tensor:
+    """The noise levels of a stage as they were before stages could begin at a level, by the same arithmetic."""
+    schedule = steps
+    while max(1, round(schedule * strength)) < least:
+        schedule += 1
+    run = max(1, round(schedule * strength))
+    return sampling.get_sigmas_karras(schedule, 0.03, 14.6)[schedule - run :]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 150), st.floats(0.05, 1), st.integers(1, 8))
+def test_schedules_of_stable_diffusion_are_the_same_to_the_last_bit(steps: int, strength: float, least: int) -> None:
+    chosen = steps_by_share(steps, strength, least)
+    actual = sampling.get_sigmas_karras(chosen.schedule, 0.03, 14.6)[chosen.schedule - chosen.run :]
+    assert torch.equal(actual, share_levels(steps, strength, least))
+
+
+def flow_schedule(shift: float, power: float = 1.0) -> Callable[[int], torch.Tensor]:
+    """Levels of a model with that shift; `power` bends the schedule as other schedulers do."""
+
+    def levels(steps: int) -> torch.Tensor:
+        u = torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** power
+        return shift * u / (1 + (shift - 1) * u)
+
+    return levels
+
+
+SHIFTS = [1.0, 3.0, math.exp(1.15), 6.0, 9.0, 12.0]
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("strength", [0.25, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("steps", [8, 12, 20, 50])
+def test_a_strength_means_the_same_noise_whatever_the_shift(shift: float, strength: float, steps: int) -> None:
+    """At a uniform schedule in closed form: n steps from level s need n (a - (a - 1) s) / s of them in all."""
+    levels = flow_schedule(shift)
+    chosen = steps_by_level(steps, strength, 1, levels)
+    wanted = flow_level(1000 * strength)
+    assert chosen.run == steps_of_stage(steps, strength)
+    exact = chosen.run * (shift - (shift - 1) * wanted) / wanted
+    assert chosen.schedule in (math.floor(exact), math.ceil(exact))
+    spacing = float(levels(chosen.schedule)[0:].diff().abs().max())
+    assert abs(float(levels(chosen.schedule)[chosen.schedule - chosen.run]) - wanted) < spacing
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("power", [0.75, 1.0, 1.5])
+@pytest.mark.parametrize(("steps", "strength", "least"), [(20, 0.5, 1), (12, 0.25, 1), (7, 0.3, 4), (31, 0.9, 1)])
+def test_no_other_length_begins_nearer(shift: float, power: float, steps: int, strength: float, least: int) -> None:
+    """Under schedulers of other shapes too."""
+    levels, wanted = flow_schedule(shift, power), flow_level(1000 * strength)
+    chosen = steps_by_level(steps, strength, least, levels)
+    assert chosen.run == max(steps_of_stage(steps, strength), least)
+    distance = abs(float(levels(chosen.schedule)[chosen.schedule - chosen.run]) - wanted)
+    for length in range(chosen.run, 2 * chosen.schedule):
+        assert distance <= abs(float(levels(length)[length - chosen.run]) - wanted) + 1e-12
+
+
+def test_the_start_of_the_schedule_is_that_of_full_strength() -> None:
+    assert steps_by_level(20, 1.0, 1, flow_schedule(9.0)) == StageSteps(20, 20)
+    assert steps_by_level(1, 1.0, 2, flow_schedule(9.0)) == StageSteps(2, 2)
+
+
+def test_levels_that_a_scheduler_leaves_out_are_made_up_for() -> None:
+    """Forge's Beta scheduler drops levels that are equal after rounding."""
+
+    def levels(steps: int) -> torch.Tensor:
+        made = flow_schedule(3.0)(steps)
+        return torch.cat([made[:1], made[2:]])
+
+    chosen = steps_by_level(20, 0.5, 1, levels)
+    run = levels(chosen.schedule)[chosen.schedule - chosen.run :]
+    assert len(run) - 1 == 10
+    assert float(run[0]) == pytest.approx(flow_level(500), abs=0.03)
+
+
+def test_a_schedule_that_never_falls_low_enough_is_used_as_it_is() -> None:
+    chosen = steps_by_level(20, 0.3, 1, lambda steps: [1.0] * steps + [0.0])
+    assert chosen == StageSteps(6, 6)

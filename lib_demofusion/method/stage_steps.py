@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lib_demofusion.method.timesteps import STEPS, flow_level
 from lib_demofusion.settings.fields import Settings
 
 TWO_NEEDED = frozenset({"sample_dpmpp_2m_sde", "sample_dpmpp_3m_sde", "sample_dpm_fast", "sample_dpm_adaptive"})
@@ -39,3 +43,57 @@ def long_enough(steps: int, strength: float, least: int) -> int:
     while steps_of_stage(steps, strength) < least:
         steps += 1
     return steps
+
+
+@dataclass(frozen=True)
+class StageSteps:
+    """The schedule that a stage asks its sampler for, and the part of it that it runs."""
+
+    schedule: int
+    """Steps of the whole schedule."""
+    run: int
+    """The stage begins at level `schedule - run` of it."""
+
+
+Levels = Callable[[int], Sequence[float]]
+"""Returns the falling noise levels of a schedule of so many steps, the final zero included."""
+
+LONGEST = 4096
+"""The longest schedule that is tried; with at least one step it reaches any level that a preset begins at."""
+
+
+def steps_by_share(steps: int, strength: float, least: int) -> StageSteps:
+    """Returns the last part `strength` of a schedule of `steps` steps, lengthened until it has `least` of them."""
+    schedule = long_enough(steps, strength, least)
+    return StageSteps(schedule, steps_of_stage(schedule, strength))
+
+
+def steps_by_level(steps: int, strength: float, least: int, levels: Levels) -> StageSteps:
+    """Returns as many steps as `steps_by_share` at first runs, from the noise level that `strength` stands for.
+
+    For flow models: their shift moves most of a schedule to high levels, so that its last half begins at 0.75 with a
+    shift of 3 and at 0.9 with one of 9. The level is that of equal signal-to-noise at Stable Diffusion's timestep
+    1000 strength. The schedule's length is chosen so that the level at which the last steps begin is the nearest to it.
+    A strength of 1 begins at the schedule's own start.
+    """
+    run = max(steps_of_stage(steps, strength), least)
+    if strength >= 1:
+        return StageSteps(run, run)
+    wanted, tried = flow_level(STEPS * strength), {}
+
+    def too_high(length: int) -> bool:
+        """Tries a schedule; longer ones begin their last `run` steps lower."""
+        found = levels(length)
+        # some schedulers leave out levels that are equal after rounding
+        start = max(len(found) - 1 - run, 0)
+        tried[length] = float(found[start]), start
+        return tried[length][0] > wanted
+
+    low, high = run, run
+    while too_high(high) and high < LONGEST:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if too_high(middle) else (low, middle)
+    schedule = min(tried, key=lambda length: abs(tried[length][0] - wanted))
+    return StageSteps(schedule, schedule - tried[schedule][1])
