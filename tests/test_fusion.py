@@ -360,6 +360,16 @@ def test_weights_stay_between_zero_and_one(t: float, scales: tuple[float, float,
     assert 0.01 <= weights.blur <= 1
 
 
+@pytest.mark.parametrize("exponent", range(1, 25))
+def test_a_path_is_left_out_only_where_single_precision_would_round_it_away(exponent: int) -> None:
+    """At cosine scale 1 and no thresholds c2 is the cosine factor, of which this timestep makes 2 to the -exponent."""
+    small = math.acos(1 - 2 * 2.0**-exponent) * 1000 / math.pi
+    settings = Settings(cosine_scale_2=1.0, skip_views="0,0")
+    for t, share in ((small, 2.0**-exponent), (1000 - small, 1 - 2.0**-exponent)):
+        assert weights_at(t, settings).dilated == pytest.approx(share, rel=1e-9)
+        assert 0 < weights_at(t, settings).dilated < 1
+
+
 @pytest.mark.parametrize("factor", [1, 2, 3, 5])
 @pytest.mark.parametrize("std", [0.008, 0.5, 0.8, 3.0])
 @pytest.mark.parametrize("at_once", [1, 8, 3 * 8, 5 * 8, filters.AT_ONCE])

@@ -14,6 +14,8 @@ import torch
 from autoencoders import autoencoder, picture_like
 from torch import Tensor, nn
 
+from lib_demofusion.tiled_vae.steps import decoder_steps
+
 NAME = "lib_demofusion.host.pictures.vae"
 GIB = 1 << 30
 
@@ -94,6 +96,18 @@ def test_what_fits_is_left_to_the_host(vae: Any, model: Any, tried: list[Any]) -
     vae.free.device = 0
     assert torch.equal(decode(vae, model, Z, vae.NEVER)[0], expected)
     assert not tried
+
+
+def test_a_share_of_the_free_memory_is_left_to_others(vae: Any, model: Any, tried: list[Any]) -> None:
+    """The sum is an estimate, and the card's other programs use memory as well."""
+    needed = vae.whole_bytes(decoder_steps(model.first_stage_model.decoder), (Z.shape[2], Z.shape[3]), 4)
+    vae.free.device = int(needed * 1.25)
+    decode(vae, model, Z[:1])
+    assert not tried
+    for factor in (0.95, 1.0, 1.1):
+        vae.free.device = int(needed * factor)
+        decode(vae, model, Z[:1])
+    assert len(tried) == 3
 
 
 @pytest.mark.parametrize("mode", ["automatic", "always"])

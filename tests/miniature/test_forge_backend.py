@@ -105,6 +105,24 @@ def test_a_stage_has_a_unet_of_its_own_that_extensions_have_patched(cleaned: lis
     assert cleaned == [unet]
 
 
+def test_what_extensions_draw_belongs_to_the_seed_and_to_the_stage(cleaned: list[Any]) -> None:
+    """Patches that draw from torch's own generator get the same numbers again, and others in another stage."""
+    plan = make_plan(Settings(enabled=True, scale=3), (16, 16))
+
+    def drawn(stage: Any, seed: int) -> float:
+        p = request(Scripts())
+        p.seeds = [seed]
+        anchor = torch.zeros(1, 4, *stage.size)
+        torch.rand(3)
+        with Forge().sampling(p, stage, 1, anchor, anchor):
+            return float(torch.rand(()))
+
+    numbers = [drawn(stage, seed) for stage in plan.stages for seed in (7, 70)]
+    assert numbers == [drawn(stage, seed) for stage in plan.stages for seed in (7, 70)]
+    assert len(plan.stages) == 2
+    assert len(set(numbers)) == 4
+
+
 def test_all_is_put_back_and_tidied_where_a_stage_fails_or_is_stopped(cleaned: list[Any]) -> None:
     p = request(Scripts())
     before = p.sd_model.forge_objects
