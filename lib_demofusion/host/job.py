@@ -13,11 +13,11 @@ from torch import Tensor
 from lib_demofusion import __version__
 from lib_demofusion.host import options
 from lib_demofusion.host.backends import host
-from lib_demofusion.host.messages import KEY_STOPPED, clear, report_failure, report_note, report_problem
+from lib_demofusion.host.messages import KEY_STOPPED, report_failure, report_note, report_problem, reported, reset
 from lib_demofusion.host.neighbours import refusals
 from lib_demofusion.host.pictures import formats, inpainting
 from lib_demofusion.host.pictures.base_picture import base_latent, own_generators
-from lib_demofusion.host.pictures.stage_pictures import StagePicture
+from lib_demofusion.host.pictures.stage_pictures import StagePicture, with_later_reports
 from lib_demofusion.host.progress.bar import Progress, make_progress
 from lib_demofusion.host.sampling.stage_sampler import stop_requested
 from lib_demofusion.host.sampling.webui_steps import img2img_steps
@@ -47,6 +47,7 @@ class Job:
         self.problem = refusals.refusal(p) or self._plan_problem(p)
         if self.problem:
             report_problem(p, self.problem)
+        self._reported = reported(p)
 
     @property
     def active(self) -> bool:
@@ -86,6 +87,7 @@ class Job:
 
         p.sampler belongs to this job and is made anew for the next.
         """
+        reset(p, self._reported)
         if self.active and self._progress is None:
             # by now the host has counted its own jobs; where there is no plan, that is said after the base image
             with suppress(SettingsError):
@@ -103,7 +105,6 @@ class Job:
             self._passthrough = None
         if not self.active:
             return samples
-        clear(p)
         if self._progress is not None:
             self._progress.base_done()
         try:
@@ -145,7 +146,7 @@ class Job:
         try:
             return loop.run(base)
         finally:
-            self.pictures.extend(loop.pictures)
+            self.pictures.extend(with_later_reports(p, picture) for picture in loop.pictures)
 
     def end(self, p: Any) -> None:
         """Leaves the request as it came."""

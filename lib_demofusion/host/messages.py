@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 PREFIX = "DemoFusion"
@@ -11,24 +12,43 @@ KEY_SIZE = "DemoFusion size"
 KEY_NOTE = "DemoFusion note"
 
 
-def clear(p: Any) -> None:
-    """Removes what was told of the iteration before."""
-    for key in (KEY_ERROR, KEY_STOPPED, KEY_SIZE, KEY_NOTE):
+KEYS = (KEY_ERROR, KEY_STOPPED, KEY_SIZE, KEY_NOTE)
+
+
+def reported(p: Any) -> dict[str, str]:
+    """Returns the infotext entries of what was reported so far."""
+    return {key: p.extra_generation_params[key] for key in KEYS if key in p.extra_generation_params}
+
+
+def reset(p: Any, entries: Mapping[str, str]) -> None:
+    """Replaces what was reported by the infotext entries of an earlier moment.
+
+    An iteration begins with this: what was reported for the whole job stays, what belongs to the images of the
+    iteration before goes.
+    """
+    for key in KEYS:
         p.extra_generation_params.pop(key, None)
+    p.extra_generation_params.update(entries)
 
 
 def report_note(p: Any, note: str) -> None:
-    """Says what is otherwise than was asked for, though nothing went wrong."""
-    p.comment(_said(note))
-    before = p.extra_generation_params.get(KEY_NOTE)
-    if note not in (before or "").split("; "):
-        p.extra_generation_params[KEY_NOTE] = f"{before}; {note}" if before else note
+    """Reports a difference from the request that is no fault."""
+    _report(p, KEY_NOTE, note)
 
 
 def report_problem(p: Any, problem: str) -> None:
-    """Says what went wrong: the host shows no error of a script's hook."""
-    p.comment(_said(problem))
-    p.extra_generation_params[KEY_ERROR] = problem
+    """Reports a fault: the host shows no error of a script's hook."""
+    _report(p, KEY_ERROR, problem)
+
+
+def _report(p: Any, key: str, text: str) -> None:
+    """Adds a text to those of its kind, unless it is among them."""
+    p.comment(_said(text))
+    before = p.extra_generation_params.get(key)
+    if before is None:
+        p.extra_generation_params[key] = text
+    elif f"; {text}; " not in f"; {before}; ":
+        p.extra_generation_params[key] = f"{before}; {text}"
 
 
 def report_failure(p: Any, problem: str, error: Exception) -> None:

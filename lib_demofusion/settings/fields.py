@@ -72,7 +72,9 @@ class Settings:
     scale: float = _number(2.0, "Upscale by", "scale", "1 to 8", (1, 8, 0.05))
     width: int = _number(0, "Resize width to", "width", AS_SCALE, SIDE)
     height: int = _number(0, "Resize height to", "height", AS_SCALE, SIDE)
-    img2img_first: bool = _spec(False, bool, "Base image", "img2img first")
+    img2img_first: bool = _spec(
+        False, bool, "Base image", "img2img first", words=("Upscale the image as it is", "Run img2img first")
+    )
     stages: str = _spec(
         EVERY,
         str,

@@ -54,7 +54,8 @@ class Spec:
     unlisted: Callable[[Offers], tuple[str, ...]] = _no_choices
     """Returns more texts that are possible, but shown to nobody."""
     words: tuple[str, ...] = ()
-    """Texts that are proposed where others are possible too."""
+    """Texts that are proposed where others are possible too. Of a bool: the texts that the panel shows for False and
+    True; they are read as these values."""
     read: Callable[[str], object] | None = None
     """Raises SettingsError at a text that is not possible."""
     texts: str = ""
@@ -71,17 +72,22 @@ class Spec:
         noun = "a whole number" if self.kind is int else "a number"
         return f"{noun} from {self.minimum:g} to {self.maximum:g}"
 
+    def choice(self, value: Any) -> Any:
+        """Returns `value` as the panel's control holds it: one of `words` for a bool that has words, else unchanged."""
+        return self.words[bool(value)] if self.kind is bool and self.words else value
+
     def parse(self, name: str, value: object, offers: Offers) -> Any:
         """Returns `value` as this field's type; raises SettingsError where it is of another type or out of range."""
         if self.kind is bool:
-            return _parse_bool(name, value, self.allowed(offers))
+            return _parse_bool(name, value, self.allowed(offers), self.words)
         if self.kind is str:
             return _parse_text(self, name, value, offers)
         return _parse_number(self, name, value, self.allowed(offers))
 
 
-def _parse_bool(name: str, value: object, allowed: str) -> bool:
+def _parse_bool(name: str, value: object, allowed: str, own: Sequence[str] = ()) -> bool:
     words = {"true": True, "false": False, "1": True, "0": False}
+    words.update({word.lower(): bool(place) for place, word in enumerate(own)})
     parsed = words.get(_written(value).strip().lower())
     if parsed is None:
         raise SettingsError(name, value, allowed)

@@ -16,13 +16,14 @@ from modules import shared
 from lib_demofusion.host import options
 from lib_demofusion.host import preset_file as presets
 from lib_demofusion.host.neighbours import refusals as neighbours
-from lib_demofusion.host.panel import build, line, preset_row, warnings
+from lib_demofusion.host.panel import line, preset_row, warnings
 from lib_demofusion.host.panel.tab import TabValues
+from lib_demofusion.settings.fields import SPECS
 
 FOLDER = Path(__file__).resolve().parents[2] / "localizations"
 LANGUAGES = sorted(path.stem for path in FOLDER.glob("*.json"))
 IN_SENTENCES = (
-    tuple(text for text, _ in build.IMG2IMG_FIRST),
+    SPECS["img2img_first"].words,
     line.WORDS,
     warnings.WARNINGS,
     preset_row.WORDS,

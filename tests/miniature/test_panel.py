@@ -27,6 +27,21 @@ def test_the_lines_of_both_tabs_follow_the_settings(webui: Webui, monkeypatch: p
         assert "Tiling" in function(*values)[0]["value"]
 
 
+def test_the_line_is_made_again_when_the_page_is_loaded(webui: Webui) -> None:
+    """By then the webui has put the user's own defaults into the components."""
+    blocks = webui.page.blocks
+    own = {"width": 128, "height": 128, "script_txt2img_demofusion_hires_scale": 1.5}
+    line = by_id(webui, "script_txt2img_demofusion_hires_line")._id
+    (load,) = (d for d in webui.page.dependencies if d["trigger"] == "load" and line in d["outputs"])
+    values = []
+    for block in (blocks[i] for i in load["inputs"]):
+        name = (block.elem_id or "").removeprefix("txt2img_")
+        values.append(own.get(name, getattr(block, "value", None)))
+    function = webui.page.fns[webui.page.dependencies.index(load)].fn
+    shown = dict(zip(load["outputs"], function(*values)))
+    assert "128x128 → 192x192" in shown[line]["value"]
+
+
 def test_send_to_img2img_knows_which_control_is_which() -> None:
     """The webui copies what stands in one tab's fields to those of the other whose names are among these."""
     ours = [

@@ -216,7 +216,9 @@ def test_a_default_preset_that_is_gone_is_said(
     said = f"{options.DEFAULT_GONE} {default_preset}"
     assert said in caplog.messages
     caplog.clear()
-    assert said in webui.job({"enabled": True}).comments
+    result = webui.job({"enabled": True}, n_iter=2)
+    assert said in result.comments
+    assert all(said in text for text in result.infotexts)
     assert said in caplog.messages
     assert said not in webui.job({"enabled": True, "preset": "Fast"}).comments
 

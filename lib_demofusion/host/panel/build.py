@@ -44,9 +44,6 @@ UNSEEN = ("tile_size", "tile_stride", "jitter", "sigma", "cosine_scale_3", "skip
 CONTROLS = ("enabled", "preset", *(name for row in (*ROWS, *ADVANCED_ROWS) for name in row), *UNSEEN)
 """All of these, in the order of the fields of Settings; `view_batch`, the last of those, is on the settings page."""
 
-IMG2IMG_FIRST = (("Upscale the image as it is", False), ("Run img2img first", True))
-"""What img2img may begin with."""
-
 
 @dataclass(frozen=True)
 class Panel:
@@ -122,7 +119,7 @@ class Reader:
     def __call__(self, params: dict[str, Any]) -> Any:
         # the file of presets is read for the one field that names one
         known = offers.known() if self.name == "preset" else offers.of_the_webui()
-        return from_infotext(self.name, params, known)
+        return SPECS[self.name].choice(from_infotext(self.name, params, known))
 
 
 @dataclass(frozen=True)
@@ -145,14 +142,16 @@ class Maker:
     def component(self, name: str) -> Any:
         """Makes the control of a field."""
         spec = SPECS[name]
-        common = {"label": spec.label, "value": self.opening[name], "elem_id": self.script.elem_id(name)}
+        value = spec.choice(self.opening[name])
+        common = {"label": spec.label, "value": value, "elem_id": self.script.elem_id(name)}
         common["visible"] = name not in UNSEEN
         if spec.info:
             common["info"] = spec.info
         if name == "preset":
             return gr.Radio(**common, choices=list(spec.choices(self.known)))
         if name == "img2img_first":
-            return gr.Radio(**{**common, "visible": self.script.is_img2img}, choices=list(IMG2IMG_FIRST))
+            # the webui saves the default of a radio as a text, and takes a bool for the place of a text
+            return gr.Radio(**{**common, "visible": self.script.is_img2img}, choices=list(spec.words))
         if spec.kind is bool:
             return gr.Checkbox(**common)
         if spec.kind is str:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import gradio as gr
+from gradio.context import Context
 from modules import scripts
 
 from lib_demofusion.host import offers
@@ -88,6 +89,8 @@ def _follow_tab(script: Any) -> None:
     # gradio 3 drops an event while the answer to one before is awaited: a new line asks whether it is still true
     for component in (*panel.controls, *tab.fields.values(), panel.line):
         _follow(script, _text_of(component) if isinstance(component, gr.HTML) else component)
+    # the webui puts the user's own defaults into the components after the line was made
+    Context.root_block.load(_updater(script), _inputs(script), _shown(panel), show_progress=False, queue=False)
     # of the chosen tab of img2img's size nothing tells but the tabs
     for name, size_tab in tab.size_tabs.items():
         chosen = partial(_on_size_tab, _updater(script), name == "tab_resize_by")

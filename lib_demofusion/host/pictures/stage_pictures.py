@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from modules import images, processing, shared
 from PIL import Image
 from torch import Tensor
+
+from lib_demofusion.host.messages import KEY_STOPPED
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,10 @@ class StagePicture:
 
     image: Image.Image
     infotext: str
+    index: int
+    """Its place in the batch."""
+    own: Mapping[str, str]
+    """Infotext entries of this stage alone."""
 
 
 def stage_pictures(p: Any, samples: Any, number: int, total: int, save: bool) -> list[StagePicture]:
@@ -32,15 +38,32 @@ def stage_pictures(p: Any, samples: Any, number: int, total: int, save: bool) ->
     for index, sample in enumerate(samples):
         image = to_image(sample)
         with _extra_params(p, own):
-            text = processing.create_infotext(
-                p, p.prompts, p.seeds, p.subseeds, index=index, all_negative_prompts=p.negative_prompts
-            )
-            if shared.opts.enable_pnginfo:
-                image.info["parameters"] = text
+            text = _infotext(p, image, index)
             if save and p.save_samples():
                 _save(p, image, index, text, f"-demofusion-{width}x{height}")
-        pictures.append(StagePicture(image, text))
+        pictures.append(StagePicture(image, text, index, own))
     return pictures
+
+
+def with_later_reports(p: Any, picture: StagePicture) -> StagePicture:
+    """Writes the image's text anew, with the notes and errors that the iteration reported after the image was made.
+
+    A file that is saved already keeps its text.
+    """
+    with _extra_params(p, picture.own):
+        # an interruption concerns the final image alone
+        p.extra_generation_params.pop(KEY_STOPPED, None)
+        return replace(picture, infotext=_infotext(p, picture.image, picture.index))
+
+
+def _infotext(p: Any, image: Image.Image, index: int) -> str:
+    """Returns the infotext of the image at a place in the batch, and attaches it to the image."""
+    text = processing.create_infotext(
+        p, p.prompts, p.seeds, p.subseeds, index=index, all_negative_prompts=p.negative_prompts
+    )
+    if shared.opts.enable_pnginfo:
+        image.info["parameters"] = text
+    return text
 
 
 def to_image(sample: Tensor) -> Image.Image:
@@ -64,7 +87,7 @@ def _save(p: Any, image: Image.Image, index: int, text: str, suffix: str) -> Non
 
 
 @contextmanager
-def _extra_params(p: Any, own: dict[str, str]) -> Iterator[None]:
+def _extra_params(p: Any, own: Mapping[str, str]) -> Iterator[None]:
     before = p.extra_generation_params
     p.extra_generation_params = {**before, **own}
     try:

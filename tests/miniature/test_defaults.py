@@ -1,0 +1,73 @@
+"""The webui's page of defaults: what it saves of the panel into ui-config.json can be read back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from in_process import BASE, Webui
+from modules import scripts
+
+from lib_demofusion.host import offers
+from lib_demofusion.host.panel.build import CONTROLS
+from lib_demofusion.settings.fields import OF_THE_REQUEST, SPECS
+
+TABS = ("txt2img", "img2img")
+
+
+def controls(tab: str) -> dict[str, Any]:
+    """Returns the panel's controls by field."""
+    runner = getattr(scripts, f"scripts_{tab}")
+    script = next(script for script in runner.alwayson_scripts if script.title() == "DemoFusion Hires")
+    return dict(zip(CONTROLS, script.panel.controls))
+
+
+def labels(component: Any) -> list[str]:
+    """Returns the texts of a radio or dropdown (modules/ui_loadsave.py, radio_choices)."""
+    return [entry[0] if isinstance(entry, tuple) else entry for entry in getattr(component, "choices", [])]
+
+
+def after_apply(component: Any, value: Any) -> Any:
+    """Returns what a control holds when its value was saved by Apply and the page was built again.
+
+    Apply takes a whole number, and so True and False, for a place among the choices (iter_changes). What is no choice
+    is not restored, and a number becomes a float (add_component).
+    """
+    texts = labels(component)
+    saved = texts[value] if isinstance(value, int) and texts else value
+    if texts:
+        return saved if saved in texts else component.value
+    return float(saved) if component.get_block_name() == "number" else saved
+
+
+def possible(name: str, component: Any) -> list[Any]:
+    """Returns what a person can set a control to, as the page sends it."""
+    spec = SPECS[name]
+    if labels(component):
+        return [entry[1] if isinstance(entry, tuple) else entry for entry in component.choices]
+    return [False, True] if spec.kind is bool else [spec.minimum, spec.maximum]
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_what_is_saved_as_a_default_is_read_back(webui: Webui, tab: str) -> None:
+    known, kept = offers.known(), []
+    for name, component in controls(tab).items():
+        if getattr(component, "do_not_save_to_config", False):
+            continue
+        kept.append(name)
+        for value in possible(name, component):
+            sent = component.preprocess(value)
+            saved = after_apply(component, sent)
+            assert SPECS[name].parse(name, saved, known) == SPECS[name].parse(name, sent, known), (name, value)
+    assert set(kept) == OF_THE_REQUEST - {"preset", "view_batch"}
+
+
+@pytest.mark.parametrize("tab", TABS)
+def test_a_file_of_defaults_that_an_older_version_spoilt_does_no_harm(webui: Webui, tab: str) -> None:
+    """It holds the text of what img2img begins with, where the value was false."""
+    component = controls(tab)["img2img_first"]
+    spoilt = after_apply(component, "Upscale the image as it is")
+    picture = webui.job().images[0] if tab == "img2img" else None
+    result = webui.job({"enabled": True, "scale": 2, "img2img_first": spoilt}, init_image=picture)
+    assert "DemoFusion error" not in result.infotexts[0]
+    assert result.images[0].width == 2 * BASE

@@ -1,0 +1,111 @@
+"""Notes and errors reach the texts of the images that they concern, whenever they were reported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from in_process import BASE, Webui, sizes
+from modules import infotext_utils, processing, shared
+
+from lib_demofusion.host import hooks, stage_loop
+from lib_demofusion.host.job import Job
+from lib_demofusion.host.messages import report_note, report_problem
+
+TWO_STAGES = {"enabled": True, "preset": "Paper", "scale": 3, "return_stages": True}
+"""The final image first, then those of the base and of the stage between."""
+
+
+def entries(result: processing.Processed, key: str) -> list[str | None]:
+    """Returns an entry of every image's text."""
+    texts = [infotext_utils.parse_generation_parameters(text) for text in result.infotexts]
+    return [text.get(f"DemoFusion {key}") for text in texts]
+
+
+def test_a_note_of_the_request_is_in_the_text_of_every_image(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    def default_preset(p: Any, *args: Any) -> str:
+        report_note(p, "of the request")
+        return "Paper"
+
+    monkeypatch.setattr(hooks, "_default_preset", default_preset)
+    result = webui.job(TWO_STAGES, batch_size=2, n_iter=2)
+    assert sizes(result) == [3 * BASE] * 4 + [BASE, BASE, 2 * BASE, 2 * BASE] * 2
+    assert entries(result, "note") == ["of the request"] * 12
+
+
+@pytest.mark.parametrize("hook", ["before_base", "after_base"])
+def test_what_an_iteration_reports_is_in_the_texts_of_its_images(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, hook: str
+) -> None:
+    def report(p: Any) -> None:
+        report_note(p, f"note {p.iteration}")
+        report_problem(p, f"error {p.iteration}")
+
+    original = getattr(Job, hook)
+
+    def reporting(self: Job, p: Any, *args: Any) -> Any:
+        # where the hook begins an iteration, behind its beginning
+        if hook == "before_base":
+            original(self, p)
+            report(p)
+            return None
+        report(p)
+        return original(self, p, *args)
+
+    monkeypatch.setattr(Job, hook, reporting)
+    result = webui.job(TWO_STAGES, n_iter=2)
+    for key in ("note", "error"):
+        first, second = f"{key} 0", f"{key} 1"
+        assert entries(result, key) == [first, second, first, first, second, second]
+
+
+def test_what_is_reported_after_a_stage_is_in_the_text_of_its_image_too(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(stage_loop, "finish_stage", fail)
+    result = webui.job(TWO_STAGES)
+    assert sizes(result) == [BASE, BASE]
+    (error, same) = entries(result, "error")
+    assert error is not None
+    assert error == same
+    assert error.startswith("stage 2 of 3")
+    assert all(text == image.info["parameters"] for image, text in zip(result.images[1:], result.infotexts[1:]))
+
+
+def test_an_interruption_is_in_the_text_of_the_final_image_alone(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = stage_loop.finish_stage
+
+    def interrupting(*args: Any) -> Any:
+        shared.state.interrupt()
+        return real(*args)
+
+    monkeypatch.setattr(stage_loop, "finish_stage", interrupting)
+    result = webui.job(TWO_STAGES)
+    assert sizes(result) == [2 * BASE, BASE, 2 * BASE]
+    final, *stages = entries(result, "stopped")
+    assert final is not None
+    assert stages == [None, None]
+
+
+def test_a_second_error_does_not_replace_the_first(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(stage_loop, "stage_pictures", fail)
+    monkeypatch.setattr(stage_loop, "finish_stage", fail)
+    (error,) = entries(webui.job(TWO_STAGES), "error")
+    assert error is not None
+    assert [part.partition(" failed")[0] for part in error.split("; ")] == [
+        "showing stage 1 of 3 (64x64)",
+        "stage 2 of 3 (128x128)",
+    ]
+
+
+def test_a_text_is_reported_once(webui: Webui) -> None:
+    p = processing.StableDiffusionProcessingTxt2Img(outpath_samples=webui.folder)
+    for note in ("one; two", "two", "one; two", "three", "three"):
+        report_note(p, note)
+    assert p.extra_generation_params == {"DemoFusion note": "one; two; three"}
