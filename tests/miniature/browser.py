@@ -47,6 +47,9 @@ STOP = """panel => {
 """What has the focus, if it is in the panel, and its mark on the ground around it."""
 
 
+LAYOUT = Path(__file__).with_name("layout.js").read_text(encoding="utf-8")
+
+
 @contextmanager
 def launched(program: str) -> Iterator[Any]:
     """A running browser."""
@@ -114,6 +117,13 @@ class Tab:
             if stop is None:
                 return found
             found.append(stop)
+
+    def layout_problems(self, width: int, height: int = 1000) -> list[str]:
+        """Lists the panel's controls that are cut off or covered in a window of this size."""
+        self.page.set_viewport_size({"width": width, "height": height})
+        # until the page has laid itself out anew
+        self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        return [f"{width}: {problem}" for problem in self.page.evaluate(LAYOUT, self.panel)]
 
     def text(self, name: str, text: str) -> str:
         """Types into a control of the panel, key by key as a person does; returns its selector."""
@@ -208,11 +218,11 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def open_panel(chromium: Any, url: str, size: tuple[int, int]) -> Tab:
-    """The tab txt2img with its panel open, on a new page of a size (width, height)."""
+def open_panel(chromium: Any, url: str, size: tuple[int, int], name: str = "txt2img") -> Tab:
+    """A tab with its panel open, on a new page of a size (width, height)."""
     page = chromium.new_page(viewport={"width": size[0], "height": size[1]})
     page.goto(url, wait_until="domcontentloaded")
     page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
-    tab = Tab(page, "txt2img")
+    tab = Tab(page, name)
     tab.open_panel()
     return tab

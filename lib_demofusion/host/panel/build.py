@@ -135,7 +135,7 @@ class Maker:
         """Makes rows of controls; returns these by their fields' names."""
         components = {}
         for row in rows:
-            with FormRow():
+            with FormRow(elem_classes="demofusion-row"):
                 components.update({name: self.component(name) for name in row})
         return components
 

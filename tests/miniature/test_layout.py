@@ -1,0 +1,64 @@
+"""The panel in windows of every width: no control is cut off or covered, and every name is on one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import Tab, open_panel, screenshot
+from test_browser import SCREENSHOTS
+
+pytestmark = pytest.mark.browser
+
+LOCALIZATIONS = Path(__file__).resolve().parents[2] / "localizations"
+WIDTHS = range(360, 1601, 20)
+LOOKED_AT = (360, 500, 700, 960, 1024, 1280, 1600)
+"""The widths of which a screenshot is kept."""
+
+TRANSLATE = """words => {
+    const nodes = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (nodes.nextNode()) {
+        const translated = words[nodes.currentNode.textContent.trim()];
+        if (translated) nodes.currentNode.textContent = translated;
+    }
+}"""
+"""Replaces whole text nodes, as the webui's localization.js does."""
+
+
+@pytest.mark.parametrize("name", ["txt2img", "img2img"])
+def test_no_control_is_cut_off_or_covered(chromium: Any, address: str, name: str) -> None:
+    tab = open_panel(chromium, address, (1280, 1000), name)
+    problems = [problem for width in WIDTHS for problem in tab.layout_problems(width)]
+    tab.page.close()
+    assert problems == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_screenshots_of_the_panel(chromium: Any, address: str, scheme: str) -> None:
+    tab = open_panel(chromium, f"{address}?__theme={scheme}", (1280, 1000))
+    for width in LOOKED_AT:
+        assert tab.layout_problems(width) == []
+        screenshot(tab.page, SCREENSHOTS, f"{scheme}-{width}")
+    tab.page.close()
+
+
+@pytest.mark.parametrize("language", ["de_DE", "zh_CN"])
+def test_other_languages_fit_too(chromium: Any, address: str, language: str) -> None:
+    """Their longest names are longer than the English ones."""
+    tab = open_panel(chromium, address, (1280, 1000), "img2img")
+    tab.page.evaluate(TRANSLATE, json.loads((LOCALIZATIONS / f"{language}.json").read_text(encoding="utf-8")))
+    problems = [problem for width in WIDTHS for problem in tab.layout_problems(width)]
+    tab.page.close()
+    # a name of two words may have two lines
+    assert [problem for problem in problems if "lines" not in problem] == []
+
+
+def test_a_control_that_is_cut_off_or_covered_is_found(page: Any) -> None:
+    tab = Tab(page, "txt2img")
+    tab.open_panel()
+    page.add_style_tag(content=f"{tab.panel}_scale {{ height: 30px; }} {tab.panel}_width {{ margin-left: -40px; }}")
+    problems = "\n".join(tab.layout_problems(1280))
+    assert "scale INPUT number is outside" in problems
+    assert "scale INPUT number overlaps width INPUT number" in problems
