@@ -47,6 +47,21 @@ def test_what_has_no_place_is_repeated_for_each_view(views: list[View], value: T
     same(made["list"][0], made["key"])
 
 
+@pytest.mark.parametrize("views", [LOCAL, DILATED])
+@pytest.mark.parametrize("shape", [(2, 1, 7, 30), (2, 5, *SIZE), (2, 5, *CROP), (2,)])
+@pytest.mark.parametrize("key", ["c_crossattn", "y", "guidance"])
+def test_only_c_concat_is_an_image(key: str, shape: tuple[int, ...], views: list[View]) -> None:
+    """The text of Krea 2 in Forge Neo has four axes; it was interpolated to the size of a view."""
+    value = randn(*shape)
+    made = cond_for_views({key: value}, views, ALL, SIZE, CROP)
+    same(made[key], torch.cat([value] * len(views)))
+
+
+def test_a_condition_without_rows_is_handed_on() -> None:
+    value = torch.tensor(3.0)
+    assert cond_for_views({"strength": value}, LOCAL, ALL, SIZE, CROP)["strength"] is value
+
+
 def test_some_rows_alone() -> None:
     cond = {"c_crossattn": [randn(4, 7, 8)], "c_concat": [randn(4, 5, *SIZE)], "c_adm": randn(4, 9), "other": "kept"}
     made = cond_for_views(cond, LOCAL, slice(1, 3), SIZE, CROP)
@@ -144,6 +159,11 @@ def test_a_prompt_switches_in_a_stage_at_the_noise_it_switched_at_in_the_base(
 def test_a_stage_of_the_whole_schedule_has_the_conds_of_the_base() -> None:
     of_base = [Scheduled(9, "a"), Scheduled(20, "b")]
     assert conds_of_stage([of_base], 20, 20) == [of_base]
+
+
+def test_a_missing_uncond_stays_missing() -> None:
+    """Forge and Forge Neo make none at a CFG scale of 1."""
+    assert conds_of_stage(None, 20, 14) is None
 
 
 def test_prompts_joined_by_and_keep_their_weights() -> None:

@@ -26,6 +26,7 @@ from hypothesis import example, given, settings
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
+from lib_demofusion.method.call_guard import guard_for
 from lib_demofusion.method.plan import StagePlan
 from lib_demofusion.method.residual import VarianceExploding, VariancePreserving
 from lib_demofusion.method.stage import SamplerTraits, StageRun
@@ -150,14 +151,20 @@ class Explicit:
 
 
 def drive(
-    function: Callable[..., Tensor], gate: StepGate, stochastic: bool, exponent: float = EXPONENT, **arguments: Any
+    function: Callable[..., Tensor],
+    gate: StepGate,
+    stochastic: bool,
+    exponent: float = EXPONENT,
+    guarded: bool = False,
+    **arguments: Any,
 ) -> list[Tensor]:
     """Runs a sampler function under a StageRun; returns every x that its model evaluated and, last, the result.
 
     The run starts from an x of NaN: the first blend must replace it.
     """
-    space = VarianceExploding(sigma_to_t)
-    run = StageRun(STAGE, Settings(cosine_scale_1=exponent), ANCHOR, NOISE, SamplerTraits(space, gate, stochastic))
+    start = torch.full_like(ANCHOR, torch.nan)
+    traits = SamplerTraits(VarianceExploding(sigma_to_t), gate, stochastic, guard_for(gate, start) if guarded else None)
+    run = StageRun(STAGE, Settings(cosine_scale_1=exponent), ANCHOR, NOISE, traits)
     seen = []
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
@@ -172,7 +179,8 @@ def drive(
     if "noise_sampler" in inspect.signature(function).parameters:
         arguments["noise_sampler"] = draw
     with mock.patch.object(sampling, "torch", DrawingTorch(draw)), double_precision():
-        x = function(model, torch.full_like(ANCHOR, torch.nan), callback=callback, disable=True, **arguments)
+        x = function(model, start, callback=callback, disable=True, **arguments)
+    run.end()
     return [*seen, x]
 
 
@@ -511,8 +519,8 @@ class Case:
         x = self.explicit(run, **self.inputs)
         return [*run.seen, x]
 
-    def drive(self, gate: StepGate | None = None) -> list[Tensor]:
-        return drive(self.function, gate or self.gate(), self.stochastic, **self.inputs)
+    def drive(self, gate: StepGate | None = None, guarded: bool = False) -> list[Tensor]:
+        return drive(self.function, gate or self.gate(), self.stochastic, guarded=guarded, **self.inputs)
 
 
 CASES = [
@@ -865,12 +873,18 @@ TIMESTEP_CASES = [
 
 
 def drive_timesteps(
-    function: Callable[..., Tensor], timesteps: tuple[float, ...], gate: StepGate, eta: float | None, name: str
+    function: Callable[..., Tensor],
+    timesteps: tuple[float, ...],
+    gate: StepGate,
+    eta: float | None,
+    name: str,
+    guarded: bool = False,
 ) -> list[Tensor]:
     """As `drive`, for a sampler that asks an eps model at timesteps."""
-    space = VariancePreserving(ALPHAS)
-    given = Settings(cosine_scale_1=EXPONENT)
-    run = StageRun(STAGE, given, ANCHOR, NOISE, SamplerTraits(space, gate, is_stochastic(name, eta)))
+    start = torch.full_like(ANCHOR, torch.nan)
+    guard = guard_for(gate, start) if guarded else None
+    traits = SamplerTraits(VariancePreserving(ALPHAS), gate, is_stochastic(name, eta), guard)
+    run = StageRun(STAGE, Settings(cosine_scale_1=EXPONENT), ANCHOR, NOISE, traits)
     seen = []
 
     def model(x: Tensor, t: float) -> Tensor:
@@ -881,7 +895,8 @@ def drive_timesteps(
     def callback(d: dict[str, Any]) -> None:
         run.after_step(d["i"], d["x"], d["denoised"])
 
-    x = function(model, torch.full_like(ANCHOR, torch.nan), timesteps, callback, Draws(), eta)
+    x = function(model, start, timesteps, callback, Draws(), eta)
+    run.end()
     return [*seen, x]
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lib_demofusion.method.step_gate import TWO_CALLS, TWO_CALLS_ANCESTRAL
+from lib_demofusion.method.step_gate import TWO_CALLS, TWO_CALLS_ANCESTRAL, more_calls_of
 
 CallsAhead = Callable[[int, float], float]
 """Returns about how many model calls follow the one of this number, counted from 0, at this noise level."""
@@ -30,6 +30,10 @@ def model_calls(name: str, arguments: Mapping[str, Any], second_order: bool = Fa
     if "sigmas" not in arguments:
         return arguments.get("n")
     steps = len(arguments["sigmas"]) - 1
+    if name not in TWO_CALLS_ANCESTRAL:
+        more_calls = more_calls_of(name, arguments["sigmas"])
+        if more_calls is not None:
+            return steps + sum(more_calls(i) for i in range(steps))
     return expected_calls(steps, second_order or name in TWO_CALLS | TWO_CALLS_ANCESTRAL)
 
 

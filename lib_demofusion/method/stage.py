@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib_demofusion.method.batching import Evaluate, ViewBatches
+from lib_demofusion.method.call_guard import CallGuard
 from lib_demofusion.method.feathering import Feathering
 from lib_demofusion.method.filters import blur_for_dilation, match_low_band, match_statistics, mean_and_std, smooth
 from lib_demofusion.method.fusion import DilatedPath, LocalPath, fuse
@@ -66,6 +67,8 @@ class SamplerTraits:
     """Tells at which of its model calls a step begins."""
     stochastic: bool = False
     """Whether it adds noise on the way."""
+    guard: CallGuard | None = None
+    """Raises if the sampler's calls do not fit the gate; None where that is known."""
 
 
 class StageRun:
@@ -88,6 +91,7 @@ class StageRun:
         self.anchor = anchor
         self.noise = noise
         self.space, self.gate, self.stochastic = traits.space, traits.gate, traits.stochastic
+        self._guard = traits.guard
         self.call = -1
         self.predictions = 0
         """How often `denoise` was called: a host that never does has sampled the whole latent in its own way."""
@@ -103,8 +107,9 @@ class StageRun:
     def before_call(self, x: Tensor, level: Tensor) -> None:
         """Blends the skip residual into x (B, C, H, W) in place where a step begins; draws this call's views.
 
-        `level` is the scalar noise level that the sampler hands to its model. Raises ValueError where x is of another
-        size than the stage: the views and the skip residual are those of this size.
+        `level` is the scalar noise level that the sampler hands to its model. Raises ValueError if x is of another size
+        than the stage, because the views and the skip residual are of this size, and UnknownSampler if the sampler's
+        calls do not fit its gate.
         """
         if x.shape[-2:] != self.anchor.shape[-2:]:
             raise ValueError(OTHER_SIZE)
@@ -117,12 +122,16 @@ class StageRun:
             generator = jitter_generator(self.stage.number, self.call)
             self.local = local_views(self.stage.size, self.stage.window, self.stage.stride, generator)
         if self.gate.is_step_start(self.level):
+            if self._guard is not None:
+                self._guard.step_begins(x)
             self._blend(x, level, self.weights.skip)
             # UniPC drops the tensors it evaluates, save the first
             self._again = (level, self.weights.skip) if self.call > 0 else None
 
     def after_step(self, i: int, x: Tensor, denoised: Tensor) -> None:
         """Takes note of the sampler's callback for step `i` with its x and its prediction of the clean latent."""
+        if self._guard is not None:
+            self._guard.callback(x)
         self.gate.after_step(i)
         if self.gate.blends_in_callback and self._again is not None:
             self._blend(x, *self._again)
@@ -130,6 +139,11 @@ class StageRun:
         if self.stochastic:
             # LCM goes on to write into this tensor
             self._denoised = denoised.clone()
+
+    def end(self) -> None:
+        """Checks a sampler that has returned; raises UnknownSampler if its last call does not fit its gate."""
+        if self._guard is not None:
+            self._guard.end()
 
     def denoise(
         self, evaluate: Evaluate, x: Tensor, correction: Tensor | float, batches: ViewBatches, copies: int = 1

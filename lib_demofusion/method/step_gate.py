@@ -13,7 +13,12 @@ from torch import Tensor
 
 TWO_CALLS = frozenset({"sample_heun", "sample_dpm_2", "sample_dpmpp_sde", "restart_sampler"})
 TWO_CALLS_ANCESTRAL = frozenset({"sample_dpm_2_ancestral", "sample_dpmpp_2s_ancestral"})
-ALWAYS_STOCHASTIC = frozenset({"sample_lcm", "restart_sampler"})
+TWO_CALLS_UNTIL_ZERO = frozenset({"sample_dpmpp_2s_ancestral_RF"})
+"""Of Forge Neo: a second call follows unless the next level is zero."""
+NEVER_STOCHASTIC = frozenset({"sample_res_multistep", "sample_res_multistep_cfg_pp"})
+"""Sampling functions that accept a noise sampler and no eta, and that nevertheless add no noise."""
+
+ALWAYS_STOCHASTIC = frozenset({"sample_lcm", "restart_sampler", "sample_ddpm", "sample_er_sde"})
 
 
 class StepGate:
@@ -21,6 +26,9 @@ class StepGate:
 
     blends_in_callback = False
     """Whether x must be blended once more in the callback, because the sampler drops the tensor that it evaluated."""
+
+    rejects_steps = False
+    """Whether the sampler also runs its callback for a step that it then rejects and tries again."""
 
     def is_step_start(self, level: float) -> bool:
         """Returns whether the model call that is about to happen at noise level `level` begins a step."""
@@ -30,20 +38,20 @@ class StepGate:
         """Takes note of the sampler's callback for step `i`."""
 
 
-class SkipSecondCall(StepGate):
-    """Gate of two-call samplers, whose callback stands between the two calls of a step."""
+class SkipCalls(StepGate):
+    """Gate of samplers that run their callback after the first call of a step and before its further calls."""
 
-    def __init__(self, second_call_follows: Callable[[int], bool] = lambda i: True):
-        self._second_call_follows = second_call_follows
-        self._skip = False
+    def __init__(self, more_calls: Callable[[int], int] = lambda i: 1):
+        self._more_calls = more_calls
+        self._left = 0
 
     def is_step_start(self, level: float) -> bool:
-        start = not self._skip
-        self._skip = False
+        start = self._left == 0
+        self._left = max(self._left - 1, 0)
         return start
 
     def after_step(self, i: int) -> None:
-        self._skip = self._second_call_follows(i)
+        self._left = self._more_calls(i)
 
 
 class CountedCalls(StepGate):
@@ -60,6 +68,8 @@ class CountedCalls(StepGate):
 
 class FirstCallAtNewLevel(StepGate):
     """Gate of DPM adaptive, whose rejected steps begin again at the same level from the same, already blended x."""
+
+    rejects_steps = True
 
     def __init__(self) -> None:
         self._pending = True
@@ -110,16 +120,34 @@ def sigma_down(sigma: Tensor, sigma_next: Tensor, eta: float) -> Tensor:
     return (sigma_next**2 - sigma_up**2) ** 0.5
 
 
+def more_calls_of(name: str, sigmas: Tensor, eta: float = 1.0) -> Callable[[int], int] | None:
+    """Returns how many calls follow the first one of step i in the sampling function `name`; None if always none.
+
+    `sigmas` are the levels of the run, zero at the end. Sources: k-diffusion and the samplers of Forge and Forge Neo.
+    """
+    last = len(sigmas) - 2
+    if name in TWO_CALLS_ANCESTRAL:
+        return lambda i: int(not sigma_down_is_zero(sigmas[i], sigmas[i + 1], eta))
+    if name in TWO_CALLS_UNTIL_ZERO:
+        return lambda i: int(bool(sigmas[i + 1] != 0))
+    if name == "sample_heunpp2":
+        return lambda i: min(last - i, 2)
+    if name == "sample_Kohaku_LoNyu_Yog":
+        return lambda i: 2 if i <= (last + 1) / 2 else 0
+    return None
+
+
 def make_gate(
     name: str, sigmas: Tensor | None = None, n: int | None = None, eta: float = 1.0, second_order: bool = False
 ) -> StepGate:
     """Returns the gate of the sampling function `name`.
 
-    `sigmas`, `n` and `eta` are the function's own arguments. A function that is not known here is taken for a two-call
-    sampler where `second_order` says so, and else for a one-call sampler.
+    `sigmas`, `n` and `eta` are the function's own arguments. A function that is not known here is treated as a two-call
+    sampler if `second_order` is set, and otherwise as a one-call sampler.
     """
-    if name in TWO_CALLS_ANCESTRAL and sigmas is not None:
-        return SkipSecondCall(lambda i: not sigma_down_is_zero(sigmas[i], sigmas[i + 1], eta))
+    more_calls = more_calls_of(name, sigmas, eta) if sigmas is not None else None
+    if more_calls is not None:
+        return SkipCalls(more_calls)
     if name == "plms":
         return CountedCalls(lambda call: call != 1)
     if name == "sample_dpm_fast" and n is not None:
@@ -129,10 +157,15 @@ def make_gate(
     if name == "unipc":
         return PredictorCorrector()
     if name in TWO_CALLS | TWO_CALLS_ANCESTRAL or second_order:
-        return SkipSecondCall()
+        return SkipCalls()
     return StepGate()
 
 
-def is_stochastic(name: str, eta: float | None, churn: float = 0.0) -> bool:
-    """Returns whether the sampling function draws fresh noise on its way; eta is None where it has no such argument."""
-    return name in ALWAYS_STOCHASTIC or bool(eta) or churn > 0
+def is_stochastic(name: str, eta: float | None, churn: float = 0.0, draws: bool = False) -> bool:
+    """Returns whether the sampling function draws fresh noise on its way; eta is None where it has no such argument.
+
+    `draws` says that the function accepts a noise sampler: without an eta it then adds noise in every step.
+    """
+    if name in ALWAYS_STOCHASTIC or churn > 0:
+        return True
+    return bool(eta) if eta is not None else draws and name not in NEVER_STOCHASTIC

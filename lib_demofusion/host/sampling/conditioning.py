@@ -14,33 +14,45 @@ from lib_demofusion.method.views import LocalView, Size, View
 Cond = Mapping[str, Any]
 """What the host hands its model: tensors, or lists of one tensor, by key."""
 
+SPATIAL = "c_concat"
+"""The key of the only condition that is an image. Others may have four axes too, such as the text of Krea 2."""
+
 
 def cond_for_views(cond: Cond, views: Sequence[View], rows: slice, size: Size, crop_size: Size) -> dict[str, Any]:
     """Returns the cond of a batch of views, view-major like the crops; `size` is that of the whole latent.
 
-    Of each tensor the given rows are taken; `c_concat` has rows too many when the host skips the uncond.
+    Takes the given rows of each tensor; `c_concat` has rows too many if the host skips the uncond. Only `c_concat` is
+    cropped, all other conditions are repeated for each view.
 
     The dict is always a new one: the host's apply_model writes casts back into the one that it is given
     (modules/sd_hijack_unet.py).
     """
 
-    def for_views(value: Any) -> Any:
+    def for_views(key: str, value: Any) -> Any:
         if isinstance(value, list):
-            return [for_views(entry) for entry in value]
-        return _tensor_for_views(value[rows], views, size, crop_size) if isinstance(value, Tensor) else value
+            return [for_views(key, entry) for entry in value]
+        if not isinstance(value, Tensor) or value.ndim == 0:
+            return value
+        value = value[rows]
+        if key == SPATIAL and _is_spatial(value):
+            return _image_for_views(value, views, size, crop_size)
+        return _repeated(value, len(views))
 
-    return {key: for_views(value) for key, value in cond.items()}
+    return {key: for_views(key, value) for key, value in cond.items()}
 
 
-def _tensor_for_views(value: Tensor, views: Sequence[View], size: Size, crop_size: Size) -> Tensor:
-    """Spatial conditions of the latent's size are cut like the latent; what has no place is repeated for each view."""
-    spatial = _is_spatial(value)
-    if spatial and tuple(value.shape[-2:]) == size:
+def _image_for_views(value: Tensor, views: Sequence[View], size: Size, crop_size: Size) -> Tensor:
+    """Crops an image condition (N, C, H, W) of the latent's size like the latent; one of another size is resized."""
+    if tuple(value.shape[-2:]) == size:
         return torch.cat([view.take(value) for view in views])
-    if spatial and tuple(value.shape[-2:]) != crop_size:
-        # an inpainting model's "everything is masked" condition stands at the base image's size
+    if tuple(value.shape[-2:]) != crop_size:
+        # an inpainting model's "everything is masked" condition has the base image's size
         value = F.interpolate(value, crop_size, mode="nearest")
-    return value.repeat(len(views), *(1 for _ in value.shape[1:])) if len(views) > 1 else value
+    return _repeated(value, len(views))
+
+
+def _repeated(value: Tensor, times: int) -> Tensor:
+    return value.repeat(times, *(1 for _ in value.shape[1:])) if times > 1 else value
 
 
 def image_conditioning_for(conditioning: Tensor, anchor: Tensor, crop: LocalView | None) -> Tensor:
@@ -68,9 +80,10 @@ def conds_of_stage(conds: Any, whole: int, run: int) -> Any:
     """Returns a prompt's conds whose switches ([a:b:0.5]) fall where the stage reaches the noise of the base's switch.
 
     The host made them for all calls of the base's schedule and counts a sampling's calls from zero, but a stage makes
-    only the last `run` of a schedule of `whole` calls. `conds` is what `get_conds` returns for cond or for uncond.
+    only the last `run` of a schedule of `whole` calls. `conds` is the cond or the uncond that `get_conds` returns: None
+    for the uncond of Forge and Forge Neo at a CFG scale of 1.
     """
-    if isinstance(conds, Tensor):
+    if conds is None or isinstance(conds, Tensor):
         return conds
     if hasattr(conds, "batch"):
         parts = [[_part_of_stage(part, whole, run) for part in parts] for parts in conds.batch]

@@ -23,6 +23,7 @@ from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.host.sampling.view_batch import view_batches
 from lib_demofusion.host.sampling.webui_steps import CallsOfStage
 from lib_demofusion.host.scoped import replaced
+from lib_demofusion.method.call_guard import UnknownSampler, guard_for
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.method.stage import SamplerTraits, StageRun
@@ -133,7 +134,8 @@ class StageSampler:
         if is_inpainting(self._p):
             # the host would blend with the anchor
             denoiser.init_latent = self._p.init_latent
-        run = StageRun(self._task.stage, self._task.settings, self._task.anchor, self._noise, self._traits(known))
+        traits = self._traits(known, x)
+        run = StageRun(self._task.stage, self._task.settings, self._task.anchor, self._noise, traits)
         calls = CallsOfStage(self._p, self._func.__name__, known, self._second_order)
         meter = StageMeter(run, calls.ahead)
         self._attach(denoiser, run, meter)
@@ -146,8 +148,11 @@ class StageSampler:
 
         try:
             made = self._func(denoiser, x, *args, callback=after_step, **kwargs)
+            run.end()
         except InterruptedException:
             raise StageStopped from None
+        except UnknownSampler as error:
+            raise StageFailed(f"the sampler {self._p.sampler_name}: {error}") from None
         finally:
             timing.learn(self._p.sd_model, timing.MODEL, meter.rate)
         if not run.predictions:
@@ -155,12 +160,14 @@ class StageSampler:
         calls.learn(run.call + 1)
         return made
 
-    def _traits(self, arguments: Mapping[str, Any]) -> SamplerTraits:
-        """Returns how the skip residual acts under the sampling function with these arguments."""
+    def _traits(self, arguments: Mapping[str, Any], x: Tensor) -> SamplerTraits:
+        """Returns how the skip residual acts under the sampling function with these arguments and this x."""
         name, sigmas, n = self._func.__name__, arguments.get("sigmas"), arguments.get("n")
-        eta = arguments.get("eta") if "eta" in inspect.signature(self._func).parameters else None
+        parameters = inspect.signature(self._func).parameters
+        eta = arguments.get("eta", parameters["eta"].default) if "eta" in parameters else None
         gate = make_gate(name, sigmas, n, 1.0 if eta is None else eta, self._second_order)
-        return SamplerTraits(self._space(), gate, is_stochastic(name, eta, arguments.get("s_churn", 0.0)))
+        stochastic = is_stochastic(name, eta, arguments.get("s_churn", 0.0), "noise_sampler" in parameters)
+        return SamplerTraits(self._space(), gate, stochastic, guard_for(gate, x))
 
     def _space(self) -> NoiseSpace:
         if isinstance(self._sampler, sd_samplers_timesteps.CompVisSampler):

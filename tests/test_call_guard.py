@@ -1,0 +1,146 @@
+"""A stage under a sampler whose calls do not fit its gate fails, and no known sampler is taken for such a one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from test_step_gate import (
+    CASES,
+    FRACTIONS,
+    SIGMAS,
+    TIMESTEP_CASES,
+    Case,
+    drive,
+    drive_timesteps,
+    host_unipc,
+    relative_error,
+    sampling,
+)
+from torch import Tensor
+
+from lib_demofusion.method.call_guard import CALLS_DO_NOT_FIT, NOT_ITS_X, CallGuard, UnknownSampler
+from lib_demofusion.method.step_gate import SkipCalls, StepGate, make_gate
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_no_false_alarm_on_k_diffusion(case: Case) -> None:
+    assert relative_error(case.drive(guarded=True), case.drive()) == 0
+
+
+@pytest.mark.parametrize(("name", "host", "explicit", "timesteps", "eta"), TIMESTEP_CASES[:3])
+def test_no_false_alarm_on_timestep_samplers(name, host, explicit, timesteps, eta) -> None:
+    guarded = drive_timesteps(host, timesteps, make_gate(name), eta, name, guarded=True)
+    assert relative_error(guarded, drive_timesteps(host, timesteps, make_gate(name), eta, name)) == 0
+
+
+def scaled_copy(model, x, sigmas, callback, disable) -> Tensor:
+    """As UniPC of Forge Neo, which samples x / sqrt(1 + sigma^2) and hands its model a copy of another scale."""
+    x = x / (1 + sigmas[0] ** 2).sqrt()
+    for i, (sigma, target) in enumerate(pairwise(sigmas)):
+        scale = (1 + sigma**2).sqrt()
+        shown = x * scale
+        denoised = model(shown, sigma * x.new_ones(len(x)))
+        callback({"x": x, "i": i, "denoised": denoised})
+        x = (denoised + target / sigma * (x * scale - denoised)) / (1 + target**2).sqrt()
+    return x
+
+
+def plain_copy(model, x, sigmas, callback, disable) -> Tensor:
+    for i, (sigma, target) in enumerate(pairwise(sigmas)):
+        denoised = model(x.clone(), sigma * x.new_ones(len(x)))
+        callback({"x": x, "i": i, "denoised": denoised})
+        x = denoised + target / sigma * (x - denoised)
+    return x
+
+
+def callback_first(model, x, sigmas, callback, disable) -> Tensor:
+    """Two calls a step; the callback runs after the first."""
+    return sampling.sample_heun(model, x, sigmas, callback=callback, disable=disable)
+
+
+def callback_last(model, x, sigmas, callback, disable) -> Tensor:
+    """Two calls a step; the callback runs after the second."""
+    for i, (sigma, target) in enumerate(pairwise(sigmas)):
+        denoised = model(x, sigma * x.new_ones(len(x)))
+        middle = denoised + (target / sigma) ** 0.5 * (x - denoised)
+        again = model(middle, sigma * x.new_ones(len(x)))
+        x = again + target / sigma * (x - again)
+        callback({"x": x, "i": i, "denoised": denoised})
+    return x
+
+
+def mirrored(model, x, sigmas, callback, disable) -> Tensor:
+    """As Kohaku LoNyu Yog, which also evaluates -x."""
+    for i, (sigma, target) in enumerate(pairwise(sigmas)):
+        ones = x.new_ones(len(x))
+        denoised = model(x, sigma * ones)
+        callback({"x": x, "i": i, "denoised": denoised})
+        other = -x
+        denoised = (denoised - model(other, sigma * ones)) / 2
+        x = denoised + target / sigma * (x - denoised)
+    return x
+
+
+def no_callback(model, x, sigmas, callback, disable) -> Tensor:
+    for sigma, target in pairwise(sigmas):
+        denoised = model(x, sigma * x.new_ones(len(x)))
+        x = denoised + target / sigma * (x - denoised)
+    return x
+
+
+def fewer_calls(model, x, sigmas, callback, disable) -> Tensor:
+    """One call a step, although its gate expects two."""
+    return sampling.sample_euler(model, x, sigmas, callback=callback, disable=disable)
+
+
+WRONG: list[tuple[Callable[..., Tensor], StepGate, str]] = [
+    (scaled_copy, StepGate(), NOT_ITS_X),
+    (plain_copy, StepGate(), NOT_ITS_X),
+    (callback_first, StepGate(), CALLS_DO_NOT_FIT),
+    (callback_last, StepGate(), NOT_ITS_X),
+    (callback_last, SkipCalls(), NOT_ITS_X),
+    (mirrored, StepGate(), CALLS_DO_NOT_FIT),
+    (no_callback, StepGate(), CALLS_DO_NOT_FIT),
+    (fewer_calls, SkipCalls(), CALLS_DO_NOT_FIT),
+]
+
+
+@pytest.mark.parametrize(("function", "gate", "message"), WRONG, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_sampler_of_a_wrong_kind_fails(function: Callable[..., Tensor], gate: StepGate, message: str) -> None:
+    with pytest.raises(UnknownSampler) as caught:
+        drive(function, gate, False, guarded=True, sigmas=SIGMAS)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_copy_is_noticed_in_the_shortest_stage(steps: int) -> None:
+    with pytest.raises(UnknownSampler):
+        drive(plain_copy, StepGate(), False, guarded=True, sigmas=SIGMAS[-steps - 1 :])
+
+
+def test_unipc_under_the_gate_of_others_is_noticed() -> None:
+    with pytest.raises(UnknownSampler):
+        drive_timesteps(host_unipc, FRACTIONS, StepGate(), None, "of_tomorrow", guarded=True)
+
+
+class Unreadable(torch.Tensor):
+    """A tensor whose values may not be read, as reading would wait for the device."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function in (torch.Tensor.data_ptr, torch.Tensor.__len__), function
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_the_guard_reads_no_values() -> None:
+    x, other = (torch.zeros(2, 3).as_subclass(Unreadable) for _ in range(2))
+    guard = CallGuard(x)
+    guard.step_begins(x)
+    guard.callback(x)
+    guard.step_begins(other)
+    guard.callback(other)
+    guard.end()

@@ -1,0 +1,213 @@
+"""The gates of samplers that only Forge's family has, each in its host's order of calls and as an explicit loop.
+
+As in test_step_gate.py: left of each comparison is the order of calls and callbacks of the host, right are the
+same formulas out of place, with one line that blends.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from test_step_gate import SIGMAS, Explicit, ancestral, drive, relative_error, toward
+from torch import Tensor
+
+from lib_demofusion.method.model_calls import model_calls
+from lib_demofusion.method.step_gate import StepGate, is_stochastic, make_gate
+
+RF_SIGMAS = SIGMAS / (1 + SIGMAS)
+"""Levels of flow matching; the formulas of "DPM++ 2s a RF" are not defined above 1."""
+
+
+def slope(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
+    return (x - denoised) / sigma
+
+
+def host_kohaku(model, x, sigmas, callback, disable, noise_sampler=None, eta=None) -> Tensor:
+    """Three calls a step in the first half, the second of them on -x."""
+    ones = x.new_ones(len(x))
+    for i, (sigma, target) in enumerate(pairwise(sigmas)):
+        denoised = model(x, sigma * ones)
+        callback({"x": x, "i": i, "denoised": denoised})
+        d = slope(x, denoised, sigma)
+        down, up = ancestral(sigma, target, eta)
+        if i <= (len(sigmas) - 1) / 2:
+            mirror = -x
+            d_2 = slope(mirror, model(mirror, sigma * ones), sigma)
+            x_3 = x + (d + d_2) / 2 * (down - sigma)
+            d = (d + slope(x_3, model(x_3, sigma * ones), sigma)) / 2
+            x = x + d * (down - sigma) + noise_sampler(sigma, target) * up
+        else:
+            x = x + d * (down - sigma)
+    return x
+
+
+def kohaku(run: Explicit, sigmas: Tensor, eta: float) -> Tensor:
+    x, n = None, len(sigmas) - 1
+    for i, (sigma, target) in enumerate(pairwise(sigmas)):
+        x, denoised = run.start(x, sigma)
+        down, up = ancestral(sigma, target, eta)
+        if 2 * i > n:
+            x = toward(x, denoised, down / sigma)
+            continue
+        d, d_mirror = slope(x, denoised, sigma), slope(-x, run.call(-x, sigma), sigma)
+        x_3 = x + (d + d_mirror) / 2 * (down - sigma)
+        x = x + (d + slope(x_3, run.call(x_3, sigma), sigma)) / 2 * (down - sigma) + up * run.draw()
+    return x
+
+
+def host_er_sde(model, x, sigmas, callback, disable, noise_sampler=None, max_stage=1) -> Tensor:
+    """One call a step, and fresh noise without an eta; the first stage of its solver (arXiv 2309.06169)."""
+    for i, (sigma, target) in enumerate(pairwise(sigmas)):
+        denoised = model(x, sigma * x.new_ones(len(x)))
+        callback({"x": x, "i": i, "denoised": denoised})
+        if target == 0:
+            x = denoised
+            continue
+        r = er_scale(target) / er_scale(sigma)
+        x = r * x + (1 - r) * denoised + noise_sampler(sigma, target) * (target**2 - sigma**2 * r**2).sqrt()
+    return x
+
+
+def er_scale(level: Tensor) -> Tensor:
+    return level * ((level**0.3).exp() + 10)
+
+
+def er_sde(run: Explicit, sigmas: Tensor) -> Tensor:
+    x = None
+    for sigma, target in pairwise(sigmas):
+        x, denoised = run.start(x, sigma)
+        if target == 0:
+            return denoised
+        r = er_scale(target) / er_scale(sigma)
+        x = toward(x, denoised, r) + (target**2 - (sigma * r) ** 2).sqrt() * run.draw()
+    return x
+
+
+def host_heunpp2(model, x, sigmas, callback, disable) -> Tensor:
+    """Three calls a step, two in the last but one and one in the last."""
+    ones = x.new_ones(len(x))
+    for i, (sigma, target) in enumerate(pairwise(sigmas)):
+        denoised = model(x, sigma * ones)
+        callback({"x": x, "i": i, "denoised": denoised})
+        slopes = [slope(x, denoised, sigma)]
+        x_2 = x
+        for start, end in list(pairwise(sigmas[i:-1]))[:2]:
+            x_2 = x_2 + slopes[-1] * (end - start)
+            slopes.append(slope(x_2, model(x_2, end * ones), end))
+        x = x + heunpp2_slope(slopes, sigmas, i) * (target - sigma)
+    return x
+
+
+def heunpp2_slope(slopes: list[Tensor], sigmas: Tensor, i: int) -> Tensor:
+    """The weighted mean of the slopes; the later ones weigh as their level does."""
+    weights = [sigmas[i + k] / (len(slopes) * sigmas[0]) for k in range(1, len(slopes))]
+    return (1 - sum(weights)) * slopes[0] + sum(w * s for w, s in zip(weights, slopes[1:]))
+
+
+def heunpp2(run: Explicit, sigmas: Tensor) -> Tensor:
+    x, last = None, len(sigmas) - 2
+    for i, (sigma, target) in enumerate(pairwise(sigmas)):
+        x, denoised = run.start(x, sigma)
+        slopes = [slope(x, denoised, sigma)]
+        if i < last:
+            x_2 = x + slopes[0] * (target - sigma)
+            slopes.append(slope(x_2, run.call(x_2, target), target))
+        if i < last - 1:
+            x_3 = x_2 + slopes[1] * (sigmas[i + 2] - target)
+            slopes.append(slope(x_3, run.call(x_3, sigmas[i + 2]), sigmas[i + 2]))
+        x = x + heunpp2_slope(slopes, sigmas, i) * (target - sigma)
+    return x
+
+
+def host_2s_rf(model, x, sigmas, callback, disable, noise_sampler=None, eta=1.0) -> Tensor:
+    """Two calls a step except in the last; the callback runs after the first."""
+    ones = x.new_ones(len(x))
+    for i, (sigma, target) in enumerate(pairwise(sigmas)):
+        denoised = model(x, sigma * ones)
+        callback({"x": x, "i": i, "denoised": denoised})
+        if target == 0:
+            return denoised
+        down, middle, renoise = rf_levels(sigma, target, eta)
+        x_2 = toward(x, denoised, middle / sigma)
+        x = toward(x, model(x_2, middle * ones), down / sigma)
+        x = (1 - target) / (1 - down) * x + noise_sampler(sigma, target) * renoise
+    return x
+
+
+def rf_levels(sigma: Tensor, target: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The level to step down to, the middle one by log SNR, and the noise to add."""
+    down = target * (1 + (target / sigma - 1) * eta)
+    middle = torch.sigmoid((sigma.logit() + down.logit()) / 2)
+    return down, middle, (target**2 - (down * (1 - target) / (1 - down)) ** 2).sqrt()
+
+
+def two_s_rf(run: Explicit, sigmas: Tensor, eta: float) -> Tensor:
+    x = None
+    for sigma, target in pairwise(sigmas):
+        x, denoised = run.start(x, sigma)
+        if target == 0:
+            return denoised
+        down, middle, renoise = rf_levels(sigma, target, eta)
+        x_2 = toward(x, denoised, middle / sigma)
+        x = (1 - target) / (1 - down) * toward(x, run.call(x_2, middle), down / sigma) + renoise * run.draw()
+    return x
+
+
+CASES: list[tuple[str, Callable[..., Tensor], Callable[..., Tensor], Tensor, dict[str, Any]]] = [
+    ("sample_Kohaku_LoNyu_Yog", host_kohaku, kohaku, SIGMAS, {"eta": 1.0}),
+    ("sample_Kohaku_LoNyu_Yog", host_kohaku, kohaku, SIGMAS[1:], {"eta": 0.5}),
+    ("sample_er_sde", host_er_sde, er_sde, SIGMAS, {}),
+    ("sample_heunpp2", host_heunpp2, heunpp2, SIGMAS, {}),
+    ("sample_heunpp2", host_heunpp2, heunpp2, SIGMAS[-2:], {}),
+    ("sample_dpmpp_2s_ancestral_RF", host_2s_rf, two_s_rf, RF_SIGMAS, {"eta": 1.0}),
+]
+
+
+def gate_and_kind(name: str, host: Callable[..., Tensor], sigmas: Tensor, given: dict[str, Any]) -> tuple[Any, bool]:
+    draws = "noise_sampler" in inspect.signature(host).parameters
+    eta = given.get("eta")
+    return make_gate(name, sigmas, eta=1.0 if eta is None else eta), is_stochastic(name, eta, draws=draws)
+
+
+@pytest.mark.parametrize(("name", "host", "explicit", "sigmas", "given"), CASES)
+def test_sampler_equals_the_explicit_loop(name, host, explicit, sigmas, given) -> None:
+    gate, stochastic = gate_and_kind(name, host, sigmas, given)
+    actual = drive(host, gate, stochastic, guarded=True, sigmas=sigmas, **given)
+    run = Explicit(stochastic)
+    x = explicit(run, sigmas, **given)
+    assert relative_error(actual, [*run.seen, x]) <= 1e-9
+    assert model_calls(name, {"sigmas": sigmas}) == len(run.seen)
+
+
+@pytest.mark.parametrize(("name", "host", "explicit", "sigmas", "given"), [case for case in CASES if len(case[3]) > 2])
+def test_a_wrong_gate_or_kind_is_seen(name, host, explicit, sigmas, given) -> None:
+    gate, stochastic = gate_and_kind(name, host, sigmas, given)
+    run = Explicit(stochastic)
+    expected = explicit(run, sigmas, **given)
+    wrong = drive(host, gate, not stochastic, sigmas=sigmas, **given)[-1:]
+    if name != "sample_er_sde":
+        wrong += drive(host, StepGate(), stochastic, sigmas=sigmas, **given)[-1:]
+    assert all(relative_error([x], [expected]) > 1e-3 for x in wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "eta", "draws", "expected"),
+    [
+        ("sample_er_sde", None, True, True),
+        ("sample_ddpm", None, True, True),
+        ("sample_Kohaku_LoNyu_Yog", None, True, True),
+        ("sample_Kohaku_LoNyu_Yog", 1.0, True, True),
+        ("sample_Kohaku_LoNyu_Yog", 0.0, True, False),
+        ("sample_res_multistep", None, True, False),
+        ("sample_heunpp2", None, False, False),
+        ("sample_of_tomorrow", None, True, True),
+        ("sample_of_tomorrow", None, False, False),
+    ],
+)
+def test_samplers_that_draw_noise(name: str, eta: float | None, draws: bool, expected: bool) -> None:
+    assert is_stochastic(name, eta, draws=draws) is expected
