@@ -7,6 +7,7 @@ Interrupted, the next start goes on behind the last finished picture. Units are 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from bench.quality import table
-from bench.quality.configurations import CONFIGURATIONS, PAPER
+from bench.quality.configurations import CONFIGURATIONS, FLOW_CONFIGURATIONS, PAPER
 from bench.quality.denoiser import NATIVE
 from bench.quality.features import Network
 from bench.quality.pictures import read
@@ -39,7 +40,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=64, help="pairs of prompt and seed")
     parser.add_argument("--first", type=int, default=0, help="number of the first pair; explore on other pairs")
     parser.add_argument("--scales", type=int, nargs="+", choices=(2, 3, 4), default=[2, 4])
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="configurations, by name")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="configurations, by name or pattern")
     parser.add_argument("--against", metavar="NAME", default=PAPER, help="what all are compared with, always in")
     parser.add_argument("--steps", type=int, default=Sampling.steps)
     parser.add_argument("--guidance", type=float, default=Sampling.guidance)
@@ -55,16 +56,17 @@ def options() -> argparse.Namespace:
 
 def jobs_for(names: Sequence[str] | None, against: str, scales: Sequence[int]) -> list[Job]:
     """What to run, in the table's order."""
-    unknown = {*(names or ()), against} - {configuration.name for configuration in CONFIGURATIONS}
+    every, patterns = [*CONFIGURATIONS, *FLOW_CONFIGURATIONS], [*(names or ()), against]
+    unknown = [pattern for pattern in patterns if not any(_matches(row.name, [pattern]) for row in every)]
     if unknown:
-        raise SystemExit(f"no configuration is named {', '.join(sorted(unknown))}")
-    wanted = {*names, against} if names else None
-    return [
-        Job(configuration, scale)
-        for scale in scales
-        for configuration in CONFIGURATIONS
-        if scale in configuration.scales and (wanted is None or configuration.name in wanted)
-    ]
+        raise SystemExit(f"no configuration is named {', '.join(unknown)}")
+    rows = [row for row in every if _matches(row.name, patterns)] if names else CONFIGURATIONS
+    return [Job(configuration, scale) for scale in scales for configuration in rows if scale in configuration.scales]
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Returns whether a row has one of these names, in which `*` stands for any text."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def main() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from bench.quality.flow import FlowRow, Sampler, Weights
 from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.presets import PRESETS
 from lib_demofusion.settings.reading import parse_settings
@@ -40,6 +41,8 @@ class Configuration:
     scales: tuple[int, ...] = (2, 3, 4)
     """Where the row differs from others: 1,2,4 is the automatic list at 2x."""
     note: str = ""
+    flow: FlowRow | None = None
+    """How the model is run as a flow model, where it is."""
 
     def settings_at(self, scale: int) -> Settings:
         """The settings of a run."""
@@ -48,6 +51,9 @@ class Configuration:
     def fingerprint(self) -> str:
         """Text that changes when results must be made anew."""
         parts = {name: value for name, value in asdict(self).items() if name not in ("name", "scales", "note")}
+        if self.flow is None:
+            # results that were made before there were such rows stay valid
+            parts.pop("flow")
         return json.dumps(parts, sort_keys=True)
 
 
@@ -103,3 +109,19 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     ),
     Configuration("Fast, 20 steps", settings={**FAST, "hires_steps": 0}),
 )
+
+
+def _flow_rows() -> tuple[Configuration, ...]:
+    """Returns every preset under every sampler, shift and choice of weights of a flow model."""
+    rows = []
+    for preset, values in PRESETS.items():
+        for sampler in get_args(Sampler):
+            for shift in (3.0, 1.0, 9.0):
+                for weights in get_args(Weights):
+                    name = f"Flow {preset}, {sampler}, shift {shift:g}, {weights}"
+                    rows.append(Configuration(name, settings=values, flow=FlowRow(sampler, shift, weights)))
+    return tuple(rows)
+
+
+FLOW_CONFIGURATIONS = _flow_rows()
+"""The model run as a flow model. They run only where `--only` names them."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.quality.configurations import Configuration
 from bench.quality.denoiser import NATIVE, GuidedModel
 from bench.quality.esrgan import enlarge
+from bench.quality.flow import FlowRow, sample_flow
 from bench.quality.pictures import as_float, upscale
 from bench.quality.rivals import mixture, one_tile_after_another, spot
 from bench.quality.sampler import Steps, sample, timesteps
@@ -123,7 +124,7 @@ class Studio:
         elif configuration.kind == "multidiffusion":
             x = self._multidiffusion(batch, scale, guided)
         elif configuration.kind == "demofusion":
-            x = self._demofusion(configuration.settings_at(scale), batch, guided)
+            x = self._demofusion(configuration, scale, batch, guided)
         else:
             return torch.empty(0), 0.0
         return x, guided.views / self.sampling.steps
@@ -150,7 +151,8 @@ class Studio:
         stage = make_plan(settings, (NATIVE, NATIVE)).stages[-1]
         return self._stage(settings, stage, torch.zeros(len(batch.numbers), 4, *stage.size), batch, guided)
 
-    def _demofusion(self, settings: Settings, batch: Batch, guided: GuidedModel) -> Tensor:
+    def _demofusion(self, configuration: Configuration, scale: int, batch: Batch, guided: GuidedModel) -> Tensor:
+        settings, flow = configuration.settings_at(scale), configuration.flow
         plan = make_plan(settings, (NATIVE, NATIVE))
         x = batch.latents
         colours = plan.crop.take(x) if settings.keep_colors else None
@@ -160,7 +162,11 @@ class Studio:
                 pixels = self._enlarged(x, stage.pixels)
                 mixed = mix_anchors(pixels, anchor, stage.size[0] / x.shape[-2])
                 anchor = pixels if settings.anchor == PIXELS else mixed
-            x = finish_stage(self._stage(settings, stage, anchor, batch, guided), batch.latents, colours)
+            if flow is None:
+                x = self._stage(settings, stage, anchor, batch, guided)
+            else:
+                x = self._flow_stage(flow, (settings, stage), anchor, batch, guided)
+            x = finish_stage(x, batch.latents, colours)
         return x
 
     def _enlarged(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
@@ -182,6 +188,16 @@ class Studio:
         run = StageRun(stage, settings, anchor, noise, SamplerTraits(space, StepGate()))
         steps = self.steps(seeds, schedule_steps(self.sampling.steps, settings), settings.denoising_strength)
         return sample(torch.zeros_like(anchor), steps, guided.fused(run), run)
+
+    def _flow_stage(
+        self, flow: FlowRow, task: tuple[Settings, StagePlan], anchor: Tensor, batch: Batch, guided: GuidedModel
+    ) -> Tensor:
+        settings, stage = task
+        seeds = [number + SEED_STEP * stage.number for number in batch.numbers]
+        run = StageRun(stage, settings, anchor, initial_noise(seeds, *stage.size), flow.traits())
+        sigmas = flow.steps(schedule_steps(self.sampling.steps, settings), settings.denoising_strength)
+        predict = guided.fused_flow(run, consistency=self.sampling.lcm)
+        return sample_flow(torch.zeros_like(anchor), sigmas, predict, run, flow.sampler, fresh_noise(seeds))
 
 
 def batches(count: int, size: int) -> Sequence[range]:
