@@ -34,8 +34,19 @@ function demofusionTakeTyped(input) {
     });
 }
 
+// Calls a function once for each element, also where a second copy of the extension is installed and the webui runs this
+// file twice.
+function demofusionOnce(elements, set_up) {
+    for (const element of elements) {
+        if (!element.dataset.demofusion) {
+            element.dataset.demofusion = "ready";
+            set_up(element);
+        }
+    }
+}
+
 onUiLoaded(() => {
     const panels = '[id^="script_"][id$="_demofusion_hires_enabled"]';
-    gradioApp().querySelectorAll(`${panels} .secondary-wrap input`).forEach(demofusionTakeTyped);
-    gradioApp().querySelectorAll(`${panels} .label-wrap`).forEach(demofusionMakeOperable);
+    demofusionOnce(gradioApp().querySelectorAll(`${panels} .secondary-wrap input`), demofusionTakeTyped);
+    demofusionOnce(gradioApp().querySelectorAll(`${panels} .label-wrap`), demofusionMakeOperable);
 });

@@ -1,47 +1,40 @@
-"""The extension's entry point: every hook of the webui is registered here and handed on to lib_demofusion.host."""
+"""The extension's entry point: gives the webui the script, unless another copy of the extension is loaded already."""
 
-from modules import script_callbacks, scripts
+from __future__ import annotations
 
-from lib_demofusion.host import backends, compat, hooks, options
-from lib_demofusion.host.panel import build, page, xyz
+import logging
+import sys
+from pathlib import Path
 
+from modules import scripts
 
-class DemoFusionHires(scripts.Script):
-    """Stages of DemoFusion after the base picture, steered by a panel in txt2img and img2img."""
-
-    def __init__(self):
-        self.panel = None
-        self.tab_components = page.TabComponents()
-
-    def title(self):
-        return "DemoFusion Hires"
-
-    def show(self, is_img2img):
-        if not compat.supported():
-            return False
-        # before any script makes its controls: with --nowebui `on_before_ui` comes after that, too late for the plot
-        xyz.register()
-        return scripts.AlwaysVisible
-
-    def ui(self, is_img2img):
-        return build.build(self)
-
-    def after_component(self, component, **kwargs):
-        page.component_of_tab(self, component, kwargs.get("elem_id"))
-
-    def process(self, p, *args):
-        hooks.process(p, args)
-
-    def process_batch(self, p, *args, **kwargs):
-        hooks.process_batch(p)
-
-    def post_sample(self, p, ps, *args):
-        hooks.post_sample(p, ps)
-
-    def postprocess(self, p, processed, *args):
-        hooks.postprocess(p, processed)
+PACKAGE = "lib_demofusion"
+FOLDER = Path(__file__).resolve().parent.parent
+INSTALLED_TWICE = (
+    "DemoFusion Hires is installed twice, in %s and in %s. "
+    "The webui uses the copy in %s. Disable or remove one of them."
+)
 
 
-script_callbacks.on_after_component(page.component_of_page)
-script_callbacks.on_ui_settings(options.register)
-backends.greet()
+def loaded_copy() -> Path | None:
+    """Returns the folder of the copy whose script the webui has loaded before this one, or None."""
+    folders = (Path(data.path).parent.parent for data in scripts.scripts_data)
+    return next((folder for folder in folders if (folder / PACKAGE).is_dir()), None)
+
+
+def forget_disabled_copy() -> None:
+    """Removes the modules of a copy that was disabled while the webui ran, so that Python imports this copy's own."""
+    file = getattr(sys.modules.get(PACKAGE), "__file__", None)
+    if file is not None and Path(file).resolve().parent.parent != FOLDER:
+        for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
+            del sys.modules[name]
+
+
+copy = loaded_copy()
+if copy is None:
+    forget_disabled_copy()
+    from lib_demofusion.host.script import DemoFusionHires, register  # noqa: F401 (the webui finds the class here)
+
+    register()
+else:
+    logging.getLogger("DemoFusion").warning(INSTALLED_TWICE, copy, Path(__file__).parent.parent, copy)

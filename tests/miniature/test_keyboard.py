@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from lib_demofusion.host.panel.build import CONTROLS, UNSEEN
 
 pytestmark = pytest.mark.browser
 
+SCRIPT = Path(__file__).resolve().parents[2] / "javascript" / "demofusion.js"
 OTHERS = {"preset_name", "preset_save", "preset_delete", "advanced"}
 SHOWN = set(CONTROLS) - set(UNSEEN)
 
@@ -63,6 +65,13 @@ def test_the_headers_say_whether_they_are_open(page: Any) -> None:
     page.wait_for_selector(f"{tab.panel}_enabled > .label-wrap:not(.open)", timeout=SECONDS)
     page.wait_for_function("box => !document.querySelector(box).checked", arg=f"{tab.panel}_enabled-checkbox input")
     assert header.get_attribute("aria-expanded") == "false"
+
+
+def test_a_second_copy_of_the_script_does_not_undo_what_a_key_does(page: Any) -> None:
+    """The webui runs the scripts of both copies where the extension is installed twice."""
+    page.add_script_tag(path=str(SCRIPT))
+    page.evaluate("uiLoadedCallbacks.at(-1)()")
+    opened(page, "txt2img")
 
 
 def test_the_checkbox_alone_is_switched_with_the_space_bar(page: Any) -> None:

@@ -1,0 +1,53 @@
+"""The script that the webui knows: passes the calls of the webui's hooks on to the other modules of this package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modules import script_callbacks, scripts
+
+from lib_demofusion.host import backends, compat, hooks, options
+from lib_demofusion.host.panel import build, page, xyz
+
+
+class DemoFusionHires(scripts.Script):
+    """Adds a panel to txt2img and img2img, and runs the stages of DemoFusion after the base image."""
+
+    def __init__(self) -> None:
+        self.panel: build.Panel | None = None
+        self.tab_components = page.TabComponents()
+
+    def title(self) -> str:
+        return "DemoFusion Hires"
+
+    def show(self, is_img2img: bool) -> object:
+        if not compat.supported():
+            return False
+        # before any script makes its controls: with --nowebui `on_before_ui` comes after that, too late for the plot
+        xyz.register()
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img: bool) -> list[Any]:
+        return build.build(self)
+
+    def after_component(self, component: Any, **kwargs: Any) -> None:
+        page.component_of_tab(self, component, kwargs.get("elem_id"))
+
+    def process(self, p: Any, *args: Any) -> None:
+        hooks.process(p, args)
+
+    def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        hooks.process_batch(p)
+
+    def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
+        hooks.post_sample(p, ps)
+
+    def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
+        hooks.postprocess(p, processed)
+
+
+def register() -> None:
+    """Registers the webui's callbacks, which the webui forgets at each "Reload UI"."""
+    script_callbacks.on_after_component(page.component_of_page)
+    script_callbacks.on_ui_settings(options.register)
+    backends.greet()

@@ -1,0 +1,66 @@
+"""The extension installed twice, as a fork beside the original or under a second folder name."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from in_process import Webui
+from modules import scripts
+
+ROOT = Path(__file__).resolve().parents[2]
+TITLE = "DemoFusion Hires"
+
+
+def copy_to(folder: Path) -> Path:
+    """Returns a folder that is a copy of the extension, as far as the webui loads Python code of it."""
+    folder.mkdir()
+    for name in ("scripts", "lib_demofusion"):
+        (folder / name).symlink_to(ROOT / name, target_is_directory=True)
+    return folder
+
+
+def test_the_second_copy_steps_aside_and_says_so(
+    webui: Webui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = list(scripts.scripts_data)
+    monkeypatch.setattr(scripts, "scripts_data", loaded)
+    second = copy_to(tmp_path / "a second copy")
+    scripts.load_scripts(second)
+    titles = [data.script_class().title() for data in loaded]
+    assert titles.count(TITLE) == 1
+    (message,) = caplog.messages
+    assert message.startswith(f"DemoFusion Hires is installed twice, in {ROOT} and in {second}.")
+    assert f"uses the copy in {ROOT}." in message
+
+
+AFTER_RELOAD = """
+import sys
+from pathlib import Path
+import stand_in
+from modules import scripts
+
+for folder in map(Path, sys.argv[1:]):
+    # "Reload UI" after the first copy was disabled
+    scripts.scripts_data.clear()
+    scripts.load_scripts(folder)
+    (data,) = scripts.scripts_data
+    runs = sys.modules[data.script_class.__module__]
+    assert Path(runs.__file__).is_relative_to(folder), (runs, folder)
+    assert not [name for name, module in sys.modules.items() if name.startswith("lib_demofusion.")
+                and not Path(module.__file__).is_relative_to(folder)]
+print("own modules")
+"""
+
+
+def test_when_the_first_copy_is_disabled_the_second_runs_its_own_modules(tmp_path: Path) -> None:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        for name in ("scripts", "lib_demofusion"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n{AFTER_RELOAD}"
+    done = subprocess.run([sys.executable, "-c", code, *map(str, folders)], capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("own modules\n"), done.stderr
