@@ -15,6 +15,11 @@ TWO_CALLS = frozenset({"sample_heun", "sample_dpm_2", "sample_dpmpp_sde", "resta
 TWO_CALLS_ANCESTRAL = frozenset({"sample_dpm_2_ancestral", "sample_dpmpp_2s_ancestral"})
 TWO_CALLS_UNTIL_ZERO = frozenset({"sample_dpmpp_2s_ancestral_RF"})
 """Of Forge Neo: a second call follows unless the next level is zero."""
+FLOW_FORMS = {
+    "sample_dpm_2_ancestral": "sample_dpm_2_ancestral_RF",
+    "sample_dpmpp_2s_ancestral": "sample_dpmpp_2s_ancestral_RF",
+}
+"""The functions that ancestral samplers of Forge and Forge Neo hand flow models over to."""
 NEVER_STOCHASTIC = frozenset({"sample_res_multistep", "sample_res_multistep_cfg_pp"})
 """Sampling functions that accept a noise sampler and no eta, and that nevertheless add no noise."""
 
@@ -120,12 +125,21 @@ def sigma_down(sigma: Tensor, sigma_next: Tensor, eta: float) -> Tensor:
     return (sigma_next**2 - sigma_up**2) ** 0.5
 
 
-def more_calls_of(name: str, sigmas: Tensor, eta: float = 1.0) -> Callable[[int], int] | None:
+def flow_sigma_down_is_zero(sigma: Tensor, sigma_next: Tensor, eta: float) -> bool:
+    """Returns whether an ancestral step of a flow model replaces all of the noise: the same by the rule of those."""
+    return bool(sigma_next * (1 + (sigma_next / sigma - 1) * eta) == 0)
+
+
+def more_calls_of(name: str, sigmas: Tensor, eta: float = 1.0, flow: bool = False) -> Callable[[int], int] | None:
     """Returns how many calls follow the first one of step i in the sampling function `name`; None if always none.
 
-    `sigmas` are the levels of the run, zero at the end. Sources: k-diffusion and the samplers of Forge and Forge Neo.
+    `sigmas` are the levels of the run, zero at the end; `flow` says that the model is a flow model. Sources:
+    k-diffusion and the samplers of Forge and Forge Neo.
     """
     last = len(sigmas) - 2
+    name = FLOW_FORMS.get(name, name) if flow else name
+    if name == "sample_dpm_2_ancestral_RF":
+        return lambda i: int(not flow_sigma_down_is_zero(sigmas[i], sigmas[i + 1], eta))
     if name in TWO_CALLS_ANCESTRAL:
         return lambda i: int(not sigma_down_is_zero(sigmas[i], sigmas[i + 1], eta))
     if name in TWO_CALLS_UNTIL_ZERO:
@@ -138,14 +152,19 @@ def more_calls_of(name: str, sigmas: Tensor, eta: float = 1.0) -> Callable[[int]
 
 
 def make_gate(
-    name: str, sigmas: Tensor | None = None, n: int | None = None, eta: float = 1.0, second_order: bool = False
+    name: str,
+    sigmas: Tensor | None = None,
+    n: int | None = None,
+    eta: float = 1.0,
+    second_order: bool = False,
+    flow: bool = False,
 ) -> StepGate:
-    """Returns the gate of the sampling function `name`.
+    """Returns the gate of the sampling function `name`; `flow` says that the model is a flow model.
 
     `sigmas`, `n` and `eta` are the function's own arguments. A function that is not known here is treated as a two-call
     sampler if `second_order` is set, and otherwise as a one-call sampler.
     """
-    more_calls = more_calls_of(name, sigmas, eta) if sigmas is not None else None
+    more_calls = more_calls_of(name, sigmas, eta, flow) if sigmas is not None else None
     if more_calls is not None:
         return SkipCalls(more_calls)
     if name == "plms":

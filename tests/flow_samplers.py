@@ -1,0 +1,133 @@
+"""Samplers of flow models, written from their formulas: x = (1 - sigma) signal + sigma noise.
+
+Each takes `steps`, which decides what happens at a model call: `first(x, sigma)` returns x and the prediction of the
+call that begins a step, `again(x, sigma)` that of any other call, and `draw()` is unit noise. The names are those of
+the functions in Forge and Forge Neo that make the same calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Steps(Protocol):
+    def first(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def again(self, x: Tensor, sigma: Tensor) -> Tensor: ...
+
+    def draw(self) -> Tensor: ...
+
+
+def down_and_up(sigma: Tensor, target: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The level to step down to, the factor that brings its signal to that of `target`, and the noise to add there."""
+    down = target * (1 - eta * (1 - target / sigma))
+    keep = (1 - target) / (1 - down)
+    return down, keep, (target**2 - (keep * down) ** 2).clamp_min(0).sqrt()
+
+
+def toward(x: Tensor, denoised: Tensor, ratio: Tensor) -> Tensor:
+    """The exact step of the probability flow while the prediction stays the same."""
+    return ratio * x + (1 - ratio) * denoised
+
+
+def euler_ancestral(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
+    for sigma, target in pairwise(sigmas):
+        x, denoised = steps.first(x, sigma)
+        if target == 0:
+            return denoised
+        down, keep, up = down_and_up(sigma, target, eta)
+        x = toward(x, denoised, down / sigma)
+        x = keep * x + up * steps.draw() if eta else x
+    return x
+
+
+def dpmpp_2s_ancestral(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
+    for sigma, target in pairwise(sigmas):
+        x, denoised = steps.first(x, sigma)
+        if target == 0:
+            return denoised
+        down, keep, up = down_and_up(sigma, target, eta)
+        # the middle in the logarithm of the signal-to-noise ratio
+        odds = ((sigma / (1 - sigma)) * (down / (1 - down))).sqrt()
+        middle = odds / (1 + odds) if sigma < 1 else torch.tensor(0.9999, dtype=sigma.dtype)
+        x = toward(x, steps.again(toward(x, denoised, middle / sigma), middle), down / sigma)
+        x = keep * x + up * steps.draw() if eta else x
+    return x
+
+
+def dpm_2_ancestral(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
+    for sigma, target in pairwise(sigmas):
+        x, denoised = steps.first(x, sigma)
+        down, keep, up = down_and_up(sigma, target, eta)
+        if down == 0:
+            return denoised
+        middle = (sigma * down).sqrt()
+        slope = (
+            toward(x, denoised, middle / sigma) - steps.again(toward(x, denoised, middle / sigma), middle)
+        ) / middle
+        x = keep * (x + (down - sigma) * slope) + up * steps.draw()
+    return x
+
+
+def dpmpp_sde(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
+    """DPM-Solver++ (stochastic) in k-diffusion's space, which a flow model's x is brought to and back."""
+    for sigma, target in pairwise(sigmas):
+        x, denoised = steps.first(x, sigma)
+        if target == 0:
+            return denoised
+        ends = [level / (1 - level) for level in (sigma, target)]
+        odds = (ends[0] * ends[1]).sqrt()
+        middle = odds / (1 + odds)
+        scaled = x / (1 - sigma)
+        again = steps.again((1 - middle) * _renoised(scaled, denoised, (ends[0], odds), eta, steps), middle)
+        x = (1 - target) * _renoised(scaled, again, (ends[0], ends[1]), eta, steps)
+    return x
+
+
+def dpmpp_2m_sde(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
+    """DPM-Solver++(2M) SDE, midpoint, with h in half the logarithm of the signal-to-noise ratio."""
+    old, past = None, None
+    for sigma, target in pairwise(sigmas):
+        x, denoised = steps.first(x, sigma)
+        if target == 0:
+            return denoised
+        h = torch.log(sigma / (1 - sigma)) - torch.log(target / (1 - target))
+        share = 1 - torch.exp(-(1 + eta) * h)
+        x = target / sigma * torch.exp(-eta * h) * x + (1 - target) * share * denoised
+        if old is not None:
+            x = x + (1 - target) * share / 2 * h / past * (denoised - old)
+        x = x + target * (1 - torch.exp(-2 * eta * h)).sqrt() * steps.draw()
+        old, past = denoised, h
+    return x
+
+
+def lcm(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
+    for sigma, target in pairwise(sigmas):
+        x, denoised = steps.first(x, sigma)
+        x = (1 - target) * denoised + target * steps.draw() if target > 0 else denoised
+    return x
+
+
+def _renoised(x: Tensor, denoised: Tensor, span: tuple[Tensor, Tensor], eta: float, steps: Steps) -> Tensor:
+    """An ancestral step of k-diffusion's space over a span of its sigma."""
+    sigma, target = span
+    up = (eta * target * (1 - (target / sigma) ** 2).sqrt()).clamp_max(target)
+    return toward(x, denoised, (target**2 - up**2).sqrt() / sigma) + up * steps.draw()
+
+
+SAMPLERS: dict[str, Callable[[Steps, Tensor, Tensor, float], Tensor]] = {
+    "sample_euler_ancestral": euler_ancestral,
+    "sample_euler_ancestral_RF": euler_ancestral,
+    "sample_dpmpp_2s_ancestral": dpmpp_2s_ancestral,
+    "sample_dpmpp_2s_ancestral_RF": dpmpp_2s_ancestral,
+    "sample_dpm_2_ancestral": dpm_2_ancestral,
+    "sample_dpm_2_ancestral_RF": dpm_2_ancestral,
+    "sample_dpmpp_sde": dpmpp_sde,
+    "sample_dpmpp_2m_sde": dpmpp_2m_sde,
+    "sample_lcm": lcm,
+}
