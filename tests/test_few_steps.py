@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from lib_demofusion.settings.few_steps import looks_few_step, suited
+from lib_demofusion.settings.few_steps import looks_few_step, needs_more_steps, suited
 from lib_demofusion.settings.presets import PRESETS, TURBO, Offers
 from lib_demofusion.settings.reading import changed_fields, parse_settings, picks_preset
 
@@ -17,6 +17,18 @@ from lib_demofusion.settings.reading import changed_fields, parse_settings, pick
 )
 def test_few_steps_or_a_low_cfg_scale_look_like_a_few_step_model(steps: int, cfg_scale: float, few: bool) -> None:
     assert looks_few_step(steps, cfg_scale) == few
+
+
+@pytest.mark.parametrize(
+    ("steps", "cfg_scale", "few"), [(20, 1.0, False), (11, 1.0, False), (10, 1.0, True), (4, 1.0, True), (4, 5.0, True)]
+)
+def test_a_model_with_built_in_guidance_is_judged_by_its_steps_alone(steps: int, cfg_scale: float, few: bool) -> None:
+    """Flux.1 dev runs at CFG 1 with 20 steps, Flux.1 schnell and Z-Image Turbo with 4 and 9."""
+    assert looks_few_step(steps, cfg_scale, distilled=True) == few
+    asked = parse_settings({"enabled": True, "preset": "Balanced"})
+    assert (suited(asked, steps, cfg_scale, distilled=True).preset == TURBO) == few
+    strong = parse_settings({"enabled": True, "preset": "Paper"})
+    assert needs_more_steps(strong, steps, cfg_scale, distilled=True) == few
 
 
 @pytest.mark.parametrize("preset", ["Balanced", "Fast"])
