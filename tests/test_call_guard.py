@@ -97,6 +97,21 @@ def fewer_calls(model, x, sigmas, callback, disable) -> Tensor:
     return sampling.sample_euler(model, x, sigmas, callback=callback, disable=disable)
 
 
+def shows_first_x(model, x, sigmas, callback, disable) -> Tensor:
+    """As IPNDM and DEIS of Forge, whose callback always shows the x that they received."""
+    current = x
+    for i, (sigma, target) in enumerate(pairwise(sigmas)):
+        denoised = model(current, sigma * x.new_ones(len(x)))
+        callback({"x": x, "i": i, "denoised": denoised})
+        current = denoised + target / sigma * (current - denoised)
+    return current
+
+
+def test_a_callback_that_always_shows_the_first_x_is_no_copy() -> None:
+    actual = drive(shows_first_x, StepGate(), False, guarded=True, sigmas=SIGMAS)
+    assert relative_error(actual, drive(sampling.sample_euler, StepGate(), False, sigmas=SIGMAS)) < 1e-9
+
+
 WRONG: list[tuple[Callable[..., Tensor], StepGate, str]] = [
     (scaled_copy, StepGate(), NOT_ITS_X),
     (plain_copy, StepGate(), NOT_ITS_X),

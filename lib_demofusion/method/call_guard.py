@@ -25,7 +25,8 @@ class CallGuard:
 
     def __init__(self, x: Tensor | None = None, rejects_steps: bool = False):
         """`x` is the tensor that the sampling function received, if known."""
-        self._shown = x
+        self._given = self._shown = x
+        self._evaluated_given: bool | None = None
         self._rejects_steps = rejects_steps
         self._written: Tensor | None = None
         self._begun = False
@@ -38,6 +39,8 @@ class CallGuard:
         """
         if self._written is not None:
             raise UnknownSampler(CALLS_DO_NOT_FIT)
+        if self._evaluated_given is None:
+            self._evaluated_given = _same_memory(x, self._given)
         self._begun = True
         # references keep the memory from being used for another tensor
         self._written = None if _same_memory(x, self._shown) else x
@@ -45,11 +48,13 @@ class CallGuard:
     def callback(self, x: Tensor) -> None:
         """Notes the x of the sampler's callback.
 
-        Raises UnknownSampler if it is not the x that the model was shown, or if no call has begun a step.
+        IPNDM and DEIS show in every callback the x that they received, which is accepted if they evaluated that very x.
+        Raises UnknownSampler if the callback shows another x than the model saw, or if no call has begun a step.
         """
         if not (self._begun or self._rejects_steps):
             raise UnknownSampler(CALLS_DO_NOT_FIT)
-        if self._written is not None and not _same_memory(x, self._written):
+        is_known = _same_memory(x, self._written) or (self._evaluated_given and _same_memory(x, self._given))
+        if self._written is not None and not is_known:
             raise UnknownSampler(NOT_ITS_X)
         self._shown, self._written, self._begun = x, None, False
 
