@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from modules import processing, shared
+from modules import processing, sd_models, shared
 
+from lib_demofusion.host import backends
 from lib_demofusion.host.backends import forge
 from lib_demofusion.host.backends.forge import Forge, reserve_for_views, vectors_of
 from lib_demofusion.host.backends.forge_hints import Held
-from lib_demofusion.host.backends.forge_unet import WRAPPER, FusedUnet
+from lib_demofusion.host.backends.forge_neighbours import WRAPPER
+from lib_demofusion.host.backends.forge_unet import FusedUnet
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.neighbours import refusals
+from lib_demofusion.host.panel import warnings
+from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.host.pictures import inpainting
+from lib_demofusion.host.progress import timing
 from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import make_plan
@@ -63,6 +69,14 @@ class Scripts:
         p.sd_model.forge_objects.unet = unet
 
 
+@pytest.fixture(autouse=True)
+def merged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, float]]:
+    """The calls of the host's function that merges tokens, and that Forge Neo's Epsilon Scaling is part of."""
+    seen: list[tuple[Any, float]] = []
+    monkeypatch.setattr(sd_models, "apply_token_merging", lambda *args: seen.append(args), raising=False)
+    return seen
+
+
 @pytest.fixture
 def cleaned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the host was told to tidy up."""
@@ -72,7 +86,7 @@ def cleaned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def request(scripts: Any, **model: Any) -> Any:
-    unet = Unet(SimpleNamespace(predictor="the schedule"))
+    unet = Unet(SimpleNamespace(predictor=Diffusion()))
     objects = Objects(unet=unet)
     sd_model = SimpleNamespace(forge_objects=objects, forge_objects_after_applying_lora=objects, **model)
     return SimpleNamespace(
@@ -149,6 +163,92 @@ def test_an_estimate_that_somebody_else_made_is_asked_of_views() -> None:
     assert unet.model_options[forge.ESTIMATE]([2, 4, 999, 999]) == 1000 + STAGE.window[0]
 
 
+def test_token_merging_is_asked_for_whatever_the_ratio(cleaned: list[Any], merged: list[tuple[Any, float]]) -> None:
+    """Forge Neo applies its Epsilon Scaling in the same function; it was left out of the stages."""
+    p = request(Scripts())
+    with sampling(p):
+        assert merged == [(p.sd_model, 0)]
+
+
+def stateless(apply_model: Any, args: dict[str, Any]) -> Any:
+    args["c"]["strength"] = 0.5
+    return apply_model(args["input"], args["timestep"], **args["c"]) * 0.5
+
+
+def scaled_by(factor: float, inner: Any = None) -> Any:
+    def wrapper(apply_model: Any, args: dict[str, Any]) -> Any:
+        asked = stateless if inner is None else inner
+        return asked(apply_model, args) * factor
+
+    return wrapper
+
+
+def forecasting() -> Any:
+    history: list[Any] = []
+
+    def wrapper(apply_model: Any, args: dict[str, Any]) -> Any:
+        history.append(stateless(apply_model, args))
+        return history[0]
+
+    return wrapper
+
+
+def counting() -> Any:
+    calls = 0
+
+    def wrapper(apply_model: Any, args: dict[str, Any]) -> Any:
+        nonlocal calls
+        calls += 1
+        return stateless(apply_model, args) * calls
+
+    return wrapper
+
+
+class Cache:
+    """An object in the place of a wrapper, or with a method there."""
+
+    factor = 0.5
+
+    def __init__(self) -> None:
+        self.last: dict[str, Any] = {}
+        self.strength = 0.5
+
+    def __call__(self, apply_model: Any, args: dict[str, Any]) -> Any:
+        return self.last.setdefault("output", stateless(apply_model, args))
+
+    def plain(self, apply_model: Any, args: dict[str, Any]) -> Any:
+        return stateless(apply_model, args) * self.strength * self.factor
+
+    def remembering(self, apply_model: Any, args: dict[str, Any]) -> Any:
+        self.output = stateless(apply_model, args)
+        return self.output
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "refused"),
+    [
+        (stateless, False),
+        (scaled_by(0.5), False),
+        (scaled_by(0.5, Cache().plain), False),
+        (functools.partial(stateless), False),
+        (forecasting(), True),
+        (counting(), True),
+        (Cache(), True),
+        (Cache().remembering, True),
+        (scaled_by(0.5, forecasting()), True),
+        (functools.partial(Cache()), True),
+    ],
+)
+def test_a_wrapper_that_keeps_a_history_is_refused(cleaned: list[Any], wrapper: Any, refused: bool) -> None:
+    """Spectrum and step caches stand in the place for a wrapper and would compute views from other views."""
+    p = request(Scripts({WRAPPER: wrapper}))
+    expected = (
+        pytest.raises(RuntimeError, match="a step from the steps before") if refused else contextlib.nullcontext()
+    )
+    with expected, sampling(p):
+        pass
+
+
 def test_what_asks_the_model_past_the_views_is_named(cleaned: list[Any]) -> None:
     p = request(Scripts({"conditioning_modifiers": [sampling]}))
     with pytest.raises(RuntimeError, match="test_forge_backend changes what the model is asked"), sampling(p):
@@ -191,32 +291,62 @@ class Flow(Diffusion):
         return sigma * noise + (1.0 - sigma) * latent_image
 
 
-def engine(schedule: Any = None, **flags: bool) -> dict[str, Any]:
-    """A loaded model of Forge's and Neo's, as its attributes."""
+def engine(name: str = "FakeInitialModel", schedule: Any = None, **flags: bool) -> Any:
+    """A loaded model of the class `name`, as its attributes."""
     unet = Unet(SimpleNamespace(predictor=schedule or Diffusion()))
-    return {"forge_objects": Objects(unet=unet), **flags}
+    return type(name, (SimpleNamespace,), {})(forge_objects=Objects(unet=unet), **flags)
+
+
+def of_reforge(**flags: bool) -> Any:
+    """Its schedule has another name, and is a flow's after a job that asked for one."""
+    return SimpleNamespace(forge_objects=Objects(unet=Unet(SimpleNamespace(model_sampling=Flow()))), **flags)
 
 
 @pytest.mark.parametrize(
-    ("model", "known"),
+    ("model", "said"),
     [
-        (engine(is_sd1=True), True),
-        (engine(is_sd1=False, is_sd2=False, is_sdxl=True), True),
-        (engine(is_sd1=False, is_sd2=False, is_sdxl=False, is_sd3=True), False),
-        (engine(is_sd1=False, is_sdxl=False), False),
-        (engine(Flow(), is_sd1=False, is_sdxl=True), False),
-        ({"forge_objects": Objects(unet=Unet(SimpleNamespace(model_sampling=Flow()))), "is_sdxl": True}, True),
-        ({}, True),
+        (engine("StableDiffusion"), None),
+        (engine("StableDiffusion2"), None),
+        (engine("StableDiffusionXL"), None),
+        (engine("OfTomorrow", is_sd1=True), None),
+        (of_reforge(is_sdxl=True), None),
+        (SimpleNamespace(), None),
+        (None, None),
+        (engine("StableDiffusion3"), "Stable Diffusion 3: DemoFusion runs on"),
+        (engine("StableDiffusionXLRefiner", is_sdxl=True), "the SDXL refiner: an SDXL refiner cannot"),
+        (engine("PiD", Flow()), "PiD: it makes"),
+        (engine("Wan", Flow()), "Wan: "),
+        (engine("OfTomorrow", Flow()), "OfTomorrow: DemoFusion runs on"),
     ],
 )
-def test_flow_matching_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], known: bool) -> None:
-    """Transformers' engines say that they are none of SD1, SD2 and SDXL; before one is loaded there is a dummy.
-
-    Neo's Mugen calls itself SDXL, whose shape it has. In reForge a schedule of flow is what the job before was given.
-    """
+def test_a_refusal_names_the_loaded_model(monkeypatch: pytest.MonkeyPatch, model: Any, said: str | None) -> None:
+    """Before a model is loaded there is a dummy. Of an SDXL refiner's vector the last number is an aesthetic score."""
     monkeypatch.setattr(refusals, "host", Forge)
-    reason = refusals.reason(refusals.Situation(SimpleNamespace(**model)))
-    assert reason is None if known else "Flux" in (reason or "")
+    reason = refusals.reason(refusals.Situation(model))
+    assert reason is None if said is None else (reason or "").startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("data", "pending"),
+    [
+        ({"forge_loading_parameters": {"checkpoint": "b"}, "forge_hash": "{'checkpoint': 'a'}"}, True),
+        ({"forge_loading_parameters": {"checkpoint": "a"}, "forge_hash": "{'checkpoint': 'a'}"}, False),
+        ({"forge_loading_parameters": {}, "forge_hash": ""}, False),
+        ({}, False),
+    ],
+)
+def test_a_checkpoint_that_is_chosen_and_not_yet_loaded(
+    monkeypatch: pytest.MonkeyPatch, data: dict[str, Any], pending: bool
+) -> None:
+    """Forge and Forge Neo load it at Generate; the line must not describe the one before."""
+    model = engine("Flux", Flow())
+    monkeypatch.setattr(sd_models, "model_data", SimpleNamespace(sd_model=model, **data))
+    for module in (backends, warnings, refusals):
+        monkeypatch.setattr(module, "host", Forge)
+    assert Forge().is_pending() is pending
+    assert timing.loaded_model() is (None if pending else model)
+    line = "".join(warnings.of_refusal(TabValues()))
+    assert (warnings.NOT_LOADED in line, "Flux.1" in line) == (pending, not pending)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +355,7 @@ def test_flow_matching_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, model
         ("multidiffusion_enabled", "MultiDiffusion Integrated"),
         ("sag_enabled", "SelfAttentionGuidance Integrated"),
         ("stylealign_enabled", "StyleAlign Integrated"),
+        ("spec_w", "Spectrum Integrated"),
     ],
 )
 def test_built_in_neighbours_are_refused_by_name(key: str, name: str) -> None:
@@ -336,7 +467,7 @@ def test_sdxls_numbers_are_embedded_as_forge_does() -> None:
         return numbers[:, None].expand(-1, forge.CHANNELS)
 
     frame = Frame((256, 512), (8, 16))
-    vectors = vectors_of(SimpleNamespace(embedder=embedder, is_sdxl=True), frame)
+    vectors = vectors_of(SimpleNamespace(embedder=embedder), frame, sized=True)
     assert vectors is not None
     y = torch.randn(1, 1280 + 6 * forge.CHANNELS)
     made = vectors.for_views(y, [LocalView(2, 3, 16, 16)])

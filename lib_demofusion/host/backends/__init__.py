@@ -6,6 +6,7 @@ import functools
 import logging
 import sys
 from importlib.util import find_spec
+from typing import Any
 
 from lib_demofusion.host.backends.interface import Backend
 
@@ -27,6 +28,16 @@ def host() -> Backend:
     from lib_demofusion.host.backends.forge import Forge
 
     return Forge()
+
+
+def loaded_model() -> Any:
+    """Returns the checkpoint in memory, or None if there is none or another one is chosen.
+
+    `shared.sd_model` would load one.
+    """
+    from modules import sd_models
+
+    return None if host().is_pending() else getattr(sd_models.model_data, "sd_model", None)
 
 
 def greet() -> None:

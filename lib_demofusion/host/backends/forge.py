@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from modules import processing, shared
+from modules import processing, sd_models, shared
 from torch import Tensor
 
 from lib_demofusion.host.backends import forge_denoiser, forge_neighbours
+from lib_demofusion.host.backends.families import SD, Family, family_of, unknown
 from lib_demofusion.host.backends.forge_hints import Held
-from lib_demofusion.host.backends.forge_unet import WRAPPER, FusedUnet
+from lib_demofusion.host.backends.forge_neighbours import WRAPPER
+from lib_demofusion.host.backends.forge_unet import FusedUnet
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.sampling.sdxl import CROP, SIZES, Frame, SizeVectors, size_vectors
 from lib_demofusion.host.scoped import replaced
@@ -45,14 +47,20 @@ class Forge:
     def is_known(self) -> bool:
         return sampling_cleanup is not None
 
-    def knows_architecture(self, model: Any) -> bool:
-        # whatever is none of these is a transformer with a sampler of another kind; before a model is loaded a dummy is
+    def family(self, model: Any) -> Family:
+        # before a model is loaded there is a dummy
         if not hasattr(model, "forge_objects"):
-            return True
-        known = any(getattr(model, name, False) for name in ("is_sd1", "is_sd2", "is_sdxl"))
-        # in reForge a schedule of flow is what a job before was given, and is refused there by the name of what gave it
+            return SD
+        # reForge calls it otherwise: there a job before may have left a flow schedule, which `refusal` names
         predictor = getattr(model.forge_objects.unet.model, "predictor", None)
-        return known and (predictor is None or adds_noise(predictor))
+        flow = predictor is not None and not adds_noise(predictor)
+        return family_of(model, flow) or unknown(model)
+
+    def is_pending(self) -> bool:
+        # of Forge and Forge Neo; reForge loads a checkpoint as soon as it is chosen
+        data = sd_models.model_data
+        chosen = getattr(data, "forge_loading_parameters", None)
+        return bool(chosen) and str(chosen) != data.forge_hash
 
     def refusal(self, p: Any) -> str | None:
         return forge_neighbours.refusal(p)
@@ -83,11 +91,8 @@ class Forge:
                 sampling_cleanup(unet)
 
     def _patch(self, p: Any, anchor: Tensor, noise: Tensor) -> None:
-        ratio = p.get_token_merging_ratio()
-        if ratio > 0:
-            from modules import sd_models
-
-            sd_models.apply_token_merging(p.sd_model, ratio)
+        # with a ratio of 0 too: Forge Neo also applies its Epsilon Scaling here
+        sd_models.apply_token_merging(p.sd_model, p.get_token_merging_ratio())
         if p.scripts is not None:
             cond, uncond = p.get_conds()
             p.scripts.process_before_every_sampling(p, x=anchor, noise=noise, c=cond, uc=uncond)
@@ -98,7 +103,8 @@ class Forge:
         if unet.controlnet_linked_list is not None:
             held = Held(unet.controlnet_linked_list, parts.run.stage, parts.plan)
             unet.controlnet_linked_list = held
-        vectors = vectors_of(parts.p.sd_model, parts.frame)
+        model = parts.p.sd_model
+        vectors = vectors_of(model, parts.frame, self.family(model).sized)
         inner = unet.model_options.get(WRAPPER)
         unet.set_model_unet_function_wrapper(FusedUnet(parts, predictor_of(unet.model), vectors, held, inner))
         forge_denoiser.attach(denoiser, parts)
@@ -169,10 +175,10 @@ class _Numbers:
         return embedded.reshape(len(numbers), -1)
 
 
-def vectors_of(model: Any, frame: Frame) -> SizeVectors | None:
-    """Returns the writer of SDXL's sizes for a loaded model, or None where it knows none."""
+def vectors_of(model: Any, frame: Frame, sized: bool) -> SizeVectors | None:
+    """Returns the writer of SDXL's sizes for a loaded model, or None if the model receives none (`sized`)."""
     embedder = getattr(model, "embedder", None)
-    if embedder is None or not getattr(model, "is_sdxl", False):
+    if embedder is None or not sized:
         return size_vectors(model, frame)
     assert set(SIZED) == {CROP, *SIZES}
     return SizeVectors([_Numbers(embedder, key) for key in SIZED], frame)

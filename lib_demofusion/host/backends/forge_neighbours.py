@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lib_demofusion.host.backends.inner_wrapper import keeps_history
+
+WRAPPER = "model_function_wrapper"
+"""The place of a patched UNet for a function that calls the model (backend/patcher/base.py)."""
+
 BY_KEY = {
     "multidiffusion_enabled": "MultiDiffusion Integrated: it samples in tiles already; switch one of the two off",
     "sag_enabled": "SelfAttentionGuidance Integrated: it takes the last view's attention for that of the whole image",
+    "spec_w": "Spectrum Integrated: it predicts a view from the steps of other views; switch it off",
     "stylealign_enabled": "StyleAlign Integrated: the views of a batch would take one another's style",
 }
 """By what a feature writes into the infotext while it acts."""
@@ -74,7 +80,11 @@ def _problem(unit: Any) -> str | None:
 
 
 def check_patches(unet: Any) -> None:
-    """Raises RuntimeError where something asks the model of the whole latent on its own, past the views."""
+    """Raises RuntimeError if an extension asks the model about the whole latent, or about a view from other views."""
+    inner = unet.model_options.get(WRAPPER)
+    if inner is not None and keeps_history(inner):
+        module = getattr(inner, "__module__", None) or type(inner).__module__
+        raise RuntimeError(f"{module} computes a step from the steps before, which would be other views; switch it off")
     modifiers = unet.model_options.get("conditioning_modifiers")
     if modifiers:
         names = ", ".join(sorted({getattr(m, "__module__", "?") for m in modifiers}))

@@ -20,8 +20,6 @@ from lib_demofusion.method.views import View
 
 Apply = Callable[..., Tensor]
 
-WRAPPER = "model_function_wrapper"
-
 
 class FusedUnet:
     """Stands in the place for a wrapper of the UNet and denoises big latents view by view.

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lib_demofusion.host.backends.families import Family
 from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import Plan, StagePlan
@@ -37,8 +38,12 @@ class Backend(Protocol):
         """Returns whether the webui has what this backend calls."""
         ...
 
-    def knows_architecture(self, model: Any) -> bool:
-        """Returns whether the stages can run on a loaded model: SD1, SD2 and SDXL, no other."""
+    def family(self, model: Any) -> Family:
+        """Returns what a loaded model is; `model` may be None or a dummy if none is loaded yet."""
+        ...
+
+    def is_pending(self) -> bool:
+        """Returns whether another checkpoint is chosen than the loaded one, which is loaded when a job begins."""
         ...
 
     def refusal(self, p: Any) -> str | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lib_demofusion.host import precision
 from lib_demofusion.host.backends import webui_denoiser
+from lib_demofusion.host.backends.families import SD, Family, family_of, unknown
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.backends.webui_rows import repeated_images
 from lib_demofusion.host.neighbours import controlnet
@@ -26,10 +27,16 @@ class Webui:
         # what guides with a function of its own does not ask the wrapper
         return hasattr(CFGDenoiser, "inner_model") and not hasattr(sd_samplers_cfg_denoiser, "sampling_function")
 
-    def knows_architecture(self, model: Any) -> bool:
-        return not (
-            getattr(model, "is_sd3", False) or getattr(model, "is_flux", False) or hasattr(model, "create_denoiser")
-        )
+    def family(self, model: Any) -> Family:
+        known = family_of(model)
+        # a model that makes its own denoiser is sampled in another way
+        if known is None and (getattr(model, "is_flux", False) or hasattr(model, "create_denoiser")):
+            return unknown(model)
+        return known or SD
+
+    def is_pending(self) -> bool:
+        # it loads a checkpoint as soon as it is chosen
+        return False
 
     def refusal(self, p: Any) -> str | None:
         return controlnet.refusal(p)

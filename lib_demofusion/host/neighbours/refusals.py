@@ -94,10 +94,6 @@ def _details_at_base_size(now: Situation) -> bool:
 
 
 REFUSALS: tuple[tuple[Check, str], ...] = (
-    (
-        lambda now: not host().knows_architecture(now.model),
-        "flow-matching models such as SD3 and Flux: DemoFusion runs on SD1, SD2 and SDXL",
-    ),
     (lambda now: now.tiling, "Tiling: seamless edges would be drawn inside every tile"),
     (_tile_script, "scripts that upscale or outpaint in tiles: each tile would run every stage"),
     (_regional_attention, "Regional Prompter's attention mode: every tile would show all regions; use Latent"),
@@ -110,7 +106,7 @@ REFUSALS: tuple[tuple[Check, str], ...] = (
 
 def reason(now: Situation) -> str | None:
     """Returns what DemoFusion does not work with in a situation, or None."""
-    return next((reason for check, reason in REFUSALS if check(now)), None)
+    return host().family(now.model).problem or next((reason for check, reason in REFUSALS if check(now)), None)
 
 
 def refusal(p: Any) -> str | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+
+from lib_demofusion.host.backends import families, host
 from lib_demofusion.host.neighbours import refusals
 from lib_demofusion.host.panel import limits
 from lib_demofusion.host.panel.markup import problem_html, word
@@ -17,7 +20,8 @@ NO_MEMORY = "the computer's free memory may not suffice for an image of this siz
 NO_ROOM = "neither the free memory nor the disk may suffice to decode an image of this size"
 TURBO_CHOSEN = "this looks like a few-step model: the values of the preset Turbo are used"
 TURBO_BETTER = "so high a denoising strength needs more steps or a higher CFG scale; Turbo is for few-step models"
-WARNINGS = (HUGE, LONG, NO_MEMORY, NO_ROOM, TURBO_BETTER)
+NOT_LOADED = "the time is not known until the checkpoint is loaded"
+WARNINGS = (HUGE, LONG, NO_MEMORY, NO_ROOM, TURBO_BETTER, NOT_LOADED, *families.REFUSALS)
 
 LARGEST_SIDE = 16384
 """About what browsers and WebP still show."""
@@ -33,9 +37,17 @@ def of_few_steps(chosen: Settings, settings: Settings, tab: TabValues) -> list[s
 
 
 def of_refusal(tab: TabValues) -> list[str]:
-    """Returns what refuses a run of the loaded checkpoint with what else the tab asks for."""
-    reason = refusals.reason(refusals.of_page(timing.loaded_model(), tab.script, tab.override_settings or ()))
-    return [] if reason is None else [problem_html(word(refusals.REFUSED), word(reason))]
+    """Returns why the loaded checkpoint, or something else on the tab, makes a run impossible.
+
+    Forge and Forge Neo load the chosen checkpoint only when a job begins; before that it is said that nothing is known.
+    """
+    now = refusals.of_page(timing.loaded_model(), tab.script, tab.override_settings or ())
+    family = host().family(now.model)
+    if family.refusal is not None:
+        return [problem_html(word(refusals.REFUSED), f"{html.escape(family.name)}:", word(family.refusal))]
+    reason = refusals.reason(now)
+    pending = [word(NOT_LOADED)] if host().is_pending() else []
+    return pending if reason is None else [problem_html(word(refusals.REFUSED), word(reason)), *pending]
 
 
 def of_size(plan: Plan, tab: TabValues, seconds: float | None) -> list[str]:

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from modules import devices, sd_models
+from modules import devices
 from torch import Tensor
 
 from lib_demofusion.host import storage
+from lib_demofusion.host.backends import loaded_model
 
 FILE = "demofusion-timings.json"
 MODEL, DECODER, BUSIER = "model", "decoder", "DPM adaptive"
@@ -55,11 +56,6 @@ def seconds(cells: float) -> float | None:
     """Returns about how long the loaded checkpoint takes for latent cells of views and images, None where unknown."""
     rate = known(loaded_model(), MODEL)
     return None if rate is None else rate * cells
-
-
-def loaded_model() -> Any:
-    """Returns the checkpoint in memory or None; `shared.sd_model` would load one."""
-    return getattr(sd_models.model_data, "sd_model", None)
 
 
 def _keys(model: Any, kind: str) -> list[str]:

@@ -34,7 +34,7 @@ def engines():
     """Returns whether DemoFusion runs on a kind of model, by the names of their classes."""
     from lib_demofusion.host.backends import host
 
-    return {cls.__name__: host().knows_architecture(made(cls)) for cls in possible_models}
+    return {cls.__name__: host().family(made(cls)).refusal is None for cls in possible_models}
 
 
 def add_route(demo, app):
