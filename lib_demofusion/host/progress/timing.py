@@ -12,7 +12,7 @@ from modules import devices
 from torch import Tensor
 
 from lib_demofusion.host import storage
-from lib_demofusion.host.backends import loaded_model
+from lib_demofusion.host.backends import loaded_model as loaded_model
 
 FILE = "demofusion-timings.json"
 MODEL, DECODER, BUSIER = "model", "decoder", "DPM adaptive"
