@@ -50,3 +50,11 @@ def test_the_line_follows_and_comes_to_rest(webui: Webui, page: Any, name: str) 
     tab.wait_for_line("960x960")
     wait_for_rest(page)
     assert page.locator(f"{tab.panel}_enabled .pending").count() == 0
+
+
+@pytest.mark.parametrize("name", ["txt2img", "img2img"])
+def test_no_control_is_cut_off_or_covered(webui: Webui, page: Any, name: str) -> None:
+    tab = Tab(page, name)
+    tab.open_panel()
+    wait_for_rest(page)
+    assert [problem for width in range(360, 1601, 20) for problem in tab.layout_problems(width)] == []
