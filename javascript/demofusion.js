@@ -45,6 +45,39 @@ function demofusionOnce(elements, set_up) {
     }
 }
 
+// Repeats above a tab's gallery what DemoFusion says of the last run, such as that it was stopped: the webui shows it in
+// small print below the image. While the next run shows its progress, nothing is repeated.
+function demofusionRepeatMessages(tab) {
+    const root = gradioApp(), log = root.querySelector(`#html_log_${tab}`), gallery = root.querySelector(`#${tab}_gallery`);
+    if (!log || !gallery) {
+        return;
+    }
+    const running = root.querySelector(`#${tab}_results .progressDiv`);
+    const lines = running ? [] : log.innerText.split("\n").filter((line) => /^DemoFusion\b/.test(line.trim()));
+    const said = lines.map((line) => line.trim()).join("\n");
+    const shown = gallery.parentElement.querySelector(":scope > .demofusion-messages");
+    if ((shown?.dataset.said ?? "") === said) {
+        return;
+    }
+    shown?.remove();
+    if (said) {
+        const box = document.createElement("div");
+        box.className = "demofusion-messages";
+        box.dataset.said = said;
+        box.setAttribute("role", "status");
+        for (const line of said.split("\n")) {
+            const paragraph = box.appendChild(document.createElement("p"));
+            // in two pieces, of which the webui can translate the first
+            for (const piece of line.split(/(?= \(\d+x\d+\)$)/)) {
+                paragraph.appendChild(document.createElement("span")).textContent = piece;
+            }
+        }
+        gallery.before(box);
+    }
+}
+
+onAfterUiUpdate(() => ["txt2img", "img2img"].forEach(demofusionRepeatMessages));
+
 onUiLoaded(() => {
     const panels = '[id^="script_"][id$="_demofusion_hires_enabled"]';
     demofusionOnce(gradioApp().querySelectorAll(`${panels} .secondary-wrap input`), demofusionTakeTyped);

@@ -13,7 +13,15 @@ from torch import Tensor
 from lib_demofusion import __version__
 from lib_demofusion.host import options
 from lib_demofusion.host.backends import host
-from lib_demofusion.host.messages import KEY_STOPPED, report_failure, report_note, report_problem, reported, reset
+from lib_demofusion.host.messages import (
+    BASE_IMAGE,
+    report_failure,
+    report_note,
+    report_problem,
+    report_stop,
+    reported,
+    reset,
+)
 from lib_demofusion.host.neighbours import refusals
 from lib_demofusion.host.pictures import formats, inpainting
 from lib_demofusion.host.pictures.base_picture import base_latent, own_generators
@@ -116,7 +124,7 @@ class Job:
     def _stages(self, p: Any, samples: Any) -> Any:
         """Returns the images of the last stage, or the samples that came; what went wrong is told in the infotext."""
         if stop_requested():
-            p.extra_generation_params[KEY_STOPPED] = "before the first stage, this is the base image"
+            report_stop(p, "before the first stage", BASE_IMAGE)
             return samples
         problem = refusals.refusal(p)
         if problem:

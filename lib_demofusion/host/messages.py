@@ -12,6 +12,11 @@ KEY_SIZE = "DemoFusion size"
 KEY_NOTE = "DemoFusion note"
 
 
+STOPPED = "DemoFusion stopped: showing"
+"""How the sentence about a stopped run begins; the page splits it there and at the size (javascript/demofusion.js)."""
+
+BASE_IMAGE = "the base image"
+
 KEYS = (KEY_ERROR, KEY_STOPPED, KEY_SIZE, KEY_NOTE)
 
 
@@ -49,6 +54,12 @@ def _report(p: Any, key: str, text: str) -> None:
         p.extra_generation_params[key] = text
     elif f"; {text}; " not in f"; {before}; ":
         p.extra_generation_params[key] = f"{before}; {text}"
+
+
+def report_stop(p: Any, where: str, shown: str) -> None:
+    """Reports that the user stopped the run: where it was, and which image is shown instead of the final one."""
+    p.extra_generation_params[KEY_STOPPED] = f"{where}, this is {shown}"
+    p.comment(f"{STOPPED} {shown}")
 
 
 def report_failure(p: Any, problem: str, error: Exception) -> None:

@@ -9,7 +9,7 @@ from modules import devices
 from torch import Tensor
 
 from lib_demofusion.host import options
-from lib_demofusion.host.messages import KEY_SIZE, KEY_STOPPED, report_failure, report_note
+from lib_demofusion.host.messages import BASE_IMAGE, KEY_SIZE, report_failure, report_note, report_stop
 from lib_demofusion.host.neighbours import refusals, soft_inpainting
 from lib_demofusion.host.pictures import coding, formats, inpainting
 from lib_demofusion.host.pictures.pixel_anchor import pixel_anchor
@@ -37,7 +37,7 @@ class StageLoop:
             script = refusals.of_job(p).script
             report_note(p, f'"Show every stage" does not act in {script}; "Save every stage" saves them')
         self._progress, self._decoding = progress, partial(progress.move, DECODING)
-        self._total = len(plan.stages) + 1
+        self._total = len(plan.stages)
         self._originals = soft_inpainting.Originals(p, plan)
         self._latest: tuple[Tensor, Any] | None = None
 
@@ -52,7 +52,7 @@ class StageLoop:
         done = [base]
         for stage in self._plan.stages:
             self._progress.begin(stage)
-            self._keep_picture(done[-1], stage.number)
+            self._keep_picture(done[-1], stage.number - 1)
             try:
                 if stop_requested():
                     raise StageStopped
@@ -128,7 +128,7 @@ class StageLoop:
             self._p.do_not_save_grid = True
 
     def _keep_picture(self, latent: Tensor, number: int) -> None:
-        """Saves and shows the image of stage `number` (the base is 1), which another stage follows."""
+        """Saves and shows the image of stage `number` (0 for the base image), which another stage follows."""
         save = saves_stages(self._p, self._settings)
         if not (save or self._shown):
             return
@@ -136,18 +136,18 @@ class StageLoop:
             samples = self._decoded(latent, self._decoding)
             pictures = stage_pictures(self._p, samples, number, self._total, save)
         except Exception as error:
-            self._failed(number - 1, error, "showing ")
+            self._failed(number, error, "showing ")
             return
         if self._shown:
             self.pictures.extend(pictures)
 
     def _name(self, number: int) -> str:
-        """Names the stage with `number` stages before it; the base is the first."""
+        """Returns the name and size of stage `number`, or of the base image for 0."""
         height, width = self._plan.stages[number - 1].pixels if number else (n * CELL for n in self._plan.base)
-        return f"stage {number + 1} of {self._total} ({width}x{height})"
+        return f"{f'stage {number} of {self._total}' if number else BASE_IMAGE} ({width}x{height})"
 
     def _stopped(self, number: int) -> None:
-        self._p.extra_generation_params[KEY_STOPPED] = f"in {self._name(number)}, this is the one before"
+        report_stop(self._p, f"in {self._name(number)}", self._name(number - 1))
 
     def _failed(self, number: int, error: Exception, what: str = "") -> None:
         problem = f"{what}{self._name(number)} failed, the best finished image is returned"

@@ -195,6 +195,12 @@ class Tab:
         info.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=SECONDS)
         return info.inner_text()
 
+    def messages(self) -> Any:
+        """What is said of the last run above its image."""
+        messages = self.page.locator(".demofusion-messages")
+        messages.wait_for(timeout=SECONDS)
+        return messages
+
     def infotext(self) -> str:
         """The text under the pictures."""
         return self.page.inner_text(f"#html_info_{self.name}.prose")

@@ -50,7 +50,7 @@ def test_a_stage_of_fewer_steps_than_between_previews_is_seen(
 ) -> None:
     """Balanced runs half of them. What is shown is the stage's own picture, not that of the base."""
     webui.job(BALANCED, steps=steps, n_iter=iterations)
-    in_stage = [shown for shown in page.previews if "DemoFusion 2/2 128x128" in shown]
+    in_stage = [shown for shown in page.previews if "DemoFusion 1/1 128x128" in shown]
     assert len(in_stage) == iterations
     assert all("of 16 cells" in shown for shown in in_stage)
 
@@ -97,7 +97,7 @@ def test_it_does_so_where_a_stage_fails(
     unet = webui.small.unet
 
     def failing(x: Any, *args: Any) -> Any:
-        if "3/3" in (shared.state.textinfo or ""):
+        if "2/2" in (shared.state.textinfo or ""):
             raise RuntimeError("injected")
         return unet(x, *args)
 

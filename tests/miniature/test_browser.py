@@ -156,9 +156,9 @@ def test_a_run_shows_progress_and_the_final_picture(tab: Tab) -> None:
     tab.number(tab.id("steps"), 6)
     tab.wait_for_line("384x384")
     tab.generate()
-    assert "%" in tab.wait_for_progress("DemoFusion 2/3")
+    assert "%" in tab.wait_for_progress("DemoFusion 1/2")
     tab.page.wait_for_selector(f"{tab.id('progress')} .livePreview", timeout=SECONDS)
-    tab.wait_for_progress("DemoFusion 3/3")
+    tab.wait_for_progress("DemoFusion 2/2")
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-progress")
     tab.wait_until_done()
     assert tab.picture_sizes() == [384]
@@ -171,12 +171,32 @@ def test_interrupt_returns_the_stage_before(tab: Tab) -> None:
     tab.number(f"{tab.panel}_scale", 3)
     tab.wait_for_line("384x384")
     tab.generate()
-    tab.wait_for_progress("DemoFusion 3/3")
+    tab.wait_for_progress("DemoFusion 2/2")
     tab.page.click(tab.id("interrupt"))
     tab.wait_until_done()
     assert tab.picture_sizes() == [256]
     assert "DemoFusion stopped" in tab.infotext()
+    message = tab.messages()
+    assert message.inner_text().strip() == "DemoFusion stopped: showing stage 1 of 2 (256x256)"
+    image = tab.page.locator(f"{tab.id('gallery')} img").first.bounding_box()
+    box = message.bounding_box()
+    assert box["y"] + box["height"] <= image["y"]
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-interrupted")
+
+
+def test_a_message_goes_when_the_next_run_begins(tab: Tab) -> None:
+    tab.open_panel()
+    tab.generate()
+    tab.wait_for_progress("DemoFusion 1/1")
+    tab.page.click(tab.id("interrupt"))
+    tab.wait_until_done()
+    assert "showing the base image (128x128)" in tab.messages().inner_text()
+    tab.generate()
+    tab.wait_for_progress("DemoFusion 1/1")
+    assert tab.page.locator(".demofusion-messages").count() == 0
+    tab.wait_until_done()
+    tab.wait_for_infotext("DemoFusion size")
+    assert tab.page.locator(".demofusion-messages").count() == 0
 
 
 def test_closed_the_plain_picture_comes(tab: Tab) -> None:

@@ -44,7 +44,7 @@ def in_model(webui: Webui) -> Iterator[Callable[[Callable[[], None]], None]]:
 
 def in_stage(number: int) -> bool:
     """Whether the stage with that number is running; the base is 1."""
-    return (shared.state.textinfo or "").startswith(f"DemoFusion {number}/")
+    return (shared.state.textinfo or "").startswith(f"DemoFusion {number - 1}/")
 
 
 def differs(one: Image.Image, other: Image.Image) -> int:
@@ -192,6 +192,8 @@ def test_interrupted_the_stage_before_is_returned(webui: Webui, in_model: Callab
     result = webui.job(THREE)
     assert sizes(result) == [2 * BASE]
     assert "DemoFusion stopped" in result.infotexts[0]
+    # under the image too, in the words that the page shows above it
+    assert f"DemoFusion stopped: showing stage 1 of 2 ({2 * BASE}x{2 * BASE})\n" in result.comments
 
 
 def test_interrupted_the_iterations_after_are_not_begun(webui: Webui, in_model: Callable) -> None:
@@ -475,7 +477,7 @@ def test_interrupted_while_a_picture_is_decoded_to_be_enlarged(
     monkeypatch.setattr(progress.Progress, "move", interrupting)
     result = webui.job({**THREE, "stages": "every", "upscaler": "Lanczos (pixels)"})
     assert sizes(result) == [2 * BASE]
-    assert "in stage 3 of 3 (192x192), this is the one before" in result.infotexts[0]
+    assert "in stage 2 of 2 (192x192), this is stage 1 of 2 (128x128)" in result.infotexts[0]
     # given up behind its second part, and decoded to be shown
     assert decoded == [BASE] * 3 + [2 * BASE] * 2 + [2 * BASE] * 3
 
@@ -501,7 +503,7 @@ def test_interrupted_while_an_enlarged_picture_is_encoded(
     monkeypatch.setattr(pixel_anchor, "encode", reporting)
     result = webui.job({**ON, "upscaler": "Lanczos (pixels)"})
     assert sizes(result) == [BASE]
-    assert "in stage 2 of 2" in result.infotexts[0]
+    assert f"in stage 1 of 1 (128x128), this is the base image ({BASE}x{BASE})" in result.infotexts[0]
 
 
 def test_an_anchor_made_in_pixels_leaves_torchs_generator_alone(webui: Webui) -> None:

@@ -191,7 +191,7 @@ def test_stopped_amid_a_stage_the_units_are_as_they_were(webui: Webui, beside: C
     control, seen = Network.control, []
 
     def stopping(self: Network, x: torch.Tensor) -> torch.Tensor:
-        if (shared.state.textinfo or "").startswith("DemoFusion 2/"):
+        if (shared.state.textinfo or "").startswith("DemoFusion 1/"):
             seen.append(len(x))
         if len(seen) == 4:
             if how == "fail":

@@ -71,7 +71,7 @@ def test_what_is_reported_after_a_stage_is_in_the_text_of_its_image_too(
     (error, same) = entries(result, "error")
     assert error is not None
     assert error == same
-    assert error.startswith("stage 2 of 3")
+    assert error.startswith("stage 1 of 2")
     assert all(text == image.info["parameters"] for image, text in zip(result.images[1:], result.infotexts[1:]))
 
 
@@ -99,8 +99,8 @@ def test_a_second_error_does_not_replace_the_first(webui: Webui, monkeypatch: py
     (error,) = entries(webui.job(TWO_STAGES), "error")
     assert error is not None
     assert [part.partition(" failed")[0] for part in error.split("; ")] == [
-        "showing stage 1 of 3 (64x64)",
-        "stage 2 of 3 (128x128)",
+        "showing the base image (64x64)",
+        "stage 1 of 2 (128x128)",
     ]
 
 

@@ -83,7 +83,7 @@ def test_target_size_of_another_shape(webui: Webui) -> None:
 def test_stage_list_and_stage_pictures(webui: Webui) -> None:
     result = webui.generate({**ON, "stages": "1,1.5,2", "return_stages": True}, steps=2)
     assert result.sizes == [(256, 256), (128, 128), (192, 192)]
-    assert "DemoFusion stage: 1 of 3" in result.infotexts[1]
+    assert "DemoFusion stage: base image" in result.infotexts[1]
     assert "DemoFusion size: 192 x 192" in result.infotexts[2]
 
 
@@ -151,7 +151,7 @@ def test_fault_in_a_stage_keeps_the_last_good_one(webui: Webui) -> None:
     faulty = {"prompt": "a red circle FAULT:2:48:99"}
     result = webui.generate({**ON, "scale": 3}, **faulty)
     assert result.sizes == [(256, 256)]
-    assert re.search(r'DemoFusion error: "stage 3 of 3 \(384x384\) failed.*planned fault', result.infotexts[0])
+    assert re.search(r'DemoFusion error: "stage 2 of 2 \(384x384\) failed.*planned fault', result.infotexts[0])
     base = webui.generate({**ON, "scale": 2}, prompt="a red circle FAULT:0:32:99")
     assert base.sizes == [(128, 128)]
     assert base.digests == webui.generate(prompt="a red circle FAULT:0:32:99").digests
@@ -168,7 +168,7 @@ def test_stopping_returns_the_last_finished_stage(webui: Webui, action: str) -> 
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         progress = webui.call("progress?skip_current_image=true")
-        if (progress["textinfo"] or "").startswith("DemoFusion 3/3 384x384"):
+        if (progress["textinfo"] or "").startswith("DemoFusion 2/2 384x384"):
             break
         time.sleep(0.05)
     started = time.monotonic()

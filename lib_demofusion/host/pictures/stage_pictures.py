@@ -28,12 +28,13 @@ class StagePicture:
 
 
 def stage_pictures(p: Any, samples: Any, number: int, total: int, save: bool) -> list[StagePicture]:
-    """Returns the images of stage `number` of `total` (the base is 1), and saves them by the host's rules.
+    """Returns the images of stage `number` of `total` (0 for the base image), and saves them by the host's rules.
 
     `samples` are what `coding.decode` returned.
     """
     height, width = samples[0].shape[-2:]
-    own = {"DemoFusion stage": f"{number} of {total}", "DemoFusion size": f"{width} x {height}"}
+    name = f"{number} of {total}" if number else "base image"
+    own = {"DemoFusion stage": name, "DemoFusion size": f"{width} x {height}"}
     pictures = []
     for index, sample in enumerate(samples):
         image = to_image(sample)

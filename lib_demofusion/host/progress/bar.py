@@ -62,7 +62,7 @@ class Progress:
         self._stage = stage.number - 1
         console.begin_job()
         height, width = stage.pixels
-        shared.state.textinfo = f"DemoFusion {stage.number + 1}/{len(self.plan.stages) + 1} {width}x{height}"
+        shared.state.textinfo = f"DemoFusion {stage.number}/{len(self.plan.stages)} {width}x{height}"
         self.move(DECODING, 0.0)
 
     def sampling(self, meter: StageMeter) -> None:

@@ -55,11 +55,12 @@ class Tab:
         with gr.Row():
             with gr.Column():
                 self._settings()
-            with gr.Column():
+            with gr.Column(elem_id=self._id("results")):
                 self.progress = gr.HTML(elem_id=self._id("progress"))
                 self.gallery = gr.Gallery(show_label=False, elem_id=self._id("gallery"), preview=True, columns=4,
                                           object_fit="contain", height=560)  # fmt: skip
                 self.info = gr.HTML(elem_id=f"html_info_{self.name}")
+                self.log = gr.HTML(elem_id=f"html_log_{self.name}", elem_classes="html-log")
         # the webui shows scripts every component that it makes
         self.runner.after_component(self.gallery, elem_id=self.gallery.elem_id)
         self._connect()
@@ -96,11 +97,16 @@ class Tab:
             parameters, args = dict(zip(names, values)), [0, *values[len(names) :]]
             for picture in jobs.run(self.runner, self.is_img2img, parameters, args):
                 if isinstance(picture, jobs.Done):
-                    yield _status(""), picture.images, _info(picture)
+                    yield (
+                        _status(""),
+                        picture.images,
+                        _text("infotext", picture.infotext),
+                        _text("comments", picture.comments),
+                    )
                 else:
-                    yield _status(picture.html()), gr.update(), gr.update()
+                    yield _status(picture.html()), gr.update(), gr.update(), gr.update()
 
-        outputs = [self.progress, self.gallery, self.info]
+        outputs = [self.progress, self.gallery, self.info, self.log]
         self.generate.click(run, inputs, outputs, show_progress=False)
         self.interrupt.click(shared.state.interrupt, [], [], queue=False, show_progress=False)
         fields = [*self._paste_fields(), *self.runner.infotext_fields]
@@ -134,9 +140,9 @@ def _status(text: str) -> Any:
     return gr.update(value=text)
 
 
-def _info(done: Any) -> str:
-    parts = [f'<p class="infotext">{html.escape(done.infotext)}</p>', f"<p>{html.escape(done.comments)}</p>"]
-    return "".join(parts).replace("\n", "<br>")
+def _text(kind: str, text: str) -> str:
+    lines = "<br>".join(html.escape(line) for line in text.splitlines())
+    return f"<p class='{kind}'>{lines}</p>"
 
 
 def build(scripts_js: list[str], style: str, native: int) -> gr.Blocks:
