@@ -13,7 +13,7 @@ import pytest
 from in_process import Webui
 from modules import shared
 
-from lib_demofusion.host import options
+from lib_demofusion.host import messages, options
 from lib_demofusion.host import preset_file as presets
 from lib_demofusion.host.neighbours import refusals as neighbours
 from lib_demofusion.host.panel import line, preset_row, warnings
@@ -28,7 +28,7 @@ IN_SENTENCES = (
     warnings.WARNINGS,
     preset_row.WORDS,
     presets.SENTENCES,
-    (options.DEFAULT_GONE,),
+    (options.DEFAULT_GONE, f"{messages.STOPPED} {messages.BASE_IMAGE}"),
     (reason for _, reason in neighbours.REFUSALS),
 )
 
