@@ -51,10 +51,12 @@ class Job:
         self._no_grid = p.do_not_save_grid
         self._progress: Progress | None = None
         p.extra_generation_params[ENABLED_KEY] = __version__
-        p.extra_generation_params.update(infotext)
+        self._infotext = infotext
         self.problem = refusals.refusal(p) or self._plan_problem(p)
         if self.problem:
             report_problem(p, self.problem)
+        else:
+            p.extra_generation_params.update(infotext)
         self._reported = reported(p)
 
     @property
@@ -128,6 +130,9 @@ class Job:
             return samples
         problem = refusals.refusal(p)
         if problem:
+            # the values of a run that does not happen say nothing about the image
+            for key in self._infotext:
+                p.extra_generation_params.pop(key, None)
             report_problem(p, problem)
             return samples
         try:

@@ -17,6 +17,7 @@ from modules import errors, processing, scripts, shared
 from PIL import Image
 
 from lib_demofusion.host import stage_loop
+from lib_demofusion.settings.fields import SPECS
 
 ON = {"enabled": True, "scale": 2}
 THREE = {"enabled": True, "scale": 3}
@@ -291,6 +292,8 @@ def test_what_an_extension_notes_in_the_job_is_refused(
     beside(script)
     if not first:
         scripts.scripts_txt2img.alwayson_scripts.reverse()
-    result = webui.job(ON)
+    result = webui.job({**ON, "sigma": 2.0})
     assert sizes(result) == [BASE if refused else 2 * BASE]
     assert (f"DemoFusion does not work with {refused}" in result.comments) == bool(refused)
+    # a run that does not happen leaves no values in the text
+    assert (SPECS["sigma"].infotext in result.infotexts[0]) != bool(refused)
