@@ -45,6 +45,36 @@ function demofusionOnce(elements, set_up) {
     }
 }
 
+// Corrects the number in a box when the focus leaves it, and shows the correction below: an empty box gets its last value
+// back, a number beyond the limits becomes the nearest one that is allowed, and a number of steps or pixels is rounded.
+// (gradio's sliders only clamp, and show nothing.)
+function demofusionCorrectNumber(box) {
+    const block = box.closest(".block");
+    let before = box.value;
+    box.addEventListener("focus", () => {
+        before = box.value;
+        block.querySelector(".demofusion-corrected")?.remove();
+    });
+    // capture: before gradio's own listener
+    box.addEventListener("blur", () => {
+        const typed = box.value, clamped = Math.min(Math.max(Number(typed), box.min), box.max);
+        const allowed = Number.isInteger(Number(box.step)) ? Math.round(clamped) : clamped;
+        if (typed !== "" && allowed === Number(typed)) {
+            return;
+        }
+        box.value = typed === "" ? before : allowed;
+        updateInput(box);
+        if (typed !== "") {
+            const note = block.appendChild(document.createElement("div"));
+            note.className = "demofusion-corrected demofusion-error";
+            note.setAttribute("role", "status");
+            note.textContent = `${typed} → ${allowed} (${box.min} - ${box.max})`;
+        }
+    }, {capture: true});
+    // the webui's shortcut for Generate leaves the focus where it is
+    box.addEventListener("keydown", (event) => event.key === "Enter" && box.blur());
+}
+
 // Repeats above a tab's gallery what DemoFusion says of the last run, such as that it was stopped: the webui shows it in
 // small print below the image. While the next run shows its progress, nothing is repeated.
 function demofusionRepeatMessages(tab) {
@@ -81,5 +111,6 @@ onAfterUiUpdate(() => ["txt2img", "img2img"].forEach(demofusionRepeatMessages));
 onUiLoaded(() => {
     const panels = '[id^="script_"][id$="_demofusion_hires_enabled"]';
     demofusionOnce(gradioApp().querySelectorAll(`${panels} .secondary-wrap input`), demofusionTakeTyped);
+    demofusionOnce(gradioApp().querySelectorAll(`${panels} input[type="number"]`), demofusionCorrectNumber);
     demofusionOnce(gradioApp().querySelectorAll(`${panels} .label-wrap`), demofusionMakeOperable);
 });

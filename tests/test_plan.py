@@ -205,7 +205,7 @@ def test_another_shape_is_cut_from_the_middle(base: Size, width: int, height: in
 @pytest.mark.parametrize(
     ("values", "pixels", "note"),
     [
-        ({"scale": 1.7}, (872, 872), "870.4x870.4 is rounded to 872x872, multiples of 8 pixels"),
+        ({"scale": 1.7}, (872, 872), "870x870 is rounded to 872x872, multiples of 8 pixels"),
         ({"width": 1001, "height": 1003}, (1000, 1000), "1001x1003 is rounded to 1000x1000, multiples of 8 pixels"),
         ({"width": 1004}, (1008, 1008), "1004x1008 is rounded to 1008x1008, multiples of 8 pixels"),
         ({"height": 515}, (512, 512), "512x515 is rounded to 512x512, multiples of 8 pixels"),

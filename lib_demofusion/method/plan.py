@@ -155,9 +155,10 @@ def _target(settings: Settings, base: Size, scales: Sequence[float]) -> tuple[Si
         known = 0 if asked[0] else 1
         asked[1 - known] = _round(asked[known] / CELL) * CELL * base[1 - known] / base[known]
     target = _round(asked[0] / CELL), _round(asked[1] / CELL)
-    if any(abs(pixels - cells * CELL) > 1e-6 for pixels, cells in zip(asked, target)):
-        exact = f"{asked[1]:g}x{asked[0]:g}"
-        notes.append(f"{exact} is rounded to {target[1] * CELL}x{target[0] * CELL}, multiples of {CELL} pixels")
+    height, width = map(_round, asked)
+    if (height, width) != (target[0] * CELL, target[1] * CELL):
+        rounded = f"{target[1] * CELL}x{target[0] * CELL}"
+        notes.append(f"{width}x{height} is rounded to {rounded}, multiples of {CELL} pixels")
     return target, notes
 
 

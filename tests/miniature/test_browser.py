@@ -62,25 +62,56 @@ def test_an_impossible_value_is_named_in_the_line(tab: Tab) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "typed", "value", "note"),
     [
-        ("scale", 99, "Upscale by: scale = 99.0 is not possible; allowed: a number from 1 to 8"),
-        ("width", 99999, "Resize width to: width = 99999 is not possible; allowed: a whole number from 0 to 16384"),
-        ("height", -8, "Resize height to: height = -8 is not possible; allowed: a whole number from 0 to 16384"),
+        ("scale", "99", "8", "99 → 8 (1 - 8)"),
+        ("scale", "", "2", None),
+        ("width", "99999", "16384", "99999 → 16384 (0 - 16384)"),
+        ("height", "-8", "0", "-8 → 0 (0 - 16384)"),
+        ("width", "300.7", "301", "300.7 → 301 (0 - 16384)"),
+        ("hires_steps", "200", "150", "200 → 150 (0 - 150)"),
+        ("overlap", "2", "0.9", "2 → 0.9 (0 - 0.9)"),
+        ("feather", "", "0", None),
     ],
 )
-def test_a_number_beyond_its_limits_is_named_and_refused_in_the_same_words(
-    tab: Tab, name: str, value: float, said: str
+def test_a_number_that_is_not_allowed_is_corrected_in_its_box(
+    page: Any, name: str, typed: str, value: str, note: str | None
 ) -> None:
-    """Its box takes any number."""
+    """In every box alike; an emptied one gets its last value back, so that the line and the run agree with it."""
+    tab = Tab(page, "txt2img")
+    tab.open_panel()
+    box = page.locator(f"{tab.panel}_{name} input[type=number]")
+    box.fill(typed)
+    box.blur()
+    tab.wait_for_value(name, value)
+    notes = page.locator(f"{tab.panel}_{name} .demofusion-corrected")
+    assert notes.all_inner_texts() == ([] if note is None else [note])
+    box.focus()
+    assert notes.count() == 0
+
+
+def test_an_emptied_box_does_not_change_the_size(tab: Tab) -> None:
+    tab.open_panel()
+    tab.number(f"{tab.panel}_scale", 3)
+    tab.wait_for_line("384x384")
+    box = tab.page.locator(f"{tab.panel}_scale input[type=number]")
+    box.fill("")
+    # the webui's shortcut for Generate
+    box.press("Control+Enter")
+    tab.wait_for_value("scale", "3")
+    tab.wait_for_line("384x384")
+
+
+def test_a_size_that_does_not_suit_the_base_image_is_named(tab: Tab) -> None:
+    """Within the limits of its box; the run is refused in the same words."""
     tab.open_panel()
     tab.number(tab.id("steps"), 3)
-    tab.number(f"{tab.panel}_{name}", value)
-    assert tab.wait_for_line("not possible").strip() == said
+    tab.number(f"{tab.panel}_width", 2000)
+    said = tab.wait_for_line("not possible").strip()
+    assert said.startswith("Resize width to: width = 2000 ")
     tab.page.click(tab.id("generate"))
-    text = tab.wait_for_infotext("Steps: 3")
-    assert f"DemoFusion: {said.partition(': ')[2]}" in text
-    assert "DemoFusion size" not in text
+    assert said.removeprefix("Resize width to: ") in tab.messages().inner_text()
+    assert "DemoFusion size" not in tab.infotext()
 
 
 COLOURS = """error => [error, error.querySelector("span"), error.parentElement].map(n => getComputedStyle(n).color)"""
@@ -96,7 +127,7 @@ GROUND = """error => {
 def test_what_is_wrong_is_said_in_a_colour(chromium: Any, address: str, scheme: str) -> None:
     tab = open_panel(chromium, f"{address}?__theme={scheme}", (1280, 1000))
     page = tab.page
-    tab.number(f"{tab.panel}_scale", 99)
+    tab.number(f"{tab.panel}_width", 2000)
     tab.wait_for_line("not possible")
     error, within, text = page.eval_on_selector(".demofusion-error", COLOURS)
     assert error == within != text

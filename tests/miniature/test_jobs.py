@@ -372,7 +372,7 @@ def test_the_upscaler_that_really_ran_is_told(webui: Webui, monkeypatch: pytest.
 
 NOTES = (
     ({"enabled": True, "scale": 1}, "no stage: the final size is that of the base image"),
-    ({"enabled": True, "scale": 1.3}, "83.2x83.2 is rounded to 80x80, multiples of 8 pixels"),
+    ({"enabled": True, "scale": 1.3}, "83x83 is rounded to 80x80, multiples of 8 pixels"),
 )
 
 

@@ -156,8 +156,6 @@ class Maker:
             return gr.Checkbox(**common)
         if spec.kind is str:
             return _text(spec, common, [*spec.words, *spec.choices(self.known)])
-        if name in ("scale", "width", "height"):
-            return gr.Number(**common, step=spec.step, precision=0 if spec.kind is int else None)
         return gr.Slider(**common, minimum=spec.minimum, maximum=spec.maximum, step=spec.step)
 
 
