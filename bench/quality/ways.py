@@ -20,6 +20,7 @@ from bench.quality.pictures import as_float, upscale
 from bench.quality.rivals import mixture, one_tile_after_another, spot
 from bench.quality.sampler import Steps, sample, timesteps
 from bench.quality.worlds import World
+from lib_demofusion.method.colors import match_colors_
 from lib_demofusion.method.plan import StagePlan, make_plan
 from lib_demofusion.method.residual import VariancePreserving, noised
 from lib_demofusion.method.stage import SamplerTraits, StageRun, finish_stage, make_anchor, mix_anchors
@@ -96,7 +97,10 @@ class Studio:
         if kind == "esrgan":
             return np.stack([as_float(to_uint8(enlarge(base, scale))) for base in batch.bases]), 0.0
         latents, units = self.latents(configuration, batch, scale)
-        return self.decode(latents), units
+        pictures = self.decode(latents)
+        if kind == "demofusion" and configuration.settings_at(scale).keep_colors:
+            pictures = with_colors_of(pictures, batch.bases)
+        return pictures, units
 
     def guided(self, numbers: list[int]) -> GuidedModel:
         """The model for these pictures' prompts."""
@@ -170,7 +174,7 @@ class Studio:
         return x
 
     def _enlarged(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
-        """The latents of decoded pictures enlarged to (height, width), as the webui's host layer makes them."""
+        """The latents of decoded pictures enlarged to (height, width), as in the webui."""
         return self._encode(
             np.stack([upscale(picture, size, Image.Resampling.LANCZOS) for picture in self.decode(latents)])
         )
@@ -198,6 +202,13 @@ class Studio:
         sigmas = flow.steps(schedule_steps(self.sampling.steps, settings), settings.denoising_strength)
         predict = guided.fused_flow(run, consistency=self.sampling.lcm)
         return sample_flow(torch.zeros_like(anchor), sigmas, predict, run, flow.sampler, fresh_noise(seeds))
+
+
+def with_colors_of(pictures: np.ndarray, bases: np.ndarray) -> np.ndarray:
+    """Pictures (B, H, W, 3) in 0..1 with the colors of their bases (B, h, w, 3), as in the webui."""
+    both = ((torch.from_numpy(part).permute(0, 3, 1, 2) * 2 - 1).contiguous() for part in (pictures, bases))
+    matched = torch.stack([match_colors_(picture, base) for picture, base in zip(*both)])
+    return as_float(to_uint8((matched.permute(0, 2, 3, 1).numpy() + 1) / 2))
 
 
 def batches(count: int, size: int) -> Sequence[range]:

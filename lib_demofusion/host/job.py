@@ -24,6 +24,7 @@ from lib_demofusion.host.messages import (
 )
 from lib_demofusion.host.neighbours import refusals
 from lib_demofusion.host.pictures import formats, inpainting
+from lib_demofusion.host.pictures.base_colors import known_base
 from lib_demofusion.host.pictures.base_picture import base_latent, own_generators
 from lib_demofusion.host.pictures.stage_pictures import StagePicture, with_later_reports
 from lib_demofusion.host.progress.bar import Progress, make_progress
@@ -137,14 +138,15 @@ class Job:
             return samples
         try:
             with own_generators(), host().base_checkpoint(p, self._checkpoint):
-                return self._run(p, base_latent(p, samples)) or samples
+                known = known_base(p, samples, self.settings.img2img_first) if self.settings.keep_colors else None
+                return self._run(p, base_latent(p, samples), known) or samples
         except SettingsError as error:
             report_problem(p, str(error))
         except Exception as error:
             report_failure(p, "preparing the stages failed, the base image is returned", error)
         return samples
 
-    def _run(self, p: Any, base: Tensor) -> Any:
+    def _run(self, p: Any, base: Tensor, pictures: list[Tensor] | None) -> Any:
         plan = make_plan(self.settings, (base.shape[-2], base.shape[-1]))
         inpainting.check_shape(p, plan)
         formats.check_format(p, plan)
@@ -157,7 +159,7 @@ class Job:
             self._progress.base_done()
         loop = StageLoop(p, plan, self.settings, self._overlay, self._progress)
         try:
-            return loop.run(base)
+            return loop.run(base, pictures)
         finally:
             self.pictures.extend(with_later_reports(p, picture) for picture in loop.pictures)
 

@@ -12,6 +12,7 @@ from lib_demofusion.host import options
 from lib_demofusion.host.messages import BASE_IMAGE, KEY_SIZE, report_failure, report_note, report_stop
 from lib_demofusion.host.neighbours import refusals, soft_inpainting
 from lib_demofusion.host.pictures import coding, formats, inpainting
+from lib_demofusion.host.pictures.base_colors import BaseColors
 from lib_demofusion.host.pictures.pixel_anchor import pixel_anchor
 from lib_demofusion.host.pictures.stage_pictures import StagePicture, stage_pictures
 from lib_demofusion.host.pictures.vae import Report
@@ -40,9 +41,17 @@ class StageLoop:
         self._total = len(plan.stages)
         self._originals = soft_inpainting.Originals(p, plan)
         self._latest: tuple[Tensor, Any] | None = None
+        self._colors = BaseColors(p, plan) if settings.keep_colors else None
+        self._base: Tensor | None = None
 
-    def run(self, base: Tensor) -> Any:
-        """Returns the decoded images of the last good stage, or None where there is none."""
+    def run(self, base: Tensor, pictures: list[Tensor] | None = None) -> Any:
+        """Returns the decoded images of the last good stage, or None where there is none.
+
+        `pictures` are the images of the base latent (B, C, h, w), where they are known without decoding it.
+        """
+        self._base = base
+        if self._colors is not None and pictures is not None:
+            self._colors.remember(pictures)
         latents = self._sample(base)
         self._progress.sampled()
         return self._decode(latents)
@@ -97,7 +106,18 @@ class StageLoop:
         """Returns the images of a latent, which are kept until the next stage begins to sample."""
         if self._latest is None or self._latest[0] is not latent:
             self._latest = latent, coding.decode(self._p, latent, report)
+            self._keep_colors(*self._latest)
         return self._latest[1]
+
+    def _keep_colors(self, latent: Tensor, samples: Any) -> None:
+        """Gives the decoded images of a stage's latent the base image's colors; of the base's, remembers them."""
+        base = self._base
+        if self._colors is None or base is None:
+            return
+        if latent is base:
+            self._colors.remember(samples)
+        else:
+            self._colors.keep(samples, lambda: coding.decode(self._p, base))
 
     def _decode(self, latents: list[Tensor]) -> Any:
         """Decodes the last latent; where that fails, the one before, so that a finished image is not lost."""

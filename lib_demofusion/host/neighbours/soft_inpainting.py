@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from modules import images, scripts, shared
 from PIL import Image
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from lib_demofusion.host.pictures.coding import encode
 from lib_demofusion.host.pictures.inpainting import is_inpainting, resized
+from lib_demofusion.host.pictures.pixel_anchor import to_tensor
 from lib_demofusion.host.scoped import replaced
 from lib_demofusion.method.plan import CELL, Plan
 from lib_demofusion.method.views import Size
@@ -103,8 +103,3 @@ class Originals:
 
     def _scale(self, size: Size) -> tuple[float, float]:
         return size[1] / self._plan.crop.width, size[0] / self._plan.crop.height
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """Returns an image as the encoder takes it, (3, H, W) in -1..1."""
-    return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1

@@ -51,6 +51,14 @@ def masks_at(p: Any, plan: Plan, size: Size, original: Tensor | None = None) -> 
         yield
 
 
+def painted(p: Any, plan: Plan) -> Tensor | None:
+    """Returns where a job with a mask paints, (1, h, w) in 0..1 for the cells that the stages show, else None."""
+    if not is_inpainting(p):
+        return None
+    mask = plan.crop.take(p.nmask)
+    return mask.float().cpu().reshape(-1, *mask.shape[-2:])[:1]
+
+
 def _resized(mask: Tensor, size: Size, mode: str) -> Tensor:
     """Returns a mask (C, h, w) at another size; Forge Neo's has one more axis, (1, C, h, w)."""
     resized: Tensor = F.interpolate(mask.reshape(-1, *mask.shape[-3:]), size, mode=mode)

@@ -70,3 +70,8 @@ def lanczos(picture: Tensor, size: Size) -> Tensor:
     for plane, place in zip(picture.float().cpu().numpy(), enlarged):
         place[:] = np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.LANCZOS))
     return torch.from_numpy(enlarged)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Returns an image as the encoder takes it, (3, H, W) in -1..1."""
+    return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1

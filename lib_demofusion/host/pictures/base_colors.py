@@ -1,0 +1,67 @@
+"""Keeps the base image's colors in the decoded images of the stages (the field "Keep colors")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from modules import images, shared
+from torch import Tensor
+
+from lib_demofusion.host.messages import report_failure
+from lib_demofusion.host.pictures import inpainting
+from lib_demofusion.host.pictures.pixel_anchor import to_tensor
+from lib_demofusion.method.colors import match_colors_
+from lib_demofusion.method.plan import CELL, Plan
+
+LATENT_RESIZE = 3
+"""The resize mode of img2img that enlarges the latent instead of the image."""
+
+
+class BaseColors:
+    """The base images of one iteration, whose colors the images of the stages keep."""
+
+    def __init__(self, p: Any, plan: Plan):
+        self._p = p
+        self._plan = plan
+        self._base: list[Tensor] | None = None
+
+    def remember(self, pictures: Iterable[Tensor]) -> None:
+        """Keeps what the stages show of the base images, each (3, H, W) in -1..1, unless they are known already."""
+        if self._base is None:
+            crop = self._plan.crop.times(CELL)
+            self._base = [crop.take(picture).float().cpu().clone() for picture in pictures]
+
+    def keep(self, pictures: Any, decode_base: Callable[[], Iterable[Tensor]]) -> None:
+        """Gives the decoded images of a stage, each (3, H, W), the colors of the base image, in place.
+
+        `decode_base` returns the base images; it is called where they are not known yet. An error is reported, and
+        leaves the images as they are.
+        """
+        try:
+            if self._base is None:
+                self.remember(decode_base())
+            painted = inpainting.painted(self._p, self._plan)
+            for index, base in enumerate(self._base or ()):
+                # bfloat16 has no more than 8 bits for a value
+                exact = pictures[index] if pictures[index].dtype != torch.bfloat16 else pictures[index].float()
+                pictures[index] = match_colors_(exact, base, painted)
+        except Exception as error:
+            report_failure(self._p, '"Keep colors" failed, the image has the colors that the model gave it', error)
+
+
+def known_base(p: Any, samples: Any, redrawn: bool) -> list[Tensor] | None:
+    """Returns the base images, (3, H, W) in -1..1, where the job has them without decoding a latent, else None.
+
+    `samples` is what the host sampled: with hires fix, it is decoded already. Where img2img does not redraw the
+    uploaded image, the base is that image, resized as the host does it.
+    """
+    if getattr(samples, "already_decoded", False):
+        return list(samples)
+    uploads = getattr(p, "init_images", None)
+    if redrawn or not uploads or inpainting.is_inpainting(p) or p.resize_mode == LATENT_RESIZE:
+        return None
+    flat = (images.flatten(image, shared.opts.img2img_background_color) for image in uploads)
+    shown = [to_tensor(images.resize_image(p.resize_mode, image, p.width, p.height)) for image in flat]
+    return shown if len(shown) > 1 else shown * len(samples)

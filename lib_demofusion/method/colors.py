@@ -1,0 +1,204 @@
+"""Matches the colors of a picture's large areas to those of the smaller base picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib_demofusion.method.filters import smooth
+
+AREA = 4
+"""Side, in pixels of the base picture, of the areas whose mean colors are compared."""
+
+RADIUS = 1 / 32
+"""Standard deviation of the low-pass filter, as a share of the picture's shorter side."""
+
+FINE_PASSES = 3
+"""How often the low band that the fit left out is added."""
+
+COARSE_RADIUS, COARSE_PASSES = 1 / 16, 6
+"""The same for a coarser low band, in which edges count as everything else does."""
+
+FLAT = 0.003
+"""Variance of colors in -1..1 below which an area of the base counts as flat: one correction for all its colors."""
+
+EDGE = 0.3
+"""Difference, of colors in -1..1, by which neighbouring areas of the base count as an edge."""
+
+FARTHEST = 2.0
+"""Limits how much more than the mean a pixel is moved where detail is compressed."""
+
+AT_ONCE = 1 << 16
+"""Pixels of each channel that are corrected at once."""
+
+
+def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) -> Tensor:
+    """Replaces the low band of `picture` (3, H, W) by that of the enlarged `base` (3, h, w), in place; both in -1..1.
+
+    `painted` (1, h', w') in 0..1 limits the change to where it is above zero. The result is clamped to -1..1.
+
+    Super-resolution models correct their colors in this way: high band of the result, low band of the input (the
+    wavelet color fix of StableSR, arXiv 2305.07015; SUPIR, arXiv 2401.13627). A plain low-pass filter lets the
+    correction of a subject leak into its ground. Here the correction is a locally affine function of the base's colors,
+    as in the guided filter (He and Sun, arXiv 1505.00996), so that it ends where the base has an edge.
+
+    Works row by row: beyond the picture this holds fields of (h / AREA, w / AREA) and some rows of the picture.
+    """
+    picture.clamp_(-1, 1)
+    base = base.float().clamp(-1, 1)
+    size = _grid(base)
+    areas, wanted = _areas(picture, size), _means(base, size)
+    mask = None if painted is None else F.adaptive_avg_pool2d(painted.float()[None], size)[0]
+    slope, offset = _correction(wanted - areas.mean, wanted, mask)
+    fields = {"slope": slope.flatten(0, 1), "offset": offset}
+    moved = (slope * wanted).sum(1) + offset
+    if mask is not None:
+        fields["mask"] = mask
+        moved = moved * mask
+    fields.update(_compression(areas, wanted, moved))
+    _apply_(picture, base, fields)
+    return picture
+
+
+@dataclass(frozen=True)
+class _Areas:
+    """Mean, least and greatest value (3, h, w) of every area of a picture."""
+
+    mean: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def _grid(base: Tensor) -> tuple[int, int]:
+    """Returns how many areas a base picture (3, h, w) has along both axes."""
+    return max(base.shape[-2] // AREA, 1), max(base.shape[-1] // AREA, 1)
+
+
+def _means(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.adaptive_avg_pool2d(picture[None], size)[0]
+
+
+def _areas(picture: Tensor, size: tuple[int, int]) -> _Areas:
+    """Returns mean and extremes of the areas of a picture (3, H, W), of one row of areas after the other."""
+    height, rows = picture.shape[-2], size[0]
+    means, lows, highs = [], [], []
+    for row in range(rows):
+        part = picture[:, row * height // rows : -(-(row + 1) * height // rows)].float()[None]
+        means.append(F.adaptive_avg_pool2d(part, (1, size[1]))[0])
+        highs.append(F.adaptive_max_pool2d(part, (1, size[1]))[0])
+        lows.append(-F.adaptive_max_pool2d(-part, (1, size[1]))[0])
+    return _Areas(torch.cat(means, 1), torch.cat(lows, 1), torch.cat(highs, 1))
+
+
+def _correction(missing: Tensor, guide: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns slope (3, 3, h, w) and offset (3, h, w) of the affine functions of `guide` that fit `missing` locally.
+
+    `missing` and `guide` are (3, h, w). Areas on edges of the guide count little in the fit: what they lack is the
+    base's blur, or an edge has moved. The coarse low band that the fit leaves out is added to the offset.
+    """
+    weight = torch.ones_like(guide[:1]) if mask is None else mask
+    shorter = min(guide.shape[-2:])
+    low = _LowPass(weight / (1 + (_contrast(guide) / EDGE) ** 2), shorter * RADIUS)
+    mean, wanted = low(guide), low(missing)
+    pairs = low.of_products(guide, guide) - mean[:, None] * mean
+    joint = low.of_products(missing, guide) - wanted[:, None] * mean
+    pairs = pairs.permute(2, 3, 0, 1) + FLAT * torch.eye(3, dtype=guide.dtype)
+    slope = torch.linalg.solve(pairs, joint.permute(2, 3, 1, 0)).permute(3, 2, 0, 1)
+    slope, offset = low(slope.flatten(0, 1)).unflatten(0, (3, 3)), low(wanted - (slope * mean).sum(1))
+    for again in (*[low] * FINE_PASSES, *[_LowPass(weight, shorter * COARSE_RADIUS)] * COARSE_PASSES):
+        offset = offset + again(missing - (slope * guide).sum(1) - offset)
+    return slope, offset
+
+
+class _LowPass:
+    """A Gaussian of `std` areas that weighs the areas by `weight` (1, h, w)."""
+
+    def __init__(self, weight: Tensor, std: float):
+        self._weight, self._std = weight, max(std, 0.5)
+        self._total = smooth(weight[None], self._std)[0].clamp_min(1e-4)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Returns the low band of x (C, h, w)."""
+        return smooth((x * self._weight)[None], self._std)[0] / self._total
+
+    def of_products(self, x: Tensor, y: Tensor) -> Tensor:
+        """Returns that of all products of channels of x and of y, (C, C, h, w)."""
+        products: Tensor = self((x[:, None] * y).flatten(0, 1)).unflatten(0, (len(x), len(y)))
+        return products
+
+
+def _contrast(guide: Tensor) -> Tensor:
+    """Returns how far the colors of an area and its neighbours differ, (1, h, w) of a guide (3, h, w)."""
+    highest, lowest = (F.max_pool2d(x[None], 3, 1, 1)[0] for x in (guide, -guide))
+    return (highest + lowest).amax(0, keepdim=True)
+
+
+def _compression(areas: _Areas, wanted: Tensor, moved: Tensor) -> dict[str, Tensor]:
+    """Returns how far detail is to be compressed so that moving the areas by `moved` to `wanted` clips nothing.
+
+    "up" is the share of compression towards the greatest value, "down" towards the least, both 0..1 and (3, h, w).
+    Returns nothing where everything fits.
+    """
+    up, down = _share(areas.high, wanted, moved), _share(-areas.low, -wanted, -moved)
+    if not (up.any() or down.any()):
+        return {}
+    # a neighbouring area may reach further, and between areas the share is interpolated
+    up, down = (F.max_pool2d(share[None], 5, 1, 2)[0] for share in (up, down))
+    return {"up": up, "down": down}
+
+
+def _share(high: Tensor, wanted: Tensor, moved: Tensor) -> Tensor:
+    """Returns the least share k at which no value of an area leaves the range when it is moved upward.
+
+    A value y is moved by moved (1 + k ((1 - y) / (1 - mean) - 1)), where mean + moved = wanted: k = 0 shifts, k = 1
+    leaves white where it is. The mean is moved by the same for any k.
+    """
+    excess = high + moved - 1
+    saved = moved * (high - wanted + moved) / (1 - wanted + moved).clamp_min(1e-4)
+    share = (excess / saved.clamp_min(1e-6)).clamp(0, 1)
+    return torch.where((excess > 0) & (moved > 0), share, torch.zeros_like(share))
+
+
+def _apply_(picture: Tensor, base: Tensor, fields: dict[str, Tensor]) -> None:
+    """Adds the correction to `picture` (3, H, W) in place, some rows at a time."""
+    height, width = picture.shape[-2:]
+    count = max(AT_ONCE // width, 1)
+    stacked = torch.cat(list(fields.values()))
+    sizes = [len(field) for field in fields.values()]
+    for first in range(0, height, count):
+        rows = range(first, min(first + count, height))
+        guide = _rows(base, rows, (height, width))
+        here = dict(zip(fields, _rows(stacked, rows, (height, width)).split(sizes)))
+        moved = here["offset"]
+        for channel, slopes in enumerate(here["slope"].unflatten(0, (3, 3))):
+            moved[channel] += (slopes * guide).sum(0)
+        if "mask" in here:
+            moved *= here["mask"]
+        part = picture[:, first : rows.stop]
+        y = part.float()
+        if "up" in here:
+            moved = _compressed(y, guide, moved, here)
+        part.copy_(y.add(moved).clamp_(-1, 1))
+
+
+def _compressed(y: Tensor, wanted: Tensor, moved: Tensor, fields: dict[str, Tensor]) -> Tensor:
+    """Returns how far each value y is moved so that their mean is moved by `moved` to `wanted`: see `_share`."""
+    sign = torch.where(moved > 0, 1.0, -1.0)
+    share = torch.where(moved > 0, fields["up"], fields["down"])
+    room = (1 - sign * y) / (1 - sign * (wanted - moved)).clamp_min(1e-4)
+    return moved * (1 + share * (room.clamp_max(FARTHEST) - 1))
+
+
+def _rows(fields: Tensor, rows: range, size: tuple[int, int]) -> Tensor:
+    """Returns some rows of fields (C, h, w) that are enlarged to `size`, height and width, by linear interpolation."""
+    height, width = size
+    place = (torch.arange(rows.start, rows.stop, dtype=torch.float64) + 0.5) * fields.shape[-2] / height - 0.5
+    place = place.clamp(0, fields.shape[-2] - 1)
+    above = place.floor().long()
+    below = (above + 1).clamp_max(fields.shape[-2] - 1)
+    between = (place - above).to(fields.dtype)[:, None]
+    column = torch.lerp(fields[:, above], fields[:, below], between.expand(len(rows), fields.shape[-1]))
+    return F.interpolate(column[None], (len(rows), width), mode="bilinear", align_corners=False)[0]

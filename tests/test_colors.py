@@ -1,0 +1,204 @@
+"""Keep colors in the picture: planted drifts, edges, whites, masks and base noise, and SciPy's low-pass filter."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from bench.peak_bytes import PeakBytes
+from lib_demofusion.method import colors
+from lib_demofusion.method.colors import match_colors_
+
+LEVEL = 2 / 255
+"""One of 255 in -1..1."""
+
+SIZES = [((128, 128), (512, 512)), ((192, 128), (384, 256)), ((104, 152), (168, 248)), ((64, 64), (512, 512))]
+"""Of a base picture and of a larger one: square, portrait, a ratio that is not whole, 8x."""
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def smooth_picture(size: tuple[int, int], seed: int = 0) -> Tensor:
+    """A picture (3, h, w) of soft areas in -0.6..0.6."""
+    areas = F.interpolate(randn(1, 3, 6, 6, seed=seed).tanh() * 0.6, size, mode="bicubic", align_corners=False)
+    return areas[0].clamp(-0.6, 0.6)
+
+
+def enlarged(base: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(base[None], size, mode="bicubic", align_corners=False)[0]
+
+
+def fine(size: tuple[int, int], amplitude: float) -> Tensor:
+    """Detail (3, H, W) that a base picture does not have: a checkerboard of pixels with random strength."""
+    signs = (torch.arange(size[0])[:, None] + torch.arange(size[1])) % 2 * 2.0 - 1
+    return amplitude * signs * (1 + 0.3 * randn(3, *size, seed=5).clamp(-2, 2))
+
+
+def drift_of_blocks(one: Tensor, other: Tensor, count: int = 4) -> float:
+    """Largest difference between the mean colors of blocks, in levels of 255."""
+    means = [F.adaptive_avg_pool2d(picture[None].double(), count) for picture in (one, other)]
+    return float((means[0] - means[1]).abs().max() / LEVEL)
+
+
+@pytest.mark.parametrize(("small", "large"), SIZES)
+def test_large_areas_have_the_base_s_colors_and_detail_stays(small: tuple[int, int], large: tuple[int, int]) -> None:
+    base = smooth_picture(small)
+    clean = enlarged(base, large)
+    tint = torch.tensor([0.15, -0.1, 0.05]).view(3, 1, 1)
+    picture = 0.8 * clean + tint + 0.1 * smooth_picture(large, seed=3) + fine(large, 0.05)
+    assert drift_of_blocks(picture, base) > 20
+    matched = match_colors_(picture.clone(), base)
+    assert drift_of_blocks(matched, base) < 1
+    torch.testing.assert_close(matched - clean, fine(large, 0.05), rtol=0, atol=4 * LEVEL)
+
+
+@pytest.mark.parametrize(("small", "large"), SIZES[:3])
+def test_scipy_s_low_band_of_the_result_is_that_of_the_base(small: tuple[int, int], large: tuple[int, int]) -> None:
+    base, std = smooth_picture(small), min(large) / 12
+
+    def low(picture: Tensor) -> np.ndarray:
+        return ndimage.gaussian_filter(picture.double().numpy(), (0, std, std), mode="nearest")
+
+    picture = enlarged(base, large) * 0.7 + 0.2 + fine(large, 0.05)
+    margin = int(std)
+    off = np.abs(low(match_colors_(picture, base)) - low(enlarged(base, large)))[:, margin:-margin, margin:-margin]
+    assert off.max() < 2 * LEVEL
+    assert off.mean() < 0.3 * LEVEL
+
+
+def test_colors_that_are_right_stay() -> None:
+    base = smooth_picture((128, 128))
+    picture = enlarged(base, (256, 256)) + fine((256, 256), 0.05)
+    torch.testing.assert_close(match_colors_(picture.clone(), base), picture, rtol=0, atol=1.5 * LEVEL)
+
+
+def two_areas(side: int, left: float, right: float) -> Tensor:
+    """A picture (3, side, side) of two flat areas."""
+    return torch.where(torch.arange(side) < side // 2, left, right).expand(3, side, side).clone()
+
+
+def halo(picture: Tensor, clean: Tensor, base_pixel: int) -> float:
+    """Largest error of columns, in levels of 255, beside an edge in the middle that base pixels are wide."""
+    error = (picture - clean).mean((0, 1)).abs() / LEVEL
+    middle = len(error) // 2
+    return float(torch.cat([error[: middle - base_pixel], error[middle + base_pixel :]]).max())
+
+
+def plain_low_pass(picture: Tensor, base: Tensor) -> Tensor:
+    """The wavelet color fix without regard of edges."""
+    low = picture - enlarged(base, tuple(picture.shape[-2:]))
+    blurred = ndimage.gaussian_filter(low.double().numpy(), (0, 16, 16), mode="nearest")
+    return picture - torch.from_numpy(blurred).float()
+
+
+@pytest.mark.parametrize("areas", [(-0.3, 0.4), (0.5, -0.6), (-0.05, 0.15)])
+def test_no_halo_where_subject_and_ground_drift_apart(areas: tuple[float, float]) -> None:
+    base, clean = two_areas(128, *areas), two_areas(512, *areas)
+    picture = clean + two_areas(512, -0.12, 0.15) + fine((512, 512), 0.03)
+    assert halo(plain_low_pass(picture, base), clean, 4) > 6
+    assert halo(match_colors_(picture, base), clean, 4) < 3
+
+
+def test_an_edge_that_is_sharper_than_the_base_s_gets_no_halo() -> None:
+    clean = two_areas(512, -0.5, 0.6)
+    blurred = ndimage.gaussian_filter(two_areas(128, -0.5, 0.6).numpy(), (0, 1, 1), mode="nearest")
+    assert halo(match_colors_(clean.clone(), torch.from_numpy(blurred)), clean, 8) < 3
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["white", "black"])
+@pytest.mark.parametrize("edge", [False, True])
+def test_bright_and_dark_areas_do_not_clip(sign: int, edge: bool) -> None:
+    """The base is all but white where the picture is paler and has detail, which a shift would push out of range."""
+    base, picture = sign * two_areas(128, -0.6 if edge else 0.96, 0.96), sign * two_areas(512, 0.82, 0.82)
+    if edge:
+        picture[..., :256] = sign * -0.5
+    detail = fine((512, 512), 0.08)
+    picture += detail
+    right = slice(260, None)
+    shifted = picture + sign * 0.14
+    assert (shifted[..., right].abs() > 1).float().mean() > 0.3
+    matched = match_colors_(picture.clone(), base)
+    assert (matched[..., right].abs() >= 1).float().mean() < 1e-3
+    assert abs(float(matched[..., right].mean()) - sign * 0.96) < LEVEL
+    # compressed, not lost: as far as there is room
+    joint = torch.stack([matched[..., right].flatten(), detail[..., right].flatten()])
+    assert torch.corrcoef(joint)[0, 1] > 0.98
+    assert matched[..., right].std() > 0.02
+
+
+def test_a_white_base_stays_white() -> None:
+    matched = match_colors_(0.8 + fine((256, 256), 0.05), torch.ones(3, 64, 64))
+    assert matched.mean() > 1 - LEVEL
+
+
+def test_noise_and_banding_of_the_base_do_not_come_back() -> None:
+    clean = smooth_picture((128, 128))
+    coarse = (clean * 8).round() / 8 + 0.05 * randn(3, 128, 128, seed=2)
+    picture = enlarged(clean, (512, 512)) * 0.9 + 0.08
+    # tones that were off by a step keep it in large areas alone, hence the look at fine differences
+    matched = match_colors_(picture.clone(), coarse)
+
+    def fine_part(x: Tensor) -> Tensor:
+        return x - torch.from_numpy(ndimage.uniform_filter(x.numpy(), (1, 33, 33)))
+
+    brought, had = fine_part(matched) - fine_part(picture), fine_part(enlarged(coarse, (512, 512)) - picture)
+    assert brought.std() < 0.2 * had.std()
+
+
+def test_nothing_changes_where_nothing_was_painted() -> None:
+    base = two_areas(128, -0.2, 0.5)
+    picture = two_areas(512, -0.2, 0.5) + fine((512, 512), 0.05)
+    picture[..., 256:] += 0.2
+    painted = (torch.arange(16) >= 8).float().expand(1, 16, 16)
+    matched = match_colors_(picture.clone(), base, painted)
+    assert torch.equal(matched[..., :240], picture[..., :240])
+    assert abs(float((matched - two_areas(512, -0.2, 0.5))[..., 280:].mean())) < LEVEL
+
+
+def test_what_was_not_painted_does_not_change_what_is_matched() -> None:
+    """Outside the mask the picture is the upload's, whatever its colors."""
+    base = torch.zeros(3, 128, 128)
+    painted = (torch.arange(16) >= 8).float().expand(1, 16, 16)
+    one = torch.full((3, 256, 256), 0.1)
+    other = one.clone()
+    other[..., :120] = -0.8
+    pair = [match_colors_(picture, base, painted)[..., 160:] for picture in (one, other)]
+    torch.testing.assert_close(pair[0], pair[1], rtol=0, atol=LEVEL)
+
+
+@pytest.mark.parametrize("at_once", [1, 3000, 100_000])
+def test_parts_make_no_difference(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    base = smooth_picture((96, 128))
+    picture = enlarged(base, (264, 352)) * 1.6 + 0.3 + fine((264, 352), 0.1)
+    whole = match_colors_(picture.clone(), base)
+    monkeypatch.setattr(colors, "AT_ONCE", at_once)
+    torch.testing.assert_close(match_colors_(picture.clone(), base), whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float32])
+def test_a_large_picture_needs_little_more_memory_than_its_own(kind: torch.dtype) -> None:
+    """A decoder of Stable Diffusion's holds maps of 128 channels and more; this is less than one channel."""
+    picture = torch.zeros(3, 2048, 2048, dtype=kind)
+    base = smooth_picture((256, 256))
+    address = picture.data_ptr()
+    with PeakBytes() as memory:
+        matched = match_colors_(picture, base)
+    assert memory.peak < 2048 * 2048 * 6
+    assert (matched.data_ptr(), matched.dtype) == (address, kind)
+    assert drift_of_blocks(matched[:, ::4, ::4], base) < 1
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_other_precisions(kind: torch.dtype) -> None:
+    base = smooth_picture((128, 128))
+    picture = enlarged(base, (256, 256)) * 0.8 + 0.1
+    expected = match_colors_(picture.clone(), base)
+    matched = match_colors_(picture.to(kind), base)
+    assert matched.dtype == kind
+    torch.testing.assert_close(matched.float(), expected, rtol=0, atol=1e-3)
