@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib_demofusion.method.plan import CELL
-from lib_demofusion.method.views import DilatedView, LocalView, Size, View, dilated_size
+from lib_demofusion.method.views import DilatedView, LocalView, Size, View
 
 Resize = Callable[[Tensor, Size], Tensor]
 """Brings a hint (1, C, h, w) to a height and width in pixels."""
@@ -72,8 +72,7 @@ def _dilated_pixels(view: DilatedView, axis: int, small: Tensor) -> Tensor:
     the edges of the cells. It is moved by whole pixels here: a line stays as sharp, a colour that names a class
     stays that colour, and the place is right to a sixteenth of a cell.
     """
-    factor, length = view.factor, view.size[axis]
-    first = (view.row, view.column)[axis] - (-length % factor)
-    shift = round((CELL * first + CELL / 2 * (1 - factor)) / factor)
-    pixels = torch.arange(CELL * dilated_size(view.size, factor)[axis], device=small.device) + shift
+    factor = view.factor
+    shift = round((CELL * view.offset(axis) + CELL / 2 * (1 - factor)) / factor)
+    pixels = torch.arange(CELL * view.crop_size[axis], device=small.device) + shift
     return pixels.clamp(0, small.shape[-2:][axis] - 1)

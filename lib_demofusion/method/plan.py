@@ -42,6 +42,8 @@ class StagePlan:
     """Edge of the dilated grid: factor x factor sub-images show the whole image each."""
     window: Size
     stride: Size
+    unit: int = 1
+    """Cells that the sides of the latent and of every view are a multiple of: 2 for transformers that join 2 x 2."""
 
     @property
     def pixels(self) -> Size:
@@ -51,7 +53,8 @@ class StagePlan:
     @property
     def local_count(self) -> int:
         """How many local views cover the latent."""
-        rows, columns = (len(view_starts(*axis)) for axis in zip(self.size, self.window, self.stride))
+        axes = zip(self.size, self.window, self.stride)
+        rows, columns = (len(view_starts(*axis, self.unit)) for axis in axes)
         return rows * columns
 
     @property
@@ -72,7 +75,7 @@ class StagePlan:
 
     @property
     def _dilated_cells(self) -> int:
-        return self.dilated_count * math.prod(dilated_size(self.size, self.factor))
+        return self.dilated_count * math.prod(dilated_size(self.size, self.factor, self.unit))
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,14 @@ class Plan:
         return self.stages[-1].pixels if self.stages else (self.base[0] * CELL, self.base[1] * CELL)
 
 
-def make_plan(settings: Settings, base: Size) -> Plan:
+def make_plan(settings: Settings, base: Size, unit: int = 1) -> Plan:
     """Returns the stages that lead from a base latent of size `base` to the size that the settings ask for.
 
-    Raises SettingsError where a field does not fit the base image or the other fields.
+    The sides of all latents and views are multiples of `unit` cells. Raises SettingsError if a field does not fit the
+    base image or the other fields.
     """
     scales = parse_stages(settings.stages)
-    target, notes = _target(settings, base, scales)
+    target, notes = _target(settings, base, scales, unit)
     crop = _crop(base, target) if settings.width and settings.height else LocalView(0, 0, *base)
     if (crop.height, crop.width) != base:
         notes.append(f"the base image is cut to {_pixels(crop)} to match the final shape")
@@ -105,20 +109,28 @@ def make_plan(settings: Settings, base: Size) -> Plan:
         return Plan(base, crop, (), tuple(notes))
     steps = _intermediate(settings, scales, last)
     # by size: scales that round to the same cells are one stage, and those that round to the base are none
-    scale_of = {(_round(crop.height * k), _round(crop.width * k)): k for k in steps} | {target: last}
+    scale_of = {(_round(crop.height * k, unit), _round(crop.width * k, unit)): k for k in steps} | {target: last}
     scale_of.pop((crop.height, crop.width), None)
-    window = _window(settings, base, target)
-    stride = _stride(settings, window)
+    window = _window(settings, base, target, unit)
+    stride = _stride(settings, window, unit)
+    notes += _rounded_tiles(settings, window, stride)
+    # a target that was rounded up needs no finer grid
+    slack = (unit - 1) / min(crop.height, crop.width)
     stages = tuple(
-        StagePlan(i + 1, k, size, dilation(k), _fit(window, size), _fit(stride, size))
+        StagePlan(i + 1, k, size, dilation(k - slack), _fit(window, size), _fit(stride, size), unit)
         for i, (size, k) in enumerate(scale_of.items())
     )
     return Plan(base, crop, stages, tuple(notes))
 
 
-def _round(value: float) -> int:
-    """Returns the nearest whole number, halves upward (Python's own round would take 2.5 to 2)."""
-    return max(1, math.floor(value + 0.5))
+def _round(value: float, unit: int = 1) -> int:
+    """Returns the nearest multiple of `unit` above 0, halves upward (Python's own round would take 2.5 to 2)."""
+    return unit * max(1, math.floor(value / unit + 0.5))
+
+
+def _down(value: float, unit: int) -> int:
+    """Returns the next lower multiple of `unit` above 0."""
+    return unit * max(1, int(value // unit))
 
 
 def dilation(scale: float) -> int:
@@ -137,8 +149,8 @@ def _fit(extent: Size, size: Size) -> Size:
     return min(extent[0], size[0]), min(extent[1], size[1])
 
 
-def _target(settings: Settings, base: Size, scales: Sequence[float]) -> tuple[Size, list[str]]:
-    """Returns the final size and what was rounded on the way to it."""
+def _target(settings: Settings, base: Size, scales: Sequence[float], unit: int) -> tuple[Size, list[str]]:
+    """Returns the final size, and notes on the fields that do not act and on the sides that were rounded."""
     notes: list[str] = []
     asked: list[float] = [settings.height, settings.width]
     if not any(asked):
@@ -154,11 +166,13 @@ def _target(settings: Settings, base: Size, scales: Sequence[float]) -> tuple[Si
     if not all(asked):
         known = 0 if asked[0] else 1
         asked[1 - known] = _round(asked[known] / CELL) * CELL * base[1 - known] / base[known]
-    target = _round(asked[0] / CELL), _round(asked[1] / CELL)
+    if asked == [side * CELL for side in base]:
+        return base, notes
+    target = _round(asked[0] / CELL, unit), _round(asked[1] / CELL, unit)
     height, width = map(_round, asked)
     if (height, width) != (target[0] * CELL, target[1] * CELL):
-        rounded = f"{target[1] * CELL}x{target[0] * CELL}"
-        notes.append(f"{width}x{height} is rounded to {rounded}, multiples of {CELL} pixels")
+        rounded, multiple = f"{target[1] * CELL}x{target[0] * CELL}", unit * CELL
+        notes.append(f"{width}x{height} is rounded to {rounded}, multiples of {multiple} pixels")
     return target, notes
 
 
@@ -187,35 +201,44 @@ def _intermediate(settings: Settings, scales: Sequence[float], last: float) -> l
     return list(scales[:-1])
 
 
-def _window(settings: Settings, base: Size, target: Size) -> Size:
+def _window(settings: Settings, base: Size, target: Size, unit: int) -> Size:
     """Returns the size of a local view: that of the base image for 0, some times that, or so many cells."""
     asked = settings.tile_size
     if asked in (0, 1):
-        return base
+        return _down(base[0], unit), _down(base[1], unit)
     if MIN_TILE <= asked <= MAX_TILE:
-        return _times(base[0], asked), _times(base[1], asked)
+        return _times(base[0], asked, unit), _times(base[1], asked, unit)
     if not FEWEST_CELLS <= asked <= max(target) or asked != int(asked):
         cells = f"{FEWEST_CELLS} to {max(target)} cells, the longer side of the final image"
         allowed = f"0, {MIN_TILE} to {MAX_TILE} times the base image, or {cells}"
         raise SettingsError("tile_size", int(asked) if asked == int(asked) else asked, allowed)
-    return int(asked), int(asked)
+    return _down(asked, unit), _down(asked, unit)
 
 
-def _times(side: int, factor: float) -> int:
+def _times(side: int, factor: float, unit: int) -> int:
     """Returns a side of a tile that is some times the base image's.
 
-    SDXL's UNet halves sides twice: they are multiples of 4, except where so few cells would be another size.
+    SDXL's UNet halves sides twice, so they are multiples of 4, except if so few cells would be another size.
     """
-    step = 4 if side >= 4 * FEWEST_CELLS else 1
-    return max(step * int(side * factor / step + 0.5), min(FEWEST_CELLS, side))
+    step = math.lcm(4, unit) if side >= 4 * FEWEST_CELLS else unit
+    return max(step * int(side * factor / step + 0.5), _down(min(FEWEST_CELLS, side), unit))
 
 
-def _stride(settings: Settings, window: Size) -> Size:
-    """Returns the distance of local views; 0 stands for what the overlap leaves of the window."""
+def _stride(settings: Settings, window: Size, unit: int) -> Size:
+    """Returns the distance of local views; 0 stands for the part of the window that the overlap leaves."""
     if not settings.tile_stride:
         # the margin keeps 0.7 of 10 cells from rounding down to 6
-        rows, columns = (int(n * (1 - settings.overlap) + 1e-6) for n in window)
-        return max(1, rows), max(1, columns)
+        rows, columns = (_down(n * (1 - settings.overlap) + 1e-6, unit) for n in window)
+        return rows, columns
     if settings.tile_stride > min(window):
         raise SettingsError("tile_stride", settings.tile_stride, f"0, or 1 to {min(window)}, a tile's shorter side")
-    return settings.tile_stride, settings.tile_stride
+    return _down(settings.tile_stride, unit), _down(settings.tile_stride, unit)
+
+
+def _rounded_tiles(settings: Settings, window: Size, stride: Size) -> list[str]:
+    """Returns notes on sides and distances of tiles that were given in cells and are not multiples of the unit."""
+    tile, distance = settings.tile_size, settings.tile_stride
+    notes = [f"tile size {tile:g} is rounded to {window[0]} cells"] if tile > MAX_TILE and tile != window[0] else []
+    if distance and distance != stride[0]:
+        notes.append(f"tile stride {distance} is rounded to {stride[0]} cells")
+    return notes

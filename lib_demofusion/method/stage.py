@@ -98,8 +98,8 @@ class StageRun:
         self.level = self.timestep = 0.0
         """Noise level of the current model call as the sampler counts it, and the model's timestep there."""
         self.weights = Weights(1.0, 1.0, 1.0)
-        self.local = local_views(stage.size, stage.window, stage.stride)
-        self.dilated = dilated_views(stage.size, stage.factor)
+        self.local = local_views(stage.size, stage.window, stage.stride, unit=stage.unit)
+        self.dilated = dilated_views(stage.size, stage.factor, stage.unit)
         self._feathering = Feathering(settings.feather)
         self._denoised: Tensor | None = None
         self._again: tuple[Tensor, float] | None = None
@@ -120,7 +120,8 @@ class StageRun:
         self.weights = weights_at(self.timestep, self.settings)
         if self.settings.jitter:
             generator = jitter_generator(self.stage.number, self.call)
-            self.local = local_views(self.stage.size, self.stage.window, self.stage.stride, generator)
+            stage = self.stage
+            self.local = local_views(stage.size, stage.window, stage.stride, generator, stage.unit)
         if self.gate.is_step_start(self.level):
             if self._guard is not None:
                 self._guard.step_begins(x)

@@ -43,19 +43,20 @@ class LocalView:
 class DilatedView:
     """Every `factor`-th cell of a latent of size `size`, from the phase (row, column) of the padded grid on.
 
-    The grid is padded with zeros at its top and left to a multiple of `factor` (the reference does so too), hence all
-    phases have one size.
+    The grid is padded with zeros at its top and left to a multiple of `factor` times `unit`, so that all phases have
+    one size, a multiple of `unit`. (The reference pads in the same way, with a unit of 1.)
     """
 
     row: int
     column: int
     factor: int
     size: Size
+    unit: int = 1
 
     @property
     def crop_size(self) -> Size:
         """Returns the size of what `take` returns."""
-        return dilated_size(self.size, self.factor)
+        return dilated_size(self.size, self.factor, self.unit)
 
     def take(self, x: Tensor) -> Tensor:
         """Returns the sub-grid of x (..., H, W), with padding where the phase begins before the latent does."""
@@ -68,25 +69,32 @@ class DilatedView:
         cells.add_(values[..., lead_rows:, lead_columns:], alpha=weight)
 
     def _cells(self, x: Tensor) -> tuple[Tensor, int, int]:
-        top, lead_rows = _first_cell(self.size[0], self.factor, self.row)
-        left, lead_columns = _first_cell(self.size[1], self.factor, self.column)
+        (top, lead_rows), (left, lead_columns) = self._first_cell(0), self._first_cell(1)
         return x[..., top :: self.factor, left :: self.factor], lead_rows, lead_columns
+
+    def _first_cell(self, axis: int) -> tuple[int, int]:
+        """Returns the first cell that is in the latent, and how many padded ones the view has before it."""
+        offset = self.offset(axis)
+        lead = max(-(offset // self.factor), 0)
+        return offset + lead * self.factor, lead
+
+    def offset(self, axis: int) -> int:
+        """Returns the place of the view's first cell along an axis, negative in the padding."""
+        padding = -self.size[axis] % (self.factor * self.unit)
+        return (self.row, self.column)[axis] - padding
 
 
 View = LocalView | DilatedView
 
 
-def _first_cell(length: int, factor: int, phase: int) -> tuple[int, int]:
-    offset = phase - (-length % factor)
-    return (offset, 0) if offset >= 0 else (offset + factor, 1)
-
-
-def view_starts(length: int, window: int, stride: int) -> list[int]:
+def view_starts(length: int, window: int, stride: int, unit: int = 1) -> list[int]:
     """Returns where views begin along one axis: as few as are at most `stride` cells apart, spread evenly.
 
-    The paper's code moves the last one back instead, where the stride does not divide the way; evenly, the same number
-    of views overlap more.
+    The paper's code moves the last one back instead if the stride does not divide the way. Evenly, the same number of
+    views overlap more. All lengths are multiples of `unit`, and so are the results.
     """
+    if unit > 1:
+        return [unit * start for start in view_starts(length // unit, window // unit, max(stride // unit, 1))]
     gaps = max(-((window - length) // stride), 0)
     return [(2 * i * (length - window) + gaps) // (2 * gaps) for i in range(gaps + 1)] if gaps else [0]
 
@@ -96,14 +104,17 @@ def jitter_range(window: int, stride: int) -> int:
     return (window - stride) // 4
 
 
-def local_views(size: Size, window: Size, stride: Size, generator: torch.Generator | None = None) -> list[LocalView]:
+def local_views(
+    size: Size, window: Size, stride: Size, generator: torch.Generator | None = None, unit: int = 1
+) -> list[LocalView]:
     """Returns overlapping views that cover a latent of `size`, in rows from the top left.
 
     With a generator every view is shifted at random by up to `jitter_range` along each axis on which it touches no
-    border, and stopped at the borders: no view leaves the latent, and every cell stays covered.
+    border, and stopped at the borders: no view leaves the latent, and every cell stays covered. The sides of the views
+    are multiples of `unit` if those of the arguments are; the shifts are any number of cells.
     """
-    rows = view_starts(size[0], window[0], stride[0])
-    columns = view_starts(size[1], window[1], stride[1])
+    rows = view_starts(size[0], window[0], stride[0], unit)
+    columns = view_starts(size[1], window[1], stride[1], unit)
     shifts = _shifts(rows, columns, window, stride, generator)
     return [
         LocalView(
@@ -136,14 +147,15 @@ def jitter_generator(stage: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(1_000_003 * stage + step)
 
 
-def dilated_views(size: Size, factor: int) -> list[DilatedView]:
+def dilated_views(size: Size, factor: int, unit: int = 1) -> list[DilatedView]:
     """Returns the factor x factor phases of a latent of `size`; together they hold every cell once."""
-    return [DilatedView(row, column, factor, size) for row in range(factor) for column in range(factor)]
+    return [DilatedView(row, column, factor, size, unit) for row in range(factor) for column in range(factor)]
 
 
-def dilated_size(size: Size, factor: int) -> Size:
-    """Returns the size of one dilated view."""
-    return -(-size[0] // factor), -(-size[1] // factor)
+def dilated_size(size: Size, factor: int, unit: int = 1) -> Size:
+    """Returns the size of one dilated view, a multiple of `unit`."""
+    rows, columns = (unit * -(-side // (factor * unit)) for side in size)
+    return rows, columns
 
 
 def taper(size: Size, feather: float, device: torch.device | None = None) -> Tensor:

@@ -1,0 +1,140 @@
+"""Models whose latent must have sides of a multiple of some cells: transformers that join 2 x 2 cells into a token.
+
+Such a model pads an odd crop by repeating the opposite border, so no view may be odd.
+"""
+
+from __future__ import annotations
+
+import math
+
+import hypothesis.strategies as st
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from torch import Tensor
+
+from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.plan import CELL, make_plan
+from lib_demofusion.method.residual import Flow
+from lib_demofusion.method.stage import SamplerTraits, StageRun
+from lib_demofusion.method.step_gate import StepGate
+from lib_demofusion.method.views import Size, dilated_size, dilated_views, jitter_generator, local_views
+from lib_demofusion.settings.fields import Settings
+from lib_demofusion.settings.presets import PRESETS
+from lib_demofusion.settings.reading import parse_settings
+
+EXAMPLES = settings(max_examples=200, deadline=None)
+UNIT = 2
+SIDES = st.integers(16, 100)
+HALVES = st.integers(8, 60)
+
+
+@EXAMPLES
+@given(size=st.tuples(HALVES, HALVES), factor=st.integers(1, 8), unit=st.integers(1, 4))
+@example(size=(9, 33), factor=3, unit=2)
+def test_dilated_views_hold_every_cell_once_and_are_multiples(size: Size, factor: int, unit: int) -> None:
+    """They are phases of the grid that is padded with zeros at the top and left to a multiple of unit and factor."""
+    x = torch.arange(1.0, 1 + math.prod(size)).view(1, 1, *size)
+    whole = factor * unit
+    padded = F.pad(x, (-size[1] % whole, 0, -size[0] % whole, 0))
+    count, back = torch.zeros_like(x), torch.zeros_like(x)
+    for view in dilated_views(size, factor, unit):
+        taken = view.take(x)
+        assert torch.equal(taken, padded[..., view.row :: factor, view.column :: factor])
+        assert taken.shape[2:] == view.crop_size == dilated_size(size, factor, unit)
+        assert all(side % unit == 0 for side in view.crop_size)
+        view.add_to(back, taken)
+        view.add_to(count, torch.ones_like(taken))
+    assert torch.equal(back, x)
+    assert torch.equal(count, torch.ones_like(x))
+
+
+@EXAMPLES
+@given(
+    base=st.tuples(SIDES, SIDES),
+    scale=st.floats(1, 8),
+    preset=st.sampled_from(sorted(PRESETS)),
+    tile=st.sampled_from([None, 0.5, 1.07, 9.0, 13.0]),
+)
+@example(base=(33, 65), scale=3.0, preset="Paper", tile=None)
+@example(base=(64, 64), scale=1.55, preset="Fast", tile=13.0)
+def test_every_side_of_a_plan_is_a_multiple(base: Size, scale: float, preset: str, tile: float | None) -> None:
+    values = {**PRESETS[preset], "scale": scale, **({} if tile is None else {"tile_size": tile})}
+    plan = make_plan(parse_settings(values), base, UNIT)
+    for stage in plan.stages:
+        assert stage.unit == UNIT
+        shown = dilated_size(stage.size, stage.factor, UNIT)
+        for side in (*stage.size, *stage.window, *stage.stride, *shown):
+            assert side % UNIT == 0
+            assert side > 0
+        # a dilated view is no larger than the base rounded up, unless its own rounding makes it so
+        assert all(a <= whole + UNIT for a, whole in zip(shown, base))
+        assert all(step <= window <= size for step, window, size in zip(stage.stride, stage.window, stage.size))
+        if math.prod(stage.size) < 40000:
+            assert_covered(
+                stage.size, local_views(stage.size, stage.window, stage.stride, jitter_generator(1, 1), UNIT)
+            )
+
+
+def assert_covered(size: Size, views) -> None:
+    count = torch.zeros(size)
+    for view in views:
+        assert view.height % UNIT == view.width % UNIT == 0
+        view.take(count).add_(1)
+    assert (count > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("base", "values", "pixels", "note"),
+    [
+        ((64, 64), {"scale": 1.55}, (800, 800), "794x794 is rounded to 800x800, multiples of 16 pixels"),
+        ((65, 64), {"scale": 1.5}, (784, 768), "768x780 is rounded to 768x784, multiples of 16 pixels"),
+        ((64, 64), {"width": 1000}, (1008, 1008), "1000x1000 is rounded to 1008x1008, multiples of 16 pixels"),
+        ((64, 64), {"scale": 2, "tile_size": 13}, (1024, 1024), "tile size 13 is rounded to 12 cells"),
+        ((64, 64), {"scale": 2, "tile_stride": 13}, (1024, 1024), "tile stride 13 is rounded to 12 cells"),
+    ],
+)
+def test_the_user_is_told_of_every_rounding(base: Size, values: dict, pixels: Size, note: str) -> None:
+    plan = make_plan(parse_settings(values), base, UNIT)
+    assert plan.pixels == pixels
+    assert note in plan.notes
+
+
+def test_nothing_is_said_of_sizes_that_fit() -> None:
+    assert make_plan(parse_settings({"scale": 2}), (65, 64), UNIT).notes == ()
+
+
+def test_an_odd_base_at_its_own_size_needs_no_stage() -> None:
+    plan = make_plan(parse_settings({"scale": 1}), (65, 64), UNIT)
+    assert (plan.stages, plan.pixels, plan.notes) == ((), (65 * CELL, 64 * CELL), ())
+
+
+def test_a_side_that_is_rounded_up_takes_no_finer_grid() -> None:
+    """65 cells at 3x are 195, rounded to 196; 4 x 4 dilated views of 50 cells would be smaller than needed."""
+    (stage,) = make_plan(parse_settings({"scale": 3, "stages": "fewest"}), (65, 65), UNIT).stages
+    assert (stage.size, stage.factor) == ((196, 196), 3)
+
+
+def test_a_stage_shows_its_model_multiples_alone() -> None:
+    """Local and dilated views, with jitter; the tiles' places are multiples where nothing moves them."""
+    plan = make_plan(parse_settings({"scale": 2.2, "tile_size": 13}), (33, 32), UNIT)
+    stage = plan.stages[-1]
+    seen: set[Size] = set()
+
+    def evaluate(crops: Tensor, views, rows) -> Tensor:
+        seen.add((crops.shape[-2], crops.shape[-1]))
+        return crops
+
+    anchor = torch.randn(1, 4, *stage.size, generator=torch.Generator().manual_seed(1))
+    for jitter in (True, False):
+        run = StageRun(stage, Settings(jitter=jitter), anchor, anchor, SamplerTraits(Flow(), StepGate()))
+        x = anchor.clone()
+        run.before_call(x, torch.tensor(0.7))
+        assert run.denoise(evaluate, x, 1.0, ViewBatches(3)).shape == x.shape
+        assert len(run.local) == stage.local_count
+    small = dilated_size(stage.size, stage.factor, UNIT)
+    assert seen == {stage.window, small}
+    assert all(view.top % UNIT == view.left % UNIT == 0 for view in run.local)
+    assert stage.cells_at(0.0) == stage.local_count * math.prod(stage.window)
+    assert stage.cells_at(1.0) == stage.dilated_count * math.prod(small)
