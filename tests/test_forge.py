@@ -18,6 +18,7 @@ from torch import Tensor
 from lib_demofusion.host.backends.forge_hints import Held, chain
 from lib_demofusion.host.backends.forge_unet import FusedUnet, kept_share, marks_of, options_for
 from lib_demofusion.host.backends.interface import StageParts
+from lib_demofusion.host.backends.latent_form import FIVE_AXES, PACKED, PLAIN, LatentForm
 from lib_demofusion.host.backends.webui_denoiser import FusedModel
 from lib_demofusion.host.sampling.sdxl import Frame, SizeVectors
 from lib_demofusion.method.batching import ViewBatches
@@ -137,6 +138,50 @@ def test_the_kept_share_is_the_derivative_with_the_output_held(v: bool) -> None:
     step = torch.rand_like(x)
     change = predictor.calculate_denoised(sigma, held, x + step) - predictor.calculate_denoised(sigma, held, x)
     torch.testing.assert_close(kept_share(predictor, sigma) * step, change)
+
+
+@pytest.mark.parametrize("form", [FIVE_AXES, PACKED], ids=["five axes", "packed"])
+def test_other_axes_stay_outside_the_method(form: LatentForm) -> None:
+    """The model sees the host's axes, the views are those of the plain latent."""
+    model, x = Model(), latent(2)
+
+    def of_host(shown: Tensor, sigma: Tensor, **c: Any) -> Tensor:
+        assert shown.ndim == (5 if form is FIVE_AXES else 4)
+        assert shown.shape[1] == (4 if form is FIVE_AXES else 16)
+        return form.to_host(model.apply_model(form.to_method(shown), sigma, **c))
+
+    plain = call(FusedUnet(parts(stage_run()), model.predictor, None, None), model, x, 3.0)
+    fused = FusedUnet(parts(stage_run()), model.predictor, None, None, None, form)
+    rows = form.to_host(torch.cat([x, x]))
+    options = {"cond_or_uncond": [0, 1]}
+    c = {"c_crossattn": prompts(2), "transformer_options": options}
+    levels = torch.full((4,), 3.0, dtype=x.dtype)
+    made = fused(of_host, {"input": rows, "timestep": levels, "c": c, "cond_or_uncond": [0, 1]})
+    assert made.shape == rows.shape
+    torch.testing.assert_close(form.to_method(made), plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", [PLAIN, FIVE_AXES, PACKED], ids=["plain", "five axes", "packed"])
+def test_a_form_goes_there_and_back(form: LatentForm) -> None:
+    x = torch.randn(2, 32, 6, 8)
+    host = form.to_host(x)
+    assert tuple(host.shape[1:]) == form.host_shape(32, (6, 8))
+    torch.testing.assert_close(form.to_method(host), x, rtol=0, atol=0)
+    assert (form.to_method(host).data_ptr() == host.data_ptr()) != form.copies
+
+
+def test_a_dilated_view_of_a_smooth_picture_is_smooth_unpacked_and_torn_packed() -> None:
+    """A packed cell holds 2 x 2 cells side by side: every second one leaves out the 16 pixels between."""
+    ramp = torch.arange(32.0).expand(1, 1, 32, 32)
+    packed = PACKED.to_host(ramp)
+    view = PACKED.to_method(packed)[..., ::2, ::2]
+    torn = PACKED.to_method(packed[..., ::2, ::2])
+
+    def steps(x: Tensor) -> set[float]:
+        return set((x[..., 1:] - x[..., :-1]).unique().tolist())
+
+    assert steps(view) == {2.0}
+    assert steps(torn) == {1.0, 3.0}
 
 
 def test_rows_and_marks_of_a_batch_belong_together() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lib_demofusion.host import offers, options
+from lib_demofusion.host.backends import loaded_model
 from lib_demofusion.host.job import Job
 from lib_demofusion.host.messages import PREFIX, report_note, report_problem
 from lib_demofusion.host.panel import xyz
@@ -40,7 +41,7 @@ def process(p: Any, args: Sequence[object]) -> None:
         known = offers.known()
         settings = overridden(settings_from_args(args, _default_preset(p, args, known), known), overrides, known)
         if not (picks_preset(args) or "preset" in overrides):
-            settings = options.suited(settings, p.steps, p.cfg_scale, known)
+            settings = options.suited(settings, p.steps, p.cfg_scale, known, loaded_model())
     except SettingsError as error:
         report_problem(p, str(error))
         return

@@ -8,6 +8,7 @@ import gradio as gr
 from modules import shared
 
 from lib_demofusion.host import offers
+from lib_demofusion.host.backends import host
 from lib_demofusion.host.pictures.vae import AUTOMATIC, MODES
 from lib_demofusion.settings import few_steps, presets
 from lib_demofusion.settings.fields import Settings
@@ -81,9 +82,14 @@ def _chosen_preset() -> Any:
     return value(DEFAULT_PRESET, presets.DEFAULT_PRESET)
 
 
-def suited(settings: Settings, steps: int, cfg_scale: float, known: Offers) -> Settings:
-    """Returns the settings with the values that suit a few-step model, where a request looks like one for such."""
-    return few_steps.suited(settings, steps, cfg_scale, known) if value(FEW_STEPS, True) else settings
+def suited(settings: Settings, steps: int, cfg_scale: float, known: Offers, model: Any = None) -> Settings:
+    """Returns the settings with the values that suit a few-step model, if the request looks like one for such a model.
+
+    `model` is the loaded checkpoint: a model with built-in guidance counts by its steps alone.
+    """
+    if not value(FEW_STEPS, True):
+        return settings
+    return few_steps.suited(settings, steps, cfg_scale, known, host().family(model).distilled)
 
 
 def value(key: str, default: Any) -> Any:

@@ -104,10 +104,11 @@ class StageRun:
         self._denoised: Tensor | None = None
         self._again: tuple[Tensor, float] | None = None
 
-    def before_call(self, x: Tensor, level: Tensor) -> None:
+    def before_call(self, x: Tensor, level: Tensor, shown: Tensor | None = None) -> None:
         """Blends the skip residual into x (B, C, H, W) in place where a step begins; draws this call's views.
 
-        `level` is the scalar noise level that the sampler hands to its model. Raises ValueError if x is of another size
+        `level` is the scalar noise level that the sampler hands to its model; `shown` is the sampler's own x if `x` is
+        a copy of it, which the caller then writes back. Raises ValueError if x is of another size
         than the stage, because the views and the skip residual are of this size, and UnknownSampler if the sampler's
         calls do not fit its gate.
         """
@@ -124,15 +125,18 @@ class StageRun:
             self.local = local_views(stage.size, stage.window, stage.stride, generator, stage.unit)
         if self.gate.is_step_start(self.level):
             if self._guard is not None:
-                self._guard.step_begins(x)
+                self._guard.step_begins(x if shown is None else shown)
             self._blend(x, level, self.weights.skip)
             # UniPC drops the tensors it evaluates, save the first
             self._again = (level, self.weights.skip) if self.call > 0 else None
 
-    def after_step(self, i: int, x: Tensor, denoised: Tensor) -> None:
-        """Takes note of the sampler's callback for step `i` with its x and its prediction of the clean latent."""
+    def after_step(self, i: int, x: Tensor, denoised: Tensor, shown: Tensor | None = None) -> None:
+        """Takes note of the sampler's callback for step `i` with its x and its prediction of the clean latent.
+
+        `shown` is the sampler's own x if `x` is a copy of it.
+        """
         if self._guard is not None:
-            self._guard.callback(x)
+            self._guard.callback(x if shown is None else shown)
         self.gate.after_step(i)
         if self.gate.blends_in_callback and self._again is not None:
             self._blend(x, *self._again)

@@ -9,10 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from modules import processing, sd_models, shared
+from modules import processing, sd_models, sd_samplers, shared
 
 from lib_demofusion.host import backends
-from lib_demofusion.host.backends import forge
+from lib_demofusion.host.backends import (
+    families,
+    forge,
+    forge_denoiser,
+    forge_neighbours,
+    forge_transformers,
+    latent_form,
+)
 from lib_demofusion.host.backends.forge import Forge, reserve_for_views, vectors_of
 from lib_demofusion.host.backends.forge_hints import Held
 from lib_demofusion.host.backends.forge_neighbours import WRAPPER
@@ -77,6 +84,47 @@ def merged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, float]]:
     return seen
 
 
+def sample_euler(model: Any, x: Any, sigmas: Any, callback: Any = None, s_churn: float = 0.0) -> Any:
+    """A sampling function of k-diffusion by its name and parameters."""
+
+
+def sample_euler_ancestral(model: Any, x: Any, sigmas: Any, eta: float = 1.0, noise_sampler: Any = None) -> Any:
+    """Forge Neo's asks for the kind of model and hands flow models over to another."""
+    return model._is_const
+
+
+def sample_dpmpp_2s_ancestral_RF(model: Any, x: Any, sigmas: Any, eta: float = 1.0, noise_sampler: Any = None) -> Any:
+    """Of Forge Neo, for flow models."""
+
+
+def sample_unipc(model: Any, x: Any, sigmas: Any) -> Any:
+    """Forge Neo's, which hands its model a scaled copy of x."""
+
+
+def sample_Kohaku_LoNyu_Yog(model: Any, x: Any, sigmas: Any, eta: Any = None, noise_sampler: Any = None) -> Any:
+    """Of Forge Neo; it adds noise as for Stable Diffusion."""
+
+
+SAMPLERS = {
+    "Euler": sample_euler,
+    "Euler a": sample_euler_ancestral,
+    "DPM++ 2s a RF": sample_dpmpp_2s_ancestral_RF,
+    "UniPC": sample_unipc,
+    "Kohaku LoNyu Yog": sample_Kohaku_LoNyu_Yog,
+}
+
+
+@pytest.fixture(autouse=True)
+def samplers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's samplers, of which only the functions matter."""
+
+    def create_sampler(name: str, model: Any) -> Any:
+        return SimpleNamespace(func=SAMPLERS[name], eta_option_field="eta_ancestral")
+
+    monkeypatch.setattr(sd_samplers, "create_sampler", create_sampler)
+    monkeypatch.setattr(sd_samplers, "find_sampler_config", SAMPLERS.get)
+
+
 @pytest.fixture
 def cleaned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the host was told to tidy up."""
@@ -95,6 +143,11 @@ def request(scripts: Any, **model: Any) -> Any:
         seeds=[7],
         get_conds=lambda: ("cond", "uncond"),
         get_token_merging_ratio=lambda: 0,
+        sampler_name="Euler",
+        width=16 * 8,
+        height=24 * 8,
+        distilled_cfg_scale=3.5,
+        eta=None,
         extra_generation_params={},
         refiner_checkpoint_info=None,
     )
@@ -159,7 +212,7 @@ def test_memory_is_reserved_for_views_and_not_for_the_canvas(cleaned: list[Any])
 
 def test_an_estimate_that_somebody_else_made_is_asked_of_views() -> None:
     unet = Unet(None, {forge.ESTIMATE: lambda shape: 1000.0 + shape[2]})
-    reserve_for_views(unet, STAGE, 1)
+    reserve_for_views(unet, (4, *STAGE.window), 1)
     assert unet.model_options[forge.ESTIMATE]([2, 4, 999, 999]) == 1000 + STAGE.window[0]
 
 
@@ -271,6 +324,40 @@ def test_a_stage_stands_in_the_place_for_a_wrapper_and_before_the_control_models
     assert unet.model_options[WRAPPER]._inner == "a neighbour's"
     assert isinstance(unet.controlnet_linked_list, Held)
     assert type(denoiser).__name__ == "StageDenoiser"
+
+
+class Denoiser:
+    """A sampler's CFGDenoiser of Forge's."""
+
+    def __init__(self) -> None:
+        self.sampler = SimpleNamespace(last_latent=None)
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        self.seen.append(x.clone())
+        return x
+
+
+@pytest.mark.parametrize("form", [latent_form.PLAIN, latent_form.FIVE_AXES, latent_form.PACKED])
+def test_what_a_stage_writes_reaches_the_samplers_x(form: Any) -> None:
+    """The method sees its own axes; the guard is shown the sampler's tensor."""
+
+    class Run:
+        shown: Any = None
+
+        def before_call(self, x: torch.Tensor, level: torch.Tensor, shown: torch.Tensor) -> None:
+            assert x.shape == (1, 32, 8, 8)
+            self.shown = shown
+            x += torch.arange(64.0).reshape(8, 8)
+
+    run, denoiser = Run(), Denoiser()
+    forge_denoiser.attach(denoiser, SimpleNamespace(run=run), form)  # type: ignore[arg-type]
+    x = form.to_host(torch.zeros(1, 32, 8, 8))
+    denoiser.forward(x, torch.ones(1))
+    assert run.shown is x
+    expected = torch.arange(64.0).reshape(8, 8).expand(1, 32, 8, 8)
+    torch.testing.assert_close(form.to_method(denoiser.seen[0]), expected, rtol=0, atol=0)
+    torch.testing.assert_close(form.to_method(x), expected, rtol=0, atol=0)
 
 
 class Diffusion:
@@ -386,6 +473,125 @@ def test_masks_of_either_form_follow_the_size(axes: tuple[int, ...]) -> None:
         assert p.mask.shape == (*axes, *STAGE.size)
         assert p.mask.mean() == p.nmask.mean() == 0.5
     assert p.mask is mask
+
+
+@pytest.mark.parametrize(
+    ("name", "churn", "eta", "on_sd", "on_flow"),
+    [
+        ("Euler", 0.0, None, None, None),
+        ("Euler", 3.0, None, None, "Sigma churn"),
+        ("Euler a", 0.0, None, None, None),
+        ("DPM++ 2s a RF", 0.0, None, "for flow models", None),
+        ("UniPC", 0.0, None, "scaled copy", "scaled copy"),
+        ("Kohaku LoNyu Yog", 0.0, None, None, "adds noise as for Stable Diffusion"),
+        ("of another extension", 0.0, None, None, None),
+    ],
+)
+def test_samplers_that_cannot_run_are_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, churn: float, eta: float | None, on_sd: str | None, on_flow: str | None
+) -> None:
+    monkeypatch.setattr(shared.opts, "s_churn", churn, raising=False)
+    for schedule, said in ((Diffusion(), on_sd), (Flow(), on_flow)):
+        p = request(Scripts())
+        p.sampler_name, p.eta = name, eta
+        p.sd_model = engine("StableDiffusionXL", schedule)
+        found = Forge().refusal(p)
+        assert found is None if said is None else said in (found or "")
+        assert said in (None, "Sigma churn") or name in (found or "")
+
+
+@pytest.mark.parametrize("sized", [False, True])
+def test_stages_have_the_shift_of_the_base(monkeypatch: pytest.MonkeyPatch, sized: bool) -> None:
+    """A hires pass leaves its own. Newer engines of Forge Neo derive it from the size too."""
+    seen: list[dict[str, Any]] = []
+    p = request(None)
+    p.sd_model.set_shift = (
+        (lambda shift, width, height: seen.append(dict(locals())))
+        if sized
+        else (lambda shift: seen.append({"shift": shift}))
+    )
+    monkeypatch.setattr(shared, "sd_model", SimpleNamespace(sd_checkpoint_info="one"), raising=False)
+    with Forge().base_checkpoint(p, "one"):
+        size = {"width": 128, "height": 192} if sized else {}
+        assert [{key: made[key] for key in ("shift", *size)} for made in seen] == [{"shift": 3.5, **size}]
+
+
+class Edits(SimpleNamespace):
+    """An engine that keeps what it encodes for its next prompt."""
+
+    def __init__(self) -> None:
+        super().__init__(ini_latent=None, ref_latents=[])
+
+    def encode(self, x: torch.Tensor) -> None:
+        self.ini_latent = x
+        self.ref_latents.append(x)
+        forge_transformers.dynamic_args.ref_latents = [x]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Forge Neo's place for the reference images that the model is shown."""
+    arguments = SimpleNamespace(ref_latents=[], nunchaku=False)
+    monkeypatch.setattr(forge_transformers, "dynamic_args", arguments)
+    return arguments
+
+
+def test_encoding_leaves_nothing_in_the_engine(shown: Any) -> None:
+    """The next job would take an anchor for its reference image."""
+    model = Edits()
+    kept = model.ref_latents
+    with contextlib.suppress(KeyError), Forge().encoding(SimpleNamespace(sd_model=model)):
+        model.encode(torch.ones(1))
+        raise KeyError
+    assert (model.ini_latent, model.ref_latents, shown.ref_latents) == (None, [], [])
+    assert model.ref_latents is kept
+    model.encode(torch.zeros(1))
+    with Forge().encoding(SimpleNamespace(sd_model=model)):
+        model.encode(torch.ones(1))
+    assert [float(x) for x in (model.ini_latent, *model.ref_latents, *shown.ref_latents)] == [0, 0, 0]
+
+
+DIT = families.Family("Some DiT", flow=True, transformer=True)
+FIVE = families.Family("Some video DiT", flow=True, transformer=True, form=latent_form.FIVE_AXES)
+
+
+@pytest.mark.parametrize(
+    ("change", "family", "said"),
+    [
+        (lambda p, shown: None, DIT, None),
+        (lambda p, shown: setattr(p.sd_model, "ini_latent", torch.ones(1)), DIT, "reference images of Some DiT"),
+        (lambda p, shown: shown.ref_latents.append(torch.ones(1)), DIT, "reference images of Some DiT"),
+        (lambda p, shown: setattr(p, "mask", torch.ones(1)), FIVE, "inpainting with Some video DiT"),
+        (lambda p, shown: setattr(p, "mask", torch.ones(1)), DIT, None),
+        (lambda p, shown: setattr(shown, "nunchaku", True), DIT, "Nunchaku's Cache Threshold"),
+    ],
+)
+def test_what_a_transformer_cannot_run_beside(
+    monkeypatch: pytest.MonkeyPatch, shown: Any, change: Any, family: Any, said: str | None
+) -> None:
+    monkeypatch.setattr(shared.opts, "svdq_cache_threshold", 0.12, raising=False)
+    p = request(Scripts())
+    change(p, shown)
+    found = forge_neighbours.refusal(p, family)
+    assert found is None if said is None else said in (found or "")
+
+
+def test_control_models_of_transformers_are_refused(shown: Any) -> None:
+    entry = SimpleNamespace(title=lambda: "ControlNet", current_params={0: "a unit"})
+    p = request(SimpleNamespace(alwayson_scripts=[entry]))
+    assert "ControlNet on Some DiT" in (forge_neighbours.refusal(p, DIT) or "")
+
+
+def test_memory_of_views_is_that_of_the_webuis_axes(cleaned: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(families.BY_ENGINE, "SimpleNamespace", families.Family("A", form=latent_form.PACKED))
+    p = request(Scripts())
+    seen = []
+    p.sd_model.forge_objects.unet.memory_required = seen.append
+    anchor = torch.zeros(1, 32, *STAGE.size)
+    with Forge().sampling(p, STAGE, 3, anchor, anchor):
+        unet = p.sd_model.forge_objects.unet
+        unet.memory_required([2, 128, 99, 99])
+        assert p.scripts.seen[0]["x"].shape == (1, 128, STAGE.size[0] // 2, STAGE.size[1] // 2)
 
 
 def test_the_refiner_is_refused() -> None:

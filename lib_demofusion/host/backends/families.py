@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lib_demofusion.host.backends.latent_form import PLAIN, LatentForm
+
 RUNS_ON = "DemoFusion runs on SD1, SD2 and SDXL"
 REFINER = "an SDXL refiner cannot make an image by itself; choose its base checkpoint"
 UPSCALER = "it makes an image four times as large from another model's; choose the other model's checkpoint"
@@ -25,6 +27,21 @@ class Family:
     """Why no stage runs on it; None if stages do."""
     sized: bool = False
     """Whether the model receives the image's size and crop in a vector beside the prompt, as SDXL does."""
+    flow: bool = False
+    """Whether it is trained for flow matching: its samplers mix signal and noise, see `residual.Flow`."""
+    form: LatentForm = PLAIN
+    """The axes of its latents."""
+    unit: int = 8
+    """Sizes of images, windows and views are multiples of so many pixels."""
+    distilled: bool = False
+    """Whether guidance is trained into it, so that a CFG scale of 1 says nothing about the number of steps."""
+    transformer: bool = False
+    """Whether it is no UNet: control models and wrappers of its layers then cannot be cut to views."""
+
+    @property
+    def has_other_axes(self) -> bool:
+        """Whether the webui's latents have other axes than the method's."""
+        return self.form is not PLAIN
 
     @property
     def problem(self) -> str | None:
@@ -34,7 +51,7 @@ class Family:
 
 SD = Family("Stable Diffusion")
 SDXL = Family("SDXL", sized=True)
-SDXL_FLOW = Family("rectified-flow SDXL", RUNS_ON, sized=True)
+SDXL_FLOW = Family("rectified-flow SDXL", sized=True, flow=True)
 SD3 = Family("Stable Diffusion 3", RUNS_ON)
 
 BY_ENGINE: Mapping[str, Family] = {
@@ -43,7 +60,7 @@ BY_ENGINE: Mapping[str, Family] = {
     "StableDiffusionXL": SDXL,
     "StableDiffusionXLRefiner": Family("the SDXL refiner", REFINER),
     "StableDiffusion3": SD3,
-    "Mugen": Family("Mugen", RUNS_ON, sized=True),
+    "Mugen": Family("Mugen", sized=True, flow=True),
     "Flux": Family("Flux.1", RUNS_ON),
     "Chroma": Family("Chroma", RUNS_ON),
     "Lumina2": Family("Lumina 2", RUNS_ON),

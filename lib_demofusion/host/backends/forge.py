@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from modules import processing, sd_models, shared
 from torch import Tensor
 
-from lib_demofusion.host.backends import forge_denoiser, forge_neighbours
+from lib_demofusion.host.backends import forge_denoiser, forge_neighbours, forge_samplers, forge_transformers
 from lib_demofusion.host.backends.families import SD, Family, family_of, unknown
 from lib_demofusion.host.backends.forge_hints import Held
 from lib_demofusion.host.backends.forge_neighbours import WRAPPER
@@ -62,13 +63,18 @@ class Forge:
         chosen = getattr(data, "forge_loading_parameters", None)
         return bool(chosen) and str(chosen) != data.forge_hash
 
+    def encoding(self, p: Any) -> AbstractContextManager[None]:
+        return forge_transformers.nothing_kept(p.sd_model)
+
     def refusal(self, p: Any) -> str | None:
-        return forge_neighbours.refusal(p)
+        family = self.family(p.sd_model)
+        return forge_neighbours.refusal(p, family) or forge_samplers.problem(p, family.flow)
 
     @contextmanager
     def base_checkpoint(self, p: Any, checkpoint: Any) -> Iterator[None]:
         if shared.sd_model.sd_checkpoint_info != checkpoint:
             raise RuntimeError("another checkpoint than the base image's is loaded, and this webui has no way back")
+        set_shift(p)
         with schedule_of_base(p.sd_model):
             yield
 
@@ -79,10 +85,11 @@ class Forge:
         # inpainting draws noise from the generator that is nobody's own
         torch.manual_seed(int(p.seeds[0]) + stage.number)
         with replaced(model, forge_objects=model.forge_objects_after_applying_lora.shallow_copy()):
-            self._patch(p, anchor, noise)
+            form = self.family(model).form
+            self._patch(p, form.to_host(anchor), form.to_host(noise))
             unet = model.forge_objects.unet.clone()
             forge_neighbours.check_patches(unet)
-            reserve_for_views(unet, stage, max(views, 1))
+            reserve_for_views(unet, form.host_shape(anchor.shape[1], stage.window), max(views, 1))
             model.forge_objects.unet = unet
             try:
                 yield
@@ -103,11 +110,12 @@ class Forge:
         if unet.controlnet_linked_list is not None:
             held = Held(unet.controlnet_linked_list, parts.run.stage, parts.plan)
             unet.controlnet_linked_list = held
-        model = parts.p.sd_model
-        vectors = vectors_of(model, parts.frame, self.family(model).sized)
-        inner = unet.model_options.get(WRAPPER)
-        unet.set_model_unet_function_wrapper(FusedUnet(parts, predictor_of(unet.model), vectors, held, inner))
-        forge_denoiser.attach(denoiser, parts)
+        family = self.family(parts.p.sd_model)
+        vectors = vectors_of(parts.p.sd_model, parts.frame, family.sized)
+        inner, predictor = unet.model_options.get(WRAPPER), predictor_of(unet.model)
+        fused = FusedUnet(parts, predictor, vectors, held, inner, family.form)
+        unet.set_model_unet_function_wrapper(fused)
+        forge_denoiser.attach(denoiser, parts, family.form)
 
 
 def predictor_of(model: Any) -> Any:
@@ -122,6 +130,18 @@ def adds_noise(predictor: Any) -> bool:
     """
     level, nothing, latent = torch.full((1,), 0.5), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
     return bool((predictor.noise_scaling(level, nothing, latent) == latent).all())
+
+
+def set_shift(p: Any) -> None:
+    """Gives a flow model's schedule the shift of the base pass; a hires pass leaves its own behind.
+
+    Some engines of newer versions of Forge Neo derive it from the image's size too; a view has the base's.
+    """
+    set_of_host = getattr(p.sd_model, "set_shift", None)
+    if set_of_host is not None:
+        sizes = {"width": p.width, "height": p.height}
+        known = inspect.signature(set_of_host).parameters
+        set_of_host(shift=p.distilled_cfg_scale, **{name: size for name, size in sizes.items() if name in known})
 
 
 @contextmanager
@@ -144,14 +164,14 @@ def schedule_of_base(model: Any) -> Iterator[None]:
         predictor.set_sigmas(before)
 
 
-def reserve_for_views(unet: Any, stage: StagePlan, views: int) -> None:
-    """Has the host keep free what the model takes of a batch of views, instead of the whole latent at once.
+def reserve_for_views(unet: Any, view: tuple[int, ...], views: int) -> None:
+    """Makes the host reserve the memory of a batch of views, each of the shape `view`, not of the whole latent.
 
-    It would move the weights out of the way otherwise, and most of a stage would be their way back.
+    For the whole latent it would unload the weights, and most of a stage would be spent on loading them again.
     """
 
     def memory_of_views(shape: list[int], *args: Any, **kwargs: Any) -> float:
-        batch = [shape[0] * views, shape[1], *stage.window]
+        batch = [shape[0] * views, *view]
         return whole(batch, *args, **kwargs)
 
     whole = unet.model_options.get(ESTIMATE, unet.memory_required)

@@ -9,23 +9,27 @@ from modules import shared
 from torch import Tensor
 
 from lib_demofusion.host.backends.interface import StageParts
+from lib_demofusion.host.backends.latent_form import PLAIN, LatentForm
 from lib_demofusion.host.sampling.preview import for_preview
 
 
-def attach(denoiser: Any, parts: StageParts) -> None:
+def attach(denoiser: Any, parts: StageParts, form: LatentForm = PLAIN) -> None:
     """Tells the stage of every call of `denoiser`, a CFGDenoiser of our own sampler."""
     cls = type(denoiser)
     run = parts.run
 
     class StageDenoiser(cls):  # type: ignore[misc, valid-type]
         def forward(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            run.before_call(x, sigma[0])
+            latent = form.to_method(x)
+            run.before_call(latent, sigma[0], x)
+            if form.copies:
+                x.copy_(form.to_host(latent))
             if kwargs.get("image_cond") is not None:
                 kwargs["image_cond"] = image_cond_at(kwargs["image_cond"], x)
             result = super().forward(x, sigma, *args, **kwargs)
             if self.sampler.last_latent is not None:
                 # the host shows it in another thread, and would decode it whole
-                shared.state.current_latent = for_preview(self.sampler.last_latent)
+                shared.state.current_latent = form.to_host(for_preview(form.to_method(self.sampler.last_latent)))
             return result
 
     denoiser.__class__ = StageDenoiser

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lib_demofusion.host.backends.families import SD, Family
+from lib_demofusion.host.backends.forge_transformers import of_transformer
 from lib_demofusion.host.backends.inner_wrapper import keeps_history
 
 WRAPPER = "model_function_wrapper"
@@ -32,7 +34,7 @@ WHOLE_PICTURE = ("ControlNetPatcher", "IPAdapterPatcher", "PhotomakerPatcher")
 """Kinds of ControlNet models whose hint is cut to the views, or says something of the image as a whole."""
 
 
-def refusal(p: Any) -> str | None:
+def refusal(p: Any, family: Family = SD) -> str | None:
     """Returns which of the host's own features a job cannot run beside, and why, or None."""
     mode = p.extra_generation_params.get("advanced_sampling_mode")
     if mode in BY_FLOW:
@@ -42,7 +44,9 @@ def refusal(p: Any) -> str | None:
             return reason
     if getattr(p, "refiner_checkpoint_info", None) is not None:
         return "the refiner: this webui keeps it loaded, and the stages need the checkpoint of the base image"
-    return PID_REASON if _decodes_anew(p) else _of_units(p)
+    if _decodes_anew(p):
+        return PID_REASON
+    return _of_units(p) if not family.transformer else of_transformer(p, family)
 
 
 def _decodes_anew(p: Any) -> bool:

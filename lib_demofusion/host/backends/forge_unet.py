@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lib_demofusion.host.backends.forge_hints import Held
 from lib_demofusion.host.backends.interface import StageParts
+from lib_demofusion.host.backends.latent_form import PLAIN, LatentForm
 from lib_demofusion.host.sampling.conditioning import cond_for_views
 from lib_demofusion.host.sampling.sdxl import SizeVectors
 from lib_demofusion.method.views import View
@@ -29,17 +30,28 @@ class FusedUnet:
     """
 
     def __init__(
-        self, parts: StageParts, predictor: Any, vectors: SizeVectors | None, control: Held | None, inner: Any = None
+        self,
+        parts: StageParts,
+        predictor: Any,
+        vectors: SizeVectors | None,
+        control: Held | None,
+        inner: Any = None,
+        form: LatentForm = PLAIN,
     ):
         self._parts = parts
         self._predictor = predictor
         self._vectors = vectors
         self._control = control
         self._inner = inner
+        self._form = form
 
     def __call__(self, apply_model: Apply, args: Mapping[str, Any]) -> Tensor:
-        """Returns the fused prediction of the clean latent, for the rows (N, C, H, W) of conds and unconds."""
-        x, sigma, marks = args["input"], args["timestep"], args["cond_or_uncond"]
+        """Returns the fused prediction of the clean latent, for the rows of conds and unconds.
+
+        Both have the axes of the host's latents (see `latent_form`); views are cut in those of the method.
+        """
+        form, sigma, marks = self._form, args["timestep"], args["cond_or_uncond"]
+        x = form.to_method(args["input"])
         c = {key: value for key, value in args["c"].items() if key not in ("control", "control_model")}
         options = c.pop("transformer_options", {})
         size = (x.shape[-2], x.shape[-1])
@@ -54,14 +66,14 @@ class FusedUnet:
             cond["transformer_options"] = options_for(options, chunks, levels)
             if self._control is not None:
                 self._control.add_to(cond, crops, levels, chunks, views)
+            shown = form.to_host(crops)
             if self._inner is None:
-                return apply_model(crops, levels, **cond)
-            view_args = {**args, "input": crops, "timestep": levels, "c": cond, "cond_or_uncond": chunks}
-            result: Tensor = self._inner(apply_model, view_args)
-            return result
+                return form.to_method(apply_model(shown, levels, **cond))
+            view_args = {**args, "input": shown, "timestep": levels, "c": cond, "cond_or_uncond": chunks}
+            return form.to_method(self._inner(apply_model, view_args))
 
         correction = kept_share(self._predictor, sigma)
-        return self._parts.run.denoise(evaluate, x, correction, self._parts.batches, len(marks))
+        return form.to_host(self._parts.run.denoise(evaluate, x, correction, self._parts.batches, len(marks)))
 
 
 def kept_share(predictor: Any, sigma: Tensor) -> Tensor:

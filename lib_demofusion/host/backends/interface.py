@@ -46,6 +46,10 @@ class Backend(Protocol):
         """Returns whether another checkpoint is chosen than the loaded one, which is loaded when a job begins."""
         ...
 
+    def encoding(self, p: Any) -> AbstractContextManager[None]:
+        """Runs a block in which images are encoded, and removes the traces that the encoder leaves in the model."""
+        ...
+
     def refusal(self, p: Any) -> str | None:
         """Returns what of the webui's own features and of ControlNet a job cannot run beside, and why, or None."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from modules import devices, extra_networks, sd_models, sd_samplers_cfg_denoiser, shared
@@ -37,6 +37,9 @@ class Webui:
     def is_pending(self) -> bool:
         # it loads a checkpoint as soon as it is chosen
         return False
+
+    def encoding(self, p: Any) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def refusal(self, p: Any) -> str | None:
         return controlnet.refusal(p)

@@ -30,7 +30,7 @@ def describe(args: Sequence[Any], tab: TabValues, known: Offers = BUILT_IN) -> s
     """
     try:
         chosen = settings_from_args(args, offers=known)
-        settings = options.suited(chosen, tab.step_count, tab.cfg_scale or 0, known)
+        settings = options.suited(chosen, tab.step_count, tab.cfg_scale or 0, known, timing.loaded_model())
         base, passes = base_picture(settings, tab)
         plan = make_plan(settings, base)
     except SettingsError as error:

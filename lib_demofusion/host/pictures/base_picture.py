@@ -8,6 +8,7 @@ import torch
 from modules import devices
 from torch import Tensor
 
+from lib_demofusion.host.backends import host
 from lib_demofusion.host.pictures.coding import encode, finite
 from lib_demofusion.host.precision import as_latent
 
@@ -23,7 +24,7 @@ def base_latent(p: Any, samples: Any) -> Tensor:
         finite(p.init_latent)
     if not torch.isfinite(samples).all():
         raise devices.NansException("the base image is NaN; --no-half or --upcast-sampling may help")
-    return as_latent(samples)
+    return as_latent(host().family(p.sd_model).form.to_method(samples))
 
 
 def own_generators() -> Any:

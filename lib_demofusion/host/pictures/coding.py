@@ -10,6 +10,7 @@ from modules import devices, processing, sd_samplers_common, shared
 from torch import Tensor
 
 from lib_demofusion.host import options
+from lib_demofusion.host.backends import host
 from lib_demofusion.host.pictures import vae
 from lib_demofusion.host.precision import as_latent
 from lib_demofusion.host.progress import timing
@@ -25,16 +26,18 @@ def decode(p: Any, latent: Tensor, report: vae.Report | None = None) -> Any:
     if shared.opts.sd_vae_decode_method != "Full":
         p.extra_generation_params["VAE Decoder"] = shared.opts.sd_vae_decode_method
     tell = _teller(report, len(latent))
+    form = host().family(p.sd_model).form
     with timing.decoding(p, latent):
         devices.torch_gc()
         with _in_parts(p, tell) as ours:
             if "decoder" not in ours:
                 tell(0.5, len(latent))
-            return processing.decode_latent_batch(p.sd_model, latent, target_device=devices.cpu, check_for_nans=True)
+            x = form.to_host(latent)
+            return processing.decode_latent_batch(p.sd_model, x, target_device=devices.cpu, check_for_nans=True)
 
 
 def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None) -> Tensor:
-    """Returns the latents (B, C, h, w) in float32 of the job's images, each (3, H, W) in -1..1.
+    """Returns the latents (B, C, h, w) in float32 of the job's images, each (3, H, W) or (1, 3, H, W) in -1..1.
 
     The encoder draws from torch's global generator, hence each image is encoded alone under its own seed. `report` is
     told the share that is done; what it raises ends the work. Raises NansException where the VAE fails.
@@ -43,15 +46,22 @@ def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None)
     devices.torch_gc()
     method = sd_samplers_common.approximation_indexes.get(shared.opts.sd_vae_encode_method)
     latents, tell = [], _teller(report, len(p.seeds))
-    with _in_parts(p, tell) as ours:
+    with _in_parts(p, tell) as ours, host().encoding(p):
         for seed, picture in zip(p.seeds, pictures):
             torch.manual_seed(int(seed))
             # under the same name, so that the larger of them goes
-            picture = (picture[None].float() * 0.5).add_(0.5).clamp_(0, 1).to(shared.device, devices.dtype_vae)
+            picture = (
+                (as_picture(picture)[None].float() * 0.5).add_(0.5).clamp_(0, 1).to(shared.device, devices.dtype_vae)
+            )
             latents.append(finite(sd_samplers_common.images_tensor_to_samples(picture, method, p.sd_model)))
             if "encoder" not in ours:
                 tell(1.0, 1)
-    return as_latent(torch.cat(latents))
+    return as_latent(host().family(p.sd_model).form.to_method(torch.cat(latents)))
+
+
+def as_picture(sample: Tensor) -> Tensor:
+    """Returns a decoded image (3, H, W); those of Wan's VAE in Forge Neo come as (1, 3, H, W)."""
+    return sample[0] if sample.ndim == 4 else sample
 
 
 def finite(latent: Tensor) -> Tensor:

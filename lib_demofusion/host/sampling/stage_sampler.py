@@ -20,14 +20,14 @@ from lib_demofusion.host.pictures.inpainting import is_inpainting
 from lib_demofusion.host.progress import timing
 from lib_demofusion.host.sampling.conditioning import conds_of_stage, image_conditioning_for
 from lib_demofusion.host.sampling.sdxl import Frame
+from lib_demofusion.host.sampling.stage_schedule import stage_steps
 from lib_demofusion.host.sampling.view_batch import view_batches
 from lib_demofusion.host.sampling.webui_steps import CallsOfStage
 from lib_demofusion.host.scoped import replaced
 from lib_demofusion.method.call_guard import UnknownSampler, guard_for
 from lib_demofusion.method.plan import Plan, StagePlan
-from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
+from lib_demofusion.method.residual import Flow, NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.stage_steps import least_steps, long_enough, schedule_steps, steps_of_stage
 from lib_demofusion.method.step_gate import is_stochastic, make_gate
 from lib_demofusion.progress.meter import StageMeter
 from lib_demofusion.settings.fields import Settings
@@ -90,11 +90,13 @@ class StageSampler:
         self._p, self._task, self._report = p, task, report
         self._sampler = sd_samplers.create_sampler(p.sampler_name, p.sd_model)
         self._func = self._sampler.func
+        self._family = host().family(p.sd_model)
         seeds, subseeds = stage_seeds(p.seeds, task.stage.number), stage_seeds(p.subseeds, task.stage.number)
         _seed_brownian_noise(self._sampler, seeds)
-        shape, strength = task.anchor.shape[1:], p.subseed_strength
+        form, strength = self._family.form, p.subseed_strength
+        shape = form.host_shape(task.anchor.shape[1], task.stage.size)
         self._rng = rng.ImageRNG(shape, seeds, subseeds=subseeds, subseed_strength=strength)
-        self._noise = self._rng.next().to(task.anchor)
+        self._noise = form.to_method(self._rng.next()).to(task.anchor)
         self._batches = view_batches(p, task.settings, task.stage.size)
 
     def run(self) -> Tensor:
@@ -102,16 +104,16 @@ class StageSampler:
         p, task = self._p, self._task
         # a function, which can say that it wraps the webui's: the webui looks at its parameters
         self._sampler.func = functools.wraps(self._func)(lambda *args, **kwargs: self._steered(*args, **kwargs))
-        least = least_steps(self._func.__name__, getattr(shared.opts, "uni_pc_order", 1))
-        steps = long_enough(schedule_steps(p.steps, task.settings), task.settings.denoising_strength, least)
+        steps = stage_steps(p, self._sampler, self._func.__name__, task.settings, self._family.flow)
         sampling = host().sampling(p, task.stage, self._batches.views, task.anchor, self._noise)
-        with replaced(p, rng=self._rng, steps=steps), sampling:
-            return self._sample(_image_conditioning(p, task.anchor, task.plan))
+        with replaced(p, rng=self._rng, steps=steps.schedule), sampling:
+            made = self._sample(steps.run, _image_conditioning(p, task.anchor, task.plan))
+        return self._family.form.to_method(made)
 
-    def _sample(self, conditioning: Tensor) -> Tensor:
+    def _sample(self, steps: int, conditioning: Tensor) -> Tensor:
         """Calls the sampler so that it runs the last part of the schedule; `before_call` sets x at the first call."""
-        p, sampler, anchor, noise = self._p, self._sampler, self._task.anchor, self._noise
-        steps = steps_of_stage(p.steps, self._task.settings.denoising_strength)
+        p, sampler = self._p, self._sampler
+        anchor, noise = (self._family.form.to_host(x) for x in (self._task.anchor, self._noise))
         calls = sampler.config.total_steps(1)
         cond, uncond = (conds_of_stage(conds, calls * p.steps, calls * steps) for conds in p.get_conds())
         if isinstance(sampler, sd_samplers_timesteps.CompVisSampler):
@@ -140,8 +142,10 @@ class StageSampler:
         meter = StageMeter(run, calls.ahead)
         self._attach(denoiser, run, meter)
 
+        form = self._family.form
+
         def after_step(d: dict) -> None:
-            run.after_step(d["i"], d["x"], d["denoised"])
+            run.after_step(d["i"], form.to_method(d["x"]), form.to_method(d["denoised"]), d["x"])
             callback(d)
             meter.after_call()
             self._report(meter)
@@ -165,11 +169,14 @@ class StageSampler:
         name, sigmas, n = self._func.__name__, arguments.get("sigmas"), arguments.get("n")
         parameters = inspect.signature(self._func).parameters
         eta = arguments.get("eta", parameters["eta"].default) if "eta" in parameters else None
-        gate = make_gate(name, sigmas, n, 1.0 if eta is None else eta, self._second_order)
+        eta_of_gate = 1.0 if eta is None else eta
+        gate = make_gate(name, sigmas, n, eta_of_gate, self._second_order, self._family.flow)
         stochastic = is_stochastic(name, eta, arguments.get("s_churn", 0.0), "noise_sampler" in parameters)
         return SamplerTraits(self._space(), gate, stochastic, guard_for(gate, x))
 
     def _space(self) -> NoiseSpace:
+        if self._family.flow:
+            return Flow()
         if isinstance(self._sampler, sd_samplers_timesteps.CompVisSampler):
             return VariancePreserving(self._p.sd_model.alphas_cumprod)
         return VarianceExploding(self._sampler.model_wrap.sigma_to_t)
