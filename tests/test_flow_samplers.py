@@ -16,7 +16,7 @@ from lib_demofusion.method.flow_samplers import ADVICE, WRONG, flow_problem, kno
 from lib_demofusion.method.plan import StagePlan
 from lib_demofusion.method.residual import Flow
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.step_gate import StepGate, is_stochastic, make_gate
+from lib_demofusion.method.step_gate import StepGate, flow_form, is_stochastic, make_gate
 from lib_demofusion.method.timesteps import snr_timestep
 from lib_demofusion.settings.fields import Settings
 
@@ -122,7 +122,7 @@ def test_a_sampler_of_flow_models_blends_where_a_step_begins(name: str, eta: flo
     if first == 1 and "sde" in name:
         pytest.skip("they work with log((1 - sigma) / sigma), and the hosts let them begin just below 1")
     sigmas = levels(9, first)
-    actual = drive(name, sigmas, eta, make_gate(name, sigmas, None, eta, flow=True))
+    actual = drive(name, sigmas, eta, make_gate(flow_form(name), sigmas, None, eta))
     explicit = Explicit(is_stochastic(name, eta))
     made = SAMPLERS[name](explicit, ANCHOR, sigmas, eta)
     assert relative_error(actual, [*explicit.seen, made]) < TOLERANCE
@@ -131,11 +131,11 @@ def test_a_sampler_of_flow_models_blends_where_a_step_begins(name: str, eta: flo
 def test_an_eta_that_steps_down_to_zero_leaves_out_the_second_call_of_dpm2_a() -> None:
     """Under flow that is eta = 1 / (1 - target / sigma); the rule of k-diffusion's space is another."""
     sigmas = torch.tensor([0.8, 0.4, 0.2, 0.0], dtype=torch.float64)
-    assert make_gate("sample_dpm_2_ancestral", sigmas, None, 2.0, flow=True)._more_calls(0) == 0
-    assert make_gate("sample_dpm_2_ancestral", sigmas, None, 1.9, flow=True)._more_calls(0) == 1
+    assert make_gate(flow_form("sample_dpm_2_ancestral"), sigmas, None, 2.0)._more_calls(0) == 0
+    assert make_gate(flow_form("sample_dpm_2_ancestral"), sigmas, None, 1.9)._more_calls(0) == 1
     name = "sample_dpmpp_2s_ancestral"
     assert make_gate(name, sigmas, None, 1.2)._more_calls(1) == 0
-    assert make_gate(name, sigmas, None, 1.2, flow=True)._more_calls(1) == 1
+    assert make_gate(flow_form(name), sigmas, None, 1.2)._more_calls(1) == 1
 
 
 def noise_levels(name: str, stochastic: bool) -> list[tuple[float, float]]:
@@ -148,7 +148,7 @@ def noise_levels(name: str, stochastic: bool) -> list[tuple[float, float]]:
     anchor, noise = clean + 0.3 * randn(4, shape), randn(5, shape)
     sigmas = levels(20, 0.97)
     run = StageRun(
-        STAGE, Settings(), anchor, noise, SamplerTraits(Flow(), make_gate(name, sigmas, flow=True), stochastic)
+        STAGE, Settings(), anchor, noise, SamplerTraits(Flow(), make_gate(flow_form(name), sigmas), stochastic)
     )
     found: list[tuple[float, float]] = []
 

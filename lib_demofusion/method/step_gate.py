@@ -130,14 +130,17 @@ def flow_sigma_down_is_zero(sigma: Tensor, sigma_next: Tensor, eta: float) -> bo
     return bool(sigma_next * (1 + (sigma_next / sigma - 1) * eta) == 0)
 
 
-def more_calls_of(name: str, sigmas: Tensor, eta: float = 1.0, flow: bool = False) -> Callable[[int], int] | None:
+def flow_form(name: str) -> str:
+    """Returns the sampling function that runs when the sampling function `name` samples a flow model."""
+    return FLOW_FORMS.get(name, name)
+
+
+def more_calls_of(name: str, sigmas: Tensor, eta: float = 1.0) -> Callable[[int], int] | None:
     """Returns how many calls follow the first one of step i in the sampling function `name`; None if always none.
 
-    `sigmas` are the levels of the run, zero at the end; `flow` says that the model is a flow model. Sources:
-    k-diffusion and the samplers of Forge and Forge Neo.
+    `sigmas` are the levels of the run, zero at the end. Sources: k-diffusion and the samplers of Forge and Forge Neo.
     """
     last = len(sigmas) - 2
-    name = FLOW_FORMS.get(name, name) if flow else name
     if name == "sample_dpm_2_ancestral_RF":
         return lambda i: int(not flow_sigma_down_is_zero(sigmas[i], sigmas[i + 1], eta))
     if name in TWO_CALLS_ANCESTRAL:
@@ -157,14 +160,13 @@ def make_gate(
     n: int | None = None,
     eta: float = 1.0,
     second_order: bool = False,
-    flow: bool = False,
 ) -> StepGate:
-    """Returns the gate of the sampling function `name`; `flow` says that the model is a flow model.
+    """Returns the gate of the sampling function `name`. Use `flow_form` for the name if the model is a flow model.
 
     `sigmas`, `n` and `eta` are the function's own arguments. A function that is not known here is treated as a two-call
     sampler if `second_order` is set, and otherwise as a one-call sampler.
     """
-    more_calls = more_calls_of(name, sigmas, eta, flow) if sigmas is not None else None
+    more_calls = more_calls_of(name, sigmas, eta) if sigmas is not None else None
     if more_calls is not None:
         return SkipCalls(more_calls)
     if name == "plms":

@@ -144,10 +144,7 @@ def sizes(steps: Sequence[Step], size: Size) -> list[Size]:
 
 
 def part_side(steps: Sequence[Step], limits: Sequence[Size], index: int, tile: int) -> int:
-    """Returns the side of the tiles for the output of step `index`.
-
-    A tile of this side uses as much memory as a tile of `tile` latent cells in the largest feature map.
-    """
+    """Returns the side of output tiles of step `index` that use as much memory as `tile` cells of the largest map."""
     largest = max(step.elements(size) for step, size in zip(steps, limits))
     cells = min(math.prod(size) for size in limits)
     growth = largest / steps[index].elements(limits[index]) * math.prod(limits[index + 1]) / cells

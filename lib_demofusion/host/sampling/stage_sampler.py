@@ -28,7 +28,7 @@ from lib_demofusion.method.call_guard import UnknownSampler, guard_for
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import Flow, NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.step_gate import is_stochastic, make_gate
+from lib_demofusion.method.step_gate import flow_form, is_stochastic, make_gate
 from lib_demofusion.progress.meter import StageMeter
 from lib_demofusion.settings.fields import Settings
 
@@ -170,7 +170,8 @@ class StageSampler:
         parameters = inspect.signature(self._func).parameters
         eta = arguments.get("eta", parameters["eta"].default) if "eta" in parameters else None
         eta_of_gate = 1.0 if eta is None else eta
-        gate = make_gate(name, sigmas, n, eta_of_gate, self._second_order, self._family.flow)
+        form = flow_form(name) if self._family.flow else name
+        gate = make_gate(form, sigmas, n, eta_of_gate, self._second_order)
         stochastic = is_stochastic(name, eta, arguments.get("s_churn", 0.0), "noise_sampler" in parameters)
         return SamplerTraits(self._space(), gate, stochastic, guard_for(gate, x))
 
