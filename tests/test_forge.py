@@ -44,8 +44,9 @@ def stage_run(weights: Weights | None = None) -> StageRun:
     return run
 
 
-def parts(run: StageRun, views: int = 3) -> StageParts:
-    return StageParts(SimpleNamespace(), run, PLAN, ViewBatches(views), Frame(PLAN.pixels), lambda cells: None)
+def parts(run: StageRun, views: int = 3, form: LatentForm = PLAIN) -> StageParts:
+    frame = Frame(PLAN.pixels)
+    return StageParts(SimpleNamespace(), run, PLAN, ViewBatches(views), frame, lambda cells: None, form=form)
 
 
 class Predictor:
@@ -151,7 +152,7 @@ def test_other_axes_stay_outside_the_method(form: LatentForm) -> None:
         return form.to_host(model.apply_model(form.to_method(shown), sigma, **c))
 
     plain = call(FusedUnet(parts(stage_run()), model.predictor, None, None), model, x, 3.0)
-    fused = FusedUnet(parts(stage_run()), model.predictor, None, None, None, form)
+    fused = FusedUnet(parts(stage_run(), form=form), model.predictor, None, None)
     rows = form.to_host(torch.cat([x, x]))
     options = {"cond_or_uncond": [0, 1]}
     c = {"c_crossattn": prompts(2), "transformer_options": options}

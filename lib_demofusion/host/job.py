@@ -69,7 +69,7 @@ class Job:
         """Plans for the size that the request names, so that what does not fit is said before anything is sampled."""
         try:
             options.check()
-            plan = make_plan(self.settings, (p.height // CELL, p.width // CELL))
+            plan = make_plan(self.settings, (p.height // CELL, p.width // CELL), _unit(p))
             formats.check_format(p, plan)
         except SettingsError as error:
             # with hires fix the base is larger than that
@@ -102,7 +102,7 @@ class Job:
         if self.active and self._progress is None:
             # by now the host has counted its own jobs; where there is no plan, that is said after the base image
             with suppress(SettingsError):
-                plan = make_plan(self.settings, self._base_passes(p)[-1][1])
+                plan = make_plan(self.settings, self._base_passes(p)[-1][1], _unit(p))
                 self._progress = self._make_progress(p, plan)
                 self._progress.announce(p)
         if self.active and not self.settings.img2img_first and _is_img2img(p) and not inpainting.is_inpainting(p):
@@ -147,7 +147,7 @@ class Job:
         return samples
 
     def _run(self, p: Any, base: Tensor, pictures: list[Tensor] | None) -> Any:
-        plan = make_plan(self.settings, (base.shape[-2], base.shape[-1]))
+        plan = make_plan(self.settings, (base.shape[-2], base.shape[-1]), _unit(p))
         inpainting.check_shape(p, plan)
         formats.check_format(p, plan)
         for note in plan.notes if plan.stages else (NO_STAGE, *plan.notes):
@@ -172,3 +172,8 @@ class Job:
 
 def _is_img2img(p: Any) -> bool:
     return getattr(p, "init_images", None) is not None
+
+
+def _unit(p: Any) -> int:
+    """Returns of how many latent cells the sides of all sizes are multiples."""
+    return host().family(p.sd_model).unit_cells

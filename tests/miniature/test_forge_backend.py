@@ -351,7 +351,7 @@ def test_what_a_stage_writes_reaches_the_samplers_x(form: Any) -> None:
             x += torch.arange(64.0).reshape(8, 8)
 
     run, denoiser = Run(), Denoiser()
-    forge_denoiser.attach(denoiser, SimpleNamespace(run=run), form)  # type: ignore[arg-type]
+    forge_denoiser.attach(denoiser, SimpleNamespace(run=run, form=form))  # type: ignore[arg-type]
     x = form.to_host(torch.zeros(1, 32, 8, 8))
     denoiser.forward(x, torch.ones(1))
     assert run.shown is x
@@ -399,11 +399,12 @@ def of_reforge(**flags: bool) -> Any:
         (of_reforge(is_sdxl=True), None),
         (SimpleNamespace(), None),
         (None, None),
-        (engine("StableDiffusion3"), "Stable Diffusion 3: DemoFusion runs on"),
+        (engine("StableDiffusion3"), "Stable Diffusion 3: DemoFusion does not know"),
         (engine("StableDiffusionXLRefiner", is_sdxl=True), "the SDXL refiner: an SDXL refiner cannot"),
         (engine("PiD", Flow()), "PiD: it makes"),
-        (engine("Wan", Flow()), "Wan: "),
-        (engine("OfTomorrow", Flow()), "OfTomorrow: DemoFusion runs on"),
+        (engine("Wan", Flow()), "Wan: DemoFusion makes still images"),
+        (engine("OfTomorrow", Flow()), "OfTomorrow: DemoFusion does not know"),
+        *((engine(name, Flow()), None) for name in ("StableDiffusionXL", "Mugen", "Flux", "ZImage", "Anima", "Flux2")),
     ],
 )
 def test_a_refusal_names_the_loaded_model(monkeypatch: pytest.MonkeyPatch, model: Any, said: str | None) -> None:
@@ -426,14 +427,14 @@ def test_a_checkpoint_that_is_chosen_and_not_yet_loaded(
     monkeypatch: pytest.MonkeyPatch, data: dict[str, Any], pending: bool
 ) -> None:
     """Forge and Forge Neo load it at Generate; the line must not describe the one before."""
-    model = engine("Flux", Flow())
+    model = engine("PiD", Flow())
     monkeypatch.setattr(sd_models, "model_data", SimpleNamespace(sd_model=model, **data))
     for module in (backends, warnings, refusals):
         monkeypatch.setattr(module, "host", Forge)
     assert Forge().is_pending() is pending
     assert timing.loaded_model() is (None if pending else model)
     line = "".join(warnings.of_refusal(TabValues()))
-    assert (warnings.NOT_LOADED in line, "Flux.1" in line) == (pending, not pending)
+    assert (warnings.NOT_LOADED in line, "PiD" in line) == (pending, not pending)
 
 
 @pytest.mark.parametrize(
@@ -559,7 +560,7 @@ FIVE = families.Family("Some video DiT", flow=True, transformer=True, form=laten
     ("change", "family", "said"),
     [
         (lambda p, shown: None, DIT, None),
-        (lambda p, shown: setattr(p.sd_model, "ini_latent", torch.ones(1)), DIT, "reference images of Some DiT"),
+        (lambda p, shown: (shown.ref_latents.append(torch.ones(1)), setattr(p, "sampler", None)), DIT, None),
         (lambda p, shown: shown.ref_latents.append(torch.ones(1)), DIT, "reference images of Some DiT"),
         (lambda p, shown: setattr(p, "mask", torch.ones(1)), FIVE, "inpainting with Some video DiT"),
         (lambda p, shown: setattr(p, "mask", torch.ones(1)), DIT, None),
@@ -571,6 +572,7 @@ def test_what_a_transformer_cannot_run_beside(
 ) -> None:
     monkeypatch.setattr(shared.opts, "svdq_cache_threshold", 0.12, raising=False)
     p = request(Scripts())
+    p.sampler = "of the base pass"
     change(p, shown)
     found = forge_neighbours.refusal(p, family)
     assert found is None if said is None else said in (found or "")

@@ -322,7 +322,7 @@ def panel_job(p: Any) -> Settings:
 
 WARNINGS = (
     (lambda patch: patch.setattr(shared.opts, "tiling", True), {}, "Tiling"),
-    (lambda patch: patch.setattr(shared.sd_model, "is_sd3", True), {}, "DemoFusion runs on SD1, SD2 and SDXL"),
+    (lambda patch: patch.setattr(shared.sd_model, "is_sd3", True), {}, "DemoFusion does not know models of this kind"),
     (lambda patch: None, {"override_settings": ["Clip skip: 2", "Tiling: True"]}, "Tiling"),
     (lambda patch: None, {"script": "SD upscale"}, "upscale or outpaint in tiles"),
     (lambda patch: None, {"script": "Poor man's outpainting"}, "upscale or outpaint in tiles"),

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lib_demofusion.host.backends.latent_form import PLAIN, LatentForm
+from lib_demofusion.host.backends.latent_form import FIVE_AXES, PACKED, PLAIN, LatentForm
+from lib_demofusion.method.plan import CELL
 
-RUNS_ON = "DemoFusion runs on SD1, SD2 and SDXL"
+RUNS_ON = "DemoFusion does not know models of this kind"
 REFINER = "an SDXL refiner cannot make an image by itself; choose its base checkpoint"
 UPSCALER = "it makes an image four times as large from another model's; choose the other model's checkpoint"
 
 
-REFUSALS = (RUNS_ON, REFINER, UPSCALER)
+VIDEO = "DemoFusion makes still images"
+REFUSALS = (RUNS_ON, REFINER, UPSCALER, VIDEO)
 """The sentences of the table."""
 
 
@@ -39,6 +41,11 @@ class Family:
     """Whether it is no UNet: control models and wrappers of its layers then cannot be cut to views."""
 
     @property
+    def unit_cells(self) -> int:
+        """`unit` in latent cells of 8 pixels."""
+        return self.unit // CELL
+
+    @property
     def has_other_axes(self) -> bool:
         """Whether the webui's latents have other axes than the method's."""
         return self.form is not PLAIN
@@ -47,6 +54,15 @@ class Family:
     def problem(self) -> str | None:
         """Returns name and refusal, to follow "DemoFusion does not work with", or None if stages run."""
         return None if self.refusal is None else f"{self.name}: {self.refusal}"
+
+
+def _transformer(name: str, form: LatentForm = PLAIN) -> Family:
+    """Returns the record of a flow-matching transformer.
+
+    Its patches are 2 x 2 cells of 8 pixels, and it pads odd sizes with cells of the opposite border. At a CFG scale of
+    1 only the number of steps tells few-step models from others, because most have their guidance built in.
+    """
+    return Family(name, flow=True, form=form, unit=16, distilled=True, transformer=True)
 
 
 SD = Family("Stable Diffusion")
@@ -61,16 +77,16 @@ BY_ENGINE: Mapping[str, Family] = {
     "StableDiffusionXLRefiner": Family("the SDXL refiner", REFINER),
     "StableDiffusion3": SD3,
     "Mugen": Family("Mugen", sized=True, flow=True),
-    "Flux": Family("Flux.1", RUNS_ON),
-    "Chroma": Family("Chroma", RUNS_ON),
-    "Lumina2": Family("Lumina 2", RUNS_ON),
-    "ZImage": Family("Z-Image", RUNS_ON),
-    "Anima": Family("Anima", RUNS_ON),
-    "QwenImage": Family("Qwen-Image", RUNS_ON),
-    "Krea2": Family("Krea 2", RUNS_ON),
-    "Flux2": Family("Flux.2 Klein", RUNS_ON),
-    "ErnieImage": Family("Ernie-Image", RUNS_ON),
-    "Wan": Family("Wan", RUNS_ON),
+    "Flux": _transformer("Flux.1"),
+    "Chroma": _transformer("Chroma"),
+    "Lumina2": _transformer("Lumina 2"),
+    "ZImage": _transformer("Z-Image"),
+    "Anima": _transformer("Anima", FIVE_AXES),
+    "QwenImage": _transformer("Qwen-Image", FIVE_AXES),
+    "Krea2": _transformer("Krea 2", FIVE_AXES),
+    "Flux2": _transformer("Flux.2 Klein", PACKED),
+    "ErnieImage": _transformer("Ernie-Image", PACKED),
+    "Wan": Family("Wan", VIDEO),
     "PiD": Family("PiD", UPSCALER),
 }
 """By the class of the engine in Forge and Forge Neo (backend/diffusion_engine)."""

@@ -85,10 +85,11 @@ class Forge:
         # inpainting draws noise from the generator that is nobody's own
         torch.manual_seed(int(p.seeds[0]) + stage.number)
         with replaced(model, forge_objects=model.forge_objects_after_applying_lora.shallow_copy()):
-            form = self.family(model).form
+            family = self.family(model)
+            form = family.form
             self._patch(p, form.to_host(anchor), form.to_host(noise))
             unet = model.forge_objects.unet.clone()
-            forge_neighbours.check_patches(unet)
+            forge_neighbours.check_patches(unet, family)
             reserve_for_views(unet, form.host_shape(anchor.shape[1], stage.window), max(views, 1))
             model.forge_objects.unet = unet
             try:
@@ -110,12 +111,11 @@ class Forge:
         if unet.controlnet_linked_list is not None:
             held = Held(unet.controlnet_linked_list, parts.run.stage, parts.plan)
             unet.controlnet_linked_list = held
-        family = self.family(parts.p.sd_model)
-        vectors = vectors_of(parts.p.sd_model, parts.frame, family.sized)
+        model = parts.p.sd_model
+        vectors = vectors_of(model, parts.frame, self.family(model).sized)
         inner, predictor = unet.model_options.get(WRAPPER), predictor_of(unet.model)
-        fused = FusedUnet(parts, predictor, vectors, held, inner, family.form)
-        unet.set_model_unet_function_wrapper(fused)
-        forge_denoiser.attach(denoiser, parts, family.form)
+        unet.set_model_unet_function_wrapper(FusedUnet(parts, predictor, vectors, held, inner))
+        forge_denoiser.attach(denoiser, parts)
 
 
 def predictor_of(model: Any) -> Any:

@@ -9,14 +9,13 @@ from modules import shared
 from torch import Tensor
 
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.host.backends.latent_form import PLAIN, LatentForm
 from lib_demofusion.host.sampling.preview import for_preview
 
 
-def attach(denoiser: Any, parts: StageParts, form: LatentForm = PLAIN) -> None:
+def attach(denoiser: Any, parts: StageParts) -> None:
     """Tells the stage of every call of `denoiser`, a CFGDenoiser of our own sampler."""
     cls = type(denoiser)
-    run = parts.run
+    run, form = parts.run, parts.form
 
     class StageDenoiser(cls):  # type: ignore[misc, valid-type]
         def forward(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -83,10 +83,11 @@ def _problem(unit: Any) -> str | None:
     return None
 
 
-def check_patches(unet: Any) -> None:
+def check_patches(unet: Any, family: Family = SD) -> None:
     """Raises RuntimeError if an extension asks the model about the whole latent, or about a view from other views."""
     inner = unet.model_options.get(WRAPPER)
-    if inner is not None and keeps_history(inner):
+    # for transformers such wrappers are step caches with few exceptions
+    if inner is not None and (family.transformer or keeps_history(inner)):
         module = getattr(inner, "__module__", None) or type(inner).__module__
         raise RuntimeError(f"{module} computes a step from the steps before, which would be other views; switch it off")
     modifiers = unet.model_options.get("conditioning_modifiers")

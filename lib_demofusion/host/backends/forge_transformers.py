@@ -27,7 +27,7 @@ KEPT = ("ini_latent", "ref_latents")
 
 def of_transformer(p: Any, family: Family) -> str | None:
     """Returns what a job on a transformer cannot run beside, and why, or None."""
-    if has_references(p.sd_model):
+    if has_references(p):
         return REFERENCES % (family.name, KLEIN if family.name.endswith("Klein") else "")
     if float(getattr(shared.opts, "svdq_cache_threshold", 0.0)) > 0 and getattr(dynamic_args, "nunchaku", False):
         return CACHE
@@ -38,11 +38,12 @@ def of_transformer(p: Any, family: Family) -> str | None:
     return CONTROL % family.name if controlled else None
 
 
-def has_references(model: Any) -> bool:
-    """Returns whether the model will be shown reference images beside the prompt."""
-    kept = [getattr(model, name, None) for name in KEPT]
-    shown = getattr(dynamic_args, "ref_latents", None)
-    return any(value is not None and len(value) > 0 for value in (*kept, shown))
+def has_references(p: Any) -> bool:
+    """Returns whether the model was shown reference images beside the prompt in the base pass.
+
+    Before that pass the job before may have left some, which the host removes when it encodes the prompt.
+    """
+    return getattr(p, "sampler", None) is not None and bool(getattr(dynamic_args, "ref_latents", None))
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lib_demofusion.host.backends.forge_hints import Held
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.host.backends.latent_form import PLAIN, LatentForm
 from lib_demofusion.host.sampling.conditioning import cond_for_views
 from lib_demofusion.host.sampling.sdxl import SizeVectors
 from lib_demofusion.method.views import View
@@ -36,21 +35,19 @@ class FusedUnet:
         vectors: SizeVectors | None,
         control: Held | None,
         inner: Any = None,
-        form: LatentForm = PLAIN,
     ):
         self._parts = parts
         self._predictor = predictor
         self._vectors = vectors
         self._control = control
         self._inner = inner
-        self._form = form
 
     def __call__(self, apply_model: Apply, args: Mapping[str, Any]) -> Tensor:
         """Returns the fused prediction of the clean latent, for the rows of conds and unconds.
 
         Both have the axes of the host's latents (see `latent_form`); views are cut in those of the method.
         """
-        form, sigma, marks = self._form, args["timestep"], args["cond_or_uncond"]
+        form, sigma, marks = self._parts.form, args["timestep"], args["cond_or_uncond"]
         x = form.to_method(args["input"])
         c = {key: value for key, value in args["c"].items() if key not in ("control", "control_model")}
         options = c.pop("transformer_options", {})

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from lib_demofusion.host.backends.families import Family
+from lib_demofusion.host.backends.latent_form import PLAIN, LatentForm
 from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import Plan, StagePlan
@@ -29,6 +30,8 @@ class StageParts:
     frame: Frame
     before_batch: Callable[[float], None]
     """Is told of every batch how many cells it has, as a mean over the rows of the call."""
+    form: LatentForm = PLAIN
+    """The axes of the model's latents in the webui."""
 
 
 class Backend(Protocol):

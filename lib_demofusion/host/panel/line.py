@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lib_demofusion.host import options
+from lib_demofusion.host.backends import host
 from lib_demofusion.host.panel import warnings
 from lib_demofusion.host.panel.markup import ABOUT, HOURS, MINUTES, NOT_POSSIBLE, SECONDS, duration, error_html, word
 from lib_demofusion.host.panel.tab import TabValues, base_picture
@@ -32,7 +33,7 @@ def describe(args: Sequence[Any], tab: TabValues, known: Offers = BUILT_IN) -> s
         chosen = settings_from_args(args, offers=known)
         settings = options.suited(chosen, tab.step_count, tab.cfg_scale or 0, known, timing.loaded_model())
         base, passes = base_picture(settings, tab)
-        plan = make_plan(settings, base)
+        plan = make_plan(settings, base, host().family(timing.loaded_model()).unit_cells)
     except SettingsError as error:
         return error_html(error)
     two_calls = calls_twice(tab.sampling)

@@ -198,7 +198,9 @@ class StageSampler:
             meter.before_batch(cells)
             self._report(meter)
 
-        host().attach(denoiser, StageParts(self._p, run, plan, self._batches, frame, before_batch))
+        host().attach(
+            denoiser, StageParts(self._p, run, plan, self._batches, frame, before_batch, form=self._family.form)
+        )
 
 
 def stage_seeds(seeds: list[int], stage: int) -> list[int]:
