@@ -1,0 +1,64 @@
+"""A test extension: compares a stage of one view with the webui's own img2img, from the same noise at the same level.
+
+A prompt that holds ONEVIEW asks for it. The stage has one view of the whole latent and no weight of the skip residual
+and of the dilated path, so that it must do what the webui does. The largest difference of the latents stands in the
+image's text, and so does the largest value.
+"""
+
+import torch.nn.functional as F
+from modules import rng, scripts, sd_samplers, shared
+
+
+class OneView(scripts.Script):
+    """Runs after the base image is sampled."""
+
+    def title(self):
+        return "DemoFusion test: one view"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def post_sample(self, p, ps):
+        if "ONEVIEW" in p.main_prompt:
+            stage, own = both(p, ps.samples)
+            p.extra_generation_params["One view differs by"] = float((stage - own).abs().max())
+            p.extra_generation_params["One view reaches"] = float(own.abs().max())
+
+
+def both(p, samples):
+    """Returns the latents of the stage and of the webui's img2img, in the webui's axes."""
+    from lib_demofusion.host.backends import host
+    from lib_demofusion.host.sampling.stage_sampler import StageTask, run_stage, stage_seeds
+    from lib_demofusion.host.scoped import replaced
+    from lib_demofusion.method.plan import StagePlan
+    from lib_demofusion.settings.fields import Settings
+
+    form = host().family(p.sd_model).form
+    base = form.to_method(samples)
+    size = 2 * base.shape[-2], 2 * base.shape[-1]
+    anchor = F.interpolate(base.float(), size, mode="bicubic")
+    stage = StagePlan(1, 2.0, size, 2, size, size)
+    settings = Settings(
+        enabled=True, denoising_strength=0.6, cosine_scale_1=1e9, cosine_scale_2=1e9, jitter=False, extra_noise=0.0
+    )
+    seen = []
+
+    def watched(self, p, x, noise, cond, uncond, steps, image_conditioning):
+        seen.append((p.steps, p.denoising_strength, steps, x, noise))
+        return own(self, p, x, noise, cond, uncond, steps, image_conditioning)
+
+    sampler = sd_samplers.create_sampler(p.sampler_name, p.sd_model)
+    own = type(sampler).sample_img2img
+    with host().base_checkpoint(p, shared.sd_model.sd_checkpoint_info):
+        type(sampler).sample_img2img = watched
+        try:
+            made = run_stage(p, StageTask(stage, settings, anchor), lambda meter: None)
+        finally:
+            type(sampler).sample_img2img = own
+        ((schedule, strength, steps, x, noise),) = seen
+        draws = rng.ImageRNG(tuple(noise.shape[1:]), stage_seeds(p.seeds, 1))
+        draws.next()
+        cond, uncond = p.get_conds()
+        with replaced(p, steps=schedule, denoising_strength=strength, rng=draws):
+            theirs = sampler.sample_img2img(p, x, noise, cond, uncond, steps, p.txt2img_image_conditioning(x))
+    return form.to_host(made), theirs
