@@ -30,7 +30,7 @@ from lib_demofusion.host.pictures.stage_pictures import StagePicture, with_later
 from lib_demofusion.host.progress.bar import Progress, make_progress
 from lib_demofusion.host.sampling.stage_sampler import stop_requested
 from lib_demofusion.host.sampling.webui_steps import img2img_steps
-from lib_demofusion.host.stage_loop import StageLoop, saves_stages, shows_stages
+from lib_demofusion.host.stage_loop import StageLoop, saves_stages, shows_base, shows_stages
 from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, make_plan
 from lib_demofusion.progress.costs import Pass
 from lib_demofusion.settings.fields import ENABLED_KEY, Settings
@@ -77,7 +77,8 @@ class Job:
         return None
 
     def _make_progress(self, p: Any, plan: Plan) -> Progress:
-        pictures = saves_stages(p, self.settings) or shows_stages(p, self.settings)
+        all_pictures = saves_stages(p, self.settings) or shows_stages(p, self.settings)
+        pictures = len(plan.stages) if all_pictures else int(shows_base(p, self.settings))
         return make_progress(p, plan, self.settings, pictures, self._base_passes(p))
 
     def _base_passes(self, p: Any) -> list[Pass]:

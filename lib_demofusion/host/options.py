@@ -20,6 +20,7 @@ SECTION = ("demofusion", "DemoFusion")
 VIEW_BATCH = "demofusion_view_batch"
 DECODE = "demofusion_decode_in_parts"
 SAVE_STAGES = "demofusion_save_stages"
+SHOW_BASE = "demofusion_show_base"
 DEFAULT_PRESET = "demofusion_default_preset"
 FEW_STEPS = "demofusion_few_steps"
 
@@ -41,6 +42,9 @@ def register() -> None:
             "slower, with the same result and less memory; automatic = when the whole would not fit"
         ),
         SAVE_STAGES: info(False, "Always save the image of every stage", section=SECTION),
+        SHOW_BASE: info(True, "Show the base image in the gallery", section=SECTION).info(
+            "behind the final image, to compare the two; not with scripts, and not for API requests"
+        ),
         DEFAULT_PRESET: info(
             presets.DEFAULT_PRESET,
             "Default preset",

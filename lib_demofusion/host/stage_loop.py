@@ -28,12 +28,12 @@ class StageLoop:
 
     def __init__(self, p: Any, plan: Plan, settings: Settings, overlay: inpainting.Overlay, progress: Progress):
         self.pictures: list[StagePicture] = []
-        """Of the stages before the last, where they are shown too."""
+        """Of the base image and the stages before the last, where they are shown too."""
         self._p = p
         self._overlay = overlay
         self._plan = plan
         self._settings = settings
-        self._shown = shows_stages(p, settings)
+        self._shown, self._base_shown = shows_stages(p, settings), shows_base(p, settings)
         if settings.return_stages and not self._shown:
             script = refusals.of_job(p).script
             report_note(p, f'"Show every stage" does not act in {script}; "Save every stage" saves them')
@@ -54,7 +54,11 @@ class StageLoop:
             self._colors.remember(pictures)
         latents = self._sample(base)
         self._progress.sampled()
-        return self._decode(latents)
+        decoded = self._decode(latents)
+        if decoded is None and not self._shown:
+            # the base image is the final one
+            self.pictures.clear()
+        return decoded
 
     def _sample(self, base: Tensor) -> list[Tensor]:
         """Returns the latents of the base and of every stage that went well, in order."""
@@ -150,7 +154,8 @@ class StageLoop:
     def _keep_picture(self, latent: Tensor, number: int) -> None:
         """Saves and shows the image of stage `number` (0 for the base image), which another stage follows."""
         save = saves_stages(self._p, self._settings)
-        if not (save or self._shown):
+        shown = self._shown or (self._base_shown and not number)
+        if not (save or shown):
             return
         try:
             samples = self._decoded(latent, self._decoding)
@@ -158,7 +163,7 @@ class StageLoop:
         except Exception as error:
             self._failed(number, error, "showing ")
             return
-        if self._shown:
+        if shown:
             self.pictures.extend(pictures)
 
     def _name(self, number: int) -> str:
@@ -191,6 +196,17 @@ def shows_stages(p: Any, settings: Settings) -> bool:
     A script lays out what it gets: Prompt matrix fails at an image too many, and all of them are lost.
     """
     return bool(settings.return_stages and not refusals.of_job(p).script)
+
+
+def shows_base(p: Any, settings: Settings) -> bool:
+    """Returns whether the page shows the base image behind the final one.
+
+    The API returns what it was asked for. A script lays out what it gets. An upload that is the base image is on the
+    page already.
+    """
+    drawn = getattr(p, "init_images", None) is None or settings.img2img_first or inpainting.is_inpainting(p)
+    wanted = drawn and not p.is_api and options.value(options.SHOW_BASE, True)
+    return bool(wanted and not refusals.of_job(p).script)
 
 
 def saves_stages(p: Any, settings: Settings) -> bool:

@@ -24,9 +24,13 @@ class Webui:
         self.page = launch.build()
 
     def job(
-        self, settings: dict[str, Any] | None = None, init_image: Image.Image | None = None, **parameters: Any
+        self,
+        settings: dict[str, Any] | None = None,
+        init_image: Image.Image | None = None,
+        from_page: bool = False,
+        **parameters: Any,
     ) -> processing.Processed:
-        """The result of one job; without `settings` no script takes part."""
+        """The result of one job, of the API or from the page; without `settings` no script takes part."""
         paths_internal.data_path = str(self.folder)
         if getattr(shared.sd_model, "small", None) is not self.small:
             sd_models.use_model(self.small, "random")
@@ -47,6 +51,7 @@ class Webui:
         }
         runner = scripts.scripts_img2img if is_img2img else scripts.scripts_txt2img
         p = jobs.make(runner, is_img2img, values, [0, settings or {}])
+        p.is_api = not from_page
         if settings is None:
             p.scripts = None
         return jobs.execute(p)

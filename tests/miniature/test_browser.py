@@ -192,7 +192,7 @@ def test_a_run_shows_progress_and_the_final_picture(tab: Tab) -> None:
     tab.wait_for_progress("DemoFusion 2/2")
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-progress")
     tab.wait_until_done()
-    assert tab.picture_sizes() == [384]
+    assert tab.picture_sizes() == [384, 128]
     assert "DemoFusion size: 384 x 384" in tab.infotext()
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-done")
 
@@ -205,7 +205,7 @@ def test_interrupt_returns_the_stage_before(tab: Tab) -> None:
     tab.wait_for_progress("DemoFusion 2/2")
     tab.page.click(tab.id("interrupt"))
     tab.wait_until_done()
-    assert tab.picture_sizes() == [256]
+    assert tab.picture_sizes() == [256, 128]
     assert "DemoFusion stopped" in tab.infotext()
     message = tab.messages()
     assert message.inner_text().strip() == "DemoFusion stopped: showing stage 1 of 2 (256x256)"

@@ -108,7 +108,8 @@ class Run:
             # as the host does before its first iteration
             shared.state.job_count = self.iterations
             passes = [(STEPS, self.plan.base)]
-            progress = bar.make_progress(self.p, self.plan, self.settings, self.settings.return_stages, passes)
+            pictures = len(self.plan.stages) * self.settings.return_stages
+            progress = bar.make_progress(self.p, self.plan, self.settings, pictures, passes)
             progress.announce(self.p)
             for number in range(self.iterations):
                 self.iteration = number

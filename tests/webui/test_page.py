@@ -92,7 +92,8 @@ def test_png_info_sends_what_makes_the_same_picture(webui: Webui, page: Any, tmp
         "s => document.querySelector(s).checked", arg=f"{tab.panel}_enabled-checkbox input", timeout=SECONDS
     )
     tab.generate()
-    (again,) = gallery(webui, tab)
+    again, base = gallery(webui, tab)
+    assert base.size == (64, 64)
     assert difference(again.convert("RGB"), made.images[0]) == 0
 
 

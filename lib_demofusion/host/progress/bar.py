@@ -117,13 +117,16 @@ class Progress:
         self._console.stages_done()
 
 
-def make_progress(p: Any, plan: Plan, settings: Settings, pictures: bool, passes: Sequence[Pass]) -> Progress:
-    """Returns the progress of a request; `pictures` says whether every stage's is decoded, `passes` are the host's."""
+def make_progress(p: Any, plan: Plan, settings: Settings, pictures: int, passes: Sequence[Pass]) -> Progress:
+    """Returns the progress of a request.
+
+    So many images are decoded to be shown or saved, the base image first; `passes` are those of the host.
+    """
     costs = run_costs(plan, settings, p.steps, calls_twice(p.sampler_name), passes)
     enlarged = settings.anchor != LATENT
     cells = [math.prod(size) for size in (plan.base, *(stage.size for stage in plan.stages))]
     parts = [costs.base]
-    for before, after, sampling in zip(cells, cells[1:], costs.stages):
-        parts += before * (pictures or enlarged), ENCODER * after * enlarged, sampling
+    for i, (before, after, sampling) in enumerate(zip(cells, cells[1:], costs.stages)):
+        parts += before * (i < pictures or enlarged), ENCODER * after * enlarged, sampling
     result = [cells[-1]] if plan.stages else []
     return Progress(p, plan, [*parts, *result], console.make_console(p, plan, settings))

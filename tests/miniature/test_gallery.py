@@ -1,0 +1,72 @@
+"""Which images the page's gallery shows of a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from in_process import BASE, Webui, sizes
+from modules import shared
+from PIL import Image, ImageChops
+
+from lib_demofusion.host import options, stage_loop
+from lib_demofusion.host.neighbours import refusals
+
+ON = {"enabled": True, "preset": "Fast"}
+UPLOAD = Image.radial_gradient("L").resize((BASE, BASE)).convert("RGB")
+
+
+def test_the_base_image_is_behind_the_final_one(webui: Webui) -> None:
+    """It is the image that the webui makes without DemoFusion."""
+    result = webui.job(ON, from_page=True)
+    assert sizes(result) == [2 * BASE, BASE]
+    assert "DemoFusion stage: base image" in result.infotexts[1]
+    assert "DemoFusion stage:" not in result.infotexts[0]
+    plain = webui.job().images[0]
+    assert ImageChops.difference(result.images[1], plain).getbbox() is None
+
+
+def test_the_images_of_a_batch_come_first_and_each_has_its_text(webui: Webui) -> None:
+    result = webui.job(ON, from_page=True, batch_size=2, do_not_save_grid=True)
+    assert sizes(result)[-4:] == [2 * BASE] * 2 + [BASE] * 2
+    assert [f"Seed: {7 + i % 2}," in text for i, text in enumerate(result.infotexts[-4:])] == [True] * 4
+    assert len(result.infotexts) == len(result.images)
+
+
+def test_the_api_gets_what_it_asked_for(webui: Webui) -> None:
+    assert sizes(webui.job(ON)) == [2 * BASE]
+
+
+def test_the_settings_page_switches_it_off(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared.opts, options.SHOW_BASE, False)
+    assert sizes(webui.job(ON, from_page=True)) == [2 * BASE]
+
+
+def test_scripts_get_what_they_lay_out(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = refusals.of_job
+    monkeypatch.setattr(refusals, "of_job", lambda p: replace(real(p), script="Prompt matrix"))
+    assert sizes(webui.job(ON, from_page=True)) == [2 * BASE]
+
+
+def test_an_upload_that_is_the_base_image_is_on_the_page_already(webui: Webui) -> None:
+    assert sizes(webui.job(ON, init_image=UPLOAD, from_page=True)) == [2 * BASE]
+    first = {**ON, "img2img_first": True}
+    assert sizes(webui.job(first, init_image=UPLOAD, from_page=True)) == [2 * BASE, BASE]
+
+
+def test_with_every_stage_shown_it_is_there_once(webui: Webui) -> None:
+    assert sizes(webui.job({**ON, "return_stages": True}, from_page=True)) == [2 * BASE, BASE]
+
+
+def test_a_run_that_is_stopped_in_its_first_stage_shows_it_once(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = stage_loop.run_stage
+
+    def interrupting(*args: Any) -> Any:
+        shared.state.interrupt()
+        return real(*args)
+
+    monkeypatch.setattr(stage_loop, "run_stage", interrupting)
+    result = webui.job(ON, from_page=True)
+    assert sizes(result) == [BASE]
+    assert "DemoFusion stopped" in result.infotexts[0]
