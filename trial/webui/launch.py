@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import webbrowser
 from pathlib import Path
@@ -45,6 +46,25 @@ def build() -> Any:
     return ui.build([ui.read(path) for path in scripts], "\n".join(ui.read(path) for path in styles), NATIVE)
 
 
+REMOTE = re.compile(rb"<(script|link)\b[^>]*https://[^>]*>(?:\s*</script>)?")
+"""Scripts and fonts that gradio's page would load from other hosts."""
+
+
+def keep_at_home() -> None:
+    """Makes gradio's page ask no other host for anything."""
+    from gradio.routes import templates
+
+    make = templates.TemplateResponse
+
+    def local(*args: Any, **kwargs: Any) -> Any:
+        response = make(*args, **kwargs)
+        response.body = REMOTE.sub(b"", response.body)
+        response.init_headers()
+        return response
+
+    templates.TemplateResponse = local
+
+
 def serve(port: int, browser: bool) -> None:
     """Serves the page until Ctrl+C."""
     from modules import script_callbacks
@@ -52,6 +72,7 @@ def serve(port: int, browser: bool) -> None:
     from trial.bootstrap import free_port
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    keep_at_home()
     page = build()
     page.queue(concurrency_count=2)
     chosen = free_port(port)

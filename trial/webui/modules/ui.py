@@ -1,6 +1,7 @@
 """Stand-in: the page, with a tab for txt2img and one for img2img."""
 
 import html
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class Tab:
         with gr.Row():
             with gr.Column(scale=6):
                 self.add("prompt", gr.Textbox(PROMPT, label="Prompt", lines=2, elem_id=self._id("prompt")))
+                self.unknown = gr.HTML(elem_id=self._id("unknown_words"))
                 self.add("negative_prompt", gr.Textbox("", label="Negative prompt", elem_id=self._id("neg_prompt")))
             with gr.Column(scale=1, min_width=160):
                 self.generate = gr.Button("Generate", variant="primary", elem_id=self._id("generate"))
@@ -118,6 +120,8 @@ class Tab:
                 fields, text or (file.read_text(encoding="utf-8") if file.is_file() else prompt)
             )
 
+        prompt = self.controls["prompt"]
+        prompt.change(_unknown_words, [prompt], [self.unknown], show_progress=False, queue=False)
         components = [component for component, _ in fields]
         self.paste.click(paste, [self.controls["prompt"]], components, show_progress=False, queue=False)
 
@@ -134,6 +138,14 @@ class Tab:
             "denoising_strength": "Denoising strength",
         }
         return [(self.controls[name], key) for name, key in keys.items() if name in self.controls]
+
+
+def _unknown_words(prompt: str) -> str:
+    """Says which words of a prompt the model was not trained on."""
+    words = re.findall(r"[^\W\d_]+", re.sub(r"<[^>]*>", "", prompt.partition("Negative prompt:")[0]).lower())
+    known = {"a", "an", "on", *re.findall(r"\w+", " ".join(sum(captions(), [])).lower())}
+    unknown = [word for word in dict.fromkeys(words) if word not in known]
+    return f"The model does not know: <b>{html.escape(', '.join(unknown))}</b>. See the list above." if unknown else ""
 
 
 def _status(text: str) -> Any:
