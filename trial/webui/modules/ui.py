@@ -143,7 +143,8 @@ class Tab:
 def _unknown_words(prompt: str) -> str:
     """Says which words of a prompt the model was not trained on."""
     words = re.findall(r"[^\W\d_]+", re.sub(r"<[^>]*>", "", prompt.partition("Negative prompt:")[0]).lower())
-    known = {"a", "an", "on", *re.findall(r"\w+", " ".join(sum(captions(), [])).lower())}
+    subjects, grounds = captions()
+    known = {"a", "an", "on", *re.findall(r"\w+", " ".join([*subjects, *grounds]).lower())}
     unknown = [word for word in dict.fromkeys(words) if word not in known]
     return f"The model does not know: <b>{html.escape(', '.join(unknown))}</b>. See the list above." if unknown else ""
 
