@@ -81,6 +81,77 @@ def test_what_the_presets_cost() -> None:
             assert cell == (f"{total:.1f}" if total < 10 else str(math.floor(total + 0.5)))
 
 
+def bench_tables() -> dict[str, dict[str, dict[str, str]]]:
+    """The numbers of the tables of 64 collages in bench/README.md, by scale, configuration and column."""
+    text = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
+    found = {}
+    for scale, table in re.findall(r"#### (\dx), \d+ pixels, 64 prompts.*?\n\n(\|.*?)\n\n", text, re.DOTALL):
+        head, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+        found[scale] = {line[0]: dict(zip(head, (cell.split(" ")[0] for cell in line))) for line in lines}
+    return found
+
+
+MEASURED = {
+    "images with an extra subject": ("any extra", True, ""),
+    "images with the right subject": ("right subject", True, ""),
+    "foreign spots in an image": ("blobs", False, ""),
+    "closeness to the base image": ("structure dB", False, " dB"),
+    "distance to the spectrum of true renderings": ("spectrum", False, ""),
+    "evaluations of the model in base passes": ("units", False, ""),
+}
+"""The rows of README's table of measurements: the column of bench/README.md, whether it is a share, and the unit."""
+
+
+def measured(table: dict[str, dict[str, str]], way: str, row: str) -> str:
+    """A number of bench/README.md as README writes it."""
+    column, share, unit = MEASURED[row]
+    number = table[way][column]
+    return f"{100 * float(number):.0f} %" if share else number + unit
+
+
+def test_what_was_measured() -> None:
+    tables = bench_tables()
+    (head,) = re.findall(r"^\| Measured \|(.*)\|$", PAGES["README.md"], re.MULTILINE)
+    ways = [way.strip() for way in head.split("|")]
+    told = rows("| Measured", "README.md")
+    assert {row.partition(", ")[0] for row, *_ in told} == set(MEASURED)
+    for label, *cells in told:
+        row, _, scale = label.partition(", ")
+        assert cells == [measured(tables[scale], way, row) for way in ways], label
+
+
+COMPARING = re.compile(
+    r"\b(than|against|compared|fewer|better|worse|faster|slower|sharper|closer|as (?:much|many|often|frequent) as)\b"
+)
+WAYS = re.compile(r"\b(Paper|Balanced|Fast|Turbo|[Hh]ires fix|ESRGAN|Ultimate SD|PiD|SeedVR2|MultiDiffusion)\b")
+
+
+def sentences(page: str) -> list[str]:
+    """The sentences of a page, without its tables, headings and code."""
+    text = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
+    text = "\n".join("" if line.startswith(("|", "#", "!", "<")) else line for line in text.splitlines())
+    paragraphs = re.split(r"\n\s*\n|\n(?=\* |\d\. |\*\*)", text)
+    return [part for one in paragraphs for part in re.split(r"(?<=[.!?])\s+", " ".join(one.split()))]
+
+
+def test_every_sentence_that_compares_has_numbers_of_the_tables() -> None:
+    """Those of README's own table, which the test above compares, and of the model without zoomed crops."""
+    history = (ROOT / "docs" / "history.md").read_text(encoding="utf-8")
+    crops = re.search(r"## A model without zoomed crops.*?\n\n(\|.*?)\n\n", history, re.DOTALL)
+    assert crops
+    numbers = {cell.removesuffix(" dB") for row in rows("| Measured", "README.md") for cell in row[1:]}
+    numbers |= {f"{100 * float(share):.0f} %" for share in re.findall(r"0\.\d\d", crops[1])}
+    comparing = [one for one in sentences("README.md") if COMPARING.search(one) and WAYS.search(one)]
+    assert len(comparing) >= 4
+    for one in comparing:
+        # scales, strengths and counts of prompts are conditions, not results
+        results = re.findall(
+            r"(?<![\w.])\d+(?:\.\d+)?(?: %)?(?![\w.]*\d|x| prompts)", re.sub(r"strength [\d.]+", "", one)
+        )
+        assert results, one
+        assert set(results) <= numbers, one
+
+
 def test_the_order_of_positional_values_is_told() -> None:
     (order,) = re.findall(r"`(enabled, preset,[^`]*)`", PAGES["docs/api.md"])
     assert tuple(re.split(r",\s+", order)) == NAMES
