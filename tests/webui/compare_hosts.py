@@ -1,11 +1,12 @@
-"""How far the pictures of webuis lie apart: `python tests/webui/compare_hosts.py --checkpoints DIR WEBUI WEBUI...`.
+"""Compares the images of several webuis: `python tests/webui/compare_hosts.py --checkpoints DIR WEBUI WEBUI...`.
 
-Every webui makes each request with every seed twice: a plain picture of the final size, and one with DemoFusion. The
-table says how far those of the second and of every further webui lie from those of the first: in dB of 8-bit values, by
-the mean square error over the seeds, with the standard deviation of single pictures' dB, and the largest difference.
+Every webui makes each request twice with every seed: a plain image of the final size, and one with DemoFusion. The
+table compares the images of the second and of every further webui with those of the first. It shows the mean square
+error over the seeds in dB of 8-bit values, the standard deviation of the single images' dB, and the largest difference.
 
-Forge's family asks its model at whole timesteps alone; AUTOMATIC1111's webui does where a setting says so, as here. A
-noise schedule in a checkpoint, in half precision for instance, that webui takes; Forge's family makes its own.
+Forge's family evaluates its model at whole timesteps only. AUTOMATIC1111's webui does so if a setting is on, as here.
+AUTOMATIC1111's webui uses the noise schedule that a checkpoint contains, for instance in half precision. Forge's family
+computes its own.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 WHOLE = "enable_quantization"
-"""The setting for whole timesteps."""
+"""The name of the setting that rounds timesteps."""
 
 
 def pictures(folder: Path, options: argparse.Namespace) -> dict[str, list[np.ndarray]]:
-    """Returns by request the plain pictures of the final size and those of DemoFusion, each (seeds, H, W, 3)."""
+    """Returns, by request, the plain images of the final size and those of DemoFusion, each (seeds, H, W, 3)."""
     made = {}
     side, steps = options.side, options.steps
     with tempfile.TemporaryDirectory() as data, started(folder, Path(data), checkpoints=options.checkpoints) as webui:
@@ -62,7 +63,7 @@ def decibels(error: np.ndarray) -> np.ndarray:
 
 
 def cell(one: np.ndarray, other: np.ndarray) -> str:
-    """What the table says of two hosts' pictures (seeds, H, W, 3) of a request."""
+    """Formats the table's cell that compares two hosts' images (seeds, H, W, 3) of one request."""
     errors = ((one - other) ** 2).mean((1, 2, 3))
     single = decibels(np.maximum(errors, 1e-9))
     return f"{decibels(errors.mean()):.1f} ± {single.std():.1f}, {np.abs(one - other).max():.0f}"

@@ -1,4 +1,7 @@
-"""A real webui for the tests in this folder: started here (--webui DIR) or found running (--webui-url URL)."""
+"""Provides a real webui to the tests in this folder.
+
+They start it (--webui DIR) or use one that is already running (--webui-url URL).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 FAULTS = Path(__file__).parent / "faults"
 TITLE = "DemoFusion Hires"
 DEFAULTS = {"demofusion_default_preset": "Paper"}
-"""Tests that name no preset are about the paper's values."""
+"""Tests that name no preset use the paper's values."""
 START_SECONDS = 600
 REQUEST = {
     "prompt": "a red circle",
@@ -44,7 +47,7 @@ REQUEST = {
 
 @dataclass
 class Result:
-    """Pictures and texts of one request."""
+    """The images and infotexts of one request."""
 
     images: list[Image.Image]
     infotexts: list[str]
@@ -73,7 +76,10 @@ class Webui:
             return json.load(response)
 
     def plot_args(self, *axes: tuple[str, str, Any]) -> list[Any]:
-        """Returns the X/Y/Z plot's arguments for axes of ours, with values typed or chosen; it shows every cell."""
+        """Returns the X/Y/Z plot's arguments for axes of this extension.
+
+        Their values are typed or chosen; the plot shows every cell.
+        """
         plot = next(entry for entry in self.call("script-info") if entry["name"] == "x/y/z plot")
         args = [control.get("value") for control in plot["args"]]
         for first, (label, typed, chosen) in zip((0, 3), axes):
@@ -100,12 +106,12 @@ class Webui:
 
 
 def decoded(text: str) -> Image.Image:
-    """Returns a picture that the API gave."""
+    """Decodes an image from the API."""
     return Image.open(io.BytesIO(base64.b64decode(text.rpartition(",")[2])))
 
 
 def png(image: Image.Image) -> str:
-    """Returns a picture as the API takes it."""
+    """Encodes an image for the API."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
@@ -113,7 +119,7 @@ def png(image: Image.Image) -> str:
 
 @pytest.fixture(scope="session")
 def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webui]:
-    """A running webui with this extension and the fault injector."""
+    """Starts a webui with this extension and the fault injector, or connects to a running one."""
     url, folder = request.config.getoption("--webui-url"), request.config.getoption("--webui")
     if url:
         server = Webui(url)
@@ -131,13 +137,13 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def started(folder: Path, data: Path, *flags: str, checkpoints: str | None = None) -> Iterator[Webui]:
     """Starts the webui in `folder` with an empty data directory, and stops it at the end.
 
-    Without a folder of checkpoints it is given the tiny ones, which webuis of Forge's family do not load.
+    Without a folder of checkpoints it gets the tiny ones, which webuis of Forge's family do not load.
     """
     (data / "extensions").mkdir()
     _install(ROOT, data / "extensions" / "sd-webui-demofusion-hires")
     _install(FAULTS, data / "extensions" / "demofusion-test-faults")
     settings: dict[str, Any] = {"emphasis": "No norm", "live_previews_enable": False, "samples_save": False, **DEFAULTS}
-    # Forge Neo's default is the layer before the last
+    # Forge Neo uses the layer before the last by default
     settings["CLIP_stop_at_last_layers"] = 1
     settings |= hosts.settings_of(hosts.find(folder), folder)
     if checkpoints:
@@ -174,13 +180,13 @@ class _Server:
         try:
             self._wait(server)
         except BaseException:
-            # nobody calls __exit__ then
+            # nobody calls __exit__ in this case
             self.__exit__()
             raise
         return server
 
     def _wait(self, server: Webui) -> None:
-        """Asks only when the webui says that it has started: a request while it adds its API ends it."""
+        """Waits until the log says that the webui has started. A request while the webui adds its API would end it."""
         log = self.data / "log.txt"
         for _ in range(START_SECONDS):
             if self.process.poll() is not None:

@@ -1,4 +1,4 @@
-"""Which webui lies in a folder, and how it is started on a processor."""
+"""Finds out which webui a folder contains, and how to start it on the CPU."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Host:
 
     name: str
     flags: str
-    """Runs it on the processor, in single precision."""
+    """The flags that run it on the CPU in single precision."""
     checkpoints: str = "--ckpt-dir"
     models: str | None = "--models-dir"
     serves_itself: bool = True
-    """Whether the page is given the webui's own files when the data lie in another folder."""
+    """Whether the page can load the webui's own files when the data folder is elsewhere."""
 
     def arguments(self, port: int, data: Path, checkpoints: Path, models: Path) -> list[str]:
         """Returns the arguments of launch.py."""
@@ -49,9 +49,9 @@ def find(folder: Path) -> Host:
 
 
 def settings_of(host: Host, folder: Path) -> dict[str, object]:
-    """Returns what the webui's settings must hold before its first start.
+    """Returns the settings that the webui needs before its first start.
 
-    Forge Neo waits for a key press where they seem to be those of a version before.
+    Forge Neo waits for a key press if its settings seem to be from an earlier version.
     """
     if host is not NEO:
         return {}
@@ -61,9 +61,9 @@ def settings_of(host: Host, folder: Path) -> dict[str, object]:
 
 
 def prepare(folder: Path, data: Path) -> None:
-    """Puts into the data folder what the webui shows some of its features for.
+    """Puts files into the data folder that make the webui show some of its features.
 
-    Forge Neo's PiD wants a checkpoint of its name; this one holds no weights.
+    Forge Neo's PiD needs a checkpoint of that name. This one holds no weights.
     """
     if (folder / "extensions-builtin" / "sd_forge_pid").is_dir():
         models = data / "models" / "Stable-diffusion"

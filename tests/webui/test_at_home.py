@@ -1,4 +1,4 @@
-"""The API's contract, and DemoFusion beside the webui's own scripts and settings."""
+"""Tests the API's contract, and DemoFusion together with the webui's own scripts and settings."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TestApi:
         for entry in listed:
             assert entry["is_alwayson"]
             assert [field["label"] for field in entry["args"]] == [spec.label for spec in list(SPECS.values())[:-1]]
-            # the panel was built with the default preset of that time
+            # the panel was built with the preset that was the default then
             (preset,) = (field["value"] for field in entry["args"] if field["label"] == SPECS["preset"].label)
             opening = {**asdict(Settings()), **preset_values(preset), "preset": preset}
             for field, (name, spec) in zip(entry["args"], SPECS.items()):
@@ -65,7 +65,7 @@ class TestApi:
                 if spec.kind in (int, float) and name not in ("scale", "width", "height"):
                     assert (field["minimum"], field["maximum"]) == (spec.minimum, spec.maximum)
                     assert field["step"] == spec.step
-                # the webui's upscalers stand behind ours
+                # the webui's upscalers follow ours
                 for choice in (*spec.words, *spec.choices(BUILT_IN)):
                     assert any(choice in str(offered) for offered in field["choices"])
 
@@ -93,12 +93,12 @@ class TestApi:
 
     @pytest.mark.parametrize("preset", ["Balanced", "Fast"])
     def test_a_preset_is_the_values_that_it_stands_for(self, webui: Webui, tab: dict[str, Any], preset: str) -> None:
-        """Chosen in the request, by the settings page, or value by value."""
+        """The preset is chosen in the request, on the settings page, or value by value."""
         fields = {"enabled": True, "scale": 3}
         named = webui.generate({**fields, "preset": preset}, **tab)
         assert_good(named, (192, 192))
         assert f"DemoFusion preset: {preset}" in named.infotexts[0]
-        # a request of so few steps would get Turbo in its place
+        # a request with so few steps would get Turbo instead
         settings = {"demofusion_default_preset": preset, "demofusion_few_steps": False}
         by_default = webui.generate(fields, override_settings=settings, **tab)
         assert (by_default.digests, by_default.infotexts) == (named.digests, named.infotexts)
@@ -158,7 +158,7 @@ class TestApi:
             assert ("DemoFusion stage" in text) == (i >= 2)
 
     def test_two_requests_at_once_are_two_one_after_another(self, webui: Webui, tab: dict[str, Any]) -> None:
-        # one seed in img2img: the webui's VAE encoder draws from what the job before has left of the generator
+        # one seed in img2img: the webui's VAE encoder draws from the generator as the previous job left it
         seeds = [5, 6, 7] if tab["path"] == "txt2img" else [5, 5, 5]
         webui.generate(**tab, seed=seeds[0])
         fields = [{**TWICE, "return_stages": True}, {**ON, "scale": 1.5}, None]
@@ -182,7 +182,7 @@ class TestApi:
 
 class TestReadme:
     def test_the_request(self, webui: Webui) -> None:
-        """As written, but for a size and a number of steps that a CPU has the time for."""
+        """The request is unchanged, except for a size and a number of steps that a CPU can manage."""
         (block,) = re.findall(r"```json\n(.*?)```", API, re.S)
         body = json.loads(block)
         small = {**body, "width": body["width"] // 8, "height": body["height"] // 8}
@@ -202,16 +202,16 @@ class TestReadme:
 
 
 def fresh(webui: Webui, demofusion: Any = None, **request: Any) -> Result:
-    """Generates after always the same request.
+    """Generates, always after the same request.
 
-    The webui's VAE encoder draws from what the job before has left of the generator.
+    The webui's VAE encoder draws from the generator as the previous job left it.
     """
     webui.generate(**{**SMALL, "steps": 1})
     return webui.generate(demofusion, **request)
 
 
 def with_script(webui: Webui, name: str, img2img: bool = False, **values: Any) -> dict[str, Any]:
-    """The part of a request that runs a script of the drop-down list; values are given by label."""
+    """Returns the part of a request that runs a script of the drop-down list. Values are given by label."""
     entries = webui.call("script-info")
     entry = next(e for e in entries if e["name"] == name.lower() and e["is_img2img"] == img2img)
     unknown = values.keys() - {control["label"] for control in entry["args"]}
@@ -221,7 +221,7 @@ def with_script(webui: Webui, name: str, img2img: bool = False, **values: Any) -
 
 
 class TestScripts:
-    """Each of the webui's own scripts runs; no stage runs twice, and the next plain picture is as before."""
+    """Each of the webui's own scripts runs, no stage runs twice, and the next plain image is unchanged."""
 
     @pytest.fixture(autouse=True)
     def next_plain_picture(self, webui: Webui, upload: Image.Image) -> Iterator[None]:
@@ -263,7 +263,7 @@ class TestScripts:
         assert result.digests[-2:] == alone
 
     def test_loopback(self, webui: Webui, upload: Image.Image) -> None:
-        """Every loop begins with the picture of the one before, at the size of the request."""
+        """Every loop begins with the previous image, at the size of the request."""
         request = {"path": "img2img", "init_images": [png(upload)], **SMALL, "denoising_strength": 0.5}
         loop = with_script(webui, "Loopback", True, Loops=2)
         result = fresh(webui, TWICE, **request, **loop)
@@ -291,7 +291,7 @@ class TestScripts:
         assert "scripts that upscale or outpaint in tiles" in result.infotexts[0]
 
     def test_img2img_alternative(self, webui: Webui, upload: Image.Image) -> None:
-        """Its picture is the base, which it makes with a sampler of its own."""
+        """The script's image is the base. The script makes it with its own sampler."""
         request = {"path": "img2img", "init_images": [png(upload)], **SMALL}
         script = with_script(webui, "img2img alternative test", True, **{"Decode steps": 2})
         result = fresh(webui, {**TWICE, "return_stages": True, "scale": 1}, **request, **script)

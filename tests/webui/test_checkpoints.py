@@ -1,4 +1,4 @@
-"""Every kind of checkpoint in a real webui: with k-diffusion's samplers, the timestep samplers and LCM."""
+"""Tests every kind of checkpoint in a real webui, with k-diffusion's samplers, the timestep samplers and LCM."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Use = Callable[[str], None]
 
 @pytest.fixture(scope="module")
 def use(webui: Webui) -> Iterator[Use]:
-    """Loads a checkpoint; the one before comes back at the end."""
+    """Loads a checkpoint; the previous one is restored at the end."""
     before = webui.call("options")["sd_model_checkpoint"]
     known = {entry["model_name"] for entry in webui.call("sd-models")}
 
@@ -59,7 +59,7 @@ def test_from_an_image(webui: Webui, use: Use, upload: Image.Image, kind: str, s
 @pytest.mark.parametrize("kind", ["sd1-inpainting", "sd1-edit", "sdxl-inpainting"])
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
 def test_a_part_of_an_image(webui: Webui, use: Use, upload: Image.Image, kind: str, sampler: str) -> None:
-    """The base is cut to another shape, and what the model is shown of it with it."""
+    """The base is cropped to another shape, and the image condition is cropped with it."""
     use(kind)
     request: dict[str, Any] = {"path": "img2img", "init_images": [png(upload)], "image_cfg_scale": 1.5}
     wide = {**ON, "width": 384, "height": 160, "denoising_strength": 0.5}
@@ -88,7 +88,7 @@ def test_a_batch_is_its_pictures_alone(webui: Webui, use: Use, kind: str) -> Non
 
 @pytest.mark.parametrize("kind", TEXT)
 def test_the_next_plain_picture_is_as_before(webui: Webui, use: Use, kind: str) -> None:
-    """The prompts' conds are kept by the webui from one request to the next."""
+    """The webui keeps the prompts' conds from one request to the next."""
     use(kind)
     plain = webui.generate(steps=3)
     first = webui.generate({**ON, "scale": 2}, steps=3)
@@ -97,7 +97,7 @@ def test_the_next_plain_picture_is_as_before(webui: Webui, use: Use, kind: str) 
 
 
 def test_sdxl_is_told_the_final_size_in_every_stage(webui: Webui, use: Use) -> None:
-    """The stage before the last is another one when the last is bigger."""
+    """The 1.5x stage is different when the final size is larger."""
     use("sdxl")
     shown = {"return_stages": True, "jitter": False}
     small = webui.generate({**ON, **shown, "stages": "1,1.5,2"}, steps=3)

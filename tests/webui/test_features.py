@@ -1,4 +1,4 @@
-"""DemoFusion beside the webui's other features, in a real webui."""
+"""Tests DemoFusion together with the webui's other features, in a real webui."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def inpaint(original: Image.Image, **request: Any) -> dict[str, Any]:
 
 
 def distance(picture: Image.Image, original: Image.Image) -> np.ndarray:
-    """Returns how far each pixel is from the upscaled original."""
+    """Returns the difference of each pixel from the upscaled original."""
     big = original.resize(picture.size, Image.Resampling.LANCZOS)
     return np.abs(np.asarray(picture, dtype=int) - np.asarray(big, dtype=int)).max(axis=2)
 
@@ -44,11 +44,14 @@ def test_outside_the_mask_is_the_upscaled_original(
     away = distance(result.images[0], original)
     assert away[:60].max() <= 1
     assert away[:, :60].max() <= 1
-    assert away[90:190, 90:170].mean() > 20  # and inside something was painted
+    assert away[90:190, 90:170].mean() > 20  # and something was painted inside
 
 
 HALO = 20
-"""How far the webui's soft inpainting itself reaches beside the mask, in pixels: its filters see two latent cells."""
+"""The number of pixels beside the mask that the webui's soft inpainting changes by itself.
+
+Its filters reach two latent cells.
+"""
 
 SOFT = {"Soft Inpainting": {"args": [True, 1, 0.5, 4, 0, 0.5, 2]}}
 
@@ -74,7 +77,7 @@ def test_soft_inpainting_keeps_the_upscaled_original(
 
 def test_soft_inpainting_leaves_the_plain_job_alone(webui: Webui, original: Image.Image) -> None:
     request = inpaint(original)
-    # the webui's VAE encoder draws from what the job before has left
+    # the webui's VAE encoder draws from the generator as the previous job left it
     plain = [webui.generate(**request, more_scripts=SOFT) for _ in range(2)][1]
     webui.generate({**ON, "scale": 2}, **request, more_scripts=SOFT)
     assert webui.generate(**request, more_scripts=SOFT).digests == plain.digests

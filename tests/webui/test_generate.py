@@ -1,4 +1,4 @@
-"""Generation in a real webui, over its API."""
+"""Tests generation in a real webui, over its API."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Automatic|Uniform|Karras|Exponential|Polyexponential|SGM Uniform|KL Optimal|Alig
 
 
 NEUTRAL = ({"override_settings": {"randn_source": "CPU"}}, {"override_settings": {"batch_cond_uncond": False}})
-"""Requests that must not change the picture, on a CPU."""
+"""Requests that must not change the image on a CPU."""
 
 
 def assert_good(result: Result, *sizes: tuple[int, int]) -> None:
-    """The pictures have these sizes, none is flat, and nothing went wrong on the way."""
+    """Checks that the images have these sizes, that none is flat, and that no error is reported."""
     assert result.sizes == list(sizes)
     for image, text in zip(result.images, result.infotexts):
         assert np.asarray(image).std() > 5
@@ -225,7 +225,7 @@ def test_infotext_reproduces_the_picture(webui: Webui) -> None:
         "tile_stride": 8,
         "cosine_scale_1": 2.5,
         "jitter": False,
-        # it is the machine's, and not read back; its size shows in the last bits
+        # view_batch depends on the machine and is not read back; the size of the batches changes the last bits
         "view_batch": 0,
     }
     first = webui.generate({**ON, **settings, "denoising_strength": 0.5})

@@ -1,6 +1,7 @@
-"""What must hold in every webui, whichever it is: `--webui DIR --checkpoints DIR`, small pictures in a few steps.
+"""Tests behaviour that every kind of webui shares: `--webui DIR --checkpoints DIR`.
 
-The other files here go further in AUTOMATIC1111's webui, with tiny checkpoints that no other webui loads.
+The images are small and take a few steps. The other files here test AUTOMATIC1111's webui more closely, with tiny
+checkpoints that no other webui loads.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ pytestmark = [pytest.mark.webui, pytest.mark.slow]
 
 ON: dict[str, Any] = {"enabled": True, "scale": 2, "view_batch": 16}
 LEAN: dict[str, Any] = {**ON, "overlap": 0, "jitter": False}
-"""With the fewest views, for tests that are not about these; some webuis list a hundred samplers and schedulers."""
+"""Uses the fewest views, because some webuis list a hundred samplers and schedulers.
+
+It is for tests of other things than views.
+"""
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 3, "sampler_name": "Euler"}
 TWICE = (128, 128)
 
@@ -52,13 +56,13 @@ BY_NAME = (OTHER_SIZE, NOT_ITS_X, CALLS_DO_NOT_FIT, "does not work with the samp
 """What is said of samplers that are refused by name."""
 
 Run = Callable[[str, Any], Result]
-"""Makes a picture with what has a name, and with settings of DemoFusion or without."""
+"""Makes an image with the sampler, scheduler or upscaler of that name, with DemoFusion's settings or without."""
 
 
 def fails(names: list[str], run: Run) -> dict[str, str]:
-    """What went wrong, by name; all are tried. What fails without DemoFusion as well is only told of.
+    """Tries every name and returns the errors by name.
 
-    So are samplers that are refused by name.
+    It only warns of a name that also fails without DemoFusion, and of a sampler that is refused by name.
     """
     problems = {name: problem(partial(run, name, LEAN), TWICE) for name in names}
     found = {name: text for name, text in problems.items() if text}
@@ -70,16 +74,16 @@ def fails(names: list[str], run: Run) -> dict[str, str]:
 
 
 def problem(run: Callable[[], Result], size: tuple[int, int]) -> str | None:
-    """Returns what went wrong in a run that is to make one picture of this size."""
+    """Returns the error of a run that should make one image of this size, or None."""
     try:
         result = run()
     except Exception as error:
         return repr(error)
-    # the webui quotes a text with a comma or colon in it
+    # the webui quotes a text that contains a comma or colon
     error = re.findall('DemoFusion error: (?:"[^"]*"|[^,]*)', result.infotexts[0])
     if error or result.sizes != [size]:
         return f"{result.sizes} {error}"
-    # what a sampler made of NaN; Forge Neo only warns of it in the console
+    # the image of a latent that is NaN; Forge Neo only prints a warning
     return "a picture of one colour" if np.asarray(result.images[0]).std() < 1 else None
 
 
@@ -191,16 +195,16 @@ def test_inpainting_leaves_the_rest_as_it_was(webui: Webui, upload: Image.Image,
 
 
 def test_hires_fix_makes_the_base(webui: Webui) -> None:
-    # a translated copy has other names; Forge Neo samples multiples of 64
+    # a translated webui uses other names; Forge Neo samples multiples of 64
     upscaler = next(entry["name"] for entry in webui.call("upscalers") if entry["name"] != "None")
     hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, "denoising_strength": 0.7}
-    # Forge's API fails without it, with DemoFusion or not
+    # Forge's API fails without this field, with or without DemoFusion
     result = small(webui, **hires, hr_additional_modules=["Use same choices"])
     assert_good(result, (256, 256))
 
 
 def test_prompts_that_change_and_prompts_joined(webui: Webui) -> None:
-    """The switch lies within the steps, and both prompts act: each leaves another picture."""
+    """The prompt changes within the steps, and both joined prompts have an effect, so all three images differ."""
     made = [small(webui, prompt=prompt) for prompt in ("a [red:green:0.5] tree", "a red tree", "a red tree AND a boat")]
     for result in made:
         assert_good(result, TWICE)
@@ -242,7 +246,7 @@ PREVIEWS = {"live_previews_enable": True, "show_progress_every_n_steps": 1, "sho
 
 
 def test_progress_and_previews_of_a_stage(webui: Webui) -> None:
-    """The bar never goes back, and what it shows while the stages run is the whole picture."""
+    """The progress bar never goes back, and the previews of the stages show the whole image."""
     before = webui.call("options")
     webui.call("options", PREVIEWS)
     seen: list[dict[str, Any]] = []
@@ -254,7 +258,7 @@ def test_progress_and_previews_of_a_stage(webui: Webui) -> None:
         thread.start()
         while thread.is_alive():
             answer = webui.call("progress")
-            # the text of a job that is over still stands there
+            # the text of a finished job is still there
             if answer["state"]["job_count"] and "DemoFusion" in str(answer.get("textinfo")):
                 seen.append(answer)
             time.sleep(0.1)
@@ -268,6 +272,6 @@ def test_progress_and_previews_of_a_stage(webui: Webui) -> None:
     assert shares[0] < 0.5 < shares[-1] <= 1
     shown = [decoded(answer["current_image"]) for answer in seen if answer["current_image"]]
     assert shown
-    # the base picture's preview may still be there when the first stage begins
+    # the preview of the base image may still be there when the first stage begins
     assert all(picture.width / picture.height == 2 for picture in shown)
     assert shown[-1].width > 128 // 8

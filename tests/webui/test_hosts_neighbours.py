@@ -1,4 +1,7 @@
-"""What is built into webuis of Forge's family works beside the stages or is refused by name; see test_hosts.py."""
+"""Tests that features built into webuis of Forge's family work during the stages or are refused by name.
+
+See test_hosts.py.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ BESIDE: dict[str, list[Any]] = {
     "Kohya HRFix Integrated": [True, 1, 2.0, 0.0, 1.0],
     "HyperTile Integrated": [True, 32],
 }
-"""Neighbours that are built in somewhere by the beginnings of their names, and arguments that switch them on."""
+"""Built-in scripts of some webui, by the beginning of their names, and the arguments that enable them."""
 
 ACTS_ON_WIDE_MODELS = "FreeU Integrated"
-"""Its patches look for the widths of the real UNets' inner blocks."""
+"""Its patches only affect inner blocks that are as wide as those of a real UNet."""
 
 REFUSED: dict[str, list[Any]] = {
     "MultiDiffusion Integrated": [True],
@@ -44,13 +47,13 @@ GUIDANCE: dict[str, list[Any]] = {
     "RescaleCFG": [0.7],
     "MaHiRo": [True],
 }
-"""Other ways to put cond and uncond together, by the beginnings of their titles, and what switches them on."""
+"""Other ways to combine cond and uncond, by the beginning of their titles, and the arguments that enable them."""
 
 FLOW = {"Advanced Model Sampling for reForge": {"args": [True, "SD3"]}}
 
 
 def built_in(webui: Webui, titles: dict[str, list[Any]], tab: str = "txt2img") -> dict[str, Any]:
-    """What of `titles` this webui has in a tab, as a request names it."""
+    """Returns those of `titles` that this webui has in a tab, as part of a request."""
     known = webui.call("scripts")[tab]
     full = {title: next((name for name in known if name.startswith(title.lower())), None) for title in titles}
     return {title: {name: {"args": titles[title]}} for title, name in full.items() if name}
@@ -65,7 +68,10 @@ def test_neighbours_that_act_in_the_views(webui: Webui) -> None:
 
 
 def test_neighbours_that_are_refused_by_name(webui: Webui) -> None:
-    """The picture is larger than elsewhere here: some fail by themselves in small ones, with DemoFusion or without."""
+    """The images are larger than in the other tests.
+
+    Some scripts fail in small images even without DemoFusion.
+    """
     for title, script in built_in(webui, REFUSED).items():
         result = small(webui, more_scripts=script, width=128, height=128)
         assert f"does not work with {title}" in result.infotexts[0]
@@ -73,7 +79,7 @@ def test_neighbours_that_are_refused_by_name(webui: Webui) -> None:
 
 
 def test_multidiffusion_is_refused_in_img2img(webui: Webui, upload: Image.Image) -> None:
-    """Forge Neo has it there alone."""
+    """Forge Neo has MultiDiffusion in img2img only."""
     for title, script in built_in(webui, {"MultiDiffusion Integrated": [True]}, "img2img").items():
         request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.6}
         result = small(webui, **request, more_scripts=script)
@@ -82,7 +88,7 @@ def test_multidiffusion_is_refused_in_img2img(webui: Webui, upload: Image.Image)
 
 
 def test_pid_is_refused(webui: Webui) -> None:
-    """It shows itself where a checkpoint has its name; what it makes of one that holds nothing is its own affair."""
+    """The script appears if a checkpoint has its name. This test does not check the result for an empty checkpoint."""
     for script in built_in(webui, {"PiD Integrated": [True]}).values():
         result = small(webui, more_scripts=script)
         assert "does not work with PiD Integrated" in result.infotexts[0]
@@ -91,7 +97,7 @@ def test_pid_is_refused(webui: Webui) -> None:
 
 
 def test_engines_of_transformers_are_refused(webui: Webui) -> None:
-    """All that this webui can load, by its own classes."""
+    """Tests all engines that this webui can load, by its own classes."""
     try:
         with urllib.request.urlopen(f"{webui.url}/demofusion-test/engines") as answer:
             engines: dict[str, bool] = json.load(answer)
@@ -128,11 +134,14 @@ def test_soft_inpainting_keeps_what_lies_outside(webui: Webui, upload: Image.Ima
 
 
 def test_sampling_by_flow_is_refused_by_name(webui: Webui) -> None:
-    """Last in this file: the webui samples so from then on, until the checkpoint is loaded again."""
+    """This test must be the last in the file.
+
+    The webui keeps this way of sampling until the checkpoint is loaded again.
+    """
     if not built_in(webui, {title: script["args"] for title, script in FLOW.items()}):
         pytest.skip("this webui has no such script")
     result = small(webui, more_scripts=FLOW)
-    # by its name, or by what it makes of the model where that is seen first
+    # it is named, or its effect on the model, whichever is detected first
     assert "does not work with" in result.infotexts[0]
     assert "flow" in result.infotexts[0]
     assert result.sizes == [(64, 64)]

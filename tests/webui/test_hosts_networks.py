@@ -1,7 +1,7 @@
-"""Networks that a webui of Forge's family loads beside the checkpoint act in the stages; see test_hosts.py.
+"""Tests that networks loaded beside the checkpoint act in the stages, in webuis of Forge's family.
 
-Both are made of the checkpoint in use and random weights. The picture is uploaded and kept as the base, so that what
-they change they change in the stage.
+See test_hosts.py. Both networks consist of the checkpoint in use and random weights. The image is uploaded and kept as
+the base, so a network changes only the stage.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ pytestmark = [pytest.mark.webui, pytest.mark.slow]
 LORA, CONTROL = "demofusion-test-lora", "demofusion-test-control"
 UNET = "model.diffusion_model."
 LAYER = "middle_block.1.transformer_blocks.0.attn2.to_out.0.weight"
-"""A layer that every layout has, and its name as LoRAs give it."""
+"""A layer that every layout has, with the name that LoRAs use."""
 LAYER_OF_LORAS = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
 HINT_WIDTHS = (3, 16, 16, 32, 32, 96, 96, 256)
-"""Of ControlNet's stem, which ends with the UNet's own width; every second of its layers from the third halves."""
+"""The widths of ControlNet's stem, except the last, which is the UNet's own.
+
+From the third on, every second layer halves the size.
+"""
 
 
 def randn(*shape: int) -> Tensor:
@@ -44,7 +47,7 @@ def randn(*shape: int) -> Tensor:
 
 
 def write_lora(unet: dict[str, Tensor], file: Path) -> None:
-    """Writes a LoRA of one layer, as far from nothing as the layer itself."""
+    """Writes a LoRA for one layer. Its change is as large as the layer's weights."""
     rank, (rows, columns) = 4, unet[LAYER].shape
     down, up = randn(rank, columns) / columns**0.5, randn(rows, rank)
     state = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(float(rank))}
@@ -52,9 +55,9 @@ def write_lora(unet: dict[str, Tensor], file: Path) -> None:
 
 
 def write_control(unet: dict[str, Tensor], file: Path) -> None:
-    """Writes a control model of the checkpoint's layout: its encoder, and a stem that looks at single pixels.
+    """Writes a control model with the checkpoint's layout: its encoder, and a stem of 1x1 convolutions.
 
-    What it hands on is the first layer's alone, so that in the control a part of the hint stays at its place.
+    Only the output of the first layer is used, so each part of the hint affects the same place in the image.
     """
     state = {key: value for key, value in unet.items() if not key.startswith(("output_blocks", "out."))}
     first = unet["input_blocks.0.0.weight"]
@@ -77,7 +80,7 @@ def write_control(unet: dict[str, Tensor], file: Path) -> None:
 
 
 def _width(unet: dict[str, Tensor], block: int) -> int:
-    """Returns the channels that a block of the encoder gives."""
+    """Returns the number of output channels of a block of the encoder."""
     ends = ("0.out_layers.3.bias", "0.op.bias", "0.bias")
     return len(next(unet[key] for key in (f"input_blocks.{block}.{end}" for end in ends) if key in unet))
 
@@ -91,7 +94,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def webui(folder: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webui]:
-    """A webui with a LoRA and a control model."""
+    """Starts a webui with a LoRA and a control model."""
     checkpoints, networks = request.config.getoption("--checkpoints"), tmp_path_factory.mktemp("networks")
     with safe_open(sorted(Path(checkpoints).glob("*.safetensors"))[0], "pt") as file:
         unet = {key.removeprefix(UNET): file.get_tensor(key) for key in file.keys() if key.startswith(UNET)}  # noqa: SIM118
@@ -101,7 +104,7 @@ def webui(folder: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest
         flags += ["--controlnet-dir", str(networks / "ControlNet")]
         write_control(unet, _made(networks / "ControlNet") / f"{CONTROL}.safetensors")
     with started(folder, tmp_path_factory.mktemp("webui"), *flags, checkpoints=checkpoints) as server:
-        # the first picture of an upload that Forge Neo makes lies a level away from all later ones
+        # Forge Neo's first image of an upload differs from all later ones by one level
         small(server, None, path="img2img", init_images=[png(Image.new("RGB", (64, 64)))])
         yield server
 
@@ -112,7 +115,7 @@ def _made(folder: Path) -> Path:
 
 
 def stage(webui: Webui, upload: Image.Image, more: Any = None, **request: Any) -> Result:
-    """Makes a stage of the uploaded picture."""
+    """Runs a stage on the uploaded image."""
     on = {**ON, "img2img_first": False, "return_stages": True, **(more or {})}
     result = small(webui, on, path="img2img", init_images=[png(upload)], **request)
     assert_good(result, TWICE, (64, 64))
@@ -120,13 +123,13 @@ def stage(webui: Webui, upload: Image.Image, more: Any = None, **request: Any) -
 
 
 def change(one: Result, other: Result) -> np.ndarray[Any, Any]:
-    """Returns by pixel how far the pictures of two stages on the same base lie apart, in 8-bit values."""
+    """Returns the difference of two stages on the same base for each pixel, in 8-bit values."""
     assert one.digests[1] == other.digests[1]
     return difference(one, other)
 
 
 def difference(one: Result, other: Result) -> np.ndarray[Any, Any]:
-    """Returns by pixel how far the first pictures lie apart, in 8-bit values."""
+    """Returns the difference of the first images for each pixel, in 8-bit values."""
     pictures = [np.asarray(result.images[0].convert("RGB"), float) for result in (one, other)]
     apart: np.ndarray[Any, Any] = np.abs(pictures[0] - pictures[1]).mean(axis=2)
     return apart
@@ -144,12 +147,12 @@ def test_a_lora_acts_in_the_stage_by_its_weight(webui: Webui, upload: Image.Imag
 
 
 def controlled(webui: Webui, upload: Image.Image, hint: Image.Image, weight: float = 1.0, more: Any = None) -> Result:
-    """Makes a stage beside a unit of the built-in ControlNet."""
+    """Runs a stage with a unit of the built-in ControlNet."""
     return stage(webui, upload, more, more_scripts=_unit(webui, hint, weight))
 
 
 def native(webui: Webui, upload: Image.Image, hint: Image.Image) -> Result:
-    """Makes the webui's own picture of the upload, of its size, beside a unit of the built-in ControlNet."""
+    """Makes the webui's own image of the upload in its own size, with a unit of the built-in ControlNet."""
     request = {"init_images": [png(upload)], "denoising_strength": 1.0, "more_scripts": _unit(webui, hint)}
     return small(webui, None, path="img2img", **request)
 
@@ -160,7 +163,7 @@ def _unit(webui: Webui, hint: Image.Image, weight: float = 1.0) -> dict[str, Any
 
 
 def _control(webui: Webui) -> str:
-    """Returns the control model's name as this webui lists it."""
+    """Returns the name of the control model in this webui's list."""
     try:
         with urllib.request.urlopen(f"{webui.url}/controlnet/model_list") as answer:
             names: list[str] = json.load(answer)["model_list"]
@@ -170,15 +173,15 @@ def _control(webui: Webui) -> str:
     return next(name for name in names if name.startswith(CONTROL))
 
 
-# of a black image Forge Neo's ControlNet expects a drawing on it
+# for a black hint Forge Neo's ControlNet expects a drawing on it
 DARK = Image.new("RGB", (64, 64), (64, 64, 64))
 
 
 LATE = {"denoising_strength": 0.5, "hires_steps": 8, "cosine_scale_2": 10}
-"""At these noise levels the dilated views weigh nothing; at the highest they are all that there is."""
+"""At these noise levels the dilated views have no weight. At the highest level they have all the weight."""
 DILATED = {"cosine_scale_2": 0.1}
 PLACES = ((0, 1), (1, 0))
-"""Row and column, in quarters, of the hints' spots."""
+"""Rows and columns of the hints' spots, in quarters."""
 
 
 def spot(row: int, column: int) -> Image.Image:
@@ -189,14 +192,14 @@ def spot(row: int, column: int) -> Image.Image:
 
 
 def blocks_of(changed: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Returns the means of 8 by 8 parts of a square picture."""
+    """Returns the means of 8 by 8 blocks of a square image."""
     side = len(changed) // 8
     means: np.ndarray[Any, Any] = changed.reshape(8, side, 8, side).mean(axis=(1, 3))
     return means
 
 
 def test_a_hint_acts_where_it_lies_in_tiles(webui: Webui, upload: Image.Image) -> None:
-    """Tiles that were given all of it would each draw it at its place in the whole."""
+    """A tile that received the whole hint would draw the spot at that place within the tile."""
     dark = controlled(webui, upload, DARK, more=LATE)
     for row, column in PLACES:
         blocks = blocks_of(change(dark, controlled(webui, upload, spot(row, column), more=LATE)))

@@ -1,4 +1,7 @@
-"""What must hold of the page in every webui; test_hosts.py says how one is asked, test_page.py goes further in one."""
+"""Tests the page in every kind of webui.
+
+test_hosts.py describes how to choose the webui. test_page.py goes further in AUTOMATIC1111's webui.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,11 @@ __all__ = ["chromium", "page", "real_layout"]
 pytestmark = [pytest.mark.webui, pytest.mark.browser, pytest.mark.slow]
 
 QUIET = 3
-"""Seconds without a question to the server after which the page is at rest."""
+"""The page is at rest after this many seconds without a request."""
 
 
 def wait_for_rest(page: Any) -> None:
-    """Waits until the page has asked the server nothing for a while."""
+    """Waits until the page has sent no request for a while."""
     asked = [time.monotonic()]
 
     def note(request: Any) -> None:
@@ -38,7 +41,7 @@ def wait_for_rest(page: Any) -> None:
 
 @pytest.mark.parametrize("name", ["txt2img", "img2img"])
 def test_the_line_follows_and_comes_to_rest(webui: Webui, page: Any, name: str) -> None:
-    """gradio shows in gray what waits for an answer: a line that asks again at its own answer is never read."""
+    """A line that updates itself forever stays unreadable, because gradio shows a waiting element in gray."""
     tab = Tab(page, name)
     tab.open_panel()
     wait_for_rest(page)

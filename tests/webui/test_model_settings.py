@@ -1,4 +1,4 @@
-"""Settings of the webui that act inside the model, beside DemoFusion."""
+"""Tests settings of the webui that act inside the model, together with DemoFusion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.webui
 
 
 class TestSettings:
-    """Settings that act inside the model act in the stages, and are gone afterwards."""
+    """Settings that act inside the model act in the stages too, and have no effect afterwards."""
 
     def check(self, webui: Webui, acts: bool, **settings: Any) -> None:
         plain, twice = webui.generate(**SMALL), webui.generate(TWICE, **SMALL)
@@ -25,7 +25,7 @@ class TestSettings:
             assert first.digests[1] == webui.generate(**SMALL).digests[0]
         assert (first.digests[0] != twice.digests[0]) == acts
         if settings.keys() <= {"sd_vae", "CLIP_stop_at_last_layers", "token_merging_ratio"}:
-            # those of a request; the webui restores them where they have been set before
+            # the settings of the request; the webui restores them if they were set before
             assert webui.generate(TWICE, **SMALL, override_settings=settings).digests[0] == first.digests[0]
         assert webui.generate(**SMALL).digests == plain.digests
         assert webui.generate(TWICE, **SMALL).digests == twice.digests
@@ -43,11 +43,12 @@ class TestSettings:
 
     @pytest.fixture
     def rounded_weights(self, webui: Webui) -> Iterator[None]:
-        """Has the webui round the weights to float16 beforehand, and read them anew at the end.
+        """Lets the webui round the weights to float16 beforehand, and load them again at the end.
 
-        It does that when fp8 is left, with or without DemoFusion (modules/sd_models.py, load_model_weights): a float32
-        checkpoint's pictures are another level off, until a checkpoint of another layout has been loaded in between.
-        The picture drops the webui's cond of the same prompt by the weights before.
+        The webui rounds them when fp8 is switched off, with or without DemoFusion (modules/sd_models.py,
+        load_model_weights). The images of a float32 checkpoint then differ by one level until a checkpoint of another
+        layout has been loaded. The image here replaces the webui's stored cond, which the previous weights computed for
+        the same prompt.
         """
         with options(webui, fp8_storage="Enable"):
             webui.generate(**SMALL)

@@ -1,4 +1,4 @@
-"""The page of a real webui in a real browser: what only the page can do."""
+"""Tests the page of a real webui in a real browser, where the API is not enough."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A running browser."""
+    """Starts a browser."""
     program = find_chromium()
     if program is None:
         pytest.skip("no Chromium was found")
@@ -53,13 +53,13 @@ def load(page: Any, webui: Webui) -> None:
 
 
 def small(tab: Tab) -> None:
-    """Asks for a small picture of a fixed seed."""
+    """Enters a small size and a fixed seed."""
     for name, value in {**SMALL, "seed": 1}.items():
         tab.number(tab.id(name), value)
 
 
 def gallery(webui: Webui, tab: Tab) -> list[Image.Image]:
-    """The pictures that a run has put into the gallery, as they were saved."""
+    """Returns the images that a run has put into the gallery, as files."""
     tab.wait_until_done()
     images = f"{tab.id('gallery')} img"
     tab.page.wait_for_selector(images, timeout=SECONDS, state="attached")
@@ -69,13 +69,13 @@ def gallery(webui: Webui, tab: Tab) -> list[Image.Image]:
 
 
 def test_every_field_explains_itself(webui: Webui) -> None:
-    """What the API's list of scripts has no place for."""
+    """Tests the explanations, which the API's list of scripts does not contain."""
     with urllib.request.urlopen(webui.url) as answer:
         _, _, config = answer.read().decode().partition("window.gradio_config = ")
     components = json.JSONDecoder().raw_decode(config)[0]["components"]
     shown = {c["props"].get("elem_id"): c["props"] for c in components}
     for tab in ("txt2img", "img2img"):
-        # the last one is on the settings page
+        # the last field is on the settings page
         for name, spec in list(SPECS.items())[:-1]:
             props = shown[f"script_{tab}_demofusion_hires_{name}" + ("-checkbox" if name == "enabled" else "")]
             assert name == "enabled" or props["label"] == spec.label
@@ -98,7 +98,7 @@ def test_png_info_sends_what_makes_the_same_picture(webui: Webui, page: Any, tmp
 
 
 def saved(webui: Webui, path: Path, settings: Any) -> Result:
-    """Makes a small picture, whose prompt is the name of the file that it is saved in, with its text."""
+    """Makes a small image and saves it with its infotext. Its prompt is the file's name."""
     made = webui.generate(settings, **SMALL, prompt=path.stem)
     text = PngImagePlugin.PngInfo()
     text.add_text("parameters", made.infotexts[0])
@@ -107,16 +107,16 @@ def saved(webui: Webui, path: Path, settings: Any) -> Result:
 
 
 def on_pnginfo(page: Any, picture: Path) -> None:
-    """Shows a picture to the tab that reads its text, and waits for that text, which begins with the prompt."""
+    """Opens an image in PNG Info and waits for its infotext, which begins with the prompt."""
     page.locator("#tabs > .tab-nav button").filter(has_text="PNG Info").click()
     page.set_input_files("#pnginfo_image input[type=file]", str(picture))
-    # of a picture that was shown before, the text stays until the webui has answered
+    # the text of the previous image stays until the webui has answered
     own = re.compile(rf"\b{picture.stem}\b.*Steps: 2", re.DOTALL)
     page.locator("#html_pnginfo, #tab_pnginfo .gradio-html").filter(has_text=own).first.wait_for()
 
 
 def state(tab: Tab, *names: str) -> tuple[Any, ...]:
-    """Whether the panel is on, and what some of its controls show."""
+    """Returns whether the panel is on, and the values of some of its controls."""
     return tab.enabled, *(tab.value(f"{tab.panel}_{name}") for name in names)
 
 
@@ -127,7 +127,7 @@ def wait_for_switch(tab: Tab, on: bool) -> None:
 
 @pytest.mark.parametrize("button", ["img2img_tab", "inpaint_tab"])
 def test_png_info_sends_to_img2img(webui: Webui, page: Any, tmp_path: Path, button: str) -> None:
-    """A text without the panel's fields switches it off again."""
+    """An infotext without the panel's fields switches the panel off again."""
     fields = {"enabled": True, "scale": 1.5, "stages": "1,1.5", "cosine_scale_1": 2.5}
     for name, settings in (("with", fields), ("without", None)):
         saved(webui, tmp_path / f"{name}.png", settings)
@@ -146,7 +146,10 @@ def test_png_info_sends_to_img2img(webui: Webui, page: Any, tmp_path: Path, butt
 
 @pytest.mark.parametrize("button", ["send_to_img2img", "send_to_inpaint", "send_to_extras"])
 def test_below_a_picture_the_panel_is_sent_along(webui: Webui, page: Any, button: str) -> None:
-    """As the webui sends its own fields: as they stand in txt2img. Extras and what stays behind are left alone."""
+    """The values are those of txt2img at that time, as for the webui's own fields.
+
+    Extras does not change the img2img panel, and the txt2img panel keeps its values.
+    """
     untouched = state(Tab(page, "img2img"), "stages")
     tab = Tab(page, "txt2img")
     small(tab)
@@ -168,7 +171,7 @@ def test_below_a_picture_the_panel_is_sent_along(webui: Webui, page: Any, button
 
 
 def test_the_line_follows_the_checkpoint_and_the_settings(webui: Webui, page: Any) -> None:
-    """The other model has not been timed, or takes another time; Tiling is refused where it is chosen."""
+    """The other model has no timing yet, or another one. The line refuses Tiling when you choose it."""
     other = next(m["title"] for m in webui.call("sd-models") if "sdxl" in m["title"])
     before = webui.call("options")["sd_model_checkpoint"]
     webui.generate({"enabled": True}, **{**SMALL, "steps": 6})
@@ -199,7 +202,7 @@ def test_the_line_follows_the_checkpoint_and_the_settings(webui: Webui, page: An
 
 
 def test_the_line_follows_hires_fix(webui: Webui, page: Any) -> None:
-    """Its result is the base picture of the stages."""
+    """The result of hires fix is the base image of the stages."""
     tab = Tab(page, "txt2img")
     small(tab)
     tab.open_panel()
@@ -230,13 +233,13 @@ def test_the_line_follows_resize_by(webui: Webui, page: Any, tmp_path: Path) -> 
 
 
 def test_the_upscale_button_makes_the_base_of_the_stages(webui: Webui, page: Any) -> None:
-    """It is the webui's hires pass on a chosen picture, and with hires fix its result is the base."""
+    """The button runs the webui's hires pass on a chosen image. With hires fix its result is the base image."""
     tab = Tab(page, "txt2img")
     small(tab)
     tab.generate()
     assert [picture.size for picture in gallery(webui, tab)] == [(64, 64)]
     tab.open_panel()
-    # the picture is chosen already; a click would enlarge it over the page
+    # the image is selected already; a click would open it in full size over the page
     page.click("#txt2img_upscale")
     tab.wait_for_infotext("DemoFusion size: 256 x 256")
     assert "DemoFusion error" not in tab.infotext()
@@ -244,7 +247,7 @@ def test_the_upscale_button_makes_the_base_of_the_stages(webui: Webui, page: Any
 
 
 def test_a_folder_of_pictures(webui: Webui, page: Any, tmp_path: Path) -> None:
-    """One job object serves all of them."""
+    """One processing object makes all images."""
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
     gradient = Image.radial_gradient("L").convert("RGB")
@@ -265,7 +268,7 @@ def test_a_folder_of_pictures(webui: Webui, page: Any, tmp_path: Path) -> None:
     finally:
         webui.call("options", {"samples_save": before})
     made = sorted((tmp_path / "out").rglob("*.png"))
-    # whether a number stands before the name is the webui's to say
+    # the webui decides whether a number precedes the name
     assert [path.stem.rpartition("-")[2] for path in made] == ["first", "second"]
     for path in made:
         with Image.open(path) as picture:
@@ -280,7 +283,7 @@ def test_reload_ui_registers_everything_once(webui: Webui, page: Any) -> None:
     for _ in range(2):
         page.locator("#tabs > .tab-nav button").filter(has_text="Settings").click()
         page.click("#settings_restart_gradio")
-        # or the page would reload itself while it is being loaded below
+        # otherwise the page would reload itself during the load below
         page.wait_for_timeout(1000)
         page.goto("about:blank")
         wait_for_restart(webui)
@@ -292,7 +295,7 @@ def test_reload_ui_registers_everything_once(webui: Webui, page: Any) -> None:
 
 
 def registered(webui: Webui) -> list[str]:
-    """The axes of plots, after a look at how often the script is there."""
+    """Returns the axes of the X/Y/Z plot, after a check that the script is loaded once."""
     scripts = webui.call("script-info")
     assert [entry["is_img2img"] for entry in scripts if entry["name"] == TITLE.lower()] == [False, True]
     plot = next(entry for entry in scripts if entry["name"] == "x/y/z plot")
@@ -302,7 +305,7 @@ def registered(webui: Webui) -> list[str]:
 
 
 def wait_for_restart(webui: Webui) -> None:
-    """Waits until the server has gone away and answers again."""
+    """Waits until the server has stopped and answers again."""
     deadline, gone = time.monotonic() + float(os.environ.get("DEMOFUSION_TEST_SECONDS", "300")), False
     while time.monotonic() < deadline:
         try:

@@ -1,4 +1,4 @@
-"""What lies in the folders afterwards, and what its text makes again."""
+"""Tests which files are saved, and which images their infotexts reproduce."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Save = Callable[..., Result]
 
 @pytest.fixture
 def save(webui: Webui, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Save]:
-    """Generates, and saves into the test's folder by the settings of the marker's arguments."""
+    """Generates and saves into the test's folder, with the settings from the marker's arguments."""
     own = {"samples_save": True, "save_to_dirs": False, "grid_save_to_dirs": False, "grid_save": False}
     own |= {name: str(tmp_path) for name in FOLDERS} | getattr(request, "param", {})
     with options(webui, **own):
@@ -98,9 +98,9 @@ def test_a_grid_that_webp_cannot_hold_costs_no_picture(webui: Webui, save: Save,
     wide = {"width": 2048, "height": 64, "steps": 1, "batch_size": 4}
     result = save({"enabled": True, "scale": 2}, **wide)
     assert result.sizes == [(4096, 128)] * 4
-    # the webui adds a smaller JPEG to each picture of more than 4000 pixels
+    # the webui adds a smaller JPEG to each image of more than 4000 pixels
     assert [size for name, size in sizes(tmp_path).items() if name.endswith(".webp")] == [(4096, 128)] * 4
-    # without stages the grid is half as wide, and is there
+    # without stages the grid is half as wide and is saved
     assert save(None, **wide).sizes[0] == (8192, 64)
 
 
@@ -126,7 +126,7 @@ def test_an_interrupted_picture_is_saved_where_that_is_asked_for(
 
 
 def again(webui: Webui, path: str, text: str, **request: Any) -> Image.Image:
-    """The picture of a request that is an infotext, and what no infotext holds."""
+    """Makes the image of a request that consists of an infotext and of values that no infotext contains."""
     answer = webui.call(path, {"infotext": text, **request})
     return Image.open(io.BytesIO(base64.b64decode(answer["images"][0])))
 
@@ -145,14 +145,14 @@ class TestTextMakesThePictureAgain:
         request = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.5}
         first = webui.generate(self.FIELDS, **SMALL, **request)
         assert_good(first, (144, 144))
-        # the webui's own infotext says "Use same sampler", which its API does not know
+        # the webui's own infotext says "Use same sampler", but its API does not know this name
         same = {"hr_sampler_name": None, "hr_scheduler": None, "hr_checkpoint_name": None}
         assert difference(again(webui, "txt2img", first.infotexts[0], **same), first.images[0]) == 0
 
     @pytest.mark.parametrize("masked", [False, True])
     def test_img2img(self, webui: Webui, masked: bool) -> None:
         upload = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
-        # the webui's img2img API reads only the scripts' fields from a text
+        # the webui's img2img API reads only the scripts' fields from an infotext
         own: dict[str, Any] = {**REQUEST, **SMALL, "denoising_strength": 0.6, "init_images": [png(upload)]}
         fields = self.FIELDS
         if masked:

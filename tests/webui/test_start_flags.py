@@ -1,4 +1,7 @@
-"""Ways to start a webui that spare memory make the same pictures; each case starts a webui, where --webui names one."""
+"""Tests that start flags that save memory do not change the images.
+
+Each case starts a webui, if --webui names one.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ UPLOAD: dict[str, Any] = {"path": "img2img", "init_images": [png(Image.radial_gr
 
 
 def pictures(webui: Webui) -> dict[str, Result]:
-    """Returns what each kind of checkpoint makes in each tab; the last checkpoint stays."""
+    """Returns the images of each kind of checkpoint in each tab. The last checkpoint stays loaded."""
     made = {}
     for name in CHECKPOINTS:
         webui.call("options", {"sd_model_checkpoint": f"{name}.safetensors"})
@@ -33,9 +36,9 @@ def pictures(webui: Webui) -> dict[str, Result]:
 
 
 def listed(webui: Webui) -> list[Any]:
-    """Returns what the API says of this extension's fields and of its axes of a plot.
+    """Returns the API's description of this extension's fields, and its axes of the X/Y/Z plot.
 
-    HyperTile of the webui itself adds its axes with the page, so not with --nowebui.
+    The webui's own HyperTile adds its axes together with the page, so they are missing with --nowebui.
     """
     info = webui.call("script-info")
     fields = [entry for entry in info if entry["name"] == TITLE.lower()]

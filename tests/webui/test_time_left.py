@@ -1,8 +1,8 @@
-"""The time left that the webui tells while stages run, against the time that was left indeed.
+"""Compares the time left that the webui shows during stages with the time that was really left.
 
-Needs a machine that does nothing else and a checkpoint whose jobs take several seconds, such as one of the real layout
-(--checkpoints DIR). The figures of every job are printed with `-s`. What the page is told is asked for: the API's
-`progress` is a hundredth more than that, which is a third too much when three hundredths are done.
+This needs an idle machine and a checkpoint whose jobs take several seconds, such as one of the real layout
+(--checkpoints DIR). `-s` prints the figures of every job. The test reads the progress from the page's own address. The
+API's `progress` adds one hundredth, which is an error of a third at a progress of 0.03.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ pytestmark = [pytest.mark.webui, pytest.mark.slow]
 SIDE = 64
 WITHIN = 0.25
 SECOND = 1.0
-"""The page shows whole seconds."""
+"""Seconds. The page shows whole seconds only."""
 STAND = 0.3
-"""Seconds; an evaluation of the model should take less, decoding an image takes more."""
+"""Seconds. One evaluation of the model should be faster, and the decoding of an image is slower."""
 OF_THE_WHOLE = {"DPM adaptive": 0.25, "first of a machine": 0.1}
-"""DPM adaptive chooses its steps while it runs, and what a machine takes to decode an image is taken for granted until
-it has decoded one: there the time left is told within a share of the whole.
+"""Maximum error as a share of the job's whole duration, for jobs that are hard to predict.
+
+DPM adaptive chooses its steps while it runs. A machine's decoding time is a guess until it has decoded an image.
 """
 SEEN_BEFORE = ("DPM adaptive",)
-"""How busy it is in a stage is learned from the stages that it ran before."""
+"""Samplers whose number of model calls in a stage is known only from earlier stages."""
 
 JOBS: dict[str, dict[str, Any]] = {
     "first of a machine": {"sampler_name": "Euler"},
@@ -53,7 +54,7 @@ JOBS: dict[str, dict[str, Any]] = {
 
 
 class Reading(NamedTuple):
-    """What the webui said at a time."""
+    """One answer of the webui about its progress."""
 
     time: float
     left: float
@@ -63,7 +64,7 @@ class Reading(NamedTuple):
 
 
 def readings(webui: Webui, **request: Any) -> tuple[list[Reading], float, float]:
-    """Runs a job; returns what was read ten times a second while it ran, and when it began and ended."""
+    """Runs a job. Returns the progress, read ten times a second, and the times at which the job began and ended."""
     seen: list[Reading] = []
     done, task = threading.Event(), f"task({uuid4().hex})"
 
@@ -89,9 +90,9 @@ def readings(webui: Webui, **request: Any) -> tuple[list[Reading], float, float]
 
 
 def before_the_last_image(seen: Sequence[Reading]) -> Sequence[Reading]:
-    """Those before the bar's last stand, while the last image of all is decoded.
+    """Returns the readings before the bar's last stop, during which the last image is decoded.
 
-    It stands where half of that is done: there it is wrong by up to half of that time.
+    The bar stops at the middle of this time, so its error is up to half of it.
     """
     moves = [n for n in range(1, len(seen)) if seen[n].progress > seen[n - 1].progress]
     stands = [begin for begin, end in pairwise([*moves, len(seen) - 1]) if seen[end].time - seen[begin].time > STAND]
@@ -99,7 +100,7 @@ def before_the_last_image(seen: Sequence[Reading]) -> Sequence[Reading]:
 
 
 def behind_the_first_fifth(seen: Sequence[Reading]) -> list[Reading]:
-    """Those read while a stage ran, without its first fifth."""
+    """Returns the readings of each stage without its first fifth."""
     chosen: list[Reading] = []
     first = 0
     for index in range(1, len(seen) + 1):
