@@ -1,4 +1,4 @@
-"""How many views the model is given at once: more are faster, and when memory runs out fewer will do."""
+"""Chooses how many views the model evaluates at once. More are faster; when memory runs out, the number is reduced."""
 
 from __future__ import annotations
 
@@ -14,69 +14,69 @@ from lib_demofusion.method.views import View
 from lib_demofusion.out_of_memory import is_out_of_memory
 
 Work = tuple[View, Tensor]
-"""A view, and the latent that it is taken from; where that has fewer rows than the model is given, they repeat."""
+"""A view and its source latent. If the latent has fewer rows than the model call, its rows repeat."""
 
 
 class Evaluate(Protocol):
     """Denoises the crops of views."""
 
     def __call__(self, crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
-        """Returns the predictions for crops (V * N, C, h, w), all N rows of the first view first.
+        """Returns the predictions for crops (V * N, C, h, w). The N rows of the first view come first.
 
-        `rows` says which of the latent's rows (images, times conds and unconds) the crops are of.
+        `rows` selects the rows of the latent (images, times cond and uncond) that the crops come from.
         """
         ...
 
 
 class Memory(Protocol):
-    """What the device tells of its memory, in bytes."""
+    """Reads the memory of the device, in bytes."""
 
     def free(self) -> int | None:
-        """Returns what can still be taken, or None where the device does not tell."""
+        """Returns the free memory, or None if the device does not report it."""
         ...
 
     def begin(self) -> None:
-        """Begins to watch what is taken."""
+        """Starts to measure the peak."""
         ...
 
     def peak(self) -> int:
-        """Returns the most that was in use since `begin`, beyond what is in use now.
+        """Returns the peak since `begin`, minus the memory in use now.
 
-        A host may move the model to the device when it is called (the webui with --medvram). That stays there: it is
-        no part of what an evaluation takes.
+        A host may move the model to the device at the first call (the webui with --medvram). The model stays there, so
+        it does not count as memory of an evaluation.
         """
         ...
 
     def release(self) -> None:
-        """Gives back what is cached."""
+        """Releases cached memory."""
         ...
 
 
 class UnknownMemory:
-    """Memory of a device that tells nothing, as a CPU."""
+    """Memory of a device that does not report it, such as a CPU."""
 
     def free(self) -> int | None:
         return None
 
     def begin(self) -> None:
-        """Nothing to watch."""
+        """Does nothing."""
 
     def peak(self) -> int:
         return 0
 
     def release(self) -> None:
-        """Nothing is cached."""
+        """Does nothing."""
 
 
 MOST_VIEWS = 16
-"""The automatic batch ends here: beyond it no model gains."""
+"""Upper limit of the automatic batch. Larger batches are not faster."""
 
 SHARE_OF_FREE = 0.8
-"""What the automatic batch takes of the free memory; fragmentation needs the rest."""
+"""Share of the free memory that the automatic batch uses. The rest allows for fragmentation."""
 
 
 def _of_one_size(work: Sequence[Work]) -> list[Work]:
-    """Returns the first of the work up to where the size of the crops changes."""
+    """Returns the leading entries of `work` whose crops have the same size."""
     size = work[0][0].crop_size
     return list(takewhile(lambda entry: entry[0].crop_size == size, work))
 
@@ -84,24 +84,25 @@ def _of_one_size(work: Sequence[Work]) -> list[Work]:
 class ViewBatches:
     """The size of view batches during one stage.
 
-    `views` is the number asked for, 0 for automatic: the first batch is one view, and what it took of the free memory
-    decides; so does the first of a larger size (dilated views may be smaller than local ones). A batch that runs out of
-    memory is evaluated again at half the size, down to one view and then to one row of it; the smaller size is kept.
+    `views` is the requested number, or 0 for automatic. The automatic mode evaluates a first batch of one view and
+    derives the size from the memory that it used. It does so again at the first batch with larger crops, because
+    dilated views can be smaller than local ones. If a batch runs out of memory, it is evaluated again at half the size,
+    down to one view and then one row. The smaller size is kept.
     """
 
     def __init__(self, views: int = 0, memory: Memory | None = None):
         self._memory = memory or UnknownMemory()
         self._measure = self._automatic = views == 0
         self._measured = 0
-        """Cells of a crop of the batch that decided."""
+        """Number of cells per crop in the batch that determined the size."""
         self.views = views or 1
         self.rows: int | None = None
-        """Rows evaluated at once when not even one view with all its rows fits, else None."""
+        """Number of rows per call if even one view with all its rows does not fit, else None."""
 
     def predictions(self, evaluate: Evaluate, work: Sequence[Work], rows: int) -> Iterator[tuple[View, Tensor]]:
         """Yields each view with its prediction for all `rows` rows, in the order of `work`.
 
-        Views that follow one another in `work` and whose crops have one size share a batch, whatever kind they are.
+        Consecutive views share a batch if their crops have the same size, whether they are local or dilated.
         """
         done = 0
         while done < len(work):
@@ -114,18 +115,18 @@ class ViewBatches:
             done += len(batch)
 
     def _measure_larger(self, cells: int) -> None:
-        """Begins anew with one view where the crops are larger than those that decided the size of a batch.
+        """Starts again with one view if the crops are larger than those that determined the batch size.
 
-        A batch too large need not fail: Windows moves what does not fit into the computer's memory, and all is slow.
+        A batch that is too large does not always fail: Windows moves data to the computer's memory, which is slow.
         """
         if self._automatic and cells > self._measured:
             self._measure, self._measured, self.views = True, cells, 1
 
     def _try(self, evaluate: Evaluate, batch: Sequence[Work], rows: int) -> Tensor | None:
-        """Returns the predictions of a batch, or None when it must be tried again at the smaller size now set."""
+        """Returns the predictions of a batch, or None if the batch must be tried again at the new, smaller size."""
         try:
             if self._measure:
-                # not for every batch: it resets the peak that the host shows as the job's own
+                # only here: it resets the peak that the host displays for the job
                 self._memory.begin()
             values = self._evaluate(evaluate, batch, rows)
         except Exception as error:
@@ -134,7 +135,7 @@ class ViewBatches:
         else:
             self._grow()
             return values
-        # here, behind the handler, nothing holds the tensors of the failed attempt any more
+        # after the handler, nothing references the tensors of the failed attempt
         self._memory.release()
         return None
 
@@ -147,7 +148,7 @@ class ViewBatches:
         return torch.cat([evaluate(crops[part], views, part) for part in parts])
 
     def _shrink(self, views: int, rows: int) -> bool:
-        """Halves the batch; returns whether that was possible."""
+        """Halves the batch. Returns whether that was possible."""
         self._measure = self._automatic = False
         if views > 1:
             self.views = views // 2
@@ -157,9 +158,9 @@ class ViewBatches:
         return now > 1
 
     def _grow(self) -> None:
-        """After the first batch of one view, takes as many as the free memory holds, in powers of two.
+        """After the first batch of one view, sets the largest power of two that fits into the free memory.
 
-        The size of a batch shows in the last bits of an image; a coarse scale keeps it the same from run to run.
+        The batch size changes the last bits of an image. Powers of two keep it the same from run to run.
         """
         if not self._measure:
             return

@@ -1,4 +1,4 @@
-"""The Gaussian before the dilated views, and the statistics that keep brightness and contrast in place."""
+"""Gaussian filters for the dilated views, and statistics that preserve brightness and contrast."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 
 
 def gaussian_blur(x: Tensor, factor: int, std: float) -> Tensor:
-    """Returns x (B, C, H, W) under a separable Gaussian of 2*factor - 1 taps, zero padded.
+    """Blurs x (B, C, H, W) with a separable Gaussian of 2*factor - 1 taps and zero padding.
 
-    `std` is in cells. The paper writes 4s - 3 taps, its published code and hence the reference runs use 2s - 1.
+    `std` is in cells. The paper specifies 4s - 3 taps; its published code and the reference runs use 2s - 1.
     """
     reach = factor - 1
     return _filtered(x, _gaussian(x, reach, std))
 
 
 def smooth(x: Tensor, std: float) -> Tensor:
-    """Returns x (B, C, H, W) under a separable Gaussian of `std` cells, cut off at three of them; borders reflect."""
+    """Blurs x (B, C, H, W) with a separable Gaussian of `std` cells, truncated at three std, with reflected borders."""
     reach = min(math.ceil(3 * std), min(x.shape[-2:]) - 1)
     padded = F.pad(x, (reach, reach, reach, reach), mode="reflect")
     height, width = x.shape[-2:]
@@ -29,20 +29,20 @@ def smooth(x: Tensor, std: float) -> Tensor:
 
 
 def _gaussian(x: Tensor, reach: int, std: float) -> Tensor:
-    """Returns the 2 reach + 1 taps of a Gaussian, in the type and on the device of x."""
+    """Returns the 2 reach + 1 taps of a Gaussian, in the dtype and on the device of x."""
     offsets = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-0.5 * (offsets / std) ** 2)
     return kernel / kernel.sum()
 
 
 AT_ONCE = 1 << 18
-"""Cells of each channel that are filtered at once: on a processor, what its cache still holds."""
+"""Number of cells per channel that are filtered at once, so that they fit into the cache of a CPU."""
 
 
 def _filtered(x: Tensor, kernel: Tensor) -> Tensor:
-    """Returns x (B, C, H, W) under a kernel of odd length along both axes, padded with zeros.
+    """Convolves x (B, C, H, W) with a kernel of odd length along both axes, with zero padding.
 
-    It goes by rows, so that of what is made on the way only the result is as large as x.
+    The rows are processed in chunks, so the result is the only allocation of the size of x.
     """
     channels, width, reach = x.shape[1], x.shape[-1], len(kernel) // 2
     vertical = kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
@@ -63,37 +63,37 @@ def _filtered(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _without_autocast(kind: str) -> AbstractContextManager[Any]:
-    """A context in which a device's convolutions are in the precision of what they are given."""
-    # torch 2.1 has autocast for no other, and refuses to switch off what it has not
+    """Returns a context in which convolutions on this device keep the precision of their input."""
+    # torch 2.1 supports autocast on these devices only, and raises an error for all others
     return torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else nullcontext()
 
 
 def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns scalar mean and standard deviation of each image of x (B, C, H, W), both (B, 1, 1, 1)."""
+    """Computes the scalar mean and standard deviation of each image of x (B, C, H, W), both (B, 1, 1, 1)."""
     std, mean = torch.std_mean(x, dim=(1, 2, 3), keepdim=True)
     return mean, std
 
 
 def match_statistics(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Returns x (B, C, H, W) moved and scaled so that each image has the given scalar mean and std (B, 1, 1, 1)."""
+    """Shifts and scales x (B, C, H, W) so that each image has the given scalar mean and std (B, 1, 1, 1)."""
     return match_statistics_(x.clone(), mean, std)
 
 
 def match_statistics_(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Does what `match_statistics` does in place, and returns x."""
+    """Does the same as `match_statistics` in place, and returns x."""
     own_mean, own_std = mean_and_std(x)
-    # in a flat image all that differs from the mean is its rounding
+    # in a flat image, the only deviation from the mean is rounding
     return x.sub_(own_mean).mul_(std / own_std.clamp_min(torch.finfo(x.dtype).eps)).add_(mean)
 
 
 LOW_BAND = 4
-"""Areas a side of the image by which its large-scale colours are judged."""
+"""Number of areas per side of the image over which its colors are averaged."""
 
 
 def match_low_band(x: Tensor, base: Tensor) -> Tensor:
-    """Returns x (B, C, H, W) whose low band has the mean and std of base's (B, C, h, w), channel by channel.
+    """Matches the mean and std of the low band of x (B, C, H, W) to those of base (B, C, h, w), per channel.
 
-    Only the low band moves, so that contrast and detail are not forced to a small image's.
+    Only the low band changes, so the contrast and detail of x are kept.
     """
     low, wanted = (_means_of_areas(latent, LOW_BAND) for latent in (x, base))
     std, mean = torch.std_mean(low, dim=(2, 3), keepdim=True)
@@ -103,9 +103,10 @@ def match_low_band(x: Tensor, base: Tensor) -> Tensor:
 
 
 def _means_of_areas(x: Tensor, count: int) -> Tensor:
-    """Returns the means (B, C, count, count) of areas of x (B, C, H, W), which overlap where they do not divide it.
+    """Averages x (B, C, H, W) over a grid of areas, (B, C, count, count).
 
-    The areas are those of adaptive pooling, which Apple's GPUs have for sides that are divided evenly only.
+    The areas are those of adaptive pooling and overlap if `count` does not divide a side. Adaptive pooling itself only
+    supports sides that are divided evenly on Apple's GPUs.
     """
     rows, columns = (
         [slice(i * side // count, -(-(i + 1) * side // count)) for i in range(count)] for side in x.shape[-2:]
@@ -115,7 +116,7 @@ def _means_of_areas(x: Tensor, count: int) -> Tensor:
 
 
 def blur_for_dilation(x: Tensor, factor: int, std: float) -> Tensor:
-    """Returns the blurred x (B, C, H, W) with the scalar statistics of x, which the dilated views are taken from."""
+    """Blurs x (B, C, H, W) for the dilated views and restores the scalar mean and std of x."""
     blurred = gaussian_blur(x, factor, std)
     mean, std_of_x = mean_and_std(x)
     return match_statistics_(blurred, mean, std_of_x)

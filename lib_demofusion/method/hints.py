@@ -1,4 +1,4 @@
-"""Images that steer a model beside its latent, as ControlNet's hints do: each view must see its own part of them."""
+"""Crops control images, such as ControlNet's hints, so that each view gets the part that belongs to it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lib_demofusion.method.plan import CELL
 from lib_demofusion.method.views import DilatedView, LocalView, Size, View
 
 Resize = Callable[[Tensor, Size], Tensor]
-"""Brings a hint (1, C, h, w) to a height and width in pixels."""
+"""Resizes a hint (1, C, h, w) to a height and width in pixels."""
 
 COLOURS = 3
-"""Channels of a hint that are colours; one behind them is a mask."""
+"""Number of color channels of a hint. A channel after them is a mask."""
 
 
 def resize_hint(hint: Tensor, size: Size) -> Tensor:
-    """Returns a hint (1, C, h, w) at another size in pixels, within its own range; a mask keeps its sharp edge."""
+    """Resizes a hint (1, C, h, w) to a size in pixels and clamps it to its range. A mask keeps its sharp edge."""
     if tuple(hint.shape[-2:]) == size:
         return hint
     shrinks = hint.shape[-2] > size[0] or hint.shape[-1] > size[1]
@@ -32,7 +32,7 @@ def resize_hint(hint: Tensor, size: Size) -> Tensor:
 
 
 def shown_part(hint: Tensor, crop: LocalView, base: Size) -> Tensor:
-    """Returns what of a hint (..., h, w) lies over the part `crop` of a base of so many cells."""
+    """Crops the part of a hint (..., h, w) that covers `crop` in a base image of `cells` cells."""
     rows, columns = hint.shape[-2] / base[0], hint.shape[-1] / base[1]
     top, bottom = round(crop.top * rows), round((crop.top + crop.height) * rows)
     left, right = round(crop.left * columns), round((crop.left + crop.width) * columns)
@@ -41,15 +41,15 @@ def shown_part(hint: Tensor, crop: LocalView, base: Size) -> Tensor:
 
 @dataclass(frozen=True)
 class StageHint:
-    """One hint during one stage, at the two sizes that its views have it in: what they see is cut out when needed."""
+    """One hint during one stage, at the two sizes that its views use. Crops are made when needed."""
 
     large: Tensor
-    """(1, C, H, W), as large as the stage's image; local views are cut out of it."""
+    """(1, C, H, W), the size of the stage's image. Local views are cropped from it."""
     small: Tensor
-    """(1, C, H / factor, W / factor), the whole image as large as a dilated view shows it."""
+    """(1, C, H / factor, W / factor), the whole image at the size of a dilated view."""
 
     def for_view(self, view: View) -> Tensor:
-        """Returns the view's part (1, C, h, w), eight pixels for each of its cells."""
+        """Returns the part (1, C, h, w) of a view, with eight pixels per cell."""
         if isinstance(view, LocalView):
             return LocalView(*(CELL * n for n in (view.top, view.left, view.height, view.width))).take(self.large)
         rows, columns = (_dilated_pixels(view, axis, self.small) for axis in (0, 1))
@@ -57,20 +57,20 @@ class StageHint:
 
 
 def make_stage_hint(hint: Tensor, size: Size, factor: int, resize: Resize = resize_hint) -> StageHint:
-    """Returns a hint (1, C, h, w) of the whole image for a stage of so many cells and dilated views."""
+    """Prepares a hint (1, C, h, w) of the whole image for a stage of `size` cells and its dilated views."""
     height, width = (CELL * n for n in size)
     return StageHint(resize(hint, (height, width)), resize(hint, (round(height / factor), round(width / factor))))
 
 
 def _dilated_pixels(view: DilatedView, axis: int, small: Tensor) -> Tensor:
-    """Returns the row (axis 0) or column (axis 1) of `small` that each pixel of a dilated view shows.
+    """Returns the row (axis 0) or column (axis 1) of `small` for each pixel of a dilated view.
 
-    The centre of the view's cell i is that of cell `first + i factor` of the latent, so against the whole image the
-    view is moved by up to half a cell. Were all phases given the hint unmoved, each would draw it at its own place and
-    an edge would come out as a comb of `factor` cells. Every factor-th pixel of the large hint, as the reference takes
-    them, moves it by a fraction of that only; every factor-th block of 8 x 8 pixels moves it rightly, but is torn at
-    the edges of the cells. It is moved by whole pixels here: a line stays as sharp, a colour that names a class
-    stays that colour, and the place is right to a sixteenth of a cell.
+    The center of cell i of the view is the center of cell `first + i factor` of the latent. The view is therefore
+    shifted by up to half a cell relative to the whole image. If all phases used the same hint, each would draw it in a
+    different place, and an edge would become a comb of `factor` cells. Taking every factor-th pixel of the large hint,
+    as the reference code does, applies only a fraction of this shift. Taking every factor-th block of 8 x 8 pixels
+    applies the correct shift but breaks the image at cell borders. This function shifts by whole pixels: lines stay
+    sharp, colors that encode a class stay exact, and the position is correct to a sixteenth of a cell.
     """
     factor = view.factor
     shift = round((CELL * view.offset(axis) + CELL / 2 * (1 - factor)) / factor)

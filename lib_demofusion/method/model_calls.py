@@ -1,4 +1,4 @@
-"""How often a sampler calls its model: told beforehand for all but DPM adaptive, which is estimated as it goes."""
+"""Counts how often a sampler calls its model. The number is exact for all samplers except DPM adaptive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from lib_demofusion.method.step_gate import TWO_CALLS, TWO_CALLS_ANCESTRAL, more_calls_of
 
 CallsAhead = Callable[[int, float], float]
-"""Returns about how many model calls follow the one of this number, counted from 0, at this noise level."""
+"""Estimates the number of model calls after call `number` (counted from 0) at a noise level."""
 
 ADAPTIVE_CALLS, ADAPTIVE_RANGE, LOWEST_SIGMA = 60, 6.2, 0.03
 """DPM adaptive's calls in a whole schedule where none was seen yet, the schedule's length in log sigma, and its end."""
@@ -20,12 +20,12 @@ the last one is cut off; and how its steps grow longer as the noise falls, an ex
 
 
 def model_calls(name: str, arguments: Mapping[str, Any], second_order: bool = False) -> int | None:
-    """Returns how often the sampling function calls its model, told by its own arguments; None if it is not known.
+    """Returns how often the sampling function calls its model, from its own arguments, or None if unknown.
 
-    DPM adaptive chooses the number as it goes. Schedules are taken to end at zero noise.
+    DPM adaptive chooses the number while it runs. Schedules are assumed to end at zero noise.
     """
     if "timesteps" in arguments:
-        # UniPC alone calls at the last timestep too, and PLMS twice at the first
+        # only UniPC also calls at the last timestep, and only PLMS calls twice at the first
         return len(arguments["timesteps"]) - (name not in ("plms", "unipc"))
     if "sigmas" not in arguments:
         return arguments.get("n")
@@ -38,14 +38,14 @@ def model_calls(name: str, arguments: Mapping[str, Any], second_order: bool = Fa
 
 
 def expected_calls(steps: int, two_calls: bool) -> int:
-    """Returns how often a sampler is expected to call its model in so many steps."""
+    """Estimates how often a sampler calls its model in a number of steps."""
     return max(2 * steps - 1, 0) if two_calls else steps
 
 
 def calls_ahead(name: str, arguments: Mapping[str, Any], second_order: bool, whole: float) -> CallsAhead:
-    """Returns what tells the number of calls to come of the sampling function `name`, from the function's arguments.
+    """Returns a function that estimates the remaining calls of the sampling function `name`, from its arguments.
 
-    DPM adaptive goes by the image: `whole` is how often it is expected to call its model in a whole schedule.
+    DPM adaptive depends on the image. `whole` is its expected number of calls in a whole schedule.
     """
     total = model_calls(name, arguments, second_order)
     if total is not None:
@@ -58,7 +58,7 @@ def calls_ahead(name: str, arguments: Mapping[str, Any], second_order: bool, who
 
 
 def calls_of_whole(calls: float, arguments: Mapping[str, Any]) -> float:
-    """Returns how often DPM adaptive would have called its model in a whole schedule, as busy as in a run of `calls`.
+    """Extrapolates the number of calls of DPM adaptive from a run of `calls` calls to a whole schedule.
 
     `arguments` are those of the run's sampling function, from sigma_max down to sigma_min.
     """
@@ -66,6 +66,6 @@ def calls_of_whole(calls: float, arguments: Mapping[str, Any]) -> float:
 
 
 def _part_ahead(level: float, arguments: Mapping[str, Any]) -> float:
-    """Returns the part of a whole schedule's calls that lies below a noise level."""
+    """Returns the fraction of a whole schedule's calls that is below a noise level."""
     end = arguments.get("sigma_min", LOWEST_SIGMA)
     return float(math.pow(max(math.log(level / end), 0.0) / ADAPTIVE_RANGE, BEND))

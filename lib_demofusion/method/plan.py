@@ -1,4 +1,4 @@
-"""The stages of a run: their sizes, views and cost, known before anything is sampled."""
+"""Plans the stages of a run: their sizes, views and cost."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from lib_demofusion.settings.spec import SettingsError
 from lib_demofusion.settings.texts import DOUBLING, FEWEST, MAX_SCALE, STAGE_WORDS, parse_stages
 
 CELL = 8
-"""Pixels of a latent cell along one axis."""
+"""Side of a latent cell in pixels."""
 
 CLOSE_SCALES = 0.5
-"""The automatic list leaves out a whole scale that lies closer than this below the last one."""
+"""The list 'every' leaves out a whole scale that is closer than this to the last one."""
 
 NO_STAGE = "no stage: the final size is that of the base image"
-"""What is said of a plan without stages."""
+"""The note for a plan without stages."""
 
 MIN_TILE, MAX_TILE = 0.5, 2
-"""The smallest and the largest tile in terms of the base image; greater numbers are sides in cells."""
+"""Limits of a tile size relative to the base image. Larger numbers are sides in cells."""
 
 FEWEST_CELLS = 8
-"""The shortest side of a tile."""
+"""Minimum side of a tile in cells."""
 
 FARTHEST = 4
-"""How far a stage may enlarge where there shall be as few as possible; farther was not measured."""
+"""Maximum enlargement of one stage with 'fewest'. Larger factors were not measured."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class StagePlan:
     scale: float
     size: Size
     factor: int
-    """Edge of the dilated grid: factor x factor sub-images show the whole image each."""
+    """Edge of the dilated grid. Each of the factor x factor views shows the whole image."""
     window: Size
     stride: Size
     unit: int = 1
@@ -52,20 +52,20 @@ class StagePlan:
 
     @property
     def local_count(self) -> int:
-        """How many local views cover the latent."""
+        """Number of local views."""
         axes = zip(self.size, self.window, self.stride)
         rows, columns = (len(view_starts(*axis, self.unit)) for axis in axes)
         return rows * columns
 
     @property
     def dilated_count(self) -> int:
-        """How many dilated views there are."""
+        """Number of dilated views."""
         return self.factor**2
 
     def cells_at(self, c2: float) -> int:
-        """Returns the latent cells evaluated in a model call in which the dilated path has weight c2.
+        """Returns the number of latent cells that a model call evaluates if the dilated path has weight c2.
 
-        A path of no weight is not evaluated.
+        A path with weight zero is not evaluated.
         """
         return (self._local_cells if c2 < 1 else 0) + (self._dilated_cells if c2 > 0 else 0)
 
@@ -80,7 +80,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages of a run, on the part of the base latent that `crop` names."""
+    """All stages of a run, which use the part `crop` of the base latent."""
 
     base: Size
     crop: LocalView
@@ -94,7 +94,7 @@ class Plan:
 
 
 def make_plan(settings: Settings, base: Size, unit: int = 1) -> Plan:
-    """Returns the stages that lead from a base latent of size `base` to the size that the settings ask for.
+    """Plans the stages from a base latent of size `base` to the final size of the settings.
 
     The sides of all latents and views are multiples of `unit` cells. Raises SettingsError if a field does not fit the
     base image or the other fields.
@@ -108,13 +108,13 @@ def make_plan(settings: Settings, base: Size, unit: int = 1) -> Plan:
     if target == (crop.height, crop.width):
         return Plan(base, crop, (), tuple(notes))
     steps = _intermediate(settings, scales, last)
-    # by size: scales that round to the same cells are one stage, and those that round to the base are none
+    # compared by size: scales that round to the same cells are one stage, and those that round to the base are left out
     scale_of = {(_round(crop.height * k, unit), _round(crop.width * k, unit)): k for k in steps} | {target: last}
     scale_of.pop((crop.height, crop.width), None)
     window = _window(settings, base, target, unit)
     stride = _stride(settings, window, unit)
     notes += _rounded_tiles(settings, window, stride)
-    # a target that was rounded up needs no finer grid
+    # a target that was rounded up does not need a finer grid
     slack = (unit - 1) / min(crop.height, crop.width)
     stages = tuple(
         StagePlan(i + 1, k, size, dilation(k - slack), _fit(window, size), _fit(stride, size), unit)
@@ -134,9 +134,9 @@ def _down(value: float, unit: int) -> int:
 
 
 def dilation(scale: float) -> int:
-    """Returns the edge of the dilated grid of a stage: the next whole scale, so that no view is larger than the base.
+    """Returns the edge of the dilated grid of a stage: the scale rounded up, so that no view is larger than the base.
 
-    The nearest one would make views of up to 5/4 of the base's sides. (The paper has whole scales only.)
+    Rounding to the nearest number would make views of up to 5/4 of the base's sides. The paper has whole scales only.
     """
     return max(2, math.ceil(scale - 1e-6))
 
@@ -150,7 +150,7 @@ def _fit(extent: Size, size: Size) -> Size:
 
 
 def _target(settings: Settings, base: Size, scales: Sequence[float], unit: int) -> tuple[Size, list[str]]:
-    """Returns the final size, and notes on the fields that do not act and on the sides that were rounded."""
+    """Returns the final size, with notes about fields that have no effect and sides that were rounded."""
     notes: list[str] = []
     asked: list[float] = [settings.height, settings.width]
     if not any(asked):
@@ -177,7 +177,7 @@ def _target(settings: Settings, base: Size, scales: Sequence[float], unit: int) 
 
 
 def _crop(base: Size, target: Size) -> LocalView:
-    """Returns the centred part of the base that has the target's shape, to the nearest cell."""
+    """Returns the centered part of the base that has the aspect ratio of the target, to the nearest cell."""
     scale = max(target[0] / base[0], target[1] / base[1])
     height = min(base[0], _round(target[0] / scale))
     width = min(base[1], _round(target[1] / scale))
@@ -202,7 +202,7 @@ def _intermediate(settings: Settings, scales: Sequence[float], last: float) -> l
 
 
 def _window(settings: Settings, base: Size, target: Size, unit: int) -> Size:
-    """Returns the size of a local view: that of the base image for 0, some times that, or so many cells."""
+    """Returns the size of a local view: the base image's for 0, a multiple of it, or a side in cells."""
     asked = settings.tile_size
     if asked in (0, 1):
         return _down(base[0], unit), _down(base[1], unit)
@@ -216,18 +216,18 @@ def _window(settings: Settings, base: Size, target: Size, unit: int) -> Size:
 
 
 def _times(side: int, factor: float, unit: int) -> int:
-    """Returns a side of a tile that is some times the base image's.
+    """Returns a tile side that is a multiple of the base image's side.
 
-    SDXL's UNet halves sides twice, so they are multiples of 4, except if so few cells would be another size.
+    SDXL's UNet halves sides twice, so the result is a multiple of 4, unless it is so small that this would change it.
     """
     step = math.lcm(4, unit) if side >= 4 * FEWEST_CELLS else unit
     return max(step * int(side * factor / step + 0.5), _down(min(FEWEST_CELLS, side), unit))
 
 
 def _stride(settings: Settings, window: Size, unit: int) -> Size:
-    """Returns the distance of local views; 0 stands for the part of the window that the overlap leaves."""
+    """Returns the distance of local views. 0 derives it from the window and the overlap."""
     if not settings.tile_stride:
-        # the margin keeps 0.7 of 10 cells from rounding down to 6
+        # the margin prevents 0.7 of 10 cells from rounding down to 6
         rows, columns = (_down(n * (1 - settings.overlap) + 1e-6, unit) for n in window)
         return rows, columns
     if settings.tile_stride > min(window):

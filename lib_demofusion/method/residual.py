@@ -1,4 +1,4 @@
-"""The skip residual: ties a sampler's x to the noised anchor at the start of every sampler step."""
+"""The skip residual: blends a sampler's x with the noised anchor at the start of every step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lib_demofusion.method.timesteps import Timestep, snr_timestep
 
 
 class NoiseSpace(Protocol):
-    """How a sampler's x is made of signal and noise. `level` is what the sampler hands to its model."""
+    """How a sampler's x is composed of signal and noise. `level` is the level that the sampler passes to its model."""
 
     def read(self, level: Tensor) -> tuple[Tensor, float]:
-        """Returns a scalar noise level on the CPU, and the model's timestep (0 to 1000) there.
+        """Returns a scalar noise level on the CPU, and the model's timestep (0 to 1000) for it.
 
-        The two come back from the device at once: it has work to do until then, and the processor waits.
+        Both are read in one transfer, because each read waits until the device has finished its queue.
         """
         ...
 
@@ -55,7 +55,7 @@ class VariancePreserving:
     """
 
     def __init__(self, alphas_cumprod: Tensor):
-        # on the CPU, for Apple's GPUs have no double precision
+        # on the CPU, because Apple's GPUs have no double precision
         self._log_alphas = alphas_cumprod.detach().cpu().double().log()
 
     def read(self, level: Tensor) -> tuple[Tensor, float]:
@@ -96,28 +96,28 @@ class Flow:
 
 
 def _beside(level: Tensor, value: Tensor) -> Tensor:
-    """Returns `value` on the device of `level` and in its type, or in single precision where that is a whole number."""
+    """Returns `value` on the device of `level` and in its dtype, or in float32 if that is an integer type."""
     return value.to(level.dtype if level.is_floating_point() else torch.float32).to(level.device)
 
 
 def noised(anchor: Tensor, noise: Tensor, level: Tensor, space: NoiseSpace) -> Tensor:
-    """Returns the anchor (B, C, H, W) with the noise of a scalar level, in the sampler's space.
+    """Adds noise of a scalar level to the anchor (B, C, H, W), in the sampler's space.
 
-    The level may stay on the CPU: torch hands a scalar to the device's kernel as a number.
+    The level can stay on the CPU, because torch passes a scalar to the device's kernel as a number.
     """
     level = level.to(anchor.dtype)
     return anchor * space.signal_scale(level) + noise * space.noise_scale(level)
 
 
 def scales_at(space: NoiseSpace, level: Tensor) -> tuple[float, float]:
-    """Returns the factors of the clean signal and of unit noise in x at a scalar noise level, as numbers."""
+    """Returns the factors of the clean signal and of unit noise in x at a scalar noise level, as Python numbers."""
     return float(space.signal_scale(level)), float(space.noise_scale(level))
 
 
 def blend_noised_(x: Tensor, anchor: Tensor, noise: Tensor, scales: tuple[float, float], c1: float) -> None:
-    """Replaces x by (1 - c1) x + c1 noised(anchor) in place: the paper's form, for samplers that add no noise.
+    """Blends x to (1 - c1) x + c1 noised(anchor) in place, as in the paper. For samplers that add no noise.
 
-    `scales` are those of `scales_at`. No other latent is made on the way: fresh memory costs more than the sum.
+    `scales` is the result of `scales_at`. No other latent is allocated, because allocation costs more than the sum.
     """
     signal_scale, noise_scale = scales
     x.mul_(1 - c1)
@@ -126,9 +126,9 @@ def blend_noised_(x: Tensor, anchor: Tensor, noise: Tensor, scales: tuple[float,
 
 
 def blend_signal_(x: Tensor, anchor: Tensor, denoised: Tensor, c1: float, signal_scale: Tensor) -> None:
-    """Moves x by c1 (anchor - denoised) in place, `denoised` being the prediction of the step before.
+    """Shifts x by c1 (anchor - denoised) in place, where `denoised` is the prediction of the previous step.
 
-    For samplers that redraw noise: mixing their x with a fixed anchor noise would lower the noise level below what the
-    model is told (to 0.89 of sigma under Euler a), this leaves the noise alone.
+    For samplers that add fresh noise. If their x were blended with the fixed noise of the anchor, the noise level would
+    fall below the level that the model receives (to 0.89 of sigma with Euler a). This form does not change the noise.
     """
     x.add_((anchor - denoised).to(x) * signal_scale.to(x.dtype), alpha=c1)

@@ -11,7 +11,7 @@ TIMESTEPS = 1000
 """T, the length of the model's training schedule."""
 
 ROUNDS_AWAY = 2.0**-25
-"""A share of a float32 sum that does not change it."""
+"""A summand of this relative size does not change a float32 sum."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Weights:
     """The paper's c1, c2, c3 at one noise level."""
 
     skip: float
-    """c1: share of the noised anchor in x."""
+    """c1: weight of the noised anchor in x."""
     dilated: float
-    """c2: share of the dilated path in the fused prediction."""
+    """c2: weight of the dilated path in the fused prediction."""
     blur: float
-    """c3: share of the full blur sigma."""
+    """c3: factor of the blur sigma."""
 
 
 def cosine_factor(t: float) -> float:
@@ -32,7 +32,7 @@ def cosine_factor(t: float) -> float:
 
 
 def weights_at(t: float, settings: Settings) -> Weights:
-    """Returns the weights at the model's timestep `t` (0 to 1000, fractions allowed), never a step index."""
+    """Returns the weights at the model's timestep `t` (0 to 1000, fractions allowed). `t` is not a step index."""
     factor = cosine_factor(t)
     return Weights(
         skip=factor**settings.cosine_scale_1,
@@ -42,7 +42,7 @@ def weights_at(t: float, settings: Settings) -> Weights:
 
 
 def _gated(c2: float, settings: Settings) -> float:
-    """Returns c2, or 0 or 1 where the smaller one of the two paths weighs too little to be evaluated."""
+    """Returns c2, or rounds it to 0 or 1 if one of the two paths has too little weight to be evaluated."""
     if c2 <= max(settings.dilated_threshold, ROUNDS_AWAY):
         return 0.0
     return 1.0 if 1 - c2 <= max(settings.local_threshold, ROUNDS_AWAY) else c2

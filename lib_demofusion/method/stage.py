@@ -1,4 +1,4 @@
-"""The state of one stage while a sampler runs: anchor, noise, and the views and weights of the current model call."""
+"""Steers one stage while a sampler runs: anchor, noise, and the views and weights of the current model call."""
 
 from __future__ import annotations
 
@@ -21,38 +21,39 @@ from lib_demofusion.method.views import dilated_views, jitter_generator, local_v
 from lib_demofusion.settings.fields import Settings
 
 OTHER_SIZE = "this sampler also asks its model of images of another size; choose another sampler"
-"""Of reForge's Euler SMEA and its like."""
+"""The message for samplers such as Euler SMEA in reForge."""
 
 
 def make_anchor(latent: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
-    """Returns the latent (B, C, h, w) of the stage before, upsampled to the size of `stage` as in the paper.
+    """Upsamples the latent (B, C, h, w) of the previous stage to the size of `stage`, as in the paper.
 
-    A host may hand another anchor to StageRun, such as one that was enlarged as an image (Settings.anchor).
+    A host can pass another anchor to StageRun, such as an image that was upscaled and encoded (Settings.anchor).
     """
     return F.interpolate(cropped(latent, plan, stage), size=stage.size, mode="bicubic", align_corners=False)
 
 
 def mix_anchors(pixels: Tensor, latent: Tensor, enlargement: float) -> Tensor:
-    """Returns the coarse part of a latent that was enlarged as such, and the fine part of one enlarged as an image.
+    """Combines the low band of `latent` (upscaled as a latent) with the high band of `pixels` (upscaled as an image).
 
-    Both are (B, C, H, W). The parts meet where the detail ends that the image had before it was enlarged
-    `enlargement` times along a side. (The idea is ScaleDiff's, arXiv 2510.25818.)
+    Both are (B, C, H, W). The bands are split at the finest detail of the image before it was upscaled by the factor
+    `enlargement` per side. Source of the idea: ScaleDiff, arXiv 2510.25818.
     """
     return pixels + smooth(latent - pixels, enlargement / 2)
 
 
 def cropped(x: Tensor, plan: Plan, stage: StagePlan, factor: int = 1) -> Tensor:
-    """Returns what `stage` starts from: of the base (..., h, w) the plan's crop, of a later stage's result all.
+    """Crops x (..., h, w) to the input of `stage`: the plan's crop of the base image, or all of a later stage's result.
 
-    `factor` is the side of a latent cell in x: 1 in a latent, CELL in an image.
+    `factor` is the side of a latent cell in x: 1 for a latent, CELL for an image.
     """
     return plan.crop.times(factor).take(x) if stage.number == 1 else x
 
 
 def finish_stage(x: Tensor, base: Tensor, colours: Tensor | None = None) -> Tensor:
-    """Returns a stage's result with the scalar mean and standard deviation of each image of the base latent.
+    """Matches the scalar mean and standard deviation of a stage's result to the base latent, image by image.
 
-    `colours` is a latent (B, C, h, w), what the stage shows of the base, whose large areas are matched besides.
+    `colours` is the part (B, C, h, w) of the base latent that the stage shows. If given, the colors of large areas are
+    matched to it as well.
     """
     x = match_statistics(x, *mean_and_std(base))
     return x if colours is None else match_low_band(x, colours)
@@ -60,13 +61,13 @@ def finish_stage(x: Tensor, base: Tensor, colours: Tensor | None = None) -> Tens
 
 @dataclass(frozen=True)
 class SamplerTraits:
-    """What of a sampler decides how the skip residual acts."""
+    """The properties of a sampler that determine how the skip residual acts."""
 
     space: NoiseSpace
     gate: StepGate
-    """Tells at which of its model calls a step begins."""
+    """Determines which model calls begin a step."""
     stochastic: bool = False
-    """Whether it adds noise on the way."""
+    """Whether the sampler adds fresh noise."""
     guard: CallGuard | None = None
     """Raises if the sampler's calls do not fit the gate; None where that is known."""
 
@@ -74,8 +75,8 @@ class SamplerTraits:
 class StageRun:
     """Steers one sampling run at one size.
 
-    The owner calls `before_call` ahead of every model call with the sampler's own x, `denoise` for each prediction that
-    this call needs (one per batch of conds, any number of times), and `after_step` from the sampler's callback.
+    The owner calls `before_call` with the sampler's own x before every model call, `denoise` for each prediction in
+    this call (once per batch of conds, any number of times), and `after_step` from the sampler's callback.
     """
 
     def __init__(
@@ -94,9 +95,9 @@ class StageRun:
         self._guard = traits.guard
         self.call = -1
         self.predictions = 0
-        """How often `denoise` was called: a host that never does has sampled the whole latent in its own way."""
+        """Number of calls of `denoise`. If it is 0 at the end, the host has sampled the latent without DemoFusion."""
         self.level = self.timestep = 0.0
-        """Noise level of the current model call as the sampler counts it, and the model's timestep there."""
+        """Noise level of the current model call in the sampler's own units, and the model's timestep for it."""
         self.weights = Weights(1.0, 1.0, 1.0)
         self.local = local_views(stage.size, stage.window, stage.stride, unit=stage.unit)
         self.dilated = dilated_views(stage.size, stage.factor, stage.unit)
@@ -105,7 +106,7 @@ class StageRun:
         self._again: tuple[Tensor, float] | None = None
 
     def before_call(self, x: Tensor, level: Tensor, shown: Tensor | None = None) -> None:
-        """Blends the skip residual into x (B, C, H, W) in place where a step begins; draws this call's views.
+        """Blends the skip residual into x (B, C, H, W) in place if a step begins, and chooses the views of this call.
 
         `level` is the scalar noise level that the sampler hands to its model; `shown` is the sampler's own x if `x` is
         a copy of it, which the caller then writes back. Raises ValueError if x is of another size
@@ -115,7 +116,7 @@ class StageRun:
         if x.shape[-2:] != self.anchor.shape[-2:]:
             raise ValueError(OTHER_SIZE)
         self.call += 1
-        # a number for the device's kernels from here on: read on the device, every use of it would wait for the queue
+        # a Python number from here on: if it were read from the device, every use would wait for the queue
         level, self.timestep = self.space.read(level)
         self.level = float(level)
         self.weights = weights_at(self.timestep, self.settings)
@@ -127,11 +128,11 @@ class StageRun:
             if self._guard is not None:
                 self._guard.step_begins(x if shown is None else shown)
             self._blend(x, level, self.weights.skip)
-            # UniPC drops the tensors it evaluates, save the first
+            # UniPC discards the tensors that it evaluates, except the first
             self._again = (level, self.weights.skip) if self.call > 0 else None
 
     def after_step(self, i: int, x: Tensor, denoised: Tensor, shown: Tensor | None = None) -> None:
-        """Takes note of the sampler's callback for step `i` with its x and its prediction of the clean latent.
+        """Handles the sampler's callback for step `i`, with its x and its prediction of the clean latent.
 
         `shown` is the sampler's own x if `x` is a copy of it.
         """
@@ -142,7 +143,7 @@ class StageRun:
             self._blend(x, *self._again)
             self._again = None
         if self.stochastic:
-            # LCM goes on to write into this tensor
+            # LCM overwrites this tensor later
             self._denoised = denoised.clone()
 
     def end(self) -> None:
@@ -153,9 +154,9 @@ class StageRun:
     def denoise(
         self, evaluate: Evaluate, x: Tensor, correction: Tensor | float, batches: ViewBatches, copies: int = 1
     ) -> Tensor:
-        """Returns the fused prediction for x (N, C, H, W).
+        """Computes the fused prediction for x (N, C, H, W).
 
-        The rows may be conds and unconds of one call; `copies` says how many times over they hold the same images.
+        The rows can be conds and unconds of one call. `copies` is the number of times that they repeat the same images.
         """
         self.predictions += 1
         local = LocalPath(self.local, self._feathering)
@@ -163,11 +164,11 @@ class StageRun:
         return fuse(partial(batches.predictions, evaluate), x, local, dilated, self.weights.dilated)
 
     def _blur(self, x: Tensor) -> Tensor:
-        """Returns the blurred x (B, C, H, W), which the dilated views of this call are taken from."""
+        """Blurs x (B, C, H, W) for the dilated views of this call."""
         return blur_for_dilation(x, self.stage.factor, self.settings.sigma * self.weights.blur)
 
     def _blend(self, x: Tensor, level: Tensor, c1: float) -> None:
-        """The first call sets x exactly: the webui's DDIM noises it for the level above the one it begins at."""
+        """Blends x. The first call sets x exactly, because the webui's DDIM adds noise of the level above its first."""
         if self.call == 0:
             noise = self.noise * (1 + self.settings.extra_noise)
             x.copy_(noised(self.anchor, noise, level, self.space))

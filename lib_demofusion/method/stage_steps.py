@@ -1,4 +1,4 @@
-"""How many of a sampler's steps a stage runs, and the schedule that gives it as many as the sampler needs."""
+"""Computes the steps of a stage, and a schedule that is long enough for the sampler."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ FEWEST_TIMESTEPS = 4
 
 
 def schedule_steps(steps: int, settings: Settings) -> int:
-    """Returns the length of the stages' schedule, of which they run the last part, for a base pass of `steps` steps."""
+    """Returns the length of the stages' schedule for a base pass of `steps` steps. A stage runs the last part of it."""
     return min(steps, settings.hires_steps or steps)
 
 
 def steps_of_stage(steps: int, strength: float) -> int:
-    """Returns how many of a sampler's steps a stage runs: the last part of the schedule."""
+    """Returns the number of steps that a stage runs at the end of the schedule."""
     return max(1, round(steps * strength))
 
 
 def least_steps(name: str, order: int = 1) -> int:
-    """Returns how few steps the sampling function `name` can run; `order` is that of UniPC in the webui's settings."""
+    """Returns the minimum number of steps of the sampling function `name`. `order` is UniPC's order in the webui."""
     if name in TIMESTEP_SAMPLERS:
         return max(FEWEST_TIMESTEPS, order if name == "unipc" else 1)
     return 2 if name in TWO_NEEDED else 1
 
 
 def long_enough(steps: int, strength: float, least: int) -> int:
-    """Returns the shortest schedule of at least `steps` steps of whose last part `strength` a stage runs `least`.
+    """Returns the shortest schedule of at least `steps` steps whose last part `strength` has at least `least` steps.
 
-    So a stage begins at the noise that it would begin at, however few its steps.
+    With this, a stage begins at the same noise level even if it has very few steps.
     """
     while steps_of_stage(steps, strength) < least:
         steps += 1
@@ -47,10 +47,10 @@ def long_enough(steps: int, strength: float, least: int) -> int:
 
 @dataclass(frozen=True)
 class StageSteps:
-    """The schedule that a stage asks its sampler for, and the part of it that it runs."""
+    """The schedule of a stage, and the part of it that the stage runs."""
 
     schedule: int
-    """Steps of the whole schedule."""
+    """Number of steps in the whole schedule."""
     run: int
     """The stage begins at level `schedule - run` of it."""
 

@@ -1,8 +1,8 @@
-"""Tells the first model call of a sampler step from the others: the skip residual acts there and only there.
+"""Identifies the first model call of each sampler step. The skip residual is applied in this call only.
 
-The noise level cannot tell them apart: the second call of Heun is at the level of the next step's first, and so is the
-middle of DPM2 a and DPM++ 2S a at eta = 1. What can is the order of calls and callbacks, which every sampler keeps in
-its own way. The names are those of the sampling functions of k-diffusion and of the webui.
+The noise level is not sufficient: the second call of Heun has the level of the next step's first call, and so does the
+middle call of DPM2 a and DPM++ 2S a at eta = 1. The order of calls and callbacks identifies the calls, and each kind of
+sampler has its own order. The names are those of the sampling functions in k-diffusion and in the webui.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 TWO_CALLS = frozenset({"sample_heun", "sample_dpm_2", "sample_dpmpp_sde", "restart_sampler"})
 TWO_CALLS_ANCESTRAL = frozenset({"sample_dpm_2_ancestral", "sample_dpmpp_2s_ancestral"})
 TWO_CALLS_UNTIL_ZERO = frozenset({"sample_dpmpp_2s_ancestral_RF"})
-"""Of Forge Neo: a second call follows unless the next level is zero."""
+"""Samplers of Forge Neo that call the model a second time unless the next level is zero."""
 FLOW_FORMS = {
     "sample_dpm_2_ancestral": "sample_dpm_2_ancestral_RF",
     "sample_dpmpp_2s_ancestral": "sample_dpmpp_2s_ancestral_RF",
 }
-"""The functions that ancestral samplers of Forge and Forge Neo hand flow models over to."""
+"""The functions that run instead of ancestral samplers in Forge and Forge Neo if the model is a flow model."""
 NEVER_STOCHASTIC = frozenset({"sample_res_multistep", "sample_res_multistep_cfg_pp"})
 """Sampling functions that accept a noise sampler and no eta, and that nevertheless add no noise."""
 
@@ -27,7 +27,7 @@ ALWAYS_STOCHASTIC = frozenset({"sample_lcm", "restart_sampler", "sample_ddpm", "
 
 
 class StepGate:
-    """Gate of the samplers that call the model once a step."""
+    """Gate of samplers that call the model once per step."""
 
     blends_in_callback = False
     """Whether x must be blended once more in the callback, because the sampler drops the tensor that it evaluated."""
@@ -40,7 +40,7 @@ class StepGate:
         return True
 
     def after_step(self, i: int) -> None:
-        """Takes note of the sampler's callback for step `i`."""
+        """Handles the sampler's callback for step `i`."""
 
 
 class SkipCalls(StepGate):
@@ -60,7 +60,7 @@ class SkipCalls(StepGate):
 
 
 class CountedCalls(StepGate):
-    """Gate of samplers whose step starts are known by the number of the call."""
+    """Gate of samplers for which the number of the call determines whether a step begins."""
 
     def __init__(self, starts: Callable[[int], bool]):
         self._starts = starts
@@ -72,7 +72,7 @@ class CountedCalls(StepGate):
 
 
 class FirstCallAtNewLevel(StepGate):
-    """Gate of DPM adaptive, whose rejected steps begin again at the same level from the same, already blended x."""
+    """Gate of DPM adaptive. A rejected step starts again at the same level, from the x that was blended already."""
 
     rejects_steps = True
 
@@ -92,33 +92,33 @@ class FirstCallAtNewLevel(StepGate):
 
 
 class PredictorCorrector(StepGate):
-    """Gate of UniPC, which evaluates a predictor and goes on from the corrected x that only the callback shows."""
+    """Gate of UniPC, which evaluates a predicted x and continues from a corrected x that only the callback receives."""
 
     blends_in_callback = True
 
 
 def dpm_fast_orders(n: int) -> list[int]:
-    """Returns how many calls each step makes when DPM fast spends `n` calls (DPM-Solver, algorithm 3)."""
+    """Returns the number of calls in each step of DPM fast, for `n` calls in all (DPM-Solver, algorithm 3)."""
     steps = n // 3 + 1
     return [3] * (steps - 2) + [2, 1] if n % 3 == 0 else [3] * (steps - 1) + [n % 3]
 
 
 def dpm_fast_starts(n: int) -> set[int]:
-    """Returns the numbers of the calls that begin a step when DPM fast spends `n` calls."""
+    """Returns the numbers of the calls that begin a step of DPM fast, for `n` calls in all."""
     orders = dpm_fast_orders(n)
     return {sum(orders[:i]) for i in range(len(orders))}
 
 
 def sigma_down_is_zero(sigma: Tensor, sigma_next: Tensor, eta: float) -> bool:
-    """Returns whether an ancestral step replaces all of the noise, after which there is no second call.
+    """Returns whether an ancestral step replaces all of the noise. There is no second call in such a step.
 
-    In the precision of the sampler's own levels and in k-diffusion's order of operations: rounding decides too.
+    The result can depend on rounding, so this uses the precision of the sampler and k-diffusion's order of operations.
     """
     return bool(sigma_next == 0 or sigma_down(sigma, sigma_next, eta) == 0)
 
 
 def sigma_down(sigma: Tensor, sigma_next: Tensor, eta: float) -> Tensor:
-    """Returns the level that an ancestral step brings the noise down to before it adds some anew."""
+    """Returns the noise level after the deterministic part of an ancestral step, before it adds fresh noise."""
     if not eta:
         return sigma_next
     sigma_up = min(sigma_next, eta * (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5)
@@ -126,7 +126,7 @@ def sigma_down(sigma: Tensor, sigma_next: Tensor, eta: float) -> Tensor:
 
 
 def flow_sigma_down_is_zero(sigma: Tensor, sigma_next: Tensor, eta: float) -> bool:
-    """Returns whether an ancestral step of a flow model replaces all of the noise: the same by the rule of those."""
+    """Returns whether an ancestral step of a flow model replaces all of the noise."""
     return bool(sigma_next * (1 + (sigma_next / sigma - 1) * eta) == 0)
 
 
@@ -136,7 +136,7 @@ def flow_form(name: str) -> str:
 
 
 def more_calls_of(name: str, sigmas: Tensor, eta: float = 1.0) -> Callable[[int], int] | None:
-    """Returns how many calls follow the first one of step i in the sampling function `name`; None if always none.
+    """Returns the number of calls after the first one of step i in the sampling function `name`, or None if always 0.
 
     `sigmas` are the levels of the run, zero at the end. Sources: k-diffusion and the samplers of Forge and Forge Neo.
     """
@@ -183,9 +183,9 @@ def make_gate(
 
 
 def is_stochastic(name: str, eta: float | None, churn: float = 0.0, draws: bool = False) -> bool:
-    """Returns whether the sampling function draws fresh noise on its way; eta is None where it has no such argument.
+    """Returns whether the sampling function adds fresh noise. eta is None if it has no such argument.
 
-    `draws` says that the function accepts a noise sampler: without an eta it then adds noise in every step.
+    `draws` is True if the function accepts a noise sampler. Without an eta it then adds noise in every step.
     """
     if name in ALWAYS_STOCHASTIC or churn > 0:
         return True

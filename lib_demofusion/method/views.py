@@ -1,4 +1,4 @@
-"""Views of a big latent that a model of native size can denoise: overlapping crops and dilated sub-grids."""
+"""Views of a large latent at the native size of the model: overlapping crops and dilated sub-grids."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ class LocalView:
 
     @property
     def crop_size(self) -> Size:
-        """Returns the size of what `take` returns."""
+        """Returns the size of the crop that `take` returns."""
         return self.height, self.width
 
     def times(self, factor: int) -> LocalView:
-        """Returns the same rectangle where every cell is `factor` cells a side."""
+        """Scales the rectangle by `factor`."""
         return LocalView(*(factor * n for n in (self.top, self.left, self.height, self.width)))
 
     def take(self, x: Tensor) -> Tensor:
-        """Returns the crop of x (..., H, W) without copying."""
+        """Crops x (..., H, W) without copying."""
         return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
     def add_to(self, out: Tensor, values: Tensor, weight: float = 1.0) -> None:
-        """Adds weight times `values` (..., height, width) to this view's cells of `out` (..., H, W)."""
+        """Adds weight * `values` (..., height, width) to the cells of this view in `out` (..., H, W)."""
         self.take(out).add_(values, alpha=weight)
 
 
 @dataclass(frozen=True)
 class DilatedView:
-    """Every `factor`-th cell of a latent of size `size`, from the phase (row, column) of the padded grid on.
+    """Every `factor`-th cell of a latent of size `size`, starting at a phase (row, column) of the padded grid.
 
-    The grid is padded with zeros at its top and left to a multiple of `factor` times `unit`, so that all phases have
-    one size, a multiple of `unit`. (The reference pads in the same way, with a unit of 1.)
+    The grid is padded with zeros at the top and left to a multiple of `factor` times `unit`, so that all phases have
+    the same size, which is a multiple of `unit`. The reference pads in the same way, with a unit of 1.
     """
 
     row: int
@@ -55,16 +55,16 @@ class DilatedView:
 
     @property
     def crop_size(self) -> Size:
-        """Returns the size of what `take` returns."""
+        """Returns the size of the crop that `take` returns."""
         return dilated_size(self.size, self.factor, self.unit)
 
     def take(self, x: Tensor) -> Tensor:
-        """Returns the sub-grid of x (..., H, W), with padding where the phase begins before the latent does."""
+        """Returns the sub-grid of x (..., H, W), padded if the phase begins before the latent."""
         cells, lead_rows, lead_columns = self._cells(x)
         return F.pad(cells, (lead_columns, 0, lead_rows, 0)) if lead_rows or lead_columns else cells
 
     def add_to(self, out: Tensor, values: Tensor, weight: float = 1.0) -> None:
-        """Adds weight times `values`, shaped as `take` returns them, to this view's cells of `out` (..., H, W)."""
+        """Adds weight * `values`, in the shape that `take` returns, to the cells of this view in `out` (..., H, W)."""
         cells, lead_rows, lead_columns = self._cells(out)
         cells.add_(values[..., lead_rows:, lead_columns:], alpha=weight)
 
@@ -73,13 +73,13 @@ class DilatedView:
         return x[..., top :: self.factor, left :: self.factor], lead_rows, lead_columns
 
     def _first_cell(self, axis: int) -> tuple[int, int]:
-        """Returns the first cell that is in the latent, and how many padded ones the view has before it."""
+        """Returns the first cell inside the latent, and the number of padded cells of the view before it."""
         offset = self.offset(axis)
         lead = max(-(offset // self.factor), 0)
         return offset + lead * self.factor, lead
 
     def offset(self, axis: int) -> int:
-        """Returns the place of the view's first cell along an axis, negative in the padding."""
+        """Returns the position of the view's first cell along an axis. It is negative in the padding."""
         padding = -self.size[axis] % (self.factor * self.unit)
         return (self.row, self.column)[axis] - padding
 
@@ -88,10 +88,10 @@ View = LocalView | DilatedView
 
 
 def view_starts(length: int, window: int, stride: int, unit: int = 1) -> list[int]:
-    """Returns where views begin along one axis: as few as are at most `stride` cells apart, spread evenly.
+    """Returns the start positions of views along one axis: as few as possible, evenly spaced, at most `stride` apart.
 
-    The paper's code moves the last one back instead if the stride does not divide the way. Evenly, the same number of
-    views overlap more. All lengths are multiples of `unit`, and so are the results.
+    The paper's code moves the last view back instead if the stride does not divide the length. With even spacing, the
+    same number of views overlaps more. All lengths are multiples of `unit`, and so are the results.
     """
     if unit > 1:
         return [unit * start for start in view_starts(length // unit, window // unit, max(stride // unit, 1))]
@@ -100,18 +100,18 @@ def view_starts(length: int, window: int, stride: int, unit: int = 1) -> list[in
 
 
 def jitter_range(window: int, stride: int) -> int:
-    """Returns the largest shift of a view along one axis; adjacent views still overlap when moved apart by it."""
+    """Returns the largest shift of a view along one axis with which adjacent views still overlap."""
     return (window - stride) // 4
 
 
 def local_views(
     size: Size, window: Size, stride: Size, generator: torch.Generator | None = None, unit: int = 1
 ) -> list[LocalView]:
-    """Returns overlapping views that cover a latent of `size`, in rows from the top left.
+    """Returns overlapping views that cover a latent of `size`, row by row from the top left.
 
-    With a generator every view is shifted at random by up to `jitter_range` along each axis on which it touches no
-    border, and stopped at the borders: no view leaves the latent, and every cell stays covered. The sides of the views
-    are multiples of `unit` if those of the arguments are; the shifts are any number of cells.
+    With a generator, each view is shifted randomly by up to `jitter_range` along every axis on which it does not touch
+    a border. Shifts are clamped at the borders, so no view leaves the latent and every cell stays covered. The sides of
+    the views are multiples of `unit` if those of the arguments are. Shifts are not rounded to `unit`.
     """
     rows = view_starts(size[0], window[0], stride[0], unit)
     columns = view_starts(size[1], window[1], stride[1], unit)
@@ -143,12 +143,12 @@ def _shifts(
 
 
 def jitter_generator(stage: int, step: int) -> torch.Generator:
-    """Returns a generator that depends on (stage, step) alone, so an image is the same alone and in a batch."""
+    """Returns a generator seeded by (stage, step) only, so an image is the same alone and in a batch."""
     return torch.Generator().manual_seed(1_000_003 * stage + step)
 
 
 def dilated_views(size: Size, factor: int, unit: int = 1) -> list[DilatedView]:
-    """Returns the factor x factor phases of a latent of `size`; together they hold every cell once."""
+    """Returns the factor x factor phases of a latent of `size`. Together they contain every cell once."""
     return [DilatedView(row, column, factor, size, unit) for row in range(factor) for column in range(factor)]
 
 
@@ -159,9 +159,10 @@ def dilated_size(size: Size, factor: int, unit: int = 1) -> Size:
 
 
 def taper(size: Size, feather: float, device: torch.device | None = None) -> Tensor:
-    """Returns the weights (h, w) of a view's cells: a product of ramps along `feather` of each side at each border.
+    """Returns the weights (h, w) of a view's cells: a product of ramps over the fraction `feather` of each side.
 
-    The outermost cells keep some weight, for at the latent's borders no other view has them; `feather` 0 is constant 1.
+    The outermost cells keep some weight, because no other view covers them at the borders of the latent. A `feather` of
+    0 returns constant 1.
     """
     rows, columns = (_ramp(length, feather, device) for length in size)
     return rows[:, None] * columns

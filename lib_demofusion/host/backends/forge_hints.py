@@ -1,4 +1,4 @@
-"""The control models of Forge's family beside the stages: every batch of views is given its own part of the hints."""
+"""Runs the control models of Forge's family on batches of views, each with its own crop of the hints."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from lib_demofusion.method.views import View
 
 
 class Held:
-    """Stands before the linked list of a UNet's control models, which the host asks of the whole latent.
+    """Replaces the head of a UNet's linked list of control models, which the host would run on the whole latent.
 
-    It says nothing to the host, hands on all else that is asked of the first of them, and asks them of views.
+    For the host it returns no control. It runs the control models on batches of views instead, and forwards all other
+    attributes to the first of them.
     """
 
     def __init__(self, first: Any, stage: StagePlan, plan: Plan | None = None):
@@ -25,14 +26,14 @@ class Held:
         self._hints = {id(control): _hint(control, stage, plan) for control in chain(first)}
 
     def get_control(self, *args: Any, **kwargs: Any) -> None:
-        """Answers the host, for the latent as a whole."""
+        """Returns no control for the whole latent."""
         return
 
     def pre_run(self, *args: Any) -> None:
-        """The host calls this of every one in the list."""
+        """Does nothing. The host calls this for every control model in the list."""
 
     def cleanup(self) -> None:
-        """The host calls this of every one in the list."""
+        """Does nothing. The host calls this for every control model in the list."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.previous_controlnet, name)
@@ -40,7 +41,7 @@ class Held:
     def add_to(
         self, cond: dict[str, Any], crops: Tensor, levels: Tensor, chunks: Sequence[int], views: Sequence[View]
     ) -> None:
-        """Adds to the cond of a batch of views what the control models make of it."""
+        """Adds the output of the control models to the cond of a batch of views."""
         options = cond["transformer_options"]
         for control in chain(self.previous_controlnet):
             if hasattr(control, "transformer_options"):
@@ -48,17 +49,17 @@ class Held:
             hint = self._hints[id(control)]
             if hint is not None:
                 if hasattr(control, "control_input"):
-                    # an adapter remembers what it made of its hint
+                    # an adapter caches the features of its hint
                     control.control_input = None
                 control.cond_hint = _rows([hint.for_view(view) for view in views], len(crops), crops, control)
         first = self.previous_controlnet
-        # reForge hands the options over, Forge leaves them on the control model
+        # reForge passes the options, Forge stores them on the control model
         more = () if hasattr(first, "transformer_options") else (options,)
         cond["control"] = first.get_control(crops, levels, dict(cond), len(chunks), *more)
 
 
 def chain(first: Any) -> list[Any]:
-    """Returns the control models of a linked list."""
+    """Lists the control models of a linked list."""
     found = []
     while first is not None:
         found.append(first)
@@ -67,7 +68,7 @@ def chain(first: Any) -> list[Any]:
 
 
 def _hint(control: Any, stage: StagePlan, plan: Plan | None) -> StageHint | None:
-    """Returns a control model's hint at the sizes of a stage, in main memory; None where it has no image."""
+    """Returns a control model's hint at the sizes of a stage, on the CPU, or None if it has no image."""
     hint = getattr(control, "cond_hint_original", None)
     if not isinstance(hint, Tensor) or hint.ndim != 4:
         return None
@@ -77,7 +78,7 @@ def _hint(control: Any, stage: StagePlan, plan: Plan | None) -> StageHint | None
 
 
 def _rows(parts: list[Tensor], rows: int, crops: Tensor, control: Any) -> Tensor:
-    """Returns the parts of all views, view-major and one for each row of the crops, as the control model takes them."""
+    """Crops the hint for all views, view-major, with one crop per row of the batch."""
     each = rows // len(parts)
     if getattr(control, "channels_in", None) == 1:
         parts = [part.mean(1, keepdim=True) for part in parts]
@@ -89,5 +90,5 @@ def _rows(parts: list[Tensor], rows: int, crops: Tensor, control: Any) -> Tensor
 
 
 def _of_images(part: Tensor, rows: int) -> Tensor:
-    """Returns the hints of a batch's images for conds and unconds, image by image like their rows."""
+    """Repeats the hints of a batch's images for cond and uncond, in the order of their rows."""
     return part.repeat(-(-rows // len(part)), 1, 1, 1)[:rows]
