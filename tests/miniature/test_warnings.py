@@ -16,6 +16,7 @@ from in_process import Webui
 from modules import shared
 
 from lib_demofusion.host import options
+from lib_demofusion.host.backends.families import Family
 from lib_demofusion.host.panel import limits, line, warnings
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.host.pictures import vae
@@ -122,6 +123,17 @@ def test_what_few_steps_cannot_do_is_warned_of(webui: Webui) -> None:
     for args in ({"preset": "Turbo"}, {"preset": "Balanced", "overlap": 0.5}, {"preset": "Fast"}):
         assert warnings.TURBO_BETTER not in said(args, **FEW)
     assert warnings.TURBO_BETTER not in said({"preset": "Paper"})
+
+
+def test_a_model_with_built_in_guidance_needs_no_higher_cfg_scale(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flux.1 dev runs at CFG 1; with few steps the sentence is as true of it as of others."""
+    assert warnings.TURBO_BETTER in said({"preset": "Paper"}, steps=20, cfg_scale=1)
+    monkeypatch.setattr(warnings.timing, "loaded_model", lambda: SimpleNamespace())
+    monkeypatch.setattr(warnings.host(), "family", lambda model: Family("A", flow=True, distilled=True))
+    assert warnings.TURBO_BETTER not in said({"preset": "Paper"}, steps=20, cfg_scale=1)
+    assert warnings.TURBO_BETTER in said({"preset": "Paper"}, steps=6, cfg_scale=1)
 
 
 @pytest.mark.parametrize(

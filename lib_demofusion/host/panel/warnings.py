@@ -28,10 +28,11 @@ LARGEST_SIDE = 16384
 
 
 def of_few_steps(chosen: Settings, settings: Settings, tab: TabValues) -> list[str]:
-    """Returns what is said where the tab's values look like those for a few-step model."""
+    """Returns the sentence for values of the tab that look like those for a few-step model, or none."""
     if settings.preset != chosen.preset:
         return [word(TURBO_CHOSEN)]
-    if needs_more_steps(settings, tab.step_count, tab.cfg_scale or 0):
+    distilled = host().family(timing.loaded_model()).distilled
+    if needs_more_steps(settings, tab.step_count, tab.cfg_scale or 0, distilled):
         return [problem_html(word(TURBO_BETTER))]
     return []
 
