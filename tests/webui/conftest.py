@@ -29,6 +29,7 @@ from webui import hosts
 
 ROOT = Path(__file__).parents[2]
 FAULTS = Path(__file__).parent / "faults"
+THIN = Path(__file__).parent / "thin_text_encoders"
 TITLE = "DemoFusion Hires"
 DEFAULTS = {"demofusion_default_preset": "Paper"}
 """Tests that name no preset use the paper's values."""
@@ -142,6 +143,8 @@ def started(folder: Path, data: Path, *flags: str, checkpoints: str | None = Non
     (data / "extensions").mkdir()
     _install(ROOT, data / "extensions" / "sd-webui-demofusion-hires")
     _install(FAULTS, data / "extensions" / "demofusion-test-faults")
+    if hosts.find(folder) is hosts.NEO:
+        _install(THIN, data / "extensions" / "thin-text-encoders")
     settings: dict[str, Any] = {"emphasis": "No norm", "live_previews_enable": False, "samples_save": False, **DEFAULTS}
     # Forge Neo uses the layer before the last by default
     settings["CLIP_stop_at_last_layers"] = 1

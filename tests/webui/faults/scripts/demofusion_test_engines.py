@@ -37,8 +37,19 @@ def engines():
     return {cls.__name__: host().family(made(cls)).refusal is None for cls in possible_models}
 
 
+def family():
+    """Returns what DemoFusion knows of the loaded model."""
+    from modules import sd_models
+
+    from lib_demofusion.host.backends import host
+
+    found = host().family(sd_models.model_data.sd_model)
+    return {"name": found.name, "flow": found.flow, "unit": found.unit, "refusal": found.refusal}
+
+
 def add_route(demo, app):
     app.add_api_route("/demofusion-test/engines", engines, methods=["GET"])
+    app.add_api_route("/demofusion-test/family", family, methods=["GET"])
 
 
 if "possible_models" in globals():
