@@ -20,6 +20,12 @@ from lib_demofusion.settings.spec import SettingsError
 logger = logging.getLogger("DemoFusion")
 
 JOB = "_demofusion_job"
+ASKED_SIZE = "_demofusion_asked_size"
+
+
+def before_process(p: Any) -> None:
+    """Notes the size that was asked for: Forge Neo rounds it to multiples of 64 before `process`."""
+    setattr(p, ASKED_SIZE, (p.width, p.height))
 
 
 def process(p: Any, args: Sequence[object]) -> None:
@@ -45,7 +51,14 @@ def process(p: Any, args: Sequence[object]) -> None:
     except SettingsError as error:
         report_problem(p, str(error))
         return
+    _note_rounding(p)
     setattr(p, JOB, Job(p, settings, to_infotext(settings, known)))
+
+
+def _note_rounding(p: Any) -> None:
+    asked = getattr(p, ASKED_SIZE, (p.width, p.height))
+    if asked != (p.width, p.height):
+        report_note(p, f"this webui makes a base image of {p.width}x{p.height} in place of {asked[0]}x{asked[1]}")
 
 
 def _default_preset(p: Any, args: Sequence[object], known: Offers) -> str:

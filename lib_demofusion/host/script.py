@@ -33,6 +33,9 @@ class DemoFusionHires(scripts.Script):
     def after_component(self, component: Any, **kwargs: Any) -> None:
         page.component_of_tab(self, component, kwargs.get("elem_id"))
 
+    def before_process(self, p: Any, *args: Any) -> None:
+        hooks.before_process(p)
+
     def process(self, p: Any, *args: Any) -> None:
         hooks.process(p, args)
 

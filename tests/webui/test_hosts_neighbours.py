@@ -100,7 +100,7 @@ UNKNOWN_ENGINES = {"StableDiffusion3", "StableDiffusionXLRefiner", "Wan", "PiD"}
 
 
 def test_every_engine_is_known_or_refused(webui: Webui) -> None:
-    """Tests all engines that this webui can load, by its own classes. A new one needs a record in the table of families."""
+    """Tests all engines of this webui, by its own classes. A new one needs a record in the table of families."""
     try:
         with urllib.request.urlopen(f"{webui.url}/demofusion-test/engines") as answer:
             engines: dict[str, bool] = json.load(answer)
