@@ -1,4 +1,4 @@
-"""An autoencoder in the layout of Stable Diffusion's, with random weights, and latents such as pictures have."""
+"""Defines an autoencoder with Stable Diffusion's layout and random weights, and latents like those of images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """A residual block of the layout."""
+    """A residual block of this layout."""
 
     def __init__(self, inputs: int, outputs: int, groups: int):
         super().__init__()
@@ -26,7 +26,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """The attention of the layout."""
+    """The attention of this layout."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -40,7 +40,7 @@ class Attention(nn.Module):
 
 
 class Up(nn.Module):
-    """Twice the size."""
+    """Doubles the size."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -51,7 +51,7 @@ class Up(nn.Module):
 
 
 class Down(nn.Module):
-    """Half the size, padded at the right and below only."""
+    """Halves the size, with padding only at the right and at the bottom."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -62,7 +62,7 @@ class Down(nn.Module):
 
 
 class Network(nn.Module):
-    """What decoder and encoder share."""
+    """The part that the decoder and the encoder share."""
 
     levels: nn.ModuleList
 
@@ -92,7 +92,7 @@ class Network(nn.Module):
 
 
 class Decoder(Network):
-    """(B, 4, h, w) to (B, 3, H, W); `attends` adds attentions to the levels, as ldm's attn_resolutions do."""
+    """Decodes (B, 4, h, w) to (B, 3, H, W). `attends` adds attentions to the levels, like ldm's attn_resolutions."""
 
     def __init__(self, ch: int = 8, mult: tuple[int, ...] = (1, 2, 4, 4), groups: int = 4, attends: bool = False):
         super().__init__()
@@ -118,7 +118,7 @@ class Decoder(Network):
 
 
 class Encoder(Network):
-    """(B, 3, H, W) to (B, 8, h, w)."""
+    """Encodes (B, 3, H, W) to (B, 8, h, w)."""
 
     def __init__(self, ch: int = 8, mult: tuple[int, ...] = (1, 2, 4, 4), groups: int = 4):
         super().__init__()
@@ -144,7 +144,7 @@ class Encoder(Network):
 
 
 def randomised(network: nn.Module, seed: int = 0) -> Any:
-    """Gives a network weights under which every block matters and its output has unit scale."""
+    """Sets weights with which every block matters and the output has unit scale."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.eval().requires_grad_(False).modules():
         if isinstance(module, nn.Conv2d):
@@ -157,7 +157,10 @@ def randomised(network: nn.Module, seed: int = 0) -> Any:
 
 
 def picture_like(channels: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """A field (1, C, H, W) that is smooth above and textured below, with one bright spot: no part is like the whole."""
+    """Returns a field (1, C, H, W), smooth at the top, textured at the bottom, with one bright spot.
+
+    No part resembles the whole.
+    """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(2, channels, height, width, generator=generator)
     smooth = F.interpolate(noise[:1, :, ::6, ::6], size=(height, width), mode="bicubic")
@@ -168,5 +171,5 @@ def picture_like(channels: int, height: int, width: int, seed: int = 0) -> Tenso
 
 
 def autoencoder() -> Any:
-    """An object with a decoder and an encoder, as first_stage_model has them."""
+    """Returns an object with a decoder and an encoder, like first_stage_model."""
     return SimpleNamespace(decoder=randomised(Decoder()), encoder=randomised(Encoder()))

@@ -1,4 +1,4 @@
-"""Options of the test run."""
+"""Defines the options of the test run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import pytest
 from hypothesis import settings
 
-# the same examples in every run there: a new one that fails belongs to the change that it is found with
+# In CI every run uses the same examples, so a new failure is due to the change under test.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")

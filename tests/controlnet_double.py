@@ -1,4 +1,7 @@
-"""A stand-in for the ControlNet extension, by the contract of its scripts/hook.py: units, their hints, and the hook."""
+"""A stand-in for the ControlNet extension: units, hints and the hook.
+
+It follows the contract of scripts/hook.py.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ Mode = Enum("Mode", "RESIZE INNER_FIT OUTER_FIT")
 
 
 class Unit:
-    """What the hook holds of a unit; a new hint clears what was made of the one before."""
+    """The hook's data of one unit. A new hint clears the data that was computed from the previous one."""
 
     def __init__(self, hint: Any, kind: str = "ControlNet", preprocessor: str = "none", **values: Any):
         self._hint_cond = hint
@@ -44,7 +47,7 @@ class Unit:
 
 
 class Adapter:
-    """A T2I adapter computes once what it makes of its hint."""
+    """A T2I adapter, which computes its control once for each hint."""
 
     def __init__(self) -> None:
         self.control_model = None
@@ -60,7 +63,7 @@ class Adapter:
 
 
 class Lite:
-    """ControlNet-LLLite keeps its hint in the layers that it adds to the UNet, in -1..1."""
+    """ControlNet-LLLite, which keeps its hint in -1..1 in the layers that it adds to the UNet."""
 
     def __init__(self, hint: Tensor) -> None:
         layer = SimpleNamespace(cond_image=hint * 2 - 1, cond_emb=None)
@@ -74,7 +77,7 @@ class Lite:
 
 
 def control_of(hint: Tensor) -> Tensor:
-    """The mean of the hint's colours in every cell, as a latent of four channels."""
+    """Returns the mean of the hint's colours in every cell, as a latent of four channels."""
     return F.avg_pool2d(hint[:, :3].mean(1, keepdim=True), CELL).expand(-1, 4, -1, -1)
 
 
@@ -91,7 +94,7 @@ class Network:
         return control_of(hint)
 
     def control(self, x: Tensor) -> Tensor:
-        """What the hook adds for x (N, 4, h, w): the sum of all units; rows and sizes must fit exactly."""
+        """Returns the sum of all units' controls for x (N, 4, h, w). Rows and sizes must fit exactly."""
         total = torch.zeros_like(x)
         for unit in self.control_params:
             if unit.used_hint_cond is None:
@@ -142,12 +145,12 @@ class Neighbour:
 
 
 def state(units: list[Unit]) -> list[dict[str, Any]]:
-    """Everything that the units hold, by identity."""
+    """Returns everything that the units hold, by identity."""
     return [dict(vars(unit)) for unit in units]
 
 
 def job(network: Network | None) -> Any:
-    """A job on whose UNet the network is hooked."""
+    """Returns a job whose UNet is hooked by the network."""
     unet = SimpleNamespace(in_channels=4)
     if network is not None:
         network.model = unet

@@ -1,8 +1,8 @@
-"""Samplers of flow models, written from their formulas: x = (1 - sigma) signal + sigma noise.
+"""Samplers of flow models, written from their formulas, with x = (1 - sigma) signal + sigma noise.
 
-Each takes `steps`, which decides what happens at a model call: `first(x, sigma)` returns x and the prediction of the
-call that begins a step, `again(x, sigma)` that of any other call, and `draw()` is unit noise. The names are those of
-the functions in Forge and Forge Neo that make the same calls.
+Each takes a `steps` object, which defines the model calls. `first(x, sigma)` returns x and the prediction of the call
+that begins a step. `again(x, sigma)` returns the prediction of any other call. `draw()` returns unit noise. Each
+sampler has the name of the function in Forge and Forge Neo that makes the same calls.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def down_and_up(sigma: Tensor, target: Tensor, eta: float) -> tuple[Tensor, Tens
 
 
 def toward(x: Tensor, denoised: Tensor, ratio: Tensor) -> Tensor:
-    """The exact step of the probability flow while the prediction stays the same."""
+    """Returns the exact step of the probability flow for a constant prediction."""
     return ratio * x + (1 - ratio) * denoised
 
 
@@ -52,7 +52,7 @@ def dpmpp_2s_ancestral(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> T
         if target == 0:
             return denoised
         down, keep, up = down_and_up(sigma, target, eta)
-        # the middle in the logarithm of the signal-to-noise ratio
+        # the midpoint in the logarithm of the signal-to-noise ratio
         odds = ((sigma / (1 - sigma)) * (down / (1 - down))).sqrt()
         middle = odds / (1 + odds) if sigma < 1 else torch.tensor(0.9999, dtype=sigma.dtype)
         x = toward(x, steps.again(toward(x, denoised, middle / sigma), middle), down / sigma)
@@ -75,7 +75,7 @@ def dpm_2_ancestral(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tens
 
 
 def dpmpp_sde(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
-    """DPM-Solver++ (stochastic) in k-diffusion's space, which a flow model's x is brought to and back."""
+    """DPM-Solver++ (stochastic) in k-diffusion's space. A flow model's x is converted to it and back."""
     for sigma, target in pairwise(sigmas):
         x, denoised = steps.first(x, sigma)
         if target == 0:
@@ -114,7 +114,7 @@ def lcm(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
 
 
 def _renoised(x: Tensor, denoised: Tensor, span: tuple[Tensor, Tensor], eta: float, steps: Steps) -> Tensor:
-    """An ancestral step of k-diffusion's space over a span of its sigma."""
+    """Applies an ancestral step in k-diffusion's space over an interval of its sigma."""
     sigma, target = span
     up = (eta * target * (1 - (target / sigma) ** 2).sqrt()).clamp_max(target)
     return toward(x, denoised, (target**2 - up**2).sqrt() / sigma) + up * steps.draw()

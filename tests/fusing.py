@@ -1,4 +1,4 @@
-"""The fused prediction from plain arguments, one view at a time where nothing else is said."""
+"""Computes the fused prediction from plain arguments, by default one view at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lib_demofusion.method.views import DilatedView, LocalView
 
 
 def evaluations(stage: StagePlan, c2: float = 0.5) -> int:
-    """How many views a stage evaluates in a model call in which the dilated path has weight c2."""
+    """Returns the number of views that a stage evaluates in a model call, if the dilated path has the weight c2."""
     return (stage.local_count if c2 < 1 else 0) + (stage.dilated_count if c2 > 0 else 0)
 
 
@@ -31,7 +31,7 @@ def fuse(
     copies: int = 1,
     feathering: Feathering | None = None,
 ) -> Tensor:
-    """What `fusion.fuse` returns."""
+    """Calls `fusion.fuse` and returns its result."""
     predict = partial((batches or ViewBatches(1)).predictions, evaluate)
     paths = fusion.LocalPath(local, feathering or Feathering()), fusion.DilatedPath(dilated, blur, correction, copies)
     return fusion.fuse(predict, x, *paths, c2)

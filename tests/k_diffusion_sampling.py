@@ -1,4 +1,4 @@
-"""k-diffusion's samplers and denoisers without the rest of it, whose package imports torchvision, wandb and more."""
+"""Loads k-diffusion's samplers and denoisers alone, because its package imports torchvision, wandb and more."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ STUB = "torchvision.transforms.functional"
 
 
 def is_within(name: str, package: str) -> bool:
-    """Whether a module is the package or in it."""
+    """Returns whether a module is the package itself or belongs to it."""
     return name == package or name.startswith(f"{package}.")
 
 
 @contextmanager
 def modules_restored(*packages: str) -> Iterator[None]:
-    """Hides the packages' modules inside, and puts sys.modules back as it was for them afterwards."""
+    """Hides the modules of the packages within the context, and restores their entries in sys.modules afterwards."""
 
     def loaded() -> dict[str, ModuleType]:
         return {
@@ -56,14 +56,14 @@ def add_stub(name: str) -> None:
 
 @functools.cache
 def load(module: str = "sampling") -> ModuleType:
-    """The installed package's module of that name; sys.modules is left as it was found."""
+    """Returns the installed package's module of that name, and leaves sys.modules unchanged."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError(f"No package named {PACKAGE!r}; see requirements-nodeps.txt", name=PACKAGE)
 
     with modules_restored(PACKAGE, STUB.partition(".")[0]):
         add_stub(STUB)
-        # A package that has the right folder but never runs the real __init__.
+        # a package with the right folder that does not run the real __init__
         package = ModuleType(PACKAGE)
         package.__path__ = list(spec.submodule_search_locations)
         sys.modules[PACKAGE] = package

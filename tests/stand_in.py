@@ -1,4 +1,4 @@
-"""Lets the tests of two folders import the stand-in for the webui, and the webui's old packages without their noise."""
+"""Lets the tests of two folders import the stand-in for the webui, without warnings from its old packages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ for folder in (TESTS.parent / "trial" / "webui", TESTS / "miniature"):
         sys.path.insert(0, str(folder))
 
 with warnings.catch_warnings():
-    # gradio 3.41.2 and its web framework are older than the packages below them
+    # gradio 3.41.2 and its web framework are older than the packages that they depend on
     warnings.simplefilter("ignore")
     import gradio  # noqa: F401
     import k_diffusion.external

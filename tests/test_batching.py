@@ -1,4 +1,4 @@
-"""View batches under memory that runs out at any point, and the memory that fusion itself takes."""
+"""Tests batches of views if memory runs out at any point, and the memory that fusion itself allocates."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lib_demofusion.settings.fields import Settings
 
 
 def model(crops: Tensor, rows: slice) -> Tensor:
-    """A denoiser that treats every row in its own way, so that mixed up rows are seen."""
+    """A denoiser that treats every row differently, so that the tests notice swapped rows."""
     gain = torch.arange(10.0)[rows].repeat(len(crops) // (rows.stop - rows.start))
     return torch.tanh(crops) * (1 + gain.view(-1, 1, 1, 1))
 
 
 class SmallMemory:
-    """A model on a device that holds `limit` rows at once, and fails at the attempts named besides."""
+    """A model on a device that holds `limit` rows at once. It also fails at the given attempts."""
 
     def __init__(self, limit: int = 1000, failing: Sequence[int] = ()):
         self.limit, self.failing = limit, set(failing)
@@ -64,7 +64,7 @@ def fused(evaluate: SmallMemory, batches: ViewBatches, window: tuple[int, int] =
 EXPECTED = fused(SmallMemory(), ViewBatches(1))
 CALLS = 4 * 4 + 4
 SHARED = (10, 14)
-"""The window of the dilated views' size, whose views share batches with them."""
+"""A window of the dilated views' size. Local and dilated views of one size share batches."""
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 7, 16, 1000])
@@ -108,7 +108,7 @@ def test_one_failure_of_a_shared_batch_costs_nothing_but_time(views: int) -> Non
 
 
 def test_memory_is_watched_for_the_first_batch_only() -> None:
-    """The webui shows the peak that watching resets."""
+    """The webui reports the peak, and watching resets it."""
     memory, begun = SmallMemory(), []
     memory.begin = lambda: begun.append(len(memory.attempts))
     fused(memory, ViewBatches(0, memory), SHARED)
@@ -140,7 +140,7 @@ def test_automatic_batch_is_what_the_free_memory_holds() -> None:
     memory = SmallMemory()
     batches = ViewBatches(0, memory)
     fused(memory, batches)
-    assert batches.views == 4  # 80 % of 1000 at 130 a view, down to a power of two
+    assert batches.views == 4  # 80 % of 1000 at 130 per view, rounded down to a power of two
     assert memory.attempts[:2] == [2, 8]
     memory.peak = lambda: 1
     batches = ViewBatches(0, memory)
@@ -149,7 +149,7 @@ def test_automatic_batch_is_what_the_free_memory_holds() -> None:
 
 
 def test_views_of_a_larger_size_are_measured_for_themselves() -> None:
-    """At 1.5x a dilated view is smaller than a local one, and may be all that the first calls evaluate."""
+    """At 1.5x a dilated view is smaller than a local one, and the first calls may evaluate only dilated views."""
     memory = SmallMemory()
     memory.peak = lambda: cells[-1]
     cells: list[int] = []
@@ -163,7 +163,7 @@ def test_views_of_a_larger_size_are_measured_for_themselves() -> None:
     small = [(view, X) for view in dilated_views(SIZE, 4)]
     large = [(view, X) for view in local_views(SIZE, (10, 14), (5, 7))]
     assert len(list(batches.predictions(evaluate, small, 2))) == 16
-    assert memory.attempts == [1, 15]  # 5 x 7 cells: 22 fit, and 16 are the most
+    assert memory.attempts == [1, 15]  # 5 x 7 cells: 22 would fit, and the maximum is 16
     assert len(list(batches.predictions(evaluate, large, 2))) == 9
     assert batches.views == 4  # 10 x 14 cells: 5 fit
     assert memory.attempts[2:] == [1, 4, 4]
@@ -205,7 +205,7 @@ def test_fusion_takes_at_most_four_latents_and_the_batch(c2: float, copies: int)
             copies,
         )
     assert bytes_.peak <= 4 * latent + 3 * batch
-    # the accumulator and the blurred latent: the count counts
+    # the accumulator and the blurred latent: this shows that the count works
     assert c2 in (0.0, 1.0) or bytes_.peak >= (1 + 1 / copies) * latent
 
 

@@ -1,4 +1,7 @@
-"""A stage under a sampler whose calls do not fit its gate fails, and no known sampler is taken for such a one."""
+"""Tests the guard of a stage.
+
+The stage fails if its sampler's calls do not fit the gate. No known sampler fails.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ def test_no_false_alarm_on_timestep_samplers(name, host, explicit, timesteps, et
 
 
 def scaled_copy(model, x, sigmas, callback, disable) -> Tensor:
-    """As UniPC of Forge Neo, which samples x / sqrt(1 + sigma^2) and hands its model a copy of another scale."""
+    """Imitates Forge Neo's UniPC.
+
+    It samples x / sqrt(1 + sigma^2) and passes the model a copy with another scale.
+    """
     x = x / (1 + sigmas[0] ** 2).sqrt()
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         scale = (1 + sigma**2).sqrt()
@@ -58,12 +64,12 @@ def plain_copy(model, x, sigmas, callback, disable) -> Tensor:
 
 
 def callback_first(model, x, sigmas, callback, disable) -> Tensor:
-    """Two calls a step; the callback runs after the first."""
+    """Makes two calls per step. The callback runs after the first."""
     return sampling.sample_heun(model, x, sigmas, callback=callback, disable=disable)
 
 
 def callback_last(model, x, sigmas, callback, disable) -> Tensor:
-    """Two calls a step; the callback runs after the second."""
+    """Makes two calls per step. The callback runs after the second."""
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(x, sigma * x.new_ones(len(x)))
         middle = denoised + (target / sigma) ** 0.5 * (x - denoised)
@@ -74,7 +80,7 @@ def callback_last(model, x, sigmas, callback, disable) -> Tensor:
 
 
 def mirrored(model, x, sigmas, callback, disable) -> Tensor:
-    """As Kohaku LoNyu Yog, which also evaluates -x."""
+    """Imitates Kohaku LoNyu Yog, which also evaluates -x."""
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         ones = x.new_ones(len(x))
         denoised = model(x, sigma * ones)
@@ -93,12 +99,12 @@ def no_callback(model, x, sigmas, callback, disable) -> Tensor:
 
 
 def fewer_calls(model, x, sigmas, callback, disable) -> Tensor:
-    """One call a step, although its gate expects two."""
+    """Makes one call per step, although its gate expects two."""
     return sampling.sample_euler(model, x, sigmas, callback=callback, disable=disable)
 
 
 def shows_first_x(model, x, sigmas, callback, disable) -> Tensor:
-    """As IPNDM and DEIS of Forge, whose callback always shows the x that they received."""
+    """Imitates Forge's IPNDM and DEIS, whose callback always shows the x that they received."""
     current = x
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(current, sigma * x.new_ones(len(x)))
@@ -143,7 +149,7 @@ def test_unipc_under_the_gate_of_others_is_noticed() -> None:
 
 
 class Unreadable(torch.Tensor):
-    """A tensor whose values may not be read, as reading would wait for the device."""
+    """A tensor whose values must not be read, because reading would wait for the device."""
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,4 +1,7 @@
-"""Keep colors in the picture: planted drifts, edges, whites, masks and base noise, and SciPy's low-pass filter."""
+"""Tests Keep colors on decoded images: known drifts, edges, whites, masks and noise in the base.
+
+The reference for the low-pass filter is SciPy's.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from lib_demofusion.method import colors
 from lib_demofusion.method.colors import match_colors_
 
 LEVEL = 2 / 255
-"""One of 255 in -1..1."""
+"""One level of 255 on the scale -1..1."""
 
 SIZES = [((128, 128), (512, 512)), ((192, 128), (384, 256)), ((104, 152), (168, 248)), ((64, 64), (512, 512))]
-"""Of a base picture and of a larger one: square, portrait, a ratio that is not whole, 8x."""
+"""The sizes of a base image and of a larger one: square, portrait, a fractional ratio, and 8x."""
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -25,7 +28,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def smooth_picture(size: tuple[int, int], seed: int = 0) -> Tensor:
-    """A picture (3, h, w) of soft areas in -0.6..0.6."""
+    """Returns an image (3, h, w) of soft areas in -0.6..0.6."""
     areas = F.interpolate(randn(1, 3, 6, 6, seed=seed).tanh() * 0.6, size, mode="bicubic", align_corners=False)
     return areas[0].clamp(-0.6, 0.6)
 
@@ -35,13 +38,13 @@ def enlarged(base: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def fine(size: tuple[int, int], amplitude: float) -> Tensor:
-    """Detail (3, H, W) that a base picture does not have: a checkerboard of pixels with random strength."""
+    """Returns detail (3, H, W) that a base image does not have: a checkerboard of pixels with random strength."""
     signs = (torch.arange(size[0])[:, None] + torch.arange(size[1])) % 2 * 2.0 - 1
     return amplitude * signs * (1 + 0.3 * randn(3, *size, seed=5).clamp(-2, 2))
 
 
 def drift_of_blocks(one: Tensor, other: Tensor, count: int = 4) -> float:
-    """Largest difference between the mean colors of blocks, in levels of 255."""
+    """Returns the largest difference between the mean colors of blocks, in levels of 255."""
     means = [F.adaptive_avg_pool2d(picture[None].double(), count) for picture in (one, other)]
     return float((means[0] - means[1]).abs().max() / LEVEL)
 
@@ -79,19 +82,22 @@ def test_colors_that_are_right_stay() -> None:
 
 
 def two_areas(side: int, left: float, right: float) -> Tensor:
-    """A picture (3, side, side) of two flat areas."""
+    """Returns an image (3, side, side) of two flat areas."""
     return torch.where(torch.arange(side) < side // 2, left, right).expand(3, side, side).clone()
 
 
 def halo(picture: Tensor, clean: Tensor, base_pixel: int) -> float:
-    """Largest error of columns, in levels of 255, beside an edge in the middle that base pixels are wide."""
+    """Returns the largest error of a column near the edge in the middle, in levels of 255.
+
+    It looks at the columns within one pixel of the base.
+    """
     error = (picture - clean).mean((0, 1)).abs() / LEVEL
     middle = len(error) // 2
     return float(torch.cat([error[: middle - base_pixel], error[middle + base_pixel :]]).max())
 
 
 def plain_low_pass(picture: Tensor, base: Tensor) -> Tensor:
-    """The wavelet color fix without regard of edges."""
+    """Applies the wavelet color fix without edge detection."""
     low = picture - enlarged(base, tuple(picture.shape[-2:]))
     blurred = ndimage.gaussian_filter(low.double().numpy(), (0, 16, 16), mode="nearest")
     return picture - torch.from_numpy(blurred).float()
@@ -114,7 +120,7 @@ def test_an_edge_that_is_sharper_than_the_base_s_gets_no_halo() -> None:
 @pytest.mark.parametrize("sign", [1, -1], ids=["white", "black"])
 @pytest.mark.parametrize("edge", [False, True])
 def test_bright_and_dark_areas_do_not_clip(sign: int, edge: bool) -> None:
-    """The base is all but white where the picture is paler and has detail, which a shift would push out of range."""
+    """Where the image is paler and has detail, the base is almost white, so a shift would clip the detail."""
     base, picture = sign * two_areas(128, -0.6 if edge else 0.96, 0.96), sign * two_areas(512, 0.82, 0.82)
     if edge:
         picture[..., :256] = sign * -0.5
@@ -126,7 +132,7 @@ def test_bright_and_dark_areas_do_not_clip(sign: int, edge: bool) -> None:
     matched = match_colors_(picture.clone(), base)
     assert (matched[..., right].abs() >= 1).float().mean() < 1e-3
     assert abs(float(matched[..., right].mean()) - sign * 0.96) < LEVEL
-    # compressed, not lost: as far as there is room
+    # the detail is compressed as far as necessary, but not lost
     joint = torch.stack([matched[..., right].flatten(), detail[..., right].flatten()])
     assert torch.corrcoef(joint)[0, 1] > 0.98
     assert matched[..., right].std() > 0.02
@@ -141,7 +147,7 @@ def test_noise_and_banding_of_the_base_do_not_come_back() -> None:
     clean = smooth_picture((128, 128))
     coarse = (clean * 8).round() / 8 + 0.05 * randn(3, 128, 128, seed=2)
     picture = enlarged(clean, (512, 512)) * 0.9 + 0.08
-    # tones that were off by a step keep it in large areas alone, hence the look at fine differences
+    # a tone that is off by one step of the base stays wrong only in large areas, so compare the fine differences
     matched = match_colors_(picture.clone(), coarse)
 
     def fine_part(x: Tensor) -> Tensor:
@@ -162,7 +168,7 @@ def test_nothing_changes_where_nothing_was_painted() -> None:
 
 
 def test_what_was_not_painted_does_not_change_what_is_matched() -> None:
-    """Outside the mask the picture is the upload's, whatever its colors."""
+    """Outside the mask the image is the upload, whatever its colors."""
     base = torch.zeros(3, 128, 128)
     painted = (torch.arange(16) >= 8).float().expand(1, 16, 16)
     one = torch.full((3, 256, 256), 0.1)
@@ -183,7 +189,10 @@ def test_parts_make_no_difference(monkeypatch: pytest.MonkeyPatch, at_once: int)
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.float32])
 def test_a_large_picture_needs_little_more_memory_than_its_own(kind: torch.dtype) -> None:
-    """A decoder of Stable Diffusion's holds maps of 128 channels and more; this is less than one channel."""
+    """A decoder of Stable Diffusion holds maps of at least 128 channels.
+
+    The color match needs less than one channel.
+    """
     picture = torch.zeros(3, 2048, 2048, dtype=kind)
     base = smooth_picture((256, 256))
     address = picture.data_ptr()

@@ -1,4 +1,7 @@
-"""Conditions of views: cut where they have a place, repeated where they have none, and never written into."""
+"""Tests the conditions of views.
+
+They are cropped if they have a position, repeated if they have none, and never modified.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def test_what_has_no_place_is_repeated_for_each_view(views: list[View], value: T
 @pytest.mark.parametrize("shape", [(2, 1, 7, 30), (2, 5, *SIZE), (2, 5, *CROP), (2,)])
 @pytest.mark.parametrize("key", ["c_crossattn", "y", "guidance"])
 def test_only_c_concat_is_an_image(key: str, shape: tuple[int, ...], views: list[View]) -> None:
-    """The text of Krea 2 in Forge Neo has four axes; it was interpolated to the size of a view."""
+    """The text of Krea 2 in Forge Neo has four axes. It was once interpolated to the size of a view."""
     value = randn(*shape)
     made = cond_for_views({key: value}, views, ALL, SIZE, CROP)
     same(made[key], torch.cat([value] * len(views)))
@@ -75,7 +78,7 @@ def test_some_rows_alone() -> None:
 
 @pytest.mark.parametrize("views", [LOCAL[:1], LOCAL])
 def test_the_hosts_dict_and_lists_stay_as_they_are(views: list[View]) -> None:
-    """The host's apply_model replaces entries of what it is given."""
+    """The host's apply_model replaces entries of its arguments."""
     cond: dict[str, Any] = {"c_crossattn": [randn(2, 7, 8)], "c_adm": randn(2, 9)}
     before = cond["c_crossattn"][0]
     made = cond_for_views(cond, views, ALL, SIZE, CROP)
@@ -91,7 +94,7 @@ def test_an_inpainting_models_mask_stays_sharp_and_its_latents_are_enlarged_like
     assert made.shape == (2, 5, *size)
     assert set(made[:, 0].unique().tolist()) <= {0.0, 1.0}
     same(made[:, :1], F.interpolate(shown[:, :1], size, mode="nearest"))
-    # the anchor is enlarged so in lib_demofusion.method.stage
+    # lib_demofusion.method.stage enlarges the anchor in the same way
     torch.testing.assert_close(made[:, 1:], F.interpolate(shown[:, 1:], size, mode="bicubic", align_corners=False))
 
 
@@ -125,21 +128,21 @@ Scheduled = namedtuple("Scheduled", ["end_at_step", "cond"])
 
 
 class Part:
-    """As the webui's ComposableScheduledPromptConditioning."""
+    """Imitates the webui's ComposableScheduledPromptConditioning."""
 
     def __init__(self, schedules, weight=1.0):
         self.schedules, self.weight = schedules, weight
 
 
 class Multicond:
-    """As the webui's MulticondLearnedConditioning."""
+    """Imitates the webui's MulticondLearnedConditioning."""
 
     def __init__(self, shape, batch):
         self.shape, self.batch = shape, batch
 
 
 def shown(schedules, call: int):
-    """What the webui's prompt_parser takes at a call: the first that has not ended, else the first."""
+    """Returns the cond that the webui's prompt_parser uses at a call: the first that has not ended, or the first."""
     return next((s.cond for s in schedules if call <= s.end_at_step), schedules[0].cond)
 
 
@@ -162,7 +165,7 @@ def test_a_stage_of_the_whole_schedule_has_the_conds_of_the_base() -> None:
 
 
 def test_a_missing_uncond_stays_missing() -> None:
-    """Forge and Forge Neo make none at a CFG scale of 1."""
+    """Forge and Forge Neo compute no uncond at a CFG scale of 1."""
     assert conds_of_stage(None, 20, 14) is None
 
 

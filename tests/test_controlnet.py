@@ -1,4 +1,4 @@
-"""ControlNet's hints in a stage: a model whose answer is the hint makes the hint of the stage's own size."""
+"""Tests ControlNet's hints in a stage. A model that returns the hint must return the hint of the stage's own size."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def randn(*shape: int) -> Tensor:
 
 
 def ramp(height: int, width: int) -> Tensor:
-    """A hint that rises evenly, so that resizing it is exact but at its borders."""
+    """Returns a hint that rises evenly, so that resizing it is exact except at its borders."""
     rows, columns = ((torch.arange(n) + 0.5) / n for n in (height, width))
     return (rows[:, None] * 0.4 + columns * 0.5).expand(1, 3, -1, -1).clone()
 
 
 class Model:
-    """The host's wrapper around a hooked model whose answer is the control, with each row's own sign."""
+    """The host's wrapper around a hooked model. The model returns the control, with a different sign for each row."""
 
     def __init__(self, network: Network):
         self.network = network
@@ -57,7 +57,7 @@ class Model:
 
 
 class Stage:
-    """One call of a stage's model, with conds and unconds of two pictures as rows."""
+    """One call of a stage's model. Its rows are the conds and unconds of two images."""
 
     def __init__(self, units: list[Unit], settings: Settings | None = None, views: int = 3):
         self.network = Network(units)
@@ -70,7 +70,7 @@ class Stage:
         self.inner = Model(self.network)
 
     def fused(self, c2: float) -> Tensor:
-        """What the stage makes of the control, the signs taken off again."""
+        """Returns the stage's result for the control, with the signs removed again."""
         hints = controlnet.stage_hints(self.p, self.stage, self.plan)
         empty = torch.zeros(2, 4, *self.stage.size)
         space: Any = SimpleNamespace(read=lambda level: (level, 500.0))
@@ -86,7 +86,7 @@ class Stage:
         return made / self.signs[:, :, None, None]
 
     def expected(self, hint: Tensor) -> Tensor:
-        """The control of a hint at the stage's size, for every row."""
+        """Returns the control of a hint at the stage's size, for every row."""
         large = resize_hint(hint, tuple(CELL * n for n in self.stage.size))
         return control_of(large).expand(len(self.signs), -1, -1, -1)
 
@@ -209,7 +209,7 @@ def test_embeddings_pass_as_they_are(kind: str) -> None:
     assert controlnet.refusal(stage.p) is None
     stage.fused(BOTH)
     after = state([unit])
-    assert after[0].pop("used_hint_cond") is unit.hint_cond  # the hook's own doing
+    assert after[0].pop("used_hint_cond") is unit.hint_cond  # the hook sets this value itself
     before[0].pop("used_hint_cond")
     assert after == before
 
@@ -258,7 +258,7 @@ def test_no_stack_of_all_views_is_held() -> None:
 
 
 class Resizing(controlnet_double.Neighbour):
-    """A version that has a way of its own to resize maps."""
+    """A version of the extension that resizes maps with its own method."""
 
     def __init__(self, network: Network, channels: int = 3):
         super().__init__(network)

@@ -1,4 +1,4 @@
-"""What a run costs, told before it, and how often samplers will call their model, against what they evaluate."""
+"""Compares the estimated cost and number of model calls of a run with the sampler's actual evaluations."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ STAGES = make_plan(Settings(scale=3), STAGE.window)
 
 
 class Counter:
-    """Runs one stage of a plan under a model call, and counts views and cells."""
+    """Runs one stage of a plan in every model call, and counts views and cells."""
 
     def __init__(self, settings: Settings, space: NoiseSpace, stage: Any = STAGE):
         noise = torch.zeros(1, 4, *stage.size)
@@ -55,7 +55,7 @@ class Counter:
         self.x = torch.zeros(1, 4, *stage.size)
 
     def call(self, level: Tensor) -> None:
-        """A sampler's model call at a level."""
+        """Makes a sampler's model call at a level."""
         self.run.before_call(self.x.clone(), level)
         self.run.denoise(self._evaluate, self.x, 1.0, ViewBatches(5))
 
@@ -66,7 +66,7 @@ class Counter:
 
 
 def counted(case: Case, settings: Settings, stage: Any, arguments: dict[str, Any]) -> Counter:
-    """What the stage evaluates when k-diffusion's function runs it."""
+    """Returns the counts of a stage that k-diffusion's function runs."""
     counter = Counter(settings, VarianceExploding(sigma_to_t), stage)
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
@@ -83,12 +83,13 @@ def counted(case: Case, settings: Settings, stage: Any, arguments: dict[str, Any
 
 
 def cut(arguments: dict[str, Any], steps: int) -> dict[str, Any]:
-    """The last steps of the schedule, as a strength below one leaves them."""
+    """Keeps the last steps of the schedule, as for a strength below one."""
     return {**arguments, "sigmas": arguments["sigmas"][-steps - 1 :]} if "sigmas" in arguments else arguments
 
 
-# DPM adaptive counts for itself, the double of Restart in test_step_gate takes a path of its own (the webui's is
-# below), and beyond an eta of 1 the ancestral samplers leave out second calls that are reckoned with
+# DPM adaptive determines its own number of steps. The double of Restart in test_step_gate uses a path of its own (the
+# webui's Restart is tested below). With an eta above 1 the ancestral samplers omit second calls that the estimate
+# includes.
 PREDICTABLE = [
     case
     for case in CASES
@@ -99,20 +100,20 @@ PREDICTABLE = [
 @pytest.mark.parametrize("steps", [12, 7])
 @pytest.mark.parametrize("case", PREDICTABLE, ids=str)
 def test_the_calls_are_those_of_k_diffusion(case: Case, steps: int) -> None:
-    """To the call, in every stage of a plan."""
+    """The number of calls is exact in every stage of a plan."""
     arguments = cut(case.inputs, steps)
     calls = model_calls(case.name, arguments)
     assert calls is not None
     for stage in STAGES.stages:
         counter = counted(case, Settings(), stage, arguments)
-        # an ancestral sampler at eta 1 may leave out its last but one second call
+        # an ancestral sampler at eta 1 may omit its last but one second call
         assert calls - (counter.run.call + 1) in ((0, 1) if "ancestral" in case.name else (0,))
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.parametrize("case", PREDICTABLE, ids=str)
 def test_the_costs_are_what_k_diffusion_evaluates(case: Case, strength: float) -> None:
-    """Without thresholds they hang on no timestep but the last, in which the dilated views have no weight."""
+    """Without thresholds the cost depends on no timestep except the last, at which the dilated views have no weight."""
     steps = round(STEPS * strength)
     ends_above_zero = "sigmas" not in case.arguments
     arguments = {**cut(case.inputs, steps), **({"n": steps} if "n" in case.inputs else {})}
@@ -134,7 +135,7 @@ def test_thresholds_save_evaluations() -> None:
 
 
 def test_passes_of_the_webui() -> None:
-    """Two of hires fix, and none where img2img hands on the upload."""
+    """The webui makes two passes with hires fix, and none if img2img returns the upload."""
     small, large = (4, 4), STAGES.base
     assert run_costs(STAGES, Settings(), 10, False).base == 10 * math.prod(large)
     assert run_costs(STAGES, Settings(), 10, True, [(10, small), (4, large)]).base == 19 * 16 + 7 * math.prod(large)
@@ -155,12 +156,12 @@ def test_unknown_samplers_are_told_by_their_order() -> None:
     sigmas = torch.tensor([3.0, 2.0, 1.0, 0.0])
     assert model_calls("sample_of_tomorrow", {"sigmas": sigmas}) == 3
     assert model_calls("of_tomorrow", {"sigmas": sigmas}, second_order=True) == 5
-    # nor what it is given: about as DPM adaptive
+    # its arguments are unknown too, so the estimate is about that of DPM adaptive
     assert calls_ahead("of_tomorrow", {}, False, 20)(0, 14.6) > 10
 
 
 def host_functions(folder: Path, file: str, **names: Any) -> dict[str, Any]:
-    """The functions and classes of a file of the webui without its imports, which would load all of the webui."""
+    """Loads functions and classes from one file of the webui, without its imports."""
     tree = ast.parse((folder / "modules" / file).read_text(encoding="utf-8"))
     body = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     scope = {
@@ -199,12 +200,12 @@ def test_restart_of_the_webui(webui: Path, steps: int, part: float) -> None:
 
 
 def timestep_samplers(webui: Path, skip_type: str) -> dict[str, Callable[..., Any]]:
-    """DDIM, PLMS and UniPC of the webui."""
+    """Returns DDIM, PLMS and UniPC of the webui."""
     path = webui / "modules" / "models" / "diffusion" / "uni_pc" / "uni_pc.py"
     spec = importlib.util.spec_from_file_location("uni_pc", path)
     uni_pc = importlib.util.module_from_spec(spec)
     with warnings.catch_warnings():
-        # a docstring of the host's has escapes that Python does not know
+        # a docstring in the host contains invalid escapes
         warnings.simplefilter("ignore")
         spec.loader.exec_module(uni_pc)
     opts = SimpleNamespace(
@@ -220,7 +221,7 @@ def timestep_samplers(webui: Path, skip_type: str) -> dict[str, Callable[..., An
     return host_functions(webui, "sd_samplers_timesteps_impl.py", **names)
 
 
-# the webui's DDIM mixes numpy's arrays with tensors
+# the webui's DDIM mixes numpy arrays with tensors
 @pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
 @pytest.mark.webui
 @pytest.mark.parametrize("part", [1.0, 0.5])

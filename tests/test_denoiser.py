@@ -1,7 +1,7 @@
-"""The blur correction: a prediction made on the blurred latent and applied to the latent itself, in every wrapper.
+"""Tests the blur correction in every wrapper: a prediction from the blurred latent is applied to the latent itself.
 
-What it must be needs no formula: the wrapper is run on the latent with its model's output held at what the model said
-of the blurred one. That is also what a sampler does with the published code's prediction.
+The expected result needs no formula. The wrapper runs on the sharp latent, while its model returns the output for the
+blurred one. A sampler does the same with the prediction of the published code.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ SHAPE = (2, 4, 12, 16)
 
 
 class Model:
-    """Looks at each cell alone, hence says the same of a dilated view as of the whole. `held` replaces what it says."""
+    """A model of single cells, which predicts the same in a dilated view as in the whole.
+
+    `held` replaces its output.
+    """
 
     alphas_cumprod = ALPHAS
     device = torch.device("cpu")
@@ -50,7 +53,7 @@ class Model:
 
 
 class Timesteps(nn.Module):
-    """The contract of the webui's wrapper for DDIM, PLMS and UniPC: noise is asked for and said."""
+    """Imitates the webui's wrapper for DDIM, PLMS and UniPC, which returns noise."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -61,7 +64,7 @@ class Timesteps(nn.Module):
 
 
 class TimestepsV(Timesteps):
-    """The same of its wrapper for models that say v."""
+    """Imitates the webui's wrapper for v models."""
 
     def predict_eps_from_z_and_v(self, x: Tensor, t: Tensor, v: Tensor) -> Tensor:
         alpha = self.inner_model.alphas_cumprod[t.int()].reshape(-1, 1, 1, 1)
@@ -72,7 +75,7 @@ class TimestepsV(Timesteps):
 
 
 class Consistency(nn.Module):
-    """The contract of its wrapper for LCM: what an eps model denoises is mixed with the input once more."""
+    """Imitates the webui's wrapper for LCM, which mixes the prediction of an eps model with the input again."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -94,12 +97,12 @@ def sigma_at(t: int) -> Tensor:
 
 
 def exploding(t: int) -> Tensor:
-    """The level as k-diffusion's samplers name it."""
+    """Returns the level in the units of k-diffusion's samplers."""
     return sigma_at(t).repeat(SHAPE[0])
 
 
 def preserving(t: int) -> Tensor:
-    """The level as the timestep samplers name it."""
+    """Returns the level in the units of the timestep samplers."""
     return torch.full((SHAPE[0],), t, dtype=torch.float64)
 
 
@@ -114,7 +117,7 @@ LEVELS = pytest.mark.parametrize("t", TIMESTEPS)
 
 
 def latent(t: int, wrapper: Wrapper) -> Tensor:
-    """A latent with as much noise as the level says, in the space of the wrapper's samplers."""
+    """Returns a latent with the noise of that level, in the space of the wrapper's samplers."""
     clean, noise = torch.randn(2, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(t))
     x = clean + sigma_at(t) * noise
     return x if wrapper[1] is exploding else x * ALPHAS[t].sqrt()
@@ -125,7 +128,7 @@ def blur(x: Tensor) -> Tensor:
 
 
 def dilated_prediction(model: Model, wrapper: Wrapper, x: Tensor, t: int) -> Tensor:
-    """What the extension's model returns where the dilated path has all the weight."""
+    """Returns the prediction of the extension's model if the dilated path has all the weight."""
 
     def denoise(evaluate: Any, x: Tensor, correction: Tensor, batches: Any, copies: int) -> Tensor:
         return fuse(evaluate, x, [], dilated_views(SHAPE[2:], 2), 1.0, blur, correction, batches, copies)
@@ -137,7 +140,7 @@ def dilated_prediction(model: Model, wrapper: Wrapper, x: Tensor, t: int) -> Ten
 
 
 def close(a: Tensor, b: Tensor) -> None:
-    """The accumulator of the views is float32."""
+    """Compares two tensors with the tolerance of the views' accumulator, which is float32."""
     torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-5, atol=1e-5 * float(b.abs().max()))
 
 
@@ -158,13 +161,13 @@ def test_both_kinds_of_samplers_see_the_same_clean_latent(exploding_: Wrapper, p
     alpha, x = ALPHAS[t], latent(t, exploding_)
     denoised = dilated_prediction(Model(), exploding_, x, t)
     eps = dilated_prediction(Model(), preserving_, x * alpha.sqrt(), t)
-    # in the noise, as at high levels the clean latent is a small difference of large numbers
+    # compare the noise, because at high levels the clean latent is a small difference of large numbers
     close((x - denoised) / sigma_at(t), eps)
 
 
 @LEVELS
 def test_noise_space(t: int) -> None:
-    """An eps model's noise is that of the blurred latent; a v model's takes from the latent itself its share of it."""
+    """An eps model predicts the noise of the blurred latent. A v model also uses a share of the latent itself."""
     alpha, x, model = ALPHAS[t], latent(t, EPS), Model()
     eps = (x - dilated_prediction(model, EPS, x, t)) / sigma_at(t)
     close(eps, model.apply_model(blur(x) * alpha.sqrt(), preserving(t), {}))
@@ -174,7 +177,7 @@ def test_noise_space(t: int) -> None:
 
 
 def host_class(folder: str, file: str, name: str, **names: Any) -> Any:
-    """A class of the webui without its module, which would load all of the webui."""
+    """Returns a class of the webui without importing its module, which would load the whole webui."""
     source = (Path(folder) / "modules" / file).read_text(encoding="utf-8")
     body: Sequence[ast.stmt] = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == name]
     scope = {"torch": torch, **names}

@@ -1,4 +1,4 @@
-"""Requests that look like those for few-step models, and the settings that they get."""
+"""Tests which settings a request gets if it looks like one for a few-step model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_few_steps_or_a_low_cfg_scale_look_like_a_few_step_model(steps: int, cfg
     ("steps", "cfg_scale", "few"), [(20, 1.0, False), (11, 1.0, False), (10, 1.0, True), (4, 1.0, True), (4, 5.0, True)]
 )
 def test_a_model_with_built_in_guidance_is_judged_by_its_steps_alone(steps: int, cfg_scale: float, few: bool) -> None:
-    """Flux.1 dev runs at CFG 1 with 20 steps, Flux.1 schnell and Z-Image Turbo with 4 and 9."""
+    """Flux.1 dev runs at CFG 1 with 20 steps, Flux.1 schnell with 4 and Z-Image Turbo with 9."""
     assert looks_few_step(steps, cfg_scale, distilled=True) == few
     asked = parse_settings({"enabled": True, "preset": "Balanced"})
     assert (suited(asked, steps, cfg_scale, distilled=True).preset == TURBO) == few

@@ -1,8 +1,8 @@
-"""The method on flow models, x = (1 - sigma) signal + sigma noise, against the same run in k-diffusion's own space.
+"""Compares the method on flow models, x = (1 - sigma) signal + sigma noise, with the same run in k-diffusion's space.
 
-The substitution x' = x / (1 - sigma), sigma' = sigma / (1 - sigma) turns the one into the other and is exact: one stage
-is run in both spaces, each with its own Euler steps, and every x is compared. It divides by zero at sigma = 1, so that
-the comparison begins just below.
+The exact substitution is x' = x / (1 - sigma), sigma' = sigma / (1 - sigma). One stage runs in both spaces, each with
+its own Euler steps, and the test compares every x. The substitution divides by zero at sigma = 1, so the comparison
+begins just below.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lib_demofusion.method.timesteps import flow_level, linear_timestep, snr_tim
 from lib_demofusion.settings.fields import Settings
 
 TOLERANCE = 1e-6
-"""The fused prediction is summed in single precision."""
+"""The fused prediction is accumulated in single precision."""
 
 STAGE = StagePlan(1, 2.0, (24, 32), 2, (12, 16), (6, 8))
 SETTINGS = Settings(feather=0.25, extra_noise=0.1)
@@ -36,7 +36,7 @@ SIGMAS = torch.cat([torch.linspace(0.97, 0.03, 12, dtype=torch.float64), torch.z
 
 
 def randn(seed: int, *shape: int) -> Tensor:
-    """The same float64 noise for the same seed."""
+    """Returns the same float64 noise for the same seed."""
     return torch.randn(shape or (2, 4, 24, 32), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -44,20 +44,23 @@ ANCHOR, NOISE, KERNEL = randn(1), randn(2), randn(3, 4, 4, 3, 3) / 6
 
 
 def denoised_of_flow(x: Tensor, sigma: Tensor) -> Tensor:
-    """A model that sees its surroundings and its noise level, so that views, blur and place all show."""
+    """A model that depends on neighbouring cells and on the noise level.
+
+    Views, blur and positions therefore matter.
+    """
     return torch.tanh(F.conv2d(x, KERNEL, padding=1) + sigma) - 0.2 * sigma * x
 
 
 def denoised_of_sigma(x: Tensor, sigma: Tensor) -> Tensor:
-    """The same model as the k-diffusion samplers would see it."""
+    """The same model in the space of the k-diffusion samplers."""
     return denoised_of_flow(x / (1 + sigma), sigma / (1 + sigma))
 
 
 def stage(space: NoiseSpace, model, kept_share, sigmas: Tensor, stochastic: bool = False) -> list[Tensor]:
-    """Every x that one stage evaluates under Euler, then the result.
+    """Returns every x that one stage evaluates under Euler, then the result.
 
-    `kept_share(sigma)` is the correction of the dilated path. A stochastic run draws half of the noise anew at each
-    step, by `sigmas`' own measure (see `renoised`).
+    `kept_share(sigma)` is the correction of the dilated path. A stochastic run replaces half of the noise power at each
+    step, in the space of `sigmas` (see `renoised`).
     """
     run = StageRun(STAGE, SETTINGS, ANCHOR, NOISE, SamplerTraits(space, StepGate(), stochastic))
     x, seen = torch.full_like(ANCHOR, torch.nan), []
@@ -76,7 +79,10 @@ def stage(space: NoiseSpace, model, kept_share, sigmas: Tensor, stochastic: bool
 
 
 def renoised(x: Tensor, denoised: Tensor, levels: tuple[NoiseSpace, Tensor, Tensor], fresh: Tensor) -> Tensor:
-    """x at the next level with half of its noise power new, from the space's own factors of signal and noise."""
+    """Returns x at the next level with half of its noise power renewed.
+
+    The space provides the factors of signal and noise.
+    """
     space, sigma, target = levels
     old = (x - space.signal_scale(sigma) * denoised) / space.noise_scale(sigma)
     noise = (old + fresh) / math.sqrt(2)
@@ -99,7 +105,7 @@ def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
 def test_a_stage_equals_the_same_stage_under_the_substitution(share: float, stochastic: bool) -> None:
-    """The velocity form of the dilated path, a share of 1, is one of 1 / (1 + sigma') there."""
+    """A share of 1 in the velocity form of the dilated path is a share of 1 / (1 + sigma') in k-diffusion's space."""
     flow = stage(Flow(), denoised_of_flow, lambda sigma: share, SIGMAS, stochastic)
     exploding = VarianceExploding(timestep_of_sigma)
     sigma_form = stage(
@@ -110,7 +116,7 @@ def test_a_stage_equals_the_same_stage_under_the_substitution(share: float, stoc
 
 
 def test_the_dilated_path_keeps_its_share_of_the_sharp_latent() -> None:
-    """The comparison above would see another share."""
+    """The comparison above would notice another share."""
     one = stage(Flow(), denoised_of_flow, lambda sigma: 1.0, SIGMAS)
     other = stage(Flow(), denoised_of_flow, lambda sigma: 0.9, SIGMAS)
     assert relative_error(one, other) > 1e-3
@@ -118,7 +124,7 @@ def test_the_dilated_path_keeps_its_share_of_the_sharp_latent() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_a_stage_begins_finite_at_pure_noise(dtype: torch.dtype) -> None:
-    """At sigma = 1 there is no signal in x; both paths and the step away from there stay finite."""
+    """At sigma = 1 there is no signal in x. Both paths and the next step stay finite."""
     anchor, noise = ANCHOR.to(dtype), NOISE.to(dtype)
     run = StageRun(STAGE, SETTINGS, anchor, noise, SamplerTraits(Flow(), StepGate()))
     x = torch.full_like(anchor, torch.nan)
@@ -143,7 +149,7 @@ def test_levels_are_read_on_the_processor_with_the_timestep_that_is_asked_for() 
 
 @functools.cache
 def k_diffusion_schedule():
-    """k-diffusion's own conversions, on Stable Diffusion's schedule."""
+    """Returns k-diffusion's own conversions for Stable Diffusion's schedule."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alphas = torch.cumprod(1 - betas, 0)
     return k_diffusion_sampling.load("external").DiscreteSchedule(((1 - alphas) / alphas) ** 0.5, quantize=False)
@@ -168,7 +174,7 @@ def test_timesteps_at_the_ends_of_a_schedule() -> None:
 
 @given(st.floats(0.5, 12), st.floats(0, 1))
 def test_unshifted_timesteps_undo_the_shift(shift: float, u: float) -> None:
-    """Of SD3's shift, and of Flux' mu where it is given as exp(mu)."""
+    """The shift is that of SD3, or Flux's mu given as exp(mu)."""
     sigma = shift * u / (1 + (shift - 1) * u)
     assert unshifted_timestep(shift)(sigma) == pytest.approx(1000 * u, abs=1e-6)
     if u > 0:

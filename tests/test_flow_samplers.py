@@ -1,4 +1,4 @@
-"""The skip residual under samplers of flow models that add noise, and which samplers are refused on them."""
+"""Tests the skip residual under stochastic samplers of flow models, and which samplers are refused for them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ TOLERANCE = 1e-9
 SHAPE = (2, 4, 24, 32)
 STAGE = StagePlan(1, 2.0, (24, 32), 2, (12, 16), (6, 8))
 SETTINGS = Settings(cosine_scale_1=1.0)
-"""A wider blend than the default exponent of 3 gives: a step that misses it shows."""
+"""The blend is wider than with the default exponent of 3, so that a step without it is noticed."""
 
 
 def levels(steps: int, first: float = 0.96, shift: float = 3.0) -> Tensor:
-    """A schedule under a shift, from a level down to 0."""
+    """Returns a schedule with a shift, from `first` down to 0."""
     u = torch.linspace(first / (shift - (shift - 1) * first), 0, steps + 1, dtype=torch.float64)
     return shift * u / (1 + (shift - 1) * u)
 
@@ -41,13 +41,13 @@ ANCHOR, NOISE = randn(1), randn(2)
 
 
 def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-    """The posterior mean of each cell of x, whose signal is Gaussian of mean 0.4 and deviation 0.6."""
+    """Returns the posterior mean of each cell of x, whose signal is Gaussian with mean 0.4 and deviation 0.6."""
     signal, gain = 1 - sigma, 0.36 * (1 - sigma) / (0.36 * (1 - sigma) ** 2 + sigma**2)
     return 0.4 + gain * (x - signal * 0.4)
 
 
 class Driven:
-    """Model calls of a sampler that knows nothing of a stage, as the host makes them: the gate decides."""
+    """Makes the model calls of a sampler as the host does. The gate decides which of them begins a step."""
 
     def __init__(self, run: StageRun, shape: tuple[int, ...] = SHAPE):
         self._run, self._shape = run, shape
@@ -71,7 +71,7 @@ class Driven:
 
 
 class Explicit:
-    """The same calls with the skip residual written out of place, at the first call of a step."""
+    """Makes the same calls, with the skip residual written out of place at the first call of a step."""
 
     def __init__(self, stochastic: bool):
         self._stochastic = stochastic
@@ -105,7 +105,7 @@ def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def drive(name: str, sigmas: Tensor, eta: float, gate: StepGate) -> list[Tensor]:
-    """Every x that the model is shown, then the result."""
+    """Returns every x that the model receives, then the result."""
     stochastic = is_stochastic(name, eta)
     x = torch.full(SHAPE, torch.nan, dtype=torch.float64)
     run = StageRun(STAGE, SETTINGS, ANCHOR, NOISE, SamplerTraits(Flow(), gate, stochastic, CallGuard(x)))
@@ -129,7 +129,7 @@ def test_a_sampler_of_flow_models_blends_where_a_step_begins(name: str, eta: flo
 
 
 def test_an_eta_that_steps_down_to_zero_leaves_out_the_second_call_of_dpm2_a() -> None:
-    """Under flow that is eta = 1 / (1 - target / sigma); the rule of k-diffusion's space is another."""
+    """For flow models that is eta = 1 / (1 - target / sigma). The rule in k-diffusion's space is different."""
     sigmas = torch.tensor([0.8, 0.4, 0.2, 0.0], dtype=torch.float64)
     assert make_gate(flow_form("sample_dpm_2_ancestral"), sigmas, None, 2.0)._more_calls(0) == 0
     assert make_gate(flow_form("sample_dpm_2_ancestral"), sigmas, None, 1.9)._more_calls(0) == 1
@@ -139,9 +139,9 @@ def test_an_eta_that_steps_down_to_zero_leaves_out_the_second_call_of_dpm2_a() -
 
 
 def noise_levels(name: str, stochastic: bool) -> list[tuple[float, float]]:
-    """The sigma of each step with the noise that is in x there, after the blend, relative to sigma.
+    """Returns each step's sigma and the noise in x after the blend, relative to sigma.
 
-    The signal is known to the model cell by cell, so that all that is not signal is noise. The anchor differs from it.
+    The model knows the signal of every cell, so everything else is noise. The anchor differs from the signal.
     """
     shape = (2, 4, 96, 96)
     clean = randn(3, shape)
@@ -155,7 +155,7 @@ def noise_levels(name: str, stochastic: bool) -> list[tuple[float, float]]:
     class Measured(Driven):
         def first(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             x, denoised = super().first(x, sigma)
-            # the blend moves the signal towards the anchor's, which is no noise
+            # the blend moves the signal towards the anchor's; this difference is no noise
             moved = torch.stack([(x - (1 - sigma) * clean).flatten(), (anchor - clean).flatten()])
             own = moved[0] - (moved[0] @ moved[1]) / (moved[1] @ moved[1]) * moved[1]
             found.append((float(sigma), float(own.std() / sigma)))
@@ -163,7 +163,7 @@ def noise_levels(name: str, stochastic: bool) -> list[tuple[float, float]]:
 
         def again(self, x: Tensor, sigma: Tensor) -> Tensor:
             self._run.before_call(x, sigma)
-            # the exact denoiser of a signal whose every cell is nearly known
+            # the exact denoiser for a signal whose cells are almost known
             gain = 1e-6 * (1 - sigma) / (1e-6 * (1 - sigma) ** 2 + sigma**2)
             return clean + gain * (x - (1 - sigma) * clean)
 
@@ -176,7 +176,7 @@ ANCESTRAL = ["sample_euler_ancestral", "sample_dpmpp_2s_ancestral", "sample_dpm_
 
 @pytest.mark.parametrize("name", [*ANCESTRAL, "sample_dpmpp_2m_sde", "sample_dpmpp_sde"])
 def test_the_noise_stays_at_its_level(name: str) -> None:
-    """Within 1 % while sigma is above 0.3."""
+    """The noise is within 1 % of its level while sigma is above 0.3."""
     found = [(sigma, share) for sigma, share in noise_levels(name, stochastic=True) if sigma > 0.3]
     assert len(found) > 10
     assert all(abs(share - 1) < 0.01 for sigma, share in found), found
@@ -203,18 +203,21 @@ def test_samplers_without_noise_are_right_and_churn_is_not(name: str) -> None:
 
 
 def test_noise_needs_a_sampler_that_knows_flow_models() -> None:
-    """The SDE samplers of Forge do not, those of Forge Neo do; DPM adaptive does nowhere, and draws none at eta 0."""
+    """The SDE samplers of Forge do not know flow models; those of Forge Neo do.
+
+    DPM adaptive knows them nowhere, and adds no noise at eta 0.
+    """
     assert "without scaling the image down" in problem("sample_dpmpp_2m_sde", draws=True, knows=False)
     assert problem("sample_dpmpp_2m_sde", draws=True, knows=True) == ""
     assert problem("sample_dpm_adaptive", draws=False, knows=False) == ""
 
 
 class PredictionFlux:
-    """The name decides."""
+    """A prediction type that is recognised by its name."""
 
 
 def functions() -> dict[str, Any]:
-    """Sampling functions with the names in their code that those of the hosts have."""
+    """Returns sampling functions whose code contains the same names as the hosts' functions."""
     code = """
 def sample_euler_ancestral(model, x):
     return sample_euler_ancestral_RF(model, x) if isinstance(model.predictor, PredictionFlux) else x

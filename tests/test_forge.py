@@ -1,7 +1,7 @@
-"""The UNet wrapper of Forge's family makes what the webui's makes, of the same model and the same conditions.
+"""Compares the UNet wrapper for Forge's family with the webui's, for the same model and the same conditions.
 
-The doubles keep the contract of Forge's sampling function: conds and unconds in one batch of chunks, one mark for each,
-an `apply_model` that takes sigmas and returns the clean latent, and control models in a linked list.
+The doubles follow the contract of Forge's sampling function. Conds and unconds are in one batch of chunks with one mark
+for each chunk. `apply_model` takes sigmas and returns the clean latent. Control models form a linked list.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MIXING = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manu
 
 
 def stage_run(weights: Weights | None = None) -> StageRun:
-    """A run whose next call has these weights and no jitter."""
+    """Returns a run whose next call has these weights and no jitter."""
     settings = Settings(enabled=True, scale=2, jitter=False)
     zeros = torch.zeros(1, 4, *STAGE.size, dtype=torch.float64)
     run = StageRun(STAGE, settings, zeros, zeros, SamplerTraits(SimpleNamespace(), SimpleNamespace()))  # type: ignore[arg-type]
@@ -63,12 +63,12 @@ class Predictor:
 
 
 def output(x: Tensor, context: Tensor) -> Tensor:
-    """A UNet that looks at each cell alone, and at the mean of its prompt."""
+    """A UNet whose output depends only on the cell itself and on the mean of its prompt."""
     return torch.tanh(torch.einsum("nchw,kc->nkhw", x, MIXING) + context.mean((1, 2))[:, None, None, None])
 
 
 class Model:
-    """A model of Forge's: takes sigmas, returns the clean latent. Remembers what it was given."""
+    """A model of Forge's family, which takes sigmas and returns the clean latent. It records its arguments."""
 
     def __init__(self, v: bool = False):
         self.predictor = Predictor(v)
@@ -84,7 +84,7 @@ class Model:
 
 
 class WebuiWrapper:
-    """The webui's wrapper around the same model, of k-diffusion's contract."""
+    """The webui's wrapper around the same model, with k-diffusion's contract."""
 
     def __init__(self, v: bool = False):
         self.model = Model(v)
@@ -103,12 +103,12 @@ def latent(images: int) -> Tensor:
 
 
 def prompts(images: int) -> Tensor:
-    """Those of conds, then those of unconds."""
+    """Returns the prompts of the conds, then those of the unconds."""
     return torch.randn(2 * images, 7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
 def call(fused: FusedUnet, model: Model, x: Tensor, sigma: float, **c: Any) -> Tensor:
-    """Asks as the host does: each image as a cond and as an uncond."""
+    """Calls the model as the host does: each image as a cond and as an uncond."""
     rows = torch.cat([x, x])
     marks = [0, 1]
     options = {"cond_or_uncond": marks, "sigmas": torch.full((len(x),), sigma), "cond_mark": torch.zeros(len(rows))}
@@ -143,7 +143,7 @@ def test_the_kept_share_is_the_derivative_with_the_output_held(v: bool) -> None:
 
 @pytest.mark.parametrize("form", [FIVE_AXES, PACKED], ids=["five axes", "packed"])
 def test_other_axes_stay_outside_the_method(form: LatentForm) -> None:
-    """The model sees the host's axes, the views are those of the plain latent."""
+    """The model receives the host's axes, while the views belong to the plain latent."""
     model, x = Model(), latent(2)
 
     def of_host(shown: Tensor, sigma: Tensor, **c: Any) -> Tensor:
@@ -172,7 +172,7 @@ def test_a_form_goes_there_and_back(form: LatentForm) -> None:
 
 
 def test_a_dilated_view_of_a_smooth_picture_is_smooth_unpacked_and_torn_packed() -> None:
-    """A packed cell holds 2 x 2 cells side by side: every second one leaves out the 16 pixels between."""
+    """A packed cell holds 2 x 2 cells. With every second packed cell, the 16 pixels in between would be missing."""
     ramp = torch.arange(32.0).expand(1, 1, 32, 32)
     packed = PACKED.to_host(ramp)
     view = PACKED.to_method(packed)[..., ::2, ::2]
@@ -186,7 +186,7 @@ def test_a_dilated_view_of_a_smooth_picture_is_smooth_unpacked_and_torn_packed()
 
 
 def test_rows_and_marks_of_a_batch_belong_together() -> None:
-    """Of every row the prompt, the mark and the index lists say the same."""
+    """The prompt, the mark and the index lists of every row belong to the same chunk."""
     model = Model()
     x = latent(2)
     call(FusedUnet(parts(stage_run(), 3), model.predictor, None, None), model, x, 1.0)
@@ -269,7 +269,10 @@ def test_sdxls_sizes_are_those_of_the_views() -> None:
 
 
 class Control:
-    """A control model of Forge's: adds its hint, cell by cell, to the UNet's output; another one may come before it."""
+    """A control model of Forge's family, which adds its hint to the UNet's output cell by cell.
+
+    Another one may precede it.
+    """
 
     manual_cast_dtype = torch.float64
     control_model = None
@@ -294,7 +297,7 @@ class Control:
 
 
 def hint(seed: int) -> Tensor:
-    """A picture of the base's size that changes slowly, so that enlarging it is no guess."""
+    """Returns an image of the base's size that changes slowly, so that its enlargement is well defined."""
     coarse = torch.rand(1, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(coarse, (CELL * BASE[0], CELL * BASE[1]), mode="bilinear", align_corners=False)
 
@@ -302,7 +305,10 @@ def hint(seed: int) -> Tensor:
 @pytest.mark.parametrize("hands_options_over", [False, True])
 @pytest.mark.parametrize("two", [False, True])
 def test_every_view_is_given_its_own_part_of_the_hints(two: bool, hands_options_over: bool) -> None:
-    """The prediction is that of a hint as large as the stage: a model that adds the hint cell by cell shows it."""
+    """The prediction is that of a hint as large as the stage.
+
+    The model shows this, because it adds the hint cell by cell.
+    """
     second = Control(hint(6), None, hands_options_over) if two else None
     first = Control(hint(5), second, hands_options_over)
     held = Held(first, STAGE, PLAN)

@@ -1,7 +1,7 @@
-"""The gates of samplers that only Forge's family has, each in its host's order of calls and as an explicit loop.
+"""Tests the gates of samplers that only Forge's family has, against explicit loops.
 
-As in test_step_gate.py: left of each comparison is the order of calls and callbacks of the host, right are the
-same formulas out of place, with one line that blends.
+As in test_step_gate.py, the left side of each comparison follows the host's order of calls and callbacks. The right
+side is the same formulas written out of place, with one line that blends.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lib_demofusion.method.model_calls import model_calls
 from lib_demofusion.method.step_gate import StepGate, is_stochastic, make_gate
 
 RF_SIGMAS = SIGMAS / (1 + SIGMAS)
-"""Levels of flow matching; the formulas of "DPM++ 2s a RF" are not defined above 1."""
+"""Noise levels of flow matching. The formulas of "DPM++ 2s a RF" are not defined above 1."""
 
 
 def slope(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def slope(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
 
 
 def host_kohaku(model, x, sigmas, callback, disable, noise_sampler=None, eta=None) -> Tensor:
-    """Three calls a step in the first half, the second of them on -x."""
+    """Makes three calls per step in the first half. The second of them evaluates -x."""
     ones = x.new_ones(len(x))
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(x, sigma * ones)
@@ -61,7 +61,10 @@ def kohaku(run: Explicit, sigmas: Tensor, eta: float) -> Tensor:
 
 
 def host_er_sde(model, x, sigmas, callback, disable, noise_sampler=None, max_stage=1) -> Tensor:
-    """One call a step, and fresh noise without an eta; the first stage of its solver (arXiv 2309.06169)."""
+    """Makes one call per step, and adds noise if eta is None.
+
+    This is the first stage of its solver (arXiv 2309.06169).
+    """
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(x, sigma * x.new_ones(len(x)))
         callback({"x": x, "i": i, "denoised": denoised})
@@ -89,7 +92,7 @@ def er_sde(run: Explicit, sigmas: Tensor) -> Tensor:
 
 
 def host_heunpp2(model, x, sigmas, callback, disable) -> Tensor:
-    """Three calls a step, two in the last but one and one in the last."""
+    """Makes three calls per step, two in the last but one and one in the last."""
     ones = x.new_ones(len(x))
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(x, sigma * ones)
@@ -104,7 +107,7 @@ def host_heunpp2(model, x, sigmas, callback, disable) -> Tensor:
 
 
 def heunpp2_slope(slopes: list[Tensor], sigmas: Tensor, i: int) -> Tensor:
-    """The weighted mean of the slopes; the later ones weigh as their level does."""
+    """Returns the weighted mean of the slopes. The later slopes are weighted by their levels."""
     weights = [sigmas[i + k] / (len(slopes) * sigmas[0]) for k in range(1, len(slopes))]
     return (1 - sum(weights)) * slopes[0] + sum(w * s for w, s in zip(weights, slopes[1:]))
 
@@ -125,7 +128,7 @@ def heunpp2(run: Explicit, sigmas: Tensor) -> Tensor:
 
 
 def host_2s_rf(model, x, sigmas, callback, disable, noise_sampler=None, eta=1.0) -> Tensor:
-    """Two calls a step except in the last; the callback runs after the first."""
+    """Makes two calls per step except in the last. The callback runs after the first."""
     ones = x.new_ones(len(x))
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(x, sigma * ones)
@@ -140,7 +143,7 @@ def host_2s_rf(model, x, sigmas, callback, disable, noise_sampler=None, eta=1.0)
 
 
 def rf_levels(sigma: Tensor, target: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The level to step down to, the middle one by log SNR, and the noise to add."""
+    """Returns the level to step down to, the midpoint by log SNR, and the amount of noise to add."""
     down = target * (1 + (target / sigma - 1) * eta)
     middle = torch.sigmoid((sigma.logit() + down.logit()) / 2)
     return down, middle, (target**2 - (down * (1 - target) / (1 - down)) ** 2).sqrt()

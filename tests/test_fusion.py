@@ -1,4 +1,4 @@
-"""The fused prediction against plain denoisers and formulas written again, and the filters and statistics in it."""
+"""Compares the fused prediction, its filters and its statistics with plain denoisers and independent formulas."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lib_demofusion.settings.fields import Settings
 
 EXAMPLES = settings(max_examples=80, deadline=None)
 GRIDS = st.tuples(st.integers(8, 40), st.integers(8, 40), st.integers(4, 12), st.integers(4, 12), st.integers(1, 4))
-"""Height, width, window, stride (less where the window is smaller) and factor of a small latent."""
+"""Height, width, window, stride and factor of a small latent. The stride is smaller if the window is."""
 C2 = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1))
 
 
@@ -44,7 +44,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def views_on(size: Size, window: int, stride: int, factor: int) -> tuple[list[LocalView], list[View]]:
-    """Jittered local views and the dilated views of a latent."""
+    """Returns the jittered local views and the dilated views of a latent."""
     sides = (min(window, size[0]), min(window, size[1]))
     strides = (min(stride, sides[0]), min(stride, sides[1]))
     return local_views(size, sides, strides, jitter_generator(1, 5)), dilated_views(size, factor)
@@ -62,20 +62,20 @@ CONV_1, CONV_2 = randn(8, 4, 3, 3, seed=1) / 6, randn(4, 8, 3, 3, seed=2) / 8
 
 
 def network(x: Tensor, views: Sequence[View] = (), rows: slice = slice(None)) -> Tensor:
-    """A small nonlinear model, whose result at a cell depends on the cells around."""
+    """A small nonlinear model, whose result at a cell depends on the neighbouring cells."""
     hidden = torch.tanh(F.conv2d(x, CONV_1.to(x), padding=1))
     return F.conv2d(hidden, CONV_2.to(x), padding=1)
 
 
 def placed(view: View) -> float:
-    """A number that tells a view from others."""
+    """Returns a number that identifies a view."""
     if isinstance(view, LocalView):
         return view.top / 7 + view.left / 13
     return 3 + view.row / 3 + view.column / 5
 
 
 def placed_network(x: Tensor, views: Sequence[View], rows: slice) -> Tensor:
-    """`network` with an offset by view: it tells whether crops and views belong together."""
+    """Adds an offset for each view to `network`, which shows whether crops and views belong together."""
     return torch.cat([network(crop) + placed(view) for crop, view in zip(x.chunk(len(views)), views)])
 
 
@@ -83,7 +83,7 @@ def placed_network(x: Tensor, views: Sequence[View], rows: slice) -> Tensor:
 @given(grid=GRIDS, c2=C2)
 @example(grid=(33, 17, 8, 3, 3), c2=0.3)
 def test_weights_sum_to_one(grid: tuple[int, int, int, int, int], c2: float) -> None:
-    """Whatever the views see of x: where all predict the same, that is the result."""
+    """If all views predict the same, this is the result, whatever the crops contain."""
     height, width, window, stride, factor = grid
     x = randn(2, 4, height, width)
     out = fuse(
@@ -102,7 +102,7 @@ def test_weights_sum_to_one(grid: tuple[int, int, int, int, int], c2: float) -> 
 def test_predicting_the_crop_itself_is_the_identity(
     grid: tuple[int, int, int, int, int], c2: float, blurred: bool
 ) -> None:
-    """With the blur as well: what it takes from the dilated path the correction gives back."""
+    """With the blur too: the correction restores the difference that the blur makes in the dilated path."""
     height, width, window, stride, factor = grid
     x = randn(2, 4, height, width)
     views = views_on((height, width), window, stride, factor)
@@ -118,7 +118,7 @@ def fused_by_hand(
     c2: float,
     correction: float,
 ) -> Tensor:
-    """The paper's fusion, view by view, cell by cell, on the padded grid."""
+    """Computes the paper's fusion view by view and cell by cell, on the padded grid."""
     total, count = torch.zeros_like(x), torch.zeros_like(x)
     for view in local:
         rows, columns = slice(view.top, view.top + view.height), slice(view.left, view.left + view.width)
@@ -139,7 +139,7 @@ def fused_by_hand(
 @pytest.mark.parametrize("c2", [0.0, 0.35, 1.0])
 @pytest.mark.parametrize("view_batch", [1, 3, 16, 1000])
 def test_fusion_equals_the_formula(size: Size, c2: float, view_batch: int) -> None:
-    """And it does not depend on how many views are evaluated at once."""
+    """The result does not depend on the number of views in a batch."""
     x = randn(3, 4, *size)
     local, dilated = views_on(size, 12, 5, 3)
     out = fuse(placed_network, x, local, dilated, c2, soft_blur, 0.7, ViewBatches(view_batch))
@@ -166,7 +166,7 @@ def test_view_batches_are_as_large_as_allowed(view_batch: int) -> None:
 
 @pytest.mark.parametrize("view_batch", [1, 3, 8, 13, 16])
 def test_the_last_batch_of_one_path_is_filled_with_views_of_the_other(view_batch: int) -> None:
-    """Where window and dilated sub-grid have one size; nine local and four dilated views here."""
+    """The window and the dilated views have the same size. There are nine local and four dilated views here."""
     x = randn(2, 4, 24, 32)
     local, dilated = views_on((24, 32), 12, 6, 2)
     local = local_views((24, 32), (12, 16), (6, 8), jitter_generator(1, 5))
@@ -187,7 +187,7 @@ def test_the_last_batch_of_one_path_is_filled_with_views_of_the_other(view_batch
 @pytest.mark.parametrize("view_batch", [1, 5, 16])
 @pytest.mark.parametrize("c2", [0.3, 1.0])
 def test_copies_of_one_x_are_blurred_once(copies: int, view_batch: int, c2: float) -> None:
-    """The model may treat each copy in its own way, as it does cond and uncond; so may the correction."""
+    """The model may treat each copy differently, as it does with cond and uncond. The correction may differ too."""
     images = randn(2, 4, 33, 25)
     x = images.repeat(copies, 1, 1, 1)
     gain = 1 + torch.arange(len(x)).view(-1, 1, 1, 1)
@@ -223,7 +223,7 @@ def test_a_path_of_weight_zero_is_not_evaluated(c2: float, kinds: set[type]) -> 
 def stage_run(
     size: Size, window: Size, stride: Size, t: float, factor: int = 2, **fields: object
 ) -> tuple[StageRun, Tensor]:
-    """A stage run in the model call at timestep `t`, and the anchor noised for it, two images."""
+    """Returns a stage run at timestep `t`, and the anchor with the noise of that timestep. There are two images."""
     anchor, noise = randn(2, 4, *size, seed=3), randn(2, 4, *size, seed=4)
     space = VarianceExploding(lambda sigma: torch.full_like(sigma, t))
     stage = StagePlan(1, 2.0, size, factor, window, stride)
@@ -236,7 +236,7 @@ def stage_run(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [(24, 32), (33, 25)])
 def test_one_window_without_dilation_is_the_plain_denoiser(dtype: torch.dtype, size: Size) -> None:
-    """Bit for bit, at timestep 0, where c2 is 0."""
+    """The results are equal bit for bit at timestep 0, where c2 is 0."""
     run, x = stage_run(size, size, (12, 12), t=0.0)
     x = x.to(dtype)
     out = run.denoise(network, x, 1.0, ViewBatches(4))
@@ -271,7 +271,7 @@ def test_views_of_a_run_are_those_of_its_call() -> None:
 
 @pytest.mark.parametrize("size", [(20, 20), (8, 8), (16, 20)])
 def test_a_sampler_that_asks_for_another_size_is_told_of(size: Size) -> None:
-    """At a call that begins no step as well: reForge's Euler SMEA enlarges x on the way, others halve it."""
+    """The call need not begin a step. reForge's Euler SMEA temporarily enlarges x, and other samplers halve it."""
     run, x = stage_run((16, 16), (8, 8), (4, 4), 500.0)
     other = F.interpolate(x, size)
     for _ in range(2):
@@ -280,7 +280,7 @@ def test_a_sampler_that_asks_for_another_size_is_told_of(size: Size) -> None:
 
 
 def test_a_run_uses_the_weights_and_the_blur_of_its_level() -> None:
-    """c1 is not tested here: the steps of real samplers are in test_step_gate."""
+    """c1 is not tested here. test_step_gate tests it with the steps of real samplers."""
     fields = {"cosine_scale_2": 2.0, "cosine_scale_3": 0.5, "sigma": 1.3}
     run, x = stage_run((24, 30), (12, 12), (6, 6), 600.0, factor=3, **fields)
     factor = (1 + math.cos(math.pi * 0.4)) / 2
@@ -292,7 +292,7 @@ def test_a_run_uses_the_weights_and_the_blur_of_its_level() -> None:
 @pytest.mark.parametrize("correction", [0.0, 0.3, 1.0, torch.tensor([0.2, 0.9]).view(2, 1, 1, 1)])
 @pytest.mark.parametrize("size", [(24, 32), (33, 25)])
 def test_correction_for_a_linear_denoiser(correction: Tensor | float, size: Size) -> None:
-    """D(x) = a x gives (1 - c2) a x + c2 (a Gx + k (x - Gx)) for a correction of k, which may differ by image."""
+    """D(x) = a x gives (1 - c2) a x + c2 (a Gx + k (x - Gx)) for a correction k, which may differ between images."""
     x, a, c2 = randn(2, 4, *size), 0.4, 0.7
     out = fuse(lambda crops, views, rows: a * crops, x, *views_on(size, 12, 6, 2), c2, soft_blur, correction)
     blurred = soft_blur(x)
@@ -301,7 +301,7 @@ def test_correction_for_a_linear_denoiser(correction: Tensor | float, size: Size
 
 
 def test_correction_is_the_eps_of_the_blurred_latent_applied_to_x() -> None:
-    """k = 1 makes the x0 prediction of an eps model what a step with eps(Gx) from x needs: x - sigma eps(Gx)."""
+    """With k = 1 the x0 prediction of an eps model fits a step from x with eps(Gx): x - sigma eps(Gx)."""
     x, sigma = randn(2, 4, 24, 32), 3.0
     out = fuse(
         lambda crops, views, rows: crops - sigma * torch.tanh(crops),
@@ -317,7 +317,7 @@ def test_correction_is_the_eps_of_the_blurred_latent_applied_to_x() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("t", [0.0, 400.0, 999.0])
 def test_half_precision_stays_half_and_finite(dtype: torch.dtype, t: float) -> None:
-    """At the highest noise level too, where x reaches some 60, and under the narrowest blur."""
+    """This includes the highest noise level, where x reaches about 60, and the narrowest blur."""
     run, x = stage_run((33, 40), (16, 20), (8, 8), t, sigma=0.01)
     x = 14.6 * x / x.std()
     exact = run.denoise(network, x, 1.0, ViewBatches(3))
@@ -328,7 +328,7 @@ def test_half_precision_stays_half_and_finite(dtype: torch.dtype, t: float) -> N
 
 
 def test_many_views_do_not_overflow_half_precision() -> None:
-    """Their sum would: each inner cell lies in 64 views."""
+    """The plain sum would overflow, because each inner cell is in 64 views."""
     x = torch.zeros(1, 4, 24, 24, dtype=torch.float16)
     local = local_views((24, 24), (8, 8), (1, 1))
     out = fuse(lambda crops, views, rows: torch.full_like(crops, 2000.0), x, local, [], 0.0, unblurred, 0.0)
@@ -362,7 +362,10 @@ def test_weights_stay_between_zero_and_one(t: float, scales: tuple[float, float,
 
 @pytest.mark.parametrize("exponent", range(1, 25))
 def test_a_path_is_left_out_only_where_single_precision_would_round_it_away(exponent: int) -> None:
-    """At cosine scale 1 and no thresholds c2 is the cosine factor, of which this timestep makes 2 to the -exponent."""
+    """At cosine scale 1 without thresholds, c2 is the cosine factor.
+
+    The timesteps are chosen so that it is 2 to the -exponent, or 1 less that.
+    """
     small = math.acos(1 - 2 * 2.0**-exponent) * 1000 / math.pi
     settings = Settings(cosine_scale_2=1.0, skip_views="0,0")
     for t, share in ((small, 2.0**-exponent), (1000 - small, 1 - 2.0**-exponent)):
@@ -413,7 +416,7 @@ def test_matching_statistics_scales_and_moves_only() -> None:
 def test_feathered_views_of_a_model_without_surroundings_are_the_model(
     grid: tuple[int, int, int, int, int], feather: float, c2: float
 ) -> None:
-    """Whatever the weights, where all views agree their mean is what they agree on."""
+    """If all views agree, their mean is the same for any weights."""
     height, width, window, stride, factor = grid
     x = randn(1, 4, height, width)
     views = views_on((height, width), window, stride, factor)
@@ -424,7 +427,7 @@ def test_feathered_views_of_a_model_without_surroundings_are_the_model(
 
 
 def test_feathered_neighbours_cross_over_between_them() -> None:
-    """Two views of 8 cells, stride 4, a quarter of the side fading: ramps 1/3, 2/3, 1 at each border."""
+    """The views have 8 cells and a stride of 4, and a quarter of the side fades: ramps 1/3, 2/3, 1 at each border."""
     x = torch.zeros(1, 1, 8, 12)
     views = [LocalView(0, 0, 8, 8), LocalView(0, 4, 8, 8)]
 
@@ -464,7 +467,7 @@ def test_a_stage_feathers_by_its_settings() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("value", [0.0, 0.1, -7.3])
 def test_a_flat_image_stays_finite(dtype: torch.dtype, value: float) -> None:
-    """Its deviations are rounding errors, which must not be blown up to the wanted ones."""
+    """Its deviations are rounding errors, which must not be amplified to the wanted deviations."""
     x = torch.full((1, 4, 24, 32), value, dtype=dtype)
     out = match_statistics(x, torch.ones(1, 1, 1, 1, dtype=dtype), torch.full((1, 1, 1, 1), 5.0, dtype=dtype))
     assert torch.isfinite(out).all()
@@ -493,7 +496,7 @@ def test_finished_stage_has_the_statistics_of_each_base_image() -> None:
 
 
 def test_a_tint_is_taken_back_and_detail_stays() -> None:
-    """Of each channel by its own amount, which the scalar statistics of the whole latent cannot do."""
+    """Each channel has its own tint. The scalar statistics of the whole latent cannot remove such a tint."""
     areas = randn(2, 4, 4, 4, dtype=torch.float64)
     base = areas.repeat_interleave(4, 2).repeat_interleave(4, 3)
     detail = randn(2, 4, 64, 64, seed=1, dtype=torch.float64)
@@ -511,7 +514,7 @@ def test_colours_are_kept_of_what_the_stage_shows() -> None:
     base, x = randn(1, 4, 8, 12), randn(1, 4, 16, 16, seed=1) + torch.tensor([1.0, 0, 0, -1]).view(1, 4, 1, 1)
     shown = base[..., 2:10]
     out = finish_stage(x, base, shown)
-    # interpolation between areas moves their mean a little
+    # the interpolation between areas changes their means slightly
     assert (out.mean((2, 3)) - shown.mean((2, 3))).abs().max() < 0.01
     assert (finish_stage(x, base).mean((2, 3)) - shown.mean((2, 3))).abs().max() > 0.1
 
@@ -523,7 +526,7 @@ def test_a_mixed_anchor_is_coarse_as_the_latent_and_fine_as_the_picture() -> Non
     rows, columns = torch.meshgrid(torch.arange(32), torch.arange(48), indexing="ij")
     finest = ((rows + columns) % 2 * 2 - 1).double()
     torch.testing.assert_close(mix_anchors(pixels, pixels + finest, 4.0), pixels, rtol=0, atol=1e-6)
-    # at the frequency that the smaller picture ends at, a wave of 2 * enlargement cells, about a third is passed
+    # a wave of 2 * enlargement cells is at the cutoff of the smaller image, where about a third passes
     wave = torch.cos(math.pi * columns.double() / 4)
     passed = (mix_anchors(pixels, pixels + wave, 4.0) - pixels)[..., 8:-8] / wave[:, 8:-8].clamp(min=0.5)
     assert passed.max() == pytest.approx(math.exp(-((math.pi / 2) ** 2) / 2), rel=0.05)
@@ -538,7 +541,7 @@ def test_smoothing_is_the_gaussian_of_scipy() -> None:
 
 
 def test_extra_noise_is_in_x_as_a_stage_begins_and_never_again() -> None:
-    """Later blends are at the level that the model is told."""
+    """Later blends have the noise level that the model receives."""
     anchor, noise = randn(1, 4, 16, 16), randn(1, 4, 16, 16, seed=1)
     stage = StagePlan(1, 2.0, (16, 16), 2, (8, 8), (4, 4))
     space = VarianceExploding(lambda sigma: 100 * sigma)
@@ -556,7 +559,7 @@ def test_extra_noise_is_in_x_as_a_stage_begins_and_never_again() -> None:
 
 
 def test_anchor_of_the_first_stage_is_cut_from_the_base() -> None:
-    """And is the bicubic upsampling of that part; later stages take the whole of the stage before."""
+    """The anchor is the bicubic upsampling of that crop. Later stages use the whole result of the previous stage."""
     crop = LocalView(2, 0, 4, 12)
     stages = (StagePlan(1, 2.0, (8, 24), 2, (8, 12), (4, 6)), StagePlan(2, 3.0, (12, 36), 3, (8, 12), (4, 6)))
     plan = Plan((8, 12), crop, stages)

@@ -1,4 +1,4 @@
-"""Hints cut to views: a picture that every view must see its own part of, at its own size."""
+"""Tests hints that are cropped to views. Every view must receive its own part of the hint, at its own size."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def randn(*shape: int) -> Tensor:
 
 
 def ramp(size: Size, axis: int, per_pixel: float = 1.0) -> Tensor:
-    """A hint (1, 3, h, w) that is everywhere the coordinate of the pixel's centre, times a factor."""
+    """Returns a hint (1, 3, h, w) of the coordinates of the pixels' centres, multiplied by a factor."""
     place = (torch.arange(size[axis]) + 0.5) * per_pixel
     plane = place[:, None].expand(size) if axis == 0 else place.expand(size)
     return plane.expand(1, 3, *size).clone()
 
 
 def in_cells(hint: Tensor) -> Tensor:
-    """What a cell of the latent sees of a hint, on average."""
+    """Returns the mean of the hint in each cell of the latent."""
     return F.avg_pool2d(hint, CELL)
 
 
 def fused(stage_hint, size: Size, views) -> Tensor:  # type: ignore[no-untyped-def]
-    """The mean of what the views see of the hint in each cell of the latent."""
+    """Returns the mean of the views' hints in each cell of the latent."""
     total, count = torch.zeros(1, 3, *size), torch.zeros(1, 3, *size)
     for view in views:
         seen = in_cells(stage_hint.for_view(view))
@@ -54,7 +54,7 @@ def test_local_views_see_the_large_hint_at_their_place(size: Size) -> None:
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(("base", "factor"), [((16, 12), 2), ((16, 12), 4), ((15, 11), 2)])
 def test_dilated_views_see_it_where_their_cells_lie(base: Size, factor: int, axis: int) -> None:
-    """In every cell of the stage the hint is the ramp at the cell's centre, whichever view holds the cell."""
+    """In every cell of the stage the hint is the ramp at the cell's centre, whichever view contains the cell."""
     size = base[0] * factor, base[1] * factor
     hint = make_stage_hint(ramp((CELL * base[0], CELL * base[1]), axis), size, factor)
     made = fused(hint, size, dilated_views(size, factor))
@@ -66,7 +66,7 @@ def test_dilated_views_see_it_where_their_cells_lie(base: Size, factor: int, axi
 @pytest.mark.parametrize(("base", "scale", "factor"), [((16, 16), 3, 3), ((16, 12), 2.5, 3), ((16, 16), 1.5, 2)])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_it_is_moved_by_whole_pixels(base: Size, scale: float, factor: int, axis: int) -> None:
-    """Hence the place is right to half a pixel of the view, and half a pixel more where the hint had to be shrunk."""
+    """The position is therefore exact to half a pixel of the view, plus half a pixel if the hint had to be shrunk."""
     size = math.ceil(base[0] * scale), math.ceil(base[1] * scale)
     hint = make_stage_hint(ramp((CELL * base[0], CELL * base[1]), axis), size, factor)
     made = fused(hint, size, dilated_views(size, factor))
@@ -77,7 +77,7 @@ def test_it_is_moved_by_whole_pixels(base: Size, scale: float, factor: int, axis
 
 
 def test_an_unmoved_hint_would_not_do() -> None:
-    """The error that the shift takes away is several times the one that is left."""
+    """The shift removes an error that is several times as large as the remaining one."""
     base, factor = (16, 16), 3
     size = base[0] * factor, base[1] * factor
     native = ramp((CELL * base[0], CELL * base[1]), 0)
@@ -102,7 +102,7 @@ def test_every_view_gets_a_hint_of_its_size(size: Size, factor: int) -> None:
 
 
 def test_no_colour_is_made_up() -> None:
-    """Maps of classes would name others if colours were mixed."""
+    """Mixed colours would name other classes in a map of classes."""
     classes = randn(1, 3, 128, 128).sign()
     hint = make_stage_hint(classes, (48, 48), 3)
     for view in dilated_views((48, 48), 3):

@@ -1,4 +1,4 @@
-"""install.py: silent on a webui that has the hook, one line on an older one, and never an error."""
+"""Tests install.py: it prints nothing in a webui with the hook, one line in an older one, and never fails."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ NEW_SCRIPTS = "class Script:\n    def post_sample(self, p, ps: PostSampleArgs, *
 
 
 def make_webui(root: Path, scripts: str) -> Path:
-    """A folder with nothing of the webui but the text of its modules/scripts.py."""
+    """Creates a webui's folder that contains only modules/scripts.py."""
     (root / "modules").mkdir(parents=True)
     (root / "modules" / "scripts.py").write_text(scripts, encoding="utf-8")
     return root
 
 
 def run_installer(path: Path, module_path: str) -> subprocess.CompletedProcess[str]:
-    """The result of running install.py as the webui does."""
+    """Runs install.py as the webui does, and returns its result."""
     environment = {**os.environ, "PYTHONPATH": module_path}
     return subprocess.run(
         [sys.executable, str(path)], env=environment, capture_output=True, text=True, check=False, timeout=60

@@ -1,4 +1,7 @@
-"""What the automatic view batch is told of the GPUs, with torch's CUDA functions and the webui's devices played."""
+"""Tests the memory figures for the automatic view batch.
+
+Torch's CUDA functions and the webui's devices are stand-ins.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ GIB = 1 << 30
 
 
 class Cards:
-    """Two GPUs as torch 2.1 tells of them, the second of which is the current one."""
+    """Two GPUs with the functions of torch 2.1. The second is the current one."""
 
     def __init__(self) -> None:
         self.driver_free = [1 * GIB, 6 * GIB]
@@ -67,7 +70,7 @@ def cards(monkeypatch: pytest.MonkeyPatch) -> Cards:
 
 @pytest.fixture
 def memory(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The module under test; `devices.device` is the webui's."""
+    """Imports the module under test. `devices.device` is the webui's device."""
     devices = ModuleType("modules.devices")
     devices.__dict__.update(device=torch.device("cuda"), torch_gc=lambda: None)
     package = ModuleType("modules")
@@ -81,7 +84,7 @@ def memory(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.parametrize(("device", "free"), [("cuda", 7 * GIB), ("cuda:0", 1 * GIB), ("cuda:1", 7 * GIB)])
 def test_free_is_what_driver_and_cache_can_give(memory: Any, device: str, free: int) -> None:
-    """Of the card that --device-id names, and without it of torch's current one."""
+    """The card is the one that --device-id names, or else torch's current one."""
     memory.devices.device = torch.device(device)
     assert memory.device_memory().free() == free
     assert memory.cuda_free_bytes(torch.device(device)) == free
@@ -95,7 +98,7 @@ def test_others_tell_nothing(memory: Any, device: str) -> None:
 
 @pytest.mark.parametrize(("taken", "views"), [(GIB, 4), (3 * GIB, 1), (GIB // 4, 16), (20 * GIB, 1)])
 def test_the_batch_is_what_fits_beside_the_model(memory: Any, cards: Cards, taken: int, views: int) -> None:
-    """80 % of 7 GiB by what one view took, in powers of two."""
+    """The batch is 80 % of 7 GiB divided by the memory of one view, rounded down to a power of two."""
     batches = evaluated(memory, cards, taken)
     assert batches.views == views
 
@@ -116,7 +119,7 @@ def test_a_driver_that_does_not_say_costs_no_stage(
 def test_neither_does_one_that_cannot_watch(
     memory: Any, cards: Cards, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The peak may then be that of what ran before, so that fewer views are taken, never more."""
+    """The peak may be from an earlier computation. The batch is then smaller, never larger."""
     silence(monkeypatch, name, RuntimeError("invalid argument to memory stats"))
     assert evaluated(memory, cards, GIB).views in (1, 4)
 
@@ -137,19 +140,22 @@ def test_what_is_left_to_others_is_not_free(memory: Any, cards: Cards) -> None:
 def test_weights_that_move_in_at_the_first_call_are_no_part_of_a_view(
     memory: Any, cards: Cards, weights: int, views: int
 ) -> None:
-    """With --medvram the UNet comes to the card when it is called: 16 GiB less its weights, and a view takes one."""
+    """With --medvram the UNet moves to the card when it is called: 16 GiB less its weights, at 1 GiB per view."""
     cards.driver_free[1], cards.reserved[1], cards.allocated[1] = 16 * GIB, 0, 0
     assert evaluated(memory, cards, GIB, weights * GIB).views == views
 
 
 def test_what_moves_out_at_the_first_call_neither(memory: Any, cards: Cards) -> None:
-    """The autoencoder leaves before the UNet comes."""
+    """The autoencoder leaves the card before the UNet arrives."""
     cards.driver_free[1], cards.reserved[1], cards.allocated[1] = 15 * GIB, GIB, GIB
     assert evaluated(memory, cards, GIB, 4 * GIB).views == 8
 
 
 def evaluated(memory: Any, cards: Cards, taken: int, weights: int = 0) -> ViewBatches:
-    """Batches after one view, whose evaluation takes so many bytes for a while, and the weights' for good."""
+    """Returns the batches after the evaluation of one view.
+
+    The evaluation temporarily allocates `taken` bytes, and the weights stay allocated.
+    """
 
     def evaluate(crops: Tensor, views: Any, rows: slice) -> Tensor:
         cards.allocated[1] += weights

@@ -1,4 +1,4 @@
-"""How many operations a model call of a stage takes beside the model: on a card each is a kernel to start."""
+"""Counts the operations in a model call of a stage besides those of the model. On a card each one starts a kernel."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from lib_demofusion.method.views import View
 from lib_demofusion.settings.reading import parse_settings
 
 VIEWS_OF_TENSORS = {"slice", "alias", "view", "_unsafe_view", "expand", "select", "unsqueeze", "split", "detach", "t"}
-"""They compute nothing."""
+"""Operations that compute nothing."""
 
 ROUND_A_CALL = 40
-"""The blur with its statistics, the skip residual, the sums' beginning and end, and the draw of the jitter."""
+"""The limit for the blur with its statistics, the skip residual, the start and end of the sums, and the jitter."""
 
 
 class Operations(TorchDispatchMode):
-    """Counts what computes, by name."""
+    """Counts the operations that compute something, by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Operations(TorchDispatchMode):
 
 
 class Stage:
-    """The last stage on a square base of 64 cells, of tiles with room to move, with a model of no operations."""
+    """The last stage on a square base of 64 cells. Its tiles have room to move, and its model has no operations."""
 
     def __init__(self, timestep: float, views: int = 4, **settings: Any):
         tiles = {"tile_size": 0, "overlap": 0.35}
@@ -56,7 +56,7 @@ class Stage:
         self.seen: list[View] = []
 
     def call(self, denoises: int = 1) -> Counter[str]:
-        """The operations of a model call with cond and uncond, each of whose batches is evaluated."""
+        """Returns the operations of a model call with cond and uncond. Every batch is evaluated."""
         with Operations() as operations:
             self.run.before_call(self.x, torch.tensor(1.0))
             self.seen.clear()
@@ -76,7 +76,10 @@ TIMESTEPS = {"dilated views alone": 950.0, "both": 500.0, "local views alone": 1
 @pytest.mark.parametrize("jitter", [True, False])
 @pytest.mark.parametrize("feather", [0.0, 0.25])
 def test_a_view_takes_few_operations(timestep: float, jitter: bool, feather: float) -> None:
-    """A view is added; a moved one's weights are added to their sum too. A batch is joined."""
+    """Each view is added to the sum.
+
+    The weights of a jittered view are also added to theirs. Each batch is concatenated.
+    """
     stage = Stage(timestep, skip_views="0.1,0.1", jitter=jitter, feather=feather)
     stage.call()
     counted = stage.call()
@@ -98,7 +101,7 @@ def test_weights_are_made_once_a_stage(jitter: bool) -> None:
 
 
 def test_several_predictions_of_a_call_share_the_sum_of_weights() -> None:
-    """The webui may ask for cond and uncond one after the other; the views are those of the call."""
+    """The webui may evaluate cond and uncond one after the other. Both use the views of the call."""
     stage = Stage(100.0, jitter=True)
     stage.call()
     once, thrice = stage.call(), stage.call(denoises=3)
@@ -106,7 +109,7 @@ def test_several_predictions_of_a_call_share_the_sum_of_weights() -> None:
 
 
 def test_what_is_kept_does_not_change_the_picture() -> None:
-    """The second call of a stage is what a stage that begins with it makes."""
+    """A later call of a stage gives the same result as a new stage that begins with it."""
     stage, fresh = Stage(500.0, skip_views="0,0.1"), Stage(500.0, skip_views="0,0.1")
     fresh.x = stage.x.clone()
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Errors that say that memory does not suffice, as the backends word them, and errors that do not."""
+"""Tests error messages of backends that report a lack of memory, and others that do not."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_the_vaes_attention_takes_fewer_rows_at_each_of_them(error: Exception, m
 
 
 def test_there_is_one_idea_of_it() -> None:
-    """No file looks into an error's text by itself."""
+    """No other file examines the text of an error."""
     folder = Path(tiling.__file__).parents[1]
     found = [path.name for path in sorted(folder.rglob("*.py")) if "def is_out_of_memory" in path.read_text("utf-8")]
     assert found == ["out_of_memory.py"]

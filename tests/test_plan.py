@@ -1,4 +1,4 @@
-"""The stages that settings lead to: sizes, views and cost, and what does not fit a base picture."""
+"""Tests the plan of stages: sizes, views, cost, and settings that do not fit a base image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCALES = [1, 1.25, 1.5, 2, 2.5, 3, 3.75, 4, 5, 6, 7, 8]
 
 
 def cost_of(plan: Plan) -> float:
-    """How many times the base pass a run takes whose stages begin at pure noise, base included."""
+    """Returns the cost of a run whose stages begin at pure noise, in units of the base pass and including it."""
     return 1 + sum(stage.cells_at(0.5) for stage in plan.stages) / math.prod(plan.base)
 
 
@@ -40,14 +40,14 @@ def scales(plan: Plan) -> list[float]:
 
 
 def rounded(value: float) -> int:
-    """To the nearest whole number, halves upward."""
+    """Rounds to the nearest whole number, halves upward."""
     return math.floor(value + 0.5)
 
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("scale", SCALES)
 def test_size_is_the_scaled_base(base: Size, scale: float) -> None:
-    """To the nearest cell, of the whole base picture."""
+    """The size is that of the whole base image, rounded to the nearest cell."""
     plan = plan_of(base, scale=scale)
     size = (rounded(base[0] * scale), rounded(base[1] * scale))
     assert plan.pixels == (8 * size[0], 8 * size[1])
@@ -71,7 +71,7 @@ def test_size_is_the_scaled_base(base: Size, scale: float) -> None:
     ],
 )
 def test_automatic_stages_are_the_whole_scales(scale: float, expected: list[float]) -> None:
-    """Save one that lies closer than a half below the last."""
+    """A whole scale less than a half below the last one is omitted."""
     plan = plan_of((64, 96), scale=scale)
     assert scales(plan) == expected
     assert sizes(plan) == [(rounded(64 * k), rounded(96 * k)) for k in expected]
@@ -223,7 +223,7 @@ def test_whole_cells_are_not_noted() -> None:
 
 
 def test_stage_list_and_final_size() -> None:
-    """The list gives what comes before the final size, whose own scale may be in it or not."""
+    """The list gives the scales before the final size. It may contain the final scale."""
     assert scales(plan_of((64, 64), stages="1,2,4", width=2048)) == [2, 4]
     assert scales(plan_of((64, 64), stages="1,2", width=2048)) == [2, 4]
     assert scales(plan_of((64, 64), stages="2,3", width=2048, height=1024)) == [2, 3, 4]
@@ -235,7 +235,7 @@ def test_stage_list_and_final_size() -> None:
     [(2, [13], 14), (3, [13, 34], 48), (4, [13, 34, 65], 113), (5, [13, 34, 65, 106], 219)],
 )
 def test_cost_is_that_of_the_paper(scale: int, views: list[int], cost: float) -> None:
-    """SDXL's 128 cells at a stride of 64, in the unit of its base pass; research on the paper's figures has these."""
+    """SDXL has 128 cells at a stride of 64. The cost is in units of its base pass, as in the paper's figures."""
     plan = plan_of((128, 128), scale=scale)
     assert [evaluations(stage) for stage in plan.stages] == views
     assert cost_of(plan) == cost
@@ -298,7 +298,7 @@ def test_scale_never_cuts_the_base(base: Size, scale: float) -> None:
 @example(base=(64, 32), pixels=252, axis="width")
 @example(base=(96, 8), pixels=515, axis="width")
 def test_one_side_is_met_or_named(base: Size, pixels: int, axis: str) -> None:
-    """A side out of range is named as it was given, never the other, which follows from it."""
+    """A side out of range is reported as it was given. The other side, which follows from it, is never reported."""
     native = base[1] if axis == "width" else base[0]
     if native <= rounded(pixels / 8) <= 8 * native:
         plan = plan_of(base, **{axis: pixels})
@@ -319,7 +319,7 @@ def test_one_side_is_met_or_named(base: Size, pixels: int, axis: str) -> None:
     stages=st.sampled_from(["", "1,1.5", "1"]),
 )
 def test_any_shape_can_be_asked_for(base: Size, grown: tuple[float, float], window: int, stages: str) -> None:
-    """The part of the base that is kept has the shape of the final picture, to a cell, and lies in the middle."""
+    """The crop of the base has the shape of the final image, exact to a cell, and is centred."""
     target = rounded(base[0] * grown[0]), rounded(base[1] * grown[1])
     assume(not stages or max(grown) > 1.6)
     assume(window <= max(target))
@@ -343,7 +343,7 @@ def test_any_shape_can_be_asked_for(base: Size, grown: tuple[float, float], wind
 @example(base=(152, 104), scale=2.49, stages="")
 @example(base=(9, 31), scale=3.0, stages="")
 def test_the_model_sees_nothing_larger_than_the_base(base: Size, scale: float, stages: str) -> None:
-    """Nor fewer pixels of a dilated view than half of the base's a side, with a cell for rounding."""
+    """A dilated view is also never smaller than half of the base on a side, except for a cell of rounding."""
     for stage in plan_of(base, scale=scale, stages=stages).stages:
         seen = dilated_size(stage.size, stage.factor)
         for length, shown, whole in zip(stage.window, seen, base):
@@ -352,7 +352,7 @@ def test_the_model_sees_nothing_larger_than_the_base(base: Size, scale: float, s
 
 
 def assert_sane(plan: Plan) -> None:
-    """What the rest of the program relies on."""
+    """Checks the properties that the rest of the program relies on."""
     assert scales(plan) == sorted(set(scales(plan)))
     for stage in plan.stages:
         assert stage.factor >= 2

@@ -1,4 +1,4 @@
-"""The rules that the source must keep: layers, Python 3.10, sizes, parameters, imports, no print."""
+"""Checks the rules for the source: layers, Python 3.10, sizes, parameters, imports and no print."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ MAX_FUNCTION_LINES = 40
 MAX_PARAMETERS = 5
 WEBUI_PACKAGES = {"modules", "gradio"}
 FORGE_PACKAGES = {"modules_forge", "backend"}
-"""Packages of webuis of Forge's family; what is particular to a webui stands in one folder."""
+"""Packages of Forge's family of webuis. Code for a particular webui belongs in one folder."""
 BACKENDS = HOST / "backends"
 RUNTIME_PACKAGES = {"torch", "gradio", "numpy", "PIL", "modules", "k_diffusion", "psutil", "lib_demofusion"}
 
 
 def runtime_files() -> list[Path]:
-    """Every Python file that runs inside the webui."""
+    """Returns every Python file that runs inside the webui."""
     return [path for folder in (CORE, REPOSITORY / "scripts") for path in sorted(folder.rglob("*.py"))]
 
 
 def core_files() -> list[Path]:
-    """The files that must work without a webui."""
+    """Returns the files that must work without a webui."""
     return [path for path in runtime_files() if path.is_relative_to(CORE) and not path.is_relative_to(HOST)]
 
 
 def parse(path: Path) -> ast.Module:
-    """The syntax tree of a file."""
+    """Returns the syntax tree of a file."""
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
 def place(path: Path, line: int) -> str:
-    """A place in the source, as an editor takes it."""
+    """Formats a place in the source for an editor."""
     return f"{path.relative_to(REPOSITORY).as_posix()}:{line}"
 
 
 def imported_packages(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Each top-level package that is imported anywhere in the tree, with its line; relative imports are left out."""
+    """Yields each imported top-level package with its line, from anywhere in the tree, without relative imports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name.partition(".")[0], node.lineno) for alias in node.names)
@@ -55,7 +55,7 @@ def imported_packages(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 def climbs_into_host(tree: ast.AST) -> Iterator[int]:
-    """The lines on which a core file imports lib_demofusion.host, relatively or not."""
+    """Yields the lines on which a core file imports lib_demofusion.host, relatively or not."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
@@ -68,14 +68,14 @@ def climbs_into_host(tree: ast.AST) -> Iterator[int]:
 
 
 def functions(tree: ast.AST) -> Iterator[tuple[str, int, int]]:
-    """Each function's name, first line and number of lines."""
+    """Yields each function's name, first line and number of lines."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.name, node.lineno, (node.end_lineno or node.lineno) - node.lineno + 1
 
 
 def parameters(tree: ast.AST) -> Iterator[tuple[str, int, int]]:
-    """Each function's name, first line and number of parameters, `self` and `cls` not counted."""
+    """Yields each function's name, first line and number of parameters, not counting `self` and `cls`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
@@ -83,7 +83,7 @@ def parameters(tree: ast.AST) -> Iterator[tuple[str, int, int]]:
 
 
 def prints(tree: ast.AST) -> Iterator[int]:
-    """The lines that call print()."""
+    """Yields the lines that call print()."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
             yield node.lineno
@@ -116,11 +116,11 @@ def test_runtime_imports_only_what_the_webui_ships() -> None:
 
 
 WEBUI_NAMED = re.compile("forge(?!t)", re.IGNORECASE)
-"""Nothing is named so that is merely forgotten."""
+"""Matches names of webuis, but not the word "forget"."""
 
 
 def words(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Every name, attribute and string in a file, docstrings left out, with its line."""
+    """Yields every name, attribute and string in a file with its line, without docstrings."""
     prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
@@ -160,7 +160,7 @@ def test_files_are_short() -> None:
 
 
 def test_progress_stays_small() -> None:
-    """Bar, time left and live line are a convenience: most of the source is about images."""
+    """The progress bar, the time left and the live line are a convenience. Most of the source is about images."""
     files = ("progress/meter.py", "host/progress/bar.py", "host/progress/timing.py", "host/panel/line.py")
     assert sum(len((CORE / name).read_text(encoding="utf-8").splitlines()) for name in files) <= MAX_FILE_LINES
 
@@ -187,7 +187,7 @@ CHANGERS = {
 
 
 def module_state(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Each collection of a module that something in it changes, and each name that a function rebinds, with a line."""
+    """Yields each collection of a module that its code changes, and each name that a function rebinds, with a line."""
     held = set()
     for node in tree.body:
         if isinstance(node, ast.Assign | ast.AnnAssign):

@@ -1,4 +1,4 @@
-"""What README and docs/ say of the fields and presets is what the code has."""
+"""Compares the fields, presets and numbers in README and docs/ with the code and the measurements."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PAGES = {
 
 
 def rows(heading: str, page: str = "docs/parameters.md") -> list[list[str]]:
-    """The cells of all tables whose first line begins with `heading`."""
+    """Returns the cells of all tables whose first line begins with `heading`."""
     tables = [block.splitlines() for block in PAGES[page].split("\n\n") if block.startswith(heading)]
     return [[cell.strip() for cell in line.strip("|").split("|")] for table in tables for line in table[2:]]
 
 
 def written(value: Any) -> str:
-    """A value as README writes it."""
+    """Formats a value as in README."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, (int, float)) else value or "empty"
@@ -54,7 +54,7 @@ def test_label_default_and_range_of_a_field(name: str) -> None:
     if spec.kind in (int, float):
         assert f"{spec.maximum:g}" in range_
         assert range_.startswith(f"{spec.minimum:g}")
-    # a webui in this process offers upscalers of its own
+    # a webui in this process adds its own upscalers
     for choice in ("Latent", LANCZOS) if name == "upscaler" else (*spec.choices(BUILT_IN), *spec.words):
         assert choice in range_
 
@@ -82,7 +82,7 @@ def test_what_the_presets_cost() -> None:
 
 
 def bench_tables() -> dict[str, dict[str, dict[str, str]]]:
-    """The numbers of the tables of 64 collages in bench/README.md, by scale, configuration and column."""
+    """Returns the numbers of the tables of 64 collages in bench/README.md, by scale, configuration and column."""
     text = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
     found = {}
     for scale, table in re.findall(r"#### (\dx), \d+ pixels, 64 prompts.*?\n\n(\|.*?)\n\n", text, re.DOTALL):
@@ -103,7 +103,7 @@ MEASURED = {
 
 
 def measured(table: dict[str, dict[str, str]], way: str, row: str) -> str:
-    """A number of bench/README.md as README writes it."""
+    """Formats a number of bench/README.md as in README."""
     column, share, unit = MEASURED[row]
     number = table[way][column]
     return f"{100 * float(number):.0f} %" if share else number + unit
@@ -127,7 +127,7 @@ WAYS = re.compile(r"\b(Paper|Balanced|Fast|Turbo|[Hh]ires fix|ESRGAN|Ultimate SD
 
 
 def sentences(page: str) -> list[str]:
-    """The sentences of a page, without its tables, headings and code."""
+    """Returns the sentences of a page, without its tables, headings and code."""
     text = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
     text = "\n".join("" if line.startswith(("|", "#", "!", "<")) else line for line in text.splitlines())
     paragraphs = re.split(r"\n\s*\n|\n(?=\* |\d\. |\*\*)", text)
@@ -169,5 +169,5 @@ def test_the_entry_for_the_list_of_extensions() -> None:
     entry = json.loads(file.read_text(encoding="utf-8"))
     assert set(entry) == {"name", "url", "description", "tags"}
     assert entry["url"].endswith(f"/{file.stem}.git")
-    # of the list's own, those of an extension that makes pictures
+    # the list's own tags for extensions that make images
     assert set(entry["tags"]) <= {"script", "manipulations"}

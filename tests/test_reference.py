@@ -1,8 +1,8 @@
 """Reproduces the recorded runs of the paper's pipeline (tests/data) with the library's own parts.
 
-The published pipeline shifts border views outward into zero padding and records where; the tests hand those views to
-the library in the padded frame. Everything else is the library as it is used in the webui, under k-diffusion's Euler
-for the Euler cases and an explicit DDIM loop for the other.
+The published pipeline shifts border views outward into zero padding and records their positions. The tests pass these
+views to the library in the padded frame. Everything else is the library as it runs in the webui: under k-diffusion's
+Euler for the Euler cases, and in an explicit DDIM loop for the other case.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class RecordedStage:
         self.run = StageRun(plan, case.settings, anchor, noise, SamplerTraits(space, StepGate()))
 
     def fused(self, x: Tensor, predict, correction: float) -> Tensor:
-        """Returns the fused prediction, local views in the zero-padded frame as the published code has them."""
+        """Returns the fused prediction, with local views in the zero-padded frame as in the published code."""
         run, pad = self.run, self.case.jitter
         padded = F.pad(x, (pad,) * 4)
 

@@ -1,4 +1,4 @@
-"""Sizes and crops in SDXL's vector: the right columns, in the order of the views, as the model itself makes them."""
+"""Tests sizes and crops in SDXL's vector: the right columns, in the order of the views, as the model computes them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FINAL = Frame((1536, 1024))
 
 
 class Numbers:
-    """Embeds each number in `outdim` columns; counts its calls."""
+    """Embeds each number in `outdim` columns, and counts its calls."""
 
     def __init__(self, input_key: str, outdim: int = 256):
         self.input_key, self.outdim, self.calls = input_key, outdim, 0
@@ -38,14 +38,14 @@ class Numbers:
 
 
 class Text(SimpleNamespace):
-    """A text embedder, of whose share of the vector nothing is known."""
+    """A text embedder, whose part of the vector has an unknown size."""
 
     def __init__(self) -> None:
         super().__init__(input_key="txt")
 
 
 class Conditioner:
-    """Joins its embedders' outputs after `pooled` columns of text, as the model's conditioner does."""
+    """Joins the outputs of its embedders after `pooled` columns of text, like the model's conditioner."""
 
     def __init__(self, pooled: int, *embedders: Any):
         self.pooled, self.embedders = pooled, embedders
@@ -177,7 +177,7 @@ def test_models_without_a_conditioner_have_no_sizes() -> None:
 
 @pytest.mark.parametrize("rows", [slice(0, 4), slice(1, 3)])
 def test_the_model_is_given_the_vectors_of_its_views(rows: slice) -> None:
-    """Through the denoiser, whose other conds stay as they are; some rows alone when memory is short."""
+    """The denoiser leaves the other conds unchanged. If memory is short, it evaluates some of the rows."""
     conditioner = base()
     seen: list[dict[str, Any]] = []
 
@@ -260,7 +260,7 @@ print("equal")
 
 @pytest.mark.webui
 def test_vectors_are_what_the_real_conditioner_makes(request: pytest.FixtureRequest) -> None:
-    """In the webui's own environment, with its conditioner and embedders; only the text is made up."""
+    """Runs in the webui's own environment, with its conditioner and embedders. Only the text is made up."""
     folder = request.config.getoption("--webui")
     if not folder:
         pytest.skip("no real webui: name one with --webui DIR or SD_WEBUI_DIR")

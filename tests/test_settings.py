@@ -1,4 +1,7 @@
-"""Settings from people, programs and infotexts: what is good comes through, what is bad is named."""
+"""Tests settings from people, programs and infotexts.
+
+Valid values are accepted, and invalid ones are reported by name.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ INTS = [name for name, spec in SPECS.items() if spec.kind is int]
 FLOATS = [name for name, spec in SPECS.items() if spec.kind is float]
 
 HUGE = 10**5000
-"""Python refuses to write it: more than 4300 digits."""
+"""Python refuses to format this number, because it has more than 4300 digits."""
 
 NEVER_GOOD = [
     "abc",
@@ -82,7 +85,7 @@ BAD_STAGES += ["1," * 50_000 + "2", "1, 2, nan", "1,inf", "2;1"]
 
 
 def is_named(error: SettingsError, name: str, value: object) -> bool:
-    """Whether the message names the field, what it was given, and what it may be given."""
+    """Returns whether the message names the field, the given value and the allowed values."""
     text = str(error)
     if isinstance(value, str) and len(value) < 50 and repr(value) not in text:
         return False
@@ -92,7 +95,7 @@ def is_named(error: SettingsError, name: str, value: object) -> bool:
 
 
 def cases(fields: list[str], values: list[object]) -> list[object]:
-    """Every value for every field."""
+    """Combines every value with every field."""
     named = [(name, value) for name in fields for value in values]
     return [pytest.param(name, value, id=f"{name}-{i % len(values)}") for i, (name, value) in enumerate(named)]
 
@@ -115,7 +118,7 @@ def test_bad_value_is_named(name: str, value: object) -> None:
 
 @pytest.mark.parametrize("value", BAD_STAGES, ids=range(len(BAD_STAGES)))
 def test_bad_stage_list_is_named(value: object) -> None:
-    """By the settings where it is no text at all, else by the plan, which reads it."""
+    """The settings report it if it is not text. Otherwise the plan reports it, because the plan parses the list."""
     with pytest.raises(SettingsError) as caught:
         make_plan(parse_settings({"stages": value}), (64, 64))
     assert caught.value.name == "stages"
@@ -153,7 +156,7 @@ def parsed_or_error(values: dict[str, object]) -> Settings | SettingsError:
 @EXAMPLES
 @given(values=st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=3))
 def test_anything_is_parsed_or_named(values: dict[str, object]) -> None:
-    """No other exception, down to the plan, and what is accepted is in its range."""
+    """No other exception is raised, up to the plan, and every accepted value is in its range."""
     parsed = parsed_or_error(values)
     if isinstance(parsed, SettingsError):
         assert parsed.name in NAMES
@@ -254,7 +257,7 @@ def test_values_of_presets_are_possible(name: str) -> None:
 
 MINE = "Mine"
 OFFERS = Offers({MINE: {"sigma": 1.5, "jitter": False}}, ("None?", "4x-Sharp", "Lanczos"))
-"""A preset of the user's, and upscalers of the webui's."""
+"""A preset that you saved, and upscalers of the webui."""
 
 
 def test_a_user_s_preset_is_one_like_the_built_in_ones() -> None:
@@ -315,14 +318,14 @@ def test_values_that_name_no_preset_get_the_one_of_the_caller() -> None:
 def test_infotext_is_against_the_declared_defaults_whatever_the_preset() -> None:
     written = to_infotext(settings_from_args([{"enabled": True, "sigma": 0.8}], MINE, OFFERS), OFFERS)
     assert written == {"DemoFusion preset": "Mine (changed)", "DemoFusion jitter": "False"}
-    # elsewhere the name means nothing, and every value is there all the same
+    # in another installation the name is unknown, but the infotext contains every value
     assert pasted(written) == Settings(jitter=False)
 
 
 def test_what_no_longer_has_the_value_of_its_preset_is_known() -> None:
     values = preset_values(MINE, OFFERS)
     assert changed_fields(MINE, values, OFFERS) == ()
-    # as the controls give them, and as they cannot be used
+    # with the types that the controls return, and with values that cannot be used
     assert changed_fields(MINE, {**values, "sigma": "1.50", "stages": "", "feather": 0}, OFFERS) == ()
     assert changed_fields(MINE, {**values, "sigma": 2, "stages": "3,2"}, OFFERS) == ("stages", "sigma")
     assert "(changed)" not in str(to_infotext(parse_settings({"preset": MINE}, offers=OFFERS), OFFERS))
@@ -370,7 +373,7 @@ def test_limits_are_possible_and_what_is_beyond_is_not(name: str) -> None:
 
 
 def drawn(name: str) -> st.SearchStrategy:
-    """Possible values of a field."""
+    """Draws possible values of a field."""
     spec = SPECS[name]
     if spec.kind is bool:
         return st.booleans()
@@ -399,7 +402,7 @@ def pasted(infotext: dict[str, str], offers: Offers = BUILT_IN) -> Settings:
 @given(given_settings=SETTINGS)
 @example(given_settings=Settings(scale=7 / 3, sigma=0.1 + 0.2, cosine_scale_1=1e-7, cosine_scale_2=9.123456789))
 def test_infotext_gives_the_settings_back(given_settings: Settings) -> None:
-    """`enabled` is not among its keys: the host layer writes that one itself."""
+    """`enabled` is not among its keys, because the host layer writes it."""
     infotext = to_infotext(given_settings)
     assert pasted({**infotext, ENABLED_KEY: "1.0"}) == dataclasses.replace(given_settings, enabled=True)
     assert pasted(infotext) == dataclasses.replace(given_settings, enabled=False)
@@ -408,7 +411,7 @@ def test_infotext_gives_the_settings_back(given_settings: Settings) -> None:
 @EXAMPLES
 @given(given_settings=SETTINGS)
 def test_infotext_is_what_the_host_can_parse(given_settings: Settings) -> None:
-    """The host finds `key: value` with key = \\w[\\w \\-/]+, and drops empty values (infotext_utils.py)."""
+    """The host finds `key: value` with key = \w[\w \-/]+, and ignores empty values (infotext_utils.py)."""
     infotext = to_infotext(given_settings)
     for key, value in infotext.items():
         assert re.fullmatch(r"\w[\w \-/]+", key)

@@ -1,4 +1,4 @@
-"""A stage gets as many steps as its sampler needs: tried on k-diffusion's own functions."""
+"""Tests with k-diffusion's functions that a stage gets as many steps as its sampler needs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAMES = sorted(name for name in vars(sampling) if name.startswith("sample_"))
 
 
 def run(name: str, steps: int) -> torch.Tensor:
-    """What a sampler makes in the last `steps` steps of a schedule, called as the webui calls it."""
+    """Runs a sampler on the last `steps` steps of a schedule, with the webui's arguments, and returns the result."""
     function = getattr(sampling, name)
     known = inspect.signature(function).parameters
     sigmas = SIGMAS[-steps - 1 :]
@@ -71,7 +71,7 @@ def test_the_schedule_is_as_long_as_it_must_be(steps: int, strength: float, leas
 
 
 def share_levels(steps: int, strength: float, least: int) -> torch.Tensor:
-    """The noise levels of a stage as they were before stages could begin at a level, by the same arithmetic."""
+    """Returns a stage's noise levels without the choice of a level to begin at, by the original arithmetic."""
     schedule = steps
     while max(1, round(schedule * strength)) < least:
         schedule += 1
@@ -88,7 +88,7 @@ def test_schedules_of_stable_diffusion_are_the_same_to_the_last_bit(steps: int, 
 
 
 def flow_schedule(shift: float, power: float = 1.0) -> Callable[[int], torch.Tensor]:
-    """Levels of a model with that shift; `power` bends the schedule as other schedulers do."""
+    """Returns the levels of a model with that shift. `power` bends the schedule as other schedulers do."""
 
     def levels(steps: int) -> torch.Tensor:
         u = torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** power
@@ -104,7 +104,7 @@ SHIFTS = [1.0, 3.0, math.exp(1.15), 6.0, 9.0, 12.0]
 @pytest.mark.parametrize("strength", [0.25, 0.3, 0.5, 0.7])
 @pytest.mark.parametrize("steps", [8, 12, 20, 50])
 def test_a_strength_means_the_same_noise_whatever_the_shift(shift: float, strength: float, steps: int) -> None:
-    """At a uniform schedule in closed form: n steps from level s need n (a - (a - 1) s) / s of them in all."""
+    """On a uniform schedule there is a closed form: n steps from level s need n (a - (a - 1) s) / s steps in all."""
     levels = flow_schedule(shift)
     chosen = steps_by_level(steps, strength, 1, levels)
     wanted = flow_level(1000 * strength)
@@ -119,7 +119,7 @@ def test_a_strength_means_the_same_noise_whatever_the_shift(shift: float, streng
 @pytest.mark.parametrize("power", [0.75, 1.0, 1.5])
 @pytest.mark.parametrize(("steps", "strength", "least"), [(20, 0.5, 1), (12, 0.25, 1), (7, 0.3, 4), (31, 0.9, 1)])
 def test_no_other_length_begins_nearer(shift: float, power: float, steps: int, strength: float, least: int) -> None:
-    """Under schedulers of other shapes too."""
+    """This also holds for schedulers of other shapes."""
     levels, wanted = flow_schedule(shift, power), flow_level(1000 * strength)
     chosen = steps_by_level(steps, strength, least, levels)
     assert chosen.run == max(steps_of_stage(steps, strength), least)

@@ -1,9 +1,9 @@
-"""Drives k-diffusion's own sampler functions against explicit loops that blend x at the start of every step.
+"""Compares k-diffusion's own sampler functions with explicit loops that blend x at the start of every step.
 
-Left of each comparison: the unmodified function, its model and callback wired to a StageRun. Right: the sampler written
-again, out of place, from the papers' formulas, with one line that blends. Everything runs in float64 under a denoiser
-in closed form, so equal means equal up to rounding. The samplers that only the webui has are written twice: once in
-its order of calls and callbacks, once explicitly.
+The left side of each comparison is the unmodified function, with its model and callback connected to a StageRun. The
+right side is the sampler written again, out of place, from the formulas in the papers, with one line that blends.
+Everything runs in float64 with a denoiser in closed form, so equal means equal up to rounding. The samplers that only
+the webui has are written twice: once in the webui's order of calls and callbacks, and once explicitly.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from lib_demofusion.method.step_gate import (
 from lib_demofusion.settings.fields import Settings
 
 TOLERANCE = 1e-9
-"""Largest difference to the explicit loop, relative to the largest value of x."""
+"""The largest difference from the explicit loop, relative to the largest value of x."""
 
 SHAPE = (2, 4, 24, 32)
 STAGE = StagePlan(1, 2.0, (24, 32), 2, (12, 16), (6, 8))
 SIGMA_MIN, SIGMA_MAX = 0.03, 14.6
 STEPS = 12
-# A wider blend than the default exponent of 3 gives: a step that misses it shows.
+# The blend is wider than with the default exponent of 3, so that a step without it is noticed.
 EXPONENT = 1.0
 sampling = k_diffusion_sampling.load()
 SIGMAS = sampling.get_sigmas_karras(STEPS, SIGMA_MIN, SIGMA_MAX).double()
 
 
 def randn(seed: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
-    """The same float64 noise for the same seed."""
+    """Returns the same float64 noise for the same seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -69,7 +69,7 @@ def denoise(
     modes: tuple[float, float] = (-1.5, 1.0),
     spreads: tuple[float, float] = (0.3, 0.5),
 ) -> Tensor:
-    """The posterior mean of each cell of x under a mixture of two Gaussians."""
+    """Returns the posterior mean of each cell of x under a mixture of two Gaussians."""
     logits, means = [], []
     for weight, mode, spread in zip((0.4, 0.6), modes, spreads):
         variance = torch.as_tensor(spread**2 + sigma**2, dtype=x.dtype)
@@ -80,17 +80,17 @@ def denoise(
 
 
 def sigma_to_t(sigma: Tensor) -> Tensor:
-    """A model's timestep: linear in log sigma, 999 at the top and 0 at the bottom of the schedule."""
+    """Returns a model's timestep: linear in log sigma, 999 at the top and 0 at the bottom of the schedule."""
     return 999 * (torch.log(sigma / SIGMA_MIN) / math.log(SIGMA_MAX / SIGMA_MIN)).clamp(0, 1)
 
 
 def skip_weight(t: float, exponent: float) -> float:
-    """The paper's c1, written again."""
+    """Computes the paper's c1 independently."""
     return (0.5 * (1 + math.cos(math.pi * (1000 - t) / 1000))) ** exponent
 
 
 class Draws:
-    """Unit noise, one tensor after the other, the same for every new instance."""
+    """Draws unit noise, one tensor after another. Every new instance draws the same sequence."""
 
     def __init__(self, shape: tuple[int, ...] = SHAPE):
         self.shape = shape
@@ -113,7 +113,7 @@ class DrawingTorch:
 
 @contextmanager
 def double_precision() -> Iterator[None]:
-    """Makes the tensors that DPM fast and DPM adaptive create of Python numbers as exact as the others."""
+    """Lets DPM fast and DPM adaptive create their tensors from Python numbers in double precision."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -123,7 +123,7 @@ def double_precision() -> Iterator[None]:
 
 
 class Explicit:
-    """The model of the explicit loops, with the skip residual written out of place."""
+    """The model of the explicit loops. It applies the skip residual out of place."""
 
     def __init__(self, stochastic: bool = False, exponent: float = EXPONENT):
         self.stochastic = stochastic
@@ -133,12 +133,12 @@ class Explicit:
         self._denoised: Tensor | None = None
 
     def call(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Evaluates the model within a step."""
+        """Evaluates the model during a step."""
         self.seen.append(x)
         return denoise(x, sigma)
 
     def start(self, x: Tensor | None, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns x, blended, and the prediction of the first call of a step; x is None in the first step."""
+        """Returns the blended x and the prediction of the first call of a step. x is None in the first step."""
         c1 = skip_weight(float(sigma_to_t(sigma)), self.exponent)
         if x is None:
             x = ANCHOR + sigma * NOISE
@@ -185,19 +185,19 @@ def drive(
 
 
 def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
-    """The largest difference between the tensors of two runs, relative to the largest value of each."""
+    """Returns the largest difference between the tensors of two runs, relative to the largest value of each."""
     assert len(actual) == len(expected)
     return float(torch.stack([(a - b).abs().max() / b.abs().max() for a, b in zip(actual, expected)]).max())
 
 
 def ancestral(sigma: Tensor, target: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    """The level to step down to and the noise to add; target**2 is the sum of their squares."""
+    """Returns the level to step down to and the amount of noise to add. The sum of their squares is target**2."""
     up = (eta * target * (1 - (target / sigma) ** 2).sqrt()).clamp_max(target)
     return (target**2 - up**2).sqrt(), up
 
 
 def toward(x: Tensor, denoised: Tensor, ratio: Tensor | float) -> Tensor:
-    """The exact step of an ODE whose denoised stays constant: the noise shrinks to `ratio` of what it was."""
+    """Returns the exact step of an ODE with a constant denoised: the noise shrinks by the factor `ratio`."""
     return denoised + ratio * (x - denoised)
 
 
@@ -262,7 +262,7 @@ def dpm_2_ancestral(run: Explicit, sigmas: Tensor, eta: float) -> Tensor:
         x, denoised = run.start(x, sigma)
         down, up = ancestral(sigma, target, eta)
         if down == 0:
-            # k-diffusion leaves out this step's noise too
+            # k-diffusion omits this step's noise too
             x = denoised
             continue
         middle = (sigma * down).sqrt()
@@ -346,7 +346,7 @@ def dpmpp_2m_sde(run: Explicit, sigmas: Tensor, eta: float, solver_type: str) ->
 
 
 def dpmpp_3m_sde(run: Explicit, sigmas: Tensor, eta: float) -> Tensor:
-    """Exponential Adams-Bashforth of order 3 on the denoised, as functions of log sigma."""
+    """Exponential Adams-Bashforth of order 3 on the denoised, as a function of log sigma."""
     x, history = None, []
     for sigma, target in pairwise(sigmas):
         x, denoised = run.start(x, sigma)
@@ -408,7 +408,7 @@ def dpm_fast(run: Explicit, sigma_min: float, sigma_max: float, n: int, eta: flo
 
 
 def dpm_adaptive(run: Explicit, sigma_min: float, sigma_max: float, eta: float, h_init: float) -> Tensor:
-    """DPM-Solver-23 under k-diffusion's step size control. A rejected try keeps the blended x of its step."""
+    """DPM-Solver-23 with k-diffusion's step size control. A rejected attempt keeps the blended x of its step."""
     sigma, last = (torch.tensor(value, dtype=torch.float64) for value in (sigma_max, sigma_min))
     control = sampling.PIDStepSizeController(h_init, 0.0, 1.0, 0.0, 1.5 if eta else 3, 0.81)
     x, low_before = None, None
@@ -429,7 +429,7 @@ def dpm_adaptive(run: Explicit, sigma_min: float, sigma_max: float, eta: float, 
 
 
 def webui_lcm(model, x, sigmas, callback, disable, noise_sampler) -> Tensor:
-    """The webui's LCM, which goes on in the tensor that the model returned."""
+    """The webui's LCM, which continues in the tensor that the model returned."""
     for i in range(len(sigmas) - 1):
         denoised = model(x, sigmas[i] * x.new_ones(len(x)))
         callback({"x": x, "i": i, "denoised": denoised})
@@ -448,11 +448,11 @@ def lcm(run: Explicit, sigmas: Tensor) -> Tensor:
 
 
 RESTARTED_AT = (0, 1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
-"""Indices of the levels that the restarts below go through: back up from 4 to 2, twice."""
+"""Indices of the levels that the restarts below use. They go back up from 4 to 2 twice."""
 
 
 def webui_restart(model, x, sigmas, callback, disable, noise_sampler) -> Tensor:
-    """The webui's Restart: Heun steps, with noise added where the level rises."""
+    """The webui's Restart: Heun steps, with added noise where the level rises."""
     ones = x.new_ones(len(x))
     for i, (start, end) in enumerate(pairwise(RESTARTED_AT)):
         if end < start:
@@ -488,7 +488,7 @@ def restart(run: Explicit, sigmas: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """A sampler function, what it is called with, and its explicit counterpart."""
+    """A sampler function, its arguments, and its explicit counterpart."""
 
     name: str
     explicit: Callable[..., Tensor]
@@ -564,7 +564,7 @@ def test_every_sampler_of_k_diffusion_is_driven() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_sampler_equals_the_explicit_loop(case: Case) -> None:
-    """At every model call and at the end."""
+    """Compares x at every model call, and the result."""
     error = relative_error(case.drive(), case.run_explicit())
     assert error <= TOLERANCE
 
@@ -685,9 +685,9 @@ def test_unknown_sampler_is_gated_by_its_order(second_order: bool, starts: list[
 
 
 def noise_levels(stochastic: bool) -> list[float]:
-    """The noise in x at each step of Euler a, after the blend, relative to sigma.
+    """Returns the noise in x at each step of Euler a, after the blend, relative to sigma.
 
-    The clean cells are two far and narrow modes: all that keeps a cell from its mode is noise.
+    Each clean cell has one of two values that are far apart, so its difference from that value is noise.
     """
     shape, modes = (2, 4, 96, 96), (-100.0, 100.0)
     clean = 100 * randn(3, shape).sign()
@@ -724,18 +724,18 @@ FRACTIONS = (999.0, 929.1, 867.1, 790.5, 640.25, 480.75, 333.3, 150.6, 60.9, 0.9
 
 
 def alpha_at(t: float) -> float:
-    """The share of the signal's variance at a timestep, log-linear between the whole ones."""
+    """Returns the signal's share of the variance at a timestep, interpolated log-linearly between whole timesteps."""
     return math.exp(np.interp(t, np.arange(1000), ALPHAS.log().numpy()))
 
 
 def eps_at(x: Tensor, t: float) -> Tensor:
-    """The noise that an exact eps model finds in x."""
+    """Returns the noise that an exact eps model predicts in x."""
     a = alpha_at(t)
     return (x - math.sqrt(a) * denoise(x / math.sqrt(a), math.sqrt(1 / a - 1))) / math.sqrt(1 - a)
 
 
 def clean(x: Tensor, eps: Tensor, t: float) -> Tensor:
-    """The signal that is left of x without the noise `eps`."""
+    """Returns the signal in x without the noise `eps`."""
     return (x - math.sqrt(1 - alpha_at(t)) * eps) / math.sqrt(alpha_at(t))
 
 
@@ -752,13 +752,13 @@ def ddim_step(x: Tensor, eps: Tensor, t: float, t_next: float, eta: float, draw:
 
 
 def adams_bashforth(eps: list[Tensor]) -> Tensor:
-    """The pseudo linear multistep weights of PLMS, newest first, from the second step on."""
+    """Returns the pseudo linear multistep prediction of PLMS from the second step on. `eps` has the newest first."""
     weights = {2: (3, -1), 3: (23, -16, 5), 4: (55, -59, 37, -9)}[len(eps)]
     return sum(w * e for w, e in zip(weights, eps)) / sum(weights)
 
 
 def host_ddim(model, x, timesteps, callback, draw, eta) -> Tensor:
-    """The webui's order: call, update, callback with the next x."""
+    """Follows the webui's order: call, update, callback with the next x."""
     for i, (t, t_next) in enumerate(pairwise(timesteps)):
         x, signal = ddim_step(x, model(x, t), t, t_next, eta, draw)
         callback({"x": x, "i": i, "denoised": signal})
@@ -766,7 +766,7 @@ def host_ddim(model, x, timesteps, callback, draw, eta) -> Tensor:
 
 
 def host_plms(model, x, timesteps, callback, draw, eta) -> Tensor:
-    """As DDIM, with a second call in step 0, at the level of the next step."""
+    """Works like DDIM, with a second call in step 0 at the level of the next step."""
     history = []
     for i, (t, t_next) in enumerate(pairwise(timesteps)):
         eps = model(x, t)
@@ -788,7 +788,10 @@ def unipc_coefficients(t: float, t_next: float) -> tuple[float, float]:
 
 
 def host_unipc(model, x, timesteps, callback, draw, eta) -> Tensor:
-    """UniPC of order 1: predict, call, correct from the x before; the predictor that was evaluated is dropped."""
+    """UniPC of order 1: predicts, calls the model, then corrects from the previous x.
+
+    The evaluated predictor is discarded.
+    """
     signal = clean(x, model(x, timesteps[0]), timesteps[0])
     for i, (t, t_next) in enumerate(pairwise(timesteps)):
         ratio, share = unipc_coefficients(t, t_next)
@@ -805,7 +808,7 @@ def host_unipc(model, x, timesteps, callback, draw, eta) -> Tensor:
 
 
 class ExplicitTimesteps(Explicit):
-    """The model of the explicit loops in the space of the timestep samplers."""
+    """The model of the explicit loops, in the space of the timestep samplers."""
 
     def call(self, x: Tensor, t: float) -> Tensor:
         self.seen.append(x)
@@ -847,7 +850,7 @@ def plms(run: ExplicitTimesteps, timesteps: tuple[float, ...], eta: float) -> Te
 
 
 def unipc(run: ExplicitTimesteps, timesteps: tuple[float, ...], eta: float) -> Tensor:
-    """Blends the predictor and the corrected x, at the same level, and nothing after the last step."""
+    """Blends the predictor and the corrected x at the same level, and blends nothing after the last step."""
     x = run.blend(None, timesteps[0])
     signal = clean(x, run.call(x, timesteps[0]), timesteps[0])
     for t, t_next in pairwise(timesteps):
@@ -880,7 +883,7 @@ def drive_timesteps(
     name: str,
     guarded: bool = False,
 ) -> list[Tensor]:
-    """As `drive`, for a sampler that asks an eps model at timesteps."""
+    """Works like `drive`, for a sampler that evaluates an eps model at timesteps."""
     start = torch.full_like(ANCHOR, torch.nan)
     guard = guard_for(gate, start) if guarded else None
     traits = SamplerTraits(VariancePreserving(ALPHAS), gate, is_stochastic(name, eta), guard)
@@ -934,7 +937,7 @@ def test_variance_preserving_levels(t: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_level_of_another_type_than_x(space, levels: tuple[int, int], dtype: torch.dtype, stochastic: bool) -> None:
-    """Timesteps may come as whole numbers; the square roots made of them must not become whole numbers too."""
+    """Timesteps may be integers. Their square roots must not be rounded to integers."""
 
     def blended(level_dtype: torch.dtype) -> Tensor:
         run = StageRun(STAGE, Settings(), ANCHOR, NOISE, SamplerTraits(space, StepGate(), stochastic))

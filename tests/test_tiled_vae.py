@@ -1,4 +1,4 @@
-"""The autoencoder in parts: the same picture as at once, no seam, hardly more work, and bounded memory."""
+"""Tests the tiled autoencoder: the same image as in one piece, no seams, little extra work, and bounded memory."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from lib_demofusion.tiled_vae.tiling import Options, decode_tiled, encode_tiled
 
 CPU = torch.device("cpu")
 SIZES = [(24, 24), (16, 40), (19, 13), (7, 33), (1, 5)]
-# The bounds promised: mean and maximum difference in 255ths, change of the gradient at edges, work.
+# The promised limits: mean and maximum difference in 255ths, the ratio of gradients at edges, and the ratio of work.
 MEAN, MOST, SEAM, WORK = 1.0, 4.0, 1.02, 1.3
 
 
@@ -51,14 +51,14 @@ def encoder() -> Any:
 
 
 def in_255ths(full: Tensor, other: Tensor) -> Tensor:
-    """The difference as it would be seen, with the full picture scaled to use most of the range -1..1."""
+    """Returns the visible difference, after the full image is scaled to use most of the range -1..1."""
     scale = 1 / (2.2 * full.std())
     a, b = (((x - full.mean()) * scale).clamp(-1, 1) for x in (full, other))
     return (a - b).abs() * 127.5
 
 
 def edge_gradient(picture: Tensor, boxes: list[Box]) -> float:
-    """The mean gradient across the edges of the boxes, against that elsewhere."""
+    """Returns the ratio of the mean gradient across the edges of the boxes to the mean gradient elsewhere."""
     at, elsewhere = [], []
     for dim, starts in ((2, {box.top for box in boxes} - {0}), (3, {box.left for box in boxes} - {0})):
         gradient = picture.diff(dim=dim).abs().transpose(2, dim)  # (B, C, across, along)
@@ -69,7 +69,7 @@ def edge_gradient(picture: Tensor, boxes: list[Box]) -> float:
 
 
 def convolution_work(network: nn.Module, run: Any) -> tuple[Tensor, float]:
-    """What `run` returns, and the multiplications of the network's convolutions on the way."""
+    """Calls `run`. Returns its result and the number of multiplications in the network's convolutions."""
     total = 0.0
 
     def count(conv: Any, args: Any, out: Tensor) -> None:
@@ -128,7 +128,7 @@ def test_tanh_at_the_end(decoder: Any) -> None:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("in_file", [False, True])
 def test_the_promised_bounds(decoder: Any, tmp_path: Path, packed: bool, in_file: bool) -> None:
-    """However the maps are held. The tile of 16 cells is the smallest that is ever chosen."""
+    """The limits hold for every kind of storage. The tile of 16 cells is the smallest that is ever chosen."""
     z, tile = picture_like(4, 56, 40), 16
     shelf = Shelf(CPU, packed, tmp_path if in_file else None)
     full, once = convolution_work(decoder, lambda: decoder(z))
@@ -154,7 +154,10 @@ def test_the_encoders_work(encoder: Any) -> None:
 
 
 def test_half_precision(decoder: Any) -> None:
-    """The statistics are at least as exact as the whole run's: the result is nearer to that in 32 bits."""
+    """The statistics are at least as exact as those of the run in one piece.
+
+    The result is therefore closer to the run in one piece in 32 bits.
+    """
     z = picture_like(4, 16, 20)
     exact = decoder(z)
     half = randomised(Decoder()).bfloat16()
@@ -164,7 +167,7 @@ def test_half_precision(decoder: Any) -> None:
 
 
 class WindowsMmap:
-    """Stands for the mmap module of Windows: a map makes its file longer, without writing to it."""
+    """Imitates the mmap module of Windows: a map extends its file without writing to it."""
 
     def mmap(self, descriptor: int, length: int) -> mmap.mmap:
         if os.fstat(descriptor).st_size < length:
@@ -173,7 +176,7 @@ class WindowsMmap:
 
 
 class UnwrittenFile:
-    """A temporary file of Windows, whose `truncate` would write every byte."""
+    """Imitates a temporary file of Windows, whose `truncate` would write every byte."""
 
     def __init__(self, file: Any):
         self._file = file
@@ -219,7 +222,7 @@ def test_elsewhere_a_file_takes_no_disk_before_it_is_written(tmp_path: Path, mon
 
 @dataclass(frozen=True)
 class CountedShelf(Shelf):
-    """Counts the bytes of the maps that are held at once."""
+    """Counts the bytes of the maps that exist at the same time."""
 
     now: dict[int, int] = field(default_factory=dict)
     peaks: list[int] = field(default_factory=list)
@@ -235,7 +238,7 @@ class CountedShelf(Shelf):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors but those on a shelf."""
+    """Counts the bytes of all tensors except those on a shelf."""
 
     def __init__(self, shelf: CountedShelf):
         super().__init__()
@@ -266,7 +269,7 @@ def test_memory_of_the_maps(decoder: Any, encoder: Any, packed: bool) -> None:
         shelf = CountedShelf(CPU, packed)
         run(network, x, Options(8, shelf))
         predicted = held_bytes(layout(network), (x.shape[2], x.shape[3]), 2 if packed else 4)
-        # the first map is the caller's, the last is the result
+        # the first map belongs to the caller, and the last is the result
         assert max(shelf.peaks) == pytest.approx(predicted, rel=0.03)
 
 
@@ -303,7 +306,7 @@ def test_nothing_is_left_behind(decoder: Any) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_finite_makes_the_whole_picture_nan(decoder: Any, encoder: Any, bad: float) -> None:
-    """The host looks at one number only (devices.test_for_nans)."""
+    """The host checks only one number (devices.test_for_nans)."""
     z, x = picture_like(4, 16, 16), picture_like(3, 64, 64)
     z[0, 0, 9, 9] = x[0, 0, 40, 40] = bad
     assert decode_tiled(decoder, z, Options(5)).isnan().all()
@@ -392,7 +395,7 @@ def test_another_layout_is_refused(change: Any) -> None:
 @pytest.mark.webui
 @pytest.mark.parametrize("package", ["stable-diffusion-stability-ai:ldm", "generative-models:sgm"])
 def test_the_hosts_own_classes(request: pytest.FixtureRequest, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs where torch and the host's packages are installed, such as in the webui's own environment."""
+    """Runs if torch and the host's packages are installed, for example in the webui's own environment."""
     webui = request.config.getoption("--webui")
     if not webui:
         pytest.skip("no webui")

@@ -1,6 +1,6 @@
-"""Models whose latent must have sides of a multiple of some cells: transformers that join 2 x 2 cells into a token.
+"""Tests models whose latent sides must be multiples of some cells: transformers that join 2 x 2 cells into a token.
 
-Such a model pads an odd crop by repeating the opposite border, so no view may be odd.
+Such a model pads an odd crop by repeating the opposite border, so no view may have an odd side.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ HALVES = st.integers(8, 60)
 @given(size=st.tuples(HALVES, HALVES), factor=st.integers(1, 8), unit=st.integers(1, 4))
 @example(size=(9, 33), factor=3, unit=2)
 def test_dilated_views_hold_every_cell_once_and_are_multiples(size: Size, factor: int, unit: int) -> None:
-    """They are phases of the grid that is padded with zeros at the top and left to a multiple of unit and factor."""
+    """The views are phases of the grid.
+
+    The grid is padded with zeros at the top and left to a multiple of unit and factor.
+    """
     x = torch.arange(1.0, 1 + math.prod(size)).view(1, 1, *size)
     whole = factor * unit
     padded = F.pad(x, (-size[1] % whole, 0, -size[0] % whole, 0))
@@ -68,7 +71,7 @@ def test_every_side_of_a_plan_is_a_multiple(base: Size, scale: float, preset: st
         for side in (*stage.size, *stage.window, *stage.stride, *shown):
             assert side % UNIT == 0
             assert side > 0
-        # a dilated view is no larger than the base rounded up, unless its own rounding makes it so
+        # a dilated view is no larger than the base rounded up, unless its own rounding enlarges it
         assert all(a <= whole + UNIT for a, whole in zip(shown, base))
         assert all(step <= window <= size for step, window, size in zip(stage.stride, stage.window, stage.size))
         if math.prod(stage.size) < 40000:
@@ -111,13 +114,16 @@ def test_an_odd_base_at_its_own_size_needs_no_stage() -> None:
 
 
 def test_a_side_that_is_rounded_up_takes_no_finer_grid() -> None:
-    """65 cells at 3x are 195, rounded to 196; 4 x 4 dilated views of 50 cells would be smaller than needed."""
+    """65 cells at 3x are 195, which is rounded to 196.
+
+    The 4 x 4 dilated views of 50 cells would be unnecessarily small.
+    """
     (stage,) = make_plan(parse_settings({"scale": 3, "stages": "fewest"}), (65, 65), UNIT).stages
     assert (stage.size, stage.factor) == ((196, 196), 3)
 
 
 def test_a_stage_shows_its_model_multiples_alone() -> None:
-    """Local and dilated views, with jitter; the tiles' places are multiples where nothing moves them."""
+    """Tests local and dilated views with jitter. The positions of tiles that cannot move are multiples."""
     plan = make_plan(parse_settings({"scale": 2.2, "tile_size": 13}), (33, 32), UNIT)
     stage = plan.stages[-1]
     seen: set[Size] = set()

@@ -1,4 +1,4 @@
-"""The way to run the autoencoder that is chosen in the webui, with the webui's modules played by stand-ins."""
+"""Tests the way to run the autoencoder that you choose in the webui, with stand-ins for the webui's modules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def decode(vae: Any, model: Any, latent: Tensor, mode: str = "automatic", report
 
 @pytest.fixture
 def vae(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """The module under test; `free` is what is free, in bytes, on the device, in memory and on the disk."""
+    """Imports the module under test. `free` holds the free bytes on the device, in memory and on the disk."""
     free = SimpleNamespace(device=64 * GIB, memory=64 * GIB, disk=64 * GIB)
     stand_ins: dict[str, dict[str, Any]] = {
         "modules": {},
@@ -62,7 +62,7 @@ def model() -> Any:
 
 @pytest.fixture
 def tried(vae: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The options of every run in tiles, in order."""
+    """Returns the options of every run in tiles, in order."""
     made: list[Any] = []
     real = vae.decode_tiled
 
@@ -78,7 +78,7 @@ Z = picture_like(4, 20, 12)
 
 
 def fails(error: BaseException, times: int, after: Any) -> Any:
-    """A function that raises a number of times before it does what `after` does."""
+    """Returns a function that raises a number of times before it calls `after`."""
     left = [times]
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -99,7 +99,7 @@ def test_what_fits_is_left_to_the_host(vae: Any, model: Any, tried: list[Any]) -
 
 
 def test_a_share_of_the_free_memory_is_left_to_others(vae: Any, model: Any, tried: list[Any]) -> None:
-    """The sum is an estimate, and the card's other programs use memory as well."""
+    """The required memory is an estimate, and other programs use the card as well."""
     needed = vae.whole_bytes(decoder_steps(model.first_stage_model.decoder), (Z.shape[2], Z.shape[3]), 4)
     vae.free.device = int(needed * 1.25)
     decode(vae, model, Z[:1])
@@ -124,7 +124,7 @@ def test_the_pictures_of_a_batch_share_the_bar(vae: Any, model: Any) -> None:
     decode(vae, model, torch.cat([Z] * 3), "always", shares.append)
     assert shares == sorted(shares)
     assert all(any(share == pytest.approx(n / 3) for share in shares) for n in (1, 2, 3))
-    # as many parts of each
+    # each image has the same number of reports
     assert len([share for share in shares if share <= 1 / 3 + 1e-6]) == len(shares) / 3
 
 
@@ -136,7 +136,7 @@ def test_an_image_that_is_decoded_at_once_is_half_done_meanwhile(vae: Any, model
 
 
 def test_images_that_are_decoded_together_are_half_done_meanwhile(vae: Any, model: Any) -> None:
-    """As Forge's family decodes a batch."""
+    """Forge's family decodes the images of a batch together."""
     shares: list[float] = []
     with vae.in_parts(model, "automatic", vae.of_all(shares.append, 4)):
         for _ in range(2):
@@ -145,7 +145,7 @@ def test_images_that_are_decoded_together_are_half_done_meanwhile(vae: Any, mode
 
 
 def test_what_a_report_raises_ends_the_decoding(vae: Any, model: Any, tried: list[Any]) -> None:
-    """Not taken for a want of memory, which would be tried again in smaller parts."""
+    """The error is not mistaken for a lack of memory, which would cause another attempt in smaller parts."""
 
     def report(share: float) -> None:
         raise RuntimeError("enough")
@@ -257,7 +257,7 @@ def test_a_driver_that_does_not_say_is_taken_to_have_a_little(vae: Any, monkeypa
 
 
 def test_a_tiled_vae_extension_keeps_the_work(vae: Any, model: Any, tried: list[Any]) -> None:
-    """Tiled VAE hooks the instance and leaves the original method in its place when it is switched off."""
+    """Tiled VAE hooks the instance, and leaves the original method there when it is disabled."""
     decoder = model.first_stage_model.decoder
     decoder.original_forward = decoder.forward
     decoder.forward = hook = lambda z: torch.zeros(1, 3, 8, 8)

@@ -1,4 +1,4 @@
-"""The views of a latent: they cover it, stay inside it, and move by (stage, step) alone."""
+"""Tests the views of a latent: they cover it, stay inside it, and depend only on stage and step."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ EXAMPLES = settings(max_examples=150, deadline=None)
 
 @st.composite
 def axes(draw: st.DrawFn) -> tuple[int, int, int]:
-    """One axis of a latent: its length, from one window to eight, the window and the stride."""
+    """Draws one axis of a latent: a length from one window to eight, the window and the stride."""
     window = draw(st.integers(1, 20))
     stride = draw(st.integers(1, window))
-    # many views make slow tests: not more than some 24 along one axis
+    # many views make slow tests, so limit them to about 24 along one axis
     length = draw(st.integers(window, min(8 * window, window + 24 * stride)))
     return length, window, stride
 
 
 @st.composite
 def grids(draw: st.DrawFn) -> tuple[Size, Size, Size]:
-    """Size, window and stride of a latent, not square in general."""
+    """Draws the size, window and stride of a latent that is usually not square."""
     (height, *vertical), (width, *horizontal) = draw(axes()), draw(axes())
     return (height, width), (vertical[0], horizontal[0]), (vertical[1], horizontal[1])
 
@@ -60,7 +60,7 @@ def is_inside(view: LocalView, size: Size) -> bool:
 
 
 STEPS = st.one_of(st.none(), st.integers(0, 200))
-"""The step whose jitter is drawn, or none for views without jitter."""
+"""The step that determines the jitter, or None for views without jitter."""
 
 
 def views_of(size: Size, window: Size, stride: Size, step: int | None) -> list[LocalView]:
@@ -86,7 +86,7 @@ def test_views_cover_every_cell_and_stay_inside(grid: tuple[Size, Size, Size], s
 
 @pytest.mark.parametrize(("window", "stride"), [(64, 32), (96, 48), (128, 64), (64, 40), (64, 63)])
 def test_every_length_from_one_window_to_eight(window: int, stride: int) -> None:
-    """The usual windows, one axis at a time, under the jitter of another step for each length."""
+    """Tests the usual windows along one axis at a time. Each length has the jitter of another step."""
     for length in range(window, 8 * window + 1):
         for step in (None, length, length + 1):
             for size, windows, strides in (
@@ -149,7 +149,7 @@ def test_starts_along_one_axis(length: int, window: int, stride: int, starts: li
 @EXAMPLES
 @given(grid=grids())
 def test_views_are_spread_evenly(grid: tuple[Size, Size, Size]) -> None:
-    """From border to border, as the paper's where its stride divides the way."""
+    """The views reach from border to border. If the stride divides the distance, they are the paper's."""
     for n, w, s in zip(*grid):
         starts = view_starts(n, w, s)
         gaps = [after - before for before, after in pairwise(starts)]
@@ -162,7 +162,7 @@ def test_views_are_spread_evenly(grid: tuple[Size, Size, Size]) -> None:
 @EXAMPLES
 @given(grid=grids(), step=st.integers(0, 200))
 def test_jitter_keeps_within_its_range(grid: tuple[Size, Size, Size], step: int) -> None:
-    """A view moves by jitter_range at most, and along no axis on which it touches the border."""
+    """A view moves by jitter_range at most. It does not move along an axis on which it touches the border."""
     size, window, stride = grid
     plain, moved = views_of(size, window, stride, None), views_of(size, window, stride, step)
     for before, after in zip(plain, moved):
@@ -176,7 +176,7 @@ def test_jitter_keeps_within_its_range(grid: tuple[Size, Size, Size], step: int)
 @EXAMPLES
 @given(grid=grids(), step=st.integers(0, 200))
 def test_neighbours_overlap_after_jitter(grid: tuple[Size, Size, Size], step: int) -> None:
-    """By the half of what they share without it, less the rounding of its range."""
+    """They overlap by at least half of the overlap without jitter, less the rounding of the range."""
     size, window, stride = grid
     columns = len(view_starts(size[1], window[1], stride[1]))
     views = views_of(size, window, stride, step)
@@ -264,7 +264,10 @@ def test_dilated_views_hold_every_cell_once(size: Size, factor: int) -> None:
 @given(size=SIZES, factor=FACTORS)
 @example(size=(33, 65), factor=2)
 def test_dilated_views_are_phases_of_the_padded_grid(size: Size, factor: int) -> None:
-    """Zeros at the top and left, up to a multiple of the factor; then every factor-th cell, all of one size."""
+    """Pads with zeros at the top and left up to a multiple of the factor.
+
+    A view is every factor-th cell, all of one size.
+    """
     x = torch.arange(1.0, 1 + 2 * math.prod(size)).view(2, 1, *size)
     padded = F.pad(x, (-size[1] % factor, 0, -size[0] % factor, 0))
     phases = [(i, j) for i in range(factor) for j in range(factor)]

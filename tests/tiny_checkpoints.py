@@ -1,4 +1,7 @@
-"""Checkpoints of other kinds, derived from a tiny SD1 and a tiny SDXL one: random where they differ, never stored."""
+"""Derives checkpoints of other kinds from a tiny SD1 and a tiny SDXL checkpoint.
+
+The new weights are random, and the checkpoints are never stored in the repository.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ EDIT = [
     ("conditioning_key: crossattn", "conditioning_key: hybrid"),
     ('cond_stage_key: "txt"', "cond_stage_key: edit"),
 ]
-# in txt2img the picture's embedding is zeros; there is no small embedder for img2img
+# in txt2img the image embedding is zeros; there is no small embedder for img2img
 UNCLIP = [
     (LAYOUT, "ldm.models.diffusion.ddpm.ImageEmbeddingConditionedLatentDiffusion"),
     ("conditioning_key: crossattn", "conditioning_key: crossattn-adm"),
@@ -49,7 +52,7 @@ State = dict[str, Tensor]
 
 
 def derive(source: Path, target: Path) -> list[str]:
-    """Writes the checkpoints and their configurations; returns their names, none where the sources are missing."""
+    """Writes the checkpoints and their configurations. Returns their names, or none if a source is missing."""
     if not all((source / f"{name}.{kind}").exists() for name in (SD1, SDXL) for kind in ("yaml", "safetensors")):
         return []
     target.mkdir()
@@ -70,7 +73,7 @@ def derive(source: Path, target: Path) -> list[str]:
 
 
 def changed(text: str, changes: Sequence[tuple[str, str]]) -> str:
-    """Returns the configuration with the changes, each of which must find its place."""
+    """Returns the configuration with the changes. Each of them must match."""
     for old, new in changes:
         if old not in text:
             raise ValueError(f"{old!r} is not in the configuration")
@@ -83,7 +86,7 @@ def randn(*shape: int) -> Tensor:
 
 
 def widened(state: State, channels: int) -> State:
-    """A UNet that is given more channels besides the latent's."""
+    """Returns a UNet with more input channels than the latent has."""
     key = f"{UNET}.input_blocks.0.0.weight"
     weight = state[key]
     more = randn(weight.shape[0], channels, *weight.shape[2:]) * weight.std() * 0.3
@@ -91,7 +94,7 @@ def widened(state: State, channels: int) -> State:
 
 
 def embedded(state: State) -> State:
-    """A UNet that is given a vector of 128 numbers."""
+    """Returns a UNet that takes a vector of 128 numbers."""
     width = len(state[f"{UNET}.time_embed.2.bias"])
     layer = f"{UNET}.label_emb.0"
     weights = {f"{layer}.0.weight": randn(width, 128) / 12, f"{layer}.2.weight": randn(width, width) / 12}
@@ -99,6 +102,6 @@ def embedded(state: State) -> State:
 
 
 def narrowed(state: State) -> State:
-    """An SDXL UNet whose vector ends with one number, not two."""
+    """Returns an SDXL UNet whose vector ends with one number instead of two."""
     key = f"{UNET}.label_emb.0.0.weight"
     return {**state, key: state[key][:, :-256]}
