@@ -379,7 +379,10 @@ def test_a_path_is_left_out_only_where_single_precision_would_round_it_away(expo
 def test_blur_equals_a_dense_convolution(
     monkeypatch: pytest.MonkeyPatch, factor: int, std: float, at_once: int
 ) -> None:
-    """2s - 1 taps, weights normed to one, zeros beyond the border; however many rows are filtered at once."""
+    """The blur has 2s - 1 taps, normalised weights and zero padding.
+
+    The number of rows that are filtered at once does not matter.
+    """
     monkeypatch.setattr(filters, "AT_ONCE", at_once)
     x = randn(2, 3, 11, 8, dtype=torch.float64)
     reach = factor - 1

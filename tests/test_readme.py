@@ -135,7 +135,10 @@ def sentences(page: str) -> list[str]:
 
 
 def test_every_sentence_that_compares_has_numbers_of_the_tables() -> None:
-    """Those of README's own table, which the test above compares, and of the model without zoomed crops."""
+    """Every other number comes from README's own table or from the model without zoomed crops.
+
+    The test above compares README's table.
+    """
     history = (ROOT / "docs" / "history.md").read_text(encoding="utf-8")
     crops = re.search(r"## A model without zoomed crops.*?\n\n(\|.*?)\n\n", history, re.DOTALL)
     assert crops

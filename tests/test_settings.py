@@ -411,7 +411,7 @@ def test_infotext_gives_the_settings_back(given_settings: Settings) -> None:
 @EXAMPLES
 @given(given_settings=SETTINGS)
 def test_infotext_is_what_the_host_can_parse(given_settings: Settings) -> None:
-    """The host finds `key: value` with key = \w[\w \-/]+, and ignores empty values (infotext_utils.py)."""
+    r"""The host finds `key: value` with key = \w[\w \-/]+, and ignores empty values (infotext_utils.py)."""
     infotext = to_infotext(given_settings)
     for key, value in infotext.items():
         assert re.fullmatch(r"\w[\w \-/]+", key)
