@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -149,6 +150,46 @@ def test_what_moves_out_at_the_first_call_neither(memory: Any, cards: Cards) -> 
     """The autoencoder leaves the card before the UNet arrives."""
     cards.driver_free[1], cards.reserved[1], cards.allocated[1] = 15 * GIB, GIB, GIB
     assert evaluated(memory, cards, GIB, 4 * GIB).views == 8
+
+
+def written(folder: Path, limit: str, used: int, cache: int, version: int = 2) -> None:
+    """Writes the files of a control group."""
+    names = ("memory.max", "memory.current", "inactive_file")
+    if version == 1:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {cache}\n")
+
+
+@pytest.fixture
+def groups(memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the control groups; this process is in the group /box/inner, and the machine has 64 GiB free."""
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    files = ((tmp_path, *memory.CONTROL_FILES[0][1:]), (tmp_path / "memory", *memory.CONTROL_FILES[1][1:]))
+    monkeypatch.setattr(memory, "CONTROL_FILES", files)
+    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "cgroup")
+    (tmp_path / "cgroup").write_text("4:memory:/box/inner\n0::/box/inner\n")
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=64 * GIB))
+    return tmp_path
+
+
+def test_without_a_limit_all_of_the_computers_memory_is_available(memory: Any, groups: Path) -> None:
+    assert memory.available_bytes() == 64 * GIB
+    written(groups / "box" / "inner", "max", 3 * GIB, 0)
+    assert memory.available_bytes() == 64 * GIB
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("place", ["box/inner", "box", "."])
+def test_a_containers_limit_counts(memory: Any, groups: Path, place: str, version: int) -> None:
+    """That of the group around it does too. Cache is dropped when memory is asked for."""
+    root = groups / "memory" if version == 1 else groups
+    written(root / place, str(8 * GIB), 5 * GIB, 2 * GIB, version)
+    assert memory.available_bytes() == 5 * GIB
+    written(root / place, str(8 * GIB), 9 * GIB, 0, version)
+    assert memory.available_bytes() == 0
 
 
 def evaluated(memory: Any, cards: Cards, taken: int, weights: int = 0) -> ViewBatches:

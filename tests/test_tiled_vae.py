@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import mmap
@@ -197,7 +198,7 @@ class UnwrittenFile:
 def test_no_file_is_filled_with_zeros_on_windows(decoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     z = picture_like(4, 20, 24)
     expected = decode_tiled(decoder, z, Options(5, Shelf(CPU, True, tmp_path)))
-    monkeypatch.setattr(maps, "MMAP_EXTENDS", True)
+    monkeypatch.setattr(maps, "MMAP_RESERVES", True)
     monkeypatch.setattr(maps, "mmap", WindowsMmap())
     real = tempfile.TemporaryFile
     monkeypatch.setattr(maps.tempfile, "TemporaryFile", lambda dir: UnwrittenFile(real(dir=dir)))
@@ -205,7 +206,13 @@ def test_no_file_is_filled_with_zeros_on_windows(decoder: Any, tmp_path: Path, m
 
 
 @pytest.mark.skipif(os.name != "posix", reason="st_blocks is POSIX's")
-def test_elsewhere_a_file_takes_no_disk_before_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_file_has_its_space_on_the_disk_before_it_is_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supported: bool
+) -> None:
+    """Writing to a mapped file without space ends the process when the disk is full."""
+    if not supported:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
     blocks: list[int] = []
     real = mmap.mmap
 
@@ -214,10 +221,22 @@ def test_elsewhere_a_file_takes_no_disk_before_it_is_written(tmp_path: Path, mon
         return real(descriptor, length)
 
     monkeypatch.setattr(maps.mmap, "mmap", watched)
-    held = Shelf(CPU, folder=tmp_path).empty((1, 64, 512, 512), torch.int16)
-    assert blocks[0] * 512 < held.numel() * 2 / 100
+    held = Shelf(CPU, folder=tmp_path).empty((1, 64, 512, 300), torch.int16)
+    assert blocks[0] * 512 >= held.numel() * 2
     assert not held.any()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the function is that of Linux")
+def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, start: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"has no space for 0\.5 GiB of temporary files of the VAE") as caught:
+        Shelf(CPU, folder=tmp_path).empty((1, 64, 2048, 2048), torch.int16)
+    assert caught.value.errno == errno.ENOSPC
+    assert str(tmp_path) in str(caught.value)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -117,6 +118,24 @@ def test_in_tiles_where_it_does_not_fit_or_is_asked_for(vae: Any, model: Any, tr
     got = decode(vae, model, Z, mode)[0]
     torch.testing.assert_close(got, model.first_stage_model.decoder(Z)[0], rtol=1e-4, atol=2e-5)
     assert [options.tile for options in tried] == [16 if mode == "automatic" else 64]
+
+
+def test_a_live_preview_is_decoded_as_without_the_job(vae: Any, model: Any, tried: list[Any]) -> None:
+    """The page decodes it in a thread of its own. It must not move the job's bar, nor get the job's stop."""
+
+    def stopping(share: float, images: int) -> None:
+        raise InterruptedError("the job is stopped")
+
+    expected = model.first_stage_model.decoder(Z)
+    decoded: list[Tensor] = []
+    with vae.in_parts(model, "always", stopping):
+        thread = threading.Thread(target=lambda: decoded.append(model.first_stage_model.decoder(Z)))
+        thread.start()
+        thread.join()
+        with pytest.raises(InterruptedError):
+            model.first_stage_model.decoder(Z)
+    assert torch.equal(decoded[0], expected)
+    assert len(tried) == 1
 
 
 def test_the_pictures_of_a_batch_share_the_bar(vae: Any, model: Any) -> None:

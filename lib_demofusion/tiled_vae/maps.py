@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
+import os
 import sys
 import tempfile
 from bisect import bisect_left, bisect_right
@@ -17,12 +19,17 @@ from lib_demofusion.tiled_vae.steps import Box, Size, Step
 
 LEAST, GREATEST = -32768, 32767
 
-MMAP_EXTENDS = sys.platform == "win32"
-"""Whether mapping a file also extends it to the length of the map.
+MMAP_RESERVES = sys.platform == "win32"
+"""Whether mapping a file also extends it and reserves its space on the disk.
 
-On Windows, `truncate` writes every byte of the file (_chsize_s), which takes minutes for the maps of a large image. On
-other systems it writes nothing.
+On Windows, `truncate` writes every byte of the file (_chsize_s), which takes minutes for the maps of a large image.
 """
+
+NO_FALLOCATE = (None, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+"""Error numbers of systems and file systems without `posix_fallocate`; None stands for macOS, which has no function."""
+
+ZEROS = bytes(1 << 24)
+"""A block of zeros, written to reserve space where `posix_fallocate` is not supported."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +43,34 @@ class Shelf:
     """If set, maps are stored in temporary files in this folder. The system caches them in free memory."""
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Returns an uninitialised tensor."""
+        """Returns an uninitialised tensor. Raises OSError if the disk has no space for it."""
         if self.folder is None:
             return torch.empty(shape, dtype=dtype, device=self.device)
         count = torch.Size(shape).numel()
         length = count * item_bytes(dtype)
         with tempfile.TemporaryFile(dir=self.folder) as file:
-            if not MMAP_EXTENDS:
-                file.truncate(length)
+            if not MMAP_RESERVES:
+                self._reserve(file.fileno(), length)
             return torch.frombuffer(mmap.mmap(file.fileno(), length), dtype=dtype, count=count).reshape(shape)
+
+    def _reserve(self, file: int, length: int) -> None:
+        """Reserves disk space for an empty file. Raises OSError if the disk is full.
+
+        Writing to a mapped file without reserved space ends the process with SIGBUS when the disk is full.
+        """
+        try:
+            try:
+                os.posix_fallocate(file, 0, length)
+            except (AttributeError, OSError) as error:
+                if getattr(error, "errno", None) not in NO_FALLOCATE:
+                    raise
+                for start in range(0, length, len(ZEROS)):
+                    os.pwrite(file, ZEROS[: length - start], start)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            message = f"{self.folder} has no space for {length / 2**30:.1f} GiB of temporary files of the VAE"
+            raise OSError(errno.ENOSPC, message) from error
 
 
 class Map:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from modules import devices
 
+from lib_demofusion.host.memory import available_bytes
 from lib_demofusion.host.pictures.vae import DEVICE_SHARE, choose_shelf, free_bytes
 from lib_demofusion.method.views import Size
 from lib_demofusion.tiled_vae.steps import decoder_steps
@@ -20,7 +20,7 @@ process_images_inner), in three channels of 32 bits."""
 
 def lacks_memory(pixels: Size, batch: int) -> bool:
     """Returns whether pictures of height and width `pixels` need more of the computer's memory than is free."""
-    return batch * BYTES_A_PIXEL * math.prod(pixels) > psutil.virtual_memory().available
+    return batch * BYTES_A_PIXEL * math.prod(pixels) > available_bytes()
 
 
 def lacks_room_to_decode(model: Any, size: Size) -> bool:

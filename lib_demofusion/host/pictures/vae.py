@@ -11,19 +11,19 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from modules import devices, shared
 from modules.paths_internal import data_path
 from torch import Tensor
 
-from lib_demofusion.host.memory import cuda_free_bytes
+from lib_demofusion.host.memory import available_bytes, cuda_free_bytes
 from lib_demofusion.out_of_memory import is_out_of_memory
 from lib_demofusion.tiled_vae.largest import largest_bytes, largest_part_bytes
 from lib_demofusion.tiled_vae.maps import Shelf, item_bytes
@@ -113,9 +113,13 @@ class _Forward:
         self._network, self._steps, self._tiled = network, steps, tiled
         self._whole = network.forward
         self._always, self._report = always, report
+        self._thread = threading.get_ident()
 
     def __call__(self, x: Tensor, **kwargs: Any) -> Tensor:
         """Returns the output, after smaller and smaller attempts where memory does not suffice."""
+        if threading.get_ident() != self._thread:
+            # a live preview, which the page has decoded meanwhile in a thread of its own
+            return self._whole(x, **kwargs)
         failure: BaseException | None = None
         for options in self._attempts(x):
             try:
@@ -176,7 +180,7 @@ def choose_shelf(steps: list[Step], size: tuple[int, int], x: Tensor, room: int)
     packed = held_bytes(steps, size, item_bytes(torch.int16)) if x.dtype == torch.float32 else held
     if held <= room:
         return Shelf(x.device)
-    memory = psutil.virtual_memory().available * MEMORY_SHARE
+    memory = available_bytes() * MEMORY_SHARE
     if packed <= memory:
         return Shelf(devices.cpu, packed=held > memory)
     folder = temporary_folder()
@@ -199,5 +203,5 @@ def free_bytes(device: torch.device) -> int:
         free = cuda_free_bytes(device)
         return UNKNOWN_FREE if free is None else free
     if device.type in ("cpu", "mps"):
-        return psutil.virtual_memory().available
+        return available_bytes()
     return UNKNOWN_FREE
