@@ -6,6 +6,7 @@ for each chunk. `apply_model` takes sigmas and returns the clean latent. Control
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -130,6 +131,16 @@ def test_it_predicts_what_the_webuis_does(v: bool, images: int, views: int) -> N
     expected = webui(rows, torch.full((len(rows),), sigma, dtype=x.dtype), {"c_crossattn": [prompts(images)]})
     torch.testing.assert_close(made, expected)
     assert made.std() > 0.1
+
+
+def test_conds_and_unconds_that_come_apart_are_an_error_where_that_matters() -> None:
+    x, model = latent(1), Model()
+    fused = FusedUnet(dataclasses.replace(parts(stage_run()), apart="both in one call"), model.predictor, None, None)
+    assert call(fused, model, x, 3.0).shape == (2, *x.shape[1:])
+    levels = torch.full((1,), 3.0, dtype=x.dtype)
+    alone = {"input": x, "timestep": levels, "c": {"c_crossattn": prompts(1)[:1]}, "cond_or_uncond": [0]}
+    with pytest.raises(RuntimeError, match="both in one call"):
+        fused(model.apply_model, alone)
 
 
 @pytest.mark.parametrize("v", [False, True])

@@ -10,6 +10,7 @@ from lib_demofusion.host import offers, options
 from lib_demofusion.host.backends import loaded_model
 from lib_demofusion.host.job import Job
 from lib_demofusion.host.messages import PREFIX, report_note, report_problem
+from lib_demofusion.host.nesting import outer_requests
 from lib_demofusion.host.panel import xyz
 from lib_demofusion.host.pictures.gallery import shrink_for_gallery
 from lib_demofusion.settings.infotext import to_infotext
@@ -21,6 +22,8 @@ logger = logging.getLogger("DemoFusion")
 
 JOB = "_demofusion_job"
 ASKED_SIZE = "_demofusion_asked_size"
+ON = "_demofusion_on"
+"""Whether a request has stages; unlike the job, this is kept until the webui has run the last hook of the request."""
 
 
 def before_process(p: Any) -> None:
@@ -29,16 +32,21 @@ def before_process(p: Any) -> None:
 
 
 def process(p: Any, args: Sequence[object]) -> None:
-    """Reads the request. Keys of an earlier run are removed: grids share one dict of them among their cells."""
-    if _is_copy_of_running(p):
-        # its dict of keys is that of the job, whose images are yet to be named
+    """Reads the request. Keys of an earlier run are removed: grids share one dict of them among their cells.
+
+    A request within a request with stages stays as it is: such as ADetailer's, which repaints a part of the image, and
+    the copies of the request that ADetailer hands to every script.
+    """
+    outer = next((outer for outer in outer_requests(p) if getattr(outer, ON, False)), None)
+    setattr(p, ON, False)
+    if outer is not None and outer.extra_generation_params is p.extra_generation_params:
+        # the keys are those of the outer request, whose images do not have their text yet
         setattr(p, JOB, None)
         return
     for key in [key for key in p.extra_generation_params if key.startswith(PREFIX)]:
         del p.extra_generation_params[key]
     setattr(p, JOB, None)
-    if getattr(p, "_ad_inner", False):
-        # ADetailer repaints a detail of an image that is already made
+    if outer is not None or getattr(p, "_ad_inner", False):
         return
     overrides = xyz.overrides(p)
     try:
@@ -52,6 +60,7 @@ def process(p: Any, args: Sequence[object]) -> None:
         report_problem(p, str(error))
         return
     _note_rounding(p)
+    setattr(p, ON, True)
     setattr(p, JOB, Job(p, settings, to_infotext(settings, known)))
 
 
@@ -87,7 +96,8 @@ def post_sample(p: Any, ps: Any) -> None:
 def postprocess(p: Any, processed: Any) -> None:
     """Runs when all images are made; adds those of the stages behind them."""
     job = getattr(p, JOB, None)
-    if job is None or _is_copy_of_running(p):
+    if job is None or job.request() is not p:
+        # ADetailer hands every script a copy of the request between the images of a batch
         return
     setattr(p, JOB, None)
     job.end(p)
@@ -97,12 +107,3 @@ def postprocess(p: Any, processed: Any) -> None:
     processed.infotexts.extend(picture.infotext for picture in job.pictures)
     if not p.is_api:
         shrink_for_gallery(processed)
-
-
-def _is_copy_of_running(p: Any) -> bool:
-    """Returns whether p is a copy of the request of a job that goes on.
-
-    ADetailer hands every script such copies between the images of a batch, to have others undo and redo their hooks.
-    """
-    job = getattr(p, JOB, None)
-    return job is not None and job.request() is not p

@@ -25,7 +25,13 @@ from lib_demofusion.host.messages import (
 from lib_demofusion.host.neighbours import refusals
 from lib_demofusion.host.pictures import formats, inpainting
 from lib_demofusion.host.pictures.base_colors import known_base
-from lib_demofusion.host.pictures.base_picture import base_latent, own_generators
+from lib_demofusion.host.pictures.base_picture import (
+    base_images,
+    base_latent,
+    base_size,
+    encode_upload_alike,
+    own_generators,
+)
 from lib_demofusion.host.pictures.stage_pictures import StagePicture, with_later_reports
 from lib_demofusion.host.progress.bar import Progress, make_progress
 from lib_demofusion.host.sampling.stage_sampler import stop_requested
@@ -35,6 +41,9 @@ from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, make_plan
 from lib_demofusion.progress.costs import Pass
 from lib_demofusion.settings.fields import ENABLED_KEY, Settings
 from lib_demofusion.settings.spec import SettingsError
+
+NOISE_MULTIPLIER = "Noise multiplier"
+"""The infotext key of the webui's setting for img2img (modules/processing.py)."""
 
 
 class Job:
@@ -58,6 +67,8 @@ class Job:
             report_problem(p, self.problem)
         else:
             p.extra_generation_params.update(infotext)
+            if _is_img2img(p) and not settings.img2img_first and getattr(p, "image_mask", None) is None:
+                encode_upload_alike(p)
         self._reported = reported(p)
 
     @property
@@ -115,6 +126,8 @@ class Job:
         if self._passthrough is not None:
             self._passthrough.__dict__.pop("sample_img2img", None)
             self._passthrough = None
+            # the webui has named it, but no noise was added to the upload
+            p.extra_generation_params.pop(NOISE_MULTIPLIER, None)
         if not self.active:
             return samples
         if self._progress is not None:
@@ -126,7 +139,7 @@ class Job:
                 self._progress.end()
 
     def _stages(self, p: Any, samples: Any) -> Any:
-        """Returns the images of the last stage, or the samples that came; what went wrong is told in the infotext."""
+        """Returns the images of the last stage, or the base as the webui makes it; errors go into the infotext."""
         if stop_requested():
             report_stop(p, "before the first stage", BASE_IMAGE)
             return samples
@@ -137,22 +150,32 @@ class Job:
                 p.extra_generation_params.pop(key, None)
             report_problem(p, problem)
             return samples
+        base = samples
         try:
-            with own_generators(), host().base_checkpoint(p, self._checkpoint):
-                known = known_base(p, samples, self.settings.img2img_first) if self.settings.keep_colors else None
-                return self._run(p, base_latent(p, samples), known) or samples
+            plan = self._final_plan(p, samples)
+            if plan.stages:
+                with own_generators():
+                    images = base_images(p, samples, self._checkpoint)
+                    base = samples if images is None else images
+                    with host().base_checkpoint(p, self._checkpoint):
+                        return self._run(p, plan, base_latent(p, samples), images) or base
         except SettingsError as error:
             report_problem(p, str(error))
         except Exception as error:
             report_failure(p, "preparing the stages failed, the base image is returned", error)
-        return samples
+        return base
 
-    def _run(self, p: Any, base: Tensor, pictures: list[Tensor] | None) -> Any:
-        plan = make_plan(self.settings, (base.shape[-2], base.shape[-1]), _unit(p))
+    def _final_plan(self, p: Any, samples: Any) -> Plan:
+        """Returns the plan for the base image, latents or images. Raises SettingsError if it is not possible."""
+        plan = make_plan(self.settings, base_size(p, samples), _unit(p))
         inpainting.check_shape(p, plan)
         formats.check_format(p, plan)
         for note in plan.notes if plan.stages else (NO_STAGE, *plan.notes):
             report_note(p, note)
+        return plan
+
+    def _run(self, p: Any, plan: Plan, base: Tensor, images: Any) -> Any:
+        """Returns the images of the last stage that went well, or None; `images` are those of the base if known."""
         self._overlay = self._overlay or inpainting.Overlay(p)
         self.end(p)
         if self._progress is None or self._progress.plan != plan:
@@ -160,7 +183,9 @@ class Job:
             self._progress.base_done()
         loop = StageLoop(p, plan, self.settings, self._overlay, self._progress)
         try:
-            return loop.run(base, pictures)
+            if images is None and self.settings.keep_colors:
+                return loop.run(base, known=known_base(p, base, self.settings.img2img_first))
+            return loop.run(base, images, images)
         finally:
             self.pictures.extend(with_later_reports(p, picture) for picture in loop.pictures)
 

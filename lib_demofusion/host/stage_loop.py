@@ -44,14 +44,16 @@ class StageLoop:
         self._colors = BaseColors(p, plan) if settings.keep_colors else None
         self._base: Tensor | None = None
 
-    def run(self, base: Tensor, pictures: list[Tensor] | None = None) -> Any:
+    def run(self, base: Tensor, images: Any = None, known: Any = None) -> Any:
         """Returns the decoded images of the last good stage, or None where there is none.
 
-        `pictures` are the images of the base latent (B, C, h, w), where they are known without decoding it.
+        `base` is the latent (B, C, h, w) of the base image. `images` are its images as the webui decodes them, if that
+        has been done. `known` are images whose colors are those of the base image, if there are any without decoding.
         """
         self._base = base
-        if self._colors is not None and pictures is not None:
-            self._colors.remember(pictures)
+        self._latest = None if images is None else (base, images)
+        if self._colors is not None and known is not None:
+            self._colors.remember(known)
         latents = self._sample(base)
         self._progress.sampled()
         decoded = self._decode(latents)
@@ -161,7 +163,7 @@ class StageLoop:
             samples = self._decoded(latent, self._decoding)
             pictures = stage_pictures(self._p, samples, number, self._total, save)
         except Exception as error:
-            self._failed(number, error, "showing ")
+            report_failure(self._p, f"showing {self._name(number)} failed, its image is left out", error)
             return
         if shown:
             self.pictures.extend(pictures)

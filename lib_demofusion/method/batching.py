@@ -93,11 +93,20 @@ class ViewBatches:
     def __init__(self, views: int = 0, memory: Memory | None = None):
         self._memory = memory or UnknownMemory()
         self._measure = self._automatic = views == 0
+        self._divides = True
+        """Whether a view may be evaluated in parts of its rows."""
         self._measured = 0
         """Number of cells per crop in the batch that determined the size."""
         self.views = views or 1
         self.rows: int | None = None
         """Number of rows per call if even one view with all its rows does not fit, else None."""
+
+    def hold_to_one(self) -> bool:
+        """Gives the model one view with all its rows at a time; returns whether there could have been more."""
+        more = self.views > 1 or (self._measure and not isinstance(self._memory, UnknownMemory))
+        self.views, self.rows = 1, None
+        self._measure = self._automatic = self._divides = False
+        return more
 
     def predictions(self, evaluate: Evaluate, work: Sequence[Work], rows: int) -> Iterator[tuple[View, Tensor]]:
         """Yields each view with its prediction for all `rows` rows, in the order of `work`.
@@ -153,6 +162,8 @@ class ViewBatches:
         if views > 1:
             self.views = views // 2
             return True
+        if not self._divides:
+            return False
         now = min(self.rows or rows, rows)
         self.views, self.rows = 1, now // 2
         return now > 1

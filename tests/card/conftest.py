@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import stand_in  # noqa: F401 (before what lies in the folders that it adds)
 import torch
+from reports import reports_of_test  # noqa: F401 (a fixture of every test)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from card.host import HALF, HALF_BUT_VAE, CardWebui, Precision, psnr
 from card.played import GIB, PlayedCard
 from card.test_jobs import LIKE, on_processor, picture
 from modules import shared
+from reports import Reports
 
 from lib_demofusion.host import options
 from lib_demofusion.host.pictures import vae
@@ -48,7 +49,7 @@ class Rooms:
             return SimpleNamespace(free=self.disk)
 
         monkeypatch.setattr(vae, "free_bytes", lambda device: self.card)
-        monkeypatch.setattr(vae.psutil, "virtual_memory", lambda: SimpleNamespace(available=self.memory))
+        monkeypatch.setattr(vae, "available_bytes", lambda: self.memory)
         monkeypatch.setattr(vae, "disk_usage", usage)
         monkeypatch.setattr(vae, "choose_shelf", noted)
 
@@ -135,9 +136,16 @@ def test_a_folder_that_is_not_there_fails_no_decode(
 @pytest.mark.parametrize("allocation", [0, 20, 60, 100])
 @pytest.mark.parametrize("network", ["decoder", "encoder"])
 def test_a_network_that_runs_out_of_memory_is_run_in_parts(
-    webui: CardWebui, card: PlayedCard, rooms: Rooms, monkeypatch: pytest.MonkeyPatch, network: str, allocation: int
+    webui: CardWebui,
+    card: PlayedCard,
+    rooms: Rooms,
+    monkeypatch: pytest.MonkeyPatch,
+    reported: Reports,
+    network: str,
+    allocation: int,
 ) -> None:
     """As a card whose memory is in pieces: what is free would suffice, and does not."""
+    reported.expect("trying in smaller parts")
     whole = vae._Forward.__call__
 
     def failing(self: Any, x: Any, **kwargs: Any) -> Any:

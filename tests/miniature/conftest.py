@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import stand_in  # noqa: F401 (before what lies in the folders that it adds)
 import torch
+from reports import Reports, reports_of_test  # noqa: F401 (a fixture of every test)
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -32,8 +33,8 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page's address while its server runs."""
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The page's address while its server runs, and the file that the server's console goes to."""
     folder = tmp_path_factory.mktemp("data")
     # of several processes with tests each looks for a free port elsewhere
     port = 7870 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -44,8 +45,27 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ):
         assert server.stdout is not None
         found = next(filter(None, (re.search(r"page is at (\S+)", line) for line in server.stdout)), None)
-        yield found.group(1).rstrip(".") if found else pytest.fail((folder / "errors.txt").read_text())
+        if found is None:
+            pytest.fail((folder / "errors.txt").read_text())
+        yield found.group(1).rstrip("."), folder / "errors.txt"
         server.terminate()
+
+
+@pytest.fixture(scope="module")
+def address(served: tuple[str, Path]) -> str:
+    """The page's address."""
+    return served[0]
+
+
+@pytest.fixture
+def console(served: tuple[str, Path], reported: Reports) -> Iterator[None]:
+    """Reads what the server prints during a test; an error that the test does not name fails it."""
+    printed = served[1]
+    before = printed.stat().st_size
+    yield
+    for line in printed.read_bytes()[before:].decode(errors="replace").splitlines():
+        if line.startswith(("*** ", "Traceback", "DemoFusion")):
+            reported.see_console(line)
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +80,16 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(chromium: Any, address: str) -> Iterator[Any]:
-    """A freshly loaded page; an error in its scripts fails the test."""
+def page(chromium: Any, address: str, console: None, reported: Reports) -> Iterator[Any]:
+    """A freshly loaded page; an error in its scripts fails the test, and so does a failure that it does not name."""
     page = chromium.new_page(viewport={"width": 1280, "height": 1000})
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto(address, wait_until="domcontentloaded")
     page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
     yield page
+    for tab in ("txt2img", "img2img"):
+        reported.see_page(page.text_content(f"#html_info_{tab}.prose") or "")
     page.close()
     assert problems == []
 

@@ -9,6 +9,7 @@ import pytest
 from in_process import Webui
 from modules import sd_samplers, shared
 from PIL import Image
+from reports import Reports
 
 BALANCED = {"enabled": True, "preset": "Balanced", "scale": 2}
 EVERY = 10
@@ -92,8 +93,9 @@ def test_it_does_so_in_img2img(webui: Webui, totals: list[tuple[int, int]], redr
 
 
 def test_it_does_so_where_a_stage_fails(
-    webui: Webui, totals: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    webui: Webui, totals: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
+    reported.expect("injected")
     unet = webui.small.unet
 
     def failing(x: Any, *args: Any) -> Any:

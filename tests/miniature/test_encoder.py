@@ -10,6 +10,7 @@ import torch
 from in_process import BASE, Webui
 from modules import devices, shared
 from PIL import Image
+from reports import Reports
 from torch import Tensor
 
 from lib_demofusion.host import stage_loop
@@ -79,8 +80,9 @@ def failing_encoder(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("numbers", [torch.float16, torch.float32])
 def test_nan_is_told_as_one_of_the_vae_before_a_stage_is_spent(
-    webui: Webui, failing_encoder: list[int], monkeypatch: pytest.MonkeyPatch, numbers: torch.dtype
+    webui: Webui, failing_encoder: list[int], monkeypatch: pytest.MonkeyPatch, numbers: torch.dtype, reported: Reports
 ) -> None:
+    reported.expect("the VAE's encoder returned NaN")
     monkeypatch.setattr(stage_loop.devices, "dtype_vae", torch.float32)
     real = shared.sd_model.encode_first_stage
     monkeypatch.setattr(shared.sd_model, "encode_first_stage", lambda x: real(x.float()), raising=False)
@@ -98,9 +100,10 @@ def test_nan_is_told_as_one_of_the_vae_before_a_stage_is_spent(
 
 
 def test_an_upload_that_the_vae_fails_at_costs_no_stage(
-    webui: Webui, failing_encoder: list[int], monkeypatch: pytest.MonkeyPatch
+    webui: Webui, failing_encoder: list[int], monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
     """In img2img the host encodes the upload and looks at nothing."""
+    reported.expect("the VAE's encoder returned NaN")
     monkeypatch.setattr(webui.small, "decode", lambda z: torch.zeros(len(z), 3, 8 * z.shape[2], 8 * z.shape[3]))
     upload = Image.new("RGB", (BASE, BASE), (200, 90, 30))
     result = webui.job({**BALANCED, "upscaler": "Latent"}, init_image=upload)
@@ -108,8 +111,11 @@ def test_an_upload_that_the_vae_fails_at_costs_no_stage(
     assert "the base image is returned: the VAE's encoder returned NaN: its file may be damaged" in result.comments
 
 
-def test_a_base_of_nan_costs_no_stage(webui: Webui, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_of_nan_costs_no_stage(
+    webui: Webui, events: list[str], monkeypatch: pytest.MonkeyPatch, reported: Reports
+) -> None:
     """With --disable-nan-check the host hands it on."""
+    reported.expect("the base image is NaN")
 
     def unet(x: Tensor, *rest: Any) -> Tensor:
         events.append(MODEL)

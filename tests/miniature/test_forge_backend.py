@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from modules import processing, sd_models, sd_samplers, shared
+from modules import extra_networks, processing, sd_models, sd_samplers, shared
 
 from lib_demofusion.host import backends
 from lib_demofusion.host.backends import (
@@ -170,6 +170,25 @@ def test_a_stage_has_a_unet_of_its_own_that_extensions_have_patched(cleaned: lis
     assert p.sd_model.forge_objects is before
     assert before.unet.model_options == {}
     assert cleaned == [unet]
+
+
+@pytest.mark.parametrize(("base", "hires"), [({"lora": ["L"]}, {}), ({}, {"lora": ["L"]}), ({"lora": ["L"]},) * 2])
+def test_the_networks_of_the_main_prompt_are_active(
+    monkeypatch: pytest.MonkeyPatch, base: dict[str, Any], hires: dict[str, Any]
+) -> None:
+    p = request(Scripts())
+    p.extra_network_data, p.hr_extra_network_data = base, hires
+    p.enable_hr, p.disable_extra_networks = True, False
+    monkeypatch.setattr(shared, "sd_model", SimpleNamespace(sd_checkpoint_info="the base's"))
+    extra_networks.activate(p, p.hr_extra_network_data)
+    with Forge().base_checkpoint(p, "the base's"):
+        assert extra_networks.active == base
+
+
+def test_the_unet_is_that_of_the_patched_model() -> None:
+    p = request(Scripts())
+    assert Forge().unet(p.sd_model) is p.sd_model.forge_objects.unet.model
+    assert Forge().unet(SimpleNamespace()) is None
 
 
 def test_what_extensions_draw_belongs_to_the_seed_and_to_the_stage(cleaned: list[Any]) -> None:
@@ -444,6 +463,7 @@ def test_a_checkpoint_that_is_chosen_and_not_yet_loaded(
         ("sag_enabled", "SelfAttentionGuidance Integrated"),
         ("stylealign_enabled", "StyleAlign Integrated"),
         ("spec_w", "Spectrum Integrated"),
+        ("forge_couple", "Forge Couple"),
     ],
 )
 def test_built_in_neighbours_are_refused_by_name(key: str, name: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import json
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,14 +15,17 @@ import numpy as np
 import pytest
 import torch
 from in_process import BASE, Webui, sizes
-from modules import errors, infotext_utils, scripts, sd_samplers, sd_samplers_cfg_denoiser, shared
+from modules import errors, infotext_utils, scripts, sd_samplers, sd_samplers_cfg_denoiser, shared, shared_state
 from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from PIL import Image, ImageChops
+from reports import Reports
 
 from lib_demofusion.host import backends, offers, stage_loop
 from lib_demofusion.host.pictures import coding, pixel_anchor, vae
 from lib_demofusion.host.progress import bar as progress
+from lib_demofusion.host.progress import timing
 from lib_demofusion.method.stage import mix_anchors
+from lib_demofusion.progress import meter
 from lib_demofusion.settings.fields import SPECS
 
 ON = {"enabled": True, "scale": 2}
@@ -61,9 +67,10 @@ def test_every_sampler_runs_every_stage(webui: Webui, sampler: str) -> None:
 
 @pytest.mark.parametrize("sampler", ["Euler a", "DDIM"])
 def test_a_host_that_never_asks_the_fused_model_gets_the_base_picture_back(
-    webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str, reported: Reports
 ) -> None:
     """So do webuis whose guidance calls a model of its own: the whole latent goes through it and looks like ours."""
+    reported.expect("did not ask DemoFusion's model")
     plain = webui.job(sampler_name=sampler)
 
     def forward(self: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -83,8 +90,9 @@ def test_a_host_that_never_asks_the_fused_model_gets_the_base_picture_back(
 
 
 def test_a_webui_that_guides_in_its_own_way_is_named_at_the_start(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reported: Reports
 ) -> None:
+    reported.expect("not tried in this webui (Another 3.1)")
     backends.greet()
     assert caplog.messages == []
     monkeypatch.setattr(sd_samplers_cfg_denoiser, "sampling_function", None, raising=False)
@@ -107,6 +115,25 @@ def test_every_sampler_runs_a_stage_of_few_steps(webui: Webui, sampler: str, set
     result = webui.job({**ON, **settings}, sampler_name=sampler, steps=2)
     assert sizes(result) == [2 * BASE]
     assert not errors.exception_records
+
+
+@pytest.mark.parametrize("name", ["Euler a", "Heun", "DPM2 a", "DDIM"])
+def test_a_sampler_with_arguments_of_its_own_runs_as_the_one_without(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Extensions add samplers of other defaults as partial functions."""
+    plain = webui.job(THREE, sampler_name=name)
+    config = sd_samplers.find_sampler_config(name)
+
+    def construct(model: Any) -> Any:
+        sampler = config.constructor(model)
+        sampler.func = functools.partial(functools.partial(sampler.func), disable=True)
+        return sampler
+
+    added = config._replace(name="Added", constructor=construct)
+    monkeypatch.setitem(sd_samplers.all_samplers_map, "Added", added)
+    result = webui.job(THREE, sampler_name="Added")
+    assert result.images[0].tobytes() == plain.images[0].tobytes()
 
 
 def test_the_base_among_the_stages_is_the_plain_picture(webui: Webui) -> None:
@@ -148,7 +175,8 @@ def test_switched_off_nothing_is_wrong(webui: Webui, off: dict[str, Any]) -> Non
     assert "DemoFusion" not in result.comments
 
 
-def test_a_misspelt_switch_is_named(webui: Webui) -> None:
+def test_a_misspelt_switch_is_named(webui: Webui, reported: Reports) -> None:
+    reported.expect("enable = True")
     assert "enable = True is not possible; allowed: the fields enabled, " in webui.job({"enable": True}).comments
 
 
@@ -208,7 +236,9 @@ def test_skipped_the_next_iteration_runs(webui: Webui, in_model: Callable) -> No
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_failing_stage_costs_itself(webui: Webui, in_model: Callable, stage: int) -> None:
+def test_a_failing_stage_costs_itself(webui: Webui, in_model: Callable, stage: int, reported: Reports) -> None:
+    reported.expect(f"stage {stage - 1} of 2", "injected, once")
+
     def fail() -> None:
         if in_stage(stage):
             raise RuntimeError("injected, once")
@@ -231,14 +261,16 @@ def test_an_error_of_the_base_is_the_host_s(webui: Webui, in_model: Callable) ->
         webui.job(ON)
 
 
-def test_an_impossible_value_is_named(webui: Webui) -> None:
+def test_an_impossible_value_is_named(webui: Webui, reported: Reports) -> None:
+    reported.expect("scale = 99")
     result = webui.job({"enabled": True, "scale": 99})
     assert sizes(result) == [BASE]
     assert "scale = 99" in result.comments
     assert "DemoFusion error" in result.infotexts[0]
 
 
-def test_an_unknown_field_is_named(webui: Webui) -> None:
+def test_an_unknown_field_is_named(webui: Webui, reported: Reports) -> None:
+    reported.expect("scael")
     result = webui.job({"enabled": True, "scael": 2})
     assert sizes(result) == [BASE]
     assert "scael" in result.comments
@@ -251,6 +283,18 @@ def test_progress_rises_and_ends(webui: Webui, in_model: Callable) -> None:
     assert seen == sorted(seen)
     assert seen[0] < 0.1
     assert 0.8 < seen[-1] <= 1
+
+
+def test_the_progress_of_a_job_is_told_in_whole_jobs(webui: Webui, in_model: Callable) -> None:
+    """By the webui's API, as JSON."""
+    told: list[str] = []
+    in_model(lambda: told.append(json.dumps([shared.state.job_no, shared.state.job_count])))
+    webui.job(THREE, n_iter=2)
+    numbers = [json.loads(text) for text in told]
+    assert all(type(number) is int for pair in numbers for number in pair)
+    assert [job for job, _ in numbers] == sorted(job for job, _ in numbers)
+    assert all(0 <= job < count for job, count in numbers)
+    assert len({job for job, _ in numbers}) > 4
 
 
 @pytest.mark.parametrize("redraw", [False, True])
@@ -344,7 +388,8 @@ def test_a_mixed_anchor_is_between_the_two(webui: Webui, monkeypatch: pytest.Mon
     torch.testing.assert_close(anchors["mixed"], mix_anchors(anchors["pixels"], anchors["latent"], 2.0))
 
 
-def test_the_webuis_upscalers_are_offered_and_others_named(webui: Webui) -> None:
+def test_the_webuis_upscalers_are_offered_and_others_named(webui: Webui, reported: Reports) -> None:
+    reported.expect("upscaler = '4x-Gone (pixels)'")
     assert SPECS["upscaler"].choices(offers.known()) == ("Latent", "Lanczos", "Nearest")
     result = webui.job({**ON, "upscaler": "4x-Gone (pixels)"})
     assert sizes(result) == [BASE]
@@ -393,8 +438,9 @@ def test_notes_are_in_the_text_of_every_picture(webui: Webui, settings: dict[str
     ],
 )
 def test_an_impossible_setting_is_named(
-    webui: Webui, monkeypatch: pytest.MonkeyPatch, option: str, value: object, allowed: str
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, option: str, value: object, allowed: str, reported: Reports
 ) -> None:
+    reported.expect(f"setting {option}")
     monkeypatch.setattr(shared.opts, option, value)
     result = webui.job(ON)
     assert sizes(result) == [BASE]
@@ -447,9 +493,31 @@ def test_showing_the_stages_changes_no_picture(webui: Webui, size: dict[str, int
     assert one.tobytes() == other.tobytes()
 
 
-def test_the_bar_follows_the_decoder(webui: Webui, decoded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_follows_the_decoder(
+    webui: Webui, decoded: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     seen: list[float] = []
     move = progress.Progress.move
+    clock = SimpleNamespace(now=1000.0)
+    unet, decode = webui.small.unet, coding.decode
+
+    def passing(cells: int) -> None:
+        clock.now += cells / 1000
+
+    def watched(x: torch.Tensor, *args: Any) -> torch.Tensor:
+        passing(x[:, 0].numel())
+        return unet(x, *args)
+
+    def decoding(p: Any, latent: torch.Tensor, report: vae.Report) -> Any:
+        return decode(p, latent, lambda share: (passing(latent[:, 0].numel()), report(share)))
+
+    # this computer may be busy with other things, and no rate is known before
+    monkeypatch.setattr(webui, "folder", tmp_path)
+    monkeypatch.setattr(webui.small, "unet", watched)
+    monkeypatch.setattr(coding, "decode", decoding)
+    look = lambda: clock.now  # noqa: E731
+    for module in (progress, timing, meter, shared_state):
+        monkeypatch.setattr(module, "time", SimpleNamespace(time=look, perf_counter=look))
 
     def looking(self: Any, part: int, share: float) -> None:
         move(self, part, share)
@@ -515,7 +583,11 @@ def test_an_anchor_made_in_pixels_leaves_torchs_generator_alone(webui: Webui) ->
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_where_encoding_fails_the_base_is_returned(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_encoding_fails_the_base_is_returned(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, reported: Reports
+) -> None:
+    reported.expect("no encoder")
+
     def failing(*args: Any) -> None:
         raise RuntimeError("no encoder")
 

@@ -12,6 +12,7 @@ import torch
 from in_process import BASE, Webui, sizes
 from modules import shared
 from PIL import Image
+from reports import Reports
 
 from lib_demofusion.host import stage_loop
 from lib_demofusion.host.pictures import gallery, pixel_anchor, stage_pictures
@@ -89,7 +90,13 @@ def saved(webui: Webui, seed: int) -> list[int]:
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("call", range(4))
 def test_what_is_made_is_never_lost(
-    webui: Webui, monkeypatch: pytest.MonkeyPatch, sampled: list[int], point: str, call: int, error: Exception
+    webui: Webui,
+    monkeypatch: pytest.MonkeyPatch,
+    sampled: list[int],
+    reported: Reports,
+    point: str,
+    call: int,
+    error: Exception,
 ) -> None:
     owner, name = POINTS[point]
     settings = {**EVERYTHING, "upscaler": "Latent"} if point == "enlarging a latent" else EVERYTHING
@@ -105,6 +112,7 @@ def test_what_is_made_is_never_lost(
     if not failing.failed:
         assert saved(webui, seed) == [BASE, 2 * BASE, 3 * BASE]
         return
+    reported.expect("no memory for a smaller copy" if point == "the gallery's copy" else str(error) or "MemoryError")
     # the last stage that was sampled is returned, or the one before where it is what could not be finished
     least = sampled[-1] if sampled else BASE
     if point in ("decoding", "a stage's end") and sampled:
@@ -117,6 +125,10 @@ def test_what_is_made_is_never_lost(
         assert final < 3 * BASE or point == "decoding"
         assert "failed" in result.comments
         assert str(error).partition(".")[0] in result.infotexts[0]
+    if point in ("a stage's picture", "saving a stage's picture"):
+        assert "showing " in result.comments
+        assert "failed, its image is left out" in result.infotexts[0]
+        assert "best finished image" not in result.comments
     assert len(result.images) == len(result.infotexts)
     plain = webui.job({}).images[0].tobytes()
     assert plain == webui.job().images[0].tobytes()

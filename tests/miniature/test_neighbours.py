@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Iterator
 from copy import copy
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from controlnet_double import Network, Unit
 from in_process import BASE, Webui, sizes
 from modules import errors, processing, scripts, shared
 from PIL import Image
+from reports import Reports
 
 from lib_demofusion.host import stage_loop
 from lib_demofusion.settings.fields import SPECS
@@ -76,6 +78,12 @@ class Detailer(AlwaysOn):
         return picture
 
 
+class Resize(enum.Enum):
+    """How ControlNet resizes a hint."""
+
+    RESIZE = 1
+
+
 class Hooked(AlwaysOn):
     """ControlNet: hooks the model in `process` and lets go of it in `postprocess`."""
 
@@ -83,10 +91,16 @@ class Hooked(AlwaysOn):
         self.webui, self.hint = webui, hint
         self.latest_network: Network | None = None
         self.left: list[Any] = []
+        self.enabled_units = [SimpleNamespace(resize_mode=Resize.RESIZE)]
         self.ui_batch_option_state = ["All ControlNet units for all images in a batch", False]
 
     def title(self) -> str:
         return "ControlNet"
+
+    def detectmap_proc(self, pixels: np.ndarray, preprocessor: str, mode: Resize, h: int, w: int) -> tuple:
+        """Resizes a map (h, w, 3) of bytes by ControlNet's own way, here without a smooth edge."""
+        resized = Image.fromarray(pixels).resize((w, h), Image.Resampling.NEAREST)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None] / 255, resized
 
     def process(self, p: Any, *args: Any) -> None:
         if self.hint is None:
@@ -186,7 +200,10 @@ def test_after_it_a_plain_picture_is_the_same(webui: Webui, beside: Callable) ->
 
 
 @pytest.mark.parametrize("how", ["interrupt", "fail"])
-def test_stopped_amid_a_stage_the_units_are_as_they_were(webui: Webui, beside: Callable, how: str) -> None:
+def test_stopped_amid_a_stage_the_units_are_as_they_were(
+    webui: Webui, beside: Callable, how: str, reported: Reports
+) -> None:
+    reported.expect(*["injected"] * (how == "fail"))
     network = Hooked(webui, hint("nw"))
     beside(network)
     control, seen = Network.control, []
@@ -210,7 +227,8 @@ def test_stopped_amid_a_stage_the_units_are_as_they_were(webui: Webui, beside: C
     assert left["used_hint_cond"] is network.hint
 
 
-def test_a_unit_that_cannot_be_cut_is_named(webui: Webui, beside: Callable) -> None:
+def test_a_unit_that_cannot_be_cut_is_named(webui: Webui, beside: Callable, reported: Reports) -> None:
+    reported.expect("ControlNet unit 1")
     beside(Hooked(webui, torch.zeros(2, 3, BASE, BASE)))
     result = webui.job(ON, batch_size=1)
     assert sizes(result) == [BASE]
@@ -262,6 +280,66 @@ def test_the_job_count_is_not_raised_by_copies_of_the_job(webui: Webui, beside: 
     assert len(set(counts)) == 1
 
 
+class Redrawing(AlwaysOn):
+    """Runs img2img on every finished image with all the scripts and arguments of the request."""
+
+    def __init__(self, hook: str):
+        self.made: list[processing.Processed] = []
+        setattr(self, hook, self._redraw)
+
+    def title(self) -> str:
+        return "another"
+
+    def _redraw(self, p: Any, pp: Any, *args: Any) -> None:
+        if getattr(p, "inner", False):
+            return
+        image = pp.image if hasattr(pp, "image") else pp.images[0]
+        inner = processing.StableDiffusionProcessingImg2Img(
+            init_images=[image],
+            sampler_name=p.sampler_name,
+            steps=p.steps,
+            seed=p.seed,
+            width=image.width,
+            height=image.height,
+            do_not_save_samples=True,
+        )
+        inner.scripts, inner.script_args, inner.inner = p.scripts, p.script_args, True
+        self.made.append(processing.process_images(inner))
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("hook", ["postprocess_image", "postprocess"])
+def test_a_request_within_a_request_stays_as_it_is(webui: Webui, beside: Callable, hook: str, last: bool) -> None:
+    other = Redrawing(hook)
+    beside(other)
+    if last:
+        scripts.scripts_txt2img.alwayson_scripts.reverse()
+    result = webui.job({**ON, "img2img_first": True})
+    assert sizes(result) == [2 * BASE]
+    assert "DemoFusion size" in result.infotexts[0]
+    assert [image.size for made in other.made for image in made.images] == [(2 * BASE, 2 * BASE)]
+    assert "DemoFusion" not in other.made[0].infotexts[0]
+
+
+def test_a_copy_of_a_request_whose_base_failed_has_its_stages(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[Any] = []
+    process_images = processing.process_images
+
+    def remembered(p: Any) -> Any:
+        requests.append(p)
+        return process_images(p)
+
+    def failing(*args: Any) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(processing, "process_images", remembered)
+    with monkeypatch.context() as patch:
+        patch.setattr(webui.small, "unet", failing, raising=False)
+        with pytest.raises(RuntimeError, match="no memory"):
+            webui.job(ON)
+    assert sizes(process_images(copy(requests[0]))) == [2 * BASE]
+
+
 ATTENTION = "Regional Prompter's attention mode"
 TILED = "Tiled Diffusion"
 SKIPPED = "ADetailer's 'Skip img2img'"
@@ -276,6 +354,10 @@ MASKED = "ADetailer inpaint only masked"
         (Noted({"RP Active": True, "RP Calc Mode": "Attention"}), ATTENTION),
         (Noted({"RP Active": True, "RP Calc Mode": "Latent"}), None),
         (Noted({"RP Active": False, "RP Calc Mode": "Attention"}), None),
+        (Noted({"SAG Guidance Scale": 0.75}), "Self Attention Guidance"),
+        (Noted({"SCFG Active": True}), "Semantic CFG"),
+        (Noted({"SCFG Active": False}), None),
+        (Noted({"AnimateDiff": "enable: True, video_length: 16"}), "AnimateDiff"),
         (Noted({TILED: {"Method": "MultiDiffusion"}}), TILED),
         (Noted({f"{TILED} upscaler": "None"}), None),
         (Noted({}, _ad_skip_img2img=True), SKIPPED),
@@ -287,8 +369,9 @@ MASKED = "ADetailer inpaint only masked"
     ],
 )
 def test_what_an_extension_notes_in_the_job_is_refused(
-    webui: Webui, beside: Callable, first: bool, script: Noted, refused: str | None
+    webui: Webui, beside: Callable, first: bool, script: Noted, refused: str | None, reported: Reports
 ) -> None:
+    reported.expect(*[refused] * bool(refused))
     beside(script)
     if not first:
         scripts.scripts_txt2img.alwayson_scripts.reverse()

@@ -12,6 +12,7 @@ import gradio as gr
 import pytest
 from in_process import BASE, Webui, sizes
 from modules import infotext_utils, paths_internal, scripts, shared
+from reports import Reports
 
 from lib_demofusion.host import offers, options
 from lib_demofusion.host import preset_file as presets
@@ -179,7 +180,8 @@ def test_the_panel_opens_with_the_default_preset(default_preset: str) -> None:
     assert (default_preset, default_preset) in components["preset"].choices
 
 
-def test_the_panel_says_what_is_wrong_with_the_file(file: Path) -> None:
+def test_the_panel_says_what_is_wrong_with_the_file(file: Path, reported: Reports) -> None:
+    reported.expect(f"{presets.FILE} cannot be read")
     assert not build()["preset_message"].visible
     file.write_text("<b>no</b> JSON")
     message = build()["preset_message"]
@@ -196,15 +198,17 @@ def test_on_a_shared_server_presets_are_only_chosen(file: Path, monkeypatch: pyt
     assert components["preset"].visible
 
 
-def test_a_default_preset_that_is_gone_is_the_built_in_one(default_preset: str) -> None:
+def test_a_default_preset_that_is_gone_is_the_built_in_one(default_preset: str, reported: Reports) -> None:
+    reported.expect(f"{options.DEFAULT_GONE} {default_preset}")
     presets.delete(default_preset)
     assert options.default_preset(offers.known()) == DEFAULT_PRESET
     assert build()["preset"].value == DEFAULT_PRESET
 
 
 def test_a_default_preset_that_is_gone_is_said(
-    webui: Webui, default_preset: str, caplog: pytest.LogCaptureFixture
+    webui: Webui, default_preset: str, caplog: pytest.LogCaptureFixture, reported: Reports
 ) -> None:
+    reported.expect(f"{options.DEFAULT_GONE} {default_preset}")
     assert not build()["preset_message"].visible
     assert not build()["advanced"].open
     presets.delete(default_preset)
@@ -295,7 +299,8 @@ def test_an_infotext_makes_the_same_picture_where_the_preset_is_unknown(webui: W
     assert webui.job(args).images[0].tobytes() == first.images[0].tobytes()
 
 
-def test_an_unknown_preset_is_named(webui: Webui, file: Path) -> None:
+def test_an_unknown_preset_is_named(webui: Webui, file: Path, reported: Reports) -> None:
+    reported.expect("preset = 'Yours'")
     save("Mine", VALUES)
     result = webui.job({"enabled": True, "preset": "Yours"})
     assert sizes(result) == [BASE]
@@ -331,8 +336,14 @@ WARNINGS = (
 
 @pytest.mark.parametrize(("change", "tab", "text"), WARNINGS)
 def test_the_line_warns_of_what_a_job_refuses(
-    webui: Webui, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None], tab: dict, text: str
+    webui: Webui,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Any], None],
+    tab: dict,
+    text: str,
+    reported: Reports,
 ) -> None:
+    reported.expect(*["DemoFusion does not work with"] * (not tab))
     on = [{"enabled": True}]
     assert text not in describe(on, TabValues())
     with monkeypatch.context() as patch:

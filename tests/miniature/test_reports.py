@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from in_process import BASE, Webui, sizes
 from modules import infotext_utils, processing, shared
+from reports import Reports
 
 from lib_demofusion.host import hooks, stage_loop
 from lib_demofusion.host.job import Job
@@ -35,8 +36,10 @@ def test_a_note_of_the_request_is_in_the_text_of_every_image(webui: Webui, monke
 
 @pytest.mark.parametrize("hook", ["before_base", "after_base"])
 def test_what_an_iteration_reports_is_in_the_texts_of_its_images(
-    webui: Webui, monkeypatch: pytest.MonkeyPatch, hook: str
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, hook: str, reported: Reports
 ) -> None:
+    reported.expect("error 0", "error 1")
+
     def report(p: Any) -> None:
         report_note(p, f"note {p.iteration}")
         report_problem(p, f"error {p.iteration}")
@@ -60,8 +63,10 @@ def test_what_an_iteration_reports_is_in_the_texts_of_its_images(
 
 
 def test_what_is_reported_after_a_stage_is_in_the_text_of_its_image_too(
-    webui: Webui, monkeypatch: pytest.MonkeyPatch
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
+    reported.expect("injected")
+
     def fail(*args: Any) -> None:
         raise RuntimeError("injected")
 
@@ -90,7 +95,11 @@ def test_an_interruption_is_in_the_text_of_the_final_image_alone(webui: Webui, m
     assert stages == [None, None]
 
 
-def test_a_second_error_does_not_replace_the_first(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_error_does_not_replace_the_first(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, reported: Reports
+) -> None:
+    reported.expect("injected")
+
     def fail(*args: Any) -> None:
         raise RuntimeError("injected")
 

@@ -31,7 +31,8 @@ def free(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Any:
     room = SimpleNamespace(device=8 * GIB, memory=16 * GIB, disk=100 * GIB)
     with torch.device("meta"):
         model = SimpleNamespace(first_stage_model=SimpleNamespace(decoder=Decoder(128, groups=32)))
-    monkeypatch.setattr(limits.psutil, "virtual_memory", lambda: SimpleNamespace(available=room.memory))
+    for module in (limits, vae):
+        monkeypatch.setattr(module, "available_bytes", lambda: room.memory)
     monkeypatch.setattr(vae, "disk_usage", lambda folder: SimpleNamespace(free=room.disk))
     monkeypatch.setattr(limits, "free_bytes", lambda device: room.device)
     monkeypatch.setattr(line.timing, "loaded_model", lambda: model)

@@ -146,6 +146,22 @@ def test_a_lora_acts_in_the_stage_by_its_weight(webui: Webui, upload: Image.Imag
     assert stage(webui, upload, prompt="a tree").digests == made[""].digests
 
 
+@pytest.mark.parametrize(("base", "hires"), [(True, False), (False, True), (True, True)])
+def test_the_stages_have_the_loras_of_their_prompt(webui: Webui, base: bool, hires: bool) -> None:
+    """Hires fix leaves those of its own prompt active; the stages use the main prompt."""
+    tree, lora = "a tree", f"a tree<lora:{LORA}:1>"
+    webui.call("networks", under="demofusion-test")
+    request = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7}
+    prompts = {"prompt": lora if base else tree, "hr_prompt": lora if hires else tree}
+    # Forge's API fails without it, with DemoFusion or not
+    result = small(webui, **request, **prompts, hr_additional_modules=["Use same choices"])
+    assert_good(result, (256, 256))
+    active: dict[int, set[bool]] = {}
+    for width, names in webui.call("networks", under="demofusion-test"):
+        active.setdefault(8 * width, set()).add(names == [LORA])
+    assert active == {64: {base}, 128: {hires}, 256: {base}}
+
+
 def controlled(webui: Webui, upload: Image.Image, hint: Image.Image, weight: float = 1.0, more: Any = None) -> Result:
     """Runs a stage with a unit of the built-in ControlNet."""
     return stage(webui, upload, more, more_scripts=_unit(webui, hint, weight))

@@ -17,6 +17,7 @@ from lib_demofusion.host.backends.forge_hints import Held
 from lib_demofusion.host.backends.forge_neighbours import WRAPPER
 from lib_demofusion.host.backends.forge_unet import FusedUnet
 from lib_demofusion.host.backends.interface import StageParts
+from lib_demofusion.host.sampling import networks
 from lib_demofusion.host.sampling.sdxl import CROP, SIZES, Frame, SizeVectors, size_vectors
 from lib_demofusion.host.scoped import replaced
 from lib_demofusion.method.plan import StagePlan
@@ -66,6 +67,10 @@ class Forge:
     def encoding(self, p: Any) -> AbstractContextManager[None]:
         return forge_transformers.nothing_kept(p.sd_model)
 
+    def unet(self, model: Any) -> Any:
+        objects = getattr(model, "forge_objects", None)
+        return getattr(getattr(objects, "unet", None), "model", None)
+
     def refusal(self, p: Any) -> str | None:
         family = self.family(p.sd_model)
         return forge_neighbours.refusal(p, family) or forge_samplers.problem(p, family.flow)
@@ -75,6 +80,7 @@ class Forge:
         if shared.sd_model.sd_checkpoint_info != checkpoint:
             raise RuntimeError("another checkpoint than the base image's is loaded, and this webui has no way back")
         set_shift(p)
+        networks.activate_after_hires_pass(p)
         with schedule_of_base(p.sd_model):
             yield
 

@@ -16,6 +16,7 @@ BY_KEY = {
     "multidiffusion_enabled": "MultiDiffusion Integrated: it samples in tiles already; switch one of the two off",
     "sag_enabled": "SelfAttentionGuidance Integrated: it takes the last view's attention for that of the whole image",
     "spec_w": "Spectrum Integrated: it predicts a view from the steps of other views; switch it off",
+    "forge_couple": "Forge Couple: every tile would show all of its regions",
     "stylealign_enabled": "StyleAlign Integrated: the views of a batch would take one another's style",
 }
 """By what a feature writes into the infotext while it acts."""

@@ -52,6 +52,8 @@ class FusedUnet:
         c = {key: value for key, value in args["c"].items() if key not in ("control", "control_model")}
         options = c.pop("transformer_options", {})
         size = (x.shape[-2], x.shape[-1])
+        if self._parts.apart and len(marks) != 2:
+            raise RuntimeError(self._parts.apart)
 
         def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
             self._parts.before_batch(crops[:, 0].numel() / len(x))

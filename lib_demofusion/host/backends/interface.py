@@ -32,6 +32,8 @@ class StageParts:
     """Is told of every batch how many cells it has, as a mean over the rows of the call."""
     form: LatentForm = PLAIN
     """The axes of the model's latents in the webui."""
+    apart: str = ""
+    """The error to raise when conds and unconds do not come in one call of the model; empty if that does not matter."""
 
 
 class Backend(Protocol):
@@ -51,6 +53,10 @@ class Backend(Protocol):
 
     def encoding(self, p: Any) -> AbstractContextManager[None]:
         """Runs a block in which images are encoded, and removes the traces that the encoder leaves in the model."""
+        ...
+
+    def unet(self, model: Any) -> Any:
+        """Returns the network of a loaded model that predicts, a torch module, or None if there is none."""
         ...
 
     def refusal(self, p: Any) -> str | None:

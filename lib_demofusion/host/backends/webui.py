@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from modules import devices, extra_networks, sd_models, sd_samplers_cfg_denoiser, shared
+from modules import sd_models, sd_samplers_cfg_denoiser, shared
 from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from lib_demofusion.host.backends.families import SD, Family, family_of, unknown
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.backends.webui_rows import repeated_images
 from lib_demofusion.host.neighbours import controlnet
+from lib_demofusion.host.sampling import networks
 from lib_demofusion.host.scoped import replaced
 from lib_demofusion.method.plan import StagePlan
 
@@ -41,6 +42,9 @@ class Webui:
     def encoding(self, p: Any) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def unet(self, model: Any) -> Any:
+        return getattr(getattr(model, "model", None), "diffusion_model", None)
+
     def refusal(self, p: Any) -> str | None:
         return controlnet.refusal(p)
 
@@ -55,11 +59,11 @@ class Webui:
             if shared.sd_model.sd_checkpoint_info != checkpoint:
                 with sd_models.SkipWritingToConfig():
                     sd_models.reload_model_weights(info=checkpoint)
-                if not p.disable_extra_networks:
-                    with devices.autocast():
-                        extra_networks.activate(p, p.extra_network_data)
+                networks.activate(p)
                 p.setup_conds()
                 controlnet.mark_prompts(p)
+            else:
+                networks.activate_after_hires_pass(p)
             yield
 
     def sampling(

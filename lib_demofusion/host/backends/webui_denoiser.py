@@ -26,6 +26,8 @@ class FusedModel:
         self.inner = inner
         self.images = 0
         """How many images the rows repeat over and over in one order, or 0 where that is not known."""
+        self.batch = 0
+        """How many images the sampler's x has."""
         self._parts = parts
         self._hints = hints or Hints()
         self._vectors = size_vectors(inner.inner_model, parts.frame)
@@ -33,6 +35,8 @@ class FusedModel:
     def __call__(self, x: Tensor, level: Tensor, cond: Cond, **kwargs: Any) -> Tensor:
         """Returns the fused prediction for the rows x (N, C, H, W) at noise levels (N,)."""
         size = (x.shape[-2], x.shape[-1])
+        if self._parts.apart and len(x) != 2 * self.batch:
+            raise RuntimeError(self._parts.apart)
 
         def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
             self._parts.before_batch(crops[:, 0].numel() / len(x))
@@ -89,11 +93,12 @@ def attach(
             fused = self.__dict__.get("fused_model")
             if fused is None or fused.inner is not inner:
                 fused = self.__dict__["fused_model"] = FusedModel(inner, parts, hints)
-            fused.images = self.__dict__.get("images", 0)
+            fused.images, fused.batch = self.__dict__.get("images", 0), self.__dict__.get("batch", 0)
             return fused
 
         def forward(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             parts.run.before_call(x, sigma[0])
+            self.batch = len(x)
             self.images = repeated_images(cls, x, kwargs.get("cond"))
             return super().forward(x, sigma, *args, **kwargs)
 

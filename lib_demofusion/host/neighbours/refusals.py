@@ -13,6 +13,7 @@ from modules import shared
 from modules.infotext_utils import create_override_settings_dict
 
 from lib_demofusion.host.backends import host
+from lib_demofusion.host.neighbours import layer_patches
 
 REFUSED = "DemoFusion does not work with"
 
@@ -97,6 +98,15 @@ REFUSALS: tuple[tuple[Check, str], ...] = (
     (lambda now: now.tiling, "Tiling: seamless edges would be drawn inside every tile"),
     (_tile_script, "scripts that upscale or outpaint in tiles: each tile would run every stage"),
     (_regional_attention, "Regional Prompter's attention mode: every tile would show all regions; use Latent"),
+    (
+        lambda now: "SAG Guidance Scale" in now.params,
+        "Self Attention Guidance: it takes the attention of the last tile for that of the whole image",
+    ),
+    (
+        lambda now: str(now.params.get("SCFG Active")) == "True",
+        "Semantic CFG of Incantations: it takes the attention of the last tile for that of the whole image",
+    ),
+    (lambda now: "AnimateDiff" in now.params, "AnimateDiff: it would take tiles for the frames of an animation"),
     (_soft_inpainting, "Soft inpainting with DDIM, PLMS or UniPC: what lies outside the mask does not stay as it was"),
     (_tiled_diffusion, "Tiled Diffusion: it samples in tiles already; switch one of the two off"),
     (lambda now: now.only_details, "ADetailer's 'Skip img2img': it returns the upload, with its details repainted"),
@@ -111,5 +121,5 @@ def reason(now: Situation) -> str | None:
 
 def refusal(p: Any) -> str | None:
     """Returns why no stage can run with the job's other features, or None."""
-    found = reason(of_job(p)) or host().refusal(p)
+    found = reason(of_job(p)) or layer_patches.refusal(p) or host().refusal(p)
     return None if found is None else f"{REFUSED} {found}"

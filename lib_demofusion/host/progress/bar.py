@@ -10,6 +10,7 @@ from typing import Any
 from modules import shared
 
 from lib_demofusion.host.progress import console, timing
+from lib_demofusion.host.progress.job_count import JobCount, add_jobs, exact, move_to
 from lib_demofusion.host.sampling.webui_steps import calls_twice
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.progress.costs import Pass, run_costs
@@ -50,11 +51,11 @@ class Progress:
     def announce(self, p: Any) -> None:
         """Adds the stages to what the host counts; in a grid or a folder every image does when its turn comes."""
         self._console.announce(shared.state.job_count, p.n_iter)
-        shared.state.job_count += p.n_iter * (self._of_all - self._jobs)
+        add_jobs(p.n_iter * (self._of_all - self._jobs))
 
     def base_done(self) -> None:
         """Takes note of where the base's last job stands, which the host has not ended yet."""
-        self._first_job, self._place = shared.state.job_no - self._jobs + 1, self._jobs
+        self._first_job, self._place = exact(shared.state.job_no) - self._jobs + 1, self._jobs
         self._console.base_done()
 
     def begin(self, stage: StagePlan) -> None:
@@ -92,10 +93,7 @@ class Progress:
         if self._rate:
             passed, left = time.time() - self._began, self._rate * ahead
         self._place = max(self._place, self._of_all * passed / ((passed + left) or 1.0))
-        state = shared.state
-        # the host adds its own steps, which cover one job only
-        own = state.sampling_step / state.sampling_steps if state.sampling_steps else 0.0
-        state.job_no = self._first_job + self._place - own
+        move_to(self._first_job + self._place)
 
     def _weigh_decoder(self, rate: float | None) -> None:
         """Counts the decoding of a cell as the evaluation of as many as take that long at the model's rate."""
@@ -112,7 +110,8 @@ class Progress:
 
     def end(self) -> None:
         """Leaves the bar where the host's own end of the iteration completes it."""
-        shared.state.job_no, shared.state.textinfo = self._first_job + self._of_all - 1, None
+        shared.state.job_no = JobCount(self._first_job + self._of_all - 1)
+        shared.state.textinfo = None
         self._began = time.time()
         self._console.stages_done()
 

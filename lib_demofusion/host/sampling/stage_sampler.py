@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from lib_demofusion.host.backends import host
 from lib_demofusion.host.backends.interface import StageParts
+from lib_demofusion.host.messages import report_note
+from lib_demofusion.host.neighbours import layer_patches
 from lib_demofusion.host.pictures.inpainting import is_inpainting
 from lib_demofusion.host.progress import timing
 from lib_demofusion.host.sampling.conditioning import conds_of_stage, image_conditioning_for
@@ -34,6 +37,9 @@ from lib_demofusion.settings.fields import Settings
 
 SEED_OFFSET = 0x9E3779B97F4A7C15
 """Added to the seeds once per stage: with the same seed, a stage's noise would begin with that of the base image."""
+
+EXTRA_NOISE = "Extra noise"
+"""The infotext key of the webui's own setting (modules/sd_samplers_kdiffusion.py)."""
 
 SEED_MASK = (1 << 63) - 1
 
@@ -91,6 +97,7 @@ class StageSampler:
         self._sampler = sd_samplers.create_sampler(p.sampler_name, p.sd_model)
         self._func = self._sampler.func
         self._family = host().family(p.sd_model)
+        self._name = function_name(self._func)
         seeds, subseeds = stage_seeds(p.seeds, task.stage.number), stage_seeds(p.subseeds, task.stage.number)
         _seed_brownian_noise(self._sampler, seeds)
         form, strength = self._family.form, p.subseed_strength
@@ -104,9 +111,9 @@ class StageSampler:
         p, task = self._p, self._task
         # a function, which can say that it wraps the webui's: the webui looks at its parameters
         self._sampler.func = functools.wraps(self._func)(lambda *args, **kwargs: self._steered(*args, **kwargs))
-        steps = stage_steps(p, self._sampler, self._func.__name__, task.settings, self._family.flow)
+        steps = stage_steps(p, self._sampler, self._name, task.settings, self._family.flow)
         sampling = host().sampling(p, task.stage, self._batches.views, task.anchor, self._noise)
-        with replaced(p, rng=self._rng, steps=steps.schedule), sampling:
+        with replaced(p, rng=self._rng, steps=steps.schedule), _extra_noise_of_base(p), sampling:
             made = self._sample(steps.run, _image_conditioning(p, task.anchor, task.plan))
         return self._family.form.to_method(made)
 
@@ -138,7 +145,7 @@ class StageSampler:
             denoiser.init_latent = self._p.init_latent
         traits = self._traits(known, x)
         run = StageRun(self._task.stage, self._task.settings, self._task.anchor, self._noise, traits)
-        calls = CallsOfStage(self._p, self._func.__name__, known, self._second_order)
+        calls = CallsOfStage(self._p, self._name, known, self._second_order)
         meter = StageMeter(run, calls.ahead)
         self._attach(denoiser, run, meter)
 
@@ -166,13 +173,13 @@ class StageSampler:
 
     def _traits(self, arguments: Mapping[str, Any], x: Tensor) -> SamplerTraits:
         """Returns how the skip residual acts under the sampling function with these arguments and this x."""
-        name, sigmas, n = self._func.__name__, arguments.get("sigmas"), arguments.get("n")
+        sigmas, n = arguments.get("sigmas"), arguments.get("n")
         parameters = inspect.signature(self._func).parameters
-        eta = arguments.get("eta", parameters["eta"].default) if "eta" in parameters else None
+        eta, churn = (arguments.get(name, _default(parameters, name)) for name in ("eta", "s_churn"))
         eta_of_gate = 1.0 if eta is None else eta
-        form = flow_form(name) if self._family.flow else name
+        form = flow_form(self._name) if self._family.flow else self._name
         gate = make_gate(form, sigmas, n, eta_of_gate, self._second_order)
-        stochastic = is_stochastic(name, eta, arguments.get("s_churn", 0.0), "noise_sampler" in parameters)
+        stochastic = is_stochastic(self._name, eta, churn or 0.0, "noise_sampler" in parameters)
         return SamplerTraits(self._space(), gate, stochastic, guard_for(gate, x))
 
     def _space(self) -> NoiseSpace:
@@ -198,14 +205,48 @@ class StageSampler:
             meter.before_batch(cells)
             self._report(meter)
 
-        host().attach(
-            denoiser, StageParts(self._p, run, plan, self._batches, frame, before_batch, form=self._family.form)
-        )
+        self._heed_patches()
+        apart = layer_patches.needs_one_call(self._p)
+        form = self._family.form
+        host().attach(denoiser, StageParts(self._p, run, plan, self._batches, frame, before_batch, form, apart))
+
+    def _heed_patches(self) -> None:
+        """Gives the model one view at a time if other extensions have patched its layers."""
+        names = layer_patches.extensions_with_patches(self._p)
+        if names and self._batches.hold_to_one():
+            report_note(self._p, f"one tile at a time, which takes longer, for {', '.join(names)} changes the model")
+
+
+@contextmanager
+def _extra_noise_of_base(p: Any) -> Iterator[None]:
+    """Keeps what the infotext says of the webui's own setting for extra noise, which does not act in a stage.
+
+    The webui's sampler adds that noise to an x which `StageRun.before_call` replaces. It acts in the base pass.
+    """
+    before = p.extra_generation_params.get(EXTRA_NOISE)
+    try:
+        yield
+    finally:
+        if before is None:
+            p.extra_generation_params.pop(EXTRA_NOISE, None)
 
 
 def stage_seeds(seeds: list[int], stage: int) -> list[int]:
     """Returns one seed per image that belongs to this stage alone."""
     return [(int(seed) + SEED_OFFSET * stage) & SEED_MASK for seed in seeds]
+
+
+def function_name(function: Any) -> str:
+    """Returns the name of a sampling function, also where an extension has set some of its arguments in a partial."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _default(parameters: Mapping[str, inspect.Parameter], name: str) -> Any:
+    """Returns the default of a parameter, or None if there is no such parameter or it has no default."""
+    found = parameters.get(name)
+    return None if found is None or found.default is inspect.Parameter.empty else found.default
 
 
 def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:

@@ -2,6 +2,11 @@
 
 from typing import Any
 
+active: dict[str, Any] = {}
+"""What was activated last, for the tests."""
+
 
 def activate(p: Any, extra_network_data: dict[str, Any]) -> None:
-    """Would load what the prompt names."""
+    """Notes what the prompt names, in the place of what was active before."""
+    active.clear()
+    active.update(extra_network_data)

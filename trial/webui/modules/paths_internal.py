@@ -3,3 +3,4 @@
 from pathlib import Path
 
 data_path = str(Path.cwd())
+extensions_dir = str(Path.cwd() / "extensions")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from modules import devices, images, infotext_utils, rng, scripts, sd_samplers, sd_samplers_common, shared
+from modules.sd_samplers_common import images_tensor_to_samples
 from modules.shared import opts, state
 from PIL import Image
 from torch import Tensor
@@ -187,12 +188,15 @@ class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
             for one in self.init_images
         ]
         pixels = torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2).float() / 255
-        latent = sd_samplers_common.images_tensor_to_samples(pixels, model=self.sd_model)
+        latent = images_tensor_to_samples(pixels, model=self.sd_model)
         self.init_latent = latent if len(latent) == self.batch_size else latent[:1].repeat(self.batch_size, 1, 1, 1)
         self.image_conditioning = self.txt2img_image_conditioning(self.init_latent)
 
     def sample(self, conditioning: Any, unconditional_conditioning: Any, **batch: Any) -> Tensor:
         x = self.rng.next()
+        if opts.initial_noise_multiplier != 1.0:
+            self.extra_generation_params["Noise multiplier"] = opts.initial_noise_multiplier
+            x *= opts.initial_noise_multiplier
         self.before_sampling(self.init_latent, x)
         return self.sampler.sample_img2img(
             self,

@@ -107,6 +107,9 @@ class KDiffusionSampler(sd_samplers_common.Sampler):
         sigmas = self.get_sigmas(p, steps)
         schedule = sigmas[steps - last - 1 :]
         noised = x + noise * schedule[0]
+        if shared.opts.img2img_extra_noise > 0:
+            p.extra_generation_params["Extra noise"] = shared.opts.img2img_extra_noise
+            noised += noise * shared.opts.img2img_extra_noise
         extra = self._extra(p, x, sigmas, schedule)
         self.model_wrap_cfg.init_latent = x
         self.last_latent = x

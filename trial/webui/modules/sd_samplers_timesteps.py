@@ -93,6 +93,9 @@ class CompVisSampler(sd_samplers_common.Sampler):
         timesteps = self.get_timesteps(p, steps)
         alpha = shared.sd_model.alphas_cumprod[timesteps[last]]
         noised = x * alpha.sqrt() + noise * (1 - alpha).sqrt()
+        if shared.opts.img2img_extra_noise > 0:
+            p.extra_generation_params["Extra noise"] = shared.opts.img2img_extra_noise
+            noised += noise * shared.opts.img2img_extra_noise * alpha.sqrt()
         extra = {**self.initialize(p), "timesteps": timesteps[:last]}
         self.model_wrap_cfg.init_latent = x
         self.last_latent = x

@@ -1,0 +1,95 @@
+"""Patches of the model's layers by other extensions.
+
+Some extensions replace or hook the forward of the model's attention and tell conds from unconds by the number of rows:
+NegPiP takes a call for one with both if it has two rows for each image of the batch. A batch of views has more. Beside
+such a patch the model is given one view at a time, whose rows are those of the webui's own calls.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from modules import paths_internal
+
+from lib_demofusion.host.backends import host
+from lib_demofusion.host.neighbours import controlnet
+
+OWN_FOLDER = Path(__file__).resolve().parents[3]
+
+METHODS = ("forward", "_forward")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+COUNTING = {"NegPiP Active": "NegPiP"}
+"""Extensions that need conds and unconds in one call, by the infotext key that they write while they act."""
+
+APART = (
+    "%s needs the prompt and the negative prompt in one call of the model: use a CFG scale above 1, no AND, and tick"
+    ' "Pad prompt/negative prompt to be same length" and "Batch cond/uncond" in Settings'
+)
+
+CACHING = "deepcache"
+"""In the path of an extension that skips layers and takes what it kept of another call in their place."""
+
+
+def extensions_with_patches(p: Any) -> list[str]:
+    """Returns the folder names of the extensions that have patched layers of the job's model.
+
+    Patches of this extension, of ControlNet, whose hints are cut to the views, and of the webui's own scripts do not
+    count.
+    """
+    known = {str(OWN_FOLDER), _folder_of_controlnet(p)}
+    folders = {_extension_folder(file) for file in set(_files_of_patches(host().unet(p.sd_model)))}
+    return sorted(Path(folder).name for folder in folders if folder and folder not in known)
+
+
+def refusal(p: Any) -> str | None:
+    """Returns which extension the stages cannot run beside, and why, or None."""
+    if any(CACHING in name.lower() for name in extensions_with_patches(p)):
+        return "DeepCache: it would take the layers of one tile for those of another; switch one of the two off"
+    return None
+
+
+def needs_one_call(p: Any) -> str:
+    """Returns the error for conds and unconds in separate calls, or an empty text if no active extension counts."""
+    for key, name in COUNTING.items():
+        if str(p.extra_generation_params.get(key)) == "True":
+            return APART % name
+    return ""
+
+
+def _files_of_patches(unet: Any) -> Iterator[str]:
+    """Yields the file of every function that runs as, or beside, the forward of a layer."""
+    for layer in unet.modules() if hasattr(unet, "modules") else ():
+        functions = [getattr(layer, name, None) for name in METHODS]
+        functions += [hook for name in HOOKS for hook in getattr(layer, name, {}).values()]
+        yield from (file for file in map(_file, functions) if file)
+
+
+def _file(function: Any) -> str:
+    """Returns the file in which a function is written, or an empty text."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    if not hasattr(function, "__code__"):
+        # an object that can be called
+        function = type(function).__call__
+    return str(getattr(getattr(function, "__code__", None), "co_filename", ""))
+
+
+def _extension_folder(file: str) -> str:
+    """Returns the folder of the installed extension that a file belongs to, or an empty text."""
+    for resolve in (os.path.abspath, os.path.realpath):
+        root = Path(resolve(paths_internal.extensions_dir))
+        path = Path(resolve(file))
+        if root in path.parents and path.parent != root:
+            return os.path.realpath(root / path.relative_to(root).parts[0])
+    return ""
+
+
+def _folder_of_controlnet(p: Any) -> str:
+    script = controlnet.extension_script(p)
+    return "" if script is None else _extension_folder(str(script.filename))

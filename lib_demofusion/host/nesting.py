@@ -1,0 +1,25 @@
+"""Requests within a request: other extensions run img2img on an image while the webui makes it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+PROCESSING = "modules.processing"
+"""The module whose functions run a request, with the request as their local variable `p`."""
+
+
+def outer_requests(p: Any) -> Iterator[Any]:
+    """Yields the requests other than p that the webui is in the middle of, the innermost first.
+
+    They are read from the call stack. An attribute of a request would outlast a request that raised, and would be
+    copied with it.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        found = frame.f_locals.get("p") if frame.f_globals.get("__name__") == PROCESSING else None
+        if found is not None and found is not p:
+            yield found
+        frame = frame.f_back

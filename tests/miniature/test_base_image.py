@@ -1,0 +1,220 @@
+"""The base image behind other passes of the webui: its networks, its VAE, its noise and its encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from in_process import BASE, Webui, sizes
+from modules import extra_networks, processing, scripts, sd_models, shared
+from PIL import Image
+from reports import Reports
+from tiny import TinyModel
+
+ON = {"enabled": True, "scale": 2}
+
+
+class Other(scripts.Script):
+    """A script that stands before this extension's, and plays a pass of the webui."""
+
+    alwayson = True
+    filename = "another.py"
+
+    def title(self) -> str:
+        return "another"
+
+
+@pytest.fixture
+def before(webui: Webui) -> Iterator[Callable[[Other], None]]:
+    """Puts a script before this extension's; behind the test the model is the first one again."""
+    runner = scripts.scripts_txt2img
+    own = list(runner.alwayson_scripts)
+    yield lambda script: runner.alwayson_scripts.insert(0, script)
+    runner.alwayson_scripts[:] = own
+    sd_models.use_model(webui.small, "random")
+
+
+class Networks(Other):
+    """A hires prompt with networks of its own, which its pass leaves active."""
+
+    def __init__(self, base: dict[str, Any], hires: dict[str, Any]):
+        self.base, self.hires = base, hires
+
+    def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        p.hr_upscale_to_x = p.hr_upscale_to_y = BASE
+        p.extra_network_data, p.hr_extra_network_data = self.base, self.hires
+        extra_networks.activate(p, p.extra_network_data)
+
+    def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
+        extra_networks.activate(p, p.hr_extra_network_data)
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+@pytest.mark.parametrize(("base", "hires"), [({"lora": ["L"]}, {}), ({}, {"lora": ["L"]}), ({"lora": ["L"]},) * 2])
+def test_the_stages_have_the_networks_of_their_prompt(
+    webui: Webui,
+    before: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    base: dict[str, Any],
+    hires: dict[str, Any],
+    iterations: int,
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def unet(*args: Any) -> torch.Tensor:
+        seen.append(dict(extra_networks.active))
+        return TinyModel.unet(webui.small, *args)
+
+    before(Networks(base, hires))
+    monkeypatch.setattr(webui.small, "unet", unet, raising=False)
+    webui.job(ON, enable_hr=True, n_iter=iterations)
+    assert seen
+    assert all(active == base for active in seen)
+
+
+def test_networks_that_are_switched_off_stay_off(webui: Webui, before: Callable) -> None:
+    before(Networks({"lora": ["L"]}, {"lora": ["M"]}))
+    webui.job(ON, enable_hr=True, disable_extra_networks=True)
+    assert extra_networks.active == {"lora": ["M"]}
+
+
+class Refiner(Other):
+    """Another checkpoint, with another VAE, that ends the base pass and stays loaded."""
+
+    def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
+        sd_models.use_model(TinyModel(seed=1), "refiner")
+
+
+@pytest.fixture
+def refined(webui: Webui, before: Callable, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """The plain image of a job whose base pass ends on the refiner."""
+    plain = webui.job().images[0].tobytes()
+
+    def reload(sd_model: Any = None, info: Any = None, forced_reload: bool = False) -> Any:
+        return sd_models.use_model(webui.small, info.name_for_extra)
+
+    monkeypatch.setattr(sd_models, "reload_model_weights", reload)
+    before(Refiner())
+    made = webui.job({}).images[0].tobytes()
+    assert made != plain
+    return made
+
+
+@pytest.mark.parametrize("upscaler", ["Latent", "Lanczos", "Lanczos (pixels)"])
+def test_the_base_behind_a_refiner_is_decoded_as_the_webui_does(webui: Webui, refined: bytes, upscaler: str) -> None:
+    result = webui.job({**ON, "return_stages": True, "upscaler": upscaler})
+    assert sizes(result) == [2 * BASE, BASE]
+    assert result.images[1].tobytes() == refined
+
+
+def test_so_it_is_where_no_stage_goes_well(
+    webui: Webui, refined: bytes, monkeypatch: pytest.MonkeyPatch, reported: Reports
+) -> None:
+    def unet(*args: Any) -> torch.Tensor:
+        if shared.state.textinfo:
+            raise RuntimeError("injected")
+        return TinyModel.unet(webui.small, *args)
+
+    monkeypatch.setattr(webui.small, "unet", unet, raising=False)
+    reported.expect("injected")
+    result = webui.job(ON)
+    assert sizes(result) == [BASE]
+    assert result.images[0].tobytes() == refined
+
+
+def test_so_it_is_without_a_stage(webui: Webui, refined: bytes) -> None:
+    assert webui.job({"enabled": True, "scale": 1}).images[0].tobytes() == refined
+
+
+class HiresPass(Other):
+    """Hands on images that the VAE cannot make, as enlarging by a model does."""
+
+    def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
+        images = torch.rand(len(ps.samples), 3, BASE, BASE, generator=torch.Generator().manual_seed(1))
+        ps.samples = processing.DecodedSamples(images * 2 - 1)
+
+
+@pytest.mark.parametrize("upscaler", ["Latent", "Lanczos (pixels)"])
+def test_the_images_of_hires_fix_are_shown_as_they_are(webui: Webui, before: Callable, upscaler: str) -> None:
+    before(HiresPass())
+    plain = webui.job({}).images[0].tobytes()
+    result = webui.job({**ON, "return_stages": True, "upscaler": upscaler})
+    assert result.images[1].tobytes() == plain
+
+
+# The webui's own settings for noise
+
+
+@pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
+def test_extra_noise_of_the_webui_is_named_only_where_it_acts(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
+    """It acts in img2img and hires fix; a stage has a setting of its own."""
+    upload = webui.job().images[0]
+    before = webui.job(ON, sampler_name=sampler).images[0]
+    monkeypatch.setattr(shared.opts, "img2img_extra_noise", 0.3)
+    result = webui.job(ON, sampler_name=sampler)
+    assert result.images[0].tobytes() == before.tobytes()
+    assert ", Extra noise" not in result.infotexts[0]
+    redrawn = webui.job({**ON, "img2img_first": True}, init_image=upload, sampler_name=sampler)
+    assert ", Extra noise: 0.3" in redrawn.infotexts[0]
+    assert ", Extra noise" not in webui.job(ON, init_image=upload, sampler_name=sampler).infotexts[0]
+
+
+def test_the_noise_multiplier_is_named_only_where_it_acts(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = webui.job().images[0]
+    monkeypatch.setattr(shared.opts, "initial_noise_multiplier", 1.1)
+    assert "Noise multiplier" not in webui.job(ON, init_image=upload).infotexts[0]
+    redrawn = webui.job({**ON, "img2img_first": True}, init_image=upload)
+    assert "Noise multiplier: 1.1" in redrawn.infotexts[0]
+
+
+# The encoder
+
+
+@pytest.fixture
+def drawing(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Image.Image:
+    """An upload, and an encoder that draws from torch's global generator, as the webui's does."""
+
+    def encode(pictures: torch.Tensor) -> torch.Tensor:
+        latent = TinyModel.encode(webui.small, pictures)
+        return latent + 0.2 * torch.randn(latent.shape)
+
+    upload = webui.job().images[0]
+    monkeypatch.setattr(webui.small, "encode", encode, raising=False)
+    return upload
+
+
+UPLOAD = {**ON, "upscaler": "Latent", "return_stages": True}
+
+
+@pytest.mark.parametrize("batch", [{}, {"batch_size": 2}, {"n_iter": 2}])
+def test_the_same_upload_makes_the_same_bytes(webui: Webui, drawing: Image.Image, batch: dict[str, int]) -> None:
+    """Whatever ran before, alone and in a batch."""
+    torch.manual_seed(1)
+    alone = [webui.job(UPLOAD, init_image=drawing, seed=seed) for seed in ((7, 8) if batch else (7,))]
+    torch.manual_seed(2)
+    result = webui.job(UPLOAD, init_image=drawing, **batch)
+    expected = [job.images[place] for place in (0, 1) for job in alone]
+    assert sizes(result) == [image.width for image in expected]
+    for image, other in zip(result.images, expected):
+        # a batch may be rounded otherwise than a single row
+        assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= (1 if batch else 0)
+
+
+def test_torchs_generator_is_left_alone(webui: Webui, drawing: Image.Image) -> None:
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    webui.job(UPLOAD, init_image=drawing)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_base_that_is_redrawn_is_the_plain_image(webui: Webui, drawing: Image.Image) -> None:
+    torch.manual_seed(4)
+    plain = webui.job({}, init_image=drawing).images[0].tobytes()
+    torch.manual_seed(4)
+    result = webui.job({**UPLOAD, "img2img_first": True}, init_image=drawing)
+    assert result.images[1].tobytes() == plain

@@ -1,0 +1,227 @@
+"""Extensions that patch the model's layers and count rows, played by small ones in a folder of extensions.
+
+Each does what a popular extension does: NegPiP, Composable LoRA, Smoothed Energy Guidance and DeepCache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from in_process import BASE, Webui, sizes
+from modules import paths_internal, script_loading, shared
+from modules.sd_samplers_cfg_denoiser import CFGDenoiser
+from reports import Reports
+from torch import Tensor, nn
+
+from lib_demofusion.host.neighbours import layer_patches
+
+ON = {"enabled": True, "scale": 2}
+
+
+class CrossAttention(nn.Module):
+    """Looks at the prompt from every cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, 4) for width in (4, 8, 8))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(self.to_q(x), self.to_k(context), self.to_v(context))
+
+
+class Unet(nn.Module):
+    """Predicts the noise in x (N, 4, h, w) at timesteps (N,)."""
+
+    def __init__(self, alphas: Tensor) -> None:
+        super().__init__()
+        self.look = nn.Conv2d(4, 4, 3, padding=1)
+        self.attn2 = CrossAttention()
+        self.alphas = alphas
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        alpha = self.alphas[t.long().clamp(0, 999)].float()[:, None, None, None]
+        seen = self.attn2(x.flatten(2).transpose(1, 2), context).transpose(1, 2).reshape(x.shape)
+        target = torch.tanh(self.look(x) + 3 * seen)
+        return (x - alpha.sqrt() * target) / (1 - alpha).sqrt()
+
+
+@pytest.fixture
+def unet(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Unet:
+    """A model with a layer of attention; notes how many rows each of its calls has."""
+    webui.job()
+    torch.manual_seed(0)
+    made = Unet(webui.small.alphas_cumprod).requires_grad_(False)
+    monkeypatch.setattr(shared.sd_model.model, "diffusion_model", made, raising=False)
+    monkeypatch.setattr(webui.small, "unet", lambda x, t, context: made(x, t, context), raising=False)
+    return made
+
+
+Install = Callable[[str, str], Any]
+
+
+@pytest.fixture
+def extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Installs an extension: a name of its folder, and the source of its `patch(unet, batch)`."""
+    monkeypatch.setattr(paths_internal, "extensions_dir", str(tmp_path / "extensions"), raising=False)
+    forward = nn.Linear.forward
+
+    def install(name: str, source: str) -> Any:
+        file = tmp_path / "extensions" / name / "scripts" / "patch.py"
+        file.parent.mkdir(parents=True)
+        file.write_text("import functools\nimport torch\n" + source)
+        return script_loading.load_module(str(file))
+
+    yield install
+    nn.Linear.forward = forward  # type: ignore[method-assign]
+
+
+NEGPIP = """
+def patch(unet, batch):
+    plain = unet.attn2.forward
+
+    def forward(x, context):
+        if len(x) != 2 * batch:
+            return plain(x, context)
+        positive = plain(x[:batch], context[:batch] * 2)
+        return torch.cat([positive, plain(x[batch:], context[batch:])])
+
+    unet.attn2.forward = forward
+"""
+COMPOSABLE = """
+def patch(unet, batch):
+    plain = torch.nn.Linear.forward
+
+    def forward(self, x):
+        made = plain(self, x)
+        if len(x) == 2 * batch:
+            made[:batch] *= 2
+        return made
+
+    torch.nn.Linear.forward = forward
+"""
+ENERGY = """
+def smooth(strength, module, args, output):
+    other, q = output.chunk(2)
+    return torch.cat([other, q * (1 - strength) + q.mean(1, keepdim=True) * strength])
+
+def patch(unet, batch):
+    unet.attn2.to_q.register_forward_hook(functools.partial(smooth, 0.9))
+"""
+COUNTERS = {"sd-webui-negpip": NEGPIP, "composable-lora": COMPOSABLE, "sd-webui-incantations": ENERGY}
+
+
+def images(webui: Webui, settings: dict[str, Any], **job: Any) -> list[bytes]:
+    result = webui.job({**ON, **settings}, **job)
+    assert set(sizes(result)) == {2 * BASE}
+    return [image.tobytes() for image in result.images]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", COUNTERS)
+def test_who_counts_rows_is_given_one_view_at_a_time(
+    webui: Webui, unet: Unet, extension: Install, reported: Reports, name: str, batch: int
+) -> None:
+    plain = images(webui, {"view_batch": 1}, batch_size=batch)
+    extension(name, COUNTERS[name]).patch(unet, batch)
+    patched = images(webui, {"view_batch": 1}, batch_size=batch)
+    assert patched != plain
+    assert not reported.notes[-1]
+    assert images(webui, {"view_batch": 5}, batch_size=batch) == patched
+    note = f"one tile at a time, which takes longer, for {name} changes the model"
+    assert note in reported.notes[-1]
+
+
+def test_such_a_view_is_not_divided_where_memory_ends(
+    webui: Webui, unet: Unet, extension: Install, reported: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extension("sd-webui-negpip", NEGPIP).patch(unet, 1)
+    plain, rows = unet.look.forward, []
+
+    def failing(x: Tensor) -> Tensor:
+        rows.append(len(x))
+        if (shared.state.textinfo or "").startswith("DemoFusion"):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return plain(x)
+
+    monkeypatch.setattr(unet.look, "forward", failing)
+    reported.expect("CUDA out of memory")
+    assert sizes(webui.job({**ON, "view_batch": 5})) == [BASE]
+    assert set(rows) == {2}
+
+
+def test_other_patches_are_given_batches(webui: Webui, unet: Unet, extension: Install, reported: Reports) -> None:
+    """Those of the webui itself, as token merging or hypertile, and what lies in no extension's folder."""
+    rows = []
+    plain = unet.attn2.forward
+
+    def forward(x: Tensor, context: Tensor) -> Tensor:
+        rows.append(len(x))
+        return plain(x, context)
+
+    unet.attn2.forward = forward  # type: ignore[method-assign]
+    images(webui, {"view_batch": 5})
+    assert max(rows) == 10
+    assert not reported.notes[-1]
+
+
+def test_patches_of_controlnet_and_of_this_extension_do_not_count(
+    webui: Webui, unet: Unet, extension: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = extension("sd-webui-controlnet", NEGPIP)
+    module.patch(unet, 1)
+    p: Any = type("Request", (), {"sd_model": shared.sd_model, "scripts": None})
+    assert layer_patches.extensions_with_patches(p) == ["sd-webui-controlnet"]
+    script = type("Script", (), {"filename": module.__file__})
+    monkeypatch.setattr(layer_patches.controlnet, "extension_script", lambda p: script)
+    assert layer_patches.extensions_with_patches(p) == []
+    monkeypatch.undo()
+    monkeypatch.setattr(shared.sd_model.model, "diffusion_model", unet, raising=False)
+    extensions = Path(module.__file__).parents[2]
+    monkeypatch.setattr(paths_internal, "extensions_dir", str(extensions), raising=False)
+    monkeypatch.setattr(layer_patches, "OWN_FOLDER", extensions / "sd-webui-controlnet")
+    assert layer_patches.extensions_with_patches(p) == []
+
+
+def one_after_the_other(self: Any, x: Tensor, sigma: Tensor, uncond: Tensor, cond: Tensor, **rest: Any) -> Tensor:
+    """Guides as the webui does for prompts of different lengths."""
+    image = rest["image_cond"]
+    made = [self.inner_model(x, sigma, cond={"c_crossattn": [c], "c_concat": [image]}) for c in (cond, uncond)]
+    self.step += 1
+    return self.combine_denoised(torch.cat(made), [[(0, 1.0)]], uncond, rest["cond_scale"])
+
+
+def test_negpip_is_refused_where_conds_and_unconds_come_apart(
+    webui: Webui, unet: Unet, extension: Install, reported: Reports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on to count calls then, of which a stage makes one for every view."""
+    extension("sd-webui-negpip", NEGPIP).patch(unet, 1)
+    monkeypatch.setattr(CFGDenoiser, "forward", one_after_the_other)
+    assert sizes(webui.job(ON)) == [2 * BASE]
+    reported.expect("NegPiP needs the prompt and the negative prompt in one call of the model: use a CFG scale above 1")
+    result = webui.job(ON, extra_generation_params={"NegPiP Active": True})
+    assert sizes(result) == [BASE]
+
+
+CACHE = """
+def patch(unet, batch):
+    plain, kept = unet.forward, []
+
+    def hijacked_unet_forward(*args):
+        kept.append(plain(*args))
+        return kept[0] if kept[0].shape == kept[-1].shape else kept[-1]
+
+    unet.forward = hijacked_unet_forward
+"""
+
+
+def test_a_cache_of_layers_is_refused(webui: Webui, unet: Unet, extension: Install, reported: Reports) -> None:
+    extension("sd-webui-deepcache-standalone", CACHE).patch(unet, 1)
+    reported.expect(
+        "DemoFusion does not work with DeepCache: it would take the layers of one tile for those of another"
+    )
+    assert sizes(webui.job(ON)) == [BASE]
