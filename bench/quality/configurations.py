@@ -38,6 +38,8 @@ class Configuration:
     """Denoising strength of hires fix and tiles."""
     upscaler: Literal["latent", "esrgan"] = "latent"
     """What hires fix enlarges with; tiles always begin from ESRGAN's picture."""
+    picture_colors: bool = True
+    """Whether keep_colors matches the decoded picture too, as the webui does, or the latent alone."""
     scales: tuple[int, ...] = (2, 3, 4)
     """Where the row differs from others: 1,2,4 is the automatic list at 2x."""
     note: str = ""
@@ -108,6 +110,8 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
         "Fast, strength 0.4, extra noise 0.1", settings={**FAST, "denoising_strength": 0.4, "extra_noise": 0.1}
     ),
     Configuration("Fast, 20 steps", settings={**FAST, "hires_steps": 0}),
+    Configuration("Balanced, latent colors alone", settings=BALANCED, picture_colors=False),
+    Configuration("Fast, latent colors alone", settings=FAST, picture_colors=False),
 )
 
 

@@ -98,7 +98,8 @@ class Studio:
             return np.stack([as_float(to_uint8(enlarge(base, scale))) for base in batch.bases]), 0.0
         latents, units = self.latents(configuration, batch, scale)
         pictures = self.decode(latents)
-        if kind == "demofusion" and configuration.settings_at(scale).keep_colors:
+        matched = kind == "demofusion" and configuration.picture_colors
+        if matched and configuration.settings_at(scale).keep_colors:
             pictures = with_colors_of(pictures, batch.bases)
         return pictures, units
 
