@@ -158,6 +158,17 @@ def _bases(studio: Studio, folder, count: int) -> Bases:
     return bases
 
 
+def test_kept_colors_are_those_of_the_base_picture() -> None:
+    """Of each picture of a batch, and only where the row matches decoded pictures."""
+    rng = np.random.default_rng(0)
+    bases = np.stack([np.full((64, 64, 3), 0.3 + 0.2 * i, np.float32) for i in range(2)])
+    pictures = np.repeat(np.repeat(bases, 2, 1), 2, 2) * 0.8 + rng.uniform(0, 0.1, (2, 128, 128, 3)).astype(np.float32)
+    matched = ways.with_colors_of(pictures, bases)
+    assert np.abs(pictures.mean((1, 2)) - bases.mean((1, 2))).max() > 5 / 255
+    assert np.abs(matched.mean((1, 2)) - bases.mean((1, 2))).max() < 1 / 255
+    assert matched.std((1, 2)).min() > 0.9 * pictures.std((1, 2)).min()
+
+
 def test_an_interrupted_run_goes_on(studio, tmp_path, monkeypatch) -> None:
     bases = _bases(studio, tmp_path, 3)
     jobs = [Job(BY_NAME["Bicubic"], 2), Job(BY_NAME["Lanczos"], 2)]
