@@ -171,6 +171,16 @@ def test_colors_change_only_where_something_was_painted(shape: tuple[int, ...]) 
     assert float(pictures[0][..., BASE + 8 :].abs().max()) < 0.01
 
 
+def test_images_with_an_axis_of_time_are_matched_too() -> None:
+    """Forge Neo's VAE of Wan returns (1, 3, H, W)."""
+    colors = BaseColors(SimpleNamespace(mask=None), plan_of())
+    colors.remember([torch.full((1, 3, BASE, BASE), 0.3)])
+    pictures = [torch.full((1, 3, 2 * BASE, 2 * BASE), 0.2)]
+    colors.keep(pictures, list)
+    assert pictures[0].shape == (1, 3, 2 * BASE, 2 * BASE)
+    assert float(pictures[0].mean()) == pytest.approx(0.3, abs=2e-3)
+
+
 def test_bfloat16_becomes_single_precision() -> None:
     colors = BaseColors(SimpleNamespace(mask=None), plan_of())
     colors.remember([torch.full((3, BASE, BASE), 0.3, dtype=torch.bfloat16)])

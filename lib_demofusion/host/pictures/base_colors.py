@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lib_demofusion.host.messages import report_failure
 from lib_demofusion.host.pictures import inpainting
+from lib_demofusion.host.pictures.coding import as_picture
 from lib_demofusion.host.pictures.pixel_anchor import to_tensor
 from lib_demofusion.method.colors import match_colors_
 from lib_demofusion.method.plan import CELL, Plan
@@ -31,7 +32,7 @@ class BaseColors:
         """Keeps what the stages show of the base images, each (3, H, W) in -1..1, unless they are known already."""
         if self._base is None:
             crop = self._plan.crop.times(CELL)
-            self._base = [crop.take(picture).float().cpu().clone() for picture in pictures]
+            self._base = [crop.take(as_picture(picture)).float().cpu().clone() for picture in pictures]
 
     def keep(self, pictures: Any, decode_base: Callable[[], Iterable[Tensor]]) -> None:
         """Gives the decoded images of a stage, each (3, H, W), the colors of the base image, in place.
@@ -44,9 +45,10 @@ class BaseColors:
                 self.remember(decode_base())
             painted = inpainting.painted(self._p, self._plan)
             for index, base in enumerate(self._base or ()):
-                # bfloat16 has no more than 8 bits for a value
-                exact = pictures[index] if pictures[index].dtype != torch.bfloat16 else pictures[index].float()
-                pictures[index] = match_colors_(exact, base, painted)
+                if pictures[index].dtype == torch.bfloat16:
+                    # it has no more than 8 bits for a value
+                    pictures[index] = pictures[index].float()
+                match_colors_(as_picture(pictures[index]), base, painted)
         except Exception as error:
             report_failure(self._p, '"Keep colors" failed, the image has the colors that the model gave it', error)
 
