@@ -34,6 +34,17 @@ function demofusionTakeTyped(input) {
     });
 }
 
+// Ticks the hidden box that tells Python that somebody chose the preset, also where that preset was chosen already: gradio
+// has no event for such a click.
+function demofusionNotePick(preset) {
+    preset.addEventListener("click", (event) => {
+        const picked = gradioApp().querySelector(`#${preset.id}_picked input`);
+        if (event.isTrusted && event.target.closest("label") && picked && !picked.checked) {
+            picked.click();
+        }
+    });
+}
+
 // Calls a function once for each element, also where a second copy of the extension is installed and the webui runs this
 // file twice.
 function demofusionOnce(elements, set_up) {
@@ -113,4 +124,5 @@ onUiLoaded(() => {
     demofusionOnce(gradioApp().querySelectorAll(`${panels} .secondary-wrap input`), demofusionTakeTyped);
     demofusionOnce(gradioApp().querySelectorAll(`${panels} input[type="number"]`), demofusionCorrectNumber);
     demofusionOnce(gradioApp().querySelectorAll(`${panels} .label-wrap`), demofusionMakeOperable);
+    demofusionOnce(gradioApp().querySelectorAll(`${panels} [id$="_preset"]`), demofusionNotePick);
 });

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lib_demofusion.host import offers, options
 from lib_demofusion.host.backends import loaded_model
 from lib_demofusion.host.job import Job
 from lib_demofusion.host.messages import PREFIX, report_note, report_problem
+from lib_demofusion.host.neighbours import refusals
 from lib_demofusion.host.nesting import outer_requests
 from lib_demofusion.host.panel import xyz
 from lib_demofusion.host.pictures.gallery import shrink_for_gallery
+from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.infotext import to_infotext
 from lib_demofusion.settings.presets import Offers
-from lib_demofusion.settings.reading import is_enabled, names_preset, overridden, picks_preset, settings_from_args
-from lib_demofusion.settings.spec import SettingsError
+from lib_demofusion.settings.reading import (
+    fields_without_switch,
+    ignored_values,
+    is_enabled,
+    names_preset,
+    overridden,
+    settings_from_args,
+)
+from lib_demofusion.settings.spec import SettingsError, shortened
 
 logger = logging.getLogger("DemoFusion")
 
@@ -24,6 +33,11 @@ JOB = "_demofusion_job"
 ASKED_SIZE = "_demofusion_asked_size"
 ON = "_demofusion_on"
 """Whether a request has stages; unlike the job, this is kept until the webui has run the last hook of the request."""
+
+TURBO_USED = (
+    "the preset {} is used instead of {}, because the steps and CFG scale are those of a few-step model "
+    "and the request names no preset"
+)
 
 
 def before_process(p: Any) -> None:
@@ -49,13 +63,12 @@ def process(p: Any, args: Sequence[object]) -> None:
     if outer is not None or getattr(p, "_ad_inner", False):
         return
     overrides = xyz.overrides(p)
+    _note_unread(p, args, overrides)
     try:
         if not is_enabled(args, overrides):
             return
         known = offers.known()
-        settings = overridden(settings_from_args(args, _default_preset(p, args, known), known), overrides, known)
-        if not (picks_preset(args) or "preset" in overrides):
-            settings = options.suited(settings, p.steps, p.cfg_scale, known, loaded_model())
+        settings = _settings(p, args, overrides, known)
     except SettingsError as error:
         report_problem(p, str(error))
         return
@@ -70,8 +83,34 @@ def _note_rounding(p: Any) -> None:
         report_note(p, f"this webui makes a base image of {p.width}x{p.height} in place of {asked[0]}x{asked[1]}")
 
 
+def _note_unread(p: Any, args: Sequence[object], overrides: Mapping[str, object]) -> None:
+    """Reports the arguments of a request that nothing comes of."""
+    fields = () if "enabled" in overrides else fields_without_switch(args)
+    if fields:
+        report_note(p, f'DemoFusion is off, because the request gives {", ".join(fields)} but not "enabled": true')
+    ignored = ignored_values(args)
+    if ignored:
+        values = ", ".join(map(shortened, ignored))
+        report_note(p, f"only the first argument is read if it is a dict of fields; ignored: {values}")
+
+
+def _settings(p: Any, args: Sequence[object], overrides: Mapping[str, object], known: Offers) -> Settings:
+    """Returns the settings of a request; raises SettingsError.
+
+    Turbo takes over only where nobody named a preset. A panel always names one, and a script such as the X/Y/Z plot
+    keeps one preset for all its images, also where it changes the number of steps.
+    """
+    asked = overridden(settings_from_args(args, _default_preset(p, args, known), known), overrides, known)
+    if names_preset(args) or "preset" in overrides or refusals.of_job(p).script:
+        return asked
+    settings = options.suited(asked, p.steps, p.cfg_scale, known, loaded_model())
+    if settings.preset != asked.preset:
+        report_note(p, TURBO_USED.format(settings.preset, asked.preset))
+    return settings
+
+
 def _default_preset(p: Any, args: Sequence[object], known: Offers) -> str:
-    """Returns the preset of arguments that name none; says so where the one of the settings page is gone."""
+    """Returns the preset of arguments that name none; reports a default preset of the settings page that is gone."""
     gone = options.default_preset_gone(known)
     if gone is not None and not names_preset(args):
         logger.warning("%s %s", options.DEFAULT_GONE, gone)

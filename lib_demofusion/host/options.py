@@ -56,7 +56,8 @@ def register() -> None:
         .info("the panel opens with it, and API requests that name no preset use it")
         .needs_reload_ui(),
         FEW_STEPS: info(True, "Use the preset Turbo for few-step models", section=SECTION).info(
-            "in the place of Balanced and Fast, where there are at most 10 sampling steps or the CFG scale is at most 2"
+            "instead of Balanced or Fast, if nobody chose a preset, there are at most 10 sampling steps, "
+            "and the CFG scale is at most 2"
         ),
     }.items():
         shared.opts.add_option(key, option)
@@ -86,11 +87,18 @@ def _chosen_preset() -> Any:
     return value(DEFAULT_PRESET, presets.DEFAULT_PRESET)
 
 
-def suited(settings: Settings, steps: int, cfg_scale: float, known: Offers, model: Any = None) -> Settings:
-    """Returns the settings with the values that suit a few-step model, if the request looks like one for such a model.
+def automatic_preset(default: str, steps: int, cfg_scale: float, model: Any = None) -> str:
+    """Returns the preset to use where nobody chose one: `default`, or Turbo for a few-step model.
 
     `model` is the loaded checkpoint: a model with built-in guidance counts by its steps alone.
     """
+    if not value(FEW_STEPS, True):
+        return default
+    return few_steps.automatic_preset(default, steps, cfg_scale, host().family(model).distilled)
+
+
+def suited(settings: Settings, steps: int, cfg_scale: float, known: Offers, model: Any = None) -> Settings:
+    """Returns the settings with the values of the automatic preset, unless a value differs from its preset's own."""
     if not value(FEW_STEPS, True):
         return settings
     return few_steps.suited(settings, steps, cfg_scale, known, host().family(model).distilled)

@@ -57,7 +57,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Values by preset name that differ from the fields' own, which are the paper's."""
 
 CHOSEN_FOR_MANY_STEPS = ("Balanced", "Fast")
-"""Those in whose place Turbo stands where a request has few steps."""
+"""The default presets that Turbo replaces for a few-step model."""
 
 DEFAULT_PRESET = "Balanced"
 """What the panel opens with, and what a request gets that names none."""

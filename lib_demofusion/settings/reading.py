@@ -8,7 +8,7 @@ from typing import Any
 
 from lib_demofusion.settings.fields import NAMES, PRESET_FIELDS, SPECS, Settings
 from lib_demofusion.settings.presets import BUILT_IN, Offers
-from lib_demofusion.settings.spec import SettingsError
+from lib_demofusion.settings.spec import SettingsError, shortened
 
 
 def preset_values(preset: str, offers: Offers = BUILT_IN) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def parse_preset(values: Mapping[str, object], offers: Offers = BUILT_IN) -> dic
     """Returns a preset's values, checked; raises SettingsError at one that no preset sets or that is impossible."""
     for name in values:
         if name not in PRESET_FIELDS:
-            raise SettingsError(str(name), values[name], "the fields " + ", ".join(PRESET_FIELDS))
+            raise _unknown(name, values[name], PRESET_FIELDS)
     return {name: SPECS[name].parse(name, value, offers) for name, value in values.items()}
 
 
@@ -52,7 +52,12 @@ def parse_settings(values: Mapping[str, object], preset: str = Settings.preset, 
 def _check_names(values: Mapping[str, object]) -> None:
     for name in values:
         if name not in SPECS:
-            raise SettingsError(str(name), values[name], "the fields " + ", ".join(NAMES))
+            raise _unknown(name, values[name], NAMES)
+
+
+def _unknown(name: object, value: object, known: Sequence[str]) -> SettingsError:
+    """Returns the error for a name that is no field; such a name may be empty or of any type."""
+    return SettingsError(str(name), value, "the fields " + ", ".join(known), shown=f"the field {shortened(name)}")
 
 
 def names_preset(args: Sequence[object]) -> bool:
@@ -60,9 +65,15 @@ def names_preset(args: Sequence[object]) -> bool:
     return _by_name(args).get("preset") is not None
 
 
-def picks_preset(args: Sequence[object]) -> bool:
-    """Returns whether somebody wrote a preset's name into the arguments; those of the panel always hold one."""
-    return isinstance(args[0], Mapping) and names_preset(args) if args else False
+def fields_without_switch(args: Sequence[object]) -> tuple[str, ...]:
+    """Returns the fields that a script's arguments give, if `enabled` is not among them; else none."""
+    given = tuple(str(name) for name, value in _by_name(args).items() if value is not None)
+    return () if "enabled" in given else given
+
+
+def ignored_values(args: Sequence[object]) -> list[object]:
+    """Returns the values behind a dict of fields, which is the only argument that is read."""
+    return [value for value in args[1:] if value is not None] if args and isinstance(args[0], Mapping) else []
 
 
 def _by_name(args: Sequence[object]) -> Mapping[str, object]:

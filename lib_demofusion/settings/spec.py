@@ -12,16 +12,20 @@ if TYPE_CHECKING:
 
 
 class SettingsError(ValueError):
-    """A parameter that cannot be used, with the field's name, the value and what would be allowed."""
+    """A parameter that cannot be used, with the field's name, the value, and the values or names that are allowed.
 
-    def __init__(self, name: str, value: object, allowed: str):
-        super().__init__(f"{name} = {_shortened(value)} is not possible; allowed: {allowed}")
+    The message calls the field `shown`, if that is given.
+    """
+
+    def __init__(self, name: str, value: object, allowed: str, shown: str = ""):
+        super().__init__(f"{shown or name} = {shortened(value)} is not possible; allowed: {allowed}")
         self.name = name
         self.value = value
         self.allowed = allowed
 
 
-def _shortened(value: object, length: int = 60) -> str:
+def shortened(value: object, length: int = 60) -> str:
+    """Returns the value as Python writes it, with at most `length` characters."""
     text = _written(value, repr)
     return text if len(text) <= length else text[: length - 1] + "…"
 

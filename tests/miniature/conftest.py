@@ -92,14 +92,3 @@ def page(chromium: Any, address: str, console: None, reported: Reports) -> Itera
         reported.see_page(page.text_content(f"#html_info_{tab}.prose") or "")
     page.close()
     assert problems == []
-
-
-@pytest.fixture(autouse=True)
-def paper_as_default(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests that name no preset are about the paper's values, save those of the presets themselves."""
-    if "webui" in request.fixturenames and request.path.name != "test_presets.py":
-        from modules import shared
-
-        from lib_demofusion.host import options
-
-        monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, "Paper", raising=False)

@@ -25,12 +25,24 @@ class Webui:
 
     def job(
         self,
-        settings: dict[str, Any] | None = None,
+        settings: dict[str, Any] | list[Any] | None = None,
         init_image: Image.Image | None = None,
         from_page: bool = False,
         **parameters: Any,
     ) -> processing.Processed:
-        """The result of one job, of the API or from the page; without `settings` no script takes part."""
+        """Returns the result of one job of the API or the page.
+
+        `settings` are a dict of fields or a list of arguments; without them no script takes part.
+        """
+        args = settings if isinstance(settings, list) else [settings or {}]
+        p = self.request([0, *args], init_image, **parameters)
+        p.is_api = not from_page
+        if settings is None:
+            p.scripts = None
+        return jobs.execute(p)
+
+    def request(self, script_args: list[Any], init_image: Image.Image | None = None, **parameters: Any) -> Any:
+        """Returns the webui's object for a job with these arguments, the first of which is the chosen script."""
         paths_internal.data_path = str(self.folder)
         if getattr(shared.sd_model, "small", None) is not self.small:
             sd_models.use_model(self.small, "random")
@@ -50,11 +62,7 @@ class Webui:
             **({"init_image": init_image} if is_img2img else {}),
         }
         runner = scripts.scripts_img2img if is_img2img else scripts.scripts_txt2img
-        p = jobs.make(runner, is_img2img, values, [0, settings or {}])
-        p.is_api = not from_page
-        if settings is None:
-            p.scripts = None
-        return jobs.execute(p)
+        return jobs.make(runner, is_img2img, values, script_args)
 
 
 def sizes(processed: processing.Processed) -> list[int]:

@@ -12,7 +12,6 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "trial" / "webui")]
 
 import launch  # noqa: E402
 import torch  # noqa: E402
-from modules import shared  # noqa: E402
 from tiny import TinyModel  # noqa: E402
 
 
@@ -31,6 +30,4 @@ if __name__ == "__main__":
     model = SlowModel()
     model.seconds = float(sys.argv[3])
     launch.prepare(Path(sys.argv[2]), model)
-    # the tests watch several stages go by
-    shared.opts.demofusion_default_preset = "Paper"
     launch.serve(int(sys.argv[1]), browser=False)

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.browser
 HERE = Path(__file__).resolve().parent
 SCREENSHOTS = Path(os.environ.get("DEMOFUSION_SCREENSHOTS", HERE.parents[1] / "test-output" / "screenshots"))
 TABS = ("txt2img", "img2img")
-OPENING = "Paper"
-"""The default preset of serve_tiny's page."""
+OPENING = "Balanced"
+"""The default preset."""
 
 BASE = {"txt2img": [128], "img2img": []}
 """The base image behind the final one; in img2img it is the upload, which is on the page already."""
@@ -146,6 +146,7 @@ def test_what_is_wrong_is_said_in_a_colour(chromium: Any, address: str, scheme: 
 def test_the_line_keeps_up_where_the_server_is_slow(tab: Tab) -> None:
     """As beside a running job: what is typed while an answer is awaited counts too."""
     tab.open_panel()
+    tab.choose_preset("Paper")
     tab.number(f"{tab.panel}_scale", 3)
     tab.wait_for_line("256x256 → 384x384")
     slow = {"offline": False, "latency": 800, "downloadThroughput": -1, "uploadThroughput": -1}
@@ -160,6 +161,7 @@ ONE_STAGE = "128x128 → 384x384"
 def test_a_value_of_ones_own_stays_where_the_list_is_only_visited(tab: Tab) -> None:
     """As on the way through the panel with the Tab key."""
     tab.open_panel()
+    tab.choose_preset("Paper")
     tab.number(f"{tab.panel}_scale", 3)
     field = tab.page.locator(tab.text("stages", "1,3"))
     field.blur()
@@ -175,6 +177,7 @@ def test_a_value_of_ones_own_stays_where_the_list_is_only_visited(tab: Tab) -> N
 def test_a_text_that_comes_without_a_key_is_taken(tab: Tab) -> None:
     """Pasted with the mouse, dropped, or filled in by another program."""
     tab.open_panel()
+    tab.choose_preset("Paper")
     tab.number(f"{tab.panel}_scale", 3)
     tab.wait_for_line("256x256 → 384x384")
     field = tab.page.locator(f"{tab.panel}_stages input")
@@ -186,6 +189,7 @@ def test_a_text_that_comes_without_a_key_is_taken(tab: Tab) -> None:
 
 def test_a_run_shows_progress_and_the_final_picture(tab: Tab) -> None:
     tab.open_panel()
+    tab.choose_preset("Paper")
     tab.number(f"{tab.panel}_scale", 3)
     tab.number(tab.id("steps"), 6)
     tab.wait_for_line("384x384")
@@ -202,6 +206,7 @@ def test_a_run_shows_progress_and_the_final_picture(tab: Tab) -> None:
 
 def test_interrupt_returns_the_stage_before(tab: Tab) -> None:
     tab.open_panel()
+    tab.choose_preset("Paper")
     tab.number(f"{tab.panel}_scale", 3)
     tab.wait_for_line("384x384")
     tab.generate()
@@ -220,6 +225,7 @@ def test_interrupt_returns_the_stage_before(tab: Tab) -> None:
 
 def test_a_message_goes_when_the_next_run_begins(tab: Tab) -> None:
     tab.open_panel()
+    tab.choose_preset("Paper")
     tab.generate()
     tab.wait_for_progress("DemoFusion 1/1")
     tab.page.click(tab.id("interrupt"))
@@ -268,7 +274,12 @@ def test_pasting_sets_every_control(tab: Tab) -> None:
 
 
 def test_pasting_a_foreign_picture_switches_off(tab: Tab) -> None:
+    """And leaves the values of the panel as they are."""
     tab.open_panel()
+    tab.choose_preset("Fast")
+    tab.wait_for_value("stages", "fewest")
+    tab.number(f"{tab.panel}_scale", 3)
+    tab.wait_for_line("128x128 → 384x384")
     tab.page.fill(f"{tab.id('prompt')} textarea", INFOTEXT.partition(", DemoFusion")[0])
     tab.page.click(f"#{tab.name}_paste")
     tab.page.wait_for_function(
@@ -281,6 +292,60 @@ def test_pasting_a_foreign_picture_switches_off(tab: Tab) -> None:
         arg=f"{tab.panel}_enabled > .label-wrap",
         timeout=SECONDS,
     )
+    tab.open_panel()
+    tab.wait_for_preset("Fast")
+    assert (tab.value(f"{tab.panel}_scale"), tab.value(f"{tab.panel}_stages")) == ("3", "fewest")
+
+
+def few_steps(tab: Tab, steps: int = 6) -> None:
+    """Asks for what few-step models are asked for."""
+    tab.number(tab.id("steps"), steps)
+    tab.number(tab.id("cfg_scale"), 1.5)
+
+
+def test_for_a_few_step_model_the_panel_switches_to_turbo_and_back(tab: Tab) -> None:
+    tab.open_panel()
+    few_steps(tab)
+    tab.wait_for_preset("Turbo")
+    tab.wait_for_value("denoising_strength", f"{PRESETS['Turbo']['denoising_strength']:g}")
+    tab.wait_for_line("switched to Turbo")
+    assert not tab.page.locator(f"{tab.panel}_preset_changed.prose").is_visible()
+    screenshot(tab.page, SCREENSHOTS, f"{tab.name}-turbo")
+    tab.generate()
+    assert "DemoFusion preset: Turbo," in tab.wait_for_infotext("DemoFusion size")
+    few_steps(tab, 30)
+    tab.wait_for_preset(OPENING)
+    tab.wait_for_value("denoising_strength", f"{PRESETS[OPENING]['denoising_strength']:g}")
+
+
+@pytest.mark.parametrize("preset", ["Fast", OPENING])
+def test_a_preset_that_somebody_clicked_stays(tab: Tab, preset: str) -> None:
+    tab.open_panel()
+    # also a click on what is chosen already
+    tab.choose_preset(preset)
+    tab.wait_for_value("denoising_strength", f"{PRESETS[preset]['denoising_strength']:g}")
+    few_steps(tab)
+    few_steps(tab, 7)
+    tab.number(f"{tab.panel}_scale", 3)
+    tab.wait_for_line("128x128 → 384x384")
+    tab.page.wait_for_timeout(1000)
+    tab.wait_for_preset(preset)
+    tab.generate()
+    assert f"DemoFusion preset: {preset}," in tab.wait_for_infotext("DemoFusion size")
+
+
+def test_a_pasted_preset_stays(tab: Tab) -> None:
+    text = INFOTEXT.partition(", DemoFusion stages")[0].replace("CFG scale: 4.5", "CFG scale: 1.5")
+    fast = (
+        "DemoFusion preset: Fast, DemoFusion upscaler: Lanczos, DemoFusion hires steps: 12, DemoFusion stages: fewest"
+    )
+    tab.page.fill(f"{tab.id('prompt')} textarea", f"{text}, {fast}")
+    tab.page.click(f"#{tab.name}_paste")
+    tab.wait_for_preset("Fast")
+    tab.wait_for_line("96x64 → 288x192")
+    tab.page.wait_for_timeout(1000)
+    tab.wait_for_preset("Fast")
+    tab.wait_for_value("hires_steps", "12")
 
 
 def test_the_checkbox_alone_switches_off_and_leaves_the_panel_open(tab: Tab) -> None:
@@ -323,10 +388,10 @@ def test_a_changed_preset_shows_as_changed(tab: Tab) -> None:
     changed.filter(has_text="changed: Stages").wait_for(timeout=SECONDS)
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-changed")
     tab.page.click(f"{tab.panel}_preset_back")
-    tab.wait_for_value("stages", "every")
-    changed.wait_for(state="hidden", timeout=SECONDS)
-    tab.choose_preset("Fast")
     tab.wait_for_value("stages", "fewest")
+    changed.wait_for(state="hidden", timeout=SECONDS)
+    tab.choose_preset("Paper")
+    tab.wait_for_value("stages", "every")
     # until the last of the controls has its new value, some differ from the new preset
     changed.wait_for(state="hidden", timeout=SECONDS)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from in_process import Webui
 from modules import scripts
+from reports import Reports
 
 ROOT = Path(__file__).resolve().parents[2]
 TITLE = "DemoFusion Hires"
@@ -24,8 +25,13 @@ def copy_to(folder: Path) -> Path:
 
 
 def test_the_second_copy_steps_aside_and_says_so(
-    webui: Webui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    webui: Webui,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    reported: Reports,
 ) -> None:
+    reported.expect("installed twice")
     loaded = list(scripts.scripts_data)
     monkeypatch.setattr(scripts, "scripts_data", loaded)
     second = copy_to(tmp_path / "a second copy")

@@ -452,7 +452,7 @@ def test_a_checkpoint_that_is_chosen_and_not_yet_loaded(
         monkeypatch.setattr(module, "host", Forge)
     assert Forge().is_pending() is pending
     assert timing.loaded_model() is (None if pending else model)
-    line = "".join(warnings.of_refusal(TabValues()))
+    line = "".join([*warnings.of_refusal(TabValues()), *warnings.of_pending_checkpoint()])
     assert (warnings.NOT_LOADED in line, "PiD" in line) == (pending, not pending)
 
 

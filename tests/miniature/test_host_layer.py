@@ -198,7 +198,7 @@ def test_rows_are_not_taken_for_known_where_a_callback_may_change_them(monkeypat
 def test_the_texts_of_stages_lie_beside_their_images_behind_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The host adds masks to the images alone, and the page finds an image's text by its place."""
     request = SimpleNamespace(is_api=True)
-    picture = StagePicture(Image.new("RGB", (8, 8)), "text of the stage")
+    picture = StagePicture(Image.new("RGB", (8, 8)), "text of the stage", 0, {})
     job = SimpleNamespace(request=lambda: request, pictures=[picture], end=lambda p: None)
     setattr(request, hooks.JOB, job)
     processed = SimpleNamespace(images=["image", "mask", "composite"], infotexts=["text"], info="the job's text")

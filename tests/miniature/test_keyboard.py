@@ -93,4 +93,4 @@ def test_a_preset_is_saved_and_deleted(page: Any) -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     tab.wait_for_message("Deleted: Typed")
-    tab.wait_for_preset("Paper")
+    tab.wait_for_preset("Balanced")

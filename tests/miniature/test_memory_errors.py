@@ -18,7 +18,14 @@ from lib_demofusion.host import stage_loop
 from lib_demofusion.host.pictures import gallery, pixel_anchor, stage_pictures
 from lib_demofusion.host.sampling import stage_sampler
 
-EVERYTHING = {"enabled": True, "scale": 3, "upscaler": "Lanczos (pixels)", "return_stages": True, "save_stages": True}
+EVERYTHING = {
+    "enabled": True,
+    "scale": 3,
+    "stages": "every",
+    "upscaler": "Lanczos (pixels)",
+    "return_stages": True,
+    "save_stages": True,
+}
 SEEDS = itertools.count(5000)
 """Other tests of the session save pictures too; each run here has a seed of its own."""
 
@@ -176,8 +183,10 @@ def decodes(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_only_what_is_shown_or_saved_is_decoded(webui: Webui, decodes: list[int]) -> None:
     """A job that saves nothing has no use for the pictures that would be saved."""
-    webui.job({"enabled": True, "scale": 3, "save_stages": True})
+    webui.job({"enabled": True, "preset": "Paper", "scale": 3, "save_stages": True})
     assert decodes == [3 * BASE // 8]
     decodes.clear()
-    webui.job({"enabled": True, "scale": 3, "save_stages": True}, do_not_save_samples=False, seed=4002)
+    webui.job(
+        {"enabled": True, "preset": "Paper", "scale": 3, "save_stages": True}, do_not_save_samples=False, seed=4002
+    )
     assert decodes == [n * BASE // 8 for n in (1, 2, 3)]

@@ -119,7 +119,7 @@ def test_a_run_teaches_what_its_model_took(
         return unet(x, *args)
 
     monkeypatch.setattr(webui.small, "unet", timed, raising=False)
-    webui.job({"enabled": True, "scale": 2}, batch_size=batch)
+    webui.job({"enabled": True, "preset": "Paper", "scale": 2}, batch_size=batch)
     assert timing.known(named("random"), timing.MODEL) == pytest.approx(0.001, rel=1e-3)
 
 

@@ -115,6 +115,6 @@ def test_a_stage_leaves_room_for_its_preview(webui: Webui, model: Any, monkeypat
     left: list[int] = []
     monkeypatch.setattr(view_batch, "device_memory", lambda reserve: (left.append(reserve), UnknownMemory())[1])
     monkeypatch.setattr(shared.sd_model, "first_stage_model", model.first_stage_model, raising=False)
-    webui.job({"enabled": True, "scale": 3})
+    webui.job({"enabled": True, "scale": 3, "stages": "every"})
     assert left == [view_batch.preview_bytes(model, (n * BASE // 8, n * BASE // 8)) for n in (2, 3)]
     assert left[0] < left[1]

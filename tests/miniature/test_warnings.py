@@ -15,7 +15,6 @@ from autoencoders import Decoder
 from in_process import Webui
 from modules import shared
 
-from lib_demofusion.host import options
 from lib_demofusion.host.backends.families import Family
 from lib_demofusion.host.panel import limits, line, warnings
 from lib_demofusion.host.panel.tab import TabValues
@@ -110,12 +109,17 @@ def said(args: dict[str, Any], **tab: Any) -> str:
     return html.unescape(line.describe(list(values.values()), TabValues(**tab)))
 
 
-def test_turbo_is_told_of_where_it_takes_over(webui: Webui) -> None:
-    assert warnings.TURBO_CHOSEN in said({"preset": "Balanced"}, **FEW)
-    # six steps, of which a stage runs two on nine tiles
-    assert said({"preset": "Balanced"}, **FEW).partition("<br>")[0] == said({"preset": "Turbo"}, **FEW)
-    for args, tab in (({"preset": "Balanced"}, {}), ({"preset": "Balanced", "overlap": 0.5}, FEW), ({}, {})):
+def test_the_line_says_when_the_panel_switched_to_turbo(webui: Webui) -> None:
+    turbo = {"preset": "Turbo"}
+    assert warnings.TURBO_CHOSEN in said(turbo, **FEW)
+    for args, tab in ((turbo, {**FEW, "preset_picked": True}), (turbo, {}), ({"preset": "Balanced"}, FEW)):
         assert warnings.TURBO_CHOSEN not in said(args, **tab)
+
+
+def test_the_line_describes_the_preset_that_the_panel_shows(webui: Webui) -> None:
+    """A run uses what the panel shows, also where another preset would suit a few-step model better."""
+    lines = {preset: said({"preset": preset}, **FEW, preset_picked=True) for preset in ("Balanced", "Fast", "Turbo")}
+    assert len(set(lines.values())) == 3
 
 
 def test_what_few_steps_cannot_do_is_warned_of(webui: Webui) -> None:
@@ -126,26 +130,21 @@ def test_what_few_steps_cannot_do_is_warned_of(webui: Webui) -> None:
     assert warnings.TURBO_BETTER not in said({"preset": "Paper"})
 
 
-def test_a_model_with_built_in_guidance_needs_no_higher_cfg_scale(
+def test_the_cfg_scale_of_a_model_with_built_in_guidance_means_nothing(
     webui: Webui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Flux.1 dev runs at CFG 1; with few steps the sentence is as true of it as of others."""
-    assert warnings.TURBO_BETTER in said({"preset": "Paper"}, steps=20, cfg_scale=1)
+    """Flux.1 dev runs at CFG 1 with any number of steps."""
+    assert warnings.TURBO_BETTER not in said({"preset": "Paper"}, steps=6, cfg_scale=5)
     monkeypatch.setattr(warnings.timing, "loaded_model", lambda: SimpleNamespace())
     monkeypatch.setattr(warnings.host(), "family", lambda model: Family("A", flow=True, distilled=True))
     assert warnings.TURBO_BETTER not in said({"preset": "Paper"}, steps=20, cfg_scale=1)
-    assert warnings.TURBO_BETTER in said({"preset": "Paper"}, steps=6, cfg_scale=1)
+    assert warnings.TURBO_BETTER in said({"preset": "Paper"}, steps=6, cfg_scale=5)
 
 
-@pytest.mark.parametrize(
-    ("on", "asked", "used"), [(True, None, "Turbo"), (False, None, "Fast"), (True, "Fast", "Fast")]
-)
-def test_the_run_takes_it_too(
-    webui: Webui, monkeypatch: pytest.MonkeyPatch, on: bool, asked: str | None, used: str
-) -> None:
-    """Unless a program names another preset, or the settings page forbids it."""
-    monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, "Fast", raising=False)
-    monkeypatch.setattr(shared.opts, options.FEW_STEPS, on, raising=False)
-    done = webui.job({"enabled": True, "scale": 2, **({"preset": asked} if asked else {})}, cfg_scale=1.5)
-    assert f"DemoFusion preset: {used}" in done.info
-    assert f"DemoFusion denoising strength: {0.3 if used == 'Turbo' else 0.25}" in done.info
+def test_beside_a_refusal_no_size_is_promised(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "512x512 → 1024x1024" in said({"preset": "Fast"})
+    monkeypatch.setattr(shared.opts, "tiling", True)
+    refused = said({"preset": "Fast"})
+    assert "Tiling" in refused
+    assert "1024" not in refused
+    assert line.TIMES_BASE not in refused

@@ -135,13 +135,17 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @contextmanager
-def started(folder: Path, data: Path, *flags: str, checkpoints: str | None = None) -> Iterator[Webui]:
+def started(
+    folder: Path, data: Path, *flags: str, checkpoints: str | None = None, second_copy: str = ""
+) -> Iterator[Webui]:
     """Starts the webui in `folder` with an empty data directory, and stops it at the end.
 
-    Without a folder of checkpoints it gets the tiny ones, which webuis of Forge's family do not load.
+    Without a folder of checkpoints it gets the tiny ones, which webuis of Forge's family do not load. `second_copy` is
+    the name of a folder for a second copy of the extension.
     """
     (data / "extensions").mkdir()
-    _install(ROOT, data / "extensions" / "sd-webui-demofusion-hires")
+    for name in filter(None, ("sd-webui-demofusion-hires", second_copy)):
+        _install(ROOT, data / "extensions" / name)
     _install(FAULTS, data / "extensions" / "demofusion-test-faults")
     if hosts.find(folder) is hosts.NEO:
         _install(THIN, data / "extensions" / "thin-text-encoders")

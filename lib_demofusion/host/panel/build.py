@@ -15,7 +15,7 @@ from lib_demofusion.host.panel import preset_row
 from lib_demofusion.host.panel.line import describe
 from lib_demofusion.host.panel.markup import problem_html, word
 from lib_demofusion.host.panel.tab import TabValues
-from lib_demofusion.settings.fields import NAMES, PRESET_FIELDS, SPECS, Settings
+from lib_demofusion.settings.fields import ENABLED_KEY, NAMES, PRESET_FIELDS, SPECS, Settings
 from lib_demofusion.settings.infotext import from_infotext
 from lib_demofusion.settings.presets import Offers
 from lib_demofusion.settings.reading import preset_values
@@ -41,6 +41,9 @@ ADVANCED_ROWS = (
 UNSEEN = ("tile_size", "tile_stride", "jitter", "sigma", "cosine_scale_3", "skip_views")
 """The fields that hold what a preset or a pasted text set, and are else for the API and the X/Y/Z plot."""
 
+PICKED = "picked"
+"""The name of the hidden box that holds whether somebody chose the preset."""
+
 CONTROLS = ("enabled", "preset", *(name for row in (*ROWS, *ADVANCED_ROWS) for name in row), *UNSEEN)
 """All of these, in the order of the fields of Settings; `view_batch`, the last of those, is on the settings page."""
 
@@ -60,8 +63,10 @@ class Panel:
 def build(script: Any) -> list[Any]:
     """Builds the panel and returns its controls in the order of the fields of Settings.
 
-    It is left at the script, as `panel`, where `page` finds it; the host makes one script for each tab of a page. For
-    its API the host calls this twice more, when the page is done.
+    The host makes one script for each tab of a page, and this function stores the panel in `script.panel`, where
+    `page` finds it. For its API the host builds every panel again after the page, and fills the positions that a
+    request leaves out with the values of those controls. They have none, so that a missing position means the same as
+    a missing field: the value of the preset.
     """
     known, problems = offers.known_and_problems()
     opening = opening_values(known)
@@ -81,10 +86,15 @@ def build(script: Any) -> list[Any]:
         components[name].do_not_save_to_config = True
     controls = [components[name] for name in CONTROLS]
     row = preset_row.PresetRow(choice, saving, [components[name] for name in PRESET_FIELDS])
+    if script.panel is not None:
+        for control in controls:
+            control.value = None
+        return controls
     script.panel = Panel(controls, line, row, by_picture)
-    script.infotext_fields = [(components[name], Reader(name)) for name in CONTROLS]
-    # what "send to img2img" below an image of txt2img copies; there nobody can have set `img2img_first`
-    script.paste_field_names = [Reader(name) for name in CONTROLS if name != "img2img_first"]
+    names = (*CONTROLS, PICKED)
+    script.infotext_fields = [(field, Reader(name)) for field, name in zip((*controls, choice.picked), names)]
+    # "send to img2img" below an image of txt2img copies these; in txt2img nobody can have set `img2img_first`
+    script.paste_field_names = [Reader(name) for name in names if name != "img2img_first"]
     return controls
 
 
@@ -108,15 +118,21 @@ def _messages(problems: list[str], known: Offers) -> list[str]:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads a field's value out of an infotext's parameters.
+    """Reads the value of a control from an infotext's parameters.
 
-    A field that the text does not name stood at its default; so pasting sets every control, or switches us off. Being
-    equal, the readers of both tabs tell the host which control of one tab is which of the other.
+    The text of an image that DemoFusion made sets every control: a field that the text does not name had its default.
+    Any other text switches DemoFusion off and leaves the other controls as they are, for which the host expects None.
+    The host finds the control of one tab in the other tab by its reader, because equal names make equal readers.
     """
 
     name: str
+    """A field's, or PICKED."""
 
     def __call__(self, params: dict[str, Any]) -> Any:
+        if self.name != "enabled" and ENABLED_KEY not in params:
+            return None
+        if self.name == PICKED:
+            return True
         # the file of presets is read for the one field that names one
         known = offers.known() if self.name == "preset" else offers.of_the_webui()
         return SPECS[self.name].choice(from_infotext(self.name, params, known))

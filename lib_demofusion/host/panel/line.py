@@ -6,7 +6,6 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from lib_demofusion.host import options
 from lib_demofusion.host.backends import host
 from lib_demofusion.host.panel import warnings
 from lib_demofusion.host.panel.markup import ABOUT, HOURS, MINUTES, NOT_POSSIBLE, SECONDS, duration, error_html, word
@@ -24,24 +23,25 @@ WORDS = (NOT_POSSIBLE, NO_STAGE, TIMES_BASE, ABOUT, SECONDS, MINUTES, HOURS, war
 
 
 def describe(args: Sequence[Any], tab: TabValues, known: Offers = BUILT_IN) -> str:
-    """Returns the line as HTML, or what is wrong: sizes, time where it is known, cost; below, notes and warnings.
+    """Returns the line as HTML: sizes, time where it is known, and cost; below these, notes and warnings.
 
-    `args` are those of the script, `tab` is what stands in the tab's own fields, and `known` what may be chosen besides
-    what is built in. Never raises on what people type.
+    If no run is possible, it holds the reason alone. `known` are the choices besides the built-in ones.
     """
     try:
-        chosen = settings_from_args(args, offers=known)
-        settings = options.suited(chosen, tab.step_count, tab.cfg_scale or 0, known, timing.loaded_model())
+        settings = settings_from_args(args, offers=known)
         base, passes = base_picture(settings, tab)
         plan = make_plan(settings, base, host().family(timing.loaded_model()).unit_cells)
     except SettingsError as error:
         return error_html(error)
+    pending = warnings.of_pending_checkpoint()
+    if refused := warnings.of_refusal(tab):
+        return "<br>".join([*refused, *pending])
     two_calls = calls_twice(tab.sampling)
     costs = run_costs(plan, settings, tab.step_count, two_calls, passes)
     cells = costs.base + sum(costs.stages)
     seconds = timing.seconds(cells * tab.images * max(1, int(tab.batch_count or 1)))
     times_base = cells / run_costs(plan, settings, tab.step_count, two_calls).base
-    notes = [*map(html.escape, plan.notes), *warnings.of_few_steps(chosen, settings, tab), *warnings.of_refusal(tab)]
+    notes = [*map(html.escape, plan.notes), *warnings.of_few_steps(settings, tab), *pending]
     if not plan.stages:
         return "<br>".join([word(NO_STAGE), *notes])
     sizes = " → ".join(f"{w}x{h}" for h, w in [(n * CELL for n in plan.base), *(s.pixels for s in plan.stages)])

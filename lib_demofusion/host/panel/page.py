@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -87,14 +87,29 @@ def _follow_tab(script: Any) -> None:
     """Makes the line, and what tells of a changed preset, follow the panel and the tab."""
     panel, tab = script.panel, script.tab_components
     # gradio 3 drops an event while the answer to one before is awaited: a new line asks whether it is still true
-    for component in (*panel.controls, *tab.fields.values(), panel.line):
+    text_of_line = _text_of(panel.line)
+    for component in (*panel.controls, panel.row.choice.picked, *tab.fields.values(), text_of_line):
         _follow(script, _text_of(component) if isinstance(component, gr.HTML) else component)
+    _follow_few_steps(script, text_of_line)
     # the webui puts the user's own defaults into the components after the line was made
     Context.root_block.load(_updater(script), _inputs(script), _shown(panel), show_progress=False, queue=False)
     # of the chosen tab of img2img's size nothing tells but the tabs
     for name, size_tab in tab.size_tabs.items():
         chosen = partial(_on_size_tab, _updater(script), name == "tab_resize_by")
         size_tab.select(chosen, _inputs(script), [panel.by_picture, *_shown(panel)], show_progress=False, queue=False)
+
+
+def _follow_few_steps(script: Any, text_of_line: Any) -> None:
+    """Makes the preset follow the tab's steps and CFG scale until somebody chooses one.
+
+    The text of the line is asked too, because gradio 3 drops an event while the answer to one before is awaited.
+    """
+    row = script.panel.row
+    outputs, fields = [row.choice.preset, *row.controls], script.tab_components.fields
+    suit, quiet = _suiter(script), {"show_progress": False, "queue": False}
+    for component in filter(None, (fields.get("steps"), fields.get("cfg_scale"), text_of_line)):
+        component.change(suit, _inputs(script), outputs, **quiet)
+    Context.root_block.load(suit, _inputs(script), outputs, **quiet)
 
 
 def _text_of(shown: gr.HTML) -> gr.Textbox:
@@ -114,7 +129,8 @@ def _follow(script: Any, component: Any) -> None:
 
 
 def _inputs(script: Any) -> list[Any]:
-    return [*script.panel.controls, *script.tab_components.fields.values(), script.panel.by_picture]
+    panel = script.panel
+    return [*panel.controls, *script.tab_components.fields.values(), panel.by_picture, panel.row.choice.picked]
 
 
 def _shown(panel: Panel) -> list[Any]:
@@ -122,19 +138,33 @@ def _shown(panel: Panel) -> list[Any]:
 
 
 def _updater(script: Any) -> Callable[..., list[Any]]:
-    """Returns what gives the line and the marks anew from the values of `_inputs`."""
-    is_img2img, fields = script.is_img2img, (*script.tab_components.fields, "resize_by")
+    """Returns a function from the values of `_inputs` to updates of the line and the marks."""
 
     def update(*values: Any, **more: Any) -> list[Any]:
-        own = dict(zip(CONTROLS, values))
-        tab = {**dict(zip(fields, values[len(CONTROLS) :])), "img2img": is_img2img, **more}
-        runner = scripts.scripts_img2img if is_img2img else scripts.scripts_txt2img
-        tab["script"] = refusals.chosen_script(runner, tab.get("script"))
+        own, tab = _values_of(script, values, more)
         known = offers.known()
-        text = describe([{**own, "enabled": True}], TabValues(**tab), known)
+        text = describe([{**own, "enabled": True}], tab, known)
         return [gr.update(value=text), *preset_row.marks(own, known)]
 
     return update
+
+
+def _suiter(script: Any) -> Callable[..., list[Any]]:
+    """Returns a function from the values of `_inputs` to updates of the preset and its controls."""
+
+    def suit(*values: Any) -> list[Any]:
+        return preset_row.suited(*_values_of(script, values, {}))
+
+    return suit
+
+
+def _values_of(script: Any, values: Sequence[Any], more: Mapping[str, Any]) -> tuple[dict[str, Any], TabValues]:
+    """Returns the values of `_inputs` as those of the panel, by field, and those of the tab; `more` replaces some."""
+    fields = (*script.tab_components.fields, "resize_by", "preset_picked")
+    tab = {**dict(zip(fields, values[len(CONTROLS) :])), "img2img": script.is_img2img, **more}
+    runner = scripts.scripts_img2img if script.is_img2img else scripts.scripts_txt2img
+    tab["script"] = refusals.chosen_script(runner, tab.get("script"))
+    return dict(zip(CONTROLS, values)), TabValues(**tab)
 
 
 def _on_size_tab(update: Callable[..., list[Any]], by: bool, *values: Any) -> list[Any]:

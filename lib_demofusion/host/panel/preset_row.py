@@ -14,9 +14,11 @@ from modules import shared
 from modules.ui_components import FormRow, ToolButton
 
 from lib_demofusion.host import offers, options, preset_file
+from lib_demofusion.host.backends import loaded_model
 from lib_demofusion.host.panel.markup import error_html, problem_html, word
+from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.settings.fields import PRESET_FIELDS, SPECS
-from lib_demofusion.settings.presets import PRESETS, Offers
+from lib_demofusion.settings.presets import PRESETS, TURBO, Offers
 from lib_demofusion.settings.reading import changed_fields, preset_values
 from lib_demofusion.settings.spec import SettingsError
 
@@ -42,6 +44,8 @@ class Choice:
     changed: Any
     """Says what no longer has the preset's value."""
     back: Any
+    picked: Any
+    """A hidden box: whether somebody clicked the preset or pasted it. The panel does not replace such a preset."""
 
     @property
     def marks(self) -> list[Any]:
@@ -74,7 +78,9 @@ def build_choice(script: Any, preset: Callable[[], Any]) -> Choice:
         chosen = preset()
         back = _button(BACK, BACK_TIP, script.elem_id("preset_back"), visible=False)
     changed = gr.HTML(visible=False, elem_id=script.elem_id("preset_changed"))
-    return Choice(chosen, changed, back)
+    picked = gr.Checkbox(False, label="", visible=False, elem_id=script.elem_id("preset_picked"))
+    picked.do_not_save_to_config = True
+    return Choice(chosen, changed, back, picked)
 
 
 def build_saving(script: Any, messages: list[str]) -> Saving:
@@ -112,8 +118,9 @@ def may_write() -> bool:
 def connect(rows: list[PresetRow]) -> None:
     """Connects the rows of both tabs with one another: each of them changes the choices of both."""
     for row in rows:
-        row.choice.preset.input(_apply, [row.choice.preset], row.controls, **QUIET)
-        row.choice.back.click(_apply, [row.choice.preset], row.controls, **QUIET)
+        outputs = [*row.controls, row.choice.picked]
+        row.choice.preset.input(_apply, [row.choice.preset], outputs, **QUIET)
+        row.choice.back.click(_apply, [row.choice.preset], outputs, **QUIET)
         if may_write():
             _connect_buttons([row, *(other for other in rows if other is not row)])
     chosen = [row.choice.preset for row in rows]
@@ -179,7 +186,22 @@ def marks(values: Mapping[str, Any], known: Offers) -> list[Any]:
 
 
 def _apply(preset: str) -> list[Any]:
-    return _values(preset, offers.known())
+    """Returns the controls' values of the preset that somebody clicked, and that somebody did."""
+    return [*_values(preset, offers.known()), True]
+
+
+def suited(values: Mapping[str, Any], tab: TabValues) -> list[Any]:
+    """Returns updates of the preset and its controls: those of Turbo where the tab asks for few steps, and back again.
+
+    `values` are the panel's, by field. Nothing changes where somebody chose the preset or changed one of its values.
+    """
+    known = offers.known()
+    shown, default = str(values["preset"]), options.default_preset(known)
+    wanted = options.automatic_preset(default, tab.step_count, tab.cfg_scale or 0, loaded_model())
+    own = shown not in (default, TURBO) or changed_fields(shown, values, known)
+    if tab.preset_picked or shown == wanted or own:
+        return [gr.update() for _ in ("preset", *PRESET_FIELDS)]
+    return [gr.update(value=wanted), *_values(wanted, known)]
 
 
 def _values(preset: str, known: Offers) -> list[Any]:

@@ -41,6 +41,8 @@ class TabValues:
     """What stands in for settings in this tab alone, as `Tiling: True`; pasting fills it."""
     script: str = ""
     """Title of the chosen script."""
+    preset_picked: bool = False
+    """Whether somebody chose the panel's preset."""
 
     @property
     def step_count(self) -> int:

@@ -11,14 +11,15 @@ from lib_demofusion.host.panel.markup import problem_html, word
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.host.progress import timing
 from lib_demofusion.method.plan import Plan
-from lib_demofusion.settings.few_steps import needs_more_steps
+from lib_demofusion.settings.few_steps import looks_few_step, needs_more_steps
 from lib_demofusion.settings.fields import Settings
+from lib_demofusion.settings.presets import TURBO
 
 HUGE = "more than 16384 pixels on a side: memory may not suffice, and few programs open such an image"
 LONG = "this takes more than an hour"
 NO_MEMORY = "the computer's free memory may not suffice for an image of this size"
 NO_ROOM = "neither the free memory nor the disk may suffice to decode an image of this size"
-TURBO_CHOSEN = "this looks like a few-step model: the values of the preset Turbo are used"
+TURBO_CHOSEN = "this looks like a few-step model, so the panel switched to Turbo; click another preset to keep that one"
 TURBO_BETTER = "so high a denoising strength needs more steps or a higher CFG scale; Turbo is for few-step models"
 NOT_LOADED = "the time is not known until the checkpoint is loaded"
 WARNINGS = (HUGE, LONG, NO_MEMORY, NO_ROOM, TURBO_BETTER, NOT_LOADED, *families.REFUSALS)
@@ -27,28 +28,29 @@ LARGEST_SIDE = 16384
 """About what browsers and WebP still show."""
 
 
-def of_few_steps(chosen: Settings, settings: Settings, tab: TabValues) -> list[str]:
-    """Returns the sentence for values of the tab that look like those for a few-step model, or none."""
-    if settings.preset != chosen.preset:
+def of_few_steps(settings: Settings, tab: TabValues) -> list[str]:
+    """Returns a note or a warning for a request that looks like one for a few-step model."""
+    request = tab.step_count, tab.cfg_scale or 0, host().family(timing.loaded_model()).distilled
+    if settings.preset == TURBO and not tab.preset_picked and looks_few_step(*request):
         return [word(TURBO_CHOSEN)]
-    distilled = host().family(timing.loaded_model()).distilled
-    if needs_more_steps(settings, tab.step_count, tab.cfg_scale or 0, distilled):
+    if needs_more_steps(settings, *request):
         return [problem_html(word(TURBO_BETTER))]
     return []
 
 
 def of_refusal(tab: TabValues) -> list[str]:
-    """Returns why the loaded checkpoint, or something else on the tab, makes a run impossible.
-
-    Forge and Forge Neo load the chosen checkpoint only when a job begins; before that it is said that nothing is known.
-    """
+    """Returns why the loaded checkpoint, or something else on the tab, makes a run impossible."""
     now = refusals.of_page(timing.loaded_model(), tab.script, tab.override_settings or ())
     family = host().family(now.model)
     if family.refusal is not None:
         return [problem_html(word(refusals.REFUSED), f"{html.escape(family.name)}:", word(family.refusal))]
     reason = refusals.reason(now)
-    pending = [word(NOT_LOADED)] if host().is_pending() else []
-    return pending if reason is None else [problem_html(word(refusals.REFUSED), word(reason)), *pending]
+    return [] if reason is None else [problem_html(word(refusals.REFUSED), word(reason))]
+
+
+def of_pending_checkpoint() -> list[str]:
+    """Returns a note while the chosen checkpoint is not loaded: Forge and Forge Neo load it when a job begins."""
+    return [word(NOT_LOADED)] if host().is_pending() else []
 
 
 def of_size(plan: Plan, tab: TabValues, seconds: float | None) -> list[str]:

@@ -1,0 +1,151 @@
+"""Requests of programs: which arguments count, which preset they get, and what the image's text says about the rest."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+import pytest
+from in_process import BASE, Webui, sizes
+from modules import infotext_utils, jobs, processing, scripts, shared
+from reports import Reports
+
+from lib_demofusion.host import options
+from lib_demofusion.settings.fields import PRESET_FIELDS
+from lib_demofusion.settings.infotext import from_infotext
+from lib_demofusion.settings.reading import preset_values
+
+FEW = {"steps": 4, "cfg_scale": 1.5}
+"""What people ask a few-step model for."""
+
+
+def positional(*values: Any) -> list[Any]:
+    """Returns the arguments of a request that gives values by position.
+
+    The webui's API puts the values of the controls that `ui` returns behind these (modules/api/api.py,
+    init_default_script_args).
+    """
+    script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
+    with gr.Blocks():
+        defaults = [control.value for control in script.ui(script.is_img2img)]
+    return [*values, *defaults[len(values) :]]
+
+
+def params(result: processing.Processed) -> dict[str, Any]:
+    """Returns the parameters in the text of the only image."""
+    (text,) = result.infotexts
+    return infotext_utils.parse_generation_parameters(text)
+
+
+@pytest.mark.parametrize("preset", ["Fast", "Balanced", "Turbo"])
+@pytest.mark.parametrize("tab", [{}, FEW], ids=["many steps", "few steps"])
+def test_a_preset_named_by_position_is_the_preset_named_in_a_dict(
+    webui: Webui, preset: str, tab: dict[str, float]
+) -> None:
+    one = webui.job(positional(True, preset), **tab)
+    other = webui.job({"enabled": True, "preset": preset}, **tab)
+    assert sizes(one) == [2 * BASE]
+    assert one.infotexts == other.infotexts
+    assert one.images[0].tobytes() == other.images[0].tobytes()
+    assert params(one)["DemoFusion preset"] == preset
+    assert {name: from_infotext(name, params(one)) for name in PRESET_FIELDS} == preset_values(preset)
+
+
+def test_a_position_that_is_left_out_has_the_value_of_the_preset(webui: Webui) -> None:
+    one = webui.job(positional(True, "Fast", None, 3))
+    assert one.infotexts == webui.job({"enabled": True, "preset": "Fast", "hires_steps": 3}).infotexts
+    assert params(one)["DemoFusion preset"] == "Fast (changed)"
+
+
+def test_a_request_that_does_not_mention_the_extension_gets_the_plain_image(webui: Webui) -> None:
+    assert webui.job(positional()).infotexts == webui.job().infotexts
+
+
+def test_building_the_panel_for_the_api_leaves_the_page_alone(webui: Webui) -> None:
+    script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
+    before = script.panel, script.infotext_fields, [control.value for control in script.panel.controls]
+    assert positional() == [None] * len(script.panel.controls)
+    assert before == (script.panel, script.infotext_fields, [control.value for control in script.panel.controls])
+
+
+@pytest.mark.parametrize(
+    ("args", "fields"),
+    [
+        ([{"scale": 2}], "scale"),
+        ([{"stages": "3,2", "enabled": None, "preset": "Fast"}], "stages, preset"),
+        ([None, "Fast"], "preset"),
+    ],
+    ids=str,
+)
+def test_fields_without_the_switch_are_noted(webui: Webui, args: list[Any], fields: str) -> None:
+    result = webui.job(positional(*args))
+    note = f'DemoFusion is off, because the request gives {fields} but not "enabled": true'
+    assert sizes(result) == [BASE]
+    assert params(result)["DemoFusion note"] == note
+    assert note in result.comments
+    # pasting the text does not switch it on
+    assert not from_infotext("enabled", params(result))
+
+
+@pytest.mark.parametrize("first", [{"enabled": True, "preset": "Fast"}, {}, {"enabled": False}], ids=str)
+def test_what_is_behind_the_dict_is_noted(webui: Webui, first: dict[str, Any]) -> None:
+    result = webui.job(positional(first, {"scale": 3}, 7))
+    assert sizes(result) == [2 * BASE if first.get("enabled") else BASE]
+    assert params(result)["DemoFusion note"].endswith("ignored: {'scale': 3}, 7")
+
+
+@pytest.mark.parametrize(("name", "shown"), [("", "''"), (" ", "' '"), ("scael", "'scael'"), ("a = b", "'a = b'")])
+def test_a_name_that_is_no_field_can_be_told_from_the_message(
+    webui: Webui, reported: Reports, name: str, shown: str
+) -> None:
+    reported.expect(f"the field {shown} = 1 is not possible")
+    result = webui.job({"enabled": True, name: 1})
+    assert sizes(result) == [BASE]
+    assert params(result)["DemoFusion error"].startswith(f"the field {shown} = 1 is not possible; allowed: the fields ")
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"),
+    [
+        ({}, "Turbo"),
+        ({"preset": "Fast"}, "Fast"),
+        ({"preset": "Balanced"}, "Balanced"),
+        ({"overlap": 0.3}, "Fast (changed)"),
+    ],
+    ids=str,
+)
+def test_turbo_takes_over_only_where_no_preset_is_named(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], used: str
+) -> None:
+    monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, "Fast", raising=False)
+    text = params(webui.job({"enabled": True, **asked}, **FEW))
+    assert text["DemoFusion preset"] == used
+    note = text.get("DemoFusion note", "")
+    assert ("the preset Turbo is used instead of Fast" in note) == (used == "Turbo")
+
+
+def test_the_settings_page_can_forbid_turbo(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared.opts, options.FEW_STEPS, False, raising=False)
+    assert params(webui.job({"enabled": True}, **FEW))["DemoFusion preset"] == "Balanced"
+
+
+@pytest.mark.parametrize("few", [{"steps": 10, "cfg_scale": 7.0}, {"steps": 30, "cfg_scale": 2.0}], ids=str)
+def test_few_steps_or_a_low_cfg_scale_alone_change_no_preset(webui: Webui, few: dict[str, float]) -> None:
+    assert params(webui.job({"enabled": True}, **few))["DemoFusion preset"] == "Balanced"
+
+
+def test_all_images_of_a_plot_over_steps_have_one_preset(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    plot = SimpleNamespace(title=lambda: "X/Y/Z plot")
+    monkeypatch.setattr(scripts.scripts_txt2img, "selectable_scripts", [plot])
+    used = set()
+    for steps in (10, 11):
+        p = webui.request([1, {"enabled": True}], steps=steps, cfg_scale=1.5)
+        used.add(params(jobs.execute(p))["DemoFusion preset"])
+    assert used == {"Balanced"}
+
+
+def test_a_panel_gets_the_preset_that_it_shows(webui: Webui) -> None:
+    script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
+    shown = [control.value for control in script.panel.controls]
+    assert params(webui.job([True, *shown[1:]], **FEW))["DemoFusion preset"] == "Balanced"

@@ -1,0 +1,123 @@
+"""Saved defaults, and two copies of the extension, in the page of a real webui."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from miniature.browser import SECONDS, Tab, screenshot
+from PIL import Image
+from webui.conftest import TITLE, Webui, started
+from webui.test_page import chromium, gallery, load, small, wait_for_restart  # noqa: F401 (a fixture)
+
+pytestmark = [pytest.mark.webui, pytest.mark.browser]
+
+TABS = ("txt2img", "img2img")
+SECOND = "a-second-copy"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The webui's folder of data, with its log and its ui-config.json."""
+    return tmp_path_factory.mktemp("saved")
+
+
+@pytest.fixture(scope="module")
+def own(request: pytest.FixtureRequest, data: Path) -> Iterator[Webui]:
+    """A webui of these tests' own, whose ui-config.json they may write, with a second copy of the extension."""
+    folder, checkpoints = (request.config.getoption(name) for name in ("--webui", "--checkpoints"))
+    if not folder:
+        pytest.skip("a webui of one's own is started with --webui DIR only")
+    with started(Path(folder), data, checkpoints=checkpoints, second_copy=SECOND) as server:
+        yield server
+
+
+@pytest.fixture
+def page(chromium: Any, own: Webui) -> Iterator[Any]:  # noqa: F811
+    page = chromium.new_page(viewport={"width": 1400, "height": 1200})
+    load(page, own)
+    yield page
+    page.close()
+
+
+def test_two_copies_are_named_and_one_acts(own: Webui, page: Any, data: Path) -> None:
+    (line,) = [text for text in (data / "log.txt").read_text().splitlines() if "installed twice" in text]
+    for name in (SECOND, "sd-webui-demofusion-hires"):
+        assert str(data / "extensions" / name) in line
+    made = own.generate({"enabled": True, "preset": "Fast"}, width=64, height=64, steps=2)
+    assert made.sizes == [(128, 128)]
+    assert "DemoFusion size: 128 x 128" in made.infotexts[0]
+    names = [entry["name"] for entry in own.call("script-info")]
+    assert names.count(TITLE.lower()) == 2
+    for name in TABS:
+        tab = Tab(page, name)
+        assert page.locator(f"{tab.panel}_enabled").count() == 1
+        tab.open_panel()
+        tab.choose_preset("Fast")
+        tab.wait_for_value("stages", "fewest")
+        tab.wait_for_line("512x512 → 1024x1024")
+
+
+def apply_defaults(page: Any, webui: Webui) -> None:
+    """Saves everything on the page as defaults, and loads the page that "Reload UI" makes of them."""
+    page.locator("#tabs > .tab-nav button").filter(has_text="Settings").click()
+    page.locator("#settings button").filter(has_text="Defaults").last.click()
+    page.click("#ui_defaults_apply")
+    page.locator("#settings_tab_defaults, #tab_settings").filter(has_text="Wrote").first.wait_for(timeout=SECONDS)
+    page.click("#settings_restart_gradio")
+    # or the page would reload itself while it is being loaded below
+    page.wait_for_timeout(1000)
+    page.goto("about:blank")
+    wait_for_restart(webui)
+    load(page, webui)
+
+
+def change_everything(tab: Tab) -> None:
+    """Changes every control of the panel whose default the webui saves."""
+    tab.open_panel()
+    for name, value in (("scale", 1.25), ("width", 96), ("height", 96)):
+        tab.number(f"{tab.panel}_{name}", value)
+    for name in ("save_stages", "return_stages"):
+        tab.page.locator(f"{tab.panel}_{name} input").check()
+    if tab.name == "img2img":
+        tab.page.locator(f"{tab.panel}_img2img_first label").filter(has_text="Run img2img first").click()
+
+
+def run(tab: Tab, webui: Webui, sizes: list[int]) -> str:
+    """Generates and returns the text below the images, whose widths must be these."""
+    if tab.name == "img2img":
+        tab.page.set_input_files("#img2img_image input[type=file]", str(UPLOAD))
+        tab.page.wait_for_selector("#img2img_image img", timeout=SECONDS)
+    tab.open_panel()
+    tab.generate()
+    assert sorted({picture.width for picture in gallery(webui, tab)}) == sizes
+    return tab.infotext()
+
+
+UPLOAD = Path(__file__).resolve().parents[2] / "test-output" / "upload.png"
+
+
+def test_the_defaults_that_the_page_saves_work_in_the_next_page(own: Webui, page: Any) -> None:
+    UPLOAD.parent.mkdir(parents=True, exist_ok=True)
+    Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(UPLOAD)
+    for name in TABS:
+        # of ours nothing, as somebody who only wants another size
+        small(Tab(page, name))
+    apply_defaults(page, own)
+    for name in TABS:
+        tab = Tab(page, name)
+        assert not tab.enabled
+        assert "DemoFusion error" not in run(tab, own, [128])
+        change_everything(tab)
+    apply_defaults(page, own)
+    for name in TABS:
+        tab = Tab(page, name)
+        # the panel is open, and the line is that of the saved values before anything is touched
+        assert tab.enabled
+        assert "64x64 → 96x96" in tab.wait_for_line("64x64")
+        screenshot(page, UPLOAD.parent / "screenshots", f"webui-saved-{name}")
+        text = run(tab, own, [64, 96])
+        assert "DemoFusion error" not in text
+        assert ("DemoFusion img2img first: True" in text) == (name == "img2img")
