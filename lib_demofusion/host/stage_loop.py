@@ -101,7 +101,7 @@ class StageLoop:
         samples = self._decoded(latent, _stoppable(self._decoding))
         report = _stoppable(partial(self._progress.move, ENCODING))
         report(0.0)
-        shown = (cropped(coding.as_picture(sample), self._plan, stage, CELL) for sample in samples)
+        shown = (cropped(sample, self._plan, stage, CELL) for sample in samples)
         pixels = pixel_anchor(self._p, shown, stage.pixels, self._settings.image_upscaler, report).to(latent)
         if self._settings.anchor == PIXELS:
             return pixels

@@ -28,7 +28,7 @@ from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.neighbours import refusals
 from lib_demofusion.host.panel import warnings
 from lib_demofusion.host.panel.tab import TabValues
-from lib_demofusion.host.pictures import inpainting
+from lib_demofusion.host.pictures import coding, inpainting
 from lib_demofusion.host.progress import timing
 from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.method.batching import ViewBatches
@@ -702,3 +702,22 @@ def test_sdxls_numbers_are_embedded_as_forge_does() -> None:
     torch.testing.assert_close(made[:, :1280], y[:, :1280])
     numbers = made[0, 1280:].reshape(6, forge.CHANNELS)
     assert numbers[:, 0].tolist() == numbers[:, -1].tolist() == [256, 512, 8 + 2 * 8, 16 + 3 * 8, 256, 512]
+
+
+def test_images_of_a_video_decoder_are_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wan's VAE in Forge Neo decodes (B, C, 1, h, w) to (B, 1, 3, H, W)."""
+    seen = []
+
+    class Samples(list):
+        already_decoded = True
+
+    def decode(model: Any, x: torch.Tensor, **how: Any) -> Samples:
+        seen.append(tuple(x.shape))
+        return Samples(torch.zeros(len(x), 1, 3, 16, 16))
+
+    monkeypatch.setattr(coding, "host", lambda: SimpleNamespace(family=lambda model: FIVE))
+    monkeypatch.setattr(processing, "decode_latent_batch", decode)
+    made = coding.decode(SimpleNamespace(sd_model=None, extra_generation_params={}), torch.zeros(2, 16, 2, 2))
+    assert seen == [(2, 16, 1, 2, 2)]
+    assert [tuple(sample.shape) for sample in made] == [(3, 16, 16)] * 2
+    assert made.already_decoded

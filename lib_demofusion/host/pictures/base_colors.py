@@ -60,7 +60,7 @@ def known_base(p: Any, samples: Any, redrawn: bool) -> list[Tensor] | None:
     uploaded image, the base is that image, resized as the host does it.
     """
     if getattr(samples, "already_decoded", False):
-        return list(samples)
+        return [as_picture(sample) for sample in samples]
     uploads = getattr(p, "init_images", None)
     if redrawn or not uploads or inpainting.is_inpainting(p) or p.resize_mode == LATENT_RESIZE:
         return None

@@ -17,7 +17,7 @@ from lib_demofusion.host.progress import timing
 
 
 def decode(p: Any, latent: Tensor, report: vae.Report | None = None) -> Any:
-    """Returns the images of a latent (B, C, H, W) as the host's DecodedSamples, on the CPU.
+    """Returns the images (3, H, W) of a latent (B, C, h, w) as the host's DecodedSamples, on the CPU.
 
     `report` is told the share that is done after every part, and half while all is decoded at once; what it raises ends
     the work. Raises what the host raises: out of memory where no way fits, or NaN after its own retry in higher
@@ -33,7 +33,9 @@ def decode(p: Any, latent: Tensor, report: vae.Report | None = None) -> Any:
             if "decoder" not in ours:
                 tell(0.5, len(latent))
             x = form.to_host(latent)
-            return processing.decode_latent_batch(p.sd_model, x, target_device=devices.cpu, check_for_nans=True)
+            made = processing.decode_latent_batch(p.sd_model, x, target_device=devices.cpu, check_for_nans=True)
+            made[:] = [as_picture(sample) for sample in made]
+            return made
 
 
 def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None) -> Tensor:

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from lib_demofusion.host.messages import KEY_STOPPED
-from lib_demofusion.host.pictures.coding import as_picture
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def _infotext(p: Any, image: Image.Image, index: int) -> str:
 
 def to_image(sample: Tensor) -> Image.Image:
     """Returns the image of a decoded sample (3, H, W) in [-1, 1], rounded down as the host does."""
-    pixels = (as_picture(sample).float() * 0.5 + 0.5).clamp(0, 1).mul(255).to(torch.uint8)
+    pixels = (sample.float() * 0.5 + 0.5).clamp(0, 1).mul(255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
