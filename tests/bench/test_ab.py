@@ -1,4 +1,4 @@
-"""The page for people's votes: pairs are shown without names, votes are kept, shares have an interval."""
+"""Tests the voting page: it shows pairs without names, saves votes, and gives shares with an interval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark's model as a flow model: the same model in other coordinates, under samplers of their own."""
+"""Tests the benchmark's model as a flow model: the same model in other coordinates, with its own samplers."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def studio() -> Studio:
 
 
 def in_flow_space(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """x of DDIM's space, at the same signal-to-noise ratio."""
+    """Converts x from DDIM's space to the flow space with the same signal-to-noise ratio."""
     return x * ((1 - sigma) ** 2 + sigma**2) ** 0.5
 
 
 def test_euler_on_the_flow_model_is_ddim_on_the_model(studio) -> None:
-    """Both follow the same curve at the same noise; nothing but the coordinates differ."""
+    """Both follow the same curve from the same noise. Only the coordinates differ."""
     guided, noise = studio.guided(NUMBERS), initial_noise(NUMBERS, NATIVE, NATIVE)
     expected = sample(noise, Steps(TIMES, studio.alphas), guided.whole)
 
@@ -55,7 +55,10 @@ def test_euler_on_the_flow_model_is_ddim_on_the_model(studio) -> None:
 
 
 def test_a_stage_of_tiles_is_the_same_stage_in_both_spaces(studio) -> None:
-    """Skip residual, weights, tiles and guidance; the dilated views alone have another form there."""
+    """This covers the skip residual, weights, tiles and guidance.
+
+    Only the dilated views have another form for flow models.
+    """
     settings = Settings(enabled=True, scale=2, cosine_scale_2=1e9, feather=0.25)
     stage = make_plan(settings, (NATIVE, NATIVE)).stages[-1]
     anchor, noise = initial_noise([7, 8], *stage.size), initial_noise([9, 10], *stage.size)
@@ -72,7 +75,7 @@ def test_a_stage_of_tiles_is_the_same_stage_in_both_spaces(studio) -> None:
 
 @pytest.mark.parametrize(("sampler", "function"), [("Euler", "sample_euler"), ("DPM++ 2M", "sample_dpmpp_2m")])
 def test_samplers_are_those_of_k_diffusion(sampler, function: str) -> None:
-    """Which integrate along (x - denoised) / sigma, in whatever space that is."""
+    """k-diffusion's samplers integrate along (x - denoised) / sigma in any space."""
     sigmas, x = FlowRow(shift=3.0).levels(7), initial_noise([1], 8, 8).double()
     model = lambda x, sigma: torch.tanh(x) * (1 - sigma)  # noqa: E731
     reference = getattr(k_diffusion_sampling.load(), function)
@@ -81,7 +84,7 @@ def test_samplers_are_those_of_k_diffusion(sampler, function: str) -> None:
 
 
 def test_euler_a_keeps_the_noise_at_its_level() -> None:
-    """Of a signal that the model knows, what is left in x at each level is noise of that level."""
+    """The model knows the signal, so the rest of x at each level is noise of that level."""
     clean = initial_noise([1], 64, 64).double()
     levels, generator = FlowRow(shift=3.0).levels(8)[2:], torch.Generator().manual_seed(5)
     draw = lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Every metric of the quality benchmark sees its own defect, planted into clean renderings, and none in clean ones."""
+"""Tests that every metric of the quality benchmark detects its own defect in clean renderings, and nothing else."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def bases(clean) -> list[np.ndarray]:
 
 
 def with_extras(number: int, count: int) -> np.ndarray:
-    """The scene with small copies of its subject in the corners farthest from it."""
+    """Returns the scene with small copies of its subject in the corners farthest from it."""
     found = scene(number)
     subject = found.subjects[0]
     corners = [(x, y) for x in (0.09, 0.91) for y in (0.09, 0.91)]
@@ -46,7 +46,7 @@ def with_extras(number: int, count: int) -> np.ndarray:
 
 
 def with_seam(picture: np.ndarray) -> np.ndarray:
-    """Tiles of slightly different brightness."""
+    """Adds tiles of slightly different brightness."""
     rng = np.random.default_rng(1)
     edges = [0, *LINES, SIDE]
     picture = picture.copy()
@@ -57,7 +57,7 @@ def with_seam(picture: np.ndarray) -> np.ndarray:
 
 
 def with_grid(picture: np.ndarray, cell: int = 8) -> np.ndarray:
-    """What a decoder draws: less between two cells than within one."""
+    """Imitates a decoder's grid: smaller differences between two cells than within one."""
     picture = picture.copy()
     for border in range(cell, SIDE, cell):
         for two in (picture[border - 1 : border + 1], picture[:, border - 1 : border + 1].swapaxes(0, 1)):
@@ -66,7 +66,7 @@ def with_grid(picture: np.ndarray, cell: int = 8) -> np.ndarray:
 
 
 def with_comb(picture: np.ndarray, factor: int) -> np.ndarray:
-    """Every one of the factor x factor sub-grids of cells with an offset of its own, as dilated views that disagree."""
+    """Adds a separate offset to each of the factor x factor sub-grids of cells, like dilated views that disagree."""
     offsets = np.random.default_rng(2).normal(0, 0.02, (factor, factor))
     cells = SIDE // 8
     grid = np.tile(offsets, (cells // factor, cells // factor))
@@ -74,7 +74,7 @@ def with_comb(picture: np.ndarray, factor: int) -> np.ndarray:
 
 
 def shown(picture: np.ndarray) -> int:
-    """How many subjects are seen."""
+    """Returns the number of visible subjects."""
     return SHAPES.sight(picture, 0).subjects
 
 
@@ -87,7 +87,7 @@ def noisy(picture: np.ndarray, std: float = 0.03) -> np.ndarray:
 
 
 def smeared(picture: np.ndarray) -> np.ndarray:
-    """Even noise blurred along one diagonal, as a denoiser that streaks."""
+    """Adds noise that is blurred along one diagonal, like the streaks of a denoiser."""
     grain = np.random.default_rng(4).normal(0, 1, (SIDE, SIDE))
     streaks = sum(np.roll(grain, (i, i), (0, 1)) for i in range(12)) / 12**0.5
     return (picture + 0.05 * streaks[..., None]).astype(np.float32).clip(0, 1)
@@ -165,7 +165,7 @@ def test_set_distances_see_blur_noise_smear_and_repetition_and_not_other_scenes(
 
 
 def test_frechet_distance_of_gaussians() -> None:
-    """Between axis-aligned Gaussians it is the sum of (m1 - m2)^2 + (s1 - s2)^2."""
+    """The distance between axis-aligned Gaussians is the sum of (m1 - m2)^2 + (s1 - s2)^2."""
     a = np.array([1.0, 2.0]), np.diag([4.0, 1.0])
     b = np.array([0.0, 4.0]), np.diag([1.0, 9.0])
     assert frechet(a, b) == pytest.approx(1 + 4 + 1 + 4)
@@ -221,7 +221,7 @@ def test_dilated_grain_is_seen(clean, factor: int) -> None:
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_sub_grids_that_wander_apart_are_seen(clean, factor: int) -> None:
-    """Offsets that change slowly across the picture leave no peak in the spectrum."""
+    """Offsets that change slowly across the image leave no peak in the spectrum."""
     rng = np.random.default_rng(5)
     cells = SIDE // 8
     grain = np.empty((cells, cells))

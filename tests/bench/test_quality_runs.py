@@ -1,4 +1,4 @@
-"""The quality benchmark's configurations, runs, intervals and table, with a network that takes no time."""
+"""Tests the quality benchmark's configurations, runs, intervals and table, with a network that takes no time."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ BY_NAME = {configuration.name: configuration for configuration in CONFIGURATIONS
 
 @pytest.fixture(autouse=True)
 def _no_download(monkeypatch) -> None:
-    """ESRGAN's place is taken by what repeats pixels."""
+    """Replaces ESRGAN by a function that repeats pixels."""
     monkeypatch.setattr(ways, "enlarge", lambda picture, scale: picture.repeat(scale, 0).repeat(scale, 1))
 
 
@@ -138,10 +138,10 @@ def test_units_are_those_of_the_plan(studio, tmp_path, name: str, scale: int, un
     studio.unet.rows = 0
     pictures, found = studio.make(BY_NAME[name], batch, scale)
     assert pictures.shape == (2, 128 * scale, 128 * scale, 3)
-    # MultiDiffusion and DemoFusion never give a path of weight zero a view
+    # MultiDiffusion and DemoFusion never evaluate a view for a path of weight zero
     assert found == pytest.approx(units, rel=1e-6)
     if name not in ("Direct", "Hires fix ESRGAN 0.5", "Tiles 0.3"):
-        assert studio.unet.rows == units * 4 * 2 * 2  # steps, pictures, cond and uncond
+        assert studio.unet.rows == units * 4 * 2 * 2  # steps, images, cond and uncond
 
 
 def test_pictures_of_a_batch_are_those_made_alone(studio, tmp_path) -> None:

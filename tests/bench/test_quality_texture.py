@@ -1,4 +1,4 @@
-"""Texture measures against closed forms, and their answers to blur and noise."""
+"""Compares texture measures with closed forms, and tests how they react to blur and noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIDE = 128
 
 
 def picture(seed: int = 0) -> np.ndarray:
-    """Coloured noise, smooth enough to have both contours and flat parts."""
+    """Returns coloured noise that is smooth enough to have both contours and flat parts."""
     noise = np.random.default_rng(seed).normal(0, 1, (SIDE, SIDE, 3))
     smooth = ndimage.gaussian_filter(noise, (3, 3, 0))
     return (0.5 + 0.15 * smooth / smooth.std()).clip(0, 1).astype(np.float32)
@@ -78,7 +78,7 @@ def test_brisque_prefers_clean_pictures() -> None:
 
 
 def write_model(folder) -> dict[str, np.ndarray]:
-    """A Keras graph that doubles a picture and sharpens it, as the package lays one out."""
+    """Writes a Keras graph that doubles an image's size and sharpens it, in the package's layout."""
     rng = np.random.default_rng(0)
     shapes = {"a/kernel": (3, 3, 3, 4), "a/bias": (4,), "b/kernel": (1, 1, 8, 3), "b/bias": (3,)}
     arrays = {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in shapes.items()}
@@ -134,7 +134,7 @@ def test_an_unknown_layer_and_an_unknown_factor_are_named(tmp_path) -> None:
 
 
 class PointWise(torch.nn.Module):
-    """A network that sees one cell at a time, for which every way of cutting must give the same."""
+    """A network that processes each cell separately, so that every division into tiles must give the same result."""
 
     def forward(self, x, t, context):
         return torch.tanh(x) * (1 + t.float()[:, None, None, None] / 1000) + context[:, :1, :1, None]
@@ -162,5 +162,5 @@ def test_tiles_one_after_another_change_nothing_for_it_either() -> None:
     start = noised(x, noise, torch.tensor(float(steps.times[0])), VariancePreserving(alphas))
     expected = sample(start, steps, guided(1).whole)
     found = rivals.one_tile_after_another(x, noise, steps, guided(1))
-    # cells that a tile before has finished are only seen, never denoised again
+    # cells that an earlier tile has finished are visible, but not denoised again
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

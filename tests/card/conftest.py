@@ -1,4 +1,4 @@
-"""The stand-in for the webui on a played card."""
+"""Provides the stand-in for the webui on a simulated card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reports import reports_of_test  # noqa: F401 (a fixture of every test)
 
 @pytest.fixture(scope="session")
 def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Jobs on any device."""
+    """Loads the stand-in, whose jobs run on any device."""
     from card.host import CardWebui
     from card.model import TinyModel
     from in_process import Webui
@@ -26,7 +26,7 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def card() -> Any:
-    """An NVIDIA card with 24 GiB."""
+    """Returns a simulated NVIDIA card with 24 GiB."""
     from card.played import PlayedCard
 
     return PlayedCard()

@@ -1,4 +1,4 @@
-"""Jobs of the stand-in for the webui on a played card, with the webui's precisions (its modules/devices.py)."""
+"""Runs jobs of the stand-in on a simulated card, with the webui's precisions (its modules/devices.py)."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Precision:
     unet: torch.dtype = torch.float32
     vae: torch.dtype = torch.float32
     upcast: bool = False
-    """Whether sampling goes on outside autocast, and the model's output is brought to single precision."""
+    """Whether sampling runs outside autocast, with the model's output converted to single precision."""
 
     @property
     def autocast(self) -> Any:
-        """The webui's own function of that name, for cards that have autocast."""
+        """Like the webui's function of that name, for cards with autocast."""
         plain = self.unet == torch.float32
 
         def context(disable: bool = False) -> Any:
@@ -42,22 +42,22 @@ SINGLE = Precision()
 """--no-half"""
 HALF = Precision(torch.float16, torch.float16)
 HALF_BUT_VAE = Precision(torch.float16)
-"""--no-half-vae, and SDXL after the webui's own retry."""
+"""--no-half-vae, or SDXL after the webui's own second attempt."""
 UPCAST = Precision(torch.float16, torch.float16, upcast=True)
 """--upcast-sampling"""
 
 
 def without_autocast(disable: bool = False) -> Any:
-    """The webui's own function of that name."""
+    """Like the webui's function of that name."""
     on = torch.is_autocast_enabled("cuda") and not disable
     return torch.autocast("cuda", enabled=False) if on else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def on_device(model: TinyModel, card: PlayedCard | None, precision: Precision) -> Iterator[None]:
-    """The stand-in with its model on a card, or on the processor where that is None."""
+    """Moves the stand-in and its model to a card, or to the CPU if `card` is None."""
     device = devices.cpu if card is None else torch.device(card.device.type)
-    # Apple's GPUs have none in the webui, which casts in the modules instead
+    # on Apple's GPUs the webui uses no autocast, and casts in the modules instead
     none = card is not None and card.device.type == "mps"
     moved = model.on(card, precision.unet, precision.vae)
     with (
@@ -78,7 +78,7 @@ def on_device(model: TinyModel, card: PlayedCard | None, precision: Precision) -
 
 
 class CardWebui:
-    """The stand-in, whose jobs run where they are told to."""
+    """The stand-in, whose jobs run on a card or on the CPU."""
 
     def __init__(self, webui: Webui, model: TinyModel):
         self._webui = webui
@@ -87,14 +87,14 @@ class CardWebui:
     def job(
         self, settings: dict[str, Any], card: PlayedCard | None = None, precision: Precision = SINGLE, **parameters: Any
     ) -> processing.Processed:
-        """The result of a job on a card, or on the processor."""
+        """Runs a job on a card, or on the CPU, and returns its result."""
         with card or contextlib.nullcontext(), on_device(self.model, card, precision):
             self._webui.small = shared.sd_model.small
             return self._webui.job({"enabled": True, **settings}, **parameters)
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
-    """How much alike two pictures are, in decibels; infinite where they are the same."""
+    """Computes the peak signal-to-noise ratio of two images in decibels; infinite if they are equal."""
     assert a.size == b.size
     error = ((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2).mean()
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))

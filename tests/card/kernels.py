@@ -1,4 +1,4 @@
-"""What operations do on a card: which take a number from the CPU, and which are more precise than their numbers."""
+"""Describes operations on a card: which accept a number from the CPU, and which compute in a higher precision."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TAKES_NUMBERS = frozenset(
         "index_put",
     ]
 )
-"""Operations whose kernels take a tensor of one number on the CPU as that number."""
+"""Operations whose kernels accept a tensor with one element on the CPU as a number."""
 
 IN_SINGLE = frozenset(
     [
@@ -80,25 +80,25 @@ IN_SINGLE = frozenset(
         "linalg_vector_norm",
     ]
 )
-"""Operations that a card computes in single precision and rounds, whatever it is given."""
+"""Operations that a card computes in single precision and then rounds, for any input type."""
 
 OF_ONE_TYPE = frozenset(["convolution", "mm", "addmm", "bmm", "baddbmm"])
-"""Operations that refuse two kinds of floating point."""
+"""Operations that do not accept two floating-point types."""
 
 
 def cells_of(value: Any) -> Any:
-    """What the CPU holds of a tensor on the card."""
+    """Returns the numbers of a card's tensor as a tensor on the CPU."""
     return value.cells if isinstance(value, CardTensor) else value
 
 
 def writes(func: Any) -> bool:
-    """Whether an operation returns what it wrote into."""
+    """Returns whether an operation returns its own output argument."""
     returns = func._schema.returns
     return bool(returns) and returns[0].alias_info is not None and returns[0].alias_info.is_write
 
 
 def computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """What an operation returns for tensors on the CPU, in the precision that a card computes it in."""
+    """Computes an operation on tensors on the CPU, in the precision that a card uses."""
     floats = [value for value in leaves(args, kwargs) if isinstance(value, Tensor) and value.is_floating_point()]
     if name in OF_ONE_TYPE and len({value.dtype for value in floats}) > 1:
         raise RuntimeError(
@@ -108,7 +108,7 @@ def computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     if name.rstrip("_") not in IN_SINGLE or not halves or kwargs.get("dtype") == torch.float32:
         return func(*args, **kwargs)
     if name == "_softmax":
-        # not half to single on the way
+        # no conversion from half to single precision
         args = (*args[:2], False)
     single_args, single_kwargs = mapped(_single, args), mapped(_single, kwargs)
     out = func(*single_args, **single_kwargs)

@@ -14,37 +14,37 @@ from modules.sd_models import LatentDiffusion
 from torch import Tensor, nn
 
 CONTRAST = 0.3
-"""Standard deviation of a picture in -1..1, about that of a photograph."""
+"""Standard deviation of an image in -1..1, about that of a photograph."""
 
 SCALE = 0.6
-"""Latents are the autoencoder's times this."""
+"""Latents are the autoencoder's output multiplied by this."""
 
 
 class TinyUnet(nn.Module):
-    """Predicts the noise of a picture that is a random convolution of what it is given, moved by the prompt."""
+    """Predicts the noise of an image that is a random convolution of the input and depends on the prompt."""
 
     def __init__(self) -> None:
         super().__init__()
         self.look = nn.Conv2d(4, 4, 3, padding=1)
         self.listen = nn.Linear(8, 4)
         betas = torch.linspace(0.00085**0.5, 0.0120**0.5, 1000, dtype=torch.float64) ** 2
-        # no buffer: it stays in single precision
+        # not a buffer, so that it stays in single precision
         self.alphas = torch.cumprod(1 - betas, 0).float()
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """The noise in x (N, 4, h, w) at timesteps (N,)."""
+        """Predicts the noise in x (N, 4, h, w) at timesteps (N,)."""
         alpha = self.alphas[t.float().round().long().clamp(0, 999)][:, None, None, None]
         target = torch.tanh(self.look(x) + self.listen(context.mean(1))[:, :, None, None])
         return ((x - alpha.sqrt() * target) / (1 - alpha).sqrt()).to(target.dtype)
 
 
 class TinyAutoencoder(nn.Module):
-    """Stable Diffusion's layout."""
+    """An autoencoder with Stable Diffusion's layout."""
 
     def __init__(self, channels: int = 8) -> None:
         super().__init__()
         self.encoder, self.decoder = randomised(Encoder(channels)), randomised(Decoder(channels))
-        # of unit scale most of a picture would be clipped
+        # at unit scale most of an image would be clipped
         self.decoder.conv_out.weight.mul_(CONTRAST)
         self.quant_conv, self.post_quant_conv = nn.Conv2d(8, 8, 1), nn.Conv2d(4, 4, 1)
         self.dtype = torch.float32
@@ -61,7 +61,7 @@ class TinyModel(nn.Module):
         self.alphas_cumprod = self.unet.alphas
 
     def on(self, card: Any, unet: torch.dtype, vae: torch.dtype) -> TinyModel:
-        """The same networks on a card, or on the processor where that is None, in the types given."""
+        """Returns the same networks on a card, or on the CPU if `card` is None, in the given types."""
         moved = copy.deepcopy(self)
         moved.vae.dtype = vae
         if card is None:
@@ -74,14 +74,14 @@ class TinyModel(nn.Module):
         return moved
 
     def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Embeddings (B, 77, 8) that depend on every letter."""
+        """Returns embeddings (B, 77, 8) that depend on every letter."""
         seeds = [int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "big") for prompt in prompts]
         made = [torch.randn(77, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(made).to(devices.device, devices.dtype)
 
 
 class HostModel(LatentDiffusion):
-    """A small model that is called as the webui calls its own, with the casts of modules/sd_hijack_unet.py."""
+    """A small model with the interface of the webui's model, and with the casts of modules/sd_hijack_unet.py."""
 
     def __init__(self, small: TinyModel):
         super().__init__(small, "tiny", "0" * 64)
@@ -99,7 +99,7 @@ class HostModel(LatentDiffusion):
         return vae.quant_conv(vae.encoder(x))
 
     def get_first_stage_encoding(self, encoded: Tensor) -> Tensor:
-        # the mean: a draw would need the same generator on card and processor
+        # the mean, because a random draw would need the same generator on the card and the CPU
         return encoded.chunk(2, 1)[0] * SCALE
 
     def decode_first_stage(self, z: Tensor) -> Tensor:
@@ -108,6 +108,6 @@ class HostModel(LatentDiffusion):
 
 
 def decode_first_stage(model: HostModel, x: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in -1..1 of latents, outside autocast (modules/sd_samplers_common.py)."""
+    """Decodes latents to images (B, 3, H, W) in -1..1, outside autocast (modules/sd_samplers_common.py)."""
     with torch.no_grad(), devices.without_autocast() or contextlib.nullcontext():
         return model.decode_first_stage(x.to(devices.dtype_vae).to(model.first_stage_model.dtype))

@@ -1,5 +1,8 @@
-"""A graphics card that is played: as strict as one about devices and types, with an end to its memory, and a record of
-what makes the processor wait for it."""
+"""Simulates a graphics card.
+
+It is as strict as a real card about devices and types, its memory is limited, and it records each operation for which
+the CPU waits.
+"""
 
 from __future__ import annotations
 
@@ -21,48 +24,48 @@ GIB = 1 << 30
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent
 NOT_ASKING = (str(Path(torch.__file__).parent), str(FOLDER / "played.py"), str(FOLDER / "tensors.py"), "<")
-"""Beginnings of the names of files that wait for the card because others want them to."""
+"""Prefixes of the names of files that wait for the card only on behalf of other files."""
 
 MOVES = frozenset(["_to_copy", "copy_", "lift_fresh"])
 
 READS = frozenset(["nonzero", "unique", "_unique2", "equal", "masked_select", "_local_scalar_dense"])
-"""Operations whose result the processor must know, or its size."""
+"""Operations for which the CPU must know the result or its size."""
 
 
 @dataclass(frozen=True)
 class Wait:
-    """The processor waited for the card."""
+    """An operation for which the CPU waited."""
 
     kind: str
     place: str
-    """File, line and function that asked for it, the innermost that is not torch's."""
+    """File, line and function of the innermost caller outside of torch."""
 
     @property
     def ours(self) -> bool:
-        """Whether the extension itself asked."""
+        """Whether the extension itself caused it."""
         return self.place.startswith("lib_demofusion")
 
 
 class PlayedCard(TorchDispatchMode):
-    """A card `cuda:0` or `mps:0` as long as the block lasts; `memory` is what it has, in bytes."""
+    """A card `cuda:0` or `mps:0` that exists within the block. `memory` is its size in bytes."""
 
     def __init__(self, kind: str = "cuda", memory: int = 24 * GIB):
         super().__init__()
         self.device = torch.device(kind, 0)
         self.memory = memory
         self.reserve = memory
-        """What tensors may take; less than `memory` plays a card whose memory is in pieces."""
+        """The bytes that tensors may use. A value below `memory` simulates fragmented memory."""
         self.allocated = self.peak = 0
         self.waits: list[Wait] = []
         self.operations = 0
         self.fail_in: int | None = None
-        """Out of memory is raised once, behind so many allocations."""
+        """After this number of allocations, one allocation fails."""
         self.failures = 0
-        """How often memory did not suffice."""
+        """The number of failed allocations."""
         self.largest = (1 << 32) if kind == "mps" else sys.maxsize
-        """Bytes of the largest tensor; a larger one would end the process."""
+        """Maximum bytes of one tensor. On a real card, a larger one would end the process."""
         self._stores: dict[int, list[int]] = {}
-        # by address: torch wraps the same generator in ever new objects
+        # by address, because torch creates new objects around the same generator
         self._generators: dict[int, torch.Generator] = {}
         self._patches = ExitStack()
 
@@ -76,7 +79,7 @@ class PlayedCard(TorchDispatchMode):
         self._patches.close()
 
     def driver(self) -> dict[str, Callable[..., Any]]:
-        """Functions of torch.cuda as they are with this card."""
+        """Returns the functions of torch.cuda for this card."""
         there = self.device.type == "cuda"
 
         def reset(device: Any = None) -> None:
@@ -100,11 +103,11 @@ class PlayedCard(TorchDispatchMode):
         }
 
     def own_generator(self, generator: torch.Generator) -> None:
-        """Takes a generator for one of the card's."""
+        """Registers a generator as one of the card's."""
         self._generators[generator._cdata] = generator
 
     def put(self, cells: Any) -> Any:
-        """The tensor on the card that holds these numbers; what is no tensor as it is."""
+        """Returns a tensor on the card with these numbers. Other objects are returned unchanged."""
         if not isinstance(cells, Tensor) or isinstance(cells, CardTensor):
             return cells
         made = CardTensor(cells, self.device)
@@ -112,7 +115,7 @@ class PlayedCard(TorchDispatchMode):
         return made
 
     def put_module(self, module: torch.nn.Module, dtype: torch.dtype | None = None) -> None:
-        """Moves a module's numbers to the card, floating point in another type if one is given."""
+        """Moves a module's numbers to the card, and converts floating-point numbers to a type if one is given."""
 
         def moved(own: Tensor) -> Tensor:
             return self.put(own.detach().to(dtype if own.is_floating_point() else None, copy=True))
@@ -126,7 +129,7 @@ class PlayedCard(TorchDispatchMode):
                     part._buffers[name] = moved(buffer)
 
     def _take(self, made: CardTensor, store: Any) -> None:
-        """Counts the memory behind a tensor, which its views share, until the last of them goes."""
+        """Counts the memory of a tensor until the tensor and its last view are freed."""
         key, size = store.data_ptr(), store.nbytes()
         if size == 0:
             return
@@ -167,7 +170,7 @@ class PlayedCard(TorchDispatchMode):
         return self.handle(func, args, kwargs or {})
 
     def handle(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """What the card does for one operation of torch's, which may not concern it at all."""
+        """Runs one operation of torch. It may not involve the card at all."""
         name = func._schema.name.split("::")[1]
         flat = leaves(args, kwargs)
         ours = any(isinstance(value, CardTensor) for value in flat)
@@ -192,7 +195,7 @@ class PlayedCard(TorchDispatchMode):
         return mapped(self.put, out) if to_card else out
 
     def attention(self, real: Callable[..., Tensor], qkv: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """What the card's fused attention returns: the same without the matrix, which would be counted as memory."""
+        """Computes the card's fused attention, without the matrix, which would be counted as memory."""
         if torch.is_autocast_enabled("cuda"):
             qkv = [value.to(torch.get_autocast_dtype("cuda")) for value in qkv]
         if not all(isinstance(value, CardTensor) for value in qkv) or len({value.dtype for value in qkv}) > 1:
@@ -210,7 +213,7 @@ class PlayedCard(TorchDispatchMode):
                 raise RuntimeError(f"Expected a '{wanted}' device type for generator but found another")
 
     def _check_devices(self, name: str, args: Any, others: list[Tensor]) -> None:
-        """Raises as torch does where a tensor of the CPU's stands beside one of the card's."""
+        """Raises torch's error if one argument is on the CPU and another one is on the card."""
         if name in MOVES or name.endswith("_like") or name.startswith("new_") or not others:
             return
         if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
@@ -228,7 +231,7 @@ class PlayedCard(TorchDispatchMode):
         if name in READS:
             self._wait("read" if name == "_local_scalar_dense" else name)
         elif name == "_to_copy" and isinstance(args[0], CardTensor) != to_card:
-            # from memory that is not pinned a copy waits, too, unless it is told not to
+            # a copy from memory that is not pinned also waits, unless it is non-blocking
             if not (to_card and kwargs.get("non_blocking")):
                 self._wait("copy to the card" if to_card else "copy from the card")
         elif name == "copy_" and isinstance(args[0], CardTensor) != isinstance(args[1], CardTensor):
@@ -239,14 +242,14 @@ class PlayedCard(TorchDispatchMode):
                 self._wait("index")
 
     def _check_mps(self, name: str, args: Any, kwargs: Any, flat: list[Any], to_card: bool) -> None:
-        """Raises where Apple's GPUs do."""
+        """Raises the errors of Apple's GPUs."""
         doubles = any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in flat)
         to_double = kwargs.get("dtype") == torch.float64
         leaves = name == "_to_copy" and not to_card
         if to_card and ((doubles and name != "_to_copy") or to_double or (doubles and kwargs.get("dtype") is None)):
             raise TypeError(f"Cannot convert a MPS Tensor to float64 dtype as the MPS framework has none. ({name})")
         if to_double and leaves:
-            # what is converted before it is moved
+            # a tensor that is converted before it is moved
             raise TypeError(f"Cannot convert a MPS Tensor to float64 dtype as the MPS framework has none. ({name})")
         if name == "_adaptive_avg_pool2d" and any(a % b for a, b in zip(args[0].shape[-2:], args[1])):
             raise RuntimeError("Adaptive pool MPS: input sizes must be divisible by output sizes.")

@@ -1,8 +1,9 @@
-"""Tensors of a graphics card that is played: they say that they lie on it, and hold their numbers in the CPU's memory.
+"""Tensors of a simulated graphics card.
 
-A wrapper subclass has the device in its dispatch keys, so that torch's own autocast acts on it. What torch does with a
-device of its own before it dispatches (a guard for it, the number of the current one) a build for CPUs cannot do; that
-is done here in Python, where a tensor is indexed and where a device is named without its number.
+They report the card as their device, and store their numbers in the CPU's memory. A wrapper subclass has the device in
+its dispatch keys, so torch's own autocast affects it. Before torch dispatches, it sets a guard for the device and looks
+up the number of the current one. A build for CPUs cannot do this. This module does it in Python, for indexed tensors
+and for devices that are named without a number.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Current:
 
 
 class CardTensor(torch.Tensor):
-    """A tensor on the played card; `cells` holds its numbers."""
+    """A tensor on the simulated card. `cells` holds its numbers."""
 
     cells: Tensor
 
@@ -80,11 +81,14 @@ class CardTensor(torch.Tensor):
 
 
 class UnguardedTensor(CardTensor):
-    """A tensor of the card with which torch needs no guard for the card's device: it says that it lies on the CPU."""
+    """A tensor of the card that reports the CPU as its device, so that torch needs no guard for the card."""
 
 
 def mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """What the function makes of a value, or of all in its lists, tuples and dicts (torch's own is twice as slow)."""
+    """Applies the function to a value, or to every item of its lists, tuples and dicts.
+
+    Torch's own function is half as fast.
+    """
     kind = type(value)
     if kind is list or kind is tuple:
         return kind([mapped(function, each) for each in value])
@@ -94,7 +98,7 @@ def mapped(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def leaves(*values: Any) -> list[Any]:
-    """All that is in values, and in their lists, tuples and dicts."""
+    """Returns all items of the values, including those in their lists, tuples and dicts."""
     found: list[Any] = []
     for value in values:
         mapped(found.append, value)
@@ -106,7 +110,7 @@ def _unguarded(value: Any) -> Any:
 
 
 def numbered(device: Any) -> Any:
-    """A device of the card's kind with its number, as torch gives it one; any other as it is."""
+    """Adds the number to a device of the card's kind, as torch does. Other devices are returned unchanged."""
     if isinstance(device, (str, torch.device)):
         found = torch.device(device)
         if Current.card is not None and found.type == Current.card.device.type:
@@ -115,10 +119,10 @@ def numbered(device: Any) -> Any:
 
 
 def _with_number(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, given devices with their number."""
+    """Wraps the function so that its devices have a number."""
 
     def called(*args: Any, **kwargs: Any) -> Any:
-        # a string may be anything but a device, save where it is named as one
+        # a string need not be a device, except where a device is expected
         args = tuple(
             numbered(arg) if index == 1 or isinstance(arg, torch.device) else arg for index, arg in enumerate(args)
         )
@@ -130,7 +134,7 @@ def _with_number(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class PlayedGenerator(torch.Generator):
-    """A generator that the card is told of where it is made for it."""
+    """A generator that registers itself with the card if it is created for the card."""
 
     def __new__(cls, device: Any = "cpu") -> PlayedGenerator:
         made = super().__new__(cls)
@@ -140,12 +144,12 @@ class PlayedGenerator(torch.Generator):
 
 
 MAKERS = ("tensor", "as_tensor", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")
-"""Functions that fail where a device has no number; torch.zeros and its kin do without."""
+"""Functions that fail if a device has no number. torch.zeros and similar functions do not."""
 
 
 @contextlib.contextmanager
 def believing_in_the_card(card: Any) -> Iterator[None]:
-    """Replaces what of torch asks for the card itself rather than for tensors on it."""
+    """Replaces functions of torch that use the card directly instead of tensors on it."""
     functions = torch.nn.functional
     real_attention, real_to = functions.scaled_dot_product_attention, torch.Tensor.to
 
@@ -164,7 +168,7 @@ def believing_in_the_card(card: Any) -> Iterator[None]:
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
     Current.card = card
-    # torch.tensor makes its tensor on the CPU and moves it then, as it does where there is a card
+    # torch.tensor now creates its tensor on the CPU and moves it then, as with a real card
     torch._C._set_only_lift_cpu_tensors(True)
     try:
         for owner, name, value in replacements:

@@ -1,4 +1,4 @@
-"""Whole jobs on a played card: no error, and the picture that the processor makes."""
+"""Tests whole jobs on a simulated card: there is no error, and the image equals that of the CPU."""
 
 from __future__ import annotations
 
@@ -12,11 +12,16 @@ from card.played import PlayedCard
 from PIL import Image
 
 LIKE = 58
-"""Decibels that a picture made in half precision is like that in single precision; the plain base picture is at 60."""
+"""Minimum likeness in decibels of an image in half precision to that in single precision.
+
+The plain base image reaches 60.
+"""
 
 LIKE_BY_HALF_VAE = {"Fast": 57}
-"""What an autoencoder in half precision leaves, twice the base picture's error: Fast hardly paints over what decoding
-and encoding the base picture did. With the autoencoder in single precision it is at 59.
+"""Minimum likeness if the autoencoder runs in half precision, at twice the base image's error.
+
+Fast hardly changes the image after decoding and encoding the base image. With the autoencoder in single precision it
+reaches 59.
 """
 
 PRESETS = ("Paper", "Balanced", "Fast")
@@ -25,33 +30,33 @@ TABS = ("txt2img", "img2img")
 
 @functools.cache
 def upload() -> Image.Image:
-    """A picture for img2img, smooth and with edges."""
+    """Returns an image for img2img that is smooth and has edges."""
     rows, columns = np.mgrid[:64, :64] / 63
     pixels = np.stack([rows, columns, (rows + columns > 1) * 0.7], 2)
     return Image.fromarray((pixels * 255).astype(np.uint8))
 
 
 def tab(name: str) -> dict[str, Any]:
-    """Parameters of a job of that tab."""
+    """Returns the parameters of a job in that tab."""
     return {"init_image": upload()} if name == "img2img" else {}
 
 
 def picture(result: Any) -> Image.Image:
-    """The picture of a job that had nothing to complain of."""
+    """Returns the image of a job without errors."""
     assert result.comments == ""
     return result.images[0]
 
 
 @functools.cache
 def on_processor(webui: CardWebui, preset: str, scale: float, name: str) -> Image.Image:
-    """The same job's picture on the processor, in single precision."""
+    """Returns the image of the same job on the CPU in single precision."""
     return picture(webui.job({"preset": preset, "scale": scale}, **tab(name)))
 
 
 def likeness(
     webui: CardWebui, card: PlayedCard, precision: Precision, preset: str, scale: float = 2, name: str = "txt2img"
 ) -> float:
-    """Decibels between a job's picture on the card and that on the processor."""
+    """Compares a job's image on the card with that on the CPU, in decibels."""
     made = webui.job({"preset": preset, "scale": scale}, card, precision, **tab(name))
     return psnr(picture(made), on_processor(webui, preset, scale, name))
 

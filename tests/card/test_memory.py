@@ -1,4 +1,4 @@
-"""Jobs on a played card whose memory ends: what does not fit is made in parts, and the picture stays the same."""
+"""Tests jobs on a simulated card with little memory: large steps run in parts, and the image stays the same."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize("memory", [40, 12, 6])
 def test_the_default_preset_where_the_autoencoder_does_not_fit(webui: CardWebui, memory: int) -> None:
-    """With an autoencoder in single precision, as SDXL's: whole, on the card in parts, in the computer's memory."""
+    """The autoencoder runs in single precision, as for SDXL.
+
+    It runs in one piece, on the card in parts, or in the computer's memory.
+    """
     card = PlayedCard(memory=memory * MIB)
     made = picture(webui.job({"preset": "Balanced", "scale": 4}, card, HALF_BUT_VAE))
     assert card.peak <= memory * MIB
-    # the whole takes 13 MiB
+    # in one piece it needs 13 MiB
     assert (card.peak > 12 * MIB) == (memory == 40)
     assert psnr(made, on_processor(webui, "Balanced", 4, "txt2img")) >= LIKE
 
@@ -30,7 +33,7 @@ def test_the_default_preset_where_the_autoencoder_does_not_fit(webui: CardWebui,
 def test_sampling_that_runs_out_of_memory_goes_on_with_fewer_views(
     webui: CardWebui, card: PlayedCard, monkeypatch: pytest.MonkeyPatch, views: int, allocation: int
 ) -> None:
-    """At any point of a view batch, once."""
+    """Memory runs out once, at any point of a view batch."""
     denoise = StageRun.denoise
 
     def failing(run: StageRun, evaluate: Any, *args: Any) -> Any:

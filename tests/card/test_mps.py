@@ -1,4 +1,4 @@
-"""Jobs on a played GPU of Apple's: no double precision, no uneven pooling, no autocast, no large tensors."""
+"""Tests jobs on a simulated Apple GPU: no double precision, no uneven pooling, no autocast, no large tensors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rooms(monkeypatch: pytest.MonkeyPatch) -> Rooms:
 @pytest.mark.parametrize("scale", [2, 1.625])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_processors_picture(webui: CardWebui, card: PlayedCard, preset: str, scale: float) -> None:
-    """--upcast-sampling is what the webui starts with on a Mac."""
+    """On a Mac the webui starts with --upcast-sampling."""
     made = picture(webui.job({"preset": preset, "scale": scale}, card, UPCAST))
     assert psnr(made, on_processor(webui, preset, scale, "txt2img")) >= LIKE_BY_HALF_VAE.get(preset, LIKE)
 
@@ -43,7 +43,7 @@ def test_other_samplers(webui: CardWebui, card: PlayedCard, sampler: str) -> Non
 
 @pytest.mark.parametrize("size", [(16, 16), (13, 18), (7, 5), (3, 2)])
 def test_areas_are_those_of_adaptive_pooling(size: tuple[int, int]) -> None:
-    """What match_low_band moves is the pooled difference, enlarged."""
+    """match_low_band adds the pooled difference, enlarged."""
     x, base = torch.rand(2, 4, *size), torch.rand(2, 4, 9, 7)
     low, wanted = (F.adaptive_avg_pool2d(latent, LOW_BAND) for latent in (x, base))
     std, mean = torch.std_mean(low, dim=(2, 3), keepdim=True)
@@ -58,7 +58,7 @@ def test_areas_are_those_of_adaptive_pooling(size: tuple[int, int]) -> None:
 def test_no_tensor_is_larger_than_the_gpu_takes(
     webui: CardWebui, card: PlayedCard, monkeypatch: pytest.MonkeyPatch, rooms: Rooms, precision: Precision, limit: int
 ) -> None:
-    """Whatever is free: such a tensor ends the process."""
+    """The limit applies however much memory is free, because a larger tensor ends the process."""
     card.largest = limit
     monkeypatch.setattr(vae, "LARGEST_TENSOR", {"mps": limit}, raising=False)
     with torch.no_grad(), card:

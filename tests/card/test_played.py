@@ -1,4 +1,4 @@
-"""The played card itself: where it is less strict than a card, nothing that is tried on it says anything."""
+"""Tests the simulated card itself. If it is less strict than a real card, the tests on it prove nothing."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_autocast_is_torchs_own() -> None:
 
 
 def test_half_precision_is_computed_in_single(card: PlayedCard) -> None:
-    # in half precision the sum of so many ones would stop at 2048
+    # a sum of this many ones in half precision would stop at 2048
     assert torch.ones(4096, device="cuda", dtype=torch.float16).mean().item() == 1
     with pytest.raises(RuntimeError, match="type"):
         F.conv2d(card.put(torch.ones(1, 1, 2, 2)), card.put(torch.ones(1, 1, 1, 1).half()))

@@ -1,4 +1,4 @@
-"""In which precision a stage works, whatever the webui's networks are in (lib_demofusion/host/precision.py)."""
+"""Tests the precision of a stage, for any precision of the webui's networks (lib_demofusion/host/precision.py)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRECISIONS = {"single": SINGLE, "half": HALF, "half but VAE": HALF_BUT_VAE, "upc
 
 @pytest.fixture
 def types(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[torch.dtype]]:
-    """The types of the tensors that stages work with."""
+    """Records the types of the tensors in the stages."""
     found: dict[str, set[torch.dtype]] = {}
 
     def note(**tensors: Any) -> None:
@@ -80,12 +80,12 @@ def test_a_blur_leaves_the_processors_autocast() -> None:
 
 
 ZERO_SNR = 4.8973451890853435e-08
-"""What the webui sets the last alpha to (modules/sd_models.py, rescale_zero_terminal_snr_abar)."""
+"""The webui's value for the last alpha (modules/sd_models.py, rescale_zero_terminal_snr_abar)."""
 
 
 @pytest.fixture
 def zero_terminal_snr(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models that predict v, and whose schedule ends at hardly any signal: sigma is 4519 there."""
+    """Provides models that predict v and whose schedule ends with almost no signal, at a sigma of 4519."""
 
     def inner_model(self: Any) -> Any:
         if self.model_wrap is None:
@@ -98,7 +98,7 @@ def zero_terminal_snr(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rescaled(alphas: torch.Tensor) -> torch.Tensor:
-    """A schedule that ends at zero terminal SNR (arXiv 2305.08891, algorithm 1)."""
+    """Returns a schedule that ends at zero terminal SNR (arXiv 2305.08891, algorithm 1)."""
     roots = alphas.sqrt()
     first, last = roots[0].clone(), roots[-1].clone()
     found = ((roots - last) * first / (first - last)).square()

@@ -1,4 +1,4 @@
-"""The autoencoder on a played card, with maps on every shelf: the picture stays the same."""
+"""Tests the autoencoder on a simulated card, with its maps on every kind of shelf: the image stays the same."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ KINDS = ("whole", "card", "memory", "packed", "file")
 
 
 def kind_of(shelf: Shelf) -> str:
-    """The name of a shelf."""
+    """Returns the name of a shelf."""
     if shelf.folder is not None:
         return "file"
     return "packed" if shelf.packed else "card" if shelf.device.type == "cuda" else "memory"
 
 
 class Rooms:
-    """What is free, in bytes, as the code is told; writes down which shelves it takes."""
+    """Sets the free bytes that the code sees, and records the shelves that it chooses."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.card, self.memory, self.disk = 64 * GIB, 64 * GIB, 64 * GIB
@@ -54,7 +54,7 @@ class Rooms:
         monkeypatch.setattr(vae, "choose_shelf", noted)
 
     def only(self, kind: str, size: tuple[int, int], model: Any) -> None:
-        """Leaves room for the shelf of a kind and those behind it, for pictures of `size` cells."""
+        """Leaves room for one kind of shelf and for those after it, for images of `size` cells."""
         if kind == "card":
             return
         self.card = 1
@@ -80,14 +80,14 @@ def test_the_same_picture_from_every_shelf(
     kind: str,
     precision: Precision,
 ) -> None:
-    """Balanced decodes and encodes: its anchors go by way of the picture."""
+    """Balanced decodes and encodes, because it makes its anchors from images."""
     if kind != "whole":
         monkeypatch.setattr(shared.opts, options.DECODE, vae.ALWAYS, raising=False)
         rooms.only(kind, (16, 16), webui.model)
     made = picture(webui.job({"preset": "Balanced", "scale": 2}, card, precision))
     expected = {kind} if kind != "whole" else set()
     if kind == "packed":
-        # the smaller base picture needs no packing, and maps in half precision are as small as packed ones
+        # the smaller base image needs no packing, and maps in half precision are as small as packed ones
         expected = {"memory"} if precision is HALF else {"memory", "packed"}
     assert set(rooms.taken) == expected
     assert psnr(made, on_processor(webui, "Balanced", 2, "txt2img")) >= LIKE
@@ -144,7 +144,7 @@ def test_a_network_that_runs_out_of_memory_is_run_in_parts(
     network: str,
     allocation: int,
 ) -> None:
-    """As a card whose memory is in pieces: what is free would suffice, and does not."""
+    """The memory is fragmented: the free memory would be enough, but the allocation fails."""
     reported.expect("trying in smaller parts")
     whole = vae._Forward.__call__
 

@@ -1,4 +1,4 @@
-"""How often the processor waits for the card: a card that is handed its work in time is never idle."""
+"""Counts how often the CPU waits for the card. A card that gets its work in time is never idle."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lib_demofusion.host.backends.webui_denoiser import FusedModel
 from lib_demofusion.method.stage import StageRun
 
 BEGIN_AND_END = 6
-"""Reads of a whole stage: its noise, its schedule, and whether the result is a picture."""
+"""Reads in a whole stage: for its noise, its schedule, and the check of the result."""
 
 
 class Watched:
-    """The waits of a job's one stage that are the extension's own."""
+    """Records the waits that the extension causes in the only stage of a job."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, card: PlayedCard):
         self.calls: list[int] = []
@@ -78,7 +78,7 @@ def test_a_model_call_waits_once_and_a_view_batch_never(
 
 
 class Embedder(torch.nn.Module):
-    """An embedder of pairs of numbers, in the manner of SDXL's."""
+    """An embedder for pairs of numbers, similar to SDXL's."""
 
     outdim = 2
 

@@ -1,4 +1,4 @@
-"""Chromium for the browser tests, and the page's controls as a person knows them."""
+"""Starts Chromium for the browser tests, and operates the page's controls as a person does."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ FLAGS = [
     "--disable-sync",
 ]
 SECONDS = 60_000
-"""Milliseconds that anything may take."""
+"""The time limit of every action, in milliseconds."""
 
 
 def find_chromium() -> str | None:
-    """The browser's program."""
+    """Returns the browser's executable."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
@@ -44,7 +44,7 @@ STOP = """panel => {
         ground: opaque(focused.parentElement),
     };
 }"""
-"""What has the focus, if it is in the panel, and its mark on the ground around it."""
+"""The focused element, if it is in the panel, and the area around it that shows the focus."""
 
 
 LAYOUT = Path(__file__).with_name("layout.js").read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ LAYOUT = Path(__file__).with_name("layout.js").read_text(encoding="utf-8")
 
 @contextmanager
 def launched(program: str) -> Iterator[Any]:
-    """A running browser."""
+    """Starts a browser."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -72,7 +72,7 @@ class Tab:
         page.wait_for_selector(f"{self.panel}_enabled-visible-checkbox", timeout=SECONDS)
 
     def id(self, name: str) -> str:
-        """A selector of the host's own control."""
+        """Returns a selector of the webui's own control."""
         return f"#{self.name}_{name}"
 
     def number(self, selector: str, value: float) -> None:
@@ -82,21 +82,24 @@ class Tab:
         box.blur()
 
     def value(self, selector: str) -> str:
-        """What a control shows."""
+        """Returns the value that a control shows."""
         return self.page.locator(f"{selector} input, {selector} textarea").first.input_value()
 
     @property
     def progress(self) -> Any:
-        """The bar while a run shows; in a webui it stands above the gallery, in the stand-in in a place of its own."""
+        """The progress bar during a run.
+
+        In a webui it is above the gallery, and in the stand-in in a place of its own.
+        """
         return self.page.locator(f"#{self.name}_results .progressDiv, {self.id('progress')} .progressDiv")
 
     @property
     def enabled(self) -> bool:
-        """Whether the panel's checkbox is ticked, the one that Python sees."""
+        """Whether the panel's checkbox is ticked, as Python sees it."""
         return self.page.locator(f"{self.panel}_enabled-checkbox input").is_checked()
 
     def open_panel(self) -> None:
-        """Opens the panel, which switches it on, and what stands behind "Advanced"."""
+        """Opens the panel, which enables it, and the section "Advanced"."""
         if not self.enabled:
             self.page.click(f"{self.panel}_enabled > .label-wrap")
         self.page.wait_for_function(
@@ -108,7 +111,10 @@ class Tab:
         self.page.locator(f"{self.panel}_preset_name").wait_for(timeout=SECONDS)
 
     def stops(self) -> list[dict[str, Any]]:
-        """Where the Tab key leads through the panel from its checkbox on: what has the focus, and how it shows."""
+        """Presses Tab through the panel from its checkbox.
+
+        Returns the focused elements and how each shows the focus.
+        """
         self.page.focus(f"{self.panel}_enabled-visible-checkbox")
         found: list[dict[str, Any]] = []
         while True:
@@ -121,12 +127,12 @@ class Tab:
     def layout_problems(self, width: int, height: int = 1000) -> list[str]:
         """Lists the panel's controls that are cut off or covered in a window of this size."""
         self.page.set_viewport_size({"width": width, "height": height})
-        # until the page has laid itself out anew
+        # wait until the page has finished its new layout
         self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         return [f"{width}: {problem}" for problem in self.page.evaluate(LAYOUT, self.panel)]
 
     def text(self, name: str, text: str) -> str:
-        """Types into a control of the panel, key by key as a person does; returns its selector."""
+        """Types into a control of the panel, key by key as a person does. Returns its selector."""
         selector = f"{self.panel}_{name} textarea, {self.panel}_{name} input"
         self.page.click(selector, timeout=SECONDS)
         self.page.keyboard.press("Control+A")
@@ -134,7 +140,7 @@ class Tab:
         return selector
 
     def presets(self) -> list[str]:
-        """Returns the presets to choose from."""
+        """Returns the available presets."""
         return [text.strip() for text in self.page.locator(f"{self.panel}_preset label").all_inner_texts()]
 
     def choose_preset(self, name: str) -> None:
@@ -145,7 +151,7 @@ class Tab:
         label.first.click(timeout=SECONDS)
 
     def wait_for_preset(self, name: str) -> None:
-        """Waits until a preset is the chosen one."""
+        """Waits until a preset is selected."""
         chosen = self.page.locator(f"{self.panel}_preset label.selected")
         chosen.filter(has_text=re.compile(f"^\\s*{re.escape(name)}\\s*$")).wait_for(timeout=SECONDS)
 
@@ -156,19 +162,19 @@ class Tab:
         self.page.wait_for_function(script, arg=[selector, value], timeout=SECONDS)
 
     def wait_for_message(self, text: str) -> None:
-        """Waits until a text stands below the presets."""
+        """Waits until a message is below the presets."""
         message = self.page.locator(f"{self.panel}_preset_message.prose")
         message.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=SECONDS)
 
     def wait_for_line(self, text: str) -> str:
-        """Waits until the live line has a text in it; returns the line."""
-        # gradio 3 gives the text the name too, gradio 4 only what is around it
+        """Waits until the live line contains a text. Returns the line."""
+        # gradio 3 gives the class to the text too, gradio 4 only to its container
         line = self.page.locator(f"{self.panel}_line.prose, {self.panel}_line .prose")
         line.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=SECONDS)
         return line.inner_text()
 
     def wait_for_progress(self, text: str) -> str:
-        """Waits until the progress bar has a text on it; returns all of its text."""
+        """Waits until the progress bar contains a text. Returns the bar's whole text."""
         self.progress.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=SECONDS)
         return self.progress.inner_text()
 
@@ -179,41 +185,44 @@ class Tab:
     def generate(self) -> None:
         """Starts a run and waits until it shows."""
         self.page.click(self.id("generate"))
-        # attached: above an empty gallery of the webui it has no height
+        # wait for "attached", because above an empty gallery of the webui the bar has no height
         self.progress.wait_for(state="attached", timeout=SECONDS)
 
     def picture_sizes(self) -> list[int]:
-        """Widths of the pictures in the gallery."""
+        """Returns the widths of the images in the gallery."""
         images = f"{self.id('gallery')} .thumbnails img"
         self.page.wait_for_selector(images, timeout=SECONDS, state="attached")
         script = "all => Promise.all(all.map(async i => { await i.decode(); return i.naturalWidth; }))"
         return self.page.eval_on_selector_all(images, script)
 
     def wait_for_infotext(self, text: str) -> str:
-        """Waits until the text under the pictures has a part; returns all of it."""
+        """Waits until the text under the images contains a part. Returns the whole text."""
         info = self.page.locator(f"#html_info_{self.name}.prose")
         info.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=SECONDS)
         return info.inner_text()
 
     def messages(self) -> Any:
-        """What is said of the last run above its image."""
+        """The messages about the last run above its image."""
         messages = self.page.locator(".demofusion-messages")
         messages.wait_for(timeout=SECONDS)
         return messages
 
     def infotext(self) -> str:
-        """The text under the pictures."""
+        """The text under the images."""
         return self.page.inner_text(f"#html_info_{self.name}.prose")
 
 
 def screenshot(page: Any, folder: Path, name: str) -> None:
-    """Keeps a picture of the whole page."""
+    """Saves a screenshot of the whole page."""
     folder.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=str(folder / f"{name}.png"), full_page=True)
 
 
 def contrast(one: str, other: str) -> float:
-    """Returns the contrast of two colours as the WCAG define it, 1 to 21; colours as `rgb(1, 2, 3)`."""
+    """Returns the contrast of two colours as defined by the WCAG, from 1 to 21.
+
+    Colours have the form `rgb(1, 2, 3)`.
+    """
 
     def luminance(colour: str) -> float:
         parts = [int(n) / 255 for n in re.findall(r"\d+", colour)[:3]]
@@ -225,7 +234,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def open_panel(chromium: Any, url: str, size: tuple[int, int], name: str = "txt2img") -> Tab:
-    """A tab with its panel open, on a new page of a size (width, height)."""
+    """Opens the panel of a tab on a new page of the given size (width, height)."""
     page = chromium.new_page(viewport={"width": size[0], "height": size[1]})
     page.goto(url, wait_until="domcontentloaded")
     page.wait_for_selector("#txt2img_generate", timeout=SECONDS)

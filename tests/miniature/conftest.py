@@ -1,4 +1,7 @@
-"""The stand-in for the webui inside the test process, with the extension loaded into it by its entry points."""
+"""Provides the stand-in for the webui inside the test process.
+
+The stand-in loads the extension by its entry points.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from browser import SECONDS, find_chromium, launched  # noqa: E402
 
 @pytest.fixture(scope="session")
 def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The stand-in on a tiny random model."""
+    """Loads the stand-in with a tiny random model."""
     from in_process import Webui
     from tiny import TinyModel
 
@@ -36,7 +39,7 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """The page's address while its server runs, and the file that the server's console goes to."""
     folder = tmp_path_factory.mktemp("data")
-    # of several processes with tests each looks for a free port elsewhere
+    # each of several test processes looks for a free port in its own range
     port = 7870 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     command = [sys.executable, "-u", str(FOLDER / "serve_tiny.py"), str(port), str(folder), "0.02"]
     with (
@@ -70,7 +73,7 @@ def console(served: tuple[str, Path], reported: Reports) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A running browser."""
+    """Starts a browser."""
     program = find_chromium()
     if program is None:
         reason = "no Chromium was found; on Debian: apt-get install chromium"

@@ -1,6 +1,7 @@
-"""What the extension uses of the webui, and what a webui's source says about it; nothing is imported, only parsed.
+"""Lists the parts of the webui that the extension uses, and describes them from a webui's source.
 
-`python tests/miniature/host_facts.py DIR` writes host_facts.json anew from the webui in DIR.
+It parses the source and imports nothing. `python tests/miniature/host_facts.py DIR` updates host_facts.json from the
+webui in DIR.
 """
 
 from __future__ import annotations
@@ -33,33 +34,36 @@ ROLES = {
     "denoiser": ("sd_samplers_cfg_denoiser.CFGDenoiser",),
     "model": ("sd_samplers_cfg_denoiser.CFGDenoiser",),
 }
-"""The classes of what the extension calls by these names; an attribute must be known to one of them."""
+"""The classes of the objects that the extension calls by these names. One of the classes must define each attribute."""
 
 INSTANCES = {"shared.state": "State", "shared.total_tqdm": "TotalTQDM"}
-"""Variables of the webui and the names of their classes, wherever these are defined."""
+"""Variables of the webui and the names of their classes, wherever they are defined."""
 
 OPTIONS = "shared.opts"
 SUBCLASSED = ("sd_samplers_cfg_denoiser.CFGDenoiser.forward", "sd_samplers_cfg_denoiser.CFGDenoiser.inner_model")
-"""What a class made at run time overrides (lib_demofusion/host/backends/webui_denoiser.py)."""
+"""The methods that a class created at run time overrides (lib_demofusion/host/backends/webui_denoiser.py)."""
 
 
 def parse(path: Path) -> ast.Module:
-    """The syntax tree of a file."""
+    """Returns the syntax tree of a file."""
     with warnings.catch_warnings():
-        # the webui's own strings hold escapes that newer versions of Python warn of
+        # newer versions of Python warn about escapes in the webui's own strings
         warnings.simplefilter("ignore")
         return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
 def host_files() -> list[Path]:
-    """The files of the extension that know the webui; those of a backend for other webuis are about those."""
+    """Returns the extension's files that know the webui.
+
+    Backends for other webuis are excluded, because they describe those.
+    """
     folders = (REPOSITORY / "lib_demofusion" / "host", REPOSITORY / "scripts")
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     return [path for path in files if not (path.parent.name == "backends" and path.stem.startswith("forge"))]
 
 
 def dotted(node: ast.AST) -> str | None:
-    """`a.b.c` for such an expression."""
+    """Returns `a.b.c` for such an expression."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -69,7 +73,7 @@ def dotted(node: ast.AST) -> str | None:
 
 
 def imported(tree: ast.Module) -> dict[str, str]:
-    """Local names and the webui's modules or symbols that they stand for."""
+    """Returns local names, and the webui's modules or symbols that they refer to."""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "modules":
@@ -80,7 +84,7 @@ def imported(tree: ast.Module) -> dict[str, str]:
 
 
 def own_names(tree: ast.Module) -> set[str]:
-    """What a file imports from the extension itself, and the attributes that it gives its own objects."""
+    """Returns the names that a file imports from the extension, and the attributes that it sets on its own objects."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib_demofusion"):
@@ -92,7 +96,7 @@ def own_names(tree: ast.Module) -> set[str]:
 
 
 def symbols(tree: ast.Module) -> Iterator[str]:
-    """Symbols of the webui that a file of the extension uses, as `module.name` or `module.Class.member`."""
+    """Yields the symbols of the webui that a file of the extension uses, as `module.name` or `module.Class.member`."""
     names = imported(tree)
     own = own_names(tree)
     yield from (target for target in names.values() if "." in target)
@@ -120,7 +124,7 @@ def symbols(tree: ast.Module) -> Iterator[str]:
 
 
 def used() -> list[str]:
-    """Everything of the webui that the extension uses."""
+    """Returns everything of the webui that the extension uses."""
     trees = [parse(path) for path in host_files()]
     found = {symbol for tree in trees for symbol in symbols(tree)} | set(SUBCLASSED)
     own = {name for tree in trees for name in own_names(tree)}
@@ -128,7 +132,7 @@ def used() -> list[str]:
 
 
 def parameters(node: ast.FunctionDef) -> list[str]:
-    """A function's parameters without self, with stars, and a question mark where there is a default."""
+    """Returns a function's parameters without self, with stars, and with a question mark for each default."""
     args = node.args
     plain = [arg.arg for arg in (*args.posonlyargs, *args.args)]
     required = len(plain) - len(args.defaults)
@@ -140,7 +144,7 @@ def parameters(node: ast.FunctionDef) -> list[str]:
 
 
 def described(node: ast.FunctionDef) -> dict[str, Any]:
-    """What is compared of a function; a property counts as an attribute."""
+    """Returns the properties of a function that the test compares. A property counts as an attribute."""
     decorators = {dotted(entry) or "" for entry in node.decorator_list}
     if any(name == "property" or name.endswith(".setter") for name in decorators):
         return {"kind": "attribute"}
@@ -148,7 +152,7 @@ def described(node: ast.FunctionDef) -> dict[str, Any]:
 
 
 def targets(node: ast.AST) -> Iterator[ast.AST]:
-    """The places that a statement assigns to."""
+    """Yields the targets of an assignment."""
     if isinstance(node, ast.Assign):
         for target in node.targets:
             yield from target.elts if isinstance(target, ast.Tuple) else [target]
@@ -157,18 +161,18 @@ def targets(node: ast.AST) -> Iterator[ast.AST]:
 
 
 class Source:
-    """The `modules` package of a webui, or of the stand-in, as syntax trees."""
+    """The `modules` package of a webui or of the stand-in, as syntax trees."""
 
     def __init__(self, root: Path):
         self.trees = {path.stem: parse(path) for path in sorted((root / "modules").glob("*.py"))}
 
     @cache  # noqa: B019 (one object per run)
     def classes(self) -> dict[str, ast.ClassDef]:
-        """Classes by name; names that two modules use are not of interest here."""
+        """Returns classes by name. Names that two modules use are not needed here."""
         return {n.name: n for tree in self.trees.values() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
 
     def members(self, name: str) -> dict[str, dict[str, Any]]:
-        """Attributes and functions of a class and its bases."""
+        """Returns the attributes and functions of a class and its bases."""
         node = self.classes().get(name)
         if node is None:
             return {}
@@ -190,7 +194,7 @@ class Source:
         return found
 
     def options(self) -> set[str]:
-        """The names of the settings."""
+        """Returns the names of the settings."""
         names = set()
         for stem in ("shared_options", "shared"):
             for node in ast.walk(self.trees.get(stem, ast.Module([], []))):
@@ -201,7 +205,7 @@ class Source:
         return names
 
     def top_level(self, module: str, name: str) -> dict[str, Any] | None:
-        """A function, class or variable of a module."""
+        """Describes a function, class or variable of a module."""
         tree = self.trees.get(module)
         for node in tree.body if tree else ():
             if isinstance(node, ast.FunctionDef) and node.name == name:
@@ -216,7 +220,7 @@ class Source:
         return None
 
     def fact(self, symbol: str) -> dict[str, Any] | None:
-        """What is known about a symbol of `used`, or None where it is missing."""
+        """Describes a symbol of `used`. Returns None if it is missing."""
         if symbol.startswith(f"{OPTIONS}."):
             name = symbol.rpartition(".")[2]
             return {"kind": "option"} if name in self.options() else self.members("Options").get(name)
@@ -228,12 +232,12 @@ class Source:
         return self.members(name).get(member[0]) if member else self.top_level(module, name)
 
     def facts(self, names: list[str]) -> dict[str, Any]:
-        """What is known about each of the symbols."""
+        """Describes each of the symbols."""
         return {name: self.fact(name) for name in names}
 
 
 def main(webui: str) -> None:
-    """Writes the facts of a real webui, without what it has no symbol for."""
+    """Writes the facts of a real webui, without symbols that it does not have."""
     facts = {name: fact for name, fact in Source(Path(webui)).facts(used()).items() if fact}
     FACTS.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Runs jobs in the stand-in within the test process."""
+"""Runs jobs of the stand-in within the test process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from modules import errors, jobs, paths_internal, processing, scripts, sd_models
 from PIL import Image
 
 BASE = 64
-"""Side of a base picture in pixels."""
+"""Side of a base image in pixels."""
 
 
 class Webui:
-    """The loaded stand-in; jobs of both tabs run on its model."""
+    """The loaded stand-in. The jobs of both tabs run on its model."""
 
     def __init__(self, folder: Path, small: Any):
         self.folder = folder
@@ -66,5 +66,5 @@ class Webui:
 
 
 def sizes(processed: processing.Processed) -> list[int]:
-    """Widths of the pictures."""
+    """Returns the widths of the images."""
     return [image.width for image in processed.images]

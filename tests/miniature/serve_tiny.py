@@ -1,4 +1,7 @@
-"""Serves the stand-in's page on the tiny random model, slowed down to be watched: PORT FOLDER SECONDS."""
+"""Serves the stand-in's page with the tiny random model, slowed down so that tests can observe it:
+
+PORT FOLDER SECONDS.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from tiny import TinyModel  # noqa: E402
 
 
 class SlowModel(TinyModel):
-    """Takes a while for every call."""
+    """A model whose every call takes some time."""
 
     seconds = 0.0
 

@@ -1,4 +1,4 @@
-"""What the webui shows while a job runs: its bar on the page and on the console, and the live preview."""
+"""Tests the webui's display during a job: the bar on the page and on the console, and the live preview."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from reports import Reports
 
 BALANCED = {"enabled": True, "preset": "Balanced", "scale": 2}
 EVERY = 10
-"""The webui's default of "Live preview display period"."""
+"""The webui's default for "Live preview display period"."""
 
 
 class Page:
-    """Looks at the job at every model call, as the page does now and then."""
+    """Looks at the job at every model call, as the page does from time to time."""
 
     def __init__(self) -> None:
         self.previews: list[str] = []
-        """What stood beside the bar when a preview was shown."""
+        """The texts beside the bar when each preview was shown."""
 
     def look(self) -> None:
-        """The webui's rule, `State.set_current_image`."""
+        """Follows the webui's rule in `State.set_current_image`."""
         state = shared.state
         due = state.sampling_step - state.current_image_sampling_step >= EVERY
         if due and state.current_latent is not None:
@@ -49,7 +49,7 @@ def page(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Page:
 def test_a_stage_of_fewer_steps_than_between_previews_is_seen(
     webui: Webui, page: Page, steps: int, iterations: int
 ) -> None:
-    """Balanced runs half of them. What is shown is the stage's own picture, not that of the base."""
+    """Balanced runs half of the steps. The preview is the image of the stage, not of the base."""
     webui.job(BALANCED, steps=steps, n_iter=iterations)
     in_stage = [shown for shown in page.previews if "DemoFusion 1/1 128x128" in shown]
     assert len(in_stage) == iterations
@@ -58,7 +58,7 @@ def test_a_stage_of_fewer_steps_than_between_previews_is_seen(
 
 @pytest.fixture
 def totals(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
-    """What the console's bar stood at, and of how many, when it ended."""
+    """Returns the position and the total of the console's bar at its end."""
     seen: list[tuple[int, int]] = []
     total = shared.total_tqdm
     clear = total.clear
@@ -109,7 +109,7 @@ def test_it_does_so_where_a_stage_fails(
 
 
 def test_a_grid_that_has_told_its_steps_gets_those_of_the_stages(webui: Webui, totals: list[tuple[int, int]]) -> None:
-    """X/Y/Z counts its cells' base pictures ahead; each cell's stages come when its turn comes."""
+    """X/Y/Z counts the steps of all base images in advance. Each cell adds its stages when it runs."""
     total: Callable[[int], None] = shared.total_tqdm.updateTotal
     seen: list[int] = []
 

@@ -1,4 +1,4 @@
-"""The page in a real browser, used as a person would."""
+"""Tests the page in a real browser, with the actions of a person."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPENING = "Balanced"
 """The default preset."""
 
 BASE = {"txt2img": [128], "img2img": []}
-"""The base image behind the final one; in img2img it is the upload, which is on the page already."""
+"""The base image that follows the final one. In img2img it is the upload, which is on the page already."""
 
 INFOTEXT = """a yellow cross on blue ground
 Negative prompt: gray
@@ -33,7 +33,7 @@ DemoFusion stages: "1,2,3", DemoFusion cosine scale 1: 2.5, DemoFusion jitter: F
 
 @pytest.fixture(params=TABS)
 def tab(page: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Tab:
-    """Both tabs in turn, with a picture to begin with in img2img."""
+    """Both tabs in turn. In img2img there is an image to begin with."""
     tab = Tab(page, request.param)
     if request.param == "img2img":
         picture = tmp_path / "begin.png"
@@ -80,7 +80,10 @@ def test_an_impossible_value_is_named_in_the_line(tab: Tab) -> None:
 def test_a_number_that_is_not_allowed_is_corrected_in_its_box(
     page: Any, name: str, typed: str, value: str, note: str | None
 ) -> None:
-    """In every box alike; an emptied one gets its last value back, so that the line and the run agree with it."""
+    """Every box behaves in the same way.
+
+    An emptied box gets its last value back, so that the line and the run use it too.
+    """
     tab = Tab(page, "txt2img")
     tab.open_panel()
     box = page.locator(f"{tab.panel}_{name} input[type=number]")
@@ -106,7 +109,7 @@ def test_an_emptied_box_does_not_change_the_size(tab: Tab) -> None:
 
 
 def test_a_size_that_does_not_suit_the_base_image_is_named(tab: Tab) -> None:
-    """Within the limits of its box; the run is refused in the same words."""
+    """The number is within the limits of its box. The run is refused with the same message."""
     tab.open_panel()
     tab.number(tab.id("steps"), 3)
     tab.number(f"{tab.panel}_width", 2000)
@@ -134,7 +137,7 @@ def test_what_is_wrong_is_said_in_a_colour(chromium: Any, address: str, scheme: 
     tab.wait_for_line("not possible")
     error, within, text = page.eval_on_selector(".demofusion-error", COLOURS)
     assert error == within != text
-    # as colour(srgb 0.9 0.4 0.4) where it is mixed of two
+    # a mixture of two colours has the form colour(srgb 0.9 0.4 0.4)
     red, green, blue = (float(part) for part in re.findall(r"[\d.]+", error)[:3])
     error = f"rgb({red * 255:.0f}, {green * 255:.0f}, {blue * 255:.0f})" if "srgb" in error else error
     assert red > 1.5 * max(green, blue)
@@ -144,7 +147,7 @@ def test_what_is_wrong_is_said_in_a_colour(chromium: Any, address: str, scheme: 
 
 
 def test_the_line_keeps_up_where_the_server_is_slow(tab: Tab) -> None:
-    """As beside a running job: what is typed while an answer is awaited counts too."""
+    """The server is slow during a job. Text that you type while the page waits for an answer also counts."""
     tab.open_panel()
     tab.choose_preset("Paper")
     tab.number(f"{tab.panel}_scale", 3)
@@ -159,7 +162,7 @@ ONE_STAGE = "128x128 → 384x384"
 
 
 def test_a_value_of_ones_own_stays_where_the_list_is_only_visited(tab: Tab) -> None:
-    """As on the way through the panel with the Tab key."""
+    """The Tab key visits the list on its way through the panel."""
     tab.open_panel()
     tab.choose_preset("Paper")
     tab.number(f"{tab.panel}_scale", 3)
@@ -175,7 +178,7 @@ def test_a_value_of_ones_own_stays_where_the_list_is_only_visited(tab: Tab) -> N
 
 
 def test_a_text_that_comes_without_a_key_is_taken(tab: Tab) -> None:
-    """Pasted with the mouse, dropped, or filled in by another program."""
+    """The text is pasted with the mouse, dropped, or filled in by another program."""
     tab.open_panel()
     tab.choose_preset("Paper")
     tab.number(f"{tab.panel}_scale", 3)
@@ -264,7 +267,7 @@ def test_pasting_sets_every_control(tab: Tab) -> None:
         f"{tab.panel}_cosine_scale_2": "1",
     }
     assert {selector: tab.value(selector) for selector in expected} == expected
-    # what is not in the panel is told of where it is not as in the preset
+    # a message names values that differ from the preset and have no control in the panel
     tab.page.locator(f"{tab.panel}_preset_changed.prose").filter(has_text="Jitter").wait_for(timeout=SECONDS)
     tab.open_panel()
     boxes = {"return_stages": True, "save_stages": False}
@@ -392,7 +395,7 @@ def test_a_changed_preset_shows_as_changed(tab: Tab) -> None:
     changed.wait_for(state="hidden", timeout=SECONDS)
     tab.choose_preset("Paper")
     tab.wait_for_value("stages", "every")
-    # until the last of the controls has its new value, some differ from the new preset
+    # until all controls have their new values, some differ from the new preset
     changed.wait_for(state="hidden", timeout=SECONDS)
 
 

@@ -1,4 +1,4 @@
-"""Keep colors through the stand-in: every base, every upscaler, masks, and what happens when it fails."""
+"""Tests Keep colors in the stand-in: every base, every upscaler, masks, and errors."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ ON = {"enabled": True, "scale": 2, "keep_colors": True}
 
 
 def drift(image: Image.Image, base: Image.Image) -> float:
-    """Largest difference between the mean colors of the quarters of two images, of 255."""
+    """Returns the largest difference between the mean colors of the quarters of two images, in levels of 255."""
     quarters = [np.asarray(one.resize((2, 2), Image.Resampling.BOX), float) for one in (image, base)]
     return float(np.abs(quarters[0] - quarters[1]).max())
 
 
 def upload() -> Image.Image:
-    """An image of the base's size, smooth and with an edge."""
+    """Returns an image of the base's size that is smooth and has an edge."""
     rows, columns = np.mgrid[:BASE, :BASE] / BASE
     return Image.fromarray((np.stack([rows, columns, (rows + columns > 1) * 0.7], 2) * 255).astype(np.uint8))
 
 
 @pytest.fixture
 def drifting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A decoder that tints whatever is larger than the base image, as a stage may."""
+    """Makes the decoder tint every image that is larger than the base, as a stage may."""
     real = processing.decode_latent_batch
 
     def decode(*args: Any, **kwargs: Any) -> Any:
@@ -79,7 +79,7 @@ def test_every_image_has_the_base_s_colors(webui: Webui, drifting: None, setting
 
 
 def _shown(final: Image.Image, base: Image.Image) -> tuple[int, int, int, int]:
-    """The part of the base image that has the final one's shape."""
+    """Returns the crop of the base image that has the final image's shape."""
     height = round(base.width * final.height / final.width / 8) * 8
     top = (base.height - height) // 16 * 8
     return 0, top, base.width, top + height

@@ -1,4 +1,4 @@
-"""The stand-in against the webui: what the extension uses has the same names and parameters in both."""
+"""Compares the stand-in with the webui: everything that the extension uses has the same signature in both."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ WRITE = "python tests/miniature/host_facts.py DIR writes the list anew from the 
 
 @pytest.fixture(scope="session")
 def committed() -> dict[str, Any]:
-    """What is known about webui 1.10.1."""
+    """Returns the facts about webui 1.10.1."""
     return json.loads(host_facts.FACTS.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")
 def miniature() -> dict[str, Any]:
-    """What the stand-in's source says."""
+    """Returns the facts about the stand-in from its source."""
     return host_facts.Source(host_facts.MINIATURE).facts(USED)
 
 
@@ -60,7 +60,7 @@ variable = 3
 
 @pytest.fixture
 def example(tmp_path: Path) -> host_facts.Source:
-    """A package of one module."""
+    """Creates a package with one module."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "example.py").write_text(SOURCE, encoding="utf-8")
     return host_facts.Source(tmp_path)

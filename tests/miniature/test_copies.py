@@ -1,4 +1,4 @@
-"""The extension installed twice, as a fork beside the original or under a second folder name."""
+"""Tests the extension installed twice, as a fork beside the original or under a second folder name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TITLE = "DemoFusion Hires"
 
 
 def copy_to(folder: Path) -> Path:
-    """Returns a folder that is a copy of the extension, as far as the webui loads Python code of it."""
+    """Returns a folder with a copy of the extension's Python code that the webui loads."""
     folder.mkdir()
     for name in ("scripts", "lib_demofusion"):
         (folder / name).symlink_to(ROOT / name, target_is_directory=True)

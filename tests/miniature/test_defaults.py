@@ -1,4 +1,4 @@
-"""The webui's page of defaults: what it saves of the panel into ui-config.json can be read back."""
+"""Tests the webui's page of defaults: the extension can read the panel's values in ui-config.json."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def controls(tab: str) -> dict[str, Any]:
 
 
 def labels(component: Any) -> list[str]:
-    """Returns the texts of a radio or dropdown (modules/ui_loadsave.py, radio_choices)."""
+    """Returns the labels of a radio or dropdown (modules/ui_loadsave.py, radio_choices)."""
     return [entry[0] if isinstance(entry, tuple) else entry for entry in getattr(component, "choices", [])]
 
 
 def after_apply(component: Any, value: Any) -> Any:
-    """Returns what a control holds when its value was saved by Apply and the page was built again.
+    """Returns a control's value after Apply has saved it and the page has been built again.
 
-    Apply takes a whole number, and so True and False, for a place among the choices (iter_changes). What is no choice
-    is not restored, and a number becomes a float (add_component).
+    Apply treats an integer, and therefore True and False, as an index into the choices (iter_changes). A value that is
+    no choice is not restored, and a number becomes a float (add_component).
     """
     texts = labels(component)
     saved = texts[value] if isinstance(value, int) and texts else value
@@ -41,7 +41,7 @@ def after_apply(component: Any, value: Any) -> Any:
 
 
 def possible(name: str, component: Any) -> list[Any]:
-    """Returns what a person can set a control to, as the page sends it."""
+    """Returns the values that you can set a control to, as the page sends them."""
     spec = SPECS[name]
     if labels(component):
         return [entry[1] if isinstance(entry, tuple) else entry for entry in component.choices]
@@ -64,7 +64,7 @@ def test_what_is_saved_as_a_default_is_read_back(webui: Webui, tab: str) -> None
 
 @pytest.mark.parametrize("tab", TABS)
 def test_a_file_of_defaults_that_an_older_version_spoilt_does_no_harm(webui: Webui, tab: str) -> None:
-    """It holds the text of what img2img begins with, where the value was false."""
+    """The file holds the label of an option where the value was False."""
     component = controls(tab)["img2img_first"]
     spoilt = after_apply(component, "Upscale the image as it is")
     picture = webui.job().images[0] if tab == "img2img" else None

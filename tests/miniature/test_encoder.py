@@ -1,4 +1,4 @@
-"""Around the encoder: the memory that is given back, and what it says when it fails."""
+"""Tests the work around the encoder: the memory that it gives back, and its error messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BALANCED = {"enabled": True, "scale": 3, "stages": "doubling", "preset": "Balanc
 
 @pytest.fixture
 def events(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What a job does with the device, in order."""
+    """Records a job's use of the device, in order."""
     seen: list[str] = []
 
     def noticed(name: str, real: Any) -> Any:
@@ -52,14 +52,17 @@ ONE_STAGE = [GIVE, DECODER, GIVE, ENCODER, GIVE, MODEL]
 def test_what_is_cached_is_given_back_at_every_change_of_model(
     webui: Webui, events: list[str], upscaler: str, expected: list[str]
 ) -> None:
-    """Pieces of the autoencoder's sizes are of no use to the UNet, nor its to the autoencoder."""
+    """The UNet cannot reuse memory blocks of the autoencoder's sizes, nor the reverse."""
     webui.job({**BALANCED, "upscaler": upscaler})
     assert [name for name, _ in groupby(events)] == expected
 
 
 @pytest.fixture
 def failing_encoder(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The encoder returns NaN in one place, as half precision may; widths in cells of what the UNet was given since."""
+    """Makes the encoder return one NaN, as half precision may.
+
+    Returns the widths of the UNet's inputs since then, in cells.
+    """
     widths: list[int] = []
     real = webui.small.encode
 
@@ -102,7 +105,7 @@ def test_nan_is_told_as_one_of_the_vae_before_a_stage_is_spent(
 def test_an_upload_that_the_vae_fails_at_costs_no_stage(
     webui: Webui, failing_encoder: list[int], monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
-    """In img2img the host encodes the upload and looks at nothing."""
+    """In img2img the host encodes the upload without a check."""
     reported.expect("the VAE's encoder returned NaN")
     monkeypatch.setattr(webui.small, "decode", lambda z: torch.zeros(len(z), 3, 8 * z.shape[2], 8 * z.shape[3]))
     upload = Image.new("RGB", (BASE, BASE), (200, 90, 30))
@@ -114,7 +117,7 @@ def test_an_upload_that_the_vae_fails_at_costs_no_stage(
 def test_a_base_of_nan_costs_no_stage(
     webui: Webui, events: list[str], monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
-    """With --disable-nan-check the host hands it on."""
+    """With --disable-nan-check the host passes the base on."""
     reported.expect("the base image is NaN")
 
     def unet(x: Tensor, *rest: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""The backend for Forge's family on doubles of its objects: what it patches, reserves, refuses and puts back."""
+"""Tests the backend for Forge's family with doubles: patches, reserved memory, refusals and restored values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STAGE = PLAN.stages[-1]
 
 
 class Unet:
-    """A patched UNet; clones share the model, as Forge's do."""
+    """A patched UNet. Its clones share the model, as in Forge."""
 
     def __init__(self, model: Any, options: dict[str, Any] | None = None, controls: Any = None):
         self.model, self.model_options, self.controlnet_linked_list = model, options or {}, controls
@@ -78,31 +78,31 @@ class Scripts:
 
 @pytest.fixture(autouse=True)
 def merged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, float]]:
-    """The calls of the host's function that merges tokens, and that Forge Neo's Epsilon Scaling is part of."""
+    """Records the calls of the host's function that merges tokens and applies Forge Neo's Epsilon Scaling."""
     seen: list[tuple[Any, float]] = []
     monkeypatch.setattr(sd_models, "apply_token_merging", lambda *args: seen.append(args), raising=False)
     return seen
 
 
 def sample_euler(model: Any, x: Any, sigmas: Any, callback: Any = None, s_churn: float = 0.0) -> Any:
-    """A sampling function of k-diffusion by its name and parameters."""
+    """Has the name and the parameters of k-diffusion's sampling function."""
 
 
 def sample_euler_ancestral(model: Any, x: Any, sigmas: Any, eta: float = 1.0, noise_sampler: Any = None) -> Any:
-    """Forge Neo's asks for the kind of model and hands flow models over to another."""
+    """Like Forge Neo's function, checks the kind of model and passes flow models to another function."""
     return model._is_const
 
 
 def sample_dpmpp_2s_ancestral_RF(model: Any, x: Any, sigmas: Any, eta: float = 1.0, noise_sampler: Any = None) -> Any:
-    """Of Forge Neo, for flow models."""
+    """Like Forge Neo's function for flow models."""
 
 
 def sample_unipc(model: Any, x: Any, sigmas: Any) -> Any:
-    """Forge Neo's, which hands its model a scaled copy of x."""
+    """Like Forge Neo's function, which passes its model a scaled copy of x."""
 
 
 def sample_Kohaku_LoNyu_Yog(model: Any, x: Any, sigmas: Any, eta: Any = None, noise_sampler: Any = None) -> Any:
-    """Of Forge Neo; it adds noise as for Stable Diffusion."""
+    """Like Forge Neo's function, which adds noise as for Stable Diffusion."""
 
 
 SAMPLERS = {
@@ -116,7 +116,7 @@ SAMPLERS = {
 
 @pytest.fixture(autouse=True)
 def samplers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host's samplers, of which only the functions matter."""
+    """Provides the host's samplers. The backend uses only their functions."""
 
     def create_sampler(name: str, model: Any) -> Any:
         return SimpleNamespace(func=SAMPLERS[name], eta_option_field="eta_ancestral")
@@ -127,7 +127,7 @@ def samplers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cleaned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the host was told to tidy up."""
+    """Records the cleanups that the host received."""
     seen: list[Any] = []
     monkeypatch.setattr(forge, "sampling_cleanup", seen.append)
     return seen
@@ -192,7 +192,10 @@ def test_the_unet_is_that_of_the_patched_model() -> None:
 
 
 def test_what_extensions_draw_belongs_to_the_seed_and_to_the_stage(cleaned: list[Any]) -> None:
-    """Patches that draw from torch's own generator get the same numbers again, and others in another stage."""
+    """Patches that draw from torch's own generator get the same numbers in a repeated run.
+
+    In another stage they get other numbers.
+    """
     plan = make_plan(Settings(enabled=True, scale=3), (16, 16))
 
     def drawn(stage: Any, seed: int) -> float:
@@ -236,7 +239,7 @@ def test_an_estimate_that_somebody_else_made_is_asked_of_views() -> None:
 
 
 def test_token_merging_is_asked_for_whatever_the_ratio(cleaned: list[Any], merged: list[tuple[Any, float]]) -> None:
-    """Forge Neo applies its Epsilon Scaling in the same function; it was left out of the stages."""
+    """Forge Neo applies its Epsilon Scaling in the same function, which the stages once omitted."""
     p = request(Scripts())
     with sampling(p):
         assert merged == [(p.sd_model, 0)]
@@ -277,7 +280,7 @@ def counting() -> Any:
 
 
 class Cache:
-    """An object in the place of a wrapper, or with a method there."""
+    """An object in a wrapper's slot, or one with a method there."""
 
     factor = 0.5
 
@@ -312,7 +315,7 @@ class Cache:
     ],
 )
 def test_a_wrapper_that_keeps_a_history_is_refused(cleaned: list[Any], wrapper: Any, refused: bool) -> None:
-    """Spectrum and step caches stand in the place for a wrapper and would compute views from other views."""
+    """Spectrum and step caches use a wrapper's slot, and would compute views from other views."""
     p = request(Scripts({WRAPPER: wrapper}))
     expected = (
         pytest.raises(RuntimeError, match="a step from the steps before") if refused else contextlib.nullcontext()
@@ -346,7 +349,7 @@ def test_a_stage_stands_in_the_place_for_a_wrapper_and_before_the_control_models
 
 
 class Denoiser:
-    """A sampler's CFGDenoiser of Forge's."""
+    """The CFGDenoiser of a Forge sampler."""
 
     def __init__(self) -> None:
         self.sampler = SimpleNamespace(last_latent=None)
@@ -359,7 +362,7 @@ class Denoiser:
 
 @pytest.mark.parametrize("form", [latent_form.PLAIN, latent_form.FIVE_AXES, latent_form.PACKED])
 def test_what_a_stage_writes_reaches_the_samplers_x(form: Any) -> None:
-    """The method sees its own axes; the guard is shown the sampler's tensor."""
+    """The method receives its own axes, and the guard receives the sampler's tensor."""
 
     class Run:
         shown: Any = None
@@ -389,7 +392,7 @@ class Diffusion:
 
 
 class Flow(Diffusion):
-    """Goes from the latent to the noise."""
+    """Moves from the latent to the noise."""
 
     def noise_scaling(
         self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
@@ -398,13 +401,13 @@ class Flow(Diffusion):
 
 
 def engine(name: str = "FakeInitialModel", schedule: Any = None, **flags: bool) -> Any:
-    """A loaded model of the class `name`, as its attributes."""
+    """Returns the attributes of a loaded model of the class `name`."""
     unet = Unet(SimpleNamespace(predictor=schedule or Diffusion()))
     return type(name, (SimpleNamespace,), {})(forge_objects=Objects(unet=unet), **flags)
 
 
 def of_reforge(**flags: bool) -> Any:
-    """Its schedule has another name, and is a flow's after a job that asked for one."""
+    """Returns reForge's model. Its schedule has another name, and is a flow schedule after a job that requested one."""
     return SimpleNamespace(forge_objects=Objects(unet=Unet(SimpleNamespace(model_sampling=Flow()))), **flags)
 
 
@@ -427,7 +430,7 @@ def of_reforge(**flags: bool) -> Any:
     ],
 )
 def test_a_refusal_names_the_loaded_model(monkeypatch: pytest.MonkeyPatch, model: Any, said: str | None) -> None:
-    """Before a model is loaded there is a dummy. Of an SDXL refiner's vector the last number is an aesthetic score."""
+    """A dummy exists before a model is loaded. The last number in an SDXL refiner's vector is an aesthetic score."""
     monkeypatch.setattr(refusals, "host", Forge)
     reason = refusals.reason(refusals.Situation(model))
     assert reason is None if said is None else (reason or "").startswith(said)
@@ -445,7 +448,7 @@ def test_a_refusal_names_the_loaded_model(monkeypatch: pytest.MonkeyPatch, model
 def test_a_checkpoint_that_is_chosen_and_not_yet_loaded(
     monkeypatch: pytest.MonkeyPatch, data: dict[str, Any], pending: bool
 ) -> None:
-    """Forge and Forge Neo load it at Generate; the line must not describe the one before."""
+    """Forge and Forge Neo load the checkpoint at Generate. The line must not describe the previous checkpoint."""
     model = engine("PiD", Flow())
     monkeypatch.setattr(sd_models, "model_data", SimpleNamespace(sd_model=model, **data))
     for module in (backends, warnings, refusals):
@@ -476,7 +479,7 @@ def test_built_in_neighbours_are_refused_by_name(key: str, name: str) -> None:
 
 @pytest.mark.parametrize(("on", "hires", "refused"), [(True, False, True), (False, False, False), (True, True, False)])
 def test_pid_is_refused_where_it_acts(on: bool, hires: bool, refused: bool) -> None:
-    """It says so nowhere but in its own arguments (Neo's sd_forge_pid), and stays away from hires fix."""
+    """PiD appears only in its own arguments (Neo's sd_forge_pid). It does nothing with hires fix."""
     entry = SimpleNamespace(title=lambda: "PiD Integrated", args_from=2)
     p = request(SimpleNamespace(alwayson_scripts=[entry]))
     p.script_args, p.enable_hr = (0, True, on, "", "pid.safetensors"), hires
@@ -485,7 +488,7 @@ def test_pid_is_refused_where_it_acts(on: bool, hires: bool, refused: bool) -> N
 
 @pytest.mark.parametrize("axes", [(4,), (1, 4)])
 def test_masks_of_either_form_follow_the_size(axes: tuple[int, ...]) -> None:
-    """Neo's have an axis for the batch (its modules/processing.py)."""
+    """In Forge Neo, masks have a batch axis (its modules/processing.py)."""
     mask = torch.zeros(*axes, *PLAN.base)
     mask[..., :8] = 1
     latent = torch.ones(1, 4, *PLAN.base)
@@ -523,7 +526,7 @@ def test_samplers_that_cannot_run_are_refused_by_name(
 
 @pytest.mark.parametrize("sized", [False, True])
 def test_stages_have_the_shift_of_the_base(monkeypatch: pytest.MonkeyPatch, sized: bool) -> None:
-    """A hires pass leaves its own. Newer engines of Forge Neo derive it from the size too."""
+    """A hires pass leaves its own shift. Newer engines of Forge Neo also derive the shift from the size."""
     seen: list[dict[str, Any]] = []
     p = request(None)
     p.sd_model.set_shift = (
@@ -538,7 +541,7 @@ def test_stages_have_the_shift_of_the_base(monkeypatch: pytest.MonkeyPatch, size
 
 
 class Edits(SimpleNamespace):
-    """An engine that keeps what it encodes for its next prompt."""
+    """An engine that stores encoded images for its next prompt."""
 
     def __init__(self) -> None:
         super().__init__(ini_latent=None, ref_latents=[])
@@ -551,14 +554,14 @@ class Edits(SimpleNamespace):
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Forge Neo's place for the reference images that the model is shown."""
+    """Provides Forge Neo's list of reference images for the model."""
     arguments = SimpleNamespace(ref_latents=[], nunchaku=False)
     monkeypatch.setattr(forge_transformers, "dynamic_args", arguments)
     return arguments
 
 
 def test_encoding_leaves_nothing_in_the_engine(shown: Any) -> None:
-    """The next job would take an anchor for its reference image."""
+    """Otherwise the next job would use an anchor as its reference image."""
     model = Edits()
     kept = model.ref_latents
     with contextlib.suppress(KeyError), Forge().encoding(SimpleNamespace(sd_model=model)):
@@ -624,18 +627,18 @@ def test_the_refiner_is_refused() -> None:
 
 @pytest.mark.parametrize(("mode", "refused"), [("SD3", True), ("Flux", True), ("Aura Flow", True), ("Discrete", False)])
 def test_sampling_a_model_by_flow_is_refused(mode: str, refused: bool) -> None:
-    """ReForge offers it for checkpoints of SDXL's shape, and says so in the infotext."""
+    """ReForge offers this for checkpoints with SDXL's layout, and writes it to the infotext."""
     p = request(Scripts())
     p.extra_generation_params = {"advanced_sampling_enabled": True, "advanced_sampling_mode": mode}
     assert (f"Advanced Model Sampling in the mode {mode}" in (Forge().refusal(p) or "")) == refused
 
 
 class ControlNetPatcher:
-    """The kind of model whose hint is a picture."""
+    """The kind of model whose hint is an image."""
 
 
 class ControlLLLitePatcher:
-    """One that patches attention with the whole hint."""
+    """The kind of model that patches attention with the whole hint."""
 
 
 @pytest.mark.parametrize(
@@ -689,7 +692,7 @@ def test_stages_run_on_the_noise_levels_of_the_base(monkeypatch: pytest.MonkeyPa
 
 
 def test_sdxls_numbers_are_embedded_as_forge_does() -> None:
-    """Forge embeds height and width one by one, and joins them in this order (backend/diffusion_engine/sdxl.py)."""
+    """Forge embeds height and width separately, and joins them in this order (backend/diffusion_engine/sdxl.py)."""
 
     def embedder(numbers: torch.Tensor) -> torch.Tensor:
         return numbers[:, None].expand(-1, forge.CHANNELS)

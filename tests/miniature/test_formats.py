@@ -1,4 +1,4 @@
-"""Pictures and grids that the webui's format cannot hold cost nothing that is already made."""
+"""Tests that no existing image is lost if an image or a grid is too large for the webui's format."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Any:
     ("format", "side", "in_page", "in_api"),
     [
         ("png", 40000, False, False),
-        # two of them stand beside one another; from 65536 on the webui itself saves a PNG
+        # two of these are placed side by side; from 65536 on the webui itself saves a PNG
         ("jpg", 32750, False, False),
         ("jpg", 32752, True, True),
         ("jpeg", 32768, False, True),
@@ -79,7 +79,7 @@ def test_masks_are_in_the_grid_too(settings: Any) -> None:
     p = job(mask_for_overlay=object())
     assert formats.grid_problem(p, (20000, 8)) is None
     settings(return_mask=True, return_mask_composite=True)
-    # six pictures in two rows of three
+    # six images in two rows of three
     assert formats.grid_problem(p, (21840, 8))
 
 

@@ -1,4 +1,4 @@
-"""Which images the page's gallery shows of a run."""
+"""Tests which images of a run the page's gallery shows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UPLOAD = Image.radial_gradient("L").resize((BASE, BASE)).convert("RGB")
 
 
 def test_the_base_image_is_behind_the_final_one(webui: Webui) -> None:
-    """It is the image that the webui makes without DemoFusion."""
+    """The base image is the one that the webui makes without DemoFusion."""
     result = webui.job(ON, from_page=True)
     assert sizes(result) == [2 * BASE, BASE]
     assert "DemoFusion stage: base image" in result.infotexts[1]

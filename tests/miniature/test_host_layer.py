@@ -1,4 +1,4 @@
-"""Details of the host layer that no picture shows: seeds, timesteps, what is put back, and what is reported."""
+"""Tests details of the host layer that no image shows: seeds, timesteps, restored values and messages."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_brownian_noise_is_seeded_anew_in_every_stage(webui: Webui, monkeypatch:
 
 @pytest.fixture
 def drawing_encoder(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the encoder draw from torch's global generator, as an AutoencoderKL's does."""
+    """Makes the encoder draw from torch's global generator, as an AutoencoderKL does."""
 
     def draw(picture: torch.Tensor, *_: Any) -> torch.Tensor:
         return torch.randn(len(picture), 4, *(n // 8 for n in picture.shape[-2:]))
@@ -96,9 +96,11 @@ def test_the_encoder_draws_under_the_seed_of_each_image() -> None:
 def test_a_stage_runs_the_last_timesteps_of_the_schedule(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str, last: list[float]
 ) -> None:
-    """The base pass shows the schedule of ten steps; a stage at strength 0.5 must begin at the fifth from its end.
+    """The base pass shows the schedule of ten steps.
 
-    The webui's DDIM asks the model at every timestep of its schedule except the last one.
+    A stage with strength 0.5 must begin at the fifth step from its end.
+
+    The webui's DDIM evaluates the model at every timestep of its schedule except the last one.
     """
     seen: dict[bool, list[float]] = {False: [], True: []}
     unet = webui.small.unet
@@ -116,7 +118,7 @@ def test_a_stage_runs_the_last_timesteps_of_the_schedule(
     assert seen[True] + last == schedule[-5:]
 
 
-# What the model is told
+# The model's inputs
 
 
 def test_a_local_view_of_sdxl_counts_from_the_users_crop(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +137,7 @@ def test_a_local_view_of_sdxl_counts_from_the_users_crop(webui: Webui, monkeypat
 
 
 def test_the_way_back_to_the_base_checkpoint(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The refiner is off meanwhile, and ControlNet's marks are put on the prompts that were just encoded."""
+    """The refiner is off during the switch, and ControlNet's marks are set on the newly encoded prompts."""
     done: list[str] = []
     p = SimpleNamespace(
         refiner_checkpoint_info="refiner",
@@ -162,7 +164,7 @@ class _Nothing:
 
 
 def test_the_fused_model_is_that_of_the_wrapper_that_the_host_has_now() -> None:
-    """The host drops its cached wrapper when the checkpoint changes; a stage must ask the new one."""
+    """The host drops its cached wrapper when the checkpoint changes, so a stage must use the new one."""
 
     class Denoiser:
         wrapper = SimpleNamespace(inner_model=SimpleNamespace())
@@ -192,11 +194,11 @@ def test_rows_are_not_taken_for_known_where_a_callback_may_change_them(monkeypat
     assert repeated_images(CFGDenoiser, x, cond) == 0
 
 
-# What comes back
+# Returned images
 
 
 def test_the_texts_of_stages_lie_beside_their_images_behind_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host adds masks to the images alone, and the page finds an image's text by its place."""
+    """The host adds masks to the images but not to the texts, and the page finds an image's text by its index."""
     request = SimpleNamespace(is_api=True)
     picture = StagePicture(Image.new("RGB", (8, 8)), "text of the stage", 0, {})
     job = SimpleNamespace(request=lambda: request, pictures=[picture], end=lambda p: None)
@@ -211,7 +213,7 @@ def test_the_texts_of_stages_lie_beside_their_images_behind_masks(monkeypatch: p
 def test_an_iteration_that_went_well_does_not_say_that_it_was_stopped(
     webui: Webui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Skip ends the stages of one iteration; the next one finishes."""
+    """Skip ends the stages of one iteration. The next iteration finishes its stages."""
     unet, skipped = webui.small.unet, []
 
     def skipping(*args: Any) -> Any:
@@ -228,7 +230,7 @@ def test_an_iteration_that_went_well_does_not_say_that_it_was_stopped(
 
 
 def test_the_place_of_only_masked_grows_with_each_side() -> None:
-    """9 cells become 11 and 16 become 20: the sides do not grow by the same factor."""
+    """9 cells become 11 and 16 become 20, so the sides do not grow by the same factor."""
     plan = make_plan(Settings(enabled=True, scale=1.25), (9, 16))
     size = plan.stages[-1].size
     assert size[0] / plan.crop.height != size[1] / plan.crop.width

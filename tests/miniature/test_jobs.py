@@ -1,4 +1,4 @@
-"""Jobs through the stand-in, from the arguments of a request to pictures and infotext."""
+"""Tests jobs in the stand-in, from the arguments of a request to images and infotext."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ THREE = {"enabled": True, "scale": 3, "stages": "every"}
 
 @pytest.fixture
 def in_model(webui: Webui) -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Lets a test have a function called at every call of the model."""
+    """Lets a test call a function at every model call."""
     unet = webui.small.unet
 
     def install(function: Callable[[], None]) -> None:
@@ -49,12 +49,12 @@ def in_model(webui: Webui) -> Iterator[Callable[[Callable[[], None]], None]]:
 
 
 def in_stage(number: int) -> bool:
-    """Whether the stage with that number is running; the base is 1."""
+    """Returns whether the stage with that number is running. The base is stage 1."""
     return (shared.state.textinfo or "").startswith(f"DemoFusion {number - 1}/")
 
 
 def differs(one: Image.Image, other: Image.Image) -> int:
-    """The largest difference of two pictures in any channel."""
+    """Returns the largest difference of two images in any channel."""
     return max(high for _, high in ImageChops.difference(one, other).getextrema())
 
 
@@ -69,7 +69,10 @@ def test_every_sampler_runs_every_stage(webui: Webui, sampler: str) -> None:
 def test_a_host_that_never_asks_the_fused_model_gets_the_base_picture_back(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str, reported: Reports
 ) -> None:
-    """So do webuis whose guidance calls a model of its own: the whole latent goes through it and looks like ours."""
+    """In some webuis the guidance calls its own model.
+
+    The whole latent passes through that model and looks like the extension's.
+    """
     reported.expect("did not ask DemoFusion's model")
     plain = webui.job(sampler_name=sampler)
 
@@ -103,7 +106,7 @@ def test_a_webui_that_guides_in_its_own_way_is_named_at_the_start(
 
 
 def plain_class(cls: type) -> type:
-    """The host's own class below the one that a stage has put over it."""
+    """Returns the host's own class, below the class of the stage."""
     return next(c for c in cls.__mro__ if c.__module__.startswith("modules."))
 
 
@@ -154,7 +157,7 @@ def test_a_picture_of_a_batch_is_the_picture_alone(webui: Webui, sampler: str, b
     both = webui.job(ON, sampler_name=sampler, **batch)
     assert len(both.images) == 2
     for image, seed in zip(both.images, (7, 8)):
-        # a batch may be rounded otherwise than a single row
+        # a batch may be rounded differently from a single row
         assert differs(image, webui.job(ON, sampler_name=sampler, seed=seed).images[0]) <= 1
 
 
@@ -169,7 +172,7 @@ def test_switched_off_nothing_changes(webui: Webui) -> None:
     "off", [{"enabled": False, "scale": 99, "stages": "3,2"}, {"enabled": "False", "preset": "deleted"}], ids=str
 )
 def test_switched_off_nothing_is_wrong(webui: Webui, off: dict[str, Any]) -> None:
-    """A closed panel may hold what it could not run with: a preset that was deleted, a size of another picture."""
+    """A closed panel may hold values that cannot run, such as a deleted preset or the size of another image."""
     result = webui.job(off)
     assert result.infotexts == webui.job().infotexts
     assert "DemoFusion" not in result.comments
@@ -223,7 +226,7 @@ def test_interrupted_the_stage_before_is_returned(webui: Webui, in_model: Callab
     result = webui.job(THREE)
     assert sizes(result) == [2 * BASE]
     assert "DemoFusion stopped" in result.infotexts[0]
-    # under the image too, in the words that the page shows above it
+    # the text under the image also has the message that the page shows above it
     assert f"DemoFusion stopped: showing stage 1 of 2 ({2 * BASE}x{2 * BASE})\n" in result.comments
 
 
@@ -326,11 +329,11 @@ def test_wide_pictures(webui: Webui) -> None:
 
 
 def live_tensors() -> tuple[int, int]:
-    """How many tensors there are, and the bytes of their storages."""
+    """Returns the number of tensors and the bytes of their storages."""
     gc.collect()
-    # by type: some objects of torch warn when they are asked for their class
+    # compare types, because some objects of torch warn on access to their class
     tensors = [entry for entry in gc.get_objects() if issubclass(type(entry), torch.Tensor)]
-    # those of a played card hold theirs in tensors of the processor's, which are counted
+    # a tensor on a played card keeps its numbers in a tensor on the CPU, which is counted
     storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
     sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
     return len(tensors), sum(sizes.values())
@@ -338,7 +341,7 @@ def live_tensors() -> tuple[int, int]:
 
 @pytest.mark.parametrize("sampler", ["Euler", "DPM++ SDE"])
 def test_a_queue_of_twenty_leaves_memory_flat(webui: Webui, sampler: str) -> None:
-    """From the second picture on, to the tensor and to the byte."""
+    """From the second image on, the number of tensors and bytes is constant."""
     alive = []
     for seed in range(20):
         webui.job({**ON, "return_stages": True}, sampler_name=sampler, seed=seed)
@@ -358,7 +361,7 @@ def test_a_tensor_that_stays_is_seen(webui: Webui) -> None:
 def test_an_anchor_made_in_pixels_is_the_enlarged_picture(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, upscaler: str, resample: Image.Resampling
 ) -> None:
-    """What reaches the stages is decoded, enlarged by Pillow and encoded; each is an encoding of the picture before."""
+    """The image is decoded, enlarged by Pillow and encoded. Each anchor is the encoding of the previous image."""
     anchors: list[torch.Tensor] = []
 
     def recording(p: Any, task: Any, report: Any) -> torch.Tensor:
@@ -373,7 +376,7 @@ def test_an_anchor_made_in_pixels_is_the_enlarged_picture(
     pixels = torch.from_numpy(np.asarray(enlarged, np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
     expected = webui.small.encode(pixels)
     scale = float((anchors[0][:1] * expected).sum() / (expected**2).sum())
-    # the picture was rounded down to 8 bits
+    # the image was rounded down to 8 bits
     torch.testing.assert_close(anchors[0][:1], scale * expected, rtol=0, atol=scale * 0.02)
     assert anchors[0].shape == (2, 4, 2 * BASE // 8, 2 * BASE // 8)
 
@@ -400,7 +403,7 @@ def test_the_webuis_upscalers_are_offered_and_others_named(webui: Webui, reporte
 
 
 class Broken:
-    """A scaler whose model cannot be loaded: the webui goes on with Lanczos."""
+    """An upscaler whose model cannot be loaded. The webui continues with Lanczos."""
 
     def upscale(self, img: Image.Image, scale: float, selected_model: str) -> Image.Image:
         return img.resize([int(side * scale // 8) * 8 for side in img.size], Image.Resampling.LANCZOS)
@@ -460,7 +463,7 @@ def test_pixels_and_latents_make_different_pictures(webui: Webui) -> None:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Widths of what is decoded, as the parts of a tiled decode report them: twice on the way, once at the end."""
+    """Records the widths of decoded images at each report of a tiled decode: two during it and one at its end."""
     widths: list[int] = []
     real = coding.decode
 
@@ -529,7 +532,7 @@ def test_the_bar_follows_the_decoder(
 
     monkeypatch.setattr(progress.Progress, "move", looking)
     webui.job({**THREE, "stages": "every", "upscaler": "Lanczos (pixels)"})
-    # each begins at nothing, and the next part begins where it ends
+    # each part begins at zero, and the next part begins where the previous one ends
     assert seen == sorted(seen)
     assert len(set(seen)) == 4 * 3
     assert seen[-1] == pytest.approx(1)
@@ -549,7 +552,7 @@ def test_interrupted_while_a_picture_is_decoded_to_be_enlarged(
     result = webui.job({**THREE, "stages": "every", "upscaler": "Lanczos (pixels)"})
     assert sizes(result) == [2 * BASE]
     assert "in stage 2 of 2 (192x192), this is stage 1 of 2 (128x128)" in result.infotexts[0]
-    # given up behind its second part, and decoded to be shown
+    # decoding was interrupted at its second report, and then repeated to show the image
     assert decoded == [BASE] * 3 + [2 * BASE] * 2 + [2 * BASE] * 3
 
 
@@ -602,7 +605,7 @@ def test_where_encoding_fails_the_base_is_returned(
 
 @pytest.mark.parametrize("size", [(24, 40), (9, 17)])
 def test_lanczos_is_pillows_without_its_rounding(webui: Webui, size: tuple[int, int]) -> None:
-    # of low contrast: in 8 bits Pillow cuts off what overshoots between its two passes
+    # low contrast, because in 8 bits Pillow clips overshoot between its two passes
     picture = torch.rand(3, 8, 12, generator=torch.Generator().manual_seed(0)) - 0.5
     out = pixel_anchor.lanczos(picture, size)
     whole = Image.fromarray(((picture * 0.5 + 0.5) * 255).round().byte().permute(1, 2, 0).numpy())

@@ -1,4 +1,7 @@
-"""The panel without a mouse: everything is reached in reading order, seen to be reached, and can be worked."""
+"""Tests the panel without a mouse.
+
+The keyboard reaches every control in reading order, shows the focus, and operates it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ SHOWN = set(CONTROLS) - set(UNSEEN)
 
 
 def opened(page: Any, name: str) -> Tab:
-    """A tab with its panel and what stands behind "Advanced" opened by the keyboard alone."""
+    """Opens a tab's panel and its section "Advanced" with the keyboard alone."""
     tab = Tab(page, name)
     page.focus(f"{tab.panel}_enabled-visible-checkbox")
     page.keyboard.press("Tab")
@@ -39,7 +42,7 @@ def test_everything_is_reached_in_reading_order(page: Any, name: str) -> None:
     hidden = {"img2img_first"} if name == "txt2img" else set()
     assert {stop["block"] for stop in stops} == SHOWN - hidden | OTHERS
     assert all(stop["seen"] for stop in stops)
-    # blocks of one row begin at about one height; a button stands at the foot of its row
+    # blocks in one row begin at about the same height; a button is at the bottom of its row
     for one, other in pairwise(stops):
         assert other["top"] > one["top"] - 60
         assert other["top"] > one["top"] + 20 or other["left"] >= one["left"]
@@ -68,7 +71,7 @@ def test_the_headers_say_whether_they_are_open(page: Any) -> None:
 
 
 def test_a_second_copy_of_the_script_does_not_undo_what_a_key_does(page: Any) -> None:
-    """The webui runs the scripts of both copies where the extension is installed twice."""
+    """If the extension is installed twice, the webui runs the scripts of both copies."""
     page.add_script_tag(path=str(SCRIPT))
     page.evaluate("uiLoadedCallbacks.at(-1)()")
     opened(page, "txt2img")

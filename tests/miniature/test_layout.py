@@ -1,4 +1,4 @@
-"""The panel in windows of every width: no control is cut off or covered, and every name is on one line."""
+"""Tests the panel in windows of every width: no control is cut off or covered, and every name is on one line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.browser
 LOCALIZATIONS = Path(__file__).resolve().parents[2] / "localizations"
 WIDTHS = range(360, 1601, 20)
 LOOKED_AT = (360, 500, 700, 960, 1024, 1280, 1600)
-"""The widths of which a screenshot is kept."""
+"""The widths with a screenshot."""
 
 TRANSLATE = """words => {
     const nodes = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -46,12 +46,12 @@ def test_screenshots_of_the_panel(chromium: Any, address: str, scheme: str) -> N
 
 @pytest.mark.parametrize("language", ["de_DE", "zh_CN"])
 def test_other_languages_fit_too(chromium: Any, address: str, language: str) -> None:
-    """Their longest names are longer than the English ones."""
+    """The longest names are longer than in English."""
     tab = open_panel(chromium, address, (1280, 1000), "img2img")
     tab.page.evaluate(TRANSLATE, json.loads((LOCALIZATIONS / f"{language}.json").read_text(encoding="utf-8")))
     problems = [problem for width in WIDTHS for problem in tab.layout_problems(width)]
     tab.page.close()
-    # a name of two words may have two lines
+    # a name of two words may take two lines
     assert [problem for problem in problems if "lines" not in problem] == []
 
 

@@ -1,4 +1,4 @@
-"""Every word that the extension shows has a translation in every language, and no translation has lost its word."""
+"""Tests that every visible text has a translation in every language, and that no translation is unused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ IN_SENTENCES = (
 
 
 class TextNodes(HTMLParser):
-    """The text nodes of a piece of HTML, as the webui's localization.js sees them."""
+    """The text nodes of a piece of HTML, as the webui's localization.js finds them."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -48,7 +48,7 @@ class TextNodes(HTMLParser):
 
 
 def on_the_page(webui: Webui) -> Iterator[str]:
-    """Labels, infos, placeholders and tooltips of the panel in both tabs."""
+    """Yields the labels, infos, placeholders and tooltips of the panel in both tabs."""
     for block in webui.page.blocks.values():
         if "demofusion" in (getattr(block, "elem_id", None) or ""):
             words = [getattr(block, name, None) for name in ("label", "info", "placeholder", "webui_tooltip")]
@@ -56,26 +56,26 @@ def on_the_page(webui: Webui) -> Iterator[str]:
 
 
 def on_the_settings_page() -> Iterator[str]:
-    """Labels, hints and choices of the settings."""
+    """Yields the labels, hints and choices of the settings."""
     for key, option in shared.opts.data_labels.items():
         if not key.startswith("demofusion_"):
             continue
         yield option.label
         yield from (text for text in TextNodes(option.comment_after).found if text != "(requires Reload UI)")
-        # of a list that is made anew each time the entries are names
+        # the entries of a list that is updated at run time are names
         arguments: Any = {} if callable(option.component_args) else option.component_args or {}
         yield from arguments.get("choices", ())
 
 
 @pytest.fixture(scope="module")
 def shown(webui: Webui) -> set[str]:
-    """All words of the extension."""
+    """Returns all texts of the extension."""
     constant = {text for texts in IN_SENTENCES for text in texts} | {neighbours.REFUSED}
     return constant | set(on_the_page(webui)) | set(on_the_settings_page())
 
 
 def translations(language: str) -> dict[str, str]:
-    """The file of a language."""
+    """Returns the translations of a language."""
     return json.loads((FOLDER / f"{language}.json").read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""Memory that runs out at any point of a job outside the model: what is made already is never lost."""
+"""Tests that no existing image is lost if memory runs out in any part of a job outside of the model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EVERYTHING = {
     "save_stages": True,
 }
 SEEDS = itertools.count(5000)
-"""Other tests of the session save pictures too; each run here has a seed of its own."""
+"""Other tests of the session save images too, so each run here has its own seed."""
 
 Point = tuple[Callable[[Webui], Any], str]
 POINTS: dict[str, Point] = {
@@ -44,7 +44,7 @@ POINTS: dict[str, Point] = {
 
 
 class Failing:
-    """Does what `real` does, save for one call."""
+    """Calls `real`, except for one call that fails."""
 
     def __init__(self, real: Callable[..., Any], call: int, error: Exception):
         self.real, self.left, self.error = real, call, error
@@ -60,7 +60,7 @@ class Failing:
 
 @pytest.fixture
 def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Widths of the stages that were sampled to their end."""
+    """Records the widths of the stages that were sampled completely."""
     widths: list[int] = []
     real = stage_loop.run_stage
 
@@ -75,7 +75,7 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def small_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The gallery takes pictures up to the base's size."""
+    """Limits the gallery's images to the base's size."""
     monkeypatch.setattr(gallery, "SHOWN_PIXELS", BASE * BASE)
 
 
@@ -85,7 +85,7 @@ def error(request: pytest.FixtureRequest) -> Exception:
 
 
 def saved(webui: Webui, seed: int) -> list[int]:
-    """Widths of the pictures that were saved under a seed."""
+    """Returns the widths of the images that were saved under a seed."""
     widths = []
     for path in (webui.folder / "txt2img-images").glob(f"*-{seed}*.png"):
         with Image.open(path) as image:
@@ -108,10 +108,10 @@ def test_what_is_made_is_never_lost(
     owner, name = POINTS[point]
     settings = {**EVERYTHING, "upscaler": "Latent"} if point == "enlarging a latent" else EVERYTHING
     if point == "the gallery's copy":
-        # it is made by Pillow, in the computer's memory
+        # Pillow makes it in the computer's memory
         error = MemoryError()
     failing = Failing(getattr(owner(webui), name), call, error)
-    # a function: as a method it is given its object
+    # a function, because a method would receive its object
     monkeypatch.setattr(owner(webui), name, lambda *args, **kwargs: failing(*args, **kwargs), raising=False)
     seed = next(SEEDS)
     result = webui.job(settings, seed=seed, do_not_save_samples=False)
@@ -120,13 +120,13 @@ def test_what_is_made_is_never_lost(
         assert saved(webui, seed) == [BASE, 2 * BASE, 3 * BASE]
         return
     reported.expect("no memory for a smaller copy" if point == "the gallery's copy" else str(error) or "MemoryError")
-    # the last stage that was sampled is returned, or the one before where it is what could not be finished
+    # the job returns the last sampled stage, or the previous one if this one could not be finished
     least = sampled[-1] if sampled else BASE
     if point in ("decoding", "a stage's end") and sampled:
         least -= BASE
     final = saved(webui, seed)[-1]
     assert final >= least
-    # smaller in the gallery, except where that failed
+    # the image in the gallery is smaller, unless the reduction failed
     assert result.images[0].width in (final, -(-final // -(-final // BASE)))
     if point not in ("the gallery's copy", "a stage's picture", "saving a stage's picture"):
         assert final < 3 * BASE or point == "decoding"
@@ -167,7 +167,7 @@ def test_a_grid_is_not_saved_and_shown_smaller_all_the_same(webui: Webui) -> Non
 
 @pytest.fixture
 def decodes(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Widths in cells of the latents that are decoded."""
+    """Records the widths of decoded latents, in cells."""
     widths: list[int] = []
     real = webui.small.decode
 
@@ -176,13 +176,13 @@ def decodes(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return real(latents)
 
     monkeypatch.setattr(webui.small, "decode", noticed, raising=False)
-    # previews are decoded too
+    # previews are decoded too, so disable them
     monkeypatch.setattr(shared.opts, "live_previews_enable", False)
     return widths
 
 
 def test_only_what_is_shown_or_saved_is_decoded(webui: Webui, decodes: list[int]) -> None:
-    """A job that saves nothing has no use for the pictures that would be saved."""
+    """A job that saves nothing does not need the images that would be saved."""
     webui.job({"enabled": True, "preset": "Paper", "scale": 3, "save_stages": True})
     assert decodes == [3 * BASE // 8]
     decodes.clear()

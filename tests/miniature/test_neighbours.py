@@ -1,4 +1,4 @@
-"""Jobs with stand-ins for ControlNet and ADetailer among the scripts, by the contracts of both."""
+"""Tests jobs with stand-ins for ControlNet and ADetailer among the scripts. They follow the contracts of both."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ class AlwaysOn(scripts.Script):
 
 
 class Detailer(AlwaysOn):
-    """ADetailer's calls about the middle of every picture, in its order; here no script is kept from them."""
+    """Makes ADetailer's calls for the centre of every image, in its order.
+
+    Unlike ADetailer, it lets every script run.
+    """
 
     def __init__(self) -> None:
         self.found: list[tuple[int, int]] = []
@@ -85,7 +88,7 @@ class Resize(enum.Enum):
 
 
 class Hooked(AlwaysOn):
-    """ControlNet: hooks the model in `process` and lets go of it in `postprocess`."""
+    """Imitates ControlNet: hooks the model in `process` and removes the hook in `postprocess`."""
 
     def __init__(self, webui: Webui, hint: torch.Tensor | None):
         self.webui, self.hint = webui, hint
@@ -120,7 +123,7 @@ class Hooked(AlwaysOn):
 
 @pytest.fixture
 def beside(webui: Webui) -> Iterator[Callable[[AlwaysOn], None]]:
-    """Puts a script before this extension's, in both tabs."""
+    """Inserts a script before this extension's script, in both tabs."""
     lists = [runner.alwayson_scripts for runner in (scripts.scripts_txt2img, scripts.scripts_img2img)]
     before = [list(entries) for entries in lists]
 
@@ -135,7 +138,7 @@ def beside(webui: Webui) -> Iterator[Callable[[AlwaysOn], None]]:
 
 
 class Noted(AlwaysOn):
-    """An extension that leaves notes of what it does: in the texts of the pictures, and on the job itself."""
+    """An extension that writes to the images' infotexts and to the job itself."""
 
     def __init__(self, notes: dict[str, Any], **marks: Any):
         self.notes, self.marks = notes, marks
@@ -154,7 +157,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def hint(quadrants: str, side: int = BASE) -> torch.Tensor:
-    """A hint that is lit in the named quadrants."""
+    """Returns a hint that is white in the named quadrants."""
     made = torch.zeros(1, 3, side, side)
     half = side // 2
     for name in quadrants.split():
@@ -168,7 +171,7 @@ def hint(quadrants: str, side: int = BASE) -> torch.Tensor:
 def test_a_hint_acts_where_it_is_lit(
     webui: Webui, beside: Callable, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], batch: dict[str, int]
 ) -> None:
-    # the statistics of a whole picture carry what is in one quadrant into the others
+    # the statistics of the whole image would carry a change from one quadrant into the others
     monkeypatch.setattr(stage_loop, "finish_stage", lambda x, *rest: x)
     large = {**batch, "width": 3 * BASE, "height": 3 * BASE, "steps": 2}
     network = Hooked(webui, hint("", 3 * BASE))
@@ -181,7 +184,7 @@ def test_a_hint_acts_where_it_is_lit(
     for one, other in zip(dark.images, lit.images):
         assert other.size == (side, side)
         away = np.abs(pixels(one) - pixels(other)).mean(axis=2)
-        # the model looks at neighbouring cells, and the blur before the dilated views keeps the picture's statistics
+        # the model uses neighbouring cells, and the blur of the dilated views keeps the image's statistics
         inside = away[side * 5 // 8 :, side * 5 // 8 :].mean()
         outside = max(away[: side * 3 // 8].mean(), away[:, : side * 3 // 8].mean())
         assert inside > 5
@@ -378,5 +381,5 @@ def test_what_an_extension_notes_in_the_job_is_refused(
     result = webui.job({**ON, "sigma": 2.0})
     assert sizes(result) == [BASE if refused else 2 * BASE]
     assert (f"DemoFusion does not work with {refused}" in result.comments) == bool(refused)
-    # a run that does not happen leaves no values in the text
+    # a run that does not happen leaves no values in the infotext
     assert (SPECS["sigma"].infotext in result.infotexts[0]) != bool(refused)

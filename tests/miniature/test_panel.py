@@ -1,4 +1,4 @@
-"""How the panel hangs together with the rest of the page."""
+"""Tests the connections between the panel and the rest of the page."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_lines_of_both_tabs_follow_the_settings(webui: Webui, monkeypatch: p
 
 
 def test_the_line_is_made_again_when_the_page_is_loaded(webui: Webui) -> None:
-    """By then the webui has put the user's own defaults into the components."""
+    """By this time the webui has set your own defaults in the components."""
     blocks = webui.page.blocks
     own = {"width": 128, "height": 128, "script_txt2img_demofusion_hires_scale": 1.5}
     line = by_id(webui, "script_txt2img_demofusion_hires_line")._id
@@ -43,7 +43,7 @@ def test_the_line_is_made_again_when_the_page_is_loaded(webui: Webui) -> None:
 
 
 def test_send_to_img2img_knows_which_control_is_which() -> None:
-    """The webui copies what stands in one tab's fields to those of the other whose names are among these."""
+    """The webui copies the values of one tab's fields to the other tab's fields with these names."""
     ours = [
         next(script for script in runner.alwayson_scripts if script.title() == "DemoFusion Hires")
         for runner in (scripts.scripts_txt2img, scripts.scripts_img2img)
@@ -60,7 +60,7 @@ def test_send_to_img2img_knows_which_control_is_which() -> None:
 
 
 def test_a_page_that_is_built_again_leaves_the_first_alone(webui: Webui) -> None:
-    """The webui builds one at each "Reload UI"; what happens in it concerns its own components."""
+    """The webui builds a page at each "Reload UI". Events on a page concern only its own components."""
     again = launch.build()
     for page in (webui.page, again):
         own = set(page.blocks)
@@ -74,7 +74,7 @@ def test_a_page_that_is_built_again_leaves_the_first_alone(webui: Webui) -> None
 
 
 def test_what_is_built_for_the_api_is_connected_with_nothing(webui: Webui) -> None:
-    """The webui asks a page's scripts for their controls again, to have their values for requests."""
+    """The webui builds the scripts' controls again to get their values for API requests."""
     before = len(webui.page.dependencies)
     for runner in (scripts.scripts_txt2img, scripts.scripts_img2img):
         script = next(script for script in runner.alwayson_scripts if script.title() == "DemoFusion Hires")

@@ -1,4 +1,4 @@
-"""What DemoFusion does to real pictures, measured on the trained model through the stand-in."""
+"""Measures DemoFusion's effect on real images, with the trained model in the stand-in."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ FIGURES = Path(__file__).resolve().parents[2] / "test-output" / "figures.json"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Webui:
-    """The stand-in on the bundled model."""
+    """Loads the stand-in with the bundled model."""
     from trial import small_model
 
     return Webui(tmp_path_factory.mktemp("trained"), small_model.load(COLLAGE_CHECKPOINT))
 
 
 def psnr(one: Image.Image, other: Image.Image) -> float:
-    """Peak signal to noise ratio in dB."""
+    """Computes the peak signal-to-noise ratio in dB."""
     error = np.mean((np.asarray(one, float) - np.asarray(other, float)) ** 2)
     return 10 * math.log10(255**2 / max(error, 1e-9))
 
 
 def fine_energy(image: Image.Image) -> float:
-    """Energy of the spectrum above half of the highest frequency."""
+    """Computes the energy of the spectrum above half of the highest frequency."""
     grey = np.asarray(image.convert("L"), float)
     spectrum = np.abs(np.fft.fftshift(np.fft.fft2(grey - grey.mean()))) ** 2
     y, x = np.meshgrid(*(np.linspace(-1, 1, n, endpoint=False) for n in grey.shape), indexing="ij")
@@ -47,7 +47,7 @@ def fine_energy(image: Image.Image) -> float:
 
 
 def measure(webui: Webui, scale: int, seed: int, label: tuple[int, int]) -> dict[str, Any]:
-    """Figures of one prompt."""
+    """Computes the figures of one prompt."""
     job = {"prompt": prompt(label), "seed": seed, "steps": 12, "sampler_name": "DPM++ 2M", "cfg_scale": GUIDANCE}
     large = NATIVE * scale
     demofusion = {"enabled": True, "scale": scale, "return_stages": True, "view_batch": 8}
@@ -70,7 +70,7 @@ def measure(webui: Webui, scale: int, seed: int, label: tuple[int, int]) -> dict
 
 @pytest.fixture(scope="module", params=list(PICTURES), ids=lambda scale: f"{scale}x")
 def figures(request: pytest.FixtureRequest, trained: Webui) -> dict[str, list[float]]:
-    """Lists of figures over the prompts whose base shows one subject, the right one; kept in test-output."""
+    """Collects the figures of the prompts whose base shows the right subject once, and saves them in test-output."""
     scale = request.param
     count = PICTURES[scale]
     labels = labels_for(64)[:: 64 // count]
@@ -84,7 +84,7 @@ def figures(request: pytest.FixtureRequest, trained: Webui) -> dict[str, list[fl
 
 
 def mean(values: list[float]) -> float:
-    """The mean; a share where the values are zeros and ones."""
+    """Computes the mean. For zeros and ones this is a share."""
     return sum(values) / len(values)
 
 

@@ -1,4 +1,4 @@
-"""The axes of the X/Y/Z plot, with a stand-in for the webui's script."""
+"""Tests the axes of the X/Y/Z plot, with a stand-in for the webui's script."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from lib_demofusion.settings.fields import SPECS
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.usefixtures("webui")
 def test_the_plot_finds_the_axes_when_it_makes_its_controls(monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
-    """It keeps the list that it finds then, once for the page and twice for the API, which may be there alone."""
+    """The plot script keeps the list that it finds when it builds its controls.
+
+    It builds them once for the page and twice for the API. The API may run without the page.
+    """
     axes: list[Any] = []
     shown: list[list[str]] = []
 

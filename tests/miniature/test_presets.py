@@ -1,4 +1,4 @@
-"""The user's presets: the file, the panel that opens with one, and jobs that name one."""
+"""Tests saved presets: the file, a panel that opens with one, and jobs that name one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VALUES = {**preset_values("Paper"), "stages": "1,2", "sigma": 1.5}
 
 
 def names() -> tuple[str, ...]:
-    """All presets that there are."""
+    """Returns the names of all presets."""
     return offers.known().preset_names
 
 
@@ -42,16 +42,16 @@ def save(name: str, values: dict[str, Any]) -> str:
 
 @pytest.fixture
 def file(webui: Webui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of presets, not there yet."""
+    """Returns the path of the presets' file, which does not exist yet."""
     monkeypatch.setattr(paths_internal, "data_path", str(tmp_path))
-    # jobs of the stand-in go back to its own folder
+    # after a job the stand-in returns to its own folder
     monkeypatch.setattr(webui, "folder", tmp_path)
     return tmp_path / presets.FILE
 
 
 @pytest.fixture
 def default_preset(file: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A preset of the user's that the settings page names."""
+    """Saves a preset and makes it the default on the settings page."""
     monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, save("Mine", VALUES))
     return "Mine"
 
@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_written_is_said(file: Path, monkeypatch: pytest
 
 
 def build(is_img2img: bool = False) -> dict[str, Any]:
-    """A panel that is built now, its components by the last part of their ids."""
+    """Builds a panel and returns its components by the last part of their ids."""
     data = next(data for data in scripts.scripts_data if Path(data.path).name == "demofusion_hires.py")
     script = data.script_class()
     script.is_txt2img, script.is_img2img = not is_img2img, is_img2img
@@ -158,7 +158,7 @@ def test_the_panel_has_every_preset_field_below_the_presets() -> None:
     shown = {name for rows in (panel.ROWS, panel.ADVANCED_ROWS) for row in rows for name in row}
     assert set(PRESET_FIELDS) <= {*shown, *panel.UNSEEN}
     assert NAMES[:-1] == panel.CONTROLS
-    # with the name of a preset that is saved
+    # with the name field for a preset to be saved
     assert sum(map(len, panel.ADVANCED_ROWS)) + 1 <= 10
 
 
@@ -166,10 +166,10 @@ def test_the_panel_opens_with_the_declared_defaults(file: Path) -> None:
     components = build()
     assert {name: components[name].value for name in PRESET_FIELDS} == preset_values(DEFAULT_PRESET)
     assert components["preset"].value == DEFAULT_PRESET
-    # ui-config.json would put the values of an older version over these, under the preset's name
+    # ui-config.json would overwrite these with the values of an older version under the same preset's name
     kept_out = ("preset", *PRESET_FIELDS, "preset_name", "preset_save", "preset_delete")
     assert all(components[name].do_not_save_to_config for name in kept_out)
-    # what is asked for has the user's own defaults
+    # the fields of the request keep your own defaults
     assert not any(getattr(components[name], "do_not_save_to_config", False) for name in ("scale", "save_stages"))
 
 
@@ -229,7 +229,7 @@ def test_a_default_preset_that_is_gone_is_said(
 
 @pytest.fixture
 def reads(file: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Holds the name of the file of presets as often as it is read from now on."""
+    """Records every read of the presets' file."""
     found: list[str] = []
     read = presets.storage.read
 
@@ -314,7 +314,7 @@ def test_a_preset_of_a_plot_sets_its_values(webui: Webui, default_preset: str) -
 
 
 def panel_job(p: Any) -> Settings:
-    """What the hook makes of the panel's values in a cell of a plot."""
+    """Returns the settings that the hook derives from the panel's values in a cell of a plot."""
     from lib_demofusion.host import hooks
 
     seen: list[Settings] = []

@@ -1,4 +1,7 @@
-"""The time left that the webui tells, from a clock that runs as a card would, against the time that is left."""
+"""Compares the displayed time left with the real one.
+
+A simulated clock runs as it would on a card.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +39,12 @@ from lib_demofusion.settings.reading import parse_settings
 
 STEPS = 20
 BASE = 16
-"""Side of the base picture in cells, each of which stands for 8x8 of SDXL's, so that samplers run in a blink."""
+"""Side of the base image in cells. Each cell represents 8x8 cells of SDXL, so that samplers run quickly."""
 SECONDS_A_CELL = 0.25 / BASE**2
 SECONDS_A_BATCH = 0.01
-"""SDXL on a card of 2020: a quarter of a second an evaluation."""
+"""Matches SDXL on a card of 2020: a quarter of a second per evaluation."""
 TILES = 9
-"""Parts of a picture that is decoded, where it is not decoded at once."""
+"""The number of tiles of a decoded image, if it is decoded in tiles."""
 
 WRAPPER = k_diffusion.external.CompVisDenoiser(SimpleNamespace(alphas_cumprod=alphas_cumprod().float()))
 ENDS = WRAPPER.sigmas[0].item(), WRAPPER.sigmas[-1].item()
@@ -56,14 +59,14 @@ UNKNOWN = ("dpm_adaptive",)
 
 
 class Part(NamedTuple):
-    """An iteration's base (stage 0) or stage, with the decoding behind it; both are counted from 0."""
+    """The base (stage 0) or a stage of an iteration, including its decoding. Both are counted from 0."""
 
     iteration: int
     stage: int
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """A clock that does not run by itself."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -75,8 +78,9 @@ class Clock:
 
 
 class Run:
-    """Goes through the parts of a job as the webui and the extension do, with k-diffusion's own functions; time passes
-    with the cells that are evaluated. `twice` has conds and unconds evaluated one after the other.
+    """Follows the parts of a job as the webui and the extension do, with k-diffusion's own functions.
+
+    The clock moves with the number of evaluated cells. `twice` evaluates conds and unconds one after the other.
     """
 
     def __init__(self, settings: Settings, sampler: str, schedule: str = "karras", decoder: float = 2.0):
@@ -89,12 +93,15 @@ class Run:
         self.clock = Clock()
         self.twice = False
         self.waves = 0.0
-        """How much the model's answers in a stage waver as the noise falls, so that DPM adaptive's steps are short."""
+        """The strength of the oscillation in a stage's predictions as the noise falls.
+
+        It makes DPM adaptive's steps short.
+        """
         self.at_once = False
         self.iterations = 1
         self.iteration = 0
         self.told: list[tuple[Part, float, float]] = []
-        """Part, time, and progress as the webui reckons it."""
+        """The part, the time, and the progress that the webui computes."""
         self.spans: dict[Part, tuple[float, float]] = {}
 
     def go(self) -> Run:
@@ -167,7 +174,7 @@ class Run:
             # tiles may be smaller than the dilated views
             cells = stage.cells_at(run.weights.dilated) / count
             for _ in range(1 + self.twice):
-                # conds and unconds are rows of one call, or of one each
+                # conds and unconds are rows of one call, or of one call each
                 self._evaluate(stage.number, count, cells, batch)
 
         self._sample(stage.number, whole, steps, call, stepped)
@@ -207,7 +214,7 @@ class Run:
         self.spans[Part(self.iteration, number)] = begin, self.clock.now
 
     def _evaluate(self, number: int, views: int, cells: float, report: Callable[[float], None]) -> None:
-        """Four views at a time."""
+        """Evaluates four views at a time."""
         for first in range(0, views, 4):
             count = min(4, views - first)
             report(count * cells)
@@ -220,7 +227,7 @@ class Run:
             self._in_parts(number, self.decoder * math.prod(size), report)
 
     def _in_parts(self, number: int, seconds: float, report: Callable[[float], None]) -> None:
-        """What comes behind the sampling of stage `number`, in parts as the decoder works on a large picture."""
+        """Decodes after the sampling of stage `number`, in tiles as for a large image."""
         if self.at_once:
             report(0.5)
         for part in range(TILES):
@@ -233,9 +240,10 @@ class Run:
         self.told.append((Part(self.iteration, number), self.clock.now, shared.state.progress()))
 
     def worst(self, of_all: bool = False) -> float:
-        """The largest error of the time left behind the first fifth of a stage, as a share of it, or of all time.
+        """Returns the largest relative error of the time left after the first fifth of a stage.
 
-        The last fiftieth of all time counts as that: nobody needs the last seconds of an hour by the second.
+        It is relative to the time that is really left, or to the whole time if `of_all` is set. The last fiftieth of
+        the whole time counts as one fiftieth, because nobody needs the last seconds of an hour exactly.
         """
         return max(self._errors(of_all))
 
@@ -249,7 +257,7 @@ class Run:
                 yield abs(told - left) / (self.clock.now if of_all else max(left, 0.02 * self.clock.now))
 
     def _is_last(self, part: Part, now: float) -> bool:
-        """Whether all that is left is one image, during which the bar stands."""
+        """Returns whether only one image remains, during whose decoding the bar does not move."""
         return part == (self.iterations - 1, len(self.plan.stages)) and now >= self.spans[part][1]
 
     def bar(self) -> list[float]:
@@ -258,7 +266,7 @@ class Run:
 
 @pytest.fixture(autouse=True)
 def nothing_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A machine on which nothing was learned so far; returns the folder of what will be."""
+    """Provides a machine without any timings. Returns the folder in which they will be saved."""
     monkeypatch.setattr(paths_internal, "data_path", str(tmp_path))
     return tmp_path
 
@@ -279,7 +287,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("sampler", [*ONE_CALL, *TWO_CALLS])
 def test_time_left_is_right_after_a_fifth_of_a_stage(sampler: str, schedule: str, settings: dict[str, Any]) -> None:
-    """Within a quarter, in every stage and until the picture is decoded."""
+    """The error is within a quarter in every stage, until the image is decoded."""
     run = Run(parse_settings(settings), sampler, schedule).go()
     assert run.worst() <= 0.25
     assert run.bar() == sorted(run.bar())
@@ -289,7 +297,10 @@ def test_time_left_is_right_after_a_fifth_of_a_stage(sampler: str, schedule: str
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_where_nobody_knows_the_number_of_calls(schedule: str, settings: dict[str, Any]) -> None:
-    """DPM adaptive: a quarter of the whole time, for a stage may end before or after what the base pass tells."""
+    """For DPM adaptive the limit is a quarter of the whole time.
+
+    A stage may need more or fewer calls than the base pass suggests.
+    """
     run = Run(parse_settings(settings), "dpm_adaptive", schedule).go()
     assert run.worst(of_all=True) <= 0.25
     assert run.bar() == sorted(run.bar())
@@ -298,7 +309,7 @@ def test_where_nobody_knows_the_number_of_calls(schedule: str, settings: dict[st
 
 @pytest.mark.parametrize("settings", ["paper, 2x", "balanced, 4x", "fast, 4x, hires steps"])
 def test_a_stage_that_keeps_dpm_adaptive_busy_is_known_from_then_on(settings: str) -> None:
-    """Where its steps are shorter than in the base pass, as on trained models with dilated views."""
+    """The sampler's steps are shorter than in the base pass, as on trained models with dilated views."""
     first, second = (Run(parse_settings(SETTINGS[settings]), "dpm_adaptive") for _ in range(2))
     for run in (first, second):
         run.waves = 0.2
@@ -311,7 +322,7 @@ def test_a_stage_that_keeps_dpm_adaptive_busy_is_known_from_then_on(settings: st
 @pytest.mark.parametrize("decoder", [0.4, 20.0])
 @pytest.mark.parametrize("settings", ["paper, 2x", "balanced, 4x", "fast, 4x, hires steps", "paper, 4x, shown"])
 def test_a_decoder_that_was_seen_is_reckoned_with(settings: str, decoder: float) -> None:
-    """One that takes a fifth of what is taken for granted, or ten times that."""
+    """The decoder takes a fifth of the default estimate, or ten times as long."""
     first, second = (Run(parse_settings(SETTINGS[settings]), "dpmpp_2m", decoder=decoder) for _ in range(2))
     assert first.go().bar() == sorted(first.bar())
     assert second.go().worst() <= 0.25
@@ -319,7 +330,7 @@ def test_a_decoder_that_was_seen_is_reckoned_with(settings: str, decoder: float)
 
 
 def test_a_decoder_is_taken_to_be_as_slow_as_another_checkpoints() -> None:
-    """Of a stage that begins from the latent, the image is decoded at the end only."""
+    """If the stages begin from the latent, the image is decoded only at the end."""
     first, second = (Run(parse_settings(SETTINGS["paper, 2x"]), "dpmpp_2m", decoder=8) for _ in range(2))
     first.go()
     second.p.sd_model.sd_checkpoint_info.name_for_extra = "another"
@@ -327,13 +338,13 @@ def test_a_decoder_is_taken_to_be_as_slow_as_another_checkpoints() -> None:
 
 
 def test_a_slow_decoder_is_wrong_where_it_was_not_seen() -> None:
-    """Else the test above would say nothing of what is learned."""
+    """Otherwise the test above would not show that the timing is learned."""
     assert Run(parse_settings(SETTINGS["fast, 4x, hires steps"]), "dpmpp_2m", decoder=20).go().worst() > 0.25
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
 def test_conds_and_unconds_one_after_the_other(sampler: str) -> None:
-    """As with --medvram: a call then evaluates its views twice."""
+    """This happens with --medvram: a call then evaluates its views twice."""
     run = Run(parse_settings(SETTINGS["balanced, 2x"]), sampler)
     run.twice = True
     assert run.go().worst() <= 0.25
@@ -341,7 +352,7 @@ def test_conds_and_unconds_one_after_the_other(sampler: str) -> None:
 
 
 def test_images_of_a_queue_that_are_decoded_at_once() -> None:
-    """The bar stands while one is, here with a decoder three times as slow as one is taken to be."""
+    """The bar does not move during a decode. Here the decoder is three times as slow as the default estimate."""
     first, second = (Run(parse_settings(SETTINGS["balanced, 2x"]), "euler_ancestral", decoder=6) for _ in range(2))
     first.go()
     second.at_once, second.iterations = True, 2
@@ -349,7 +360,7 @@ def test_images_of_a_queue_that_are_decoded_at_once() -> None:
 
 
 def test_a_queue_goes_on_where_it_stands() -> None:
-    """What was learned in the first iteration moves nothing in the second."""
+    """The timings of the first iteration do not move the bar in the second."""
     run = Run(parse_settings(SETTINGS["balanced, 4x"]), "dpmpp_2m", decoder=20)
     run.iterations = 3
     run.go()
@@ -358,7 +369,7 @@ def test_a_queue_goes_on_where_it_stands() -> None:
 
 
 def test_the_bar_moves_within_a_step() -> None:
-    """With every batch of views."""
+    """The bar moves with every batch of views."""
     run = Run(Settings(scale=4), "euler").go()
     in_stage = [progress for part, _, progress in run.told if part.stage == 3]
     batches = STEPS * math.ceil(evaluations(run.plan.stages[-1]) / 4)
@@ -387,7 +398,7 @@ def test_what_is_learned_is_kept(nothing_seen: Path) -> None:
 
 @pytest.mark.parametrize("decoder", [0.5, 8.0])
 def test_a_decoder_that_a_stage_begins_with_is_known_from_then_on(decoder: float) -> None:
-    """Of a checkpoint that was never seen; its decoder is much faster or slower than one is taken to be."""
+    """The checkpoint has no timings, and its decoder is much faster or slower than the default estimate."""
     settings = {"preset": "Balanced", "scale": 2, "upscaler": "Lanczos (pixels)"}
     run = Run(parse_settings(settings), "euler", decoder=decoder).go()
     assert run.worst() <= 0.25

@@ -1,4 +1,4 @@
-"""Notes and errors reach the texts of the images that they concern, whenever they were reported."""
+"""Tests that notes and errors reach the infotexts of the images that they concern, whenever they were reported."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lib_demofusion.host.job import Job
 from lib_demofusion.host.messages import report_note, report_problem
 
 TWO_STAGES = {"enabled": True, "preset": "Paper", "scale": 3, "return_stages": True}
-"""The final image first, then those of the base and of the stage between."""
+"""The final image comes first, followed by the base and the stage in between."""
 
 
 def entries(result: processing.Processed, key: str) -> list[str | None]:
-    """Returns an entry of every image's text."""
+    """Returns one entry of every image's infotext."""
     texts = [infotext_utils.parse_generation_parameters(text) for text in result.infotexts]
     return [text.get(f"DemoFusion {key}") for text in texts]
 
@@ -47,7 +47,7 @@ def test_what_an_iteration_reports_is_in_the_texts_of_its_images(
     original = getattr(Job, hook)
 
     def reporting(self: Job, p: Any, *args: Any) -> Any:
-        # where the hook begins an iteration, behind its beginning
+        # if the hook begins an iteration, the error comes after that beginning
         if hook == "before_base":
             original(self, p)
             report(p)

@@ -1,4 +1,4 @@
-"""A webui that rounds the size of the base image: the image's text names both sizes."""
+"""Tests a webui that rounds the size of the base image: the image's infotext names both sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ON = {"enabled": True, "scale": 2}
 
 
 def test_a_size_that_the_webui_rounds_is_noted(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forge Neo makes multiples of 64 of width and height, between the hooks `before_process` and `process`."""
+    """Forge Neo rounds width and height to multiples of 64 between the hooks `before_process` and `process`."""
     before = processing.StableDiffusionProcessing.setup_prompts
 
     def rounding(p: Any) -> None:

@@ -1,4 +1,7 @@
-"""The stand-in's pictures against those of a running webui with the same model: `--webui-url`, after `--webui DIR`."""
+"""Compares the stand-in's images with those of a running webui with the same model.
+
+Pass `--webui-url`, after `try_demofusion.py --webui DIR`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ JOB = {"prompt": "a ladybug on moss", "negative_prompt": "the sky", "steps": 6, 
 
 
 def ask(url: str, body: dict[str, Any] | None = None) -> Any:
-    """The webui's answer."""
+    """Sends a request and returns the webui's answer."""
     data = json.dumps(body).encode() if body else None
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=600) as answer:
@@ -31,7 +34,7 @@ def ask(url: str, body: dict[str, Any] | None = None) -> Any:
 
 @pytest.fixture(scope="module")
 def url(request: pytest.FixtureRequest) -> str:
-    """The address of a webui that has the small model."""
+    """Returns the address of a webui with the small model."""
     url = request.config.getoption("--webui-url")
     if not url:
         pytest.skip("no running webui: --webui-url names none")
@@ -43,7 +46,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Webui:
-    """The stand-in on the bundled model."""
+    """Loads the stand-in with the bundled model."""
     return Webui(tmp_path_factory.mktemp("same"), small_model.load(small_model.COLLAGE_CHECKPOINT))
 
 

@@ -1,4 +1,4 @@
-"""The page of `python try_demofusion.py`, as somebody meets it who tries the extension."""
+"""Tests the page of `python try_demofusion.py` as a new user sees it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_page_asks_no_other_host(chromium: Any, address: str) -> None:
     page.close()
     assert asked
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
-    # a browser connects to these before anything is asked
+    # a browser connects to these addresses before it requests anything
     with urllib.request.urlopen(address) as answer:
         html = answer.read().decode()
     assert re.findall(r"<(?:link|script)\b[^>]*https?://[^>]*>", html) == []

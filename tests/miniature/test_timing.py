@@ -1,4 +1,4 @@
-"""How long a run takes: measured with a clock of the test's own, kept, and told in the live line."""
+"""Tests the timing of a run: measured with a simulated clock, saved, and shown in the live line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CELLS = PLAN.stages[0].cells_at(0.5)
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """A clock that does not run by itself."""
 
     def __init__(self) -> None:
         self.time = 1000.0
@@ -39,7 +39,7 @@ class Clock:
 
 
 def measure(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> float | None:
-    """The rate after model calls that took so many seconds, and one more that has begun."""
+    """Returns the rate after model calls of these durations and one more that has only begun."""
     clock = Clock()
     monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=clock))
     x = torch.zeros(1, 4, *PLAN.stages[0].size)
@@ -55,7 +55,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> float | None:
 
 @pytest.fixture
 def rates(webui: Webui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of those that were seen so far, which are none."""
+    """Returns the folder of the timings, which is empty."""
     monkeypatch.setattr(paths_internal, "data_path", str(tmp_path))
     return tmp_path
 
@@ -70,7 +70,7 @@ def test_too_little_says_nothing(monkeypatch: pytest.MonkeyPatch, calls: tuple[f
 
 
 def named(name: str) -> SimpleNamespace:
-    """A checkpoint."""
+    """Returns a checkpoint of that name."""
     return SimpleNamespace(sd_checkpoint_info=SimpleNamespace(name_for_extra=name))
 
 
@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_written_is_no_failure(rates: Path, monkeypatch:
 def test_a_run_teaches_what_its_model_took(
     rates: Path, webui: Webui, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    """Every evaluated view takes a thousandth of a second per cell here, and the first call an hour more."""
+    """Every evaluated view takes a thousandth of a second per cell, and the first call takes an hour longer."""
     clock = Clock()
     monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=clock))
     unet = webui.small.unet
@@ -114,7 +114,7 @@ def test_a_run_teaches_what_its_model_took(
 
     def timed(x, *args):  # type: ignore[no-untyped-def]
         if (shared.state.textinfo or "").startswith("DemoFusion"):
-            # cond and uncond are rows of their own
+            # cond and uncond are separate rows
             clock.time += x.shape[0] / 2 * x.shape[-1] * x.shape[-2] / 1000 + (slow.pop() if slow else 0)
         return unet(x, *args)
 
@@ -124,7 +124,7 @@ def test_a_run_teaches_what_its_model_took(
 
 
 def line_in(settings: dict[str, Any] | None = None, **tab: Any) -> str:
-    """The live line's text for a tab of 512x512 pixels and 10 steps."""
+    """Returns the live line's text for a tab of 512x512 pixels and 10 steps."""
     values = {"width": 512, "height": 512, "steps": 10, **tab}
     html = line.describe([{"enabled": True, "scale": 2, **(settings or {})}], TabValues(**values))
     return re.sub("<[^>]+>", "", html)
@@ -150,7 +150,10 @@ def test_with_hires_fix_its_result_is_the_base(webui: Webui, tab: dict[str, Any]
 
 
 def test_hires_fix_counts(webui: Webui, rates: Path) -> None:
-    """10 steps at 512x512, 4 at 1024x1024 and the stage; of its 9 + 4 views the dilated ones rest in the last step."""
+    """There are 10 steps at 512x512, 4 at 1024x1024, and the stage.
+
+    The last step of the stage evaluates 9 local views and omits the 4 dilated ones.
+    """
     first, second = 64**2, 128**2
     stage = 10 * (9 + 4) - 4
     text = line_in({"denoising_strength": 1}, hr_checkbox=True, hires_steps=4, hr_scale=2)
@@ -172,14 +175,14 @@ def test_resize_by_is_of_the_picture(webui: Webui) -> None:
 
 @pytest.mark.parametrize(("redraw", "strength", "base"), [(False, 0.5, 0), (True, 0.5, 6), (True, 1, 10)])
 def test_img2img_counts_what_it_runs(webui: Webui, redraw: bool, strength: float, base: int) -> None:
-    """The webui's own pass runs int(10 * strength) + 1 steps of 10, or none."""
+    """The webui's own pass runs int(10 * strength) + 1 of 10 steps, or none."""
     text = line_in({"img2img_first": redraw}, img2img=True, denoising_strength=strength)
     stage = 10 * (9 + 4) - 4
     assert f"{(base + stage) / 10:.3g} times as long as the base image" in text
 
 
 def seconds_in(**tab: float) -> float:
-    """What the live line says for a picture of the tests' size."""
+    """Returns the live line's estimate for an image of the tests' size."""
     seen: list[float] = []
     size = {"width": BASE, "height": BASE, "steps": 10}
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The try command: its set-up, its pictures, and what it installs into a webui."""
+"""Tests try_demofusion.py: its setup, its images, and the files that it installs into a webui."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONFIGURATION = {"model": {"params": {"cond_stage_config": {"params": {"version"
 
 
 def options(**values: Any) -> argparse.Namespace:
-    """The command line's values that the pictures depend on."""
+    """Returns the command line's values that the images depend on."""
     given = {"scale": 2, "prompt": "a", "seed": 1, "steps": 3, "sampler": "Euler", **values}
     return argparse.Namespace(**given)
 
@@ -89,7 +89,7 @@ def test_a_filled_environment_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp
 
 @pytest.fixture
 def host(tmp_path: Path) -> Path:
-    """What looks like a webui."""
+    """Creates a folder that looks like a webui."""
     for name in ("launch.py", "modules/scripts.py"):
         path = tmp_path / "webui" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def host(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def install(host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Installs a checkpoint that has what is read of one."""
+    """Installs a checkpoint that has the entries that the installer reads."""
     checkpoint = tmp_path / "small.safetensors"
     head = f"{small_model.TEXT_PREFIX}text_model."
     parts = {"final_layer_norm.weight": torch.zeros(8), "encoder.layers.0.mlp.fc1.weight": torch.zeros(16, 8)}

@@ -1,4 +1,4 @@
-"""What a stage leaves on the device to others, and the UNets that take the place of the checkpoint's."""
+"""Tests the memory that a stage leaves to the live preview, and UNets that replace the checkpoint's UNet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lib_demofusion.method.batching import UnknownMemory
 
 @pytest.fixture
 def rows(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of every call of the UNet."""
+    """Records the number of rows in every call of the UNet."""
     counted: list[int] = []
     real = webui.small.unet
 
@@ -35,7 +35,7 @@ def rows(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_another_unet_gets_one_view_at_a_time(
     webui: Webui, rows: list[int], monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
-    """TensorRT's are built for a batch size, and raise at a larger one."""
+    """TensorRT builds a UNet for one batch size, which fails at a larger one."""
     monkeypatch.setattr(shared.opts, view_batch.options.VIEW_BATCH, 4 if asked == "settings" else 0, raising=False)
     monkeypatch.setattr(view_batch, "device_memory", lambda *left: Plenty())
     settings = {"enabled": True, "scale": 2, "view_batch": 4 if asked == "panel" else 0}
@@ -49,7 +49,7 @@ def test_another_unet_gets_one_view_at_a_time(
 
 
 class Plenty(UnknownMemory):
-    """Room for 8 views."""
+    """Memory for 8 views."""
 
     def free(self) -> int:
         return 80
@@ -60,7 +60,10 @@ class Plenty(UnknownMemory):
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A model with an autoencoder of the usual layout; the webui as on a card, with Full previews every 10 steps."""
+    """Returns a model with an autoencoder of the usual layout.
+
+    The webui is set up as on a card, with Full previews every 10 steps.
+    """
     monkeypatch.setattr(sd_samplers_common, "approximation_indexes", {"Full": 0, "Approx NN": 1, "TAESD": 3})
     for name, value in (("live_previews_enable", True), ("show_progress_every_n_steps", 10)):
         monkeypatch.setattr(shared.opts, name, value, raising=False)
@@ -71,7 +74,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("size", [(24, 16), (32, 32), (20, 60)])
 def test_a_full_preview_finds_what_it_takes(model: Any, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
-    """Measured at the size that previews have."""
+    """The memory is measured at the size of a preview."""
     monkeypatch.setattr(preview, "PREVIEW_CELLS", 32)
     latent = preview.for_preview(torch.zeros(1, 4, *size))
     assert max(latent.shape[-2:]) == min(max(size), 32)

@@ -1,4 +1,4 @@
-"""What the live line warns of: hours, and pictures that this computer has no room for."""
+"""Tests the warnings of the live line: long runs, and images that do not fit in this computer's memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def free(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What is free on a computer, in bytes, with Stable Diffusion's decoder loaded."""
+    """Sets the free bytes of a computer, with Stable Diffusion's decoder loaded."""
     room = SimpleNamespace(device=8 * GIB, memory=16 * GIB, disk=100 * GIB)
     with torch.device("meta"):
         model = SimpleNamespace(first_stage_model=SimpleNamespace(decoder=Decoder(128, groups=32)))
@@ -39,7 +39,7 @@ def free(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def warned_of(**tab: Any) -> list[str]:
-    """Those in the line of a stage to 4096x4096."""
+    """Returns the warnings in the line for a stage to 4096x4096."""
     text = html.unescape(
         line.describe([{"enabled": True, "scale": 4}], TabValues(**{"width": 1024, "height": 1024, **tab}))
     )
@@ -59,7 +59,7 @@ def test_a_run_of_more_than_an_hour(
 
 
 def test_the_pictures_themselves(free: Any) -> None:
-    """Four copies of 4096x4096 in 12 bytes are 0.75 GiB, of each picture of a batch."""
+    """Four copies of a 4096x4096 image with 12 bytes per pixel are 0.75 GiB, for each image of a batch."""
     free.memory = 5 * GIB
     assert warned_of(batch_size=6) == []
     assert warned_of(batch_size=7) == [warnings.NO_MEMORY]
@@ -77,7 +77,7 @@ def test_the_pictures_themselves(free: Any) -> None:
     ],
 )
 def test_what_the_decoder_holds(free: Any, room: dict[str, int], warned: bool) -> None:
-    """About 10 GiB at 4096x4096, which must lie on the device, in memory or on the disk."""
+    """About 10 GiB at 4096x4096, which must fit on the device, in memory or on the disk."""
     free.__dict__.update(room)
     assert warned_of() == [warnings.NO_ROOM] * warned
 
@@ -85,7 +85,7 @@ def test_what_the_decoder_holds(free: Any, room: dict[str, int], warned: bool) -
 def test_a_missing_folder_for_temporary_files_breaks_no_line(
     free: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The decoder takes another; a real disk is asked, which has some room, and none is needed in memory."""
+    """The decoder uses another folder. The test uses the real disk, which has some space, and needs no memory."""
     monkeypatch.setattr(vae, "disk_usage", shutil.disk_usage)
     monkeypatch.setattr(shared.opts, "temp_dir", str(tmp_path / "gone"), raising=False)
     assert warned_of() == []
@@ -104,7 +104,7 @@ FEW = {"steps": 6, "cfg_scale": 1.5}
 
 
 def said(args: dict[str, Any], **tab: Any) -> str:
-    """The line for a panel that holds these values."""
+    """Returns the line for a panel with these values."""
     values = {**asdict(parse_settings(args)), "enabled": True}
     return html.unescape(line.describe(list(values.values()), TabValues(**tab)))
 

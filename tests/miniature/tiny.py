@@ -1,4 +1,4 @@
-"""A model with random weights and the methods of the trained one, so small that a picture takes a blink."""
+"""A model with random weights and the methods of the trained one. It is small enough to make an image at once."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 def alphas_cumprod() -> Tensor:
-    """Stable Diffusion's noise schedule."""
+    """Returns Stable Diffusion's noise schedule."""
     betas = torch.linspace(0.00085**0.5, 0.0120**0.5, 1000, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, 0)
 
 
 class TinyModel(nn.Module):
-    """Predicts noise as x itself plus a little of a random convolution that looks at its neighbours and the prompt."""
+    """Predicts noise as x plus a small random convolution of x and the prompt."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -27,23 +27,23 @@ class TinyModel(nn.Module):
         self.register_buffer("colours", torch.randn(3, 4, generator=generator) * 0.3)
 
     def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Embeddings (B, 77, 8) that depend on every letter."""
+        """Returns embeddings (B, 77, 8) that depend on every letter."""
         seeds = [int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "big") for prompt in prompts]
         return torch.stack([torch.randn(77, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
     def unet(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """The noise in x (N, 4, h, w) at timesteps (N,)."""
+        """Predicts the noise in x (N, 4, h, w) at timesteps (N,)."""
         alpha = torch.as_tensor(self.alphas_cumprod, dtype=x.dtype)[t.long().clamp(0, 999)][:, None, None, None]
         target = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), self.kernel)
         target = torch.tanh(target + (context.mean(1) @ self.mixing.T)[:, :, None, None])
         return (x - alpha.sqrt() * target) / (1 - alpha).sqrt()
 
     def encode(self, images: Tensor) -> Tensor:
-        """Latents of pictures in -1..1."""
+        """Encodes images in -1..1."""
         small = F.avg_pool2d(images, 8)
         return torch.cat([small, small.mean(1, keepdim=True)], 1)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures in -1..1 of latents."""
+        """Decodes latents to images in -1..1."""
         pictures = torch.einsum("bchw,kc->bkhw", latents, self.colours)
         return torch.tanh(F.interpolate(pictures, scale_factor=8, mode="bilinear"))

@@ -1,4 +1,4 @@
-"""The small model, loaded once."""
+"""Loads the small model once."""
 
 from __future__ import annotations
 

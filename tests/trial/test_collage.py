@@ -1,4 +1,7 @@
-"""Collages are the same scene at every resolution and zoom, without fringes, and what is in them is known."""
+"""Tests that collages show the same scene at every resolution and zoom, without fringes.
+
+Their content is known.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from trial.scenes import WHOLE, to_uint8
 
 
 def smooth_noise(seed: int, side: int) -> Image.Image:
-    """A photograph's stand-in: noise with most power at low frequencies."""
+    """Returns a substitute for a photograph: noise with most power at low frequencies."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8))
     return coarse.resize((side, side), Image.Resampling.BICUBIC)
@@ -21,7 +24,7 @@ def smooth_noise(seed: int, side: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def content() -> Content:
-    """Two subjects, a white disc in a hidden red surround and a wide black bar, on noise and on plain green."""
+    """Returns two subjects, a white disc in a hidden red margin and a wide black bar, on noise and on plain green."""
     disc = Image.new("RGBA", (300, 300), (255, 0, 0, 0))
     ImageDraw.Draw(disc).ellipse((20, 20, 280, 280), fill=(255, 255, 255, 255))
     bar = Image.new("RGBA", (400, 260), (0, 0, 0, 0))
@@ -60,7 +63,7 @@ def test_crop_is_a_part_of_the_whole(content, aspect):
 def test_colours_hidden_under_transparency_do_not_show(content):
     scene = Collage(1, (Placed(0, 0.5, 0.5, 0.7),))
     picture = render(content, scene, 100, 100)
-    # between white and green, red is never above blue by more than rounding
+    # between white and green, red exceeds blue only by rounding
     assert (picture[..., 0] - picture[..., 2]).max() < 3 / 255
 
 

@@ -1,4 +1,4 @@
-"""The detector's targets, its reading of maps, and how it cuts pictures into crops."""
+"""Tests the detector's targets, how it reads its maps, and how it cuts images into crops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trial.collage.scenes import extent
 
 @pytest.fixture(scope="module")
 def content() -> Content:
-    """A red disc and a blue square on two plain grounds."""
+    """Returns a red disc and a blue square on two plain grounds."""
     subjects = []
     for name, draw, colour in (("a disc", "ellipse", "red"), ("a square", "rectangle", "blue")):
         picture = Image.new("RGBA", (280, 280))
@@ -50,7 +50,7 @@ def test_every_centre_has_a_name_and_lies_where_its_subject_is(content, examples
 
 
 def test_close_ups_of_a_part_show_no_subject(content):
-    """At four times the size, a subject of normal size is never whole in a crop."""
+    """At four times the size, no crop contains a whole subject of normal size."""
     rng = np.random.default_rng(0)
     for _ in range(60):
         _, scene, box = train_detector.example(content, rng)
@@ -75,7 +75,7 @@ def test_the_loss_is_small_for_right_answers_and_large_for_wrong_ones(examples):
     )
 
     class Answer(torch.nn.Module):
-        """Says what it was made to say."""
+        """A network with a fixed output."""
 
         def __init__(self, sign: float):
             super().__init__()

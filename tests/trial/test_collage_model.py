@@ -1,6 +1,6 @@
-"""The committed model of the collages: its size, its layout and that its pictures follow the prompt.
+"""Tests the committed model of the collages: its size, its layout, and that its images follow the prompt.
 
-The margins are below what trial/README.md tells of 64 prompts; they guard against a broken file or loader.
+The limits are below the results for 64 prompts in trial/README.md. They detect a broken file or loader.
 """
 
 from __future__ import annotations
@@ -59,5 +59,5 @@ def test_samples_follow_the_prompt(model):
     assert np.isfinite(images).all()
     found = judge(labels, images)
     assert found["ground"] >= 0.7
-    # chance is 1 of 24
+    # by chance it would be 1 of 24
     assert found["subject"] >= 0.2

@@ -1,4 +1,4 @@
-"""Parts of the training of the collages' model: what is written goes on, and losses see what they should."""
+"""Tests parts of the training of the collages' model: saved states continue, and the losses react correctly."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_averaged_texture_is_told_by_its_strength_and_not_by_its_place():
     loss = train_decoder.texture_loss(weak, grain)
     assert loss.item() == pytest.approx(0.693, abs=0.02)
     loss.backward()
-    # to strengthen the grain lowers the loss
+    # a stronger grain lowers the loss
     assert float((weak.grad * grain).sum()) < 0
 
 
@@ -134,7 +134,7 @@ def test_the_spectrum_of_a_blurred_picture_falls_short_where_it_should():
     frequency = np.fft.fftfreq(128)
     down, across = frequency[:, None], frequency[None]
     ring = (np.hypot(down, across) * 2 * measure.RINGS).astype(int)
-    passed = (np.cos(np.pi * down) * np.cos(np.pi * across)) ** 2  # a mean of two pixels along each axis
+    passed = (np.cos(np.pi * down) * np.cos(np.pi * across)) ** 2  # the mean of two pixels along each axis
     expected = [np.sqrt(passed[ring == number].mean()) for number in range(measure.RINGS)]
     np.testing.assert_allclose(ratio[:12], expected[:12], atol=0.05)
 
@@ -159,7 +159,7 @@ def test_a_training_that_was_cut_off_goes_on_and_shows_moving_averages(tmp_path)
             seen.append(step)
             loss = trainee.module(torch.ones(1, 1)).square().sum()
             trainee.update(loss, 1e-3)
-            # a square error of 0.04 for pictures in -1..1 is a PSNR of 20 dB
+            # a squared error of 0.04 for images in -1..1 is a PSNR of 20 dB
             progress.after_step(loss, torch.tensor(0.04))
     assert seen == [*range(30), *range(20, 60)]
     assert progress.figures()["psnr"] == "20.00"

@@ -1,4 +1,4 @@
-"""Files that only the history has, in a repository of the test's own."""
+"""Tests files that exist only in the git history, in a repository made for the test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONTENT = bytes(range(256)) * 300
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What git answers."""
+    """Runs git and returns its output."""
     names = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.autocrlf=false"]
     return subprocess.run(
         ["git", "-C", str(folder), *names, *arguments], check=True, capture_output=True, text=True
@@ -22,7 +22,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> tuple[Path, str]:
-    """A repository that had a file once, and what git calls that."""
+    """Creates a repository whose history contains a file. Returns the folder and git's hash of the file."""
     folder = tmp_path / "repository"
     folder.mkdir()
     git(folder, "init", "-q")

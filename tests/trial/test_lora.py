@@ -1,4 +1,4 @@
-"""LoRA factors, their file, and the distillation into a consistency model."""
+"""Tests LoRA factors, their file, and the distillation into a consistency model."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_step_of_the_original_leads_to_the_same_picture_with_less_noise() -> N
 
 
 def test_the_student_learns_a_step_of_the_guided_original() -> None:
-    """On one batch, the distance from the targets falls and the original stays as it was."""
+    """On one batch, the distance from the targets decreases and the original stays unchanged."""
     torch.manual_seed(0)
     teacher = Denoiser(4, UNET, TEXT)
     with torch.no_grad():

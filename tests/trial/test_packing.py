@@ -1,4 +1,4 @@
-"""A packed checkpoint is half as large and gives nearly the same weights back."""
+"""Tests that a packed checkpoint is half as large and restores nearly the same weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_weights_come_back_within_half_a_step_of_their_row(tensors, tmp_path):
     largest = tensors[name].float().flatten(1).abs().amax(1)
     error = (full[name].float() - tensors[name].float()).flatten(1).abs().amax(1)
     assert (error <= largest * (0.5 / 127 + 2**-11) + 1e-6).all()
-    # the decoder's by output and input
+    # the decoder's kernels have one scale per output and input
     largest = tensors[DECODER_KERNEL].float().abs().amax((2, 3))
     error = (full[DECODER_KERNEL].float() - tensors[DECODER_KERNEL].float()).abs().amax((2, 3))
     assert (error <= largest * (0.5 / 127 + 2**-10) + 1e-6).all()
@@ -91,7 +91,7 @@ def test_rows_come_back_as_near_as_eight_bits_allow() -> None:
     }
     back = packing.unpack_rows(packed)
     assert back.keys() == weights.keys()
-    # half a step of 1 / 127 of the largest of each row
+    # half a step, where a step is 1 / 127 of the largest value of each row
     largest = weights["kernel"].abs().flatten(1).amax(1)
     error = (back["kernel"] - weights["kernel"]).abs().flatten(1).amax(1)
     assert (error <= largest / 254 * 1.001).all()

@@ -1,4 +1,4 @@
-"""Rendering is the same scene at every resolution and zoom, and the detector reads it right."""
+"""Tests that rendering shows the same scene at every resolution and zoom, and that the detector reads it correctly."""
 
 from __future__ import annotations
 

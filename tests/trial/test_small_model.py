@@ -1,4 +1,4 @@
-"""The trained checkpoint: size, layout, reconstruction and a few samples."""
+"""Tests the trained checkpoint: size, layout, reconstruction and a few samples."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_reconstruction(small_model):
 
 @pytest.mark.parametrize("size", [(16, 16), (19, 13), (14, 17), (20, 18), (5, 1)])
 def test_the_unet_takes_any_size(small_model, size):
-    """Dilated views of a scale such as 2.4 have sides that do not divide by four."""
+    """Dilated views at a scale such as 2.4 have sides that are not multiples of four."""
     x = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(0))
     context = small_model.encode_prompts([PROMPT, ""])
     with torch.no_grad():

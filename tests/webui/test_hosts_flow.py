@@ -1,6 +1,6 @@
-"""What must hold for a flow model in Forge's family: `--webui NEO --checkpoints DIR`, where DIR holds one checkpoint.
+"""Tests flow models in Forge's family: `--webui NEO --checkpoints DIR`, where DIR contains one checkpoint.
 
-`flow_checkpoints.py` makes such checkpoints with random weights. With another checkpoint all of it is skipped.
+`flow_checkpoints.py` makes such checkpoints with random weights. With any other checkpoint these tests are skipped.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ ON: dict[str, Any] = {"enabled": True, "scale": 2, "view_batch": 16, "overlap": 
 SMALL = {"width": 128, "height": 128, "steps": 3, "sampler_name": "Euler", "scheduler": "Simple", "cfg_scale": 1}
 TWICE = (256, 256)
 LAST_BIT = 2e-5
-"""Largest difference of two latents in terms of the largest value: the guidance sums in another order."""
+"""The largest difference of two latents, relative to the largest value. The guidance adds in another order."""
 
 
 @pytest.fixture(scope="module")
 def family(webui: Webui) -> dict[str, Any]:
-    """What the extension knows of the checkpoint, which the first image loads."""
+    """Returns the extension's facts about the checkpoint, which the first image loads."""
     small(webui, None)
     try:
         with urllib.request.urlopen(f"{webui.url}/demofusion-test/family") as answer:
@@ -50,7 +50,7 @@ def small(webui: Webui, demofusion: Any = ON, **request: Any) -> Result:
 @pytest.mark.parametrize("sampler", ["Euler", "Euler a", "DPM++ 2M"])
 @pytest.mark.parametrize("cfg_scale", [1, 4])
 def test_a_stage_of_one_view_is_the_webuis_own_img2img(webui: Webui, family: Any, sampler: str, cfg_scale: int) -> None:
-    """From the same noise at the same level, with no weight of the skip residual and of the dilated path."""
+    """Both begin from the same noise at the same level. The skip residual and the dilated path have no weight."""
     result = small(webui, None, prompt="a circle ONEVIEW", sampler_name=sampler, cfg_scale=cfg_scale)
     differs, reaches = (
         float(re.findall(f"One view {word}: ([-+.e0-9]+)", result.infotexts[0])[0])
@@ -98,7 +98,7 @@ def test_samplers_that_are_wrong_on_flow_models_are_refused(webui: Webui, family
 
 @pytest.mark.parametrize("preset", ["Balanced", "Turbo"])
 def test_presets(webui: Webui, family: Any, preset: str) -> None:
-    """At a CFG scale of 1 the preset stays what it is, because the number of steps is no few-step model's."""
+    """At a CFG scale of 1 the preset does not change, because the number of steps is too high for a few-step model."""
     result = small(webui, {"enabled": True, "scale": 2, "preset": preset}, steps=12 if preset == "Balanced" else 4)
     assert_good(result, TWICE)
     assert f"DemoFusion preset: {preset}" in result.infotexts[0]
