@@ -109,13 +109,13 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer block over the positions of a feature map."""
+    """Transformer blocks over the positions of a feature map."""
 
-    def __init__(self, channels: int, context_dim: int, heads: int) -> None:
+    def __init__(self, channels: int, context_dim: int, heads: int, depth: int = 1) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(32, channels, eps=1e-6)
         self.proj_in = nn.Conv2d(channels, channels, 1)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_dim, heads)])
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, context_dim, heads) for _ in range(depth))
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class UNet(nn.Module):
         self.middle_block = Block(
             [
                 ResBlock(widest, widest, emb),
-                SpatialTransformer(widest, config.context_dim, config.num_heads),
+                self._transformer(widest),
                 ResBlock(widest, widest, emb),
             ]
         )
@@ -173,8 +173,11 @@ class UNet(nn.Module):
     def _stage(self, inputs: int, outputs: int, emb: int, factor: int) -> Block:
         block = Block([ResBlock(inputs, outputs, emb)])
         if factor in self.config.attention_resolutions:
-            block.append(SpatialTransformer(outputs, self.config.context_dim, self.config.num_heads))
+            block.append(self._transformer(outputs))
         return block
+
+    def _transformer(self, channels: int) -> SpatialTransformer:
+        return SpatialTransformer(channels, self.config.context_dim, self.config.num_heads)
 
     def _build_down(self, emb: int) -> list[int]:
         """The input blocks; returns the width of every skip."""
@@ -204,7 +207,14 @@ class UNet(nn.Module):
                 self.output_blocks.append(block)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x.dtype))
+        return self.from_embedding(x, self.embedded(t, x.dtype), context)
+
+    def embedded(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """Embeds the time steps t (B,) for the residual blocks, (B, 4 * model_channels)."""
+        return self.time_embed(timestep_embedding(t, self.config.model_channels).to(dtype))
+
+    def from_embedding(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        """Predicts the noise in x (B, 4, H, W) given the embedding of the time step and the text."""
         skips, h = [], x
         for block in self.input_blocks:
             h = block(h, emb, context)

@@ -4,34 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE, MARGIN, LABEL = 160, 8, 34
+"""Pixels of a picture's side, between pictures, and for the words above them."""
 PAPER_COLOUR, INK, FAINT = "white", "black", "#666666"
 
 
-def contact_sheet(columns: Sequence[tuple[str, str, Sequence[Path]]], captions: Sequence[str]) -> Image.Image:
-    """A page of columns (title, second line, one file for each caption)."""
-    width = MARGIN + len(columns) * (SIDE + MARGIN)
-    block = 2 * SIDE + LABEL
+def contact_sheet(
+    columns: Sequence[tuple[str, str, Sequence[Path]]], captions: Sequence[str], side: int = SIDE
+) -> Image.Image:
+    """Draws a page of columns (title, second line, one file for each caption), with pictures of `side` pixels."""
+    width = MARGIN + len(columns) * (side + MARGIN)
+    block = 2 * side + LABEL
     page = Image.new("RGB", (width, LABEL + len(captions) * block + MARGIN), PAPER_COLOUR)
     draw = ImageDraw.Draw(page)
     for row, text in enumerate(captions):
-        draw.text((MARGIN, LABEL + row * block + 2), text, fill=INK, font=ImageFont.load_default(12))
+        draw.text((MARGIN, LABEL + row * block + 2), text, fill=INK, font=_font(12))
     for number, (title, second, files) in enumerate(columns):
-        x = MARGIN + number * (SIDE + MARGIN)
-        draw.text((x, 4), title, fill=INK, font=ImageFont.load_default(13))
-        draw.text((x, 19), second, fill=FAINT, font=ImageFont.load_default(10))
+        x = MARGIN + number * (side + MARGIN)
+        draw.text((x, 4), title, fill=INK, font=_font(13))
+        draw.text((x, 19), second, fill=FAINT, font=_font(10))
         for row, file in enumerate(files):
             y = LABEL + row * block + LABEL // 2
             with Image.open(file) as picture:
-                page.paste(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (x, y))
-                page.paste(middle(picture), (x, y + SIDE + 2))
+                page.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (x, y))
+                page.paste(middle(picture, side), (x, y + side + 2))
     return page
 
 
-def middle(picture: Image.Image) -> Image.Image:
-    """A part of the picture at 1:1, below and left of its middle, where most subjects have their edge."""
-    left, top = picture.width // 4, picture.height // 2 - SIDE // 2
-    return picture.crop((left, top, left + SIDE, top + SIDE))
+def middle(picture: Image.Image, side: int = SIDE) -> Image.Image:
+    """Crops a part of the picture at 1:1, left of its middle, where most subjects have their edge."""
+    left, top = picture.width // 4, picture.height // 2 - side // 2
+    return picture.crop((left, top, left + side, top + side))
+
+
+def _font(size: int) -> Any:
+    """Returns Pillow's own font; before Pillow 10.1, which some webuis have, it has one size only."""
+    try:
+        return ImageFont.load_default(size)
+    except TypeError:
+        return ImageFont.load_default()

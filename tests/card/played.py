@@ -7,6 +7,7 @@ the CPU waits.
 from __future__ import annotations
 
 import sys
+import warnings
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -57,6 +58,8 @@ class PlayedCard(TorchDispatchMode):
         """The bytes that tensors may use. A value below `memory` simulates fragmented memory."""
         self.allocated = self.peak = 0
         self.waits: list[Wait] = []
+        self.warns = False
+        """Whether a wait is warned of as well, in torch's words."""
         self.operations = 0
         self.fail_in: int | None = None
         """After this number of allocations, one allocation fails."""
@@ -85,6 +88,12 @@ class PlayedCard(TorchDispatchMode):
         def reset(device: Any = None) -> None:
             self.peak = self.allocated
 
+        def warn(mode: str) -> None:
+            self.warns = mode == "warn"
+
+        def limit(share: float, device: Any = None) -> None:
+            self.reserve = int(share * self.memory)
+
         return {
             "_lazy_init": lambda: None,
             "is_available": lambda: there,
@@ -97,6 +106,9 @@ class PlayedCard(TorchDispatchMode):
             "max_memory_allocated": lambda device=None: self.peak,
             "reset_peak_memory_stats": reset,
             "empty_cache": lambda: None,
+            "synchronize": lambda device=None: None,
+            "set_sync_debug_mode": warn,
+            "set_per_process_memory_fraction": limit,
             "get_rng_state": lambda device=None: torch.get_rng_state(),
             "set_rng_state": lambda state, device=None: None,
             "is_bf16_supported": lambda *_, **__: True,
@@ -165,6 +177,8 @@ class PlayedCard(TorchDispatchMode):
         place = Path(frame.f_code.co_filename)
         shown = place.relative_to(ROOT).as_posix() if place.is_relative_to(ROOT) else place.as_posix()
         self.waits.append(Wait(kind, f"{shown}:{frame.f_lineno} {frame.f_code.co_name}"))
+        if self.warns:
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.handle(func, args, kwargs or {})

@@ -64,6 +64,11 @@ class CardTensor(torch.Tensor):
         torch.Tensor.copy_(_unguarded(self), _unguarded(source), non_blocking)
         return self
 
+    def contiguous(self, *, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
+        if self.is_contiguous(memory_format=memory_format):
+            return self
+        return torch.Tensor.contiguous(_unguarded(self), memory_format=memory_format)
+
     def __float__(self) -> float:
         return float(self.item())
 

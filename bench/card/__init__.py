@@ -1,0 +1,1 @@
+"""Measures DemoFusion on a graphics card in a few minutes."""

@@ -1,0 +1,132 @@
+"""Measures DemoFusion on this computer's graphics card: `python -m bench.card`.
+
+Needs torch that can use the card, and nothing else: no webui, no checkpoint, no download. The UNets and the autoencoder
+have the true sizes of SDXL's and SD 1.5's, and random weights. The report is printed and written into a file, in a form
+that you can paste into the issue form "Results from my card".
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+try:
+    import torch
+except ImportError:
+    sys.exit("This needs torch. Start it with the Python of your webui, for instance venv/bin/python -m bench.card")
+
+from bench.card.device import Card, find_card, stand_in_webui
+from bench.card.models import SD15, SDXL, TINY_SD15, TINY_SDXL, Kind, Model, autoencoder, filled
+from lib_demofusion import __version__
+
+NO_CARD = "torch sees no graphics card here. With --tiny the same measurements run on the processor, on small models."
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tiny", action="store_true", help="use small models, on the processor too")
+    parser.add_argument("--minutes", type=float, default=5, help="leave out what would take longer (default: 5)")
+    parser.add_argument("--out", type=Path, default=Path("card-report.md"), help="file (default: card-report.md)")
+    return parser.parse_args(arguments)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured: the true sizes, or small ones."""
+
+    kinds: tuple[Kind, Kind]
+    sides: tuple[int, ...]
+    """Of the images that are decoded and encoded, in pixels."""
+    cells: int
+    """Side of the latent on which the ways of decoding are compared."""
+    cards: dict[str, int]
+    """Memory of the smaller cards that this card plays, in bytes by name."""
+
+
+TRUE = Sizes((SD15, SDXL), (2048, 4096, 8192), 64, {"8 GB": 8 << 30, "12 GB": 12 << 30})
+TINY = Sizes((TINY_SD15, TINY_SDXL), (64, 128, 256), 8, {"8 MB": 8 << 20, "12 MB": 12 << 20})
+
+
+def measure(options: argparse.Namespace, card: Card) -> None:
+    """Measures everything and prints the report."""
+    from bench.card import vae
+    from bench.card.report import Report, gigabytes
+
+    sizes = TINY if options.tiny else TRUE
+    memory = gigabytes(card.memory) if card.memory else "memory unknown"
+    software = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.system()}"
+    title = [f"DemoFusion Hires {__version__} on {card.name} ({card.device.type}, {memory}); {software}"]
+    title += ["Small models (--tiny): these times say nothing of Stable Diffusion."] if options.tiny else []
+    report = Report(title, options.out, 60 * options.minutes, card.release)
+    report.found.update(card=f"{card.name}, {memory}", software=software)
+    networks = filled(lambda: autoencoder(options.tiny), card.device, card.half)
+    vae.measure_vae_precision(report, card, networks, sizes.cells)
+    measure_kind(report, card, sizes.kinds[0], (0.1, 0.2), lambda model: None)
+
+    def with_large_images(model: Model | None) -> None:
+        if model is not None:
+            vae.measure_small_cards(report, card, (model, networks), sizes.cards, sizes.sides[1])
+        vae.measure_coding(report, card, networks, sizes.sides, 1.0)
+
+    measure_kind(report, card, sizes.kinds[1], (0.4, 0.7), with_large_images)
+    print(report.text())
+    print(f"Written to {options.out.resolve()}.", file=sys.stderr)
+
+
+def measure_kind(
+    report: Any, card: Card, kind: Kind, shares: tuple[float, float], beside: Callable[[Model | None], None]
+) -> None:
+    """Measures one UNet until these shares of the time are over, then runs `beside` while the UNet is on the card."""
+    from bench.card import stages, vae
+    from bench.card.report import Row, gigabytes
+
+    made: list[Model] = []
+
+    def load() -> Row:
+        seconds = card.seconds(lambda: made.append(Model(kind, card.device, card.half)))
+        weights = sum(weight.numel() * weight.element_size() for weight in made[0].unet.parameters())
+        return Row(f"{seconds:.1f}", "", gigabytes(weights), "weights in half precision")
+
+    if not report.attempt(f"{kind.name}: UNet", load):
+        beside(None)
+        return
+    stages.measure_calls(report, card, made[0], shares[0])
+    stages.measure_stages(report, card, made[0], shares[1])
+    beside(made[0])
+    vae.measure_unet_precision(report, card, made[0])
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status."""
+    options = parse(arguments)
+    card = find_card(options.tiny)
+    if card is None:
+        print(NO_CARD, file=sys.stderr)
+        return 1
+    try:
+        options.out.touch()
+    except OSError as problem:
+        print(f"--out: {options.out} cannot be written ({problem.strerror}). Name another file.", file=sys.stderr)
+        return 1
+    stand_in_webui(card)
+    if options.tiny and card.device.type == "cpu":
+        torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        measure(options, card)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. The file holds what was measured so far.")
