@@ -2,7 +2,8 @@
 
 Needs only Python 3.10 to 3.13. The first start makes a virtual environment in `.venv` and installs pinned packages
 into it; later starts use it as it is, without the network, until a pin changes. The tests run in a process for each
-core, up to four. Arguments go to pytest, which then runs alone and in one process: `python run_tests.py -k schedule`.
+core, up to four. Arguments go to pytest, which then runs alone and in one process:
+`python run_tests.py tests/test_fusion.py -k paper`. With `--set-up` nothing is run after the set-up.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ def main(pytest_arguments: list[str]) -> int:
         print(f"Set-up failed: {error}", file=sys.stderr)
         return 1
 
+    if pytest_arguments == ["--set-up"]:
+        return 0
     bootstrap.let_threads_sleep()
     failed = []
     if not pytest_arguments:

@@ -188,9 +188,9 @@ def report(made: list[Way], text: str, side: int, same: str) -> str:
     versions = {key: re.search(rf"{key}: ([^,\n]+)", text) for key in ("Version", "Model")}
     version, model = (found[1] if found else "unknown" for found in versions.values())
     lines = [f"DemoFusion Hires {__version__} in webui {version}, checkpoint {model}", ""]
-    lines += [
-        f"{len(PROMPTS)} prompts, {side}x{side}, {STEPS} steps of {SAMPLER}. Plain image before and after: {same}."
-    ]
+    hires = f"Hires fix: Lanczos, {STEPS} steps, denoising strength {HIRES_STRENGTH}."
+    lines += [f"{len(PROMPTS)} prompts, {side}x{side}, {STEPS} steps of {SAMPLER}. {hires}"]
+    lines += [f"The plain image after all others: {same}."]
     lines += ["", "| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|", *(row(way, made[0]) for way in made), ""]
     return "\n".join(lines)
 

@@ -1,31 +1,23 @@
-"""Measures what DemoFusion itself costs beside its model: `python bench/overhead.py`.
+"""Measures what DemoFusion itself costs beside its model: `python -m bench.overhead`.
 
 Runs one sampler step of a stage with a model that returns its input, at growing sizes, and prints time and bytes. The
-share is against the same number of evaluations of an SDXL-architecture UNet: `--evaluation-seconds` of a measurement
-made elsewhere, or timed here with `--unet` (needs diffusers; random weights take no less time than trained ones, some
-11 GB of memory in float32, and minutes on a CPU).
-
-`--stages` times whole stages for several view batches beside the bare UNet: on a GPU at 2048, 4096 and 8192 pixels with
-an SDXL-architecture UNet in half precision, on a CPU at 256, 384 and 512 pixels with a small UNet (on Linux only: the
-peak is the process's own).
+share is against the same number of evaluations of SDXL's UNet: `--evaluation-seconds` of a measurement made elsewhere,
+or timed here with `--unet` (random weights take no less time than trained ones, some 11 GB of memory in float32, and
+minutes on a CPU). `python -m bench.card` times stages beside the bare UNet.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from bench import stage_table, unets
+from bench.card.models import SDXL, Model
 from bench.peak_bytes import PeakBytes
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import CELL, make_plan
@@ -85,12 +77,12 @@ def timed(action: Any, device: str) -> float:
 
 
 def sdxl_evaluation(device: str, dtype: torch.dtype) -> float:
-    """Returns the seconds of one evaluation (cond and uncond) of an SDXL-architecture UNet at its native size."""
-    unet = unets.sdxl_unet(device, dtype)
-    latent = torch.randn(2, 4, *NATIVE, device=device, dtype=dtype)
+    """Returns the seconds of one evaluation (cond and uncond) of a UNet of SDXL's size at its native size."""
+    model = Model(SDXL, torch.device(device), dtype)
+    latent = torch.randn(2, 4, *NATIVE, device=device)
 
     def evaluate() -> None:
-        unet(latent)
+        model(latent, model.sigmas[[500]].repeat(2), model.cond)
 
     repeats = 3 if device == "cuda" else 1
     if device == "cuda":
@@ -98,41 +90,17 @@ def sdxl_evaluation(device: str, dtype: torch.dtype) -> float:
     return min(timed(evaluate, device) for _ in range(repeats))
 
 
-def print_stages(device: str, dtype: torch.dtype, steps: int) -> None:
-    """Prints the table of whole stages, and what was timed."""
-    if device == "cuda":
-        what = "a UNet of SDXL's architecture"
-        bench = stage_table.Bench(unets.sdxl_unet(device, dtype), NATIVE, (2, 4, 8), steps, device, dtype)
-    else:
-        what = unets.SMALL
-        bench = stage_table.Bench(unets.small_unet(), (16, 16), (2, 3, 4), steps, device, dtype, limit=64 << 20)
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} thread(s) of a CPU"
-    side = bench.native[0] * CELL
-    print(f"{what}, random weights, {dtype}, {name}.")
-    print(f"{steps} Euler step(s) of each stage, from {side}x{side}; an evaluation is cond and uncond of a view.")
-    kind = "of tensors on the device" if device == "cuda" else "of the process (resident set), weights not counted"
-    clock = "time" if device == "cuda" else "processor time"
-    print(f"Seconds are {clock}; peaks are {kind}.\n")
-    for line in stage_table.rows_of(bench):
-        print(line, flush=True)
-
-
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scales", type=int, nargs="+", default=[2, 4, 8, 16], help="against 1024 pixels")
     parser.add_argument("--view-batch", type=int, default=4)
-    parser.add_argument("--unet", action="store_true", help="time an SDXL-architecture UNet on this machine")
-    parser.add_argument("--stages", action="store_true", help="time whole stages beside the bare UNet")
-    parser.add_argument("--steps", type=int, default=1, help="of each stage that is timed")
+    parser.add_argument("--unet", action="store_true", help="time a UNet of SDXL's size on this machine")
     parser.add_argument("--evaluation-seconds", type=float, help="of one UNet evaluation, measured elsewhere")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float16 if device == "cuda" else torch.float32
     with torch.no_grad():
-        if arguments.stages:
-            print_stages(device, dtype, arguments.steps)
-            return
         evaluation = sdxl_evaluation(device, dtype) if arguments.unet else arguments.evaluation_seconds
         if evaluation:
             print(f"one evaluation of the UNet: {evaluation:.3f} s on {device}, {dtype}")

@@ -1,4 +1,4 @@
-"""Do the presets hold under other samplers, steps, guidance and shapes? python bench/robustness.py --webui URL.
+"""Do the presets hold under other samplers, steps, guidance and shapes? python -m bench.robustness --webui URL.
 
 Asks a running webui with --api, the extension and the small model (python try_demofusion.py --webui DIR installs both)
 for pictures of the collages' prompts: under every condition a base, and what each preset makes of it.
@@ -20,9 +20,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.quality import artefacts, repetition, spectrum
 from bench.quality.configurations import PAPER
@@ -30,6 +27,7 @@ from bench.quality.denoiser import NATIVE as CELLS
 from bench.quality.pictures import as_float, read, write
 from bench.quality.table import COLUMNS, Column, Row, cell, make_row
 from bench.quality.worlds import COLLAGES
+from trial.progress import progress_bar
 
 TITLE = "DemoFusion Hires"
 NATIVE = 8 * CELLS
@@ -130,7 +128,7 @@ class Pictures:
 def row_of(pictures: Pictures, condition: Condition, preset: str, numbers: Sequence[int]) -> Row:
     """The means of a preset under a condition, with their intervals."""
     found = []
-    for number in tqdm(numbers, desc=f"{condition.name}: {preset}", leave=False):
+    for number in progress_bar(numbers, desc=f"{condition.name}: {preset}", leave=False):
         base, picture = (pictures.get(condition, name, number) for name in ("", preset))
         found.append({"metrics": measured(picture, base, number), "units": 0.0, "seconds": 0.0})
     return make_row(preset, found, {}, 0)

@@ -19,7 +19,10 @@ from lib_demofusion.settings.reading import parse_settings, preset_values
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
     page: (ROOT / page).read_text(encoding="utf-8")
-    for page in ("README.md", "CONTRIBUTING.md", "docs/parameters.md", "docs/api.md", "docs/compatibility.md")
+    for page in (
+        *("README.md", "CONTRIBUTING.md"),
+        *("docs/parameters.md", "docs/api.md", "docs/compatibility.md", "docs/cards.md"),
+    )
 }
 
 

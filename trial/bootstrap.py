@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
 import os
@@ -9,8 +10,10 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -20,8 +23,17 @@ OLDEST, NEWEST = (3, 10), (3, 13)
 """Versions of Python that every pinned package can be had for."""
 
 TORCH = "2.13.0"
-# Elsewhere than on macOS the default build of torch brings several GB of CUDA libraries.
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+CUDA_SIZE = "about 3 GB to download and 7 GB on the disk"
+"""Size of the default build of torch on Linux, with the CUDA libraries that it brings."""
+NO_CHROMIUM = "DEMOFUSION_NO_CHROMIUM"
+"""Environment variable that keeps Chromium from being installed."""
+CHROMIUM_SIZE = "about 300 MB on the disk"
+
+SET_UP = "python run_tests.py --set-up"
+"""Sets up the environment of tests and measurements, and does nothing else."""
+PACKAGES = ("torch", "numpy", "PIL", "yaml", "safetensors", "tqdm", "scipy")
+"""What the commands of trial/ and bench/ import."""
 
 
 class SetUpError(Exception):
@@ -109,9 +121,69 @@ def install_torch() -> None:
         announce(f"{requirement}, CPU build")
         if pip_install(requirement, "--index-url", TORCH_CPU_INDEX, "--retries", "0", "--timeout", "10"):
             return
+    if sys.platform.startswith("linux"):
+        confirm_cuda()
     announce(f"{requirement} from the default index")
     if not pip_install(requirement):
         raise SetUpError(f"{requirement} could not be installed.")
+
+
+def confirm_cuda() -> None:
+    """Says how large the default build of torch is, and asks a person at a terminal; SetUpError where they decline."""
+    print(f"{TORCH_CPU_INDEX} has no build of torch that can be installed here. The default build", end=" ")
+    print(f"brings CUDA libraries: {CUDA_SIZE}.", flush=True)
+    if sys.stdin is None or not sys.stdin.isatty():
+        # nobody can answer, as in a CI job
+        return
+    if input("Install the default build? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise SetUpError(f"torch was not installed. Try again where {TORCH_CPU_INDEX} can be reached.")
+
+
+def enter_environment(package: str, own: Sequence[str] = ()) -> None:
+    """Runs a command `python -m package.module` with the Python of .venv if this one lacks its packages.
+
+    The packages of commands call this when they are imported: Python imports them before the module itself. Where .venv
+    lacks the packages too, the process ends with a sentence, and with the module's description if --help is given.
+    Modules whose names begin with one of `own` run with any Python. Missing files are told without a traceback.
+    """
+    command = sys.orig_argv[1:]
+    if sys.argv[:1] != ["-m"] or "-m" not in command:
+        return
+    sys.excepthook = _without_traceback
+    module, *arguments = command[command.index("-m") + 1 :]
+    if (
+        not module.startswith(f"{package}.")
+        or module.startswith(tuple(own))
+        or all(map(importlib.util.find_spec, PACKAGES))
+    ):
+        return
+    if answer(f"import {', '.join(PACKAGES)}; print('there')") == "there" and not _is_inside():
+        sys.exit(run_module(module, *arguments, interactive=True))
+    needed = f"python -m {module} needs packages that are not installed. Run `{SET_UP}` first."
+    if not {"-h", "--help"} & set(arguments):
+        sys.exit(needed)
+    print(f"{_description(module)}\n\n{needed}")
+    sys.exit(0)
+
+
+def _without_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints an error, without its traceback where this repository says that a file is missing and what to do."""
+    if isinstance(error, FileNotFoundError) and error.errno is None:
+        print(error, file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def _is_inside() -> bool:
+    """Returns whether this process runs in .venv."""
+    return Path(sys.prefix).resolve() == VENV.resolve()
+
+
+def _description(module: str) -> str:
+    """Returns the docstring of a module of this repository, which is not imported."""
+    path = ROOT.joinpath(*module.split("."))
+    file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "" if file.is_file() else ""
 
 
 def set_up(*layers: Layer) -> None:
@@ -156,11 +228,16 @@ def let_threads_sleep() -> None:
 
 
 def install_chromium() -> None:
-    """Installs Debian's Chromium for the browser tests where it is missing and this process may; says so if not."""
+    """Installs Debian's Chromium for the browser tests where it is missing and this process may, and says so first."""
     if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))):
         return
     may_install = hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get")
-    announce("chromium" if may_install else "no chromium: the browser tests are skipped (Debian: apt install chromium)")
-    if may_install:
+    if not may_install:
+        announce("no Chromium: the browser tests are skipped (Debian: apt install chromium)")
+    elif os.environ.get(NO_CHROMIUM):
+        announce("no Chromium: the browser tests are skipped")
+    else:
+        announce(f"Chromium for the browser tests is installed with apt-get, {CHROMIUM_SIZE}")
+        print(f"To run the tests without it, set {NO_CHROMIUM}=1.", flush=True)
         run("apt-get", "update", "-q")
         run("apt-get", "install", "-q", "-y", "--no-install-recommends", "chromium")

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from trial.autoencoder import Autoencoder
 from trial.design import fresh_model, linear_latents
+from trial.progress import progress_bar
 from trial.scenes import WHOLE, all_labels, random_box, random_scene, render
 
 SCALE_FACTOR = 0.18215
@@ -35,7 +35,7 @@ def view(seed: int, index: int, zoomed: bool) -> tuple[np.ndarray, int]:
 def encode(seed: int, count: int, zoomed: bool) -> tuple[Tensor, Tensor]:
     """Raw latents (count, 4, 16, 16) and label indices (count,)."""
     latents, labels = [], []
-    for index in tqdm(range(count), mininterval=10):
+    for index in progress_bar(range(count), mininterval=10):
         picture, label = view(seed, index, zoomed)
         latents.append(linear_latents(torch.from_numpy(picture).permute(2, 0, 1)[None] * 2.0 - 1.0))
         labels.append(label)

@@ -11,7 +11,8 @@ from typing import Generic, TypeVar
 
 import torch
 from torch import nn
-from tqdm import tqdm
+
+from trial.progress import progress_bar
 
 T = TypeVar("T")
 
@@ -141,7 +142,7 @@ class Progress(Generic[T]):
 
     def __init__(self, batches: Iterable[T], trainee: Trainee, args: argparse.Namespace) -> None:
         self.trainee, self.args = trainee, args
-        self.bar = tqdm(batches, initial=trainee.step, total=args.steps, mininterval=10)
+        self.bar = progress_bar(batches, initial=trainee.step, total=args.steps, mininterval=10)
         self.averages: dict[str, float] = {}
 
     def __iter__(self) -> Iterator[T]:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from bench.quality import table
 from bench.quality.configurations import CONFIGURATIONS, FLOW_CONFIGURATIONS, PAPER
@@ -25,6 +24,7 @@ from bench.quality.runs import Bases, Job, Store, origin, peak_memory, run
 from bench.quality.sheet import contact_sheet
 from bench.quality.ways import Sampling, Studio
 from bench.quality.worlds import COLLAGES, WORLDS
+from trial.progress import progress_bar
 from trial.small_model import load
 
 ON_THE_SHEET = 6
@@ -113,7 +113,7 @@ def rows_at(
     network, side = Network(), scale * NATIVE * 8
     truth = table.Truth(table.Summary([studio.world.true_rendering(number, side, 0) for number in numbers], network))
     rows = []
-    for job in tqdm(jobs, desc=f"table {scale}x", unit="row"):
+    for job in progress_bar(jobs, desc=f"table {scale}x", unit="row"):
         lines = store.lines(job, numbers)
         if lines is None:
             continue

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from bench.peak_bytes import PeakBytes
 from bench.quality import artefacts, repetition, spectrum, texture
@@ -25,6 +24,7 @@ from bench.quality.ways import Batch, Sampling, Studio, batches
 from bench.quality.worlds import World
 from lib_demofusion.method.plan import CELL, make_plan
 from lib_demofusion.method.views import view_starts
+from trial.progress import progress_bar
 
 PICTURES_AT_ONCE = {1: 16, 2: 8, 3: 4, 4: 4}
 """By scale; fewer of the large ones, whose views already fill the model's batch."""
@@ -122,7 +122,7 @@ class Bases:
         """Makes what is missing."""
         missing = [number for number in numbers if not self._latent(number).exists()]
         size = PICTURES_AT_ONCE[1]
-        for first in tqdm(range(0, len(missing), size), desc="base pictures", disable=not missing):
+        for first in progress_bar(range(0, len(missing), size), desc="base pictures", disable=not missing):
             group = missing[first : first + size]
             latents = self._studio.base(group)
             for number, latent, picture in zip(group, latents, self._studio.decode(latents)):
@@ -145,7 +145,7 @@ class Bases:
 def run(studio: Studio, store: Store, bases: Bases, jobs: Sequence[Job], numbers: Sequence[int]) -> None:
     """Makes and measures every picture that has no valid line yet."""
     missing = {job: [n for n in numbers if store.line(job, n) is None] for job in jobs}
-    with tqdm(total=sum(map(len, missing.values())), unit="picture", smoothing=0.05) as progress:
+    with progress_bar(total=sum(map(len, missing.values())), unit="picture", smoothing=0.05) as progress:
         for job, left in missing.items():
             progress.set_description(f"{job.configuration.name} {job.scale}x")
             for part in batches(len(left), PICTURES_AT_ONCE[job.scale]):

@@ -36,9 +36,10 @@ def contact_sheet(
 
 
 def middle(picture: Image.Image, side: int = SIDE) -> Image.Image:
-    """Crops a part of the picture at 1:1, left of its middle, where most subjects have their edge."""
-    left, top = picture.width // 4, picture.height // 2 - side // 2
-    return picture.crop((left, top, left + side, top + side))
+    """Crops a part of the picture at 1:1, left of its middle, where most subjects have an edge."""
+    width, height = min(side, picture.width), min(side, picture.height)
+    left, top = min(picture.width // 4, picture.width - width), (picture.height - height) // 2
+    return picture.crop((left, top, left + width, top + height))
 
 
 def _font(size: int) -> Any:

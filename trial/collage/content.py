@@ -104,7 +104,10 @@ def load(folder: Path) -> Content:
     def opened(package: str, file: str) -> Image.Image:
         path = folder / package / content["packages"][package]["folder"] / file
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing; run python -m trial.collage.fetch on a Debian system")
+            raise FileNotFoundError(
+                f"{path} is missing. The collages need pictures from Debian packages. Run"
+                " `python -m trial.collage.fetch` on Debian or Ubuntu; it downloads them, and installs nothing."
+            )
         return Image.open(path)
 
     subjects = [cutout(s["caption"], opened(STAMPS, s["file"]).convert("RGBA")) for s in content["subjects"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,7 +16,8 @@ def fetch(package: str, folder: Path) -> None:
     if target.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["apt-get", "download", package], cwd=folder, check=True)
+    if subprocess.run(["apt-get", "download", package], cwd=folder, check=False).returncode != 0:
+        raise SystemExit(f"{package} could not be downloaded. Run `apt-get update` first, and look at the lines above.")
     archive = next(folder.glob(f"{package}_*.deb"))
     partial = folder / f"{package}.partial"
     subprocess.run(["dpkg", "-x", str(archive), str(partial)], check=True)
@@ -28,6 +30,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--to", type=Path, default=default_folder())
     args = options.parse_args()
+    if not (shutil.which("apt-get") and shutil.which("dpkg")):
+        raise SystemExit("apt-get and dpkg are needed, which Debian and Ubuntu have.")
     for package in packages():
         fetch(package, args.to)
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from trial.autoencoder import Autoencoder
 from trial.collage.model import AUTOENCODER, TEXT, UNET, make_captions
@@ -24,6 +23,7 @@ from trial.collage.views import KINDS
 from trial.design import LOG_VARIANCE, design_decoder
 from trial.export import averaged
 from trial.make_latents import SCALE_FACTOR, normalise
+from trial.progress import progress_bar
 from trial.small_model import SmallModel, load
 from trial.train_autoencoder import decoder_only
 from trial.train_unet import Denoiser
@@ -51,7 +51,7 @@ def starting_autoencoder(pair: Pair) -> Autoencoder:
 def encode(encoder: Callable[[Tensor], Tensor], views: np.ndarray) -> Tensor:
     """Latents (N, 4, 16, 16) of uint8 views (N, 128, 128, 3)."""
     latents = []
-    for start in tqdm(range(0, len(views), BATCH), mininterval=10):
+    for start in progress_bar(range(0, len(views), BATCH), mininterval=10):
         x = torch.from_numpy(views[start : start + BATCH]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         with torch.autocast("cpu", torch.bfloat16):
             latents.append(encoder(x.contiguous(memory_format=torch.channels_last)).float())

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from trial.collage.content import Content, installed, shrunk
 from trial.collage.detector import SIDE, STRIDE, WEIGHTS, Detector, crops_with_subject, read
 from trial.collage.scenes import Collage, Placed, extent, random_collage, render, visible
 from trial.collage.views import FINE
 from trial.packing import pack_rows, unpack_rows
+from trial.progress import progress_bar
 from trial.scenes import WHOLE, Box, random_box, to_uint8
 
 CELLS = SIDE // STRIDE
@@ -90,7 +90,7 @@ def make_set(content: Content, seed: int, count: int) -> Set:
     subjects = np.full((count, CELLS, CELLS), -1, np.int64)
     grounds = np.zeros(count, np.int64)
     across, down = np.meshgrid(np.arange(CELLS) + 0.5, np.arange(CELLS) + 0.5)
-    for index in tqdm(range(count), mininterval=10):
+    for index in progress_bar(range(count), mininterval=10):
         picture, scene, box = example(content, np.random.default_rng((seed, index)))
         pictures[index], grounds[index] = to_uint8(picture), scene.ground
         for number, placed in enumerate(scene.subjects):
@@ -125,7 +125,7 @@ def train(data: Set, steps: int, batch: int, rate: float) -> Detector:
     model = Detector(data.subjects.max() + 1, data.grounds.max() + 1).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
-    progress = tqdm(range(steps), mininterval=10)
+    progress = progress_bar(range(steps), mininterval=10)
     for step in progress:
         chosen = np.random.default_rng((1, step)).integers(len(data.pictures), size=batch)
         x = torch.from_numpy(data.pictures[chosen]).permute(0, 3, 1, 2).float() / 127.5 - 1.0

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from trial.collage.content import Content, installed, shrunk
 from trial.collage.scenes import random_collage, render
+from trial.progress import progress_bar
 from trial.scenes import WHOLE, random_box, to_uint8
 
 VIEW = 128
@@ -35,7 +35,7 @@ def write(path: Path, content: Content, seed: int, count: int, zoomed: bool) -> 
     partial = path.with_suffix(".partial")
     shape = (count, VIEW, VIEW, 3)
     views = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-    for index in tqdm(range(count), mininterval=10):
+    for index in progress_bar(range(count), mininterval=10):
         views[index] = to_uint8(view(content, seed, index, zoomed)[0])
     views.flush()
     partial.replace(path)

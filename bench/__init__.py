@@ -1,0 +1,5 @@
+"""Measurements of speed, memory and quality. `python -m bench.card` and `python -m bench.host` need no set-up."""
+
+from trial import bootstrap
+
+bootstrap.enter_environment("bench", own=("bench.card", "bench.host"))

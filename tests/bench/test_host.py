@@ -1,0 +1,145 @@
+"""`python -m bench.host URL`, against a server that answers as a webui's API does."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bench import host
+from bench.quality.sheet import middle
+from lib_demofusion.settings.presets import PRESETS
+
+SIDE = 64
+
+
+class PlayedWebui(ThreadingHTTPServer):
+    """A webui whose images have one colour, which its first image and `colour` decide."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.scripts = ["demofusion hires", "x/y/z plot"]
+        self.requests: list[dict[str, Any]] = []
+        self.drifts = False
+        self.refuses = ""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Answers(BaseHTTPRequestHandler):
+    """What the webui answers."""
+
+    server: PlayedWebui
+
+    def do_GET(self) -> None:
+        known = {
+            "options": {"sd_model_checkpoint": "thatXL.safetensors"},
+            "scripts": {"txt2img": self.server.scripts, "img2img": []},
+            "memory": {"ram": {"used": 1}, "cuda": {"system": {"used": 3 << 30}}},
+        }
+        self._answer(200, known[self.path.removeprefix("/sdapi/v1/")])
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append(asked)
+        script = asked.get("alwayson_scripts", {}).get("DemoFusion Hires", {"args": [{}]})["args"][0]
+        if self.server.refuses and script.get("preset") == self.server.refuses:
+            self._answer(500, {"error": "OutOfMemoryError", "errors": "CUDA out of memory"})
+            return
+        scale = script.get("scale", asked.get("hr_scale", 1))
+        png = io.BytesIO()
+        shade = 100 + len(self.server.requests) * self.server.drifts
+        Image.new("RGB", (SIDE * scale,) * 2, (shade, 50, 50)).save(png, "PNG")
+        note = ', DemoFusion note: "rounded, a little"' if script else ""
+        text = f"{asked['prompt']}\nSteps: 20, Model: thatXL{note}, Version: v1.10.1"
+        images = [base64.b64encode(png.getvalue()).decode()]
+        self._answer(200, {"images": images, "info": json.dumps({"infotexts": [text]})})
+
+    def _answer(self, status: int, body: Any) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def webui() -> Iterator[PlayedWebui]:
+    server = PlayedWebui()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def run(webui: PlayedWebui, folder: Path, *arguments: str) -> dict[str, list[str]]:
+    """Runs the command; returns the cells of each row of its report by name."""
+    assert host.main([webui.url, "--size", str(SIDE), "--out", str(folder), *arguments]) == 0
+    lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
+    return {name: rest for name, *rest in cells}
+
+
+def test_every_way_is_measured(webui: PlayedWebui, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run(webui, tmp_path, "--large")
+    assert list(rows)[:2] == ["Base image", "Hires fix 2x"]
+    assert set(list(rows)[2:]) == {f"{preset} {scale}x" for preset in PRESETS for scale in (2, 4)}
+    assert {cells[3] for cells in rows.values()} == {"3.00 GB"}
+    assert {cells[4] for name, cells in rows.items() if name.endswith("4x")} == {'"rounded, a little"'}
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "webui v1.10.1, checkpoint thatXL" in report
+    assert "all others: the same, bit for bit." in report
+    assert report in capsys.readouterr().out
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        assert sheet.width > len(rows) * host.SIDE
+    assert not any(asked["save_images"] for asked in webui.requests)
+
+
+def test_what_is_promised_is_what_readme_says(webui: PlayedWebui, tmp_path: Path) -> None:
+    rows = run(webui, tmp_path, "--size", "1024")
+    readme = (Path(host.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    for preset in PRESETS:
+        (line,) = [line for line in readme.splitlines() if line.startswith(f"| {preset} |") and line.count("|") == 8]
+        assert round(float(rows[f"{preset} 2x"][2])) == round(float(line.split("|")[3]))
+
+
+def test_a_way_that_fails_is_said_and_the_others_are_measured(webui: PlayedWebui, tmp_path: Path) -> None:
+    webui.refuses, webui.drifts = "Paper", True
+    rows = run(webui, tmp_path)
+    assert "CUDA out of memory" in rows["Paper 2x"][-1]
+    assert rows["Balanced 2x"][0]
+    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert f"all others: differs by up to {len(webui.requests) - 2} of 255." in report
+
+
+def test_a_webui_without_the_extension(webui: PlayedWebui, capsys: pytest.CaptureFixture[str]) -> None:
+    webui.scripts = ["x/y/z plot"]
+    assert host.main([webui.url]) == 1
+    assert "has no DemoFusion Hires. Install the extension" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [(64, 64), (400, 100), (1000, 1000)])
+def test_the_part_at_full_size_lies_within_the_image(size: tuple[int, int]) -> None:
+    part = middle(Image.new("RGB", size, "red"), 320)
+    assert part.size == (min(size[0], 320), min(size[1], 320))
+    assert part.getcolors() == [(part.width * part.height, (255, 0, 0))]
+
+
+def test_no_webui(capsys: pytest.CaptureFixture[str]) -> None:
+    assert host.main(["http://127.0.0.1:9"]) == 1
+    assert "No webui answers at http://127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_the_size_is_the_checkpoints(webui: PlayedWebui) -> None:
+    assert host.native_side(host.Webui(webui.url)) == 1024

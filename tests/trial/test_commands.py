@@ -1,0 +1,151 @@
+"""The commands as they are started: with a Python without packages, without files that they need, and into a log."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trial import bootstrap
+from trial.progress import progress_bar
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("README.md", "CONTRIBUTING.md", "bench/README.md", "trial/README.md", "docs/cards.md")
+OWN = {"bench.card", "bench.host"}
+TEXT = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+COMMANDS = sorted(set(re.findall(r"python -m ((?:bench|trial)[a-z._]*[a-z])", TEXT)))
+"""Those that the documentation names."""
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the commands, without an environment in it."""
+    folder = tmp_path_factory.mktemp("bare")
+    for path in [*ROOT.glob("bench/**/*.py"), *ROOT.glob("trial/*.py"), *ROOT.glob("trial/collage/*.py")]:
+        target = folder / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    return folder
+
+
+def started(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python in a folder, without any packages but its own."""
+    command = [sys.executable, "-S", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_says_what_to_do_where_nothing_is_installed(bare: Path, name: str) -> None:
+    done = started(bare, "-m", name)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    advice = "with the Python of your webui" if name in OWN else "Run `python run_tests.py --set-up` first"
+    assert advice in done.stderr
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in OWN])
+def test_help_describes_a_command_where_nothing_is_installed(bare: Path, name: str) -> None:
+    done = started(bare, "-m", name, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) >= 3
+    assert "--set-up` first" in done.stdout
+
+
+def test_a_command_goes_on_in_the_environment_where_there_is_one(bare: Path, tmp_path: Path) -> None:
+    """The environment is one whose Python says with which arguments it was started."""
+    python = bare / bootstrap.PYTHON.relative_to(bootstrap.ROOT)
+    if os.name == "nt":
+        pytest.skip("a script cannot stand in for python.exe")
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\nif [ "$1" = -c ]; then echo there; else echo "inside: $*"; exit 7; fi\n')
+    python.chmod(0o755)
+    try:
+        done = started(bare, "-m", "bench.quality", "--count", "3")
+    finally:
+        python.unlink()
+    assert (done.returncode, done.stdout) == (7, "inside: -m bench.quality --count 3\n")
+
+
+def test_missing_pictures_are_told_in_a_sentence(tmp_path: Path) -> None:
+    environment = {**os.environ, "DEMOFUSION_COLLAGE": str(tmp_path)}
+    command = [
+        sys.executable,
+        "-m",
+        "trial.collage.views",
+        "--whole",
+        "1",
+        "--zoomed",
+        "0",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Run `python -m trial.collage.fetch` on Debian or Ubuntu" in done.stderr
+
+
+def test_progress_in_a_log_is_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with progress_bar(total=3, desc="outer") as outer:
+        for _ in progress_bar(range(3), desc="inner", leave=False):
+            outer.update()
+    assert not re.search(r"[\r\x1b]", log.getvalue())
+    assert "outer: 100%" in log.getvalue()
+
+
+class Terminal(io.StringIO):
+    """A standard input with a person at it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("text", "installed"), [("y\n", 2), ("\n", 1), (None, 2)])
+def test_a_person_is_asked_before_cuda_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str | None, installed: int
+) -> None:
+    tried: list[tuple[str, ...]] = []
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "stdin", io.StringIO() if text is None else Terminal(text))
+    monkeypatch.setattr(bootstrap, "answer", lambda *_: "")
+    monkeypatch.setattr(bootstrap, "pip_install", lambda *arguments: tried.append(arguments) or len(tried) == 2)
+    if installed == 1:
+        with pytest.raises(bootstrap.SetUpError, match="torch was not installed"):
+            bootstrap.install_torch()
+    else:
+        bootstrap.install_torch()
+    assert len(tried) == installed
+    assert bootstrap.CUDA_SIZE in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_chromium_is_announced_before_it_is_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wanted: bool
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(bootstrap.shutil, "which", lambda name: name if name == "apt-get" else None)
+    monkeypatch.setattr(bootstrap.os, "geteuid", lambda: 0, raising=False)
+    monkeypatch.setattr(bootstrap, "run", lambda *_: said.append(capsys.readouterr().out) or 0)
+    if not wanted:
+        monkeypatch.setenv(bootstrap.NO_CHROMIUM, "1")
+    bootstrap.install_chromium()
+    assert bool(said) == wanted
+    if wanted:
+        assert bootstrap.CHROMIUM_SIZE in said[0]
+
+
+@pytest.mark.parametrize("page", ["run_tests.py", "CONTRIBUTING.md"])
+def test_the_examples_of_running_tests_run_some(page: str) -> None:
+    examples = re.findall(r"python run_tests\.py ((?:tests\S*\.py )?-k \w+)", (ROOT / page).read_text(encoding="utf-8"))
+    assert examples
+    for example in examples:
+        command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "--collect-only", "-q", *example.split()]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
