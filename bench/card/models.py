@@ -45,6 +45,8 @@ class Kind:
     native: Size
     """Height and width of the base image in latent cells."""
     vector_dim: int = 0
+    scales: tuple[int, ...] = (2, 4)
+    """Of the stages that are measured."""
 
 
 def _sd15() -> UNet:
@@ -64,7 +66,7 @@ def _tiny_sdxl() -> UNet:
 
 
 SD15, SDXL = Kind("SD 1.5", _sd15, (64, 64)), Kind("SDXL", _sdxl, (128, 128), 2816)
-TINY_SD15 = Kind("SD 1.5", _tiny_sd15, (8, 8))
+TINY_SD15 = Kind("SD 1.5", _tiny_sd15, (8, 8), scales=(2,))
 TINY_SDXL = Kind("SDXL", _tiny_sdxl, (8, 8), 64 + 6 * NUMBERS_DIM)
 
 

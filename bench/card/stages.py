@@ -142,7 +142,7 @@ def _measured(card: Card, action: Callable[[], object], estimate: float) -> Meas
 
 
 def measure_stages(report: Report, card: Card, model: Model, share: float) -> None:
-    """Adds rows for one model call of every preset's stage at 2x and 4x, and for the automatic view batch."""
+    """Adds rows for one model call of every preset's stage at every scale, and for the automatic view batch."""
     chosen: set[int] = set()
 
     def row(preset: str, scale: int) -> Row:
@@ -157,7 +157,7 @@ def measure_stages(report: Report, card: Card, model: Model, share: float) -> No
         return _stage_row(report, stage, (preset, scale), best, plain)
 
     calls = report.found.get(f"{model.kind.name} seconds", {})
-    for scale in (2, 4):
+    for scale in model.kind.scales:
         for preset in reversed(PRESETS):
             settings = parse_settings({"preset": preset, "scale": scale})
             views = make_plan(settings, model.kind.native).stages[-1]
