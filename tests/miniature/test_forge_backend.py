@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from modules import extra_networks, processing, sd_models, sd_samplers, shared
 
 from lib_demofusion.host import backends
@@ -30,6 +31,7 @@ from lib_demofusion.host.panel import warnings
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.host.pictures import coding, inpainting
 from lib_demofusion.host.progress import timing
+from lib_demofusion.host.sampling.preview import for_preview
 from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import make_plan
@@ -724,3 +726,13 @@ def test_images_of_a_video_decoder_are_images(monkeypatch: pytest.MonkeyPatch) -
     assert seen == [(2, 16, 1, 2, 2)]
     assert [tuple(sample.shape) for sample in made] == [(3, 16, 16)] * 2
     assert made.already_decoded
+
+
+@pytest.mark.parametrize("axes", [(2, 16), (2, 16, 1), (1, 128)])
+def test_previews_of_every_form_are_small(axes: tuple[int, ...]) -> None:
+    latent = torch.randn(*axes, 300, 150)
+    small = for_preview(latent)
+    assert small.shape == (*axes, 128, 64)
+    flat = F.interpolate(latent.reshape(axes[0], axes[1], 300, 150), size=(128, 64), mode="bilinear", antialias=True)
+    torch.testing.assert_close(small.reshape_as(flat), flat)
+    assert for_preview(latent[..., :64, :64]).shape == (*axes, 64, 64)

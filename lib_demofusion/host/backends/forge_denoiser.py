@@ -28,7 +28,7 @@ def attach(denoiser: Any, parts: StageParts) -> None:
             result = super().forward(x, sigma, *args, **kwargs)
             if self.sampler.last_latent is not None:
                 # the host shows it in another thread, and would decode it whole
-                shared.state.current_latent = form.to_host(for_preview(form.to_method(self.sampler.last_latent)))
+                shared.state.current_latent = for_preview(self.sampler.last_latent)
             return result
 
     denoiser.__class__ = StageDenoiser

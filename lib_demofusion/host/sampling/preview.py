@@ -18,7 +18,13 @@ def preview_size(size: Size) -> Size:
 
 
 def for_preview(latent: Tensor) -> Tensor:
-    """Returns a latent (B, C, H, W) no larger than a preview needs; the host decodes it whole, beside the sampling."""
+    """Returns a latent no larger than a preview needs; the host decodes it whole, beside the sampling.
+
+    The latent is (B, C, H, W), or (B, C, 1, H, W) as those of Wan's VAE in Forge Neo.
+    """
     size = latent.shape[-2], latent.shape[-1]
     small = preview_size(size)
-    return latent if small == size else F.interpolate(latent, size=small, mode="bilinear", antialias=True)
+    if small == size:
+        return latent
+    shrunk = F.interpolate(latent.reshape(-1, 1, *size), size=small, mode="bilinear", antialias=True)
+    return shrunk.reshape(*latent.shape[:-2], *small)
