@@ -159,7 +159,7 @@ def test_scales_that_round_to_one_size_are_one_stage(values: dict[str, object], 
 
 
 def test_scale_beside_a_stage_list_is_said_to_be_unused() -> None:
-    assert plan_of((64, 64), stages="1,2,4", scale=3).notes == ("stages end at 4, so scale 3 is not used",)
+    assert plan_of((64, 64), stages="1,2,4", scale=3).notes == ("Upscale by (3) is not used, because Stages ends at 4",)
     assert plan_of((64, 64), stages="1,2,4", scale=4).notes == ()
     assert plan_of((64, 64), stages="1,2,4").notes == ()
 

@@ -383,6 +383,51 @@ def test_a_preset_is_saved_chosen_and_deleted_in_both_tabs(tab: Tab) -> None:
     assert again.presets() == list(PRESETS)
 
 
+def test_a_message_about_a_preset_goes_with_the_next_action(tab: Tab) -> None:
+    tab.open_panel()
+    tab.page.click(f"{tab.panel}_preset_delete")
+    tab.wait_for_message("neither replaced nor deleted")
+    message = tab.page.locator(f"{tab.panel}_preset_message.prose")
+    for act in (lambda: tab.choose_preset("Fast"), lambda: tab.text("preset_name", "A")):
+        act()
+        message.wait_for(state="hidden", timeout=SECONDS)
+        tab.page.click(f"{tab.panel}_preset_delete")
+        tab.wait_for_message("neither replaced nor deleted")
+
+
+def test_the_line_names_what_makes_upscale_by_unused(tab: Tab) -> None:
+    tab.open_panel()
+    tab.page.locator(tab.text("stages", "1,2,4")).blur()
+    tab.wait_for_line("Upscale by is not used, because Stages ends at 4")
+    tab.number(f"{tab.panel}_width", 512)
+    tab.wait_for_line("because Resize width to or Resize height to is set")
+
+
+def test_the_box_alone_decides_once_it_was_clicked(tab: Tab) -> None:
+    """As the boxes of the webui's own accordions do, and as README says."""
+    header, box = f"{tab.panel}_enabled > .label-wrap", f"{tab.panel}_enabled-visible-checkbox"
+    tab.page.click(f"{header} .icon")
+    tab.wait_for_line("256x256")
+    assert tab.enabled
+    tab.page.click(f"{header} .icon")
+    tab.page.wait_for_selector(f"{header}:not(.open)", timeout=SECONDS)
+    tab.page.wait_for_timeout(300)
+    assert not tab.enabled
+    # ticked with the panel closed, it runs
+    tab.page.click(box)
+    tab.number(tab.id("steps"), 3)
+    tab.generate()
+    tab.wait_for_infotext("DemoFusion size: 256 x 256")
+    tab.page.click(f"{header} .icon")
+    tab.wait_for_line("256x256")
+    tab.page.click(box)
+    assert tab.wait_for_line("DemoFusion is off").startswith("DemoFusion is off. Tick the box")
+    for _ in range(2):
+        tab.page.click(f"{header} .icon")
+        tab.page.wait_for_timeout(300)
+        assert not tab.enabled
+
+
 def test_a_changed_preset_shows_as_changed(tab: Tab) -> None:
     tab.open_panel()
     changed = tab.page.locator(f"{tab.panel}_preset_changed.prose")

@@ -22,7 +22,8 @@ def test_the_lines_of_both_tabs_follow_the_settings(webui: Webui, monkeypatch: p
     assert lines < {output for dependency in on_change for output in dependency["outputs"]}
     monkeypatch.setattr(shared.opts, "tiling", True)
     for dependency in on_change:
-        values = [getattr(webui.page.blocks[i], "value", None) for i in dependency["inputs"]]
+        # the first of them switches the panel on
+        values = [True, *(getattr(webui.page.blocks[i], "value", None) for i in dependency["inputs"][1:])]
         function = webui.page.fns[webui.page.dependencies.index(dependency)].fn
         assert "Tiling" in function(*values)[0]["value"]
 
@@ -30,7 +31,8 @@ def test_the_lines_of_both_tabs_follow_the_settings(webui: Webui, monkeypatch: p
 def test_the_line_is_made_again_when_the_page_is_loaded(webui: Webui) -> None:
     """By this time the webui has set your own defaults in the components."""
     blocks = webui.page.blocks
-    own = {"width": 128, "height": 128, "script_txt2img_demofusion_hires_scale": 1.5}
+    panel = "script_txt2img_demofusion_hires"
+    own = {"width": 128, "height": 128, f"{panel}_scale": 1.5, f"{panel}_enabled-checkbox": True}
     line = by_id(webui, "script_txt2img_demofusion_hires_line")._id
     (load,) = (d for d in webui.page.dependencies if d["trigger"] == "load" and line in d["outputs"])
     values = []
@@ -69,7 +71,8 @@ def test_a_page_that_is_built_again_leaves_the_first_alone(webui: Webui) -> None
         presets = [block._id for block in page.blocks.values() if str(block.elem_id).endswith("_hires_preset")]
         assert len(presets) == 2
         for preset in presets:
-            assert len([d for d in page.dependencies if preset in d["targets"] and d["trigger"] == "input"]) == 1
+            chosen = [d for d in page.dependencies if preset in d["targets"] and d["trigger"] == "input"]
+            assert len([d for d in chosen if d["backend_fn"]]) == 1
     assert not set(webui.page.blocks) & set(again.blocks)
 
 

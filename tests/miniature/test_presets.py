@@ -182,9 +182,9 @@ def test_the_panel_opens_with_the_default_preset(default_preset: str) -> None:
 
 def test_the_panel_says_what_is_wrong_with_the_file(file: Path, reported: Reports) -> None:
     reported.expect(f"{presets.FILE} cannot be read")
-    assert not build()["preset_message"].visible
+    assert not build()["preset_problems"].visible
     file.write_text("<b>no</b> JSON")
-    message = build()["preset_message"]
+    message = build()["preset_problems"]
     assert message.visible
     assert presets.FILE in message.value
     assert "<b>" not in message.value
@@ -209,14 +209,14 @@ def test_a_default_preset_that_is_gone_is_said(
     webui: Webui, default_preset: str, caplog: pytest.LogCaptureFixture, reported: Reports
 ) -> None:
     reported.expect(f"{options.DEFAULT_GONE} {default_preset}")
-    assert not build()["preset_message"].visible
+    assert not build()["preset_problems"].visible
     assert not build()["advanced"].open
     presets.delete(default_preset)
     components = build()
-    assert components["preset_message"].visible
+    assert components["preset_problems"].visible
     assert components["advanced"].open
-    assert options.DEFAULT_GONE in components["preset_message"].value
-    assert default_preset in components["preset_message"].value
+    assert options.DEFAULT_GONE in components["preset_problems"].value
+    assert default_preset in components["preset_problems"].value
     said = f"{options.DEFAULT_GONE} {default_preset}"
     assert said in caplog.messages
     caplog.clear()

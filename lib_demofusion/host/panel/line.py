@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +40,7 @@ def describe(args: Sequence[Any], tab: TabValues, known: Offers = BUILT_IN) -> s
     cells = costs.base + sum(costs.stages)
     seconds = timing.seconds(cells * tab.images * max(1, int(tab.batch_count or 1)))
     times_base = cells / run_costs(plan, settings, tab.step_count, two_calls).base
-    notes = [*map(html.escape, plan.notes), *warnings.of_few_steps(settings, tab), *pending]
+    notes = [*warnings.of_plan(plan, settings), *warnings.of_few_steps(settings, tab), *pending]
     if not plan.stages:
         return "<br>".join([word(NO_STAGE), *notes])
     sizes = " → ".join(f"{w}x{h}" for h, w in [(n * CELL for n in plan.base), *(s.pixels for s in plan.stages)])

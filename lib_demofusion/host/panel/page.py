@@ -12,9 +12,10 @@ from modules import scripts
 
 from lib_demofusion.host import offers
 from lib_demofusion.host.neighbours import refusals
-from lib_demofusion.host.panel import preset_row
+from lib_demofusion.host.panel import preset_row, warnings
 from lib_demofusion.host.panel.build import CONTROLS, Panel
 from lib_demofusion.host.panel.line import describe
+from lib_demofusion.host.panel.markup import word
 from lib_demofusion.host.panel.tab import TabValues
 
 TABS = ("txt2img", "img2img")
@@ -143,7 +144,7 @@ def _updater(script: Any) -> Callable[..., list[Any]]:
     def update(*values: Any, **more: Any) -> list[Any]:
         own, tab = _values_of(script, values, more)
         known = offers.known()
-        text = describe([{**own, "enabled": True}], tab, known)
+        text = describe([own], tab, known) if own["enabled"] else word(warnings.OFF)
         return [gr.update(value=text), *preset_row.marks(own, known)]
 
     return update

@@ -84,7 +84,7 @@ def build_choice(script: Any, preset: Callable[[], Any]) -> Choice:
 
 
 def build_saving(script: Any, messages: list[str]) -> Saving:
-    """Builds the row in which presets are saved, and below it messages, which are HTML."""
+    """Builds the row in which presets are saved, and below it messages (HTML) and a place for its own message."""
     with FormRow(elem_id=script.elem_id("preset_saving"), elem_classes="demofusion-saving"):
         name = gr.Textbox(
             label=NAME_LABEL,
@@ -97,7 +97,8 @@ def build_saving(script: Any, messages: list[str]) -> Saving:
         save = _button(SAVE, SAVE_TIP, script.elem_id("preset_save"), may_write())
         delete = _button(DELETE, DELETE_TIP, script.elem_id("preset_delete"), may_write())
     text = "<br>".join(messages)
-    message = gr.HTML(value=text, visible=bool(text), elem_id=script.elem_id("preset_message"))
+    gr.HTML(value=text, visible=bool(text), elem_id=script.elem_id("preset_problems"))
+    message = gr.HTML(visible=False, elem_id=script.elem_id("preset_message"))
     name.do_not_save_to_config = True
     return Saving(name, save, delete, message)
 
@@ -123,6 +124,10 @@ def connect(rows: list[PresetRow]) -> None:
         row.choice.back.click(_apply, [row.choice.preset], outputs, **QUIET)
         if may_write():
             _connect_buttons([row, *(other for other in rows if other is not row)])
+            # a message about the last action does not stay behind the next one
+            for component in (row.choice.preset, *row.controls, row.saving.name):
+                component.input(None, None, [row.saving.message], _js="() => ''", **QUIET)
+            row.choice.back.click(None, None, [row.saving.message], _js="() => ''", **QUIET)
     chosen = [row.choice.preset for row in rows]
     # a page that is loaded again would show the choices that it was built with
     Context.root_block.load(

@@ -14,6 +14,7 @@ from lib_demofusion.method.plan import Plan
 from lib_demofusion.settings.few_steps import looks_few_step, needs_more_steps
 from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.presets import TURBO
+from lib_demofusion.settings.texts import parse_stages
 
 HUGE = "more than 16384 pixels on a side: memory may not suffice, and few programs open such an image"
 LONG = "this takes more than an hour"
@@ -22,7 +23,21 @@ NO_ROOM = "neither the free memory nor the disk may suffice to decode an image o
 TURBO_CHOSEN = "this looks like a few-step model, so the panel switched to Turbo; click another preset to keep that one"
 TURBO_BETTER = "so high a denoising strength needs more steps or a higher CFG scale; Turbo is for few-step models"
 NOT_LOADED = "the time is not known until the checkpoint is loaded"
-WARNINGS = (HUGE, LONG, NO_MEMORY, NO_ROOM, TURBO_BETTER, NOT_LOADED, *families.REFUSALS)
+OFF = "DemoFusion is off. Tick the box in the title of the panel to switch it on."
+UNUSED_BY_STAGES = "Upscale by is not used, because Stages ends at"
+UNUSED_BY_SIZE = "Upscale by is not used, because Resize width to or Resize height to is set"
+WARNINGS = (
+    OFF,
+    UNUSED_BY_STAGES,
+    UNUSED_BY_SIZE,
+    HUGE,
+    LONG,
+    NO_MEMORY,
+    NO_ROOM,
+    TURBO_BETTER,
+    NOT_LOADED,
+    *families.REFUSALS,
+)
 
 LARGEST_SIDE = 16384
 """About what browsers and WebP still show."""
@@ -36,6 +51,16 @@ def of_few_steps(settings: Settings, tab: TabValues) -> list[str]:
     if needs_more_steps(settings, *request):
         return [problem_html(word(TURBO_BETTER))]
     return []
+
+
+def of_plan(plan: Plan, settings: Settings) -> list[str]:
+    """Returns the plan's notes, and why "Upscale by" has no effect, if so and the plan does not note it."""
+    notes, scales = [html.escape(note) for note in plan.notes], parse_stages(settings.stages)
+    if settings.width or settings.height:
+        notes.append(word(UNUSED_BY_SIZE))
+    elif scales and settings.scale == Settings.scale != scales[-1]:
+        notes.append(f"{word(UNUSED_BY_STAGES)} {scales[-1]:g}")
+    return notes
 
 
 def of_refusal(tab: TabValues) -> list[str]:
