@@ -1,4 +1,4 @@
-"""A small text-conditional latent diffusion model and the procedural world it was trained on."""
+"""A small text-conditional latent diffusion model, and the procedural world on which it was trained."""
 
 from trial import bootstrap
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """The part of the checkpoint's ddconfig that varies."""
+    """The fields of the checkpoint's ddconfig that vary."""
 
     ch: int = 96
     ch_mult: tuple[int, ...] = (1, 1, 1, 1)
@@ -23,7 +23,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions around a skip, (B, C, H, W) -> (B, C', H, W)."""
+    """Two convolutions with a skip connection, (B, C, H, W) -> (B, C', H, W)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width; pads right and bottom only, as the layout's checkpoints expect."""
+    """Halves height and width. It pads only at the right and at the bottom, as checkpoints of this layout expect."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def _run(blocks: nn.ModuleDict, x: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """(B, 3, H, W) -> (B, 2 * z, H / 8, W / 8)."""
+    """Encodes (B, 3, H, W) -> (B, 2 * z, H / 8, W / 8)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, z, h, w) -> (B, 3, 8 h, 8 w)."""
+    """Decodes (B, z, h, w) -> (B, 3, 8 h, 8 w)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Pictures (B, 3, H, W) in -1..1 to unscaled latents (B, z, H / 8, W / 8) and back."""
+    """Encodes images (B, 3, H, W) in -1..1 to unscaled latents (B, z, H / 8, W / 8), and decodes them."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -158,10 +158,10 @@ class Autoencoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(config.z_channels, config.z_channels, 1)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the latent, each (B, z, h, w)."""
+        """Returns mean and log variance of the latent, each (B, z, h, w)."""
         mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, 1)
         return mean, logvar.clamp(-30.0, 20.0)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Pictures (B, 3, 8 h, 8 w)."""
+        """Decodes latents to images (B, 3, 8 h, 8 w)."""
         return self.decoder(self.post_quant_conv(z))

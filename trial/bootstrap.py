@@ -1,4 +1,7 @@
-"""Makes and fills the virtual environment that the tests and the try command share; standard library only."""
+"""Creates and fills the virtual environment that the tests and the try command share.
+
+Needs only the standard library.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 OLDEST, NEWEST = (3, 10), (3, 13)
-"""Versions of Python that every pinned package can be had for."""
+"""The range of Python versions for which every pinned package is available."""
 
 TORCH = "2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -37,7 +40,7 @@ PACKAGES = ("torch", "numpy", "PIL", "yaml", "safetensors", "tqdm", "scipy")
 
 
 class SetUpError(Exception):
-    """Set-up cannot go on; the message is for the person who started it."""
+    """The setup cannot continue. The message is for the person who started it."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,12 @@ class Layer:
     with_dependencies: bool = True
 
     def fingerprint(self) -> str:
-        """A hash of everything that decides what gets installed."""
+        """A hash of everything that determines the installed packages."""
         return hashlib.sha256(TORCH.encode() + b"\0" + self.file.read_bytes()).hexdigest()
 
     @property
     def stamp(self) -> Path:
-        """Holds the fingerprint of what was installed last."""
+        """The file with the fingerprint of the last installation."""
         return VENV / f"{self.file.stem}.sha256"
 
 
@@ -62,24 +65,24 @@ TESTS = (TRY, Layer(ROOT / "requirements-dev.txt"), Layer(ROOT / "requirements-n
 
 
 def announce(step: str) -> None:
-    """Prints the name of the step that begins, ahead of the output of its processes."""
+    """Prints the name of the step that begins, before the output of its processes."""
     print(f"== {step}", flush=True)
 
 
 def run(*arguments: str, interactive: bool = False) -> int:
-    """The exit status of a command run in the repository's root."""
-    # sys.stdin is None when the caller has closed it.
+    """Runs a command in the repository's root and returns its exit status."""
+    # sys.stdin is None if the caller has closed it
     stdin = None if interactive and sys.stdin is not None else subprocess.DEVNULL
     return subprocess.run(arguments, cwd=ROOT, stdin=stdin, check=False).returncode
 
 
 def run_module(*arguments: str, interactive: bool = False) -> int:
-    """The exit status of `python -m ...` in the virtual environment."""
+    """Runs `python -m ...` in the virtual environment and returns its exit status."""
     return run(str(PYTHON), "-m", *arguments, interactive=interactive)
 
 
 def answer(code: str, python: Path = PYTHON) -> str:
-    """What a line of Python prints in the virtual environment, or nothing if it cannot run there."""
+    """Returns the output of a line of Python in the virtual environment, or an empty text if it cannot run there."""
     try:
         result = subprocess.run(
             [str(python), "-c", code], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
@@ -90,7 +93,7 @@ def answer(code: str, python: Path = PYTHON) -> str:
 
 
 def make_environment() -> None:
-    """Makes the virtual environment anew unless it works and has the version of Python that runs this."""
+    """Recreates the virtual environment unless it works and has this process's version of Python."""
     version = "{}.{}".format(*sys.version_info)
     if answer("import pip, sys; print('{}.{}'.format(*sys.version_info))") == version:
         return
@@ -107,12 +110,12 @@ def make_environment() -> None:
 
 
 def pip_install(*arguments: str) -> bool:
-    """Whether pip could install the arguments into the virtual environment."""
+    """Installs the arguments into the virtual environment with pip. Returns whether it succeeded."""
     return run_module("pip", "--no-input", "--disable-pip-version-check", "install", *arguments) == 0
 
 
 def install_torch() -> None:
-    """Installs the pinned torch, the build without CUDA where it can be had, unless it is there already."""
+    """Installs the pinned torch unless it is installed already, as the build without CUDA if that is available."""
     if answer("import importlib.metadata as m; print(m.version('torch'))").partition("+")[0] == TORCH:
         return
 
@@ -187,7 +190,10 @@ def _description(module: str) -> str:
 
 
 def set_up(*layers: Layer) -> None:
-    """Leaves a virtual environment with the layers in it; returns at once, without the network, if that is so."""
+    """Ensures that the virtual environment contains the layers.
+
+    If it does, this returns at once without network access.
+    """
     version = sys.version_info[:2]
     if not OLDEST <= version <= NEWEST:
         allowed = "{}.{} to {}.{}".format(*OLDEST, *NEWEST)
@@ -205,10 +211,10 @@ def set_up(*layers: Layer) -> None:
 
 
 def free_port(first: int, count: int = 100) -> int:
-    """The first port from `first` that nobody on this machine listens on."""
+    """Returns the first port from `first` on which no process of this machine listens."""
     for port in range(first, first + count):
         with socket.socket() as probe:
-            # as a server binds: a port that was just given up counts as free
+            # bind in the same way as a server: a port that was released just now counts as free
             if sys.platform != "win32":
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -220,9 +226,9 @@ def free_port(first: int, count: int = 100) -> int:
 
 
 def let_threads_sleep() -> None:
-    """Makes torch's threads in later processes give up their core while they wait.
+    """Makes torch's threads in later processes release their core while they wait.
 
-    By default they spin, which on two cores that others use as well made a model call ten times as long.
+    By default they spin. On two cores in shared use, this made a model call take ten times as long.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

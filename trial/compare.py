@@ -1,4 +1,4 @@
-"""Makes the base picture, every stage and a comparison of ways to a larger picture, without a page."""
+"""Makes the base image, every stage, and a comparison of ways to a larger image, without a page."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from trial.sampling import GUIDANCE
 
 NATIVE = 128
 CELL = 320
-"""Side of a picture on the sheet."""
+"""Side of an image on the sheet."""
 MARGIN, LABEL = 12, 44
 PAPER, INK, FAINT = "white", "black", "#666666"
 
 
 def settings(options: Any, enabled: bool) -> list[Any]:
-    """The script's arguments."""
-    # a model as small as this gains from batches that the automatic size keeps small on a CPU
+    """Returns the script's arguments."""
+    # such a small model gains from larger batches than the automatic batch size on a CPU
     return [0, {"enabled": enabled, "scale": options.scale, "return_stages": True, "view_batch": 8}]
 
 
 def parameters(options: Any, size: int) -> dict[str, Any]:
-    """A txt2img job's parameters for a square picture."""
+    """Returns a txt2img job's parameters for a square image."""
     return {
         "prompt": options.prompt,
         "seed": options.seed,
@@ -47,13 +47,13 @@ def parameters(options: Any, size: int) -> dict[str, Any]:
 
 
 def sample(options: Any, size: int, demofusion: bool) -> Any:
-    """The webui's result of one job."""
+    """Runs one job of the webui and returns its result."""
     runner = scripts.scripts_txt2img
     return jobs.execute(jobs.make(runner, False, parameters(options, size), settings(options, demofusion)))
 
 
 def main(options: argparse.Namespace) -> None:
-    """Writes the pictures and the sheet into the folder `options.out`."""
+    """Writes the images and the sheet into the folder `options.out`."""
     set_up_scripts()
     options.out.mkdir(parents=True, exist_ok=True)
     began = time.time()
@@ -62,7 +62,7 @@ def main(options: argparse.Namespace) -> None:
         result = sample(options, NATIVE, True)
     with bar("directly at the large size"):
         direct = sample(options, large, False).images[0]
-    # the final picture comes first, then the base and the stages between
+    # the final image comes first, followed by the base and the stages in between
     final, stages = result.images[0], result.images[1:]
     for number, picture in enumerate([*stages, final], start=1):
         name = "base" if number == 1 else f"stage-{number}"
@@ -81,7 +81,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def set_up_scripts() -> None:
-    """Gives the txt2img scripts their place among the arguments, as the page would."""
+    """Assigns the txt2img scripts their range of the arguments, as the page does."""
     import gradio as gr
 
     with gr.Blocks(analytics_enabled=False):
@@ -91,7 +91,7 @@ def set_up_scripts() -> None:
 
 @contextmanager
 def bar(title: str) -> Iterator[None]:
-    """Shows the running job's progress on the console; in a file, a line for every tenth of it."""
+    """Shows the running job's progress on the console. In a file it writes a line for every tenth."""
     shared.cmd_opts.disable_console_progressbars = True
     ended = threading.Event()
     terminal = sys.stderr.isatty()
@@ -122,14 +122,14 @@ def bar(title: str) -> Iterator[None]:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Writes a picture in one go, so that a second start never leaves half a file."""
+    """Writes an image atomically, so that another start never finds a partial file."""
     part = path.with_suffix(".part")
     picture.save(part, "png")
     part.replace(path)
 
 
 def detailed_box(picture: Image.Image, side: int) -> tuple[int, int, int, int]:
-    """The square of a side in which the picture has most contrast."""
+    """Returns the square of the given side in which the image has the most contrast."""
     pixels = np.asarray(picture.convert("L"), dtype=np.float64)
 
     def starts(length: int) -> list[int]:
@@ -143,7 +143,7 @@ def detailed_box(picture: Image.Image, side: int) -> tuple[int, int, int, int]:
 
 
 def sheet(columns: dict[str, Image.Image], options: Any) -> Image.Image:
-    """The pictures side by side, whole above and a part of each at 1:1 below."""
+    """Draws the images side by side: whole at the top, and a crop of each at 1:1 at the bottom."""
     first = next(iter(columns.values()))
     whole, crop = min(CELL, first.width), min(CELL, first.width * 5 // 8)
     box = detailed_box(first, crop)
@@ -165,7 +165,7 @@ def sheet(columns: dict[str, Image.Image], options: Any) -> Image.Image:
 
 
 class _Pen(SimpleNamespace):
-    """Writes on a picture."""
+    """Draws text on an image."""
 
     def __init__(self, page: Image.Image):
         super().__init__(draw=ImageDraw.Draw(page))

@@ -1,8 +1,8 @@
-"""Weights with which the autoencoder starts: a fixed linear encoder and a decoder that enlarges smoothly.
+"""Sets the autoencoder's first weights: a fixed linear encoder and a decoder that enlarges smoothly.
 
-The layout normalises in 32 groups, here of three channels. Normalising divides flat colour away unless a group
-holds a constant to compare with, so every group is (signal, -signal, constant): its mean does not depend on the
-signal, and since silu(x) - silu(-x) = x, the pair passes the activation after the norm exactly.
+The layout normalises in 32 groups, here of three channels. A norm removes flat colour unless the group contains a
+constant for comparison. Every group is therefore (signal, -signal, constant), so its mean does not depend on the
+signal. Since silu(x) - silu(-x) = x, the pair passes the activation after the norm exactly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trial.autoencoder import Autoencoder, AutoencoderConfig, Decoder, Encoder, 
 GROUP = 3
 ENCODER_CONSTANT, DECODER_CONSTANT = 6.0, 3.0
 LOG_VARIANCE = -12.0
-# luma and two colour differences, rows over RGB
+# luma and two colour differences in rows over RGB
 OPPONENT = ((0.40, 0.40, 0.20), (0.50, -0.50, 0.0), (0.25, 0.25, -0.50))
 
 
@@ -27,7 +27,7 @@ def _dirac(weight: float = 1.0) -> Tensor:
 
 
 def _set_signal(conv: nn.Conv2d, signal: int, taps: dict[int, Tensor]) -> None:
-    """Makes a signal and its negative from input channels; taps maps an input channel to its kernel."""
+    """Computes a signal and its negative from input channels. `taps` maps an input channel to its kernel."""
     rows = conv.weight[GROUP * signal : GROUP * signal + 2]
     rows.zero_()
     for channel, kernel in taps.items():
@@ -36,28 +36,28 @@ def _set_signal(conv: nn.Conv2d, signal: int, taps: dict[int, Tensor]) -> None:
 
 
 def _set_constants(conv: nn.Conv2d, value: float) -> None:
-    """Makes the third channel of every group constant."""
+    """Sets the third channel of every group to a constant."""
     conv.weight[GROUP - 1 :: GROUP] = 0.0
     conv.bias.zero_()
     conv.bias[GROUP - 1 :: GROUP] = value
 
 
 def _linearise(norm: nn.GroupNorm, constant: float) -> None:
-    """Undoes the norm's scale and shift for signals that are small against the constant."""
+    """Cancels the norm's scale and shift for signals that are small compared with the constant."""
     scale = constant * 2.0**0.5 / 3.0
     norm.weight.fill_(scale)
     norm.bias.fill_(constant / 3.0)
 
 
 def _read_signal(conv: nn.Conv2d, output: int, signal: int) -> None:
-    """Makes an output channel out of a signal behind norm and activation."""
+    """Computes an output channel from a signal after norm and activation."""
     conv.weight[output] = 0.0
     conv.weight[output, GROUP * signal], conv.weight[output, GROUP * signal + 1] = _dirac(), _dirac(-1.0)
     conv.bias[output] = 0.0
 
 
 def _design_encoder(model: Autoencoder) -> None:
-    """Latents are 8 x 8 means of luma and two colour differences and a diagonal slope of luma."""
+    """Sets the encoder's latents to 8 x 8 means of luma, two colour differences and a diagonal slope of luma."""
     encoder = model.encoder
     convs = [encoder.conv_in, *(stage["downsample"].conv for stage in encoder.down if "downsample" in stage)]
     for conv in convs:
@@ -83,9 +83,10 @@ def _design_encoder(model: Autoencoder) -> None:
 
 @torch.no_grad()
 def design_decoder(model: Autoencoder, to_rgb: Tensor, offset: Tensor | None = None) -> None:
-    """Red, green and blue, to_rgb (3, z) of the latents and offset (3,), are enlarged by tent filters.
+    """Sets the decoder to enlarge red, green and blue with tent filters.
 
-    All other signals start random; residual blocks pass their input on.
+    They are to_rgb (3, z) times the latents plus offset (3,). All other signals start at random. Residual blocks return
+    their input.
     """
     _still(model.decoder)
     decoder = model.decoder
@@ -117,7 +118,7 @@ def _still(half: Encoder | Decoder) -> None:
 
 
 def linear_latents(pictures: Tensor) -> Tensor:
-    """What the designed encoder computes, (B, 4, H / 8, W / 8) from (B, 3, H, W) in -1..1, without running it."""
+    """Computes the designed encoder's output (B, 4, H / 8, W / 8) from (B, 3, H, W) in -1..1 without running it."""
     planes = torch.einsum("oc,bchw->bohw", torch.tensor(OPPONENT), pictures)
     quarter = F.avg_pool2d(planes[:, :1], 4)
     slope = quarter[:, :, 1::2, 1::2] - quarter[:, :, 0::2, 0::2]
@@ -126,7 +127,7 @@ def linear_latents(pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fresh_model() -> Autoencoder:
-    """An autoencoder whose residual blocks pass their input on and whose output is a smooth enlargement."""
+    """Returns an autoencoder whose residual blocks return their input and whose output is a smooth enlargement."""
     model = Autoencoder(AutoencoderConfig())
     _still(model.encoder)
     _design_encoder(model)

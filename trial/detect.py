@@ -1,4 +1,4 @@
-"""Counts and names the subjects of a picture by nearest palette colour and connected components."""
+"""Counts and names the subjects of an image by nearest palette colour and connected components."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.spatial import ConvexHull, QhullError
 from trial.scenes import GROUND_COLOURS, SUBJECT_COLOURS
 
 SHORT_SIDE = 256
-MIN_AREA = 0.002  # of the picture; a subject of a 4x picture made of native-size tiles covers about 0.006
+MIN_AREA = 0.002  # share of the image; a subject of a 4x image that consists of native-size tiles covers about 0.006
 SMOOTHING = 1.5  # pixels at SHORT_SIDE
 LUMA_WEIGHT = 0.5
 PALETTE = {**SUBJECT_COLOURS, **GROUND_COLOURS}
@@ -20,7 +20,7 @@ SUBJECT_NAMES, GROUND_NAMES = tuple(SUBJECT_COLOURS), tuple(GROUND_COLOURS)
 
 @dataclass(frozen=True)
 class Label:
-    """What a picture shows; shape and colour are None without a subject."""
+    """The content of an image. Shape and colour are None without a subject."""
 
     shape: str | None
     colour: str | None
@@ -28,14 +28,17 @@ class Label:
 
 
 def _opponent(rgb: np.ndarray) -> np.ndarray:
-    """(..., 3) RGB as luma, red-green and yellow-blue, luma weighted down because texture acts on it most."""
+    """Converts (..., 3) RGB to luma, red-green and yellow-blue.
+
+    Luma has a lower weight because texture changes it most.
+    """
     r, g, b = rgb[..., 0], rgb[..., 1], rgb[..., 2]
     luma, red_green, yellow_blue = (r + g + b) / np.sqrt(3.0), (r - g) / np.sqrt(2.0), (r + g - 2 * b) / np.sqrt(6.0)
     return np.stack([LUMA_WEIGHT * luma, red_green, yellow_blue], -1)
 
 
 def _normalise(image: np.ndarray) -> np.ndarray:
-    """The picture as float RGB with a short side of SHORT_SIDE pixels."""
+    """Returns the image as float RGB with a short side of SHORT_SIDE pixels."""
     image = np.asarray(image)
     picture = image.astype(np.float32) / (255.0 if image.dtype == np.uint8 else 1.0)
     factor = SHORT_SIDE / min(picture.shape[:2])
@@ -46,14 +49,14 @@ def _normalise(image: np.ndarray) -> np.ndarray:
 
 
 def palette_map(image: np.ndarray) -> np.ndarray:
-    """(H, W) index of the nearest palette colour, subjects first, at the detector's resolution."""
+    """Returns the (H, W) index of the nearest palette colour at the detector's resolution. Subjects come first."""
     points = _opponent(_normalise(image))
     centres = _opponent(np.asarray(list(PALETTE.values()), np.float32))
     return ((points[..., None, :] - centres) ** 2).sum(-1).argmin(-1)
 
 
 def _components(indices: np.ndarray) -> list[np.ndarray]:
-    """Masks of the subjects, largest first."""
+    """Returns the masks of the subjects, the largest first."""
     mask = ndimage.binary_opening(indices < len(SUBJECT_NAMES), iterations=2)
     labelled, _ = ndimage.label(mask)
     areas = np.bincount(labelled.ravel())
@@ -63,18 +66,18 @@ def _components(indices: np.ndarray) -> list[np.ndarray]:
 
 
 def count_subjects(image: np.ndarray) -> int:
-    """How many separate subjects an (H, W, 3) picture (uint8, or float in 0..1) shows."""
+    """Counts the separate subjects in an (H, W, 3) image (uint8, or float in 0..1)."""
     return len(_components(palette_map(image)))
 
 
 def count_inner_subjects(image: np.ndarray) -> int:
-    """How many subjects lie wholly inside a picture, away from its borders."""
+    """Counts the subjects that are completely inside an image, away from its borders."""
     masks = _components(palette_map(image))
     return sum(not (mask[[0, -1]].any() or mask[:, [0, -1]].any()) for mask in masks)
 
 
 def place(image: np.ndarray) -> tuple[float, float] | None:
-    """Centre (x, y) of the largest subject in fractions of the picture."""
+    """Returns the centre (x, y) of the largest subject in fractions of the image."""
     masks = _components(palette_map(image))
     if not masks:
         return None
@@ -83,7 +86,7 @@ def place(image: np.ndarray) -> tuple[float, float] | None:
 
 
 def _shape_name(mask: np.ndarray) -> str:
-    """The shape of a mask from its solidity and how much of its circumscribed circle it fills."""
+    """Classifies a mask by its solidity and by the share of its circumscribed circle that it fills."""
     mask = ndimage.binary_fill_holes(mask)
     points = np.argwhere(mask).astype(np.float64)
     area = float(len(points))
@@ -101,7 +104,7 @@ def _shape_name(mask: np.ndarray) -> str:
 
 
 def classify(image: np.ndarray) -> Label:
-    """Shape and colour of the largest subject and the colour of the ground."""
+    """Returns shape and colour of the largest subject, and the colour of the ground."""
     indices = palette_map(image)
     ground_votes = np.bincount(indices.ravel(), minlength=len(PALETTE))[len(SUBJECT_NAMES) :]
     ground = GROUND_NAMES[int(ground_votes.argmax())] if ground_votes.any() else None

@@ -41,7 +41,7 @@ def _autoencoder_section() -> dict:
 
 
 def configuration(unet: UNetConfig | None = None, clip_folder: str = CLIP_FOLDER) -> dict:
-    """The yaml from which the webui builds the model; the text encoder's folder is relative to the webui's."""
+    """Returns the yaml from which the webui builds the model. The text encoder's folder is relative to the webui's."""
     params = {
         "linear_start": BETA_FIRST,
         "linear_end": BETA_LAST,
@@ -69,7 +69,10 @@ def configuration(unet: UNetConfig | None = None, clip_folder: str = CLIP_FOLDER
 
 
 def full_text_encoder(state: dict[str, Tensor], used: Tensor, config: TextConfig | None = None) -> dict[str, Tensor]:
-    """The trained encoder with the whole vocabulary; words never trained keep small random vectors."""
+    """Returns the trained encoder with the whole vocabulary.
+
+    Words outside of the training have small random vectors.
+    """
     torch.manual_seed(0)
     name = "text_model.embeddings.token_embedding.weight"
     table = TextEncoder(config or TextConfig()).state_dict()[name]
@@ -78,12 +81,12 @@ def full_text_encoder(state: dict[str, Tensor], used: Tensor, config: TextConfig
 
 
 def averaged(path: Path) -> dict[str, Tensor]:
-    """The averaged weights of a training state."""
+    """Returns the averaged weights of a training state."""
     return torch.load(path, weights_only=True, map_location="cpu")["average"]
 
 
 def checkpoint(out: Path) -> dict[str, Tensor]:
-    """Every tensor of the checkpoint, weights in half precision."""
+    """Returns every tensor of the checkpoint, with weights in half precision."""
     captions = make_captions()
     denoiser = Denoiser(len(captions.used))
     denoiser.load_state_dict(averaged(out / "unet.pt"))
@@ -92,14 +95,14 @@ def checkpoint(out: Path) -> dict[str, Tensor]:
 
 
 def assembled(unet: dict[str, Tensor], vae: dict[str, Tensor], text: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint from those of its parts."""
+    """Combines the tensors of the parts to those of a checkpoint."""
     parts = {UNET_PREFIX: unet, VAE_PREFIX: vae, TEXT_PREFIX: text}
     tensors = {prefix + name: t.half().contiguous() for prefix, part in parts.items() for name, t in part.items()}
     return {**tensors, **buffers(), POSITIONS: torch.arange(LENGTH)[None]}
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--out", type=Path, default=Path("runs/small"), help="folder of the training states")
     options.add_argument("--to", type=Path, default=CHECKPOINT)

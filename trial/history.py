@@ -1,4 +1,4 @@
-"""Takes a file that left the checkout for its size from the repository's own history."""
+"""Retrieves a large file, which is no longer in the checkout, from the repository's history."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def take(blob: str, target: Path, root: Path = ROOT) -> None:
-    """Writes what git calls `blob` to a file, unless that is there; raises FileNotFoundError where history lacks it.
+    """Writes git's object `blob` to a file, unless the file exists. Raises FileNotFoundError if the history lacks it.
 
-    A folder that was downloaded as a zip has no history, a shallow clone no old one.
+    A folder from a zip file has no history, and a shallow clone has no old history.
     """
     if target.is_file():
         return

@@ -1,4 +1,4 @@
-"""Installs the extension and the small model into an existing webui, and starts that."""
+"""Installs the extension and the small model into an existing webui, and starts it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from trial import bootstrap
 ROOT = bootstrap.ROOT
 FOLDER = "sd-webui-demofusion-hires"
 PARTS = ("install.py", "javascript", "lib_demofusion", "localizations", "LICENSE", "README.md", "scripts", "style.css")
-"""What of the repository the webui needs."""
+"""The parts of the repository that the webui needs."""
 CPU = ("--skip-torch-cuda-test", "--use-cpu", "all", "--no-half", "--precision", "full")
 
 
 class InstallError(Exception):
-    """The webui cannot be used; the message is for the person who started this."""
+    """The webui cannot be used. The message is for the person who started this."""
 
 
 def main(options: argparse.Namespace) -> int:
-    """Installs and starts; returns the exit status."""
+    """Installs and starts. Returns the exit status."""
     webui = options.webui.resolve()
     try:
         if not (webui / "modules" / "scripts.py").is_file() or not (webui / "launch.py").is_file():
@@ -40,12 +40,12 @@ def main(options: argparse.Namespace) -> int:
 
 
 def is_forge(webui: Path) -> bool:
-    """Whether the webui is of Forge's family, which tells a model's kind by the sizes of its layers."""
+    """Returns whether the webui belongs to Forge's family, which detects a model's kind by the sizes of its layers."""
     return (webui / FORGE_PACKAGE).is_dir()
 
 
 def install_model(webui: Path, source: Path) -> Path:
-    """Installs the model, with its LoRA if it is the bundled one; returns its place."""
+    """Installs the model, and the LoRA of the bundled model. Returns the model's path."""
     checkpoint = install_checkpoint(webui, source)
     print(f"Model: {checkpoint}")
     lora = install_lora(webui, source)
@@ -55,7 +55,7 @@ def install_model(webui: Path, source: Path) -> Path:
 
 
 def install_extension(webui: Path) -> Path:
-    """Copies the extension, unless it is there as a clone or a link; returns its folder."""
+    """Copies the extension, unless the webui has it as a clone or a link. Returns its folder."""
     target = webui / "extensions" / FOLDER
     if target.is_symlink() or (target / ".git").exists() or target.resolve() == ROOT:
         return target
@@ -76,7 +76,7 @@ def install_extension(webui: Path) -> Path:
 
 
 def install_checkpoint(webui: Path, source: Path) -> Path:
-    """Copies the model and its configuration, which names the tokenizer's folder; returns the model's place.
+    """Copies the model and its configuration, which contains the tokenizer's folder. Returns the model's path.
 
     A packed model is unpacked.
     """
@@ -95,7 +95,7 @@ def install_checkpoint(webui: Path, source: Path) -> Path:
 
 
 def install_lora(webui: Path, checkpoint: Path) -> Path | None:
-    """Writes the bundled model's LoRA for few steps; returns its place, or None for another model."""
+    """Writes the bundled model's LoRA for few steps. Returns its path, or None for another model."""
     from trial import lora
     from trial.small_model import COLLAGE_CHECKPOINT, COLLAGE_LORA
 
@@ -108,7 +108,7 @@ def install_lora(webui: Path, checkpoint: Path) -> Path | None:
 
 
 def with_clip_folder(configuration: str, clip: Path) -> str:
-    """The configuration with the text encoder's files at an absolute place."""
+    """Returns the configuration with an absolute path to the text encoder's files."""
     import yaml
 
     parsed = yaml.safe_load(configuration)
@@ -117,7 +117,7 @@ def with_clip_folder(configuration: str, clip: Path) -> str:
 
 
 def python_of(webui: Path) -> Path:
-    """The Python that the webui runs with."""
+    """Returns the Python that the webui runs with."""
     for place in ("venv/bin/python", "venv/Scripts/python.exe"):
         if (webui / place).is_file():
             return webui / place
@@ -125,14 +125,14 @@ def python_of(webui: Path) -> Path:
 
 
 def start(webui: Path, checkpoint: Path | None, options: argparse.Namespace) -> int:
-    """Runs the webui, with the checkpoint if there is one, until it ends; returns its exit status."""
+    """Runs the webui until it ends, with the checkpoint if there is one. Returns its exit status."""
     python = python_of(webui)
     port = bootstrap.free_port(options.port)
     command = [str(python), "launch.py", "--port", str(port)]
     if checkpoint is not None:
         command += ["--ckpt", str(checkpoint)]
     if (
-        not is_forge(webui)  # which has no flags in common for a processor
+        not is_forge(webui)  # Forge's family has no common flags for a CPU
         and sys.platform != "darwin"
         and bootstrap.answer("import torch; print(torch.cuda.is_available())", python) != "True"
     ):

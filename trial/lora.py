@@ -1,6 +1,6 @@
 """Low-rank changes of a network's weights (LoRA, Hu et al., arXiv 2106.09685) in the file format of the webui.
 
-The repository holds them at 8 bits a weight (`packing.py`).
+The repository stores them with 8 bits per weight (`packing.py`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from trial import packing
 
 PREFIX, DOWN, UP, ALPHA = "lora_unet_", ".lora_down.weight", ".lora_up.weight", ".alpha"
 ABOUT = {"ss_network_module": "networks.lora"}
-"""By which webuis tell the kind of file."""
+"""Metadata by which webuis recognise the kind of file."""
 
 
 class Lora(nn.Module):
-    """Two factors for every Linear and Conv2d of a network; the change of a weight is up @ down, zero at first.
+    """Two factors for every Linear and Conv2d of a network. A weight changes by up @ down, which is zero at first.
 
-    `network` keeps weights of its own: `merge` writes the sum of those and the change into a copy of it.
+    `network` keeps its own weights. `merge` writes the sum of them and the change into a copy.
     """
 
     def __init__(self, network: nn.Module, rank: int) -> None:
@@ -39,16 +39,16 @@ class Lora(nn.Module):
 
     @torch.no_grad()
     def merge(self, original: nn.Module, changed: nn.Module) -> None:
-        """Sets the weights of `changed` to those of `original` and their changes."""
+        """Sets the weights of `changed` to those of `original` plus the changes."""
         before, after = dict(original.named_parameters()), dict(changed.named_parameters())
         for name, down, up in zip(self.names, self.down, self.up, strict=True):
             after[name].copy_(before[name] + (up @ down).view_as(before[name]))
 
     @torch.no_grad()
     def take_gradients(self, changed: nn.Module) -> None:
-        """Sets the gradients of the factors from those of the changed weights, which it drops.
+        """Computes the gradients of the factors from those of the changed weights, and deletes the latter.
 
-        A network so stays as fast as without factors, however it is compiled.
+        The network is therefore as fast as without factors, however it is compiled.
         """
         weights = dict(changed.named_parameters())
         for name, down, up in zip(self.names, self.down, self.up, strict=True):
@@ -57,7 +57,7 @@ class Lora(nn.Module):
         changed.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The factors under the names by which the webui finds a layer, in half precision."""
+        """Returns the factors in half precision, under the names by which the webui finds a layer."""
         found = {}
         for name, shape, down, up in zip(self.names, self.shapes, self.down, self.up, strict=True):
             layer = PREFIX + name.removesuffix(".weight").replace(".", "_")
@@ -73,18 +73,18 @@ def save(lora: Lora, path: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """The factors of a file, packed or not, under the webui's names."""
+    """Loads the factors of a file, packed or not, under the webui's names."""
     return packing.unpack_rows(load_file(str(path)))
 
 
 def write_full(source: Path, target: Path) -> None:
-    """Writes a packed file as one that the webui takes as a LoRA."""
+    """Writes a packed file as one that the webui accepts as a LoRA."""
     packing.write(target, {name: tensor.half() for name, tensor in load(source).items()}, ABOUT)
 
 
 @torch.no_grad()
 def apply(network: nn.Module, path: Path, strength: float = 1.0) -> None:
-    """Adds a file's changes to the weights of a network; KeyError where it has none for a layer."""
+    """Adds a file's changes to the weights of a network. Raises KeyError if the file lacks a layer."""
     tensors = load(path)
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

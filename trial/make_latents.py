@@ -1,7 +1,7 @@
-"""Makes the starting autoencoder and the latents of a set of scenes: python -m trial.make_latents.
+"""Makes the autoencoder to start with and the latents of a set of scenes: python -m trial.make_latents.
 
-The latents are centred and scaled per channel by folding both into the 1x1 convolutions around them, so
-that the usual factor 0.18215 makes them unit Gaussians and the webui's cheap previews and checks hold.
+The latents are centred and scaled per channel, by changing the 1x1 convolutions around them. With the usual factor
+0.18215 they are then unit Gaussians, and the webui's cheap previews and checks work.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ZOOMS, ZOOM_SHARES = (2.0, 3.0, 4.0, 8.0), (0.35, 0.20, 0.30, 0.15)
 
 
 def view(seed: int, index: int, zoomed: bool) -> tuple[np.ndarray, int]:
-    """Picture (128, 128, 3) number index of a set and the index of its label; labels take turns."""
+    """Renders image (128, 128, 3) number `index` of a set. Returns it with the index of its label; labels alternate."""
     rng = np.random.default_rng((seed, index, int(zoomed)))
     labels = all_labels()
     scene = random_scene(rng, labels[index % len(labels)])
@@ -33,7 +33,7 @@ def view(seed: int, index: int, zoomed: bool) -> tuple[np.ndarray, int]:
 
 
 def encode(seed: int, count: int, zoomed: bool) -> tuple[Tensor, Tensor]:
-    """Raw latents (count, 4, 16, 16) and label indices (count,)."""
+    """Returns raw latents (count, 4, 16, 16) and label indices (count,)."""
     latents, labels = [], []
     for index in progress_bar(range(count), mininterval=10):
         picture, label = view(seed, index, zoomed)
@@ -54,7 +54,7 @@ def normalise(model: Autoencoder, mean: Tensor, scale: Tensor) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--out", type=Path, default=Path("runs/small"))
     options.add_argument("--whole", type=int, default=16384, help="views of the whole frame")

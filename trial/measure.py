@@ -21,7 +21,10 @@ HELD_OUT_SEED = 77_000  # no training set uses it
 
 
 def held_out_views(count: int) -> np.ndarray:
-    """(count, 128, 128, 3): whole frames of scenes that were never trained on, every fourth a zoomed window."""
+    """Renders whole frames (count, 128, 128, 3) of scenes outside of the training set.
+
+    Every fourth is a zoomed window.
+    """
     labels, views = all_labels(), []
     for index in range(count):
         rng = np.random.default_rng((HELD_OUT_SEED, index))
@@ -32,18 +35,18 @@ def held_out_views(count: int) -> np.ndarray:
 
 
 def reconstruct(model: SmallModel, views: np.ndarray) -> np.ndarray:
-    """What the autoencoder makes of pictures (B, H, W, 3) in 0..1."""
+    """Encodes and decodes images (B, H, W, 3) in 0..1."""
     x = torch.from_numpy(views).permute(0, 3, 1, 2).to(model.device) * 2.0 - 1.0
     return pictures(model, model.encode(x)).numpy()
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB of each picture of a batch."""
+    """Computes the peak signal-to-noise ratio in dB of each image of a batch."""
     return -10.0 * np.log10(((a - b) ** 2).mean((1, 2, 3)))
 
 
 def sample(model: SmallModel, count: int, scale: int, steps: int, guidance: float) -> tuple[list, np.ndarray]:
-    """Labels and pictures (count, H, W, 3); the labels are spread over all, picture i has seed i."""
+    """Samples labels and images (count, H, W, 3). All labels occur, and image i has seed i."""
     labels = all_labels()
     chosen = [labels[i * len(labels) // count] for i in range(count)] if count < len(labels) else labels[:count]
     batch, images = max(16 // scale**2, 1), []
@@ -56,7 +59,7 @@ def sample(model: SmallModel, count: int, scale: int, steps: int, guidance: floa
 
 
 def judge(labels: list, images: np.ndarray) -> dict:
-    """Shares of pictures with the right shape, colours and exactly one subject."""
+    """Returns the shares of images with the right shape, the right colours and exactly one subject."""
     found = [classify(image) for image in images]
     counts = [count_subjects(image) for image in images]
     right = np.array([[f.shape == s, f.colour == c, f.ground == g] for f, (s, c, g) in zip(found, labels, strict=True)])
@@ -67,7 +70,7 @@ def judge(labels: list, images: np.ndarray) -> dict:
 
 
 def save_sheet(path: Path, images: np.ndarray, columns: int = 8) -> None:
-    """Writes pictures (B, H, W, 3) side by side."""
+    """Writes images (B, H, W, 3) side by side."""
     from PIL import Image
 
     whole_rows = len(images) // columns * columns
@@ -76,7 +79,7 @@ def save_sheet(path: Path, images: np.ndarray, columns: int = 8) -> None:
 
 
 def command_line(text: str, checkpoint: Path) -> argparse.ArgumentParser:
-    """The options of both models' measurements."""
+    """Returns the options that the measurements of both models share."""
     options = argparse.ArgumentParser(description=text)
     options.add_argument("--checkpoint", type=Path, default=checkpoint)
     options.add_argument("--count", type=int, default=64)
@@ -89,7 +92,7 @@ def command_line(text: str, checkpoint: Path) -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     args = command_line(__doc__.splitlines()[0], CHECKPOINT).parse_args()
     torch.set_num_threads(args.threads)
     model = load(args.checkpoint)

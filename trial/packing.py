@@ -1,11 +1,11 @@
-"""Checkpoints at 8 bits a weight: pack for the repository, unpack for use.
+"""Packs checkpoints to 8 bits per weight for the repository, and unpacks them for use.
 
-A matrix or kernel is stored as int8 with one scale for each row (first axis); the rest stays in half precision. The
-decoder starts from designed weights of very different sizes and would lose 2.5 dB so: its kernels have a scale for each
-output and input. Of the table of words only the rows that were trained are stored; the others are drawn again from a
-fixed seed.
+A matrix or kernel is stored as int8 with one scale for each row (first axis). The rest is stored in half precision. The
+decoder starts from designed weights of very different sizes, and would lose 2.5 dB in this way. Its kernels therefore
+have a scale for each output and input. Only the trained rows of the word table are stored; the others are drawn again
+from a fixed seed.
 
-python -m trial.packing PACKED.safetensors --to FULL.safetensors writes what a webui loads.
+python -m trial.packing PACKED.safetensors --to FULL.safetensors writes a file that a webui loads.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ USED = "trained_words"
 DECODER = "first_stage_model.decoder."
 SCALE = ".row_scale"
 SMALLEST = 512
-"""Tensors with fewer numbers are kept in half precision."""
+"""Tensors with fewer elements are stored in half precision."""
 FORMAT = "demofusion-int8"
 STD = 0.02
-"""Of the words that were never trained, as in CLIP."""
+"""Standard deviation of the words that were never trained, as in CLIP."""
 
 
 def quantised(weight: Tensor, axes: int = 1) -> tuple[Tensor, Tensor]:
-    """int8 of the weight's shape, and a scale for each entry of its first axes: float32 of one, float16 of more."""
+    """Quantises a weight to int8, with a scale for each entry of its first axes.
+
+    The scales are float32 for one axis and float16 for more.
+    """
     rest = weight.float().flatten(axes)
     scale = rest.abs().amax(-1).clamp(min=1e-5 if axes > 1 else 1e-12) / 127.0
     scale = scale.half() if axes > 1 else scale
@@ -41,17 +44,17 @@ def quantised(weight: Tensor, axes: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def is_large(weight: Tensor) -> bool:
-    """Whether a tensor is a matrix or kernel that is worth quantising."""
+    """Returns whether a tensor is a matrix or kernel that is worth quantising."""
     return weight.is_floating_point() and weight.ndim >= 2 and weight.numel() >= SMALLEST
 
 
 def axes_of(name: str, weight: Tensor) -> int:
-    """How many axes of a weight have a scale for each entry."""
+    """Returns the number of axes of a weight that have a scale for each entry."""
     return 2 if name.startswith(DECODER) and weight.ndim == 4 and weight[0, 0].numel() > 1 else 1
 
 
 def pack_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors with the large ones quantised and the rest in half precision, as `unpack_rows` takes them."""
+    """Quantises the large tensors and converts the rest to half precision. `unpack_rows` is the reverse."""
     packed: dict[str, Tensor] = {}
     for name, weight in tensors.items():
         if is_large(weight):
@@ -62,7 +65,7 @@ def pack_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unpack_rows(packed: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of `pack_rows`: float32 where they were quantised, else as they are stored."""
+    """Restores the tensors of `pack_rows`: float32 if they were quantised, otherwise as stored."""
     return {
         name: restored(tensor, packed[name + SCALE]) if tensor.dtype == torch.int8 else tensor
         for name, tensor in packed.items()
@@ -71,20 +74,20 @@ def unpack_rows(packed: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def restored(weight: Tensor, scale: Tensor) -> Tensor:
-    """The float32 weight of an int8 one and the scales of its first axes."""
+    """Returns the float32 weight from an int8 one and the scales of its first axes."""
     return weight.float() * scale.float().reshape(*scale.shape, *[1] * (weight.ndim - scale.ndim))
 
 
 def pack(tensors: dict[str, Tensor], used: Tensor) -> dict[str, Tensor]:
-    """The packed form of a full checkpoint, whose trained words are the rows `used` of the table."""
-    # the schedule's, which stand beside the networks
+    """Packs a full checkpoint. Its trained words are the rows `used` of the word table."""
+    # the tensors of the schedule, which do not belong to a network
     exact = {name: tensor.contiguous() for name, tensor in tensors.items() if "." not in name}
     networks = {name: tensor[used] if name == WORDS else tensor for name, tensor in tensors.items() if "." in name}
     return {USED: used.to(torch.int32), **exact, **pack_rows(networks)}
 
 
 def unpack(packed: dict[str, Tensor], words: int) -> dict[str, Tensor]:
-    """The full checkpoint in half precision, with a table of `words` rows."""
+    """Unpacks a full checkpoint in half precision, with a word table of `words` rows."""
     rows = unpack_rows({name: tensor for name, tensor in packed.items() if name != USED})
     full = {name: tensor.half() if packed[name].dtype == torch.int8 else tensor for name, tensor in rows.items()}
     table = STD * torch.randn(words, full[WORDS].shape[1], generator=torch.Generator().manual_seed(0))
@@ -100,7 +103,7 @@ def save(path: Path, tensors: dict[str, Tensor], used: Tensor) -> None:
 
 
 def write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """Writes tensors and what is said about them in one go, so that a second start never finds half a file."""
+    """Writes tensors and their metadata atomically, so that another start never finds a partial file."""
     partial = path.with_suffix(".partial")
     save_file(tensors, str(partial), metadata=about)
     partial.chmod(0o644)
@@ -108,21 +111,21 @@ def write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None
 
 
 def packed_words(path: Path) -> int | None:
-    """Rows of the table of words of a packed checkpoint when unpacked; None for one that is not packed."""
+    """Returns the number of rows of a packed checkpoint's word table after unpacking, or None if it is not packed."""
     with safe_open(str(path), framework="pt") as file:
         about = file.metadata() or {}
     return json.loads(about["words"]) if about.get("packed") == FORMAT else None
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """The full tensors of a checkpoint, packed or not."""
+    """Loads the full tensors of a checkpoint, packed or not."""
     words = packed_words(path)
     tensors = load_file(str(path))
     return tensors if words is None else unpack(tensors, words)
 
 
 def write_full(source: Path, target: Path) -> None:
-    """Writes a checkpoint, packed or not, as one that a webui loads."""
+    """Writes a checkpoint, packed or not, in the form that a webui loads."""
     if packed_words(source) is not None:
         write(target, load(source), {"format": "pt"})
         return
@@ -132,7 +135,7 @@ def write_full(source: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("packed", type=Path)
     options.add_argument("--to", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""Plain DDIM sampling with classifier-free guidance, and a consistency model's, at any latent size."""
+"""Samples with plain DDIM and classifier-free guidance, or with LCM, at any latent size."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ GUIDANCE = 3.0
 
 
 def initial_noise(seeds: list[int], height: int, width: int) -> Tensor:
-    """Unit noise (B, 4, height, width), one seed per picture; sizes in latent cells."""
+    """Returns unit noise (B, 4, height, width) with one seed per image. Sizes are in latent cells."""
     draws = [torch.randn(4, height, width, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(draws)
 
 
 def denoised(x: Tensor, eps: Tensor, power: Tensor) -> Tensor:
-    """The clean latent that the noise `eps` in x means, where the signal's power (alphas_cumprod) is `power`."""
+    """Returns the clean latent for the noise `eps` in x, if `power` is the signal's power (alphas_cumprod)."""
     return (x - (1.0 - power).sqrt() * eps) / power.sqrt()
 
 
 @torch.no_grad()
 def ddim(model: SmallModel, prompts: list[str], noise: Tensor, steps: int = 25, guidance: float = GUIDANCE) -> Tensor:
-    """Latents (B, 4, h, w) for the prompts, deterministic from the noise (DDIM with eta 0)."""
+    """Returns latents (B, 4, h, w) for the prompts, deterministic for a given noise (DDIM with eta 0)."""
     batch = len(prompts)
     context = model.encode_prompts([*prompts, *[""] * batch])
     times = torch.linspace(999, 0, steps + 1).round().long()[:-1].tolist()
@@ -42,21 +42,21 @@ def ddim(model: SmallModel, prompts: list[str], noise: Tensor, steps: int = 25, 
 
 
 LCM_GRID = 50
-"""Timesteps that latent consistency models know: every 20th, from 19 to 999."""
+"""The number of timesteps that latent consistency models know: every 20th, from 19 to 999."""
 SIGMA_DATA, TIMESTEP_SCALE = 0.5, 10.0
 
 
 def lcm_times(steps: int) -> list[int]:
-    """`steps` of the known timesteps, evenly spread and falling from 999."""
+    """Returns `steps` of the known timesteps, evenly spaced and decreasing from 999."""
     skip = STEPS // LCM_GRID
     chosen = torch.linspace(LCM_GRID, 0, steps + 1).round().long()[:-1]
     return (chosen * skip - 1).tolist()
 
 
 def consistency(x: Tensor, eps: Tensor, t: Tensor, alphas: Tensor) -> Tensor:
-    """The clean latent (B, 4, h, w) that a consistency model means by the noise it predicts in x at t (B,).
+    """Returns the clean latent (B, 4, h, w) of a consistency model from its predicted noise in x at t (B,).
 
-    Luo et al. (arXiv 2310.04378), equation 9: x itself at t = 0, all of the prediction soon after.
+    Luo et al. (arXiv 2310.04378), equation 9: x itself at t = 0, and almost only the prediction soon after.
     """
     scaled, power = TIMESTEP_SCALE * t.float(), alphas[t]
     skip, out = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2), scaled / (scaled**2 + SIGMA_DATA**2).sqrt()
@@ -65,11 +65,14 @@ def consistency(x: Tensor, eps: Tensor, t: Tensor, alphas: Tensor) -> Tensor:
 
 
 BETWEEN = 7_000_003
-"""Added to the seed of a picture or stage for the noise between its steps."""
+"""Added to the seed of an image or stage for the noise between its steps."""
 
 
 def fresh_noise(seeds: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """The noise between the steps of pictures with these seeds, each drawn alone so that a batch does not matter."""
+    """Returns the noise between the steps of images with these seeds.
+
+    Each image's noise is drawn separately, so it does not depend on the batch.
+    """
     generators = [torch.Generator().manual_seed(BETWEEN + seed) for seed in seeds]
 
     def draw(x: Tensor) -> Tensor:
@@ -82,7 +85,10 @@ def fresh_noise(seeds: Sequence[int]) -> Callable[[Tensor], Tensor]:
 def lcm(
     model: SmallModel, prompts: list[str], noise: Tensor, fresh: Callable[[Tensor], Tensor], steps: int = 4
 ) -> Tensor:
-    """Latents (B, 4, h, w) of a consistency model, whose guidance is built in; `fresh(x)` is noise between steps."""
+    """Returns latents (B, 4, h, w) of a consistency model with built-in guidance.
+
+    `fresh(x)` is the noise between steps.
+    """
     context, alphas, x = model.encode_prompts(prompts), model.alphas_cumprod, noise.to(model.device)
     times = lcm_times(steps)
     for now, after in zip(times, [*times[1:], None], strict=True):
@@ -95,6 +101,6 @@ def lcm(
 
 @torch.no_grad()
 def pictures(model: SmallModel, latents: Tensor) -> Tensor:
-    """(B, H, W, 3) in 0..1 on the CPU."""
+    """Returns images (B, H, W, 3) in 0..1 on the CPU."""
     decoded = torch.cat([model.decode(latent[None]) for latent in latents])
     return (decoded.permute(0, 2, 3, 1).cpu() + 1.0) / 2.0

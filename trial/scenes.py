@@ -1,6 +1,6 @@
-"""Procedural scenes, one subject on textured ground, that can be rendered at any resolution and any zoom.
+"""Renders procedural scenes of one subject on textured ground, at any resolution and any zoom.
 
-Lengths are in units of the short side of the frame; a box is (x0, y0, x1, y1) in fractions of the frame.
+Lengths are in units of the short side of the frame. A box is (x0, y0, x1, y1) in fractions of the frame.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Subject:
-    """One shape; centre and radius in short sides, angle in radians."""
+    """One shape. Its centre and radius are in short sides, and its angle is in radians."""
 
     shape: str
     colour: str
@@ -46,7 +46,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scene:
-    """Ground and subjects; aspect is width / height of the frame."""
+    """Ground and subjects. `aspect` is width / height of the frame."""
 
     ground: str
     subjects: tuple[Subject, ...]
@@ -55,28 +55,28 @@ class Scene:
 
     @property
     def size(self) -> tuple[float, float]:
-        """Width and height of the frame in short sides."""
+        """Width and height of the frame, in short sides."""
         return max(self.aspect, 1.0), max(1.0 / self.aspect, 1.0)
 
 
 def caption(shape: str, colour: str, ground: str) -> str:
-    """The full caption, the same for every view of a scene."""
+    """Returns the full caption, which is the same for every view of a scene."""
     return f"a {colour} {shape} on {ground} ground"
 
 
 def scene_caption(scene: Scene) -> str:
-    """The caption of a scene's first subject."""
+    """Returns the caption of a scene's first subject."""
     first = scene.subjects[0]
     return caption(first.shape, first.colour, scene.ground)
 
 
 def all_labels() -> list[tuple[str, str, str]]:
-    """Every (shape, subject colour, ground colour)."""
+    """Returns every (shape, subject colour, ground colour)."""
     return [(s, c, g) for s in SHAPES for c in SUBJECT_COLOURS for g in GROUND_COLOURS]
 
 
 def random_scene(rng: np.random.Generator, label: tuple[str, str, str], aspect: float = 1.0) -> Scene:
-    """A scene with one subject wholly inside the frame."""
+    """Creates a scene with one subject completely inside the frame."""
     shape, colour, ground = label
     width, height = max(aspect, 1.0), max(1.0 / aspect, 1.0)
     radius = rng.uniform(*RADIUS_RANGE)
@@ -93,14 +93,14 @@ def random_scene(rng: np.random.Generator, label: tuple[str, str, str], aspect: 
 
 
 def random_box(rng: np.random.Generator, zoom: float) -> Box:
-    """A window of 1/zoom of the frame's width and height."""
+    """Returns a random window of 1/zoom of the frame's width and height."""
     side = 1.0 / zoom
     x0, y0 = rng.uniform(0.0, 1.0 - side, 2)
     return float(x0), float(y0), float(x0 + side), float(y0 + side)
 
 
 def _texture_waves(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Wave vectors (K, 2) in cycles per short side, phases (K,), colour amplitudes (K, 3)."""
+    """Returns wave vectors (K, 2) in cycles per short side, phases (K,) and colour amplitudes (K, 3)."""
     rng = np.random.default_rng(seed)
     octave = np.repeat(np.arange(TEXTURE_OCTAVES), WAVES_PER_OCTAVE)
     count = octave.size
@@ -113,10 +113,10 @@ def _texture_waves(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _texture(seed: int, xs: np.ndarray, ys: np.ndarray, pixel: tuple[float, float]) -> np.ndarray:
-    """The ground's texture (H, W, 3), averaged over each pixel's area.
+    """Renders the ground's texture (H, W, 3), averaged over each pixel's area.
 
-    A plane wave is a product of a row and a column factor and its average over a pixel is a sinc,
-    so the whole sum is one matrix product and exactly free of aliasing.
+    A plane wave is the product of a row factor and a column factor, and its average over a pixel is a sinc. The whole
+    sum is therefore one matrix product without any aliasing.
     """
     vectors, phase, colour = _texture_waves(seed)
     colour = colour * (np.sinc(vectors[:, 0] * pixel[0]) * np.sinc(vectors[:, 1] * pixel[1]))[:, None]
@@ -129,7 +129,7 @@ def _texture(seed: int, xs: np.ndarray, ys: np.ndarray, pixel: tuple[float, floa
 
 
 def _distance(subject: Subject, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Signed distance (H, W) to the subject's edge in radii, negative inside."""
+    """Returns the signed distance (H, W) to the subject's edge in radii, negative inside."""
     x, y = (x - subject.x) / subject.radius, (y - subject.y) / subject.radius
     cos, sin = np.cos(subject.angle), np.sin(subject.angle)
     x, y = cos * x + sin * y, cos * y - sin * x
@@ -147,7 +147,10 @@ def _distance(subject: Subject, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _pattern(distance: np.ndarray, pixel: float) -> np.ndarray:
-    """Relative brightness (H, W) of the subject: contour lines of every scale and a dark rim; pixel in radii."""
+    """Returns the relative brightness (H, W) of the subject: contour lines of every scale and a dark rim.
+
+    `pixel` is in radii.
+    """
     shade = -0.22 * np.exp(-(((distance + 0.08) / 0.05) ** 2))
     for octave in range(PATTERN_OCTAVES):
         frequency = PATTERN_FREQUENCY * 2.0**octave
@@ -160,7 +163,7 @@ def _pattern(distance: np.ndarray, pixel: float) -> np.ndarray:
 
 
 def render(scene: Scene, width: int, height: int, box: Box = WHOLE) -> np.ndarray:
-    """The view of box as (height, width, 3) float32 in 0..1; pixels are area averages."""
+    """Renders the view of `box` as (height, width, 3) float32 in 0..1. Pixels are area averages."""
     frame_w, frame_h = scene.size
     px, py = (box[2] - box[0]) * frame_w / width, (box[3] - box[1]) * frame_h / height
     xs = box[0] * frame_w + (np.arange(width) + 0.5) * px
@@ -178,5 +181,5 @@ def render(scene: Scene, width: int, height: int, box: Box = WHOLE) -> np.ndarra
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """A picture in 0..1 rounded to 8 bits."""
+    """Rounds an image in 0..1 to 8 bits."""
     return (np.asarray(image) * 255.0 + 0.5).clip(0, 255).astype(np.uint8)

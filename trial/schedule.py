@@ -1,4 +1,4 @@
-"""Stable Diffusion 1's noise schedule and the buffers that its checkpoints carry."""
+"""Computes Stable Diffusion 1's noise schedule and the buffers that its checkpoints contain."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ STEPS, BETA_FIRST, BETA_LAST = 1000, 0.00085, 0.012
 
 
 def alphas_cumprod() -> Tensor:
-    """Remaining signal power after each of the 1000 steps, float64."""
+    """Returns the remaining signal power after each of the 1000 steps, in float64."""
     return torch.cumprod(1.0 - betas(), 0)
 
 
 def betas() -> Tensor:
-    """Noise power added by each step; linear in its square root, float64."""
+    """Returns the noise power that each step adds, in float64. Its square root is linear."""
     return torch.linspace(BETA_FIRST**0.5, BETA_LAST**0.5, STEPS, dtype=torch.float64) ** 2
 
 
 def buffers() -> dict[str, Tensor]:
-    """The schedule's tensors under their names in a checkpoint, float32."""
+    """Returns the schedule's tensors under their names in a checkpoint, in float32."""
     beta, total = betas(), alphas_cumprod()
     before = torch.cat([torch.ones(1, dtype=torch.float64), total[:-1]])
     variance = beta * (1.0 - before) / (1.0 - total)

@@ -19,19 +19,19 @@ from trial.text import TextConfig, TextEncoder, tokenize
 from trial.unet import UNet, UNetConfig
 
 CHECKPOINT = Path(__file__).parent / "checkpoint" / "demofusion-small.safetensors"
-"""The model of the shapes, which is taken from the repository's history: see `there`."""
+"""The model of the shapes. `there` retrieves it from the repository's history."""
 SHAPES_BLOB = "144ad1269404cf8672045733ddd3e31bb99cbbd6"
-"""What git calls that file."""
+"""The git hash of that file."""
 COLLAGE_CHECKPOINT = CHECKPOINT.with_name("demofusion-collage.safetensors")
-"""The model of the collages, packed."""
+"""The packed model of the collages."""
 COLLAGE_LORA = CHECKPOINT.with_name("demofusion-collage-lcm.safetensors")
-"""What turns it into a model for 4 to 8 steps with the sampler LCM and without guidance."""
+"""Changes that model into one for 4 to 8 steps with the sampler LCM and without guidance."""
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 POSITIONS = TEXT_PREFIX + "text_model.embeddings.position_ids"
 
 
 class SmallModel(nn.Module):
-    """The three networks; alphas_cumprod is (1000,), scale_factor multiplies the autoencoder's latents.
+    """The three networks. `alphas_cumprod` is (1000,); `scale_factor` multiplies the autoencoder's latents.
 
     `unet(x, t, context)` predicts the noise, with x (B, 4, H, W), t (B,) in 0..999 and context (B, 77, C).
     """
@@ -43,22 +43,22 @@ class SmallModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.alphas_cumprod.device
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Text context (B, 77, C)."""
+        """Returns the text context (B, 77, C)."""
         return self.text(tokenize(prompts).to(self.device))
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
-        """Scaled latent (B, 4, H / 8, W / 8), the mean of the distribution, of pictures (B, 3, H, W) in -1..1."""
+        """Encodes images (B, 3, H, W) in -1..1 to the means of scaled latents (B, 4, H / 8, W / 8)."""
         return self.vae.moments(image)[0] * self.scale_factor
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
-        """Pictures (B, 3, 8 h, 8 w) in -1..1 of scaled latents (B, 4, h, w)."""
+        """Decodes scaled latents (B, 4, h, w) to images (B, 3, 8 h, 8 w) in -1..1."""
         return self.vae.decode(latent / self.scale_factor).clamp(-1.0, 1.0)
 
 
@@ -67,20 +67,20 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _chosen(params: dict, kind: type):
-    """A configuration dataclass from the fields of a yaml section that it knows."""
+    """Creates a configuration dataclass from the fields of a yaml section that it knows."""
     known = {name: params[name] for name in kind.__dataclass_fields__ if name in params}
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
 
 def text_config(tensors: dict[str, Tensor]) -> TextConfig:
-    """The text encoder's sizes in a checkpoint, which its yaml leaves to a folder of the webui's."""
+    """Returns the text encoder's sizes in a checkpoint. Its yaml leaves them to a folder of the webui."""
     width = tensors[f"{TEXT_PREFIX}text_model.final_layer_norm.weight"].shape[0]
     inner = tensors[f"{TEXT_PREFIX}text_model.encoder.layers.0.mlp.fc1.weight"].shape[0]
     return TextConfig(hidden_size=width, intermediate_size=inner, projection_dim=width)
 
 
 def there(path: Path = CHECKPOINT) -> Path:
-    """Returns a model's file, which is there from then on; raises FileNotFoundError where it cannot be had."""
+    """Ensures that a model's file exists, and returns its path. Raises FileNotFoundError if it is unavailable."""
     if path == CHECKPOINT:
         history.take(SHAPES_BLOB, path)
     if not path.is_file():
@@ -89,7 +89,7 @@ def there(path: Path = CHECKPOINT) -> Path:
 
 
 def why_missing(path: Path = CHECKPOINT) -> str:
-    """Returns why a model cannot be had, nothing where it can."""
+    """Returns the reason why a model is unavailable, or an empty text."""
     try:
         there(path)
     except FileNotFoundError as error:
@@ -98,9 +98,9 @@ def why_missing(path: Path = CHECKPOINT) -> str:
 
 
 def load(path: Path = CHECKPOINT, device: str | torch.device = "cpu", changes: Path | None = None) -> SmallModel:
-    """The model of a .safetensors file and the .yaml beside it, in float32, ready for inference.
+    """Loads the model of a .safetensors file and the .yaml next to it, in float32, ready for inference.
 
-    `changes` is the file of a LoRA, which is added to the UNet's weights.
+    `changes` is the file of a LoRA. Its changes are added to the UNet's weights.
     """
     tensors = packing.load(there(path))
     params = yaml.safe_load(Path(path).with_suffix(".yaml").read_text(encoding="utf-8"))["model"]["params"]

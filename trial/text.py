@@ -1,4 +1,7 @@
-"""The text side: CLIP's tokens, a small encoder with CLIP's parameter names, and the folder the webui loads."""
+"""The text part of the model:
+
+CLIP's tokens, a small encoder with CLIP's parameter names, and the folder for the webui.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ class TextConfig:
 
 
 def _package_merges() -> list[str]:
-    """The byte pair merges that the clip package (clip-anytorch) carries, one "left right" per entry."""
+    """Returns the byte pair merges of the clip package (clip-anytorch), one "left right" per entry."""
     spec = importlib.util.find_spec("clip")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("the package clip-anytorch, which carries CLIP's vocabulary, is not installed")
@@ -47,18 +50,18 @@ PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
 
 
 def byte_order() -> list[int]:
-    """The 256 bytes in the vocabulary's order: those with a visible Latin-1 character first."""
+    """Returns the 256 bytes in the vocabulary's order: bytes with a visible Latin-1 character come first."""
     return [*PRINTABLE, *(byte for byte in range(256) if byte not in PRINTABLE)]
 
 
 def byte_symbols() -> list[str]:
-    """The visible character that stands for each byte of byte_order."""
+    """Returns the visible characters that represent the bytes of byte_order."""
     return [chr(b) for b in PRINTABLE] + [chr(256 + i) for i in range(256 - len(PRINTABLE))]
 
 
 @cache
 def vocabulary() -> dict[str, int]:
-    """Token text to id: bytes, bytes at a word's end, merges, start and end."""
+    """Maps token texts to ids: bytes, bytes at the end of a word, merges, start and end."""
     symbols = byte_symbols()
     merged = ["".join(pair.split()) for pair in _package_merges()]
     tokens = [*symbols, *(s + "</w>" for s in symbols), *merged, START_TEXT, END_TEXT]
@@ -72,7 +75,7 @@ def _merge_ranks() -> dict[tuple[str, str], int]:
 
 @cache
 def _word_ids(word: str) -> tuple[int, ...]:
-    """Ids of one lower-case word, by applying the earliest merge until none fits."""
+    """Returns the ids of one lower-case word. It applies the earliest merge until none matches."""
     ranks, symbols = _merge_ranks(), dict(zip(byte_order(), byte_symbols(), strict=True))
     parts = [symbols[byte] for byte in word.encode("utf-8")]
     parts[-1] += "</w>"
@@ -85,7 +88,7 @@ def _word_ids(word: str) -> tuple[int, ...]:
 
 
 def tokenize(prompts: list[str]) -> Tensor:
-    """Ids (B, 77) of the prompts: start, words, end repeated; a longer prompt is cut."""
+    """Returns the ids (B, 77) of the prompts: start, words, and end tokens as padding. A longer prompt is truncated."""
     rows = torch.full((len(prompts), LENGTH), END)
     rows[:, 0] = START
     for row, prompt in zip(rows, prompts, strict=True):
@@ -120,7 +123,7 @@ class _Layer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text model: ids (B, 77) -> normalised states of the last layer (B, 77, C)."""
+    """CLIP's text model: maps ids (B, 77) to normalised states of the last layer (B, 77, C)."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -143,7 +146,7 @@ class TextEncoder(nn.Module):
 
 
 def write_clip_folder(folder: Path, config: TextConfig | None = None) -> None:
-    """Writes the tokenizer and model configuration which the checkpoint's yaml names; needs no network."""
+    """Writes the tokenizer and model configuration that the checkpoint's yaml refers to. Needs no network."""
     folder.mkdir(parents=True, exist_ok=True)
     marks = {"bos_token": START_TEXT, "eos_token": END_TEXT, "unk_token": END_TEXT, "pad_token": END_TEXT}
     tokenizer = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, **marks}

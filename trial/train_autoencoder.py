@@ -1,8 +1,8 @@
 """Trains the decoder on random windows of random scenes: python -m trial.train_autoencoder, after make_latents.
 
-The encoder is designed, not trained, so this can run beside the training of the UNet. The crops grow from
-64 px, where a step is cheap, to whole 128 px views, because the statistics of the group normalisation depend on
-the size of the picture.
+The encoder is designed and not trained, so this can run at the same time as the training of the UNet. The crops grow
+from 64 px, where a step is cheap, to whole views of 128 px, because the statistics of the group norms depend on the
+size of the image.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ VIEW = 128
 # until this share of the steps: crop in px, share of the batch
 STAGES = ((0.85, 64, 1.0), (1.0, VIEW, 0.25))
 ZOOMS = (1.0, 1.0, 1.0, 2.0, 3.0, 4.0, 8.0)
-LATENT_NOISE = 0.03  # of a unit latent: what the UNet makes is not exact either
+LATENT_NOISE = 0.03  # relative to a unit latent, because the UNet's latents are not exact either
 
 
 def crops(rng: np.random.Generator, count: int, size: int) -> Tensor:
-    """(count, 3, size, size) in -1..1: parts of 128 px views at several zooms."""
+    """Renders crops (count, 3, size, size) in -1..1 from views of 128 px at several zooms."""
     labels = all_labels()
     pictures = []
     for _ in range(count):
@@ -44,18 +44,21 @@ def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Square error of the pixels and absolute error of their slopes (sharpness)."""
+    """Computes the squared error of the pixels and the absolute error of their slopes, which measures sharpness."""
     slopes = sum(F.l1_loss(a, b) for a, b in zip(_slopes(output), _slopes(target), strict=True))
     return 10.0 * F.mse_loss(output, target) + 0.25 * slopes
 
 
 def training_loss(model: Autoencoder, x: Tensor, z: Tensor) -> Tensor:
-    """How far the decoder's picture of the latents z is from x."""
+    """Computes the error of the decoder's image from the latents z with respect to x."""
     return reconstruction_loss(model.decode(z).float(), x)
 
 
 def batches(args: argparse.Namespace, start: int) -> Iterator[Tensor]:
-    """The pictures of each step, drawn from the seed and the step alone so that a resumed run continues the same."""
+    """Yields the images of each step.
+
+    They depend only on the seed and the step, so a resumed run continues unchanged.
+    """
     for step in range(start, args.steps):
         rng = np.random.default_rng((args.seed, step))
         size, share = next((size, share) for until, size, share in STAGES if step < until * args.steps)
@@ -63,14 +66,14 @@ def batches(args: argparse.Namespace, start: int) -> Iterator[Tensor]:
 
 
 def starting_model(path: Path, config: AutoencoderConfig) -> Autoencoder:
-    """The model from which the decoder's training starts."""
+    """Returns the model with which the decoder's training starts."""
     model = Autoencoder(config)
     model.load_state_dict(torch.load(path, weights_only=True))
     return decoder_only(model)
 
 
 def decoder_only(model: Autoencoder) -> Autoencoder:
-    """Leaves only the decoder to train."""
+    """Freezes everything except the decoder."""
     model.requires_grad_(True)
     model.encoder.requires_grad_(False)
     model.quant_conv.requires_grad_(False)
@@ -78,15 +81,15 @@ def decoder_only(model: Autoencoder) -> Autoencoder:
 
 
 def compile_blocks(model: Autoencoder) -> None:
-    """Compiles the blocks one by one: as a whole, PyTorch 2.13 on a CPU loses the gradient at the last upsampling."""
-    torch._dynamo.config.cache_size_limit = 64  # one version for every size of feature map
+    """Compiles the blocks one by one. As a whole, PyTorch 2.13 on a CPU loses the gradient at the last upsampling."""
+    torch._dynamo.config.cache_size_limit = 64  # one version for each size of feature map
     for module in model.decoder.modules():
         if isinstance(module, ResnetBlock):
             module.compile(dynamic=False)
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     args = parser(__doc__.splitlines()[0], steps=3000, batch=8, rate=1e-3).parse_args()
     device = prepare(args)
     model = starting_model(args.out / "autoencoder-start.pt", AutoencoderConfig())

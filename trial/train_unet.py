@@ -1,8 +1,8 @@
 """Trains the UNet and the text encoder on encoded scenes: python -m trial.train_unet.
 
-Zoomed views share the captions of whole ones but appear only at moderate noise: what a picture
-shows is decided at high noise, so native-size samples show one whole subject, while a window of a
-larger picture, whose contents are already visible through the noise, is familiar.
+Zoomed views have the captions of whole views, but appear only at moderate noise. High noise determines the subject of
+an image, so samples of native size show one whole subject. A window of a larger image, whose content is already visible
+in the noise, is still familiar to the model.
 """
 
 from __future__ import annotations
@@ -38,14 +38,17 @@ ZOOMED_SHARE, ZOOMED_NONE_ABOVE, ZOOMED_FULL_BELOW = 0.4, 750, 450
 
 @dataclass(frozen=True)
 class Captions:
-    """Ids (64 labels, templates + 1, 77) into used, the few vocabulary entries that occur; the last is empty."""
+    """Ids (64 labels, templates + 1, 77) as indices into `used`, the few used words of the vocabulary.
+
+    The last is empty.
+    """
 
     ids: Tensor
     used: Tensor
 
 
 def make_captions() -> Captions:
-    """All captions; training a table of only their words spares the optimiser three million idle numbers."""
+    """Returns all captions. A table of only their words saves the optimiser three million unused numbers."""
     rows = [[template.format(shape=s, colour=c, ground=g) for template in TEMPLATES] + [""] for s, c, g in all_labels()]
     ids = torch.stack([tokenize(row) for row in rows])
     used = torch.unique(ids)
@@ -53,7 +56,7 @@ def make_captions() -> Captions:
 
 
 class Denoiser(nn.Module):
-    """UNet and text encoder together: noise prediction from x (B, 4, h, w), t (B,), ids (B, 77)."""
+    """UNet and text encoder together: predicts the noise from x (B, 4, h, w), t (B,) and ids (B, 77)."""
 
     def __init__(self, words: int, unet: UNetConfig | None = None, text: TextConfig | None = None) -> None:
         super().__init__()
@@ -69,7 +72,7 @@ class Denoiser(nn.Module):
 
 @dataclass(frozen=True)
 class Mix:
-    """What the batches hold: shares of the captions' forms and of zoomed views, and the largest weight of a step."""
+    """Shares of the captions' forms and of zoomed views in the batches, and the largest weight of a step."""
 
     templates: tuple[float, ...] = TEMPLATE_SHARES
     zoomed: float = ZOOMED_SHARE
@@ -77,7 +80,7 @@ class Mix:
 
 
 class Batches:
-    """Random training batches; the draw of a step depends on the seed and the step alone."""
+    """Draws random training batches. A step's draw depends only on the seed and the step."""
 
     def __init__(
         self, data: dict[str, Tensor], captions: Captions, batch: int, seed: int, mix: Mix | None = None
@@ -88,15 +91,16 @@ class Batches:
         self.alphas = alphas_cumprod().float()
 
     def weights(self, t: Tensor) -> Tensor:
-        """Loss weights (B,) of the steps t (B,), the inverse signal power up to a limit.
+        """Returns the loss weights (B,) of the steps t (B,): the inverse signal power up to a limit.
 
-        They turn the error of the noise into that of v (Salimans and Ho, arXiv 2202.00512). Unweighted, the steps at
-        which only the text can say what to draw hardly count, and the model learns to take colours from the noise.
+        They convert the error of the noise to that of v (Salimans and Ho, arXiv 2202.00512). Without them, the steps at
+        which only the text determines the image have almost no weight, and the model learns to read colours from the
+        noise.
         """
         return (1.0 / self.alphas[t]).clamp(max=self.mix.weight_limit)
 
     def clean(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Unscaled latents (B, 4, 16, 16), steps (B,), caption ids (B, 77) and noise, which `noisy` puts together."""
+        """Returns the inputs of `noisy`: unscaled latents (B, 4, 16, 16), steps (B,), caption ids (B, 77) and noise."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         rand = partial(torch.rand, self.batch, generator=generator)
         t = ((torch.arange(self.batch) + rand()) / self.batch * STEPS).long().clamp(max=STEPS - 1)
@@ -112,35 +116,38 @@ class Batches:
         return clean, t, self.captions.ids[label, template], noise
 
     def noisy(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Latents (B, 4, 16, 16) at the steps t (B,), of unscaled ones."""
+        """Adds noise to unscaled latents and returns latents (B, 4, 16, 16) at the steps t (B,)."""
         power = self.alphas[t][:, None, None, None]
         return power.sqrt() * SCALE_FACTOR * clean + (1.0 - power).sqrt() * noise
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Noisy latents (B, 4, 16, 16), steps (B,), caption ids (B, 77), the noise and weights (B,)."""
+        """Returns noisy latents (B, 4, 16, 16), steps (B,), caption ids (B, 77), the noise and weights (B,)."""
         clean, t, ids, noise = self.clean(step)
         return self.noisy(clean, noise, t), t, ids, noise, self.weights(t)
 
 
 def training_loss(model: Denoiser, x: Tensor, t: Tensor, ids: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
-    """Mean square error of the predicted noise, weighted (B,)."""
+    """Computes the weighted mean squared error of the predicted noise, with weights (B,)."""
     errors = F.mse_loss(model(x, t, ids).float(), noise, reduction="none").mean((1, 2, 3))
     return (weight * errors).mean()
 
 
 def compiled(model: Denoiser) -> Callable[..., Tensor]:
-    """training_loss compiled, but for the transformers: through those, PyTorch 2.13 on a CPU returns no gradient."""
+    """Returns training_loss, compiled except for the transformers.
+
+    In those, PyTorch 2.13 on a CPU returns no gradient.
+    """
     for module in model.modules():
         if isinstance(module, SpatialTransformer):
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
-    torch._dynamo.config.cache_size_limit = 64  # one version for every size of a block
+    torch._dynamo.config.cache_size_limit = 64  # one version for each size of a block
     return torch.compile(training_loss, dynamic=False)
 
 
 def train(
     trainee: Trainee, batches: Batches, args: argparse.Namespace, rate_at: Callable[[int], float], device: torch.device
 ) -> None:
-    """Trains a Denoiser from the trainee's step to the last one; `rate_at` returns the learning rate of a step."""
+    """Trains a Denoiser from the trainee's step to the last one. `rate_at` returns the learning rate of a step."""
     model = trainee.module
     loss_of = training_loss if args.eager else compiled(model)
     progress = Progress(range(trainee.step, args.steps), trainee, args)
@@ -153,7 +160,7 @@ def train(
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     args = parser(__doc__.splitlines()[0], steps=3600, batch=32, rate=1e-3).parse_args()
     device = prepare(args)
     captions = make_captions()

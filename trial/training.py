@@ -1,4 +1,4 @@
-"""What the training scripts share: averaged weights, learning rate, resumable state, progress, command line."""
+"""Shared parts of the training scripts: averaged weights, learning rate, resumable state, progress, command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ T = TypeVar("T")
 
 
 def parser(text: str, steps: int, batch: int, rate: float, decay: int = 0) -> argparse.ArgumentParser:
-    """The options that all scripts have; those whose learning rate is `rate_at` give the steps of its fall."""
+    """Returns the options of all scripts.
+
+    Scripts whose learning rate is `rate_at` pass the number of steps of its decay.
+    """
     options = argparse.ArgumentParser(description=text)
     options.add_argument("--out", type=Path, default=Path("runs/small"), help="folder of states and logs")
     options.add_argument("--steps", type=int, default=steps)
@@ -37,7 +40,7 @@ def parser(text: str, steps: int, batch: int, rate: float, decay: int = 0) -> ar
 
 
 def prepare(args: argparse.Namespace) -> torch.device:
-    """Seeds and threads; returns the device and makes the output folder."""
+    """Sets seeds and threads, creates the output folder and returns the device."""
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -45,7 +48,7 @@ def prepare(args: argparse.Namespace) -> torch.device:
 
 
 def learning_rate(step: int, steps: int, highest: float, warmup: int = 100) -> float:
-    """Linear warm-up, then a cosine down to 2 %."""
+    """Returns the learning rate of a step: a linear warm-up, then a cosine down to 2 %."""
     if step < warmup:
         return highest * (step + 1) / warmup
     progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
@@ -53,17 +56,20 @@ def learning_rate(step: int, steps: int, highest: float, warmup: int = 100) -> f
 
 
 def rate_at(step: int, args: argparse.Namespace, warmup: int = 100) -> float:
-    """Linear warm-up to `args.rate`, constant, then linear to 2 % in the last `args.decay` of `args.steps`."""
+    """Returns the learning rate: a linear warm-up to `args.rate`, constant, then linear to 2 %.
+
+    The decay covers the last `args.decay` of `args.steps`.
+    """
     rise, fall = (step + 1) / warmup, (args.steps - step) / max(args.decay, 1)
     return args.rate * max(min(rise, fall, 1.0), 0.02)
 
 
 CHECK_STEP = 20
-"""By this step nothing is held back by weights that start at zero."""
+"""At this step, weights that start at zero no longer block any gradient."""
 
 
 class Trainee:
-    """A module, the moving average of its weights and its optimiser, saved and restored together."""
+    """A module, the moving average of its weights, and its optimiser. They are saved and restored together."""
 
     def __init__(self, module: nn.Module, path: Path, decay: float) -> None:
         self.module, self.path, self.decay = module, path, decay
@@ -74,13 +80,13 @@ class Trainee:
         self.step = 0
 
     def update(self, loss: torch.Tensor, rate: float) -> None:
-        """One step of the optimiser and of the average."""
+        """Runs one step of the optimiser and of the average."""
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.apply_gradients(rate)
 
     def apply_gradients(self, rate: float) -> None:
-        """One step with the gradients that the parameters have."""
+        """Runs one step with the gradients of the parameters."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         if self.step == CHECK_STEP:
@@ -88,13 +94,13 @@ class Trainee:
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
-        # a young average would otherwise remember the random initial weights
+        # otherwise a new average would contain the random initial weights for long
         weight = 1.0 - min(self.decay, self.step / (self.step + 10.0))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.module.parameters()), weight)
 
     def _check_gradients(self) -> None:
-        """Raises RuntimeError if a parameter gets no gradient: compilers have lost those of whole branches."""
+        """Raises RuntimeError if a parameter gets no gradient. Compilers have lost the gradients of whole branches."""
         idle = [
             name
             for name, parameter in self.module.named_parameters()
@@ -104,12 +110,12 @@ class Trainee:
             raise RuntimeError(f"{len(idle)} parameters do not learn, such as {idle[0]}; try --eager")
 
     def save_when_due(self, args: argparse.Namespace) -> None:
-        """Saves every so many steps and behind the last one."""
+        """Saves at regular steps and after the last one."""
         if self.step % args.save_every == 0 or self.step == args.steps:
             self.save()
 
     def save(self) -> None:
-        """Writes the state, atomically because a run may be cut off."""
+        """Writes the state atomically, because a run may be interrupted."""
         state = {
             "module": self.module.state_dict(),
             "average": self.average.state_dict(),
@@ -121,7 +127,7 @@ class Trainee:
         partial.replace(self.path)
 
     def restore(self) -> bool:
-        """Reads the state back if there is one."""
+        """Restores the state. Returns whether there is one."""
         if not self.path.exists():
             return False
         state = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -134,11 +140,11 @@ class Trainee:
 
 SHOW_EVERY = 20
 RECENT = 0.03
-"""Weight of a step in the averages shown."""
+"""Weight of one step in the displayed averages."""
 
 
 class Progress(Generic[T]):
-    """The batches of a training as a bar: moving averages of loss and PSNR behind it, and states saved on the way."""
+    """Shows the batches of a training as a bar with moving averages of loss and PSNR, and saves states."""
 
     def __init__(self, batches: Iterable[T], trainee: Trainee, args: argparse.Namespace) -> None:
         self.trainee, self.args = trainee, args
@@ -149,7 +155,10 @@ class Progress(Generic[T]):
         return iter(self.bar)
 
     def after_step(self, loss: torch.Tensor, error: torch.Tensor | None = None) -> None:
-        """Counts a finished step: its loss and, where pictures in -1..1 are compared, their mean square error."""
+        """Counts a finished step.
+
+        `error` is the mean squared error of images in -1..1, if the training compares images.
+        """
         for name, value in (("loss", loss), ("error", error)):
             if value is not None:
                 before = self.averages.setdefault(name, value.item())
@@ -159,7 +168,7 @@ class Progress(Generic[T]):
         self.trainee.save_when_due(self.args)
 
     def figures(self) -> dict[str, str]:
-        """What stands behind the bar; the PSNR in dB."""
+        """Returns the figures after the bar. The PSNR is in dB."""
         shown = {"loss": f"{self.averages['loss']:.4f}"}
         if self.averages.get("error"):
             shown["psnr"] = f"{10 * math.log10(4 / self.averages['error']):.2f}"

@@ -14,7 +14,7 @@ from trial.autoencoder import Upsample
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The part of the checkpoint's unet_config that varies; attention is at every resolution listed (as a factor)."""
+    """The fields of the checkpoint's unet_config that vary. Attention is at each listed resolution (as a factor)."""
 
     model_channels: int = 64
     channel_mult: tuple[int, ...] = (1, 2, 2)
@@ -26,7 +26,7 @@ class UNetConfig:
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Cosines then sines of the time step (B,) at geometric frequencies, (B, dim)."""
+    """Returns cosines, then sines of the time step (B,) at geometric frequencies, (B, dim)."""
     half = dim // 2
     frequencies = torch.exp(-math.log(10000.0) / half * torch.arange(half, device=t.device, dtype=torch.float32))
     angles = t.float()[:, None] * frequencies
@@ -51,7 +51,7 @@ class ResBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of tokens (B, N, C) to a context (B, M, D), or to themselves."""
+    """Attention from tokens (B, N, C) to a context (B, M, D) or to themselves."""
 
     def __init__(self, dim: int, context_dim: int, heads: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class CrossAttention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """A linear layer whose second half gates the first."""
+    """A linear layer whose second half gates the first half."""
 
     def __init__(self, dim: int, outputs: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated expansion by four, per token."""
+    """A feed-forward layer with gated expansion by four, for each token."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the text and a feed-forward layer, each around a skip."""
+    """Self-attention, attention to the text and a feed-forward layer, each with a skip connection."""
 
     def __init__(self, dim: int, context_dim: int, heads: int) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Downsample(nn.Module):
 
 
 class Block(nn.ModuleList):
-    """Layers in a row; each gets the time embedding or the text if it takes one."""
+    """A sequence of layers. Each receives the time embedding or the text if it needs one."""
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         for layer in self:
@@ -151,7 +151,7 @@ class Block(nn.ModuleList):
 
 
 class UNet(nn.Module):
-    """Predicts the noise in x (B, 4, H, W) at steps t (B,) given text (B, M, D)."""
+    """Predicts the noise in x (B, 4, H, W) at steps t (B,) for text (B, M, D)."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class UNet(nn.Module):
         return SpatialTransformer(channels, self.config.context_dim, self.config.num_heads)
 
     def _build_down(self, emb: int) -> list[int]:
-        """The input blocks; returns the width of every skip."""
+        """Builds the input blocks and returns the width of every skip connection."""
         config, width = self.config, self.config.model_channels
         self.input_blocks = nn.ModuleList([Block([nn.Conv2d(config.channels, width, 3, padding=1)])])
         skips = [width]
@@ -195,7 +195,7 @@ class UNet(nn.Module):
         return skips
 
     def _build_up(self, emb: int, skips: list[int]) -> None:
-        """The output blocks, one per skip."""
+        """Builds the output blocks, one per skip connection."""
         config, width = self.config, skips[-1]
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(config.channel_mult))):
@@ -226,9 +226,11 @@ class UNet(nn.Module):
 
 
 def _joined(h: Tensor, skip: Tensor) -> Tensor:
-    """Returns both, channel upon channel; where a side did not divide by two on the way down, `h` is a cell too long.
+    """Concatenates both along the channels.
 
-    As the webui does it in Stable Diffusion's UNet (modules/sd_hijack_unet.py).
+    Crops `h` if a side was odd on the way down, which makes `h` one cell too long.
+
+    The webui does the same in Stable Diffusion's UNet (modules/sd_hijack_unet.py).
     """
     if h.shape[-2:] != skip.shape[-2:]:
         h = F.interpolate(h, skip.shape[-2:], mode="nearest")

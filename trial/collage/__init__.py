@@ -1,1 +1,1 @@
-"""Scenes of a cut-out on a photographed ground: true pictures of any size, with real texture."""
+"""Scenes of a cut-out on a photographed ground, rendered as true images of any size with real texture."""

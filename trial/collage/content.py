@@ -1,4 +1,4 @@
-"""The pictures that collages are made of, as content.yaml lists them."""
+"""Loads the photographs and cut-outs that collages consist of, as listed in content.yaml."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ LIST = Path(__file__).with_name("content.yaml")
 STAMPS = "tuxpaint-stamps-default"
 FOLDER_VARIABLE = "DEMOFUSION_COLLAGE"
 MARGIN = 0.25
-"""Transparent border around a cut-out, in its longest sides: filters reach beyond its edge."""
+"""Width of the transparent border around a cut-out, relative to its longest side. Filters reach beyond its edge."""
 
 
 @dataclass(frozen=True)
 class Cutout:
-    """A subject: PIL picture in mode RGBa (premultiplied) with a border of margin px; width and height without it."""
+    """A subject: a PIL image in mode RGBa (premultiplied) with a border of `margin` px.
+
+    Width and height exclude the border.
+    """
 
     caption: str
     picture: Image.Image
@@ -31,7 +34,7 @@ class Cutout:
 
 @dataclass(frozen=True)
 class Ground:
-    """A photograph and how many of its pixels the short side of a scene spans."""
+    """A photograph and the number of its pixels along the short side of a scene."""
 
     caption: str
     picture: Image.Image
@@ -46,42 +49,42 @@ class Content:
     grounds: tuple[Ground, ...]
 
     def labels(self) -> list[tuple[int, int]]:
-        """Every (subject, ground), by index."""
+        """Returns every (subject, ground), by index."""
         return [(s, g) for s in range(len(self.subjects)) for g in range(len(self.grounds))]
 
     def caption(self, subject: int, ground: int) -> str:
-        """The full caption, such as "a bear on grass"."""
+        """Returns the full caption, such as "a bear on grass"."""
         return caption(self.subjects[subject].caption, self.grounds[ground].caption)
 
 
 def caption(subject: str, ground: str) -> str:
-    """The full caption of a subject and a ground."""
+    """Returns the full caption of a subject and a ground."""
     return f"{subject} on {ground}"
 
 
 def default_folder() -> Path:
-    """Where the packages are unpacked: the environment variable DEMOFUSION_COLLAGE, or the user's cache."""
+    """Returns the folder of the unpacked packages: the environment variable DEMOFUSION_COLLAGE, or the user's cache."""
     return Path(os.environ.get(FOLDER_VARIABLE, Path.home() / ".cache" / "demofusion-collage"))
 
 
 def listed() -> dict:
-    """content.yaml."""
+    """Reads content.yaml."""
     return yaml.safe_load(LIST.read_text(encoding="utf-8"))
 
 
 def packages() -> list[str]:
-    """The Debian packages needed."""
+    """Returns the names of the required Debian packages."""
     return list(listed()["packages"])
 
 
 def captions() -> tuple[list[str], list[str]]:
-    """Captions of all subjects and all grounds; needs no package."""
+    """Returns the captions of all subjects and all grounds. Needs no package."""
     content = listed()
     return [s["caption"] for s in content["subjects"]], [g["caption"] for g in content["grounds"]]
 
 
 def cutout(name: str, picture: Image.Image) -> Cutout:
-    """A subject from an RGBA picture: its visible part with a transparent border."""
+    """Crops an RGBA image to its visible part and adds a transparent border."""
     alpha = np.asarray(picture.getchannel("A"))
     box = Image.fromarray((alpha > 12).astype(np.uint8) * 255).getbbox()
     picture = picture.crop(box)
@@ -92,13 +95,13 @@ def cutout(name: str, picture: Image.Image) -> Cutout:
 
 
 def ground(name: str, picture: Image.Image, frame: float, box: list[int] | None = None) -> Ground:
-    """A ground from a part of a photograph."""
+    """Crops a ground out of a photograph."""
     picture = picture.convert("RGB")
     return Ground(name, picture.crop(tuple(box)) if box else picture, float(frame))
 
 
 def load(folder: Path) -> Content:
-    """Reads the pictures of unpacked packages; raises FileNotFoundError that tells how to get them."""
+    """Loads the images of the unpacked packages. Raises FileNotFoundError with instructions if they are missing."""
     content = listed()
 
     def opened(package: str, file: str) -> Image.Image:
@@ -119,14 +122,14 @@ def load(folder: Path) -> Content:
 
 @lru_cache(maxsize=1)
 def installed() -> Content:
-    """The content of the default folder."""
+    """Loads the content of the default folder."""
     return load(default_folder())
 
 
 def shrunk(content: Content, side: int) -> Content:
-    """The same content with photographs so small that a scene's short side spans `side` of their pixels.
+    """Shrinks the photographs so that a scene's short side spans `side` of their pixels.
 
-    Whole views render several times faster from it; side should be a few times what is rendered.
+    Whole views then render several times faster. `side` should be a few times the rendered size.
     """
     grounds = []
     for each in content.grounds:

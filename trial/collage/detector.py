@@ -1,6 +1,6 @@
-"""A small network that finds, names and counts the subjects of a picture and names its ground.
+"""Detects, names and counts the subjects of an image and names its ground, with a small network.
 
-It is trained on renderings (train_detector.py) and knows nothing of the diffusion model.
+The network is trained on renderings (train_detector.py), independently of the diffusion model.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from trial.packing import unpack_rows
 from trial.scenes import to_uint8
 
 WEIGHTS = Path(__file__).with_name("detector.safetensors")
-"""Packed: 8 bits a weight."""
+"""The packed weights, with 8 bits per weight."""
 SIDE, STRIDE = 128, 8
 THRESHOLD = 0.4
-"""Smallest probability of a subject's centre."""
+"""Minimum probability of a subject's centre."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One subject: its index, the centre in fractions of the picture and the probability of there being one."""
+    """One subject: its index, its centre in fractions of the image, and the probability that it exists."""
 
     subject: int
     x: float
@@ -39,14 +39,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows; subjects by falling probability, ground by index."""
+    """The content of an image: the subjects by decreasing probability, and the index of the ground."""
 
     subjects: tuple[Finding, ...]
     ground: int
 
 
 class _Residual(nn.Module):
-    """Two convolutions of a dilation around a skip."""
+    """Two dilated convolutions with a skip connection."""
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class _Residual(nn.Module):
 
 
 class Detector(nn.Module):
-    """Pictures (B, 3, H, W) in -1..1 to logits of centres (B, 1, h, w), subjects (B, S, h, w) and grounds (B, G)."""
+    """Maps images (B, 3, H, W) in -1..1 to logits of centres (B, 1, h, w), subjects (B, S, h, w) and grounds (B, G)."""
 
     def __init__(self, subjects: int, grounds: int) -> None:
         super().__init__()
@@ -86,21 +86,21 @@ class Detector(nn.Module):
 
 @lru_cache(maxsize=1)
 def trained() -> Detector:
-    """The committed detector; raises FileNotFoundError if there is none."""
+    """Loads the committed detector. Raises FileNotFoundError if there is none."""
     model = Detector(*(len(names) for names in captions()))
     model.load_state_dict({name: weight.float() for name, weight in unpack_rows(load_file(WEIGHTS)).items()})
     return model.eval().requires_grad_(False)
 
 
 def peaks(centres: Tensor, threshold: float = THRESHOLD) -> list[tuple[int, int]]:
-    """Rows and columns of the local maxima of probabilities (h, w) above a threshold, the highest first."""
+    """Returns rows and columns of the local maxima of probabilities (h, w) above a threshold, the highest first."""
     highest = F.max_pool2d(centres[None, None], 5, stride=1, padding=2)[0, 0]
     places = ((centres == highest) & (centres > threshold)).nonzero().tolist()
     return sorted(((y, x) for y, x in places), key=lambda place: -float(centres[place]))
 
 
 def prepared(image: np.ndarray) -> np.ndarray:
-    """An (H, W, 3) picture, uint8 or float in 0..1, shrunk or enlarged to a short side of SIDE, as float32 in -1..1."""
+    """Resizes an (H, W, 3) image, uint8 or float in 0..1, to a short side of SIDE. Returns float32 in -1..1."""
     picture = Image.fromarray(image if image.dtype == np.uint8 else to_uint8(image))
     factor = SIDE / min(picture.size)
     if factor != 1.0:
@@ -110,7 +110,7 @@ def prepared(image: np.ndarray) -> np.ndarray:
 
 
 def read(images: list[np.ndarray], model: Detector | None = None) -> list[Reading]:
-    """What each picture of a list shows; all of one size."""
+    """Reads the content of each image in a list. All images have one size."""
     x = torch.from_numpy(np.stack([prepared(image) for image in images])).permute(0, 3, 1, 2)
     with torch.no_grad():
         centres, subjects, grounds = (model or trained())(x)
@@ -127,12 +127,12 @@ def _reading(centres: Tensor, subjects: Tensor, ground: int) -> Reading:
 
 
 def count_subjects(image: np.ndarray) -> int:
-    """How many subjects a picture shows as a whole."""
+    """Counts the subjects in the whole image."""
     return len(read([image])[0].subjects)
 
 
 def crops(image: np.ndarray, side: int = SIDE) -> list[np.ndarray]:
-    """Squares of a side at 1:1 that overlap by half and cover a picture."""
+    """Crops an image into squares at 1:1, which overlap by half and cover the image."""
 
     def starts(length: int) -> list[int]:
         steps = max(-(-2 * (length - side) // side), 0)
@@ -142,9 +142,9 @@ def crops(image: np.ndarray, side: int = SIDE) -> list[np.ndarray]:
 
 
 def crops_with_subject(image: np.ndarray, model: Detector | None = None) -> float:
-    """Share of the 1:1 crops of a picture of at least twice the native size that show a whole subject.
+    """Returns the share of 1:1 crops that show a whole subject, for an image of at least twice the native size.
 
-    A subject of the right size is larger than such a crop, so each of these is one too many.
+    A subject of the right size is larger than such a crop, so each of these subjects should not be there.
     """
     readings = read(crops(image), model)
     return sum(bool(reading.subjects) for reading in readings) / len(readings)

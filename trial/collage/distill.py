@@ -1,7 +1,7 @@
 """Distils the collages' model into a LoRA for 4 to 8 steps without guidance: python -m trial.collage.distill.
 
-Latent consistency (Luo et al., arXiv 2310.04378 and 2311.05556): what the changed model says at a timestep shall be
-what it says one step of the guided original later, on a grid of 50 timesteps.
+Latent consistency (Luo et al., arXiv 2310.04378 and 2311.05556): the student's prediction at a timestep should equal
+its prediction one step later on the path of the guided original. The grid has 50 timesteps.
 """
 
 from __future__ import annotations
@@ -25,22 +25,25 @@ from trial.training import Progress, Trainee, learning_rate, parser, prepare
 RANK = 8
 SKIP = STEPS // LCM_GRID
 HUBER = 0.001
-"""Where the loss turns from square to absolute error."""
+"""The error at which the loss changes from square to absolute."""
 
 
 def stepped(x: Tensor, eps: Tensor, now: Tensor, after: Tensor, alphas: Tensor) -> Tensor:
-    """One step of DDIM from the timesteps `now` (B,) to `after` (B,)."""
+    """Computes one DDIM step from the timesteps `now` (B,) to `after` (B,)."""
     power, power_after = (alphas[t][:, None, None, None] for t in (now, after))
     return power_after.sqrt() * denoised(x, eps, power) + (1.0 - power_after).sqrt() * eps
 
 
 def on_grid(t: Tensor) -> Tensor:
-    """The next of the grid's timesteps, 19 to 999, at or above t (B,)."""
+    """Rounds t (B,) up to the grid's timesteps, 19 to 999."""
     return (t // SKIP + 1) * SKIP - 1
 
 
 class Distillation:
-    """The original, a copy of it with the LoRA's changes, and what they make of a batch."""
+    """The original model and a student, which is a copy with the LoRA's changes.
+
+    Computes targets and loss of a batch.
+    """
 
     def __init__(self, teacher: Denoiser, batches: Batches, guidance: float) -> None:
         self.teacher, self.student = teacher.eval().requires_grad_(False), copy.deepcopy(teacher)
@@ -51,7 +54,7 @@ class Distillation:
             self.free = teacher.text(empty)
 
     def targets(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x (B, 4, 16, 16) at grid timesteps (B,), its context, and what the student shall say of it."""
+        """Returns x (B, 4, 16, 16) at grid timesteps (B,), its context, and the target of the student's prediction."""
         clean, t, ids, noise = self.batches.clean(step)
         t = on_grid(t)
         after = (t - SKIP).clamp(min=0)
@@ -64,20 +67,20 @@ class Distillation:
         return x, t, context, said
 
     def loss(self, x: Tensor, t: Tensor, context: Tensor, target: Tensor) -> Tensor:
-        """Pseudo-Huber distance of what the student says from the target."""
+        """Computes the pseudo-Huber distance between the student's prediction and the target."""
         said = consistency(x, self.student.unet(x, t, context).float(), t, self.alphas)
         return ((said - target) ** 2 + HUBER**2).sqrt().mean() - HUBER
 
 
 def original(args: argparse.Namespace, words: int) -> Denoiser:
-    """The trained model."""
+    """Loads the trained model."""
     model = Denoiser(words, UNET, TEXT)
     model.load_state_dict(averaged(args.out / "unet.pt"))
     return model.to(memory_format=torch.channels_last)
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     options = parser(__doc__.splitlines()[0], steps=1500, batch=16, rate=1.5e-3)
     options.add_argument("--guidance", type=float, default=GUIDANCE, help="CFG that is built in")
     options.add_argument("--to", type=Path, default=COLLAGE_LORA)

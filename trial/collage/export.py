@@ -17,7 +17,7 @@ CLIP_FOLDER = "models/demofusion-collage-clip"
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--out", type=Path, default=Path("runs/collage"), help="folder of the training states")
     options.add_argument("--to", type=Path, default=COLLAGE_CHECKPOINT)

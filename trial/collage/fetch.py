@@ -1,4 +1,4 @@
-"""Fetches the Debian packages whose pictures the collages are made of: python -m trial.collage.fetch."""
+"""Fetches the Debian packages whose images the collages consist of: python -m trial.collage.fetch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trial.collage.content import default_folder, packages
 
 
 def fetch(package: str, folder: Path) -> None:
-    """Downloads a package with apt and unpacks it into folder / package, unless that is there; nothing is installed."""
+    """Downloads a package with apt and unpacks it into folder / package, unless it exists. Nothing is installed."""
     target = folder / package
     if target.exists():
         return
@@ -26,7 +26,7 @@ def fetch(package: str, folder: Path) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--to", type=Path, default=default_folder())
     args = options.parse_args()

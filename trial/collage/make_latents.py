@@ -1,8 +1,8 @@
-"""Makes the latents of the rendered views, and the autoencoder with which the decoder's training starts.
+"""Encodes the rendered views, and writes the autoencoder with which the training of the decoder starts.
 
-python -m trial.collage.make_latents, after views and train_encoder. With --checkpoint, after views alone, the encoder
-is that of a finished model, and states are written with which the training of UNet and decoder goes on from it. With
---together the encoder and the decoder are those of train_autoencoder, and the UNet's state stays.
+Run python -m trial.collage.make_latents after views and train_encoder. With --checkpoint it needs only views and uses
+the encoder of a finished model. It then also writes states from which the training of the UNet and the decoder can
+continue. With --together it uses the encoder and decoder of train_autoencoder, and keeps the UNet's state.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WORDS = "text_model.embeddings.token_embedding.weight"
 
 @torch.no_grad()
 def starting_autoencoder(pair: Pair) -> Autoencoder:
-    """The trained encoder before a decoder that smoothly enlarges the thumbnail read off the latents."""
+    """Combines the trained encoder with a decoder that smoothly enlarges the thumbnail contained in the latents."""
     model = Autoencoder(AUTOENCODER)
     model.encoder.load_state_dict(pair.encoder.state_dict())
     model.quant_conv.load_state_dict(pair.quant_conv.state_dict())
@@ -49,7 +49,7 @@ def starting_autoencoder(pair: Pair) -> Autoencoder:
 
 @torch.no_grad()
 def encode(encoder: Callable[[Tensor], Tensor], views: np.ndarray) -> Tensor:
-    """Latents (N, 4, 16, 16) of uint8 views (N, 128, 128, 3)."""
+    """Encodes uint8 views (N, 128, 128, 3) to latents (N, 4, 16, 16)."""
     latents = []
     for start in progress_bar(range(0, len(views), BATCH), mininterval=10):
         x = torch.from_numpy(views[start : start + BATCH]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
@@ -59,7 +59,7 @@ def encode(encoder: Callable[[Tensor], Tensor], views: np.ndarray) -> Tensor:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--out", type=Path, default=Path("runs/collage"))
     source = options.add_mutually_exclusive_group()
@@ -91,7 +91,7 @@ def main() -> None:
 
 
 def save_latents(sets: dict[str, Tensor], args: argparse.Namespace) -> None:
-    """Writes the latents (N, 4, 16, 16) of every kind of view with the numbers of their labels."""
+    """Writes the latents (N, 4, 16, 16) of every kind of view with the indices of their labels."""
     data = {f"{kind}_x": x for kind, x in sets.items()}
     data |= {f"{kind}_label": torch.arange(len(x)) % args.labels for kind, x in sets.items()}
     partial = args.out / "latents.partial"
@@ -100,14 +100,14 @@ def save_latents(sets: dict[str, Tensor], args: argparse.Namespace) -> None:
 
 
 def finished(checkpoint: Path, out: Path) -> Autoencoder:
-    """The autoencoder of a finished model, after states of its parts have been written."""
+    """Writes states of a finished model's parts and returns its autoencoder."""
     model = load(checkpoint)
     write_states(model, out)
     return model.vae
 
 
 def trained_together(out: Path) -> Autoencoder:
-    """The averaged autoencoder of train_autoencoder, written as where the decoder's training starts, too."""
+    """Returns the averaged autoencoder of train_autoencoder, and writes it as the start of the decoder's training."""
     model = Autoencoder(AUTOENCODER)
     model.load_state_dict(averaged(out / TOGETHER))
     write_autoencoder(model, out)
@@ -115,7 +115,10 @@ def trained_together(out: Path) -> Autoencoder:
 
 
 def write_states(model: SmallModel, out: Path) -> None:
-    """States of UNet, text encoder and autoencoder as after the first step, with the weights of a finished model."""
+    """Writes states of UNet, text encoder and autoencoder with a finished model's weights.
+
+    They look as if after the first step.
+    """
     captions = make_captions()
     denoiser = Denoiser(len(captions.used), UNET, TEXT)
     denoiser.unet.load_state_dict(model.unet.state_dict())
@@ -127,13 +130,13 @@ def write_states(model: SmallModel, out: Path) -> None:
 
 
 def write_autoencoder(model: Autoencoder, out: Path) -> None:
-    """The autoencoder with which the decoder's training starts, and its state as after the first step."""
+    """Writes the autoencoder at the start of the decoder's training, and its state as if after the first step."""
     write_state(decoder_only(model), out / "autoencoder.pt")
     torch.save(model.state_dict(), out / "autoencoder-start.pt")
 
 
 def write_state(module: nn.Module, path: Path) -> None:
-    """A training state as after the first step."""
+    """Writes a training state as if after the first step."""
     trainee = Trainee(module, path, decay=0.998)
     trainee.step = 1
     trainee.save()

@@ -22,23 +22,23 @@ from trial.small_model import COLLAGE_CHECKPOINT, SmallModel, load
 
 HELD_OUT_SEED = 77_000  # no training set uses it
 RINGS = 16
-"""Rings of the spectrum from zero to half a cycle per pixel; those up to half of that are judged."""
+"""Number of rings of the spectrum from zero to half a cycle per pixel. The lower half of them is used."""
 
 
 def labels_for(count: int) -> list[tuple[int, int]]:
-    """Labels (subject, ground) of `count` prompts, every subject and ground about equally often."""
+    """Returns the labels (subject, ground) of `count` prompts. Every subject and ground occurs about equally often."""
     subjects, grounds = captions()
     return [(i % len(subjects), (i * 7 + i // len(subjects)) % len(grounds)) for i in range(count)]
 
 
 def prompt(label: tuple[int, int]) -> str:
-    """The full caption of a label."""
+    """Returns the full caption of a label."""
     subjects, grounds = captions()
     return join(subjects[label[0]], grounds[label[1]])
 
 
 def held_out_views(content: Content, count: int, zoomed: bool) -> np.ndarray:
-    """(count, 128, 128, 3) of scenes that were never trained on; zoomed ones at 2 or 4 times."""
+    """Renders views (count, 128, 128, 3) of scenes outside of the training set. Zoomed views have a zoom of 2 or 4."""
     views = []
     for index, label in enumerate(labels_for(count)):
         rng = np.random.default_rng((HELD_OUT_SEED, index))
@@ -49,7 +49,10 @@ def held_out_views(content: Content, count: int, zoomed: bool) -> np.ndarray:
 
 
 def ring_power(views: np.ndarray) -> np.ndarray:
-    """Mean power (RINGS,) of the brightness of pictures (B, H, W, 3) by spatial frequency, under a Hann window."""
+    """Returns the mean power (RINGS,) of the images' brightness by spatial frequency, under a Hann window.
+
+    The images are (B, H, W, 3).
+    """
     brightness = views @ np.array([0.299, 0.587, 0.114])
     brightness = brightness - brightness.mean((1, 2), keepdims=True)
     window = np.hanning(views.shape[1])[:, None] * np.hanning(views.shape[2])
@@ -61,7 +64,10 @@ def ring_power(views: np.ndarray) -> np.ndarray:
 
 
 def autoencoder_figures(model: SmallModel, views: np.ndarray) -> tuple[dict, np.ndarray]:
-    """PSNR and the ratio of amplitudes to the true ones up to half the highest frequency; also what was restored."""
+    """Returns the figures of the autoencoder and the restored views.
+
+    The figures are the PSNR, and the ratios of the amplitudes to the true ones up to half the highest frequency.
+    """
     restored = reconstruct(model, views)
     levels = psnr(restored, views)
     ratio = np.sqrt(ring_power(restored) / ring_power(views))[: RINGS // 2]
@@ -70,7 +76,7 @@ def autoencoder_figures(model: SmallModel, views: np.ndarray) -> tuple[dict, np.
 
 
 def sample(model: SmallModel, count: int, scale: int, steps: int, guidance: float) -> tuple[list, np.ndarray]:
-    """Labels and pictures (count, H, W, 3); picture i has seed i. Without guidance (1) the sampler is LCM."""
+    """Samples labels and images (count, H, W, 3). Image i has seed i. Without guidance (1) the sampler is LCM."""
     labels, batch, images = labels_for(count), max(16 // scale**2, 1), []
     for start in range(0, count, batch):
         part = labels[start : start + batch]
@@ -86,7 +92,7 @@ def sample(model: SmallModel, count: int, scale: int, steps: int, guidance: floa
 
 
 def judge(labels: list, images: np.ndarray) -> dict:
-    """Shares of pictures with the right subject and ground and exactly one subject, as the detector sees them."""
+    """Returns the shares of images with the right subject, the right ground and exactly one detected subject."""
     readings = [read([image])[0] for image in images]
     subject = [bool(r.subjects) and r.subjects[0].subject == label[0] for r, label in zip(readings, labels)]
     ground = [r.ground == label[1] for r, label in zip(readings, labels)]
@@ -100,13 +106,16 @@ def judge(labels: list, images: np.ndarray) -> dict:
 
 
 def ten(images: np.ndarray) -> np.ndarray:
-    """Ten of 64 pictures (64, 128, 128, 3), of ten subjects, enlarged twice in two rows, for a person to name."""
+    """Arranges ten of 64 images (64, 128, 128, 3) for a person to name.
+
+    They show ten subjects, in two rows, enlarged twice.
+    """
     large = images[:64:7].repeat(2, 1).repeat(2, 2)
     return np.concatenate([np.concatenate(list(row), 1) for row in (large[:5], large[5:])])
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     options = command_line(__doc__.splitlines()[0], COLLAGE_CHECKPOINT)
     options.add_argument("--lora", type=Path, help="changes of the weights; with --guidance 1 the sampler is LCM")
     args = options.parse_args()

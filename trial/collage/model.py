@@ -1,4 +1,4 @@
-"""The sizes of the networks and the captions that they learn."""
+"""Defines the sizes of the networks and the captions that they learn."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ AUTOENCODER = AutoencoderConfig()
 TEMPLATES = ("{subject} on {ground}", "a photo of {subject} on {ground}, highly detailed", "{subject}")
 TEMPLATE_SHARES = (0.82, 0.1, 0.08)
 ZOOMED_SHARE = 0.15
-"""Of zoomed views at low noise, where the UNet is trained."""
+"""Share of zoomed views in the UNet's training, at low noise."""
 
 
 def make_captions() -> Captions:
-    """All captions of all (subject, ground), the empty one last."""
+    """Returns the captions of all (subject, ground). The empty caption is the last."""
     subjects, grounds = captions()
     rows = [[t.format(subject=s, ground=g) for t in TEMPLATES] + [""] for s in subjects for g in grounds]
     ids = torch.stack([tokenize(row) for row in rows])

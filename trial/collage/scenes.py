@@ -1,6 +1,6 @@
-"""Collages, rendered at any resolution and any zoom with antialiasing.
+"""Renders collages at any resolution and any zoom with antialiasing.
 
-Lengths are in units of the short side of the frame; a box is (x0, y0, x1, y1) in fractions of the frame.
+Lengths are in units of the short side of the frame. A box is (x0, y0, x1, y1) in fractions of the frame.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from trial.collage.content import Content
 from trial.scenes import WHOLE, Box
 
 SIZE_RANGE = (0.60, 0.78)
-"""Longest side of a subject in short sides."""
+"""Longest side of a subject, in short sides."""
 EDGE = 0.02
-"""Smallest distance of a subject from the frame."""
+"""Minimum distance of a subject from the frame."""
 REACH = 4.0
-"""Pixels of the view by which a cut-out is resampled beyond its edge, more than the filter's support."""
+"""Pixels of the view that are resampled beyond a cut-out's edge. This is more than the filter's support."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """One subject; centre and longest side in short sides of the frame."""
+    """One subject. Its centre and longest side are in short sides of the frame."""
 
     subject: int
     x: float
@@ -33,7 +33,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Collage:
-    """Ground and subjects, by index; left and top, in 0..1, choose the part of the photograph; aspect is w / h."""
+    """Ground and subjects, by index. Left and top, in 0..1, choose the part of the photograph; aspect is w / h."""
 
     ground: int
     subjects: tuple[Placed, ...]
@@ -44,12 +44,12 @@ class Collage:
 
     @property
     def frame(self) -> tuple[float, float]:
-        """Width and height of the frame in short sides."""
+        """Width and height of the frame, in short sides."""
         return max(self.aspect, 1.0), max(1.0 / self.aspect, 1.0)
 
 
 def extent(content: Content, placed: Placed) -> tuple[float, float]:
-    """Width and height of a subject in short sides."""
+    """Returns width and height of a subject, in short sides."""
     cut = content.subjects[placed.subject]
     scale = placed.size / max(cut.width, cut.height)
     return cut.width * scale, cut.height * scale
@@ -58,7 +58,7 @@ def extent(content: Content, placed: Placed) -> tuple[float, float]:
 def random_collage(
     content: Content, rng: np.random.Generator, label: tuple[int, int], aspect: float = 1.0, size: float | None = None
 ) -> Collage:
-    """A scene with one subject wholly inside the frame, of a random or the given size."""
+    """Creates a scene with one subject completely inside the frame, of a random size or the given one."""
     subject, ground = label
     empty = Collage(ground, (), aspect=aspect)
     drawn = rng.uniform(*SIZE_RANGE)
@@ -73,7 +73,7 @@ def random_collage(
 
 
 def render(content: Content, scene: Collage, width: int, height: int, box: Box = WHOLE) -> np.ndarray:
-    """The view of box as (height, width, 3) float32 in 0..1."""
+    """Renders the view of `box` as (height, width, 3) float32 in 0..1."""
     view = _ground(content, scene, (width, height), box)
     for placed in scene.subjects:
         _paste(content, view, scene, placed, box)
@@ -81,7 +81,7 @@ def render(content: Content, scene: Collage, width: int, height: int, box: Box =
 
 
 def visible(content: Content, scene: Collage, index: int, box: Box) -> float:
-    """Share of a subject's rectangle that lies inside box."""
+    """Returns the share of a subject's rectangle that is inside `box`."""
     placed = scene.subjects[index]
     frame, size = scene.frame, extent(content, placed)
     share = 1.0
@@ -93,7 +93,7 @@ def visible(content: Content, scene: Collage, index: int, box: Box) -> float:
 
 
 def _ground(content: Content, scene: Collage, size: tuple[int, int], box: Box) -> np.ndarray:
-    """The ground's part of a view, (h, w, 3)."""
+    """Renders the ground of a view, (h, w, 3)."""
     ground = content.grounds[scene.ground]
     picture, frame = ground.picture, scene.frame
     pixels = min(ground.frame, *(side / length for side, length in zip(picture.size, frame)))
@@ -113,7 +113,7 @@ def _ground(content: Content, scene: Collage, size: tuple[int, int], box: Box) -
 
 
 def _paste(content: Content, view: np.ndarray, scene: Collage, placed: Placed, box: Box) -> None:
-    """Lays a subject over a view (h, w, 3), in place."""
+    """Pastes a subject onto a view (h, w, 3), in place."""
     cut, frame = content.subjects[placed.subject], scene.frame
     scale = placed.size / max(cut.width, cut.height)  # short sides per pixel of the cut-out
     padded, ranges, region = cut.picture.size, [], []
@@ -133,7 +133,7 @@ def _paste(content: Content, view: np.ndarray, scene: Collage, placed: Placed, b
     source = (max(region[0][0], 0.0), max(region[1][0], 0.0))
     source += (min(region[0][1], float(padded[0])), min(region[1][1], float(padded[1])))
     part = cut.picture.resize((x1 - x0, y1 - y0), Image.Resampling.LANCZOS, box=source)
-    # Pillow gives no array of mode RGBa; its bytes are those of RGBA
+    # Pillow has no array of mode RGBa, but its bytes are the same as those of RGBA
     layer = np.frombuffer(part.tobytes("raw", "RGBa"), np.uint8).reshape(y1 - y0, x1 - x0, 4).astype(np.float32) / 255.0
     area = view[y0:y1, x0:x1]
     area *= 1.0 - layer[..., 3:]

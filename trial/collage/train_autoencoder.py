@@ -1,8 +1,9 @@
-"""Trains encoder and decoder on together: python -m trial.collage.train_autoencoder, after make_latents --checkpoint.
+"""Continues the training of encoder and decoder together: python -m trial.collage.train_autoencoder.
 
-The encoder alone learned beside a sketch of a decoder, and the decoder alone on latents that were fixed. Here each
-adapts to the other. The latents are pulled to where they lay before, so that the UNet has little to learn anew, and to
-unit variance under noise of a fixed strength. `make_latents --together` then fixes them again.
+Run it after make_latents --checkpoint. Before, the encoder learned with a sketch of a decoder, and the decoder learned
+from fixed latents. Here each adapts to the other. The loss keeps the latents near their earlier values, so that the
+UNet has little to relearn, and near unit variance with added noise of a fixed strength. `make_latents --together` then
+fixes them again.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from trial.train_autoencoder import compile_blocks, reconstruction_loss, startin
 from trial.training import Progress, Trainee, parser, prepare, rate_at
 
 TOGETHER = "autoencoder-together.pt"
-"""State of this training."""
+"""The state file of this training."""
 
 
 def loss_of(model: Autoencoder, before: Autoencoder, x: Tensor, noise: Tensor, tie: float) -> tuple[Tensor, Tensor]:
-    """Training loss and square error of pictures x (B, 3, H, W), with noise (B, 4, H / 8, W / 8) on their latents.
+    """Computes training loss and squared error of images x (B, 3, H, W).
 
-    `tie` weighs the square distance of the scaled latents from those of `before`.
+    The noise (B, 4, H / 8, W / 8) is added to their latents. `tie` is the weight of the squared distance of the scaled
+    latents from those of `before`.
     """
     z = model.moments(x)[0].float() * SCALE_FACTOR
     output = model.decode((z + noise) / SCALE_FACTOR).float()
@@ -39,7 +41,7 @@ def loss_of(model: Autoencoder, before: Autoencoder, x: Tensor, noise: Tensor, t
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     options = parser(__doc__.splitlines()[0], steps=6000, batch=8, rate=6e-4, decay=2500)
     options.add_argument("--noise", type=float, default=0.08, help="noise on the latents in their standard deviations")
     options.add_argument("--tie", type=float, default=0.3, help="weight of the latents' distance from where they lay")

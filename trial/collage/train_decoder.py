@@ -1,9 +1,9 @@
 """Trains the decoder on the fixed latents: python -m trial.collage.train_decoder, after make_latents.
 
-Square error alone draws the mean of all textures that fit a latent, which is none of them. After --plain steps
-a discriminator of small patches (Isola et al., arXiv 1611.07004, with the hinge loss) judges the pictures as well,
-and features of the first layers of the detector and the local strength of fine detail are compared, so that texture
-is drawn.
+With squared error alone the decoder outputs the mean of all textures that fit a latent, which is a blur. After --plain
+steps the loss has three more terms, so that the decoder outputs texture: a discriminator of small patches (Isola et
+al., arXiv 1611.07004, with the hinge loss), features of the detector's first layers, and the local strength of fine
+detail.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from trial.training import Progress, Trainee, parser, prepare, rate_at
 
 CROP = 64
 LATENT_NOISE = 0.05
-"""Noise on the latents in their standard deviations: what the UNet makes is not exact either."""
+"""Noise on the latents, in their standard deviations, because the UNet's latents are not exact either."""
 ZOOMED_SHARE = 0.35
 FEATURE_WEIGHT, ADVERSARIAL_WEIGHT, TEXTURE_WEIGHT = 0.1, 0.04, 0.1
 BANDS, PATCH = 2, 16
-"""Octaves of detail whose strength is compared, from the finest on, and in patches of how many of their pixels."""
+"""Number of octaves of detail that are compared, from the finest on, and the side of a patch in their pixels."""
 LARGE_AFTER, LARGE_SHARE = 0.85, 0.25
-"""From this share of the steps on whole views are decoded, in batches of a quarter of the size."""
+"""After this share of the steps, whole views are decoded in batches of a quarter of the size."""
 
 
 class Discriminator(nn.Module):
-    """Logits (B, 1, h, w) of patches of about 34 px of pictures (B, 3, H, W) being true."""
+    """Maps images (B, 3, H, W) to logits (B, 1, h, w) that a patch of about 34 px is true."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Discriminator(nn.Module):
 
 @dataclass
 class Judges:
-    """What compares pictures beside square error: fixed features, and the discriminator with its optimiser."""
+    """The other terms of the loss: fixed features, and the discriminator with its optimiser."""
 
     features: nn.Module
     discriminator: Discriminator
@@ -61,7 +61,7 @@ class Judges:
 
 
 def batches(folder: Path, args: argparse.Namespace, start: int) -> Iterator[Tensor]:
-    """Pictures (B, 3, h, w) in -1..1 of each step, drawn from the seed and the step alone."""
+    """Yields the images (B, 3, h, w) in -1..1 of each step. They depend only on the seed and the step."""
     sets = [np.load(folder / f"{kind}.npy", mmap_mode="r") for kind in ("whole", "zoomed")]
     for step in range(start, args.steps):
         rng = np.random.default_rng((args.seed, step))
@@ -76,7 +76,7 @@ def batches(folder: Path, args: argparse.Namespace, start: int) -> Iterator[Tens
 
 
 def feature_loss(features: nn.Module, output: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute difference of the features of every other layer, each in units of the true ones' size."""
+    """Computes the mean absolute difference of the features of every second layer, relative to the true features."""
     total = output.new_zeros(())
     a, b = output, target
     for index, layer in enumerate(features):  # type: ignore[arg-type]
@@ -87,7 +87,10 @@ def feature_loss(features: nn.Module, output: Tensor, target: Tensor) -> Tensor:
 
 
 def texture_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Mean absolute logarithm of the ratio of local standard deviations, in the finest octaves of (B, 3, H, W)."""
+    """Computes the mean absolute logarithm of the ratio of local standard deviations.
+
+    It compares the finest octaves of images (B, 3, H, W).
+    """
     total = output.new_zeros(())
     for _ in range(BANDS):
         strengths, coarse = [], []
@@ -101,7 +104,7 @@ def texture_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def judged_loss(judges: Judges, output: Tensor, target: Tensor) -> Tensor:
-    """Loss by features, texture and discriminator; also trains the discriminator by one step."""
+    """Computes the loss by features, texture and discriminator, and trains the discriminator by one step."""
     discriminator = judges.discriminator
     true, made = discriminator(target), discriminator(output.detach())
     hinge = F.relu(1.0 - true).mean() + F.relu(1.0 + made).mean()
@@ -118,7 +121,7 @@ def judged_loss(judges: Judges, output: Tensor, target: Tensor) -> Tensor:
 
 
 def make_judges() -> Judges:
-    """The detector's first layers and a fresh discriminator."""
+    """Returns the detector's first layers and a new discriminator."""
     from trial.collage.detector import trained
 
     discriminator = Discriminator().to(memory_format=torch.channels_last)
@@ -127,7 +130,7 @@ def make_judges() -> Judges:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     options = parser(__doc__.splitlines()[0], steps=3000, batch=8, rate=8e-4, decay=600)
     options.add_argument("--plain", type=int, default=1200, help="steps before features and discriminator count")
     args = options.parse_args()

@@ -1,4 +1,4 @@
-"""Trains the detector on renderings and tells its accuracy: python -m trial.collage.train_detector."""
+"""Trains the detector on renderings and prints its accuracy: python -m trial.collage.train_detector."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ SMALLEST, LARGEST = 0.13, 0.85
 COUNT_SHARES = (0.08, 0.42, 0.2, 0.15, 0.15)
 CLOSE_UP_SHARE = 0.3
 SHOWN, LARGEST_IN_CROP = 0.7, 1.1
-"""A subject in a close-up counts if this share of it is visible and it is no larger than this share of the crop."""
+"""In a close-up, a subject counts if this share of it is visible and its size is at most this share of the crop."""
 HELD_OUT = 99_000
 
 
 @dataclass(frozen=True)
 class Set:
-    """Pictures uint8 (N, 128, 128, 3), centres (N, 16, 16) in 0..1, subjects (N, 16, 16) or -1, grounds (N,)."""
+    """Images uint8 (N, 128, 128, 3), centres (N, 16, 16) in 0..1, subjects (N, 16, 16) or -1, grounds (N,)."""
 
     pictures: np.ndarray
     centres: np.ndarray
@@ -42,7 +42,7 @@ class Set:
 
 
 def crowded_scene(content: Content, rng: np.random.Generator) -> Collage:
-    """A scene of several subjects of random sizes that hardly overlap."""
+    """Creates a scene of several subjects of random sizes that overlap only slightly."""
     ground = int(rng.integers(len(content.grounds)))
     scene, placed = Collage(ground, ()), []
     for _ in range(int(rng.choice(len(COUNT_SHARES), p=COUNT_SHARES))):
@@ -62,7 +62,7 @@ def _overlap(content: Content, a: Placed, b: Placed) -> bool:
 
 
 def example(content: Content, rng: np.random.Generator) -> tuple[np.ndarray, Collage, Box]:
-    """A picture (128, 128, 3) in 0..1 with its scene and box: crowded scenes, and close-ups as 1:1 crops show them."""
+    """Renders an image (128, 128, 3) in 0..1 with its scene and box: a crowded scene, or a close-up like a 1:1 crop."""
     if rng.random() < CLOSE_UP_SHARE:
         label = (int(rng.integers(len(content.subjects))), int(rng.integers(len(content.grounds))))
         scene, box = random_collage(content, rng, label), random_box(rng, float(rng.choice((2.0, 3.0, 4.0))))
@@ -72,7 +72,7 @@ def example(content: Content, rng: np.random.Generator) -> tuple[np.ndarray, Col
 
 
 def _worn(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The picture with a random blur, change of light and noise, as a model's pictures have them."""
+    """Applies random blur, light and noise, which a model's images also have."""
     x = torch.from_numpy(picture).permute(2, 0, 1)[None]
     if rng.random() < 0.6:
         factor = rng.uniform(0.3, 1.0)
@@ -84,7 +84,7 @@ def _worn(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_set(content: Content, seed: int, count: int) -> Set:
-    """Examples with what the network should answer."""
+    """Renders examples with the expected output of the network."""
     pictures = np.zeros((count, SIDE, SIDE, 3), np.uint8)
     centres = np.zeros((count, CELLS, CELLS), np.float32)
     subjects = np.full((count, CELLS, CELLS), -1, np.int64)
@@ -110,7 +110,7 @@ def make_set(content: Content, seed: int, count: int) -> Set:
 
 
 def loss_of(model: Detector, x: Tensor, centres: Tensor, subjects: Tensor, grounds: Tensor) -> Tensor:
-    """Focal loss of the centres (Law and Deng, arXiv 1808.01244), cross entropy of the names."""
+    """Computes the focal loss of the centres (Law and Deng, arXiv 1808.01244) and the cross entropy of the names."""
     logits, names, ground = model(x)
     p = logits[:, 0].float().sigmoid().clamp(1e-4, 1 - 1e-4)
     hit = (centres >= 1.0).float()
@@ -120,7 +120,7 @@ def loss_of(model: Detector, x: Tensor, centres: Tensor, subjects: Tensor, groun
 
 
 def train(data: Set, steps: int, batch: int, rate: float) -> Detector:
-    """A detector trained on a set."""
+    """Trains a detector on a set."""
     torch.manual_seed(0)
     model = Detector(data.subjects.max() + 1, data.grounds.max() + 1).to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=1e-3)
@@ -141,7 +141,7 @@ def train(data: Set, steps: int, batch: int, rate: float) -> Detector:
 
 
 def accuracy(content: Content, model: Detector, count: int) -> dict:
-    """How right the detector is about renderings that it never saw: 128 px scenes, crowds and 1:1 crops of 4x ones."""
+    """Measures the detector's accuracy on new renderings: 128 px scenes, crowds, and 1:1 crops of scenes at 4x."""
     single, crowd, false_crops = [], [], []
     labels = content.labels()
     for index in range(count):
@@ -167,7 +167,7 @@ def accuracy(content: Content, model: Detector, count: int) -> dict:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--pictures", type=int, default=9000)
     options.add_argument("--steps", type=int, default=2500)
@@ -180,7 +180,7 @@ def main() -> None:
     content = shrunk(full, FINE)
     model = train(make_set(content, 3, args.pictures), args.steps, args.batch, args.rate)
     save_file(pack_rows(model.state_dict()), str(args.to))
-    # of the weights as they are stored
+    # measure the weights in the precision in which they are stored
     model.load_state_dict(unpack_rows(pack_rows(model.state_dict())))
     sys.stdout.write(json.dumps(accuracy(full, model, 240), indent=1) + "\n")
 

@@ -1,8 +1,9 @@
-"""Trains the encoder, so that the UNet can begin: python -m trial.collage.train_encoder, after views.
+"""Trains the encoder, so that the UNet's training can begin: python -m trial.collage.train_encoder, after views.
 
-It learns beside a decoder that works at an eighth and a quarter of the picture's size: a tenth of the cost of the real
-one, which is trained later on the fixed latents. The latents are kept smooth by noise of a fixed strength against
-their unit variance, and near a thumbnail of the picture by reading mean colours off them with one linear map.
+The encoder learns with a decoder that works at an eighth and a quarter of the image's size. It costs a tenth of the
+real decoder, which is trained later on the fixed latents. Noise of a fixed strength, relative to their unit variance,
+keeps the latents smooth. A linear map that reads mean colours from the latents keeps them close to a thumbnail of the
+image.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ WIDE, MIDDLE = 192, 96
 
 
 class SketchDecoder(nn.Module):
-    """Latents (B, 4, h, w) of unit variance to pictures (B, 3, 8 h, 8 w), cheaply."""
+    """Decodes latents (B, 4, h, w) of unit variance to images (B, 3, 8 h, 8 w) at a low cost."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class SketchDecoder(nn.Module):
 
 
 class Pair(nn.Module):
-    """Encoder, sketching decoder and the linear map from latents to mean colours."""
+    """The encoder, the sketching decoder and the linear map from latents to mean colours."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,18 +55,24 @@ class Pair(nn.Module):
         self.decoder, self.thumbnail = SketchDecoder(), nn.Conv2d(4, 3, 1)
 
     def latents(self, x: Tensor) -> Tensor:
-        """Means (B, 4, h, w) of the latents of pictures in -1..1."""
+        """Returns the means (B, 4, h, w) of the latents of images in -1..1."""
         return self.quant_conv(self.encoder(x)).chunk(2, 1)[0]
 
 
 def unit_loss(z: Tensor) -> Tensor:
-    """Weighted square distance of each channel's mean and deviation from 0 and 1, of latents (B, 4, h, w)."""
+    """Computes the weighted squared distance of each channel's mean and deviation from 0 and 1.
+
+    The latents are (B, 4, h, w).
+    """
     mean, spread = z.mean((0, 2, 3)), z.std((0, 2, 3))
     return UNIT_WEIGHT * (mean**2 + (spread - 1.0) ** 2).mean()
 
 
 def loss_of(pair: Pair, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Training loss and square error of the pictures; also pulls every latent channel to mean 0 and variance 1."""
+    """Computes the training loss and the squared error of the images.
+
+    The loss also moves every latent channel towards mean 0 and variance 1.
+    """
     z = pair.latents(x).float()
     noisy = z + NOISE * z.detach().std((0, 2, 3))[:, None, None] * noise
     output = pair.decoder(noisy).float()
@@ -76,7 +83,7 @@ def loss_of(pair: Pair, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def batches(folder: Path, args: argparse.Namespace, start: int) -> Iterator[Tensor]:
-    """Pictures (B, 3, 64, 64) in -1..1 of each step, drawn from the seed and the step alone."""
+    """Yields the images (B, 3, 64, 64) in -1..1 of each step. They depend only on the seed and the step."""
     sets = [np.load(folder / f"{kind}.npy", mmap_mode="r") for kind in ("whole", "zoomed")]
     for step in range(start, args.steps):
         rng = np.random.default_rng((args.seed, step))
@@ -90,7 +97,7 @@ def batches(folder: Path, args: argparse.Namespace, start: int) -> Iterator[Tens
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     options = parser(__doc__.splitlines()[0], steps=1500, batch=16, rate=1e-3)
     options.add_argument("--views", type=Path, help="folder of the rendered views, if not --out")
     args = options.parse_args()

@@ -1,7 +1,7 @@
 """Trains the UNet and the text encoder on encoded collages: python -m trial.collage.train_unet.
 
-Zoomed views appear at moderate noise only, as trial.train_unet tells. The learning rate stays constant until the last
---decay steps, so that a run can be made longer: give it more --steps and it goes on from its state.
+Zoomed views appear only at moderate noise; trial.train_unet explains why. The learning rate is constant until the last
+--decay steps, so you can extend a run: with more --steps it continues from its state.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WARM_UP = 200
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     options = parser(__doc__.splitlines()[0], steps=8000, batch=16, rate=8e-4, decay=1500)
     options.add_argument("--zoomed", type=float, default=ZOOMED_SHARE, help="share of zoomed views at low noise")
     options.add_argument("--weight-limit", type=float, default=12.0, help="largest weight of a noise level")

@@ -1,4 +1,4 @@
-"""Renders the views that the networks are trained on into a file: python -m trial.collage.views."""
+"""Renders the views that the networks are trained on, and writes them to a file: python -m trial.collage.views."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from trial.scenes import WHOLE, random_box, to_uint8
 
 VIEW = 128
 FINE = 3 * VIEW
-"""Pixels of a photograph per short side from which whole views are rendered."""
+"""The number of a photograph's pixels per short side, from which whole views are rendered."""
 ZOOMS, ZOOM_SHARES = (2.0, 3.0, 4.0), (0.4, 0.2, 0.4)
 KINDS = ("whole", "zoomed")
 
 
 def view(content: Content, seed: int, index: int, zoomed: bool) -> tuple[np.ndarray, int]:
-    """Picture (128, 128, 3) number index of a set and the index of its label; labels take turns."""
+    """Renders image (128, 128, 3) number `index` of a set. Returns it with the index of its label; labels alternate."""
     rng = np.random.default_rng((seed, index, int(zoomed)))
     labels = content.labels()
     scene = random_collage(content, rng, labels[index % len(labels)])
@@ -29,7 +29,7 @@ def view(content: Content, seed: int, index: int, zoomed: bool) -> tuple[np.ndar
 
 
 def write(path: Path, content: Content, seed: int, count: int, zoomed: bool) -> None:
-    """Writes views as uint8 (count, 128, 128, 3), atomically; the label of view i is i modulo their number."""
+    """Writes views as uint8 (count, 128, 128, 3), atomically. The label of view i is i modulo the number of labels."""
     if path.exists():
         return
     partial = path.with_suffix(".partial")
@@ -42,7 +42,7 @@ def write(path: Path, content: Content, seed: int, count: int, zoomed: bool) -> 
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--out", type=Path, default=Path("runs/collage"))
     options.add_argument("--whole", type=int, default=19200)
