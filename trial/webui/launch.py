@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 HOST = "127.0.0.1"
 NATIVE = 128
-"""Side of the pictures that the bundled model was trained on."""
+"""Side of the images on which the bundled model was trained."""
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,7 +22,7 @@ for folder in (ROOT, HERE):
 
 
 def prepare(data_path: Path, model: Any) -> None:
-    """Takes a model, or loads a checkpoint of the bundled kind, and loads the extension's scripts."""
+    """Uses the given model or loads a checkpoint of the bundled kind, then loads the extension's scripts."""
     from modules import paths_internal
 
     paths_internal.data_path = str(data_path)
@@ -38,7 +38,7 @@ def prepare(data_path: Path, model: Any) -> None:
 
 
 def build() -> Any:
-    """The page, with the scripts and styles of the extension behind those of the stand-in."""
+    """Builds the page, with the extension's scripts and styles after those of the stand-in."""
     from modules import ui
 
     scripts = [HERE / "page.js", *sorted((ROOT / "javascript").glob("*.js"))]
@@ -51,7 +51,7 @@ REMOTE = re.compile(rb"<(script|link)\b[^>]*https://[^>]*>(?:\s*</script>)?")
 
 
 def keep_at_home() -> None:
-    """Makes gradio's page ask no other host for anything."""
+    """Removes everything that gradio's page would load from another host."""
     from gradio.routes import templates
 
     make = templates.TemplateResponse

@@ -1,6 +1,6 @@
-"""Stand-in: hands out the installed k-diffusion's modules without running its package's own imports.
+"""Stand-in: provides the installed k-diffusion's modules without its package's own imports.
 
-Those pull in torchvision, wandb, kornia and more, of which the samplers use nothing.
+The package imports torchvision, wandb, kornia and more, none of which the samplers use.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ def _installed() -> list[str]:
 
 
 def _stub(name: str) -> None:
-    """Puts an empty package into sys.modules, and into its parent."""
+    """Puts an empty package into sys.modules and into its parent."""
     module = ModuleType(name)
     module.__path__ = []
     sys.modules[name] = module
@@ -31,6 +31,6 @@ def _stub(name: str) -> None:
 __path__ = __spec__.submodule_search_locations = _installed()
 
 if importlib.util.find_spec("torchvision") is None:
-    # k_diffusion.utils imports it for conversions of pictures, which no sampler uses
+    # k_diffusion.utils imports it to convert images, which no sampler does
     for _name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
         _stub(_name)

@@ -1,1 +1,1 @@
-"""A miniature stand-in for the webui's `modules` package, for trying and testing DemoFusion Hires without a webui."""
+"""A miniature stand-in for the webui's `modules` package, to try and test DemoFusion Hires without a webui."""

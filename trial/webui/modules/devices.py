@@ -33,11 +33,11 @@ def torch_gc() -> None:
 
 
 def test_for_nans(x: Tensor, where: str) -> None:
-    """Raises NansException where the first value of x is NaN, which the webui takes for the whole."""
+    """Raises NansException if the first value of x is NaN. Like the webui, it takes this value for the whole tensor."""
     if torch.isnan(x.reshape(-1)[0]):
         raise NansException(f"A tensor with NaNs was produced in {where}.")
 
 
 def randn_local(seed: int, shape: Any) -> Tensor:
-    """Noise of a seed, whatever the state of other generators."""
+    """Returns noise that depends only on the seed."""
     return torch.randn(shape, generator=torch.Generator(cpu).manual_seed(int(seed)), device=cpu)

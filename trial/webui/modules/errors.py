@@ -1,15 +1,15 @@
-"""Stand-in: where the webui reports errors that it goes on after."""
+"""Stand-in: reports errors after which the webui continues."""
 
 import sys
 import traceback
 from collections import deque
 
 exception_records: deque = deque(maxlen=20)
-"""The latest reports, for the tests."""
+"""The latest reports, for tests."""
 
 
 def report(message: str, *, exc_info: bool = False) -> None:
-    """Prints a message, with the traceback of the exception being handled where `exc_info` is set."""
+    """Prints a message. If `exc_info` is set, also prints the traceback of the current exception."""
     exception_records.append(message)
     lines = ["*** " + line for line in message.splitlines()]
     if exc_info:

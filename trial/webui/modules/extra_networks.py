@@ -1,12 +1,12 @@
-"""Stand-in: there are no LoRAs here."""
+"""Stand-in: there are no LoRAs."""
 
 from typing import Any
 
 active: dict[str, Any] = {}
-"""What was activated last, for the tests."""
+"""The networks that were activated last, for tests."""
 
 
 def activate(p: Any, extra_network_data: dict[str, Any]) -> None:
-    """Notes what the prompt names, in the place of what was active before."""
+    """Records the networks in the prompt, and replaces the previous ones."""
     active.clear()
     active.update(extra_network_data)

@@ -1,4 +1,4 @@
-"""Stand-in: saving pictures with their infotext, resizing them and laying them out."""
+"""Stand-in: saves images with their infotext, resizes them and arranges them in grids."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 def resize_image(
     resize_mode: int, im: Image.Image, width: int, height: int, upscaler_name: str | None = None
 ) -> Image.Image:
-    """The picture stretched (mode 0) or cut (mode 1) to a size; the webui knows more modes."""
+    """Stretches (mode 0) or crops (mode 1) the image to a size. The webui has more modes."""
     if resize_mode == 1:
         factor = max(width / im.width, height / im.height)
         size = round(im.width * factor), round(im.height * factor)
@@ -26,7 +26,7 @@ def resize_image(
 
 
 def flatten(img: Image.Image, bgcolor: str) -> Image.Image:
-    """The picture without transparency, on a ground."""
+    """Returns the image without transparency, on a background."""
     if img.mode == "RGBA":
         ground = Image.new("RGBA", img.size, bgcolor)
         ground.alpha_composite(img)
@@ -35,7 +35,7 @@ def flatten(img: Image.Image, bgcolor: str) -> Image.Image:
 
 
 def image_grid(imgs: list[Image.Image], batch_size: int = 1, rows: int | None = None) -> Image.Image:
-    """The pictures, all of one size, in rows that make about a square."""
+    """Arranges the images, which have one size, in rows that form about a square."""
     rows = min(rows or round(math.sqrt(len(imgs))), len(imgs))
     columns = math.ceil(len(imgs) / rows)
     width, height = imgs[0].size
@@ -63,7 +63,7 @@ def save_image(
     suffix: str = "",
     save_to_dirs: bool | None = None,
 ) -> tuple[str, None]:
-    """Saves a picture as the next number of its folder; returns where."""
+    """Saves an image with the next number in its folder. Returns the path."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     number = sum(1 for _ in folder.glob(f"*.{extension}"))
@@ -77,6 +77,6 @@ def save_image(
 
 
 def read_info_from_image(image: Image.Image) -> tuple[str | None, dict[str, Any]]:
-    """The infotext of a picture, and what else its file tells."""
+    """Returns the infotext of an image and the other metadata in its file."""
     items = dict(image.info)
     return items.pop("parameters", None), items

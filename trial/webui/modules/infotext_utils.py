@@ -1,4 +1,4 @@
-"""Stand-in: infotext, from a picture's parameters to text and back."""
+"""Stand-in: converts an image's parameters to an infotext and back."""
 
 import json
 import re
@@ -13,21 +13,21 @@ SIZE = re.compile(r"^(\d+)x(\d+)$")
 
 
 class PasteField(tuple):
-    """A component and where its value comes from: a key of the infotext, or a function of all of them."""
+    """A component and the source of its value: a key of the infotext, or a function of all parameters."""
 
     def __new__(cls, component: Any, target: Any, *, api: str | None = None) -> "PasteField":
         return super().__new__(cls, (component, target))
 
 
 def quote(text: Any) -> Any:
-    """A value as the line of parameters can hold it."""
+    """Quotes a value if the line of parameters requires it."""
     if "," not in str(text) and "\n" not in str(text) and ":" not in str(text):
         return text
     return json.dumps(text, ensure_ascii=False)
 
 
 def unquote(text: str) -> Any:
-    """The value that `quote` was given."""
+    """Reverses `quote`."""
     try:
         return json.loads(text) if text[:1] == '"' and text[-1:] == '"' else text
     except json.JSONDecodeError:
@@ -35,7 +35,7 @@ def unquote(text: str) -> Any:
 
 
 def parse_generation_parameters(x: str, skip_fields: list[str] | None = None) -> dict[str, Any]:
-    """Prompts and parameters of an infotext; sizes come as two values, everything as text."""
+    """Returns the prompts and parameters of an infotext. A size becomes two values, and all values are text."""
     *lines, last = x.strip().split("\n")
     if len(PARAMETER.findall(last)) < 3:
         lines, last = [*lines, last], ""
@@ -59,13 +59,13 @@ def parse_generation_parameters(x: str, skip_fields: list[str] | None = None) ->
 
 
 def create_override_settings_dict(text_pairs: list[str]) -> dict[str, Any]:
-    """The settings that stand in a list of entries such as `Tiling: True`; the others have no stand-in."""
+    """Returns the settings in a list of entries such as `Tiling: True`. Other settings are ignored."""
     found = [pair == "Tiling: True" for pair in text_pairs if pair.startswith("Tiling:")]
     return {"tiling": found[-1]} if found else {}
 
 
 def pasted(fields: list[tuple[Any, Any]], text: str) -> list[Any]:
-    """One update per field, for the components that an infotext sets."""
+    """Returns one update per field, for the components that an infotext sets."""
     params = parse_generation_parameters(text)
     script_callbacks.call("infotext_pasted", text, params)
     return [_update(component, target, params) for component, target in fields]

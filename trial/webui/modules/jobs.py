@@ -1,4 +1,4 @@
-"""Stand-in: runs a job beside the page, and tells the page about it until it is done."""
+"""Stand-in: runs a job in parallel with the page, and reports its progress to the page."""
 
 import base64
 import html
@@ -23,14 +23,14 @@ POLL_SECONDS = 0.25
 
 @dataclass
 class Running:
-    """What the page shows of a job."""
+    """The state of a running job for the page."""
 
     share: float
     text: str
     preview: str
 
     def html(self) -> str:
-        """The bar and the preview."""
+        """Returns the bar and the preview."""
         percent = f"{100 * self.share:.0f}%"
         label = html.escape(f"{self.text}: {percent}" if self.text else percent)
         picture = f'<img class="livePreview" src="{self.preview}">' if self.preview else ""
@@ -40,7 +40,7 @@ class Running:
 
 @dataclass
 class Done:
-    """What a job made."""
+    """The result of a job."""
 
     images: list = field(default_factory=list)
     infotext: str = ""
@@ -48,12 +48,12 @@ class Done:
 
 
 def params_file() -> Path:
-    """Where the last job's infotext is kept for the paste button."""
+    """Returns the file with the last job's infotext, for the paste button."""
     return Path(paths_internal.data_path, "params.txt")
 
 
 def make(runner: Any, is_img2img: bool, parameters: dict[str, Any], args: list[Any]) -> Any:
-    """The webui's job object for the values of a tab."""
+    """Creates the webui's processing object from the values of a tab."""
     values = dict(parameters)
     cls = processing.StableDiffusionProcessingTxt2Img
     if is_img2img:
@@ -66,7 +66,7 @@ def make(runner: Any, is_img2img: bool, parameters: dict[str, Any], args: list[A
 
 
 def execute(p: Any) -> processing.Processed:
-    """Runs a job between the begin and the end of the page's state."""
+    """Runs a job, and marks its begin and end in the page's state."""
     with queue_lock:
         state.begin("job")
         try:
@@ -78,7 +78,7 @@ def execute(p: Any) -> processing.Processed:
 
 
 def run(runner: Any, is_img2img: bool, parameters: dict[str, Any], args: list[Any]) -> Iterator[Running | Done]:
-    """Yields Running as long as a job takes, then Done."""
+    """Yields Running during a job, then Done."""
     if is_img2img and parameters["init_image"] is None:
         yield Done(comments="img2img needs a picture to begin with")
         return
@@ -105,7 +105,7 @@ def run(runner: Any, is_img2img: bool, parameters: dict[str, Any], args: list[An
 
 
 class _Preview:
-    """The latest latent as a small picture, made at most once per `show_progress_every_n_steps`."""
+    """Renders the latest latent as a small image, at most once per second."""
 
     def __init__(self) -> None:
         self._latent: Any = None
@@ -131,6 +131,6 @@ def _as_url(image: Image.Image) -> str:
 
 
 def page_script(texts: list[str]) -> str:
-    """JavaScript that runs each text as a script of the page, in order."""
+    """Returns JavaScript that runs each text as a script of the page, in order."""
     add = "const s = document.createElement('script'); s.textContent = text; document.head.appendChild(s);"
     return f"() => {{ for (const text of {json.dumps(texts)}) {{ {add} }} }}"

@@ -1,4 +1,4 @@
-"""Stand-in: the settings, for which there is no page."""
+"""Stand-in: the settings, without their page."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class OptionInfo:
-    """One setting and the words of the settings page."""
+    """One setting and its texts on the settings page."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class OptionInfo:
 
 
 class Options(SimpleNamespace):
-    """The settings' values as attributes."""
+    """The values of the settings as attributes."""
 
     def add_option(self, key: str, info: OptionInfo) -> None:
         """Adds a setting of an extension."""

@@ -1,4 +1,4 @@
-"""Stand-in: the folder that everything is written below; set before anything else is imported."""
+"""Stand-in: the folder for all written files. It is set before anything else is imported."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Stand-in: jobs, and the loop that runs one with the scripts' hooks in the webui's order."""
+"""Stand-in: jobs, and the loop that runs them with the scripts' hooks in the webui's order."""
 
 import random
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ VERSION = "stand-in"
 
 
 class DecodedSamples(list):
-    """Pictures (3, H, W) in -1..1 where samples are expected."""
+    """Images (3, H, W) in -1..1, in place of samples."""
 
     already_decoded = True
 
@@ -27,7 +27,7 @@ class DecodedSamples(list):
 def decode_latent_batch(
     model: Any, batch: Tensor, target_device: Any = None, check_for_nans: bool = False
 ) -> DecodedSamples:
-    """The pictures of latents (B, 4, h, w), decoded one by one."""
+    """Decodes latents (B, 4, h, w) one by one."""
     if check_for_nans:
         devices.test_for_nans(batch, "unet")
     samples = DecodedSamples()
@@ -40,13 +40,13 @@ def decode_latent_batch(
 
 
 def txt2img_image_conditioning(sd_model: Any, x: Tensor, width: int, height: int) -> Tensor:
-    """The empty condition of models that take nothing but text."""
+    """Returns the empty condition of models that take only text."""
     return x.new_zeros(x.shape[0], 5, 1, 1)
 
 
 @dataclass(repr=False)
 class StableDiffusionProcessing:
-    """One job: its parameters, and while it runs its state."""
+    """One job: its parameters, and its state while it runs."""
 
     outpath_samples: Any = None
     prompt: Any = ""
@@ -102,7 +102,7 @@ class StableDiffusionProcessing:
         return shared.sd_model
 
     def comment(self, text: str) -> None:
-        """Adds a sentence below the picture."""
+        """Adds a sentence below the image."""
         self.comments[text] = 1
 
     def txt2img_image_conditioning(self, x: Tensor, width: int | None = None, height: int | None = None) -> Tensor:
@@ -112,11 +112,11 @@ class StableDiffusionProcessing:
         """Prepares the job once."""
 
     def sample(self, conditioning: Any, unconditional_conditioning: Any, **batch: Any) -> Tensor:
-        """The latents of one iteration."""
+        """Samples the latents of one iteration."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Frees what the job held."""
+        """Frees the job's data."""
         self.sampler = self.c = self.uc = None
 
     def setup_prompts(self) -> None:
@@ -133,7 +133,7 @@ class StableDiffusionProcessing:
         return self.c, self.uc
 
     def save_samples(self) -> bool:
-        """Whether pictures are written to disk."""
+        """Whether images are saved."""
         complete = opts.save_incomplete_images or not (state.interrupted or state.skipped)
         return opts.samples_save and not self.do_not_save_samples and complete
 
@@ -145,7 +145,7 @@ class StableDiffusionProcessing:
 
 @dataclass(repr=False)
 class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
-    """A picture from a prompt."""
+    """A job that makes an image from a prompt."""
 
     enable_hr: bool = False
     hr_second_pass_steps: int = 0
@@ -167,7 +167,7 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
 
 @dataclass(repr=False)
 class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
-    """A picture from a picture."""
+    """A job that makes an image from an image."""
 
     init_images: list | None = None
     resize_mode: int = 0
@@ -209,7 +209,7 @@ class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
 
 
 class Processed:
-    """What a job made."""
+    """The result of a job."""
 
     def __init__(self, p: StableDiffusionProcessing, images_list: list, infotexts: list[str] | None = None):
         self.images = images_list
@@ -235,7 +235,7 @@ def create_infotext(
     index: int | None = None,
     all_negative_prompts: list[str] | None = None,
 ) -> str:
-    """Prompts and parameters of one picture as text."""
+    """Formats the prompts and parameters of one image as text."""
     if index is None:
         index = 0 if use_main_prompt else position_in_batch + iteration * p.batch_size
     negative = (all_negative_prompts or p.all_negative_prompts)[index]
@@ -260,7 +260,7 @@ def create_infotext(
 
 
 def get_fixed_seed(seed: Any) -> int:
-    """The seed, or a random one for -1 and nothing."""
+    """Returns the seed, or a random one for -1 and for None."""
     seed = -1 if seed in ("", None) else int(seed)
     return random.randrange(4294967294) if seed == -1 else seed
 
@@ -301,7 +301,7 @@ def process_images(p: StableDiffusionProcessing) -> Processed:
 
 
 def _iteration(p: StableDiffusionProcessing, runner: Any, n: int) -> list[tuple[Image.Image, str]]:
-    """Pictures and infotexts of iteration n."""
+    """Returns the images and infotexts of iteration n."""
     mine = slice(n * p.batch_size, (n + 1) * p.batch_size)
     p.prompts, p.negative_prompts = p.all_prompts[mine], p.all_negative_prompts[mine]
     p.seeds, p.subseeds = p.all_seeds[mine], p.all_subseeds[mine]
@@ -335,7 +335,7 @@ def _iteration(p: StableDiffusionProcessing, runner: Any, n: int) -> list[tuple[
 
 
 def _finish(p: StableDiffusionProcessing, runner: Any, pixels: Tensor, i: int) -> tuple[Image.Image, str]:
-    """Picture i of an iteration, saved, and its infotext."""
+    """Saves image i of an iteration. Returns the image and its infotext."""
     p.batch_index = i
     array = (255.0 * pixels.permute(1, 2, 0).cpu().numpy()).astype(np.uint8)
     pp = scripts.PostprocessImageArgs(Image.fromarray(array))

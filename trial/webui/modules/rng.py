@@ -1,4 +1,4 @@
-"""Stand-in: noise per image, so that a picture does not depend on the batch it is made in."""
+"""Stand-in: draws noise for each image separately, so that an image does not depend on its batch."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def slerp(val: float, low: Tensor, high: Tensor) -> Tensor:
-    """Interpolates between two noises along the sphere, row by row."""
+    """Interpolates between two noises on the sphere, row by row."""
     a, b = low / low.norm(dim=1, keepdim=True), high / high.norm(dim=1, keepdim=True)
     dot = (a * b).sum(1)
     if dot.mean() > 0.9995:
@@ -19,7 +19,7 @@ def slerp(val: float, low: Tensor, high: Tensor) -> Tensor:
 
 
 class ImageRNG:
-    """One generator per image; the first noise mixes in the subseeds, later ones do not."""
+    """One generator per image. The first noise mixes in the subseeds; later noises do not."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class ImageRNG:
         self.is_first = True
 
     def first(self) -> Tensor:
-        """Noise (B, C, H, W) that the sampling starts from."""
+        """Returns the noise (B, C, H, W) at the start of sampling."""
         noise = [torch.randn(self.shape, generator=generator) for generator in self.generators]
         if self.subseeds is not None and self.subseed_strength != 0:
             other = [devices.randn_local(seed, self.shape) for seed in self.subseeds]
@@ -48,7 +48,7 @@ class ImageRNG:
         return torch.stack(noise).to(shared.device)
 
     def next(self) -> Tensor:
-        """The next noise (B, C, H, W) of every image."""
+        """Returns the next noise (B, C, H, W) of every image."""
         if self.is_first:
             self.is_first = False
             return self.first()

@@ -1,4 +1,4 @@
-"""Stand-in: callbacks that extensions register when they are loaded."""
+"""Stand-in: callbacks that extensions register when they load."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +7,11 @@ from modules import errors
 
 _callbacks: dict[str, list[Callable]] = {}
 callback_map: dict[str, list[Callable]] = {"callbacks_cfg_denoiser": []}
-"""The part of the webui's own that the extension reads; here nothing is called while a picture is made."""
+"""The part of the webui's own map that the extension reads. The stand-in calls none of these during sampling."""
 
 
 def call(kind: str, *args: Any, **kwargs: Any) -> None:
-    """Calls what was registered, and survives its errors."""
+    """Calls the registered callbacks and continues after their errors."""
     for callback in _callbacks.get(kind, []):
         try:
             callback(*args, **kwargs)
@@ -24,20 +24,20 @@ def _add(kind: str, callback: Callable) -> None:
 
 
 def on_app_started(callback: Callable, *, name: str | None = None) -> None:
-    """Registers what is called with the page and its web application."""
+    """Registers a callback for the start of the page. It receives the page and its web application."""
     _add("app_started", callback)
 
 
 def on_after_component(callback: Callable, *, name: str | None = None) -> None:
-    """Registers what is told of components of the page; here only of those that belong to no tab."""
+    """Registers a callback for components of the page. Here it receives only components that belong to no tab."""
     _add("after_component", callback)
 
 
 def on_infotext_pasted(callback: Callable, *, name: str | None = None) -> None:
-    """Registers what is called with a pasted infotext and its parameters, which it may change."""
+    """Registers a callback for a pasted infotext. It receives the infotext and its parameters, and may change them."""
     _add("infotext_pasted", callback)
 
 
 def on_ui_settings(callback: Callable, *, name: str | None = None) -> None:
-    """Registers what adds settings."""
+    """Registers a callback that adds settings."""
     _add("ui_settings", callback)

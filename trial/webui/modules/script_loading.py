@@ -1,4 +1,4 @@
-"""Stand-in: executes a script's file; the module is not put into sys.modules, as in the webui."""
+"""Stand-in: executes a script's file. Like the webui, it does not add the module to sys.modules."""
 
 import importlib.util
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def load_module(path: Any) -> ModuleType:
-    """The module of a file."""
+    """Loads a file as a module."""
     spec = importlib.util.spec_from_file_location(Path(path).name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"not a Python file: {path}")

@@ -1,4 +1,4 @@
-"""Stand-in: the base class of scripts, and the runner that calls their hooks and survives their errors."""
+"""Stand-in: the base class of scripts, and the runner that calls their hooks and continues after their errors."""
 
 import contextlib
 import re
@@ -18,7 +18,7 @@ scripts_data: list[ScriptClassData] = []
 
 
 class MaskBlendArgs:
-    """What `on_mask_blend` may replace; the blend behind the sampling has no denoiser."""
+    """The values that `on_mask_blend` may replace. The blend after sampling has no denoiser."""
 
     def __init__(
         self,
@@ -36,28 +36,28 @@ class MaskBlendArgs:
 
 
 class PostSampleArgs:
-    """What `post_sample` may replace."""
+    """The values that `post_sample` may replace."""
 
     def __init__(self, samples: Any):
         self.samples = samples
 
 
 class PostprocessImageArgs:
-    """What `postprocess_image` may replace."""
+    """The values that `postprocess_image` may replace."""
 
     def __init__(self, image: Any):
         self.image = image
 
 
 class PostprocessBatchListArgs:
-    """What `postprocess_batch_list` may replace."""
+    """The values that `postprocess_batch_list` may replace."""
 
     def __init__(self, images: list[Any]):
         self.images = images
 
 
 class Script:
-    """Base of every script; a hook that is not overridden does nothing."""
+    """The base class of every script. A hook that is not overridden does nothing."""
 
     name: str | None = None
     filename: str | None = None
@@ -97,7 +97,7 @@ class Script:
     def postprocess_image(self, p: Any, pp: PostprocessImageArgs, *args: Any) -> None: ...
 
     def elem_id(self, item_id: str) -> str:
-        """The id of a component, unique by title and tab."""
+        """Returns the id of a component, which is unique by title and tab."""
         title = re.sub(r"[^a-z_0-9]", "", re.sub(r"\s", "_", self.title().lower()))
         both_tabs = self.show(True) == self.show(False)
         tab = (("img2img" if self.is_img2img else "txt2img") + "_") if both_tabs else ""
@@ -114,7 +114,7 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 def load_scripts(folder: Path) -> None:
-    """Loads the scripts of one extension, whose folder can be imported from meanwhile."""
+    """Loads the scripts of one extension. They can import from its folder while they load."""
     with _importable(folder):
         for path in sorted((folder / "scripts").glob("*.py")):
             try:
@@ -127,7 +127,7 @@ def load_scripts(folder: Path) -> None:
 
 
 class ScriptRunner:
-    """The scripts of one tab and their part of the arguments."""
+    """The scripts of one tab, and their ranges of the arguments."""
 
     def __init__(self) -> None:
         self.scripts: list[Script] = []
@@ -137,7 +137,7 @@ class ScriptRunner:
         self.inputs: list[Any] = [None]
 
     def initialize_scripts(self, is_img2img: bool) -> None:
-        """Makes the scripts of a tab."""
+        """Creates the scripts of a tab."""
         self.scripts.clear()
         self.alwayson_scripts.clear()
         for data in scripts_data:
@@ -151,7 +151,7 @@ class ScriptRunner:
                 self.alwayson_scripts.append(script)
 
     def setup_ui(self) -> list[Any]:
-        """Builds the scripts' panels and returns all their inputs; the first is the choice among other scripts."""
+        """Builds the scripts' panels and returns all their inputs. The first input is the drop-down list of scripts."""
         self.inputs, self.infotext_fields = [None], []
         for script in self.alwayson_scripts:
             with gr.Group() if script.create_group else contextlib.nullcontext():
@@ -174,7 +174,7 @@ class ScriptRunner:
         script.args_to = len(self.inputs)
 
     def call(self, hook: str, p: Any, *values: Any, **kwargs: Any) -> None:
-        """Calls a hook of every script with its own arguments; an error is reported, and the job goes on."""
+        """Calls a hook of every script with its own arguments. Reports an error and continues the job."""
         for script in self.alwayson_scripts:
             try:
                 args = p.script_args[script.args_from : script.args_to]
@@ -183,7 +183,7 @@ class ScriptRunner:
                 errors.report(f"Error running {hook}: {script.filename}", exc_info=True)
 
     def after_component(self, component: Any, **kwargs: Any) -> None:
-        """Shows the scripts a component of the page."""
+        """Passes a component of the page to the scripts."""
         for script in self.scripts:
             try:
                 script.after_component(component, **kwargs)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class LatentDiffusion(torch.nn.Module):
-    """A small model (see trial/small_model.py) behind the names that samplers and extensions know."""
+    """A small model (see trial/small_model.py) with the names that samplers and extensions use."""
 
     parameterization = "eps"
     is_sdxl = is_sd3 = is_sd2 = is_ssd = False
@@ -29,32 +29,32 @@ class LatentDiffusion(torch.nn.Module):
         self.register_buffer("alphas_cumprod", small.alphas_cumprod.float())
 
     def get_learned_conditioning(self, prompts: list[str]) -> Tensor:
-        """The prompts' embeddings (B, 77, C); plain words, no emphasis."""
+        """Returns the prompts' embeddings (B, 77, C). The prompts are plain words without emphasis."""
         return self.small.encode_prompts(prompts)
 
     def apply_model(self, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
-        """The noise in x (N, 4, h, w) at timesteps (N,), which may be fractional."""
+        """Predicts the noise in x (N, 4, h, w) at timesteps (N,), which may be fractional."""
         return self.small.unet(x, t, torch.cat(cond["c_crossattn"], 1))
 
     def encode_first_stage(self, x: Tensor) -> Tensor:
-        """The latents of pictures in -1..1, without noise."""
+        """Encodes images in -1..1 to latents, without noise."""
         return self.small.encode(x)
 
     def get_first_stage_encoding(self, encoded: Tensor) -> Tensor:
-        """What encode_first_stage returned, scaled."""
+        """Returns the scaled output of encode_first_stage. The output is already scaled."""
         return encoded
 
     def decode_first_stage(self, z: Tensor) -> Tensor:
-        """Pictures in -1..1."""
+        """Decodes latents to images in -1..1."""
         return self.small.decode(z)
 
 
 class SdModelData:
-    """The loaded checkpoint, for those who would not have one loaded."""
+    """Gives access to the loaded checkpoint without loading one."""
 
     @property
     def sd_model(self) -> LatentDiffusion | None:
-        """What is in memory."""
+        """The model in memory."""
         return shared.sd_model
 
 
@@ -62,22 +62,22 @@ model_data = SdModelData()
 
 
 def use_model(small: Any, name: str, sha256: str = "0" * 64) -> LatentDiffusion:
-    """Makes a small model the one that all jobs run on."""
+    """Makes all jobs use a small model."""
     shared.sd_model = LatentDiffusion(small, name, sha256).eval().requires_grad_(False)
     return shared.sd_model
 
 
 def reload_model_weights(sd_model: Any = None, info: Any = None, forced_reload: bool = False) -> Any:
-    """The model of a checkpoint, of which there is one."""
+    """Returns the only model."""
     return shared.sd_model
 
 
 class SkipWritingToConfig(contextlib.nullcontext):
-    """A change of checkpoint inside is no change of the settings."""
+    """Within this context, a change of checkpoint does not change the settings."""
 
 
 def load_model(path: Path) -> LatentDiffusion:
-    """Loads a checkpoint of the bundled kind and makes it the one that all jobs run on."""
+    """Loads a checkpoint of the bundled kind and makes all jobs use it."""
     from trial import small_model
 
     return use_model(small_model.load(path), path.stem, hashlib.sha256(path.read_bytes()).hexdigest())

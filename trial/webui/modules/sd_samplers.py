@@ -9,12 +9,12 @@ all_samplers_map = {data.name: data for data in all_samplers}
 
 
 def find_sampler_config(name: str | None) -> Any:
-    """What is known about a sampler, or None; the first one without a name."""
+    """Returns the data of a sampler, or None if it is unknown. Without a name, returns the first."""
     return all_samplers[0] if name is None else all_samplers_map.get(name)
 
 
 def create_sampler(name: str | None, model: Any) -> sd_samplers_common.Sampler:
-    """A new sampler, which belongs to the caller."""
+    """Creates a sampler for the caller."""
     config = find_sampler_config(name)
     if config is None:
         raise ValueError(f"there is no sampler {name!r}")

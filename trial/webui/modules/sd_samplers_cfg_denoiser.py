@@ -1,4 +1,4 @@
-"""Stand-in: classifier-free guidance around the model, in the place where extensions subclass it."""
+"""Stand-in: classifier-free guidance around the model, in the class that extensions derive from."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class CFGDenoiser(torch.nn.Module):
-    """The model that a sampling function sees: (x, noise level, conds) to the guided prediction."""
+    """The model of a sampling function: maps (x, noise level, conds) to the guided prediction."""
 
     def __init__(self, sampler: Any):
         super().__init__()
@@ -30,7 +30,7 @@ class CFGDenoiser(torch.nn.Module):
         raise NotImplementedError
 
     def combine_denoised(self, x_out: Tensor, conds_list: Any, uncond: Tensor, cond_scale: float) -> Tensor:
-        """Guided prediction of cond rows followed by uncond rows."""
+        """Returns the guided prediction from cond rows followed by uncond rows."""
         without = x_out[-uncond.shape[0] :]
         result = without.clone()
         for row, conds in enumerate(conds_list):
@@ -39,7 +39,7 @@ class CFGDenoiser(torch.nn.Module):
         return result
 
     def get_pred_x0(self, x_in: Tensor, x_out: Tensor, sigma: Tensor) -> Tensor:
-        """The clean latent that a prediction means."""
+        """Returns the clean latent of a prediction."""
         return x_out
 
     def update_inner_model(self) -> None:
@@ -58,7 +58,7 @@ class CFGDenoiser(torch.nn.Module):
         s_min_uncond: float,
         image_cond: Tensor,
     ) -> Tensor:
-        """The guided prediction for x (B, C, H, W) at noise levels (B,), conds and unconds in one batch."""
+        """Returns the guided prediction for x (B, C, H, W) at noise levels (B,). Conds and unconds are one batch."""
         if state.interrupted or state.skipped:
             raise sd_samplers_common.InterruptedException
         x_in, sigma_in, image_in = (torch.cat([value, value]) for value in (x, sigma, image_cond))

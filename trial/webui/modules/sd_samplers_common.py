@@ -1,4 +1,4 @@
-"""Stand-in: what all samplers share."""
+"""Stand-in: the shared parts of all samplers."""
 
 import inspect
 from collections import namedtuple
@@ -18,19 +18,19 @@ _SamplerDataTuple = namedtuple("SamplerData", ["name", "constructor", "aliases",
 
 
 class SamplerData(_SamplerDataTuple):
-    """What is known about a sampler before it is made."""
+    """The data of a sampler before it is created."""
 
     def total_steps(self, steps: int) -> int:
-        """Model calls of `steps` steps."""
+        """Returns the number of model calls in `steps` steps."""
         return steps * 2 if self.options.get("second_order", False) else steps
 
 
 class InterruptedException(BaseException):
-    """The user asked to stop; not an error, so that `except Exception` lets it pass."""
+    """The user asked to stop. This is no error, so `except Exception` does not catch it."""
 
 
 def setup_img2img_steps(p: Any, steps: int | None = None) -> tuple[int, int]:
-    """Steps of the schedule, and how many of the last ones to run, less one."""
+    """Returns the number of steps in the schedule, and the number of its last steps to run minus one."""
     if opts.img2img_fix_steps or steps is not None:
         requested = steps or p.steps
         return int(requested / min(p.denoising_strength, 0.999)) if p.denoising_strength > 0 else 0, requested - 1
@@ -38,30 +38,30 @@ def setup_img2img_steps(p: Any, steps: int | None = None) -> tuple[int, int]:
 
 
 def images_tensor_to_samples(image: Tensor, approximation: int | None = None, model: Any = None) -> Tensor:
-    """Latents (B, 4, h, w) of pictures (B, 3, H, W) in 0..1."""
+    """Encodes images (B, 3, H, W) in 0..1 to latents (B, 4, h, w)."""
     model = model or shared.sd_model
     pictures = image.to(shared.device, devices.dtype_vae) * 2 - 1
     return torch.cat([model.get_first_stage_encoding(model.encode_first_stage(one[None])) for one in pictures])
 
 
 def decode_first_stage(model: Any, x: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) in -1..1 of latents."""
+    """Decodes latents to images (B, 3, H, W) in -1..1."""
     return model.decode_first_stage(x.to(devices.dtype_vae))
 
 
 def sample_to_image(samples: Tensor, index: int = 0, approximation: int | None = None) -> Image.Image:
-    """The picture of one latent."""
+    """Decodes one latent to an image."""
     pixels = (decode_first_stage(shared.sd_model, samples[index : index + 1])[0] * 0.5 + 0.5).clamp(0, 1)
     return Image.fromarray((pixels * 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy())
 
 
 def store_latent(decoded: Tensor) -> None:
-    """Hands the page a latent for its live preview."""
+    """Stores a latent for the page's live preview."""
     state.current_latent = decoded
 
 
 class TorchHijack:
-    """Stands for torch in k-diffusion's samplers: randn_like draws from the job's generators."""
+    """Replaces torch in k-diffusion's samplers: randn_like draws from the job's generators."""
 
     def __init__(self, p: Any):
         self.rng = p.rng
@@ -70,7 +70,7 @@ class TorchHijack:
         return getattr(torch, item)
 
     def randn_like(self, x: Tensor) -> Tensor:
-        """The next noise of the job, in the shape that its generators were made with."""
+        """Returns the job's next noise, in the shape with which its generators were created."""
         return self.rng.next()
 
 
@@ -96,14 +96,14 @@ class Sampler:
         self.options: dict[str, Any] = {}
 
     def callback_state(self, d: dict) -> None:
-        """Called by the sampling function once per step."""
+        """The sampling function calls this once per step."""
         if self.stop_at is not None and d["i"] > self.stop_at:
             raise InterruptedException
         state.sampling_step = d["i"]
         shared.total_tqdm.update()
 
     def launch_sampling(self, steps: int, func: Callable[[], Tensor]) -> Tensor:
-        """Calls `func`; when it is interrupted, the last prediction is the result."""
+        """Calls `func`. If it is interrupted, returns the last prediction."""
         self.model_wrap_cfg.steps = steps
         self.model_wrap_cfg.total_steps = self.config.total_steps(steps)
         state.sampling_steps = steps
@@ -114,7 +114,7 @@ class Sampler:
             return self.last_latent
 
     def initialize(self, p: Any) -> dict[str, Any]:
-        """Connects the sampler with a job and returns the sampling function's parameters that depend on it."""
+        """Connects the sampler with a job. Returns the sampling function's parameters that depend on the job."""
         denoiser = self.model_wrap_cfg
         self.p = denoiser.p = p
         denoiser.mask, denoiser.nmask = getattr(p, "mask", None), getattr(p, "nmask", None)
@@ -136,7 +136,7 @@ class Sampler:
         return extra
 
     def create_noise_sampler(self, x: Tensor, sigmas: Tensor, p: Any) -> Any:
-        """Brownian noise for the SDE samplers, one tree per image."""
+        """Returns Brownian noise for the SDE samplers, with one tree per image."""
         if opts.no_dpmpp_sde_batch_determinism:
             return None
         seeds = p.all_seeds[p.iteration * p.batch_size : (p.iteration + 1) * p.batch_size]
@@ -144,7 +144,7 @@ class Sampler:
         return tree(x, sigmas[sigmas > 0].min(), sigmas.max(), seed=seeds)
 
     def run(self, p: Any, x: Tensor, steps: int, conds: tuple, extra: dict[str, Any]) -> Tensor:
-        """Samples from x; `conds` are cond, uncond and image conditioning."""
+        """Samples from x. `conds` are cond, uncond and image conditioning."""
         cond, uncond, image_cond = conds
         self.sampler_extra_args = {
             "cond": cond,

@@ -50,7 +50,7 @@ SCHEDULES = {
 
 
 class CFGDenoiserKDiffusion(sd_samplers_cfg_denoiser.CFGDenoiser):
-    """Noise levels are sigmas and predictions are clean latents."""
+    """A denoiser whose noise levels are sigmas and whose predictions are clean latents."""
 
     @property
     def inner_model(self) -> Any:
@@ -71,7 +71,7 @@ class KDiffusionSampler(sd_samplers_common.Sampler):
         self.model_wrap = self.model_wrap_cfg.inner_model
 
     def get_sigmas(self, p: Any, steps: int) -> Tensor:
-        """Falling noise levels of `steps` steps, and zero."""
+        """Returns the decreasing noise levels of `steps` steps, and zero."""
         discard = self.config.options.get("discard_next_to_last_sigma", False)
         steps += int(discard)
         name = p.scheduler if p.scheduler not in (None, "Automatic") else self.config.options.get("scheduler")
@@ -102,7 +102,7 @@ class KDiffusionSampler(sd_samplers_common.Sampler):
         steps: int | None = None,
         image_conditioning: Any = None,
     ) -> Tensor:
-        """Samples the last part of the schedule, from the latent x with noise on it."""
+        """Samples the last part of the schedule, from the latent x with added noise."""
         steps, last = sd_samplers_common.setup_img2img_steps(p, steps)
         sigmas = self.get_sigmas(p, steps)
         schedule = sigmas[steps - last - 1 :]

@@ -1,4 +1,4 @@
-"""Stand-in: samplers that count in timesteps and ask the model for its noise."""
+"""Stand-in: samplers that use timesteps and the model's predicted noise."""
 
 from itertools import pairwise
 from typing import Any
@@ -19,7 +19,7 @@ def ddim(
     disable: bool | None = None,
     eta: float = 0.0,
 ) -> Tensor:
-    """DDIM (Song et al., 2021, equation 12) over rising `timesteps`, the last first; ends at the lowest but one."""
+    """DDIM (Song et al., 2021, equation 12) over increasing `timesteps`, from the last to the second."""
     alphas_cumprod = model.inner_model.inner_model.alphas_cumprod.cpu().double()
     ones = x.new_ones(x.shape[0])
     levels = timesteps.flip(0).tolist()
@@ -36,7 +36,7 @@ def ddim(
 
 
 class CompVisTimestepsDenoiser(torch.nn.Module):
-    """The model's own prediction of the noise."""
+    """Returns the model's own prediction of the noise."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -47,7 +47,7 @@ class CompVisTimestepsDenoiser(torch.nn.Module):
 
 
 class CFGDenoiserTimesteps(sd_samplers_cfg_denoiser.CFGDenoiser):
-    """Noise levels are timesteps and predictions are noise."""
+    """A denoiser whose noise levels are timesteps and whose predictions are noise."""
 
     def __init__(self, sampler: Any):
         super().__init__(sampler)
@@ -75,7 +75,7 @@ class CompVisSampler(sd_samplers_common.Sampler):
         self.model_wrap = self.model_wrap_cfg.inner_model
 
     def get_timesteps(self, p: Any, steps: int) -> Tensor:
-        """Rising timesteps."""
+        """Returns increasing timesteps."""
         return torch.clip(torch.arange(0, 1000, 1000 // steps, device=shared.device) + 1, 0, 999)
 
     def sample_img2img(
@@ -88,7 +88,7 @@ class CompVisSampler(sd_samplers_common.Sampler):
         steps: int | None = None,
         image_conditioning: Any = None,
     ) -> Tensor:
-        """Samples the last part of the schedule, from the latent x with noise on it."""
+        """Samples the last part of the schedule, from the latent x with added noise."""
         steps, last = sd_samplers_common.setup_img2img_steps(p, steps)
         timesteps = self.get_timesteps(p, steps)
         alpha = shared.sd_model.alphas_cumprod[timesteps[last]]

@@ -1,6 +1,6 @@
-"""Stand-in: UNets that extensions put in the place of the checkpoint's own."""
+"""Stand-in: UNets with which extensions replace the checkpoint's own."""
 
 from typing import Any
 
 current_unet: Any = None
-"""None while the checkpoint's own runs."""
+"""None while the checkpoint's own UNet is in use."""

@@ -1,4 +1,4 @@
-"""Stand-in: what every part of the webui reads."""
+"""Stand-in: the data that every part of the webui reads."""
 
 import sys
 from types import SimpleNamespace
@@ -42,19 +42,19 @@ opts = options.Options(
     tiling=False,
     sd_vae_encode_method="Full",
 )
-"""The settings; there is no page for them."""
+"""The settings, without a page."""
 
 sd_upscalers = upscaler.known()
 state = State()
 device = "cpu"
 sd_model: Any = None
-"""The loaded checkpoint, see sd_models.load_model."""
+"""The loaded checkpoint; see sd_models.load_model."""
 
 cmd_opts = SimpleNamespace(disable_console_progressbars=False, freeze_settings=False)
 
 
 class TotalTQDM:
-    """The bar on the console over all steps of a job."""
+    """The bar on the console for all steps of a job."""
 
     def __init__(self) -> None:
         self._tqdm: tqdm.tqdm | None = None

@@ -1,4 +1,4 @@
-"""Stand-in: what the page shows of the running job, and how it is told to stop."""
+"""Stand-in: the state of the running job for the page, and requests to stop it."""
 
 import datetime
 import time
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class State:
-    """Read and written by everything that takes part in a job."""
+    """The state that all parts of a job read and write."""
 
     def __init__(self) -> None:
         self.server_start = time.time()
@@ -16,7 +16,7 @@ class State:
         self.end()
 
     def begin(self, job: str = "(unknown)") -> None:
-        """Starts afresh; a job count of -1 is set by the first that knows it."""
+        """Resets the state. A job count of -1 means that it is not known yet."""
         self.job = job
         self.job_no = 0
         self.job_count = -1
@@ -40,21 +40,21 @@ class State:
         self.job_count = 0
 
     def nextjob(self) -> None:
-        """Ends one of the job's parts."""
+        """Ends one part of the job."""
         self.job_no += 1
         self.sampling_step = 0
         self.current_image_sampling_step = 0
 
     def skip(self) -> None:
-        """Asks to give this picture up."""
+        """Asks to abandon this image."""
         self.skipped = True
 
     def interrupt(self) -> None:
-        """Asks to stop now and keep what there is."""
+        """Asks to stop now and keep the current result."""
         self.interrupted = True
 
     def stop_generating(self) -> None:
-        """Asks to stop after this picture."""
+        """Asks to stop after this image."""
         self.stopping_generation = True
 
     def assign_current_image(self, image: Any) -> None:
@@ -63,7 +63,7 @@ class State:
         self.id_live_preview += 1
 
     def progress(self) -> float:
-        """The share of the job that is done, as the webui's page reckons it."""
+        """Returns the completed share of the job, as the webui's page computes it."""
         if self.job_count <= 0:
             return 0.0
         share = self.sampling_step / self.sampling_steps if self.sampling_steps else 0.0

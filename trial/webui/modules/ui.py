@@ -1,4 +1,4 @@
-"""Stand-in: the page, with a tab for txt2img and one for img2img."""
+"""Stand-in: the page, with a tab each for txt2img and img2img."""
 
 import html
 import re
@@ -30,7 +30,7 @@ class Tab:
         self.controls: dict[str, Any] = {}
 
     def add(self, parameter: str, component: Any) -> Any:
-        """Keeps a component, and shows it to the scripts as the webui does."""
+        """Stores a component, and passes it to the scripts as the webui does."""
         self.controls[parameter] = component
         self.runner.after_component(component, elem_id=component.elem_id)
         return component
@@ -63,7 +63,7 @@ class Tab:
                                           object_fit="contain", height=560)  # fmt: skip
                 self.info = gr.HTML(elem_id=f"html_info_{self.name}")
                 self.log = gr.HTML(elem_id=f"html_log_{self.name}", elem_classes="html-log")
-        # the webui shows scripts every component that it makes
+        # the webui passes every component that it creates to the scripts
         self.runner.after_component(self.gallery, elem_id=self.gallery.elem_id)
         self._connect()
 
@@ -141,7 +141,7 @@ class Tab:
 
 
 def _unknown_words(prompt: str) -> str:
-    """Says which words of a prompt the model was not trained on."""
+    """Returns a note about words in a prompt on which the model was not trained."""
     words = re.findall(r"[^\W\d_]+", re.sub(r"<[^>]*>", "", prompt.partition("Negative prompt:")[0]).lower())
     subjects, grounds = captions()
     known = {"a", "an", "on", *re.findall(r"\w+", " ".join([*subjects, *grounds]).lower())}
@@ -159,8 +159,8 @@ def _text(kind: str, text: str) -> str:
 
 
 def build(scripts_js: list[str], style: str, native: int) -> gr.Blocks:
-    """The page; `scripts_js` are run in the browser once it is loaded."""
-    # gradio's own fonts would be fetched from the network
+    """Builds the page. The browser runs `scripts_js` after loading it."""
+    # gradio's own fonts would be loaded from the network
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     with gr.Blocks(theme, title="DemoFusion Hires: stand-in webui", css=style, analytics_enabled=False) as page:
         gr.HTML(BANNER, elem_id="stand_in")
@@ -170,7 +170,7 @@ def build(scripts_js: list[str], style: str, native: int) -> gr.Blocks:
             for name, runner in (("txt2img", scripts_txt2img), ("img2img", scripts_img2img)):
                 with gr.Tab(name, elem_id=f"tab_{name}"):
                     Tab(name, runner, native).build()
-        # there is no page of settings, but a place for the copy of them that the webui's has
+        # there is no settings page, only the element in which the webui keeps a copy of the settings
         copy = gr.Textbox("{}", elem_id="settings_json", visible=False)
         script_callbacks.call("after_component", copy, elem_id=copy.elem_id)
         page.load(None, _js=jobs.page_script(scripts_js))
@@ -178,5 +178,5 @@ def build(scripts_js: list[str], style: str, native: int) -> gr.Blocks:
 
 
 def read(path: Path) -> str:
-    """A file of the page."""
+    """Reads a file of the page."""
     return path.read_text(encoding="utf-8")

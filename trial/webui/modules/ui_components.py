@@ -6,7 +6,7 @@ import gradio as gr
 
 
 class FormComponent:
-    """Sits in a row without a frame of its own."""
+    """A component that has no frame of its own in a row."""
 
     def get_expected_parent(self) -> Any:
         return gr.components.Form
@@ -56,7 +56,7 @@ class FormHTML(FormComponent, gr.HTML):
 
 
 class InputAccordion(gr.Checkbox):
-    """A hidden checkbox, and an accordion that is open while the box is ticked; page.js keeps them together."""
+    """A hidden checkbox, and an accordion that is open while the box is checked. page.js synchronises them."""
 
     global_index = 0
 
@@ -72,7 +72,7 @@ class InputAccordion(gr.Checkbox):
         self.accordion = gr.Accordion(**frame, elem_classes=["input-accordion"])
 
     def extra(self) -> Any:
-        """A place for something in the header."""
+        """Returns a container in the header."""
         return gr.Column(elem_id=f"{self.accordion_id}-extra", elem_classes="input-accordion-extra", min_width=0)
 
     def __enter__(self) -> "InputAccordion":

@@ -1,4 +1,4 @@
-"""Stand-in: what enlarges pictures; the webui has more of them, and models."""
+"""Stand-in: upscalers. The webui has more of them, including models."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,13 +7,13 @@ from PIL import Image
 
 
 class Upscaler:
-    """Enlarges by one of PIL's filters."""
+    """Enlarges images with one of PIL's filters."""
 
     def __init__(self, resample: Image.Resampling) -> None:
         self._resample = resample
 
     def upscale(self, img: Image.Image, scale: float, selected_model: str | None = None) -> Image.Image:
-        """The picture `scale` times as large, to multiples of 8 pixels as the webui has it."""
+        """Returns the image enlarged by `scale`, rounded to multiples of 8 pixels as in the webui."""
         width, height = (int(side * scale // 8) * 8 for side in img.size)
         return img.resize((width, height), self._resample)
 
@@ -29,6 +29,6 @@ class UpscalerData:
 
 
 def known() -> list[UpscalerData]:
-    """Those that need no model."""
+    """Returns the upscalers that need no model."""
     filters = {"Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
     return [UpscalerData(name, None, Upscaler(filter_)) for name, filter_ in filters.items()]
