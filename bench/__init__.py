@@ -1,4 +1,4 @@
-"""Measurements of speed, memory and quality. `python -m bench.card` and `python -m bench.host` need no set-up."""
+"""Measures speed, memory and quality. `python -m bench.card` and `python -m bench.host` need no setup."""
 
 from trial import bootstrap
 

@@ -1,8 +1,8 @@
 """Shows two unnamed results side by side in a browser and counts votes: python -m bench.ab FOLDER [--rows A B].
 
-FOLDER is the output of python -m bench.quality. Pictures of the same prompt and seed by two ways are shown in random
-order; a click (or the keys 1, 2, and 0 for no difference) votes. Votes are kept in FOLDER/votes.jsonl and go on there.
-`--results` prints the shares.
+FOLDER is the output of python -m bench.quality. The page shows images of the same prompt and seed by two configurations
+in random order. You vote with a click or with the keys 1, 2, and 0 for no difference. Votes are saved in
+FOLDER/votes.jsonl, and the next start continues there. `--results` prints the shares.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from urllib.parse import parse_qs, urlparse
 
 LEFT, RIGHT, NEITHER = "left", "right", "neither"
 Z = 1.959964
-"""Of a 95 % interval."""
+"""Quantile for a 95 % interval."""
 LARGEST_BODY = 10_000
 PAGE = Path(__file__).with_name("ab.html")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One finished picture of the benchmark."""
+    """One finished image of the benchmark."""
 
     way: str
     scale: int
@@ -41,14 +41,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Duel:
-    """Two pictures of one prompt and seed, as they are shown."""
+    """Two images of one prompt and seed, in the order in which they are shown."""
 
     left: Picture
     right: Picture
 
 
 def pictures(folder: Path) -> list[Picture]:
-    """The finished pictures of a folder; raises FileNotFoundError where there is none."""
+    """Returns the finished images of a folder. Raises FileNotFoundError if there is none."""
     file = folder / "results.jsonl"
     if not file.exists():
         raise FileNotFoundError(f"{file} is not there; make pictures with python -m bench.quality --out {folder}")
@@ -57,7 +57,7 @@ def pictures(folder: Path) -> list[Picture]:
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
-            # the end of a run that was cut off
+            # the end of an interrupted run
             continue
         way = entry["configuration"]
         name = way.lower().replace(" ", "-").replace("/", "-").replace(",", "-")
@@ -69,7 +69,10 @@ def pictures(folder: Path) -> list[Picture]:
 
 
 def duels(all_: Iterable[Picture], ways: Sequence[str], scale: int) -> list[tuple[Picture, Picture]]:
-    """Pairs by two of the ways, in the order of the prompts; raises ValueError for a way without pictures."""
+    """Returns pairs of two configurations in the order of the prompts.
+
+    Raises ValueError if one of them has no images.
+    """
     by_way: dict[str, dict[int, Picture]] = {}
     for picture in all_:
         if picture.scale == scale:
@@ -83,7 +86,7 @@ def duels(all_: Iterable[Picture], ways: Sequence[str], scale: int) -> list[tupl
 
 
 def wilson(wins: float, count: int) -> tuple[float, float]:
-    """95 % interval of a share by Wilson's score (1927)."""
+    """Returns the 95 % interval of a share by Wilson's score (1927)."""
     if count == 0:
         return 0.0, 1.0
     share, z2 = wins / count, Z * Z
@@ -93,7 +96,7 @@ def wilson(wins: float, count: int) -> tuple[float, float]:
 
 
 def results(votes: Iterable[dict[str, Any]]) -> list[str]:
-    """A line for each pair of ways: how often the first was preferred, where a draw counts half."""
+    """Returns a line for each pair of configurations with the share of votes for the first. A draw counts half."""
     totals: dict[tuple[str, str, int], list[int]] = {}
     for vote in votes:
         winner = {LEFT: vote["left"], RIGHT: vote["right"]}.get(vote["choice"])
@@ -111,7 +114,7 @@ def results(votes: Iterable[dict[str, Any]]) -> list[str]:
 
 
 class Poll:
-    """The pairs that are left to show, and the votes so far."""
+    """The pairs that are still to be shown, and the votes so far."""
 
     def __init__(self, pairs: Sequence[tuple[Picture, Picture]], file: Path):
         self._pairs = list(pairs)
@@ -123,12 +126,12 @@ class Poll:
         return self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
 
     def left(self) -> list[tuple[Picture, Picture]]:
-        """Pairs without a vote."""
+        """Returns the pairs without a vote."""
         done = {(vote["scale"], vote["number"], *sorted((vote["left"], vote["right"]))) for vote in self.votes}
         return [p for p in self._pairs if (p[0].scale, p[0].number, *sorted((p[0].way, p[1].way))) not in done]
 
     def ask(self) -> dict[str, Any] | None:
-        """A pair under a name that tells nothing, or None when all have a vote."""
+        """Returns a pair under a random name, or None if all pairs have a vote."""
         left = self.left()
         if not left:
             return None
@@ -139,12 +142,12 @@ class Poll:
         return {"token": token, "prompt": first.prompt, "done": done, "of": len(self._pairs)}
 
     def picture(self, token: str, side: str) -> Path | None:
-        """The file of one side of a pair that is shown."""
+        """Returns the file of one side of the displayed pair."""
         duel = self._shown.get(token)
         return {LEFT: duel.left.path, RIGHT: duel.right.path}.get(side) if duel is not None else None
 
     def vote(self, token: str, choice: str) -> bool:
-        """Keeps a vote; False if the pair is not shown (any more) or there is no such choice."""
+        """Saves a vote. Returns False if the pair is not displayed (any more) or the choice does not exist."""
         if choice not in (LEFT, RIGHT, NEITHER) or token not in self._shown:
             return False
         duel = self._shown.pop(token)
@@ -157,7 +160,7 @@ class Poll:
 
 
 def handler(poll: Poll) -> type[BaseHTTPRequestHandler]:
-    """Answers the page's requests from a poll."""
+    """Returns a class that answers the page's requests for a poll."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -197,13 +200,13 @@ def handler(poll: Poll) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(data)
 
         def log_message(self, *args: object) -> None:
-            """Requests are not news."""
+            """Does not log requests."""
 
     return Handler
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", nargs="+", default=["Balanced", "Hires fix ESRGAN 0.5"], help="first against others")

@@ -1,7 +1,7 @@
-"""Measures DemoFusion in a webui that runs: `python -m bench.host http://127.0.0.1:7860`.
+"""Measures DemoFusion in a running webui: `python -m bench.host http://127.0.0.1:7860`.
 
-The webui must have been started with --api and must have a checkpoint loaded. Three prompts are made in every way: base
-image, hires fix, and every preset. The report is printed and written into a folder, with a contact sheet; you can paste
+Start the webui with --api, and load a checkpoint. The command makes three prompts in every way: as the base image, with
+hires fix, and with every preset. It prints the report and writes it to a folder, with a contact sheet. You can paste
 the report into the issue form "Results from my card". Nothing is uploaded.
 """
 
@@ -45,15 +45,15 @@ PROMPTS = (
 SEED, STEPS, SAMPLER, CFG = 1, 20, "Euler", 7.0
 HIRES_STRENGTH = 0.4
 SIDE = 320
-"""Pixels of an image in the contact sheet."""
+"""Side of an image in the contact sheet, in pixels."""
 EVERY = 0.3
-"""Seconds between two looks at the memory."""
+"""Seconds between two measurements of the memory."""
 GIB = 1 << 30
 HEAD = ("Way", "Seconds", "Base images", "Promised", "Memory", "Remarks")
 
 
 class HostError(Exception):
-    """The webui does not answer as it should; the message is for the person who started this."""
+    """The webui gives no valid answer. The message is for the person who started this."""
 
 
 class Webui:
@@ -63,7 +63,7 @@ class Webui:
         self.url = url.rstrip("/")
 
     def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Returns the answer to a request; raises HostError where there is none."""
+        """Returns the answer to a request. Raises HostError if there is none."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/sdapi/v1/{path}", data, {"Content-Type": "application/json"})
         try:
@@ -78,7 +78,7 @@ class Webui:
             raise HostError(f"No webui answers at {self.url} ({reason}). Is it running, with --api?") from None
 
     def memory(self) -> int:
-        """Returns the bytes in use on the card, or by the webui's process where it has no card."""
+        """Returns the bytes in use on the card, or those of the webui's process if it has no card."""
         told = self.call("memory")
         card = told.get("cuda", {}).get("system")
         return int(card["used"] if card else told["ram"]["used"])
@@ -91,16 +91,16 @@ class Way:
     name: str
     request: dict[str, Any] = field(default_factory=dict)
     promised: float | None = None
-    """Time in times of the base image, as the line above the panel and README have it."""
+    """Duration relative to the base image, as in README and in the line above the panel."""
     seconds: list[float] = field(default_factory=list)
     memory: int = 0
-    """The most bytes that were seen in use."""
+    """Maximum bytes in use."""
     remarks: list[str] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
 
 
 def ways(side: int, large: bool) -> list[Way]:
-    """Returns every way to be measured for square base images of `side` pixels; `large` adds 4x."""
+    """Returns every way to measure for square base images of `side` pixels. `large` adds 4x."""
     hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Lanczos", "denoising_strength": HIRES_STRENGTH}
     found = [Way("Base image", promised=1.0), Way("Hires fix 2x", {**hires, "hr_additional_modules": []})]
     for scale in (2, 4) if large else (2,):
@@ -115,7 +115,7 @@ def ways(side: int, large: bool) -> list[Way]:
 
 
 def make(webui: Webui, request: dict[str, Any], prompt: str, side: int) -> tuple[Image.Image, str, float]:
-    """Returns an image of the webui's, its text, and the seconds that it took."""
+    """Makes an image in the webui. Returns the image, its infotext and the duration in seconds."""
     body = {"prompt": prompt, "seed": SEED, "steps": STEPS, "width": side, "height": side, "cfg_scale": CFG}
     body |= {"sampler_name": SAMPLER, "save_images": False, "do_not_save_grid": True, **request}
     begin = time.perf_counter()
@@ -127,7 +127,7 @@ def make(webui: Webui, request: dict[str, Any], prompt: str, side: int) -> tuple
 
 @contextmanager
 def watched(webui: Webui, way: Way) -> Iterator[None]:
-    """Looks at the webui's memory again and again inside the block, and notes the most in use."""
+    """Measures the webui's memory repeatedly within the block, and records the maximum."""
     done = threading.Event()
 
     def look() -> None:
@@ -148,7 +148,7 @@ def watched(webui: Webui, way: Way) -> Iterator[None]:
 
 
 def measure(webui: Webui, way: Way, side: int, folder: Path) -> str:
-    """Makes every prompt in a way, keeps images and numbers, and returns the text of the last image."""
+    """Makes every prompt in one way, saves images and figures, and returns the infotext of the last image."""
     text = ""
     for number, prompt in enumerate(PROMPTS, 1):
         with watched(webui, way):
@@ -176,7 +176,7 @@ def row(way: Way, base: Way) -> str:
 
 
 def difference(before: Image.Image, after: Image.Image) -> str:
-    """Returns how two images of the same request differ."""
+    """Describes the difference between two images of the same request."""
     if before.size != after.size:
         return f"differs in size ({before.size} and {after.size})"
     most = max(high for _, high in ImageChops.difference(before, after).getextrema())
@@ -184,7 +184,7 @@ def difference(before: Image.Image, after: Image.Image) -> str:
 
 
 def report(made: list[Way], text: str, side: int, same: str) -> str:
-    """Returns the report as Markdown; `text` is the infotext of an image."""
+    """Returns the report as Markdown. `text` is the infotext of an image."""
     versions = {key: re.search(rf"{key}: ([^,\n]+)", text) for key in ("Version", "Model")}
     version, model = (found[1] if found else "unknown" for found in versions.values())
     lines = [f"DemoFusion Hires {__version__} in webui {version}, checkpoint {model}", ""]
@@ -202,7 +202,7 @@ def native_side(webui: Webui) -> int:
 
 
 def check(webui: Webui) -> None:
-    """Raises HostError where the webui has no DemoFusion."""
+    """Raises HostError if the webui does not have DemoFusion."""
     scripts = webui.call("scripts").get("txt2img") or []
     if "demofusion hires" not in [str(name).lower() for name in scripts]:
         raise HostError(
@@ -211,14 +211,14 @@ def check(webui: Webui) -> None:
 
 
 def run(options: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """Measures every way, and writes report and contact sheet."""
+    """Measures every way, and writes the report and the contact sheet."""
     webui = Webui(options.url)
     check(webui)
     side = options.size or native_side(webui)
     made, same, text = ways(side, options.large), "not compared", ""
     options.out.mkdir(parents=True, exist_ok=True)
     try:
-        # the first image of a process takes longer
+        # the first image of a process is slower
         make(webui, {}, PROMPTS[0], side)
         before, text, seconds = make(webui, {}, PROMPTS[0], side)
         total = seconds * len(PROMPTS) * sum(way.promised or 3.0 for way in made)

@@ -1,9 +1,9 @@
-"""Measures what DemoFusion itself costs beside its model: `python -m bench.overhead`.
+"""Measures DemoFusion's own cost without its model: `python -m bench.overhead`.
 
-Runs one sampler step of a stage with a model that returns its input, at growing sizes, and prints time and bytes. The
-share is against the same number of evaluations of SDXL's UNet: `--evaluation-seconds` of a measurement made elsewhere,
-or timed here with `--unet` (random weights take no less time than trained ones, some 11 GB of memory in float32, and
-minutes on a CPU). `python -m bench.card` times stages beside the bare UNet.
+It runs one sampler step of a stage at growing sizes, with a model that returns its input, and prints time and bytes.
+The share is relative to the same number of evaluations of SDXL's UNet. Pass their duration with `--evaluation-seconds`,
+or measure it here with `--unet`. The UNet has random weights, which are as slow as trained ones. It needs some 11 GB of
+memory in float32, and minutes on a CPU. `python -m bench.card` compares stages with the bare UNet.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ NATIVE = (128, 128)
 """SDXL's own latent, 1024x1024 pixels."""
 
 HEAD = ("pixels", "evaluations", "own time a step", "an evaluation", "ns a pixel", "own peak", "latents", "share")
-"""The share is that of the whole step, UNet included."""
+"""The share is relative to the whole step, including the UNet."""
 
 
 def null_model(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
-    """Takes no time, so that all the time measured is DemoFusion's own."""
+    """Takes no time, so that only DemoFusion's own time is measured."""
     return crops
 
 
 def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tuple[float, int, int]:
     """Returns seconds, peak bytes and evaluations of one sampler step at `scale` times the native size."""
-    # beyond eight times the base is larger, and seen through windows of the native size all the same
+    # above eight times the base grows instead, while the windows keep the native size
     settings = Settings(scale=min(scale, MAX_SCALE), tile_size=NATIVE[0])
     base = (NATIVE[0] * scale // int(settings.scale), NATIVE[1] * scale // int(settings.scale))
     plan = make_plan(settings, base)
@@ -51,7 +51,7 @@ def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tu
     space = VarianceExploding(lambda sigma: torch.full_like(sigma, 500.0))
     run = StageRun(stage, settings, anchor, torch.randn_like(anchor), SamplerTraits(space, StepGate()))
     x, level = torch.zeros_like(anchor), torch.tensor(2.0, device=device)
-    # the host hands its model the latent twice, for cond and uncond
+    # the host passes the latent to its model twice, for cond and uncond
     twice = torch.cat([x, x])
 
     def step() -> None:
@@ -67,7 +67,10 @@ def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tu
 
 
 def timed(action: Any, device: str) -> float:
-    """Returns the seconds that `action` takes: of the device, or this process's own on a CPU that others may share."""
+    """Returns the duration of `action` in seconds.
+
+    On a CPU it is the process's own time, because other processes may share the CPU.
+    """
     clock = time.perf_counter if device == "cuda" else time.process_time
     begin = clock()
     action()
@@ -77,7 +80,7 @@ def timed(action: Any, device: str) -> float:
 
 
 def sdxl_evaluation(device: str, dtype: torch.dtype) -> float:
-    """Returns the seconds of one evaluation (cond and uncond) of a UNet of SDXL's size at its native size."""
+    """Returns the duration of one evaluation (cond and uncond) of a UNet with SDXL's size at its native size."""
     model = Model(SDXL, torch.device(device), dtype)
     latent = torch.randn(2, 4, *NATIVE, device=device)
 
@@ -111,7 +114,7 @@ def main() -> None:
 
 
 def row(scale: int, seconds: float, peak: int, evaluations: int, evaluation: float | None) -> str:
-    """Returns one line of the table. A latent is that of cond and uncond together, as the host makes it."""
+    """Returns one line of the table. One latent contains cond and uncond, as in the host."""
     side = NATIVE[0] * scale
     latent = 2 * 4 * side * side * 4
     nanoseconds = 1e9 * seconds / (side * CELL) ** 2

@@ -1,4 +1,4 @@
-"""Counts the bytes of tensors that are alive at once, on any device."""
+"""Counts the bytes of all tensors that exist at the same time, on any device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class PeakBytes(TorchDispatchMode):
-    """While active, counts the storages that operations make; those that were there before do not count."""
+    """While active, counts the storages that operations create. Earlier storages do not count."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Do the presets hold under other samplers, steps, guidance and shapes? python -m bench.robustness --webui URL.
+"""Tests the presets with other samplers, steps, guidance and shapes: python -m bench.robustness --webui URL.
 
-Asks a running webui with --api, the extension and the small model (python try_demofusion.py --webui DIR installs both)
-for pictures of the collages' prompts: under every condition a base, and what each preset makes of it.
-Interrupted, the next start goes on behind the last finished picture.
+The webui must run with --api, the extension and the small model (python try_demofusion.py --webui DIR installs both).
+Under every condition it makes images of the collages' prompts: a base, and the result of each preset. After an
+interruption, the next start continues after the last finished image.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from trial.progress import progress_bar
 
 TITLE = "DemoFusion Hires"
 NATIVE = 8 * CELLS
-"""Side of a base picture in pixels."""
+"""Side of a base image in pixels."""
 LORA = "<lora:demofusion-collage-lcm:1>"
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a request asks for besides the prompt; `presets` are those that are meant for it, Paper first."""
+    """The parameters of a request besides the prompt. `presets` are those that suit them, beginning with Paper."""
 
     name: str
     request: Mapping[str, Any] = field(default_factory=dict)
@@ -64,7 +64,7 @@ CONDITIONS = (
 
 SHOWN = ("extra_subjects", "right_subject", "blobs", "structure", "tone", "anisotropy")
 DETAIL = Column("detail", "detail", 0)
-"""The share of high frequencies in terms of a true rendering's."""
+"""The share of high frequencies relative to that of a true rendering."""
 SHOWN_COLUMNS = (*(column for column in COLUMNS if column.name in SHOWN), DETAIL)
 
 
@@ -75,7 +75,7 @@ class Webui:
         self._url = url.rstrip("/")
 
     def picture(self, request: Mapping[str, Any], preset: str, scale: int) -> np.ndarray:
-        """The picture (H, W, 3) in 0..1 of a request, of a preset unless that is empty."""
+        """Requests an image (H, W, 3) in 0..1. Without a preset it is the plain image."""
         scripts = {TITLE: {"args": [{"enabled": True, "preset": preset, "scale": scale}]}} if preset else {}
         body = json.dumps({**request, "alwayson_scripts": scripts, "save_images": False}).encode()
         url, kind = f"{self._url}/sdapi/v1/txt2img", {"Content-Type": "application/json"}
@@ -89,13 +89,16 @@ class Webui:
 
 
 def request_of(condition: Condition, number: int) -> dict[str, Any]:
-    """The request of picture `number`, whose seed that is."""
+    """Returns the request of image `number`, which is also its seed."""
     defaults = {"sampler_name": "DDIM", "steps": 20, "cfg_scale": 3, "width": NATIVE, "height": NATIVE}
     return {**defaults, **condition.request, "prompt": condition.prompt.format(COLLAGES.prompt(number)), "seed": number}
 
 
 def measured(picture: np.ndarray, base: np.ndarray, number: int) -> dict[str, float]:
-    """The figures of a picture against its base; detail is the share of high frequencies against a true rendering's."""
+    """Returns the figures of an image relative to its base.
+
+    Detail is the share of high frequencies relative to a true rendering.
+    """
     sight = COLLAGES.sight(picture, number)
     true = COLLAGES.true_rendering(number, min(picture.shape[:2]), 1)
     return {
@@ -110,13 +113,13 @@ def measured(picture: np.ndarray, base: np.ndarray, number: int) -> dict[str, fl
 
 
 class Pictures:
-    """Pictures in a folder, made by the webui where they are missing."""
+    """Images in a folder. The webui makes those that are missing."""
 
     def __init__(self, folder: Path, webui: Webui, scale: int):
         self._folder, self._webui, self._scale = folder, webui, scale
 
     def get(self, condition: Condition, preset: str, number: int) -> np.ndarray:
-        """A picture (H, W, 3) in 0..1; the base where `preset` is empty."""
+        """Returns an image (H, W, 3) in 0..1. It is the base if `preset` is empty."""
         name = "".join(c if c.isalnum() else "-" for c in condition.name.lower())
         path = self._folder / f"{self._scale}x" / name / f"{preset.lower() or 'base'}-{number:03d}.png"
         if not path.exists():
@@ -126,7 +129,7 @@ class Pictures:
 
 
 def row_of(pictures: Pictures, condition: Condition, preset: str, numbers: Sequence[int]) -> Row:
-    """The means of a preset under a condition, with their intervals."""
+    """Returns the means of a preset under a condition, with their intervals."""
     found = []
     for number in progress_bar(numbers, desc=f"{condition.name}: {preset}", leave=False):
         base, picture = (pictures.get(condition, name, number) for name in ("", preset))
@@ -135,7 +138,7 @@ def row_of(pictures: Pictures, condition: Condition, preset: str, numbers: Seque
 
 
 def rows(pictures: Pictures, conditions: Sequence[Condition], numbers: Sequence[int]) -> Iterator[str]:
-    """The lines of the table in Markdown."""
+    """Yields the lines of the table in Markdown."""
     yield "| " + " | ".join(["condition", "preset", *(column.title for column in SHOWN_COLUMNS)]) + " |"
     yield "|" + " --- |" * (2 + len(SHOWN_COLUMNS))
     for condition in conditions:
@@ -146,7 +149,7 @@ def rows(pictures: Pictures, conditions: Sequence[Condition], numbers: Sequence[
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--webui", required=True, metavar="URL")
     options.add_argument("--out", type=Path, default=Path("test-output/robustness"))

@@ -1,6 +1,6 @@
-"""Collects the failures that are reported during a test, and compares them with those that the test names.
+"""Collects the failures that are reported during a test, and compares them with the expected ones.
 
-They are looked for wherever a user would see them: on the page, in the infotext and on the console.
+It reads them in all places where a user would see them: on the page, in the infotext and on the console.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from lib_demofusion.host.messages import STOPPED
 PREFIX = "DemoFusion"
 ERROR, NOTE = f"{PREFIX} error", f"{PREFIX} note"
 GALLERY = f"{PREFIX}: the gallery shows"
-"""The start of a comment that is not a failure and that the infotexts do not have."""
+"""The start of a comment that is no failure and that is not in the infotexts."""
 
 
 class Reports(logging.Handler):
-    """The failures of one test. `expect` names those that belong to it; any other fails the test."""
+    """The failures of one test. `expect` names the expected ones. Any other failure fails the test."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -31,11 +31,11 @@ class Reports(logging.Handler):
         self._expected: list[str] = []
 
     def expect(self, *texts: str) -> None:
-        """Names failures by a part of their text; each must be reported before the test ends."""
+        """Names expected failures by a part of their text. Each must be reported before the test ends."""
         self._expected += texts
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Collects a warning of the extension's on the console."""
+        """Collects a warning of the extension on the console."""
         self.failures.append(f"console: {record.getMessage()}")
 
     def see_console(self, message: str) -> None:
@@ -43,12 +43,12 @@ class Reports(logging.Handler):
         self.failures.append(f"console: {message}")
 
     def see_page(self, text: str) -> None:
-        """Collects a failure that the page shows, from the whole text under its images."""
+        """Collects a failure that the page shows. `text` is the whole text under its images."""
         if ERROR in text:
             self.failures.append(f"page: {text[text.index(ERROR) :]}")
 
     def see(self, comments: str, infotexts: list[str]) -> None:
-        """Collects what a job shows under its images and writes into their texts."""
+        """Collects the comments that a job shows under its images and the failures in their infotexts."""
         texts = [infotext_utils.parse_generation_parameters(text) for text in infotexts if text]
         notes = "; ".join(text[NOTE] for text in texts if NOTE in text)
         self.notes.append(notes)
@@ -59,7 +59,7 @@ class Reports(logging.Handler):
                 self.failures.append(f"page: {line}")
 
     def check(self) -> None:
-        """Fails where a failure was not named, or a named one not reported."""
+        """Fails if a failure was not expected, or if an expected one was not reported."""
         unexpected = [text for text in self.failures if not any(part in text for part in self._expected)]
         assert unexpected == [], "the test does not name these failures"
         reported = [*self.failures, *self.notes]
@@ -69,7 +69,7 @@ class Reports(logging.Handler):
 
 @pytest.fixture(autouse=True, name="reported")
 def reports_of_test() -> Iterator[Reports]:
-    """The failures that the test's jobs report; what it does not name by `expect` fails it."""
+    """Collects the failures of the test's jobs. A failure without `expect` fails the test."""
     reports = Reports()
     report, process_images = errors.report, processing.process_images
 

@@ -1,7 +1,7 @@
 """Measures DemoFusion on this computer's graphics card: `python -m bench.card`.
 
-Needs torch that can use the card, and nothing else: no webui, no checkpoint, no download. The UNets and the autoencoder
-have the true sizes of SDXL's and SD 1.5's, and random weights. The report is printed and written into a file, in a form
+It needs only a torch that can use the card: no webui, no checkpoint, no download. The UNets and the autoencoder have
+the true sizes of those of SDXL and SD 1.5, and random weights. The report is printed and written to a file, in a form
 that you can paste into the issue form "Results from my card".
 """
 
@@ -40,15 +40,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: the true sizes, or small ones."""
+    """The sizes of the measurement: the true ones, or small ones."""
 
     kinds: tuple[Kind, Kind]
     sides: tuple[int, ...]
-    """Of the images that are decoded and encoded, in pixels."""
+    """Sides of the decoded and encoded images, in pixels."""
     cells: int
-    """Side of the latent on which the ways of decoding are compared."""
+    """Side of the latent for the comparison of ways to decode."""
     cards: dict[str, int]
-    """Memory of the smaller cards that this card plays, in bytes by name."""
+    """Memory of the smaller cards that this card simulates, in bytes by name."""
 
 
 TRUE = Sizes((SD15, SDXL), (2048, 4096, 8192), 64, {"8 GB": 8 << 30, "12 GB": 12 << 30})
@@ -84,7 +84,7 @@ def measure(options: argparse.Namespace, card: Card) -> None:
 def measure_kind(
     report: Any, card: Card, kind: Kind, shares: tuple[float, float], beside: Callable[[Model | None], None]
 ) -> None:
-    """Measures one UNet until these shares of the time are over, then runs `beside` while the UNet is on the card."""
+    """Measures one UNet until these shares of the time are used up, then runs `beside` with the UNet on the card."""
     from bench.card import stages, vae
     from bench.card.report import Row, gigabytes
 

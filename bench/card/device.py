@@ -1,4 +1,4 @@
-"""The card that is measured: its clock, its memory, and the few things that the host layer asks a webui about it."""
+"""Represents the measured card: its clock, its memory, and the functions with which the host layer queries it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bench.peak_bytes import PeakBytes
 
 GIB = 1 << 30
 ASSUMED_MEMORY = 8 * GIB
-"""Free memory of a computer that has neither psutil nor /proc/meminfo."""
+"""Free memory of a computer without psutil and /proc/meminfo."""
 
 
 @dataclass(frozen=True)
@@ -30,47 +30,47 @@ class Measured:
 
     seconds: float
     peak: int
-    """Bytes in use at once beyond those before."""
+    """Maximum bytes in use, minus those before."""
     waits: int | None
-    """How often the processor waited for the card; None where torch does not count it."""
+    """The number of times that the CPU waited for the card, or None if torch does not count them."""
 
 
 class Card:
-    """A device of torch's."""
+    """A device of torch."""
 
     def __init__(self, kind: str) -> None:
         self.device = torch.device(kind)
-        # on a processor, half precision takes many times as long
+        # on a CPU, half precision is many times as slow
         self.half = torch.float32 if kind == "cpu" else torch.float16
         self.repeats = 1 if kind == "cpu" else 3
-        """How often quick actions are measured."""
+        """The number of measurements of a quick action."""
         self._torch = getattr(torch, kind, None)
 
     @property
     def name(self) -> str:
-        """The name of the card, or of the processor."""
+        """The name of the card or of the CPU."""
         told = getattr(self._torch, "get_device_name", None)
         return str(told()) if told else platform.processor() or platform.machine()
 
     @property
     def memory(self) -> int | None:
-        """All of the card's memory in bytes; None where torch does not say."""
+        """The card's total memory in bytes, or None if torch does not report it."""
         if self.device.type == "cuda":
             return int(torch.cuda.mem_get_info()[1])
         told = getattr(self._torch, "get_device_properties", None)
         return getattr(told(0), "total_memory", None) if told else None
 
     def release(self) -> None:
-        """Frees what nothing holds any more, and torch's cache of the device."""
+        """Frees unreferenced memory and torch's cache of the device."""
         gc.collect()
         getattr(self._torch, "empty_cache", lambda: None)()
 
     def synchronize(self) -> None:
-        """Waits until the device has done all of its work."""
+        """Waits until the device is idle."""
         getattr(self._torch, "synchronize", lambda: None)()
 
     def seconds(self, action: Callable[[], object]) -> float:
-        """Returns how long an action takes on the device."""
+        """Returns the duration of an action on the device."""
         self.synchronize()
         begin = time.perf_counter()
         action()
@@ -78,7 +78,7 @@ class Card:
         return time.perf_counter() - begin
 
     def measure(self, action: Callable[[], object]) -> Measured:
-        """Measures an action, which runs twice where torch does not count the memory of the device itself."""
+        """Measures an action. If torch does not count the device's memory, the action runs twice."""
         counts = self._torch if hasattr(self._torch, "max_memory_allocated") else None
         if counts is None:
             with PeakBytes() as bytes_:
@@ -93,7 +93,7 @@ class Card:
 
     @contextmanager
     def limited(self, size: int) -> Iterator[None]:
-        """Lets torch use no more than `size` bytes inside the block, and the driver tell of no more."""
+        """Limits torch to `size` bytes within the block, and makes the driver report no more."""
         real, total = torch.cuda.mem_get_info, torch.cuda.mem_get_info()[1]
         self.release()
         torch.cuda.set_per_process_memory_fraction(size / total)
@@ -118,7 +118,7 @@ def _noting_waits(action: Callable[[], object], waits: list[Any]) -> None:
 
 
 def find_card(tiny: bool) -> Card | None:
-    """Returns the card that torch can use; the processor where there is none and `tiny` is asked for."""
+    """Returns the card that torch can use. Without one, returns the CPU if `tiny` is set."""
     available = {
         "cuda": torch.cuda.is_available,
         "xpu": getattr(getattr(torch, "xpu", None), "is_available", lambda: False),
@@ -129,7 +129,7 @@ def find_card(tiny: bool) -> Card | None:
 
 
 def stand_in_webui(card: Card) -> None:
-    """Puts a stand-in for the webui's modules into sys.modules, so that lib_demofusion.host can be imported."""
+    """Puts a stand-in for the webui's modules into sys.modules, so that you can import lib_demofusion.host."""
     parts = {
         "devices": {"device": card.device, "cpu": torch.device("cpu"), "torch_gc": card.release},
         "shared": {"opts": SimpleNamespace(temp_dir="")},

@@ -1,4 +1,4 @@
-"""UNets and an autoencoder of Stable Diffusion's true sizes with random weights, which take as long as real ones."""
+"""UNets and an autoencoder with Stable Diffusion's true sizes and random weights. They are as slow as real ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ NUMBERS_DIM = 256
 
 
 class XLUNet(UNet):
-    """SDXL's UNet: more transformer blocks at its lower levels, heads of one width, and a vector beside the text."""
+    """SDXL's UNet.
+
+    It has more transformer blocks at its lower levels, heads of one width, and a vector in addition to the text.
+    """
 
     def __init__(self, config: UNetConfig, depths: Sequence[int], head_dim: int, vector_dim: int) -> None:
         self._depths = {config.model_channels * mult: n for mult, n in zip(config.channel_mult, depths)}
@@ -38,7 +41,7 @@ class XLUNet(UNet):
 
 @dataclass(frozen=True)
 class Kind:
-    """An architecture of a UNet."""
+    """The architecture of a UNet."""
 
     name: str
     make: Callable[[], UNet]
@@ -46,7 +49,7 @@ class Kind:
     """Height and width of the base image in latent cells."""
     vector_dim: int = 0
     scales: tuple[int, ...] = (2, 4)
-    """Of the stages that are measured."""
+    """Scales of the measured stages."""
 
 
 def _sd15() -> UNet:
@@ -78,7 +81,7 @@ def autoencoder(tiny: bool = False) -> Autoencoder:
 
 
 def filled(make: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> Any:
-    """Builds a module with random weights directly on the device, under which its output has about unit scale."""
+    """Builds a module with random weights directly on the device. Its output has about unit scale."""
     with torch.device("meta"):
         module = make()
     for part in module.modules():
@@ -95,7 +98,7 @@ def filled(make: Callable[[], Any], device: torch.device, dtype: torch.dtype) ->
 
 
 def converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Brings a module's weights to another type, one by one, and returns it."""
+    """Converts a module's weights to another type, one by one, and returns the module."""
     for part in module.modules():
         for name, weight in part._parameters.items():
             if weight is not None:
@@ -119,7 +122,10 @@ EMBEDDERS = [NumberEmbedder(key) for key in (SIZES[0], CROP, SIZES[1])]
 
 
 class Model:
-    """A UNet as k-diffusion's wrapper in the webui calls it: x and sigma in, the denoised x in float32 out."""
+    """A UNet with the interface of k-diffusion's wrapper in the webui.
+
+    It takes x and sigma, and returns the denoised x in float32.
+    """
 
     def __init__(self, kind: Kind, device: torch.device, dtype: torch.dtype) -> None:
         self.kind, self.device, self.dtype = kind, device, dtype

@@ -1,4 +1,4 @@
-"""The report: one table, written anew after every row, so that nothing is lost when a later part fails."""
+"""The report is one table, which is written again after every row. If a later part fails, nothing is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAD = ("Measured", "Seconds", "Compared with", "Peak memory", "Remarks")
 
 @dataclass(frozen=True)
 class Row:
-    """What a part of the measurement found, as text."""
+    """The result of one part of the measurement, as text."""
 
     seconds: str = ""
     compared: str = ""
@@ -33,7 +33,7 @@ class Report:
     title: list[str]
     file: Path
     limit: float
-    """Seconds for all parts."""
+    """Time limit of all parts in seconds."""
     release: Callable[[], None]
     rows: list[tuple[str, Row]] = field(default_factory=list)
     found: dict[str, Any] = field(default_factory=dict)
@@ -41,9 +41,9 @@ class Report:
     begun: float = field(default_factory=time.monotonic)
 
     def attempt(self, name: str, action: Callable[[], Row], estimate: float = 0.0, share: float = 1.0) -> bool:
-        """Adds the row that an action returns, or one that says why there is none; returns whether it went well.
+        """Adds the row that an action returns, or one with its error. Returns whether the action succeeded.
 
-        An action that would end later than at this share of the time limit is left out.
+        An action is omitted if it would end after this share of the time limit.
         """
         left = share * self.limit - (time.monotonic() - self.begun)
         if estimate > left:
@@ -75,7 +75,7 @@ class Report:
         return "\n".join([*self.title, "", *lines, "", "Row for docs/cards.md:", "", self.summary(), ""])
 
     def summary(self) -> str:
-        """Returns the row for docs/cards.md; what was not measured is a dash."""
+        """Returns the row for docs/cards.md. A missing measurement is a dash."""
         keys = ("card", "software", "call", "overhead 2x", "overhead 4x", "waits", "views", "decode", "half")
         return _line([self.found.get(key, "-") for key in keys])
 
@@ -85,12 +85,12 @@ def _line(cells: Any) -> str:
 
 
 def gigabytes(size: int) -> str:
-    """Returns bytes as README writes them."""
+    """Formats bytes as in README."""
     return f"{size / 2**30:.2f} GB" if size >= 2**26 else f"{size / 2**20:.1f} MB"
 
 
 def promised(side: int) -> str:
-    """Returns what README's memory table says of decoding an image of so many pixels a side on the card."""
+    """Returns the entry in README's memory table for decoding an image with this side in pixels on the card."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     found = re.search(rf"^\| {side}x{side} \| ([^|]+) \|", text, re.MULTILINE)
     return f"README, in parts: {found[1]}" if found else ""

@@ -1,4 +1,4 @@
-"""Calls of the model, and calls of a stage's denoiser beside the same calls of the bare UNet."""
+"""Measures calls of the model, and compares calls of a stage's denoiser with the same calls of the bare UNet."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from lib_demofusion.settings.reading import parse_settings
 VIEWS = (1, 2, 4, 8, 16)
 STEPS, CFG = 20, 7.0
 QUICK = 1.0
-"""Seconds of an action that is measured several times, the least counting."""
+"""An action that is faster than this many seconds is measured several times, and the minimum counts."""
 
 
 class StageCalls:
-    """The costliest model call of a preset's last stage, made as the webui's backend makes it."""
+    """The slowest model call of a preset's last stage, as the webui's backend makes it."""
 
     def __init__(self, model: Model, preset: str, scale: int) -> None:
         settings = parse_settings({"preset": preset, "scale": scale})
@@ -48,15 +48,18 @@ class StageCalls:
         self._sigma = model.sigmas[costliest_timestep(self.stage, settings)]
         self.x = torch.zeros_like(self.anchor)
         self.shapes: list[torch.Size] = []
-        """Of the crops of every evaluation since the list was emptied."""
+        """The shapes of the crops of every evaluation since the list was cleared."""
 
     @property
     def evaluations(self) -> int:
-        """The number of views that were evaluated since `shapes` was emptied."""
+        """The number of evaluated views since `shapes` was cleared."""
         return sum(shape[0] for shape in self.shapes) // 2
 
     def choose_views(self) -> None:
-        """Lets the automatic view batch choose, and loads the kernels: one view of each path, and a batch."""
+        """Lets the automatic view batch choose, and loads the kernels.
+
+        It evaluates one view of each path, and a batch.
+        """
         self.run.before_call(self.x, self._sigma)
         rows = torch.cat([self.x, self.x])
         paths: list[Sequence[View]] = [self.run.local if self.run.weights.dilated < 1 else []]
@@ -75,7 +78,7 @@ class StageCalls:
         self.x = denoised + 0.95 * (self.x - denoised)
 
     def bare_calls(self) -> None:
-        """Gives the UNet as many crops of the same shapes in the same batches, and does nothing else."""
+        """Evaluates the UNet on crops of the same number and shapes in the same batches, and does nothing else."""
         for shape in self.shapes:
             crops = self.x.new_zeros(()).expand(shape)
             cond = {key: value.repeat(shape[0] // 2, *(1 for _ in value.shape[1:])) for key, value in self.cond.items()}
@@ -87,7 +90,7 @@ class StageCalls:
         return self.model.cond
 
     def _evaluate(self, crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
-        """Does what lib_demofusion.host.backends.webui_denoiser.FusedModel does for a batch of views."""
+        """Evaluates a batch of views like lib_demofusion.host.backends.webui_denoiser.FusedModel."""
         self.shapes.append(crops.shape)
         cond = cond_for_views(self.cond, views, rows, self.stage.size, (crops.shape[-2], crops.shape[-1]))
         if self._vectors is not None:
@@ -96,9 +99,9 @@ class StageCalls:
 
 
 def costliest_timestep(stage: StagePlan, settings: Settings) -> int:
-    """Returns the timestep of the model call of a stage that evaluates the most cells, as `progress.costs` spaces them.
+    """Returns the timestep at which a stage evaluates the most cells, with timesteps spaced as in `progress.costs`.
 
-    The presets leave out one of the two paths at other timesteps.
+    The presets skip one of the two paths at other timesteps.
     """
     steps = schedule_steps(STEPS, settings)
     run = steps_of_stage(steps, settings.denoising_strength)
@@ -107,7 +110,7 @@ def costliest_timestep(stage: StagePlan, settings: Settings) -> int:
 
 
 def measure_calls(report: Report, card: Card, model: Model, share: float) -> None:
-    """Adds a row for each view batch: a call of the bare UNet, cond and uncond of so many views at once."""
+    """Adds a row for each view batch: a call of the bare UNet with cond and uncond of all its views."""
     seconds: dict[int, float] = report.found.setdefault(f"{model.kind.name} seconds", {})
     sigma = model.sigmas[500]
 
@@ -132,7 +135,7 @@ def measure_calls(report: Report, card: Card, model: Model, share: float) -> Non
 
 
 def _measured(card: Card, action: Callable[[], object], estimate: float) -> Measured:
-    """Measures an action after a run that loads its kernels, several times if it is quick."""
+    """Measures an action after a first run that loads its kernels. A quick action is measured several times."""
     if estimate < QUICK:
         action()
     found = [card.measure(action)]

@@ -1,4 +1,4 @@
-"""The autoencoder at large sizes, the precision of every way, and cards with less memory."""
+"""Measures the autoencoder at large sizes, the precision of every way to decode, and cards with less memory."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from lib_demofusion.tiled_vae.maps import Shelf
 from lib_demofusion.tiled_vae.tiling import Options, decode_tiled
 
 SLOWER = 1.5
-"""How much longer decoding in parts may take than the size alone says."""
+"""Decoding in parts may be slower than its size suggests, by this factor."""
 
 
 class Ways(logging.Handler):
-    """Collects what lib_demofusion.host.pictures.vae logs about the way that it chose."""
+    """Collects the log messages in which lib_demofusion.host.pictures.vae reports its choice."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -43,14 +43,14 @@ class Ways(logging.Handler):
             self.taken.append(f"tiles of {tile}, maps {place}{', packed' * shelf.packed}")
 
     def take(self) -> str:
-        """Returns the ways since the last time, in order."""
+        """Returns the choices since the last call, in order."""
         text = "; then ".join(self.taken) or "whole"
         self.taken.clear()
         return text
 
 
 def measure_coding(report: Report, card: Card, autoencoder: Any, sides: tuple[int, ...], share: float) -> None:
-    """Adds rows for decoding and encoding at every size, as the extension chooses, and for decoding in parts."""
+    """Adds rows for decoding and encoding at every size with the extension's own choice, and for decoding in parts."""
     ways, model = Ways(), SimpleNamespace(first_stage_model=autoencoder)
     # a benchmark should not fill a disk
     host_vae.temporary_folder = lambda: None
@@ -81,14 +81,17 @@ def measure_coding(report: Report, card: Card, autoencoder: Any, sides: tuple[in
 
 
 def decibels(found: Tensor, reference: Tensor) -> str:
-    """Returns how far the difference lies below the reference, in dB of power."""
+    """Returns the power of the difference below that of the reference, in dB."""
     reference = reference.cpu().double()
     error = (found.cpu().double() - reference).square().mean()
     return "the same" if error == 0 else f"{10 * float((reference.square().mean() / error).log10()):.1f} dB"
 
 
 def measure_unet_precision(report: Report, card: Card, model: Model) -> None:
-    """Adds a row for the UNet's prediction in half precision against single precision; the model is left in single."""
+    """Compares the UNet's prediction in half precision with that in single precision.
+
+    It adds a row and leaves the model in single precision.
+    """
 
     def row() -> Row:
         x = torch.randn(2, 4, *model.kind.native, device=card.device)
@@ -100,12 +103,12 @@ def measure_unet_precision(report: Report, card: Card, model: Model) -> None:
         report.found["half"] = decibels(half, single)
         return Row(compared="single precision", remarks=report.found["half"])
 
-    # quick, and last: it is not left out where the time is over
+    # this is quick and comes last, so it runs even after the time limit
     report.attempt(f"{model.kind.name}: prediction in half precision", row, share=2.0)
 
 
 def measure_vae_precision(report: Report, card: Card, autoencoder: Any, cells: int) -> None:
-    """Adds a row for every way of decoding, against decoding at once in single precision."""
+    """Adds a row for every way to decode, compared with decoding in one piece in single precision."""
     z = torch.randn(1, 4, cells, cells, device=card.device)
     single, tile = converted(copy.deepcopy(autoencoder), torch.float32), cells // 2
 
@@ -133,7 +136,7 @@ def measure_vae_precision(report: Report, card: Card, autoencoder: Any, cells: i
 
 
 def measure_small_cards(report: Report, card: Card, parts: tuple[Model, Any], sizes: dict[str, int], side: int) -> None:
-    """Adds a row for each smaller card that this one can play: a stage of Balanced at 2x, and decoding."""
+    """Adds a row for each smaller card that this card can simulate: a stage of Balanced at 2x, and decoding."""
     model, autoencoder = parts
     ways = Ways()
 

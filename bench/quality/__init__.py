@@ -1,1 +1,1 @@
-"""Measures ways to a larger picture against true renderings of the same scenes: `python -m bench.quality`."""
+"""Compares ways to a larger image with true renderings of the same scenes: `python -m bench.quality`."""

@@ -1,7 +1,8 @@
-"""Makes every configuration's pictures, measures them and writes table and contact sheet: python -m bench.quality.
+"""Makes and measures every configuration's images, and writes tables and a contact sheet: python -m bench.quality.
 
-Interrupted, the next start goes on behind the last finished picture. Units are evaluations in terms of the base pass
-(steps x one native-size view), without the base pass itself. `results.jsonl` has a line for each picture.
+After an interruption, the next start continues after the last finished image. One unit is the number of evaluations of
+the base pass (steps x one native-size view); the base pass itself is not included. `results.jsonl` has one line for
+each image.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from trial.progress import progress_bar
 from trial.small_model import load
 
 ON_THE_SHEET = 6
-"""Prompts of the contact sheet."""
+"""Number of prompts on the contact sheet."""
 
 
 def options() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world", choices=WORLDS, default=COLLAGES.name, help="what the pictures show")
     parser.add_argument("--checkpoint", type=Path, help="another model of that world")
@@ -55,7 +56,7 @@ def options() -> argparse.Namespace:
 
 
 def jobs_for(names: Sequence[str] | None, against: str, scales: Sequence[int]) -> list[Job]:
-    """What to run, in the table's order."""
+    """Returns the jobs to run, in the table's order."""
     every, patterns = [*CONFIGURATIONS, *FLOW_CONFIGURATIONS], [*(names or ()), against]
     unknown = [pattern for pattern in patterns if not any(_matches(row.name, [pattern]) for row in every)]
     if unknown:
@@ -65,12 +66,12 @@ def jobs_for(names: Sequence[str] | None, against: str, scales: Sequence[int]) -
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    """Returns whether a row has one of these names, in which `*` stands for any text."""
+    """Returns whether a row has one of these names, in which `*` matches any text."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def main() -> None:
-    """Runs, and writes table.md, table.json and a sheet for each scale."""
+    """Runs the jobs and writes table.md, table.json and a sheet for each scale."""
     args = options()
     torch.set_num_threads(args.threads)
     sampling = Sampling(args.steps, args.guidance, args.lcm, bfloat16=args.precision == "bfloat16")
@@ -98,7 +99,7 @@ def main() -> None:
 
 
 def heading(args: argparse.Namespace) -> str:
-    """What the tables are of, and how to read them."""
+    """Describes the tables and how to read them."""
     pairs = f"{args.count} prompts from number {args.first} on"
     sampler = "LCM" if args.lcm else "DDIM"
     setting = f"{pairs}, {sampler}, {args.steps} steps, guidance {args.guidance:g}, {args.checkpoint.name}"
@@ -109,7 +110,7 @@ def heading(args: argparse.Namespace) -> str:
 def rows_at(
     scale: int, jobs: Sequence[Job], studio: Studio, store: Store, bases: Bases, numbers: Sequence[int]
 ) -> list[table.Row]:
-    """The rows of one scale, of the configurations that are complete."""
+    """Returns the rows of one scale for the configurations that are complete."""
     network, side = Network(), scale * NATIVE * 8
     truth = table.Truth(table.Summary([studio.world.true_rendering(number, side, 0) for number in numbers], network))
     rows = []
@@ -124,7 +125,7 @@ def rows_at(
 
 
 def save_sheet(path: Path, rows: Sequence[table.Row], jobs: Sequence[Job], store: Store, shown: dict[int, str]) -> None:
-    """Writes the contact sheet of the rows of one scale; `shown` has the prompts of some pictures by number."""
+    """Writes the contact sheet for the rows of one scale. `shown` contains the prompts of some images by number."""
     by_name = {job.configuration.name: job for job in jobs}
     columns = [
         (row.name, f"{row.units:.1f} units, {row.seconds:.1f} s", [store.path(by_name[row.name], n) for n in shown])

@@ -1,4 +1,4 @@
-"""Seams, dilated grain, smear and drift, and what remains of the base. Pictures are (H, W, 3) float in 0..1."""
+"""Measures seams, dilated grain, smear, drift, and the structure of the base. Images are (H, W, 3) float in 0..1."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from bench.quality.pictures import downscale, luma
 from bench.quality.spectrum import power
 
 PSNR_LIMIT = 60.0
-"""In dB; more is the rounding of 8 bits."""
+"""In dB. Higher values are due to the rounding to 8 bits."""
 CELL = 8
 """Pixels of a latent cell."""
 
 
 def structure_psnr(picture: np.ndarray, base: np.ndarray) -> float:
-    """PSNR in dB of the picture, reduced to the base's size, against the base."""
+    """Returns the PSNR in dB of the image, reduced to the base's size, relative to the base."""
     error = float(((downscale(picture, base.shape[:2]) - base) ** 2).mean())
     return min(-10 * math.log10(error), PSNR_LIMIT) if error > 0 else PSNR_LIMIT
 
@@ -26,12 +26,13 @@ def structure_psnr(picture: np.ndarray, base: np.ndarray) -> float:
 def seam_gradient_ratio(
     picture: np.ndarray, rows: Sequence[int], columns: Sequence[int], base_cell: int = CELL
 ) -> float:
-    """Gradient across the borders of views against that across other cells' borders, mean of both axes; 1 is no seam.
+    """Returns the ratio of the gradient across view borders to that across other cell borders.
 
-    Both are taken in terms of the gradient 4 to 6 pixels beside them: a decoder draws less between cells than within
-    them, seam or not. So did that of the base image, whose cells are `base_cell` pixels in the enlarged one: a border
-    is held against those that lie alike in them. `rows` and `columns` are the first pixels behind borders, picture
-    edges left out.
+    It is the mean of both axes, and 1 means no seam. Both gradients are relative to the gradient 4 to 6 pixels beside
+    them, because a decoder always draws smaller differences between cells than within them. The decoder of the base
+    image did the same. Its cells are `base_cell` pixels in the enlarged image, so a border is compared only with cell
+    borders at the same position in them. `rows` and `columns` are the first pixels after the borders, without the
+    image's edges.
     """
     brightness = luma(picture)
     ratios = [_line_ratio(brightness.T, rows, base_cell), _line_ratio(brightness, columns, base_cell)]
@@ -48,7 +49,10 @@ def _line_ratio(brightness: np.ndarray, lines: Sequence[int], base_cell: int) ->
 
 
 def _against_beside(gradient: np.ndarray, columns: Sequence[int]) -> float:
-    """Median on the columns over that beside them; a median, for a subject's edge is no seam."""
+    """Returns the median on the columns, relative to that beside them.
+
+    A median ignores a subject's edge, which is no seam.
+    """
     beside = [column + sign * offset for column in columns for offset in (4, 5, 6) for sign in (-1, 1)]
     inside = [column for column in beside if 0 <= column < gradient.shape[1]]
     if not inside:
@@ -57,10 +61,10 @@ def _against_beside(gradient: np.ndarray, columns: Sequence[int]) -> float:
 
 
 def comb_ratio(picture: np.ndarray, factor: int) -> float:
-    """Power at the harmonics of `factor` latent cells over that of their neighbours; 1 is no dilated grain.
+    """Returns the ratio of the power at the harmonics of `factor` latent cells to that of their neighbours.
 
-    Sub-grids that disagree make a pattern with this period. Harmonics of a single cell are the decoder's own grid and
-    are left out.
+    1 means no dilated grain. Sub-grids that differ make a pattern with this period. The harmonics of a single cell are
+    the decoder's own grid, and are excluded.
     """
     values = power(picture)
     height, width = values.shape
@@ -72,17 +76,17 @@ def comb_ratio(picture: np.ndarray, factor: int) -> float:
 
 
 def _peak(values: np.ndarray, row: int, column: int) -> float:
-    """The value at a place over the median of those 3 to 5 entries away, beyond what the window smears."""
+    """Returns a value relative to the median of those 3 to 5 entries away, which the window does not smear."""
     offsets = range(-5, 6)
     ring = [values[row + i, column + j] for i in offsets for j in offsets if 9 <= i * i + j * j <= 25]
     return float(values[row, column] / np.median(ring))
 
 
 def phase_ratio(picture: np.ndarray, factor: int) -> float:
-    """Mean squared difference of neighbouring latent cells over that of cells `factor` apart, of both axes.
+    """Returns the ratio of the mean squared difference of neighbouring latent cells to that of cells `factor` apart.
 
-    Cells `factor` apart are of one sub-grid. In clean pictures differences grow with distance and the ratio is below
-    1; where each sub-grid goes its own way, even if not with one fixed offset, neighbours differ more.
+    It is computed along both axes. Cells `factor` apart belong to one sub-grid. In clean images differences grow with
+    distance, and the ratio is below 1. If the sub-grids differ, even without a fixed offset, neighbours differ more.
     """
     cells = downscale(luma(picture)[..., None], (picture.shape[0] // CELL, picture.shape[1] // CELL))[..., 0]
     return _mean_square_step(cells, 1) / max(_mean_square_step(cells, factor), 1e-9)
@@ -94,7 +98,10 @@ def _mean_square_step(values: np.ndarray, lag: int) -> float:
 
 
 def anisotropy(picture: np.ndarray, fine: float = 3.0, coarse: float = 4.0) -> float:
-    """Mean coherence (l1 - l2) / (l1 + l2) of the structure tensor of x - G_fine x: 0 even grain, 1 streaks."""
+    """Returns the mean coherence (l1 - l2) / (l1 + l2) of the structure tensor of x - G_fine x.
+
+    0 is even grain, and 1 is streaks.
+    """
     brightness = luma(picture)
     detail = brightness - ndimage.gaussian_filter(brightness, fine)
     down, across = np.gradient(detail)
@@ -104,9 +111,9 @@ def anisotropy(picture: np.ndarray, fine: float = 3.0, coarse: float = 4.0) -> f
 
 
 def tone_drift(picture: np.ndarray, base: np.ndarray) -> float:
-    """Mean over the channels of how far mean and standard deviation moved from the base's, of the 0..1 range.
+    """Returns the change of mean and standard deviation from the base, averaged over the channels, in the 0..1 range.
 
-    On the reduced picture, so that new detail does not count as contrast.
+    It uses the reduced image, so that new detail does not count as contrast.
     """
     low = downscale(picture, base.shape[:2])
     means = np.abs(low.mean((0, 1)) - base.mean((0, 1)))

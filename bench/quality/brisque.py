@@ -1,7 +1,7 @@
-"""BRISQUE (Mittal, Moorthy and Bovik, 2012): naturalness of a picture from the statistics of its local contrast.
+"""Computes BRISQUE (Mittal, Moorthy and Bovik, 2012): naturalness from the statistics of local contrast.
 
-The trained regression is that of the PyPI package brisque, whose files are read where it is installed; its code, which
-needs OpenCV and libsvm, is not run.
+The trained regression comes from the PyPI package brisque. This module reads the files of an installed package. It does
+not run the package's code, which needs OpenCV and libsvm.
 """
 
 from __future__ import annotations
@@ -16,23 +16,26 @@ from scipy import ndimage, special
 
 GREY = np.array([0.2125, 0.7154, 0.0721])
 SIZE, STD = 7, 7 / 6
-"""Of the Gaussian window in pixels."""
+"""Size and standard deviation of the Gaussian window, in pixels."""
 CONTRAST_FLOOR = 1 / 255
 HALVING = np.array([-0.09375, 0.59375, 0.59375, -0.09375])
-"""Cubic interpolation (a = -0.75) half way between pixels."""
+"""Cubic interpolation (a = -0.75) halfway between pixels."""
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 SHAPES = np.linspace(0.05, 10.0, 20000)
-"""Shapes of a generalised Gaussian that are tried."""
+"""The candidate shapes of a generalised Gaussian."""
 
 
 def brisque(picture: np.ndarray) -> float | None:
-    """Score of a picture (H, W, 3) in 0..1, lower is better; None where the package brisque is not installed."""
+    """Returns the score of an image (H, W, 3) in 0..1; lower is better.
+
+    Returns None if the package brisque is missing.
+    """
     model = _model()
     return None if model is None else model(features(picture))
 
 
 def features(picture: np.ndarray) -> np.ndarray:
-    """18 features at full and 18 at half size, (36,)."""
+    """Returns 18 features at full size and 18 at half size, (36,)."""
     grey = picture.astype(np.float64) @ GREY
     return np.concatenate([_features(grey), _features(_halved(grey))])
 
@@ -45,7 +48,7 @@ def _halved(grey: np.ndarray) -> np.ndarray:
 
 
 def _features(grey: np.ndarray) -> np.ndarray:
-    """Shapes and spreads of the normalised brightness and of its products with four neighbours, (18,)."""
+    """Returns shapes and spreads of the normalised brightness and of its products with four neighbours, (18,)."""
     values = normalised(grey)
     shape, _, left, right = asymmetric_fit(values)
     found = [shape, (left**2 + right**2) / 2]
@@ -59,7 +62,7 @@ def _features(grey: np.ndarray) -> np.ndarray:
 
 
 def normalised(grey: np.ndarray) -> np.ndarray:
-    """Brightness less its local mean, over its local deviation."""
+    """Returns brightness minus its local mean, divided by its local deviation."""
     offsets = np.arange(SIZE) - SIZE // 2
     window = np.exp(-(offsets**2) / (2 * STD**2))
     window /= window.sum()
@@ -72,7 +75,10 @@ def normalised(grey: np.ndarray) -> np.ndarray:
 
 
 def _ratio(shape: np.ndarray) -> np.ndarray:
-    """Squared mean absolute value over the mean square of a generalised Gaussian; rises with the shape."""
+    """Returns the squared mean absolute value over the mean square of a generalised Gaussian.
+
+    It increases with the shape.
+    """
     a, b, c = (special.gammaln(n / shape) for n in (1, 2, 3))
     return np.exp(2 * b - a - c)
 
@@ -83,7 +89,7 @@ def _ratios() -> np.ndarray:
 
 
 def asymmetric_fit(x: np.ndarray) -> tuple[float, float, float, float]:
-    """Shape, mean, left and right spread of an asymmetric generalised Gaussian, by matching moments."""
+    """Fits shape, mean, left spread and right spread of an asymmetric generalised Gaussian by matching moments."""
     left, right = (float(np.sqrt((side**2).mean())) if side.size else 0.0 for side in (x[x < 0], x[x >= 0]))
     if min(left, right) <= 0.0:
         return float(SHAPES[0]), 0.0, left, right
@@ -96,7 +102,7 @@ def asymmetric_fit(x: np.ndarray) -> tuple[float, float, float, float]:
 
 
 class _Model:
-    """A support vector regression with a radial kernel, and the features' ranges."""
+    """A support vector regression with a radial kernel, and the ranges of its features."""
 
     def __init__(self, folder: Path):
         head, _, rows = (folder / "svm.txt").read_text(encoding="ascii").partition("SV\n")
@@ -112,7 +118,7 @@ class _Model:
                 place, value = part.split(":")
                 self._vectors[row, int(place) - 1] = float(value)
         with (folder / "normalize.pickle").open("rb") as file:
-            ranges = pickle.load(file)  # of a package that the requirements pin
+            ranges = pickle.load(file)  # the file belongs to a package that the requirements pin
         self._low, self._high = (np.array([float(v) for v in ranges[name]]) for name in ("min_", "max_"))
 
     def __call__(self, found: np.ndarray) -> float:

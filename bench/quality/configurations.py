@@ -1,4 +1,4 @@
-"""What is compared: ways to a larger picture by name. New levers are added to the list at the end."""
+"""Lists the compared ways to a larger image by name. Add new configurations at the end of the list."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ Kind = Literal[
 
 @dataclass(frozen=True, eq=False)
 class Configuration:
-    """One row of the table. `settings` are fields of Settings; the scale is added to them."""
+    """One row of the table. `settings` are fields of Settings, to which the scale is added."""
 
     name: str
     kind: Kind = "demofusion"
     settings: Mapping[str, Any] = field(default_factory=dict)
     denoise: float = 0.0
-    """Denoising strength of hires fix and tiles."""
+    """Denoising strength of hires fix and of tiles."""
     upscaler: Literal["latent", "esrgan"] = "latent"
-    """What hires fix enlarges with; tiles always begin from ESRGAN's picture."""
+    """The upscaler of hires fix. Tiles always start from ESRGAN's image."""
     picture_colors: bool = True
-    """Whether keep_colors matches the decoded picture too, as the webui does, or the latent alone."""
+    """Whether keep_colors matches the decoded image too, as the webui does, or only the latent."""
     scales: tuple[int, ...] = (2, 3, 4)
-    """Where the row differs from others: 1,2,4 is the automatic list at 2x."""
+    """The scales at which the row differs from others. At 2x, 1,2,4 is the automatic list."""
     note: str = ""
     flow: FlowRow | None = None
-    """How the model is run as a flow model, where it is."""
+    """How to run the model as a flow model, or None."""
 
     def settings_at(self, scale: int) -> Settings:
-        """The settings of a run."""
+        """Returns the settings of a run."""
         return parse_settings({**self.settings, "enabled": True, "scale": scale})
 
     def fingerprint(self) -> str:
-        """Text that changes when results must be made anew."""
+        """Returns a text that changes when results must be made again."""
         parts = {name: value for name, value in asdict(self).items() if name not in ("name", "scales", "note")}
         if self.flow is None:
-            # results that were made before there were such rows stay valid
+            # results from before this field stay valid
             parts.pop("flow")
         return json.dumps(parts, sort_keys=True)
 
 
 PAPER = "Paper"
-"""The row that all others are tested against."""
+"""The row with which all others are compared."""
 
 GATES = {"skip_views": "0.1,0.1"}
 ONE_STAGE = {"stages": "fewest"}
@@ -116,7 +116,7 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
 
 
 def _flow_rows() -> tuple[Configuration, ...]:
-    """Returns every preset under every sampler, shift and choice of weights of a flow model."""
+    """Returns every preset with every sampler, shift and choice of weights of a flow model."""
     rows = []
     for preset, values in PRESETS.items():
         for sampler in get_args(Sampler):
@@ -128,4 +128,4 @@ def _flow_rows() -> tuple[Configuration, ...]:
 
 
 FLOW_CONFIGURATIONS = _flow_rows()
-"""The model run as a flow model. They run only where `--only` names them."""
+"""Configurations that run the model as a flow model. They run only if `--only` names them."""

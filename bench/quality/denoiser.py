@@ -1,4 +1,4 @@
-"""Guided predictions of the small model, on whole latents or on views, with a count of what they cost."""
+"""Computes guided predictions of the small model on whole latents or views, and counts the evaluations."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ NATIVE = 16
 """Side of the model's own latent."""
 
 Predict = Callable[[Tensor, int], Tensor]
-"""Noise predicted in x (B, 4, h, w) at a timestep."""
+"""Predicts the noise in x (B, 4, h, w) at a timestep."""
 
 
 class GuidedModel:
-    """A UNet under classifier-free guidance; context (2 B, 77, C) holds the prompts, then the unconditional rows.
+    """A UNet with classifier-free guidance. Context (2 B, 77, C) contains the prompts, then the unconditional rows.
 
-    At a guidance of 1 the unconditional rows change nothing and are left out, as the webui does.
+    At a guidance of 1 the unconditional rows change nothing, and are omitted as in the webui.
     """
 
     def __init__(self, unet: nn.Module, context: Tensor, guidance: float, rows: int):
         self._unet = unet
         self._guidance = guidance
         self._calls = 1 if guidance == 1 else 2
-        """Rows of a picture."""
+        """Rows of an image."""
         self._context = context[: len(context) * self._calls // 2]
         self._rows = rows
         self._batches = ViewBatches(max(1, rows // len(self._context)))
         self.views = 0.0
-        """Evaluations so far, of native size and of cond and uncond together, for each picture."""
+        """Evaluations per image so far. One evaluation is cond and uncond of native size."""
 
     def whole(self, x: Tensor, t: int) -> Tensor:
-        """The prediction for the latent as one."""
+        """Predicts the noise in the whole latent."""
         return self._guided(self._evaluate(self._rows_of(x), t, self._context))
 
     def tiles(self, x: Tensor, t: int) -> Tensor:
-        """The predictions for tiles (V, B, 4, h, w) of every picture, each as if it were a picture."""
+        """Predicts the noise in tiles (V, B, 4, h, w) of every image, as if each tile were an image."""
         pictures = len(self._context) // self._calls
         found = []
         for part in x.split(max(1, self._rows // len(self._context))):
@@ -53,26 +53,26 @@ class GuidedModel:
         return torch.cat(found)
 
     def fused(self, run: StageRun) -> Predict:
-        """The prediction that a stage fuses from views."""
+        """Returns the prediction that a stage fuses from views."""
 
         def predict(x: Tensor, t: int) -> Tensor:
             def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
                 return self._evaluate(crops, t, self._context[rows].repeat(len(views), 1, 1))
 
-            # in noise space the dilated path owes nothing of what the blur took
+            # for noise, the dilated path does not restore the part that the blur removed
             return self._guided(run.denoise(evaluate, self._rows_of(x), 0.0, self._batches))
 
         return predict
 
     def fused_flow(self, run: StageRun, consistency: bool = False) -> Callable[[Tensor, float], Tensor]:
-        """The clean latent that a stage of a flow model fuses from views, in x (B, 4, h, w) at a sigma."""
+        """Returns the clean latent that a stage of a flow model fuses from views, for x (B, 4, h, w) at a sigma."""
 
         def predict(x: Tensor, sigma: float) -> Tensor:
             def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
                 context = self._context[rows].repeat(len(views), 1, 1)
                 return clean_latent(lambda scaled, t: self._evaluate(scaled, t, context), crops, sigma, consistency)
 
-            # the velocity is predicted on the blurred latent and applied to the sharp one
+            # the velocity is predicted from the blurred latent and applied to the sharp one
             return self._guided(run.denoise(evaluate, self._rows_of(x), 1.0, self._batches))
 
         return predict

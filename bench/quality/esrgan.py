@@ -1,6 +1,7 @@
-"""An ESRGAN upscaler: the npm package @upscalerjs/esrgan-medium (MIT), fetched by name and run in PyTorch.
+"""Runs the ESRGAN upscaler of the npm package @upscalerjs/esrgan-medium (MIT) in PyTorch.
 
-Its models are Keras graphs of few kinds of layers, which are interpreted here; pictures are 0..255 for them.
+The package is downloaded by name. Its models are Keras graphs of few kinds of layers, which this module interprets.
+Their images are in 0..255.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SCALES = (2, 3, 4, 8)
 
 
 def fetch(folder: Path = FOLDER) -> Path:
-    """The folder of the models, x2 to x8, downloaded with npm unless it is there."""
+    """Downloads the models, x2 to x8, with npm unless they exist. Returns their folder."""
     if not folder.exists():
         with tempfile.TemporaryDirectory() as work:
             subprocess.run(["npm", "pack", f"{PACKAGE}@{VERSION}"], cwd=work, check=True, capture_output=True)
@@ -40,7 +41,7 @@ def fetch(folder: Path = FOLDER) -> Path:
 
 
 def read_weights(folder: Path, manifest: list[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """The tensors of a model by name; float32 in one file after another."""
+    """Reads the tensors of a model by name. They are float32, in consecutive files."""
     tensors = {}
     for group in manifest:
         data = b"".join((folder / name).read_bytes() for name in group["paths"])
@@ -54,13 +55,13 @@ def read_weights(folder: Path, manifest: list[Mapping[str, Any]]) -> dict[str, T
 
 
 class Graph:
-    """A Keras model of convolutions, ReLUs, sums, concatenations and upsampling; input and output (B, 3, H, W)."""
+    """A Keras model of convolutions, ReLUs, sums, concatenations and upsampling. Input and output are (B, 3, H, W)."""
 
     def __init__(self, folder: Path):
         model = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         self._layers = model["modelTopology"]["model_config"]["config"]["layers"]
         weights = read_weights(folder, model["weightsManifest"])
-        # Keras has (height, width, inputs, outputs)
+        # Keras uses the order (height, width, inputs, outputs)
         self._kernels = {
             name.removesuffix("/kernel"): tensor.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
             for name, tensor in weights.items()
@@ -98,14 +99,14 @@ class Graph:
 
 @lru_cache(maxsize=2)
 def model(scale: int) -> Graph:
-    """The network that enlarges by 2, 3, 4 or 8."""
+    """Loads the network that enlarges by 2, 3, 4 or 8."""
     if scale not in SCALES:
         raise ValueError(f"ESRGAN enlarges by {SCALES}, not by {scale}")
     return Graph(fetch() / f"x{scale}")
 
 
 def enlarge(picture: np.ndarray, scale: int) -> np.ndarray:
-    """A picture (H, W, 3) in 0..1, enlarged by 2, 3, 4 or 8."""
+    """Enlarges an image (H, W, 3) in 0..1 by 2, 3, 4 or 8."""
     x = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None] * 255.0
     y = model(scale)(x.contiguous(memory_format=torch.channels_last))
     return (y[0].permute(1, 2, 0).numpy() / 255.0).clip(0.0, 1.0).astype(np.float32)

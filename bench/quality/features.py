@@ -1,6 +1,6 @@
-"""A Fréchet distance on features that need no download: a fixed random convolution network, whitened by true pictures.
+"""Computes a Fréchet distance on features of a fixed random convolution network, whitened by true images.
 
-Random filters see orientation, scale, colour and their conjunctions; they know nothing of objects.
+This needs no download. Random filters react to orientation, scale, colour and their combinations, but not to objects.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIDE = 128
-"""Side in pixels of what the network looks at: a whole picture reduced to it, or a 1:1 crop."""
+"""Side of the network's input in pixels: a whole image reduced to it, or a 1:1 crop."""
 CROPS = 8
-"""Crops of a picture, at places drawn from its number."""
+"""Number of crops of an image. The image's number determines their positions."""
 KEPT = 20
-"""Principal components of the true pictures that are compared."""
+"""Number of principal components of the true images."""
 SEED = 20231128
 
 
 def _filters(generator: torch.Generator, outputs: int, inputs: int, size: int) -> Tensor:
-    """Random filters (outputs, inputs, size, size) without response to flat input, of unit length."""
+    """Returns random filters (outputs, inputs, size, size) of unit length that do not react to flat input."""
     weight = torch.randn(outputs, inputs, size, size, generator=generator)
     weight = weight - weight.mean((2, 3), keepdim=True)
     return weight / weight.flatten(1).norm(dim=1)[:, None, None, None]
 
 
 class Network:
-    """Three layers of random filters at three scales; mean responses and mean colours are the features."""
+    """Three layers of random filters at three scales. The features are the mean responses and the mean colours."""
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(SEED)
@@ -37,7 +37,7 @@ class Network:
 
     @torch.no_grad()
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        """Features (N, F) of pictures (N, SIDE, SIDE, 3) in 0..1."""
+        """Returns features (N, F) of images (N, SIDE, SIDE, 3) in 0..1."""
         x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float()
         found = [x.mean((2, 3)), x.std((2, 3))]
         for weight in self._weights:
@@ -48,7 +48,7 @@ class Network:
 
 
 def crops(picture: np.ndarray, index: int) -> np.ndarray:
-    """1:1 crops (CROPS, SIDE, SIDE, 3) of picture number `index`, at the same places in every set."""
+    """Returns 1:1 crops (CROPS, SIDE, SIDE, 3) of image number `index`, at the same positions in every set."""
     rng = np.random.default_rng((SEED, index))
     tops = rng.integers(0, picture.shape[0] - SIDE + 1, CROPS)
     lefts = rng.integers(0, picture.shape[1] - SIDE + 1, CROPS)
@@ -57,18 +57,18 @@ def crops(picture: np.ndarray, index: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Whitening:
-    """Projection to the principal components of a set of true pictures, each with variance one."""
+    """Projects features to the principal components of a set of true images, each with variance one."""
 
     mean: np.ndarray
     axes: np.ndarray
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Whitened features (..., KEPT)."""
+        """Returns whitened features (..., KEPT)."""
         return (features - self.mean) @ self.axes
 
 
 def whitening(features: np.ndarray) -> Whitening:
-    """The whitening of features (N, F)."""
+    """Computes the whitening from features (N, F)."""
     mean = features.mean(0)
     values, vectors = np.linalg.eigh(np.cov(features.T))
     kept = min(KEPT, len(features) // 2)
@@ -78,24 +78,24 @@ def whitening(features: np.ndarray) -> Whitening:
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean features (N, K) and mean outer products (N, K, K) of N pictures, which resampling averages."""
+    """Mean features (N, K) and mean outer products (N, K, K) of N images. Resampling averages them."""
 
     first: np.ndarray
     second: np.ndarray
 
     def gaussian(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (K,) and covariance (K, K) of the pictures with these numbers."""
+        """Returns mean (K,) and covariance (K, K) of the images with these numbers."""
         mean = self.first[chosen].mean(0)
         return mean, self.second[chosen].mean(0) - np.outer(mean, mean)
 
 
 def moments(features: np.ndarray) -> Moments:
-    """The moments of whitened features (N, samples of a picture, K)."""
+    """Computes the moments of whitened features (N, samples per image, K)."""
     return Moments(features.mean(1), np.einsum("nsi,nsj->nij", features, features) / features.shape[1])
 
 
 def frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
-    """Squared Fréchet distance of two Gaussians (mean, covariance)."""
+    """Computes the squared Fréchet distance of two Gaussians (mean, covariance)."""
     values, vectors = np.linalg.eigh(b[1])
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ a[1] @ root).clip(0)).sum()

@@ -1,8 +1,8 @@
-"""The small model run as a flow model: x = (1 - sigma) signal + sigma noise, at sigma from 1 to 0.
+"""Runs the small model as a flow model: x = (1 - sigma) signal + sigma noise, with sigma from 1 to 0.
 
-A model that predicts noise is a flow model in other coordinates: x / sqrt((1 - sigma)^2 + sigma^2) is what it was
-trained on, at the timestep with the same signal-to-noise ratio. Above sigma = 0.936 it knows no timestep; there it is
-asked at its last one, so that steps from pure noise down to there tell of the model's end and not of a flow model's.
+A model that predicts noise is a flow model in other coordinates. It was trained on x / sqrt((1 - sigma)^2 + sigma^2),
+at the timestep with the same signal-to-noise ratio. It knows no timestep above sigma = 0.936, so its last one is used
+there. Steps from pure noise down to that level therefore show a property of this model and not of flow models.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ Sampler = Literal["Euler", "DPM++ 2M", "Euler a"]
 Weights = Literal["equal SNR", "1000 sigma", "unshifted"]
 
 LAST_SIGMA = flow_level(999)
-"""Where the schedule of the small model ends, as the sigma of a flow model: 0.936."""
+"""The end of the small model's schedule as the sigma of a flow model: 0.936."""
 
 
 @dataclass(frozen=True)
 class FlowRow:
-    """How a row of the table runs the model."""
+    """Describes how a row of the table runs the model."""
 
     sampler: Sampler = "Euler"
     shift: float = 3.0
     weights: Weights = "equal SNR"
-    """Which timestep the cosine weights take for a noise level."""
+    """The timestep at which the cosine weights are evaluated for a noise level."""
 
     def levels(self, steps: int) -> Tensor:
-        """Returns a uniform schedule under the shift, (steps + 1,) float64 from 1 to 0."""
+        """Returns a uniform schedule with the shift, (steps + 1,) float64 from 1 to 0."""
         u = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         return self.shift * u / (1 + (self.shift - 1) * u)
 
     def traits(self) -> SamplerTraits:
-        """Returns how the skip residual acts."""
+        """Returns the traits that determine how the skip residual acts."""
         timestep = {
             "equal SNR": snr_timestep,
             "1000 sigma": linear_timestep,
@@ -53,19 +53,19 @@ class FlowRow:
         return SamplerTraits(Flow(timestep), StepGate(), stochastic=self.sampler == "Euler a")
 
     def steps(self, steps: int, strength: float) -> Tensor:
-        """Returns the levels that a stage of that strength runs, of a schedule of `steps` steps."""
+        """Returns the levels of a stage with that strength, from a schedule of `steps` steps."""
         chosen: StageSteps = steps_by_level(steps, strength, 1, self.levels)
         return self.levels(chosen.schedule)[chosen.schedule - chosen.run :]
 
 
 Ask = Callable[[Tensor, float], Tensor]
-"""The noise that the small model predicts in x of its own scale, at a timestep that may have a fraction."""
+"""Returns the small model's noise prediction for x in the model's own scale, at a timestep that may be fractional."""
 
 
 def clean_latent(ask: Ask, x: Tensor, sigma: float, consistency: bool = False) -> Tensor:
     """Returns the clean latent that the model predicts for a flow model's x (B, 4, h, w) at `sigma`.
 
-    `consistency` says that it is a consistency model's (Luo et al., arXiv 2310.04378, equation 9).
+    Set `consistency` for a consistency model (Luo et al., arXiv 2310.04378, equation 9).
     """
     scaled, t = x / ((1 - sigma) ** 2 + sigma**2) ** 0.5, snr_timestep(sigma)
     known = min(sigma, LAST_SIGMA)
@@ -86,9 +86,9 @@ def sample_flow(
     sampler: Sampler = "Euler",
     fresh: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Returns the clean latent from x (B, 4, h, w) at the first of `sigmas`, which fall to 0.
+    """Samples the clean latent from x (B, 4, h, w) at the first of `sigmas`, which decrease to 0.
 
-    `predict(x, sigma)` is the clean latent; `fresh(x)` is the new noise of Euler a, which is the form for flow.
+    `predict(x, sigma)` is the clean latent. `fresh(x)` is the new noise of Euler a in its form for flow models.
     """
     before, before_denoised = None, None
     for i, (sigma, target) in enumerate(pairwise(sigmas.tolist())):
@@ -110,7 +110,7 @@ def sample_flow(
 
 
 def euler_ancestral_step(x: Tensor, denoised: Tensor, sigma: float, target: float, noise: Tensor) -> Tensor:
-    """Returns x at `target` by Euler a for flow with eta 1: down to target^2 / sigma, then up with new noise."""
+    """Returns x at `target` by Euler a for flow with eta 1: steps down to target^2 / sigma, then adds new noise."""
     down = target * target / sigma
     keep = (1 - target) / (1 - down)
     x = down / sigma * x + (1 - down / sigma) * denoised

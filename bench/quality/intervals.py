@@ -1,4 +1,4 @@
-"""Confidence intervals by bootstrap over pictures, and whether two configurations differ."""
+"""Computes confidence intervals by a bootstrap over images, and compares two configurations."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ SEED = 5
 LEVEL = 0.95
 
 Statistic = Callable[[np.ndarray], float]
-"""Returns a number for the pictures with the given numbers."""
+"""Returns a statistic of the images with the given numbers."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic, its interval, and its values under resampling, (RESAMPLES,)."""
+    """A statistic, its interval, and its values (RESAMPLES,) under resampling."""
 
     value: float
     low: float
@@ -26,7 +26,7 @@ class Estimate:
 
 
 def estimate(statistic: Statistic, pictures: int) -> Estimate:
-    """The statistic of all pictures with its interval; the same draws of pictures for every configuration."""
+    """Estimates a statistic of all images with its interval. Every configuration uses the same resamples of images."""
     rng = np.random.default_rng((SEED, pictures))
     draws = np.array([statistic(rng.integers(0, pictures, pictures)) for _ in range(RESAMPLES)])
     value = statistic(np.arange(pictures))
@@ -40,7 +40,7 @@ def _interval(draws: np.ndarray) -> tuple[float, float]:
 
 
 def differs(a: Estimate, b: Estimate) -> int:
-    """1 where a is larger than b, -1 where it is smaller, 0 where the paired bootstrap cannot tell them apart."""
+    """Returns 1 if a is larger than b, -1 if it is smaller, and 0 if the paired bootstrap finds no difference."""
     low, high = _interval(a.draws - b.draws)
     if low > 0:
         return 1

@@ -1,4 +1,4 @@
-"""Reading, writing and reducing pictures. Pictures are (H, W, 3) float32 in 0..1."""
+"""Reads, writes and reduces images. Images are (H, W, 3) float32 in 0..1."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def luma(picture: np.ndarray) -> np.ndarray:
-    """Brightness (H, W)."""
+    """Returns the brightness (H, W)."""
     return picture @ LUMA
 
 
 def downscale(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Means over boxes, (h, w, 3); the picture's sides are multiples of h and w."""
+    """Returns means over boxes, (h, w, 3). The image's sides are multiples of h and w."""
     height, width = size
     rows, columns = picture.shape[0] // height, picture.shape[1] // width
     return picture.reshape(height, rows, width, columns, -1).mean((1, 3))
 
 
 def upscale(picture: np.ndarray, size: tuple[int, int], filter_: Image.Resampling) -> np.ndarray:
-    """The picture enlarged to (height, width), from 8 bits as every upscaler is given it."""
+    """Enlarges the image to (height, width). It is rounded to 8 bits first, because every upscaler gets 8 bits."""
     image = Image.fromarray(to_uint8(picture)).resize((size[1], size[0]), filter_)
     return as_float(np.asarray(image))
 
 
 def as_float(pixels: np.ndarray) -> np.ndarray:
-    """8-bit pixels as 0..1."""
+    """Converts 8-bit pixels to 0..1."""
     return pixels.astype(np.float32) / 255.0
 
 
 def read(path: Path) -> np.ndarray:
-    """The picture of a file."""
+    """Reads an image from a file."""
     with Image.open(path) as image:
         return as_float(np.asarray(image.convert("RGB")))
 
 
 def write(path: Path, picture: np.ndarray) -> None:
-    """Writes a PNG in one go, so that a run that is cut off leaves no half of a file."""
+    """Writes a PNG atomically, so that an interrupted run leaves no partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     Image.fromarray(to_uint8(picture)).save(part, "png")

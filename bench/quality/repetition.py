@@ -1,4 +1,4 @@
-"""Does a picture show what its base does not? Pictures are (H, W, 3) float in 0..1."""
+"""Detects content in an image that its base does not show. Images are (H, W, 3) float in 0..1."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from scipy import ndimage
 from bench.quality.pictures import downscale
 
 BLOB_FINE, BLOB_COARSE = 1.0, 2.0
-"""Standard deviations, in pixels of the base, of the blurs before and after the difference."""
+"""Standard deviations of the blurs before and after the difference, in pixels of the base."""
 BLOB_THRESHOLD = 0.18
-"""Difference that counts, of the 0..1 range; a little under half of what the faintest subject differs by."""
+"""Minimum difference in the 0..1 range. It is a little under half of the difference of the faintest subject."""
 
 
 def excess_blobs(picture: np.ndarray, base: np.ndarray) -> int:
-    """How many places differ from the base as a subject differs from its ground.
+    """Counts the places that differ from the base as much as a subject differs from its ground.
 
-    Components of G_2 |G_1 D(x) - G_1 b| above a threshold, D the reduction to the base's size; the mean difference of
-    each channel is taken out first, or a drift of tone would fill the picture.
+    These are the components of G_2 |G_1 D(x) - G_1 b| above a threshold, where D reduces to the base's size. The median
+    difference of each channel is subtracted first. Otherwise a drift of tone would fill the whole image.
     """
     difference = _blur(downscale(picture, base.shape[:2]) - base, BLOB_FINE)
     difference -= np.median(difference, (0, 1))

@@ -1,4 +1,4 @@
-"""Other methods' ways to a larger latent, written from their papers and descriptions. Latents are (B, 4, h, w)."""
+"""Implements other methods from their papers and descriptions. Latents are (B, 4, h, w)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from lib_demofusion.method.residual import VariancePreserving, noised
 from lib_demofusion.method.views import view_starts
 
 MIXTURE_VARIANCE = 0.01
-"""Of the Gaussian weights of a tile, in its side squared."""
+"""Variance of the Gaussian weights of a tile, relative to its side squared."""
 PADDING = 2
-"""Cells around a tile that are denoised with it and thrown away: an eighth of a tile, where the original has a 16th."""
+"""Cells around a tile that are denoised with it and discarded. They are an eighth of a tile, in the original a 16th."""
 
 
 def gaussian_weights(side: int) -> Tensor:
-    """Weights (side, side) of a tile in Mixture of Diffusers (Jimenez, arXiv 2302.02412)."""
+    """Returns the weights (side, side) of a tile in Mixture of Diffusers (Jimenez, arXiv 2302.02412)."""
     offsets = (torch.arange(side) - (side - 1) / 2) / side
     line = torch.exp(-(offsets**2) / (2 * MIXTURE_VARIANCE))
     return line[:, None] * line
 
 
 def mixture(guided: GuidedModel) -> Predict:
-    """Noise as the mean of overlapping native tiles' with Gaussian weights, at every step."""
+    """Predicts noise as the mean over overlapping native tiles with Gaussian weights, at every step."""
     weights = gaussian_weights(NATIVE)
 
     def predict(x: Tensor, t: int) -> Tensor:
@@ -49,9 +49,9 @@ def _starts(length: int) -> list[int]:
 
 
 def spot(guided: GuidedModel) -> Predict:
-    """Noise of native tiles that do not overlap, on a grid shifted anew at every step (arXiv 2407.15507).
+    """Predicts noise in native tiles without overlap, on a grid that shifts at every step (arXiv 2407.15507).
 
-    The shift wraps around the borders and is drawn from the timestep alone, the same for every picture.
+    The shift wraps around the borders. It depends only on the timestep, and is the same for every image.
     """
 
     def predict(x: Tensor, t: int) -> Tensor:
@@ -67,9 +67,9 @@ def spot(guided: GuidedModel) -> Predict:
 
 
 def one_tile_after_another(x: Tensor, noise: Tensor, steps: Steps, guided: GuidedModel) -> Tensor:
-    """Tiles of the enlarged latents x, each noised and denoised for itself, as Ultimate SD Upscale does.
+    """Adds noise to each tile of the enlarged latents x and denoises it separately, like Ultimate SD Upscale.
 
-    A tile sees PADDING cells around it, of which the ones before it are finished already.
+    A tile includes PADDING cells around it. Earlier tiles among these are finished already.
     """
     x, space = x.clone(), VariancePreserving(steps.alphas)
     for top, bottom in pairwise(range(0, x.shape[-2] + 1, NATIVE)):
@@ -84,7 +84,7 @@ def one_tile_after_another(x: Tensor, noise: Tensor, steps: Steps, guided: Guide
 
 
 def _padded(first: int, last: int, length: int) -> tuple[int, int]:
-    """The range with padding, moved inside; always of one length, which the network can halve twice."""
+    """Returns the range with padding, moved inside. Its length is constant, so that the network can halve it twice."""
     size = min(4 * math.ceil((last - first + 2 * PADDING) / 4), length)
     start = min(max(first - PADDING, 0), length - size)
     return start, start + size

@@ -1,4 +1,4 @@
-"""Makes the pictures that are missing, measures each once, and keeps one JSON line for every finished picture."""
+"""Makes the missing images, measures each of them once, and saves one JSON line for every finished image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lib_demofusion.method.views import view_starts
 from trial.progress import progress_bar
 
 PICTURES_AT_ONCE = {1: 16, 2: 8, 3: 4, 4: 4}
-"""By scale; fewer of the large ones, whose views already fill the model's batch."""
+"""Batch size by scale. It is smaller for large images, whose views already fill the model's batch."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Job:
 
 
 class Store:
-    """Finished pictures in a folder: PNG files and a line for each in results.jsonl.
+    """Finished images in a folder: PNG files, and one line for each image in results.jsonl.
 
-    A line counts only while it was made by the same checkpoint, sampling and settings; the last one of a picture wins.
+    A line is valid only for the same checkpoint, sampling and settings. The last line of an image counts.
     """
 
     def __init__(self, folder: Path, origin: str):
@@ -54,13 +54,13 @@ class Store:
     def _read(self) -> Iterable[dict[str, Any]]:
         text = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
         if text and not text.endswith("\n"):
-            # or the next line would go on where the last run was cut off
+            # otherwise the next line would continue an interrupted one
             self._append("\n")
         for line in text.splitlines():
             try:
                 yield json.loads(line)
             except json.JSONDecodeError:
-                # the end of a run that was cut off
+                # the end of an interrupted run
                 continue
 
     @staticmethod
@@ -68,27 +68,27 @@ class Store:
         return line["configuration"], line["scale"], line["number"]
 
     def key(self, configuration: Configuration) -> str:
-        """Short text that changes with all that decides a configuration's pictures."""
+        """Returns a short text that changes with everything that affects a configuration's images."""
         return hashlib.sha256((self._origin + configuration.fingerprint()).encode()).hexdigest()[:16]
 
     def path(self, job: Job, number: int) -> Path:
-        """Where a picture is."""
+        """Returns the path of an image."""
         name = job.configuration.name.lower().replace(" ", "-").replace("/", "-").replace(",", "-")
         return self.folder / "pictures" / f"{job.scale}x" / name / f"{number:03d}.png"
 
     def line(self, job: Job, number: int) -> dict[str, Any] | None:
-        """The line of a finished picture."""
+        """Returns the line of a finished image."""
         line = self._lines.get((job.configuration.name, job.scale, number))
         valid = line is not None and line["key"] == self.key(job.configuration) and self.path(job, number).exists()
         return line if valid else None
 
     def lines(self, job: Job, numbers: Sequence[int]) -> list[dict[str, Any]] | None:
-        """The lines of pictures by their numbers, or None while one is missing."""
+        """Returns the lines of images by number, or None if one is missing."""
         found = [self.line(job, number) for number in numbers]
         return [line for line in found if line is not None] if None not in found else None
 
     def add(self, job: Job, number: int, picture: np.ndarray, values: dict[str, Any]) -> None:
-        """Writes a picture, then its line."""
+        """Writes an image, then its line."""
         write(self.path(job, number), picture)
         line = {
             "configuration": job.configuration.name,
@@ -106,20 +106,20 @@ class Store:
 
 
 def origin(weights: Sequence[Path], sampling: Sampling, world: World) -> str:
-    """Text that changes with the files of weights, the sampling and the world."""
+    """Returns a text that changes with the weight files, the sampling and the world."""
     digest = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in weights)
     return digest + world.name + json.dumps(asdict(sampling), sort_keys=True)
 
 
 class Bases:
-    """The base pictures, made once and kept in the folder."""
+    """The base images, which are made once and kept in the folder."""
 
     def __init__(self, studio: Studio, store: Store, made_by: str):
         self._studio = studio
         self._folder = store.folder / f"bases-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
 
     def prepare(self, numbers: Sequence[int]) -> None:
-        """Makes what is missing."""
+        """Makes the missing base images."""
         missing = [number for number in numbers if not self._latent(number).exists()]
         size = PICTURES_AT_ONCE[1]
         for first in progress_bar(range(0, len(missing), size), desc="base pictures", disable=not missing):
@@ -130,12 +130,12 @@ class Bases:
                 torch.save(latent.clone(), self._latent(number))
 
     def batch(self, numbers: Sequence[int]) -> Batch:
-        """The bases with these numbers."""
+        """Returns the bases with these numbers."""
         latents = torch.stack([torch.load(self._latent(number), weights_only=True) for number in numbers])
         return Batch(list(numbers), latents, np.stack([read(self.picture(number)) for number in numbers]))
 
     def picture(self, number: int) -> Path:
-        """The file of a base picture."""
+        """Returns the file of a base image."""
         return self._folder / f"{number:03d}.png"
 
     def _latent(self, number: int) -> Path:
@@ -143,7 +143,7 @@ class Bases:
 
 
 def run(studio: Studio, store: Store, bases: Bases, jobs: Sequence[Job], numbers: Sequence[int]) -> None:
-    """Makes and measures every picture that has no valid line yet."""
+    """Makes and measures every image without a valid line."""
     missing = {job: [n for n in numbers if store.line(job, n) is None] for job in jobs}
     with progress_bar(total=sum(map(len, missing.values())), unit="picture", smoothing=0.05) as progress:
         for job, left in missing.items():
@@ -164,7 +164,10 @@ def finish(studio: Studio, store: Store, batch: Batch, job: Job) -> None:
 
 
 def measure(picture: np.ndarray, base: np.ndarray, job: Job, world: World, number: int) -> dict[str, float | None]:
-    """The metrics of one picture; a true rendering is another scene than the base, and is held against itself."""
+    """Computes the metrics of one image.
+
+    A true rendering shows another scene than the base, so it is compared with itself.
+    """
     is_true = job.configuration.kind == "true"
     if is_true:
         base = downscale(picture, base.shape[:2])
@@ -188,7 +191,7 @@ def measure(picture: np.ndarray, base: np.ndarray, job: Job, world: World, numbe
 def what_it_shows(
     picture: np.ndarray, base: np.ndarray, world: World, number: int, is_true: bool
 ) -> dict[str, float | None]:
-    """What the world's detector says of the whole picture and of 1:1 crops, and the colours of subject and ground."""
+    """Returns the detector's results for the whole image and for 1:1 crops, and the colours of subject and ground."""
     sight, place = world.sight(picture, number), world.sight(base, number).place
     subject, ground = (None, None)
     if not is_true and place is not None:
@@ -205,9 +208,9 @@ def what_it_shows(
 
 
 def seams(job: Job) -> tuple[list[int], list[int]]:
-    """First pixels behind the borders of the last stage's views, where nothing shifts them, per axis.
+    """Returns the first pixels after the borders of the last stage's unshifted views, per axis.
 
-    What has no views is looked at where those of the preset Fast would be, beside which it is read.
+    Configurations without views are measured at the borders of the preset Fast's views, so that you can compare them.
     """
     configuration = job.configuration if job.configuration.kind == "demofusion" else FAST_PRESET
     stage = make_plan(configuration.settings_at(job.scale), (NATIVE, NATIVE)).stages[-1]
@@ -220,9 +223,10 @@ def seams(job: Job) -> tuple[list[int], list[int]]:
 
 
 def peak_memory(studio: Studio, configuration: Configuration, scale: int, batch: Batch) -> int:
-    """Most bytes of tensors alive at once while one picture is sampled view by view, beyond weights and decoder.
+    """Returns the peak bytes of tensors while one image is sampled view by view, without weights and decoder.
 
-    What looks at views is measured around a network that takes none, to which that for one view is added.
+    Configurations with views are measured with a network that needs no memory. The memory of the real network for one
+    view is added.
     """
     lone = Studio(studio.model, replace(studio.sampling, steps=2, rows=1, bfloat16=False), studio.world)
     if configuration.kind not in ("demofusion", "multidiffusion"):
@@ -238,7 +242,7 @@ def peak_memory(studio: Studio, configuration: Configuration, scale: int, batch:
 
 @contextmanager
 def network_replaced(studio: Studio) -> Iterator[None]:
-    """Puts a network in the UNet's place that returns its input."""
+    """Replaces the UNet by a network that returns its input."""
     unet = studio.unet
     studio.unet = _Through()
     try:

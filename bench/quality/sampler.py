@@ -1,4 +1,4 @@
-"""The two samplers of the benchmark: DDIM, and that of consistency models."""
+"""Implements the two samplers of the benchmark: DDIM and LCM."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from trial.sampling import consistency, lcm_times
 
 @dataclass(frozen=True)
 class Steps:
-    """Falling timesteps, the schedule's alphas_cumprod (1000,), and for a consistency model the noise between them.
+    """Decreasing timesteps, the schedule's alphas_cumprod (1000,), and a consistency model's noise between steps.
 
-    `fresh(x)` is new noise in the shape of x (B, 4, h, w); without it the sampler is DDIM with eta 0.
+    `fresh(x)` is new noise in the shape of x (B, 4, h, w). Without it the sampler is DDIM with eta 0.
     """
 
     times: Sequence[int]
@@ -27,13 +27,13 @@ class Steps:
 
 
 def timesteps(steps: int, strength: float = 1.0, lcm: bool = False) -> list[int]:
-    """Timesteps of the last `strength` of a schedule of `steps`, falling, as those of trial.sampling."""
+    """Returns the last `strength` of the decreasing timesteps of a `steps` step schedule, as in trial.sampling."""
     times = lcm_times(steps) if lcm else torch.linspace(999, 0, steps + 1).round().long()[:-1].tolist()
     return times[-steps_of_stage(steps, strength) :]
 
 
 def sample(x: Tensor, steps: Steps, predict: Predict, run: StageRun | None = None) -> Tensor:
-    """The clean latent from x (B, 4, h, w) at the first of the timesteps."""
+    """Samples the clean latent from x (B, 4, h, w) at the first of the timesteps."""
     alphas = steps.alphas
     for i, (now, after) in enumerate(zip(steps.times, [*steps.times[1:], None])):
         if run is not None:

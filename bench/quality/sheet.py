@@ -1,4 +1,4 @@
-"""The contact sheet: a column for each configuration, whole pictures and below each a part at 1:1."""
+"""Draws the contact sheet: a column for each configuration, with whole images and a crop of each at 1:1 below."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE, MARGIN, LABEL = 160, 8, 34
-"""Pixels of a picture's side, between pictures, and for the words above them."""
+"""Pixels of an image's side, of the gap between images, and of the text above them."""
 PAPER_COLOUR, INK, FAINT = "white", "black", "#666666"
 
 
 def contact_sheet(
     columns: Sequence[tuple[str, str, Sequence[Path]]], captions: Sequence[str], side: int = SIDE
 ) -> Image.Image:
-    """Draws a page of columns (title, second line, one file for each caption), with pictures of `side` pixels."""
+    """Draws a page of columns (title, second line, one file for each caption), with images of `side` pixels."""
     width = MARGIN + len(columns) * (side + MARGIN)
     block = 2 * side + LABEL
     page = Image.new("RGB", (width, LABEL + len(captions) * block + MARGIN), PAPER_COLOUR)
@@ -36,14 +36,14 @@ def contact_sheet(
 
 
 def middle(picture: Image.Image, side: int = SIDE) -> Image.Image:
-    """Crops a part of the picture at 1:1, left of its middle, where most subjects have an edge."""
+    """Crops the image at 1:1, left of its middle, where most subjects have an edge."""
     width, height = min(side, picture.width), min(side, picture.height)
     left, top = min(picture.width // 4, picture.width - width), (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))
 
 
 def _font(size: int) -> Any:
-    """Returns Pillow's own font; before Pillow 10.1, which some webuis have, it has one size only."""
+    """Returns Pillow's own font. Before Pillow 10.1, which some webuis use, it has only one size."""
     try:
         return ImageFont.load_default(size)
     except TypeError:

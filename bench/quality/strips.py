@@ -1,6 +1,6 @@
-"""Makes a strip of pictures for each parameter that shows what it does: python -m bench.quality.strips.
+"""Makes a strip of images for each parameter, which shows its effect: python -m bench.quality.strips.
 
-Interrupted, the next start goes on behind the last finished picture.
+After an interruption, the next start continues after the last finished image.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from trial.small_model import load
 SCALE = 4
 BALANCED, FAST = PRESETS["Balanced"], PRESETS["Fast"]
 PAPER_ONCE = {"stages": "fewest"}
-"""The paper's values with a single stage, where what a stage does is not hidden by the next."""
+"""The paper's values with a single stage, so that a later stage does not hide the effect of an earlier one."""
 JPEG = {"quality": 70, "optimize": True, "progressive": True}
-"""Of the files: whoever installs the extension downloads them."""
+"""Options of the files. They are small, because everyone who installs the extension downloads them."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """One parameter at several values, all else as in `base`."""
+    """One parameter at several values. All other parameters are those of `base`."""
 
     field: str
     values: tuple[Any, ...]
     base: Mapping[str, Any] = field(default_factory=lambda: BALANCED)
     file: str = ""
-    """Name of the strip where it is not the field's."""
+    """Name of the strip, if it is not the field's name."""
 
     @property
     def name(self) -> str:
-        """The strip's."""
+        """The name of the strip."""
         return self.file or self.field
 
     def configurations(self) -> list[Configuration]:
-        """A configuration for each value."""
+        """Returns a configuration for each value."""
         settings = [{**self.base, self.field: value} for value in self.values]
         return [Configuration(f"{self.field} {value}", settings=s) for value, s in zip(self.values, settings)]
 
     def labels(self) -> list[tuple[str, str]]:
-        """What stands above each picture: the value, and below it in small letters what has it."""
+        """Returns the text above each image: the value, and the parameter's label in small letters below it."""
         return [(_in_words(value), SPECS[self.field].label.partition(" (")[0]) for value in self.values]
 
 
@@ -83,7 +83,7 @@ EFFECTS = (
 
 
 def main() -> None:
-    """Makes what is missing and writes a file for each effect."""
+    """Makes missing images and writes a file for each effect."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("pictures/effects"), help="folder of the strips")
     parser.add_argument("--work", type=Path, default=Path("test-output/strips"), help="folder of the pictures")

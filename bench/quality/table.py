@@ -1,4 +1,4 @@
-"""The table: every statistic of every configuration with its interval, and which differ from one of the rows."""
+"""Formats the table: every statistic of every configuration with its interval, and the differences from one row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.quality.spectrum import log_spectrum, spectrum_distance
 
 @dataclass(frozen=True)
 class Column:
-    """One statistic; `better` is -1 where smaller is better, 1 where larger, 0 where neither."""
+    """One statistic. `better` is -1 if smaller is better, 1 if larger is better, and 0 if neither is."""
 
     name: str
     title: str
@@ -51,7 +51,7 @@ COLUMNS = (
 
 
 class Summary:
-    """What the statistics of a set of pictures need, read from each picture once."""
+    """The values that the statistics of a set of images need, read from each image once."""
 
     def __init__(self, pictures: Sequence[np.ndarray], network: Network):
         self.spectra = np.stack([log_spectrum(picture) for picture in pictures])
@@ -61,7 +61,7 @@ class Summary:
 
 
 class Truth:
-    """The true renderings that every set is compared with."""
+    """The true renderings with which every set is compared."""
 
     def __init__(self, summary: Summary):
         self._summary = summary
@@ -69,7 +69,7 @@ class Truth:
         self._crops = _Space(summary.crops)
 
     def statistics(self, summary: Summary) -> dict[str, Statistic]:
-        """The statistics of a whole set."""
+        """Returns the statistics of a whole set."""
         return {
             "spectrum": lambda chosen: spectrum_distance(summary.spectra[chosen], self._summary.spectra),
             "frechet_whole": self._whole.distance(summary.whole[:, None]),
@@ -78,7 +78,7 @@ class Truth:
 
 
 class _Space:
-    """Whitened features and the Gaussian of the true ones in them."""
+    """Whitened features, and the Gaussian of the true features among them."""
 
     def __init__(self, features: np.ndarray):
         self._whiten: Whitening = whitening(features.reshape(-1, features.shape[-1]))
@@ -102,7 +102,7 @@ class Row:
 
 
 def make_row(name: str, lines: Sequence[dict[str, Any]], statistics: dict[str, Statistic], bytes_: int) -> Row:
-    """The row of a configuration from its pictures' lines and the statistics of the whole set."""
+    """Creates the row of a configuration from its images' lines and from the statistics of the whole set."""
     keys = {key for line in lines for key, value in line["metrics"].items() if value is not None}
     of_pictures = {key: _mean_of(lines, key) for key in keys}
     found = {key: estimate(statistic, len(lines)) for key, statistic in {**of_pictures, **statistics}.items()}
@@ -111,16 +111,17 @@ def make_row(name: str, lines: Sequence[dict[str, Any]], statistics: dict[str, S
 
 
 def _mean_of(lines: Sequence[dict[str, Any]], key: str) -> Statistic:
-    # NaN where a picture has no such value, as the colour of a subject that the base does not show
+    # NaN if an image has no such value, for instance the colour of a subject that the base does not show
     values = np.array([line["metrics"][key] for line in lines], float)
     return lambda chosen: float(np.nanmean(values[chosen]))
 
 
 def markdown(rows: Sequence[Row], title: str, against: str = PAPER) -> str:
-    """The table in Markdown.
+    """Formats the table in Markdown.
 
-    Behind a number: the half width of its interval; then `=` where the paired bootstrap finds no difference from the
-    row that is named `against`, `+` where it is better, `-` where it is worse, `≠` where neither direction is better.
+    Each number is followed by half the width of its interval and a mark. `=` means that the paired bootstrap finds no
+    difference from the row `against`. `+` means better, `-` means worse, and `≠` means different where neither
+    direction is better.
     """
     other = next((row for row in rows if row.name == against), None)
     titles = ["configuration", *(column.title for column in COLUMNS), "units", "s", "MiB"]
@@ -136,7 +137,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def cell(row: Row, other: Row | None, column: Column) -> str:
-    """One number with its interval and mark."""
+    """Formats one number with its interval and mark."""
     found = row.estimates.get(column.name)
     if found is None:
         return ""
@@ -145,7 +146,7 @@ def cell(row: Row, other: Row | None, column: Column) -> str:
 
 
 def mark(row: Row, other: Row | None, column: Column) -> str:
-    """How the number compares with the other row's."""
+    """Compares the number with that of the other row."""
     if other is None or row is other or column.name not in other.estimates:
         return ""
     sign = differs(row.estimates[column.name], other.estimates[column.name])
@@ -155,7 +156,7 @@ def mark(row: Row, other: Row | None, column: Column) -> str:
 
 
 def as_json(rows: Sequence[Row], against: str = PAPER) -> list[dict[str, Any]]:
-    """The same as data."""
+    """Returns the same as data."""
     other = next((row for row in rows if row.name == against), None)
     by_name: dict[str, Column] = {column.name: column for column in COLUMNS}
 

@@ -1,6 +1,6 @@
-"""How much a picture shows, without a reference. Pictures are (H, W, 3) float in 0..1.
+"""Measures the amount of detail in an image without a reference. Images are (H, W, 3) float in 0..1.
 
-Noise raises the first two as well as detail does: read them beside comb, phases and the Fréchet distances.
+Noise increases the first two measures as detail does, so also look at comb, phases and the Fréchet distances.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ DISTANCES = (1, 2, 3, 4)
 DIRECTIONS = ((0, 1), (-1, 1), (-1, 0), (-1, -1))
 """Steps (rows, columns) at 0, 45, 90 and 135 degrees."""
 QUALITY = 95
-"""Of the JPEG whose size is measured."""
+"""Quality of the JPEG whose size is measured."""
 SUBJECT_RADIUS, GROUND_BEYOND = 0.12, 0.45
-"""In fractions of the picture: the disc around a subject's centre, and from where on there is only ground."""
+"""Radius of the disc around a subject's centre, and the distance beyond which there is only ground.
+
+Both are in fractions of the image.
+"""
 
 
 def glcm_score(picture: np.ndarray) -> float:
-    """Mean entropy, in bits, of the grey-level co-occurrences of 64 px patches (Diffusion-4K, arXiv 2503.18352).
+    """Returns the mean entropy in bits of grey-level co-occurrences of 64 px patches (Diffusion-4K, arXiv 2503.18352).
 
-    Grey in 64 levels, distances 1 to 4, four directions, symmetric.
+    It uses 64 grey levels, distances 1 to 4 and four directions, and is symmetric.
     """
     grey = (luma(picture) * LEVELS).astype(int).clip(0, LEVELS - 1)
     height, width = (side // PATCH * PATCH for side in grey.shape)
@@ -37,7 +40,7 @@ def glcm_score(picture: np.ndarray) -> float:
 
 
 def _entropies(patches: np.ndarray, down: int, right: int) -> np.ndarray:
-    """Entropy (N,) of the pairs of grey levels at one step within each patch (N, P, P)."""
+    """Returns the entropy (N,) of the pairs of grey levels at one step within each patch (N, P, P)."""
     side = patches.shape[1]
     rows = slice(max(-down, 0), side - max(down, 0)), slice(max(down, 0), side + min(down, 0))
     columns = slice(max(-right, 0), side - max(right, 0)), slice(max(right, 0), side + min(right, 0))
@@ -50,16 +53,19 @@ def _entropies(patches: np.ndarray, down: int, right: int) -> np.ndarray:
 
 
 def compression_ratio(picture: np.ndarray) -> float:
-    """Bytes of the raw picture over those of its JPEG of quality 95; a picture with more in it compresses less."""
+    """Returns the bytes of the raw image over those of its JPEG at quality 95.
+
+    An image with more content compresses less.
+    """
     data = io.BytesIO()
     Image.fromarray(to_uint8(picture)).save(data, "jpeg", quality=QUALITY)
     return picture.size / len(data.getvalue())
 
 
 def colour_changes(picture: np.ndarray, base: np.ndarray, place: tuple[float, float]) -> tuple[float, float]:
-    """How far the mean colour of the subject and of the ground moved from the base's, mean of the channels in 0..1.
+    """Returns the change of the mean colours of subject and ground from the base, as means of the channels in 0..1.
 
-    `picture` is reduced to the base's size already; `place` is the subject's centre in the base, in fractions.
+    `picture` is already reduced to the base's size. `place` is the subject's centre in the base, in fractions.
     """
     height, width = base.shape[:2]
     y, x = np.mgrid[:height, :width]

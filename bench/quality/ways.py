@@ -1,4 +1,4 @@
-"""The ways to a larger picture: each takes base latents and returns pictures of the large size."""
+"""Implements the ways to a larger image. Each takes base latents and returns large images."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from trial.scenes import to_uint8
 from trial.small_model import SmallModel
 
 SEED_STEP = 1_000_003
-"""Between the seeds of the stages of a run."""
+"""Difference between the seeds of a run's stages."""
 NEVER = 1e9
 """A cosine scale with which a path has no weight at any timestep below T."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What all configurations have in common."""
+    """The parameters that all configurations share."""
 
     steps: int = 20
     guidance: float = GUIDANCE
     lcm: bool = False
-    """The sampler of consistency models in the place of DDIM."""
+    """Whether to use the sampler of consistency models instead of DDIM."""
     rows: int = 32
-    """Rows (pictures x views x 2) that the model is given at once."""
+    """Number of rows (images x views x 2) in a batch of the model."""
     bfloat16: bool = True
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures that are made together: their numbers, which are also their seeds, and their base."""
+    """Images that are made together: their numbers, which are also their seeds, and their base."""
 
     numbers: list[int]
     latents: Tensor  # (B, 4, NATIVE, NATIVE)
@@ -60,34 +60,37 @@ class Batch:
 
 
 class Studio:
-    """Makes pictures of one world with one model."""
+    """Makes images of one world with one model."""
 
     def __init__(self, model: SmallModel, sampling: Sampling, world: World):
         self.model, self.world = model, world
         self.sampling = sampling
-        # weights in half the bytes are 1.4 times as fast as casting them at every call
+        # weights in 16 bits are 1.4 times as fast as weights that are cast at every call
         self.unet = copy.deepcopy(model.unet).to(self._dtype)
         self.alphas = model.alphas_cumprod
 
     def base(self, numbers: list[int]) -> Tensor:
-        """Base latents (B, 4, NATIVE, NATIVE)."""
+        """Samples base latents (B, 4, NATIVE, NATIVE)."""
         noise = initial_noise(numbers, NATIVE, NATIVE)
         return sample(noise, self.steps(numbers), self.guided(numbers).whole)
 
     def steps(self, seeds: Sequence[int], steps: int = 0, strength: float = 1.0) -> Steps:
-        """The last `strength` of a schedule of `steps`, 0 for the base's; `seeds` of what is drawn in between."""
+        """Returns the last `strength` of a schedule of `steps`, where 0 means those of the base.
+
+        `seeds` determine the noise between the steps.
+        """
         times = timesteps(steps or self.sampling.steps, strength, self.sampling.lcm)
         fresh = fresh_noise(seeds) if self.sampling.lcm else None
         return Steps(times, self.alphas, fresh)
 
     def decode(self, latents: Tensor) -> np.ndarray:
-        """Pictures (B, H, W, 3) in 0..1 after rounding to 8 bits."""
+        """Decodes images (B, H, W, 3) in 0..1, rounded to 8 bits."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.sampling.bfloat16):
             decoded = torch.cat([self.model.decode(latent[None]).float() for latent in latents])
         return as_float(to_uint8((decoded.permute(0, 2, 3, 1).numpy() + 1) / 2))
 
     def make(self, configuration: Configuration, batch: Batch, scale: int) -> tuple[np.ndarray, float]:
-        """Pictures (B, H, W, 3) in 0..1, and the evaluations of each in units of the base pass."""
+        """Makes images (B, H, W, 3) in 0..1. Also returns the evaluations per image in units of the base pass."""
         kind, side = configuration.kind, scale * batch.bases.shape[1]
         if kind == "true":
             return np.stack([self.world.true_rendering(number, side, 1) for number in batch.numbers]), 0.0
@@ -104,7 +107,7 @@ class Studio:
         return pictures, units
 
     def guided(self, numbers: list[int]) -> GuidedModel:
-        """The model for these pictures' prompts."""
+        """Returns the model for these images' prompts."""
         prompts = [self.world.prompt(number) for number in numbers]
         context = self.model.encode_prompts([*prompts, *[""] * len(prompts)]).to(self._dtype)
         return GuidedModel(self.unet, context, self.sampling.guidance, self.sampling.rows)
@@ -114,9 +117,11 @@ class Studio:
         return torch.bfloat16 if self.sampling.bfloat16 else torch.float32
 
     def latents(self, configuration: Configuration, batch: Batch, scale: int) -> tuple[Tensor, float]:
-        """Latents (B, 4, h, w) of a configuration that samples, and the evaluations of each as `make` counts them.
+        """Samples the latents (B, 4, h, w) of a configuration.
 
-        What needs no model returns none, and no evaluations.
+        Also returns the evaluations per image, as `make` counts them.
+
+        A configuration without a model returns no latents and no evaluations.
         """
         guided = self.guided(batch.numbers)
         size = (NATIVE * scale, NATIVE * scale)
@@ -135,7 +140,7 @@ class Studio:
         return x, guided.views / self.sampling.steps
 
     def _denoised(self, batch: Batch, scale: int, configuration: Configuration, guided: GuidedModel) -> Tensor:
-        """The webui's hires fix, whole or by tiles: enlarged, noised, int(denoise * steps) + 1 steps."""
+        """Runs the webui's hires fix, whole or by tiles: enlarges, adds noise, runs int(denoise * steps) + 1 steps."""
         size = (NATIVE * scale, NATIVE * scale)
         if configuration.kind == "tiles" or configuration.upscaler == "esrgan":
             enlarged = self._encode(np.stack([enlarge(base, scale) for base in batch.bases]))
@@ -151,7 +156,7 @@ class Studio:
         return sample(x, steps, guided.whole)
 
     def _multidiffusion(self, batch: Batch, scale: int, guided: GuidedModel) -> Tensor:
-        """One stage of local views alone, from noise without an anchor."""
+        """Runs one stage with local views only, from noise without an anchor."""
         settings = Settings(enabled=True, scale=scale, stages=str(scale), cosine_scale_1=NEVER, cosine_scale_2=NEVER)
         stage = make_plan(settings, (NATIVE, NATIVE)).stages[-1]
         return self._stage(settings, stage, torch.zeros(len(batch.numbers), 4, *stage.size), batch, guided)
@@ -175,13 +180,13 @@ class Studio:
         return x
 
     def _enlarged(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
-        """The latents of decoded pictures enlarged to (height, width), as in the webui."""
+        """Returns the latents of decoded images that are enlarged to (height, width), as in the webui."""
         return self._encode(
             np.stack([upscale(picture, size, Image.Resampling.LANCZOS) for picture in self.decode(latents)])
         )
 
     def _encode(self, pictures: np.ndarray) -> Tensor:
-        """Latents of pictures (B, H, W, 3) in 0..1."""
+        """Encodes images (B, H, W, 3) in 0..1."""
         x = torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1
         with torch.autocast("cpu", torch.bfloat16, enabled=self.sampling.bfloat16):
             return torch.cat([self.model.encode(one[None]).float() for one in x])
@@ -206,12 +211,12 @@ class Studio:
 
 
 def with_colors_of(pictures: np.ndarray, bases: np.ndarray) -> np.ndarray:
-    """Pictures (B, H, W, 3) in 0..1 with the colors of their bases (B, h, w, 3), as in the webui."""
+    """Matches the colors of images (B, H, W, 3) in 0..1 to their bases (B, h, w, 3), as in the webui."""
     both = ((torch.from_numpy(part).permute(0, 3, 1, 2) * 2 - 1).contiguous() for part in (pictures, bases))
     matched = torch.stack([match_colors_(picture, base) for picture, base in zip(*both)])
     return as_float(to_uint8((matched.permute(0, 2, 3, 1).numpy() + 1) / 2))
 
 
 def batches(count: int, size: int) -> Sequence[range]:
-    """The numbers 0 to count in groups."""
+    """Returns the numbers from 0 to count in groups."""
     return [range(first, min(first + size, count)) for first in range(0, count, size)]

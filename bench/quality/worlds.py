@@ -1,4 +1,4 @@
-"""The worlds whose pictures are measured: prompts by number, true renderings, and what a picture shows."""
+"""Defines the worlds of the measured images: prompts by number, true renderings, and detectors."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from trial.collage.scenes import render as render_collage
 from trial.small_model import CHECKPOINT, COLLAGE_CHECKPOINT
 
 TRUE_SEED = 90_000
-"""Of the first set of true renderings; no training set uses it."""
+"""Seed of the first set of true renderings. No training set uses it."""
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What a detector sees in a whole picture.
+    """The detector's results for a whole image.
 
-    `place` is the subject's centre in fractions of the picture, None where there is none; `right_subject` and
-    `right_ground` tell whether they are what the prompt names.
+    `place` is the subject's centre in fractions of the image, or None without a subject. `right_subject` and
+    `right_ground` are True if they match the prompt.
     """
 
     subjects: int
@@ -36,10 +36,11 @@ class Sight:
 
 @dataclass(frozen=True)
 class World:
-    """Functions of a picture's number, and of pictures (H, W, 3) float in 0..1.
+    """Functions of an image's number, and of images (H, W, 3) float in 0..1.
 
     `true_rendering(number, side, set)` is a random scene of the prompt; sets are independent of each other.
-    `crops(picture)` is the share of 1:1 crops that show a whole subject, where subjects are larger than such a crop.
+    `crops(picture)` is the share of 1:1 crops that show a whole subject, in a world whose subjects are larger than such
+    a crop.
     """
 
     name: str
@@ -51,7 +52,7 @@ class World:
 
 
 def shape_label(number: int) -> tuple[str, str, str]:
-    """Shape, subject colour and ground colour of picture `number`; the first 64 are all different."""
+    """Returns shape, subject colour and ground colour of image `number`. The first 64 are all different."""
     labels = scenes.all_labels()
     return labels[(number * 21) % len(labels)]
 
@@ -68,13 +69,13 @@ def _see_shape(picture: np.ndarray, number: int) -> Sight:
 
 
 def _shape_crops(picture: np.ndarray) -> float:
-    """A whole subject is one whose mask does not reach the crop's border."""
+    """Counts a subject as whole if its mask does not touch the crop's border."""
     crops = detector.crops(picture)
     return sum(detect.count_inner_subjects(crop) > 0 for crop in crops) / len(crops)
 
 
 def collage_label(number: int) -> tuple[int, int]:
-    """Subject and ground of picture `number`, by index; every subject and ground about equally often."""
+    """Returns subject and ground of image `number`, by index. Every subject and ground occurs about equally often."""
     subjects, grounds = captions()
     return (number * 5) % len(subjects), (number * 3 + number // len(subjects)) % len(grounds)
 

@@ -1,4 +1,4 @@
-"""`python -m bench.card`: the networks have the true sizes, and small ones go through the whole measurement."""
+"""Tests `python -m bench.card`: the networks have the true sizes, and small ones pass through the whole measurement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.card.report import HEAD, Report, Row
 ROOT = Path(__file__).resolve().parents[2]
 
 WITHOUT = "import sys; sys.modules.update(dict.fromkeys(['psutil', 'PIL', 'numpy', 'gradio', 'diffusers', 'yaml']));"
-"""Hides packages that a computer with torch alone does not have."""
+"""Hides packages that a computer with only torch does not have."""
 PLAYED = """
 sys.path.append('tests')
 from card.played import PlayedCard
@@ -26,7 +26,7 @@ with PlayedCard(memory=256 << 20): sys.exit(main(arguments))
 
 
 def measured(tmp_path: Path, code: str) -> tuple[dict[str, list[str]], str]:
-    """Runs the command small; returns the cells of each row by name, and the row for docs/cards.md."""
+    """Runs the command with small sizes. Returns the cells of each row by name, and the row for docs/cards.md."""
     file = tmp_path / "report.md"
     begin = f"from bench.card.__main__ import main; arguments = ['--tiny', '--minutes', '60', '--out', {str(file)!r}]"
     command = [sys.executable, "-c", f"{WITHOUT} {begin}\n{code}"]
@@ -81,7 +81,7 @@ def test_small_models_on_a_played_card(tmp_path: Path) -> None:
     calls = [cells for name, cells in rows.items() if re.match(r"(SDXL|SD 1.5): .* one model call", name)]
     assert {cells[-1].rpartition(", ")[2] for cells in calls} == {"waits for the card: 1"}
     assert "chosen: 16;" in rows["SDXL: automatic view batch"][-1]
-    # 4 MB at once do not fit beside the weights
+    # 4 MB for the whole image do not fit beside the weights
     assert "tiles of" in rows["A card of 8 MB with SDXL: Balanced 2x, one model call"][-1]
     assert rows["A card of 12 MB with SDXL: Balanced 2x, one model call"][-1].endswith("whole")
     assert 30 < float(rows["SDXL: prediction in half precision"][-1].split()[0]) < 80

@@ -1,4 +1,4 @@
-"""`python -m bench.host URL`, against a server that answers as a webui's API does."""
+"""Tests `python -m bench.host URL` against a server with the answers of a webui's API."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIDE = 64
 
 
 class PlayedWebui(ThreadingHTTPServer):
-    """A webui whose images have one colour, which its first image and `colour` decide."""
+    """A webui whose images have one colour. The colour depends on `colour` and on whether the image is the first."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answers)
@@ -37,7 +37,7 @@ class PlayedWebui(ThreadingHTTPServer):
 
 
 class Answers(BaseHTTPRequestHandler):
-    """What the webui answers."""
+    """Answers requests like the webui."""
 
     server: PlayedWebui
 
@@ -71,7 +71,7 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(body).encode())
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing."""
+        """Does not log requests."""
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def webui() -> Iterator[PlayedWebui]:
 
 
 def run(webui: PlayedWebui, folder: Path, *arguments: str) -> dict[str, list[str]]:
-    """Runs the command; returns the cells of each row of its report by name."""
+    """Runs the command. Returns the cells of each row of its report by name."""
     assert host.main([webui.url, "--size", str(SIDE), "--out", str(folder), *arguments]) == 0
     lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]

@@ -1,4 +1,4 @@
-"""The base image behind other passes of the webui: its networks, its VAE, its noise and its encoder."""
+"""Tests the base image after other passes of the webui: its networks, its VAE, its noise and its encoder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ON = {"enabled": True, "scale": 2}
 
 
 class Other(scripts.Script):
-    """A script that stands before this extension's, and plays a pass of the webui."""
+    """A script that runs before this extension's and imitates a pass of the webui."""
 
     alwayson = True
     filename = "another.py"
@@ -29,7 +29,7 @@ class Other(scripts.Script):
 
 @pytest.fixture
 def before(webui: Webui) -> Iterator[Callable[[Other], None]]:
-    """Puts a script before this extension's; behind the test the model is the first one again."""
+    """Inserts a script before this extension's script. After the test the first model is restored."""
     runner = scripts.scripts_txt2img
     own = list(runner.alwayson_scripts)
     yield lambda script: runner.alwayson_scripts.insert(0, script)
@@ -38,7 +38,7 @@ def before(webui: Webui) -> Iterator[Callable[[Other], None]]:
 
 
 class Networks(Other):
-    """A hires prompt with networks of its own, which its pass leaves active."""
+    """A hires prompt with its own networks, which the hires pass leaves active."""
 
     def __init__(self, base: dict[str, Any], hires: dict[str, Any]):
         self.base, self.hires = base, hires
@@ -82,7 +82,7 @@ def test_networks_that_are_switched_off_stay_off(webui: Webui, before: Callable)
 
 
 class Refiner(Other):
-    """Another checkpoint, with another VAE, that ends the base pass and stays loaded."""
+    """Another checkpoint with another VAE, which ends the base pass and stays loaded."""
 
     def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
         sd_models.use_model(TinyModel(seed=1), "refiner")
@@ -90,7 +90,7 @@ class Refiner(Other):
 
 @pytest.fixture
 def refined(webui: Webui, before: Callable, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """The plain image of a job whose base pass ends on the refiner."""
+    """Returns the plain image of a job whose base pass ends with the refiner."""
     plain = webui.job().images[0].tobytes()
 
     def reload(sd_model: Any = None, info: Any = None, forced_reload: bool = False) -> Any:
@@ -130,7 +130,7 @@ def test_so_it_is_without_a_stage(webui: Webui, refined: bytes) -> None:
 
 
 class HiresPass(Other):
-    """Hands on images that the VAE cannot make, as enlarging by a model does."""
+    """Passes on images that the VAE cannot produce, as an upscaler model does."""
 
     def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
         images = torch.rand(len(ps.samples), 3, BASE, BASE, generator=torch.Generator().manual_seed(1))
@@ -152,7 +152,7 @@ def test_the_images_of_hires_fix_are_shown_as_they_are(webui: Webui, before: Cal
 def test_extra_noise_of_the_webui_is_named_only_where_it_acts(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
-    """It acts in img2img and hires fix; a stage has a setting of its own."""
+    """The setting acts in img2img and hires fix. A stage has its own setting."""
     upload = webui.job().images[0]
     before = webui.job(ON, sampler_name=sampler).images[0]
     monkeypatch.setattr(shared.opts, "img2img_extra_noise", 0.3)
@@ -177,7 +177,7 @@ def test_the_noise_multiplier_is_named_only_where_it_acts(webui: Webui, monkeypa
 
 @pytest.fixture
 def drawing(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Image.Image:
-    """An upload, and an encoder that draws from torch's global generator, as the webui's does."""
+    """Returns an upload, and makes the encoder draw from torch's global generator as the webui's does."""
 
     def encode(pictures: torch.Tensor) -> torch.Tensor:
         latent = TinyModel.encode(webui.small, pictures)
@@ -193,7 +193,7 @@ UPLOAD = {**ON, "upscaler": "Latent", "return_stages": True}
 
 @pytest.mark.parametrize("batch", [{}, {"batch_size": 2}, {"n_iter": 2}])
 def test_the_same_upload_makes_the_same_bytes(webui: Webui, drawing: Image.Image, batch: dict[str, int]) -> None:
-    """Whatever ran before, alone and in a batch."""
+    """Earlier jobs make no difference, for a single image and in a batch."""
     torch.manual_seed(1)
     alone = [webui.job(UPLOAD, init_image=drawing, seed=seed) for seed in ((7, 8) if batch else (7,))]
     torch.manual_seed(2)
@@ -201,7 +201,7 @@ def test_the_same_upload_makes_the_same_bytes(webui: Webui, drawing: Image.Image
     expected = [job.images[place] for place in (0, 1) for job in alone]
     assert sizes(result) == [image.width for image in expected]
     for image, other in zip(result.images, expected):
-        # a batch may be rounded otherwise than a single row
+        # a batch may be rounded differently from a single row
         assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= (1 if batch else 0)
 
 

@@ -1,6 +1,6 @@
-"""Extensions that patch the model's layers and count rows, played by small ones in a folder of extensions.
+"""Tests extensions that patch the model's layers and count rows.
 
-Each does what a popular extension does: NegPiP, Composable LoRA, Smoothed Energy Guidance and DeepCache.
+Small extensions in a folder imitate popular ones: NegPiP, Composable LoRA, Smoothed Energy Guidance and DeepCache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ON = {"enabled": True, "scale": 2}
 
 
 class CrossAttention(nn.Module):
-    """Looks at the prompt from every cell."""
+    """Attends to the prompt in every cell."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Unet(nn.Module):
 
 @pytest.fixture
 def unet(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Unet:
-    """A model with a layer of attention; notes how many rows each of its calls has."""
+    """Provides a model with an attention layer. It records the number of rows in each call."""
     webui.job()
     torch.manual_seed(0)
     made = Unet(webui.small.alphas_cumprod).requires_grad_(False)
@@ -66,7 +66,7 @@ Install = Callable[[str, str], Any]
 
 @pytest.fixture
 def extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Installs an extension: a name of its folder, and the source of its `patch(unet, batch)`."""
+    """Installs an extension with the name of its folder and the source of its `patch(unet, batch)`."""
     monkeypatch.setattr(paths_internal, "extensions_dir", str(tmp_path / "extensions"), raising=False)
     forward = nn.Linear.forward
 
@@ -188,7 +188,7 @@ def test_patches_of_controlnet_and_of_this_extension_do_not_count(
 
 
 def one_after_the_other(self: Any, x: Tensor, sigma: Tensor, uncond: Tensor, cond: Tensor, **rest: Any) -> Tensor:
-    """Guides as the webui does for prompts of different lengths."""
+    """Applies guidance as the webui does for prompts of different lengths."""
     image = rest["image_cond"]
     made = [self.inner_model(x, sigma, cond={"c_crossattn": [c], "c_concat": [image]}) for c in (cond, uncond)]
     self.step += 1
@@ -198,7 +198,7 @@ def one_after_the_other(self: Any, x: Tensor, sigma: Tensor, uncond: Tensor, con
 def test_negpip_is_refused_where_conds_and_unconds_come_apart(
     webui: Webui, unet: Unet, extension: Install, reported: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It goes on to count calls then, of which a stage makes one for every view."""
+    """NegPiP then continues to count calls, and a stage makes one call for every view."""
     extension("sd-webui-negpip", NEGPIP).patch(unet, 1)
     monkeypatch.setattr(CFGDenoiser, "forward", one_after_the_other)
     assert sizes(webui.job(ON)) == [2 * BASE]

@@ -17,14 +17,13 @@ from lib_demofusion.settings.infotext import from_infotext
 from lib_demofusion.settings.reading import preset_values
 
 FEW = {"steps": 4, "cfg_scale": 1.5}
-"""What people ask a few-step model for."""
+"""Typical parameters for a few-step model."""
 
 
 def positional(*values: Any) -> list[Any]:
     """Returns the arguments of a request that gives values by position.
 
-    The webui's API puts the values of the controls that `ui` returns behind these (modules/api/api.py,
-    init_default_script_args).
+    The webui's API appends the values of the controls that `ui` returns (modules/api/api.py, init_default_script_args).
     """
     script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
     with gr.Blocks():
@@ -33,7 +32,7 @@ def positional(*values: Any) -> list[Any]:
 
 
 def params(result: processing.Processed) -> dict[str, Any]:
-    """Returns the parameters in the text of the only image."""
+    """Returns the parameters in the infotext of the only image."""
     (text,) = result.infotexts
     return infotext_utils.parse_generation_parameters(text)
 
@@ -84,7 +83,7 @@ def test_fields_without_the_switch_are_noted(webui: Webui, args: list[Any], fiel
     assert sizes(result) == [BASE]
     assert params(result)["DemoFusion note"] == note
     assert note in result.comments
-    # pasting the text does not switch it on
+    # pasting the infotext does not enable it
     assert not from_infotext("enabled", params(result))
 
 

@@ -1,4 +1,4 @@
-"""The extension's small files, on a file system that does not replace a file while it is read, as that of Windows."""
+"""Tests the extension's small files on a file system that does not replace a file during a read, as on Windows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME = "demofusion-test.json"
 
 
 class Windows:
-    """Refuses to replace a file that is being read."""
+    """Refuses to replace a file while it is read."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.readers = 0
@@ -50,7 +50,7 @@ def windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Windows:
 
 @pytest.mark.parametrize("reader", [lambda: storage.read(NAME), lambda: storage.path_of(NAME).read_text()])
 def test_a_file_that_is_read_meanwhile_is_replaced(windows: Windows, reader: Callable[[], object]) -> None:
-    """By an event of the panel, or by another program."""
+    """The reader is an event of the panel, or another program."""
     thread = threading.Thread(target=reader)
     thread.start()
     windows.reading.wait()

@@ -1,4 +1,4 @@
-"""The commands as they are started: with a Python without packages, without files that they need, and into a log."""
+"""Tests how commands start: with a Python without packages, without required files, and with output to a log."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PAGES = ("README.md", "CONTRIBUTING.md", "bench/README.md", "trial/README.md", "
 OWN = {"bench.card", "bench.host"}
 TEXT = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 COMMANDS = sorted(set(re.findall(r"python -m ((?:bench|trial)[a-z._]*[a-z])", TEXT)))
-"""Those that the documentation names."""
+"""The commands that the documentation names."""
 
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the commands, without an environment in it."""
+    """Copies the commands to a folder without an environment."""
     folder = tmp_path_factory.mktemp("bare")
     for path in [*ROOT.glob("bench/**/*.py"), *ROOT.glob("trial/*.py"), *ROOT.glob("trial/collage/*.py")]:
         target = folder / path.relative_to(ROOT)
@@ -34,7 +34,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python in a folder, without any packages but its own."""
+    """Runs Python in a folder without any packages except its own."""
     command = [sys.executable, "-S", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
@@ -57,7 +57,7 @@ def test_help_describes_a_command_where_nothing_is_installed(bare: Path, name: s
 
 
 def test_a_command_goes_on_in_the_environment_where_there_is_one(bare: Path, tmp_path: Path) -> None:
-    """The environment is one whose Python says with which arguments it was started."""
+    """The Python of the environment prints the arguments with which it was started."""
     python = bare / bootstrap.PYTHON.relative_to(bootstrap.ROOT)
     if os.name == "nt":
         pytest.skip("a script cannot stand in for python.exe")

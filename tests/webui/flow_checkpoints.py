@@ -55,7 +55,7 @@ def on_meta(make: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Mod
 
 
 class Neo:
-    """Parts of checkpoints, in the classes and configurations of a Forge Neo."""
+    """Parts of checkpoints, in the classes and configurations of Forge Neo."""
 
     def __init__(self, folder: Path):
         self.configs = folder / "backend" / "huggingface"
@@ -72,7 +72,7 @@ class Neo:
         return random_weights(on_meta(kind.from_config, config))
 
     def clip(self, repository: str, folder: str) -> dict[str, Tensor]:
-        """Returns the weights of a CLIP text model of full size, by the names of transformers."""
+        """Returns the weights of a CLIP text model of full size, with the names of transformers."""
         from transformers import CLIPTextConfig, CLIPTextModel
 
         config = CLIPTextConfig.from_pretrained(str(self.configs / repository / folder))
@@ -95,7 +95,7 @@ class Neo:
 
 
 def qwen(width: int, layers: int) -> dict[str, Tensor]:
-    """Returns the weights of a thin Qwen3 by the names of transformers."""
+    """Returns the weights of a thin Qwen3 with the names of transformers."""
     heads, groups = 2 * HEAD, HEAD
     matrices = {
         "self_attn.q_proj": (heads, width),
@@ -132,7 +132,7 @@ def flux(neo: Neo) -> Parts:
 
 
 def klein(neo: Neo) -> Parts:
-    """Its width says which Klein it is; it reads the text encoder's states behind the layers 9, 18 and 27."""
+    """The width identifies the Klein model. It reads the text encoder's states after the layers 9, 18 and 27."""
     from backend.nn.flux import IntegratedFluxTransformer2DModel
 
     sizes = {"vec_in_dim": None, "context_in_dim": 3 * QWEN_WIDTH, "hidden_size": 3072, "mlp_ratio": 3.0}
@@ -181,7 +181,7 @@ SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 
 
 def sdxl(neo: Neo) -> Parts:
-    """The depths of the transformers are those by which the webui knows SDXL; all levels have the same width."""
+    """The webui recognises SDXL by the depths of its transformers. All levels have the same width here."""
     from backend.nn.unet import IntegratedUNet2DConditionModel
 
     levels = {"num_res_blocks": [2, 2, 2], "channel_mult": [1, 1, 1], "transformer_depth": [0, 0, 2, 2, 10, 10]}
@@ -201,7 +201,7 @@ OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc"
 
 
 def as_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the weights of SDXL's second text encoder by the names that its checkpoints have."""
+    """Returns the weights of SDXL's second text encoder with the names in its checkpoints."""
     text = "text_model."
     made = {
         "positional_embedding": weights[f"{text}embeddings.position_embedding.weight"],

@@ -1,7 +1,7 @@
-"""The sampling functions of an installed Forge or Forge Neo on flow models: the webui's own code, without the webui.
+"""Tests the sampling functions of an installed Forge or Forge Neo on flow models, without starting the webui.
 
-Their file is run with the modules that it imports played. So what is said of each function, whether it is right on a
-flow model and at which of its model calls a step begins, is compared with the function itself.
+The test runs the webui's own file with stand-ins for its imports. It compares the extension's facts about each function
+with the function itself: whether it is right on a flow model, and which of its model calls begins a step.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.step_gate import flow_form, is_stochastic, make_gate
 
 FILES = ("modules_forge/packages/k_diffusion/sampling.py", "k_diffusion/sampling.py")
-"""In Forge Neo and in Forge."""
+"""The paths in Forge Neo and in Forge."""
 PLAYED = ("k_diffusion", "k_diffusion.deis", "backend", "backend.patcher", "backend.patcher.base", "backend.modules")
 NOT_ALONE = frozenset({"sample_deis"})
-"""Needs another file of the webui."""
+"""Functions that need another file of the webui."""
 LOWEST = 0.3
-"""Below it a sampler's last steps leave little noise to measure."""
+"""Below this level a sampler's last steps leave little noise to measure."""
 
 
 class Prediction:
-    """The schedule of a flow model, as far as a sampling function asks for it."""
+    """The schedule of a flow model, with the parts that a sampling function uses."""
 
     prediction_type = "const"
 
@@ -47,16 +47,16 @@ class Prediction:
 
 
 class PredictionFlux(Prediction):
-    """The class of Flux and Chroma, which Forge's functions look for."""
+    """The class of Flux and Chroma, which Forge's functions recognise."""
 
 
 class PredictionDiscreteFlow(Prediction):
-    """The class of Stable Diffusion 3, which they do not know."""
+    """The class of Stable Diffusion 3, which Forge's functions do not recognise."""
 
 
 @pytest.fixture(scope="module")
 def functions(request: pytest.FixtureRequest) -> dict[str, Callable[..., Any]]:
-    """The sampling functions that take levels, by name."""
+    """Returns the sampling functions that take levels, by name."""
     folder = request.config.getoption("--webui")
     found = [path for path in (Path(folder) / name for name in FILES) if path.is_file()] if folder else []
     if not found:
@@ -82,7 +82,7 @@ def functions(request: pytest.FixtureRequest) -> dict[str, Callable[..., Any]]:
 
 
 def judged(function: Callable[..., Any], predictor: Any) -> str | None:
-    """What is said of a function, called as the webuis call it."""
+    """Returns the extension's verdict on a function that is called as the webuis call it."""
     parameters = inspect.signature(function).parameters
     draws = is_stochastic(function.__name__, 1.0 if "eta" in parameters else None, 0.0, "noise_sampler" in parameters)
     return flow_problem(function.__name__, function.__name__, draws, knows_flow(function, predictor))
@@ -99,7 +99,7 @@ def called(function: Callable[..., Any], model: Any, x: torch.Tensor, draw: Call
 
 
 class Model:
-    """What a sampling function calls."""
+    """The model of a sampling function."""
 
     def __init__(self, predictor: Any, denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]):
         self.inner_model = SimpleNamespace(predictor=predictor)
@@ -111,7 +111,7 @@ class Model:
 
 @pytest.mark.parametrize("predictor", [PredictionFlux(), PredictionDiscreteFlow()], ids=["Flux", "other"])
 def test_a_function_is_refused_if_it_leaves_the_signal_or_the_noise_at_a_wrong_level(functions, predictor) -> None:
-    """Measured on a signal that the model knows; a right function is off by about 0.01, a wrong one by 0.2 and more."""
+    """The model knows the signal. The error of a right function is about 0.01, and that of a wrong one at least 0.2."""
     shape = (1, 4, 96, 96)
     clean = randn(3, shape)
     said: dict[str, tuple[bool, float]] = {}
@@ -138,7 +138,7 @@ def test_a_function_is_refused_if_it_leaves_the_signal_or_the_noise_at_a_wrong_l
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_function_makes_its_calls_as_the_reference_does(functions, name: str) -> None:
-    """Under a stage whose gate is that of the name, every x that the model sees is the reference's."""
+    """The stage uses the gate of the function's name. Every x of the model equals the reference's."""
     predictor = PredictionFlux()
     function = functions.get(name)
     if function is None or judged(function, predictor) is not None:

@@ -1,4 +1,4 @@
-"""Saved defaults, and two copies of the extension, in the page of a real webui."""
+"""Tests saved defaults and two copies of the extension, on the page of a real webui."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SECOND = "a-second-copy"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The webui's folder of data, with its log and its ui-config.json."""
+    """Returns the webui's data folder with its log and its ui-config.json."""
     return tmp_path_factory.mktemp("saved")
 
 
 @pytest.fixture(scope="module")
 def own(request: pytest.FixtureRequest, data: Path) -> Iterator[Webui]:
-    """A webui of these tests' own, whose ui-config.json they may write, with a second copy of the extension."""
+    """Starts a separate webui with a second copy of the extension. These tests may write its ui-config.json."""
     folder, checkpoints = (request.config.getoption(name) for name in ("--webui", "--checkpoints"))
     if not folder:
         pytest.skip("a webui of one's own is started with --webui DIR only")
@@ -61,13 +61,13 @@ def test_two_copies_are_named_and_one_acts(own: Webui, page: Any, data: Path) ->
 
 
 def apply_defaults(page: Any, webui: Webui) -> None:
-    """Saves everything on the page as defaults, and loads the page that "Reload UI" makes of them."""
+    """Saves everything on the page as defaults, and loads the page that "Reload UI" builds from them."""
     page.locator("#tabs > .tab-nav button").filter(has_text="Settings").click()
     page.locator("#settings button").filter(has_text="Defaults").last.click()
     page.click("#ui_defaults_apply")
     page.locator("#settings_tab_defaults, #tab_settings").filter(has_text="Wrote").first.wait_for(timeout=SECONDS)
     page.click("#settings_restart_gradio")
-    # or the page would reload itself while it is being loaded below
+    # otherwise the page would reload itself during the load below
     page.wait_for_timeout(1000)
     page.goto("about:blank")
     wait_for_restart(webui)
@@ -86,7 +86,7 @@ def change_everything(tab: Tab) -> None:
 
 
 def run(tab: Tab, webui: Webui, sizes: list[int]) -> str:
-    """Generates and returns the text below the images, whose widths must be these."""
+    """Generates images, checks their widths, and returns the text below them."""
     if tab.name == "img2img":
         tab.page.set_input_files("#img2img_image input[type=file]", str(UPLOAD))
         tab.page.wait_for_selector("#img2img_image img", timeout=SECONDS)
@@ -103,7 +103,7 @@ def test_the_defaults_that_the_page_saves_work_in_the_next_page(own: Webui, page
     UPLOAD.parent.mkdir(parents=True, exist_ok=True)
     Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(UPLOAD)
     for name in TABS:
-        # of ours nothing, as somebody who only wants another size
+        # changes nothing of the extension, like a user who only wants another size
         small(Tab(page, name))
     apply_defaults(page, own)
     for name in TABS:
@@ -114,7 +114,7 @@ def test_the_defaults_that_the_page_saves_work_in_the_next_page(own: Webui, page
     apply_defaults(page, own)
     for name in TABS:
         tab = Tab(page, name)
-        # the panel is open, and the line is that of the saved values before anything is touched
+        # before any change the panel is open, and the line shows the saved values
         assert tab.enabled
         assert "64x64 → 96x96" in tab.wait_for_line("64x64")
         screenshot(page, UPLOAD.parent / "screenshots", f"webui-saved-{name}")

@@ -41,7 +41,7 @@ class LatentDiffusion(torch.nn.Module):
         return self.small.encode(x)
 
     def get_first_stage_encoding(self, encoded: Tensor) -> Tensor:
-        """Returns the scaled output of encode_first_stage. The output is already scaled."""
+        """Returns the output of encode_first_stage, which is scaled already."""
         return encoded
 
     def decode_first_stage(self, z: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ def ddim(
     disable: bool | None = None,
     eta: float = 0.0,
 ) -> Tensor:
-    """DDIM (Song et al., 2021, equation 12) over increasing `timesteps`, from the last to the second."""
+    """DDIM (Song et al., 2021, equation 12) over increasing `timesteps`, from the last to the first."""
     alphas_cumprod = model.inner_model.inner_model.alphas_cumprod.cpu().double()
     ones = x.new_ones(x.shape[0])
     levels = timesteps.flip(0).tolist()

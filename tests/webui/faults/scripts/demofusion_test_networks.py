@@ -1,4 +1,4 @@
-"""A test extension: tells which LoRAs were active in every call of the guidance, with the width of its latent."""
+"""A test extension that reports the active LoRAs in every call of the guidance, with the width of its latent."""
 
 import sys
 
@@ -8,7 +8,7 @@ seen = []
 
 
 def active():
-    """Returns the names of the LoRAs that are loaded; in Forge's family, only if the UNet is patched at the moment."""
+    """Returns the names of the loaded LoRAs. In Forge's family, a LoRA counts only while the UNet is patched."""
     names = [net.name for net in getattr(sys.modules.get("networks"), "loaded_networks", [])]
     objects = getattr(shared.sd_model, "forge_objects", None)
     if objects is None:
@@ -22,7 +22,7 @@ def note(params):
 
 
 def told():
-    """Returns what was noted since the last time."""
+    """Returns the records since the last call."""
     found = list(seen)
     seen.clear()
     return found

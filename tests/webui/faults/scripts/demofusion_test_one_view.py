@@ -1,8 +1,8 @@
-"""A test extension: compares a stage of one view with the webui's own img2img, from the same noise at the same level.
+"""A test extension that compares a stage of one view with the webui's own img2img.
 
-A prompt that holds ONEVIEW asks for it. The stage has one view of the whole latent and no weight of the skip residual
-and of the dilated path, so that it must do what the webui does. The largest difference of the latents stands in the
-image's text, and so does the largest value.
+Both start from the same noise at the same level. A prompt that contains ONEVIEW runs the comparison. The stage has one
+view of the whole latent, and the skip residual and the dilated path have no weight, so it must do the same as the
+webui. The infotext contains the largest difference of the latents and the largest value.
 """
 
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ class OneView(scripts.Script):
 
 
 def both(p, samples):
-    """Returns the latents of the stage and of the webui's img2img, in the webui's axes."""
+    """Returns the latents of the stage and of the webui's img2img, with the webui's axes."""
     from lib_demofusion.host.backends import host
     from lib_demofusion.host.sampling.stage_sampler import StageTask, run_stage, stage_seeds
     from lib_demofusion.host.scoped import replaced

@@ -1,6 +1,6 @@
-"""A test extension: Forge Neo reads the sizes of T5, Qwen3 and of some transformers from the weights.
+"""A test extension that makes Forge Neo read the sizes of T5, Qwen3 and some transformers from the weights.
 
-By itself it takes them from configuration files of its own, for the models of full size.
+By default the webui reads them from its own configuration files for the models of full size.
 """
 
 import dataclasses
@@ -12,18 +12,18 @@ from backend.nn.llm import llama
 load_component = loader.load_huggingface_component
 
 QWEN_BY_WIDTH = {2560: "Qwen3_4BConfig", 4096: "Qwen3_8BConfig"}
-"""The class that the webui chooses by the width in its file."""
+"""The class that the webui chooses by the width in the file."""
 
 
 class Unchecked(dict):
-    """A configuration that hides its numbers from the class's own assertions."""
+    """A configuration that hides its numbers from the assertions of the class."""
 
     def __contains__(self, key):
         return False
 
 
 def layers(state, prefix):
-    """Returns how many layers have keys of a prefix."""
+    """Returns the number of layers whose keys have a prefix."""
     return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
 
 
