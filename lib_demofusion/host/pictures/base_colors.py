@@ -19,6 +19,9 @@ from lib_demofusion.method.plan import CELL, Plan
 LATENT_RESIZE = 3
 """The resize mode of img2img that enlarges the latent instead of the image."""
 
+HALF_A_LEVEL = 1 / 255
+"""Half a step of 8 bits, of values in -1..1."""
+
 
 class BaseColors:
     """The base images of one iteration, whose colors the images of the stages keep."""
@@ -65,5 +68,6 @@ def known_base(p: Any, samples: Any, redrawn: bool) -> list[Tensor] | None:
     if redrawn or not uploads or inpainting.is_inpainting(p) or p.resize_mode == LATENT_RESIZE:
         return None
     flat = (images.flatten(image, shared.opts.img2img_background_color) for image in uploads)
-    shown = [to_tensor(images.resize_image(p.resize_mode, image, p.width, p.height)) for image in flat]
+    # the host rounds the result down to 8 bits, so that a mean loses half a level
+    shown = [to_tensor(images.resize_image(p.resize_mode, image, p.width, p.height)) + HALF_A_LEVEL for image in flat]
     return shown if len(shown) > 1 else shown * len(samples)
