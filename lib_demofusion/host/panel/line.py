@@ -7,7 +7,7 @@ from typing import Any
 
 from lib_demofusion.host.backends import host
 from lib_demofusion.host.panel import warnings
-from lib_demofusion.host.panel.markup import ABOUT, HOURS, MINUTES, NOT_POSSIBLE, SECONDS, duration, error_html, word
+from lib_demofusion.host.panel.markup import ABOUT, HOURS, MINUTES, NOT_VALID, SECONDS, duration, error_html, word
 from lib_demofusion.host.panel.tab import TabValues, base_picture
 from lib_demofusion.host.progress import timing
 from lib_demofusion.host.sampling.webui_steps import calls_twice
@@ -18,7 +18,7 @@ from lib_demofusion.settings.reading import settings_from_args
 from lib_demofusion.settings.spec import SettingsError
 
 TIMES_BASE = "times as long as the base image"
-WORDS = (NOT_POSSIBLE, NO_STAGE, TIMES_BASE, ABOUT, SECONDS, MINUTES, HOURS, warnings.TURBO_CHOSEN)
+WORDS = (NOT_VALID, NO_STAGE, TIMES_BASE, ABOUT, SECONDS, MINUTES, HOURS, warnings.TURBO_CHOSEN)
 
 
 def describe(args: Sequence[Any], tab: TabValues, known: Offers = BUILT_IN) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import html
 
 from lib_demofusion.settings.fields import SPECS
-from lib_demofusion.settings.spec import SettingsError
+from lib_demofusion.settings.spec import SettingsError, shortened
 
-NOT_POSSIBLE = "is not possible; allowed:"
+NOT_VALID = "is not valid. Use"
 ABOUT = "about"
 SECONDS, MINUTES, HOURS = "seconds", "minutes", "hours"
 
@@ -26,12 +26,10 @@ def problem_html(*parts: str) -> str:
 
 
 def error_html(error: SettingsError) -> str:
-    """Returns the message of an error, behind the label of its field where that has another name in the panel."""
-    before, _, allowed = str(error).partition(NOT_POSSIBLE)
-    label = SPECS[error.name].label if error.name in SPECS else ""
-    same = label.lower() == error.name.replace("_", " ")
-    field = [f"{word(label)}:"] if label and not same else []
-    return problem_html(*field, html.escape(before.strip()), word(NOT_POSSIBLE), html.escape(allowed.strip()))
+    """Returns the message of an error: the field's label in the panel, the value, and the values that are allowed."""
+    label = SPECS[error.name].label if error.name in SPECS else error.name
+    value, allowed = html.escape(shortened(error.value)), html.escape(error.allowed)
+    return problem_html(f"{word(label)}:", value, word(NOT_VALID), allowed)
 
 
 def duration(seconds: float) -> str:
