@@ -27,7 +27,7 @@ class _Log:
             sys.stderr.write(f"{line}\n")
 
     def flush(self) -> None:
-        """Flushes the text to standard error."""
+        """Flushes standard error."""
         sys.stderr.flush()
 
 

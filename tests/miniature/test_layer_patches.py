@@ -155,7 +155,7 @@ def test_such_a_view_is_not_divided_where_memory_ends(
 
 
 def test_other_patches_are_given_batches(webui: Webui, unet: Unet, extension: Install, reported: Reports) -> None:
-    """Those of the webui itself, as token merging or hypertile, and what lies in no extension's folder."""
+    """Other patches are the webui's own, such as token merging or hypertile, and code outside of all extensions."""
     rows = []
     plain = unet.attn2.forward
 

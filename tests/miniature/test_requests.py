@@ -1,4 +1,4 @@
-"""Requests of programs: which arguments count, which preset they get, and what the image's text says about the rest."""
+"""Tests requests of programs: the arguments that count, the preset, and the infotext's messages."""
 
 from __future__ import annotations
 
