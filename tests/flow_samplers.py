@@ -24,7 +24,7 @@ class Steps(Protocol):
 
 
 def down_and_up(sigma: Tensor, target: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The level to step down to, the factor that brings its signal to that of `target`, and the noise to add there."""
+    """Returns the level to step down to, the factor that scales its signal to that of `target`, and the noise."""
     down = target * (1 - eta * (1 - target / sigma))
     keep = (1 - target) / (1 - down)
     return down, keep, (target**2 - (keep * down) ** 2).clamp_min(0).sqrt()

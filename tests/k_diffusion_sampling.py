@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from types import ModuleType
 
 PACKAGE = "k_diffusion"
-# k_diffusion.utils imports it for conversions from and to PIL images, which no sampler uses.
+# k_diffusion.utils imports it to convert PIL images, which no sampler does.
 STUB = "torchvision.transforms.functional"
 
 

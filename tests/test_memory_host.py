@@ -165,7 +165,10 @@ def written(folder: Path, limit: str, used: int, cache: int, version: int = 2) -
 
 @pytest.fixture
 def groups(memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the control groups; this process is in the group /box/inner, and the machine has 64 GiB free."""
+    """Returns the folder of the control groups.
+
+    This process is in the group /box/inner, and the machine has 64 GiB free.
+    """
     monkeypatch.setattr(memory, "CGROUPS", tmp_path)
     files = ((tmp_path, *memory.CONTROL_FILES[0][1:]), (tmp_path / "memory", *memory.CONTROL_FILES[1][1:]))
     monkeypatch.setattr(memory, "CONTROL_FILES", files)
@@ -184,7 +187,7 @@ def test_without_a_limit_all_of_the_computers_memory_is_available(memory: Any, g
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("place", ["box/inner", "box", "."])
 def test_a_containers_limit_counts(memory: Any, groups: Path, place: str, version: int) -> None:
-    """That of the group around it does too. Cache is dropped when memory is asked for."""
+    """The limit of the surrounding group counts too. The system drops the cache when a process needs memory."""
     root = groups / "memory" if version == 1 else groups
     written(root / place, str(8 * GIB), 5 * GIB, 2 * GIB, version)
     assert memory.available_bytes() == 5 * GIB

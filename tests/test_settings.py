@@ -185,7 +185,7 @@ def test_unknown_field_is_named(name: object) -> None:
     assert message.startswith("the field ")
     written, _, rest = message.removeprefix("the field ").partition(" = ")
     assert rest.startswith("4 is not possible; allowed: the fields ")
-    # a name of any length and type can be told from the words around it
+    # names of any length and type are distinguishable from the text around them
     assert written == repr(name) or (len(written) == 60 and repr(name).startswith(written[:-1]))
     assert all(field in message for field in NAMES)
 

@@ -102,7 +102,7 @@ class Draws:
 
 
 class DrawingTorch:
-    """The torch module with another `randn_like`; the webui replaces k-diffusion's in the same way."""
+    """The torch module with another `randn_like`. The webui replaces it for k-diffusion in the same way."""
 
     def __init__(self, draw: Draws):
         self.randn_like = draw
@@ -158,9 +158,9 @@ def drive(
     guarded: bool = False,
     **arguments: Any,
 ) -> list[Tensor]:
-    """Runs a sampler function under a StageRun; returns every x that its model evaluated and, last, the result.
+    """Runs a sampler function with a StageRun. Returns every x that its model evaluated, and the result last.
 
-    The run starts from an x of NaN: the first blend must replace it.
+    The run starts from an x of NaN, which the first blend must replace.
     """
     start = torch.full_like(ANCHOR, torch.nan)
     traits = SamplerTraits(VarianceExploding(sigma_to_t), gate, stochastic, guard_for(gate, start) if guarded else None)
@@ -299,7 +299,7 @@ def dpmpp_sde(run: Explicit, sigmas: Tensor, eta: float) -> Tensor:
 
 
 def lms(run: Explicit, sigmas: Tensor) -> Tensor:
-    """Adams-Bashforth of order 4 on the slopes, its weights integrated from Lagrange's polynomials."""
+    """Adams-Bashforth of order 4 on the slopes. Its weights are integrals of Lagrange's polynomials."""
     levels = sigmas.numpy()
     x, slopes = None, []
     for i, (sigma, target) in enumerate(pairwise(levels)):

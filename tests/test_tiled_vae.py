@@ -210,7 +210,7 @@ def test_no_file_is_filled_with_zeros_on_windows(decoder: Any, tmp_path: Path, m
 def test_a_file_has_its_space_on_the_disk_before_it_is_mapped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supported: bool
 ) -> None:
-    """Writing to a mapped file without space ends the process when the disk is full."""
+    """If the disk is full, a write to a mapped file without reserved space ends the process."""
     if not supported:
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
     blocks: list[int] = []

@@ -22,7 +22,7 @@ GIB = 1 << 30
 
 
 def decode(vae: Any, model: Any, latent: Tensor, mode: str = "automatic", report: Any = None) -> list[Tensor]:
-    """Decodes as the webui does, one latent after the other."""
+    """Decodes one latent after another, as the webui does."""
     with vae.in_parts(model, mode, report and vae.of_all(report, len(latent))):
         return [model.first_stage_model.decoder(row[None])[0] for row in latent]
 
@@ -121,7 +121,10 @@ def test_in_tiles_where_it_does_not_fit_or_is_asked_for(vae: Any, model: Any, tr
 
 
 def test_a_live_preview_is_decoded_as_without_the_job(vae: Any, model: Any, tried: list[Any]) -> None:
-    """The page decodes it in a thread of its own. It must not move the job's bar, nor get the job's stop."""
+    """The page decodes the preview in its own thread.
+
+    The preview must not move the job's progress bar, and the job's stop must not end it.
+    """
 
     def stopping(share: float, images: int) -> None:
         raise InterruptedError("the job is stopped")

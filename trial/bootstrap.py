@@ -30,13 +30,13 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CUDA_SIZE = "about 3 GB to download and 7 GB on the disk"
 """Size of the default build of torch on Linux, with the CUDA libraries that it brings."""
 NO_CHROMIUM = "DEMOFUSION_NO_CHROMIUM"
-"""Environment variable that keeps Chromium from being installed."""
+"""If this environment variable is set, Chromium is not installed."""
 CHROMIUM_SIZE = "about 300 MB on the disk"
 
 SET_UP = "python run_tests.py --set-up"
-"""Sets up the environment of tests and measurements, and does nothing else."""
+"""The command that only sets up the environment of tests and measurements."""
 PACKAGES = ("torch", "numpy", "PIL", "yaml", "safetensors", "tqdm", "scipy")
-"""What the commands of trial/ and bench/ import."""
+"""The packages that the commands of trial/ and bench/ import."""
 
 
 class SetUpError(Exception):
@@ -132,7 +132,10 @@ def install_torch() -> None:
 
 
 def confirm_cuda() -> None:
-    """Says how large the default build of torch is, and asks a person at a terminal; SetUpError where they decline."""
+    """Prints the size of the default build of torch, and asks a person at a terminal.
+
+    Raises SetUpError if they decline.
+    """
     print(f"{TORCH_CPU_INDEX} has no build of torch that can be installed here. The default build", end=" ")
     print(f"brings CUDA libraries: {CUDA_SIZE}.", flush=True)
     if sys.stdin is None or not sys.stdin.isatty():
@@ -145,9 +148,10 @@ def confirm_cuda() -> None:
 def enter_environment(package: str, own: Sequence[str] = ()) -> None:
     """Runs a command `python -m package.module` with the Python of .venv if this one lacks its packages.
 
-    The packages of commands call this when they are imported: Python imports them before the module itself. Where .venv
-    lacks the packages too, the process ends with a sentence, and with the module's description if --help is given.
-    Modules whose names begin with one of `own` run with any Python. Missing files are told without a traceback.
+    The packages of commands call this when they are imported, because Python imports them before the module itself. If
+    .venv also lacks the packages, the process ends with a message, and with the module's description if --help is
+    given. Modules whose names begin with one of `own` run with any Python. Missing files are reported without a
+    traceback.
     """
     command = sys.orig_argv[1:]
     if sys.argv[:1] != ["-m"] or "-m" not in command:
@@ -170,7 +174,7 @@ def enter_environment(package: str, own: Sequence[str] = ()) -> None:
 
 
 def _without_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints an error, without its traceback where this repository says that a file is missing and what to do."""
+    """Prints an error. Omits the traceback if this repository's message names a missing file and its remedy."""
     if isinstance(error, FileNotFoundError) and error.errno is None:
         print(error, file=sys.stderr)
     else:
@@ -183,7 +187,7 @@ def _is_inside() -> bool:
 
 
 def _description(module: str) -> str:
-    """Returns the docstring of a module of this repository, which is not imported."""
+    """Returns the docstring of a module of this repository without importing it."""
     path = ROOT.joinpath(*module.split("."))
     file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
     return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "" if file.is_file() else ""
@@ -234,7 +238,10 @@ def let_threads_sleep() -> None:
 
 
 def install_chromium() -> None:
-    """Installs Debian's Chromium for the browser tests where it is missing and this process may, and says so first."""
+    """Prints a note and installs Debian's Chromium for the browser tests.
+
+    It does so only if Chromium is missing and this process has the rights.
+    """
     if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))):
         return
     may_install = hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get")

@@ -109,7 +109,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the positions of a feature map."""
+    """Applies transformer blocks to the positions of a feature map."""
 
     def __init__(self, channels: int, context_dim: int, heads: int, depth: int = 1) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class UNet(nn.Module):
         return self.time_embed(timestep_embedding(t, self.config.model_channels).to(dtype))
 
     def from_embedding(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        """Predicts the noise in x (B, 4, H, W) given the embedding of the time step and the text."""
+        """Predicts the noise in x (B, 4, H, W) from the embedding of the time step and the text."""
         skips, h = [], x
         for block in self.input_blocks:
             h = block(h, emb, context)

@@ -106,7 +106,7 @@ class Card:
 
 
 def _noting_waits(action: Callable[[], object], waits: list[Any]) -> None:
-    """Runs an action and adds one entry to `waits` for each time that torch warns of a wait for the card."""
+    """Runs an action, and adds an entry to `waits` for each of torch's warnings about a wait for the card."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")

@@ -107,7 +107,7 @@ def converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 class NumberEmbedder:
-    """Embeds pairs of numbers as SDXL's ConcatTimestepEmbedderND does."""
+    """Embeds pairs of numbers like SDXL's ConcatTimestepEmbedderND."""
 
     outdim = NUMBERS_DIM
 

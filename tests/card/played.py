@@ -59,7 +59,7 @@ class PlayedCard(TorchDispatchMode):
         self.allocated = self.peak = 0
         self.waits: list[Wait] = []
         self.warns = False
-        """Whether a wait is warned of as well, in torch's words."""
+        """Whether each wait also causes torch's warning."""
         self.operations = 0
         self.fail_in: int | None = None
         """After this number of allocations, one allocation fails."""

@@ -37,7 +37,7 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """The page's address while its server runs, and the file that the server's console goes to."""
+    """Starts the page's server. Returns its address and the file with its console output."""
     folder = tmp_path_factory.mktemp("data")
     # each of several test processes looks for a free port in its own range
     port = 7870 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -56,13 +56,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
 
 @pytest.fixture(scope="module")
 def address(served: tuple[str, Path]) -> str:
-    """The page's address."""
+    """Returns the page's address."""
     return served[0]
 
 
 @pytest.fixture
 def console(served: tuple[str, Path], reported: Reports) -> Iterator[None]:
-    """Reads what the server prints during a test; an error that the test does not name fails it."""
+    """Reads the server's output during a test. An error without `expect` fails the test."""
     printed = served[1]
     before = printed.stat().st_size
     yield
@@ -84,7 +84,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def page(chromium: Any, address: str, console: None, reported: Reports) -> Iterator[Any]:
-    """A freshly loaded page; an error in its scripts fails the test, and so does a failure that it does not name."""
+    """Loads the page afresh. An error in its scripts or an unexpected failure fails the test."""
     page = chromium.new_page(viewport={"width": 1280, "height": 1000})
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))

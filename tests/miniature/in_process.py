@@ -30,9 +30,9 @@ class Webui:
         from_page: bool = False,
         **parameters: Any,
     ) -> processing.Processed:
-        """Returns the result of one job of the API or the page.
+        """Runs one job of the API or of the page, and returns its result.
 
-        `settings` are a dict of fields or a list of arguments; without them no script takes part.
+        `settings` are a dict of fields or a list of arguments. Without them no script takes part.
         """
         args = settings if isinstance(settings, list) else [settings or {}]
         p = self.request([0, *args], init_image, **parameters)
@@ -42,7 +42,7 @@ class Webui:
         return jobs.execute(p)
 
     def request(self, script_args: list[Any], init_image: Image.Image | None = None, **parameters: Any) -> Any:
-        """Returns the webui's object for a job with these arguments, the first of which is the chosen script."""
+        """Returns the webui's processing object for these arguments. The first argument is the selected script."""
         paths_internal.data_path = str(self.folder)
         if getattr(shared.sd_model, "small", None) is not self.small:
             sd_models.use_model(self.small, "random")

@@ -279,7 +279,7 @@ def test_pasting_sets_every_control(tab: Tab) -> None:
 
 
 def test_pasting_a_foreign_picture_switches_off(tab: Tab) -> None:
-    """And leaves the values of the panel as they are."""
+    """The values of the panel stay unchanged."""
     tab.open_panel()
     tab.choose_preset("Fast")
     tab.wait_for_value("stages", "fewest")
@@ -303,7 +303,7 @@ def test_pasting_a_foreign_picture_switches_off(tab: Tab) -> None:
 
 
 def few_steps(tab: Tab, steps: int = 6) -> None:
-    """Asks for what few-step models are asked for."""
+    """Enters typical values for few-step models."""
     tab.number(tab.id("steps"), steps)
     tab.number(tab.id("cfg_scale"), 1.5)
 
@@ -326,7 +326,7 @@ def test_for_a_few_step_model_the_panel_switches_to_turbo_and_back(tab: Tab) -> 
 @pytest.mark.parametrize("preset", ["Fast", OPENING])
 def test_a_preset_that_somebody_clicked_stays(tab: Tab, preset: str) -> None:
     tab.open_panel()
-    # also a click on what is chosen already
+    # this also covers a click on the selected preset
     tab.choose_preset(preset)
     tab.wait_for_value("denoising_strength", f"{PRESETS[preset]['denoising_strength']:g}")
     few_steps(tab)
@@ -406,7 +406,7 @@ def test_the_line_names_what_makes_upscale_by_unused(tab: Tab) -> None:
 
 
 def test_the_box_alone_decides_once_it_was_clicked(tab: Tab) -> None:
-    """As the boxes of the webui's own accordions do, and as README says."""
+    """The boxes of the webui's own accordions behave in the same way, and README describes it."""
     header, box = f"{tab.panel}_enabled > .label-wrap", f"{tab.panel}_enabled-visible-checkbox"
     tab.page.click(f"{header} .icon")
     tab.wait_for_line("256x256")
@@ -415,7 +415,7 @@ def test_the_box_alone_decides_once_it_was_clicked(tab: Tab) -> None:
     tab.page.wait_for_selector(f"{header}:not(.open)", timeout=SECONDS)
     tab.page.wait_for_timeout(300)
     assert not tab.enabled
-    # ticked with the panel closed, it runs
+    # if the box is checked while the panel is closed, DemoFusion runs
     tab.page.click(box)
     tab.number(tab.id("steps"), 3)
     tab.generate()

@@ -124,7 +124,7 @@ def test_every_sampler_runs_a_stage_of_few_steps(webui: Webui, sampler: str, set
 def test_a_sampler_with_arguments_of_its_own_runs_as_the_one_without(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Extensions add samplers of other defaults as partial functions."""
+    """Extensions add samplers with other defaults as partial functions."""
     plain = webui.job(THREE, sampler_name=name)
     config = sd_samplers.find_sampler_config(name)
 
@@ -217,7 +217,7 @@ def test_a_foreign_infotext_switches_off(webui: Webui) -> None:
     params = infotext_utils.parse_generation_parameters(webui.job().infotexts[0])
     script = scripts.scripts_txt2img.alwayson_scripts[0]
     values = [read(params) for _, read in script.infotext_fields]
-    # of None the webui makes no change
+    # the webui ignores None
     assert values == [False, *[None] * (len(values) - 1)]
 
 
@@ -292,7 +292,7 @@ def test_progress_rises_and_ends(webui: Webui, in_model: Callable) -> None:
 
 
 def test_the_progress_of_a_job_is_told_in_whole_jobs(webui: Webui, in_model: Callable) -> None:
-    """By the webui's API, as JSON."""
+    """The webui's API returns it as JSON."""
     told: list[str] = []
     in_model(lambda: told.append(json.dumps([shared.state.job_no, shared.state.job_count])))
     webui.job(THREE, n_iter=2)
@@ -517,7 +517,7 @@ def test_the_bar_follows_the_decoder(
     def decoding(p: Any, latent: torch.Tensor, report: vae.Report) -> Any:
         return decode(p, latent, lambda share: (passing(latent[:, 0].numel()), report(share)))
 
-    # this computer may be busy with other things, and no rate is known before
+    # other processes may use this computer, and there must be no earlier timing
     monkeypatch.setattr(webui, "folder", tmp_path)
     monkeypatch.setattr(webui.small, "unet", watched)
     monkeypatch.setattr(coding, "decode", decoding)

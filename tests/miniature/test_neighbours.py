@@ -82,7 +82,7 @@ class Detailer(AlwaysOn):
 
 
 class Resize(enum.Enum):
-    """How ControlNet resizes a hint."""
+    """ControlNet's modes of resizing a hint."""
 
     RESIZE = 1
 
@@ -101,7 +101,7 @@ class Hooked(AlwaysOn):
         return "ControlNet"
 
     def detectmap_proc(self, pixels: np.ndarray, preprocessor: str, mode: Resize, h: int, w: int) -> tuple:
-        """Resizes a map (h, w, 3) of bytes by ControlNet's own way, here without a smooth edge."""
+        """Resizes a map (h, w, 3) of bytes with ControlNet's own method, here without smooth edges."""
         resized = Image.fromarray(pixels).resize((w, h), Image.Resampling.NEAREST)
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None] / 255, resized
 

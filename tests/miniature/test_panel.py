@@ -22,7 +22,7 @@ def test_the_lines_of_both_tabs_follow_the_settings(webui: Webui, monkeypatch: p
     assert lines < {output for dependency in on_change for output in dependency["outputs"]}
     monkeypatch.setattr(shared.opts, "tiling", True)
     for dependency in on_change:
-        # the first of them switches the panel on
+        # the first value enables the panel
         values = [True, *(getattr(webui.page.blocks[i], "value", None) for i in dependency["inputs"][1:])]
         function = webui.page.fns[webui.page.dependencies.index(dependency)].fn
         assert "Tiling" in function(*values)[0]["value"]

@@ -117,7 +117,7 @@ def test_the_line_says_when_the_panel_switched_to_turbo(webui: Webui) -> None:
 
 
 def test_the_line_describes_the_preset_that_the_panel_shows(webui: Webui) -> None:
-    """A run uses what the panel shows, also where another preset would suit a few-step model better."""
+    """A run uses the panel's values, even if another preset would suit a few-step model better."""
     lines = {preset: said({"preset": preset}, **FEW, preset_picked=True) for preset in ("Balanced", "Fast", "Turbo")}
     assert len(set(lines.values())) == 3
 

@@ -42,7 +42,7 @@ def random_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def random_weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Returns a weight of a shape by its name."""
+    """Returns a weight of the given shape, according to its name."""
     if len(shape) >= 2:
         return torch.randn(shape) * math.prod(shape[1:]) ** -0.5
     return torch.ones(shape) if name.endswith(("weight", "scale")) else torch.zeros(shape)

@@ -12,7 +12,7 @@ COMMON = "--skip-prepare-environment --skip-torch-cuda-test --no-hashing --api -
 
 @dataclass(frozen=True)
 class Host:
-    """One kind of webui."""
+    """One kind of webui and the way to start it."""
 
     name: str
     flags: str

@@ -29,7 +29,7 @@ API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 
 @contextmanager
 def options(webui: Webui, **values: Any) -> Iterator[None]:
-    """Changes the webui's settings for a while."""
+    """Changes the webui's settings within the context."""
     before = webui.call("options")
     webui.call("options", values)
     try:
@@ -45,7 +45,7 @@ def upload() -> Image.Image:
 
 @pytest.fixture(params=["txt2img", "img2img"])
 def tab(request: pytest.FixtureRequest, upload: Image.Image) -> dict[str, Any]:
-    """A small request of each tab."""
+    """Returns a small request for each tab."""
     own = {"init_images": [png(upload)]} if request.param == "img2img" else {}
     return {"path": request.param, **SMALL, **own}
 

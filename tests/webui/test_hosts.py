@@ -53,7 +53,7 @@ def small(webui: Webui, demofusion: Any = ON, **request: Any) -> Result:
 
 
 BY_NAME = (OTHER_SIZE, NOT_ITS_X, CALLS_DO_NOT_FIT, "does not work with the sampler")
-"""What is said of samplers that are refused by name."""
+"""Messages of samplers that are refused by name."""
 
 Run = Callable[[str, Any], Result]
 """Makes an image with the sampler, scheduler or upscaler of that name, with DemoFusion's settings or without."""
@@ -108,8 +108,8 @@ CFG_SCALES = (1, 1.5, 7)
 @pytest.mark.parametrize("cfg_scale", CFG_SCALES)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_at_every_cfg_scale(webui: Webui, preset: str, cfg_scale: float) -> None:
-    """Forge and Forge Neo make no uncond at a CFG scale of 1, and every stage failed there."""
-    # with few steps, or at a low CFG scale, Turbo takes the place of Balanced and Fast
+    """Forge and Forge Neo compute no uncond at a CFG scale of 1. Every stage once failed there."""
+    # with few steps or a low CFG scale, Turbo replaces Balanced and Fast
     steps = 12 if cfg_scale > 2 else 4
     on = {"enabled": True, "scale": 2, "view_batch": 16, "preset": preset}
     result = small(webui, on, cfg_scale=cfg_scale, steps=steps)
@@ -117,10 +117,10 @@ def test_every_preset_at_every_cfg_scale(webui: Webui, preset: str, cfg_scale: f
 
 
 ACTS = 0.1
-"""The least change that a value must make, in terms of the change under Euler.
+"""The minimum change that a value must cause, relative to the change under Euler.
 
-It was 0.1 for the skip residual and 0.05 for extra noise under UniPC of Forge Neo, whose x no stage could reach; other
-samplers have 0.6 to 1.6.
+Under UniPC of Forge Neo it was 0.1 for the skip residual and 0.05 for extra noise, because no stage could change the
+sampler's x. Other samplers have 0.6 to 1.6.
 """
 
 
@@ -135,7 +135,7 @@ def test_residual_and_extra_noise_act_in_every_sampler(webui: Webui) -> None:
 
 
 def changed_by_values(webui: Webui, sampler: str) -> list[float] | None:
-    """Returns the mean changes of the image by cosine scale 1 and by extra noise; None if the sampler is refused."""
+    """Returns the mean changes of the image by cosine scale 1 and by extra noise, or None for a refused sampler."""
     run = partial(small, webui, sampler_name=sampler)
     found = problem(partial(run, LEAN), TWICE)
     if found:

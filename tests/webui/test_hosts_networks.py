@@ -148,12 +148,12 @@ def test_a_lora_acts_in_the_stage_by_its_weight(webui: Webui, upload: Image.Imag
 
 @pytest.mark.parametrize(("base", "hires"), [(True, False), (False, True), (True, True)])
 def test_the_stages_have_the_loras_of_their_prompt(webui: Webui, base: bool, hires: bool) -> None:
-    """Hires fix leaves those of its own prompt active; the stages use the main prompt."""
+    """Hires fix leaves its prompt's LoRAs active. The stages use those of the main prompt."""
     tree, lora = "a tree", f"a tree<lora:{LORA}:1>"
     webui.call("networks", under="demofusion-test")
     request = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7}
     prompts = {"prompt": lora if base else tree, "hr_prompt": lora if hires else tree}
-    # Forge's API fails without it, with DemoFusion or not
+    # Forge's API fails without this field, with or without DemoFusion
     result = small(webui, **request, **prompts, hr_additional_modules=["Use same choices"])
     assert_good(result, (256, 256))
     active: dict[int, set[bool]] = {}
@@ -225,7 +225,10 @@ def test_a_hint_acts_where_it_lies_in_tiles(webui: Webui, upload: Image.Image) -
 
 
 def test_a_hint_acts_in_dilated_views_as_in_a_small_picture(webui: Webui, upload: Image.Image) -> None:
-    """How far a spot is felt is the checkpoint's: so it is held against the webui's own picture of the native size."""
+    """The size of a spot's effect depends on the checkpoint.
+
+    The webui's own image of the native size is therefore the reference.
+    """
     own, made = [], []
     for hint in (DARK, *(spot(*place) for place in PLACES)):
         own.append(native(webui, upload, hint))

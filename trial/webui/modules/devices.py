@@ -15,7 +15,7 @@ force_fp16 = False
 
 
 class NansException(Exception):
-    """A model returned nothing but NaN."""
+    """A model returned only NaN."""
 
 
 def autocast(disable: bool = False) -> Any:

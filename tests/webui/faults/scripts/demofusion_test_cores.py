@@ -1,6 +1,6 @@
-"""A test extension: soft inpainting of Forge and reForge works as on a machine with more than six cores.
+"""A test extension that makes soft inpainting of Forge and reForge work as on a machine with more than six cores.
 
-With six or fewer it divides its work into -1 parts, of which none is done, and leaves every image as it was.
+With six cores or fewer it divides its work into -1 parts and processes none of them, so every image stays unchanged.
 """
 
 from modules import script_callbacks, scripts

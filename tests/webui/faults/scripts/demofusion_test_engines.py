@@ -1,6 +1,6 @@
-"""A test extension for webuis of Forge's family: says of every kind of model whether DemoFusion would run on it.
+"""A test extension for Forge's family that reports for every kind of model whether DemoFusion would run on it.
 
-The engines are made of stand-ins for weights, so that what they say of themselves is all that is left of them.
+The engines have stand-ins instead of weights. Only their own metadata is real.
 """
 
 import collections
@@ -18,7 +18,7 @@ with suppress(ImportError):
 
 
 def made(cls):
-    """Returns an engine of a class without weights; of its UNet there is only the schedule."""
+    """Returns an engine of a class without weights. Its UNet consists only of the schedule."""
     module = sys.modules[cls.__module__]
     kept = ("ForgeObjects", "ForgeDiffusionEngine")
     names = [n for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ != cls.__module__]
@@ -31,14 +31,14 @@ def made(cls):
 
 
 def engines():
-    """Returns whether DemoFusion runs on a kind of model, by the names of their classes."""
+    """Returns whether DemoFusion runs on a kind of model, by the names of the model's classes."""
     from lib_demofusion.host.backends import host
 
     return {cls.__name__: host().family(made(cls)).refusal is None for cls in possible_models}
 
 
 def family():
-    """Returns what DemoFusion knows of the loaded model."""
+    """Returns DemoFusion's facts about the loaded model."""
     from modules import sd_models
 
     from lib_demofusion.host.backends import host

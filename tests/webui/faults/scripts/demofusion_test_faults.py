@@ -1,6 +1,6 @@
-"""A test extension for a real webui: fails on request in the middle of a stage, as a broken neighbour would.
+"""A test extension that fails on request in the middle of a stage, like a broken extension.
 
-The prompt says when: "FAULT:3:30:40" raises at model call 3 in latents of 30 to 40 rows.
+The prompt controls the failure: "FAULT:3:30:40" raises at model call 3 in latents of 30 to 40 rows.
 """
 
 import re
@@ -9,7 +9,7 @@ from modules import script_callbacks
 
 
 class Fault:
-    """Stands in the place of the conds; whoever looks at it fails."""
+    """Replaces the conds. Every access to it fails."""
 
     def __getattr__(self, name):
         raise RuntimeError("planned fault")
@@ -19,7 +19,10 @@ class Fault:
 
 
 def fail_on_request(params):
-    """The host swallows what a callback raises, so the fault is planted in what it goes on with."""
+    """Replaces the conds by an object that fails.
+
+    The host ignores exceptions of callbacks, so raising here has no effect.
+    """
     match = re.search(r"FAULT:(\d+):(\d+):(\d+)", params.denoiser.p.main_prompt or "")
     if not match:
         return
