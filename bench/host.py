@@ -72,7 +72,7 @@ class Webui:
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 raise HostError(f"{self.url} has no API. Start the webui with --api.") from None
-            raise HostError(f"{path}: {error.code} {error.read().decode(errors='replace')[:300]}") from None
+            raise HostError(f"{path}: {error.code} {_reason(error.read().decode(errors='replace'))}") from None
         except (urllib.error.URLError, ConnectionError, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise HostError(f"No webui answers at {self.url} ({reason}). Is it running, with --api?") from None
@@ -82,6 +82,21 @@ class Webui:
         told = self.call("memory")
         card = told.get("cuda", {}).get("system")
         return int(card["used"] if card else told["ram"]["used"])
+
+
+def _reason(text: str) -> str:
+    """Returns what the webui says of an error, in the words of its answer where that is the webui's JSON."""
+    try:
+        told = json.loads(text)
+        text = next(str(told[key]) for key in ("errors", "message", "detail", "error") if told.get(key))
+    except (ValueError, AttributeError, StopIteration):
+        pass
+    return " ".join(text.split())[:300]
+
+
+def hires_upscaler(webui: Webui) -> str:
+    """Returns the upscaler for hires fix: Lanczos, or Latent where a webui such as Forge Neo has no Lanczos."""
+    return "Lanczos" if "Lanczos" in [each.get("name") for each in webui.call("upscalers")] else "Latent"
 
 
 @dataclass
@@ -99,9 +114,9 @@ class Way:
     files: list[Path] = field(default_factory=list)
 
 
-def ways(side: int, large: bool) -> list[Way]:
+def ways(side: int, large: bool, upscaler: str) -> list[Way]:
     """Returns every way to measure for square base images of `side` pixels. `large` adds 4x."""
-    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Lanczos", "denoising_strength": HIRES_STRENGTH}
+    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, "denoising_strength": HIRES_STRENGTH}
     found = [Way("Base image", promised=1.0), Way("Hires fix 2x", {**hires, "hr_additional_modules": []})]
     for scale in (2, 4) if large else (2,):
         for preset in reversed(PRESETS):
@@ -188,7 +203,8 @@ def report(made: list[Way], text: str, side: int, same: str) -> str:
     versions = {key: re.search(rf"{key}: ([^,\n]+)", text) for key in ("Version", "Model")}
     version, model = (found[1] if found else "unknown" for found in versions.values())
     lines = [f"DemoFusion Hires {__version__} in webui {version}, checkpoint {model}", ""]
-    hires = f"Hires fix: Lanczos, {STEPS} steps, denoising strength {HIRES_STRENGTH}."
+    upscaler = next((way.request["hr_upscaler"] for way in made if "hr_upscaler" in way.request), "none")
+    hires = f"Hires fix: {upscaler}, {STEPS} steps, denoising strength {HIRES_STRENGTH}."
     lines += [f"{len(PROMPTS)} prompts, {side}x{side}, {STEPS} steps of {SAMPLER}. {hires}"]
     lines += [f"The plain image after all others: {same}."]
     lines += ["", "| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|", *(row(way, made[0]) for way in made), ""]
@@ -215,7 +231,7 @@ def run(options: argparse.Namespace, say: Callable[[str], None]) -> None:
     webui = Webui(options.url)
     check(webui)
     side = options.size or native_side(webui)
-    made, same, text = ways(side, options.large), "not compared", ""
+    made, same, text = ways(side, options.large, hires_upscaler(webui)), "not compared", ""
     options.out.mkdir(parents=True, exist_ok=True)
     try:
         # the first image of a process is slower

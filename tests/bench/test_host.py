@@ -27,6 +27,7 @@ class PlayedWebui(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answers)
         self.scripts = ["demofusion hires", "x/y/z plot"]
+        self.upscalers = ["None", "Lanczos"]
         self.requests: list[dict[str, Any]] = []
         self.drifts = False
         self.refuses = ""
@@ -44,6 +45,7 @@ class Answers(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         known = {
             "options": {"sd_model_checkpoint": "thatXL.safetensors"},
+            "upscalers": [{"name": name} for name in self.server.upscalers],
             "scripts": {"txt2img": self.server.scripts, "img2img": []},
             "memory": {"ram": {"used": 1}, "cuda": {"system": {"used": 3 << 30}}},
         }
@@ -117,10 +119,17 @@ def test_what_is_promised_is_what_readme_says(webui: PlayedWebui, tmp_path: Path
 def test_a_way_that_fails_is_said_and_the_others_are_measured(webui: PlayedWebui, tmp_path: Path) -> None:
     webui.refuses, webui.drifts = "Paper", True
     rows = run(webui, tmp_path)
-    assert "CUDA out of memory" in rows["Paper 2x"][-1]
+    assert rows["Paper 2x"][-1] == "txt2img: 500 CUDA out of memory"
     assert rows["Balanced 2x"][0]
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert f"all others: differs by up to {len(webui.requests) - 2} of 255." in report
+
+
+def test_hires_fix_runs_with_an_upscaler_that_the_webui_has(webui: PlayedWebui, tmp_path: Path) -> None:
+    webui.upscalers = ["None"]
+    assert run(webui, tmp_path)["Hires fix 2x"][0]
+    assert {asked["hr_upscaler"] for asked in webui.requests if "hr_upscaler" in asked} == {"Latent"}
+    assert "Hires fix: Latent, 20 steps" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_webui_without_the_extension(webui: PlayedWebui, capsys: pytest.CaptureFixture[str]) -> None:
