@@ -105,6 +105,11 @@ class StageRun:
         self._denoised: Tensor | None = None
         self._again: tuple[Tensor, float] | None = None
 
+    def start(self, x: Tensor, level: Tensor) -> None:
+        """Sets x (B, C, H, W) to the noised anchor; also before the first call, if the calls show only copies of x."""
+        noise = self.noise * (1 + self.settings.extra_noise)
+        x.copy_(noised(self.anchor, noise, level, self.space))
+
     def before_call(self, x: Tensor, level: Tensor, shown: Tensor | None = None) -> None:
         """Blends the skip residual into x (B, C, H, W) in place if a step begins, and chooses the views of this call.
 
@@ -140,7 +145,11 @@ class StageRun:
             self._guard.callback(x if shown is None else shown)
         self.gate.after_step(i)
         if self.gate.blends_in_callback and self._again is not None:
-            self._blend(x, *self._again)
+            level, c1 = self._again
+            scale = self.gate.callback_scale(i, float(level))
+            if scale is not None:
+                self._blend(x.mul_(scale), level, c1)
+                x.div_(scale)
             self._again = None
         if self.stochastic:
             # LCM overwrites this tensor later
@@ -170,8 +179,7 @@ class StageRun:
     def _blend(self, x: Tensor, level: Tensor, c1: float) -> None:
         """Blends x. The first call sets x exactly, because the webui's DDIM adds noise of the level above its first."""
         if self.call == 0:
-            noise = self.noise * (1 + self.settings.extra_noise)
-            x.copy_(noised(self.anchor, noise, level, self.space))
+            self.start(x, level)
         elif self.stochastic and self._denoised is not None:
             blend_signal_(x, self.anchor, self._denoised, c1, self.space.signal_scale(level))
         else:

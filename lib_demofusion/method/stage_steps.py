@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from lib_demofusion.method.timesteps import STEPS, flow_level
 from lib_demofusion.settings.fields import Settings
 
-TWO_NEEDED = frozenset({"sample_dpmpp_2m_sde", "sample_dpmpp_3m_sde", "sample_dpm_fast", "sample_dpm_adaptive"})
+TWO_NEEDED = frozenset(
+    {"sample_dpmpp_2m_sde", "sample_dpmpp_3m_sde", "sample_dpm_fast", "sample_dpm_adaptive", "sample_unipc"}
+)
 """Sampling functions of k-diffusion that raise in a single step: the former two look for the length of a step that does
 not end at zero noise, the others run to the last level but one, which is then the one that they begin at."""
 

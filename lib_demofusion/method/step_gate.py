@@ -7,6 +7,7 @@ sampler has its own order. The names are those of the sampling functions in k-di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -32,6 +33,9 @@ class StepGate:
     blends_in_callback = False
     """Whether x must be blended once more in the callback, because the sampler drops the tensor that it evaluated."""
 
+    copies_x = False
+    """Whether the model sees a copy of the sampler's x, so that only the callback can change x."""
+
     rejects_steps = False
     """Whether the sampler also runs its callback for a step that it then rejects and tries again."""
 
@@ -41,6 +45,10 @@ class StepGate:
 
     def after_step(self, i: int) -> None:
         """Handles the sampler's callback for step `i`."""
+
+    def callback_scale(self, i: int, level: float) -> float | None:
+        """Returns the factor from the callback's x to x at noise level `level`; None if that x is not to be blended."""
+        return 1.0 if self.blends_in_callback else None
 
 
 class SkipCalls(StepGate):
@@ -95,6 +103,21 @@ class PredictorCorrector(StepGate):
     """Gate of UniPC, which evaluates a predicted x and continues from a corrected x that only the callback receives."""
 
     blends_in_callback = True
+
+
+class ScaledPredictorCorrector(PredictorCorrector):
+    """Gate of UniPC in Forge Neo, which keeps x / sqrt(1 + sigma^2) and hands its model a copy of the usual scale.
+
+    Its last callback shows the result, which is not blended.
+    """
+
+    copies_x = True
+
+    def __init__(self, last: int):
+        self._last = last
+
+    def callback_scale(self, i: int, level: float) -> float | None:
+        return None if i >= self._last else math.sqrt(1 + level**2)
 
 
 def dpm_fast_orders(n: int) -> list[int]:
@@ -177,6 +200,8 @@ def make_gate(
         return FirstCallAtNewLevel()
     if name == "unipc":
         return PredictorCorrector()
+    if name == "sample_unipc" and sigmas is not None:
+        return ScaledPredictorCorrector(len(sigmas) - 2)
     if name in TWO_CALLS | TWO_CALLS_ANCESTRAL or second_order:
         return SkipCalls()
     return StepGate()

@@ -35,6 +35,7 @@ from lib_demofusion.host.sampling.preview import for_preview
 from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import make_plan
+from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import LocalView
 from lib_demofusion.settings.fields import Settings
 
@@ -368,6 +369,7 @@ def test_what_a_stage_writes_reaches_the_samplers_x(form: Any) -> None:
 
     class Run:
         shown: Any = None
+        gate = StepGate()
 
         def before_call(self, x: torch.Tensor, level: torch.Tensor, shown: torch.Tensor) -> None:
             assert x.shape == (1, 32, 8, 8)
@@ -508,7 +510,7 @@ def test_masks_of_either_form_follow_the_size(axes: tuple[int, ...]) -> None:
         ("Euler", 3.0, None, None, "Sigma churn"),
         ("Euler a", 0.0, None, None, None),
         ("DPM++ 2s a RF", 0.0, None, "for flow models", None),
-        ("UniPC", 0.0, None, "scaled copy", "scaled copy"),
+        ("UniPC", 0.0, None, None, "scales the latent for Stable Diffusion"),
         ("Kohaku LoNyu Yog", 0.0, None, None, "adds noise as for Stable Diffusion"),
         ("of another extension", 0.0, None, None, None),
     ],

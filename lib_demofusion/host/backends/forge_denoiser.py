@@ -19,6 +19,9 @@ def attach(denoiser: Any, parts: StageParts) -> None:
 
     class StageDenoiser(cls):  # type: ignore[misc, valid-type]
         def forward(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if run.gate.copies_x:
+                # the sampler computes its next x from this tensor and the prediction
+                x = x.clone()
             latent = form.to_method(x)
             run.before_call(latent, sigma[0], x)
             if form.copies:

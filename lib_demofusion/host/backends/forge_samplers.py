@@ -10,10 +10,6 @@ from modules import sd_samplers, shared
 from lib_demofusion.method.flow_samplers import flow_problem, knows_flow
 from lib_demofusion.method.step_gate import is_stochastic
 
-COPIES_X = frozenset({"sample_unipc"})
-"""UniPC of Forge Neo (modules/sd_samplers_extra.py), which samples x / sqrt(1 + sigma^2)."""
-
-COPY = "the sampler %s: it hands its model a scaled copy of the latent, which DemoFusion cannot change; choose another"
 FOR_FLOW = "the sampler %s: it is made for flow models, and this model is none; choose another sampler"
 
 
@@ -24,8 +20,6 @@ def problem(p: Any, flow: bool) -> str | None:
         return None
     sampler = sd_samplers.create_sampler(label, p.sd_model)
     name = getattr(sampler.func, "__name__", "")
-    if name in COPIES_X:
-        return COPY % label
     if not flow:
         return FOR_FLOW % label if name.endswith("_RF") else None
     parameters = inspect.signature(sampler.func).parameters

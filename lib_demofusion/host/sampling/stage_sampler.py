@@ -148,6 +148,8 @@ class StageSampler:
         calls = CallsOfStage(self._p, self._name, known, self._second_order)
         meter = StageMeter(run, calls.ahead)
         self._attach(denoiser, run, meter)
+        if traits.gate.copies_x:
+            run.start(x, known["sigmas"][0])
 
         form = self._family.form
 
