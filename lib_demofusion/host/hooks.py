@@ -101,7 +101,7 @@ def _settings(p: Any, args: Sequence[object], overrides: Mapping[str, object], k
     keeps one preset for all its images, also where it changes the number of steps.
     """
     asked = overridden(settings_from_args(args, _default_preset(p, args, known), known), overrides, known)
-    if names_preset(args) or "preset" in overrides or refusals.of_job(p).script:
+    if names_preset(args) or "preset" in overrides or refusals.chosen_script(p.scripts, (p.script_args or [0])[0]):
         return asked
     settings = options.suited(asked, p.steps, p.cfg_scale, known, loaded_model())
     if settings.preset != asked.preset:

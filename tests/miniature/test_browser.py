@@ -44,6 +44,13 @@ def tab(page: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Tab:
     return tab
 
 
+def open_with_every_stage(tab: Tab) -> None:
+    """Opens the panel and chooses the preset that goes through every stage."""
+    tab.open_panel()
+    tab.choose_preset("Paper")
+    tab.wait_for_value("stages", "every")
+
+
 def test_the_panel_opens_and_the_line_follows(tab: Tab) -> None:
     assert not tab.enabled
     tab.open_panel()
@@ -150,8 +157,7 @@ def test_what_is_wrong_is_said_in_a_colour(chromium: Any, address: str, scheme: 
 
 def test_the_line_keeps_up_where_the_server_is_slow(tab: Tab) -> None:
     """The server is slow during a job. Text that you type while the page waits for an answer also counts."""
-    tab.open_panel()
-    tab.choose_preset("Paper")
+    open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     tab.wait_for_line("256x256 → 384x384")
     slow = {"offline": False, "latency": 800, "downloadThroughput": -1, "uploadThroughput": -1}
@@ -165,8 +171,7 @@ ONE_STAGE = "128x128 → 384x384"
 
 def test_a_value_of_ones_own_stays_where_the_list_is_only_visited(tab: Tab) -> None:
     """The Tab key visits the list on its way through the panel."""
-    tab.open_panel()
-    tab.choose_preset("Paper")
+    open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     field = tab.page.locator(tab.text("stages", "1,3"))
     field.blur()
@@ -181,8 +186,7 @@ def test_a_value_of_ones_own_stays_where_the_list_is_only_visited(tab: Tab) -> N
 
 def test_a_text_that_comes_without_a_key_is_taken(tab: Tab) -> None:
     """The text is pasted with the mouse, dropped, or filled in by another program."""
-    tab.open_panel()
-    tab.choose_preset("Paper")
+    open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     tab.wait_for_line("256x256 → 384x384")
     field = tab.page.locator(f"{tab.panel}_stages input")
@@ -193,8 +197,7 @@ def test_a_text_that_comes_without_a_key_is_taken(tab: Tab) -> None:
 
 
 def test_a_run_shows_progress_and_the_final_picture(tab: Tab) -> None:
-    tab.open_panel()
-    tab.choose_preset("Paper")
+    open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     tab.number(tab.id("steps"), 6)
     tab.wait_for_line("384x384")
@@ -210,8 +213,7 @@ def test_a_run_shows_progress_and_the_final_picture(tab: Tab) -> None:
 
 
 def test_interrupt_returns_the_stage_before(tab: Tab) -> None:
-    tab.open_panel()
-    tab.choose_preset("Paper")
+    open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     tab.wait_for_line("384x384")
     tab.generate()
@@ -229,8 +231,7 @@ def test_interrupt_returns_the_stage_before(tab: Tab) -> None:
 
 
 def test_a_message_goes_when_the_next_run_begins(tab: Tab) -> None:
-    tab.open_panel()
-    tab.choose_preset("Paper")
+    open_with_every_stage(tab)
     tab.generate()
     tab.wait_for_progress("DemoFusion 1/1")
     tab.page.click(tab.id("interrupt"))

@@ -308,7 +308,7 @@ def test_an_unknown_preset_is_named(webui: Webui, file: Path, reported: Reports)
 
 
 def test_a_preset_of_a_plot_sets_its_values(webui: Webui, default_preset: str) -> None:
-    p = SimpleNamespace(_demofusion_xyz={"preset": default_preset, "sigma": "2"})
+    p = SimpleNamespace(_demofusion_xyz={"preset": default_preset, "sigma": "2"}, width=64, height=64)
     settings = panel_job(p)
     assert (settings.preset, settings.stages, settings.sigma) == (default_preset, "1,2", 2.0)
 

@@ -128,7 +128,7 @@ class TestApi:
             ({"enabled": True, "scale": "1e400"}, "scale"),
             ({"enabled": True, "stages": {"1": 2}}, "stages"),
             ({"enabled": True, "height": 9.5}, "height"),
-            ({"enabled": True, "Scale": 2}, "Scale"),
+            ({"enabled": True, "Scale": 2}, "the field 'Scale'"),
             ({"enabled": "maybe"}, "enabled"),
             (["maybe"], "enabled"),
             ([True, True], "preset"),

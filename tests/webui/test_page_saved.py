@@ -85,14 +85,14 @@ def change_everything(tab: Tab) -> None:
         tab.page.locator(f"{tab.panel}_img2img_first label").filter(has_text="Run img2img first").click()
 
 
-def run(tab: Tab, webui: Webui, sizes: list[int]) -> str:
-    """Generates images, checks their widths, and returns the text below them."""
+def run(tab: Tab, webui: Webui, width: int) -> str:
+    """Generates images, checks the width of the largest, and returns the text below them."""
     if tab.name == "img2img":
         tab.page.set_input_files("#img2img_image input[type=file]", str(UPLOAD))
         tab.page.wait_for_selector("#img2img_image img", timeout=SECONDS)
     tab.open_panel()
     tab.generate()
-    assert sorted({picture.width for picture in gallery(webui, tab)}) == sizes
+    assert max(picture.width for picture in gallery(webui, tab)) == width
     return tab.infotext()
 
 
@@ -109,7 +109,7 @@ def test_the_defaults_that_the_page_saves_work_in_the_next_page(own: Webui, page
     for name in TABS:
         tab = Tab(page, name)
         assert not tab.enabled
-        assert "DemoFusion error" not in run(tab, own, [128])
+        assert "DemoFusion error" not in run(tab, own, 128)
         change_everything(tab)
     apply_defaults(page, own)
     for name in TABS:
@@ -118,6 +118,6 @@ def test_the_defaults_that_the_page_saves_work_in_the_next_page(own: Webui, page
         assert tab.enabled
         assert "64x64 → 96x96" in tab.wait_for_line("64x64")
         screenshot(page, UPLOAD.parent / "screenshots", f"webui-saved-{name}")
-        text = run(tab, own, [64, 96])
+        text = run(tab, own, 96)
         assert "DemoFusion error" not in text
         assert ("DemoFusion img2img first: True" in text) == (name == "img2img")
