@@ -108,7 +108,7 @@ def test_one_failure_of_a_shared_batch_costs_nothing_but_time(views: int) -> Non
 
 
 def test_memory_is_watched_for_the_first_batch_only() -> None:
-    """The webui reports the peak, and watching resets it."""
+    """Watching resets the peak, which the webui shows, so it must happen only once."""
     memory, begun = SmallMemory(), []
     memory.begin = lambda: begun.append(len(memory.attempts))
     fused(memory, ViewBatches(0, memory), SHARED)

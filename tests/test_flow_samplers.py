@@ -203,9 +203,9 @@ def test_samplers_without_noise_are_right_and_churn_is_not(name: str) -> None:
 
 
 def test_noise_needs_a_sampler_that_knows_flow_models() -> None:
-    """The SDE samplers of Forge do not know flow models; those of Forge Neo do.
+    """The SDE samplers of Forge ignore that a model is a flow model; those of Forge Neo do not.
 
-    DPM adaptive knows them nowhere, and adds no noise at eta 0.
+    DPM adaptive always ignores it, but adds no noise at eta 0.
     """
     assert "without scaling the image down" in problem("sample_dpmpp_2m_sde", draws=True, knows=False)
     assert problem("sample_dpmpp_2m_sde", draws=True, knows=True) == ""

@@ -155,9 +155,9 @@ def test_the_encoders_work(encoder: Any) -> None:
 
 
 def test_half_precision(decoder: Any) -> None:
-    """The statistics are at least as exact as those of the run in one piece.
+    """The statistics are at least as exact as without tiles.
 
-    The result is therefore closer to the run in one piece in 32 bits.
+    The tiled result is therefore closer to the result in 32 bits.
     """
     z = picture_like(4, 16, 20)
     exact = decoder(z)

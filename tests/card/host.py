@@ -29,7 +29,7 @@ class Precision:
 
     @property
     def autocast(self) -> Any:
-        """Like the webui's function of that name, for cards with autocast."""
+        """Returns the same context as the webui's function of this name, for cards with autocast."""
         plain = self.unet == torch.float32
 
         def context(disable: bool = False) -> Any:
@@ -48,7 +48,7 @@ UPCAST = Precision(torch.float16, torch.float16, upcast=True)
 
 
 def without_autocast(disable: bool = False) -> Any:
-    """Like the webui's function of that name."""
+    """Returns the same context as the webui's function of this name."""
     on = torch.is_autocast_enabled("cuda") and not disable
     return torch.autocast("cuda", enabled=False) if on else contextlib.nullcontext()
 

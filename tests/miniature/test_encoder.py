@@ -117,7 +117,7 @@ def test_an_upload_that_the_vae_fails_at_costs_no_stage(
 def test_a_base_of_nan_costs_no_stage(
     webui: Webui, events: list[str], monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
-    """With --disable-nan-check the host passes the base on."""
+    """With --disable-nan-check the host passes on a base that contains NaN."""
     reported.expect("the base image is NaN")
 
     def unet(x: Tensor, *rest: Any) -> Tensor:

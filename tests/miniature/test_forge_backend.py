@@ -88,24 +88,24 @@ def merged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, float]]:
 
 
 def sample_euler(model: Any, x: Any, sigmas: Any, callback: Any = None, s_churn: float = 0.0) -> Any:
-    """Has the name and the parameters of k-diffusion's sampling function."""
+    """A stand-in with the name and the parameters of k-diffusion's sampling function."""
 
 
 def sample_euler_ancestral(model: Any, x: Any, sigmas: Any, eta: float = 1.0, noise_sampler: Any = None) -> Any:
-    """Like Forge Neo's function, checks the kind of model and passes flow models to another function."""
+    """A stand-in for Forge Neo's function, which passes flow models to another function."""
     return model._is_const
 
 
 def sample_dpmpp_2s_ancestral_RF(model: Any, x: Any, sigmas: Any, eta: float = 1.0, noise_sampler: Any = None) -> Any:
-    """Like Forge Neo's function for flow models."""
+    """A stand-in for Forge Neo's function for flow models."""
 
 
 def sample_unipc(model: Any, x: Any, sigmas: Any) -> Any:
-    """Like Forge Neo's function, which passes its model a scaled copy of x."""
+    """A stand-in for Forge Neo's function, which passes its model a scaled copy of x."""
 
 
 def sample_Kohaku_LoNyu_Yog(model: Any, x: Any, sigmas: Any, eta: Any = None, noise_sampler: Any = None) -> Any:
-    """Like Forge Neo's function, which adds noise as for Stable Diffusion."""
+    """A stand-in for Forge Neo's function, which adds noise as for Stable Diffusion."""
 
 
 SAMPLERS = {

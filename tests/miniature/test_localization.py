@@ -62,7 +62,7 @@ def on_the_settings_page() -> Iterator[str]:
             continue
         yield option.label
         yield from (text for text in TextNodes(option.comment_after).found if text != "(requires Reload UI)")
-        # the entries of a list that is updated at run time are names
+        # a list that is updated at run time contains names, which need no translation
         arguments: Any = {} if callable(option.component_args) else option.component_args or {}
         yield from arguments.get("choices", ())
 

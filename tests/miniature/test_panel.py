@@ -29,7 +29,7 @@ def test_the_lines_of_both_tabs_follow_the_settings(webui: Webui, monkeypatch: p
 
 
 def test_the_line_is_made_again_when_the_page_is_loaded(webui: Webui) -> None:
-    """By this time the webui has set your own defaults in the components."""
+    """By this time the webui has set the saved defaults in the components."""
     blocks = webui.page.blocks
     panel = "script_txt2img_demofusion_hires"
     own = {"width": 128, "height": 128, f"{panel}_scale": 1.5, f"{panel}_enabled-checkbox": True}

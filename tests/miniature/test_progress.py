@@ -266,7 +266,7 @@ class Run:
 
 @pytest.fixture(autouse=True)
 def nothing_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Provides a machine without any timings. Returns the folder in which they will be saved."""
+    """Removes all timings. Returns the folder in which new ones will be saved."""
     monkeypatch.setattr(paths_internal, "data_path", str(tmp_path))
     return tmp_path
 

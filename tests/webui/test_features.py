@@ -44,7 +44,7 @@ def test_outside_the_mask_is_the_upscaled_original(
     away = distance(result.images[0], original)
     assert away[:60].max() <= 1
     assert away[:, :60].max() <= 1
-    assert away[90:190, 90:170].mean() > 20  # and something was painted inside
+    assert away[90:190, 90:170].mean() > 20  # the masked area was painted
 
 
 HALO = 20

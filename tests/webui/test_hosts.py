@@ -1,4 +1,4 @@
-"""Tests behaviour that every kind of webui shares: `--webui DIR --checkpoints DIR`.
+"""Tests behaviour that all kinds of webui share: `--webui DIR --checkpoints DIR`.
 
 The images are small and take a few steps. The other files here test AUTOMATIC1111's webui more closely, with tiny
 checkpoints that no other webui loads.

@@ -29,7 +29,7 @@ BESIDE: dict[str, list[Any]] = {
 """Built-in scripts of some webui, by the beginning of their names, and the arguments that enable them."""
 
 ACTS_ON_WIDE_MODELS = "FreeU Integrated"
-"""Its patches only affect inner blocks that are as wide as those of a real UNet."""
+"""FreeU's patches only affect inner blocks that are as wide as those of a real UNet."""
 
 REFUSED: dict[str, list[Any]] = {
     "MultiDiffusion Integrated": [True],
@@ -88,7 +88,7 @@ def test_multidiffusion_is_refused_in_img2img(webui: Webui, upload: Image.Image)
 
 
 def test_pid_is_refused(webui: Webui) -> None:
-    """The script appears if a checkpoint has its name. This test does not check the result for an empty checkpoint."""
+    """PiD is available if a checkpoint has its name. This test does not check the image from the empty checkpoint."""
     for script in built_in(webui, {"PiD Integrated": [True]}).values():
         result = small(webui, more_scripts=script)
         assert "does not work with PiD Integrated" in result.infotexts[0]
@@ -142,7 +142,7 @@ def test_sampling_by_flow_is_refused_by_name(webui: Webui) -> None:
     if not built_in(webui, {title: script["args"] for title, script in FLOW.items()}):
         pytest.skip("this webui has no such script")
     result = small(webui, more_scripts=FLOW)
-    # it is named, or its effect on the model, whichever is detected first
+    # the message names this setting or its effect on the model, whichever is detected first
     assert "does not work with" in result.infotexts[0]
     assert "flow" in result.infotexts[0]
     assert result.sizes == [(64, 64)]
