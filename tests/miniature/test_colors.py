@@ -11,6 +11,7 @@ import torch
 from in_process import BASE, Webui
 from modules import errors, processing
 from PIL import Image
+from reports import Reports
 
 from lib_demofusion.host import job, stage_loop
 from lib_demofusion.host.pictures import base_colors, inpainting
@@ -110,7 +111,11 @@ def test_switched_off_nothing_of_it_runs(webui: Webui, monkeypatch: pytest.Monke
     assert again.images[0].tobytes() == plain.images[0].tobytes()
 
 
-def test_an_image_whose_colors_cannot_be_kept_is_not_lost(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_whose_colors_cannot_be_kept_is_not_lost(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, reported: Reports
+) -> None:
+    reported.expect('"Keep colors" failed')
+
     def full(*args: Any) -> None:
         raise MemoryError("no memory")
 
