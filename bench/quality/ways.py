@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,10 +23,11 @@ from bench.quality.worlds import World
 from lib_demofusion.method.colors import match_colors_
 from lib_demofusion.method.plan import StagePlan, make_plan
 from lib_demofusion.method.residual import VariancePreserving, noised
-from lib_demofusion.method.stage import SamplerTraits, StageRun, finish_stage, make_anchor, mix_anchors
+from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.stage_steps import schedule_steps
+from lib_demofusion.method.stages import run_stages
 from lib_demofusion.method.step_gate import StepGate
-from lib_demofusion.settings.fields import LATENT, PIXELS, Settings
+from lib_demofusion.settings.fields import Settings
 from trial.sampling import GUIDANCE, fresh_noise, initial_noise
 from trial.scenes import to_uint8
 from trial.small_model import SmallModel
@@ -143,7 +144,7 @@ class Studio:
         """Runs the webui's hires fix, whole or by tiles: enlarges, adds noise, runs int(denoise * steps) + 1 steps."""
         size = (NATIVE * scale, NATIVE * scale)
         if configuration.kind == "tiles" or configuration.upscaler == "esrgan":
-            enlarged = self._encode(np.stack([enlarge(base, scale) for base in batch.bases]))
+            enlarged = self.encode(np.stack([enlarge(base, scale) for base in batch.bases]))
         else:
             enlarged = F.interpolate(batch.latents, size=size, mode="bilinear", antialias=False)
         seeds = [number + SEED_STEP for number in batch.numbers]
@@ -159,39 +160,21 @@ class Studio:
         """Runs one stage with local views only, from noise without an anchor."""
         settings = Settings(enabled=True, scale=scale, stages=str(scale), cosine_scale_1=NEVER, cosine_scale_2=NEVER)
         stage = make_plan(settings, (NATIVE, NATIVE)).stages[-1]
-        return self._stage(settings, stage, torch.zeros(len(batch.numbers), 4, *stage.size), batch, guided)
+        return self.stage(settings, stage, torch.zeros(len(batch.numbers), 4, *stage.size), batch, guided)
 
     def _demofusion(self, configuration: Configuration, scale: int, batch: Batch, guided: GuidedModel) -> Tensor:
-        settings, flow = configuration.settings_at(scale), configuration.flow
-        plan = make_plan(settings, (NATIVE, NATIVE))
-        x = batch.latents
-        colours = plan.crop.take(x) if settings.keep_colors else None
-        for stage in plan.stages:
-            anchor = make_anchor(x, plan, stage)
-            if settings.anchor != LATENT:
-                pixels = self._enlarged(x, stage.pixels)
-                mixed = mix_anchors(pixels, anchor, stage.size[0] / x.shape[-2])
-                anchor = pixels if settings.anchor == PIXELS else mixed
-            if flow is None:
-                x = self._stage(settings, stage, anchor, batch, guided)
-            else:
-                x = self._flow_stage(flow, (settings, stage), anchor, batch, guided)
-            x = finish_stage(x, batch.latents, colours)
+        settings = configuration.settings_at(scale)
+        work = StageWork(self, settings, configuration.flow, batch, guided)
+        *_, x = run_stages(work, make_plan(settings, (NATIVE, NATIVE)), settings, batch.latents)
         return x
 
-    def _enlarged(self, latents: Tensor, size: tuple[int, int]) -> Tensor:
-        """Returns the latents of decoded images that are enlarged to (height, width), as in the webui."""
-        return self._encode(
-            np.stack([upscale(picture, size, Image.Resampling.LANCZOS) for picture in self.decode(latents)])
-        )
-
-    def _encode(self, pictures: np.ndarray) -> Tensor:
+    def encode(self, pictures: np.ndarray) -> Tensor:
         """Encodes images (B, H, W, 3) in 0..1."""
         x = torch.from_numpy(pictures).permute(0, 3, 1, 2) * 2 - 1
         with torch.autocast("cpu", torch.bfloat16, enabled=self.sampling.bfloat16):
             return torch.cat([self.model.encode(one[None]).float() for one in x])
 
-    def _stage(self, settings: Settings, stage: StagePlan, anchor: Tensor, batch: Batch, guided: GuidedModel) -> Tensor:
+    def stage(self, settings: Settings, stage: StagePlan, anchor: Tensor, batch: Batch, guided: GuidedModel) -> Tensor:
         seeds = [number + SEED_STEP * stage.number for number in batch.numbers]
         noise = initial_noise(seeds, *stage.size)
         space = VariancePreserving(self.alphas)
@@ -199,7 +182,7 @@ class Studio:
         steps = self.steps(seeds, schedule_steps(self.sampling.steps, settings), settings.denoising_strength)
         return sample(torch.zeros_like(anchor), steps, guided.fused(run), run)
 
-    def _flow_stage(
+    def flow_stage(
         self, flow: FlowRow, task: tuple[Settings, StagePlan], anchor: Tensor, batch: Batch, guided: GuidedModel
     ) -> Tensor:
         settings, stage = task
@@ -208,6 +191,43 @@ class Studio:
         sigmas = flow.steps(schedule_steps(self.sampling.steps, settings), settings.denoising_strength)
         predict = guided.fused_flow(run, consistency=self.sampling.lcm)
         return sample_flow(torch.zeros_like(anchor), sigmas, predict, run, flow.sampler, fresh_noise(seeds))
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """The operations of a batch's stages (see lib_demofusion.method.stages); images are (H, W, 3) in 0..1."""
+
+    studio: Studio
+    settings: Settings
+    flow: FlowRow | None
+    batch: Batch
+    guided: GuidedModel
+
+    def stopped(self) -> bool:
+        """Returns False: nobody stops a measurement in the middle of an image."""
+        return False
+
+    def decode(self, latent: Tensor) -> np.ndarray:
+        """Decodes the images of a latent."""
+        return self.studio.decode(latent)
+
+    def enlarge(self, image: np.ndarray, stage: StagePlan) -> np.ndarray:
+        """Upscales an image to the size of a stage, as the webui does."""
+        return upscale(image, stage.pixels, Image.Resampling.LANCZOS)
+
+    def encode(self, images: Iterable[np.ndarray]) -> Tensor:
+        """Encodes images."""
+        return self.studio.encode(np.stack(list(images)))
+
+    def sample(self, stage: StagePlan, anchor: Tensor) -> Tensor:
+        """Samples a stage."""
+        if self.flow is None:
+            return self.studio.stage(self.settings, stage, anchor, self.batch, self.guided)
+        return self.studio.flow_stage(self.flow, (self.settings, stage), anchor, self.batch, self.guided)
+
+    def finish(self, stage: StagePlan, sampled: Tensor, matched: Tensor) -> Tensor:
+        """Returns the result with the statistics of the base."""
+        return matched
 
 
 def with_colors_of(pictures: np.ndarray, bases: np.ndarray) -> np.ndarray:

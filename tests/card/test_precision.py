@@ -12,7 +12,7 @@ from card.played import PlayedCard
 from card.test_jobs import LIKE, picture, tab
 from modules import sd_samplers_kdiffusion, shared
 
-from lib_demofusion.host import stage_loop
+from lib_demofusion.method import stages
 from lib_demofusion.method.filters import gaussian_blur, smooth
 from lib_demofusion.method.stage import StageRun
 
@@ -28,7 +28,7 @@ def types(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[torch.dtype]]:
         for name, tensor in tensors.items():
             found.setdefault(name, set()).add(tensor.dtype)
 
-    before_call, denoise, finish_stage = StageRun.before_call, StageRun.denoise, stage_loop.finish_stage
+    before_call, denoise, finish_stage = StageRun.before_call, StageRun.denoise, stages.finish_stage
 
     def noted_call(self: StageRun, x: Any, level: Any) -> None:
         note(anchor=self.anchor, noise=self.noise, x=x, level=level)
@@ -45,7 +45,7 @@ def types(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[torch.dtype]]:
 
     monkeypatch.setattr(StageRun, "before_call", noted_call)
     monkeypatch.setattr(StageRun, "denoise", noted_denoise)
-    monkeypatch.setattr(stage_loop, "finish_stage", noted_end)
+    monkeypatch.setattr(stages, "finish_stage", noted_end)
     return found
 
 

@@ -46,7 +46,7 @@ ONE_STAGE = [GIVE, DECODER, GIVE, ENCODER, GIVE, MODEL]
     [
         ("Lanczos (pixels)", [MODEL, *ONE_STAGE, *ONE_STAGE, GIVE, DECODER]),
         ("Lanczos", [MODEL, *ONE_STAGE, *ONE_STAGE, GIVE, DECODER]),
-        ("Latent", [MODEL, GIVE, MODEL, GIVE, MODEL, GIVE, DECODER]),
+        ("Latent", [MODEL, GIVE, MODEL, GIVE, MODEL, GIVE, DECODER, GIVE, DECODER]),
     ],
 )
 def test_what_is_cached_is_given_back_at_every_change_of_model(

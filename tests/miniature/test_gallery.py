@@ -10,7 +10,7 @@ from in_process import BASE, Webui, sizes
 from modules import shared
 from PIL import Image, ImageChops
 
-from lib_demofusion.host import options, stage_loop
+from lib_demofusion.host import options, stage_work
 from lib_demofusion.host.neighbours import refusals
 
 ON = {"enabled": True, "preset": "Fast"}
@@ -60,13 +60,13 @@ def test_with_every_stage_shown_it_is_there_once(webui: Webui) -> None:
 
 
 def test_a_run_that_is_stopped_in_its_first_stage_shows_it_once(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = stage_loop.run_stage
+    real = stage_work.run_stage
 
     def interrupting(*args: Any) -> Any:
         shared.state.interrupt()
         return real(*args)
 
-    monkeypatch.setattr(stage_loop, "run_stage", interrupting)
+    monkeypatch.setattr(stage_work, "run_stage", interrupting)
     result = webui.job(ON, from_page=True)
     assert sizes(result) == [BASE]
     assert "DemoFusion stopped" in result.infotexts[0]

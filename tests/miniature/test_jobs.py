@@ -20,7 +20,7 @@ from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from PIL import Image, ImageChops
 from reports import Reports
 
-from lib_demofusion.host import backends, offers, stage_loop
+from lib_demofusion.host import backends, offers, stage_work
 from lib_demofusion.host.pictures import coding, pixel_anchor, vae
 from lib_demofusion.host.progress import bar as progress
 from lib_demofusion.host.progress import timing
@@ -368,7 +368,7 @@ def test_an_anchor_made_in_pixels_is_the_enlarged_picture(
         anchors.append(task.anchor)
         return task.anchor
 
-    monkeypatch.setattr(stage_loop, "run_stage", recording)
+    monkeypatch.setattr(stage_work, "run_stage", recording)
     result = webui.job({**ON, "upscaler": f"{upscaler} (pixels)", "return_stages": True}, batch_size=2)
     assert not errors.exception_records
     base = next(image for image in result.images if image.width == BASE)
@@ -387,7 +387,7 @@ def test_a_mixed_anchor_is_between_the_two(webui: Webui, monkeypatch: pytest.Mon
     def recording(p: Any, task: Any, report: Any) -> torch.Tensor:
         return anchors.setdefault(task.settings.anchor, task.anchor)
 
-    monkeypatch.setattr(stage_loop, "run_stage", recording)
+    monkeypatch.setattr(stage_work, "run_stage", recording)
     for upscaler in ("Latent", "Lanczos (pixels)", "Lanczos"):
         webui.job({**ON, "upscaler": upscaler})
     assert not errors.exception_records
@@ -467,7 +467,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     widths: list[int] = []
     real = coding.decode
 
-    def decode(p: Any, latent: torch.Tensor, report: vae.Report) -> Any:
+    def decode(p: Any, latent: torch.Tensor, report: vae.Report | None = None) -> Any:
         for share in (0.25, 0.75, 1.0):
             widths.append(latent.shape[-1] * 8)
             report(share)
@@ -574,7 +574,7 @@ def test_interrupted_while_an_enlarged_picture_is_encoded(
         report(1.0)
         return result
 
-    monkeypatch.setattr(pixel_anchor, "encode", reporting)
+    monkeypatch.setattr(coding, "encode", reporting)
     result = webui.job({**ON, "upscaler": "Lanczos (pixels)"})
     assert sizes(result) == [BASE]
     assert f"in stage 1 of 1 (128x128), this is the base image ({BASE}x{BASE})" in result.infotexts[0]

@@ -14,9 +14,10 @@ from modules import shared
 from PIL import Image
 from reports import Reports
 
-from lib_demofusion.host import stage_loop
+from lib_demofusion.host import stage_work
 from lib_demofusion.host.pictures import gallery, pixel_anchor, stage_pictures
 from lib_demofusion.host.sampling import stage_sampler
+from lib_demofusion.method import stages
 
 EVERYTHING = {
     "enabled": True,
@@ -34,9 +35,9 @@ POINTS: dict[str, Point] = {
     "decoding": (lambda webui: webui.small, "decode"),
     "encoding": (lambda webui: webui.small, "encode"),
     "enlarging a picture": (lambda webui: pixel_anchor, "lanczos"),
-    "enlarging a latent": (lambda webui: stage_loop, "make_anchor"),
+    "enlarging a latent": (lambda webui: stages, "make_anchor"),
     "noise": (lambda webui: stage_sampler, "StageRun"),
-    "a stage's end": (lambda webui: stage_loop, "finish_stage"),
+    "a stage's end": (lambda webui: stages, "finish_stage"),
     "a stage's picture": (lambda webui: stage_pictures, "to_image"),
     "saving a stage's picture": (lambda webui: stage_pictures, "_save"),
     "the gallery's copy": (lambda webui: Image.Image, "reduce"),
@@ -62,14 +63,14 @@ class Failing:
 def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Records the widths of the stages that were sampled completely."""
     widths: list[int] = []
-    real = stage_loop.run_stage
+    real = stage_work.run_stage
 
     def noticed(p: Any, task: Any, *args: Any) -> torch.Tensor:
         x = real(p, task, *args)
         widths.append(task.stage.pixels[1])
         return x
 
-    monkeypatch.setattr(stage_loop, "run_stage", noticed)
+    monkeypatch.setattr(stage_work, "run_stage", noticed)
     return widths
 
 
@@ -114,7 +115,7 @@ def test_what_is_made_is_never_lost(
     # a function, because a method would receive its object
     monkeypatch.setattr(owner(webui), name, lambda *args, **kwargs: failing(*args, **kwargs), raising=False)
     seed = next(SEEDS)
-    result = webui.job(settings, seed=seed, do_not_save_samples=False)
+    result = webui.job(settings, seed=seed, do_not_save_samples=False, from_page=True)
     monkeypatch.undo()
     if not failing.failed:
         assert saved(webui, seed) == [BASE, 2 * BASE, 3 * BASE]
@@ -143,7 +144,7 @@ def test_what_is_made_is_never_lost(
 
 @pytest.mark.usefixtures("small_gallery")
 def test_the_gallery_gets_a_copy_of_what_is_saved_whole(webui: Webui) -> None:
-    result = webui.job({**EVERYTHING, "scale": 2}, seed=4001, do_not_save_samples=False)
+    result = webui.job({**EVERYTHING, "scale": 2}, seed=4001, do_not_save_samples=False, from_page=True)
     assert saved(webui, 4001) == [BASE, 2 * BASE]
     assert sizes(result) == [BASE, BASE]
     assert "the gallery shows 64x64; the whole image, 128x128, is saved as" in result.comments
@@ -152,7 +153,7 @@ def test_the_gallery_gets_a_copy_of_what_is_saved_whole(webui: Webui) -> None:
 
 @pytest.mark.usefixtures("small_gallery")
 def test_what_is_not_saved_is_left_whole(webui: Webui) -> None:
-    result = webui.job(EVERYTHING)
+    result = webui.job(EVERYTHING, from_page=True)
     assert sizes(result) == [3 * BASE, BASE, 2 * BASE]
     assert "gallery" not in result.comments
 

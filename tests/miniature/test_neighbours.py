@@ -18,7 +18,7 @@ from modules import errors, processing, scripts, shared
 from PIL import Image
 from reports import Reports
 
-from lib_demofusion.host import stage_loop
+from lib_demofusion.method import stages
 from lib_demofusion.settings.fields import SPECS
 
 ON = {"enabled": True, "scale": 2}
@@ -172,7 +172,7 @@ def test_a_hint_acts_where_it_is_lit(
     webui: Webui, beside: Callable, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], batch: dict[str, int]
 ) -> None:
     # the statistics of the whole image would carry a change from one quadrant into the others
-    monkeypatch.setattr(stage_loop, "finish_stage", lambda x, *rest: x)
+    monkeypatch.setattr(stages, "finish_stage", lambda x, *rest: x)
     large = {**batch, "width": 3 * BASE, "height": 3 * BASE, "steps": 2}
     network = Hooked(webui, hint("", 3 * BASE))
     beside(network)

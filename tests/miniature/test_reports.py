@@ -12,6 +12,7 @@ from reports import Reports
 from lib_demofusion.host import hooks, stage_loop
 from lib_demofusion.host.job import Job
 from lib_demofusion.host.messages import report_note, report_problem
+from lib_demofusion.method import stages
 
 TWO_STAGES = {"enabled": True, "preset": "Paper", "scale": 3, "return_stages": True}
 """The final image comes first, followed by the base and the stage in between."""
@@ -70,7 +71,7 @@ def test_what_is_reported_after_a_stage_is_in_the_text_of_its_image_too(
     def fail(*args: Any) -> None:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr(stage_loop, "finish_stage", fail)
+    monkeypatch.setattr(stages, "finish_stage", fail)
     result = webui.job(TWO_STAGES)
     assert sizes(result) == [BASE, BASE]
     (error, same) = entries(result, "error")
@@ -81,18 +82,18 @@ def test_what_is_reported_after_a_stage_is_in_the_text_of_its_image_too(
 
 
 def test_an_interruption_is_in_the_text_of_the_final_image_alone(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = stage_loop.finish_stage
+    real = stages.finish_stage
 
     def interrupting(*args: Any) -> Any:
         shared.state.interrupt()
         return real(*args)
 
-    monkeypatch.setattr(stage_loop, "finish_stage", interrupting)
+    monkeypatch.setattr(stages, "finish_stage", interrupting)
     result = webui.job(TWO_STAGES)
     assert sizes(result) == [2 * BASE, BASE, 2 * BASE]
-    final, *stages = entries(result, "stopped")
+    final, *others = entries(result, "stopped")
     assert final is not None
-    assert stages == [None, None]
+    assert others == [None, None]
 
 
 def test_a_second_error_does_not_replace_the_first(
@@ -104,7 +105,7 @@ def test_a_second_error_does_not_replace_the_first(
         raise RuntimeError("injected")
 
     monkeypatch.setattr(stage_loop, "stage_pictures", fail)
-    monkeypatch.setattr(stage_loop, "finish_stage", fail)
+    monkeypatch.setattr(stages, "finish_stage", fail)
     (error,) = entries(webui.job(TWO_STAGES), "error")
     assert error is not None
     assert [part.partition(" failed")[0] for part in error.split("; ")] == [

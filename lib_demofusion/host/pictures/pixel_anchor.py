@@ -1,8 +1,7 @@
-"""The anchor of a stage by way of the image: decoded, enlarged and encoded again."""
+"""Upscales decoded images between two stages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,43 +11,23 @@ from PIL import Image
 from torch import Tensor
 
 from lib_demofusion.host.messages import report_note
-from lib_demofusion.host.pictures.coding import encode
-from lib_demofusion.host.pictures.vae import Report
 from lib_demofusion.method.views import Size
 from lib_demofusion.settings.presets import LANCZOS
 
 
-def pixel_anchor(
-    p: Any, pictures: Iterable[Tensor], size: Size, upscaler: str = LANCZOS, report: Report | None = None
-) -> Tensor:
-    """Returns the latent (B, C, H, W) of images (3, h, w) in -1..1, enlarged to `size`, height and width in pixels.
+def enlarged(p: Any, image: Tensor, size: Size, upscaler: str = LANCZOS) -> Tensor:
+    """Upscales an image (3, H, W) in -1..1 to (height, width) with an upscaler of the webui.
 
-    An enlarged latent would decode to a blur with streaks, which a stage that begins below full noise keeps. Raises
-    what the host raises when it encodes, and what `report` does.
-    """
-
-    def all_enlarged() -> Iterator[Tensor]:
-        for before in pictures:
-            picture, ran = enlarged(before, size, upscaler)
-            if ran != upscaler:
-                report_note(p, f"the upscaler {upscaler} does not work, {ran} ran in its place; see the console")
-            yield picture
-
-    return encode(p, all_enlarged(), report)
-
-
-def enlarged(picture: Tensor, size: Size, upscaler: str) -> tuple[Tensor, str]:
-    """Returns an image (3, H, W) in -1..1 enlarged to (height, width), and the upscaler of the webui's that did it.
-
-    The webui goes on with Lanczos where a model is missing or broken, and tells only the console.
+    If the upscaler does not work, the webui uses Lanczos and only reports it on the console. A note says so.
     """
     if upscaler == LANCZOS:
-        return lanczos(picture, size), LANCZOS
-    pixels = (picture.float().cpu().permute(1, 2, 0).numpy() * 127.5 + 127.5).round().clip(0, 255)
+        return lanczos(image, size)
+    pixels = (image.float().cpu().permute(1, 2, 0).numpy() * 127.5 + 127.5).round().clip(0, 255)
     before = Image.fromarray(pixels.astype(np.uint8))
-    image = images.resize_image(0, before, size[1], size[0], upscaler_name=upscaler).convert("RGB")
-    made = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1) / 127.5 - 1
-    return made, LANCZOS if _needs_model(upscaler) and _is_plain(before, image) else upscaler
+    after = images.resize_image(0, before, size[1], size[0], upscaler_name=upscaler).convert("RGB")
+    if _needs_model(upscaler) and _is_plain(before, after):
+        report_note(p, f"the upscaler {upscaler} does not work, {LANCZOS} ran in its place; see the console")
+    return torch.from_numpy(np.asarray(after, np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 
 def _needs_model(upscaler: str) -> bool:

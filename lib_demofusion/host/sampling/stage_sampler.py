@@ -31,6 +31,7 @@ from lib_demofusion.method.call_guard import UnknownSampler, guard_for
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import Flow, NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.method.stage import SamplerTraits, StageRun
+from lib_demofusion.method.stages import StageStopped
 from lib_demofusion.method.step_gate import flow_form, is_stochastic, make_gate
 from lib_demofusion.progress.meter import StageMeter
 from lib_demofusion.settings.fields import Settings
@@ -47,10 +48,6 @@ NEVER_ASKED = "this webui's sampler did not ask DemoFusion's model, so that what
 
 Report = Callable[[StageMeter], None]
 """Is told how far the stage has come."""
-
-
-class StageStopped(Exception):
-    """The user interrupted, skipped or stopped the stage."""
 
 
 class StageFailed(Exception):

@@ -1,0 +1,80 @@
+"""Runs the stages one after the other. A host supplies the operations and acts between the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from lib_demofusion.method.plan import Plan, StagePlan
+from lib_demofusion.method.stage import finish_stage, make_anchor, mix_anchors
+from lib_demofusion.settings.fields import LATENT, PIXELS, Settings
+
+Image = TypeVar("Image")
+"""The host's own type for a decoded image."""
+
+
+class StageStopped(Exception):
+    """The user interrupted, skipped or stopped the stage."""
+
+
+class StageHost(Protocol, Generic[Image]):
+    """The operations that a stage needs. Latents are (B, C, h, w)."""
+
+    def stopped(self) -> bool:
+        """Returns whether the user has asked to stop."""
+        ...
+
+    def decode(self, latent: Tensor) -> Iterable[Image]:
+        """Decodes the images of a latent."""
+        ...
+
+    def enlarge(self, image: Image, stage: StagePlan) -> Image:
+        """Crops the image of the previous stage to the part that `stage` shows, and upscales it to `stage.pixels`."""
+        ...
+
+    def encode(self, images: Iterable[Image]) -> Tensor:
+        """Encodes images. They come from an iterator, so that only one of them is in memory at a time."""
+        ...
+
+    def sample(self, stage: StagePlan, anchor: Tensor) -> Tensor:
+        """Samples a stage from its anchor, which has the size of the stage."""
+        ...
+
+    def finish(self, stage: StagePlan, sampled: Tensor, matched: Tensor) -> Tensor:
+        """Returns the result of a stage. `matched` is `sampled` with the statistics of the base image."""
+        ...
+
+
+def run_stages(host: StageHost[Image], plan: Plan, settings: Settings, base: Tensor) -> Iterator[Tensor]:
+    """Yields the latent of each stage of `plan`, starting from the base latent (B, C, h, w).
+
+    Each stage runs when its latent is requested. Raises StageStopped if the user stops a stage, and the errors of the
+    host.
+    """
+    colors = plan.crop.take(base) if settings.keep_colors else None
+    latent = base
+    for stage in plan.stages:
+        if host.stopped():
+            raise StageStopped
+        sampled = host.sample(stage, stage_anchor(host, latent, (plan, stage), settings))
+        latent = host.finish(stage, sampled, finish_stage(sampled, base, colors))
+        yield latent
+
+
+def stage_anchor(host: StageHost[Image], latent: Tensor, place: tuple[Plan, StagePlan], settings: Settings) -> Tensor:
+    """Returns the anchor of a stage: the latent of the previous stage, upscaled as the field Upscaler says.
+
+    `place` is the plan and the stage. An upscaled latent decodes to a blurred image with streaks, and a stage that
+    begins below full noise keeps them. The upscaled image is sharper.
+    """
+    plan, stage = place
+    if settings.anchor == LATENT:
+        return make_anchor(latent, plan, stage)
+    images = host.decode(latent)
+    pixels = host.encode(host.enlarge(image, stage) for image in images).to(latent)
+    if settings.anchor == PIXELS:
+        return pixels
+    before = plan.stages[stage.number - 2].scale if stage.number > 1 else 1.0
+    return mix_anchors(pixels, make_anchor(latent, plan, stage), stage.scale / before)
