@@ -1,7 +1,4 @@
-"""The text part of the model:
-
-CLIP's tokens, a small encoder with CLIP's parameter names, and the folder for the webui.
-"""
+"""CLIP's tokens, a small text encoder with CLIP's parameter names, and the folder that the webui loads."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Serves the stand-in's page with the tiny random model, slowed down so that tests can observe it:
+"""Serves the stand-in's page with the tiny random model: PORT FOLDER SECONDS.
 
-PORT FOLDER SECONDS.
+Every model call takes SECONDS, so that tests can observe the stages.
 """
 
 from __future__ import annotations
