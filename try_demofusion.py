@@ -56,6 +56,9 @@ def work(options: argparse.Namespace) -> int:
         from trial import install_webui
 
         return install_webui.main(options)
+    if not sys.stderr.isatty():
+        # the sampler's bars move the cursor, which a log cannot show
+        os.environ.setdefault("TQDM_DISABLE", "1")
     sys.path.insert(0, str(ROOT / "trial" / "webui"))
     import launch
 

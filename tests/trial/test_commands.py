@@ -149,3 +149,22 @@ def test_the_examples_of_running_tests_run_some(page: str) -> None:
         command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "--collect-only", "-q", *example.split()]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
+
+
+SERVED = """
+import sys, types, try_demofusion
+
+def serve(*_):
+    from tqdm import tqdm
+    with tqdm(total=2, position=1, leave=False) as bar:
+        bar.update()
+
+sys.modules["launch"] = types.SimpleNamespace(prepare=lambda *_: None, serve=serve)
+sys.exit(try_demofusion.work(try_demofusion.parse([])))
+"""
+
+
+def test_the_page_writes_no_cursor_codes_into_a_log() -> None:
+    done = subprocess.run([sys.executable, "-c", SERVED], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not re.search(r"\r|\x1b", done.stderr)
