@@ -46,6 +46,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def work(options: argparse.Namespace) -> int:
     """Does what was asked for, inside the virtual environment; returns the exit status."""
+    if not sys.stderr.isatty():
+        # the sampler's bars move the cursor, which a log cannot show; tqdm reads this when it is imported
+        os.environ.setdefault("TQDM_DISABLE", "1")
     from trial import small_model
 
     missing = small_model.why_missing(options.checkpoint)
@@ -56,9 +59,6 @@ def work(options: argparse.Namespace) -> int:
         from trial import install_webui
 
         return install_webui.main(options)
-    if not sys.stderr.isatty():
-        # the sampler's bars move the cursor, which a log cannot show
-        os.environ.setdefault("TQDM_DISABLE", "1")
     sys.path.insert(0, str(ROOT / "trial" / "webui"))
     import launch
 
