@@ -470,7 +470,8 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def decode(p: Any, latent: torch.Tensor, report: vae.Report | None = None) -> Any:
         for share in (0.25, 0.75, 1.0):
             widths.append(latent.shape[-1] * 8)
-            report(share)
+            if report is not None:
+                report(share)
         return real(p, latent)
 
     monkeypatch.setattr(coding, "decode", decode)
@@ -486,8 +487,12 @@ def test_nothing_is_decoded_twice(webui: Webui, decoded: list[int], shown: dict[
 
 
 def test_only_what_is_shown_is_decoded(webui: Webui, decoded: list[int]) -> None:
-    webui.job({**THREE, "upscaler": "Latent"})
+    """With "Keep colors" the base image is decoded as well, because the final image gets its colors."""
+    webui.job({**THREE, "upscaler": "Latent", "keep_colors": False})
     assert decoded == [3 * BASE] * 3
+    decoded.clear()
+    webui.job({**THREE, "upscaler": "Latent", "keep_colors": True})
+    assert decoded == [3 * BASE] * 3 + [BASE] * 3
 
 
 @pytest.mark.parametrize("size", [{}, {"width": 3 * BASE, "height": 2 * BASE}])
