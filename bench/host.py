@@ -29,8 +29,8 @@ try:
 
     from bench.quality.sheet import contact_sheet
     from lib_demofusion import __version__
+    from lib_demofusion.method.costs import run_costs
     from lib_demofusion.method.plan import CELL, make_plan
-    from lib_demofusion.progress.costs import run_costs
     from lib_demofusion.settings.presets import PRESETS
     from lib_demofusion.settings.reading import parse_settings
 except ImportError as problem:

@@ -13,7 +13,7 @@ import pytest
 import stand_in  # noqa: F401 (adds the folders of the stand-in)
 from modules import errors, infotext_utils, processing
 
-from lib_demofusion.host.messages import STOPPED
+from lib_demofusion.host.common.messages import STOPPED
 
 PREFIX = "DemoFusion"
 ERROR, NOTE = f"{PREFIX} error", f"{PREFIX} note"

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib_demofusion.host.sampling.conditioning import cond_for_views, conds_of_stage, image_conditioning_for
+from lib_demofusion.method.conditioning import cond_for_views, conds_of_stage, image_conditioning_for
 from lib_demofusion.method.views import LocalView, Size, View, dilated_views
 
 SIZE = (32, 24)

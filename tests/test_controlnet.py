@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from controlnet_double import CELL, Adapter, Lite, Mode, Network, Unit, control_of, job, state
 from torch import Tensor
 
+from lib_demofusion.host.backends import webui_controlnet as controlnet
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.backends.webui_denoiser import FusedModel
-from lib_demofusion.host.neighbours import controlnet
-from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.hints import resize_hint
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.method.schedule import Weights
+from lib_demofusion.method.size_vectors import Frame
 from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.views import dilated_views
 from lib_demofusion.settings.fields import Settings

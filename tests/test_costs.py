@@ -33,13 +33,13 @@ from test_step_gate import (
 from torch import Tensor
 
 from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.costs import run_costs
 from lib_demofusion.method.model_calls import calls_ahead, calls_of_whole, model_calls
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.step_gate import TWO_CALLS, TWO_CALLS_ANCESTRAL, StepGate
 from lib_demofusion.method.views import View
-from lib_demofusion.progress.costs import run_costs
 from lib_demofusion.settings.fields import Settings
 
 STAGES = make_plan(Settings(scale=3), STAGE.window)

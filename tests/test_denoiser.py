@@ -19,10 +19,10 @@ from fusing import fuse
 from torch import Tensor, nn
 
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.host.backends.webui_denoiser import FusedModel, blur_correction
-from lib_demofusion.host.sampling.sdxl import Frame
+from lib_demofusion.host.backends.webui_denoiser import FusedModel, kept_share
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.filters import blur_for_dilation
+from lib_demofusion.method.size_vectors import Frame
 from lib_demofusion.method.views import dilated_views
 
 external = k_diffusion_sampling.load("external")
@@ -213,7 +213,7 @@ def test_the_stand_ins_are_the_webuis_wrappers(t: int, request: pytest.FixtureRe
 def test_one_correction_for_each_row(wrapper: Wrapper) -> None:
     inner = wrapper[0](Model())
     levels = torch.cat([wrapper[1](t)[:1] for t in TIMESTEPS])
-    made = blur_correction(inner, levels)
+    made = kept_share(inner, levels)
     assert made.shape == (len(TIMESTEPS), 1, 1, 1)
     for i, t in enumerate(TIMESTEPS):
-        torch.testing.assert_close(made[i : i + 1], blur_correction(inner, wrapper[1](t)[:1]))
+        torch.testing.assert_close(made[i : i + 1], kept_share(inner, wrapper[1](t)[:1]))

@@ -21,10 +21,10 @@ from lib_demofusion.host.backends.forge_unet import FusedUnet, kept_share, marks
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.backends.latent_form import FIVE_AXES, PACKED, PLAIN, LatentForm
 from lib_demofusion.host.backends.webui_denoiser import FusedModel
-from lib_demofusion.host.sampling.sdxl import Frame, SizeVectors
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import CELL, StagePlan, make_plan
 from lib_demofusion.method.schedule import Weights
+from lib_demofusion.method.size_vectors import Frame, SizeVectors
 from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.views import View, dilated_views
 from lib_demofusion.settings.fields import Settings

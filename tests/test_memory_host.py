@@ -19,7 +19,7 @@ from torch import Tensor
 from lib_demofusion.method.batching import UnknownMemory, ViewBatches
 from lib_demofusion.method.views import LocalView
 
-NAME = "lib_demofusion.host.memory"
+NAME = "lib_demofusion.host.common.memory"
 GIB = 1 << 30
 
 

@@ -149,6 +149,35 @@ def test_a_webui_named_elsewhere_is_found(source: str) -> None:
     assert any(WEBUI_NAMED.search(word) for word, _ in words(ast.parse(source)))
 
 
+def folder_imports() -> dict[str, set[str]]:
+    """Returns the folders of the library that each of its folders imports from."""
+    imports: dict[str, set[str]] = {}
+    for path in sorted(CORE.rglob("*.py")):
+        own = path.parent.relative_to(REPOSITORY).as_posix()
+        for node in ast.walk(parse(path)):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("lib_demofusion"):
+                continue
+            module = REPOSITORY / (node.module or "").replace(".", "/")
+            for name in (alias.name for alias in node.names):
+                if module.with_suffix(".py").is_file():
+                    folder = module.parent
+                else:
+                    folder = module / name if (module / name).is_dir() else module
+                imports.setdefault(own, set()).add(folder.relative_to(REPOSITORY).as_posix())
+    return {own: others - {own} for own, others in imports.items()}
+
+
+def test_folders_do_not_import_each_other_in_a_circle() -> None:
+    imports, order = folder_imports(), []
+    assert "lib_demofusion/host/common" in imports["lib_demofusion/host/sampling"]
+    while imports:
+        free = [own for own, others in imports.items() if not others & imports.keys()]
+        assert free, f"these folders import each other: {sorted(imports)}"
+        order += free
+        imports = {own: others for own, others in imports.items() if own not in free}
+    assert order.index("lib_demofusion/method") < order.index("lib_demofusion/host")
+
+
 def test_syntax_is_that_of_the_oldest_python() -> None:
     for path in runtime_files():
         ast.parse(path.read_text(encoding="utf-8"), filename=str(path), feature_version=OLDEST_PYTHON)
@@ -161,7 +190,7 @@ def test_files_are_short() -> None:
 
 def test_progress_stays_small() -> None:
     """The progress bar, the time left and the live line are a convenience. Most of the source is about images."""
-    files = ("progress/meter.py", "host/progress/bar.py", "host/progress/timing.py", "host/panel/line.py")
+    files = ("method/stage_meter.py", "host/progress/bar.py", "host/progress/timing.py", "host/panel/line.py")
     assert sum(len((CORE / name).read_text(encoding="utf-8").splitlines()) for name in files) <= MAX_FILE_LINES
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from lib_demofusion.method.costs import run_costs
 from lib_demofusion.method.plan import make_plan
-from lib_demofusion.progress.costs import run_costs
 from lib_demofusion.settings.fields import NAMES, PRESET_FIELDS, SPECS, Settings
 from lib_demofusion.settings.presets import BUILT_IN, DEFAULT_PRESET, LANCZOS, PRESETS
 from lib_demofusion.settings.reading import parse_settings, preset_values

@@ -44,7 +44,7 @@ def vae(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
         monkeypatch.setitem(sys.modules, name, module)
         if "." in name:
             setattr(sys.modules["modules"], name.split(".")[1], module)
-    for name in (NAME, "lib_demofusion.host.memory"):
+    for name in (NAME, "lib_demofusion.host.common.memory"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     found = importlib.import_module(NAME)
     found.__dict__["real_free_bytes"] = found.free_bytes
@@ -52,7 +52,7 @@ def vae(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     monkeypatch.setattr(found, "disk_usage", lambda folder: SimpleNamespace(free=free.disk))
     found.__dict__["free"] = free
     yield found
-    for name in (NAME, "lib_demofusion.host.memory"):
+    for name in (NAME, "lib_demofusion.host.common.memory"):
         sys.modules.pop(name, None)
 
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from bench.card.device import Card, Measured
 from bench.card.models import EMBEDDERS, Model
 from bench.card.report import Report, Row, gigabytes
-from lib_demofusion.host.memory import device_memory
-from lib_demofusion.host.sampling.conditioning import cond_for_views
-from lib_demofusion.host.sampling.sdxl import Frame, SizeVectors
+from lib_demofusion.host.common.memory import device_memory
 from lib_demofusion.method.batching import MOST_VIEWS, ViewBatches
+from lib_demofusion.method.conditioning import cond_for_views
 from lib_demofusion.method.plan import StagePlan, make_plan
 from lib_demofusion.method.residual import VarianceExploding
 from lib_demofusion.method.schedule import weights_at
+from lib_demofusion.method.size_vectors import Frame, SizeVectors
 from lib_demofusion.method.stage import SamplerTraits, StageRun, make_anchor
 from lib_demofusion.method.stage_steps import schedule_steps, steps_of_stage
 from lib_demofusion.method.step_gate import StepGate

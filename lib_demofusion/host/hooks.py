@@ -6,11 +6,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lib_demofusion.host import offers, options
-from lib_demofusion.host.backends import loaded_model
+from lib_demofusion.host.backends import host, loaded_model
+from lib_demofusion.host.common import offers, options
+from lib_demofusion.host.common.messages import PREFIX, report_note, report_problem
+from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.job import Job
-from lib_demofusion.host.messages import PREFIX, report_note, report_problem
-from lib_demofusion.host.neighbours import refusals
 from lib_demofusion.host.nesting import outer_requests
 from lib_demofusion.host.panel import xyz
 from lib_demofusion.host.pictures.gallery import shrink_for_gallery
@@ -103,7 +103,7 @@ def _settings(p: Any, args: Sequence[object], overrides: Mapping[str, object], k
     asked = overridden(settings_from_args(args, _default_preset(p, args, known), known), overrides, known)
     if names_preset(args) or "preset" in overrides or refusals.chosen_script(p.scripts, (p.script_args or [0])[0]):
         return asked
-    settings = options.suited(asked, p.steps, p.cfg_scale, known, loaded_model())
+    settings = options.suited(asked, p.steps, p.cfg_scale, known, host().family(loaded_model()).distilled)
     if settings.preset != asked.preset:
         report_note(p, TURBO_USED.format(settings.preset, asked.preset))
     return settings

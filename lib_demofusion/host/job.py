@@ -11,9 +11,9 @@ from modules import shared
 from torch import Tensor
 
 from lib_demofusion import __version__
-from lib_demofusion.host import options
 from lib_demofusion.host.backends import host
-from lib_demofusion.host.messages import (
+from lib_demofusion.host.common import options
+from lib_demofusion.host.common.messages import (
     BASE_IMAGE,
     report_failure,
     report_note,
@@ -22,7 +22,7 @@ from lib_demofusion.host.messages import (
     reported,
     reset,
 )
-from lib_demofusion.host.neighbours import refusals
+from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.pictures import formats, inpainting
 from lib_demofusion.host.pictures.base_colors import known_base
 from lib_demofusion.host.pictures.base_picture import (
@@ -34,11 +34,11 @@ from lib_demofusion.host.pictures.base_picture import (
 )
 from lib_demofusion.host.pictures.stage_pictures import StagePicture, with_later_reports
 from lib_demofusion.host.progress.bar import Progress, make_progress
+from lib_demofusion.host.progress.webui_steps import img2img_steps
 from lib_demofusion.host.sampling.stage_sampler import stop_requested
-from lib_demofusion.host.sampling.webui_steps import img2img_steps
 from lib_demofusion.host.stage_loop import StageLoop, saves_stages, shows_base, shows_stages
+from lib_demofusion.method.costs import Pass
 from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, make_plan
-from lib_demofusion.progress.costs import Pass
 from lib_demofusion.settings.fields import ENABLED_KEY, Settings
 from lib_demofusion.settings.spec import SettingsError
 

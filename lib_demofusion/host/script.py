@@ -6,7 +6,8 @@ from typing import Any
 
 from modules import script_callbacks, scripts
 
-from lib_demofusion.host import backends, compat, hooks, options
+from lib_demofusion.host import backends, hooks
+from lib_demofusion.host.common import compat, options
 from lib_demofusion.host.panel import build, page, xyz
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from modules import devices
 from torch import Tensor
 
-from lib_demofusion.host import options
-from lib_demofusion.host.messages import BASE_IMAGE, KEY_SIZE, report_failure, report_note, report_stop
-from lib_demofusion.host.neighbours import refusals
+from lib_demofusion.host.common import options
+from lib_demofusion.host.common.messages import BASE_IMAGE, KEY_SIZE, report_failure, report_note, report_stop
+from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.pictures import formats, inpainting
 from lib_demofusion.host.pictures.stage_pictures import StagePicture, stage_pictures
 from lib_demofusion.host.progress.bar import Progress

@@ -9,7 +9,7 @@ from typing import Any
 from modules import devices
 from torch import Tensor
 
-from lib_demofusion.host.neighbours import soft_inpainting
+from lib_demofusion.host.integrations import soft_inpainting
 from lib_demofusion.host.pictures import coding, inpainting
 from lib_demofusion.host.pictures.base_colors import BaseColors
 from lib_demofusion.host.pictures.pixel_anchor import enlarged

@@ -32,6 +32,9 @@ from lib_demofusion.tiled_vae.steps import (
     sizes,
 )
 
+AUTOMATIC, ALWAYS, NEVER = MODES = ("automatic", "always", "never")
+"""When to process an image tile by tile: only if it does not fit into memory as a whole, always, or never."""
+
 MATRIX_CELLS = 1 << 26
 """Maximum number of elements of the attention matrix at a time, for devices without a fused attention kernel."""
 

@@ -14,7 +14,7 @@ from card.test_jobs import LIKE, on_processor, picture
 from modules import shared
 from reports import Reports
 
-from lib_demofusion.host import options
+from lib_demofusion.host.common import options
 from lib_demofusion.host.pictures import vae
 from lib_demofusion.tiled_vae.maps import Shelf
 from lib_demofusion.tiled_vae.steps import decoder_steps, held_bytes

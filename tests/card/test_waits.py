@@ -91,7 +91,7 @@ class Embedder(torch.nn.Module):
 
 
 def test_sdxls_vectors_wait_at_the_first_batch_only(card: PlayedCard) -> None:
-    from lib_demofusion.host.sampling.sdxl import CROP, SIZES, Frame, SizeVectors
+    from lib_demofusion.method.size_vectors import CROP, SIZES, Frame, SizeVectors
     from lib_demofusion.method.views import local_views
 
     embedders = [Embedder(key) for key in (SIZES[0], CROP, SIZES[1])]

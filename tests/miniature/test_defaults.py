@@ -8,7 +8,7 @@ import pytest
 from in_process import BASE, Webui
 from modules import scripts
 
-from lib_demofusion.host import offers
+from lib_demofusion.host.common import offers
 from lib_demofusion.host.panel.build import CONTROLS
 from lib_demofusion.settings.fields import OF_THE_REQUEST, SPECS
 

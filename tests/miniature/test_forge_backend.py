@@ -17,24 +17,24 @@ from lib_demofusion.host.backends import (
     families,
     forge,
     forge_denoiser,
-    forge_neighbours,
+    forge_integrations,
     forge_transformers,
     latent_form,
 )
 from lib_demofusion.host.backends.forge import Forge, reserve_for_views, vectors_of
 from lib_demofusion.host.backends.forge_hints import Held
-from lib_demofusion.host.backends.forge_neighbours import WRAPPER
+from lib_demofusion.host.backends.forge_integrations import WRAPPER
 from lib_demofusion.host.backends.forge_unet import FusedUnet
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.host.neighbours import refusals
+from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.panel import warnings
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.host.pictures import coding, inpainting
 from lib_demofusion.host.progress import timing
-from lib_demofusion.host.sampling.preview import for_preview
-from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import make_plan
+from lib_demofusion.method.preview import for_preview
+from lib_demofusion.method.size_vectors import Frame
 from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import LocalView
 from lib_demofusion.settings.fields import Settings
@@ -601,14 +601,14 @@ def test_what_a_transformer_cannot_run_beside(
     p = request(Scripts())
     p.sampler = "of the base pass"
     change(p, shown)
-    found = forge_neighbours.refusal(p, family)
+    found = forge_integrations.refusal(p, family)
     assert found is None if said is None else said in (found or "")
 
 
 def test_control_models_of_transformers_are_refused(shown: Any) -> None:
     entry = SimpleNamespace(title=lambda: "ControlNet", current_params={0: "a unit"})
     p = request(SimpleNamespace(alwayson_scripts=[entry]))
-    assert "ControlNet on Some DiT" in (forge_neighbours.refusal(p, DIT) or "")
+    assert "ControlNet on Some DiT" in (forge_integrations.refusal(p, DIT) or "")
 
 
 def test_memory_of_views_is_that_of_the_webuis_axes(cleaned: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

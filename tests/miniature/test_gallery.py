@@ -10,8 +10,9 @@ from in_process import BASE, Webui, sizes
 from modules import shared
 from PIL import Image, ImageChops
 
-from lib_demofusion.host import options, stage_work
-from lib_demofusion.host.neighbours import refusals
+from lib_demofusion.host import stage_work
+from lib_demofusion.host.common import options
+from lib_demofusion.host.integrations import refusals
 
 ON = {"enabled": True, "preset": "Fast"}
 UPLOAD = Image.radial_gradient("L").resize((BASE, BASE)).convert("RGB")

@@ -15,19 +15,20 @@ from modules import rng, script_callbacks, sd_samplers_common, shared
 from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from PIL import Image
 
-from lib_demofusion.host import hooks, preset_file, storage
+from lib_demofusion.host import hooks
 from lib_demofusion.host.backends import webui as webui_backend
 from lib_demofusion.host.backends import webui_denoiser
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.backends.webui import Webui as Backend
 from lib_demofusion.host.backends.webui_rows import repeated_images
-from lib_demofusion.host.messages import KEY_STOPPED
+from lib_demofusion.host.common import preset_file, storage
+from lib_demofusion.host.common.messages import KEY_STOPPED
 from lib_demofusion.host.pictures import coding, inpainting
 from lib_demofusion.host.pictures.stage_pictures import StagePicture
-from lib_demofusion.host.sampling.sdxl import Frame
 from lib_demofusion.host.sampling.stage_sampler import SEED_MASK
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import make_plan
+from lib_demofusion.method.size_vectors import Frame
 from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.presets import BUILT_IN
 from lib_demofusion.settings.reading import preset_values

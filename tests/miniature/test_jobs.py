@@ -20,12 +20,13 @@ from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from PIL import Image, ImageChops
 from reports import Reports
 
-from lib_demofusion.host import backends, offers, stage_work
+from lib_demofusion.host import backends, stage_work
+from lib_demofusion.host.common import offers
 from lib_demofusion.host.pictures import coding, pixel_anchor, vae
 from lib_demofusion.host.progress import bar as progress
 from lib_demofusion.host.progress import timing
+from lib_demofusion.method import stage_meter as meter
 from lib_demofusion.method.stage import mix_anchors
-from lib_demofusion.progress import meter
 from lib_demofusion.settings.fields import SPECS
 
 ON = {"enabled": True, "scale": 2}

@@ -18,7 +18,7 @@ from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from reports import Reports
 from torch import Tensor, nn
 
-from lib_demofusion.host.neighbours import layer_patches
+from lib_demofusion.host.integrations import layer_patches
 
 ON = {"enabled": True, "scale": 2}
 

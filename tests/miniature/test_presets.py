@@ -14,9 +14,9 @@ from in_process import BASE, Webui, sizes
 from modules import infotext_utils, paths_internal, scripts, shared
 from reports import Reports
 
-from lib_demofusion.host import offers, options
-from lib_demofusion.host import preset_file as presets
-from lib_demofusion.host.neighbours import refusals
+from lib_demofusion.host.common import offers, options
+from lib_demofusion.host.common import preset_file as presets
+from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.panel import build as panel
 from lib_demofusion.host.panel import preset_row, xyz
 from lib_demofusion.host.panel.line import describe

@@ -25,15 +25,15 @@ from tiny import alphas_cumprod
 from torch import Tensor
 
 from lib_demofusion.host.progress import bar, timing
-from lib_demofusion.host.sampling.webui_steps import CallsOfStage
+from lib_demofusion.host.progress.webui_steps import CallsOfStage
+from lib_demofusion.method import stage_meter as progress_meter
 from lib_demofusion.method.plan import Plan, StagePlan, make_plan
 from lib_demofusion.method.residual import VarianceExploding
 from lib_demofusion.method.stage import SamplerTraits, StageRun
+from lib_demofusion.method.stage_meter import StageMeter
 from lib_demofusion.method.stage_steps import schedule_steps, steps_of_stage
 from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import Size
-from lib_demofusion.progress import meter as progress_meter
-from lib_demofusion.progress.meter import StageMeter
 from lib_demofusion.settings.fields import PIXELS, Settings
 from lib_demofusion.settings.reading import parse_settings
 

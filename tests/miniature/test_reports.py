@@ -10,8 +10,8 @@ from modules import infotext_utils, processing, shared
 from reports import Reports
 
 from lib_demofusion.host import hooks, stage_loop
+from lib_demofusion.host.common.messages import report_note, report_problem
 from lib_demofusion.host.job import Job
-from lib_demofusion.host.messages import report_note, report_problem
 from lib_demofusion.method import stages
 
 TWO_STAGES = {"enabled": True, "preset": "Paper", "scale": 3, "return_stages": True}

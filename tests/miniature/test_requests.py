@@ -11,7 +11,7 @@ from in_process import BASE, Webui, sizes
 from modules import infotext_utils, jobs, processing, scripts, shared
 from reports import Reports
 
-from lib_demofusion.host import options
+from lib_demofusion.host.common import options
 from lib_demofusion.settings.fields import PRESET_FIELDS
 from lib_demofusion.settings.infotext import from_infotext
 from lib_demofusion.settings.reading import preset_values

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from modules import paths_internal
 
-from lib_demofusion.host import storage
+from lib_demofusion.host.common import storage
 
 NAME = "demofusion-test.json"
 

@@ -17,11 +17,11 @@ from reports import Reports
 from lib_demofusion.host.panel import line, markup
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.host.progress import timing
+from lib_demofusion.method import stage_meter as meter
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.method.residual import VariancePreserving
 from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.step_gate import StepGate
-from lib_demofusion.progress import meter
 from lib_demofusion.settings.fields import Settings
 
 BASE_CELLS = BASE // 8

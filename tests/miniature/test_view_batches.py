@@ -13,7 +13,7 @@ from modules import devices, sd_samplers_common, sd_unet, shared
 from torch import Tensor
 
 from bench.peak_bytes import PeakBytes
-from lib_demofusion.host.sampling import preview, view_batch
+from lib_demofusion.method import preview, view_batch
 from lib_demofusion.method.batching import UnknownMemory
 
 

@@ -11,16 +11,21 @@ import torch
 from modules import processing, sd_models, shared
 from torch import Tensor
 
-from lib_demofusion.host.backends import forge_denoiser, forge_neighbours, forge_samplers, forge_transformers
+from lib_demofusion.host.backends import (
+    forge_denoiser,
+    forge_integrations,
+    forge_samplers,
+    forge_transformers,
+    networks,
+)
 from lib_demofusion.host.backends.families import SD, Family, family_of, unknown
 from lib_demofusion.host.backends.forge_hints import Held
-from lib_demofusion.host.backends.forge_neighbours import WRAPPER
+from lib_demofusion.host.backends.forge_integrations import WRAPPER
 from lib_demofusion.host.backends.forge_unet import FusedUnet
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.host.sampling import networks
-from lib_demofusion.host.sampling.sdxl import CROP, SIZES, Frame, SizeVectors, size_vectors
-from lib_demofusion.host.scoped import replaced
+from lib_demofusion.host.common.scoped import replaced
 from lib_demofusion.method.plan import StagePlan
+from lib_demofusion.method.size_vectors import CROP, SIZES, Frame, SizeVectors, size_vectors
 
 try:
     from backend.sampling.sampling_function import sampling_cleanup
@@ -73,7 +78,7 @@ class Forge:
 
     def refusal(self, p: Any) -> str | None:
         family = self.family(p.sd_model)
-        return forge_neighbours.refusal(p, family) or forge_samplers.problem(p, family.flow)
+        return forge_integrations.refusal(p, family) or forge_samplers.problem(p, family.flow)
 
     @contextmanager
     def base_checkpoint(self, p: Any, checkpoint: Any) -> Iterator[None]:
@@ -95,7 +100,7 @@ class Forge:
             form = family.form
             self._patch(p, form.to_host(anchor), form.to_host(noise))
             unet = model.forge_objects.unet.clone()
-            forge_neighbours.check_patches(unet, family)
+            forge_integrations.check_patches(unet, family)
             reserve_for_views(unet, form.host_shape(anchor.shape[1], stage.window), max(views, 1))
             model.forge_objects.unet = unet
             try:

@@ -9,7 +9,7 @@ from modules import shared
 from torch import Tensor
 
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.host.sampling.preview import for_preview
+from lib_demofusion.method.preview import for_preview
 
 
 def attach(denoiser: Any, parts: StageParts) -> None:

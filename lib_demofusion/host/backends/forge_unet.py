@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lib_demofusion.host.backends.forge_hints import Held
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.host.sampling.conditioning import cond_for_views
-from lib_demofusion.host.sampling.sdxl import SizeVectors
+from lib_demofusion.method.conditioning import cond_for_views
+from lib_demofusion.method.size_vectors import SizeVectors
 from lib_demofusion.method.views import View
 
 Apply = Callable[..., Tensor]

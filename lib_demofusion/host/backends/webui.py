@@ -10,14 +10,13 @@ from modules import sd_models, sd_samplers_cfg_denoiser, shared
 from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from torch import Tensor
 
-from lib_demofusion.host import precision
-from lib_demofusion.host.backends import webui_denoiser
+from lib_demofusion.host.backends import networks, webui_denoiser
+from lib_demofusion.host.backends import webui_controlnet as controlnet
 from lib_demofusion.host.backends.families import SD, Family, family_of, unknown
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.backends.webui_rows import repeated_images
-from lib_demofusion.host.neighbours import controlnet
-from lib_demofusion.host.sampling import networks
-from lib_demofusion.host.scoped import replaced
+from lib_demofusion.host.common import precision
+from lib_demofusion.host.common.scoped import replaced
 from lib_demofusion.method.plan import StagePlan
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.host.neighbours.controlnet import Hints
-from lib_demofusion.host.sampling.conditioning import Cond, cond_for_views
-from lib_demofusion.host.sampling.preview import for_preview
-from lib_demofusion.host.sampling.sdxl import size_vectors
+from lib_demofusion.host.backends.webui_controlnet import Hints
+from lib_demofusion.method.conditioning import Cond, cond_for_views
+from lib_demofusion.method.preview import for_preview
+from lib_demofusion.method.size_vectors import size_vectors
 from lib_demofusion.method.views import View
 
 
@@ -47,14 +47,14 @@ class FusedModel:
                 return self.inner(crops, level[rows].repeat(len(views)), cond=view_cond, **kwargs)
 
         copies = len(x) // self.images if self.images and len(x) % self.images == 0 else 1
-        correction = blur_correction(self.inner, level)
+        correction = kept_share(self.inner, level)
         return self._parts.run.denoise(evaluate, x, correction, self._parts.batches, copies)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
 
-def blur_correction(inner: Any, level: Tensor) -> Tensor:
+def kept_share(inner: Any, level: Tensor) -> Tensor:
     """Returns d(prediction) / d(input) of the wrapper with its model's output held fixed, (N, 1, 1, 1).
 
     The dilated path predicts on the blurred latent while the sampler applies the prediction to x: the wrapper must be

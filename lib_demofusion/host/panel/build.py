@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 from modules.ui_components import FormRow, InputAccordion
 
-from lib_demofusion.host import offers, options
+from lib_demofusion.host.common import offers, options
 from lib_demofusion.host.panel import preset_row, warnings
 from lib_demofusion.host.panel.markup import problem_html, word
 from lib_demofusion.settings.fields import ENABLED_KEY, NAMES, PRESET_FIELDS, SPECS, Settings

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from modules import devices
 
-from lib_demofusion.host.memory import available_bytes
+from lib_demofusion.host.common.memory import available_bytes
 from lib_demofusion.host.pictures.vae import DEVICE_SHARE, choose_shelf, free_bytes
 from lib_demofusion.method.views import Size
 from lib_demofusion.tiled_vae.steps import decoder_steps

@@ -10,9 +10,9 @@ from lib_demofusion.host.panel import warnings
 from lib_demofusion.host.panel.markup import ABOUT, HOURS, MINUTES, NOT_VALID, SECONDS, duration, error_html, word
 from lib_demofusion.host.panel.tab import TabValues, base_picture
 from lib_demofusion.host.progress import timing
-from lib_demofusion.host.sampling.webui_steps import calls_twice
+from lib_demofusion.host.progress.webui_steps import calls_twice
+from lib_demofusion.method.costs import run_costs
 from lib_demofusion.method.plan import CELL, NO_STAGE, make_plan
-from lib_demofusion.progress.costs import run_costs
 from lib_demofusion.settings.presets import BUILT_IN, Offers
 from lib_demofusion.settings.reading import settings_from_args
 from lib_demofusion.settings.spec import SettingsError

@@ -10,8 +10,8 @@ import gradio as gr
 from gradio.context import Context
 from modules import scripts
 
-from lib_demofusion.host import offers
-from lib_demofusion.host.neighbours import refusals
+from lib_demofusion.host.common import offers
+from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.panel import preset_row, warnings
 from lib_demofusion.host.panel.build import CONTROLS, Panel
 from lib_demofusion.host.panel.line import describe

@@ -13,8 +13,8 @@ from gradio.context import Context
 from modules import shared
 from modules.ui_components import FormRow, ToolButton
 
-from lib_demofusion.host import offers, options, preset_file
-from lib_demofusion.host.backends import loaded_model
+from lib_demofusion.host.backends import host, loaded_model
+from lib_demofusion.host.common import offers, options, preset_file
 from lib_demofusion.host.panel.markup import error_html, problem_html, word
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.settings.fields import PRESET_FIELDS, SPECS
@@ -202,7 +202,9 @@ def suited(values: Mapping[str, Any], tab: TabValues) -> list[Any]:
     """
     known = offers.known()
     shown, default = str(values["preset"]), options.default_preset(known)
-    wanted = options.automatic_preset(default, tab.step_count, tab.cfg_scale or 0, loaded_model())
+    wanted = options.automatic_preset(
+        default, tab.step_count, tab.cfg_scale or 0, host().family(loaded_model()).distilled
+    )
     own = shown not in (default, TURBO) or changed_fields(shown, values, known)
     if tab.preset_picked or shown == wanted or own:
         return [gr.update() for _ in ("preset", *PRESET_FIELDS)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 
 from lib_demofusion.host.backends import families, host
-from lib_demofusion.host.neighbours import refusals
+from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.panel import limits
 from lib_demofusion.host.panel.markup import problem_html, word
 from lib_demofusion.host.panel.tab import TabValues

@@ -8,7 +8,7 @@ from typing import Any
 
 from modules import scripts
 
-from lib_demofusion.host import offers
+from lib_demofusion.host.common import offers
 from lib_demofusion.settings.fields import SPECS
 from lib_demofusion.settings.presets import BUILT_IN, Offers
 from lib_demofusion.settings.spec import SettingsError, Spec

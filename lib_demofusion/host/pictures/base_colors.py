@@ -9,7 +9,7 @@ import torch
 from modules import images, shared
 from torch import Tensor
 
-from lib_demofusion.host.messages import report_failure
+from lib_demofusion.host.common.messages import report_failure
 from lib_demofusion.host.pictures import inpainting
 from lib_demofusion.host.pictures.coding import as_picture
 from lib_demofusion.host.pictures.pixel_anchor import to_tensor

@@ -9,9 +9,9 @@ from modules import devices, processing, shared
 from torch import Tensor
 
 from lib_demofusion.host.backends import host
+from lib_demofusion.host.common.precision import as_latent
+from lib_demofusion.host.common.scoped import replaced
 from lib_demofusion.host.pictures.coding import decode, encode, finite
-from lib_demofusion.host.precision import as_latent
-from lib_demofusion.host.scoped import replaced
 from lib_demofusion.method.plan import CELL
 from lib_demofusion.method.views import Size
 

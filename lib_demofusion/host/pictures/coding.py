@@ -9,11 +9,12 @@ import torch
 from modules import devices, processing, sd_samplers_common, shared
 from torch import Tensor
 
-from lib_demofusion.host import options
 from lib_demofusion.host.backends import host
+from lib_demofusion.host.common import options
+from lib_demofusion.host.common.precision import as_latent
 from lib_demofusion.host.pictures import vae
-from lib_demofusion.host.precision import as_latent
 from lib_demofusion.host.progress import timing
+from lib_demofusion.tiled_vae.tiling import AUTOMATIC
 
 
 def decode(p: Any, latent: Tensor, report: vae.Report | None = None) -> Any:
@@ -90,4 +91,4 @@ def _teller(report: vae.Report | None, count: int) -> vae.ReportOfSome:
 
 def _in_parts(p: Any, tell: vae.ReportOfSome) -> Any:
     """Returns the context in which the autoencoder works as the settings say."""
-    return vae.in_parts(p.sd_model, options.value(options.DECODE, vae.AUTOMATIC), tell)
+    return vae.in_parts(p.sd_model, options.value(options.DECODE, AUTOMATIC), tell)

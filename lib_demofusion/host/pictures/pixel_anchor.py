@@ -10,7 +10,7 @@ from modules import images, shared
 from PIL import Image
 from torch import Tensor
 
-from lib_demofusion.host.messages import report_note
+from lib_demofusion.host.common.messages import report_note
 from lib_demofusion.method.views import Size
 from lib_demofusion.settings.presets import LANCZOS
 

@@ -12,7 +12,7 @@ from modules import images, processing, shared
 from PIL import Image
 from torch import Tensor
 
-from lib_demofusion.host.messages import KEY_STOPPED
+from lib_demofusion.host.common.messages import KEY_STOPPED
 
 
 @dataclass(frozen=True)

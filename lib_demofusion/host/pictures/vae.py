@@ -23,14 +23,13 @@ from modules import devices, shared
 from modules.paths_internal import data_path
 from torch import Tensor
 
-from lib_demofusion.host.memory import available_bytes, cuda_free_bytes
+from lib_demofusion.host.common.memory import available_bytes, cuda_free_bytes
 from lib_demofusion.out_of_memory import is_out_of_memory
 from lib_demofusion.tiled_vae.largest import largest_bytes, largest_part_bytes
 from lib_demofusion.tiled_vae.maps import Shelf, item_bytes
 from lib_demofusion.tiled_vae.steps import Step, decoder_steps, encoder_steps, held_bytes, part_bytes, whole_bytes
-from lib_demofusion.tiled_vae.tiling import Options, decode_tiled, encode_tiled
+from lib_demofusion.tiled_vae.tiling import ALWAYS, AUTOMATIC, NEVER, Options, decode_tiled, encode_tiled
 
-AUTOMATIC, ALWAYS, NEVER = MODES = ("automatic", "always", "never")
 TILES = (64, 32, 16)
 """Sides of tiles in latent cells, tried from the first that should fit."""
 DEVICE_SHARE, MEMORY_SHARE, DISK_SHARE = 0.85, 0.6, 0.8

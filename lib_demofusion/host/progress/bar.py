@@ -11,10 +11,10 @@ from modules import shared
 
 from lib_demofusion.host.progress import console, timing
 from lib_demofusion.host.progress.job_count import JobCount, add_jobs, exact, move_to
-from lib_demofusion.host.sampling.webui_steps import calls_twice
+from lib_demofusion.host.progress.webui_steps import calls_twice
+from lib_demofusion.method.costs import Pass, run_costs
 from lib_demofusion.method.plan import Plan, StagePlan
-from lib_demofusion.progress.costs import Pass, run_costs
-from lib_demofusion.progress.meter import StageMeter
+from lib_demofusion.method.stage_meter import StageMeter
 from lib_demofusion.settings.fields import LATENT, Settings
 
 DECODING, ENCODING, SAMPLING = PARTS = range(3)

@@ -11,8 +11,8 @@ import torch
 from modules import devices
 from torch import Tensor
 
-from lib_demofusion.host import storage
 from lib_demofusion.host.backends import loaded_model as loaded_model
+from lib_demofusion.host.common import storage
 
 FILE = "demofusion-timings.json"
 MODEL, DECODER, BUSIER = "model", "decoder", "DPM adaptive"

@@ -17,23 +17,23 @@ from torch import Tensor
 
 from lib_demofusion.host.backends import host
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.host.messages import report_note
-from lib_demofusion.host.neighbours import layer_patches
+from lib_demofusion.host.common.messages import report_note
+from lib_demofusion.host.common.scoped import replaced
+from lib_demofusion.host.integrations import layer_patches
 from lib_demofusion.host.pictures.inpainting import is_inpainting
 from lib_demofusion.host.progress import timing
-from lib_demofusion.host.sampling.conditioning import conds_of_stage, image_conditioning_for
-from lib_demofusion.host.sampling.sdxl import Frame
+from lib_demofusion.host.progress.webui_steps import CallsOfStage
 from lib_demofusion.host.sampling.stage_schedule import stage_steps
 from lib_demofusion.host.sampling.view_batch import view_batches
-from lib_demofusion.host.sampling.webui_steps import CallsOfStage
-from lib_demofusion.host.scoped import replaced
 from lib_demofusion.method.call_guard import UnknownSampler, guard_for
+from lib_demofusion.method.conditioning import conds_of_stage, image_conditioning_for
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import Flow, NoiseSpace, VarianceExploding, VariancePreserving
+from lib_demofusion.method.size_vectors import Frame
 from lib_demofusion.method.stage import SamplerTraits, StageRun
+from lib_demofusion.method.stage_meter import StageMeter
 from lib_demofusion.method.stages import StageStopped
 from lib_demofusion.method.step_gate import flow_form, is_stochastic, make_gate
-from lib_demofusion.progress.meter import StageMeter
 from lib_demofusion.settings.fields import Settings
 
 SEED_OFFSET = 0x9E3779B97F4A7C15

@@ -6,10 +6,10 @@ from typing import Any
 
 from modules import devices, sd_samplers_common, sd_unet, shared
 
-from lib_demofusion.host import options
-from lib_demofusion.host.memory import device_memory
-from lib_demofusion.host.sampling.preview import preview_size
+from lib_demofusion.host.common import options
+from lib_demofusion.host.common.memory import device_memory
 from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.preview import preview_size
 from lib_demofusion.method.views import Size
 from lib_demofusion.settings.fields import Settings
 from lib_demofusion.tiled_vae.maps import item_bytes

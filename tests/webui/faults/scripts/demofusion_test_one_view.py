@@ -28,8 +28,8 @@ class OneView(scripts.Script):
 def both(p, samples):
     """Returns the latents of the stage and of the webui's img2img, with the webui's axes."""
     from lib_demofusion.host.backends import host
+    from lib_demofusion.host.common.scoped import replaced
     from lib_demofusion.host.sampling.stage_sampler import StageTask, run_stage, stage_seeds
-    from lib_demofusion.host.scoped import replaced
     from lib_demofusion.method.plan import StagePlan
     from lib_demofusion.settings.fields import Settings
 

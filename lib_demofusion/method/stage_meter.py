@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
+from lib_demofusion.method.costs import cells_ahead
 from lib_demofusion.method.model_calls import CallsAhead
 from lib_demofusion.method.stage import StageRun
-from lib_demofusion.progress.costs import cells_ahead
 
 
 class StageMeter:

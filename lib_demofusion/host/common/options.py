@@ -7,13 +7,12 @@ from typing import Any
 import gradio as gr
 from modules import shared
 
-from lib_demofusion.host import offers
-from lib_demofusion.host.backends import host
-from lib_demofusion.host.pictures.vae import AUTOMATIC, MODES
+from lib_demofusion.host.common import offers
 from lib_demofusion.settings import few_steps, presets
 from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.presets import Offers
 from lib_demofusion.settings.spec import SettingsError
+from lib_demofusion.tiled_vae.tiling import AUTOMATIC, MODES
 
 SECTION = ("demofusion", "DemoFusion")
 
@@ -24,7 +23,7 @@ SHOW_BASE = "demofusion_show_base"
 DEFAULT_PRESET = "demofusion_default_preset"
 FEW_STEPS = "demofusion_few_steps"
 
-MOST_VIEWS = 64
+LARGEST_VIEW_BATCH = 64
 
 DEFAULT_GONE = f"{presets.DEFAULT_PRESET} is used, for the default preset in Settings is not there any more:"
 
@@ -32,7 +31,7 @@ DEFAULT_GONE = f"{presets.DEFAULT_PRESET} is used, for the default preset in Set
 def register() -> None:
     """Adds the options; the host calls this for every page that it builds, and a second time changes nothing."""
     info = shared.OptionInfo
-    limits = {"minimum": 0, "maximum": MOST_VIEWS, "step": 1}
+    limits = {"minimum": 0, "maximum": LARGEST_VIEW_BATCH, "step": 1}
     modes = {"choices": list(MODES)}
     for key, option in {
         VIEW_BATCH: info(0, "View batch size", gr.Slider, limits, section=SECTION).info(
@@ -66,8 +65,8 @@ def register() -> None:
 def check() -> None:
     """Raises SettingsError at a value that the settings page does not offer; the API and config.json take any."""
     views, mode = value(VIEW_BATCH, 0), value(DECODE, AUTOMATIC)
-    if isinstance(views, bool) or not isinstance(views, (int, float)) or views not in range(MOST_VIEWS + 1):
-        raise SettingsError(f"setting {VIEW_BATCH}", views, f"a whole number from 0 to {MOST_VIEWS}")
+    if isinstance(views, bool) or not isinstance(views, (int, float)) or views not in range(LARGEST_VIEW_BATCH + 1):
+        raise SettingsError(f"setting {VIEW_BATCH}", views, f"a whole number from 0 to {LARGEST_VIEW_BATCH}")
     if mode not in MODES:
         raise SettingsError(f"setting {DECODE}", mode, "one of " + ", ".join(MODES))
 
@@ -87,21 +86,21 @@ def _chosen_preset() -> Any:
     return value(DEFAULT_PRESET, presets.DEFAULT_PRESET)
 
 
-def automatic_preset(default: str, steps: int, cfg_scale: float, model: Any = None) -> str:
-    """Returns the preset to use where nobody chose one: `default`, or Turbo for a few-step model.
+def automatic_preset(default: str, steps: int, cfg_scale: float, distilled: bool = False) -> str:
+    """Returns the preset if nobody chose one: `default`, or Turbo for a few-step model.
 
-    `model` is the loaded checkpoint: a model with built-in guidance counts by its steps alone.
+    A model with built-in guidance (`distilled`) counts as a few-step model by its steps only.
     """
     if not value(FEW_STEPS, True):
         return default
-    return few_steps.automatic_preset(default, steps, cfg_scale, host().family(model).distilled)
+    return few_steps.automatic_preset(default, steps, cfg_scale, distilled)
 
 
-def suited(settings: Settings, steps: int, cfg_scale: float, known: Offers, model: Any = None) -> Settings:
+def suited(settings: Settings, steps: int, cfg_scale: float, known: Offers, distilled: bool = False) -> Settings:
     """Returns the settings with the values of the automatic preset, unless a value differs from its preset's own."""
     if not value(FEW_STEPS, True):
         return settings
-    return few_steps.suited(settings, steps, cfg_scale, known, host().family(model).distilled)
+    return few_steps.suited(settings, steps, cfg_scale, known, distilled)
 
 
 def value(key: str, default: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from threading import Lock
 from typing import Any
 
-from lib_demofusion.host import storage
+from lib_demofusion.host.common import storage
 from lib_demofusion.settings.infotext import CHANGED
 from lib_demofusion.settings.presets import PRESETS, Offers
 from lib_demofusion.settings.reading import parse_preset

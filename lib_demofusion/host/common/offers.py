@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from modules import shared
 
-from lib_demofusion.host import preset_file
+from lib_demofusion.host.common import preset_file
 from lib_demofusion.settings.presets import Offers
 
 

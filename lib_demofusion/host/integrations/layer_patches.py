@@ -16,7 +16,7 @@ from typing import Any
 from modules import paths_internal
 
 from lib_demofusion.host.backends import host
-from lib_demofusion.host.neighbours import controlnet
+from lib_demofusion.host.backends import webui_controlnet as controlnet
 
 OWN_FOLDER = Path(__file__).resolve().parents[3]
 

@@ -13,7 +13,7 @@ from modules import shared
 from modules.infotext_utils import create_override_settings_dict
 
 from lib_demofusion.host.backends import host
-from lib_demofusion.host.neighbours import layer_patches
+from lib_demofusion.host.integrations import layer_patches
 
 REFUSED = "DemoFusion does not work with"
 

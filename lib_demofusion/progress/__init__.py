@@ -1,1 +1,0 @@
-"""Estimates the cost of a run and measures its progress."""
