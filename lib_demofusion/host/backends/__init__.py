@@ -1,4 +1,4 @@
-"""What differs between webuis, behind one interface. Everything above asks `host()` and knows none of them."""
+"""One interface for the differences between webuis. The rest of the package calls `host()` and knows no webui."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from lib_demofusion.host.backends.interface import Backend
 
 FORGE_PACKAGE = "modules_forge"
-"""The package that every webui of Forge's family has and no other."""
+"""A package that exists in every webui of Forge's family and in no other."""
 
 UNKNOWN = "DemoFusion Hires was not tried in this webui (%s); a run that it cannot make will say so, see the README"
 
@@ -20,7 +20,7 @@ logger = logging.getLogger("DemoFusion")
 
 @functools.lru_cache(maxsize=1)
 def host() -> Backend:
-    """Returns the backend of the webui that this runs in."""
+    """Returns the backend for the running webui."""
     if find_spec(FORGE_PACKAGE) is None:
         from lib_demofusion.host.backends.webui import Webui
 
@@ -31,9 +31,9 @@ def host() -> Backend:
 
 
 def loaded_model() -> Any:
-    """Returns the checkpoint in memory, or None if there is none or another one is chosen.
+    """Returns the loaded checkpoint, or None if there is none or another one is selected.
 
-    `shared.sd_model` would load one.
+    Reading `shared.sd_model` would load a checkpoint.
     """
     from modules import sd_models
 
@@ -41,13 +41,13 @@ def loaded_model() -> Any:
 
 
 def greet() -> None:
-    """Names a webui that nothing is known of, in one line."""
+    """Logs a warning if this backend does not know the running webui."""
     if not host().is_known():
         logger.warning(UNKNOWN, version())
 
 
 def version() -> str:
-    """Returns what the webui calls its version."""
+    """Returns the version that the webui reports."""
     launch = sys.modules.get("modules.launch_utils")
     tag = getattr(launch, "git_tag", None)
     return str(tag()) if tag is not None else "of unknown version"

@@ -1,4 +1,4 @@
-"""The families of models, one record each. Everything that differs from one family to another is in this table."""
+"""A table of the model families. It contains every property in which they differ."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ UPSCALER = "it makes an image four times as large from another model's; choose t
 
 VIDEO = "DemoFusion makes still images"
 REFUSALS = (RUNS_ON, REFINER, UPSCALER, VIDEO)
-"""The sentences of the table."""
+"""All reasons for refusals in the table."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """What a family of models is to the stages."""
+    """The properties of a model family that matter to the stages."""
 
     name: str
-    """As users know it."""
+    """The name that users know."""
     refusal: str | None = None
-    """Why no stage runs on it; None if stages do."""
+    """Why the stages do not support the family, or None if they do."""
     sized: bool = False
-    """Whether the model receives the image's size and crop in a vector beside the prompt, as SDXL does."""
+    """Whether the model receives the image's size and crop in a vector in addition to the prompt, as SDXL does."""
     flow: bool = False
-    """Whether it is trained for flow matching: its samplers mix signal and noise, see `residual.Flow`."""
+    """Whether the model was trained for flow matching. Its samplers mix signal and noise, see `residual.Flow`."""
     form: LatentForm = PLAIN
-    """The axes of its latents."""
+    """The axes of the latents."""
     unit: int = 8
-    """Sizes of images, windows and views are multiples of so many pixels."""
+    """Sizes of images, windows and views are multiples of this number of pixels."""
     distilled: bool = False
-    """Whether guidance is trained into it, so that a CFG scale of 1 says nothing about the number of steps."""
+    """Whether guidance is built into the model. A CFG scale of 1 then does not identify a few-step model."""
     transformer: bool = False
-    """Whether it is no UNet: control models and wrappers of its layers then cannot be cut to views."""
+    """Whether the model is a transformer. Its control models and layer wrappers cannot be cropped to views."""
 
     @property
     def unit_cells(self) -> int:
@@ -47,20 +47,20 @@ class Family:
 
     @property
     def has_other_axes(self) -> bool:
-        """Whether the webui's latents have other axes than the method's."""
+        """Whether the axes of the webui's latents differ from those of the method."""
         return self.form is not PLAIN
 
     @property
     def problem(self) -> str | None:
-        """Returns name and refusal, to follow "DemoFusion does not work with", or None if stages run."""
+        """Returns the name and the reason, to follow "DemoFusion does not work with", or None if stages run."""
         return None if self.refusal is None else f"{self.name}: {self.refusal}"
 
 
 def _transformer(name: str, form: LatentForm = PLAIN) -> Family:
     """Returns the record of a flow-matching transformer.
 
-    Its patches are 2 x 2 cells of 8 pixels, and it pads odd sizes with cells of the opposite border. At a CFG scale of
-    1 only the number of steps tells few-step models from others, because most have their guidance built in.
+    Its patches are 2 x 2 cells of 8 pixels, and it pads odd sizes with cells of the opposite border. Most of these
+    models have built-in guidance, so only the number of steps identifies a few-step model at a CFG scale of 1.
     """
     return Family(name, flow=True, form=form, unit=16, distilled=True, transformer=True)
 
@@ -89,22 +89,22 @@ BY_ENGINE: Mapping[str, Family] = {
     "Wan": Family("Wan", VIDEO),
     "PiD": Family("PiD", UPSCALER),
 }
-"""By the class of the engine in Forge and Forge Neo (backend/diffusion_engine)."""
+"""Families by the engine's class in Forge and Forge Neo (backend/diffusion_engine)."""
 
 BY_FLAG: Mapping[str, Family] = {"is_sd3": SD3, "is_sdxl": SDXL, "is_sd1": SD, "is_sd2": SD}
-"""By what a model says of itself in reForge and AUTOMATIC1111's webui."""
+"""Families by the flag that a model sets in reForge and AUTOMATIC1111's webui."""
 
 FLOW_FORMS: Mapping[str, Family] = {SDXL.name: SDXL_FLOW}
-"""Families of which some checkpoints are trained for flow matching, by name."""
+"""By family name, the record for checkpoints of that family that were trained for flow matching."""
 
 
 def family_of(model: Any, flow: bool = False) -> Family | None:
-    """Returns the family of a loaded model, or None if it is not known; `flow` says that it is a flow model."""
+    """Returns the family of a loaded model, or None if it is unknown. `flow` is True for a flow model."""
     engine = type(model).__name__
     found = BY_ENGINE.get(engine) or next((f for flag, f in BY_FLAG.items() if getattr(model, flag, False)), None)
     return FLOW_FORMS.get(found.name, found) if found is not None and flow else found
 
 
 def unknown(model: Any) -> Family:
-    """Returns a record for a model that is not in the table."""
+    """Returns a record that refuses a model that is not in the table."""
     return Family(type(model).__name__, RUNS_ON)

@@ -1,4 +1,4 @@
-"""Forge's family: Forge, Forge Neo, reForge."""
+"""The backend for Forge's family: Forge, Forge Neo and reForge."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ except ImportError:
         sampling_cleanup = None
 
 ESTIMATE = "memory_peak_estimation_modifier"
-"""Where a patched UNet says itself how much memory it takes (backend/patcher/unet.py)."""
+"""The option of a patched UNet that estimates its memory (backend/patcher/unet.py)."""
 
 SIZED = ("original_size_as_tuple", CROP, "target_size_as_tuple")
 """The order of the sizes in SDXL's vector (backend/diffusion_engine/sdxl.py)."""
 
 ZERO_TERMINAL = "Zero Terminal SNR"
-"""The choice of the setting for noise schedules (modules/processing.py)."""
+"""A value of the webui's setting for noise schedules (modules/processing.py)."""
 
 CHANNELS = 256
-"""Columns of one embedded number there."""
+"""Number of columns of one embedded number in SDXL's vector."""
 
 
 class Forge:
-    """Its guidance asks the UNet that the checkpoint's `forge_objects` hold at the time, which patches are made of."""
+    """The backend for Forge's family. Its guidance calls the patched UNet in the checkpoint's `forge_objects`."""
 
     def is_known(self) -> bool:
         return sampling_cleanup is not None
 
     def family(self, model: Any) -> Family:
-        # before a model is loaded there is a dummy
+        # before a model is loaded, the host has a dummy
         if not hasattr(model, "forge_objects"):
             return SD
-        # reForge calls it otherwise: there a job before may have left a flow schedule, which `refusal` names
+        # reForge has no `predictor`. There, `refusal` reports a flow schedule that an earlier job left
         predictor = getattr(model.forge_objects.unet.model, "predictor", None)
         flow = predictor is not None and not adds_noise(predictor)
         return family_of(model, flow) or unknown(model)
 
     def is_pending(self) -> bool:
-        # of Forge and Forge Neo; reForge loads a checkpoint as soon as it is chosen
+        # only Forge and Forge Neo load later. reForge loads a checkpoint as soon as it is selected
         data = sd_models.model_data
         chosen = getattr(data, "forge_loading_parameters", None)
         return bool(chosen) and str(chosen) != data.forge_hash
@@ -91,9 +91,9 @@ class Forge:
 
     @contextmanager
     def sampling(self, p: Any, stage: StagePlan, views: int, anchor: Tensor, noise: Tensor) -> Iterator[None]:
-        """Patches a UNet of the stage's own, as the host does for each pass (modules/processing.py)."""
+        """Patches a copy of the UNet for the stage, as the host does for each pass (modules/processing.py)."""
         model = p.sd_model
-        # inpainting draws noise from the generator that is nobody's own
+        # inpainting draws noise from the global generator
         torch.manual_seed(int(p.seeds[0]) + stage.number)
         with replaced(model, forge_objects=model.forge_objects_after_applying_lora.shallow_copy()):
             family = self.family(model)
@@ -106,11 +106,11 @@ class Forge:
             try:
                 yield
             finally:
-                # a sampler that was stopped has not come to it
+                # a sampler that was stopped has not done this
                 sampling_cleanup(unet)
 
     def _patch(self, p: Any, anchor: Tensor, noise: Tensor) -> None:
-        # with a ratio of 0 too: Forge Neo also applies its Epsilon Scaling here
+        # also with a ratio of 0, because Forge Neo applies its Epsilon Scaling here
         sd_models.apply_token_merging(p.sd_model, p.get_token_merging_ratio())
         if p.scripts is not None:
             cond, uncond = p.get_conds()
@@ -130,23 +130,24 @@ class Forge:
 
 
 def predictor_of(model: Any) -> Any:
-    """Returns the schedule of a UNet, which turns its output into the clean latent."""
+    """Returns the schedule of a UNet, which converts its output to the clean latent."""
     return model.predictor if hasattr(model, "predictor") else model.model_sampling
 
 
 def adds_noise(predictor: Any) -> bool:
-    """Returns whether noise is added to the whole latent, as the skip residual takes it to be.
+    """Returns whether the schedule adds noise to the unscaled latent.
 
-    Flow matching mixes the two. Some UNets of SDXL's shape are trained so (Mugen in Forge Neo), and called SDXL there.
+    Flow matching mixes latent and noise instead. Some UNets of SDXL's shape are trained for it, such as Mugen, and
+    Forge Neo may report them as SDXL.
     """
     level, nothing, latent = torch.full((1,), 0.5), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
     return bool((predictor.noise_scaling(level, nothing, latent) == latent).all())
 
 
 def set_shift(p: Any) -> None:
-    """Gives a flow model's schedule the shift of the base pass; a hires pass leaves its own behind.
+    """Sets the shift of a flow model's schedule to that of the base pass, because a hires pass changes it.
 
-    Some engines of newer versions of Forge Neo derive it from the image's size too; a view has the base's.
+    Some engines in newer versions of Forge Neo also derive it from the image's size. Views have the base image's size.
     """
     set_of_host = getattr(p.sd_model, "set_shift", None)
     if set_of_host is not None:
@@ -157,9 +158,9 @@ def set_shift(p: Any) -> None:
 
 @contextmanager
 def schedule_of_base(model: Any) -> Iterator[None]:
-    """Runs a block on the noise levels of the base pass: the host has put back those of the file by `post_sample`.
+    """Runs a block with the noise levels of the base pass. Before `post_sample` the host restores the original ones.
 
-    Without signal at the first step ("Zero Terminal SNR", or a checkpoint that says so itself) they are others.
+    They differ with zero terminal SNR, which the user or the checkpoint can select.
     """
     asked = getattr(shared.opts, "sd_noise_schedule", "Default") == ZERO_TERMINAL
     config = getattr(model, "model_config", None)
@@ -176,9 +177,9 @@ def schedule_of_base(model: Any) -> Iterator[None]:
 
 
 def reserve_for_views(unet: Any, view: tuple[int, ...], views: int) -> None:
-    """Makes the host reserve the memory of a batch of views, each of the shape `view`, not of the whole latent.
+    """Makes the host reserve memory for a batch of views of the shape `view`, not for the whole latent.
 
-    For the whole latent it would unload the weights, and most of a stage would be spent on loading them again.
+    For the whole latent it would unload the weights, and a stage would spend most of its time on loading them again.
     """
 
     def memory_of_views(shape: list[int], *args: Any, **kwargs: Any) -> float:
@@ -186,13 +187,13 @@ def reserve_for_views(unet: Any, view: tuple[int, ...], views: int) -> None:
         return whole(batch, *args, **kwargs)
 
     whole = unet.model_options.get(ESTIMATE, unet.memory_required)
-    # the one is what Forge and reForge ask, the other what Neo asks
+    # Forge and reForge read the option, Forge Neo calls the method
     unet.model_options[ESTIMATE] = memory_of_views
     unet.memory_required = memory_of_views
 
 
 class _Numbers:
-    """The host's embedding of one number, under a name that says which pair of numbers is embedded."""
+    """Embeds numbers with the host's embedder. `input_key` names the pair of numbers."""
 
     outdim = CHANNELS
 
@@ -207,7 +208,7 @@ class _Numbers:
 
 
 def vectors_of(model: Any, frame: Frame, sized: bool) -> SizeVectors | None:
-    """Returns the writer of SDXL's sizes for a loaded model, or None if the model receives none (`sized`)."""
+    """Returns the writer of SDXL's sizes for a loaded model, or None if the model does not receive sizes."""
     embedder = getattr(model, "embedder", None)
     if embedder is None or not sized:
         return size_vectors(model, frame)

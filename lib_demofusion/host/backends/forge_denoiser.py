@@ -1,4 +1,4 @@
-"""Tells a stage of every call that a sampler of Forge's family makes of its model."""
+"""Informs a stage of every model call by a sampler of Forge's family."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lib_demofusion.method.preview import for_preview
 
 
 def attach(denoiser: Any, parts: StageParts) -> None:
-    """Tells the stage of every call of `denoiser`, a CFGDenoiser of our own sampler."""
+    """Informs the stage of every call of `denoiser`, the CFGDenoiser of the stage's own sampler."""
     cls = type(denoiser)
     run, form = parts.run, parts.form
 
@@ -30,7 +30,7 @@ def attach(denoiser: Any, parts: StageParts) -> None:
                 kwargs["image_cond"] = image_cond_at(kwargs["image_cond"], x)
             result = super().forward(x, sigma, *args, **kwargs)
             if self.sampler.last_latent is not None:
-                # the host shows it in another thread, and would decode it whole
+                # the host decodes the preview in another thread, in one piece
                 shared.state.current_latent = for_preview(self.sampler.last_latent)
             return result
 
@@ -38,9 +38,9 @@ def attach(denoiser: Any, parts: StageParts) -> None:
 
 
 def image_cond_at(cond: Any, x: Tensor) -> Any:
-    """Returns an image conditioning (B, C, h, w) at the size of x: the host leaves one of another size out.
+    """Resizes an image conditioning (B, C, h, w) to the size of x, because the host ignores other sizes.
 
-    What it stands for at the base's size, everything is to be painted, is as true at this one.
+    At the base's size it says that everything is to be painted. This holds at any size.
     """
     if not isinstance(cond, Tensor) or cond.ndim != x.ndim or cond.shape[-2:] in (x.shape[-2:], (1, 1)):
         return cond

@@ -1,4 +1,4 @@
-"""What is built into webuis of Forge's family and cannot run beside the stages. Each gets a sentence."""
+"""Refuses built-in features of Forge's family that do not work with the stages, each with a reason."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lib_demofusion.host.backends.forge_transformers import of_transformer
 from lib_demofusion.host.backends.inner_wrapper import keeps_history
 
 WRAPPER = "model_function_wrapper"
-"""The place of a patched UNet for a function that calls the model (backend/patcher/base.py)."""
+"""The option of a patched UNet for a function that wraps the model call (backend/patcher/base.py)."""
 
 BY_KEY = {
     "multidiffusion_enabled": "MultiDiffusion Integrated: it samples in tiles already; switch one of the two off",
@@ -19,24 +19,24 @@ BY_KEY = {
     "forge_couple": "Forge Couple: every tile would show all of its regions",
     "stylealign_enabled": "StyleAlign Integrated: the views of a batch would take one another's style",
 }
-"""By what a feature writes into the infotext while it acts."""
+"""Reasons by the infotext key that an active feature writes."""
 
 BY_FLOW = ("SD3", "Aura Flow", "Flux")
-"""Modes of reForge's Advanced Model Sampling that mix latent and noise; the skip residual takes noise as added."""
+"""Modes of reForge's Advanced Model Sampling that mix latent and noise. They do not suit the skip residual."""
 
 FLOW = "Advanced Model Sampling in the mode %s: DemoFusion runs on models that are not sampled by flow matching"
 
 PID = "PiD Integrated"
-"""Forge Neo's script that enlarges by a trained decoder; it writes nothing into the infotext of the job."""
+"""Forge Neo's script that upscales with a trained decoder. It writes nothing to the infotext of the job."""
 
 PID_REASON = f"{PID}: it makes the base image anew, four times as large; switch one of the two off"
 
 WHOLE_PICTURE = ("ControlNetPatcher", "IPAdapterPatcher", "PhotomakerPatcher")
-"""Kinds of ControlNet models whose hint is cut to the views, or says something of the image as a whole."""
+"""Supported kinds of control models. Their hint is cropped to the views or describes the whole image."""
 
 
 def refusal(p: Any, family: Family = SD) -> str | None:
-    """Returns which of the host's own features a job cannot run beside, and why, or None."""
+    """Returns the built-in feature that does not work with the stages of a job, and why, or None."""
     mode = p.extra_generation_params.get("advanced_sampling_mode")
     if mode in BY_FLOW:
         return FLOW % mode
@@ -51,7 +51,7 @@ def refusal(p: Any, family: Family = SD) -> str | None:
 
 
 def _decodes_anew(p: Any) -> bool:
-    """Returns whether PiD will act; with hires fix it steps aside itself."""
+    """Returns whether PiD will run. With hires fix it disables itself."""
     entry = next((entry for entry in _alwayson(p) if entry.title() == PID), None)
     return entry is not None and bool(p.script_args[entry.args_from]) and not getattr(p, "enable_hr", False)
 
@@ -70,7 +70,7 @@ def _of_units(p: Any) -> str | None:
 
 
 def _problem(unit: Any) -> str | None:
-    """Returns why a unit of the built-in ControlNet cannot be cut to the views."""
+    """Returns why the hint of a unit of the built-in ControlNet cannot be cropped to views, or None."""
     preprocessor = str(getattr(unit.preprocessor, "name", ""))
     model = type(unit.model).__name__
     if "inpaint_only" in preprocessor:
@@ -85,9 +85,9 @@ def _problem(unit: Any) -> str | None:
 
 
 def check_patches(unet: Any, family: Family = SD) -> None:
-    """Raises RuntimeError if an extension asks the model about the whole latent, or about a view from other views."""
+    """Raises RuntimeError if an extension's patch needs the whole latent, or computes a view from other views."""
     inner = unet.model_options.get(WRAPPER)
-    # for transformers such wrappers are step caches with few exceptions
+    # on transformers, nearly all such wrappers cache steps
     if inner is not None and (family.transformer or keeps_history(inner)):
         module = getattr(inner, "__module__", None) or type(inner).__module__
         raise RuntimeError(f"{module} computes a step from the steps before, which would be other views; switch it off")

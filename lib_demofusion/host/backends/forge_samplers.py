@@ -1,4 +1,4 @@
-"""Samplers of Forge's family that no stage can run on, by the functions behind their names. Each gets a sentence."""
+"""Refuses samplers of Forge's family that no stage can use, each with a reason. Their functions identify them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FOR_FLOW = "the sampler %s: it is made for flow models, and this model is none; 
 
 
 def problem(p: Any, flow: bool) -> str | None:
-    """Returns why no stage can run with the job's sampler, or None; `flow` says that the model is a flow model."""
+    """Returns why no stage can use the job's sampler, or None. `flow` is True for a flow model."""
     label = p.sampler_name
     if sd_samplers.find_sampler_config(label) is None:
         return None
@@ -30,5 +30,5 @@ def problem(p: Any, flow: bool) -> str | None:
 
 
 def _eta(p: Any, sampler: Any) -> float:
-    """Returns the eta that the host will hand to the sampler (modules/sd_samplers_common.py, initialize)."""
+    """Returns the eta that the host will pass to the sampler (modules/sd_samplers_common.py, initialize)."""
     return float(p.eta if p.eta is not None else getattr(shared.opts, sampler.eta_option_field, 0.0))

@@ -1,4 +1,4 @@
-"""What a stage cannot run beside on the transformers of Forge Neo, and the traces that its encoders leave."""
+"""Refuses features that do not work with stages on Forge Neo's transformers, and cleans up after their encoders."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ MASK = "inpainting with %s: the webui's masks have other axes than its latents"
 CACHE = "Nunchaku's Cache Threshold above 0: it takes a tile for a repetition of the one before; set it to 0"
 
 KEPT = ("ini_latent", "ref_latents")
-"""Attributes of an engine that hold what was encoded, for its next prompt (backend/diffusion_engine)."""
+"""Attributes in which an engine stores encoded images for its next prompt (backend/diffusion_engine)."""
 
 
 def of_transformer(p: Any, family: Family) -> str | None:
-    """Returns what a job on a transformer cannot run beside, and why, or None."""
+    """Returns the feature that does not work with the stages of a job on a transformer, and why, or None."""
     if has_references(p):
         return REFERENCES % (family.name, KLEIN if family.name.endswith("Klein") else "")
     if float(getattr(shared.opts, "svdq_cache_threshold", 0.0)) > 0 and getattr(dynamic_args, "nunchaku", False):
@@ -39,18 +39,18 @@ def of_transformer(p: Any, family: Family) -> str | None:
 
 
 def has_references(p: Any) -> bool:
-    """Returns whether the model was shown reference images beside the prompt in the base pass.
+    """Returns whether the model received reference images in addition to the prompt in the base pass.
 
-    Before that pass the job before may have left some, which the host removes when it encodes the prompt.
+    Before that pass, images from the previous job may remain. The host removes them when it encodes the prompt.
     """
     return getattr(p, "sampler", None) is not None and bool(getattr(dynamic_args, "ref_latents", None))
 
 
 @contextmanager
 def nothing_kept(model: Any) -> Iterator[None]:
-    """Runs a block that encodes images, after which the engine remembers none of them.
+    """Runs a block that encodes images, and then removes them from the engine.
 
-    Engines that edit images keep what they encode: the next job would be shown it as its reference.
+    Engines for image editing store the images that they encode. The next job would use them as references.
     """
     own = {name: getattr(model, name) for name in KEPT if hasattr(model, name)}
     lists = {name: list(value) for name, value in own.items() if isinstance(value, list)}

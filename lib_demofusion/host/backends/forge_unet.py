@@ -1,7 +1,7 @@
-"""Puts a stage between the guidance of Forge's family and its UNet.
+"""Inserts a stage between the guidance of Forge's family and its UNet.
 
-There CFGDenoiser asks no wrapper of its own: a function of the backend gathers conds and unconds and hands them to the
-UNet, or to what stands in the one place that a patched UNet has for such (`model_function_wrapper`).
+CFGDenoiser has no wrapper there. A function of the backend joins conds and unconds and passes them to the UNet, or to
+the one wrapper that a patched UNet can have (`model_function_wrapper`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Apply = Callable[..., Tensor]
 
 
 class FusedUnet:
-    """Stands in the place for a wrapper of the UNet and denoises big latents view by view.
+    """A wrapper of the UNet that denoises large latents view by view.
 
-    `inner` is what stood there before, `predictor` the model's schedule, `vectors` writes SDXL's sizes, `control` holds
-    the control models back that would look at the whole latent.
+    `inner` is the previous wrapper, if any. `predictor` is the model's schedule. `vectors` writes SDXL's sizes.
+    `control` runs the control models on views instead of the whole latent.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class FusedUnet:
         self._inner = inner
 
     def __call__(self, apply_model: Apply, args: Mapping[str, Any]) -> Tensor:
-        """Returns the fused prediction of the clean latent, for the rows of conds and unconds.
+        """Returns the fused prediction of the clean latent for the rows of conds and unconds.
 
-        Both have the axes of the host's latents (see `latent_form`); views are cut in those of the method.
+        Input and result have the axes of the host (see `latent_form`). Views are cropped in those of the method.
         """
         form, sigma, marks = self._parts.form, args["timestep"], args["cond_or_uncond"]
         x = form.to_method(args["input"])
@@ -78,8 +78,9 @@ class FusedUnet:
 def kept_share(predictor: Any, sigma: Tensor) -> Tensor:
     """Returns d(prediction) / d(input) with the UNet's output held fixed, (N, 1, 1, 1).
 
-    The dilated path predicts on the blurred latent while the sampler applies the prediction to x, which must be given
-    back this share of x - blur(x). The prediction is affine in the input, so its value for 1 and no output says it.
+    The dilated path predicts on the blurred latent, but the sampler applies the prediction to x. The fusion therefore
+    adds this share of x - blur(x). The prediction is affine in the input, so the share is its value for an input of 1
+    and an output of 0.
     """
     one = torch.ones(len(sigma), 1, 1, 1, device=sigma.device, dtype=sigma.dtype)
     share: Tensor = predictor.calculate_denoised(sigma, torch.zeros_like(one), one)
@@ -87,9 +88,10 @@ def kept_share(predictor: Any, sigma: Tensor) -> Tensor:
 
 
 def marks_of(marks: Sequence[int], rows: int, chosen: slice) -> list[int]:
-    """Returns whether cond (0) or uncond (1), for every chunk of the chosen rows.
+    """Returns the mark of every chunk of the chosen rows: 0 for cond, 1 for uncond.
 
-    The host has one mark for as many rows as there are images; of a part of the rows each is a chunk of its own.
+    The host has one mark for each chunk, which has one row per image. If only some rows are chosen, each row is a
+    chunk.
     """
     each = rows // len(marks)
     if chosen == slice(0, rows):
@@ -98,7 +100,7 @@ def marks_of(marks: Sequence[int], rows: int, chosen: slice) -> list[int]:
 
 
 def options_for(options: Mapping[str, Any], chunks: Sequence[int], levels: Tensor) -> dict[str, Any]:
-    """Returns the options that patches of the UNet read, for rows of so many equal chunks at noise levels (N,)."""
+    """Returns the options that patches of the UNet read. `chunks` are marks of chunks of equal size, levels (N,)."""
     each = len(levels) // len(chunks)
     by_row = [mark for mark in chunks for _ in range(each)]
     made = {**options, "cond_or_uncond": list(chunks), "sigmas": levels[:each]}

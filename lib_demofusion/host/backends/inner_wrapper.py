@@ -1,7 +1,7 @@
-"""Whether another extension's wrapper of the model keeps something from one call to the next.
+"""Detects whether another extension's wrapper of the model keeps data from one call to the next.
 
-Such a wrapper takes each call for a step and computes from the calls before. The stages call it once for every batch of
-views, so it would compute a view from other views.
+Such a wrapper assumes that each call is a step, and uses the results of earlier calls. The stages call it once for
+every batch of views, so it would compute a view from other views.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ FIXED = (int, float, complex, str, bytes, bool, type(None), Tensor, nn.Module, M
 
 
 def keeps_history(wrapper: Any) -> bool:
-    """Returns whether a callable changes a variable of its own, or holds one that it could change.
+    """Returns whether a callable changes a variable of its own, or references an object that it could change.
 
-    It is only read, never called. An object or a list counts as changeable, numbers, texts and tensors do not.
+    The callable is inspected but never called. Objects and lists count as mutable. Numbers, texts and tensors do not.
     """
     return _keeps(wrapper, set())
 
@@ -45,7 +45,7 @@ def _keeps(value: Any, seen: set[int]) -> bool:
 
 
 def _stores(code: CodeType) -> bool:
-    """Returns whether a function assigns to an attribute, a global, or a variable of the function around it."""
+    """Returns whether a function assigns to an attribute, a global, or a variable of the enclosing function."""
     for step in dis.get_instructions(code):
         if step.opname in ("STORE_ATTR", "STORE_GLOBAL"):
             return True

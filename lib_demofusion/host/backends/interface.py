@@ -1,4 +1,4 @@
-"""What a webui must do for the stages: one implementation for AUTOMATIC1111's and one for Forge's family."""
+"""The interface of a webui for the stages. AUTOMATIC1111's webui and Forge's family each implement it."""
 
 from __future__ import annotations
 
@@ -19,60 +19,60 @@ from lib_demofusion.method.stage import StageRun
 
 @dataclass(frozen=True)
 class StageParts:
-    """What one stage puts between the sampler of the webui and its model."""
+    """The objects that one stage inserts between the webui's sampler and its model."""
 
     p: Any
     """The webui's request."""
     run: StageRun
     plan: Plan | None
-    """The run that the stage belongs to; None where the stage shows the base as a whole."""
+    """The plan that the stage belongs to. With None, the stage shows the whole base image."""
     batches: ViewBatches
     frame: Frame
     before_batch: Callable[[float], None]
-    """Is told of every batch how many cells it has, as a mean over the rows of the call."""
+    """Called before each batch with its number of cells, averaged over the rows of the call."""
     form: LatentForm = PLAIN
-    """The axes of the model's latents in the webui."""
+    """Converts latents between the axes of the webui and those of the method."""
     apart: str = ""
-    """The error to raise when conds and unconds do not come in one call of the model; empty if that does not matter."""
+    """The error to raise if conds and unconds come in separate model calls. Empty if separate calls are allowed."""
 
 
 class Backend(Protocol):
     """One kind of webui."""
 
     def is_known(self) -> bool:
-        """Returns whether the webui has what this backend calls."""
+        """Returns whether the webui has the functions that this backend calls."""
         ...
 
     def family(self, model: Any) -> Family:
-        """Returns what a loaded model is; `model` may be None or a dummy if none is loaded yet."""
+        """Returns the family of a loaded model. `model` can be None or a dummy if no model is loaded yet."""
         ...
 
     def is_pending(self) -> bool:
-        """Returns whether another checkpoint is chosen than the loaded one, which is loaded when a job begins."""
+        """Returns whether the selected checkpoint differs from the loaded one. The webui loads it when a job begins."""
         ...
 
     def encoding(self, p: Any) -> AbstractContextManager[None]:
-        """Runs a block in which images are encoded, and removes the traces that the encoder leaves in the model."""
+        """Runs a block that encodes images, and removes the data that the encoder stores in the model."""
         ...
 
     def unet(self, model: Any) -> Any:
-        """Returns the network of a loaded model that predicts, a torch module, or None if there is none."""
+        """Returns the denoising network of a loaded model (a torch module), or None if there is none."""
         ...
 
     def refusal(self, p: Any) -> str | None:
-        """Returns what of the webui's own features and of ControlNet a job cannot run beside, and why, or None."""
+        """Returns the built-in feature or ControlNet unit that does not work with the stages, and why, or None."""
         ...
 
     def base_checkpoint(self, p: Any, checkpoint: Any) -> AbstractContextManager[None]:
-        """Runs a block on the checkpoint of the base pass and its prompts; raises where there is no way back to it."""
+        """Runs a block with the base pass's checkpoint and prompts. Raises RuntimeError if it cannot restore them."""
         ...
 
     def sampling(
         self, p: Any, stage: StagePlan, views: int, anchor: Tensor, noise: Tensor
     ) -> AbstractContextManager[None]:
-        """Prepares the model for a stage that is given so many views at once, 0 for automatic, and tidies up behind."""
+        """Prepares the model for a stage and restores it afterwards. `views` is the batch size, 0 for automatic."""
         ...
 
     def attach(self, denoiser: Any, parts: StageParts) -> None:
-        """Makes the CFGDenoiser of a sampler that is ours alone run the stage."""
+        """Makes the CFGDenoiser of the stage's own sampler run the stage."""
         ...

@@ -1,4 +1,4 @@
-"""The axes of a family's latents: the webui's at the border, and (B, C, h, w) with 8 pixels a cell in the method."""
+"""Converts latents between the webui's axes and those of the method: (B, C, h, w) with 8 pixels per cell."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from lib_demofusion.method.views import Size
 
 
 class LatentForm:
-    """Latents (B, C, h, w) with a cell of 8 pixels: the same in the webui and in the method."""
+    """Latents (B, C, h, w) with 8 pixels per cell, which are the same in the webui and in the method."""
 
     copies = False
-    """Whether the method's latent is a copy of the webui's, so that changes must be written back."""
+    """Whether the method's latent is a copy, so changes must be written back to the webui's latent."""
 
     def to_method(self, x: Tensor) -> Tensor:
-        """Returns the method's form of a webui's latent."""
+        """Converts a latent of the webui to the axes of the method."""
         return x
 
     def to_host(self, x: Tensor) -> Tensor:
-        """Returns the webui's form of a method's latent."""
+        """Converts a latent of the method to the axes of the webui."""
         return x
 
     def host_shape(self, channels: int, size: Size) -> tuple[int, ...]:
-        """Returns the webui's shape, without the batch, of a method's latent with `channels` and `size`."""
+        """Returns the shape in the webui, without the batch, of a method's latent with `channels` and `size`."""
         return (channels, *size)
 
 
 class FiveAxes(LatentForm):
-    """Latents (B, C, 1, h, w) of the engines that share Wan's video VAE; the third axis is time."""
+    """Latents (B, C, 1, h, w) of the engines that share Wan's video VAE. The third axis is time."""
 
     def to_method(self, x: Tensor) -> Tensor:
         return x.squeeze(2) if x.ndim == 5 else x
@@ -41,9 +41,9 @@ class FiveAxes(LatentForm):
 
 
 class Packed(LatentForm):
-    """Latents (B, 4 C, h / 2, w / 2) with a cell of 16 pixels, which holds 2 x 2 cells of 8 pixels in its channels.
+    """Latents (B, 4 C, h / 2, w / 2) whose cells of 16 pixels hold 2 x 2 cells of 8 pixels in their channels.
 
-    Cells of 8 pixels are needed for views: every second packed cell shows 16 pixels and leaves out the next 16.
+    Dilated views need cells of 8 pixels. A view of every second packed cell would show 16 pixels and skip the next 16.
     """
 
     copies = True

@@ -1,4 +1,4 @@
-"""Extra networks (LoRAs and the like) of the prompt that the stages use."""
+"""Activates the extra networks, such as LoRAs, of the prompt that the stages use."""
 
 from __future__ import annotations
 

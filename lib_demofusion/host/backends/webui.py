@@ -21,21 +21,21 @@ from lib_demofusion.method.plan import StagePlan
 
 
 class Webui:
-    """Its CFGDenoiser asks the model through a wrapper, in whose place a stage puts its own."""
+    """The backend of AUTOMATIC1111's webui. A stage replaces the wrapper through which CFGDenoiser calls the model."""
 
     def is_known(self) -> bool:
-        # what guides with a function of its own does not ask the wrapper
+        # webuis with their own guidance function do not call the wrapper
         return hasattr(CFGDenoiser, "inner_model") and not hasattr(sd_samplers_cfg_denoiser, "sampling_function")
 
     def family(self, model: Any) -> Family:
         known = family_of(model)
-        # a model that makes its own denoiser is sampled in another way
+        # a model that creates its own denoiser is sampled differently
         if known is None and (getattr(model, "is_flux", False) or hasattr(model, "create_denoiser")):
             return unknown(model)
         return known or SD
 
     def is_pending(self) -> bool:
-        # it loads a checkpoint as soon as it is chosen
+        # this webui loads a checkpoint as soon as it is selected
         return False
 
     def encoding(self, p: Any) -> AbstractContextManager[None]:
@@ -49,10 +49,9 @@ class Webui:
 
     @contextmanager
     def base_checkpoint(self, p: Any, checkpoint: Any) -> Iterator[None]:
-        """Without a refiner that takes over on the way.
+        """Reloads the base pass's checkpoint if needed, and disables the refiner during the block.
 
-        After a base pass with the refiner, or a hires pass with a checkpoint of its own, the other model is still
-        loaded.
+        Another model is still loaded if the base pass used the refiner or the hires pass used its own checkpoint.
         """
         with replaced(p, refiner_checkpoint_info=None):
             if shared.sd_model.sd_checkpoint_info != checkpoint:

@@ -1,8 +1,8 @@
-"""The ControlNet extension beside the stages: every batch of views is given its own part of the hints.
+"""Runs the ControlNet extension in the stages. Every batch of views gets its own crop of the hints.
 
-ControlNet replaces the forward of the UNet for a job and keeps the hints in one object per unit, as large as the base
-image (scripts/hook.py there). It adds what it computes of them to the UNet's own maps, row by row. Its steps are
-those of the sampler, counted by the webui, so that it does not matter to them how many views a call has.
+ControlNet replaces the forward of the UNet during a job, and stores the hints at the base image's size in one object
+per unit (its scripts/hook.py). It adds its output to the UNet's feature maps, row by row. Its steps are those of the
+sampler, which the webui counts. The number of views per call therefore does not affect them.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from lib_demofusion.method.views import Size, View
 logger = logging.getLogger("DemoFusion")
 
 PICTURES = ("ControlNet", "ControlLoRA", "ControlNetUnion", "InstantID", "T2I_Adapter", "Controlllite")
-"""Kinds of units whose hint is an image of the same place as the latent."""
+"""Kinds of units whose hint is an image that is aligned with the latent."""
 
 NO_PLACE = ("IPAdapter", "ReVision", "T2I_StyleAdapter", "AttentionInjection")
-"""Kinds whose hint says something of the image as a whole, which is as true of every view."""
+"""Kinds of units whose hint describes the whole image. Every view uses the same hint."""
 
 INPAINTING_CHANNELS = 9
-"""What the UNet of an inpainting checkpoint is given."""
+"""Number of input channels of an inpainting checkpoint's UNet."""
 
 
 def extension_script(p: Any) -> Any:
-    """Returns the extension's script where it acts on this job, else None."""
+    """Returns the extension's script if it is active in this job, else None."""
     for entry in getattr(getattr(p, "scripts", None), "alwayson_scripts", None) or ():
         if getattr(entry, "latest_network", None) is not None and entry.title().lower() == "controlnet":
             return entry
@@ -45,17 +45,17 @@ def extension_script(p: Any) -> Any:
 
 
 def units(p: Any) -> list[Any]:
-    """Returns the units that act on this job."""
+    """Returns the units that are active in this job."""
     return list(getattr(getattr(extension_script(p), "latest_network", None), "control_params", None) or ())
 
 
 def kind(unit: Any) -> str:
-    """Returns the name of a unit's kind of model."""
+    """Returns the name of the kind of model that a unit uses."""
     return getattr(unit.control_model_type, "name", str(unit.control_model_type))
 
 
 def refusal(p: Any) -> str | None:
-    """Returns which unit cannot be cut to the views, and why, or None."""
+    """Returns the unit whose hint cannot be cropped to views, and why, or None."""
     found = extension_script(p)
     if found is None:
         return None
@@ -98,12 +98,12 @@ def _unet(p: Any) -> Any:
 
 
 def _native(unit: Any) -> Any:
-    """Returns the hint that the base image was made with; hires fix has one of its own size."""
+    """Returns the hint that was used for the base image. Hires fix has a hint of its own size."""
     return unit.hr_hint_cond if isinstance(unit.hr_hint_cond, Tensor) else unit.hint_cond
 
 
 def mark_prompts(p: Any) -> None:
-    """Marks prompts that were encoded anew, in the extension's own way, by which it tells conds from unconds."""
+    """Marks newly encoded prompts with the extension's own function, so that it can distinguish cond and uncond."""
     network = getattr(extension_script(p), "latest_network", None)
     mark = getattr(sys.modules.get(type(network).__module__), "mark_prompt_context", None)
     if mark is not None:
@@ -112,14 +112,14 @@ def mark_prompts(p: Any) -> None:
 
 
 class Hints:
-    """The hints of all units during one stage. Without units, and without the extension, nothing is done."""
+    """The hints of all units during one stage. Does nothing if there are no units."""
 
     def __init__(self, units: Sequence[_Unit] = ()):
         self._units = units
 
     @contextmanager
     def for_views(self, views: Sequence[View], rows: int) -> Iterator[None]:
-        """Gives the units what a batch of views sees while the model is called; each view has so many rows."""
+        """Sets the units' hints to the crops of a batch of views during the block. Each view has `rows` rows."""
         with ExitStack() as stack:
             for unit in self._units:
                 unit.enter(stack, views, rows)
@@ -127,9 +127,9 @@ class Hints:
 
 
 def stage_hints(p: Any, stage: StagePlan, plan: Plan | None = None) -> Hints:
-    """Returns the hints at the size of a stage of `plan`; without it the stage shows the base as a whole.
+    """Returns the hints at the size of a stage of `plan`. Without a plan, the stage shows the whole base image.
 
-    They lie in the computer's memory, and what a batch of views sees goes to the device.
+    The hints stay in the computer's memory. Only the crops of a batch of views are copied to the device.
     """
     found = extension_script(p)
     if found is None:
@@ -161,14 +161,14 @@ def _picture(unit: Any, stage: StagePlan, plan: Plan | None, latent: Tensor | No
 
 
 def _latent(p: Any, network: Any, unit: Any) -> Tensor | None:
-    """Returns the latent (1, C, h, w) of the hint for units that compare with it, encoded by the extension itself."""
+    """Encodes the hint with the extension to a latent (1, C, h, w). Returns None for units that need no latent."""
     if kind(unit) == "AttentionInjection" or "colorfix" in _preprocessor(unit):
         return network.call_vae_using_process(p, _native(unit))[:1]
     return None
 
 
 class _Resize:
-    """ControlNet's own way of resizing maps, by which thin lines stay thin; the plain one where it has no such."""
+    """Resizes hints with ControlNet's own function, which keeps thin lines thin, or with `resize_hint` if it fails."""
 
     def __init__(self, found: Any, index: int, preprocessor: str):
         self._found, self._index, self._preprocessor = found, index, preprocessor
@@ -181,7 +181,7 @@ class _Resize:
             pixels = (hint[0].permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()
             resized, _ = self._found.detectmap_proc(pixels, self._preprocessor, mode, *size)
         except Exception as problem:
-            # what is no documented interface may have another shape in another version
+            # this interface is not documented and can differ in other versions
             logger.warning("ControlNet's own resizing is not used: %s", problem)
             return resize_hint(hint, size)
         return resized.to(hint) if resized.shape[1] == hint.shape[1] else resize_hint(hint, size)
@@ -193,16 +193,16 @@ class _Unit:
 
     unit: Any
     hint: StageHint | None = None
-    """None where every view sees the hint as a whole."""
+    """None if every view uses the whole hint."""
     region: StageHint | None = None
     latent: Tensor | None = None
-    """The hint's latent (1, C, H, W); at the stage's size it is cut like the stage's own."""
+    """The hint's latent (1, C, H, W). If it has the stage's size, it is cropped like the stage's latent."""
 
     def enter(self, stack: ExitStack, views: Sequence[View], rows: int) -> None:
-        """Puts the views' part in the unit's place until `stack` is left; the unit then is as it was."""
+        """Sets the unit's hint to the crops of the views. Leaving `stack` restores the unit."""
         values = self._values(views, rows)
         if kind(self.unit) == "T2I_Adapter":
-            # it remembers what it made of its hint
+            # an adapter caches the features of its hint
             stack.callback(self.unit.control_model.reset)
             self.unit.control_model.reset()
         if kind(self.unit) == "Controlllite":
@@ -211,9 +211,9 @@ class _Unit:
         stack.enter_context(replaced(self.unit, **values))
 
     def _values(self, views: Sequence[View], rows: int) -> dict[str, Any]:
-        """Returns the unit's attributes for these views; setting `hint_cond`, the first, clears some of the others.
+        """Returns the unit's attributes for these views. Setting `hint_cond` clears some of the others, so it is first.
 
-        The hint of hires fix is the same one, so that none is taken to be of another size and encoded again.
+        If the hint is that of hires fix, `hr_hint_cond` gets the same crops, so the extension does not encode it again.
         """
         unit, native = self.unit, _native(self.unit)
         hint = native if self.hint is None else _rows([self.hint.for_view(view) for view in views], rows).to(native)
@@ -234,5 +234,5 @@ class _Unit:
 
 
 def _rows(parts: list[Tensor], rows: int) -> Tensor:
-    """Returns the parts of all views, view-major like the crops; one alone serves all its rows."""
+    """Repeats the crops of all views for their rows, view-major. A single crop is not repeated."""
     return torch.cat(parts).repeat_interleave(rows, dim=0) if len(parts) > 1 else parts[0]

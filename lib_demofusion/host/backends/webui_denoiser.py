@@ -1,4 +1,4 @@
-"""Puts a stage between the webui's CFGDenoiser and its model, on a sampler that is ours alone."""
+"""Inserts a stage between the webui's CFGDenoiser and its model. The stage has its own sampler."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from lib_demofusion.method.views import View
 
 
 class FusedModel:
-    """Stands where the host's denoiser wrapper stands and denoises big latents view by view.
+    """Replaces the host's denoiser wrapper and denoises large latents view by view.
 
-    Everything but the call is the wrapper's own (`inner_model`, `sigmas`, `sigma_to_t`, ...).
+    All other attributes come from the wrapper (`inner_model`, `sigmas`, `sigma_to_t`, ...).
     """
 
     def __init__(self, inner: Any, parts: StageParts, hints: Hints | None = None):
         self.inner = inner
         self.images = 0
-        """How many images the rows repeat over and over in one order, or 0 where that is not known."""
+        """Number of images that the rows repeat in the same order, or 0 if unknown."""
         self.batch = 0
-        """How many images the sampler's x has."""
+        """Number of images in the sampler's x."""
         self._parts = parts
         self._hints = hints or Hints()
         self._vectors = size_vectors(inner.inner_model, parts.frame)
@@ -57,9 +57,9 @@ class FusedModel:
 def kept_share(inner: Any, level: Tensor) -> Tensor:
     """Returns d(prediction) / d(input) of the wrapper with its model's output held fixed, (N, 1, 1, 1).
 
-    The dilated path predicts on the blurred latent while the sampler applies the prediction to x: the wrapper must be
-    given back this share of x - blur(x). It is 1 for eps models in k-diffusion's wrapper, c_skip for v models, and in
-    the timestep samplers, which ask for eps, 0 and sqrt(1 - a_t).
+    The dilated path predicts on the blurred latent, but the sampler applies the prediction to x. The fusion therefore
+    adds this share of x - blur(x). In k-diffusion's wrapper it is 1 for eps models and c_skip for v models. In the
+    timestep samplers, which request eps, it is 0 for eps models and sqrt(1 - a_t) for v models.
     """
     one = torch.ones(len(level), 1, 1, 1, device=level.device, dtype=level.dtype)
     if hasattr(inner, "predict_eps_from_z_and_v"):
@@ -78,11 +78,11 @@ def attach(
     repeated_images: Callable[[type, Tensor, Any], int],
     hints: Hints | None = None,
 ) -> None:
-    """Makes `denoiser`, a CFGDenoiser of our own sampler, run the stage.
+    """Makes `denoiser`, the CFGDenoiser of the stage's own sampler, run the stage.
 
-    `repeated_images` says of its class, x and cond how many images repeat in the rows that it makes of x.
-    Its class is replaced by a subclass of the very class it has, so that other extensions' subclasses go on working.
-    The model is handed out by a property because the host drops its cached wrapper when the checkpoint changes.
+    `repeated_images` receives the class, x and cond, and returns how many images repeat in the rows. The class of the
+    denoiser is replaced by a subclass of it, so subclasses from other extensions still work. The model is a property,
+    because the host discards its cached wrapper when the checkpoint changes.
     """
     cls = type(denoiser)
 
@@ -103,7 +103,7 @@ def attach(
             return super().forward(x, sigma, *args, **kwargs)
 
         def get_pred_x0(self, *args: Any) -> Tensor:
-            """Makes the live preview; what the host keeps it for besides, an interrupt, ends a stage otherwise."""
+            """Returns the live preview. The host also keeps it for interrupts, but a stage handles those itself."""
             return for_preview(super().get_pred_x0(*args))
 
     denoiser.__class__ = StageDenoiser

@@ -1,4 +1,4 @@
-"""What is known of the rows that the webui makes of x for conds and unconds."""
+"""Determines how the webui orders the rows that it creates from x for conds and unconds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 def repeated_images(cls: type, x: Tensor, cond: Any) -> int:
-    """Returns how many images the host repeats in the rows that it makes of x (B, C, H, W), 0 where that is not known.
+    """Returns how many images repeat in the rows that the host creates from x (B, C, H, W), or 0 if unknown.
 
-    Its CFGDenoiser of class `cls` gives every image once per prompt of its own, image by image, and then all images
-    once more for the uncond: with one prompt each, the images over and over in one order. That is not certain where an
-    extension may change single rows in a callback, or has put another `forward` in the place of the host's.
+    The host's CFGDenoiser creates one row for each prompt of each image, image by image, and then all images again for
+    the uncond. If each image has one prompt, the rows repeat the images in the same order. This is unknown if an
+    extension can change single rows in a callback, or has replaced `forward` of the class `cls`.
     """
     forward = getattr(cls, "forward", None)
     if getattr(forward, "__globals__", {}).get("__name__") != CFGDenoiser.__module__:
