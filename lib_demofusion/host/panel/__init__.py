@@ -1,1 +1,1 @@
-"""What people see and set: the panel, its line, presets and the axes of the X/Y/Z plot."""
+"""The user interface: the panel, its live line, the presets and the axes of the X/Y/Z plot."""

@@ -1,4 +1,4 @@
-"""Makes the panel of a tab, and names the fields that paste fills; `page` connects it with what stands around it."""
+"""Builds the panel of a tab and lists the fields that pasting fills; `page` connects the panel with the tab."""
 
 from __future__ import annotations
 
@@ -34,37 +34,37 @@ ADVANCED_ROWS = (
     ("extra_noise", "cosine_scale_1", "cosine_scale_2"),
     ("keep_colors", "save_stages", "return_stages"),
 )
-"""The fields behind "Advanced", above the saving of presets."""
+"""The fields inside "Advanced", above the row that saves presets."""
 
 UNSEEN = ("tile_size", "tile_stride", "jitter", "sigma", "cosine_scale_3", "skip_views")
-"""The fields that hold what a preset or a pasted text set, and are else for the API and the X/Y/Z plot."""
+"""Hidden fields. A preset or a pasted infotext sets them; users set them with the API and the X/Y/Z plot."""
 
 PICKED = "picked"
-"""The name of the hidden box that holds whether somebody chose the preset."""
+"""The name of the hidden checkbox that is ticked when the user has chosen the preset."""
 
 CONTROLS = ("enabled", "preset", *(name for row in (*ROWS, *ADVANCED_ROWS) for name in row), *UNSEEN)
-"""All of these, in the order of the fields of Settings; `view_batch`, the last of those, is on the settings page."""
+"""All fields of the panel, in the order of Settings. Its last field, `view_batch`, is on the settings page instead."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """The panel of one tab, as far as something happens in it."""
+    """The components of one tab's panel that have events."""
 
     controls: list[Any]
-    """By CONTROLS."""
+    """The controls, in the order of CONTROLS."""
     line: Any
     row: preset_row.PresetRow
     by_picture: Any
-    """Holds whether img2img's size is the picture's times a factor."""
+    """State: True if img2img gets its size from the uploaded image times a factor."""
 
 
 def build(script: Any) -> list[Any]:
     """Builds the panel and returns its controls in the order of the fields of Settings.
 
-    The host makes one script for each tab of a page, and this function stores the panel in `script.panel`, where
-    `page` finds it. For its API the host builds every panel again after the page, and fills the positions that a
-    request leaves out with the values of those controls. They have none, so that a missing position means the same as
-    a missing field: the value of the preset.
+    The host creates one script for each tab of a page. This function stores the panel in `script.panel`, where `page`
+    finds it. After the page, the host builds every panel again for its API and uses the values of those controls for
+    positions that a request omits. They are None here, so a missing position means the same as a missing field: the
+    preset's value.
     """
     known, problems = offers.known_and_problems()
     opening = opening_values(known)
@@ -80,7 +80,7 @@ def build(script: Any) -> list[Any]:
             saving = preset_row.build_saving(script, messages)
         components.update({name: make.component(name) for name in UNSEEN})
     for name in ("preset", *PRESET_FIELDS):
-        # ui-config.json would go on showing the values of an older version
+        # otherwise ui-config.json would keep the values of an older version
         components[name].do_not_save_to_config = True
     controls = [components[name] for name in CONTROLS]
     row = preset_row.PresetRow(choice, saving, [components[name] for name in PRESET_FIELDS])
@@ -91,19 +91,19 @@ def build(script: Any) -> list[Any]:
     script.panel = Panel(controls, line, row, by_picture)
     names = (*CONTROLS, PICKED)
     script.infotext_fields = [(field, Reader(name)) for field, name in zip((*controls, choice.picked), names)]
-    # "send to img2img" below an image of txt2img copies these; in txt2img nobody can have set `img2img_first`
+    # "send to img2img" in txt2img copies these fields; txt2img has no control for `img2img_first`
     script.paste_field_names = [Reader(name) for name in names if name != "img2img_first"]
     return controls
 
 
 def opening_values(known: Offers) -> dict[str, Any]:
-    """Returns what the controls show at first: the default preset's values, and the defaults of all else."""
+    """Returns the initial values of the controls: the default preset's values, and the defaults of all other fields."""
     preset = options.default_preset(known)
     return {**{name: getattr(Settings, name) for name in NAMES}, **preset_values(preset, known), "preset": preset}
 
 
 def _messages(problems: list[str], known: Offers) -> list[str]:
-    """Returns what is wrong with the file of presets and the default preset, as HTML, and tells the console."""
+    """Returns the problems with the preset file and the default preset as HTML, and logs them."""
     messages = [problem_html(html.escape(problem)) for problem in problems]
     gone = options.default_preset_gone(known)
     if gone is not None:
@@ -118,35 +118,35 @@ def _messages(problems: list[str], known: Offers) -> list[str]:
 class Reader:
     """Reads the value of a control from an infotext's parameters.
 
-    The text of an image that DemoFusion made sets every control: a field that the text does not name had its default.
-    Any other text switches DemoFusion off and leaves the other controls as they are, for which the host expects None.
-    The host finds the control of one tab in the other tab by its reader, because equal names make equal readers.
+    The infotext of a DemoFusion image sets every control: a field that is missing in the text had its default value.
+    Any other infotext switches DemoFusion off. It does not change the other controls: None means that to the host.
+    Readers with equal names are equal, so the host can match the controls of the two tabs by their readers.
     """
 
     name: str
-    """A field's, or PICKED."""
+    """The name of a field, or PICKED."""
 
     def __call__(self, params: dict[str, Any]) -> Any:
         if self.name != "enabled" and ENABLED_KEY not in params:
             return None
         if self.name == PICKED:
             return True
-        # the file of presets is read for the one field that names one
+        # only the field "preset" needs the preset file
         known = offers.known() if self.name == "preset" else offers.of_the_webui()
         return SPECS[self.name].choice(from_infotext(self.name, params, known))
 
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes the controls of one panel."""
+    """Creates the controls of one panel."""
 
     script: Any
     opening: dict[str, Any]
-    """The values to begin with."""
+    """The initial values by field name."""
     known: Offers
 
     def rows(self, rows: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
-        """Makes rows of controls; returns these by their fields' names."""
+        """Creates rows of controls and returns the controls by field name."""
         components = {}
         for row in rows:
             with FormRow(elem_classes="demofusion-row"):
@@ -154,7 +154,7 @@ class Maker:
         return components
 
     def component(self, name: str) -> Any:
-        """Makes the control of a field."""
+        """Creates the control of a field."""
         spec = SPECS[name]
         value = spec.choice(self.opening[name])
         common = {"label": spec.label, "value": value, "elem_id": self.script.elem_id(name)}
@@ -164,7 +164,7 @@ class Maker:
         if name == "preset":
             return gr.Radio(**common, choices=list(spec.choices(self.known)))
         if name == "img2img_first":
-            # the webui saves the default of a radio as a text, and takes a bool for the place of a text
+            # ui-config.json saves the default of a radio as a text; the webui treats a bool as an index
             return gr.Radio(**{**common, "visible": self.script.is_img2img}, choices=list(spec.words))
         if spec.kind is bool:
             return gr.Checkbox(**common)

@@ -1,4 +1,4 @@
-"""Whether this computer has the room for a picture, as far as that is known before it is made."""
+"""Estimates before a run whether this computer has enough memory and disk space for an image."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from lib_demofusion.method.views import Size
 from lib_demofusion.tiled_vae.steps import decoder_steps
 
 BYTES_A_PIXEL = 4 * 3 * 4
-"""Of a batch when it is decoded: the host holds its pictures, their stack and two copies (modules/processing.py,
-process_images_inner), in three channels of 32 bits."""
+"""Memory per pixel of a decoded batch. The host holds the images, their stack and two copies, each with three channels
+of 32 bits (modules/processing.py, process_images_inner)."""
 
 
 def lacks_memory(pixels: Size, batch: int) -> bool:
-    """Returns whether pictures of height and width `pixels` need more of the computer's memory than is free."""
+    """Returns whether a batch of images of size `pixels` (height, width) needs more than the computer's free memory."""
     return batch * BYTES_A_PIXEL * math.prod(pixels) > available_bytes()
 
 
 def lacks_room_to_decode(model: Any, size: Size) -> bool:
-    """Returns whether what decoding a latent of `size` holds fits neither the device, nor the memory, nor the disk.
+    """Returns whether decoding a latent of `size` cells fits neither on the device, nor in memory, nor on the disk.
 
-    False where no model is loaded, or its decoder is left to the webui.
+    Returns False if no model is loaded, or if the webui decodes with its own decoder.
     """
     first_stage = getattr(model, "first_stage_model", None)
     try:

@@ -1,4 +1,4 @@
-"""The live line of the panel: what a run will be, and what it takes."""
+"""The live line of the panel, which shows the sizes, the time and the cost of a run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ WORDS = (NOT_VALID, NO_STAGE, TIMES_BASE, ABOUT, SECONDS, MINUTES, HOURS, warnin
 
 
 def describe(args: Sequence[Any], tab: TabValues, known: Offers = BUILT_IN) -> str:
-    """Returns the line as HTML: sizes, time where it is known, and cost; below these, notes and warnings.
+    """Returns the line as HTML: sizes, estimated time (if known) and cost, then notes and warnings.
 
-    If no run is possible, it holds the reason alone. `known` are the choices besides the built-in ones.
+    If no run is possible, the line contains only the reason. `known` are the presets and upscalers that users and the
+    webui add.
     """
     try:
         settings = settings_from_args(args, offers=known)

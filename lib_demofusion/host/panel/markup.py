@@ -1,6 +1,7 @@
-"""What the panel shows as HTML: constant texts, times, and what is wrong.
+"""Formats constant texts, times and problems as HTML for the panel.
 
-The webui translates a text node where it knows the whole of it: every constant piece is therefore a node of its own.
+The webui translates a text node only if its whole text is in the translation. Every constant text is therefore a node
+of its own.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ SECONDS, MINUTES, HOURS = "seconds", "minutes", "hours"
 
 
 def word(text: str) -> str:
-    """Returns a constant text as a node of its own."""
+    """Wraps a constant text in a node of its own."""
     return f"<span>{html.escape(text)}</span>"
 
 
 def problem_html(*parts: str) -> str:
-    """Returns pieces of HTML as something that is wrong."""
+    """Joins pieces of HTML and marks them as a problem."""
     return f'<span class="demofusion-error">{" ".join(parts)}</span>'
 
 
 def error_html(error: SettingsError) -> str:
-    """Returns the message of an error: the field's label in the panel, the value, and the values that are allowed."""
+    """Formats an error as HTML: the field's label in the panel, the value, and the allowed values."""
     label = SPECS[error.name].label if error.name in SPECS else error.name
     value, allowed = html.escape(shortened(error.value)), html.escape(error.allowed)
     return problem_html(f"{word(label)}:", value, word(NOT_VALID), allowed)
 
 
 def duration(seconds: float) -> str:
-    """Returns a rough time as HTML, in the largest unit of which there are at least two."""
+    """Formats a time, rounded, as HTML. The unit is the largest one that gives at least 2."""
     if seconds >= 2 * 3600:
         number, unit = round(seconds / 1800) / 2, HOURS
     elif seconds >= 2 * 60:

@@ -1,4 +1,4 @@
-"""Connects the panels with what stands around them: the fields of their tab, each other's presets, the settings."""
+"""Connects each panel with the fields of its tab, the presets of the other tab, and the webui's settings."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lib_demofusion.host.panel.markup import word
 from lib_demofusion.host.panel.tab import TabValues
 
 TABS = ("txt2img", "img2img")
-"""In the order in which the host builds them."""
+"""The tabs, in the order in which the host builds them."""
 
 LAST = "gallery"
-"""When a tab's is made, its other components are there, in whatever order the user has put them."""
+"""The last component of a tab. When it is created, all others exist, even if the user has reordered them."""
 
 SETTINGS = "settings_json"
-"""The page's hidden copy of all settings, which the host renews when one was changed or a checkpoint was loaded."""
+"""The page's hidden copy of all settings. The host updates it after a change of a setting or of the checkpoint."""
 
 
 class TabComponents:
@@ -37,16 +37,16 @@ class TabComponents:
         *("scale", "scale_resolution_preview"),
     )
     SIZE_TABS = ("tab_resize_to", "tab_resize_by")
-    """Where img2img takes its size from: the fields or the picture."""
+    """The two sources of img2img's size: the width and height fields, or the uploaded image."""
     SCRIPTS = "script_list"
 
     def __init__(self) -> None:
         self.fields: dict[str, Any] = {}
-        """By their names in TabValues."""
+        """Components by their names in TabValues."""
         self.size_tabs: dict[str, Any] = {}
 
     def take(self, component: Any, elem_id: str) -> None:
-        """Keeps a component of the tab if it is one of these."""
+        """Stores a component of the tab if the live line needs it."""
         tab, _, name = elem_id.replace("-", "_").partition("_")
         if elem_id == self.SCRIPTS:
             self.fields["script"] = component
@@ -57,53 +57,54 @@ class TabComponents:
 
 
 def component_of_tab(script: Any, component: Any, elem_id: str | None) -> None:
-    """Is told of every component of the script's own tab, and connects its panel when the last one is made.
+    """Stores a component of the script's tab, and connects the panel after the tab's last component.
 
-    The panels that the host builds for its API stand in no tab, and nothing happens in them.
+    The host calls this function for every component of the tab. Panels that the host builds for its API have no tab
+    and are not connected.
     """
     script.tab_components.take(component, elem_id or "")
     if elem_id not in {f"{tab}_{LAST}" for tab in TABS} or script.panel is None:
         return
     _follow_tab(script)
-    # before that, what stands in for img2img may be of the page before
+    # txt2img is built first; at that time the panel of img2img may still be that of the previous page
     if script.is_img2img:
         preset_row.connect([other.panel.row for other in _scripts_of_page()])
 
 
 def component_of_page(component: Any, **kwargs: Any) -> None:
-    """Is told of every component of the page, and makes the lines follow the settings."""
+    """Makes the live lines follow the settings. The host calls this function for every component of the page."""
     if kwargs.get("elem_id") == SETTINGS:
         for script in _scripts_of_page():
             _follow(script, component)
 
 
 def _scripts_of_page() -> list[Any]:
-    """Returns our scripts of both tabs, whose panels are there; the host makes new ones for every page."""
+    """Returns the scripts of this extension that have a panel, one for each tab. The host creates new ones per page."""
     runners = (scripts.scripts_txt2img, scripts.scripts_img2img)
     found = [script for runner in runners if runner is not None for script in runner.alwayson_scripts]
     return [script for script in found if isinstance(getattr(script, "panel", None), Panel)]
 
 
 def _follow_tab(script: Any) -> None:
-    """Makes the line, and what tells of a changed preset, follow the panel and the tab."""
+    """Makes the live line and the marks of a changed preset follow the panel and the tab."""
     panel, tab = script.panel, script.tab_components
-    # gradio 3 drops an event while the answer to one before is awaited: a new line asks whether it is still true
+    # gradio 3 drops an event while it waits for the previous answer, so a new line triggers another update
     text_of_line = _text_of(panel.line)
     for component in (*panel.controls, panel.row.choice.picked, *tab.fields.values(), text_of_line):
         _follow(script, _text_of(component) if isinstance(component, gr.HTML) else component)
     _follow_few_steps(script, text_of_line)
-    # the webui puts the user's own defaults into the components after the line was made
+    # the webui sets the user's own defaults after it has built the line
     Context.root_block.load(_updater(script), _inputs(script), _shown(panel), show_progress=False, queue=False)
-    # of the chosen tab of img2img's size nothing tells but the tabs
+    # only the two tabs themselves report which source of img2img's size is selected
     for name, size_tab in tab.size_tabs.items():
         chosen = partial(_on_size_tab, _updater(script), name == "tab_resize_by")
         size_tab.select(chosen, _inputs(script), [panel.by_picture, *_shown(panel)], show_progress=False, queue=False)
 
 
 def _follow_few_steps(script: Any, text_of_line: Any) -> None:
-    """Makes the preset follow the tab's steps and CFG scale until somebody chooses one.
+    """Makes the preset follow the tab's steps and CFG scale until the user chooses a preset.
 
-    The text of the line is asked too, because gradio 3 drops an event while the answer to one before is awaited.
+    A new text of the line also triggers this, because gradio 3 drops an event while it waits for the previous answer.
     """
     row = script.panel.row
     outputs, fields = [row.choice.preset, *row.controls], script.tab_components.fields
@@ -114,12 +115,12 @@ def _follow_few_steps(script: Any, text_of_line: Any) -> None:
 
 
 def _text_of(shown: gr.HTML) -> gr.Textbox:
-    """Returns a hidden copy of a text of the page that changes only when the text does.
+    """Creates a hidden copy of an HTML component that reports a change only if the text changes.
 
-    gradio 4 says of HTML that it changed whenever any event begins or ends: an answer to that would call for the next.
+    gradio 4 reports a change of HTML whenever an event begins or ends. An answer to that would trigger the next event.
     """
     text = gr.Textbox(visible=False)
-    # the webui would write it into ui-config.json
+    # otherwise the webui would write it into ui-config.json
     text.do_not_save_to_config = True
     shown.change(None, [shown], [text], _js="text => text", show_progress=False, queue=False)
     return text
@@ -160,7 +161,7 @@ def _suiter(script: Any) -> Callable[..., list[Any]]:
 
 
 def _values_of(script: Any, values: Sequence[Any], more: Mapping[str, Any]) -> tuple[dict[str, Any], TabValues]:
-    """Returns the values of `_inputs` as those of the panel, by field, and those of the tab; `more` replaces some."""
+    """Splits the values of `_inputs` into those of the panel (by field) and those of the tab; `more` replaces some."""
     fields = (*script.tab_components.fields, "resize_by", "preset_picked")
     tab = {**dict(zip(fields, values[len(CONTROLS) :])), "img2img": script.is_img2img, **more}
     runner = scripts.scripts_img2img if script.is_img2img else scripts.scripts_txt2img
@@ -169,5 +170,5 @@ def _values_of(script: Any, values: Sequence[Any], more: Mapping[str, Any]) -> t
 
 
 def _on_size_tab(update: Callable[..., list[Any]], by: bool, *values: Any) -> list[Any]:
-    """Returns whether the size is the image's from now on, and what the line says."""
+    """Returns `by` (whether the uploaded image sets the size) and the updates of the line."""
     return [by, *update(*values, resize_by=by)]

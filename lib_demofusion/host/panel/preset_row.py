@@ -1,4 +1,7 @@
-"""The presets in the panel: chosen at its top, saved and deleted behind "Advanced", in step in both tabs."""
+"""The presets in the panel: users choose them at the top, and save and delete them in "Advanced".
+
+Both tabs always offer the same presets.
+"""
 
 from __future__ import annotations
 
@@ -38,24 +41,24 @@ QUIET = {"show_progress": False, "queue": False}
 
 @dataclass(frozen=True)
 class Choice:
-    """Where a preset is chosen."""
+    """The components with which the user chooses a preset."""
 
     preset: Any
     changed: Any
-    """Says what no longer has the preset's value."""
+    """Lists the fields that differ from the preset."""
     back: Any
     picked: Any
-    """A hidden box: whether somebody clicked the preset or pasted it. The panel does not replace such a preset."""
+    """A hidden checkbox, ticked when the user clicked or pasted the preset. The panel then never replaces it."""
 
     @property
     def marks(self) -> list[Any]:
-        """What `marks` renews."""
+        """The components that `marks` updates."""
         return [self.changed, self.back]
 
 
 @dataclass(frozen=True)
 class Saving:
-    """Where presets are saved and deleted."""
+    """The components with which the user saves and deletes presets."""
 
     name: Any
     save: Any
@@ -65,7 +68,7 @@ class Saving:
 
 @dataclass(frozen=True)
 class PresetRow:
-    """All of it in one tab, and the controls that a preset sets."""
+    """All components for presets in one tab, and the controls that a preset sets."""
 
     choice: Choice
     saving: Saving
@@ -73,7 +76,7 @@ class PresetRow:
 
 
 def build_choice(script: Any, preset: Callable[[], Any]) -> Choice:
-    """Builds the row in which a preset is chosen; `preset` makes the control of that field."""
+    """Builds the row for choosing a preset; `preset` creates the control of that field."""
     with FormRow(elem_id=script.elem_id("preset_row"), elem_classes="demofusion-presets"):
         chosen = preset()
         back = _button(BACK, BACK_TIP, script.elem_id("preset_back"), visible=False)
@@ -84,7 +87,7 @@ def build_choice(script: Any, preset: Callable[[], Any]) -> Choice:
 
 
 def build_saving(script: Any, messages: list[str]) -> Saving:
-    """Builds the row in which presets are saved, and below it messages (HTML) and a place for its own message."""
+    """Builds the row for saving presets. Below it are `messages` (HTML) and a component for messages about saving."""
     with FormRow(elem_id=script.elem_id("preset_saving"), elem_classes="demofusion-saving"):
         name = gr.Textbox(
             label=NAME_LABEL,
@@ -105,38 +108,38 @@ def build_saving(script: Any, messages: list[str]) -> Saving:
 
 def _button(symbol: str, tip: str, elem_id: str, visible: bool) -> Any:
     button = ToolButton(value=symbol, tooltip=tip, elem_id=elem_id, visible=visible)
-    # the webui would write it into ui-config.json
+    # otherwise the webui would write it into ui-config.json
     button.do_not_save_to_config = True
     return button
 
 
 def may_write() -> bool:
-    """Returns whether users of the page may write files; the webui's flags for shared servers say no."""
+    """Returns whether users of the page may write files. The webui's flags for shared servers forbid it."""
     flags = ("hide_ui_dir_config", "freeze_settings", "share")
     return not any(getattr(shared.cmd_opts, flag, False) for flag in flags)
 
 
 def connect(rows: list[PresetRow]) -> None:
-    """Connects the rows of both tabs with one another: each of them changes the choices of both."""
+    """Connects the rows of both tabs: saving or deleting a preset in one tab updates the choices in both."""
     for row in rows:
         outputs = [*row.controls, row.choice.picked]
         row.choice.preset.input(_apply, [row.choice.preset], outputs, **QUIET)
         row.choice.back.click(_apply, [row.choice.preset], outputs, **QUIET)
         if may_write():
             _connect_buttons([row, *(other for other in rows if other is not row)])
-            # a message about the last action does not stay behind the next one
+            # the next action clears the message about the previous one
             for component in (row.choice.preset, *row.controls, row.saving.name):
                 component.input(None, None, [row.saving.message], _js="() => ''", **QUIET)
             row.choice.back.click(None, None, [row.saving.message], _js="() => ''", **QUIET)
     chosen = [row.choice.preset for row in rows]
-    # a page that is loaded again would show the choices that it was built with
+    # otherwise a reloaded page would show the presets that existed when it was built
     Context.root_block.load(
         lambda: [gr.update(choices=list(offers.known().preset_names)) for _ in chosen], None, chosen, **QUIET
     )
 
 
 def _connect_buttons(rows: list[PresetRow]) -> None:
-    """Connects save, Enter in the name and delete of the first of the rows, which are those of all tabs."""
+    """Connects Save, Enter in the name and Delete of the first row. `rows` are the rows of all tabs."""
     row, chosen = rows[0], [row.choice.preset for row in rows]
     saving = row.saving
     outputs = [*chosen, *row.choice.marks, saving.name, saving.message]
@@ -148,7 +151,7 @@ def _connect_buttons(rows: list[PresetRow]) -> None:
 
 
 def _save(name: str, chosen: str, *values: Any) -> list[Any]:
-    """Saves the controls' values; returns updates of the choice in this tab and the other, and of the rest."""
+    """Saves the controls' values as a preset and returns updates of both tabs' choices, the marks, name and message."""
     own = dict(zip(PRESET_FIELDS, values))
     try:
         saved = preset_file.save((name or "").strip() or chosen or "", own, offers.known())
@@ -157,16 +160,16 @@ def _save(name: str, chosen: str, *values: Any) -> list[Any]:
     known = offers.known()
     names = list(known.preset_names)
     message = _shown(f"{word(SAVED)} {html.escape(saved)}")
-    # saved under the name that is chosen already, no control changes
+    # under the name of the chosen preset no control changes, so the marks are updated here
     marked = marks({**own, "preset": saved}, known)
     return [gr.update(choices=names, value=saved), gr.update(choices=names), *marked, "", message]
 
 
 def _delete(*chosen: str) -> list[Any]:
-    """Deletes the first of the tabs' presets; where it was chosen, the opening one takes its place."""
+    """Deletes the first of the tabs' chosen presets. Tabs that had chosen it get the default preset instead."""
     unchanged = [gr.update() for name in chosen for _ in (name, *PRESET_FIELDS)]
     if not chosen[0]:
-        # not confirmed
+        # the user did not confirm
         return [*unchanged, gr.update()]
     try:
         preset_file.delete(chosen[0])
@@ -183,7 +186,7 @@ def _delete(*chosen: str) -> list[Any]:
 
 
 def marks(values: Mapping[str, Any], known: Offers) -> list[Any]:
-    """Returns what `Choice.marks` show: which controls no longer have the preset's values, and the way back."""
+    """Returns updates of `Choice.marks`: the list of fields that differ from the preset, and the reset button."""
     names = changed_fields(str(values["preset"]), values, known)
     labels = ", ".join(word(SPECS[name].label) for name in names)
     changed = bool(names)
@@ -191,14 +194,14 @@ def marks(values: Mapping[str, Any], known: Offers) -> list[Any]:
 
 
 def _apply(preset: str) -> list[Any]:
-    """Returns the controls' values of the preset that somebody clicked, and that somebody did."""
+    """Returns the controls' values of the preset that the user clicked, and True for `Choice.picked`."""
     return [*_values(preset, offers.known()), True]
 
 
 def suited(values: Mapping[str, Any], tab: TabValues) -> list[Any]:
-    """Returns updates of the preset and its controls: those of Turbo where the tab asks for few steps, and back again.
+    """Returns updates of the preset and its controls: Turbo if the tab asks for few steps, else the default preset.
 
-    `values` are the panel's, by field. Nothing changes where somebody chose the preset or changed one of its values.
+    `values` are the panel's values by field. Nothing changes if the user has chosen the preset or changed its values.
     """
     known = offers.known()
     shown, default = str(values["preset"]), options.default_preset(known)
@@ -212,7 +215,7 @@ def suited(values: Mapping[str, Any], tab: TabValues) -> list[Any]:
 
 
 def _values(preset: str, known: Offers) -> list[Any]:
-    """Returns the controls' values of a preset; nothing changes for one that somebody has deleted meanwhile."""
+    """Returns updates with a preset's values, or updates that change nothing if the preset has been deleted."""
     if preset not in known.preset_names:
         return [gr.update() for _ in PRESET_FIELDS]
     values = preset_values(preset, known)

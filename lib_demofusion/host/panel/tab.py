@@ -1,4 +1,4 @@
-"""What the tab's own fields ask of the webui, as far as the live line needs it."""
+"""The values of the tab's own fields that the live line needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lib_demofusion.settings.fields import Settings
 
 @dataclass(frozen=True)
 class TabValues:
-    """What the line needs to know of the tab, by its components' ids; these stand until its own are known."""
+    """The tab's values, by the ids of its components. The defaults apply until the real values are known."""
 
     width: float = 512
     height: float = 512
@@ -26,37 +26,37 @@ class TabValues:
     batch_count: float = 1
     denoising_strength: float = 0.75
     hr_checkbox: bool = False
-    """Whether hires fix is on; the four below are its own."""
+    """Whether hires fix is on; the next four fields belong to it."""
     hires_steps: float = 0
     hr_scale: float = 2
     hr_resize_x: float = 0
     hr_resize_y: float = 0
     img2img: bool = False
     resize_by: bool = False
-    """Whether img2img's size is that of the picture times `scale`."""
+    """Whether img2img's size is that of the uploaded image times `scale`."""
     scale: float = 1
     scale_resolution_preview: str = ""
-    """Where the webui says the picture's size, `... 512x768 ... to ...`; without a picture it holds none."""
+    """HTML in which the webui shows the uploaded image's size, `... 512x768 ... to ...`; no size without an image."""
     override_settings: Sequence[str] = ()
-    """What stands in for settings in this tab alone, as `Tiling: True`; pasting fills it."""
+    """Settings that apply to this tab only, such as `Tiling: True`. Pasting an infotext fills them."""
     script: str = ""
     """Title of the chosen script."""
     preset_picked: bool = False
-    """Whether somebody chose the panel's preset."""
+    """Whether the user has chosen the preset in the panel."""
 
     @property
     def step_count(self) -> int:
-        """Sampling steps, at least one."""
+        """Number of sampling steps, at least 1."""
         return max(1, int(self.steps or 1))
 
     @property
     def images(self) -> int:
-        """How many are sampled at once."""
+        """Number of images that are sampled at once (the batch size)."""
         return max(1, int(self.batch_size or 1))
 
 
 def base_picture(settings: Settings, tab: TabValues) -> tuple[Size, list[Pass]]:
-    """Returns the size in cells of the picture that the stages begin from, and the webui's passes that make it."""
+    """Returns the base image's size in latent cells and the webui's passes that create it."""
     first, steps = _cells(tab.width, tab.height), tab.step_count
     if tab.img2img:
         source = re.search(r"(\d+)x(\d+)", tab.scale_resolution_preview or "") if tab.resize_by else None
@@ -70,7 +70,7 @@ def base_picture(settings: Settings, tab: TabValues) -> tuple[Size, list[Pass]]:
 
 
 def _hires_pixels(tab: TabValues) -> tuple[float, float]:
-    """Returns width and height of hires fix's result (modules/processing.py, calculate_target_resolution)."""
+    """Returns width and height of the hires fix result (modules/processing.py, calculate_target_resolution)."""
     width, height = max(1, int(tab.width or 0)), max(1, int(tab.height or 0))
     wide, high = int(tab.hr_resize_x or 0), int(tab.hr_resize_y or 0)
     if not wide and not high:

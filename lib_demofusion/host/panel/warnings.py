@@ -1,4 +1,4 @@
-"""What stands below the live line: what was chosen by itself, what refuses a run, and what to think of first."""
+"""The notes and warnings below the live line: automatic choices, reasons why a run is refused, and likely problems."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ WARNINGS = (
 )
 
 LARGEST_SIDE = 16384
-"""About what browsers and WebP still show."""
+"""Approximate maximum side in pixels that browsers and WebP support."""
 
 
 def of_few_steps(settings: Settings, tab: TabValues) -> list[str]:
-    """Returns a note or a warning for a request that looks like one for a few-step model."""
+    """Returns a note or a warning if the request looks like one for a few-step model, else nothing."""
     request = tab.step_count, tab.cfg_scale or 0, host().family(timing.loaded_model()).distilled
     if settings.preset == TURBO and not tab.preset_picked and looks_few_step(*request):
         return [word(TURBO_CHOSEN)]
@@ -54,7 +54,7 @@ def of_few_steps(settings: Settings, tab: TabValues) -> list[str]:
 
 
 def of_plan(plan: Plan, settings: Settings) -> list[str]:
-    """Returns the plan's notes, and why "Upscale by" has no effect, if so and the plan does not note it."""
+    """Returns the plan's notes. Adds the reason if "Upscale by" has no effect and the plan does not mention it."""
     notes, scales = [html.escape(note) for note in plan.notes], parse_stages(settings.stages)
     if settings.width or settings.height:
         notes.append(word(UNUSED_BY_SIZE))
@@ -64,7 +64,7 @@ def of_plan(plan: Plan, settings: Settings) -> list[str]:
 
 
 def of_refusal(tab: TabValues) -> list[str]:
-    """Returns why the loaded checkpoint, or something else on the tab, makes a run impossible."""
+    """Returns the reason why a run is refused (the checkpoint or something else on the tab), or an empty list."""
     now = refusals.of_page(timing.loaded_model(), tab.script, tab.override_settings or ())
     family = host().family(now.model)
     if family.refusal is not None:
@@ -74,12 +74,12 @@ def of_refusal(tab: TabValues) -> list[str]:
 
 
 def of_pending_checkpoint() -> list[str]:
-    """Returns a note while the chosen checkpoint is not loaded: Forge and Forge Neo load it when a job begins."""
+    """Returns a note if the chosen checkpoint is not loaded yet. Forge and Forge Neo load it when a job begins."""
     return [word(NOT_LOADED)] if host().is_pending() else []
 
 
 def of_size(plan: Plan, tab: TabValues, seconds: float | None) -> list[str]:
-    """Returns what to think of before a run that is possible, but long or large."""
+    """Returns warnings for a run that takes long, or whose image may be too large for memory, disk or other programs."""
     checks = {
         HUGE: max(plan.pixels) > LARGEST_SIDE,
         LONG: seconds is not None and seconds > 3600,

@@ -1,4 +1,4 @@
-"""An axis of the X/Y/Z plot for every field."""
+"""Adds an axis to the X/Y/Z plot for every field."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PREFIX = "[DemoFusion] "
 
 
 def register() -> None:
-    """Adds the axes, once however often the page is built; the plot's module is found by its file name."""
+    """Adds the axes once, even if the page is built again. Finds the plot's module by its file name."""
     module = next((data.module for data in scripts.scripts_data if Path(data.path).name == "xyz_grid.py"), None)
     if module is None or any(option.label.startswith(PREFIX) for option in module.axis_options):
         return
@@ -26,7 +26,7 @@ def register() -> None:
 
 
 def overrides(p: Any) -> dict[str, Any]:
-    """Returns what the axes set in this cell of a plot."""
+    """Returns the values by field that the axes set in this cell of a plot."""
     return dict(getattr(p, OVERRIDES, {}))
 
 
@@ -45,14 +45,14 @@ def _choices(spec: Spec, known: Offers) -> list[str]:
 
 def _apply(name: str) -> Callable[[Any, Any, Any], None]:
     def apply(p: Any, x: Any, xs: Any) -> None:
-        # a new dict: the plot's cells are shallow copies of one another
+        # a new dict, because the plot makes its cells as shallow copies
         setattr(p, OVERRIDES, {**overrides(p), name: x})
 
     return apply
 
 
 def _confirm(name: str, spec: Spec) -> Callable[[Any, Sequence[Any]], None]:
-    """Stops the plot before it starts where a value is out of range."""
+    """Returns a function that stops the plot before it starts if a value is not valid."""
 
     def confirm(p: Any, xs: Sequence[Any]) -> None:
         known = offers.known()
