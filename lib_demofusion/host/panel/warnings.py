@@ -79,7 +79,7 @@ def of_pending_checkpoint() -> list[str]:
 
 
 def of_size(plan: Plan, tab: TabValues, seconds: float | None) -> list[str]:
-    """Returns warnings for a run that takes long, or whose image may be too large for memory, disk or other programs."""
+    """Returns warnings for a run that takes long, or whose image may be too large for the memory or other programs."""
     checks = {
         HUGE: max(plan.pixels) > LARGEST_SIDE,
         LONG: seconds is not None and seconds > 3600,

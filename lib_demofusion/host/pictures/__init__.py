@@ -1,1 +1,1 @@
-"""From latents to images and back: decoding, enlarging, encoding, masks and saving."""
+"""Converts between latents and images: decoding, upscaling, encoding, masks and saving."""

@@ -20,11 +20,11 @@ LATENT_RESIZE = 3
 """The resize mode of img2img that enlarges the latent instead of the image."""
 
 HALF_A_LEVEL = 1 / 255
-"""Half a step of 8 bits, of values in -1..1."""
+"""Half a step of an 8-bit value, on the scale of -1 to 1."""
 
 
 class BaseColors:
-    """The base images of one iteration, whose colors the images of the stages keep."""
+    """The base images of one iteration. The images of the stages keep their colors."""
 
     def __init__(self, p: Any, plan: Plan):
         self._p = p
@@ -32,7 +32,7 @@ class BaseColors:
         self._base: list[Tensor] | None = None
 
     def remember(self, pictures: Iterable[Tensor]) -> None:
-        """Keeps what the stages show of the base images, each (3, H, W) in -1..1, unless they are known already."""
+        """Crops the base images, each (3, H, W) in -1..1, to the stages' area and stores them once."""
         if self._base is None:
             crop = self._plan.crop.times(CELL)
             self._base = [crop.take(as_picture(picture)).float().cpu().clone() for picture in pictures]
@@ -40,8 +40,8 @@ class BaseColors:
     def keep(self, pictures: Any, decode_base: Callable[[], Iterable[Tensor]]) -> None:
         """Gives the decoded images of a stage, each (3, H, W), the colors of the base image, in place.
 
-        `decode_base` returns the base images; it is called where they are not known yet. An error is reported, and
-        leaves the images as they are.
+        `decode_base` returns the base images. It is called only if they are not known yet. An error is reported and
+        not raised.
         """
         try:
             if self._base is None:
@@ -49,7 +49,7 @@ class BaseColors:
             painted = inpainting.painted(self._p, self._plan)
             for index, base in enumerate(self._base or ()):
                 if pictures[index].dtype == torch.bfloat16:
-                    # it has no more than 8 bits for a value
+                    # bfloat16 has only 8 bits of precision
                     pictures[index] = pictures[index].float()
                 match_colors_(as_picture(pictures[index]), base, painted)
         except Exception as error:
@@ -57,10 +57,10 @@ class BaseColors:
 
 
 def known_base(p: Any, samples: Any, redrawn: bool) -> list[Tensor] | None:
-    """Returns the base images, (3, H, W) in -1..1, where the job has them without decoding a latent, else None.
+    """Returns the base images, each (3, H, W) in -1..1, if the job has them without decoding a latent, else None.
 
-    `samples` is what the host sampled: with hires fix, it is decoded already. Where img2img does not redraw the
-    uploaded image, the base is that image, resized as the host does it.
+    `samples` are the host's latents, or images after hires fix. If img2img does not redraw the uploaded image, the base
+    is the uploaded image, resized like the host does.
     """
     if getattr(samples, "already_decoded", False):
         return [as_picture(sample) for sample in samples]
@@ -68,6 +68,6 @@ def known_base(p: Any, samples: Any, redrawn: bool) -> list[Tensor] | None:
     if redrawn or not uploads or inpainting.is_inpainting(p) or p.resize_mode == LATENT_RESIZE:
         return None
     flat = (images.flatten(image, shared.opts.img2img_background_color) for image in uploads)
-    # the host rounds the result down to 8 bits, so that a mean loses half a level
+    # the host rounds the result down to 8 bits, which lowers the mean by half a level
     shown = [to_tensor(images.resize_image(p.resize_mode, image, p.width, p.height)) + HALF_A_LEVEL for image in flat]
     return shown if len(shown) > 1 else shown * len(samples)

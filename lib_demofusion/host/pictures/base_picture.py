@@ -1,4 +1,4 @@
-"""What the stages start from: the base image's latent."""
+"""The base image's latent and images, from which the stages start."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lib_demofusion.method.plan import CELL
 from lib_demofusion.method.views import Size
 
 UPLOAD_SEED = 0
-"""The encoder draws from its distribution under this seed when an upload is the base image, for every image alike."""
+"""Seed of the encoder's random sample when the uploaded image is the base image, the same for every image."""
 
 
 def base_latent(p: Any, samples: Any) -> Tensor:
-    """Returns the base's latent (B, C, H, W) in float32; hires fix hands on images, which are encoded again.
+    """Returns the base image's latent (B, C, H, W) in float32. Encodes again after hires fix, which returns images.
 
-    Raises NansException where it holds NaN, which in img2img the host may have got from the VAE without a word.
+    Raises NansException if the latent contains NaN. In img2img, the host does not check its VAE's latent.
     """
     if getattr(samples, "already_decoded", False):
         return encode(p, samples)
@@ -34,7 +34,7 @@ def base_latent(p: Any, samples: Any) -> Tensor:
 
 
 def base_size(p: Any, samples: Any) -> Size:
-    """Returns height and width in cells of what the webui sampled: latents, or images behind hires fix."""
+    """Returns height and width in cells of `samples`, which are latents, or images after hires fix."""
     if getattr(samples, "already_decoded", False):
         return samples[0].shape[-2] // CELL, samples[0].shape[-1] // CELL
     latent = host().family(p.sd_model).form.to_method(samples)
@@ -42,10 +42,10 @@ def base_size(p: Any, samples: Any) -> Size:
 
 
 def base_images(p: Any, samples: Any, checkpoint: Any) -> Any:
-    """Returns the base's images as the webui makes them, or None if the VAE of the stages makes the same ones.
+    """Returns the base images as the webui decodes them, or None if the VAE of the stages decodes them equally.
 
-    Hires fix hands on images. After a refiner, latents are decoded by the VAE of the refiner, which is loaded until the
-    stages go back to the checkpoint of the base image.
+    Hires fix returns images already. After a refiner, the refiner's VAE decodes the latents. It stays loaded until the
+    stages load the checkpoint of the base image again.
     """
     if getattr(samples, "already_decoded", False):
         return samples
@@ -53,18 +53,18 @@ def base_images(p: Any, samples: Any, checkpoint: Any) -> Any:
 
 
 def own_generators() -> Any:
-    """Returns a context after which torch's global generators are as a plain job leaves them.
+    """Returns a context that restores the state of torch's global random generators at its end.
 
-    The next img2img job's VAE encoder draws from them.
+    The VAE encoder of the next img2img job draws from these generators.
     """
     return torch.random.fork_rng(devices=[devices.device] if devices.device.type == "cuda" else [])
 
 
 def encode_upload_alike(p: Any) -> None:
-    """Makes the webui encode the upload to the same latent every time; acts on the next `p.init` only.
+    """Makes the next call of `p.init` encode the uploaded image to the same latent every time.
 
-    The webui's encoder draws from torch's global generator, whose state depends on the jobs before. Every image of a
-    batch is encoded alone, so that it is the same as without the batch.
+    The webui's encoder draws from torch's global generator, whose state depends on earlier jobs. Every image of a batch
+    is encoded on its own, so its latent does not depend on the batch.
     """
     init, encode_all = p.init, processing.images_tensor_to_samples
 

@@ -1,4 +1,4 @@
-"""From latents to images and back, for a job: by the webui's own functions and in parts where need be."""
+"""Decodes and encodes the latents of a job with the webui's own functions, tile by tile if necessary."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lib_demofusion.tiled_vae.tiling import AUTOMATIC
 
 
 def decode(p: Any, latent: Tensor, report: vae.Report | None = None) -> Any:
-    """Returns the images (3, H, W) of a latent (B, C, h, w) as the host's DecodedSamples, on the CPU.
+    """Decodes a latent (B, C, h, w) to images (3, H, W) on the CPU, as the host's DecodedSamples.
 
-    `report` is told the share that is done after every part, and half while all is decoded at once; what it raises ends
-    the work. Raises what the host raises: out of memory where no way fits, or NaN after its own retry in higher
-    precision.
+    `report` is called with the completed share: after every tile, or with 0.5 while the whole image is decoded at once.
+    An exception that it raises ends the work. Raises the host's errors: out of memory if no method fits, or
+    NansException after the host's own retry in higher precision.
     """
     if shared.opts.sd_vae_decode_method != "Full":
         p.extra_generation_params["VAE Decoder"] = shared.opts.sd_vae_decode_method
@@ -40,19 +40,19 @@ def decode(p: Any, latent: Tensor, report: vae.Report | None = None) -> Any:
 
 
 def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None) -> Tensor:
-    """Returns the latents (B, C, h, w) in float32 of the job's images, each (3, H, W) or (1, 3, H, W) in -1..1.
+    """Encodes the job's images, each (3, H, W) or (1, 3, H, W) in -1..1, to latents (B, C, h, w) in float32.
 
-    The encoder draws from torch's global generator, hence each image is encoded alone under its own seed. `report` is
-    told the share that is done; what it raises ends the work. Raises NansException where the VAE fails.
+    The encoder draws from torch's global generator, so each image is encoded on its own with its own seed. `report` is
+    called with the completed share. An exception that it raises ends the work. Raises NansException if the VAE fails.
     """
-    # what the decoder left in torch's cache is not of the sizes that the encoder needs
+    # the encoder needs blocks of other sizes than those that the decoder left in torch's cache
     devices.torch_gc()
     method = sd_samplers_common.approximation_indexes.get(shared.opts.sd_vae_encode_method)
     latents, tell = [], _teller(report, len(p.seeds))
     with _in_parts(p, tell) as ours, host().encoding(p):
         for seed, picture in zip(p.seeds, pictures):
             torch.manual_seed(int(seed))
-            # under the same name, so that the larger of them goes
+            # the same name, so that the larger tensor is freed
             picture = (
                 (as_picture(picture)[None].float() * 0.5).add_(0.5).clamp_(0, 1).to(shared.device, devices.dtype_vae)
             )
@@ -63,14 +63,14 @@ def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None)
 
 
 def as_picture(sample: Tensor) -> Tensor:
-    """Returns a decoded image (3, H, W); those of Wan's VAE in Forge Neo come as (1, 3, H, W)."""
+    """Returns a decoded image as (3, H, W). Wan's VAE in Forge Neo returns (1, 3, H, W)."""
     return sample[0] if sample.ndim == 4 else sample
 
 
 def finite(latent: Tensor) -> Tensor:
-    """Returns a latent that the VAE made; NansException where it holds NaN, before a stage is spent on it.
+    """Returns the encoder's latent unchanged. Raises NansException if it contains NaN, before a stage runs in vain.
 
-    The host looks at what is decoded only: a stage would end with a word about the model.
+    The host checks only decoded images, so its message at the end of a stage would blame the model.
     """
     if torch.isfinite(latent).all():
         return latent
@@ -85,10 +85,10 @@ def finite(latent: Tensor) -> Tensor:
 
 
 def _teller(report: vae.Report | None, count: int) -> vae.ReportOfSome:
-    """Returns what to tell of some of `count` images."""
+    """Converts a report of the share of all images into a report of the share of some of `count` images."""
     return vae.of_all(report or (lambda share: None), count)
 
 
 def _in_parts(p: Any, tell: vae.ReportOfSome) -> Any:
-    """Returns the context in which the autoencoder works as the settings say."""
+    """Returns a context in which the VAE runs whole or tile by tile, depending on the webui's settings."""
     return vae.in_parts(p.sd_model, options.value(options.DECODE, AUTOMATIC), tell)

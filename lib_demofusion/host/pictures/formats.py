@@ -1,4 +1,4 @@
-"""What the webui's image formats cannot hold: said before a run, or of a grid before it costs the images."""
+"""Checks the size limits of the webui's image formats: before a run, and before a grid that would lose the images."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lib_demofusion.method.plan import Plan
 from lib_demofusion.settings.spec import SettingsError
 
 LONGEST_SIDE = {"webp": 16383, "jpg": 65500, "jpeg": 65500}
-"""What the encoders hold, in pixels."""
+"""The longest side in pixels that the encoders accept."""
 
 SAVED_AS_PNG = {"webp": 16383, "jpg": 65535, "jpeg": 65535}
-"""Longer sides the webui saves as PNG (modules/images.py, save_image); the API has no such way out."""
+"""The webui saves images with longer sides as PNG (modules/images.py, save_image). The API does not."""
 
 
 def check_format(p: Any, plan: Plan) -> None:
-    """Raises SettingsError where the result could not be written in the webui's format: it fails when all is done."""
+    """Raises SettingsError if the webui's format cannot store the result. Otherwise saving would fail after the run."""
     height, width = plan.pixels
     limit = _broken_limit(p, shared.opts.samples_format, max(height, width))
     if limit:
@@ -28,10 +28,10 @@ def check_format(p: Any, plan: Plan) -> None:
 
 
 def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
-    """Returns why the host should make no grid of images of `size` (width, height), or None.
+    """Returns the reason why the host should not make a grid of images of `size` (width, height), or None.
 
-    It makes the grid when all images are there, and hands over none of them where there is no memory for it or no
-    way to write it. Its own limit acts on X/Y/Z plots only, and on the size of the request.
+    The host makes the grid after all images. If the grid does not fit into memory or cannot be saved, the host returns
+    no images at all. Its own limit applies only to X/Y/Z plots and uses the size in the request.
     """
     opts = shared.opts
     count = p.batch_size * p.n_iter
@@ -40,7 +40,7 @@ def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
     alone = count < 2 and opts.grid_only_if_multiple
     if p.do_not_save_grid or alone or not (opts.grid_save or opts.return_grid):
         return None
-    # the host's own counting of rows and columns
+    # the host's own function computes rows and columns
     layout = images.image_grid([Image.new("RGB", (1, 1))] * count, p.batch_size).size
     width, height = (n * side for n, side in zip(layout, size))
     limit = opts.img_max_size_mp
@@ -53,6 +53,6 @@ def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
 
 
 def _broken_limit(p: Any, name: str, side: int) -> int:
-    """Returns the longest side that a format holds where the host would fail to write this longer one, or 0."""
+    """Returns the format's limit if the host would fail to save an image with this longer `side`, else 0."""
     limit = LONGEST_SIDE.get(name.lower(), side)
     return limit if side > limit and (p.is_api or side <= SAVED_AS_PNG[name.lower()]) else 0

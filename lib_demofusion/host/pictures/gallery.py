@@ -1,4 +1,4 @@
-"""What the page shows of images that are too large for a browser."""
+"""Shrinks images in the gallery that are too large for a browser."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 logger = logging.getLogger("DemoFusion")
 
 SHOWN_PIXELS = 100_000_000
-"""What a browser still shows without trouble."""
+"""The number of pixels that browsers show without problems."""
 
 
 def shrink_for_gallery(processed: Any) -> None:
-    """Replaces images that browsers fail at by smaller copies, provided that nothing is lost by it.
+    """Replaces images that are too large for browsers with smaller copies, if no image is lost.
 
-    An image must be saved whole; grids, which come first, only repeat the images.
+    An image is replaced only if its file is saved at full size. Grids, which come first, only repeat the images.
     """
     for index, picture in enumerate(processed.images):
         path = getattr(picture, "already_saved_as", None)
@@ -25,7 +25,7 @@ def shrink_for_gallery(processed: Any) -> None:
         try:
             copy = picture.reduce(math.ceil(math.sqrt(pixels / SHOWN_PIXELS)))
         except MemoryError:
-            # the whole image is there still, and its file
+            # the full image and its file are still there
             logger.warning("no memory for a smaller copy of %s", path or "the grid")
             continue
         copy.info.update(picture.info)

@@ -1,4 +1,4 @@
-"""Inpainting: mask, original latent and overlay follow the size of the stage."""
+"""Inpainting: resizes mask, original latent and overlay to the size of each stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lib_demofusion.method.views import Size
 from lib_demofusion.settings.spec import SettingsError
 
 OVERLAY = ("overlay_images", "mask_for_overlay", "paste_to")
-"""What the host pastes a finished image onto (modules/processing.py, apply_overlay)."""
+"""Attributes with which the host pastes the image into the original (modules/processing.py, apply_overlay)."""
 
 
 def is_inpainting(p: Any) -> bool:
@@ -26,7 +26,7 @@ def is_inpainting(p: Any) -> bool:
 
 
 def check_shape(p: Any, plan: Plan) -> None:
-    """Raises SettingsError where the final shape would cut an image that only a part of is painted."""
+    """Raises SettingsError if only the masked area is painted and the final shape would crop it."""
     if is_inpainting(p) and p.paste_to is not None and (plan.crop.height, plan.crop.width) != plan.base:
         width, height = plan.base[1] * CELL, plan.base[0] * CELL
         allowed = f"sizes of the shape {width}x{height} while only the masked area is painted"
@@ -37,8 +37,8 @@ def check_shape(p: Any, plan: Plan) -> None:
 def masks_at(p: Any, plan: Plan, size: Size, original: Tensor | None = None) -> Iterator[None]:
     """Gives the job's mask and original latent the size of a stage (cells) while it is sampled.
 
-    `original` (B, C, h, w) is the latent at that size where it is known; else the job's own is enlarged.
-    The host blends with them in every call of its denoiser and refuses another size than that of x.
+    `original` (B, C, h, w) is the original latent at that size. If it is None, the job's own latent is enlarged. The
+    host blends with mask and latent in every call of its denoiser, and their size must be that of x.
     """
     if not is_inpainting(p):
         yield
@@ -52,7 +52,7 @@ def masks_at(p: Any, plan: Plan, size: Size, original: Tensor | None = None) -> 
 
 
 def painted(p: Any, plan: Plan) -> Tensor | None:
-    """Returns where a job with a mask paints, (1, h, w) in 0..1 for the cells that the stages show, else None."""
+    """Returns the job's mask, cropped to the area of the stages, (1, h, w) with 1 = painted, or None without a mask."""
     if not is_inpainting(p):
         return None
     mask = plan.crop.take(p.nmask)
@@ -60,15 +60,15 @@ def painted(p: Any, plan: Plan) -> Tensor | None:
 
 
 def _resized(mask: Tensor, size: Size, mode: str) -> Tensor:
-    """Returns a mask (C, h, w) at another size; Forge Neo's has one more axis, (1, C, h, w)."""
+    """Resizes a mask (C, h, w). Forge Neo's masks have one more axis, (1, C, h, w)."""
     resized: Tensor = F.interpolate(mask.reshape(-1, *mask.shape[-3:]), size, mode=mode)
     return resized.reshape(*mask.shape[:-2], *size)
 
 
 def keep_unmasked(p: Any, x: Tensor) -> Tensor:
-    """Returns x (B, C, H, W) with the original latent where nothing is to be painted, as the host ends its own pass.
+    """Replaces the unpainted area of x (B, C, H, W) with the original latent, like the host at the end of its pass.
 
-    Scripts have their say in it there too (modules/processing.py).
+    Scripts can change this blend there too (modules/processing.py).
     """
     if not is_inpainting(p):
         return x
@@ -81,26 +81,26 @@ def keep_unmasked(p: Any, x: Tensor) -> Tensor:
 
 
 class Overlay:
-    """The overlay of a job at its own size, to make those of other sizes from and to restore."""
+    """Stores the overlay of a job, resizes it for the stages and restores it."""
 
     def __init__(self, p: Any):
         self._own = {name: getattr(p, name) for name in OVERLAY if hasattr(p, name)}
 
     def restore(self, p: Any) -> None:
-        """Gives the job its own overlay again."""
+        """Restores the job's own overlay."""
         for name, value in self._own.items():
             setattr(p, name, value)
 
     @staticmethod
     def picture_size(p: Any) -> tuple[int, int] | None:
-        """Returns width and height of the whole image where only a part of it is painted, else None."""
+        """Returns width and height of the whole image if only a part of it is painted, else None."""
         pasted = getattr(p, "paste_to", None) and getattr(p, "overlay_images", None)
         return pasted[0].size if pasted else None
 
     def resize(self, p: Any, plan: Plan, size: Size) -> None:
-        """Gives the job an overlay for an image of `size` cells.
+        """Sets the job's overlay for an image of `size` cells.
 
-        With "only masked" the image is a part of a larger one, which grows by the same factor.
+        With "only masked", the image is a part of a larger one, which is enlarged by the same factor.
         """
         images, mask, place = (self._own.get(name) for name in OVERLAY)
         if images is None and mask is None:
@@ -118,7 +118,7 @@ def _corners(plan: Plan) -> tuple[int, int, int, int]:
 
 
 def resized(image: Image.Image, box: Any, scale: tuple[float, float]) -> Image.Image:
-    """Returns a part of an image at another size; colours are weighted by their opacity on the way."""
+    """Crops an image to `box` and resizes it by `scale` (x, y). Colors are weighted by their opacity."""
     part = image.crop(box) if box else image
     size = round(part.width * scale[0]), round(part.height * scale[1])
     if part.mode != "RGBA":

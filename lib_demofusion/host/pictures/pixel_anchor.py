@@ -18,7 +18,7 @@ from lib_demofusion.settings.presets import LANCZOS
 def enlarged(p: Any, image: Tensor, size: Size, upscaler: str = LANCZOS) -> Tensor:
     """Upscales an image (3, H, W) in -1..1 to (height, width) with an upscaler of the webui.
 
-    If the upscaler does not work, the webui uses Lanczos and only reports it on the console. A note says so.
+    If the upscaler does not work, the webui uses Lanczos and reports it only on the console. Adds a note in that case.
     """
     if upscaler == LANCZOS:
         return lanczos(image, size)
@@ -35,16 +35,16 @@ def _needs_model(upscaler: str) -> bool:
 
 
 def _is_plain(before: Image.Image, after: Image.Image) -> bool:
-    """Returns whether an image is what Lanczos makes of another; one that the user stopped always is."""
+    """Returns whether `after` equals `before` enlarged with Lanczos. False if the user stopped the upscaler."""
     if shared.state.interrupted:
         return False
     return before.resize(after.size, Image.Resampling.LANCZOS).tobytes() == after.tobytes()
 
 
 def lanczos(picture: Tensor, size: Size) -> Tensor:
-    """Returns an image (3, H, W) enlarged to (height, width), channel by channel without rounding to 8 bits."""
+    """Enlarges an image (3, H, W) to (height, width) with Lanczos, channel by channel, without rounding to 8 bits."""
     height, width = size
-    # one by one into their place: at 16384 pixels each is a gigabyte
+    # each channel goes directly into the result: at 16384 pixels a channel is 1 GB
     enlarged = np.empty((len(picture), height, width), np.float32)
     for plane, place in zip(picture.float().cpu().numpy(), enlarged):
         place[:] = np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.LANCZOS))
@@ -52,5 +52,5 @@ def lanczos(picture: Tensor, size: Size) -> Tensor:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """Returns an image as the encoder takes it, (3, H, W) in -1..1."""
+    """Converts an image to a tensor for the encoder, (3, H, W) in -1..1."""
     return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1

@@ -1,4 +1,4 @@
-"""The images of the stages before the last: made, named in their own text, and saved."""
+"""Creates and saves the images of the stages before the last, each with its own infotext."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from lib_demofusion.host.common.messages import KEY_STOPPED
 
 @dataclass(frozen=True)
 class StagePicture:
-    """An image of a stage before the last, with the text that belongs to it."""
+    """An image of a stage before the last, with its infotext."""
 
     image: Image.Image
     infotext: str
     index: int
-    """Its place in the batch."""
+    """The image's index in the batch."""
     own: Mapping[str, str]
-    """Infotext entries of this stage alone."""
+    """Infotext entries that apply only to this stage."""
 
 
 def stage_pictures(p: Any, samples: Any, number: int, total: int, save: bool) -> list[StagePicture]:
-    """Returns the images of stage `number` of `total` (0 for the base image), and saves them by the host's rules.
+    """Creates the images of stage `number` of `total` (0 is the base image), saving them if `save` and the host allow.
 
-    `samples` are what `coding.decode` returned.
+    `samples` is the result of `coding.decode`.
     """
     height, width = samples[0].shape[-2:]
     name = f"{number} of {total}" if number else "base image"
@@ -47,18 +47,18 @@ def stage_pictures(p: Any, samples: Any, number: int, total: int, save: bool) ->
 
 
 def with_later_reports(p: Any, picture: StagePicture) -> StagePicture:
-    """Writes the image's text anew, with the notes and errors that the iteration reported after the image was made.
+    """Updates the image's infotext with notes and errors that were reported after the image was created.
 
-    A file that is saved already keeps its text.
+    A file that is already saved keeps its old infotext.
     """
     with _extra_params(p, picture.own):
-        # an interruption concerns the final image alone
+        # an interruption affects only the final image
         p.extra_generation_params.pop(KEY_STOPPED, None)
         return replace(picture, infotext=_infotext(p, picture.image, picture.index))
 
 
 def _infotext(p: Any, image: Image.Image, index: int) -> str:
-    """Returns the infotext of the image at a place in the batch, and attaches it to the image."""
+    """Creates the infotext of image `index` of the batch and attaches it to the image."""
     text = processing.create_infotext(
         p, p.prompts, p.seeds, p.subseeds, index=index, all_negative_prompts=p.negative_prompts
     )
@@ -68,7 +68,7 @@ def _infotext(p: Any, image: Image.Image, index: int) -> str:
 
 
 def to_image(sample: Tensor) -> Image.Image:
-    """Returns the image of a decoded sample (3, H, W) in [-1, 1], rounded down as the host does."""
+    """Converts a decoded sample (3, H, W) in -1..1 to an image. Rounds down like the host."""
     pixels = (sample.float() * 0.5 + 0.5).clamp(0, 1).mul(255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 

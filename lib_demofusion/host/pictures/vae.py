@@ -1,8 +1,8 @@
-"""The checkpoint's autoencoder, run in parts where the webui's own way would not fit.
+"""Runs the checkpoint's VAE tile by tile if it does not fit into memory as a whole.
 
-The webui's own functions stay in charge: the scaling, the retry in higher precision when an image is NaN, the moving
-of models under medvram and TAESD are theirs. For the length of a `with` block only the forward of the decoder and the
-encoder is ours, which chooses a way when it is called: by then the precision is known and the UNet is out of the way.
+The webui's own functions still do the rest: scaling, the retry in higher precision after NaN, moving models with
+medvram, and TAESD. Only the forward of the decoder and the encoder is replaced, for the length of a `with` block. The
+new forward chooses a method when it is called, because then the precision is known and the UNet may be off the device.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from lib_demofusion.tiled_vae.steps import Step, decoder_steps, encoder_steps, h
 from lib_demofusion.tiled_vae.tiling import ALWAYS, AUTOMATIC, NEVER, Options, decode_tiled, encode_tiled
 
 TILES = (64, 32, 16)
-"""Sides of tiles in latent cells, tried from the first that should fit."""
+"""Sides of tiles in latent cells. The first attempt uses the largest one that should fit."""
 DEVICE_SHARE, MEMORY_SHARE, DISK_SHARE = 0.85, 0.6, 0.8
-"""Of the memory that is free on the device, of the computer's memory and of the disk, what may be counted on."""
+"""Usable shares of the free memory of the device, of the computer's free memory and of the free disk space."""
 LARGEST_TENSOR = {"mps": 1 << 32}
-"""Bytes of a tensor that a kind of device has none of; Apple's GPUs end the process."""
+"""Size in bytes that a tensor must not reach, by type of device. Apple's GPUs would end the process."""
 UNKNOWN_FREE = 4 << 30
-"""Taken to be free on a device that does not say."""
+"""Assumed free memory in bytes of a device that does not report it."""
 
 logger = logging.getLogger("DemoFusion")
 Report = Callable[[float], None]
 ReportOfSome = Callable[[float, int], None]
-"""Of a share of so many images: Forge's family decodes all images of a batch together, the webui one by one."""
+"""Reports a share for a number of images. Forge decodes all images of a batch together, the webui one by one."""
 
 
 def of_all(report: Report, count: int) -> ReportOfSome:
-    """Returns what to tell the share of images that are worked on together, for `count` of them in all."""
+    """Converts a report of the share of all `count` images into one for images that are processed together."""
     done = 0
 
     def of_some(share: float, images: int) -> None:
@@ -59,9 +59,9 @@ def of_all(report: Report, count: int) -> ReportOfSome:
 
 @contextmanager
 def in_parts(model: Any, mode: str = AUTOMATIC, report: ReportOfSome | None = None) -> Iterator[set[str]]:
-    """Lets the model's autoencoder work in parts inside the block: `always`, `never`, or `automatic`ally if need be.
+    """Runs the model's VAE tile by tile inside the block, depending on `mode` (see MODES in `tiled_vae.tiling`).
 
-    Yields which of "decoder" and "encoder" do so; the others, such as Forge's, report nothing.
+    Yields the names that this applies to, of "decoder" and "encoder". Others, such as Forge's own, report no progress.
     """
     first_stage = getattr(model, "first_stage_model", None)
     ways = (("decoder", decoder_steps, decode_tiled), ("encoder", encoder_steps, encode_tiled))
@@ -83,9 +83,9 @@ def in_parts(model: Any, mode: str = AUTOMATIC, report: ReportOfSome | None = No
 
 
 def is_replaced(network: Any) -> bool:
-    """Returns whether someone else runs the network in their own way, as the Tiled VAE extension does.
+    """Returns whether another extension has replaced the network's forward, as Tiled VAE does.
 
-    Switched off again, it leaves the original method behind as an attribute of the instance (tilevae.py).
+    When Tiled VAE is switched off, the original method remains as an attribute of the instance (tilevae.py).
     """
     own = network.__dict__.get("forward")
     return own is not None and getattr(own, "__func__", None) is not type(network).forward
@@ -93,7 +93,7 @@ def is_replaced(network: Any) -> bool:
 
 @contextmanager
 def _forward(network: Any, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Gives one module another forward for a while; decoders of sgm and ldm are called, never their forward."""
+    """Replaces the forward of a module inside the block. sgm and ldm call the module, never its forward directly."""
     before = network.__dict__.get("forward")
     network.forward = forward
     try:
@@ -106,7 +106,7 @@ def _forward(network: Any, forward: Callable[..., Tensor]) -> Iterator[None]:
 
 
 class _Forward:
-    """What a decoder or encoder does instead of its forward: the same, as a whole or in parts, whichever fits."""
+    """Replaces the forward of a decoder or encoder: computes the same, as a whole or tile by tile, whichever fits."""
 
     def __init__(self, network: Any, steps: list[Step], tiled: Callable[..., Tensor], always: bool, report: Any):
         self._network, self._steps, self._tiled = network, steps, tiled
@@ -115,9 +115,9 @@ class _Forward:
         self._thread = threading.get_ident()
 
     def __call__(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """Returns the output, after smaller and smaller attempts where memory does not suffice."""
+        """Computes the output. If memory is not sufficient, tries again with smaller and smaller tiles."""
         if threading.get_ident() != self._thread:
-            # a live preview, which the page has decoded meanwhile in a thread of its own
+            # a live preview, which the page decodes in another thread
             return self._whole(x, **kwargs)
         failure: BaseException | None = None
         for options in self._attempts(x):
@@ -128,14 +128,14 @@ class _Forward:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                # without its frames, which hold what was computed so far
+                # without its frames, which keep the intermediate tensors alive
                 failure = error.with_traceback(None)
             logger.warning("%s: trying in smaller parts", str(failure).splitlines()[0][:200])
             devices.torch_gc()
         raise failure or MemoryError("no way to run the VAE fits")
 
     def _at_once(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """Tells half before, as nothing can be told in between: what is told is never wrong by more than half."""
+        """Computes the output at once. Reports 0.5 first, so the reported share is never wrong by more than 0.5."""
         report = self._report_of(x)
         report(0.5)
         output: Tensor = self._whole(x, **kwargs)
@@ -146,7 +146,7 @@ class _Forward:
         return lambda share: self._report and self._report(share, len(x))
 
     def _attempts(self, x: Tensor) -> Iterator[Options | None]:
-        """Returns what to try, None for the whole at once; the free memory is looked at before each attempt."""
+        """Yields the options of each attempt, None for all at once. Checks the free memory before each attempt."""
         size, bytes_each = (x.shape[2], x.shape[3]), x.element_size()
         limit = LARGEST_TENSOR.get(x.device.type, sys.maxsize)
         needed = whole_bytes(self._steps, size, bytes_each) * len(x)
@@ -171,9 +171,9 @@ class _Forward:
 
 
 def choose_shelf(steps: list[Step], size: tuple[int, int], x: Tensor, room: int) -> Shelf:
-    """Returns where the maps are held: on the device if its `room` suffices, in memory, packed, or in a file.
+    """Returns where to store the feature maps: on the device (up to `room` bytes), in memory, packed, or in a file.
 
-    MemoryError where none of them has the room.
+    Raises MemoryError if no place is large enough.
     """
     held = held_bytes(steps, size, x.element_size())
     packed = held_bytes(steps, size, item_bytes(torch.int16)) if x.dtype == torch.float32 else held
@@ -183,7 +183,7 @@ def choose_shelf(steps: list[Step], size: tuple[int, int], x: Tensor, room: int)
     if packed <= memory:
         return Shelf(devices.cpu, packed=held > memory)
     folder = temporary_folder()
-    # a disk is asked only where it is needed: one that sleeps answers late, one of the network perhaps not at all
+    # query the disk only if necessary: a sleeping disk answers late, and a network disk may not answer at all
     if folder is not None and packed <= disk_usage(folder).free * DISK_SHARE:
         return Shelf(devices.cpu, packed=True, folder=folder)
     disk = f"disk in {folder}" if folder is not None else "disk, where no folder for temporary files is"
@@ -191,13 +191,13 @@ def choose_shelf(steps: list[Step], size: tuple[int, int], x: Tensor, room: int)
 
 
 def temporary_folder() -> Path | None:
-    """Returns where maps may lie as files: the host's folder for such, else that of its data, else the system's."""
+    """Returns a writable folder for map files: the host's temporary folder, else its data folder, else the system's."""
     folders = (shared.opts.temp_dir, data_path, tempfile.gettempdir())
     return next((Path(name) for name in folders if name and os.access(name, os.W_OK) and Path(name).is_dir()), None)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Returns the memory of a device that is not in use, with what torch keeps for itself."""
+    """Returns the free memory of a device in bytes, including memory that torch has reserved but does not use."""
     if device.type == "cuda":
         free = cuda_free_bytes(device)
         return UNKNOWN_FREE if free is None else free
