@@ -81,7 +81,7 @@ def test_an_impossible_value_is_named_in_the_line(tab: Tab) -> None:
         ("width", "300.7", "301", "300.7 → 301 (0 - 16384)"),
         ("hires_steps", "200", "150", "200 → 150 (0 - 150)"),
         ("overlap", "2", "0.9", "2 → 0.9 (0 - 0.9)"),
-        ("feather", "", "0", None),
+        ("feather", "", "0.5", None),
     ],
 )
 def test_a_number_that_is_not_allowed_is_corrected_in_its_box(
