@@ -1,1 +1,1 @@
-"""Other features and extensions: what works beside the stages, and what is refused by name."""
+"""Makes other features and extensions work with the stages, or refuses them with a reason."""

@@ -1,8 +1,8 @@
-"""Patches of the model's layers by other extensions.
+"""Detects patches of the model's layers by other extensions.
 
-Some extensions replace or hook the forward of the model's attention and tell conds from unconds by the number of rows:
-NegPiP takes a call for one with both if it has two rows for each image of the batch. A batch of views has more. Beside
-such a patch the model is given one view at a time, whose rows are those of the webui's own calls.
+Some extensions replace or hook the forward of the attention layers, and distinguish conds from unconds by the number of
+rows. For example, NegPiP assumes that a call with two rows per image contains both. A batch of views has more rows. If
+there is such a patch, the model gets one view at a time, with the same rows as in the webui's own calls.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ METHODS = ("forward", "_forward")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 COUNTING = {"NegPiP Active": "NegPiP"}
-"""Extensions that need conds and unconds in one call, by the infotext key that they write while they act."""
+"""Extensions that need conds and unconds in one call, by the infotext key that they write when active."""
 
 APART = (
     "%s needs the prompt and the negative prompt in one call of the model: use a CFG scale above 1, no AND, and tick"
@@ -32,14 +32,13 @@ APART = (
 )
 
 CACHING = "deepcache"
-"""In the path of an extension that skips layers and takes what it kept of another call in their place."""
+"""Part of the folder name of DeepCache, which skips layers and reuses their cached output from another call."""
 
 
 def extensions_with_patches(p: Any) -> list[str]:
     """Returns the folder names of the extensions that have patched layers of the job's model.
 
-    Patches of this extension, of ControlNet, whose hints are cut to the views, and of the webui's own scripts do not
-    count.
+    Ignores patches by this extension, by the webui's own scripts, and by ControlNet, whose hints are cropped to views.
     """
     known = {str(OWN_FOLDER), _folder_of_controlnet(p)}
     folders = {_extension_folder(file) for file in set(_files_of_patches(host().unet(p.sd_model)))}
@@ -47,14 +46,14 @@ def extensions_with_patches(p: Any) -> list[str]:
 
 
 def refusal(p: Any) -> str | None:
-    """Returns which extension the stages cannot run beside, and why, or None."""
+    """Returns the extension that does not work with the stages, and why, or None."""
     if any(CACHING in name.lower() for name in extensions_with_patches(p)):
         return "DeepCache: it would take the layers of one tile for those of another; switch one of the two off"
     return None
 
 
 def needs_one_call(p: Any) -> str:
-    """Returns the error for conds and unconds in separate calls, or an empty text if no active extension counts."""
+    """Returns the error for separate calls of conds and unconds, or an empty text if no extension needs one call."""
     for key, name in COUNTING.items():
         if str(p.extra_generation_params.get(key)) == "True":
             return APART % name
@@ -62,7 +61,7 @@ def needs_one_call(p: Any) -> str:
 
 
 def _files_of_patches(unet: Any) -> Iterator[str]:
-    """Yields the file of every function that runs as, or beside, the forward of a layer."""
+    """Yields the source file of every forward function and forward hook of the layers."""
     for layer in unet.modules() if hasattr(unet, "modules") else ():
         functions = [getattr(layer, name, None) for name in METHODS]
         functions += [hook for name in HOOKS for hook in getattr(layer, name, {}).values()]
@@ -70,18 +69,18 @@ def _files_of_patches(unet: Any) -> Iterator[str]:
 
 
 def _file(function: Any) -> str:
-    """Returns the file in which a function is written, or an empty text."""
+    """Returns the source file of a function, or an empty text."""
     while isinstance(function, functools.partial):
         function = function.func
     function = getattr(function, "__func__", function)
     if not hasattr(function, "__code__"):
-        # an object that can be called
+        # a callable object
         function = type(function).__call__
     return str(getattr(getattr(function, "__code__", None), "co_filename", ""))
 
 
 def _extension_folder(file: str) -> str:
-    """Returns the folder of the installed extension that a file belongs to, or an empty text."""
+    """Returns the folder of the extension that contains a file, or an empty text."""
     for resolve in (os.path.abspath, os.path.realpath):
         root = Path(resolve(paths_internal.extensions_dir))
         path = Path(resolve(file))

@@ -1,6 +1,6 @@
-"""Features and extensions that DemoFusion cannot run beside. Each gets a sentence that names both.
+"""Refuses features and extensions that do not work with DemoFusion, each with a reason.
 
-A job is asked about before and after its base image; the page foresees what it can before Generate.
+A job is checked before and after its base image. The page checks as much as it can before you press Generate.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ REFUSED = "DemoFusion does not work with"
 
 @dataclass(frozen=True)
 class Situation:
-    """What a job, or the page before it, is about to do."""
+    """The features that a job uses, or will use according to the page."""
 
     model: Any
     tiling: bool = False
     script: str = ""
-    """Title of the script that is chosen at the bottom of the tab."""
+    """Title of the script that is selected at the bottom of the tab."""
     params: Mapping[str, Any] = field(default_factory=dict)
-    """What other extensions have written into the infotext."""
+    """Infotext entries, including those of other extensions."""
     masked: bool = False
     only_details: bool = False
-    """Whether ADetailer repaints details of the upload, and what img2img makes is thrown away."""
+    """Whether ADetailer repaints details of the upload and discards the result of img2img."""
     denoiser: Any = None
-    """The sampler's, once there is one."""
+    """The sampler's CFGDenoiser. None until the sampler exists."""
 
 
 def of_job(p: Any) -> Situation:
@@ -49,13 +49,13 @@ def of_job(p: Any) -> Situation:
 
 
 def of_page(model: Any, script: str, override_settings: Sequence[str] = ()) -> Situation:
-    """Returns the situation as far as the page shows it; settings are overridden as in `Tiling: True`."""
+    """Returns the situation as far as the page shows it. `override_settings` has entries such as `Tiling: True`."""
     overridden = create_override_settings_dict(list(override_settings))
     return Situation(model, bool(overridden.get("tiling", shared.opts.tiling)), script)
 
 
 def chosen_script(runner: Any, index: object) -> str:
-    """Returns the title of the script with that place in the dropdown of scripts; 0 is none."""
+    """Returns the title of the script at this index of the dropdown, or an empty text for 0."""
     scripts: Sequence[Any] = getattr(runner, "selectable_scripts", ())
     if not isinstance(index, int) or not 1 <= index <= len(scripts):
         return ""
@@ -66,29 +66,29 @@ Check = Callable[[Situation], bool]
 
 
 def _tiled_diffusion(now: Situation) -> bool:
-    """Tiled Diffusion, and its own DemoFusion, hook into every sampler that is created while they have work to do."""
+    """While Tiled Diffusion or its own DemoFusion is active, it hooks into every sampler that is created."""
     return "Tiled Diffusion" in now.params
 
 
 def _tile_script(now: Situation) -> bool:
-    """Upscale and outpainting scripts call the whole pipeline for each of their tiles, and every tile would grow."""
+    """Upscale and outpainting scripts run the whole pipeline for each tile, so every tile would be upscaled."""
     title = now.script.lower()
     return "upscale" in title or "outpainting" in title
 
 
 def _regional_attention(now: Situation) -> bool:
-    """Regional Prompter's attention mode maps its regions on whatever the model sees, hence on every crop."""
+    """Regional Prompter's attention mode maps its regions to the model's input, so every crop would show them all."""
     return str(now.params.get("RP Active")) == "True" and now.params.get("RP Calc Mode") != "Latent"
 
 
 def _soft_inpainting(now: Situation) -> bool:
-    """With a sampler that blends before it denoises, the webui's own pass already changes all that is not masked."""
+    """If a sampler blends before it denoises, the webui's own pass also changes the area outside the mask."""
     soft = str(now.params.get("Soft inpainting enabled")) == "True" and now.masked
     return soft and getattr(now.denoiser, "mask_before_denoising", False)
 
 
 def _details_at_base_size(now: Situation) -> bool:
-    """Without "Inpaint only masked" ADetailer's image is as large as the request says, whatever it was given."""
+    """Without "Inpaint only masked", ADetailer returns an image of the request's size, regardless of its input."""
     return any(
         key.startswith("ADetailer inpaint only masked") and str(value) == "False" for key, value in now.params.items()
     )
@@ -115,11 +115,11 @@ REFUSALS: tuple[tuple[Check, str], ...] = (
 
 
 def reason(now: Situation) -> str | None:
-    """Returns what DemoFusion does not work with in a situation, or None."""
+    """Returns the feature that does not work with DemoFusion, and why, or None."""
     return host().family(now.model).problem or next((reason for check, reason in REFUSALS if check(now)), None)
 
 
 def refusal(p: Any) -> str | None:
-    """Returns why no stage can run with the job's other features, or None."""
+    """Returns the message that refuses a job with features that do not work with the stages, or None."""
     found = reason(of_job(p)) or layer_patches.refusal(p) or host().refusal(p)
     return None if found is None else f"{REFUSED} {found}"

@@ -1,9 +1,9 @@
-"""The webui's own Soft inpainting (extensions-builtin/soft-inpainting), at the size of a stage.
+"""Runs the webui's own Soft inpainting (extensions-builtin/soft-inpainting) at the size of a stage.
 
-While a stage is sampled it acts by itself, through the webui's hook on every blend with the mask. Two things are left
-to do. It has no final blend: it compares the result with the original's latent, and pastes the original's image
-wherever little has changed. What was not to be painted must therefore stay the original's latent to the last digit. And
-what it pastes it makes behind the base pass, at the base's size; it is asked again at the end.
+While a stage is sampled, the script works without changes, because the webui calls it at every blend with the mask. Two
+tasks remain. First, the script has no final blend. It compares the result with the original's latent, and pastes the
+original's image where little has changed. Outside the mask, the latent must therefore equal the original's exactly.
+Second, it creates the overlay to paste after the base pass, at the base's size. Its hook is called again at the end.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from lib_demofusion.method.views import Size
 TITLE, ENABLED_KEY = "Soft Inpainting", "Soft inpainting enabled"
 
 LATENT_RESIZE = 3
-"""The resize mode in which the host enlarges the latent instead of the image."""
+"""The resize mode in which the host upscales the latent instead of the image."""
 
 
 def is_active(p: Any) -> bool:
-    """Returns whether the job is inpainted softly."""
+    """Returns whether the job uses Soft inpainting."""
     return str(p.extra_generation_params.get(ENABLED_KEY)) == "True" and is_inpainting(p)
 
 
 def as_far_as_painted(p: Any, x: Tensor, changed: Tensor) -> Tensor:
-    """Returns `changed` in place of x, both (B, C, h, w); in soft inpainting, only as far as the mask says.
+    """Returns `changed`, or with Soft inpainting a blend of x and `changed` by the mask. All are (B, C, h, w).
 
     The job's mask must have the size of the stage.
     """
@@ -42,7 +42,7 @@ def as_far_as_painted(p: Any, x: Tensor, changed: Tensor) -> Tensor:
 
 
 class Originals:
-    """The source images of a job that is inpainted softly, at the sizes of the stages."""
+    """The source images of a job with Soft inpainting, at the sizes of the stages."""
 
     def __init__(self, p: Any, plan: Plan):
         self._p = p
@@ -51,9 +51,9 @@ class Originals:
         self._latents: dict[Size, Tensor] = {}
 
     def latent(self, size: Size) -> Tensor | None:
-        """Returns their latent (B, C, h, w) at a size in cells, or None in any other job.
+        """Encodes the source images at a size in cells to (B, C, h, w). Returns None without Soft inpainting.
 
-        An enlarged latent decodes to a blur, which would show wherever the original shines through.
+        An upscaled latent decodes to a blurred image, and the blur would be visible where the original is blended in.
         """
         p = self._p
         if not is_active(p):
@@ -64,9 +64,9 @@ class Originals:
         return self._latents[size]
 
     def remake_overlay(self, latent: Tensor) -> None:
-        """Has the script look at a stage's latent (B, C, h, w) as if it were that of a pass of its size.
+        """Calls the script's hook with a stage's latent (B, C, h, w), so that it creates an overlay of this size.
 
-        The job's mask and original latent must be those of this size, and so must its `paste_to`.
+        The job's mask, original latent and `paste_to` must be those of this size.
         """
         p = self._p
         own = next((entry for entry in p.scripts.alwayson_scripts if entry.title() == TITLE), None)
@@ -79,13 +79,13 @@ class Originals:
             own.post_sample(p, scripts.PostSampleArgs(latent), *args)
 
     def _overlaid(self, size: Size) -> list[Image.Image]:
-        """Returns what the result is pasted into: the whole images, enlarged like the part that is painted."""
+        """Returns the images that the result is pasted into: the whole sources, upscaled like the painted part."""
         if not self._place:
             return self._shown(size)
         return [resized(image, None, self._scale(size)) for image in self._flat()]
 
     def _shown(self, size: Size) -> list[Image.Image]:
-        """Returns what a stage of `size` cells shows of them, cut and resized as the host does it for the base."""
+        """Crops and resizes the source images for a stage of `size` cells, as the host does for the base image."""
         height, width = (n * CELL for n in size)
         if self._place:
             left, top, across, down = self._place

@@ -1,1 +1,1 @@
-"""One stage on a sampler of the webui: conditions of views, the denoiser between, and its run."""
+"""Samples one stage with a sampler of the webui."""

@@ -1,4 +1,4 @@
-"""Runs one stage on a sampler of the webui that nobody else holds."""
+"""Samples one stage with a new sampler of the webui, which nothing else uses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from lib_demofusion.method.step_gate import flow_form, is_stochastic, make_gate
 from lib_demofusion.settings.fields import Settings
 
 SEED_OFFSET = 0x9E3779B97F4A7C15
-"""Added to the seeds once per stage: with the same seed, a stage's noise would begin with that of the base image."""
+"""Added to the seeds once per stage. With the same seed, a stage's noise would start like the base image's noise."""
 
 EXTRA_NOISE = "Extra noise"
 """The infotext key of the webui's own setting (modules/sd_samplers_kdiffusion.py)."""
@@ -47,7 +47,7 @@ SEED_MASK = (1 << 63) - 1
 NEVER_ASKED = "this webui's sampler did not ask DemoFusion's model, so that what it made is no DemoFusion image"
 
 Report = Callable[[StageMeter], None]
-"""Is told how far the stage has come."""
+"""Receives the progress of the stage."""
 
 
 class StageFailed(Exception):
@@ -62,24 +62,24 @@ def stop_requested() -> bool:
 
 @dataclass(frozen=True)
 class StageTask:
-    """What a stage is to do."""
+    """The inputs of a stage."""
 
     stage: StagePlan
     settings: Settings
     anchor: Tensor
-    """The result of the stage before, enlarged, (B, C, H, W)."""
+    """The upscaled result of the previous stage, (B, C, H, W)."""
     plan: Plan | None = None
-    """The run that the stage belongs to; without it the stage counts as the last one, of the whole base."""
+    """The plan of the run. With None, the stage counts as the last one and shows the whole base image."""
 
 
 def run_stage(p: Any, task: StageTask, report: Report) -> Tensor:
-    """Returns the latent (B, C, H, W) that a stage makes of its anchor.
+    """Samples a stage from its anchor. Returns the latent (B, C, H, W).
 
-    Raises StageStopped when the user stops it, StageFailed when the result holds NaN, and what the model raises.
+    Raises StageStopped if the user stops it, StageFailed if the result is not usable, and the errors of the model.
     """
     x = StageSampler(p, task, report).run()
     if x.shape != task.anchor.shape:
-        # the host caught a RecursionError of a noise sampler and returned its preview
+        # the host catches a RecursionError of a noise sampler and returns its preview
         raise StageFailed("the sampler gave up; choose another scheduler")
     if not torch.isfinite(x).all():
         raise StageFailed("the model returned NaN; --no-half or --upcast-sampling may help")
@@ -87,7 +87,7 @@ def run_stage(p: Any, task: StageTask, report: Report) -> Tensor:
 
 
 class StageSampler:
-    """A sampler of the webui's own that is made for one stage and dropped behind it."""
+    """A sampler of the webui that is created for one stage and discarded afterwards."""
 
     def __init__(self, p: Any, task: StageTask, report: Report):
         self._p, self._task, self._report = p, task, report
@@ -104,9 +104,9 @@ class StageSampler:
         self._batches = view_batches(p, task.settings, task.stage.size)
 
     def run(self) -> Tensor:
-        """Returns what the sampler makes; raises StageStopped, StageFailed, and what the model raises."""
+        """Runs the sampler. Raises StageStopped, StageFailed, and the errors of the model."""
         p, task = self._p, self._task
-        # a function, which can say that it wraps the webui's: the webui looks at its parameters
+        # a function, so that `wraps` keeps the signature: the webui inspects its parameters
         self._sampler.func = functools.wraps(self._func)(lambda *args, **kwargs: self._steered(*args, **kwargs))
         steps = stage_steps(p, self._sampler, self._name, task.settings, self._family.flow)
         sampling = host().sampling(p, task.stage, self._batches.views, task.anchor, self._noise)
@@ -115,7 +115,7 @@ class StageSampler:
         return self._family.form.to_method(made)
 
     def _sample(self, steps: int, conditioning: Tensor) -> Tensor:
-        """Calls the sampler so that it runs the last part of the schedule; `before_call` sets x at the first call."""
+        """Calls the sampler for the last part of the schedule. `before_call` sets x at the first call."""
         p, sampler = self._p, self._sampler
         anchor, noise = (self._family.form.to_host(x) for x in (self._task.anchor, self._noise))
         calls = sampler.config.total_steps(1)
@@ -125,20 +125,20 @@ class StageSampler:
                 # sample_img2img would drop the first timestep of the schedule
                 sampler.model_wrap_cfg.init_latent = anchor
                 return sampler.sample(p, noise.clone(), cond, uncond, image_conditioning=conditioning)
-            # it would begin a timestep too low
+            # without this, it would begin one timestep too low
             steps += 1
         with replaced(p, denoising_strength=steps / (p.steps + 0.5)):
             return sampler.sample_img2img(p, anchor, noise, cond, uncond, steps, conditioning)
 
     def _steered(self, denoiser: Any, x: Tensor, *args: Any, callback: Callable[[dict], None], **kwargs: Any) -> Tensor:
-        """Does what the sampling function does, with a StageRun between it and the model.
+        """Runs the sampling function with a StageRun between it and the model.
 
-        Only here are all its arguments known (sigmas, eta, churn, the callback), which decide how the skip residual
-        acts. Levels are looked at on the CPU.
+        All its arguments are known only here (sigmas, eta, churn, the callback). They determine how the skip residual
+        acts. Noise levels are read on the CPU.
         """
         known = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in kwargs.items()}
         if is_inpainting(self._p):
-            # the host would blend with the anchor
+            # the host would blend with the anchor instead
             denoiser.init_latent = self._p.init_latent
         traits = self._traits(known, x)
         run = StageRun(self._task.stage, self._task.settings, self._task.anchor, self._noise, traits)
@@ -171,7 +171,7 @@ class StageSampler:
         return made
 
     def _traits(self, arguments: Mapping[str, Any], x: Tensor) -> SamplerTraits:
-        """Returns how the skip residual acts under the sampling function with these arguments and this x."""
+        """Determines how the skip residual acts with the sampling function, for its arguments and x."""
         sigmas, n = arguments.get("sigmas"), arguments.get("n")
         parameters = inspect.signature(self._func).parameters
         eta, churn = (arguments.get(name, _default(parameters, name)) for name in ("eta", "s_churn"))
@@ -193,7 +193,7 @@ class StageSampler:
         return self._sampler.config.options.get("second_order", False)
 
     def _attach(self, denoiser: Any, run: StageRun, meter: StageMeter) -> None:
-        """Has the denoiser ask the model on batches of views; each reports, and ends the sampling if the user asks."""
+        """Makes the denoiser call the model on batches of views. Each batch reports progress and can stop the stage."""
         plan = self._task.plan
         origin = getattr(shared.opts, "sdxl_crop_top", 0), getattr(shared.opts, "sdxl_crop_left", 0)
         frame = Frame((plan or self._task.stage).pixels, origin)
@@ -210,7 +210,7 @@ class StageSampler:
         host().attach(denoiser, StageParts(self._p, run, plan, self._batches, frame, before_batch, form, apart))
 
     def _heed_patches(self) -> None:
-        """Gives the model one view at a time if other extensions have patched its layers."""
+        """Limits batches to one view if other extensions have patched the model's layers."""
         names = layer_patches.extensions_with_patches(self._p)
         if names and self._batches.hold_to_one():
             report_note(self._p, f"one tile at a time, which takes longer, for {', '.join(names)} changes the model")
@@ -218,9 +218,9 @@ class StageSampler:
 
 @contextmanager
 def _extra_noise_of_base(p: Any) -> Iterator[None]:
-    """Keeps what the infotext says of the webui's own setting for extra noise, which does not act in a stage.
+    """Keeps the infotext entry of the webui's setting for extra noise, which has an effect in the base pass only.
 
-    The webui's sampler adds that noise to an x which `StageRun.before_call` replaces. It acts in the base pass.
+    In a stage, the sampler adds this noise to an x that `StageRun.before_call` then replaces.
     """
     before = p.extra_generation_params.get(EXTRA_NOISE)
     try:
@@ -231,36 +231,36 @@ def _extra_noise_of_base(p: Any) -> Iterator[None]:
 
 
 def stage_seeds(seeds: list[int], stage: int) -> list[int]:
-    """Returns one seed per image that belongs to this stage alone."""
+    """Returns one seed per image, different for each stage."""
     return [(int(seed) + SEED_OFFSET * stage) & SEED_MASK for seed in seeds]
 
 
 def function_name(function: Any) -> str:
-    """Returns the name of a sampling function, also where an extension has set some of its arguments in a partial."""
+    """Returns the name of a sampling function, even if an extension has wrapped it in a partial."""
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__name__", type(function).__name__)
 
 
 def _default(parameters: Mapping[str, inspect.Parameter], name: str) -> Any:
-    """Returns the default of a parameter, or None if there is no such parameter or it has no default."""
+    """Returns the default of a parameter, or None if the parameter or its default does not exist."""
     found = parameters.get(name)
     return None if found is None or found.default is inspect.Parameter.empty else found.default
 
 
 def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:
-    """Gives the SDE samplers noise of this stage: the host seeds it with p.all_seeds, whatever p.rng says."""
+    """Seeds the noise of SDE samplers for this stage. The host would use p.all_seeds and ignore p.rng."""
     create = sampler.create_noise_sampler
     batch = SimpleNamespace(all_seeds=seeds, iteration=0, batch_size=len(seeds))
     sampler.create_noise_sampler = lambda x, sigmas, p: create(x, sigmas, batch)
 
 
 def _image_conditioning(p: Any, anchor: Tensor, plan: Plan | None) -> Tensor:
-    """Returns what an inpainting, depth, editing or unCLIP model gets besides the prompt.
+    """Returns the image conditioning of an inpainting, depth, editing or unCLIP model.
 
-    In img2img, and after hires fix, it shows the source image and must follow the stage's size. In txt2img it says
-    that everything is to be painted, which is as true of every view at the base image's size: the base pass's own is
-    taken, so that no big image is encoded.
+    In img2img, and after hires fix, it shows the source image and is resized for the stage. In txt2img it says that
+    everything is to be painted, which holds for every view at the base image's size. The conditioning of the base pass
+    is reused, so that no large image is encoded.
     """
     shown = getattr(p, "image_conditioning", None)
     if shown is not None:

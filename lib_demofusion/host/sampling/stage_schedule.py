@@ -1,4 +1,4 @@
-"""The schedule of a stage: how many steps a sampler is asked for, and how many of them the stage runs."""
+"""Computes the schedule of a stage: the number of steps of the sampler, and how many of them the stage runs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lib_demofusion.settings.fields import Settings
 
 
 def stage_steps(p: Any, sampler: Any, name: str, settings: Settings, flow: bool) -> StageSteps:
-    """Returns the schedule of a stage under the webui's `sampler`, whose function is called `name`.
+    """Returns the schedule of a stage for the webui's `sampler`, whose function has the name `name`.
 
-    A flow model's stage begins at the noise level that the denoising strength stands for (`flow`), the stage of another
-    model at a share of the steps.
+    On a flow model (`flow`), the denoising strength determines the noise level at which the stage begins. On other
+    models, it determines the share of the steps.
     """
     least = least_steps(name, getattr(shared.opts, "uni_pc_order", 1))
     steps, strength = schedule_steps(p.steps, settings), settings.denoising_strength

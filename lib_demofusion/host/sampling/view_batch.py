@@ -1,4 +1,4 @@
-"""How many views a stage may give the model at once, by what else the webui does with the device."""
+"""Chooses the number of views per model call, depending on the webui's other uses of the device."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lib_demofusion.tiled_vae.maps import item_bytes
 from lib_demofusion.tiled_vae.steps import decoder_steps, whole_bytes
 
 FULL = 0
-"""The webui's number of the live preview method that runs the autoencoder itself (approximation_indexes)."""
+"""The webui's index of the live preview method that runs the autoencoder (approximation_indexes)."""
 
 
 def view_batches(p: Any, settings: Settings, size: Size) -> ViewBatches:
-    """Returns the view batches of a stage of `size` cells: as many views as are asked for, or as the memory holds.
+    """Returns the view batches of a stage of `size` cells: the requested number of views, or as many as fit.
 
-    What takes the place of the checkpoint's UNet (setting "SD Unet", TensorRT) is built for the batch of the base
-    image and is given no larger one.
+    A replacement of the checkpoint's UNet (setting "SD Unet", such as TensorRT) is built for the batch size of the base
+    image. It gets one view at a time.
     """
     if sd_unet.current_unet is not None:
         return ViewBatches(1)
@@ -32,24 +32,24 @@ def view_batches(p: Any, settings: Settings, size: Size) -> ViewBatches:
 
 
 def preview_bytes(sd_model: Any, size: Size) -> int:
-    """Returns about what a live preview of a latent of `size` cells takes on the device while the model runs.
+    """Estimates the device memory, in bytes, of a live preview of a latent of `size` cells while the model runs.
 
-    The page asks for it from a thread of its own (modules/shared_state.py, set_current_image), one image at a time.
+    The webui decodes it in a separate thread (modules/shared_state.py, set_current_image), one image at a time.
     """
     if not _decodes_beside():
         return 0
     try:
         steps = decoder_steps(sd_model.first_stage_model.decoder)
     except (AttributeError, ValueError):
-        # an autoencoder of another kind
+        # an autoencoder of a different layout
         return 0
     return whole_bytes(steps, preview_size(size), item_bytes(devices.dtype_vae))
 
 
 def _decodes_beside() -> bool:
-    """Returns whether previews are decoded by the autoencoder, beside the sampling.
+    """Returns whether the autoencoder decodes previews while the model runs.
 
-    With --medvram and --lowvram they are made between two calls of the model. Every -1 steps means at the end only.
+    With --medvram and --lowvram, it decodes them between two model calls. -1 steps means a preview only at the end.
     """
     opts = shared.opts
     if not opts.live_previews_enable or getattr(opts, "show_progress_every_n_steps", 1) == -1:
