@@ -1,1 +1,1 @@
-"""The fields of a run, and how their values are read, checked and written."""
+"""Declares the fields of a run, and reads, checks and writes their values."""

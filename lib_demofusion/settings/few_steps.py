@@ -9,23 +9,24 @@ from lib_demofusion.settings.presets import BUILT_IN, CHOSEN_FOR_MANY_STEPS, TUR
 from lib_demofusion.settings.reading import changed_fields, preset_values
 
 FEW_STEPS, LOW_GUIDANCE = 10, 2.0
-"""The largest number of steps and the largest CFG scale of such a request; people use 4 to 8 steps and CFG 1 to 2."""
+"""Maximum number of steps and maximum CFG scale of such a request. Typical values are 4 to 8 steps and CFG 1 to 2."""
 
 MOST_STRENGTH = 0.6
-"""With few steps: at 0.5 Balanced and Fast hold the base's structure, at 1 Paper loses it."""
+"""Maximum denoising strength with few steps. At 0.5, Balanced and Fast keep the base image's structure; at 1, Paper
+loses it."""
 
 
 def looks_few_step(steps: int, cfg_scale: float, distilled: bool = False) -> bool:
     """Returns whether a request with this number of steps and this CFG scale looks like one for a few-step model.
 
-    `distilled` says that the model has its guidance built in, as Flux.1 dev has. Its CFG scale means nothing then, so
+    `distilled` means that the guidance is built into the model, as in Flux.1 dev. The CFG scale has no meaning then, so
     only the number of steps counts.
     """
     return steps <= FEW_STEPS and (distilled or cfg_scale <= LOW_GUIDANCE)
 
 
 def needs_more_steps(settings: Settings, steps: int, cfg_scale: float, distilled: bool = False) -> bool:
-    """Returns whether the denoising strength is too high for what looks like a request for a few-step model."""
+    """Returns whether the request looks like one for a few-step model and its denoising strength is too high."""
     return settings.denoising_strength > MOST_STRENGTH and looks_few_step(steps, cfg_scale, distilled)
 
 
@@ -37,7 +38,7 @@ def automatic_preset(default: str, steps: int, cfg_scale: float, distilled: bool
 def suited(
     settings: Settings, steps: int, cfg_scale: float, offers: Offers = BUILT_IN, distilled: bool = False
 ) -> Settings:
-    """Returns the settings with the values of the automatic preset, unless a value differs from its preset's own."""
+    """Returns the settings with the automatic preset's values. Settings that differ from their preset are kept."""
     preset = automatic_preset(settings.preset, steps, cfg_scale, distilled)
     if preset == settings.preset or changed_fields(settings.preset, asdict(settings), offers):
         return settings

@@ -1,4 +1,4 @@
-"""The parameters of a run: names, ranges, labels and infotext keys are declared here and derived everywhere else."""
+"""Declares the parameters of a run: names, ranges, labels and infotext keys. All other code derives them from here."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lib_demofusion.settings.spec import Spec
 from lib_demofusion.settings.texts import EVERY, SKIP_ALLOWED, STAGE_WORDS, STAGES_ALLOWED, parse_skip, parse_stages
 
 LATENT, PIXELS, MIXED = ("latent", "pixels", "mixed")
-"""What is enlarged between stages: the latent (bicubic), or the image (by an upscaler), which is encoded again, or
-both: the coarse part of the former and the fine part of the latter."""
+"""How a result is enlarged between stages. LATENT enlarges the latent (bicubic). PIXELS enlarges the image with an
+upscaler and encodes it again. MIXED combines the coarse part of the first with the fine part of the second."""
 
 
 def _spec(default: Any, kind: type, label: str, infotext: str, info: str = "", **limits: Any) -> Any:
@@ -42,10 +42,10 @@ AS_SCALE = "pixels; 0 = automatic"
 class Settings:
     """All parameters of a DemoFusion run. The order of the fields is the order of the API's positional arguments.
 
-    `upscaler` says what a stage begins from. Latent: the latent of the stage before, enlarged as in the paper. The name
-    of an upscaler of images, Lanczos or one of the webui's: the coarse part of that and the fine part of the image that
-    the upscaler enlarges, encoded again ("mixed", what Balanced and Fast take). The same name with " (pixels)" behind
-    it, in the API alone: that image as it is.
+    `upscaler` decides from which latent a stage begins. "Latent" enlarges the previous stage's latent as in the paper.
+    With an image upscaler (Lanczos or one of the webui's), the coarse part comes from that latent. The fine part comes
+    from the image, enlarged by the upscaler and encoded again ("mixed", used by Balanced and Fast). With " (pixels)"
+    after the name (API only), both parts come from that image.
     """
 
     enabled: bool = _spec(False, bool, "DemoFusion", "")
@@ -146,24 +146,24 @@ class Settings:
 
     @property
     def anchor(self) -> str:
-        """What is enlarged between stages: LATENT, PIXELS or MIXED."""
+        """How a result is enlarged between stages: LATENT, PIXELS or MIXED."""
         if self.upscaler == LATENT_UPSCALER:
             return LATENT
         return PIXELS if self.upscaler.endswith(IN_PIXELS) else MIXED
 
     @property
     def image_upscaler(self) -> str:
-        """What enlarges the image, where that is enlarged."""
+        """The name of the image upscaler. Only for PIXELS and MIXED."""
         return self.upscaler.removesuffix(IN_PIXELS)
 
     @property
     def local_threshold(self) -> float:
-        """The weight below which the local views, the tiles, are left out."""
+        """The weight below which the local views (tiles) are skipped."""
         return parse_skip(self.skip_views)[0]
 
     @property
     def dilated_threshold(self) -> float:
-        """The weight below which the dilated views are left out."""
+        """The weight below which the dilated views are skipped."""
         return parse_skip(self.skip_views)[1]
 
 
@@ -174,7 +174,7 @@ ENABLED_KEY = SPECS["enabled"].infotext
 OF_THE_REQUEST = frozenset(
     ("enabled", "scale", "width", "height", "preset", "view_batch", "save_stages", "return_stages", "img2img_first")
 )
-"""The fields that no preset sets: what is asked for, and what depends on the machine."""
+"""The fields that no preset sets, because they belong to a single request or depend on the machine."""
 
 PRESET_FIELDS: tuple[str, ...] = tuple(name for name in NAMES if name not in OF_THE_REQUEST)
 """The fields that a preset sets."""

@@ -1,4 +1,4 @@
-"""The settings in a picture's infotext, and how they are read back from there."""
+"""Writes the settings to an image's infotext and reads them back."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lib_demofusion.settings.reading import changed_fields
 from lib_demofusion.settings.spec import SettingsError
 
 CHANGED = " (changed)"
-"""Behind a preset's name in an infotext where other values were set than its own."""
+"""Follows a preset's name in an infotext if any value differs from the preset."""
 
 
 def to_infotext(settings: Settings, offers: Offers = BUILT_IN) -> dict[str, str]:
-    """Returns infotext keys and values of what differs from the defaults; all are text that the host can parse back.
+    """Returns infotext keys and values of the fields that differ from the defaults, as text that the host can parse.
 
-    The preset says whether its values are still its own.
+    The preset's name is followed by CHANGED if any value differs from the preset.
     """
     pairs = ((spec.infotext, getattr(settings, name), getattr(Settings, name)) for name, spec in SPECS.items())
     text = {key: _infotext_value(value) for key, value, default in pairs if value != default and key != ENABLED_KEY}
@@ -35,7 +35,7 @@ def _infotext_value(value: object) -> str:
 
 
 def from_infotext(name: str, params: Mapping[str, object], offers: Offers = BUILT_IN) -> Any:
-    """Returns the value of field `name` in a parsed infotext: the default where the text has none or a broken one."""
+    """Reads field `name` from a parsed infotext. Returns the default if the value is missing or not valid."""
     spec = SPECS[name]
     if name == "enabled":
         return ENABLED_KEY in params

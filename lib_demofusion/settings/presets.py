@@ -1,4 +1,4 @@
-"""The built-in presets, and what users and the webui add to the choices."""
+"""The built-in presets, and the choices that users and the webui add."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from lib_demofusion.settings.texts import FEWEST
 
 LATENT_UPSCALER = "Latent"
 LANCZOS = "Lanczos"
-"""The upscaler of images that is always there."""
+"""The image upscaler that always exists."""
 
 IN_PIXELS = " (pixels)"
-"""Behind an upscaler's name: see Settings.upscaler."""
+"""A suffix of an upscaler's name, see Settings.upscaler."""
 
 TURBO = "Turbo"
 """The preset for few-step models."""
 
 _QUICKER = {"stages": FEWEST, "upscaler": LANCZOS, "keep_colors": True}
 
-# overlaps that show no seam at 4x (six and five tiles a side), while at 2x three a side do and at 3x four; the tiles
-# below a half: there the dilated views alone decide what is where
+# The overlaps show no seams at 4x (six and five tiles per side). At 2x three tiles per side suffice, at 3x four.
+# Tiles are skipped below a weight of 0.5: there only the dilated views decide the composition.
 PRESETS: dict[str, dict[str, Any]] = {
     "Paper": {},
     "Balanced": {
@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "feather": 0.5,
         "skip_views": "0.5,0.25",
     },
-    # three steps, so late that what is where is decided already
+    # three steps, so late that the composition is already fixed
     "Fast": {
         **_QUICKER,
         "denoising_strength": 0.25,
@@ -43,8 +43,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "feather": 0.5,
         "skip_views": "0.5,0.4",
     },
-    # without the dilated views for the same reason; the fewest tiles that cover the image, so much larger than the base
-    # image that they overlap
+    # No dilated views, for the same reason. As few tiles as cover the image, slightly larger than the base image so
+    # that they overlap.
     TURBO: {
         **_QUICKER,
         "denoising_strength": 0.3,
@@ -54,38 +54,38 @@ PRESETS: dict[str, dict[str, Any]] = {
         "skip_views": "0,0.5",
     },
 }
-"""Values by preset name that differ from the fields' own, which are the paper's."""
+"""Values by preset name. Only values that differ from the fields' defaults, which are those of the paper."""
 
 CHOSEN_FOR_MANY_STEPS = ("Balanced", "Fast")
 """The default presets that Turbo replaces for a few-step model."""
 
 DEFAULT_PRESET = "Balanced"
-"""What the panel opens with, and what a request gets that names none."""
+"""The preset that the panel shows at first, and that applies to requests without a preset."""
 
 
 @dataclass(frozen=True)
 class Offers:
-    """What may be chosen besides what is built in."""
+    """Choices in addition to the built-in ones."""
 
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The user's, checked by parse_preset, by name."""
+    """The user's presets by name, already checked by parse_preset."""
     upscalers: tuple[str, ...] = ()
-    """The webui's."""
+    """The webui's upscalers."""
 
     @property
     def preset_names(self) -> tuple[str, ...]:
-        """The built-in names, then the user's."""
+        """The names of the built-in presets, then those of the user's presets."""
         return (*PRESETS, *(name for name in self.presets if name not in PRESETS))
 
     @property
     def image_upscalers(self) -> tuple[str, ...]:
-        """The upscalers that an image may be enlarged by."""
+        """The names of all image upscalers."""
         return (LANCZOS, *(name for name in self.upscalers if name not in (LANCZOS, LATENT_UPSCALER)))
 
     def differing(self, preset: str) -> Mapping[str, Any]:
-        """Returns the values of a preset that differ from the defaults; none where it is gone by now."""
+        """Returns the values of a preset that differ from the defaults, or no values if the preset was deleted."""
         return PRESETS[preset] if preset in PRESETS else self.presets.get(preset, {})
 
 
 BUILT_IN = Offers()
-"""Nothing besides."""
+"""No additional choices."""

@@ -1,4 +1,4 @@
-"""Settings from what people and programs give: arguments, dicts, presets."""
+"""Reads settings from script arguments, dicts and presets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def preset_values(preset: str, offers: Offers = BUILT_IN) -> dict[str, Any]:
 
 
 def changed_fields(preset: str, values: Mapping[str, object], offers: Offers = BUILT_IN) -> tuple[str, ...]:
-    """Returns the fields among `values` that no longer have what the preset gave them; one of none is changed too."""
+    """Returns the fields in `values` that differ from the preset. A value that is not valid counts as different."""
 
     def as_read(name: str) -> object:
         try:
@@ -30,7 +30,7 @@ def changed_fields(preset: str, values: Mapping[str, object], offers: Offers = B
 
 
 def parse_preset(values: Mapping[str, object], offers: Offers = BUILT_IN) -> dict[str, Any]:
-    """Returns a preset's values, checked; raises SettingsError at one that no preset sets or that is impossible."""
+    """Checks and returns a preset's values. Raises SettingsError for a field outside PRESET_FIELDS or a bad value."""
     for name in values:
         if name not in PRESET_FIELDS:
             raise _unknown(name, values[name], PRESET_FIELDS)
@@ -38,10 +38,10 @@ def parse_preset(values: Mapping[str, object], offers: Offers = BUILT_IN) -> dic
 
 
 def parse_settings(values: Mapping[str, object], preset: str = Settings.preset, offers: Offers = BUILT_IN) -> Settings:
-    """Returns the Settings that `values` describes; a field that is missing or None has its preset's value.
+    """Converts `values` to Settings. A field that is missing or None gets the preset's value.
 
-    `preset` is the one of values that name none. Raises SettingsError at the first name that is no field, or value that
-    its field cannot take.
+    `preset` applies if `values` contains no preset. Raises SettingsError for the first unknown field or value that is
+    not valid.
     """
     _check_names(values)
     parsed = {name: SPECS[name].parse(name, value, offers) for name, value in values.items() if value is not None}
@@ -56,44 +56,44 @@ def _check_names(values: Mapping[str, object]) -> None:
 
 
 def _unknown(name: object, value: object, known: Sequence[str]) -> SettingsError:
-    """Returns the error for a name that is no field; such a name may be empty or of any type."""
+    """Creates the error for an unknown field. Its name may be empty or of any type."""
     return SettingsError(str(name), value, "the fields " + ", ".join(known), shown=f"the field {shortened(name)}")
 
 
 def names_preset(args: Sequence[object]) -> bool:
-    """Returns whether a script's arguments name a preset."""
+    """Returns whether a script's arguments contain a preset."""
     return _by_name(args).get("preset") is not None
 
 
 def fields_without_switch(args: Sequence[object]) -> tuple[str, ...]:
-    """Returns the fields that a script's arguments give, if `enabled` is not among them; else none."""
+    """Returns the fields that a script's arguments set, or an empty tuple if `enabled` is one of them."""
     given = tuple(str(name) for name, value in _by_name(args).items() if value is not None)
     return () if "enabled" in given else given
 
 
 def ignored_values(args: Sequence[object]) -> list[object]:
-    """Returns the values behind a dict of fields, which is the only argument that is read."""
+    """Returns the values that follow a dict of fields. They are ignored, because only the dict is read."""
     return [value for value in args[1:] if value is not None] if args and isinstance(args[0], Mapping) else []
 
 
 def _by_name(args: Sequence[object]) -> Mapping[str, object]:
-    """Returns a script's arguments by field: values in field order, or one dict of fields in first place."""
+    """Returns a script's arguments by field. They are values in field order, or a dict of fields in first place."""
     return args[0] if args and isinstance(args[0], Mapping) else dict(zip(NAMES, args))
 
 
 def settings_from_args(args: Sequence[object], preset: str = Settings.preset, offers: Offers = BUILT_IN) -> Settings:
-    """Returns the Settings of a script's arguments: values in field order, or one dict of fields in first place.
+    """Converts a script's arguments to Settings. They are values in field order, or a dict of fields in first place.
 
-    `preset` is the one of arguments that name none.
+    `preset` applies if the arguments contain no preset.
     """
     return parse_settings(_by_name(args), preset, offers)
 
 
 def is_enabled(args: Sequence[object], overrides: Mapping[str, object]) -> bool:
-    """Returns whether a script's arguments, or what stands in for some of them, switch DemoFusion on.
+    """Returns whether a script's arguments, with `overrides` in place of some of them, switch DemoFusion on.
 
-    A dict without `enabled` leaves it off. Nothing else of it matters then, unless it names what is no field, as where
-    `enabled` is misspelt. Raises SettingsError for that, and for a value that is neither on nor off.
+    A dict without `enabled` leaves it off. Raises SettingsError if such a dict contains an unknown field, because
+    `enabled` may be misspelled, and if the value of `enabled` is neither true nor false.
     """
     values = args[0] if args and isinstance(args[0], Mapping) else dict(zip(NAMES[:1], args))
     if values and NAMES[0] not in values:
@@ -103,7 +103,7 @@ def is_enabled(args: Sequence[object], overrides: Mapping[str, object]) -> bool:
 
 
 def overridden(settings: Settings, values: Mapping[str, object], offers: Offers = BUILT_IN) -> Settings:
-    """Returns the settings with other values; a preset among these sets its fields before the rest."""
+    """Returns the settings with `values` replaced. If they contain a preset, its values are applied first."""
     of_preset: Mapping[str, object] = {}
     if values.get("preset") is not None:
         of_preset = preset_values(SPECS["preset"].parse("preset", values["preset"], offers), offers)

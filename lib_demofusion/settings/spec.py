@@ -1,4 +1,4 @@
-"""What is known about one parameter: its type and range, the words shown to people, and how its values are read."""
+"""Describes one parameter: its type and range, the texts shown to users, and the parsing of its values."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class SettingsError(ValueError):
-    """A parameter that cannot be used, with the field's name, the value, and the values or names that are allowed.
+    """Raised for an unknown field or a bad value. Holds the field's name, the value, and the allowed values or names.
 
-    The message calls the field `shown`, if that is given.
+    `shown` replaces the field's name in the message.
     """
 
     def __init__(self, name: str, value: object, allowed: str, shown: str = ""):
@@ -25,13 +25,13 @@ class SettingsError(ValueError):
 
 
 def shortened(value: object, length: int = 60) -> str:
-    """Returns the value as Python writes it, with at most `length` characters."""
+    """Returns the value's repr, shortened to `length` characters."""
     text = _written(value, repr)
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _written(value: object, write: Callable[[object], str] = str) -> str:
-    """Returns `value` as text, or its type where Python refuses: an int of thousands of digits, a list as deep."""
+    """Converts `value` to text, or to the name of its type if Python cannot (ints that are too long, nested lists)."""
     try:
         return write(value)
     except (ValueError, RecursionError):
@@ -44,7 +44,7 @@ def _no_choices(offers: Offers) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Spec:
-    """What is known about one field besides its default: its type and range, and the words shown to people."""
+    """Describes one field apart from its default: its type and range, and the texts shown to users."""
 
     kind: type
     label: str
@@ -54,21 +54,21 @@ class Spec:
     maximum: float = 0
     step: float = 0
     choices: Callable[[Offers], tuple[str, ...]] = _no_choices
-    """Returns the texts to choose from, by what users and the webui offer; none where any will do."""
+    """Returns the texts that are allowed, including those of users and the webui. Empty if any text is allowed."""
     unlisted: Callable[[Offers], tuple[str, ...]] = _no_choices
-    """Returns more texts that are possible, but shown to nobody."""
+    """Returns more texts that are allowed, but not shown to users."""
     words: tuple[str, ...] = ()
-    """Texts that are proposed where others are possible too. Of a bool: the texts that the panel shows for False and
-    True; they are read as these values."""
+    """Suggested texts; others are allowed too. For a bool, the texts that the panel shows for False and True, which are
+    parsed as these values."""
     read: Callable[[str], object] | None = None
-    """Raises SettingsError at a text that is not possible."""
+    """Parses a text. Raises SettingsError if it is not valid."""
     texts: str = ""
-    """The possible texts in words, where `read` decides."""
+    """A description of the texts that `read` accepts."""
     when_empty: str = ""
-    """The text that no text stands for."""
+    """The text that replaces an empty text."""
 
     def allowed(self, offers: Offers) -> str:
-        """Returns the permitted values in words."""
+        """Describes the allowed values in words."""
         if self.kind is bool:
             return "true or false"
         if self.kind is str:
@@ -77,11 +77,11 @@ class Spec:
         return f"{noun} from {self.minimum:g} to {self.maximum:g}"
 
     def choice(self, value: Any) -> Any:
-        """Returns `value` as the panel's control holds it: one of `words` for a bool that has words, else unchanged."""
+        """Converts `value` to that of the panel's control: one of `words` for a bool that has them, else unchanged."""
         return self.words[bool(value)] if self.kind is bool and self.words else value
 
     def parse(self, name: str, value: object, offers: Offers) -> Any:
-        """Returns `value` as this field's type; raises SettingsError where it is of another type or out of range."""
+        """Converts `value` to this field's type. Raises SettingsError if it has the wrong type or is out of range."""
         if self.kind is bool:
             return _parse_bool(name, value, self.allowed(offers), self.words)
         if self.kind is str:

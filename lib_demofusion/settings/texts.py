@@ -1,4 +1,4 @@
-"""The fields that are texts with a meaning: lists of stages, and the weights below which views are left out."""
+"""Parses the text fields: the list of stages, and the weights below which views are skipped."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ MAX_SCALE = 8
 MOST_WEIGHT = 0.5
 
 EVERY, DOUBLING, FEWEST = STAGE_WORDS = ("every", "doubling", "fewest")
-"""Stage lists that follow the scale: every whole one below it, 2, 4 and so on, or as few as enlarge by up to 4 each."""
+"""Stage lists that depend on the scale: every integer below it, 2, 4 and so on, or as few as possible (up to 4x)."""
 
 STAGES_ALLOWED = f"rising scales between 1 and {MAX_SCALE} such as 1,2,4, or one word of {', '.join(STAGE_WORDS)}"
 SKIP_ALLOWED = f"two numbers from 0 to {MOST_WEIGHT:g} such as 0.5,0.1, or nothing for no view"
 
 
 def parse_stages(text: str) -> list[float]:
-    """Returns the scales of a stage list without the leading 1 that stands for the base.
+    """Parses a stage list into scales, without a leading 1, which means the base image.
 
-    Empty where the list follows the scale: for the STAGE_WORDS, and no text, which means every. Raises SettingsError.
+    Returns an empty list for STAGE_WORDS and for an empty text, which means "every". Raises SettingsError.
     """
     if not text or text in STAGE_WORDS:
         return []
@@ -34,7 +34,7 @@ def parse_stages(text: str) -> list[float]:
 
 
 def parse_skip(text: str) -> tuple[float, float]:
-    """Returns the weights below which tiles and dilated views are left out, 0 for no text. Raises SettingsError."""
+    """Parses the weights below which tiles and dilated views are skipped, 0 for no text. Raises SettingsError."""
     if not text:
         return 0.0, 0.0
     try:

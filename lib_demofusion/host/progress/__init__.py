@@ -1,1 +1,1 @@
-"""The webui's progress bar, and what this machine has taken so far."""
+"""The webui's progress bar, and the measured speed of this machine."""

@@ -1,4 +1,4 @@
-"""The webui's progress bar over base and stages."""
+"""Moves the webui's progress bar while the base image and the stages run."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from lib_demofusion.method.stage_meter import StageMeter
 from lib_demofusion.settings.fields import LATENT, Settings
 
 DECODING, ENCODING, SAMPLING = PARTS = range(3)
-"""Of a stage: decoding what it begins from, encoding that where it was enlarged as an image, and sampling."""
+"""The parts of a stage: decoding the image before it, encoding that image if it was enlarged, and sampling."""
 
 ENCODER = 0.44
-"""Operations of the encoder's convolutions against those of the decoder's."""
+"""Operations of the encoder's convolutions divided by those of the decoder."""
 
 
 class Progress:
-    """Sets the bar to the share of an iteration's time that has passed: the webui tells the time left from it.
+    """Sets the bar to the elapsed share of an iteration's time. The webui computes the time left from it.
 
-    The host's bar stands at (job_no + step / steps) / job_count. It counts `jobs` per iteration, one or two with hires
-    fix, and ends the last one itself after the image is decoded; the stages are as many jobs more as they are planned
-    to take the time of one. `costs` are the cells that the host's own passes evaluate, those of the parts of every
-    stage, and those of the result, which is decoded.
+    The host's bar shows (job_no + step / steps) / job_count. The host counts one job per iteration, or two with hires
+    fix, and ends the last job itself after the image is decoded. The stages add a number of jobs that corresponds to
+    their expected time. `costs` are latent cells: those that the host's own passes evaluate, then those of each part of
+    every stage, then those of the final image, which is decoded.
     """
 
     def __init__(self, p: Any, plan: Plan, costs: Sequence[float], total: console.Console):
@@ -40,26 +40,26 @@ class Progress:
         rate, self._decoder_rate = (timing.known(p.sd_model, kind) for kind in (timing.MODEL, timing.DECODER))
         self._rate = rate and rate * p.batch_size
         self._weigh_decoder(rate)
-        # the base is a job even where it takes no time
+        # the base is a job even if it takes no time
         self._base = max(base, 0.002 * (base + sum(self._parts))) or 1.0
         self._jobs = 2 if getattr(p, "enable_hr", False) else 1
         self._of_all = self._jobs * (1 + sum(self._parts) / self._base)
         self._first_job, self._stage, self._place, self._console = 0.0, 0, 0.0, total
-        # what the host has done before its first iteration counts as it does there
+        # the time before the first iteration counts, as it does in the host
         self._began = time.time() if shared.state.job_no else shared.state.time_start
 
     def announce(self, p: Any) -> None:
-        """Adds the stages to what the host counts; in a grid or a folder every image does when its turn comes."""
+        """Adds the stages to the host's number of jobs. In a grid or a folder, every image does this when it begins."""
         self._console.announce(shared.state.job_count, p.n_iter)
         add_jobs(p.n_iter * (self._of_all - self._jobs))
 
     def base_done(self) -> None:
-        """Takes note of where the base's last job stands, which the host has not ended yet."""
+        """Stores the position of the base image's last job, which the host has not ended yet."""
         self._first_job, self._place = exact(shared.state.job_no) - self._jobs + 1, self._jobs
         self._console.base_done()
 
     def begin(self, stage: StagePlan) -> None:
-        """Begins a stage and names it beside the bar."""
+        """Begins a stage and shows its number and size next to the bar."""
         self._stage = stage.number - 1
         console.begin_job()
         height, width = stage.pixels
@@ -67,12 +67,12 @@ class Progress:
         self.move(DECODING, 0.0)
 
     def sampling(self, meter: StageMeter) -> None:
-        """Moves the bar as far as the current stage has come; the stages that follow cost more or less as it does."""
+        """Moves the bar to the progress of the current stage, whose cost also scales those of later stages."""
         if not meter.done + meter.ahead:
-            # a host that does not ask our model: the stage will fail
+            # the host does not call the fused model: the stage will fail
             return
         if not meter.done:
-            # the image before this stage may have been the first that was decoded
+            # decoding the image before this stage may have been the first measurement
             self._decoder_rate = timing.known(self._model, timing.DECODER)
         if meter.rate:
             self._rate = meter.rate * meter.images
@@ -83,9 +83,9 @@ class Progress:
         self.move(SAMPLING, meter.done / (meter.done + meter.ahead))
 
     def move(self, part: int, share: float) -> None:
-        """Moves the bar to a share of a part of the current stage, never back; without a rate, by the costs alone.
+        """Moves the bar, never back, to `share` of a part of the current stage. Without a rate, only the costs count.
 
-        Behind the last stage, the part is decoding the result.
+        After the last stage, the part is the decoding of the final image.
         """
         place = len(PARTS) * self._stage + part
         ahead = (1 - share) * self._parts[place] + sum(self._parts[place + 1 :])
@@ -96,7 +96,7 @@ class Progress:
         move_to(self._first_job + self._place)
 
     def _weigh_decoder(self, rate: float | None) -> None:
-        """Counts the decoding of a cell as the evaluation of as many as take that long at the model's rate."""
+        """Converts the cost of decoding a cell to the number of cells that the model evaluates in the same time."""
         cells = self._decoder_rate / rate if self._decoder_rate and rate else timing.ASSUMED_DECODER
         coded = (place for place in range(len(self._parts)) if place % len(PARTS) != SAMPLING)
         for place in coded:
@@ -104,12 +104,12 @@ class Progress:
         self._decoder = cells
 
     def sampled(self) -> None:
-        """Moves the bar to the end of the last stage, behind which the image is decoded."""
+        """Moves the bar to the end of the last stage, before the final image is decoded."""
         self._stage = len(self.plan.stages)
         self.move(DECODING, 0.0)
 
     def end(self) -> None:
-        """Leaves the bar where the host's own end of the iteration completes it."""
+        """Sets the bar so that the host's own end of the iteration completes it."""
         shared.state.job_no = JobCount(self._first_job + self._of_all - 1)
         shared.state.textinfo = None
         self._began = time.time()
@@ -117,9 +117,10 @@ class Progress:
 
 
 def make_progress(p: Any, plan: Plan, settings: Settings, pictures: int, passes: Sequence[Pass]) -> Progress:
-    """Returns the progress of a request.
+    """Creates the progress of a request.
 
-    So many images are decoded to be shown or saved, the base image first; `passes` are those of the host.
+    `pictures` is the number of images that are decoded to be shown or saved, from the base image on. `passes` are the
+    host's own passes.
     """
     costs = run_costs(plan, settings, p.steps, calls_twice(p.sampler_name), passes)
     enlarged = settings.anchor != LATENT

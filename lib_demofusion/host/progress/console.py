@@ -1,4 +1,4 @@
-"""What the webui shows beside its bar: the total of the bar on its console, and the live previews."""
+"""Updates the webui's progress bar on the console and its live previews."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lib_demofusion.settings.fields import Settings
 
 
 class Console:
-    """The total of the webui's bar on the console, which counts the sampler's callbacks.
+    """Corrects the total of the webui's bar on the console, which counts the sampler's callbacks.
 
-    Every sampler counts in its own way, and a stage may be cut short: when a part ends, what was done takes the place
-    of what was planned. The webui counts `of_base` steps for an iteration, whatever it runs.
+    Samplers call back at different rates, and a stage may end early. When a part ends, the actual number of callbacks
+    therefore replaces the planned one. The webui always plans `of_base` steps for an iteration.
     """
 
     def __init__(self, of_base: int, of_stages: int):
@@ -23,18 +23,18 @@ class Console:
         self._counted: int | None = None
 
     def announce(self, jobs: int, iterations: int) -> None:
-        """Adds the stages' steps; where nobody has told of any, also those of the webui's own `jobs`."""
+        """Adds the steps of the stages. If the bar has no total yet, also adds those of the webui's own `jobs`."""
         if _bar() is None:
             shared.total_tqdm.updateTotal(self._planned[0] * jobs)
         self._counted = getattr(_bar(), "n", None)
         self._replace(-iterations * self._planned[1])
 
     def base_done(self) -> None:
-        """Takes note that the webui's own passes of an iteration are done."""
+        """Corrects the total after the webui's own passes of an iteration."""
         self._replace(self._planned[0])
 
     def stages_done(self) -> None:
-        """Takes note that the stages of an iteration are done, or given up."""
+        """Corrects the total after the stages of an iteration, complete or not."""
         self._replace(self._planned[1])
 
     def _replace(self, planned: int) -> None:
@@ -45,24 +45,25 @@ class Console:
 
 
 def make_console(p: Any, plan: Plan, settings: Settings) -> Console:
-    """Returns the total of a request."""
+    """Creates the console bar of a request."""
     of_hires = (p.hr_second_pass_steps or p.steps) if getattr(p, "enable_hr", False) else 0
     of_stage = steps_of_stage(schedule_steps(p.steps, settings), settings.denoising_strength)
     return Console(p.steps + of_hires, len(plan.stages) * of_stage)
 
 
 def _bar() -> Any:
-    # there is no public way to read it
+    # the webui has no public attribute for it
     return getattr(shared.total_tqdm, "_tqdm", None)
 
 
 def begin_job() -> None:
-    """Begins a job of the webui's without counting anew the steps to the next preview: a stage may have fewer.
+    """Begins a job of the webui without restarting its count of steps to the next preview.
 
-    What is due by now waits for the stage's own first latent.
+    A stage may have fewer steps than there are between two previews. A preview that is due waits for the stage's first
+    latent.
     """
     state = shared.state
     since = state.sampling_step + 1 - state.current_image_sampling_step
-    # shows the finished image where previews are asked for at the end only
+    # shows the finished image if the webui previews only finished images
     state.nextjob()
     state.current_image_sampling_step, state.current_latent = -since, None

@@ -1,4 +1,4 @@
-"""Counts of jobs for the webui's progress bar, which its API returns as integers."""
+"""Fractional numbers of jobs for the webui's progress bar. The webui's API returns them as integers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from modules import shared
 
 
 class JobCount(int):
-    """A whole number of jobs that keeps its fraction in sums and quotients.
+    """An integer number of jobs that keeps its fraction in sums and quotients.
 
-    The webui's bar is at `job_no / job_count`, and its API returns both numbers. A stage takes as long as several base
-    images and a fraction of one. Whole numbers alone would move the bar in large jumps. `whole` is the number that the
-    API returns if it is another than the one without its fraction.
+    The webui's bar shows `job_no / job_count`, and its API returns both numbers. A stage takes as long as a fractional
+    number of base images, and integers alone would move the bar in large jumps. `whole` is the integer that the API
+    returns; by default, the fraction is dropped.
     """
 
     exact: float
@@ -36,18 +36,18 @@ class JobCount(int):
 
 
 def exact(number: float) -> float:
-    """Returns a count with its fraction."""
+    """Returns the number with its fraction."""
     return number.exact if isinstance(number, JobCount) else float(number)
 
 
 def add_jobs(number: float) -> None:
-    """Adds to the number of jobs that the webui counts in all."""
+    """Adds to the webui's total number of jobs."""
     jobs = exact(shared.state.job_count) + number
     shared.state.job_count = JobCount(jobs, math.ceil(jobs))
 
 
 def move_to(done: float) -> None:
-    """Moves the webui's bar to a number of jobs that are done."""
+    """Moves the webui's bar to `done` finished jobs."""
     state = shared.state
     # the webui adds its own steps, which cover one job only
     own = state.sampling_step / state.sampling_steps if state.sampling_steps else 0.0

@@ -1,4 +1,4 @@
-"""How long a checkpoint's model and decoder take on this machine, learned from the runs that it has seen."""
+"""Measures how long a checkpoint's model and decoder take on this machine, and stores the rates for later runs."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from lib_demofusion.host.common import storage
 
 FILE = "demofusion-timings.json"
 MODEL, DECODER, BUSIER = "model", "decoder", "DPM adaptive"
-"""Seconds for a latent cell of an image: of a view that is evaluated, or of an image that is decoded. And how much more
-often than in the base pass DPM adaptive calls the model in a stage, a factor.
+"""MODEL and DECODER are seconds per latent cell of an evaluated view or a decoded image. BUSIER is a factor: the model
+calls of DPM adaptive in a stage divided by those in the base pass.
 """
 TOO_MUCH = {MODEL: 1.0, DECODER: 1.0, BUSIER: 20.0}
-"""What was not measured but came about by an accident to the file."""
+"""Limits. A larger value cannot be a measurement, so the file must be damaged."""
 
 ASSUMED_DECODER = 2.0
-"""The decoder's rate in units of the model's, where they were not measured: for SDXL and SD 1.5 the decoder needs about
-as many operations for an image as the UNet does for cond and uncond of its latent, often at twice the precision."""
+"""Assumed ratio of the decoder's rate to the model's before both are measured. For SDXL and SD 1.5, decoding an image
+takes about as many operations as the UNet does for cond and uncond, often at twice the precision."""
 
 
 def known(model: Any, kind: str) -> float | None:
-    """Returns a rate of one of the host's models, or None; of a decoder never seen that of the last one, if any.
+    """Returns a rate of one of the host's models, or None. For an unknown decoder, returns that of the last decoder.
 
-    The autoencoders of nearly all checkpoints are of one size, their UNets are not.
+    The VAEs of almost all checkpoints have the same size, but their UNets do not.
     """
     kept = storage.read_if_possible(FILE)
     rates = (kept.get(key) for key in _keys(model, kind))
@@ -38,7 +38,7 @@ def known(model: Any, kind: str) -> float | None:
 
 
 def learn(model: Any, kind: str, rate: float | None) -> None:
-    """Keeps a rate, if there is one."""
+    """Stores a rate, unless it is None or 0."""
     if rate:
         learned = dict.fromkeys(_keys(model, kind), float(f"{rate:.4g}"))
         storage.write_if_possible(FILE, {**storage.read_if_possible(FILE), **learned})
@@ -46,20 +46,20 @@ def learn(model: Any, kind: str, rate: float | None) -> None:
 
 @contextmanager
 def decoding(p: Any, latent: Tensor) -> Iterator[None]:
-    """Measures a block that decodes a latent (B, C, H, W), and keeps the rate; a block that fails teaches nothing."""
+    """Measures a block that decodes a latent (B, C, H, W) and stores the rate, unless the block raises an error."""
     begin = time.perf_counter()
     yield
     learn(p.sd_model, DECODER, (time.perf_counter() - begin) / latent[:, 0].numel())
 
 
 def seconds(cells: float) -> float | None:
-    """Returns about how long the loaded checkpoint takes for latent cells of views and images, None where unknown."""
+    """Estimates the seconds that the loaded checkpoint takes for `cells` latent cells. None if its rate is unknown."""
     rate = known(loaded_model(), MODEL)
     return None if rate is None else rate * cells
 
 
 def _keys(model: Any, kind: str) -> list[str]:
-    """Returns under what a rate is kept and looked for, the nearest first."""
+    """Returns the keys of a rate in the file, the most specific first."""
     name = getattr(getattr(model, "sd_checkpoint_info", None), "name_for_extra", None)
     device = torch.cuda.get_device_name(devices.device) if devices.device.type == "cuda" else devices.device.type
     return [f"{name} on {device}: {kind}", *[f"* on {device}: {kind}"] * (kind == DECODER)]

@@ -1,4 +1,4 @@
-"""How many steps and model calls the webui's own samplers and passes make."""
+"""Counts the steps and model calls of the webui's own samplers and passes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lib_demofusion.method.model_calls import ADAPTIVE_CALLS, CallsAhead, calls_
 
 
 def calls_twice(sampler: str | None) -> bool:
-    """Returns whether a sampler calls its model twice a step."""
+    """Returns whether a sampler calls its model twice per step."""
     config = sd_samplers.find_sampler_config(sampler)
     return config is not None and bool(config.options.get("second_order", False))
 
@@ -23,11 +23,11 @@ def img2img_steps(steps: int, strength: float) -> int:
 
 
 class CallsOfStage:
-    """How often a stage's sampling function calls its model, from the function's arguments.
+    """Predicts the number of model calls of a stage's sampling function from the function's arguments.
 
-    DPM adaptive goes by the image. It is taken to be as busy as in the base pass, or as much more so as it was in the
-    last stage that this checkpoint ran with it: on a trained model it called 57 times in the base pass, and 126 times
-    in a stage whose dilated views and skip residual made its steps short.
+    For DPM adaptive, the number depends on the image. The estimate is the number of calls in the base pass times the
+    ratio that was measured in this checkpoint's last stage with DPM adaptive (1 before that). In a test with a trained
+    model, it made 57 calls in the base pass and 126 in a stage, where dilated views and skip residual shorten steps.
     """
 
     def __init__(self, p: Any, name: str, arguments: Mapping[str, Any], second_order: bool):
@@ -38,11 +38,11 @@ class CallsOfStage:
         self.ahead: CallsAhead = calls_ahead(name, arguments, second_order, busier * self._of_base)
 
     def learn(self, calls: int) -> None:
-        """Takes note of a stage that has ended after so many calls."""
+        """Updates the measured ratio after a stage with `calls` model calls."""
         if not self._is_told and "sigma_max" in self._arguments:
             timing.learn(self._model, timing.BUSIER, calls_of_whole(calls, self._arguments) / self._of_base)
 
 
 def _calls_of_base(p: Any) -> int:
-    """Returns how often the sampler of the webui's last pass called its model, 0 where that is not known."""
+    """Returns the number of model calls in the webui's last pass, or 0 if it is not known."""
     return getattr(getattr(p.sampler, "model_wrap_cfg", None), "step", 0)
