@@ -1,6 +1,6 @@
-"""Says so when this webui is too old for the extension; there is nothing to install.
+"""Prints a notice if this webui is too old for the extension. The extension has nothing to install.
 
-The webui runs this file in a process of its own at every start, with its own folder on the module path.
+The webui runs this file in a separate process at every start, with the webui's folder on the module path.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ HOOK = re.compile(r"^\s+def post_sample\(", re.MULTILINE)
 
 
 def candidate_roots() -> list[Path]:
-    """The folders in which the webui may be: the module path, then where this extension is cloned."""
+    """Returns the folders that may contain the webui: the module path, then the folder that contains `extensions`."""
     return [*map(Path, sys.path), Path(__file__).absolute().parent.parent.parent]
 
 
 def webui_lacks_hook(roots: Iterable[Path]) -> bool:
-    """Whether the first `modules/scripts.py` among the roots has no `post_sample`; False if there is none to read.
+    """Returns whether the first `modules/scripts.py` in the roots has no `post_sample`. False if there is no such file.
 
-    The text is searched, because importing it would load torch and gradio at every start.
+    Searches the text, because importing the module would load torch and gradio at every start.
     """
     for root in roots:
         path = root / "modules" / "scripts.py"

@@ -1,9 +1,9 @@
 """Sets up a test environment and runs every check: `python run_tests.py`.
 
-Needs only Python 3.10 to 3.13. The first start makes a virtual environment in `.venv` and installs pinned packages
-into it; later starts use it as it is, without the network, until a pin changes. The tests run in a process for each
-core, up to four. Arguments go to pytest, which then runs alone and in one process:
-`python run_tests.py tests/test_fusion.py -k paper`. With `--set-up` nothing is run after the set-up.
+You need only Python 3.10 to 3.13. The first run creates a virtual environment in `.venv` and installs pinned packages.
+Later runs reuse it without network access until a pinned version changes. The tests run in one process per core, up to
+four. If you pass arguments, only pytest runs, in one process, and receives them:
+`python run_tests.py tests/test_fusion.py -k paper`. With `--set-up`, only the environment is set up.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ CHECKS = {
 
 
 MOST_PROCESSES = 4
-"""Each holds PyTorch and a small model, about 1 GB."""
+"""Maximum number of test processes. Each needs about 1 GB for PyTorch and a small model."""
 
 
 def side_by_side() -> list[str]:
-    """Pytest's arguments for files of tests side by side, with the cores shared out among them.
+    """Returns pytest's arguments for running test files in parallel. Divides the cores among the processes.
 
-    One process where a webui is named: its tests start one for the whole run, and measure times in it.
+    Uses one process if SD_WEBUI_DIR is set, because its tests share one running webui and measure times.
     """
     if os.environ.get("SD_WEBUI_DIR"):
         return []
     cores = os.cpu_count() or 1
     processes = min(cores, MOST_PROCESSES)
     os.environ.setdefault("OMP_NUM_THREADS", str(cores // processes))
-    # in the order of the folders: by number of tests the longest file, which has eight, would begin last
+    # keeps the order of the folders: sorted by number of tests, the slowest file (eight tests) would start last
     return ["-n", str(processes), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def run_checks() -> list[str]:
-    """The names of the checks that failed, after all of them have run."""
+    """Runs all checks and returns the names of those that failed."""
     failed = []
     for name, command in CHECKS.items():
         announce(name)
@@ -50,7 +50,7 @@ def run_checks() -> list[str]:
 
 
 def main(pytest_arguments: list[str]) -> int:
-    """The exit status: zero if every check passed and at least one test ran."""
+    """Runs the checks and tests. Returns the exit status, 0 if every check passed and at least one test ran."""
     try:
         bootstrap.set_up(*bootstrap.TESTS)
     except bootstrap.SetUpError as error:
@@ -66,7 +66,7 @@ def main(pytest_arguments: list[str]) -> int:
         failed = run_checks()
         print(f"== failed: {', '.join(failed)}" if failed else "== all checks before the tests passed")
     announce("pytest")
-    # named, because pytest takes the folder of `--webui DIR` for one of tests and might use that one's settings
+    # explicit, because pytest treats the folder of `--webui DIR` as tests and might use its configuration
     settings = str(bootstrap.ROOT / "pyproject.toml")
     arguments = pytest_arguments or side_by_side()
     status = run_module("pytest", "-c", settings, *arguments, interactive=bool(pytest_arguments))

@@ -1,8 +1,8 @@
 """Tries DemoFusion Hires without a GPU, a large checkpoint or a webui: `python try_demofusion.py`.
 
-Needs only Python 3.10 to 3.13. The first start makes a virtual environment in `.venv`; then a page opens, a miniature
-of the webui on a small model, with the extension's real panel. `--out DIR` makes pictures into a folder instead, and
-`--webui DIR` installs extension and model into an existing webui and starts that.
+You need only Python 3.10 to 3.13. The first start creates a virtual environment in `.venv`. Then a page opens: a
+miniature of the webui with a small model and the extension's real panel. `--out DIR` saves images into a folder
+instead. `--webui DIR` installs the extension and the model into an existing webui and starts that webui.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from trial import bootstrap
 ROOT = Path(__file__).resolve().parent
 CHECKPOINT = ROOT / "trial" / "checkpoint" / "demofusion-collage.safetensors"
 INSIDE = "DEMOFUSION_TRY_INSIDE"
-"""Set in the environment of the process that runs in the virtual environment."""
+"""Environment variable that marks the process inside the virtual environment."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(prog="try_demofusion.py", description=__doc__.splitlines()[0])
     parser.add_argument("--port", type=int, default=7860, help="of the page; the next free one where it is in use")
     parser.add_argument("--no-browser", action="store_true", help="print the page's address, open nothing")
@@ -45,9 +45,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def work(options: argparse.Namespace) -> int:
-    """Does what was asked for, inside the virtual environment; returns the exit status."""
+    """Runs the requested action inside the virtual environment and returns the exit status."""
     if not sys.stderr.isatty():
-        # the sampler's bars move the cursor, which a log cannot show; tqdm reads this when it is imported
+        # progress bars move the cursor, which makes logs unreadable; tqdm reads this variable when it is imported
         os.environ.setdefault("TQDM_DISABLE", "1")
     from trial import small_model
 
@@ -73,7 +73,7 @@ def work(options: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """The exit status."""
+    """Sets up the virtual environment and starts this file again inside it. Returns the exit status."""
     options = parse(arguments)
     if os.environ.get(INSIDE):
         return work(options)
@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _absolute(arguments: list[str]) -> list[str]:
-    """The arguments with existing or new folders as seen from where the command was typed."""
+    """Makes the paths in the arguments absolute, relative to the current folder."""
     named = ("--out", "--webui", "--data", "--checkpoint")
     absolute = []
     for i, argument in enumerate(arguments):

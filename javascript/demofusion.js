@@ -1,12 +1,13 @@
-// Asks before a preset is deleted; without a yes its name is not sent. The built-in ones are refused by the answer.
+// Asks for confirmation before a preset is deleted. If the user cancels, an empty name is sent. Built-in presets are
+// sent without a question, because the server refuses to delete them.
 function demofusionConfirmDelete(chosen, [builtIn, question]) {
     const translated = (window.localization ?? {})[question] ?? question;
     const [preset, ...others] = chosen;
     return builtIn.includes(preset) || confirm(`${translated} ${preset}`) ? chosen : ["", ...others];
 }
 
-// Lets the keyboard open and close an accordion, whose header gradio 3 makes for the mouse alone: its triangle becomes a
-// button. (In gradio 4 the header is one.) A click on the triangle is one on the header.
+// Makes an accordion usable with the keyboard. In gradio 3 its header reacts only to the mouse, so its triangle becomes
+// a button. (In gradio 4 the header is a button already.) A click on the triangle also clicks the header.
 function demofusionMakeOperable(header) {
     const triangle = header.querySelector(".icon");
     if (header.tagName === "BUTTON" || !triangle) {
@@ -26,16 +27,16 @@ function demofusionMakeOperable(header) {
     tell();
 }
 
-// Takes what stands in a list that takes own values when the focus leaves it. gradio 3 does so at every key alone: what is
-// pasted with the mouse would be shown, and the value of before used. (Enter would choose what the list proposes.)
+// Applies the typed text of a dropdown with custom values when it loses the focus. gradio 3 does this only after a key:
+// after pasting with the mouse, it would show the new text but use the old value. (Enter would select a suggestion.)
 function demofusionTakeTyped(input) {
     input.addEventListener("blur", () => {
         input.dispatchEvent(new KeyboardEvent("keyup", {bubbles: true}));
     });
 }
 
-// Ticks the hidden box that tells Python that somebody chose the preset, also where that preset was chosen already: gradio
-// has no event for such a click.
+// Ticks the hidden checkbox that tells Python that the user has chosen the preset. This also works if that preset was
+// already selected: gradio has no event for such a click.
 function demofusionNotePick(preset) {
     preset.addEventListener("click", (event) => {
         const picked = gradioApp().querySelector(`#${preset.id}_picked input`);
@@ -45,8 +46,8 @@ function demofusionNotePick(preset) {
     });
 }
 
-// Calls a function once for each element, also where a second copy of the extension is installed and the webui runs this
-// file twice.
+// Calls a function once for each element, even if the webui runs this file twice because a second copy of the extension
+// is installed.
 function demofusionOnce(elements, set_up) {
     for (const element of elements) {
         if (!element.dataset.demofusion) {
@@ -56,9 +57,9 @@ function demofusionOnce(elements, set_up) {
     }
 }
 
-// Corrects the number in a box when the focus leaves it, and shows the correction below: an empty box gets its last value
-// back, a number beyond the limits becomes the nearest one that is allowed, and a number of steps or pixels is rounded.
-// (gradio's sliders only clamp, and show nothing.)
+// Corrects the number in a field when the field loses the focus, and shows the correction below it. An empty field gets
+// its last value back, a number outside the limits becomes the nearest allowed one, and steps and pixels are rounded.
+// (gradio's sliders clamp the number without a message.)
 function demofusionCorrectNumber(box) {
     const block = box.closest(".block");
     let before = box.value;
@@ -66,7 +67,7 @@ function demofusionCorrectNumber(box) {
         before = box.value;
         block.querySelector(".demofusion-corrected")?.remove();
     });
-    // capture: before gradio's own listener
+    // capture: this runs before gradio's own listener
     box.addEventListener("blur", () => {
         const typed = box.value, clamped = Math.min(Math.max(Number(typed), box.min), box.max);
         const allowed = Number.isInteger(Number(box.step)) ? Math.round(clamped) : clamped;
@@ -82,12 +83,12 @@ function demofusionCorrectNumber(box) {
             note.textContent = `${typed} → ${allowed} (${box.min} - ${box.max})`;
         }
     }, {capture: true});
-    // the webui's shortcut for Generate leaves the focus where it is
+    // the webui's shortcut for Generate does not move the focus
     box.addEventListener("keydown", (event) => event.key === "Enter" && box.blur());
 }
 
-// Repeats above a tab's gallery what DemoFusion says of the last run, such as that it was stopped: the webui shows it in
-// small print below the image. While the next run shows its progress, nothing is repeated.
+// Repeats DemoFusion's messages about the last run above the tab's gallery, for example that it was stopped. The webui
+// shows them only in small print below the image. The messages are hidden while the next run shows its progress.
 function demofusionRepeatMessages(tab) {
     const root = gradioApp(), log = root.querySelector(`#html_log_${tab}`), gallery = root.querySelector(`#${tab}_gallery`);
     if (!log || !gallery) {
@@ -108,7 +109,7 @@ function demofusionRepeatMessages(tab) {
         box.setAttribute("role", "status");
         for (const line of said.split("\n")) {
             const paragraph = box.appendChild(document.createElement("p"));
-            // in two pieces, of which the webui can translate the first
+            // two nodes, so that the webui can translate the first
             for (const piece of line.split(/(?= \(\d+x\d+\)$)/)) {
                 paragraph.appendChild(document.createElement("span")).textContent = piece;
             }

@@ -1,8 +1,8 @@
 """DemoFusion: training-free high-resolution sampling with a latent diffusion model.
 
-The modules of this package need torch and the standard library alone; `lib_demofusion.host` holds all that knows the
-webui. A denoising run at one size is a stage, sizes are latent cells unless a name says pixels, and the letters of the
-paper (arXiv 2311.16973) appear where its formulas do.
+The modules of this package need only torch and the standard library. All code that uses the webui is in
+`lib_demofusion.host`. A stage is a denoising run at one size. Sizes are in latent cells, unless a name says pixels.
+Formulas use the symbols of the paper (arXiv 2311.16973).
 """
 
 __version__ = "0.1.0"

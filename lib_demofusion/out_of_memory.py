@@ -1,4 +1,4 @@
-"""Which errors say that memory does not suffice, so that less at once may do."""
+"""Recognizes out-of-memory errors, after which an attempt with less memory may succeed."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ SIGNS = (
     "mem_object_allocation_failure",
     # DirectML: "Could not allocate tensor with 1073741824 bytes. There is not enough GPU video memory available!"
     "not enough gpu video memory",
-    # torch's allocator of the processor: "DefaultCPUAllocator: can't allocate memory: you tried to allocate ..."
+    # torch's CPU allocator: "DefaultCPUAllocator: can't allocate memory: you tried to allocate ..."
     "can't allocate memory",
     "cannot allocate memory",
     "not enough memory",
-    # MPS, for a single tensor beyond its limit: "Invalid buffer size: 24.00 GB"
+    # MPS, for a single tensor above its limit: "Invalid buffer size: 24.00 GB"
     "invalid buffer size",
-    # the libraries' own workspaces: CUBLAS_, CUDNN_, CUSOLVER_, HIPBLAS_...
+    # workspaces of the libraries: CUBLAS_, CUDNN_, CUSOLVER_, HIPBLAS_...
     "status_alloc_failed",
-    # torch tries algorithms in turn and leaves out those whose workspace does not fit; this is what the last one leaves
+    # torch skips algorithms whose workspace does not fit; this is the message if none is left
     "unable to find a valid cudnn algorithm",
     "unable to find an engine to execute this computation",
 )
-"""In lower case, found in the text of a RuntimeError: most backends have no class of their own for it."""
+"""Lower-case parts of the text of a RuntimeError. Most backends have no exception class for out-of-memory errors."""
 
 WINDOWS_CODES = frozenset({8, 14, 1455})
 """ERROR_NOT_ENOUGH_MEMORY, ERROR_OUTOFMEMORY, ERROR_COMMITMENT_LIMIT (the paging file is too small)."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an error says that the memory of the device or of the computer does not suffice."""
+    """Returns whether an error means that the device or the computer is out of memory."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     if isinstance(error, OSError):

@@ -1,4 +1,4 @@
-"""The extension's entry point: gives the webui the script, unless another copy of the extension is loaded already."""
+"""The extension's entry point. Defines the webui script, unless another copy of the extension is already loaded."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ INSTALLED_TWICE = (
 
 
 def loaded_copy() -> Path | None:
-    """Returns the folder of the copy whose script the webui has loaded before this one, or None."""
+    """Returns the folder of another copy of the extension that the webui has already loaded, or None."""
     folders = (Path(data.path).parent.parent for data in scripts.scripts_data)
     return next((folder for folder in folders if (folder / PACKAGE).is_dir()), None)
 
 
 def forget_disabled_copy() -> None:
-    """Removes the modules of a copy that was disabled while the webui ran, so that Python imports this copy's own."""
+    """Removes the modules of a copy that was disabled while the webui ran, so that Python imports this copy's."""
     file = getattr(sys.modules.get(PACKAGE), "__file__", None)
     if file is not None and Path(file).resolve().parent.parent != FOLDER:
         for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:
