@@ -1,1 +1,1 @@
-"""The webui's side: everything that imports `modules` or gradio. The hooks in scripts/ call into here."""
+"""Connects the extension to the webui. All code that imports `modules` or gradio is here."""

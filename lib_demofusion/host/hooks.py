@@ -1,4 +1,4 @@
-"""The webui's hooks, a few lines each. The job of a request hangs on its `p` from `process` to `postprocess`."""
+"""Implements the webui's hooks. The job of a request is an attribute of its `p` from `process` to `postprocess`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logger = logging.getLogger("DemoFusion")
 JOB = "_demofusion_job"
 ASKED_SIZE = "_demofusion_asked_size"
 ON = "_demofusion_on"
-"""Whether a request has stages; unlike the job, this is kept until the webui has run the last hook of the request."""
+"""Whether a request has stages. Unlike the job, this is kept until the webui has run the request's last hook."""
 
 TURBO_USED = (
     "the preset {} is used instead of {}, because the steps and CFG scale are those of a few-step model "
@@ -41,15 +41,15 @@ TURBO_USED = (
 
 
 def before_process(p: Any) -> None:
-    """Notes the size that was asked for: Forge Neo rounds it to multiples of 64 before `process`."""
+    """Stores the requested size, because Forge Neo rounds it to multiples of 64 before `process`."""
     setattr(p, ASKED_SIZE, (p.width, p.height))
 
 
 def process(p: Any, args: Sequence[object]) -> None:
-    """Reads the request. Keys of an earlier run are removed: grids share one dict of them among their cells.
+    """Reads the request. Removes infotext keys of an earlier run, because the cells of a grid share one dict.
 
-    A request within a request with stages stays as it is: such as ADetailer's, which repaints a part of the image, and
-    the copies of the request that ADetailer hands to every script.
+    A request within a request with stages is not changed. For example, ADetailer repaints a part of the image with a
+    request of its own, and passes copies of the request to every script.
     """
     outer = next((outer for outer in outer_requests(p) if getattr(outer, ON, False)), None)
     setattr(p, ON, False)
@@ -84,7 +84,7 @@ def _note_rounding(p: Any) -> None:
 
 
 def _note_unread(p: Any, args: Sequence[object], overrides: Mapping[str, object]) -> None:
-    """Reports the arguments of a request that nothing comes of."""
+    """Reports the arguments of a request that have no effect."""
     fields = () if "enabled" in overrides else fields_without_switch(args)
     if fields:
         report_note(p, f'DemoFusion is off, because the request gives {", ".join(fields)} but not "enabled": true')
@@ -97,8 +97,8 @@ def _note_unread(p: Any, args: Sequence[object], overrides: Mapping[str, object]
 def _settings(p: Any, args: Sequence[object], overrides: Mapping[str, object], known: Offers) -> Settings:
     """Returns the settings of a request; raises SettingsError.
 
-    Turbo takes over only where nobody named a preset. A panel always names one, and a script such as the X/Y/Z plot
-    keeps one preset for all its images, also where it changes the number of steps.
+    The preset Turbo is selected automatically only if the request names no preset. The panel always names one. A script
+    such as the X/Y/Z plot keeps one preset for all its images, even if it changes the number of steps.
     """
     asked = overridden(settings_from_args(args, _default_preset(p, args, known), known), overrides, known)
     if names_preset(args) or "preset" in overrides or refusals.chosen_script(p.scripts, (p.script_args or [0])[0]):
@@ -110,7 +110,7 @@ def _settings(p: Any, args: Sequence[object], overrides: Mapping[str, object], k
 
 
 def _default_preset(p: Any, args: Sequence[object], known: Offers) -> str:
-    """Returns the preset of arguments that name none; reports a default preset of the settings page that is gone."""
+    """Returns the preset for arguments without one. Reports if the settings page's default preset does not exist."""
     gone = options.default_preset_gone(known)
     if gone is not None and not names_preset(args):
         logger.warning("%s %s", options.DEFAULT_GONE, gone)
@@ -119,28 +119,28 @@ def _default_preset(p: Any, args: Sequence[object], known: Offers) -> str:
 
 
 def process_batch(p: Any) -> None:
-    """Runs after p.init and before the base image is sampled."""
+    """Prepares the job after p.init, before the base image is sampled."""
     job = getattr(p, JOB, None)
     if job is not None:
         job.before_base(p)
 
 
 def post_sample(p: Any, ps: Any) -> None:
-    """Runs after the base image is sampled and before it is decoded."""
+    """Runs the stages after the base image is sampled, before it is decoded."""
     job = getattr(p, JOB, None)
     if job is not None:
         ps.samples = job.after_base(p, ps.samples)
 
 
 def postprocess(p: Any, processed: Any) -> None:
-    """Runs when all images are made; adds those of the stages behind them."""
+    """Adds the images of the stages after all images are finished."""
     job = getattr(p, JOB, None)
     if job is None or job.request() is not p:
-        # ADetailer hands every script a copy of the request between the images of a batch
+        # ADetailer passes a copy of the request to every script between the images of a batch
         return
     setattr(p, JOB, None)
     job.end(p)
-    # the host adds masks to the images, not to the texts, which the page finds by the image's place
+    # the host adds masks to the images but not to the infotexts, which the page finds by the index of the image
     processed.infotexts.extend([processed.info] * (len(processed.images) - len(processed.infotexts)))
     processed.images.extend(picture.image for picture in job.pictures)
     processed.infotexts.extend(picture.infotext for picture in job.pictures)

@@ -1,4 +1,4 @@
-"""One job: from the arguments of a request to the samples that the webui goes on with."""
+"""Runs one job, from the arguments of a request to the samples that the webui continues with."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ NOISE_MULTIPLIER = "Noise multiplier"
 
 
 class Job:
-    """What one `process_images` call with the panel on does; made in `process`, dropped in `postprocess`."""
+    """The job of one `process_images` call, created in `process` and removed in `postprocess`."""
 
     def __init__(self, p: Any, settings: Settings, infotext: Mapping[str, str]):
         self.settings = settings
         self.request = weakref.ref(p)
-        """Returns the `p` that the job was made for, by which copies of it are told."""
+        """Returns the `p` that the job was created for, to distinguish it from copies."""
         self.pictures: list[StagePicture] = []
         self.problem: str | None = None
         self._passthrough: Any = None
@@ -77,13 +77,13 @@ class Job:
         return self.problem is None
 
     def _plan_problem(self, p: Any) -> str | None:
-        """Plans for the size that the request names, so that what does not fit is said before anything is sampled."""
+        """Plans the stages for the requested size. Returns the error, so it is reported before sampling, or None."""
         try:
             options.check()
             plan = make_plan(self.settings, (p.height // CELL, p.width // CELL), _unit(p))
             formats.check_format(p, plan)
         except SettingsError as error:
-            # with hires fix the base is larger than that
+            # with hires fix, the base image is larger
             return None if getattr(p, "enable_hr", False) else str(error)
         return None
 
@@ -93,7 +93,7 @@ class Job:
         return make_progress(p, plan, self.settings, pictures, self._base_passes(p))
 
     def _base_passes(self, p: Any) -> list[Pass]:
-        """Returns steps and size in cells of what the webui itself samples; the last makes the base image."""
+        """Returns the webui's own sampling passes. The last one creates the base image."""
         steps, size = p.steps, (p.height // CELL, p.width // CELL)
         if _is_img2img(p):
             drawn = self.settings.img2img_first or inpainting.is_inpainting(p)
@@ -101,18 +101,18 @@ class Job:
         if not getattr(p, "enable_hr", False):
             return [(steps, size)]
         result = p.hr_upscale_to_y // CELL - p.truncate_y, p.hr_upscale_to_x // CELL - p.truncate_x
-        # the button below an image has that for the first pass
+        # the upscale button below an image uses that image as the first pass
         first = [] if getattr(p, "firstpass_image", None) is not None else [(steps, size)]
         return [*first, (p.hr_second_pass_steps or steps, result)]
 
     def before_base(self, p: Any) -> None:
-        """In img2img without `img2img_first`, makes the host's pass hand on the uploaded image's latent as it is.
+        """Announces the progress. In img2img without `img2img_first`, makes the host's pass return the upload's latent.
 
-        p.sampler belongs to this job and is made anew for the next.
+        p.sampler belongs to this job only, because the host creates a new one for the next job.
         """
         reset(p, self._reported)
         if self.active and self._progress is None:
-            # by now the host has counted its own jobs; where there is no plan, that is said after the base image
+            # the host has counted its own jobs now. If there is no plan, `after_base` reports the error
             with suppress(SettingsError):
                 plan = make_plan(self.settings, self._base_passes(p)[-1][1], _unit(p))
                 self._progress = self._make_progress(p, plan)
@@ -122,11 +122,11 @@ class Job:
             p.sampler.sample_img2img = lambda p, x, noise, *args, **kwargs: x
 
     def after_base(self, p: Any, samples: Any) -> Any:
-        """Returns what replaces the base samples: the decoded images of the last stage that went well."""
+        """Runs the stages. Returns the decoded images of the last successful stage, to replace the base samples."""
         if self._passthrough is not None:
             self._passthrough.__dict__.pop("sample_img2img", None)
             self._passthrough = None
-            # the webui has named it, but no noise was added to the upload
+            # the webui has added the key, but no noise was added to the upload
             p.extra_generation_params.pop(NOISE_MULTIPLIER, None)
         if not self.active:
             return samples
@@ -139,13 +139,13 @@ class Job:
                 self._progress.end()
 
     def _stages(self, p: Any, samples: Any) -> Any:
-        """Returns the images of the last stage, or the base as the webui makes it; errors go into the infotext."""
+        """Returns the images of the last stage, or the base samples. Errors are written to the infotext."""
         if stop_requested():
             report_stop(p, "before the first stage", BASE_IMAGE)
             return samples
         problem = refusals.refusal(p)
         if problem:
-            # the values of a run that does not happen say nothing about the image
+            # without stages, the settings did not affect the image
             for key in self._infotext:
                 p.extra_generation_params.pop(key, None)
             report_problem(p, problem)
@@ -166,7 +166,7 @@ class Job:
         return base
 
     def _final_plan(self, p: Any, samples: Any) -> Plan:
-        """Returns the plan for the base image, latents or images. Raises SettingsError if it is not possible."""
+        """Plans the stages for the base samples (latents or images). Raises SettingsError if a setting does not fit."""
         plan = make_plan(self.settings, base_size(p, samples), _unit(p))
         inpainting.check_shape(p, plan)
         formats.check_format(p, plan)
@@ -175,7 +175,7 @@ class Job:
         return plan
 
     def _run(self, p: Any, plan: Plan, base: Tensor, images: Any) -> Any:
-        """Returns the images of the last stage that went well, or None; `images` are those of the base if known."""
+        """Returns the images of the last successful stage, or None. `images` are the base images if already decoded."""
         self._overlay = self._overlay or inpainting.Overlay(p)
         self.end(p)
         if self._progress is None or self._progress.plan != plan:
@@ -190,7 +190,7 @@ class Job:
             self.pictures.extend(with_later_reports(p, picture) for picture in loop.pictures)
 
     def end(self, p: Any) -> None:
-        """Leaves the request as it came."""
+        """Restores the attributes of the request that the job changed."""
         p.do_not_save_grid = self._no_grid
         if self._overlay is not None:
             self._overlay.restore(p)
@@ -201,5 +201,5 @@ def _is_img2img(p: Any) -> bool:
 
 
 def _unit(p: Any) -> int:
-    """Returns of how many latent cells the sides of all sizes are multiples."""
+    """Returns the number of latent cells that all sides must be a multiple of."""
     return host().family(p.sd_model).unit_cells

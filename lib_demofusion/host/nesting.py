@@ -1,4 +1,4 @@
-"""Requests within a request: other extensions run img2img on an image while the webui makes it."""
+"""Finds the outer requests of a request. Other extensions run img2img on an image during its own request."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ PROCESSING = "modules.processing"
 
 
 def outer_requests(p: Any) -> Iterator[Any]:
-    """Yields the requests other than p that the webui is in the middle of, the innermost first.
+    """Yields the requests other than p that the webui is processing, the innermost first.
 
-    They are read from the call stack. An attribute of a request would outlast a request that raised, and would be
-    copied with it.
+    Reads them from the call stack. An attribute would remain after a request that raised an error, and copies of the
+    request would have it too.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None:

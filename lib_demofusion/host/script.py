@@ -1,4 +1,4 @@
-"""The script that the webui knows: passes the calls of the webui's hooks on to the other modules of this package."""
+"""The script that the webui loads. It forwards the webui's hooks to the other modules of this package."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DemoFusionHires(scripts.Script):
     def show(self, is_img2img: bool) -> object:
         if not compat.supported():
             return False
-        # before any script makes its controls: with --nowebui `on_before_ui` comes after that, too late for the plot
+        # this runs before any script creates its controls. With --nowebui, `on_before_ui` is too late for the plot
         xyz.register()
         return scripts.AlwaysVisible
 
@@ -51,7 +51,7 @@ class DemoFusionHires(scripts.Script):
 
 
 def register() -> None:
-    """Registers the webui's callbacks, which the webui forgets at each "Reload UI"."""
+    """Registers the webui's callbacks. The webui removes them at each "Reload UI"."""
     script_callbacks.on_after_component(page.component_of_page)
     script_callbacks.on_ui_settings(options.register)
     backends.greet()

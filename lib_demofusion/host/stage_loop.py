@@ -1,4 +1,4 @@
-"""Runs the stages of one iteration and keeps every finished image: in the gallery, on disk, and if a stage fails."""
+"""Runs the stages of one iteration and shows and saves their images. No finished image is lost if a stage fails."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class StageLoop:
         return done
 
     def _decode(self, latents: list[Tensor]) -> Any:
-        """Decodes the last latent; where that fails, the one before, so that a finished image is not lost."""
+        """Decodes the last latent. If that fails, decodes the previous one, so that a finished image is not lost."""
         while len(latents) > 1:
             latent = latents.pop()
             size = latent.shape[-2], latent.shape[-1]
@@ -90,7 +90,7 @@ class StageLoop:
         return None
 
     def _spare_grid(self, size: tuple[int, int]) -> None:
-        """Has no grid made of images of `size` cells where it would cost the images."""
+        """Disables the grid of images of `size` cells if saving the grid would fail and the images would be lost."""
         width, height = self._overlay.picture_size(self._p) or (size[1] * CELL, size[0] * CELL)
         problem = formats.grid_problem(self._p, (width, height))
         if problem:
@@ -98,7 +98,7 @@ class StageLoop:
             self._p.do_not_save_grid = True
 
     def _keep_picture(self, latent: Tensor, number: int) -> None:
-        """Saves and shows the image of stage `number` (0 for the base image), which another stage follows."""
+        """Saves and shows the image of stage `number`, 0 for the base image. It is not the last stage."""
         save = saves_stages(self._p, self._settings)
         shown = self._shown or (self._base_shown and not number)
         if not (save or shown):
@@ -126,18 +126,18 @@ class StageLoop:
 
 
 def shows_stages(p: Any, settings: Settings) -> bool:
-    """Returns whether the stages' images come back too.
+    """Returns whether the result includes the images of the stages.
 
-    A script lays out what it gets: Prompt matrix fails at an image too many, and all of them are lost.
+    A script can depend on the number of images. Prompt matrix fails if there are more, and all images are lost.
     """
     return bool(settings.return_stages and not refusals.of_job(p).script)
 
 
 def shows_base(p: Any, settings: Settings) -> bool:
-    """Returns whether the page shows the base image behind the final one.
+    """Returns whether the page shows the base image after the final one.
 
-    The API returns what it was asked for. A script lays out what it gets. An upload that is the base image is on the
-    page already.
+    The API returns only the requested images. A script can depend on the number of images. If the upload is the base
+    image, the page shows it already.
     """
     drawn = getattr(p, "init_images", None) is None or settings.img2img_first or inpainting.is_inpainting(p)
     wanted = drawn and not p.is_api and options.value(options.SHOW_BASE, True)
@@ -145,5 +145,5 @@ def shows_base(p: Any, settings: Settings) -> bool:
 
 
 def saves_stages(p: Any, settings: Settings) -> bool:
-    """Returns whether the stages' images are saved; a request that saves nothing saves none of them."""
+    """Returns whether the stages' images are saved. They are not saved if the request saves no images."""
     return bool((settings.save_stages or options.value(options.SAVE_STAGES, False)) and p.save_samples())

@@ -23,7 +23,7 @@ from lib_demofusion.settings.fields import Settings
 
 
 class StageWork:
-    """Works on the stages of one iteration (see `method.stages.StageHost`). Images are (3, H, W) in -1..1."""
+    """Implements `method.stages.StageHost` for the stages of one iteration. Images are (3, H, W) in -1..1."""
 
     def __init__(self, p: Any, plan: Plan, settings: Settings, progress: Progress):
         self.originals = soft_inpainting.Originals(p, plan)
@@ -35,8 +35,8 @@ class StageWork:
     def begin(self, base: Tensor, images: Any = None, known: Any = None) -> None:
         """Sets the base latent (B, C, h, w).
 
-        `images` are its images as the webui decodes them, if that has been done. `known` are images with the colors of
-        the base image, if there are any without decoding.
+        `images` are its images as the webui decodes them, if they are decoded already. `known` are images with the
+        colors of the base image, if they are available without decoding.
         """
         self._base = base
         self._latest = None if images is None else (base, images)
@@ -53,7 +53,7 @@ class StageWork:
         return list(self.decoded(latent, report))
 
     def decoded(self, latent: Tensor, report: Report | None = None) -> Any:
-        """Returns the images of a latent as the webui's DecodedSamples, which are cached until a stage is sampled."""
+        """Decodes a latent to the webui's DecodedSamples. The images are cached until a stage is sampled."""
         if self._latest is None or self._latest[0] is not latent:
             report = report or partial(self._progress.move, DECODING)
             self._latest = latent, coding.decode(self._p, latent, report)

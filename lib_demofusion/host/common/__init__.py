@@ -1,1 +1,1 @@
-"""Small parts that all of the host layer uses: messages, options, storage, memory."""
+"""Helpers for the whole host layer: messages, options, storage and memory."""

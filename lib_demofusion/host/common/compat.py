@@ -1,4 +1,4 @@
-"""Which of the webui's features are there. Features are probed, versions never compared."""
+"""Checks for features of the webui. It checks for the features themselves, not for versions."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ UNSUPPORTED = "DemoFusion Hires needs webui 1.8 or newer: this one has no `post_
 
 
 def supported() -> bool:
-    """Returns whether the host has the hook that the stages run in (webui 1.8 and newer)."""
+    """Returns whether the host has the hook in which the stages run (webui 1.8 and newer)."""
     return hasattr(scripts.Script, "post_sample")

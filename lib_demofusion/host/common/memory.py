@@ -1,4 +1,4 @@
-"""The memory of the device and of the computer, as the automatic view batch and the autoencoder need to know it."""
+"""Reads the memory of the device and of the computer for the automatic view batch and the autoencoder."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ CONTROL_FILES = (
     (CGROUPS, "memory.max", "memory.current", "inactive_file"),
     (CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Where Linux keeps a container's limit and use, in versions 2 and 1, and how memory.stat names cache that it drops."""
+"""Files of a container's memory limit and use (cgroup versions 2 and 1), and the key of reclaimable cache."""
 
 
 def cuda_free_bytes(device: torch.device) -> int | None:
-    """Returns the bytes of a CUDA device that the driver and torch's cache can still give, None where it is silent."""
+    """Returns the free bytes of a CUDA device, including torch's cache, or None if the driver does not report them."""
 
     def ask() -> int:
-        # torch before 2.5 wants a number here, and the webui's device has none without --device-id
+        # torch before 2.5 requires an index here, and the webui's device has none without --device-id
         index = torch.cuda.current_device() if device.index is None else device.index
         free, _ = torch.cuda.mem_get_info(index)
         return int(free + torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index))
@@ -36,9 +36,9 @@ def cuda_free_bytes(device: torch.device) -> int | None:
 
 
 def _told(ask: Callable[[], int], device: torch.device) -> int | None:
-    """Returns what a driver says of its memory.
+    """Returns a driver's memory information, or None if the driver does not report it.
 
-    Not all of them do (the webui's own memmon.py meets "AMD or whatever"), and no image shall be lost for that.
+    Some drivers raise an error (the webui's own memmon.py mentions "AMD or whatever"), which must not end the job.
     """
     try:
         return ask()
@@ -48,9 +48,9 @@ def _told(ask: Callable[[], int], device: torch.device) -> int | None:
 
 
 class CudaMemory:
-    """Memory of the CUDA device that the webui runs on; what torch has cached counts as free.
+    """Memory of the webui's CUDA device. Torch's cache counts as free.
 
-    `reserve` bytes of it are left to others, who take them now and then while the model runs.
+    `reserve` bytes are kept free for other tasks that run at the same time as the model.
     """
 
     def __init__(self, device: torch.device, reserve: int = 0):
@@ -58,12 +58,12 @@ class CudaMemory:
         self._reserve = reserve
 
     def free(self) -> int | None:
-        """Returns the bytes that can still be taken, None where the driver does not say."""
+        """Returns the free bytes, or None if the driver does not report them."""
         free = cuda_free_bytes(self._device)
         return None if free is None else max(free - self._reserve, 0)
 
     def begin(self) -> None:
-        """Begins to watch the peak."""
+        """Starts to measure the peak."""
 
         def reset() -> int:
             torch.cuda.reset_peak_memory_stats(self._device)
@@ -72,7 +72,7 @@ class CudaMemory:
         _told(reset, self._device)
 
     def peak(self) -> int:
-        """Returns the most bytes in use since `begin`, beyond those in use now; 0 where that is not known."""
+        """Returns the peak since `begin` in bytes, minus the memory in use now, or 0 if unknown."""
 
         def ask() -> int:
             return int(torch.cuda.max_memory_allocated(self._device) - torch.cuda.memory_allocated(self._device))
@@ -85,17 +85,17 @@ class CudaMemory:
 
 
 def device_memory(reserve: int = 0) -> Memory:
-    """Returns the memory of the webui's device, of which `reserve` bytes are left to others."""
+    """Returns the memory of the webui's device. `reserve` bytes are kept free for other tasks."""
     return CudaMemory(devices.device, reserve) if devices.device.type == "cuda" else UnknownMemory()
 
 
 def available_bytes() -> int:
-    """Returns the bytes of the computer's memory that can still be taken, within the limit of a container."""
+    """Returns the available bytes of the computer's memory, within the limits of a container."""
     return min([int(psutil.virtual_memory().available), *_left_in_groups()])
 
 
 def _left_in_groups() -> Iterator[int]:
-    """Yields the bytes that each control group of this process still allows; psutil knows the whole machine only."""
+    """Yields the bytes that each control group of this process still allows. psutil only knows the whole machine."""
     for root, limit, used, cache in CONTROL_FILES:
         for folder in _groups(root):
             with suppress(OSError, ValueError):
@@ -105,7 +105,7 @@ def _left_in_groups() -> Iterator[int]:
 
 
 def _groups(root: Path) -> list[Path]:
-    """Returns the folders of the process's own control group and of those around it."""
+    """Returns the folders of the process's control group and of its parents."""
     try:
         own = OWN_GROUPS.read_text().splitlines()
     except OSError:
@@ -113,5 +113,5 @@ def _groups(root: Path) -> list[Path]:
     controller = "" if root == CGROUPS else root.name
     paths = [path for _, names, path in (line.split(":", 2) for line in own) if controller in names.split(",")]
     found = [root / path.lstrip("/") for path in paths]
-    # inside a container the path may be that of the machine, which is not there
+    # inside a container, the path can be that of the host machine, which does not exist here
     return [folder for path in found for folder in (path, *path.parents) if folder == root or root in folder.parents]

@@ -1,4 +1,4 @@
-"""What a job tells: under the image, in its text, where API users find it too, and on the console."""
+"""Reports messages of a job: below the image, in its infotext (also for API users), and on the console."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEY_NOTE = "DemoFusion note"
 
 
 STOPPED = "DemoFusion stopped: showing"
-"""How the sentence about a stopped run begins; the page splits it there and at the size (javascript/demofusion.js)."""
+"""Start of the message about a stopped run. The page splits it here and at the size (javascript/demofusion.js)."""
 
 BASE_IMAGE = "the base image"
 
@@ -21,15 +21,15 @@ KEYS = (KEY_ERROR, KEY_STOPPED, KEY_SIZE, KEY_NOTE)
 
 
 def reported(p: Any) -> dict[str, str]:
-    """Returns the infotext entries of what was reported so far."""
+    """Returns the infotext entries of all reports so far."""
     return {key: p.extra_generation_params[key] for key in KEYS if key in p.extra_generation_params}
 
 
 def reset(p: Any, entries: Mapping[str, str]) -> None:
-    """Replaces what was reported by the infotext entries of an earlier moment.
+    """Resets the reports to earlier infotext entries.
 
-    An iteration begins with this: what was reported for the whole job stays, what belongs to the images of the
-    iteration before goes.
+    Each iteration starts with this. It keeps the reports for the whole job, and removes those for the images of the
+    previous iteration.
     """
     for key in KEYS:
         p.extra_generation_params.pop(key, None)
@@ -37,17 +37,17 @@ def reset(p: Any, entries: Mapping[str, str]) -> None:
 
 
 def report_note(p: Any, note: str) -> None:
-    """Reports a difference from the request that is no fault."""
+    """Reports a deviation from the request that is not an error."""
     _report(p, KEY_NOTE, note)
 
 
 def report_problem(p: Any, problem: str) -> None:
-    """Reports a fault: the host shows no error of a script's hook."""
+    """Reports an error. The host does not show errors of a script's hook."""
     _report(p, KEY_ERROR, problem)
 
 
 def _report(p: Any, key: str, text: str) -> None:
-    """Adds a text to those of its kind, unless it is among them."""
+    """Adds a text to the reports of its kind, without duplicates."""
     p.comment(_said(text))
     before = p.extra_generation_params.get(key)
     if before is None:
@@ -57,14 +57,14 @@ def _report(p: Any, key: str, text: str) -> None:
 
 
 def report_stop(p: Any, where: str, shown: str) -> None:
-    """Reports that the user stopped the run: where it was, and which image is shown instead of the final one."""
+    """Reports that the user stopped the run, and which image is shown instead of the final one."""
     p.extra_generation_params[KEY_STOPPED] = f"{where}, this is {shown}"
     p.comment(f"{STOPPED} {shown}")
 
 
 def report_failure(p: Any, problem: str, error: Exception) -> None:
-    """Does the same for an exception, whose trace goes to the console."""
-    # imported here: tests of ControlNet's notes run this file without a webui
+    """Reports an exception as an error, and prints its traceback to the console."""
+    # imported here, because tests of ControlNet's notes import this file without a webui
     from modules import errors
 
     problem = f"{problem}: {_first_line(error)}"
@@ -73,7 +73,7 @@ def report_failure(p: Any, problem: str, error: Exception) -> None:
 
 
 def _said(text: str) -> str:
-    """Returns a text as it stands under an image, where it must say who speaks."""
+    """Returns a text with the extension's name, as it is shown below an image."""
     return text if text.startswith(PREFIX) else f"{PREFIX}: {text}"
 
 

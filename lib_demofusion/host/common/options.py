@@ -1,4 +1,4 @@
-"""The settings page: what belongs to the machine rather than to the image."""
+"""The options on the settings page, which depend on the machine and not on the image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEFAULT_GONE = f"{presets.DEFAULT_PRESET} is used, for the default preset in Set
 
 
 def register() -> None:
-    """Adds the options; the host calls this for every page that it builds, and a second time changes nothing."""
+    """Adds the options. The host calls this for every page that it builds; repeated calls have no effect."""
     info = shared.OptionInfo
     limits = {"minimum": 0, "maximum": LARGEST_VIEW_BATCH, "step": 1}
     modes = {"choices": list(MODES)}
@@ -63,7 +63,7 @@ def register() -> None:
 
 
 def check() -> None:
-    """Raises SettingsError at a value that the settings page does not offer; the API and config.json take any."""
+    """Raises SettingsError if an option has an invalid value. The API and config.json accept any value."""
     views, mode = value(VIEW_BATCH, 0), value(DECODE, AUTOMATIC)
     if isinstance(views, bool) or not isinstance(views, (int, float)) or views not in range(LARGEST_VIEW_BATCH + 1):
         raise SettingsError(f"setting {VIEW_BATCH}", views, f"a whole number from 0 to {LARGEST_VIEW_BATCH}")
@@ -72,12 +72,12 @@ def check() -> None:
 
 
 def default_preset(known: Offers) -> str:
-    """Returns the preset of the settings page, or the built-in one where that is gone."""
+    """Returns the default preset of the settings page, or the built-in one if that preset does not exist."""
     return presets.DEFAULT_PRESET if default_preset_gone(known) is not None else _chosen_preset()
 
 
 def default_preset_gone(known: Offers) -> str | None:
-    """Returns the name of the settings page's preset where there is none of that name."""
+    """Returns the name of the settings page's default preset if it does not exist, else None."""
     chosen = _chosen_preset()
     return None if chosen in known.preset_names else str(chosen)
 
@@ -87,7 +87,7 @@ def _chosen_preset() -> Any:
 
 
 def automatic_preset(default: str, steps: int, cfg_scale: float, distilled: bool = False) -> str:
-    """Returns the preset if nobody chose one: `default`, or Turbo for a few-step model.
+    """Returns the preset for requests without one: `default`, or Turbo for a few-step model.
 
     A model with built-in guidance (`distilled`) counts as a few-step model by its steps only.
     """
@@ -104,5 +104,5 @@ def suited(settings: Settings, steps: int, cfg_scale: float, known: Offers, dist
 
 
 def value(key: str, default: Any) -> Any:
-    """Returns an option; it may not be there yet when only the API runs."""
+    """Returns an option, or the default if it is not registered yet, which can happen if only the API runs."""
     return getattr(shared.opts, key, default)

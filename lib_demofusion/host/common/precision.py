@@ -1,15 +1,14 @@
-"""In which precision what is computed.
+"""Defines the precision of the computations.
 
-The webui samples in single precision whatever its networks are in: noise comes in it, and what is half precision beside
-it (the latent that an encoder in half precision made for img2img) is brought to it by the first sum. A stage does the
-same, and from its beginning: the base latent, anchors, noise, x, and every mean and deviation are float32. In half
-precision the noise levels of a model with zero terminal SNR (up to 4500) would overflow when they are squared, and a
-result would be rounded once more with every stage.
+The webui samples in single precision, regardless of the precision of its networks. Its noise is float32, and the first
+sum with it converts a latent from an encoder in half precision. A stage uses float32 from the beginning: for the base
+latent, anchors, noise, x, means and deviations. In half precision, squares of the noise levels of a model with zero
+terminal SNR (up to 4500) would overflow, and every stage would round the result again.
 
-* The UNet is called as the webui calls it, inside the context that the webui samples in (`sampling`): what it is in,
-  autocast, --upcast-sampling and --precision half are the webui's affair. Predictions are added up in float32.
-* Blurs are convolutions, which autocast would do in half precision: they leave it (`method.filters`).
-* The VAE is called outside autocast and in the webui's own type for it (`devices.dtype_vae`), as the webui does.
+* The UNet is called inside the context in which the webui samples (`sampling`). The webui handles the UNet's dtype,
+  autocast, --upcast-sampling and --precision half. Predictions are summed in float32.
+* Blurs are convolutions. Autocast would run them in half precision, so they disable it (`method.filters`).
+* The VAE is called outside autocast and in the webui's dtype for it (`devices.dtype_vae`), as in the webui.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from torch import Tensor
 
 
 def sampling() -> Any:
-    """Returns the context that the host samples in (modules/processing.py), closed again before `post_sample`."""
+    """Returns the context in which the host samples (modules/processing.py). It ends before `post_sample`."""
     return devices.without_autocast() if devices.unet_needs_upcast else devices.autocast()
 
 
 def as_latent(x: Tensor) -> Tensor:
-    """Returns a latent of the host's (B, C, h, w) in the type of all latents of a run, as it is where it has that."""
+    """Converts a latent (B, C, h, w) of the host to the dtype of all latents of a run, without a copy if possible."""
     return x.to(torch.float32)

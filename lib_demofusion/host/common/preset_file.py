@@ -1,4 +1,4 @@
-"""The user's presets: one file in the webui's data directory, which people may edit by hand."""
+"""Stores the user's presets in a file in the webui's data directory, which users can edit by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _lock = Lock()
 
 
 class PresetError(Exception):
-    """Why a preset cannot be saved or deleted: a constant sentence, and what is particular about this case."""
+    """A preset cannot be saved or deleted. The arguments are a constant sentence and the details."""
 
     def __init__(self, sentence: str, detail: str = ""):
         super().__init__(f"{sentence}: {detail}" if detail else sentence)
@@ -36,9 +36,9 @@ class PresetError(Exception):
 
 
 def read(upscalers: tuple[str, ...]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Returns the presets that can be used, with upscalers of the webui's of these names, and what is wrong.
+    """Returns the valid presets and the errors. Presets can use the webui's `upscalers`.
 
-    That is a sentence for each entry that cannot be used, or one for the file.
+    There is one error for each invalid entry, or one for the whole file.
     """
     try:
         return _checked(storage.read(FILE), upscalers)
@@ -61,10 +61,10 @@ def _checked(stored: Mapping[str, Any], upscalers: tuple[str, ...]) -> tuple[dic
 
 
 def save(name: str, values: Mapping[str, Any], offers: Offers) -> str:
-    """Saves a preset under a name, which it returns as it is stored; raises PresetError or SettingsError."""
+    """Saves a preset. Returns its name as it is stored. Raises PresetError or SettingsError."""
     name = name.strip()
     _check_name(name)
-    # all of them, so that a preset outlives a change of the defaults
+    # all fields, so that a change of the defaults does not change the preset
     checked = parse_preset(values, offers)
     with _lock:
         _write({**_stored(), name: checked})
@@ -72,7 +72,7 @@ def save(name: str, values: Mapping[str, Any], offers: Offers) -> str:
 
 
 def delete(name: str) -> None:
-    """Deletes a preset; raises PresetError."""
+    """Deletes a preset. Raises PresetError."""
     _check_name(name)
     with _lock:
         stored = _stored()
@@ -92,7 +92,7 @@ def _check_name(name: str) -> None:
 
 
 def _stored() -> dict[str, Any]:
-    """Returns the file's entries, bad ones too, which are not ours to throw away."""
+    """Returns the file's entries. Invalid ones are included, so that saving does not delete them."""
     try:
         return storage.read(FILE)
     except storage.StorageError as error:

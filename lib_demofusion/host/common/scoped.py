@@ -1,4 +1,4 @@
-"""Changes of the host's objects that end with a block."""
+"""Changes objects of the host for the duration of a block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def replaced(target: Any, **values: Any) -> Iterator[None]:
-    """Gives attributes of `target` other values for a while."""
+    """Sets attributes of `target` during the block, and restores them afterwards."""
     before = {name: getattr(target, name) for name in values}
     try:
         for name, value in values.items():

@@ -1,4 +1,4 @@
-"""Small JSON files in the webui's data directory, which people may edit by hand."""
+"""Reads and writes small JSON files in the webui's data directory, which users can edit by hand."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ logger = logging.getLogger("DemoFusion")
 
 
 LOCK = threading.Lock()
-"""Held while a file is read or replaced: Windows does not replace one that another thread reads."""
+"""Held while a file is read or replaced. Windows does not replace a file that another thread reads."""
 
 PAUSES = (0.01, 0.05, 0.1, 0.3, 0.6)
-"""Seconds between attempts to replace a file that another program holds open, such as a virus scanner."""
+"""Seconds between attempts to replace a file that another program, such as a virus scanner, has open."""
 
 
 class StorageError(Exception):
-    """A file that cannot be read or written, with a sentence for people."""
+    """A file cannot be read or written. The message is written for users."""
 
 
 def path_of(name: str) -> Path:
-    """Returns where a file of ours lies."""
+    """Returns the path of one of the extension's files."""
     return Path(paths_internal.data_path, name)
 
 
 def read(name: str) -> dict[str, Any]:
-    """Returns what a file holds, nothing where there is none; raises StorageError where it holds no JSON object."""
+    """Reads a JSON object. Returns an empty dict if the file does not exist. Raises StorageError if it is invalid."""
     path = path_of(name)
     try:
         with LOCK:
@@ -49,7 +49,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def write(name: str, data: dict[str, Any]) -> None:
-    """Replaces a file as a whole, so that nobody ever reads half of it; raises StorageError."""
+    """Replaces a file atomically, so that no other program reads half of it. Raises StorageError."""
     path = path_of(name)
     draft = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -63,7 +63,7 @@ def write(name: str, data: dict[str, Any]) -> None:
 
 
 def _replace(draft: Path, path: Path) -> None:
-    """Replaces a file by its draft, after pauses where another program holds it open; raises OSError."""
+    """Replaces a file by its draft, and tries again if another program has it open. Raises OSError."""
     for pause in PAUSES:
         try:
             with LOCK:
@@ -77,7 +77,7 @@ def _replace(draft: Path, path: Path) -> None:
 
 
 def read_if_possible(name: str) -> dict[str, Any]:
-    """Returns what a file holds; nothing, and a warning, where it cannot be read."""
+    """Reads a JSON object. Logs a warning and returns an empty dict if the file cannot be read."""
     try:
         return read(name)
     except StorageError as error:
@@ -86,7 +86,7 @@ def read_if_possible(name: str) -> dict[str, Any]:
 
 
 def write_if_possible(name: str, data: dict[str, Any]) -> None:
-    """Replaces a file, or warns that it could not."""
+    """Replaces a file. Logs a warning if that fails."""
     try:
         write(name, data)
     except StorageError as error:
