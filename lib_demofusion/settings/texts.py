@@ -10,7 +10,9 @@ MAX_SCALE = 8
 MOST_WEIGHT = 0.5
 
 EVERY, DOUBLING, FEWEST = STAGE_WORDS = ("every", "doubling", "fewest")
-"""Stage lists that depend on the scale: every integer below it, 2, 4 and so on, or as few as possible (up to 4x)."""
+"""Stage lists that depend on the scale. EVERY has a stage at each integer below it, DOUBLING at 2, 4 and so on. FEWEST
+has as few stages as possible, each of which enlarges up to 4x.
+"""
 
 STAGES_ALLOWED = f"rising scales between 1 and {MAX_SCALE} such as 1,2,4, or one word of {', '.join(STAGE_WORDS)}"
 SKIP_ALLOWED = f"two numbers from 0 to {MOST_WEIGHT:g} such as 0.5,0.1, or nothing for no view"

@@ -43,7 +43,7 @@ PICKED = "picked"
 """The name of the hidden checkbox that is ticked when the user has chosen the preset."""
 
 CONTROLS = ("enabled", "preset", *(name for row in (*ROWS, *ADVANCED_ROWS) for name in row), *UNSEEN)
-"""All fields of the panel, in the order of Settings. Its last field, `view_batch`, is on the settings page instead."""
+"""All fields of the panel, in the order of Settings. `view_batch`, the last field there, is on the settings page."""
 
 
 @dataclass(frozen=True)

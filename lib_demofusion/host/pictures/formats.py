@@ -1,4 +1,4 @@
-"""Checks the size limits of the webui's image formats: before a run, and before a grid that would lose the images."""
+"""Checks the size limits of the webui's image formats before a run and before a grid is made."""
 
 from __future__ import annotations
 

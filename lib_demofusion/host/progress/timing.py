@@ -20,7 +20,7 @@ MODEL, DECODER, BUSIER = "model", "decoder", "DPM adaptive"
 calls of DPM adaptive in a stage divided by those in the base pass.
 """
 TOO_MUCH = {MODEL: 1.0, DECODER: 1.0, BUSIER: 20.0}
-"""Limits. A larger value cannot be a measurement, so the file must be damaged."""
+"""Upper limits of plausible values. A larger value means that the file is damaged."""
 
 ASSUMED_DECODER = 2.0
 """Assumed ratio of the decoder's rate to the model's before both are measured. For SDXL and SD 1.5, decoding an image
