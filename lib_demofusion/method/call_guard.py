@@ -1,6 +1,6 @@
 """Notices a sampler whose calls do not fit its gate, so that the skip residual would have no effect or a wrong one.
 
-The skip residual is written into the tensor that the sampler hands to its model. It acts only if that tensor is the
+The skip residual is written into the tensor that the sampler passes to its model. It acts only if that tensor is the
 sampler's own x. Two facts show this without reading the device: the sampler's callback shows the same memory, and one
 callback lies between two calls that begin a step. Both hold for every sampler of k-diffusion and of the webuis, except
 UniPC, which has a gate of its own.

@@ -17,10 +17,10 @@ RADIUS = 1 / 32
 """Standard deviation of the low-pass filter, as a share of the picture's shorter side."""
 
 FINE_PASSES = 3
-"""How often the low band that the fit left out is added."""
+"""Number of times that the remaining low band is added after the fit."""
 
 COARSE_RADIUS, COARSE_PASSES = 1 / 16, 6
-"""The same for a coarser low band, in which edges count as everything else does."""
+"""Number of times that a coarser low band is added, in which edges have full weight."""
 
 FLAT = 0.003
 """Variance of colors in -1..1 below which an area of the base counts as flat: one correction for all its colors."""
@@ -65,7 +65,7 @@ def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) 
 
 @dataclass(frozen=True)
 class _Areas:
-    """Mean, least and greatest value (3, h, w) of every area of a picture."""
+    """Mean, minimum and maximum (3, h, w) of every area of a picture."""
 
     mean: Tensor
     low: Tensor
@@ -82,7 +82,7 @@ def _means(picture: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _areas(picture: Tensor, size: tuple[int, int]) -> _Areas:
-    """Returns mean and extremes of the areas of a picture (3, H, W), of one row of areas after the other."""
+    """Computes the mean, minimum and maximum of the areas of a picture (3, H, W), row by row."""
     height, rows = picture.shape[-2], size[0]
     means, lows, highs = [], [], []
     for row in range(rows):
@@ -114,7 +114,7 @@ def _correction(missing: Tensor, guide: Tensor, mask: Tensor | None) -> tuple[Te
 
 
 class _LowPass:
-    """A Gaussian of `std` areas that weighs the areas by `weight` (1, h, w)."""
+    """A Gaussian filter of `std` areas, with a weight for each area, `weight` (1, h, w)."""
 
     def __init__(self, weight: Tensor, std: float):
         self._weight, self._std = weight, max(std, 0.5)
@@ -125,36 +125,36 @@ class _LowPass:
         return smooth((x * self._weight)[None], self._std)[0] / self._total
 
     def of_products(self, x: Tensor, y: Tensor) -> Tensor:
-        """Returns that of all products of channels of x and of y, (C, C, h, w)."""
+        """Returns the low band of all products of channels of x and y, (C, C, h, w)."""
         products: Tensor = self((x[:, None] * y).flatten(0, 1)).unflatten(0, (len(x), len(y)))
         return products
 
 
 def _contrast(guide: Tensor) -> Tensor:
-    """Returns how far the colors of an area and its neighbours differ, (1, h, w) of a guide (3, h, w)."""
+    """Returns the color difference between each area and its neighbours, (1, h, w), for a guide (3, h, w)."""
     highest, lowest = (F.max_pool2d(x[None], 3, 1, 1)[0] for x in (guide, -guide))
     return (highest + lowest).amax(0, keepdim=True)
 
 
 def _compression(areas: _Areas, wanted: Tensor, moved: Tensor) -> dict[str, Tensor]:
-    """Returns how far detail is to be compressed so that moving the areas by `moved` to `wanted` clips nothing.
+    """Returns how much to compress detail so that no value is clipped when areas are moved by `moved` to `wanted`.
 
-    "up" is the share of compression towards the greatest value, "down" towards the least, both 0..1 and (3, h, w).
-    Returns nothing where everything fits.
+    "up" is the compression towards the maximum, "down" towards the minimum, both (3, h, w) in 0..1. The dict is empty
+    if no compression is needed.
     """
     up, down = _share(areas.high, wanted, moved), _share(-areas.low, -wanted, -moved)
     if not (up.any() or down.any()):
         return {}
-    # a neighbouring area may reach further, and between areas the share is interpolated
+    # a neighbouring area can have larger values, and the share is interpolated between areas
     up, down = (F.max_pool2d(share[None], 5, 1, 2)[0] for share in (up, down))
     return {"up": up, "down": down}
 
 
 def _share(high: Tensor, wanted: Tensor, moved: Tensor) -> Tensor:
-    """Returns the least share k at which no value of an area leaves the range when it is moved upward.
+    """Returns the smallest share k with which no value of an area leaves the range when the area is moved up.
 
     A value y is moved by moved (1 + k ((1 - y) / (1 - mean) - 1)), where mean + moved = wanted: k = 0 shifts, k = 1
-    leaves white where it is. The mean is moved by the same for any k.
+    keeps white unchanged. The mean moves by the same amount for any k.
     """
     excess = high + moved - 1
     saved = moved * (high - wanted + moved) / (1 - wanted + moved).clamp_min(1e-4)
@@ -185,7 +185,7 @@ def _apply_(picture: Tensor, base: Tensor, fields: dict[str, Tensor]) -> None:
 
 
 def _compressed(y: Tensor, wanted: Tensor, moved: Tensor, fields: dict[str, Tensor]) -> Tensor:
-    """Returns how far each value y is moved so that their mean is moved by `moved` to `wanted`: see `_share`."""
+    """Returns the shift of each value y that moves their mean by `moved` to `wanted`, see `_share`."""
     sign = torch.where(moved > 0, 1.0, -1.0)
     share = torch.where(moved > 0, fields["up"], fields["down"])
     room = (1 - sign * y) / (1 - sign * (wanted - moved)).clamp_min(1e-4)
@@ -193,7 +193,7 @@ def _compressed(y: Tensor, wanted: Tensor, moved: Tensor, fields: dict[str, Tens
 
 
 def _rows(fields: Tensor, rows: range, size: tuple[int, int]) -> Tensor:
-    """Returns some rows of fields (C, h, w) that are enlarged to `size`, height and width, by linear interpolation."""
+    """Upscales fields (C, h, w) to `size` (height, width) by linear interpolation, and returns some of the rows."""
     height, width = size
     place = (torch.arange(rows.start, rows.stop, dtype=torch.float64) + 0.5) * fields.shape[-2] / height - 0.5
     place = place.clamp(0, fields.shape[-2] - 1)

@@ -12,19 +12,19 @@ from torch import Tensor
 from lib_demofusion.method.views import LocalView, Size, View
 
 Cond = Mapping[str, Any]
-"""What the host hands its model: tensors, or lists of one tensor, by key."""
+"""The conditions that the host passes to its model by key: tensors, or lists of one tensor."""
 
 SPATIAL = "c_concat"
-"""The key of the only condition that is an image. Others may have four axes too, such as the text of Krea 2."""
+"""The key of the only condition that is an image. Other conditions can also have four axes, such as Krea 2's text."""
 
 
 def cond_for_views(cond: Cond, views: Sequence[View], rows: slice, size: Size, crop_size: Size) -> dict[str, Any]:
-    """Returns the cond of a batch of views, view-major like the crops; `size` is that of the whole latent.
+    """Returns the cond of a batch of views, view-major like the crops. `size` is the size of the whole latent.
 
-    Takes the given rows of each tensor; `c_concat` has rows too many if the host skips the uncond. Only `c_concat` is
-    cropped, all other conditions are repeated for each view.
+    Selects the given rows of each tensor. `c_concat` has too many rows if the host skips the uncond. Only `c_concat` is
+    cropped; all other conditions are repeated for each view.
 
-    The dict is always a new one: the host's apply_model writes casts back into the one that it is given
+    The dict is always a new one, because the host's apply_model writes cast tensors back to its argument
     (modules/sd_hijack_unet.py).
     """
 
@@ -42,7 +42,7 @@ def cond_for_views(cond: Cond, views: Sequence[View], rows: slice, size: Size, c
 
 
 def _image_for_views(value: Tensor, views: Sequence[View], size: Size, crop_size: Size) -> Tensor:
-    """Crops an image condition (N, C, H, W) of the latent's size like the latent; one of another size is resized."""
+    """Crops an image condition (N, C, H, W) like the latent, or resizes it if it does not have the latent's size."""
     if tuple(value.shape[-2:]) == size:
         return torch.cat([view.take(value) for view in views])
     if tuple(value.shape[-2:]) != crop_size:
@@ -58,8 +58,8 @@ def _repeated(value: Tensor, times: int) -> Tensor:
 def image_conditioning_for(conditioning: Tensor, anchor: Tensor, crop: LocalView | None) -> Tensor:
     """Returns the base image's image conditioning at the size of `anchor` (B, C, H, W).
 
-    `crop` is the part of the base that the stage shows, None for all of it. Latents and depth are resized as the anchor
-    itself was; an inpainting model's first channel is its mask, whose edge stays sharp.
+    `crop` is the part of the base image that the stage shows, or None for all of it. Latents and depth are resized like
+    the anchor. The first channel of an inpainting model is its mask, which keeps its sharp edge.
     """
     if not _is_spatial(conditioning):
         return conditioning
@@ -72,16 +72,16 @@ def image_conditioning_for(conditioning: Tensor, anchor: Tensor, crop: LocalView
 
 
 def _is_spatial(value: Tensor) -> bool:
-    """Models without image conditioning are given a single cell, the others an image or a vector."""
+    """Returns whether the conditioning is an image. Models without image conditioning get a single cell."""
     return value.ndim == 4 and value.shape[-2:] != (1, 1)
 
 
 def conds_of_stage(conds: Any, whole: int, run: int) -> Any:
-    """Returns a prompt's conds whose switches ([a:b:0.5]) fall where the stage reaches the noise of the base's switch.
+    """Shifts the switches of a prompt ([a:b:0.5]) so that a stage switches at the same noise level as the base image.
 
-    The host made them for all calls of the base's schedule and counts a sampling's calls from zero, but a stage makes
-    only the last `run` of a schedule of `whole` calls. `conds` is the cond or the uncond that `get_conds` returns: None
-    for the uncond of Forge and Forge Neo at a CFG scale of 1.
+    The host's switches refer to all calls of the base image's schedule, counted from zero. A stage makes only the last
+    `run` calls of a schedule of `whole` calls. `conds` is the cond or the uncond from `get_conds`. The uncond is None
+    in Forge and Forge Neo at a CFG scale of 1.
     """
     if conds is None or isinstance(conds, Tensor):
         return conds
@@ -92,11 +92,11 @@ def conds_of_stage(conds: Any, whole: int, run: int) -> Any:
 
 
 def _part_of_stage(part: Any, whole: int, run: int) -> Any:
-    """One of the prompts that AND joins."""
+    """Shifts the switches of one of the prompts that AND joins."""
     return type(part)(_schedules_of_stage(part.schedules, whole, run), part.weight)
 
 
 def _schedules_of_stage(schedules: Sequence[Any], whole: int, run: int) -> list[Any]:
     total = schedules[-1].end_at_step
-    # what ends before the stage begins has a negative end, which no call's number is at or below
+    # entries that end before the stage begins get a negative end, so no call uses them
     return [s._replace(end_at_step=s.end_at_step * whole / max(total, 1) - (whole - run)) for s in schedules]

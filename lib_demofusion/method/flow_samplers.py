@@ -1,8 +1,8 @@
-"""Which sampling functions of Forge and Forge Neo are right for flow models, and the sentences for those that are not.
+"""Checks whether sampling functions of Forge and Forge Neo are correct for flow models, and explains refusals.
 
-A sampler that adds no noise integrates (x - denoised) / sigma over sigma. That is the derivative of x in k-diffusion's
-space, x = signal + sigma noise, and of a flow model's x = (1 - sigma) signal + sigma noise alike. A sampler that adds
-noise must also scale the signal down, which only those do that know flow models.
+A sampler that adds no noise integrates (x - denoised) / sigma over sigma. This is the derivative of x in k-diffusion's
+space, x = signal + sigma noise, and also of a flow model's x = (1 - sigma) signal + sigma noise. A sampler that adds
+noise must also scale the signal down. Only samplers that support flow models do this.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ WRONG = {
     "restart_sampler": NOISE,
     "sample_Kohaku_LoNyu_Yog": NOISE,
 }
-"""Sampling functions that are wrong on flow models whatever their arguments, and why."""
+"""Sampling functions that are always wrong on flow models, and why."""
 
 FOR_FLOW = "_RF"
-"""Ends the names of functions that are written for flow models."""
+"""Suffix of the names of functions that are written for flow models."""
 
 FLOW_NAMES = frozenset({"_is_const", "offset_first_sigma_for_snr", "sigma_to_half_log_snr", "noise_scaling"})
-"""Names in the code of the functions of Forge Neo that ask for the kind of model."""
+"""Names in the code of those functions of Forge Neo that check the kind of model."""
 
 FLUX_ONLY = "PredictionFlux"
-"""The name by which the functions of Forge know a flow model: that of the schedule of Flux and Chroma."""
+"""The schedule class of Flux and Chroma, by which the functions of Forge recognize a flow model."""
 
 
 def flow_problem(label: str, name: str, draws_noise: bool, knows_flow: bool, churn: float = 0.0) -> str | None:
     """Returns why a sampler is wrong on a flow model, to follow "DemoFusion does not work with", or None.
 
-    `label` is the sampler's name in the webui and `name` that of its function. `draws_noise` says whether it adds noise
-    in this run (see `step_gate.is_stochastic`), `knows_flow` whether it does so as flow models need (see `knows_flow`).
+    `label` is the sampler's name in the webui, and `name` is the name of its function. `draws_noise` is True if it adds
+    noise in this run (see `step_gate.is_stochastic`). `knows_flow` is the result of the function `knows_flow`.
     """
     why = WRONG.get(name)
     if why is None and churn > 0:
@@ -69,7 +69,7 @@ def knows_flow(function: Callable[..., Any], predictor: Any) -> bool:
 
 
 def _unwrapped(function: Callable[..., Any]) -> Any:
-    """Returns the function that was decorated, as torch.no_grad does."""
+    """Returns the original of a decorated function, such as one decorated with torch.no_grad."""
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
     return function

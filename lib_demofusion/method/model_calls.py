@@ -12,11 +12,14 @@ CallsAhead = Callable[[int, float], float]
 """Estimates the number of model calls after call `number` (counted from 0) at a noise level."""
 
 ADAPTIVE_CALLS, ADAPTIVE_RANGE, LOWEST_SIGMA = 60, 6.2, 0.03
-"""DPM adaptive's calls in a whole schedule where none was seen yet, the schedule's length in log sigma, and its end."""
+"""DPM adaptive: default number of calls in a whole schedule, the schedule's length in log sigma, and its end."""
 
 EXTRA_CALLS, BEND = 7.5, 1.27
-"""Measured on DPM adaptive: by how many calls it exceeds its pace, as its first steps are short wherever it begins and
-the last one is cut off; and how its steps grow longer as the noise falls, an exponent."""
+"""Measured for DPM adaptive.
+
+The first number is the additional calls per run: the first steps are always short, and the last one is cut off. The
+second is an exponent for the growth of its steps as the noise level decreases.
+"""
 
 
 def model_calls(name: str, arguments: Mapping[str, Any], second_order: bool = False) -> int | None:

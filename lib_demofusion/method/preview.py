@@ -1,4 +1,4 @@
-"""What the webui shows of a stage while it is sampled."""
+"""Reduces latents for the webui's live preview of a stage."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ PREVIEW_CELLS = 128
 
 
 def preview_size(size: Size) -> Size:
-    """Returns the size in cells of the live preview of a latent of `size`, of the same shape."""
+    """Returns the size in cells of the live preview of a latent of `size`, with the same aspect ratio."""
     shrink = max(max(size) / PREVIEW_CELLS, 1)
     return max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))
 
 
 def for_preview(latent: Tensor) -> Tensor:
-    """Returns a latent no larger than a preview needs; the host decodes it whole, beside the sampling.
+    """Downsamples a latent to the size of a preview. The host decodes it in one piece while the model runs.
 
-    The latent is (B, C, H, W), or (B, C, 1, H, W) as those of Wan's VAE in Forge Neo.
+    The latent is (B, C, H, W), or (B, C, 1, H, W) with Wan's VAE in Forge Neo.
     """
     size = latent.shape[-2], latent.shape[-1]
     small = preview_size(size)

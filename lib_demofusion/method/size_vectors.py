@@ -1,8 +1,8 @@
-"""Sizes and crops in the vector that an SDXL model gets besides the prompt.
+"""Writes sizes and crops into the vector that an SDXL model gets in addition to the prompt.
 
-The host's vector names the base image as a whole. A stage makes a bigger one out of views, and the model can be told:
-the original and target size are those of the final image in every stage (as in the paper), and a local view is a crop
-that begins at its own offset in the stage's image. A dilated view shows the whole image.
+The host's vector describes the whole base image. In a stage, each view gets a vector of its own. The original and
+target size are those of the final image in every stage, as in the paper. The crop of a local view begins at the view's
+offset in the stage's image. A dilated view shows the whole image.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ CROP = "crop_coords_top_left"
 SIZES = ("original_size_as_tuple", "target_size_as_tuple")
 
 NUMBERS = {**dict.fromkeys((CROP, *SIZES), 2), "aesthetic_score": 1}
-"""How many numbers the host puts into the embedder of each key (modules/sd_models_xl.py)."""
+"""How many numbers the host passes to the embedder of each key (modules/sd_models_xl.py)."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What the views are parts of, in pixels."""
+    """The image that the views are parts of, in pixels."""
 
     size: Size
     """Height and width of the final image."""
     origin: Size = (0, 0)
-    """Top and left of the image as a whole: the crop that the user set for the base image, to which offsets add."""
+    """Top and left of the whole image: the user's crop for the base image. The offsets of views are added to it."""
 
 
 class SizeVectors:
-    """Writes a frame into the vectors of views, with the model's own embedders; prompts are not encoded again."""
+    """Writes sizes and crops into the vectors of views with the model's embedders. Prompts are not encoded again."""
 
     def __init__(self, embedders: Sequence[Any], frame: Frame):
         self._embedders = embedders
@@ -64,17 +64,17 @@ class SizeVectors:
         return self._size_rows[embedder.input_key]
 
     def _crop(self, embedder: Any, view: View, like: Tensor) -> Tensor:
-        """Returns the embedding (d,) of a view's place."""
+        """Returns the embedding (d,) of a view's position."""
         if self._crops is None:
             self._crops = self._crop_tables(embedder, like)
         top, left = (view.top, view.left) if isinstance(view, LocalView) else (0, 0)
         return torch.cat([self._crops[0][top], self._crops[1][left]])
 
     def _crop_tables(self, embedder: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the embeddings (n, d / 2) of every top and of every left in cells.
+        """Returns the embeddings (n, d / 2) of all top positions and of all left positions in cells.
 
-        Each number has columns of its own. Numbers that were embedded when a view comes would be copied to the device,
-        which waits for all that it has to do, and with jitter nearly every view of a step has a new place.
+        Each number has its own columns. All positions are embedded in advance, because with jitter nearly every view
+        has a new position, and each copy of a number to the device waits until the device has finished its queue.
         """
         top, left = self._frame.origin
         cells = range(max(self._frame.size) // CELL + 1)
@@ -90,10 +90,10 @@ def _embedded(embedder: Any, numbers: Sequence[Size], like: Tensor) -> Tensor:
 
 
 def number_slots(embedders: Sequence[Any], width: int) -> dict[str, tuple[Any, slice]]:
-    """Returns by key each embedder of numbers and its columns in a vector of `width` columns.
+    """Returns each embedder of numbers and its columns in a vector of `width` columns, by key.
 
-    The conditioner joins its embedders' outputs in order. They are walked from the end: how much of the vector the text
-    embedders before the numbers fill is written nowhere (1280 columns in SDXL, none in some small models).
+    The conditioner joins its embedders' outputs in order. The columns are counted from the end, because the size of the
+    text embedding at the start is not stored anywhere (1280 columns in SDXL, none in some small models).
     """
     slots, end = {}, width
     for embedder in reversed(embedders):
@@ -106,6 +106,6 @@ def number_slots(embedders: Sequence[Any], width: int) -> dict[str, tuple[Any, s
 
 
 def size_vectors(model: Any, frame: Frame) -> SizeVectors | None:
-    """Returns the writer for a model of the host, or None where the model knows no sizes."""
+    """Returns the writer for a model of the host, or None if the model does not receive sizes."""
     embedders = getattr(getattr(model, "conditioner", None), "embedders", None)
     return SizeVectors(list(embedders), frame) if embedders is not None else None

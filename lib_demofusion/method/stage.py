@@ -113,7 +113,7 @@ class StageRun:
     def before_call(self, x: Tensor, level: Tensor, shown: Tensor | None = None) -> None:
         """Blends the skip residual into x (B, C, H, W) in place if a step begins, and chooses the views of this call.
 
-        `level` is the scalar noise level that the sampler hands to its model; `shown` is the sampler's own x if `x` is
+        `level` is the scalar noise level that the sampler passes to its model; `shown` is the sampler's own x if `x` is
         a copy of it, which the caller then writes back. Raises ValueError if x is of another size
         than the stage, because the views and the skip residual are of this size, and UnknownSampler if the sampler's
         calls do not fit its gate.

@@ -11,11 +11,14 @@ from lib_demofusion.settings.fields import Settings
 TWO_NEEDED = frozenset(
     {"sample_dpmpp_2m_sde", "sample_dpmpp_3m_sde", "sample_dpm_fast", "sample_dpm_adaptive", "sample_unipc"}
 )
-"""Sampling functions of k-diffusion that raise in a single step: the former two look for the length of a step that does
-not end at zero noise, the others run to the last level but one, which is then the one that they begin at."""
+"""Sampling functions of k-diffusion that raise an error in a single step.
+
+The DPM++ SDE functions need a step that does not end at zero noise. The others run to the last level but one, at which
+they would then begin.
+"""
 
 TIMESTEP_SAMPLERS = frozenset({"ddim", "ddim_cfgpp", "plms", "unipc"})
-"""Sampling functions of the webui that begin a timestep below the one that it adds noise for, and end at the lowest."""
+"""Sampling functions of the webui that begin one timestep below that of the added noise, and end at the lowest."""
 
 FEWEST_TIMESTEPS = 4
 
@@ -58,25 +61,25 @@ class StageSteps:
 
 
 Levels = Callable[[int], Sequence[float]]
-"""Returns the falling noise levels of a schedule of so many steps, the final zero included."""
+"""Returns the decreasing noise levels of a schedule with this number of steps, including the final zero."""
 
 LONGEST = 4096
-"""The longest schedule that is tried; with at least one step it reaches any level that a preset begins at."""
+"""The longest schedule that is tried. Its last step begins below the start level of every preset."""
 
 
 def steps_by_share(steps: int, strength: float, least: int) -> StageSteps:
-    """Returns the last part `strength` of a schedule of `steps` steps, lengthened until it has `least` of them."""
+    """Returns the last part `strength` of a schedule of `steps` steps, lengthened until this part has `least` steps."""
     schedule = long_enough(steps, strength, least)
     return StageSteps(schedule, steps_of_stage(schedule, strength))
 
 
 def steps_by_level(steps: int, strength: float, least: int, levels: Levels) -> StageSteps:
-    """Returns as many steps as `steps_by_share` at first runs, from the noise level that `strength` stands for.
+    """Returns as many steps as `steps_by_share`, but starting at the noise level that corresponds to `strength`.
 
-    For flow models: their shift moves most of a schedule to high levels, so that its last half begins at 0.75 with a
-    shift of 3 and at 0.9 with one of 9. The level is that of equal signal-to-noise at Stable Diffusion's timestep
-    1000 strength. The schedule's length is chosen so that the level at which the last steps begin is the nearest to it.
-    A strength of 1 begins at the schedule's own start.
+    This is for flow models. Their shift moves most of a schedule to high levels: its last half begins at 0.75 with a
+    shift of 3, and at 0.9 with a shift of 9. The start level has the signal-to-noise ratio of Stable Diffusion's
+    timestep 1000 strength. The length of the schedule is chosen so that the last steps begin as close to this level as
+    possible. A strength of 1 begins at the start of the schedule.
     """
     run = max(steps_of_stage(steps, strength), least)
     if strength >= 1:
@@ -84,9 +87,9 @@ def steps_by_level(steps: int, strength: float, least: int, levels: Levels) -> S
     wanted, tried = flow_level(STEPS * strength), {}
 
     def too_high(length: int) -> bool:
-        """Tries a schedule; longer ones begin their last `run` steps lower."""
+        """Tries a schedule. In longer ones, the last `run` steps begin at a lower level."""
         found = levels(length)
-        # some schedulers leave out levels that are equal after rounding
+        # some schedulers remove levels that are equal after rounding
         start = max(len(found) - 1 - run, 0)
         tried[length] = float(found[start]), start
         return tried[length][0] > wanted
