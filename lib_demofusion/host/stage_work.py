@@ -84,7 +84,7 @@ class StageWork:
         """Samples a stage with a sampler of the webui."""
         # the decoded images must not use memory while the stage is sampled
         self._latest = None
-        # torch's cache has the sizes of the autoencoder. The sampling might not fit beside it, and Windows would then
+        # torch's cache has the sizes of the autoencoder. The sampling might not fit as well, and Windows would then
         # move data to the computer's memory without an error
         devices.torch_gc()
         with inpainting.masks_at(self._p, self._plan, stage.size, self.originals.latent(stage.size)):

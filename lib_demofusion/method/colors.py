@@ -96,8 +96,8 @@ def _areas(picture: Tensor, size: tuple[int, int]) -> _Areas:
 def _correction(missing: Tensor, guide: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Returns slope (3, 3, h, w) and offset (3, h, w) of the affine functions of `guide` that fit `missing` locally.
 
-    `missing` and `guide` are (3, h, w). Areas on edges of the guide count little in the fit: what they lack is the
-    base's blur, or an edge has moved. The coarse low band that the fit leaves out is added to the offset.
+    `missing` and `guide` are (3, h, w). Areas on edges of the guide count little in the fit: they differ because
+    the base is blurred there or an edge has moved. The coarse low band that the fit leaves out is added to the offset.
     """
     weight = torch.ones_like(guide[:1]) if mask is None else mask
     shorter = min(guide.shape[-2:])

@@ -51,7 +51,7 @@ class VarianceExploding:
 class VariancePreserving:
     """x = sqrt(a_t) signal + sqrt(1 - a_t) noise, the space of DDIM, PLMS and UniPC, whose level is the timestep t.
 
-    UniPC asks for fractional t; log a_t is interpolated linearly, as its own noise schedule does.
+    UniPC uses fractional t, so log a_t is interpolated linearly, as in UniPC's own noise schedule.
     """
 
     def __init__(self, alphas_cumprod: Tensor):

@@ -69,7 +69,7 @@ class SamplerTraits:
     stochastic: bool = False
     """Whether the sampler adds fresh noise."""
     guard: CallGuard | None = None
-    """Raises if the sampler's calls do not fit the gate; None where that is known."""
+    """Raises UnknownSampler if the sampler's calls do not fit the gate. None if they are known to fit."""
 
 
 class StageRun:

@@ -106,7 +106,7 @@ class PredictorCorrector(StepGate):
 
 
 class ScaledPredictorCorrector(PredictorCorrector):
-    """Gate of UniPC in Forge Neo, which keeps x / sqrt(1 + sigma^2) and hands its model a copy of the usual scale.
+    """Gate of UniPC in Forge Neo, which stores x / sqrt(1 + sigma^2) and passes a copy in the usual scale to its model.
 
     Its last callback shows the result, which is not blended.
     """
