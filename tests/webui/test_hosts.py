@@ -116,11 +116,11 @@ def test_every_preset_at_every_cfg_scale(webui: Webui, preset: str, cfg_scale: f
     assert_good(result, TWICE)
 
 
-ACTS = 0.1
-"""The minimum change that a value must cause, relative to the change under Euler.
+ACTS = 0.25
+"""The least change that a value must make, in terms of the change under Euler.
 
-Under UniPC of Forge Neo it was 0.1 for the skip residual and 0.05 for extra noise, because no stage could change the
-sampler's x. Other samplers have 0.6 to 1.6.
+In Forge Neo, with random weights, it is 0.4 to 3.0 for the skip residual and 0.6 to 1.0 for extra noise. Under UniPC it
+was 0.1 and 0.05 as long as no stage could change its x.
 """
 
 
