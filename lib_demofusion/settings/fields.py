@@ -80,7 +80,7 @@ class Settings:
         str,
         "Stages",
         "stages",
-        "sizes on the way; or scales such as 1,2,4",
+        "intermediate sizes: a word, or scales such as 1,2,4",
         words=STAGE_WORDS,
         read=parse_stages,
         texts=STAGES_ALLOWED,
@@ -91,7 +91,7 @@ class Settings:
         0.0, "Feather", "feather", "how far tiles fade into one another; hides seams", (0, 0.5, 0.05)
     )
     extra_noise: float = _number(
-        0.0, "Extra noise", "extra noise", "becomes fine detail; too much is grain", (0, 0.2, 0.01)
+        0.0, "Extra noise", "extra noise", "adds fine detail; too much leaves grain", (0, 0.2, 0.01)
     )
     cosine_scale_1: float = _number(
         3.0,
@@ -114,11 +114,11 @@ class Settings:
         0.0,
         "Tile size",
         "tile size",
-        "0 = as large as the base image; 0.5 to 2: times that; else in latent cells of 8 pixels",
+        "0 = size of the base image; 0.5 to 2 = multiple of it; from 8 = side in latent cells of 8 pixels",
         (0, 512, 0.01),
     )
     tile_stride: int = _number(
-        0, "Tile stride", "tile stride", "from tile to tile, in latent cells; 0 = by the overlap", (0, 512, 4)
+        0, "Tile stride", "tile stride", "distance of the tiles in latent cells; 0 = from the overlap", (0, 512, 4)
     )
     jitter: bool = _spec(True, bool, "Jitter", "jitter", "moves the tiles at every step; hides seams")
     sigma: float = _number(

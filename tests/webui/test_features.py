@@ -89,7 +89,7 @@ def test_soft_inpainting_is_refused_where_the_webui_s_own_fails(
 ) -> None:
     result = webui.generate({**ON, "scale": 2}, **inpaint(original), more_scripts=SOFT, sampler_name=sampler)
     assert result.sizes == [(128, 128)]
-    assert "what lies outside the mask does not stay as it was" in result.infotexts[0]
+    assert "the area outside the mask would change" in result.infotexts[0]
 
 
 def test_only_masked_keeps_the_shape(webui: Webui, original: Image.Image) -> None:

@@ -25,7 +25,7 @@ FEW_STEPS = "demofusion_few_steps"
 
 LARGEST_VIEW_BATCH = 64
 
-DEFAULT_GONE = f"{presets.DEFAULT_PRESET} is used, for the default preset in Settings is not there any more:"
+DEFAULT_GONE = f"{presets.DEFAULT_PRESET} is used, because the default preset in Settings no longer exists:"
 
 
 def register() -> None:
@@ -35,10 +35,10 @@ def register() -> None:
     modes = {"choices": list(MODES)}
     for key, option in {
         VIEW_BATCH: info(0, "View batch size", gr.Slider, limits, section=SECTION).info(
-            "tiles and dilated views at once; 0 = automatic: as many as the free memory of the GPU holds"
+            "number of tiles and dilated views per model call; 0 = automatic, by the free memory of the GPU"
         ),
         DECODE: info(AUTOMATIC, "Decode large images in parts", gr.Radio, modes, section=SECTION).info(
-            "slower, with the same result and less memory; automatic = when the whole would not fit"
+            "slower, with the same result and less memory; automatic = only if the whole image would not fit"
         ),
         SAVE_STAGES: info(False, "Always save the image of every stage", section=SECTION),
         SHOW_BASE: info(True, "Show the base image in the gallery", section=SECTION).info(

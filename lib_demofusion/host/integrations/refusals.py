@@ -100,14 +100,14 @@ REFUSALS: tuple[tuple[Check, str], ...] = (
     (_regional_attention, "Regional Prompter's attention mode: every tile would show all regions; use Latent"),
     (
         lambda now: "SAG Guidance Scale" in now.params,
-        "Self Attention Guidance: it takes the attention of the last tile for that of the whole image",
+        "Self Attention Guidance: it would apply the attention of the last tile to the whole image",
     ),
     (
         lambda now: str(now.params.get("SCFG Active")) == "True",
-        "Semantic CFG of Incantations: it takes the attention of the last tile for that of the whole image",
+        "Semantic CFG of Incantations: it would apply the attention of the last tile to the whole image",
     ),
-    (lambda now: "AnimateDiff" in now.params, "AnimateDiff: it would take tiles for the frames of an animation"),
-    (_soft_inpainting, "Soft inpainting with DDIM, PLMS or UniPC: what lies outside the mask does not stay as it was"),
+    (lambda now: "AnimateDiff" in now.params, "AnimateDiff: it would treat tiles as the frames of an animation"),
+    (_soft_inpainting, "Soft inpainting with DDIM, PLMS or UniPC: the area outside the mask would change"),
     (_tiled_diffusion, "Tiled Diffusion: it samples in tiles already; switch one of the two off"),
     (lambda now: now.only_details, "ADetailer's 'Skip img2img': it returns the upload, with its details repainted"),
     (_details_at_base_size, "ADetailer without 'Inpaint only masked': its image has the size of the base"),
