@@ -64,8 +64,8 @@ def main(options: argparse.Namespace) -> None:
         direct = sample(options, large, False).images[0]
     # the final image comes first, followed by the base and the stages in between
     final, stages = result.images[0], result.images[1:]
-    for number, picture in enumerate([*stages, final], start=1):
-        name = "base" if number == 1 else f"stage-{number}"
+    for number, picture in enumerate([*stages, final]):
+        name = f"stage-{number}" if number else "base"
         save(picture, options.out / f"{name}-{picture.width}x{picture.height}.png")
     columns = {
         "plain upscaling (bicubic)": stages[0].resize(final.size, Image.Resampling.BICUBIC),

@@ -24,6 +24,12 @@ Fast hardly changes the image after decoding and encoding the base image. With t
 reaches 59.
 """
 
+LIKE_OF_UPLOAD = 57
+"""The same in img2img, whose base image is an upload that was encoded in half precision."""
+
+TWICE_THE_ERROR = 3.01
+"""In decibels. With "Keep colors" the errors of two decoded images add up: of the stage's and of the base image."""
+
 PRESETS = ("Paper", "Balanced", "Fast")
 TABS = ("txt2img", "img2img")
 
@@ -61,6 +67,15 @@ def likeness(
     return psnr(picture(made), on_processor(webui, preset, scale, name))
 
 
+def least_with_kept_colors(webui: CardWebui, card: PlayedCard, precision: Precision, sampler: str) -> float:
+    """Returns the minimum likeness of an image with kept colors: LIKE, or twice the error of the plain image."""
+    off = {"enabled": False}
+    plain = psnr(
+        picture(webui.job(off, card, precision, sampler_name=sampler)), picture(webui.job(off, sampler_name=sampler))
+    )
+    return min(LIKE, plain - TWICE_THE_ERROR)
+
+
 @pytest.mark.parametrize("name", TABS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_single_precision_is_the_processors(webui: CardWebui, card: PlayedCard, preset: str, name: str) -> None:
@@ -71,7 +86,8 @@ def test_single_precision_is_the_processors(webui: CardWebui, card: PlayedCard, 
 @pytest.mark.parametrize("scale", [2, 1.625])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_half_precision_and_autocast(webui: CardWebui, card: PlayedCard, preset: str, scale: float, name: str) -> None:
-    assert likeness(webui, card, HALF, preset, scale, name) >= LIKE_BY_HALF_VAE.get(preset, LIKE)
+    least = LIKE_OF_UPLOAD if name == "img2img" else LIKE_BY_HALF_VAE.get(preset, LIKE)
+    assert likeness(webui, card, HALF, preset, scale, name) >= least
 
 
 @pytest.mark.parametrize("name", TABS)
@@ -94,4 +110,5 @@ def test_a_batch_has_the_pictures_of_its_seeds(webui: CardWebui, card: PlayedCar
 def test_other_samplers(webui: CardWebui, card: PlayedCard, sampler: str) -> None:
     settings = {"preset": "Balanced", "scale": 2}
     plain = picture(webui.job(settings, sampler_name=sampler))
-    assert psnr(picture(webui.job(settings, card, HALF, sampler_name=sampler)), plain) >= LIKE
+    least = least_with_kept_colors(webui, card, HALF, sampler)
+    assert psnr(picture(webui.job(settings, card, HALF, sampler_name=sampler)), plain) >= least

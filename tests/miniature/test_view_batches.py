@@ -13,7 +13,8 @@ from modules import devices, sd_samplers_common, sd_unet, shared
 from torch import Tensor
 
 from bench.peak_bytes import PeakBytes
-from lib_demofusion.method import preview, view_batch
+from lib_demofusion.host.sampling import view_batch
+from lib_demofusion.method import preview
 from lib_demofusion.method.batching import UnknownMemory
 
 
