@@ -99,7 +99,7 @@ class StageCalls:
 
 
 def costliest_timestep(stage: StagePlan, settings: Settings) -> int:
-    """Returns the timestep at which a stage evaluates the most cells, with timesteps spaced as in `progress.costs`.
+    """Returns the timestep at which a stage evaluates the most cells, with timesteps spaced as in `method.costs`.
 
     The presets skip one of the two paths at other timesteps.
     """

@@ -25,7 +25,7 @@ from lib_demofusion.method.plan import StagePlan, make_plan
 from lib_demofusion.method.residual import VariancePreserving, noised
 from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.stage_steps import schedule_steps
-from lib_demofusion.method.stages import run_stages
+from lib_demofusion.method.stages import Finish, run_stages
 from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.settings.fields import Settings
 from trial.sampling import GUIDANCE, fresh_noise, initial_noise
@@ -219,15 +219,11 @@ class StageWork:
         """Encodes images."""
         return self.studio.encode(np.stack(list(images)))
 
-    def sample(self, stage: StagePlan, anchor: Tensor) -> Tensor:
+    def sample(self, stage: StagePlan, anchor: Tensor, finish: Finish) -> Tensor:
         """Samples a stage."""
         if self.flow is None:
-            return self.studio.stage(self.settings, stage, anchor, self.batch, self.guided)
-        return self.studio.flow_stage(self.flow, (self.settings, stage), anchor, self.batch, self.guided)
-
-    def finish(self, stage: StagePlan, sampled: Tensor, matched: Tensor) -> Tensor:
-        """Returns the result with the statistics of the base."""
-        return matched
+            return finish(self.studio.stage(self.settings, stage, anchor, self.batch, self.guided))
+        return finish(self.studio.flow_stage(self.flow, (self.settings, stage), anchor, self.batch, self.guided))
 
 
 def with_colors_of(pictures: np.ndarray, bases: np.ndarray) -> np.ndarray:

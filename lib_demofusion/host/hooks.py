@@ -101,7 +101,7 @@ def _settings(p: Any, args: Sequence[object], overrides: Mapping[str, object], k
     such as the X/Y/Z plot keeps one preset for all its images, even if it changes the number of steps.
     """
     asked = overridden(settings_from_args(args, _default_preset(p, args, known), known), overrides, known)
-    if names_preset(args) or "preset" in overrides or refusals.chosen_script(p.scripts, (p.script_args or [0])[0]):
+    if names_preset(args) or "preset" in overrides or refusals.of_job(p).script:
         return asked
     settings = options.suited(asked, p.steps, p.cfg_scale, known, host().family(loaded_model()).distilled)
     if settings.preset != asked.preset:

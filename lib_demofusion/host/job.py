@@ -24,7 +24,6 @@ from lib_demofusion.host.common.messages import (
 )
 from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.pictures import formats, inpainting
-from lib_demofusion.host.pictures.base_colors import known_base
 from lib_demofusion.host.pictures.base_picture import (
     base_images,
     base_latent,
@@ -183,9 +182,7 @@ class Job:
             self._progress.base_done()
         loop = StageLoop(p, plan, self.settings, self._overlay, self._progress)
         try:
-            if images is None and self.settings.keep_colors:
-                return loop.run(base, known=known_base(p, base, self.settings.img2img_first))
-            return loop.run(base, images, images)
+            return loop.run(base, images)
         finally:
             self.pictures.extend(with_later_reports(p, picture) for picture in loop.pictures)
 

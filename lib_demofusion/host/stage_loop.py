@@ -37,12 +37,12 @@ class StageLoop:
         self._total = len(plan.stages)
         self._work = StageWork(p, plan, settings, progress)
 
-    def run(self, base: Tensor, images: Any = None, known: Any = None) -> Any:
+    def run(self, base: Tensor, images: Any = None) -> Any:
         """Returns the decoded images of the last stage that succeeded, or None if none did.
 
-        `base` is the latent (B, C, h, w) of the base image. See `StageWork.begin` for the others.
+        `base` is the latent (B, C, h, w) of the base image, and `images` are its images if they are decoded already.
         """
-        self._work.begin(base, images, known)
+        self._work.begin(base, images)
         latents = self._sample(base)
         self._progress.sampled()
         decoded = self._decode(latents)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from lib_demofusion.host.integrations import soft_inpainting
 from lib_demofusion.host.pictures import coding, inpainting
-from lib_demofusion.host.pictures.base_colors import BaseColors
+from lib_demofusion.host.pictures.base_colors import BaseColors, known_base
 from lib_demofusion.host.pictures.pixel_anchor import enlarged
 from lib_demofusion.host.pictures.vae import Report
 from lib_demofusion.host.progress.bar import DECODING, ENCODING, Progress
 from lib_demofusion.host.sampling.stage_sampler import StageTask, run_stage, stop_requested
 from lib_demofusion.method.plan import CELL, Plan, StagePlan
 from lib_demofusion.method.stage import cropped
-from lib_demofusion.method.stages import StageStopped
+from lib_demofusion.method.stages import Finish, StageStopped
 from lib_demofusion.settings.fields import Settings
 
 
@@ -32,16 +32,14 @@ class StageWork:
         self._base: Tensor | None = None
         self._latest: tuple[Tensor, Any] | None = None
 
-    def begin(self, base: Tensor, images: Any = None, known: Any = None) -> None:
-        """Sets the base latent (B, C, h, w).
-
-        `images` are its images as the webui decodes them, if they are decoded already. `known` are images with the
-        colors of the base image, if they are available without decoding.
-        """
+    def begin(self, base: Tensor, images: Any = None) -> None:
+        """Sets the base latent (B, C, h, w). `images` are its DecodedSamples, if they are decoded already."""
         self._base = base
         self._latest = None if images is None else (base, images)
-        if self._colors is not None and known is not None:
-            self._colors.remember(known)
+        if self._colors is not None:
+            known = known_base(self._p, base if images is None else images, self._settings.img2img_first)
+            if known is not None:
+                self._colors.remember(known)
 
     def stopped(self) -> bool:
         """Returns whether the user has asked to stop."""
@@ -80,21 +78,16 @@ class StageWork:
         report(0.0)
         return coding.encode(self._p, images, report)
 
-    def sample(self, stage: StagePlan, anchor: Tensor) -> Tensor:
-        """Samples a stage with a sampler of the webui."""
+    def sample(self, stage: StagePlan, anchor: Tensor, finish: Finish) -> Tensor:
+        """Samples a stage with a sampler of the webui, and keeps the original where nothing was painted."""
         # the decoded images must not use memory while the stage is sampled
         self._latest = None
         # torch's cache has the sizes of the autoencoder. The sampling might not fit as well, and Windows would then
         # move data to the computer's memory without an error
         devices.torch_gc()
         with inpainting.masks_at(self._p, self._plan, stage.size, self.originals.latent(stage.size)):
-            return run_stage(self._p, StageTask(stage, self._settings, anchor, self._plan), self._progress.sampling)
-
-    def finish(self, stage: StagePlan, sampled: Tensor, matched: Tensor) -> Tensor:
-        """Blends the result with the original where nothing was painted."""
-        with inpainting.masks_at(self._p, self._plan, stage.size, self.originals.latent(stage.size)):
-            x = soft_inpainting.as_far_as_painted(self._p, sampled, matched)
-            return inpainting.keep_unmasked(self._p, x)
+            x = run_stage(self._p, StageTask(stage, self._settings, anchor, self._plan), self._progress.sampling)
+            return inpainting.keep_unmasked(self._p, soft_inpainting.as_far_as_painted(self._p, x, finish(x)))
 
 
 def _stoppable(report: Report) -> Report:

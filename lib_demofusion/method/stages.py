@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
@@ -13,6 +13,10 @@ from lib_demofusion.settings.fields import LATENT, PIXELS, Settings
 
 Image = TypeVar("Image")
 """The host's own type for a decoded image."""
+
+
+Finish = Callable[[Tensor], Tensor]
+"""Gives a sampled latent the statistics of the base image."""
 
 
 class StageStopped(Exception):
@@ -38,12 +42,8 @@ class StageHost(Protocol, Generic[Image]):
         """Encodes images. They come from an iterator, so that only one of them is in memory at a time."""
         ...
 
-    def sample(self, stage: StagePlan, anchor: Tensor) -> Tensor:
-        """Samples a stage from its anchor, which has the size of the stage."""
-        ...
-
-    def finish(self, stage: StagePlan, sampled: Tensor, matched: Tensor) -> Tensor:
-        """Returns the result of a stage. `matched` is `sampled` with the statistics of the base image."""
+    def sample(self, stage: StagePlan, anchor: Tensor, finish: Finish) -> Tensor:
+        """Samples a stage from its anchor, which has the size of the stage, and returns the finished latent."""
         ...
 
 
@@ -54,12 +54,15 @@ def run_stages(host: StageHost[Image], plan: Plan, settings: Settings, base: Ten
     host.
     """
     colors = plan.crop.take(base) if settings.keep_colors else None
+
+    def finish(x: Tensor) -> Tensor:
+        return finish_stage(x, base, colors)
+
     latent = base
     for stage in plan.stages:
         if host.stopped():
             raise StageStopped
-        sampled = host.sample(stage, stage_anchor(host, latent, (plan, stage), settings))
-        latent = host.finish(stage, sampled, finish_stage(sampled, base, colors))
+        latent = host.sample(stage, stage_anchor(host, latent, (plan, stage), settings), finish)
         yield latent
 
 

@@ -7,8 +7,10 @@ sampler has its own order. The names are those of the sampling functions in k-di
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -151,6 +153,13 @@ def sigma_down(sigma: Tensor, sigma_next: Tensor, eta: float) -> Tensor:
 def flow_sigma_down_is_zero(sigma: Tensor, sigma_next: Tensor, eta: float) -> bool:
     """Returns whether an ancestral step of a flow model replaces all of the noise."""
     return bool(sigma_next * (1 + (sigma_next / sigma - 1) * eta) == 0)
+
+
+def function_name(function: Any) -> str:
+    """Returns the name of a sampling function, even if an extension has wrapped it in a partial."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def flow_form(name: str) -> str:

@@ -13,7 +13,7 @@ from modules import errors, processing
 from PIL import Image
 from reports import Reports
 
-from lib_demofusion.host import job, stage_work
+from lib_demofusion.host import stage_work
 from lib_demofusion.host.pictures import base_colors, inpainting
 from lib_demofusion.host.pictures.base_colors import BaseColors, known_base
 from lib_demofusion.method.plan import make_plan
@@ -105,7 +105,7 @@ def test_switched_off_nothing_of_it_runs(webui: Webui, monkeypatch: pytest.Monke
     plain = webui.job({**ON, "keep_colors": False, "upscaler": "Lanczos"})
     monkeypatch.setattr(base_colors, "match_colors_", called)
     monkeypatch.setattr(stage_work, "BaseColors", called)
-    monkeypatch.setattr(job, "known_base", called)
+    monkeypatch.setattr(stage_work, "known_base", called)
     again = webui.job({**ON, "keep_colors": False, "upscaler": "Lanczos"})
     assert not errors.exception_records
     assert again.images[0].tobytes() == plain.images[0].tobytes()

@@ -8,7 +8,7 @@ from typing import Any
 from modules import sd_samplers, shared
 
 from lib_demofusion.method.flow_samplers import flow_problem, knows_flow
-from lib_demofusion.method.step_gate import is_stochastic
+from lib_demofusion.method.step_gate import function_name, is_stochastic
 
 FOR_FLOW = "the sampler %s: it is made for flow models, and this model is none; choose another sampler"
 
@@ -19,7 +19,7 @@ def problem(p: Any, flow: bool) -> str | None:
     if sd_samplers.find_sampler_config(label) is None:
         return None
     sampler = sd_samplers.create_sampler(label, p.sd_model)
-    name = getattr(sampler.func, "__name__", "")
+    name = function_name(sampler.func)
     if not flow:
         return FOR_FLOW % label if name.endswith("_RF") else None
     parameters = inspect.signature(sampler.func).parameters

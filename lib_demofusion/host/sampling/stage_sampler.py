@@ -33,7 +33,7 @@ from lib_demofusion.method.size_vectors import Frame
 from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.stage_meter import StageMeter
 from lib_demofusion.method.stages import StageStopped
-from lib_demofusion.method.step_gate import flow_form, is_stochastic, make_gate
+from lib_demofusion.method.step_gate import flow_form, function_name, is_stochastic, make_gate
 from lib_demofusion.settings.fields import Settings
 
 SEED_OFFSET = 0x9E3779B97F4A7C15
@@ -233,13 +233,6 @@ def _extra_noise_of_base(p: Any) -> Iterator[None]:
 def stage_seeds(seeds: list[int], stage: int) -> list[int]:
     """Returns one seed per image, different for each stage."""
     return [(int(seed) + SEED_OFFSET * stage) & SEED_MASK for seed in seeds]
-
-
-def function_name(function: Any) -> str:
-    """Returns the name of a sampling function, even if an extension has wrapped it in a partial."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return getattr(function, "__name__", type(function).__name__)
 
 
 def _default(parameters: Mapping[str, inspect.Parameter], name: str) -> Any:
