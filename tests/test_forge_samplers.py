@@ -9,8 +9,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
+import flow_samplers
 import pytest
 import torch
 from test_step_gate import SIGMAS, Explicit, ancestral, drive, relative_error, toward
@@ -150,15 +152,9 @@ def rf_levels(sigma: Tensor, target: Tensor, eta: float) -> tuple[Tensor, Tensor
 
 
 def two_s_rf(run: Explicit, sigmas: Tensor, eta: float) -> Tensor:
-    x = None
-    for sigma, target in pairwise(sigmas):
-        x, denoised = run.start(x, sigma)
-        if target == 0:
-            return denoised
-        down, middle, renoise = rf_levels(sigma, target, eta)
-        x_2 = toward(x, denoised, middle / sigma)
-        x = (1 - target) / (1 - down) * toward(x, run.call(x_2, middle), down / sigma) + renoise * run.draw()
-    return x
+    """Runs the formulas of flow_samplers.py, which were written without the host's order of operations."""
+    steps = SimpleNamespace(first=run.start, again=run.call, draw=run.draw)
+    return flow_samplers.dpmpp_2s_ancestral(steps, None, sigmas, eta)
 
 
 CASES: list[tuple[str, Callable[..., Tensor], Callable[..., Tensor], Tensor, dict[str, Any]]] = [
