@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import launch
+import pytest
 from modules import errors, jobs, paths_internal, processing, scripts, sd_models, shared
 from PIL import Image
 
@@ -68,3 +69,14 @@ class Webui:
 def sizes(processed: processing.Processed) -> list[int]:
     """Returns the widths of the images."""
     return [image.width for image in processed.images]
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+    """Makes the user interrupt whenever the function `name` of a module is called, before it runs."""
+    real = getattr(owner, name)
+
+    def interrupting(*args: Any) -> Any:
+        shared.state.interrupt()
+        return real(*args)
+
+    monkeypatch.setattr(owner, name, interrupting)

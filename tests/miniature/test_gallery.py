@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from in_process import BASE, Webui, sizes
+from in_process import BASE, Webui, interrupt_at, sizes
 from modules import shared
 from PIL import Image, ImageChops
 
@@ -61,13 +60,7 @@ def test_with_every_stage_shown_it_is_there_once(webui: Webui) -> None:
 
 
 def test_a_run_that_is_stopped_in_its_first_stage_shows_it_once(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = stage_work.run_stage
-
-    def interrupting(*args: Any) -> Any:
-        shared.state.interrupt()
-        return real(*args)
-
-    monkeypatch.setattr(stage_work, "run_stage", interrupting)
+    interrupt_at(monkeypatch, stage_work, "run_stage")
     result = webui.job(ON, from_page=True)
     assert sizes(result) == [BASE]
     assert "DemoFusion stopped" in result.infotexts[0]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from in_process import BASE, Webui, sizes
-from modules import infotext_utils, processing, shared
+from in_process import BASE, Webui, interrupt_at, sizes
+from modules import infotext_utils, processing
 from reports import Reports
 
 from lib_demofusion.host import hooks, stage_loop
@@ -82,13 +82,7 @@ def test_what_is_reported_after_a_stage_is_in_the_text_of_its_image_too(
 
 
 def test_an_interruption_is_in_the_text_of_the_final_image_alone(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = stages.finish_stage
-
-    def interrupting(*args: Any) -> Any:
-        shared.state.interrupt()
-        return real(*args)
-
-    monkeypatch.setattr(stages, "finish_stage", interrupting)
+    interrupt_at(monkeypatch, stages, "finish_stage")
     result = webui.job(TWO_STAGES)
     assert sizes(result) == [2 * BASE, BASE, 2 * BASE]
     final, *others = entries(result, "stopped")

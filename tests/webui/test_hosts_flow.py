@@ -5,15 +5,12 @@
 
 from __future__ import annotations
 
-import json
 import re
-import urllib.error
-import urllib.request
 from typing import Any
 
 import numpy as np
 import pytest
-from webui.conftest import Result, Webui
+from webui.conftest import Result, Webui, facts_or_skip
 from webui.test_generate import assert_good
 from webui.test_hosts import real_layout
 
@@ -32,12 +29,7 @@ LAST_BIT = 2e-5
 def family(webui: Webui) -> dict[str, Any]:
     """Returns the extension's facts about the checkpoint, which the first image loads."""
     small(webui, None)
-    try:
-        with urllib.request.urlopen(f"{webui.url}/demofusion-test/family") as answer:
-            found: dict[str, Any] = json.load(answer)
-    except urllib.error.HTTPError as error:
-        error.close()
-        pytest.skip("the webui has no classes for kinds of models")
+    found: dict[str, Any] = facts_or_skip(webui, "family")
     if not found["flow"]:
         pytest.skip(f"{found['name']} is no flow model")
     return found

@@ -5,15 +5,12 @@ See test_hosts.py.
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from webui.conftest import Webui, png
+from webui.conftest import Webui, facts_or_skip, png
 from webui.test_generate import assert_good
 from webui.test_hosts import TWICE, real_layout, small, upload
 
@@ -101,12 +98,7 @@ UNKNOWN_ENGINES = {"StableDiffusion3", "StableDiffusionXLRefiner", "Wan", "PiD"}
 
 def test_every_engine_is_known_or_refused(webui: Webui) -> None:
     """Tests all engines of this webui, by its own classes. A new one needs a record in the table of families."""
-    try:
-        with urllib.request.urlopen(f"{webui.url}/demofusion-test/engines") as answer:
-            engines: dict[str, bool] = json.load(answer)
-    except urllib.error.HTTPError as error:
-        error.close()
-        pytest.skip("the webui has no classes for kinds of models")
+    engines: dict[str, bool] = facts_or_skip(webui, "engines")
     assert {name for name, known in engines.items() if not known} == UNKNOWN_ENGINES & set(engines)
     assert len(engines) > 5
 

@@ -20,7 +20,7 @@ with suppress(ImportError):
 def made(cls):
     """Returns an engine of a class without weights. Its UNet consists only of the schedule."""
     module = sys.modules[cls.__module__]
-    kept = ("ForgeObjects", "ForgeDiffusionEngine")
+    kept = ("ForgeObjects", "ForgeDiffusionEngine", *(n for n in vars(module) if n.startswith("Prediction")))
     names = [n for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ != cls.__module__]
     with mock.patch.multiple(module, **{name: mock.MagicMock() for name in names if name not in kept}):
         engine = cls(mock.MagicMock(sampling_settings={}), collections.defaultdict(mock.MagicMock))
