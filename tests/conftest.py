@@ -21,4 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--checkpoints", metavar="DIR", help="checkpoints of a real layout: the webuis of Forge's family load no others"
     )
-    parser.addoption("--webui-url", metavar="URL", help="a running webui to test in, with tests/webui/faults installed")
+    parser.addoption(
+        "--webui-url",
+        metavar="URL",
+        help="a running webui to test in; tests/webui needs the extension in tests/webui/faults there",
+    )

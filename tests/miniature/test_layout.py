@@ -1,4 +1,7 @@
-"""Tests the panel in windows of every width: no control is cut off or covered, and every name is on one line."""
+"""Tests the panel in windows of every width: no control is cut off or covered, and every name is on one line.
+
+With --webui-url URL the panel is that of a running webui, otherwise that of the stand-in.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Tab, open_panel, screenshot
+from browser import open_panel, screenshot
 from test_browser import SCREENSHOTS
 
 pytestmark = pytest.mark.browser
 
 LOCALIZATIONS = Path(__file__).resolve().parents[2] / "localizations"
 WIDTHS = range(360, 1601, 20)
-LOOKED_AT = (360, 500, 700, 960, 1024, 1280, 1600)
+LOOKED_AT = (360, 400, 500, 700, 900, 960, 1024, 1100, 1280, 1600)
 """The widths with a screenshot."""
 
 TRANSLATE = """words => {
@@ -27,6 +30,13 @@ TRANSLATE = """words => {
 """Replaces whole text nodes, as the webui's localization.js does."""
 
 
+@pytest.fixture(scope="module")
+def address(request: pytest.FixtureRequest) -> str:
+    """Returns the address of the page: a running webui's, if one is named."""
+    url = request.config.getoption("--webui-url")
+    return url or request.getfixturevalue("served")[0]
+
+
 @pytest.mark.parametrize("name", ["txt2img", "img2img"])
 def test_no_control_is_cut_off_or_covered(chromium: Any, address: str, name: str) -> None:
     tab = open_panel(chromium, address, (1280, 1000), name)
@@ -35,12 +45,12 @@ def test_no_control_is_cut_off_or_covered(chromium: Any, address: str, name: str
     assert problems == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_screenshots_of_the_panel(chromium: Any, address: str, scheme: str) -> None:
-    tab = open_panel(chromium, f"{address}?__theme={scheme}", (1280, 1000))
+@pytest.mark.parametrize(("name", "scheme"), [("txt2img", "light"), ("txt2img", "dark"), ("img2img", "light")])
+def test_screenshots_of_the_panel(chromium: Any, address: str, name: str, scheme: str) -> None:
+    tab = open_panel(chromium, f"{address}?__theme={scheme}", (1280, 1000), name)
     for width in LOOKED_AT:
         assert tab.layout_problems(width) == []
-        screenshot(tab.page, SCREENSHOTS, f"{scheme}-{width}")
+        screenshot(tab.page, SCREENSHOTS, f"{name}-{scheme}-{width}")
     tab.page.close()
 
 
@@ -55,10 +65,10 @@ def test_other_languages_fit_too(chromium: Any, address: str, language: str) -> 
     assert [problem for problem in problems if "lines" not in problem] == []
 
 
-def test_a_control_that_is_cut_off_or_covered_is_found(page: Any) -> None:
-    tab = Tab(page, "txt2img")
-    tab.open_panel()
-    page.add_style_tag(content=f"{tab.panel}_scale {{ height: 30px; }} {tab.panel}_width {{ margin-left: -40px; }}")
+def test_a_control_that_is_cut_off_or_covered_is_found(chromium: Any, address: str) -> None:
+    tab = open_panel(chromium, address, (1280, 1000))
+    tab.page.add_style_tag(content=f"{tab.panel}_scale {{ height: 30px; }} {tab.panel}_width {{ margin-left: -40px; }}")
     problems = "\n".join(tab.layout_problems(1280))
     assert "scale INPUT number is outside" in problems
     assert "scale INPUT number overlaps width INPUT" in problems
+    tab.page.close()
