@@ -54,6 +54,11 @@ class Result:
     images: list[Image.Image]
     infotexts: list[str]
 
+    @classmethod
+    def of(cls, answer: dict[str, Any]) -> Result:
+        """Returns the result in an answer of the API."""
+        return cls([decoded(text) for text in answer["images"]], json.loads(answer["info"])["infotexts"])
+
     @property
     def digests(self) -> list[str]:
         return [hashlib.sha256(image.tobytes()).hexdigest() for image in self.images]
@@ -102,9 +107,7 @@ class Webui:
         if demofusion is not None:
             args = demofusion if isinstance(demofusion, list) else [demofusion]
             body["alwayson_scripts"][TITLE] = {"args": args}
-        answer = self.call(path, body)
-        pictures = [decoded(text) for text in answer["images"]]
-        return Result(pictures, json.loads(answer["info"])["infotexts"])
+        return Result.of(self.call(path, body))
 
 
 def facts_or_skip(webui: Webui, name: str) -> Any:
@@ -159,7 +162,7 @@ def started(
     for name in filter(None, ("sd-webui-demofusion-hires", second_copy)):
         _install(ROOT, data / "extensions" / name)
     _install(FAULTS, data / "extensions" / "demofusion-test-faults")
-    if hosts.find(folder) is hosts.NEO:
+    if hosts.find(folder) in (hosts.NEO, hosts.FORGE):
         _install(THIN, data / "extensions" / "thin-text-encoders")
     settings: dict[str, Any] = {"emphasis": "No norm", "live_previews_enable": False, "samples_save": False, **DEFAULTS}
     # Forge Neo uses the layer before the last by default

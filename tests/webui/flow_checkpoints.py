@@ -1,249 +1,279 @@
-"""Makes checkpoints of flow models with random weights, which Forge Neo loads on a processor.
+"""Makes checkpoints of flow models with random weights, which Forge Neo and Forge load on a processor.
 
-Run it with the Python of Forge Neo: `NEO/venv/bin/python tests/webui/flow_checkpoints.py NEO KIND OUT.safetensors`.
+Run it with the Python of that webui: `WEBUI/venv/bin/python tests/webui/flow_checkpoints.py WEBUI FOLDER [KIND ...]`.
+`test_hosts_flow.py` does so if its folder of checkpoints is empty. Without a KIND, all of the webui's kinds are made.
 
-| KIND | family | latent | size |
-|---|---|---|---|
-| flux | Flux.1 dev, width 256, one block of each kind | 16 channels | 0.4 GB |
-| zimage | Z-Image, one layer of each kind | 16 channels | 1 GB |
-| anima | Anima, one block | 16 channels, five axes | 1 GB |
-| klein | Flux.2 Klein 4B, one block of each kind | 128 channels, 16 pixels a cell | 2 GB |
-| sdxl | rectified-flow SDXL, half as wide; "rectified" must be in OUT's name | 4 channels | 3 GB |
+| KIND | family | size |
+|---|---|---|
+| rectified-sdxl | rectified-flow SDXL, half as wide; the webui knows it by "rectified" in its name alone | 2.3 GB |
+| zimage | Z-Image, one layer of each kind | 1.3 GB |
+| schnell, flux | Flux.1, width 256, one block of each kind | 0.5 GB |
+| chroma | Chroma, width 256, one block of each kind | 0.2 GB |
+| lumina | Lumina 2, one layer of each kind | 0.8 GB |
+| qwen | Qwen-Image, width 256, one block | 0.4 GB |
+| anima | Anima, one block | 1.1 GB |
+| klein | Flux.2 Klein 4B, one block of each kind | 1.3 GB |
+| ernie | Ernie-Image, width 256, one layer | 0.3 GB |
+| krea | Krea 2, width 256, one block | 0.5 GB |
+| mugen | Mugen, half as wide | 2.3 GB |
 
-The layouts are the true ones, so that the webui's own detection and classes load them. Its text encoders have one size,
-5 to 8 GB in half precision. The extension in `thin_text_encoders` makes the webui read their sizes from the file; copy
-it into the folder `extensions` of the data directory. It changes nothing of the webui on disk.
+The layouts are the true ones, so that the webui's own detection and classes load them. Its text encoders and some
+transformers have one size, up to 20 GB in half precision. The test extension in `thin_text_encoders` makes the webui
+read their sizes from the file. It changes nothing of the webui on disk.
 """
 
 from __future__ import annotations
 
-import math
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from flow_weights import T5_SIZES, LanguageModel, Weights, as_open_clip, on_meta, random_weights, t5
+from torch import Tensor
 
-T5_WIDTH, T5_LAYERS = 128, 2
-QWEN_WIDTH, QWEN_LAYERS, QWEN_INNER, QWEN_WORDS = 256, 2, 512, 151936
-HEAD = 128
-"""Width of an attention head of Qwen3."""
-
-Parts = dict[str, Mapping[str, Tensor]]
+Parts = dict[str, Weights]
 """Weights by the prefix of their keys."""
 
-
-def random_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Returns weights for a module on the meta device: matrices by fan-in, norms one, biases zero."""
-    return {name: random_weight(name, tuple(value.shape)) for name, value in module.state_dict().items()}
-
-
-def random_weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Returns a weight of the given shape, according to its name."""
-    if len(shape) >= 2:
-        return torch.randn(shape) * math.prod(shape[1:]) ** -0.5
-    return torch.ones(shape) if name.endswith(("weight", "scale")) else torch.zeros(shape)
+NETWORK = "model.diffusion_model."
+WIDTH = 256
+"""Width of the transformers whose width is free. They have two heads."""
+QWEN_WORDS = 151936
+KREA_WIDTH = 320
+"""Width of Krea's text encoder: 20 heads of 16."""
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+FLUX_VAE = "black-forest-labs/FLUX.1-dev"
 
 
-def on_meta(make: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
-    """Makes a module without memory for its weights."""
-    with torch.device("meta"):
-        return make(*args, **kwargs)
-
-
-class Neo:
-    """Parts of checkpoints, in the classes and configurations of Forge Neo."""
+class Home:
+    """Parts of checkpoints, in the classes and configurations of the webui in a folder."""
 
     def __init__(self, folder: Path):
+        self.is_neo = (folder / "backend" / "nn" / "llm").is_dir()
         self.configs = folder / "backend" / "huggingface"
-        sys.argv = [sys.argv[0], "--cpu"]
-        sys.path[:0] = [str(folder), str(folder / "modules_forge" / "packages")]
+        packages = (
+            ["modules_forge/packages"] if self.is_neo else ["packages_3rdparty", "repositories/huggingface_guess"]
+        )
+        sys.argv = [sys.argv[0], "--cpu" if self.is_neo else "--always-cpu"]
+        sys.path[:0] = [str(folder), *(str(folder / name) for name in packages)]
         os.chdir(folder)
 
-    def vae(self, repository: str, name: str = "IntegratedAutoencoderKL") -> dict[str, Tensor]:
+    def vae(self, repository: str, name: str = "IntegratedAutoencoderKL") -> Weights:
         """Returns the weights of an autoencoder of full size."""
-        from backend.nn import vae, wan_vae
+        from backend.nn import vae
 
-        kind = getattr(vae, name, None) or getattr(wan_vae, name)
+        kind = getattr(vae, name, None)
+        if kind is None:
+            from backend.nn import wan_vae
+
+            kind = getattr(wan_vae, name)
         config = kind.load_config(str(self.configs / repository / "vae"))
         return random_weights(on_meta(kind.from_config, config))
 
-    def clip(self, repository: str, folder: str) -> dict[str, Tensor]:
+    def clip(self, repository: str, folder: str) -> Weights:
         """Returns the weights of a CLIP text model of full size, with the names of transformers."""
         from transformers import CLIPTextConfig, CLIPTextModel
 
         config = CLIPTextConfig.from_pretrained(str(self.configs / repository / folder))
-        weights: dict[str, Tensor] = CLIPTextModel(config).state_dict()
+        weights: Weights = CLIPTextModel(config).state_dict()
         return weights
 
-    def t5(self) -> dict[str, Tensor]:
-        """Returns the weights of a thin T5."""
-        from backend.nn.t5 import IntegratedT5
+    def flux_network(self, guidance: bool) -> Weights:
+        from backend.nn.flux import IntegratedFluxTransformer2DModel
 
-        config = {
-            "d_model": T5_WIDTH,
-            "d_ff": 2 * T5_WIDTH,
-            "num_heads": 2,
-            "num_layers": T5_LAYERS,
-            "vocab_size": 32128,
-        }
-        kind = {"dense_act_fn": "gelu_pytorch_tanh", "is_gated_act": True, "model_type": "t5"}
-        return random_weights(on_meta(IntegratedT5, {**config, **kind}))
+        sizes = {"vec_in_dim": 768, "context_in_dim": T5_SIZES["d_model"], "hidden_size": WIDTH, "num_heads": 2}
+        depth = {"mlp_ratio": 4.0, "depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56], "theta": 10000}
+        kind = {"in_channels": 16, "qkv_bias": True, "guidance_embed": guidance}
+        more = {"out_channels": 16, "patch_size": 2} if self.is_neo else {}
+        return random_weights(on_meta(IntegratedFluxTransformer2DModel, **sizes, **depth, **kind, **more))
 
+    def chroma_network(self) -> Weights:
+        from backend.nn.chroma import IntegratedChromaTransformer2DModel
 
-def qwen(width: int, layers: int) -> dict[str, Tensor]:
-    """Returns the weights of a thin Qwen3 with the names of transformers."""
-    heads, groups = 2 * HEAD, HEAD
-    matrices = {
-        "self_attn.q_proj": (heads, width),
-        "self_attn.k_proj": (groups, width),
-        "self_attn.v_proj": (groups, width),
-        "self_attn.o_proj": (width, heads),
-        "mlp.gate_proj": (QWEN_INNER, width),
-        "mlp.up_proj": (QWEN_INNER, width),
-        "mlp.down_proj": (width, QWEN_INNER),
-    }
-    norms = {"input_layernorm": width, "post_attention_layernorm": width, "self_attn.q_norm": HEAD}
-    norms["self_attn.k_norm"] = HEAD
-    made = {"model.embed_tokens.weight": torch.randn(QWEN_WORDS, width), "model.norm.weight": torch.ones(width)}
-    for layer in range(layers):
-        prefix = f"model.layers.{layer}."
-        made |= {f"{prefix}{name}.weight": random_weight(name, shape) for name, shape in matrices.items()}
-        made |= {f"{prefix}{name}.weight": torch.ones(size) for name, size in norms.items()}
-    return made
+        sizes = {"vec_in_dim": None, "context_in_dim": T5_SIZES["d_model"], "hidden_size": WIDTH, "num_heads": 2}
+        depth = {"mlp_ratio": 4.0, "depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56], "theta": 10000}
+        neo = {"in_channels": 64, "out_channels": 64, "patch_size": 2, "txt_ids_dims": [], "in_dim": 64}
+        guide = {"out_dim": WIDTH, "hidden_dim": 2 * WIDTH, "n_layers": 5}
+        forge = {"in_channels": 16, **{f"guidance_{name}": value for name, value in guide.items()}}
+        more = {**neo, **guide} if self.is_neo else forge
+        return random_weights(on_meta(IntegratedChromaTransformer2DModel, **sizes, **depth, qkv_bias=True, **more))
 
 
-def flux(neo: Neo) -> Parts:
-    from backend.nn.flux import IntegratedFluxTransformer2DModel
-
-    sizes = {"vec_in_dim": 768, "context_in_dim": T5_WIDTH, "hidden_size": 256, "mlp_ratio": 4.0, "num_heads": 2}
-    depth = {"depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2}
-    kind = {"in_channels": 16, "out_channels": 16, "qkv_bias": True, "guidance_embed": True}
-    network = on_meta(IntegratedFluxTransformer2DModel, **sizes, **depth, **kind)
+def flux(home: Home, guidance: bool = True) -> Parts:
     return {
-        "model.diffusion_model.": random_weights(network),
-        "vae.": neo.vae("black-forest-labs/FLUX.1-dev"),
-        "text_encoders.clip_l.transformer.": neo.clip("runwayml/stable-diffusion-v1-5", "text_encoder"),
-        "text_encoders.t5xxl.": neo.t5(),
+        NETWORK: home.flux_network(guidance),
+        "vae.": home.vae(FLUX_VAE),
+        "text_encoders.clip_l.transformer.": home.clip("runwayml/stable-diffusion-v1-5", "text_encoder"),
+        "text_encoders.t5xxl.": t5(),
     }
 
 
-def klein(neo: Neo) -> Parts:
+def schnell(home: Home) -> Parts:
+    return flux(home, guidance=False)
+
+
+def chroma(home: Home) -> Parts:
+    return {NETWORK: home.chroma_network(), "vae.": home.vae(FLUX_VAE), "text_encoders.t5xxl.": t5()}
+
+
+def klein(home: Home) -> Parts:
     """The width identifies the Klein model. It reads the text encoder's states after the layers 9, 18 and 27."""
     from backend.nn.flux import IntegratedFluxTransformer2DModel
 
-    sizes = {"vec_in_dim": None, "context_in_dim": 3 * QWEN_WIDTH, "hidden_size": 3072, "mlp_ratio": 3.0}
+    sizes = {"vec_in_dim": None, "context_in_dim": 3 * WIDTH, "hidden_size": 3072, "mlp_ratio": 3.0}
     depth = {"num_heads": 24, "depth": 1, "depth_single_blocks": 1, "axes_dim": [32, 32, 32, 32], "theta": 2000}
     kind = {"in_channels": 128, "out_channels": 128, "patch_size": 1, "qkv_bias": False, "guidance_embed": False}
     more = {"txt_ids_dims": [3], "global_modulation": True, "mlp_silu_act": True, "ops_bias": False}
     references = {"default_ref_method": "index", "ref_index_scale": 10.0}
     network = on_meta(IntegratedFluxTransformer2DModel, **sizes, **depth, **kind, **more, **references)
     return {
-        "model.diffusion_model.": random_weights(network),
-        "vae.": neo.vae("black-forest-labs/FLUX.2-klein-4B", "AutoencoderKLFlux2"),
-        "text_encoders.qwen3_4b.transformer.": qwen(QWEN_WIDTH, 28),
+        NETWORK: random_weights(network),
+        "vae.": home.vae("black-forest-labs/FLUX.2-klein-4B", "AutoencoderKLFlux2"),
+        "text_encoders.qwen3_4b.transformer.": LanguageModel(QWEN_WORDS, layers=28, normalizes_heads=True).weights(),
     }
 
 
-def anima(neo: Neo) -> Parts:
+def ernie(home: Home) -> Parts:
+    from backend.nn.ernie import ErnieImageModel
+
+    sizes = {"hidden_size": WIDTH, "num_attention_heads": 2, "num_layers": 1, "ffn_hidden_size": 2 * WIDTH}
+    return {
+        NETWORK: random_weights(on_meta(ErnieImageModel, **sizes, text_in_dim=2 * WIDTH)),
+        "vae.": home.vae("baidu/ERNIE-Image", "AutoencoderKLFlux2"),
+        "text_encoders.ministral3_3b.transformer.": LanguageModel(131072, width=2 * WIDTH, layers=3).weights(),
+    }
+
+
+def anima(home: Home) -> Parts:
     from backend.nn.anima import Anima, LLMAdapter
 
     sizes = {"in_channels": 16, "out_channels": 16, "model_channels": 2048, "crossattn_emb_channels": 1024}
     depth = {"num_blocks": 1, "num_heads": 16, "adaln_lora_dim": 256, "concat_padding_mask": True}
     patches = {"patch_spatial": 2, "patch_temporal": 1, "rope_t_extrapolation_ratio": 1.0}
     rope = {"rope_h_extrapolation_ratio": 4.0, "rope_w_extrapolation_ratio": 4.0}
+    text = LanguageModel(QWEN_WORDS, width=1024, normalizes_heads=True)
     return {
         "net.": random_weights(on_meta(Anima, **sizes, **depth, **patches, **rope)),
         "net.llm_adapter.": random_weights(on_meta(LLMAdapter)),
-        "vae.": neo.vae("circlestone-labs/Anima", "WanVAE"),
-        "text_encoders.qwen3_06b.transformer.": qwen(1024, QWEN_LAYERS),
+        "vae.": home.vae("circlestone-labs/Anima", "WanVAE"),
+        "text_encoders.qwen3_06b.transformer.": text.weights(),
     }
 
 
-def zimage(neo: Neo) -> Parts:
+def qwen(home: Home) -> Parts:
+    from backend.nn.qwen import QwenImageTransformer2DModel
+
+    sizes = {"num_layers": 1, "num_attention_heads": 2, "joint_attention_dim": WIDTH}
+    return {
+        NETWORK: random_weights(on_meta(QwenImageTransformer2DModel, **sizes)),
+        "vae.": home.vae("Qwen/Qwen-Image", "WanVAE"),
+        "text_encoders.qwen25_7b.": LanguageModel(152064, has_biases=True).weights(),
+    }
+
+
+def krea(home: Home) -> Parts:
+    """It reads the text encoder's states after twelve layers, the last of them 35."""
+    from backend.nn.krea import SingleStreamDiT
+
+    sizes = {"features": WIDTH, "txtdim": KREA_WIDTH, "heads": 2, "kvheads": 1, "layers": 1}
+    text = LanguageModel(QWEN_WORDS, width=KREA_WIDTH, layers=36, normalizes_heads=True)
+    return {
+        NETWORK: random_weights(on_meta(SingleStreamDiT, **sizes)),
+        "vae.": home.vae("krea/Krea-2-Raw", "WanVAE"),
+        "text_encoders.qwen3vl_4b.transformer.": text.weights(),
+    }
+
+
+def next_dit(**kwargs: Any) -> Weights:
     from backend.nn.lumina import NextDiT
 
+    depth = {"n_layers": 1, "n_refiner_layers": 1, "qk_norm": True, "cap_feat_dim": WIDTH}
+    return random_weights(on_meta(NextDiT, patch_size=2, in_channels=16, **depth, **kwargs))
+
+
+def zimage(home: Home) -> Parts:
     sizes = {"dim": 3840, "n_heads": 30, "n_kv_heads": 30, "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512]}
     kind = {"rope_theta": 256.0, "ffn_dim_multiplier": 8.0 / 3.0, "z_image_modulation": True, "time_scale": 1000.0}
-    depth = {"n_layers": 1, "n_refiner_layers": 1, "qk_norm": True, "pad_tokens_multiple": 32}
-    network = on_meta(NextDiT, patch_size=2, in_channels=16, cap_feat_dim=QWEN_WIDTH, **sizes, **kind, **depth)
     return {
-        "model.diffusion_model.": random_weights(network),
-        "vae.": neo.vae("black-forest-labs/FLUX.1-dev"),
-        "text_encoders.qwen3_4b.transformer.": qwen(QWEN_WIDTH, QWEN_LAYERS),
+        NETWORK: next_dit(**sizes, **kind, pad_tokens_multiple=32),
+        "vae.": home.vae(FLUX_VAE),
+        "text_encoders.qwen3_4b.transformer.": LanguageModel(QWEN_WORDS, normalizes_heads=True).weights(),
     }
 
 
-SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+def lumina(home: Home) -> Parts:
+    sizes = {"dim": 2304, "n_heads": 24, "n_kv_heads": 8, "axes_dims": [32, 32, 32], "axes_lens": [300, 512, 512]}
+    return {
+        NETWORK: next_dit(**sizes, rope_theta=10000.0, ffn_dim_multiplier=4.0),
+        "vae.": home.vae("neta-art/Neta-Lumina"),
+        "text_encoders.gemma2_2b.transformer.": LanguageModel(256000, head=256, norms_feedforward=True).weights(),
+    }
 
 
-def sdxl(neo: Neo) -> Parts:
+def sdxl(home: Home, channels: int = 4) -> Parts:
     """The webui recognises SDXL by the depths of its transformers. All levels have the same width here."""
     from backend.nn.unet import IntegratedUNet2DConditionModel
 
     levels = {"num_res_blocks": [2, 2, 2], "channel_mult": [1, 1, 1], "transformer_depth": [0, 0, 2, 2, 10, 10]}
     depth = {"transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "transformer_depth_middle": 10}
-    sizes = {"in_channels": 4, "out_channels": 4, "model_channels": 320, "context_dim": 2048, "num_head_channels": 64}
+    sizes = {"in_channels": channels, "out_channels": channels, "model_channels": 320, "num_head_channels": 64}
     kind = {"use_spatial_transformer": True, "use_linear_in_transformer": True, "num_classes": "sequential"}
-    network = IntegratedUNet2DConditionModel(**levels, **depth, **sizes, **kind, adm_in_channels=2816)
+    more = {"context_dim": 2048, "adm_in_channels": 2816}
     return {
-        "model.diffusion_model.": random_weights(network),
-        "first_stage_model.": neo.vae(SDXL),
-        "conditioner.embedders.0.transformer.": neo.clip(SDXL, "text_encoder"),
-        "conditioner.embedders.1.model.": as_open_clip(neo.clip(SDXL, "text_encoder_2")),
+        NETWORK: random_weights(on_meta(IntegratedUNet2DConditionModel, **levels, **depth, **sizes, **kind, **more)),
+        "first_stage_model.": home.vae(SDXL),
+        "conditioner.embedders.0.transformer.": home.clip(SDXL, "text_encoder"),
+        "conditioner.embedders.1.model.": as_open_clip(home.clip(SDXL, "text_encoder_2")),
     }
 
 
-OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+def mugen(home: Home) -> Parts:
+    parts = sdxl(home, channels=32)
+    return {**parts, "first_stage_model.": home.vae("CabalResearch/Mugen", "AutoencoderKLFlux2")}
 
 
-def as_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the weights of SDXL's second text encoder with the names in its checkpoints."""
-    text = "text_model."
-    made = {
-        "positional_embedding": weights[f"{text}embeddings.position_embedding.weight"],
-        "token_embedding.weight": weights[f"{text}embeddings.token_embedding.weight"],
-        "ln_final.weight": weights[f"{text}final_layer_norm.weight"],
-        "ln_final.bias": weights[f"{text}final_layer_norm.bias"],
-        "text_projection": torch.randn(1280, 1280) * 0.03,
-    }
-    for layer in range(32):
-        before, after = f"{text}encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
-        for kind in ("weight", "bias"):
-            for theirs, ours in {**OPEN_CLIP, "self_attn.out_proj": "attn.out_proj"}.items():
-                made[f"{after}{ours}.{kind}"] = weights[f"{before}{theirs}.{kind}"]
-            parts = [weights[f"{before}self_attn.{name}_proj.{kind}"] for name in "qkv"]
-            made[f"{after}attn.in_proj_{kind}"] = torch.cat(parts)
-    return made
-
-
-KINDS: dict[str, Callable[[Neo], Parts]] = {
-    "flux": flux,
+IN_BOTH = {"flux": flux, "schnell": schnell, "chroma": chroma}
+KINDS: Mapping[str, Callable[[Home], Parts]] = {
+    "rectified-sdxl": sdxl,
     "zimage": zimage,
+    **IN_BOTH,
+    "lumina": lumina,
+    "qwen": qwen,
     "anima": anima,
     "klein": klein,
-    "sdxl": sdxl,
+    "ernie": ernie,
+    "krea": krea,
+    "mugen": mugen,
 }
+
+SCALES = re.compile(r"((query|key)_norm|distilled_guidance_layer\.norms\.\d+)\.weight$")
+"""Norms whose weights are called `scale` in the checkpoints of Flux and Chroma."""
+
+
+def checkpoint(kind: str, home: Home) -> dict[str, Tensor]:
+    """Returns the weights of a checkpoint."""
+    # half precision is too narrow for the activations of these
+    dtype = torch.bfloat16 if kind in ("zimage", "lumina") else torch.float16
+    made = {prefix + key: value for prefix, part in KINDS[kind](home).items() for key, value in part.items()}
+    return {SCALES.sub(r"\1.scale", key): value.detach().to(dtype).contiguous() for key, value in made.items()}
 
 
 def main() -> None:
-    if len(sys.argv) != 4 or sys.argv[2] not in KINDS:
+    if len(sys.argv) < 3 or not set(sys.argv[3:]) <= set(KINDS):
         sys.exit(__doc__)
-    folder, kind, out = Path(sys.argv[1]).resolve(), sys.argv[2], Path(sys.argv[3]).resolve()
-    if kind == "sdxl" and "rectified" not in out.name.lower():
-        sys.exit('the webui knows a rectified-flow SDXL by "rectified" in its file name alone')
-    torch.manual_seed(0)
-    neo = Neo(folder)
+    folder, out, kinds = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve(), sys.argv[3:]
+    home = Home(folder)
     from safetensors.torch import save_file
 
-    # half precision is too narrow for Z-Image's activations
-    dtype = torch.bfloat16 if kind == "zimage" else torch.float16
-    parts = KINDS[kind](neo)
-    save_file({prefix + key: value.to(dtype) for prefix, part in parts.items() for key, value in part.items()}, out)
-    sys.stdout.write(f"{kind}: {out.stat().st_size >> 20} MB\n")
+    out.mkdir(parents=True, exist_ok=True)
+    for kind in kinds or (KINDS if home.is_neo else IN_BOTH):
+        torch.manual_seed(0)
+        path = out / f"{kind}.safetensors"
+        save_file(checkpoint(kind, home), path)
+        sys.stdout.write(f"{kind}: {path.stat().st_size >> 20} MB\n")
 
 
 if __name__ == "__main__":

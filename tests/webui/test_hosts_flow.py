@@ -1,42 +1,35 @@
-"""Tests flow models in Forge's family: `--webui NEO --checkpoints DIR`, where DIR contains one checkpoint.
+"""Tests flow models in Forge's family, with random weights: `--webui DIR --checkpoints FOLDER`.
 
-`flow_checkpoints.py` makes such checkpoints with random weights. With any other checkpoint these tests are skipped.
+If FOLDER is empty, the first run fills it with a checkpoint of every family, see `flow_checkpoints.py`. `-k zimage`
+runs the tests of one family.
 """
 
 from __future__ import annotations
 
 import re
+import threading
+import time
 from typing import Any
 
 import numpy as np
 import pytest
-from webui.conftest import Result, Webui, facts_or_skip
+from PIL import Image
+from webui.conftest import Result, Webui, png
+from webui.flow_families import ON, TWICE, family, small, webui
 from webui.test_generate import assert_good
-from webui.test_hosts import real_layout
 
-__all__ = ["real_layout"]
+__all__ = ["family", "webui"]
 
 pytestmark = [pytest.mark.webui, pytest.mark.slow]
 
-ON: dict[str, Any] = {"enabled": True, "scale": 2, "view_batch": 16, "overlap": 0, "jitter": False}
-SMALL = {"width": 128, "height": 128, "steps": 3, "sampler_name": "Euler", "scheduler": "Simple", "cfg_scale": 1}
-TWICE = (256, 256)
 LAST_BIT = 2e-5
 """The largest difference of two latents, relative to the largest value. The guidance adds in another order."""
 
 
 @pytest.fixture(scope="module")
-def family(webui: Webui) -> dict[str, Any]:
-    """Returns the extension's facts about the checkpoint, which the first image loads."""
-    small(webui, None)
-    found: dict[str, Any] = facts_or_skip(webui, "family")
-    if not found["flow"]:
-        pytest.skip(f"{found['name']} is no flow model")
-    return found
-
-
-def small(webui: Webui, demofusion: Any = ON, **request: Any) -> Result:
-    return webui.generate(demofusion, **{**SMALL, "distilled_cfg_scale": 3.5, **request})
+def upload() -> Image.Image:
+    squares = np.random.default_rng(1).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(squares.repeat(8, axis=0).repeat(8, axis=1))
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "Euler a", "DPM++ 2M"])
@@ -66,10 +59,10 @@ def test_views_at_once_are_views_one_by_one(webui: Webui, family: Any) -> None:
 
 
 def test_sizes_are_multiples_of_the_models_unit(webui: Webui, family: Any) -> None:
-    result = small(webui, {**ON, "scale": 1.55})
-    assert "DemoFusion error" not in result.infotexts[0]
-    assert all(side % family["unit"] == 0 and 190 <= side <= 208 for side in result.sizes[0])
-    assert "DemoFusion note" in result.infotexts[0]
+    """64 times 1.625 is 104, a multiple of 8 pixels but not of 16."""
+    result = small(webui, {**ON, "scale": 1.625})
+    assert_good(result, (104, 104) if family["unit"] == 8 else (112, 112))
+    assert ("DemoFusion note" in result.infotexts[0]) == (family["unit"] == 16)
 
 
 def test_a_batch_is_its_pictures_alone(webui: Webui, family: Any) -> None:
@@ -79,13 +72,70 @@ def test_a_batch_is_its_pictures_alone(webui: Webui, family: Any) -> None:
     assert np.abs(np.asarray(both.images[1], int) - np.asarray(alone.images[0], int)).max() <= 2
 
 
-@pytest.mark.parametrize("sampler", ["DDIM", "PLMS", "Restart", "Kohaku LoNyu Yog", "UniPC"])
-def test_samplers_that_are_wrong_on_flow_models_are_refused(webui: Webui, family: Any, sampler: str) -> None:
-    if sampler not in [entry["name"] for entry in webui.call("samplers")]:
-        pytest.skip("this webui has no such sampler")
-    result = small(webui, sampler_name=sampler)
-    assert f"does not work with the sampler {sampler}" in result.infotexts[0]
-    assert result.sizes == [(128, 128)]
+def test_an_interrupt_returns_the_base_picture(webui: Webui, family: Any) -> None:
+    plain = small(webui, None)
+    done: list[Result] = []
+    thread = threading.Thread(target=lambda: done.append(small(webui, {**ON, "scale": 4, "view_batch": 1})))
+    thread.start()
+    while thread.is_alive() and "DemoFusion" not in str(webui.call("progress").get("textinfo")):
+        time.sleep(0.1)
+    webui.call("interrupt", {})
+    thread.join()
+    assert "DemoFusion stopped" in done[0].infotexts[0]
+    assert done[0].digests[0] == plain.digests[0]
+
+
+def test_the_infotext_makes_the_same_picture(webui: Webui, family: Any) -> None:
+    result = small(webui, {**ON, "cosine_scale_1": 2.5})
+    again = webui.call("txt2img", {"infotext": result.infotexts[0]})
+    assert Result.of(again).digests == result.digests
+
+
+SAMPLERS = ("DDIM", "PLMS", "Restart", "Kohaku LoNyu Yog", "UniPC")
+
+
+def test_samplers_that_are_wrong_on_flow_models_are_refused(webui: Webui, family: Any) -> None:
+    known = [entry["name"] for entry in webui.call("samplers")]
+    for sampler in (name for name in SAMPLERS if name in known):
+        result = small(webui, sampler_name=sampler)
+        assert f"does not work with the sampler {sampler}" in result.infotexts[0]
+        assert result.sizes == [(64, 64)]
+
+
+def test_inpainting(webui: Webui, family: Any, upload: Image.Image) -> None:
+    """It is refused where the latents have other axes than the webui's masks."""
+    mask = Image.new("L", upload.size, 0)
+    mask.paste(255, (24, 24, 56, 56))
+    request = {"path": "img2img", "init_images": [png(upload)], "mask": png(mask), "denoising_strength": 0.7}
+    try:
+        small(webui, None, **request)
+    except OSError:
+        pytest.skip("the webui cannot inpaint with this model")
+    result = small(webui, **request)
+    if family["other_axes"]:
+        assert f"does not work with inpainting with {family['name']}" in result.infotexts[0]
+        assert result.sizes == [(64, 64)]
+    else:
+        assert_good(result, TWICE)
+
+
+@pytest.mark.parametrize("redraw", [False, True])
+def test_from_an_image(webui: Webui, family: Any, upload: Image.Image, redraw: bool) -> None:
+    request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.6}
+    before = webui.call("options")["klein_no_reference"] if "Klein" in family["name"] else None
+    on = {**ON, "img2img_first": redraw, "return_stages": True}
+    if before is False:
+        refused = small(webui, on, **request)
+        assert "reference images of Flux.2 Klein" in refused.infotexts[0]
+        webui.call("options", {"klein_no_reference": True})
+    try:
+        result = small(webui, on, **request)
+        plain = small(webui, None, **request)
+    finally:
+        if before is False:
+            webui.call("options", {"klein_no_reference": False})
+    assert_good(result, TWICE, (64, 64))
+    assert (result.digests[1] == plain.digests[0]) == redraw
 
 
 @pytest.mark.parametrize("preset", ["Balanced", "Turbo"])

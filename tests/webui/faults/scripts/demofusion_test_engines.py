@@ -44,7 +44,8 @@ def family():
     from lib_demofusion.host.backends import host
 
     found = host().family(sd_models.model_data.sd_model)
-    return {"name": found.name, "flow": found.flow, "unit": found.unit, "refusal": found.refusal}
+    facts = {name: getattr(found, name) for name in ("name", "flow", "unit", "refusal")}
+    return {**facts, "other_axes": found.has_other_axes}
 
 
 def add_route(demo, app):

@@ -1,18 +1,29 @@
-"""A test extension that makes Forge Neo read the sizes of T5, Qwen3 and some transformers from the weights.
+"""A test extension that makes Forge and Forge Neo read the sizes of text encoders and transformers from the weights.
 
-By default the webui reads them from its own configuration files for the models of full size.
+By default these webuis read them from their own configuration files and tables for the models of full size. Nothing of
+the webui on disk changes.
 """
 
+import contextlib
 import dataclasses
 import functools
 
+import torch
 from backend import loader
-from backend.nn.llm import llama
+
+try:
+    from backend.nn.llm import llama
+except ImportError:
+    # Forge has no language models as text encoders
+    llama = None
 
 load_component = loader.load_huggingface_component
 
-QWEN_BY_WIDTH = {2560: "Qwen3_4BConfig", 4096: "Qwen3_8BConfig"}
-"""The class that the webui chooses by the width in the file."""
+LANGUAGE_MODELS = ("Qwen3Model", "Qwen3ForCausalLM", "Qwen3VLModel", "Qwen2_5_VL", "Gemma2Model", "Mistral3Model")
+"""Beginnings of the names of the text encoders whose sizes are dataclasses (backend/nn/llm/llama.py)."""
+
+HEAD = 128
+"""Width of an attention head in all these transformers."""
 
 
 class Unchecked(dict):
@@ -20,6 +31,10 @@ class Unchecked(dict):
 
     def __contains__(self, key):
         return False
+
+
+class NoVision(torch.nn.Identity):
+    """Replaces the part of a text encoder that reads reference images. It has no weights."""
 
 
 def layers(state, prefix):
@@ -39,7 +54,8 @@ def t5_sizes(state):
     }
 
 
-def qwen_sizes(state):
+def language_model_sizes(state, config):
+    """Returns the fields of a configuration (a dataclass of the webui) that differ in the weights."""
     first = "model.layers.0."
     vocabulary, width = state["model.embed_tokens.weight"].shape
     return {
@@ -47,34 +63,111 @@ def qwen_sizes(state):
         "hidden_size": width,
         "num_hidden_layers": layers(state, "model.layers."),
         "intermediate_size": state[f"{first}mlp.gate_proj.weight"].shape[0],
-        "num_attention_heads": state[f"{first}self_attn.q_proj.weight"].shape[0] // 128,
-        "num_key_value_heads": state[f"{first}self_attn.k_proj.weight"].shape[0] // 128,
+        "num_attention_heads": state[f"{first}self_attn.q_proj.weight"].shape[0] // config.head_dim,
+        "num_key_value_heads": state[f"{first}self_attn.k_proj.weight"].shape[0] // config.head_dim,
     }
+
+
+def flux_sizes(state):
+    """Forge has a constant for each of these. Forge Neo reads them itself."""
+    width, context = state["txt_in.weight"].shape
+    return {
+        "hidden_size": width,
+        "num_heads": width // HEAD,
+        "context_in_dim": context,
+        "depth": layers(state, "double_blocks."),
+        "depth_single_blocks": layers(state, "single_blocks."),
+    }
+
+
+def chroma_sizes(state):
+    guide = "distilled_guidance_layer."
+    out, inner = state[f"{guide}out_proj.weight"].shape
+    count = layers(state, f"{guide}layers.")
+    neo = {"out_dim": out, "hidden_dim": inner, "n_layers": count}
+    return {**flux_sizes(state), **neo, **{f"guidance_{name}": value for name, value in neo.items()}}
+
+
+def qwen_image_sizes(state):
+    return {
+        "num_attention_heads": state["img_in.weight"].shape[0] // HEAD,
+        "joint_attention_dim": state["txt_norm.weight"].shape[0],
+    }
+
+
+def ernie_sizes(state):
+    width, context = state["text_proj.weight"].shape
+    return {
+        "hidden_size": width,
+        "num_attention_heads": width // HEAD,
+        "num_layers": layers(state, "layers."),
+        "ffn_hidden_size": state["layers.0.mlp.gate_proj.weight"].shape[0],
+        "text_in_dim": context,
+    }
+
+
+def lumina_sizes(state):
+    return {"n_refiner_layers": layers(state, "noise_refiner.")}
+
+
+TRANSFORMERS = {
+    "FluxTransformer2DModel": flux_sizes,
+    "ChromaTransformer2DModel": chroma_sizes,
+    "Lumina2Transformer2DModel": lumina_sizes,
+    "ZImageTransformer2DModel": lumina_sizes,
+    "CosmosTransformer3DModel": lambda state: {"num_blocks": layers(state, "blocks.")},
+    "QwenImageTransformer2DModel": qwen_image_sizes,
+    "ErnieImageTransformer2DModel": ernie_sizes,
+}
+TWO_WEBUIS = ("FluxTransformer2DModel", "ChromaTransformer2DModel")
+"""Transformers whose arguments have other names in Forge than in Forge Neo."""
+
+
+@contextlib.contextmanager
+def replaced(owner, **values):
+    """Sets attributes for the duration of a block."""
+    before = {name: getattr(owner, name) for name in values}
+    for name, value in values.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def thin_language_model(state):
+    """Makes the classes of language models in a block as large as their weights, and without vision."""
+
+    def thin(config):
+        return lambda: dataclasses.replace(config(), **language_model_sizes(state, config()))
+
+    names = [name for name in vars(llama) if name.endswith(("Config", "_Config"))]
+    read = loader.read_arbitrary_config
+    vision = {"Qwen3VLVisionModel": lambda config: NoVision()}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(replaced(llama, **{name: thin(getattr(llama, name)) for name in names}, **vision))
+        stack.enter_context(replaced(llama.qwen_vl, Qwen2VLVisionTransformer=lambda **sizes: NoVision()))
+        stack.enter_context(replaced(loader, read_arbitrary_config=lambda path: Unchecked(read(path))))
+        yield
 
 
 @functools.wraps(load_component)
 def load(guess, component_name, lib_name, cls_name, repo_path, state_dict):
-    read, classes = loader.read_arbitrary_config, {}
-    if cls_name == "CosmosTransformer3DModel":
-        guess.unet_config["num_blocks"] = layers(state_dict, "blocks.")
-    if cls_name in ("ZImageTransformer2DModel", "Lumina2Transformer2DModel"):
-        guess.unet_config["n_refiner_layers"] = layers(state_dict, "noise_refiner.")
-    try:
-        if cls_name == "T5EncoderModel" and "transformer.shared.weight" in state_dict:
-            found = t5_sizes(state_dict)
-            loader.read_arbitrary_config = lambda path: {**read(path), **found}
-        elif cls_name.startswith("Qwen3") and cls_name != "Qwen3VLModel" and "model.norm.weight" in state_dict:
-            found = qwen_sizes(state_dict)
-            name = QWEN_BY_WIDTH.get(read(f"{repo_path}/{component_name}")["hidden_size"], "Qwen3_06BConfig")
-            config = classes[name] = getattr(llama, name)
-            setattr(llama, name, lambda: dataclasses.replace(config(), **found))
-            loader.read_arbitrary_config = lambda path: Unchecked(read(path))
+    with contextlib.ExitStack() as stack:
+        if cls_name in TRANSFORMERS:
+            sizes, known = TRANSFORMERS[cls_name](state_dict), guess.unet_config
+            known.update({name: value for name, value in sizes.items() if name in known or cls_name not in TWO_WEBUIS})
+        elif cls_name == "T5EncoderModel" and "transformer.shared.weight" in state_dict:
+            read, found = loader.read_arbitrary_config, t5_sizes(state_dict)
+            stack.enter_context(replaced(loader, read_arbitrary_config=lambda path: {**read(path), **found}))
+        elif cls_name.startswith(LANGUAGE_MODELS) and "model.embed_tokens.weight" in state_dict:
+            stack.enter_context(thin_language_model(state_dict))
         return load_component(guess, component_name, lib_name, cls_name, repo_path, state_dict)
-    finally:
-        loader.read_arbitrary_config = read
-        for name, config in classes.items():
-            setattr(llama, name, config)
 
 
-if not hasattr(load_component, "__wrapped__"):
+load.demofusion_test = True
+
+if not hasattr(load_component, "demofusion_test"):
     loader.load_huggingface_component = load

@@ -1,0 +1,79 @@
+"""Loads checkpoints of flow models one after another in a webui of Forge's family, for the tests of these models."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from webui import hosts
+from webui.conftest import Result, Webui, facts_or_skip, started
+
+MAKER = Path(__file__).parent / "flow_checkpoints.py"
+
+FAMILIES = {
+    "rectified-sdxl": "rectified-flow SDXL",
+    "zimage": "Z-Image",
+    "schnell": "Flux.1",
+    "flux": "Flux.1",
+    "chroma": "Chroma",
+    "lumina": "Lumina 2",
+    "qwen": "Qwen-Image",
+    "anima": "Anima",
+    "klein": "Flux.2 Klein",
+    "ernie": "Ernie-Image",
+    "krea": "Krea 2",
+    "mugen": "Mugen",
+}
+"""The names of the families by the names of their checkpoints, which `flow_checkpoints.py` makes."""
+
+SMALL = {"width": 64, "height": 64, "steps": 3, "sampler_name": "Euler", "scheduler": "Simple", "cfg_scale": 1}
+TWICE = (128, 128)
+ON: dict[str, Any] = {"enabled": True, "scale": 2, "view_batch": 16, "overlap": 0, "jitter": False}
+
+
+@pytest.fixture(scope="module")
+def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webui]:
+    """Starts a webui with a folder of checkpoints, which it fills first if it is empty, or uses a running webui."""
+    url, folder = request.config.getoption("--webui-url"), request.config.getoption("--webui")
+    checkpoints = request.config.getoption("--checkpoints")
+    if url:
+        yield Webui(url)
+        return
+    if not folder or not checkpoints:
+        pytest.skip("no real webui with flow models: name one with --webui DIR --checkpoints DIR")
+    if hosts.find(Path(folder)) not in (hosts.NEO, hosts.FORGE):
+        pytest.skip("this webui loads no flow models")
+    if not any(Path(checkpoints).glob("*.safetensors")):
+        make_checkpoints(Path(folder), Path(checkpoints))
+    with started(Path(folder), tmp_path_factory.mktemp("webui"), checkpoints=checkpoints) as server:
+        yield server
+
+
+def make_checkpoints(folder: Path, checkpoints: Path) -> None:
+    """Makes a checkpoint of every family that the webui in a folder knows."""
+    python = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    subprocess.run([str(python), str(MAKER), str(folder), str(checkpoints)], env=environment, check=True)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(webui: Webui, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Loads a checkpoint and returns the extension's facts about it."""
+    kind = request.param
+    titles = [entry["title"] for entry in webui.call("sd-models")]
+    if not any(title.startswith(f"{kind}.safetensors") for title in titles):
+        pytest.skip(f"the webui has no checkpoint {kind}.safetensors")
+    webui.call("options", {"sd_model_checkpoint": f"{kind}.safetensors"})
+    small(webui, None)
+    found: dict[str, Any] = facts_or_skip(webui, "family")
+    assert found["name"] == FAMILIES[kind]
+    assert found["flow"]
+    return found
+
+
+def small(webui: Webui, demofusion: Any = ON, **request: Any) -> Result:
+    return webui.generate(demofusion, **{**SMALL, "distilled_cfg_scale": 3.5, **request})

@@ -1,0 +1,93 @@
+"""Tests the webui's features together with flow models, with random weights. See test_hosts_flow.py for the command.
+
+Most of these tests are the same as for Stable Diffusion. Here they run on one transformer with plain latents, one with
+five axes and one with packed latents.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from webui.conftest import Webui
+from webui.flow_families import ON, TWICE, family, small, webui
+from webui.test_at_home import options
+from webui.test_generate import assert_good
+from webui.test_hosts import (
+    test_an_error_in_a_stage_returns_the_picture_before,
+    test_cells_of_a_plot,
+    test_hires_fix_makes_the_base,
+    test_progress_and_previews_of_a_stage,
+    test_prompts_that_change_and_prompts_joined,
+)
+
+__all__ = [
+    "family",
+    "test_an_error_in_a_stage_returns_the_picture_before",
+    "test_cells_of_a_plot",
+    "test_hires_fix_makes_the_base",
+    "test_progress_and_previews_of_a_stage",
+    "test_prompts_that_change_and_prompts_joined",
+    "webui",
+]
+
+KINDS = ("zimage", "anima", "klein")
+NETWORKS = ("model.diffusion_model.", "net.")
+"""The prefixes of a transformer's weights in its checkpoint."""
+LORA = "demofusion-test-flow-lora"
+
+pytestmark = [
+    pytest.mark.webui,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("family"),
+    pytest.mark.parametrize("family", KINDS, indirect=True),
+]
+
+
+def write_lora(checkpoint: Path, file: Path) -> None:
+    """Writes a LoRA for one layer of the attention. Its change is as large as the layer's weights."""
+    with safe_open(checkpoint, "pt") as state:
+        keys = sorted(key for key in state.keys() if key.startswith(NETWORKS) and "att" in key)  # noqa: SIM118
+        layer = next(key for key in keys if key.endswith(".weight") and len(state.get_slice(key).get_shape()) == 2)
+        rows, columns = state.get_slice(layer).get_shape()
+    name = next(layer.removeprefix(prefix) for prefix in NETWORKS if layer.startswith(prefix))
+    rank, drawn = 4, torch.Generator().manual_seed(1)
+    down = torch.randn(rank, columns, generator=drawn) / columns**0.5
+    up = torch.randn(rows, rank, generator=drawn)
+    weights = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(float(rank))}
+    prefix = "lora_unet_" + name.removesuffix(".weight").replace(".", "_")
+    save_file({f"{prefix}.{key}": value for key, value in weights.items()}, file)
+
+
+def test_a_lora_acts_in_the_stage(webui: Webui, family: Any) -> None:
+    """The image with the LoRA at weight 0 is the one without it."""
+    title = webui.call("options")["sd_model_checkpoint"]
+    checkpoint = next(Path(e["filename"]) for e in webui.call("sd-models") if e["title"].startswith(title.split()[0]))
+    folder = Path(webui.call("cmd-flags")["lora_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_lora(checkpoint, folder / f"{LORA}.safetensors")
+    try:
+        webui.call("refresh-loras", {})
+        made = [small(webui, prompt=f"a tree{lora}") for lora in ("", f"<lora:{LORA}:0>", f"<lora:{LORA}:1>", "")]
+    finally:
+        (folder / f"{LORA}.safetensors").unlink()
+    assert made[1].digests == made[0].digests == made[3].digests
+    assert np.abs(np.asarray(made[2].images[0], float) - np.asarray(made[0].images[0], float)).mean() > 1
+
+
+def test_every_stage_is_saved(webui: Webui, family: Any, tmp_path: Path) -> None:
+    own = {"samples_save": True, "save_to_dirs": False, "outdir_txt2img_samples": str(tmp_path)}
+    with options(webui, **own):
+        result = small(webui, {**ON, "stages": "1,1.5,2", "save_stages": True}, save_images=True)
+    assert_good(result, TWICE)
+    sizes = []
+    for path in sorted(tmp_path.iterdir()):
+        with Image.open(path) as image:
+            sizes.append(image.size)
+    assert sizes == [(64, 64), (96, 96), TWICE]
