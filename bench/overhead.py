@@ -22,11 +22,10 @@ from bench.peak_bytes import PeakBytes
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import CELL, make_plan
 from lib_demofusion.method.residual import VarianceExploding
+from lib_demofusion.method.sampler_steps import StepDetector
 from lib_demofusion.method.stage import SamplerTraits, StageRun, finish_stage, make_anchor
-from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import View
-from lib_demofusion.settings.fields import Settings
-from lib_demofusion.settings.texts import MAX_SCALE
+from lib_demofusion.settings.fields import MAX_SCALE, Settings
 
 NATIVE = (128, 128)
 """SDXL's own latent, 1024x1024 pixels."""
@@ -49,7 +48,7 @@ def one_step(scale: int, device: str, dtype: torch.dtype, view_batch: int) -> tu
     stage = plan.stages[-1]
     anchor = make_anchor(torch.randn(1, 4, *base, device=device, dtype=dtype), plan, stage)
     space = VarianceExploding(lambda sigma: torch.full_like(sigma, 500.0))
-    run = StageRun(stage, settings, anchor, torch.randn_like(anchor), SamplerTraits(space, StepGate()))
+    run = StageRun(stage, settings, anchor, torch.randn_like(anchor), SamplerTraits(space, StepDetector()))
     x, level = torch.zeros_like(anchor), torch.tensor(2.0, device=device)
     # the host passes the latent to its model twice, for cond and uncond
     twice = torch.cat([x, x])

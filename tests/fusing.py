@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lib_demofusion.method import fusion
 from lib_demofusion.method.batching import Evaluate, ViewBatches
-from lib_demofusion.method.feathering import Feathering
+from lib_demofusion.method.fusion import Feathering
 from lib_demofusion.method.plan import StagePlan
 from lib_demofusion.method.views import DilatedView, LocalView
 

@@ -1,6 +1,6 @@
 """Tests the guard of a stage.
 
-The stage fails if its sampler's calls do not fit the gate. No known sampler fails.
+The stage fails if its sampler's calls do not fit the detector. No known sampler fails.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_step_gate import (
+from test_sampler_steps import (
     CASES,
     FRACTIONS,
     SIGMAS,
@@ -25,8 +25,8 @@ from test_step_gate import (
 )
 from torch import Tensor
 
-from lib_demofusion.method.call_guard import CALLS_DO_NOT_FIT, NOT_ITS_X, CallGuard, UnknownSampler
-from lib_demofusion.method.step_gate import SkipCalls, StepGate, make_gate
+from lib_demofusion.method.sampler_checks import CALLS_DO_NOT_FIT, NOT_ITS_X, CallGuard, UnknownSampler
+from lib_demofusion.method.sampler_steps import SkipCalls, StepDetector, make_detector
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -36,8 +36,8 @@ def test_no_false_alarm_on_k_diffusion(case: Case) -> None:
 
 @pytest.mark.parametrize(("name", "host", "explicit", "timesteps", "eta"), TIMESTEP_CASES[:3])
 def test_no_false_alarm_on_timestep_samplers(name, host, explicit, timesteps, eta) -> None:
-    guarded = drive_timesteps(host, timesteps, make_gate(name), eta, name, guarded=True)
-    assert relative_error(guarded, drive_timesteps(host, timesteps, make_gate(name), eta, name)) == 0
+    guarded = drive_timesteps(host, timesteps, make_detector(name), eta, name, guarded=True)
+    assert relative_error(guarded, drive_timesteps(host, timesteps, make_detector(name), eta, name)) == 0
 
 
 def scaled_copy(model, x, sigmas, callback, disable) -> Tensor:
@@ -99,7 +99,7 @@ def no_callback(model, x, sigmas, callback, disable) -> Tensor:
 
 
 def fewer_calls(model, x, sigmas, callback, disable) -> Tensor:
-    """Makes one call per step, although its gate expects two."""
+    """Makes one call per step, although its detector expects two."""
     return sampling.sample_euler(model, x, sigmas, callback=callback, disable=disable)
 
 
@@ -114,38 +114,38 @@ def shows_first_x(model, x, sigmas, callback, disable) -> Tensor:
 
 
 def test_a_callback_that_always_shows_the_first_x_is_no_copy() -> None:
-    actual = drive(shows_first_x, StepGate(), False, guarded=True, sigmas=SIGMAS)
-    assert relative_error(actual, drive(sampling.sample_euler, StepGate(), False, sigmas=SIGMAS)) < 1e-9
+    actual = drive(shows_first_x, StepDetector(), False, guarded=True, sigmas=SIGMAS)
+    assert relative_error(actual, drive(sampling.sample_euler, StepDetector(), False, sigmas=SIGMAS)) < 1e-9
 
 
-WRONG: list[tuple[Callable[..., Tensor], StepGate, str]] = [
-    (scaled_copy, StepGate(), NOT_ITS_X),
-    (plain_copy, StepGate(), NOT_ITS_X),
-    (callback_first, StepGate(), CALLS_DO_NOT_FIT),
-    (callback_last, StepGate(), NOT_ITS_X),
+WRONG: list[tuple[Callable[..., Tensor], StepDetector, str]] = [
+    (scaled_copy, StepDetector(), NOT_ITS_X),
+    (plain_copy, StepDetector(), NOT_ITS_X),
+    (callback_first, StepDetector(), CALLS_DO_NOT_FIT),
+    (callback_last, StepDetector(), NOT_ITS_X),
     (callback_last, SkipCalls(), NOT_ITS_X),
-    (mirrored, StepGate(), CALLS_DO_NOT_FIT),
-    (no_callback, StepGate(), CALLS_DO_NOT_FIT),
+    (mirrored, StepDetector(), CALLS_DO_NOT_FIT),
+    (no_callback, StepDetector(), CALLS_DO_NOT_FIT),
     (fewer_calls, SkipCalls(), CALLS_DO_NOT_FIT),
 ]
 
 
-@pytest.mark.parametrize(("function", "gate", "message"), WRONG, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_sampler_of_a_wrong_kind_fails(function: Callable[..., Tensor], gate: StepGate, message: str) -> None:
+@pytest.mark.parametrize(("function", "detector", "message"), WRONG, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_sampler_of_a_wrong_kind_fails(function: Callable[..., Tensor], detector: StepDetector, message: str) -> None:
     with pytest.raises(UnknownSampler) as caught:
-        drive(function, gate, False, guarded=True, sigmas=SIGMAS)
+        drive(function, detector, False, guarded=True, sigmas=SIGMAS)
     assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_copy_is_noticed_in_the_shortest_stage(steps: int) -> None:
     with pytest.raises(UnknownSampler):
-        drive(plain_copy, StepGate(), False, guarded=True, sigmas=SIGMAS[-steps - 1 :])
+        drive(plain_copy, StepDetector(), False, guarded=True, sigmas=SIGMAS[-steps - 1 :])
 
 
 def test_unipc_under_the_gate_of_others_is_noticed() -> None:
     with pytest.raises(UnknownSampler):
-        drive_timesteps(host_unipc, FRACTIONS, StepGate(), None, "of_tomorrow", guarded=True)
+        drive_timesteps(host_unipc, FRACTIONS, StepDetector(), None, "of_tomorrow", guarded=True)
 
 
 class Unreadable(torch.Tensor):

@@ -18,10 +18,10 @@ from lib_demofusion.host.backends import webui_controlnet as controlnet
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.backends.webui_denoiser import FusedModel
 from lib_demofusion.method.batching import ViewBatches
-from lib_demofusion.method.hints import resize_hint
+from lib_demofusion.method.conditioning import Frame
+from lib_demofusion.method.control_hints import resize_hint
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.method.schedule import Weights
-from lib_demofusion.method.size_vectors import Frame
 from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.views import dilated_views
 from lib_demofusion.settings.fields import Settings
@@ -74,8 +74,8 @@ class Stage:
         hints = controlnet.stage_hints(self.p, self.stage, self.plan)
         empty = torch.zeros(2, 4, *self.stage.size)
         space: Any = SimpleNamespace(read=lambda level: (level, 500.0))
-        gate: Any = SimpleNamespace(is_step_start=lambda level: False)
-        run = StageRun(self.stage, self.settings, empty, empty, SamplerTraits(space, gate))
+        detector: Any = SimpleNamespace(is_step_start=lambda level: False)
+        run = StageRun(self.stage, self.settings, empty, empty, SamplerTraits(space, detector))
         run.before_call(empty, torch.tensor(1.0))
         run.weights = Weights(1.0, c2, 1.0)
         frame, batches = Frame(self.plan.pixels), ViewBatches(self.views)

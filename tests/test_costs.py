@@ -15,7 +15,7 @@ from unittest import mock
 
 import pytest
 import torch
-from test_step_gate import (
+from test_sampler_steps import (
     ALPHAS,
     ANCHOR,
     CASES,
@@ -33,12 +33,11 @@ from test_step_gate import (
 from torch import Tensor
 
 from lib_demofusion.method.batching import ViewBatches
-from lib_demofusion.method.costs import run_costs
-from lib_demofusion.method.model_calls import calls_ahead, calls_of_whole, model_calls
+from lib_demofusion.method.costs import calls_ahead, calls_of_whole, model_calls, run_costs
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.method.residual import NoiseSpace, VarianceExploding, VariancePreserving
+from lib_demofusion.method.sampler_steps import TWO_CALLS, TWO_CALLS_ANCESTRAL, StepDetector
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.step_gate import TWO_CALLS, TWO_CALLS_ANCESTRAL, StepGate
 from lib_demofusion.method.views import View
 from lib_demofusion.settings.fields import Settings
 
@@ -50,7 +49,7 @@ class Counter:
 
     def __init__(self, settings: Settings, space: NoiseSpace, stage: Any = STAGE):
         noise = torch.zeros(1, 4, *stage.size)
-        self.run = StageRun(stage, settings, noise, noise, SamplerTraits(space, StepGate()))
+        self.run = StageRun(stage, settings, noise, noise, SamplerTraits(space, StepDetector()))
         self.views = self.cells = 0
         self.x = torch.zeros(1, 4, *stage.size)
 
@@ -87,8 +86,8 @@ def cut(arguments: dict[str, Any], steps: int) -> dict[str, Any]:
     return {**arguments, "sigmas": arguments["sigmas"][-steps - 1 :]} if "sigmas" in arguments else arguments
 
 
-# DPM adaptive determines its own number of steps. The double of Restart in test_step_gate uses a path of its own (the
-# webui's Restart is tested below). With an eta above 1 the ancestral samplers omit second calls that the estimate
+# DPM adaptive determines its own number of steps. The double of Restart in test_sampler_steps uses a path of its own
+# (the webui's Restart is tested below). With an eta above 1 the ancestral samplers omit second calls that the estimate
 # includes.
 PREDICTABLE = [
     case

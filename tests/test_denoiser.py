@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.backends.webui_denoiser import FusedModel, kept_share
 from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.conditioning import Frame
 from lib_demofusion.method.filters import blur_for_dilation
-from lib_demofusion.method.size_vectors import Frame
 from lib_demofusion.method.views import dilated_views
 
 external = k_diffusion_sampling.load("external")

@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import pytest
 
-from lib_demofusion.settings.few_steps import looks_few_step, needs_more_steps, suited
-from lib_demofusion.settings.presets import PRESETS, TURBO, Offers
+from lib_demofusion.settings.few_steps import looks_few_step, needs_more_steps, with_automatic_preset
+from lib_demofusion.settings.presets import PRESETS, TURBO, Choices
 from lib_demofusion.settings.reading import changed_fields, parse_settings
 
 
@@ -26,7 +26,7 @@ def test_a_model_with_built_in_guidance_is_judged_by_its_steps_alone(steps: int,
     """Flux.1 dev runs at CFG 1 with 20 steps, Flux.1 schnell with 4 and Z-Image Turbo with 9."""
     assert looks_few_step(steps, cfg_scale, distilled=True) == few
     asked = parse_settings({"enabled": True, "preset": "Balanced"})
-    assert (suited(asked, steps, cfg_scale, distilled=True).preset == TURBO) == few
+    assert (with_automatic_preset(asked, steps, cfg_scale, distilled=True).preset == TURBO) == few
     strong = parse_settings({"enabled": True, "preset": "Paper"})
     assert needs_more_steps(strong, steps, cfg_scale, distilled=True) == few
 
@@ -34,17 +34,17 @@ def test_a_model_with_built_in_guidance_is_judged_by_its_steps_alone(steps: int,
 @pytest.mark.parametrize("preset", ["Balanced", "Fast"])
 def test_turbo_takes_the_place_of_what_was_chosen_for_many_steps(preset: str) -> None:
     asked = parse_settings({"enabled": True, "preset": preset, "scale": 3, "save_stages": True})
-    settings = suited(asked, 6, 1.5)
+    settings = with_automatic_preset(asked, 6, 1.5)
     assert (settings.preset, settings.scale, settings.save_stages) == (TURBO, 3, True)
     assert changed_fields(TURBO, asdict(settings)) == ()
     assert settings.denoising_strength == PRESETS[TURBO]["denoising_strength"]
-    assert suited(asked, 20, 7.0) == asked
+    assert with_automatic_preset(asked, 20, 7.0) == asked
 
 
 @pytest.mark.parametrize(
     "values", [{"preset": "Balanced", "overlap": 0.5}, {"preset": "Paper"}, {"preset": "mine"}, {"preset": TURBO}]
 )
 def test_what_somebody_set_stays(values: dict[str, object]) -> None:
-    offers = Offers({"mine": {"overlap": 0.3}})
-    asked = parse_settings({"enabled": True, **values}, offers=offers)
-    assert suited(asked, 6, 1.5, offers) == asked
+    choices = Choices({"mine": {"overlap": 0.3}})
+    asked = parse_settings({"enabled": True, **values}, choices=choices)
+    assert with_automatic_preset(asked, 6, 1.5, choices) == asked

@@ -22,9 +22,9 @@ from torch import Tensor
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import StagePlan
 from lib_demofusion.method.residual import Flow, NoiseSpace, VarianceExploding
+from lib_demofusion.method.sampler_steps import StepDetector
+from lib_demofusion.method.schedule import flow_level, linear_timestep, snr_timestep, unshifted_timestep
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.step_gate import StepGate
-from lib_demofusion.method.timesteps import flow_level, linear_timestep, snr_timestep, unshifted_timestep
 from lib_demofusion.settings.fields import Settings
 
 TOLERANCE = 1e-6
@@ -62,7 +62,7 @@ def stage(space: NoiseSpace, model, kept_share, sigmas: Tensor, stochastic: bool
     `kept_share(sigma)` is the correction of the dilated path. A stochastic run replaces half of the noise power at each
     step, in the space of `sigmas` (see `renoised`).
     """
-    run = StageRun(STAGE, SETTINGS, ANCHOR, NOISE, SamplerTraits(space, StepGate(), stochastic))
+    run = StageRun(STAGE, SETTINGS, ANCHOR, NOISE, SamplerTraits(space, StepDetector(), stochastic))
     x, seen = torch.full_like(ANCHOR, torch.nan), []
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         run.before_call(x, sigma)
@@ -126,7 +126,7 @@ def test_the_dilated_path_keeps_its_share_of_the_sharp_latent() -> None:
 def test_a_stage_begins_finite_at_pure_noise(dtype: torch.dtype) -> None:
     """At sigma = 1 there is no signal in x. Both paths and the next step stay finite."""
     anchor, noise = ANCHOR.to(dtype), NOISE.to(dtype)
-    run = StageRun(STAGE, SETTINGS, anchor, noise, SamplerTraits(Flow(), StepGate()))
+    run = StageRun(STAGE, SETTINGS, anchor, noise, SamplerTraits(Flow(), StepDetector()))
     x = torch.full_like(anchor, torch.nan)
     for sigma in (1.0, 0.9):
         level = torch.tensor(sigma)

@@ -11,13 +11,12 @@ import torch
 from flow_samplers import SAMPLERS
 from torch import Tensor
 
-from lib_demofusion.method.call_guard import CallGuard
-from lib_demofusion.method.flow_samplers import ADVICE, WRONG, flow_problem, knows_flow
 from lib_demofusion.method.plan import StagePlan
 from lib_demofusion.method.residual import Flow
+from lib_demofusion.method.sampler_checks import ADVICE, WRONG, CallGuard, flow_problem, knows_flow
+from lib_demofusion.method.sampler_steps import StepDetector, flow_form, is_stochastic, make_detector
+from lib_demofusion.method.schedule import snr_timestep
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.step_gate import StepGate, flow_form, is_stochastic, make_gate
-from lib_demofusion.method.timesteps import snr_timestep
 from lib_demofusion.settings.fields import Settings
 
 TOLERANCE = 1e-9
@@ -47,7 +46,7 @@ def denoise(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 class Driven:
-    """Makes the model calls of a sampler as the host does. The gate decides which of them begins a step."""
+    """Makes the model calls of a sampler as the host does. The detector decides which of them begins a step."""
 
     def __init__(self, run: StageRun, shape: tuple[int, ...] = SHAPE):
         self._run, self._shape = run, shape
@@ -104,11 +103,11 @@ def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(actual, expected))
 
 
-def drive(name: str, sigmas: Tensor, eta: float, gate: StepGate) -> list[Tensor]:
+def drive(name: str, sigmas: Tensor, eta: float, detector: StepDetector) -> list[Tensor]:
     """Returns every x that the model receives, then the result."""
     stochastic = is_stochastic(name, eta)
     x = torch.full(SHAPE, torch.nan, dtype=torch.float64)
-    run = StageRun(STAGE, SETTINGS, ANCHOR, NOISE, SamplerTraits(Flow(), gate, stochastic, CallGuard(x)))
+    run = StageRun(STAGE, SETTINGS, ANCHOR, NOISE, SamplerTraits(Flow(), detector, stochastic, CallGuard(x)))
     steps = Driven(run)
     made = SAMPLERS[name](steps, x, sigmas, eta)
     run.end()
@@ -122,7 +121,7 @@ def test_a_sampler_of_flow_models_blends_where_a_step_begins(name: str, eta: flo
     if first == 1 and "sde" in name:
         pytest.skip("they work with log((1 - sigma) / sigma), and the hosts let them begin just below 1")
     sigmas = levels(9, first)
-    actual = drive(name, sigmas, eta, make_gate(flow_form(name), sigmas, None, eta))
+    actual = drive(name, sigmas, eta, make_detector(flow_form(name), sigmas, None, eta))
     explicit = Explicit(is_stochastic(name, eta))
     made = SAMPLERS[name](explicit, ANCHOR, sigmas, eta)
     assert relative_error(actual, [*explicit.seen, made]) < TOLERANCE
@@ -131,11 +130,11 @@ def test_a_sampler_of_flow_models_blends_where_a_step_begins(name: str, eta: flo
 def test_an_eta_that_steps_down_to_zero_leaves_out_the_second_call_of_dpm2_a() -> None:
     """For flow models that is eta = 1 / (1 - target / sigma). The rule in k-diffusion's space is different."""
     sigmas = torch.tensor([0.8, 0.4, 0.2, 0.0], dtype=torch.float64)
-    assert make_gate(flow_form("sample_dpm_2_ancestral"), sigmas, None, 2.0)._more_calls(0) == 0
-    assert make_gate(flow_form("sample_dpm_2_ancestral"), sigmas, None, 1.9)._more_calls(0) == 1
+    assert make_detector(flow_form("sample_dpm_2_ancestral"), sigmas, None, 2.0)._more_calls(0) == 0
+    assert make_detector(flow_form("sample_dpm_2_ancestral"), sigmas, None, 1.9)._more_calls(0) == 1
     name = "sample_dpmpp_2s_ancestral"
-    assert make_gate(name, sigmas, None, 1.2)._more_calls(1) == 0
-    assert make_gate(flow_form(name), sigmas, None, 1.2)._more_calls(1) == 1
+    assert make_detector(name, sigmas, None, 1.2)._more_calls(1) == 0
+    assert make_detector(flow_form(name), sigmas, None, 1.2)._more_calls(1) == 1
 
 
 def noise_levels(name: str, stochastic: bool) -> list[tuple[float, float]]:
@@ -148,7 +147,7 @@ def noise_levels(name: str, stochastic: bool) -> list[tuple[float, float]]:
     anchor, noise = clean + 0.3 * randn(4, shape), randn(5, shape)
     sigmas = levels(20, 0.97)
     run = StageRun(
-        STAGE, Settings(), anchor, noise, SamplerTraits(Flow(), make_gate(flow_form(name), sigmas), stochastic)
+        STAGE, Settings(), anchor, noise, SamplerTraits(Flow(), make_detector(flow_form(name), sigmas), stochastic)
     )
     found: list[tuple[float, float]] = []
 

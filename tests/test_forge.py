@@ -16,15 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib_demofusion.host.backends.forge_hints import Held, chain
+from lib_demofusion.host.backends.families import FIVE_AXES, PACKED, PLAIN, LatentForm
+from lib_demofusion.host.backends.forge_controlnet import Held, chain
 from lib_demofusion.host.backends.forge_unet import FusedUnet, kept_share, marks_of, options_for
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.host.backends.latent_form import FIVE_AXES, PACKED, PLAIN, LatentForm
 from lib_demofusion.host.backends.webui_denoiser import FusedModel
 from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.conditioning import Frame, SizeVectors
 from lib_demofusion.method.plan import CELL, StagePlan, make_plan
 from lib_demofusion.method.schedule import Weights
-from lib_demofusion.method.size_vectors import Frame, SizeVectors
 from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.views import View, dilated_views
 from lib_demofusion.settings.fields import Settings

@@ -1,6 +1,6 @@
-"""Tests the gates of samplers that only Forge's family has, against explicit loops.
+"""Tests the detectors of samplers that only Forge's family has, against explicit loops.
 
-As in test_step_gate.py, the left side of each comparison follows the host's order of calls and callbacks. The right
+As in test_sampler_steps.py, the left side of each comparison follows the host's order of calls and callbacks. The right
 side is the same formulas written out of place, with one line that blends.
 """
 
@@ -15,11 +15,11 @@ from typing import Any
 import flow_samplers
 import pytest
 import torch
-from test_step_gate import SIGMAS, Explicit, ancestral, drive, relative_error, toward
+from test_sampler_steps import SIGMAS, Explicit, ancestral, drive, relative_error, toward
 from torch import Tensor
 
-from lib_demofusion.method.model_calls import model_calls
-from lib_demofusion.method.step_gate import StepGate, is_stochastic, make_gate
+from lib_demofusion.method.costs import model_calls
+from lib_demofusion.method.sampler_steps import StepDetector, is_stochastic, make_detector
 
 RF_SIGMAS = SIGMAS / (1 + SIGMAS)
 """Noise levels of flow matching. The formulas of "DPM++ 2s a RF" are not defined above 1."""
@@ -170,13 +170,13 @@ CASES: list[tuple[str, Callable[..., Tensor], Callable[..., Tensor], Tensor, dic
 def gate_and_kind(name: str, host: Callable[..., Tensor], sigmas: Tensor, given: dict[str, Any]) -> tuple[Any, bool]:
     draws = "noise_sampler" in inspect.signature(host).parameters
     eta = given.get("eta")
-    return make_gate(name, sigmas, eta=1.0 if eta is None else eta), is_stochastic(name, eta, draws=draws)
+    return make_detector(name, sigmas, eta=1.0 if eta is None else eta), is_stochastic(name, eta, draws=draws)
 
 
 @pytest.mark.parametrize(("name", "host", "explicit", "sigmas", "given"), CASES)
 def test_sampler_equals_the_explicit_loop(name, host, explicit, sigmas, given) -> None:
-    gate, stochastic = gate_and_kind(name, host, sigmas, given)
-    actual = drive(host, gate, stochastic, guarded=True, sigmas=sigmas, **given)
+    detector, stochastic = gate_and_kind(name, host, sigmas, given)
+    actual = drive(host, detector, stochastic, guarded=True, sigmas=sigmas, **given)
     run = Explicit(stochastic)
     x = explicit(run, sigmas, **given)
     assert relative_error(actual, [*run.seen, x]) <= 1e-9
@@ -185,12 +185,12 @@ def test_sampler_equals_the_explicit_loop(name, host, explicit, sigmas, given) -
 
 @pytest.mark.parametrize(("name", "host", "explicit", "sigmas", "given"), [case for case in CASES if len(case[3]) > 2])
 def test_a_wrong_gate_or_kind_is_seen(name, host, explicit, sigmas, given) -> None:
-    gate, stochastic = gate_and_kind(name, host, sigmas, given)
+    detector, stochastic = gate_and_kind(name, host, sigmas, given)
     run = Explicit(stochastic)
     expected = explicit(run, sigmas, **given)
-    wrong = drive(host, gate, not stochastic, sigmas=sigmas, **given)[-1:]
+    wrong = drive(host, detector, not stochastic, sigmas=sigmas, **given)[-1:]
     if name != "sample_er_sde":
-        wrong += drive(host, StepGate(), stochastic, sigmas=sigmas, **given)[-1:]
+        wrong += drive(host, StepDetector(), stochastic, sigmas=sigmas, **given)[-1:]
     assert all(relative_error([x], [expected]) > 1e-3 for x in wrong)
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lib_demofusion.method import filters
 from lib_demofusion.method.batching import ViewBatches
-from lib_demofusion.method.feathering import Feathering
 from lib_demofusion.method.filters import (
     blur_for_dilation,
     gaussian_blur,
@@ -25,11 +24,12 @@ from lib_demofusion.method.filters import (
     mean_and_std,
     smooth,
 )
+from lib_demofusion.method.fusion import Feathering
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import VarianceExploding
+from lib_demofusion.method.sampler_steps import StepDetector
 from lib_demofusion.method.schedule import Weights, cosine_factor, weights_at
 from lib_demofusion.method.stage import SamplerTraits, StageRun, finish_stage, make_anchor, mix_anchors
-from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import LocalView, Size, View, dilated_views, jitter_generator, local_views
 from lib_demofusion.settings.fields import Settings
 
@@ -227,7 +227,7 @@ def stage_run(
     anchor, noise = randn(2, 4, *size, seed=3), randn(2, 4, *size, seed=4)
     space = VarianceExploding(lambda sigma: torch.full_like(sigma, t))
     stage = StagePlan(1, 2.0, size, factor, window, stride)
-    run = StageRun(stage, Settings(**fields), anchor, noise, SamplerTraits(space, StepGate()))
+    run = StageRun(stage, Settings(**fields), anchor, noise, SamplerTraits(space, StepDetector()))
     x = torch.zeros_like(anchor)
     run.before_call(x, torch.tensor(2.0))
     return run, x
@@ -280,7 +280,7 @@ def test_a_sampler_that_asks_for_another_size_is_told_of(size: Size) -> None:
 
 
 def test_a_run_uses_the_weights_and_the_blur_of_its_level() -> None:
-    """c1 is not tested here. test_step_gate tests it with the steps of real samplers."""
+    """c1 is not tested here. test_sampler_steps tests it with the steps of real samplers."""
     fields = {"cosine_scale_2": 2.0, "cosine_scale_3": 0.5, "sigma": 1.3}
     run, x = stage_run((24, 30), (12, 12), (6, 6), 600.0, factor=3, **fields)
     factor = (1 + math.cos(math.pi * 0.4)) / 2
@@ -459,7 +459,7 @@ def test_a_stage_feathers_by_its_settings() -> None:
     plan = StagePlan(1, 2.0, (16, 16), 2, (8, 8), (4, 4))
     x, space = randn(1, 4, 16, 16), VarianceExploding(lambda sigma: torch.zeros_like(sigma))
     for feather in (0.0, 0.25):
-        run = StageRun(plan, Settings(feather=feather), x, x, SamplerTraits(space, StepGate()))
+        run = StageRun(plan, Settings(feather=feather), x, x, SamplerTraits(space, StepDetector()))
         run.weights = Weights(0.0, 0.0, 0.0)
         expected = fuse(
             placed_network, x, run.local, [], 0.0, unblurred, 0.0, ViewBatches(4), feathering=Feathering(feather)
@@ -549,7 +549,8 @@ def test_extra_noise_is_in_x_as_a_stage_begins_and_never_again() -> None:
     stage = StagePlan(1, 2.0, (16, 16), 2, (8, 8), (4, 4))
     space = VarianceExploding(lambda sigma: 100 * sigma)
     runs = [
-        StageRun(stage, Settings(extra_noise=e), anchor, noise, SamplerTraits(space, StepGate())) for e in (0.0, 0.05)
+        StageRun(stage, Settings(extra_noise=e), anchor, noise, SamplerTraits(space, StepDetector()))
+        for e in (0.0, 0.05)
     ]
     for run, share in zip(runs, (0.0, 0.05)):
         x = torch.zeros_like(anchor)

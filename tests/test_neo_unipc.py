@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_step_gate import ANCHOR, EXPONENT, NOISE, SIGMAS, STAGE, denoise, relative_error, sigma_to_t, skip_weight
+from test_sampler_steps import ANCHOR, EXPONENT, NOISE, SIGMAS, STAGE, denoise, relative_error, sigma_to_t, skip_weight
 from torch import Tensor
 
 from lib_demofusion.method.residual import VarianceExploding
+from lib_demofusion.method.sampler_steps import StepDetector, make_detector
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.step_gate import StepGate, make_gate
 from lib_demofusion.settings.fields import Settings
 
 LEVELS = SIGMAS.clone()
@@ -81,14 +81,14 @@ def explicit_unipc(levels: Tensor, extra: float) -> list[Tensor]:
     return [*seen, step(x, clean, levels[-2], levels[-1])[0]]
 
 
-def drive(levels: Tensor, gate: StepGate, extra: float) -> list[Tensor]:
+def drive(levels: Tensor, detector: StepDetector, extra: float) -> list[Tensor]:
     """Runs the host's order under a StageRun, as host/backends/forge_denoiser.py and host/sampling do."""
     settings = Settings(cosine_scale_1=EXPONENT, extra_noise=extra)
-    run = StageRun(STAGE, settings, ANCHOR, NOISE, SamplerTraits(VarianceExploding(sigma_to_t), gate))
+    run = StageRun(STAGE, settings, ANCHOR, NOISE, SamplerTraits(VarianceExploding(sigma_to_t), detector))
     seen = []
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
-        x = x.clone() if gate.copies_x else x
+        x = x.clone() if detector.copies_x else x
         run.before_call(x, sigma)
         seen.append(x.clone())
         return denoise(x, sigma)
@@ -97,7 +97,7 @@ def drive(levels: Tensor, gate: StepGate, extra: float) -> list[Tensor]:
         run.after_step(d["i"], d["x"], d["denoised"])
 
     x = torch.zeros_like(ANCHOR)
-    if gate.copies_x:
+    if detector.copies_x:
         run.start(x, levels[0])
     made = host_unipc(model, x, levels, callback)
     return [*seen, made]
@@ -107,10 +107,10 @@ def drive(levels: Tensor, gate: StepGate, extra: float) -> list[Tensor]:
 @pytest.mark.parametrize("extra", [0.0, 0.15])
 def test_it_equals_the_explicit_loop(steps: int, extra: float) -> None:
     levels = LEVELS[-steps - 1 :]
-    actual = drive(levels, make_gate("sample_unipc", levels), extra)
+    actual = drive(levels, make_detector("sample_unipc", levels), extra)
     assert relative_error(actual, explicit_unipc(levels, extra)) < 1e-9
 
 
 def test_the_gate_of_one_call_samplers_does_not_fit() -> None:
-    actual = drive(LEVELS, StepGate(), 0.0)
+    actual = drive(LEVELS, StepDetector(), 0.0)
     assert relative_error(actual[-1:], explicit_unipc(LEVELS, 0.0)[-1:]) > 1e-2

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.method.residual import VarianceExploding
+from lib_demofusion.method.sampler_steps import StepDetector
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import View
 from lib_demofusion.settings.reading import parse_settings
 
@@ -50,7 +50,7 @@ class Stage:
         self.x = torch.randn(1, 4, *self.plan.size)
         space = VarianceExploding(lambda level: torch.tensor(timestep))
         self.run = StageRun(
-            self.plan, values, self.x.clone(), torch.randn_like(self.x), SamplerTraits(space, StepGate())
+            self.plan, values, self.x.clone(), torch.randn_like(self.x), SamplerTraits(space, StepDetector())
         )
         self.batches = ViewBatches(views)
         self.seen: list[View] = []

@@ -12,10 +12,9 @@ from hypothesis import assume, example, given, settings
 
 from lib_demofusion.method.plan import Plan, make_plan
 from lib_demofusion.method.views import LocalView, Size, dilated_size, jitter_range, view_starts
-from lib_demofusion.settings.fields import Settings
+from lib_demofusion.settings.errors import SettingsError
+from lib_demofusion.settings.fields import Settings, parse_stages
 from lib_demofusion.settings.reading import parse_settings
-from lib_demofusion.settings.spec import SettingsError
-from lib_demofusion.settings.texts import parse_stages
 
 EXAMPLES = settings(max_examples=300, deadline=None)
 BASES = [(32, 32), (33, 33), (32, 48), (48, 32), (64, 64), (64, 96), (96, 64), (104, 152), (128, 128), (8, 100)]

@@ -178,6 +178,30 @@ def test_folders_do_not_import_each_other_in_a_circle() -> None:
     assert order.index("lib_demofusion/method") < order.index("lib_demofusion/host")
 
 
+def module_imports() -> dict[str, set[str]]:
+    """Returns the modules of the library that each of its modules imports, from anywhere in the file."""
+    paths = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path for path in CORE.rglob("*.py")}
+    paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    imports: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        nodes = [node for node in ast.walk(parse(path)) if isinstance(node, ast.ImportFrom) and node.module in paths]
+        full = [(node.module, f"{node.module}.{alias.name}") for node in nodes for alias in node.names]
+        imports[name] = {longer if longer in paths else module or "" for module, longer in full} - {name}
+    return imports
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    """Looks at imports inside functions and below TYPE_CHECKING too, which would only hide a circle."""
+    imports = module_imports()
+    assert "lib_demofusion.settings.presets" in imports["lib_demofusion.settings.spec"]
+    assert "lib_demofusion.host.backends.forge" in imports["lib_demofusion.host.backends"]
+    while free := {name for name, others in imports.items() if not others & imports.keys()}:
+        imports = {name: others for name, others in imports.items() if name not in free}
+    while unused := imports.keys() - set().union(*imports.values()):
+        imports = {name: others for name, others in imports.items() if name not in unused}
+    assert sorted(imports) == [], "these modules import each other"
+
+
 def test_syntax_is_that_of_the_oldest_python() -> None:
     for path in runtime_files():
         ast.parse(path.read_text(encoding="utf-8"), filename=str(path), feature_version=OLDEST_PYTHON)
@@ -190,7 +214,7 @@ def test_files_are_short() -> None:
 
 def test_progress_stays_small() -> None:
     """The progress bar, the time left and the live line are a convenience. Most of the source is about images."""
-    files = ("method/stage_meter.py", "host/progress/bar.py", "host/progress/timing.py", "host/panel/line.py")
+    files = ("method/stage_progress.py", "host/progress/bar.py", "host/progress/timing.py", "host/panel/line.py")
     assert sum(len((CORE / name).read_text(encoding="utf-8").splitlines()) for name in files) <= MAX_FILE_LINES
 
 

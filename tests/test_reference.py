@@ -21,8 +21,8 @@ from torch import Tensor
 from lib_demofusion.method.filters import blur_for_dilation
 from lib_demofusion.method.plan import StagePlan
 from lib_demofusion.method.residual import VarianceExploding, VariancePreserving
+from lib_demofusion.method.sampler_steps import StepDetector
 from lib_demofusion.method.stage import SamplerTraits, StageRun, finish_stage
-from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import LocalView
 from lib_demofusion.settings.fields import Settings
 
@@ -86,7 +86,7 @@ class RecordedStage:
             space = VarianceExploding(lambda sigma: torch.tensor(case.timestep(float(sigma))))
         else:
             space = VariancePreserving(case.alphas)
-        self.run = StageRun(plan, case.settings, anchor, noise, SamplerTraits(space, StepGate()))
+        self.run = StageRun(plan, case.settings, anchor, noise, SamplerTraits(space, StepDetector()))
 
     def fused(self, x: Tensor, predict, correction: float) -> Tensor:
         """Returns the fused prediction, with local views in the zero-padded frame as in the published code."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.backends.webui_denoiser import FusedModel
 from lib_demofusion.method.batching import ViewBatches
-from lib_demofusion.method.size_vectors import CROP, SIZES, Frame, SizeVectors, number_slots, size_vectors
+from lib_demofusion.method.conditioning import CROP, SIZES, Frame, SizeVectors, number_slots, size_vectors
 from lib_demofusion.method.views import LocalView, dilated_views
 
 ORIGINAL, TARGET = SIZES
@@ -218,7 +218,7 @@ sys.path[:0] = [f"{webui}/repositories/generative-models", root]
 for name, attribute in (("taming.modules.losses.lpips", "LPIPS"), ("sgm.data", "StableDataModuleFromConfig")):
     sys.modules[name] = types.SimpleNamespace(**{attribute: None})
 from sgm.modules.encoders.modules import AbstractEmbModel, ConcatTimestepEmbedderND, GeneralConditioner
-from lib_demofusion.method.size_vectors import Frame, SizeVectors
+from lib_demofusion.method.conditioning import Frame, SizeVectors
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.views import DilatedView, LocalView
 

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import example, given, settings
 
 from lib_demofusion.method.plan import make_plan
+from lib_demofusion.settings.errors import SettingsError
 from lib_demofusion.settings.fields import ENABLED_KEY, NAMES, OF_THE_REQUEST, PRESET_FIELDS, SPECS, Settings
 from lib_demofusion.settings.infotext import from_infotext, to_infotext
-from lib_demofusion.settings.presets import BUILT_IN, PRESETS, Offers
+from lib_demofusion.settings.presets import BUILT_IN, PRESETS, Choices
 from lib_demofusion.settings.reading import (
     changed_fields,
     overridden,
@@ -25,7 +26,6 @@ from lib_demofusion.settings.reading import (
     preset_values,
     settings_from_args,
 )
-from lib_demofusion.settings.spec import SettingsError
 
 EXAMPLES = settings(max_examples=200, deadline=None)
 BOOLS = [name for name, spec in SPECS.items() if spec.kind is bool]
@@ -260,29 +260,29 @@ def test_values_of_presets_are_possible(name: str) -> None:
 
 
 MINE = "Mine"
-OFFERS = Offers({MINE: {"sigma": 1.5, "jitter": False}}, ("None?", "4x-Sharp", "Lanczos"))
+CHOICES = Choices({MINE: {"sigma": 1.5, "jitter": False}}, ("None?", "4x-Sharp", "Lanczos"))
 """A preset that you saved, and upscalers of the webui."""
 
 
 def test_a_user_s_preset_is_one_like_the_built_in_ones() -> None:
-    assert OFFERS.preset_names == (*PRESETS, MINE)
-    assert parse_settings({"preset": MINE}, offers=OFFERS) == Settings(preset=MINE, sigma=1.5, jitter=False)
+    assert CHOICES.preset_names == (*PRESETS, MINE)
+    assert parse_settings({"preset": MINE}, choices=CHOICES) == Settings(preset=MINE, sigma=1.5, jitter=False)
     both = {"preset": MINE, "sigma": 2}
-    assert parse_settings(both, offers=OFFERS) == Settings(preset=MINE, sigma=2.0, jitter=False)
-    assert preset_values(MINE, OFFERS) == {**preset_values("Paper"), "sigma": 1.5, "jitter": False}
+    assert parse_settings(both, choices=CHOICES) == Settings(preset=MINE, sigma=2.0, jitter=False)
+    assert preset_values(MINE, CHOICES) == {**preset_values("Paper"), "sigma": 1.5, "jitter": False}
 
 
 def test_a_preset_that_is_gone_is_named_with_those_there_are() -> None:
     with pytest.raises(SettingsError, match=r"preset = 'Yours' is not possible; allowed: one of Paper, .*Mine"):
-        parse_settings({"preset": "Yours"}, offers=OFFERS)
+        parse_settings({"preset": "Yours"}, choices=CHOICES)
     with pytest.raises(SettingsError, match="preset = 'Mine' is not possible"):
         parse_settings({"preset": MINE})
 
 
 def test_a_user_s_preset_does_not_replace_a_built_in_one() -> None:
-    offers = Offers({"Paper": {"sigma": 5.0}})
-    assert offers.preset_names == tuple(PRESETS)
-    assert parse_settings({"preset": "Paper"}, offers=offers) == Settings(**PRESETS["Paper"])
+    choices = Choices({"Paper": {"sigma": 5.0}})
+    assert choices.preset_names == tuple(PRESETS)
+    assert parse_settings({"preset": "Paper"}, choices=choices) == Settings(**PRESETS["Paper"])
 
 
 UPSCALERS = {
@@ -295,14 +295,14 @@ UPSCALERS = {
 
 @pytest.mark.parametrize("upscaler", UPSCALERS)
 def test_the_upscaler_says_what_is_enlarged_and_by_what(upscaler: str) -> None:
-    settings = parse_settings({"upscaler": upscaler}, offers=OFFERS)
+    settings = parse_settings({"upscaler": upscaler}, choices=CHOICES)
     assert (settings.anchor, settings.image_upscaler) == UPSCALERS[upscaler]
 
 
 @pytest.mark.parametrize("upscaler", ["", "lanczos", "Latent (pixels)", "4x-Gone", "mixed"])
 def test_an_unknown_upscaler_is_named_with_those_there_are(upscaler: str) -> None:
     with pytest.raises(SettingsError, match=r"allowed: one of Latent, Lanczos, None\?, 4x-Sharp$"):
-        parse_settings({"upscaler": upscaler}, offers=OFFERS)
+        parse_settings({"upscaler": upscaler}, choices=CHOICES)
 
 
 @pytest.mark.parametrize("text", ["0.5", "0.5,0.1,0", "0.6,0", "0,-0.1", "a,b", "nan,0"])
@@ -313,29 +313,29 @@ def test_weights_that_cannot_be_are_named(text: str) -> None:
 
 def test_values_that_name_no_preset_get_the_one_of_the_caller() -> None:
     expected = Settings(enabled=True, preset=MINE, sigma=1.5, jitter=False)
-    assert settings_from_args([{"enabled": True}], MINE, OFFERS) == expected
-    assert settings_from_args([True], MINE, OFFERS) == expected
-    assert settings_from_args([{"enabled": True, "preset": None}], MINE, OFFERS) == expected
-    assert settings_from_args([{"enabled": True, "preset": "Paper"}], MINE, OFFERS) == Settings(enabled=True)
+    assert settings_from_args([{"enabled": True}], MINE, CHOICES) == expected
+    assert settings_from_args([True], MINE, CHOICES) == expected
+    assert settings_from_args([{"enabled": True, "preset": None}], MINE, CHOICES) == expected
+    assert settings_from_args([{"enabled": True, "preset": "Paper"}], MINE, CHOICES) == Settings(enabled=True)
 
 
 def test_infotext_is_against_the_declared_defaults_whatever_the_preset() -> None:
-    written = to_infotext(settings_from_args([{"enabled": True, "sigma": 0.8}], MINE, OFFERS), OFFERS)
+    written = to_infotext(settings_from_args([{"enabled": True, "sigma": 0.8}], MINE, CHOICES), CHOICES)
     assert written == {"DemoFusion preset": "Mine (changed)", "DemoFusion jitter": "False"}
     # in another installation the name is unknown, but the infotext contains every value
     assert pasted(written) == Settings(jitter=False)
 
 
 def test_what_no_longer_has_the_value_of_its_preset_is_known() -> None:
-    values = preset_values(MINE, OFFERS)
-    assert changed_fields(MINE, values, OFFERS) == ()
+    values = preset_values(MINE, CHOICES)
+    assert changed_fields(MINE, values, CHOICES) == ()
     # with the types that the controls return, and with values that cannot be used
-    assert changed_fields(MINE, {**values, "sigma": "1.50", "stages": "", "feather": 0}, OFFERS) == ()
-    assert changed_fields(MINE, {**values, "sigma": 2, "stages": "3,2"}, OFFERS) == ("stages", "sigma")
-    assert "(changed)" not in str(to_infotext(parse_settings({"preset": MINE}, offers=OFFERS), OFFERS))
-    written = to_infotext(parse_settings({"preset": MINE, "sigma": 2}, offers=OFFERS), OFFERS)
+    assert changed_fields(MINE, {**values, "sigma": "1.50", "stages": "", "feather": 0}, CHOICES) == ()
+    assert changed_fields(MINE, {**values, "sigma": 2, "stages": "3,2"}, CHOICES) == ("stages", "sigma")
+    assert "(changed)" not in str(to_infotext(parse_settings({"preset": MINE}, choices=CHOICES), CHOICES))
+    written = to_infotext(parse_settings({"preset": MINE, "sigma": 2}, choices=CHOICES), CHOICES)
     assert written["DemoFusion preset"] == "Mine (changed)"
-    assert pasted(written, OFFERS) == Settings(preset=MINE, sigma=2.0, jitter=False)
+    assert pasted(written, CHOICES) == Settings(preset=MINE, sigma=2.0, jitter=False)
 
 
 def test_a_preset_among_overrides_sets_its_fields_before_the_others() -> None:
@@ -343,8 +343,8 @@ def test_a_preset_among_overrides_sets_its_fields_before_the_others() -> None:
     assert overridden(settings, {}) == settings
     assert overridden(settings, {"sigma": 2}) == dataclasses.replace(settings, sigma=2.0)
     expected = Settings(enabled=True, scale=3.0, preset=MINE, sigma=1.5, jitter=False)
-    assert overridden(settings, {"preset": MINE}, OFFERS) == expected
-    assert overridden(settings, {"sigma": 2, "preset": MINE}, OFFERS) == dataclasses.replace(expected, sigma=2.0)
+    assert overridden(settings, {"preset": MINE}, CHOICES) == expected
+    assert overridden(settings, {"sigma": 2, "preset": MINE}, CHOICES) == dataclasses.replace(expected, sigma=2.0)
 
 
 def test_presets_leave_the_request_alone() -> None:
@@ -398,8 +398,8 @@ def drawn(name: str) -> st.SearchStrategy:
 SETTINGS = st.builds(Settings, **{name: drawn(name) for name in NAMES})
 
 
-def pasted(infotext: dict[str, str], offers: Offers = BUILT_IN) -> Settings:
-    return Settings(**{name: from_infotext(name, infotext, offers) for name in NAMES})
+def pasted(infotext: dict[str, str], choices: Choices = BUILT_IN) -> Settings:
+    return Settings(**{name: from_infotext(name, infotext, choices) for name in NAMES})
 
 
 @EXAMPLES

@@ -13,16 +13,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib_demofusion.method.stage_steps import (
+from lib_demofusion.method.schedule import (
     TWO_NEEDED,
     StageSteps,
+    flow_level,
     least_steps,
     long_enough,
     steps_by_level,
     steps_by_share,
     steps_of_stage,
 )
-from lib_demofusion.method.timesteps import flow_level
 
 sampling = k_diffusion_sampling.load()
 SIGMAS = sampling.get_sigmas_karras(8, 0.03, 14.6)

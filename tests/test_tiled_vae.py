@@ -20,19 +20,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
-from lib_demofusion.tiled_vae import maps
+from lib_demofusion.tiled_vae import feature_maps
 from lib_demofusion.tiled_vae import tiling as tiled_vae
-from lib_demofusion.tiled_vae.maps import Map, Shelf, grid
-from lib_demofusion.tiled_vae.steps import (
-    Box,
-    decoder_steps,
-    encoder_steps,
-    held_bytes,
-    part_bytes,
-    part_side,
-    sizes,
-    whole_bytes,
-)
+from lib_demofusion.tiled_vae.feature_maps import Map, Shelf, grid
+from lib_demofusion.tiled_vae.layers import Box, decoder_layers, encoder_layers, part_side, sizes
+from lib_demofusion.tiled_vae.memory import held_bytes, part_bytes, whole_bytes
 from lib_demofusion.tiled_vae.tiling import Options, decode_tiled, encode_tiled
 
 CPU = torch.device("cpu")
@@ -137,7 +129,7 @@ def test_the_promised_bounds(decoder: Any, tmp_path: Path, packed: bool, in_file
     difference = in_255ths(full, got)
     assert difference.mean() < MEAN / 50
     assert difference.max() < MOST / 20
-    steps = decoder_steps(decoder)
+    steps = decoder_layers(decoder)
     limits = sizes(steps, (56, 40))
     boxes = grid(limits[-1], part_side(steps, limits, len(steps) - 1, tile))
     assert len(boxes) > 1
@@ -198,10 +190,10 @@ class UnwrittenFile:
 def test_no_file_is_filled_with_zeros_on_windows(decoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     z = picture_like(4, 20, 24)
     expected = decode_tiled(decoder, z, Options(5, Shelf(CPU, True, tmp_path)))
-    monkeypatch.setattr(maps, "MMAP_RESERVES", True)
-    monkeypatch.setattr(maps, "mmap", WindowsMmap())
+    monkeypatch.setattr(feature_maps, "MMAP_RESERVES", True)
+    monkeypatch.setattr(feature_maps, "mmap", WindowsMmap())
     real = tempfile.TemporaryFile
-    monkeypatch.setattr(maps.tempfile, "TemporaryFile", lambda dir: UnwrittenFile(real(dir=dir)))
+    monkeypatch.setattr(feature_maps.tempfile, "TemporaryFile", lambda dir: UnwrittenFile(real(dir=dir)))
     assert torch.equal(decode_tiled(decoder, z, Options(5, Shelf(CPU, True, tmp_path))), expected)
 
 
@@ -220,7 +212,7 @@ def test_a_file_has_its_space_on_the_disk_before_it_is_mapped(
         blocks.append(os.fstat(descriptor).st_blocks)
         return real(descriptor, length)
 
-    monkeypatch.setattr(maps.mmap, "mmap", watched)
+    monkeypatch.setattr(feature_maps.mmap, "mmap", watched)
     held = Shelf(CPU, folder=tmp_path).empty((1, 64, 512, 300), torch.int16)
     assert blocks[0] * 512 >= held.numel() * 2
     assert not held.any()
@@ -282,8 +274,8 @@ class LiveBytes(TorchDispatchMode):
 @pytest.mark.parametrize("packed", [False, True])
 def test_memory_of_the_maps(decoder: Any, encoder: Any, packed: bool) -> None:
     for network, run, layout, x in (
-        (decoder, decode_tiled, decoder_steps, picture_like(4, 20, 24)),
-        (encoder, encode_tiled, encoder_steps, picture_like(3, 160, 192)),
+        (decoder, decode_tiled, decoder_layers, picture_like(4, 20, 24)),
+        (encoder, encode_tiled, encoder_layers, picture_like(3, 160, 192)),
     ):
         shelf = CountedShelf(CPU, packed)
         run(network, x, Options(8, shelf))
@@ -297,7 +289,7 @@ def test_memory_beside_the_maps(dtype: torch.dtype, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(tiled_vae, "MATRIX_CELLS", 1 << 16)
     decoder = randomised(Decoder()).to(dtype)
     z, shelf = picture_like(4, 40, 32).to(dtype), CountedShelf(CPU)
-    steps = decoder_steps(decoder)
+    steps = decoder_layers(decoder)
     for tile in (8, 16):
         with torch.no_grad(), LiveBytes(shelf) as counted:
             decode_tiled(decoder, z, Options(tile, shelf))
@@ -310,7 +302,7 @@ def test_memory_of_the_whole_at_once(decoder: Any) -> None:
     z, shelf = picture_like(4, 20, 24), CountedShelf(CPU)
     with torch.no_grad(), LiveBytes(shelf) as counted:
         decoder(z)
-    predicted = whole_bytes(decoder_steps(decoder), (20, 24), 4)
+    predicted = whole_bytes(decoder_layers(decoder), (20, 24), 4)
     assert 0.5 * predicted < counted.peak < 1.05 * predicted
 
 
@@ -408,7 +400,7 @@ def test_another_layout_is_refused(change: Any) -> None:
     decoder = randomised(Decoder())
     change(decoder)
     with pytest.raises(ValueError, match=r"^a "):
-        decoder_steps(decoder)
+        decoder_layers(decoder)
 
 
 @pytest.mark.webui

@@ -17,8 +17,8 @@ from torch import Tensor
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.plan import CELL, make_plan
 from lib_demofusion.method.residual import Flow
+from lib_demofusion.method.sampler_steps import StepDetector
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import Size, dilated_size, dilated_views, jitter_generator, local_views
 from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.presets import PRESETS
@@ -134,7 +134,7 @@ def test_a_stage_shows_its_model_multiples_alone() -> None:
 
     anchor = torch.randn(1, 4, *stage.size, generator=torch.Generator().manual_seed(1))
     for jitter in (True, False):
-        run = StageRun(stage, Settings(jitter=jitter), anchor, anchor, SamplerTraits(Flow(), StepGate()))
+        run = StageRun(stage, Settings(jitter=jitter), anchor, anchor, SamplerTraits(Flow(), StepDetector()))
         x = anchor.clone()
         run.before_call(x, torch.tensor(0.7))
         assert run.denoise(evaluate, x, 1.0, ViewBatches(3)).shape == x.shape

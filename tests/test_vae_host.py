@@ -15,9 +15,9 @@ import torch
 from autoencoders import autoencoder, picture_like
 from torch import Tensor, nn
 
-from lib_demofusion.tiled_vae.steps import decoder_steps
+from lib_demofusion.tiled_vae.layers import decoder_layers
 
-NAME = "lib_demofusion.host.pictures.vae"
+NAME = "lib_demofusion.host.images.vae"
 GIB = 1 << 30
 
 
@@ -101,7 +101,7 @@ def test_what_fits_is_left_to_the_host(vae: Any, model: Any, tried: list[Any]) -
 
 def test_a_share_of_the_free_memory_is_left_to_others(vae: Any, model: Any, tried: list[Any]) -> None:
     """The required memory is an estimate, and other programs use the card as well."""
-    needed = vae.whole_bytes(decoder_steps(model.first_stage_model.decoder), (Z.shape[2], Z.shape[3]), 4)
+    needed = vae.whole_bytes(decoder_layers(model.first_stage_model.decoder), (Z.shape[2], Z.shape[3]), 4)
     vae.free.device = int(needed * 1.25)
     decode(vae, model, Z[:1])
     assert not tried
@@ -243,13 +243,13 @@ def test_what_cannot_be_helped_is_raised_and_the_model_is_as_before(
 
 
 def test_where_the_maps_are_held(vae: Any, model: Any) -> None:
-    steps = vae.decoder_steps(model.first_stage_model.decoder)
-    held = vae.held_bytes(steps, (20, 12), 4)
+    layers = vae.decoder_layers(model.first_stage_model.decoder)
+    held = vae.held_bytes(layers, (20, 12), 4)
     plenty, exactly = int(held / 0.6) + 9, int(held / 2 / 0.6) + 9
 
     def shelf(room: int, memory: int, disk: int, z: Tensor = Z) -> tuple[str, bool, bool]:
         vae.free.memory, vae.free.disk = memory, disk
-        found = vae.choose_shelf(steps, (20, 12), z.to("meta"), room)
+        found = vae.choose_shelf(layers, (20, 12), z.to("meta"), room)
         return found.device.type, found.packed, found.folder is not None
 
     assert shelf(held, 0, 0) == ("meta", False, False)

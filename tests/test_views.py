@@ -14,7 +14,7 @@ from fusing import evaluations
 from hypothesis import example, given, settings
 from torch import Tensor
 
-from lib_demofusion.method.feathering import Feathering
+from lib_demofusion.method.fusion import Feathering
 from lib_demofusion.method.plan import StagePlan
 from lib_demofusion.method.views import (
     LocalView,

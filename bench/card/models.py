@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lib_demofusion.method.size_vectors import CROP, SIZES
+from lib_demofusion.method.conditioning import CROP, SIZES
 from lib_demofusion.method.views import Size
 from trial.autoencoder import Autoencoder, AutoencoderConfig
 from trial.unet import SpatialTransformer, UNet, UNetConfig, timestep_embedding

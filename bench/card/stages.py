@@ -12,14 +12,12 @@ from bench.card.models import EMBEDDERS, Model
 from bench.card.report import Report, Row, gigabytes
 from lib_demofusion.host.common.memory import device_memory
 from lib_demofusion.method.batching import MOST_VIEWS, ViewBatches
-from lib_demofusion.method.conditioning import cond_for_views
+from lib_demofusion.method.conditioning import Frame, SizeVectors, cond_for_views
 from lib_demofusion.method.plan import StagePlan, make_plan
 from lib_demofusion.method.residual import VarianceExploding
-from lib_demofusion.method.schedule import weights_at
-from lib_demofusion.method.size_vectors import Frame, SizeVectors
+from lib_demofusion.method.sampler_steps import StepDetector
+from lib_demofusion.method.schedule import schedule_steps, steps_of_stage, weights_at
 from lib_demofusion.method.stage import SamplerTraits, StageRun, make_anchor
-from lib_demofusion.method.stage_steps import schedule_steps, steps_of_stage
-from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import View
 from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.presets import PRESETS
@@ -40,7 +38,7 @@ class StageCalls:
         self.model, self.stage = model, plan.stages[-1]
         self.anchor = make_anchor(torch.randn(1, 4, *model.kind.native, device=model.device), plan, self.stage)
         noise = torch.randn_like(self.anchor)
-        traits = SamplerTraits(VarianceExploding(model.sigma_to_t), StepGate())
+        traits = SamplerTraits(VarianceExploding(model.sigma_to_t), StepDetector())
         self.run = StageRun(self.stage, settings, self.anchor, noise, traits)
         self.batches = ViewBatches(settings.view_batch, device_memory())
         self._vectors = SizeVectors(EMBEDDERS, Frame(plan.pixels)) if "vector" in model.cond else None

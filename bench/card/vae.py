@@ -17,9 +17,9 @@ from bench.card.device import Card
 from bench.card.models import Model, converted
 from bench.card.report import Report, Row, gigabytes, promised
 from bench.card.stages import StageCalls
-from lib_demofusion.host.pictures import vae as host_vae
+from lib_demofusion.host.images import vae as host_vae
 from lib_demofusion.method.plan import CELL
-from lib_demofusion.tiled_vae.maps import Shelf
+from lib_demofusion.tiled_vae.feature_maps import Shelf
 from lib_demofusion.tiled_vae.tiling import Options, decode_tiled
 
 SLOWER = 1.5
@@ -27,7 +27,7 @@ SLOWER = 1.5
 
 
 class Ways(logging.Handler):
-    """Collects the log messages in which lib_demofusion.host.pictures.vae reports its choice."""
+    """Collects the log messages in which lib_demofusion.host.images.vae reports its choice."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)

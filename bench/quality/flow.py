@@ -16,10 +16,16 @@ import torch
 from torch import Tensor
 
 from lib_demofusion.method.residual import Flow
+from lib_demofusion.method.sampler_steps import StepDetector
+from lib_demofusion.method.schedule import (
+    StageSteps,
+    flow_level,
+    linear_timestep,
+    snr_timestep,
+    steps_by_level,
+    unshifted_timestep,
+)
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.stage_steps import StageSteps, steps_by_level
-from lib_demofusion.method.step_gate import StepGate
-from lib_demofusion.method.timesteps import flow_level, linear_timestep, snr_timestep, unshifted_timestep
 from trial.sampling import SIGMA_DATA, TIMESTEP_SCALE
 
 Sampler = Literal["Euler", "DPM++ 2M", "Euler a"]
@@ -50,7 +56,7 @@ class FlowRow:
             "1000 sigma": linear_timestep,
             "unshifted": unshifted_timestep(self.shift),
         }[self.weights]
-        return SamplerTraits(Flow(timestep), StepGate(), stochastic=self.sampler == "Euler a")
+        return SamplerTraits(Flow(timestep), StepDetector(), stochastic=self.sampler == "Euler a")
 
     def steps(self, steps: int, strength: float) -> Tensor:
         """Returns the levels of a stage with that strength, from a schedule of `steps` steps."""

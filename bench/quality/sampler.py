@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bench.quality.denoiser import Predict
+from lib_demofusion.method.schedule import steps_of_stage
 from lib_demofusion.method.stage import StageRun
-from lib_demofusion.method.stage_steps import steps_of_stage
 from trial.sampling import consistency, lcm_times
 
 

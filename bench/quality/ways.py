@@ -23,10 +23,10 @@ from bench.quality.worlds import World
 from lib_demofusion.method.colors import match_colors_
 from lib_demofusion.method.plan import StagePlan, make_plan
 from lib_demofusion.method.residual import VariancePreserving, noised
+from lib_demofusion.method.sampler_steps import StepDetector
+from lib_demofusion.method.schedule import schedule_steps
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.stage_steps import schedule_steps
 from lib_demofusion.method.stages import Finish, run_stages
-from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.settings.fields import Settings
 from trial.sampling import GUIDANCE, fresh_noise, initial_noise
 from trial.scenes import to_uint8
@@ -178,7 +178,7 @@ class Studio:
         seeds = [number + SEED_STEP * stage.number for number in batch.numbers]
         noise = initial_noise(seeds, *stage.size)
         space = VariancePreserving(self.alphas)
-        run = StageRun(stage, settings, anchor, noise, SamplerTraits(space, StepGate()))
+        run = StageRun(stage, settings, anchor, noise, SamplerTraits(space, StepDetector()))
         steps = self.steps(seeds, schedule_steps(self.sampling.steps, settings), settings.denoising_strength)
         return sample(torch.zeros_like(anchor), steps, guided.fused(run), run)
 

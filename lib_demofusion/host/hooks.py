@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 from lib_demofusion.host.backends import host, loaded_model
-from lib_demofusion.host.common import offers, options
+from lib_demofusion.host.common import options, user_presets
 from lib_demofusion.host.common.messages import PREFIX, report_note, report_problem
+from lib_demofusion.host.images.size_limits import shrink_for_gallery
 from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.job import Job
-from lib_demofusion.host.nesting import outer_requests
 from lib_demofusion.host.panel import xyz
-from lib_demofusion.host.pictures.gallery import shrink_for_gallery
+from lib_demofusion.settings.errors import SettingsError, shortened
 from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.infotext import to_infotext
-from lib_demofusion.settings.presets import Offers
+from lib_demofusion.settings.presets import Choices
 from lib_demofusion.settings.reading import (
     fields_without_switch,
     ignored_values,
@@ -25,7 +27,24 @@ from lib_demofusion.settings.reading import (
     overridden,
     settings_from_args,
 )
-from lib_demofusion.settings.spec import SettingsError, shortened
+
+PROCESSING = "modules.processing"
+"""The module whose functions run a request, with the request as their local variable `p`."""
+
+
+def outer_requests(p: Any) -> Iterator[Any]:
+    """Yields the requests other than p that the webui is processing, the innermost first.
+
+    Reads them from the call stack. An attribute would remain after a request that raised an error, and copies of the
+    request would have it too.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        found = frame.f_locals.get("p") if frame.f_globals.get("__name__") == PROCESSING else None
+        if found is not None and found is not p:
+            yield found
+        frame = frame.f_back
+
 
 logger = logging.getLogger("DemoFusion")
 
@@ -67,7 +86,7 @@ def process(p: Any, args: Sequence[object]) -> None:
     try:
         if not is_enabled(args, overrides):
             return
-        known = offers.known()
+        known = user_presets.known_choices()
         settings = _settings(p, args, overrides, known)
     except SettingsError as error:
         report_problem(p, str(error))
@@ -94,7 +113,7 @@ def _note_unread(p: Any, args: Sequence[object], overrides: Mapping[str, object]
         report_note(p, f"only the first argument is read if it is a dict of fields; ignored: {values}")
 
 
-def _settings(p: Any, args: Sequence[object], overrides: Mapping[str, object], known: Offers) -> Settings:
+def _settings(p: Any, args: Sequence[object], overrides: Mapping[str, object], known: Choices) -> Settings:
     """Returns the settings of a request; raises SettingsError.
 
     The preset Turbo is selected automatically only if the request names no preset. The panel always names one. A script
@@ -103,13 +122,15 @@ def _settings(p: Any, args: Sequence[object], overrides: Mapping[str, object], k
     asked = overridden(settings_from_args(args, _default_preset(p, args, known), known), overrides, known)
     if names_preset(args) or "preset" in overrides or refusals.of_job(p).script:
         return asked
-    settings = options.suited(asked, p.steps, p.cfg_scale, known, host().family(loaded_model()).distilled)
+    settings = options.with_automatic_preset(
+        asked, p.steps, p.cfg_scale, known, host().family(loaded_model()).distilled
+    )
     if settings.preset != asked.preset:
         report_note(p, TURBO_USED.format(settings.preset, asked.preset))
     return settings
 
 
-def _default_preset(p: Any, args: Sequence[object], known: Offers) -> str:
+def _default_preset(p: Any, args: Sequence[object], known: Choices) -> str:
     """Returns the preset for arguments without one. Reports if the settings page's default preset does not exist."""
     gone = options.default_preset_gone(known)
     if gone is not None and not names_preset(args):
@@ -142,7 +163,7 @@ def postprocess(p: Any, processed: Any) -> None:
     job.end(p)
     # the host adds masks to the images but not to the infotexts, which the page finds by the index of the image
     processed.infotexts.extend([processed.info] * (len(processed.images) - len(processed.infotexts)))
-    processed.images.extend(picture.image for picture in job.pictures)
-    processed.infotexts.extend(picture.infotext for picture in job.pictures)
+    processed.images.extend(picture.image for picture in job.stage_images)
+    processed.infotexts.extend(picture.infotext for picture in job.stage_images)
     if not p.is_api:
         shrink_for_gallery(processed)

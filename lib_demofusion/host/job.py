@@ -22,24 +22,24 @@ from lib_demofusion.host.common.messages import (
     reported,
     reset,
 )
-from lib_demofusion.host.integrations import refusals
-from lib_demofusion.host.pictures import formats, inpainting
-from lib_demofusion.host.pictures.base_picture import (
+from lib_demofusion.host.images import inpainting, size_limits
+from lib_demofusion.host.images.base_image import (
     base_images,
     base_latent,
     base_size,
     encode_upload_alike,
     own_generators,
 )
-from lib_demofusion.host.pictures.stage_pictures import StagePicture, with_later_reports
+from lib_demofusion.host.images.stage_images import StageImage, with_later_reports
+from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.progress.bar import Progress, make_progress
 from lib_demofusion.host.progress.webui_steps import img2img_steps
 from lib_demofusion.host.sampling.stage_sampler import stop_requested
 from lib_demofusion.host.stage_loop import StageLoop, saves_stages, shows_base, shows_stages
 from lib_demofusion.method.costs import Pass
 from lib_demofusion.method.plan import CELL, NO_STAGE, Plan, make_plan
+from lib_demofusion.settings.errors import SettingsError
 from lib_demofusion.settings.fields import ENABLED_KEY, Settings
-from lib_demofusion.settings.spec import SettingsError
 
 NOISE_MULTIPLIER = "Noise multiplier"
 """The infotext key of the webui's setting for img2img (modules/processing.py)."""
@@ -52,7 +52,7 @@ class Job:
         self.settings = settings
         self.request = weakref.ref(p)
         """Returns the `p` that the job was created for, to distinguish it from copies."""
-        self.pictures: list[StagePicture] = []
+        self.stage_images: list[StageImage] = []
         self.problem: str | None = None
         self._passthrough: Any = None
         self._checkpoint = shared.sd_model.sd_checkpoint_info
@@ -80,7 +80,7 @@ class Job:
         try:
             options.check()
             plan = make_plan(self.settings, (p.height // CELL, p.width // CELL), _unit(p))
-            formats.check_format(p, plan)
+            size_limits.check_format(p, plan)
         except SettingsError as error:
             # with hires fix, the base image is larger
             return None if getattr(p, "enable_hr", False) else str(error)
@@ -168,7 +168,7 @@ class Job:
         """Plans the stages for the base samples (latents or images). Raises SettingsError if a setting does not fit."""
         plan = make_plan(self.settings, base_size(p, samples), _unit(p))
         inpainting.check_shape(p, plan)
-        formats.check_format(p, plan)
+        size_limits.check_format(p, plan)
         for note in plan.notes if plan.stages else (NO_STAGE, *plan.notes):
             report_note(p, note)
         return plan
@@ -184,7 +184,7 @@ class Job:
         try:
             return loop.run(base, images)
         finally:
-            self.pictures.extend(with_later_reports(p, picture) for picture in loop.pictures)
+            self.stage_images.extend(with_later_reports(p, picture) for picture in loop.stage_images)
 
     def end(self, p: Any) -> None:
         """Restores the attributes of the request that the job changed."""

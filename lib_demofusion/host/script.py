@@ -7,8 +7,15 @@ from typing import Any
 from modules import script_callbacks, scripts
 
 from lib_demofusion.host import backends, hooks
-from lib_demofusion.host.common import compat, options
+from lib_demofusion.host.common import options
 from lib_demofusion.host.panel import build, page, xyz
+
+UNSUPPORTED = "DemoFusion Hires needs webui 1.8 or newer: this one has no `post_sample` hook, so the panel is disabled"
+
+
+def supported() -> bool:
+    """Returns whether the host has the hook in which the stages run (webui 1.8 and newer)."""
+    return hasattr(scripts.Script, "post_sample")
 
 
 class DemoFusionHires(scripts.Script):
@@ -22,7 +29,7 @@ class DemoFusionHires(scripts.Script):
         return "DemoFusion Hires"
 
     def show(self, is_img2img: bool) -> object:
-        if not compat.supported():
+        if not supported():
             return False
         # this runs before any script creates its controls. With --nowebui, `on_before_ui` is too late for the plot
         xyz.register()

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lib_demofusion.method.views import LocalView, Size, dilated_size, view_starts
-from lib_demofusion.settings.fields import Settings
-from lib_demofusion.settings.spec import SettingsError
-from lib_demofusion.settings.texts import DOUBLING, FEWEST, MAX_SCALE, STAGE_WORDS, parse_stages
+from lib_demofusion.settings.errors import SettingsError
+from lib_demofusion.settings.fields import MAX_SCALE, Settings, parse_stages
+from lib_demofusion.settings.presets import DOUBLING, FEWEST, STAGE_WORDS
 
 CELL = 8
 """Side of a latent cell in pixels."""

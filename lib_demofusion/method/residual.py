@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lib_demofusion.method.timesteps import Timestep, snr_timestep
+from lib_demofusion.method.schedule import Timestep, snr_timestep
 
 
 class NoiseSpace(Protocol):

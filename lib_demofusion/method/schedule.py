@@ -1,14 +1,78 @@
-"""The cosine weights of a stage as functions of the model's timestep (arXiv 2311.16973, section 3)."""
+"""The schedule of a stage: timesteps of noise levels, the cosine weights at a timestep, and the number of steps.
+
+The cosine weights (arXiv 2311.16973, section 3), and the presets that build on them, were chosen in Stable Diffusion's
+timesteps t (0 to 1000). A flow model has another schedule: x = (1 - sigma) signal + sigma noise, with sigma from 1 to
+0. A `Timestep` converts such a sigma to t.
+"""
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lib_demofusion.settings.fields import Settings
 
-TIMESTEPS = 1000
-"""T, the length of the model's training schedule."""
+Timestep = Callable[[float], float]
+"""Converts the sigma of a flow model, 0 to 1, to a timestep from 0 to 1000."""
+
+TIMESTEPS, BETA_FIRST, BETA_LAST = 1000, 0.00085, 0.012
+"""Stable Diffusion's training schedule: its length T, and beta, which is linear in its square root."""
+
+
+def snr_timestep(sigma: float) -> float:
+    """Returns the timestep at which Stable Diffusion has the same signal-to-noise ratio.
+
+    Scaling x by 1 / (1 - sigma) turns it into signal + sigma / (1 - sigma) noise, the form of the k-diffusion samplers.
+    Between two timesteps log sigma is interpolated linearly, as k-diffusion does. The result is 0 to 999; the ends hold
+    for levels beyond Stable Diffusion's.
+    """
+    if sigma <= 0 or sigma >= 1:
+        return float(TIMESTEPS - 1) if sigma >= 1 else 0.0
+    table, wanted = _log_sigmas(), math.log(sigma / (1 - sigma))
+    above = min(max(bisect.bisect_right(table, wanted), 1), TIMESTEPS - 1)
+    share = (wanted - table[above - 1]) / (table[above] - table[above - 1])
+    return above - 1 + min(max(share, 0.0), 1.0)
+
+
+def linear_timestep(sigma: float) -> float:
+    """Returns 1000 sigma, the timestep that flow models themselves are given."""
+    return TIMESTEPS * sigma
+
+
+def unshifted_timestep(shift: float) -> Timestep:
+    """Returns the function that undoes a model's shift: sigma = shift u / (1 + (shift - 1) u) becomes 1000 u.
+
+    Models with the parameter mu have a shift of exp(mu).
+    """
+
+    def timestep(sigma: float) -> float:
+        return TIMESTEPS * sigma / (shift - (shift - 1) * sigma)
+
+    return timestep
+
+
+def flow_level(timestep: float) -> float:
+    """Returns the sigma of a flow model with the signal-to-noise ratio of a timestep: the inverse of `snr_timestep`."""
+    table = _log_sigmas()
+    at = min(max(timestep, 0.0), TIMESTEPS - 1.0)
+    below = min(int(at), TIMESTEPS - 2)
+    log_sigma = table[below] + (at - below) * (table[below + 1] - table[below])
+    return 1 / (1 + math.exp(-log_sigma))
+
+
+@functools.cache
+def _log_sigmas() -> tuple[float, ...]:
+    """Returns log sigma at each timestep, where sigma = sqrt((1 - alphas_cumprod) / alphas_cumprod)."""
+    first, last = math.sqrt(BETA_FIRST), math.sqrt(BETA_LAST)
+    found, alpha = [], 1.0
+    for i in range(TIMESTEPS):
+        alpha *= 1 - (first + (last - first) * i / (TIMESTEPS - 1)) ** 2
+        found.append(math.log((1 - alpha) / alpha) / 2)
+    return tuple(found)
+
 
 ROUNDS_AWAY = 2.0**-25
 """A summand of this relative size does not change a float32 sum."""
@@ -46,3 +110,99 @@ def _gated(c2: float, settings: Settings) -> float:
     if c2 <= max(settings.dilated_threshold, ROUNDS_AWAY):
         return 0.0
     return 1.0 if 1 - c2 <= max(settings.local_threshold, ROUNDS_AWAY) else c2
+
+
+TWO_NEEDED = frozenset(
+    {"sample_dpmpp_2m_sde", "sample_dpmpp_3m_sde", "sample_dpm_fast", "sample_dpm_adaptive", "sample_unipc"}
+)
+"""Sampling functions of k-diffusion that raise an error in a single step.
+
+The DPM++ SDE functions need a step that does not end at zero noise. The others run to the last level but one, at which
+they would then begin.
+"""
+
+TIMESTEP_SAMPLERS = frozenset({"ddim", "ddim_cfgpp", "plms", "unipc"})
+"""Sampling functions of the webui that begin one timestep below that of the added noise, and end at the lowest."""
+
+FEWEST_TIMESTEPS = 4
+
+
+def schedule_steps(steps: int, settings: Settings) -> int:
+    """Returns the length of the stages' schedule for a base pass of `steps` steps. A stage runs the last part of it."""
+    return min(steps, settings.hires_steps or steps)
+
+
+def steps_of_stage(steps: int, strength: float) -> int:
+    """Returns the number of steps that a stage runs at the end of the schedule."""
+    return max(1, round(steps * strength))
+
+
+def least_steps(name: str, order: int = 1) -> int:
+    """Returns the minimum number of steps of the sampling function `name`. `order` is UniPC's order in the webui."""
+    if name in TIMESTEP_SAMPLERS:
+        return max(FEWEST_TIMESTEPS, order if name == "unipc" else 1)
+    return 2 if name in TWO_NEEDED else 1
+
+
+def long_enough(steps: int, strength: float, least: int) -> int:
+    """Returns the shortest schedule of at least `steps` steps whose last part `strength` has at least `least` steps.
+
+    With this, a stage begins at the same noise level even if it has very few steps.
+    """
+    while steps_of_stage(steps, strength) < least:
+        steps += 1
+    return steps
+
+
+@dataclass(frozen=True)
+class StageSteps:
+    """The schedule of a stage, and the part of it that the stage runs."""
+
+    schedule: int
+    """Number of steps in the whole schedule."""
+    run: int
+    """The stage begins at level `schedule - run` of it."""
+
+
+Levels = Callable[[int], Sequence[float]]
+"""Returns the decreasing noise levels of a schedule with this number of steps, including the final zero."""
+
+LONGEST = 4096
+"""The longest schedule that is tried. Its last step begins below the start level of every preset."""
+
+
+def steps_by_share(steps: int, strength: float, least: int) -> StageSteps:
+    """Returns the last part `strength` of a schedule of `steps` steps, lengthened until this part has `least` steps."""
+    schedule = long_enough(steps, strength, least)
+    return StageSteps(schedule, steps_of_stage(schedule, strength))
+
+
+def steps_by_level(steps: int, strength: float, least: int, levels: Levels) -> StageSteps:
+    """Returns as many steps as `steps_by_share`, but starting at the noise level that corresponds to `strength`.
+
+    This is for flow models. Their shift moves most of a schedule to high levels: its last half begins at 0.75 with a
+    shift of 3, and at 0.9 with a shift of 9. The start level has the signal-to-noise ratio of Stable Diffusion's
+    timestep 1000 strength. The length of the schedule is chosen so that the last steps begin as close to this level as
+    possible. A strength of 1 begins at the start of the schedule.
+    """
+    run = max(steps_of_stage(steps, strength), least)
+    if strength >= 1:
+        return StageSteps(run, run)
+    wanted, tried = flow_level(TIMESTEPS * strength), {}
+
+    def too_high(length: int) -> bool:
+        """Tries a schedule. In longer ones, the last `run` steps begin at a lower level."""
+        found = levels(length)
+        # some schedulers remove levels that are equal after rounding
+        start = max(len(found) - 1 - run, 0)
+        tried[length] = float(found[start]), start
+        return tried[length][0] > wanted
+
+    low, high = run, run
+    while too_high(high) and high < LONGEST:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if too_high(middle) else (low, middle)
+    schedule = min(tried, key=lambda length: abs(tried[length][0] - wanted))
+    return StageSteps(schedule, schedule - tried[schedule][1])

@@ -9,14 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib_demofusion.method.batching import Evaluate, ViewBatches
-from lib_demofusion.method.call_guard import CallGuard
-from lib_demofusion.method.feathering import Feathering
 from lib_demofusion.method.filters import blur_for_dilation, match_low_band, match_statistics, mean_and_std, smooth
-from lib_demofusion.method.fusion import DilatedPath, LocalPath, fuse
+from lib_demofusion.method.fusion import DilatedPath, Feathering, LocalPath, fuse
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import NoiseSpace, blend_noised_, blend_signal_, noised, scales_at
+from lib_demofusion.method.sampler_checks import CallGuard
+from lib_demofusion.method.sampler_steps import StepDetector
 from lib_demofusion.method.schedule import Weights, weights_at
-from lib_demofusion.method.step_gate import StepGate
 from lib_demofusion.method.views import dilated_views, jitter_generator, local_views
 from lib_demofusion.settings.fields import Settings
 
@@ -64,12 +63,12 @@ class SamplerTraits:
     """The properties of a sampler that determine how the skip residual acts."""
 
     space: NoiseSpace
-    gate: StepGate
+    detector: StepDetector
     """Determines which model calls begin a step."""
     stochastic: bool = False
     """Whether the sampler adds fresh noise."""
     guard: CallGuard | None = None
-    """Raises UnknownSampler if the sampler's calls do not fit the gate. None if they are known to fit."""
+    """Raises UnknownSampler if the sampler's calls do not fit the detector. None if they are known to fit."""
 
 
 class StageRun:
@@ -91,7 +90,7 @@ class StageRun:
         self.settings = settings
         self.anchor = anchor
         self.noise = noise
-        self.space, self.gate, self.stochastic = traits.space, traits.gate, traits.stochastic
+        self.space, self.detector, self.stochastic = traits.space, traits.detector, traits.stochastic
         self._guard = traits.guard
         self.call = -1
         self.predictions = 0
@@ -116,7 +115,7 @@ class StageRun:
         `level` is the scalar noise level that the sampler passes to its model; `shown` is the sampler's own x if `x` is
         a copy of it, which the caller then writes back. Raises ValueError if x is of another size
         than the stage, because the views and the skip residual are of this size, and UnknownSampler if the sampler's
-        calls do not fit its gate.
+        calls do not fit its detector.
         """
         if x.shape[-2:] != self.anchor.shape[-2:]:
             raise ValueError(OTHER_SIZE)
@@ -129,7 +128,7 @@ class StageRun:
             generator = jitter_generator(self.stage.number, self.call)
             stage = self.stage
             self.local = local_views(stage.size, stage.window, stage.stride, generator, stage.unit)
-        if self.gate.is_step_start(self.level):
+        if self.detector.is_step_start(self.level):
             if self._guard is not None:
                 self._guard.step_begins(x if shown is None else shown)
             self._blend(x, level, self.weights.skip)
@@ -143,10 +142,10 @@ class StageRun:
         """
         if self._guard is not None:
             self._guard.callback(x if shown is None else shown)
-        self.gate.after_step(i)
-        if self.gate.blends_in_callback and self._again is not None:
+        self.detector.after_step(i)
+        if self.detector.blends_in_callback and self._again is not None:
             level, c1 = self._again
-            scale = self.gate.callback_scale(i, float(level))
+            scale = self.detector.callback_scale(i, float(level))
             if scale is not None:
                 self._blend(x.mul_(scale), level, c1)
                 x.div_(scale)
@@ -156,7 +155,7 @@ class StageRun:
             self._denoised = denoised.clone()
 
     def end(self) -> None:
-        """Checks a sampler that has returned; raises UnknownSampler if its last call does not fit its gate."""
+        """Checks a sampler that has returned; raises UnknownSampler if its last call does not fit its detector."""
         if self._guard is not None:
             self._guard.end()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from lib_demofusion.settings.fields import Settings
-from lib_demofusion.settings.presets import BUILT_IN, CHOSEN_FOR_MANY_STEPS, TURBO, Offers
+from lib_demofusion.settings.presets import BUILT_IN, CHOSEN_FOR_MANY_STEPS, TURBO, Choices
 from lib_demofusion.settings.reading import changed_fields, preset_values
 
 FEW_STEPS, LOW_GUIDANCE = 10, 2.0
@@ -35,11 +35,11 @@ def automatic_preset(default: str, steps: int, cfg_scale: float, distilled: bool
     return TURBO if default in CHOSEN_FOR_MANY_STEPS and looks_few_step(steps, cfg_scale, distilled) else default
 
 
-def suited(
-    settings: Settings, steps: int, cfg_scale: float, offers: Offers = BUILT_IN, distilled: bool = False
+def with_automatic_preset(
+    settings: Settings, steps: int, cfg_scale: float, choices: Choices = BUILT_IN, distilled: bool = False
 ) -> Settings:
     """Returns the settings with the automatic preset's values. Settings that differ from their preset are kept."""
     preset = automatic_preset(settings.preset, steps, cfg_scale, distilled)
-    if preset == settings.preset or changed_fields(settings.preset, asdict(settings), offers):
+    if preset == settings.preset or changed_fields(settings.preset, asdict(settings), choices):
         return settings
-    return replace(settings, preset=preset, **preset_values(preset, offers))
+    return replace(settings, preset=preset, **preset_values(preset, choices))

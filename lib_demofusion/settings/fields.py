@@ -3,15 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
-from lib_demofusion.settings.presets import IN_PIXELS, LATENT_UPSCALER, Offers
+from lib_demofusion.settings.errors import SettingsError
+from lib_demofusion.settings.presets import EVERY, IN_PIXELS, LATENT_UPSCALER, STAGE_WORDS, Choices
 from lib_demofusion.settings.spec import Spec
-from lib_demofusion.settings.texts import EVERY, SKIP_ALLOWED, STAGE_WORDS, STAGES_ALLOWED, parse_skip, parse_stages
 
 LATENT, PIXELS, MIXED = ("latent", "pixels", "mixed")
 """How a result is enlarged between stages. LATENT enlarges the latent (bicubic). PIXELS enlarges the image with an
 upscaler and encodes it again. MIXED combines the coarse part of the first with the fine part of the second."""
+
+
+MAX_SCALE = 8
+MOST_WEIGHT = 0.5
+
+STAGES_ALLOWED = f"rising scales between 1 and {MAX_SCALE} such as 1,2,4, or one word of {', '.join(STAGE_WORDS)}"
+SKIP_ALLOWED = f"two numbers from 0 to {MOST_WEIGHT:g} such as 0.5,0.1, or nothing for no view"
+
+
+def parse_stages(text: str) -> list[float]:
+    """Parses a stage list into scales, without a leading 1, which means the base image.
+
+    Returns an empty list for STAGE_WORDS and for an empty text, which means "every". Raises SettingsError.
+    """
+    if not text or text in STAGE_WORDS:
+        return []
+    try:
+        scales = [float(entry) for entry in text.replace(";", ",").split(",")]
+    except ValueError:
+        raise SettingsError("stages", text, STAGES_ALLOWED) from None
+    rising = all(a < b for a, b in pairwise(scales))
+    if not rising or not all(1 <= scale <= MAX_SCALE for scale in scales):
+        raise SettingsError("stages", text, STAGES_ALLOWED)
+    return scales[1:] if scales[0] == 1 else scales
+
+
+def parse_skip(text: str) -> tuple[float, float]:
+    """Parses the weights below which tiles and dilated views are skipped, 0 for no text. Raises SettingsError."""
+    if not text:
+        return 0.0, 0.0
+    try:
+        local, dilated = (float(entry) for entry in text.replace(";", ",").split(","))
+    except ValueError:
+        raise SettingsError("skip_views", text, SKIP_ALLOWED) from None
+    if not (0 <= local <= MOST_WEIGHT and 0 <= dilated <= MOST_WEIGHT):
+        raise SettingsError("skip_views", text, SKIP_ALLOWED)
+    return local, dilated
 
 
 def _spec(default: Any, kind: type, label: str, infotext: str, info: str = "", **limits: Any) -> Any:
@@ -25,12 +63,12 @@ def _number(default: float, label: str, infotext: str, info: str, limits: tuple[
     return _spec(default, kind, label, infotext, info, minimum=minimum, maximum=maximum, step=step)
 
 
-def _upscalers(offers: Offers) -> tuple[str, ...]:
-    return (LATENT_UPSCALER, *offers.image_upscalers)
+def _upscalers(choices: Choices) -> tuple[str, ...]:
+    return (LATENT_UPSCALER, *choices.image_upscalers)
 
 
-def _in_pixels(offers: Offers) -> tuple[str, ...]:
-    return tuple(name + IN_PIXELS for name in offers.image_upscalers)
+def _in_pixels(choices: Choices) -> tuple[str, ...]:
+    return tuple(name + IN_PIXELS for name in choices.image_upscalers)
 
 
 SIDE = (0, 16384, 8)

@@ -6,23 +6,23 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from lib_demofusion.settings.errors import SettingsError
 from lib_demofusion.settings.fields import ENABLED_KEY, SPECS, Settings
-from lib_demofusion.settings.presets import BUILT_IN, Offers
+from lib_demofusion.settings.presets import BUILT_IN, Choices
 from lib_demofusion.settings.reading import changed_fields
-from lib_demofusion.settings.spec import SettingsError
 
 CHANGED = " (changed)"
 """Follows a preset's name in an infotext if any value differs from the preset."""
 
 
-def to_infotext(settings: Settings, offers: Offers = BUILT_IN) -> dict[str, str]:
+def to_infotext(settings: Settings, choices: Choices = BUILT_IN) -> dict[str, str]:
     """Returns infotext keys and values of the fields that differ from the defaults, as text that the host can parse.
 
     The preset's name is followed by CHANGED if any value differs from the preset.
     """
     pairs = ((spec.infotext, getattr(settings, name), getattr(Settings, name)) for name, spec in SPECS.items())
     text = {key: _infotext_value(value) for key, value, default in pairs if value != default and key != ENABLED_KEY}
-    if changed_fields(settings.preset, asdict(settings), offers):
+    if changed_fields(settings.preset, asdict(settings), choices):
         text[SPECS["preset"].infotext] = settings.preset + CHANGED
     return text
 
@@ -34,7 +34,7 @@ def _infotext_value(value: object) -> str:
     return short if float(short) == value else repr(value)
 
 
-def from_infotext(name: str, params: Mapping[str, object], offers: Offers = BUILT_IN) -> Any:
+def from_infotext(name: str, params: Mapping[str, object], choices: Choices = BUILT_IN) -> Any:
     """Reads field `name` from a parsed infotext. Returns the default if the value is missing or not valid."""
     spec = SPECS[name]
     if name == "enabled":
@@ -43,6 +43,6 @@ def from_infotext(name: str, params: Mapping[str, object], offers: Offers = BUIL
         value = params[spec.infotext]
         if name == "preset" and isinstance(value, str):
             value = value.removesuffix(CHANGED)
-        return spec.parse(name, value, offers)
+        return spec.parse(name, value, choices)
     except (KeyError, SettingsError):
         return getattr(Settings, name)

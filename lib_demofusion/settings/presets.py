@@ -1,4 +1,4 @@
-"""The built-in presets, and the choices that users and the webui add."""
+"""The words that a field accepts, the built-in presets, and the choices that users and the webui add."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lib_demofusion.settings.texts import FEWEST
+EVERY, DOUBLING, FEWEST = STAGE_WORDS = ("every", "doubling", "fewest")
+"""Stage lists that depend on the scale. EVERY has a stage at each integer below it, DOUBLING at 2, 4 and so on. FEWEST
+has as few stages as possible, each of which enlarges up to 4x.
+"""
 
 LATENT_UPSCALER = "Latent"
 LANCZOS = "Lanczos"
@@ -64,7 +67,7 @@ DEFAULT_PRESET = "Balanced"
 
 
 @dataclass(frozen=True)
-class Offers:
+class Choices:
     """Choices in addition to the built-in ones."""
 
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -87,5 +90,5 @@ class Offers:
         return PRESETS[preset] if preset in PRESETS else self.presets.get(preset, {})
 
 
-BUILT_IN = Offers()
+BUILT_IN = Choices()
 """No additional choices."""

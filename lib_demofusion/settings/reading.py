@@ -6,47 +6,49 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from lib_demofusion.settings.errors import SettingsError, shortened
 from lib_demofusion.settings.fields import NAMES, PRESET_FIELDS, SPECS, Settings
-from lib_demofusion.settings.presets import BUILT_IN, Offers
-from lib_demofusion.settings.spec import SettingsError, shortened
+from lib_demofusion.settings.presets import BUILT_IN, Choices
 
 
-def preset_values(preset: str, offers: Offers = BUILT_IN) -> dict[str, Any]:
+def preset_values(preset: str, choices: Choices = BUILT_IN) -> dict[str, Any]:
     """Returns the value of every field that a preset sets."""
-    return {**{name: getattr(Settings, name) for name in PRESET_FIELDS}, **offers.differing(preset)}
+    return {**{name: getattr(Settings, name) for name in PRESET_FIELDS}, **choices.differing(preset)}
 
 
-def changed_fields(preset: str, values: Mapping[str, object], offers: Offers = BUILT_IN) -> tuple[str, ...]:
+def changed_fields(preset: str, values: Mapping[str, object], choices: Choices = BUILT_IN) -> tuple[str, ...]:
     """Returns the fields in `values` that differ from the preset. A value that is not valid counts as different."""
 
     def as_read(name: str) -> object:
         try:
-            return SPECS[name].parse(name, values[name], offers)
+            return SPECS[name].parse(name, values[name], choices)
         except SettingsError:
             return None
 
-    given = preset_values(preset, offers)
+    given = preset_values(preset, choices)
     return tuple(name for name in PRESET_FIELDS if name in values and as_read(name) != given[name])
 
 
-def parse_preset(values: Mapping[str, object], offers: Offers = BUILT_IN) -> dict[str, Any]:
+def parse_preset(values: Mapping[str, object], choices: Choices = BUILT_IN) -> dict[str, Any]:
     """Checks and returns a preset's values. Raises SettingsError for a field outside PRESET_FIELDS or a bad value."""
     for name in values:
         if name not in PRESET_FIELDS:
             raise _unknown(name, values[name], PRESET_FIELDS)
-    return {name: SPECS[name].parse(name, value, offers) for name, value in values.items()}
+    return {name: SPECS[name].parse(name, value, choices) for name, value in values.items()}
 
 
-def parse_settings(values: Mapping[str, object], preset: str = Settings.preset, offers: Offers = BUILT_IN) -> Settings:
+def parse_settings(
+    values: Mapping[str, object], preset: str = Settings.preset, choices: Choices = BUILT_IN
+) -> Settings:
     """Converts `values` to Settings. A field that is missing or None gets the preset's value.
 
     `preset` applies if `values` contains no preset. Raises SettingsError for the first unknown field or value that is
     not valid.
     """
     _check_names(values)
-    parsed = {name: SPECS[name].parse(name, value, offers) for name, value in values.items() if value is not None}
+    parsed = {name: SPECS[name].parse(name, value, choices) for name, value in values.items() if value is not None}
     parsed.setdefault("preset", preset)
-    return Settings(**{**offers.differing(parsed["preset"]), **parsed})
+    return Settings(**{**choices.differing(parsed["preset"]), **parsed})
 
 
 def _check_names(values: Mapping[str, object]) -> None:
@@ -81,12 +83,12 @@ def _by_name(args: Sequence[object]) -> Mapping[str, object]:
     return args[0] if args and isinstance(args[0], Mapping) else dict(zip(NAMES, args))
 
 
-def settings_from_args(args: Sequence[object], preset: str = Settings.preset, offers: Offers = BUILT_IN) -> Settings:
+def settings_from_args(args: Sequence[object], preset: str = Settings.preset, choices: Choices = BUILT_IN) -> Settings:
     """Converts a script's arguments to Settings. They are values in field order, or a dict of fields in first place.
 
     `preset` applies if the arguments contain no preset.
     """
-    return parse_settings(_by_name(args), preset, offers)
+    return parse_settings(_by_name(args), preset, choices)
 
 
 def is_enabled(args: Sequence[object], overrides: Mapping[str, object]) -> bool:
@@ -102,9 +104,9 @@ def is_enabled(args: Sequence[object], overrides: Mapping[str, object]) -> bool:
     return Settings.enabled if given is None else SPECS[NAMES[0]].parse(NAMES[0], given, BUILT_IN)
 
 
-def overridden(settings: Settings, values: Mapping[str, object], offers: Offers = BUILT_IN) -> Settings:
+def overridden(settings: Settings, values: Mapping[str, object], choices: Choices = BUILT_IN) -> Settings:
     """Returns the settings with `values` replaced. If they contain a preset, its values are applied first."""
     of_preset: Mapping[str, object] = {}
     if values.get("preset") is not None:
-        of_preset = preset_values(SPECS["preset"].parse("preset", values["preset"], offers), offers)
-    return parse_settings({**asdict(settings), **of_preset, **values}, offers=offers)
+        of_preset = preset_values(SPECS["preset"].parse("preset", values["preset"], choices), choices)
+    return parse_settings({**asdict(settings), **of_preset, **values}, choices=choices)

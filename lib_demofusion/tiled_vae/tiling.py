@@ -4,7 +4,7 @@ Two layers prevent an autoencoder from working on independent tiles: a group nor
 whole feature map, and the attention needs every cell. Here the layers are the outer loop and the tiles are the inner
 loop. Each convolution runs over the whole map tile by tile, with a margin of one cell, and accumulates the statistics
 for the next norm. Almost nothing is computed twice, there are no seams, and only a few tiles are on the GPU at a time.
-The feature maps between the layers are stored elsewhere, packed if necessary (`maps`).
+The feature maps between the layers are stored elsewhere, packed if necessary (`feature_maps`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_demofusion.out_of_memory import is_out_of_memory
-from lib_demofusion.tiled_vae.maps import Map, Raised, Shelf, grid
-from lib_demofusion.tiled_vae.steps import (
+from lib_demofusion.tiled_vae.feature_maps import Map, Raised, Shelf, grid
+from lib_demofusion.tiled_vae.layers import (
     Box,
-    Step,
+    Layer,
     activate,
     channel_scale_shift,
-    decoder_steps,
-    encoder_steps,
+    decoder_layers,
+    encoder_layers,
     normalise,
     part_side,
     sizes,
@@ -57,7 +57,7 @@ def decode_tiled(decoder: Any, z: Tensor, options: Options) -> Tensor:
     z is the output of post_quant_conv. The result is on the shelf's device, because a large image moves to the
     computer's memory next. If any value of the result would be NaN, every value is NaN.
     """
-    pictures = _each(decoder_steps(decoder), z, options)
+    pictures = _each(decoder_layers(decoder), z, options)
     return pictures.tanh_() if getattr(decoder, "tanh_out", False) else pictures
 
 
@@ -66,13 +66,13 @@ def encode_tiled(encoder: Any, x: Tensor, options: Options) -> Tensor:
 
     The result holds the moments before quant_conv. They are small and stay on the device of x for quant_conv.
     """
-    return _each(encoder_steps(encoder), x, options).to(x.device)
+    return _each(encoder_layers(encoder), x, options).to(x.device)
 
 
 @torch.no_grad()
-def _each(steps: list[Step], x: Tensor, options: Options) -> Tensor:
+def _each(layers: list[Layer], x: Tensor, options: Options) -> Tensor:
     """Processes the images of x one by one, because each image has its own statistics."""
-    return torch.cat([_Run(steps, x[i : i + 1], options, i / len(x), 1 / len(x)).result() for i in range(len(x))])
+    return torch.cat([_Run(layers, x[i : i + 1], options, i / len(x), 1 / len(x)).result() for i in range(len(x))])
 
 
 class _NotFiniteError(Exception):
@@ -105,30 +105,30 @@ class _Moments:
 class _Run:
     """Runs one image through the network."""
 
-    def __init__(self, steps: list[Step], x: Tensor, options: Options, done: float, share: float):
-        self._steps, self._options = steps, options
-        self._sizes = sizes(steps, (x.shape[2], x.shape[3]))
+    def __init__(self, layers: list[Layer], x: Tensor, options: Options, done: float, share: float):
+        self._layers, self._options = layers, options
+        self._sizes = sizes(layers, (x.shape[2], x.shape[3]))
         self._device, self._dtype = x.device, x.dtype
         self._shelf = options.shelf or Shelf(x.device)
         self._done, self._share = done, share
-        self._work = sum(step.work(size) for step, size in zip(steps, self._sizes))
+        self._work = sum(layer.work(size) for layer, size in zip(layers, self._sizes))
         self._maps: dict[str, Map | Raised] = {"x": Map.of(x)}
         self._moments: dict[str, _Moments] = {}
 
     def result(self) -> Tensor:
         """Returns the network's output."""
         try:
-            for index, step in enumerate(self._steps):
-                scale_shift = None if step.norm is None else self._moments[step.reads].scale_shift(step.norm)
-                if step.kind == "attn":
+            for index, layer in enumerate(self._layers):
+                scale_shift = None if layer.norm is None else self._moments[layer.reads].scale_shift(layer.norm)
+                if layer.kind == "attn":
                     self._attend(index, scale_shift)
-                elif step.lazy:
+                elif layer.lazy:
                     self._raise(index)
                 else:
                     self._convolve(index, scale_shift)
             return self._held("x").cells
         except _NotFiniteError:
-            shape = (1, self._steps[-1].outputs, *self._sizes[-1])
+            shape = (1, self._layers[-1].outputs, *self._sizes[-1])
             return torch.full(shape, torch.nan, dtype=self._dtype, device=self._shelf.device)
 
     def _held(self, register: str) -> Map:
@@ -138,17 +138,17 @@ class _Run:
         return found
 
     def _new(self, index: int, channels: int) -> Map:
-        """Allocates a map for the output of step `index`."""
-        shelf = self._shelf if index < len(self._steps) - 1 else Shelf(self._shelf.device)
+        """Allocates a map for the output of layer `index`."""
+        shelf = self._shelf if index < len(self._layers) - 1 else Shelf(self._shelf.device)
         return Map(shelf, channels, self._sizes[index + 1], self._side(index), self._dtype)
 
     def _side(self, index: int) -> int:
-        """Returns the side of the tiles for the output of step `index`."""
-        return part_side(self._steps, self._sizes, index, self._options.tile)
+        """Returns the side of the tiles for the output of layer `index`."""
+        return part_side(self._layers, self._sizes, index, self._options.tile)
 
     def _paced(self, boxes: list[Box], index: int) -> Iterator[Box]:
         """Yields the boxes one by one and reports the progress after each."""
-        work = self._steps[index].work(self._sizes[index]) * self._share / self._work
+        work = self._layers[index].work(self._sizes[index]) * self._share / self._work
         for box in boxes:
             yield box
             self._done += work * box.area / math.prod(self._sizes[index + 1])
@@ -161,37 +161,37 @@ class _Run:
         The first convolution of a residual block also replaces the main path with the shortcut of the block. The second
         convolution then adds its output to it.
         """
-        step, x = self._steps[index], self._maps["x"]
-        source = self._maps[step.reads]
-        shortcut = None if step.aside is None else self._new(index, step.outputs)
-        target = self._held("x") if step.adds else self._new(index, step.outputs)
+        layer, x = self._layers[index], self._maps["x"]
+        source = self._maps[layer.reads]
+        shortcut = None if layer.aside is None else self._new(index, layer.outputs)
+        target = self._held("x") if layer.adds else self._new(index, layer.outputs)
         moments = _Moments()
         for box in self._paced(target.boxes, index):
-            part = step.needs(box, source.size)
+            part = layer.needs(box, source.size)
             here = source.read(part, self._device)
-            if step.aside is not None and shortcut is not None:
-                shortcut.write(box, step.aside(box.cut(here, part)))
-            y = step.run(activate(here, scale_shift), part, box)
-            if step.adds:
+            if layer.aside is not None and shortcut is not None:
+                shortcut.write(box, layer.aside(box.cut(here, part)))
+            y = layer.run(activate(here, scale_shift), part, box)
+            if layer.adds:
                 y = y + x.read(box, self._device)
             moments.add(y)
             target.write(box, y)
         if shortcut is not None:
             self._maps["x"] = shortcut
-        if step.adds:
+        if layer.adds:
             del self._maps["h"]
-        self._maps[step.writes], self._moments[step.writes] = target, moments
+        self._maps[layer.writes], self._moments[layer.writes] = target, moments
 
     def _raise(self, index: int) -> None:
-        """Accumulates the statistics of a lazy step. Its output would be the largest map, so it is not stored."""
-        raised, moments = Raised(self._held("x"), self._steps[index]), _Moments()
+        """Accumulates the statistics of a lazy layer. Its output would be the largest map, so it is not stored."""
+        raised, moments = Raised(self._held("x"), self._layers[index]), _Moments()
         for box in self._paced(grid(raised.size, self._side(index)), index):
             moments.add(raised.read(box, self._device))
         self._maps["x"], self._moments["x"] = raised, moments
 
     def _attend(self, index: int, scale_shift: Tensor | None) -> None:
         """Runs an attention with all keys at once and the queries tile by tile."""
-        x, moments, module = self._held("x"), _Moments(), self._steps[index].module
+        x, moments, module = self._held("x"), _Moments(), self._layers[index].module
         shape = (1, 1, math.prod(x.size), x.channels)
         keys, values = (torch.empty(shape, dtype=self._dtype, device=self._device) for _ in range(2))
         start = 0

@@ -19,9 +19,9 @@ from bench.quality.ways import Sampling, Studio
 from bench.quality.worlds import SHAPES
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.method.residual import Flow, VariancePreserving
+from lib_demofusion.method.sampler_steps import StepDetector
+from lib_demofusion.method.schedule import flow_level, snr_timestep
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.step_gate import StepGate
-from lib_demofusion.method.timesteps import flow_level, snr_timestep
 from lib_demofusion.settings.fields import Settings
 from tests.bench.test_quality_runs import TinyModel
 from trial.sampling import initial_noise
@@ -64,7 +64,7 @@ def test_a_stage_of_tiles_is_the_same_stage_in_both_spaces(studio) -> None:
     anchor, noise = initial_noise([7, 8], *stage.size), initial_noise([9, 10], *stage.size)
 
     def run(space) -> StageRun:
-        return StageRun(stage, settings, anchor, noise, SamplerTraits(space, StepGate()))
+        return StageRun(stage, settings, anchor, noise, SamplerTraits(space, StepDetector()))
 
     ddim = run(VariancePreserving(studio.alphas))
     expected = sample(torch.zeros_like(anchor), Steps(TIMES, studio.alphas), studio.guided(NUMBERS).fused(ddim), ddim)

@@ -12,7 +12,7 @@ from card.played import PlayedCard
 from card.test_jobs import LIKE, LIKE_BY_HALF_VAE, PRESETS, least_with_kept_colors, on_processor, picture
 from card.test_vae import Rooms
 
-from lib_demofusion.host.pictures import vae
+from lib_demofusion.host.images import vae
 from lib_demofusion.method.filters import LOW_BAND, match_low_band
 
 

@@ -1,4 +1,4 @@
-"""Tests the precision of a stage, for any precision of the webui's networks (lib_demofusion/host/precision.py)."""
+"""Tests the precision of a stage, for any precision of the webui's networks (lib_demofusion/host/sampling)."""
 
 from __future__ import annotations
 

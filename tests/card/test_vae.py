@@ -15,9 +15,10 @@ from modules import shared
 from reports import Reports
 
 from lib_demofusion.host.common import options
-from lib_demofusion.host.pictures import vae
-from lib_demofusion.tiled_vae.maps import Shelf
-from lib_demofusion.tiled_vae.steps import decoder_steps, held_bytes
+from lib_demofusion.host.images import vae
+from lib_demofusion.tiled_vae.feature_maps import Shelf
+from lib_demofusion.tiled_vae.layers import decoder_layers
+from lib_demofusion.tiled_vae.memory import held_bytes
 
 KINDS = ("whole", "card", "memory", "packed", "file")
 
@@ -58,7 +59,7 @@ class Rooms:
         if kind == "card":
             return
         self.card = 1
-        steps = decoder_steps(model.vae.decoder)
+        steps = decoder_layers(model.vae.decoder)
         if kind == "packed":
             self.memory = int(held_bytes(steps, size, 3) / vae.MEMORY_SHARE)
         if kind == "file":

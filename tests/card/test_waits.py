@@ -11,7 +11,7 @@ from card.host import HALF, CardWebui
 from card.played import PlayedCard, Wait
 from card.test_jobs import PRESETS, picture
 
-from lib_demofusion.host import stage_work
+from lib_demofusion.host import stage_loop
 from lib_demofusion.host.backends.webui_denoiser import FusedModel
 from lib_demofusion.method.stage import StageRun
 
@@ -27,7 +27,7 @@ class Watched:
         self.fused: list[Wait] = []
         self.stage: list[Wait] = []
         self._card = card
-        before_call, fused, run_stage = StageRun.before_call, FusedModel.__call__, stage_work.run_stage
+        before_call, fused, run_stage = StageRun.before_call, FusedModel.__call__, stage_loop.run_stage
 
         def watched_call(run: StageRun, x: Any, level: Any) -> None:
             before = len(self._own())
@@ -48,7 +48,7 @@ class Watched:
 
         monkeypatch.setattr(StageRun, "before_call", watched_call)
         monkeypatch.setattr(FusedModel, "__call__", watched_fused)
-        monkeypatch.setattr(stage_work, "run_stage", watched_stage)
+        monkeypatch.setattr(stage_loop, "run_stage", watched_stage)
 
     def _own(self) -> list[Wait]:
         return [wait for wait in self._card.waits if wait.ours]
@@ -91,7 +91,7 @@ class Embedder(torch.nn.Module):
 
 
 def test_sdxls_vectors_wait_at_the_first_batch_only(card: PlayedCard) -> None:
-    from lib_demofusion.method.size_vectors import CROP, SIZES, Frame, SizeVectors
+    from lib_demofusion.method.conditioning import CROP, SIZES, Frame, SizeVectors
     from lib_demofusion.method.views import local_views
 
     embedders = [Embedder(key) for key in (SIZES[0], CROP, SIZES[1])]

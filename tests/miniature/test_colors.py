@@ -13,9 +13,9 @@ from modules import errors, processing
 from PIL import Image
 from reports import Reports
 
-from lib_demofusion.host import stage_work
-from lib_demofusion.host.pictures import base_colors, inpainting
-from lib_demofusion.host.pictures.base_colors import BaseColors, known_base
+from lib_demofusion.host import stage_loop
+from lib_demofusion.host.images import base_image, inpainting
+from lib_demofusion.host.images.base_image import BaseColors, known_base
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.settings.reading import parse_settings
 
@@ -103,9 +103,9 @@ def test_switched_off_nothing_of_it_runs(webui: Webui, monkeypatch: pytest.Monke
         raise AssertionError
 
     plain = webui.job({**ON, "keep_colors": False, "upscaler": "Lanczos"})
-    monkeypatch.setattr(base_colors, "match_colors_", called)
-    monkeypatch.setattr(stage_work, "BaseColors", called)
-    monkeypatch.setattr(stage_work, "known_base", called)
+    monkeypatch.setattr(base_image, "match_colors_", called)
+    monkeypatch.setattr(stage_loop, "BaseColors", called)
+    monkeypatch.setattr(stage_loop, "known_base", called)
     again = webui.job({**ON, "keep_colors": False, "upscaler": "Lanczos"})
     assert not errors.exception_records
     assert again.images[0].tobytes() == plain.images[0].tobytes()
@@ -119,7 +119,7 @@ def test_an_image_whose_colors_cannot_be_kept_is_not_lost(
     def full(*args: Any) -> None:
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(base_colors, "match_colors_", full)
+    monkeypatch.setattr(base_image, "match_colors_", full)
     result = webui.job({**ON, "upscaler": "Lanczos"})
     assert result.images[0].width == 2 * BASE
     assert '"Keep colors" failed, the image has the colors that the model gave it: no memory' in result.comments

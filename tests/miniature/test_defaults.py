@@ -8,7 +8,7 @@ import pytest
 from in_process import BASE, Webui
 from modules import scripts
 
-from lib_demofusion.host.common import offers
+from lib_demofusion.host.common import user_presets
 from lib_demofusion.host.panel.build import CONTROLS
 from lib_demofusion.settings.fields import OF_THE_REQUEST, SPECS
 
@@ -50,7 +50,7 @@ def possible(name: str, component: Any) -> list[Any]:
 
 @pytest.mark.parametrize("tab", TABS)
 def test_what_is_saved_as_a_default_is_read_back(webui: Webui, tab: str) -> None:
-    known, kept = offers.known(), []
+    known, kept = user_presets.known_choices(), []
     for name, component in controls(tab).items():
         if getattr(component, "do_not_save_to_config", False):
             continue

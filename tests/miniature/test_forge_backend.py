@@ -13,29 +13,22 @@ import torch.nn.functional as F
 from modules import extra_networks, processing, sd_models, sd_samplers, shared
 
 from lib_demofusion.host import backends
-from lib_demofusion.host.backends import (
-    families,
-    forge,
-    forge_denoiser,
-    forge_integrations,
-    forge_transformers,
-    latent_form,
-)
+from lib_demofusion.host.backends import families, forge, forge_denoiser, forge_refusals
 from lib_demofusion.host.backends.forge import Forge, reserve_for_views, vectors_of
-from lib_demofusion.host.backends.forge_hints import Held
-from lib_demofusion.host.backends.forge_integrations import WRAPPER
+from lib_demofusion.host.backends.forge_controlnet import Held
+from lib_demofusion.host.backends.forge_refusals import WRAPPER
 from lib_demofusion.host.backends.forge_unet import FusedUnet
 from lib_demofusion.host.backends.interface import StageParts
+from lib_demofusion.host.images import coding, inpainting
 from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.panel import warnings
 from lib_demofusion.host.panel.tab import TabValues
-from lib_demofusion.host.pictures import coding, inpainting
 from lib_demofusion.host.progress import timing
 from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.conditioning import Frame
+from lib_demofusion.method.filters import for_preview
 from lib_demofusion.method.plan import make_plan
-from lib_demofusion.method.preview import for_preview
-from lib_demofusion.method.size_vectors import Frame
-from lib_demofusion.method.step_gate import StepGate
+from lib_demofusion.method.sampler_steps import StepDetector
 from lib_demofusion.method.views import LocalView
 from lib_demofusion.settings.fields import Settings
 
@@ -363,13 +356,13 @@ class Denoiser:
         return x
 
 
-@pytest.mark.parametrize("form", [latent_form.PLAIN, latent_form.FIVE_AXES, latent_form.PACKED])
+@pytest.mark.parametrize("form", [families.PLAIN, families.FIVE_AXES, families.PACKED])
 def test_what_a_stage_writes_reaches_the_samplers_x(form: Any) -> None:
     """The method receives its own axes, and the guard receives the sampler's tensor."""
 
     class Run:
         shown: Any = None
-        gate = StepGate()
+        detector = StepDetector()
 
         def before_call(self, x: torch.Tensor, level: torch.Tensor, shown: torch.Tensor) -> None:
             assert x.shape == (1, 32, 8, 8)
@@ -553,14 +546,14 @@ class Edits(SimpleNamespace):
     def encode(self, x: torch.Tensor) -> None:
         self.ini_latent = x
         self.ref_latents.append(x)
-        forge_transformers.dynamic_args.ref_latents = [x]
+        forge_refusals.dynamic_args.ref_latents = [x]
 
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Provides Forge Neo's list of reference images for the model."""
     arguments = SimpleNamespace(ref_latents=[], nunchaku=False)
-    monkeypatch.setattr(forge_transformers, "dynamic_args", arguments)
+    monkeypatch.setattr(forge_refusals, "dynamic_args", arguments)
     return arguments
 
 
@@ -580,7 +573,7 @@ def test_encoding_leaves_nothing_in_the_engine(shown: Any) -> None:
 
 
 DIT = families.Family("Some DiT", flow=True, transformer=True)
-FIVE = families.Family("Some video DiT", flow=True, transformer=True, form=latent_form.FIVE_AXES)
+FIVE = families.Family("Some video DiT", flow=True, transformer=True, form=families.FIVE_AXES)
 
 
 @pytest.mark.parametrize(
@@ -601,18 +594,18 @@ def test_what_a_transformer_cannot_run_beside(
     p = request(Scripts())
     p.sampler = "of the base pass"
     change(p, shown)
-    found = forge_integrations.refusal(p, family)
+    found = forge_refusals.refusal(p, family)
     assert found is None if said is None else said in (found or "")
 
 
 def test_control_models_of_transformers_are_refused(shown: Any) -> None:
     entry = SimpleNamespace(title=lambda: "ControlNet", current_params={0: "a unit"})
     p = request(SimpleNamespace(alwayson_scripts=[entry]))
-    assert "ControlNet on Some DiT" in (forge_integrations.refusal(p, DIT) or "")
+    assert "ControlNet on Some DiT" in (forge_refusals.refusal(p, DIT) or "")
 
 
 def test_memory_of_views_is_that_of_the_webuis_axes(cleaned: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(families.BY_ENGINE, "SimpleNamespace", families.Family("A", form=latent_form.PACKED))
+    monkeypatch.setitem(families.BY_ENGINE, "SimpleNamespace", families.Family("A", form=families.PACKED))
     p = request(Scripts())
     seen = []
     p.sd_model.forge_objects.unet.memory_required = seen.append
@@ -631,7 +624,7 @@ def test_the_refiner_is_refused() -> None:
 
 @pytest.mark.parametrize(("mode", "refused"), [("SD3", True), ("Flux", True), ("Aura Flow", True), ("Discrete", False)])
 def test_sampling_a_model_by_flow_is_refused(mode: str, refused: bool) -> None:
-    """ReForge offers this for checkpoints with SDXL's layout, and writes it to the infotext."""
+    """ReForge choices this for checkpoints with SDXL's layout, and writes it to the infotext."""
     p = request(Scripts())
     p.extra_generation_params = {"advanced_sampling_enabled": True, "advanced_sampling_mode": mode}
     assert (f"Advanced Model Sampling in the mode {mode}" in (Forge().refusal(p) or "")) == refused

@@ -9,7 +9,7 @@ import pytest
 from in_process import Webui
 from modules import processing, shared
 
-from lib_demofusion.host.pictures import formats
+from lib_demofusion.host.images import size_limits
 
 
 def job(**values: Any) -> Any:
@@ -44,50 +44,50 @@ def test_a_grid_is_left_out_where_its_format_fails(
     settings(grid_save=False, return_grid=True, samples_format=format)
     p = job()
     p.is_api = True
-    assert bool(formats.grid_problem(p, (side, 8))) == in_api
+    assert bool(size_limits.grid_problem(p, (side, 8))) == in_api
     settings(grid_save=True, return_grid=False, grid_format=format)
     p.is_api = False
-    assert bool(formats.grid_problem(p, (side, 8))) == in_page
+    assert bool(size_limits.grid_problem(p, (side, 8))) == in_page
 
 
 def test_a_grid_that_nobody_asked_for_is_no_problem(settings: Any) -> None:
     p = job()
-    assert formats.grid_problem(p, (32752, 8))
+    assert size_limits.grid_problem(p, (32752, 8))
     p.do_not_save_grid = True
-    assert formats.grid_problem(p, (32752, 8)) is None
+    assert size_limits.grid_problem(p, (32752, 8)) is None
     p.do_not_save_grid = False
     settings(grid_save=False, return_grid=False)
-    assert formats.grid_problem(p, (32752, 8)) is None
+    assert size_limits.grid_problem(p, (32752, 8)) is None
 
 
 def test_a_grid_is_left_out_where_it_is_larger_than_the_webui_allows(settings: Any) -> None:
     settings(grid_format="png")
     p = job()
-    assert formats.grid_problem(p, (10000, 10000)) is None
-    assert formats.grid_problem(p, (16384, 16384)) == (
+    assert size_limits.grid_problem(p, (10000, 10000)) is None
+    assert size_limits.grid_problem(p, (16384, 16384)) == (
         'no grid was made, 32768x16384 pixels are more than 200 megapixels ("Maximum image size")'
     )
     p.batch_size = 1
-    assert formats.grid_problem(p, (16384, 16384)) is None
+    assert size_limits.grid_problem(p, (16384, 16384)) is None
     settings(grid_only_if_multiple=False)
-    assert formats.grid_problem(p, (16384, 16384))
+    assert size_limits.grid_problem(p, (16384, 16384))
     settings(img_max_size_mp=300)
-    assert formats.grid_problem(p, (16384, 16384)) is None
+    assert size_limits.grid_problem(p, (16384, 16384)) is None
 
 
 def test_masks_are_in_the_grid_too(settings: Any) -> None:
     p = job(mask_for_overlay=object())
-    assert formats.grid_problem(p, (20000, 8)) is None
+    assert size_limits.grid_problem(p, (20000, 8)) is None
     settings(return_mask=True, return_mask_composite=True)
     # six images in two rows of three
-    assert formats.grid_problem(p, (21840, 8))
+    assert size_limits.grid_problem(p, (21840, 8))
 
 
 @pytest.mark.parametrize(("limit", "made"), [(100, False), (1000, True)])
 def test_a_job_does_without_such_a_grid(
     webui: Webui, settings: Any, monkeypatch: pytest.MonkeyPatch, limit: int, made: bool
 ) -> None:
-    monkeypatch.setitem(formats.LONGEST_SIDE, "jpg", limit)
+    monkeypatch.setitem(size_limits.LONGEST_SIDE, "jpg", limit)
     seen: list[bool] = []
 
     def watched(p: Any, *args: Any, **kwargs: Any) -> Any:

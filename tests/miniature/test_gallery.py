@@ -9,7 +9,7 @@ from in_process import BASE, Webui, interrupt_at, sizes
 from modules import shared
 from PIL import Image, ImageChops
 
-from lib_demofusion.host import stage_work
+from lib_demofusion.host import stage_loop
 from lib_demofusion.host.common import options
 from lib_demofusion.host.integrations import refusals
 
@@ -60,7 +60,7 @@ def test_with_every_stage_shown_it_is_there_once(webui: Webui) -> None:
 
 
 def test_a_run_that_is_stopped_in_its_first_stage_shows_it_once(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupt_at(monkeypatch, stage_work, "run_stage")
+    interrupt_at(monkeypatch, stage_loop, "run_stage")
     result = webui.job(ON, from_page=True)
     assert sizes(result) == [BASE]
     assert "DemoFusion stopped" in result.infotexts[0]

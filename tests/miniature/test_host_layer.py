@@ -20,15 +20,15 @@ from lib_demofusion.host.backends import webui as webui_backend
 from lib_demofusion.host.backends import webui_denoiser
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.backends.webui import Webui as Backend
-from lib_demofusion.host.backends.webui_rows import repeated_images
-from lib_demofusion.host.common import preset_file, storage
+from lib_demofusion.host.backends.webui import repeated_images
+from lib_demofusion.host.common import storage, user_presets
 from lib_demofusion.host.common.messages import KEY_STOPPED
-from lib_demofusion.host.pictures import coding, inpainting
-from lib_demofusion.host.pictures.stage_pictures import StagePicture
+from lib_demofusion.host.images import coding, inpainting
+from lib_demofusion.host.images.stage_images import StageImage
 from lib_demofusion.host.sampling.stage_sampler import SEED_MASK
 from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.conditioning import Frame
 from lib_demofusion.method.plan import make_plan
-from lib_demofusion.method.size_vectors import Frame
 from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.presets import BUILT_IN
 from lib_demofusion.settings.reading import preset_values
@@ -201,8 +201,8 @@ def test_rows_are_not_taken_for_known_where_a_callback_may_change_them(monkeypat
 def test_the_texts_of_stages_lie_beside_their_images_behind_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The host adds masks to the images but not to the texts, and the page finds an image's text by its index."""
     request = SimpleNamespace(is_api=True)
-    picture = StagePicture(Image.new("RGB", (8, 8)), "text of the stage", 0, {})
-    job = SimpleNamespace(request=lambda: request, pictures=[picture], end=lambda p: None)
+    picture = StageImage(Image.new("RGB", (8, 8)), "text of the stage", 0, {})
+    job = SimpleNamespace(request=lambda: request, stage_images=[picture], end=lambda p: None)
     setattr(request, hooks.JOB, job)
     processed = SimpleNamespace(images=["image", "mask", "composite"], infotexts=["text"], info="the job's text")
     hooks.postprocess(request, processed)
@@ -265,7 +265,7 @@ def test_presets_saved_at_the_same_time_are_all_kept(
     monkeypatch.setattr(storage, "write", write)
     values = preset_values("Fast")
     names = [f"preset {n}" for n in range(8)]
-    threads = [threading.Thread(target=preset_file.save, args=(name, values, BUILT_IN)) for name in names]
+    threads = [threading.Thread(target=user_presets.save, args=(name, values, BUILT_IN)) for name in names]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -20,12 +20,12 @@ from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from PIL import Image, ImageChops
 from reports import Reports
 
-from lib_demofusion.host import backends, stage_work
-from lib_demofusion.host.common import offers
-from lib_demofusion.host.pictures import coding, pixel_anchor, vae
+from lib_demofusion.host import backends, stage_loop
+from lib_demofusion.host.common import user_presets
+from lib_demofusion.host.images import coding, upscaling, vae
 from lib_demofusion.host.progress import bar as progress
 from lib_demofusion.host.progress import timing
-from lib_demofusion.method import stage_meter as meter
+from lib_demofusion.method import stage_progress
 from lib_demofusion.method.stage import mix_anchors
 from lib_demofusion.settings.fields import SPECS
 
@@ -369,7 +369,7 @@ def test_an_anchor_made_in_pixels_is_the_enlarged_picture(
         anchors.append(task.anchor)
         return task.anchor
 
-    monkeypatch.setattr(stage_work, "run_stage", recording)
+    monkeypatch.setattr(stage_loop, "run_stage", recording)
     result = webui.job({**ON, "upscaler": f"{upscaler} (pixels)", "return_stages": True}, batch_size=2)
     assert not errors.exception_records
     base = next(image for image in result.images if image.width == BASE)
@@ -388,7 +388,7 @@ def test_a_mixed_anchor_is_between_the_two(webui: Webui, monkeypatch: pytest.Mon
     def recording(p: Any, task: Any, report: Any) -> torch.Tensor:
         return anchors.setdefault(task.settings.anchor, task.anchor)
 
-    monkeypatch.setattr(stage_work, "run_stage", recording)
+    monkeypatch.setattr(stage_loop, "run_stage", recording)
     for upscaler in ("Latent", "Lanczos (pixels)", "Lanczos"):
         webui.job({**ON, "upscaler": upscaler})
     assert not errors.exception_records
@@ -397,7 +397,7 @@ def test_a_mixed_anchor_is_between_the_two(webui: Webui, monkeypatch: pytest.Mon
 
 def test_the_webuis_upscalers_are_offered_and_others_named(webui: Webui, reported: Reports) -> None:
     reported.expect("upscaler = '4x-Gone (pixels)'")
-    assert SPECS["upscaler"].choices(offers.known()) == ("Latent", "Lanczos", "Nearest")
+    assert SPECS["upscaler"].choices(user_presets.known_choices()) == ("Latent", "Lanczos", "Nearest")
     result = webui.job({**ON, "upscaler": "4x-Gone (pixels)"})
     assert sizes(result) == [BASE]
     assert "upscaler = '4x-Gone (pixels)' is not possible; allowed: one of Latent, Lanczos, Nearest" in result.comments
@@ -528,7 +528,7 @@ def test_the_bar_follows_the_decoder(
     monkeypatch.setattr(webui.small, "unet", watched)
     monkeypatch.setattr(coding, "decode", decoding)
     look = lambda: clock.now  # noqa: E731
-    for module in (progress, timing, meter, shared_state):
+    for module in (progress, timing, stage_progress, shared_state):
         monkeypatch.setattr(module, "time", SimpleNamespace(time=look, perf_counter=look))
 
     def looking(self: Any, part: int, share: float) -> None:
@@ -613,7 +613,7 @@ def test_where_encoding_fails_the_base_is_returned(
 def test_lanczos_is_pillows_without_its_rounding(webui: Webui, size: tuple[int, int]) -> None:
     # low contrast, because in 8 bits Pillow clips overshoot between its two passes
     picture = torch.rand(3, 8, 12, generator=torch.Generator().manual_seed(0)) - 0.5
-    out = pixel_anchor.lanczos(picture, size)
+    out = upscaling.lanczos(picture, size)
     whole = Image.fromarray(((picture * 0.5 + 0.5) * 255).round().byte().permute(1, 2, 0).numpy())
     expected = np.asarray(whole.resize((size[1], size[0]), Image.Resampling.LANCZOS), np.float32) / 127.5 - 1
     assert out.shape == (3, *size)

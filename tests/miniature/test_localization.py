@@ -14,7 +14,7 @@ from in_process import Webui
 from modules import shared
 
 from lib_demofusion.host.common import messages, options
-from lib_demofusion.host.common import preset_file as presets
+from lib_demofusion.host.common import user_presets as presets
 from lib_demofusion.host.integrations import refusals as neighbours
 from lib_demofusion.host.panel import line, preset_row, warnings
 from lib_demofusion.host.panel.tab import TabValues

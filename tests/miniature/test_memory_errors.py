@@ -14,8 +14,8 @@ from modules import shared
 from PIL import Image
 from reports import Reports
 
-from lib_demofusion.host import stage_work
-from lib_demofusion.host.pictures import gallery, pixel_anchor, stage_pictures
+from lib_demofusion.host import stage_loop
+from lib_demofusion.host.images import size_limits, stage_images, upscaling
 from lib_demofusion.host.sampling import stage_sampler
 from lib_demofusion.method import stages
 
@@ -34,12 +34,12 @@ Point = tuple[Callable[[Webui], Any], str]
 POINTS: dict[str, Point] = {
     "decoding": (lambda webui: webui.small, "decode"),
     "encoding": (lambda webui: webui.small, "encode"),
-    "enlarging a picture": (lambda webui: pixel_anchor, "lanczos"),
+    "enlarging a picture": (lambda webui: upscaling, "lanczos"),
     "enlarging a latent": (lambda webui: stages, "make_anchor"),
     "noise": (lambda webui: stage_sampler, "StageRun"),
     "a stage's end": (lambda webui: stages, "finish_stage"),
-    "a stage's picture": (lambda webui: stage_pictures, "to_image"),
-    "saving a stage's picture": (lambda webui: stage_pictures, "_save"),
+    "a stage's picture": (lambda webui: stage_images, "to_image"),
+    "saving a stage's picture": (lambda webui: stage_images, "_save"),
     "the gallery's copy": (lambda webui: Image.Image, "reduce"),
 }
 
@@ -63,21 +63,21 @@ class Failing:
 def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Records the widths of the stages that were sampled completely."""
     widths: list[int] = []
-    real = stage_work.run_stage
+    real = stage_loop.run_stage
 
     def noticed(p: Any, task: Any, *args: Any) -> torch.Tensor:
         x = real(p, task, *args)
         widths.append(task.stage.pixels[1])
         return x
 
-    monkeypatch.setattr(stage_work, "run_stage", noticed)
+    monkeypatch.setattr(stage_loop, "run_stage", noticed)
     return widths
 
 
 @pytest.fixture
 def small_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits the gallery's images to the base's size."""
-    monkeypatch.setattr(gallery, "SHOWN_PIXELS", BASE * BASE)
+    monkeypatch.setattr(size_limits, "SHOWN_PIXELS", BASE * BASE)
 
 
 @pytest.fixture(params=[torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB"), MemoryError()])
@@ -162,7 +162,7 @@ def test_what_is_not_saved_is_left_whole(webui: Webui) -> None:
 def test_a_grid_is_not_saved_and_shown_smaller_all_the_same(webui: Webui) -> None:
     picture = Image.new("RGB", (4 * BASE, 2 * BASE))
     result = SimpleNamespace(images=[picture, picture.copy()], index_of_first_image=1, comments="")
-    gallery.shrink_for_gallery(result)
+    size_limits.shrink_for_gallery(result)
     assert sizes(result) == [4 * BASE // 3 + 1, 4 * BASE]
 
 

@@ -14,30 +14,30 @@ from in_process import BASE, Webui, sizes
 from modules import infotext_utils, paths_internal, scripts, shared
 from reports import Reports
 
-from lib_demofusion.host.common import offers, options
-from lib_demofusion.host.common import preset_file as presets
+from lib_demofusion.host.common import options, user_presets
+from lib_demofusion.host.common import user_presets as presets
 from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.panel import build as panel
 from lib_demofusion.host.panel import preset_row, xyz
 from lib_demofusion.host.panel.line import describe
 from lib_demofusion.host.panel.tab import TabValues
+from lib_demofusion.settings.errors import SettingsError
 from lib_demofusion.settings.fields import NAMES, PRESET_FIELDS, SPECS, Settings
 from lib_demofusion.settings.infotext import from_infotext
 from lib_demofusion.settings.presets import DEFAULT_PRESET, PRESETS
 from lib_demofusion.settings.reading import preset_values
-from lib_demofusion.settings.spec import SettingsError
 
 VALUES = {**preset_values("Paper"), "stages": "1,2", "sigma": 1.5}
 
 
 def names() -> tuple[str, ...]:
     """Returns the names of all presets."""
-    return offers.known().preset_names
+    return user_presets.known_choices().preset_names
 
 
 def save(name: str, values: dict[str, Any]) -> str:
     """Saves a preset."""
-    return presets.save(name, values, offers.known())
+    return presets.save(name, values, user_presets.known_choices())
 
 
 @pytest.fixture
@@ -62,14 +62,14 @@ def test_saved_it_is_there_after_a_restart(file: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     assert presets.read(())[1] == []
     assert names()[-1] == "Mine"
-    assert preset_values("Mine", offers.known()) == VALUES
+    assert preset_values("Mine", user_presets.known_choices()) == VALUES
 
 
 def test_saved_again_it_is_replaced_and_deleted_it_is_gone(file: Path) -> None:
     save("Mine", VALUES)
     save("Ünsere", VALUES)
     save("Mine", {**VALUES, "sigma": 2.5})
-    assert preset_values("Mine", offers.known())["sigma"] == 2.5
+    assert preset_values("Mine", user_presets.known_choices())["sigma"] == 2.5
     presets.delete("Mine")
     assert names()[-1] == "Ünsere"
     assert set(json.loads(file.read_text(encoding="utf-8"))) == {"Ünsere"}
@@ -201,7 +201,7 @@ def test_on_a_shared_server_presets_are_only_chosen(file: Path, monkeypatch: pyt
 def test_a_default_preset_that_is_gone_is_the_built_in_one(default_preset: str, reported: Reports) -> None:
     reported.expect(f"{options.DEFAULT_GONE} {default_preset}")
     presets.delete(default_preset)
-    assert options.default_preset(offers.known()) == DEFAULT_PRESET
+    assert options.default_preset(user_presets.known_choices()) == DEFAULT_PRESET
     assert build()["preset"].value == DEFAULT_PRESET
 
 

@@ -20,19 +20,19 @@ import pytest
 import torch
 from fusing import evaluations
 from modules import paths_internal, shared
-from test_step_gate import denoise
+from test_sampler_steps import denoise
 from tiny import alphas_cumprod
 from torch import Tensor
 
 from lib_demofusion.host.progress import bar, timing
 from lib_demofusion.host.progress.webui_steps import CallsOfStage
-from lib_demofusion.method import stage_meter as progress_meter
+from lib_demofusion.method import stage_progress as progress_meter
 from lib_demofusion.method.plan import Plan, StagePlan, make_plan
 from lib_demofusion.method.residual import VarianceExploding
+from lib_demofusion.method.sampler_steps import StepDetector
+from lib_demofusion.method.schedule import schedule_steps, steps_of_stage
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.stage_meter import StageMeter
-from lib_demofusion.method.stage_steps import schedule_steps, steps_of_stage
-from lib_demofusion.method.step_gate import StepGate
+from lib_demofusion.method.stage_progress import StageProgress
 from lib_demofusion.method.views import Size
 from lib_demofusion.settings.fields import PIXELS, Settings
 from lib_demofusion.settings.reading import parse_settings
@@ -154,19 +154,19 @@ class Run:
         steps = steps_of_stage(whole, self.settings.denoising_strength)
         space = VarianceExploding(WRAPPER.sigma_to_t)
         anchor = torch.zeros(1, 1, *stage.size)
-        run = StageRun(stage, self.settings, anchor, anchor, SamplerTraits(space, StepGate()))
+        run = StageRun(stage, self.settings, anchor, anchor, SamplerTraits(space, StepDetector()))
         arguments = self._arguments(whole, steps)
         self.p.sampler = SimpleNamespace(model_wrap_cfg=SimpleNamespace(step=self.of_base))
         calls = CallsOfStage(self.p, self.sampler, arguments, self.second_order)
-        meter = StageMeter(run, calls.ahead)
+        measured = StageProgress(run, calls.ahead)
 
         def batch(cells: float) -> None:
-            meter.before_batch(cells)
-            progress.sampling(meter)
+            measured.before_batch(cells)
+            progress.sampling(measured)
 
         def stepped() -> None:
-            meter.after_call()
-            progress.sampling(meter)
+            measured.after_call()
+            progress.sampling(measured)
 
         def call(level: Tensor) -> None:
             run.before_call(torch.zeros_like(anchor), level)
@@ -178,7 +178,7 @@ class Run:
                 self._evaluate(stage.number, count, cells, batch)
 
         self._sample(stage.number, whole, steps, call, stepped)
-        timing.learn(self.p.sd_model, timing.MODEL, meter.rate)
+        timing.learn(self.p.sd_model, timing.MODEL, measured.rate)
         calls.learn(run.call + 1)
 
     def _arguments(self, whole: int, steps: int) -> dict[str, Any]:

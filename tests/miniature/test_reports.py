@@ -98,7 +98,7 @@ def test_a_second_error_does_not_replace_the_first(
     def fail(*args: Any) -> None:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr(stage_loop, "stage_pictures", fail)
+    monkeypatch.setattr(stage_loop, "stage_images", fail)
     monkeypatch.setattr(stages, "finish_stage", fail)
     (error,) = entries(webui.job(TWO_STAGES), "error")
     assert error is not None

@@ -13,8 +13,8 @@ from modules import devices, sd_samplers_common, sd_unet, shared
 from torch import Tensor
 
 from bench.peak_bytes import PeakBytes
-from lib_demofusion.host.sampling import view_batch
-from lib_demofusion.method import preview
+from lib_demofusion.host.sampling import stage_setup
+from lib_demofusion.method import filters
 from lib_demofusion.method.batching import UnknownMemory
 
 
@@ -37,8 +37,8 @@ def test_another_unet_gets_one_view_at_a_time(
     webui: Webui, rows: list[int], monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
     """TensorRT builds a UNet for one batch size, which fails at a larger one."""
-    monkeypatch.setattr(shared.opts, view_batch.options.VIEW_BATCH, 4 if asked == "settings" else 0, raising=False)
-    monkeypatch.setattr(view_batch, "device_memory", lambda *left: Plenty())
+    monkeypatch.setattr(shared.opts, stage_setup.options.VIEW_BATCH, 4 if asked == "settings" else 0, raising=False)
+    monkeypatch.setattr(stage_setup, "device_memory", lambda *left: Plenty())
     settings = {"enabled": True, "scale": 2, "view_batch": 4 if asked == "panel" else 0}
     webui.job(settings)
     assert max(rows) >= 8
@@ -76,19 +76,19 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("size", [(24, 16), (32, 32), (20, 60)])
 def test_a_full_preview_finds_what_it_takes(model: Any, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
     """The memory is measured at the size of a preview."""
-    monkeypatch.setattr(preview, "PREVIEW_CELLS", 32)
-    latent = preview.for_preview(torch.zeros(1, 4, *size))
+    monkeypatch.setattr(filters, "PREVIEW_CELLS", 32)
+    latent = filters.for_preview(torch.zeros(1, 4, *size))
     assert max(latent.shape[-2:]) == min(max(size), 32)
     with torch.no_grad(), PeakBytes() as bytes_:
         model.first_stage_model.decoder(latent)
-    left = view_batch.preview_bytes(model, size)
+    left = stage_setup.preview_bytes(model, size)
     assert bytes_.peak <= left <= 2 * bytes_.peak
 
 
 def test_a_preview_is_reckoned_in_the_vaes_own_numbers(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    single = view_batch.preview_bytes(model, (24, 16))
+    single = stage_setup.preview_bytes(model, (24, 16))
     monkeypatch.setattr(devices, "dtype_vae", torch.float16)
-    assert view_batch.preview_bytes(model, (24, 16)) == single / 2
+    assert stage_setup.preview_bytes(model, (24, 16)) == single / 2
 
 
 @pytest.mark.parametrize(
@@ -104,21 +104,21 @@ def test_a_preview_is_reckoned_in_the_vaes_own_numbers(model: Any, monkeypatch: 
 def test_no_preview_beside_the_sampling_takes_nothing(
     model: Any, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, value: object
 ) -> None:
-    assert view_batch.preview_bytes(model, (24, 16)) > 0
+    assert stage_setup.preview_bytes(model, (24, 16)) > 0
     monkeypatch.setattr(owner, name, value, raising=False)
-    assert view_batch.preview_bytes(model, (24, 16)) == 0
+    assert stage_setup.preview_bytes(model, (24, 16)) == 0
 
 
 def test_an_autoencoder_of_another_kind_is_no_problem(model: Any) -> None:
     del model.first_stage_model.decoder.mid
-    assert view_batch.preview_bytes(model, (24, 16)) == 0
-    assert view_batch.preview_bytes(SimpleNamespace(), (24, 16)) == 0
+    assert stage_setup.preview_bytes(model, (24, 16)) == 0
+    assert stage_setup.preview_bytes(SimpleNamespace(), (24, 16)) == 0
 
 
 def test_a_stage_leaves_room_for_its_preview(webui: Webui, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
-    monkeypatch.setattr(view_batch, "device_memory", lambda reserve: (left.append(reserve), UnknownMemory())[1])
+    monkeypatch.setattr(stage_setup, "device_memory", lambda reserve: (left.append(reserve), UnknownMemory())[1])
     monkeypatch.setattr(shared.sd_model, "first_stage_model", model.first_stage_model, raising=False)
     webui.job({"enabled": True, "scale": 3, "stages": "every"})
-    assert left == [view_batch.preview_bytes(model, (n * BASE // 8, n * BASE // 8)) for n in (2, 3)]
+    assert left == [stage_setup.preview_bytes(model, (n * BASE // 8, n * BASE // 8)) for n in (2, 3)]
     assert left[0] < left[1]

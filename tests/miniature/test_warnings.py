@@ -16,9 +16,9 @@ from in_process import Webui
 from modules import shared
 
 from lib_demofusion.host.backends.families import Family
-from lib_demofusion.host.panel import limits, line, warnings
+from lib_demofusion.host.images import vae
+from lib_demofusion.host.panel import line, warnings
 from lib_demofusion.host.panel.tab import TabValues
-from lib_demofusion.host.pictures import vae
 from lib_demofusion.settings.reading import parse_settings
 
 GIB = 1 << 30
@@ -30,10 +30,10 @@ def free(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Any:
     room = SimpleNamespace(device=8 * GIB, memory=16 * GIB, disk=100 * GIB)
     with torch.device("meta"):
         model = SimpleNamespace(first_stage_model=SimpleNamespace(decoder=Decoder(128, groups=32)))
-    for module in (limits, vae):
+    for module in (warnings, vae):
         monkeypatch.setattr(module, "available_bytes", lambda: room.memory)
     monkeypatch.setattr(vae, "disk_usage", lambda folder: SimpleNamespace(free=room.disk))
-    monkeypatch.setattr(limits, "free_bytes", lambda device: room.device)
+    monkeypatch.setattr(warnings, "free_bytes", lambda device: room.device)
     monkeypatch.setattr(line.timing, "loaded_model", lambda: model)
     return room
 

@@ -19,11 +19,10 @@ import torch
 from flow_samplers import SAMPLERS
 from test_flow_samplers import ANCHOR, NOISE, SETTINGS, SHAPE, STAGE, Driven, drive, levels, randn, relative_error
 
-from lib_demofusion.method.call_guard import CallGuard
-from lib_demofusion.method.flow_samplers import flow_problem, knows_flow
 from lib_demofusion.method.residual import Flow
+from lib_demofusion.method.sampler_checks import CallGuard, flow_problem, knows_flow
+from lib_demofusion.method.sampler_steps import flow_form, is_stochastic, make_detector
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.step_gate import flow_form, is_stochastic, make_gate
 
 FILES = ("modules_forge/packages/k_diffusion/sampling.py", "k_diffusion/sampling.py")
 """The paths in Forge Neo and in Forge."""
@@ -138,14 +137,16 @@ def test_a_function_is_refused_if_it_leaves_the_signal_or_the_noise_at_a_wrong_l
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_function_makes_its_calls_as_the_reference_does(functions, name: str) -> None:
-    """The stage uses the gate of the function's name. Every x of the model equals the reference's."""
+    """The stage uses the detector of the function's name. Every x of the model equals the reference's."""
     predictor = PredictionFlux()
     function = functions.get(name)
     if function is None or judged(function, predictor) is not None:
         pytest.skip("this webui has no such function for flow models")
-    gate = make_gate(flow_form(name), levels(9), None, 1.0)
+    detector = make_detector(flow_form(name), levels(9), None, 1.0)
     x = torch.full(SHAPE, torch.nan, dtype=torch.float64)
-    run = StageRun(STAGE, SETTINGS, ANCHOR, NOISE, SamplerTraits(Flow(), gate, is_stochastic(name, 1.0), CallGuard(x)))
+    run = StageRun(
+        STAGE, SETTINGS, ANCHOR, NOISE, SamplerTraits(Flow(), detector, is_stochastic(name, 1.0), CallGuard(x))
+    )
     steps = Driven(run)
 
     def after_step(d: dict[str, Any]) -> None:
@@ -153,5 +154,5 @@ def test_a_function_makes_its_calls_as_the_reference_does(functions, name: str) 
 
     made = called(function, Model(predictor, steps.again), x, steps.draw, after_step)
     run.end()
-    expected = drive(name, levels(9), 1.0, make_gate(flow_form(name), levels(9), None, 1.0))
+    expected = drive(name, levels(9), 1.0, make_detector(flow_form(name), levels(9), None, 1.0))
     assert relative_error([*steps.seen, made], expected) < 1e-9

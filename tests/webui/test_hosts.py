@@ -20,7 +20,7 @@ from PIL import Image
 from webui.conftest import Result, Webui, decoded, png
 from webui.test_generate import assert_good
 
-from lib_demofusion.method.call_guard import CALLS_DO_NOT_FIT, NOT_ITS_X
+from lib_demofusion.method.sampler_checks import CALLS_DO_NOT_FIT, NOT_ITS_X
 from lib_demofusion.method.stage import OTHER_SIZE
 from lib_demofusion.settings.presets import PRESETS
 

@@ -11,21 +11,15 @@ import torch
 from modules import processing, sd_models, shared
 from torch import Tensor
 
-from lib_demofusion.host.backends import (
-    forge_denoiser,
-    forge_integrations,
-    forge_samplers,
-    forge_transformers,
-    networks,
-)
+from lib_demofusion.host.backends import extra_networks, forge_denoiser, forge_refusals
 from lib_demofusion.host.backends.families import SD, Family, family_of, unknown
-from lib_demofusion.host.backends.forge_hints import Held
-from lib_demofusion.host.backends.forge_integrations import WRAPPER
+from lib_demofusion.host.backends.forge_controlnet import Held
+from lib_demofusion.host.backends.forge_refusals import WRAPPER
 from lib_demofusion.host.backends.forge_unet import FusedUnet
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.host.common.scoped import replaced
+from lib_demofusion.host.common.patching import replaced
+from lib_demofusion.method.conditioning import CROP, SIZES, Frame, SizeVectors, size_vectors
 from lib_demofusion.method.plan import StagePlan
-from lib_demofusion.method.size_vectors import CROP, SIZES, Frame, SizeVectors, size_vectors
 
 try:
     from backend.sampling.sampling_function import sampling_cleanup
@@ -46,6 +40,9 @@ ZERO_TERMINAL = "Zero Terminal SNR"
 
 CHANNELS = 256
 """Number of columns of one embedded number in SDXL's vector."""
+
+KEPT = ("ini_latent", "ref_latents")
+"""Attributes in which an engine stores encoded images for its next prompt (backend/diffusion_engine)."""
 
 
 class Forge:
@@ -70,7 +67,7 @@ class Forge:
         return bool(chosen) and str(chosen) != data.forge_hash
 
     def encoding(self, p: Any) -> AbstractContextManager[None]:
-        return forge_transformers.nothing_kept(p.sd_model)
+        return nothing_kept(p.sd_model)
 
     def unet(self, model: Any) -> Any:
         objects = getattr(model, "forge_objects", None)
@@ -78,14 +75,14 @@ class Forge:
 
     def refusal(self, p: Any) -> str | None:
         family = self.family(p.sd_model)
-        return forge_integrations.refusal(p, family) or forge_samplers.problem(p, family.flow)
+        return forge_refusals.refusal(p, family) or forge_refusals.sampler_problem(p, family.flow)
 
     @contextmanager
     def base_checkpoint(self, p: Any, checkpoint: Any) -> Iterator[None]:
         if shared.sd_model.sd_checkpoint_info != checkpoint:
             raise RuntimeError("another checkpoint than the base image's is loaded, and this webui has no way back")
         set_shift(p)
-        networks.activate_after_hires_pass(p)
+        extra_networks.activate_after_hires_pass(p)
         with schedule_of_base(p.sd_model):
             yield
 
@@ -100,7 +97,7 @@ class Forge:
             form = family.form
             self._patch(p, form.to_host(anchor), form.to_host(noise))
             unet = model.forge_objects.unet.clone()
-            forge_integrations.check_patches(unet, family)
+            forge_refusals.check_patches(unet, family)
             reserve_for_views(unet, form.host_shape(anchor.shape[1], stage.window), max(views, 1))
             model.forge_objects.unet = unet
             try:
@@ -174,6 +171,27 @@ def schedule_of_base(model: Any) -> Iterator[None]:
         yield
     finally:
         predictor.set_sigmas(before)
+
+
+@contextmanager
+def nothing_kept(model: Any) -> Iterator[None]:
+    """Runs a block that encodes images, and then removes them from the engine.
+
+    Engines for image editing store the images that they encode. The next job would use them as references.
+    """
+    arguments = forge_refusals.dynamic_args
+    own = {name: getattr(model, name) for name in KEPT if hasattr(model, name)}
+    lists = {name: list(value) for name, value in own.items() if isinstance(value, list)}
+    shown = list(getattr(arguments, "ref_latents", None) or ())
+    try:
+        yield
+    finally:
+        for name, value in own.items():
+            if name in lists:
+                value[:] = lists[name]
+            setattr(model, name, value)
+        if arguments is not None and hasattr(arguments, "ref_latents"):
+            arguments.ref_latents = shown
 
 
 def reserve_for_views(unet: Any, view: tuple[int, ...], views: int) -> None:

@@ -9,7 +9,7 @@ from modules import shared
 from torch import Tensor
 
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.method.preview import for_preview
+from lib_demofusion.method.filters import for_preview
 
 
 def attach(denoiser: Any, parts: StageParts) -> None:
@@ -19,7 +19,7 @@ def attach(denoiser: Any, parts: StageParts) -> None:
 
     class StageDenoiser(cls):  # type: ignore[misc, valid-type]
         def forward(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if run.gate.copies_x:
+            if run.detector.copies_x:
                 # the sampler computes its next x from this tensor and the prediction
                 x = x.clone()
             latent = form.to_method(x)

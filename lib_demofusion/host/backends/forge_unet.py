@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib_demofusion.host.backends.forge_hints import Held
+from lib_demofusion.host.backends.forge_controlnet import Held
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.method.conditioning import cond_for_views
-from lib_demofusion.method.size_vectors import SizeVectors
+from lib_demofusion.method.conditioning import SizeVectors, cond_for_views
 from lib_demofusion.method.views import View
 
 Apply = Callable[..., Tensor]
@@ -45,7 +44,7 @@ class FusedUnet:
     def __call__(self, apply_model: Apply, args: Mapping[str, Any]) -> Tensor:
         """Returns the fused prediction of the clean latent for the rows of conds and unconds.
 
-        Input and result have the axes of the host (see `latent_form`). Views are cropped in those of the method.
+        Input and result have the axes of the host (see `LatentForm`). Views are cropped in those of the method.
         """
         form, sigma, marks = self._parts.form, args["timestep"], args["cond_or_uncond"]
         x = form.to_method(args["input"])

@@ -9,11 +9,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lib_demofusion.host.backends.families import Family
-from lib_demofusion.host.backends.latent_form import PLAIN, LatentForm
+from lib_demofusion.host.backends.families import PLAIN, Family, LatentForm
 from lib_demofusion.method.batching import ViewBatches
+from lib_demofusion.method.conditioning import Frame
 from lib_demofusion.method.plan import Plan, StagePlan
-from lib_demofusion.method.size_vectors import Frame
 from lib_demofusion.method.stage import StageRun
 
 

@@ -6,17 +6,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from modules import sd_models, sd_samplers_cfg_denoiser, shared
+from modules import devices, script_callbacks, sd_models, sd_samplers_cfg_denoiser, shared
 from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from torch import Tensor
 
-from lib_demofusion.host.backends import networks, webui_denoiser
+from lib_demofusion.host.backends import extra_networks, webui_denoiser
 from lib_demofusion.host.backends import webui_controlnet as controlnet
 from lib_demofusion.host.backends.families import SD, Family, family_of, unknown
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.host.backends.webui_rows import repeated_images
-from lib_demofusion.host.common import precision
-from lib_demofusion.host.common.scoped import replaced
+from lib_demofusion.host.common.patching import replaced
 from lib_demofusion.method.plan import StagePlan
 
 
@@ -57,18 +55,40 @@ class Webui:
             if shared.sd_model.sd_checkpoint_info != checkpoint:
                 with sd_models.SkipWritingToConfig():
                     sd_models.reload_model_weights(info=checkpoint)
-                networks.activate(p)
+                extra_networks.activate(p)
                 p.setup_conds()
                 controlnet.mark_prompts(p)
             else:
-                networks.activate_after_hires_pass(p)
+                extra_networks.activate_after_hires_pass(p)
             yield
 
     def sampling(
         self, p: Any, stage: StagePlan, views: int, anchor: Tensor, noise: Tensor
     ) -> AbstractContextManager[None]:
-        return precision.sampling()
+        return sampling_precision()
 
     def attach(self, denoiser: Any, parts: StageParts) -> None:
         hints = controlnet.stage_hints(parts.p, parts.run.stage, parts.plan)
         webui_denoiser.attach(denoiser, parts, repeated_images, hints)
+
+
+def sampling_precision() -> Any:
+    """Returns the context in which the host samples (modules/processing.py). It ends before `post_sample`."""
+    return devices.without_autocast() if devices.unet_needs_upcast else devices.autocast()
+
+
+def repeated_images(cls: type, x: Tensor, cond: Any) -> int:
+    """Returns how many images repeat in the rows that the host creates from x (B, C, H, W), or 0 if unknown.
+
+    The host's CFGDenoiser creates one row for each prompt of each image, image by image, and then all images again for
+    the uncond. If each image has one prompt, the rows repeat the images in the same order. This is unknown if an
+    extension can change single rows in a callback, or has replaced `forward` of the class `cls`.
+    """
+    forward = getattr(cls, "forward", None)
+    if getattr(forward, "__globals__", {}).get("__name__") != CFGDenoiser.__module__:
+        return 0
+    if script_callbacks.callback_map["callbacks_cfg_denoiser"]:
+        return 0
+    prompts = getattr(cond, "batch", None)
+    one_each = prompts is not None and all(len(of_image) == 1 for of_image in prompts)
+    return len(x) if one_each or len(x) == 1 else 0

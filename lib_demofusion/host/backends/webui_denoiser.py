@@ -10,9 +10,8 @@ from torch import Tensor
 
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.backends.webui_controlnet import Hints
-from lib_demofusion.method.conditioning import Cond, cond_for_views
-from lib_demofusion.method.preview import for_preview
-from lib_demofusion.method.size_vectors import size_vectors
+from lib_demofusion.method.conditioning import Cond, cond_for_views, size_vectors
+from lib_demofusion.method.filters import for_preview
 from lib_demofusion.method.views import View
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import gradio as gr
 from modules import shared
 
-from lib_demofusion.host.common import offers
+from lib_demofusion.host.common import user_presets
 from lib_demofusion.settings import few_steps, presets
+from lib_demofusion.settings.errors import SettingsError
 from lib_demofusion.settings.fields import Settings
-from lib_demofusion.settings.presets import Offers
-from lib_demofusion.settings.spec import SettingsError
+from lib_demofusion.settings.presets import Choices
 from lib_demofusion.tiled_vae.tiling import AUTOMATIC, MODES
 
 SECTION = ("demofusion", "DemoFusion")
@@ -48,7 +48,7 @@ def register() -> None:
             presets.DEFAULT_PRESET,
             "Default preset",
             gr.Dropdown,
-            lambda: {"choices": list(offers.known().preset_names)},
+            lambda: {"choices": list(user_presets.known_choices().preset_names)},
             refresh=lambda: None,
             section=SECTION,
         )
@@ -71,12 +71,12 @@ def check() -> None:
         raise SettingsError(f"setting {DECODE}", mode, "one of " + ", ".join(MODES))
 
 
-def default_preset(known: Offers) -> str:
+def default_preset(known: Choices) -> str:
     """Returns the default preset of the settings page, or the built-in one if that preset does not exist."""
     return presets.DEFAULT_PRESET if default_preset_gone(known) is not None else _chosen_preset()
 
 
-def default_preset_gone(known: Offers) -> str | None:
+def default_preset_gone(known: Choices) -> str | None:
     """Returns the name of the settings page's default preset if it does not exist, else None."""
     chosen = _chosen_preset()
     return None if chosen in known.preset_names else str(chosen)
@@ -96,11 +96,13 @@ def automatic_preset(default: str, steps: int, cfg_scale: float, distilled: bool
     return few_steps.automatic_preset(default, steps, cfg_scale, distilled)
 
 
-def suited(settings: Settings, steps: int, cfg_scale: float, known: Offers, distilled: bool = False) -> Settings:
+def with_automatic_preset(
+    settings: Settings, steps: int, cfg_scale: float, known: Choices, distilled: bool = False
+) -> Settings:
     """Returns the settings with the values of the automatic preset, unless a value differs from its preset's own."""
     if not value(FEW_STEPS, True):
         return settings
-    return few_steps.suited(settings, steps, cfg_scale, known, distilled)
+    return few_steps.with_automatic_preset(settings, steps, cfg_scale, known, distilled)
 
 
 def value(key: str, default: Any) -> Any:

@@ -15,10 +15,10 @@ from modules import images, scripts, shared
 from PIL import Image
 from torch import Tensor
 
-from lib_demofusion.host.common.scoped import replaced
-from lib_demofusion.host.pictures.coding import encode
-from lib_demofusion.host.pictures.inpainting import is_inpainting, resized
-from lib_demofusion.host.pictures.pixel_anchor import to_tensor
+from lib_demofusion.host.common.patching import replaced
+from lib_demofusion.host.images.coding import encode
+from lib_demofusion.host.images.inpainting import is_inpainting, resized
+from lib_demofusion.host.images.upscaling import to_tensor
 from lib_demofusion.method.plan import CELL, Plan
 from lib_demofusion.method.views import Size
 

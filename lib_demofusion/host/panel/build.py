@@ -10,12 +10,12 @@ from typing import Any
 import gradio as gr
 from modules.ui_components import FormRow, InputAccordion
 
-from lib_demofusion.host.common import offers, options
+from lib_demofusion.host.common import options, user_presets
 from lib_demofusion.host.panel import preset_row, warnings
 from lib_demofusion.host.panel.markup import problem_html, word
 from lib_demofusion.settings.fields import ENABLED_KEY, NAMES, PRESET_FIELDS, SPECS, Settings
 from lib_demofusion.settings.infotext import from_infotext
-from lib_demofusion.settings.presets import Offers
+from lib_demofusion.settings.presets import Choices
 from lib_demofusion.settings.reading import preset_values
 from lib_demofusion.settings.spec import Spec
 
@@ -66,7 +66,7 @@ def build(script: Any) -> list[Any]:
     positions that a request omits. They are None here, so a missing position means the same as a missing field: the
     preset's value.
     """
-    known, problems = offers.known_and_problems()
+    known, problems = user_presets.choices_and_problems()
     opening = opening_values(known)
     make = Maker(script, opening, known)
     messages = _messages(problems, known)
@@ -96,13 +96,13 @@ def build(script: Any) -> list[Any]:
     return controls
 
 
-def opening_values(known: Offers) -> dict[str, Any]:
+def opening_values(known: Choices) -> dict[str, Any]:
     """Returns the initial values of the controls: the default preset's values, and the defaults of all other fields."""
     preset = options.default_preset(known)
     return {**{name: getattr(Settings, name) for name in NAMES}, **preset_values(preset, known), "preset": preset}
 
 
-def _messages(problems: list[str], known: Offers) -> list[str]:
+def _messages(problems: list[str], known: Choices) -> list[str]:
     """Returns the problems with the preset file and the default preset as HTML, and logs them."""
     messages = [problem_html(html.escape(problem)) for problem in problems]
     gone = options.default_preset_gone(known)
@@ -132,7 +132,7 @@ class Reader:
         if self.name == PICKED:
             return True
         # only the field "preset" needs the preset file
-        known = offers.known() if self.name == "preset" else offers.of_the_webui()
+        known = user_presets.known_choices() if self.name == "preset" else user_presets.choices_of_webui()
         return SPECS[self.name].choice(from_infotext(self.name, params, known))
 
 
@@ -143,7 +143,7 @@ class Maker:
     script: Any
     opening: dict[str, Any]
     """The initial values by field name."""
-    known: Offers
+    known: Choices
 
     def rows(self, rows: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
         """Creates rows of controls and returns the controls by field name."""

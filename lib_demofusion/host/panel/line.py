@@ -8,28 +8,28 @@ from typing import Any
 from lib_demofusion.host.backends import host
 from lib_demofusion.host.panel import warnings
 from lib_demofusion.host.panel.markup import ABOUT, HOURS, MINUTES, NOT_VALID, SECONDS, duration, error_html, word
-from lib_demofusion.host.panel.tab import TabValues, base_picture
+from lib_demofusion.host.panel.tab import TabValues, base_image
 from lib_demofusion.host.progress import timing
 from lib_demofusion.host.progress.webui_steps import calls_twice
 from lib_demofusion.method.costs import run_costs
 from lib_demofusion.method.plan import CELL, NO_STAGE, make_plan
-from lib_demofusion.settings.presets import BUILT_IN, Offers
+from lib_demofusion.settings.errors import SettingsError
+from lib_demofusion.settings.presets import BUILT_IN, Choices
 from lib_demofusion.settings.reading import settings_from_args
-from lib_demofusion.settings.spec import SettingsError
 
 TIMES_BASE = "times as long as the base image"
 WORDS = (NOT_VALID, NO_STAGE, TIMES_BASE, ABOUT, SECONDS, MINUTES, HOURS, warnings.TURBO_CHOSEN)
 
 
-def describe(args: Sequence[Any], tab: TabValues, known: Offers = BUILT_IN) -> str:
+def describe(args: Sequence[Any], tab: TabValues, known: Choices = BUILT_IN) -> str:
     """Returns the line as HTML: sizes, estimated time (if known) and cost, then notes and warnings.
 
     If no run is possible, the line contains only the reason. `known` are the presets and upscalers that users and the
     webui add.
     """
     try:
-        settings = settings_from_args(args, offers=known)
-        base, passes = base_picture(settings, tab)
+        settings = settings_from_args(args, choices=known)
+        base, passes = base_image(settings, tab)
         plan = make_plan(settings, base, host().family(timing.loaded_model()).unit_cells)
     except SettingsError as error:
         return error_html(error)

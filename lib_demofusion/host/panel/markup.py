@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import html
 
+from lib_demofusion.settings.errors import SettingsError, shortened
 from lib_demofusion.settings.fields import SPECS
-from lib_demofusion.settings.spec import SettingsError, shortened
 
 NOT_VALID = "is not valid. Use"
 ABOUT = "about"

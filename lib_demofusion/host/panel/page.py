@@ -10,7 +10,7 @@ import gradio as gr
 from gradio.context import Context
 from modules import scripts
 
-from lib_demofusion.host.common import offers
+from lib_demofusion.host.common import user_presets
 from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.panel import preset_row, warnings
 from lib_demofusion.host.panel.build import CONTROLS, Panel
@@ -108,7 +108,7 @@ def _follow_few_steps(script: Any, text_of_line: Any) -> None:
     """
     row = script.panel.row
     outputs, fields = [row.choice.preset, *row.controls], script.tab_components.fields
-    suit, quiet = _suiter(script), {"show_progress": False, "queue": False}
+    suit, quiet = _chooser_of_preset(script), {"show_progress": False, "queue": False}
     for component in filter(None, (fields.get("steps"), fields.get("cfg_scale"), text_of_line)):
         component.change(suit, _inputs(script), outputs, **quiet)
     Context.root_block.load(suit, _inputs(script), outputs, **quiet)
@@ -144,20 +144,20 @@ def _updater(script: Any) -> Callable[..., list[Any]]:
 
     def update(*values: Any, **more: Any) -> list[Any]:
         own, tab = _values_of(script, values, more)
-        known = offers.known()
+        known = user_presets.known_choices()
         text = describe([own], tab, known) if own["enabled"] else word(warnings.OFF)
         return [gr.update(value=text), *preset_row.marks(own, known)]
 
     return update
 
 
-def _suiter(script: Any) -> Callable[..., list[Any]]:
+def _chooser_of_preset(script: Any) -> Callable[..., list[Any]]:
     """Returns a function from the values of `_inputs` to updates of the preset and its controls."""
 
-    def suit(*values: Any) -> list[Any]:
-        return preset_row.suited(*_values_of(script, values, {}))
+    def choose(*values: Any) -> list[Any]:
+        return preset_row.automatic_preset(*_values_of(script, values, {}))
 
-    return suit
+    return choose
 
 
 def _values_of(script: Any, values: Sequence[Any], more: Mapping[str, Any]) -> tuple[dict[str, Any], TabValues]:

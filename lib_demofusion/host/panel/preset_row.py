@@ -17,13 +17,13 @@ from modules import shared
 from modules.ui_components import FormRow, ToolButton
 
 from lib_demofusion.host.backends import host, loaded_model
-from lib_demofusion.host.common import offers, options, preset_file
+from lib_demofusion.host.common import options, user_presets
 from lib_demofusion.host.panel.markup import error_html, problem_html, word
 from lib_demofusion.host.panel.tab import TabValues
+from lib_demofusion.settings.errors import SettingsError
 from lib_demofusion.settings.fields import PRESET_FIELDS, SPECS
-from lib_demofusion.settings.presets import PRESETS, TURBO, Offers
+from lib_demofusion.settings.presets import PRESETS, TURBO, Choices
 from lib_demofusion.settings.reading import changed_fields, preset_values
-from lib_demofusion.settings.spec import SettingsError
 
 NAME_LABEL = "Save as preset"
 NAME_INFO = "empty = replaces the chosen preset"
@@ -134,7 +134,10 @@ def connect(rows: list[PresetRow]) -> None:
     chosen = [row.choice.preset for row in rows]
     # otherwise a reloaded page would show the presets that existed when it was built
     Context.root_block.load(
-        lambda: [gr.update(choices=list(offers.known().preset_names)) for _ in chosen], None, chosen, **QUIET
+        lambda: [gr.update(choices=list(user_presets.known_choices().preset_names)) for _ in chosen],
+        None,
+        chosen,
+        **QUIET,
     )
 
 
@@ -154,10 +157,10 @@ def _save(name: str, chosen: str, *values: Any) -> list[Any]:
     """Saves the controls' values as a preset and returns updates of both tabs' choices, the marks, name and message."""
     own = dict(zip(PRESET_FIELDS, values))
     try:
-        saved = preset_file.save((name or "").strip() or chosen or "", own, offers.known())
-    except (preset_file.PresetError, SettingsError) as error:
+        saved = user_presets.save((name or "").strip() or chosen or "", own, user_presets.known_choices())
+    except (user_presets.PresetError, SettingsError) as error:
         return [*(gr.update() for _ in range(5)), _shown(_problem(error))]
-    known = offers.known()
+    known = user_presets.known_choices()
     names = list(known.preset_names)
     message = _shown(f"{word(SAVED)} {html.escape(saved)}")
     # under the name of the chosen preset no control changes, so the marks are updated here
@@ -172,10 +175,10 @@ def _delete(*chosen: str) -> list[Any]:
         # the user did not confirm
         return [*unchanged, gr.update()]
     try:
-        preset_file.delete(chosen[0])
-    except preset_file.PresetError as error:
+        user_presets.delete(chosen[0])
+    except user_presets.PresetError as error:
         return [*unchanged, _shown(_problem(error))]
-    known = offers.known()
+    known = user_presets.known_choices()
     names, opening = list(known.preset_names), options.default_preset(known)
     left = [name if name in names else opening for name in chosen]
     return [
@@ -185,7 +188,7 @@ def _delete(*chosen: str) -> list[Any]:
     ]
 
 
-def marks(values: Mapping[str, Any], known: Offers) -> list[Any]:
+def marks(values: Mapping[str, Any], known: Choices) -> list[Any]:
     """Returns updates of `Choice.marks`: the list of fields that differ from the preset, and the reset button."""
     names = changed_fields(str(values["preset"]), values, known)
     labels = ", ".join(word(SPECS[name].label) for name in names)
@@ -195,15 +198,15 @@ def marks(values: Mapping[str, Any], known: Offers) -> list[Any]:
 
 def _apply(preset: str) -> list[Any]:
     """Returns the controls' values of the preset that the user clicked, and True for `Choice.picked`."""
-    return [*_values(preset, offers.known()), True]
+    return [*_values(preset, user_presets.known_choices()), True]
 
 
-def suited(values: Mapping[str, Any], tab: TabValues) -> list[Any]:
+def automatic_preset(values: Mapping[str, Any], tab: TabValues) -> list[Any]:
     """Returns updates of the preset and its controls: Turbo if the tab asks for few steps, else the default preset.
 
     `values` are the panel's values by field. Nothing changes if the user has chosen the preset or changed its values.
     """
-    known = offers.known()
+    known = user_presets.known_choices()
     shown, default = str(values["preset"]), options.default_preset(known)
     wanted = options.automatic_preset(
         default, tab.step_count, tab.cfg_scale or 0, host().family(loaded_model()).distilled
@@ -214,7 +217,7 @@ def suited(values: Mapping[str, Any], tab: TabValues) -> list[Any]:
     return [gr.update(value=wanted), *_values(wanted, known)]
 
 
-def _values(preset: str, known: Offers) -> list[Any]:
+def _values(preset: str, known: Choices) -> list[Any]:
     """Returns updates with a preset's values, or updates that change nothing if the preset has been deleted."""
     if preset not in known.preset_names:
         return [gr.update() for _ in PRESET_FIELDS]
@@ -222,7 +225,7 @@ def _values(preset: str, known: Offers) -> list[Any]:
     return [gr.update(value=values[name]) for name in PRESET_FIELDS]
 
 
-def _problem(error: preset_file.PresetError | SettingsError) -> str:
+def _problem(error: user_presets.PresetError | SettingsError) -> str:
     if isinstance(error, SettingsError):
         return error_html(error)
     detail = [html.escape(error.detail)] if error.detail else []

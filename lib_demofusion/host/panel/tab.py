@@ -55,7 +55,7 @@ class TabValues:
         return max(1, int(self.batch_size or 1))
 
 
-def base_picture(settings: Settings, tab: TabValues) -> tuple[Size, list[Pass]]:
+def base_image(settings: Settings, tab: TabValues) -> tuple[Size, list[Pass]]:
     """Returns the base image's size in latent cells and the webui's passes that create it."""
     first, steps = _cells(tab.width, tab.height), tab.step_count
     if tab.img2img:

@@ -3,18 +3,53 @@
 from __future__ import annotations
 
 import html
+import math
+from typing import Any
+
+import torch
+from modules import devices
 
 from lib_demofusion.host.backends import families, host
+from lib_demofusion.host.common.memory import available_bytes
+from lib_demofusion.host.images.vae import DEVICE_SHARE, choose_shelf, free_bytes
 from lib_demofusion.host.integrations import refusals
-from lib_demofusion.host.panel import limits
 from lib_demofusion.host.panel.markup import problem_html, word
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.host.progress import timing
 from lib_demofusion.method.plan import Plan
+from lib_demofusion.method.views import Size
 from lib_demofusion.settings.few_steps import looks_few_step, needs_more_steps
-from lib_demofusion.settings.fields import Settings
+from lib_demofusion.settings.fields import Settings, parse_stages
 from lib_demofusion.settings.presets import TURBO
-from lib_demofusion.settings.texts import parse_stages
+from lib_demofusion.tiled_vae.layers import decoder_layers
+
+BYTES_A_PIXEL = 4 * 3 * 4
+"""Memory per pixel of a decoded batch. The host holds the images, their stack and two copies, each with three channels
+of 32 bits (modules/processing.py, process_images_inner)."""
+
+
+def lacks_memory(pixels: Size, batch: int) -> bool:
+    """Returns whether a batch of images of size `pixels` (height, width) needs more than the computer's free memory."""
+    return batch * BYTES_A_PIXEL * math.prod(pixels) > available_bytes()
+
+
+def lacks_room_to_decode(model: Any, size: Size) -> bool:
+    """Returns whether decoding a latent of `size` cells fits neither on the device, nor in memory, nor on the disk.
+
+    Returns False if no model is loaded, or if the webui decodes with its own decoder.
+    """
+    first_stage = getattr(model, "first_stage_model", None)
+    try:
+        layers = decoder_layers(getattr(first_stage, "decoder", None))
+    except (AttributeError, ValueError):
+        return False
+    room = int(free_bytes(devices.device) * DEVICE_SHARE)
+    try:
+        choose_shelf(layers, size, torch.empty(0, dtype=devices.dtype_vae), room)
+    except MemoryError:
+        return True
+    return False
+
 
 HUGE = "more than 16384 pixels on a side: memory may not suffice, and few programs open such an image"
 LONG = "this takes more than an hour"
@@ -83,7 +118,7 @@ def of_size(plan: Plan, tab: TabValues, seconds: float | None) -> list[str]:
     checks = {
         HUGE: max(plan.pixels) > LARGEST_SIDE,
         LONG: seconds is not None and seconds > 3600,
-        NO_MEMORY: limits.lacks_memory(plan.pixels, tab.images),
-        NO_ROOM: limits.lacks_room_to_decode(timing.loaded_model(), plan.stages[-1].size),
+        NO_MEMORY: lacks_memory(plan.pixels, tab.images),
+        NO_ROOM: lacks_room_to_decode(timing.loaded_model(), plan.stages[-1].size),
     }
     return [problem_html(word(text)) for text, holds in checks.items() if holds]

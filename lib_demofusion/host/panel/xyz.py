@@ -8,10 +8,11 @@ from typing import Any
 
 from modules import scripts
 
-from lib_demofusion.host.common import offers
+from lib_demofusion.host.common import user_presets
+from lib_demofusion.settings.errors import SettingsError
 from lib_demofusion.settings.fields import SPECS
-from lib_demofusion.settings.presets import BUILT_IN, Offers
-from lib_demofusion.settings.spec import SettingsError, Spec
+from lib_demofusion.settings.presets import BUILT_IN, Choices
+from lib_demofusion.settings.spec import Spec
 
 OVERRIDES = "_demofusion_xyz"
 PREFIX = "[DemoFusion] "
@@ -33,11 +34,11 @@ def overrides(p: Any) -> dict[str, Any]:
 def _axis(module: Any, name: str, spec: Spec) -> Any:
     label = PREFIX + ("Enabled" if name == "enabled" else spec.label)
     kind = spec.kind if spec.kind in (int, float) else str
-    extra = {"choices": lambda: _choices(spec, offers.known())} if _choices(spec, BUILT_IN) else {}
+    extra = {"choices": lambda: _choices(spec, user_presets.known_choices())} if _choices(spec, BUILT_IN) else {}
     return module.AxisOption(label=label, type=kind, apply=_apply(name), confirm=_confirm(name, spec), **extra)
 
 
-def _choices(spec: Spec, known: Offers) -> list[str]:
+def _choices(spec: Spec, known: Choices) -> list[str]:
     if spec.kind is bool:
         return ["True", "False"]
     return list(spec.choices(known))
@@ -55,7 +56,7 @@ def _confirm(name: str, spec: Spec) -> Callable[[Any, Sequence[Any]], None]:
     """Returns a function that stops the plot before it starts if a value is not valid."""
 
     def confirm(p: Any, xs: Sequence[Any]) -> None:
-        known = offers.known()
+        known = user_presets.known_choices()
         for x in xs:
             try:
                 spec.parse(name, x, known)

@@ -9,12 +9,12 @@ from typing import Any
 
 from modules import shared
 
-from lib_demofusion.host.progress import console, timing
-from lib_demofusion.host.progress.job_count import JobCount, add_jobs, exact, move_to
+from lib_demofusion.host.progress import timing, webui_state
+from lib_demofusion.host.progress.webui_state import JobCount, add_jobs, exact, move_to
 from lib_demofusion.host.progress.webui_steps import calls_twice
 from lib_demofusion.method.costs import Pass, run_costs
 from lib_demofusion.method.plan import Plan, StagePlan
-from lib_demofusion.method.stage_meter import StageMeter
+from lib_demofusion.method.stage_progress import StageProgress
 from lib_demofusion.settings.fields import LATENT, Settings
 
 DECODING, ENCODING, SAMPLING = PARTS = range(3)
@@ -33,7 +33,7 @@ class Progress:
     every stage, then those of the final image, which is decoded.
     """
 
-    def __init__(self, p: Any, plan: Plan, costs: Sequence[float], total: console.Console):
+    def __init__(self, p: Any, plan: Plan, costs: Sequence[float], total: webui_state.Console):
         self.plan = plan
         base, *self._parts = costs
         self._model, self._decoder = p.sd_model, 1.0
@@ -61,26 +61,26 @@ class Progress:
     def begin(self, stage: StagePlan) -> None:
         """Begins a stage and shows its number and size next to the bar."""
         self._stage = stage.number - 1
-        console.begin_job()
+        webui_state.begin_job()
         height, width = stage.pixels
         shared.state.textinfo = f"DemoFusion {stage.number}/{len(self.plan.stages)} {width}x{height}"
         self.move(DECODING, 0.0)
 
-    def sampling(self, meter: StageMeter) -> None:
+    def sampling(self, stage: StageProgress) -> None:
         """Moves the bar to the progress of the current stage, whose cost also scales those of later stages."""
-        if not meter.done + meter.ahead:
+        if not stage.done + stage.ahead:
             # the host does not call the fused model: the stage will fail
             return
-        if not meter.done:
+        if not stage.done:
             # decoding the image before this stage may have been the first measurement
             self._decoder_rate = timing.known(self._model, timing.DECODER)
-        if meter.rate:
-            self._rate = meter.rate * meter.images
-            self._weigh_decoder(meter.rate)
+        if stage.rate:
+            self._rate = stage.rate * stage.images
+            self._weigh_decoder(stage.rate)
         places = slice(len(PARTS) * self._stage + SAMPLING, None, len(PARTS))
-        changed = (meter.done + meter.ahead) / self._parts[places][0]
+        changed = (stage.done + stage.ahead) / self._parts[places][0]
         self._parts[places] = [changed * cost for cost in self._parts[places]]
-        self.move(SAMPLING, meter.done / (meter.done + meter.ahead))
+        self.move(SAMPLING, stage.done / (stage.done + stage.ahead))
 
     def move(self, part: int, share: float) -> None:
         """Moves the bar, never back, to `share` of a part of the current stage. Without a rate, only the costs count.
@@ -129,4 +129,4 @@ def make_progress(p: Any, plan: Plan, settings: Settings, pictures: int, passes:
     for i, (before, after, sampling) in enumerate(zip(cells, cells[1:], costs.stages)):
         parts += before * (i < pictures or enlarged), ENCODER * after * enlarged, sampling
     result = [cells[-1]] if plan.stages else []
-    return Progress(p, plan, [*parts, *result], console.make_console(p, plan, settings))
+    return Progress(p, plan, [*parts, *result], webui_state.make_console(p, plan, settings))

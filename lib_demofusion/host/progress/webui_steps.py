@@ -8,7 +8,7 @@ from typing import Any
 from modules import sd_samplers
 
 from lib_demofusion.host.progress import timing
-from lib_demofusion.method.model_calls import ADAPTIVE_CALLS, CallsAhead, calls_ahead, calls_of_whole, model_calls
+from lib_demofusion.method.costs import ADAPTIVE_CALLS, CallsAhead, calls_ahead, calls_of_whole, model_calls
 
 
 def calls_twice(sampler: str | None) -> bool:

@@ -1,1 +1,10 @@
-"""Samples one stage with a sampler of the webui."""
+"""Samples one stage with a sampler of the webui.
+
+The webui samples in single precision, regardless of the precision of its networks, and so do the stages:
+
+* The UNet is called inside the context in which the webui samples. The webui handles the UNet's dtype, autocast,
+  --upcast-sampling and --precision half. Predictions are summed in float32.
+* Blurs are convolutions. Autocast would run them in half precision, so they disable it (`method.filters`).
+* The VAE is called outside autocast and in the webui's dtype for it (`devices.dtype_vae`), as in the webui. Its latents
+  are converted to float32 (`images.coding.as_latent`).
+"""

@@ -18,22 +18,20 @@ from torch import Tensor
 from lib_demofusion.host.backends import host
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.common.messages import report_note
-from lib_demofusion.host.common.scoped import replaced
+from lib_demofusion.host.common.patching import replaced
+from lib_demofusion.host.images.inpainting import is_inpainting
 from lib_demofusion.host.integrations import layer_patches
-from lib_demofusion.host.pictures.inpainting import is_inpainting
 from lib_demofusion.host.progress import timing
 from lib_demofusion.host.progress.webui_steps import CallsOfStage
-from lib_demofusion.host.sampling.stage_schedule import stage_steps
-from lib_demofusion.host.sampling.view_batch import view_batches
-from lib_demofusion.method.call_guard import UnknownSampler, guard_for
-from lib_demofusion.method.conditioning import conds_of_stage, image_conditioning_for
+from lib_demofusion.host.sampling.stage_setup import stage_steps, view_batches
+from lib_demofusion.method.conditioning import Frame, conds_of_stage, image_conditioning_for
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import Flow, NoiseSpace, VarianceExploding, VariancePreserving
-from lib_demofusion.method.size_vectors import Frame
+from lib_demofusion.method.sampler_checks import UnknownSampler, guard_for
+from lib_demofusion.method.sampler_steps import flow_form, function_name, is_stochastic, make_detector
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.stage_meter import StageMeter
+from lib_demofusion.method.stage_progress import StageProgress
 from lib_demofusion.method.stages import StageStopped
-from lib_demofusion.method.step_gate import flow_form, function_name, is_stochastic, make_gate
 from lib_demofusion.settings.fields import Settings
 
 SEED_OFFSET = 0x9E3779B97F4A7C15
@@ -46,7 +44,7 @@ SEED_MASK = (1 << 63) - 1
 
 NEVER_ASKED = "this webui's sampler did not ask DemoFusion's model, so that what it made is no DemoFusion image"
 
-Report = Callable[[StageMeter], None]
+Report = Callable[[StageProgress], None]
 """Receives the progress of the stage."""
 
 
@@ -143,9 +141,9 @@ class StageSampler:
         traits = self._traits(known, x)
         run = StageRun(self._task.stage, self._task.settings, self._task.anchor, self._noise, traits)
         calls = CallsOfStage(self._p, self._name, known, self._second_order)
-        meter = StageMeter(run, calls.ahead)
-        self._attach(denoiser, run, meter)
-        if traits.gate.copies_x:
+        progress = StageProgress(run, calls.ahead)
+        self._attach(denoiser, run, progress)
+        if traits.detector.copies_x:
             run.start(x, known["sigmas"][0])
 
         form = self._family.form
@@ -153,8 +151,8 @@ class StageSampler:
         def after_step(d: dict) -> None:
             run.after_step(d["i"], form.to_method(d["x"]), form.to_method(d["denoised"]), d["x"])
             callback(d)
-            meter.after_call()
-            self._report(meter)
+            progress.after_call()
+            self._report(progress)
 
         try:
             made = self._func(denoiser, x, *args, callback=after_step, **kwargs)
@@ -164,7 +162,7 @@ class StageSampler:
         except UnknownSampler as error:
             raise StageFailed(f"the sampler {self._p.sampler_name}: {error}") from None
         finally:
-            timing.learn(self._p.sd_model, timing.MODEL, meter.rate)
+            timing.learn(self._p.sd_model, timing.MODEL, progress.rate)
         if not run.predictions:
             raise StageFailed(NEVER_ASKED)
         calls.learn(run.call + 1)
@@ -175,11 +173,11 @@ class StageSampler:
         sigmas, n = arguments.get("sigmas"), arguments.get("n")
         parameters = inspect.signature(self._func).parameters
         eta, churn = (arguments.get(name, _default(parameters, name)) for name in ("eta", "s_churn"))
-        eta_of_gate = 1.0 if eta is None else eta
+        eta_of_detector = 1.0 if eta is None else eta
         form = flow_form(self._name) if self._family.flow else self._name
-        gate = make_gate(form, sigmas, n, eta_of_gate, self._second_order)
+        detector = make_detector(form, sigmas, n, eta_of_detector, self._second_order)
         stochastic = is_stochastic(self._name, eta, churn or 0.0, "noise_sampler" in parameters)
-        return SamplerTraits(self._space(), gate, stochastic, guard_for(gate, x))
+        return SamplerTraits(self._space(), detector, stochastic, guard_for(detector, x))
 
     def _space(self) -> NoiseSpace:
         if self._family.flow:
@@ -192,7 +190,7 @@ class StageSampler:
     def _second_order(self) -> bool:
         return self._sampler.config.options.get("second_order", False)
 
-    def _attach(self, denoiser: Any, run: StageRun, meter: StageMeter) -> None:
+    def _attach(self, denoiser: Any, run: StageRun, progress: StageProgress) -> None:
         """Makes the denoiser call the model on batches of views. Each batch reports progress and can stop the stage."""
         plan = self._task.plan
         origin = getattr(shared.opts, "sdxl_crop_top", 0), getattr(shared.opts, "sdxl_crop_left", 0)
@@ -201,8 +199,8 @@ class StageSampler:
         def before_batch(cells: float) -> None:
             if stop_requested():
                 raise InterruptedException
-            meter.before_batch(cells)
-            self._report(meter)
+            progress.before_batch(cells)
+            self._report(progress)
 
         self._heed_patches()
         apart = layer_patches.needs_one_call(self._p)

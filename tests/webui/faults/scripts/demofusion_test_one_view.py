@@ -28,7 +28,7 @@ class OneView(scripts.Script):
 def both(p, samples):
     """Returns the latents of the stage and of the webui's img2img, with the webui's axes."""
     from lib_demofusion.host.backends import host
-    from lib_demofusion.host.common.scoped import replaced
+    from lib_demofusion.host.common.patching import replaced
     from lib_demofusion.host.sampling.stage_sampler import StageTask, run_stage, stage_seeds
     from lib_demofusion.method.plan import StagePlan
     from lib_demofusion.settings.fields import Settings
@@ -52,7 +52,7 @@ def both(p, samples):
     with host().base_checkpoint(p, shared.sd_model.sd_checkpoint_info):
         type(sampler).sample_img2img = watched
         try:
-            made = run_stage(p, StageTask(stage, settings, anchor), lambda meter: None)
+            made = run_stage(p, StageTask(stage, settings, anchor), lambda progress: None)
         finally:
             type(sampler).sample_img2img = own
         ((schedule, strength, steps, x, noise),) = seen

@@ -1,4 +1,4 @@
-"""Chooses the number of views per model call, depending on the webui's other uses of the device."""
+"""Chooses the number of steps of a stage and the number of views per model call."""
 
 from __future__ import annotations
 
@@ -9,11 +9,32 @@ from modules import devices, sd_samplers_common, sd_unet, shared
 from lib_demofusion.host.common import options
 from lib_demofusion.host.common.memory import device_memory
 from lib_demofusion.method.batching import ViewBatches
-from lib_demofusion.method.preview import preview_size
+from lib_demofusion.method.filters import preview_size
+from lib_demofusion.method.schedule import StageSteps, least_steps, schedule_steps, steps_by_level, steps_by_share
 from lib_demofusion.method.views import Size
 from lib_demofusion.settings.fields import Settings
-from lib_demofusion.tiled_vae.maps import item_bytes
-from lib_demofusion.tiled_vae.steps import decoder_steps, whole_bytes
+from lib_demofusion.tiled_vae.feature_maps import item_bytes
+from lib_demofusion.tiled_vae.layers import decoder_layers
+from lib_demofusion.tiled_vae.memory import whole_bytes
+
+
+def stage_steps(p: Any, sampler: Any, name: str, settings: Settings, flow: bool) -> StageSteps:
+    """Returns the schedule of a stage for the webui's `sampler`, whose function has the name `name`.
+
+    On a flow model (`flow`), the denoising strength determines the noise level at which the stage begins. On other
+    models, it determines the share of the steps.
+    """
+    least = least_steps(name, getattr(shared.opts, "uni_pc_order", 1))
+    steps, strength = schedule_steps(p.steps, settings), settings.denoising_strength
+    if not flow:
+        return steps_by_share(steps, strength, least)
+
+    def levels(length: int) -> list[float]:
+        found: list[float] = sampler.get_sigmas(p, length).tolist()
+        return found
+
+    return steps_by_level(steps, strength, least, levels)
+
 
 FULL = 0
 """The webui's index of the live preview method that runs the autoencoder (approximation_indexes)."""
@@ -39,11 +60,11 @@ def preview_bytes(sd_model: Any, size: Size) -> int:
     if not _decodes_beside():
         return 0
     try:
-        steps = decoder_steps(sd_model.first_stage_model.decoder)
+        layers = decoder_layers(sd_model.first_stage_model.decoder)
     except (AttributeError, ValueError):
         # an autoencoder of a different layout
         return 0
-    return whole_bytes(steps, preview_size(size), item_bytes(devices.dtype_vae))
+    return whole_bytes(layers, preview_size(size), item_bytes(devices.dtype_vae))
 
 
 def _decodes_beside() -> bool:

@@ -1,4 +1,4 @@
-"""Changes objects of the host for the duration of a block."""
+"""Changes attributes of the webui's objects for the duration of a block."""
 
 from __future__ import annotations
 

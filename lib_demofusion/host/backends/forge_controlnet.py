@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib_demofusion.method.hints import StageHint, make_stage_hint, shown_part
+from lib_demofusion.method.control_hints import StageHint, make_stage_hint, shown_part
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.views import View
 

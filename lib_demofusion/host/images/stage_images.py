@@ -16,7 +16,7 @@ from lib_demofusion.host.common.messages import KEY_STOPPED
 
 
 @dataclass(frozen=True)
-class StagePicture:
+class StageImage:
     """An image of a stage before the last, with its infotext."""
 
     image: Image.Image
@@ -27,7 +27,7 @@ class StagePicture:
     """Infotext entries that apply only to this stage."""
 
 
-def stage_pictures(p: Any, samples: Any, number: int, total: int, save: bool) -> list[StagePicture]:
+def stage_images(p: Any, samples: Any, number: int, total: int, save: bool) -> list[StageImage]:
     """Creates the images of stage `number` of `total` (0 is the base image), saving them if `save` and the host allow.
 
     `samples` is the result of `coding.decode`.
@@ -42,11 +42,11 @@ def stage_pictures(p: Any, samples: Any, number: int, total: int, save: bool) ->
             text = _infotext(p, image, index)
             if save and p.save_samples():
                 _save(p, image, index, text, f"-demofusion-{width}x{height}")
-        pictures.append(StagePicture(image, text, index, own))
+        pictures.append(StageImage(image, text, index, own))
     return pictures
 
 
-def with_later_reports(p: Any, picture: StagePicture) -> StagePicture:
+def with_later_reports(p: Any, picture: StageImage) -> StageImage:
     """Updates the image's infotext with notes and errors that were reported after the image was created.
 
     A file that is already saved keeps its old infotext.

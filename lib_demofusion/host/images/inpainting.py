@@ -11,10 +11,10 @@ from modules import scripts
 from PIL import Image
 from torch import Tensor
 
-from lib_demofusion.host.common.scoped import replaced
+from lib_demofusion.host.common.patching import replaced
 from lib_demofusion.method.plan import CELL, Plan
 from lib_demofusion.method.views import Size
-from lib_demofusion.settings.spec import SettingsError
+from lib_demofusion.settings.errors import SettingsError
 
 OVERLAY = ("overlay_images", "mask_for_overlay", "paste_to")
 """Attributes with which the host pastes the image into the original (modules/processing.py, apply_overlay)."""

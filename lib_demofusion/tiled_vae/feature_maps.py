@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lib_demofusion.tiled_vae.steps import Box, Size, Step
+from lib_demofusion.tiled_vae.layers import Box, Layer, Size
 
 LEAST, GREATEST = -32768, 32767
 
@@ -116,16 +116,16 @@ class Map:
 
 
 class Raised:
-    """The output of a step that is never stored: each rectangle is computed when it is read."""
+    """The output of a layer that is never stored: each rectangle is computed when it is read."""
 
-    def __init__(self, source: Map, step: Step):
-        self._source, self._step = source, step
-        self.channels, self.size = step.outputs, step.size(source.size)
+    def __init__(self, source: Map, layer: Layer):
+        self._source, self._layer = source, layer
+        self.channels, self.size = layer.outputs, layer.size(source.size)
 
     def read(self, box: Box, device: torch.device) -> Tensor:
         """Returns the rectangle `box` on the device."""
-        part = self._step.needs(box, self._source.size)
-        return self._step.run(self._source.read(part, device), part, box)
+        part = self._layer.needs(box, self._source.size)
+        return self._layer.run(self._source.read(part, device), part, box)
 
 
 def grid(size: Size, side: int) -> list[Box]:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib_demofusion.method.hints import make_stage_hint, resize_hint, shown_part
+from lib_demofusion.method.control_hints import make_stage_hint, resize_hint, shown_part
 from lib_demofusion.method.views import LocalView, Size, dilated_size, dilated_views, local_views
 
 CELL = 8

@@ -29,8 +29,8 @@ NEVER_STOCHASTIC = frozenset({"sample_res_multistep", "sample_res_multistep_cfg_
 ALWAYS_STOCHASTIC = frozenset({"sample_lcm", "restart_sampler", "sample_ddpm", "sample_er_sde"})
 
 
-class StepGate:
-    """Gate of samplers that call the model once per step."""
+class StepDetector:
+    """The detector for samplers that call the model once per step."""
 
     blends_in_callback = False
     """Whether x must be blended once more in the callback, because the sampler drops the tensor that it evaluated."""
@@ -53,8 +53,8 @@ class StepGate:
         return 1.0 if self.blends_in_callback else None
 
 
-class SkipCalls(StepGate):
-    """Gate of samplers that run their callback after the first call of a step and before its further calls."""
+class SkipCalls(StepDetector):
+    """The detector for samplers that run their callback after the first call of a step and before its further calls."""
 
     def __init__(self, more_calls: Callable[[int], int] = lambda i: 1):
         self._more_calls = more_calls
@@ -69,8 +69,8 @@ class SkipCalls(StepGate):
         self._left = self._more_calls(i)
 
 
-class CountedCalls(StepGate):
-    """Gate of samplers for which the number of the call determines whether a step begins."""
+class CountedCalls(StepDetector):
+    """The detector for samplers in which the number of the call determines whether a step begins."""
 
     def __init__(self, starts: Callable[[int], bool]):
         self._starts = starts
@@ -81,8 +81,11 @@ class CountedCalls(StepGate):
         return self._starts(self._call)
 
 
-class FirstCallAtNewLevel(StepGate):
-    """Gate of DPM adaptive. A rejected step starts again at the same level, from the x that was blended already."""
+class FirstCallAtNewLevel(StepDetector):
+    """The detector for DPM adaptive.
+
+    A rejected step starts again at the same level, from the x that was blended already.
+    """
 
     rejects_steps = True
 
@@ -101,16 +104,19 @@ class FirstCallAtNewLevel(StepGate):
         self._pending = True
 
 
-class PredictorCorrector(StepGate):
-    """Gate of UniPC, which evaluates a predicted x and continues from a corrected x that only the callback receives."""
+class PredictorCorrector(StepDetector):
+    """The detector for UniPC, which evaluates a predicted x and continues from a corrected x.
+
+    Only the callback receives the corrected x.
+    """
 
     blends_in_callback = True
 
 
 class ScaledPredictorCorrector(PredictorCorrector):
-    """Gate of UniPC in Forge Neo, which stores x / sqrt(1 + sigma^2) and passes a copy in the usual scale to its model.
+    """The detector for UniPC in Forge Neo, which stores x / sqrt(1 + sigma^2).
 
-    Its last callback shows the result, which is not blended.
+    It passes a copy of x in the usual scale to its model. Its last callback shows the result, which is not blended.
     """
 
     copies_x = True
@@ -186,14 +192,14 @@ def more_calls_of(name: str, sigmas: Tensor, eta: float = 1.0) -> Callable[[int]
     return None
 
 
-def make_gate(
+def make_detector(
     name: str,
     sigmas: Tensor | None = None,
     n: int | None = None,
     eta: float = 1.0,
     second_order: bool = False,
-) -> StepGate:
-    """Returns the gate of the sampling function `name`. Use `flow_form` for the name if the model is a flow model.
+) -> StepDetector:
+    """Returns the detector of the sampling function `name`. Use `flow_form` for the name if the model is a flow model.
 
     `sigmas`, `n` and `eta` are the function's own arguments. A function that is not known here is treated as a two-call
     sampler if `second_order` is set, and otherwise as a one-call sampler.
@@ -213,7 +219,7 @@ def make_gate(
         return ScaledPredictorCorrector(len(sigmas) - 2)
     if name in TWO_CALLS | TWO_CALLS_ANCESTRAL or second_order:
         return SkipCalls()
-    return StepGate()
+    return StepDetector()
 
 
 def is_stochastic(name: str, eta: float | None, churn: float = 0.0, draws: bool = False) -> bool:

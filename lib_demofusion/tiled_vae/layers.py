@@ -1,4 +1,4 @@
-"""Flattens the decoder or encoder of an AutoencoderKL to a list of steps, and computes the input that each tile needs.
+"""Flattens the decoder or encoder of an AutoencoderKL to a list of layers, and computes the input that each tile needs.
 
 The layout (conv_in, mid, up or down, norm_out, conv_out) is defined in ldm/modules/diffusionmodules/model.py, and sgm
 uses the same. The code looks modules up by these names and calls them unchanged, so patches of the host still work.
@@ -54,7 +54,7 @@ class Box:
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class Layer:
     """One convolution with the group norm before it, or one attention.
 
     `reads` and `writes` name feature maps: "x" is the main path, and "h" is the branch of a residual block.
@@ -71,7 +71,7 @@ class Step:
     aside: nn.Module | None = None
     """For the first convolution of a residual block: the shortcut that produces the main path for the second one."""
     adds: bool = False
-    """Whether the step adds its output to the main path."""
+    """Whether the layer adds its output to the main path."""
     lazy: bool = False
     """Whether the output is not stored, but recomputed on every read."""
 
@@ -116,38 +116,38 @@ class Step:
         return max(self.inputs * math.prod(size), self.outputs * math.prod(self.size(size)))
 
 
-def decoder_steps(decoder: Any) -> list[Step]:
-    """Returns the steps of a decoder. Raises ValueError if its layout is unknown."""
+def decoder_layers(decoder: Any) -> list[Layer]:
+    """Returns the layers of a decoder. Raises ValueError if its layout is unknown."""
     _require(decoder, ("conv_in", "mid", "up", "norm_out", "conv_out"))
     levels = [(level, "up", getattr(level, "upsample", None)) for level in reversed(decoder.up)]
-    steps = _checked([_first(decoder), *_middle(decoder), *_levels(levels), _last(decoder)], decoder)
-    last = max((index for index, step in enumerate(steps) if step.kind == "up"), default=None)
-    if last is not None and steps[last + 1].aside is not None:
+    layers = _checked([_first(decoder), *_middle(decoder), *_levels(levels), _last(decoder)], decoder)
+    last = max((index for index, layer in enumerate(layers) if layer.kind == "up"), default=None)
+    if last is not None and layers[last + 1].aside is not None:
         # this is the largest map: it has more channels than any other map of its size
-        steps[last] = replace(steps[last], lazy=True)
-    return steps
+        layers[last] = replace(layers[last], lazy=True)
+    return layers
 
 
-def encoder_steps(encoder: Any) -> list[Step]:
-    """Returns the steps of an encoder. Raises ValueError if its layout is unknown."""
+def encoder_layers(encoder: Any) -> list[Layer]:
+    """Returns the layers of an encoder. Raises ValueError if its layout is unknown."""
     _require(encoder, ("conv_in", "mid", "down", "norm_out", "conv_out"))
     levels = [(level, "down", getattr(level, "downsample", None)) for level in encoder.down]
     return _checked([_first(encoder), *_levels(levels), *_middle(encoder), _last(encoder)], encoder)
 
 
-def sizes(steps: Sequence[Step], size: Size) -> list[Size]:
-    """Returns the input size of every step, then the output size of the last one, for a first input of `size`."""
+def sizes(layers: Sequence[Layer], size: Size) -> list[Size]:
+    """Returns the input size of every layer, then the output size of the last one, for a first input of `size`."""
     found = [size]
-    for step in steps:
-        found.append(step.size(found[-1]))
+    for layer in layers:
+        found.append(layer.size(found[-1]))
     return found
 
 
-def part_side(steps: Sequence[Step], limits: Sequence[Size], index: int, tile: int) -> int:
-    """Returns the side of output tiles of step `index` that use as much memory as `tile` cells of the largest map."""
-    largest = max(step.elements(size) for step, size in zip(steps, limits))
+def part_side(layers: Sequence[Layer], limits: Sequence[Size], index: int, tile: int) -> int:
+    """Returns the side of output tiles of layer `index` that use as much memory as `tile` cells of the largest map."""
+    largest = max(layer.elements(size) for layer, size in zip(layers, limits))
     cells = min(math.prod(size) for size in limits)
-    growth = largest / steps[index].elements(limits[index]) * math.prod(limits[index + 1]) / cells
+    growth = largest / layers[index].elements(limits[index]) * math.prod(limits[index + 1]) / cells
     return max(int(tile * math.sqrt(growth)), 1)
 
 
@@ -167,70 +167,23 @@ def normalise(x: Tensor, scale_shift: Tensor | None) -> Tensor:
     return y.add_(shift)
 
 
-def whole_bytes(steps: Sequence[Step], size: Size, itemsize: int) -> int:
-    """Estimates the peak memory of the network's own forward pass for an input of `size`, in bytes without the weights.
-
-    Before a convolution the network holds the main path, the normalised map, its sigmoid and their product. If the
-    webui's attention has no fused kernel, it holds the attention matrix and its softmax
-    (sd_hijack_optimizations.py: sdp_attnblock_forward).
-    """
-    peak, main = 0, 0
-    for step, before in zip(steps, sizes(steps, size)):
-        entering, leaving = step.inputs * math.prod(before), step.outputs * math.prod(step.size(before))
-        if step.reads == "x":
-            main = entering
-        if step.kind == "attn":
-            peak = max(peak, 6 * entering + 2 * math.prod(before) ** 2)
-        elif step.norm is not None:
-            peak = max(peak, main + 3 * entering, main + entering + leaving)
-        else:
-            peak = max(peak, entering + leaving * (2 if step.kind == "up" else 1))
-    return peak * itemsize
+def _first(network: Any) -> Layer:
+    return Layer("conv", network.conv_in, network.conv_in.in_channels, network.conv_in.out_channels)
 
 
-def part_bytes(steps: Sequence[Step], size: Size, itemsize: int, tile: int) -> int:
-    """Estimates the memory of tiled_vae for an input of `size` in bytes, without the weights and the stored maps.
-
-    It holds one tile, its normalised copy in 32 bits, another copy in the map's type, and the output. An attention
-    also holds all keys and values.
-    """
-    limits = sizes(steps, size)
-    cells = min(math.prod(limit) for limit in limits)
-    largest = max(step.elements(limit) for step, limit in zip(steps, limits)) / cells
-    keys = max((2 * step.elements(limit) for step, limit in zip(steps, limits) if step.kind == "attn"), default=0)
-    return int(largest * min(tile**2, cells) * (4 + 3 * itemsize)) + keys * itemsize
-
-
-def held_bytes(steps: Sequence[Step], size: Size, itemsize: int) -> int:
-    """Returns the peak size of the maps that tiled_vae stores, in bytes, for an input of `size`."""
-    peak, main, branch = 0, steps[0].inputs * math.prod(size), 0
-    for step, before in zip(steps, sizes(steps, size)):
-        leaving = step.outputs * math.prod(step.size(before))
-        fresh = 0 if step.adds or step.lazy or step.kind == "attn" else leaving
-        peak = max(peak, main + branch + fresh * (2 if step.aside else 1))
-        if not step.lazy and (step.writes == "x" or step.aside):
-            main = leaving
-        branch = leaving if step.writes == "h" else 0
-    return peak * itemsize
-
-
-def _first(network: Any) -> Step:
-    return Step("conv", network.conv_in, network.conv_in.in_channels, network.conv_in.out_channels)
-
-
-def _last(network: Any) -> Step:
+def _last(network: Any) -> Layer:
     conv = network.conv_out
-    return Step("conv", conv, conv.in_channels, conv.out_channels, network.norm_out)
+    return Layer("conv", conv, conv.in_channels, conv.out_channels, network.norm_out)
 
 
-def _middle(network: Any) -> list[Step]:
+def _middle(network: Any) -> list[Layer]:
     middle = network.mid
     return [*_block(middle.block_1), *_attention([middle.attn_1]), *_block(middle.block_2)]
 
 
-def _levels(levels: Sequence[tuple[Any, str, Any]]) -> list[Step]:
-    """Returns the steps of the levels in the given order. The module that resizes the map follows each level."""
-    found: list[Step] = []
+def _levels(levels: Sequence[tuple[Any, str, Any]]) -> list[Layer]:
+    """Returns the layers of the levels in the given order. The module that resizes the map follows each level."""
+    found: list[Layer] = []
     for level, kind, resample in levels:
         attentions = list(getattr(level, "attn", ()))
         for index, block in enumerate(level.block):
@@ -239,31 +192,31 @@ def _levels(levels: Sequence[tuple[Any, str, Any]]) -> list[Step]:
         if resample is not None:
             _require(resample, ("conv",))
             channels = resample.conv.in_channels
-            found.append(Step(kind, resample, channels, channels))
+            found.append(Layer(kind, resample, channels, channels))
     return found
 
 
-def _block(block: Any) -> list[Step]:
+def _block(block: Any) -> list[Layer]:
     _require(block, ("norm1", "conv1", "norm2", "conv2"))
     if hasattr(block, "conv_shortcut"):
         raise ValueError("a residual block with a 3x3 shortcut")
     first, second = block.conv1, block.conv2
     shortcut = getattr(block, "nin_shortcut", None)
     return [
-        Step("conv", first, first.in_channels, first.out_channels, block.norm1, writes="h", aside=shortcut),
-        Step("conv", second, second.in_channels, second.out_channels, block.norm2, reads="h", adds=True),
+        Layer("conv", first, first.in_channels, first.out_channels, block.norm1, writes="h", aside=shortcut),
+        Layer("conv", second, second.in_channels, second.out_channels, block.norm2, reads="h", adds=True),
     ]
 
 
-def _attention(modules: Sequence[Any]) -> list[Step]:
-    """Returns the steps of attention modules. An identity module has no step."""
+def _attention(modules: Sequence[Any]) -> list[Layer]:
+    """Returns the layers of attention modules. An identity module has no layer."""
     found = []
     for module in modules:
         if isinstance(module, nn.Identity):
             continue
         _require(module, ("norm", "q", "k", "v", "proj_out"))
         channels = module.q.in_channels
-        found.append(Step("attn", module, channels, channels, module.norm))
+        found.append(Layer("attn", module, channels, channels, module.norm))
     return found
 
 
@@ -273,16 +226,16 @@ def _require(module: Any, names: tuple[str, ...]) -> None:
         raise ValueError(f"a {type(module).__name__} without {', '.join(missing)}")
 
 
-def _checked(steps: list[Step], network: Any) -> list[Step]:
-    """Returns the steps. Raises ValueError if they do not reproduce every module of the network."""
+def _checked(layers: list[Layer], network: Any) -> list[Layer]:
+    """Returns the layers. Raises ValueError if they do not reproduce every module of the network."""
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     if any(m.padding_mode != "zeros" or max(m.dilation) > 1 or max(m.kernel_size) > 3 for m in convolutions):
         raise ValueError("a convolution that does not pad with zeros, or a large one")
-    if any(step.norm is not None and not isinstance(step.norm, nn.GroupNorm) for step in steps):
+    if any(layer.norm is not None and not isinstance(layer.norm, nn.GroupNorm) for layer in layers):
         raise ValueError("a normalisation that is not a group norm")
     if getattr(network, "give_pre_end", False):
         raise ValueError("a network without its end")
-    return steps
+    return layers
 
 
 def channel_scale_shift(norm: nn.GroupNorm, mean: Tensor, var: Tensor) -> Tensor:

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from lib_demofusion.host.common.memory import available_bytes, cuda_free_bytes
 from lib_demofusion.out_of_memory import is_out_of_memory
-from lib_demofusion.tiled_vae.largest import largest_bytes, largest_part_bytes
-from lib_demofusion.tiled_vae.maps import Shelf, item_bytes
-from lib_demofusion.tiled_vae.steps import Step, decoder_steps, encoder_steps, held_bytes, part_bytes, whole_bytes
+from lib_demofusion.tiled_vae.feature_maps import Shelf, item_bytes
+from lib_demofusion.tiled_vae.layers import Layer, decoder_layers, encoder_layers
+from lib_demofusion.tiled_vae.memory import held_bytes, largest_bytes, largest_part_bytes, part_bytes, whole_bytes
 from lib_demofusion.tiled_vae.tiling import ALWAYS, AUTOMATIC, NEVER, Options, decode_tiled, encode_tiled
 
 TILES = (64, 32, 16)
@@ -64,7 +64,7 @@ def in_parts(model: Any, mode: str = AUTOMATIC, report: ReportOfSome | None = No
     Yields the names that this applies to, of "decoder" and "encoder". Others, such as Forge's own, report no progress.
     """
     first_stage = getattr(model, "first_stage_model", None)
-    ways = (("decoder", decoder_steps, decode_tiled), ("encoder", encoder_steps, encode_tiled))
+    ways = (("decoder", decoder_layers, decode_tiled), ("encoder", encoder_layers, encode_tiled))
     ours: set[str] = set()
     with ExitStack() as stack:
         for name, layout, tiled in ways:
@@ -72,11 +72,11 @@ def in_parts(model: Any, mode: str = AUTOMATIC, report: ReportOfSome | None = No
             if mode == NEVER or network is None or is_replaced(network):
                 continue
             try:
-                steps = layout(network)
+                layers = layout(network)
             except ValueError as problem:
                 logger.info("the VAE's %s is left to the webui: it has %s", name, problem)
                 continue
-            forward = _Forward(network, steps, tiled, mode == ALWAYS, report)
+            forward = _Forward(network, layers, tiled, mode == ALWAYS, report)
             stack.enter_context(_forward(network, forward))
             ours.add(name)
         yield ours
@@ -108,8 +108,8 @@ def _forward(network: Any, forward: Callable[..., Tensor]) -> Iterator[None]:
 class _Forward:
     """Replaces the forward of a decoder or encoder: computes the same, as a whole or tile by tile, whichever fits."""
 
-    def __init__(self, network: Any, steps: list[Step], tiled: Callable[..., Tensor], always: bool, report: Any):
-        self._network, self._steps, self._tiled = network, steps, tiled
+    def __init__(self, network: Any, layers: list[Layer], tiled: Callable[..., Tensor], always: bool, report: Any):
+        self._network, self._layers, self._tiled = network, layers, tiled
         self._whole = network.forward
         self._always, self._report = always, report
         self._thread = threading.get_ident()
@@ -149,34 +149,34 @@ class _Forward:
         """Yields the options of each attempt, None for all at once. Checks the free memory before each attempt."""
         size, bytes_each = (x.shape[2], x.shape[3]), x.element_size()
         limit = LARGEST_TENSOR.get(x.device.type, sys.maxsize)
-        needed = whole_bytes(self._steps, size, bytes_each) * len(x)
-        on_device = largest_bytes(self._steps, size, bytes_each) < limit
+        needed = whole_bytes(self._layers, size, bytes_each) * len(x)
+        on_device = largest_bytes(self._layers, size, bytes_each) < limit
         if not self._always and on_device and needed <= free_bytes(x.device) * DEVICE_SHARE:
             yield None
         for tile in TILES:
-            if largest_part_bytes(self._steps, size, bytes_each, tile) >= limit:
+            if largest_part_bytes(self._layers, size, bytes_each, tile) >= limit:
                 if tile == TILES[-1]:
                     raise MemoryError(
                         f"{x.device.type} has no tensors of {limit} bytes, which the VAE needs at this size"
                     )
                 continue
-            needed = part_bytes(self._steps, size, bytes_each, tile)
+            needed = part_bytes(self._layers, size, bytes_each, tile)
             room = int(free_bytes(x.device) * DEVICE_SHARE) - needed
             if room < 0 and tile != TILES[-1]:
                 continue
-            shelf = choose_shelf(self._steps, size, x, room if on_device else 0)
+            shelf = choose_shelf(self._layers, size, x, room if on_device else 0)
             logger.info("VAE in tiles of %d, maps in %s", tile, shelf)
             yield Options(tile, shelf, self._report_of(x))
             on_device = False
 
 
-def choose_shelf(steps: list[Step], size: tuple[int, int], x: Tensor, room: int) -> Shelf:
+def choose_shelf(layers: list[Layer], size: tuple[int, int], x: Tensor, room: int) -> Shelf:
     """Returns where to store the feature maps: on the device (up to `room` bytes), in memory, packed, or in a file.
 
     Raises MemoryError if no place is large enough.
     """
-    held = held_bytes(steps, size, x.element_size())
-    packed = held_bytes(steps, size, item_bytes(torch.int16)) if x.dtype == torch.float32 else held
+    held = held_bytes(layers, size, x.element_size())
+    packed = held_bytes(layers, size, item_bytes(torch.int16)) if x.dtype == torch.float32 else held
     if held <= room:
         return Shelf(x.device)
     memory = available_bytes() * MEMORY_SHARE

@@ -26,19 +26,19 @@ from hypothesis import example, given, settings
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
-from lib_demofusion.method.call_guard import guard_for
 from lib_demofusion.method.plan import StagePlan
 from lib_demofusion.method.residual import VarianceExploding, VariancePreserving
-from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.step_gate import (
+from lib_demofusion.method.sampler_checks import guard_for
+from lib_demofusion.method.sampler_steps import (
     CountedCalls,
     FirstCallAtNewLevel,
-    StepGate,
+    StepDetector,
     dpm_fast_starts,
     is_stochastic,
-    make_gate,
+    make_detector,
     sigma_down_is_zero,
 )
+from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.settings.fields import Settings
 
 TOLERANCE = 1e-9
@@ -152,7 +152,7 @@ class Explicit:
 
 def drive(
     function: Callable[..., Tensor],
-    gate: StepGate,
+    detector: StepDetector,
     stochastic: bool,
     exponent: float = EXPONENT,
     guarded: bool = False,
@@ -163,7 +163,9 @@ def drive(
     The run starts from an x of NaN, which the first blend must replace.
     """
     start = torch.full_like(ANCHOR, torch.nan)
-    traits = SamplerTraits(VarianceExploding(sigma_to_t), gate, stochastic, guard_for(gate, start) if guarded else None)
+    traits = SamplerTraits(
+        VarianceExploding(sigma_to_t), detector, stochastic, guard_for(detector, start) if guarded else None
+    )
     run = StageRun(STAGE, Settings(cosine_scale_1=exponent), ANCHOR, NOISE, traits)
     seen = []
 
@@ -510,17 +512,17 @@ class Case:
             return {"sigmas": SIGMAS, **self.arguments}
         return {"sigma_min": SIGMA_MIN, "sigma_max": SIGMA_MAX, **self.arguments}
 
-    def gate(self) -> StepGate:
+    def detector(self) -> StepDetector:
         known = {key: self.inputs[key] for key in ("sigmas", "n", "eta") if key in self.inputs}
-        return make_gate(self.name, **known)
+        return make_detector(self.name, **known)
 
     def run_explicit(self) -> list[Tensor]:
         run = Explicit(self.stochastic)
         x = self.explicit(run, **self.inputs)
         return [*run.seen, x]
 
-    def drive(self, gate: StepGate | None = None, guarded: bool = False) -> list[Tensor]:
-        return drive(self.function, gate or self.gate(), self.stochastic, guarded=guarded, **self.inputs)
+    def drive(self, detector: StepDetector | None = None, guarded: bool = False) -> list[Tensor]:
+        return drive(self.function, detector or self.detector(), self.stochastic, guarded=guarded, **self.inputs)
 
 
 CASES = [
@@ -575,7 +577,7 @@ MANY_CALLS = [case for case in CASES if case.two_calls or case.arguments.get("n"
 @pytest.mark.parametrize("case", MANY_CALLS, ids=str)
 def test_blending_at_every_call_is_seen(case: Case) -> None:
     expected = case.run_explicit()
-    assert relative_error(case.drive(StepGate())[-1:], expected[-1:]) > 1e-3
+    assert relative_error(case.drive(StepDetector())[-1:], expected[-1:]) > 1e-3
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.arguments.get("n") != 1], ids=str)
@@ -588,7 +590,7 @@ def test_not_blending_is_seen(case: Case) -> None:
 @pytest.mark.parametrize("case", [case for case in CASES if case.arguments.get("eta") == 1.2], ids=str)
 def test_large_eta_leaves_out_second_calls(case: Case) -> None:
     assert len(case.drive()) < 2 * STEPS
-    assert relative_error(case.drive(make_gate(case.name, SIGMAS)), case.run_explicit()) > 1e-3
+    assert relative_error(case.drive(make_detector(case.name, SIGMAS)), case.run_explicit()) > 1e-3
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "h_init" in case.arguments], ids=str)
@@ -667,20 +669,20 @@ def test_second_call_is_left_out_where_k_diffusion_does(
     name: str, dtype: torch.dtype, level: float, fall: float, eta: float
 ) -> None:
     sigmas = torch.tensor([level * fall, level, 0.0], dtype=dtype)
-    gate = make_gate(name, sigmas, eta=eta)
+    detector = make_detector(name, sigmas, eta=eta)
     for i in (0, 1):
         down, _ = sampling.get_ancestral_step(sigmas[i], sigmas[i + 1], eta)
         assert sigma_down_is_zero(sigmas[i], sigmas[i + 1], eta) is bool(down == 0)
-        gate.after_step(i)
-        assert gate.is_step_start(0.0) is bool(down == 0)
+        detector.after_step(i)
+        assert detector.is_step_start(0.0) is bool(down == 0)
 
 
 @pytest.mark.parametrize(("second_order", "starts"), [(True, [True, False, True]), (False, [True, True, True])])
 def test_unknown_sampler_is_gated_by_its_order(second_order: bool, starts: list[bool]) -> None:
-    gate = make_gate("sample_of_tomorrow", second_order=second_order)
-    actual = [gate.is_step_start(2.0)]
-    gate.after_step(0)
-    actual += [gate.is_step_start(1.0), gate.is_step_start(1.0)]
+    detector = make_detector("sample_of_tomorrow", second_order=second_order)
+    actual = [detector.is_step_start(2.0)]
+    detector.after_step(0)
+    actual += [detector.is_step_start(1.0), detector.is_step_start(1.0)]
     assert actual == starts
 
 
@@ -693,7 +695,7 @@ def noise_levels(stochastic: bool) -> list[float]:
     clean = 100 * randn(3, shape).sign()
     anchor, noise = clean + 0.3 * randn(4, shape), randn(5, shape)
     run = StageRun(
-        STAGE, Settings(), anchor, noise, SamplerTraits(VarianceExploding(sigma_to_t), StepGate(), stochastic)
+        STAGE, Settings(), anchor, noise, SamplerTraits(VarianceExploding(sigma_to_t), StepDetector(), stochastic)
     )
     levels = []
 
@@ -878,15 +880,15 @@ TIMESTEP_CASES = [
 def drive_timesteps(
     function: Callable[..., Tensor],
     timesteps: tuple[float, ...],
-    gate: StepGate,
+    detector: StepDetector,
     eta: float | None,
     name: str,
     guarded: bool = False,
 ) -> list[Tensor]:
     """Works like `drive`, for a sampler that evaluates an eps model at timesteps."""
     start = torch.full_like(ANCHOR, torch.nan)
-    guard = guard_for(gate, start) if guarded else None
-    traits = SamplerTraits(VariancePreserving(ALPHAS), gate, is_stochastic(name, eta), guard)
+    guard = guard_for(detector, start) if guarded else None
+    traits = SamplerTraits(VariancePreserving(ALPHAS), detector, is_stochastic(name, eta), guard)
     run = StageRun(STAGE, Settings(cosine_scale_1=EXPONENT), ANCHOR, NOISE, traits)
     seen = []
 
@@ -905,7 +907,7 @@ def drive_timesteps(
 
 @pytest.mark.parametrize(("name", "host", "explicit", "timesteps", "eta"), TIMESTEP_CASES)
 def test_timestep_sampler_equals_the_explicit_loop(name, host, explicit, timesteps, eta) -> None:
-    actual = drive_timesteps(host, timesteps, make_gate(name), eta, name)
+    actual = drive_timesteps(host, timesteps, make_detector(name), eta, name)
     run = ExplicitTimesteps(is_stochastic(name, eta))
     x = explicit(run, timesteps, eta)
     assert relative_error(actual, [*run.seen, x]) <= TOLERANCE
@@ -913,7 +915,7 @@ def test_timestep_sampler_equals_the_explicit_loop(name, host, explicit, timeste
 
 @pytest.mark.parametrize(("name", "host", "explicit", "timesteps", "eta"), TIMESTEP_CASES[2:4])
 def test_gate_of_one_call_samplers_does_not_fit_them(name, host, explicit, timesteps, eta) -> None:
-    actual = drive_timesteps(host, timesteps, StepGate(), eta, name)
+    actual = drive_timesteps(host, timesteps, StepDetector(), eta, name)
     run = ExplicitTimesteps()
     x = explicit(run, timesteps, eta)
     assert relative_error(actual, [*run.seen, x]) > 1e-3
@@ -940,7 +942,7 @@ def test_level_of_another_type_than_x(space, levels: tuple[int, int], dtype: tor
     """Timesteps may be integers. Their square roots must not be rounded to integers."""
 
     def blended(level_dtype: torch.dtype) -> Tensor:
-        run = StageRun(STAGE, Settings(), ANCHOR, NOISE, SamplerTraits(space, StepGate(), stochastic))
+        run = StageRun(STAGE, Settings(), ANCHOR, NOISE, SamplerTraits(space, StepDetector(), stochastic))
         x = torch.zeros_like(ANCHOR)
         run.before_call(x, torch.tensor(levels[0], dtype=level_dtype))
         run.after_step(0, x, randn(6))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 
-from lib_demofusion.method.costs import cells_ahead
-from lib_demofusion.method.model_calls import CallsAhead
+from lib_demofusion.method.costs import CallsAhead, cells_ahead
 from lib_demofusion.method.stage import StageRun
 
 
-class StageMeter:
+class StageProgress:
     """Counts the cells that a stage has evaluated and those that remain, averaged over the rows of a model call."""
 
     def __init__(self, run: StageRun, calls_ahead: CallsAhead):

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from lib_demofusion.host.backends import host
 from lib_demofusion.host.common import options
-from lib_demofusion.host.common.precision import as_latent
-from lib_demofusion.host.pictures import vae
+from lib_demofusion.host.images import vae
 from lib_demofusion.host.progress import timing
 from lib_demofusion.tiled_vae.tiling import AUTOMATIC
 
@@ -35,7 +34,7 @@ def decode(p: Any, latent: Tensor, report: vae.Report | None = None) -> Any:
                 tell(0.5, len(latent))
             x = form.to_host(latent)
             made = processing.decode_latent_batch(p.sd_model, x, target_device=devices.cpu, check_for_nans=True)
-            made[:] = [as_picture(sample) for sample in made]
+            made[:] = [as_image(sample) for sample in made]
             return made
 
 
@@ -54,7 +53,7 @@ def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None)
             torch.manual_seed(int(seed))
             # the same name, so that the larger tensor is freed
             picture = (
-                (as_picture(picture)[None].float() * 0.5).add_(0.5).clamp_(0, 1).to(shared.device, devices.dtype_vae)
+                (as_image(picture)[None].float() * 0.5).add_(0.5).clamp_(0, 1).to(shared.device, devices.dtype_vae)
             )
             latents.append(finite(sd_samplers_common.images_tensor_to_samples(picture, method, p.sd_model)))
             if "encoder" not in ours:
@@ -62,7 +61,17 @@ def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None)
     return as_latent(host().family(p.sd_model).form.to_method(torch.cat(latents)))
 
 
-def as_picture(sample: Tensor) -> Tensor:
+def as_latent(x: Tensor) -> Tensor:
+    """Converts a latent (B, C, h, w) of the host to float32, the dtype of all latents of a run.
+
+    A stage uses float32 for the base latent, anchors, noise, x, means and deviations. In half precision, squares of the
+    noise levels of a model with zero terminal SNR (up to 4500) would overflow, and every stage would round the result
+    again. The webui's own noise is float32, so its first sum converts a latent in half precision too.
+    """
+    return x.to(torch.float32)
+
+
+def as_image(sample: Tensor) -> Tensor:
     """Returns a decoded image as (3, H, W). Wan's VAE in Forge Neo returns (1, 3, H, W)."""
     return sample[0] if sample.ndim == 4 else sample
 

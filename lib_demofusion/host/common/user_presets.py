@@ -1,16 +1,22 @@
-"""Stores the user's presets in a file in the webui's data directory, which users can edit by hand."""
+"""Stores the user's presets in a file in the webui's data directory, which users can edit by hand.
+
+Also lists all choices that depend on the installation: these presets and the webui's upscalers. Nothing is cached.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
+from modules import shared
+
 from lib_demofusion.host.common import storage
+from lib_demofusion.settings.errors import SettingsError
 from lib_demofusion.settings.infotext import CHANGED
-from lib_demofusion.settings.presets import PRESETS, Offers
+from lib_demofusion.settings.presets import PRESETS, Choices
 from lib_demofusion.settings.reading import parse_preset
-from lib_demofusion.settings.spec import SettingsError
 
 FILE = "demofusion-presets.json"
 MAX_NAME = 60
@@ -54,18 +60,18 @@ def _checked(stored: Mapping[str, Any], upscalers: tuple[str, ...]) -> tuple[dic
             _check_name(name)
             if not isinstance(values, dict):
                 raise SettingsError(name, values, "an object of fields")
-            good[name] = parse_preset(values, Offers(upscalers=upscalers))
+            good[name] = parse_preset(values, Choices(upscalers=upscalers))
         except (PresetError, SettingsError) as error:
             problems.append(f"{FILE}, {name[:MAX_NAME]!r}: {error}")
     return good, problems
 
 
-def save(name: str, values: Mapping[str, Any], offers: Offers) -> str:
+def save(name: str, values: Mapping[str, Any], choices: Choices) -> str:
     """Saves a preset. Returns its name as it is stored. Raises PresetError or SettingsError."""
     name = name.strip()
     _check_name(name)
     # all fields, so that a change of the defaults does not change the preset
-    checked = parse_preset(values, offers)
+    checked = parse_preset(values, choices)
     with _lock:
         _write({**_stored(), name: checked})
     return name
@@ -104,3 +110,20 @@ def _write(stored: dict[str, Any]) -> None:
         storage.write(FILE, stored)
     except storage.StorageError as error:
         raise PresetError(NOT_WRITTEN, str(error)) from error
+
+
+def known_choices() -> Choices:
+    """Returns the user's presets and the webui's upscalers. The webui loads upscalers after its scripts."""
+    return choices_and_problems()[0]
+
+
+def choices_and_problems() -> tuple[Choices, list[str]]:
+    """Returns the presets and upscalers, and the errors in the file of presets."""
+    upscalers = choices_of_webui()
+    presets, problems = read(upscalers.upscalers)
+    return replace(upscalers, presets=presets), problems
+
+
+def choices_of_webui() -> Choices:
+    """Returns only the webui's upscalers, without reading a file."""
+    return Choices(upscalers=tuple(upscaler.name for upscaler in shared.sd_upscalers if upscaler.name != "None"))

@@ -1,14 +1,16 @@
-"""Checks the size limits of the webui's image formats before a run and before a grid is made."""
+"""Checks the size limits of the webui's image formats, and shrinks images that are too large for a browser."""
 
 from __future__ import annotations
 
+import logging
+import math
 from typing import Any
 
 from modules import images, shared
 from PIL import Image
 
 from lib_demofusion.method.plan import Plan
-from lib_demofusion.settings.spec import SettingsError
+from lib_demofusion.settings.errors import SettingsError
 
 LONGEST_SIDE = {"webp": 16383, "jpg": 65500, "jpeg": 65500}
 """The longest side in pixels that the encoders accept."""
@@ -56,3 +58,32 @@ def _broken_limit(p: Any, name: str, side: int) -> int:
     """Returns the format's limit if the host would fail to save an image with this longer `side`, else 0."""
     limit = LONGEST_SIDE.get(name.lower(), side)
     return limit if side > limit and (p.is_api or side <= SAVED_AS_PNG[name.lower()]) else 0
+
+
+logger = logging.getLogger("DemoFusion")
+
+SHOWN_PIXELS = 100_000_000
+"""The number of pixels that browsers show without problems."""
+
+
+def shrink_for_gallery(processed: Any) -> None:
+    """Replaces images that are too large for browsers with smaller copies, if no image is lost.
+
+    An image is replaced only if its file is saved at full size. Grids, which come first, only repeat the images.
+    """
+    for index, picture in enumerate(processed.images):
+        path = getattr(picture, "already_saved_as", None)
+        pixels = picture.width * picture.height
+        if pixels <= SHOWN_PIXELS or (path is None and index >= processed.index_of_first_image):
+            continue
+        try:
+            copy = picture.reduce(math.ceil(math.sqrt(pixels / SHOWN_PIXELS)))
+        except MemoryError:
+            # the full image and its file are still there
+            logger.warning("no memory for a smaller copy of %s", path or "the grid")
+            continue
+        copy.info.update(picture.info)
+        processed.images[index] = copy
+        whole, shown = (f"{image.width}x{image.height}" for image in (picture, copy))
+        saved = f"; the whole image, {whole}, is saved as {path}" if path else f" of a grid of {whole}"
+        processed.comments += f"DemoFusion: the gallery shows {shown}{saved}\n"

@@ -1,0 +1,213 @@
+"""Refuses features and samplers of Forge's family that do not work with the stages, each with a reason.
+
+Also detects whether another extension's wrapper of the model keeps data from one call to the next. Such a wrapper
+assumes that each call is a step, and uses the results of earlier calls. The stages call it once for every batch of
+views, so it would compute a view from other views.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+from collections.abc import Iterator, Sequence
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from modules import sd_samplers, shared
+from torch import Tensor, nn
+
+from lib_demofusion.host.backends.families import SD, Family
+from lib_demofusion.method.sampler_checks import flow_problem, knows_flow
+from lib_demofusion.method.sampler_steps import function_name, is_stochastic
+
+WRAPPER = "model_function_wrapper"
+"""The option of a patched UNet for a function that wraps the model call (backend/patcher/base.py)."""
+
+BY_KEY = {
+    "multidiffusion_enabled": "MultiDiffusion Integrated: it samples in tiles already; switch one of the two off",
+    "sag_enabled": "SelfAttentionGuidance Integrated: it takes the last view's attention for that of the whole image",
+    "spec_w": "Spectrum Integrated: it predicts a view from the steps of other views; switch it off",
+    "forge_couple": "Forge Couple: every tile would show all of its regions",
+    "stylealign_enabled": "StyleAlign Integrated: the views of a batch would take one another's style",
+}
+"""Reasons by the infotext key that an active feature writes."""
+
+BY_FLOW = ("SD3", "Aura Flow", "Flux")
+"""Modes of reForge's Advanced Model Sampling that mix latent and noise. They do not suit the skip residual."""
+
+FLOW = "Advanced Model Sampling in the mode %s: DemoFusion runs on models that are not sampled by flow matching"
+
+PID = "PiD Integrated"
+"""Forge Neo's script that upscales with a trained decoder. It writes nothing to the infotext of the job."""
+
+PID_REASON = f"{PID}: it makes the base image anew, four times as large; switch one of the two off"
+
+WHOLE_PICTURE = ("ControlNetPatcher", "IPAdapterPatcher", "PhotomakerPatcher")
+"""Supported kinds of control models. Their hint is cropped to the views or describes the whole image."""
+
+
+def refusal(p: Any, family: Family = SD) -> str | None:
+    """Returns the built-in feature that does not work with the stages of a job, and why, or None."""
+    mode = p.extra_generation_params.get("advanced_sampling_mode")
+    if mode in BY_FLOW:
+        return FLOW % mode
+    for key, reason in BY_KEY.items():
+        if str(p.extra_generation_params.get(key, False)) not in ("False", "None"):
+            return reason
+    if getattr(p, "refiner_checkpoint_info", None) is not None:
+        return "the refiner: this webui keeps it loaded, and the stages need the checkpoint of the base image"
+    if _decodes_anew(p):
+        return PID_REASON
+    return _of_units(p) if not family.transformer else of_transformer(p, family)
+
+
+def _decodes_anew(p: Any) -> bool:
+    """Returns whether PiD will run. With hires fix it disables itself."""
+    entry = next((entry for entry in _alwayson(p) if entry.title() == PID), None)
+    return entry is not None and bool(p.script_args[entry.args_from]) and not getattr(p, "enable_hr", False)
+
+
+def _alwayson(p: Any) -> Sequence[Any]:
+    return getattr(p.scripts, "alwayson_scripts", None) or ()
+
+
+def _of_units(p: Any) -> str | None:
+    for entry in _alwayson(p):
+        if entry.title().lower() == "controlnet":
+            units = getattr(entry, "current_params", None) or {}
+            found = ((number + 1, _unit_problem(unit)) for number, unit in units.items())
+            return next((f"ControlNet unit {number}: {problem}" for number, problem in found if problem), None)
+    return None
+
+
+def _unit_problem(unit: Any) -> str | None:
+    """Returns why the hint of a unit of the built-in ControlNet cannot be cropped to views, or None."""
+    preprocessor = str(getattr(unit.preprocessor, "name", ""))
+    model = type(unit.model).__name__
+    if "inpaint_only" in preprocessor:
+        return "it pastes the base image's pixels; use inpaint_global_harmonious"
+    if preprocessor.startswith("reference"):
+        return "reference compares with an image of the latent's size; use IP-Adapter"
+    if model not in WHOLE_PICTURE and unit.model is not None and model != "ControlModelPatcher":
+        return f"nothing is known of how the hint of a {model.removesuffix('Patcher')} would be cut"
+    if getattr(unit, "control_mask", None) is not None:
+        return "its mask is that of the whole image; remove it"
+    return None
+
+
+def check_patches(unet: Any, family: Family = SD) -> None:
+    """Raises RuntimeError if an extension's patch needs the whole latent, or computes a view from other views."""
+    inner = unet.model_options.get(WRAPPER)
+    # on transformers, nearly all such wrappers cache steps
+    if inner is not None and (family.transformer or keeps_history(inner)):
+        module = getattr(inner, "__module__", None) or type(inner).__module__
+        raise RuntimeError(f"{module} computes a step from the steps before, which would be other views; switch it off")
+    modifiers = unet.model_options.get("conditioning_modifiers")
+    if modifiers:
+        names = ", ".join(sorted({getattr(m, "__module__", "?") for m in modifiers}))
+        raise RuntimeError(f"{names} changes what the model is asked of the whole latent; switch it off")
+
+
+try:
+    from backend.args import dynamic_args as dynamic_args
+except ImportError:
+    dynamic_args = None
+
+REFERENCES = "reference images of %s: every tile would show the whole reference%s"
+KLEIN = "; for img2img, switch on [Klein] Disable Reference in the settings"
+CONTROL = "ControlNet on %s: the hints of its control models cannot be cut to the tiles"
+MASK = "inpainting with %s: the webui's masks have other axes than its latents"
+CACHE = "Nunchaku's Cache Threshold above 0: it takes a tile for a repetition of the one before; set it to 0"
+
+
+def of_transformer(p: Any, family: Family) -> str | None:
+    """Returns the feature that does not work with the stages of a job on a transformer, and why, or None."""
+    if has_references(p):
+        return REFERENCES % (family.name, KLEIN if family.name.endswith("Klein") else "")
+    if float(getattr(shared.opts, "svdq_cache_threshold", 0.0)) > 0 and getattr(dynamic_args, "nunchaku", False):
+        return CACHE
+    if getattr(p, "mask", None) is not None and family.has_other_axes:
+        return MASK % family.name
+    units: Sequence[Any] = getattr(p.scripts, "alwayson_scripts", None) or ()
+    controlled = any(e.title().lower() == "controlnet" and getattr(e, "current_params", None) for e in units)
+    return CONTROL % family.name if controlled else None
+
+
+def has_references(p: Any) -> bool:
+    """Returns whether the model received reference images in addition to the prompt in the base pass.
+
+    Before that pass, images from the previous job may remain. The host removes them when it encodes the prompt.
+    """
+    return getattr(p, "sampler", None) is not None and bool(getattr(dynamic_args, "ref_latents", None))
+
+
+FOR_FLOW = "the sampler %s: it is made for flow models, and this model is none; choose another sampler"
+
+
+def sampler_problem(p: Any, flow: bool) -> str | None:
+    """Returns why no stage can use the job's sampler, or None. `flow` is True for a flow model."""
+    label = p.sampler_name
+    if sd_samplers.find_sampler_config(label) is None:
+        return None
+    sampler = sd_samplers.create_sampler(label, p.sd_model)
+    name = function_name(sampler.func)
+    if not flow:
+        return FOR_FLOW % label if name.endswith("_RF") else None
+    parameters = inspect.signature(sampler.func).parameters
+    churn = float(getattr(shared.opts, "s_churn", 0.0)) if "s_churn" in parameters else 0.0
+    draws = is_stochastic(name, _eta(p, sampler) if "eta" in parameters else None, churn, "noise_sampler" in parameters)
+    knows = knows_flow(sampler.func, p.sd_model.forge_objects.unet.model.predictor)
+    return flow_problem(label, name, draws, knows, churn)
+
+
+def _eta(p: Any, sampler: Any) -> float:
+    """Returns the eta that the host will pass to the sampler (modules/sd_samplers_common.py, initialize)."""
+    return float(p.eta if p.eta is not None else getattr(shared.opts, sampler.eta_option_field, 0.0))
+
+
+FIXED = (int, float, complex, str, bytes, bool, type(None), Tensor, nn.Module, ModuleType, type)
+
+
+def keeps_history(wrapper: Any) -> bool:
+    """Returns whether a callable changes a variable of its own, or references an object that it could change.
+
+    The callable is inspected but never called. Objects and lists count as mutable. Numbers, texts and tensors do not.
+    """
+    return _keeps(wrapper, set())
+
+
+def _keeps(value: Any, seen: set[int]) -> bool:
+    if id(value) in seen or isinstance(value, FIXED):
+        return False
+    seen.add(id(value))
+    if isinstance(value, (tuple, frozenset)):
+        return any(_keeps(entry, seen) for entry in value)
+    if isinstance(value, functools.partial):
+        return any(_keeps(part, seen) for part in (value.func, *value.args, *value.keywords.values()))
+    if isinstance(value, FunctionType):
+        cells = (cell.cell_contents for cell in value.__closure__ or ())
+        return _stores(value.__code__) or any(_keeps(content, seen) for content in cells)
+    if isinstance(value, MethodType):
+        owner, names = value.__self__, set(_names(value.__func__.__code__))
+        held = (content for name, content in vars(owner).items() if name in names) if hasattr(owner, "__dict__") else ()
+        return _keeps(value.__func__, seen) or any(_keeps(content, seen) for content in held)
+    call = getattr(type(value), "__call__", None)  # noqa: B004 (its code is wanted)
+    return not isinstance(call, FunctionType) or _keeps(MethodType(call, value), seen)
+
+
+def _stores(code: CodeType) -> bool:
+    """Returns whether a function assigns to an attribute, a global, or a variable of the enclosing function."""
+    for step in dis.get_instructions(code):
+        if step.opname in ("STORE_ATTR", "STORE_GLOBAL"):
+            return True
+        if step.opname == "STORE_DEREF" and step.argval in code.co_freevars:
+            return True
+    return any(_stores(inner) for inner in code.co_consts if isinstance(inner, CodeType))
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)

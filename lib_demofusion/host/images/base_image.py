@@ -1,0 +1,145 @@
+"""The base image's latent and images, from which the stages start, and its colors, which the stages can keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from modules import devices, images, processing, shared
+from torch import Tensor
+
+from lib_demofusion.host.backends import host
+from lib_demofusion.host.common.messages import report_failure
+from lib_demofusion.host.common.patching import replaced
+from lib_demofusion.host.images import inpainting
+from lib_demofusion.host.images.coding import as_image, as_latent, decode, encode, finite
+from lib_demofusion.host.images.upscaling import to_tensor
+from lib_demofusion.method.colors import match_colors_
+from lib_demofusion.method.plan import CELL, Plan
+from lib_demofusion.method.views import Size
+
+UPLOAD_SEED = 0
+"""Seed of the encoder's random sample when the uploaded image is the base image, the same for every image."""
+
+
+def base_latent(p: Any, samples: Any) -> Tensor:
+    """Returns the base image's latent (B, C, H, W) in float32. Encodes again after hires fix, which returns images.
+
+    Raises NansException if the latent contains NaN. In img2img, the host does not check its VAE's latent.
+    """
+    if getattr(samples, "already_decoded", False):
+        return encode(p, samples)
+    if getattr(p, "init_latent", None) is not None:
+        finite(p.init_latent)
+    if not torch.isfinite(samples).all():
+        raise devices.NansException("the base image is NaN; --no-half or --upcast-sampling may help")
+    return as_latent(host().family(p.sd_model).form.to_method(samples))
+
+
+def base_size(p: Any, samples: Any) -> Size:
+    """Returns height and width in cells of `samples`, which are latents, or images after hires fix."""
+    if getattr(samples, "already_decoded", False):
+        return samples[0].shape[-2] // CELL, samples[0].shape[-1] // CELL
+    latent = host().family(p.sd_model).form.to_method(samples)
+    return latent.shape[-2], latent.shape[-1]
+
+
+def base_images(p: Any, samples: Any, checkpoint: Any) -> Any:
+    """Returns the base images as the webui decodes them, or None if the VAE of the stages decodes them equally.
+
+    Hires fix returns images already. After a refiner, the refiner's VAE decodes the latents. It stays loaded until the
+    stages load the checkpoint of the base image again.
+    """
+    if getattr(samples, "already_decoded", False):
+        return samples
+    return decode(p, samples) if shared.sd_model.sd_checkpoint_info != checkpoint else None
+
+
+def own_generators() -> Any:
+    """Returns a context that restores the state of torch's global random generators at its end.
+
+    The VAE encoder of the next img2img job draws from these generators.
+    """
+    return torch.random.fork_rng(devices=[devices.device] if devices.device.type == "cuda" else [])
+
+
+def encode_upload_alike(p: Any) -> None:
+    """Makes the next call of `p.init` encode the uploaded image to the same latent every time.
+
+    The webui's encoder draws from torch's global generator, whose state depends on earlier jobs. Every image of a batch
+    is encoded on its own, so its latent does not depend on the batch.
+    """
+    init, encode_all = p.init, processing.images_tensor_to_samples
+
+    def one_by_one(image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        latents = []
+        for single in image:
+            torch.manual_seed(UPLOAD_SEED)
+            latents.append(encode_all(single[None], *args, **kwargs))
+        return torch.cat(latents)
+
+    def seeded_init(*args: Any, **kwargs: Any) -> None:
+        del p.init
+        with own_generators(), replaced(processing, images_tensor_to_samples=one_by_one):
+            torch.manual_seed(UPLOAD_SEED)
+            init(*args, **kwargs)
+
+    p.init = seeded_init
+
+
+LATENT_RESIZE = 3
+"""The resize mode of img2img that enlarges the latent instead of the image."""
+
+HALF_A_LEVEL = 1 / 255
+"""Half a step of an 8-bit value, on the scale of -1 to 1."""
+
+
+class BaseColors:
+    """The base images of one iteration. The images of the stages keep their colors."""
+
+    def __init__(self, p: Any, plan: Plan):
+        self._p = p
+        self._plan = plan
+        self._base: list[Tensor] | None = None
+
+    def remember(self, pictures: Iterable[Tensor]) -> None:
+        """Crops the base images, each (3, H, W) in -1..1, to the stages' area and stores them once."""
+        if self._base is None:
+            crop = self._plan.crop.times(CELL)
+            self._base = [crop.take(as_image(picture)).float().cpu().clone() for picture in pictures]
+
+    def keep(self, pictures: Any, decode_base: Callable[[], Iterable[Tensor]]) -> None:
+        """Gives the decoded images of a stage, each (3, H, W), the colors of the base image, in place.
+
+        `decode_base` returns the base images. It is called only if they are not known yet. An error is reported and
+        not raised.
+        """
+        try:
+            if self._base is None:
+                self.remember(decode_base())
+            painted = inpainting.painted(self._p, self._plan)
+            for index, base in enumerate(self._base or ()):
+                if pictures[index].dtype == torch.bfloat16:
+                    # bfloat16 has only 8 bits of precision
+                    pictures[index] = pictures[index].float()
+                match_colors_(as_image(pictures[index]), base, painted)
+        except Exception as error:
+            report_failure(self._p, '"Keep colors" failed, the image has the colors that the model gave it', error)
+
+
+def known_base(p: Any, samples: Any, redrawn: bool) -> list[Tensor] | None:
+    """Returns the base images, each (3, H, W) in -1..1, if the job has them without decoding a latent, else None.
+
+    `samples` are the host's latents, or images after hires fix. If img2img does not redraw the uploaded image, the base
+    is the uploaded image, resized like the host does.
+    """
+    if getattr(samples, "already_decoded", False):
+        return [as_image(sample) for sample in samples]
+    uploads = getattr(p, "init_images", None)
+    if redrawn or not uploads or inpainting.is_inpainting(p) or p.resize_mode == LATENT_RESIZE:
+        return None
+    flat = (images.flatten(image, shared.opts.img2img_background_color) for image in uploads)
+    # the host rounds the result down to 8 bits, which lowers the mean by half a level
+    shown = [to_tensor(images.resize_image(p.resize_mode, image, p.width, p.height)) + HALF_A_LEVEL for image in flat]
+    return shown if len(shown) > 1 else shown * len(samples)

@@ -1,0 +1,146 @@
+"""Recognizes samplers with which the stages would give wrong images, and explains why.
+
+`CallGuard` runs while a sampler runs. The skip residual is written into the tensor that the sampler passes to its
+model, and acts only if that tensor is the sampler's own x. Two facts show this without reading the device: the
+sampler's callback shows the same memory, and there is one callback between two calls that begin a step. Both are true
+for every sampler of k-diffusion and of the webuis, except UniPC.
+
+`flow_problem` checks a sampler before it runs on a flow model. A sampler that adds no noise integrates
+(x - denoised) / sigma over sigma. This is the derivative of x in k-diffusion's space, x = signal + sigma noise, and
+also of a flow model's x = (1 - sigma) signal + sigma noise. A sampler that adds noise must also scale the signal down.
+Only samplers that support flow models do this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from lib_demofusion.method.sampler_steps import StepDetector
+
+NOT_ITS_X = "it hands its model a copy of x, so DemoFusion cannot change x; choose another sampler"
+CALLS_DO_NOT_FIT = "the calls of its model in a step are not as many as DemoFusion expects; choose another sampler"
+
+
+class UnknownSampler(ValueError):
+    """The sampler's model calls and callbacks do not fit its detector."""
+
+
+class CallGuard:
+    """Compares the tensors that a sampler shows to its model with those that it shows to its callback."""
+
+    def __init__(self, x: Tensor | None = None, rejects_steps: bool = False):
+        """`x` is the tensor that the sampling function received, if known."""
+        self._given = self._shown = x
+        self._evaluated_given: bool | None = None
+        self._rejects_steps = rejects_steps
+        self._written: Tensor | None = None
+        self._begun = False
+
+    def step_begins(self, x: Tensor) -> None:
+        """Notes the x of a model call that begins a step.
+
+        DDIM and its like run their callback with the x of the next step, all others with the x of this step. Raises
+        UnknownSampler if the callback of the step before did not come.
+        """
+        if self._written is not None:
+            raise UnknownSampler(CALLS_DO_NOT_FIT)
+        if self._evaluated_given is None:
+            self._evaluated_given = _same_memory(x, self._given)
+        self._begun = True
+        # references keep the memory from being used for another tensor
+        self._written = None if _same_memory(x, self._shown) else x
+
+    def callback(self, x: Tensor) -> None:
+        """Notes the x of the sampler's callback.
+
+        IPNDM and DEIS show in every callback the x that they received, which is accepted if they evaluated that very x.
+        Raises UnknownSampler if the callback shows another x than the model saw, or if no call has begun a step.
+        """
+        if not (self._begun or self._rejects_steps):
+            raise UnknownSampler(CALLS_DO_NOT_FIT)
+        is_known = _same_memory(x, self._written) or (self._evaluated_given and _same_memory(x, self._given))
+        if self._written is not None and not is_known:
+            raise UnknownSampler(NOT_ITS_X)
+        self._shown, self._written, self._begun = x, None, False
+
+    def end(self) -> None:
+        """Raises UnknownSampler if the callback of the last step did not come."""
+        if self._written is not None:
+            raise UnknownSampler(CALLS_DO_NOT_FIT)
+
+
+def guard_for(detector: StepDetector, x: Tensor | None = None) -> CallGuard | None:
+    """Returns the guard of a sampling function that received x, or None for UniPC, which copies x."""
+    return None if detector.blends_in_callback else CallGuard(x, detector.rejects_steps)
+
+
+def _same_memory(a: Tensor, b: Tensor | None) -> bool:
+    return b is not None and (a is b or a.data_ptr() == b.data_ptr())
+
+
+TIMESTEPS = "it converts timesteps of Stable Diffusion's schedule"
+SCALED = "it scales the latent for Stable Diffusion's schedule"
+NOISE = "it adds noise as for Stable Diffusion, without scaling the image down"
+ADVICE = "choose Euler or another sampler that adds no noise"
+
+WRONG = {
+    "ddim": TIMESTEPS,
+    "ddim_cfgpp": TIMESTEPS,
+    "plms": TIMESTEPS,
+    "unipc": TIMESTEPS,
+    "sample_unipc": SCALED,
+    "sample_ddpm": SCALED,
+    "restart_sampler": NOISE,
+    "sample_Kohaku_LoNyu_Yog": NOISE,
+}
+"""Sampling functions that are always wrong on flow models, and why."""
+
+FOR_FLOW = "_RF"
+"""Suffix of the names of functions that are written for flow models."""
+
+FLOW_NAMES = frozenset({"_is_const", "offset_first_sigma_for_snr", "sigma_to_half_log_snr", "noise_scaling"})
+"""Names in the code of those functions of Forge Neo that check the kind of model."""
+
+FLUX_ONLY = "PredictionFlux"
+"""The schedule class of Flux and Chroma, by which the functions of Forge recognize a flow model."""
+
+
+def flow_problem(label: str, name: str, draws_noise: bool, knows_flow: bool, churn: float = 0.0) -> str | None:
+    """Returns why a sampler is wrong on a flow model, to follow "DemoFusion does not work with", or None.
+
+    `label` is the sampler's name in the webui, and `name` is the name of its function. `draws_noise` is True if it adds
+    noise in this run (see `sampler_steps.is_stochastic`). `knows_flow` is the result of the function `knows_flow`.
+    """
+    why = WRONG.get(name)
+    if why is None and churn > 0:
+        return "Sigma churn on flow models: it adds noise as for Stable Diffusion; set it to 0"
+    if why is None and draws_noise and not knows_flow:
+        why = NOISE
+    return None if why is None else f"the sampler {label} on flow models: {why}; {ADVICE}"
+
+
+def knows_flow(function: Callable[..., Any], predictor: Any) -> bool:
+    """Returns whether a sampling function treats the model of `predictor`, the host's schedule, as a flow model.
+
+    Forge and Forge Neo have functions of the same name that differ in this, so it is read from the names that the
+    function's code uses.
+    """
+    code = getattr(_unwrapped(function), "__code__", None)
+    if code is None:
+        return False
+    if code.co_name.endswith(FOR_FLOW):
+        return True
+    names = {*code.co_names, *code.co_varnames, *code.co_freevars}
+    if FLUX_ONLY in names:
+        return type(predictor).__name__ == FLUX_ONLY
+    return bool(FLOW_NAMES & names)
+
+
+def _unwrapped(function: Callable[..., Any]) -> Any:
+    """Returns the original of a decorated function, such as one decorated with torch.no_grad."""
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return function

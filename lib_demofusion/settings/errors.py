@@ -1,0 +1,32 @@
+"""Defines the error for a value that is not valid, and formats any value for a message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class SettingsError(ValueError):
+    """Raised for an unknown field or a bad value. Holds the field's name, the value, and the allowed values or names.
+
+    `shown` replaces the field's name in the message.
+    """
+
+    def __init__(self, name: str, value: object, allowed: str, shown: str = ""):
+        super().__init__(f"{shown or name} = {shortened(value)} is not possible; allowed: {allowed}")
+        self.name = name
+        self.value = value
+        self.allowed = allowed
+
+
+def shortened(value: object, length: int = 60) -> str:
+    """Returns the value's repr, shortened to `length` characters."""
+    text = written(value, repr)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def written(value: object, write: Callable[[object], str] = str) -> str:
+    """Converts `value` to text, or to the name of its type if Python cannot (ints that are too long, nested lists)."""
+    try:
+        return write(value)
+    except (ValueError, RecursionError):
+        return f"<{type(value).__name__}>"

@@ -1,0 +1,71 @@
+"""Estimates the memory that an autoencoder needs, whole or tile by tile, and its largest tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lib_demofusion.tiled_vae.layers import Layer, Size, sizes
+
+
+def whole_bytes(steps: Sequence[Layer], size: Size, itemsize: int) -> int:
+    """Estimates the peak memory of the network's own forward pass for an input of `size`, in bytes without the weights.
+
+    Before a convolution the network holds the main path, the normalised map, its sigmoid and their product. If the
+    webui's attention has no fused kernel, it holds the attention matrix and its softmax
+    (sd_hijack_optimizations.py: sdp_attnblock_forward).
+    """
+    peak, main = 0, 0
+    for step, before in zip(steps, sizes(steps, size)):
+        entering, leaving = step.inputs * math.prod(before), step.outputs * math.prod(step.size(before))
+        if step.reads == "x":
+            main = entering
+        if step.kind == "attn":
+            peak = max(peak, 6 * entering + 2 * math.prod(before) ** 2)
+        elif step.norm is not None:
+            peak = max(peak, main + 3 * entering, main + entering + leaving)
+        else:
+            peak = max(peak, entering + leaving * (2 if step.kind == "up" else 1))
+    return peak * itemsize
+
+
+def part_bytes(steps: Sequence[Layer], size: Size, itemsize: int, tile: int) -> int:
+    """Estimates the memory of tiled_vae for an input of `size` in bytes, without the weights and the stored maps.
+
+    It holds one tile, its normalised copy in 32 bits, another copy in the map's type, and the output. An attention
+    also holds all keys and values.
+    """
+    limits = sizes(steps, size)
+    cells = min(math.prod(limit) for limit in limits)
+    largest = max(step.elements(limit) for step, limit in zip(steps, limits)) / cells
+    keys = max((2 * step.elements(limit) for step, limit in zip(steps, limits) if step.kind == "attn"), default=0)
+    return int(largest * min(tile**2, cells) * (4 + 3 * itemsize)) + keys * itemsize
+
+
+def held_bytes(steps: Sequence[Layer], size: Size, itemsize: int) -> int:
+    """Returns the peak size of the maps that tiled_vae stores, in bytes, for an input of `size`."""
+    peak, main, branch = 0, steps[0].inputs * math.prod(size), 0
+    for step, before in zip(steps, sizes(steps, size)):
+        leaving = step.outputs * math.prod(step.size(before))
+        fresh = 0 if step.adds or step.lazy or step.kind == "attn" else leaving
+        peak = max(peak, main + branch + fresh * (2 if step.aside else 1))
+        if not step.lazy and (step.writes == "x" or step.aside):
+            main = leaving
+        branch = leaving if step.writes == "h" else 0
+    return peak * itemsize
+
+
+def largest_bytes(steps: Sequence[Layer], size: Size, itemsize: int) -> int:
+    """Returns the bytes of the largest feature map in the network's own forward pass, for an input of `size`."""
+    return max(step.elements(limit) for step, limit in zip(steps, sizes(steps, size))) * itemsize
+
+
+def largest_part_bytes(steps: Sequence[Layer], size: Size, itemsize: int, tile: int) -> int:
+    """Returns the bytes of the largest tensor that tiled_vae allocates, without the maps that it holds.
+
+    This is either one tile in 32 bits or the keys of the attention.
+    """
+    limits = sizes(steps, size)
+    cells = min(math.prod(limit) for limit in limits)
+    keys = max((step.elements(limit) for step, limit in zip(steps, limits) if step.kind == "attn"), default=0)
+    return max(largest_bytes(steps, size, 4) * min(tile**2, cells) // cells, keys * itemsize)
