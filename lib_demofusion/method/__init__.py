@@ -1,1 +1,1 @@
-"""The paper's method, tensor to tensor: stages and their plan, views, fusion, weights and the skip residual."""
+"""Implements the paper's method on tensors: the plan of the stages, views, fusion, weights and the skip residual."""

@@ -1,4 +1,7 @@
-"""Chooses how many views the model evaluates at once. More are faster; when memory runs out, the number is reduced."""
+"""Chooses how many views the model evaluates in one call.
+
+Larger batches are faster. If memory runs out, the number of views is reduced.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,17 @@ from lib_demofusion.method.views import View
 from lib_demofusion.out_of_memory import is_out_of_memory
 
 Work = tuple[View, Tensor]
-"""A view and its source latent. If the latent has fewer rows than the model call, its rows repeat."""
+"""A view and the latent that it is cropped from. If the latent has fewer rows than the model call, its rows repeat."""
 
 
 class Evaluate(Protocol):
-    """Denoises the crops of views."""
+    """Denoises the crops of a batch of views."""
 
     def __call__(self, crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
         """Returns the predictions for crops (V * N, C, h, w). The N rows of the first view come first.
 
-        `rows` selects the rows of the latent (images, times cond and uncond) that the crops come from.
+        `rows` selects the rows of the latent that the crops come from. A latent has one row per image for cond, and
+        one for uncond.
         """
         ...
 
@@ -72,11 +76,11 @@ MOST_VIEWS = 16
 """Upper limit of the automatic batch. Larger batches are not faster."""
 
 SHARE_OF_FREE = 0.8
-"""Share of the free memory that the automatic batch uses. The rest allows for fragmentation."""
+"""Share of the free memory that the automatic batch uses. The rest remains free because memory can be fragmented."""
 
 
 def _of_one_size(work: Sequence[Work]) -> list[Work]:
-    """Returns the leading entries of `work` whose crops have the same size."""
+    """Returns the first entries of `work`, up to the first one whose crop has another size."""
     size = work[0][0].crop_size
     return list(takewhile(lambda entry: entry[0].crop_size == size, work))
 
@@ -84,10 +88,10 @@ def _of_one_size(work: Sequence[Work]) -> list[Work]:
 class ViewBatches:
     """The size of view batches during one stage.
 
-    `views` is the requested number, or 0 for automatic. The automatic mode evaluates a first batch of one view and
-    derives the size from the memory that it used. It does so again at the first batch with larger crops, because
-    dilated views can be smaller than local ones. If a batch runs out of memory, it is evaluated again at half the size,
-    down to one view and then one row. The smaller size is kept.
+    `views` is the requested number, or 0 for automatic. In automatic mode, the first batch is a single view, and its
+    memory determines the size of the next batches. This is repeated at the first batch with larger crops, because
+    dilated views can be smaller than local views. If a batch runs out of memory, it is evaluated again at half the
+    size, down to one view and then one row. The smaller size is kept.
     """
 
     def __init__(self, views: int = 0, memory: Memory | None = None):
@@ -96,13 +100,13 @@ class ViewBatches:
         self._divides = True
         """Whether a view may be evaluated in parts of its rows."""
         self._measured = 0
-        """Number of cells per crop in the batch that determined the size."""
+        """Number of cells per crop in the batch that determined the batch size."""
         self.views = views or 1
         self.rows: int | None = None
         """Number of rows per call if even one view with all its rows does not fit, else None."""
 
     def hold_to_one(self) -> bool:
-        """Gives the model one view with all its rows at a time; returns whether there could have been more."""
+        """Limits batches to one view with all its rows. Returns whether batches could have been larger before."""
         more = self.views > 1 or (self._measure and not isinstance(self._memory, UnknownMemory))
         self.views, self.rows = 1, None
         self._measure = self._automatic = self._divides = False
@@ -124,7 +128,7 @@ class ViewBatches:
             done += len(batch)
 
     def _measure_larger(self, cells: int) -> None:
-        """Starts again with one view if the crops are larger than those that determined the batch size.
+        """Returns to batches of one view if the crops are larger than those that determined the batch size.
 
         A batch that is too large does not always fail: Windows moves data to the computer's memory, which is slow.
         """
@@ -132,10 +136,10 @@ class ViewBatches:
             self._measure, self._measured, self.views = True, cells, 1
 
     def _try(self, evaluate: Evaluate, batch: Sequence[Work], rows: int) -> Tensor | None:
-        """Returns the predictions of a batch, or None if the batch must be tried again at the new, smaller size."""
+        """Returns the predictions of a batch, or None if memory ran out. Then the batch must be repeated, smaller."""
         try:
             if self._measure:
-                # only here: it resets the peak that the host displays for the job
+                # measured only here, because a measurement resets the peak that the webui displays for the job
                 self._memory.begin()
             values = self._evaluate(evaluate, batch, rows)
         except Exception as error:
@@ -144,7 +148,7 @@ class ViewBatches:
         else:
             self._grow()
             return values
-        # after the handler, nothing references the tensors of the failed attempt
+        # done after the handler, where nothing references the tensors of the failed attempt
         self._memory.release()
         return None
 
@@ -157,7 +161,7 @@ class ViewBatches:
         return torch.cat([evaluate(crops[part], views, part) for part in parts])
 
     def _shrink(self, views: int, rows: int) -> bool:
-        """Halves the batch. Returns whether that was possible."""
+        """Halves the batch size. Returns False if a batch is a single row already."""
         self._measure = self._automatic = False
         if views > 1:
             self.views = views // 2
@@ -171,7 +175,7 @@ class ViewBatches:
     def _grow(self) -> None:
         """After the first batch of one view, sets the largest power of two that fits into the free memory.
 
-        The batch size changes the last bits of an image. Powers of two keep it the same from run to run.
+        The batch size changes the last bits of an image. With powers of two, it is more often equal in two runs.
         """
         if not self._measure:
             return

@@ -11,7 +11,7 @@ from torch import Tensor
 from lib_demofusion.method.filters import smooth
 
 AREA = 4
-"""Side, in pixels of the base picture, of the areas whose mean colors are compared."""
+"""Side of the areas whose mean colors are compared, in pixels of the base picture."""
 
 RADIUS = 1 / 32
 """Standard deviation of the low-pass filter, as a share of the picture's shorter side."""
@@ -23,29 +23,30 @@ COARSE_RADIUS, COARSE_PASSES = 1 / 16, 6
 """Number of times that a coarser low band is added, in which edges have full weight."""
 
 FLAT = 0.003
-"""Variance of colors in -1..1 below which an area of the base counts as flat: one correction for all its colors."""
+"""Variance of colors in -1..1 below which an area of the base counts as flat and gets one correction."""
 
 EDGE = 0.3
 """Difference, of colors in -1..1, by which neighbouring areas of the base count as an edge."""
 
 FARTHEST = 2.0
-"""Limits how much more than the mean a pixel is moved where detail is compressed."""
+"""Maximum shift of a pixel, relative to the shift of the mean, where detail is compressed."""
 
 AT_ONCE = 1 << 16
-"""Pixels of each channel that are corrected at once."""
+"""Number of pixels per channel that are corrected at once."""
 
 
 def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) -> Tensor:
     """Replaces the low band of `picture` (3, H, W) by that of the enlarged `base` (3, h, w), in place; both in -1..1.
 
-    `painted` (1, h', w') in 0..1 limits the change to where it is above zero. The result is clamped to -1..1.
+    Only pixels at which `painted` (1, h', w') in 0..1 is above zero change. The result is clamped to -1..1.
 
-    Super-resolution models correct their colors in this way: high band of the result, low band of the input (the
-    wavelet color fix of StableSR, arXiv 2305.07015; SUPIR, arXiv 2401.13627). A plain low-pass filter lets the
-    correction of a subject leak into its ground. Here the correction is a locally affine function of the base's colors,
-    as in the guided filter (He and Sun, arXiv 1505.00996), so that it ends where the base has an edge.
+    Super-resolution models correct their colors in the same way. They combine the high band of the result with the low
+    band of the input (the wavelet color fix of StableSR, arXiv 2305.07015; SUPIR, arXiv 2401.13627). With a plain
+    low-pass filter, the correction of a subject leaks into the background. Here the correction is a locally affine
+    function of the base's colors, as in the guided filter (He and Sun, arXiv 1505.00996). It therefore stops at the
+    edges of the base.
 
-    Works row by row: beyond the picture this holds fields of (h / AREA, w / AREA) and some rows of the picture.
+    Works row by row. Besides the picture, this needs memory for fields of (h / AREA, w / AREA) and for some rows.
     """
     picture.clamp_(-1, 1)
     base = base.float().clamp(-1, 1)
@@ -96,8 +97,9 @@ def _areas(picture: Tensor, size: tuple[int, int]) -> _Areas:
 def _correction(missing: Tensor, guide: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Returns slope (3, 3, h, w) and offset (3, h, w) of the affine functions of `guide` that fit `missing` locally.
 
-    `missing` and `guide` are (3, h, w). Areas on edges of the guide count little in the fit: they differ because
-    the base is blurred there or an edge has moved. The coarse low band that the fit leaves out is added to the offset.
+    `missing` and `guide` are (3, h, w). Areas on edges of the guide have a low weight in the fit, because they differ
+    where the base is blurred or an edge has moved. The coarse low band that the fit does not reproduce is added to the
+    offset.
     """
     weight = torch.ones_like(guide[:1]) if mask is None else mask
     shorter = min(guide.shape[-2:])
@@ -114,7 +116,7 @@ def _correction(missing: Tensor, guide: Tensor, mask: Tensor | None) -> tuple[Te
 
 
 class _LowPass:
-    """A Gaussian filter of `std` areas, with a weight for each area, `weight` (1, h, w)."""
+    """Gaussian filter with a standard deviation of `std` areas. `weight` (1, h, w) is the weight of each area."""
 
     def __init__(self, weight: Tensor, std: float):
         self._weight, self._std = weight, max(std, 0.5)
@@ -137,10 +139,10 @@ def _contrast(guide: Tensor) -> Tensor:
 
 
 def _compression(areas: _Areas, wanted: Tensor, moved: Tensor) -> dict[str, Tensor]:
-    """Returns how much to compress detail so that no value is clipped when areas are moved by `moved` to `wanted`.
+    """Returns the compression of detail with which no value is clipped when areas are shifted by `moved` to `wanted`.
 
-    "up" is the compression towards the maximum, "down" towards the minimum, both (3, h, w) in 0..1. The dict is empty
-    if no compression is needed.
+    "up" is the compression towards the maximum, and "down" is the compression towards the minimum. Both are (3, h, w)
+    in 0..1. The dict is empty if no compression is needed.
     """
     up, down = _share(areas.high, wanted, moved), _share(-areas.low, -wanted, -moved)
     if not (up.any() or down.any()):
@@ -151,10 +153,10 @@ def _compression(areas: _Areas, wanted: Tensor, moved: Tensor) -> dict[str, Tens
 
 
 def _share(high: Tensor, wanted: Tensor, moved: Tensor) -> Tensor:
-    """Returns the smallest share k with which no value of an area leaves the range when the area is moved up.
+    """Returns the smallest share k with which no value of an area leaves the range when the area is shifted up.
 
-    A value y is moved by moved (1 + k ((1 - y) / (1 - mean) - 1)), where mean + moved = wanted: k = 0 shifts, k = 1
-    keeps white unchanged. The mean moves by the same amount for any k.
+    A value y is shifted by moved (1 + k ((1 - y) / (1 - mean) - 1)), where mean + moved = wanted. With k = 0, every
+    value is shifted equally. With k = 1, white stays unchanged. The shift of the mean does not depend on k.
     """
     excess = high + moved - 1
     saved = moved * (high - wanted + moved) / (1 - wanted + moved).clamp_min(1e-4)
@@ -163,7 +165,7 @@ def _share(high: Tensor, wanted: Tensor, moved: Tensor) -> Tensor:
 
 
 def _apply_(picture: Tensor, base: Tensor, fields: dict[str, Tensor]) -> None:
-    """Adds the correction to `picture` (3, H, W) in place, some rows at a time."""
+    """Adds the correction to `picture` (3, H, W) in place, a few rows at a time."""
     height, width = picture.shape[-2:]
     count = max(AT_ONCE // width, 1)
     stacked = torch.cat(list(fields.values()))
@@ -185,7 +187,7 @@ def _apply_(picture: Tensor, base: Tensor, fields: dict[str, Tensor]) -> None:
 
 
 def _compressed(y: Tensor, wanted: Tensor, moved: Tensor, fields: dict[str, Tensor]) -> Tensor:
-    """Returns the shift of each value y that moves their mean by `moved` to `wanted`, see `_share`."""
+    """Returns the shift of each value y with which their mean changes by `moved` to `wanted` (see `_share`)."""
     sign = torch.where(moved > 0, 1.0, -1.0)
     share = torch.where(moved > 0, fields["up"], fields["down"])
     room = (1 - sign * y) / (1 - sign * (wanted - moved)).clamp_min(1e-4)

@@ -31,7 +31,7 @@ def cond_for_views(cond: Cond, views: Sequence[View], rows: slice, size: Size, c
     Selects the given rows of each tensor. `c_concat` has too many rows if the host skips the uncond. Only `c_concat` is
     cropped; all other conditions are repeated for each view.
 
-    The dict is always a new one, because the host's apply_model writes cast tensors back to its argument
+    Always returns a new dict, because the host's apply_model writes cast tensors back to its argument
     (modules/sd_hijack_unet.py).
     """
 
@@ -84,10 +84,10 @@ def _is_spatial(value: Tensor) -> bool:
 
 
 def conds_of_stage(conds: Any, whole: int, run: int) -> Any:
-    """Shifts the switches of a prompt ([a:b:0.5]) so that a stage switches at the same noise level as the base image.
+    """Shifts the steps at which a prompt ([a:b:0.5]) changes, so that it changes at the base image's noise level.
 
-    The host's switches refer to all calls of the base image's schedule, counted from zero. A stage makes only the last
-    `run` calls of a schedule of `whole` calls. `conds` is the cond or the uncond from `get_conds`. The uncond is None
+    The host counts these steps from zero over all calls of the base image's schedule. A stage makes only the last `run`
+    calls of a schedule of `whole` calls. `conds` is the cond or the uncond from `get_conds`. The uncond is None
     in Forge and Forge Neo at a CFG scale of 1.
     """
     if conds is None or isinstance(conds, Tensor):
@@ -99,7 +99,7 @@ def conds_of_stage(conds: Any, whole: int, run: int) -> Any:
 
 
 def _part_of_stage(part: Any, whole: int, run: int) -> Any:
-    """Shifts the switches of one of the prompts that AND joins."""
+    """Shifts the changes of one of the prompts that AND joins."""
     return type(part)(_schedules_of_stage(part.schedules, whole, run), part.weight)
 
 
@@ -123,11 +123,11 @@ class Frame:
     size: Size
     """Height and width of the final image."""
     origin: Size = (0, 0)
-    """Top and left of the whole image: the user's crop for the base image. The offsets of views are added to it."""
+    """Top and left of the whole image, from the user's crop setting. The offsets of views are added to it."""
 
 
 class SizeVectors:
-    """Writes sizes and crops into the vectors of views with the model's embedders. Prompts are not encoded again."""
+    """Writes sizes and crops into the vectors of views with the model's embedders, without encoding prompts again."""
 
     def __init__(self, embedders: Sequence[Any], frame: Frame):
         self._embedders = embedders
@@ -165,8 +165,8 @@ class SizeVectors:
     def _crop_tables(self, embedder: Any, like: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the embeddings (n, d / 2) of all top positions and of all left positions in cells.
 
-        Each number has its own columns. All positions are embedded in advance, because with jitter nearly every view
-        has a new position, and each copy of a number to the device waits until the device has finished its queue.
+        Each number has its own columns. All positions are embedded in advance, because nearly every view has a new
+        position if jitter is enabled. Each copy of a number to the device would wait for the device's queue.
         """
         top, left = self._frame.origin
         cells = range(max(self._frame.size) // CELL + 1)
@@ -182,7 +182,7 @@ def _embedded(embedder: Any, numbers: Sequence[Size], like: Tensor) -> Tensor:
 
 
 def number_slots(embedders: Sequence[Any], width: int) -> dict[str, tuple[Any, slice]]:
-    """Returns each embedder of numbers and its columns in a vector of `width` columns, by key.
+    """Returns, by key, each embedder of numbers and its columns in a vector of `width` columns.
 
     The conditioner joins its embedders' outputs in order. The columns are counted from the end, because the size of the
     text embedding at the start is not stored anywhere (1280 columns in SDXL, none in some small models).
@@ -198,6 +198,6 @@ def number_slots(embedders: Sequence[Any], width: int) -> dict[str, tuple[Any, s
 
 
 def size_vectors(model: Any, frame: Frame) -> SizeVectors | None:
-    """Returns the writer for a model of the host, or None if the model does not receive sizes."""
+    """Returns the SizeVectors of one of the host's models, or None if the model does not receive sizes."""
     embedders = getattr(getattr(model, "conditioner", None), "embedders", None)
     return SizeVectors(list(embedders), frame) if embedders is not None else None

@@ -1,4 +1,4 @@
-"""Crops control images, such as ControlNet's hints, so that each view gets the part that belongs to it."""
+"""Crops control images, such as ControlNet's hints, to the views."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Resize = Callable[[Tensor, Size], Tensor]
 """Resizes a hint (1, C, h, w) to a height and width in pixels."""
 
 COLOURS = 3
-"""Number of color channels of a hint. A channel after them is a mask."""
+"""Number of color channels of a hint. A fourth channel is a mask."""
 
 
 def resize_hint(hint: Tensor, size: Size) -> Tensor:
@@ -32,7 +32,7 @@ def resize_hint(hint: Tensor, size: Size) -> Tensor:
 
 
 def shown_part(hint: Tensor, crop: LocalView, base: Size) -> Tensor:
-    """Crops the part of a hint (..., h, w) that covers `crop` in a base image of `cells` cells."""
+    """Crops a hint (..., h, w) to the part that covers `crop` in a base image of `base` cells."""
     rows, columns = hint.shape[-2] / base[0], hint.shape[-1] / base[1]
     top, bottom = round(crop.top * rows), round((crop.top + crop.height) * rows)
     left, right = round(crop.left * columns), round((crop.left + crop.width) * columns)
@@ -41,12 +41,12 @@ def shown_part(hint: Tensor, crop: LocalView, base: Size) -> Tensor:
 
 @dataclass(frozen=True)
 class StageHint:
-    """One hint during one stage, at the two sizes that its views use. Crops are made when needed."""
+    """One hint during one stage, at the two sizes that its views use. It is cropped for each batch."""
 
     large: Tensor
-    """(1, C, H, W), the size of the stage's image. Local views are cropped from it."""
+    """The hint (1, C, H, W) at the size of the stage's image, for local views."""
     small: Tensor
-    """(1, C, H / factor, W / factor), the whole image at the size of a dilated view."""
+    """The hint (1, C, H / factor, W / factor) at the size of a dilated view, which shows the whole image."""
 
     def for_view(self, view: View) -> Tensor:
         """Returns the part (1, C, h, w) of a view, with eight pixels per cell."""
@@ -66,11 +66,13 @@ def _dilated_pixels(view: DilatedView, axis: int, small: Tensor) -> Tensor:
     """Returns the row (axis 0) or column (axis 1) of `small` for each pixel of a dilated view.
 
     The center of cell i of the view is the center of cell `first + i factor` of the latent. The view is therefore
-    shifted by up to half a cell relative to the whole image. If all phases used the same hint, each would draw it in a
-    different place, and an edge would become a comb of `factor` cells. Taking every factor-th pixel of the large hint,
-    as the reference code does, applies only a fraction of this shift. Taking every factor-th block of 8 x 8 pixels
-    applies the correct shift but breaks the image at cell borders. This function shifts by whole pixels: lines stay
-    sharp, colors that encode a class stay exact, and the position is correct to a sixteenth of a cell.
+    shifted by up to half a cell relative to the whole image. If all views used the same hint, each would draw it in a
+    different place, and an edge would become a comb of `factor` cells.
+
+    The reference code takes every factor-th pixel of the large hint, which applies only a fraction of this shift. Every
+    factor-th block of 8 x 8 pixels would have the correct shift, but would break the image at the borders of cells.
+    This function shifts by whole pixels. Lines stay sharp, colors that encode a class stay exact, and the position is
+    correct to a sixteenth of a cell.
     """
     factor = view.factor
     shift = round((CELL * view.offset(axis) + CELL / 2 * (1 - factor)) / factor)

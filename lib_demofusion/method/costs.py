@@ -21,18 +21,18 @@ CallsAhead = Callable[[int, float], float]
 """Estimates the number of model calls after call `number` (counted from 0) at a noise level."""
 
 ADAPTIVE_CALLS, ADAPTIVE_RANGE, LOWEST_SIGMA = 60, 6.2, 0.03
-"""DPM adaptive: default number of calls in a whole schedule, the schedule's length in log sigma, and its end."""
+"""For DPM adaptive: default number of calls in a whole schedule, the schedule's length in log sigma, and its end."""
 
 EXTRA_CALLS, BEND = 7.5, 1.27
-"""Measured for DPM adaptive.
+"""Measured constants for DPM adaptive.
 
-The first number is the additional calls per run: the first steps are always short, and the last one is cut off. The
-second is an exponent for the growth of its steps as the noise level decreases.
+EXTRA_CALLS is the number of additional calls per run: the first steps are always short, and the last one is cut off.
+BEND is an exponent. It describes how the steps grow as the noise level decreases.
 """
 
 
 def model_calls(name: str, arguments: Mapping[str, Any], second_order: bool = False) -> int | None:
-    """Returns how often the sampling function calls its model, from its own arguments, or None if unknown.
+    """Returns how often the sampling function calls its model with these arguments, or None if unknown.
 
     DPM adaptive chooses the number while it runs. Schedules are assumed to end at zero noise.
     """
@@ -50,14 +50,14 @@ def model_calls(name: str, arguments: Mapping[str, Any], second_order: bool = Fa
 
 
 def expected_calls(steps: int, two_calls: bool) -> int:
-    """Estimates how often a sampler calls its model in a number of steps."""
+    """Estimates how often a sampler calls its model in `steps` steps."""
     return max(2 * steps - 1, 0) if two_calls else steps
 
 
 def calls_ahead(name: str, arguments: Mapping[str, Any], second_order: bool, whole: float) -> CallsAhead:
     """Returns a function that estimates the remaining calls of the sampling function `name`, from its arguments.
 
-    DPM adaptive depends on the image. `whole` is its expected number of calls in a whole schedule.
+    With DPM adaptive, the number depends on the image. `whole` is the expected number of calls in a whole schedule.
     """
     total = model_calls(name, arguments, second_order)
     if total is not None:
@@ -72,7 +72,7 @@ def calls_ahead(name: str, arguments: Mapping[str, Any], second_order: bool, who
 def calls_of_whole(calls: float, arguments: Mapping[str, Any]) -> float:
     """Extrapolates the number of calls of DPM adaptive from a run of `calls` calls to a whole schedule.
 
-    `arguments` are those of the run's sampling function, from sigma_max down to sigma_min.
+    `arguments` are the arguments of the run's sampling function, which samples from sigma_max down to sigma_min.
     """
     return EXTRA_CALLS + max(calls - EXTRA_CALLS, 0.0) / max(_part_ahead(arguments["sigma_max"], arguments), 1e-3)
 

@@ -56,7 +56,7 @@ def _filtered(x: Tensor, kernel: Tensor) -> Tensor:
             top = max(first - reach, 0)
             part = x[..., top : first + rows + reach, :]
             if x.device.type == "cpu":
-                # eight times as fast there
+                # this memory format makes the convolution eight times as fast on a CPU
                 part = part.contiguous(memory_format=torch.channels_last)
             down = F.conv2d(part, vertical, padding=(reach, 0), groups=channels)
             part = down[..., first - top : first - top + rows, :]
@@ -82,9 +82,9 @@ def match_statistics(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def match_statistics_(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Does the same as `match_statistics` in place, and returns x."""
+    """Shifts and scales x like `match_statistics`, but in place. Returns x."""
     own_mean, own_std = mean_and_std(x)
-    # in a flat image, the only deviation from the mean is rounding
+    # in a flat image, the deviations from the mean are only rounding errors
     return x.sub_(own_mean).mul_(std / own_std.clamp_min(torch.finfo(x.dtype).eps)).add_(mean)
 
 
@@ -107,8 +107,8 @@ def match_low_band(x: Tensor, base: Tensor) -> Tensor:
 def _means_of_areas(x: Tensor, count: int) -> Tensor:
     """Averages x (B, C, H, W) over a grid of areas, (B, C, count, count).
 
-    The areas are those of adaptive pooling and overlap if `count` does not divide a side. Adaptive pooling itself only
-    supports sides that are divided evenly on Apple's GPUs.
+    The areas are the same as in adaptive pooling. They overlap if `count` does not divide a side. On Apple's GPUs,
+    torch's adaptive pooling fails in this case, so it is not used.
     """
     rows, columns = (
         [slice(i * side // count, -(-(i + 1) * side // count)) for i in range(count)] for side in x.shape[-2:]
@@ -125,7 +125,7 @@ def blur_for_dilation(x: Tensor, factor: int, std: float) -> Tensor:
 
 
 PREVIEW_CELLS = 128
-"""Longer side of a live preview in latent cells, 1024 pixels."""
+"""Longer side of a live preview in latent cells. This is 1024 pixels."""
 
 
 def preview_size(size: Size) -> Size:
@@ -135,7 +135,7 @@ def preview_size(size: Size) -> Size:
 
 
 def for_preview(latent: Tensor) -> Tensor:
-    """Downsamples a latent to the size of a preview. The host decodes it in one piece while the model runs.
+    """Downsamples a latent to the size of a preview, because the host decodes it in one piece while the model runs.
 
     The latent is (B, C, H, W), or (B, C, 1, H, W) with Wan's VAE in Forge Neo.
     """

@@ -20,7 +20,7 @@ class Feathering:
 
     `feather` is the fraction of a view's side over which its weight falls towards each border (see `taper`). With 0,
     all cells have the same weight. The weights of a view are cached for the stage, and their sum is cached until the
-    views change. This matters on a GPU, where each new small tensor costs a kernel launch.
+    views change. This saves time on a GPU, where each new small tensor needs a kernel launch.
     """
 
     def __init__(self, feather: float = 0.0):
@@ -71,7 +71,7 @@ class LocalPath:
 
     views: Sequence[LocalView]
     feathering: Feathering = field(default_factory=Feathering)
-    """Can be reused for calls with the same views. Without a feather, overlaps are averaged as in the paper."""
+    """Can be reused for calls with the same views. With a feather of 0, overlaps are averaged as in the paper."""
 
     def is_all_of(self, x: Tensor) -> bool:
         """Returns whether a single view covers all of x (B, C, H, W)."""
@@ -80,10 +80,10 @@ class LocalPath:
 
 @dataclass(frozen=True)
 class DilatedPath:
-    """Sub-grids of the blurred latent, and the correction for applying their predictions to the sharp latent.
+    """Dilated views of the blurred latent, and the correction for applying their predictions to the sharp latent.
 
-    `correction` is the share of x - blur(x) to add, one number or one per row (B, 1, 1, 1). It is 1 if the wrapper
-    returns x0 and the model predicts eps, and 0 if the wrapper returns eps.
+    `correction` is the share of x - blur(x) to add, either one number or one per row (B, 1, 1, 1). It is 1 if the
+    wrapper returns x0 and the model predicts eps. It is 0 if the wrapper returns eps.
     `copies` is the number of times that x repeats the same B / copies images, such as 2 for cond and uncond. The
     images are blurred only once.
     """
@@ -102,7 +102,7 @@ def fuse(predict: Predict, x: Tensor, local: LocalPath, dilated: DilatedPath, c2
     """Computes the prediction (1 - c2) local + c2 (dilated + correction (x - blur(x))) for x (B, C, H, W).
 
     Source: arXiv 2311.16973, section 3.4. The last term is needed because the noise is predicted on the blurred latent
-    but subtracted from the sharp one. A path with weight zero is not evaluated. In addition to x, this holds one
+    but subtracted from the sharp one. A path with weight zero is not evaluated. Besides x, memory is needed for one
     accumulator, the weights of the views, the blurred latent, and one batch of views.
     """
     if c2 <= 0 and local.is_all_of(x):
@@ -135,7 +135,7 @@ def _add_local_mean(out: Tensor, predictions: Predictions, local: LocalPath, sha
 
 
 def _add_dilated(out: Tensor, predictions: Predictions, share: float) -> None:
-    """Adds `share` times the remaining predictions to the cells of their views in `out` (B, C, H, W)."""
+    """Adds `share` times the predictions of the dilated views to their cells in `out` (B, C, H, W)."""
     for view, values in predictions:
         view.add_to(out, values, share)
 

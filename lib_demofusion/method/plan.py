@@ -15,35 +15,35 @@ CELL = 8
 """Side of a latent cell in pixels."""
 
 CLOSE_SCALES = 0.5
-"""The list 'every' leaves out a whole scale that is closer than this to the last one."""
+"""With 'every', a whole scale that is closer than this to the last scale gets no stage."""
 
 NO_STAGE = "no stage: the final size is that of the base image"
 """The note for a plan without stages."""
 
 MIN_TILE, MAX_TILE = 0.5, 2
-"""Limits of a tile size relative to the base image. Larger numbers are sides in cells."""
+"""Range of tile sizes that are multiples of the base image's size. Larger numbers are sides in cells."""
 
 FEWEST_CELLS = 8
 """Minimum side of a tile in cells."""
 
 FARTHEST = 4
-"""Maximum enlargement of one stage with 'fewest'. Larger factors were not measured."""
+"""Maximum factor between two stages with 'fewest'. Larger factors were not measured."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One denoising run at one size. Sizes are (height, width) in latent cells."""
+    """The plan of one stage. Sizes are (height, width) in latent cells."""
 
     number: int
-    """1 for the first stage after the base."""
+    """1 for the first stage after the base image."""
     scale: float
     size: Size
     factor: int
-    """Edge of the dilated grid. Each of the factor x factor views shows the whole image."""
+    """Distance between the cells of a dilated view. Each of the factor x factor dilated views shows the whole image."""
     window: Size
     stride: Size
     unit: int = 1
-    """Cells that the sides of the latent and of every view are a multiple of: 2 for transformers that join 2 x 2."""
+    """The sides of the latent and of every view are multiples of this number of cells. It is 2 for transformers."""
 
     @property
     def pixels(self) -> Size:
@@ -80,7 +80,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages of a run, which use the part `crop` of the base latent."""
+    """The plan of all stages of a run. They use the part `crop` of the base latent."""
 
     base: Size
     crop: LocalView
@@ -108,13 +108,13 @@ def make_plan(settings: Settings, base: Size, unit: int = 1) -> Plan:
     if target == (crop.height, crop.width):
         return Plan(base, crop, (), tuple(notes))
     steps = _intermediate(settings, scales, last)
-    # compared by size: scales that round to the same cells are one stage, and those that round to the base are left out
+    # scales of the same size in cells are one stage, and a scale of the base's size is no stage
     scale_of = {(_round(crop.height * k, unit), _round(crop.width * k, unit)): k for k in steps} | {target: last}
     scale_of.pop((crop.height, crop.width), None)
     window = _window(settings, base, target, unit)
     stride = _stride(settings, window, unit)
     notes += _rounded_tiles(settings, window, stride)
-    # a target that was rounded up does not need a finer grid
+    # a target that was rounded up does not need a larger factor
     slack = (unit - 1) / min(crop.height, crop.width)
     stages = tuple(
         StagePlan(i + 1, k, size, dilation(k - slack), _fit(window, size), _fit(stride, size), unit)
@@ -124,7 +124,7 @@ def make_plan(settings: Settings, base: Size, unit: int = 1) -> Plan:
 
 
 def _round(value: float, unit: int = 1) -> int:
-    """Returns the nearest multiple of `unit` above 0, halves upward (Python's own round would take 2.5 to 2)."""
+    """Returns the nearest multiple of `unit` above 0. Rounds halves up, unlike Python's `round`."""
     return unit * max(1, math.floor(value / unit + 0.5))
 
 
@@ -134,9 +134,10 @@ def _down(value: float, unit: int) -> int:
 
 
 def dilation(scale: float) -> int:
-    """Returns the edge of the dilated grid of a stage: the scale rounded up, so that no view is larger than the base.
+    """Returns the factor of the dilated views: the scale rounded up, so that no view is larger than the base image.
 
-    Rounding to the nearest number would make views of up to 5/4 of the base's sides. The paper has whole scales only.
+    With the nearest number instead, the sides of views would be up to 5/4 of the base image's. The paper only uses
+    whole scales.
     """
     return max(2, math.ceil(scale - 1e-6))
 
@@ -218,7 +219,7 @@ def _window(settings: Settings, base: Size, target: Size, unit: int) -> Size:
 def _times(side: int, factor: float, unit: int) -> int:
     """Returns a tile side that is a multiple of the base image's side.
 
-    SDXL's UNet halves sides twice, so the result is a multiple of 4, unless it is so small that this would change it.
+    SDXL's UNet halves sides twice, so the result is a multiple of 4 if the side is large enough.
     """
     step = math.lcm(4, unit) if side >= 4 * FEWEST_CELLS else unit
     return max(step * int(side * factor / step + 0.5), _down(min(FEWEST_CELLS, side), unit))

@@ -17,7 +17,7 @@ class NoiseSpace(Protocol):
     def read(self, level: Tensor) -> tuple[Tensor, float]:
         """Returns a scalar noise level on the CPU, and the model's timestep (0 to 1000) for it.
 
-        Both are read in one transfer, because each read waits until the device has finished its queue.
+        Both are read in one transfer, because each read waits for the device's queue.
         """
         ...
 
@@ -78,7 +78,7 @@ class VariancePreserving:
 class Flow:
     """x = (1 - sigma) signal + sigma noise, the space of flow-matching models, whose level is sigma (1 to 0).
 
-    Their samplers step along the velocity (x - denoised) / sigma. `timestep` decides which weights a level gets.
+    Their samplers step along the velocity (x - denoised) / sigma. `timestep` determines the cosine weights of a level.
     """
 
     def __init__(self, timestep: Timestep = snr_timestep):
@@ -115,9 +115,9 @@ def scales_at(space: NoiseSpace, level: Tensor) -> tuple[float, float]:
 
 
 def blend_noised_(x: Tensor, anchor: Tensor, noise: Tensor, scales: tuple[float, float], c1: float) -> None:
-    """Blends x to (1 - c1) x + c1 noised(anchor) in place, as in the paper. For samplers that add no noise.
+    """Replaces x by (1 - c1) x + c1 noised(anchor) in place, as in the paper. For samplers that add no noise.
 
-    `scales` is the result of `scales_at`. No other latent is allocated, because allocation costs more than the sum.
+    `scales` is the result of `scales_at`. Allocates no latent, because that would take longer than the sum.
     """
     signal_scale, noise_scale = scales
     x.mul_(1 - c1)

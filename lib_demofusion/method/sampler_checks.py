@@ -40,24 +40,24 @@ class CallGuard:
         self._begun = False
 
     def step_begins(self, x: Tensor) -> None:
-        """Notes the x of a model call that begins a step.
+        """Records the x of a model call that begins a step.
 
-        DDIM and its like run their callback with the x of the next step, all others with the x of this step. Raises
-        UnknownSampler if the callback of the step before did not come.
+        DDIM and similar samplers pass the x of the next step to their callback. All others pass the x of this step.
+        Raises UnknownSampler if there was no callback for the previous step.
         """
         if self._written is not None:
             raise UnknownSampler(CALLS_DO_NOT_FIT)
         if self._evaluated_given is None:
             self._evaluated_given = _same_memory(x, self._given)
         self._begun = True
-        # references keep the memory from being used for another tensor
+        # the reference prevents torch from using this memory for another tensor
         self._written = None if _same_memory(x, self._shown) else x
 
     def callback(self, x: Tensor) -> None:
-        """Notes the x of the sampler's callback.
+        """Records the x of the sampler's callback.
 
-        IPNDM and DEIS show in every callback the x that they received, which is accepted if they evaluated that very x.
-        Raises UnknownSampler if the callback shows another x than the model saw, or if no call has begun a step.
+        IPNDM and DEIS pass the x that they received to every callback. This is accepted if they evaluated the same x.
+        Raises UnknownSampler if the callback's x is not the one that the model received, or if no call began a step.
         """
         if not (self._begun or self._rejects_steps):
             raise UnknownSampler(CALLS_DO_NOT_FIT)
@@ -67,7 +67,7 @@ class CallGuard:
         self._shown, self._written, self._begun = x, None, False
 
     def end(self) -> None:
-        """Raises UnknownSampler if the callback of the last step did not come."""
+        """Raises UnknownSampler if there was no callback for the last step."""
         if self._written is not None:
             raise UnknownSampler(CALLS_DO_NOT_FIT)
 
@@ -102,14 +102,14 @@ FOR_FLOW = "_RF"
 """Suffix of the names of functions that are written for flow models."""
 
 FLOW_NAMES = frozenset({"_is_const", "offset_first_sigma_for_snr", "sigma_to_half_log_snr", "noise_scaling"})
-"""Names in the code of those functions of Forge Neo that check the kind of model."""
+"""Names that occur in the code of Forge Neo's functions that check the kind of model."""
 
 FLUX_ONLY = "PredictionFlux"
 """The schedule class of Flux and Chroma, by which the functions of Forge recognize a flow model."""
 
 
 def flow_problem(label: str, name: str, draws_noise: bool, knows_flow: bool, churn: float = 0.0) -> str | None:
-    """Returns why a sampler is wrong on a flow model, to follow "DemoFusion does not work with", or None.
+    """Returns why a sampler is wrong on a flow model, or None. The text continues "DemoFusion does not work with".
 
     `label` is the sampler's name in the webui, and `name` is the name of its function. `draws_noise` is True if it adds
     noise in this run (see `sampler_steps.is_stochastic`). `knows_flow` is the result of the function `knows_flow`.
@@ -125,8 +125,8 @@ def flow_problem(label: str, name: str, draws_noise: bool, knows_flow: bool, chu
 def knows_flow(function: Callable[..., Any], predictor: Any) -> bool:
     """Returns whether a sampling function treats the model of `predictor`, the host's schedule, as a flow model.
 
-    Forge and Forge Neo have functions of the same name that differ in this, so it is read from the names that the
-    function's code uses.
+    Functions of Forge and of Forge Neo have the same names, and only some support flow models. The names that a
+    function's code uses show whether it does.
     """
     code = getattr(_unwrapped(function), "__code__", None)
     if code is None:

@@ -1,7 +1,7 @@
 """Identifies the first model call of each sampler step. The skip residual is applied in this call only.
 
-The noise level is not sufficient: the second call of Heun has the level of the next step's first call, and so does the
-middle call of DPM2 a and DPM++ 2S a at eta = 1. The order of calls and callbacks identifies the calls, and each kind of
+The noise level does not identify this call. The second call of Heun has the level of the next step's first call, and so
+does the middle call of DPM2 a and DPM++ 2S a at eta = 1. The order of calls and callbacks identifies it. Each kind of
 sampler has its own order. The names are those of the sampling functions in k-diffusion and in the webui.
 """
 
@@ -22,9 +22,9 @@ FLOW_FORMS = {
     "sample_dpm_2_ancestral": "sample_dpm_2_ancestral_RF",
     "sample_dpmpp_2s_ancestral": "sample_dpmpp_2s_ancestral_RF",
 }
-"""The functions that run instead of ancestral samplers in Forge and Forge Neo if the model is a flow model."""
+"""Functions that Forge and Forge Neo run instead of ancestral samplers on flow models."""
 NEVER_STOCHASTIC = frozenset({"sample_res_multistep", "sample_res_multistep_cfg_pp"})
-"""Sampling functions that accept a noise sampler and no eta, and that nevertheless add no noise."""
+"""Sampling functions that accept a noise sampler and no eta, but add no noise."""
 
 ALWAYS_STOCHASTIC = frozenset({"sample_lcm", "restart_sampler", "sample_ddpm", "sample_er_sde"})
 
@@ -33,13 +33,13 @@ class StepDetector:
     """The detector for samplers that call the model once per step."""
 
     blends_in_callback = False
-    """Whether x must be blended once more in the callback, because the sampler drops the tensor that it evaluated."""
+    """Whether x must be blended again in the callback, because the sampler discards the tensor that it evaluated."""
 
     copies_x = False
-    """Whether the model sees a copy of the sampler's x, so that only the callback can change x."""
+    """Whether the model receives a copy of the sampler's x, so that only the callback can change x."""
 
     rejects_steps = False
-    """Whether the sampler also runs its callback for a step that it then rejects and tries again."""
+    """Whether the sampler also runs its callback for a step that it then rejects and repeats."""
 
     def is_step_start(self, level: float) -> bool:
         """Returns whether the model call that is about to happen at noise level `level` begins a step."""
@@ -49,7 +49,7 @@ class StepDetector:
         """Handles the sampler's callback for step `i`."""
 
     def callback_scale(self, i: int, level: float) -> float | None:
-        """Returns the factor from the callback's x to x at noise level `level`; None if that x is not to be blended."""
+        """Returns the factor that converts the callback's x to x at `level`, or None if that x must not be blended."""
         return 1.0 if self.blends_in_callback else None
 
 
@@ -84,7 +84,7 @@ class CountedCalls(StepDetector):
 class FirstCallAtNewLevel(StepDetector):
     """The detector for DPM adaptive.
 
-    A rejected step starts again at the same level, from the x that was blended already.
+    After a rejected step, it starts again at the same level from the x that was already blended.
     """
 
     rejects_steps = True
@@ -174,7 +174,7 @@ def flow_form(name: str) -> str:
 
 
 def more_calls_of(name: str, sigmas: Tensor, eta: float = 1.0) -> Callable[[int], int] | None:
-    """Returns the number of calls after the first one of step i in the sampling function `name`, or None if always 0.
+    """Returns a function from step i to its number of calls after the first one, or None if there are none in any step.
 
     `sigmas` are the levels of the run, zero at the end. Sources: k-diffusion and the samplers of Forge and Forge Neo.
     """

@@ -26,8 +26,7 @@ def snr_timestep(sigma: float) -> float:
     """Returns the timestep at which Stable Diffusion has the same signal-to-noise ratio.
 
     Scaling x by 1 / (1 - sigma) turns it into signal + sigma / (1 - sigma) noise, the form of the k-diffusion samplers.
-    Between two timesteps log sigma is interpolated linearly, as k-diffusion does. The result is 0 to 999; the ends hold
-    for levels beyond Stable Diffusion's.
+    Between two timesteps, log sigma is interpolated linearly, as in k-diffusion. The result is clamped to 0 to 999.
     """
     if sigma <= 0 or sigma >= 1:
         return float(TIMESTEPS - 1) if sigma >= 1 else 0.0
@@ -38,12 +37,12 @@ def snr_timestep(sigma: float) -> float:
 
 
 def linear_timestep(sigma: float) -> float:
-    """Returns 1000 sigma, the timestep that flow models themselves are given."""
+    """Returns 1000 sigma, the timestep that flow models themselves receive."""
     return TIMESTEPS * sigma
 
 
 def unshifted_timestep(shift: float) -> Timestep:
-    """Returns the function that undoes a model's shift: sigma = shift u / (1 + (shift - 1) u) becomes 1000 u.
+    """Returns a function that removes a model's shift: sigma = shift u / (1 + (shift - 1) u) becomes 1000 u.
 
     Models with the parameter mu have a shift of exp(mu).
     """
@@ -117,8 +116,8 @@ TWO_NEEDED = frozenset(
 )
 """Sampling functions of k-diffusion that raise an error in a single step.
 
-The DPM++ SDE functions need a step that does not end at zero noise. The others run to the last level but one, at which
-they would then begin.
+The DPM++ SDE functions need a step that does not end at zero noise. The others end at the last level above zero, and a
+single step would begin there too.
 """
 
 TIMESTEP_SAMPLERS = frozenset({"ddim", "ddim_cfgpp", "plms", "unipc"})
@@ -161,14 +160,14 @@ class StageSteps:
     schedule: int
     """Number of steps in the whole schedule."""
     run: int
-    """The stage begins at level `schedule - run` of it."""
+    """Number of steps that the stage runs. It begins at level `schedule - run` of the schedule."""
 
 
 Levels = Callable[[int], Sequence[float]]
 """Returns the decreasing noise levels of a schedule with this number of steps, including the final zero."""
 
 LONGEST = 4096
-"""The longest schedule that is tried. Its last step begins below the start level of every preset."""
+"""Number of steps in the longest schedule that is tried. Its last step begins below the start level of every preset."""
 
 
 def steps_by_share(steps: int, strength: float, least: int) -> StageSteps:
@@ -180,10 +179,10 @@ def steps_by_share(steps: int, strength: float, least: int) -> StageSteps:
 def steps_by_level(steps: int, strength: float, least: int, levels: Levels) -> StageSteps:
     """Returns as many steps as `steps_by_share`, but starting at the noise level that corresponds to `strength`.
 
-    This is for flow models. Their shift moves most of a schedule to high levels: its last half begins at 0.75 with a
-    shift of 3, and at 0.9 with a shift of 9. The start level has the signal-to-noise ratio of Stable Diffusion's
-    timestep 1000 strength. The length of the schedule is chosen so that the last steps begin as close to this level as
-    possible. A strength of 1 begins at the start of the schedule.
+    This is for flow models. Their shift moves most of a schedule to high levels: with a shift of 3, the last half
+    begins at 0.75, and with a shift of 9, it begins at 0.9. The start level has the signal-to-noise ratio of Stable
+    Diffusion's timestep 1000 * strength. The length of the schedule is chosen so that the last steps begin as close to
+    this level as possible. With a strength of 1, a stage begins at the start of the schedule.
     """
     run = max(steps_of_stage(steps, strength), least)
     if strength >= 1:
@@ -191,7 +190,7 @@ def steps_by_level(steps: int, strength: float, least: int, levels: Levels) -> S
     wanted, tried = flow_level(TIMESTEPS * strength), {}
 
     def too_high(length: int) -> bool:
-        """Tries a schedule. In longer ones, the last `run` steps begin at a lower level."""
+        """Returns whether the last `run` steps of a schedule begin above the wanted level."""
         found = levels(length)
         # some schedulers remove levels that are equal after rounding
         start = max(len(found) - 1 - run, 0)

@@ -1,4 +1,4 @@
-"""Steers one stage while a sampler runs: anchor, noise, and the views and weights of the current model call."""
+"""Runs the method inside a sampler: prepares the anchor of a stage, and handles every model call of its sampler."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OTHER_SIZE = "this sampler also asks its model of images of another size; choose
 
 
 def make_anchor(latent: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
-    """Upsamples the latent (B, C, h, w) of the previous stage to the size of `stage`, as in the paper.
+    """Upscales the latent (B, C, h, w) of the previous stage to the size of `stage`, as in the paper.
 
     A host can pass another anchor to StageRun, such as an image that was upscaled and encoded (Settings.anchor).
     """
@@ -49,10 +49,10 @@ def cropped(x: Tensor, plan: Plan, stage: StagePlan, factor: int = 1) -> Tensor:
 
 
 def finish_stage(x: Tensor, base: Tensor, colours: Tensor | None = None) -> Tensor:
-    """Matches the scalar mean and standard deviation of a stage's result to the base latent, image by image.
+    """Matches the scalar mean and standard deviation of a stage's result to the base latent, separately for each image.
 
-    `colours` is the part (B, C, h, w) of the base latent that the stage shows. If given, the colors of large areas are
-    matched to it as well.
+    `colours` is the part (B, C, h, w) of the base latent that the stage shows. If it is given, the colors of large
+    areas are matched to it as well.
     """
     x = match_statistics(x, *mean_and_std(base))
     return x if colours is None else match_low_band(x, colours)
@@ -72,10 +72,10 @@ class SamplerTraits:
 
 
 class StageRun:
-    """Steers one sampling run at one size.
+    """One sampling run of one stage.
 
-    The owner calls `before_call` with the sampler's own x before every model call, `denoise` for each prediction in
-    this call (once per batch of conds, any number of times), and `after_step` from the sampler's callback.
+    The caller calls `before_call` with the sampler's own x before every model call, and `after_step` in the sampler's
+    callback. In each model call, it calls `denoise` for every batch of conds.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class StageRun:
         self._guard = traits.guard
         self.call = -1
         self.predictions = 0
-        """Number of calls of `denoise`. If it is 0 at the end, the host has sampled the latent without DemoFusion."""
+        """Number of calls of `denoise`. If it is 0 at the end, the host has sampled without DemoFusion."""
         self.level = self.timestep = 0.0
         """Noise level of the current model call in the sampler's own units, and the model's timestep for it."""
         self.weights = Weights(1.0, 1.0, 1.0)
@@ -105,22 +105,21 @@ class StageRun:
         self._again: tuple[Tensor, float] | None = None
 
     def start(self, x: Tensor, level: Tensor) -> None:
-        """Sets x (B, C, H, W) to the noised anchor; also before the first call, if the calls show only copies of x."""
+        """Sets x (B, C, H, W) to the noised anchor. Needed before the first call if the model receives copies of x."""
         noise = self.noise * (1 + self.settings.extra_noise)
         x.copy_(noised(self.anchor, noise, level, self.space))
 
     def before_call(self, x: Tensor, level: Tensor, shown: Tensor | None = None) -> None:
         """Blends the skip residual into x (B, C, H, W) in place if a step begins, and chooses the views of this call.
 
-        `level` is the scalar noise level that the sampler passes to its model; `shown` is the sampler's own x if `x` is
-        a copy of it, which the caller then writes back. Raises ValueError if x is of another size
-        than the stage, because the views and the skip residual are of this size, and UnknownSampler if the sampler's
-        calls do not fit its detector.
+        `level` is the scalar noise level that the sampler passes to its model. If `x` is a copy of the sampler's own x,
+        `shown` is that x, and the caller writes the copy back. Raises ValueError if x does not have the size of the
+        stage. Raises UnknownSampler if the sampler's calls do not fit its detector.
         """
         if x.shape[-2:] != self.anchor.shape[-2:]:
             raise ValueError(OTHER_SIZE)
         self.call += 1
-        # a Python number from here on: if it were read from the device, every use would wait for the queue
+        # a Python number, because every read of a number from the device waits for the device's queue
         level, self.timestep = self.space.read(level)
         self.level = float(level)
         self.weights = weights_at(self.timestep, self.settings)
@@ -138,7 +137,7 @@ class StageRun:
     def after_step(self, i: int, x: Tensor, denoised: Tensor, shown: Tensor | None = None) -> None:
         """Handles the sampler's callback for step `i`, with its x and its prediction of the clean latent.
 
-        `shown` is the sampler's own x if `x` is a copy of it.
+        If `x` is a copy of the sampler's own x, `shown` is that x.
         """
         if self._guard is not None:
             self._guard.callback(x if shown is None else shown)
@@ -155,7 +154,7 @@ class StageRun:
             self._denoised = denoised.clone()
 
     def end(self) -> None:
-        """Checks a sampler that has returned; raises UnknownSampler if its last call does not fit its detector."""
+        """Checks the last call of a finished sampler. Raises UnknownSampler if it does not fit the detector."""
         if self._guard is not None:
             self._guard.end()
 
@@ -164,7 +163,7 @@ class StageRun:
     ) -> Tensor:
         """Computes the fused prediction for x (N, C, H, W).
 
-        The rows can be conds and unconds of one call. `copies` is the number of times that they repeat the same images.
+        The rows can be conds and unconds of one call. `copies` is the number of times that the same images repeat.
         """
         self.predictions += 1
         local = LocalPath(self.local, self._feathering)
@@ -176,7 +175,7 @@ class StageRun:
         return blur_for_dilation(x, self.stage.factor, self.settings.sigma * self.weights.blur)
 
     def _blend(self, x: Tensor, level: Tensor, c1: float) -> None:
-        """Blends x. The first call sets x exactly, because the webui's DDIM adds noise of the level above its first."""
+        """Blends the anchor into x. The first call replaces x, because the webui's DDIM adds too much noise to it."""
         if self.call == 0:
             self.start(x, level)
         elif self.stochastic and self._denoised is not None:

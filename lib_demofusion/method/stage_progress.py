@@ -42,7 +42,7 @@ class StageProgress:
         if self._call == 0:
             self._warm = now, self._before
         elif self._call > 0:
-            # measured from call to call: a GPU works asynchronously, and only the next call waits for the result
+            # measured from call to call, because a GPU works asynchronously and only the next call waits for the result
             self.rate = (now - self._warm[0]) / ((self._before - self._warm[1]) * self.images)
         if self._call >= 0:
             self._rounds = max(self._evaluated / self._cells, 1.0)

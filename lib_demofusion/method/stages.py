@@ -1,4 +1,4 @@
-"""Runs the stages one after the other. A host supplies the operations and acts between the stages."""
+"""Runs the stages one after the other. A host supplies the operations and can act between two stages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Image = TypeVar("Image")
 
 
 Finish = Callable[[Tensor], Tensor]
-"""Gives a sampled latent the statistics of the base image."""
+"""Matches the statistics of a sampled latent to the base image."""
 
 
 class StageStopped(Exception):
@@ -39,7 +39,7 @@ class StageHost(Protocol, Generic[Image]):
         ...
 
     def encode(self, images: Iterable[Image]) -> Tensor:
-        """Encodes images. They come from an iterator, so that only one of them is in memory at a time."""
+        """Encodes images. They come from an iterator, so only one of them is in memory at a time."""
         ...
 
     def sample(self, stage: StagePlan, anchor: Tensor, finish: Finish) -> Tensor:
@@ -67,10 +67,10 @@ def run_stages(host: StageHost[Image], plan: Plan, settings: Settings, base: Ten
 
 
 def stage_anchor(host: StageHost[Image], latent: Tensor, place: tuple[Plan, StagePlan], settings: Settings) -> Tensor:
-    """Returns the anchor of a stage: the latent of the previous stage, upscaled as the field Upscaler says.
+    """Returns the anchor of a stage: the latent of the previous stage, upscaled according to the field Upscaler.
 
-    `place` is the plan and the stage. An upscaled latent decodes to a blurred image with streaks, and a stage that
-    begins below full noise keeps them. The upscaled image is sharper.
+    `place` is the plan and the stage. An upscaled latent decodes to a blurred image with streaks. A stage that does not
+    begin at full noise keeps both. An upscaled image is sharper.
     """
     plan, stage = place
     if settings.anchor == LATENT:

@@ -1,4 +1,4 @@
-"""Views of a large latent at the native size of the model: overlapping crops and dilated sub-grids."""
+"""Defines the views of a large latent: overlapping tiles and dilated views. They have about the model's native size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LocalView:
         return self.height, self.width
 
     def times(self, factor: int) -> LocalView:
-        """Scales the rectangle by `factor`."""
+        """Returns the rectangle with all numbers multiplied by `factor`."""
         return LocalView(*(factor * n for n in (self.top, self.left, self.height, self.width)))
 
     def take(self, x: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class LocalView:
 
 @dataclass(frozen=True)
 class DilatedView:
-    """Every `factor`-th cell of a latent of size `size`, starting at a phase (row, column) of the padded grid.
+    """Every `factor`-th cell of a latent of size `size`, starting at the cell `phase` (row, column) of the padded grid.
 
     The grid is padded with zeros at the top and left to a multiple of `factor` times `unit`, so that all phases have
     the same size, which is a multiple of `unit`. The reference pads in the same way, with a unit of 1.
@@ -59,7 +59,7 @@ class DilatedView:
         return dilated_size(self.size, self.factor, self.unit)
 
     def take(self, x: Tensor) -> Tensor:
-        """Returns the sub-grid of x (..., H, W), padded if the phase begins before the latent."""
+        """Returns the view's cells of x (..., H, W), with zeros for cells of the padding."""
         cells, lead_rows, lead_columns = self._cells(x)
         return F.pad(cells, (lead_columns, 0, lead_rows, 0)) if lead_rows or lead_columns else cells
 
@@ -73,7 +73,7 @@ class DilatedView:
         return x[..., top :: self.factor, left :: self.factor], lead_rows, lead_columns
 
     def _first_cell(self, axis: int) -> tuple[int, int]:
-        """Returns the first cell inside the latent, and the number of padded cells of the view before it."""
+        """Returns the view's first cell inside the latent, and the number of its padded cells before that cell."""
         offset = self.offset(axis)
         lead = max(-(offset // self.factor), 0)
         return offset + lead * self.factor, lead
@@ -88,10 +88,10 @@ View = LocalView | DilatedView
 
 
 def view_starts(length: int, window: int, stride: int, unit: int = 1) -> list[int]:
-    """Returns the start positions of views along one axis: as few as possible, evenly spaced, at most `stride` apart.
+    """Returns the start positions of as few views as possible along one axis, evenly spaced, at most `stride` apart.
 
-    The paper's code moves the last view back instead if the stride does not divide the length. With even spacing, the
-    same number of views overlaps more. All lengths are multiples of `unit`, and so are the results.
+    The paper's code has a constant stride and moves only the last view back. With even spacing, the same number of
+    views overlaps more. All lengths are multiples of `unit`, and so are the results.
     """
     if unit > 1:
         return [unit * start for start in view_starts(length // unit, window // unit, max(stride // unit, 1))]
@@ -111,7 +111,7 @@ def local_views(
 
     With a generator, each view is shifted randomly by up to `jitter_range` along every axis on which it does not touch
     a border. Shifts are clamped at the borders, so no view leaves the latent and every cell stays covered. The sides of
-    the views are multiples of `unit` if those of the arguments are. Shifts are not rounded to `unit`.
+    the views are multiples of `unit` if the arguments are. Shifts are not rounded to `unit`.
     """
     rows = view_starts(size[0], window[0], stride[0], unit)
     columns = view_starts(size[1], window[1], stride[1], unit)
@@ -143,12 +143,12 @@ def _shifts(
 
 
 def jitter_generator(stage: int, step: int) -> torch.Generator:
-    """Returns a generator seeded by (stage, step) only, so an image is the same alone and in a batch."""
+    """Returns a generator whose seed depends on stage and step only, so an image is the same alone and in a batch."""
     return torch.Generator().manual_seed(1_000_003 * stage + step)
 
 
 def dilated_views(size: Size, factor: int, unit: int = 1) -> list[DilatedView]:
-    """Returns the factor x factor phases of a latent of `size`. Together they contain every cell once."""
+    """Returns the factor x factor dilated views of a latent of `size`. Together they contain every cell once."""
     return [DilatedView(row, column, factor, size, unit) for row in range(factor) for column in range(factor)]
 
 
