@@ -314,15 +314,36 @@ def test_a_wrapper_that_keeps_a_history_is_refused(cleaned: list[Any], wrapper: 
     """Spectrum and step caches use a wrapper's slot, and would compute views from other views."""
     p = request(Scripts({WRAPPER: wrapper}))
     expected = (
-        pytest.raises(RuntimeError, match="a step from the steps before") if refused else contextlib.nullcontext()
+        pytest.raises(RuntimeError, match="it computes a step from earlier steps")
+        if refused
+        else contextlib.nullcontext()
     )
     with expected, sampling(p):
         pass
 
 
+@pytest.mark.parametrize(
+    ("patch", "said"),
+    [
+        ({WRAPPER: forecasting()}, "test_forge_backend: it computes a step from earlier steps"),
+        ({"conditioning_modifiers": [sampling]}, "test_forge_backend: it changes the prompt's conditioning"),
+        ({WRAPPER: stateless}, None),
+    ],
+)
+def test_a_patch_is_refused_before_the_first_stage(patch: dict[str, Any], said: str | None) -> None:
+    """Before the base image is sampled, the UNet has the patches of an earlier job."""
+    p = request(Scripts(patch))
+    p.scripts.process_before_every_sampling(p)
+    p.sampler = None
+    assert Forge().refusal(p) is None
+    p.sampler = object()
+    found = Forge().refusal(p)
+    assert found is None if said is None else said in str(found), found
+
+
 def test_what_asks_the_model_past_the_views_is_named(cleaned: list[Any]) -> None:
     p = request(Scripts({"conditioning_modifiers": [sampling]}))
-    with pytest.raises(RuntimeError, match="test_forge_backend changes what the model is asked"), sampling(p):
+    with pytest.raises(RuntimeError, match="test_forge_backend: it changes the prompt's conditioning"), sampling(p):
         pass
 
 

@@ -75,7 +75,11 @@ class Forge:
 
     def refusal(self, p: Any) -> str | None:
         family = self.family(p.sd_model)
-        return forge_refusals.refusal(p, family) or forge_refusals.sampler_problem(p, family.flow)
+        reason = forge_refusals.refusal(p, family) or forge_refusals.sampler_problem(p, family.flow)
+        # before the base image is sampled, the UNet still has the patches of the previous job
+        if reason is None and getattr(p, "sampler", None) is not None:
+            reason = forge_refusals.patch_problem(p.sd_model.forge_objects.unet, family)
+        return reason
 
     @contextmanager
     def base_checkpoint(self, p: Any, checkpoint: Any) -> Iterator[None]:
@@ -97,7 +101,9 @@ class Forge:
             form = family.form
             self._patch(p, form.to_host(anchor), form.to_host(noise))
             unet = model.forge_objects.unet.clone()
-            forge_refusals.check_patches(unet, family)
+            problem = forge_refusals.patch_problem(unet, family)
+            if problem is not None:
+                raise RuntimeError(problem)
             reserve_for_views(unet, form.host_shape(anchor.shape[1], stage.window), max(views, 1))
             model.forge_objects.unet = unet
             try:

@@ -96,17 +96,23 @@ def _unit_problem(unit: Any) -> str | None:
     return None
 
 
-def check_patches(unet: Any, family: Family = SD) -> None:
-    """Raises RuntimeError if an extension's patch needs the whole latent, or computes a view from other views."""
+def patch_problem(unet: Any, family: Family = SD) -> str | None:
+    """Returns the extension whose patch needs the whole latent, or computes a view from other views, and why."""
     inner = unet.model_options.get(WRAPPER)
     # on transformers, nearly all such wrappers cache steps
     if inner is not None and (family.transformer or keeps_history(inner)):
-        module = getattr(inner, "__module__", None) or type(inner).__module__
-        raise RuntimeError(f"{module} computes a step from the steps before, which would be other views; switch it off")
+        return f"{_author(inner)}: it computes a step from earlier steps, which would be of other views; switch it off"
     modifiers = unet.model_options.get("conditioning_modifiers")
     if modifiers:
-        names = ", ".join(sorted({getattr(m, "__module__", "?") for m in modifiers}))
-        raise RuntimeError(f"{names} changes what the model is asked of the whole latent; switch it off")
+        names = ", ".join(sorted(set(map(_author, modifiers))))
+        return f"{names}: it changes the prompt's conditioning for the whole latent; switch it off"
+    return None
+
+
+def _author(function: Any) -> str:
+    """Returns the name of the module that a function or object is from. Those of scripts end in ".py"."""
+    module = getattr(function, "__module__", None) or type(function).__module__
+    return str(module).removesuffix(".py")
 
 
 try:
