@@ -152,6 +152,18 @@ class Noted(AlwaysOn):
             setattr(p, name, value)
 
 
+class Regions(AlwaysOn):
+    """Regional Prompter for Forge Neo. It writes nothing to the infotext, and a job that fails leaves it active."""
+
+    def __init__(self, calc: str, asked: bool = True):
+        self.calc, self.active = calc, True
+        # the first argument of a request is 0, and the second is a dict
+        self.args_from = int(asked)
+
+    def title(self) -> str:
+        return "Regional Prompter"
+
+
 def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image, dtype=int)
 
@@ -341,6 +353,18 @@ def test_a_copy_of_a_request_whose_base_failed_has_its_stages(webui: Webui, monk
         with pytest.raises(RuntimeError, match="no memory"):
             webui.job(ON)
     assert sizes(process_images(copy(requests[0]))) == [2 * BASE]
+
+
+@pytest.mark.parametrize(
+    ("script", "refused"),
+    [(Regions("Attention"), True), (Regions("Latent"), False), (Regions("Attention", False), False)],
+)
+def test_regional_prompter_of_forge_neo_is_refused(
+    webui: Webui, beside: Callable, script: Regions, refused: bool, reported: Reports
+) -> None:
+    reported.expect(*[ATTENTION] * refused)
+    beside(script)
+    assert sizes(webui.job(ON)) == [BASE if refused else 2 * BASE]
 
 
 ATTENTION = "Regional Prompter's attention mode"

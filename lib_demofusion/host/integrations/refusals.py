@@ -17,6 +17,9 @@ from lib_demofusion.host.integrations import layer_patches
 
 REFUSED = "DemoFusion does not work with"
 
+REGIONAL = "Regional Prompter"
+"""The title of an extension whose version for Forge Neo writes nothing to the infotext."""
+
 
 @dataclass(frozen=True)
 class Situation:
@@ -28,6 +31,8 @@ class Situation:
     """Title of the script that is selected at the bottom of the tab."""
     params: Mapping[str, Any] = field(default_factory=dict)
     """Infotext entries, including those of other extensions."""
+    regions: str = ""
+    """The mode of Regional Prompter, or an empty text if it is off."""
     masked: bool = False
     only_details: bool = False
     """Whether ADetailer repaints details of the upload and discards the result of img2img."""
@@ -42,6 +47,7 @@ def of_job(p: Any) -> Situation:
         tiling=bool(p.tiling),
         script=chosen_script(p.scripts, (p.script_args or [0])[0]),
         params=p.extra_generation_params,
+        regions=_mode_of_regions(p),
         masked=getattr(p, "mask", None) is not None,
         only_details=getattr(p, "_ad_skip_img2img", False) and not getattr(p, "_ad_disabled", False),
         denoiser=getattr(getattr(p, "sampler", None), "model_wrap_cfg", None),
@@ -62,6 +68,18 @@ def chosen_script(runner: Any, index: object) -> str:
     return scripts[index - 1].title()
 
 
+def _mode_of_regions(p: Any) -> str:
+    """Returns the mode of Regional Prompter in this job, or an empty text if it is off."""
+    if str(p.extra_generation_params.get("RP Active")) == "True":
+        return str(p.extra_generation_params.get("RP Calc Mode"))
+    scripts: Sequence[Any] = getattr(p.scripts, "alwayson_scripts", ())
+    entry = next((entry for entry in scripts if entry.title() == REGIONAL), None)
+    # after a job that failed, the script is still marked as active
+    if entry is None or not getattr(entry, "active", False) or not p.script_args[entry.args_from]:
+        return ""
+    return str(getattr(entry, "calc", ""))
+
+
 Check = Callable[[Situation], bool]
 
 
@@ -78,7 +96,7 @@ def _tile_script(now: Situation) -> bool:
 
 def _regional_attention(now: Situation) -> bool:
     """Regional Prompter's attention mode maps its regions to the model's input, so every crop would show them all."""
-    return str(now.params.get("RP Active")) == "True" and now.params.get("RP Calc Mode") != "Latent"
+    return now.regions not in ("", "Latent")
 
 
 def _soft_inpainting(now: Situation) -> bool:
