@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,21 @@ def measured(table: dict[str, dict[str, str]], way: str, row: str) -> str:
     return f"{100 * float(number):.0f} %" if share else number + unit
 
 
+def test_sentences_about_the_cost() -> None:
+    """Compares the sentences outside the table with the computed costs."""
+    text = " ".join(PAGES["README.md"].split())
+    costs = {preset: cells for preset, _, *cells in rows("| Preset | For", "README.md")}
+    ((preset, scale, cost),) = re.findall(r"with the preset \*(\w+)\*, an image at (\d)x costs ([\d.]+) base", text)
+    assert cost == costs[preset][(2, 3, 4, 6, 8).index(int(scale))]
+    ((first, second, preset, *told),) = re.findall(
+        r"With (\d) or (\d) steps, \*(\w+)\* costs ([\d.]+) at 2x and ([\d.]+) at 4x", text
+    )
+    for steps in (int(first), int(second)):
+        plans = [parse_settings({"scale": scale, "preset": preset}) for scale in (2, 4)]
+        found = [run_costs(make_plan(one, (128, 128)), one, steps=steps, two_calls=False) for one in plans]
+        assert told == [f"{1 + sum(one.stages) / one.base:.1f}" for one in found]
+
+
 def test_what_was_measured() -> None:
     tables = bench_tables()
     (head,) = re.findall(r"^\| Measured \|(.*)\|$", PAGES["README.md"], re.MULTILINE)
@@ -137,25 +153,73 @@ def sentences(page: str) -> list[str]:
     return [part for one in paragraphs for part in re.split(r"(?<=[.!?])\s+", " ".join(one.split()))]
 
 
-def test_every_sentence_that_compares_has_numbers_of_the_tables() -> None:
-    """Every other number comes from README's own table or from the model without zoomed crops.
+HIRES = re.compile(r"[Hh]ires fix(?: with an ESRGAN)?(?: at denoising strength| ESRGAN)? (0\.\d)")
 
-    The test above compares README's table.
-    """
+
+def ways_in(sentence: str, ways: Iterable[str]) -> set[str]:
+    """Returns the columns of README's table that a sentence names."""
+    strengths = set(HIRES.findall(sentence))
+    if strengths:
+        # "at denoising strength 0.5 ..., and at 0.3 ..." names both
+        strengths |= set(re.findall(r"\bat (0\.\d)\b", sentence))
+    return {way for way in ways if way in sentence or way[-3:] in strengths}
+
+
+def results_in(sentence: str) -> set[str]:
+    """Returns the numbers of a sentence without scales, strengths and counts of prompts, which are conditions."""
+    conditions = r"strength [\d.]+|\bat 0\.\d\b|\b\d+ steps"
+    return set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?: %)?(?![\w.]*\d|x| prompts)", re.sub(conditions, "", sentence)))
+
+
+def measured_cells() -> dict[tuple[str, str], set[str]]:
+    """Returns the numbers of README's table of measurements by way and scale."""
+    (head,) = re.findall(r"^\| Measured \|(.*)\|$", PAGES["README.md"], re.MULTILINE)
+    cells: dict[tuple[str, str], set[str]] = {}
+    for label, *row in rows("| Measured", "README.md"):
+        for way, cell in zip(head.split("|"), row):
+            cells.setdefault((way.strip(), label.rpartition(", ")[2]), set()).add(cell.removesuffix(" dB"))
+    return cells
+
+
+def cells_without_zoomed_crops() -> dict[tuple[str, str], set[str]]:
+    """Returns the shares of images with an extra subject by way and scale, from the table in docs/history.md."""
     history = (ROOT / "docs" / "history.md").read_text(encoding="utf-8")
-    crops = re.search(r"## A model without zoomed crops.*?\n\n(\|.*?)\n\n", history, re.DOTALL)
-    assert crops
-    numbers = {cell.removesuffix(" dB") for row in rows("| Measured", "README.md") for cell in row[1:]}
-    numbers |= {f"{100 * float(share):.0f} %" for share in re.findall(r"0\.\d\d", crops[1])}
-    comparing = [one for one in sentences("README.md") if COMPARING.search(one) and WAYS.search(one)]
-    assert len(comparing) >= 4
+    table = re.search(r"## A model without zoomed crops.*?\n\n(\|.*?)\n\n", history, re.DOTALL)
+    assert table
+    head, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines())
+    column = head.index("any extra")
+    return {(line[0], line[1]): {f"{100 * float(line[column].split()[0]):.0f} %"} for line in lines}
+
+
+def cells_of_a_webui() -> dict[tuple[str, str], set[str]]:
+    """Returns the times at 2x in base images that bench.host measured, from the table in bench/README.md."""
+    text = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
+    table = re.search(r"\n\n(\| Way, in bench\.host .*?)\n\n", text, re.DOTALL)
+    assert table
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()[2:]]
+    return {(way.replace(", denoising strength", ""), "2x"): {measured} for way, measured, _ in lines}
+
+
+def comparing_sentences() -> list[str]:
+    """Returns README's sentences with results of ways: comparisons, and shares in percent."""
+    found = [one for one in sentences("README.md") if WAYS.search(one)]
+    return [one for one in found if COMPARING.search(one) or re.search(r"\d %", one)]
+
+
+def test_every_sentence_that_compares_has_numbers_of_the_tables() -> None:
+    """The numbers must be those of the ways and scales that the sentence names."""
+    of_model, of_other, in_webui = measured_cells(), cells_without_zoomed_crops(), cells_of_a_webui()
+    comparing = comparing_sentences()
+    assert len(comparing) >= 6
     for one in comparing:
-        # scales, strengths and counts of prompts are conditions, not results
-        results = re.findall(
-            r"(?<![\w.])\d+(?:\.\d+)?(?: %)?(?![\w.]*\d|x| prompts)", re.sub(r"strength [\d.]+", "", one)
-        )
+        cells = of_other if "zoomed crops" in one else in_webui if "bench.host" in one else of_model
+        ways, scales = ways_in(one, {way for way, _ in cells}), set(re.findall(r"\b(\d)x\b", one))
+        allowed = [set().union(*(cells.get((way, f"{scale}x"), ()) for scale in scales)) for way in ways]
+        results = results_in(one)
         assert results, one
-        assert set(results) <= numbers, one
+        assert results <= set().union(*allowed), one
+        # every way that is named has a number of its own
+        assert all(numbers & results for numbers in allowed), one
 
 
 def test_the_order_of_positional_values_is_told() -> None:
@@ -173,7 +237,23 @@ def test_every_picture_and_page_that_is_named_is_there(page: str) -> None:
 def test_the_entry_for_the_list_of_extensions() -> None:
     (file,) = (ROOT / ".github" / "extension-index").iterdir()
     entry = json.loads(file.read_text(encoding="utf-8"))
-    assert set(entry) == {"name", "url", "description", "tags"}
-    assert entry["url"].endswith(f"/{file.stem}.git")
+    # the address is added when the entry is sent
+    assert set(entry) - {"url"} == {"name", "description", "tags"}
+    assert entry.get("url", f"/{file.stem}.git").endswith(f"/{file.stem}.git")
     # the list's own tags for extensions that make images
     assert set(entry["tags"]) <= {"script", "manipulations"}
+
+
+COPIED = [ROOT / page for page in PAGES] + [
+    path for folder in (".github", "localizations") for path in sorted((ROOT / folder).rglob("*.*")) if path.is_file()
+]
+"""The texts from which people copy addresses and commands."""
+
+
+@pytest.mark.parametrize("path", COPIED, ids=lambda path: path.name)
+def test_no_placeholder_is_left_in_a_text_to_copy(path: Path) -> None:
+    """A pasted address with a placeholder fails, and the webui's error does not say why."""
+    text = path.read_text(encoding="utf-8")
+    addresses = re.findall(r"https?://[^\s)`\"'>]+", text)
+    assert [one for one in addresses if re.search(r"OWNER|YOUR|EXAMPLE|example\.|<|\{", one)] == []
+    assert "OWNER" not in text

@@ -21,6 +21,7 @@ from lib_demofusion.host.common.messages import (
     report_stop,
     reported,
     reset,
+    sized,
 )
 from lib_demofusion.host.images import inpainting, size_limits
 from lib_demofusion.host.images.base_image import (
@@ -140,7 +141,8 @@ class Job:
     def _stages(self, p: Any, samples: Any) -> Any:
         """Returns the images of the last stage, or the base samples. Errors are written to the infotext."""
         if stop_requested():
-            report_stop(p, "before the first stage", BASE_IMAGE)
+            height, width = (n * CELL for n in base_size(p, samples))
+            report_stop(p, "before the first stage", sized(BASE_IMAGE, width, height))
             return samples
         problem = refusals.refusal(p)
         if problem:

@@ -10,7 +10,7 @@ from modules import devices
 from torch import Tensor
 
 from lib_demofusion.host.common import options
-from lib_demofusion.host.common.messages import BASE_IMAGE, KEY_SIZE, report_failure, report_note, report_stop
+from lib_demofusion.host.common.messages import BASE_IMAGE, KEY_SIZE, report_failure, report_note, report_stop, sized
 from lib_demofusion.host.images import coding, inpainting, size_limits
 from lib_demofusion.host.images.base_image import BaseColors, known_base
 from lib_demofusion.host.images.stage_images import StageImage, stage_images
@@ -200,7 +200,7 @@ class StageLoop:
     def _name(self, number: int) -> str:
         """Returns the name and size of stage `number`, or of the base image for 0."""
         height, width = self._plan.stages[number - 1].pixels if number else (n * CELL for n in self._plan.base)
-        return f"{f'stage {number} of {self._total}' if number else BASE_IMAGE} ({width}x{height})"
+        return sized(f"stage {number} of {self._total}" if number else BASE_IMAGE, width, height)
 
     def _stopped(self, number: int) -> None:
         report_stop(self._p, f"in {self._name(number)}", self._name(number - 1))

@@ -231,6 +231,13 @@ def test_interrupted_the_stage_before_is_returned(webui: Webui, in_model: Callab
     assert f"DemoFusion stopped: showing stage 1 of 2 ({2 * BASE}x{2 * BASE})\n" in result.comments
 
 
+def test_interrupted_before_the_first_stage_the_message_has_the_size(webui: Webui, in_model: Callable) -> None:
+    in_model(shared.state.interrupt)
+    result = webui.job(THREE)
+    assert sizes(result) == [BASE]
+    assert f"DemoFusion stopped: showing the base image ({BASE}x{BASE})\n" in result.comments
+
+
 def test_interrupted_the_iterations_after_are_not_begun(webui: Webui, in_model: Callable) -> None:
     in_model(lambda: shared.state.interrupt() if in_stage(2) else None)
     assert sizes(webui.job(ON, n_iter=3)) == [BASE]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,6 +64,13 @@ def test_saved_it_is_there_after_a_restart(file: Path) -> None:
     assert presets.read(())[1] == []
     assert names()[-1] == "Mine"
     assert preset_values("Mine", user_presets.known_choices()) == VALUES
+
+
+def test_a_refused_name_is_separate_from_the_reason(file: Path) -> None:
+    with pytest.raises(user_presets.PresetError) as refused:
+        presets.delete("Balanced")
+    told = preset_row._problem(refused.value)
+    assert re.sub("<[^>]*>", "", told) == f"{presets.BUILT_IN}: Balanced" == str(refused.value)
 
 
 def test_saved_again_it_is_replaced_and_deleted_it_is_gone(file: Path) -> None:

@@ -20,6 +20,11 @@ BASE_IMAGE = "the base image"
 KEYS = (KEY_ERROR, KEY_STOPPED, KEY_SIZE, KEY_NOTE)
 
 
+def sized(image: str, width: int, height: int) -> str:
+    """Returns the name of an image with its size in pixels."""
+    return f"{image} ({width}x{height})"
+
+
 def reported(p: Any) -> dict[str, str]:
     """Returns the infotext entries of all reports so far."""
     return {key: p.extra_generation_params[key] for key in KEYS if key in p.extra_generation_params}

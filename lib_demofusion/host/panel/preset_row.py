@@ -228,8 +228,9 @@ def _values(preset: str, known: Choices) -> list[Any]:
 def _problem(error: user_presets.PresetError | SettingsError) -> str:
     if isinstance(error, SettingsError):
         return error_html(error)
-    detail = [html.escape(error.detail)] if error.detail else []
-    return problem_html(word(error.sentence), *detail)
+    if not error.detail:
+        return problem_html(word(error.sentence))
+    return problem_html(f"{word(error.sentence)}:", html.escape(error.detail))
 
 
 def _shown(text: str) -> Any:
