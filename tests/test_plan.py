@@ -305,7 +305,7 @@ def test_one_side_is_met_or_named(base: Size, pixels: int, axis: str) -> None:
         assert plan.crop == LocalView(0, 0, *base)
         assert_sane(plan)
         return
-    message = rf"^{axis} = {pixels} is not possible; allowed: 0, or {8 * native} to {64 * native} for this base image$"
+    message = rf"^{axis}: {pixels} is not valid. Use 0, or {8 * native} to {64 * native} for this base image$"
     with pytest.raises(SettingsError, match=message):
         plan_of(base, **{axis: pixels})
 
@@ -371,48 +371,48 @@ def test_impossible_plans_are_seen() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"width": 504}, "width = 504 is not possible; allowed: 0, or 512 to 4096 for this base image"),
-        ({"height": 504}, "height = 504 is not possible; allowed: 0, or 512 to 4096 for this base image"),
-        ({"width": 4104}, "width = 4104 is not possible; allowed: 0, or 512 to 4096 for this base image"),
+        ({"width": 504}, "width: 504 is not valid. Use 0, or 512 to 4096 for this base image"),
+        ({"height": 504}, "height: 504 is not valid. Use 0, or 512 to 4096 for this base image"),
+        ({"width": 4104}, "width: 4104 is not valid. Use 0, or 512 to 4096 for this base image"),
         (
             {"width": 1024, "height": 256},
-            "height = 256 is not possible; allowed: 0, or 512 to 4096 for this base image",
+            "height: 256 is not valid. Use 0, or 512 to 4096 for this base image",
         ),
         (
             {"width": 256, "height": 1024},
-            "width = 256 is not possible; allowed: 0, or 512 to 4096 for this base image",
+            "width: 256 is not valid. Use 0, or 512 to 4096 for this base image",
         ),
-        ({"width": 1}, "width = 1 is not possible; allowed: 0, or 512 to 4096 for this base image"),
+        ({"width": 1}, "width: 1 is not valid. Use 0, or 512 to 4096 for this base image"),
         (
             {"tile_size": 129},
-            "tile_size = 129 is not possible; allowed: 0, 0.5 to 2 times the base image, or 8 to 128 cells",
+            "tile_size: 129 is not valid. Use 0, 0.5 to 2 times the base image, or 8 to 128 cells",
         ),
         (
             {"tile_size": 7},
-            "tile_size = 7 is not possible; allowed: 0, 0.5 to 2 times the base image, or 8 to 128 cells",
+            "tile_size: 7 is not valid. Use 0, 0.5 to 2 times the base image, or 8 to 128 cells",
         ),
-        ({"tile_size": 2.5}, "tile_size = 2.5 is not possible; allowed: 0, 0.5 to 2 times the base image, or 8 to 128"),
+        ({"tile_size": 2.5}, "tile_size: 2.5 is not valid. Use 0, 0.5 to 2 times the base image, or 8 to 128"),
         (
             {"tile_size": 16.5},
-            "tile_size = 16.5 is not possible; allowed: 0, 0.5 to 2 times the base image, or 8 to 128",
+            "tile_size: 16.5 is not valid. Use 0, 0.5 to 2 times the base image, or 8 to 128",
         ),
-        ({"tile_stride": 65}, "tile_stride = 65 is not possible; allowed: 0, or 1 to 64, a tile's shorter side"),
+        ({"tile_stride": 65}, "tile_stride: 65 is not valid. Use 0, or 1 to 64, the shorter side of a tile"),
         (
             {"tile_size": 16, "tile_stride": 17},
-            "tile_stride = 17 is not possible; allowed: 0, or 1 to 16, a tile's shorter side",
+            "tile_stride: 17 is not valid. Use 0, or 1 to 16, the shorter side of a tile",
         ),
         (
             {"stages": "1,2,4", "width": 1024},
-            "stages = '1,2,4' is not possible; allowed: scales up to 2, that of the final size",
+            "stages: '1,2,4' is not valid. Use scales up to 2, the scale of the final size",
         ),
-        ({"stages": "4,2"}, "stages = '4,2' is not possible; allowed: rising scales between 1 and 8 such as 1,2,4"),
-        ({"stages": "2,2"}, "stages = '2,2' is not possible; allowed: rising scales between 1 and 8 such as 1,2,4"),
-        ({"stages": "1,,2"}, "stages = '1,,2' is not possible; allowed: rising scales between 1 and 8 such as 1,2,4"),
-        ({"stages": "0,2"}, "stages = '0,2' is not possible; allowed: rising scales between 1 and 8 such as 1,2,4"),
-        ({"stages": "nan"}, "stages = 'nan' is not possible; allowed: rising scales between 1 and 8 such as 1,2,4"),
-        ({"stages": "2,9"}, "stages = '2,9' is not possible; allowed: rising scales between 1 and 8 such as 1,2,4"),
-        ({"scale": 0}, "scale = 0 is not possible; allowed: a number from 1 to 8"),
-        ({"scale": "big"}, "scale = 'big' is not possible; allowed: a number from 1 to 8"),
+        ({"stages": "4,2"}, "stages: '4,2' is not valid. Use increasing scales from 1 to 8, such as 1,2,4"),
+        ({"stages": "2,2"}, "stages: '2,2' is not valid. Use increasing scales from 1 to 8, such as 1,2,4"),
+        ({"stages": "1,,2"}, "stages: '1,,2' is not valid. Use increasing scales from 1 to 8, such as 1,2,4"),
+        ({"stages": "0,2"}, "stages: '0,2' is not valid. Use increasing scales from 1 to 8, such as 1,2,4"),
+        ({"stages": "nan"}, "stages: 'nan' is not valid. Use increasing scales from 1 to 8, such as 1,2,4"),
+        ({"stages": "2,9"}, "stages: '2,9' is not valid. Use increasing scales from 1 to 8, such as 1,2,4"),
+        ({"scale": 0}, "scale: 0 is not valid. Use a number from 1 to 8"),
+        ({"scale": "big"}, "scale: 'big' is not valid. Use a number from 1 to 8"),
     ],
 )
 def test_what_does_not_fit_is_named(values: dict[str, object], message: str) -> None:

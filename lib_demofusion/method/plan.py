@@ -197,7 +197,7 @@ def _intermediate(settings: Settings, scales: Sequence[float], last: float) -> l
     if settings.width or settings.height:
         beyond = [k for k in scales if k > last + 1e-6]
         if beyond:
-            raise SettingsError("stages", settings.stages, f"scales up to {last:g}, that of the final size")
+            raise SettingsError("stages", settings.stages, f"scales up to {last:g}, the scale of the final size")
         return [k for k in scales if k < last - 0.01]
     return list(scales[:-1])
 
@@ -232,7 +232,9 @@ def _stride(settings: Settings, window: Size, unit: int) -> Size:
         rows, columns = (_down(n * (1 - settings.overlap) + 1e-6, unit) for n in window)
         return rows, columns
     if settings.tile_stride > min(window):
-        raise SettingsError("tile_stride", settings.tile_stride, f"0, or 1 to {min(window)}, a tile's shorter side")
+        raise SettingsError(
+            "tile_stride", settings.tile_stride, f"0, or 1 to {min(window)}, the shorter side of a tile"
+        )
     return _down(settings.tile_stride, unit), _down(settings.tile_stride, unit)
 
 

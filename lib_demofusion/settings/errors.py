@@ -8,11 +8,11 @@ from collections.abc import Callable
 class SettingsError(ValueError):
     """Raised for an unknown field or a bad value. Holds the field's name, the value, and the allowed values or names.
 
-    `shown` replaces the field's name in the message.
+    `problem` replaces the first sentence of the message, which names field and value.
     """
 
-    def __init__(self, name: str, value: object, allowed: str, shown: str = ""):
-        super().__init__(f"{shown or name} = {shortened(value)} is not possible; allowed: {allowed}")
+    def __init__(self, name: str, value: object, allowed: str, problem: str = ""):
+        super().__init__(f"{problem or f'{name}: {shortened(value)} is not valid'}. Use {allowed}")
         self.name = name
         self.value = value
         self.allowed = allowed

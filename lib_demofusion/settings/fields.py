@@ -18,8 +18,8 @@ upscaler and encodes it again. MIXED combines the coarse part of the first with 
 MAX_SCALE = 8
 MOST_WEIGHT = 0.5
 
-STAGES_ALLOWED = f"rising scales between 1 and {MAX_SCALE} such as 1,2,4, or one word of {', '.join(STAGE_WORDS)}"
-SKIP_ALLOWED = f"two numbers from 0 to {MOST_WEIGHT:g} such as 0.5,0.1, or nothing for no view"
+STAGES_ALLOWED = f"increasing scales from 1 to {MAX_SCALE}, such as 1,2,4, or one of {', '.join(STAGE_WORDS)}"
+SKIP_ALLOWED = f"two numbers from 0 to {MOST_WEIGHT:g}, such as 0.5,0.1, or an empty text to skip no view"
 
 
 def parse_stages(text: str) -> list[float]:

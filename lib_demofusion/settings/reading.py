@@ -59,7 +59,8 @@ def _check_names(values: Mapping[str, object]) -> None:
 
 def _unknown(name: object, value: object, known: Sequence[str]) -> SettingsError:
     """Creates the error for an unknown field. Its name may be empty or of any type."""
-    return SettingsError(str(name), value, "the fields " + ", ".join(known), shown=f"the field {shortened(name)}")
+    problem = f"the field {shortened(name)} does not exist (its value is {shortened(value)})"
+    return SettingsError(str(name), value, "the fields " + ", ".join(known), problem)
 
 
 def names_preset(args: Sequence[object]) -> bool:

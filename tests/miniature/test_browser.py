@@ -67,7 +67,7 @@ def test_the_panel_opens_and_the_line_follows(tab: Tab) -> None:
 def test_an_impossible_value_is_named_in_the_line(tab: Tab) -> None:
     tab.open_panel()
     tab.page.locator(tab.text("stages", "4,2")).blur()
-    tab.wait_for_line("Stages: '4,2' is not valid. Use rising scales")
+    tab.wait_for_line("Stages: '4,2' is not valid. Use increasing scales")
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-impossible")
 
 
@@ -117,7 +117,7 @@ def test_an_emptied_box_does_not_change_the_size(tab: Tab) -> None:
 
 def test_a_size_that_does_not_suit_the_base_image_is_named(tab: Tab, reported: Reports) -> None:
     """The number is within the limits of its box. The run is refused with the same message."""
-    reported.expect("width = 2000 is not possible")
+    reported.expect("width: 2000 is not valid")
     tab.open_panel()
     tab.number(tab.id("steps"), 3)
     tab.number(f"{tab.panel}_width", 2000)
@@ -125,7 +125,7 @@ def test_a_size_that_does_not_suit_the_base_image_is_named(tab: Tab, reported: R
     assert said == "Resize width to: 2000 is not valid. Use 0, or 128 to 1024 for this base image"
     tab.page.click(tab.id("generate"))
     # with the name that the field has in the API
-    assert "width = 2000 is not possible; allowed: 0, or 128 to 1024 for this base image" in tab.messages().inner_text()
+    assert "width: 2000 is not valid. Use 0, or 128 to 1024 for this base image" in tab.messages().inner_text()
     assert "DemoFusion size" not in tab.infotext()
 
 

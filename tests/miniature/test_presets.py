@@ -312,7 +312,7 @@ def test_an_unknown_preset_is_named(webui: Webui, file: Path, reported: Reports)
     save("Mine", VALUES)
     result = webui.job({"enabled": True, "preset": "Yours"})
     assert sizes(result) == [BASE]
-    assert "preset = 'Yours' is not possible; allowed: one of Paper, Balanced, Fast, Turbo, Mine" in result.comments
+    assert "preset: 'Yours' is not valid. Use one of Paper, Balanced, Fast, Turbo, Mine" in result.comments
 
 
 def test_a_preset_of_a_plot_sets_its_values(webui: Webui, default_preset: str) -> None:

@@ -98,10 +98,12 @@ def test_what_is_behind_the_dict_is_noted(webui: Webui, first: dict[str, Any]) -
 def test_a_name_that_is_no_field_can_be_told_from_the_message(
     webui: Webui, reported: Reports, name: str, shown: str
 ) -> None:
-    reported.expect(f"the field {shown} = 1 is not possible")
+    reported.expect(f"the field {shown} does not exist")
     result = webui.job({"enabled": True, name: 1})
     assert sizes(result) == [BASE]
-    assert params(result)["DemoFusion error"].startswith(f"the field {shown} = 1 is not possible; allowed: the fields ")
+    assert params(result)["DemoFusion error"].startswith(
+        f"the field {shown} does not exist (its value is 1). Use the fields "
+    )
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_what_webp_cannot_hold_is_said_before_the_work(webui: Webui) -> None:
     with options(webui, samples_format="webp"):
         result = webui.generate({"enabled": True, "width": 16384, "height": 512}, **long)
     assert result.sizes == [(2048, 64)]
-    assert "width = 16384 is not possible; allowed: up to 16383" in result.infotexts[0]
+    assert "width: 16384 is not valid. Use at most 16383" in result.infotexts[0]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def check_format(p: Any, plan: Plan) -> None:
     if limit:
         name, pixels = ("width", width) if width > limit else ("height", height)
         shown = "WebP" if limit == LONGEST_SIDE["webp"] else "JPEG"
-        raise SettingsError(name, pixels, f"up to {limit} while the webui's format is {shown}; PNG has no such limit")
+        raise SettingsError(name, pixels, f"at most {limit}, the limit of the image format {shown}, or the format PNG")
 
 
 def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
