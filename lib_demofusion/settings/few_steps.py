@@ -12,15 +12,14 @@ FEW_STEPS, LOW_GUIDANCE = 10, 2.0
 """Maximum number of steps and maximum CFG scale of such a request. Typical values are 4 to 8 steps and CFG 1 to 2."""
 
 MOST_STRENGTH = 0.6
-"""Maximum denoising strength with few steps. At 0.5, Balanced and Fast keep the base image's structure; at 1, Paper
-loses it."""
+"""Maximum denoising strength with few steps. Stages keep the base image's structure at 0.5 and lose it at 1."""
 
 
 def looks_few_step(steps: int, cfg_scale: float, distilled: bool = False) -> bool:
     """Returns whether a request with this number of steps and this CFG scale looks like one for a few-step model.
 
-    `distilled` means that the guidance is built into the model, as in Flux.1 dev. The CFG scale has no meaning then, so
-    only the number of steps counts.
+    `distilled` means that the guidance is built into the model, as in Flux.1 dev. The CFG scale
+    has another meaning then, so only the number of steps counts.
     """
     return steps <= FEW_STEPS and (distilled or cfg_scale <= LOW_GUIDANCE)
 
@@ -38,7 +37,7 @@ def automatic_preset(default: str, steps: int, cfg_scale: float, distilled: bool
 def with_automatic_preset(
     settings: Settings, steps: int, cfg_scale: float, choices: Choices = BUILT_IN, distilled: bool = False
 ) -> Settings:
-    """Returns the settings with the automatic preset's values. Settings that differ from their preset are kept."""
+    """Returns the settings with the automatic preset's values, or unchanged if a value differs from its preset."""
     preset = automatic_preset(settings.preset, steps, cfg_scale, distilled)
     if preset == settings.preset or changed_fields(settings.preset, asdict(settings), choices):
         return settings

@@ -12,7 +12,8 @@ from lib_demofusion.settings.spec import Spec
 
 LATENT, PIXELS, MIXED = ("latent", "pixels", "mixed")
 """How a result is enlarged between stages. LATENT enlarges the latent (bicubic). PIXELS enlarges the image with an
-upscaler and encodes it again. MIXED combines the coarse part of the first with the fine part of the second."""
+upscaler and encodes it again. MIXED combines the coarse part of the enlarged latent with the fine part of the enlarged
+image."""
 
 
 MAX_SCALE = 8
@@ -23,9 +24,9 @@ SKIP_ALLOWED = f"two numbers from 0 to {MOST_WEIGHT:g}, such as 0.5,0.1, or an e
 
 
 def parse_stages(text: str) -> list[float]:
-    """Parses a stage list into scales, without a leading 1, which means the base image.
+    """Parses a list of stages into scales. Removes a leading 1, which means the base image.
 
-    Returns an empty list for STAGE_WORDS and for an empty text, which means "every". Raises SettingsError.
+    Returns an empty list for one of STAGE_WORDS and for an empty text, which means "every". Raises SettingsError.
     """
     if not text or text in STAGE_WORDS:
         return []
@@ -40,7 +41,7 @@ def parse_stages(text: str) -> list[float]:
 
 
 def parse_skip(text: str) -> tuple[float, float]:
-    """Parses the weights below which tiles and dilated views are skipped, 0 for no text. Raises SettingsError."""
+    """Parses the weights below which tiles and dilated views are skipped. Empty means 0. Raises SettingsError."""
     if not text:
         return 0.0, 0.0
     try:
@@ -80,10 +81,12 @@ AS_SCALE = "pixels; 0 = automatic"
 class Settings:
     """All parameters of a DemoFusion run. The order of the fields is the order of the API's positional arguments.
 
-    `upscaler` decides from which latent a stage begins. "Latent" enlarges the previous stage's latent as in the paper.
-    With an image upscaler (Lanczos or one of the webui's), the coarse part comes from that latent. The fine part comes
-    from the image, enlarged by the upscaler and encoded again ("mixed", used by Balanced and Fast). With " (pixels)"
-    after the name (API only), both parts come from that image.
+    `upscaler` determines the latent from which a stage begins:
+
+    * "Latent" enlarges the previous stage's latent, as in the paper.
+    * With an image upscaler (Lanczos or one of the webui's), the coarse part comes from the enlarged latent. The fine
+      part comes from the previous stage's image, which is enlarged by the upscaler and encoded again.
+    * With " (pixels)" after the name of an image upscaler (API only), both parts come from that image.
     """
 
     enabled: bool = _spec(False, bool, "DemoFusion", "")

@@ -12,13 +12,13 @@ from lib_demofusion.settings.presets import BUILT_IN, Choices
 from lib_demofusion.settings.reading import changed_fields
 
 CHANGED = " (changed)"
-"""Follows a preset's name in an infotext if any value differs from the preset."""
+"""The suffix of a preset's name in an infotext if a value differs from the preset."""
 
 
 def to_infotext(settings: Settings, choices: Choices = BUILT_IN) -> dict[str, str]:
-    """Returns infotext keys and values of the fields that differ from the defaults, as text that the host can parse.
+    """Returns the fields that differ from the defaults, as infotext keys and texts that the host can parse.
 
-    The preset's name is followed by CHANGED if any value differs from the preset.
+    The preset's name gets the suffix CHANGED if a value differs from the preset.
     """
     pairs = ((spec.infotext, getattr(settings, name), getattr(Settings, name)) for name, spec in SPECS.items())
     text = {key: _infotext_value(value) for key, value, default in pairs if value != default and key != ENABLED_KEY}

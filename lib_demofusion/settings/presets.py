@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 EVERY, DOUBLING, FEWEST = STAGE_WORDS = ("every", "doubling", "fewest")
-"""Stage lists that depend on the scale. EVERY has a stage at each integer below it, DOUBLING at 2, 4 and so on. FEWEST
-has as few stages as possible, each of which enlarges up to 4x.
+"""Words for lists of stages that depend on the scale. EVERY has a stage at each integer below the scale. DOUBLING has
+stages at 2, 4 and so on. FEWEST has as few stages as possible, each of which enlarges by up to 4x.
 """
 
 LATENT_UPSCALER = "Latent"
@@ -16,15 +16,16 @@ LANCZOS = "Lanczos"
 """The image upscaler that always exists."""
 
 IN_PIXELS = " (pixels)"
-"""A suffix of an upscaler's name, see Settings.upscaler."""
+"""A suffix of an upscaler's name (see `Settings`)."""
 
 TURBO = "Turbo"
 """The preset for few-step models."""
 
 _QUICKER = {"stages": FEWEST, "upscaler": LANCZOS, "keep_colors": True}
 
-# The overlaps show no seams at 4x (six and five tiles per side). At 2x three tiles per side suffice, at 3x four.
-# Tiles are skipped below a weight of 0.5: there only the dilated views decide the composition.
+# With these overlaps, there are no visible seams. Balanced has six tiles per side at 4x, and Fast has five. Both have
+# three at 2x and four at 3x. Tiles are skipped while their weight is below 0.5, because the
+# dilated views alone determine the composition then.
 PRESETS: dict[str, dict[str, Any]] = {
     "Paper": {},
     "Balanced": {
@@ -36,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "feather": 0.5,
         "skip_views": "0.5,0.25",
     },
-    # three steps, so late that the composition is already fixed
+    # runs three steps, which are so late that they do not change the composition
     "Fast": {
         **_QUICKER,
         "denoising_strength": 0.25,
@@ -46,8 +47,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "feather": 0.5,
         "skip_views": "0.5,0.4",
     },
-    # No dilated views, for the same reason. As few tiles as cover the image, slightly larger than the base image so
-    # that they overlap.
+    # There are no dilated views, because the steps do not change the composition. There are as few tiles as possible.
+    # They are slightly larger than the base image so that they overlap.
     TURBO: {
         **_QUICKER,
         "denoising_strength": 0.3,
@@ -57,7 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "skip_views": "0,0.5",
     },
 }
-"""Values by preset name. Only values that differ from the fields' defaults, which are those of the paper."""
+"""Values of each preset that differ from the defaults of the fields. The defaults are the paper's values."""
 
 CHOSEN_FOR_MANY_STEPS = ("Balanced", "Fast")
 """The default presets that Turbo replaces for a few-step model."""

@@ -75,17 +75,17 @@ def fields_without_switch(args: Sequence[object]) -> tuple[str, ...]:
 
 
 def ignored_values(args: Sequence[object]) -> list[object]:
-    """Returns the values that follow a dict of fields. They are ignored, because only the dict is read."""
+    """Returns the arguments that follow a dict of fields. They have no effect."""
     return [value for value in args[1:] if value is not None] if args and isinstance(args[0], Mapping) else []
 
 
 def _by_name(args: Sequence[object]) -> Mapping[str, object]:
-    """Returns a script's arguments by field. They are values in field order, or a dict of fields in first place."""
+    """Returns a script's arguments by field. They are values in the order of the fields, or one dict of fields."""
     return args[0] if args and isinstance(args[0], Mapping) else dict(zip(NAMES, args))
 
 
 def settings_from_args(args: Sequence[object], preset: str = Settings.preset, choices: Choices = BUILT_IN) -> Settings:
-    """Converts a script's arguments to Settings. They are values in field order, or a dict of fields in first place.
+    """Converts a script's arguments to Settings. They are values in the order of the fields, or one dict of fields.
 
     `preset` applies if the arguments contain no preset.
     """
@@ -93,10 +93,10 @@ def settings_from_args(args: Sequence[object], preset: str = Settings.preset, ch
 
 
 def is_enabled(args: Sequence[object], overrides: Mapping[str, object]) -> bool:
-    """Returns whether a script's arguments, with `overrides` in place of some of them, switch DemoFusion on.
+    """Returns whether a script's arguments enable DemoFusion. `overrides` replace some of the arguments.
 
-    A dict without `enabled` leaves it off. Raises SettingsError if such a dict contains an unknown field, because
-    `enabled` may be misspelled, and if the value of `enabled` is neither true nor false.
+    A dict without `enabled` does not enable it. Raises SettingsError if such a dict contains an unknown field, because
+    this may be `enabled` with a typing error. Raises SettingsError if the value of `enabled` is neither true nor false.
     """
     values = args[0] if args and isinstance(args[0], Mapping) else dict(zip(NAMES[:1], args))
     if values and NAMES[0] not in values:

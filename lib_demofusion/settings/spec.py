@@ -17,7 +17,7 @@ def _no_choices(choices: Choices) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Spec:
-    """Describes one field apart from its default: its type and range, and the texts shown to users."""
+    """Describes one field: its type, its range, and the texts shown to users. The default is part of `Settings`."""
 
     kind: type
     label: str
@@ -27,12 +27,11 @@ class Spec:
     maximum: float = 0
     step: float = 0
     choices: Callable[[Choices], tuple[str, ...]] = _no_choices
-    """Returns the texts that are allowed, including those of users and the webui. Empty if any text is allowed."""
+    """Returns the allowed texts, including user presets or the webui's upscalers. Empty if any text is allowed."""
     unlisted: Callable[[Choices], tuple[str, ...]] = _no_choices
-    """Returns more texts that are allowed, but not shown to users."""
+    """Returns additional allowed texts that are not shown to users."""
     words: tuple[str, ...] = ()
-    """Suggested texts; others are allowed too. For a bool, the texts that the panel shows for False and True, which are
-    parsed as these values."""
+    """Suggested texts; other texts are allowed too. For a bool, the texts that the panel shows for False and True."""
     read: Callable[[str], object] | None = None
     """Parses a text. Raises SettingsError if it is not valid."""
     texts: str = ""
@@ -50,7 +49,7 @@ class Spec:
         return f"{noun} from {self.minimum:g} to {self.maximum:g}"
 
     def choice(self, value: Any) -> Any:
-        """Converts `value` to that of the panel's control: one of `words` for a bool that has them, else unchanged."""
+        """Converts `value` to the value of the panel's control. Returns one of `words` for a bool with words."""
         return self.words[bool(value)] if self.kind is bool and self.words else value
 
     def parse(self, name: str, value: object, choices: Choices) -> Any:

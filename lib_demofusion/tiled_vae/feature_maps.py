@@ -20,13 +20,14 @@ from lib_demofusion.tiled_vae.layers import Box, Layer, Size
 LEAST, GREATEST = -32768, 32767
 
 MMAP_RESERVES = sys.platform == "win32"
-"""Whether mapping a file also extends it and reserves its space on the disk.
+"""Whether mapping a file also extends it and reserves space on the disk.
 
-On Windows, `truncate` writes every byte of the file (_chsize_s), which takes minutes for the maps of a large image.
+This is the case on Windows. There, `truncate` would write every byte of the file (_chsize_s), which takes minutes for a
+large image.
 """
 
 NO_FALLOCATE = (None, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-"""Error numbers of systems and file systems without `posix_fallocate`; None stands for macOS, which has no function."""
+"""Error numbers of file systems that do not support `posix_fallocate`. None is for macOS, where it does not exist."""
 
 ZEROS = bytes(1 << 24)
 """A block of zeros, written to reserve space where `posix_fallocate` is not supported."""
@@ -56,7 +57,7 @@ class Shelf:
     def _reserve(self, file: int, length: int) -> None:
         """Reserves disk space for an empty file. Raises OSError if the disk is full.
 
-        Writing to a mapped file without reserved space ends the process with SIGBUS when the disk is full.
+        Without reserved space, writing to a mapped file ends the process with SIGBUS when the disk is full.
         """
         try:
             try:
@@ -129,7 +130,7 @@ class Raised:
 
 
 def grid(size: Size, side: int) -> list[Box]:
-    """Splits a map of `size` into boxes of nearly equal size, at most `side` cells wide and high, without overlap."""
+    """Splits a map of `size` into boxes of nearly equal size and at most `side` cells per axis, without overlap."""
     return _boxes(_edges(size[0], side), _edges(size[1], side))
 
 

@@ -69,7 +69,7 @@ class Layer:
     reads: str = "x"
     writes: str = "x"
     aside: nn.Module | None = None
-    """For the first convolution of a residual block: the shortcut that produces the main path for the second one."""
+    """The shortcut of a residual block. Only its first convolution has it, and the second one adds to its output."""
     adds: bool = False
     """Whether the layer adds its output to the main path."""
     lazy: bool = False
@@ -227,7 +227,7 @@ def _require(module: Any, names: tuple[str, ...]) -> None:
 
 
 def _checked(layers: list[Layer], network: Any) -> list[Layer]:
-    """Returns the layers. Raises ValueError if they do not reproduce every module of the network."""
+    """Returns the layers. Raises ValueError if a module of the network is missing in them."""
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     if any(m.padding_mode != "zeros" or max(m.dilation) > 1 or max(m.kernel_size) > 3 for m in convolutions):
         raise ValueError("a convolution that does not pad with zeros, or a large one")

@@ -61,7 +61,7 @@ def largest_bytes(steps: Sequence[Layer], size: Size, itemsize: int) -> int:
 
 
 def largest_part_bytes(steps: Sequence[Layer], size: Size, itemsize: int, tile: int) -> int:
-    """Returns the bytes of the largest tensor that tiled_vae allocates, without the maps that it holds.
+    """Returns the bytes of the largest tensor that tiled_vae allocates, apart from the stored maps.
 
     This is either one tile in 32 bits or the keys of the attention.
     """

@@ -2,9 +2,9 @@
 
 Two layers prevent an autoencoder from working on independent tiles: a group norm needs the mean and variance of the
 whole feature map, and the attention needs every cell. Here the layers are the outer loop and the tiles are the inner
-loop. Each convolution runs over the whole map tile by tile, with a margin of one cell, and accumulates the statistics
-for the next norm. Almost nothing is computed twice, there are no seams, and only a few tiles are on the GPU at a time.
-The feature maps between the layers are stored elsewhere, packed if necessary (`feature_maps`).
+loop. Each convolution runs over the whole map tile by tile, with a margin of one cell. It also accumulates the
+statistics for the next norm. There are no seams, almost nothing is computed twice, and only a few tiles are on the GPU
+at a time. The feature maps between the layers are stored outside the GPU, packed if necessary (`feature_maps`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Options:
     """Tile size, storage and progress callback of a run."""
 
     tile: int
-    """Side of a tile in latent cells. A tile of any map uses as much memory as one of this side in the largest map."""
+    """Side of a tile of the largest map, in latent cells. Tiles of other maps use the same memory."""
     shelf: Shelf | None = None
     """Where feature maps are stored. None stores them on the input's device, unpacked."""
     report: Callable[[float], None] | None = None
@@ -54,8 +54,8 @@ class Options:
 def decode_tiled(decoder: Any, z: Tensor, options: Options) -> Tensor:
     """Decodes z like decoder(z), tile by tile, (B, C, H, W) -> (B, 3, 8 H, 8 W).
 
-    z is the output of post_quant_conv. The result is on the shelf's device, because a large image moves to the
-    computer's memory next. If any value of the result would be NaN, every value is NaN.
+    z is the output of post_quant_conv. The result is on the shelf's device, because the webui moves a large image to
+    the computer's memory next. If one value of the result would be NaN, all values are NaN.
     """
     pictures = _each(decoder_layers(decoder), z, options)
     return pictures.tanh_() if getattr(decoder, "tanh_out", False) else pictures
@@ -183,7 +183,7 @@ class _Run:
         self._maps[layer.writes], self._moments[layer.writes] = target, moments
 
     def _raise(self, index: int) -> None:
-        """Accumulates the statistics of a lazy layer. Its output would be the largest map, so it is not stored."""
+        """Accumulates the statistics of a lazy layer. Its output is not stored, because it would be the largest map."""
         raised, moments = Raised(self._held("x"), self._layers[index]), _Moments()
         for box in self._paced(grid(raised.size, self._side(index)), index):
             moments.add(raised.read(box, self._device))
@@ -215,7 +215,7 @@ def _tokens(y: Tensor) -> Tensor:
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Computes softmax(q k^T / sqrt(C)) v for (1, 1, N, C) and (1, 1, M, C), in smaller chunks if memory is short."""
+    """Computes softmax(q k^T / sqrt(C)) v for (1, 1, N, C) and (1, 1, M, C). Uses smaller chunks if memory runs out."""
     rows, most = queries.shape[2], queries.shape[2]
     if queries.device.type != "cuda":
         most = max(MATRIX_CELLS // keys.shape[2], 1)
