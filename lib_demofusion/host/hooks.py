@@ -29,14 +29,14 @@ from lib_demofusion.settings.reading import (
 )
 
 PROCESSING = "modules.processing"
-"""The module whose functions run a request, with the request as their local variable `p`."""
+"""The module whose functions run a request. The request is their local variable `p`."""
 
 
 def outer_requests(p: Any) -> Iterator[Any]:
     """Yields the requests other than p that the webui is processing, the innermost first.
 
-    Reads them from the call stack. An attribute would remain after a request that raised an error, and copies of the
-    request would have it too.
+    Reads them from the call stack. An attribute of the request would remain after an error, and copies of the request
+    would have it too.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None:
@@ -51,7 +51,7 @@ logger = logging.getLogger("DemoFusion")
 JOB = "_demofusion_job"
 ASKED_SIZE = "_demofusion_asked_size"
 ON = "_demofusion_on"
-"""Whether a request has stages. Unlike the job, this is kept until the webui has run the request's last hook."""
+"""The name of an attribute of a request: whether it has stages. It exists longer than the job, until the last hook."""
 
 TURBO_USED = (
     "the preset {} is used instead of {}, because the steps and CFG scale are those of a few-step model "
@@ -65,15 +65,15 @@ def before_process(p: Any) -> None:
 
 
 def process(p: Any, args: Sequence[object]) -> None:
-    """Reads the request. Removes infotext keys of an earlier run, because the cells of a grid share one dict.
+    """Creates the job of a request. Removes infotext keys of earlier runs, because the cells of a grid share a dict.
 
-    A request within a request with stages is not changed. For example, ADetailer repaints a part of the image with a
-    request of its own, and passes copies of the request to every script.
+    Ignores a request that runs inside another request with stages. For example, ADetailer repaints a part of the image
+    with a request of its own, and passes copies of the outer request to every script.
     """
     outer = next((outer for outer in outer_requests(p) if getattr(outer, ON, False)), None)
     setattr(p, ON, False)
     if outer is not None and outer.extra_generation_params is p.extra_generation_params:
-        # the keys are those of the outer request, whose images do not have their text yet
+        # the keys belong to the outer request, whose images do not have an infotext yet
         setattr(p, JOB, None)
         return
     for key in [key for key in p.extra_generation_params if key.startswith(PREFIX)]:
@@ -114,10 +114,10 @@ def _note_unread(p: Any, args: Sequence[object], overrides: Mapping[str, object]
 
 
 def _settings(p: Any, args: Sequence[object], overrides: Mapping[str, object], known: Choices) -> Settings:
-    """Returns the settings of a request; raises SettingsError.
+    """Returns the settings of a request. Raises SettingsError.
 
-    The preset Turbo is selected automatically only if the request names no preset. The panel always names one. A script
-    such as the X/Y/Z plot keeps one preset for all its images, even if it changes the number of steps.
+    The preset Turbo is selected automatically only if the request contains no preset. The panel always sends one. A
+    script such as the X/Y/Z plot keeps one preset for all its images, even if it changes the number of steps.
     """
     asked = overridden(settings_from_args(args, _default_preset(p, args, known), known), overrides, known)
     if names_preset(args) or "preset" in overrides or refusals.of_job(p).script:
@@ -131,7 +131,7 @@ def _settings(p: Any, args: Sequence[object], overrides: Mapping[str, object], k
 
 
 def _default_preset(p: Any, args: Sequence[object], known: Choices) -> str:
-    """Returns the preset for arguments without one. Reports if the settings page's default preset does not exist."""
+    """Returns the preset for arguments without one. Reports a default preset (settings page) that does not exist."""
     gone = options.default_preset_gone(known)
     if gone is not None and not names_preset(args):
         logger.warning("%s %s", options.DEFAULT_GONE, gone)
@@ -161,7 +161,7 @@ def postprocess(p: Any, processed: Any) -> None:
         return
     setattr(p, JOB, None)
     job.end(p)
-    # the host adds masks to the images but not to the infotexts, which the page finds by the index of the image
+    # the host adds masks to the images but not to the infotexts, and the page finds an infotext by the image's index
     processed.infotexts.extend([processed.info] * (len(processed.images) - len(processed.infotexts)))
     processed.images.extend(picture.image for picture in job.stage_images)
     processed.infotexts.extend(picture.infotext for picture in job.stage_images)

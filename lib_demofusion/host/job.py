@@ -1,4 +1,4 @@
-"""Runs one job, from the arguments of a request to the samples that the webui continues with."""
+"""Runs one job, from the settings of a request to the samples that the webui receives."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Job:
     def __init__(self, p: Any, settings: Settings, infotext: Mapping[str, str]):
         self.settings = settings
         self.request = weakref.ref(p)
-        """Returns the `p` that the job was created for, to distinguish it from copies."""
+        """Returns the `p` for which the job was created. Other extensions can pass copies of it to the hooks."""
         self.stage_images: list[StageImage] = []
         self.problem: str | None = None
         self._passthrough: Any = None
@@ -73,11 +73,11 @@ class Job:
 
     @property
     def active(self) -> bool:
-        """Whether stages will run."""
+        """Returns whether stages will run."""
         return self.problem is None
 
     def _plan_problem(self, p: Any) -> str | None:
-        """Plans the stages for the requested size. Returns the error, so it is reported before sampling, or None."""
+        """Plans the stages for the requested size before the webui samples. Returns an error, or None."""
         try:
             options.check()
             plan = make_plan(self.settings, (p.height // CELL, p.width // CELL), _unit(p))
@@ -106,13 +106,13 @@ class Job:
         return [*first, (p.hr_second_pass_steps or steps, result)]
 
     def before_base(self, p: Any) -> None:
-        """Announces the progress. In img2img without `img2img_first`, makes the host's pass return the upload's latent.
+        """Prepares the bar. In img2img without `img2img_first`, makes the host's pass return the upload's latent.
 
         p.sampler belongs to this job only, because the host creates a new one for the next job.
         """
         reset(p, self._reported)
         if self.active and self._progress is None:
-            # the host has counted its own jobs now. If there is no plan, `after_base` reports the error
+            # only now is the host's number of jobs known. If there is no plan, `after_base` reports the error
             with suppress(SettingsError):
                 plan = make_plan(self.settings, self._base_passes(p)[-1][1], _unit(p))
                 self._progress = self._make_progress(p, plan)
@@ -126,7 +126,7 @@ class Job:
         if self._passthrough is not None:
             self._passthrough.__dict__.pop("sample_img2img", None)
             self._passthrough = None
-            # the webui has added the key, but no noise was added to the upload
+            # the webui has added this key, but it has not added noise to the upload
             p.extra_generation_params.pop(NOISE_MULTIPLIER, None)
         if not self.active:
             return samples
@@ -146,7 +146,7 @@ class Job:
             return samples
         problem = refusals.refusal(p)
         if problem:
-            # without stages, the settings did not affect the image
+            # the infotext has no settings if no stage ran, because they did not affect the image
             for key in self._infotext:
                 p.extra_generation_params.pop(key, None)
             report_problem(p, problem)

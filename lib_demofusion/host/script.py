@@ -31,7 +31,7 @@ class DemoFusionHires(scripts.Script):
     def show(self, is_img2img: bool) -> object:
         if not supported():
             return False
-        # this runs before any script creates its controls. With --nowebui, `on_before_ui` is too late for the plot
+        # `show` runs before any script creates its controls. With --nowebui, `on_before_ui` is too late for the plot
         xyz.register()
         return scripts.AlwaysVisible
 

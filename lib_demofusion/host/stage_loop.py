@@ -62,7 +62,7 @@ class StageWork:
         return self._latest[1]
 
     def _keep_colors(self, latent: Tensor, samples: Any) -> None:
-        """Matches the colors of a stage's images to the base image. Remembers the images of the base latent."""
+        """Matches the colors of images to the base image. Stores the images if the latent is the base latent."""
         base = self._base
         if self._colors is None or base is None:
             return
@@ -82,11 +82,11 @@ class StageWork:
         return coding.encode(self._p, images, report)
 
     def sample(self, stage: StagePlan, anchor: Tensor, finish: Finish) -> Tensor:
-        """Samples a stage with a sampler of the webui, and keeps the original where nothing was painted."""
+        """Samples a stage with a sampler of the webui, and restores the original outside the mask."""
         # the decoded images must not use memory while the stage is sampled
         self._latest = None
-        # torch's cache has the sizes of the autoencoder. The sampling might not fit as well, and Windows would then
-        # move data to the computer's memory without an error
+        # torch's cache contains blocks of the autoencoder's sizes. If sampling did not fit beside them, Windows would
+        # move data to the computer's memory, which is slow and causes no error
         devices.torch_gc()
         with inpainting.masks_at(self._p, self._plan, stage.size, self.originals.latent(stage.size)):
             x = run_stage(self._p, StageTask(stage, self._settings, anchor, self._plan), self._progress.sampling)
@@ -94,7 +94,7 @@ class StageWork:
 
 
 def _stoppable(report: Report) -> Report:
-    """Returns a report that raises StageStopped after the user has asked to stop."""
+    """Wraps a report so that it raises StageStopped after the user has asked to stop."""
 
     def report_unless_stopped(share: float) -> None:
         if stop_requested():
@@ -175,7 +175,7 @@ class StageLoop:
         return None
 
     def _spare_grid(self, size: tuple[int, int]) -> None:
-        """Disables the grid of images of `size` cells if saving the grid would fail and the images would be lost."""
+        """Disables the grid of images of `size` cells if saving it would fail, because the images would be lost."""
         width, height = self._overlay.picture_size(self._p) or (size[1] * CELL, size[0] * CELL)
         problem = size_limits.grid_problem(self._p, (width, height))
         if problem:
@@ -183,7 +183,7 @@ class StageLoop:
             self._p.do_not_save_grid = True
 
     def _keep_picture(self, latent: Tensor, number: int) -> None:
-        """Saves and shows the image of stage `number`, 0 for the base image. It is not the last stage."""
+        """Saves and shows the image of a stage before the last one. `number` 0 is the base image."""
         save = saves_stages(self._p, self._settings)
         shown = self._shown or (self._base_shown and not number)
         if not (save or shown):
@@ -198,7 +198,7 @@ class StageLoop:
             self.stage_images.extend(pictures)
 
     def _name(self, number: int) -> str:
-        """Returns the name and size of stage `number`, or of the base image for 0."""
+        """Returns the name and size of stage `number`. 0 is the base image."""
         height, width = self._plan.stages[number - 1].pixels if number else (n * CELL for n in self._plan.base)
         return sized(f"stage {number} of {self._total}" if number else BASE_IMAGE, width, height)
 
@@ -213,7 +213,8 @@ class StageLoop:
 def shows_stages(p: Any, settings: Settings) -> bool:
     """Returns whether the result includes the images of the stages.
 
-    A script can depend on the number of images. Prompt matrix fails if there are more, and all images are lost.
+    Returns False if a script is selected, because it can depend on the number of images. For example, Prompt matrix
+    fails if there are more, and all images are lost.
     """
     return bool(settings.return_stages and not refusals.of_job(p).script)
 
@@ -221,8 +222,8 @@ def shows_stages(p: Any, settings: Settings) -> bool:
 def shows_base(p: Any, settings: Settings) -> bool:
     """Returns whether the page shows the base image after the final one.
 
-    The API returns only the requested images. A script can depend on the number of images. If the upload is the base
-    image, the page shows it already.
+    Returns False for the API, which returns only the requested images, and for scripts, which can depend on the number
+    of images. Also returns False if the upload is the base image, because the page shows it already.
     """
     drawn = getattr(p, "init_images", None) is None or settings.img2img_first or inpainting.is_inpainting(p)
     wanted = drawn and not p.is_api and options.value(options.SHOW_BASE, True)

@@ -20,7 +20,7 @@ CONTROL_FILES = (
     (CGROUPS, "memory.max", "memory.current", "inactive_file"),
     (CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Files of a container's memory limit and use (cgroup versions 2 and 1), and the key of reclaimable cache."""
+"""For cgroup versions 2 and 1: the files with a container's memory limit and use, and the key of reclaimable cache."""
 
 
 def cuda_free_bytes(device: torch.device) -> int | None:
@@ -95,7 +95,7 @@ def available_bytes() -> int:
 
 
 def _left_in_groups() -> Iterator[int]:
-    """Yields the bytes that each control group of this process still allows. psutil only knows the whole machine."""
+    """Yields the bytes that each control group of this process still allows. psutil does not read these limits."""
     for root, limit, used, cache in CONTROL_FILES:
         for folder in _groups(root):
             with suppress(OSError, ValueError):

@@ -13,7 +13,7 @@ KEY_NOTE = "DemoFusion note"
 
 
 STOPPED = "DemoFusion stopped: showing"
-"""Start of the message about a stopped run. The page splits it here and at the size (javascript/demofusion.js)."""
+"""The beginning of the message about a stopped run. The page splits the message after it (javascript/demofusion.js)."""
 
 BASE_IMAGE = "the base image"
 
@@ -42,7 +42,7 @@ def reset(p: Any, entries: Mapping[str, str]) -> None:
 
 
 def report_note(p: Any, note: str) -> None:
-    """Reports a deviation from the request that is not an error."""
+    """Reports a difference from the request that is not an error."""
     _report(p, KEY_NOTE, note)
 
 
@@ -69,7 +69,7 @@ def report_stop(p: Any, where: str, shown: str) -> None:
 
 def report_failure(p: Any, problem: str, error: Exception) -> None:
     """Reports an exception as an error, and prints its traceback to the console."""
-    # imported here, because tests of ControlNet's notes import this file without a webui
+    # imported here, because some tests import this file without a webui
     from modules import errors
 
     problem = f"{problem}: {_first_line(error)}"
@@ -78,7 +78,7 @@ def report_failure(p: Any, problem: str, error: Exception) -> None:
 
 
 def _said(text: str) -> str:
-    """Returns a text with the extension's name, as it is shown below an image."""
+    """Returns a text with the extension's name in front, as it is shown below an image."""
     return text if text.startswith(PREFIX) else f"{PREFIX}: {text}"
 
 

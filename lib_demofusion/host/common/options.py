@@ -1,4 +1,4 @@
-"""The options on the settings page, which depend on the machine and not on the image."""
+"""The options on the settings page. They depend on the machine and not on the image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEFAULT_GONE = f"{presets.DEFAULT_PRESET} is used, because the default preset in
 
 
 def register() -> None:
-    """Adds the options. The host calls this for every page that it builds; repeated calls have no effect."""
+    """Adds the options. The host calls this for every page that it builds. Repeated calls have no effect."""
     info = shared.OptionInfo
     limits = {"minimum": 0, "maximum": LARGEST_VIEW_BATCH, "step": 1}
     modes = {"choices": list(MODES)}
@@ -99,7 +99,7 @@ def automatic_preset(default: str, steps: int, cfg_scale: float, distilled: bool
 def with_automatic_preset(
     settings: Settings, steps: int, cfg_scale: float, known: Choices, distilled: bool = False
 ) -> Settings:
-    """Returns the settings with the values of the automatic preset, unless a value differs from its preset's own."""
+    """Returns the settings with the automatic preset's values, or unchanged if a value differs from its preset."""
     if not value(FEW_STEPS, True):
         return settings
     return few_steps.with_automatic_preset(settings, steps, cfg_scale, known, distilled)

@@ -24,7 +24,7 @@ PAUSES = (0.01, 0.05, 0.1, 0.3, 0.6)
 
 
 class StorageError(Exception):
-    """A file cannot be read or written. The message is written for users."""
+    """A file cannot be read or written. Users see the message."""
 
 
 def path_of(name: str) -> Path:
@@ -63,7 +63,7 @@ def write(name: str, data: dict[str, Any]) -> None:
 
 
 def _replace(draft: Path, path: Path) -> None:
-    """Replaces a file by its draft, and tries again if another program has it open. Raises OSError."""
+    """Replaces a file by its new version. Tries again if another program has the file open. Raises OSError."""
     for pause in PAUSES:
         try:
             with LOCK:

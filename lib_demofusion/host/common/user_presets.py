@@ -33,7 +33,7 @@ _lock = Lock()
 
 
 class PresetError(Exception):
-    """A preset cannot be saved or deleted. The arguments are a constant sentence and the details."""
+    """A preset cannot be saved or deleted. `sentence` is a constant that can be translated, `detail` is not."""
 
     def __init__(self, sentence: str, detail: str = ""):
         super().__init__(f"{sentence}: {detail}" if detail else sentence)
@@ -42,7 +42,7 @@ class PresetError(Exception):
 
 
 def read(upscalers: tuple[str, ...]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Returns the valid presets and the errors. Presets can use the webui's `upscalers`.
+    """Returns the valid presets and the errors. Presets can contain the webui's `upscalers`.
 
     There is one error for each invalid entry, or one for the whole file.
     """

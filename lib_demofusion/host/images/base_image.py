@@ -46,7 +46,7 @@ def base_size(p: Any, samples: Any) -> Size:
 
 
 def base_images(p: Any, samples: Any, checkpoint: Any) -> Any:
-    """Returns the base images as the webui decodes them, or None if the VAE of the stages decodes them equally.
+    """Returns the decoded base images, or None if the VAE that is loaded for the stages can decode them later.
 
     Hires fix returns images already. After a refiner, the refiner's VAE decodes the latents. It stays loaded until the
     stages load the checkpoint of the base image again.
@@ -92,11 +92,11 @@ LATENT_RESIZE = 3
 """The resize mode of img2img that enlarges the latent instead of the image."""
 
 HALF_A_LEVEL = 1 / 255
-"""Half a step of an 8-bit value, on the scale of -1 to 1."""
+"""Half of one 8-bit level on the scale of -1 to 1."""
 
 
 class BaseColors:
-    """The base images of one iteration. The images of the stages keep their colors."""
+    """The base images of one iteration, whose colors are applied to the images of the stages."""
 
     def __init__(self, p: Any, plan: Plan):
         self._p = p
@@ -110,7 +110,7 @@ class BaseColors:
             self._base = [crop.take(as_image(picture)).float().cpu().clone() for picture in pictures]
 
     def keep(self, pictures: Any, decode_base: Callable[[], Iterable[Tensor]]) -> None:
-        """Gives the decoded images of a stage, each (3, H, W), the colors of the base image, in place.
+        """Applies the colors of the base images to the decoded images of a stage, each (3, H, W), in place.
 
         `decode_base` returns the base images. It is called only if they are not known yet. An error is reported and
         not raised.
@@ -121,7 +121,7 @@ class BaseColors:
             painted = inpainting.painted(self._p, self._plan)
             for index, base in enumerate(self._base or ()):
                 if pictures[index].dtype == torch.bfloat16:
-                    # bfloat16 has only 8 bits of precision
+                    # bfloat16 has only 8 significant bits
                     pictures[index] = pictures[index].float()
                 match_colors_(as_image(pictures[index]), base, painted)
         except Exception as error:
@@ -132,7 +132,7 @@ def known_base(p: Any, samples: Any, redrawn: bool) -> list[Tensor] | None:
     """Returns the base images, each (3, H, W) in -1..1, if the job has them without decoding a latent, else None.
 
     `samples` are the host's latents, or images after hires fix. If img2img does not redraw the uploaded image, the base
-    is the uploaded image, resized like the host does.
+    image is the uploaded image, resized in the same way as by the host.
     """
     if getattr(samples, "already_decoded", False):
         return [as_image(sample) for sample in samples]

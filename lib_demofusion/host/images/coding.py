@@ -44,14 +44,14 @@ def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None)
     The encoder draws from torch's global generator, so each image is encoded on its own with its own seed. `report` is
     called with the completed share. An exception that it raises ends the work. Raises NansException if the VAE fails.
     """
-    # the encoder needs blocks of other sizes than those that the decoder left in torch's cache
+    # the decoder's blocks in torch's cache do not have the sizes that the encoder needs
     devices.torch_gc()
     method = sd_samplers_common.approximation_indexes.get(shared.opts.sd_vae_encode_method)
     latents, tell = [], _teller(report, len(p.seeds))
     with _in_parts(p, tell) as ours, host().encoding(p):
         for seed, picture in zip(p.seeds, pictures):
             torch.manual_seed(int(seed))
-            # the same name, so that the larger tensor is freed
+            # reuses the name, so that the larger tensor is freed
             picture = (
                 (as_image(picture)[None].float() * 0.5).add_(0.5).clamp_(0, 1).to(shared.device, devices.dtype_vae)
             )
@@ -77,9 +77,9 @@ def as_image(sample: Tensor) -> Tensor:
 
 
 def finite(latent: Tensor) -> Tensor:
-    """Returns the encoder's latent unchanged. Raises NansException if it contains NaN, before a stage runs in vain.
+    """Returns the encoder's latent unchanged. Raises NansException if it contains NaN.
 
-    The host checks only decoded images, so its message at the end of a stage would blame the model.
+    The host checks only decoded images. Its error would come after the stage, and would name the model as the cause.
     """
     if torch.isfinite(latent).all():
         return latent
@@ -94,7 +94,7 @@ def finite(latent: Tensor) -> Tensor:
 
 
 def _teller(report: vae.Report | None, count: int) -> vae.ReportOfSome:
-    """Converts a report of the share of all images into a report of the share of some of `count` images."""
+    """Converts a report for all images into a report for some of `count` images."""
     return vae.of_all(report or (lambda share: None), count)
 
 

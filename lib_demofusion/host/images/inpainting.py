@@ -1,4 +1,4 @@
-"""Inpainting: resizes mask, original latent and overlay to the size of each stage."""
+"""Resizes mask, original latent and overlay of an inpainting job to the size of each stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lib_demofusion.method.views import Size
 from lib_demofusion.settings.errors import SettingsError
 
 OVERLAY = ("overlay_images", "mask_for_overlay", "paste_to")
-"""Attributes with which the host pastes the image into the original (modules/processing.py, apply_overlay)."""
+"""Attributes that the host uses to paste the image into the original (modules/processing.py, apply_overlay)."""
 
 
 def is_inpainting(p: Any) -> bool:
@@ -35,10 +35,10 @@ def check_shape(p: Any, plan: Plan) -> None:
 
 @contextmanager
 def masks_at(p: Any, plan: Plan, size: Size, original: Tensor | None = None) -> Iterator[None]:
-    """Gives the job's mask and original latent the size of a stage (cells) while it is sampled.
+    """Resizes the job's mask and original latent to the size of a stage (cells) while it is sampled.
 
     `original` (B, C, h, w) is the original latent at that size. If it is None, the job's own latent is enlarged. The
-    host blends with mask and latent in every call of its denoiser, and their size must be that of x.
+    host uses mask and latent in every call of its denoiser, so they must have the size of x.
     """
     if not is_inpainting(p):
         yield
@@ -66,9 +66,9 @@ def _resized(mask: Tensor, size: Size, mode: str) -> Tensor:
 
 
 def keep_unmasked(p: Any, x: Tensor) -> Tensor:
-    """Replaces the unpainted area of x (B, C, H, W) with the original latent, like the host at the end of its pass.
+    """Replaces the unpainted area of x (B, C, H, W) with the original latent, like the host after its own pass.
 
-    Scripts can change this blend there too (modules/processing.py).
+    Scripts can change this blend, as they can in the host (modules/processing.py).
     """
     if not is_inpainting(p):
         return x
@@ -100,7 +100,7 @@ class Overlay:
     def resize(self, p: Any, plan: Plan, size: Size) -> None:
         """Sets the job's overlay for an image of `size` cells.
 
-        With "only masked", the image is a part of a larger one, which is enlarged by the same factor.
+        With "only masked", the image is a part of a larger image. The larger image is enlarged by the same factor.
         """
         images, mask, place = (self._own.get(name) for name in OVERLAY)
         if images is None and mask is None:

@@ -67,9 +67,10 @@ SHOWN_PIXELS = 100_000_000
 
 
 def shrink_for_gallery(processed: Any) -> None:
-    """Replaces images that are too large for browsers with smaller copies, if no image is lost.
+    """Replaces images that are too large for browsers with smaller copies, unless an image would be lost.
 
-    An image is replaced only if its file is saved at full size. Grids, which come first, only repeat the images.
+    An image is replaced only if its file is saved at full size. Grids are always replaced, because they only repeat the
+    images.
     """
     for index, picture in enumerate(processed.images):
         path = getattr(picture, "already_saved_as", None)
@@ -79,7 +80,7 @@ def shrink_for_gallery(processed: Any) -> None:
         try:
             copy = picture.reduce(math.ceil(math.sqrt(pixels / SHOWN_PIXELS)))
         except MemoryError:
-            # the full image and its file are still there
+            # the image at full size remains in the list
             logger.warning("no memory for a smaller copy of %s", path or "the grid")
             continue
         copy.info.update(picture.info)

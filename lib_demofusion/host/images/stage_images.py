@@ -28,9 +28,9 @@ class StageImage:
 
 
 def stage_images(p: Any, samples: Any, number: int, total: int, save: bool) -> list[StageImage]:
-    """Creates the images of stage `number` of `total` (0 is the base image), saving them if `save` and the host allow.
+    """Creates the images of stage `number` of `total` (0 is the base image), and saves them if `save` is set.
 
-    `samples` is the result of `coding.decode`.
+    `samples` is the result of `coding.decode`. If the host saves no images, these are not saved either.
     """
     height, width = samples[0].shape[-2:]
     name = f"{number} of {total}" if number else "base image"

@@ -18,7 +18,7 @@ from lib_demofusion.settings.presets import LANCZOS
 def enlarged(p: Any, image: Tensor, size: Size, upscaler: str = LANCZOS) -> Tensor:
     """Upscales an image (3, H, W) in -1..1 to (height, width) with an upscaler of the webui.
 
-    If the upscaler does not work, the webui uses Lanczos and reports it only on the console. Adds a note in that case.
+    If the upscaler does not work, the webui uses Lanczos and reports this only on the console. This adds a note.
     """
     if upscaler == LANCZOS:
         return lanczos(image, size)

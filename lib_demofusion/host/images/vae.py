@@ -1,8 +1,8 @@
 """Runs the checkpoint's VAE tile by tile if it does not fit into memory as a whole.
 
 The webui's own functions still do the rest: scaling, the retry in higher precision after NaN, moving models with
-medvram, and TAESD. Only the forward of the decoder and the encoder is replaced, for the length of a `with` block. The
-new forward chooses a method when it is called, because then the precision is known and the UNet may be off the device.
+medvram, and TAESD. Only the forward of the decoder and the encoder is replaced, inside a `with` block. The new forward
+chooses a method when it is called, because then the precision is known and the UNet may have left the device.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from lib_demofusion.tiled_vae.tiling import ALWAYS, AUTOMATIC, NEVER, Options, d
 TILES = (64, 32, 16)
 """Sides of tiles in latent cells. The first attempt uses the largest one that should fit."""
 DEVICE_SHARE, MEMORY_SHARE, DISK_SHARE = 0.85, 0.6, 0.8
-"""Usable shares of the free memory of the device, of the computer's free memory and of the free disk space."""
+"""Shares that may be used of the device's free memory, of the computer's free memory and of the free disk space."""
 LARGEST_TENSOR = {"mps": 1 << 32}
-"""Size in bytes that a tensor must not reach, by type of device. Apple's GPUs would end the process."""
+"""Size in bytes that a tensor must not reach, by type of device. On Apple's GPUs, the process would end."""
 UNKNOWN_FREE = 4 << 30
 """Assumed free memory in bytes of a device that does not report it."""
 
 logger = logging.getLogger("DemoFusion")
 Report = Callable[[float], None]
 ReportOfSome = Callable[[float, int], None]
-"""Reports a share for a number of images. Forge decodes all images of a batch together, the webui one by one."""
+"""Reports a share for a number of images. Forge decodes a batch at once, and the webui decodes image by image."""
 
 
 def of_all(report: Report, count: int) -> ReportOfSome:
@@ -61,7 +61,7 @@ def of_all(report: Report, count: int) -> ReportOfSome:
 def in_parts(model: Any, mode: str = AUTOMATIC, report: ReportOfSome | None = None) -> Iterator[set[str]]:
     """Runs the model's VAE tile by tile inside the block, depending on `mode` (see MODES in `tiled_vae.tiling`).
 
-    Yields the names that this applies to, of "decoder" and "encoder". Others, such as Forge's own, report no progress.
+    Yields the names of the replaced networks ("decoder" and "encoder"). The others report no progress.
     """
     first_stage = getattr(model, "first_stage_model", None)
     ways = (("decoder", decoder_layers, decode_tiled), ("encoder", encoder_layers, encode_tiled))
@@ -106,7 +106,7 @@ def _forward(network: Any, forward: Callable[..., Tensor]) -> Iterator[None]:
 
 
 class _Forward:
-    """Replaces the forward of a decoder or encoder: computes the same, as a whole or tile by tile, whichever fits."""
+    """The new forward of a decoder or encoder. Computes the same output at once or tile by tile, whichever fits."""
 
     def __init__(self, network: Any, layers: list[Layer], tiled: Callable[..., Tensor], always: bool, report: Any):
         self._network, self._layers, self._tiled = network, layers, tiled
@@ -117,7 +117,7 @@ class _Forward:
     def __call__(self, x: Tensor, **kwargs: Any) -> Tensor:
         """Computes the output. If memory is not sufficient, tries again with smaller and smaller tiles."""
         if threading.get_ident() != self._thread:
-            # a live preview, which the page decodes in another thread
+            # the webui decodes live previews in another thread
             return self._whole(x, **kwargs)
         failure: BaseException | None = None
         for options in self._attempts(x):
@@ -128,7 +128,7 @@ class _Forward:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                # without its frames, which keep the intermediate tensors alive
+                # removes the frames, which keep the intermediate tensors alive
                 failure = error.with_traceback(None)
             logger.warning("%s: trying in smaller parts", str(failure).splitlines()[0][:200])
             devices.torch_gc()
@@ -146,7 +146,7 @@ class _Forward:
         return lambda share: self._report and self._report(share, len(x))
 
     def _attempts(self, x: Tensor) -> Iterator[Options | None]:
-        """Yields the options of each attempt, None for all at once. Checks the free memory before each attempt."""
+        """Yields the options of each attempt, or None to compute all at once. Reads the free memory each time."""
         size, bytes_each = (x.shape[2], x.shape[3]), x.element_size()
         limit = LARGEST_TENSOR.get(x.device.type, sys.maxsize)
         needed = whole_bytes(self._layers, size, bytes_each) * len(x)
@@ -183,7 +183,7 @@ def choose_shelf(layers: list[Layer], size: tuple[int, int], x: Tensor, room: in
     if packed <= memory:
         return Shelf(devices.cpu, packed=held > memory)
     folder = temporary_folder()
-    # query the disk only if necessary: a sleeping disk answers late, and a network disk may not answer at all
+    # the disk is queried only if necessary, because a sleeping disk is slow and a network disk may not answer
     if folder is not None and packed <= disk_usage(folder).free * DISK_SHARE:
         return Shelf(devices.cpu, packed=True, folder=folder)
     disk = f"disk in {folder}" if folder is not None else "disk, where no folder for temporary files is"
