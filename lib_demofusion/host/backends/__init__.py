@@ -1,4 +1,4 @@
-"""One interface for the differences between webuis. The rest of the package calls `host()` and knows no webui."""
+"""One interface for the differences between webuis. The rest of the package only uses `host()`."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ def activate(p: Any) -> None:
 
 
 def activate_after_hires_pass(p: Any) -> None:
-    """Activates the networks of the main prompt if the hires pass ran with those of another prompt.
+    """Activates the networks of the main prompt if the hires pass used the networks of another prompt.
 
     The stages use the main prompt, and the webui leaves the networks of the hires prompt active.
     """

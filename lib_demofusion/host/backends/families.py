@@ -1,4 +1,4 @@
-"""A table of the model families, and the axes of their latents. It contains every property in which they differ."""
+"""A table of the model families, with every property in which they differ, and the axes of their latents."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LatentForm:
         return x
 
     def host_shape(self, channels: int, size: Size) -> tuple[int, ...]:
-        """Returns the shape in the webui, without the batch, of a method's latent with `channels` and `size`."""
+        """Returns the webui's shape of a method's latent with `channels` and `size`, without the batch."""
         return (channels, *size)
 
 
@@ -48,7 +48,7 @@ class FiveAxes(LatentForm):
 class Packed(LatentForm):
     """Latents (B, 4 C, h / 2, w / 2) whose cells of 16 pixels hold 2 x 2 cells of 8 pixels in their channels.
 
-    Dilated views need cells of 8 pixels. A view of every second packed cell would show 16 pixels and skip the next 16.
+    Dilated views need cells of 8 pixels. With packed cells, a dilated view would show 16 pixels and skip the next 16.
     """
 
     copies = True
@@ -87,7 +87,7 @@ class Family:
     sized: bool = False
     """Whether the model receives the image's size and crop in a vector in addition to the prompt, as SDXL does."""
     flow: bool = False
-    """Whether the model was trained for flow matching. Its samplers mix signal and noise, see `residual.Flow`."""
+    """Whether the model was trained for flow matching. Its samplers mix signal and noise (see `residual.Flow`)."""
     form: LatentForm = PLAIN
     """The axes of the latents."""
     unit: int = 8
@@ -109,7 +109,7 @@ class Family:
 
     @property
     def problem(self) -> str | None:
-        """Returns the name and the reason, to follow "DemoFusion does not work with", or None if stages run."""
+        """Returns the name and the reason of a refusal, or None. The text continues "DemoFusion does not work with"."""
         return None if self.refusal is None else f"{self.name}: {self.refusal}"
 
 
@@ -117,7 +117,7 @@ def _transformer(name: str, form: LatentForm = PLAIN) -> Family:
     """Returns the record of a flow-matching transformer.
 
     Its patches are 2 x 2 cells of 8 pixels, and it pads odd sizes with cells of the opposite border. Most of these
-    models have built-in guidance, so only the number of steps identifies a few-step model at a CFG scale of 1.
+    models have built-in guidance. A CFG scale of 1 is normal for them and does not identify a few-step model.
     """
     return Family(name, flow=True, form=form, unit=16, distilled=True, transformer=True)
 

@@ -52,7 +52,7 @@ class Forge:
         return sampling_cleanup is not None
 
     def family(self, model: Any) -> Family:
-        # before a model is loaded, the host has a dummy
+        # the host has a dummy until a model is loaded
         if not hasattr(model, "forge_objects"):
             return SD
         # reForge has no `predictor`. There, `refusal` reports a flow schedule that an earlier job left
@@ -61,7 +61,7 @@ class Forge:
         return family_of(model, flow) or unknown(model)
 
     def is_pending(self) -> bool:
-        # only Forge and Forge Neo load later. reForge loads a checkpoint as soon as it is selected
+        # Forge and Forge Neo load a checkpoint when a job begins, and reForge as soon as it is selected
         data = sd_models.model_data
         chosen = getattr(data, "forge_loading_parameters", None)
         return bool(chosen) and str(chosen) != data.forge_hash
@@ -109,11 +109,11 @@ class Forge:
             try:
                 yield
             finally:
-                # a sampler that was stopped has not done this
+                # the host's own cleanup is missing if the sampler was stopped
                 sampling_cleanup(unet)
 
     def _patch(self, p: Any, anchor: Tensor, noise: Tensor) -> None:
-        # also with a ratio of 0, because Forge Neo applies its Epsilon Scaling here
+        # called with a ratio of 0 too, because Forge Neo applies its Epsilon Scaling here
         sd_models.apply_token_merging(p.sd_model, p.get_token_merging_ratio())
         if p.scripts is not None:
             cond, uncond = p.get_conds()
@@ -150,7 +150,8 @@ def adds_noise(predictor: Any) -> bool:
 def set_shift(p: Any) -> None:
     """Sets the shift of a flow model's schedule to that of the base pass, because a hires pass changes it.
 
-    Some engines in newer versions of Forge Neo also derive it from the image's size. Views have the base image's size.
+    In newer versions of Forge Neo, some engines also derive it from the image's size. The size of the base image is
+    used, because views have that size.
     """
     set_of_host = getattr(p.sd_model, "set_shift", None)
     if set_of_host is not None:
@@ -161,9 +162,9 @@ def set_shift(p: Any) -> None:
 
 @contextmanager
 def schedule_of_base(model: Any) -> Iterator[None]:
-    """Runs a block with the noise levels of the base pass. Before `post_sample` the host restores the original ones.
+    """Runs a block with the noise levels of the base pass, because the host restores the original ones after that pass.
 
-    They differ with zero terminal SNR, which the user or the checkpoint can select.
+    They differ if the user or the checkpoint selects zero terminal SNR.
     """
     asked = getattr(shared.opts, "sd_noise_schedule", "Default") == ZERO_TERMINAL
     config = getattr(model, "model_config", None)
@@ -203,7 +204,8 @@ def nothing_kept(model: Any) -> Iterator[None]:
 def reserve_for_views(unet: Any, view: tuple[int, ...], views: int) -> None:
     """Makes the host reserve memory for a batch of views of the shape `view`, not for the whole latent.
 
-    For the whole latent it would unload the weights, and a stage would spend most of its time on loading them again.
+    For the whole latent, the host would unload weights of the model, and loading them again would take most of the
+    time.
     """
 
     def memory_of_views(shape: list[int], *args: Any, **kwargs: Any) -> float:
@@ -232,7 +234,7 @@ class _Numbers:
 
 
 def vectors_of(model: Any, frame: Frame, sized: bool) -> SizeVectors | None:
-    """Returns the writer of SDXL's sizes for a loaded model, or None if the model does not receive sizes."""
+    """Returns the SizeVectors of a loaded model, or None if the model does not receive sizes."""
     embedder = getattr(model, "embedder", None)
     if embedder is None or not sized:
         return size_vectors(model, frame)

@@ -16,8 +16,8 @@ from lib_demofusion.method.views import View
 class Held:
     """Replaces the head of a UNet's linked list of control models, which the host would run on the whole latent.
 
-    For the host it returns no control. It runs the control models on batches of views instead, and forwards all other
-    attributes to the first of them.
+    When the host calls it for the whole latent, it returns no control. It runs the control models on batches of views
+    instead. All attributes that it does not define are those of the first control model.
     """
 
     def __init__(self, first: Any, stage: StagePlan, plan: Plan | None = None):
@@ -49,7 +49,7 @@ class Held:
             hint = self._hints[id(control)]
             if hint is not None:
                 if hasattr(control, "control_input"):
-                    # an adapter caches the features of its hint
+                    # an adapter caches the features of the previous hint
                     control.control_input = None
                 control.cond_hint = _rows([hint.for_view(view) for view in views], len(crops), crops, control)
         first = self.previous_controlnet
@@ -78,7 +78,7 @@ def _hint(control: Any, stage: StagePlan, plan: Plan | None) -> StageHint | None
 
 
 def _rows(parts: list[Tensor], rows: int, crops: Tensor, control: Any) -> Tensor:
-    """Crops the hint for all views, view-major, with one crop per row of the batch."""
+    """Joins the crops of all views, view-major, with one crop per row of the batch."""
     each = rows // len(parts)
     if getattr(control, "channels_in", None) == 1:
         parts = [part.mean(1, keepdim=True) for part in parts]

@@ -20,7 +20,7 @@ def attach(denoiser: Any, parts: StageParts) -> None:
     class StageDenoiser(cls):  # type: ignore[misc, valid-type]
         def forward(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if run.detector.copies_x:
-                # the sampler computes its next x from this tensor and the prediction
+                # the sampler still needs this tensor for its next x
                 x = x.clone()
             latent = form.to_method(x)
             run.before_call(latent, sigma[0], x)
@@ -40,7 +40,7 @@ def attach(denoiser: Any, parts: StageParts) -> None:
 def image_cond_at(cond: Any, x: Tensor) -> Any:
     """Resizes an image conditioning (B, C, h, w) to the size of x, because the host ignores other sizes.
 
-    At the base's size it says that everything is to be painted. This holds at any size.
+    A conditioning of another size is that of txt2img, which marks everything as masked. This is true at any size.
     """
     if not isinstance(cond, Tensor) or cond.ndim != x.ndim or cond.shape[-2:] in (x.shape[-2:], (1, 1)):
         return cond

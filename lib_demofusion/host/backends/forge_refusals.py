@@ -31,20 +31,20 @@ BY_KEY = {
     "forge_couple": "Forge Couple: every tile would show all of its regions",
     "stylealign_enabled": "StyleAlign Integrated: the views of a batch would take one another's style",
 }
-"""Reasons by the infotext key that an active feature writes."""
+"""Reasons for refusals, by the infotext key that the feature writes if it is active."""
 
 BY_FLOW = ("SD3", "Aura Flow", "Flux")
-"""Modes of reForge's Advanced Model Sampling that mix latent and noise. They do not suit the skip residual."""
+"""Modes of reForge's Advanced Model Sampling that mix latent and noise. The skip residual does not support them."""
 
 FLOW = "Advanced Model Sampling in the mode %s: DemoFusion runs on models that are not sampled by flow matching"
 
 PID = "PiD Integrated"
-"""Forge Neo's script that upscales with a trained decoder. It writes nothing to the infotext of the job."""
+"""Forge Neo's script that upscales with a trained decoder. It writes no infotext key."""
 
 PID_REASON = f"{PID}: it makes the base image anew, four times as large; switch one of the two off"
 
 WHOLE_PICTURE = ("ControlNetPatcher", "IPAdapterPatcher", "PhotomakerPatcher")
-"""Supported kinds of control models. Their hint is cropped to the views or describes the whole image."""
+"""Supported kinds of control models. Their hint is either cropped to the views or describes the whole image."""
 
 
 def refusal(p: Any, family: Family = SD) -> str | None:
@@ -63,7 +63,7 @@ def refusal(p: Any, family: Family = SD) -> str | None:
 
 
 def _decodes_anew(p: Any) -> bool:
-    """Returns whether PiD will run. With hires fix it disables itself."""
+    """Returns whether PiD will run. It disables itself with hires fix."""
     entry = next((entry for entry in _alwayson(p) if entry.title() == PID), None)
     return entry is not None and bool(p.script_args[entry.args_from]) and not getattr(p, "enable_hr", False)
 
@@ -143,7 +143,8 @@ def of_transformer(p: Any, family: Family) -> str | None:
 def has_references(p: Any) -> bool:
     """Returns whether the model received reference images in addition to the prompt in the base pass.
 
-    Before that pass, images from the previous job may remain. The host removes them when it encodes the prompt.
+    Returns False before that pass, when images of the previous job may remain. The host removes them when it encodes
+    the prompt.
     """
     return getattr(p, "sampler", None) is not None and bool(getattr(dynamic_args, "ref_latents", None))
 
@@ -198,7 +199,7 @@ def _keeps(value: Any, seen: set[int]) -> bool:
         owner, names = value.__self__, set(_names(value.__func__.__code__))
         held = (content for name, content in vars(owner).items() if name in names) if hasattr(owner, "__dict__") else ()
         return _keeps(value.__func__, seen) or any(_keeps(content, seen) for content in held)
-    call = getattr(type(value), "__call__", None)  # noqa: B004 (its code is wanted)
+    call = getattr(type(value), "__call__", None)  # noqa: B004 (the code is needed)
     return not isinstance(call, FunctionType) or _keeps(MethodType(call, value), seen)
 
 

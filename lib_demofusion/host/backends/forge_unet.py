@@ -1,7 +1,7 @@
 """Inserts a stage between the guidance of Forge's family and its UNet.
 
-CFGDenoiser has no wrapper there. A function of the backend joins conds and unconds and passes them to the UNet, or to
-the one wrapper that a patched UNet can have (`model_function_wrapper`).
+CFGDenoiser has no wrapper in these webuis. A function of the webui's backend joins conds and unconds and passes them to
+the UNet. A patched UNet can have one wrapper that is called instead (`model_function_wrapper`).
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def kept_share(predictor: Any, sigma: Tensor) -> Tensor:
     """Returns d(prediction) / d(input) with the UNet's output held fixed, (N, 1, 1, 1).
 
     The dilated path predicts on the blurred latent, but the sampler applies the prediction to x. The fusion therefore
-    adds this share of x - blur(x). The prediction is affine in the input, so the share is its value for an input of 1
-    and an output of 0.
+    adds this share of x - blur(x). The prediction is an affine function of the input, so the share is the prediction
+    for an input of 1 and an output of 0.
     """
     one = torch.ones(len(sigma), 1, 1, 1, device=sigma.device, dtype=sigma.dtype)
     share: Tensor = predictor.calculate_denoised(sigma, torch.zeros_like(one), one)
@@ -99,7 +99,7 @@ def marks_of(marks: Sequence[int], rows: int, chosen: slice) -> list[int]:
 
 
 def options_for(options: Mapping[str, Any], chunks: Sequence[int], levels: Tensor) -> dict[str, Any]:
-    """Returns the options that patches of the UNet read. `chunks` are marks of chunks of equal size, levels (N,)."""
+    """Returns the options that patches of the UNet read. `chunks` marks chunks of equal size. `levels` is (N,)."""
     each = len(levels) // len(chunks)
     by_row = [mark for mark in chunks for _ in range(each)]
     made = {**options, "cond_or_uncond": list(chunks), "sigmas": levels[:each]}

@@ -1,4 +1,6 @@
-"""The interface of a webui for the stages. AUTOMATIC1111's webui and Forge's family each implement it."""
+"""Defines the functions of a webui that the stages need. There is one implementation for AUTOMATIC1111's webui and one
+for Forge's family.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,13 @@ from lib_demofusion.method.stage import StageRun
 
 @dataclass(frozen=True)
 class StageParts:
-    """The objects that one stage inserts between the webui's sampler and its model."""
+    """The objects of one stage that are needed between the webui's sampler and its model."""
 
     p: Any
     """The webui's request."""
     run: StageRun
     plan: Plan | None
-    """The plan that the stage belongs to. With None, the stage shows the whole base image."""
+    """The plan that the stage belongs to. If None, the stage shows the whole base image."""
     batches: ViewBatches
     frame: Frame
     before_batch: Callable[[float], None]
@@ -73,5 +75,5 @@ class Backend(Protocol):
         ...
 
     def attach(self, denoiser: Any, parts: StageParts) -> None:
-        """Makes the CFGDenoiser of the stage's own sampler run the stage."""
+        """Changes the CFGDenoiser of the stage's own sampler so that it evaluates views."""
         ...

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's webui."""
+"""The backend for AUTOMATIC1111's webui."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Webui:
     """The backend of AUTOMATIC1111's webui. A stage replaces the wrapper through which CFGDenoiser calls the model."""
 
     def is_known(self) -> bool:
-        # webuis with their own guidance function do not call the wrapper
+        # webuis with their own guidance function do not call this wrapper
         return hasattr(CFGDenoiser, "inner_model") and not hasattr(sd_samplers_cfg_denoiser, "sampling_function")
 
     def family(self, model: Any) -> Family:
@@ -49,7 +49,7 @@ class Webui:
     def base_checkpoint(self, p: Any, checkpoint: Any) -> Iterator[None]:
         """Reloads the base pass's checkpoint if needed, and disables the refiner during the block.
 
-        Another model is still loaded if the base pass used the refiner or the hires pass used its own checkpoint.
+        Another model is loaded if the base pass used the refiner or the hires pass used its own checkpoint.
         """
         with replaced(p, refiner_checkpoint_info=None):
             if shared.sd_model.sd_checkpoint_info != checkpoint:

@@ -1,8 +1,8 @@
 """Runs the ControlNet extension in the stages. Every batch of views gets its own crop of the hints.
 
 ControlNet replaces the forward of the UNet during a job, and stores the hints at the base image's size in one object
-per unit (its scripts/hook.py). It adds its output to the UNet's feature maps, row by row. Its steps are those of the
-sampler, which the webui counts. The number of views per call therefore does not affect them.
+per unit (its scripts/hook.py). It adds its output to the UNet's feature maps, row by row. Its steps are the steps of
+the sampler, as counted by the webui, so the number of views per call does not affect them.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _unet(p: Any) -> Any:
 
 
 def _native(unit: Any) -> Any:
-    """Returns the hint that was used for the base image. Hires fix has a hint of its own size."""
+    """Returns the hint that was used for the base image. Hires fix has a hint of another size."""
     return unit.hr_hint_cond if isinstance(unit.hr_hint_cond, Tensor) else unit.hint_cond
 
 
@@ -161,14 +161,14 @@ def _picture(unit: Any, stage: StagePlan, plan: Plan | None, latent: Tensor | No
 
 
 def _latent(p: Any, network: Any, unit: Any) -> Tensor | None:
-    """Encodes the hint with the extension to a latent (1, C, h, w). Returns None for units that need no latent."""
+    """Encodes the hint to a latent (1, C, h, w) with the extension. Returns None for units that need no latent."""
     if kind(unit) == "AttentionInjection" or "colorfix" in _preprocessor(unit):
         return network.call_vae_using_process(p, _native(unit))[:1]
     return None
 
 
 class _Resize:
-    """Resizes hints with ControlNet's own function, which keeps thin lines thin, or with `resize_hint` if it fails."""
+    """Resizes hints with ControlNet's own function, which keeps lines thin, or `resize_hint` if it fails."""
 
     def __init__(self, found: Any, index: int, preprocessor: str):
         self._found, self._index, self._preprocessor = found, index, preprocessor
@@ -189,20 +189,20 @@ class _Resize:
 
 @dataclass(frozen=True)
 class _Unit:
-    """One unit in one stage."""
+    """A unit in one stage."""
 
     unit: Any
     hint: StageHint | None = None
-    """None if every view uses the whole hint."""
+    """The unit's hint in this stage, or None if every view uses the whole hint."""
     region: StageHint | None = None
     latent: Tensor | None = None
     """The hint's latent (1, C, H, W). If it has the stage's size, it is cropped like the stage's latent."""
 
     def enter(self, stack: ExitStack, views: Sequence[View], rows: int) -> None:
-        """Sets the unit's hint to the crops of the views. Leaving `stack` restores the unit."""
+        """Sets the unit's hint to the crops of the views. The unit is restored when `stack` closes."""
         values = self._values(views, rows)
         if kind(self.unit) == "T2I_Adapter":
-            # an adapter caches the features of its hint
+            # an adapter caches the features of the previous hint
             stack.callback(self.unit.control_model.reset)
             self.unit.control_model.reset()
         if kind(self.unit) == "Controlllite":
@@ -211,9 +211,9 @@ class _Unit:
         stack.enter_context(replaced(self.unit, **values))
 
     def _values(self, views: Sequence[View], rows: int) -> dict[str, Any]:
-        """Returns the unit's attributes for these views. Setting `hint_cond` clears some of the others, so it is first.
+        """Returns the unit's attributes for these views. `hint_cond` is first, because it clears some of the others.
 
-        If the hint is that of hires fix, `hr_hint_cond` gets the same crops, so the extension does not encode it again.
+        If hires fix has its own hint, `hr_hint_cond` gets the same crops, so the extension does not encode it again.
         """
         unit, native = self.unit, _native(self.unit)
         hint = native if self.hint is None else _rows([self.hint.for_view(view) for view in views], rows).to(native)

@@ -80,8 +80,8 @@ def attach(
     """Makes `denoiser`, the CFGDenoiser of the stage's own sampler, run the stage.
 
     `repeated_images` receives the class, x and cond, and returns how many images repeat in the rows. The class of the
-    denoiser is replaced by a subclass of it, so subclasses from other extensions still work. The model is a property,
-    because the host discards its cached wrapper when the checkpoint changes.
+    denoiser is replaced by a subclass of it, so subclasses from other extensions still work. The wrapper of the model
+    is a property, because the host discards its cached wrapper when the checkpoint changes.
     """
     cls = type(denoiser)
 
@@ -102,7 +102,7 @@ def attach(
             return super().forward(x, sigma, *args, **kwargs)
 
         def get_pred_x0(self, *args: Any) -> Tensor:
-            """Returns the live preview. The host also keeps it for interrupts, but a stage handles those itself."""
+            """Returns the latent of the live preview."""
             return for_preview(super().get_pred_x0(*args))
 
     denoiser.__class__ = StageDenoiser

@@ -2,7 +2,7 @@
 
 Some extensions replace or hook the forward of the attention layers, and distinguish conds from unconds by the number of
 rows. For example, NegPiP assumes that a call with two rows per image contains both. A batch of views has more rows. If
-there is such a patch, the model gets one view at a time, with the same rows as in the webui's own calls.
+a layer is patched, the model evaluates one view at a time, with the same rows as in the webui's own calls.
 """
 
 from __future__ import annotations

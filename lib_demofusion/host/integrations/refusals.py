@@ -55,13 +55,13 @@ def of_job(p: Any) -> Situation:
 
 
 def of_page(model: Any, script: str, override_settings: Sequence[str] = ()) -> Situation:
-    """Returns the situation as far as the page shows it. `override_settings` has entries such as `Tiling: True`."""
+    """Returns the situation of a future job, from the page. `override_settings` has entries such as `Tiling: True`."""
     overridden = create_override_settings_dict(list(override_settings))
     return Situation(model, bool(overridden.get("tiling", shared.opts.tiling)), script)
 
 
 def chosen_script(runner: Any, index: object) -> str:
-    """Returns the title of the script at this index of the dropdown, or an empty text for 0."""
+    """Returns the title of the script at this index of the dropdown. Index 0 is no script and returns an empty text."""
     scripts: Sequence[Any] = getattr(runner, "selectable_scripts", ())
     if not isinstance(index, int) or not 1 <= index <= len(scripts):
         return ""
@@ -84,29 +84,29 @@ Check = Callable[[Situation], bool]
 
 
 def _tiled_diffusion(now: Situation) -> bool:
-    """While Tiled Diffusion or its own DemoFusion is active, it hooks into every sampler that is created."""
+    """Returns whether Tiled Diffusion or its DemoFusion is active. It hooks into every sampler that is created."""
     return "Tiled Diffusion" in now.params
 
 
 def _tile_script(now: Situation) -> bool:
-    """Upscale and outpainting scripts run the whole pipeline for each tile, so every tile would be upscaled."""
+    """Returns whether an upscale or outpainting script is selected. It would run the stages for each of its tiles."""
     title = now.script.lower()
     return "upscale" in title or "outpainting" in title
 
 
 def _regional_attention(now: Situation) -> bool:
-    """Regional Prompter's attention mode maps its regions to the model's input, so every crop would show them all."""
+    """Returns whether Regional Prompter is in attention mode. Every tile would show all of its regions."""
     return now.regions not in ("", "Latent")
 
 
 def _soft_inpainting(now: Situation) -> bool:
-    """If a sampler blends before it denoises, the webui's own pass also changes the area outside the mask."""
+    """Returns whether Soft inpainting runs with a sampler for which it also changes the area outside the mask."""
     soft = str(now.params.get("Soft inpainting enabled")) == "True" and now.masked
     return soft and getattr(now.denoiser, "mask_before_denoising", False)
 
 
 def _details_at_base_size(now: Situation) -> bool:
-    """Without "Inpaint only masked", ADetailer returns an image of the request's size, regardless of its input."""
+    """Returns whether ADetailer repaints whole images. Its result has the request's size, regardless of its input."""
     return any(
         key.startswith("ADetailer inpaint only masked") and str(value) == "False" for key, value in now.params.items()
     )
@@ -133,7 +133,7 @@ REFUSALS: tuple[tuple[Check, str], ...] = (
 
 
 def reason(now: Situation) -> str | None:
-    """Returns the feature that does not work with DemoFusion, and why, or None."""
+    """Returns a feature that does not work with DemoFusion, and why, or None."""
     return host().family(now.model).problem or next((reason for check, reason in REFUSALS if check(now)), None)
 
 

@@ -1,9 +1,10 @@
 """Runs the webui's own Soft inpainting (extensions-builtin/soft-inpainting) at the size of a stage.
 
 While a stage is sampled, the script works without changes, because the webui calls it at every blend with the mask. Two
-tasks remain. First, the script has no final blend. It compares the result with the original's latent, and pastes the
-original's image where little has changed. Outside the mask, the latent must therefore equal the original's exactly.
-Second, it creates the overlay to paste after the base pass, at the base's size. Its hook is called again at the end.
+tasks remain. First, the script does not blend at the end. It compares the result with the original's latent, and pastes
+the original's image where little has changed. Outside the mask, a stage must therefore return exactly the original's
+latent. Second, the script creates the overlay after the base pass, at the base image's size. Its hook is called again
+after the last stage.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Originals:
     def remake_overlay(self, latent: Tensor) -> None:
         """Calls the script's hook with a stage's latent (B, C, h, w), so that it creates an overlay of this size.
 
-        The job's mask, original latent and `paste_to` must be those of this size.
+        The job's mask, original latent and `paste_to` must have this size already.
         """
         p = self._p
         own = next((entry for entry in p.scripts.alwayson_scripts if entry.title() == TITLE), None)
@@ -79,7 +80,7 @@ class Originals:
             own.post_sample(p, scripts.PostSampleArgs(latent), *args)
 
     def _overlaid(self, size: Size) -> list[Image.Image]:
-        """Returns the images that the result is pasted into: the whole sources, upscaled like the painted part."""
+        """Returns the whole source images, upscaled like the painted part. The result is pasted into them."""
         if not self._place:
             return self._shown(size)
         return [resized(image, None, self._scale(size)) for image in self._flat()]
