@@ -24,7 +24,7 @@ def candidate_roots() -> list[Path]:
 
 
 def webui_lacks_hook(roots: Iterable[Path]) -> bool:
-    """Returns whether the first `modules/scripts.py` in the roots has no `post_sample`. False if there is no such file.
+    """Returns whether the first `modules/scripts.py` in the roots has no `post_sample`. False without such a file.
 
     Searches the text, because importing the module would load torch and gradio at every start.
     """

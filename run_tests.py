@@ -35,7 +35,7 @@ def side_by_side() -> list[str]:
     cores = os.cpu_count() or 1
     processes = min(cores, MOST_PROCESSES)
     os.environ.setdefault("OMP_NUM_THREADS", str(cores // processes))
-    # keeps the order of the folders: sorted by number of tests, the slowest file (eight tests) would start last
+    # keeps the order of the files: sorted by number of tests, the slowest file (eight tests) would start last
     return ["-n", str(processes), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
@@ -74,7 +74,7 @@ def main(pytest_arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 10):  # noqa: UP036 (the file can be started with any version)
+    if sys.version_info < (3, 10):  # noqa: UP036 (any Python version can start this file)
         sys.exit("Python 3.10 or newer is needed; this is {}.{}.".format(*sys.version_info))
     try:
         sys.exit(main(sys.argv[1:]))

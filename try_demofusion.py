@@ -17,7 +17,7 @@ from trial import bootstrap
 ROOT = Path(__file__).resolve().parent
 CHECKPOINT = ROOT / "trial" / "checkpoint" / "demofusion-collage.safetensors"
 INSIDE = "DEMOFUSION_TRY_INSIDE"
-"""Environment variable that marks the process inside the virtual environment."""
+"""Environment variable that is set for the process inside the virtual environment."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -102,7 +102,7 @@ def _absolute(arguments: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 10):  # noqa: UP036 (the file can be started with any version)
+    if sys.version_info < (3, 10):  # noqa: UP036 (any Python version can start this file)
         sys.exit("Python 3.10 or newer is needed; this is {}.{}.".format(*sys.version_info))
     try:
         sys.exit(main(sys.argv[1:]))

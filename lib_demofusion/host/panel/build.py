@@ -1,4 +1,4 @@
-"""Builds the panel of a tab and lists the fields that pasting fills; `page` connects the panel with the tab."""
+"""Builds the panel of a tab, and lists the fields that a pasted infotext fills."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ ADVANCED_ROWS = (
 """The fields inside "Advanced", above the row that saves presets."""
 
 UNSEEN = ("tile_size", "tile_stride", "jitter", "sigma", "cosine_scale_3", "skip_views")
-"""Hidden fields. A preset or a pasted infotext sets them; users set them with the API and the X/Y/Z plot."""
+"""Hidden fields. A preset or a pasted infotext can set them, and so can the API and the X/Y/Z plot."""
 
 PICKED = "picked"
 """The name of the hidden checkbox that is ticked when the user has chosen the preset."""
 
 CONTROLS = ("enabled", "preset", *(name for row in (*ROWS, *ADVANCED_ROWS) for name in row), *UNSEEN)
-"""All fields of the panel, in the order of Settings. `view_batch`, the last field there, is on the settings page."""
+"""All fields of the panel, in the order of Settings. Its last field, `view_batch`, is on the settings page."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Panel:
 def build(script: Any) -> list[Any]:
     """Builds the panel and returns its controls in the order of the fields of Settings.
 
-    The host creates one script for each tab of a page. This function stores the panel in `script.panel`, where `page`
-    finds it. After the page, the host builds every panel again for its API and uses the values of those controls for
-    positions that a request omits. They are None here, so a missing position means the same as a missing field: the
-    preset's value.
+    The host creates one script for each tab of a page. This function stores the panel in `script.panel`, where
+    `page.py` finds it. After the page, the host builds every panel again for its API. It uses the values of those
+    controls for positional arguments that a request omits. They are None here, so a missing argument means the same as
+    a missing field: the preset's value.
     """
     known, problems = user_presets.choices_and_problems()
     opening = opening_values(known)
@@ -80,7 +80,7 @@ def build(script: Any) -> list[Any]:
             saving = preset_row.build_saving(script, messages)
         components.update({name: make.component(name) for name in UNSEEN})
     for name in ("preset", *PRESET_FIELDS):
-        # otherwise ui-config.json would keep the values of an older version
+        # otherwise ui-config.json would store the initial values and keep them after an update
         components[name].do_not_save_to_config = True
     controls = [components[name] for name in CONTROLS]
     row = preset_row.PresetRow(choice, saving, [components[name] for name in PRESET_FIELDS])
@@ -97,7 +97,7 @@ def build(script: Any) -> list[Any]:
 
 
 def opening_values(known: Choices) -> dict[str, Any]:
-    """Returns the initial values of the controls: the default preset's values, and the defaults of all other fields."""
+    """Returns the initial values of the controls: those of the default preset, and the defaults of all other fields."""
     preset = options.default_preset(known)
     return {**{name: getattr(Settings, name) for name in NAMES}, **preset_values(preset, known), "preset": preset}
 
@@ -118,9 +118,9 @@ def _messages(problems: list[str], known: Choices) -> list[str]:
 class Reader:
     """Reads the value of a control from an infotext's parameters.
 
-    The infotext of a DemoFusion image sets every control: a field that is missing in the text had its default value.
-    Any other infotext switches DemoFusion off. It does not change the other controls: None means that to the host.
-    Readers with equal names are equal, so the host can match the controls of the two tabs by their readers.
+    The infotext of a DemoFusion image sets every control, because a field that is missing in it had its default value.
+    Any other infotext disables DemoFusion and returns None for the other fields, so the host does not change them.
+    Readers of the same field are equal, so the host can match the controls of the two tabs by their readers.
     """
 
     name: str
@@ -164,7 +164,7 @@ class Maker:
         if name == "preset":
             return gr.Radio(**common, choices=list(spec.choices(self.known)))
         if name == "img2img_first":
-            # ui-config.json saves the default of a radio as a text; the webui treats a bool as an index
+            # texts, because ui-config.json saves the default of a radio, and the webui treats a bool as an index
             return gr.Radio(**{**common, "visible": self.script.is_img2img}, choices=list(spec.words))
         if spec.kind is bool:
             return gr.Checkbox(**common)

@@ -22,7 +22,7 @@ WORDS = (NOT_VALID, NO_STAGE, TIMES_BASE, ABOUT, SECONDS, MINUTES, HOURS, warnin
 
 
 def describe(args: Sequence[Any], tab: TabValues, known: Choices = BUILT_IN) -> str:
-    """Returns the line as HTML: sizes, estimated time (if known) and cost, then notes and warnings.
+    """Returns the line as HTML: the sizes, the estimated time (if known), the cost, and then notes and warnings.
 
     If no run is possible, the line contains only the reason. `known` are the presets and upscalers that users and the
     webui add.

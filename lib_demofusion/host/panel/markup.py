@@ -34,7 +34,7 @@ def error_html(error: SettingsError) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Formats a time, rounded, as HTML. The unit is the largest one that gives at least 2."""
+    """Formats a rounded time as HTML. The unit is the largest one in which the time is at least 2."""
     if seconds >= 2 * 3600:
         number, unit = round(seconds / 1800) / 2, HOURS
     elif seconds >= 2 * 60:

@@ -72,7 +72,7 @@ def component_of_tab(script: Any, component: Any, elem_id: str | None) -> None:
 
 
 def component_of_page(component: Any, **kwargs: Any) -> None:
-    """Makes the live lines follow the settings. The host calls this function for every component of the page."""
+    """Updates the live lines after a change of the settings. The host calls this for every component of the page."""
     if kwargs.get("elem_id") == SETTINGS:
         for script in _scripts_of_page():
             _follow(script, component)
@@ -86,23 +86,23 @@ def _scripts_of_page() -> list[Any]:
 
 
 def _follow_tab(script: Any) -> None:
-    """Makes the live line and the marks of a changed preset follow the panel and the tab."""
+    """Updates the live line and the list of changed fields after every change in the panel and the tab."""
     panel, tab = script.panel, script.tab_components
     # gradio 3 drops an event while it waits for the previous answer, so a new line triggers another update
     text_of_line = _text_of(panel.line)
     for component in (*panel.controls, panel.row.choice.picked, *tab.fields.values(), text_of_line):
         _follow(script, _text_of(component) if isinstance(component, gr.HTML) else component)
     _follow_few_steps(script, text_of_line)
-    # the webui sets the user's own defaults after it has built the line
+    # the webui applies the user's own defaults only after it has built the line
     Context.root_block.load(_updater(script), _inputs(script), _shown(panel), show_progress=False, queue=False)
-    # only the two tabs themselves report which source of img2img's size is selected
+    # only the two tabs report which source of img2img's size is selected
     for name, size_tab in tab.size_tabs.items():
         chosen = partial(_on_size_tab, _updater(script), name == "tab_resize_by")
         size_tab.select(chosen, _inputs(script), [panel.by_picture, *_shown(panel)], show_progress=False, queue=False)
 
 
 def _follow_few_steps(script: Any, text_of_line: Any) -> None:
-    """Makes the preset follow the tab's steps and CFG scale until the user chooses a preset.
+    """Updates the preset after a change of the tab's steps or CFG scale, until the user chooses a preset.
 
     A new text of the line also triggers this, because gradio 3 drops an event while it waits for the previous answer.
     """
@@ -117,7 +117,8 @@ def _follow_few_steps(script: Any, text_of_line: Any) -> None:
 def _text_of(shown: gr.HTML) -> gr.Textbox:
     """Creates a hidden copy of an HTML component that reports a change only if the text changes.
 
-    gradio 4 reports a change of HTML whenever an event begins or ends. An answer to that would trigger the next event.
+    gradio 4 reports a change of HTML whenever an event begins or ends. Each answer would therefore trigger another
+    event.
     """
     text = gr.Textbox(visible=False)
     # otherwise the webui would write it into ui-config.json
@@ -161,7 +162,7 @@ def _chooser_of_preset(script: Any) -> Callable[..., list[Any]]:
 
 
 def _values_of(script: Any, values: Sequence[Any], more: Mapping[str, Any]) -> tuple[dict[str, Any], TabValues]:
-    """Splits the values of `_inputs` into those of the panel (by field) and those of the tab; `more` replaces some."""
+    """Splits the values of `_inputs` into the panel's (by field) and the tab's. `more` replaces some of the tab's."""
     fields = (*script.tab_components.fields, "resize_by", "preset_picked")
     tab = {**dict(zip(fields, values[len(CONTROLS) :])), "img2img": script.is_img2img, **more}
     runner = scripts.scripts_img2img if script.is_img2img else scripts.scripts_txt2img

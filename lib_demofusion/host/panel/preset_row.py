@@ -1,6 +1,6 @@
-"""The presets in the panel: users choose them at the top, and save and delete them in "Advanced".
+"""The controls for presets. Users choose a preset at the top of the panel, and save and delete presets in "Advanced".
 
-Both tabs always offer the same presets.
+Both tabs always show the same presets.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Choice:
 
     preset: Any
     changed: Any
-    """Lists the fields that differ from the preset."""
+    """HTML with the list of fields that differ from the preset."""
     back: Any
     picked: Any
-    """A hidden checkbox, ticked when the user clicked or pasted the preset. The panel then never replaces it."""
+    """A hidden checkbox. It is ticked when the user has clicked or pasted the preset. The panel then keeps it."""
 
     @property
     def marks(self) -> list[Any]:
@@ -76,7 +76,7 @@ class PresetRow:
 
 
 def build_choice(script: Any, preset: Callable[[], Any]) -> Choice:
-    """Builds the row for choosing a preset; `preset` creates the control of that field."""
+    """Builds the row for choosing a preset. `preset` creates the control of the field."""
     with FormRow(elem_id=script.elem_id("preset_row"), elem_classes="demofusion-presets"):
         chosen = preset()
         back = _button(BACK, BACK_TIP, script.elem_id("preset_back"), visible=False)
@@ -127,7 +127,7 @@ def connect(rows: list[PresetRow]) -> None:
         row.choice.back.click(_apply, [row.choice.preset], outputs, **QUIET)
         if may_write():
             _connect_buttons([row, *(other for other in rows if other is not row)])
-            # the next action clears the message about the previous one
+            # clears the message about the previous action
             for component in (row.choice.preset, *row.controls, row.saving.name):
                 component.input(None, None, [row.saving.message], _js="() => ''", **QUIET)
             row.choice.back.click(None, None, [row.saving.message], _js="() => ''", **QUIET)
@@ -163,16 +163,16 @@ def _save(name: str, chosen: str, *values: Any) -> list[Any]:
     known = user_presets.known_choices()
     names = list(known.preset_names)
     message = _shown(f"{word(SAVED)} {html.escape(saved)}")
-    # under the name of the chosen preset no control changes, so the marks are updated here
+    # no control changes if the name is that of the chosen preset, so the marks are updated here
     marked = marks({**own, "preset": saved}, known)
     return [gr.update(choices=names, value=saved), gr.update(choices=names), *marked, "", message]
 
 
 def _delete(*chosen: str) -> list[Any]:
-    """Deletes the first of the tabs' chosen presets. Tabs that had chosen it get the default preset instead."""
+    """Deletes the first preset of `chosen`. Every tab in which it was chosen gets the default preset."""
     unchanged = [gr.update() for name in chosen for _ in (name, *PRESET_FIELDS)]
     if not chosen[0]:
-        # the user did not confirm
+        # the user has not confirmed the deletion
         return [*unchanged, gr.update()]
     try:
         user_presets.delete(chosen[0])

@@ -33,10 +33,10 @@ class TabValues:
     hr_resize_y: float = 0
     img2img: bool = False
     resize_by: bool = False
-    """Whether img2img's size is that of the uploaded image times `scale`."""
+    """Whether img2img's size is the uploaded image's size times `scale`."""
     scale: float = 1
     scale_resolution_preview: str = ""
-    """HTML in which the webui shows the uploaded image's size, `... 512x768 ... to ...`; no size without an image."""
+    """HTML with the uploaded image's size, `... 512x768 ... to ...`. Without an image, it contains no size."""
     override_settings: Sequence[str] = ()
     """Settings that apply to this tab only, such as `Tiling: True`. Pasting an infotext fills them."""
     script: str = ""

@@ -89,7 +89,7 @@ def of_few_steps(settings: Settings, tab: TabValues) -> list[str]:
 
 
 def of_plan(plan: Plan, settings: Settings) -> list[str]:
-    """Returns the plan's notes. Adds the reason if "Upscale by" has no effect and the plan does not mention it."""
+    """Returns the plan's notes. Adds a note if "Upscale by" has no effect and the plan has no note about it."""
     notes, scales = [html.escape(note) for note in plan.notes], parse_stages(settings.stages)
     if settings.width or settings.height:
         notes.append(word(UNUSED_BY_SIZE))
@@ -114,7 +114,7 @@ def of_pending_checkpoint() -> list[str]:
 
 
 def of_size(plan: Plan, tab: TabValues, seconds: float | None) -> list[str]:
-    """Returns warnings for a run that takes long, or whose image may be too large for the memory or other programs."""
+    """Returns warnings about a long run, and about an image that may be too large for the memory or other programs."""
     checks = {
         HUGE: max(plan.pixels) > LARGEST_SIDE,
         LONG: seconds is not None and seconds > 3600,

@@ -46,7 +46,7 @@ def _choices(spec: Spec, known: Choices) -> list[str]:
 
 def _apply(name: str) -> Callable[[Any, Any, Any], None]:
     def apply(p: Any, x: Any, xs: Any) -> None:
-        # a new dict, because the plot makes its cells as shallow copies
+        # a new dict, because the requests of the cells are shallow copies
         setattr(p, OVERRIDES, {**overrides(p), name: x})
 
     return apply

@@ -1,1 +1,1 @@
-"""The webui's progress bar, and the measured speed of this machine."""
+"""Controls the webui's progress bar, and measures the speed of this machine."""

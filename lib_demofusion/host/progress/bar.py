@@ -25,12 +25,12 @@ ENCODER = 0.44
 
 
 class Progress:
-    """Sets the bar to the elapsed share of an iteration's time. The webui computes the time left from it.
+    """Sets the bar to the elapsed share of an iteration's time. The webui computes the remaining time from it.
 
     The host's bar shows (job_no + step / steps) / job_count. The host counts one job per iteration, or two with hires
-    fix, and ends the last job itself after the image is decoded. The stages add a number of jobs that corresponds to
-    their expected time. `costs` are latent cells: those that the host's own passes evaluate, then those of each part of
-    every stage, then those of the final image, which is decoded.
+    fix. It ends the last job itself after it has decoded the image. The stages add a number of jobs that is
+    proportional to their expected time. `costs` are numbers of latent cells: first of the host's own passes, then of
+    each part of every stage, and then of the final image, which must be decoded.
     """
 
     def __init__(self, p: Any, plan: Plan, costs: Sequence[float], total: webui_state.Console):
@@ -40,12 +40,12 @@ class Progress:
         rate, self._decoder_rate = (timing.known(p.sd_model, kind) for kind in (timing.MODEL, timing.DECODER))
         self._rate = rate and rate * p.batch_size
         self._weigh_decoder(rate)
-        # the base is a job even if it takes no time
+        # the base image is a job even if it takes no time
         self._base = max(base, 0.002 * (base + sum(self._parts))) or 1.0
         self._jobs = 2 if getattr(p, "enable_hr", False) else 1
         self._of_all = self._jobs * (1 + sum(self._parts) / self._base)
         self._first_job, self._stage, self._place, self._console = 0.0, 0, 0.0, total
-        # the time before the first iteration counts, as it does in the host
+        # the host includes the time before the first iteration
         self._began = time.time() if shared.state.job_no else shared.state.time_start
 
     def announce(self, p: Any) -> None:
@@ -67,12 +67,12 @@ class Progress:
         self.move(DECODING, 0.0)
 
     def sampling(self, stage: StageProgress) -> None:
-        """Moves the bar to the progress of the current stage, whose cost also scales those of later stages."""
+        """Moves the bar to the progress of the current stage. Also corrects the expected costs of later stages."""
         if not stage.done + stage.ahead:
             # the host does not call the fused model: the stage will fail
             return
         if not stage.done:
-            # decoding the image before this stage may have been the first measurement
+            # the first measurement may have been made since, while the previous image was decoded
             self._decoder_rate = timing.known(self._model, timing.DECODER)
         if stage.rate:
             self._rate = stage.rate * stage.images
@@ -83,9 +83,10 @@ class Progress:
         self.move(SAMPLING, stage.done / (stage.done + stage.ahead))
 
     def move(self, part: int, share: float) -> None:
-        """Moves the bar, never back, to `share` of a part of the current stage. Without a rate, only the costs count.
+        """Moves the bar to `share` of a part of the current stage, but never back.
 
-        After the last stage, the part is the decoding of the final image.
+        Without a measured rate, the position depends only on the costs. After the last stage, the part is the decoding
+        of the final image.
         """
         place = len(PARTS) * self._stage + part
         ahead = (1 - share) * self._parts[place] + sum(self._parts[place + 1 :])
@@ -109,7 +110,7 @@ class Progress:
         self.move(DECODING, 0.0)
 
     def end(self) -> None:
-        """Sets the bar so that the host's own end of the iteration completes it."""
+        """Sets the bar so that it is full when the host ends the iteration."""
         shared.state.job_no = JobCount(self._first_job + self._of_all - 1)
         shared.state.textinfo = None
         self._began = time.time()
@@ -119,8 +120,8 @@ class Progress:
 def make_progress(p: Any, plan: Plan, settings: Settings, pictures: int, passes: Sequence[Pass]) -> Progress:
     """Creates the progress of a request.
 
-    `pictures` is the number of images that are decoded to be shown or saved, from the base image on. `passes` are the
-    host's own passes.
+    `pictures` is the number of images, beginning with the base image, that are decoded because they are shown or saved.
+    `passes` are the host's own passes.
     """
     costs = run_costs(plan, settings, p.steps, calls_twice(p.sampler_name), passes)
     enlarged = settings.anchor != LATENT

@@ -16,15 +16,15 @@ from lib_demofusion.host.common import storage
 
 FILE = "demofusion-timings.json"
 MODEL, DECODER, BUSIER = "model", "decoder", "DPM adaptive"
-"""MODEL and DECODER are seconds per latent cell of an evaluated view or a decoded image. BUSIER is a factor: the model
-calls of DPM adaptive in a stage divided by those in the base pass.
+"""The kinds of rates. MODEL and DECODER are seconds per latent cell of an evaluated view or of a decoded image. BUSIER
+is the number of model calls of DPM adaptive in a stage divided by the number in the base pass.
 """
 TOO_MUCH = {MODEL: 1.0, DECODER: 1.0, BUSIER: 20.0}
 """Upper limits of plausible values. A larger value means that the file is damaged."""
 
 ASSUMED_DECODER = 2.0
-"""Assumed ratio of the decoder's rate to the model's before both are measured. For SDXL and SD 1.5, decoding an image
-takes about as many operations as the UNet does for cond and uncond, often at twice the precision."""
+"""Assumed ratio of the decoder's rate to the model's until both are measured. For SDXL and SD 1.5, decoding an image
+takes about as many operations as one UNet call for cond and uncond, and these are often in a higher precision."""
 
 
 def known(model: Any, kind: str) -> float | None:
@@ -59,7 +59,7 @@ def seconds(cells: float) -> float | None:
 
 
 def _keys(model: Any, kind: str) -> list[str]:
-    """Returns the keys of a rate in the file, the most specific first."""
+    """Returns the keys of a rate in the file. The first one is the most specific."""
     name = getattr(getattr(model, "sd_checkpoint_info", None), "name_for_extra", None)
     device = torch.cuda.get_device_name(devices.device) if devices.device.type == "cuda" else devices.device.type
     return [f"{name} on {device}: {kind}", *[f"* on {device}: {kind}"] * (kind == DECODER)]

@@ -13,7 +13,7 @@ from lib_demofusion.settings.fields import Settings
 
 
 class JobCount(int):
-    """An integer number of jobs that keeps its fraction in sums and quotients.
+    """A number of jobs that is an integer, but keeps its fraction in sums and quotients.
 
     The webui's bar shows `job_no / job_count`, and its API returns both numbers. A stage takes as long as a fractional
     number of base images, and integers alone would move the bar in large jumps. `whole` is the integer that the API
@@ -53,7 +53,7 @@ def add_jobs(number: float) -> None:
 def move_to(done: float) -> None:
     """Moves the webui's bar to `done` finished jobs."""
     state = shared.state
-    # the webui adds its own steps, which cover one job only
+    # the webui adds the steps of its own sampler, which are part of one job
     own = state.sampling_step / state.sampling_steps if state.sampling_steps else 0.0
     state.job_no = JobCount(done - own, int(done))
 
@@ -106,7 +106,7 @@ def _bar() -> Any:
 def begin_job() -> None:
     """Begins a job of the webui without restarting its count of steps to the next preview.
 
-    A stage may have fewer steps than there are between two previews. A preview that is due waits for the stage's first
+    A stage may have fewer steps than the interval between two previews. If a preview is due, it shows the stage's first
     latent.
     """
     state = shared.state

@@ -27,7 +27,8 @@ class CallsOfStage:
 
     For DPM adaptive, the number depends on the image. The estimate is the number of calls in the base pass times the
     ratio that was measured in this checkpoint's last stage with DPM adaptive (1 before that). In a test with a trained
-    model, it made 57 calls in the base pass and 126 in a stage, where dilated views and skip residual shorten steps.
+    model, there were 57 calls in the base pass and 126 in a stage, where dilated views and skip residual shorten the
+    steps.
     """
 
     def __init__(self, p: Any, name: str, arguments: Mapping[str, Any], second_order: bool):

@@ -1,4 +1,4 @@
-"""Samples one stage with a new sampler of the webui, which nothing else uses."""
+"""Samples one stage with a new sampler of the webui."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lib_demofusion.method.stages import StageStopped
 from lib_demofusion.settings.fields import Settings
 
 SEED_OFFSET = 0x9E3779B97F4A7C15
-"""Added to the seeds once per stage. With the same seed, a stage's noise would start like the base image's noise."""
+"""Added to the seeds once per stage. With the same seeds, a stage would repeat the base image's noise."""
 
 EXTRA_NOISE = "Extra noise"
 """The infotext key of the webui's own setting (modules/sd_samplers_kdiffusion.py)."""
@@ -77,7 +77,7 @@ def run_stage(p: Any, task: StageTask, report: Report) -> Tensor:
     """
     x = StageSampler(p, task, report).run()
     if x.shape != task.anchor.shape:
-        # the host catches a RecursionError of a noise sampler and returns its preview
+        # the host catches a RecursionError of a noise sampler and returns its live preview
         raise StageFailed("the sampler gave up; choose another scheduler")
     if not torch.isfinite(x).all():
         raise StageFailed("the model returned NaN; --no-half or --upcast-sampling may help")
@@ -104,7 +104,7 @@ class StageSampler:
     def run(self) -> Tensor:
         """Runs the sampler. Raises StageStopped, StageFailed, and the errors of the model."""
         p, task = self._p, self._task
-        # a function, so that `wraps` keeps the signature: the webui inspects its parameters
+        # `wraps` keeps the signature of the function, because the webui inspects the parameters
         self._sampler.func = functools.wraps(self._func)(lambda *args, **kwargs: self._steered(*args, **kwargs))
         steps = stage_steps(p, self._sampler, self._name, task.settings, self._family.flow)
         sampling = host().sampling(p, task.stage, self._batches.views, task.anchor, self._noise)
@@ -131,12 +131,12 @@ class StageSampler:
     def _steered(self, denoiser: Any, x: Tensor, *args: Any, callback: Callable[[dict], None], **kwargs: Any) -> Tensor:
         """Runs the sampling function with a StageRun between it and the model.
 
-        All its arguments are known only here (sigmas, eta, churn, the callback). They determine how the skip residual
-        acts. Noise levels are read on the CPU.
+        Only here are all arguments known (sigmas, eta, churn, the callback). They determine how the skip residual acts.
+        Noise levels are read on the CPU.
         """
         known = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in kwargs.items()}
         if is_inpainting(self._p):
-            # the host would blend with the anchor instead
+            # the host has set the anchor as the original
             denoiser.init_latent = self._p.init_latent
         traits = self._traits(known, x)
         run = StageRun(self._task.stage, self._task.settings, self._task.anchor, self._noise, traits)
@@ -191,7 +191,7 @@ class StageSampler:
         return self._sampler.config.options.get("second_order", False)
 
     def _attach(self, denoiser: Any, run: StageRun, progress: StageProgress) -> None:
-        """Makes the denoiser call the model on batches of views. Each batch reports progress and can stop the stage."""
+        """Makes the denoiser call the model on batches of views. Before each batch, reports progress and can stop."""
         plan = self._task.plan
         origin = getattr(shared.opts, "sdxl_crop_top", 0), getattr(shared.opts, "sdxl_crop_left", 0)
         frame = Frame((plan or self._task.stage).pixels, origin)
@@ -218,7 +218,7 @@ class StageSampler:
 def _extra_noise_of_base(p: Any) -> Iterator[None]:
     """Keeps the infotext entry of the webui's setting for extra noise, which has an effect in the base pass only.
 
-    In a stage, the sampler adds this noise to an x that `StageRun.before_call` then replaces.
+    In a stage, the sampler adds this noise to x before `StageRun.before_call` replaces x.
     """
     before = p.extra_generation_params.get(EXTRA_NOISE)
     try:
@@ -240,7 +240,7 @@ def _default(parameters: Mapping[str, inspect.Parameter], name: str) -> Any:
 
 
 def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:
-    """Seeds the noise of SDE samplers for this stage. The host would use p.all_seeds and ignore p.rng."""
+    """Seeds the noise of SDE samplers for this stage. The host uses p.all_seeds for them and ignores p.rng."""
     create = sampler.create_noise_sampler
     batch = SimpleNamespace(all_seeds=seeds, iteration=0, batch_size=len(seeds))
     sampler.create_noise_sampler = lambda x, sigmas, p: create(x, sigmas, batch)
@@ -249,9 +249,9 @@ def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:
 def _image_conditioning(p: Any, anchor: Tensor, plan: Plan | None) -> Tensor:
     """Returns the image conditioning of an inpainting, depth, editing or unCLIP model.
 
-    In img2img, and after hires fix, it shows the source image and is resized for the stage. In txt2img it says that
-    everything is to be painted, which holds for every view at the base image's size. The conditioning of the base pass
-    is reused, so that no large image is encoded.
+    The conditioning of the base pass is used again, so no large image is encoded. In img2img, and after hires fix, it
+    shows the source image and is resized for the stage. In txt2img, it marks everything as masked, at the base image's
+    size. This is also correct for every view.
     """
     shown = getattr(p, "image_conditioning", None)
     if shown is not None:

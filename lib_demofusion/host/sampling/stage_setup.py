@@ -43,8 +43,8 @@ FULL = 0
 def view_batches(p: Any, settings: Settings, size: Size) -> ViewBatches:
     """Returns the view batches of a stage of `size` cells: the requested number of views, or as many as fit.
 
-    A replacement of the checkpoint's UNet (setting "SD Unet", such as TensorRT) is built for the batch size of the base
-    image. It gets one view at a time.
+    Returns batches of one view if the setting "SD Unet" has replaced the checkpoint's UNet, for example by TensorRT.
+    The replacement only supports the batch size of the base image.
     """
     if sd_unet.current_unet is not None:
         return ViewBatches(1)
@@ -70,7 +70,8 @@ def preview_bytes(sd_model: Any, size: Size) -> int:
 def _decodes_beside() -> bool:
     """Returns whether the autoencoder decodes previews while the model runs.
 
-    With --medvram and --lowvram, it decodes them between two model calls. -1 steps means a preview only at the end.
+    With --medvram and --lowvram, it decodes them between two model calls. If the interval between previews is -1
+    steps, there is a preview only at the end.
     """
     opts = shared.opts
     if not opts.live_previews_enable or getattr(opts, "show_progress_every_n_steps", 1) == -1:
