@@ -24,7 +24,9 @@ panel => {
     }
     const boxes = controls.map((node) => node.getBoundingClientRect());
     controls.forEach((node, i) => controls.slice(i + 1).forEach((other, j) => {
-        if (!apart(boxes[i], boxes[i + 1 + j])) problems.push(`${name(node)} overlaps ${name(other)}`);
+        // in gradio 4 the title of an accordion is a button, which contains the webui's checkbox
+        const overlap = !node.contains(other) && !apart(boxes[i], boxes[i + 1 + j]);
+        if (overlap) problems.push(`${name(node)} overlaps ${name(other)}`);
     }));
     for (const text of texts) {
         const range = document.createRange();

@@ -28,7 +28,8 @@ class Host:
         if self.models is not None:
             places += [self.models, str(models)]
         if not self.serves_itself:
-            places += ["--gradio-allowed-path", str(models.parent)]
+            # gradio compares with paths in which links are resolved
+            places += ["--gradio-allowed-path", str(models.parent.resolve())]
         return [*shlex.split(f"{COMMON} {self.flags}"), *places]
 
 

@@ -194,12 +194,17 @@ def test_inpainting_leaves_the_rest_as_it_was(webui: Webui, upload: Image.Image,
     assert change(inside) > 2 * change(outside)
 
 
-def test_hires_fix_makes_the_base(webui: Webui) -> None:
-    # a translated webui uses other names; Forge Neo samples multiples of 64
+def hires_fix(webui: Webui) -> dict[str, Any]:
+    """Returns the part of a request that turns hires fix on. A translated webui has other names for its upscalers."""
     upscaler = next(entry["name"] for entry in webui.call("upscalers") if entry["name"] != "None")
-    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, "denoising_strength": 0.7}
-    # Forge's API fails without this field, with or without DemoFusion
-    result = small(webui, **hires, hr_additional_modules=["Use same choices"])
+    # Forge's API fails without the last field, with or without DemoFusion
+    modules = {"hr_additional_modules": ["Use same choices"]}
+    return {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, "denoising_strength": 0.7, **modules}
+
+
+def test_hires_fix_makes_the_base(webui: Webui) -> None:
+    # Forge Neo samples multiples of 64
+    result = small(webui, **hires_fix(webui))
     assert_good(result, (256, 256))
 
 

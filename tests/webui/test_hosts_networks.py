@@ -24,7 +24,7 @@ from torch import Tensor
 from webui import hosts
 from webui.conftest import Result, Webui, png, started
 from webui.test_generate import assert_good
-from webui.test_hosts import ON, TWICE, real_layout, small, upload
+from webui.test_hosts import ON, TWICE, hires_fix, real_layout, small, upload
 
 __all__ = ["real_layout", "upload"]
 
@@ -151,10 +151,8 @@ def test_the_stages_have_the_loras_of_their_prompt(webui: Webui, base: bool, hir
     """Hires fix leaves its prompt's LoRAs active. The stages use those of the main prompt."""
     tree, lora = "a tree", f"a tree<lora:{LORA}:1>"
     webui.call("networks", under="demofusion-test")
-    request = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7}
     prompts = {"prompt": lora if base else tree, "hr_prompt": lora if hires else tree}
-    # Forge's API fails without this field, with or without DemoFusion
-    result = small(webui, **request, **prompts, hr_additional_modules=["Use same choices"])
+    result = small(webui, **hires_fix(webui), **prompts)
     assert_good(result, (256, 256))
     active: dict[int, set[bool]] = {}
     for width, names in webui.call("networks", under="demofusion-test"):
