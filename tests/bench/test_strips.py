@@ -1,0 +1,45 @@
+"""Compares the strips in pictures/effects with their program, the presets, and the pages that show them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bench.quality.strips import EFFECTS, Effect
+from lib_demofusion.settings.presets import PRESETS
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "pictures" / "effects"
+
+
+@pytest.mark.parametrize("effect", EFFECTS, ids=lambda effect: effect.name)
+def test_a_strip_was_made_with_the_present_values(effect: Effect) -> None:
+    """If this fails after a change of a preset, make the strip again: python -m bench.quality.strips --only NAME."""
+    with Image.open(FOLDER / f"{effect.name}.jpg") as strip:
+        # through JSON, which has lists but no tuples
+        assert json.loads(strip.info["comment"]) == json.loads(effect.comment())
+
+
+def test_there_is_no_other_strip() -> None:
+    assert {path.stem for path in FOLDER.iterdir()} == {effect.name for effect in EFFECTS}
+
+
+def test_the_documentation_shows_every_strip_with_its_caption() -> None:
+    page = (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
+    shown = re.findall(r"\*\*(.*)\*\*\n\n!\[(.*)\]\(\.\./pictures/effects/(\w+)\.jpg\)", page)
+    assert shown == [(effect.caption, effect.caption, effect.name) for effect in EFFECTS[1:]]
+    assert f"![{EFFECTS[0].caption}](pictures/effects/preset.jpg)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_preset_is_on_its_strip() -> None:
+    assert [title for title, _ in EFFECTS[0].labels()] == list(PRESETS)
+
+
+def test_a_caption_has_every_value_that_differs_from_the_preset() -> None:
+    effect = Effect("jitter", (False, True), "Paper", {"stages": "fewest", "overlap": 0.25})
+    assert effect.caption == "Jitter, in Paper with stages fewest and tile overlap 0.25"
+    assert Effect("sigma", (1,)).caption == "Blur sigma, in Balanced"
