@@ -16,12 +16,12 @@ import numpy as np
 from modules import jobs, scripts, shared
 from PIL import Image, ImageDraw, ImageFont
 
-from trial.collage.detector import count_subjects
+from lib_demofusion.settings.presets import DEFAULT_PRESET
 from trial.sampling import GUIDANCE
 
 NATIVE = 128
-CELL = 320
-"""Side of an image on the sheet."""
+PART, COLUMN = 320, 200
+"""Largest side of a part on the sheet, and smallest width of a column."""
 MARGIN, LABEL = 12, 44
 PAPER, INK, FAINT = "white", "black", "#666666"
 
@@ -68,9 +68,9 @@ def main(options: argparse.Namespace) -> None:
         name = f"stage-{number}" if number else "base"
         save(picture, options.out / f"{name}-{picture.width}x{picture.height}.png")
     columns = {
-        "plain upscaling (bicubic)": stages[0].resize(final.size, Image.Resampling.BICUBIC),
-        "sampled directly at this size": direct,
-        "DemoFusion": final,
+        "base image, bicubic": stages[0].resize(final.size, Image.Resampling.BICUBIC),
+        "sampled at this size": direct,
+        f"DemoFusion, preset {DEFAULT_PRESET}": final,
     }
     for name, picture in zip(("bicubic", "direct"), columns.values()):
         save(picture, options.out / f"{name}-{final.width}x{final.height}.png")
@@ -142,25 +142,29 @@ def detailed_box(picture: Image.Image, side: int) -> tuple[int, int, int, int]:
     return x, y, x + side, y + side
 
 
+def sides(width: int) -> tuple[int, int]:
+    """Returns the sides on the sheet of a whole image, and of a part at 1:1, which is larger, for images of `width`."""
+    part = min(PART, width * 5 // 8)
+    return part * 5 // 8, part
+
+
 def sheet(columns: dict[str, Image.Image], options: Any) -> Image.Image:
-    """Draws the images side by side: whole at the top, and a crop of each at 1:1 at the bottom."""
+    """Draws the images side by side: whole and reduced at the top, and a part of each at 1:1 at the bottom."""
     first = next(iter(columns.values()))
-    whole, crop = min(CELL, first.width), min(CELL, first.width * 5 // 8)
-    box = detailed_box(first, crop)
-    width = MARGIN + len(columns) * (CELL + MARGIN)
-    page = Image.new("RGB", (width, 3 * LABEL + whole + crop + 2 * MARGIN), PAPER)
+    whole, part = sides(first.width)
+    box = detailed_box(first, part)
+    step = MARGIN + max(part, COLUMN)
+    page = Image.new("RGB", (MARGIN + len(columns) * step, 3 * LABEL + whole + part + 2 * MARGIN), PAPER)
     pen = _Pen(page)
     pen.write((MARGIN, MARGIN), f"“{options.prompt}”, {NATIVE}x{NATIVE} to {first.width}x{first.height}", 18)
     details = f"small bundled model, {options.sampler}, {options.steps} steps, seed {options.seed}"
     pen.write((MARGIN, MARGIN + 22), details, 12, FAINT)
     for i, (label, picture) in enumerate(columns.items()):
-        x = MARGIN + i * (CELL + MARGIN)
-        subjects = count_subjects(np.asarray(picture))
-        pen.write((x, LABEL + MARGIN + 4), label, 15)
-        pen.write((x, LABEL + MARGIN + 22), f"{subjects} subject{'s' if subjects != 1 else ''}", 12, FAINT)
+        x = MARGIN + i * step
+        pen.write((x, LABEL + MARGIN + 18), label, 15)
         page.paste(picture.resize((whole, whole), Image.Resampling.LANCZOS), (x, 2 * LABEL + MARGIN))
         page.paste(picture.crop(box), (x, 3 * LABEL + whole))
-    pen.write((MARGIN, 3 * LABEL + whole - 20), f"part of {crop}x{crop} pixels at 1:1", 12, FAINT)
+    pen.write((MARGIN, 3 * LABEL + whole - 20), f"part of {part}x{part} pixels at 1:1", 12, FAINT)
     return page
 
 

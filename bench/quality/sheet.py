@@ -22,11 +22,11 @@ def contact_sheet(
     page = Image.new("RGB", (width, LABEL + len(captions) * block + MARGIN), PAPER_COLOUR)
     draw = ImageDraw.Draw(page)
     for row, text in enumerate(captions):
-        draw.text((MARGIN, LABEL + row * block + 2), text, fill=INK, font=_font(12))
+        draw.text((MARGIN, LABEL + row * block + 2), text, fill=INK, font=font(12))
     for number, (title, second, files) in enumerate(columns):
         x = MARGIN + number * (side + MARGIN)
-        draw.text((x, 4), title, fill=INK, font=_font(13))
-        draw.text((x, 19), second, fill=FAINT, font=_font(10))
+        draw.text((x, 4), title, fill=INK, font=font(13))
+        draw.text((x, 19), second, fill=FAINT, font=font(10))
         for row, file in enumerate(files):
             y = LABEL + row * block + LABEL // 2
             with Image.open(file) as picture:
@@ -42,7 +42,7 @@ def middle(picture: Image.Image, side: int = SIDE) -> Image.Image:
     return picture.crop((left, top, left + width, top + height))
 
 
-def _font(size: int) -> Any:
+def font(size: int) -> Any:
     """Returns Pillow's own font. Before Pillow 10.1, which some webuis use, it has only one size."""
     try:
         return ImageFont.load_default(size)

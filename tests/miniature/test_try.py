@@ -43,6 +43,15 @@ def test_pictures_of_every_way_are_written(webui: Webui, tmp_path: Path, scale: 
             assert name == "comparison.png" or f"{image.width}x{image.height}" in name
 
 
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_the_part_on_the_sheet_is_larger_than_the_whole_image(scale: int) -> None:
+    whole, part = compare.sides(128 * scale)
+    assert whole < part < 128 * scale
+    picture = Image.radial_gradient("L").resize((128 * scale,) * 2).convert("RGB")
+    page = compare.sheet({"a": picture, "b": picture}, options(scale=scale))
+    assert page.width > 2 * part
+
+
 def test_the_detailed_part_is_found() -> None:
     picture = Image.new("RGB", (64, 64), "gray")
     picture.paste(Image.effect_noise((16, 16), 90).convert("RGB"), (48, 40))

@@ -1,0 +1,57 @@
+"""Makes README's picture of the panel: python tests/miniature/panel_picture.py URL [FILE].
+
+URL is the page of the stand-in without a measured time (tests/miniature/serve_tiny.py), so that the picture shows no
+time of the small model. The PNG contains the texts of the panel, which a test compares with the present panel.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from browser import Tab, find_chromium, launched, open_panel
+from PIL import Image, PngImagePlugin
+
+FILE = Path(__file__).resolve().parents[2] / "pictures" / "panel.png"
+KEY = "Texts"
+WINDOW = (1280, 1000)
+NATIVE = 1024
+"""The base image of the picture is as large as SDXL's."""
+
+
+def shown_panel(chromium: Any, url: str) -> Tab:
+    """Opens the panel in txt2img with a base image of NATIVE pixels."""
+    tab = open_panel(chromium, url, WINDOW)
+    for name in ("width", "height"):
+        tab.number(tab.id(name), NATIVE)
+    tab.wait_for_line(f"{NATIVE}x{NATIVE} → ")
+    return tab
+
+
+def texts(tab: Tab) -> list[str]:
+    """Returns the lines of text in the panel, sorted, because their order depends on the version of gradio."""
+    lines = tab.page.inner_text(f"{tab.panel}_enabled").splitlines()
+    # without symbols, such as the arrows of the sections
+    return sorted({line.strip() for line in lines if any(map(str.isalnum, line))})
+
+
+def main() -> None:
+    """Writes the picture with its texts."""
+    url, file = sys.argv[1], Path(sys.argv[2]) if len(sys.argv) > 2 else FILE
+    program = find_chromium()
+    if program is None:
+        sys.exit("no Chromium was found; on Debian: apt-get install chromium")
+    with launched(program) as browser:
+        tab = shown_panel(browser, url)
+        tab.page.mouse.move(0, 0)
+        tab.page.locator(f"{tab.panel}_enabled").screenshot(path=str(file))
+        written = PngImagePlugin.PngInfo()
+        written.add_text(KEY, json.dumps(texts(tab)))
+    with Image.open(file) as picture:
+        picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=128).save(file, optimize=True, pnginfo=written)
+
+
+if __name__ == "__main__":
+    main()

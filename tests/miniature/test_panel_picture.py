@@ -1,0 +1,22 @@
+"""Compares README's picture of the panel with the panel."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from panel_picture import FILE, KEY, shown_panel, texts
+from PIL import Image
+
+pytestmark = pytest.mark.browser
+
+
+def test_the_picture_of_the_panel_shows_the_present_texts(chromium: Any, address: str) -> None:
+    """If this fails, make the picture again: python tests/miniature/panel_picture.py URL."""
+    tab = shown_panel(chromium, address)
+    with Image.open(FILE) as picture:
+        assert json.loads(picture.text[KEY]) == texts(tab)  # type: ignore[attr-defined]
+    # no time, which depends on the machine and the model
+    assert "about" not in tab.wait_for_line("times as long as the base image")
+    tab.page.close()
