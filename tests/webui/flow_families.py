@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from webui import hosts
-from webui.conftest import Result, Webui, facts_or_skip, started
+from webui.conftest import DEFAULTS, Result, Webui, facts_or_skip, started
 
 MAKER = Path(__file__).parent / "flow_checkpoints.py"
 
@@ -30,6 +30,10 @@ FAMILIES = {
 }
 """The names of the families by the names of their checkpoints, which `flow_checkpoints.py` makes."""
 
+NO_REFERENCE = "klein_no_reference"
+OPTIONS = {**DEFAULTS, NO_REFERENCE: True}
+"""Forge Neo shows Klein the upload of img2img as a reference image, unless this option is on."""
+
 SMALL = {"width": 64, "height": 64, "steps": 3, "sampler_name": "Euler", "scheduler": "Simple", "cfg_scale": 1}
 TWICE = (128, 128)
 ON: dict[str, Any] = {"enabled": True, "scale": 2, "view_batch": 16, "overlap": 0, "jitter": False}
@@ -41,7 +45,9 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     url, folder = request.config.getoption("--webui-url"), request.config.getoption("--webui")
     checkpoints = request.config.getoption("--checkpoints")
     if url:
-        yield Webui(url)
+        server = Webui(url)
+        prepare(server)
+        yield server
         return
     if not folder or not checkpoints:
         pytest.skip("no real webui with flow models: name one with --webui DIR --checkpoints DIR")
@@ -50,7 +56,14 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if not any(Path(checkpoints).glob("*.safetensors")):
         make_checkpoints(Path(folder), Path(checkpoints))
     with started(Path(folder), tmp_path_factory.mktemp("webui"), checkpoints=checkpoints) as server:
+        prepare(server)
         yield server
+
+
+def prepare(server: Webui) -> None:
+    """Sets the options of these tests, as far as the webui has them."""
+    known = server.call("options")
+    server.call("options", {name: value for name, value in OPTIONS.items() if name in known})
 
 
 def make_checkpoints(folder: Path, checkpoints: Path) -> None:

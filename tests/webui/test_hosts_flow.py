@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from webui.conftest import Result, Webui, png
-from webui.flow_families import ON, TWICE, family, small, webui
+from webui.flow_families import NO_REFERENCE, ON, TWICE, family, small, webui
+from webui.test_at_home import options
 from webui.test_generate import assert_good
 
 __all__ = ["family", "webui"]
@@ -107,10 +108,6 @@ def test_inpainting(webui: Webui, family: Any, upload: Image.Image) -> None:
     mask = Image.new("L", upload.size, 0)
     mask.paste(255, (24, 24, 56, 56))
     request = {"path": "img2img", "init_images": [png(upload)], "mask": png(mask), "denoising_strength": 0.7}
-    try:
-        small(webui, None, **request)
-    except OSError:
-        pytest.skip("the webui cannot inpaint with this model")
     result = small(webui, **request)
     if family["other_axes"]:
         assert f"does not work with inpainting with {family['name']}" in result.infotexts[0]
@@ -122,20 +119,21 @@ def test_inpainting(webui: Webui, family: Any, upload: Image.Image) -> None:
 @pytest.mark.parametrize("redraw", [False, True])
 def test_from_an_image(webui: Webui, family: Any, upload: Image.Image, redraw: bool) -> None:
     request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.6}
-    before = webui.call("options")["klein_no_reference"] if "Klein" in family["name"] else None
-    on = {**ON, "img2img_first": redraw, "return_stages": True}
-    if before is False:
-        refused = small(webui, on, **request)
-        assert "reference images of Flux.2 Klein" in refused.infotexts[0]
-        webui.call("options", {"klein_no_reference": True})
-    try:
-        result = small(webui, on, **request)
-        plain = small(webui, None, **request)
-    finally:
-        if before is False:
-            webui.call("options", {"klein_no_reference": False})
+    result = small(webui, {**ON, "img2img_first": redraw, "return_stages": True}, **request)
     assert_good(result, TWICE, (64, 64))
+    plain = small(webui, None, **request)
     assert (result.digests[1] == plain.digests[0]) == redraw
+
+
+@pytest.mark.parametrize("family", ["klein"], indirect=True)
+def test_reference_images_are_refused(webui: Webui, family: Any, upload: Image.Image) -> None:
+    """The next job has no references, and gives the same image as before."""
+    plain = small(webui)
+    with options(webui, **{NO_REFERENCE: False}):
+        result = small(webui, path="img2img", init_images=[png(upload)], denoising_strength=0.6)
+    assert "does not work with reference images of Flux.2 Klein" in result.infotexts[0]
+    assert result.sizes == [(64, 64)]
+    assert small(webui).digests == plain.digests
 
 
 @pytest.mark.parametrize("preset", ["Balanced", "Turbo"])
