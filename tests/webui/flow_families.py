@@ -53,9 +53,10 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         pytest.skip("no real webui with flow models: name one with --webui DIR --checkpoints DIR")
     if hosts.find(Path(folder)) not in (hosts.NEO, hosts.FORGE):
         pytest.skip("this webui loads no flow models")
-    if not any(Path(checkpoints).glob("*.safetensors")):
-        make_checkpoints(Path(folder), Path(checkpoints))
-    with started(Path(folder), tmp_path_factory.mktemp("webui"), checkpoints=checkpoints) as server:
+    checkpoints = Path(checkpoints).resolve()
+    if not any(checkpoints.glob("*.safetensors")):
+        make_checkpoints(Path(folder), checkpoints)
+    with started(Path(folder), tmp_path_factory.mktemp("webui"), checkpoints=str(checkpoints)) as server:
         prepare(server)
         yield server
 
