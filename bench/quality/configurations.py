@@ -112,6 +112,8 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration("Fast, 20 steps", settings={**FAST, "hires_steps": 0}),
     Configuration("Balanced, latent colors alone", settings=BALANCED, picture_colors=False),
     Configuration("Fast, latent colors alone", settings=FAST, picture_colors=False),
+    Configuration("Balanced, all steps", settings={**BALANCED, "hires_steps": 0}),
+    Configuration("Balanced, 12 steps", settings={**BALANCED, "hires_steps": 12}),
 )
 
 
