@@ -195,8 +195,12 @@ def test_inpainting_leaves_the_rest_as_it_was(webui: Webui, upload: Image.Image,
 
 
 def hires_fix(webui: Webui) -> dict[str, Any]:
-    """Returns the part of a request that turns hires fix on. A translated webui has other names for its upscalers."""
-    upscaler = next(entry["name"] for entry in webui.call("upscalers") if entry["name"] != "None")
+    """Returns the part of a request that turns hires fix on.
+
+    A translated webui has other names for its upscalers, and some need a file to be downloaded. "None" enlarges too.
+    """
+    known = [entry for entry in webui.call("upscalers") if not entry["model_path"]]
+    upscaler = next((entry["name"] for entry in known if entry["name"] != "None"), "None")
     # Forge's API fails without the last field, with or without DemoFusion
     modules = {"hr_additional_modules": ["Use same choices"]}
     return {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, "denoising_strength": 0.7, **modules}
