@@ -10,6 +10,8 @@ import pytest
 from in_process import Webui
 from modules import scripts, shared
 
+from lib_demofusion.host.panel.page import component_of_page
+
 
 def by_id(webui: Webui, elem_id: str) -> Any:
     return next(block for block in webui.page.blocks.values() if getattr(block, "elem_id", None) == elem_id)
@@ -26,6 +28,21 @@ def test_the_lines_of_both_tabs_follow_the_settings(webui: Webui, monkeypatch: p
         values = [True, *(getattr(webui.page.blocks[i], "value", None) for i in dependency["inputs"][1:])]
         function = webui.page.fns[webui.page.dependencies.index(dependency)].fn
         assert "Tiling" in function(*values)[0]["value"]
+
+
+def test_the_lines_of_both_tabs_follow_the_dropdowns_of_forge(webui: Webui) -> None:
+    """Forge and Forge Neo store a chosen checkpoint without a change of `settings_json`."""
+    lines = {by_id(webui, f"script_{tab}_demofusion_hires_line")._id for tab in ("txt2img", "img2img")}
+    with gr.Blocks() as blocks:
+        chosen = {name: gr.Dropdown() for name in ("model_selection", "another")}
+        for name, dropdown in chosen.items():
+            component_of_page(dropdown, elem_classes=[name])
+    followed = {
+        name: {output for d in blocks.dependencies if dropdown._id in d["targets"] for output in d["outputs"]}
+        for name, dropdown in chosen.items()
+    }
+    assert lines <= followed["model_selection"]
+    assert followed["another"] == set()
 
 
 def test_the_line_is_made_again_when_the_page_is_loaded(webui: Webui) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -26,6 +27,13 @@ LAST = "gallery"
 
 SETTINGS = "settings_json"
 """The page's hidden copy of all settings. The host updates it after a change of a setting or of the checkpoint."""
+
+
+MODEL_CLASS = "model_selection"
+"""The CSS class of the dropdowns of checkpoints and text encoders in Forge and Forge Neo, which have no such copy."""
+
+HOST_SECONDS = 1.0
+"""The time in which the host stores a choice in those dropdowns. It does so in another event of the same change."""
 
 
 class TabComponents:
@@ -72,10 +80,16 @@ def component_of_tab(script: Any, component: Any, elem_id: str | None) -> None:
 
 
 def component_of_page(component: Any, **kwargs: Any) -> None:
-    """Updates the live lines after a change of the settings. The host calls this for every component of the page."""
+    """Updates the live lines after a change of the settings or of the model.
+
+    The host calls this for every component of the page.
+    """
     if kwargs.get("elem_id") == SETTINGS:
         for script in _scripts_of_page():
             _follow(script, component)
+    if MODEL_CLASS in (kwargs.get("elem_classes") or ()):
+        for script in _scripts_of_page():
+            _follow(script, component, HOST_SECONDS)
 
 
 def _scripts_of_page() -> list[Any]:
@@ -127,8 +141,14 @@ def _text_of(shown: gr.HTML) -> gr.Textbox:
     return text
 
 
-def _follow(script: Any, component: Any) -> None:
-    component.change(_updater(script), _inputs(script), _shown(script.panel), show_progress=False, queue=False)
+def _follow(script: Any, component: Any, delay: float = 0.0) -> None:
+    update = _updater(script)
+
+    def update_later(*values: Any) -> list[Any]:
+        time.sleep(delay)
+        return update(*values)
+
+    component.change(update_later, _inputs(script), _shown(script.panel), show_progress=False, queue=False)
 
 
 def _inputs(script: Any) -> list[Any]:
