@@ -637,6 +637,13 @@ def test_memory_of_views_is_that_of_the_webuis_axes(cleaned: list[Any], monkeypa
         assert p.scripts.seen[0]["x"].shape == (1, 128, STAGE.size[0] // 2, STAGE.size[1] // 2)
 
 
+@pytest.mark.parametrize(("name", "refused"), [("base", False), ("another", True)])
+def test_another_hires_checkpoint_is_refused(name: str, refused: bool) -> None:
+    p = request(Scripts())
+    p.sd_model_name, p.hr_checkpoint_info = "base", SimpleNamespace(name_for_extra=name)
+    assert ("the hires checkpoint another" in (Forge().refusal(p) or "")) == refused
+
+
 def test_the_refiner_is_refused() -> None:
     p = request(Scripts())
     p.refiner_checkpoint_info = "another"

@@ -57,6 +57,11 @@ def refusal(p: Any, family: Family = SD) -> str | None:
             return reason
     if getattr(p, "refiner_checkpoint_info", None) is not None:
         return "the refiner: this webui keeps it loaded, and the stages need the checkpoint of the base image"
+    hires = getattr(p, "hr_checkpoint_info", None)
+    if hires is not None and hires.name_for_extra != p.sd_model_name:
+        return (
+            f"the hires checkpoint {hires.name_for_extra}: this webui keeps it loaded, and the stages need the main one"
+        )
     if _decodes_anew(p):
         return PID_REASON
     return _of_units(p) if not family.transformer else of_transformer(p, family)
