@@ -305,7 +305,7 @@ def test_a_network_on_another_model_is_named() -> None:
     stage.network.control_params[0].used_hint_cond = randn(1, 3, *PIXELS)
     with controlnet.stage_hints(stage.p, stage.stage, stage.plan).for_views(make_views(stage), 2):
         assert stage.network.control_params[0].hint_cond.shape[-2:] == PIXELS
-    assert "ControlNet does not act in the stages" in stage.p.comments[0]
+    assert "ControlNet has no effect in the stages" in stage.p.comments[0]
 
 
 HINT = torch.zeros(1, 3, *PIXELS)

@@ -54,8 +54,8 @@ ON = "_demofusion_on"
 """The name of an attribute of a request: whether it has stages. It exists longer than the job, until the last hook."""
 
 TURBO_USED = (
-    "the preset {} is used instead of {}, because the steps and CFG scale are those of a few-step model "
-    "and the request names no preset"
+    "the preset {} is used instead of {}, because the request contains no preset, and its steps and CFG scale are "
+    "typical of a few-step model"
 )
 
 
@@ -99,18 +99,18 @@ def process(p: Any, args: Sequence[object]) -> None:
 def _note_rounding(p: Any) -> None:
     asked = getattr(p, ASKED_SIZE, (p.width, p.height))
     if asked != (p.width, p.height):
-        report_note(p, f"this webui makes a base image of {p.width}x{p.height} in place of {asked[0]}x{asked[1]}")
+        report_note(p, f"this webui creates a base image of {p.width}x{p.height} instead of {asked[0]}x{asked[1]}")
 
 
 def _note_unread(p: Any, args: Sequence[object], overrides: Mapping[str, object]) -> None:
     """Reports the arguments of a request that have no effect."""
     fields = () if "enabled" in overrides else fields_without_switch(args)
     if fields:
-        report_note(p, f'DemoFusion is off, because the request gives {", ".join(fields)} but not "enabled": true')
+        report_note(p, f'DemoFusion is off, because the request contains {", ".join(fields)} but not "enabled": true')
     ignored = ignored_values(args)
     if ignored:
         values = ", ".join(map(shortened, ignored))
-        report_note(p, f"only the first argument is read if it is a dict of fields; ignored: {values}")
+        report_note(p, f"only the first argument is used if it is a dict of fields; ignored: {values}")
 
 
 def _settings(p: Any, args: Sequence[object], overrides: Mapping[str, object], known: Choices) -> Settings:

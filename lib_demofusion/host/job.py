@@ -163,7 +163,7 @@ class Job:
         except SettingsError as error:
             report_problem(p, str(error))
         except Exception as error:
-            report_failure(p, "preparing the stages failed, the base image is returned", error)
+            report_failure(p, "preparing the stages failed, so the base image is returned", error)
         return base
 
     def _final_plan(self, p: Any, samples: Any) -> Plan:

@@ -10,7 +10,9 @@ from lib_demofusion.host import backends, hooks
 from lib_demofusion.host.common import options
 from lib_demofusion.host.panel import build, page, xyz
 
-UNSUPPORTED = "DemoFusion Hires needs webui 1.8 or newer: this one has no `post_sample` hook, so the panel is disabled"
+UNSUPPORTED = (
+    "DemoFusion Hires needs webui 1.8 or newer. This webui has no `post_sample` hook, so the panel is disabled"
+)
 
 
 def supported() -> bool:

@@ -117,7 +117,7 @@ class StageLoop:
         self._shown, self._base_shown = shows_stages(p, settings), shows_base(p, settings)
         if settings.return_stages and not self._shown:
             script = refusals.of_job(p).script
-            report_note(p, f'"Show every stage" does not act in {script}; "Save every stage" saves them')
+            report_note(p, f'"Show every stage" has no effect with {script}; use "Save every stage"')
         self._progress = progress
         self._total = len(plan.stages)
         self._work = StageWork(p, plan, settings, progress)
@@ -192,7 +192,7 @@ class StageLoop:
             samples = self._work.decoded(latent)
             pictures = stage_images(self._p, samples, number, self._total, save)
         except Exception as error:
-            report_failure(self._p, f"showing {self._name(number)} failed, its image is left out", error)
+            report_failure(self._p, f"showing {self._name(number)} failed, so its image is missing", error)
             return
         if shown:
             self.stage_images.extend(pictures)

@@ -17,7 +17,7 @@ CELL = 8
 CLOSE_SCALES = 0.5
 """With 'every', a whole scale that is closer than this to the last scale gets no stage."""
 
-NO_STAGE = "no stage: the final size is that of the base image"
+NO_STAGE = "no stage: the final size is the size of the base image"
 """The note for a plan without stages."""
 
 MIN_TILE, MAX_TILE = 0.5, 2

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from lib_demofusion.method.sampler_steps import StepDetector
 
-NOT_ITS_X = "it hands its model a copy of x, so DemoFusion cannot change x; choose another sampler"
-CALLS_DO_NOT_FIT = "the calls of its model in a step are not as many as DemoFusion expects; choose another sampler"
+NOT_ITS_X = "it passes a copy of x to its model, so DemoFusion cannot change x; choose another sampler"
+CALLS_DO_NOT_FIT = "it does not call its model as often per step as DemoFusion expects; choose another sampler"
 
 
 class UnknownSampler(ValueError):
@@ -83,7 +83,7 @@ def _same_memory(a: Tensor, b: Tensor | None) -> bool:
 
 TIMESTEPS = "it converts timesteps of Stable Diffusion's schedule"
 SCALED = "it scales the latent for Stable Diffusion's schedule"
-NOISE = "it adds noise as for Stable Diffusion, without scaling the image down"
+NOISE = "it adds noise without scaling the image down, which is correct only for Stable Diffusion"
 ADVICE = "choose Euler or another sampler that adds no noise"
 
 WRONG = {
@@ -116,7 +116,7 @@ def flow_problem(label: str, name: str, draws_noise: bool, knows_flow: bool, chu
     """
     why = WRONG.get(name)
     if why is None and churn > 0:
-        return "Sigma churn on flow models: it adds noise as for Stable Diffusion; set it to 0"
+        return "Sigma churn on flow models: its noise is correct only for Stable Diffusion; set it to 0"
     if why is None and draws_noise and not knows_flow:
         why = NOISE
     return None if why is None else f"the sampler {label} on flow models: {why}; {ADVICE}"

@@ -19,7 +19,7 @@ from lib_demofusion.method.schedule import Weights, weights_at
 from lib_demofusion.method.views import dilated_views, jitter_generator, local_views
 from lib_demofusion.settings.fields import Settings
 
-OTHER_SIZE = "this sampler also asks its model of images of another size; choose another sampler"
+OTHER_SIZE = "this sampler also calls its model with images of another size; choose another sampler"
 """The message for samplers such as Euler SMEA in reForge."""
 
 

@@ -91,7 +91,7 @@ class Settings:
 
     enabled: bool = _spec(False, bool, "DemoFusion", "")
     preset: str = _spec(
-        "Paper", str, "Preset", "preset", "sets all values but the size", choices=lambda o: o.preset_names
+        "Paper", str, "Preset", "preset", "sets all values except the size", choices=lambda o: o.preset_names
     )
     upscaler: str = _spec(
         LATENT_UPSCALER,
@@ -129,7 +129,7 @@ class Settings:
     )
     overlap: float = _number(0.5, "Tile overlap", "overlap", "lower = faster; too low shows seams", (0, 0.9, 0.05))
     feather: float = _number(
-        0.0, "Feather", "feather", "how far tiles fade into one another; hides seams", (0, 0.5, 0.05)
+        0.0, "Feather", "feather", "how far tiles blend into each other; hides seams", (0, 0.5, 0.05)
     )
     extra_noise: float = _number(
         0.0, "Extra noise", "extra noise", "adds fine detail; too much leaves grain", (0, 0.2, 0.01)
@@ -138,7 +138,7 @@ class Settings:
         3.0,
         "Cosine scale 1",
         "cosine scale 1",
-        "lower = closer to the stage before, but softer",
+        "lower = closer to the previous stage, but softer",
         WEIGHT,
     )
     cosine_scale_2: float = _number(
@@ -149,7 +149,7 @@ class Settings:
         WEIGHT,
     )
     keep_colors: bool = _spec(False, bool, "Keep colors", "keep colors", "large areas keep the base image's colors")
-    save_stages: bool = _spec(False, bool, "Save every stage", "save stages", "as a file of its own")
+    save_stages: bool = _spec(False, bool, "Save every stage", "save stages", "as a separate file")
     return_stages: bool = _spec(False, bool, "Show every stage", "return stages", "in the gallery")
     tile_size: float = _number(
         0.0,
@@ -159,7 +159,7 @@ class Settings:
         (0, 512, 0.01),
     )
     tile_stride: int = _number(
-        0, "Tile stride", "tile stride", "distance of the tiles in latent cells; 0 = from the overlap", (0, 512, 4)
+        0, "Tile stride", "tile stride", "distance between tiles in latent cells; 0 = by the overlap", (0, 512, 4)
     )
     jitter: bool = _spec(True, bool, "Jitter", "jitter", "moves the tiles at every step; hides seams")
     sigma: float = _number(

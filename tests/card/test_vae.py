@@ -146,7 +146,7 @@ def test_a_network_that_runs_out_of_memory_is_run_in_parts(
     allocation: int,
 ) -> None:
     """The memory is fragmented: the free memory would be enough, but the allocation fails."""
-    reported.expect("trying in smaller parts")
+    reported.expect("trying again with smaller tiles")
     whole = vae._Forward.__call__
 
     def failing(self: Any, x: Any, **kwargs: Any) -> Any:

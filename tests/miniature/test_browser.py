@@ -389,13 +389,13 @@ def test_a_preset_is_saved_chosen_and_deleted_in_both_tabs(tab: Tab) -> None:
 def test_a_message_about_a_preset_goes_with_the_next_action(tab: Tab) -> None:
     tab.open_panel()
     tab.page.click(f"{tab.panel}_preset_delete")
-    tab.wait_for_message("neither replaced nor deleted")
+    tab.wait_for_message("replace or delete a built-in preset")
     message = tab.page.locator(f"{tab.panel}_preset_message.prose")
     for act in (lambda: tab.choose_preset("Fast"), lambda: tab.text("preset_name", "A")):
         act()
         message.wait_for(state="hidden", timeout=SECONDS)
         tab.page.click(f"{tab.panel}_preset_delete")
-        tab.wait_for_message("neither replaced nor deleted")
+        tab.wait_for_message("replace or delete a built-in preset")
 
 
 def test_the_line_names_what_makes_upscale_by_unused(tab: Tab) -> None:
@@ -469,9 +469,9 @@ def test_the_built_in_preset_is_neither_replaced_nor_deleted(tab: Tab) -> None:
     tab.open_panel()
     page = tab.page
     page.click(f"{tab.panel}_preset_delete")
-    tab.wait_for_message("neither replaced nor deleted")
+    tab.wait_for_message("replace or delete a built-in preset")
     page.press(tab.text("preset_name", "paper"), "Enter")
-    tab.wait_for_message("neither replaced nor deleted")
+    tab.wait_for_message("replace or delete a built-in preset")
     assert "Paper" in tab.presets()
 
 

@@ -122,7 +122,7 @@ def test_an_image_whose_colors_cannot_be_kept_is_not_lost(
     monkeypatch.setattr(base_image, "match_colors_", full)
     result = webui.job({**ON, "upscaler": "Lanczos"})
     assert result.images[0].width == 2 * BASE
-    assert '"Keep colors" failed, the image has the colors that the model gave it: no memory' in result.comments
+    assert '"Keep colors" failed, so the image has the colors of the model: no memory' in result.comments
 
 
 def plan_of(width: int = 2 * BASE, height: int = 2 * BASE) -> Any:

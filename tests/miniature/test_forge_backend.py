@@ -98,7 +98,7 @@ def sample_unipc(model: Any, x: Any, sigmas: Any) -> Any:
 
 
 def sample_Kohaku_LoNyu_Yog(model: Any, x: Any, sigmas: Any, eta: Any = None, noise_sampler: Any = None) -> Any:
-    """A stand-in for Forge Neo's function, which adds noise as for Stable Diffusion."""
+    """A stand-in for Forge Neo's function, which adds noise without scaling the image down."""
 
 
 SAMPLERS = {
@@ -439,11 +439,11 @@ def of_reforge(**flags: bool) -> Any:
         (of_reforge(is_sdxl=True), None),
         (SimpleNamespace(), None),
         (None, None),
-        (engine("StableDiffusion3"), "Stable Diffusion 3: DemoFusion does not know"),
+        (engine("StableDiffusion3"), "Stable Diffusion 3: this kind of model is not supported"),
         (engine("StableDiffusionXLRefiner", is_sdxl=True), "the SDXL refiner: an SDXL refiner cannot"),
-        (engine("PiD", Flow()), "PiD: it makes"),
-        (engine("Wan", Flow()), "Wan: DemoFusion makes still images"),
-        (engine("OfTomorrow", Flow()), "OfTomorrow: DemoFusion does not know"),
+        (engine("PiD", Flow()), "PiD: it enlarges"),
+        (engine("Wan", Flow()), "Wan: it makes videos; choose the checkpoint of an image model"),
+        (engine("OfTomorrow", Flow()), "OfTomorrow: this kind of model is not supported"),
         *((engine(name, Flow()), None) for name in ("StableDiffusionXL", "Mugen", "Flux", "ZImage", "Anima", "Flux2")),
     ],
 )
@@ -525,7 +525,7 @@ def test_masks_of_either_form_follow_the_size(axes: tuple[int, ...]) -> None:
         ("Euler a", 0.0, None, None, None),
         ("DPM++ 2s a RF", 0.0, None, "for flow models", None),
         ("UniPC", 0.0, None, None, "scales the latent for Stable Diffusion"),
-        ("Kohaku LoNyu Yog", 0.0, None, None, "adds noise as for Stable Diffusion"),
+        ("Kohaku LoNyu Yog", 0.0, None, None, "adds noise without scaling the image down"),
         ("of another extension", 0.0, None, None, None),
     ],
 )
@@ -686,7 +686,7 @@ def test_units_that_cannot_be_cut_are_refused(preprocessor: str, model: Any, mas
 
 def test_another_checkpoint_than_the_bases_is_no_stages_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "sd_model", SimpleNamespace(sd_checkpoint_info="one"), raising=False)
-    with pytest.raises(RuntimeError, match="no way back"), Forge().base_checkpoint(None, "another"):
+    with pytest.raises(RuntimeError, match="cannot load it again"), Forge().base_checkpoint(None, "another"):
         pass
     with Forge().base_checkpoint(request(None), "one"):
         pass

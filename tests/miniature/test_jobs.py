@@ -74,7 +74,7 @@ def test_a_host_that_never_asks_the_fused_model_gets_the_base_picture_back(
 
     The whole latent passes through that model and looks like the extension's.
     """
-    reported.expect("did not ask DemoFusion's model")
+    reported.expect("did not call DemoFusion's model")
     plain = webui.job(sampler_name=sampler)
 
     def forward(self: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -89,21 +89,21 @@ def test_a_host_that_never_asks_the_fused_model_gets_the_base_picture_back(
     result = webui.job(ON, sampler_name=sampler)
     assert sizes(result) == [BASE]
     assert result.images[0].tobytes() == plain.images[0].tobytes()
-    assert "did not ask DemoFusion's model" in result.comments
+    assert "did not call DemoFusion's model" in result.comments
     assert "DemoFusion error" in result.infotexts[0]
 
 
 def test_a_webui_that_guides_in_its_own_way_is_named_at_the_start(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reported: Reports
 ) -> None:
-    reported.expect("not tried in this webui (Another 3.1)")
+    reported.expect("not tested in this webui (Another 3.1)")
     backends.greet()
     assert caplog.messages == []
     monkeypatch.setattr(sd_samplers_cfg_denoiser, "sampling_function", None, raising=False)
     monkeypatch.setitem(sys.modules, "modules.launch_utils", SimpleNamespace(git_tag=lambda: "Another 3.1"))
     backends.greet()
     assert len(caplog.messages) == 1
-    assert "not tried in this webui (Another 3.1)" in caplog.messages[0]
+    assert "not tested in this webui (Another 3.1)" in caplog.messages[0]
 
 
 def plain_class(cls: type) -> type:
@@ -421,7 +421,7 @@ def test_the_upscaler_that_really_ran_is_told(webui: Webui, monkeypatch: pytest.
     broken = SimpleNamespace(name="4x-Broken", data_path="4x-Broken.pth", scaler=Broken())
     monkeypatch.setattr(shared, "sd_upscalers", [*shared.sd_upscalers, broken])
     result = webui.job({**ON, "upscaler": "4x-Broken (pixels)"}, batch_size=2)
-    note = "the upscaler 4x-Broken does not work, Lanczos ran in its place; see the console"
+    note = "the upscaler 4x-Broken does not work, so Lanczos was used instead; see the console"
     assert sizes(result) == [2 * BASE] * 2
     assert result.comments.count(note) == 1
     assert all(note in text for text in result.infotexts), result.infotexts
@@ -430,7 +430,7 @@ def test_the_upscaler_that_really_ran_is_told(webui: Webui, monkeypatch: pytest.
 
 
 NOTES = (
-    ({"enabled": True, "scale": 1}, "no stage: the final size is that of the base image"),
+    ({"enabled": True, "scale": 1}, "no stage: the final size is the size of the base image"),
     ({"enabled": True, "scale": 1.3}, "83x83 is rounded to 80x80, multiples of 8 pixels"),
 )
 

@@ -132,7 +132,7 @@ def test_who_counts_rows_is_given_one_view_at_a_time(
     assert patched != plain
     assert not reported.notes[-1]
     assert images(webui, {"view_batch": 5}, batch_size=batch) == patched
-    note = f"one tile at a time, which takes longer, for {name} changes the model"
+    note = f"evaluating single tiles, which is slower, because {name} changes the model"
     assert note in reported.notes[-1]
 
 
@@ -221,7 +221,5 @@ def patch(unet, batch):
 
 def test_a_cache_of_layers_is_refused(webui: Webui, unet: Unet, extension: Install, reported: Reports) -> None:
     extension("sd-webui-deepcache-standalone", CACHE).patch(unet, 1)
-    reported.expect(
-        "DemoFusion does not work with DeepCache: it would take the layers of one tile for those of another"
-    )
+    reported.expect("DemoFusion does not work with DeepCache: it would use the layers of one tile for another tile")
     assert sizes(webui.job(ON)) == [BASE]

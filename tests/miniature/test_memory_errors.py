@@ -120,7 +120,9 @@ def test_what_is_made_is_never_lost(
     if not failing.failed:
         assert saved(webui, seed) == [BASE, 2 * BASE, 3 * BASE]
         return
-    reported.expect("no memory for a smaller copy" if point == "the gallery's copy" else str(error) or "MemoryError")
+    reported.expect(
+        "not enough memory for a smaller copy" if point == "the gallery's copy" else str(error) or "MemoryError"
+    )
     # the job returns the last sampled stage, or the previous one if this one could not be finished
     least = sampled[-1] if sampled else BASE
     if point in ("decoding", "a stage's end") and sampled:
@@ -135,7 +137,7 @@ def test_what_is_made_is_never_lost(
         assert str(error).partition(".")[0] in result.infotexts[0]
     if point in ("a stage's picture", "saving a stage's picture"):
         assert "showing " in result.comments
-        assert "failed, its image is left out" in result.infotexts[0]
+        assert "failed, so its image is missing" in result.infotexts[0]
         assert "best finished image" not in result.comments
     assert len(result.images) == len(result.infotexts)
     plain = webui.job({}).images[0].tobytes()

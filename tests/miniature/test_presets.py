@@ -335,7 +335,11 @@ def panel_job(p: Any) -> Settings:
 
 WARNINGS = (
     (lambda patch: patch.setattr(shared.opts, "tiling", True), {}, "Tiling"),
-    (lambda patch: patch.setattr(shared.sd_model, "is_sd3", True), {}, "DemoFusion does not know models of this kind"),
+    (
+        lambda patch: patch.setattr(shared.sd_model, "is_sd3", True),
+        {},
+        "this kind of model is not supported; choose another checkpoint",
+    ),
     (lambda patch: None, {"override_settings": ["Clip skip: 2", "Tiling: True"]}, "Tiling"),
     (lambda patch: None, {"script": "SD upscale"}, "upscale or outpaint in tiles"),
     (lambda patch: None, {"script": "Poor man's outpainting"}, "upscale or outpaint in tiles"),

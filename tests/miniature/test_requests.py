@@ -79,7 +79,7 @@ def test_building_the_panel_for_the_api_leaves_the_page_alone(webui: Webui) -> N
 )
 def test_fields_without_the_switch_are_noted(webui: Webui, args: list[Any], fields: str) -> None:
     result = webui.job(positional(*args))
-    note = f'DemoFusion is off, because the request gives {fields} but not "enabled": true'
+    note = f'DemoFusion is off, because the request contains {fields} but not "enabled": true'
     assert sizes(result) == [BASE]
     assert params(result)["DemoFusion note"] == note
     assert note in result.comments

@@ -20,6 +20,6 @@ def test_a_size_that_the_webui_rounds_is_noted(webui: Webui, monkeypatch: pytest
         before(p)
 
     monkeypatch.setattr(processing.StableDiffusionProcessing, "setup_prompts", rounding)
-    assert "in place of" not in webui.job(ON).infotexts[0]
+    assert "instead of" not in webui.job(ON).infotexts[0]
     text = webui.job(ON, width=BASE - 8).infotexts[0]
-    assert f"makes a base image of {BASE}x{BASE} in place of {BASE - 8}x{BASE}" in text
+    assert f"creates a base image of {BASE}x{BASE} instead of {BASE - 8}x{BASE}" in text

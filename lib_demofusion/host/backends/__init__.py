@@ -13,7 +13,7 @@ from lib_demofusion.host.backends.interface import Backend
 FORGE_PACKAGE = "modules_forge"
 """A package that exists in every webui of Forge's family and in no other."""
 
-UNKNOWN = "DemoFusion Hires was not tried in this webui (%s); a run that it cannot make will say so, see the README"
+UNKNOWN = "DemoFusion Hires is not tested in this webui (%s). If a run fails, see the README"
 
 logger = logging.getLogger("DemoFusion")
 

@@ -66,12 +66,12 @@ class Packed(LatentForm):
 PLAIN, FIVE_AXES, PACKED = LatentForm(), FiveAxes(), Packed()
 
 
-RUNS_ON = "DemoFusion does not know models of this kind"
+RUNS_ON = "this kind of model is not supported; choose another checkpoint"
 REFINER = "an SDXL refiner cannot make an image by itself; choose its base checkpoint"
-UPSCALER = "it makes an image four times as large from another model's; choose the other model's checkpoint"
+UPSCALER = "it enlarges the images of another model; choose that model's checkpoint"
 
 
-VIDEO = "DemoFusion makes still images"
+VIDEO = "it makes videos; choose the checkpoint of an image model"
 REFUSALS = (RUNS_ON, REFINER, UPSCALER, VIDEO)
 """All reasons for refusals in the table."""
 

@@ -84,7 +84,7 @@ class Forge:
     @contextmanager
     def base_checkpoint(self, p: Any, checkpoint: Any) -> Iterator[None]:
         if shared.sd_model.sd_checkpoint_info != checkpoint:
-            raise RuntimeError("another checkpoint than the base image's is loaded, and this webui has no way back")
+            raise RuntimeError("the base image's checkpoint is no longer loaded, and this webui cannot load it again")
         set_shift(p)
         extra_networks.activate_after_hires_pass(p)
         with schedule_of_base(p.sd_model):

@@ -26,22 +26,22 @@ WRAPPER = "model_function_wrapper"
 
 BY_KEY = {
     "multidiffusion_enabled": "MultiDiffusion Integrated: it samples in tiles already; switch one of the two off",
-    "sag_enabled": "SelfAttentionGuidance Integrated: it takes the last view's attention for that of the whole image",
-    "spec_w": "Spectrum Integrated: it predicts a view from the steps of other views; switch it off",
+    "sag_enabled": "SelfAttentionGuidance Integrated: it would apply the attention of the last tile to the whole image",
+    "spec_w": "Spectrum Integrated: it would predict a tile from the steps of other tiles; switch it off",
     "forge_couple": "Forge Couple: every tile would show all of its regions",
-    "stylealign_enabled": "StyleAlign Integrated: the views of a batch would take one another's style",
+    "stylealign_enabled": "StyleAlign Integrated: the tiles of a batch would adopt each other's style",
 }
 """Reasons for refusals, by the infotext key that the feature writes if it is active."""
 
 BY_FLOW = ("SD3", "Aura Flow", "Flux")
 """Modes of reForge's Advanced Model Sampling that mix latent and noise. The skip residual does not support them."""
 
-FLOW = "Advanced Model Sampling in the mode %s: DemoFusion runs on models that are not sampled by flow matching"
+FLOW = "Advanced Model Sampling in the mode %s: flow matching is not supported in this webui; choose another mode"
 
 PID = "PiD Integrated"
 """Forge Neo's script that upscales with a trained decoder. It writes no infotext key."""
 
-PID_REASON = f"{PID}: it makes the base image anew, four times as large; switch one of the two off"
+PID_REASON = f"{PID}: it creates the base image again, four times as large; switch one of the two off"
 
 WHOLE_PICTURE = ("ControlNetPatcher", "IPAdapterPatcher", "PhotomakerPatcher")
 """Supported kinds of control models. Their hint is either cropped to the views or describes the whole image."""
@@ -95,9 +95,9 @@ def _unit_problem(unit: Any) -> str | None:
     if preprocessor.startswith("reference"):
         return "reference compares with an image of the latent's size; use IP-Adapter"
     if model not in WHOLE_PICTURE and unit.model is not None and model != "ControlModelPatcher":
-        return f"nothing is known of how the hint of a {model.removesuffix('Patcher')} would be cut"
+        return f"DemoFusion cannot crop the hint of a {model.removesuffix('Patcher')} to tiles; switch the unit off"
     if getattr(unit, "control_mask", None) is not None:
-        return "its mask is that of the whole image; remove it"
+        return "its mask covers the whole image; remove the mask"
     return None
 
 
@@ -127,9 +127,9 @@ except ImportError:
 
 REFERENCES = "reference images of %s: every tile would show the whole reference%s"
 KLEIN = "; for img2img, switch on [Klein] Disable Reference in the settings"
-CONTROL = "ControlNet on %s: the hints of its control models cannot be cut to the tiles"
-MASK = "inpainting with %s: the webui's masks have other axes than its latents"
-CACHE = "Nunchaku's Cache Threshold above 0: it takes a tile for a repetition of the one before; set it to 0"
+CONTROL = "ControlNet on %s: the hints of its control models cannot be cropped to the tiles"
+MASK = "inpainting with %s: the webui's masks do not have the shape of its latents"
+CACHE = "Nunchaku's Cache Threshold above 0: it would treat a tile as a repetition of the previous tile; set it to 0"
 
 
 def of_transformer(p: Any, family: Family) -> str | None:
@@ -154,7 +154,7 @@ def has_references(p: Any) -> bool:
     return getattr(p, "sampler", None) is not None and bool(getattr(dynamic_args, "ref_latents", None))
 
 
-FOR_FLOW = "the sampler %s: it is made for flow models, and this model is none; choose another sampler"
+FOR_FLOW = "the sampler %s: it is made for flow models, and this is not a flow model; choose another sampler"
 
 
 def sampler_problem(p: Any, flow: bool) -> str | None:

@@ -60,10 +60,11 @@ def refusal(p: Any) -> str | None:
     if found is None:
         return None
     if getattr(getattr(found.latest_network, "attention_auto_machine", None), "name", "") == "StyleAlign":
-        return "ControlNet's style alignment: the views of a batch would take one another's style"
+        return "ControlNet's style alignment: the tiles of a batch would adopt each other's style"
     active = units(p)
     if len(active) > 1 and str(getattr(found, "ui_batch_option_state", [""])[0]).startswith("Each"):
-        return "ControlNet's 'Each ControlNet unit for each image in a batch': views are batched as images are"
+        option = "'Each ControlNet unit for each image in a batch'"
+        return f"ControlNet's {option}: tiles are batched like images; choose another batch option"
     for number, unit in enumerate(active, 1):
         problem = _problem(p, unit)
         if problem:
@@ -78,16 +79,16 @@ def _preprocessor(unit: Any) -> str:
 def _problem(p: Any, unit: Any) -> str | None:
     if kind(unit) in NO_PLACE:
         masked = kind(unit) == "IPAdapter" and unit.effective_region_mask is not None
-        return "its region would be that of every tile; remove its mask" if masked else None
+        return "its mask would be applied to every tile; remove the mask" if masked else None
     if kind(unit) not in PICTURES:
-        return "nothing is known of how its hint would be cut"
+        return "DemoFusion cannot crop its hint to tiles; switch the unit off"
     network = getattr(unit.control_model, "control_model", None)
     if type(network).__name__ == "SparseCtrl" or not isinstance(_native(unit), Tensor) or len(_native(unit)) != 1:
         return "it has several hints, which belong to the frames of an animation"
     if "inpaint_only" in _preprocessor(unit):
         return "it pastes the base image's latent; use inpaint_global_harmonious"
     if _native(unit).shape[1] > 3 and _unet(p).in_channels == INPAINTING_CHANNELS:
-        return "it paints into the base image's mask of an inpainting checkpoint"
+        return "it uses the base image's mask with an inpainting checkpoint"
     if kind(unit) == "T2I_Adapter" and unit.cfg_injection:
         return "'ControlNet is more important' gives an adapter one hint for all tiles; use another control mode"
     return None
@@ -135,7 +136,7 @@ def stage_hints(p: Any, stage: StagePlan, plan: Plan | None = None) -> Hints:
     if found is None:
         return Hints()
     if found.latest_network.model is not _unet(p):
-        report_note(p, "ControlNet does not act in the stages, as it holds on to the refiner's model")
+        report_note(p, "ControlNet has no effect in the stages, because it is attached to the refiner's model")
         return Hints()
     made = []
     for index, unit in enumerate(units(p)):
@@ -182,7 +183,7 @@ class _Resize:
             resized, _ = self._found.detectmap_proc(pixels, self._preprocessor, mode, *size)
         except Exception as problem:
             # this interface is not documented and can differ in other versions
-            logger.warning("ControlNet's own resizing is not used: %s", problem)
+            logger.warning("ControlNet's own resizing failed, so hints are resized without it: %s", problem)
             return resize_hint(hint, size)
         return resized.to(hint) if resized.shape[1] == hint.shape[1] else resize_hint(hint, size)
 

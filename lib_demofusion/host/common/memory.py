@@ -43,7 +43,7 @@ def _told(ask: Callable[[], int], device: torch.device) -> int | None:
     try:
         return ask()
     except Exception as error:
-        logger.warning("%s does not tell of its memory: %s", device, error)
+        logger.warning("%s does not report its memory: %s", device, error)
         return None
 
 

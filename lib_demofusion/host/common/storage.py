@@ -44,7 +44,7 @@ def read(name: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise StorageError(f"{path} cannot be read: {error}") from error
     if not isinstance(data, dict):
-        raise StorageError(f"{path} cannot be read: it holds no JSON object")
+        raise StorageError(f"{path} cannot be read: it does not contain a JSON object")
     return data
 
 

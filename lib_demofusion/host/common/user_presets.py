@@ -21,11 +21,11 @@ from lib_demofusion.settings.reading import parse_preset
 FILE = "demofusion-presets.json"
 MAX_NAME = 60
 
-BUILT_IN = "A built-in preset can be neither replaced nor deleted"
+BUILT_IN = "You cannot replace or delete a built-in preset"
 NO_NAME = "Type a name for the preset"
-BAD_NAME = "A preset's name has at most 60 letters, all of them printable"
-NOT_SAVED = "There is no such preset any more"
-REPAIR = "The file of presets must be repaired or removed first"
+BAD_NAME = "Use a name of at most 60 printable characters"
+NOT_SAVED = "This preset no longer exists"
+REPAIR = "Repair or remove the file of presets first"
 NOT_WRITTEN = "The preset was not saved"
 SENTENCES = (BUILT_IN, NO_NAME, BAD_NAME, NOT_SAVED, REPAIR, NOT_WRITTEN)
 

@@ -33,7 +33,7 @@ def base_latent(p: Any, samples: Any) -> Tensor:
     if getattr(p, "init_latent", None) is not None:
         finite(p.init_latent)
     if not torch.isfinite(samples).all():
-        raise devices.NansException("the base image is NaN; --no-half or --upcast-sampling may help")
+        raise devices.NansException("the base image contains NaN; try --no-half or --upcast-sampling")
     return as_latent(host().family(p.sd_model).form.to_method(samples))
 
 
@@ -125,7 +125,7 @@ class BaseColors:
                     pictures[index] = pictures[index].float()
                 match_colors_(as_image(pictures[index]), base, painted)
         except Exception as error:
-            report_failure(self._p, '"Keep colors" failed, the image has the colors that the model gave it', error)
+            report_failure(self._p, '"Keep colors" failed, so the image has the colors of the model', error)
 
 
 def known_base(p: Any, samples: Any, redrawn: bool) -> list[Tensor] | None:

@@ -85,11 +85,11 @@ def finite(latent: Tensor) -> Tensor:
         return latent
     problem = "the VAE's encoder returned NaN"
     if devices.dtype_vae == torch.float32:
-        raise devices.NansException(f"{problem}: its file may be damaged, choose another under SD VAE")
+        raise devices.NansException(f"{problem}: its file may be damaged; choose another file under SD VAE")
     kind = str(devices.dtype_vae).removeprefix("torch.")
     raise devices.NansException(
         f"{problem}: {kind} may not be precise enough for it; add --no-half-vae to the command line, or choose a VAE"
-        " that works in half precision under SD VAE (upscaler Latent does without the encoder)"
+        " that works in half precision under SD VAE (the upscaler Latent does not need the encoder)"
     )
 
 

@@ -51,7 +51,7 @@ def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
     formats = [opts.grid_format] * bool(opts.grid_save) + [opts.samples_format] * bool(opts.return_grid and p.is_api)
     if not any(_broken_limit(p, name, max(width, height)) for name in formats):
         return None
-    return f"no grid was made, its {width}x{height} pixels are more than its format holds"
+    return f"no grid was made, because its {width}x{height} pixels are more than the image format supports"
 
 
 def _broken_limit(p: Any, name: str, side: int) -> int:
@@ -81,7 +81,7 @@ def shrink_for_gallery(processed: Any) -> None:
             copy = picture.reduce(math.ceil(math.sqrt(pixels / SHOWN_PIXELS)))
         except MemoryError:
             # the image at full size remains in the list
-            logger.warning("no memory for a smaller copy of %s", path or "the grid")
+            logger.warning("not enough memory for a smaller copy of %s", path or "the grid")
             continue
         copy.info.update(picture.info)
         processed.images[index] = copy

@@ -26,7 +26,7 @@ def enlarged(p: Any, image: Tensor, size: Size, upscaler: str = LANCZOS) -> Tens
     before = Image.fromarray(pixels.astype(np.uint8))
     after = images.resize_image(0, before, size[1], size[0], upscaler_name=upscaler).convert("RGB")
     if _needs_model(upscaler) and _is_plain(before, after):
-        report_note(p, f"the upscaler {upscaler} does not work, {LANCZOS} ran in its place; see the console")
+        report_note(p, f"the upscaler {upscaler} does not work, so {LANCZOS} was used instead; see the console")
     return torch.from_numpy(np.asarray(after, np.float32)).permute(2, 0, 1) / 127.5 - 1
 
 

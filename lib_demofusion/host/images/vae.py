@@ -74,7 +74,7 @@ def in_parts(model: Any, mode: str = AUTOMATIC, report: ReportOfSome | None = No
             try:
                 layers = layout(network)
             except ValueError as problem:
-                logger.info("the VAE's %s is left to the webui: it has %s", name, problem)
+                logger.info("the webui runs the VAE's %s without tiles, because it has %s", name, problem)
                 continue
             forward = _Forward(network, layers, tiled, mode == ALWAYS, report)
             stack.enter_context(_forward(network, forward))
@@ -130,9 +130,9 @@ class _Forward:
                     raise
                 # removes the frames, which keep the intermediate tensors alive
                 failure = error.with_traceback(None)
-            logger.warning("%s: trying in smaller parts", str(failure).splitlines()[0][:200])
+            logger.warning("%s: trying again with smaller tiles", str(failure).splitlines()[0][:200])
             devices.torch_gc()
-        raise failure or MemoryError("no way to run the VAE fits")
+        raise failure or MemoryError("the VAE does not fit into the memory, even with the smallest tiles")
 
     def _at_once(self, x: Tensor, **kwargs: Any) -> Tensor:
         """Computes the output at once. Reports 0.5 first, so the reported share is never wrong by more than 0.5."""
@@ -157,7 +157,7 @@ class _Forward:
             if largest_part_bytes(self._layers, size, bytes_each, tile) >= limit:
                 if tile == TILES[-1]:
                     raise MemoryError(
-                        f"{x.device.type} has no tensors of {limit} bytes, which the VAE needs at this size"
+                        f"{x.device.type} does not support tensors of {limit} bytes, which the VAE needs at this size"
                     )
                 continue
             needed = part_bytes(self._layers, size, bytes_each, tile)

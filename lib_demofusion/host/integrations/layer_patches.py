@@ -48,7 +48,7 @@ def extensions_with_patches(p: Any) -> list[str]:
 def refusal(p: Any) -> str | None:
     """Returns the extension that does not work with the stages, and why, or None."""
     if any(CACHING in name.lower() for name in extensions_with_patches(p)):
-        return "DeepCache: it would take the layers of one tile for those of another; switch one of the two off"
+        return "DeepCache: it would use the layers of one tile for another tile; switch one of the two off"
     return None
 
 

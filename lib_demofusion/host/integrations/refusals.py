@@ -128,7 +128,7 @@ REFUSALS: tuple[tuple[Check, str], ...] = (
     (_soft_inpainting, "Soft inpainting with DDIM, PLMS or UniPC: the area outside the mask would change"),
     (_tiled_diffusion, "Tiled Diffusion: it samples in tiles already; switch one of the two off"),
     (lambda now: now.only_details, "ADetailer's 'Skip img2img': it returns the upload, with its details repainted"),
-    (_details_at_base_size, "ADetailer without 'Inpaint only masked': its image has the size of the base"),
+    (_details_at_base_size, "ADetailer without 'Inpaint only masked': its result has the size of the base image"),
 )
 
 

@@ -51,11 +51,11 @@ def lacks_room_to_decode(model: Any, size: Size) -> bool:
     return False
 
 
-HUGE = "more than 16384 pixels on a side: memory may not suffice, and few programs open such an image"
+HUGE = "a side has more than 16384 pixels: the memory may be too small, and few programs open such an image"
 LONG = "this takes more than an hour"
-NO_MEMORY = "the computer's free memory may not suffice for an image of this size"
-NO_ROOM = "neither the free memory nor the disk may suffice to decode an image of this size"
-TURBO_CHOSEN = "this looks like a few-step model, so the panel switched to Turbo; click another preset to use that"
+NO_MEMORY = "the computer's free memory may be too small for an image of this size"
+NO_ROOM = "the free memory and the free disk space may be too small to decode an image of this size"
+TURBO_CHOSEN = "this looks like a few-step model, so the panel switched to Turbo; click a preset to choose another one"
 TURBO_BETTER = "this denoising strength needs more steps or a higher CFG scale; use Turbo for few-step models"
 NOT_LOADED = "the time is not known until the checkpoint is loaded"
 OFF = "DemoFusion is off. Tick the box in the title of the panel to switch it on."

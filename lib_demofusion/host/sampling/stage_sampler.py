@@ -42,7 +42,7 @@ EXTRA_NOISE = "Extra noise"
 
 SEED_MASK = (1 << 63) - 1
 
-NEVER_ASKED = "this webui's sampler did not ask DemoFusion's model, so that what it made is no DemoFusion image"
+NEVER_ASKED = "the sampler did not call DemoFusion's model, so its result is not used; choose another sampler"
 
 Report = Callable[[StageProgress], None]
 """Receives the progress of the stage."""
@@ -78,9 +78,9 @@ def run_stage(p: Any, task: StageTask, report: Report) -> Tensor:
     x = StageSampler(p, task, report).run()
     if x.shape != task.anchor.shape:
         # the host catches a RecursionError of a noise sampler and returns its live preview
-        raise StageFailed("the sampler gave up; choose another scheduler")
+        raise StageFailed("the sampler failed with this scheduler; choose another scheduler")
     if not torch.isfinite(x).all():
-        raise StageFailed("the model returned NaN; --no-half or --upcast-sampling may help")
+        raise StageFailed("the model returned NaN; try --no-half or --upcast-sampling")
     return x
 
 
@@ -211,7 +211,9 @@ class StageSampler:
         """Limits batches to one view if other extensions have patched the model's layers."""
         names = layer_patches.extensions_with_patches(self._p)
         if names and self._batches.hold_to_one():
-            report_note(self._p, f"one tile at a time, which takes longer, for {', '.join(names)} changes the model")
+            report_note(
+                self._p, f"evaluating single tiles, which is slower, because {', '.join(names)} changes the model"
+            )
 
 
 @contextmanager
