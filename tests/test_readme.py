@@ -222,6 +222,21 @@ def test_every_sentence_that_compares_has_numbers_of_the_tables() -> None:
         assert all(numbers & results for numbers in allowed), one
 
 
+def test_the_blind_comparison() -> None:
+    """Compares README's sentence about the default preset with the table in bench/README.md."""
+    text = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
+    table = re.search(r"\n(\| Scale \| Pairs \| (\w+) preferred \| (\w+) preferred .*?)\n\n", text, re.DOTALL)
+    assert table
+    counts = [[int(cell) for cell in line.strip("|").split("|")[1:]] for line in table[1].splitlines()[2:]]
+    pairs, first, second, even = map(sum, zip(*counts))
+    assert pairs == first + second + even
+    told = r"comparison of (\d+) pairs .*? it was preferred to \*(\w+)\* in (\d+) pairs, and \*\w+\* in (\w+);"
+    found = re.search(told, " ".join(PAGES["README.md"].split()))
+    assert found
+    assert found.groups() == (str(pairs), table[3], str(first), str(second or "none"))
+    assert table[2] == DEFAULT_PRESET
+
+
 def test_the_order_of_positional_values_is_told() -> None:
     (order,) = re.findall(r"`(enabled, preset,[^`]*)`", PAGES["docs/api.md"])
     assert tuple(re.split(r",\s+", order)) == NAMES

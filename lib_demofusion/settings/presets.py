@@ -63,7 +63,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 CHOSEN_FOR_MANY_STEPS = ("Balanced", "Fast")
 """The default presets that Turbo replaces for a few-step model."""
 
-DEFAULT_PRESET = "Balanced"
+DEFAULT_PRESET = "Fast"
 """The preset that the panel shows at first, and that applies to requests without a preset."""
 
 

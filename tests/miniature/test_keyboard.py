@@ -13,6 +13,7 @@ import pytest
 from browser import SECONDS, Tab, contrast
 
 from lib_demofusion.host.panel.build import CONTROLS, UNSEEN
+from lib_demofusion.settings.presets import DEFAULT_PRESET
 
 pytestmark = pytest.mark.browser
 
@@ -96,4 +97,4 @@ def test_a_preset_is_saved_and_deleted(page: Any) -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     tab.wait_for_message("Deleted: Typed")
-    tab.wait_for_preset("Balanced")
+    tab.wait_for_preset(DEFAULT_PRESET)

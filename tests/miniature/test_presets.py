@@ -276,14 +276,22 @@ def test_the_file_is_read_once_for_an_axis_of_a_plot(reads: list[str]) -> None:
     assert reads == [presets.FILE] * 2
 
 
-def test_where_nothing_is_chosen_panel_and_requests_have_the_balanced_values(webui: Webui, file: Path) -> None:
+def test_where_nothing_is_chosen_panel_and_requests_have_the_values_of_fast(webui: Webui, file: Path) -> None:
     components = build()
-    assert {name: components[name].value for name in PRESET_FIELDS} == preset_values("Balanced")
+    assert {name: components[name].value for name in PRESET_FIELDS} == preset_values("Fast")
     text = webui.job({"enabled": True, "scale": 2}, steps=11).infotexts[0]
     params = infotext_utils.parse_generation_parameters(text)
-    assert params["DemoFusion preset"] == "Balanced"
-    assert {name: from_infotext(name, params) for name in PRESET_FIELDS} == preset_values("Balanced")
-    assert webui.job({"enabled": True, "scale": 2, "preset": "Balanced"}, steps=11).infotexts[0] == text
+    assert params["DemoFusion preset"] == "Fast"
+    assert {name: from_infotext(name, params) for name in PRESET_FIELDS} == preset_values("Fast")
+    assert webui.job({"enabled": True, "scale": 2, "preset": "Fast"}, steps=11).infotexts[0] == text
+
+
+def test_a_default_that_somebody_saved_stays(webui: Webui, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The webui saves every setting. Earlier versions had Balanced as the default."""
+    monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, "Balanced", raising=False)
+    assert build()["preset"].value == "Balanced"
+    text = webui.job({"enabled": True, "scale": 2}, steps=11).infotexts[0]
+    assert infotext_utils.parse_generation_parameters(text)["DemoFusion preset"] == "Balanced"
 
 
 def test_a_request_that_names_no_preset_uses_the_default(webui: Webui, default_preset: str) -> None:
@@ -308,7 +316,7 @@ def test_an_infotext_makes_the_same_picture_where_the_preset_is_unknown(webui: W
 
 
 def test_an_unknown_preset_is_named(webui: Webui, file: Path, reported: Reports) -> None:
-    reported.expect("preset = 'Yours'")
+    reported.expect("preset: 'Yours' is not valid")
     save("Mine", VALUES)
     result = webui.job({"enabled": True, "preset": "Yours"})
     assert sizes(result) == [BASE]

@@ -14,6 +14,7 @@ from reports import Reports
 from lib_demofusion.host.common import options
 from lib_demofusion.settings.fields import PRESET_FIELDS
 from lib_demofusion.settings.infotext import from_infotext
+from lib_demofusion.settings.presets import DEFAULT_PRESET
 from lib_demofusion.settings.reading import preset_values
 
 FEW = {"steps": 4, "cfg_scale": 1.5}
@@ -112,28 +113,28 @@ def test_a_name_that_is_no_field_can_be_told_from_the_message(
         ({}, "Turbo"),
         ({"preset": "Fast"}, "Fast"),
         ({"preset": "Balanced"}, "Balanced"),
-        ({"overlap": 0.3}, "Fast (changed)"),
+        ({"overlap": 0.3}, "Balanced (changed)"),
     ],
     ids=str,
 )
 def test_turbo_takes_over_only_where_no_preset_is_named(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], used: str
 ) -> None:
-    monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, "Fast", raising=False)
+    monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, "Balanced", raising=False)
     text = params(webui.job({"enabled": True, **asked}, **FEW))
     assert text["DemoFusion preset"] == used
     note = text.get("DemoFusion note", "")
-    assert ("the preset Turbo is used instead of Fast" in note) == (used == "Turbo")
+    assert ("the preset Turbo is used instead of Balanced" in note) == (used == "Turbo")
 
 
 def test_the_settings_page_can_forbid_turbo(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared.opts, options.FEW_STEPS, False, raising=False)
-    assert params(webui.job({"enabled": True}, **FEW))["DemoFusion preset"] == "Balanced"
+    assert params(webui.job({"enabled": True}, **FEW))["DemoFusion preset"] == DEFAULT_PRESET
 
 
 @pytest.mark.parametrize("few", [{"steps": 10, "cfg_scale": 7.0}, {"steps": 30, "cfg_scale": 2.0}], ids=str)
 def test_few_steps_or_a_low_cfg_scale_alone_change_no_preset(webui: Webui, few: dict[str, float]) -> None:
-    assert params(webui.job({"enabled": True}, **few))["DemoFusion preset"] == "Balanced"
+    assert params(webui.job({"enabled": True}, **few))["DemoFusion preset"] == DEFAULT_PRESET
 
 
 def test_all_images_of_a_plot_over_steps_have_one_preset(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,10 +144,10 @@ def test_all_images_of_a_plot_over_steps_have_one_preset(webui: Webui, monkeypat
     for steps in (10, 11):
         p = webui.request([1, {"enabled": True}], steps=steps, cfg_scale=1.5)
         used.add(params(jobs.execute(p))["DemoFusion preset"])
-    assert used == {"Balanced"}
+    assert used == {DEFAULT_PRESET}
 
 
 def test_a_panel_gets_the_preset_that_it_shows(webui: Webui) -> None:
     script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
     shown = [control.value for control in script.panel.controls]
-    assert params(webui.job([True, *shown[1:]], **FEW))["DemoFusion preset"] == "Balanced"
+    assert params(webui.job([True, *shown[1:]], **FEW))["DemoFusion preset"] == DEFAULT_PRESET
