@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bench.quality import first_picture
 from bench.quality.strips import EFFECTS, Effect
 from lib_demofusion.settings.presets import PRESETS
 
@@ -43,3 +44,32 @@ def test_a_caption_has_every_value_that_differs_from_the_preset() -> None:
     effect = Effect("jitter", (False, True), "Paper", {"stages": "fewest", "overlap": 0.25})
     assert effect.caption == "Jitter, in Paper with stages fewest and tile overlap 0.25"
     assert Effect("sigma", (1,)).caption == "Blur sigma, in Balanced"
+
+
+def test_the_first_picture_was_made_with_the_present_values() -> None:
+    """If this fails, make the picture again: python -m bench.quality.first_picture."""
+    with Image.open(ROOT / "pictures" / "comparison.jpg") as picture:
+        assert json.loads(picture.info["comment"]) == json.loads(first_picture.comment())
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    scales = " and ".join(f"{scale}x" for scale in sorted({row.scale for row in first_picture.SHOWN}, reverse=True))
+    assert f"![Three prompts at {scales}:" in page
+    assert len(first_picture.SHOWN) == 3
+
+
+@pytest.mark.parametrize("side", [256, 384, 512])
+def test_the_parts_of_the_first_picture_are_larger_than_the_whole_images(side: int) -> None:
+    part = first_picture.part_of(Image.new("RGB", (side, side)))
+    assert first_picture.WHOLE < part.width == part.height < side
+
+
+def test_the_first_picture_has_a_column_for_every_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    Image.new("RGB", (512, 512), "red").save(file)
+    ways = first_picture.ways()
+    assert [way.name for way in ways] == list(first_picture.TITLES)
+    page = first_picture.sheet([("a", [file] * len(ways))])
+    # the first pixel of every part is red
+    top = 2 * first_picture.TEXT + 4 + first_picture.WHOLE + 4
+    step = first_picture.PART + first_picture.MARGIN
+    for column in range(len(ways)):
+        assert page.getpixel((first_picture.MARGIN + column * step, top)) == (255, 0, 0)
