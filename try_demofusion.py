@@ -49,11 +49,8 @@ def work(options: argparse.Namespace) -> int:
     if not sys.stderr.isatty():
         # progress bars move the cursor, which makes logs unreadable; tqdm reads this variable when it is imported
         os.environ.setdefault("TQDM_DISABLE", "1")
-    from trial import small_model
-
-    missing = small_model.why_missing(options.checkpoint)
-    if missing:
-        print(missing, file=sys.stderr)
+    if not options.checkpoint.is_file():
+        print(f"--checkpoint: {options.checkpoint} does not exist.", file=sys.stderr)
         return 1
     if options.webui:
         from trial import install_webui

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SCALE_FACTOR = 0.18215
+"""Stable Diffusion 1's factor. The autoencoder's latents times this have unit variance."""
+
 
 @dataclass(frozen=True)
 class AutoencoderConfig:

@@ -97,13 +97,13 @@ def install_checkpoint(webui: Path, source: Path) -> Path:
 def install_lora(webui: Path, checkpoint: Path) -> Path | None:
     """Writes the bundled model's LoRA for few steps. Returns its path, or None for another model."""
     from trial import lora
-    from trial.small_model import COLLAGE_CHECKPOINT, COLLAGE_LORA
+    from trial.small_model import CHECKPOINT, LORA
 
-    if checkpoint.name != COLLAGE_CHECKPOINT.name:
+    if checkpoint.name != CHECKPOINT.name:
         return None
-    target = webui / "models" / "Lora" / COLLAGE_LORA.name
+    target = webui / "models" / "Lora" / LORA.name
     target.parent.mkdir(parents=True, exist_ok=True)
-    lora.write_full(COLLAGE_LORA, target)
+    lora.write_full(LORA, target)
     return target
 
 

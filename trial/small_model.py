@@ -1,7 +1,7 @@
 """Loads the small checkpoint (Stable Diffusion 1 layout) for inference in plain torch, without any webui.
 
-model = load(Path("demofusion-small.safetensors"))
-context = model.encode_prompts(["a red circle on green ground"])
+model = load()
+context = model.encode_prompts(["a bear on grass"])
 eps = model.unet(x, t, context)
 """
 
@@ -13,19 +13,15 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from trial import history, lora, packing
+from trial import lora, packing
 from trial.autoencoder import Autoencoder, AutoencoderConfig
 from trial.text import TextConfig, TextEncoder, tokenize
 from trial.unet import UNet, UNetConfig
 
-CHECKPOINT = Path(__file__).parent / "checkpoint" / "demofusion-small.safetensors"
-"""The model of the shapes. `there` retrieves it from the repository's history."""
-SHAPES_BLOB = "144ad1269404cf8672045733ddd3e31bb99cbbd6"
-"""The git hash of that file."""
-COLLAGE_CHECKPOINT = CHECKPOINT.with_name("demofusion-collage.safetensors")
-"""The packed model of the collages."""
-COLLAGE_LORA = CHECKPOINT.with_name("demofusion-collage-lcm.safetensors")
-"""Changes that model into one for 4 to 8 steps with the sampler LCM and without guidance."""
+CHECKPOINT = Path(__file__).parent / "checkpoint" / "demofusion-collage.safetensors"
+"""The packed bundled model."""
+LORA = CHECKPOINT.with_name("demofusion-collage-lcm.safetensors")
+"""Changes the bundled model into one for 4 to 8 steps with the sampler LCM and without guidance."""
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 POSITIONS = TEXT_PREFIX + "text_model.embeddings.position_ids"
 
@@ -79,30 +75,12 @@ def text_config(tensors: dict[str, Tensor]) -> TextConfig:
     return TextConfig(hidden_size=width, intermediate_size=inner, projection_dim=width)
 
 
-def there(path: Path = CHECKPOINT) -> Path:
-    """Ensures that a model's file exists, and returns its path. Raises FileNotFoundError if it is unavailable."""
-    if path == CHECKPOINT:
-        history.take(SHAPES_BLOB, path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no model {path}")
-    return path
-
-
-def why_missing(path: Path = CHECKPOINT) -> str:
-    """Returns the reason why a model is unavailable, or an empty text."""
-    try:
-        there(path)
-    except FileNotFoundError as error:
-        return str(error)
-    return ""
-
-
 def load(path: Path = CHECKPOINT, device: str | torch.device = "cpu", changes: Path | None = None) -> SmallModel:
     """Loads the model of a .safetensors file and the .yaml next to it, in float32, ready for inference.
 
     `changes` is the file of a LoRA. Its changes are added to the UNet's weights.
     """
-    tensors = packing.load(there(path))
+    tensors = packing.load(path)
     params = yaml.safe_load(Path(path).with_suffix(".yaml").read_text(encoding="utf-8"))["model"]["params"]
     unet = UNet(_chosen(params["unet_config"]["params"], UNetConfig))
     vae = Autoencoder(_chosen(params["first_stage_config"]["params"]["ddconfig"], AutoencoderConfig))

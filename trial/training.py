@@ -35,6 +35,7 @@ def parser(text: str, steps: int, batch: int, rate: float, decay: int = 0) -> ar
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options.add_argument("--save-every", type=int, default=250)
+    options.add_argument("--float32", action="store_true", help="faster on a CPU without bfloat16 instructions")
     options.add_argument("--eager", action="store_true", help="without torch.compile (several times slower on a CPU)")
     return options
 
@@ -45,6 +46,11 @@ def prepare(args: argparse.Namespace) -> torch.device:
     torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     return torch.device(args.device)
+
+
+def autocast(args: argparse.Namespace) -> torch.autocast:
+    """Returns the context in which the networks run: bfloat16, or float32 with --float32."""
+    return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=not args.float32)
 
 
 def learning_rate(step: int, steps: int, highest: float, warmup: int = 100) -> float:
@@ -136,6 +142,11 @@ class Trainee:
         self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["step"]
         return True
+
+
+def averaged(path: Path) -> dict[str, torch.Tensor]:
+    """Returns the averaged weights of a training state."""
+    return torch.load(path, weights_only=True, map_location="cpu")["average"]
 
 
 SHOW_EVERY = 20

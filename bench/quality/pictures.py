@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from trial.scenes import to_uint8
+from trial.collage.scenes import to_uint8
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from bench.quality.pictures import luma
-from trial.scenes import to_uint8
+from trial.collage.scenes import to_uint8
 
 LEVELS, PATCH = 64, 64
 DISTANCES = (1, 2, 3, 4)

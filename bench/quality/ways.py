@@ -28,8 +28,8 @@ from lib_demofusion.method.schedule import schedule_steps
 from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.stages import Finish, run_stages
 from lib_demofusion.settings.fields import Settings
+from trial.collage.scenes import to_uint8
 from trial.sampling import GUIDANCE, fresh_noise, initial_noise
-from trial.scenes import to_uint8
 from trial.small_model import SmallModel
 
 SEED_STEP = 1_000_003

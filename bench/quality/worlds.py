@@ -1,20 +1,16 @@
-"""Defines the worlds of the measured images: prompts by number, true renderings, and detectors."""
+"""Defines the worlds of the measured images: prompts by number, true renderings, and the detector's results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from trial import detect, scenes
 from trial.collage import detector
-from trial.collage.content import caption as join
-from trial.collage.content import captions, installed
-from trial.collage.scenes import random_collage
-from trial.collage.scenes import render as render_collage
-from trial.small_model import CHECKPOINT, COLLAGE_CHECKPOINT
+from trial.collage.content import caption, captions, installed
+from trial.collage.scenes import random_collage, render
+from trial.small_model import CHECKPOINT
 
 TRUE_SEED = 90_000
 """Seed of the first set of true renderings. No training set uses it."""
@@ -36,78 +32,42 @@ class Sight:
 
 @dataclass(frozen=True)
 class World:
-    """Functions of an image's number, and of images (H, W, 3) float in 0..1.
-
-    `true_rendering(number, side, set)` is a random scene of the prompt; sets are independent of each other.
-    `crops(picture)` is the share of 1:1 crops that show a whole subject, in a world whose subjects are larger than such
-    a crop.
-    """
+    """Collages on the grounds with these indices. Images are (H, W, 3) float in 0..1."""
 
     name: str
-    checkpoint: Path
-    prompt: Callable[[int], str]
-    true_rendering: Callable[[int, int, int], np.ndarray]
-    sight: Callable[[np.ndarray, int], Sight]
-    crops: Callable[[np.ndarray], float]
+    grounds: range
+    checkpoint: Path = CHECKPOINT
+
+    def label(self, number: int) -> tuple[int, int]:
+        """Returns subject and ground of image `number`, by index.
+
+        Every subject and ground occurs about equally often.
+        """
+        subjects = len(captions()[0])
+        return (number * 5) % subjects, self.grounds[(number * 3 + number // subjects) % len(self.grounds)]
+
+    def prompt(self, number: int) -> str:
+        """Returns the prompt of image `number`."""
+        (subjects, grounds), (subject, ground) = captions(), self.label(number)
+        return caption(subjects[subject], grounds[ground])
+
+    def true_rendering(self, number: int, side: int, set_: int) -> np.ndarray:
+        """Renders a random scene of the prompt of image `number`. Sets are independent of each other."""
+        rng, content = np.random.default_rng((TRUE_SEED + set_, number)), installed()
+        return render(content, random_collage(content, rng, self.label(number)), side, side)
+
+    def sight(self, picture: np.ndarray, number: int) -> Sight:
+        """Reads an image, and compares the result with the prompt of image `number`."""
+        reading, (subject, ground) = detector.read([picture])[0], self.label(number)
+        first = reading.subjects[0] if reading.subjects else None
+        right = first is not None and first.subject == subject
+        place = (first.x, first.y) if first is not None else None
+        return Sight(len(reading.subjects), right, reading.ground == ground, place)
+
+    def crops(self, picture: np.ndarray) -> float:
+        """Returns the share of 1:1 crops that show a whole subject. True subjects are larger than a crop."""
+        return detector.crops_with_subject(picture)
 
 
-def shape_label(number: int) -> tuple[str, str, str]:
-    """Returns shape, subject colour and ground colour of image `number`. The first 64 are all different."""
-    labels = scenes.all_labels()
-    return labels[(number * 21) % len(labels)]
-
-
-def _true_shape(number: int, side: int, set_: int) -> np.ndarray:
-    rng = np.random.default_rng((TRUE_SEED + set_, number))
-    return scenes.render(scenes.random_scene(rng, shape_label(number)), side, side)
-
-
-def _see_shape(picture: np.ndarray, number: int) -> Sight:
-    found, (shape, colour, ground) = detect.classify(picture), shape_label(number)
-    right = (found.shape, found.colour) == (shape, colour)
-    return Sight(detect.count_subjects(picture), right, found.ground == ground, detect.place(picture))
-
-
-def _shape_crops(picture: np.ndarray) -> float:
-    """Counts a subject as whole if its mask does not touch the crop's border."""
-    crops = detector.crops(picture)
-    return sum(detect.count_inner_subjects(crop) > 0 for crop in crops) / len(crops)
-
-
-def collage_label(number: int) -> tuple[int, int]:
-    """Returns subject and ground of image `number`, by index. Every subject and ground occurs about equally often."""
-    subjects, grounds = captions()
-    return (number * 5) % len(subjects), (number * 3 + number // len(subjects)) % len(grounds)
-
-
-def _collage_prompt(number: int) -> str:
-    subjects, grounds = captions()
-    subject, ground = collage_label(number)
-    return join(subjects[subject], grounds[ground])
-
-
-def _true_collage(number: int, side: int, set_: int) -> np.ndarray:
-    rng, content = np.random.default_rng((TRUE_SEED + set_, number)), installed()
-    return render_collage(content, random_collage(content, rng, collage_label(number)), side, side)
-
-
-def _see_collage(picture: np.ndarray, number: int) -> Sight:
-    reading, (subject, ground) = detector.read([picture])[0], collage_label(number)
-    first = reading.subjects[0] if reading.subjects else None
-    right = first is not None and first.subject == subject
-    place = (first.x, first.y) if first is not None else None
-    return Sight(len(reading.subjects), right, reading.ground == ground, place)
-
-
-SHAPES = World(
-    "shapes",
-    CHECKPOINT,
-    lambda number: scenes.caption(*shape_label(number)),
-    _true_shape,
-    _see_shape,
-    _shape_crops,
-)
-COLLAGES = World(
-    "collages", COLLAGE_CHECKPOINT, _collage_prompt, _true_collage, _see_collage, detector.crops_with_subject
-)
-WORLDS = {world.name: world for world in (COLLAGES, SHAPES)}
+COLLAGES = World("collages", range(len(captions()[1])))
+WORLDS = {world.name: world for world in (COLLAGES,)}

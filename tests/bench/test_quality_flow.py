@@ -16,7 +16,7 @@ from bench.quality.flow import FlowRow, clean_latent, sample_flow
 from bench.quality.runs import Bases, Store
 from bench.quality.sampler import Steps, sample, timesteps
 from bench.quality.ways import Sampling, Studio
-from bench.quality.worlds import SHAPES
+from bench.quality.worlds import COLLAGES
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.method.residual import Flow, VariancePreserving
 from lib_demofusion.method.sampler_steps import StepDetector
@@ -34,7 +34,7 @@ BY_NAME = {configuration.name: configuration for configuration in FLOW_CONFIGURA
 
 @pytest.fixture
 def studio() -> Studio:
-    return Studio(TinyModel(), Sampling(steps=4, rows=8, bfloat16=False), SHAPES)
+    return Studio(TinyModel(), Sampling(steps=4, rows=8, bfloat16=False), COLLAGES)
 
 
 def in_flow_space(x: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -132,7 +132,7 @@ def test_rows_make_pictures_in_a_batch_as_alone(studio, tmp_path, name: str) -> 
 
 
 def test_a_consistency_model_runs_as_a_flow_model(tmp_path) -> None:
-    studio = Studio(TinyModel(), Sampling(steps=4, guidance=1.0, lcm=True, rows=8, bfloat16=False), SHAPES)
+    studio = Studio(TinyModel(), Sampling(steps=4, guidance=1.0, lcm=True, rows=8, bfloat16=False), COLLAGES)
     name = "Flow Turbo, Euler, shift 3, equal SNR"
     pictures, _ = studio.make(BY_NAME[name], bases(studio, tmp_path).batch([0]), 2)
     assert np.isfinite(pictures).all()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bench.quality import runs, table, ways
+from bench.quality import runs, table, ways, worlds
 from bench.quality.configurations import CONFIGURATIONS, PAPER, Configuration
 from bench.quality.denoiser import NATIVE
 from bench.quality.intervals import differs, estimate
@@ -18,8 +18,9 @@ from bench.quality.runs import Bases, Job, Store, finish, seams
 from bench.quality.sampler import timesteps
 from bench.quality.sheet import contact_sheet
 from bench.quality.ways import Sampling, Studio, batches
-from bench.quality.worlds import SHAPES
+from bench.quality.worlds import COLLAGES
 from lib_demofusion.method.plan import make_plan
+from tests.bench.planted import CONTENT
 from trial.sampling import ddim as plain_ddim
 from trial.sampling import initial_noise, lcm
 from trial.schedule import alphas_cumprod
@@ -76,19 +77,19 @@ def _no_download(monkeypatch) -> None:
 
 @pytest.fixture
 def studio() -> Studio:
-    return Studio(TinyModel(), SAMPLING, SHAPES)
+    return Studio(TinyModel(), SAMPLING, COLLAGES)
 
 
 def test_the_base_is_what_the_plain_sampler_makes(studio) -> None:
     numbers = [0, 3]
-    prompts = [SHAPES.prompt(number) for number in numbers]
+    prompts = [COLLAGES.prompt(number) for number in numbers]
     expected = plain_ddim(studio.model, prompts, initial_noise(numbers, NATIVE, NATIVE), 4, SAMPLING.guidance)
     torch.testing.assert_close(studio.base(numbers), expected)
 
 
 def test_a_consistency_model_is_called_without_guidance_and_makes_what_the_plain_sampler_makes(tmp_path) -> None:
-    studio = Studio(TinyModel(), Sampling(steps=4, guidance=1.0, lcm=True, rows=8, bfloat16=False), SHAPES)
-    expected = lcm(studio.model, [SHAPES.prompt(3)], initial_noise([3], NATIVE, NATIVE), ways.fresh_noise([3]))
+    studio = Studio(TinyModel(), Sampling(steps=4, guidance=1.0, lcm=True, rows=8, bfloat16=False), COLLAGES)
+    expected = lcm(studio.model, [COLLAGES.prompt(3)], initial_noise([3], NATIVE, NATIVE), ways.fresh_noise([3]))
     studio.unet.rows = 0
     torch.testing.assert_close(studio.base([3]), expected)
     assert studio.unet.rows == 4
@@ -204,11 +205,12 @@ def test_other_checkpoints_and_settings_count_as_missing(studio, tmp_path) -> No
     assert Store(tmp_path, "origin").line(job, 0) is None
 
 
-def test_a_true_rendering_is_clean(studio, tmp_path) -> None:
+def test_a_true_rendering_is_clean(studio, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(worlds, "installed", lambda: CONTENT)
     job = Job(BY_NAME["True renderings"], 2)
     pictures, _ = studio.make(job.configuration, _bases(studio, tmp_path, 1).batch([0]), 2)
-    values = runs.measure(pictures[0], np.zeros((128, 128, 3), np.float32), job, SHAPES, 0)
-    assert (values["extra_subjects"], values["blobs"], values["structure"]) == (0, 0, None)
+    values = runs.measure(pictures[0], np.zeros((128, 128, 3), np.float32), job, COLLAGES, 0)
+    assert (values["blobs"], values["structure"], values["tone"]) == (0, None, None)
 
 
 def test_seams_are_looked_for_where_the_views_end() -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from trial.collage.detector import crops_with_subject, read
 from trial.collage.measure import labels_for, prompt
 from trial.sampling import GUIDANCE
-from trial.small_model import COLLAGE_CHECKPOINT
+from trial.small_model import CHECKPOINT
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Webui:
     """Loads the stand-in with the bundled model."""
     from trial import small_model
 
-    return Webui(tmp_path_factory.mktemp("trained"), small_model.load(COLLAGE_CHECKPOINT))
+    return Webui(tmp_path_factory.mktemp("trained"), small_model.load(CHECKPOINT))
 
 
 def psnr(one: Image.Image, other: Image.Image) -> float:

@@ -38,7 +38,7 @@ def url(request: pytest.FixtureRequest) -> str:
     url = request.config.getoption("--webui-url")
     if not url:
         pytest.skip("no running webui: --webui-url names none")
-    title = small_model.COLLAGE_CHECKPOINT.name
+    title = small_model.CHECKPOINT.name
     if not any(entry["title"].startswith(title) for entry in ask(f"{url}/sdapi/v1/sd-models")):
         pytest.skip(f"the webui has no {title}: try_demofusion.py --webui DIR --install-only")
     return url
@@ -47,7 +47,7 @@ def url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Webui:
     """Loads the stand-in with the bundled model."""
-    return Webui(tmp_path_factory.mktemp("same"), small_model.load(small_model.COLLAGE_CHECKPOINT))
+    return Webui(tmp_path_factory.mktemp("same"), small_model.load(small_model.CHECKPOINT))
 
 
 @pytest.mark.parametrize("enabled", [False, True])
@@ -58,7 +58,7 @@ def test_pictures_are_the_same_but_for_rounding(url: str, trained: Webui, sample
     body = {
         **sized,
         "alwayson_scripts": {"DemoFusion Hires": {"args": [settings]}},
-        "override_settings": {"sd_model_checkpoint": small_model.COLLAGE_CHECKPOINT.name},
+        "override_settings": {"sd_model_checkpoint": small_model.CHECKPOINT.name},
     }
     theirs = Image.open(io.BytesIO(base64.b64decode(ask(f"{url}/sdapi/v1/txt2img", body)["images"][0])))
     ours = trained.job(settings, **sized).images[0]

@@ -77,6 +77,14 @@ def test_a_port_in_use_is_passed_over() -> None:
         assert bootstrap.free_port(port) != port
 
 
+def test_a_checkpoint_that_does_not_exist_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert try_demofusion.work(try_demofusion.parse(["--checkpoint", str(tmp_path / "other.safetensors")])) == 1
+    assert "other.safetensors does not exist" in capsys.readouterr().err
+
+
 def test_another_version_of_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 9, 0))
     with pytest.raises(bootstrap.SetUpError, match=r"Python 3\.10 to 3\.13 is needed; this is 3\.9"):

@@ -10,9 +10,19 @@ import pytest
 from PIL import Image, ImageDraw
 
 from trial.collage.content import Content, captions, cutout, ground, listed, load, shrunk
-from trial.collage.scenes import EDGE, SIZE_RANGE, Collage, Placed, extent, random_collage, render, visible
+from trial.collage.scenes import (
+    EDGE,
+    SIZE_RANGE,
+    WHOLE,
+    Collage,
+    Placed,
+    extent,
+    random_collage,
+    render,
+    to_uint8,
+    visible,
+)
 from trial.collage.views import view
-from trial.scenes import WHOLE, to_uint8
 
 
 def smooth_noise(seed: int, side: int) -> Image.Image:

@@ -1,56 +1,117 @@
-"""Tests the committed model of the collages: its size, its layout, and that its images follow the prompt.
+"""Tests the bundled model: size, layout, tokens, autoencoder, and that its images follow the prompt.
 
 The limits are below the results for 64 prompts in trial/README.md. They detect a broken file or loader.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from trial import packing
-from trial.collage import detector
-from trial.collage.export import CLIP_FOLDER
-from trial.collage.measure import judge, sample
-from trial.collage.model import UNET
-from trial.export import configuration
+from trial.collage.export import CLIP_FOLDER, configuration
+from trial.collage.measure import judge, psnr, reconstruct, sample
 from trial.sampling import GUIDANCE
-from trial.small_model import COLLAGE_CHECKPOINT, load
+from trial.schedule import alphas_cumprod
+from trial.small_model import CHECKPOINT, SmallModel, load, text_config
+from trial.text import tokenize, vocabulary, write_clip_folder
 
-pytestmark = pytest.mark.skipif(
-    not (COLLAGE_CHECKPOINT.exists() and detector.WEIGHTS.exists()), reason="no trained model of the collages"
-)
+SHEET = Path(__file__).resolve().parents[2] / "pictures" / "collage-64.jpg"
+PROMPT = "a bear on grass"
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> SmallModel:
     torch.set_num_threads(2)
-    return load(COLLAGE_CHECKPOINT)
+    return load()
+
+
+@pytest.fixture(scope="module")
+def views() -> np.ndarray:
+    """Returns the first images (8, 128, 128, 3) of the sheet in pictures/, which the model made itself."""
+    sheet = np.asarray(Image.open(SHEET), np.float32) / 255
+    return np.stack([sheet[:128, left : left + 128] for left in range(0, 1024, 128)])
 
 
 def test_the_file_is_at_most_twelve_megabytes_and_its_weights_at_most_twelve_million(model):
-    assert COLLAGE_CHECKPOINT.stat().st_size <= 12_000_000
+    assert CHECKPOINT.stat().st_size <= 12_000_000
     assert sum(parameter.numel() for parameter in model.parameters()) <= 12_000_000
 
 
-def test_the_yaml_is_that_of_the_sizes(model):
-    saved = yaml.safe_load(COLLAGE_CHECKPOINT.with_suffix(".yaml").read_text(encoding="utf-8"))
-    assert saved == configuration(UNET, CLIP_FOLDER)
+def test_the_yaml_is_that_of_the_sizes():
+    saved = yaml.safe_load(CHECKPOINT.with_suffix(".yaml").read_text(encoding="utf-8"))
+    assert saved == configuration()
+    assert saved["model"]["params"]["cond_stage_config"]["params"]["version"] == CLIP_FOLDER
 
 
 def test_unpacked_it_has_the_names_of_the_layout():
-    tensors = packing.load(COLLAGE_CHECKPOINT)
-    for name in (
-        "model.diffusion_model.input_blocks.0.0.weight",
-        "first_stage_model.decoder.conv_out.weight",
-        "cond_stage_model.transformer.text_model.final_layer_norm.weight",
-        "alphas_cumprod",
-    ):
-        assert name in tensors
+    tensors = packing.load(CHECKPOINT)
+    heads = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model.")
+    for head in heads:
+        part = [t for name, t in tensors.items() if name.startswith(head) and t.is_floating_point()]
+        assert part
+        assert all(t.dtype == torch.float16 and t.isfinite().all() for t in part)
+    rest = {name for name in tensors if not name.startswith(heads)}
+    assert {"betas", "alphas_cumprod"} <= rest
+    assert all(tensors[name].shape == (1000,) and tensors[name].dtype == torch.float32 for name in rest)
     assert tensors[packing.WORDS].shape == (49408, 32)
     assert not any(name.endswith(packing.SCALE) for name in tensors)
+
+
+def test_the_schedule_is_that_of_stable_diffusion(model):
+    torch.testing.assert_close(model.alphas_cumprod, alphas_cumprod().float())
+    assert 0.0046 < float(model.alphas_cumprod[-1]) < 0.0048
+
+
+def test_tokens():
+    assert tokenize(["a cat"])[0, :5].tolist() == [49406, 320, 2368, 49407, 49407]
+    assert tokenize(["word " * 100]).shape == (1, 77)
+    assert len(vocabulary()) == 49408
+
+
+def test_clip_folder_agrees_with_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    write_clip_folder(tmp_path)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(str(tmp_path))
+    for text in (PROMPT, "It's 42 cats, na\u00efve & co!!", ""):
+        expected = tokenizer([text], padding="max_length", max_length=77)["input_ids"]
+        assert tokenize([text]).tolist() == expected
+
+
+def test_text_encoder_agrees_with_transformers(tmp_path, model):
+    transformers = pytest.importorskip("transformers")
+    write_clip_folder(tmp_path, text_config(packing.load(CHECKPOINT)))
+    reference = transformers.CLIPTextModel(transformers.CLIPTextConfig.from_pretrained(str(tmp_path))).eval()
+    names = reference.state_dict().keys()
+    state = model.text.state_dict()
+    bare = not next(iter(names)).startswith("text_model.")
+    reference.load_state_dict({k.removeprefix("text_model.") if bare else k: v for k, v in state.items()}, strict=False)
+    with torch.no_grad():
+        expected = reference(tokenize([PROMPT])).last_hidden_state
+    torch.testing.assert_close(model.encode_prompts([PROMPT]), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_latents_are_unit_scale_and_decode_to_the_image(model, views):
+    latents = model.encode(torch.from_numpy(views).permute(0, 3, 1, 2) * 2.0 - 1.0)
+    assert latents.shape == (8, 4, 16, 16)
+    assert 0.7 < float(latents.std()) < 1.3
+    assert psnr(reconstruct(model, views), views).mean() >= 22.0
+
+
+@pytest.mark.parametrize("size", [(16, 16), (19, 13), (14, 17), (20, 18), (5, 1)])
+def test_the_unet_takes_any_size(model, size):
+    """Dilated views at a scale such as 2.4 have sides that are not multiples of four."""
+    x = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(0))
+    context = model.encode_prompts([PROMPT, ""])
+    with torch.no_grad():
+        out = model.unet(x, torch.tensor([500.0, 500.0]), context)
+    assert out.shape == x.shape
+    assert out.isfinite().all()
 
 
 def test_samples_follow_the_prompt(model):

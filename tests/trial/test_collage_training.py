@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from trial.autoencoder import Autoencoder
-from trial.collage import make_latents, measure, train_autoencoder, train_decoder, train_encoder, train_unet
-from trial.collage.model import AUTOENCODER, TEMPLATE_SHARES, TEMPLATES, TEXT, UNET, make_captions
+from trial.collage import make_latents, measure, train_decoder, train_unet
+from trial.collage.model import AUTOENCODER, TEMPLATE_SHARES, TEMPLATES, make_captions
+from trial.collage.train_unet import Denoiser
+from trial.small_model import SmallModel
 from trial.text import tokenize
-from trial.train_autoencoder import starting_model
-from trial.train_unet import Denoiser
 from trial.training import Progress, Trainee, rate_at
 
 
@@ -28,20 +28,8 @@ def test_captions_are_in_the_order_of_the_labels():
 
 
 def test_sizes_stay_within_twelve_million_parameters():
-    denoiser, vae = Denoiser(49408, UNET, TEXT), Autoencoder(AUTOENCODER)
+    denoiser, vae = Denoiser(49408), Autoencoder(AUTOENCODER)
     assert sum(p.numel() for module in (denoiser, vae) for p in module.parameters()) <= 12_000_000
-
-
-def test_the_decoder_starts_as_a_smooth_enlargement_of_the_thumbnail():
-    torch.manual_seed(0)
-    pair = train_encoder.Pair()
-    model = make_latents.starting_autoencoder(pair)
-    z = torch.randn(1, 4, 1, 1).expand(1, 4, 8, 8).contiguous()
-    with torch.no_grad():
-        colours, picture = pair.thumbnail(z)[0, :, 4, 4], model.decode(z)[0, :, 32, 32]
-        x = torch.rand(1, 3, 64, 64) * 2 - 1
-        torch.testing.assert_close(model.moments(x)[0], pair.latents(x))
-    torch.testing.assert_close(picture, colours, atol=0.05, rtol=0.05)
 
 
 def test_the_learning_rate_rises_stays_and_falls():
@@ -81,49 +69,19 @@ def test_the_discriminator_learns_and_tells_the_decoder_where_to_go():
 
 
 def test_a_finished_model_becomes_states_that_go_on(tmp_path):
-    from trial.small_model import SmallModel
-
     captions = make_captions()
-    full = Denoiser(49408, UNET, TEXT)
+    full = Denoiser(49408)
     model = SmallModel(full.unet, Autoencoder(AUTOENCODER), full.text, 0.18215, torch.ones(1000))
     make_latents.write_states(model, tmp_path)
-    trainee = Trainee(Denoiser(len(captions.used), UNET, TEXT), tmp_path / "unet.pt", 0.998)
+    trainee = Trainee(Denoiser(len(captions.used)), tmp_path / "unet.pt", 0.998)
     assert trainee.restore()
     ids = captions.ids[7, 0]
     with torch.no_grad():
         expected = full.text(captions.used[ids][None])
         torch.testing.assert_close(trainee.average.text(ids[None]), expected)
-    start = starting_model(tmp_path / "autoencoder-start.pt", AUTOENCODER)
-    decoder = Trainee(start, tmp_path / "autoencoder.pt", 0.998)
+    decoder = Trainee(train_decoder.decoder_only(Autoencoder(AUTOENCODER)), tmp_path / "autoencoder.pt", 0.998)
     assert decoder.restore()
     torch.testing.assert_close(decoder.average.state_dict(), model.vae.state_dict())
-
-
-def test_an_autoencoder_trained_together_is_where_the_decoder_goes_on(tmp_path):
-    trained = Autoencoder(AUTOENCODER)
-    Trainee(trained, tmp_path / train_autoencoder.TOGETHER, 0.995).save()
-    make_latents.trained_together(tmp_path)
-    start = starting_model(tmp_path / "autoencoder-start.pt", AUTOENCODER)
-    torch.testing.assert_close(start.state_dict(), trained.state_dict())
-    decoder = Trainee(start, tmp_path / "autoencoder.pt", 0.998)
-    assert decoder.restore()
-    torch.testing.assert_close(decoder.average.state_dict(), trained.state_dict())
-
-
-def test_encoder_and_decoder_learn_together_and_the_latents_are_held():
-    torch.manual_seed(0)
-    before, model = (Autoencoder(AUTOENCODER) for _ in range(2))
-    model.load_state_dict(before.state_dict())
-    x, noise = torch.rand(2, 3, 32, 32) * 2 - 1, torch.zeros(2, 4, 4, 4)
-    free, _ = train_autoencoder.loss_of(model, before, x, noise, 0.0)
-    assert train_autoencoder.loss_of(model, before, x, noise, 1.0)[0].item() == pytest.approx(free.item(), rel=1e-5)
-    with torch.no_grad():
-        model.quant_conv.bias[:4] += 2.0
-    moved = [train_autoencoder.loss_of(model, before, x, noise, tie)[0] for tie in (0.0, 1.0)]
-    assert (moved[1] - moved[0]).item() == pytest.approx((2.0 * 0.18215) ** 2, rel=1e-3)
-    moved[1].backward()
-    assert model.encoder.conv_in.weight.grad.abs().sum() > 0
-    assert model.decoder.conv_out.weight.grad.abs().sum() > 0
 
 
 def test_the_spectrum_of_a_blurred_picture_falls_short_where_it_should():

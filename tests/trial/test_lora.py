@@ -11,10 +11,10 @@ from torch import nn
 
 from trial import lora
 from trial.collage import distill
-from trial.collage.model import TEXT, UNET
+from trial.collage.model import Captions
+from trial.collage.train_unet import Batches, Denoiser, Mix
 from trial.sampling import consistency, lcm_times
 from trial.schedule import alphas_cumprod
-from trial.train_unet import Batches, Captions, Denoiser, Mix
 
 ALPHAS = alphas_cumprod().float()
 
@@ -130,7 +130,7 @@ def test_a_step_of_the_original_leads_to_the_same_picture_with_less_noise() -> N
 def test_the_student_learns_a_step_of_the_guided_original() -> None:
     """On one batch, the distance from the targets decreases and the original stays unchanged."""
     torch.manual_seed(0)
-    teacher = Denoiser(4, UNET, TEXT)
+    teacher = Denoiser(4)
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter += 0.02 * torch.randn_like(parameter)

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from trial.collage.content import captions
+from trial.collage.scenes import to_uint8
 from trial.packing import unpack_rows
-from trial.scenes import to_uint8
 
 WEIGHTS = Path(__file__).with_name("detector.safetensors")
 """The packed weights, with 8 bits per weight."""

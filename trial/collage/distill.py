@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from trial import lora
-from trial.collage.model import TEMPLATE_SHARES, TEXT, UNET, ZOOMED_SHARE, make_captions
-from trial.export import averaged
+from trial.collage.model import make_captions
+from trial.collage.train_unet import Batches, Denoiser
 from trial.sampling import GUIDANCE, LCM_GRID, consistency, denoised
 from trial.schedule import STEPS
-from trial.small_model import COLLAGE_LORA
-from trial.train_unet import Batches, Denoiser, Mix
-from trial.training import Progress, Trainee, learning_rate, parser, prepare
+from trial.small_model import LORA
+from trial.training import Progress, Trainee, autocast, averaged, learning_rate, parser, prepare
 
 RANK = 8
 SKIP = STEPS // LCM_GRID
@@ -74,7 +73,7 @@ class Distillation:
 
 def original(args: argparse.Namespace, words: int) -> Denoiser:
     """Loads the trained model."""
-    model = Denoiser(words, UNET, TEXT)
+    model = Denoiser(words)
     model.load_state_dict(averaged(args.out / "unet.pt"))
     return model.to(memory_format=torch.channels_last)
 
@@ -83,12 +82,12 @@ def main() -> None:
     """Runs the command line."""
     options = parser(__doc__.splitlines()[0], steps=1500, batch=16, rate=1.5e-3)
     options.add_argument("--guidance", type=float, default=GUIDANCE, help="CFG that is built in")
-    options.add_argument("--to", type=Path, default=COLLAGE_LORA)
+    options.add_argument("--to", type=Path, default=LORA)
     args = options.parse_args()
     prepare(args)
     captions = make_captions()
     data = torch.load(args.out / "latents.pt", weights_only=True)
-    batches = Batches(data, captions, args.batch, args.seed, Mix(TEMPLATE_SHARES, ZOOMED_SHARE))
+    batches = Batches(data, captions, args.batch, args.seed)
     distillation = Distillation(original(args, len(captions.used)), batches, args.guidance)
     teacher, student = distillation.teacher.unet, distillation.student.unet
     trainee = Trainee(lora.Lora(teacher, RANK), args.out / "lora.pt", decay=0.98)
@@ -96,7 +95,7 @@ def main() -> None:
     progress = Progress(range(trainee.step, args.steps), trainee, args)
     for step in progress:
         trainee.module.merge(teacher, student)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(args):
             with torch.no_grad():
                 batch = distillation.targets(step)
             loss = distillation.loss(*batch)

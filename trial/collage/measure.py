@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections import Counter
@@ -14,12 +15,11 @@ from PIL import Image
 from trial.collage.content import Content, captions, installed
 from trial.collage.content import caption as join
 from trial.collage.detector import crops_with_subject, read
-from trial.collage.scenes import random_collage, render
-from trial.measure import NATIVE, command_line, psnr, reconstruct, save_sheet
-from trial.sampling import ddim, fresh_noise, initial_noise, lcm, pictures
-from trial.scenes import WHOLE, random_box, to_uint8
-from trial.small_model import COLLAGE_CHECKPOINT, SmallModel, load
+from trial.collage.scenes import WHOLE, random_box, random_collage, render, to_uint8
+from trial.sampling import GUIDANCE, ddim, fresh_noise, initial_noise, lcm, pictures
+from trial.small_model import CHECKPOINT, SmallModel, load
 
+NATIVE = 16  # latent cells
 HELD_OUT_SEED = 77_000  # no training set uses it
 RINGS = 16
 """Number of rings of the spectrum from zero to half a cycle per pixel. The lower half of them is used."""
@@ -61,6 +61,17 @@ def ring_power(views: np.ndarray) -> np.ndarray:
     ring = (frequency * 2 * RINGS).astype(int).ravel()
     inside = ring < RINGS
     return np.bincount(ring[inside], power.ravel()[inside], RINGS) / np.bincount(ring[inside], minlength=RINGS)
+
+
+def reconstruct(model: SmallModel, views: np.ndarray) -> np.ndarray:
+    """Encodes and decodes images (B, H, W, 3) in 0..1."""
+    x = torch.from_numpy(views).permute(0, 3, 1, 2).to(model.device) * 2.0 - 1.0
+    return pictures(model, model.encode(x)).numpy()
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Computes the peak signal-to-noise ratio in dB of each image of a batch."""
+    return -10.0 * np.log10(((a - b) ** 2).mean((1, 2, 3)))
 
 
 def autoencoder_figures(model: SmallModel, views: np.ndarray) -> tuple[dict, np.ndarray]:
@@ -114,9 +125,23 @@ def ten(images: np.ndarray) -> np.ndarray:
     return np.concatenate([np.concatenate(list(row), 1) for row in (large[:5], large[5:])])
 
 
+def save_sheet(path: Path, images: np.ndarray, columns: int = 8) -> None:
+    """Writes images (B, H, W, 3) side by side."""
+    whole_rows = len(images) // columns * columns
+    rows = [np.concatenate(list(images[i : i + columns]), 1) for i in range(0, whole_rows, columns)]
+    Image.fromarray(to_uint8(np.concatenate(rows))).save(path)
+
+
 def main() -> None:
     """Runs the command line."""
-    options = command_line(__doc__.splitlines()[0], COLLAGE_CHECKPOINT)
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    options.add_argument("--count", type=int, default=64)
+    options.add_argument("--steps", type=int, default=25)
+    options.add_argument("--guidance", type=float, default=GUIDANCE)
+    options.add_argument("--direct", type=int, nargs="*", default=[], help="scales sampled directly, 8 prompts each")
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--out", type=Path, help="folder for contact sheets")
     options.add_argument("--lora", type=Path, help="changes of the weights; with --guidance 1 the sampler is LCM")
     args = options.parse_args()
     torch.set_num_threads(args.threads)

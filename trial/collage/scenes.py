@@ -11,7 +11,9 @@ import numpy as np
 from PIL import Image
 
 from trial.collage.content import Content
-from trial.scenes import WHOLE, Box
+
+Box = tuple[float, float, float, float]
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 SIZE_RANGE = (0.60, 0.78)
 """Longest side of a subject, in short sides."""
@@ -70,6 +72,18 @@ def random_collage(
     placed = Placed(subject, places[0], places[1], placed.size)
     left, top = rng.uniform(0.0, 1.0, 2)
     return Collage(ground, (placed,), float(left), float(top), bool(rng.integers(2)), aspect)
+
+
+def random_box(rng: np.random.Generator, zoom: float) -> Box:
+    """Returns a random window of 1/zoom of the frame's width and height."""
+    side = 1.0 / zoom
+    x0, y0 = rng.uniform(0.0, 1.0 - side, 2)
+    return float(x0), float(y0), float(x0 + side), float(y0 + side)
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Rounds an image in 0..1 to 8 bits."""
+    return (np.asarray(image) * 255.0 + 0.5).clip(0, 255).astype(np.uint8)
 
 
 def render(content: Content, scene: Collage, width: int, height: int, box: Box = WHOLE) -> np.ndarray:

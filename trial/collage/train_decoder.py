@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trial.autoencoder import SCALE_FACTOR, Autoencoder, ResnetBlock
+from trial.collage.detector import trained
 from trial.collage.model import AUTOENCODER
 from trial.collage.views import VIEW
-from trial.make_latents import SCALE_FACTOR
-from trial.train_autoencoder import compile_blocks, reconstruction_loss, starting_model
-from trial.training import Progress, Trainee, parser, prepare, rate_at
+from trial.training import Progress, Trainee, autocast, parser, prepare, rate_at
 
 CROP = 64
 LATENT_NOISE = 0.05
@@ -75,6 +75,32 @@ def batches(folder: Path, args: argparse.Namespace, start: int) -> Iterator[Tens
         yield torch.from_numpy(np.stack(chosen)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
+def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Computes the squared error of the pixels and the absolute error of their slopes, which measures sharpness."""
+    slopes = sum(F.l1_loss(a, b) for a, b in zip(_slopes(output), _slopes(target), strict=True))
+    return 10.0 * F.mse_loss(output, target) + 0.25 * slopes
+
+
+def decoder_only(model: Autoencoder) -> Autoencoder:
+    """Freezes everything except the decoder."""
+    model.requires_grad_(True)
+    model.encoder.requires_grad_(False)
+    model.quant_conv.requires_grad_(False)
+    return model
+
+
+def compile_blocks(model: Autoencoder) -> None:
+    """Compiles the blocks one by one. As a whole, PyTorch 2.13 on a CPU loses the gradient at the last upsampling."""
+    torch._dynamo.config.cache_size_limit = 64  # one version for each size of feature map
+    for module in model.decoder.modules():
+        if isinstance(module, ResnetBlock):
+            module.compile(dynamic=False)
+
+
 def feature_loss(features: nn.Module, output: Tensor, target: Tensor) -> Tensor:
     """Computes the mean absolute difference of the features of every second layer, relative to the true features."""
     total = output.new_zeros(())
@@ -122,8 +148,6 @@ def judged_loss(judges: Judges, output: Tensor, target: Tensor) -> Tensor:
 
 def make_judges() -> Judges:
     """Returns the detector's first layers and a new discriminator."""
-    from trial.collage.detector import trained
-
     discriminator = Discriminator().to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(discriminator.parameters(), lr=4e-4, betas=(0.5, 0.9))
     return Judges(trained().features[:4].to(memory_format=torch.channels_last), discriminator, optimiser)
@@ -135,16 +159,17 @@ def main() -> None:
     options.add_argument("--plain", type=int, default=1200, help="steps before features and discriminator count")
     args = options.parse_args()
     prepare(args)
-    model = starting_model(args.out / "autoencoder-start.pt", AUTOENCODER).to(memory_format=torch.channels_last)
+    model = decoder_only(Autoencoder(AUTOENCODER)).to(memory_format=torch.channels_last)
     trainee = Trainee(model, args.out / "autoencoder.pt", decay=0.995)
-    trainee.restore()
+    if not trainee.restore():
+        raise SystemExit(f"{trainee.path} is missing. Run `python -m trial.collage.make_latents` first.")
     if not args.eager:
         compile_blocks(model)
     judges: Judges | None = None
     progress = Progress(batches(args.out, args, trainee.step), trainee, args)
     for x in progress:
         x = x.to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(args):
             with torch.no_grad():
                 z = model.moments(x)[0]
                 z = z + LATENT_NOISE / SCALE_FACTOR * torch.randn_like(z)

@@ -11,16 +11,26 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trial.collage.content import Content, installed, shrunk
+from trial.collage.content import Content, captions, installed, shrunk
 from trial.collage.detector import SIDE, STRIDE, WEIGHTS, Detector, crops_with_subject, read
-from trial.collage.scenes import Collage, Placed, extent, random_collage, render, visible
+from trial.collage.scenes import (
+    WHOLE,
+    Box,
+    Collage,
+    Placed,
+    extent,
+    random_box,
+    random_collage,
+    render,
+    to_uint8,
+    visible,
+)
 from trial.collage.views import FINE
 from trial.packing import pack_rows, unpack_rows
 from trial.progress import progress_bar
-from trial.scenes import WHOLE, Box, random_box, to_uint8
 
 CELLS = SIDE // STRIDE
 SMALLEST, LARGEST = 0.13, 0.85
@@ -119,10 +129,23 @@ def loss_of(model: Detector, x: Tensor, centres: Tensor, subjects: Tensor, groun
     return focal.sum() / hit.sum().clamp(min=1.0) + name + 0.5 * F.cross_entropy(ground.float(), grounds)
 
 
-def train(data: Set, steps: int, batch: int, rate: float) -> Detector:
-    """Trains a detector on a set."""
+def begin(start: Path | None) -> Detector:
+    """Returns the detector to train: new, or with the weights of a file.
+
+    Subjects and grounds that the file does not know come last, and have new weights.
+    """
     torch.manual_seed(0)
-    model = Detector(data.subjects.max() + 1, data.grounds.max() + 1).to(memory_format=torch.channels_last)
+    model = Detector(*(len(names) for names in captions()))
+    if start is not None:
+        own = model.state_dict()
+        for name, weight in unpack_rows(load_file(start)).items():
+            own[name][: len(weight)] = weight.float()
+    return model
+
+
+def train(model: Detector, data: Set, steps: int, batch: int, rate: float) -> Detector:
+    """Trains a detector on a set."""
+    model = model.to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
     progress = progress_bar(range(steps), mininterval=10)
@@ -130,8 +153,7 @@ def train(data: Set, steps: int, batch: int, rate: float) -> Detector:
         chosen = np.random.default_rng((1, step)).integers(len(data.pictures), size=batch)
         x = torch.from_numpy(data.pictures[chosen]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
         targets = (torch.from_numpy(part[chosen]) for part in (data.centres, data.subjects, data.grounds))
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(model, x.contiguous(memory_format=torch.channels_last), *targets)
+        loss = loss_of(model, x.contiguous(memory_format=torch.channels_last), *targets)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
@@ -173,12 +195,13 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=2500)
     options.add_argument("--batch", type=int, default=32)
     options.add_argument("--rate", type=float, default=3e-3)
+    options.add_argument("--start", type=Path, help="weights to continue from")
     options.add_argument("--to", type=Path, default=WEIGHTS)
     args = options.parse_args()
     torch.set_num_threads(1)
     full = installed()
     content = shrunk(full, FINE)
-    model = train(make_set(content, 3, args.pictures), args.steps, args.batch, args.rate)
+    model = train(begin(args.start), make_set(content, 3, args.pictures), args.steps, args.batch, args.rate)
     save_file(pack_rows(model.state_dict()), str(args.to))
     # measure the weights in the precision in which they are stored
     model.load_state_dict(unpack_rows(pack_rows(model.state_dict())))

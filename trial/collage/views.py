@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from trial.collage.content import Content, installed, shrunk
-from trial.collage.scenes import random_collage, render
+from trial.collage.scenes import WHOLE, random_box, random_collage, render, to_uint8
 from trial.progress import progress_bar
-from trial.scenes import WHOLE, random_box, to_uint8
 
 VIEW = 128
 FINE = 3 * VIEW

@@ -1,0 +1,74 @@
+"""Renders scenes for the tests of the benchmark: drawn subjects on textured grounds, without any photograph."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from trial.collage.content import Content, captions, cutout, ground
+from trial.collage.scenes import Collage, Placed, random_collage, render
+
+SIDE, BASE = 512, 128
+COLOURS = ((219, 36, 31), (235, 204, 36), (230, 230, 224), (168, 46, 194))
+GROUNDS = ((56, 122, 61), (41, 82, 158), (112, 74, 43), (97, 99, 102))
+
+
+def _subject(number: int) -> Image.Image:
+    """Draws a disc, a square, a triangle or a cross with contour lines in two shades of a colour."""
+    image = Image.new("RGBA", (320, 320))
+    draw = ImageDraw.Draw(image)
+    shades = [tuple(round(share * level) for level in COLOURS[number // 4 % 4]) for share in (1.0, 0.85)]
+    for step, inset in enumerate(range(10, 130, 12)):
+        colour, low, high = shades[step % 2], inset, 320 - inset
+        box, corners = (low, low, high, high), [(160, low), (high, high), (low, high)]
+        bars = (low, 110, high, 210), (110, low, 210, high)
+        if number % 4 == 0:
+            draw.ellipse(box, fill=colour)
+        elif number % 4 == 1:
+            draw.polygon(corners, fill=colour)
+        for bar in ((box,), bars)[number % 4 == 3] if number % 4 > 1 else ():
+            draw.rectangle(bar, fill=colour)
+    return image
+
+
+def _ground(number: int) -> Image.Image:
+    """Returns a ground whose texture has detail at every scale."""
+    rng = np.random.default_rng(number)
+    side, picture = 768, np.full((768, 768, 3), GROUNDS[number % 4], np.float32)
+    for octave in range(1, 9):
+        cells = Image.fromarray(rng.normal(0, 9, (2**octave, 2**octave)).astype(np.float32))
+        picture += np.asarray(cells.resize((side, side), Image.Resampling.BICUBIC))[..., None]
+    return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+
+
+def content() -> Content:
+    """Returns as many subjects and grounds as the collages have."""
+    subjects, grounds = captions()
+    return Content(
+        tuple(cutout(name, _subject(number)) for number, name in enumerate(subjects)),
+        tuple(ground(name, _ground(number), 700) for number, name in enumerate(grounds)),
+    )
+
+
+CONTENT = content()
+
+
+def scene(number: int) -> Collage:
+    """Returns a scene with one subject of a random size and place."""
+    label = (number % len(CONTENT.subjects), number % len(CONTENT.grounds))
+    return random_collage(CONTENT, np.random.default_rng((7, number)), label, size=0.5)
+
+
+def rendered(found: Collage, side: int = SIDE) -> np.ndarray:
+    """Renders a scene."""
+    return render(CONTENT, found, side, side).astype(np.float32)
+
+
+def with_extras(number: int, count: int) -> np.ndarray:
+    """Renders a scene with small copies of its subject in the corners farthest from it."""
+    found = scene(number)
+    subject = found.subjects[0]
+    corners = [(x, y) for x in (0.1, 0.9) for y in (0.1, 0.9)]
+    corners.sort(key=lambda place: -np.hypot(place[0] - subject.x, place[1] - subject.y))
+    extras = tuple(Placed(subject.subject, x, y, 0.14) for x, y in corners[:count])
+    return rendered(Collage(found.ground, (subject, *extras), found.left, found.top, found.mirrored))
