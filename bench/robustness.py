@@ -12,7 +12,6 @@ import base64
 import io
 import json
 import sys
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from bench.host import HostError, Webui
 from bench.quality import artefacts, repetition, spectrum
 from bench.quality.configurations import PAPER
 from bench.quality.denoiser import NATIVE as CELLS
@@ -68,24 +68,15 @@ DETAIL = Column("detail", "detail", 0)
 SHOWN_COLUMNS = (*(column for column in COLUMNS if column.name in SHOWN), DETAIL)
 
 
-class Webui:
-    """The API of a running webui."""
-
-    def __init__(self, url: str):
-        self._url = url.rstrip("/")
-
-    def picture(self, request: Mapping[str, Any], preset: str, scale: int) -> np.ndarray:
-        """Requests an image (H, W, 3) in 0..1. Without a preset it is the plain image."""
-        scripts = {TITLE: {"args": [{"enabled": True, "preset": preset, "scale": scale}]}} if preset else {}
-        body = json.dumps({**request, "alwayson_scripts": scripts, "save_images": False}).encode()
-        url, kind = f"{self._url}/sdapi/v1/txt2img", {"Content-Type": "application/json"}
-        with urllib.request.urlopen(urllib.request.Request(url, body, kind), timeout=3600) as response:
-            answer = json.load(response)
-        text = json.loads(answer["info"])["infotexts"][0]
-        if preset and ("DemoFusion error" in text or "DemoFusion stopped" in text):
-            raise SystemExit(f"the webui made no picture of {preset}: {text}")
-        image = Image.open(io.BytesIO(base64.b64decode(answer["images"][0])))
-        return as_float(np.asarray(image.convert("RGB")))
+def picture_of(webui: Webui, request: Mapping[str, Any], preset: str, scale: int) -> np.ndarray:
+    """Requests an image (H, W, 3) in 0..1. Without a preset it is the plain image."""
+    scripts = {TITLE: {"args": [{"enabled": True, "preset": preset, "scale": scale}]}} if preset else {}
+    answer = webui.call("txt2img", {**request, "alwayson_scripts": scripts, "save_images": False})
+    text = json.loads(answer["info"])["infotexts"][0]
+    if preset and ("DemoFusion error" in text or "DemoFusion stopped" in text):
+        raise SystemExit(f"the webui made no picture of {preset}: {text}")
+    image = Image.open(io.BytesIO(base64.b64decode(answer["images"][0])))
+    return as_float(np.asarray(image.convert("RGB")))
 
 
 def request_of(condition: Condition, number: int) -> dict[str, Any]:
@@ -124,7 +115,7 @@ class Pictures:
         path = self._folder / f"{self._scale}x" / name / f"{preset.lower() or 'base'}-{number:03d}.png"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write(path, self._webui.picture(request_of(condition, number), preset, self._scale))
+            write(path, picture_of(self._webui, request_of(condition, number), preset, self._scale))
         return read(path)
 
 
@@ -159,9 +150,11 @@ def main() -> None:
     args = options.parse_args()
     chosen = [condition for condition in CONDITIONS if args.only is None or condition.name in args.only]
     pictures = Pictures(args.out, Webui(args.webui), args.scale)
-    for line in rows(pictures, chosen, range(args.count)):
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+    try:
+        for line in rows(pictures, chosen, range(args.count)):
+            print(line, flush=True)
+    except HostError as problem:
+        sys.exit(str(problem))
 
 
 if __name__ == "__main__":

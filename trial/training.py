@@ -17,20 +17,14 @@ from trial.progress import progress_bar
 T = TypeVar("T")
 
 
-def parser(text: str, steps: int, batch: int, rate: float, decay: int = 0) -> argparse.ArgumentParser:
-    """Returns the options of all scripts.
-
-    Scripts whose learning rate is `rate_at` pass the number of steps of its decay.
-    """
+def parser(text: str, steps: int, batch: int, rate: float, decay: int) -> argparse.ArgumentParser:
+    """Returns the options of all scripts. Their learning rate is `rate_at`."""
     options = argparse.ArgumentParser(description=text)
-    options.add_argument("--out", type=Path, default=Path("runs/small"), help="folder of states and logs")
+    options.add_argument("--out", type=Path, default=Path("runs/collage"), help="folder of states and logs")
     options.add_argument("--steps", type=int, default=steps)
     options.add_argument("--batch", type=int, default=batch)
     options.add_argument("--rate", type=float, default=rate, help="highest learning rate")
-    if decay:
-        options.add_argument(
-            "--decay", type=int, default=decay, help="steps at the end in which the learning rate falls"
-        )
+    options.add_argument("--decay", type=int, default=decay, help="steps at the end in which the learning rate falls")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -51,14 +45,6 @@ def prepare(args: argparse.Namespace) -> torch.device:
 def autocast(args: argparse.Namespace) -> torch.autocast:
     """Returns the context in which the networks run: bfloat16, or float32 with --float32."""
     return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=not args.float32)
-
-
-def learning_rate(step: int, steps: int, highest: float, warmup: int = 100) -> float:
-    """Returns the learning rate of a step: a linear warm-up, then a cosine down to 2 %."""
-    if step < warmup:
-        return highest * (step + 1) / warmup
-    progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
-    return highest * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
 def rate_at(step: int, args: argparse.Namespace, warmup: int = 100) -> float:

@@ -41,27 +41,40 @@ def _ground(number: int) -> Image.Image:
     return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
 
 
-def content() -> Content:
+def content(textured: bool) -> Content:
     """Returns as many subjects and grounds as the collages have."""
     subjects, grounds = captions()
+    photographs = [
+        _ground(number) if textured else Image.new("RGB", (768, 768), GROUNDS[number % 4])
+        for number in range(len(grounds))
+    ]
     return Content(
         tuple(cutout(name, _subject(number)) for number, name in enumerate(subjects)),
-        tuple(ground(name, _ground(number), 700) for number, name in enumerate(grounds)),
+        tuple(ground(name, photograph, 700) for name, photograph in zip(grounds, photographs)),
     )
 
 
-CONTENT = content()
+CONTENT, PLAIN = content(True), content(False)
 
 
 def scene(number: int) -> Collage:
-    """Returns a scene with one subject of a random size and place."""
+    """Returns a scene with one subject of a random place."""
     label = (number % len(CONTENT.subjects), number % len(CONTENT.grounds))
     return random_collage(CONTENT, np.random.default_rng((7, number)), label, size=0.5)
 
 
-def rendered(found: Collage, side: int = SIDE) -> np.ndarray:
-    """Renders a scene."""
-    return render(CONTENT, found, side, side).astype(np.float32)
+def rendered(found: Collage) -> np.ndarray:
+    """Renders a scene (SIDE, SIDE, 3) on a plain ground, and adds texture that becomes weaker with every octave.
+
+    The texture is not rounded to 8 bits, so that the measures see its finest part.
+    """
+    rng = np.random.default_rng(int(1e6 * found.left))
+    view = render(PLAIN, found, SIDE, SIDE)
+    for octave in range(1, 10):
+        cells = Image.fromarray(rng.normal(0, 1, (2**octave, 2**octave)).astype(np.float32))
+        texture = np.asarray(cells.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+        view += 0.09 * 2.0 ** (-0.7 * octave) * texture[..., None] * (1.0 + 0.3 * rng.standard_normal(3))
+    return view.clip(0.0, 1.0).astype(np.float32)
 
 
 def with_extras(number: int, count: int) -> np.ndarray:

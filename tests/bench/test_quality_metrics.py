@@ -262,7 +262,7 @@ def test_smear_is_seen(clean) -> None:
 
 
 def test_tone_drift_is_its_own_measure(clean, bases) -> None:
-    for picture, base in zip(clean, bases):
+    for picture, base in zip((picture.astype(float) for picture in clean), (base.astype(float) for base in bases)):
         assert artefacts.tone_drift(picture, base) == pytest.approx(0, abs=1e-6)
         assert artefacts.tone_drift(noisy(picture), base) < 0.002
         shifted = 0.5 * picture + np.array([0.3, 0.1, 0.2], np.float32)

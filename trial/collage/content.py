@@ -77,6 +77,7 @@ def packages() -> list[str]:
     return list(listed()["packages"])
 
 
+@lru_cache(maxsize=1)
 def captions() -> tuple[list[str], list[str]]:
     """Returns the captions of all subjects and all grounds. Needs no package."""
     content = listed()

@@ -19,7 +19,7 @@ from trial.collage.train_unet import Batches, Denoiser
 from trial.sampling import GUIDANCE, LCM_GRID, consistency, denoised
 from trial.schedule import STEPS
 from trial.small_model import LORA
-from trial.training import Progress, Trainee, autocast, averaged, learning_rate, parser, prepare
+from trial.training import Progress, Trainee, autocast, averaged, parser, prepare, rate_at
 
 RANK = 8
 SKIP = STEPS // LCM_GRID
@@ -80,7 +80,7 @@ def original(args: argparse.Namespace, words: int) -> Denoiser:
 
 def main() -> None:
     """Runs the command line."""
-    options = parser(__doc__.splitlines()[0], steps=1500, batch=16, rate=1.5e-3)
+    options = parser(__doc__.splitlines()[0], steps=1500, batch=16, rate=1.5e-3, decay=1400)
     options.add_argument("--guidance", type=float, default=GUIDANCE, help="CFG that is built in")
     options.add_argument("--to", type=Path, default=LORA)
     args = options.parse_args()
@@ -101,7 +101,7 @@ def main() -> None:
             loss = distillation.loss(*batch)
         loss.backward()
         trainee.module.take_gradients(student)
-        trainee.apply_gradients(learning_rate(step, args.steps, args.rate))
+        trainee.apply_gradients(rate_at(step, args))
         progress.after_step(loss)
     lora.save(trainee.average, args.to)
 
