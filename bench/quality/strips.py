@@ -23,7 +23,7 @@ from bench.quality.worlds import COLLAGES, WORLDS, World
 from lib_demofusion.settings.fields import SPECS
 from lib_demofusion.settings.presets import PRESETS, TURBO
 from lib_demofusion.settings.reading import parse_settings, preset_values
-from trial.small_model import COLLAGE_LORA, load
+from trial.small_model import LORA, load
 
 SCALE = 4
 FEW_STEPS = 8
@@ -162,7 +162,7 @@ def main() -> None:
         files = many.files([one for one in effect.configurations() if one not in few], args.number)
         if few:
             sampling = Sampling(FEW_STEPS, guidance=1.0, lcm=True, bfloat16=not exact)
-            files += Pictures(args.work / "few-steps", world, sampling, COLLAGE_LORA).files(few, args.number)
+            files += Pictures(args.work / "few-steps", world, sampling, LORA).files(few, args.number)
         columns = [(value, label, [file]) for (value, label), file in zip(effect.labels(), files)]
         strip = contact_sheet(columns, [f"{world.prompt(args.number)}, {SCALE}x"])
         strip.save(args.out / f"{effect.name}.jpg", comment=effect.comment(), **JPEG)
