@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from trial.collage import detector
-from trial.collage.content import caption, captions, installed
+from trial.collage.content import caption, captions, ground_kinds, installed
 from trial.collage.scenes import random_collage, render
 from trial.small_model import CHECKPOINT
 
@@ -44,7 +44,7 @@ class World:
         Every subject and ground occurs about equally often.
         """
         subjects = len(captions()[0])
-        return (number * 5) % subjects, self.grounds[(number * 3 + number // subjects) % len(self.grounds)]
+        return (number * 5) % subjects, self.grounds[(number * 13 + number // subjects) % len(self.grounds)]
 
     def prompt(self, number: int) -> str:
         """Returns the prompt of image `number`."""
@@ -69,5 +69,5 @@ class World:
         return detector.crops_with_subject(picture)
 
 
-COLLAGES = World("collages", range(len(captions()[1])))
-WORLDS = {world.name: world for world in (COLLAGES,)}
+WORLDS = {name: World(name, grounds) for name, grounds in ground_kinds().items()}
+COLLAGES = WORLDS["collages"]

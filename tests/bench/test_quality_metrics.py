@@ -14,7 +14,7 @@ from bench.quality import artefacts, repetition, spectrum, worlds
 from bench.quality.features import Network, crops, frechet, moments, whitening
 from bench.quality.pictures import downscale
 from bench.quality.table import Summary, Truth
-from bench.quality.worlds import COLLAGES, Sight
+from bench.quality.worlds import COLLAGES, WORLDS, Sight
 from tests.bench.planted import BASE, CONTENT, SIDE, rendered, scene, with_extras
 from trial.collage.measure import labels_for
 
@@ -270,8 +270,16 @@ def test_tone_drift_is_its_own_measure(clean, bases) -> None:
         assert artefacts.tone_drift(shifted, base) == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_first_prompts_are_all_different_and_name_everything() -> None:
-    labels = [COLLAGES.label(number) for number in range(64)]
+@pytest.mark.parametrize("world", list(WORLDS.values()), ids=list(WORLDS))
+def test_the_first_prompts_are_all_different_and_name_everything(world) -> None:
+    labels = [world.label(number) for number in range(64)]
     assert len(set(labels)) == 64
     assert {subject for subject, _ in labels} == set(range(24))
-    assert {ground for _, ground in labels} == set(COLLAGES.grounds)
+    assert {ground for _, ground in labels} == set(world.grounds)
+
+
+def test_prompts_keep_their_numbers() -> None:
+    """The tables in bench/README.md name prompts by number."""
+    assert COLLAGES.prompt(0) == "a bear on grass"
+    assert COLLAGES.prompt(63) == "a gnu on moss"
+    assert WORLDS["flat"].prompt(0) == "a bear on red paper"

@@ -5,13 +5,26 @@ Their content is known.
 
 from __future__ import annotations
 
+import colorsys
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from trial.collage.content import Content, captions, cutout, ground, listed, load, shrunk
+from trial.collage.content import (
+    Content,
+    captions,
+    cutout,
+    flat_grounds,
+    ground,
+    ground_kinds,
+    listed,
+    load,
+    shrunk,
+)
 from trial.collage.scenes import (
     EDGE,
+    HUE_SPREAD,
     SIZE_RANGE,
     WHOLE,
     Collage,
@@ -117,6 +130,35 @@ def test_shrunk_photographs_give_nearly_the_same_small_views(content):
     assert np.abs(difference).mean() < 0.01
 
 
+def test_a_flat_ground_has_one_saturated_colour_in_every_view_of_a_scene():
+    grounds = tuple(flat_grounds(listed()))
+    content = Content((), grounds)
+    for index, flat in enumerate(grounds):
+        shades = []
+        for left, top in ((0.0, 0.0), (0.3, 0.9), (1.0, 1.0)):
+            scene = Collage(index, (), left, top)
+            whole, part = render(content, scene, 32, 24), render(content, scene, 128, 128, (0.2, 0.1, 0.45, 0.35))
+            assert (whole == whole[0, 0]).all()
+            assert (part == whole[0, 0]).all()
+            hue, saturation, _ = colorsys.rgb_to_hsv(*whole[0, 0].tolist())
+            assert saturation > 0.7
+            assert abs((hue * 360 - flat.colour[0] + 180) % 360 - 180) <= HUE_SPREAD + 0.1
+            shades.append(tuple(whole[0, 0]))
+        assert len(set(shades)) == 3
+
+
+def test_the_photographed_grounds_come_first():
+    names = captions()[1]
+    kinds = ground_kinds()
+    assert [names[i] for i in kinds["collages"]] == [g["caption"] for g in listed()["grounds"]]
+    assert [names[i] for i in kinds["flat"]] == [g["caption"] for g in listed()["flat_grounds"]]
+
+
+def test_shrinking_keeps_flat_grounds():
+    flat = flat_grounds(listed())[0]
+    assert shrunk(Content((), (flat,)), 64).grounds == (flat,)
+
+
 def test_views_depend_on_their_number_alone(content):
     first, label = view(content, 1, 5, False)
     assert label == 5 % 4
@@ -127,7 +169,7 @@ def test_views_depend_on_their_number_alone(content):
 def test_list_names_its_packages_and_no_caption_twice():
     subjects, grounds = captions()
     assert 24 <= len(set(subjects)) == len(subjects) <= 40
-    assert 8 <= len(set(grounds)) == len(grounds) <= 12
+    assert 14 <= len(set(grounds)) == len(grounds) <= 18
     assert {g["package"] for g in listed()["grounds"]} <= set(listed()["packages"])
 
 

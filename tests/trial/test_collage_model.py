@@ -15,7 +15,7 @@ from PIL import Image
 
 from trial import packing
 from trial.collage.export import CLIP_FOLDER, configuration
-from trial.collage.measure import judge, psnr, reconstruct, sample
+from trial.collage.measure import judge, labels_for, psnr, reconstruct, sample
 from trial.sampling import GUIDANCE
 from trial.schedule import alphas_cumprod
 from trial.small_model import CHECKPOINT, SmallModel, load, text_config
@@ -115,7 +115,8 @@ def test_the_unet_takes_any_size(model, size):
 
 
 def test_samples_follow_the_prompt(model):
-    labels, images = sample(model, 16, 1, 12, GUIDANCE)
+    labels = labels_for(16)
+    images = sample(model, labels, 1, 12, GUIDANCE)
     assert images.shape == (16, 128, 128, 3)
     assert np.isfinite(images).all()
     found = judge(labels, images)

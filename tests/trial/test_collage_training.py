@@ -10,6 +10,7 @@ import torch
 
 from trial.autoencoder import Autoencoder
 from trial.collage import make_latents, measure, train_decoder, train_unet
+from trial.collage.content import ground_kinds
 from trial.collage.model import AUTOENCODER, TEMPLATE_SHARES, TEMPLATES, make_captions
 from trial.collage.train_unet import Denoiser
 from trial.small_model import SmallModel
@@ -19,12 +20,12 @@ from trial.training import Progress, Trainee, rate_at
 
 def test_captions_are_in_the_order_of_the_labels():
     captions = make_captions()
-    assert captions.ids.shape == (240, len(TEMPLATES) + 1, 77)
+    assert captions.ids.shape == (384, len(TEMPLATES) + 1, 77)
     assert len(TEMPLATE_SHARES) == len(TEMPLATES)
     assert sum(TEMPLATE_SHARES) == pytest.approx(1.0)
-    label = (3, 5)
-    ids = captions.used[captions.ids[label[0] * 10 + label[1], 0]]
-    assert (ids == tokenize([measure.prompt(label)])[0]).all()
+    for subject, ground in ((3, 5), (23, 15)):
+        ids = captions.used[captions.ids[subject * 16 + ground, 0]]
+        assert (ids == tokenize([measure.prompt((subject, ground))])[0]).all()
 
 
 def test_sizes_stay_within_twelve_million_parameters():
@@ -84,6 +85,17 @@ def test_a_finished_model_becomes_states_that_go_on(tmp_path):
     torch.testing.assert_close(decoder.average.state_dict(), model.vae.state_dict())
 
 
+def test_words_that_a_model_does_not_know_get_the_length_of_the_others():
+    torch.manual_seed(0)
+    table = 0.5 * torch.randn(20, 32)
+    table[3] *= 0.04
+    found = make_latents.lengthened(table)
+    assert torch.equal(found[:3], table[:3])
+    assert torch.equal(found[4:], table[4:])
+    assert found[3].norm() == pytest.approx(table.norm(dim=1).median().item())
+    assert torch.nn.functional.cosine_similarity(found[3], table[3], 0) == pytest.approx(1.0)
+
+
 def test_the_spectrum_of_a_blurred_picture_falls_short_where_it_should():
     rng = np.random.default_rng(0)
     views = rng.random((4, 128, 128, 3)).astype(np.float32)
@@ -97,11 +109,20 @@ def test_the_spectrum_of_a_blurred_picture_falls_short_where_it_should():
     np.testing.assert_allclose(ratio[:12], expected[:12], atol=0.05)
 
 
-def test_sixty_four_prompts_name_every_subject_and_ground():
-    labels = measure.labels_for(64)
+@pytest.mark.parametrize("kind", ["collages", "flat"])
+def test_sixty_four_prompts_name_every_subject_and_ground(kind):
+    labels = measure.labels_for(64, kind)
     assert len({subject for subject, _ in labels}) == 24
-    assert len({ground for _, ground in labels}) == 10
+    assert {ground for _, ground in labels} == set(ground_kinds()[kind])
     assert len(set(labels)) == 64
+
+
+def test_the_drift_of_a_flat_ground_is_measured_beside_the_subject():
+    views = np.full((2, 128, 128, 3), (0.1, 0.4, 0.8), np.float32)
+    views[:, 40:70, 40:70] = 0.5
+    restored = views + np.array([0.03, 0.0, -0.03], np.float32)
+    restored[:, 35:75, 35:75] = 0.0
+    assert measure.color_drift(restored, views) == pytest.approx(0.02 * 255, abs=0.01)
 
 
 def test_a_training_that_was_cut_off_goes_on_and_shows_moving_averages(tmp_path):

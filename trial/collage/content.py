@@ -42,11 +42,19 @@ class Ground:
 
 
 @dataclass(frozen=True)
+class FlatGround:
+    """A saturated ground of one colour: hue in degrees, saturation and value in 0..1."""
+
+    caption: str
+    colour: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
 class Content:
-    """All subjects and grounds of a world."""
+    """All subjects and grounds of a world. The flat grounds follow the photographed ones."""
 
     subjects: tuple[Cutout, ...]
-    grounds: tuple[Ground, ...]
+    grounds: tuple[Ground | FlatGround, ...]
 
     def labels(self) -> list[tuple[int, int]]:
         """Returns every (subject, ground), by index."""
@@ -81,7 +89,16 @@ def packages() -> list[str]:
 def captions() -> tuple[list[str], list[str]]:
     """Returns the captions of all subjects and all grounds. Needs no package."""
     content = listed()
-    return [s["caption"] for s in content["subjects"]], [g["caption"] for g in content["grounds"]]
+    grounds = [*content["grounds"], *content["flat_grounds"]]
+    return [s["caption"] for s in content["subjects"]], [g["caption"] for g in grounds]
+
+
+@lru_cache(maxsize=1)
+def ground_kinds() -> dict[str, range]:
+    """Returns the indices of the photographed grounds ("collages") and of the flat ones ("flat")."""
+    content = listed()
+    photographs = len(content["grounds"])
+    return {"collages": range(photographs), "flat": range(photographs, photographs + len(content["flat_grounds"]))}
 
 
 def cutout(name: str, picture: Image.Image) -> Cutout:
@@ -118,7 +135,12 @@ def load(folder: Path) -> Content:
     grounds = [
         ground(g["caption"], opened(g["package"], g["file"]), g["frame"], g.get("box")) for g in content["grounds"]
     ]
-    return Content(tuple(subjects), tuple(grounds))
+    return Content(tuple(subjects), (*grounds, *flat_grounds(content)))
+
+
+def flat_grounds(content: dict) -> list[FlatGround]:
+    """Returns the flat grounds of content.yaml."""
+    return [FlatGround(g["caption"], tuple(g["colour"])) for g in content["flat_grounds"]]
 
 
 @lru_cache(maxsize=1)
@@ -132,8 +154,11 @@ def shrunk(content: Content, side: int) -> Content:
 
     Whole views then render several times faster. `side` should be a few times the rendered size.
     """
-    grounds = []
+    grounds: list[Ground | FlatGround] = []
     for each in content.grounds:
+        if isinstance(each, FlatGround):
+            grounds.append(each)
+            continue
         factor = min(side / each.frame, 1.0)
         size = (round(each.picture.width * factor), round(each.picture.height * factor))
         picture = each.picture.resize(size, Image.Resampling.LANCZOS)

@@ -22,6 +22,8 @@ from trial.small_model import CHECKPOINT, SmallModel, load
 from trial.training import Trainee
 
 BATCH = 32
+UNKNOWN = 0.2
+"""Words shorter than this share of the median length were never trained."""
 WORDS = "text_model.embeddings.token_embedding.weight"
 
 
@@ -66,10 +68,20 @@ def write_states(model: SmallModel, out: Path) -> None:
     denoiser = Denoiser(len(captions.used))
     denoiser.unet.load_state_dict(model.unet.state_dict())
     text = model.text.state_dict()
-    text[WORDS] = text[WORDS][captions.used]
+    text[WORDS] = lengthened(text[WORDS][captions.used])
     denoiser.text.load_state_dict(text)
     write_state(denoiser.requires_grad_(True), out / "unet.pt")
     write_state(decoder_only(model.vae), out / "autoencoder.pt")
+
+
+def lengthened(table: Tensor) -> Tensor:
+    """Gives the words (rows) that the model does not know the length of those that it knows.
+
+    Untrained words are some twenty times shorter (`packing.STD`). The text encoder could hardly tell them apart.
+    """
+    lengths = table.norm(dim=1, keepdim=True)
+    usual = lengths.median()
+    return torch.where(lengths < UNKNOWN * usual, table * usual / lengths, table)
 
 
 def write_state(module: nn.Module, path: Path) -> None:

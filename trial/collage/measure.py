@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from scipy import ndimage
 
-from trial.collage.content import Content, captions, installed
+from trial.collage.content import Content, captions, ground_kinds, installed
 from trial.collage.content import caption as join
 from trial.collage.detector import crops_with_subject, read
 from trial.collage.scenes import WHOLE, random_box, random_collage, render, to_uint8
@@ -25,10 +26,13 @@ RINGS = 16
 """Number of rings of the spectrum from zero to half a cycle per pixel. The lower half of them is used."""
 
 
-def labels_for(count: int) -> list[tuple[int, int]]:
-    """Returns the labels (subject, ground) of `count` prompts. Every subject and ground occurs about equally often."""
-    subjects, grounds = captions()
-    return [(i % len(subjects), (i * 7 + i // len(subjects)) % len(grounds)) for i in range(count)]
+def labels_for(count: int, kind: str = "collages") -> list[tuple[int, int]]:
+    """Returns the labels (subject, ground) of `count` prompts on the grounds of a kind.
+
+    Every subject and ground occurs about equally often.
+    """
+    subjects, grounds = len(captions()[0]), ground_kinds()[kind]
+    return [(i % subjects, grounds[(i * 7 + i // subjects) % len(grounds)]) for i in range(count)]
 
 
 def prompt(label: tuple[int, int]) -> str:
@@ -37,10 +41,10 @@ def prompt(label: tuple[int, int]) -> str:
     return join(subjects[label[0]], grounds[label[1]])
 
 
-def held_out_views(content: Content, count: int, zoomed: bool) -> np.ndarray:
-    """Renders views (count, 128, 128, 3) of scenes outside of the training set. Zoomed views have a zoom of 2 or 4."""
+def held_out_views(content: Content, labels: list[tuple[int, int]], zoomed: bool = False) -> np.ndarray:
+    """Renders views (N, 128, 128, 3) of scenes outside of the training set. Zoomed views have a zoom of 2 or 4."""
     views = []
-    for index, label in enumerate(labels_for(count)):
+    for index, label in enumerate(labels):
         rng = np.random.default_rng((HELD_OUT_SEED, index))
         scene = random_collage(content, rng, label)
         box = random_box(rng, float(rng.choice((2.0, 4.0)))) if zoomed else WHOLE
@@ -86,10 +90,23 @@ def autoencoder_figures(model: SmallModel, views: np.ndarray) -> tuple[dict, np.
     return {**figures, "spectrum_ratio": ratio.round(3).tolist()}, restored
 
 
-def sample(model: SmallModel, count: int, scale: int, steps: int, guidance: float) -> tuple[list, np.ndarray]:
-    """Samples labels and images (count, H, W, 3). Image i has seed i. Without guidance (1) the sampler is LCM."""
-    labels, batch, images = labels_for(count), max(16 // scale**2, 1), []
-    for start in range(0, count, batch):
+def color_drift(restored: np.ndarray, views: np.ndarray) -> float:
+    """Returns the mean change of the ground's colour in levels of 255, for views (N, H, W, 3) on flat grounds.
+
+    The ground is the most frequent colour of a view, at least 10 pixels away from all others.
+    """
+    drifts = []
+    for made, view in zip(restored, views):
+        colours, counts = np.unique(view.reshape(-1, 3), axis=0, return_counts=True)
+        flat = ndimage.binary_erosion((view == colours[counts.argmax()]).all(-1), iterations=10, border_value=1)
+        drifts.append(np.abs((made - view)[flat].mean(0)).mean() * 255.0)
+    return float(np.mean(drifts))
+
+
+def sample(model: SmallModel, labels: list, scale: int, steps: int, guidance: float) -> np.ndarray:
+    """Samples images (N, H, W, 3) of labels. Image i has seed i. Without guidance (1) the sampler is LCM."""
+    batch, images = max(16 // scale**2, 1), []
+    for start in range(0, len(labels), batch):
         part = labels[start : start + batch]
         seeds = list(range(start, start + len(part)))
         noise = initial_noise(seeds, NATIVE * scale, NATIVE * scale)
@@ -99,7 +116,7 @@ def sample(model: SmallModel, count: int, scale: int, steps: int, guidance: floa
         else:
             latents = ddim(model, prompts, noise, steps, guidance)
         images.append(pictures(model, latents).numpy())
-    return labels, np.concatenate(images)
+    return np.concatenate(images)
 
 
 def judge(labels: list, images: np.ndarray) -> dict:
@@ -147,21 +164,24 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model, content = load(args.checkpoint, changes=args.lora), installed()
     result, sheets = {}, {}
-    for kind in ("whole", "zoomed"):
-        views = held_out_views(content, 48, kind == "zoomed")
+    for kind in ("whole", "zoomed", "flat"):
+        labels = labels_for(48, "flat" if kind == "flat" else "collages")
+        views = held_out_views(content, labels, kind == "zoomed")
         result[f"autoencoder_{kind}"], restored = autoencoder_figures(model, views)
         sheets[f"autoencoder_{kind}"] = np.concatenate([views[:8], restored[:8], views[8:16], restored[8:16]])
-    for scale in (1, *args.direct):
-        count = args.count if scale == 1 else min(args.count, 8)
-        labels, images = sample(model, count, scale, args.steps, args.guidance)
-        result["native" if scale == 1 else f"direct_{scale}x"] = judge(labels, images)
-        sheets[f"{scale}x"] = images
+    result["autoencoder_flat"]["color_drift"] = round(color_drift(restored, views), 2)
+    for kind in ground_kinds():
+        for scale in (1, *args.direct):
+            labels = labels_for(args.count if scale == 1 else min(args.count, 8), kind)
+            name = f"{kind}_{scale}x"
+            sheets[name] = sample(model, labels, scale, args.steps, args.guidance)
+            result[name] = judge(labels, sheets[name])
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         for name, images in sheets.items():
             save_sheet(args.out / f"{name}.png", images)
         if args.count >= 64:
-            Image.fromarray(to_uint8(ten(sheets["1x"]))).save(args.out / "ten.jpg", quality=78, optimize=True)
+            Image.fromarray(to_uint8(ten(sheets["collages_1x"]))).save(args.out / "ten.jpg", quality=78, optimize=True)
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
 
 

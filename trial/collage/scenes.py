@@ -5,12 +5,13 @@ Lengths are in units of the short side of the frame. A box is (x0, y0, x1, y1) i
 
 from __future__ import annotations
 
+import colorsys
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from trial.collage.content import Content
+from trial.collage.content import Content, FlatGround
 
 Box = tuple[float, float, float, float]
 WHOLE = (0.0, 0.0, 1.0, 1.0)
@@ -19,6 +20,8 @@ SIZE_RANGE = (0.60, 0.78)
 """Longest side of a subject, in short sides."""
 EDGE = 0.02
 """Minimum distance of a subject from the frame."""
+HUE_SPREAD, VALUE_SPREAD = 8.0, 0.08
+"""A flat ground's hue varies by this many degrees in both directions, its value by this much."""
 REACH = 4.0
 """Pixels of the view that are resampled beyond a cut-out's edge. This is more than the filter's support."""
 
@@ -35,7 +38,10 @@ class Placed:
 
 @dataclass(frozen=True)
 class Collage:
-    """Ground and subjects, by index. Left and top, in 0..1, choose the part of the photograph; aspect is w / h."""
+    """Ground and subjects, by index. `aspect` is w / h.
+
+    Left and top, in 0..1, choose the part of the photograph, or the shade of a flat ground.
+    """
 
     ground: int
     subjects: tuple[Placed, ...]
@@ -106,9 +112,19 @@ def visible(content: Content, scene: Collage, index: int, box: Box) -> float:
     return share
 
 
+def shade(ground: FlatGround, scene: Collage) -> tuple[float, float, float]:
+    """Returns a flat ground's colour (r, g, b) in 0..1 in a scene. It does not depend on the view."""
+    hue, saturation, value = ground.colour
+    hue += HUE_SPREAD * (2.0 * scene.left - 1.0)
+    value += VALUE_SPREAD * (2.0 * scene.top - 1.0)
+    return colorsys.hsv_to_rgb(hue / 360.0 % 1.0, saturation, min(value, 1.0))
+
+
 def _ground(content: Content, scene: Collage, size: tuple[int, int], box: Box) -> np.ndarray:
     """Renders the ground of a view, (h, w, 3)."""
     ground = content.grounds[scene.ground]
+    if isinstance(ground, FlatGround):
+        return np.full((size[1], size[0], 3), shade(ground, scene), np.float32)
     picture, frame = ground.picture, scene.frame
     pixels = min(ground.frame, *(side / length for side, length in zip(picture.size, frame)))
     x0, x1 = (1.0 - box[2], 1.0 - box[0]) if scene.mirrored else (box[0], box[2])
