@@ -17,6 +17,13 @@ CELL = 8
 """Pixels of a latent cell."""
 
 
+SUBJECT_RADIUS, GROUND_BEYOND = 0.12, 0.45
+"""Radius of the disc around a subject's centre, and the distance beyond which there is only ground.
+
+Both are in fractions of the image.
+"""
+
+
 def structure_psnr(picture: np.ndarray, base: np.ndarray) -> float:
     """Returns the PSNR in dB of the image, reduced to the base's size, relative to the base."""
     error = float(((downscale(picture, base.shape[:2]) - base) ** 2).mean())
@@ -119,3 +126,17 @@ def tone_drift(picture: np.ndarray, base: np.ndarray) -> float:
     means = np.abs(low.mean((0, 1)) - base.mean((0, 1)))
     spreads = np.abs(low.std((0, 1)) - base.std((0, 1)))
     return float((means + spreads).mean())
+
+
+def colour_changes(picture: np.ndarray, base: np.ndarray, place: tuple[float, float]) -> tuple[float, float]:
+    """Returns the change of the mean colours of subject and ground from the base, as means of the channels in 0..1.
+
+    `picture` is already reduced to the base's size. `place` is the subject's centre in the base, in fractions.
+    """
+    height, width = base.shape[:2]
+    y, x = np.mgrid[:height, :width]
+    distance = np.hypot((x + 0.5) / width - place[0], (y + 0.5) / height - place[1])
+    inside, outside = distance < SUBJECT_RADIUS, distance > GROUND_BEYOND
+    moved = (np.abs(picture[mask].mean(0) - base[mask].mean(0)).mean() for mask in (inside, outside))
+    subject, ground = (float(value) for value in moved)
+    return subject, ground

@@ -20,9 +20,6 @@ Kind = Literal[
     "direct",
     "hires",
     "tiles",
-    "multidiffusion",
-    "mixture",
-    "spot",
     "demofusion",
 ]
 
@@ -62,8 +59,6 @@ class Configuration:
 PAPER = "Paper"
 """The row with which all others are compared."""
 
-GATES = {"skip_views": "0.1,0.1"}
-ONE_STAGE = {"stages": "fewest"}
 BALANCED, FAST = PRESETS["Balanced"], PRESETS["Fast"]
 
 FAST_PRESET = Configuration("Fast", settings=FAST, note="the preset")
@@ -79,37 +74,10 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration("Hires fix ESRGAN 0.3", "hires", denoise=0.3, upscaler="esrgan"),
     Configuration("Hires fix ESRGAN 0.5", "hires", denoise=0.5, upscaler="esrgan"),
     Configuration("Tiles 0.3", "tiles", denoise=0.3, note="in the manner of Ultimate SD Upscale, from ESRGAN"),
-    Configuration("MultiDiffusion", "multidiffusion", note="local views alone, from pure noise"),
-    Configuration("Mixture of Diffusers", "mixture", note="tiles with Gaussian weights, from pure noise"),
-    Configuration("SpotDiffusion", "spot", note="shifted tiles without overlap, from pure noise"),
     Configuration(PAPER, note="defaults"),
     Configuration("Balanced", settings=BALANCED, note="the preset"),
     FAST_PRESET,
     Configuration("Turbo", settings=PRESETS["Turbo"], note="the preset for few-step models"),
-    Configuration("Gates 0.1", settings=GATES),
-    Configuration("Stages 1,2,4", settings={"stages": "doubling"}, scales=(4,)),
-    Configuration("One stage", settings=ONE_STAGE, scales=(3, 4)),
-    Configuration("Overlap 0.25", settings={"overlap": 0.25}),
-    Configuration("Overlap 0", settings={"overlap": 0.0}),
-    Configuration("Feather", settings={"feather": 0.25}),
-    Configuration("Feather, overlap 0.25", settings={"feather": 0.25, "overlap": 0.25}),
-    Configuration("Pixel anchor", settings={"upscaler": "Lanczos (pixels)"}),
-    Configuration("Keep colours", settings={"keep_colors": True}),
-    Configuration("Balanced, latent anchor", settings={**BALANCED, "upscaler": "Latent"}),
-    Configuration("Balanced, pixel anchor", settings={**BALANCED, "upscaler": "Lanczos (pixels)"}),
-    Configuration("Balanced, no keep colours", settings={**BALANCED, "keep_colors": False}),
-    Configuration("Balanced, no feather", settings={**BALANCED, "feather": 0.0}),
-    Configuration("Balanced, no dilated views", settings={**BALANCED, "cosine_scale_2": 10.0}),
-    Configuration("Balanced, no extra noise", settings={**BALANCED, "extra_noise": 0.0}),
-    Configuration("Balanced, extra noise 0.1", settings={**BALANCED, "extra_noise": 0.1}),
-    Configuration("Balanced, strength 0.4", settings={**BALANCED, "denoising_strength": 0.4}),
-    Configuration("Balanced, strength 0.7", settings={**BALANCED, "denoising_strength": 0.7}),
-    Configuration("Balanced, both views", settings={**BALANCED, "denoising_strength": 0.7, "skip_views": "0,0.1"}),
-    Configuration("Fast, pixel anchor", settings={**FAST, "upscaler": "Lanczos (pixels)"}),
-    Configuration(
-        "Fast, strength 0.4, extra noise 0.1", settings={**FAST, "denoising_strength": 0.4, "extra_noise": 0.1}
-    ),
-    Configuration("Fast, 20 steps", settings={**FAST, "hires_steps": 0}),
     Configuration("Balanced, latent colors alone", settings=BALANCED, picture_colors=False),
     Configuration("Fast, latent colors alone", settings=FAST, picture_colors=False),
     Configuration("Balanced, all steps", settings={**BALANCED, "hires_steps": 0}),

@@ -41,17 +41,6 @@ class GuidedModel:
         """Predicts the noise in the whole latent."""
         return self._guided(self._evaluate(self._rows_of(x), t, self._context))
 
-    def tiles(self, x: Tensor, t: int) -> Tensor:
-        """Predicts the noise in tiles (V, B, 4, h, w) of every image, as if each tile were an image."""
-        pictures = len(self._context) // self._calls
-        found = []
-        for part in x.split(max(1, self._rows // len(self._context))):
-            context = [rows.repeat(len(part), 1, 1) for rows in self._context.split(pictures)]
-            flat = part.flatten(0, 1)
-            eps = self._guided(self._evaluate(self._rows_of(flat), t, torch.cat(context)))
-            found.append(eps.unflatten(0, part.shape[:2]))
-        return torch.cat(found)
-
     def fused(self, run: StageRun) -> Predict:
         """Returns the prediction that a stage fuses from views."""
 

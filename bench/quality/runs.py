@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from bench.peak_bytes import PeakBytes
-from bench.quality import artefacts, repetition, spectrum, texture
+from bench.quality import artefacts, repetition, spectrum
 from bench.quality.brisque import brisque
 from bench.quality.configurations import FAST_PRESET, Configuration
 from bench.quality.denoiser import NATIVE
@@ -182,8 +182,6 @@ def measure(picture: np.ndarray, base: np.ndarray, job: Job, world: World, numbe
         "phases": artefacts.phase_ratio(picture, job.scale),
         "anisotropy": artefacts.anisotropy(picture),
         "tone": None if is_true else artefacts.tone_drift(picture, base),
-        "glcm": texture.glcm_score(picture),
-        "compression": texture.compression_ratio(picture),
         "brisque": brisque(picture),
     }
 
@@ -195,7 +193,7 @@ def what_it_shows(
     sight, place = world.sight(picture, number), world.sight(base, number).place
     subject, ground = (None, None)
     if not is_true and place is not None:
-        subject, ground = texture.colour_changes(downscale(picture, base.shape[:2]), base, place)
+        subject, ground = artefacts.colour_changes(downscale(picture, base.shape[:2]), base, place)
     return {
         "extra_subjects": sight.subjects - 1,
         "any_extra": int(sight.subjects > 1),
@@ -229,7 +227,7 @@ def peak_memory(studio: Studio, configuration: Configuration, scale: int, batch:
     view is added.
     """
     lone = Studio(studio.model, replace(studio.sampling, steps=2, rows=1, bfloat16=False), studio.world)
-    if configuration.kind not in ("demofusion", "multidiffusion"):
+    if configuration.kind != "demofusion":
         with PeakBytes() as bytes_:
             lone.latents(configuration, batch, scale)
         return bytes_.peak

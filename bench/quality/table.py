@@ -44,8 +44,6 @@ COLUMNS = (
     Column("tone", "tone", -1, 3),
     Column("subject_colour", "subject colour", -1, 3),
     Column("ground_colour", "ground colour", -1, 3),
-    Column("glcm", "GLCM", 0),
-    Column("compression", "compression", 0, 1),
     Column("brisque", "BRISQUE", -1, 1),
 )
 

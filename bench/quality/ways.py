@@ -17,8 +17,8 @@ from bench.quality.denoiser import NATIVE, GuidedModel
 from bench.quality.esrgan import enlarge
 from bench.quality.flow import FlowRow, sample_flow
 from bench.quality.pictures import as_float, upscale
-from bench.quality.rivals import mixture, one_tile_after_another, spot
 from bench.quality.sampler import Steps, sample, timesteps
+from bench.quality.tiles import one_tile_after_another
 from bench.quality.worlds import World
 from lib_demofusion.method.colors import match_colors_
 from lib_demofusion.method.plan import StagePlan, make_plan
@@ -34,8 +34,6 @@ from trial.small_model import SmallModel
 
 SEED_STEP = 1_000_003
 """Difference between the seeds of a run's stages."""
-NEVER = 1e9
-"""A cosine scale with which a path has no weight at any timestep below T."""
 
 
 @dataclass(frozen=True)
@@ -126,14 +124,10 @@ class Studio:
         """
         guided = self.guided(batch.numbers)
         size = (NATIVE * scale, NATIVE * scale)
-        from_noise = {"direct": lambda: guided.whole, "mixture": lambda: mixture(guided), "spot": lambda: spot(guided)}
-        if configuration.kind in from_noise:
-            predict = from_noise[configuration.kind]()
-            x = sample(initial_noise(batch.numbers, *size), self.steps(batch.numbers), predict)
+        if configuration.kind == "direct":
+            x = sample(initial_noise(batch.numbers, *size), self.steps(batch.numbers), guided.whole)
         elif configuration.kind in ("hires", "tiles"):
             x = self._denoised(batch, scale, configuration, guided)
-        elif configuration.kind == "multidiffusion":
-            x = self._multidiffusion(batch, scale, guided)
         elif configuration.kind == "demofusion":
             x = self._demofusion(configuration, scale, batch, guided)
         else:
@@ -155,12 +149,6 @@ class Studio:
             return one_tile_after_another(enlarged, noise, steps, guided)
         x = noised(enlarged, noise, torch.tensor(float(steps.times[0])), VariancePreserving(self.alphas))
         return sample(x, steps, guided.whole)
-
-    def _multidiffusion(self, batch: Batch, scale: int, guided: GuidedModel) -> Tensor:
-        """Runs one stage with local views only, from noise without an anchor."""
-        settings = Settings(enabled=True, scale=scale, stages=str(scale), cosine_scale_1=NEVER, cosine_scale_2=NEVER)
-        stage = make_plan(settings, (NATIVE, NATIVE)).stages[-1]
-        return self.stage(settings, stage, torch.zeros(len(batch.numbers), 4, *stage.size), batch, guided)
 
     def _demofusion(self, configuration: Configuration, scale: int, batch: Batch, guided: GuidedModel) -> Tensor:
         settings = configuration.settings_at(scale)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy import ndimage, special
 
-from bench.quality import brisque, esrgan, rivals, texture
-from bench.quality.denoiser import NATIVE, GuidedModel
+from bench.quality import artefacts, brisque, esrgan, tiles
+from bench.quality.denoiser import GuidedModel
 
 SIDE = 128
 
@@ -22,37 +22,15 @@ def picture(seed: int = 0) -> np.ndarray:
     return (0.5 + 0.15 * smooth / smooth.std()).clip(0, 1).astype(np.float32)
 
 
-def test_entropy_of_flat_and_of_two_level_pictures() -> None:
-    assert texture.glcm_score(np.full((SIDE, SIDE, 3), 0.5, np.float32)) == 0.0
-    # columns alternate between two levels: pairs are (a, b), (b, a) at odd distances across, else (a, a), (b, b)
-    stripes = np.tile(np.array([0.1, 0.9], np.float32), SIDE // 2)
-    assert texture.glcm_score(np.repeat(np.tile(stripes, (SIDE, 1))[..., None], 3, 2)) == pytest.approx(1.0, abs=1e-3)
-
-
-def test_entropy_of_independent_levels_is_near_its_bound() -> None:
-    levels = np.random.default_rng(0).integers(0, 4, (512, 512)) / 4 + 0.1
-    found = texture.glcm_score(np.repeat(levels[..., None], 3, 2).astype(np.float32))
-    assert found == pytest.approx(4.0, abs=0.05)  # 16 equally likely pairs
-
-
-def test_blur_lowers_and_noise_raises_what_a_picture_holds() -> None:
-    clean = picture()
-    blurred = ndimage.gaussian_filter(clean, (2, 2, 0))
-    noisy = (clean + np.random.default_rng(1).normal(0, 0.05, clean.shape)).clip(0, 1).astype(np.float32)
-    assert texture.glcm_score(blurred) < texture.glcm_score(clean) < texture.glcm_score(noisy)
-    ratios = [texture.compression_ratio(x) for x in (noisy, clean, blurred)]
-    assert ratios == sorted(ratios)
-
-
 def test_colours_are_told_apart_by_place() -> None:
     base = picture()
     changed = base.copy()
     y, x = np.mgrid[:SIDE, :SIDE]
     changed[np.hypot(x - 40, y - 80) < 20] += np.array([0.3, 0.0, 0.0], np.float32)
-    subject, ground = texture.colour_changes(changed, base, (40 / SIDE, 80 / SIDE))
+    subject, ground = artefacts.colour_changes(changed, base, (40 / SIDE, 80 / SIDE))
     assert subject == pytest.approx(0.1, abs=1e-3)
     assert ground == 0.0
-    subject, ground = texture.colour_changes(base + 0.05, base, (0.5, 0.5))
+    subject, ground = artefacts.colour_changes(base + 0.05, base, (0.5, 0.5))
     assert (subject, ground) == (pytest.approx(0.05, abs=1e-4),) * 2
 
 
@@ -145,13 +123,7 @@ def guided(pictures: int) -> GuidedModel:
     return GuidedModel(PointWise(), context, 3.0, rows=4)
 
 
-@pytest.mark.parametrize("method", [rivals.mixture, rivals.spot])
-def test_cutting_changes_nothing_for_a_network_without_surroundings(method) -> None:
-    x = torch.randn(2, 4, 2 * NATIVE, 3 * NATIVE, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(method(guided(2))(x, 400), guided(2).whole(x, 400), rtol=1e-4, atol=1e-5)
-
-
-def test_tiles_one_after_another_change_nothing_for_it_either() -> None:
+def test_tiles_change_nothing_for_a_network_without_surroundings() -> None:
     from bench.quality.sampler import Steps, sample, timesteps
     from lib_demofusion.method.residual import VariancePreserving, noised
     from trial.schedule import alphas_cumprod
@@ -161,6 +133,6 @@ def test_tiles_one_after_another_change_nothing_for_it_either() -> None:
     x, noise = (torch.randn(1, 4, 32, 48, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     start = noised(x, noise, torch.tensor(float(steps.times[0])), VariancePreserving(alphas))
     expected = sample(start, steps, guided(1).whole)
-    found = rivals.one_tile_after_another(x, noise, steps, guided(1))
+    found = tiles.one_tile_after_another(x, noise, steps, guided(1))
     # cells that an earlier tile has finished are visible, but not denoised again
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
