@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "pictures" / "effects"
 
 
-@pytest.mark.parametrize("effect", EFFECTS[1:], ids=lambda effect: effect.name)
+@pytest.mark.parametrize("effect", EFFECTS, ids=lambda effect: effect.name)
 def test_a_strip_was_made_with_the_present_values(effect: Effect) -> None:
     """If this fails after a change of a preset, make the strip again: python -m bench.quality.strips --only NAME."""
     with Image.open(FOLDER / f"{effect.name}.jpg") as strip:
