@@ -391,7 +391,7 @@ def test_a_message_about_a_preset_goes_with_the_next_action(tab: Tab) -> None:
     tab.page.click(f"{tab.panel}_preset_delete")
     tab.wait_for_message("replace or delete a built-in preset")
     message = tab.page.locator(f"{tab.panel}_preset_message.prose")
-    for act in (lambda: tab.choose_preset("Fast"), lambda: tab.text("preset_name", "A")):
+    for act in (lambda: tab.choose_preset("Balanced"), lambda: tab.text("preset_name", "A")):
         act()
         message.wait_for(state="hidden", timeout=SECONDS)
         tab.page.click(f"{tab.panel}_preset_delete")
