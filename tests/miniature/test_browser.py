@@ -483,7 +483,7 @@ def test_after_a_run_the_line_tells_how_long_the_next_takes(tab: Tab) -> None:
     tab.wait_until_done()
     tab.number(tab.id("steps"), 80)
     assert "seconds" in tab.wait_for_line("about")
-    tab.number(tab.id("batch_count"), 16)
+    tab.number(tab.id("batch_count"), 64)
     tab.wait_for_line("minutes")
 
 
