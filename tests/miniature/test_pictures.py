@@ -20,7 +20,7 @@ from trial.small_model import CHECKPOINT
 pytestmark = pytest.mark.slow
 
 NATIVE = 128
-PICTURES = {2: 10, 4: 6}
+PICTURES = {2: 8, 4: 4}
 FIGURES = Path(__file__).resolve().parents[2] / "test-output" / "figures.json"
 
 
