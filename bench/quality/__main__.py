@@ -25,6 +25,7 @@ from bench.quality.runs import Bases, Job, Store, origin, peak_memory, run
 from bench.quality.sheet import contact_sheet
 from bench.quality.ways import Sampling, Studio
 from bench.quality.worlds import COLLAGES, WORLDS
+from trial.collage.content import installed
 from trial.progress import progress_bar
 from trial.small_model import load
 
@@ -73,6 +74,8 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 def main() -> None:
     """Runs the jobs and writes table.md, table.json and a sheet for each scale."""
     args = options()
+    # the tables need it: without the packages, this fails before hours of sampling
+    installed()
     torch.set_num_threads(args.threads)
     sampling = Sampling(args.steps, args.guidance, args.lcm, bfloat16=args.precision == "bfloat16")
     world = WORLDS[args.world]

@@ -15,13 +15,11 @@ import torch
 from PIL import Image, ImageDraw
 
 from bench.quality.configurations import CONFIGURATIONS, Configuration
-from bench.quality.runs import Bases, Job, Store, origin, run
 from bench.quality.sheet import FAINT, INK, MARGIN, PAPER_COLOUR, font, middle
-from bench.quality.strips import JPEG
-from bench.quality.ways import Sampling, Studio
+from bench.quality.strips import JPEG, Pictures
+from bench.quality.ways import Sampling
 from bench.quality.worlds import COLLAGES
 from lib_demofusion.settings.presets import DEFAULT_PRESET
-from trial.small_model import load
 
 WHOLE, PART, TEXT = 120, 220, 18
 """Pixels of a whole image's side, of a part's side, and of a line of text."""
@@ -94,15 +92,8 @@ def main() -> None:
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    sampling, world = Sampling(bfloat16=args.precision == "bfloat16"), COLLAGES
-    made_by = origin([world.checkpoint], sampling, world)
-    studio, store = Studio(load(world.checkpoint), sampling, world), Store(args.work, made_by)
-    bases, rows = Bases(studio, store, made_by), []
-    bases.prepare([row.number for row in SHOWN])
-    for row in SHOWN:
-        jobs = [Job(way, row.scale) for way in ways()]
-        run(studio, store, bases, jobs, [row.number])
-        rows.append((caption(row), [store.path(job, row.number) for job in jobs]))
+    pictures = Pictures(args.work, COLLAGES, Sampling(bfloat16=args.precision == "bfloat16"))
+    rows = [(caption(row), pictures.files(ways(), row.number, row.scale)) for row in SHOWN]
     sheet(rows).save(args.out, comment=comment(), **JPEG)
 
 

@@ -126,10 +126,10 @@ class Pictures:
         self._store = Store(folder, made_by)
         self._bases = Bases(self._studio, self._store, made_by)
 
-    def files(self, configurations: list[Configuration], number: int) -> list[Path]:
+    def files(self, configurations: list[Configuration], number: int, scale: int = SCALE) -> list[Path]:
         """Makes the missing images of prompt and seed `number`, and returns the files of all."""
         self._bases.prepare([number])
-        jobs = [Job(configuration, SCALE) for configuration in configurations]
+        jobs = [Job(configuration, scale) for configuration in configurations]
         run(self._studio, self._store, self._bases, jobs, [number])
         return [self._store.path(job, number) for job in jobs]
 

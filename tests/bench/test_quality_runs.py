@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from bench.quality import __main__ as command
 from bench.quality import runs, table, ways, worlds
 from bench.quality.configurations import CONFIGURATIONS, PAPER, Configuration
 from bench.quality.denoiser import NATIVE
@@ -289,3 +290,14 @@ def test_the_sheet_has_a_column_for_each_configuration(tmp_path) -> None:
     page = contact_sheet([("A", "", [tmp_path / "a.png"])] * 3, ["a red square"])
     assert page.width > 3 * 160
     assert page.getpixel((page.width - 20, 60)) == (255, 0, 0)
+
+
+def test_missing_packages_are_reported_before_anything_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise FileNotFoundError("the packages are missing")
+
+    monkeypatch.setattr(command, "installed", missing)
+    monkeypatch.setattr(command, "load", lambda *_, **__: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr("sys.argv", ["bench.quality"])
+    with pytest.raises(FileNotFoundError, match="packages are missing"):
+        command.main()

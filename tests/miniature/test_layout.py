@@ -70,5 +70,5 @@ def test_a_control_that_is_cut_off_or_covered_is_found(chromium: Any, address: s
     tab.page.add_style_tag(content=f"{tab.panel}_scale {{ height: 30px; }} {tab.panel}_width {{ margin-left: -40px; }}")
     problems = "\n".join(tab.layout_problems(1280))
     assert "scale INPUT number is outside" in problems
-    assert "scale INPUT number overlaps width INPUT" in problems
+    assert "scale INPUT number overlaps width INPUT range" in problems
     tab.page.close()

@@ -13,10 +13,11 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -119,6 +120,18 @@ def facts_or_skip(webui: Webui, name: str) -> Any:
         if error.code != HTTPStatus.NOT_FOUND:
             raise
         pytest.skip("the webui has no classes for kinds of models")
+
+
+def interrupted(webui: Webui, run: Callable[[], Result]) -> Result:
+    """Interrupts a job in its first stage, and returns its result."""
+    done: list[Result] = []
+    thread = threading.Thread(target=lambda: done.append(run()))
+    thread.start()
+    while thread.is_alive() and "DemoFusion" not in str(webui.call("progress").get("textinfo")):
+        time.sleep(0.1)
+    webui.call("interrupt", {})
+    thread.join()
+    return done[0]
 
 
 def decoded(text: str) -> Image.Image:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from webui.conftest import Result, Webui, decoded, png
+from webui.conftest import Result, Webui, decoded, interrupted, png
 from webui.test_generate import assert_good
 
 from lib_demofusion.method.sampler_checks import CALLS_DO_NOT_FIT, NOT_ITS_X
@@ -222,15 +222,9 @@ def test_prompts_that_change_and_prompts_joined(webui: Webui) -> None:
 
 def test_an_interrupt_returns_the_base_picture(webui: Webui) -> None:
     plain = small(webui, None)
-    done: list[Result] = []
-    thread = threading.Thread(target=lambda: done.append(small(webui, {**ON, "scale": 4, "view_batch": 1})))
-    thread.start()
-    while thread.is_alive() and "DemoFusion" not in str(webui.call("progress").get("textinfo")):
-        time.sleep(0.2)
-    webui.call("interrupt", {})
-    thread.join()
-    assert "DemoFusion stopped" in done[0].infotexts[0]
-    assert done[0].digests[0] == plain.digests[0]
+    stopped = interrupted(webui, lambda: small(webui, {**ON, "scale": 4, "view_batch": 1}))
+    assert "DemoFusion stopped" in stopped.infotexts[0]
+    assert stopped.digests[0] == plain.digests[0]
 
 
 def test_an_error_in_a_stage_returns_the_picture_before(webui: Webui) -> None:

@@ -7,14 +7,12 @@ runs the tests of one family.
 from __future__ import annotations
 
 import re
-import threading
-import time
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from webui.conftest import Result, Webui, png
+from webui.conftest import Result, Webui, interrupted, png
 from webui.flow_families import NO_REFERENCE, ON, TWICE, family, small, webui
 from webui.test_at_home import options
 from webui.test_generate import assert_good
@@ -75,15 +73,9 @@ def test_a_batch_is_its_pictures_alone(webui: Webui, family: Any) -> None:
 
 def test_an_interrupt_returns_the_base_picture(webui: Webui, family: Any) -> None:
     plain = small(webui, None)
-    done: list[Result] = []
-    thread = threading.Thread(target=lambda: done.append(small(webui, {**ON, "scale": 4, "view_batch": 1})))
-    thread.start()
-    while thread.is_alive() and "DemoFusion" not in str(webui.call("progress").get("textinfo")):
-        time.sleep(0.1)
-    webui.call("interrupt", {})
-    thread.join()
-    assert "DemoFusion stopped" in done[0].infotexts[0]
-    assert done[0].digests[0] == plain.digests[0]
+    stopped = interrupted(webui, lambda: small(webui, {**ON, "scale": 4, "view_batch": 1}))
+    assert "DemoFusion stopped" in stopped.infotexts[0]
+    assert stopped.digests[0] == plain.digests[0]
 
 
 def test_the_infotext_makes_the_same_picture(webui: Webui, family: Any) -> None:

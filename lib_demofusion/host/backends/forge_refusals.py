@@ -10,7 +10,7 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -20,6 +20,11 @@ from torch import Tensor, nn
 from lib_demofusion.host.backends.families import SD, Family
 from lib_demofusion.method.sampler_checks import flow_problem, knows_flow
 from lib_demofusion.method.sampler_steps import function_name, is_stochastic
+
+try:
+    from backend.args import dynamic_args as dynamic_args
+except ImportError:
+    dynamic_args = None
 
 WRAPPER = "model_function_wrapper"
 """The option of a patched UNet for a function that wraps the model call (backend/patcher/base.py)."""
@@ -69,21 +74,24 @@ def refusal(p: Any, family: Family = SD) -> str | None:
 
 def _decodes_anew(p: Any) -> bool:
     """Returns whether PiD will run. It disables itself with hires fix."""
-    entry = next((entry for entry in _alwayson(p) if entry.title() == PID), None)
+    entry = _entry(p, PID)
     return entry is not None and bool(p.script_args[entry.args_from]) and not getattr(p, "enable_hr", False)
 
 
-def _alwayson(p: Any) -> Sequence[Any]:
-    return getattr(p.scripts, "alwayson_scripts", None) or ()
+def _entry(p: Any, title: str) -> Any:
+    """Returns the job's always visible script with this title, in any case, or None."""
+    entries = getattr(p.scripts, "alwayson_scripts", None) or ()
+    return next((entry for entry in entries if entry.title().lower() == title.lower()), None)
+
+
+def _controlnet_units(p: Any) -> dict[int, Any]:
+    """Returns the active units of the built-in ControlNet by number."""
+    return getattr(_entry(p, "ControlNet"), "current_params", None) or {}
 
 
 def _of_units(p: Any) -> str | None:
-    for entry in _alwayson(p):
-        if entry.title().lower() == "controlnet":
-            units = getattr(entry, "current_params", None) or {}
-            found = ((number + 1, _unit_problem(unit)) for number, unit in units.items())
-            return next((f"ControlNet unit {number}: {problem}" for number, problem in found if problem), None)
-    return None
+    found = ((number + 1, _unit_problem(unit)) for number, unit in _controlnet_units(p).items())
+    return next((f"ControlNet unit {number}: {problem}" for number, problem in found if problem), None)
 
 
 def _unit_problem(unit: Any) -> str | None:
@@ -120,11 +128,6 @@ def _author(function: Any) -> str:
     return str(module).removesuffix(".py")
 
 
-try:
-    from backend.args import dynamic_args as dynamic_args
-except ImportError:
-    dynamic_args = None
-
 REFERENCES = "reference images of %s: every tile would show the whole reference%s"
 KLEIN = "; for img2img, switch on [Klein] Disable Reference in the settings"
 CONTROL = "ControlNet on %s: the hints of its control models cannot be cropped to the tiles"
@@ -140,9 +143,7 @@ def of_transformer(p: Any, family: Family) -> str | None:
         return CACHE
     if getattr(p, "mask", None) is not None and family.has_other_axes:
         return MASK % family.name
-    units: Sequence[Any] = getattr(p.scripts, "alwayson_scripts", None) or ()
-    controlled = any(e.title().lower() == "controlnet" and getattr(e, "current_params", None) for e in units)
-    return CONTROL % family.name if controlled else None
+    return CONTROL % family.name if _controlnet_units(p) else None
 
 
 def has_references(p: Any) -> bool:
