@@ -22,7 +22,7 @@ PAGES = {
     page: (ROOT / page).read_text(encoding="utf-8")
     for page in (
         *("README.md", "CONTRIBUTING.md"),
-        *("docs/parameters.md", "docs/api.md", "docs/compatibility.md", "docs/cards.md"),
+        *("docs/parameters.md", "docs/api.md", "docs/compatibility.md", "docs/cards.md", "docs/messages.md"),
     )
 }
 
@@ -98,10 +98,10 @@ def bench_tables() -> dict[str, dict[str, dict[str, str]]]:
 MEASURED = {
     "images with an extra subject": ("any extra", True, ""),
     "images with the right subject": ("right subject", True, ""),
-    "foreign spots in an image": ("blobs", False, ""),
+    "foreign spots per image": ("blobs", False, ""),
     "closeness to the base image": ("structure dB", False, " dB"),
-    "distance to the spectrum of true renderings": ("spectrum", False, ""),
-    "evaluations of the model in base passes": ("units", False, ""),
+    "distance to the correct spectrum": ("spectrum", False, ""),
+    "cost in base images": ("units", False, ""),
 }
 """The rows of README's table of measurements: the column of bench/README.md, whether it is a share, and the unit."""
 
@@ -117,10 +117,10 @@ def test_sentences_about_the_cost() -> None:
     """Compares the sentences outside the table with the computed costs."""
     text = " ".join(PAGES["README.md"].split())
     costs = {preset: cells for preset, _, *cells in rows("| Preset | For", "README.md")}
-    ((preset, scale, cost),) = re.findall(r"with the preset \*(\w+)\*, an image at (\d)x costs ([\d.]+) base", text)
+    ((preset, scale, cost),) = re.findall(r"with the preset \*(\w+)\*, an image at (\d)x takes ([\d.]+) times as long", text)
     assert cost == costs[preset][(2, 3, 4, 6, 8).index(int(scale))]
     ((first, second, preset, *told),) = re.findall(
-        r"With (\d) or (\d) steps, \*(\w+)\* costs ([\d.]+) at 2x and ([\d.]+) at 4x", text
+        r"need only (\d) or (\d) steps\. \*(\w+)\* then costs ([\d.]+) at 2x and ([\d.]+) at 4x", text
     )
     for steps in (int(first), int(second)):
         plans = [parse_settings({"scale": scale, "preset": preset}) for scale in (2, 4)]
