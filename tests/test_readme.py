@@ -117,7 +117,9 @@ def test_sentences_about_the_cost() -> None:
     """Compares the sentences outside the table with the computed costs."""
     text = " ".join(PAGES["README.md"].split())
     costs = {preset: cells for preset, _, *cells in rows("| Preset | For", "README.md")}
-    ((preset, scale, cost),) = re.findall(r"with the preset \*(\w+)\*, an image at (\d)x takes ([\d.]+) times as long", text)
+    ((preset, scale, cost),) = re.findall(
+        r"with the preset \*(\w+)\*, an image at (\d)x takes ([\d.]+) times as long", text
+    )
     assert cost == costs[preset][(2, 3, 4, 6, 8).index(int(scale))]
     ((first, second, preset, *told),) = re.findall(
         r"need only (\d) or (\d) steps\. \*(\w+)\* then costs ([\d.]+) at 2x and ([\d.]+) at 4x", text
