@@ -197,7 +197,7 @@ def test_another_shape_is_cut_from_the_middle(base: Size, width: int, height: in
     plan = plan_of(base, width=width, height=height)
     assert plan.pixels == (height, width)
     assert plan.crop == crop
-    assert f"the base image is cut to {8 * crop.width}x{8 * crop.height} to match the final shape" in plan.notes
+    assert f"the base image is cropped to {8 * crop.width}x{8 * crop.height} to match the final shape" in plan.notes
     assert plan.stages[-1].scale == max(height / 8 / crop.height, width / 8 / crop.width)
 
 

@@ -51,7 +51,7 @@ logger = logging.getLogger("DemoFusion")
 JOB = "_demofusion_job"
 ASKED_SIZE = "_demofusion_asked_size"
 ON = "_demofusion_on"
-"""The name of an attribute of a request: whether it has stages. It exists longer than the job, until the last hook."""
+"""Name of an attribute of a request: true if the request has stages. It is kept until the last hook, after the job."""
 
 TURBO_USED = (
     "the preset {} is used instead of {}, because the request contains no preset, and its steps and CFG scale are "
@@ -110,7 +110,7 @@ def _note_unread(p: Any, args: Sequence[object], overrides: Mapping[str, object]
     ignored = ignored_values(args)
     if ignored:
         values = ", ".join(map(shortened, ignored))
-        report_note(p, f"only the first argument is used if it is a dict of fields; ignored: {values}")
+        report_note(p, f"the first argument is a dict of fields, so the arguments after it are ignored: {values}")
 
 
 def _settings(p: Any, args: Sequence[object], overrides: Mapping[str, object], known: Choices) -> Settings:

@@ -175,7 +175,10 @@ class StageLoop:
         return None
 
     def _spare_grid(self, size: tuple[int, int]) -> None:
-        """Disables the grid of images of `size` cells if saving it would fail, because the images would be lost."""
+        """Disables the grid if saving it would fail, because that error would lose all images.
+
+        `size` is the size of one image in cells.
+        """
         width, height = self._overlay.picture_size(self._p) or (size[1] * CELL, size[0] * CELL)
         problem = size_limits.grid_problem(self._p, (width, height))
         if problem:
@@ -206,7 +209,7 @@ class StageLoop:
         report_stop(self._p, f"in {self._name(number)}", self._name(number - 1))
 
     def _failed(self, number: int, error: Exception, what: str = "") -> None:
-        problem = f"{what}{self._name(number)} failed, the best finished image is returned"
+        problem = f"{what}{self._name(number)} failed, so the last finished image is returned"
         report_failure(self._p, problem, error)
 
 

@@ -17,10 +17,13 @@ RADIUS = 1 / 32
 """Standard deviation of the low-pass filter, as a share of the picture's shorter side."""
 
 FINE_PASSES = 3
-"""Number of times that the remaining low band is added after the fit."""
+"""Number of corrections after the fit. Each adds the part of the low band that is still missing."""
 
 COARSE_RADIUS, COARSE_PASSES = 1 / 16, 6
-"""Number of times that a coarser low band is added, in which edges have full weight."""
+"""Standard deviation of a coarser low-pass filter, as a share of the shorter side, and the number of its corrections.
+
+This filter gives edges their full weight.
+"""
 
 FLAT = 0.003
 """Variance of colors in -1..1 below which an area of the base counts as flat and gets one correction."""
@@ -139,7 +142,7 @@ def _contrast(guide: Tensor) -> Tensor:
 
 
 def _compression(areas: _Areas, wanted: Tensor, moved: Tensor) -> dict[str, Tensor]:
-    """Returns the compression of detail with which no value is clipped when areas are shifted by `moved` to `wanted`.
+    """Returns the compression of detail that prevents clipping when areas are shifted by `moved` to `wanted`.
 
     "up" is the compression towards the maximum, and "down" is the compression towards the minimum. Both are (3, h, w)
     in 0..1. The dict is empty if no compression is needed.

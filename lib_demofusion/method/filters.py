@@ -89,7 +89,7 @@ def match_statistics_(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 LOW_BAND = 4
-"""Number of areas per side of the image over which its colors are averaged."""
+"""The image is divided into LOW_BAND x LOW_BAND areas, and the colors of each area are averaged."""
 
 
 def match_low_band(x: Tensor, base: Tensor) -> Tensor:

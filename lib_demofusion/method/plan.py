@@ -103,12 +103,12 @@ def make_plan(settings: Settings, base: Size, unit: int = 1) -> Plan:
     target, notes = _target(settings, base, scales, unit)
     crop = _crop(base, target) if settings.width and settings.height else LocalView(0, 0, *base)
     if (crop.height, crop.width) != base:
-        notes.append(f"the base image is cut to {_pixels(crop)} to match the final shape")
+        notes.append(f"the base image is cropped to {_pixels(crop)} to match the final shape")
     last = max(target[0] / crop.height, target[1] / crop.width)
     if target == (crop.height, crop.width):
         return Plan(base, crop, (), tuple(notes))
     steps = _intermediate(settings, scales, last)
-    # scales of the same size in cells are one stage, and a scale of the base's size is no stage
+    # scales with the same size in cells share one stage, and a scale with the base's size gets no stage
     scale_of = {(_round(crop.height * k, unit), _round(crop.width * k, unit)): k for k in steps} | {target: last}
     scale_of.pop((crop.height, crop.width), None)
     window = _window(settings, base, target, unit)
@@ -136,8 +136,8 @@ def _down(value: float, unit: int) -> int:
 def dilation(scale: float) -> int:
     """Returns the factor of the dilated views: the scale rounded up, so that no view is larger than the base image.
 
-    With the nearest number instead, the sides of views would be up to 5/4 of the base image's. The paper only uses
-    whole scales.
+    If the scale were rounded to the nearest number, the sides of views would be up to 5/4 of the base image's sides.
+    The paper only uses whole scales.
     """
     return max(2, math.ceil(scale - 1e-6))
 
@@ -203,7 +203,7 @@ def _intermediate(settings: Settings, scales: Sequence[float], last: float) -> l
 
 
 def _window(settings: Settings, base: Size, target: Size, unit: int) -> Size:
-    """Returns the size of a local view: the base image's for 0, a multiple of it, or a side in cells."""
+    """Converts the field `tile_size` to the size of a local view in cells. 0 means the size of the base image."""
     asked = settings.tile_size
     if asked in (0, 1):
         return _down(base[0], unit), _down(base[1], unit)

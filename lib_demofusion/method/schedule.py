@@ -121,7 +121,7 @@ single step would begin there too.
 """
 
 TIMESTEP_SAMPLERS = frozenset({"ddim", "ddim_cfgpp", "plms", "unipc"})
-"""Sampling functions of the webui that begin one timestep below that of the added noise, and end at the lowest."""
+"""Sampling functions of the webui that begin one timestep below the timestep of the added noise."""
 
 FEWEST_TIMESTEPS = 4
 

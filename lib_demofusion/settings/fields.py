@@ -121,7 +121,7 @@ class Settings:
         str,
         "Stages",
         "stages",
-        "intermediate sizes: a word, or scales such as 1,2,4",
+        "intermediate sizes: choose one, or type scales such as 1,2,4",
         words=STAGE_WORDS,
         read=parse_stages,
         texts=STAGES_ALLOWED,
@@ -155,21 +155,26 @@ class Settings:
         0.0,
         "Tile size",
         "tile size",
-        "0 = size of the base image; 0.5 to 2 = multiple of it; from 8 = side in latent cells of 8 pixels",
+        "0 = size of the base image; 0.5 to 2 = multiple of that size; "
+        "8 or more = side in latent cells (8 pixels each)",
         (0, 512, 0.01),
     )
     tile_stride: int = _number(
-        0, "Tile stride", "tile stride", "distance between tiles in latent cells; 0 = by the overlap", (0, 512, 4)
+        0,
+        "Tile stride",
+        "tile stride",
+        "largest distance between tiles in latent cells; 0 = computed from Tile overlap",
+        (0, 512, 4),
     )
     jitter: bool = _spec(True, bool, "Jitter", "jitter", "moves the tiles at every step; hides seams")
     sigma: float = _number(
-        0.8, "Blur sigma", "sigma", "of the blur before the dilated views; higher = smoother", (0.01, 10, 0.01)
+        0.8, "Blur sigma", "sigma", "width of the blur for the dilated views; higher = smoother", (0.01, 10, 0.01)
     )
     cosine_scale_3: float = _number(
         1.0,
         "Cosine scale 3",
         "cosine scale 3",
-        "higher = the blur before the dilated views ends sooner",
+        "how fast the blur for the dilated views decreases during a stage; higher = faster",
         WEIGHT,
     )
     skip_views: str = _spec(
@@ -177,12 +182,16 @@ class Settings:
         str,
         "Skip views below",
         "skip views",
-        "weights of tiles and of dilated views, such as 0.5,0.1; higher = faster",
+        "two thresholds, for tiles and for dilated views, such as 0.5,0.1; higher = faster",
         read=parse_skip,
         texts=SKIP_ALLOWED,
     )
     view_batch: int = _number(
-        0, "View batch size", "view batch", "tiles and dilated views at once; 0 = as the settings page says", (0, 64, 1)
+        0,
+        "View batch size",
+        "view batch",
+        "number of tiles and dilated views per model call; 0 = the value in Settings",
+        (0, 64, 1),
     )
 
     @property

@@ -24,8 +24,8 @@ TURBO = "Turbo"
 _QUICKER = {"stages": FEWEST, "upscaler": LANCZOS, "keep_colors": True}
 
 # With these overlaps, there are no visible seams. Balanced has six tiles per side at 4x, and Fast has five. Both have
-# three at 2x and four at 3x. Tiles are skipped while their weight is below 0.5, because the
-# dilated views alone determine the composition then.
+# three at 2x and four at 3x. Tiles are skipped while their weight is below 0.5, because the dilated views then
+# determine the composition.
 PRESETS: dict[str, dict[str, Any]] = {
     "Paper": {},
     "Balanced": {

@@ -234,7 +234,7 @@ def _checked(layers: list[Layer], network: Any) -> list[Layer]:
     if any(layer.norm is not None and not isinstance(layer.norm, nn.GroupNorm) for layer in layers):
         raise ValueError("a normalisation that is not a group norm")
     if getattr(network, "give_pre_end", False):
-        raise ValueError("a network without its end")
+        raise ValueError("a network that omits its last layers (give_pre_end)")
     return layers
 
 

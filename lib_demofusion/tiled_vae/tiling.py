@@ -134,7 +134,7 @@ class _Run:
     def _held(self, register: str) -> Map:
         found = self._maps[register]
         if isinstance(found, Raised):
-            raise TypeError(f"the map {register} is not held")
+            raise TypeError(f"the feature map {register} is not stored")
         return found
 
     def _new(self, index: int, channels: int) -> Map:

@@ -94,7 +94,7 @@ def test_nan_is_told_as_one_of_the_vae_before_a_stage_is_spent(
     result = webui.job({**BALANCED, "scale": 2})
     assert failing_encoder == []
     assert result.images[0].width == BASE
-    assert "stage 1 of 1 (128x128) failed, the best finished image is returned: the VAE's encoder returned NaN" in (
+    assert "stage 1 of 1 (128x128) failed, so the last finished image is returned: the VAE's encoder returned NaN" in (
         result.comments
     )
     assert ("--no-half-vae" in result.comments) == (numbers == torch.float16)

@@ -65,7 +65,7 @@ def test_a_grid_is_left_out_where_it_is_larger_than_the_webui_allows(settings: A
     p = job()
     assert size_limits.grid_problem(p, (10000, 10000)) is None
     assert size_limits.grid_problem(p, (16384, 16384)) == (
-        'no grid was made, 32768x16384 pixels are more than 200 megapixels ("Maximum image size")'
+        'no grid was made, because its 32768x16384 pixels are more than 200 megapixels ("Maximum image size")'
     )
     p.batch_size = 1
     assert size_limits.grid_problem(p, (16384, 16384)) is None

@@ -138,7 +138,7 @@ def test_what_is_made_is_never_lost(
     if point in ("a stage's picture", "saving a stage's picture"):
         assert "showing " in result.comments
         assert "failed, so its image is missing" in result.infotexts[0]
-        assert "best finished image" not in result.comments
+        assert "last finished image" not in result.comments
     assert len(result.images) == len(result.infotexts)
     plain = webui.job({}).images[0].tobytes()
     assert plain == webui.job().images[0].tobytes()

@@ -28,7 +28,7 @@ class LatentForm:
         return x
 
     def host_shape(self, channels: int, size: Size) -> tuple[int, ...]:
-        """Returns the webui's shape of a method's latent with `channels` and `size`, without the batch."""
+        """Returns the shape that a latent with `channels` and `size` has in the webui, without the batch axis."""
         return (channels, *size)
 
 
@@ -152,7 +152,7 @@ BY_FLAG: Mapping[str, Family] = {"is_sd3": SD3, "is_sdxl": SDXL, "is_sd1": SD, "
 """Families by the flag that a model sets in reForge and AUTOMATIC1111's webui."""
 
 FLOW_FORMS: Mapping[str, Family] = {SDXL.name: SDXL_FLOW}
-"""By family name, the record for checkpoints of that family that were trained for flow matching."""
+"""Maps the name of a family to the record for its checkpoints that were trained for flow matching."""
 
 
 def family_of(model: Any, flow: bool = False) -> Family | None:

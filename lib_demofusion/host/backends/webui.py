@@ -78,11 +78,12 @@ def sampling_precision() -> Any:
 
 
 def repeated_images(cls: type, x: Tensor, cond: Any) -> int:
-    """Returns how many images repeat in the rows that the host creates from x (B, C, H, W), or 0 if unknown.
+    """Returns the number of images after which the rows of a model call repeat the same images, or 0 if unknown.
 
-    The host's CFGDenoiser creates one row for each prompt of each image, image by image, and then all images again for
-    the uncond. If each image has one prompt, the rows repeat the images in the same order. This is unknown if an
-    extension can change single rows in a callback, or has replaced `forward` of the class `cls`.
+    The host creates the rows from x (B, C, H, W): its CFGDenoiser adds one row for each prompt of each image, and then
+    one row per image for the uncond. If each image has one prompt, the first B rows and the last B rows contain the
+    same images, so the result is B. It is unknown if an extension can change single rows in a callback, or has replaced
+    `forward` of the class `cls`.
     """
     forward = getattr(cls, "forward", None)
     if getattr(forward, "__globals__", {}).get("__name__") != CFGDenoiser.__module__:

@@ -35,14 +35,15 @@ def register() -> None:
     modes = {"choices": list(MODES)}
     for key, option in {
         VIEW_BATCH: info(0, "View batch size", gr.Slider, limits, section=SECTION).info(
-            "number of tiles and dilated views per model call; 0 = automatic, by the free memory of the GPU"
+            "number of tiles and dilated views per model call; 0 = automatic, depending on the free GPU memory"
         ),
         DECODE: info(AUTOMATIC, "Decode large images in parts", gr.Radio, modes, section=SECTION).info(
-            "slower, with the same result and less memory; automatic = only if the whole image would not fit"
+            "slower, but needs less memory and gives the same result; "
+            "automatic = only if the whole image does not fit into memory"
         ),
         SAVE_STAGES: info(False, "Always save the image of every stage", section=SECTION),
         SHOW_BASE: info(True, "Show the base image in the gallery", section=SECTION).info(
-            "behind the final image, to compare the two; not with scripts, and not for API requests"
+            "after the final image, so that you can compare them; has no effect with scripts and API requests"
         ),
         DEFAULT_PRESET: info(
             presets.DEFAULT_PRESET,
@@ -52,11 +53,11 @@ def register() -> None:
             refresh=lambda: None,
             section=SECTION,
         )
-        .info("the panel opens with it, and API requests that name no preset use it")
+        .info("selected when the page opens, and used for API requests without a preset")
         .needs_reload_ui(),
         FEW_STEPS: info(True, "Use the preset Turbo for few-step models", section=SECTION).info(
-            "instead of Balanced or Fast, if nobody chose a preset, there are at most 10 sampling steps, "
-            "and the CFG scale is at most 2"
+            "instead of Balanced or Fast, if you have not chosen a preset and use at most 10 sampling steps "
+            "and a CFG scale of at most 2"
         ),
     }.items():
         shared.opts.add_option(key, option)

@@ -25,7 +25,7 @@ BUILT_IN = "You cannot replace or delete a built-in preset"
 NO_NAME = "Type a name for the preset"
 BAD_NAME = "Use a name of at most 60 printable characters"
 NOT_SAVED = "This preset no longer exists"
-REPAIR = "Repair or remove the file of presets first"
+REPAIR = "Repair or delete the file demofusion-presets.json first"
 NOT_WRITTEN = "The preset was not saved"
 SENTENCES = (BUILT_IN, NO_NAME, BAD_NAME, NOT_SAVED, REPAIR, NOT_WRITTEN)
 
@@ -59,7 +59,7 @@ def _checked(stored: Mapping[str, Any], upscalers: tuple[str, ...]) -> tuple[dic
         try:
             _check_name(name)
             if not isinstance(values, dict):
-                raise SettingsError(name, values, "an object of fields")
+                raise SettingsError(name, values, "a JSON object of fields")
             good[name] = parse_preset(values, Choices(upscalers=upscalers))
         except (PresetError, SettingsError) as error:
             problems.append(f"{FILE}, {name[:MAX_NAME]!r}: {error}")

@@ -29,7 +29,7 @@ def check_shape(p: Any, plan: Plan) -> None:
     """Raises SettingsError if only the masked area is painted and the final shape would crop it."""
     if is_inpainting(p) and p.paste_to is not None and (plan.crop.height, plan.crop.width) != plan.base:
         width, height = plan.base[1] * CELL, plan.base[0] * CELL
-        allowed = f"a size with the aspect ratio of {width}x{height}, or paint the whole picture"
+        allowed = f"a size with the aspect ratio of {width}x{height}, or the inpaint area 'Whole picture'"
         raise SettingsError("width", plan.pixels[1], allowed)
 
 

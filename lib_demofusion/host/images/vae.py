@@ -165,7 +165,7 @@ class _Forward:
             if room < 0 and tile != TILES[-1]:
                 continue
             shelf = choose_shelf(self._layers, size, x, room if on_device else 0)
-            logger.info("VAE in tiles of %d, maps in %s", tile, shelf)
+            logger.info("running the VAE in tiles of %d, with its feature maps in %s", tile, shelf)
             yield Options(tile, shelf, self._report_of(x))
             on_device = False
 
@@ -186,8 +186,8 @@ def choose_shelf(layers: list[Layer], size: tuple[int, int], x: Tensor, room: in
     # the disk is queried only if necessary, because a sleeping disk is slow and a network disk may not answer
     if folder is not None and packed <= disk_usage(folder).free * DISK_SHARE:
         return Shelf(devices.cpu, packed=True, folder=folder)
-    disk = f"disk in {folder}" if folder is not None else "disk, where no folder for temporary files is"
-    raise MemoryError(f"the VAE needs {packed / 2**30:.1f} GiB of memory, or of {disk}, at this size")
+    disk = f"temporary files go to {folder}" if folder is not None else "there is no folder for temporary files"
+    raise MemoryError(f"the VAE needs {packed / 2**30:.1f} GiB of memory or disk space at this size; {disk}")
 
 
 def temporary_folder() -> Path | None:

@@ -114,7 +114,7 @@ def _details_at_base_size(now: Situation) -> bool:
 
 REFUSALS: tuple[tuple[Check, str], ...] = (
     (lambda now: now.tiling, "Tiling: seamless edges would be drawn inside every tile"),
-    (_tile_script, "scripts that upscale or outpaint in tiles: each tile would run every stage"),
+    (_tile_script, "scripts that upscale or outpaint in tiles: all stages would run for each tile; set Script to None"),
     (_regional_attention, "Regional Prompter's attention mode: every tile would show all regions; use Latent"),
     (
         lambda now: "SAG Guidance Scale" in now.params,
@@ -125,10 +125,19 @@ REFUSALS: tuple[tuple[Check, str], ...] = (
         "Semantic CFG of Incantations: it would apply the attention of the last tile to the whole image",
     ),
     (lambda now: "AnimateDiff" in now.params, "AnimateDiff: it would treat tiles as the frames of an animation"),
-    (_soft_inpainting, "Soft inpainting with DDIM, PLMS or UniPC: the area outside the mask would change"),
+    (
+        _soft_inpainting,
+        "Soft inpainting with DDIM, PLMS or UniPC: the area outside the mask would change; choose another sampler",
+    ),
     (_tiled_diffusion, "Tiled Diffusion: it samples in tiles already; switch one of the two off"),
-    (lambda now: now.only_details, "ADetailer's 'Skip img2img': it returns the upload, with its details repainted"),
-    (_details_at_base_size, "ADetailer without 'Inpaint only masked': its result has the size of the base image"),
+    (
+        lambda now: now.only_details,
+        "ADetailer's 'Skip img2img': the result would be the uploaded image, not the enlarged one; untick it",
+    ),
+    (
+        _details_at_base_size,
+        "ADetailer without 'Inpaint only masked': its result has the size of the base image; tick it",
+    ),
 )
 
 
