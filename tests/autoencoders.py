@@ -144,7 +144,7 @@ class Encoder(Network):
 
 
 def randomised(network: nn.Module, seed: int = 0) -> Any:
-    """Sets weights with which every block matters and the output has unit scale."""
+    """Sets random weights so that every block affects the output and the output has unit scale."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.eval().requires_grad_(False).modules():
         if isinstance(module, nn.Conv2d):
@@ -159,7 +159,7 @@ def randomised(network: nn.Module, seed: int = 0) -> Any:
 def picture_like(channels: int, height: int, width: int, seed: int = 0) -> Tensor:
     """Returns a field (1, C, H, W), smooth at the top, textured at the bottom, with one bright spot.
 
-    No part resembles the whole.
+    The statistics of a part differ from those of the whole, so a test fails if a tile uses its own statistics.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(2, channels, height, width, generator=generator)

@@ -69,7 +69,7 @@ SHARED = (10, 14)
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 7, 16, 1000])
 @pytest.mark.parametrize("views", [1, 3, 16])
-def test_batches_shrink_to_what_the_memory_holds(limit: int, views: int) -> None:
+def test_batches_shrink_until_they_fit_into_memory(limit: int, views: int) -> None:
     memory, batches = SmallMemory(limit), ViewBatches(views)
     torch.testing.assert_close(fused(memory, batches), EXPECTED)
     if views * 2 > limit:
@@ -107,8 +107,8 @@ def test_one_failure_of_a_shared_batch_costs_nothing_but_time(views: int) -> Non
         assert len(memory.attempts) > len(plain.attempts)
 
 
-def test_memory_is_watched_for_the_first_batch_only() -> None:
-    """Watching resets the peak, which the webui shows, so it must happen only once."""
+def test_memory_is_measured_for_the_first_batch_only() -> None:
+    """A measurement resets the peak that the webui displays, so only one batch may be measured."""
     memory, begun = SmallMemory(), []
     memory.begin = lambda: begun.append(len(memory.attempts))
     fused(memory, ViewBatches(0, memory), SHARED)
@@ -136,7 +136,7 @@ def test_other_errors_are_not_retried() -> None:
     assert calls == [8]
 
 
-def test_automatic_batch_is_what_the_free_memory_holds() -> None:
+def test_automatic_batch_size_fits_into_the_free_memory() -> None:
     memory = SmallMemory()
     batches = ViewBatches(0, memory)
     fused(memory, batches)
@@ -148,7 +148,7 @@ def test_automatic_batch_is_what_the_free_memory_holds() -> None:
     assert batches.views == MOST_VIEWS
 
 
-def test_views_of_a_larger_size_are_measured_for_themselves() -> None:
+def test_views_of_a_larger_size_are_measured_again() -> None:
     """At 1.5x a dilated view is smaller than a local one, and the first calls may evaluate only dilated views."""
     memory = SmallMemory()
     memory.peak = lambda: cells[-1]
@@ -171,7 +171,7 @@ def test_views_of_a_larger_size_are_measured_for_themselves() -> None:
     assert memory.attempts[5:] == [4, 4, 4, 4]
 
 
-def test_a_number_of_views_that_was_asked_for_stays_at_every_size() -> None:
+def test_a_requested_number_of_views_is_used_at_every_size() -> None:
     memory, batches = SmallMemory(), ViewBatches(3)
     fused(memory, batches, SHARED)
     fused(memory, batches, (12, 16))
@@ -187,7 +187,7 @@ def test_memory_is_released_after_every_failure() -> None:
 
 @pytest.mark.parametrize("c2", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("copies", [1, 2])
-def test_fusion_takes_at_most_four_latents_and_the_batch(c2: float, copies: int) -> None:
+def test_fusion_allocates_at_most_four_latents_and_the_batch(c2: float, copies: int) -> None:
     size, window, view_batch = (512, 512), (128, 128), 4
     x = torch.randn(2, 4, *size)
     latent = x.untyped_storage().nbytes()
@@ -210,7 +210,7 @@ def test_fusion_takes_at_most_four_latents_and_the_batch(c2: float, copies: int)
 
 
 @pytest.mark.parametrize("thresholds", [(0.0, 0.0), (0.1, 0.0), (0.0, 0.1), (0.1, 0.2)])
-def test_predicted_evaluations_are_the_counted_ones(thresholds: tuple[float, float]) -> None:
+def test_predicted_number_of_evaluations_is_exact(thresholds: tuple[float, float]) -> None:
     settings = Settings(scale=2.5, skip_views=f"{thresholds[1]},{thresholds[0]}")
     stage = make_plan(settings, (16, 24)).stages[-1]
     x = torch.randn(1, 4, *stage.size)

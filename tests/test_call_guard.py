@@ -113,7 +113,7 @@ def shows_first_x(model, x, sigmas, callback, disable) -> Tensor:
     return current
 
 
-def test_a_callback_that_always_shows_the_first_x_is_no_copy() -> None:
+def test_a_callback_may_always_receive_the_first_x() -> None:
     actual = drive(shows_first_x, StepDetector(), False, guarded=True, sigmas=SIGMAS)
     assert relative_error(actual, drive(sampling.sample_euler, StepDetector(), False, sigmas=SIGMAS)) < 1e-9
 
@@ -138,12 +138,12 @@ def test_a_sampler_of_a_wrong_kind_fails(function: Callable[..., Tensor], detect
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_copy_is_noticed_in_the_shortest_stage(steps: int) -> None:
+def test_a_copy_of_x_is_detected_in_the_shortest_stage(steps: int) -> None:
     with pytest.raises(UnknownSampler):
         drive(plain_copy, StepDetector(), False, guarded=True, sigmas=SIGMAS[-steps - 1 :])
 
 
-def test_unipc_under_the_gate_of_others_is_noticed() -> None:
+def test_unipc_with_the_wrong_detector_is_detected() -> None:
     with pytest.raises(UnknownSampler):
         drive_timesteps(host_unipc, FRACTIONS, StepDetector(), None, "of_tomorrow", guarded=True)
 

@@ -50,7 +50,7 @@ def drift_of_blocks(one: Tensor, other: Tensor, count: int = 4) -> float:
 
 
 @pytest.mark.parametrize(("small", "large"), SIZES)
-def test_large_areas_have_the_base_s_colors_and_detail_stays(small: tuple[int, int], large: tuple[int, int]) -> None:
+def test_large_areas_get_the_base_s_colors_and_detail_is_kept(small: tuple[int, int], large: tuple[int, int]) -> None:
     base = smooth_picture(small)
     clean = enlarged(base, large)
     tint = torch.tensor([0.15, -0.1, 0.05]).view(3, 1, 1)
@@ -62,7 +62,7 @@ def test_large_areas_have_the_base_s_colors_and_detail_stays(small: tuple[int, i
 
 
 @pytest.mark.parametrize(("small", "large"), SIZES[:3])
-def test_scipy_s_low_band_of_the_result_is_that_of_the_base(small: tuple[int, int], large: tuple[int, int]) -> None:
+def test_result_and_base_have_the_same_low_band_by_scipy(small: tuple[int, int], large: tuple[int, int]) -> None:
     base, std = smooth_picture(small), min(large) / 12
 
     def low(picture: Tensor) -> np.ndarray:
@@ -75,7 +75,7 @@ def test_scipy_s_low_band_of_the_result_is_that_of_the_base(small: tuple[int, in
     assert off.mean() < 0.3 * LEVEL
 
 
-def test_colors_that_are_right_stay() -> None:
+def test_correct_colors_do_not_change() -> None:
     base = smooth_picture((128, 128))
     picture = enlarged(base, (256, 256)) + fine((256, 256), 0.05)
     torch.testing.assert_close(match_colors_(picture.clone(), base), picture, rtol=0, atol=1.5 * LEVEL)
@@ -104,7 +104,7 @@ def plain_low_pass(picture: Tensor, base: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("areas", [(-0.3, 0.4), (0.5, -0.6), (-0.05, 0.15)])
-def test_no_halo_where_subject_and_ground_drift_apart(areas: tuple[float, float]) -> None:
+def test_no_halo_if_subject_and_background_drift_in_opposite_directions(areas: tuple[float, float]) -> None:
     base, clean = two_areas(128, *areas), two_areas(512, *areas)
     picture = clean + two_areas(512, -0.12, 0.15) + fine((512, 512), 0.03)
     assert halo(plain_low_pass(picture, base), clean, 4) > 6
@@ -143,7 +143,7 @@ def test_a_white_base_stays_white() -> None:
     assert matched.mean() > 1 - LEVEL
 
 
-def test_noise_and_banding_of_the_base_do_not_come_back() -> None:
+def test_noise_and_banding_of_the_base_are_not_copied() -> None:
     clean = smooth_picture((128, 128))
     coarse = (clean * 8).round() / 8 + 0.05 * randn(3, 128, 128, seed=2)
     picture = enlarged(clean, (512, 512)) * 0.9 + 0.08
@@ -157,7 +157,7 @@ def test_noise_and_banding_of_the_base_do_not_come_back() -> None:
     assert brought.std() < 0.2 * had.std()
 
 
-def test_nothing_changes_where_nothing_was_painted() -> None:
+def test_unpainted_pixels_do_not_change() -> None:
     base = two_areas(128, -0.2, 0.5)
     picture = two_areas(512, -0.2, 0.5) + fine((512, 512), 0.05)
     picture[..., 256:] += 0.2
@@ -167,7 +167,7 @@ def test_nothing_changes_where_nothing_was_painted() -> None:
     assert abs(float((matched - two_areas(512, -0.2, 0.5))[..., 280:].mean())) < LEVEL
 
 
-def test_what_was_not_painted_does_not_change_what_is_matched() -> None:
+def test_unpainted_pixels_do_not_affect_the_match() -> None:
     """Outside the mask the image is the upload, whatever its colors."""
     base = torch.zeros(3, 128, 128)
     painted = (torch.arange(16) >= 8).float().expand(1, 16, 16)
@@ -179,7 +179,7 @@ def test_what_was_not_painted_does_not_change_what_is_matched() -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 3000, 100_000])
-def test_parts_make_no_difference(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+def test_processing_in_parts_gives_the_same_result(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     base = smooth_picture((96, 128))
     picture = enlarged(base, (264, 352)) * 1.6 + 0.3 + fine((264, 352), 0.1)
     whole = match_colors_(picture.clone(), base)
@@ -188,7 +188,7 @@ def test_parts_make_no_difference(monkeypatch: pytest.MonkeyPatch, at_once: int)
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.float32])
-def test_a_large_picture_needs_little_more_memory_than_its_own(kind: torch.dtype) -> None:
+def test_a_large_image_needs_little_additional_memory(kind: torch.dtype) -> None:
     """A decoder of Stable Diffusion holds maps of at least 128 channels.
 
     The color match needs less than one channel.

@@ -32,7 +32,7 @@ def same(a: Tensor, b: Tensor) -> None:
 
 
 @pytest.mark.parametrize("views", [LOCAL, DILATED])
-def test_images_of_the_latents_size_are_cut_like_the_latent(views: list[View]) -> None:
+def test_image_conditions_are_cropped_like_the_latent(views: list[View]) -> None:
     shown = randn(2, 5, *SIZE)
     made = cond_for_views({"c_concat": [shown]}, views, ALL, SIZE, CROP)
     same(made["c_concat"][0], torch.cat([view.take(shown) for view in views]))
@@ -44,7 +44,7 @@ def test_images_of_the_latents_size_are_cut_like_the_latent(views: list[View]) -
     [randn(2, 77, 8), randn(2, 10), randn(2, 5, 1, 1), randn(2, 5, *CROP)],
     ids=["text", "vector", "no image", "native image"],
 )
-def test_what_has_no_place_is_repeated_for_each_view(views: list[View], value: Tensor) -> None:
+def test_conditions_without_a_position_are_repeated_for_each_view(views: list[View], value: Tensor) -> None:
     made = cond_for_views({"key": value, "list": [value]}, views, ALL, SIZE, CROP)
     same(made["key"], torch.cat([value] * len(views)))
     same(made["list"][0], made["key"])
@@ -60,12 +60,12 @@ def test_only_c_concat_is_an_image(key: str, shape: tuple[int, ...], views: list
     same(made[key], torch.cat([value] * len(views)))
 
 
-def test_a_condition_without_rows_is_handed_on() -> None:
+def test_a_condition_without_rows_is_passed_on_unchanged() -> None:
     value = torch.tensor(3.0)
     assert cond_for_views({"strength": value}, LOCAL, ALL, SIZE, CROP)["strength"] is value
 
 
-def test_some_rows_alone() -> None:
+def test_conds_of_some_rows() -> None:
     cond = {"c_crossattn": [randn(4, 7, 8)], "c_concat": [randn(4, 5, *SIZE)], "c_adm": randn(4, 9), "other": "kept"}
     made = cond_for_views(cond, LOCAL, slice(1, 3), SIZE, CROP)
     halves = {"c_crossattn": [cond["c_crossattn"][0][1:3]], "c_concat": [cond["c_concat"][0][1:3]]}
@@ -77,7 +77,7 @@ def test_some_rows_alone() -> None:
 
 
 @pytest.mark.parametrize("views", [LOCAL[:1], LOCAL])
-def test_the_hosts_dict_and_lists_stay_as_they_are(views: list[View]) -> None:
+def test_the_hosts_dict_and_lists_are_not_modified(views: list[View]) -> None:
     """The host's apply_model replaces entries of its arguments."""
     cond: dict[str, Any] = {"c_crossattn": [randn(2, 7, 8)], "c_adm": randn(2, 9)}
     before = cond["c_crossattn"][0]
@@ -113,11 +113,11 @@ def test_only_the_part_of_the_base_that_the_stages_show_is_enlarged() -> None:
 
 
 @pytest.mark.parametrize("value", [randn(2, 5, 1, 1), randn(2, 128)], ids=["none", "unCLIP"])
-def test_what_is_no_image_is_handed_on(value: Tensor) -> None:
+def test_conditioning_that_is_no_image_is_passed_on(value: Tensor) -> None:
     assert image_conditioning_for(value, torch.zeros(2, 4, *SIZE), LocalView(0, 0, 4, 4)) is value
 
 
-def test_the_bases_own_image_is_not_written_into() -> None:
+def test_the_base_images_conditioning_is_not_modified() -> None:
     shown = randn(1, 5, 16, 12)
     before = shown.clone()
     image_conditioning_for(shown, torch.zeros(1, 4, 16, 12), None)
@@ -148,7 +148,7 @@ def shown(schedules, call: int):
 
 @pytest.mark.parametrize(("whole", "run"), [(20, 20), (20, 14), (20, 8), (20, 1), (10, 6), (40, 28), (7, 3)])
 @pytest.mark.parametrize("ends", [(20,), (10, 20), (5, 12, 20), (19, 20)])
-def test_a_prompt_switches_in_a_stage_at_the_noise_it_switched_at_in_the_base(
+def test_a_prompt_changes_at_the_same_noise_level_as_in_the_base_pass(
     whole: int, run: int, ends: tuple[int, ...]
 ) -> None:
     of_base = [Scheduled(end, name) for end, name in zip(ends, "abc")]

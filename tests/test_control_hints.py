@@ -42,7 +42,7 @@ def fused(stage_hint, size: Size, views) -> Tensor:  # type: ignore[no-untyped-d
 
 
 @pytest.mark.parametrize("size", [(32, 24), (40, 24), (33, 25)])
-def test_local_views_see_the_large_hint_at_their_place(size: Size) -> None:
+def test_local_views_get_their_part_of_the_large_hint(size: Size) -> None:
     hint = make_stage_hint(randn(1, 3, 128, 96), size, 2)
     assert hint.large.shape == (1, 3, CELL * size[0], CELL * size[1])
     for view in local_views(size, (16, 12), (8, 6), torch.Generator().manual_seed(3)):
@@ -53,7 +53,7 @@ def test_local_views_see_the_large_hint_at_their_place(size: Size) -> None:
 
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(("base", "factor"), [((16, 12), 2), ((16, 12), 4), ((15, 11), 2)])
-def test_dilated_views_see_it_where_their_cells_lie(base: Size, factor: int, axis: int) -> None:
+def test_dilated_views_get_the_hint_at_the_positions_of_their_cells(base: Size, factor: int, axis: int) -> None:
     """In every cell of the stage the hint is the ramp at the cell's centre, whichever view contains the cell."""
     size = base[0] * factor, base[1] * factor
     hint = make_stage_hint(ramp((CELL * base[0], CELL * base[1]), axis), size, factor)
@@ -65,7 +65,7 @@ def test_dilated_views_see_it_where_their_cells_lie(base: Size, factor: int, axi
 
 @pytest.mark.parametrize(("base", "scale", "factor"), [((16, 16), 3, 3), ((16, 12), 2.5, 3), ((16, 16), 1.5, 2)])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_it_is_moved_by_whole_pixels(base: Size, scale: float, factor: int, axis: int) -> None:
+def test_the_hint_is_shifted_by_whole_pixels(base: Size, scale: float, factor: int, axis: int) -> None:
     """The position is therefore exact to half a pixel of the view, plus half a pixel if the hint had to be shrunk."""
     size = math.ceil(base[0] * scale), math.ceil(base[1] * scale)
     hint = make_stage_hint(ramp((CELL * base[0], CELL * base[1]), axis), size, factor)
@@ -76,7 +76,7 @@ def test_it_is_moved_by_whole_pixels(base: Size, scale: float, factor: int, axis
     assert (made[inside] - expected[inside]).abs().max() <= pixel * 1.01
 
 
-def test_an_unmoved_hint_would_not_do() -> None:
+def test_a_hint_without_the_shift_would_be_wrong() -> None:
     """The shift removes an error that is several times as large as the remaining one."""
     base, factor = (16, 16), 3
     size = base[0] * factor, base[1] * factor
@@ -101,7 +101,7 @@ def test_every_view_gets_a_hint_of_its_size(size: Size, factor: int) -> None:
         assert hint.for_view(view).shape == (1, 3, CELL * height, CELL * width)
 
 
-def test_no_colour_is_made_up() -> None:
+def test_resizing_creates_no_new_colours() -> None:
     """Mixed colours would name other classes in a map of classes."""
     classes = randn(1, 3, 128, 128).sign()
     hint = make_stage_hint(classes, (48, 48), 3)
@@ -125,7 +125,7 @@ def test_only_the_shown_part_of_the_base(pixels: Size, per_cell: int) -> None:
     torch.testing.assert_close(made, hint[..., 2 * per_cell : 12 * per_cell, 3 * per_cell : 9 * per_cell])
 
 
-def test_the_neighbours_own_resizing_is_used_for_both_sizes() -> None:
+def test_the_resize_function_of_the_extension_is_used_for_both_sizes() -> None:
     asked: list[Size] = []
 
     def resize(hint: Tensor, size: Size) -> Tensor:

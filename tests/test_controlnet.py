@@ -114,14 +114,14 @@ def test_dilated_views_together_see_the_large_hint(scale: int, views: int) -> No
 
 
 @pytest.mark.parametrize("scale", [1.5, 2.5, 3])
-def test_at_odd_scales_they_see_it_to_half_a_pixel(scale: float) -> None:
+def test_at_fractional_scales_the_hint_is_exact_to_half_a_pixel(scale: float) -> None:
     hint = ramp(*PIXELS)
     stage = Stage([Unit(hint)], Settings(scale=scale))
     steepest = 0.5 / PIXELS[1] + 0.4 / PIXELS[0]
     close(stage.fused(DILATED), stage.expected(hint), border=4, atol=steepest)
 
 
-def test_the_hint_of_one_quadrant_acts_there() -> None:
+def test_a_hint_in_one_quadrant_affects_only_that_quadrant() -> None:
     hint = torch.zeros(1, 3, *PIXELS)
     hint[..., :64, :48] = 1
     made = Stage([Unit(hint)], Settings(scale=2)).fused(BOTH)
@@ -132,7 +132,7 @@ def test_the_hint_of_one_quadrant_acts_there() -> None:
     assert dark.abs().max() < 0.01
 
 
-def test_the_base_is_cut_with_its_hint() -> None:
+def test_the_hint_is_cropped_with_the_base() -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(hint)], Settings(width=192, height=192))
     assert (stage.plan.crop.height, stage.plan.crop.width) == (12, 12)
@@ -145,19 +145,19 @@ def test_other_windows() -> None:
     close(stage.fused(LOCAL), stage.expected(hint))
 
 
-def test_all_units_act_together() -> None:
+def test_the_controls_of_all_units_are_added() -> None:
     one, other = randn(1, 3, *PIXELS).sigmoid(), randn(1, 3, 256, 192).sigmoid()
     stage = Stage([Unit(one), Unit(other)])
     close(stage.fused(LOCAL), stage.expected(one) + stage.expected(other))
 
 
-def test_after_hires_fix_the_hint_of_its_size_is_cut() -> None:
+def test_after_hires_fix_the_hint_of_its_size_is_cropped() -> None:
     small, large = torch.zeros(1, 3, 64, 48), randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(small, hr_hint_cond=large)])
     close(stage.fused(LOCAL), stage.expected(large))
 
 
-def test_a_regions_mask_is_cut_like_the_hint() -> None:
+def test_a_regions_mask_is_cropped_like_the_hint() -> None:
     hint, mask = torch.ones(1, 3, *PIXELS), torch.zeros(1, 1, *PIXELS)
     mask[..., :64, :] = 1
     made = Stage([Unit(hint, effective_region_mask=mask)]).fused(LOCAL)
@@ -166,7 +166,7 @@ def test_a_regions_mask_is_cut_like_the_hint() -> None:
 
 
 @pytest.mark.parametrize("views", [1, 3])
-def test_what_an_adapter_remembers_is_forgotten(views: int) -> None:
+def test_the_cached_features_of_an_adapter_are_cleared(views: int) -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
     unit = Unit(hint, "T2I_Adapter", control_model=Adapter())
     stage = Stage([unit], views=views)
@@ -176,7 +176,7 @@ def test_what_an_adapter_remembers_is_forgotten(views: int) -> None:
 
 
 @pytest.mark.parametrize("views", [1, 3])
-def test_a_lite_units_layers_are_given_the_views(views: int) -> None:
+def test_the_layers_of_a_lllite_unit_get_the_crops_of_the_views(views: int) -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(hint, "Controlllite", control_model=Lite(hint))], views=views)
     before = stage.network.control(torch.zeros(1, 4, *BASE))
@@ -184,7 +184,7 @@ def test_a_lite_units_layers_are_given_the_views(views: int) -> None:
     torch.testing.assert_close(stage.network.control(torch.zeros(1, 4, *BASE)), before)
 
 
-def test_latents_of_hints_are_cut_like_the_stages_own() -> None:
+def test_latents_of_hints_are_cropped_like_the_stages_latent() -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(hint, preprocessor="tile_colorfix")])
     latent = F.interpolate(control_of(hint), stage.stage.size, mode="bicubic", align_corners=False)
@@ -193,7 +193,7 @@ def test_latents_of_hints_are_cut_like_the_stages_own() -> None:
 
 
 @pytest.mark.parametrize("views", [1, 2, 3])
-def test_a_reference_is_shown_whole_to_every_row(views: int) -> None:
+def test_every_row_gets_the_whole_reference(views: int) -> None:
     hint = torch.full((1, 3, *PIXELS), 0.25)
     stage = Stage([Unit(hint, "AttentionInjection", "reference_only")], views=views)
     made = stage.fused(BOTH)
@@ -202,7 +202,7 @@ def test_a_reference_is_shown_whole_to_every_row(views: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["IPAdapter", "ReVision", "T2I_StyleAdapter"])
-def test_embeddings_pass_as_they_are(kind: str) -> None:
+def test_embeddings_are_not_changed(kind: str) -> None:
     unit = Unit({"image_embeds": torch.zeros(1, 8)}, kind)
     stage = Stage([unit])
     before = state([unit])
@@ -216,7 +216,7 @@ def test_embeddings_pass_as_they_are(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["ControlNet", "T2I_Adapter", "Controlllite", "colorfix", "AttentionInjection"])
 @pytest.mark.parametrize("fail", [None, RuntimeError, KeyboardInterrupt])
-def test_units_are_left_as_they_were(kind: str, fail: type[BaseException] | None) -> None:
+def test_units_are_restored_after_a_stage(kind: str, fail: type[BaseException] | None) -> None:
     hint, mask = randn(1, 3, *PIXELS).sigmoid(), torch.ones(1, 1, *PIXELS)
     model = {"T2I_Adapter": Adapter(), "Controlllite": Lite(hint)}.get(kind)
     preprocessor = "tile_colorfix" if kind == "colorfix" else "none"
@@ -250,7 +250,7 @@ def make_views(stage: Stage) -> list[Any]:
     return list(dilated_views(stage.stage.size, stage.stage.factor))
 
 
-def test_no_stack_of_all_views_is_held() -> None:
+def test_crops_of_all_views_are_never_stored_at_once() -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(hint)], Settings(scale=4), views=2)
     stage.fused(BOTH)
@@ -271,7 +271,7 @@ class Resizing(controlnet_double.Neighbour):
         return torch.full((1, self.channels, height, width), 0.5), None
 
 
-def test_maps_are_resized_in_the_extensions_own_way() -> None:
+def test_maps_are_resized_with_the_extensions_function() -> None:
     hint = (randn(1, 3, *PIXELS) > 0).float()
     stage = Stage([Unit(hint, preprocessor="canny")])
     found = stage.p.scripts.alwayson_scripts[-1] = Resizing(stage.network)
@@ -280,7 +280,7 @@ def test_maps_are_resized_in_the_extensions_own_way() -> None:
     assert found.asked == [((*PIXELS, 3), "uint8", "canny", Mode.RESIZE, 256, 192)]
 
 
-def test_another_version_of_it_is_done_without() -> None:
+def test_another_version_of_that_function_is_not_used() -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(hint)])
     stage.p.scripts.alwayson_scripts[-1] = Resizing(stage.network, channels=1)
@@ -289,7 +289,7 @@ def test_another_version_of_it_is_done_without() -> None:
     close(stage.fused(LOCAL), stage.expected(hint))
 
 
-def test_without_the_extension_nothing_is_done() -> None:
+def test_nothing_happens_without_the_extension() -> None:
     stage = Stage([])
     for p in (job(None), SimpleNamespace(), SimpleNamespace(scripts=None)):
         assert controlnet.refusal(p) is None
@@ -299,7 +299,7 @@ def test_without_the_extension_nothing_is_done() -> None:
             pass
 
 
-def test_a_network_on_another_model_is_named() -> None:
+def test_a_network_on_another_model_is_reported() -> None:
     stage = Stage([Unit(randn(1, 3, *PIXELS))])
     stage.network.model = SimpleNamespace(in_channels=4)
     stage.network.control_params[0].used_hint_cond = randn(1, 3, *PIXELS)
@@ -321,7 +321,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", list(REFUSED))
-def test_units_that_cannot_be_cut_are_named(name: str) -> None:
+def test_units_whose_hints_cannot_be_cropped_are_refused(name: str) -> None:
     unit = REFUSED[name]
     reason = controlnet.refusal(job(Network([Unit(HINT), unit])))
     assert reason is not None
@@ -329,14 +329,14 @@ def test_units_that_cannot_be_cut_are_named(name: str) -> None:
     assert "\n" not in reason
 
 
-def test_a_masked_hint_on_an_inpainting_checkpoint() -> None:
+def test_a_masked_hint_on_an_inpainting_checkpoint_is_refused() -> None:
     p = job(Network([Unit(torch.zeros(1, 4, *PIXELS), preprocessor="inpaint")]))
     assert controlnet.refusal(p) is None
     p.sd_model.model.diffusion_model.in_channels = 9
     assert "inpainting checkpoint" in (controlnet.refusal(p) or "")
 
 
-def test_what_mixes_the_rows_of_a_batch() -> None:
+def test_options_that_mix_the_rows_of_a_batch_are_refused() -> None:
     network = Network([Unit(HINT), Unit(HINT)])
     p = job(network)
     assert controlnet.refusal(p) is None
@@ -347,7 +347,7 @@ def test_what_mixes_the_rows_of_a_batch() -> None:
     assert "style alignment" in (controlnet.refusal(p) or "")
 
 
-def test_prompts_are_marked_in_the_extensions_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_are_marked_with_the_extensions_function(monkeypatch: pytest.MonkeyPatch) -> None:
     marked: list[Any] = []
     p = job(Network([Unit(HINT)]))
     p.c, p.uc = "cond", "uncond"

@@ -98,7 +98,7 @@ PREDICTABLE = [
 
 @pytest.mark.parametrize("steps", [12, 7])
 @pytest.mark.parametrize("case", PREDICTABLE, ids=str)
-def test_the_calls_are_those_of_k_diffusion(case: Case, steps: int) -> None:
+def test_the_predicted_number_of_calls_is_that_of_k_diffusion(case: Case, steps: int) -> None:
     """The number of calls is exact in every stage of a plan."""
     arguments = cut(case.inputs, steps)
     calls = model_calls(case.name, arguments)
@@ -111,7 +111,7 @@ def test_the_calls_are_those_of_k_diffusion(case: Case, steps: int) -> None:
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.parametrize("case", PREDICTABLE, ids=str)
-def test_the_costs_are_what_k_diffusion_evaluates(case: Case, strength: float) -> None:
+def test_the_predicted_costs_are_those_of_k_diffusions_samplers(case: Case, strength: float) -> None:
     """Without thresholds the cost depends on no timestep except the last, at which the dilated views have no weight."""
     steps = round(STEPS * strength)
     ends_above_zero = "sigmas" not in case.arguments
@@ -124,7 +124,7 @@ def test_the_costs_are_what_k_diffusion_evaluates(case: Case, strength: float) -
         assert abs(evaluated - cost) <= rest
 
 
-def test_thresholds_save_evaluations() -> None:
+def test_thresholds_reduce_the_number_of_evaluations() -> None:
     costs = [
         sum(run_costs(STAGES, Settings(skip_views=f"{local},{dilated}"), 20, False).stages)
         for dilated, local in ((0, 0), (0.11, 0), (0, 0.13), (0.3, 0.2))
@@ -141,7 +141,7 @@ def test_passes_of_the_webui() -> None:
     assert run_costs(STAGES, Settings(), 10, True, [(0, large)]).base == 0
 
 
-def test_dpm_adaptive_is_taken_for_as_busy_as_in_the_base_pass() -> None:
+def test_dpm_adaptive_is_expected_to_make_as_many_calls_as_in_the_base_pass() -> None:
     whole = {"sigma_min": 0.0292, "sigma_max": 14.6146}
     ahead = calls_ahead("sample_dpm_adaptive", whole, False, 84)
     assert 1 + ahead(0, 14.6146) == pytest.approx(84, abs=1)
@@ -151,7 +151,7 @@ def test_dpm_adaptive_is_taken_for_as_busy_as_in_the_base_pass() -> None:
         assert calls_of_whole(1 + ahead(0, level), {**whole, "sigma_max": level}) == pytest.approx(84)
 
 
-def test_unknown_samplers_are_told_by_their_order() -> None:
+def test_the_calls_of_unknown_samplers_depend_on_their_order() -> None:
     sigmas = torch.tensor([3.0, 2.0, 1.0, 0.0])
     assert model_calls("sample_of_tomorrow", {"sigmas": sigmas}) == 3
     assert model_calls("of_tomorrow", {"sigmas": sigmas}, second_order=True) == 5

@@ -146,7 +146,7 @@ def close(a: Tensor, b: Tensor) -> None:
 
 @WRAPPERS
 @LEVELS
-def test_the_models_word_on_the_blurred_latent_is_applied_to_the_latent(wrapper: Wrapper, t: int) -> None:
+def test_a_prediction_for_the_blurred_latent_is_applied_to_the_sharp_latent(wrapper: Wrapper, t: int) -> None:
     model, x = Model(), latent(t, wrapper)
     made = dilated_prediction(model, wrapper, x, t)
     plain = wrapper[0](model)
@@ -157,7 +157,7 @@ def test_the_models_word_on_the_blurred_latent_is_applied_to_the_latent(wrapper:
 
 @LEVELS
 @pytest.mark.parametrize(("exploding_", "preserving_"), [(EPS, EPS_T), (V, V_T)], ids=["eps", "v"])
-def test_both_kinds_of_samplers_see_the_same_clean_latent(exploding_: Wrapper, preserving_: Wrapper, t: int) -> None:
+def test_both_kinds_of_samplers_get_the_same_clean_latent(exploding_: Wrapper, preserving_: Wrapper, t: int) -> None:
     alpha, x = ALPHAS[t], latent(t, exploding_)
     denoised = dilated_prediction(Model(), exploding_, x, t)
     eps = dilated_prediction(Model(), preserving_, x * alpha.sqrt(), t)
@@ -187,7 +187,7 @@ def host_class(folder: str, file: str, name: str, **names: Any) -> Any:
 
 @pytest.mark.webui
 @LEVELS
-def test_the_stand_ins_are_the_webuis_wrappers(t: int, request: pytest.FixtureRequest) -> None:
+def test_the_stand_ins_equal_the_webuis_wrappers(t: int, request: pytest.FixtureRequest) -> None:
     folder = request.config.getoption("--webui")
     if not folder:
         pytest.skip("no webui: neither --webui DIR nor SD_WEBUI_DIR names one")

@@ -22,7 +22,7 @@ def test_few_steps_with_a_low_cfg_scale_look_like_a_few_step_model(steps: int, c
 @pytest.mark.parametrize(
     ("steps", "cfg_scale", "few"), [(20, 1.0, False), (11, 1.0, False), (10, 1.0, True), (4, 1.0, True), (4, 5.0, True)]
 )
-def test_a_model_with_built_in_guidance_is_judged_by_its_steps_alone(steps: int, cfg_scale: float, few: bool) -> None:
+def test_for_a_model_with_built_in_guidance_only_the_steps_count(steps: int, cfg_scale: float, few: bool) -> None:
     """Flux.1 dev runs at CFG 1 with 20 steps, Flux.1 schnell with 4 and Z-Image Turbo with 9."""
     assert looks_few_step(steps, cfg_scale, distilled=True) == few
     asked = parse_settings({"enabled": True, "preset": "Balanced"})
@@ -32,7 +32,7 @@ def test_a_model_with_built_in_guidance_is_judged_by_its_steps_alone(steps: int,
 
 
 @pytest.mark.parametrize("preset", ["Balanced", "Fast"])
-def test_turbo_takes_the_place_of_what_was_chosen_for_many_steps(preset: str) -> None:
+def test_turbo_replaces_presets_for_many_steps(preset: str) -> None:
     asked = parse_settings({"enabled": True, "preset": preset, "scale": 3, "save_stages": True})
     settings = with_automatic_preset(asked, 6, 1.5)
     assert (settings.preset, settings.scale, settings.save_stages) == (TURBO, 3, True)
@@ -44,7 +44,7 @@ def test_turbo_takes_the_place_of_what_was_chosen_for_many_steps(preset: str) ->
 @pytest.mark.parametrize(
     "values", [{"preset": "Balanced", "overlap": 0.5}, {"preset": "Paper"}, {"preset": "mine"}, {"preset": TURBO}]
 )
-def test_what_somebody_set_stays(values: dict[str, object]) -> None:
+def test_values_set_by_the_user_are_kept(values: dict[str, object]) -> None:
     choices = Choices({"mine": {"overlap": 0.3}})
     asked = parse_settings({"enabled": True, **values}, choices=choices)
     assert with_automatic_preset(asked, 6, 1.5, choices) == asked

@@ -104,7 +104,7 @@ def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
 
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
-def test_a_stage_equals_the_same_stage_under_the_substitution(share: float, stochastic: bool) -> None:
+def test_a_stage_equals_the_same_stage_in_k_diffusions_space(share: float, stochastic: bool) -> None:
     """A share of 1 in the velocity form of the dilated path is a share of 1 / (1 + sigma') in k-diffusion's space."""
     flow = stage(Flow(), denoised_of_flow, lambda sigma: share, SIGMAS, stochastic)
     exploding = VarianceExploding(timestep_of_sigma)
@@ -139,7 +139,7 @@ def test_a_stage_begins_finite_at_pure_noise(dtype: torch.dtype) -> None:
         assert torch.isfinite(x).all()
 
 
-def test_levels_are_read_on_the_processor_with_the_timestep_that_is_asked_for() -> None:
+def test_levels_are_read_on_the_cpu_with_their_timesteps() -> None:
     level, t = Flow(linear_timestep).read(torch.tensor(0.5))
     assert (float(level), t) == (0.5, 500.0)
     assert Flow().read(torch.tensor(0.5))[1] == pytest.approx(354, abs=0.5)

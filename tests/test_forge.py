@@ -122,7 +122,7 @@ def call(fused: FusedUnet, model: Model, x: Tensor, sigma: float, **c: Any) -> T
 @pytest.mark.parametrize("v", [False, True])
 @pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("views", [1, 3, 16])
-def test_it_predicts_what_the_webuis_does(v: bool, images: int, views: int) -> None:
+def test_the_prediction_equals_that_of_the_webuis_wrapper(v: bool, images: int, views: int) -> None:
     x, sigma = latent(images), 3.0
     model = Model(v)
     made = call(FusedUnet(parts(stage_run(), views), model.predictor, None, None), model, x, sigma)
@@ -133,7 +133,7 @@ def test_it_predicts_what_the_webuis_does(v: bool, images: int, views: int) -> N
     assert made.std() > 0.1
 
 
-def test_conds_and_unconds_that_come_apart_are_an_error_where_that_matters() -> None:
+def test_separate_calls_of_cond_and_uncond_fail_if_an_extension_needs_one_call() -> None:
     x, model = latent(1), Model()
     fused = FusedUnet(dataclasses.replace(parts(stage_run()), apart="both in one call"), model.predictor, None, None)
     assert call(fused, model, x, 3.0).shape == (2, *x.shape[1:])
@@ -144,7 +144,7 @@ def test_conds_and_unconds_that_come_apart_are_an_error_where_that_matters() -> 
 
 
 @pytest.mark.parametrize("v", [False, True])
-def test_the_kept_share_is_the_derivative_with_the_output_held(v: bool) -> None:
+def test_the_correction_is_the_derivative_for_a_fixed_output(v: bool) -> None:
     predictor, sigma = Predictor(v), torch.tensor([0.3, 7.0], dtype=torch.float64)
     x, held = torch.randn(2, 4, 3, 3, dtype=torch.float64), torch.randn(2, 4, 3, 3, dtype=torch.float64)
     step = torch.rand_like(x)
@@ -162,7 +162,7 @@ def test_a_flow_model_keeps_all_of_the_sharp_latent_at_pure_noise_too() -> None:
 
 
 @pytest.mark.parametrize("form", [FIVE_AXES, PACKED], ids=["five axes", "packed"])
-def test_other_axes_stay_outside_the_method(form: LatentForm) -> None:
+def test_the_method_gets_latents_with_its_own_axes(form: LatentForm) -> None:
     """The model receives the host's axes, while the views belong to the plain latent."""
     model, x = Model(), latent(2)
 
@@ -183,7 +183,7 @@ def test_other_axes_stay_outside_the_method(form: LatentForm) -> None:
 
 
 @pytest.mark.parametrize("form", [PLAIN, FIVE_AXES, PACKED], ids=["plain", "five axes", "packed"])
-def test_a_form_goes_there_and_back(form: LatentForm) -> None:
+def test_converting_the_axes_there_and_back_changes_nothing(form: LatentForm) -> None:
     x = torch.randn(2, 32, 6, 8)
     host = form.to_host(x)
     assert tuple(host.shape[1:]) == form.host_shape(32, (6, 8))
@@ -225,7 +225,7 @@ def test_rows_and_marks_of_a_batch_belong_together() -> None:
         assert len(given["sigma"]) == rows
 
 
-def test_a_part_of_the_rows_is_marked_row_by_row() -> None:
+def test_if_some_rows_are_chosen_each_row_is_a_chunk() -> None:
     assert marks_of([0, 1], 4, slice(0, 4)) == [0, 1]
     assert marks_of([0, 1], 4, slice(1, 3)) == [0, 1]
     assert marks_of([1, 0], 4, slice(0, 2)) == [1, 1]
@@ -233,7 +233,7 @@ def test_a_part_of_the_rows_is_marked_row_by_row() -> None:
     assert options_for(options, [1, 1, 0], torch.ones(6))["uuids"] == ["b", "b", "a"]
 
 
-def test_what_stood_in_the_place_before_is_asked_of_views() -> None:
+def test_a_previous_wrapper_is_called_with_the_views() -> None:
     model = Model()
     seen: list[tuple[int, ...]] = []
 
@@ -251,7 +251,7 @@ def test_what_stood_in_the_place_before_is_asked_of_views() -> None:
     assert set(seen) == {STAGE.window}
 
 
-def test_an_image_condition_is_cut_like_the_latent() -> None:
+def test_an_image_condition_is_cropped_like_the_latent() -> None:
     model = Model()
     x = latent(1)
     rows = torch.cat([x, x])
@@ -324,7 +324,7 @@ def hint(seed: int) -> Tensor:
 
 @pytest.mark.parametrize("hands_options_over", [False, True])
 @pytest.mark.parametrize("two", [False, True])
-def test_every_view_is_given_its_own_part_of_the_hints(two: bool, hands_options_over: bool) -> None:
+def test_every_view_gets_its_own_part_of_the_hints(two: bool, hands_options_over: bool) -> None:
     """The prediction is that of a hint as large as the stage.
 
     The model shows this, because it adds the hint cell by cell.
@@ -349,7 +349,7 @@ def test_every_view_is_given_its_own_part_of_the_hints(two: bool, hands_options_
     assert {tuple(shape[-2:]) for shape in first.asked} == {STAGE.window}
 
 
-def test_dilated_views_see_the_whole_hint() -> None:
+def test_dilated_views_get_the_whole_hint() -> None:
     control = Control(hint(5))
     held = Held(control, STAGE, PLAN)
     run = stage_run()

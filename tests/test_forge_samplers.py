@@ -184,7 +184,7 @@ def test_sampler_equals_the_explicit_loop(name, host, explicit, sigmas, given) -
 
 
 @pytest.mark.parametrize(("name", "host", "explicit", "sigmas", "given"), [case for case in CASES if len(case[3]) > 2])
-def test_a_wrong_gate_or_kind_is_seen(name, host, explicit, sigmas, given) -> None:
+def test_a_wrong_detector_or_kind_of_noise_is_detected(name, host, explicit, sigmas, given) -> None:
     detector, stochastic = gate_and_kind(name, host, sigmas, given)
     run = Explicit(stochastic)
     expected = explicit(run, sigmas, **given)
@@ -208,5 +208,5 @@ def test_a_wrong_gate_or_kind_is_seen(name, host, explicit, sigmas, given) -> No
         ("sample_of_tomorrow", None, False, False),
     ],
 )
-def test_samplers_that_draw_noise(name: str, eta: float | None, draws: bool, expected: bool) -> None:
+def test_samplers_that_add_noise_are_recognized(name: str, eta: float | None, draws: bool, expected: bool) -> None:
     assert is_stochastic(name, eta, draws=draws) is expected

@@ -102,7 +102,7 @@ def test_weights_sum_to_one(grid: tuple[int, int, int, int, int], c2: float) -> 
 def test_predicting_the_crop_itself_is_the_identity(
     grid: tuple[int, int, int, int, int], c2: float, blurred: bool
 ) -> None:
-    """With the blur too: the correction restores the difference that the blur makes in the dilated path."""
+    """This is also true with a blur, because the correction restores the detail that the blur removes."""
     height, width, window, stride, factor = grid
     x = randn(2, 4, height, width)
     views = views_on((height, width), window, stride, factor)
@@ -260,7 +260,7 @@ def test_an_image_is_the_same_alone_and_in_a_batch(t: float, view_batch: int) ->
         torch.testing.assert_close(together[k : k + 1], alone, rtol=1e-5, atol=1e-6)
 
 
-def test_views_of_a_run_are_those_of_its_call() -> None:
+def test_a_run_uses_the_views_of_its_call() -> None:
     run, x = stage_run((64, 64), (16, 16), (8, 8), 500.0)
     for call in range(3):
         assert run.local == local_views((64, 64), (16, 16), (8, 8), jitter_generator(1, call))
@@ -270,7 +270,7 @@ def test_views_of_a_run_are_those_of_its_call() -> None:
 
 
 @pytest.mark.parametrize("size", [(20, 20), (8, 8), (16, 20)])
-def test_a_sampler_that_asks_for_another_size_is_told_of(size: Size) -> None:
+def test_an_x_of_another_size_is_an_error(size: Size) -> None:
     """The call need not begin a step. reForge's Euler SMEA temporarily enlarges x, and other samplers halve it."""
     run, x = stage_run((16, 16), (8, 8), (4, 4), 500.0)
     other = F.interpolate(x, size)
@@ -364,7 +364,7 @@ def test_weights_stay_between_zero_and_one(t: float, scales: tuple[float, float,
 def test_a_path_is_left_out_only_where_single_precision_would_round_it_away(exponent: int) -> None:
     """At cosine scale 1 without thresholds, c2 is the cosine factor.
 
-    The timesteps are chosen so that it is 2 to the -exponent, or 1 less that.
+    The timesteps are chosen so that it is 2 to the power of -exponent, or 1 minus that.
     """
     small = math.acos(1 - 2 * 2.0**-exponent) * 1000 / math.pi
     settings = Settings(cosine_scale_2=1.0, skip_views="0,0")
@@ -498,7 +498,7 @@ def test_finished_stage_has_the_statistics_of_each_base_image() -> None:
     torch.testing.assert_close(finish_stage(x[1:], base[1:]), out[1:])
 
 
-def test_a_tint_is_taken_back_and_detail_stays() -> None:
+def test_a_tint_is_removed_and_detail_is_kept() -> None:
     """Each channel has its own tint. The scalar statistics of the whole latent cannot remove such a tint."""
     areas = randn(2, 4, 4, 4, dtype=torch.float64)
     base = areas.repeat_interleave(4, 2).repeat_interleave(4, 3)
@@ -513,7 +513,7 @@ def test_a_tint_is_taken_back_and_detail_stays() -> None:
     torch.testing.assert_close(match_low_band((clean + tint)[1:], base[1:]), clean[1:])
 
 
-def test_colours_are_kept_of_what_the_stage_shows() -> None:
+def test_colours_are_matched_to_the_part_that_the_stage_shows() -> None:
     base, x = randn(1, 4, 8, 12), randn(1, 4, 16, 16, seed=1) + torch.tensor([1.0, 0, 0, -1]).view(1, 4, 1, 1)
     shown = base[..., 2:10]
     out = finish_stage(x, base, shown)
@@ -522,7 +522,7 @@ def test_colours_are_kept_of_what_the_stage_shows() -> None:
     assert (finish_stage(x, base).mean((2, 3)) - shown.mean((2, 3))).abs().max() > 0.1
 
 
-def test_a_mixed_anchor_is_coarse_as_the_latent_and_fine_as_the_picture() -> None:
+def test_a_mixed_anchor_has_coarse_parts_of_the_latent_and_fine_parts_of_the_image() -> None:
     pixels = randn(1, 4, 32, 48, dtype=torch.float64)
     tint = torch.tensor([0.3, -0.2, 0.0, 0.5], dtype=torch.float64).view(1, 4, 1, 1)
     torch.testing.assert_close(mix_anchors(pixels, pixels + tint, 4.0), pixels + tint)
@@ -543,7 +543,7 @@ def test_smoothing_is_the_gaussian_of_scipy() -> None:
     assert torch.isfinite(smooth(x, 12.0)).all()
 
 
-def test_extra_noise_is_in_x_as_a_stage_begins_and_never_again() -> None:
+def test_extra_noise_is_added_only_at_the_start_of_a_stage() -> None:
     """Later blends have the noise level that the model receives."""
     anchor, noise = randn(1, 4, 16, 16), randn(1, 4, 16, 16, seed=1)
     stage = StagePlan(1, 2.0, (16, 16), 2, (8, 8), (4, 4))
@@ -562,7 +562,7 @@ def test_extra_noise_is_in_x_as_a_stage_begins_and_never_again() -> None:
     assert torch.equal(*later)
 
 
-def test_anchor_of_the_first_stage_is_cut_from_the_base() -> None:
+def test_anchor_of_the_first_stage_is_cropped_from_the_base() -> None:
     """The anchor is the bicubic upsampling of that crop. Later stages use the whole result of the previous stage."""
     crop = LocalView(2, 0, 4, 12)
     stages = (StagePlan(1, 2.0, (8, 24), 2, (8, 12), (4, 6)), StagePlan(2, 3.0, (12, 36), 3, (8, 12), (4, 6)))

@@ -84,7 +84,7 @@ def memory(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("device", "free"), [("cuda", 7 * GIB), ("cuda:0", 1 * GIB), ("cuda:1", 7 * GIB)])
-def test_free_is_what_driver_and_cache_can_give(memory: Any, device: str, free: int) -> None:
+def test_free_memory_includes_torchs_cache(memory: Any, device: str, free: int) -> None:
     """The card is the one that --device-id names, or else torch's current one."""
     memory.devices.device = torch.device(device)
     assert memory.device_memory().free() == free
@@ -92,13 +92,15 @@ def test_free_is_what_driver_and_cache_can_give(memory: Any, device: str, free: 
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_others_tell_nothing(memory: Any, device: str) -> None:
+def test_other_devices_report_no_memory(memory: Any, device: str) -> None:
     memory.devices.device = torch.device(device)
     assert isinstance(memory.device_memory(), UnknownMemory)
 
 
 @pytest.mark.parametrize(("taken", "views"), [(GIB, 4), (3 * GIB, 1), (GIB // 4, 16), (20 * GIB, 1)])
-def test_the_batch_is_what_fits_beside_the_model(memory: Any, cards: Cards, taken: int, views: int) -> None:
+def test_the_batch_fits_into_the_memory_that_the_model_leaves(
+    memory: Any, cards: Cards, taken: int, views: int
+) -> None:
     """The batch is 80 % of 7 GiB divided by the memory of one view, rounded down to a power of two."""
     batches = evaluated(memory, cards, taken)
     assert batches.views == views
@@ -108,7 +110,7 @@ def test_the_batch_is_what_fits_beside_the_model(memory: Any, cards: Cards, take
 @pytest.mark.parametrize(
     "error", [RuntimeError("CUDA error: operation not supported"), AttributeError("no such thing")]
 )
-def test_a_driver_that_does_not_say_costs_no_stage(
+def test_a_stage_runs_if_the_driver_does_not_report_its_memory(
     memory: Any, cards: Cards, monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
 ) -> None:
     silence(monkeypatch, name, error)
@@ -117,7 +119,7 @@ def test_a_driver_that_does_not_say_costs_no_stage(
 
 
 @pytest.mark.parametrize("name", ["reset_peak_memory_stats", "max_memory_allocated"])
-def test_neither_does_one_that_cannot_watch(
+def test_a_stage_runs_if_the_driver_cannot_measure_the_peak(
     memory: Any, cards: Cards, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """The peak may be from an earlier computation. The batch is then smaller, never larger."""
@@ -132,13 +134,13 @@ def silence(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception) -> Non
     monkeypatch.setattr(torch.cuda, name, silent)
 
 
-def test_what_is_left_to_others_is_not_free(memory: Any, cards: Cards) -> None:
+def test_reserved_memory_does_not_count_as_free(memory: Any, cards: Cards) -> None:
     assert memory.device_memory(3 * GIB).free() == 4 * GIB
     assert memory.device_memory(8 * GIB).free() == 0
 
 
 @pytest.mark.parametrize(("weights", "views"), [(0, 8), (2, 8), (5, 8), (8, 4), (12, 2)])
-def test_weights_that_move_in_at_the_first_call_are_no_part_of_a_view(
+def test_weights_loaded_at_the_first_call_do_not_count_as_memory_of_a_view(
     memory: Any, cards: Cards, weights: int, views: int
 ) -> None:
     """With --medvram the UNet moves to the card when it is called: 16 GiB less its weights, at 1 GiB per view."""
@@ -146,7 +148,7 @@ def test_weights_that_move_in_at_the_first_call_are_no_part_of_a_view(
     assert evaluated(memory, cards, GIB, weights * GIB).views == views
 
 
-def test_what_moves_out_at_the_first_call_neither(memory: Any, cards: Cards) -> None:
+def test_memory_freed_at_the_first_call_does_not_count_either(memory: Any, cards: Cards) -> None:
     """The autoencoder leaves the card before the UNet arrives."""
     cards.driver_free[1], cards.reserved[1], cards.allocated[1] = 15 * GIB, GIB, GIB
     assert evaluated(memory, cards, GIB, 4 * GIB).views == 8
@@ -214,6 +216,6 @@ def evaluated(memory: Any, cards: Cards, taken: int, weights: int = 0) -> ViewBa
     return batches
 
 
-def test_the_played_cards_are_as_strict_as_torch_2_1(cards: Cards) -> None:
+def test_the_simulated_cards_are_as_strict_as_torch_2_1(cards: Cards) -> None:
     with pytest.raises(ValueError, match="specified index"):
         torch.cuda.mem_get_info(torch.device("cuda"))

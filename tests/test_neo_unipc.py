@@ -1,7 +1,7 @@
-"""UniPC of Forge Neo keeps x in another scale than its model sees, and hands its model copies.
+"""Tests the step detector for UniPC of Forge Neo, which stores x in another scale and passes copies to its model.
 
-Left of the comparison: its order of calls and callbacks, at order 1, wired to a StageRun as the backend for Forge's
-family does it. Right: the same steps as an explicit loop in k-diffusion's scale.
+One side of the comparison follows UniPC's order of calls and callbacks, at order 1. It is connected to a StageRun as in
+the backend for Forge's family. The other side is an explicit loop with the same steps in k-diffusion's scale.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from lib_demofusion.settings.fields import Settings
 
 LEVELS = SIGMAS.clone()
 LEVELS[-1] = 0.001
-"""The host puts this in the place of zero."""
+"""Forge Neo uses this level instead of zero."""
 
 
 def shrink(sigma: Tensor) -> float:
-    """The factor from k-diffusion's x to the sampler's."""
+    """Returns the factor that converts k-diffusion's x to the x of this sampler."""
     return 1 / math.sqrt(1 + float(sigma) ** 2)
 
 
 def step(x: Tensor, clean: Tensor, sigma: Tensor, target: Tensor) -> tuple[Tensor, float]:
-    """One step of the first order in k-diffusion's scale, and its share of the clean latent."""
+    """Returns x after one first-order step in k-diffusion's scale, and the factor of the clean latent in it."""
     ratio = float(target / sigma)
     return ratio * x + (1 - ratio) * clean, 1 - ratio
 
 
 def host_unipc(model: Callable[..., Tensor], x: Tensor, levels: Tensor, callback: Callable[..., None]) -> Tensor:
-    """As the host's: in the last step two updates, and the callback of that step shows the result."""
+    """Follows Forge Neo's order. The last step makes two updates, and its callback receives the result."""
 
     def clean_of(small: Tensor, sigma: Tensor) -> Tensor:
         shown = small / shrink(sigma)
@@ -63,7 +63,7 @@ def host_unipc(model: Callable[..., Tensor], x: Tensor, levels: Tensor, callback
 
 
 def explicit_unipc(levels: Tensor, extra: float) -> list[Tensor]:
-    """Returns every x that the model sees, and the result; predictor and corrected x are blended at one level."""
+    """Returns every x that the model receives, then the result. Predicted and corrected x are blended at one level."""
 
     def blend(x: Tensor, sigma: Tensor) -> Tensor:
         c1 = skip_weight(float(sigma_to_t(sigma)), EXPONENT)
@@ -82,7 +82,7 @@ def explicit_unipc(levels: Tensor, extra: float) -> list[Tensor]:
 
 
 def drive(levels: Tensor, detector: StepDetector, extra: float) -> list[Tensor]:
-    """Runs the host's order under a StageRun, as host/backends/forge_denoiser.py and host/sampling do."""
+    """Connects `host_unipc` to a StageRun, like host/backends/forge_denoiser.py and host/sampling."""
     settings = Settings(cosine_scale_1=EXPONENT, extra_noise=extra)
     run = StageRun(STAGE, settings, ANCHOR, NOISE, SamplerTraits(VarianceExploding(sigma_to_t), detector))
     seen = []
@@ -105,12 +105,12 @@ def drive(levels: Tensor, detector: StepDetector, extra: float) -> list[Tensor]:
 
 @pytest.mark.parametrize("steps", [2, 3, 12])
 @pytest.mark.parametrize("extra", [0.0, 0.15])
-def test_it_equals_the_explicit_loop(steps: int, extra: float) -> None:
+def test_unipc_equals_the_explicit_loop(steps: int, extra: float) -> None:
     levels = LEVELS[-steps - 1 :]
     actual = drive(levels, make_detector("sample_unipc", levels), extra)
     assert relative_error(actual, explicit_unipc(levels, extra)) < 1e-9
 
 
-def test_the_gate_of_one_call_samplers_does_not_fit() -> None:
+def test_unipc_needs_its_own_step_detector() -> None:
     actual = drive(LEVELS, StepDetector(), 0.0)
     assert relative_error(actual[-1:], explicit_unipc(LEVELS, 0.0)[-1:]) > 1e-2

@@ -75,7 +75,7 @@ TIMESTEPS = {"dilated views alone": 950.0, "both": 500.0, "local views alone": 1
 @pytest.mark.parametrize("timestep", TIMESTEPS.values(), ids=TIMESTEPS)
 @pytest.mark.parametrize("jitter", [True, False])
 @pytest.mark.parametrize("feather", [0.0, 0.25])
-def test_a_view_takes_few_operations(timestep: float, jitter: bool, feather: float) -> None:
+def test_a_view_needs_few_operations(timestep: float, jitter: bool, feather: float) -> None:
     """Each view is added to the sum.
 
     The weights of a jittered view are also added to theirs. Each batch is concatenated.
@@ -89,7 +89,7 @@ def test_a_view_takes_few_operations(timestep: float, jitter: bool, feather: flo
 
 
 @pytest.mark.parametrize("jitter", [True, False])
-def test_weights_are_made_once_a_stage(jitter: bool) -> None:
+def test_weights_are_computed_once_per_stage(jitter: bool) -> None:
     stage = Stage(100.0, jitter=jitter)
     first, second = stage.call(), stage.call()
     # two ramps of one taper
@@ -108,7 +108,7 @@ def test_several_predictions_of_a_call_share_the_sum_of_weights() -> None:
     assert once["masked_fill_"] == thrice["masked_fill_"] == 1
 
 
-def test_what_is_kept_does_not_change_the_picture() -> None:
+def test_cached_tensors_do_not_change_the_image() -> None:
     """A later call of a stage gives the same result as a new stage that begins with it."""
     stage, fresh = Stage(500.0, skip_views="0,0.1"), Stage(500.0, skip_views="0,0.1")
     fresh.x = stage.x.clone()

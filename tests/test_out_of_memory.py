@@ -63,12 +63,12 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("message", LACK)
-def test_a_lack_of_memory_is_known_whatever_the_backend(message: str) -> None:
+def test_out_of_memory_errors_of_every_backend_are_recognized(message: str) -> None:
     assert is_out_of_memory(RuntimeError(message))
 
 
 @pytest.mark.parametrize("message", OTHERS)
-def test_other_errors_are_not_taken_for_it(message: str) -> None:
+def test_other_errors_do_not_count_as_out_of_memory(message: str) -> None:
     assert not is_out_of_memory(RuntimeError(message))
 
 
@@ -84,12 +84,12 @@ def test_other_errors_are_not_taken_for_it(message: str) -> None:
         (KeyboardInterrupt(), False),
     ],
 )
-def test_errors_are_known_by_class_too(error: BaseException, lack: bool) -> None:
+def test_errors_are_also_recognized_by_their_class(error: BaseException, lack: bool) -> None:
     assert is_out_of_memory(error) is lack
 
 
 @pytest.mark.parametrize("code", [8, 14, 1455])
-def test_what_windows_says_of_its_paging_file(code: int) -> None:
+def test_errors_about_the_paging_file_of_windows_are_recognized(code: int) -> None:
     error = OSError(errno.EINVAL, "The paging file is too small for this operation to complete")
     error.winerror = code  # type: ignore[attr-defined]
     assert is_out_of_memory(error)
@@ -97,7 +97,7 @@ def test_what_windows_says_of_its_paging_file(code: int) -> None:
     assert not is_out_of_memory(error)
 
 
-def test_torchs_and_numpys_own_errors_are_known() -> None:
+def test_real_errors_of_torch_and_numpy_are_recognized() -> None:
     for allocate in (lambda: torch.empty(1 << 60), lambda: np.empty(1 << 58)):
         with pytest.raises((RuntimeError, MemoryError)) as caught:
             allocate()
@@ -105,7 +105,7 @@ def test_torchs_and_numpys_own_errors_are_known() -> None:
 
 
 @pytest.mark.parametrize("message", LACK)
-def test_a_view_batch_shrinks_at_each_of_them(message: str) -> None:
+def test_a_view_batch_shrinks_after_each_of_these_errors(message: str) -> None:
     sizes = []
 
     def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
@@ -121,7 +121,9 @@ def test_a_view_batch_shrinks_at_each_of_them(message: str) -> None:
 
 
 @pytest.mark.parametrize("error", [*map(RuntimeError, LACK), MemoryError()])
-def test_the_vaes_attention_takes_fewer_rows_at_each_of_them(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_vaes_attention_uses_fewer_rows_after_each_of_these_errors(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens = torch.randn(1, 1, 256, 8, generator=torch.Generator().manual_seed(0))
     expected = tiling.attend(tokens, tokens, tokens)
     real = torch.nn.functional.scaled_dot_product_attention
@@ -138,7 +140,7 @@ def test_the_vaes_attention_takes_fewer_rows_at_each_of_them(error: Exception, m
     assert rows == [256, 128, 64, 64, 64, 64]
 
 
-def test_there_is_one_idea_of_it() -> None:
+def test_only_one_file_examines_the_text_of_errors() -> None:
     """No other file examines the text of an error."""
     folder = Path(tiling.__file__).parents[1]
     found = [path.name for path in sorted(folder.rglob("*.py")) if "def is_out_of_memory" in path.read_text("utf-8")]

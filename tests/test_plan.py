@@ -108,7 +108,7 @@ def test_stride_follows_from_the_overlap_unless_it_is_given(window: Size, overla
     assert plan_of(window, scale=4, overlap=overlap, tile_stride=5).stages[0].stride == (5, 5)
 
 
-def test_size_of_the_base_is_no_stage() -> None:
+def test_a_stage_list_with_the_bases_size_has_no_stage_for_it() -> None:
     assert plan_of((64, 96), width=768, height=512).stages == ()
     assert plan_of((64, 96), width=768).stages == ()
     assert plan_of((64, 96), height=512).stages == ()
@@ -157,7 +157,7 @@ def test_scales_that_round_to_one_size_are_one_stage(values: dict[str, object], 
     assert len({(32, 32), *sizes(plan)}) == 1 + len(expected)
 
 
-def test_scale_beside_a_stage_list_is_said_to_be_unused() -> None:
+def test_an_unused_scale_next_to_a_stage_list_is_noted() -> None:
     assert plan_of((64, 64), stages="1,2,4", scale=3).notes == ("Upscale by (3) is not used, because Stages ends at 4",)
     assert plan_of((64, 64), stages="1,2,4", scale=4).notes == ()
     assert plan_of((64, 64), stages="1,2,4").notes == ()
@@ -193,7 +193,7 @@ def test_one_side_keeps_the_shape_of_the_base(base: Size, values: dict[str, int]
         ((33, 33), 528, 264, LocalView(8, 0, 17, 33)),
     ],
 )
-def test_another_shape_is_cut_from_the_middle(base: Size, width: int, height: int, crop: LocalView) -> None:
+def test_another_shape_is_cropped_from_the_middle(base: Size, width: int, height: int, crop: LocalView) -> None:
     plan = plan_of(base, width=width, height=height)
     assert plan.pixels == (height, width)
     assert plan.crop == crop
@@ -255,7 +255,7 @@ def test_views_without_overlap_cannot_be_shifted() -> None:
     assert stage.local_count == 16
 
 
-def test_cost_counts_the_window_that_is_asked_for() -> None:
+def test_the_cost_depends_on_the_requested_window() -> None:
     (stage,) = plan_of((64, 64), scale=2, tile_size=32, tile_stride=16).stages
     assert stage.local_count == 49
     assert stage.cells_at(0.5) == 49 * 32 * 32 + 4 * 64 * 64
@@ -284,7 +284,7 @@ SIDES = st.integers(8, 160)
 @given(base=st.tuples(SIDES, SIDES), scale=st.floats(1, 8))
 @example(base=(64, 96), scale=1.9)
 @example(base=(10, 100), scale=1.05)
-def test_scale_never_cuts_the_base(base: Size, scale: float) -> None:
+def test_a_scale_never_crops_the_base(base: Size, scale: float) -> None:
     plan = plan_of(base, scale=scale)
     assert plan.crop == LocalView(0, 0, *base)
     for axis in (0, 1):
@@ -296,7 +296,7 @@ def test_scale_never_cuts_the_base(base: Size, scale: float) -> None:
 @given(base=st.tuples(SIDES, SIDES), pixels=st.integers(64, 64 * 160), axis=st.sampled_from(["width", "height"]))
 @example(base=(64, 32), pixels=252, axis="width")
 @example(base=(96, 8), pixels=515, axis="width")
-def test_one_side_is_met_or_named(base: Size, pixels: int, axis: str) -> None:
+def test_one_side_is_exact_or_reported(base: Size, pixels: int, axis: str) -> None:
     """A side out of range is reported as it was given. The other side, which follows from it, is never reported."""
     native = base[1] if axis == "width" else base[0]
     if native <= rounded(pixels / 8) <= 8 * native:
@@ -317,7 +317,7 @@ def test_one_side_is_met_or_named(base: Size, pixels: int, axis: str) -> None:
     window=st.sampled_from([0, 8, 16]),
     stages=st.sampled_from(["", "1,1.5", "1"]),
 )
-def test_any_shape_can_be_asked_for(base: Size, grown: tuple[float, float], window: int, stages: str) -> None:
+def test_any_shape_is_possible(base: Size, grown: tuple[float, float], window: int, stages: str) -> None:
     """The crop of the base has the shape of the final image, exact to a cell, and is centred."""
     target = rounded(base[0] * grown[0]), rounded(base[1] * grown[1])
     assume(not stages or max(grown) > 1.6)
@@ -341,7 +341,7 @@ def test_any_shape_can_be_asked_for(base: Size, grown: tuple[float, float], wind
 @example(base=(128, 128), scale=6.0, stages="fewest")
 @example(base=(152, 104), scale=2.49, stages="")
 @example(base=(9, 31), scale=3.0, stages="")
-def test_the_model_sees_nothing_larger_than_the_base(base: Size, scale: float, stages: str) -> None:
+def test_no_view_is_larger_than_the_base(base: Size, scale: float, stages: str) -> None:
     """A dilated view is also never smaller than half of the base on a side, except for a cell of rounding."""
     for stage in plan_of(base, scale=scale, stages=stages).stages:
         seen = dilated_size(stage.size, stage.factor)
@@ -362,7 +362,7 @@ def assert_sane(plan: Plan) -> None:
     assert cost_of(plan) >= 1
 
 
-def test_impossible_plans_are_seen() -> None:
+def test_impossible_plans_are_detected() -> None:
     falling = Plan((64, 64), LocalView(0, 0, 64, 64), plan_of((64, 64), scale=3).stages[::-1])
     with pytest.raises(AssertionError):
         assert_sane(falling)
@@ -415,7 +415,7 @@ def test_impossible_plans_are_seen() -> None:
         ({"scale": "big"}, "scale: 'big' is not valid. Use a number from 1 to 8"),
     ],
 )
-def test_what_does_not_fit_is_named(values: dict[str, object], message: str) -> None:
+def test_values_that_do_not_fit_are_reported(values: dict[str, object], message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         plan_of((64, 64), **values)
     assert str(caught.value).startswith(message)
@@ -430,7 +430,7 @@ def test_limits_of_window_and_stride_fit(values: dict[str, int]) -> None:
     assert stage.stride == (values.get("tile_stride", max(1, stage.window[0] // 2)),) * 2
 
 
-def test_a_tile_may_be_some_times_the_base_image() -> None:
+def test_a_tile_size_may_be_a_multiple_of_the_base_image() -> None:
     (stage,) = plan_of((64, 96), tile_size=1.0625, overlap=0).stages
     assert stage.window == stage.stride == (68, 104)
     assert stage.local_count == 4

@@ -145,7 +145,7 @@ def test_only_the_backends_know_which_webui_it_is() -> None:
 
 
 @pytest.mark.parametrize("source", ["if forge: pass", "x.forge_objects", "hasattr(x, 'forge')", "from a import forge"])
-def test_a_webui_named_elsewhere_is_found(source: str) -> None:
+def test_the_name_of_a_webui_in_another_folder_is_detected(source: str) -> None:
     assert any(WEBUI_NAMED.search(word) for word, _ in words(ast.parse(source)))
 
 
@@ -259,7 +259,7 @@ def module_state(tree: ast.Module) -> Iterator[tuple[str, int]]:
             yield from ((name, node.lineno) for name in held & {getattr(node.func.value, "id", None)})
 
 
-def test_no_module_keeps_what_changes() -> None:
+def test_no_module_has_mutable_state() -> None:
     found = [f"{place(path, line)} {name}" for path in runtime_files() for name, line in module_state(parse(path))]
     assert found == []
 
@@ -275,7 +275,7 @@ def test_no_module_keeps_what_changes() -> None:
         ("def f():\n    a = []\n    a.append(1)", []),
     ],
 )
-def test_module_state_is_seen(source: str, names: list[str]) -> None:
+def test_mutable_state_is_detected(source: str, names: list[str]) -> None:
     assert [name for name, _ in module_state(ast.parse(source))] == names
 
 
@@ -293,7 +293,7 @@ def test_nothing_is_printed() -> None:
         ("from . import views\nfrom .host import panel\nfrom ..x import y", []),
     ],
 )
-def test_imports_are_seen(source: str, packages: list[str]) -> None:
+def test_imports_are_detected(source: str, packages: list[str]) -> None:
     assert [package for package, _ in imported_packages(ast.parse(source))] == packages
 
 
@@ -310,7 +310,7 @@ def test_imports_are_seen(source: str, packages: list[str]) -> None:
         ("from lib_demofusion.method.views import hosts\nimport lib_demofusion", []),
     ],
 )
-def test_the_host_layer_is_seen(source: str, lines: list[int]) -> None:
+def test_imports_of_the_host_layer_are_detected(source: str, lines: list[int]) -> None:
     assert list(climbs_into_host(ast.parse(source))) == lines
 
 
@@ -321,7 +321,7 @@ def test_parameters_are_counted() -> None:
     assert list(parameters(tree)) == [("f", 2, 3), ("g", 4, 0)]
 
 
-def test_lengths_and_prints_are_seen() -> None:
+def test_lengths_and_prints_are_detected() -> None:
     tree = ast.parse("class A:\n    @staticmethod\n    async def f():\n        print(1)\n        log.print(2)\n")
     assert list(functions(tree)) == [("f", 3, 3)]
     assert list(prints(tree)) == [4]

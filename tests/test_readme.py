@@ -63,7 +63,7 @@ def test_label_default_and_range_of_a_field(name: str) -> None:
         assert choice in range_
 
 
-def test_the_presets_are_told_with_their_values() -> None:
+def test_the_table_of_presets_has_their_values() -> None:
     told = {row[0]: row[1:] for row in rows("| Parameter | ")}
     labels = {SPECS[name].label.partition(" (")[0]: name for name in PRESET_FIELDS}
     different = {
@@ -74,7 +74,7 @@ def test_the_presets_are_told_with_their_values() -> None:
         assert cells == [written(preset_values(preset)[labels[label]]) for preset in PRESETS]
 
 
-def test_what_the_presets_cost() -> None:
+def test_the_table_of_costs_is_computed() -> None:
     told = {preset: cells for preset, _, *cells in rows("| Preset | For", "README.md")}
     assert set(told) == set(PRESETS)
     for preset, cells in told.items():
@@ -130,7 +130,7 @@ def test_sentences_about_the_cost() -> None:
         assert told == [f"{1 + sum(one.stages) / one.base:.1f}" for one in found]
 
 
-def test_what_was_measured() -> None:
+def test_the_table_of_measurements_is_that_of_bench() -> None:
     tables = bench_tables()
     (head,) = re.findall(r"^\| Measured \|(.*)\|$", PAGES["README.md"], re.MULTILINE)
     ways = [way.strip() for way in head.split("|")]
@@ -239,13 +239,13 @@ def test_the_blind_comparison() -> None:
     assert table[2] == DEFAULT_PRESET
 
 
-def test_the_order_of_positional_values_is_told() -> None:
+def test_the_order_of_positional_values_is_documented() -> None:
     (order,) = re.findall(r"`(enabled, preset,[^`]*)`", PAGES["docs/api.md"])
     assert tuple(re.split(r",\s+", order)) == NAMES
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_picture_and_page_that_is_named_is_there(page: str) -> None:
+def test_every_linked_picture_and_page_exists(page: str) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", PAGES[page]):
         if "://" not in target:
             assert ((ROOT / page).parent / target).exists(), target

@@ -48,7 +48,7 @@ SHAPE = (2, 4, 24, 32)
 STAGE = StagePlan(1, 2.0, (24, 32), 2, (12, 16), (6, 8))
 SIGMA_MIN, SIGMA_MAX = 0.03, 14.6
 STEPS = 12
-# The blend is wider than with the default exponent of 3, so that a step without it is noticed.
+# With this exponent, the blend is stronger than with the default of 3, so the tests fail if a step is not blended.
 EXPONENT = 1.0
 sampling = k_diffusion_sampling.load()
 SIGMAS = sampling.get_sigmas_karras(STEPS, SIGMA_MIN, SIGMA_MAX).double()
@@ -102,7 +102,7 @@ class Draws:
 
 
 class DrawingTorch:
-    """The torch module with another `randn_like`. The webui replaces it for k-diffusion in the same way."""
+    """The torch module with another `randn_like`. The webui replaces `torch` in k-diffusion by a similar object."""
 
     def __init__(self, draw: Draws):
         self.randn_like = draw
@@ -264,7 +264,7 @@ def dpm_2_ancestral(run: Explicit, sigmas: Tensor, eta: float) -> Tensor:
         x, denoised = run.start(x, sigma)
         down, up = ancestral(sigma, target, eta)
         if down == 0:
-            # k-diffusion omits this step's noise too
+            # k-diffusion adds no noise in this step either
             x = denoised
             continue
         middle = (sigma * down).sqrt()
@@ -373,7 +373,10 @@ def dpmpp_3m_sde(run: Explicit, sigmas: Tensor, eta: float) -> Tensor:
 def solver_steps(
     run: Explicit, order: int, x: Tensor, eps: Tensor, span: tuple[Tensor, Tensor], r: float
 ) -> list[Tensor]:
-    """DPM-Solver-1 up to `order` (arXiv 2206.00927, algorithms 1 and 2, alpha = 1) from `eps`, the noise in x."""
+    """Returns the results of DPM-Solver-1 to DPM-Solver-`order`, starting with the noise `eps` in x.
+
+    Source: arXiv 2206.00927, algorithms 1 and 2, with alpha = 1.
+    """
     sigma, target = span
     h = torch.log(sigma / target)
 
@@ -431,7 +434,7 @@ def dpm_adaptive(run: Explicit, sigma_min: float, sigma_max: float, eta: float, 
 
 
 def webui_lcm(model, x, sigmas, callback, disable, noise_sampler) -> Tensor:
-    """The webui's LCM, which continues in the tensor that the model returned."""
+    """The webui's LCM. It adds the noise in place to the tensor that the model returned."""
     for i in range(len(sigmas) - 1):
         denoised = model(x, sigmas[i] * x.new_ones(len(x)))
         callback({"x": x, "i": i, "denoised": denoised})
@@ -575,13 +578,13 @@ MANY_CALLS = [case for case in CASES if case.two_calls or case.arguments.get("n"
 
 
 @pytest.mark.parametrize("case", MANY_CALLS, ids=str)
-def test_blending_at_every_call_is_seen(case: Case) -> None:
+def test_blending_at_every_call_is_detected(case: Case) -> None:
     expected = case.run_explicit()
     assert relative_error(case.drive(StepDetector())[-1:], expected[-1:]) > 1e-3
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.arguments.get("n") != 1], ids=str)
-def test_not_blending_is_seen(case: Case) -> None:
+def test_not_blending_is_detected(case: Case) -> None:
     expected = case.run_explicit()
     never = CountedCalls(lambda call: call == 0)
     assert relative_error(case.drive(never)[-1:], expected[-1:]) > 1e-3
@@ -678,7 +681,7 @@ def test_second_call_is_left_out_where_k_diffusion_does(
 
 
 @pytest.mark.parametrize(("second_order", "starts"), [(True, [True, False, True]), (False, [True, True, True])])
-def test_unknown_sampler_is_gated_by_its_order(second_order: bool, starts: list[bool]) -> None:
+def test_step_detector_of_an_unknown_sampler_depends_on_its_order(second_order: bool, starts: list[bool]) -> None:
     detector = make_detector("sample_of_tomorrow", second_order=second_order)
     actual = [detector.is_step_start(2.0)]
     detector.after_step(0)
@@ -790,9 +793,9 @@ def unipc_coefficients(t: float, t_next: float) -> tuple[float, float]:
 
 
 def host_unipc(model, x, timesteps, callback, draw, eta) -> Tensor:
-    """UniPC of order 1: predicts, calls the model, then corrects from the previous x.
+    """UniPC of order 1. Each step predicts an x, calls the model with it, and corrects the previous x.
 
-    The evaluated predictor is discarded.
+    Only the model's output at the predicted x is used. The predicted x itself is discarded.
     """
     signal = clean(x, model(x, timesteps[0]), timesteps[0])
     for i, (t, t_next) in enumerate(pairwise(timesteps)):
@@ -914,7 +917,7 @@ def test_timestep_sampler_equals_the_explicit_loop(name, host, explicit, timeste
 
 
 @pytest.mark.parametrize(("name", "host", "explicit", "timesteps", "eta"), TIMESTEP_CASES[2:4])
-def test_gate_of_one_call_samplers_does_not_fit_them(name, host, explicit, timesteps, eta) -> None:
+def test_plms_and_unipc_need_their_own_step_detectors(name, host, explicit, timesteps, eta) -> None:
     actual = drive_timesteps(host, timesteps, StepDetector(), eta, name)
     run = ExplicitTimesteps()
     x = explicit(run, timesteps, eta)

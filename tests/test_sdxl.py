@@ -102,7 +102,7 @@ def test_columns_of_known_models(layout: Any, width: int, expected: dict[str, tu
         ([SimpleNamespace(input_key=None, outdim=256)], 2816),
     ],
 )
-def test_columns_that_cannot_be_known_are_left_alone(embedders: list[Any], width: int) -> None:
+def test_unknown_columns_are_not_changed(embedders: list[Any], width: int) -> None:
     assert number_slots(embedders, width) == {}
     vector = torch.randn(2, width)
     views = [LocalView(1, 2, 3, 4), LocalView(5, 6, 3, 4)]
@@ -113,7 +113,7 @@ def test_columns_that_cannot_be_known_are_left_alone(embedders: list[Any], width
 
 @LAYOUTS
 @pytest.mark.parametrize("rows", [1, 4])
-def test_vectors_are_what_the_conditioner_would_make(layout: Any, rows: int) -> None:
+def test_vectors_equal_those_of_the_conditioner(layout: Any, rows: int) -> None:
     conditioner = layout()
     views = [LocalView(0, 0, 64, 64), LocalView(13, 70, 64, 64), *dilated_views((192, 128), 2)[:2]]
     crops = [(0, 0), (104, 560), (0, 0), (0, 0)]
@@ -127,7 +127,7 @@ def test_vectors_are_what_the_conditioner_would_make(layout: Any, rows: int) -> 
 
 
 @LAYOUTS
-def test_the_whole_picture_in_its_own_frame_changes_nothing(layout: Any) -> None:
+def test_a_view_of_the_whole_image_keeps_its_vector(layout: Any) -> None:
     conditioner = layout()
     vector = conditioner(2, **{**BEFORE, CROP: (16, 24)})
     vectors = SizeVectors(conditioner.embedders, Frame((512, 512), (16, 24)))
@@ -176,7 +176,7 @@ def test_models_without_a_conditioner_have_no_sizes() -> None:
 
 
 @pytest.mark.parametrize("rows", [slice(0, 4), slice(1, 3)])
-def test_the_model_is_given_the_vectors_of_its_views(rows: slice) -> None:
+def test_the_model_gets_the_vectors_of_its_views(rows: slice) -> None:
     """The denoiser leaves the other conds unchanged. If memory is short, it evaluates some of the rows."""
     conditioner = base()
     seen: list[dict[str, Any]] = []
@@ -259,7 +259,7 @@ print("equal")
 
 
 @pytest.mark.webui
-def test_vectors_are_what_the_real_conditioner_makes(request: pytest.FixtureRequest) -> None:
+def test_vectors_equal_those_of_the_real_conditioner(request: pytest.FixtureRequest) -> None:
     """Runs in the webui's own environment, with its conditioner and embedders. Only the text is made up."""
     folder = request.config.getoption("--webui")
     if not folder:

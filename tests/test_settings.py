@@ -109,7 +109,7 @@ def cases(fields: list[str], values: list[object]) -> list[object]:
         *cases(["preset"], [*NEVER_GOOD, "", "paper", True, [], ["abc"]]),
     ],
 )
-def test_bad_value_is_named(name: str, value: object) -> None:
+def test_bad_value_is_reported(name: str, value: object) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_settings({name: value})
     assert is_named(caught.value, name, value)
@@ -117,7 +117,7 @@ def test_bad_value_is_named(name: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("value", BAD_STAGES, ids=range(len(BAD_STAGES)))
-def test_bad_stage_list_is_named(value: object) -> None:
+def test_bad_stage_list_is_reported(value: object) -> None:
     """The settings report it if it is not text. Otherwise the plan reports it, because the plan parses the list."""
     with pytest.raises(SettingsError) as caught:
         make_plan(parse_settings({"stages": value}), (64, 64))
@@ -126,7 +126,7 @@ def test_bad_stage_list_is_named(value: object) -> None:
     assert "increasing scales from 1 to 8" in str(caught.value)
 
 
-def test_message_without_field_value_or_range_is_seen() -> None:
+def test_message_without_field_value_or_range_is_detected() -> None:
     good = SettingsError("scale", 0, "a number from 1 to 8")
     assert str(good) == "scale: 0 is not valid. Use a number from 1 to 8"
     assert is_named(good, "scale", 0)
@@ -155,7 +155,7 @@ def parsed_or_error(values: dict[str, object]) -> Settings | SettingsError:
 
 @EXAMPLES
 @given(values=st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=3))
-def test_anything_is_parsed_or_named(values: dict[str, object]) -> None:
+def test_anything_is_parsed_or_reported(values: dict[str, object]) -> None:
     """No other exception is raised, up to the plan, and every accepted value is in its range."""
     parsed = parsed_or_error(values)
     if isinstance(parsed, SettingsError):
@@ -167,7 +167,7 @@ def test_anything_is_parsed_or_named(values: dict[str, object]) -> None:
         assert type(getattr(parsed, name)) is SPECS[name].kind
 
 
-def test_deeply_nested_list_is_named() -> None:
+def test_deeply_nested_list_is_reported() -> None:
     value: object = 2
     for _ in range(100_000):
         value = [value]
@@ -178,7 +178,7 @@ def test_deeply_nested_list_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", ["colour", "", "Scale", "__class__", "spec", "scale ", 5, None, ("a",), "x" * 10_000])
-def test_unknown_field_is_named(name: object) -> None:
+def test_unknown_field_is_reported(name: object) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_settings({"scale": 3, name: 4})
     message = str(caught.value)
@@ -228,7 +228,7 @@ def test_none_and_missing_fields_have_their_defaults() -> None:
         ("stages", 2.5, "2.5"),
     ],
 )
-def test_good_value_is_taken(name: str, value: object, expected: object) -> None:
+def test_good_value_is_accepted(name: str, value: object, expected: object) -> None:
     parsed = getattr(parse_settings({name: value}), name)
     assert parsed == expected
     assert type(parsed) is type(expected)
@@ -246,7 +246,7 @@ def test_arguments_come_in_field_order_or_as_one_dict() -> None:
         settings_from_args([True, None, None, "abc"])
 
 
-def test_preset_gives_what_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_fields_get_the_values_of_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "Paper", {"sigma": 1.5, "jitter": False})
     assert parse_settings({}) == Settings(sigma=1.5, jitter=False)
     assert parse_settings({"preset": "Paper", "sigma": 2, "jitter": None}) == Settings(sigma=2.0, jitter=False)
@@ -270,7 +270,7 @@ def test_a_user_s_preset_is_one_like_the_built_in_ones() -> None:
     assert preset_values(MINE, CHOICES) == {**preset_values("Paper"), "sigma": 1.5, "jitter": False}
 
 
-def test_a_preset_that_is_gone_is_named_with_those_there_are() -> None:
+def test_a_missing_preset_is_reported_with_the_existing_ones() -> None:
     with pytest.raises(SettingsError, match=r"preset: 'Yours' is not valid. Use one of Paper, .*Mine"):
         parse_settings({"preset": "Yours"}, choices=CHOICES)
     with pytest.raises(SettingsError, match="preset: 'Mine' is not valid"):
@@ -292,26 +292,26 @@ UPSCALERS = {
 
 
 @pytest.mark.parametrize("upscaler", UPSCALERS)
-def test_the_upscaler_says_what_is_enlarged_and_by_what(upscaler: str) -> None:
+def test_the_upscaler_determines_the_anchor(upscaler: str) -> None:
     settings = parse_settings({"upscaler": upscaler}, choices=CHOICES)
     assert (settings.anchor, settings.image_upscaler) == UPSCALERS[upscaler]
 
 
 @pytest.mark.parametrize("upscaler", ["", "lanczos", "Latent (pixels)", "4x-Gone", "mixed"])
-def test_an_unknown_upscaler_is_named_with_those_there_are(upscaler: str) -> None:
+def test_an_unknown_upscaler_is_reported_with_the_existing_ones(upscaler: str) -> None:
     with pytest.raises(SettingsError, match=r"Use one of Latent, Lanczos, None\?, 4x-Sharp$"):
         parse_settings({"upscaler": upscaler}, choices=CHOICES)
 
 
 @pytest.mark.parametrize("text", ["0.5", "0.5,0.1,0", "0.6,0", "0,-0.1", "a,b", "nan,0"])
-def test_weights_that_cannot_be_are_named(text: str) -> None:
+def test_impossible_weights_are_reported(text: str) -> None:
     with pytest.raises(
         SettingsError, match=r"skip_views: .* is not valid. Use two numbers from 0 to 0.5, such as 0.5,0.1"
     ):
         parse_settings({"skip_views": text})
 
 
-def test_values_that_name_no_preset_get_the_one_of_the_caller() -> None:
+def test_values_without_a_preset_get_the_callers_preset() -> None:
     expected = Settings(enabled=True, preset=MINE, sigma=1.5, jitter=False)
     assert settings_from_args([{"enabled": True}], MINE, CHOICES) == expected
     assert settings_from_args([True], MINE, CHOICES) == expected
@@ -319,14 +319,14 @@ def test_values_that_name_no_preset_get_the_one_of_the_caller() -> None:
     assert settings_from_args([{"enabled": True, "preset": "Paper"}], MINE, CHOICES) == Settings(enabled=True)
 
 
-def test_infotext_is_against_the_declared_defaults_whatever_the_preset() -> None:
+def test_infotext_has_the_differences_from_the_declared_defaults() -> None:
     written = to_infotext(settings_from_args([{"enabled": True, "sigma": 0.8}], MINE, CHOICES), CHOICES)
     assert written == {"DemoFusion preset": "Mine (changed)", "DemoFusion jitter": "False"}
     # in another installation the name is unknown, but the infotext contains every value
     assert pasted(written) == Settings(jitter=False)
 
 
-def test_what_no_longer_has_the_value_of_its_preset_is_known() -> None:
+def test_fields_that_differ_from_their_preset_are_known() -> None:
     values = preset_values(MINE, CHOICES)
     assert changed_fields(MINE, values, CHOICES) == ()
     # with the types that the controls return, and with values that cannot be used
@@ -347,27 +347,27 @@ def test_a_preset_among_overrides_sets_its_fields_before_the_others() -> None:
     assert overridden(settings, {"sigma": 2, "preset": MINE}, CHOICES) == dataclasses.replace(expected, sigma=2.0)
 
 
-def test_presets_leave_the_request_alone() -> None:
+def test_presets_do_not_change_fields_of_the_request() -> None:
     assert set(NAMES) == set(PRESET_FIELDS) | OF_THE_REQUEST
     assert all(set(values) <= set(PRESET_FIELDS) for values in PRESETS.values())
 
 
 @pytest.mark.parametrize("values", [{"scale": 2}, {"sgima": 1}, {"sigma": "big"}, {"stages": "3,2"}, {"jitter": None}])
-def test_an_impossible_preset_is_named(values: dict) -> None:
+def test_an_impossible_preset_is_reported(values: dict) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_preset(values)
     assert caught.value.name == next(iter(values))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_default_lies_in_its_range(name: str) -> None:
+def test_default_is_in_its_range(name: str) -> None:
     default = getattr(Settings, name)
     assert SPECS[name].parse(name, default, BUILT_IN) == default
     assert type(default) is SPECS[name].kind
 
 
 @pytest.mark.parametrize("name", FLOATS + INTS)
-def test_limits_are_possible_and_what_is_beyond_is_not(name: str) -> None:
+def test_limits_are_valid_and_values_beyond_them_are_not(name: str) -> None:
     spec = SPECS[name]
     for limit, beyond in ((spec.minimum, -1), (spec.maximum, 1)):
         assert SPECS[name].parse(name, limit, BUILT_IN) == limit
@@ -405,7 +405,7 @@ def pasted(infotext: dict[str, str], choices: Choices = BUILT_IN) -> Settings:
 @EXAMPLES
 @given(given_settings=SETTINGS)
 @example(given_settings=Settings(scale=7 / 3, sigma=0.1 + 0.2, cosine_scale_1=1e-7, cosine_scale_2=9.123456789))
-def test_infotext_gives_the_settings_back(given_settings: Settings) -> None:
+def test_settings_are_restored_from_the_infotext(given_settings: Settings) -> None:
     """`enabled` is not among its keys, because the host layer writes it."""
     infotext = to_infotext(given_settings)
     assert pasted({**infotext, ENABLED_KEY: "1.0"}) == dataclasses.replace(given_settings, enabled=True)
@@ -414,7 +414,7 @@ def test_infotext_gives_the_settings_back(given_settings: Settings) -> None:
 
 @EXAMPLES
 @given(given_settings=SETTINGS)
-def test_infotext_is_what_the_host_can_parse(given_settings: Settings) -> None:
+def test_the_host_can_parse_the_infotext(given_settings: Settings) -> None:
     r"""The host finds `key: value` with key = \w[\w \-/]+, and ignores empty values (infotext_utils.py)."""
     infotext = to_infotext(given_settings)
     for key, value in infotext.items():
@@ -449,5 +449,5 @@ def test_infotext_keys_and_labels_are_unique() -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("enabled", "stages", "skip_views")])
 @pytest.mark.parametrize("text", ["broken", "nan", "-7", ""])
-def test_broken_infotext_gives_the_default(name: str, text: str) -> None:
+def test_a_broken_infotext_value_gives_the_default(name: str, text: str) -> None:
     assert from_infotext(name, {SPECS[name].infotext: text}) == getattr(Settings, name)

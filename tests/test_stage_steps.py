@@ -52,7 +52,7 @@ def test_a_sampler_of_k_diffusion_runs_with_the_least_steps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(TWO_NEEDED.intersection(NAMES)))
-def test_a_step_fewer_is_what_it_raises_at(name: str) -> None:
+def test_a_sampler_fails_with_one_step_fewer(name: str) -> None:
     with pytest.raises((UnboundLocalError, ValueError)):
         run(name, least_steps(name) - 1)
 
@@ -103,7 +103,7 @@ SHIFTS = [1.0, 3.0, math.exp(1.15), 6.0, 9.0, 12.0]
 @pytest.mark.parametrize("shift", SHIFTS)
 @pytest.mark.parametrize("strength", [0.25, 0.3, 0.5, 0.7])
 @pytest.mark.parametrize("steps", [8, 12, 20, 50])
-def test_a_strength_means_the_same_noise_whatever_the_shift(shift: float, strength: float, steps: int) -> None:
+def test_a_strength_means_the_same_noise_level_at_every_shift(shift: float, strength: float, steps: int) -> None:
     """On a uniform schedule there is a closed form: n steps from level s need n (a - (a - 1) s) / s steps in all."""
     levels = flow_schedule(shift)
     chosen = steps_by_level(steps, strength, 1, levels)
@@ -118,7 +118,9 @@ def test_a_strength_means_the_same_noise_whatever_the_shift(shift: float, streng
 @pytest.mark.parametrize("shift", SHIFTS)
 @pytest.mark.parametrize("power", [0.75, 1.0, 1.5])
 @pytest.mark.parametrize(("steps", "strength", "least"), [(20, 0.5, 1), (12, 0.25, 1), (7, 0.3, 4), (31, 0.9, 1)])
-def test_no_other_length_begins_nearer(shift: float, power: float, steps: int, strength: float, least: int) -> None:
+def test_no_other_schedule_length_begins_closer_to_the_level(
+    shift: float, power: float, steps: int, strength: float, least: int
+) -> None:
     """This also holds for schedulers of other shapes."""
     levels, wanted = flow_schedule(shift, power), flow_level(1000 * strength)
     chosen = steps_by_level(steps, strength, least, levels)
@@ -128,12 +130,12 @@ def test_no_other_length_begins_nearer(shift: float, power: float, steps: int, s
         assert distance <= abs(float(levels(length)[length - chosen.run]) - wanted) + 1e-12
 
 
-def test_the_start_of_the_schedule_is_that_of_full_strength() -> None:
+def test_full_strength_begins_at_the_start_of_the_schedule() -> None:
     assert steps_by_level(20, 1.0, 1, flow_schedule(9.0)) == StageSteps(20, 20)
     assert steps_by_level(1, 1.0, 2, flow_schedule(9.0)) == StageSteps(2, 2)
 
 
-def test_levels_that_a_scheduler_leaves_out_are_made_up_for() -> None:
+def test_levels_that_a_scheduler_drops_are_compensated_for() -> None:
     """Forge's Beta scheduler drops levels that are equal after rounding."""
 
     def levels(steps: int) -> torch.Tensor:
@@ -146,6 +148,6 @@ def test_levels_that_a_scheduler_leaves_out_are_made_up_for() -> None:
     assert float(run[0]) == pytest.approx(flow_level(500), abs=0.03)
 
 
-def test_a_schedule_that_never_falls_low_enough_is_used_as_it_is() -> None:
+def test_a_schedule_that_never_reaches_the_level_is_used_unchanged() -> None:
     chosen = steps_by_level(20, 0.3, 1, lambda steps: [1.0] * steps + [0.0])
     assert chosen == StageSteps(6, 6)

@@ -78,14 +78,14 @@ def convolution_work(network: nn.Module, run: Any) -> tuple[Tensor, float]:
 
 @pytest.mark.parametrize("tile", [4, 9])
 @pytest.mark.parametrize("size", SIZES)
-def test_decoding_in_tiles_is_decoding(decoder: Any, size: tuple[int, int], tile: int) -> None:
+def test_decoding_in_tiles_gives_the_same_image(decoder: Any, size: tuple[int, int], tile: int) -> None:
     z = picture_like(4, *size)
     torch.testing.assert_close(decode_tiled(decoder, z, Options(tile)), decoder(z), rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("tile", [2, 5])
 @pytest.mark.parametrize("size", [(64, 96), (80, 40), (67, 95), (42, 61)])
-def test_encoding_in_tiles_is_encoding(encoder: Any, size: tuple[int, int], tile: int) -> None:
+def test_encoding_in_tiles_gives_the_same_latent(encoder: Any, size: tuple[int, int], tile: int) -> None:
     x = picture_like(3, *size) / 3
     torch.testing.assert_close(encode_tiled(encoder, x, Options(tile)), encoder(x), rtol=1e-4, atol=2e-5)
 
@@ -120,7 +120,7 @@ def test_tanh_at_the_end(decoder: Any) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("in_file", [False, True])
-def test_the_promised_bounds(decoder: Any, tmp_path: Path, packed: bool, in_file: bool) -> None:
+def test_the_promised_limits(decoder: Any, tmp_path: Path, packed: bool, in_file: bool) -> None:
     """The limits hold for every kind of storage. The tile of 16 cells is the smallest that is ever chosen."""
     z, tile = picture_like(4, 56, 40), 16
     shelf = Shelf(CPU, packed, tmp_path if in_file else None)
@@ -138,7 +138,7 @@ def test_the_promised_bounds(decoder: Any, tmp_path: Path, packed: bool, in_file
     assert not list(tmp_path.iterdir())
 
 
-def test_the_encoders_work(encoder: Any) -> None:
+def test_the_encoders_amount_of_work(encoder: Any) -> None:
     x = picture_like(3, 320, 448)
     full, once = convolution_work(encoder, lambda: encoder(x))
     got, work = convolution_work(encoder, lambda: encode_tiled(encoder, x, Options(16, Shelf(CPU, packed=True))))
@@ -285,7 +285,7 @@ def test_memory_of_the_maps(decoder: Any, encoder: Any, packed: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_memory_beside_the_maps(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_besides_the_feature_maps(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiled_vae, "MATRIX_CELLS", 1 << 16)
     decoder = randomised(Decoder()).to(dtype)
     z, shelf = picture_like(4, 40, 32).to(dtype), CountedShelf(CPU)
@@ -306,7 +306,7 @@ def test_memory_of_the_whole_at_once(decoder: Any) -> None:
     assert 0.5 * predicted < counted.peak < 1.05 * predicted
 
 
-def test_nothing_is_left_behind(decoder: Any) -> None:
+def test_no_tensor_or_file_remains(decoder: Any) -> None:
     before = dict(decoder.__dict__), len(decoder._forward_hooks)
     shelf = CountedShelf(CPU)
     decode_tiled(decoder, picture_like(4, 12, 12), Options(4, shelf))
@@ -316,7 +316,7 @@ def test_nothing_is_left_behind(decoder: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_makes_the_whole_picture_nan(decoder: Any, encoder: Any, bad: float) -> None:
+def test_one_value_that_is_not_finite_makes_the_whole_image_nan(decoder: Any, encoder: Any, bad: float) -> None:
     """The host checks only one number (devices.test_for_nans)."""
     z, x = picture_like(4, 16, 16), picture_like(3, 64, 64)
     z[0, 0, 9, 9] = x[0, 0, 40, 40] = bad
@@ -353,7 +353,7 @@ def test_progress_and_stop(decoder: Any) -> None:
     assert len(shares) == 6
 
 
-def test_attention_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (torch.randn(1, 1, n, 8) for n in (300, 500, 500))
     whole = tiled_vae.attend(q, k, v)
     torch.testing.assert_close(whole, torch.softmax(q @ k.transpose(2, 3) / 8**0.5, 3) @ v)
@@ -405,7 +405,9 @@ def test_another_layout_is_refused(change: Any) -> None:
 
 @pytest.mark.webui
 @pytest.mark.parametrize("package", ["stable-diffusion-stability-ai:ldm", "generative-models:sgm"])
-def test_the_hosts_own_classes(request: pytest.FixtureRequest, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_s_classes_give_the_same_result(
+    request: pytest.FixtureRequest, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Runs if torch and the host's packages are installed, for example in the webui's own environment."""
     webui = request.config.getoption("--webui")
     if not webui:

@@ -33,7 +33,7 @@ HALVES = st.integers(8, 60)
 @EXAMPLES
 @given(size=st.tuples(HALVES, HALVES), factor=st.integers(1, 8), unit=st.integers(1, 4))
 @example(size=(9, 33), factor=3, unit=2)
-def test_dilated_views_hold_every_cell_once_and_are_multiples(size: Size, factor: int, unit: int) -> None:
+def test_dilated_views_contain_every_cell_once_and_are_multiples(size: Size, factor: int, unit: int) -> None:
     """The views are phases of the grid.
 
     The grid is padded with zeros at the top and left to a multiple of unit and factor.
@@ -98,13 +98,13 @@ def assert_covered(size: Size, views) -> None:
         ((64, 64), {"scale": 2, "tile_stride": 13}, (1024, 1024), "tile stride 13 is rounded to 12 cells"),
     ],
 )
-def test_the_user_is_told_of_every_rounding(base: Size, values: dict, pixels: Size, note: str) -> None:
+def test_every_rounding_is_noted(base: Size, values: dict, pixels: Size, note: str) -> None:
     plan = make_plan(parse_settings(values), base, UNIT)
     assert plan.pixels == pixels
     assert note in plan.notes
 
 
-def test_nothing_is_said_of_sizes_that_fit() -> None:
+def test_sizes_that_fit_get_no_note() -> None:
     assert make_plan(parse_settings({"scale": 2}), (65, 64), UNIT).notes == ()
 
 
@@ -113,7 +113,7 @@ def test_an_odd_base_at_its_own_size_needs_no_stage() -> None:
     assert (plan.stages, plan.pixels, plan.notes) == ((), (65 * CELL, 64 * CELL), ())
 
 
-def test_a_side_that_is_rounded_up_takes_no_finer_grid() -> None:
+def test_a_side_that_is_rounded_up_does_not_need_a_larger_factor() -> None:
     """65 cells at 3x are 195, which is rounded to 196.
 
     The 4 x 4 dilated views of 50 cells would be unnecessarily small.
@@ -122,7 +122,7 @@ def test_a_side_that_is_rounded_up_takes_no_finer_grid() -> None:
     assert (stage.size, stage.factor) == ((196, 196), 3)
 
 
-def test_a_stage_shows_its_model_multiples_alone() -> None:
+def test_the_model_gets_only_multiples_of_the_unit() -> None:
     """Tests local and dilated views with jitter. The positions of tiles that cannot move are multiples."""
     plan = make_plan(parse_settings({"scale": 2.2, "tile_size": 13}), (33, 32), UNIT)
     stage = plan.stages[-1]

@@ -1,4 +1,4 @@
-"""Tests the way to run the autoencoder that you choose in the webui, with stand-ins for the webui's modules."""
+"""Tests the setting "Decode large images in parts" with stand-ins for the webui's modules."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def fails(error: BaseException, times: int, after: Any) -> Any:
     return run
 
 
-def test_what_fits_is_left_to_the_host(vae: Any, model: Any, tried: list[Any]) -> None:
+def test_an_image_that_fits_is_decoded_by_the_host(vae: Any, model: Any, tried: list[Any]) -> None:
     expected = model.first_stage_model.decoder(Z)[0]
     assert torch.equal(decode(vae, model, Z)[0], expected)
     vae.free.device = 0
@@ -99,7 +99,7 @@ def test_what_fits_is_left_to_the_host(vae: Any, model: Any, tried: list[Any]) -
     assert not tried
 
 
-def test_a_share_of_the_free_memory_is_left_to_others(vae: Any, model: Any, tried: list[Any]) -> None:
+def test_a_share_of_the_free_memory_stays_free(vae: Any, model: Any, tried: list[Any]) -> None:
     """The required memory is an estimate, and other programs use the card as well."""
     needed = vae.whole_bytes(decoder_layers(model.first_stage_model.decoder), (Z.shape[2], Z.shape[3]), 4)
     vae.free.device = int(needed * 1.25)
@@ -112,7 +112,9 @@ def test_a_share_of_the_free_memory_is_left_to_others(vae: Any, model: Any, trie
 
 
 @pytest.mark.parametrize("mode", ["automatic", "always"])
-def test_in_tiles_where_it_does_not_fit_or_is_asked_for(vae: Any, model: Any, tried: list[Any], mode: str) -> None:
+def test_tiles_are_used_if_the_image_does_not_fit_or_the_setting_is_always(
+    vae: Any, model: Any, tried: list[Any], mode: str
+) -> None:
     if mode == "automatic":
         vae.free.device = 1
     got = decode(vae, model, Z, mode)[0]
@@ -120,7 +122,7 @@ def test_in_tiles_where_it_does_not_fit_or_is_asked_for(vae: Any, model: Any, tr
     assert [options.tile for options in tried] == [16 if mode == "automatic" else 64]
 
 
-def test_a_live_preview_is_decoded_as_without_the_job(vae: Any, model: Any, tried: list[Any]) -> None:
+def test_a_live_preview_does_not_affect_the_job(vae: Any, model: Any, tried: list[Any]) -> None:
     """The page decodes the preview in its own thread.
 
     The preview must not move the job's progress bar, and the job's stop must not end it.
@@ -166,7 +168,7 @@ def test_images_that_are_decoded_together_are_half_done_meanwhile(vae: Any, mode
     assert shares == [0.25, 0.5, 0.75, 1]
 
 
-def test_what_a_report_raises_ends_the_decoding(vae: Any, model: Any, tried: list[Any]) -> None:
+def test_an_exception_of_the_report_ends_the_decoding(vae: Any, model: Any, tried: list[Any]) -> None:
     """The error is not mistaken for a lack of memory, which would cause another attempt in smaller parts."""
 
     def report(share: float) -> None:
@@ -177,7 +179,7 @@ def test_what_a_report_raises_ends_the_decoding(vae: Any, model: Any, tried: lis
     assert len(tried) == 1
 
 
-def test_the_encoder_too(vae: Any, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_encoder_runs_in_tiles_too(vae: Any, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     x = picture_like(3, 64, 80)
     expected = model.first_stage_model.encoder(x)
     runs: list[Any] = []
@@ -225,7 +227,7 @@ def test_out_of_memory_leads_to_smaller_parts(
     ("error", "attempts"),
     [(torch.cuda.OutOfMemoryError("CUDA out of memory."), 3), (RuntimeError("expected scalar type Half"), 1)],
 )
-def test_what_cannot_be_helped_is_raised_and_the_model_is_as_before(
+def test_other_errors_are_raised_and_the_model_is_restored(
     vae: Any, model: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, attempts: int
 ) -> None:
     calls: list[Any] = []
@@ -242,7 +244,7 @@ def test_what_cannot_be_helped_is_raised_and_the_model_is_as_before(
         assert "forward" not in network.__dict__
 
 
-def test_where_the_maps_are_held(vae: Any, model: Any) -> None:
+def test_where_the_feature_maps_are_stored(vae: Any, model: Any) -> None:
     layers = vae.decoder_layers(model.first_stage_model.decoder)
     held = vae.held_bytes(layers, (20, 12), 4)
     plenty, exactly = int(held / 0.6) + 9, int(held / 2 / 0.6) + 9
@@ -261,14 +263,16 @@ def test_where_the_maps_are_held(vae: Any, model: Any) -> None:
         shelf(0, exactly // 2, 0)
 
 
-def test_no_room_anywhere_is_said(vae: Any, model: Any, tried: list[Any]) -> None:
+def test_an_image_that_fits_nowhere_is_an_error(vae: Any, model: Any, tried: list[Any]) -> None:
     vae.free.device = vae.free.memory = vae.free.disk = 0
     with pytest.raises(MemoryError, match="the VAE needs"):
         decode(vae, model, Z)
     assert not tried
 
 
-def test_a_driver_that_does_not_say_is_taken_to_have_a_little(vae: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_does_not_report_its_memory_is_assumed_to_have_little(
+    vae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def silent(device: Any) -> Any:
         raise RuntimeError("CUDA error: operation not supported")
 
@@ -278,7 +282,7 @@ def test_a_driver_that_does_not_say_is_taken_to_have_a_little(vae: Any, monkeypa
     assert vae.real_free_bytes(torch.device("cpu")) == 3 * GIB
 
 
-def test_a_tiled_vae_extension_keeps_the_work(vae: Any, model: Any, tried: list[Any]) -> None:
+def test_a_tiled_vae_extension_decodes_the_image(vae: Any, model: Any, tried: list[Any]) -> None:
     """Tiled VAE hooks the instance, and leaves the original method there when it is disabled."""
     decoder = model.first_stage_model.decoder
     decoder.original_forward = decoder.forward
@@ -292,7 +296,7 @@ def test_a_tiled_vae_extension_keeps_the_work(vae: Any, model: Any, tried: list[
     assert decoder.__dict__["forward"] == decoder.original_forward
 
 
-def test_other_autoencoders_are_left_to_the_host(vae: Any, tried: list[Any]) -> None:
+def test_the_host_runs_autoencoders_of_another_layout(vae: Any, tried: list[Any]) -> None:
     other = nn.Sequential(nn.Conv2d(4, 3, 1))
     model = SimpleNamespace(first_stage_model=SimpleNamespace(decoder=other))
     expected = other(Z)[0]

@@ -113,7 +113,7 @@ def test_a_tapers_ramp_is_linear() -> None:
     torch.testing.assert_close(taper((1, 8), 0.25)[0], torch.tensor([1, 2, 3, 3, 3, 3, 2, 1]) / 3)
 
 
-def test_an_uncovered_cell_is_seen() -> None:
+def test_an_uncovered_cell_is_detected() -> None:
     views = views_of((128, 128), (64, 64), (32, 32), None)
     assert count_by_hand(views[1:], (128, 128)).min() == 0
     assert not is_inside(LocalView(65, 0, 64, 64), (128, 128))
@@ -207,7 +207,7 @@ def test_views_move_apart_from_each_other() -> None:
     assert len({(after.top - before.top, after.left - before.left) for before, after in zip(plain, moved)}) > 10
 
 
-def test_jitter_depends_on_stage_and_step_alone() -> None:
+def test_jitter_depends_only_on_stage_and_step() -> None:
     def drawn(stage: int, step: int) -> list[LocalView]:
         return local_views(*BIG, jitter_generator(stage, step))
 
@@ -227,7 +227,7 @@ def test_generators_of_different_steps_differ() -> None:
     assert len(set(seeds)) == len(seeds)
 
 
-def test_local_view_takes_without_copying_and_adds_in_place() -> None:
+def test_a_local_view_is_cropped_without_copying_and_added_in_place() -> None:
     x = torch.arange(40.0).view(1, 1, 5, 8)
     view = LocalView(1, 2, 3, 4)
     assert torch.equal(view.take(x), x[..., 1:4, 2:6])
@@ -247,7 +247,7 @@ FACTORS = st.integers(1, 8)
 @given(size=SIZES, factor=FACTORS)
 @example(size=(1, 1), factor=8)
 @example(size=(33, 65), factor=2)
-def test_dilated_views_hold_every_cell_once(size: Size, factor: int) -> None:
+def test_dilated_views_contain_every_cell_once(size: Size, factor: int) -> None:
     x = torch.arange(1.0, 1 + math.prod(size)).view(1, 1, *size)
     count, back = torch.zeros_like(x), torch.zeros_like(x)
     views = dilated_views(size, factor)
@@ -277,7 +277,7 @@ def test_dilated_views_are_phases_of_the_padded_grid(size: Size, factor: int) ->
         assert taken.shape[2:] == dilated_size(size, factor)
 
 
-def test_plan_counts_what_the_views_hold() -> None:
+def test_the_plan_counts_the_cells_of_the_views() -> None:
     stage = StagePlan(1, 3.0, (97, 130), 3, (32, 48), (20, 31))
     local = views_of(stage.size, stage.window, stage.stride, 0)
     x = torch.zeros(1, 1, *stage.size)

@@ -38,7 +38,7 @@ def is_red(path) -> bool:
     return Image.open(path).getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_votes_for_one_way_give_it_all_and_go_on_after_a_restart(folder) -> None:
+def test_votes_are_counted_and_kept_after_a_restart(folder) -> None:
     for _ in range(3):
         poll = poll_of(folder)  # as after a restart
         pair = poll.ask()
@@ -57,7 +57,7 @@ def test_both_orders_are_shown(folder) -> None:
     assert {is_red(poll.picture(token, ab.LEFT)) for token in tokens} == {True, False}
 
 
-def test_a_vote_counts_once_and_only_for_what_is_shown(folder) -> None:
+def test_a_vote_counts_once_and_only_for_the_displayed_pair(folder) -> None:
     poll = poll_of(folder)
     token = poll.ask()["token"]
     assert not poll.vote(token, "best")
@@ -81,14 +81,14 @@ def test_draws_count_half() -> None:
     assert ab.results(votes)[0].startswith("2x: A against B: 50% ")
 
 
-def test_a_way_without_pictures_is_named(folder) -> None:
+def test_a_configuration_without_images_is_reported(folder) -> None:
     with pytest.raises(ValueError, match=r"Paper; there are Balanced, Hires fix 0\.5"):
         ab.duels(ab.pictures(folder), ("Balanced", "Paper"), 4)
     with pytest.raises(FileNotFoundError, match=r"bench\.quality"):
         ab.pictures(folder / "nothing")
 
 
-def test_the_page_is_served_and_takes_votes(folder) -> None:
+def test_the_page_is_served_and_accepts_votes(folder) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), ab.handler(poll_of(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"

@@ -94,7 +94,7 @@ def report(tmp_path: Path, limit: float = 60) -> Report:
     return Report(["title"], tmp_path / "report.md", limit, lambda: None)
 
 
-def test_a_part_that_fails_is_a_row_and_the_next_one_runs(tmp_path: Path) -> None:
+def test_a_failed_measurement_is_a_row_and_the_next_one_runs(tmp_path: Path) -> None:
     def fails(error: Exception) -> Row:
         raise error
 
@@ -108,7 +108,7 @@ def test_a_part_that_fails_is_a_row_and_the_next_one_runs(tmp_path: Path) -> Non
     assert "| c | 1.0 |  |  |  |" in text
 
 
-def test_what_takes_too_long_is_left_out(tmp_path: Path) -> None:
+def test_measurements_that_take_too_long_are_skipped(tmp_path: Path) -> None:
     found = report(tmp_path)
     assert not found.attempt("a", lambda: Row("1.0"), estimate=40, share=0.5)
     assert found.attempt("b", lambda: Row("1.0"), estimate=20, share=0.5)

@@ -93,7 +93,9 @@ def run(webui: PlayedWebui, folder: Path, *arguments: str) -> dict[str, list[str
     return {name: rest for name, *rest in cells}
 
 
-def test_every_way_is_measured(webui: PlayedWebui, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_configuration_is_measured(
+    webui: PlayedWebui, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = run(webui, tmp_path, "--large")
     assert list(rows)[:2] == ["Base image", "Hires fix 2x"]
     assert set(list(rows)[2:]) == {f"{preset} {scale}x" for preset in PRESETS for scale in (2, 4)}
@@ -108,7 +110,7 @@ def test_every_way_is_measured(webui: PlayedWebui, tmp_path: Path, capsys: pytes
     assert not any(asked["save_images"] for asked in webui.requests)
 
 
-def test_what_is_promised_is_what_readme_says(webui: PlayedWebui, tmp_path: Path) -> None:
+def test_the_promised_cost_is_that_of_readme(webui: PlayedWebui, tmp_path: Path) -> None:
     rows = run(webui, tmp_path, "--size", "1024")
     readme = (Path(host.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     for preset in PRESETS:
@@ -116,7 +118,7 @@ def test_what_is_promised_is_what_readme_says(webui: PlayedWebui, tmp_path: Path
         assert round(float(rows[f"{preset} 2x"][2])) == round(float(line.split("|")[3]))
 
 
-def test_a_way_that_fails_is_said_and_the_others_are_measured(webui: PlayedWebui, tmp_path: Path) -> None:
+def test_a_failed_configuration_is_reported_and_the_others_are_measured(webui: PlayedWebui, tmp_path: Path) -> None:
     webui.refuses, webui.drifts = "Paper", True
     rows = run(webui, tmp_path)
     assert rows["Paper 2x"][-1] == "txt2img: 500 CUDA out of memory"
@@ -139,7 +141,7 @@ def test_a_webui_without_the_extension(webui: PlayedWebui, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("size", [(64, 64), (400, 100), (1000, 1000)])
-def test_the_part_at_full_size_lies_within_the_image(size: tuple[int, int]) -> None:
+def test_the_part_at_full_size_is_inside_the_image(size: tuple[int, int]) -> None:
     part = middle(Image.new("RGB", size, "red"), 320)
     assert part.size == (min(size[0], 320), min(size[1], 320))
     assert part.getcolors() == [(part.width * part.height, (255, 0, 0))]

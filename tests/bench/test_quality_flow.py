@@ -97,7 +97,7 @@ def test_euler_a_keeps_the_noise_at_its_level() -> None:
     assert torch.equal(sample_flow(start, levels, predict, sampler="Euler a", fresh=draw), clean)
 
 
-def test_pure_noise_is_finite_and_is_asked_for_at_the_models_last_timestep() -> None:
+def test_pure_noise_uses_the_models_last_timestep_and_stays_finite() -> None:
     asked = []
     x = initial_noise([1], 8, 8)
     for consistency in (False, True):
@@ -121,7 +121,7 @@ def bases(studio: Studio, folder) -> Bases:
 
 
 @pytest.mark.parametrize("name", [name for name in BY_NAME if "shift 9, unshifted" in name])
-def test_rows_make_pictures_in_a_batch_as_alone(studio, tmp_path, name: str) -> None:
+def test_images_of_a_batch_equal_images_made_one_by_one(studio, tmp_path, name: str) -> None:
     made = bases(studio, tmp_path)
     together, units = studio.make(BY_NAME[name], made.batch([0, 1]), 2)
     assert together.shape == (2, 256, 256, 3)

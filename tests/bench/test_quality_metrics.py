@@ -198,7 +198,7 @@ def test_crops_are_at_the_same_places_in_every_set(clean) -> None:
     assert not np.array_equal(crops(clean[0], 5), crops(clean[0], 6))
 
 
-def test_seams_are_seen(clean) -> None:
+def test_seams_are_detected(clean) -> None:
     levels = [artefacts.seam_gradient_ratio(picture, LINES, LINES) for picture in clean]
     assert np.mean(levels) == pytest.approx(1, abs=0.1)
     seamed = [artefacts.seam_gradient_ratio(with_seam(picture), LINES, LINES) for picture in clean]
@@ -209,7 +209,7 @@ def test_seams_are_seen(clean) -> None:
     assert np.mean(defects) == pytest.approx(1, abs=0.1)
 
 
-def test_a_decoders_grid_hides_no_seam_and_is_none(clean) -> None:
+def test_a_decoders_grid_neither_hides_a_seam_nor_counts_as_one(clean) -> None:
     textured = [noisy(picture) for picture in clean]
     levels = [artefacts.seam_gradient_ratio(with_grid(picture), LINES, LINES) for picture in textured]
     assert np.mean(levels) == pytest.approx(1, abs=0.05)
@@ -217,7 +217,7 @@ def test_a_decoders_grid_hides_no_seam_and_is_none(clean) -> None:
     assert min(after / before for before, after in zip(levels, seamed)) > 1.1
 
 
-def test_nor_is_that_of_the_base_image(clean) -> None:
+def test_the_grid_of_the_base_image_does_not_count_as_a_seam(clean) -> None:
     enlarged = [with_grid(noisy(picture), 32) for picture in clean]
     levels = [artefacts.seam_gradient_ratio(picture, LINES, LINES, 32) for picture in enlarged]
     assert np.mean(levels) == pytest.approx(1, abs=0.05)
@@ -226,13 +226,13 @@ def test_nor_is_that_of_the_base_image(clean) -> None:
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_dilated_grain_is_seen(clean, factor: int) -> None:
+def test_dilated_grain_is_detected(clean, factor: int) -> None:
     assert max(artefacts.comb_ratio(picture, factor) for picture in clean) < 3
     assert min(artefacts.comb_ratio(with_comb(picture, factor), factor) for picture in clean) > 20
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_sub_grids_that_wander_apart_are_seen(clean, factor: int) -> None:
+def test_sub_grids_that_drift_apart_are_detected(clean, factor: int) -> None:
     """Offsets that change slowly across the image leave no peak in the spectrum."""
     rng = np.random.default_rng(5)
     cells = SIDE // 8
@@ -249,19 +249,19 @@ def test_sub_grids_that_wander_apart_are_seen(clean, factor: int) -> None:
         assert artefacts.phase_ratio(noisy(picture), factor) == pytest.approx(before, abs=0.02)
 
 
-def test_other_defects_are_no_comb(clean) -> None:
+def test_other_defects_do_not_count_as_a_comb(clean) -> None:
     for picture in clean:
         for defect in (blurred, noisy, smeared):
             assert artefacts.comb_ratio(defect(picture), 4) < 4, defect.__name__
 
 
-def test_smear_is_seen(clean) -> None:
+def test_smear_is_detected(clean) -> None:
     even = [artefacts.anisotropy(noisy(picture, 0.05)) for picture in clean]
     streaked = [artefacts.anisotropy(smeared(picture)) for picture in clean]
     assert min(streaked) > max(even) + 0.2
 
 
-def test_tone_drift_is_its_own_measure(clean, bases) -> None:
+def test_tone_drift_is_measured_separately(clean, bases) -> None:
     for picture, base in zip((picture.astype(float) for picture in clean), (base.astype(float) for base in bases)):
         assert artefacts.tone_drift(picture, base) == pytest.approx(0, abs=1e-6)
         assert artefacts.tone_drift(noisy(picture), base) < 0.002

@@ -88,14 +88,14 @@ def studio() -> Studio:
     return Studio(TinyModel(), SAMPLING, COLLAGES)
 
 
-def test_the_base_is_what_the_plain_sampler_makes(studio) -> None:
+def test_the_base_equals_the_result_of_the_plain_sampler(studio) -> None:
     numbers = [0, 3]
     prompts = [COLLAGES.prompt(number) for number in numbers]
     expected = plain_ddim(studio.model, prompts, initial_noise(numbers, NATIVE, NATIVE), 4, SAMPLING.guidance)
     torch.testing.assert_close(studio.base(numbers), expected)
 
 
-def test_a_consistency_model_is_called_without_guidance_and_makes_what_the_plain_sampler_makes(tmp_path) -> None:
+def test_a_consistency_model_runs_without_guidance(tmp_path) -> None:
     studio = Studio(TinyModel(), Sampling(steps=4, guidance=1.0, lcm=True, rows=8, bfloat16=False), COLLAGES)
     expected = lcm(studio.model, [COLLAGES.prompt(3)], initial_noise([3], NATIVE, NATIVE), ways.fresh_noise([3]))
     studio.unet.rows = 0
@@ -150,7 +150,7 @@ def test_units_are_those_of_the_plan(studio, tmp_path, name: str, scale: int, un
         assert studio.unet.rows == units * 4 * 2 * 2  # steps, images, cond and uncond
 
 
-def test_pictures_of_a_batch_are_those_made_alone(studio, tmp_path) -> None:
+def test_images_of_a_batch_equal_single_images(studio, tmp_path) -> None:
     bases = _bases(studio, tmp_path, 3)
     for name in (PAPER, "Hires fix 0.5", "Direct", "Tiles 0.3"):
         together = studio.make(BY_NAME[name], bases.batch([0, 1, 2]), 2)[0]
@@ -175,7 +175,7 @@ def test_kept_colors_are_those_of_the_base_picture() -> None:
     assert matched.std((1, 2)).min() > 0.9 * pictures.std((1, 2)).min()
 
 
-def test_an_interrupted_run_goes_on(studio, tmp_path, monkeypatch) -> None:
+def test_an_interrupted_run_continues(studio, tmp_path, monkeypatch) -> None:
     bases = _bases(studio, tmp_path, 3)
     jobs = [Job(BY_NAME["Bicubic"], 2), Job(BY_NAME["Lanczos"], 2)]
     monkeypatch.setattr(runs, "PICTURES_AT_ONCE", {1: 16, 2: 1})
@@ -218,7 +218,7 @@ def test_a_true_rendering_is_clean(studio, tmp_path, monkeypatch) -> None:
     assert (values["blobs"], values["structure"], values["tone"]) == (0, None, None)
 
 
-def test_seams_are_looked_for_where_the_views_end() -> None:
+def test_seams_are_measured_at_the_borders_of_the_views() -> None:
     assert seams(Job(BY_NAME[PAPER], 2)) == ([64, 128, 192],) * 2
     assert seams(Job(BY_NAME["Overlap 0"], 4)) == ([128, 256, 384],) * 2
     assert seams(Job(BY_NAME["Bicubic"], 2)) == ([64, 128, 192],) * 2
@@ -265,7 +265,7 @@ def _row(name: str, blobs: np.ndarray) -> table.Row:
     return table.make_row(name, lines, {}, 2**21)
 
 
-def test_the_table_marks_what_differs_from_the_paper() -> None:
+def test_the_table_marks_differences_from_paper() -> None:
     blobs = np.arange(32) % 3
     rows = [_row("Worse", blobs + 1), _row(PAPER, blobs), _row("Better", blobs * 0), _row("Same", blobs)]
     column = next(column for column in table.COLUMNS if column.name == "blobs")
@@ -278,7 +278,7 @@ def test_the_table_marks_what_differs_from_the_paper() -> None:
     assert "structure" not in data[0]
 
 
-def test_the_table_marks_what_differs_from_any_other_row() -> None:
+def test_the_table_marks_differences_from_another_row() -> None:
     blobs = np.arange(32) % 3
     rows = [_row("Worse", blobs + 1), _row(PAPER, blobs)]
     assert [row["blobs"]["mark"] for row in table.as_json(rows, "Worse")] == ["", "+"]

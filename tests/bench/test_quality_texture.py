@@ -22,7 +22,7 @@ def picture(seed: int = 0) -> np.ndarray:
     return (0.5 + 0.15 * smooth / smooth.std()).clip(0, 1).astype(np.float32)
 
 
-def test_colours_are_told_apart_by_place() -> None:
+def test_colours_at_different_places_are_distinguished() -> None:
     base = picture()
     changed = base.copy()
     y, x = np.mgrid[:SIDE, :SIDE]
@@ -89,7 +89,7 @@ def write_model(folder) -> dict[str, np.ndarray]:
     return arrays
 
 
-def test_a_keras_graph_is_run_as_it_is_written(tmp_path) -> None:
+def test_a_keras_graph_is_interpreted_correctly(tmp_path) -> None:
     arrays = write_model(tmp_path / "x2")
     x = np.random.default_rng(1).random((6, 5, 3)).astype(np.float32)
     padded = np.pad(x, ((1, 1), (1, 1), (0, 0)))

@@ -78,14 +78,18 @@ def least_with_kept_colors(webui: CardWebui, card: PlayedCard, precision: Precis
 
 @pytest.mark.parametrize("name", TABS)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_single_precision_is_the_processors(webui: CardWebui, card: PlayedCard, preset: str, name: str) -> None:
+def test_single_precision_gives_the_image_of_the_cpu(
+    webui: CardWebui, card: PlayedCard, preset: str, name: str
+) -> None:
     assert likeness(webui, card, SINGLE, preset, 2, name) > 90
 
 
 @pytest.mark.parametrize("name", TABS)
 @pytest.mark.parametrize("scale", [2, 1.625])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_half_precision_and_autocast(webui: CardWebui, card: PlayedCard, preset: str, scale: float, name: str) -> None:
+def test_half_precision_and_autocast_give_nearly_the_same_image(
+    webui: CardWebui, card: PlayedCard, preset: str, scale: float, name: str
+) -> None:
     least = LIKE_OF_UPLOAD if name == "img2img" else LIKE_BY_HALF_VAE.get(preset, LIKE)
     assert likeness(webui, card, HALF, preset, scale, name) >= least
 
@@ -100,7 +104,7 @@ def test_other_precisions(webui: CardWebui, card: PlayedCard, precision: Precisi
     assert likeness(webui, card, precision, preset, 2, name) >= LIKE
 
 
-def test_a_batch_has_the_pictures_of_its_seeds(webui: CardWebui, card: PlayedCard) -> None:
+def test_images_of_a_batch_depend_only_on_their_seeds(webui: CardWebui, card: PlayedCard) -> None:
     made = webui.job({"preset": "Balanced", "scale": 2}, card, HALF, batch_size=2)
     assert made.comments == ""
     assert psnr(made.images[0], on_processor(webui, "Balanced", 2, "txt2img")) >= LIKE

@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 
 @pytest.mark.parametrize("memory", [40, 12, 6])
-def test_the_default_preset_where_the_autoencoder_does_not_fit(webui: CardWebui, memory: int) -> None:
+def test_the_default_preset_runs_if_the_autoencoder_does_not_fit(webui: CardWebui, memory: int) -> None:
     """The autoencoder runs in single precision, as for SDXL.
 
     It runs in one piece, on the card in parts, or in the computer's memory.
@@ -30,7 +30,7 @@ def test_the_default_preset_where_the_autoencoder_does_not_fit(webui: CardWebui,
 
 @pytest.mark.parametrize("allocation", [0, 5, 20])
 @pytest.mark.parametrize("views", [0, 1, 4])
-def test_sampling_that_runs_out_of_memory_goes_on_with_fewer_views(
+def test_sampling_continues_with_fewer_views_if_memory_runs_out(
     webui: CardWebui, card: PlayedCard, monkeypatch: pytest.MonkeyPatch, views: int, allocation: int
 ) -> None:
     """Memory runs out once, at any point of a view batch."""

@@ -28,7 +28,7 @@ def rooms(monkeypatch: pytest.MonkeyPatch) -> Rooms:
 
 @pytest.mark.parametrize("scale", [2, 1.625])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_processors_picture(webui: CardWebui, card: PlayedCard, preset: str, scale: float) -> None:
+def test_the_gpu_makes_the_same_image_as_the_cpu(webui: CardWebui, card: PlayedCard, preset: str, scale: float) -> None:
     """On a Mac the webui starts with --upcast-sampling."""
     made = picture(webui.job({"preset": preset, "scale": scale}, card, UPCAST))
     assert psnr(made, on_processor(webui, preset, scale, "txt2img")) >= LIKE_BY_HALF_VAE.get(preset, LIKE)
@@ -43,7 +43,7 @@ def test_other_samplers(webui: CardWebui, card: PlayedCard, sampler: str) -> Non
 
 
 @pytest.mark.parametrize("size", [(16, 16), (13, 18), (7, 5), (3, 2)])
-def test_areas_are_those_of_adaptive_pooling(size: tuple[int, int]) -> None:
+def test_areas_equal_those_of_adaptive_pooling(size: tuple[int, int]) -> None:
     """match_low_band adds the pooled difference, enlarged."""
     x, base = torch.rand(2, 4, *size), torch.rand(2, 4, 9, 7)
     low, wanted = (F.adaptive_avg_pool2d(latent, LOW_BAND) for latent in (x, base))
@@ -56,7 +56,7 @@ def test_areas_are_those_of_adaptive_pooling(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("limit", [1 << 32, 1_500_000])
 @pytest.mark.parametrize("precision", [UPCAST, HALF], ids=["upcast", "half"])
-def test_no_tensor_is_larger_than_the_gpu_takes(
+def test_no_tensor_exceeds_the_limit_of_the_gpu(
     webui: CardWebui, card: PlayedCard, monkeypatch: pytest.MonkeyPatch, rooms: Rooms, precision: Precision, limit: int
 ) -> None:
     """The limit applies however much memory is free, because a larger tensor ends the process."""
@@ -71,7 +71,7 @@ def test_no_tensor_is_larger_than_the_gpu_takes(
     torch.testing.assert_close(made.float(), webui.model.vae.decoder(z.float()), rtol=0.02, atol=0.02)
 
 
-def test_keys_that_the_gpu_does_not_take_are_refused(
+def test_keys_that_the_gpu_does_not_support_are_refused(
     webui: CardWebui, card: PlayedCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vae, "LARGEST_TENSOR", {"mps": 1000}, raising=False)

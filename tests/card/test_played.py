@@ -42,12 +42,12 @@ WAYS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.usefixtures("card")
 @pytest.mark.parametrize("way", WAYS)
-def test_a_tensor_says_where_it_lies(way: str) -> None:
+def test_a_tensor_reports_its_device(way: str) -> None:
     assert WAYS[way](torch.ones(2)).device == torch.device("cuda", 0)
 
 
 @pytest.mark.usefixtures("card")
-def test_numbers_come_back_as_they_went() -> None:
+def test_numbers_are_unchanged_after_a_round_trip() -> None:
     x = torch.arange(6.0).reshape(2, 3).cuda()
     assert x.to("cuda") is x
     back = x.cpu()
@@ -126,7 +126,7 @@ def test_half_precision_is_computed_in_single(card: PlayedCard) -> None:
         F.conv2d(card.put(torch.ones(1, 1, 2, 2)), card.put(torch.ones(1, 1, 1, 1).half()))
 
 
-def test_memory_is_counted_and_ends(card: PlayedCard) -> None:
+def test_memory_is_counted_and_limited(card: PlayedCard) -> None:
     x = torch.empty(1000, device="cuda")
     assert card.allocated == 4000
     view = x[:10]
@@ -151,7 +151,7 @@ def test_memory_can_be_made_to_fail_once(card: PlayedCard) -> None:
     torch.empty(1, device="cuda")
 
 
-def test_what_waits_for_the_card_is_written_down(card: PlayedCard) -> None:
+def test_waits_for_the_card_are_recorded(card: PlayedCard) -> None:
     x = torch.ones(3, device="cuda")
     y = x * 2 + x[1:2]
     assert card.waits == []
@@ -197,7 +197,7 @@ def test_apples_gpu_ends_the_process_at_large_tensors(mps: PlayedCard) -> None:
         torch.empty(251, device="mps")
 
 
-def test_torch_is_left_as_it_was() -> None:
+def test_torch_is_restored() -> None:
     before = {name: getattr(torch.cuda, name) for name in PlayedCard().driver()}
     to, generator = torch.Tensor.to, torch.Generator
     with torch.no_grad(), PlayedCard():

@@ -52,7 +52,7 @@ def types(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[torch.dtype]]:
 @pytest.mark.parametrize("name", ["txt2img", "img2img"])
 @pytest.mark.parametrize("preset", ["Paper", "Balanced"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_all_but_the_networks_is_single(
+def test_everything_except_the_networks_is_single_precision(
     webui: CardWebui,
     card: PlayedCard,
     types: dict[str, set[torch.dtype]],
@@ -66,13 +66,13 @@ def test_all_but_the_networks_is_single(
 
 
 @pytest.mark.parametrize("blur", [lambda x: gaussian_blur(x, 3, 1.5), lambda x: smooth(x, 1.5)])
-def test_a_blur_leaves_autocast(card: PlayedCard, blur: Any) -> None:
+def test_a_blur_disables_autocast(card: PlayedCard, blur: Any) -> None:
     x = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), card, torch.autocast("cuda"):
         assert torch.allclose(blur(x.cuda()).cpu(), blur(x), atol=1e-6)
 
 
-def test_a_blur_leaves_the_processors_autocast() -> None:
+def test_a_blur_disables_autocast_on_the_cpu() -> None:
     x = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under = gaussian_blur(x, 3, 1.5)

@@ -73,7 +73,7 @@ def rooms(monkeypatch: pytest.MonkeyPatch) -> Rooms:
 
 @pytest.mark.parametrize("precision", [HALF_BUT_VAE, HALF], ids=["single", "half"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_picture_from_every_shelf(
+def test_all_kinds_of_storage_give_the_same_image(
     webui: CardWebui,
     card: PlayedCard,
     rooms: Rooms,
@@ -95,7 +95,7 @@ def test_the_same_picture_from_every_shelf(
 
 
 @pytest.mark.parametrize("kind", ["memory", "packed", "file"])
-def test_the_encoder_hands_its_result_to_the_card(webui: CardWebui, card: PlayedCard, rooms: Rooms, kind: str) -> None:
+def test_the_encoders_result_is_on_the_card(webui: CardWebui, card: PlayedCard, rooms: Rooms, kind: str) -> None:
     encoder = webui.model.vae.encoder
     with torch.no_grad(), card:
         moved = webui.model.on(card, torch.float32, torch.float32).vae
@@ -108,7 +108,9 @@ def test_the_encoder_hands_its_result_to_the_card(webui: CardWebui, card: Played
         torch.testing.assert_close(made.cpu(), encoder(x), rtol=1e-3, atol=1e-3)
 
 
-def test_the_disk_is_not_asked_where_the_card_has_room(webui: CardWebui, card: PlayedCard, rooms: Rooms) -> None:
+def test_free_disk_space_is_not_queried_if_the_card_has_enough_memory(
+    webui: CardWebui, card: PlayedCard, rooms: Rooms
+) -> None:
     rooms.disk = 0
     picture(webui.job({"preset": "Balanced", "scale": 2}, card, HALF))
     with card, torch.no_grad():
@@ -120,7 +122,7 @@ def test_the_disk_is_not_asked_where_the_card_has_room(webui: CardWebui, card: P
 
 
 @pytest.mark.parametrize("where", ["missing", "a file"])
-def test_a_folder_that_is_not_there_fails_no_decode(
+def test_decoding_works_without_a_folder_for_temporary_files(
     webui: CardWebui, card: PlayedCard, rooms: Rooms, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, where: str
 ) -> None:
     folder = tmp_path / "not" / "there"
@@ -136,7 +138,7 @@ def test_a_folder_that_is_not_there_fails_no_decode(
 
 @pytest.mark.parametrize("allocation", [0, 20, 60, 100])
 @pytest.mark.parametrize("network", ["decoder", "encoder"])
-def test_a_network_that_runs_out_of_memory_is_run_in_parts(
+def test_a_network_runs_in_parts_after_it_ran_out_of_memory(
     webui: CardWebui,
     card: PlayedCard,
     rooms: Rooms,

@@ -46,7 +46,7 @@ def page(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Page:
 
 
 @pytest.mark.parametrize(("steps", "iterations"), [(20, 1), (24, 1), (20, 2)])
-def test_a_stage_of_fewer_steps_than_between_previews_is_seen(
+def test_a_stage_with_fewer_steps_than_the_preview_interval_has_a_preview(
     webui: Webui, page: Page, steps: int, iterations: int
 ) -> None:
     """Balanced runs half of the steps. The preview is the image of the stage, not of the base."""
@@ -86,13 +86,13 @@ def test_the_console_ends_at_its_total(
 
 
 @pytest.mark.parametrize("redraw", [False, True])
-def test_it_does_so_in_img2img(webui: Webui, totals: list[tuple[int, int]], redraw: bool) -> None:
+def test_the_console_ends_at_its_total_in_img2img(webui: Webui, totals: list[tuple[int, int]], redraw: bool) -> None:
     settings = {**BALANCED, "img2img_first": redraw, "denoising_strength": 1.0}
     webui.job(settings, Image.new("RGB", (64, 64)), steps=8, denoising_strength=0.5)
     assert totals == [(13, 13) if redraw else (8, 8)]
 
 
-def test_it_does_so_where_a_stage_fails(
+def test_the_console_ends_at_its_total_if_a_stage_fails(
     webui: Webui, totals: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
     reported.expect("injected")
@@ -108,7 +108,7 @@ def test_it_does_so_where_a_stage_fails(
     assert totals == [(12, 12)]
 
 
-def test_a_grid_that_has_told_its_steps_gets_those_of_the_stages(webui: Webui, totals: list[tuple[int, int]]) -> None:
+def test_the_steps_of_the_stages_are_added_to_those_of_a_grid(webui: Webui, totals: list[tuple[int, int]]) -> None:
     """X/Y/Z counts the steps of all base images in advance. Each cell adds its stages when it runs."""
     total: Callable[[int], None] = shared.total_tqdm.updateTotal
     seen: list[int] = []

@@ -104,13 +104,13 @@ def refined(webui: Webui, before: Callable, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("upscaler", ["Latent", "Lanczos", "Lanczos (pixels)"])
-def test_the_base_behind_a_refiner_is_decoded_as_the_webui_does(webui: Webui, refined: bytes, upscaler: str) -> None:
+def test_the_base_after_a_refiner_is_decoded_as_by_the_webui(webui: Webui, refined: bytes, upscaler: str) -> None:
     result = webui.job({**ON, "return_stages": True, "upscaler": upscaler})
     assert sizes(result) == [2 * BASE, BASE]
     assert result.images[1].tobytes() == refined
 
 
-def test_so_it_is_where_no_stage_goes_well(
+def test_the_base_after_a_refiner_is_returned_if_every_stage_fails(
     webui: Webui, refined: bytes, monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
     def unet(*args: Any) -> torch.Tensor:
@@ -125,7 +125,7 @@ def test_so_it_is_where_no_stage_goes_well(
     assert result.images[0].tobytes() == refined
 
 
-def test_so_it_is_without_a_stage(webui: Webui, refined: bytes) -> None:
+def test_the_base_after_a_refiner_is_returned_without_a_stage(webui: Webui, refined: bytes) -> None:
     assert webui.job({"enabled": True, "scale": 1}).images[0].tobytes() == refined
 
 
@@ -149,7 +149,7 @@ def test_the_images_of_hires_fix_are_shown_as_they_are(webui: Webui, before: Cal
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
-def test_extra_noise_of_the_webui_is_named_only_where_it_acts(
+def test_the_webuis_extra_noise_is_in_the_infotext_only_if_it_has_an_effect(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
     """The setting acts in img2img and hires fix. A stage has its own setting."""
@@ -164,7 +164,9 @@ def test_extra_noise_of_the_webui_is_named_only_where_it_acts(
     assert ", Extra noise" not in webui.job(ON, init_image=upload, sampler_name=sampler).infotexts[0]
 
 
-def test_the_noise_multiplier_is_named_only_where_it_acts(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_noise_multiplier_is_in_the_infotext_only_if_it_has_an_effect(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch
+) -> None:
     upload = webui.job().images[0]
     monkeypatch.setattr(shared.opts, "initial_noise_multiplier", 1.1)
     assert "Noise multiplier" not in webui.job(ON, init_image=upload).infotexts[0]
@@ -205,7 +207,7 @@ def test_the_same_upload_makes_the_same_bytes(webui: Webui, drawing: Image.Image
         assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= (1 if batch else 0)
 
 
-def test_torchs_generator_is_left_alone(webui: Webui, drawing: Image.Image) -> None:
+def test_torchs_generator_is_not_changed(webui: Webui, drawing: Image.Image) -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
     webui.job(UPLOAD, init_image=drawing)

@@ -86,7 +86,7 @@ def _shown(final: Image.Image, base: Image.Image) -> tuple[int, int, int, int]:
     return 0, top, base.width, top + height
 
 
-def test_the_stages_before_the_last_have_them_too(webui: Webui, drifting: None) -> None:
+def test_the_stages_before_the_last_have_the_base_s_colors_too(webui: Webui, drifting: None) -> None:
     settings = {**ON, "scale": 3, "stages": "every", "upscaler": "Latent", "return_stages": True}
     final, base, second = webui.job(settings).images
     assert [drift(image, base) <= 1 for image in (final, second)] == [True, True]
@@ -98,7 +98,7 @@ def test_showing_the_stages_changes_no_picture(webui: Webui, drifting: None) -> 
     assert one.tobytes() == other.tobytes()
 
 
-def test_switched_off_nothing_of_it_runs(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_runs_if_keep_colors_is_off(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     def called(*args: Any) -> None:
         raise AssertionError
 
@@ -129,7 +129,7 @@ def plan_of(width: int = 2 * BASE, height: int = 2 * BASE) -> Any:
     return make_plan(parse_settings({**ON, "width": width, "height": height}), (BASE // 8, BASE // 8))
 
 
-def test_the_base_of_hires_fix_is_its_picture() -> None:
+def test_the_base_of_hires_fix_is_its_result() -> None:
     samples = processing.DecodedSamples([torch.full((3, BASE, BASE), 0.25)])
     known = known_base(SimpleNamespace(), samples, False)
     assert known is not None
@@ -161,7 +161,7 @@ def test_an_upload_that_is_redrawn_is_not_the_base() -> None:
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (1, 4, 8, 8), (8, 8)], ids=["webui", "Forge Neo", "one channel"])
-def test_colors_change_only_where_something_was_painted(shape: tuple[int, ...]) -> None:
+def test_colors_change_only_in_the_painted_part(shape: tuple[int, ...]) -> None:
     right = (torch.arange(8) >= 4).half().expand(shape)
     p = SimpleNamespace(mask=1 - right, nmask=right)
     plan = plan_of()

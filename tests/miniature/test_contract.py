@@ -31,7 +31,9 @@ def test_the_webui_has_what_the_extension_uses(symbol: str, committed: dict[str,
 
 
 @pytest.mark.parametrize("symbol", USED)
-def test_the_stand_in_agrees(symbol: str, committed: dict[str, Any], miniature: dict[str, Any]) -> None:
+def test_the_stand_in_has_the_same_signatures(
+    symbol: str, committed: dict[str, Any], miniature: dict[str, Any]
+) -> None:
     assert miniature[symbol] == committed.get(symbol)
 
 

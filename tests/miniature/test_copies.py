@@ -24,7 +24,7 @@ def copy_to(folder: Path) -> Path:
     return folder
 
 
-def test_the_second_copy_steps_aside_and_says_so(
+def test_the_second_copy_disables_itself_and_logs_this(
     webui: Webui,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

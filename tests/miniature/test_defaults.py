@@ -49,7 +49,7 @@ def possible(name: str, component: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("tab", TABS)
-def test_what_is_saved_as_a_default_is_read_back(webui: Webui, tab: str) -> None:
+def test_saved_defaults_are_restored(webui: Webui, tab: str) -> None:
     known, kept = user_presets.known_choices(), []
     for name, component in controls(tab).items():
         if getattr(component, "do_not_save_to_config", False):
@@ -63,7 +63,7 @@ def test_what_is_saved_as_a_default_is_read_back(webui: Webui, tab: str) -> None
 
 
 @pytest.mark.parametrize("tab", TABS)
-def test_a_file_of_defaults_that_an_older_version_spoilt_does_no_harm(webui: Webui, tab: str) -> None:
+def test_a_damaged_file_of_defaults_is_tolerated(webui: Webui, tab: str) -> None:
     """The file holds the label of an option where the value was False."""
     component = controls(tab)["img2img_first"]
     spoilt = after_apply(component, "Upscale the image as it is")

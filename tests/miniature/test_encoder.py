@@ -49,7 +49,7 @@ ONE_STAGE = [GIVE, DECODER, GIVE, ENCODER, GIVE, MODEL]
         ("Latent", [MODEL, GIVE, MODEL, GIVE, MODEL, GIVE, DECODER, GIVE, DECODER]),
     ],
 )
-def test_what_is_cached_is_given_back_at_every_change_of_model(
+def test_cached_memory_is_released_at_every_change_of_model(
     webui: Webui, events: list[str], upscaler: str, expected: list[str]
 ) -> None:
     """The UNet cannot reuse memory blocks of the autoencoder's sizes, nor the reverse."""
@@ -82,7 +82,7 @@ def failing_encoder(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("numbers", [torch.float16, torch.float32])
-def test_nan_is_told_as_one_of_the_vae_before_a_stage_is_spent(
+def test_nan_of_the_vae_is_reported_before_a_stage_runs(
     webui: Webui, failing_encoder: list[int], monkeypatch: pytest.MonkeyPatch, numbers: torch.dtype, reported: Reports
 ) -> None:
     reported.expect("the VAE's encoder returned NaN")
@@ -102,7 +102,7 @@ def test_nan_is_told_as_one_of_the_vae_before_a_stage_is_spent(
     assert "DemoFusion error" in result.infotexts[0]
 
 
-def test_an_upload_that_the_vae_fails_at_costs_no_stage(
+def test_no_stage_runs_if_the_vae_cannot_encode_the_upload(
     webui: Webui, failing_encoder: list[int], monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
     """In img2img the host encodes the upload without a check."""
@@ -114,7 +114,7 @@ def test_an_upload_that_the_vae_fails_at_costs_no_stage(
     assert "the base image is returned: the VAE's encoder returned NaN: its file may be damaged" in result.comments
 
 
-def test_a_base_of_nan_costs_no_stage(
+def test_no_stage_runs_if_the_base_is_nan(
     webui: Webui, events: list[str], monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
     """With --disable-nan-check the host passes on a base that contains NaN."""

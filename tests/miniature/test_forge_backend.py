@@ -154,7 +154,7 @@ def sampling(p: Any, views: int = 4) -> Any:
     return Forge().sampling(p, STAGE, views, anchor, torch.ones_like(anchor))
 
 
-def test_a_stage_has_a_unet_of_its_own_that_extensions_have_patched(cleaned: list[Any]) -> None:
+def test_a_stage_uses_its_own_unet_with_the_patches_of_extensions(cleaned: list[Any]) -> None:
     scripts = Scripts({"by an extension": True})
     p = request(scripts)
     before = p.sd_model.forge_objects
@@ -187,7 +187,7 @@ def test_the_unet_is_that_of_the_patched_model() -> None:
     assert Forge().unet(SimpleNamespace()) is None
 
 
-def test_what_extensions_draw_belongs_to_the_seed_and_to_the_stage(cleaned: list[Any]) -> None:
+def test_random_numbers_of_extensions_depend_on_seed_and_stage(cleaned: list[Any]) -> None:
     """Patches that draw from torch's own generator get the same numbers in a repeated run.
 
     In another stage they get other numbers.
@@ -208,7 +208,7 @@ def test_what_extensions_draw_belongs_to_the_seed_and_to_the_stage(cleaned: list
     assert len(set(numbers)) == 4
 
 
-def test_all_is_put_back_and_tidied_where_a_stage_fails_or_is_stopped(cleaned: list[Any]) -> None:
+def test_everything_is_restored_if_a_stage_fails_or_is_stopped(cleaned: list[Any]) -> None:
     p = request(Scripts())
     before = p.sd_model.forge_objects
     with pytest.raises(KeyboardInterrupt), sampling(p):
@@ -217,7 +217,7 @@ def test_all_is_put_back_and_tidied_where_a_stage_fails_or_is_stopped(cleaned: l
     assert len(cleaned) == 1
 
 
-def test_memory_is_reserved_for_views_and_not_for_the_canvas(cleaned: list[Any]) -> None:
+def test_memory_is_reserved_for_views_and_not_for_the_whole_latent(cleaned: list[Any]) -> None:
     p = request(Scripts())
     canvas = [2, 4, *STAGE.size]
     with sampling(p, views=3):
@@ -228,13 +228,13 @@ def test_memory_is_reserved_for_views_and_not_for_the_canvas(cleaned: list[Any])
     assert p.sd_model.forge_objects.unet.memory_required(canvas) == 2 * STAGE.size[0] * STAGE.size[1]
 
 
-def test_an_estimate_that_somebody_else_made_is_asked_of_views() -> None:
+def test_another_extensions_memory_estimate_is_called_with_the_views() -> None:
     unet = Unet(None, {forge.ESTIMATE: lambda shape: 1000.0 + shape[2]})
     reserve_for_views(unet, (4, *STAGE.window), 1)
     assert unet.model_options[forge.ESTIMATE]([2, 4, 999, 999]) == 1000 + STAGE.window[0]
 
 
-def test_token_merging_is_asked_for_whatever_the_ratio(cleaned: list[Any], merged: list[tuple[Any, float]]) -> None:
+def test_token_merging_is_called_at_every_ratio(cleaned: list[Any], merged: list[tuple[Any, float]]) -> None:
     """Forge Neo applies its Epsilon Scaling in the same function, which the stages once omitted."""
     p = request(Scripts())
     with sampling(p):
@@ -276,7 +276,7 @@ def counting() -> Any:
 
 
 class Cache:
-    """An object in a wrapper's slot, or one with a method there."""
+    """An object whose call or whose method is set as a wrapper of the model."""
 
     factor = 0.5
 
@@ -311,7 +311,7 @@ class Cache:
     ],
 )
 def test_a_wrapper_that_keeps_a_history_is_refused(cleaned: list[Any], wrapper: Any, refused: bool) -> None:
-    """Spectrum and step caches use a wrapper's slot, and would compute views from other views."""
+    """Spectrum and step caches are wrappers of the model. They would compute a view from other views."""
     p = request(Scripts({WRAPPER: wrapper}))
     expected = (
         pytest.raises(RuntimeError, match="it computes a step from earlier steps")
@@ -341,13 +341,13 @@ def test_a_patch_is_refused_before_the_first_stage(patch: dict[str, Any], said: 
     assert found is None if said is None else said in str(found), found
 
 
-def test_what_asks_the_model_past_the_views_is_named(cleaned: list[Any]) -> None:
+def test_patches_that_bypass_the_views_are_refused(cleaned: list[Any]) -> None:
     p = request(Scripts({"conditioning_modifiers": [sampling]}))
     with pytest.raises(RuntimeError, match="test_forge_backend: it changes the prompt's conditioning"), sampling(p):
         pass
 
 
-def test_a_stage_stands_in_the_place_for_a_wrapper_and_before_the_control_models() -> None:
+def test_a_stage_is_the_wrapper_of_the_unet_and_the_first_control_model() -> None:
     class Denoiser:
         pass
 
@@ -378,7 +378,7 @@ class Denoiser:
 
 
 @pytest.mark.parametrize("form", [families.PLAIN, families.FIVE_AXES, families.PACKED])
-def test_what_a_stage_writes_reaches_the_samplers_x(form: Any) -> None:
+def test_changes_by_a_stage_reach_the_samplers_x(form: Any) -> None:
     """The method receives its own axes, and the guard receives the sampler's tensor."""
 
     class Run:
@@ -463,7 +463,7 @@ def test_a_refusal_names_the_loaded_model(monkeypatch: pytest.MonkeyPatch, model
         ({}, False),
     ],
 )
-def test_a_checkpoint_that_is_chosen_and_not_yet_loaded(
+def test_a_selected_checkpoint_that_is_not_loaded_yet_is_pending(
     monkeypatch: pytest.MonkeyPatch, data: dict[str, Any], pending: bool
 ) -> None:
     """Forge and Forge Neo load the checkpoint at Generate. The line must not describe the previous checkpoint."""
@@ -487,7 +487,7 @@ def test_a_checkpoint_that_is_chosen_and_not_yet_loaded(
         ("forge_couple", "Forge Couple"),
     ],
 )
-def test_built_in_neighbours_are_refused_by_name(key: str, name: str) -> None:
+def test_built_in_features_are_refused_by_name(key: str, name: str) -> None:
     p = request(Scripts())
     p.extra_generation_params = {key: True}
     assert name in (Forge().refusal(p) or "")
@@ -496,7 +496,7 @@ def test_built_in_neighbours_are_refused_by_name(key: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("on", "hires", "refused"), [(True, False, True), (False, False, False), (True, True, False)])
-def test_pid_is_refused_where_it_acts(on: bool, hires: bool, refused: bool) -> None:
+def test_pid_is_refused_if_it_would_run(on: bool, hires: bool, refused: bool) -> None:
     """PiD appears only in its own arguments (Neo's sd_forge_pid). It does nothing with hires fix."""
     entry = SimpleNamespace(title=lambda: "PiD Integrated", args_from=2)
     p = request(SimpleNamespace(alwayson_scripts=[entry]))
@@ -505,7 +505,7 @@ def test_pid_is_refused_where_it_acts(on: bool, hires: bool, refused: bool) -> N
 
 
 @pytest.mark.parametrize("axes", [(4,), (1, 4)])
-def test_masks_of_either_form_follow_the_size(axes: tuple[int, ...]) -> None:
+def test_masks_with_and_without_a_batch_axis_are_resized(axes: tuple[int, ...]) -> None:
     """In Forge Neo, masks have a batch axis (its modules/processing.py)."""
     mask = torch.zeros(*axes, *PLAN.base)
     mask[..., :8] = 1
@@ -543,7 +543,7 @@ def test_samplers_that_cannot_run_are_refused_by_name(
 
 
 @pytest.mark.parametrize("sized", [False, True])
-def test_stages_have_the_shift_of_the_base(monkeypatch: pytest.MonkeyPatch, sized: bool) -> None:
+def test_stages_use_the_shift_of_the_base_pass(monkeypatch: pytest.MonkeyPatch, sized: bool) -> None:
     """A hires pass leaves its own shift. Newer engines of Forge Neo also derive the shift from the size."""
     seen: list[dict[str, Any]] = []
     p = request(None)
@@ -578,7 +578,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Any:
     return arguments
 
 
-def test_encoding_leaves_nothing_in_the_engine(shown: Any) -> None:
+def test_encoded_images_are_removed_from_the_engine(shown: Any) -> None:
     """Otherwise the next job would use an anchor as its reference image."""
     model = Edits()
     kept = model.ref_latents
@@ -608,7 +608,7 @@ FIVE = families.Family("Some video DiT", flow=True, transformer=True, form=famil
         (lambda p, shown: setattr(shown, "nunchaku", True), DIT, "Nunchaku's Cache Threshold"),
     ],
 )
-def test_what_a_transformer_cannot_run_beside(
+def test_features_that_do_not_work_on_transformers_are_refused(
     monkeypatch: pytest.MonkeyPatch, shown: Any, change: Any, family: Any, said: str | None
 ) -> None:
     monkeypatch.setattr(shared.opts, "svdq_cache_threshold", 0.12, raising=False)
@@ -651,8 +651,8 @@ def test_the_refiner_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("mode", "refused"), [("SD3", True), ("Flux", True), ("Aura Flow", True), ("Discrete", False)])
-def test_sampling_a_model_by_flow_is_refused(mode: str, refused: bool) -> None:
-    """ReForge choices this for checkpoints with SDXL's layout, and writes it to the infotext."""
+def test_flow_sampling_is_refused_in_reforge(mode: str, refused: bool) -> None:
+    """reForge selects this for checkpoints with SDXL's layout, and writes it to the infotext."""
     p = request(Scripts())
     p.extra_generation_params = {"advanced_sampling_enabled": True, "advanced_sampling_mode": mode}
     assert (f"Advanced Model Sampling in the mode {mode}" in (Forge().refusal(p) or "")) == refused
@@ -676,7 +676,9 @@ class ControlLLLitePatcher:
         ("canny", ControlNetPatcher(), torch.ones(1), "mask"),
     ],
 )
-def test_units_that_cannot_be_cut_are_refused(preprocessor: str, model: Any, mask: Any, said: str | None) -> None:
+def test_units_whose_hint_cannot_be_cropped_are_refused(
+    preprocessor: str, model: Any, mask: Any, said: str | None
+) -> None:
     unit = SimpleNamespace(preprocessor=SimpleNamespace(name=preprocessor), model=model, control_mask=mask)
     entry = SimpleNamespace(title=lambda: "ControlNet", current_params={1: unit})
     p = request(SimpleNamespace(alwayson_scripts=[entry]))
@@ -684,7 +686,7 @@ def test_units_that_cannot_be_cut_are_refused(preprocessor: str, model: Any, mas
     assert found is None if said is None else (said in (found or "") and "unit 2" in (found or ""))
 
 
-def test_another_checkpoint_than_the_bases_is_no_stages_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_stage_runs_if_the_bases_checkpoint_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "sd_model", SimpleNamespace(sd_checkpoint_info="one"), raising=False)
     with pytest.raises(RuntimeError, match="cannot load it again"), Forge().base_checkpoint(None, "another"):
         pass
@@ -716,7 +718,7 @@ def test_stages_run_on_the_noise_levels_of_the_base(monkeypatch: pytest.MonkeyPa
     assert schedule.sigmas is before
 
 
-def test_sdxls_numbers_are_embedded_as_forge_does() -> None:
+def test_sdxls_numbers_are_embedded_as_in_forge() -> None:
     """Forge embeds height and width separately, and joins them in this order (backend/diffusion_engine/sdxl.py)."""
 
     def embedder(numbers: torch.Tensor) -> torch.Tensor:

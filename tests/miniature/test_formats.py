@@ -38,7 +38,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("webp", 8192, False, True),
     ],
 )
-def test_a_grid_is_left_out_where_its_format_fails(
+def test_no_grid_is_made_if_its_format_would_fail(
     settings: Any, monkeypatch: pytest.MonkeyPatch, format: str, side: int, in_page: bool, in_api: bool
 ) -> None:
     settings(grid_save=False, return_grid=True, samples_format=format)
@@ -50,7 +50,7 @@ def test_a_grid_is_left_out_where_its_format_fails(
     assert bool(size_limits.grid_problem(p, (side, 8))) == in_page
 
 
-def test_a_grid_that_nobody_asked_for_is_no_problem(settings: Any) -> None:
+def test_a_grid_that_is_not_requested_is_not_checked(settings: Any) -> None:
     p = job()
     assert size_limits.grid_problem(p, (32752, 8))
     p.do_not_save_grid = True
@@ -60,7 +60,7 @@ def test_a_grid_that_nobody_asked_for_is_no_problem(settings: Any) -> None:
     assert size_limits.grid_problem(p, (32752, 8)) is None
 
 
-def test_a_grid_is_left_out_where_it_is_larger_than_the_webui_allows(settings: Any) -> None:
+def test_no_grid_is_made_if_it_exceeds_the_webuis_limit(settings: Any) -> None:
     settings(grid_format="png")
     p = job()
     assert size_limits.grid_problem(p, (10000, 10000)) is None
@@ -75,7 +75,7 @@ def test_a_grid_is_left_out_where_it_is_larger_than_the_webui_allows(settings: A
     assert size_limits.grid_problem(p, (16384, 16384)) is None
 
 
-def test_masks_are_in_the_grid_too(settings: Any) -> None:
+def test_the_masks_count_for_the_size_of_the_grid(settings: Any) -> None:
     p = job(mask_for_overlay=object())
     assert size_limits.grid_problem(p, (20000, 8)) is None
     settings(return_mask=True, return_mask_composite=True)
@@ -84,7 +84,7 @@ def test_masks_are_in_the_grid_too(settings: Any) -> None:
 
 
 @pytest.mark.parametrize(("limit", "made"), [(100, False), (1000, True)])
-def test_a_job_does_without_such_a_grid(
+def test_a_job_finishes_without_such_a_grid(
     webui: Webui, settings: Any, monkeypatch: pytest.MonkeyPatch, limit: int, made: bool
 ) -> None:
     monkeypatch.setitem(size_limits.LONGEST_SIDE, "jpg", limit)

@@ -17,7 +17,7 @@ ON = {"enabled": True, "preset": "Fast"}
 UPLOAD = Image.radial_gradient("L").resize((BASE, BASE)).convert("RGB")
 
 
-def test_the_base_image_is_behind_the_final_one(webui: Webui) -> None:
+def test_the_base_image_follows_the_final_one(webui: Webui) -> None:
     """The base image is the one that the webui makes without DemoFusion."""
     result = webui.job(ON, from_page=True)
     assert sizes(result) == [2 * BASE, BASE]
@@ -34,16 +34,16 @@ def test_the_images_of_a_batch_come_first_and_each_has_its_text(webui: Webui) ->
     assert len(result.infotexts) == len(result.images)
 
 
-def test_the_api_gets_what_it_asked_for(webui: Webui) -> None:
+def test_the_api_gets_only_the_requested_images(webui: Webui) -> None:
     assert sizes(webui.job(ON)) == [2 * BASE]
 
 
-def test_the_settings_page_switches_it_off(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_page_can_hide_the_base_image(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared.opts, options.SHOW_BASE, False)
     assert sizes(webui.job(ON, from_page=True)) == [2 * BASE]
 
 
-def test_scripts_get_what_they_lay_out(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scripts_get_no_additional_images(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     real = refusals.of_job
     monkeypatch.setattr(refusals, "of_job", lambda p: replace(real(p), script="Prompt matrix"))
     assert sizes(webui.job(ON, from_page=True)) == [2 * BASE]
@@ -55,11 +55,11 @@ def test_an_upload_that_is_the_base_image_is_on_the_page_already(webui: Webui) -
     assert sizes(webui.job(first, init_image=UPLOAD, from_page=True)) == [2 * BASE, BASE]
 
 
-def test_with_every_stage_shown_it_is_there_once(webui: Webui) -> None:
+def test_with_every_stage_shown_the_base_appears_once(webui: Webui) -> None:
     assert sizes(webui.job({**ON, "return_stages": True}, from_page=True)) == [2 * BASE, BASE]
 
 
-def test_a_run_that_is_stopped_in_its_first_stage_shows_it_once(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stopped_in_its_first_stage_shows_the_base_once(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt_at(monkeypatch, stage_loop, "run_stage")
     result = webui.job(ON, from_page=True)
     assert sizes(result) == [BASE]

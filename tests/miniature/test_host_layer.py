@@ -40,7 +40,7 @@ THREE = {**ON, "scale": 3}
 # Seeds and noise
 
 
-def test_every_stage_draws_noise_from_seeds_of_its_own(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_stage_has_its_own_noise_seeds(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
     make = rng.ImageRNG.__init__
 
@@ -80,7 +80,7 @@ def drawing_encoder(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("drawing_encoder")
-def test_the_encoder_draws_under_the_seed_of_each_image() -> None:
+def test_the_encoder_uses_the_seed_of_each_image() -> None:
     pictures = torch.zeros(2, 3, 64, 64)
     p = SimpleNamespace(seeds=[7, 8], sd_model=shared.sd_model)
     first, second = (coding.encode(p, pictures) for _ in range(2))
@@ -122,7 +122,7 @@ def test_a_stage_runs_the_last_timesteps_of_the_schedule(
 # The model's inputs
 
 
-def test_a_local_view_of_sdxl_counts_from_the_users_crop(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_positions_of_local_views_are_added_to_the_users_crop(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     frames: list[Frame] = []
     attach = Backend.attach
 
@@ -137,7 +137,7 @@ def test_a_local_view_of_sdxl_counts_from_the_users_crop(webui: Webui, monkeypat
     assert frames == [Frame((2 * BASE, 2 * BASE), (16, 40))]
 
 
-def test_the_way_back_to_the_base_checkpoint(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_checkpoint_is_restored_for_the_stages(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     """The refiner is off during the switch, and ControlNet's marks are set on the newly encoded prompts."""
     done: list[str] = []
     p = SimpleNamespace(
@@ -164,7 +164,7 @@ class _Nothing:
         pass
 
 
-def test_the_fused_model_is_that_of_the_wrapper_that_the_host_has_now() -> None:
+def test_the_fused_model_uses_the_hosts_current_wrapper() -> None:
     """The host drops its cached wrapper when the checkpoint changes, so a stage must use the new one."""
 
     class Denoiser:
@@ -187,7 +187,7 @@ def test_the_fused_model_is_that_of_the_wrapper_that_the_host_has_now() -> None:
     assert denoiser.inner_model.inner is denoiser.wrapper
 
 
-def test_rows_are_not_taken_for_known_where_a_callback_may_change_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_of_rows_is_unknown_if_a_callback_may_change_them(monkeypatch: pytest.MonkeyPatch) -> None:
     cond = SimpleNamespace(batch=[["one prompt"], ["one prompt"]])
     x = torch.zeros(2, 4, 8, 8)
     assert repeated_images(CFGDenoiser, x, cond) == 2
@@ -198,7 +198,7 @@ def test_rows_are_not_taken_for_known_where_a_callback_may_change_them(monkeypat
 # Returned images
 
 
-def test_the_texts_of_stages_lie_beside_their_images_behind_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_texts_of_stages_match_their_images_after_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The host adds masks to the images but not to the texts, and the page finds an image's text by its index."""
     request = SimpleNamespace(is_api=True)
     picture = StageImage(Image.new("RGB", (8, 8)), "text of the stage", 0, {})
@@ -211,9 +211,7 @@ def test_the_texts_of_stages_lie_beside_their_images_behind_masks(monkeypatch: p
     assert processed.infotexts == ["text", "the job's text", "the job's text", "text of the stage"]
 
 
-def test_an_iteration_that_went_well_does_not_say_that_it_was_stopped(
-    webui: Webui, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_successful_iteration_is_not_reported_as_stopped(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip ends the stages of one iteration. The next iteration finishes its stages."""
     unet, skipped = webui.small.unet, []
 
@@ -230,7 +228,7 @@ def test_an_iteration_that_went_well_does_not_say_that_it_was_stopped(
     assert KEY_STOPPED not in result.infotexts[1]
 
 
-def test_the_place_of_only_masked_grows_with_each_side() -> None:
+def test_the_area_of_only_masked_is_scaled_along_each_axis() -> None:
     """9 cells become 11 and 16 become 20, so the sides do not grow by the same factor."""
     plan = make_plan(Settings(enabled=True, scale=1.25), (9, 16))
     size = plan.stages[-1].size

@@ -180,7 +180,7 @@ def hint(quadrants: str, side: int = BASE) -> torch.Tensor:
 
 @pytest.mark.parametrize("settings", [ON, THREE, {**ON, "view_batch": 3}], ids=["2x", "3x", "batched"])
 @pytest.mark.parametrize("batch", [{}, {"batch_size": 2}])
-def test_a_hint_acts_where_it_is_lit(
+def test_a_hint_has_an_effect_where_it_is_white(
     webui: Webui, beside: Callable, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], batch: dict[str, int]
 ) -> None:
     # the statistics of the whole image would carry a change from one quadrant into the others
@@ -205,7 +205,7 @@ def test_a_hint_acts_where_it_is_lit(
         assert left["_hint_cond"].shape == (1, 3, 3 * BASE, 3 * BASE)
 
 
-def test_after_it_a_plain_picture_is_the_same(webui: Webui, beside: Callable) -> None:
+def test_a_plain_image_after_the_job_is_unchanged(webui: Webui, beside: Callable) -> None:
     plain = webui.job().images[0].tobytes()
     network = Hooked(webui, hint("nw"))
     beside(network)
@@ -215,7 +215,7 @@ def test_after_it_a_plain_picture_is_the_same(webui: Webui, beside: Callable) ->
 
 
 @pytest.mark.parametrize("how", ["interrupt", "fail"])
-def test_stopped_amid_a_stage_the_units_are_as_they_were(
+def test_the_units_are_restored_if_a_stage_is_stopped(
     webui: Webui, beside: Callable, how: str, reported: Reports
 ) -> None:
     reported.expect(*["injected"] * (how == "fail"))
@@ -242,7 +242,7 @@ def test_stopped_amid_a_stage_the_units_are_as_they_were(
     assert left["used_hint_cond"] is network.hint
 
 
-def test_a_unit_that_cannot_be_cut_is_named(webui: Webui, beside: Callable, reported: Reports) -> None:
+def test_a_unit_whose_hint_cannot_be_cropped_is_refused(webui: Webui, beside: Callable, reported: Reports) -> None:
     reported.expect("ControlNet unit 1")
     beside(Hooked(webui, torch.zeros(2, 3, BASE, BASE)))
     result = webui.job(ON, batch_size=1)
@@ -254,7 +254,7 @@ def test_a_unit_that_cannot_be_cut_is_named(webui: Webui, beside: Callable, repo
 
 @pytest.mark.parametrize("batch", [{}, {"batch_size": 2}, {"n_iter": 2}, {"batch_size": 2, "n_iter": 2}])
 @pytest.mark.parametrize("img2img", [False, True])
-def test_details_are_repainted_on_the_final_picture(
+def test_adetailer_repaints_the_final_image(
     webui: Webui, beside: Callable, batch: dict[str, int], img2img: bool
 ) -> None:
     parameters: dict[str, Any] = {**batch, "sampler_name": "Euler a"}
@@ -324,7 +324,7 @@ class Redrawing(AlwaysOn):
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("hook", ["postprocess_image", "postprocess"])
-def test_a_request_within_a_request_stays_as_it_is(webui: Webui, beside: Callable, hook: str, last: bool) -> None:
+def test_a_nested_request_runs_no_stages(webui: Webui, beside: Callable, hook: str, last: bool) -> None:
     other = Redrawing(hook)
     beside(other)
     if last:
@@ -336,7 +336,9 @@ def test_a_request_within_a_request_stays_as_it_is(webui: Webui, beside: Callabl
     assert "DemoFusion" not in other.made[0].infotexts[0]
 
 
-def test_a_copy_of_a_request_whose_base_failed_has_its_stages(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copied_request_runs_its_stages_after_an_earlier_failure(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch
+) -> None:
     requests: list[Any] = []
     process_images = processing.process_images
 
@@ -395,7 +397,7 @@ MASKED = "ADetailer inpaint only masked"
         (Noted({MASKED: True}), None),
     ],
 )
-def test_what_an_extension_notes_in_the_job_is_refused(
+def test_an_extension_that_only_marks_the_job_is_refused(
     webui: Webui, beside: Callable, first: bool, script: Noted, refused: str | None, reported: Reports
 ) -> None:
     reported.expect(*[refused] * bool(refused))

@@ -67,7 +67,7 @@ def test_every_sampler_runs_every_stage(webui: Webui, sampler: str) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["Euler a", "DDIM"])
-def test_a_host_that_never_asks_the_fused_model_gets_the_base_picture_back(
+def test_the_base_image_is_returned_if_the_host_does_not_call_the_fused_model(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str, reported: Reports
 ) -> None:
     """In some webuis the guidance calls its own model.
@@ -93,7 +93,7 @@ def test_a_host_that_never_asks_the_fused_model_gets_the_base_picture_back(
     assert "DemoFusion error" in result.infotexts[0]
 
 
-def test_a_webui_that_guides_in_its_own_way_is_named_at_the_start(
+def test_an_unknown_webui_is_reported_at_the_start(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reported: Reports
 ) -> None:
     reported.expect("not tested in this webui (Another 3.1)")
@@ -122,9 +122,7 @@ def test_every_sampler_runs_a_stage_of_few_steps(webui: Webui, sampler: str, set
 
 
 @pytest.mark.parametrize("name", ["Euler a", "Heun", "DPM2 a", "DDIM"])
-def test_a_sampler_with_arguments_of_its_own_runs_as_the_one_without(
-    webui: Webui, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_sampler_with_other_defaults_runs(webui: Webui, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Extensions add samplers with other defaults as partial functions."""
     plain = webui.job(THREE, sampler_name=name)
     config = sd_samplers.find_sampler_config(name)
@@ -154,7 +152,7 @@ def test_the_same_seed_makes_the_same_bytes(webui: Webui) -> None:
 
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M SDE", "DDIM"])
 @pytest.mark.parametrize("batch", [{"batch_size": 2}, {"n_iter": 2}])
-def test_a_picture_of_a_batch_is_the_picture_alone(webui: Webui, sampler: str, batch: dict[str, int]) -> None:
+def test_an_image_of_a_batch_equals_the_single_image(webui: Webui, sampler: str, batch: dict[str, int]) -> None:
     both = webui.job(ON, sampler_name=sampler, **batch)
     assert len(both.images) == 2
     for image, seed in zip(both.images, (7, 8)):
@@ -162,7 +160,7 @@ def test_a_picture_of_a_batch_is_the_picture_alone(webui: Webui, sampler: str, b
         assert differs(image, webui.job(ON, sampler_name=sampler, seed=seed).images[0]) <= 1
 
 
-def test_switched_off_nothing_changes(webui: Webui) -> None:
+def test_a_disabled_extension_changes_nothing(webui: Webui) -> None:
     without = webui.job(sampler_name="Euler a", batch_size=2)
     off = webui.job({"enabled": False, "scale": 4}, sampler_name="Euler a", batch_size=2)
     assert [image.tobytes() for image in off.images] == [image.tobytes() for image in without.images]
@@ -172,20 +170,20 @@ def test_switched_off_nothing_changes(webui: Webui) -> None:
 @pytest.mark.parametrize(
     "off", [{"enabled": False, "scale": 99, "stages": "3,2"}, {"enabled": "False", "preset": "deleted"}], ids=str
 )
-def test_switched_off_nothing_is_wrong(webui: Webui, off: dict[str, Any]) -> None:
+def test_a_disabled_extension_reports_no_errors(webui: Webui, off: dict[str, Any]) -> None:
     """A closed panel may hold values that cannot run, such as a deleted preset or the size of another image."""
     result = webui.job(off)
     assert result.infotexts == webui.job().infotexts
     assert "DemoFusion" not in result.comments
 
 
-def test_a_misspelt_switch_is_named(webui: Webui, reported: Reports) -> None:
+def test_a_misspelt_enabled_is_reported(webui: Webui, reported: Reports) -> None:
     reported.expect("'enable' does not exist")
     message = "the field 'enable' does not exist (its value is True). Use the fields enabled, "
     assert message in webui.job({"enable": True}).comments
 
 
-def test_a_run_leaves_nothing_behind(webui: Webui) -> None:
+def test_a_run_leaves_no_changes(webui: Webui) -> None:
     before = webui.job(sampler_name="Euler a")
     webui.job(THREE, sampler_name="DPM++ SDE")
     after = webui.job({}, sampler_name="Euler a")
@@ -214,7 +212,7 @@ def test_infotext_sets_every_control(webui: Webui) -> None:
     assert params["DemoFusion size"] == f"{BASE * 5 // 2} x {BASE * 5 // 2}"
 
 
-def test_a_foreign_infotext_switches_off(webui: Webui) -> None:
+def test_an_infotext_without_demofusion_disables_the_panel(webui: Webui) -> None:
     params = infotext_utils.parse_generation_parameters(webui.job().infotexts[0])
     script = scripts.scripts_txt2img.alwayson_scripts[0]
     values = [read(params) for _, read in script.infotext_fields]
@@ -222,7 +220,7 @@ def test_a_foreign_infotext_switches_off(webui: Webui) -> None:
     assert values == [False, *[None] * (len(values) - 1)]
 
 
-def test_interrupted_the_stage_before_is_returned(webui: Webui, in_model: Callable) -> None:
+def test_an_interrupt_returns_the_previous_stage(webui: Webui, in_model: Callable) -> None:
     in_model(lambda: shared.state.interrupt() if in_stage(3) else None)
     result = webui.job(THREE)
     assert sizes(result) == [2 * BASE]
@@ -231,26 +229,26 @@ def test_interrupted_the_stage_before_is_returned(webui: Webui, in_model: Callab
     assert f"DemoFusion stopped: showing stage 1 of 2 ({2 * BASE}x{2 * BASE})\n" in result.comments
 
 
-def test_interrupted_before_the_first_stage_the_message_has_the_size(webui: Webui, in_model: Callable) -> None:
+def test_the_message_of_an_interrupt_before_the_first_stage_has_the_size(webui: Webui, in_model: Callable) -> None:
     in_model(shared.state.interrupt)
     result = webui.job(THREE)
     assert sizes(result) == [BASE]
     assert f"DemoFusion stopped: showing the base image ({BASE}x{BASE})\n" in result.comments
 
 
-def test_interrupted_the_iterations_after_are_not_begun(webui: Webui, in_model: Callable) -> None:
+def test_an_interrupt_ends_the_later_iterations(webui: Webui, in_model: Callable) -> None:
     in_model(lambda: shared.state.interrupt() if in_stage(2) else None)
     assert sizes(webui.job(ON, n_iter=3)) == [BASE]
 
 
-def test_skipped_the_next_iteration_runs(webui: Webui, in_model: Callable) -> None:
+def test_after_skip_the_next_iteration_runs(webui: Webui, in_model: Callable) -> None:
     in_first = [True]
     in_model(lambda: shared.state.skip() if in_stage(2) and in_first and in_first.pop() else None)
     assert sizes(webui.job(ON, n_iter=2)) == [BASE, 2 * BASE]
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_failing_stage_costs_itself(webui: Webui, in_model: Callable, stage: int, reported: Reports) -> None:
+def test_a_failing_stage_loses_only_itself(webui: Webui, in_model: Callable, stage: int, reported: Reports) -> None:
     reported.expect(f"stage {stage - 1} of 2", "injected, once")
 
     def fail() -> None:
@@ -266,7 +264,7 @@ def test_a_failing_stage_costs_itself(webui: Webui, in_model: Callable, stage: i
     assert webui.job({}).images[0].tobytes() == plain
 
 
-def test_an_error_of_the_base_is_the_host_s(webui: Webui, in_model: Callable) -> None:
+def test_an_error_in_the_base_pass_is_raised_by_the_host(webui: Webui, in_model: Callable) -> None:
     def fail() -> None:
         raise RuntimeError("injected")
 
@@ -275,7 +273,7 @@ def test_an_error_of_the_base_is_the_host_s(webui: Webui, in_model: Callable) ->
         webui.job(ON)
 
 
-def test_an_impossible_value_is_named(webui: Webui, reported: Reports) -> None:
+def test_an_impossible_value_is_reported(webui: Webui, reported: Reports) -> None:
     reported.expect("scale: 99 is not valid")
     result = webui.job({"enabled": True, "scale": 99})
     assert sizes(result) == [BASE]
@@ -283,7 +281,7 @@ def test_an_impossible_value_is_named(webui: Webui, reported: Reports) -> None:
     assert "DemoFusion error" in result.infotexts[0]
 
 
-def test_an_unknown_field_is_named(webui: Webui, reported: Reports) -> None:
+def test_an_unknown_field_is_reported(webui: Webui, reported: Reports) -> None:
     reported.expect("scael")
     result = webui.job({"enabled": True, "scael": 2})
     assert sizes(result) == [BASE]
@@ -299,7 +297,7 @@ def test_progress_rises_and_ends(webui: Webui, in_model: Callable) -> None:
     assert 0.8 < seen[-1] <= 1
 
 
-def test_the_progress_of_a_job_is_told_in_whole_jobs(webui: Webui, in_model: Callable) -> None:
+def test_the_api_reports_the_progress_in_whole_jobs(webui: Webui, in_model: Callable) -> None:
     """The webui's API returns it as JSON."""
     told: list[str] = []
     in_model(lambda: told.append(json.dumps([shared.state.job_no, shared.state.job_count])))
@@ -312,7 +310,7 @@ def test_the_progress_of_a_job_is_told_in_whole_jobs(webui: Webui, in_model: Cal
 
 
 @pytest.mark.parametrize("redraw", [False, True])
-def test_img2img_begins_with_the_picture(webui: Webui, redraw: bool) -> None:
+def test_img2img_begins_with_the_uploaded_image(webui: Webui, redraw: bool) -> None:
     picture = webui.job(seed=3).images[0]
     result = webui.job({**ON, "img2img_first": redraw, "return_stages": True}, init_image=picture)
     assert sizes(result) == [2 * BASE, BASE]
@@ -348,7 +346,7 @@ def live_tensors() -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "DPM++ SDE"])
-def test_a_queue_of_twenty_leaves_memory_flat(webui: Webui, sampler: str) -> None:
+def test_memory_stays_constant_in_a_queue_of_twenty(webui: Webui, sampler: str) -> None:
     """From the second image on, the number of tensors and bytes is constant."""
     alive = []
     for seed in range(20):
@@ -357,7 +355,7 @@ def test_a_queue_of_twenty_leaves_memory_flat(webui: Webui, sampler: str) -> Non
     assert alive[1:] == [alive[1]] * 19
 
 
-def test_a_tensor_that_stays_is_seen(webui: Webui) -> None:
+def test_a_tensor_that_remains_is_detected(webui: Webui) -> None:
     before = live_tensors()
     left = torch.zeros(3, 5)
     assert live_tensors() == (before[0] + 1, before[1] + left.numel() * left.element_size())
@@ -402,7 +400,7 @@ def test_a_mixed_anchor_is_between_the_two(webui: Webui, monkeypatch: pytest.Mon
     torch.testing.assert_close(anchors["mixed"], mix_anchors(anchors["pixels"], anchors["latent"], 2.0))
 
 
-def test_the_webuis_upscalers_are_offered_and_others_named(webui: Webui, reported: Reports) -> None:
+def test_the_webuis_upscalers_are_choices_and_others_are_reported(webui: Webui, reported: Reports) -> None:
     reported.expect("upscaler: '4x-Gone (pixels)' is not valid")
     assert SPECS["upscaler"].choices(user_presets.known_choices()) == ("Latent", "Lanczos", "Nearest")
     result = webui.job({**ON, "upscaler": "4x-Gone (pixels)"})
@@ -417,7 +415,7 @@ class Broken:
         return img.resize([int(side * scale // 8) * 8 for side in img.size], Image.Resampling.LANCZOS)
 
 
-def test_the_upscaler_that_really_ran_is_told(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_upscaler_that_ran_is_reported(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = SimpleNamespace(name="4x-Broken", data_path="4x-Broken.pth", scaler=Broken())
     monkeypatch.setattr(shared, "sd_upscalers", [*shared.sd_upscalers, broken])
     result = webui.job({**ON, "upscaler": "4x-Broken (pixels)"}, batch_size=2)
@@ -451,7 +449,7 @@ def test_notes_are_in_the_text_of_every_picture(webui: Webui, settings: dict[str
         ("demofusion_decode_in_parts", "sometimes", "one of automatic, always, never"),
     ],
 )
-def test_an_impossible_setting_is_named(
+def test_an_impossible_setting_is_reported(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, option: str, value: object, allowed: str, reported: Reports
 ) -> None:
     reported.expect(f"setting {option}")
@@ -494,7 +492,7 @@ def test_nothing_is_decoded_twice(webui: Webui, decoded: list[int], shown: dict[
     assert decoded == [BASE] * 3 + [2 * BASE] * 3 + [3 * BASE] * 3
 
 
-def test_only_what_is_shown_is_decoded(webui: Webui, decoded: list[int]) -> None:
+def test_only_displayed_images_are_decoded(webui: Webui, decoded: list[int]) -> None:
     """With "Keep colors" the base image is decoded as well, because the final image gets its colors."""
     webui.job({**THREE, "upscaler": "Latent", "keep_colors": False})
     assert decoded == [3 * BASE] * 3
@@ -593,7 +591,7 @@ def test_interrupted_while_an_enlarged_picture_is_encoded(
     assert f"in stage 1 of 1 (128x128), this is the base image ({BASE}x{BASE})" in result.infotexts[0]
 
 
-def test_an_anchor_made_in_pixels_leaves_torchs_generator_alone(webui: Webui) -> None:
+def test_an_anchor_made_in_pixels_does_not_change_torchs_generator(webui: Webui) -> None:
     torch.manual_seed(3)
     webui.job({**ON, "upscaler": "Latent"})
     state = torch.get_rng_state()
@@ -602,7 +600,7 @@ def test_an_anchor_made_in_pixels_leaves_torchs_generator_alone(webui: Webui) ->
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_where_encoding_fails_the_base_is_returned(
+def test_the_base_is_returned_if_encoding_fails(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
     reported.expect("no encoder")
@@ -617,7 +615,7 @@ def test_where_encoding_fails_the_base_is_returned(
 
 
 @pytest.mark.parametrize("size", [(24, 40), (9, 17)])
-def test_lanczos_is_pillows_without_its_rounding(webui: Webui, size: tuple[int, int]) -> None:
+def test_lanczos_equals_pillows_without_rounding(webui: Webui, size: tuple[int, int]) -> None:
     # low contrast, because in 8 bits Pillow clips overshoot between its two passes
     picture = torch.rand(3, 8, 12, generator=torch.Generator().manual_seed(0)) - 0.5
     out = upscaling.lanczos(picture, size)

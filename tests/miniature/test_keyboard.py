@@ -50,7 +50,7 @@ def test_everything_is_reached_in_reading_order(page: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_what_has_the_focus_is_seen(chromium: Any, address: str, scheme: str) -> None:
+def test_the_focus_is_visible(chromium: Any, address: str, scheme: str) -> None:
     page = chromium.new_page(viewport={"width": 1280, "height": 1000})
     page.goto(f"{address}?__theme={scheme}", wait_until="domcontentloaded")
     page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
@@ -60,7 +60,7 @@ def test_what_has_the_focus_is_seen(chromium: Any, address: str, scheme: str) ->
     page.close()
 
 
-def test_the_headers_say_whether_they_are_open(page: Any) -> None:
+def test_the_headers_report_whether_they_are_open(page: Any) -> None:
     tab = opened(page, "txt2img")
     header = page.locator(f"{tab.panel}_enabled > .label-wrap [role=button]")
     assert (header.get_attribute("aria-label"), header.get_attribute("aria-expanded")) == ("DemoFusion", "true")
@@ -71,14 +71,14 @@ def test_the_headers_say_whether_they_are_open(page: Any) -> None:
     assert header.get_attribute("aria-expanded") == "false"
 
 
-def test_a_second_copy_of_the_script_does_not_undo_what_a_key_does(page: Any) -> None:
+def test_a_second_copy_of_the_script_does_not_undo_a_key(page: Any) -> None:
     """If the extension is installed twice, the webui runs the scripts of both copies."""
     page.add_script_tag(path=str(SCRIPT))
     page.evaluate("uiLoadedCallbacks.at(-1)()")
     opened(page, "txt2img")
 
 
-def test_the_checkbox_alone_is_switched_with_the_space_bar(page: Any) -> None:
+def test_the_space_bar_switches_only_the_checkbox(page: Any) -> None:
     tab = Tab(page, "txt2img")
     page.focus(f"{tab.panel}_enabled-visible-checkbox")
     page.keyboard.press("Space")

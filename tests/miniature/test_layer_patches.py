@@ -123,7 +123,7 @@ def images(webui: Webui, settings: dict[str, Any], **job: Any) -> list[bytes]:
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("name", COUNTERS)
-def test_who_counts_rows_is_given_one_view_at_a_time(
+def test_an_extension_that_counts_rows_gets_one_view_at_a_time(
     webui: Webui, unet: Unet, extension: Install, reported: Reports, name: str, batch: int
 ) -> None:
     plain = images(webui, {"view_batch": 1}, batch_size=batch)
@@ -136,7 +136,7 @@ def test_who_counts_rows_is_given_one_view_at_a_time(
     assert note in reported.notes[-1]
 
 
-def test_such_a_view_is_not_divided_where_memory_ends(
+def test_such_a_view_is_not_divided_if_memory_runs_out(
     webui: Webui, unet: Unet, extension: Install, reported: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extension("sd-webui-negpip", NEGPIP).patch(unet, 1)
@@ -154,7 +154,7 @@ def test_such_a_view_is_not_divided_where_memory_ends(
     assert set(rows) == {2}
 
 
-def test_other_patches_are_given_batches(webui: Webui, unet: Unet, extension: Install, reported: Reports) -> None:
+def test_other_patches_get_batches_of_views(webui: Webui, unet: Unet, extension: Install, reported: Reports) -> None:
     """Other patches are the webui's own, such as token merging or hypertile, and code outside of all extensions."""
     rows = []
     plain = unet.attn2.forward
@@ -195,7 +195,7 @@ def one_after_the_other(self: Any, x: Tensor, sigma: Tensor, uncond: Tensor, con
     return self.combine_denoised(torch.cat(made), [[(0, 1.0)]], uncond, rest["cond_scale"])
 
 
-def test_negpip_is_refused_where_conds_and_unconds_come_apart(
+def test_negpip_is_refused_if_cond_and_uncond_are_separate_calls(
     webui: Webui, unet: Unet, extension: Install, reported: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NegPiP then continues to count calls, and a stage makes one call for every view."""

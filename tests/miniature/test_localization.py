@@ -84,7 +84,7 @@ def test_the_languages_are_there() -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_words_are_those_that_are_shown(language: str, shown: set[str]) -> None:
+def test_every_displayed_text_has_a_translation(language: str, shown: set[str]) -> None:
     keys = set(translations(language))
     assert {"without a translation": shown - keys, "no longer shown": keys - shown} == {
         "without a translation": set(),
@@ -93,7 +93,7 @@ def test_the_words_are_those_that_are_shown(language: str, shown: set[str]) -> N
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_translations_say_something(language: str) -> None:
+def test_translations_have_text_and_the_same_numbers(language: str) -> None:
     for text, translated in translations(language).items():
         assert translated.strip() == translated
         assert translated

@@ -97,7 +97,7 @@ def saved(webui: Webui, seed: int) -> list[int]:
 @pytest.mark.usefixtures("small_gallery")
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("call", range(4))
-def test_what_is_made_is_never_lost(
+def test_finished_images_are_never_lost(
     webui: Webui,
     monkeypatch: pytest.MonkeyPatch,
     sampled: list[int],
@@ -145,7 +145,7 @@ def test_what_is_made_is_never_lost(
 
 
 @pytest.mark.usefixtures("small_gallery")
-def test_the_gallery_gets_a_copy_of_what_is_saved_whole(webui: Webui) -> None:
+def test_the_gallery_gets_a_smaller_copy_of_a_saved_image(webui: Webui) -> None:
     result = webui.job({**EVERYTHING, "scale": 2}, seed=4001, do_not_save_samples=False, from_page=True)
     assert saved(webui, 4001) == [BASE, 2 * BASE]
     assert sizes(result) == [BASE, BASE]
@@ -154,14 +154,14 @@ def test_the_gallery_gets_a_copy_of_what_is_saved_whole(webui: Webui) -> None:
 
 
 @pytest.mark.usefixtures("small_gallery")
-def test_what_is_not_saved_is_left_whole(webui: Webui) -> None:
+def test_an_image_that_is_not_saved_keeps_its_size(webui: Webui) -> None:
     result = webui.job(EVERYTHING, from_page=True)
     assert sizes(result) == [3 * BASE, BASE, 2 * BASE]
     assert "gallery" not in result.comments
 
 
 @pytest.mark.usefixtures("small_gallery")
-def test_a_grid_is_not_saved_and_shown_smaller_all_the_same(webui: Webui) -> None:
+def test_a_grid_that_is_not_saved_is_shown_smaller(webui: Webui) -> None:
     picture = Image.new("RGB", (4 * BASE, 2 * BASE))
     result = SimpleNamespace(images=[picture, picture.copy()], index_of_first_image=1, comments="")
     size_limits.shrink_for_gallery(result)
@@ -184,7 +184,7 @@ def decodes(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return widths
 
 
-def test_only_what_is_shown_or_saved_is_decoded(webui: Webui, decodes: list[int]) -> None:
+def test_only_displayed_or_saved_images_are_decoded(webui: Webui, decodes: list[int]) -> None:
     """A job that saves nothing does not need the images that would be saved."""
     webui.job({"enabled": True, "preset": "Paper", "scale": 3, "save_stages": True})
     assert decodes == [3 * BASE // 8]

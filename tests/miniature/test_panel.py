@@ -69,7 +69,7 @@ def test_the_line_is_made_again_when_the_page_is_loaded(webui: Webui) -> None:
     assert "128x128 → 192x192" in shown[line]["value"]
 
 
-def test_send_to_img2img_knows_which_control_is_which() -> None:
+def test_send_to_img2img_copies_each_field_to_the_same_field() -> None:
     """The webui copies the values of one tab's fields to the other tab's fields with these names."""
     ours = own_scripts()
     names = ours[0].paste_field_names
@@ -83,7 +83,7 @@ def test_send_to_img2img_knows_which_control_is_which() -> None:
     assert "img2img_first" not in sent
 
 
-def test_a_page_that_is_built_again_leaves_the_first_alone(webui: Webui) -> None:
+def test_building_the_page_again_does_not_change_the_first_page(webui: Webui) -> None:
     """The webui builds a page at each "Reload UI". Events on a page concern only its own components."""
     again = launch.build()
     for page in (webui.page, again):
@@ -98,7 +98,7 @@ def test_a_page_that_is_built_again_leaves_the_first_alone(webui: Webui) -> None
     assert not set(webui.page.blocks) & set(again.blocks)
 
 
-def test_what_is_built_for_the_api_is_connected_with_nothing(webui: Webui) -> None:
+def test_panels_built_for_the_api_are_not_connected(webui: Webui) -> None:
     """The webui builds the scripts' controls again to get their values for API requests."""
     before = len(webui.page.dependencies)
     for script in own_scripts():

@@ -57,7 +57,7 @@ def default_preset(file: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "Mine"
 
 
-def test_saved_it_is_there_after_a_restart(file: Path) -> None:
+def test_a_saved_preset_exists_after_a_restart(file: Path) -> None:
     assert save("  Mine ", VALUES) == "Mine"
     assert json.loads(file.read_text(encoding="utf-8")) == {"Mine": VALUES}
     assert [path.name for path in file.parent.iterdir()] == [file.name]
@@ -73,7 +73,7 @@ def test_a_refused_name_is_separate_from_the_reason(file: Path) -> None:
     assert re.sub("<[^>]*>", "", told) == f"{presets.BUILT_IN}: Balanced" == str(refused.value)
 
 
-def test_saved_again_it_is_replaced_and_deleted_it_is_gone(file: Path) -> None:
+def test_a_preset_can_be_replaced_and_deleted(file: Path) -> None:
     save("Mine", VALUES)
     save("Ünsere", VALUES)
     save("Mine", {**VALUES, "sigma": 2.5})
@@ -95,7 +95,7 @@ def test_saved_again_it_is_replaced_and_deleted_it_is_gone(file: Path) -> None:
         ("Mine (changed)", presets.BAD_NAME),
     ],
 )
-def test_a_name_that_cannot_be_is_refused(file: Path, name: str, sentence: str) -> None:
+def test_an_invalid_name_is_refused(file: Path, name: str, sentence: str) -> None:
     with pytest.raises(presets.PresetError, match=sentence):
         save(name, VALUES)
     assert not file.exists()
@@ -115,7 +115,7 @@ def test_impossible_values_are_not_saved(file: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"Mine"', "[" * 100_000, "\x00"])
-def test_a_broken_file_is_said_and_not_overwritten(file: Path, text: str) -> None:
+def test_a_broken_file_is_reported_and_not_overwritten(file: Path, text: str) -> None:
     file.write_text(text)
     _, problems = presets.read(())
     assert len(problems) == 1
@@ -131,7 +131,7 @@ def test_a_broken_file_is_said_and_not_overwritten(file: Path, text: str) -> Non
     [1, None, [], "sigma", {"sigma": "big"}, {"sgima": 1}, {"sigma": {}}, {"scale": 2}, {"stages": "2,1"}],
     ids=str,
 )
-def test_an_entry_that_cannot_be_used_costs_itself(file: Path, entry: Any) -> None:
+def test_an_invalid_entry_does_not_affect_the_others(file: Path, entry: Any) -> None:
     file.write_text(json.dumps({"Bad": entry, "Paper": {"sigma": 5}, "Good": {"sigma": 2}}), encoding="utf-8")
     _, problems = presets.read(())
     assert [problem for problem in problems if "'Bad'" in problem]
@@ -141,7 +141,7 @@ def test_an_entry_that_cannot_be_used_costs_itself(file: Path, entry: Any) -> No
     assert json.loads(file.read_text(encoding="utf-8"))["Bad"] == entry
 
 
-def test_a_folder_that_cannot_be_written_is_said(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.parent.joinpath("file").write_text("")
     monkeypatch.setattr(paths_internal, "data_path", str(file.parent / "file"))
     monkeypatch.setattr(presets.storage, "read", lambda name: {})
@@ -188,7 +188,7 @@ def test_the_panel_opens_with_the_default_preset(default_preset: str) -> None:
     assert (default_preset, default_preset) in components["preset"].choices
 
 
-def test_the_panel_says_what_is_wrong_with_the_file(file: Path, reported: Reports) -> None:
+def test_the_panel_shows_the_errors_in_the_file(file: Path, reported: Reports) -> None:
     reported.expect(f"{presets.FILE} cannot be read")
     assert not build()["preset_problems"].visible
     file.write_text("<b>no</b> JSON")
@@ -199,21 +199,21 @@ def test_the_panel_says_what_is_wrong_with_the_file(file: Path, reported: Report
 
 
 @pytest.mark.parametrize("flag", ["hide_ui_dir_config", "freeze_settings", "share"])
-def test_on_a_shared_server_presets_are_only_chosen(file: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+def test_on_a_shared_server_presets_cannot_be_saved(file: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
     monkeypatch.setattr(shared, "cmd_opts", SimpleNamespace(**{flag: True}))
     components = build()
     assert not any(components[name].visible for name in ("preset_name", "preset_save", "preset_delete"))
     assert components["preset"].visible
 
 
-def test_a_default_preset_that_is_gone_is_the_built_in_one(default_preset: str, reported: Reports) -> None:
+def test_the_built_in_default_replaces_a_missing_default_preset(default_preset: str, reported: Reports) -> None:
     reported.expect(f"{options.DEFAULT_GONE} {default_preset}")
     presets.delete(default_preset)
     assert options.default_preset(user_presets.known_choices()) == DEFAULT_PRESET
     assert build()["preset"].value == DEFAULT_PRESET
 
 
-def test_a_default_preset_that_is_gone_is_said(
+def test_a_missing_default_preset_is_reported(
     webui: Webui, default_preset: str, caplog: pytest.LogCaptureFixture, reported: Reports
 ) -> None:
     reported.expect(f"{options.DEFAULT_GONE} {default_preset}")
@@ -276,7 +276,7 @@ def test_the_file_is_read_once_for_an_axis_of_a_plot(reads: list[str]) -> None:
     assert reads == [presets.FILE] * 2
 
 
-def test_where_nothing_is_chosen_panel_and_requests_have_the_values_of_fast(webui: Webui, file: Path) -> None:
+def test_panel_and_requests_use_fast_by_default(webui: Webui, file: Path) -> None:
     components = build()
     assert {name: components[name].value for name in PRESET_FIELDS} == preset_values("Fast")
     text = webui.job({"enabled": True, "scale": 2}, steps=11).infotexts[0]
@@ -286,7 +286,7 @@ def test_where_nothing_is_chosen_panel_and_requests_have_the_values_of_fast(webu
     assert webui.job({"enabled": True, "scale": 2, "preset": "Fast"}, steps=11).infotexts[0] == text
 
 
-def test_a_default_that_somebody_saved_stays(webui: Webui, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_saved_default_preset_is_kept(webui: Webui, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The webui saves every setting. Earlier versions had Balanced as the default."""
     monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, "Balanced", raising=False)
     assert build()["preset"].value == "Balanced"
@@ -294,7 +294,7 @@ def test_a_default_that_somebody_saved_stays(webui: Webui, file: Path, monkeypat
     assert infotext_utils.parse_generation_parameters(text)["DemoFusion preset"] == "Balanced"
 
 
-def test_a_request_that_names_no_preset_uses_the_default(webui: Webui, default_preset: str) -> None:
+def test_a_request_without_a_preset_uses_the_default(webui: Webui, default_preset: str) -> None:
     text = webui.job({"enabled": True, "sigma": 0.8}).infotexts[0]
     params = infotext_utils.parse_generation_parameters(text)
     assert params["DemoFusion preset"] == f"{default_preset} (changed)"
@@ -315,7 +315,7 @@ def test_an_infotext_makes_the_same_picture_where_the_preset_is_unknown(webui: W
     assert webui.job(args).images[0].tobytes() == first.images[0].tobytes()
 
 
-def test_an_unknown_preset_is_named(webui: Webui, file: Path, reported: Reports) -> None:
+def test_an_unknown_preset_is_reported(webui: Webui, file: Path, reported: Reports) -> None:
     reported.expect("preset: 'Yours' is not valid")
     save("Mine", VALUES)
     result = webui.job({"enabled": True, "preset": "Yours"})
@@ -355,7 +355,7 @@ WARNINGS = (
 
 
 @pytest.mark.parametrize(("change", "tab", "text"), WARNINGS)
-def test_the_line_warns_of_what_a_job_refuses(
+def test_the_line_shows_why_a_job_would_be_refused(
     webui: Webui,
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[Any], None],
@@ -375,7 +375,7 @@ def test_the_line_warns_of_what_a_job_refuses(
 
 
 @pytest.mark.parametrize(("width", "warned"), [(2048, False), (2056, True)])
-def test_the_line_warns_of_pictures_beyond_measure(webui: Webui, width: int, warned: bool) -> None:
+def test_the_line_warns_of_huge_images(webui: Webui, width: int, warned: bool) -> None:
     text = describe([{"enabled": True, "scale": 8}], TabValues(width=width, height=512))
     assert ("16384 pixels" in text) == warned
 
@@ -388,7 +388,7 @@ def test_scripts_are_known_by_their_place_in_the_dropdown() -> None:
     assert refusals.chosen_script(None, 1) == ""
 
 
-def test_the_built_in_names_reach_the_question(webui: Webui) -> None:
+def test_the_confirmation_knows_the_built_in_presets(webui: Webui) -> None:
     asked = [dependency["js"] or "" for dependency in webui.page.dependencies]
     confirms = [script for script in asked if script.startswith("(...chosen)")]
     assert len(confirms) == 2

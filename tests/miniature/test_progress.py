@@ -296,7 +296,7 @@ def test_time_left_is_right_after_a_fifth_of_a_stage(sampler: str, schedule: str
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_where_nobody_knows_the_number_of_calls(schedule: str, settings: dict[str, Any]) -> None:
+def test_time_left_if_the_number_of_calls_is_unknown(schedule: str, settings: dict[str, Any]) -> None:
     """For DPM adaptive the limit is a quarter of the whole time.
 
     A stage may need more or fewer calls than the base pass suggests.
@@ -308,7 +308,7 @@ def test_where_nobody_knows_the_number_of_calls(schedule: str, settings: dict[st
 
 
 @pytest.mark.parametrize("settings", ["paper, 2x", "balanced, 4x", "fast, 4x, hires steps"])
-def test_a_stage_that_keeps_dpm_adaptive_busy_is_known_from_then_on(settings: str) -> None:
+def test_the_calls_of_dpm_adaptive_are_learned_from_a_stage(settings: str) -> None:
     """The sampler's steps are shorter than in the base pass, as on trained models with dilated views."""
     first, second = (Run(parse_settings(SETTINGS[settings]), "dpm_adaptive") for _ in range(2))
     for run in (first, second):
@@ -321,7 +321,7 @@ def test_a_stage_that_keeps_dpm_adaptive_busy_is_known_from_then_on(settings: st
 
 @pytest.mark.parametrize("decoder", [0.4, 20.0])
 @pytest.mark.parametrize("settings", ["paper, 2x", "balanced, 4x", "fast, 4x, hires steps", "paper, 4x, shown"])
-def test_a_decoder_that_was_seen_is_reckoned_with(settings: str, decoder: float) -> None:
+def test_the_time_of_a_measured_decoder_is_used(settings: str, decoder: float) -> None:
     """The decoder takes a fifth of the default estimate, or ten times as long."""
     first, second = (Run(parse_settings(SETTINGS[settings]), "dpmpp_2m", decoder=decoder) for _ in range(2))
     assert first.go().bar() == sorted(first.bar())
@@ -329,7 +329,7 @@ def test_a_decoder_that_was_seen_is_reckoned_with(settings: str, decoder: float)
     assert first.whole == second.whole == pytest.approx(1)
 
 
-def test_a_decoder_is_taken_to_be_as_slow_as_another_checkpoints() -> None:
+def test_an_unknown_decoder_is_assumed_as_slow_as_another_checkpoints() -> None:
     """If the stages begin from the latent, the image is decoded only at the end."""
     first, second = (Run(parse_settings(SETTINGS["paper, 2x"]), "dpmpp_2m", decoder=8) for _ in range(2))
     first.go()
@@ -337,7 +337,7 @@ def test_a_decoder_is_taken_to_be_as_slow_as_another_checkpoints() -> None:
     assert second.go().worst() <= 0.25
 
 
-def test_a_slow_decoder_is_wrong_where_it_was_not_seen() -> None:
+def test_the_estimate_is_wrong_for_a_slow_decoder_that_was_not_measured() -> None:
     """Otherwise the test above would not show that the timing is learned."""
     assert Run(parse_settings(SETTINGS["fast, 4x, hires steps"]), "dpmpp_2m", decoder=20).go().worst() > 0.25
 
@@ -359,7 +359,7 @@ def test_images_of_a_queue_that_are_decoded_at_once() -> None:
     assert second.go().worst() <= 0.25
 
 
-def test_a_queue_goes_on_where_it_stands() -> None:
+def test_the_bar_does_not_move_back_between_iterations() -> None:
     """The timings of the first iteration do not move the bar in the second."""
     run = Run(parse_settings(SETTINGS["balanced, 4x"]), "dpmpp_2m", decoder=20)
     run.iterations = 3
@@ -376,14 +376,14 @@ def test_the_bar_moves_within_a_step() -> None:
     assert len(set(in_stage)) > 0.9 * batches
 
 
-def test_a_failed_decode_teaches_nothing(nothing_seen: Path) -> None:
+def test_a_failed_decode_is_not_measured(nothing_seen: Path) -> None:
     run = Run(Settings(), "euler")
     with pytest.raises(MemoryError), timing.decoding(run.p, torch.empty(1, 4, 8, 8)):
         raise MemoryError
     assert not (nothing_seen / timing.FILE).exists()
 
 
-def test_what_is_learned_is_kept(nothing_seen: Path) -> None:
+def test_measured_rates_are_saved(nothing_seen: Path) -> None:
     run = Run(Settings(), "euler", decoder=6.0).go()
     assert json.loads((nothing_seen / timing.FILE).read_text()) == {
         "one on cpu: model": pytest.approx(SECONDS_A_CELL, rel=0.05),
@@ -397,7 +397,7 @@ def test_what_is_learned_is_kept(nothing_seen: Path) -> None:
 
 
 @pytest.mark.parametrize("decoder", [0.5, 8.0])
-def test_a_decoder_that_a_stage_begins_with_is_known_from_then_on(decoder: float) -> None:
+def test_the_decoder_is_measured_when_a_stage_begins(decoder: float) -> None:
     """The checkpoint has no timings, and its decoder is much faster or slower than the default estimate."""
     settings = {"preset": "Balanced", "scale": 2, "upscaler": "Lanczos (pixels)"}
     run = Run(parse_settings(settings), "euler", decoder=decoder).go()

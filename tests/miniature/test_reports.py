@@ -36,7 +36,7 @@ def test_a_note_of_the_request_is_in_the_text_of_every_image(webui: Webui, monke
 
 
 @pytest.mark.parametrize("hook", ["before_base", "after_base"])
-def test_what_an_iteration_reports_is_in_the_texts_of_its_images(
+def test_reports_of_an_iteration_are_in_the_infotexts_of_its_images(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, hook: str, reported: Reports
 ) -> None:
     reported.expect("error 0", "error 1")
@@ -63,7 +63,7 @@ def test_what_an_iteration_reports_is_in_the_texts_of_its_images(
         assert entries(result, key) == [first, second, first, first, second, second]
 
 
-def test_what_is_reported_after_a_stage_is_in_the_text_of_its_image_too(
+def test_reports_after_a_stage_are_in_the_infotext_of_its_image(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
     reported.expect("injected")
@@ -81,7 +81,9 @@ def test_what_is_reported_after_a_stage_is_in_the_text_of_its_image_too(
     assert all(text == image.info["parameters"] for image, text in zip(result.images[1:], result.infotexts[1:]))
 
 
-def test_an_interruption_is_in_the_text_of_the_final_image_alone(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_is_only_in_the_infotext_of_the_final_image(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch
+) -> None:
     interrupt_at(monkeypatch, stages, "finish_stage")
     result = webui.job(TWO_STAGES)
     assert sizes(result) == [2 * BASE, BASE, 2 * BASE]

@@ -62,7 +62,7 @@ def test_a_request_that_does_not_mention_the_extension_gets_the_plain_image(webu
     assert webui.job(positional()).infotexts == webui.job().infotexts
 
 
-def test_building_the_panel_for_the_api_leaves_the_page_alone(webui: Webui) -> None:
+def test_building_the_panel_for_the_api_does_not_change_the_page(webui: Webui) -> None:
     script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
     before = script.panel, script.infotext_fields, [control.value for control in script.panel.controls]
     assert positional() == [None] * len(script.panel.controls)
@@ -78,7 +78,7 @@ def test_building_the_panel_for_the_api_leaves_the_page_alone(webui: Webui) -> N
     ],
     ids=str,
 )
-def test_fields_without_the_switch_are_noted(webui: Webui, args: list[Any], fields: str) -> None:
+def test_fields_without_enabled_are_noted(webui: Webui, args: list[Any], fields: str) -> None:
     result = webui.job(positional(*args))
     note = f'DemoFusion is off, because the request contains {fields} but not "enabled": true'
     assert sizes(result) == [BASE]
@@ -89,16 +89,14 @@ def test_fields_without_the_switch_are_noted(webui: Webui, args: list[Any], fiel
 
 
 @pytest.mark.parametrize("first", [{"enabled": True, "preset": "Fast"}, {}, {"enabled": False}], ids=str)
-def test_what_is_behind_the_dict_is_noted(webui: Webui, first: dict[str, Any]) -> None:
+def test_values_after_the_dict_are_noted(webui: Webui, first: dict[str, Any]) -> None:
     result = webui.job(positional(first, {"scale": 3}, 7))
     assert sizes(result) == [2 * BASE if first.get("enabled") else BASE]
     assert params(result)["DemoFusion note"].endswith("ignored: {'scale': 3}, 7")
 
 
 @pytest.mark.parametrize(("name", "shown"), [("", "''"), (" ", "' '"), ("scael", "'scael'"), ("a = b", "'a = b'")])
-def test_a_name_that_is_no_field_can_be_told_from_the_message(
-    webui: Webui, reported: Reports, name: str, shown: str
-) -> None:
+def test_an_unknown_name_is_quoted_in_the_message(webui: Webui, reported: Reports, name: str, shown: str) -> None:
     reported.expect(f"the field {shown} does not exist")
     result = webui.job({"enabled": True, name: 1})
     assert sizes(result) == [BASE]
@@ -117,7 +115,7 @@ def test_a_name_that_is_no_field_can_be_told_from_the_message(
     ],
     ids=str,
 )
-def test_turbo_takes_over_only_where_no_preset_is_named(
+def test_turbo_is_used_only_without_a_preset(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], used: str
 ) -> None:
     monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, "Balanced", raising=False)
@@ -133,7 +131,7 @@ def test_the_settings_page_can_forbid_turbo(webui: Webui, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("few", [{"steps": 10, "cfg_scale": 7.0}, {"steps": 30, "cfg_scale": 2.0}], ids=str)
-def test_few_steps_or_a_low_cfg_scale_alone_change_no_preset(webui: Webui, few: dict[str, float]) -> None:
+def test_only_few_steps_and_a_low_cfg_scale_together_change_the_preset(webui: Webui, few: dict[str, float]) -> None:
     assert params(webui.job({"enabled": True}, **few))["DemoFusion preset"] == DEFAULT_PRESET
 
 
@@ -147,7 +145,7 @@ def test_all_images_of_a_plot_over_steps_have_one_preset(webui: Webui, monkeypat
     assert used == {DEFAULT_PRESET}
 
 
-def test_a_panel_gets_the_preset_that_it_shows(webui: Webui) -> None:
+def test_a_panel_uses_the_displayed_preset(webui: Webui) -> None:
     script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
     shown = [control.value for control in script.panel.controls]
     assert params(webui.job([True, *shown[1:]], **FEW))["DemoFusion preset"] == DEFAULT_PRESET

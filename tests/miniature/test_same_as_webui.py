@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Webui:
 
 @pytest.mark.parametrize("enabled", [False, True])
 @pytest.mark.parametrize("sampler", list(sd_samplers.all_samplers_map))
-def test_pictures_are_the_same_but_for_rounding(url: str, trained: Webui, sampler: str, enabled: bool) -> None:
+def test_images_are_equal_up_to_rounding(url: str, trained: Webui, sampler: str, enabled: bool) -> None:
     settings = {"enabled": enabled, "scale": 2}
     sized = {**JOB, "width": 128, "height": 128, "sampler_name": sampler}
     body = {

@@ -12,7 +12,7 @@ from browser import SECONDS, Tab
 pytestmark = pytest.mark.browser
 
 
-def test_the_page_asks_no_other_host(chromium: Any, address: str) -> None:
+def test_the_page_connects_to_no_other_host(chromium: Any, address: str) -> None:
     page = chromium.new_page()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -28,7 +28,7 @@ def test_the_page_asks_no_other_host(chromium: Any, address: str) -> None:
     assert re.findall(r"<(?:link|script)\b[^>]*https?://[^>]*>", html) == []
 
 
-def test_words_that_the_model_does_not_know_are_named(page: Any) -> None:
+def test_unknown_words_are_reported(page: Any) -> None:
     tab = Tab(page, "txt2img")
     unknown = page.locator(f"{tab.id('unknown_words')}.prose")
     page.fill(f"{tab.id('prompt')} textarea", "a spaceship on moss, at night")

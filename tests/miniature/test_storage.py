@@ -49,7 +49,7 @@ def windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Windows:
 
 
 @pytest.mark.parametrize("reader", [lambda: storage.read(NAME), lambda: storage.path_of(NAME).read_text()])
-def test_a_file_that_is_read_meanwhile_is_replaced(windows: Windows, reader: Callable[[], object]) -> None:
+def test_a_file_is_replaced_while_it_is_read(windows: Windows, reader: Callable[[], object]) -> None:
     """The reader is an event of the panel, or another program."""
     thread = threading.Thread(target=reader)
     thread.start()
@@ -60,7 +60,7 @@ def test_a_file_that_is_read_meanwhile_is_replaced(windows: Windows, reader: Cal
     assert [path.name for path in storage.path_of(NAME).parent.iterdir()] == [NAME]
 
 
-def test_a_file_that_stays_in_use_is_named(windows: Windows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_remains_in_use_is_reported(windows: Windows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "PAUSES", (0.01,))
     windows.readers = 1
     with pytest.raises(storage.StorageError, match=f"{NAME} cannot be written: .*being used"):

@@ -66,7 +66,7 @@ def test_the_first_call_is_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("calls", [(), (5.0,)])
-def test_too_little_says_nothing(monkeypatch: pytest.MonkeyPatch, calls: tuple[float, ...]) -> None:
+def test_too_few_calls_give_no_rate(monkeypatch: pytest.MonkeyPatch, calls: tuple[float, ...]) -> None:
     assert measure(monkeypatch, *calls) is None
 
 
@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_written_is_no_failure(
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_run_teaches_what_its_model_took(
+def test_a_run_measures_the_rate_of_its_model(
     rates: Path, webui: Webui, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     """Every evaluated view takes a thousandth of a second per cell, and the first call takes an hour longer."""
@@ -171,7 +171,7 @@ def test_hires_fix_counts(webui: Webui, rates: Path) -> None:
     assert f"{cells / (10 * second):.3g} times as long as the base image" in line_in(hr_checkbox=True, hr_scale=2)
 
 
-def test_resize_by_is_of_the_picture(webui: Webui) -> None:
+def test_resize_by_uses_the_size_of_the_uploaded_image(webui: Webui) -> None:
     tab = {"img2img": True, "scale": 1.5, "scale_resolution_preview": FROM_TO.format("400x600", "600x900")}
     assert line_in(resize_by=True, **tab).startswith("600x896 → 1200x1792,")
     assert line_in(resize_by=False, **tab).startswith("512x512 → ")
@@ -180,7 +180,7 @@ def test_resize_by_is_of_the_picture(webui: Webui) -> None:
 
 
 @pytest.mark.parametrize(("redraw", "strength", "base"), [(False, 0.5, 0), (True, 0.5, 6), (True, 1, 10)])
-def test_img2img_counts_what_it_runs(webui: Webui, redraw: bool, strength: float, base: int) -> None:
+def test_img2img_counts_the_steps_that_it_runs(webui: Webui, redraw: bool, strength: float, base: int) -> None:
     """The webui's own pass runs int(10 * strength) + 1 of 10 steps, or none."""
     text = line_in({"img2img_first": redraw}, img2img=True, denoising_strength=strength)
     stage = 10 * (9 + 4) - 4
@@ -207,7 +207,7 @@ def test_the_line_counts_every_evaluation(rates: Path) -> None:
     assert seconds_in(batch_count=4, batch_size=2) == pytest.approx(8 * one)
 
 
-def test_the_line_says_nothing_of_a_checkpoint_not_seen(rates: Path) -> None:
+def test_the_line_has_no_time_for_an_unmeasured_checkpoint(rates: Path) -> None:
     text = line.describe([{"enabled": True}], TabValues())
     assert markup.ABOUT not in text
     timing.learn(named("another"), timing.MODEL, 0.001)

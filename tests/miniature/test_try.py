@@ -29,7 +29,7 @@ def options(**values: Any) -> argparse.Namespace:
 
 
 @pytest.mark.parametrize("scale", [2, 3])
-def test_pictures_of_every_way_are_written(webui: Webui, tmp_path: Path, scale: int) -> None:
+def test_images_of_every_method_are_written(webui: Webui, tmp_path: Path, scale: int) -> None:
     webui.job()
     compare.main(options(scale=scale, out=tmp_path))
     large = 128 * scale
@@ -61,7 +61,7 @@ def test_the_detailed_part_is_found() -> None:
 
 
 @pytest.mark.parametrize("written", [["--out", "there"], ["--out=there"]])
-def test_folders_are_meant_from_where_the_command_was_typed(
+def test_folders_are_relative_to_the_current_folder(
     written: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -69,7 +69,7 @@ def test_folders_are_meant_from_where_the_command_was_typed(
     assert passed_on.out == tmp_path / "there"
 
 
-def test_a_port_in_use_is_passed_over() -> None:
+def test_a_port_in_use_is_skipped() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -77,7 +77,7 @@ def test_a_port_in_use_is_passed_over() -> None:
         assert bootstrap.free_port(port) != port
 
 
-def test_a_checkpoint_that_does_not_exist_is_named(
+def test_a_missing_checkpoint_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TQDM_DISABLE", "1")
@@ -91,7 +91,7 @@ def test_another_version_of_python_is_refused(monkeypatch: pytest.MonkeyPatch) -
         bootstrap.set_up(bootstrap.TRY)
 
 
-def test_a_filled_environment_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_complete_environment_is_not_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     layer = bootstrap.Layer(tmp_path / "pins.txt")
     layer.file.write_text("one==1\n", encoding="utf-8")
     installed: list[tuple[str, ...]] = []
@@ -128,7 +128,7 @@ def install(host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     return lambda: install_webui.main(given)
 
 
-def test_extension_and_model_are_installed_twice_over(host: Path, install: Callable[[], int], tmp_path: Path) -> None:
+def test_extension_and_model_can_be_installed_again(host: Path, install: Callable[[], int], tmp_path: Path) -> None:
     assert install() == 0
     extension = host / "extensions" / "sd-webui-demofusion-hires"
     (extension / "stale.py").touch()
@@ -145,7 +145,7 @@ def test_extension_and_model_are_installed_twice_over(host: Path, install: Calla
     assert Path(written["cond_stage_config"]["params"]["version"]) == host / "models" / "small-clip"
 
 
-def test_forge_gets_the_extension_and_is_told_of_the_model(
+def test_forge_gets_only_the_extension_and_a_message_about_the_model(
     host: Path, install: Callable[[], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (host / "modules_forge").mkdir()
@@ -155,7 +155,7 @@ def test_forge_gets_the_extension_and_is_told_of_the_model(
     assert "Model: none" in capsys.readouterr().out
 
 
-def test_a_clone_in_the_webui_is_left_alone(host: Path, install: Callable[[], int]) -> None:
+def test_a_clone_in_the_webui_is_not_changed(host: Path, install: Callable[[], int]) -> None:
     clone = host / "extensions" / "sd-webui-demofusion-hires"
     (clone / ".git").mkdir(parents=True)
     assert install() == 0

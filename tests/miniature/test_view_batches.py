@@ -63,7 +63,7 @@ class Plenty(UnknownMemory):
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Returns a model with an autoencoder of the usual layout.
 
-    The webui is set up as on a card, with Full previews every 10 steps.
+    The webui has the settings that it has on a GPU, with live previews of the method Full every 10 steps.
     """
     monkeypatch.setattr(sd_samplers_common, "approximation_indexes", {"Full": 0, "Approx NN": 1, "TAESD": 3})
     for name, value in (("live_previews_enable", True), ("show_progress_every_n_steps", 10)):
@@ -74,8 +74,10 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("size", [(24, 16), (32, 32), (20, 60)])
-def test_a_full_preview_finds_what_it_takes(model: Any, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
-    """The memory is measured at the size of a preview."""
+def test_enough_memory_is_reserved_for_a_full_preview(
+    model: Any, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    """Compares the reserved memory with the peak of a decoder that decodes an image of the preview's size."""
     monkeypatch.setattr(filters, "PREVIEW_CELLS", 32)
     latent = filters.for_preview(torch.zeros(1, 4, *size))
     assert max(latent.shape[-2:]) == min(max(size), 32)
@@ -85,7 +87,7 @@ def test_a_full_preview_finds_what_it_takes(model: Any, monkeypatch: pytest.Monk
     assert bytes_.peak <= left <= 2 * bytes_.peak
 
 
-def test_a_preview_is_reckoned_in_the_vaes_own_numbers(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_a_preview_depends_on_the_dtype_of_the_vae(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     single = stage_setup.preview_bytes(model, (24, 16))
     monkeypatch.setattr(devices, "dtype_vae", torch.float16)
     assert stage_setup.preview_bytes(model, (24, 16)) == single / 2
@@ -101,7 +103,7 @@ def test_a_preview_is_reckoned_in_the_vaes_own_numbers(model: Any, monkeypatch: 
         (shared, "parallel_processing_allowed", False),
     ],
 )
-def test_no_preview_beside_the_sampling_takes_nothing(
+def test_nothing_is_reserved_if_no_preview_is_decoded_during_sampling(
     model: Any, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, value: object
 ) -> None:
     assert stage_setup.preview_bytes(model, (24, 16)) > 0
@@ -109,13 +111,13 @@ def test_no_preview_beside_the_sampling_takes_nothing(
     assert stage_setup.preview_bytes(model, (24, 16)) == 0
 
 
-def test_an_autoencoder_of_another_kind_is_no_problem(model: Any) -> None:
+def test_nothing_is_reserved_for_an_autoencoder_of_another_layout(model: Any) -> None:
     del model.first_stage_model.decoder.mid
     assert stage_setup.preview_bytes(model, (24, 16)) == 0
     assert stage_setup.preview_bytes(SimpleNamespace(), (24, 16)) == 0
 
 
-def test_a_stage_leaves_room_for_its_preview(webui: Webui, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_stage_reserves_memory_for_its_preview(webui: Webui, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
     monkeypatch.setattr(stage_setup, "device_memory", lambda reserve: (left.append(reserve), UnknownMemory())[1])
     monkeypatch.setattr(shared.sd_model, "first_stage_model", model.first_stage_model, raising=False)

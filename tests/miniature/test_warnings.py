@@ -46,7 +46,7 @@ def warned_of(**tab: Any) -> list[str]:
     return [warning for warning in warnings.WARNINGS if warning in text]
 
 
-def test_an_ordinary_computer_is_left_in_peace(free: Any) -> None:
+def test_an_ordinary_computer_gets_no_warning(free: Any) -> None:
     assert warned_of() == []
 
 
@@ -58,7 +58,7 @@ def test_a_run_of_more_than_an_hour(
     assert warned_of() == [warnings.LONG] * warned
 
 
-def test_the_pictures_themselves(free: Any) -> None:
+def test_the_memory_of_the_images_is_checked(free: Any) -> None:
     """Four copies of a 4096x4096 image with 12 bytes per pixel are 0.75 GiB, for each image of a batch."""
     free.memory = 5 * GIB
     assert warned_of(batch_size=6) == []
@@ -76,7 +76,7 @@ def test_the_pictures_themselves(free: Any) -> None:
         ({"disk": 4 * GIB, "device": 40 * GIB}, False),
     ],
 )
-def test_what_the_decoder_holds(free: Any, room: dict[str, int], warned: bool) -> None:
+def test_the_memory_of_the_decoder_is_checked(free: Any, room: dict[str, int], warned: bool) -> None:
     """About 10 GiB at 4096x4096, which must fit on the device, in memory or on the disk."""
     free.__dict__.update(room)
     assert warned_of() == [warnings.NO_ROOM] * warned
@@ -93,7 +93,7 @@ def test_a_missing_folder_for_temporary_files_breaks_no_line(
     assert set(warned_of()) <= {warnings.NO_ROOM}
 
 
-def test_a_decoder_that_is_not_ours_is_left_to_the_webui(free: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_of_the_webui_is_not_checked(free: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     free.memory = free.disk = free.device = GIB
     for model in (None, SimpleNamespace(first_stage_model=SimpleNamespace(decoder=torch.nn.Identity()))):
         monkeypatch.setattr(line.timing, "loaded_model", lambda model=model: model)
@@ -109,7 +109,7 @@ def said(args: dict[str, Any], **tab: Any) -> str:
     return html.unescape(line.describe(list(values.values()), TabValues(**tab)))
 
 
-def test_the_line_says_when_the_panel_switched_to_turbo(webui: Webui) -> None:
+def test_the_line_reports_the_switch_to_turbo(webui: Webui) -> None:
     turbo = {"preset": "Turbo"}
     assert warnings.TURBO_CHOSEN in said(turbo, **FEW)
     for args, tab in ((turbo, {**FEW, "preset_picked": True}), (turbo, {}), ({"preset": "Balanced"}, FEW)):
@@ -122,7 +122,7 @@ def test_the_line_describes_the_preset_that_the_panel_shows(webui: Webui) -> Non
     assert len(set(lines.values())) == 3
 
 
-def test_what_few_steps_cannot_do_is_warned_of(webui: Webui) -> None:
+def test_a_denoising_strength_too_high_for_few_steps_is_warned_of(webui: Webui) -> None:
     assert warnings.TURBO_BETTER in said({"preset": "Paper"}, **FEW)
     assert warnings.TURBO_BETTER in said({"preset": "Balanced", "denoising_strength": 0.9}, **FEW)
     for args in ({"preset": "Turbo"}, {"preset": "Balanced", "overlap": 0.5}, {"preset": "Fast"}):
@@ -141,7 +141,7 @@ def test_the_cfg_scale_of_a_model_with_built_in_guidance_means_nothing(
     assert warnings.TURBO_BETTER in said({"preset": "Paper"}, steps=6, cfg_scale=5)
 
 
-def test_beside_a_refusal_no_size_is_promised(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_is_shown_without_sizes(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "512x512 → 1024x1024" in said({"preset": "Fast"})
     monkeypatch.setattr(shared.opts, "tiling", True)
     refused = said({"preset": "Fast"})

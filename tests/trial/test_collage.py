@@ -91,7 +91,7 @@ def test_colours_hidden_under_transparency_do_not_show(content):
 
 
 @pytest.mark.parametrize("size", [64, 200, 777])
-def test_subject_covers_what_it_should(content, size):
+def test_the_subject_covers_the_expected_area(content, size):
     scene = Collage(1, (Placed(1, 0.4, 0.55, 0.5),))
     dark = render(content, scene, size, size)[..., 1] < 0.25
     rows, columns = np.nonzero(dark)
@@ -101,7 +101,7 @@ def test_subject_covers_what_it_should(content, size):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_random_subject_lies_inside(content, seed):
+def test_a_random_subject_is_inside_the_image(content, seed):
     scene = random_collage(content, np.random.default_rng(seed), (seed % 2, 0), (1.0, 1.4)[seed % 2])
     placed = scene.subjects[0]
     assert SIZE_RANGE[0] <= placed.size <= SIZE_RANGE[1]
@@ -159,7 +159,7 @@ def test_shrinking_keeps_flat_grounds():
     assert shrunk(Content((), (flat,)), 64).grounds == (flat,)
 
 
-def test_views_depend_on_their_number_alone(content):
+def test_views_depend_only_on_their_number(content):
     first, label = view(content, 1, 5, False)
     assert label == 5 % 4
     np.testing.assert_array_equal(first, view(content, 1, 5, False)[0])
@@ -173,6 +173,6 @@ def test_list_names_its_packages_and_no_caption_twice():
     assert {g["package"] for g in listed()["grounds"]} <= set(listed()["packages"])
 
 
-def test_missing_package_is_told(tmp_path):
+def test_a_missing_package_is_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"trial\.collage\.fetch"):
         load(tmp_path)

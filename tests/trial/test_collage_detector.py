@@ -30,7 +30,7 @@ def examples(content):
     return train_detector.make_set(content, 1, 40)
 
 
-def test_every_centre_has_a_name_and_lies_where_its_subject_is(content, examples):
+def test_every_centre_has_a_name_and_the_position_of_its_subject(content, examples):
     shown = 0
     for index in range(40):
         _, scene, box = train_detector.example(content, np.random.default_rng((1, index)))

@@ -104,7 +104,7 @@ def test_latents_are_unit_scale_and_decode_to_the_image(model, views):
 
 
 @pytest.mark.parametrize("size", [(16, 16), (19, 13), (14, 17), (20, 18), (5, 1)])
-def test_the_unet_takes_any_size(model, size):
+def test_the_unet_accepts_any_size(model, size):
     """Dilated views at a scale such as 2.4 have sides that are not multiples of four."""
     x = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(0))
     context = model.encode_prompts([PROMPT, ""])

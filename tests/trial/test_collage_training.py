@@ -39,7 +39,7 @@ def test_the_learning_rate_rises_stays_and_falls():
     assert rates == [pytest.approx(r, abs=1e-6) for r in (0.02, 0.5, 1.0, 1.0, 1.0, 0.5, 0.02)]
 
 
-def test_averaged_texture_is_told_by_its_strength_and_not_by_its_place():
+def test_averaged_texture_is_detected_by_strength_not_position():
     torch.manual_seed(0)
     grain, other = (torch.randn(2, 3, 64, 64) for _ in range(2))
     weak = (0.5 * grain).requires_grad_(True)
@@ -52,7 +52,7 @@ def test_averaged_texture_is_told_by_its_strength_and_not_by_its_place():
     assert float((weak.grad * grain).sum()) < 0
 
 
-def test_the_discriminator_learns_and_tells_the_decoder_where_to_go():
+def test_the_discriminator_learns_and_gives_the_decoder_a_gradient():
     torch.manual_seed(0)
     discriminator = train_decoder.Discriminator(8)
     optimiser = torch.optim.AdamW(discriminator.parameters(), lr=2e-3)
@@ -69,7 +69,7 @@ def test_the_discriminator_learns_and_tells_the_decoder_where_to_go():
     assert all(p.requires_grad for p in discriminator.parameters())
 
 
-def test_a_finished_model_becomes_states_that_go_on(tmp_path):
+def test_training_can_continue_from_a_finished_model(tmp_path):
     captions = make_captions()
     full = Denoiser(49408)
     model = SmallModel(full.unet, Autoencoder(AUTOENCODER), full.text, 0.18215, torch.ones(1000))
@@ -85,7 +85,7 @@ def test_a_finished_model_becomes_states_that_go_on(tmp_path):
     torch.testing.assert_close(decoder.average.state_dict(), model.vae.state_dict())
 
 
-def test_words_that_a_model_does_not_know_get_the_length_of_the_others():
+def test_unknown_words_get_embeddings_of_the_usual_length():
     torch.manual_seed(0)
     table = 0.5 * torch.randn(20, 32)
     table[3] *= 0.04
@@ -117,7 +117,7 @@ def test_sixty_four_prompts_name_every_subject_and_ground(kind):
     assert len(set(labels)) == 64
 
 
-def test_the_drift_of_a_flat_ground_is_measured_beside_the_subject():
+def test_the_drift_of_a_flat_ground_is_measured_outside_the_subject():
     views = np.full((2, 128, 128, 3), (0.1, 0.4, 0.8), np.float32)
     views[:, 40:70, 40:70] = 0.5
     restored = views + np.array([0.03, 0.0, -0.03], np.float32)
@@ -125,7 +125,7 @@ def test_the_drift_of_a_flat_ground_is_measured_beside_the_subject():
     assert measure.color_drift(restored, views) == pytest.approx(0.02 * 255, abs=0.01)
 
 
-def test_a_training_that_was_cut_off_goes_on_and_shows_moving_averages(tmp_path):
+def test_an_interrupted_training_continues_with_moving_averages(tmp_path):
     args = argparse.Namespace(steps=60, save_every=20)
     seen = []
     for steps_before_cut in (30, 60):

@@ -40,7 +40,7 @@ def started(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_says_what_to_do_where_nothing_is_installed(bare: Path, name: str) -> None:
+def test_a_command_explains_the_setup_if_nothing_is_installed(bare: Path, name: str) -> None:
     done = started(bare, "-m", name)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
@@ -49,14 +49,14 @@ def test_a_command_says_what_to_do_where_nothing_is_installed(bare: Path, name: 
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in OWN])
-def test_help_describes_a_command_where_nothing_is_installed(bare: Path, name: str) -> None:
+def test_help_works_if_nothing_is_installed(bare: Path, name: str) -> None:
     done = started(bare, "-m", name, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) >= 3
     assert "--set-up` first" in done.stdout
 
 
-def test_a_command_goes_on_in_the_environment_where_there_is_one(bare: Path, tmp_path: Path) -> None:
+def test_a_command_uses_an_existing_environment(bare: Path, tmp_path: Path) -> None:
     """The Python of the environment prints the arguments with which it was started."""
     python = bare / bootstrap.PYTHON.relative_to(bootstrap.ROOT)
     if os.name == "nt":
@@ -71,7 +71,7 @@ def test_a_command_goes_on_in_the_environment_where_there_is_one(bare: Path, tmp
     assert (done.returncode, done.stdout) == (7, "inside: -m bench.quality --count 3\n")
 
 
-def test_missing_pictures_are_told_in_a_sentence(tmp_path: Path) -> None:
+def test_missing_images_are_reported(tmp_path: Path) -> None:
     environment = {**os.environ, "DEMOFUSION_COLLAGE": str(tmp_path)}
     command = [
         sys.executable,
@@ -90,7 +90,7 @@ def test_missing_pictures_are_told_in_a_sentence(tmp_path: Path) -> None:
     assert "Run `python -m trial.collage.fetch` on Debian or Ubuntu" in done.stderr
 
 
-def test_progress_in_a_log_is_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_in_a_log_is_written_as_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
     with progress_bar(total=3, desc="outer") as outer:
@@ -108,7 +108,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(("text", "installed"), [("y\n", 2), ("\n", 1), (None, 2)])
-def test_a_person_is_asked_before_cuda_is_downloaded(
+def test_the_user_is_asked_before_cuda_is_downloaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str | None, installed: int
 ) -> None:
     tried: list[tuple[str, ...]] = []

@@ -65,7 +65,7 @@ def test_the_gradients_of_the_factors_are_those_of_autograd(factors) -> None:
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-4)
 
 
-def test_a_file_gives_the_merged_weights_back(factors, tmp_path) -> None:
+def test_a_saved_lora_reproduces_the_merged_weights(factors, tmp_path) -> None:
     net, found = factors
     merged, loaded = copy.deepcopy(net), copy.deepcopy(net)
     found.merge(net, merged)
@@ -78,7 +78,7 @@ def test_a_file_gives_the_merged_weights_back(factors, tmp_path) -> None:
         lora.apply(nn.Sequential(nn.Linear(3, 3)), tmp_path / "lora.safetensors")
 
 
-def test_a_webui_is_given_the_factors_in_half_precision(factors, tmp_path) -> None:
+def test_the_exported_lora_is_in_half_precision(factors, tmp_path) -> None:
     packed, full = tmp_path / "packed.safetensors", tmp_path / "full.safetensors"
     lora.save(factors[1], packed)
     lora.write_full(packed, full)
@@ -98,7 +98,7 @@ def test_names_and_shapes_are_those_that_webuis_read(factors) -> None:
     assert tensors["lora_unet_block_1.alpha"] == 2
 
 
-def test_a_consistency_model_hands_on_a_clean_latent_and_else_trusts_its_prediction() -> None:
+def test_a_consistency_model_returns_a_clean_latent_unchanged() -> None:
     torch.manual_seed(0)
     clean, eps = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)
     t = torch.tensor([999, 259])
@@ -118,7 +118,7 @@ def test_timesteps_are_on_the_grid_and_fall_from_the_noisiest() -> None:
     assert distill.on_grid(torch.tensor([0, 19, 20, 980, 999])).tolist() == [19, 19, 39, 999, 999]
 
 
-def test_a_step_of_the_original_leads_to_the_same_picture_with_less_noise() -> None:
+def test_a_step_of_the_teacher_gives_the_same_image_with_less_noise() -> None:
     torch.manual_seed(0)
     clean, eps = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)
     batches = Batches({}, Captions(torch.zeros(1, 2, 77), torch.zeros(1)), 2, 0, Mix((1.0,)))
@@ -127,7 +127,7 @@ def test_a_step_of_the_original_leads_to_the_same_picture_with_less_noise() -> N
     torch.testing.assert_close(distill.stepped(x, eps, now, after, ALPHAS), later, rtol=1e-3, atol=1e-3)
 
 
-def test_the_student_learns_a_step_of_the_guided_original() -> None:
+def test_the_student_learns_a_guided_step_of_the_teacher() -> None:
     """On one batch, the distance from the targets decreases and the original stays unchanged."""
     torch.manual_seed(0)
     teacher = Denoiser(4)

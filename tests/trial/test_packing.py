@@ -25,7 +25,7 @@ def tensors() -> dict[str, torch.Tensor]:
     }
 
 
-def test_weights_come_back_within_half_a_step_of_their_row(tensors, tmp_path):
+def test_unpacked_weights_are_exact_to_half_a_step_of_their_row(tensors, tmp_path):
     used = torch.tensor([3, 500, 999])
     packing.save(tmp_path / "a.safetensors", tensors, used)
     full = packing.load(tmp_path / "a.safetensors")
@@ -43,7 +43,7 @@ def test_weights_come_back_within_half_a_step_of_their_row(tensors, tmp_path):
     torch.testing.assert_close(full[packing.WORDS][used], tensors[packing.WORDS][used], rtol=0.01, atol=0.02)
 
 
-def test_words_never_trained_are_the_same_at_every_load(tensors, tmp_path):
+def test_untrained_words_are_the_same_at_every_load(tensors, tmp_path):
     packing.save(tmp_path / "a.safetensors", tensors, torch.tensor([1]))
     first, second = (packing.load(tmp_path / "a.safetensors")[packing.WORDS] for _ in range(2))
     assert first.shape == (1000, 32)
@@ -57,14 +57,14 @@ def test_packed_is_half_as_large(tensors, tmp_path):
     assert (tmp_path / "packed.safetensors").stat().st_size < 0.55 * (tmp_path / "full.safetensors").stat().st_size
 
 
-def test_a_checkpoint_that_is_not_packed_loads_as_it_is(tensors, tmp_path):
+def test_an_unpacked_checkpoint_is_loaded_unchanged(tensors, tmp_path):
     save_file(tensors, str(tmp_path / "full.safetensors"))
     for name, tensor in packing.load(tmp_path / "full.safetensors").items():
         torch.testing.assert_close(tensor, tensors[name], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_webui_is_given_full_weights(tensors, tmp_path, packed):
+def test_a_webui_gets_full_weights(tensors, tmp_path, packed):
     source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     packing.save(source, tensors, torch.tensor([1])) if packed else save_file(tensors, str(source))
     packing.write_full(source, target)
@@ -74,7 +74,7 @@ def test_a_webui_is_given_full_weights(tensors, tmp_path, packed):
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
 
 
-def test_rows_come_back_as_near_as_eight_bits_allow() -> None:
+def test_unpacked_rows_are_as_exact_as_eight_bits_allow() -> None:
     weights = {
         "kernel": torch.randn(16, 8, 3, 3) * torch.logspace(-3, 1, 16).reshape(16, 1, 1, 1),
         "small": torch.randn(4, 4),

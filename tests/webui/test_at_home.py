@@ -84,7 +84,7 @@ class TestApi:
         assert first.digests == second.digests
         assert first.infotexts == second.infotexts
 
-    def test_what_is_missing_has_its_default(self, webui: Webui, tab: dict[str, Any]) -> None:
+    def test_a_missing_field_has_its_default(self, webui: Webui, tab: dict[str, Any]) -> None:
         assert_good(webui.generate({"enabled": True}, **tab), (128, 128))
         assert_good(webui.generate([True], **tab), (128, 128))
         plain = webui.generate(**tab)
@@ -92,7 +92,7 @@ class TestApi:
             assert webui.generate(nothing, **tab).digests == plain.digests
 
     @pytest.mark.parametrize("preset", ["Balanced", "Fast"])
-    def test_a_preset_is_the_values_that_it_stands_for(self, webui: Webui, tab: dict[str, Any], preset: str) -> None:
+    def test_a_preset_equals_its_values(self, webui: Webui, tab: dict[str, Any], preset: str) -> None:
         """The preset is chosen in the request, on the settings page, or value by value."""
         fields = {"enabled": True, "scale": 3}
         named = webui.generate({**fields, "preset": preset}, **tab)
@@ -145,7 +145,7 @@ class TestApi:
         assert message[1].startswith(f"{named} = ")
         assert "allowed" in message[1]
 
-    def test_stage_pictures_have_their_own_text(self, webui: Webui, tab: dict[str, Any]) -> None:
+    def test_stage_images_have_their_own_infotext(self, webui: Webui, tab: dict[str, Any]) -> None:
         shown = {**ON, "stages": "1,1.5,2", "return_stages": True}
         result = webui.generate(shown, **tab, batch_size=2, do_not_save_grid=True)
         assert_good(result, *[(128, 128)] * 2, *[(64, 64)] * 2, *[(96, 96)] * 2)

@@ -87,7 +87,7 @@ def test_a_batch_is_its_pictures_alone(webui: Webui, use: Use, kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", TEXT)
-def test_the_next_plain_picture_is_as_before(webui: Webui, use: Use, kind: str) -> None:
+def test_the_next_plain_image_is_unchanged(webui: Webui, use: Use, kind: str) -> None:
     """The webui keeps the prompts' conds from one request to the next."""
     use(kind)
     plain = webui.generate(steps=3)
@@ -96,7 +96,7 @@ def test_the_next_plain_picture_is_as_before(webui: Webui, use: Use, kind: str) 
     assert webui.generate(steps=3).digests == plain.digests
 
 
-def test_sdxl_is_told_the_final_size_in_every_stage(webui: Webui, use: Use) -> None:
+def test_sdxl_gets_the_final_size_in_every_stage(webui: Webui, use: Use) -> None:
     """The 1.5x stage is different when the final size is larger."""
     use("sdxl")
     shown = {"return_stages": True, "jitter": False}

@@ -75,7 +75,7 @@ def test_soft_inpainting_keeps_the_upscaled_original(
         assert away[50 * scale : 80 * scale, 50 * scale : 80 * scale].mean() > 20
 
 
-def test_soft_inpainting_leaves_the_plain_job_alone(webui: Webui, original: Image.Image) -> None:
+def test_soft_inpainting_does_not_change_a_plain_job(webui: Webui, original: Image.Image) -> None:
     request = inpaint(original)
     # the webui's VAE encoder draws from the generator as the previous job left it
     plain = [webui.generate(**request, more_scripts=SOFT) for _ in range(2)][1]
@@ -84,7 +84,7 @@ def test_soft_inpainting_leaves_the_plain_job_alone(webui: Webui, original: Imag
 
 
 @pytest.mark.parametrize("sampler", ["DDIM", "UniPC"])
-def test_soft_inpainting_is_refused_where_the_webui_s_own_fails(
+def test_soft_inpainting_is_refused_with_samplers_that_change_the_rest(
     webui: Webui, original: Image.Image, sampler: str
 ) -> None:
     result = webui.generate({**ON, "scale": 2}, **inpaint(original), more_scripts=SOFT, sampler_name=sampler)

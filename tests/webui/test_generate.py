@@ -87,7 +87,7 @@ def test_stage_list_and_stage_pictures(webui: Webui) -> None:
     assert "DemoFusion size: 192 x 192" in result.infotexts[2]
 
 
-def test_batch_is_its_pictures_alone(webui: Webui) -> None:
+def test_images_of_a_batch_equal_single_images(webui: Webui) -> None:
     batch = webui.generate({**ON, "scale": 2}, batch_size=2, n_iter=2, do_not_save_grid=True)
     pictures = batch.images[-4:]
     for i, picture in enumerate(pictures):
@@ -112,7 +112,7 @@ def test_batch_is_its_pictures_alone(webui: Webui) -> None:
     ],
     ids=lambda request: next(iter(request)) if isinstance(request, dict) else None,
 )
-def test_request_is_repeatable_and_acts(webui: Webui, request_: dict[str, Any]) -> None:
+def test_a_request_is_repeatable_and_has_an_effect(webui: Webui, request_: dict[str, Any]) -> None:
     first = webui.generate({**ON, "scale": 2}, **request_)
     second = webui.generate({**ON, "scale": 2}, **request_)
     assert first.digests == second.digests
@@ -120,7 +120,7 @@ def test_request_is_repeatable_and_acts(webui: Webui, request_: dict[str, Any]) 
     assert (first.digests[-1] != plain.digests[-1]) == (request_ not in NEUTRAL)
 
 
-def test_off_is_off(webui: Webui) -> None:
+def test_a_disabled_extension_changes_no_image(webui: Webui) -> None:
     plain = webui.generate()
     webui.generate({**ON, "scale": 2})
     assert webui.generate().digests == plain.digests
@@ -199,7 +199,7 @@ def test_stopping_returns_the_last_finished_stage(webui: Webui, action: str) -> 
         ("no_such_field", 1),
     ],
 )
-def test_bad_input_is_named_in_the_result(webui: Webui, field: str, value: Any) -> None:
+def test_bad_input_is_reported_in_the_result(webui: Webui, field: str, value: Any) -> None:
     result = webui.generate({"enabled": True, field: value}, steps=1)
     if value is None:
         assert_good(result, (256, 256))

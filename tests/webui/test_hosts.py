@@ -30,7 +30,7 @@ ON: dict[str, Any] = {"enabled": True, "scale": 2, "view_batch": 16}
 LEAN: dict[str, Any] = {**ON, "overlap": 0, "jitter": False}
 """Uses the fewest views, because some webuis list a hundred samplers and schedulers.
 
-It is for tests of other things than views.
+Use it in tests that do not test the views.
 """
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 3, "sampler_name": "Euler"}
 TWICE = (128, 128)
@@ -39,7 +39,7 @@ TWICE = (128, 128)
 @pytest.fixture(autouse=True)
 def real_layout(request: pytest.FixtureRequest) -> None:
     if not request.config.getoption("--checkpoints") and not request.config.getoption("--webui-url"):
-        pytest.skip("--checkpoints DIR names no checkpoint of a real layout")
+        pytest.skip("needs a checkpoint with the layout of a real model: pass --checkpoints DIR or --webui-url URL")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def small(webui: Webui, demofusion: Any = ON, **request: Any) -> Result:
 
 
 BY_NAME = (OTHER_SIZE, NOT_ITS_X, CALLS_DO_NOT_FIT, "does not work with the sampler")
-"""Messages of samplers that are refused by name."""
+"""Errors with which the extension refuses a sampler."""
 
 Run = Callable[[str, Any], Result]
 """Makes an image with the sampler, scheduler or upscaler of that name, with DemoFusion's settings or without."""
@@ -62,7 +62,7 @@ Run = Callable[[str, Any], Result]
 def fails(names: list[str], run: Run) -> dict[str, str]:
     """Tries every name and returns the errors by name.
 
-    It only warns of a name that also fails without DemoFusion, and of a sampler that is refused by name.
+    A name that also fails without DemoFusion, or a sampler that the extension refuses, causes a warning and no error.
     """
     problems = {name: problem(partial(run, name, LEAN), TWICE) for name in names}
     found = {name: text for name, text in problems.items() if text}
@@ -83,11 +83,11 @@ def problem(run: Callable[[], Result], size: tuple[int, int]) -> str | None:
     error = re.findall('DemoFusion error: (?:"[^"]*"|[^,]*)', result.infotexts[0])
     if error or result.sizes != [size]:
         return f"{result.sizes} {error}"
-    # the image of a latent that is NaN; Forge Neo only prints a warning
+    # a latent of NaN is decoded to an image of one color, and Forge Neo only prints a warning
     return "a picture of one colour" if np.asarray(result.images[0]).std() < 1 else None
 
 
-def test_same_seed_same_bytes_and_plain_pictures_as_without(webui: Webui) -> None:
+def test_images_are_reproducible_and_unchanged_when_disabled(webui: Webui) -> None:
     before = small(webui, None)
     first, second = small(webui), small(webui)
     assert_good(first, TWICE)
@@ -108,7 +108,7 @@ CFG_SCALES = (1, 1.5, 7)
 @pytest.mark.parametrize("cfg_scale", CFG_SCALES)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_at_every_cfg_scale(webui: Webui, preset: str, cfg_scale: float) -> None:
-    """Forge and Forge Neo compute no uncond at a CFG scale of 1. Every stage once failed there."""
+    """Forge and Forge Neo compute no uncond at a CFG scale of 1. Earlier, every stage failed then."""
     # with few steps or a low CFG scale, Turbo replaces Balanced and Fast
     steps = 12 if cfg_scale > 2 else 4
     on = {"enabled": True, "scale": 2, "view_batch": 16, "preset": preset}
@@ -117,15 +117,15 @@ def test_every_preset_at_every_cfg_scale(webui: Webui, preset: str, cfg_scale: f
 
 
 ACTS = 0.25
-"""The least change that a value must make, in terms of the change under Euler.
+"""The minimum effect of a setting on the image, as a fraction of its effect with Euler.
 
-In Forge Neo, with random weights, it is 0.4 to 3.0 for the skip residual and 0.6 to 1.0 for extra noise. Under UniPC it
-was 0.1 and 0.05 as long as no stage could change its x.
+In Forge Neo with random weights, the measured fractions are 0.4 to 3.0 for the skip residual and 0.6 to 1.0 for extra
+noise. With UniPC they were 0.1 and 0.05 before a bug was fixed: the stages could not change its x.
 """
 
 
 @pytest.mark.filterwarnings("default::UserWarning")
-def test_residual_and_extra_noise_act_in_every_sampler(webui: Webui) -> None:
+def test_residual_and_extra_noise_have_an_effect_in_every_sampler(webui: Webui) -> None:
     names = [entry["name"] for entry in webui.call("samplers")]
     changes = {name: changed_by_values(webui, name) for name in ("Euler", *names)}
     known = changes["Euler"]
@@ -156,7 +156,7 @@ def test_every_scheduler(webui: Webui) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M SDE", "DDIM"])
-def test_a_batch_is_its_pictures_alone(webui: Webui, sampler: str) -> None:
+def test_images_of_a_batch_equal_single_images(webui: Webui, sampler: str) -> None:
     both = small(webui, sampler_name=sampler, batch_size=2)
     assert_good(both, TWICE, TWICE)
     alone = small(webui, sampler_name=sampler, seed=2)
@@ -174,7 +174,7 @@ def test_from_an_image(webui: Webui, upload: Image.Image, redraw: bool) -> None:
 
 
 @pytest.mark.parametrize("only_masked", [False, True])
-def test_inpainting_leaves_the_rest_as_it_was(webui: Webui, upload: Image.Image, only_masked: bool) -> None:
+def test_inpainting_keeps_the_rest(webui: Webui, upload: Image.Image, only_masked: bool) -> None:
     mask = Image.new("L", upload.size, 0)
     mask.paste(255, (24, 24, 56, 56))
     request = {"path": "img2img", "init_images": [png(upload)], "mask": png(mask), "mask_blur": 0}
@@ -197,7 +197,8 @@ def test_inpainting_leaves_the_rest_as_it_was(webui: Webui, upload: Image.Image,
 def hires_fix(webui: Webui) -> dict[str, Any]:
     """Returns the part of a request that turns hires fix on.
 
-    A translated webui has other names for its upscalers, and some need a file to be downloaded. "None" enlarges too.
+    Names of upscalers can be translated, and some upscalers need a download. This therefore takes one that the webui
+    lists without a file. The upscaler "None" also enlarges the image.
     """
     known = [entry for entry in webui.call("upscalers") if not entry["model_path"]]
     upscaler = next((entry["name"] for entry in known if entry["name"] != "None"), "None")
@@ -207,7 +208,7 @@ def hires_fix(webui: Webui) -> dict[str, Any]:
 
 
 def test_hires_fix_makes_the_base(webui: Webui) -> None:
-    # Forge Neo samples multiples of 64
+    # Forge Neo rounds sizes to multiples of 64, so the sizes here are multiples of 64
     result = small(webui, **hires_fix(webui))
     assert_good(result, (256, 256))
 
@@ -254,7 +255,7 @@ def test_progress_and_previews_of_a_stage(webui: Webui) -> None:
     webui.call("options", PREVIEWS)
     seen: list[dict[str, Any]] = []
     done: list[Result] = []
-    # Forge Neo samples multiples of 64
+    # Forge Neo rounds sizes to multiples of 64, so the sizes here are multiples of 64
     request = {"width": 128, "steps": 6}
     thread = threading.Thread(target=lambda: done.append(small(webui, {**ON, "scale": 3, "view_batch": 2}, **request)))
     try:

@@ -56,7 +56,7 @@ def built_in(webui: Webui, titles: dict[str, list[Any]], tab: str = "txt2img") -
     return {title: {name: {"args": titles[title]}} for title, name in full.items() if name}
 
 
-def test_neighbours_that_act_in_the_views(webui: Webui) -> None:
+def test_built_in_features_that_have_an_effect_in_the_views(webui: Webui) -> None:
     plain = small(webui)
     for title, script in built_in(webui, BESIDE).items():
         result = small(webui, more_scripts=script)
@@ -64,7 +64,7 @@ def test_neighbours_that_act_in_the_views(webui: Webui) -> None:
         assert result.digests != plain.digests or title == ACTS_ON_WIDE_MODELS, title
 
 
-def test_neighbours_that_are_refused_by_name(webui: Webui) -> None:
+def test_built_in_features_that_are_refused_by_name(webui: Webui) -> None:
     """The images are larger than in the other tests.
 
     Some scripts fail in small images even without DemoFusion.
@@ -103,7 +103,7 @@ def test_every_engine_is_known_or_refused(webui: Webui) -> None:
     assert len(engines) > 5
 
 
-def test_other_guidance_acts_in_the_stages(webui: Webui) -> None:
+def test_other_kinds_of_guidance_have_an_effect_in_the_stages(webui: Webui) -> None:
     plain = small(webui)
     for title, script in built_in(webui, GUIDANCE).items():
         result = small(webui, more_scripts=script)
@@ -112,7 +112,7 @@ def test_other_guidance_acts_in_the_stages(webui: Webui) -> None:
     assert small(webui).digests == plain.digests
 
 
-def test_soft_inpainting_keeps_what_lies_outside(webui: Webui, upload: Image.Image) -> None:
+def test_soft_inpainting_keeps_the_area_outside_the_mask(webui: Webui, upload: Image.Image) -> None:
     mask = Image.new("L", upload.size, 0)
     mask.paste(255, (40, 40, 64, 64))
     request = {"path": "img2img", "init_images": [png(upload)], "mask": png(mask), "denoising_strength": 0.7}

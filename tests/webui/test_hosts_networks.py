@@ -1,4 +1,4 @@
-"""Tests that networks loaded beside the checkpoint act in the stages, in webuis of Forge's family.
+"""Tests that LoRAs and control models have an effect in the stages, in webuis of Forge's family.
 
 See test_hosts.py. Both networks consist of the checkpoint in use and random weights. The image is uploaded and kept as
 the base, so a network changes only the stage.
@@ -135,7 +135,7 @@ def difference(one: Result, other: Result) -> np.ndarray[Any, Any]:
     return apart
 
 
-def test_a_lora_acts_in_the_stage_by_its_weight(webui: Webui, upload: Image.Image) -> None:
+def test_a_lora_has_an_effect_according_to_its_weight(webui: Webui, upload: Image.Image) -> None:
     made = {
         weight: stage(webui, upload, prompt=f"a tree<lora:{LORA}:{weight}>" if weight else "a tree")
         for weight in ("", "0", "0.5", "1")
@@ -212,7 +212,7 @@ def blocks_of(changed: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return means
 
 
-def test_a_hint_acts_where_it_lies_in_tiles(webui: Webui, upload: Image.Image) -> None:
+def test_a_hint_has_an_effect_at_its_position_in_tiles(webui: Webui, upload: Image.Image) -> None:
     """A tile that received the whole hint would draw the spot at that place within the tile."""
     dark = controlled(webui, upload, DARK, more=LATE)
     for row, column in PLACES:
@@ -222,7 +222,7 @@ def test_a_hint_acts_where_it_lies_in_tiles(webui: Webui, upload: Image.Image) -
         assert touched > 4 * blocks.max()
 
 
-def test_a_hint_acts_in_dilated_views_as_in_a_small_picture(webui: Webui, upload: Image.Image) -> None:
+def test_a_hint_has_the_same_effect_in_dilated_views_as_in_a_small_image(webui: Webui, upload: Image.Image) -> None:
     """The size of a spot's effect depends on the checkpoint.
 
     The webui's own image of the native size is therefore the reference.
@@ -237,7 +237,7 @@ def test_a_hint_acts_in_dilated_views_as_in_a_small_picture(webui: Webui, upload
     assert likeness.diagonal().min() > likeness[::-1].diagonal().max() + 0.5
 
 
-def test_a_control_model_acts_by_its_weight(webui: Webui, upload: Image.Image) -> None:
+def test_a_control_model_has_an_effect_according_to_its_weight(webui: Webui, upload: Image.Image) -> None:
     made = {weight: controlled(webui, upload, DARK, weight) for weight in (0.0, 0.5, 1.0)}
     plain = stage(webui, upload)
     assert made[0.0].digests == plain.digests

@@ -40,7 +40,7 @@ def wait_for_rest(page: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["txt2img", "img2img"])
-def test_the_line_follows_and_comes_to_rest(webui: Webui, page: Any, name: str) -> None:
+def test_the_line_is_updated_and_stops_updating(webui: Webui, page: Any, name: str) -> None:
     """A line that updates itself forever stays unreadable, because gradio shows a waiting element in gray."""
     tab = Tab(page, name)
     tab.open_panel()

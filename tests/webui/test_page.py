@@ -68,7 +68,7 @@ def gallery(webui: Webui, tab: Tab) -> list[Image.Image]:
     return [Image.open(io.BytesIO(file)) for file in files]
 
 
-def test_every_field_explains_itself(webui: Webui) -> None:
+def test_every_field_has_an_explanation(webui: Webui) -> None:
     """Tests the explanations, which the API's list of scripts does not contain."""
     with urllib.request.urlopen(webui.url) as answer:
         _, _, config = answer.read().decode().partition("window.gradio_config = ")
@@ -82,7 +82,7 @@ def test_every_field_explains_itself(webui: Webui) -> None:
             assert name == "enabled" or (props.get("info") or "") == spec.info
 
 
-def test_png_info_sends_what_makes_the_same_picture(webui: Webui, page: Any, tmp_path: Path) -> None:
+def test_png_info_sends_values_that_reproduce_the_image(webui: Webui, page: Any, tmp_path: Path) -> None:
     fields = {"enabled": True, "scale": 1.5, "stages": "1,1.5", "jitter": False, "cosine_scale_1": 2.5}
     made = saved(webui, tmp_path / "made.png", fields)
     on_pnginfo(page, tmp_path / "made.png")

@@ -42,7 +42,7 @@ def page(chromium: Any, own: Webui) -> Iterator[Any]:  # noqa: F811
     page.close()
 
 
-def test_two_copies_are_named_and_one_acts(own: Webui, page: Any, data: Path) -> None:
+def test_two_copies_are_reported_and_one_is_active(own: Webui, page: Any, data: Path) -> None:
     (line,) = [text for text in (data / "log.txt").read_text().splitlines() if "installed twice" in text]
     for name in (SECOND, "sd-webui-demofusion-hires"):
         assert str(data / "extensions" / name) in line

@@ -57,7 +57,7 @@ def test_names_follow_the_pattern(webui: Webui, save: Save, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("save", [{"grid_save": True, "return_grid": True}], indirect=True)
-def test_a_grid_holds_final_pictures_only(webui: Webui, save: Save, tmp_path: Path) -> None:
+def test_a_grid_contains_only_final_images(webui: Webui, save: Save, tmp_path: Path) -> None:
     result = save({**TWICE, "return_stages": True}, batch_size=2)
     assert result.sizes == [(256, 128), (128, 128), (128, 128), (64, 64), (64, 64)]
     assert sizes(tmp_path)["grid-0000.png"] == (256, 128)
@@ -83,7 +83,7 @@ def test_a_copy_of_limited_size(webui: Webui, save: Save, tmp_path: Path) -> Non
     ]
 
 
-def test_what_webp_cannot_hold_is_said_before_the_work(webui: Webui) -> None:
+def test_an_image_too_large_for_webp_is_refused_before_the_run(webui: Webui) -> None:
     long = {"width": 2048, "height": 64, "steps": 1}
     with options(webui, samples_format="webp"):
         result = webui.generate({"enabled": True, "width": 16384, "height": 512}, **long)
@@ -94,7 +94,7 @@ def test_what_webp_cannot_hold_is_said_before_the_work(webui: Webui) -> None:
 @pytest.mark.parametrize(
     "save", [{"samples_format": "webp", "grid_format": "webp", "return_grid": True, "n_rows": 1}], indirect=True
 )
-def test_a_grid_that_webp_cannot_hold_costs_no_picture(webui: Webui, save: Save, tmp_path: Path) -> None:
+def test_no_image_is_lost_if_a_grid_is_too_large_for_webp(webui: Webui, save: Save, tmp_path: Path) -> None:
     wide = {"width": 2048, "height": 64, "steps": 1, "batch_size": 4}
     result = save({"enabled": True, "scale": 2}, **wide)
     assert result.sizes == [(4096, 128)] * 4
@@ -105,7 +105,7 @@ def test_a_grid_that_webp_cannot_hold_costs_no_picture(webui: Webui, save: Save,
 
 
 @pytest.mark.parametrize("save", [{"save_incomplete_images": x} for x in (False, True)], indirect=True)
-def test_an_interrupted_picture_is_saved_where_that_is_asked_for(
+def test_an_interrupted_image_is_saved_if_the_setting_is_on(
     webui: Webui, save: Save, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     kept = webui.call("options")["save_incomplete_images"]
@@ -167,7 +167,7 @@ class TestTextMakesThePictureAgain:
         assert difference(again(webui, "img2img", first.infotexts[0], **own), first.images[0]) == 0
 
 
-def test_pictures_and_texts_stay_in_step_beside_masks(webui: Webui) -> None:
+def test_images_and_infotexts_match_with_masks(webui: Webui) -> None:
     upload = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
     request = {"path": "img2img", "init_images": [png(upload)], "mask": png(Image.new("L", upload.size, 255))}
     with options(webui, return_mask=True):

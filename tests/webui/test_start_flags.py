@@ -60,7 +60,7 @@ def usual(webui: Webui, request: pytest.FixtureRequest) -> dict[str, Result]:
 
 
 @pytest.mark.parametrize("flags", ["--nowebui --medvram", "--lowvram", "--medvram-sdxl"])
-def test_the_pictures_are_the_same(
+def test_start_flags_do_not_change_the_images(
     request: pytest.FixtureRequest, tmp_path: Path, webui: Webui, usual: dict[str, Result], flags: str
 ) -> None:
     with started(Path(request.config.getoption("--webui")), tmp_path, *flags.split()) as other:

@@ -1,8 +1,8 @@
 """Compares the time left that the webui shows during stages with the time that was really left.
 
-This needs an idle machine and a checkpoint whose jobs take several seconds, such as one of the real layout
-(--checkpoints DIR). `-s` prints the figures of every job. The test reads the progress from the page's own address. The
-API's `progress` adds one hundredth, which is an error of a third at a progress of 0.03.
+This needs an idle machine and a checkpoint whose jobs take several seconds, such as one with the layout of a real model
+(--checkpoints DIR). `-s` prints the results of every job. The test reads the progress from the endpoint that the web
+page uses. The API's `progress` adds 0.01, which is an error of a third at a progress of 0.03.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ pytestmark = [pytest.mark.webui, pytest.mark.slow]
 SIDE = 64
 WITHIN = 0.25
 SECOND = 1.0
-"""Seconds. The page shows whole seconds only."""
-STAND = 0.3
-"""Seconds. One evaluation of the model should be faster, and the decoding of an image is slower."""
+"""Allowed error in seconds, because the page shows whole seconds only."""
+DECODING = 0.3
+"""If the bar does not move for this many seconds, an image is being decoded.
+
+A model call takes less time, and decoding takes more.
+"""
 OF_THE_WHOLE = {"DPM adaptive": 0.25, "first of a machine": 0.1}
 """Maximum error as a share of the job's whole duration, for jobs that are hard to predict.
 
-DPM adaptive chooses its steps while it runs. A machine's decoding time is a guess until it has decoded an image.
+DPM adaptive chooses its steps while it runs. The decoding time is a guess until this machine has decoded an image.
 """
 SEEN_BEFORE = ("DPM adaptive",)
 """Samplers whose number of model calls in a stage is known only from earlier stages."""
@@ -90,16 +93,17 @@ def readings(webui: Webui, **request: Any) -> tuple[list[Reading], float, float]
 
 
 def before_the_last_image(seen: Sequence[Reading]) -> Sequence[Reading]:
-    """Returns the readings before the bar's last stop, during which the last image is decoded.
+    """Returns the readings before the last image is decoded.
 
-    The bar stops at the middle of this time, so its error is up to half of it.
+    During decoding, the bar does not move. It shows the progress at the middle of the decoding, so the time left can be
+    wrong by half of the decoding time.
     """
     moves = [n for n in range(1, len(seen)) if seen[n].progress > seen[n - 1].progress]
-    stands = [begin for begin, end in pairwise([*moves, len(seen) - 1]) if seen[end].time - seen[begin].time > STAND]
-    return seen[: stands[-1]] if stands else seen
+    stops = [begin for begin, end in pairwise([*moves, len(seen) - 1]) if seen[end].time - seen[begin].time > DECODING]
+    return seen[: stops[-1]] if stops else seen
 
 
-def behind_the_first_fifth(seen: Sequence[Reading]) -> list[Reading]:
+def after_the_first_fifth(seen: Sequence[Reading]) -> list[Reading]:
     """Returns the readings of each stage without its first fifth."""
     chosen: list[Reading] = []
     first = 0
@@ -119,14 +123,14 @@ def test_time_left(webui: Webui, job: str) -> None:
     if job in SEEN_BEFORE:
         readings(webui, **JOBS[job])
     seen, begin, end = readings(webui, **JOBS[job])
-    told = behind_the_first_fifth(before_the_last_image(seen))
-    assert len(told) > 5, "too short a job to tell"
+    told = after_the_first_fifth(before_the_last_image(seen))
+    assert len(told) > 5, f"the job was too short: {len(told)} readings, and at least 6 are needed"
     left = [end - reading.time for reading in told]
     errors = [abs(reading.left - true) for reading, true in zip(told, left)]
     worst = max(range(len(told)), key=lambda i: errors[i] / left[i])
     sys.stdout.write(
-        f"\n{job}: {end - begin:.1f} s; worst {errors[worst] / left[worst]:.2f} of what was left "
-        f"({errors[worst]:.1f} s of {left[worst]:.1f} s), {max(errors) / (end - begin):.2f} of the whole\n"
+        f"\n{job}: {end - begin:.1f} s; largest error {errors[worst] / left[worst]:.0%} of the time left "
+        f"({errors[worst]:.1f} s of {left[worst]:.1f} s), {max(errors) / (end - begin):.0%} of the whole job\n"
     )
     if job in OF_THE_WHOLE:
         assert max(errors) <= OF_THE_WHOLE[job] * (end - begin)

@@ -47,8 +47,8 @@ def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
     width, height = (n * side for n, side in zip(layout, size))
     limit = opts.img_max_size_mp
     if width * height > limit * 1e6:
-        size = f"{width}x{height} pixels"
-        return f'no grid was made, because its {size} are more than {limit:g} megapixels ("Maximum image size")'
+        pixels = f"{width}x{height} pixels"
+        return f'no grid was made, because its {pixels} are more than {limit:g} megapixels ("Maximum image size")'
     formats = [opts.grid_format] * bool(opts.grid_save) + [opts.samples_format] * bool(opts.return_grid and p.is_api)
     if not any(_broken_limit(p, name, max(width, height)) for name in formats):
         return None
