@@ -1,35 +1,30 @@
 """Shows two unnamed results side by side in a browser and counts votes: python -m bench.ab FOLDER [--rows A B].
 
 FOLDER is the output of python -m bench.quality. The page shows images of the same prompt and seed by two configurations
-in random order. You vote with a click or with the keys 1, 2, and 0 for no difference. Votes are saved in
-FOLDER/votes.jsonl, and the next start continues there. `--results` prints the shares.
+in random order. Votes are saved in FOLDER/votes.jsonl, and the next start continues there. `--results` prints the
+shares.
 """
 
 from __future__ import annotations
 
 import argparse
-import html
 import json
-import math
-import secrets
+import random
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qs, urlparse
+from typing import Any, NamedTuple
+
+import gradio as gr
+from PIL import Image
+from scipy.stats import binomtest
 
 LEFT, RIGHT, NEITHER = "left", "right", "neither"
-Z = 1.959964
-"""Quantile for a 95 % interval."""
-LARGEST_BODY = 10_000
-PAGE = Path(__file__).with_name("ab.html")
+BUTTONS = {LEFT: "The left image is better", NEITHER: "No difference", RIGHT: "The right image is better"}
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """One finished image of the benchmark."""
 
     way: str
@@ -39,19 +34,15 @@ class Picture:
     path: Path
 
 
-@dataclass(frozen=True)
-class Duel:
-    """Two images of one prompt and seed, in the order in which they are shown."""
-
-    left: Picture
-    right: Picture
+Pair = tuple[Picture, Picture]
+"""Images of one prompt and seed."""
 
 
 def pictures(folder: Path) -> list[Picture]:
     """Returns the finished images of a folder. Raises FileNotFoundError if there is none."""
     file = folder / "results.jsonl"
     if not file.exists():
-        raise FileNotFoundError(f"{file} is not there; make pictures with python -m bench.quality --out {folder}")
+        raise FileNotFoundError(f"{file} does not exist. Make images with python -m bench.quality --out {folder}")
     found = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
@@ -59,17 +50,14 @@ def pictures(folder: Path) -> list[Picture]:
         except json.JSONDecodeError:
             # the end of an interrupted run
             continue
-        way = entry["configuration"]
+        way, scale, number = key = entry["configuration"], entry["scale"], entry["number"]
         name = way.lower().replace(" ", "-").replace("/", "-").replace(",", "-")
-        path = folder / "pictures" / f"{entry['scale']}x" / name / f"{entry['number']:03d}.png"
-        if path.exists():
-            key = (way, entry["scale"], entry["number"])
-            found[key] = Picture(*key, entry["prompt"], path)
-    return list(found.values())
+        found[key] = Picture(*key, entry["prompt"], folder / "pictures" / f"{scale}x" / name / f"{number:03d}.png")
+    return [picture for picture in found.values() if picture.path.exists()]
 
 
-def duels(all_: Iterable[Picture], ways: Sequence[str], scale: int) -> list[tuple[Picture, Picture]]:
-    """Returns pairs of two configurations in the order of the prompts.
+def pairs_of(all_: Iterable[Picture], ways: Sequence[str], scale: int) -> list[Pair]:
+    """Returns pairs of the first configuration with each of the others.
 
     Raises ValueError if one of them has no images.
     """
@@ -79,130 +67,88 @@ def duels(all_: Iterable[Picture], ways: Sequence[str], scale: int) -> list[tupl
             by_way.setdefault(picture.way, {})[picture.number] = picture
     missing = [way for way in ways if way not in by_way]
     if missing:
-        raise ValueError(f"no pictures at {scale}x by {', '.join(missing)}; there are {', '.join(sorted(by_way))}")
-    first, *others = ways
-    pairs = [(by_way[first][n], by_way[o][n]) for o in others for n in by_way[first] if n in by_way[o]]
-    return sorted(pairs, key=lambda pair: (pair[0].number, pair[1].way))
-
-
-def wilson(wins: float, count: int) -> tuple[float, float]:
-    """Returns the 95 % interval of a share by Wilson's score (1927)."""
-    if count == 0:
-        return 0.0, 1.0
-    share, z2 = wins / count, Z * Z
-    middle = (share + z2 / (2 * count)) / (1 + z2 / count)
-    half = Z / (1 + z2 / count) * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count))
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+        raise ValueError(f"No images at {scale}x by {', '.join(missing)}. There are {', '.join(sorted(by_way))}.")
+    first, *others = (by_way[way] for way in ways)
+    return [(first[number], other[number]) for other in others for number in first if number in other]
 
 
 def results(votes: Iterable[dict[str, Any]]) -> list[str]:
-    """Returns a line for each pair of configurations with the share of votes for the first. A draw counts half."""
-    totals: dict[tuple[str, str, int], list[int]] = {}
+    """Returns a line for each pair of configurations: the share of votes for the first, with Wilson's 95 % interval.
+
+    Votes for neither count only as such.
+    """
+    counts: dict[tuple[int, str, str], Counter[str]] = {}
     for vote in votes:
-        winner = {LEFT: vote["left"], RIGHT: vote["right"]}.get(vote["choice"])
         a, b = sorted((vote["left"], vote["right"]))
-        counts = totals.setdefault((a, b, vote["scale"]), [0, 0, 0])
-        counts[0 if winner == a else 1 if winner == b else 2] += 1
+        counts.setdefault((vote["scale"], a, b), Counter())[vote.get(vote["choice"], NEITHER)] += 1
     lines = []
-    for (a, b, scale), (first, second, even) in sorted(totals.items()):
-        count = first + second + even
-        low, high = wilson(first + even / 2, count)
-        share = (first + even / 2) / count
-        interval = f"{share:.0%} ({low:.0%} to {high:.0%}) of {count} votes"
-        lines.append(f"{scale}x: {a} against {b}: {interval}, {even} without difference")
+    for (scale, a, b), count in sorted(counts.items()):
+        line = f"{scale}x: {a} against {b}: {count[NEITHER]} votes without difference"
+        if count[a] + count[b]:
+            test = binomtest(count[a], count[a] + count[b])
+            low, high = test.proportion_ci(method="wilson")
+            share = f"{test.statistic:.0%} ({low:.0%} to {high:.0%}) of {test.n} other votes for {a}"
+            line += f", {share}, p = {test.pvalue:.2g}"
+        lines.append(line)
     return lines
 
 
 class Poll:
-    """The pairs that are still to be shown, and the votes so far."""
+    """The pairs to vote on, and the votes so far."""
 
-    def __init__(self, pairs: Sequence[tuple[Picture, Picture]], file: Path):
-        self._pairs = list(pairs)
-        self._file = file
-        self._shown: dict[str, Duel] = {}
-        self.votes = [json.loads(line) for line in self._lines()]
+    def __init__(self, pairs: Sequence[Pair], file: Path):
+        self.pairs, self._file = pairs, file
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        self.votes = [json.loads(line) for line in lines]
 
-    def _lines(self) -> list[str]:
-        return self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []
-
-    def left(self) -> list[tuple[Picture, Picture]]:
+    def open(self) -> list[Pair]:
         """Returns the pairs without a vote."""
-        done = {(vote["scale"], vote["number"], *sorted((vote["left"], vote["right"]))) for vote in self.votes}
-        return [p for p in self._pairs if (p[0].scale, p[0].number, *sorted((p[0].way, p[1].way))) not in done]
+        done = {(vote["scale"], vote["number"], frozenset((vote["left"], vote["right"]))) for vote in self.votes}
+        return [(a, b) for a, b in self.pairs if (a.scale, a.number, frozenset((a.way, b.way))) not in done]
 
-    def ask(self) -> dict[str, Any] | None:
-        """Returns a pair under a random name, or None if all pairs have a vote."""
-        left = self.left()
-        if not left:
+    def draw(self) -> Pair | None:
+        """Returns a pair without a vote in random order, or None if there is none."""
+        pairs = self.open()
+        if not pairs:
             return None
-        first, second = secrets.choice(left)
-        token = secrets.token_urlsafe(8)
-        self._shown[token] = Duel(*((first, second) if secrets.randbelow(2) else (second, first)))
-        done = len(self._pairs) - len(left)
-        return {"token": token, "prompt": first.prompt, "done": done, "of": len(self._pairs)}
+        first, second = random.sample(random.choice(pairs), 2)
+        return first, second
 
-    def picture(self, token: str, side: str) -> Path | None:
-        """Returns the file of one side of the displayed pair."""
-        duel = self._shown.get(token)
-        return {LEFT: duel.left.path, RIGHT: duel.right.path}.get(side) if duel is not None else None
-
-    def vote(self, token: str, choice: str) -> bool:
-        """Saves a vote. Returns False if the pair is not displayed (any more) or the choice does not exist."""
-        if choice not in (LEFT, RIGHT, NEITHER) or token not in self._shown:
-            return False
-        duel = self._shown.pop(token)
-        vote = {"left": duel.left.way, "right": duel.right.way, "scale": duel.left.scale, "number": duel.left.number}
-        vote["choice"] = choice
+    def vote(self, pair: Pair, choice: str) -> None:
+        """Saves the vote for a displayed pair (left, right)."""
+        left, right = pair
+        vote = {"left": left.way, "right": right.way, "scale": left.scale, "number": left.number, "choice": choice}
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(vote) + "\n")
         self.votes.append(vote)
-        return True
 
 
-def handler(poll: Poll) -> type[BaseHTTPRequestHandler]:
-    """Returns a class that answers the page's requests for a poll."""
+def page(poll: Poll) -> gr.Blocks:
+    """Builds the page. It sends the images without the names of their files."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            url = urlparse(self.path)
-            if url.path == "/":
-                self._send(PAGE.read_bytes(), "text/html; charset=utf-8")
-            elif url.path == "/pair":
-                pair = poll.ask()
-                text = [html.escape(line) for line in results(poll.votes)] if pair is None else []
-                self._send(json.dumps({"pair": pair, "results": text}).encode(), "application/json")
-            elif url.path == "/picture":
-                query = parse_qs(url.query)
-                path = poll.picture(query.get("token", [""])[0], query.get("side", [""])[0])
-                if path is None:
-                    self.send_error(HTTPStatus.NOT_FOUND)
-                else:
-                    self._send(path.read_bytes(), "image/png")
-            else:
-                self.send_error(HTTPStatus.NOT_FOUND)
+    def shown() -> tuple[Any, ...]:
+        pair = poll.draw()
+        if pair is None:
+            return None, "All pairs have a vote. Thank you!\n\n" + "\n\n".join(results(poll.votes)), None, None
+        done = len(poll.pairs) - len(poll.open())
+        images = [Image.open(picture.path).convert("RGB") for picture in pair]
+        return pair, f"**{pair[0].prompt}** ({done} of {len(poll.pairs)} done)", *images
 
-        def do_POST(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            fields = parse_qs(self.rfile.read(min(length, LARGEST_BODY)).decode("utf-8", "replace"))
-            if urlparse(self.path).path == "/vote" and poll.vote(
-                fields.get("token", [""])[0], fields.get("choice", [""])[0]
-            ):
-                self._send(b"{}", "application/json")
-            else:
-                self.send_error(HTTPStatus.BAD_REQUEST)
+    def voted(pair: Pair | None, choice: str) -> tuple[Any, ...]:
+        if pair is not None:
+            poll.vote(pair, choice)
+        return shown()
 
-        def _send(self, data: bytes, kind: str) -> None:
-            self.send_response(HTTPStatus.OK)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(data)))
-            self.send_header("Cache-Control", "no-store")
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args: object) -> None:
-            """Does not log requests."""
-
-    return Handler
+    with gr.Blocks(title="Which image is better?", analytics_enabled=False) as blocks:
+        pair, text = gr.State(), gr.Markdown()
+        with gr.Row():
+            images = [gr.Image(show_label=False, interactive=False) for _ in range(2)]
+        with gr.Row():
+            for choice, label in BUTTONS.items():
+                click = gr.Button(label).click
+                click(lambda pair, choice=choice: voted(pair, choice), [pair], [pair, text, *images])
+        blocks.load(shown, None, [pair, text, *images])
+    return blocks
 
 
 def main() -> None:
@@ -217,18 +163,13 @@ def main() -> None:
     if len(set(args.rows)) < 2:
         parser.error("--rows needs at least two different ways")
     try:
-        pairs = duels(pictures(args.folder), args.rows, args.scale)
+        poll = Poll(pairs_of(pictures(args.folder), args.rows, args.scale), args.folder / "votes.jsonl")
     except (FileNotFoundError, ValueError) as problem:
         sys.exit(str(problem))
-    poll = Poll(pairs, args.folder / "votes.jsonl")
     if args.results:
         print("\n".join(results(poll.votes)) or "no votes yet")
-        return
-    print(f"{len(poll.left())} of {len(pairs)} pairs left; open http://127.0.0.1:{args.port} and end with Ctrl+C")
-    try:
-        ThreadingHTTPServer(("127.0.0.1", args.port), handler(poll)).serve_forever()
-    except KeyboardInterrupt:
-        print("\n".join(results(poll.votes)))
+    else:
+        page(poll).launch(server_name="127.0.0.1", server_port=args.port)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,12 @@ from typing import Any
 try:
     from PIL import Image, ImageChops
 
-    from bench.quality.sheet import contact_sheet
     from lib_demofusion import __version__
     from lib_demofusion.method.costs import run_costs
     from lib_demofusion.method.plan import CELL, make_plan
     from lib_demofusion.settings.presets import PRESETS
     from lib_demofusion.settings.reading import parse_settings
+    from trial.sheet import contact_sheet
 except ImportError as problem:
     python = "Start it with the Python of your webui, for instance venv/bin/python -m bench.host"
     sys.exit(f"This needs the package {problem.name}. {python}")

@@ -21,7 +21,7 @@ ABOUT = {"ss_network_module": "networks.lora"}
 class Lora(nn.Module):
     """Two factors for every Linear and Conv2d of a network. A weight changes by up @ down, which is zero at first.
 
-    `network` keeps its own weights. `merge` writes the sum of them and the change into a copy.
+    `network` keeps its own weights. `weights` returns the sums of them and the changes.
     """
 
     def __init__(self, network: nn.Module, rank: int) -> None:
@@ -37,24 +37,12 @@ class Lora(nn.Module):
             self.down.append(nn.Parameter(down))
             self.up.append(nn.Parameter(torch.zeros(outputs, width)))
 
-    @torch.no_grad()
-    def merge(self, original: nn.Module, changed: nn.Module) -> None:
-        """Sets the weights of `changed` to those of `original` plus the changes."""
-        before, after = dict(original.named_parameters()), dict(changed.named_parameters())
-        for name, down, up in zip(self.names, self.down, self.up, strict=True):
-            after[name].copy_(before[name] + (up @ down).view_as(before[name]))
-
-    @torch.no_grad()
-    def take_gradients(self, changed: nn.Module) -> None:
-        """Computes the gradients of the factors from those of the changed weights, and deletes the latter.
-
-        The network is therefore as fast as without factors, however it is compiled.
-        """
-        weights = dict(changed.named_parameters())
-        for name, down, up in zip(self.names, self.down, self.up, strict=True):
-            gradient = weights[name].grad.flatten(1)
-            down.grad, up.grad = up.T @ gradient, gradient @ down.T
-        changed.zero_grad(set_to_none=True)
+    def weights(self, network: nn.Module) -> dict[str, Tensor]:
+        """Returns the changed weights of the network, for `torch.func.functional_call`. They pass gradients on."""
+        own = dict(network.named_parameters())
+        with torch.autocast(self.down[0].device.type, enabled=False):
+            changes = [(up @ down).view(shape) for down, up, shape in zip(self.down, self.up, self.shapes)]
+        return {name: own[name] + change for name, change in zip(self.names, changes, strict=True)}
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns the factors in half precision, under the names by which the webui finds a layer."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from bench.quality.flow import FlowRow, Sampler, Weights
 from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.presets import PRESETS
 from lib_demofusion.settings.reading import parse_settings
@@ -40,8 +39,6 @@ class Configuration:
     scales: tuple[int, ...] = (2, 3, 4)
     """The scales at which the row differs from others. At 2x, 1,2,4 is the automatic list."""
     note: str = ""
-    flow: FlowRow | None = None
-    """How to run the model as a flow model, or None."""
 
     def settings_at(self, scale: int) -> Settings:
         """Returns the settings of a run."""
@@ -50,9 +47,6 @@ class Configuration:
     def fingerprint(self) -> str:
         """Returns a text that changes when results must be made again."""
         parts = {name: value for name, value in asdict(self).items() if name not in ("name", "scales", "note")}
-        if self.flow is None:
-            # results from before this field stay valid
-            parts.pop("flow")
         return json.dumps(parts, sort_keys=True)
 
 
@@ -83,19 +77,3 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration("Balanced, all steps", settings={**BALANCED, "hires_steps": 0}),
     Configuration("Balanced, 12 steps", settings={**BALANCED, "hires_steps": 12}),
 )
-
-
-def _flow_rows() -> tuple[Configuration, ...]:
-    """Returns every preset with every sampler, shift and choice of weights of a flow model."""
-    rows = []
-    for preset, values in PRESETS.items():
-        for sampler in get_args(Sampler):
-            for shift in (3.0, 1.0, 9.0):
-                for weights in get_args(Weights):
-                    name = f"Flow {preset}, {sampler}, shift {shift:g}, {weights}"
-                    rows.append(Configuration(name, settings=values, flow=FlowRow(sampler, shift, weights)))
-    return tuple(rows)
-
-
-FLOW_CONFIGURATIONS = _flow_rows()
-"""Configurations that run the model as a flow model. They run only if `--only` names them."""

@@ -12,19 +12,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image, ImageDraw
 
 from bench.quality.configurations import CONFIGURATIONS, Configuration
-from bench.quality.sheet import FAINT, INK, MARGIN, PAPER_COLOUR, font, middle
 from bench.quality.strips import JPEG, Pictures
 from bench.quality.ways import Sampling
 from bench.quality.worlds import COLLAGES
 from lib_demofusion.settings.presets import DEFAULT_PRESET
+from trial.sheet import contact_sheet
 
-WHOLE, PART, TEXT = 120, 220, 18
-"""Pixels of a whole image's side, of a part's side, and of a line of text."""
-SMALL_PART = 2 / 3
-"""Largest side of a part, as a share of the image."""
+WHOLE, PART = 120, 220
+"""Pixels of a whole image's side, and of a part's side."""
 
 
 class Shown(NamedTuple):
@@ -48,39 +45,15 @@ def ways() -> list[Configuration]:
     return [one for name in TITLES for one in CONFIGURATIONS if one.name == name]
 
 
-def caption(row: Shown) -> str:
-    """Returns the text above a row."""
-    return f"{COLLAGES.prompt(row.number)}, {row.scale}x"
+def captions() -> list[str]:
+    """Returns the texts above the rows."""
+    return [f"{COLLAGES.prompt(row.number)}, {row.scale}x" for row in SHOWN]
 
 
 def comment() -> bytes:
     """Returns the JPEG comment of the file."""
     settings = {one.name: one.fingerprint() for one in ways()}
-    return json.dumps({"rows": [caption(row) for row in SHOWN], "configurations": settings}, sort_keys=True).encode()
-
-
-def part_of(picture: Image.Image) -> Image.Image:
-    """Crops a part at 1:1."""
-    return middle(picture, min(PART, int(picture.width * SMALL_PART)))
-
-
-def sheet(rows: list[tuple[str, list[Path]]]) -> Image.Image:
-    """Draws a row for each caption and its files."""
-    step = PART + MARGIN
-    block = 2 * TEXT + WHOLE + PART + MARGIN
-    page = Image.new("RGB", (MARGIN + len(TITLES) * step, TEXT + len(rows) * block), PAPER_COLOUR)
-    draw = ImageDraw.Draw(page)
-    for column, title in enumerate(TITLES.values()):
-        draw.text((MARGIN + column * step, 4), title, fill=INK, font=font(14))
-    for number, (text, files) in enumerate(rows):
-        top = TEXT + number * block
-        draw.text((MARGIN, top + 4), text, fill=FAINT, font=font(12))
-        for column, file in enumerate(files):
-            x, y = MARGIN + column * step, top + TEXT + 4
-            with Image.open(file) as picture:
-                page.paste(picture.resize((WHOLE, WHOLE), Image.Resampling.LANCZOS), (x, y))
-                page.paste(part_of(picture), (x, y + WHOLE + 4))
-    return page
+    return json.dumps({"rows": captions(), "configurations": settings}, sort_keys=True).encode()
 
 
 def main() -> None:
@@ -93,8 +66,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     pictures = Pictures(args.work, COLLAGES, Sampling(bfloat16=args.precision == "bfloat16"))
-    rows = [(caption(row), pictures.files(ways(), row.number, row.scale)) for row in SHOWN]
-    sheet(rows).save(args.out, comment=comment(), **JPEG)
+    rows = [pictures.files(ways(), row.number, row.scale) for row in SHOWN]
+    columns = [(title, "", files) for title, files in zip(TITLES.values(), zip(*rows))]
+    contact_sheet(columns, captions(), WHOLE, PART).save(args.out, comment=comment(), **JPEG)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ import torch
 
 from bench.quality.configurations import Configuration
 from bench.quality.runs import Bases, Job, Store, origin, run
-from bench.quality.sheet import contact_sheet
 from bench.quality.ways import Sampling, Studio
 from bench.quality.worlds import COLLAGES, WORLDS, World
 from lib_demofusion.settings.fields import SPECS
 from lib_demofusion.settings.presets import PRESETS, TURBO
 from lib_demofusion.settings.reading import parse_settings, preset_values
+from trial.sheet import contact_sheet
 from trial.small_model import LORA, load
 
 SCALE = 4

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-import urllib.error
 import urllib.request
-from http.server import ThreadingHTTPServer
 
 import pytest
 from PIL import Image
@@ -31,83 +28,57 @@ def folder(tmp_path):
 
 
 def poll_of(folder) -> ab.Poll:
-    return ab.Poll(ab.duels(ab.pictures(folder), WAYS, 4), folder / "votes.jsonl")
-
-
-def is_red(path) -> bool:
-    return Image.open(path).getpixel((0, 0)) == (255, 0, 0)
+    return ab.Poll(ab.pairs_of(ab.pictures(folder), WAYS, 4), folder / "votes.jsonl")
 
 
 def test_votes_are_counted_and_kept_after_a_restart(folder) -> None:
     for _ in range(3):
         poll = poll_of(folder)  # as after a restart
-        pair = poll.ask()
-        assert not {"way", "left", "right"} & set(pair)
-        side = ab.LEFT if is_red(poll.picture(pair["token"], ab.LEFT)) else ab.RIGHT
-        assert poll.vote(pair["token"], side)
-    assert poll_of(folder).ask() is None
-    assert ab.results(poll_of(folder).votes) == [
-        "4x: Balanced against Hires fix 0.5: 100% (44% to 100%) of 3 votes, 0 without difference"
-    ]
+        pair = poll.draw()
+        poll.vote(pair, ab.LEFT if pair[0].way == "Balanced" else ab.RIGHT)
+    assert poll_of(folder).draw() is None
+    (line,) = ab.results(poll_of(folder).votes)
+    assert "Balanced against Hires fix 0.5: 0 votes without difference" in line
+    assert "100% (44% to 100%) of 3 other votes for Balanced, p = 0.25" in line
 
 
 def test_both_orders_are_shown(folder) -> None:
     poll = poll_of(folder)
-    tokens = [poll.ask()["token"] for _ in range(60)]
-    assert {is_red(poll.picture(token, ab.LEFT)) for token in tokens} == {True, False}
+    assert {poll.draw()[0].way for _ in range(60)} == set(WAYS)
 
 
-def test_a_vote_counts_once_and_only_for_the_displayed_pair(folder) -> None:
-    poll = poll_of(folder)
-    token = poll.ask()["token"]
-    assert not poll.vote(token, "best")
-    assert not poll.vote("unknown", ab.LEFT)
-    assert poll.vote(token, ab.NEITHER)
-    assert not poll.vote(token, ab.LEFT)
-    assert len(poll_of(folder).votes) == 1
-
-
-@pytest.mark.parametrize(
-    ("wins", "count", "low", "high"), [(5, 10, 0.2366, 0.7634), (0, 10, 0.0, 0.2775), (81, 263, 0.2553, 0.3662)]
-)
-def test_wilsons_interval(wins, count, low, high) -> None:
-    """The last case is Newcombe's (1998)."""
-    assert ab.wilson(wins, count) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
-
-
-def test_draws_count_half() -> None:
+def test_votes_for_neither_are_counted_apart() -> None:
     vote = {"left": "B", "right": "A", "scale": 2, "number": 0}
     votes = [{**vote, "choice": choice} for choice in (ab.LEFT, ab.NEITHER, ab.NEITHER, ab.RIGHT)]
-    assert ab.results(votes)[0].startswith("2x: A against B: 50% ")
+    (line,) = ab.results(votes)
+    assert line.startswith("2x: A against B: 2 votes without difference, 50% (")
+    assert ab.results(votes[1:2]) == ["2x: A against B: 1 votes without difference"]
 
 
 def test_a_configuration_without_images_is_reported(folder) -> None:
-    with pytest.raises(ValueError, match=r"Paper; there are Balanced, Hires fix 0\.5"):
-        ab.duels(ab.pictures(folder), ("Balanced", "Paper"), 4)
+    with pytest.raises(ValueError, match=r"Paper\. There are Balanced, Hires fix 0\.5"):
+        ab.pairs_of(ab.pictures(folder), ("Balanced", "Paper"), 4)
     with pytest.raises(FileNotFoundError, match=r"bench\.quality"):
         ab.pictures(folder / "nothing")
 
 
-def test_the_page_is_served_and_accepts_votes(folder) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), ab.handler(poll_of(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_address[1]}"
+def test_the_page_is_served_without_names_and_takes_votes(folder) -> None:
+    poll = poll_of(folder)
+    blocks = ab.page(poll)
+    _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True, show_api=False)
 
-    def get(path: str, data: bytes | None = None) -> bytes:
-        with urllib.request.urlopen(address + path, data) as answer:
-            return answer.read()
+    def called(number: int) -> dict:
+        body = json.dumps({"fn_index": number, "data": [None] * (number < len(ab.BUTTONS)), "session_hash": "one"})
+        request = urllib.request.Request(f"{address}run/predict", body.encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
 
     try:
-        page = get("/").decode()
-        assert not any(way in page for way in WAYS)
-        pair = json.loads(get("/pair"))["pair"]
-        assert get(f"/picture?token={pair['token']}&side=left")[:4] == b"\x89PNG"
-        get("/vote", f"token={pair['token']}&choice=left".encode())
-        assert json.loads(get("/pair"))["pair"]["done"] == 1
-        for path, data in (("/picture?token=x&side=left", None), ("/etc", None), ("/vote", b"token=x")):
-            with pytest.raises(urllib.error.HTTPError) as problem:
-                get(path, data)
-            problem.value.close()
+        texts = [json.dumps(called(number)) for number in (len(ab.BUTTONS), 0, 1, 2)]
+        assert "3 of 3 done" not in texts[0]
+        assert "0 of 3 done" in texts[0]
+        assert not any(way in text or way.lower() in text for way in WAYS for text in texts[:3])
     finally:
-        server.shutdown()
-        server.server_close()
+        blocks.close()
+    assert [vote["choice"] for vote in poll.votes] == list(ab.BUTTONS)
+    assert "All pairs have a vote" in texts[3]

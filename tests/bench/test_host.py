@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from bench import host
-from bench.quality.sheet import middle
 from lib_demofusion.settings.presets import PRESETS
+from trial.sheet import middle
 
 SIDE = 64
 
@@ -143,7 +143,7 @@ def test_a_webui_without_the_extension(webui: PlayedWebui, capsys: pytest.Captur
 @pytest.mark.parametrize("size", [(64, 64), (400, 100), (1000, 1000)])
 def test_the_part_at_full_size_is_inside_the_image(size: tuple[int, int]) -> None:
     part = middle(Image.new("RGB", size, "red"), 320)
-    assert part.size == (min(size[0], 320), min(size[1], 320))
+    assert part.size == tuple(min(length * 2 // 3, 320) for length in size)
     assert part.getcolors() == [(part.width * part.height, (255, 0, 0))]
 
 

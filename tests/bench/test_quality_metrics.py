@@ -16,7 +16,6 @@ from bench.quality.pictures import downscale
 from bench.quality.table import Summary, Truth
 from bench.quality.worlds import COLLAGES, WORLDS, Sight
 from tests.bench.planted import BASE, CONTENT, SIDE, rendered, scene, with_extras
-from trial.collage.measure import labels_for
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -110,15 +109,15 @@ def test_the_subject_of_the_prompt_is_seen_and_others_are_counted(sampled) -> No
 
 
 def test_right_means_the_prompt_of_the_number(sampled) -> None:
-    """The sheet has the prompts of `trial.collage.measure`."""
-    for place, label in list(enumerate(labels_for(64)))[:6]:
-        numbers = [number for number in range(240) if COLLAGES.label(number)[0] == label[0]]
-        wrong = next(number for number in range(240) if COLLAGES.label(number)[0] != label[0])
-        sights = [COLLAGES.sight(sampled[place], number) for number in numbers]
+    """Image i of the sheet shows subject i."""
+    for subject in range(6):
+        numbers = [number for number in range(240) if COLLAGES.label(number)[0] == subject]
+        wrong = next(number for number in range(240) if COLLAGES.label(number)[0] != subject)
+        sights = [COLLAGES.sight(sampled[subject], number) for number in numbers]
         assert len({sight.right_subject for sight in sights}) == 1
         if sights[0].right_subject:
             assert any(sight.right_ground for sight in sights)
-            assert not COLLAGES.sight(sampled[place], wrong).right_subject
+            assert not COLLAGES.sight(sampled[subject], wrong).right_subject
 
 
 def test_drift_and_new_detail_are_no_blobs(clean, bases) -> None:

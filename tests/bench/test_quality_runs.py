@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import k_diffusion_sampling
 import numpy as np
 import pytest
 import torch
@@ -16,15 +17,14 @@ from bench.quality.configurations import CONFIGURATIONS, PAPER, Configuration
 from bench.quality.denoiser import NATIVE
 from bench.quality.intervals import differs, estimate
 from bench.quality.runs import Bases, Job, Store, finish, seams
-from bench.quality.sampler import timesteps
-from bench.quality.sheet import contact_sheet
+from bench.quality.sampler import Steps, sample, timesteps
 from bench.quality.ways import Sampling, Studio, batches
 from bench.quality.worlds import COLLAGES
 from lib_demofusion.method.plan import make_plan
 from tests.bench.planted import CONTENT
-from trial.sampling import ddim as plain_ddim
-from trial.sampling import initial_noise, lcm
+from trial.sampling import initial_noise
 from trial.schedule import alphas_cumprod
+from trial.sheet import contact_sheet
 
 
 class Vae(nn.Module):
@@ -88,18 +88,38 @@ def studio() -> Studio:
     return Studio(TinyModel(), SAMPLING, COLLAGES)
 
 
-def test_the_base_equals_the_result_of_the_plain_sampler(studio) -> None:
+def test_the_base_is_what_k_diffusion_makes(studio) -> None:
+    """DDIM without noise is Euler's method in the coordinates of k-diffusion, x / sqrt(alpha)."""
     numbers = [0, 3]
-    prompts = [COLLAGES.prompt(number) for number in numbers]
-    expected = plain_ddim(studio.model, prompts, initial_noise(numbers, NATIVE, NATIVE), 4, SAMPLING.guidance)
-    torch.testing.assert_close(studio.base(numbers), expected)
+    alphas, guided = studio.alphas[timesteps(4)].double(), studio.guided(numbers)
+    levels = ((1 - alphas) / alphas).sqrt()
+    known = dict(zip(levels.tolist(), timesteps(4)))
+
+    def denoised(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        level = float(sigma[0])
+        return x - level * guided.whole((x / (1 + level**2) ** 0.5).float(), known[level])
+
+    start = initial_noise(numbers, NATIVE, NATIVE).double() / alphas[0].sqrt()
+    sigmas = torch.cat([levels, levels.new_zeros(1)])
+    expected = k_diffusion_sampling.load().sample_euler(denoised, start, sigmas, disable=True)
+    torch.testing.assert_close(studio.base(numbers), expected.float(), rtol=1e-4, atol=1e-4)
 
 
-def test_a_consistency_model_runs_without_guidance(tmp_path) -> None:
+def test_a_consistency_model_that_knows_the_latent_draws_it_from_the_right_noise_at_every_step() -> None:
+    alphas, clean = alphas_cumprod().float(), initial_noise([1], 64, 64)
+    steps = Steps(timesteps(4, lcm=True), alphas, ways.fresh_noise([3]))
+
+    def predict(x: torch.Tensor, t: int) -> torch.Tensor:
+        eps = (x - alphas[t].sqrt() * clean) / (1 - alphas[t]).sqrt()
+        assert float(eps.std()) == pytest.approx(1.0, rel=0.02)
+        return eps
+
+    torch.testing.assert_close(sample(initial_noise([2], 64, 64), steps, predict), clean, rtol=1e-3, atol=1e-3)
+
+
+def test_a_consistency_model_is_called_without_guidance(tmp_path) -> None:
     studio = Studio(TinyModel(), Sampling(steps=4, guidance=1.0, lcm=True, rows=8, bfloat16=False), COLLAGES)
-    expected = lcm(studio.model, [COLLAGES.prompt(3)], initial_noise([3], NATIVE, NATIVE), ways.fresh_noise([3]))
-    studio.unet.rows = 0
-    torch.testing.assert_close(studio.base([3]), expected)
+    studio.base([3])
     assert studio.unet.rows == 4
     batch = _bases(studio, tmp_path, 2).batch([0, 1])
     for name in ("Balanced", "Hires fix 0.5", "Direct"):
@@ -283,6 +303,16 @@ def test_the_table_marks_differences_from_another_row() -> None:
     rows = [_row("Worse", blobs + 1), _row(PAPER, blobs)]
     assert [row["blobs"]["mark"] for row in table.as_json(rows, "Worse")] == ["", "+"]
     assert "| Paper |" in table.markdown(rows, "2x", "Worse")
+
+
+def test_rows_are_chosen_by_name_or_pattern() -> None:
+    assert [job.configuration for job in command.jobs_for(None, PAPER, [2])] == [
+        c for c in CONFIGURATIONS if 2 in c.scales
+    ]
+    jobs = command.jobs_for(["Hires fix ESRGAN *", "Fast"], PAPER, [2])
+    assert [job.configuration.name for job in jobs] == ["Hires fix ESRGAN 0.3", "Hires fix ESRGAN 0.5", PAPER, "Fast"]
+    with pytest.raises(SystemExit, match="no configuration is named Quick"):
+        command.jobs_for(["Quick"], PAPER, [2])
 
 
 def test_the_sheet_has_a_column_for_each_configuration(tmp_path) -> None:

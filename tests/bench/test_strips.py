@@ -12,6 +12,7 @@ from PIL import Image
 from bench.quality import first_picture
 from bench.quality.strips import EFFECTS, Effect
 from lib_demofusion.settings.presets import PRESETS
+from trial.sheet import contact_sheet, middle
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "pictures" / "effects"
@@ -58,18 +59,14 @@ def test_the_first_picture_was_made_with_the_present_values() -> None:
 
 @pytest.mark.parametrize("side", [256, 384, 512])
 def test_the_parts_of_the_first_picture_are_larger_than_the_whole_images(side: int) -> None:
-    part = first_picture.part_of(Image.new("RGB", (side, side)))
+    part = middle(Image.new("RGB", (side, side)), first_picture.PART)
     assert first_picture.WHOLE < part.width == part.height < side
 
 
-def test_the_first_picture_has_a_column_for_every_configuration(tmp_path: Path) -> None:
+def test_a_sheet_has_every_whole_image_and_below_it_a_larger_part(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     Image.new("RGB", (512, 512), "red").save(file)
-    ways = first_picture.ways()
-    assert [way.name for way in ways] == list(first_picture.TITLES)
-    page = first_picture.sheet([("a", [file] * len(ways))])
-    # the first pixel of every part is red
-    top = 2 * first_picture.TEXT + 4 + first_picture.WHOLE + 4
-    step = first_picture.PART + first_picture.MARGIN
-    for column in range(len(ways)):
-        assert page.getpixel((first_picture.MARGIN + column * step, top)) == (255, 0, 0)
+    assert [way.name for way in first_picture.ways()] == list(first_picture.TITLES)
+    page = contact_sheet([("a", "", [file] * 2)] * 3, ["one", "two"], 120, 220)
+    red = sum(count for count, colour in page.getcolors(page.width * page.height) if colour == (255, 0, 0))
+    assert red == 6 * (120**2 + 220**2)

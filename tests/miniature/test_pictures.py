@@ -12,8 +12,8 @@ import pytest
 from in_process import Webui
 from PIL import Image
 
+from bench.quality.worlds import COLLAGES
 from trial.collage.detector import crops_with_subject, read
-from trial.collage.measure import labels_for, prompt
 from trial.sampling import GUIDANCE
 from trial.small_model import CHECKPOINT
 
@@ -48,32 +48,33 @@ def fine_energy(image: Image.Image) -> float:
     return float(spectrum[np.hypot(x, y) > 0.5].sum() / grey.size**2)
 
 
-def job(seed: int, label: tuple[int, int]) -> dict[str, Any]:
+def job(number: int) -> dict[str, Any]:
     """Returns the request for one prompt, without the size."""
-    words = {"prompt": prompt(label), "seed": seed, "sampler_name": "DPM++ 2M"}
+    words = {"prompt": COLLAGES.prompt(number), "seed": number, "sampler_name": "DPM++ 2M"}
     return {**words, "steps": 12, "cfg_scale": GUIDANCE}
 
 
-def measure(webui: Webui, scale: int, seed: int, label: tuple[int, int]) -> dict[str, Any]:
+def measure(webui: Webui, scale: int, number: int) -> dict[str, Any]:
     """Computes the figures of one prompt, except those of direct sampling."""
     demofusion = {"enabled": True, "scale": scale, "return_stages": True, "view_batch": 8}
-    made = webui.job(demofusion, width=NATIVE, height=NATIVE, **job(seed, label))
+    made = webui.job(demofusion, width=NATIVE, height=NATIVE, **job(number))
+    subject = COLLAGES.label(number)[0]
     final, base = made.images[0], made.images[1]
     bicubic = base.resize(final.size, Image.Resampling.BICUBIC)
     seen = {name: read([np.asarray(image)])[0] for name, image in (("base", base), ("ours", final))}
     return {
-        "base shows the subject": [found.subject for found in seen["base"].subjects] == [label[0]],
+        "base shows the subject": [found.subject for found in seen["base"].subjects] == [subject],
         "subjects with DemoFusion": len(seen["ours"].subjects),
-        "subject still right": [found.subject for found in seen["ours"].subjects][:1] == [label[0]],
+        "subject still right": [found.subject for found in seen["ours"].subjects][:1] == [subject],
         "crops with a subject": crops_with_subject(np.asarray(final)),
         "PSNR to the base": psnr(final.resize(base.size, Image.Resampling.BOX), base),
         "fine detail against bicubic": fine_energy(final) / fine_energy(bicubic),
     }
 
 
-def measure_direct(webui: Webui, scale: int, seed: int, label: tuple[int, int]) -> dict[str, Any]:
+def measure_direct(webui: Webui, scale: int, number: int) -> dict[str, Any]:
     """Computes the figures of one prompt, sampled directly at the large size."""
-    direct = webui.job(width=NATIVE * scale, height=NATIVE * scale, **job(seed, label)).images[0]
+    direct = webui.job(width=NATIVE * scale, height=NATIVE * scale, **job(number)).images[0]
     return {
         "subjects directly": len(read([np.asarray(direct)])[0].subjects),
         "crops with a subject directly": crops_with_subject(np.asarray(direct)),
@@ -85,11 +86,10 @@ def figures(request: pytest.FixtureRequest, trained: Webui) -> dict[str, list[fl
     """Collects the figures of the prompts whose base shows the right subject once, and saves them in test-output."""
     scale = request.param
     count = PICTURES[scale]
-    labels = labels_for(64)[:: 64 // count]
-    rows = [measure(trained, scale, seed, label) for seed, label in enumerate(labels[:count])]
+    rows = [measure(trained, scale, number) for number in range(count)]
     rows = [row for row in rows if row["base shows the subject"]]
     columns = {name: [float(row[name]) for row in rows] for name in rows[0]}
-    direct = [measure_direct(trained, scale, seed, labels[seed]) for seed in range(0, count, DIRECT)]
+    direct = [measure_direct(trained, scale, number) for number in range(0, count, DIRECT)]
     columns |= {name: [float(row[name]) for row in direct] for name in direct[0]}
     FIGURES.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}

@@ -43,23 +43,6 @@ def test_images_of_every_method_are_written(webui: Webui, tmp_path: Path, scale:
             assert name == "comparison.png" or f"{image.width}x{image.height}" in name
 
 
-@pytest.mark.parametrize("scale", [2, 3, 4])
-def test_the_part_on_the_sheet_is_larger_than_the_whole_image(scale: int) -> None:
-    whole, part = compare.sides(128 * scale)
-    assert whole < part < 128 * scale
-    picture = Image.radial_gradient("L").resize((128 * scale,) * 2).convert("RGB")
-    page = compare.sheet({"a": picture, "b": picture}, options(scale=scale))
-    assert page.width > 2 * part
-
-
-def test_the_detailed_part_is_found() -> None:
-    picture = Image.new("RGB", (64, 64), "gray")
-    picture.paste(Image.effect_noise((16, 16), 90).convert("RGB"), (48, 40))
-    left, top, right, bottom = compare.detailed_box(picture, 24)
-    assert left <= 48 <= 64 <= right
-    assert top <= 40 <= 56 <= bottom
-
-
 @pytest.mark.parametrize("written", [["--out", "there"], ["--out=there"]])
 def test_folders_are_relative_to_the_current_folder(
     written: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

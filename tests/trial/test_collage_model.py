@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
+from bench.quality.model import judged
+from bench.quality.ways import Sampling, Studio
+from bench.quality.worlds import COLLAGES
 from trial import packing
-from trial.collage.export import CLIP_FOLDER, configuration
-from trial.collage.measure import judge, labels_for, psnr, reconstruct, sample
-from trial.sampling import GUIDANCE
+from trial.collage.export import replaced
+from trial.collage.model import TEXT, UNET, make_captions
+from trial.collage.train_unet import trained_denoiser
 from trial.schedule import alphas_cumprod
 from trial.small_model import CHECKPOINT, SmallModel, load, text_config
 from trial.text import tokenize, vocabulary, write_clip_folder
@@ -43,10 +45,21 @@ def test_the_file_is_at_most_twelve_megabytes_and_its_weights_at_most_twelve_mil
     assert sum(parameter.numel() for parameter in model.parameters()) <= 12_000_000
 
 
-def test_the_yaml_is_that_of_the_sizes():
-    saved = yaml.safe_load(CHECKPOINT.with_suffix(".yaml").read_text(encoding="utf-8"))
-    assert saved == configuration()
-    assert saved["model"]["params"]["cond_stage_config"]["params"]["version"] == CLIP_FOLDER
+def test_the_training_builds_networks_of_these_sizes(model):
+    assert model.unet.config == UNET
+    assert text_config(packing.load(CHECKPOINT)) == TEXT
+
+
+def test_a_training_starts_from_the_model_and_its_export_is_the_model(model):
+    """Only the words that a prompt of the training uses are trained."""
+    captions, tensors = make_captions(), packing.load(CHECKPOINT)
+    denoiser = trained_denoiser(model, captions)
+    ids = captions.ids[7, 0]
+    torch.testing.assert_close(denoiser.text(ids[None]), model.text(captions.used[ids][None]))
+    exported = replaced(tensors, denoiser.state_dict(), captions.used)
+    assert exported.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(exported[name], tensor, rtol=0, atol=0)
 
 
 def test_unpacked_it_has_the_names_of_the_layout():
@@ -100,7 +113,8 @@ def test_latents_are_unit_scale_and_decode_to_the_image(model, views):
     latents = model.encode(torch.from_numpy(views).permute(0, 3, 1, 2) * 2.0 - 1.0)
     assert latents.shape == (8, 4, 16, 16)
     assert 0.7 < float(latents.std()) < 1.3
-    assert psnr(reconstruct(model, views), views).mean() >= 22.0
+    decoded = model.decode(latents).permute(0, 2, 3, 1).numpy() / 2 + 0.5
+    assert (-10 * np.log10(((decoded - views) ** 2).mean((1, 2, 3)))).mean() >= 22.0
 
 
 @pytest.mark.parametrize("size", [(16, 16), (19, 13), (14, 17), (20, 18), (5, 1)])
@@ -115,11 +129,11 @@ def test_the_unet_accepts_any_size(model, size):
 
 
 def test_samples_follow_the_prompt(model):
-    labels = labels_for(16)
-    images = sample(model, labels, 1, 12, GUIDANCE)
+    studio = Studio(model, Sampling(steps=12, bfloat16=False), COLLAGES)
+    images = studio.decode(studio.base(list(range(16))))
     assert images.shape == (16, 128, 128, 3)
     assert np.isfinite(images).all()
-    found = judge(labels, images)
-    assert found["ground"] >= 0.7
+    found = judged(studio, images)
+    assert found["right ground"] >= 0.7
     # by chance it would be 1 of 24
-    assert found["subject"] >= 0.2
+    assert found["right subject"] >= 0.2

@@ -76,7 +76,7 @@ def test_missing_images_are_reported(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "trial.collage.views",
+        "trial.collage.latents",
         "--whole",
         "1",
         "--zoomed",

@@ -34,7 +34,7 @@ class Cutout:
 
 @dataclass(frozen=True)
 class Ground:
-    """A photograph and the number of its pixels along the short side of a scene."""
+    """A photograph and the number of its pixels along the side of a scene."""
 
     caption: str
     picture: Image.Image
@@ -150,7 +150,7 @@ def installed() -> Content:
 
 
 def shrunk(content: Content, side: int) -> Content:
-    """Shrinks the photographs so that a scene's short side spans `side` of their pixels.
+    """Shrinks the photographs so that a scene's side spans `side` of their pixels.
 
     Whole views then render several times faster. `side` should be a few times the rendered size.
     """

@@ -1,6 +1,6 @@
 """Detects, names and counts the subjects of an image and names its ground, with a small network.
 
-The network is trained on renderings (train_detector.py), independently of the diffusion model.
+The network was trained on renderings, independently of the diffusion model (see trial/README.md).
 """
 
 from __future__ import annotations
@@ -109,11 +109,11 @@ def prepared(image: np.ndarray) -> np.ndarray:
     return np.asarray(picture, np.float32) / 127.5 - 1.0
 
 
-def read(images: list[np.ndarray], model: Detector | None = None) -> list[Reading]:
+def read(images: list[np.ndarray]) -> list[Reading]:
     """Reads the content of each image in a list. All images have one size."""
     x = torch.from_numpy(np.stack([prepared(image) for image in images])).permute(0, 3, 1, 2)
     with torch.no_grad():
-        centres, subjects, grounds = (model or trained())(x)
+        centres, subjects, grounds = trained()(x)
     return [_reading(*one) for one in zip(centres[:, 0].sigmoid(), subjects, grounds.argmax(1).tolist())]
 
 
@@ -126,11 +126,6 @@ def _reading(centres: Tensor, subjects: Tensor, ground: int) -> Reading:
     return Reading(tuple(found), ground)
 
 
-def count_subjects(image: np.ndarray) -> int:
-    """Counts the subjects in the whole image."""
-    return len(read([image])[0].subjects)
-
-
 def crops(image: np.ndarray, side: int = SIDE) -> list[np.ndarray]:
     """Crops an image into squares at 1:1, which overlap by half and cover the image."""
 
@@ -141,10 +136,10 @@ def crops(image: np.ndarray, side: int = SIDE) -> list[np.ndarray]:
     return [image[y : y + side, x : x + side] for y in starts(image.shape[0]) for x in starts(image.shape[1])]
 
 
-def crops_with_subject(image: np.ndarray, model: Detector | None = None) -> float:
+def crops_with_subject(image: np.ndarray) -> float:
     """Returns the share of 1:1 crops that show a whole subject, for an image of at least twice the native size.
 
     A subject of the right size is larger than such a crop, so each of these subjects should not be there.
     """
-    readings = read(crops(image), model)
+    readings = read(crops(image))
     return sum(bool(reading.subjects) for reading in readings) / len(readings)

@@ -7,19 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trial.autoencoder import AutoencoderConfig
 from trial.collage.content import captions
 from trial.text import TextConfig, tokenize
 from trial.unet import UNetConfig
 
 TEXT = TextConfig(hidden_size=32, intermediate_size=96, projection_dim=32)
 UNET = UNetConfig(channel_mult=(1, 2, 3), attention_resolutions=(2,), context_dim=32)
-AUTOENCODER = AutoencoderConfig()
 
 TEMPLATES = ("{subject} on {ground}", "a photo of {subject} on {ground}, highly detailed", "{subject}")
 TEMPLATE_SHARES = (0.82, 0.1, 0.08)
-ZOOMED_SHARE = 0.15
-"""Share of zoomed views in the UNet's training, at low noise."""
 
 
 @dataclass(frozen=True)

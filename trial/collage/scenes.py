@@ -1,6 +1,6 @@
 """Renders collages at any resolution and any zoom with antialiasing.
 
-Lengths are in units of the short side of the frame. A box is (x0, y0, x1, y1) in fractions of the frame.
+Scenes are square, and lengths are fractions of their side. A box (x0, y0, x1, y1) is the part that a view shows.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ Box = tuple[float, float, float, float]
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 SIZE_RANGE = (0.60, 0.78)
-"""Longest side of a subject, in short sides."""
+"""Longest side of a subject."""
 EDGE = 0.02
-"""Minimum distance of a subject from the frame."""
+"""Minimum distance of a subject from the border of the scene."""
 HUE_SPREAD, VALUE_SPREAD = 8.0, 0.08
 """A flat ground's hue varies by this many degrees in both directions, its value by this much."""
 REACH = 4.0
@@ -28,7 +28,7 @@ REACH = 4.0
 
 @dataclass(frozen=True)
 class Placed:
-    """One subject. Its centre and longest side are in short sides of the frame."""
+    """One subject: its centre and its longest side."""
 
     subject: int
     x: float
@@ -38,7 +38,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Collage:
-    """Ground and subjects, by index. `aspect` is w / h.
+    """Ground and subjects, by index.
 
     Left and top, in 0..1, choose the part of the photograph, or the shade of a flat ground.
     """
@@ -48,40 +48,30 @@ class Collage:
     left: float = 0.5
     top: float = 0.5
     mirrored: bool = False
-    aspect: float = 1.0
-
-    @property
-    def frame(self) -> tuple[float, float]:
-        """Width and height of the frame, in short sides."""
-        return max(self.aspect, 1.0), max(1.0 / self.aspect, 1.0)
 
 
 def extent(content: Content, placed: Placed) -> tuple[float, float]:
-    """Returns width and height of a subject, in short sides."""
+    """Returns width and height of a subject."""
     cut = content.subjects[placed.subject]
     scale = placed.size / max(cut.width, cut.height)
     return cut.width * scale, cut.height * scale
 
 
 def random_collage(
-    content: Content, rng: np.random.Generator, label: tuple[int, int], aspect: float = 1.0, size: float | None = None
+    content: Content, rng: np.random.Generator, label: tuple[int, int], size: float | None = None
 ) -> Collage:
-    """Creates a scene with one subject completely inside the frame, of a random size or the given one."""
+    """Creates a scene with one subject completely inside it, of a random size or the given one."""
     subject, ground = label
-    empty = Collage(ground, (), aspect=aspect)
     drawn = rng.uniform(*SIZE_RANGE)
-    placed = Placed(subject, 0.0, 0.0, drawn if size is None else size)
-    places = []
-    for length, span in zip(extent(content, placed), empty.frame):
-        margin = min(length / 2 + EDGE, span / 2)
-        places.append(float(rng.uniform(margin, span - margin)))
-    placed = Placed(subject, places[0], places[1], placed.size)
+    size = drawn if size is None else size
+    margins = (min(length / 2 + EDGE, 0.5) for length in extent(content, Placed(subject, 0.0, 0.0, size)))
+    x, y = (float(rng.uniform(margin, 1.0 - margin)) for margin in margins)
     left, top = rng.uniform(0.0, 1.0, 2)
-    return Collage(ground, (placed,), float(left), float(top), bool(rng.integers(2)), aspect)
+    return Collage(ground, (Placed(subject, x, y, size),), float(left), float(top), bool(rng.integers(2)))
 
 
 def random_box(rng: np.random.Generator, zoom: float) -> Box:
-    """Returns a random window of 1/zoom of the frame's width and height."""
+    """Returns a random window of 1/zoom of the scene's width and height."""
     side = 1.0 / zoom
     x0, y0 = rng.uniform(0.0, 1.0 - side, 2)
     return float(x0), float(y0), float(x0 + side), float(y0 + side)
@@ -96,20 +86,8 @@ def render(content: Content, scene: Collage, width: int, height: int, box: Box =
     """Renders the view of `box` as (height, width, 3) float32 in 0..1."""
     view = _ground(content, scene, (width, height), box)
     for placed in scene.subjects:
-        _paste(content, view, scene, placed, box)
+        _paste(content, view, placed, box)
     return np.clip(view, 0.0, 1.0)
-
-
-def visible(content: Content, scene: Collage, index: int, box: Box) -> float:
-    """Returns the share of a subject's rectangle that is inside `box`."""
-    placed = scene.subjects[index]
-    frame, size = scene.frame, extent(content, placed)
-    share = 1.0
-    for axis, centre in enumerate((placed.x, placed.y)):
-        low, high = centre - size[axis] / 2, centre + size[axis] / 2
-        inside = min(high, box[axis + 2] * frame[axis]) - max(low, box[axis] * frame[axis])
-        share *= max(inside, 0.0) / (high - low)
-    return share
 
 
 def shade(ground: FlatGround, scene: Collage) -> tuple[float, float, float]:
@@ -125,32 +103,26 @@ def _ground(content: Content, scene: Collage, size: tuple[int, int], box: Box) -
     ground = content.grounds[scene.ground]
     if isinstance(ground, FlatGround):
         return np.full((size[1], size[0], 3), shade(ground, scene), np.float32)
-    picture, frame = ground.picture, scene.frame
-    pixels = min(ground.frame, *(side / length for side, length in zip(picture.size, frame)))
+    picture = ground.picture
+    pixels = min(ground.frame, *picture.size)
     x0, x1 = (1.0 - box[2], 1.0 - box[0]) if scene.mirrored else (box[0], box[2])
-    at_x = scene.left * (picture.width - frame[0] * pixels)
-    at_y = scene.top * (picture.height - frame[1] * pixels)
-    region = (
-        at_x + x0 * frame[0] * pixels,
-        at_y + box[1] * frame[1] * pixels,
-        at_x + x1 * frame[0] * pixels,
-        at_y + box[3] * frame[1] * pixels,
-    )
+    at_x, at_y = (share * (side - pixels) for share, side in zip((scene.left, scene.top), picture.size))
+    region = (at_x + x0 * pixels, at_y + box[1] * pixels, at_x + x1 * pixels, at_y + box[3] * pixels)
     limits = (picture.width, picture.height) * 2
     clipped = tuple(min(max(edge, 0.0), float(limit)) for edge, limit in zip(region, limits))
     view = np.asarray(picture.resize(size, Image.Resampling.LANCZOS, box=clipped), np.float32) / 255.0
     return view[:, ::-1].copy() if scene.mirrored else view
 
 
-def _paste(content: Content, view: np.ndarray, scene: Collage, placed: Placed, box: Box) -> None:
+def _paste(content: Content, view: np.ndarray, placed: Placed, box: Box) -> None:
     """Pastes a subject onto a view (h, w, 3), in place."""
-    cut, frame = content.subjects[placed.subject], scene.frame
-    scale = placed.size / max(cut.width, cut.height)  # short sides per pixel of the cut-out
+    cut = content.subjects[placed.subject]
+    scale = placed.size / max(cut.width, cut.height)  # length per pixel of the cut-out
     padded, ranges, region = cut.picture.size, [], []
     for axis, centre in enumerate((placed.x, placed.y)):
         cells = view.shape[1 - axis]
-        pixel = (box[axis + 2] - box[axis]) * frame[axis] / cells  # short sides per pixel of the view
-        corner = (centre - scale * padded[axis] / 2 - box[axis] * frame[axis]) / pixel
+        pixel = (box[axis + 2] - box[axis]) / cells  # length per pixel of the view
+        corner = (centre - scale * padded[axis] / 2 - box[axis]) / pixel
         length, margin = scale * padded[axis] / pixel, scale * cut.margin / pixel
         inset = max(margin - REACH, 0.0)
         first = max(int(np.ceil(corner + inset)), 0)

@@ -1,43 +1,47 @@
-"""Trains the UNet and the text encoder on encoded collages: python -m trial.collage.train_unet.
+"""Trains the UNet and the text encoder on encoded collages: python -m trial.collage.train_unet, after latents.
 
 Zoomed views have the captions of whole views, but appear only at moderate noise. High noise determines the subject of
 an image, so samples of native size show one whole subject. A window of a larger image, whose content is already visible
 in the noise, is still familiar to the model.
 
-The learning rate is constant until the last --decay steps, so you can extend a run: with more --steps it continues from
-its state.
+The training starts from the bundled model, or continues from its state in --out. The learning rate is constant until
+the last --decay steps, so you can extend a run: with more --steps it continues from its state.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trial.autoencoder import SCALE_FACTOR
-from trial.collage.model import TEMPLATE_SHARES, TEXT, UNET, ZOOMED_SHARE, Captions, make_captions
+from trial.collage.model import TEMPLATE_SHARES, TEXT, UNET, Captions, make_captions
 from trial.schedule import STEPS, alphas_cumprod
-from trial.text import TextConfig, TextEncoder
-from trial.training import Progress, Trainee, autocast, parser, prepare, rate_at
-from trial.unet import SpatialTransformer, UNet, UNetConfig
+from trial.small_model import CHECKPOINT, SmallModel, load
+from trial.text import TextEncoder
+from trial.training import Trainee, parser, train
+from trial.unet import UNet
 
-WARM_UP = 200
 EMPTY_SHARE = 0.1
-ZOOMED_NONE_ABOVE, ZOOMED_FULL_BELOW = 750, 450
+ZOOMED_SHARE, ZOOMED_NONE_ABOVE, ZOOMED_FULL_BELOW = 0.15, 750, 450
+"""Share of zoomed views below a timestep, and the timestep above which there are none."""
+WEIGHT_LIMIT = 12.0
+"""Largest weight of a timestep in the loss."""
+UNKNOWN = 0.2
+"""Words shorter than this share of the median length were never trained."""
+WORDS = "text_model.embeddings.token_embedding.weight"
 
 
 class Denoiser(nn.Module):
     """UNet and text encoder together: predicts the noise from x (B, 4, h, w), t (B,) and ids (B, 77)."""
 
-    def __init__(self, words: int, unet: UNetConfig = UNET, text: TextConfig = TEXT) -> None:
+    def __init__(self, words: int) -> None:
         super().__init__()
-        self.unet = UNet(unet)
-        self.text = TextEncoder(replace(text, vocab_size=words))
+        self.unet, self.text = UNet(UNET), TextEncoder(replace(TEXT, vocab_size=words))
         for name, parameter in self.unet.named_parameters():
             if name.endswith(("out_layers.3.weight", "proj_out.weight", "out.2.weight")):
                 nn.init.zeros_(parameter)
@@ -46,24 +50,31 @@ class Denoiser(nn.Module):
         return self.unet(x, t, self.text(ids))
 
 
-@dataclass(frozen=True)
-class Mix:
-    """Shares of the captions' forms and of zoomed views in the batches, and the largest weight of a step."""
+def trained_denoiser(model: SmallModel, captions: Captions) -> Denoiser:
+    """Returns a Denoiser for the words of the captions with the weights of a finished model."""
+    denoiser = Denoiser(len(captions.used))
+    denoiser.unet.load_state_dict(model.unet.state_dict())
+    text = model.text.state_dict()
+    denoiser.text.load_state_dict({**text, WORDS: lengthened(text[WORDS][captions.used])})
+    return denoiser
 
-    templates: tuple[float, ...] = TEMPLATE_SHARES
-    zoomed: float = ZOOMED_SHARE
-    weight_limit: float = 12.0
+
+def lengthened(table: Tensor) -> Tensor:
+    """Gives the words (rows) that the model does not know the length of those that it knows.
+
+    Untrained words are some twenty times shorter (`packing.STD`). The text encoder could hardly tell them apart.
+    """
+    lengths = table.norm(dim=1, keepdim=True)
+    usual = lengths.median()
+    return torch.where(lengths < UNKNOWN * usual, table * usual / lengths, table)
 
 
 class Batches:
     """Draws random training batches. A step's draw depends only on the seed and the step."""
 
-    def __init__(
-        self, data: dict[str, Tensor], captions: Captions, batch: int, seed: int, mix: Mix | None = None
-    ) -> None:
+    def __init__(self, data: dict[str, Tensor], captions: Captions, batch: int, seed: int) -> None:
         self.data, self.captions, self.batch, self.seed = data, captions, batch, seed
-        self.mix = mix or Mix()
-        self.shares = torch.tensor(self.mix.templates)
+        self.shares = torch.tensor(TEMPLATE_SHARES)
         self.alphas = alphas_cumprod().float()
 
     def weights(self, t: Tensor) -> Tensor:
@@ -73,7 +84,7 @@ class Batches:
         which only the text determines the image have almost no weight, and the model learns to read colours from the
         noise.
         """
-        return (1.0 / self.alphas[t]).clamp(max=self.mix.weight_limit)
+        return (1.0 / self.alphas[t]).clamp(max=WEIGHT_LIMIT)
 
     def clean(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns the inputs of `noisy`: unscaled latents (B, 4, 16, 16), steps (B,), caption ids (B, 77) and noise."""
@@ -81,7 +92,7 @@ class Batches:
         rand = partial(torch.rand, self.batch, generator=generator)
         t = ((torch.arange(self.batch) + rand()) / self.batch * STEPS).long().clamp(max=STEPS - 1)
         fade = (ZOOMED_NONE_ABOVE - t) / (ZOOMED_NONE_ABOVE - ZOOMED_FULL_BELOW)
-        zoomed = rand() < self.mix.zoomed * fade.clamp(0.0, 1.0)
+        zoomed = rand() < ZOOMED_SHARE * fade.clamp(0.0, 1.0)
         whole_at, zoomed_at = ((rand() * len(self.data[f"{kind}_x"])).long() for kind in ("whole", "zoomed"))
         pair = self.data["zoomed_x"][zoomed_at], self.data["whole_x"][whole_at]
         clean = torch.where(zoomed[:, None, None, None], *pair)
@@ -96,57 +107,29 @@ class Batches:
         power = self.alphas[t][:, None, None, None]
         return power.sqrt() * SCALE_FACTOR * clean + (1.0 - power).sqrt() * noise
 
-    def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Returns noisy latents (B, 4, 16, 16), steps (B,), caption ids (B, 77), the noise and weights (B,)."""
-        clean, t, ids, noise = self.clean(step)
-        return self.noisy(clean, noise, t), t, ids, noise, self.weights(t)
 
-
-def training_loss(model: Denoiser, x: Tensor, t: Tensor, ids: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
-    """Computes the weighted mean squared error of the predicted noise, with weights (B,)."""
-    errors = F.mse_loss(model(x, t, ids).float(), noise, reduction="none").mean((1, 2, 3))
-    return (weight * errors).mean()
-
-
-def compiled(model: Denoiser) -> Callable[..., Tensor]:
-    """Returns training_loss, compiled except for the transformers.
-
-    In those, PyTorch 2.13 on a CPU returns no gradient.
-    """
-    for module in model.modules():
-        if isinstance(module, SpatialTransformer):
-            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
-    torch._dynamo.config.cache_size_limit = 64  # one version for each size of a block
-    return torch.compile(training_loss, dynamic=False)
-
-
-def train(trainee: Trainee, batches: Batches, args: argparse.Namespace) -> None:
-    """Trains a Denoiser from the trainee's step to the last one."""
-    loss_of = training_loss if args.eager else compiled(trainee.module)
-    progress = Progress(range(trainee.step, args.steps), trainee, args)
-    for step in progress:
-        x, t, ids, noise, weight = (part.to(args.device) for part in batches.draw(step))
-        with autocast(args):
-            loss = loss_of(trainee.module, x.contiguous(memory_format=torch.channels_last), t, ids, noise, weight)
-        trainee.update(loss, rate_at(step, args, WARM_UP))
-        progress.after_step(loss)
+def training_loss(model: Denoiser, batches: Batches, step: int, device: str) -> Tensor:
+    """Computes the weighted mean squared error of the predicted noise."""
+    clean, t, ids, noise = batches.clean(step)
+    inputs = (part.to(device) for part in (batches.noisy(clean, noise, t), t, ids))
+    errors = F.mse_loss(model(*inputs).float(), noise.to(device), reduction="none").mean((1, 2, 3))
+    return (batches.weights(t).to(device) * errors).mean()
 
 
 def main() -> None:
     """Runs the command line."""
-    options = parser(__doc__.splitlines()[0], steps=8000, batch=16, rate=8e-4, decay=1500)
-    options.add_argument("--zoomed", type=float, default=ZOOMED_SHARE, help="share of zoomed views at low noise")
-    options.add_argument("--weight-limit", type=float, default=12.0, help="largest weight of a noise level")
+    options = parser(__doc__.splitlines()[0], steps=8000, rate=8e-4, decay=1500)
+    options.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="the model to start from")
+    options.add_argument("--from-scratch", action="store_true", help="start from random weights")
     args = options.parse_args()
-    device = prepare(args)
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
     captions = make_captions()
-    data = torch.load(args.out / "latents.pt", weights_only=True)
-    mix = Mix(TEMPLATE_SHARES, args.zoomed, args.weight_limit)
-    batches = Batches(data, captions, args.batch, args.seed, mix)
-    model = Denoiser(len(captions.used)).to(device, memory_format=torch.channels_last)
+    batches = Batches(torch.load(args.out / "latents.pt", weights_only=True), captions, args.batch, args.seed)
+    model = Denoiser(len(captions.used)) if args.from_scratch else trained_denoiser(load(args.checkpoint), captions)
+    model = model.to(args.device, memory_format=torch.channels_last)
     trainee = Trainee(model, args.out / "unet.pt", decay=0.998)
-    trainee.restore()
-    train(trainee, batches, args)
+    train(trainee, lambda step: training_loss(model, batches, step, args.device), args)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draws the contact sheet: a column for each configuration, with whole images and a crop of each at 1:1 below."""
+"""Draws contact sheets: a column for each way, with whole images and a part of each at 1:1 below."""
 
 from __future__ import annotations
 
@@ -10,35 +10,40 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIDE, MARGIN, LABEL = 160, 8, 34
 """Pixels of an image's side, of the gap between images, and of the text above them."""
-PAPER_COLOUR, INK, FAINT = "white", "black", "#666666"
+LARGEST_PART = 2 / 3
+"""Largest side of a part, as a share of the image."""
+PAPER, INK, FAINT = "white", "black", "#666666"
 
 
 def contact_sheet(
-    columns: Sequence[tuple[str, str, Sequence[Path]]], captions: Sequence[str], side: int = SIDE
+    columns: Sequence[tuple[str, str, Sequence[Path]]], captions: Sequence[str], side: int = SIDE, part: int = 0
 ) -> Image.Image:
-    """Draws a page of columns (title, second line, one file for each caption), with images of `side` pixels."""
-    width = MARGIN + len(columns) * (side + MARGIN)
-    block = 2 * side + LABEL
-    page = Image.new("RGB", (width, LABEL + len(captions) * block + MARGIN), PAPER_COLOUR)
+    """Draws a page of columns (title, second line, one file for each caption).
+
+    Whole images have `side` pixels and parts have `part` pixels, or as many as whole images.
+    """
+    part = part or side
+    step, block = max(side, part) + MARGIN, side + part + LABEL
+    page = Image.new("RGB", (MARGIN + len(columns) * step, LABEL + len(captions) * block + MARGIN), PAPER)
     draw = ImageDraw.Draw(page)
     for row, text in enumerate(captions):
         draw.text((MARGIN, LABEL + row * block + 2), text, fill=INK, font=font(12))
     for number, (title, second, files) in enumerate(columns):
-        x = MARGIN + number * (side + MARGIN)
+        x = MARGIN + number * step
         draw.text((x, 4), title, fill=INK, font=font(13))
         draw.text((x, 19), second, fill=FAINT, font=font(10))
         for row, file in enumerate(files):
             y = LABEL + row * block + LABEL // 2
             with Image.open(file) as picture:
                 page.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (x, y))
-                page.paste(middle(picture, side), (x, y + side + 2))
+                page.paste(middle(picture, part), (x, y + side + 2))
     return page
 
 
 def middle(picture: Image.Image, side: int = SIDE) -> Image.Image:
-    """Crops the image at 1:1, left of its middle, where most subjects have an edge."""
-    width, height = min(side, picture.width), min(side, picture.height)
-    left, top = min(picture.width // 4, picture.width - width), (picture.height - height) // 2
+    """Crops the image at 1:1, left of its middle, where most subjects have an edge. The crop is never nearly all."""
+    width, height = (min(side, int(length * LARGEST_PART)) for length in picture.size)
+    left, top = picture.width // 4, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))
 
 
