@@ -5,7 +5,6 @@ Needs only the standard library.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.util
 import os
@@ -35,7 +34,7 @@ CHROMIUM_SIZE = "about 300 MB on the disk"
 
 SET_UP = "python run_tests.py --set-up"
 """The command that only sets up the environment of tests and measurements."""
-PACKAGES = ("torch", "numpy", "PIL", "yaml", "safetensors", "tqdm", "scipy")
+PACKAGES = ("torch", "numpy", "PIL", "yaml", "safetensors", "tqdm", "scipy", "gradio")
 """The packages that the commands of trial/ and bench/ import."""
 
 
@@ -149,28 +148,20 @@ def enter_environment(package: str, own: Sequence[str] = ()) -> None:
     """Runs a command `python -m package.module` with the Python of .venv if this one lacks its packages.
 
     The packages of commands call this when they are imported, because Python imports them before the module itself. If
-    .venv also lacks the packages, the process ends with a message, and with the module's description if --help is
-    given. Modules whose names begin with one of `own` run with any Python. Missing files are reported without a
-    traceback.
+    .venv also lacks the packages, the process ends with a message. Modules whose names begin with one of `own` run with
+    any Python. Missing files are reported without a traceback.
     """
     command = sys.orig_argv[1:]
     if sys.argv[:1] != ["-m"] or "-m" not in command:
         return
     sys.excepthook = _without_traceback
     module, *arguments = command[command.index("-m") + 1 :]
-    if (
-        not module.startswith(f"{package}.")
-        or module.startswith(tuple(own))
-        or all(map(importlib.util.find_spec, PACKAGES))
-    ):
+    known = not module.startswith(f"{package}.") or module.startswith(tuple(own))
+    if known or all(map(importlib.util.find_spec, PACKAGES)):
         return
-    if answer(f"import {', '.join(PACKAGES)}; print('there')") == "there" and not _is_inside():
+    if PYTHON.is_file() and Path(sys.prefix).resolve() != VENV.resolve():
         sys.exit(run_module(module, *arguments, interactive=True))
-    needed = f"python -m {module} needs packages that are not installed. Run `{SET_UP}` first."
-    if not {"-h", "--help"} & set(arguments):
-        sys.exit(needed)
-    print(f"{_description(module)}\n\n{needed}")
-    sys.exit(0)
+    sys.exit(f"python -m {module} needs packages that are not installed. Run `{SET_UP}` first.")
 
 
 def _without_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -179,18 +170,6 @@ def _without_traceback(kind: type[BaseException], error: BaseException, trace: T
         print(error, file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
-
-
-def _is_inside() -> bool:
-    """Returns whether this process runs in .venv."""
-    return Path(sys.prefix).resolve() == VENV.resolve()
-
-
-def _description(module: str) -> str:
-    """Returns the docstring of a module of this repository without importing it."""
-    path = ROOT.joinpath(*module.split("."))
-    file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
-    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "" if file.is_file() else ""
 
 
 def set_up(*layers: Layer) -> None:

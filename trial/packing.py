@@ -4,13 +4,10 @@ A matrix or kernel is stored as int8 with one scale for each row (first axis). T
 decoder starts from designed weights of very different sizes, and would lose 2.5 dB in this way. Its kernels therefore
 have a scale for each output and input. Only the trained rows of the word table are stored; the others are drawn again
 from a fixed seed.
-
-python -m trial.packing PACKED.safetensors --to FULL.safetensors writes a file that a webui loads.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -132,17 +129,3 @@ def write_full(source: Path, target: Path) -> None:
     partial = target.with_suffix(".partial")
     shutil.copy2(source, partial)
     partial.replace(target)
-
-
-def main() -> None:
-    """Runs the command line."""
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("packed", type=Path)
-    options.add_argument("--to", type=Path, required=True)
-    args = options.parse_args()
-    write_full(args.packed, args.to)
-    shutil.copyfile(args.packed.with_suffix(".yaml"), args.to.with_suffix(".yaml"))
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,6 @@ device = cpu
 dtype = dtype_vae = dtype_unet = torch.float32
 unet_needs_upcast = False
 fp8 = False
-force_fp16 = False
 
 
 class NansException(Exception):

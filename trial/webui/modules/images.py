@@ -74,9 +74,3 @@ def save_image(
     image.save(file, pnginfo=text)
     image.already_saved_as = str(file)
     return str(file), None
-
-
-def read_info_from_image(image: Image.Image) -> tuple[str | None, dict[str, Any]]:
-    """Returns the infotext of an image and the other metadata in its file."""
-    items = dict(image.info)
-    return items.pop("parameters", None), items

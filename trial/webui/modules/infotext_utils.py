@@ -6,17 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
-from modules import errors, script_callbacks
+from modules import errors
 
 PARAMETER = re.compile(r'\s*(?P<key>\w[\w \-/]+):\s*(?P<value>"(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 SIZE = re.compile(r"^(\d+)x(\d+)$")
-
-
-class PasteField(tuple):
-    """A component and the source of its value: a key of the infotext, or a function of all parameters."""
-
-    def __new__(cls, component: Any, target: Any, *, api: str | None = None) -> "PasteField":
-        return super().__new__(cls, (component, target))
 
 
 def quote(text: Any) -> Any:
@@ -67,7 +60,6 @@ def create_override_settings_dict(text_pairs: list[str]) -> dict[str, Any]:
 def pasted(fields: list[tuple[Any, Any]], text: str) -> list[Any]:
     """Returns one update per field, for the components that an infotext sets."""
     params = parse_generation_parameters(text)
-    script_callbacks.call("infotext_pasted", text, params)
     return [_update(component, target, params) for component, target in fields]
 
 

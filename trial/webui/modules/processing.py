@@ -12,7 +12,6 @@ from modules.shared import opts, state
 from PIL import Image
 from torch import Tensor
 
-opt_C = 4
 opt_f = 8
 
 VERSION = "stand-in"

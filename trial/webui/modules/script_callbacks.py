@@ -33,11 +33,6 @@ def on_after_component(callback: Callable, *, name: str | None = None) -> None:
     _add("after_component", callback)
 
 
-def on_infotext_pasted(callback: Callable, *, name: str | None = None) -> None:
-    """Registers a callback for a pasted infotext. It receives the infotext and its parameters, and may change them."""
-    _add("infotext_pasted", callback)
-
-
 def on_ui_settings(callback: Callable, *, name: str | None = None) -> None:
     """Registers a callback that adds settings."""
     _add("ui_settings", callback)

@@ -42,12 +42,6 @@ class CFGDenoiser(torch.nn.Module):
         """Returns the clean latent of a prediction."""
         return x_out
 
-    def update_inner_model(self) -> None:
-        """Drops the wrapper after a change of checkpoint."""
-        self.model_wrap = None
-        cond, uncond = self.p.get_conds()
-        self.sampler.sampler_extra_args.update(cond=cond, uncond=uncond)
-
     def forward(
         self,
         x: Tensor,

@@ -1,6 +1,5 @@
 """Stand-in: the state of the running job for the page, and requests to stop it."""
 
-import datetime
 import time
 from typing import Any
 
@@ -9,7 +8,6 @@ class State:
     """The state that all parts of a job read and write."""
 
     def __init__(self) -> None:
-        self.server_start = time.time()
         self.job_no = 0
         self.job_count = 0
         self.begin("")
@@ -20,15 +18,12 @@ class State:
         self.job = job
         self.job_no = 0
         self.job_count = -1
-        self.processing_has_refined_job_count = False
-        self.job_timestamp = datetime.datetime.now().strftime("%Y%m%d%H%M%S")
         self.time_start = time.time()
         self.sampling_step = 0
         self.sampling_steps = 0
         self.current_latent: Any = None
         self.current_image: Any = None
         self.current_image_sampling_step = 0
-        self.id_live_preview = 0
         self.skipped = False
         self.interrupted = False
         self.stopping_generation = False
@@ -52,15 +47,6 @@ class State:
     def interrupt(self) -> None:
         """Asks to stop now and keep the current result."""
         self.interrupted = True
-
-    def stop_generating(self) -> None:
-        """Asks to stop after this image."""
-        self.stopping_generation = True
-
-    def assign_current_image(self, image: Any) -> None:
-        """Sets the live preview."""
-        self.current_image = image
-        self.id_live_preview += 1
 
     def progress(self) -> float:
         """Returns the completed share of the job, as the webui's page computes it."""

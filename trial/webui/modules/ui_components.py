@@ -34,27 +34,6 @@ class FormRow(FormComponent, gr.Row):
         return "row"
 
 
-class FormColumn(FormComponent, gr.Column):
-    """A column of controls."""
-
-    def get_block_name(self) -> str:
-        return "column"
-
-
-class FormGroup(FormComponent, gr.Group):
-    """A group of controls."""
-
-    def get_block_name(self) -> str:
-        return "group"
-
-
-class FormHTML(FormComponent, gr.HTML):
-    """A piece of text among controls."""
-
-    def get_block_name(self) -> str:
-        return "html"
-
-
 class InputAccordion(gr.Checkbox):
     """A hidden checkbox, and an accordion that is open while the box is checked. page.js synchronises them."""
 
