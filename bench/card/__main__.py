@@ -32,8 +32,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench.card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tiny", action="store_true", help="use small models, on the processor too")
-    parser.add_argument("--minutes", type=float, default=5, help="leave out what would take longer (default: 5)")
+    parser.add_argument("--tiny", action="store_true", help="use small models, which also run on a CPU")
+    parser.add_argument(
+        "--minutes", type=float, default=5, help="skip measurements that would exceed this time in minutes (default: 5)"
+    )
     parser.add_argument("--out", type=Path, default=Path("card-report.md"), help="file (default: card-report.md)")
     return parser.parse_args(arguments)
 
@@ -64,7 +66,7 @@ def measure(options: argparse.Namespace, card: Card) -> None:
     memory = gigabytes(card.memory) if card.memory else "memory unknown"
     software = f"torch {torch.__version__}, Python {platform.python_version()}, {platform.system()}"
     title = [f"DemoFusion Hires {__version__} on {card.name} ({card.device.type}, {memory}); {software}"]
-    title += ["Small models (--tiny): these times say nothing of Stable Diffusion."] if options.tiny else []
+    title += ["Small models (--tiny): these times do not apply to Stable Diffusion."] if options.tiny else []
     report = Report(title, options.out, 60 * options.minutes, card.release)
     report.found.update(card=f"{card.name}, {memory}", software=software)
     networks = filled(lambda: autoencoder(options.tiny), card.device, card.half)
@@ -84,7 +86,10 @@ def measure(options: argparse.Namespace, card: Card) -> None:
 def measure_kind(
     report: Any, card: Card, kind: Kind, shares: tuple[float, float], beside: Callable[[Model | None], None]
 ) -> None:
-    """Measures one UNet until these shares of the time are used up, then runs `beside` with the UNet on the card."""
+    """Measures one UNet, then runs `beside` with the UNet on the card.
+
+    `shares` are the parts of the total time after which the measurements of calls and of stages end.
+    """
     from bench.card import stages, vae
     from bench.card.report import Row, gigabytes
 
@@ -129,4 +134,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
-        sys.exit("\nStopped. The file holds what was measured so far.")
+        sys.exit("\nStopped. The file contains the measurements made so far.")

@@ -1,7 +1,7 @@
 """Runs the ESRGAN upscaler of the npm package @upscalerjs/esrgan-medium (MIT) in PyTorch.
 
-The package is downloaded by name. Its models are Keras graphs of few kinds of layers, which this module interprets.
-Their images are in 0..255.
+The package is downloaded by name. Its models are Keras graphs with only a few types of layers. This module interprets
+them. Inputs and outputs of the models are in 0..255.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Implements the ways to a larger image. Each takes base latents and returns large images."""
+"""Implements the compared methods for larger images. Each takes base latents and returns large images."""
 
 from __future__ import annotations
 
@@ -73,9 +73,10 @@ class Studio:
         return sample(noise, self.steps(numbers), self.guided(numbers).whole)
 
     def steps(self, seeds: Sequence[int], steps: int = 0, strength: float = 1.0) -> Steps:
-        """Returns the last `strength` of a schedule of `steps`, where 0 means those of the base.
+        """Returns the last part of a schedule of `steps` steps. `strength` is the share that runs.
 
-        `seeds` determine the noise between the steps.
+        If `steps` is 0, the schedule has as many steps as that of the base image. `seeds` determine the noise between
+        the steps.
         """
         times = timesteps(steps or self.sampling.steps, strength, self.sampling.lcm)
         fresh = fresh_noise(seeds) if self.sampling.lcm else None
@@ -119,7 +120,7 @@ class Studio:
 
         Also returns the evaluations per image, as `make` counts them.
 
-        A configuration without a model returns no latents and no evaluations.
+        For a configuration that does not use the model, returns an empty tensor and 0.
         """
         guided = self.guided(batch.numbers)
         size = (NATIVE * scale, NATIVE * scale)
@@ -134,7 +135,7 @@ class Studio:
         return x, guided.views / self.sampling.steps
 
     def _denoised(self, batch: Batch, scale: int, configuration: Configuration, guided: GuidedModel) -> Tensor:
-        """Runs the webui's hires fix, whole or by tiles: enlarges, adds noise, runs int(denoise * steps) + 1 steps."""
+        """Runs hires fix as in the webui, on the whole image or tile by tile, with int(denoise * steps) + 1 steps."""
         size = (NATIVE * scale, NATIVE * scale)
         if configuration.kind == "tiles" or configuration.upscaler == "esrgan":
             enlarged = self.encode(np.stack([enlarge(base, scale) for base in batch.bases]))

@@ -1,7 +1,8 @@
 """Distils a model of collages into a LoRA for 4 to 8 steps without guidance: python -m trial.collage.distill.
 
-Latent consistency (Luo et al., arXiv 2310.04378 and 2311.05556): the student's prediction at a timestep should equal
-its prediction one step later on the path of the guided original. The grid has 50 timesteps.
+This is latent consistency distillation (Luo et al., arXiv 2310.04378 and 2311.05556). The student's prediction at a
+timestep should equal its prediction one step later, where the original model with guidance makes this step. The steps
+use a grid of 50 timesteps.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ class Distillation:
 def main() -> None:
     """Runs the command line."""
     options = parser(__doc__.splitlines()[0], steps=1500, rate=1.5e-3, decay=1400)
-    options.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="the model to distil")
-    options.add_argument("--guidance", type=float, default=GUIDANCE, help="CFG that is built in")
+    options.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="the model to distill")
+    options.add_argument("--guidance", type=float, default=GUIDANCE, help="CFG scale that the LoRA reproduces")
     options.add_argument("--to", type=Path, default=LORA)
     args = options.parse_args()
     torch.manual_seed(args.seed)
