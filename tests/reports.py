@@ -22,7 +22,7 @@ GALLERY = f"{PREFIX}: the gallery shows"
 
 
 class Reports(logging.Handler):
-    """The failures of one test. `expect` names the expected ones. Any other failure fails the test."""
+    """Collects the failures of one test. `expect` names the expected ones. Any other failure fails the test."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)

@@ -2,7 +2,7 @@
 
 The exact substitution is x' = x / (1 - sigma), sigma' = sigma / (1 - sigma). One stage runs in both spaces, each with
 its own Euler steps, and the test compares every x. The substitution divides by zero at sigma = 1, so the comparison
-begins just below.
+begins slightly below 1.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ANCHOR, NOISE, KERNEL = randn(1), randn(2), randn(3, 4, 4, 3, 3) / 6
 def denoised_of_flow(x: Tensor, sigma: Tensor) -> Tensor:
     """A model that depends on neighbouring cells and on the noise level.
 
-    Views, blur and positions therefore matter.
+    The result therefore depends on the views, the blur and the positions.
     """
     return torch.tanh(F.conv2d(x, KERNEL, padding=1) + sigma) - 0.2 * sigma * x
 
@@ -116,7 +116,7 @@ def test_a_stage_equals_the_same_stage_in_k_diffusions_space(share: float, stoch
 
 
 def test_the_dilated_path_keeps_its_share_of_the_sharp_latent() -> None:
-    """The comparison above would notice another share."""
+    """Checks that the comparison above fails with another share."""
     one = stage(Flow(), denoised_of_flow, lambda sigma: 1.0, SIGMAS)
     other = stage(Flow(), denoised_of_flow, lambda sigma: 0.9, SIGMAS)
     assert relative_error(one, other) > 1e-3

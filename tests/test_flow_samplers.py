@@ -23,7 +23,7 @@ TOLERANCE = 1e-9
 SHAPE = (2, 4, 24, 32)
 STAGE = StagePlan(1, 2.0, (24, 32), 2, (12, 16), (6, 8))
 SETTINGS = Settings(cosine_scale_1=1.0)
-"""The blend is wider than with the default exponent of 3, so that a step without it is noticed."""
+"""With this exponent, the blend is stronger than with the default of 3, so the tests fail if a step is not blended."""
 
 
 def levels(steps: int, first: float = 0.96, shift: float = 3.0) -> Tensor:
@@ -154,7 +154,7 @@ def noise_levels(name: str, stochastic: bool) -> list[tuple[float, float]]:
     class Measured(Driven):
         def first(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             x, denoised = super().first(x, sigma)
-            # the blend moves the signal towards the anchor's; this difference is no noise
+            # the blend moves the signal towards that of the anchor; this difference does not count as noise
             moved = torch.stack([(x - (1 - sigma) * clean).flatten(), (anchor - clean).flatten()])
             own = moved[0] - (moved[0] @ moved[1]) / (moved[1] @ moved[1]) * moved[1]
             found.append((float(sigma), float(own.std() / sigma)))
@@ -202,9 +202,9 @@ def test_samplers_without_noise_are_right_and_churn_is_not(name: str) -> None:
 
 
 def test_noise_needs_a_sampler_that_knows_flow_models() -> None:
-    """The SDE samplers of Forge ignore that a model is a flow model; those of Forge Neo do not.
+    """The SDE samplers of Forge treat a flow model like any other model; those of Forge Neo do not.
 
-    DPM adaptive always ignores it, but adds no noise at eta 0.
+    DPM adaptive always does this, but adds no noise at eta 0.
     """
     assert "without scaling the image down" in problem("sample_dpmpp_2m_sde", draws=True, knows=False)
     assert problem("sample_dpmpp_2m_sde", draws=True, knows=True) == ""

@@ -153,9 +153,9 @@ def test_the_correction_is_the_derivative_for_a_fixed_output(v: bool) -> None:
 
 
 def test_a_flow_model_keeps_all_of_the_sharp_latent_at_pure_noise_too() -> None:
-    """Its velocity is fixed, which stays bounded at sigma = 1.
+    """The velocity is held fixed, because the factor is then bounded at sigma = 1.
 
-    With fixed noise the factor would be 1 / (1 - sigma).
+    If the noise were held fixed, the factor would be 1 / (1 - sigma).
     """
     flow = SimpleNamespace(calculate_denoised=lambda sigma, velocity, x: x - sigma.reshape(-1, 1, 1, 1) * velocity)
     assert kept_share(flow, torch.tensor([1.0, 0.5])).flatten().tolist() == [1.0, 1.0]

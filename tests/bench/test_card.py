@@ -1,4 +1,4 @@
-"""Tests `python -m bench.card`: the networks have the true sizes, and small ones pass through the whole measurement."""
+"""Tests `python -m bench.card`: the networks have the true sizes, and the whole measurement runs with small ones."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_small_models_on_a_played_card(tmp_path: Path) -> None:
     calls = [cells for name, cells in rows.items() if re.match(r"(SDXL|SD 1.5): .* one model call", name)]
     assert {cells[-1].rpartition(", ")[2] for cells in calls} == {"waits for the card: 1"}
     assert "chosen: 16;" in rows["SDXL: automatic view batch"][-1]
-    # 4 MB for the whole image do not fit beside the weights
+    # the weights leave less than the 4 MB that the whole image needs
     assert "tiles of" in rows["A card of 8 MB with SDXL: Balanced 2x, one model call"][-1]
     assert rows["A card of 12 MB with SDXL: Balanced 2x, one model call"][-1].endswith("whole")
     assert 30 < float(rows["SDXL: prediction in half precision"][-1].split()[0]) < 80

@@ -185,7 +185,7 @@ def _bases(studio: Studio, folder, count: int) -> Bases:
 
 
 def test_kept_colors_are_those_of_the_base_picture() -> None:
-    """This applies to each image of a batch, and only if the row matches decoded images."""
+    """Every image of a batch is matched, but only in rows that match decoded images."""
     rng = np.random.default_rng(0)
     bases = np.stack([np.full((64, 64, 3), 0.3 + 0.2 * i, np.float32) for i in range(2)])
     pictures = np.repeat(np.repeat(bases, 2, 1), 2, 2) * 0.8 + rng.uniform(0, 0.1, (2, 128, 128, 3)).astype(np.float32)

@@ -12,23 +12,23 @@ from card.played import PlayedCard
 from PIL import Image
 
 LIKE = 58
-"""Minimum likeness in decibels of an image in half precision to that in single precision.
+"""Minimum PSNR in dB between an image in half precision and the same image in single precision.
 
-The plain base image reaches 60.
+The base image alone reaches 60 dB.
 """
 
 LIKE_BY_HALF_VAE = {"Fast": 57}
-"""Minimum likeness if the autoencoder runs in half precision, at twice the base image's error.
+"""Minimum PSNR in dB if the autoencoder runs in half precision. It allows twice the error of the base image.
 
-Fast hardly changes the image after decoding and encoding the base image. With the autoencoder in single precision it
-reaches 59.
+Fast hardly changes the image after decoding and encoding the base image. With the autoencoder in single precision, its
+PSNR is 59 dB.
 """
 
 LIKE_OF_UPLOAD = 57
-"""The same in img2img, whose base image is an upload that was encoded in half precision."""
+"""The same for img2img, in which the base image is an upload that was encoded in half precision."""
 
 TWICE_THE_ERROR = 3.01
-"""In decibels. With "Keep colors" the errors of two decoded images add up: of the stage's and of the base image."""
+"""Allowed loss in dB with "Keep colors", because the errors of two decoded images add up."""
 
 PRESETS = ("Paper", "Balanced", "Fast")
 TABS = ("txt2img", "img2img")
@@ -68,7 +68,7 @@ def likeness(
 
 
 def least_with_kept_colors(webui: CardWebui, card: PlayedCard, precision: Precision, sampler: str) -> float:
-    """Returns the minimum likeness of an image with kept colors: LIKE, or twice the error of the plain image."""
+    """Returns the minimum PSNR of an image with kept colors: LIKE, or twice the error of the plain image."""
     off = {"enabled": False}
     plain = psnr(
         picture(webui.job(off, card, precision, sampler_name=sampler)), picture(webui.job(off, sampler_name=sampler))

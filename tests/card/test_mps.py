@@ -59,7 +59,7 @@ def test_areas_equal_those_of_adaptive_pooling(size: tuple[int, int]) -> None:
 def test_no_tensor_exceeds_the_limit_of_the_gpu(
     webui: CardWebui, card: PlayedCard, monkeypatch: pytest.MonkeyPatch, rooms: Rooms, precision: Precision, limit: int
 ) -> None:
-    """The limit applies however much memory is free, because a larger tensor ends the process."""
+    """The limit does not depend on the free memory, because a larger tensor ends the process."""
     card.largest = limit
     monkeypatch.setattr(vae, "LARGEST_TENSOR", {"mps": limit}, raising=False)
     with torch.no_grad(), card:

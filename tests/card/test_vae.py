@@ -1,4 +1,4 @@
-"""Tests the autoencoder on a simulated card, with its maps on every kind of shelf: the image stays the same."""
+"""Tests the autoencoder on a simulated card, with feature maps in every kind of storage. The image is always the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts how often the CPU waits for the card. A card that gets its work in time is never idle."""
+"""Counts how often the CPU waits for the card. The card is idle for a moment after each wait."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lib_demofusion.host.backends.webui_denoiser import FusedModel
 from lib_demofusion.method.stage import StageRun
 
 BEGIN_AND_END = 6
-"""Reads in a whole stage: for its noise, its schedule, and the check of the result."""
+"""The allowed number of reads in a whole stage: for its noise, its schedule, and the check of the result."""
 
 
 class Watched:

@@ -72,7 +72,7 @@ def test_the_base_image_is_returned_if_the_host_does_not_call_the_fused_model(
 ) -> None:
     """In some webuis the guidance calls its own model.
 
-    The whole latent passes through that model and looks like the extension's.
+    The whole latent passes through that model, and the result has the same shape as the extension's.
     """
     reported.expect("did not call DemoFusion's model")
     plain = webui.job(sampler_name=sampler)

@@ -1,6 +1,6 @@
 """Compares the displayed time left with the real one.
 
-A simulated clock runs as it would on a card.
+A simulated clock shows the times of a GPU.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def test_progress_in_a_log_is_written_as_lines(monkeypatch: pytest.MonkeyPatch) 
 
 
 class Terminal(io.StringIO):
-    """A standard input with a person at it."""
+    """A standard input that is a terminal."""
 
     def isatty(self) -> bool:
         return True

@@ -65,7 +65,7 @@ class TestApi:
                 if spec.kind in (int, float) and name not in ("scale", "width", "height"):
                     assert (field["minimum"], field["maximum"]) == (spec.minimum, spec.maximum)
                     assert field["step"] == spec.step
-                # the webui's upscalers follow ours
+                # the extension's own choices come first, then the webui's upscalers
                 for choice in (*spec.words, *spec.choices(BUILT_IN)):
                     assert any(choice in str(offered) for offered in field["choices"])
 
@@ -158,7 +158,7 @@ class TestApi:
             assert ("DemoFusion stage" in text) == (i >= 2)
 
     def test_two_requests_at_once_are_two_one_after_another(self, webui: Webui, tab: dict[str, Any]) -> None:
-        # one seed in img2img: the webui's VAE encoder draws from the generator as the previous job left it
+        # one seed in img2img, because the webui's VAE encoder draws from a generator that depends on the previous job
         seeds = [5, 6, 7] if tab["path"] == "txt2img" else [5, 5, 5]
         webui.generate(**tab, seed=seeds[0])
         fields = [{**TWICE, "return_stages": True}, {**ON, "scale": 1.5}, None]
@@ -204,7 +204,7 @@ class TestReadme:
 def fresh(webui: Webui, demofusion: Any = None, **request: Any) -> Result:
     """Generates, always after the same request.
 
-    The webui's VAE encoder draws from the generator as the previous job left it.
+    The webui's VAE encoder draws from a generator whose state depends on the previous job.
     """
     webui.generate(**{**SMALL, "steps": 1})
     return webui.generate(demofusion, **request)

@@ -48,7 +48,7 @@ def test_outside_the_mask_is_the_upscaled_original(
 
 
 HALO = 20
-"""The number of pixels beside the mask that the webui's soft inpainting changes by itself.
+"""The number of pixels around the mask that the webui's soft inpainting also changes without DemoFusion.
 
 Its filters reach two latent cells.
 """
@@ -77,7 +77,7 @@ def test_soft_inpainting_keeps_the_upscaled_original(
 
 def test_soft_inpainting_does_not_change_a_plain_job(webui: Webui, original: Image.Image) -> None:
     request = inpaint(original)
-    # the webui's VAE encoder draws from the generator as the previous job left it
+    # the webui's VAE encoder draws from a generator whose state depends on the previous job
     plain = [webui.generate(**request, more_scripts=SOFT) for _ in range(2)][1]
     webui.generate({**ON, "scale": 2}, **request, more_scripts=SOFT)
     assert webui.generate(**request, more_scripts=SOFT).digests == plain.digests
