@@ -54,7 +54,7 @@ def main(pytest_arguments: list[str]) -> int:
     try:
         bootstrap.set_up(*bootstrap.TESTS)
     except bootstrap.SetUpError as error:
-        print(f"Set-up failed: {error}", file=sys.stderr)
+        print(f"The setup failed: {error}", file=sys.stderr)
         return 1
 
     if pytest_arguments == ["--set-up"]:

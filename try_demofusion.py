@@ -23,24 +23,28 @@ INSIDE = "DEMOFUSION_TRY_INSIDE"
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(prog="try_demofusion.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--port", type=int, default=7860, help="of the page; the next free one where it is in use")
-    parser.add_argument("--no-browser", action="store_true", help="print the page's address, open nothing")
-    parser.add_argument("--data", type=Path, default=ROOT / "try-output", help="where the page saves its pictures")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="no page: write pictures and a comparison into DIR")
-    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="another model of the bundled kind")
+    parser.add_argument("--port", type=int, default=7860, help="port of the page; if it is in use, the next free one")
+    parser.add_argument("--no-browser", action="store_true", help="print the address of the page, but do not open it")
+    parser.add_argument("--data", type=Path, default=ROOT / "try-output", help="folder in which the page saves images")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write images and a comparison to DIR, without a page")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=CHECKPOINT, help="another model with the layout of the bundled one"
+    )
     pictures = parser.add_argument_group("with --out")
-    pictures.add_argument("--scale", type=int, choices=(2, 3, 4), default=4, help="of the final picture (default 4)")
+    pictures.add_argument(
+        "--scale", type=int, choices=(2, 3, 4), default=4, help="scale of the final image (default: 4)"
+    )
     pictures.add_argument("--prompt", default="a daffodil on moss")
     pictures.add_argument("--seed", type=int, default=5)
     pictures.add_argument("--steps", type=int, default=20)
     pictures.add_argument("--sampler", default="DPM++ 2M")
     webui = parser.add_argument_group("with an existing webui")
-    webui.add_argument("--webui", type=Path, metavar="DIR", help="install into this webui, then start it")
-    webui.add_argument("--install-only", action="store_true", help="do not start it")
+    webui.add_argument("--webui", type=Path, metavar="DIR", help="install the extension into this webui, then start it")
+    webui.add_argument("--install-only", action="store_true", help="do not start the webui")
     options, rest = parser.parse_known_args(arguments)
     options.rest = [argument for argument in rest if argument != "--"]
     if options.rest and not options.webui:
-        parser.error(f"unknown: {' '.join(options.rest)}")
+        parser.error(f"unknown arguments: {' '.join(options.rest)}")
     return options
 
 
@@ -50,7 +54,7 @@ def work(options: argparse.Namespace) -> int:
         # progress bars move the cursor, which makes logs unreadable; tqdm reads this variable when it is imported
         os.environ.setdefault("TQDM_DISABLE", "1")
     if not options.checkpoint.is_file():
-        print(f"--checkpoint: {options.checkpoint} does not exist.", file=sys.stderr)
+        print(f"--checkpoint: {options.checkpoint} does not exist. Use the path of an existing file.", file=sys.stderr)
         return 1
     if options.webui:
         from trial import install_webui
@@ -77,7 +81,7 @@ def main(arguments: list[str]) -> int:
     try:
         bootstrap.set_up(bootstrap.TRY)
     except bootstrap.SetUpError as error:
-        print(f"Set-up failed: {error}", file=sys.stderr)
+        print(f"The setup failed: {error}", file=sys.stderr)
         return 1
     os.environ[INSIDE] = "1"
     bootstrap.let_threads_sleep()

@@ -102,10 +102,10 @@ def make_environment() -> None:
     if missing:
         raise SetUpError(
             f"{sys.executable} lacks the standard module {' and '.join(missing)}. "
-            f"On Debian and Ubuntu: apt install python{version}-venv; elsewhere install a complete Python."
+            f"On Debian and Ubuntu: apt install python{version}-venv; on other systems, install a complete Python."
         )
     if run(sys.executable, "-m", "venv", "--clear", str(VENV)) != 0:
-        raise SetUpError(f"The virtual environment could not be made in {VENV}.")
+        raise SetUpError(f"The virtual environment could not be created in {VENV}. The lines above give the reason.")
 
 
 def pip_install(*arguments: str) -> bool:
@@ -127,7 +127,7 @@ def install_torch() -> None:
         confirm_cuda()
     announce(f"{requirement} from the default index")
     if not pip_install(requirement):
-        raise SetUpError(f"{requirement} could not be installed.")
+        raise SetUpError(f"{requirement} could not be installed. The lines above give the reason.")
 
 
 def confirm_cuda() -> None:
@@ -136,12 +136,12 @@ def confirm_cuda() -> None:
     Raises SetUpError if they decline.
     """
     print(f"{TORCH_CPU_INDEX} has no build of torch that can be installed here. The default build", end=" ")
-    print(f"brings CUDA libraries: {CUDA_SIZE}.", flush=True)
+    print(f"also installs CUDA libraries: {CUDA_SIZE}.", flush=True)
     if sys.stdin is None or not sys.stdin.isatty():
         # nobody can answer, as in a CI job
         return
     if input("Install the default build? [y/N] ").strip().lower() not in ("y", "yes"):
-        raise SetUpError(f"torch was not installed. Try again where {TORCH_CPU_INDEX} can be reached.")
+        raise SetUpError(f"torch was not installed. Try again when {TORCH_CPU_INDEX} is reachable.")
 
 
 def enter_environment(package: str, own: Sequence[str] = ()) -> None:
@@ -189,7 +189,9 @@ def set_up(*layers: Layer) -> None:
         announce(layer.file.name)
         options = () if layer.with_dependencies else ("--no-deps",)
         if not pip_install(*options, "-r", str(layer.file)):
-            raise SetUpError(f"The packages of {layer.file.name} could not be installed.")
+            raise SetUpError(
+                f"The packages of {layer.file.name} could not be installed. The lines above give the reason."
+            )
         layer.stamp.write_text(layer.fingerprint(), encoding="utf-8")
 
 

@@ -28,14 +28,16 @@ def main(options: argparse.Namespace) -> int:
     webui = options.webui.resolve()
     try:
         if not (webui / "modules" / "scripts.py").is_file() or not (webui / "launch.py").is_file():
-            raise InstallError(f"{webui} is no webui: it has no launch.py and modules/scripts.py.")
+            raise InstallError(
+                f"{webui} is not the folder of a webui: it does not contain launch.py and modules/scripts.py."
+            )
         print(f"Extension: {install_extension(webui)}")
         checkpoint = None if is_forge(webui) else install_model(webui, options.checkpoint)
         if checkpoint is None:
-            print("Model: none. Forge and its family load models of known layouts alone, not small ones; use your own.")
+            print("Model: none. Webuis of Forge's family cannot load a model this small. Use your own checkpoint.")
         return 0 if options.install_only else start(webui, checkpoint, options)
     except (InstallError, OSError) as error:
-        print(f"Not installed: {error}", file=sys.stderr)
+        print(f"The installation failed: {error}", file=sys.stderr)
         return 1
 
 
@@ -50,7 +52,7 @@ def install_model(webui: Path, source: Path) -> Path:
     print(f"Model: {checkpoint}")
     lora = install_lora(webui, source)
     if lora is not None:
-        print(f"Its few-step sibling, as a LoRA: {lora}")
+        print(f"LoRA for few steps: {lora}")
     return checkpoint
 
 
@@ -60,7 +62,7 @@ def install_extension(webui: Path) -> Path:
     if target.is_symlink() or (target / ".git").exists() or target.resolve() == ROOT:
         return target
     if target.exists() and not (target / "lib_demofusion").is_dir():
-        raise InstallError(f"{target} exists and is something else.")
+        raise InstallError(f"{target} exists and is not this extension. Rename or delete it first.")
     part = target.with_name(f".{FOLDER}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -121,7 +123,7 @@ def python_of(webui: Path) -> Path:
     for place in ("venv/bin/python", "venv/Scripts/python.exe"):
         if (webui / place).is_file():
             return webui / place
-    raise InstallError(f"{webui} has no venv yet: start it once in its own way, then this again.")
+    raise InstallError(f"{webui} has no venv yet. Start this webui once in the usual way, then run this command again.")
 
 
 def start(webui: Path, checkpoint: Path | None, options: argparse.Namespace) -> int:

@@ -37,7 +37,7 @@ def _package_merges() -> list[str]:
     """Returns the byte pair merges of the clip package (clip-anytorch), one "left right" per entry."""
     spec = importlib.util.find_spec("clip")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("the package clip-anytorch, which carries CLIP's vocabulary, is not installed")
+        raise ModuleNotFoundError("the package clip-anytorch is not installed; it contains CLIP's vocabulary")
     packed = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(packed.read_bytes()).decode("utf-8").split("\n")
     return lines[1 : VOCABULARY - 512 - 2 + 1]

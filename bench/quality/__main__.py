@@ -36,21 +36,23 @@ ON_THE_SHEET = 6
 def options() -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", choices=WORLDS, default=COLLAGES.name, help="what the pictures show")
-    parser.add_argument("--checkpoint", type=Path, help="another model of that world")
-    parser.add_argument("--out", type=Path, default=Path("test-output/quality"), help="folder of results")
-    parser.add_argument("--count", type=int, default=64, help="pairs of prompt and seed")
-    parser.add_argument("--first", type=int, default=0, help="number of the first pair; explore on other pairs")
+    parser.add_argument("--world", choices=WORLDS, default=COLLAGES.name, help="kind of prompts")
+    parser.add_argument("--checkpoint", type=Path, help="another model for these prompts")
+    parser.add_argument("--out", type=Path, default=Path("test-output/quality"), help="folder for results")
+    parser.add_argument("--count", type=int, default=64, help="number of prompts; each has its own seed")
+    parser.add_argument("--first", type=int, default=0, help="number of the first prompt and seed")
     parser.add_argument("--scales", type=int, nargs="+", choices=(2, 3, 4), default=[2, 4])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="configurations, by name or pattern")
-    parser.add_argument("--against", metavar="NAME", default=PAPER, help="what all are compared with, always in")
+    parser.add_argument(
+        "--against", metavar="NAME", default=PAPER, help="configuration that all others are compared with"
+    )
     parser.add_argument("--steps", type=int, default=Sampling.steps)
     parser.add_argument("--guidance", type=float, default=Sampling.guidance)
-    parser.add_argument("--lora", type=Path, help="changes of the model's weights, such as the few-step sibling's")
-    parser.add_argument("--lcm", action="store_true", help="the sampler of consistency models in the place of DDIM")
+    parser.add_argument("--lora", type=Path, help="LoRA to add, such as the one for few steps")
+    parser.add_argument("--lcm", action="store_true", help="use the sampler of consistency models instead of DDIM")
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--table-only", action="store_true", help="make no pictures; take what is complete")
+    parser.add_argument("--table-only", action="store_true", help="make no images; use those that are complete")
     args = parser.parse_args()
     args.checkpoint = args.checkpoint or WORLDS[args.world].checkpoint
     return args

@@ -94,7 +94,7 @@ class Graph:
             return F.interpolate(
                 inputs[0], scale_factor=[float(f) for f in config["size"]], mode=config["interpolation"]
             )
-        raise ValueError(f"the model has a layer that is not known here: {kind} {config}")
+        raise ValueError(f"the model has an unknown layer: {kind} {config}")
 
 
 @lru_cache(maxsize=2)

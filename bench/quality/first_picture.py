@@ -59,8 +59,8 @@ def comment() -> bytes:
 def main() -> None:
     """Makes missing images and writes the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("pictures/comparison.jpg"), help="the file")
-    parser.add_argument("--work", type=Path, default=Path("test-output/first-picture"), help="folder of the images")
+    parser.add_argument("--out", type=Path, default=Path("pictures/comparison.jpg"), help="file to write")
+    parser.add_argument("--work", type=Path, default=Path("test-output/first-picture"), help="folder for the images")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     args = parser.parse_args()

@@ -137,11 +137,11 @@ class Pictures:
 def options() -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("pictures/effects"), help="folder of the strips")
-    parser.add_argument("--work", type=Path, default=Path("test-output/strips"), help="folder of the pictures")
-    parser.add_argument("--world", choices=WORLDS, default=COLLAGES.name, help="what the pictures show")
-    parser.add_argument("--only", nargs="+", metavar="STRIP", help="names of the strips to make, else all")
-    parser.add_argument("--number", type=int, default=1, help="prompt and seed of the strips")
+    parser.add_argument("--out", type=Path, default=Path("pictures/effects"), help="folder for the strips")
+    parser.add_argument("--work", type=Path, default=Path("test-output/strips"), help="folder for the images")
+    parser.add_argument("--world", choices=WORLDS, default=COLLAGES.name, help="kind of prompts")
+    parser.add_argument("--only", nargs="+", metavar="STRIP", help="names of the strips to make (default: all)")
+    parser.add_argument("--number", type=int, default=1, help="number of the prompt and seed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""Tests the autoencoder on a simulated card, with feature maps in every kind of storage. The image is always the same."""
+"""Tests the autoencoder on a simulated card, with feature maps in every kind of storage. The image stays the same."""
 
 from __future__ import annotations
 

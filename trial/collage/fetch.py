@@ -17,7 +17,9 @@ def fetch(package: str, folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     if subprocess.run(["apt-get", "download", package], cwd=folder, check=False).returncode != 0:
-        raise SystemExit(f"{package} could not be downloaded. Run `apt-get update` first, and look at the lines above.")
+        raise SystemExit(
+            f"{package} could not be downloaded. Run `apt-get update` first. The lines above give the reason."
+        )
     archive = next(folder.glob(f"{package}_*.deb"))
     partial = folder / f"{package}.partial"
     subprocess.run(["dpkg", "-x", str(archive), str(partial)], check=True)
@@ -31,7 +33,7 @@ def main() -> None:
     options.add_argument("--to", type=Path, default=default_folder())
     args = options.parse_args()
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
-        raise SystemExit("apt-get and dpkg are needed, which Debian and Ubuntu have.")
+        raise SystemExit("This command needs apt-get and dpkg. Run it on Debian or Ubuntu.")
     for package in packages():
         fetch(package, args.to)
 

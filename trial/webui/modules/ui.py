@@ -14,8 +14,8 @@ from trial.collage.content import captions
 
 PROMPT = "a daffodil on moss"
 BANNER = (
-    "<b>A stand-in for the webui</b>, for trying DemoFusion Hires on a very small model "
-    f"that knows pictures such as <code>{PROMPT}</code>. The panel below is the real one."
+    "<b>A stand-in for the webui</b>, in which you can try DemoFusion Hires with a very small model. "
+    f"The model draws images such as <code>{PROMPT}</code>. The panel below is the real one."
 )
 
 
@@ -165,7 +165,7 @@ def build(scripts_js: list[str], style: str, native: int) -> gr.Blocks:
     with gr.Blocks(theme, title="DemoFusion Hires: stand-in webui", css=style, analytics_enabled=False) as page:
         gr.HTML(BANNER, elem_id="stand_in")
         subjects, grounds = ("; ".join(f"<i>{name}</i>" for name in names) for names in captions())
-        gr.HTML(f"It knows {subjects}; each on {grounds}.", elem_id="words")
+        gr.HTML(f"The model can draw these subjects: {subjects}. Backgrounds: {grounds}.", elem_id="words")
         with gr.Tabs(elem_id="tabs"):
             for name, runner in (("txt2img", scripts_txt2img), ("img2img", scripts_img2img)):
                 with gr.Tab(name, elem_id=f"tab_{name}"):
