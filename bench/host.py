@@ -85,7 +85,7 @@ class Webui:
 
 
 def _reason(text: str) -> str:
-    """Returns what the webui says of an error, in the words of its answer where that is the webui's JSON."""
+    """Returns the webui's error message: the text in its JSON, or the whole response."""
     try:
         told = json.loads(text)
         text = next(str(told[key]) for key in ("errors", "message", "detail", "error") if told.get(key))

@@ -1,4 +1,4 @@
-"""Loads k-diffusion's samplers and denoisers alone, because its package imports torchvision, wandb and more."""
+"""Loads only k-diffusion's samplers and denoisers, because the package imports torchvision, wandb and more."""
 
 from __future__ import annotations
 

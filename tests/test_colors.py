@@ -168,7 +168,7 @@ def test_unpainted_pixels_do_not_change() -> None:
 
 
 def test_unpainted_pixels_do_not_affect_the_match() -> None:
-    """Outside the mask the image is the upload, whatever its colors."""
+    """Outside the mask, the image is the upload and keeps its colors."""
     base = torch.zeros(3, 128, 128)
     painted = (torch.arange(16) >= 8).float().expand(1, 16, 16)
     one = torch.full((3, 256, 256), 0.1)

@@ -86,7 +86,7 @@ def cut(arguments: dict[str, Any], steps: int) -> dict[str, Any]:
     return {**arguments, "sigmas": arguments["sigmas"][-steps - 1 :]} if "sigmas" in arguments else arguments
 
 
-# DPM adaptive determines its own number of steps. The double of Restart in test_sampler_steps uses a path of its own
+# DPM adaptive determines its own number of steps. The double of Restart in test_sampler_steps uses its own schedule
 # (the webui's Restart is tested below). With an eta above 1 the ancestral samplers omit second calls that the estimate
 # includes.
 PREDICTABLE = [

@@ -83,7 +83,7 @@ def placed_network(x: Tensor, views: Sequence[View], rows: slice) -> Tensor:
 @given(grid=GRIDS, c2=C2)
 @example(grid=(33, 17, 8, 3, 3), c2=0.3)
 def test_weights_sum_to_one(grid: tuple[int, int, int, int, int], c2: float) -> None:
-    """If all views predict the same, this is the result, whatever the crops contain."""
+    """If all views predict the same values, the result has these values and does not depend on the crops."""
     height, width, window, stride, factor = grid
     x = randn(2, 4, height, width)
     out = fuse(

@@ -1,4 +1,4 @@
-"""Counts the operations in a model call of a stage besides those of the model. On a card each one starts a kernel."""
+"""Counts the operations in a model call of a stage, without those of the model. On a GPU, each starts a kernel."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def rounded(value: float) -> int:
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("scale", SCALES)
 def test_size_is_the_scaled_base(base: Size, scale: float) -> None:
-    """The size is that of the whole base image, rounded to the nearest cell."""
+    """The size is computed from the whole base image and rounded to the nearest cell."""
     plan = plan_of(base, scale=scale)
     size = (rounded(base[0] * scale), rounded(base[1] * scale))
     assert plan.pixels == (8 * size[0], 8 * size[1])

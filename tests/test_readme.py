@@ -220,7 +220,7 @@ def test_every_sentence_that_compares_has_numbers_of_the_tables() -> None:
         results = results_in(one)
         assert results, one
         assert results <= set().union(*allowed), one
-        # every way that is named has a number of its own
+        # the sentence has a number for every way that it names
         assert all(numbers & results for numbers in allowed), one
 
 
@@ -269,7 +269,7 @@ COPIED = [ROOT / page for page in PAGES] + [
 
 @pytest.mark.parametrize("path", COPIED, ids=lambda path: path.name)
 def test_no_placeholder_is_left_in_a_text_to_copy(path: Path) -> None:
-    """A pasted address with a placeholder fails, and the webui's error does not say why."""
+    """A pasted address with a placeholder fails, and the webui's error does not give the reason."""
     text = path.read_text(encoding="utf-8")
     addresses = re.findall(r"https?://[^\s)`\"'>]+", text)
     assert [one for one in addresses if re.search(r"OWNER|YOUR|EXAMPLE|example\.|<|\{", one)] == []

@@ -138,7 +138,7 @@ def confirm_cuda() -> None:
     print(f"{TORCH_CPU_INDEX} has no build of torch that can be installed here. The default build", end=" ")
     print(f"also installs CUDA libraries: {CUDA_SIZE}.", flush=True)
     if sys.stdin is None or not sys.stdin.isatty():
-        # nobody can answer, as in a CI job
+        # no user can answer, for example in a CI job
         return
     if input("Install the default build? [y/N] ").strip().lower() not in ("y", "yes"):
         raise SetUpError(f"torch was not installed. Try again when {TORCH_CPU_INDEX} is reachable.")

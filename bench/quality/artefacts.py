@@ -35,7 +35,7 @@ def seam_gradient_ratio(
 ) -> float:
     """Returns the ratio of the gradient across view borders to that across other cell borders.
 
-    It is the mean of both axes, and 1 means no seam. Both gradients are relative to the gradient 4 to 6 pixels beside
+    It is the mean of both axes, and 1 means no seam. Both gradients are relative to the gradient at 4 to 6 pixels from
     them, because a decoder always draws smaller differences between cells than within them. The decoder of the base
     image did the same. Its cells are `base_cell` pixels in the enlarged image, so a border is compared only with cell
     borders at the same position in them. `rows` and `columns` are the first pixels after the borders, without the
@@ -56,7 +56,7 @@ def _line_ratio(brightness: np.ndarray, lines: Sequence[int], base_cell: int) ->
 
 
 def _against_beside(gradient: np.ndarray, columns: Sequence[int]) -> float:
-    """Returns the median on the columns, relative to that beside them.
+    """Returns the median on the columns, divided by the median near them.
 
     A median ignores a subject's edge, which is no seam.
     """

@@ -71,7 +71,7 @@ class Effect:
         return [(_in_words(value), _label(self.field) + (few if value == TURBO else "")) for value in self.values]
 
     def description(self) -> dict[str, Any]:
-        """Returns what the file contains: its caption, the texts above the images, and all values of each image."""
+        """Returns the file's comment: its caption, the texts above the images, and all values of each image."""
         requests = [parse_settings({**settings, "scale": SCALE}) for settings in self.settings()]
         values = [{name: getattr(one, name) for name in preset_values("Paper")} for one in requests]
         return {"caption": self.caption, "labels": [list(pair) for pair in self.labels()], "values": values}

@@ -181,7 +181,7 @@ class StageWork:
     guided: GuidedModel
 
     def stopped(self) -> bool:
-        """Returns False: nobody stops a measurement in the middle of an image."""
+        """Returns False, because a measurement is not stopped in the middle of an image."""
         return False
 
     def decode(self, latent: Tensor) -> np.ndarray:

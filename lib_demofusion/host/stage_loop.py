@@ -85,8 +85,8 @@ class StageWork:
         """Samples a stage with a sampler of the webui, and restores the original outside the mask."""
         # the decoded images must not use memory while the stage is sampled
         self._latest = None
-        # torch's cache contains blocks of the autoencoder's sizes. If sampling did not fit beside them, Windows would
-        # move data to the computer's memory, which is slow and causes no error
+        # torch's cache contains blocks of the autoencoder's sizes. If sampling needed more memory than they leave,
+        # Windows would move data to the computer's memory, which is slow and causes no error
         devices.torch_gc()
         with inpainting.masks_at(self._p, self._plan, stage.size, self.originals.latent(stage.size)):
             x = run_stage(self._p, StageTask(stage, self._settings, anchor, self._plan), self._progress.sampling)

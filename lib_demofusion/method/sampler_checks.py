@@ -1,7 +1,7 @@
 """Recognizes samplers with which the stages would give wrong images, and explains why.
 
 `CallGuard` runs while a sampler runs. The skip residual is written into the tensor that the sampler passes to its
-model, and acts only if that tensor is the sampler's own x. Two facts show this without reading the device: the
+model, and has an effect only if that tensor is the sampler's own x. Two facts show this without reading the device: the
 sampler's callback shows the same memory, and there is one callback between two calls that begin a step. Both are true
 for every sampler of k-diffusion and of the webuis, except UniPC.
 

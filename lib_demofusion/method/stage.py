@@ -60,7 +60,7 @@ def finish_stage(x: Tensor, base: Tensor, colours: Tensor | None = None) -> Tens
 
 @dataclass(frozen=True)
 class SamplerTraits:
-    """The properties of a sampler that determine how the skip residual acts."""
+    """The properties of a sampler that determine the form of the skip residual."""
 
     space: NoiseSpace
     detector: StepDetector

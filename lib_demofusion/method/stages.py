@@ -1,4 +1,4 @@
-"""Runs the stages one after the other. A host supplies the operations and can act between two stages."""
+"""Runs the stages one after the other. A host implements the operations and can run its own code between two stages."""
 
 from __future__ import annotations
 

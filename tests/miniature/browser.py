@@ -89,7 +89,7 @@ class Tab:
     def progress(self) -> Any:
         """The progress bar during a run.
 
-        In a webui it is above the gallery, and in the stand-in in a place of its own.
+        In a webui it is above the gallery. The stand-in has a separate element for it.
         """
         return self.page.locator(f"#{self.name}_results .progressDiv, {self.id('progress')} .progressDiv")
 

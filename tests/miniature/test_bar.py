@@ -21,7 +21,7 @@ class Page:
 
     def __init__(self) -> None:
         self.previews: list[str] = []
-        """The texts beside the bar when each preview was shown."""
+        """The text next to the bar at the time of each preview."""
 
     def look(self) -> None:
         """Follows the webui's rule in `State.set_current_image`."""

@@ -152,7 +152,7 @@ def test_the_images_of_hires_fix_are_shown_as_they_are(webui: Webui, before: Cal
 def test_the_webuis_extra_noise_is_in_the_infotext_only_if_it_has_an_effect(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
-    """The setting acts in img2img and hires fix. A stage has its own setting."""
+    """The setting applies to img2img and hires fix. A stage has its own setting."""
     upload = webui.job().images[0]
     before = webui.job(ON, sampler_name=sampler).images[0]
     monkeypatch.setattr(shared.opts, "img2img_extra_noise", 0.3)

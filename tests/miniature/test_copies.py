@@ -1,4 +1,4 @@
-"""Tests the extension installed twice, as a fork beside the original or under a second folder name."""
+"""Tests the extension installed twice, as a fork in addition to the original, or under a second folder name."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ SHOWN = set(CONTROLS) - set(UNSEEN)
 
 
 def opened(page: Any, name: str) -> Tab:
-    """Opens a tab's panel and its section "Advanced" with the keyboard alone."""
+    """Opens a tab's panel and its section "Advanced" with the keyboard only."""
     tab = Tab(page, name)
     page.focus(f"{tab.panel}_enabled-visible-checkbox")
     page.keyboard.press("Tab")

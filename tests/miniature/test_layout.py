@@ -1,6 +1,6 @@
 """Tests the panel in windows of every width: no control is cut off or covered, and every name is on one line.
 
-With --webui-url URL the panel is that of a running webui, otherwise that of the stand-in.
+With --webui-url URL, it tests the panel of a running webui, otherwise the panel of the stand-in.
 """
 
 from __future__ import annotations

@@ -215,13 +215,16 @@ class _Server:
         try:
             self._wait(server)
         except BaseException:
-            # nobody calls __exit__ in this case
+            # __exit__ is not called in this case
             self.__exit__()
             raise
         return server
 
     def _wait(self, server: Webui) -> None:
-        """Waits until the log says that the webui has started. A request while the webui adds its API would end it."""
+        """Waits until the log says that the webui has started.
+
+        A request that arrives while the webui adds its API ends the webui.
+        """
         log = self.data / "log.txt"
         for _ in range(START_SECONDS):
             if self.process.poll() is not None:

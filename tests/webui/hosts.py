@@ -20,7 +20,7 @@ class Host:
     checkpoints: str = "--ckpt-dir"
     models: str | None = "--models-dir"
     serves_itself: bool = True
-    """Whether the page can load the webui's own files when the data folder is elsewhere."""
+    """Whether the page can load the webui's own files if the data folder is a different folder."""
 
     def arguments(self, port: int, data: Path, checkpoints: Path, models: Path) -> list[str]:
         """Returns the arguments of launch.py."""

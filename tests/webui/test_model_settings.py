@@ -1,4 +1,4 @@
-"""Tests settings of the webui that act inside the model, together with DemoFusion."""
+"""Tests settings of the webui that change the model, together with DemoFusion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.webui
 
 
 class TestSettings:
-    """Settings that act inside the model act in the stages too, and have no effect afterwards."""
+    """Settings that change the model also apply to the stages, and have no effect on later jobs."""
 
     def check(self, webui: Webui, acts: bool, **settings: Any) -> None:
         plain, twice = webui.generate(**SMALL), webui.generate(TWICE, **SMALL)

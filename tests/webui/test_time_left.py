@@ -63,7 +63,7 @@ class Reading(NamedTuple):
     left: float
     progress: float
     stage: str
-    """The text beside the bar."""
+    """The text next to the bar."""
 
 
 def readings(webui: Webui, **request: Any) -> tuple[list[Reading], float, float]:

@@ -202,7 +202,7 @@ def _apply(preset: str) -> list[Any]:
 
 
 def automatic_preset(values: Mapping[str, Any], tab: TabValues) -> list[Any]:
-    """Returns updates of the preset and its controls: Turbo if the tab asks for few steps, else the default preset.
+    """Returns updates of the preset and its controls: Turbo if the tab has few steps, else the default preset.
 
     `values` are the panel's values by field. Nothing changes if the user has chosen the preset or changed its values.
     """

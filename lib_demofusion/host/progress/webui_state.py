@@ -16,7 +16,7 @@ class JobCount(int):
     """A number of jobs that is an integer, but keeps its fraction in sums and quotients.
 
     The webui's bar shows `job_no / job_count`, and its API returns both numbers. A stage takes as long as a fractional
-    number of base images, and integers alone would move the bar in large jumps. `whole` is the integer that the API
+    number of base images, and with integers the bar would move in large jumps. `whole` is the integer that the API
     returns; by default, the fraction is dropped.
     """
 

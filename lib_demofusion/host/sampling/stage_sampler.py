@@ -131,8 +131,8 @@ class StageSampler:
     def _steered(self, denoiser: Any, x: Tensor, *args: Any, callback: Callable[[dict], None], **kwargs: Any) -> Tensor:
         """Runs the sampling function with a StageRun between it and the model.
 
-        Only here are all arguments known (sigmas, eta, churn, the callback). They determine how the skip residual acts.
-        Noise levels are read on the CPU.
+        Only here, all arguments (sigmas, eta, churn, the callback) are known. They determine the form of the skip
+        residual. Noise levels are read on the CPU.
         """
         known = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in kwargs.items()}
         if is_inpainting(self._p):
@@ -169,7 +169,7 @@ class StageSampler:
         return made
 
     def _traits(self, arguments: Mapping[str, Any], x: Tensor) -> SamplerTraits:
-        """Determines how the skip residual acts with the sampling function, for its arguments and x."""
+        """Determines the form of the skip residual for the sampling function, its arguments and x."""
         sigmas, n = arguments.get("sigmas"), arguments.get("n")
         parameters = inspect.signature(self._func).parameters
         eta, churn = (arguments.get(name, _default(parameters, name)) for name in ("eta", "s_churn"))
