@@ -85,6 +85,19 @@ def test_the_table_of_costs_is_computed() -> None:
             assert cell == (f"{total:.1f}" if total < 10 else str(math.floor(total + 0.5)))
 
 
+def test_advice_has_the_values_of_the_presets() -> None:
+    """Compares texts such as "*Feather* (0.125 in *Turbo*, 0.5 at most)" with the presets and the ranges."""
+    text = " ".join(PAGES["README.md"].split())
+    names = {spec.label: name for name, spec in SPECS.items()}
+    found = re.findall(r"\*([A-Z][a-z\d ]+)\*(?: by [\d.]+ at a time)? \(([\d.]+ in \*\w+\*[^)]*)\)", text)
+    assert {label for label, _ in found} == {"Cosine scale 2", "Extra noise", "Tile overlap", "Feather"}
+    for label, values in found:
+        for value, preset in re.findall(r"([\d.]+) in \*(\w+)\*", values):
+            assert value == written(preset_values(preset)[names[label]]), (label, preset)
+        for value in re.findall(r"([\d.]+) at most", values):
+            assert value == written(SPECS[names[label]].maximum), label
+
+
 def bench_tables() -> dict[str, dict[str, dict[str, str]]]:
     """Returns the numbers of the tables of 64 collages in bench/README.md, by scale, configuration and column."""
     text = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
