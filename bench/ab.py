@@ -155,13 +155,18 @@ def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rows", nargs="+", default=["Balanced", "Hires fix ESRGAN 0.5"], help="first against others")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=["Balanced", "Hires fix ESRGAN 0.5"],
+        help="configurations; the first is compared with each of the others",
+    )
     parser.add_argument("--scale", type=int, default=4)
     parser.add_argument("--port", type=int, default=7940)
-    parser.add_argument("--results", action="store_true", help="print the shares and end")
+    parser.add_argument("--results", action="store_true", help="print the shares of votes and end")
     args = parser.parse_args()
     if len(set(args.rows)) < 2:
-        parser.error("--rows needs at least two different ways")
+        parser.error("--rows needs at least two different configurations")
     try:
         poll = Poll(pairs_of(pictures(args.folder), args.rows, args.scale), args.folder / "votes.jsonl")
     except (FileNotFoundError, ValueError) as problem:

@@ -22,12 +22,14 @@ def parser(text: str, steps: int, rate: float, decay: int) -> argparse.ArgumentP
     options.add_argument("--out", type=Path, default=Path("runs/collage"), help="folder of latents.pt and of states")
     options.add_argument("--steps", type=int, default=steps)
     options.add_argument("--batch", type=int, default=16)
-    options.add_argument("--rate", type=float, default=rate, help="highest learning rate")
-    options.add_argument("--decay", type=int, default=decay, help="steps at the end in which the learning rate falls")
+    options.add_argument("--rate", type=float, default=rate, help="maximum learning rate")
+    options.add_argument("--decay", type=int, default=decay, help="number of steps at the end in which the rate falls")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    options.add_argument("--float32", action="store_true", help="faster on a CPU without bfloat16 instructions")
+    options.add_argument(
+        "--float32", action="store_true", help="train in float32: faster on a CPU without bfloat16 instructions"
+    )
     return options
 
 
