@@ -75,7 +75,7 @@ def pairs_of(all_: Iterable[Picture], ways: Sequence[str], scale: int) -> list[P
 def results(votes: Iterable[dict[str, Any]]) -> list[str]:
     """Returns a line for each pair of configurations: the share of votes for the first, with Wilson's 95 % interval.
 
-    Votes for neither count only as such.
+    Votes for no difference are counted separately.
     """
     counts: dict[tuple[int, str, str], Counter[str]] = {}
     for vote in votes:

@@ -1,4 +1,4 @@
-"""Draws contact sheets: a column for each way, with whole images and a part of each at 1:1 below."""
+"""Draws contact sheets: a column for each configuration, with whole images and a part of each at 1:1 below."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def contact_sheet(
 
 
 def middle(picture: Image.Image, side: int = SIDE) -> Image.Image:
-    """Crops the image at 1:1, left of its middle, where most subjects have an edge. The crop is never nearly all."""
+    """Crops the image at 1:1, left of its middle, where most subjects have an edge."""
     width, height = (min(side, int(length * LARGEST_PART)) for length in picture.size)
     left, top = picture.width // 4, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))

@@ -1,4 +1,4 @@
-"""Lists the compared ways to a larger image by name. Add new configurations at the end of the list."""
+"""Lists the compared methods for larger images by name. Add new configurations at the end of the list."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Configuration:
         return parse_settings({**self.settings, "enabled": True, "scale": scale})
 
     def fingerprint(self) -> str:
-        """Returns a text that changes when results must be made again."""
+        """Returns a text that changes if the results must be made again."""
         parts = {name: value for name, value in asdict(self).items() if name not in ("name", "scales", "note")}
         return json.dumps(parts, sort_keys=True)
 

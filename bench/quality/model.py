@@ -42,7 +42,7 @@ def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
-    parser.add_argument("--lora", type=Path, help="changes of the weights; the sampler is then LCM without guidance")
+    parser.add_argument("--lora", type=Path, help="LoRA to add; the sampler is then LCM without guidance")
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--threads", type=int, default=2)

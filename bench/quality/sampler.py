@@ -27,7 +27,7 @@ class Steps:
 
 
 def timesteps(steps: int, strength: float = 1.0, lcm: bool = False) -> list[int]:
-    """Returns the last `strength` of the decreasing timesteps of a `steps` step schedule, as in trial.sampling."""
+    """Returns the last part of a schedule of `steps` decreasing timesteps. `strength` is the share that runs."""
     times = lcm_times(steps) if lcm else torch.linspace(999, 0, steps + 1).round().long()[:-1].tolist()
     return times[-steps_of_stage(steps, strength) :]
 

@@ -154,7 +154,7 @@ def mark(row: Row, other: Row | None, column: Column) -> str:
 
 
 def as_json(rows: Sequence[Row], against: str = PAPER) -> list[dict[str, Any]]:
-    """Returns the same as data."""
+    """Returns the table's contents as data for JSON."""
     other = next((row for row in rows if row.name == against), None)
     by_name: dict[str, Column] = {column.name: column for column in COLUMNS}
 

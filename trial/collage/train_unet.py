@@ -60,9 +60,10 @@ def trained_denoiser(model: SmallModel, captions: Captions) -> Denoiser:
 
 
 def lengthened(table: Tensor) -> Tensor:
-    """Gives the words (rows) that the model does not know the length of those that it knows.
+    """Scales the embeddings (rows) of unknown words to the usual length of known words.
 
-    Untrained words are some twenty times shorter (`packing.STD`). The text encoder could hardly tell them apart.
+    Embeddings of untrained words are about twenty times shorter (`packing.STD`). The text encoder could hardly
+    distinguish them.
     """
     lengths = table.norm(dim=1, keepdim=True)
     usual = lengths.median()
