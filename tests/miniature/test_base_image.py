@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from in_process import BASE, Webui, sizes
-from modules import extra_networks, processing, scripts, sd_models, shared
+from modules import devices, extra_networks, processing, scripts, sd_models, shared
 from PIL import Image
 from reports import Reports
 from tiny import TinyModel
@@ -130,10 +130,15 @@ def test_the_base_after_a_refiner_is_returned_without_a_stage(webui: Webui, refi
 
 
 class HiresPass(Other):
-    """Passes on images that the VAE cannot produce, as an upscaler model does."""
+    """Passes on images that the VAE cannot produce, as an upscaler model does. With `nan`, they contain NaN."""
+
+    def __init__(self, nan: bool = False):
+        self.nan = nan
 
     def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
         images = torch.rand(len(ps.samples), 3, BASE, BASE, generator=torch.Generator().manual_seed(1))
+        if self.nan:
+            images[..., -1, -1] = torch.nan
         ps.samples = processing.DecodedSamples(images * 2 - 1)
 
 
@@ -143,6 +148,26 @@ def test_the_images_of_hires_fix_are_shown_as_they_are(webui: Webui, before: Cal
     plain = webui.job({}).images[0].tobytes()
     result = webui.job({**ON, "return_stages": True, "upscaler": upscaler})
     assert result.images[1].tobytes() == plain
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+@pytest.mark.parametrize(("numbers", "advice"), [(torch.float16, "--no-half-vae"), (torch.float32, "its file may be")])
+def test_nan_in_the_image_of_hires_fix_is_no_problem_of_the_encoder(
+    webui: Webui,
+    before: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    reported: Reports,
+    numbers: torch.dtype,
+    advice: str,
+) -> None:
+    """The webui checks the first value of an image only, and webuis of Forge's family check none."""
+    reported.expect("the model or the VAE of hires fix returned NaN before the stages")
+    monkeypatch.setattr(devices, "dtype_unet", numbers)
+    before(HiresPass(nan=True))
+    result = webui.job(ON)
+    assert sizes(result) == [BASE]
+    assert "encoder" not in result.comments
+    assert advice in result.comments
 
 
 # The webui's own settings for noise

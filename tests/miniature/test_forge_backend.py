@@ -542,20 +542,38 @@ def test_samplers_that_cannot_run_are_refused_by_name(
         assert said in (None, "Sigma churn") or name in (found or "")
 
 
-@pytest.mark.parametrize("sized", [False, True])
-def test_stages_use_the_shift_of_the_base_pass(monkeypatch: pytest.MonkeyPatch, sized: bool) -> None:
+SIZE = {"width": 128, "height": 192}
+
+
+@pytest.mark.parametrize("kind", ["no size", "named sizes", "any names"])
+def test_stages_use_the_shift_of_the_base_pass(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """A hires pass leaves its own shift. Newer engines of Forge Neo also derive the shift from the size."""
     seen: list[dict[str, Any]] = []
     p = request(None)
-    p.sd_model.set_shift = (
-        (lambda shift, width, height: seen.append(dict(locals())))
-        if sized
-        else (lambda shift: seen.append({"shift": shift}))
-    )
+    p.sd_model.set_shift = {
+        "no size": lambda shift: seen.append({"shift": shift}),
+        "named sizes": lambda shift, width, height: seen.append({"shift": shift, "width": width, "height": height}),
+        "any names": lambda shift, **sizes: seen.append({"shift": shift, **sizes}),
+    }[kind]
     monkeypatch.setattr(shared, "sd_model", SimpleNamespace(sd_checkpoint_info="one"), raising=False)
     with Forge().base_checkpoint(p, "one"):
-        size = {"width": 128, "height": 192} if sized else {}
-        assert [{key: made[key] for key in ("shift", *size)} for made in seen] == [{"shift": 3.5, **size}]
+        assert seen == [{"shift": 3.5, **({} if kind == "no size" else SIZE)}]
+
+
+@pytest.mark.parametrize(
+    ("known", "named"),
+    [
+        ({"fp32_unet": False, "fp32_vae": False}, ("--fp32-unet", "--fp32-vae")),
+        ({"all_in_fp32": False, "vae_in_fp32": False}, ("--all-in-fp32", "--vae-in-fp32")),
+        (None, ("--all-in-fp32", "--vae-in-fp32")),
+    ],
+    ids=["Forge Neo", "Forge", "reForge"],
+)
+def test_messages_name_flags_that_the_webui_has(
+    monkeypatch: pytest.MonkeyPatch, known: dict[str, bool] | None, named: tuple[str, str]
+) -> None:
+    monkeypatch.setattr(forge, "flags", known and SimpleNamespace(**known))
+    assert Forge().fp32_flags() == named
 
 
 class Edits(SimpleNamespace):

@@ -29,6 +29,11 @@ except ImportError:
     except ImportError:
         sampling_cleanup = None
 
+try:
+    from backend.args import args as flags
+except ImportError:
+    flags = None
+
 ESTIMATE = "memory_peak_estimation_modifier"
 """The option of a patched UNet that estimates its memory (backend/patcher/unet.py)."""
 
@@ -72,6 +77,10 @@ class Forge:
     def unet(self, model: Any) -> Any:
         objects = getattr(model, "forge_objects", None)
         return getattr(getattr(objects, "unet", None), "model", None)
+
+    def fp32_flags(self) -> tuple[str, str]:
+        # reForge has Forge's flags
+        return ("--fp32-unet", "--fp32-vae") if hasattr(flags, "fp32_vae") else ("--all-in-fp32", "--vae-in-fp32")
 
     def refusal(self, p: Any) -> str | None:
         family = self.family(p.sd_model)
@@ -157,7 +166,9 @@ def set_shift(p: Any) -> None:
     if set_of_host is not None:
         sizes = {"width": p.width, "height": p.height}
         known = inspect.signature(set_of_host).parameters
-        set_of_host(shift=p.distilled_cfg_scale, **{name: size for name, size in sizes.items() if name in known})
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+            sizes = {name: size for name, size in sizes.items() if name in known}
+        set_of_host(shift=p.distilled_cfg_scale, **sizes)
 
 
 @contextmanager

@@ -60,6 +60,10 @@ class Backend(Protocol):
         """Returns the denoising network of a loaded model (a torch module), or None if there is none."""
         ...
 
+    def fp32_flags(self) -> tuple[str, str]:
+        """Returns the command-line flags that run the model and the VAE in single precision."""
+        ...
+
     def refusal(self, p: Any) -> str | None:
         """Returns the built-in feature or ControlNet unit that does not work with the stages, and why, or None."""
         ...

@@ -42,6 +42,9 @@ class Webui:
     def unet(self, model: Any) -> Any:
         return getattr(getattr(model, "model", None), "diffusion_model", None)
 
+    def fp32_flags(self) -> tuple[str, str]:
+        return "--upcast-sampling or --no-half", "--no-half-vae"
+
     def refusal(self, p: Any) -> str | None:
         return controlnet.refusal(p)
 

@@ -13,7 +13,8 @@ from lib_demofusion.host.backends import host
 from lib_demofusion.host.common.messages import report_failure
 from lib_demofusion.host.common.patching import replaced
 from lib_demofusion.host.images import inpainting
-from lib_demofusion.host.images.coding import as_image, as_latent, decode, encode, finite
+from lib_demofusion.host.images.coding import as_image, as_latent, decode, encode
+from lib_demofusion.host.images.nan_checks import check_hires_image, check_model_output, checked_latent
 from lib_demofusion.host.images.upscaling import to_tensor
 from lib_demofusion.method.colors import match_colors_
 from lib_demofusion.method.plan import CELL, Plan
@@ -26,14 +27,15 @@ UPLOAD_SEED = 0
 def base_latent(p: Any, samples: Any) -> Tensor:
     """Returns the base image's latent (B, C, H, W) in float32. Encodes again after hires fix, which returns images.
 
-    Raises NansException if the latent contains NaN. In img2img, the host does not check its VAE's latent.
+    Raises NansException if the latent or the image of hires fix contains NaN. The host does not check all of them.
     """
     if getattr(samples, "already_decoded", False):
+        for sample in samples:
+            check_hires_image(as_image(sample))
         return encode(p, samples)
     if getattr(p, "init_latent", None) is not None:
-        finite(p.init_latent)
-    if not torch.isfinite(samples).all():
-        raise devices.NansException("the base image contains NaN; try --no-half or --upcast-sampling")
+        checked_latent(p.init_latent)
+    check_model_output(samples)
     return as_latent(host().family(p.sd_model).form.to_method(samples))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from lib_demofusion.host.backends import host
 from lib_demofusion.host.common import options
 from lib_demofusion.host.images import vae
+from lib_demofusion.host.images.nan_checks import check_model_output, checked_image, checked_latent
 from lib_demofusion.host.progress import timing
 from lib_demofusion.tiled_vae.tiling import AUTOMATIC
 
@@ -20,9 +21,10 @@ def decode(p: Any, latent: Tensor, report: vae.Report | None = None) -> Any:
     """Decodes a latent (B, C, h, w) to images (3, H, W) on the CPU, as the host's DecodedSamples.
 
     `report` is called with the completed share: after every tile, or with 0.5 while the whole image is decoded at once.
-    An exception that it raises ends the work. Raises the host's errors: out of memory if no method fits, or
-    NansException after the host's own retry in higher precision.
+    An exception that it raises ends the work. Raises the host's error for out of memory if no method fits, and
+    NansException if the latent contains NaN, or an image does after the host's own retry in higher precision.
     """
+    check_model_output(latent)
     if shared.opts.sd_vae_decode_method != "Full":
         p.extra_generation_params["VAE Decoder"] = shared.opts.sd_vae_decode_method
     tell = _teller(report, len(latent))
@@ -34,7 +36,7 @@ def decode(p: Any, latent: Tensor, report: vae.Report | None = None) -> Any:
                 tell(0.5, len(latent))
             x = form.to_host(latent)
             made = processing.decode_latent_batch(p.sd_model, x, target_device=devices.cpu, check_for_nans=True)
-            made[:] = [as_image(sample) for sample in made]
+            made[:] = [checked_image(as_image(sample)) for sample in made]
             return made
 
 
@@ -55,7 +57,7 @@ def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None)
             picture = (
                 (as_image(picture)[None].float() * 0.5).add_(0.5).clamp_(0, 1).to(shared.device, devices.dtype_vae)
             )
-            latents.append(finite(sd_samplers_common.images_tensor_to_samples(picture, method, p.sd_model)))
+            latents.append(checked_latent(sd_samplers_common.images_tensor_to_samples(picture, method, p.sd_model)))
             if "encoder" not in ours:
                 tell(1.0, 1)
     return as_latent(host().family(p.sd_model).form.to_method(torch.cat(latents)))
@@ -74,23 +76,6 @@ def as_latent(x: Tensor) -> Tensor:
 def as_image(sample: Tensor) -> Tensor:
     """Returns a decoded image as (3, H, W). Wan's VAE in Forge Neo returns (1, 3, H, W)."""
     return sample[0] if sample.ndim == 4 else sample
-
-
-def finite(latent: Tensor) -> Tensor:
-    """Returns the encoder's latent unchanged. Raises NansException if it contains NaN.
-
-    The host checks only decoded images. Its error would come after the stage, and would name the model as the cause.
-    """
-    if torch.isfinite(latent).all():
-        return latent
-    problem = "the VAE's encoder returned NaN"
-    if devices.dtype_vae == torch.float32:
-        raise devices.NansException(f"{problem}: its file may be damaged; choose another file under SD VAE")
-    kind = str(devices.dtype_vae).removeprefix("torch.")
-    raise devices.NansException(
-        f"{problem}: {kind} may not be precise enough for it; add --no-half-vae to the command line, or choose a VAE"
-        " that works in half precision under SD VAE (the upscaler Latent does not need the encoder)"
-    )
 
 
 def _teller(report: vae.Report | None, count: int) -> vae.ReportOfSome:

@@ -20,6 +20,7 @@ from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.common.messages import report_note
 from lib_demofusion.host.common.patching import replaced
 from lib_demofusion.host.images.inpainting import is_inpainting
+from lib_demofusion.host.images.nan_checks import model_problem
 from lib_demofusion.host.integrations import layer_patches
 from lib_demofusion.host.progress import timing
 from lib_demofusion.host.progress.webui_steps import CallsOfStage
@@ -80,7 +81,7 @@ def run_stage(p: Any, task: StageTask, report: Report) -> Tensor:
         # the host catches a RecursionError of a noise sampler and returns its live preview
         raise StageFailed("the sampler failed with this scheduler; choose another scheduler")
     if not torch.isfinite(x).all():
-        raise StageFailed("the model returned NaN; try --no-half or --upcast-sampling")
+        raise StageFailed(model_problem())
     return x
 
 
