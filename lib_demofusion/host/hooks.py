@@ -15,13 +15,12 @@ from lib_demofusion.host.images.size_limits import shrink_for_gallery
 from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.job import Job
 from lib_demofusion.host.panel import xyz
-from lib_demofusion.settings.errors import SettingsError, shortened
+from lib_demofusion.settings.errors import SettingsError
 from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.infotext import to_infotext
 from lib_demofusion.settings.presets import Choices
 from lib_demofusion.settings.reading import (
     fields_without_switch,
-    ignored_values,
     is_enabled,
     names_preset,
     overridden,
@@ -103,14 +102,10 @@ def _note_rounding(p: Any) -> None:
 
 
 def _note_unread(p: Any, args: Sequence[object], overrides: Mapping[str, object]) -> None:
-    """Reports the arguments of a request that have no effect."""
+    """Reports the fields of a request that have no effect, because it does not enable DemoFusion."""
     fields = () if "enabled" in overrides else fields_without_switch(args)
     if fields:
         report_note(p, f'DemoFusion is off, because the request contains {", ".join(fields)} but not "enabled": true')
-    ignored = ignored_values(args)
-    if ignored:
-        values = ", ".join(map(shortened, ignored))
-        report_note(p, f"the first argument is a dict of fields, so the arguments after it are ignored: {values}")
 
 
 def _settings(p: Any, args: Sequence[object], overrides: Mapping[str, object], known: Choices) -> Settings:

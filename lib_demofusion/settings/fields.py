@@ -219,6 +219,9 @@ class Settings:
 
 SPECS: dict[str, Spec] = {f.name: f.metadata["spec"] for f in fields(Settings)}
 NAMES: tuple[str, ...] = tuple(SPECS)
+CONTROLLED = NAMES[:-1]
+"""The fields that have a control in the panel. The last field is on the settings page."""
+
 ENABLED_KEY = SPECS["enabled"].infotext
 
 OF_THE_REQUEST = frozenset(

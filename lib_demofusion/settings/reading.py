@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lib_demofusion.settings.errors import SettingsError, shortened
-from lib_demofusion.settings.fields import NAMES, PRESET_FIELDS, SPECS, Settings
+from lib_demofusion.settings.fields import CONTROLLED, NAMES, PRESET_FIELDS, SPECS, Settings
 from lib_demofusion.settings.presets import BUILT_IN, Choices
 
 
@@ -74,14 +74,22 @@ def fields_without_switch(args: Sequence[object]) -> tuple[str, ...]:
     return () if "enabled" in given else given
 
 
-def ignored_values(args: Sequence[object]) -> list[object]:
-    """Returns the arguments that follow a dict of fields. They have no effect."""
-    return [value for value in args[1:] if value is not None] if args and isinstance(args[0], Mapping) else []
-
-
 def _by_name(args: Sequence[object]) -> Mapping[str, object]:
-    """Returns a script's arguments by field. They are values in the order of the fields, or one dict of fields."""
-    return args[0] if args and isinstance(args[0], Mapping) else dict(zip(NAMES, args))
+    """Returns a script's arguments by field. They are values in the order of the fields, or one dict of fields.
+
+    If a request of the API contains an infotext too, the webui replaces the first of its values by the dict. The other
+    values apply to the fields that the dict does not set. A preset in the dict sets all fields of a preset.
+    """
+    if not args or not isinstance(args[0], Mapping):
+        return dict(zip(NAMES, args))
+    given = args[0]
+    others = {name: value for name, value in zip(NAMES[1:], args[1:]) if value is not None}
+    # only the infotext of a DemoFusion image has a value for every control
+    if others.keys() >= set(CONTROLLED[1:]):
+        others[CONTROLLED[0]] = True
+    if given.get("preset") is not None:
+        others = {name: value for name, value in others.items() if name not in PRESET_FIELDS}
+    return {**others, **{name: value for name, value in given.items() if value is not None or name not in others}}
 
 
 def settings_from_args(args: Sequence[object], preset: str = Settings.preset, choices: Choices = BUILT_IN) -> Settings:
@@ -98,7 +106,7 @@ def is_enabled(args: Sequence[object], overrides: Mapping[str, object]) -> bool:
     A dict without `enabled` does not enable it. Raises SettingsError if such a dict contains an unknown field, because
     this may be `enabled` with a typing error. Raises SettingsError if the value of `enabled` is neither true nor false.
     """
-    values = args[0] if args and isinstance(args[0], Mapping) else dict(zip(NAMES[:1], args))
+    values = _by_name(args)
     if values and NAMES[0] not in values:
         _check_names(values)
     given = {**values, **overrides}.get(NAMES[0])

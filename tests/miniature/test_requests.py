@@ -88,11 +88,45 @@ def test_fields_without_enabled_are_noted(webui: Webui, args: list[Any], fields:
     assert not from_infotext("enabled", params(result))
 
 
-@pytest.mark.parametrize("first", [{"enabled": True, "preset": "Fast"}, {}, {"enabled": False}], ids=str)
-def test_values_after_the_dict_are_noted(webui: Webui, first: dict[str, Any]) -> None:
-    result = webui.job(positional(first, {"scale": 3}, 7))
-    assert sizes(result) == [2 * BASE if first.get("enabled") else BASE]
-    assert params(result)["DemoFusion note"].endswith("ignored: {'scale': 3}, 7")
+MADE = {"enabled": True, "preset": "Balanced", "scale": 1.5, "overlap": 0.25, "keep_colors": True}
+
+
+@pytest.fixture
+def of_infotext(webui: Webui) -> list[Any]:
+    """Returns the arguments for the infotext of an image.
+
+    The webui's API then replaces them by those of the request, which may be fewer (modules/api/api.py,
+    init_script_args).
+    """
+    script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
+    made = params(webui.job(MADE))
+    return [read(made) for control, read in script.infotext_fields if control in script.panel.controls]
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ({"enabled": True}, MADE),
+        ({}, MADE),
+        ({"scale": 2}, {**MADE, "scale": 2}),
+        ({"enabled": True, "keep_colors": False, "overlap": None}, {**MADE, "keep_colors": False}),
+        ({"preset": "Turbo"}, {"enabled": True, "preset": "Turbo", "scale": 1.5}),
+        ({"preset": "Turbo", "overlap": 0.1}, {"enabled": True, "preset": "Turbo", "scale": 1.5, "overlap": 0.1}),
+        ({"enabled": False, "scale": 2}, {}),
+    ],
+    ids=str,
+)
+def test_a_dict_replaces_values_of_the_infotext(
+    webui: Webui, of_infotext: list[Any], given: dict[str, Any], same: dict[str, Any]
+) -> None:
+    one, other = webui.job([given, *of_infotext[1:]]), webui.job(same)
+    assert one.infotexts == other.infotexts
+    assert one.images[0].tobytes() == other.images[0].tobytes()
+
+
+def test_a_wrong_value_after_the_dict_is_named(webui: Webui, reported: Reports) -> None:
+    reported.expect("preset: {'scale': 3} is not valid")
+    assert sizes(webui.job(positional({"enabled": True}, {"scale": 3}))) == [BASE]
 
 
 @pytest.mark.parametrize(("name", "shown"), [("", "''"), (" ", "' '"), ("scael", "'scael'"), ("a = b", "'a = b'")])
