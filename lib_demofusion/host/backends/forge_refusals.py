@@ -31,10 +31,10 @@ WRAPPER = "model_function_wrapper"
 
 BY_KEY = {
     "multidiffusion_enabled": "MultiDiffusion Integrated: it samples in tiles already; switch one of the two off",
-    "sag_enabled": "SelfAttentionGuidance Integrated: it would apply the attention of the last tile to the whole image",
+    "sag_enabled": "SelfAttentionGuidance Integrated: every tile would use the attention of one tile; switch it off",
     "spec_w": "Spectrum Integrated: it would predict a tile from the steps of other tiles; switch it off",
-    "forge_couple": "Forge Couple: every tile would show all of its regions",
-    "stylealign_enabled": "StyleAlign Integrated: the tiles of a batch would adopt each other's style",
+    "forge_couple": "Forge Couple: every tile would show all of its regions; switch it off",
+    "stylealign_enabled": "StyleAlign Integrated: the tiles of a batch would adopt each other's style; switch it off",
 }
 """Reasons for refusals, by the infotext key that the feature writes if it is active."""
 

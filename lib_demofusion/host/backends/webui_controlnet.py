@@ -60,7 +60,7 @@ def refusal(p: Any) -> str | None:
     if found is None:
         return None
     if getattr(getattr(found.latest_network, "attention_auto_machine", None), "name", "") == "StyleAlign":
-        return "ControlNet's style alignment: the tiles of a batch would adopt each other's style"
+        return "ControlNet's style alignment: the tiles of a batch would adopt each other's style; switch it off"
     active = units(p)
     if len(active) > 1 and str(getattr(found, "ui_batch_option_state", [""])[0]).startswith("Each"):
         option = "'Each ControlNet unit for each image in a batch'"
@@ -84,7 +84,7 @@ def _problem(p: Any, unit: Any) -> str | None:
         return "DemoFusion cannot crop its hint to tiles; switch the unit off"
     network = getattr(unit.control_model, "control_model", None)
     if type(network).__name__ == "SparseCtrl" or not isinstance(_native(unit), Tensor) or len(_native(unit)) != 1:
-        return "it has several hints, which belong to the frames of an animation"
+        return "it has several hints, which belong to the frames of an animation; use a single image"
     if "inpaint_only" in _preprocessor(unit):
         return "it pastes the base image's latent; use inpaint_global_harmonious"
     if _native(unit).shape[1] > 3 and _unet(p).in_channels == INPAINTING_CHANNELS:

@@ -113,18 +113,21 @@ def _details_at_base_size(now: Situation) -> bool:
 
 
 REFUSALS: tuple[tuple[Check, str], ...] = (
-    (lambda now: now.tiling, "Tiling: seamless edges would be drawn inside every tile"),
+    (lambda now: now.tiling, "Tiling: seamless edges would be drawn inside every tile; switch it off"),
     (_tile_script, "scripts that upscale or outpaint in tiles: all stages would run for each tile; set Script to None"),
     (_regional_attention, "Regional Prompter's attention mode: every tile would show all regions; use Latent"),
     (
         lambda now: "SAG Guidance Scale" in now.params,
-        "Self Attention Guidance: it would apply the attention of the last tile to the whole image",
+        "Self Attention Guidance: it would apply the attention of the last tile to the whole image; switch it off",
     ),
     (
         lambda now: str(now.params.get("SCFG Active")) == "True",
-        "Semantic CFG of Incantations: it would apply the attention of the last tile to the whole image",
+        "Semantic CFG of Incantations: it would apply the attention of the last tile to the whole image; switch it off",
     ),
-    (lambda now: "AnimateDiff" in now.params, "AnimateDiff: it would treat tiles as the frames of an animation"),
+    (
+        lambda now: "AnimateDiff" in now.params,
+        "AnimateDiff: it would treat tiles as the frames of an animation; switch it off",
+    ),
     (
         _soft_inpainting,
         "Soft inpainting with DDIM, PLMS or UniPC: the area outside the mask would change; choose another sampler",
