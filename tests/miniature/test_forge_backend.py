@@ -444,7 +444,8 @@ def of_reforge(**flags: bool) -> Any:
         (engine("PiD", Flow()), "PiD: it enlarges"),
         (engine("Wan", Flow()), "Wan: it makes videos; choose the checkpoint of an image model"),
         (engine("OfTomorrow", Flow()), "OfTomorrow: this kind of model is not supported"),
-        *((engine(name, Flow()), None) for name in ("StableDiffusionXL", "Mugen", "Flux", "ZImage", "Anima", "Flux2")),
+        *((engine(name, Flow()), None) for name in ("StableDiffusionXL", "Mugen", "Flux")),
+        *((engine(name, Flow()), None) for name in ("ZImage", "Anima", "Flux2")),
     ],
 )
 def test_a_refusal_names_the_loaded_model(monkeypatch: pytest.MonkeyPatch, model: Any, said: str | None) -> None:
@@ -613,6 +614,7 @@ def test_encoded_images_are_removed_from_the_engine(shown: Any) -> None:
 
 DIT = families.Family("Some DiT", flow=True, transformer=True)
 FIVE = families.Family("Some video DiT", flow=True, transformer=True, form=families.FIVE_AXES)
+ANIMA = families.BY_ENGINE["Anima"]
 
 
 @pytest.mark.parametrize(
@@ -621,6 +623,7 @@ FIVE = families.Family("Some video DiT", flow=True, transformer=True, form=famil
         (lambda p, shown: None, DIT, None),
         (lambda p, shown: (shown.ref_latents.append(torch.ones(1)), setattr(p, "sampler", None)), DIT, None),
         (lambda p, shown: shown.ref_latents.append(torch.ones(1)), DIT, "reference images of Some DiT"),
+        (lambda p, shown: shown.ref_latents.append(torch.ones(1)), ANIMA, "switch off [Anima] Enable Reference"),
         (lambda p, shown: setattr(p, "mask", torch.ones(1)), FIVE, "inpainting with Some video DiT"),
         (lambda p, shown: setattr(p, "mask", torch.ones(1)), DIT, None),
         (lambda p, shown: setattr(shown, "nunchaku", True), DIT, "Nunchaku's Cache Threshold"),

@@ -5,17 +5,18 @@ Run it with the Python of that webui: `WEBUI/venv/bin/python tests/webui/flow_ch
 
 | KIND | family | size |
 |---|---|---|
-| rectified-sdxl | rectified-flow SDXL, half as wide; the webui knows it by "rectified" in its name alone | 2.3 GB |
-| zimage | Z-Image, one layer of each kind | 1.3 GB |
-| schnell, flux | Flux.1, width 256, one block of each kind | 0.5 GB |
-| chroma | Chroma, width 256, one block of each kind | 0.2 GB |
-| lumina | Lumina 2, one layer of each kind | 0.8 GB |
-| qwen | Qwen-Image, width 256, one block | 0.4 GB |
-| anima | Anima, one block | 1.1 GB |
-| klein | Flux.2 Klein 4B, one block of each kind | 1.3 GB |
-| ernie | Ernie-Image, width 256, one layer | 0.3 GB |
-| krea | Krea 2, width 256, one block | 0.5 GB |
-| mugen | Mugen, half as wide | 2.3 GB |
+| rectified-sdxl | rectified-flow SDXL, half as wide; the webui knows it by "rectified" in its name alone | 2.2 GB |
+| zimage | Z-Image, one layer of each kind | 0.5 GB |
+| schnell, flux | Flux.1, width 256, one block of each kind | 0.3 GB |
+| chroma | Chroma, width 256, one block of each kind | 0.02 GB |
+| lumina | Lumina 2, one layer of each kind | 0.3 GB |
+| qwen | Qwen-Image, width 256, one block | 0.1 GB |
+| anima | Anima, one block | 0.8 GB |
+| klein | Flux.2 Klein 4B, one block of each kind | 0.7 GB |
+| ernie | Ernie-Image, width 256, one layer | 0.2 GB |
+| krea | Krea 2, width 256, one block | 0.2 GB |
+| mugen | Mugen, half as wide | 2.2 GB |
+| sd3 | Stable Diffusion 3, width 256, four blocks; in Forge only | 1.7 GB |
 
 The layouts are the true ones, so that the webui's own detection and classes load them. Its text encoders and some
 transformers have one size, up to 20 GB in half precision. The test extension in `thin_text_encoders` makes the webui
@@ -45,7 +46,13 @@ QWEN_WORDS = 151936
 KREA_WIDTH = 320
 """Width of Krea's text encoder: 20 heads of 16."""
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
+CLIPS = (("l", ""), ("g", "_2"))
 FLUX_VAE = "black-forest-labs/FLUX.1-dev"
+THIN_VAE = {"block_out_channels": [32, 32, 64, 64], "base_dim": 16}
+"""The widths of the two kinds of autoencoders. Those of full size would take most of the time of a test."""
+THIN_MLP = 256
+"""Width of the transformers' inner layers, where the width of the transformer itself is fixed."""
 
 
 class Home:
@@ -62,7 +69,7 @@ class Home:
         os.chdir(folder)
 
     def vae(self, repository: str, name: str = "IntegratedAutoencoderKL") -> Weights:
-        """Returns the weights of an autoencoder of full size."""
+        """Returns the weights of a thin autoencoder."""
         from backend.nn import vae
 
         kind = getattr(vae, name, None)
@@ -71,7 +78,8 @@ class Home:
 
             kind = getattr(wan_vae, name)
         config = kind.load_config(str(self.configs / repository / "vae"))
-        return random_weights(on_meta(kind.from_config, config))
+        thin = {name: value for name, value in THIN_VAE.items() if name in config}
+        return random_weights(on_meta(kind.from_config, {**config, **thin}))
 
     def clip(self, repository: str, folder: str) -> Weights:
         """Returns the weights of a CLIP text model of full size, with the names of transformers."""
@@ -123,12 +131,13 @@ def klein(home: Home) -> Parts:
     """The width identifies the Klein model. It reads the text encoder's states after the layers 9, 18 and 27."""
     from backend.nn.flux import IntegratedFluxTransformer2DModel
 
-    sizes = {"vec_in_dim": None, "context_in_dim": 3 * WIDTH, "hidden_size": 3072, "mlp_ratio": 3.0}
-    depth = {"num_heads": 24, "depth": 1, "depth_single_blocks": 1, "axes_dim": [32, 32, 32, 32], "theta": 2000}
+    sizes = {"vec_in_dim": None, "context_in_dim": 3 * WIDTH, "hidden_size": 3072}
+    depth = {"num_heads": 24, "depth": 1, "depth_single_blocks": 1, "mlp_ratio": THIN_MLP / 3072}
+    rope = {"axes_dim": [32, 32, 32, 32], "theta": 2000}
     kind = {"in_channels": 128, "out_channels": 128, "patch_size": 1, "qkv_bias": False, "guidance_embed": False}
     more = {"txt_ids_dims": [3], "global_modulation": True, "mlp_silu_act": True, "ops_bias": False}
     references = {"default_ref_method": "index", "ref_index_scale": 10.0}
-    network = on_meta(IntegratedFluxTransformer2DModel, **sizes, **depth, **kind, **more, **references)
+    network = on_meta(IntegratedFluxTransformer2DModel, **sizes, **depth, **rope, **kind, **more, **references)
     return {
         NETWORK: random_weights(network),
         "vae.": home.vae("black-forest-labs/FLUX.2-klein-4B", "AutoencoderKLFlux2"),
@@ -191,12 +200,13 @@ def next_dit(**kwargs: Any) -> Weights:
     from backend.nn.lumina import NextDiT
 
     depth = {"n_layers": 1, "n_refiner_layers": 1, "qk_norm": True, "cap_feat_dim": WIDTH}
-    return random_weights(on_meta(NextDiT, patch_size=2, in_channels=16, **depth, **kwargs))
+    inner = {"ffn_dim_multiplier": THIN_MLP / kwargs["dim"]}
+    return random_weights(on_meta(NextDiT, patch_size=2, in_channels=16, **depth, **inner, **kwargs))
 
 
 def zimage(home: Home) -> Parts:
     sizes = {"dim": 3840, "n_heads": 30, "n_kv_heads": 30, "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512]}
-    kind = {"rope_theta": 256.0, "ffn_dim_multiplier": 8.0 / 3.0, "z_image_modulation": True, "time_scale": 1000.0}
+    kind = {"rope_theta": 256.0, "z_image_modulation": True, "time_scale": 1000.0}
     return {
         NETWORK: next_dit(**sizes, **kind, pad_tokens_multiple=32),
         "vae.": home.vae(FLUX_VAE),
@@ -207,7 +217,7 @@ def zimage(home: Home) -> Parts:
 def lumina(home: Home) -> Parts:
     sizes = {"dim": 2304, "n_heads": 24, "n_kv_heads": 8, "axes_dims": [32, 32, 32], "axes_lens": [300, 512, 512]}
     return {
-        NETWORK: next_dit(**sizes, rope_theta=10000.0, ffn_dim_multiplier=4.0),
+        NETWORK: next_dit(**sizes, rope_theta=10000.0),
         "vae.": home.vae("neta-art/Neta-Lumina"),
         "text_encoders.gemma2_2b.transformer.": LanguageModel(256000, head=256, norms_feedforward=True).weights(),
     }
@@ -235,7 +245,31 @@ def mugen(home: Home) -> Parts:
     return {**parts, "first_stage_model.": home.vae("CabalResearch/Mugen", "AutoencoderKLFlux2")}
 
 
+def sd3(home: Home) -> Parts:
+    """Forge Neo has no class for it. The webui pads the text to width 4096 and reads T5 only if a setting says so."""
+    from backend.nn.mmditx import MMDiTX
+
+    text = {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": WIDTH}}
+    sizes = {"input_size": None, "patch_size": 2, "in_channels": 16, "depth": WIDTH // 64, "adm_in_channels": 2048}
+    places = {"pos_embed_max_size": 192, "num_patches": 192**2}
+    texts = {
+        f"text_encoders.clip_{name}.transformer.": home.clip(SD3, f"text_encoder{folder}") for name, folder in CLIPS
+    }
+    projections = {
+        prefix + "text_projection.": {"weight": torch.eye(len(part["text_model.final_layer_norm.weight"]))}
+        for prefix, part in texts.items()
+    }
+    return {
+        NETWORK: random_weights(on_meta(MMDiTX, **sizes, **places, context_embedder_config=text)),
+        "first_stage_model.": home.vae(SD3),
+        **texts,
+        **projections,
+        "text_encoders.t5xxl.": t5(),
+    }
+
+
 IN_BOTH = {"flux": flux, "schnell": schnell, "chroma": chroma}
+IN_FORGE = {**IN_BOTH, "sd3": sd3}
 KINDS: Mapping[str, Callable[[Home], Parts]] = {
     "rectified-sdxl": sdxl,
     "zimage": zimage,
@@ -247,6 +281,7 @@ KINDS: Mapping[str, Callable[[Home], Parts]] = {
     "ernie": ernie,
     "krea": krea,
     "mugen": mugen,
+    "sd3": sd3,
 }
 
 SCALES = re.compile(r"((query|key)_norm|distilled_guidance_layer\.norms\.\d+)\.weight$")
@@ -269,7 +304,7 @@ def main() -> None:
     from safetensors.torch import save_file
 
     out.mkdir(parents=True, exist_ok=True)
-    for kind in kinds or (KINDS if home.is_neo else IN_BOTH):
+    for kind in kinds or ([kind for kind in KINDS if kind != "sd3"] if home.is_neo else IN_FORGE):
         torch.manual_seed(0)
         path = out / f"{kind}.safetensors"
         save_file(checkpoint(kind, home), path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ FAMILIES = {
     "ernie": "Ernie-Image",
     "krea": "Krea 2",
     "mugen": "Mugen",
+    "sd3": "Stable Diffusion 3",
 }
 """The names of the families by the names of their checkpoints, which `flow_checkpoints.py` makes."""
 
@@ -87,6 +89,23 @@ def family(webui: Webui, request: pytest.FixtureRequest) -> dict[str, Any]:
     assert found["name"] == FAMILIES[kind]
     assert found["flow"]
     return found
+
+
+@contextmanager
+def linked(webui: Webui, checkpoint: str, name: str) -> Iterator[str]:
+    """Gives a checkpoint a second name, because the webui knows some kinds of models by the name alone."""
+    files = [Path(entry["filename"]) for entry in webui.call("sd-models")]
+    found = next((path for path in files if path.name == checkpoint), None)
+    if found is None:
+        pytest.skip(f"the webui has no checkpoint {checkpoint}")
+    link = found.with_name(name)
+    os.link(found, link)
+    try:
+        webui.call("refresh-checkpoints", {})
+        yield name
+    finally:
+        link.unlink()
+        webui.call("refresh-checkpoints", {})
 
 
 def small(webui: Webui, demofusion: Any = ON, **request: Any) -> Result:

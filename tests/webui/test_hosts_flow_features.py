@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
-from webui.conftest import Webui
+from webui.conftest import Webui, facts_or_skip
 from webui.flow_families import ON, TWICE, family, small, webui
 from webui.test_at_home import options
 from webui.test_generate import assert_good
@@ -37,7 +37,8 @@ __all__ = [
     "webui",
 ]
 
-KINDS = ("zimage", "anima", "klein")
+KINDS = ("schnell", "qwen", "ernie")
+"""The smallest checkpoint of each form of latents."""
 NETWORKS = ("model.diffusion_model.", "net.")
 """The prefixes of a transformer's weights in its checkpoint."""
 LORA = "demofusion-test-flow-lora"
@@ -69,7 +70,7 @@ def test_a_lora_acts_in_the_stage(webui: Webui, family: Any) -> None:
     """The image with the LoRA at weight 0 is the one without it."""
     title = webui.call("options")["sd_model_checkpoint"]
     checkpoint = next(Path(e["filename"]) for e in webui.call("sd-models") if e["title"].startswith(title.split()[0]))
-    folder = Path(webui.call("cmd-flags")["lora_dir"])
+    folder = Path(facts_or_skip(webui, "lora-folder"))
     folder.mkdir(parents=True, exist_ok=True)
     write_lora(checkpoint, folder / f"{LORA}.safetensors")
     try:

@@ -71,6 +71,11 @@ REFINER = "an SDXL refiner cannot make an image by itself; choose its base check
 UPSCALER = "it enlarges the images of another model; choose that model's checkpoint"
 
 
+KLEIN_HINT = "; for img2img, switch on [Klein] Disable Reference in the settings"
+# the webui drops them only when it loads a checkpoint or encodes another upload
+ANIMA_HINT = "; switch off [Anima] Enable Reference in the settings, and load another checkpoint and this one again"
+
+
 VIDEO = "it makes videos; choose the checkpoint of an image model"
 REFUSALS = (RUNS_ON, REFINER, UPSCALER, VIDEO)
 """All reasons for refusals in the table."""
@@ -96,6 +101,8 @@ class Family:
     """Whether guidance is built into the model. A CFG scale of 1 then does not identify a few-step model."""
     transformer: bool = False
     """Whether the model is a transformer. Its control models and layer wrappers cannot be cropped to views."""
+    reference_hint: str = ""
+    """How to switch off the webui's use of uploads as reference images. It ends the message of the refusal."""
 
     @property
     def unit_cells(self) -> int:
@@ -113,19 +120,20 @@ class Family:
         return None if self.refusal is None else f"{self.name}: {self.refusal}"
 
 
-def _transformer(name: str, form: LatentForm = PLAIN) -> Family:
+def _transformer(name: str, form: LatentForm = PLAIN, hint: str = "") -> Family:
     """Returns the record of a flow-matching transformer.
 
     Its patches are 2 x 2 cells of 8 pixels, and it pads odd sizes with cells of the opposite border. Most of these
     models have built-in guidance. A CFG scale of 1 is normal for them and does not identify a few-step model.
     """
-    return Family(name, flow=True, form=form, unit=16, distilled=True, transformer=True)
+    return Family(name, flow=True, form=form, unit=16, distilled=True, transformer=True, reference_hint=hint)
 
 
 SD = Family("Stable Diffusion")
 SDXL = Family("SDXL", sized=True)
 SDXL_FLOW = Family("rectified-flow SDXL", sized=True, flow=True)
 SD3 = Family("Stable Diffusion 3", RUNS_ON)
+
 
 BY_ENGINE: Mapping[str, Family] = {
     "StableDiffusion": SD,
@@ -138,10 +146,10 @@ BY_ENGINE: Mapping[str, Family] = {
     "Chroma": _transformer("Chroma"),
     "Lumina2": _transformer("Lumina 2"),
     "ZImage": _transformer("Z-Image"),
-    "Anima": _transformer("Anima", FIVE_AXES),
+    "Anima": _transformer("Anima", FIVE_AXES, hint=ANIMA_HINT),
     "QwenImage": _transformer("Qwen-Image", FIVE_AXES),
     "Krea2": _transformer("Krea 2", FIVE_AXES),
-    "Flux2": _transformer("Flux.2 Klein", PACKED),
+    "Flux2": _transformer("Flux.2 Klein", PACKED, hint=KLEIN_HINT),
     "ErnieImage": _transformer("Ernie-Image", PACKED),
     "Wan": Family("Wan", VIDEO),
     "PiD": Family("PiD", UPSCALER),

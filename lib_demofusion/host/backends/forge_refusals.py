@@ -129,7 +129,6 @@ def _author(function: Any) -> str:
 
 
 REFERENCES = "reference images of %s: every tile would show the whole reference%s"
-KLEIN = "; for img2img, switch on [Klein] Disable Reference in the settings"
 CONTROL = "ControlNet on %s: the hints of its control models cannot be cropped to the tiles"
 MASK = "inpainting with %s: the webui's masks do not have the shape of its latents"
 CACHE = "Nunchaku's Cache Threshold above 0: it would treat a tile as a repetition of the previous tile; set it to 0"
@@ -138,7 +137,7 @@ CACHE = "Nunchaku's Cache Threshold above 0: it would treat a tile as a repetiti
 def of_transformer(p: Any, family: Family) -> str | None:
     """Returns the feature that does not work with the stages of a job on a transformer, and why, or None."""
     if has_references(p):
-        return REFERENCES % (family.name, KLEIN if family.name.endswith("Klein") else "")
+        return REFERENCES % (family.name, family.reference_hint)
     if float(getattr(shared.opts, "svdq_cache_threshold", 0.0)) > 0 and getattr(dynamic_args, "nunchaku", False):
         return CACHE
     if getattr(p, "mask", None) is not None and family.has_other_axes:

@@ -28,5 +28,15 @@ def told():
     return found
 
 
+def folder():
+    """Returns the webui's folder of LoRAs. Forge Neo's own route for its flags fails if a port was given."""
+    return shared.cmd_opts.lora_dir
+
+
+def add_routes(demo, app):
+    app.add_api_route("/demofusion-test/networks", told, methods=["GET"])
+    app.add_api_route("/demofusion-test/lora-folder", folder, methods=["GET"])
+
+
 script_callbacks.on_cfg_denoiser(note)
-script_callbacks.on_app_started(lambda demo, app: app.add_api_route("/demofusion-test/networks", told, methods=["GET"]))
+script_callbacks.on_app_started(add_routes)

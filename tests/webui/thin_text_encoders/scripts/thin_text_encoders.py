@@ -1,4 +1,6 @@
-"""A test extension that makes Forge and Forge Neo read the sizes of text encoders and transformers from the weights.
+"""A test extension that makes Forge and Forge Neo read the sizes of a checkpoint's parts from their weights.
+
+It does so for text encoders, transformers and autoencoders.
 
 By default these webuis read them from their own configuration files and tables for the models of full size. Nothing of
 the webui on disk changes.
@@ -10,6 +12,7 @@ import functools
 
 import torch
 from backend import loader
+from diffusers.configuration_utils import ConfigMixin
 
 try:
     from backend.nn.llm import llama
@@ -107,11 +110,27 @@ def ernie_sizes(state):
 
 
 def lumina_sizes(state):
-    return {"n_refiner_layers": layers(state, "noise_refiner.")}
+    inner, width = state["layers.0.feed_forward.w1.weight"].shape
+    return {"n_refiner_layers": layers(state, "noise_refiner."), "ffn_dim_multiplier": inner / width}
+
+
+def klein_sizes(state):
+    width, joined = state["single_blocks.0.linear2.weight"].shape
+    return {"mlp_ratio": (joined - width) / width}
+
+
+def vae_sizes(state):
+    """Returns the fields of an autoencoder's configuration that differ in the weights."""
+    if "encoder.conv1.weight" in state:
+        return {"base_dim": state["encoder.conv1.weight"].shape[0]}
+    down = "encoder.down."
+    widths = [state[f"{down}{level}.block.0.conv1.weight"].shape[0] for level in range(layers(state, down))]
+    return {"block_out_channels": widths}
 
 
 TRANSFORMERS = {
     "FluxTransformer2DModel": flux_sizes,
+    "Flux2Transformer2DModel": klein_sizes,
     "ChromaTransformer2DModel": chroma_sizes,
     "Lumina2Transformer2DModel": lumina_sizes,
     "ZImageTransformer2DModel": lumina_sizes,
@@ -126,7 +145,8 @@ TWO_WEBUIS = ("FluxTransformer2DModel", "ChromaTransformer2DModel")
 @contextlib.contextmanager
 def replaced(owner, **values):
     """Sets attributes for the duration of a block."""
-    before = {name: getattr(owner, name) for name in values}
+    # getattr would return a class method bound to the owner
+    before = {name: vars(owner)[name] for name in values}
     for name, value in values.items():
         setattr(owner, name, value)
     try:
@@ -153,6 +173,18 @@ def thin_language_model(state):
         yield
 
 
+@contextlib.contextmanager
+def thin_autoencoder(state):
+    """Makes the classes of autoencoders in a block as wide as their weights."""
+    own = vars(ConfigMixin)["load_config"].__func__
+
+    def load_config(cls, *args, **kwargs):
+        return {**own(cls, *args, **kwargs), **vae_sizes(state)}
+
+    with replaced(ConfigMixin, load_config=classmethod(load_config)):
+        yield
+
+
 @functools.wraps(load_component)
 def load(guess, component_name, lib_name, cls_name, repo_path, state_dict):
     with contextlib.ExitStack() as stack:
@@ -164,6 +196,8 @@ def load(guess, component_name, lib_name, cls_name, repo_path, state_dict):
             stack.enter_context(replaced(loader, read_arbitrary_config=lambda path: {**read(path), **found}))
         elif cls_name.startswith(LANGUAGE_MODELS) and "model.embed_tokens.weight" in state_dict:
             stack.enter_context(thin_language_model(state_dict))
+        elif cls_name.startswith("AutoencoderKL") and state_dict:
+            stack.enter_context(thin_autoencoder(state_dict))
         return load_component(guess, component_name, lib_name, cls_name, repo_path, state_dict)
 
 

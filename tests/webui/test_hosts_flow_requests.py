@@ -1,0 +1,115 @@
+"""Tests unusual requests on flow models with random weights. See test_hosts_flow.py for the command.
+
+They run on one transformer with plain latents, one with five axes and one with packed latents.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from webui.conftest import Result, Webui, decoded, facts_or_skip
+from webui.flow_families import ON, TWICE, family, small, webui
+from webui.test_at_home import options
+from webui.test_generate import assert_good
+from webui.test_hosts import PREVIEWS, hires_fix
+
+__all__ = ["family", "webui"]
+
+KINDS = ("schnell", "qwen", "ernie")
+"""The smallest checkpoint of each form of latents."""
+
+pytestmark = [
+    pytest.mark.webui,
+    pytest.mark.slow,
+    pytest.mark.parametrize("family", KINDS, indirect=True),
+]
+
+
+def pixels(image: Image.Image) -> Any:
+    return np.asarray(image.convert("RGB"), int)
+
+
+def test_three_stages_of_a_portrait(webui: Webui, family: Any) -> None:
+    """64 x 128 pixels times 1.3 and 1.7 are no multiples of 16 pixels. The tiles overlap and move."""
+    fields = {"enabled": True, "scale": 1.7, "stages": "1,1.3,1.5,1.7", "view_batch": 16, "return_stages": True}
+    result = small(webui, fields, height=128, cfg_scale=4)
+    assert_good(result, (112, 224), (64, 128), (80, 160), (96, 192))
+    assert "109x218 is rounded to 112x224" in result.infotexts[0] or "DemoFusion note" in result.infotexts[0]
+    assert small(webui, fields, height=128, cfg_scale=4).digests == result.digests
+
+
+@pytest.mark.parametrize("cfg_scale", [1, 4])
+def test_a_batch_of_two_prompts_of_different_lengths(webui: Webui, family: Any, cfg_scale: int) -> None:
+    """The longer prompt fills more than one of the text encoders' sections of 75 tokens."""
+    longer = "red, " * 90
+    plot = {"script_name": "prompt matrix", "script_args": [False, False, "positive", "comma", 0]}
+    both = small(webui, ON, prompt=f"a tree|{longer}", batch_size=2, cfg_scale=cfg_scale, **plot)
+    assert [size for size in both.sizes if size == TWICE] == [TWICE, TWICE]
+    assert "DemoFusion error" not in both.infotexts[-1]
+    made = [image for image in both.images if image.size == TWICE]
+    prompts = [text.split("\n")[0] for text in both.infotexts[-2:]]
+    alone = [small(webui, ON, prompt=prompt, cfg_scale=cfg_scale).images[0] for prompt in prompts]
+    for image, reference in zip(made, alone):
+        assert np.abs(pixels(image) - pixels(reference)).max() <= 2
+    assert np.abs(pixels(made[0]) - pixels(made[1])).mean() > 1
+
+
+def test_full_previews_of_a_stage(webui: Webui, family: Any) -> None:
+    """The webui decodes them with the autoencoder while the stage runs."""
+    full = {**PREVIEWS, "show_progress_type": "Full"}
+    seen: list[Image.Image] = []
+    done: list[Result] = []
+    thread = threading.Thread(target=lambda: done.append(small(webui, {**ON, "view_batch": 1}, width=128, steps=6)))
+    with options(webui, **full):
+        thread.start()
+        while thread.is_alive():
+            answer = webui.call("progress")
+            if "DemoFusion" in str(answer.get("textinfo")) and answer["current_image"]:
+                seen.append(decoded(answer["current_image"]))
+            time.sleep(0.1)
+        thread.join()
+    assert_good(done[0], (256, 128))
+    assert seen
+    assert all(image.width == 2 * image.height for image in seen)
+    assert all(pixels(image).std() > 5 for image in seen)
+
+
+def test_a_plain_job_after_a_hires_pass_with_another_shift(webui: Webui, family: Any) -> None:
+    plain = small(webui, None, cfg_scale=4)
+    hires = {**hires_fix(webui), "hr_distilled_cfg": 9.0, "hr_cfg": 4.0}
+    assert_good(small(webui, ON, cfg_scale=4, **hires), (256, 256))
+    assert small(webui, None, cfg_scale=4).digests == plain.digests
+    # the stage begins at the level of the first pass, so it is another image with another shift of that pass
+    assert small(webui, ON, cfg_scale=4).sizes == [TWICE]
+
+
+def test_memory_is_reserved_for_a_batch_of_views(webui: Webui, family: Any) -> None:
+    """A view of the stage has the size of the base image. For the whole latent, the webui would reserve four times."""
+    assert facts_or_skip(webui, "memory") is not None
+    small(webui, {**ON, "view_batch": 1}, cfg_scale=4)
+    alone = facts_or_skip(webui, "memory")
+    small(webui, {**ON, "view_batch": 4}, cfg_scale=4)
+    four = facts_or_skip(webui, "memory")
+    base, stage = alone[0], alone[-1]
+    assert stage[0] == 2 * base[0]
+    assert stage[1] == pytest.approx(base[1], rel=1e-3)
+    assert four[-1][1] == pytest.approx(4 * base[1], rel=1e-3)
+
+
+def test_the_webui_decodes_in_tiles(webui: Webui, family: Any) -> None:
+    """A tile has 64 cells, of 16 pixels if they are packed."""
+    request = {"width": 192, "height": 192, "steps": 1}
+    whole = small(webui, {**ON, "scale": 6, "stages": "fewest"}, **request)
+    facts_or_skip(webui, "tiles?on=true")
+    try:
+        tiles = small(webui, {**ON, "scale": 6, "stages": "fewest"}, **request)
+    finally:
+        facts_or_skip(webui, "tiles?on=false")
+    assert_good(tiles, (1152, 1152))
+    assert tiles.digests != whole.digests
+    assert np.corrcoef(pixels(tiles.images[0]).ravel(), pixels(whole.images[0]).ravel())[0, 1] > 0.5
