@@ -281,7 +281,8 @@ def test_progress_and_previews_of_a_stage(webui: Webui) -> None:
     finally:
         webui.call("options", {name: before[name] for name in PREVIEWS})
     assert_good(done[0], (384, 192))
-    shares = [answer["progress"] for answer in seen]
+    # the webui adds two quotients, and their last bits vary
+    shares = [round(answer["progress"], 9) for answer in seen]
     assert len(set(shares)) > 5
     assert shares == sorted(shares)
     assert shares[0] < 0.5 < shares[-1] <= 1

@@ -1,11 +1,11 @@
 """A test extension that fails on request in the middle of a stage, like a broken extension.
 
-The prompt controls the failure: "FAULT:3:30:40" raises at model call 3 in latents of 30 to 40 rows.
+The prompt controls the failure: "FAULT:3:30:40" raises at model call 3 in latents of 30 to 40 rows of 8 pixels.
 """
 
 import re
 
-from modules import script_callbacks
+from modules import script_callbacks, shared
 
 
 class Fault:
@@ -23,11 +23,15 @@ def fail_on_request(params):
 
     The host ignores exceptions of callbacks, so raising here has no effect.
     """
+    from lib_demofusion.host.backends import host
+
     match = re.search(r"FAULT:(\d+):(\d+):(\d+)", params.denoiser.p.main_prompt or "")
     if not match:
         return
     call, low, high = map(int, match.groups())
-    if low <= params.x.shape[-2] <= high and params.denoiser.step >= call:
+    # the rows of packed latents are 16 pixels high
+    rows = host().family(shared.sd_model).form.to_method(params.x).shape[-2]
+    if low <= rows <= high and params.denoiser.step >= call:
         params.text_cond = Fault()
 
 
