@@ -10,7 +10,7 @@ import pytest
 from in_process import Webui
 from modules import scripts, shared
 
-from lib_demofusion.host.panel.page import component_of_page
+from lib_demofusion.host.panel.page import component_of_page, component_of_tab
 
 
 def by_id(webui: Webui, elem_id: str) -> Any:
@@ -51,6 +51,18 @@ def test_the_lines_of_both_tabs_follow_the_dropdowns_of_forge(webui: Webui) -> N
     }
     assert lines <= followed["model_selection"]
     assert followed["another"] == set()
+
+
+@pytest.mark.parametrize("elem_id", ["txt2img_gallery", "txt2img_width"])
+def test_copies_of_components_outside_of_a_page_are_ignored(webui: Webui, elem_id: str) -> None:
+    """gradio 4 creates a copy of a component with the same id and classes when an event updates it."""
+    script, _ = own_scripts()
+    before = dict(script.tab_components.fields)
+    copy = gr.Dropdown()
+    component_of_page(copy, elem_classes=["model_selection"])
+    component_of_page(copy, elem_id="settings_json")
+    component_of_tab(script, copy, elem_id)
+    assert script.tab_components.fields == before
 
 
 def test_the_line_is_made_again_when_the_page_is_loaded(webui: Webui) -> None:

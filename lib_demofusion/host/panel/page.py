@@ -70,6 +70,8 @@ def component_of_tab(script: Any, component: Any, elem_id: str | None) -> None:
     The host calls this function for every component of the tab. Panels that the host builds for its API have no tab
     and are not connected.
     """
+    if not _is_building():
+        return
     script.tab_components.take(component, elem_id or "")
     if elem_id not in {f"{tab}_{LAST}" for tab in TABS} or script.panel is None:
         return
@@ -84,12 +86,23 @@ def component_of_page(component: Any, **kwargs: Any) -> None:
 
     The host calls this for every component of the page.
     """
+    if not _is_building():
+        return
     if kwargs.get("elem_id") == SETTINGS:
         for script in _scripts_of_page():
             _follow(script, component)
     if MODEL_CLASS in (kwargs.get("elem_classes") or ()):
         for script in _scripts_of_page():
             _follow(script, component, HOST_SECONDS)
+
+
+def _is_building() -> bool:
+    """Returns whether the host is building a page.
+
+    gradio 4 also creates components outside of a page: when an event updates a component, it creates a copy with the
+    new properties. Such a copy cannot have events.
+    """
+    return Context.root_block is not None
 
 
 def _scripts_of_page() -> list[Any]:
