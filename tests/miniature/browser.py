@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ FLAGS = [
 ]
 SECONDS = 60_000
 """The time limit of every action, in milliseconds."""
+WINDOW = (1280, 1000)
 
 
 def find_chromium() -> str | None:
@@ -46,6 +47,13 @@ STOP = """panel => {
 }"""
 """The focused element, if it is in the panel, and the area around it that shows the focus."""
 
+
+STILL = """document.addEventListener("DOMContentLoaded", () => {
+    const style = document.createElement("style");
+    style.textContent = "* { animation: none !important; }";
+    document.head.append(style);
+});"""
+"""Turns off the animations of a page."""
 
 LAYOUT = Path(__file__).with_name("layout.js").read_text(encoding="utf-8")
 
@@ -233,11 +241,26 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def open_panel(chromium: Any, url: str, size: tuple[int, int], name: str = "txt2img") -> Tab:
-    """Opens the panel of a tab on a new page of the given size (width, height)."""
-    page = chromium.new_page(viewport={"width": size[0], "height": size[1]})
+@contextmanager
+def listening(page: Any, event: str, react: Callable[[Any], None]) -> Iterator[None]:
+    """Calls a function for every event of a kind during the block."""
+    page.on(event, react)
+    try:
+        yield
+    finally:
+        page.remove_listener(event, react)
+
+
+def show(page: Any, url: str, size: tuple[int, int] = WINDOW) -> None:
+    """Loads the webui's page in a window of the given size (width, height)."""
+    page.set_viewport_size({"width": size[0], "height": size[1]})
     page.goto(url, wait_until="domcontentloaded")
     page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
+
+
+def open_panel(page: Any, url: str, size: tuple[int, int] = WINDOW, name: str = "txt2img") -> Tab:
+    """Loads the webui's page and opens the panel of a tab."""
+    show(page, url, size)
     tab = Tab(page, name)
     tab.open_panel()
     return tab

@@ -20,7 +20,7 @@ from reports import Reports, reports_of_test  # noqa: F401 (a fixture of every t
 
 FOLDER = Path(__file__).resolve().parent
 
-from browser import SECONDS, find_chromium, launched  # noqa: E402
+from browser import STILL, find_chromium, launched, listening, show  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -35,9 +35,9 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """Starts the page's server. Returns its address and the file with its console output."""
+    """Starts the page's server. Returns its address and the file with its console output, in its data folder."""
     folder = tmp_path_factory.mktemp("data")
     # each of several test processes looks for a free port in its own range
     port = 7870 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -54,7 +54,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
         server.terminate()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def address(served: tuple[str, Path]) -> str:
     """Returns the page's address."""
     return served[0]
@@ -62,36 +62,52 @@ def address(served: tuple[str, Path]) -> str:
 
 @pytest.fixture
 def console(served: tuple[str, Path], reported: Reports) -> Iterator[None]:
-    """Reads the server's output during a test. An error without `expect` fails the test."""
+    """Reads the server's output during a test. An error without `expect` fails the test.
+
+    Then removes everything that the server has stored: presets, measured times and the last infotext.
+    """
     printed = served[1]
     before = printed.stat().st_size
     yield
+    for file in printed.parent.iterdir():
+        if file.is_file() and file != printed:
+            file.unlink()
     for line in printed.read_bytes()[before:].decode(errors="replace").splitlines():
         if line.startswith(("*** ", "Traceback", "DemoFusion")):
             reported.see_console(line)
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """Starts a browser."""
+@pytest.fixture(scope="session")
+def window() -> Iterator[Any]:
+    """Starts a browser and opens the page that all tests use.
+
+    A new page for each test would compile gradio's scripts again, which takes longer than most tests. Without its
+    animations the page takes a third of the time during a run.
+    """
     program = find_chromium()
     if program is None:
         reason = "no Chromium was found; on Debian: apt-get install chromium"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     with launched(program) as browser:
-        yield browser
+        page = browser.new_page()
+        page.add_init_script(STILL)
+        yield page
 
 
 @pytest.fixture
-def page(chromium: Any, address: str, console: None, reported: Reports) -> Iterator[Any]:
-    """Loads the page afresh. An error in its scripts or an unexpected failure fails the test."""
-    page = chromium.new_page(viewport={"width": 1280, "height": 1000})
+def blank(window: Any) -> Iterator[Any]:
+    """Returns an empty page. An error in the scripts of the pages that the test loads there fails the test."""
     problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto(address, wait_until="domcontentloaded")
-    page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
-    yield page
-    for tab in ("txt2img", "img2img"):
-        reported.see_page(page.text_content(f"#html_info_{tab}.prose") or "")
-    page.close()
+    with listening(window, "pageerror", lambda error: problems.append(str(error))):
+        yield window
+        window.goto("about:blank")
     assert problems == []
+
+
+@pytest.fixture
+def page(blank: Any, address: str, console: None, reported: Reports) -> Iterator[Any]:
+    """Loads the page. An unexpected failure that it shows fails the test."""
+    show(blank, address)
+    yield blank
+    for tab in ("txt2img", "img2img"):
+        reported.see_page(blank.text_content(f"#html_info_{tab}.prose") or "")

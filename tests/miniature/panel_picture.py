@@ -16,14 +16,13 @@ from PIL import Image, PngImagePlugin
 
 FILE = Path(__file__).resolve().parents[2] / "pictures" / "panel.png"
 KEY = "Texts"
-WINDOW = (1280, 1000)
 NATIVE = 1024
 """The base image of the picture is as large as SDXL's."""
 
 
-def shown_panel(chromium: Any, url: str) -> Tab:
+def shown_panel(page: Any, url: str) -> Tab:
     """Opens the panel in txt2img with a base image of NATIVE pixels."""
-    tab = open_panel(chromium, url, WINDOW)
+    tab = open_panel(page, url)
     for name in ("width", "height"):
         tab.number(tab.id(name), NATIVE)
     tab.wait_for_line(f"{NATIVE}x{NATIVE} → ")
@@ -44,7 +43,7 @@ def main() -> None:
     if program is None:
         sys.exit("no Chromium was found; on Debian: apt-get install chromium")
     with launched(program) as browser:
-        tab = shown_panel(browser, url)
+        tab = shown_panel(browser.new_page(), url)
         tab.page.mouse.move(0, 0)
         tab.page.locator(f"{tab.panel}_enabled").screenshot(path=str(file))
         written = PngImagePlugin.PngInfo()

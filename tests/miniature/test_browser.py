@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import SECONDS, Tab, contrast, open_panel, screenshot
+from browser import SECONDS, Tab, contrast, listening, open_panel, screenshot
 from PIL import Image
 from reports import Reports
 
@@ -71,36 +71,35 @@ def test_an_impossible_value_is_named_in_the_line(tab: Tab) -> None:
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-impossible")
 
 
-@pytest.mark.parametrize(
-    ("name", "typed", "value", "note"),
-    [
-        ("scale", "99", "8", "99 → 8 (1 - 8)"),
-        ("scale", "", "2", None),
-        ("width", "99999", "16384", "99999 → 16384 (0 - 16384)"),
-        ("height", "-8", "0", "-8 → 0 (0 - 16384)"),
-        ("width", "300.7", "301", "300.7 → 301 (0 - 16384)"),
-        ("hires_steps", "200", "150", "200 → 150 (0 - 150)"),
-        ("overlap", "2", "0.9", "2 → 0.9 (0 - 0.9)"),
-        ("feather", "", "0.5", None),
-    ],
-)
-def test_a_number_that_is_not_allowed_is_corrected_in_its_box(
-    page: Any, name: str, typed: str, value: str, note: str | None
-) -> None:
+NUMBERS = [
+    ("scale", "", "2", None),
+    ("scale", "99", "8", "99 → 8 (1 - 8)"),
+    ("width", "99999", "16384", "99999 → 16384 (0 - 16384)"),
+    ("height", "-8", "0", "-8 → 0 (0 - 16384)"),
+    ("width", "300.7", "301", "300.7 → 301 (0 - 16384)"),
+    ("hires_steps", "200", "150", "200 → 150 (0 - 150)"),
+    ("overlap", "2", "0.9", "2 → 0.9 (0 - 0.9)"),
+    ("feather", "", "0.5", None),
+]
+"""Boxes, with a typed text, the number that replaces it, and the note about this."""
+
+
+def test_a_number_that_is_not_allowed_is_corrected_in_its_box(page: Any) -> None:
     """Every box behaves in the same way.
 
     An emptied box gets its last value back, so that the line and the run use it too.
     """
     tab = Tab(page, "txt2img")
     tab.open_panel()
-    box = page.locator(f"{tab.panel}_{name} input[type=number]")
-    box.fill(typed)
-    box.blur()
-    tab.wait_for_value(name, value)
-    notes = page.locator(f"{tab.panel}_{name} .demofusion-corrected")
-    assert notes.all_inner_texts() == ([] if note is None else [note])
-    box.focus()
-    assert notes.count() == 0
+    for name, typed, value, note in NUMBERS:
+        box = page.locator(f"{tab.panel}_{name} input[type=number]")
+        box.fill(typed)
+        box.blur()
+        tab.wait_for_value(name, value)
+        notes = page.locator(f"{tab.panel}_{name} .demofusion-corrected")
+        assert notes.all_inner_texts() == ([] if note is None else [note]), name
+        box.focus()
+        assert notes.count() == 0, name
 
 
 def test_an_emptied_box_does_not_change_the_size(tab: Tab) -> None:
@@ -139,8 +138,8 @@ GROUND = """error => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_what_is_wrong_is_said_in_a_colour(chromium: Any, address: str, scheme: str) -> None:
-    tab = open_panel(chromium, f"{address}?__theme={scheme}", (1280, 1000))
+def test_what_is_wrong_is_said_in_a_colour(blank: Any, address: str, scheme: str) -> None:
+    tab = open_panel(blank, f"{address}?__theme={scheme}")
     page = tab.page
     tab.number(f"{tab.panel}_width", 2000)
     tab.wait_for_line("not valid")
@@ -152,7 +151,6 @@ def test_what_is_wrong_is_said_in_a_colour(chromium: Any, address: str, scheme: 
     assert red > 1.5 * max(green, blue)
     ground = page.eval_on_selector(".demofusion-error", GROUND)
     assert contrast(error, ground) >= 4.5
-    page.close()
 
 
 def test_the_line_keeps_up_where_the_server_is_slow(tab: Tab) -> None:
@@ -161,9 +159,11 @@ def test_the_line_keeps_up_where_the_server_is_slow(tab: Tab) -> None:
     tab.number(f"{tab.panel}_scale", 3)
     tab.wait_for_line("256x256 → 384x384")
     slow = {"offline": False, "latency": 800, "downloadThroughput": -1, "uploadThroughput": -1}
-    tab.page.context.new_cdp_session(tab.page).send("Network.emulateNetworkConditions", slow)
+    network = tab.page.context.new_cdp_session(tab.page)
+    network.send("Network.emulateNetworkConditions", slow)
     tab.text("stages", "1,3")
     tab.wait_for_line(ONE_STAGE)
+    network.detach()
 
 
 ONE_STAGE = "128x128 → 384x384"
@@ -363,7 +363,6 @@ def test_the_checkbox_alone_switches_off_and_leaves_the_panel_open(tab: Tab) -> 
 
 
 def test_a_preset_is_saved_chosen_and_deleted_in_both_tabs(tab: Tab) -> None:
-    tab.page.on("dialog", lambda dialog: dialog.accept())
     tab.open_panel()
     tab.text("stages", "1,2")
     tab.page.press(tab.text("preset_name", f"From {tab.name}"), "Enter")
@@ -376,8 +375,9 @@ def test_a_preset_is_saved_chosen_and_deleted_in_both_tabs(tab: Tab) -> None:
     other.open_panel()
     other.choose_preset(f"From {tab.name}")
     other.wait_for_value("stages", "1,2")
-    other.page.click(f"{other.panel}_preset_delete")
-    other.wait_for_message(f"Deleted: From {tab.name}")
+    with listening(tab.page, "dialog", lambda dialog: dialog.accept()):
+        other.page.click(f"{other.panel}_preset_delete")
+        other.wait_for_message(f"Deleted: From {tab.name}")
     other.wait_for_preset(OPENING)
     other.wait_for_value("stages", preset_values(OPENING)["stages"])
     again = Tab(tab.page, tab.name)
@@ -459,9 +459,9 @@ def test_a_preset_is_still_there_when_the_page_is_loaded_again(page: Any) -> Non
     again.open_panel()
     page.wait_for_timeout(1000)
     again.choose_preset("Kept")
-    page.on("dialog", lambda dialog: dialog.dismiss())
-    page.click(f"{again.panel}_preset_delete")
-    page.wait_for_timeout(1000)
+    with listening(page, "dialog", lambda dialog: dialog.dismiss()):
+        page.click(f"{again.panel}_preset_delete")
+        page.wait_for_timeout(1000)
     again.wait_for_preset("Kept")
 
 
@@ -489,11 +489,10 @@ def test_after_a_run_the_line_tells_how_long_the_next_takes(tab: Tab) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_narrow_window_holds_the_panel(chromium: Any, address: str, scheme: str) -> None:
-    tab = open_panel(chromium, f"{address}?__theme={scheme}", (400, 900))
+def test_a_narrow_window_holds_the_panel(blank: Any, address: str, scheme: str) -> None:
+    tab = open_panel(blank, f"{address}?__theme={scheme}", (400, 900))
     page = tab.page
     page.wait_for_timeout(500)
     script = "id => [...document.querySelectorAll(`[id^=${id}]`)].map(e => e.getBoundingClientRect().right)"
     assert max(page.evaluate(script, tab.panel.removeprefix("#"))) <= 400
     screenshot(page, SCREENSHOTS, f"narrow-{scheme}")
-    page.close()

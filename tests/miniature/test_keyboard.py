@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import SECONDS, Tab, contrast
+from browser import SECONDS, Tab, contrast, listening, show
 
 from lib_demofusion.host.panel.build import CONTROLS, UNSEEN
 from lib_demofusion.settings.presets import DEFAULT_PRESET
@@ -50,14 +50,11 @@ def test_everything_is_reached_in_reading_order(page: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_focus_is_visible(chromium: Any, address: str, scheme: str) -> None:
-    page = chromium.new_page(viewport={"width": 1280, "height": 1000})
-    page.goto(f"{address}?__theme={scheme}", wait_until="domcontentloaded")
-    page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
-    for stop in opened(page, "txt2img").stops():
+def test_the_focus_is_visible(blank: Any, address: str, scheme: str) -> None:
+    show(blank, f"{address}?__theme={scheme}")
+    for stop in opened(blank, "txt2img").stops():
         assert stop["width"] >= 2, stop
         assert contrast(stop["colour"], stop["ground"]) >= 3, stop
-    page.close()
 
 
 def test_the_headers_report_whether_they_are_open(page: Any) -> None:
@@ -87,7 +84,6 @@ def test_the_space_bar_switches_only_the_checkbox(page: Any) -> None:
 
 def test_a_preset_is_saved_and_deleted(page: Any) -> None:
     tab = opened(page, "txt2img")
-    page.on("dialog", lambda dialog: dialog.accept())
     page.focus(f"{tab.panel}_preset_name textarea, {tab.panel}_preset_name input")
     page.keyboard.type("Typed")
     page.keyboard.press("Tab")
@@ -95,6 +91,7 @@ def test_a_preset_is_saved_and_deleted(page: Any) -> None:
     tab.wait_for_message("Saved: Typed")
     tab.wait_for_preset("Typed")
     page.keyboard.press("Tab")
-    page.keyboard.press("Enter")
-    tab.wait_for_message("Deleted: Typed")
+    with listening(page, "dialog", lambda dialog: dialog.accept()):
+        page.keyboard.press("Enter")
+        tab.wait_for_message("Deleted: Typed")
     tab.wait_for_preset(DEFAULT_PRESET)

@@ -38,37 +38,33 @@ def address(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize("name", ["txt2img", "img2img"])
-def test_no_control_is_cut_off_or_covered(chromium: Any, address: str, name: str) -> None:
-    tab = open_panel(chromium, address, (1280, 1000), name)
+def test_no_control_is_cut_off_or_covered(blank: Any, address: str, name: str) -> None:
+    tab = open_panel(blank, address, name=name)
     problems = [problem for width in WIDTHS for problem in tab.layout_problems(width)]
-    tab.page.close()
     assert problems == []
 
 
 @pytest.mark.parametrize(("name", "scheme"), [("txt2img", "light"), ("txt2img", "dark"), ("img2img", "light")])
-def test_screenshots_of_the_panel(chromium: Any, address: str, name: str, scheme: str) -> None:
-    tab = open_panel(chromium, f"{address}?__theme={scheme}", (1280, 1000), name)
+def test_screenshots_of_the_panel(blank: Any, address: str, name: str, scheme: str) -> None:
+    tab = open_panel(blank, f"{address}?__theme={scheme}", name=name)
     for width in LOOKED_AT:
         assert tab.layout_problems(width) == []
         screenshot(tab.page, SCREENSHOTS, f"{name}-{scheme}-{width}")
-    tab.page.close()
 
 
 @pytest.mark.parametrize("language", ["de_DE", "zh_CN"])
-def test_other_languages_fit_too(chromium: Any, address: str, language: str) -> None:
+def test_other_languages_fit_too(blank: Any, address: str, language: str) -> None:
     """The longest names are longer than in English."""
-    tab = open_panel(chromium, address, (1280, 1000), "img2img")
+    tab = open_panel(blank, address, name="img2img")
     tab.page.evaluate(TRANSLATE, json.loads((LOCALIZATIONS / f"{language}.json").read_text(encoding="utf-8")))
     problems = [problem for width in WIDTHS for problem in tab.layout_problems(width)]
-    tab.page.close()
     # a name of two words may take two lines
     assert [problem for problem in problems if "lines" not in problem] == []
 
 
-def test_a_control_that_is_cut_off_or_covered_is_found(chromium: Any, address: str) -> None:
-    tab = open_panel(chromium, address, (1280, 1000))
+def test_a_control_that_is_cut_off_or_covered_is_found(blank: Any, address: str) -> None:
+    tab = open_panel(blank, address)
     tab.page.add_style_tag(content=f"{tab.panel}_scale {{ height: 30px; }} {tab.panel}_width {{ margin-left: -40px; }}")
     problems = "\n".join(tab.layout_problems(1280))
     assert "scale INPUT number is outside" in problems
     assert "scale INPUT number overlaps width INPUT range" in problems
-    tab.page.close()

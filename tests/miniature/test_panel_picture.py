@@ -12,11 +12,10 @@ from PIL import Image
 pytestmark = pytest.mark.browser
 
 
-def test_the_picture_of_the_panel_shows_the_present_texts(chromium: Any, address: str) -> None:
+def test_the_picture_of_the_panel_shows_the_present_texts(blank: Any, address: str) -> None:
     """If this fails, make the picture again: python tests/miniature/panel_picture.py URL."""
-    tab = shown_panel(chromium, address)
+    tab = shown_panel(blank, address)
     with Image.open(FILE) as picture:
         assert json.loads(picture.text[KEY]) == texts(tab)  # type: ignore[attr-defined]
     # no time, which depends on the machine and the model
     assert "about" not in tab.wait_for_line("times as long as the base image")
-    tab.page.close()

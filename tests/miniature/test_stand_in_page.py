@@ -7,19 +7,17 @@ import urllib.request
 from typing import Any
 
 import pytest
-from browser import SECONDS, Tab
+from browser import SECONDS, Tab, listening, show
 
 pytestmark = pytest.mark.browser
 
 
-def test_the_page_connects_to_no_other_host(chromium: Any, address: str) -> None:
-    page = chromium.new_page()
+def test_the_page_connects_to_no_other_host(blank: Any, address: str) -> None:
     asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(address, wait_until="load")
-    page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
-    page.wait_for_timeout(1000)
-    page.close()
+    with listening(blank, "request", lambda request: asked.append(request.url)):
+        show(blank, address)
+        blank.wait_for_load_state("load")
+        blank.wait_for_timeout(1000)
     assert asked
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
     # a browser connects to these addresses before it requests anything
