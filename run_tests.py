@@ -35,7 +35,7 @@ def side_by_side() -> list[str]:
     cores = os.cpu_count() or 1
     processes = min(cores, MOST_PROCESSES)
     os.environ.setdefault("OMP_NUM_THREADS", str(cores // processes))
-    # keeps the order of the files: sorted by number of tests, the slowest file (eight tests) would start last
+    # keeps the order of tests/conftest.py: sorted by number of tests, the slowest file (eight tests) would start last
     return ["-n", str(processes), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 

@@ -13,6 +13,13 @@ if os.environ.get("CI"):
     settings.load_profile("ci")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts the slowest files first if several processes share the files, so that none begins one as the others end."""
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if {"slow", "browser"} & {mark.name for mark in item.iter_markers()}}
+        items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the options that name a real webui."""
     parser.addoption(
