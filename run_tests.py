@@ -9,6 +9,7 @@ four. If you pass arguments, only pytest runs, in one process, and receives them
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 
 from trial import bootstrap
@@ -39,14 +40,40 @@ def side_by_side() -> list[str]:
     return ["-n", str(processes), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
-def run_checks() -> list[str]:
-    """Runs all checks and returns the names of those that failed."""
+def start_checks() -> dict[str, subprocess.Popen[str]]:
+    """Starts all checks beside the tests, because they use one core."""
+    return {
+        name: subprocess.Popen(
+            [str(bootstrap.PYTHON), "-m", *command],
+            cwd=bootstrap.ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name, command in CHECKS.items()
+    }
+
+
+def finish_checks(checks: dict[str, subprocess.Popen[str]]) -> list[str]:
+    """Prints the output of all checks when they have ended. Returns the names of those that failed."""
     failed = []
-    for name, command in CHECKS.items():
+    for name, check in checks.items():
+        output, _ = check.communicate()
         announce(name)
-        if run_module(*command) != 0:
+        print(output, end="", flush=True)
+        if check.returncode != 0:
             failed.append(name)
     return failed
+
+
+def run_pytest(pytest_arguments: list[str]) -> int:
+    """Runs pytest with these arguments, or all tests in several processes. Returns its exit status."""
+    announce("pytest")
+    # explicit, because pytest treats the folder of `--webui DIR` as tests and might use its configuration
+    settings = str(bootstrap.ROOT / "pyproject.toml")
+    arguments = pytest_arguments or side_by_side()
+    return run_module("pytest", "-c", settings, *arguments, interactive=bool(pytest_arguments))
 
 
 def main(pytest_arguments: list[str]) -> int:
@@ -60,16 +87,13 @@ def main(pytest_arguments: list[str]) -> int:
     if pytest_arguments == ["--set-up"]:
         return 0
     bootstrap.let_threads_sleep()
-    failed = []
-    if not pytest_arguments:
-        bootstrap.install_chromium()
-        failed = run_checks()
-        print(f"== failed: {', '.join(failed)}" if failed else "== all checks before the tests passed")
-    announce("pytest")
-    # explicit, because pytest treats the folder of `--webui DIR` as tests and might use its configuration
-    settings = str(bootstrap.ROOT / "pyproject.toml")
-    arguments = pytest_arguments or side_by_side()
-    status = run_module("pytest", "-c", settings, *arguments, interactive=bool(pytest_arguments))
+    if pytest_arguments:
+        return run_pytest(pytest_arguments)
+    bootstrap.install_chromium()
+    checks = start_checks()
+    status = run_pytest([])
+    failed = finish_checks(checks)
+    print(f"== failed: {', '.join(failed)}" if failed else "== all checks besides the tests passed")
     return status or int(bool(failed))
 
 

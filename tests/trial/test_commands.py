@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import run_tests
 from trial import bootstrap
 from trial.progress import progress_bar
 
@@ -133,14 +134,38 @@ def test_chromium_is_announced_before_it_is_installed(
         assert bootstrap.CHROMIUM_SIZE in said[0]
 
 
-@pytest.mark.parametrize("page", ["run_tests.py", "CONTRIBUTING.md"])
-def test_the_examples_of_running_tests_run_some(page: str) -> None:
-    examples = re.findall(r"python run_tests\.py ((?:tests\S*\.py )?-k \w+)", (ROOT / page).read_text(encoding="utf-8"))
-    assert examples
-    for example in examples:
-        command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "--collect-only", "-q", *example.split()]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout
+@pytest.mark.parametrize(("module", "status"), [("platform", 0), ("no_such_module", 1)])
+def test_a_failed_check_is_named_and_fails_the_run(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], module: str, status: int
+) -> None:
+    monkeypatch.setattr(bootstrap, "PYTHON", Path(sys.executable))
+    monkeypatch.setattr(bootstrap, "set_up", lambda *_: None)
+    monkeypatch.setattr(bootstrap, "install_chromium", lambda: None)
+    monkeypatch.setattr(bootstrap, "let_threads_sleep", lambda: None)
+    monkeypatch.setattr(run_tests, "run_pytest", lambda arguments: 0)
+    monkeypatch.setattr(run_tests, "CHECKS", {"one": ["platform"], "other": [module]})
+    assert run_tests.main([]) == status
+    said = capfd.readouterr().out
+    assert ("No module named no_such_module" in said) == bool(status)
+    assert ("== failed: other\n" in said) == bool(status)
+
+
+def examples(page: str) -> set[str]:
+    """Returns the arguments of the examples on a page that select tests."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return set(re.findall(r"python run_tests\.py ((?:tests\S*\.py )?-k \w+)", text))
+
+
+@pytest.mark.parametrize("example", sorted(examples("run_tests.py") | examples("CONTRIBUTING.md")))
+def test_the_examples_of_running_tests_run_some(example: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "--collect-only", "-q", *example.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_both_pages_show_how_to_run_some_tests() -> None:
+    assert examples("run_tests.py")
+    assert examples("CONTRIBUTING.md")
 
 
 SERVED = """
