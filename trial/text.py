@@ -1,14 +1,13 @@
-"""CLIP's tokens, a small text encoder with CLIP's parameter names, and the folder that the webui loads."""
+"""Provides CLIP's tokens, a small text encoder with CLIP's parameter names, and the folder that the webui loads."""
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
 import json
-import re
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 VOCABULARY, LENGTH = 49408, 77
 START, END = VOCABULARY - 2, VOCABULARY - 1
 START_TEXT, END_TEXT = "<|startoftext|>", "<|endoftext|>"
-WORD = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\s\w]|_)+")
 
 
 @dataclass(frozen=True)
@@ -33,55 +31,17 @@ class TextConfig:
     max_position_embeddings: int = LENGTH
 
 
-def _package_merges() -> list[str]:
-    """Returns the byte pair merges of the clip package (clip-anytorch), one "left right" per entry."""
-    spec = importlib.util.find_spec("clip")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("the package clip-anytorch is not installed; it contains CLIP's vocabulary")
-    packed = Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
-    lines = gzip.decompress(packed.read_bytes()).decode("utf-8").split("\n")
-    return lines[1 : VOCABULARY - 512 - 2 + 1]
-
-
-PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
-
-
-def byte_order() -> list[int]:
-    """Returns the 256 bytes in the vocabulary's order: bytes with a visible Latin-1 character come first."""
-    return [*PRINTABLE, *(byte for byte in range(256) if byte not in PRINTABLE)]
-
-
-def byte_symbols() -> list[str]:
-    """Returns the visible characters that represent the bytes of byte_order."""
-    return [chr(b) for b in PRINTABLE] + [chr(256 + i) for i in range(256 - len(PRINTABLE))]
-
-
 @cache
-def vocabulary() -> dict[str, int]:
-    """Maps token texts to ids: bytes, bytes at the end of a word, merges, start and end."""
-    symbols = byte_symbols()
-    merged = ["".join(pair.split()) for pair in _package_merges()]
-    tokens = [*symbols, *(s + "</w>" for s in symbols), *merged, START_TEXT, END_TEXT]
-    return {token: index for index, token in enumerate(tokens)}
-
-
-@cache
-def _merge_ranks() -> dict[tuple[str, str], int]:
-    return {tuple(pair.split()): rank for rank, pair in enumerate(_package_merges())}
-
-
-@cache
-def _word_ids(word: str) -> tuple[int, ...]:
-    """Returns the ids of one lower-case word. It applies the earliest merge until none matches."""
-    ranks, symbols = _merge_ranks(), dict(zip(byte_order(), byte_symbols(), strict=True))
-    parts = [symbols[byte] for byte in word.encode("utf-8")]
-    parts[-1] += "</w>"
-    while len(parts) > 1:
-        rank, at = min((ranks.get((parts[i], parts[i + 1]), len(ranks)), i) for i in range(len(parts) - 1))
-        if rank == len(ranks):
-            break
-        parts[at : at + 2] = [parts[at] + parts[at + 1]]
-    return tuple(vocabulary()[part] for part in parts)
+def tokenizer() -> Any:
+    """Loads the tokenizer of the clip package (clip-anytorch) alone, because the package itself imports torchvision."""
+    package = importlib.util.find_spec("clip")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("The package clip-anytorch, which contains CLIP's tokenizer, is not installed.")
+    file = Path(package.origin).with_name("simple_tokenizer.py")
+    spec = importlib.util.spec_from_file_location("clip_simple_tokenizer", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.SimpleTokenizer()
 
 
 def tokenize(prompts: list[str]) -> Tensor:
@@ -89,7 +49,7 @@ def tokenize(prompts: list[str]) -> Tensor:
     rows = torch.full((len(prompts), LENGTH), END)
     rows[:, 0] = START
     for row, prompt in zip(rows, prompts, strict=True):
-        ids = [i for word in WORD.findall(prompt.lower()) for i in _word_ids(word)][: LENGTH - 2]
+        ids = tokenizer().encode(prompt)[: LENGTH - 2]
         row[1 : 1 + len(ids)] = torch.tensor(ids, dtype=torch.long)
     return rows
 
@@ -146,12 +106,12 @@ def write_clip_folder(folder: Path, config: TextConfig | None = None) -> None:
     """Writes the tokenizer and model configuration that the checkpoint's yaml refers to. Needs no network."""
     folder.mkdir(parents=True, exist_ok=True)
     marks = {"bos_token": START_TEXT, "eos_token": END_TEXT, "unk_token": END_TEXT, "pad_token": END_TEXT}
-    tokenizer = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, **marks}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, **marks}
     model = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "hidden_act": "quick_gelu"}
     files = {
-        "vocab.json": json.dumps(vocabulary(), ensure_ascii=False),
-        "merges.txt": "#version: 0.2\n" + "\n".join(_package_merges()) + "\n",
-        "tokenizer_config.json": json.dumps(tokenizer),
+        "vocab.json": json.dumps(tokenizer().encoder, ensure_ascii=False),
+        "merges.txt": "#version: 0.2\n" + "\n".join(map(" ".join, tokenizer().bpe_ranks)) + "\n",
+        "tokenizer_config.json": json.dumps(settings),
         "special_tokens_map.json": json.dumps(marks),
         "config.json": json.dumps({**model, **asdict(config or TextConfig())}),
     }

@@ -1,8 +1,8 @@
 """Measures DemoFusion on this computer's graphics card: `python -m bench.card`.
 
-It needs only a torch that can use the card: no webui, no checkpoint, no download. The UNets and the autoencoder have
-the true sizes of those of SDXL and SD 1.5, and random weights. The report is printed and written to a file, in a form
-that you can paste into the issue form "Results from my card".
+It needs only psutil and a torch that can use the card: no webui, no checkpoint, no download. The UNets and the
+autoencoder have the true sizes of those of SDXL and SD 1.5, and random weights. The report is printed and written to a
+file, in a form that you can paste into the issue form "Results from my card".
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 try:
+    import psutil  # noqa: F401
     import torch
-except ImportError:
-    sys.exit("This needs torch. Start it with the Python of your webui, for instance venv/bin/python -m bench.card")
+except ImportError as problem:
+    python = "Start it with the Python of your webui, for instance venv/bin/python -m bench.card"
+    sys.exit(f"This needs {problem.name}. {python}")
 
 from bench.card.device import Card, find_card, stand_in_webui
 from bench.card.models import SD15, SDXL, TINY_SD15, TINY_SDXL, Kind, Model, autoencoder, filled

@@ -11,17 +11,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from bench.peak_bytes import PeakBytes
-
-GIB = 1 << 30
-ASSUMED_MEMORY = 8 * GIB
-"""Free memory of a computer without psutil and /proc/meminfo."""
 
 
 @dataclass(frozen=True)
@@ -137,20 +132,9 @@ def stand_in_webui(card: Card) -> None:
     }
     made = {name: _module(f"modules.{name}", values) for name, values in parts.items()}
     _module("modules", made)
-    try:
-        import psutil  # noqa: F401
-    except ImportError:
-        _module("psutil", {"virtual_memory": lambda: SimpleNamespace(available=_available_memory())})
 
 
 def _module(name: str, values: dict[str, Any]) -> types.ModuleType:
     module = sys.modules[name] = types.ModuleType(name)
     vars(module).update(values)
     return module
-
-
-def _available_memory() -> int:
-    """Returns the free memory of the computer in bytes."""
-    file = Path("/proc/meminfo")
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), ASSUMED_MEMORY)

