@@ -58,7 +58,18 @@ def both(p, samples):
         ((schedule, strength, steps, x, noise),) = seen
         draws = rng.ImageRNG(tuple(noise.shape[1:]), stage_seeds(p.seeds, 1))
         draws.next()
-        cond, uncond = p.get_conds()
+        cond, uncond = conds_of_size(p, *stage.pixels)
         with replaced(p, steps=schedule, denoising_strength=strength, rng=draws):
             theirs = sampler.sample_img2img(p, x, noise, cond, uncond, steps, p.txt2img_image_conditioning(x))
     return form.to_host(made), theirs
+
+
+def conds_of_size(p, height, width):
+    """Returns the conds for an image of another size than the request's. SDXL receives the size beside the prompt."""
+    from lib_demofusion.host.common.patching import replaced
+
+    with replaced(p, height=height, width=width):
+        p.setup_conds()
+        found = p.get_conds()
+    p.setup_conds()
+    return found
