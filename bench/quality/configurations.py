@@ -74,6 +74,5 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration("Turbo", settings=PRESETS["Turbo"], note="the preset for few-step models"),
     Configuration("Balanced, latent colors alone", settings=BALANCED, picture_colors=False),
     Configuration("Fast, latent colors alone", settings=FAST, picture_colors=False),
-    Configuration("Balanced, all steps", settings={**BALANCED, "hires_steps": 0}),
-    Configuration("Balanced, 12 steps", settings={**BALANCED, "hires_steps": 12}),
+    Configuration("Balanced, all steps", settings={**BALANCED, "hires_steps": 0}, note="the preset before 12 steps"),
 )
