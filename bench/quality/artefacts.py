@@ -23,6 +23,8 @@ SUBJECT_RADIUS, GROUND_BEYOND = 0.12, 0.45
 Both are in fractions of the image.
 """
 
+TENTH_OF_A_LEVEL = 0.1 / 255
+
 
 def structure_psnr(picture: np.ndarray, base: np.ndarray) -> float:
     """Returns the PSNR in dB of the image, reduced to the base's size, relative to the base."""
@@ -58,13 +60,15 @@ def _line_ratio(brightness: np.ndarray, lines: Sequence[int], base_cell: int) ->
 def _against_beside(gradient: np.ndarray, columns: Sequence[int]) -> float:
     """Returns the median on the columns, divided by the median near them.
 
-    A median ignores a subject's edge, which is no seam.
+    A median ignores a subject's edge, which is no seam. A gradient below a tenth of an 8-bit level counts as a tenth, so
+    that a plain ground has a ratio of 1.
     """
     beside = [column + sign * offset for column in columns for offset in (4, 5, 6) for sign in (-1, 1)]
     inside = [column for column in beside if 0 <= column < gradient.shape[1]]
     if not inside:
         return 1.0
-    return float(np.median(gradient[:, columns]) / max(float(np.median(gradient[:, inside])), 1e-6))
+    on, beside_them = (max(float(np.median(gradient[:, some])), TENTH_OF_A_LEVEL) for some in (columns, inside))
+    return on / beside_them
 
 
 def comb_ratio(picture: np.ndarray, factor: int) -> float:

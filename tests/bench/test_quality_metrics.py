@@ -208,6 +208,12 @@ def test_seams_are_detected(clean) -> None:
     assert np.mean(defects) == pytest.approx(1, abs=0.1)
 
 
+def test_a_plain_ground_has_no_seam_and_hides_none() -> None:
+    plain = np.full((SIDE, SIDE, 3), 0.5)
+    assert artefacts.seam_gradient_ratio(plain, LINES, LINES) == 1.0
+    assert artefacts.seam_gradient_ratio(with_seam(plain), LINES, LINES) > 1.3
+
+
 def test_a_decoders_grid_neither_hides_a_seam_nor_counts_as_one(clean) -> None:
     textured = [noisy(picture) for picture in clean]
     levels = [artefacts.seam_gradient_ratio(with_grid(picture), LINES, LINES) for picture in textured]
