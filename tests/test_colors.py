@@ -75,6 +75,20 @@ def test_result_and_base_have_the_same_low_band_by_scipy(small: tuple[int, int],
     assert off.mean() < 0.3 * LEVEL
 
 
+def test_a_saturated_background_with_strong_detail_gets_the_base_s_colors() -> None:
+    """A round subject with a ragged edge on a red background, and detail that the correction must compress."""
+    across = [torch.linspace(0, 1, side) - 0.3 for side in (128, 256)]
+    small, large = ((line[:, None] ** 2 + line**2).sqrt() for line in across)
+    subject, ragged = small < 0.25, large + 0.05 * randn(256, 256, seed=1) < 0.25
+    dark, red, faded = (
+        torch.tensor(color).view(3, 1, 1) for color in ((-0.7, -0.6, -0.8), (0.9, -0.8, -0.75), (0.5, -0.55, -0.6))
+    )
+    base = torch.where(subject, dark, red)
+    picture = torch.where(ragged, dark, faded) + fine((256, 256), 0.5)
+    assert drift_of_blocks(picture, base) > 50
+    assert drift_of_blocks(match_colors_(picture, base), base) < 1
+
+
 def test_correct_colors_do_not_change() -> None:
     base = smooth_picture((128, 128))
     picture = enlarged(base, (256, 256)) + fine((256, 256), 0.05)

@@ -34,6 +34,9 @@ EDGE = 0.3
 FARTHEST = 2.0
 """Maximum shift of a pixel, relative to the shift of the mean, where detail is compressed."""
 
+PASSES = 2
+"""Number of times that the whole correction is made."""
+
 AT_ONCE = 1 << 16
 """Number of pixels per channel that are corrected at once."""
 
@@ -49,22 +52,29 @@ def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) 
     function of the base's colors, as in the guided filter (He and Sun, arXiv 1505.00996). It therefore stops at the
     edges of the base.
 
+    The correction is made twice. The second pass corrects the part that the first one loses where it compresses detail.
+
     Works row by row. Besides the picture, this needs memory for fields of (h / AREA, w / AREA) and for some rows.
     """
     picture.clamp_(-1, 1)
     base = base.float().clamp(-1, 1)
     size = _grid(base)
-    areas, wanted = _areas(picture, size), _means(base, size)
+    wanted = _means(base, size)
     mask = None if painted is None else F.adaptive_avg_pool2d(painted.float()[None], size)[0]
+    for _ in range(PASSES):
+        _apply_(picture, base, _fields(_areas(picture, size), wanted, mask))
+    return picture
+
+
+def _fields(areas: _Areas, wanted: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+    """Returns the fields (C, h, w) that describe the correction of `areas` to the mean colors `wanted` (3, h, w)."""
     slope, offset = _correction(wanted - areas.mean, wanted, mask)
     fields = {"slope": slope.flatten(0, 1), "offset": offset}
     moved = (slope * wanted).sum(1) + offset
     if mask is not None:
         fields["mask"] = mask
         moved = moved * mask
-    fields.update(_compression(areas, wanted, moved))
-    _apply_(picture, base, fields)
-    return picture
+    return {**fields, **_compression(areas, wanted, moved)}
 
 
 @dataclass(frozen=True)
