@@ -64,8 +64,7 @@ class Studio:
         self.model, self.world = model, world
         self.sampling = sampling
         # weights in 16 bits are 1.4 times as fast as weights that are cast at every call
-        # a processor takes a fifth less time for convolutions whose channels are together
-        self.unet = copy.deepcopy(model.unet).to(self._dtype, memory_format=torch.channels_last)
+        self.unet = copy.deepcopy(model.unet).to(self._dtype)
         self.alphas = model.alphas_cumprod
 
     def base(self, numbers: list[int]) -> Tensor:
