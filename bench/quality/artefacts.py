@@ -60,8 +60,8 @@ def _line_ratio(brightness: np.ndarray, lines: Sequence[int], base_cell: int) ->
 def _against_beside(gradient: np.ndarray, columns: Sequence[int]) -> float:
     """Returns the median on the columns, divided by the median near them.
 
-    A median ignores a subject's edge, which is no seam. A gradient below a tenth of an 8-bit level counts as a tenth, so
-    that a plain ground has a ratio of 1.
+    A median ignores a subject's edge, which is no seam. A gradient below a tenth of an 8-bit level counts as a
+    tenth, so that a plain ground has a ratio of 1.
     """
     beside = [column + sign * offset for column in columns for offset in (4, 5, 6) for sign in (-1, 1)]
     inside = [column for column in beside if 0 <= column < gradient.shape[1]]
