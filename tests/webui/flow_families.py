@@ -28,7 +28,6 @@ FAMILIES = {
     "ernie": "Ernie-Image",
     "krea": "Krea 2",
     "mugen": "Mugen",
-    "sd3": "Stable Diffusion 3",
 }
 """The names of the families by the names of their checkpoints, which `flow_checkpoints.py` makes."""
 
