@@ -9,13 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
-from webui.conftest import Webui, facts_or_skip
+from webui.conftest import Webui, facts_or_skip, png
 from webui.flow_families import ON, TWICE, family, small, webui
 from webui.test_at_home import options
 from webui.test_generate import assert_good
@@ -67,7 +66,12 @@ def write_lora(checkpoint: Path, file: Path) -> None:
 
 
 def test_a_lora_acts_in_the_stage(webui: Webui, family: Any) -> None:
-    """The image with the LoRA at weight 0 is the one without it."""
+    """The image with the LoRA at weight 0 is the one without it.
+
+    The upload is the base image, so only the stage changes.
+    """
+    upload = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
+    request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.6}
     title = webui.call("options")["sd_model_checkpoint"]
     checkpoint = next(Path(e["filename"]) for e in webui.call("sd-models") if e["title"].startswith(title.split()[0]))
     folder = Path(facts_or_skip(webui, "lora-folder"))
@@ -75,11 +79,13 @@ def test_a_lora_acts_in_the_stage(webui: Webui, family: Any) -> None:
     write_lora(checkpoint, folder / f"{LORA}.safetensors")
     try:
         webui.call("refresh-loras", {})
-        made = [small(webui, prompt=f"a tree{lora}") for lora in ("", f"<lora:{LORA}:0>", f"<lora:{LORA}:1>", "")]
+        loras = ("", f"<lora:{LORA}:0>", f"<lora:{LORA}:1>", "")
+        made = [small(webui, prompt=f"a tree{lora}", **request) for lora in loras]
     finally:
         (folder / f"{LORA}.safetensors").unlink()
     assert made[1].digests == made[0].digests == made[3].digests
-    assert np.abs(np.asarray(made[2].images[0], float) - np.asarray(made[0].images[0], float)).mean() > 1
+    assert_good(made[2], TWICE)
+    assert made[2].digests != made[0].digests
 
 
 def test_every_stage_is_saved(webui: Webui, family: Any, tmp_path: Path) -> None:

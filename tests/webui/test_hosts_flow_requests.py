@@ -43,20 +43,32 @@ def test_three_stages_of_a_portrait(webui: Webui, family: Any) -> None:
     assert small(webui, fields, height=128, cfg_scale=4).digests == result.digests
 
 
+def images_of_prompts(webui: Webui, demofusion: Any, *prompts: str, **request: Any) -> list[list[Image.Image]]:
+    """Returns the images of a prompt matrix in one batch, and those of its prompts alone."""
+    matrix = {"script_name": "prompt matrix", "script_args": [False, False, "positive", "comma", 0]}
+    both = small(webui, demofusion, prompt="|".join(prompts), batch_size=len(prompts), **matrix, **request)
+    assert "DemoFusion error" not in both.infotexts[-1]
+    texts = [text.split("\n")[0] for text in both.infotexts[-2:]]
+    alone = [small(webui, demofusion, prompt=text, **request).images[0] for text in texts]
+    return [[image for image in both.images if image.size == alone[0].size], alone]
+
+
 @pytest.mark.parametrize("cfg_scale", [1, 4])
 def test_a_batch_of_two_prompts_of_different_lengths(webui: Webui, family: Any, cfg_scale: int) -> None:
-    """The longer prompt fills more than one of the text encoders' sections of 75 tokens."""
-    longer = "red, " * 90
-    plot = {"script_name": "prompt matrix", "script_args": [False, False, "positive", "comma", 0]}
-    both = small(webui, ON, prompt=f"a tree|{longer}", batch_size=2, cfg_scale=cfg_scale, **plot)
-    assert [size for size in both.sizes if size == TWICE] == [TWICE, TWICE]
-    assert "DemoFusion error" not in both.infotexts[-1]
-    made = [image for image in both.images if image.size == TWICE]
-    prompts = [text.split("\n")[0] for text in both.infotexts[-2:]]
-    alone = [small(webui, ON, prompt=prompt, cfg_scale=cfg_scale).images[0] for prompt in prompts]
-    for image, reference in zip(made, alone):
-        assert np.abs(pixels(image) - pixels(reference)).max() <= 2
-    assert np.abs(pixels(made[0]) - pixels(made[1])).mean() > 1
+    """The longer prompt fills more than one of the text encoders' sections of 75 tokens.
+
+    Some engines of Forge Neo pad the shorter prompt, which changes its image with and without DemoFusion.
+    """
+    prompts, request = ("a tree", "red, " * 90), {"cfg_scale": cfg_scale}
+    plain, made = (
+        [[pixels(image) for image in images] for images in images_of_prompts(webui, on, *prompts, **request)]
+        for on in (None, ON)
+    )
+    agree = [np.abs(batch - alone).max() <= 2 for batch, alone in zip(*plain)]
+    assert agree[1]
+    for same, batch, alone in zip(agree, *made):
+        assert not same or np.abs(batch - alone).max() <= 2
+    assert np.abs(made[0][0] - made[0][1]).mean() > 1
 
 
 def test_full_previews_of_a_stage(webui: Webui, family: Any) -> None:
