@@ -6,19 +6,20 @@ With --webui-url URL, it tests the panel of a running webui, otherwise the panel
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import open_panel, screenshot
+from browser import Tab, open_panel, screenshot
 from test_browser import SCREENSHOTS
 
 pytestmark = pytest.mark.browser
 
 LOCALIZATIONS = Path(__file__).resolve().parents[2] / "localizations"
-WIDTHS = range(360, 1601, 20)
 LOOKED_AT = (360, 400, 500, 700, 900, 960, 1024, 1100, 1280, 1600)
 """The widths with a screenshot."""
+WIDTHS = sorted({*range(360, 1601, 20), *LOOKED_AT})
 
 TRANSLATE = """words => {
     const nodes = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -39,17 +40,23 @@ def address(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("name", ["txt2img", "img2img"])
 def test_no_control_is_cut_off_or_covered(blank: Any, address: str, name: str) -> None:
-    tab = open_panel(blank, address, name=name)
-    problems = [problem for width in WIDTHS for problem in tab.layout_problems(width)]
-    assert problems == []
+    tab = open_panel(blank, f"{address}?__theme=light", name=name)
+    assert problems_with_screenshots(tab, WIDTHS, f"{name}-light") == []
 
 
-@pytest.mark.parametrize(("name", "scheme"), [("txt2img", "light"), ("txt2img", "dark"), ("img2img", "light")])
-def test_screenshots_of_the_panel(blank: Any, address: str, name: str, scheme: str) -> None:
-    tab = open_panel(blank, f"{address}?__theme={scheme}", name=name)
-    for width in LOOKED_AT:
-        assert tab.layout_problems(width) == []
-        screenshot(tab.page, SCREENSHOTS, f"{name}-{scheme}-{width}")
+def test_no_control_is_cut_off_or_covered_in_the_dark_theme(blank: Any, address: str) -> None:
+    tab = open_panel(blank, f"{address}?__theme=dark")
+    assert problems_with_screenshots(tab, LOOKED_AT, "txt2img-dark") == []
+
+
+def problems_with_screenshots(tab: Tab, widths: Iterable[int], name: str) -> list[str]:
+    """Returns the problems in windows of these widths, and saves screenshots of some of them."""
+    problems = []
+    for width in widths:
+        problems += tab.layout_problems(width)
+        if width in LOOKED_AT:
+            screenshot(tab.page, SCREENSHOTS, f"{name}-{width}")
+    return problems
 
 
 @pytest.mark.parametrize("language", ["de_DE", "zh_CN"])
