@@ -92,8 +92,9 @@ def test_advice_has_the_values_of_the_presets() -> None:
     found = re.findall(r"\*([A-Z][a-z\d ]+)\*(?: by [\d.]+ at a time)? \(([\d.]+ in \*\w+\*[^)]*)\)", text)
     assert {label for label, _ in found} == {"Cosine scale 2", "Extra noise", "Tile overlap", "Feather"}
     for label, values in found:
-        for value, preset in re.findall(r"([\d.]+) in \*(\w+)\*", values):
-            assert value == written(preset_values(preset)[names[label]]), (label, preset)
+        for value, *presets in re.findall(r"([\d.]+) in \*(\w+)\*(?: and in \*(\w+)\*)?", values):
+            for preset in filter(None, presets):
+                assert value == written(preset_values(preset)[names[label]]), (label, preset)
         for value in re.findall(r"([\d.]+) at most", values):
             assert value == written(SPECS[names[label]].maximum), label
 
@@ -135,7 +136,7 @@ def test_sentences_about_the_cost() -> None:
     )
     assert cost == costs[preset][(2, 3, 4, 6, 8).index(int(scale))]
     ((first, second, preset, *told),) = re.findall(
-        r"need only (\d) or (\d) steps\. \*(\w+)\* then costs ([\d.]+) at 2x and ([\d.]+) at 4x", text
+        r"need only (\d) or (\d) steps, .*? \*(\w+)\* costs ([\d.]+) at 2x and ([\d.]+) at 4x", text
     )
     for steps in (int(first), int(second)):
         plans = [parse_settings({"scale": scale, "preset": preset}) for scale in (2, 4)]

@@ -12,7 +12,7 @@ SEED = 5
 LEVEL = 0.95
 
 Statistic = Callable[[np.ndarray], float]
-"""Returns a statistic of the images with the given numbers."""
+"""Computes a statistic over the images with the given indices. An index can occur more than once."""
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,8 @@ class Settings:
         str,
         "Skip views below",
         "skip views",
-        "two thresholds, for tiles and for dilated views, such as 0.5,0.1; higher = faster",
+        "views with a lower weight are skipped: first number for tiles, second for dilated views, such as 0.5,0.1; "
+        "higher = faster",
         read=parse_skip,
         texts=SKIP_ALLOWED,
     )

@@ -1,4 +1,4 @@
-"""Tests `python -m bench.host URL` against a server with the answers of a webui's API."""
+"""Tests `python -m bench.host URL` against a fake server that answers like the webui's API."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ SIDE = 64
 
 
 class PlayedWebui(ThreadingHTTPServer):
-    """A webui whose images have one colour. The colour depends on `colour` and on whether the image is the first."""
+    """A fake webui that returns images of a single colour. If `drifts` is set, every image has another colour.
+
+    If `refuses` is the name of a preset, requests with this preset fail for lack of memory.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answers)

@@ -401,9 +401,9 @@ def test_a_message_about_a_preset_goes_with_the_next_action(tab: Tab) -> None:
 def test_the_line_names_what_makes_upscale_by_unused(tab: Tab) -> None:
     tab.open_panel()
     tab.page.locator(tab.text("stages", "1,2,4")).blur()
-    tab.wait_for_line("Upscale by is not used, because Stages ends at 4")
+    tab.wait_for_line("'Upscale by' has no effect, because the list in 'Stages' ends at 4")
     tab.number(f"{tab.panel}_width", 512)
-    tab.wait_for_line("because Resize width to or Resize height to is set")
+    tab.wait_for_line("because 'Resize width to' or 'Resize height to' is set")
 
 
 def test_the_box_alone_decides_once_it_was_clicked(tab: Tab) -> None:

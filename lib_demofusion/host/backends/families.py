@@ -68,7 +68,7 @@ PLAIN, FIVE_AXES, PACKED = LatentForm(), FiveAxes(), Packed()
 
 RUNS_ON = "this kind of model is not supported; choose another checkpoint"
 REFINER = "an SDXL refiner cannot make an image by itself; choose its base checkpoint"
-UPSCALER = "it enlarges the images of another model; choose that model's checkpoint"
+UPSCALER = "this checkpoint only enlarges images of other models; choose the checkpoint of an image model"
 
 
 KLEIN_HINT = "; for img2img, switch on [Klein] Disable Reference in the settings"
@@ -76,7 +76,7 @@ KLEIN_HINT = "; for img2img, switch on [Klein] Disable Reference in the settings
 ANIMA_HINT = "; switch off [Anima] Enable Reference in the settings, and load another checkpoint and this one again"
 
 
-VIDEO = "it makes videos; choose the checkpoint of an image model"
+VIDEO = "this checkpoint makes videos; choose the checkpoint of an image model"
 REFUSALS = (RUNS_ON, REFINER, UPSCALER, VIDEO)
 """All reasons for refusals in the table."""
 

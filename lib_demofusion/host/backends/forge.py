@@ -60,7 +60,8 @@ class Forge:
         # the host has a dummy until a model is loaded
         if not hasattr(model, "forge_objects"):
             return SD
-        # reForge has no `predictor`. There, `refusal` reports a flow schedule that an earlier job left
+        # reForge's models have no `predictor`. Their `model_sampling` can be a flow schedule that an earlier job set,
+        # so it is not read here. `refusal` rejects jobs that select flow sampling
         predictor = getattr(model.forge_objects.unet.model, "predictor", None)
         flow = predictor is not None and not adds_noise(predictor)
         return family_of(model, flow) or unknown(model)
@@ -79,7 +80,7 @@ class Forge:
         return getattr(getattr(objects, "unet", None), "model", None)
 
     def fp32_flags(self) -> tuple[str, str]:
-        # reForge has Forge's flags
+        # only Forge Neo has --fp32-unet and --fp32-vae; Forge and reForge have the older names
         return ("--fp32-unet", "--fp32-vae") if hasattr(flags, "fp32_vae") else ("--all-in-fp32", "--vae-in-fp32")
 
     def refusal(self, p: Any) -> str | None:
@@ -142,7 +143,7 @@ class Forge:
 
 
 def predictor_of(model: Any) -> Any:
-    """Returns the schedule of a UNet, which converts its output to the clean latent."""
+    """Returns the object that holds a UNet's noise schedule. It also converts the UNet's output to the clean latent."""
     return model.predictor if hasattr(model, "predictor") else model.model_sampling
 
 
@@ -239,7 +240,7 @@ class _Numbers:
         self.input_key = input_key
 
     def __call__(self, numbers: Tensor) -> Tensor:
-        """Returns the embeddings (n, k * 256) of k numbers each (n, k)."""
+        """Embeds `numbers` (n, k). Returns their embeddings (n, k * 256), those of a row one after another."""
         embedded: Tensor = self._embedder(numbers.flatten())
         return embedded.reshape(len(numbers), -1)
 

@@ -13,7 +13,10 @@ KEY_NOTE = "DemoFusion note"
 
 
 STOPPED = "DemoFusion stopped: showing"
-"""The beginning of the message about a stopped run. The page splits the message after it (javascript/demofusion.js)."""
+"""The beginning of the message about a stopped run. The name and the size of the shown image follow.
+
+The page puts the size into an element of its own, so that the webui can translate the rest (javascript/demofusion.js).
+"""
 
 BASE_IMAGE = "the base image"
 

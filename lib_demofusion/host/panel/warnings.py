@@ -57,10 +57,10 @@ NO_MEMORY = "the computer's free memory may be too small for an image of this si
 NO_ROOM = "the free memory and the free disk space may be too small to decode an image of this size"
 TURBO_CHOSEN = "this looks like a few-step model, so the panel switched to Turbo; click a preset to choose another one"
 TURBO_BETTER = "this denoising strength is too high for few steps and a low CFG scale; for few-step models, use Turbo"
-NOT_LOADED = "the time is not known until the checkpoint is loaded"
+NOT_LOADED = "the expected time appears when this checkpoint is loaded and DemoFusion has run with it once"
 OFF = "DemoFusion is off. Tick the box in the title of the panel to switch it on."
-UNUSED_BY_STAGES = "Upscale by is not used, because Stages ends at"
-UNUSED_BY_SIZE = "Upscale by is not used, because Resize width to or Resize height to is set"
+UNUSED_BY_STAGES = "'Upscale by' has no effect, because the list in 'Stages' ends at"
+UNUSED_BY_SIZE = "'Upscale by' has no effect, because 'Resize width to' or 'Resize height to' is set"
 WARNINGS = (
     OFF,
     UNUSED_BY_STAGES,
