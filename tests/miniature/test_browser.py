@@ -12,6 +12,7 @@ from browser import SECONDS, Tab, contrast, listening, open_panel, screenshot
 from PIL import Image
 from reports import Reports
 
+from lib_demofusion.host.panel.page import IF_CHANGED
 from lib_demofusion.settings.presets import PRESETS
 from lib_demofusion.settings.reading import preset_values
 
@@ -62,6 +63,17 @@ def test_the_panel_opens_and_the_line_follows(tab: Tab) -> None:
     tab.number(tab.id("steps"), 5)
     tab.wait_for_line("times as long as the base image")
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-panel")
+
+
+@pytest.mark.parametrize(
+    ("text", "copy", "result"), [("b", "a", "b"), ("a", "a", None), (None, "", None), ("", "a", "")], ids=str
+)
+def test_the_copy_of_a_text_is_updated_only_if_the_text_changes(
+    blank: Any, text: str | None, copy: str, result: str | None
+) -> None:
+    """In gradio 4 every update reports a change of every text, so updates without a change would never end."""
+    script = f"values => Promise.race([({IF_CHANGED})(...values), new Promise(end => setTimeout(end, 100, null))])"
+    assert blank.evaluate(script, [text, copy]) == result
 
 
 def test_an_impossible_value_is_named_in_the_line(tab: Tab) -> None:

@@ -55,6 +55,24 @@ def test_the_line_is_updated_and_stops_updating(webui: Webui, page: Any, name: s
     assert page.locator(f"{tab.panel}_enabled .pending").count() == 0
 
 
+COUNT = """() => {
+    window.changes = {};
+    document.addEventListener("gradio", ({detail: {event, id}}) => {
+        if (event === "change") window.changes[id] = (window.changes[id] || 0) + 1;
+    }, true);
+}"""
+"""Counts the changes that the components of gradio 4 report."""
+
+
+def test_a_page_at_rest_does_nothing(webui: Webui, page: Any) -> None:
+    """A change that causes the next one uses a whole core of the browser, without a request to the server."""
+    Tab(page, "txt2img").open_panel()
+    wait_for_rest(page)
+    page.evaluate(COUNT)
+    page.wait_for_timeout(1000 * QUIET)
+    assert page.evaluate("window.changes") == {}
+
+
 @pytest.mark.parametrize("name", ["txt2img", "img2img"])
 def test_no_control_is_cut_off_or_covered(webui: Webui, page: Any, name: str) -> None:
     tab = Tab(page, name)

@@ -141,16 +141,20 @@ def _follow_few_steps(script: Any, text_of_line: Any) -> None:
     Context.root_block.load(suit, _inputs(script), outputs, **quiet)
 
 
+IF_CHANGED = '(text, copy) => (text || "") === (copy || "") ? new Promise(() => {}) : text || ""'
+"""JavaScript that returns the text, or never resolves if the copy is equal, so that the page changes nothing."""
+
+
 def _text_of(shown: gr.HTML) -> gr.Textbox:
     """Creates a hidden copy of an HTML component that reports a change only if the text changes.
 
-    gradio 4 reports a change of HTML whenever an event begins or ends. Each answer would therefore trigger another
-    event.
+    gradio 4 reports a change of every HTML component whenever it draws the page. It draws the page after every update,
+    so an update after each of these reports would repeat forever, and the browser would use a whole core.
     """
     text = gr.Textbox(visible=False)
     # otherwise the webui would write it into ui-config.json
     text.do_not_save_to_config = True
-    shown.change(None, [shown], [text], _js="text => text", show_progress=False, queue=False)
+    shown.change(None, [shown, text], [text], _js=IF_CHANGED, show_progress=False, queue=False)
     return text
 
 
