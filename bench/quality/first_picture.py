@@ -31,10 +31,10 @@ class Shown(NamedTuple):
     scale: int
 
 
-SHOWN = (Shown(700, 4), Shown(702, 4), Shown(706, 2))
+SHOWN = (Shown(9, 4), Shown(17, 4), Shown(2, 2))
 TITLES = {
     "Lanczos": "Base image, Lanczos",
-    "Hires fix 0.5": "Hires fix, Latent, 0.5",
+    "Hires fix ESRGAN 0.5": "Hires fix, ESRGAN, 0.5",
     DEFAULT_PRESET: f"DemoFusion, {DEFAULT_PRESET}",
 }
 """The configurations and their titles."""
