@@ -23,7 +23,7 @@ from lib_demofusion.tiled_vae.feature_maps import Shelf
 from lib_demofusion.tiled_vae.tiling import Options, decode_tiled
 
 SLOWER = 1.5
-"""Decoding in parts may be slower than its size suggests, by this factor."""
+"""Factor by which decoding a large image in parts may take longer than its number of pixels suggests."""
 
 
 class Ways(logging.Handler):
@@ -81,7 +81,7 @@ def measure_coding(report: Report, card: Card, autoencoder: Any, sides: tuple[in
 
 
 def decibels(found: Tensor, reference: Tensor) -> str:
-    """Returns the power of the difference below that of the reference, in dB."""
+    """Returns by how many dB the power of the difference is below the power of the reference."""
     reference = reference.cpu().double()
     error = (found.cpu().double() - reference).square().mean()
     return "the same" if error == 0 else f"{10 * float((reference.square().mean() / error).log10()):.1f} dB"

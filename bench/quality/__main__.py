@@ -76,7 +76,7 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 def main() -> None:
     """Runs the jobs and writes table.md, table.json and a sheet for each scale."""
     args = options()
-    # the tables need it: without the packages, this fails before hours of sampling
+    # the tables need the packages of the collages; a missing one is reported now and not after hours of sampling
     installed()
     torch.set_num_threads(args.threads)
     sampling = Sampling(args.steps, args.guidance, args.lcm, bfloat16=args.precision == "bfloat16")
@@ -108,8 +108,10 @@ def heading(args: argparse.Namespace) -> str:
     pairs = f"{args.count} prompts from number {args.first} on"
     sampler = "LCM" if args.lcm else "DDIM"
     setting = f"{pairs}, {sampler}, {args.steps} steps, guidance {args.guidance:g}, {args.checkpoint.name}"
-    marks = f"from a paired bootstrap `=` equal to the row {args.against}, `+` better, `-` worse, `≠` different"
-    return f"# Ways to a larger picture\n\n{setting}. Behind a number: half its 95 % interval; {marks}.\n"
+    interval = "Each number is followed by half of its 95 % interval and a mark"
+    marks = "`+` better, `-` worse, `=` no significant difference, `≠` different in a column without a better direction"
+    compared = f"The mark compares with the row {args.against} by a paired bootstrap"
+    return f"# Ways to a larger picture\n\n{setting}. {interval}. {compared}: {marks}.\n"
 
 
 def rows_at(

@@ -121,7 +121,7 @@ class Settings:
         str,
         "Stages",
         "stages",
-        "intermediate sizes: choose one, or type scales such as 1,2,4",
+        "sizes of the stages: choose a rule, or type scales such as 1,2,4",
         words=STAGE_WORDS,
         read=parse_stages,
         texts=STAGES_ALLOWED,

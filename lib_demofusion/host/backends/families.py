@@ -72,7 +72,7 @@ UPSCALER = "this checkpoint only enlarges images of other models; choose the che
 
 
 KLEIN_HINT = "; for img2img, switch on [Klein] Disable Reference in the settings"
-# the webui drops them only when it loads a checkpoint or encodes another upload
+# the webui drops its reference images only when it loads a checkpoint or encodes another upload
 ANIMA_HINT = "; switch off [Anima] Enable Reference in the settings, and load another checkpoint and this one again"
 
 

@@ -79,7 +79,7 @@ def _decodes_anew(p: Any) -> bool:
 
 
 def _entry(p: Any, title: str) -> Any:
-    """Returns the job's always visible script with this title, in any case, or None."""
+    """Returns the job's always visible script with this title, or None. Upper and lower case do not matter."""
     entries = getattr(p.scripts, "alwayson_scripts", None) or ()
     return next((entry for entry in entries if entry.title().lower() == title.lower()), None)
 
@@ -101,11 +101,11 @@ def _unit_problem(unit: Any) -> str | None:
     if "inpaint_only" in preprocessor:
         return "it pastes the base image's pixels; use inpaint_global_harmonious"
     if preprocessor.startswith("reference"):
-        return "reference compares with an image of the latent's size; use IP-Adapter"
+        return "its preprocessor reference works only on the whole latent, not on tiles; use IP-Adapter"
     if model not in WHOLE_PICTURE and unit.model is not None and model != "ControlModelPatcher":
         return f"DemoFusion cannot crop the hint of a {model.removesuffix('Patcher')} to tiles; switch the unit off"
     if getattr(unit, "control_mask", None) is not None:
-        return "its mask covers the whole image; remove the mask"
+        return "its mask cannot be cropped to tiles; remove the mask"
     return None
 
 

@@ -1,7 +1,8 @@
 """Inserts a stage between the guidance of Forge's family and its UNet.
 
-CFGDenoiser has no wrapper in these webuis. A function of the webui's backend joins conds and unconds and passes them to
-the UNet. A patched UNet can have one wrapper that is called instead (`model_function_wrapper`).
+In AUTOMATIC1111's webui, a stage replaces the model that CFGDenoiser calls. These webuis have no such place. A function
+of the webui's backend joins conds and unconds and passes them to the UNet. A patched UNet can have one wrapper that is
+called instead (`model_function_wrapper`).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ Apply = Callable[..., Tensor]
 class FusedUnet:
     """A wrapper of the UNet that denoises large latents view by view.
 
-    `inner` is the previous wrapper, if any. `predictor` is the model's schedule. `vectors` writes SDXL's sizes.
-    `control` runs the control models on views instead of the whole latent.
+    `inner` is the previous wrapper, if any. `predictor` is the model's schedule. `vectors` replaces the sizes in SDXL's
+    vector. `control` runs the control models on views instead of the whole latent.
     """
 
     def __init__(
@@ -44,7 +45,8 @@ class FusedUnet:
     def __call__(self, apply_model: Apply, args: Mapping[str, Any]) -> Tensor:
         """Returns the fused prediction of the clean latent for the rows of conds and unconds.
 
-        Input and result have the axes of the host (see `LatentForm`). Views are cropped in those of the method.
+        Input and result have the axes of the host (see `LatentForm`). Views are cropped after conversion to the axes of
+        the method.
         """
         form, sigma, marks = self._parts.form, args["timestep"], args["cond_or_uncond"]
         x = form.to_method(args["input"])
@@ -89,8 +91,8 @@ def kept_share(predictor: Any, sigma: Tensor) -> Tensor:
 def marks_of(marks: Sequence[int], rows: int, chosen: slice) -> list[int]:
     """Returns the mark of every chunk of the chosen rows: 0 for cond, 1 for uncond.
 
-    The host has one mark for each chunk, which has one row per image. If only some rows are chosen, each row is a
-    chunk.
+    A chunk is the cond or the uncond of the whole batch, with one row per image. The host gives one mark for each
+    chunk. If only some rows are chosen, every chosen row counts as a chunk.
     """
     each = rows // len(marks)
     if chosen == slice(0, rows):
