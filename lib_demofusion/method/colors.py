@@ -61,14 +61,20 @@ def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) 
     size = _grid(base)
     wanted = _means(base, size)
     mask = None if painted is None else F.adaptive_avg_pool2d(painted.float()[None], size)[0]
+    fit = mask
     for _ in range(PASSES):
-        _apply_(picture, base, _fields(_areas(picture, size), wanted, mask))
+        _apply_(picture, base, _fields(_areas(picture, size), wanted, mask, fit))
+        # areas at the border of the mask keep a part of their drift, which must not leak into their neighbours
+        fit = None if mask is None else (-F.max_pool2d(-mask[None], 3, 1, 1)[0] >= 1).to(mask.dtype)
     return picture
 
 
-def _fields(areas: _Areas, wanted: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
-    """Returns the fields (C, h, w) that describe the correction of `areas` to the mean colors `wanted` (3, h, w)."""
-    slope, offset = _correction(wanted - areas.mean, wanted, mask)
+def _fields(areas: _Areas, wanted: Tensor, mask: Tensor | None, fit: Tensor | None) -> dict[str, Tensor]:
+    """Returns the fields (C, h, w) that describe the correction of `areas` to the mean colors `wanted` (3, h, w).
+
+    `fit` (1, h, w) is the weight of each area in the fit.
+    """
+    slope, offset = _correction(wanted - areas.mean, wanted, fit)
     fields = {"slope": slope.flatten(0, 1), "offset": offset}
     moved = (slope * wanted).sum(1) + offset
     if mask is not None:

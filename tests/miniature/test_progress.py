@@ -274,7 +274,7 @@ def nothing_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 SETTINGS: dict[str, dict[str, Any]] = {
     "paper, 2x": {"scale": 2},
     "paper, 4x, shown": {"scale": 4, "return_stages": True},
-    "balanced, 2x": {"preset": "Balanced", "scale": 2},
+    "balanced, 2x": {"preset": "Balanced", "scale": 2, "hires_steps": 0},
     "balanced, 4x": {"preset": "Balanced", "scale": 4, "upscaler": "Lanczos (pixels)"},
     "fast, 4x, hires steps": {"preset": "Fast", "scale": 4, "upscaler": "Lanczos (pixels)"},
     "low strength": {"scale": 3, "denoising_strength": 0.3},
