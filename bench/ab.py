@@ -20,6 +20,8 @@ import gradio as gr
 from PIL import Image
 from scipy.stats import binomtest
 
+from bench.quality.pictures import image_path
+
 LEFT, RIGHT, NEITHER = "left", "right", "neither"
 BUTTONS = {LEFT: "The left image is better", NEITHER: "No difference", RIGHT: "The right image is better"}
 
@@ -50,9 +52,8 @@ def pictures(folder: Path) -> list[Picture]:
         except json.JSONDecodeError:
             # the end of an interrupted run
             continue
-        way, scale, number = key = entry["configuration"], entry["scale"], entry["number"]
-        name = way.lower().replace(" ", "-").replace("/", "-").replace(",", "-")
-        found[key] = Picture(*key, entry["prompt"], folder / "pictures" / f"{scale}x" / name / f"{number:03d}.png")
+        key = entry["configuration"], entry["scale"], entry["number"]
+        found[key] = Picture(*key, entry["prompt"], image_path(folder, *key))
     return [picture for picture in found.values() if picture.path.exists()]
 
 

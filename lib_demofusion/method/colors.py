@@ -34,9 +34,6 @@ EDGE = 0.3
 FARTHEST = 2.0
 """Maximum shift of a pixel, relative to the shift of the mean, where detail is compressed."""
 
-PASSES = 2
-"""Number of times that the whole correction is made."""
-
 AT_ONCE = 1 << 16
 """Number of pixels per channel that are corrected at once."""
 
@@ -53,6 +50,8 @@ def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) 
     edges of the base.
 
     The correction is made twice. The second pass corrects the part that the first one loses where it compresses detail.
+    It does not fit the areas at the border of `painted`. They keep a part of their drift, which must not leak into
+    their neighbours.
 
     Works row by row. Besides the picture, this needs memory for fields of (h / AREA, w / AREA) and for some rows.
     """
@@ -61,11 +60,9 @@ def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) 
     size = _grid(base)
     wanted = _means(base, size)
     mask = None if painted is None else F.adaptive_avg_pool2d(painted.float()[None], size)[0]
-    fit = mask
-    for _ in range(PASSES):
+    inner = None if mask is None else (-F.max_pool2d(-mask[None], 3, 1, 1)[0] >= 1).to(mask.dtype)
+    for fit in (mask, inner):
         _apply_(picture, base, _fields(_areas(picture, size), wanted, mask, fit))
-        # areas at the border of the mask keep a part of their drift, which must not leak into their neighbours
-        fit = None if mask is None else (-F.max_pool2d(-mask[None], 3, 1, 1)[0] >= 1).to(mask.dtype)
     return picture
 
 

@@ -78,7 +78,7 @@ def main() -> None:
     args = options.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    model = load(args.checkpoint, args.device).to(memory_format=torch.channels_last)
+    model = load(args.checkpoint, args.device)
     data = torch.load(args.out / "latents.pt", weights_only=True)
     batches = Batches(data, make_captions(), args.batch, args.seed)
     trainee = Trainee(lora.Lora(model.unet, RANK).to(args.device), args.out / "lora.pt", decay=0.98)

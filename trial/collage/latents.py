@@ -52,7 +52,7 @@ def main() -> None:
     args = options.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
-    model = load(args.checkpoint).to(memory_format=torch.channels_last)
+    model = load(args.checkpoint)
     data = {}
     for kind, side in FINE.items():
         data |= encoded(model, shrunk(installed(), side), args.seed, kind, getattr(args, kind))
