@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from bench.quality import table
-from bench.quality.configurations import CONFIGURATIONS, PAPER
+from bench.quality.configurations import CONFIGURATIONS, FLOW_CONFIGURATIONS, PAPER
 from bench.quality.denoiser import NATIVE
 from bench.quality.features import Network
 from bench.quality.pictures import read
@@ -60,11 +60,11 @@ def options() -> argparse.Namespace:
 
 def jobs_for(names: Sequence[str] | None, against: str, scales: Sequence[int]) -> list[Job]:
     """Returns the jobs to run, in the table's order."""
-    patterns = [*(names or ()), against]
-    unknown = [pattern for pattern in patterns if not any(_matches(row.name, [pattern]) for row in CONFIGURATIONS)]
+    every, patterns = [*CONFIGURATIONS, *FLOW_CONFIGURATIONS], [*(names or ()), against]
+    unknown = [pattern for pattern in patterns if not any(_matches(row.name, [pattern]) for row in every)]
     if unknown:
         raise SystemExit(f"no configuration is named {', '.join(unknown)}")
-    rows = [row for row in CONFIGURATIONS if not names or _matches(row.name, patterns)]
+    rows = [row for row in every if _matches(row.name, patterns)] if names else CONFIGURATIONS
     return [Job(configuration, scale) for scale in scales for configuration in rows if scale in configuration.scales]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from bench.quality.flow import FlowRow, Sampler, Weights
 from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.presets import PRESETS
 from lib_demofusion.settings.reading import parse_settings
@@ -39,6 +40,8 @@ class Configuration:
     scales: tuple[int, ...] = (2, 3, 4)
     """The scales at which the row differs from others. At 2x, 1,2,4 is the automatic list."""
     note: str = ""
+    flow: FlowRow | None = None
+    """How to run the model as a flow model, or None."""
 
     def settings_at(self, scale: int) -> Settings:
         """Returns the settings of a run."""
@@ -47,6 +50,9 @@ class Configuration:
     def fingerprint(self) -> str:
         """Returns a text that changes if the results must be made again."""
         parts = {name: value for name, value in asdict(self).items() if name not in ("name", "scales", "note")}
+        if self.flow is None:
+            # keeps results valid that were made before this field existed
+            parts.pop("flow")
         return json.dumps(parts, sort_keys=True)
 
 
@@ -76,3 +82,14 @@ CONFIGURATIONS: tuple[Configuration, ...] = (
     Configuration("Fast, latent colors alone", settings=FAST, picture_colors=False),
     Configuration("Balanced, all steps", settings={**BALANCED, "hires_steps": 0}, note="the preset before 12 steps"),
 )
+
+FLOW_CONFIGURATIONS: tuple[Configuration, ...] = tuple(
+    Configuration(
+        f"Flow {preset}, {sampler}, shift {shift:g}, {weights}", settings=values, flow=FlowRow(sampler, shift, weights)
+    )
+    for preset, values in PRESETS.items()
+    for sampler in get_args(Sampler)
+    for shift in (3.0, 1.0, 9.0)
+    for weights in get_args(Weights)
+)
+"""Every preset with the model run as a flow model. These rows run only if `--only` names them."""

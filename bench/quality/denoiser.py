@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from bench.quality.flow import clean_latent
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.stage import StageRun
 from lib_demofusion.method.views import View
@@ -49,6 +50,19 @@ class GuidedModel:
 
             # for noise, the dilated path does not restore the part that the blur removed
             return self._guided(run.denoise(evaluate, self._rows_of(x), 0.0, self._batches))
+
+        return predict
+
+    def fused_flow(self, run: StageRun, consistency: bool = False) -> Callable[[Tensor, float], Tensor]:
+        """Returns the clean latent that a stage of a flow model fuses from views, for x (B, 4, h, w) at a sigma."""
+
+        def predict(x: Tensor, sigma: float) -> Tensor:
+            def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+                context = self._context[rows].repeat(len(views), 1, 1)
+                return clean_latent(lambda scaled, t: self._evaluate(scaled, t, context), crops, sigma, consistency)
+
+            # the velocity is predicted from the blurred latent and applied to the sharp one
+            return self._guided(run.denoise(evaluate, self._rows_of(x), 1.0, self._batches))
 
         return predict
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.quality.configurations import Configuration
 from bench.quality.denoiser import NATIVE, GuidedModel
 from bench.quality.esrgan import enlarge
+from bench.quality.flow import FlowRow, sample_flow
 from bench.quality.pictures import as_float, upscale
 from bench.quality.sampler import Steps, sample, timesteps
 from bench.quality.tiles import one_tile_after_another
@@ -152,7 +153,7 @@ class Studio:
 
     def _demofusion(self, configuration: Configuration, scale: int, batch: Batch, guided: GuidedModel) -> Tensor:
         settings = configuration.settings_at(scale)
-        work = StageWork(self, settings, batch, guided)
+        work = StageWork(self, settings, configuration.flow, batch, guided)
         *_, x = run_stages(work, make_plan(settings, (NATIVE, NATIVE)), settings, batch.latents)
         return x
 
@@ -170,6 +171,17 @@ class Studio:
         steps = self.steps(seeds, schedule_steps(self.sampling.steps, settings), settings.denoising_strength)
         return sample(torch.zeros_like(anchor), steps, guided.fused(run), run)
 
+    def flow_stage(
+        self, flow: FlowRow, task: tuple[Settings, StagePlan], anchor: Tensor, batch: Batch, guided: GuidedModel
+    ) -> Tensor:
+        """Samples a stage with the model run as a flow model."""
+        settings, stage = task
+        seeds = [number + SEED_STEP * stage.number for number in batch.numbers]
+        run = StageRun(stage, settings, anchor, initial_noise(seeds, *stage.size), flow.traits())
+        sigmas = flow.steps(schedule_steps(self.sampling.steps, settings), settings.denoising_strength)
+        predict = guided.fused_flow(run, consistency=self.sampling.lcm)
+        return sample_flow(torch.zeros_like(anchor), sigmas, predict, run, flow.sampler, fresh_noise(seeds))
+
 
 @dataclass(frozen=True)
 class StageWork:
@@ -177,6 +189,7 @@ class StageWork:
 
     studio: Studio
     settings: Settings
+    flow: FlowRow | None
     batch: Batch
     guided: GuidedModel
 
@@ -198,7 +211,9 @@ class StageWork:
 
     def sample(self, stage: StagePlan, anchor: Tensor, finish: Finish) -> Tensor:
         """Samples a stage."""
-        return finish(self.studio.stage(self.settings, stage, anchor, self.batch, self.guided))
+        if self.flow is None:
+            return finish(self.studio.stage(self.settings, stage, anchor, self.batch, self.guided))
+        return finish(self.studio.flow_stage(self.flow, (self.settings, stage), anchor, self.batch, self.guided))
 
 
 def with_colors_of(pictures: np.ndarray, bases: np.ndarray) -> np.ndarray:

@@ -1,0 +1,163 @@
+"""Tests the benchmark's model as a flow model: the same model in other coordinates, with its own samplers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import k_diffusion_sampling
+import numpy as np
+import pytest
+import torch
+
+from bench.quality.__main__ import jobs_for
+from bench.quality.configurations import CONFIGURATIONS, FLOW_CONFIGURATIONS, PAPER
+from bench.quality.denoiser import NATIVE
+from bench.quality.flow import FlowRow, clean_latent, sample_flow
+from bench.quality.runs import Bases, Store
+from bench.quality.sampler import Steps, sample, timesteps
+from bench.quality.ways import Sampling, Studio
+from bench.quality.worlds import COLLAGES
+from lib_demofusion.method.plan import make_plan
+from lib_demofusion.method.residual import Flow, VariancePreserving
+from lib_demofusion.method.sampler_steps import StepDetector
+from lib_demofusion.method.schedule import flow_level, snr_timestep
+from lib_demofusion.method.stage import SamplerTraits, StageRun
+from lib_demofusion.settings.fields import Settings
+from tests.bench.test_quality_runs import TinyModel
+from trial.sampling import initial_noise
+
+NUMBERS = [0, 3]
+TIMES = timesteps(6, 0.7)
+SIGMAS = torch.tensor([*map(flow_level, TIMES), 0.0], dtype=torch.float64)
+BY_NAME = {configuration.name: configuration for configuration in FLOW_CONFIGURATIONS}
+
+
+@pytest.fixture
+def studio() -> Studio:
+    return Studio(TinyModel(), Sampling(steps=4, rows=8, bfloat16=False), COLLAGES)
+
+
+def in_flow_space(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Converts x from DDIM's space to the flow space with the same signal-to-noise ratio."""
+    return x * ((1 - sigma) ** 2 + sigma**2) ** 0.5
+
+
+def test_euler_on_the_flow_model_is_ddim_on_the_model(studio) -> None:
+    """Both follow the same curve from the same noise. Only the coordinates differ."""
+    guided, noise = studio.guided(NUMBERS), initial_noise(NUMBERS, NATIVE, NATIVE)
+    expected = sample(noise, Steps(TIMES, studio.alphas), guided.whole)
+
+    def predict(x, sigma):
+        return clean_latent(lambda scaled, t: guided.whole(scaled, t), x, sigma)
+
+    made = sample_flow(in_flow_space(noise, float(SIGMAS[0])), SIGMAS, predict)
+    torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_stage_of_tiles_is_the_same_stage_in_both_spaces(studio) -> None:
+    """This covers the skip residual, weights, tiles and guidance.
+
+    Only the dilated views have another form for flow models.
+    """
+    settings = Settings(enabled=True, scale=2, cosine_scale_2=1e9, feather=0.25)
+    stage = make_plan(settings, (NATIVE, NATIVE)).stages[-1]
+    anchor, noise = initial_noise([7, 8], *stage.size), initial_noise([9, 10], *stage.size)
+
+    def run(space) -> StageRun:
+        return StageRun(stage, settings, anchor, noise, SamplerTraits(space, StepDetector()))
+
+    ddim = run(VariancePreserving(studio.alphas))
+    expected = sample(torch.zeros_like(anchor), Steps(TIMES, studio.alphas), studio.guided(NUMBERS).fused(ddim), ddim)
+    flow = run(Flow(snr_timestep))
+    made = sample_flow(torch.zeros_like(anchor), SIGMAS, studio.guided(NUMBERS).fused_flow(flow), flow)
+    torch.testing.assert_close(made, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("sampler", "function"), [("Euler", "sample_euler"), ("DPM++ 2M", "sample_dpmpp_2m")])
+def test_samplers_are_those_of_k_diffusion(sampler, function: str) -> None:
+    """k-diffusion's samplers integrate along (x - denoised) / sigma in any space."""
+    sigmas, x = FlowRow(shift=3.0).levels(7), initial_noise([1], 8, 8).double()
+    model = lambda x, sigma: torch.tanh(x) * (1 - sigma)  # noqa: E731
+    reference = getattr(k_diffusion_sampling.load(), function)
+    expected = reference(lambda x, sigma: model(x, float(sigma[0])), x.clone(), sigmas, disable=True)
+    torch.testing.assert_close(sample_flow(x, sigmas, model, sampler=sampler), expected)
+
+
+def test_euler_a_keeps_the_noise_at_its_level() -> None:
+    """The model knows the signal, so the rest of x at each level is noise of that level."""
+    clean = initial_noise([1], 64, 64).double()
+    levels, generator = FlowRow(shift=3.0).levels(8)[2:], torch.Generator().manual_seed(5)
+    draw = lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype)  # noqa: E731
+
+    def predict(x, sigma):
+        assert float((x - (1 - sigma) * clean).std()) == pytest.approx(sigma, rel=0.02)
+        return clean
+
+    start = (1 - levels[0]) * clean + levels[0] * draw(clean)
+    assert torch.equal(sample_flow(start, levels, predict, sampler="Euler a", fresh=draw), clean)
+
+
+def test_pure_noise_is_finite_and_is_asked_for_at_the_models_last_timestep() -> None:
+    asked = []
+    x = initial_noise([1], 8, 8)
+    for consistency in (False, True):
+        found = clean_latent(lambda scaled, t: asked.append(t) or 0.9 * scaled, x, 1.0, consistency)
+        assert torch.isfinite(found).all()
+    assert asked == [999.0, 999.0]
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 9.0])
+def test_a_stage_begins_at_the_level_of_its_strength(shift: float) -> None:
+    sigmas = FlowRow(shift=shift).steps(20, 0.5)
+    assert len(sigmas) == 11
+    assert float(sigmas[0]) == pytest.approx(flow_level(500), abs=0.02)
+    assert len(FlowRow(shift=shift).steps(20, 1.0)) == 21
+
+
+def bases(studio: Studio, folder) -> Bases:
+    made = Bases(studio, Store(folder, "origin"), "origin")
+    made.prepare(range(2))
+    return made
+
+
+@pytest.mark.parametrize("name", [name for name in BY_NAME if "shift 9, unshifted" in name])
+def test_rows_make_pictures_in_a_batch_as_alone(studio, tmp_path, name: str) -> None:
+    made = bases(studio, tmp_path)
+    together, units = studio.make(BY_NAME[name], made.batch([0, 1]), 2)
+    assert together.shape == (2, 256, 256, 3)
+    assert units > 0
+    assert np.abs(together - together.mean()).max() > 0
+    alone = studio.make(BY_NAME[name], made.batch([1]), 2)[0]
+    np.testing.assert_allclose(together[1:], alone, atol=1.01 / 255)
+
+
+def test_a_consistency_model_runs_as_a_flow_model(tmp_path) -> None:
+    studio = Studio(TinyModel(), Sampling(steps=4, guidance=1.0, lcm=True, rows=8, bfloat16=False), COLLAGES)
+    name = "Flow Turbo, Euler, shift 3, equal SNR"
+    pictures, _ = studio.make(BY_NAME[name], bases(studio, tmp_path).batch([0]), 2)
+    assert np.isfinite(pictures).all()
+
+
+def test_rows_run_only_where_they_are_named() -> None:
+    assert [job.configuration for job in jobs_for(None, PAPER, [2])] == [c for c in CONFIGURATIONS if 2 in c.scales]
+    named = jobs_for(["Flow Fast, *, shift 3, equal SNR", "Balanced"], PAPER, [2])
+    assert [job.configuration.name for job in named] == [
+        PAPER,
+        "Balanced",
+        "Flow Fast, Euler, shift 3, equal SNR",
+        "Flow Fast, DPM++ 2M, shift 3, equal SNR",
+        "Flow Fast, Euler a, shift 3, equal SNR",
+    ]
+    with pytest.raises(SystemExit, match="no configuration is named Flow Quick"):
+        jobs_for(["Flow Quick"], PAPER, [2])
+    assert len({row.name for row in FLOW_CONFIGURATIONS}) == len(FLOW_CONFIGURATIONS) == 108
+
+
+def test_results_made_before_stay_valid_and_rows_differ() -> None:
+    assert "flow" not in CONFIGURATIONS[0].fingerprint()
+    row = FLOW_CONFIGURATIONS[0]
+    assert (
+        replace(row, flow=FlowRow(shift=5.0)).fingerprint()
+        != row.fingerprint()
+        != replace(row, flow=None).fingerprint()
+    )
