@@ -12,8 +12,7 @@ from PIL import Image
 from reports import Reports
 
 BALANCED = {"enabled": True, "preset": "Balanced", "scale": 2}
-EVERY = 10
-"""The webui's default for "Live preview display period"."""
+FAST = {"enabled": True, "preset": "Fast", "scale": 2}
 
 
 class Page:
@@ -25,11 +24,14 @@ class Page:
 
     def look(self) -> None:
         """Follows the webui's rule in `State.set_current_image`."""
-        state = shared.state
-        due = state.sampling_step - state.current_image_sampling_step >= EVERY
+        state, every = shared.state, shared.opts.show_progress_every_n_steps
+        due = every != -1 and state.sampling_step - state.current_image_sampling_step >= every
         if due and state.current_latent is not None:
             state.current_image_sampling_step = state.sampling_step
             self.previews.append(f"{state.textinfo} of {state.current_latent.shape[-1]} cells")
+
+    def of_stage(self) -> list[str]:
+        return [shown for shown in self.previews if "DemoFusion 1/1 128x128" in shown]
 
 
 @pytest.fixture
@@ -45,15 +47,44 @@ def page(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Page:
     return looking
 
 
-@pytest.mark.parametrize(("steps", "iterations"), [(20, 1), (24, 1), (20, 2)])
-def test_a_stage_with_fewer_steps_than_the_preview_interval_has_a_preview(
-    webui: Webui, page: Page, steps: int, iterations: int
+@pytest.fixture
+def every(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets the webui's "Live preview display period"."""
+
+    def set_to(steps: int) -> None:
+        monkeypatch.setattr(shared.opts, "show_progress_every_n_steps", steps, raising=False)
+
+    return set_to
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "iterations", "previews"),
+    [
+        pytest.param(BALANCED, 24, 1, 1, id="6 steps"),
+        pytest.param(BALANCED, 24, 2, 2, id="6 steps, two images"),
+        pytest.param(FAST, 24, 1, 1, id="3 steps"),
+        pytest.param({**BALANCED, "hires_steps": 0}, 20, 1, 1, id="10 steps"),
+        pytest.param({**BALANCED, "hires_steps": 0}, 24, 1, 2, id="12 steps"),
+    ],
+)
+def test_a_stage_has_a_preview_at_its_start_and_then_at_the_interval(
+    webui: Webui, page: Page, every: Callable[[int], None], settings: Any, steps: int, iterations: int, previews: int
 ) -> None:
-    """The stage runs half of the steps. The preview is the image of the stage, not of the base."""
-    webui.job({**BALANCED, "hires_steps": 0}, steps=steps, n_iter=iterations)
-    in_stage = [shown for shown in page.previews if "DemoFusion 1/1 128x128" in shown]
-    assert len(in_stage) == iterations
-    assert all("of 16 cells" in shown for shown in in_stage)
+    """The preview shows the image of the stage, not of the base."""
+    every(10)
+    webui.job(settings, steps=steps, n_iter=iterations)
+    assert len(page.of_stage()) == previews
+    assert all("of 16 cells" in shown for shown in page.of_stage())
+
+
+@pytest.mark.parametrize(("interval", "previews"), [(-1, 0), (1, 5), (3, 2), (32, 1)])
+def test_a_stage_of_six_steps_never_has_more_previews_than_the_setting_requests(
+    webui: Webui, page: Page, every: Callable[[int], None], interval: int, previews: int
+) -> None:
+    """The step counter of the webui still shows 0 in the second step, so there are 5 different steps."""
+    every(interval)
+    webui.job(BALANCED, steps=24)
+    assert len(page.of_stage()) == previews
 
 
 @pytest.fixture

@@ -104,13 +104,13 @@ def _bar() -> Any:
 
 
 def begin_job() -> None:
-    """Begins a job of the webui without restarting its count of steps to the next preview.
+    """Begins a job of the webui and makes a live preview due after the first model call.
 
-    A stage may have fewer steps than the interval between two previews. If a preview is due, it shows the stage's first
-    latent.
+    A stage may have fewer steps than the interval between two previews. After the first preview, the others follow at
+    the webui's interval. With an interval of -1, the webui shows the finished image here instead.
     """
     state = shared.state
-    since = state.sampling_step + 1 - state.current_image_sampling_step
-    # shows the finished image if the webui previews only finished images
     state.nextjob()
-    state.current_image_sampling_step, state.current_latent = -since, None
+    interval = getattr(shared.opts, "show_progress_every_n_steps", 1)
+    # the latent of the image before must not be shown as a preview of this stage
+    state.current_image_sampling_step, state.current_latent = -max(interval, 0), None
