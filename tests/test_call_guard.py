@@ -131,7 +131,9 @@ WRONG: list[tuple[Callable[..., Tensor], StepDetector, str]] = [
 
 
 @pytest.mark.parametrize(("function", "detector", "message"), WRONG, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_sampler_of_a_wrong_kind_fails(function: Callable[..., Tensor], detector: StepDetector, message: str) -> None:
+def test_a_sampler_driven_with_a_wrong_detector_fails(
+    function: Callable[..., Tensor], detector: StepDetector, message: str
+) -> None:
     with pytest.raises(UnknownSampler) as caught:
         drive(function, detector, False, guarded=True, sigmas=SIGMAS)
     assert str(caught.value) == message
@@ -157,7 +159,7 @@ class Unreadable(torch.Tensor):
         return super().__torch_function__(function, types, args, kwargs or {})
 
 
-def test_the_guard_reads_no_values() -> None:
+def test_the_guard_reads_no_values_of_tensors() -> None:
     x, other = (torch.zeros(2, 3).as_subclass(Unreadable) for _ in range(2))
     guard = CallGuard(x)
     guard.step_begins(x)

@@ -139,7 +139,7 @@ def test_the_hint_is_cropped_with_the_base() -> None:
     close(stage.fused(LOCAL), stage.expected(hint[..., 16:112, :]))
 
 
-def test_other_windows() -> None:
+def test_local_views_see_the_large_hint_with_another_tile_size() -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(hint)], Settings(scale=2, tile_size=10))
     close(stage.fused(LOCAL), stage.expected(hint))

@@ -166,7 +166,7 @@ def test_both_kinds_of_samplers_get_the_same_clean_latent(exploding_: Wrapper, p
 
 
 @LEVELS
-def test_noise_space(t: int) -> None:
+def test_the_dilated_prediction_is_the_models_noise_for_the_blurred_latent(t: int) -> None:
     """An eps model predicts the noise of the blurred latent. A v model also uses a share of the latent itself."""
     alpha, x, model = ALPHAS[t], latent(t, EPS), Model()
     eps = (x - dilated_prediction(model, EPS, x, t)) / sigma_at(t)
@@ -210,7 +210,7 @@ def test_the_stand_ins_equal_the_webuis_wrappers(t: int, request: pytest.Fixture
 
 
 @WRAPPERS
-def test_one_correction_for_each_row(wrapper: Wrapper) -> None:
+def test_each_row_has_the_correction_of_its_noise_level(wrapper: Wrapper) -> None:
     inner = wrapper[0](Model())
     levels = torch.cat([wrapper[1](t)[:1] for t in TIMESTEPS])
     made = kept_share(inner, levels)

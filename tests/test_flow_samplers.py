@@ -117,7 +117,7 @@ def drive(name: str, sigmas: Tensor, eta: float, detector: StepDetector) -> list
 @pytest.mark.parametrize("first", [1.0, 0.96, 0.6])
 @pytest.mark.parametrize("eta", [1.0, 0.5, 0.0])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_sampler_of_flow_models_blends_where_a_step_begins(name: str, eta: float, first: float) -> None:
+def test_samplers_of_flow_models_blend_at_the_start_of_each_step(name: str, eta: float, first: float) -> None:
     if first == 1 and "sde" in name:
         pytest.skip("they work with log((1 - sigma) / sigma), and the hosts let them begin just below 1")
     sigmas = levels(9, first)
@@ -181,7 +181,7 @@ def test_the_noise_stays_at_its_level(name: str) -> None:
     assert all(abs(share - 1) < 0.01 for sigma, share in found), found
 
 
-def test_the_form_for_samplers_without_noise_would_lower_it() -> None:
+def test_the_blend_for_samplers_without_noise_would_lower_the_noise_level() -> None:
     found = [share for sigma, share in noise_levels("sample_euler_ancestral", stochastic=False) if sigma > 0.3]
     assert min(found) < 0.95
 

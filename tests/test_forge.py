@@ -191,7 +191,7 @@ def test_converting_the_axes_there_and_back_changes_nothing(form: LatentForm) ->
     assert (form.to_method(host).data_ptr() == host.data_ptr()) != form.copies
 
 
-def test_a_dilated_view_of_a_smooth_picture_is_smooth_unpacked_and_torn_packed() -> None:
+def test_dilated_views_are_taken_from_unpacked_latents() -> None:
     """A packed cell holds 2 x 2 cells. With every second packed cell, the 16 pixels in between would be missing."""
     ramp = torch.arange(32.0).expand(1, 1, 32, 32)
     packed = PACKED.to_host(ramp)
@@ -205,7 +205,7 @@ def test_a_dilated_view_of_a_smooth_picture_is_smooth_unpacked_and_torn_packed()
     assert steps(torn) == {1.0, 3.0}
 
 
-def test_rows_and_marks_of_a_batch_belong_together() -> None:
+def test_the_options_of_a_model_call_match_its_rows() -> None:
     """The prompt, the mark and the index lists of every row belong to the same chunk."""
     model = Model()
     x = latent(2)
@@ -225,7 +225,7 @@ def test_rows_and_marks_of_a_batch_belong_together() -> None:
         assert len(given["sigma"]) == rows
 
 
-def test_if_some_rows_are_chosen_each_row_is_a_chunk() -> None:
+def test_if_a_call_has_only_some_rows_each_row_is_a_chunk() -> None:
     assert marks_of([0, 1], 4, slice(0, 4)) == [0, 1]
     assert marks_of([0, 1], 4, slice(1, 3)) == [0, 1]
     assert marks_of([1, 0], 4, slice(0, 2)) == [1, 1]

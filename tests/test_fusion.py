@@ -407,7 +407,7 @@ def test_statistics_are_those_of_each_image() -> None:
         torch.testing.assert_close(actual, expected)
 
 
-def test_matching_statistics_scales_and_moves_only() -> None:
+def test_matching_statistics_only_scales_and_shifts_the_values() -> None:
     x = randn(1, 4, 8, 9, dtype=torch.float64)
     out = match_statistics(x, torch.tensor(3.0).view(1, 1, 1, 1), torch.tensor(2.0).view(1, 1, 1, 1))
     torch.testing.assert_close(out, 3 + 2 * (x - x.mean()) / x.std())
@@ -429,7 +429,7 @@ def test_feathered_views_of_a_model_without_surroundings_are_the_model(
     torch.testing.assert_close(out, torch.sin(x), rtol=1e-5, atol=1e-5)
 
 
-def test_feathered_neighbours_cross_over_between_them() -> None:
+def test_feathered_views_cross_fade_where_they_overlap() -> None:
     """The views have 8 cells and a stride of 4, and a quarter of the side fades: ramps 1/3, 2/3, 1 at each border."""
     x = torch.zeros(1, 1, 8, 12)
     views = [LocalView(0, 0, 8, 8), LocalView(0, 4, 8, 8)]

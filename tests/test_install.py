@@ -53,7 +53,7 @@ def test_notice_is_one_ascii_line() -> None:
     assert len(install.NOTICE.splitlines()) == 1
 
 
-def test_the_first_webui_decides(tmp_path: Path) -> None:
+def test_the_first_webui_found_is_checked(tmp_path: Path) -> None:
     new = make_webui(tmp_path / "new", NEW_SCRIPTS)
     old = make_webui(tmp_path / "old", OLD_SCRIPTS)
     assert not install.webui_lacks_hook([tmp_path / "absent", new, old])
@@ -64,7 +64,7 @@ def test_the_first_webui_decides(tmp_path: Path) -> None:
     "scripts",
     ["", "# def post_sample( is not here\n", "post_sample = None\n", "def post_sample(p):\n    pass\n"],
 )
-def test_only_a_method_is_the_hook(tmp_path: Path, scripts: str) -> None:
+def test_only_a_method_of_the_script_class_counts_as_the_hook(tmp_path: Path, scripts: str) -> None:
     assert install.webui_lacks_hook([make_webui(tmp_path, scripts)])
 
 

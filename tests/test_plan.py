@@ -79,7 +79,7 @@ def test_automatic_stages_are_the_whole_scales(scale: float, expected: list[floa
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("values", [{"scale": 1}, {"stages": "1"}, {"scale": 1, "tile_size": 16, "tile_stride": 4}])
-def test_scale_one_is_no_stage(base: Size, values: dict[str, object]) -> None:
+def test_scale_one_needs_no_stage(base: Size, values: dict[str, object]) -> None:
     plan = plan_of(base, **values)
     assert plan == Plan(base, LocalView(0, 0, *base), (), plan.notes)
     assert plan.pixels == (8 * base[0], 8 * base[1])
@@ -216,7 +216,7 @@ def test_rounding_is_noted(values: dict[str, float], pixels: Size, note: str) ->
     assert note in plan.notes
 
 
-def test_whole_cells_are_not_noted() -> None:
+def test_sizes_of_whole_cells_get_no_note() -> None:
     assert plan_of((64, 96), scale=2.5).notes == ()
     assert plan_of((64, 96), width=1536, height=1024).notes == ()
 
@@ -415,7 +415,7 @@ def test_impossible_plans_are_detected() -> None:
         ({"scale": "big"}, "scale: 'big' is not valid. Use a number from 1 to 8"),
     ],
 )
-def test_values_that_do_not_fit_are_reported(values: dict[str, object], message: str) -> None:
+def test_values_that_do_not_fit_the_base_image_are_reported(values: dict[str, object], message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         plan_of((64, 64), **values)
     assert str(caught.value).startswith(message)

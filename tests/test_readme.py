@@ -259,7 +259,7 @@ def test_the_order_of_positional_values_is_documented() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_linked_picture_and_page_exists(page: str) -> None:
+def test_every_linked_image_and_page_exists(page: str) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", PAGES[page]):
         if "://" not in target:
             assert ((ROOT / page).parent / target).exists(), target

@@ -563,7 +563,7 @@ CASES = [
 ]
 
 
-def test_every_sampler_of_k_diffusion_is_driven() -> None:
+def test_every_sampler_of_k_diffusion_is_tested() -> None:
     assert {name for name in vars(sampling) if name.startswith("sample_")} <= {case.name for case in CASES}
 
 

@@ -57,14 +57,14 @@ def test_a_sampler_fails_with_one_step_fewer(name: str) -> None:
         run(name, least_steps(name) - 1)
 
 
-def test_unipc_needs_its_order() -> None:
+def test_unipc_needs_at_least_as_many_steps_as_its_order() -> None:
     assert [least_steps("unipc", order) for order in (1, 3, 6)] == [4, 4, 6]
     assert least_steps("ddim", 6) == 4
 
 
 @settings(deadline=None)
 @given(st.integers(1, 150), st.floats(0.05, 1), st.integers(1, 8))
-def test_the_schedule_is_as_long_as_it_must_be(steps: int, strength: float, least: int) -> None:
+def test_the_schedule_is_only_as_long_as_the_stage_needs(steps: int, strength: float, least: int) -> None:
     length = long_enough(steps, strength, least)
     assert steps_of_stage(length, strength) >= least
     assert length == steps or steps_of_stage(length - 1, strength) < least

@@ -104,12 +104,12 @@ def test_attentions_in_the_levels() -> None:
     torch.testing.assert_close(decode_tiled(decoder, z, Options(4)), decoder(z), rtol=1e-4, atol=2e-5)
 
 
-def test_each_picture_of_a_batch_has_its_own_statistics(decoder: Any) -> None:
+def test_each_image_of_a_batch_has_its_own_statistics(decoder: Any) -> None:
     z = torch.cat([picture_like(4, 12, 16, seed) * (1 + 3 * seed) for seed in range(3)])
     torch.testing.assert_close(decode_tiled(decoder, z, Options(5)), decoder(z), rtol=1e-4, atol=2e-5)
 
 
-def test_tanh_at_the_end(decoder: Any) -> None:
+def test_a_decoder_that_ends_in_tanh(decoder: Any) -> None:
     z = picture_like(4, 8, 8)
     decoder.tanh_out = True
     try:
@@ -120,7 +120,9 @@ def test_tanh_at_the_end(decoder: Any) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("in_file", [False, True])
-def test_the_promised_limits(decoder: Any, tmp_path: Path, packed: bool, in_file: bool) -> None:
+def test_errors_seams_and_work_stay_within_the_stated_limits(
+    decoder: Any, tmp_path: Path, packed: bool, in_file: bool
+) -> None:
     """The limits hold for every kind of storage. The tile of 16 cells is the smallest that is ever chosen."""
     z, tile = picture_like(4, 56, 40), 16
     shelf = Shelf(CPU, packed, tmp_path if in_file else None)
@@ -138,7 +140,7 @@ def test_the_promised_limits(decoder: Any, tmp_path: Path, packed: bool, in_file
     assert not list(tmp_path.iterdir())
 
 
-def test_the_encoders_amount_of_work(encoder: Any) -> None:
+def test_the_amount_of_work_of_the_encoder(encoder: Any) -> None:
     x = picture_like(3, 320, 448)
     full, once = convolution_work(encoder, lambda: encoder(x))
     got, work = convolution_work(encoder, lambda: encode_tiled(encoder, x, Options(16, Shelf(CPU, packed=True))))
@@ -272,7 +274,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_memory_of_the_maps(decoder: Any, encoder: Any, packed: bool) -> None:
+def test_the_predicted_memory_of_feature_maps_is_right(decoder: Any, encoder: Any, packed: bool) -> None:
     for network, run, layout, x in (
         (decoder, decode_tiled, decoder_layers, picture_like(4, 20, 24)),
         (encoder, encode_tiled, encoder_layers, picture_like(3, 160, 192)),
@@ -298,7 +300,7 @@ def test_memory_besides_the_feature_maps(dtype: torch.dtype, monkeypatch: pytest
         assert 0.4 * predicted < counted.peak < 1.05 * predicted + result
 
 
-def test_memory_of_the_whole_at_once(decoder: Any) -> None:
+def test_the_predicted_memory_without_tiles_is_right(decoder: Any) -> None:
     z, shelf = picture_like(4, 20, 24), CountedShelf(CPU)
     with torch.no_grad(), LiveBytes(shelf) as counted:
         decoder(z)
@@ -324,7 +326,7 @@ def test_one_value_that_is_not_finite_makes_the_whole_image_nan(decoder: Any, en
     assert encode_tiled(encoder, x, Options(3)).isnan().all()
 
 
-def test_a_flat_picture(decoder: Any) -> None:
+def test_a_flat_image(decoder: Any) -> None:
     z = torch.zeros(1, 4, 12, 12)
     for packed in (False, True):
         got = decode_tiled(decoder, z, Options(5, Shelf(CPU, packed)))
@@ -374,7 +376,7 @@ def test_attention_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert turns == [60] * 5
 
 
-def test_a_packed_map_is_exact_to_its_step() -> None:
+def test_a_packed_feature_map_is_exact_to_one_step_of_16_bits() -> None:
     x = picture_like(6, 37, 29)
     held = Map(Shelf(CPU, packed=True), 6, (37, 29), 10, torch.float32)
     for box in held.boxes:

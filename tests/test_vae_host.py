@@ -143,7 +143,7 @@ def test_a_live_preview_does_not_affect_the_job(vae: Any, model: Any, tried: lis
     assert len(tried) == 1
 
 
-def test_the_pictures_of_a_batch_share_the_bar(vae: Any, model: Any) -> None:
+def test_the_images_of_a_batch_share_the_progress_bar(vae: Any, model: Any) -> None:
     shares: list[float] = []
     decode(vae, model, torch.cat([Z] * 3), "always", shares.append)
     assert shares == sorted(shares)
@@ -152,14 +152,14 @@ def test_the_pictures_of_a_batch_share_the_bar(vae: Any, model: Any) -> None:
     assert len([share for share in shares if share <= 1 / 3 + 1e-6]) == len(shares) / 3
 
 
-def test_an_image_that_is_decoded_at_once_is_half_done_meanwhile(vae: Any, model: Any, tried: list[Any]) -> None:
+def test_progress_is_half_of_an_image_while_it_is_decoded_without_tiles(vae: Any, model: Any, tried: list[Any]) -> None:
     shares: list[float] = []
     decode(vae, model, torch.cat([Z] * 2), report=shares.append)
     assert not tried, "in parts"
     assert shares == [0.25, 0.5, 0.75, 1]
 
 
-def test_images_that_are_decoded_together_are_half_done_meanwhile(vae: Any, model: Any) -> None:
+def test_progress_of_images_that_are_decoded_together(vae: Any, model: Any) -> None:
     """Forge's family decodes the images of a batch together."""
     shares: list[float] = []
     with vae.in_parts(model, "automatic", vae.of_all(shares.append, 4)):

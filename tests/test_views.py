@@ -99,7 +99,7 @@ def test_every_length_from_one_window_to_eight(window: int, stride: int) -> None
 
 
 @pytest.mark.parametrize("feather", [0.0, 0.1, 0.25, 0.5])
-def test_a_taper_is_even_positive_and_falls_to_the_borders(feather: float) -> None:
+def test_a_taper_is_symmetric_positive_and_falls_to_the_borders(feather: float) -> None:
     weights = taper((16, 12), feather)
     assert torch.equal(weights, weights.flip(0))
     assert torch.equal(weights, weights.flip(1))
@@ -202,7 +202,7 @@ def test_jitter_moves_views_along_both_axes_and_up_to_its_range() -> None:
     assert rows == columns == set(range(-8, 9))
 
 
-def test_views_move_apart_from_each_other() -> None:
+def test_jitter_moves_each_view_separately() -> None:
     plain, moved = views_of(*BIG, None), views_of(*BIG, 0)
     assert len({(after.top - before.top, after.left - before.left) for before, after in zip(plain, moved)}) > 10
 

@@ -75,7 +75,7 @@ def test_small_models_on_the_processor(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_small_models_on_a_played_card(tmp_path: Path) -> None:
+def test_small_models_on_a_simulated_card(tmp_path: Path) -> None:
     rows, summary = measured(tmp_path, PLAYED)
     assert [name for name, cells in rows.items() if not went_well(cells)] == []
     calls = [cells for name, cells in rows.items() if re.match(r"(SDXL|SD 1.5): .* one model call", name)]

@@ -76,7 +76,7 @@ def smeared(picture: np.ndarray) -> np.ndarray:
     return (picture + 0.05 * streaks[..., None]).astype(np.float32).clip(0, 1)
 
 
-def test_clean_pictures_have_no_blob(clean, bases) -> None:
+def test_clean_images_have_no_blob(clean, bases) -> None:
     assert [repetition.excess_blobs(picture, base) for picture, base in zip(clean, bases)] == [0] * len(clean)
 
 
@@ -108,7 +108,7 @@ def test_the_subject_of_the_prompt_is_seen_and_others_are_counted(sampled) -> No
     assert COLLAGES.sight(empty, 0) == Sight(0, False, COLLAGES.sight(empty, 0).right_ground, None)
 
 
-def test_right_means_the_prompt_of_the_number(sampled) -> None:
+def test_a_right_subject_is_that_of_the_images_prompt(sampled) -> None:
     """Image i of the sheet shows subject i."""
     for subject in range(6):
         numbers = [number for number in range(240) if COLLAGES.label(number)[0] == subject]
@@ -151,7 +151,7 @@ def test_blur_and_noise_move_the_spectrum_in_opposite_directions(clean) -> None:
         assert spectrum.high_frequency_ratio(noisy(picture, 0.08)) > 3 * share
 
 
-def test_set_distances_see_blur_noise_smear_and_repetition_and_not_other_scenes(monkeypatch) -> None:
+def test_distances_of_sets_measure_defects_and_not_other_scenes(monkeypatch) -> None:
     monkeypatch.setattr(worlds, "installed", lambda: CONTENT)
     numbers = range(24)
 
@@ -276,7 +276,7 @@ def test_tone_drift_is_measured_separately(clean, bases) -> None:
 
 
 @pytest.mark.parametrize("world", list(WORLDS.values()), ids=list(WORLDS))
-def test_the_first_prompts_are_all_different_and_name_everything(world) -> None:
+def test_the_first_prompts_are_unique_and_cover_every_subject_and_ground(world) -> None:
     labels = [world.label(number) for number in range(64)]
     assert len(set(labels)) == 64
     assert {subject for subject, _ in labels} == set(range(24))

@@ -159,7 +159,7 @@ def test_names_are_unique_and_settings_are_valid() -> None:
         ("ESRGAN", 4, 0),
     ],
 )
-def test_units_are_those_of_the_plan(studio, tmp_path, name: str, scale: int, units: float) -> None:
+def test_the_number_of_evaluations_is_that_of_the_plan(studio, tmp_path, name: str, scale: int, units: float) -> None:
     batch = _bases(studio, tmp_path, 2).batch([0, 1])
     studio.unet.rows = 0
     pictures, found = studio.make(BY_NAME[name], batch, scale)
@@ -184,7 +184,7 @@ def _bases(studio: Studio, folder, count: int) -> Bases:
     return bases
 
 
-def test_kept_colors_are_those_of_the_base_picture() -> None:
+def test_kept_colors_are_those_of_the_base_image() -> None:
     """Every image of a batch is matched, but only in rows that match decoded images."""
     rng = np.random.default_rng(0)
     bases = np.stack([np.full((64, 64, 3), 0.3 + 0.2 * i, np.float32) for i in range(2)])
@@ -230,7 +230,7 @@ def test_other_checkpoints_and_settings_count_as_missing(studio, tmp_path) -> No
     assert Store(tmp_path, "origin").line(job, 0) is None
 
 
-def test_a_true_rendering_is_clean(studio, tmp_path, monkeypatch) -> None:
+def test_a_true_rendering_has_no_defects(studio, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(worlds, "installed", lambda: CONTENT)
     job = Job(BY_NAME["True renderings"], 2)
     pictures, _ = studio.make(job.configuration, _bases(studio, tmp_path, 1).batch([0]), 2)
@@ -245,7 +245,7 @@ def test_seams_are_measured_at_the_borders_of_the_views() -> None:
     assert seams(Job(BY_NAME["Bicubic"], 4)) == seams(Job(BY_NAME["Fast"], 4)) != seams(Job(BY_NAME[PAPER], 4))
 
 
-def test_memory_grows_with_the_picture(studio, tmp_path) -> None:
+def test_demofusion_needs_more_memory_than_bicubic_upscaling(studio, tmp_path) -> None:
     bases = _bases(studio, tmp_path, 1)
     batch = bases.batch([0])
     assert runs.peak_memory(studio, BY_NAME["Bicubic"], 4, batch) < runs.peak_memory(studio, BY_NAME[PAPER], 4, batch)

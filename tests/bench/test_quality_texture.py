@@ -46,7 +46,7 @@ def test_fit_finds_the_shape_of_a_generalised_gaussian(shape) -> None:
     assert (left, right) == (pytest.approx(expected, rel=0.02),) * 2
 
 
-def test_brisque_prefers_clean_pictures() -> None:
+def test_brisque_prefers_clean_images() -> None:
     if brisque._model() is None:
         assert brisque.brisque(picture()) is None
         pytest.skip("the package brisque is not installed")

@@ -19,7 +19,7 @@ FOLDER = ROOT / "pictures" / "effects"
 
 
 @pytest.mark.parametrize("effect", EFFECTS, ids=lambda effect: effect.name)
-def test_a_strip_was_made_with_the_present_values(effect: Effect) -> None:
+def test_a_strip_was_made_with_the_current_values(effect: Effect) -> None:
     """If this fails after a change of a preset, make the strip again: python -m bench.quality.strips --only NAME."""
     with Image.open(FOLDER / f"{effect.name}.jpg") as strip:
         # through JSON, which has lists but no tuples
@@ -47,7 +47,7 @@ def test_a_caption_has_every_value_that_differs_from_the_preset() -> None:
     assert Effect("sigma", (1,)).caption == "Blur sigma, in Balanced"
 
 
-def test_the_first_picture_was_made_with_the_present_values() -> None:
+def test_readmes_first_picture_was_made_with_the_current_values() -> None:
     """If this fails, make the picture again: python -m bench.quality.first_picture."""
     with Image.open(ROOT / "pictures" / "comparison.jpg") as picture:
         assert json.loads(picture.info["comment"]) == json.loads(first_picture.comment())

@@ -65,7 +65,7 @@ SAMPLERS = ("Euler", "Euler a", "DPM++ 2M", "DPM++ SDE", "DPM2 a", "Heun", "DDIM
 @pytest.mark.parametrize(
     ("preset", "sampler"), [*((preset, "Euler") for preset in PRESETS), *(("Balanced", name) for name in SAMPLERS[1:])]
 )
-def test_a_model_call_waits_once_and_a_view_batch_never(
+def test_a_model_call_waits_for_the_card_once_and_a_batch_of_views_never(
     webui: CardWebui, card: PlayedCard, watched: Watched, preset: str, sampler: str
 ) -> None:
     settings = {"preset": preset, "scale": 2, "view_batch": 1}

@@ -196,7 +196,7 @@ class Tab:
         # wait for "attached", because above an empty gallery of the webui the bar has no height
         self.progress.wait_for(state="attached", timeout=SECONDS)
 
-    def picture_sizes(self) -> list[int]:
+    def image_sizes(self) -> list[int]:
         """Returns the widths of the images in the gallery."""
         images = f"{self.id('gallery')} .thumbnails img"
         self.page.wait_for_selector(images, timeout=SECONDS, state="attached")

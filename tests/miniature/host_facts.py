@@ -53,7 +53,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def host_files() -> list[Path]:
-    """Returns the extension's files that know the webui.
+    """Returns the extension's files that use the webui's code.
 
     Backends for other webuis are excluded, because they describe those.
     """
@@ -168,7 +168,7 @@ class Source:
 
     @cache  # noqa: B019 (one object per run)
     def classes(self) -> dict[str, ast.ClassDef]:
-        """Returns classes by name. Names that two modules use are not needed here."""
+        """Returns classes by name. The extension uses no class whose name occurs in two modules."""
         return {n.name: n for tree in self.trees.values() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
 
     def members(self, name: str) -> dict[str, dict[str, Any]]:

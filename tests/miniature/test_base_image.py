@@ -152,7 +152,7 @@ def test_the_images_of_hires_fix_are_shown_as_they_are(webui: Webui, before: Cal
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @pytest.mark.parametrize(("numbers", "advice"), [(torch.float16, "--no-half-vae"), (torch.float32, "its file may be")])
-def test_nan_in_the_image_of_hires_fix_is_no_problem_of_the_encoder(
+def test_nan_from_hires_fix_is_not_reported_as_an_error_of_the_encoder(
     webui: Webui,
     before: Callable,
     monkeypatch: pytest.MonkeyPatch,
@@ -219,7 +219,7 @@ UPLOAD = {**ON, "upscaler": "Latent", "return_stages": True}
 
 
 @pytest.mark.parametrize("batch", [{}, {"batch_size": 2}, {"n_iter": 2}])
-def test_the_same_upload_makes_the_same_bytes(webui: Webui, drawing: Image.Image, batch: dict[str, int]) -> None:
+def test_the_same_upload_gives_the_same_image(webui: Webui, drawing: Image.Image, batch: dict[str, int]) -> None:
     """Earlier jobs make no difference, for a single image and in a batch."""
     torch.manual_seed(1)
     alone = [webui.job(UPLOAD, init_image=drawing, seed=seed) for seed in ((7, 8) if batch else (7,))]
@@ -239,7 +239,7 @@ def test_torchs_generator_is_not_changed(webui: Webui, drawing: Image.Image) -> 
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_base_that_is_redrawn_is_the_plain_image(webui: Webui, drawing: Image.Image) -> None:
+def test_the_base_of_a_redrawn_upload_is_the_plain_image(webui: Webui, drawing: Image.Image) -> None:
     torch.manual_seed(4)
     plain = webui.job({}, init_image=drawing).images[0].tobytes()
     torch.manual_seed(4)

@@ -1,4 +1,4 @@
-"""Tests the page in a real browser, with the actions of a person."""
+"""Tests the page in a real browser, with a person's actions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 SCREENSHOTS = Path(os.environ.get("DEMOFUSION_SCREENSHOTS", HERE.parents[1] / "test-output" / "screenshots"))
 TABS = ("txt2img", "img2img")
 OPENING = "Fast"
-"""The default preset."""
+"""The preset of a panel that has just been opened."""
 
 BASE = {"txt2img": [128], "img2img": []}
 """The base image that follows the final one. In img2img it is the upload, which is on the page already."""
@@ -35,7 +35,7 @@ DemoFusion stages: "1,2,3", DemoFusion cosine scale 1: 2.5, DemoFusion jitter: F
 
 @pytest.fixture(params=TABS)
 def tab(page: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Tab:
-    """Both tabs in turn. In img2img there is an image to begin with."""
+    """Returns each of the two tabs. In img2img, an image is uploaded first."""
     tab = Tab(page, request.param)
     if request.param == "img2img":
         picture = tmp_path / "begin.png"
@@ -46,13 +46,13 @@ def tab(page: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Tab:
 
 
 def open_with_every_stage(tab: Tab) -> None:
-    """Opens the panel and chooses the preset that goes through every stage."""
+    """Opens the panel and chooses the preset that has a stage at every whole scale."""
     tab.open_panel()
     tab.choose_preset("Paper")
     tab.wait_for_value("stages", "every")
 
 
-def test_the_panel_opens_and_the_line_follows(tab: Tab) -> None:
+def test_the_live_line_is_updated_when_a_value_changes(tab: Tab) -> None:
     assert not tab.enabled
     tab.open_panel()
     assert "128x128 → 256x256" in tab.wait_for_line("256x256")
@@ -76,7 +76,7 @@ def test_the_copy_of_a_text_is_updated_only_if_the_text_changes(
     assert blank.evaluate(script, [text, copy]) == result
 
 
-def test_an_impossible_value_is_named_in_the_line(tab: Tab) -> None:
+def test_the_live_line_names_a_value_that_is_not_valid(tab: Tab) -> None:
     tab.open_panel()
     tab.page.locator(tab.text("stages", "4,2")).blur()
     tab.wait_for_line("Stages: '4,2' is not valid. Use increasing scales")
@@ -126,8 +126,8 @@ def test_an_emptied_box_does_not_change_the_size(tab: Tab) -> None:
     tab.wait_for_line("384x384")
 
 
-def test_a_size_that_does_not_suit_the_base_image_is_named(tab: Tab, reported: Reports) -> None:
-    """The number is within the limits of its box. The run is refused with the same message."""
+def test_a_final_size_out_of_range_for_the_base_image_is_refused(tab: Tab, reported: Reports) -> None:
+    """The number is within the limits of its box. The live line and the refused run show the same message."""
     reported.expect("width: 2000 is not valid")
     tab.open_panel()
     tab.number(tab.id("steps"), 3)
@@ -150,7 +150,7 @@ GROUND = """error => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_what_is_wrong_is_said_in_a_colour(blank: Any, address: str, scheme: str) -> None:
+def test_errors_in_the_live_line_are_red_and_readable(blank: Any, address: str, scheme: str) -> None:
     tab = open_panel(blank, f"{address}?__theme={scheme}")
     page = tab.page
     tab.number(f"{tab.panel}_width", 2000)
@@ -165,8 +165,8 @@ def test_what_is_wrong_is_said_in_a_colour(blank: Any, address: str, scheme: str
     assert contrast(error, ground) >= 4.5
 
 
-def test_the_line_keeps_up_where_the_server_is_slow(tab: Tab) -> None:
-    """The server is slow during a job. Text that you type while the page waits for an answer also counts."""
+def test_text_typed_while_the_server_is_slow_reaches_the_live_line(tab: Tab) -> None:
+    """The server is slow during a job. The page must not lose text that you type while it waits for an answer."""
     open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     tab.wait_for_line("256x256 → 384x384")
@@ -181,8 +181,8 @@ def test_the_line_keeps_up_where_the_server_is_slow(tab: Tab) -> None:
 ONE_STAGE = "128x128 → 384x384"
 
 
-def test_a_value_of_ones_own_stays_where_the_list_is_only_visited(tab: Tab) -> None:
-    """The Tab key visits the list on its way through the panel."""
+def test_a_typed_value_stays_when_its_dropdown_only_gets_the_focus(tab: Tab) -> None:
+    """The Tab key moves the focus to the dropdown on its way through the panel."""
     open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     field = tab.page.locator(tab.text("stages", "1,3"))
@@ -196,7 +196,7 @@ def test_a_value_of_ones_own_stays_where_the_list_is_only_visited(tab: Tab) -> N
     tab.wait_for_line(ONE_STAGE)
 
 
-def test_a_text_that_comes_without_a_key_is_taken(tab: Tab) -> None:
+def test_text_entered_without_a_key_press_is_used(tab: Tab) -> None:
     """The text is pasted with the mouse, dropped, or filled in by another program."""
     open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
@@ -208,7 +208,7 @@ def test_a_text_that_comes_without_a_key_is_taken(tab: Tab) -> None:
     assert tab.value(f"{tab.panel}_stages") == "1,3"
 
 
-def test_a_run_shows_progress_and_the_final_picture(tab: Tab) -> None:
+def test_a_run_shows_progress_and_the_final_image(tab: Tab) -> None:
     open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     tab.number(tab.id("steps"), 6)
@@ -219,12 +219,12 @@ def test_a_run_shows_progress_and_the_final_picture(tab: Tab) -> None:
     tab.wait_for_progress("DemoFusion 2/2")
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-progress")
     tab.wait_until_done()
-    assert tab.picture_sizes() == [384, *BASE[tab.name]]
+    assert tab.image_sizes() == [384, *BASE[tab.name]]
     assert "DemoFusion size: 384 x 384" in tab.infotext()
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-done")
 
 
-def test_interrupt_returns_the_stage_before(tab: Tab) -> None:
+def test_an_interrupt_returns_the_previous_stage(tab: Tab) -> None:
     open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     tab.wait_for_line("384x384")
@@ -232,7 +232,7 @@ def test_interrupt_returns_the_stage_before(tab: Tab) -> None:
     tab.wait_for_progress("DemoFusion 2/2")
     tab.page.click(tab.id("interrupt"))
     tab.wait_until_done()
-    assert tab.picture_sizes() == [256, *BASE[tab.name]]
+    assert tab.image_sizes() == [256, *BASE[tab.name]]
     assert "DemoFusion stopped" in tab.infotext()
     message = tab.messages()
     assert message.inner_text().strip() == "DemoFusion stopped: showing stage 1 of 2 (256x256)"
@@ -242,7 +242,7 @@ def test_interrupt_returns_the_stage_before(tab: Tab) -> None:
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-interrupted")
 
 
-def test_a_message_goes_when_the_next_run_begins(tab: Tab) -> None:
+def test_a_message_disappears_when_the_next_run_begins(tab: Tab) -> None:
     open_with_every_stage(tab)
     tab.generate()
     tab.wait_for_progress("DemoFusion 1/1")
@@ -257,11 +257,11 @@ def test_a_message_goes_when_the_next_run_begins(tab: Tab) -> None:
     assert tab.page.locator(".demofusion-messages").count() == 0
 
 
-def test_closed_the_plain_picture_comes(tab: Tab) -> None:
+def test_with_a_closed_panel_a_run_makes_the_plain_image(tab: Tab) -> None:
     tab.number(tab.id("steps"), 3)
     tab.page.click(tab.id("generate"))
     assert "DemoFusion" not in tab.wait_for_infotext("Steps: 3")
-    assert tab.picture_sizes() == [128]
+    assert tab.image_sizes() == [128]
 
 
 def test_pasting_sets_every_control(tab: Tab) -> None:
@@ -291,7 +291,7 @@ def test_pasting_sets_every_control(tab: Tab) -> None:
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-pasted")
 
 
-def test_pasting_a_foreign_picture_switches_off(tab: Tab) -> None:
+def test_pasting_an_infotext_without_demofusion_disables_the_panel(tab: Tab) -> None:
     """The values of the panel stay unchanged."""
     tab.open_panel()
     tab.choose_preset("Fast")
@@ -337,7 +337,7 @@ def test_for_a_few_step_model_the_panel_switches_to_turbo_and_back(tab: Tab) -> 
 
 
 @pytest.mark.parametrize("preset", ["Balanced", OPENING])
-def test_a_preset_that_somebody_clicked_stays(tab: Tab, preset: str) -> None:
+def test_a_clicked_preset_is_not_replaced_by_turbo(tab: Tab, preset: str) -> None:
     tab.open_panel()
     # this also covers a click on the selected preset
     tab.choose_preset(preset)
@@ -352,7 +352,7 @@ def test_a_preset_that_somebody_clicked_stays(tab: Tab, preset: str) -> None:
     assert f"DemoFusion preset: {preset}," in tab.wait_for_infotext("DemoFusion size")
 
 
-def test_a_pasted_preset_stays(tab: Tab) -> None:
+def test_a_pasted_preset_is_not_replaced_by_turbo(tab: Tab) -> None:
     text = INFOTEXT.partition(", DemoFusion stages")[0].replace("CFG scale: 4.5", "CFG scale: 1.5")
     fast = (
         "DemoFusion preset: Fast, DemoFusion upscaler: Lanczos, DemoFusion hires steps: 12, DemoFusion stages: fewest"
@@ -366,7 +366,7 @@ def test_a_pasted_preset_stays(tab: Tab) -> None:
     tab.wait_for_value("hires_steps", "12")
 
 
-def test_the_checkbox_alone_switches_off_and_leaves_the_panel_open(tab: Tab) -> None:
+def test_the_checkbox_disables_demofusion_and_leaves_the_panel_open(tab: Tab) -> None:
     tab.open_panel()
     tab.page.click(f"{tab.panel}_enabled-visible-checkbox")
     tab.page.wait_for_timeout(500)
@@ -398,7 +398,7 @@ def test_a_preset_is_saved_chosen_and_deleted_in_both_tabs(tab: Tab) -> None:
     assert again.presets() == list(PRESETS)
 
 
-def test_a_message_about_a_preset_goes_with_the_next_action(tab: Tab) -> None:
+def test_a_message_about_a_preset_disappears_at_the_next_action(tab: Tab) -> None:
     tab.open_panel()
     tab.page.click(f"{tab.panel}_preset_delete")
     tab.wait_for_message("replace or delete a built-in preset")
@@ -410,7 +410,7 @@ def test_a_message_about_a_preset_goes_with_the_next_action(tab: Tab) -> None:
         tab.wait_for_message("replace or delete a built-in preset")
 
 
-def test_the_line_names_what_makes_upscale_by_unused(tab: Tab) -> None:
+def test_the_live_line_explains_why_upscale_by_has_no_effect(tab: Tab) -> None:
     tab.open_panel()
     tab.page.locator(tab.text("stages", "1,2,4")).blur()
     tab.wait_for_line("'Upscale by' has no effect, because the list in 'Stages' ends at 4")
@@ -418,7 +418,7 @@ def test_the_line_names_what_makes_upscale_by_unused(tab: Tab) -> None:
     tab.wait_for_line("because 'Resize width to' or 'Resize height to' is set")
 
 
-def test_the_box_alone_decides_once_it_was_clicked(tab: Tab) -> None:
+def test_opening_the_panel_does_not_change_a_checkbox_that_was_clicked(tab: Tab) -> None:
     """The boxes of the webui's own accordions behave in the same way, and README describes it."""
     header, box = f"{tab.panel}_enabled > .label-wrap", f"{tab.panel}_enabled-visible-checkbox"
     tab.page.click(f"{header} .icon")
@@ -443,7 +443,7 @@ def test_the_box_alone_decides_once_it_was_clicked(tab: Tab) -> None:
         assert not tab.enabled
 
 
-def test_a_changed_preset_shows_as_changed(tab: Tab) -> None:
+def test_the_panel_lists_the_changes_from_the_preset(tab: Tab) -> None:
     tab.open_panel()
     changed = tab.page.locator(f"{tab.panel}_preset_changed.prose")
     assert not changed.is_visible()
@@ -459,7 +459,7 @@ def test_a_changed_preset_shows_as_changed(tab: Tab) -> None:
     changed.wait_for(state="hidden", timeout=SECONDS)
 
 
-def test_a_preset_is_still_there_when_the_page_is_loaded_again(page: Any) -> None:
+def test_a_saved_preset_exists_after_the_page_is_reloaded(page: Any) -> None:
     tab = Tab(page, "txt2img")
     tab.open_panel()
     tab.text("preset_name", "Kept")
@@ -477,7 +477,7 @@ def test_a_preset_is_still_there_when_the_page_is_loaded_again(page: Any) -> Non
     again.wait_for_preset("Kept")
 
 
-def test_the_built_in_preset_is_neither_replaced_nor_deleted(tab: Tab) -> None:
+def test_a_built_in_preset_is_neither_replaced_nor_deleted(tab: Tab) -> None:
     tab.open_panel()
     page = tab.page
     page.click(f"{tab.panel}_preset_delete")
@@ -487,7 +487,7 @@ def test_the_built_in_preset_is_neither_replaced_nor_deleted(tab: Tab) -> None:
     assert "Paper" in tab.presets()
 
 
-def test_after_a_run_the_line_tells_how_long_the_next_takes(tab: Tab) -> None:
+def test_after_a_run_the_live_line_estimates_the_time_of_the_next_run(tab: Tab) -> None:
     tab.open_panel()
     # Balanced and Fast have a fixed number of steps in the stages
     tab.choose_preset("Paper")
@@ -502,7 +502,7 @@ def test_after_a_run_the_line_tells_how_long_the_next_takes(tab: Tab) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_narrow_window_holds_the_panel(blank: Any, address: str, scheme: str) -> None:
+def test_the_panel_fits_into_a_narrow_window(blank: Any, address: str, scheme: str) -> None:
     tab = open_panel(blank, f"{address}?__theme={scheme}", (400, 900))
     page = tab.page
     page.wait_for_timeout(500)

@@ -92,7 +92,7 @@ def test_the_stages_before_the_last_have_the_base_s_colors_too(webui: Webui, dri
     assert [drift(image, base) <= 1 for image in (final, second)] == [True, True]
 
 
-def test_showing_the_stages_changes_no_picture(webui: Webui, drifting: None) -> None:
+def test_showing_the_stages_changes_no_image(webui: Webui, drifting: None) -> None:
     settings = {**ON, "scale": 3, "stages": "every", "upscaler": "Lanczos"}
     one, other = (webui.job({**settings, "return_stages": shown}).images[0] for shown in (False, True))
     assert one.tobytes() == other.tobytes()

@@ -38,7 +38,7 @@ def test_the_stand_in_has_the_same_signatures(
 
 
 @pytest.mark.webui
-def test_the_list_is_that_of_the_webui(committed: dict[str, Any], request: pytest.FixtureRequest) -> None:
+def test_the_stored_facts_equal_those_of_the_webui(committed: dict[str, Any], request: pytest.FixtureRequest) -> None:
     folder = request.config.getoption("--webui")
     if not folder:
         pytest.skip("no webui: neither --webui DIR nor SD_WEBUI_DIR names one")
@@ -100,5 +100,5 @@ def test_facts_are_read_from_source(example: host_facts.Source, symbol: str, fac
         ("import torch\ntorch.cat", set()),
     ],
 )
-def test_uses_are_found(source: str, found: set[str]) -> None:
+def test_symbols_of_the_webui_are_found_in_source(source: str, found: set[str]) -> None:
     assert set(host_facts.symbols(host_facts.ast.parse(source))) == found

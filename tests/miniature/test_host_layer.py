@@ -229,7 +229,7 @@ def test_a_successful_iteration_is_not_reported_as_stopped(webui: Webui, monkeyp
 
 
 def test_the_area_of_only_masked_is_scaled_along_each_axis() -> None:
-    """9 cells become 11 and 16 become 20, so the sides do not grow by the same factor."""
+    """Because of rounding, 9 cells become 11 and 16 become 20, so the sides grow by different factors."""
     plan = make_plan(Settings(enabled=True, scale=1.25), (9, 16))
     size = plan.stages[-1].size
     assert size[0] / plan.crop.height != size[1] / plan.crop.width

@@ -33,7 +33,7 @@ class AlwaysOn(scripts.Script):
 
 
 class Detailer(AlwaysOn):
-    """Makes ADetailer's calls for the centre of every image, in its order.
+    """Imitates ADetailer: repaints the centre of every image, with the same calls in the same order.
 
     Unlike ADetailer, it lets every script run.
     """

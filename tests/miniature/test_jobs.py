@@ -138,13 +138,13 @@ def test_a_sampler_with_other_defaults_runs(webui: Webui, monkeypatch: pytest.Mo
     assert result.images[0].tobytes() == plain.images[0].tobytes()
 
 
-def test_the_base_among_the_stages_is_the_plain_picture(webui: Webui) -> None:
+def test_the_base_among_the_stages_is_the_plain_image(webui: Webui) -> None:
     plain = webui.job()
     result = webui.job({**ON, "return_stages": True})
     assert result.images[1].tobytes() == plain.images[0].tobytes()
 
 
-def test_the_same_seed_makes_the_same_bytes(webui: Webui) -> None:
+def test_the_same_seed_gives_the_same_image(webui: Webui) -> None:
     first, second = (webui.job(ON, sampler_name="Euler a").images[0].tobytes() for _ in range(2))
     assert first == second
     assert webui.job(ON, sampler_name="Euler a", seed=8).images[0].tobytes() != first
@@ -248,7 +248,9 @@ def test_after_skip_the_next_iteration_runs(webui: Webui, in_model: Callable) ->
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_failing_stage_loses_only_itself(webui: Webui, in_model: Callable, stage: int, reported: Reports) -> None:
+def test_if_a_stage_fails_the_previous_image_is_returned(
+    webui: Webui, in_model: Callable, stage: int, reported: Reports
+) -> None:
     reported.expect(f"stage {stage - 1} of 2", "injected, once")
 
     def fail() -> None:
@@ -329,7 +331,7 @@ def test_stages_are_saved_with_their_infotext(webui: Webui) -> None:
     assert sizes(result) == [2 * BASE]
 
 
-def test_wide_pictures(webui: Webui) -> None:
+def test_a_wide_image(webui: Webui) -> None:
     result = webui.job(ON, width=96, height=64)
     assert result.images[0].size == (192, 128)
 
@@ -375,7 +377,7 @@ def test_a_tensor_that_remains_is_detected() -> None:
 @pytest.mark.parametrize(
     ("upscaler", "resample"), [("Lanczos", Image.Resampling.LANCZOS), ("Nearest", Image.Resampling.NEAREST)]
 )
-def test_an_anchor_made_in_pixels_is_the_enlarged_picture(
+def test_an_anchor_made_in_pixels_is_the_enlarged_image(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, upscaler: str, resample: Image.Resampling
 ) -> None:
     """The image is decoded, enlarged by Pillow and encoded. Each anchor is the encoding of the previous image."""
@@ -398,7 +400,7 @@ def test_an_anchor_made_in_pixels_is_the_enlarged_picture(
     assert anchors[0].shape == (2, 4, 2 * BASE // 8, 2 * BASE // 8)
 
 
-def test_a_mixed_anchor_is_between_the_two(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mixed_anchor_is_between_the_latent_and_the_image(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     anchors: dict[str, torch.Tensor] = {}
 
     def recording(p: Any, task: Any, report: Any) -> torch.Tensor:
@@ -445,7 +447,7 @@ NOTES = (
 
 
 @pytest.mark.parametrize(("settings", "note"), NOTES)
-def test_notes_are_in_the_text_of_every_picture(webui: Webui, settings: dict[str, Any], note: str) -> None:
+def test_notes_are_in_the_infotext_of_every_image(webui: Webui, settings: dict[str, Any], note: str) -> None:
     result = webui.job(settings, n_iter=2)
     texts = [infotext_utils.parse_generation_parameters(text) for text in result.infotexts]
     assert [text["DemoFusion note"] for text in texts] == [note] * 2
@@ -470,7 +472,7 @@ def test_an_impossible_setting_is_reported(
     assert f"setting {option}: {value!r} is not valid. Use {allowed}" in result.comments
 
 
-def test_pixels_and_latents_make_different_pictures(webui: Webui) -> None:
+def test_enlarging_pixels_and_latents_gives_different_images(webui: Webui) -> None:
     one, other = (webui.job({**THREE, "upscaler": name}) for name in ("Latent", "Lanczos (pixels)"))
     assert sizes(other) == [3 * BASE]
     assert other.images[0].tobytes() != one.images[0].tobytes()
@@ -513,7 +515,7 @@ def test_only_displayed_images_are_decoded(webui: Webui, decoded: list[int]) -> 
 
 
 @pytest.mark.parametrize("size", [{}, {"width": 3 * BASE, "height": 2 * BASE}])
-def test_showing_the_stages_changes_no_picture(webui: Webui, size: dict[str, int]) -> None:
+def test_showing_the_stages_changes_no_image(webui: Webui, size: dict[str, int]) -> None:
     settings = {**THREE, "upscaler": "Lanczos (pixels)", **size}
     one, other = (webui.job({**settings, "return_stages": shown}).images[0] for shown in (False, True))
     assert not errors.exception_records
@@ -521,7 +523,7 @@ def test_showing_the_stages_changes_no_picture(webui: Webui, size: dict[str, int
     assert one.tobytes() == other.tobytes()
 
 
-def test_the_bar_follows_the_decoder(
+def test_the_progress_bar_moves_while_an_image_is_decoded(
     webui: Webui, decoded: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[float] = []
@@ -560,7 +562,7 @@ def test_the_bar_follows_the_decoder(
     assert seen[-1] == pytest.approx(1)
 
 
-def test_interrupted_while_a_picture_is_decoded_to_be_enlarged(
+def test_an_interrupt_while_the_image_of_a_stage_is_decoded_for_the_upscaler(
     webui: Webui, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     move = progress.Progress.move
@@ -578,7 +580,7 @@ def test_interrupted_while_a_picture_is_decoded_to_be_enlarged(
     assert decoded == [BASE] * 3 + [2 * BASE] * 2 + [2 * BASE] * 3
 
 
-def test_interrupted_while_an_enlarged_picture_is_encoded(
+def test_an_interrupt_while_an_enlarged_image_is_encoded(
     webui: Webui, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     move = progress.Progress.move

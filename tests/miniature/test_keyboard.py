@@ -36,14 +36,14 @@ def opened(page: Any, name: str) -> Tab:
 
 
 @pytest.mark.parametrize("name", ["txt2img", "img2img"])
-def test_everything_is_reached_in_reading_order(page: Any, name: str) -> None:
+def test_the_tab_key_reaches_every_control_in_reading_order(page: Any, name: str) -> None:
     tab = opened(page, name)
     assert tab.enabled
     stops = tab.stops()
     hidden = {"img2img_first"} if name == "txt2img" else set()
     assert {stop["block"] for stop in stops} == SHOWN - hidden | OTHERS
     assert all(stop["seen"] for stop in stops)
-    # blocks in one row begin at about the same height; a button is at the bottom of its row
+    # blocks in one row start at about the same height; a button is at the bottom of its row
     for one, other in pairwise(stops):
         assert other["top"] > one["top"] - 60
         assert other["top"] > one["top"] + 20 or other["left"] >= one["left"]

@@ -79,7 +79,7 @@ def translations(language: str) -> dict[str, str]:
     return json.loads((FOLDER / f"{language}.json").read_text(encoding="utf-8"))
 
 
-def test_the_languages_are_there() -> None:
+def test_german_and_chinese_translations_exist() -> None:
     assert LANGUAGES == ["de_DE", "zh_CN"]
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 pytestmark = pytest.mark.browser
 
 
-def test_the_picture_of_the_panel_shows_the_present_texts(blank: Any, address: str) -> None:
+def test_the_picture_of_the_panel_shows_the_current_texts(blank: Any, address: str) -> None:
     """If this fails, make the picture again: python tests/miniature/panel_picture.py URL."""
     tab = shown_panel(blank, address)
     with Image.open(FILE) as picture:

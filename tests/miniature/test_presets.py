@@ -66,7 +66,7 @@ def test_a_saved_preset_exists_after_a_restart(file: Path) -> None:
     assert preset_values("Mine", user_presets.known_choices()) == VALUES
 
 
-def test_a_refused_name_is_separate_from_the_reason(file: Path) -> None:
+def test_a_refusal_has_the_reason_and_the_name_as_separate_parts(file: Path) -> None:
     with pytest.raises(user_presets.PresetError) as refused:
         presets.delete("Balanced")
     told = preset_row._problem(refused.value)
@@ -305,7 +305,7 @@ def test_a_request_without_a_preset_uses_the_default(webui: Webui, default_prese
     assert "DemoFusion preset" not in other
 
 
-def test_an_infotext_makes_the_same_picture_where_the_preset_is_unknown(webui: Webui, default_preset: str) -> None:
+def test_an_infotext_reproduces_the_image_if_its_preset_is_unknown(webui: Webui, default_preset: str) -> None:
     first = webui.job({"enabled": True, "denoising_strength": 0.5})
     presets.delete(default_preset)
     script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
@@ -380,7 +380,7 @@ def test_the_line_warns_of_huge_images(webui: Webui, width: int, warned: bool) -
     assert ("16384 pixels" in text) == warned
 
 
-def test_scripts_are_known_by_their_place_in_the_dropdown() -> None:
+def test_scripts_are_recognized_by_their_position_in_the_dropdown() -> None:
     upscale = SimpleNamespace(title=lambda: "SD upscale")
     runner = SimpleNamespace(selectable_scripts=[upscale])
     titles = [refusals.chosen_script(runner, index) for index in (None, 0, 1, 2, "1", -1)]

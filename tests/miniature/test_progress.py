@@ -1,7 +1,4 @@
-"""Compares the displayed time left with the real one.
-
-A simulated clock shows the times of a GPU.
-"""
+"""Compares the displayed remaining time with the real one, on a simulated clock with the times of a GPU."""
 
 from __future__ import annotations
 
@@ -343,7 +340,7 @@ def test_the_estimate_is_wrong_for_a_slow_decoder_that_was_not_measured() -> Non
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
-def test_conds_and_unconds_one_after_the_other(sampler: str) -> None:
+def test_time_left_if_cond_and_uncond_are_separate_calls(sampler: str) -> None:
     """This happens with --medvram: a call then evaluates its views twice."""
     run = Run(parse_settings(SETTINGS["balanced, 2x"]), sampler)
     run.twice = True
@@ -351,7 +348,7 @@ def test_conds_and_unconds_one_after_the_other(sampler: str) -> None:
     assert run.bar() == sorted(run.bar())
 
 
-def test_images_of_a_queue_that_are_decoded_at_once() -> None:
+def test_time_left_in_a_queue_whose_images_are_not_decoded_in_tiles() -> None:
     """The bar does not move during a decode. Here the decoder is three times as slow as the default estimate."""
     first, second = (Run(parse_settings(SETTINGS["balanced, 2x"]), "euler_ancestral", decoder=6) for _ in range(2))
     first.go()

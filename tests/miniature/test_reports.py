@@ -24,7 +24,9 @@ def entries(result: processing.Processed, key: str) -> list[str | None]:
     return [text.get(f"DemoFusion {key}") for text in texts]
 
 
-def test_a_note_of_the_request_is_in_the_text_of_every_image(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_note_about_the_request_is_in_the_infotext_of_every_image(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def default_preset(p: Any, *args: Any) -> str:
         report_note(p, "of the request")
         return "Paper"

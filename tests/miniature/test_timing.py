@@ -89,7 +89,7 @@ def test_rates_are_kept_by_checkpoint(rates: Path) -> None:
     "text",
     ["", "{", "[]", '{"one on cpu: model": "fast"}', '{"one on cpu: model": -1}', '{"one on cpu: model": 1e999}'],
 )
-def test_a_broken_file_is_no_rate(rates: Path, text: str, reported: Reports) -> None:
+def test_a_broken_file_gives_no_rate(rates: Path, text: str, reported: Reports) -> None:
     if not text.startswith('{"'):
         reported.expect(f"{timing.FILE} cannot be read")
     (rates / timing.FILE).write_text(text)
@@ -98,7 +98,7 @@ def test_a_broken_file_is_no_rate(rates: Path, text: str, reported: Reports) -> 
     assert timing.known(named("one"), timing.MODEL) == 0.5
 
 
-def test_a_folder_that_cannot_be_written_is_no_failure(
+def test_a_folder_that_cannot_be_written_does_not_fail_the_run(
     rates: Path, monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
     reported.expect(f"{timing.FILE} cannot be written", f"{timing.FILE} cannot be read")
@@ -155,7 +155,7 @@ def test_with_hires_fix_its_result_is_the_base(webui: Webui, tab: dict[str, Any]
     assert line_in(**{key: tab[key] for key in tab if key == "width"}).startswith(f"{tab.get('width', 512)}x512 → ")
 
 
-def test_hires_fix_counts(webui: Webui, rates: Path) -> None:
+def test_the_line_counts_the_steps_of_hires_fix(webui: Webui, rates: Path) -> None:
     """There are 10 steps at 512x512, 4 at 1024x1024, and the stage.
 
     The last step of the stage evaluates 9 local views and omits the 4 dilated ones.
@@ -227,6 +227,6 @@ def test_the_line_has_no_time_for_an_unmeasured_checkpoint(rates: Path) -> None:
         (36_000, "10 hours"),
     ],
 )
-def test_times_are_rough(seconds: float, text: str) -> None:
+def test_times_are_rounded(seconds: float, text: str) -> None:
     number, unit = text.split()
     assert markup.duration(seconds) == f"<span>about</span> {number} <span>{unit}</span>"

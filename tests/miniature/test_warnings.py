@@ -51,7 +51,7 @@ def test_an_ordinary_computer_gets_no_warning(free: Any) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "warned"), [(3500, False), (3700, True), (None, False)])
-def test_a_run_of_more_than_an_hour(
+def test_a_run_of_more_than_an_hour_gets_a_warning(
     free: Any, monkeypatch: pytest.MonkeyPatch, seconds: float | None, warned: bool
 ) -> None:
     monkeypatch.setattr(line.timing, "seconds", lambda cells: seconds)
@@ -82,7 +82,7 @@ def test_the_memory_of_the_decoder_is_checked(free: Any, room: dict[str, int], w
     assert warned_of() == [warnings.NO_ROOM] * warned
 
 
-def test_a_missing_folder_for_temporary_files_breaks_no_line(
+def test_the_line_works_without_a_folder_for_temporary_files(
     free: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The decoder uses another folder. The test uses the real disk, which has some space, and needs no memory."""
@@ -130,7 +130,7 @@ def test_a_denoising_strength_too_high_for_few_steps_is_warned_of(webui: Webui) 
     assert warnings.TURBO_BETTER not in said({"preset": "Paper"})
 
 
-def test_the_cfg_scale_of_a_model_with_built_in_guidance_means_nothing(
+def test_the_cfg_scale_of_a_model_with_built_in_guidance_is_ignored(
     webui: Webui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Flux.1 dev runs at CFG 1 with any number of steps."""

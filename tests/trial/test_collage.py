@@ -65,13 +65,13 @@ def shrink(image: np.ndarray, factor: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("label", [(0, 0), (1, 0), (0, 1)])
-def test_small_picture_is_the_large_one_shrunk(content, label):
+def test_a_small_rendering_is_the_large_one_shrunk(content, label):
     scene = random_collage(content, np.random.default_rng(2), label)
     error = np.abs(render(content, scene, 64, 64) - shrink(render(content, scene, 512, 512), 8))
     assert error.mean() < 0.01
 
 
-def test_crop_is_a_part_of_the_whole(content):
+def test_a_rendered_crop_is_a_part_of_the_whole_image(content):
     scene = random_collage(content, np.random.default_rng(3), (0, 0))
     whole = render(content, scene, 256, 256)
     part = render(content, scene, 64, 64, (0.25, 0.5, 0.5, 0.75))
@@ -104,7 +104,7 @@ def test_a_random_subject_is_inside_the_image(content, seed):
         assert length / 2 + EDGE - 1e-9 <= centre <= 1 - length / 2 - EDGE + 1e-9
 
 
-def test_mirrored_ground_only(content):
+def test_a_mirrored_scene_without_subjects_is_the_mirrored_image(content):
     scene = Collage(0, (), left=0.3)
     mirrored = Collage(0, (), left=0.3, mirrored=True)
     np.testing.assert_allclose(
@@ -153,7 +153,7 @@ def test_views_depend_only_on_their_number(content):
     assert np.abs(first - view(content, 2, 5, False)).mean() > 0.01
 
 
-def test_list_names_its_packages_and_no_caption_twice():
+def test_captions_are_unique_and_packages_are_listed():
     subjects, grounds = captions()
     assert 24 <= len(set(subjects)) == len(subjects) <= 40
     assert 14 <= len(set(grounds)) == len(grounds) <= 18

@@ -18,7 +18,7 @@ def test_peaks_are_local_maxima_above_the_threshold():
 
 
 @pytest.mark.parametrize(("size", "count"), [((128, 128), 1), ((256, 256), 9), ((512, 512), 49), ((128, 192), 2)])
-def test_crops_cover_a_picture_and_overlap_by_half(size, count):
+def test_crops_cover_an_image_and_overlap_by_half(size, count):
     image = np.zeros((*size, 3), np.float32)
     parts = detector.crops(image)
     assert len(parts) == count
@@ -28,7 +28,7 @@ def test_crops_cover_a_picture_and_overlap_by_half(size, count):
     assert image.min() >= 1.0
 
 
-def test_pictures_of_any_size_are_reduced_to_one():
+def test_images_of_any_size_are_reduced_to_the_detectors_size():
     image = np.random.default_rng(0).random((512, 768, 3)).astype(np.float32)
     assert detector.prepared(image).shape == (128, 192, 3)
 

@@ -4,9 +4,11 @@ Every webui makes each request twice with every seed: a plain image of the final
 table compares the images of the second and of every further webui with those of the first. It shows the mean square
 error over the seeds in dB of 8-bit values, the standard deviation of the single images' dB, and the largest difference.
 
-Forge's family evaluates its model at whole timesteps only. AUTOMATIC1111's webui does so if a setting is on, as here.
-AUTOMATIC1111's webui uses the noise schedule that a checkpoint contains, for instance in half precision. Forge's family
-computes its own.
+Forge's family evaluates the model at whole timesteps only. AUTOMATIC1111's webui does the same with a setting that this
+program turns on.
+
+AUTOMATIC1111's webui uses the noise schedule in the checkpoint, which may be in half precision. Forge's family computes
+its own schedule.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ WHOLE = "enable_quantization"
 
 
 def pictures(folder: Path, options: argparse.Namespace) -> dict[str, list[np.ndarray]]:
-    """Returns, by request, the plain images of the final size and those of DemoFusion, each (seeds, H, W, 3)."""
+    """Returns the plain images of the final size and those of DemoFusion for each request, (seeds, H, W, 3) each."""
     made = {}
     side, steps = options.side, options.steps
     with tempfile.TemporaryDirectory() as data, started(folder, Path(data), checkpoints=options.checkpoints) as webui:

@@ -1,6 +1,6 @@
 """Provides a real webui to the tests in this folder.
 
-They start it (--webui DIR) or use one that is already running (--webui-url URL).
+The tests start a webui (--webui DIR) or use one that is already running (--webui-url URL).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FAULTS = Path(__file__).parent / "faults"
 THIN = Path(__file__).parent / "thin_text_encoders"
 TITLE = "DemoFusion Hires"
 DEFAULTS = {"demofusion_default_preset": "Paper"}
-"""Tests that name no preset use the paper's values."""
+"""Settings of every test. Requests without a preset use the values of the paper."""
 START_SECONDS = 600
 REQUEST = {
     "prompt": "a red circle",
@@ -84,9 +84,10 @@ class Webui:
             return json.load(response)
 
     def plot_args(self, *axes: tuple[str, str, Any]) -> list[Any]:
-        """Returns the X/Y/Z plot's arguments for axes of this extension.
+        """Returns the arguments of an X/Y/Z plot over fields of this extension.
 
-        Their values are typed or chosen; the plot shows every cell.
+        Each axis has a label, and its values as text or as a list of choices. The plot also returns the image of each
+        cell.
         """
         plot = next(entry for entry in self.call("script-info") if entry["name"] == "x/y/z plot")
         args = [control.get("value") for control in plot["args"]]
@@ -112,7 +113,7 @@ class Webui:
 
 
 def facts_or_skip(webui: Webui, name: str) -> Any:
-    """Returns facts that the test extension reads in a webui of Forge's family. Skips the test in other webuis."""
+    """Requests facts from the test extension in a webui of Forge's family. Skips the test in other webuis."""
     try:
         return webui.call(name, under="demofusion-test")
     except urllib.error.HTTPError as error:
@@ -168,8 +169,8 @@ def started(
 ) -> Iterator[Webui]:
     """Starts the webui in `folder` with an empty data directory, and stops it at the end.
 
-    Without a folder of checkpoints it gets the tiny ones, which webuis of Forge's family do not load. `second_copy` is
-    the name of a folder for a second copy of the extension.
+    Without a folder of checkpoints, the webui gets tiny checkpoints, which Forge's family cannot load. `second_copy` is
+    the folder name of a second copy of the extension.
     """
     (data / "extensions").mkdir()
     for name in filter(None, ("sd-webui-demofusion-hires", second_copy)):
@@ -221,9 +222,9 @@ class _Server:
         return server
 
     def _wait(self, server: Webui) -> None:
-        """Waits until the log says that the webui has started.
+        """Waits until the log reports that the webui has started.
 
-        A request that arrives while the webui adds its API ends the webui.
+        It sends no request earlier, because a request that arrives while the webui adds its API stops the webui.
         """
         log = self.data / "log.txt"
         for _ in range(START_SECONDS):

@@ -5,7 +5,7 @@ Run it with the Python of that webui: `WEBUI/venv/bin/python tests/webui/flow_ch
 
 | KIND | family | size |
 |---|---|---|
-| rectified-sdxl | rectified-flow SDXL, half as wide; the webui knows it by "rectified" in its name alone | 2.2 GB |
+| rectified-sdxl | rectified-flow SDXL, half as wide; the webui recognizes it only by "rectified" in its name | 2.2 GB |
 | zimage | Z-Image, one layer of each kind | 0.5 GB |
 | schnell, flux | Flux.1, width 256, one block of each kind | 0.3 GB |
 | chroma | Chroma, width 256, one block of each kind | 0.02 GB |
@@ -17,9 +17,9 @@ Run it with the Python of that webui: `WEBUI/venv/bin/python tests/webui/flow_ch
 | krea | Krea 2, width 256, one block | 0.2 GB |
 | mugen | Mugen, half as wide | 2.2 GB |
 
-The layouts are the true ones, so that the webui's own detection and classes load them. Its text encoders and some
-transformers have one size, up to 20 GB in half precision. The test extension in `thin_text_encoders` makes the webui
-read their sizes from the file. It changes nothing of the webui on disk.
+The checkpoints have the layouts of the real models, so the webui detects and loads them with its own classes. By
+default the webui builds text encoders and some transformers in a fixed size, up to 20 GB in half precision. The test
+extension in `thin_text_encoders` makes the webui read their sizes from the file. It changes no file of the webui.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from flow_weights import T5_SIZES, LanguageModel, Weights, as_open_clip, on_meta
 from torch import Tensor
 
 Parts = dict[str, Weights]
-"""Weights by the prefix of their keys."""
+"""The weights of each part of a checkpoint, by the prefix of their keys."""
 
 NETWORK = "model.diffusion_model."
 WIDTH = 256
-"""Width of the transformers whose width is free. They have two heads."""
+"""Width of the transformers for which the webui accepts any width. They have two heads."""
 QWEN_WORDS = 151936
 KREA_WIDTH = 320
 """Width of Krea's text encoder: 20 heads of 16."""
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 FLUX_VAE = "black-forest-labs/FLUX.1-dev"
 THIN_VAE = {"block_out_channels": [32, 32, 64, 64], "base_dim": 16}
-"""The widths of the two kinds of autoencoders. Those of full size would take most of the time of a test."""
+"""Widths of the two kinds of autoencoders. Autoencoders of full size would take most of a test's time."""
 THIN_MLP = 256
-"""Width of the transformers' inner layers, where the width of the transformer itself is fixed."""
+"""Width of the inner layers of the transformers whose own width is fixed."""
 
 
 class Home:
-    """Parts of checkpoints, in the classes and configurations of the webui in a folder."""
+    """Makes parts of checkpoints with the classes and configurations of the webui in a folder."""
 
     def __init__(self, folder: Path):
         self.is_neo = (folder / "backend" / "nn" / "llm").is_dir()
@@ -125,7 +125,10 @@ def chroma(home: Home) -> Parts:
 
 
 def klein(home: Home) -> Parts:
-    """The width identifies the Klein model. It reads the text encoder's states after the layers 9, 18 and 27."""
+    """Makes Flux.2 Klein 4B, which the webui recognizes by its width.
+
+    The transformer reads the states of the text encoder after layers 9, 18 and 27.
+    """
     from backend.nn.flux import IntegratedFluxTransformer2DModel
 
     sizes = {"vec_in_dim": None, "context_in_dim": 3 * WIDTH, "hidden_size": 3072}
@@ -181,7 +184,7 @@ def qwen(home: Home) -> Parts:
 
 
 def krea(home: Home) -> Parts:
-    """It reads the text encoder's states after twelve layers, the last of them 35."""
+    """Makes Krea 2. Its transformer reads the text encoder's states after twelve layers; the last is layer 35."""
     from backend.nn.krea import SingleStreamDiT
 
     sizes = {"features": WIDTH, "txtdim": KREA_WIDTH, "heads": 2, "kvheads": 1, "layers": 1}
@@ -221,7 +224,7 @@ def lumina(home: Home) -> Parts:
 
 
 def sdxl(home: Home, channels: int = 4) -> Parts:
-    """The webui recognises SDXL by the depths of its transformers. All levels have the same width here."""
+    """Makes SDXL, which the webui recognizes by the depths of its transformers. All levels have the same width here."""
     from backend.nn.unet import IntegratedUNet2DConditionModel
 
     levels = {"num_res_blocks": [2, 2, 2], "channel_mult": [1, 1, 1], "transformer_depth": [0, 0, 2, 2, 10, 10]}
@@ -262,7 +265,7 @@ SCALES = re.compile(r"((query|key)_norm|distilled_guidance_layer\.norms\.\d+)\.w
 
 def checkpoint(kind: str, home: Home) -> dict[str, Tensor]:
     """Returns the weights of a checkpoint."""
-    # half precision is too narrow for the activations of these
+    # the activations of these models exceed the range of float16
     dtype = torch.bfloat16 if kind in ("zimage", "lumina") else torch.float16
     made = {prefix + key: value for prefix, part in KINDS[kind](home).items() for key, value in part.items()}
     return {SCALES.sub(r"\1.scale", key): value.detach().to(dtype).contiguous() for key, value in made.items()}

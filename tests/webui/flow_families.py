@@ -29,11 +29,11 @@ FAMILIES = {
     "krea": "Krea 2",
     "mugen": "Mugen",
 }
-"""The names of the families by the names of their checkpoints, which `flow_checkpoints.py` makes."""
+"""The family of each checkpoint that `flow_checkpoints.py` makes."""
 
 NO_REFERENCE = "klein_no_reference"
 OPTIONS = {**DEFAULTS, NO_REFERENCE: True}
-"""Forge Neo shows Klein the upload of img2img as a reference image, unless this option is on."""
+"""Forge Neo passes the upload of img2img to Klein as a reference image, unless this option is on."""
 
 SMALL = {"width": 64, "height": 64, "steps": 3, "sampler_name": "Euler", "scheduler": "Simple", "cfg_scale": 1}
 TWICE = (128, 128)
@@ -63,7 +63,7 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def prepare(server: Webui) -> None:
-    """Sets the options of these tests, as far as the webui has them."""
+    """Sets those options of these tests that the webui has."""
     known = server.call("options")
     server.call("options", {name: value for name, value in OPTIONS.items() if name in known})
 
@@ -92,7 +92,7 @@ def family(webui: Webui, request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @contextmanager
 def linked(webui: Webui, checkpoint: str, name: str) -> Iterator[str]:
-    """Gives a checkpoint a second name, because the webui knows some kinds of models by the name alone."""
+    """Gives a checkpoint a second name, because the webui recognizes some kinds of models only by their name."""
     files = [Path(entry["filename"]) for entry in webui.call("sd-models")]
     found = next((path for path in files if path.name == checkpoint), None)
     if found is None:

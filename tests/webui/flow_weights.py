@@ -1,4 +1,4 @@
-"""Makes random weights of true layouts: text encoders and modules of Forge's family. `flow_checkpoints.py` uses it."""
+"""Makes random weights with the layouts of real models, for `flow_checkpoints.py`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Weights = dict[str, Tensor]
 
 
 def random_weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Returns a weight of the given shape: matrices by fan-in, scales and variances one, biases zero."""
+    """Returns a weight of the given shape: random values scaled by fan-in for matrices, ones for scales, else zeros."""
     if len(shape) >= 2:
         return torch.randn(shape) * math.prod(shape[1:]) ** -0.5
     return torch.ones(shape) if name.endswith(("weight", "scale", "var")) else torch.zeros(shape)
@@ -26,7 +26,7 @@ def random_weights(module: nn.Module) -> Weights:
 
 
 def on_meta(make: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
-    """Makes a module without memory for its weights."""
+    """Builds a module on the meta device, which allocates no memory for its weights."""
     with torch.device("meta"):
         return make(*args, **kwargs)
 
@@ -36,16 +36,16 @@ class LanguageModel:
     """The sizes of a text encoder that is a language model."""
 
     words: int
-    """Number of words, which its tokenizer fixes."""
+    """Size of the vocabulary, which the tokenizer determines."""
     width: int = 256
     layers: int = 2
     head: int = 128
     normalizes_heads: bool = False
-    """Whether it normalizes queries and keys, as Qwen3 does."""
+    """Whether the encoder normalizes queries and keys, as Qwen3 does."""
     has_biases: bool = False
     """Whether queries, keys and values have biases, as in Qwen2.5."""
     norms_feedforward: bool = False
-    """Whether there are norms before and behind the feedforward network, as in Gemma 2."""
+    """Whether there is a norm before and after the feedforward network, as in Gemma 2."""
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Finds out which webui a folder contains, and how to start it on the CPU."""
+"""Detects which webui a folder contains, and starts it on the CPU."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Host:
 
     name: str
     flags: str
-    """The flags that run it on the CPU in single precision."""
+    """The flags that run the webui on the CPU in single precision."""
     checkpoints: str = "--ckpt-dir"
     models: str | None = "--models-dir"
     serves_itself: bool = True
-    """Whether the page can load the webui's own files if the data folder is a different folder."""
+    """Whether the page can load the webui's own files if the data is in another folder."""
 
     def arguments(self, port: int, data: Path, checkpoints: Path, models: Path) -> list[str]:
         """Returns the arguments of launch.py."""
@@ -28,7 +28,7 @@ class Host:
         if self.models is not None:
             places += [self.models, str(models)]
         if not self.serves_itself:
-            # gradio compares with paths in which links are resolved
+            # gradio compares paths after it has resolved their links
             places += ["--gradio-allowed-path", str(models.parent.resolve())]
         return [*shlex.split(f"{COMMON} {self.flags}"), *places]
 
@@ -62,9 +62,9 @@ def settings_of(host: Host, folder: Path) -> dict[str, object]:
 
 
 def prepare(folder: Path, data: Path) -> None:
-    """Puts files into the data folder that make the webui show some of its features.
+    """Creates files in the data folder without which the webui hides some of its features.
 
-    Forge Neo's PiD needs a checkpoint of that name. This one holds no weights.
+    Forge Neo offers PiD only if a checkpoint of that name exists. The file created here contains no weights.
     """
     if (folder / "extensions-builtin" / "sd_forge_pid").is_dir():
         models = data / "models" / "Stable-diffusion"

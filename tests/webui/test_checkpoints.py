@@ -22,7 +22,7 @@ Use = Callable[[str], None]
 
 @pytest.fixture(scope="module")
 def use(webui: Webui) -> Iterator[Use]:
-    """Loads a checkpoint; the previous one is restored at the end."""
+    """Returns a function that loads a checkpoint. Restores the previous checkpoint at the end."""
     before = webui.call("options")["sd_model_checkpoint"]
     known = {entry["model_name"] for entry in webui.call("sd-models")}
 
@@ -59,7 +59,7 @@ def test_from_an_image(webui: Webui, use: Use, upload: Image.Image, kind: str, s
 @pytest.mark.parametrize("kind", ["sd1-inpainting", "sd1-edit", "sdxl-inpainting"])
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
 def test_a_part_of_an_image(webui: Webui, use: Use, upload: Image.Image, kind: str, sampler: str) -> None:
-    """The base is cropped to another shape, and the image condition is cropped with it."""
+    """The stages crop the base image to another shape, and the image condition with it."""
     use(kind)
     request: dict[str, Any] = {"path": "img2img", "init_images": [png(upload)], "image_cfg_scale": 1.5}
     wide = {**ON, "width": 384, "height": 160, "denoising_strength": 0.5}
@@ -77,10 +77,10 @@ def test_a_masked_image(webui: Webui, use: Use, upload: Image.Image, kind: str, 
 
 
 @pytest.mark.parametrize("kind", TEXT)
-def test_a_batch_is_its_pictures_alone(webui: Webui, use: Use, kind: str) -> None:
+def test_images_of_a_batch_equal_single_images(webui: Webui, use: Use, kind: str) -> None:
     use(kind)
     if "inpainting" in kind:
-        pytest.skip("the webui draws its condition at random, from the last picture's seed")
+        pytest.skip("the webui draws its condition at random, from the last image's seed")
     batch = webui.generate({**ON, "scale": 2}, batch_size=2, steps=3, do_not_save_grid=True)
     for i, picture in enumerate(batch.images[-2:]):
         assert difference(picture, webui.generate({**ON, "scale": 2}, seed=1 + i, steps=3).images[0]) <= 1
@@ -88,7 +88,7 @@ def test_a_batch_is_its_pictures_alone(webui: Webui, use: Use, kind: str) -> Non
 
 @pytest.mark.parametrize("kind", TEXT)
 def test_the_next_plain_image_is_unchanged(webui: Webui, use: Use, kind: str) -> None:
-    """The webui keeps the prompts' conds from one request to the next."""
+    """The webui caches the conds of a prompt from one request to the next."""
     use(kind)
     plain = webui.generate(steps=3)
     first = webui.generate({**ON, "scale": 2}, steps=3)
@@ -97,7 +97,7 @@ def test_the_next_plain_image_is_unchanged(webui: Webui, use: Use, kind: str) ->
 
 
 def test_sdxl_gets_the_final_size_in_every_stage(webui: Webui, use: Use) -> None:
-    """The 1.5x stage is different when the final size is larger."""
+    """Every stage gets the final size, so the 1.5x stage is different if the final size is larger."""
     use("sdxl")
     shown = {"return_stages": True, "jitter": False}
     small = webui.generate({**ON, **shown, "stages": "1,1.5,2"}, steps=3)

@@ -96,7 +96,7 @@ def test_only_masked_keeps_the_shape(webui: Webui, original: Image.Image) -> Non
     request = inpaint(original, inpaint_full_res=True)
     result = webui.generate({**ON, "width": 384, "height": 256}, **request)
     assert result.sizes == [(128, 128)]
-    assert "width = 384" in result.infotexts[0]
+    assert "width: 384 is not valid. Use" in result.infotexts[0]
     whole = webui.generate({**ON, "width": 384, "height": 256}, **{**request, "inpaint_full_res": False})
     assert_good(whole, (384, 256))
 

@@ -30,7 +30,7 @@ PLAYED = ("k_diffusion", "k_diffusion.deis", "backend", "backend.patcher", "back
 NOT_ALONE = frozenset({"sample_deis"})
 """Functions that need another file of the webui."""
 LOWEST = 0.3
-"""Below this level a sampler's last steps leave little noise to measure."""
+"""The lowest noise level that the test checks. In the last steps below it, too little noise is left to measure."""
 
 
 class Prediction:
@@ -46,11 +46,11 @@ class Prediction:
 
 
 class PredictionFlux(Prediction):
-    """The class of Flux and Chroma, which Forge's functions recognise."""
+    """The class of Flux and Chroma, which Forge's functions recognize."""
 
 
 class PredictionDiscreteFlow(Prediction):
-    """The class of Stable Diffusion 3, which Forge's functions do not recognise."""
+    """The class of Stable Diffusion 3, which Forge's functions do not recognize."""
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def functions(request: pytest.FixtureRequest) -> dict[str, Callable[..., Any]]:
 
 
 def judged(function: Callable[..., Any], predictor: Any) -> str | None:
-    """Returns the extension's verdict on a function that is called as the webuis call it."""
+    """Returns the extension's reason to refuse a function that is called as the webuis call it, or None."""
     parameters = inspect.signature(function).parameters
     draws = is_stochastic(function.__name__, 1.0 if "eta" in parameters else None, 0.0, "noise_sampler" in parameters)
     return flow_problem(function.__name__, function.__name__, draws, knows_flow(function, predictor))
@@ -98,7 +98,7 @@ def called(function: Callable[..., Any], model: Any, x: torch.Tensor, draw: Call
 
 
 class Model:
-    """The model of a sampling function."""
+    """Passes a sampling function's calls to `denoise`, with the attributes of a webui's model."""
 
     def __init__(self, predictor: Any, denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]):
         self.inner_model = SimpleNamespace(predictor=predictor)
@@ -110,7 +110,7 @@ class Model:
 
 @pytest.mark.parametrize("predictor", [PredictionFlux(), PredictionDiscreteFlow()], ids=["Flux", "other"])
 def test_a_function_is_refused_if_it_leaves_the_signal_or_the_noise_at_a_wrong_level(functions, predictor) -> None:
-    """The model knows the signal. The error of a right function is about 0.01, and that of a wrong one at least 0.2."""
+    """The model returns the true signal. A right function has an error of about 0.01, a wrong one of at least 0.2."""
     shape = (1, 4, 96, 96)
     clean = randn(3, shape)
     said: dict[str, tuple[bool, float]] = {}
@@ -137,7 +137,7 @@ def test_a_function_is_refused_if_it_leaves_the_signal_or_the_noise_at_a_wrong_l
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_function_makes_its_calls_as_the_reference_does(functions, name: str) -> None:
-    """The stage uses the detector of the function's name. Every x of the model equals the reference's."""
+    """The stage uses the step detector for the function's name. Every x that the model gets equals the reference's."""
     predictor = PredictionFlux()
     function = functions.get(name)
     if function is None or judged(function, predictor) is not None:

@@ -80,7 +80,7 @@ def test_target_size_of_another_shape(webui: Webui) -> None:
     assert_good(webui.generate({**ON, "width": 384, "height": 160}, steps=2), (384, 160))
 
 
-def test_stage_list_and_stage_pictures(webui: Webui) -> None:
+def test_stage_list_and_stage_images(webui: Webui) -> None:
     result = webui.generate({**ON, "stages": "1,1.5,2", "return_stages": True}, steps=2)
     assert result.sizes == [(256, 256), (128, 128), (192, 192)]
     assert "DemoFusion stage: base image" in result.infotexts[1]
@@ -146,7 +146,7 @@ def test_img2img_upscales_the_upload(webui: Webui, upload: Image.Image) -> None:
     assert webui.generate(**request).digests == plain.digests
 
 
-def test_fault_in_a_stage_keeps_the_last_good_one(webui: Webui) -> None:
+def test_an_error_in_a_stage_returns_the_previous_image(webui: Webui) -> None:
     plain = webui.generate()
     faulty = {"prompt": "a red circle FAULT:2:48:99"}
     result = webui.generate({**ON, "scale": 3}, **faulty)
@@ -159,7 +159,7 @@ def test_fault_in_a_stage_keeps_the_last_good_one(webui: Webui) -> None:
 
 
 @pytest.mark.parametrize("action", ["interrupt", "skip"])
-def test_stopping_returns_the_last_finished_stage(webui: Webui, action: str) -> None:
+def test_an_interrupt_returns_the_last_finished_stage(webui: Webui, action: str) -> None:
     plain = webui.generate()
     results: list[Result] = []
     request = {**ON, "scale": 3, "view_batch": 1}
@@ -208,7 +208,7 @@ def test_bad_input_is_reported_in_the_result(webui: Webui, field: str, value: An
     message = re.search(r'DemoFusion error: "?([^"]*)', result.infotexts[0])
     assert message
     assert field in message[1]
-    assert "allowed" in message[1]
+    assert ". Use " in message[1]
 
 
 def test_positional_arguments(webui: Webui) -> None:
@@ -217,7 +217,7 @@ def test_positional_arguments(webui: Webui) -> None:
     assert_good(webui.generate([*every_field, "more", 7], steps=2), (256, 256))
 
 
-def test_infotext_reproduces_the_picture(webui: Webui) -> None:
+def test_infotext_reproduces_the_image(webui: Webui) -> None:
     settings = {
         "scale": 1.5,
         "stages": "1,1.5",

@@ -1,7 +1,7 @@
-"""Tests behaviour that all kinds of webui share: `--webui DIR --checkpoints DIR`.
+"""Tests the behaviour that all kinds of webui share: `--webui DIR --checkpoints DIR`.
 
-The images are small and take a few steps. The other files here test AUTOMATIC1111's webui more closely, with tiny
-checkpoints that no other webui loads.
+The images are small and take few steps. test_generate.py and other files test AUTOMATIC1111's webui more thoroughly,
+with tiny checkpoints that no other webui can load.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ pytestmark = [pytest.mark.webui, pytest.mark.slow]
 
 ON: dict[str, Any] = {"enabled": True, "scale": 2, "view_batch": 16}
 LEAN: dict[str, Any] = {**ON, "overlap": 0, "jitter": False}
-"""Uses the fewest views, because some webuis list a hundred samplers and schedulers.
+"""Fields that lead to the fewest views, for tests that do not test the views.
 
-Use it in tests that do not test the views.
+They save time, because some webuis have a hundred samplers and schedulers.
 """
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 3, "sampler_name": "Euler"}
 TWICE = (128, 128)
@@ -60,9 +60,9 @@ Run = Callable[[str, Any], Result]
 
 
 def fails(names: list[str], run: Run) -> dict[str, str]:
-    """Tries every name and returns the errors by name.
+    """Makes an image with each name and returns the errors by name.
 
-    A name that also fails without DemoFusion, or a sampler that the extension refuses, causes a warning and no error.
+    It only warns about names that also fail without DemoFusion, and about samplers that the extension refuses.
     """
     problems = {name: problem(partial(run, name, LEAN), TWICE) for name in names}
     found = {name: text for name, text in problems.items() if text}
@@ -79,7 +79,7 @@ def problem(run: Callable[[], Result], size: tuple[int, int]) -> str | None:
         result = run()
     except Exception as error:
         return repr(error)
-    # the webui quotes a text that contains a comma or colon
+    # the webui puts a text with a comma or a colon in quotation marks
     error = re.findall('DemoFusion error: (?:"[^"]*"|[^,]*)', result.infotexts[0])
     if error or result.sizes != [size]:
         return f"{result.sizes} {error}"
@@ -108,7 +108,7 @@ CFG_SCALES = (1, 1.5, 7)
 @pytest.mark.parametrize("cfg_scale", CFG_SCALES)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_at_every_cfg_scale(webui: Webui, preset: str, cfg_scale: float) -> None:
-    """Forge and Forge Neo compute no uncond at a CFG scale of 1. Earlier, every stage failed then."""
+    """Forge and Forge Neo compute no uncond at a CFG scale of 1. In an earlier version every stage failed there."""
     # with few steps or a low CFG scale, Turbo replaces Balanced and Fast
     steps = 12 if cfg_scale > 2 else 4
     on = {"enabled": True, "scale": 2, "view_batch": 16, "preset": preset}
@@ -125,7 +125,7 @@ noise. With UniPC they were 0.1 and 0.05 before a bug was fixed: the stages coul
 
 
 FEWEST_VIEWS = {**LEAN, "cosine_scale_2": 0, "skip_views": "0.5,0"}
-"""Uses the dilated views alone, so a stage of twice the size needs four evaluations a step instead of eight."""
+"""Fields that use only the dilated views, so a stage of twice the size needs 4 evaluations per step instead of 8."""
 
 VALUES: tuple[dict[str, Any], ...] = ({"cosine_scale_1": 1}, {"extra_noise": 0.2})
 
@@ -208,12 +208,12 @@ def test_inpainting_keeps_the_rest(webui: Webui, upload: Image.Image, only_maske
 def hires_fix(webui: Webui) -> dict[str, Any]:
     """Returns the part of a request that turns hires fix on.
 
-    Names of upscalers can be translated, and some upscalers need a download. This therefore takes one that the webui
-    lists without a file. The upscaler "None" also enlarges the image.
+    Some upscalers need a download, and the names can be translated. The function therefore chooses an upscaler that the
+    webui lists without a file. The upscaler "None" enlarges the image too.
     """
     known = [entry for entry in webui.call("upscalers") if not entry["model_path"]]
     upscaler = next((entry["name"] for entry in known if entry["name"] != "None"), "None")
-    # Forge's API fails without the last field, with or without DemoFusion
+    # without the last field, Forge's API fails with or without DemoFusion
     modules = {"hr_additional_modules": ["Use same choices"]}
     return {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, "denoising_strength": 0.7, **modules}
 
@@ -224,22 +224,22 @@ def test_hires_fix_makes_the_base(webui: Webui) -> None:
     assert_good(result, (256, 256))
 
 
-def test_prompts_that_change_and_prompts_joined(webui: Webui) -> None:
-    """The prompt changes within the steps, and both joined prompts have an effect, so all three images differ."""
+def test_prompts_that_change_during_sampling_and_prompts_joined_by_and(webui: Webui) -> None:
+    """A prompt that changes during sampling, its second half alone, and two joined prompts give different images."""
     made = [small(webui, prompt=prompt) for prompt in ("a [red:green:0.5] tree", "a red tree", "a red tree AND a boat")]
     for result in made:
         assert_good(result, TWICE)
     assert len({result.digests[0] for result in made}) == len(made)
 
 
-def test_an_interrupt_returns_the_base_picture(webui: Webui) -> None:
+def test_an_interrupt_returns_the_base_image(webui: Webui) -> None:
     plain = small(webui, None)
     stopped = interrupted(webui, lambda: small(webui, {**ON, "scale": 4, "view_batch": 1}))
     assert "DemoFusion stopped" in stopped.infotexts[0]
     assert stopped.digests[0] == plain.digests[0]
 
 
-def test_an_error_in_a_stage_returns_the_picture_before(webui: Webui) -> None:
+def test_an_error_in_a_stage_returns_the_previous_image(webui: Webui) -> None:
     prompt = "a tree FAULT:1:30:40"
     plain = small(webui, None, prompt=prompt)
     result = small(webui, {**ON, "scale": 4}, prompt=prompt)
@@ -281,7 +281,7 @@ def test_progress_and_previews_of_a_stage(webui: Webui) -> None:
     finally:
         webui.call("options", {name: before[name] for name in PREVIEWS})
     assert_good(done[0], (384, 192))
-    # the webui adds two quotients, and their last bits vary
+    # the webui adds two quotients, so the last bits may vary
     shares = [round(answer["progress"], 9) for answer in seen]
     assert len(set(shares)) > 5
     assert shares == sorted(shares)

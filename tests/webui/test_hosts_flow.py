@@ -1,4 +1,4 @@
-"""Tests flow models in Forge's family, with random weights: `--webui DIR --checkpoints FOLDER`.
+"""Tests flow models with random weights in webuis of Forge's family: `--webui DIR --checkpoints FOLDER`.
 
 If FOLDER is empty, the first run fills it with a checkpoint of every family, see `flow_checkpoints.py`. `-k zimage`
 runs the tests of one family.
@@ -24,8 +24,7 @@ pytestmark = [pytest.mark.webui, pytest.mark.slow]
 LAST_BIT = 2e-5
 """The largest allowed difference of two latents, relative to the largest value.
 
-The latents are not identical bit for bit, because DemoFusion adds the terms of the guidance in another order than the
-webui.
+The latents are not bit-identical, because DemoFusion and the webui add the terms of the guidance in different orders.
 """
 
 
@@ -37,8 +36,8 @@ def upload() -> Image.Image:
 
 @pytest.mark.parametrize("sampler", ["Euler", "Euler a", "DPM++ 2M"])
 @pytest.mark.parametrize("cfg_scale", [1, 4])
-def test_a_stage_of_one_view_is_the_webuis_own_img2img(webui: Webui, family: Any, sampler: str, cfg_scale: int) -> None:
-    """Both begin from the same noise at the same level. The skip residual and the dilated path have no weight."""
+def test_a_stage_of_one_view_equals_the_webuis_img2img(webui: Webui, family: Any, sampler: str, cfg_scale: int) -> None:
+    """Both start from the same noise at the same level. The skip residual and the dilated path have a weight of 0."""
     result = small(webui, None, prompt="a circle ONEVIEW", sampler_name=sampler, cfg_scale=cfg_scale)
     differs, reaches = (
         float(re.findall(f"One view {word}: ([-+.e0-9]+)", result.infotexts[0])[0])
@@ -48,7 +47,7 @@ def test_a_stage_of_one_view_is_the_webuis_own_img2img(webui: Webui, family: Any
 
 
 @pytest.mark.parametrize("cfg_scale", [1, 4])
-def test_same_seed_same_bytes_and_plain_pictures_as_without(webui: Webui, family: Any, cfg_scale: int) -> None:
+def test_images_are_reproducible_and_plain_images_are_unchanged(webui: Webui, family: Any, cfg_scale: int) -> None:
     before = small(webui, None, cfg_scale=cfg_scale)
     first, second = (small(webui, cfg_scale=cfg_scale) for _ in range(2))
     assert_good(first, TWICE)
@@ -56,7 +55,7 @@ def test_same_seed_same_bytes_and_plain_pictures_as_without(webui: Webui, family
     assert small(webui, None, cfg_scale=cfg_scale).digests == before.digests
 
 
-def test_views_at_once_are_views_one_by_one(webui: Webui, family: Any) -> None:
+def test_a_batch_of_views_gives_the_same_image_as_single_views(webui: Webui, family: Any) -> None:
     at_once, alone = (np.asarray(small(webui, {**ON, "view_batch": n}).images[0], int) for n in (16, 1))
     assert np.abs(at_once - alone).max() <= 2
 
@@ -68,24 +67,24 @@ def test_sizes_are_multiples_of_the_models_unit(webui: Webui, family: Any) -> No
     assert ("DemoFusion note" in result.infotexts[0]) == (family["unit"] == 16)
 
 
-def test_a_batch_is_its_pictures_alone(webui: Webui, family: Any) -> None:
+def test_images_of_a_batch_equal_single_images(webui: Webui, family: Any) -> None:
     both = small(webui, batch_size=2)
     assert_good(both, TWICE, TWICE)
     alone = small(webui, seed=2)
     assert np.abs(np.asarray(both.images[1], int) - np.asarray(alone.images[0], int)).max() <= 2
 
 
-def test_an_interrupt_returns_the_base_picture(webui: Webui, family: Any) -> None:
+def test_an_interrupt_returns_the_base_image(webui: Webui, family: Any) -> None:
     plain = small(webui, None)
     stopped = interrupted(webui, lambda: small(webui, {**ON, "scale": 4, "view_batch": 1}))
     assert "DemoFusion stopped" in stopped.infotexts[0]
     assert stopped.digests[0] == plain.digests[0]
 
 
-def test_the_infotext_makes_the_same_picture(webui: Webui, family: Any) -> None:
-    # the number of views per batch is not read back, because it depends on the machine
+def test_the_infotext_reproduces_the_image(webui: Webui, family: Any) -> None:
+    # the infotext does not set the number of views per batch, because that number depends on the machine
     result = small(webui, {**ON, "cosine_scale_1": 2.5, "view_batch": 0})
-    # Forge Neo's API fails without the styles, with or without DemoFusion
+    # without `styles`, Forge Neo's API fails with or without DemoFusion
     again = webui.call("txt2img", {"infotext": result.infotexts[0], "styles": []})
     assert Result.of(again).digests == result.digests
 
@@ -129,14 +128,14 @@ REFERENCES = {"klein": {NO_REFERENCE: False}, "anima": {"anima_do_reference": Tr
 
 @pytest.mark.parametrize("family", REFERENCES, indirect=True)
 def test_reference_images_are_refused(webui: Webui, family: Any, upload: Image.Image) -> None:
-    """The next job has no references, and gives the same image as before."""
+    """A job without references after it gives the same image as before it."""
     plain = small(webui)
     kind = next(kind for kind, name in FAMILIES.items() if name == family["name"])
     request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.6}
     with options(webui, **REFERENCES[kind]):
         result = small(webui, **request)
     if kind == "anima":
-        # Forge Neo shows Anima the last upload until it encodes another one, with or without DemoFusion
+        # Forge Neo passes the last upload to Anima until it encodes another one, with or without DemoFusion
         small(webui, None, **request)
     assert f"does not work with reference images of {family['name']}" in result.infotexts[0]
     assert result.sizes == [(64, 64)]
@@ -145,7 +144,7 @@ def test_reference_images_are_refused(webui: Webui, family: Any, upload: Image.I
 
 @pytest.mark.parametrize("family", ["schnell"], indirect=True)
 def test_kontext_is_refused(webui: Webui, family: Any, upload: Image.Image) -> None:
-    """The webui knows it by its name alone."""
+    """The webui recognizes Kontext only by the name of the checkpoint."""
     flow = webui.call("options")["sd_model_checkpoint"]
     with linked(webui, "schnell.safetensors", "demofusion-test-kontext.safetensors") as name:
         request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.6}
@@ -160,7 +159,7 @@ def test_kontext_is_refused(webui: Webui, family: Any, upload: Image.Image) -> N
 def test_stable_diffusion_is_the_same_before_and_after_a_flow_model(webui: Webui, family: Any) -> None:
     """The two checkpoints are loaded one after the other in the same process."""
     flow = webui.call("options")["sd_model_checkpoint"]
-    # the webui knows rectified-flow SDXL by its name alone
+    # the webui recognizes rectified-flow SDXL only by the name of the checkpoint
     with linked(webui, "rectified-sdxl.safetensors", "demofusion-test-plain-sdxl.safetensors") as name:
         jobs = [name, flow, name, flow]
         made = [small(webui, override_settings={"sd_model_checkpoint": job}, cfg_scale=4) for job in jobs]
@@ -175,7 +174,7 @@ def test_stable_diffusion_is_the_same_before_and_after_a_flow_model(webui: Webui
 
 @pytest.mark.parametrize("preset", ["Balanced", "Turbo"])
 def test_presets(webui: Webui, family: Any, preset: str) -> None:
-    """The requested preset is used, because Turbo replaces a preset only in requests without one.
+    """The requested preset is used. Turbo only replaces the preset of requests that name none.
 
     The base image has as many steps as the preset was made for: 12 steps for *Balanced*, and 4 for *Turbo*.
     """

@@ -1,7 +1,7 @@
-"""Tests the webui's features together with flow models, with random weights. See test_hosts_flow.py for the command.
+"""Tests features of the webui on flow models with random weights. See test_hosts_flow.py for the command.
 
-Most of these tests are the same as for Stable Diffusion. Here they run on one transformer with plain latents, one with
-five axes and one with packed latents.
+Most of these tests also run on Stable Diffusion (test_hosts.py). Here they run on a transformer with plain latents, one
+with latents of five axes, and one with packed latents.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from webui.flow_families import ON, TWICE, family, small, webui
 from webui.test_at_home import options
 from webui.test_generate import assert_good
 from webui.test_hosts import (
-    test_an_error_in_a_stage_returns_the_picture_before,
+    test_an_error_in_a_stage_returns_the_previous_image,
     test_cells_of_a_plot,
     test_hires_fix_makes_the_base,
     test_progress_and_previews_of_a_stage,
-    test_prompts_that_change_and_prompts_joined,
+    test_prompts_that_change_during_sampling_and_prompts_joined_by_and,
 )
 
 __all__ = [
     "family",
-    "test_an_error_in_a_stage_returns_the_picture_before",
+    "test_an_error_in_a_stage_returns_the_previous_image",
     "test_cells_of_a_plot",
     "test_hires_fix_makes_the_base",
     "test_progress_and_previews_of_a_stage",
-    "test_prompts_that_change_and_prompts_joined",
+    "test_prompts_that_change_during_sampling_and_prompts_joined_by_and",
     "webui",
 ]
 
@@ -51,7 +51,7 @@ pytestmark = [
 
 
 def write_lora(checkpoint: Path, file: Path) -> None:
-    """Writes a LoRA for one layer of the attention. Its change is as large as the layer's weights."""
+    """Writes a LoRA for one attention layer. Its change is as large as the layer's weights."""
     with safe_open(checkpoint, "pt") as state:
         keys = sorted(key for key in state.keys() if key.startswith(NETWORKS) and "att" in key)  # noqa: SIM118
         layer = next(key for key in keys if key.endswith(".weight") and len(state.get_slice(key).get_shape()) == 2)
@@ -65,10 +65,10 @@ def write_lora(checkpoint: Path, file: Path) -> None:
     save_file({f"{prefix}.{key}": value for key, value in weights.items()}, file)
 
 
-def test_a_lora_acts_in_the_stage(webui: Webui, family: Any) -> None:
-    """The image with the LoRA at weight 0 is the one without it.
+def test_a_lora_has_an_effect_in_the_stage(webui: Webui, family: Any) -> None:
+    """At weight 0 the LoRA does not change the image.
 
-    The upload is the base image, so only the stage changes.
+    The base image is the upload, so a LoRA changes only the stage.
     """
     upload = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
     request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.6}

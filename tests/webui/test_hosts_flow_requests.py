@@ -1,6 +1,6 @@
 """Tests unusual requests on flow models with random weights. See test_hosts_flow.py for the command.
 
-They run on one transformer with plain latents, one with five axes and one with packed latents.
+They run on a transformer with plain latents, one with latents of five axes, and one with packed latents.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def pixels(image: Image.Image) -> Any:
 
 
 def test_three_stages_of_a_portrait(webui: Webui, family: Any) -> None:
-    """64 x 128 pixels times 1.3 and 1.7 are no multiples of 16 pixels. The tiles overlap and move."""
+    """64 x 128 pixels times 1.3 and 1.7 are no multiples of 16 pixels. The views overlap and jitter."""
     fields = {"enabled": True, "scale": 1.7, "stages": "1,1.3,1.5,1.7", "view_batch": 16, "return_stages": True}
     result = small(webui, fields, height=128, cfg_scale=4)
     assert_good(result, (112, 224), (64, 128), (80, 160), (96, 192))
@@ -44,7 +44,7 @@ def test_three_stages_of_a_portrait(webui: Webui, family: Any) -> None:
 
 
 def images_of_prompts(webui: Webui, demofusion: Any, *prompts: str, **request: Any) -> list[list[Image.Image]]:
-    """Returns the images of a prompt matrix in one batch, and those of its prompts alone."""
+    """Returns the images of a prompt matrix in one batch, and the single image of each of its prompts."""
     matrix = {"script_name": "prompt matrix", "script_args": [False, False, "positive", "comma", 0]}
     both = small(webui, demofusion, prompt="|".join(prompts), batch_size=len(prompts), **matrix, **request)
     assert "DemoFusion error" not in both.infotexts[-1]
@@ -55,7 +55,7 @@ def images_of_prompts(webui: Webui, demofusion: Any, *prompts: str, **request: A
 
 @pytest.mark.parametrize("cfg_scale", [1, 4])
 def test_a_batch_of_two_prompts_of_different_lengths(webui: Webui, family: Any, cfg_scale: int) -> None:
-    """The longer prompt fills more than one of the text encoders' sections of 75 tokens.
+    """The longer prompt takes more than one of the text encoders' chunks of 75 tokens.
 
     Some engines of Forge Neo pad the shorter prompt, which changes its image with and without DemoFusion.
     """
@@ -72,7 +72,7 @@ def test_a_batch_of_two_prompts_of_different_lengths(webui: Webui, family: Any, 
 
 
 def test_full_previews_of_a_stage(webui: Webui, family: Any) -> None:
-    """The webui decodes them with the autoencoder while the stage runs."""
+    """The webui decodes full previews with the autoencoder while the stage runs."""
     full = {**PREVIEWS, "show_progress_type": "Full"}
     seen: list[Image.Image] = []
     done: list[Result] = []
@@ -96,12 +96,12 @@ def test_a_plain_job_after_a_hires_pass_with_another_shift(webui: Webui, family:
     hires = {**hires_fix(webui), "hr_distilled_cfg": 9.0, "hr_cfg": 4.0}
     assert_good(small(webui, ON, cfg_scale=4, **hires), (256, 256))
     assert small(webui, None, cfg_scale=4).digests == plain.digests
-    # the stage begins at the level of the first pass, so it is another image with another shift of that pass
+    # the size is enough: the stage starts at a noise level of the first pass, so another shift gives another image
     assert small(webui, ON, cfg_scale=4).sizes == [TWICE]
 
 
 def test_memory_is_reserved_for_a_batch_of_views(webui: Webui, family: Any) -> None:
-    """A view of the stage has the size of the base image. For the whole latent, the webui would reserve four times."""
+    """A view of the stage is as large as the base image. The whole latent would need 4 times the memory."""
     assert facts_or_skip(webui, "memory") is not None
     small(webui, {**ON, "view_batch": 1}, cfg_scale=4)
     alone = facts_or_skip(webui, "memory")
@@ -114,7 +114,7 @@ def test_memory_is_reserved_for_a_batch_of_views(webui: Webui, family: Any) -> N
 
 
 def test_the_webui_decodes_in_tiles(webui: Webui, family: Any) -> None:
-    """A tile has 64 cells, of 16 pixels if they are packed."""
+    """The webui's tiles have 64 cells. A cell of packed latents has 16 pixels."""
     scale = 6 if family["name"] == FAMILIES["ernie"] else 3
     on, request = {**ON, "scale": scale, "stages": "fewest"}, {"width": 192, "height": 192, "steps": 1}
     whole = small(webui, on, **request)

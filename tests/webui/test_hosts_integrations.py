@@ -1,6 +1,6 @@
 """Tests that features built into webuis of Forge's family work during the stages or are refused by name.
 
-See test_hosts.py.
+See test_hosts.py for the command.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ BESIDE: dict[str, list[Any]] = {
     "Kohya HRFix Integrated": [True, 1, 2.0, 0.0, 1.0],
     "HyperTile Integrated": [True, 32],
 }
-"""Built-in scripts of some webui, by the beginning of their names, and the arguments that enable them."""
+"""Built-in scripts that work together with DemoFusion, by the start of their names, with arguments that enable them."""
 
 ACTS_ON_WIDE_MODELS = "FreeU Integrated"
-"""FreeU's patches only affect inner blocks that are as wide as those of a real UNet."""
+"""FreeU's patches only affect inner blocks of a real UNet's width, so they may have no effect here."""
 
 REFUSED: dict[str, list[Any]] = {
     "MultiDiffusion Integrated": [True],
@@ -65,10 +65,7 @@ def test_built_in_features_that_have_an_effect_in_the_views(webui: Webui) -> Non
 
 
 def test_built_in_features_that_are_refused_by_name(webui: Webui) -> None:
-    """The images are larger than in the other tests.
-
-    Some scripts fail in small images even without DemoFusion.
-    """
+    """The images are larger than in other tests, because some scripts fail in small images even without DemoFusion."""
     for title, script in built_in(webui, REFUSED).items():
         result = small(webui, more_scripts=script, width=128, height=128)
         assert f"does not work with {title}" in result.infotexts[0]
@@ -85,7 +82,7 @@ def test_multidiffusion_is_refused_in_img2img(webui: Webui, upload: Image.Image)
 
 
 def test_pid_is_refused(webui: Webui) -> None:
-    """PiD is available if a checkpoint has its name. This test does not check the image from the empty checkpoint."""
+    """Forge Neo offers PiD if a checkpoint has its name. Here this checkpoint is empty, so the test checks no image."""
     for script in built_in(webui, {"PiD Integrated": [True]}).values():
         result = small(webui, more_scripts=script)
         assert "does not work with PiD Integrated" in result.infotexts[0]
@@ -97,7 +94,7 @@ UNKNOWN_ENGINES = {"StableDiffusion3", "StableDiffusionXLRefiner", "Wan", "PiD"}
 
 
 def test_every_engine_is_known_or_refused(webui: Webui) -> None:
-    """Tests all engines of this webui, by its own classes. A new one needs a record in the table of families."""
+    """Tests every engine class of this webui. A new engine needs an entry in the table of families."""
     engines: dict[str, bool] = facts_or_skip(webui, "engines")
     assert {name for name, known in engines.items() if not known} == UNKNOWN_ENGINES & set(engines)
     assert len(engines) > 5
@@ -127,10 +124,7 @@ def test_soft_inpainting_keeps_the_area_outside_the_mask(webui: Webui, upload: I
 
 
 def test_sampling_by_flow_is_refused_by_name(webui: Webui) -> None:
-    """This test must be the last in the file.
-
-    The webui keeps this way of sampling until the checkpoint is loaded again.
-    """
+    """This test must be the last in the file, because the webui keeps this mode until a checkpoint is loaded again."""
     if not built_in(webui, {title: script["args"] for title, script in FLOW.items()}):
         pytest.skip("this webui has no such script")
     result = small(webui, more_scripts=FLOW)

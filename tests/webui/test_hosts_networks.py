@@ -1,7 +1,7 @@
 """Tests that LoRAs and control models have an effect in the stages, in webuis of Forge's family.
 
-See test_hosts.py. Both networks consist of the checkpoint in use and random weights. The image is uploaded and kept as
-the base, so a network changes only the stage.
+See test_hosts.py for the command. Both networks consist of weights of the loaded checkpoint and random weights. The
+base image is the upload, so a network changes only the stage.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ LAYER = "middle_block.1.transformer_blocks.0.attn2.to_out.0.weight"
 """A layer that every layout has, with the name that LoRAs use."""
 LAYER_OF_LORAS = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
 HINT_WIDTHS = (3, 16, 16, 32, 32, 96, 96, 256)
-"""The widths of ControlNet's stem, except the last, which is the UNet's own.
+"""The widths of the layers of ControlNet's stem, without the last one, which is as wide as the UNet.
 
-From the third on, every second layer halves the size.
+Starting with the third layer, every second layer halves the size.
 """
 
 
@@ -187,7 +187,7 @@ def _control(webui: Webui) -> str:
     return next(name for name in names if name.startswith(CONTROL))
 
 
-# for a black hint Forge Neo's ControlNet expects a drawing on it
+# if a hint is black, Forge Neo's ControlNet expects a drawing on it
 DARK = Image.new("RGB", (64, 64), (64, 64, 64))
 
 
@@ -195,7 +195,7 @@ LATE = {"denoising_strength": 0.5, "hires_steps": 8, "cosine_scale_2": 10}
 """At these noise levels the dilated views have no weight. At the highest level they have all the weight."""
 DILATED = {"cosine_scale_2": 0.1}
 PLACES = ((0, 1), (1, 0))
-"""Rows and columns of the hints' spots, in quarters."""
+"""Rows and columns of the spots in the hints, in quarters of the side."""
 
 
 def spot(row: int, column: int) -> Image.Image:
@@ -213,7 +213,7 @@ def blocks_of(changed: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def test_a_hint_has_an_effect_at_its_position_in_tiles(webui: Webui, upload: Image.Image) -> None:
-    """A tile that received the whole hint would draw the spot at that place within the tile."""
+    """If a tile got the whole hint, the spot would have its effect at the same position within the tile."""
     dark = controlled(webui, upload, DARK, more=LATE)
     for row, column in PLACES:
         blocks = blocks_of(change(dark, controlled(webui, upload, spot(row, column), more=LATE)))
@@ -223,10 +223,7 @@ def test_a_hint_has_an_effect_at_its_position_in_tiles(webui: Webui, upload: Ima
 
 
 def test_a_hint_has_the_same_effect_in_dilated_views_as_in_a_small_image(webui: Webui, upload: Image.Image) -> None:
-    """The size of a spot's effect depends on the checkpoint.
-
-    The webui's own image of the native size is therefore the reference.
-    """
+    """The reference is the webui's own image of the native size, because the effect depends on the checkpoint."""
     own, made = [], []
     for hint in (DARK, *(spot(*place) for place in PLACES)):
         own.append(native(webui, upload, hint))

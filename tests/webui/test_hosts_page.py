@@ -34,14 +34,14 @@ def wait_for_rest(page: Any) -> None:
     deadline = time.monotonic() + SECONDS / 1000
     while time.monotonic() - asked[-1] < QUIET:
         if time.monotonic() > deadline:
-            pytest.fail(f"the page has asked the server {len(asked) - 1} times in a minute, and does not end")
+            pytest.fail(f"the page has sent {len(asked) - 1} requests in a minute and does not stop")
         page.wait_for_timeout(200)
     page.remove_listener("request", note)
 
 
 @pytest.mark.parametrize("name", ["txt2img", "img2img"])
-def test_the_line_is_updated_and_stops_updating(webui: Webui, page: Any, name: str) -> None:
-    """A line that updates itself forever stays unreadable, because gradio shows a waiting element in gray."""
+def test_the_live_line_is_updated_and_stops_updating(webui: Webui, page: Any, name: str) -> None:
+    """A line that is updated without end stays unreadable, because gradio grays out an element that is waiting."""
     tab = Tab(page, name)
     tab.open_panel()
     wait_for_rest(page)
@@ -64,8 +64,8 @@ COUNT = """() => {
 """Counts the changes that the components of gradio 4 report."""
 
 
-def test_a_page_at_rest_does_nothing(webui: Webui, page: Any) -> None:
-    """A change that causes the next one uses a whole core of the browser, without a request to the server."""
+def test_a_page_at_rest_triggers_no_events(webui: Webui, page: Any) -> None:
+    """Change events that trigger each other without end would use a whole core, without a request to the server."""
     Tab(page, "txt2img").open_panel()
     wait_for_rest(page)
     page.evaluate(COUNT)

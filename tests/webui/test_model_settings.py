@@ -25,8 +25,8 @@ class TestSettings:
             assert first.digests[1] == webui.generate(**SMALL).digests[0]
         assert (first.digests[0] != twice.digests[0]) == acts
         if settings.keys() <= {"sd_vae", "CLIP_stop_at_last_layers", "token_merging_ratio"}:
-            # the webui also applies these settings if a request contains them, and restores the earlier values after
-            # it; it restores only options that have been set at least once, and these were set above
+            # a request may also contain these settings; after it, the webui restores only options that were set at
+            # least once, and the lines above have set these
             assert webui.generate(TWICE, **SMALL, override_settings=settings).digests[0] == first.digests[0]
         assert webui.generate(**SMALL).digests == plain.digests
         assert webui.generate(TWICE, **SMALL).digests == twice.digests
@@ -46,10 +46,10 @@ class TestSettings:
     def rounded_weights(self, webui: Webui) -> Iterator[None]:
         """Makes the webui round the weights to float16 before the test, and loads the exact weights after it.
 
-        The webui rounds the weights when fp8 is switched off, with or without DemoFusion (modules/sd_models.py,
-        load_model_weights). After that, the images of a float32 checkpoint differ from the earlier ones by up to 1 of
-        255, until a checkpoint of another layout has been loaded. The webui also caches the cond of the last prompt,
-        which was computed with the exact weights. The image generated here replaces this cond.
+        With or without DemoFusion, the webui rounds the weights when fp8 is switched off (modules/sd_models.py,
+        load_model_weights). From then on, the images of a float32 checkpoint differ by up to 1 of 255 from the earlier
+        images, until a checkpoint of another layout is loaded. The webui also caches the cond of the last prompt, which
+        was computed with the exact weights. The image generated here replaces that cond.
         """
         with options(webui, fp8_storage="Enable"):
             webui.generate(**SMALL)

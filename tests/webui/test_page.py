@@ -59,7 +59,7 @@ def small(tab: Tab) -> None:
 
 
 def gallery(webui: Webui, tab: Tab) -> list[Image.Image]:
-    """Returns the images that a run has put into the gallery, as files."""
+    """Downloads the images that the gallery shows."""
     tab.wait_until_done()
     images = f"{tab.id('gallery')} img"
     tab.page.wait_for_selector(images, timeout=SECONDS, state="attached")
@@ -145,10 +145,10 @@ def test_png_info_sends_to_img2img(webui: Webui, page: Any, tmp_path: Path, butt
 
 
 @pytest.mark.parametrize("button", ["send_to_img2img", "send_to_inpaint", "send_to_extras"])
-def test_below_a_picture_the_panel_is_sent_along(webui: Webui, page: Any, button: str) -> None:
-    """The values are those of txt2img at that time, as for the webui's own fields.
+def test_the_buttons_below_an_image_send_the_panel_to_img2img(webui: Webui, page: Any, button: str) -> None:
+    """The button copies the values that the txt2img panel has at that time, as for the webui's own fields.
 
-    Extras does not change the img2img panel, and the txt2img panel keeps its values.
+    Sending to Extras does not change the img2img panel. The txt2img panel always keeps its values.
     """
     untouched = state(Tab(page, "img2img"), "stages")
     tab = Tab(page, "txt2img")
@@ -170,8 +170,8 @@ def test_below_a_picture_the_panel_is_sent_along(webui: Webui, page: Any, button
     assert state(Tab(page, "txt2img"), "scale", "stages") == (True, "1.5", "1,1.5")
 
 
-def test_the_line_follows_the_checkpoint_and_the_settings(webui: Webui, page: Any) -> None:
-    """The other model has no timing yet, or another one. The line refuses Tiling when you choose it."""
+def test_the_live_line_is_updated_for_a_checkpoint_script_or_setting(webui: Webui, page: Any) -> None:
+    """The line shows the time of the selected checkpoint, and the refusal of a selected script or of Tiling."""
     other = next(m["title"] for m in webui.call("sd-models") if "sdxl" in m["title"])
     before = webui.call("options")["sd_model_checkpoint"]
     webui.generate({"enabled": True}, **{**SMALL, "steps": 6})
@@ -201,7 +201,7 @@ def test_the_line_follows_the_checkpoint_and_the_settings(webui: Webui, page: An
         webui.call("options", {"sd_model_checkpoint": before, "tiling": False})
 
 
-def test_the_line_follows_hires_fix(webui: Webui, page: Any) -> None:
+def test_the_live_line_is_updated_for_hires_fix(webui: Webui, page: Any) -> None:
     """The result of hires fix is the base image of the stages."""
     tab = Tab(page, "txt2img")
     small(tab)
@@ -217,7 +217,7 @@ def test_the_line_follows_hires_fix(webui: Webui, page: Any) -> None:
     tab.wait_for_line("64x64 → 128x128")
 
 
-def test_the_line_follows_resize_by(webui: Webui, page: Any, tmp_path: Path) -> None:
+def test_the_live_line_is_updated_for_resize_by(webui: Webui, page: Any, tmp_path: Path) -> None:
     tab = Tab(page, "img2img")
     small(tab)
     tab.open_panel()
@@ -233,21 +233,21 @@ def test_the_line_follows_resize_by(webui: Webui, page: Any, tmp_path: Path) -> 
 
 
 def test_the_upscale_button_makes_the_base_of_the_stages(webui: Webui, page: Any) -> None:
-    """The button runs the webui's hires pass on a chosen image. With hires fix its result is the base image."""
+    """The button runs the webui's hires pass on the selected image. The result of the pass is the base image."""
     tab = Tab(page, "txt2img")
     small(tab)
     tab.generate()
     assert [picture.size for picture in gallery(webui, tab)] == [(64, 64)]
     tab.open_panel()
-    # the image is selected already; a click would open it in full size over the page
+    # the image is already selected; a click would open it in full size over the page
     page.click("#txt2img_upscale")
     tab.wait_for_infotext("DemoFusion size: 256 x 256")
     assert "DemoFusion error" not in tab.infotext()
     assert (256, 256) in [picture.size for picture in gallery(webui, tab)]
 
 
-def test_a_folder_of_pictures(webui: Webui, page: Any, tmp_path: Path) -> None:
-    """One processing object makes all images."""
+def test_a_batch_from_a_folder_of_images(webui: Webui, page: Any, tmp_path: Path) -> None:
+    """The webui uses one processing object for all images."""
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
     gradient = Image.radial_gradient("L").convert("RGB")
@@ -283,7 +283,7 @@ def test_reload_ui_registers_everything_once(webui: Webui, page: Any) -> None:
     for _ in range(2):
         page.locator("#tabs > .tab-nav button").filter(has_text="Settings").click()
         page.click("#settings_restart_gradio")
-        # otherwise the page would reload itself during the load below
+        # otherwise the page would reload itself while the test loads it below
         page.wait_for_timeout(1000)
         page.goto("about:blank")
         wait_for_restart(webui)
@@ -295,7 +295,7 @@ def test_reload_ui_registers_everything_once(webui: Webui, page: Any) -> None:
 
 
 def registered(webui: Webui) -> list[str]:
-    """Returns the axes of the X/Y/Z plot, after a check that the script is loaded once."""
+    """Checks that the script is loaded once, and returns the axes of the X/Y/Z plot."""
     scripts = webui.call("script-info")
     assert [entry["is_img2img"] for entry in scripts if entry["name"] == TITLE.lower()] == [False, True]
     plot = next(entry for entry in scripts if entry["name"] == "x/y/z plot")

@@ -29,7 +29,7 @@ def own(request: pytest.FixtureRequest, data: Path) -> Iterator[Webui]:
     """Starts a separate webui with a second copy of the extension. These tests may write its ui-config.json."""
     folder, checkpoints = (request.config.getoption(name) for name in ("--webui", "--checkpoints"))
     if not folder:
-        pytest.skip("a webui of one's own is started with --webui DIR only")
+        pytest.skip("this test starts its own webui, which needs --webui DIR")
     with started(Path(folder), data, checkpoints=checkpoints, second_copy=SECOND) as server:
         yield server
 
@@ -67,7 +67,7 @@ def apply_defaults(page: Any, webui: Webui) -> None:
     page.click("#ui_defaults_apply")
     page.locator("#settings_tab_defaults, #tab_settings").filter(has_text="Wrote").first.wait_for(timeout=SECONDS)
     page.click("#settings_restart_gradio")
-    # otherwise the page would reload itself during the load below
+    # otherwise the page would reload itself while the test loads it below
     page.wait_for_timeout(1000)
     page.goto("about:blank")
     wait_for_restart(webui)
@@ -99,11 +99,11 @@ def run(tab: Tab, webui: Webui, width: int) -> str:
 UPLOAD = Path(__file__).resolve().parents[2] / "test-output" / "upload.png"
 
 
-def test_the_defaults_that_the_page_saves_work_in_the_next_page(own: Webui, page: Any) -> None:
+def test_saved_defaults_are_valid_when_the_page_is_built_again(own: Webui, page: Any) -> None:
     UPLOAD.parent.mkdir(parents=True, exist_ok=True)
     Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(UPLOAD)
     for name in TABS:
-        # changes nothing of the extension, like a user who only wants another size
+        # leave the panel unchanged, like a user who only wants another size
         small(Tab(page, name))
     apply_defaults(page, own)
     for name in TABS:

@@ -1,4 +1,4 @@
-"""Tests which files are saved, and which images their infotexts reproduce."""
+"""Tests the files that a job saves, and that their infotexts reproduce the images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Save = Callable[..., Result]
 
 @pytest.fixture
 def save(webui: Webui, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Save]:
-    """Generates and saves into the test's folder, with the settings from the marker's arguments."""
+    """Returns a function that generates and saves images in the test's folder, with the settings of the marker."""
     own = {"samples_save": True, "save_to_dirs": False, "grid_save_to_dirs": False, "grid_save": False}
     own |= {name: str(tmp_path) for name in FOLDERS} | getattr(request, "param", {})
     with options(webui, **own):
@@ -126,7 +126,7 @@ def test_an_interrupted_image_is_saved_if_the_setting_is_on(
 
 
 def again(webui: Webui, path: str, text: str, **request: Any) -> Image.Image:
-    """Makes the image of a request that consists of an infotext and of values that no infotext contains."""
+    """Makes an image from an infotext and from values that infotexts do not contain."""
     answer = webui.call(path, {"infotext": text, **request})
     return Image.open(io.BytesIO(base64.b64decode(answer["images"][0])))
 

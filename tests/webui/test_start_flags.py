@@ -1,6 +1,6 @@
-"""Tests that start flags that save memory do not change the images.
+"""Tests that the webui's start flags for saving memory do not change the images.
 
-Each case starts a webui, if --webui names one.
+Each case starts a webui, which needs --webui DIR.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ UPLOAD: dict[str, Any] = {"path": "img2img", "init_images": [png(Image.radial_gr
 
 
 def pictures(webui: Webui) -> dict[str, Result]:
-    """Returns the images of each kind of checkpoint in each tab. The last checkpoint stays loaded."""
+    """Makes an image with each kind of checkpoint in each tab. The last checkpoint stays loaded."""
     made = {}
     for name in CHECKPOINTS:
         webui.call("options", {"sd_model_checkpoint": f"{name}.safetensors"})
@@ -52,7 +52,7 @@ def listed(webui: Webui) -> list[Any]:
 @pytest.fixture(scope="module")
 def usual(webui: Webui, request: pytest.FixtureRequest) -> dict[str, Result]:
     if not request.config.getoption("--webui"):
-        pytest.skip("another webui is started with --webui DIR only")
+        pytest.skip("this test starts its own webui, which needs --webui DIR")
     known = {entry["model_name"] for entry in webui.call("sd-models")}
     if not known.issuperset(CHECKPOINTS):
         pytest.skip(f"the webui has no {' and '.join(CHECKPOINTS)}")

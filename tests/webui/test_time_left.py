@@ -1,8 +1,8 @@
-"""Compares the time left that the webui shows during stages with the time that was really left.
+"""Compares the remaining time that the webui shows during stages with the real remaining time.
 
 This needs an idle machine and a checkpoint whose jobs take several seconds, such as one with the layout of a real model
-(--checkpoints DIR). `-s` prints the results of every job. The test reads the progress from the endpoint that the web
-page uses. The API's `progress` adds 0.01, which is an error of a third at a progress of 0.03.
+(--checkpoints DIR). `-s` prints the results of every job. The test reads the progress from the endpoint of the page.
+The API's `progress` adds 0.01, which is an error of a third at a progress of 0.03.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SECOND = 1.0
 DECODING = 0.3
 """If the bar does not move for this many seconds, an image is being decoded.
 
-A model call takes less time, and decoding takes more.
+A model call takes less time than this, and decoding takes more.
 """
 OF_THE_WHOLE = {"DPM adaptive": 0.25, "first of a machine": 0.1}
 """Maximum error as a share of the job's whole duration, for jobs that are hard to predict.
@@ -67,7 +67,7 @@ class Reading(NamedTuple):
 
 
 def readings(webui: Webui, **request: Any) -> tuple[list[Reading], float, float]:
-    """Runs a job. Returns the progress, read ten times a second, and the times at which the job began and ended."""
+    """Runs a job and reads its progress ten times a second. Also returns the times at which the job began and ended."""
     seen: list[Reading] = []
     done, task = threading.Event(), f"task({uuid4().hex})"
 
@@ -95,7 +95,7 @@ def readings(webui: Webui, **request: Any) -> tuple[list[Reading], float, float]
 def before_the_last_image(seen: Sequence[Reading]) -> Sequence[Reading]:
     """Returns the readings before the last image is decoded.
 
-    During decoding, the bar does not move. It shows the progress at the middle of the decoding, so the time left can be
+    The bar does not move during decoding. It shows the progress at half of the decoding, so the remaining time can be
     wrong by half of the decoding time.
     """
     moves = [n for n in range(1, len(seen)) if seen[n].progress > seen[n - 1].progress]

@@ -1,6 +1,6 @@
 """A test extension that makes soft inpainting of Forge and reForge work as on a machine with more than six cores.
 
-With six cores or fewer it divides its work into -1 parts and processes none of them, so every image stays unchanged.
+With six cores or fewer, soft inpainting divides its work into -1 parts and processes none of them, so no image changes.
 """
 
 from modules import script_callbacks, scripts

@@ -1,6 +1,6 @@
-"""A test extension for Forge's family that reports for every kind of model whether DemoFusion would run on it.
+"""A test extension for Forge's family that reports whether DemoFusion would run on each kind of model.
 
-The engines have stand-ins instead of weights. Only their own metadata is real.
+It creates the webui's engines without weights. Only the engines' own metadata is real.
 """
 
 import collections
@@ -18,7 +18,7 @@ with suppress(ImportError):
 
 
 def made(cls):
-    """Returns an engine of a class without weights. Its UNet consists only of the schedule."""
+    """Creates an engine of this class without weights. Its UNet has only a noise schedule."""
     module = sys.modules[cls.__module__]
     kept = ("ForgeObjects", "ForgeDiffusionEngine", *(n for n in vars(module) if n.startswith("Prediction")))
     names = [n for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ != cls.__module__]

@@ -9,7 +9,7 @@ from modules import script_callbacks, shared
 
 
 class Fault:
-    """Replaces the conds. Every access to it fails."""
+    """Replaces the conds. Every access raises an error."""
 
     def __getattr__(self, name):
         raise RuntimeError("planned fault")
@@ -19,9 +19,9 @@ class Fault:
 
 
 def fail_on_request(params):
-    """Replaces the conds by an object that fails.
+    """Replaces the conds with an object that raises an error when the model uses it.
 
-    The host ignores exceptions of callbacks, so raising here has no effect.
+    Raising an error here would have no effect, because the host ignores exceptions of callbacks.
     """
     from lib_demofusion.host.backends import host
 

@@ -1,6 +1,6 @@
 """A test extension for Forge's family that reports memory estimates of the model, and makes the webui decode in tiles.
 
-The estimate is what the webui reserves for a model call. It is read in every call of the guidance.
+The webui reserves as much memory as it estimates for a model call. The extension reads this in each guidance call.
 """
 
 from contextlib import suppress
@@ -19,14 +19,14 @@ def note(params):
 
 
 def told():
-    """Returns the records since the last call: the width of the latent, and the estimate in bytes."""
+    """Returns the records since the last request: each latent's width and the estimate in bytes."""
     found = list(seen)
     seen.clear()
     return found
 
 
 def decode_in_tiles(on: bool):
-    """Does the same as the webui's "Never OOM" or its flag."""
+    """Turns the webui's tiled decoding on or off, as its "Never OOM" or its start flag does."""
     memory_management.VAE_ALWAYS_TILED = on
 
 

@@ -22,14 +22,14 @@ def note(params):
 
 
 def told():
-    """Returns the records since the last call."""
+    """Returns the records since the last request."""
     found = list(seen)
     seen.clear()
     return found
 
 
 def folder():
-    """Returns the webui's folder of LoRAs. Forge Neo's own route for its flags fails if a port was given."""
+    """Returns the webui's LoRA folder. Forge Neo's own API route for its flags fails if it was started with a port."""
     return shared.cmd_opts.lora_dir
 
 

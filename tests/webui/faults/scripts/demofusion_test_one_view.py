@@ -1,8 +1,8 @@
 """A test extension that compares a stage of one view with the webui's own img2img.
 
-Both start from the same noise at the same level. A prompt that contains ONEVIEW runs the comparison. The stage has one
-view of the whole latent, and the skip residual and the dilated path have no weight, so it must do the same as the
-webui. The infotext contains the largest difference of the latents and the largest value.
+A prompt that contains ONEVIEW runs the comparison. Both start from the same noise at the same level. The stage has one
+view of the whole latent, and the skip residual and the dilated path have a weight of 0, so the result must be the same.
+The infotext contains the largest difference of the latents and the largest value.
 """
 
 import torch.nn.functional as F
@@ -65,7 +65,7 @@ def both(p, samples):
 
 
 def conds_of_size(p, height, width):
-    """Returns the conds for an image of another size than the request's. SDXL receives the size beside the prompt."""
+    """Returns the conds for an image of this size instead of the request's. SDXL's conds contain the image size."""
     from lib_demofusion.host.common.patching import replaced
 
     with replaced(p, height=height, width=width):

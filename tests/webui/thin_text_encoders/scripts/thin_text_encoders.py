@@ -1,9 +1,7 @@
 """A test extension that makes Forge and Forge Neo read the sizes of a checkpoint's parts from their weights.
 
-It does so for text encoders, transformers and autoencoders.
-
-By default these webuis read them from their own configuration files and tables for the models of full size. Nothing of
-the webui on disk changes.
+It applies to text encoders, transformers and autoencoders. By default these webuis take the sizes of the full models
+from their own configuration files and tables. The extension changes no file of the webui.
 """
 
 import contextlib
@@ -23,7 +21,7 @@ except ImportError:
 load_component = loader.load_huggingface_component
 
 LANGUAGE_MODELS = ("Qwen3Model", "Qwen3ForCausalLM", "Qwen3VLModel", "Qwen2_5_VL", "Gemma2Model", "Mistral3Model")
-"""Beginnings of the names of the text encoders whose sizes are dataclasses (backend/nn/llm/llama.py)."""
+"""Prefixes of the class names of text encoders whose sizes are dataclasses (backend/nn/llm/llama.py)."""
 
 HEAD = 128
 """Width of an attention head in all these transformers."""
@@ -72,7 +70,7 @@ def language_model_sizes(state, config):
 
 
 def flux_sizes(state):
-    """Forge has a constant for each of these. Forge Neo reads them itself."""
+    """Returns the sizes of a Flux transformer that are constants in Forge. Forge Neo reads them from the weights."""
     width, context = state["txt_in.weight"].shape
     return {
         "hidden_size": width,
@@ -139,7 +137,7 @@ TRANSFORMERS = {
     "ErnieImageTransformer2DModel": ernie_sizes,
 }
 TWO_WEBUIS = ("FluxTransformer2DModel", "ChromaTransformer2DModel")
-"""Transformers whose arguments have other names in Forge than in Forge Neo."""
+"""Transformers whose arguments have different names in Forge and in Forge Neo."""
 
 
 @contextlib.contextmanager
@@ -158,7 +156,7 @@ def replaced(owner, **values):
 
 @contextlib.contextmanager
 def thin_language_model(state):
-    """Makes the classes of language models in a block as large as their weights, and without vision."""
+    """Builds language models in the sizes of their weights and without vision, for the duration of a block."""
 
     def thin(config):
         return lambda: dataclasses.replace(config(), **language_model_sizes(state, config()))
@@ -175,7 +173,7 @@ def thin_language_model(state):
 
 @contextlib.contextmanager
 def thin_autoencoder(state):
-    """Makes the classes of autoencoders in a block as wide as their weights."""
+    """Builds autoencoders in the widths of their weights, for the duration of a block."""
     own = vars(ConfigMixin)["load_config"].__func__
 
     def load_config(cls, *args, **kwargs):

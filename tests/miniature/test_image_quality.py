@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 NATIVE = 128
 PICTURES = {2: 16, 4: 12}
 DIRECT = 3
-"""Every so many prompts are also sampled directly at the large size, which takes most of the time."""
+"""Only one of this many prompts is also sampled directly at the large size, because this takes most of the time."""
 FIGURES = Path(__file__).resolve().parents[2] / "test-output" / "figures.json"
 
 
@@ -98,11 +98,11 @@ def figures(request: pytest.FixtureRequest, trained: Webui) -> dict[str, list[fl
 
 
 def mean(values: list[float]) -> float:
-    """Computes the mean. For zeros and ones this is a share."""
+    """Computes the mean. The mean of zeros and ones is the share of ones."""
     return sum(values) / len(values)
 
 
-def test_one_subject_stays_one_where_sampling_directly_shows_several(figures: dict[str, list[float]]) -> None:
+def test_the_subject_is_not_repeated_as_in_images_sampled_directly(figures: dict[str, list[float]]) -> None:
     # measured: 2.2 at 2x and 4.3 at 4x, against 1.0 and 1.0
     assert mean(figures["subjects directly"]) >= 1.2
     assert mean(figures["subjects with DemoFusion"]) <= 1.4
@@ -111,7 +111,7 @@ def test_one_subject_stays_one_where_sampling_directly_shows_several(figures: di
     assert mean(figures["crops with a subject"]) <= 0.75 * mean(figures["crops with a subject directly"])
 
 
-def test_it_stays_the_subject_that_the_prompt_names(figures: dict[str, list[float]]) -> None:
+def test_the_subject_is_the_one_that_the_prompt_names(figures: dict[str, list[float]]) -> None:
     # measured: 12 of 12 at 2x, 11 of 11 at 4x; by chance 1 of 24
     assert mean(figures["subject still right"]) >= 0.75
 
@@ -121,6 +121,6 @@ def test_the_structure_is_that_of_the_base(figures: dict[str, list[float]]) -> N
     assert np.median(figures["PSNR to the base"]) > 18
 
 
-def test_there_is_more_detail_than_in_a_bicubic_picture(figures: dict[str, list[float]]) -> None:
+def test_there_is_more_detail_than_after_bicubic_upscaling(figures: dict[str, list[float]]) -> None:
     # measured: medians of 5.5 at 2x, 10 at 4x
     assert np.median(figures["fine detail against bicubic"]) > 4
