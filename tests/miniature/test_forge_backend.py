@@ -341,6 +341,21 @@ def test_a_patch_is_refused_before_the_first_stage(patch: dict[str, Any], said: 
     assert found is None if said is None else said in str(found), found
 
 
+def test_a_cache_that_begins_in_the_stage_is_refused(cleaned: list[Any]) -> None:
+    """Anima TeaCache writes its infotext before each sampling. An upload has no sampling before the first stage."""
+    p = request(Scripts())
+    assert Forge().refusal(p) is None
+    own = p.scripts.process_before_every_sampling
+
+    def beginning(p: Any, **what: Any) -> None:
+        own(p, **what)
+        p.extra_generation_params["Anima TeaCache thresh"] = 0.05
+
+    p.scripts.process_before_every_sampling = beginning
+    with pytest.raises(RuntimeError, match="Anima TeaCache: it computes a step from earlier steps"), sampling(p):
+        pass
+
+
 def test_patches_that_bypass_the_views_are_refused(cleaned: list[Any]) -> None:
     p = request(Scripts({"conditioning_modifiers": [sampling]}))
     with pytest.raises(RuntimeError, match="test_forge_backend: it changes the prompt's conditioning"), sampling(p):

@@ -223,3 +223,58 @@ def test_a_cache_of_layers_is_refused(webui: Webui, unet: Unet, extension: Insta
     extension("sd-webui-deepcache-standalone", CACHE).patch(unet, 1)
     reported.expect("DemoFusion does not work with DeepCache: it would use the layers of one tile for another tile")
     assert sizes(webui.job(ON)) == [BASE]
+
+
+STEP_CACHE = """
+class Cache:
+    kept = None
+
+def patch(unet, batch):
+    plain = type(unet).%s
+
+    def %s(self, *args):
+        made = plain(self, *args)
+        if Cache.kept is not None and Cache.kept.shape == made.shape:
+            return Cache.kept
+        Cache.kept = made
+        return made
+
+    type(unet).%s = %s
+"""
+"""A cache that replaces a method of the model's class, as First Block Cache and TeaCache for Forge do."""
+
+HALVED = """
+def patch(unet, batch):
+    plain = unet.forward
+    unet.forward = lambda *args: plain(*args) * 0.5
+"""
+
+
+class Flux(Unet):
+    """A model whose forward calls another method, as in Forge."""
+
+    def inner_forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return Unet.forward(self, x, t, context)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return self.inner_forward(x, t, context)
+
+
+@pytest.mark.parametrize("method", ["forward", "inner_forward"])
+def test_a_cache_of_steps_is_refused(
+    webui: Webui, unet: Unet, extension: Install, reported: Reports, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """It would return the prediction for one tile for another tile."""
+    own = type("Patched", (Flux,), {})
+    monkeypatch.setattr(unet, "__class__", own)
+    extension("sd-forge-blockcache", STEP_CACHE % (4 * (method,))).patch(unet, 1)
+    reported.expect("DemoFusion does not work with sd-forge-blockcache: it computes a step from earlier steps")
+    assert sizes(webui.job(ON)) == [BASE]
+
+
+def test_an_extension_that_keeps_nothing_may_replace_the_model(
+    webui: Webui, unet: Unet, extension: Install, reported: Reports
+) -> None:
+    extension("sd-webui-halved", HALVED).patch(unet, 1)
+    images(webui, {"view_batch": 5})
+    assert "sd-webui-halved changes the model" in reported.notes[-1]

@@ -111,7 +111,8 @@ class Forge:
             form = family.form
             self._patch(p, form.to_host(anchor), form.to_host(noise))
             unet = model.forge_objects.unet.clone()
-            problem = forge_refusals.patch_problem(unet, family)
+            # if the upload is the base image, other extensions act for the first time in this stage
+            problem = forge_refusals.refusal(p, family) or forge_refusals.patch_problem(unet, family)
             if problem is not None:
                 raise RuntimeError(problem)
             reserve_for_views(unet, form.host_shape(anchor.shape[1], stage.window), max(views, 1))

@@ -1,23 +1,14 @@
-"""Refuses features and samplers of Forge's family that do not work with the stages, each with a reason.
-
-Also detects whether another extension's wrapper of the model keeps data from one call to the next. Such a wrapper
-assumes that each call is a step, and uses the results of earlier calls. The stages call it once for every batch of
-views, so it would compute a view from other views.
-"""
+"""Refuses features and samplers of Forge's family that do not work with the stages, each with a reason."""
 
 from __future__ import annotations
 
-import dis
-import functools
 import inspect
-from collections.abc import Iterator
-from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from modules import sd_samplers, shared
-from torch import Tensor, nn
 
 from lib_demofusion.host.backends.families import SD, Family
+from lib_demofusion.host.common.history import STEP_CACHE, keeps_history
 from lib_demofusion.method.sampler_checks import flow_problem, knows_flow
 from lib_demofusion.method.sampler_steps import function_name, is_stochastic
 
@@ -35,6 +26,8 @@ BY_KEY = {
     "spec_w": "Spectrum Integrated: it would predict a tile from the steps of other tiles; switch it off",
     "forge_couple": "Forge Couple: every tile would show all of its regions; switch it off",
     "stylealign_enabled": "StyleAlign Integrated: the tiles of a batch would adopt each other's style; switch it off",
+    # it replaces the model's forward and leaves its replacement in place when it is off
+    "Anima TeaCache thresh": STEP_CACHE % "Anima TeaCache",
 }
 """Reasons for refusals, by the infotext key that the feature writes if it is active."""
 
@@ -114,7 +107,7 @@ def patch_problem(unet: Any, family: Family = SD) -> str | None:
     inner = unet.model_options.get(WRAPPER)
     # on transformers, nearly all such wrappers cache steps
     if inner is not None and (family.transformer or keeps_history(inner)):
-        return f"{_author(inner)}: it computes a step from earlier steps, which would be of other views; switch it off"
+        return STEP_CACHE % _author(inner)
     modifiers = unet.model_options.get("conditioning_modifiers")
     if modifiers:
         names = ", ".join(sorted(set(map(_author, modifiers))))
@@ -176,50 +169,3 @@ def sampler_problem(p: Any, flow: bool) -> str | None:
 def _eta(p: Any, sampler: Any) -> float:
     """Returns the eta that the host will pass to the sampler (modules/sd_samplers_common.py, initialize)."""
     return float(p.eta if p.eta is not None else getattr(shared.opts, sampler.eta_option_field, 0.0))
-
-
-FIXED = (int, float, complex, str, bytes, bool, type(None), Tensor, nn.Module, ModuleType, type)
-
-
-def keeps_history(wrapper: Any) -> bool:
-    """Returns whether a callable changes a variable of its own, or references an object that it could change.
-
-    The callable is inspected but never called. Objects and lists count as mutable. Numbers, texts and tensors do not.
-    """
-    return _keeps(wrapper, set())
-
-
-def _keeps(value: Any, seen: set[int]) -> bool:
-    if id(value) in seen or isinstance(value, FIXED):
-        return False
-    seen.add(id(value))
-    if isinstance(value, (tuple, frozenset)):
-        return any(_keeps(entry, seen) for entry in value)
-    if isinstance(value, functools.partial):
-        return any(_keeps(part, seen) for part in (value.func, *value.args, *value.keywords.values()))
-    if isinstance(value, FunctionType):
-        cells = (cell.cell_contents for cell in value.__closure__ or ())
-        return _stores(value.__code__) or any(_keeps(content, seen) for content in cells)
-    if isinstance(value, MethodType):
-        owner, names = value.__self__, set(_names(value.__func__.__code__))
-        held = (content for name, content in vars(owner).items() if name in names) if hasattr(owner, "__dict__") else ()
-        return _keeps(value.__func__, seen) or any(_keeps(content, seen) for content in held)
-    call = getattr(type(value), "__call__", None)  # noqa: B004 (the code is needed)
-    return not isinstance(call, FunctionType) or _keeps(MethodType(call, value), seen)
-
-
-def _stores(code: CodeType) -> bool:
-    """Returns whether a function assigns to an attribute, a global, or a variable of the enclosing function."""
-    for step in dis.get_instructions(code):
-        if step.opname in ("STORE_ATTR", "STORE_GLOBAL"):
-            return True
-        if step.opname == "STORE_DEREF" and step.argval in code.co_freevars:
-            return True
-    return any(_stores(inner) for inner in code.co_consts if isinstance(inner, CodeType))
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _names(inner)

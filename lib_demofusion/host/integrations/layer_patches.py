@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from modules import paths_internal
 
 from lib_demofusion.host.backends import host
 from lib_demofusion.host.backends import webui_controlnet as controlnet
+from lib_demofusion.host.common.history import STEP_CACHE, keeps_history
 
 OWN_FOLDER = Path(__file__).resolve().parents[3]
 
 METHODS = ("forward", "_forward")
+MODEL_METHODS = (*METHODS, "inner_forward")
+"""The methods that step caches replace on the whole model. The last one is that of Flux in Forge's family."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 COUNTING = {"NegPiP Active": "NegPiP"}
@@ -40,8 +43,13 @@ def extensions_with_patches(p: Any) -> list[str]:
 
     Ignores patches by this extension, by the webui's own scripts, and by ControlNet, whose hints are cropped to views.
     """
+    return _extensions_of(p, set(_files_of_patches(host().unet(p.sd_model))))
+
+
+def _extensions_of(p: Any, files: Iterable[str]) -> list[str]:
+    """Returns the folder names of the extensions that contain the files, except this one and ControlNet."""
     known = {str(OWN_FOLDER), _folder_of_controlnet(p)}
-    folders = {_extension_folder(file) for file in set(_files_of_patches(host().unet(p.sd_model)))}
+    folders = set(map(_extension_folder, files))
     return sorted(Path(folder).name for folder in folders if folder and folder not in known)
 
 
@@ -49,7 +57,8 @@ def refusal(p: Any) -> str | None:
     """Returns the extension that does not work with the stages, and why, or None."""
     if any(CACHING in name.lower() for name in extensions_with_patches(p)):
         return "DeepCache: it would use the layers of one tile for another tile; switch one of the two off"
-    return None
+    caches = _extensions_of(p, set(_files_of_caches(host().unet(p.sd_model))))
+    return STEP_CACHE % caches[0] if caches else None
 
 
 def needs_one_call(p: Any) -> str:
@@ -66,6 +75,21 @@ def _files_of_patches(unet: Any) -> Iterator[str]:
         functions = [getattr(layer, name, None) for name in METHODS]
         functions += [hook for name in HOOKS for hook in getattr(layer, name, {}).values()]
         yield from (file for file in map(_file, functions) if file)
+
+
+def _files_of_caches(unet: Any) -> Iterator[str]:
+    """Yields the source file of every replaced forward of the whole model that keeps data from one call to the next.
+
+    The same kind of replacement in a layer is no step cache: some extensions keep the prompt's tokens there.
+    """
+    model = getattr(unet, "diffusion_model", unet)
+    functions = (getattr(model, name, None) for name in MODEL_METHODS)
+    yield from (_file(function) for function in functions if function is not None and _is_cache(function))
+
+
+def _is_cache(function: Any) -> bool:
+    """Returns whether a function is from an extension and keeps data from one call to the next."""
+    return bool(_extension_folder(_file(function))) and keeps_history(function)
 
 
 def _file(function: Any) -> str:
