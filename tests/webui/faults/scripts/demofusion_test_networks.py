@@ -1,4 +1,7 @@
-"""A test extension that reports the active LoRAs in every call of the guidance, with the width of its latent."""
+"""A test extension that reports the active LoRAs in every call of the guidance, with the width of its latent.
+
+It also reports the webui's folders of LoRAs and control models.
+"""
 
 import sys
 
@@ -33,9 +36,19 @@ def folder():
     return shared.cmd_opts.lora_dir
 
 
+def control_folder():
+    """Returns the folder of control models in a webui of Forge's family, whose list is read again."""
+    from lib_controlnet import global_state
+    from modules_forge.shared import controlnet_dir
+
+    global_state.update_controlnet_filenames()
+    return controlnet_dir
+
+
 def add_routes(demo, app):
     app.add_api_route("/demofusion-test/networks", told, methods=["GET"])
     app.add_api_route("/demofusion-test/lora-folder", folder, methods=["GET"])
+    app.add_api_route("/demofusion-test/control-folder", control_folder, methods=["GET"])
 
 
 script_callbacks.on_cfg_denoiser(note)

@@ -1,7 +1,8 @@
 """A test extension that makes Forge and Forge Neo read the sizes of a checkpoint's parts from their weights.
 
 It applies to text encoders, transformers and autoencoders. By default these webuis take the sizes of the full models
-from their own configuration files and tables. The extension changes no file of the webui.
+from their own configuration files and tables. Klein's prompts are padded to fewer tokens than in the webui, because the
+tokens would take most of the time of a small image. The extension changes no file of the webui.
 """
 
 import contextlib
@@ -18,6 +19,11 @@ except ImportError:
     # Forge has no language models as text encoders
     llama = None
 
+try:
+    from backend.text_processing.klein_engine import KleinTextProcessingEngine
+except ImportError:
+    KleinTextProcessingEngine = None
+
 load_component = loader.load_huggingface_component
 
 LANGUAGE_MODELS = ("Qwen3Model", "Qwen3ForCausalLM", "Qwen3VLModel", "Qwen2_5_VL", "Gemma2Model", "Mistral3Model")
@@ -25,6 +31,9 @@ LANGUAGE_MODELS = ("Qwen3Model", "Qwen3ForCausalLM", "Qwen3VLModel", "Qwen2_5_VL
 
 HEAD = 128
 """Width of an attention head in all these transformers."""
+
+KLEIN_TOKENS = 64
+"""The number of tokens to which Klein's prompts are padded, instead of 512. An image of 64 pixels has 16 tokens."""
 
 
 class Unchecked(dict):
@@ -34,8 +43,17 @@ class Unchecked(dict):
         return False
 
 
-class NoVision(torch.nn.Identity):
-    """Replaces the part of a text encoder that reads reference images. It has no weights."""
+class NoVision(torch.nn.Module):
+    """Replaces the part of a text encoder that reads reference images. It has no weights, and all its tokens are 0."""
+
+    def __init__(self, width, layers=0):
+        super().__init__()
+        self.width, self.layers = width, layers
+
+    def forward(self, patches, grid):
+        """Returns a token of every four patches (N, C), and again for each of the layers that Qwen3-VL adds."""
+        tokens = patches.new_zeros(len(patches) // 4, self.width)
+        return (tokens, [tokens] * self.layers) if self.layers else tokens
 
 
 def layers(state, prefix):
@@ -161,12 +179,15 @@ def thin_language_model(state):
     def thin(config):
         return lambda: dataclasses.replace(config(), **language_model_sizes(state, config()))
 
+    def qwen2_without_vision(hidden_size, output_hidden_size):
+        return NoVision(output_hidden_size)
+
     names = [name for name in vars(llama) if name.endswith(("Config", "_Config"))]
     read = loader.read_arbitrary_config
-    vision = {"Qwen3VLVisionModel": lambda config: NoVision()}
+    vision = {"Qwen3VLVisionModel": lambda config: NoVision(config["out_hidden_size"], layers=3)}
     with contextlib.ExitStack() as stack:
         stack.enter_context(replaced(llama, **{name: thin(getattr(llama, name)) for name in names}, **vision))
-        stack.enter_context(replaced(llama.qwen_vl, Qwen2VLVisionTransformer=lambda **sizes: NoVision()))
+        stack.enter_context(replaced(llama.qwen_vl, Qwen2VLVisionTransformer=qwen2_without_vision))
         stack.enter_context(replaced(loader, read_arbitrary_config=lambda path: Unchecked(read(path))))
         yield
 
@@ -199,7 +220,20 @@ def load(guess, component_name, lib_name, cls_name, repo_path, state_dict):
         return load_component(guess, component_name, lib_name, cls_name, repo_path, state_dict)
 
 
+def with_short_prompts(initialize):
+    """Wraps the initializer of Klein's text engine."""
+
+    @functools.wraps(initialize)
+    def wrapped(self, *args, **kwargs):
+        initialize(self, *args, **kwargs)
+        self.min_length = KLEIN_TOKENS
+
+    return wrapped
+
+
 load.demofusion_test = True
 
 if not hasattr(load_component, "demofusion_test"):
     loader.load_huggingface_component = load
+    if KleinTextProcessingEngine is not None:
+        KleinTextProcessingEngine.__init__ = with_short_prompts(KleinTextProcessingEngine.__init__)
