@@ -50,7 +50,7 @@ def pictures(folder: Path) -> list[Picture]:
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
-            # the end of an interrupted run
+            # an interrupted run may have written only a part of its last line
             continue
         key = entry["configuration"], entry["scale"], entry["number"]
         found[key] = Picture(*key, entry["prompt"], image_path(folder, *key))

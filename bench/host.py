@@ -1,8 +1,8 @@
 """Measures DemoFusion in a running webui: `python -m bench.host http://127.0.0.1:7860`.
 
-Start the webui with --api, and load a checkpoint. The command makes three prompts in every way: as the base image, with
-hires fix, and with every preset. It prints the report and writes it to a folder, with a contact sheet. You can paste
-the report into the issue form "Results from my card". Nothing is uploaded.
+Start the webui with --api, and load a checkpoint. The command makes images of three prompts with every method: the base
+image alone, hires fix, and every preset. It prints the report and writes it to a folder, with a contact sheet. You can
+paste the report into the issue form "Results from my card". Nothing is uploaded.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ SIDE = 320
 EVERY = 0.3
 """Seconds between two measurements of the memory."""
 GIB = 1 << 30
-HEAD = ("Way", "Seconds", "Base images", "Promised", "Memory", "Remarks")
+HEAD = ("Method", "Seconds", "Base images", "Promised", "Memory", "Remarks")
 
 
 class HostError(Exception):
-    """The webui gives no valid answer. The message is for the person who started this."""
+    """The webui gives no valid answer. The message is for the person who started the command."""
 
 
 class Webui:
@@ -101,12 +101,12 @@ def hires_upscaler(webui: Webui) -> str:
 
 @dataclass
 class Way:
-    """A way to make an image, and its results so far."""
+    """A method of making an image, and its results so far."""
 
     name: str
     request: dict[str, Any] = field(default_factory=dict)
     promised: float | None = None
-    """Duration relative to the base image, as in README and in the line above the panel."""
+    """Duration relative to the base image, as in README and in the panel's live line."""
     seconds: list[float] = field(default_factory=list)
     memory: int = 0
     """Maximum bytes in use."""
@@ -115,7 +115,7 @@ class Way:
 
 
 def ways(side: int, large: bool, upscaler: str) -> list[Way]:
-    """Returns every way to measure for square base images of `side` pixels. `large` adds 4x."""
+    """Returns every method to measure, for square base images of `side` pixels. `large` adds 4x."""
     hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, "denoising_strength": HIRES_STRENGTH}
     found = [Way("Base image", promised=1.0), Way("Hires fix 2x", {**hires, "hr_additional_modules": []})]
     for scale in (2, 4) if large else (2,):
@@ -163,7 +163,10 @@ def watched(webui: Webui, way: Way) -> Iterator[None]:
 
 
 def measure(webui: Webui, way: Way, side: int, folder: Path) -> str:
-    """Makes every prompt in one way, saves images and figures, and returns the infotext of the last image."""
+    """Makes an image of every prompt with one method. Saves the images and the results.
+
+    Returns the infotext of the last image.
+    """
     text = ""
     for number, prompt in enumerate(PROMPTS, 1):
         with watched(webui, way):
@@ -227,7 +230,7 @@ def check(webui: Webui) -> None:
 
 
 def run(options: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """Measures every way, and writes the report and the contact sheet."""
+    """Measures every method, and writes the report and the contact sheet."""
     webui = Webui(options.url)
     check(webui)
     side = options.size or native_side(webui)

@@ -210,7 +210,7 @@ def cells_without_zoomed_crops() -> dict[tuple[str, str], set[str]]:
 def cells_of_a_webui() -> dict[tuple[str, str], set[str]]:
     """Returns the times at 2x in base images that bench.host measured, from the table in bench/README.md."""
     text = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
-    table = re.search(r"\n\n(\| Way, in bench\.host .*?)\n\n", text, re.DOTALL)
+    table = re.search(r"\n\n(\| Method, in bench\.host .*?)\n\n", text, re.DOTALL)
     assert table
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()[2:]]
     return {(way.replace(", denoising strength", ""), "2x"): {measured} for way, measured, _ in lines}

@@ -1,4 +1,4 @@
-"""A small text-conditional latent diffusion model, and the procedural world on which it was trained."""
+"""A small text-conditional latent diffusion model, the collages on which it was trained, and a stand-in webui."""
 
 from trial import bootstrap
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SCALE_FACTOR = 0.18215
-"""Stable Diffusion 1's factor. The autoencoder's latents times this have unit variance."""
+"""Stable Diffusion 1's factor. The autoencoder's latents have unit variance after multiplication by it."""
 
 
 @dataclass(frozen=True)

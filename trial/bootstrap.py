@@ -81,7 +81,7 @@ def run_module(*arguments: str, interactive: bool = False) -> int:
 
 
 def answer(code: str, python: Path = PYTHON) -> str:
-    """Returns the output of a line of Python in the virtual environment, or an empty text if it cannot run there."""
+    """Runs a line of Python in the virtual environment. Returns its output, or an empty text if it cannot run there."""
     try:
         result = subprocess.run(
             [str(python), "-c", code], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
@@ -147,9 +147,9 @@ def confirm_cuda() -> None:
 def enter_environment(package: str, own: Sequence[str] = ()) -> None:
     """Runs a command `python -m package.module` with the Python of .venv if this one lacks its packages.
 
-    The packages of commands call this when they are imported, because Python imports them before the module itself. If
-    .venv also lacks the packages, the process ends with a message. Modules whose names begin with one of `own` run with
-    any Python. Missing files are reported without a traceback.
+    The `__init__.py` of trial/ and bench/ calls this, because Python imports it before the module itself. If .venv also
+    lacks the packages, the process ends with a message. Modules whose names begin with one of `own` run with any
+    Python. Missing files are reported without a traceback.
     """
     command = sys.orig_argv[1:]
     if sys.argv[:1] != ["-m"] or "-m" not in command:
@@ -213,7 +213,8 @@ def free_port(first: int, count: int = 100) -> int:
 def let_threads_sleep() -> None:
     """Makes torch's threads in later processes release their core while they wait.
 
-    By default they spin. On two cores in shared use, this made a model call take ten times as long.
+    By default, the threads use their core while they wait. On two cores that other processes also used, a model call
+    then took ten times as long.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

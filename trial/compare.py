@@ -1,4 +1,4 @@
-"""Makes the base image, every stage, and a comparison of ways to a larger image, without a page."""
+"""Makes the base image, the image of every stage, and a comparison of methods for larger images, without a page."""
 
 from __future__ import annotations
 

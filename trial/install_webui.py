@@ -20,7 +20,7 @@ CPU = ("--skip-torch-cuda-test", "--use-cpu", "all", "--no-half", "--precision",
 
 
 class InstallError(Exception):
-    """The webui cannot be used. The message is for the person who started this."""
+    """The webui cannot be used. The message is for the person who started the command."""
 
 
 def main(options: argparse.Namespace) -> int:
@@ -42,7 +42,10 @@ def main(options: argparse.Namespace) -> int:
 
 
 def is_forge(webui: Path) -> bool:
-    """Returns whether the webui belongs to Forge's family, which detects a model's kind by the sizes of its layers."""
+    """Returns whether the webui belongs to Forge's family.
+
+    These webuis cannot load the small model, because they detect a model's kind by the sizes of its layers.
+    """
     return (webui / FORGE_PACKAGE).is_dir()
 
 

@@ -1,8 +1,8 @@
 """Packs checkpoints to 8 bits per weight for the repository, and unpacks them for use.
 
 A matrix or kernel is stored as int8 with one scale for each row (first axis). The rest is stored in half precision. The
-decoder starts from designed weights of very different sizes, and would lose 2.5 dB in this way. Its kernels therefore
-have a scale for each output and input. Only the trained rows of the word table are stored; the others are drawn again
+weights of the decoder have very different sizes, so it would lose 2.5 dB with one scale per row. Its kernels therefore
+have a scale for each output and input. Only the trained rows of the word table are stored. The others are drawn again
 from a fixed seed.
 """
 

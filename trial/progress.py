@@ -14,7 +14,7 @@ CURSOR = re.compile(r"[\r\n]|\x1b\[\w")
 
 
 class _Log:
-    """Replaces standard error if it is no terminal: writes every state as a line, without cursor codes."""
+    """Replaces standard error if it is not a terminal: writes every state as a line, without cursor codes."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -32,7 +32,7 @@ class _Log:
 
 
 def progress_bar(*args: Any, **kwargs: Any) -> Any:
-    """Creates a tqdm bar. If standard error is no terminal, it writes a line every half minute."""
+    """Creates a tqdm bar. If standard error is not a terminal, the bar writes a line every half minute."""
     if not sys.stderr.isatty():
         kwargs |= {"file": _Log(), "mininterval": max(kwargs.get("mininterval", 0), SECONDS)}
     return tqdm(*args, **kwargs)

@@ -69,7 +69,7 @@ def _chosen(params: dict, kind: type):
 
 
 def text_config(tensors: dict[str, Tensor]) -> TextConfig:
-    """Returns the text encoder's sizes in a checkpoint. Its yaml leaves them to a folder of the webui."""
+    """Returns the sizes of a checkpoint's text encoder, which its yaml does not contain."""
     width = tensors[f"{TEXT_PREFIX}text_model.final_layer_norm.weight"].shape[0]
     inner = tensors[f"{TEXT_PREFIX}text_model.encoder.layers.0.mlp.fc1.weight"].shape[0]
     return TextConfig(hidden_size=width, intermediate_size=inner, projection_dim=width)
@@ -90,5 +90,5 @@ def load(path: Path = CHECKPOINT, device: str | torch.device = "cpu", changes: P
     if changes is not None:
         lora.apply(unet, changes)
     model = SmallModel(unet, vae, text, params["scale_factor"], tensors["alphas_cumprod"])
-    # in this format a CPU computes convolutions a tenth faster
+    # in this memory format, convolutions are a tenth faster on a CPU
     return model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)

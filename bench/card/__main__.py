@@ -1,8 +1,8 @@
 """Measures DemoFusion on this computer's graphics card: `python -m bench.card`.
 
 It needs only psutil and a torch that can use the card: no webui, no checkpoint, no download. The UNets and the
-autoencoder have the true sizes of those of SDXL and SD 1.5, and random weights. The report is printed and written to a
-file, in a form that you can paste into the issue form "Results from my card".
+autoencoder have the sizes of SDXL and SD 1.5, and random weights. The command prints a report and writes it to a file.
+You can paste it into the issue form "Results from my card".
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of the measurement: the true ones, or small ones."""
+    """The sizes that are measured: those of Stable Diffusion, or small ones."""
 
     kinds: tuple[Kind, Kind]
     sides: tuple[int, ...]
     """Sides of the decoded and encoded images, in pixels."""
     cells: int
-    """Side of the latent for the comparison of ways to decode."""
+    """Side of the latent with which the decoding methods are compared."""
     cards: dict[str, int]
     """Memory of the smaller cards that this card simulates, in bytes by name."""
 

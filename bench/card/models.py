@@ -1,4 +1,4 @@
-"""UNets and an autoencoder with Stable Diffusion's true sizes and random weights. They are as slow as real ones."""
+"""UNets and an autoencoder with the sizes of Stable Diffusion and random weights. They are as slow as the real ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ NUMBERS_DIM = 256
 class XLUNet(UNet):
     """SDXL's UNet.
 
-    It has more transformer blocks at its lower levels, heads of one width, and a vector in addition to the text.
+    Unlike that of SD 1.5, it has more transformer blocks at the lower levels, attention heads of the same width at all
+    levels, and a vector as input in addition to the text.
     """
 
     def __init__(self, config: UNetConfig, depths: Sequence[int], head_dim: int, vector_dim: int) -> None:

@@ -1,4 +1,4 @@
-"""The report is one table, which is written again after every row. If a later part fails, nothing is lost."""
+"""Collects the rows of the report, and writes it again after every row, so that nothing is lost if a part fails."""
 
 from __future__ import annotations
 

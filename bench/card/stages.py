@@ -26,7 +26,7 @@ from lib_demofusion.settings.reading import parse_settings
 VIEWS = (1, 2, 4, 8, 16)
 STEPS, CFG = 20, 7.0
 QUICK = 1.0
-"""An action that is faster than this many seconds is measured several times, and the minimum counts."""
+"""An action that takes fewer seconds than this is measured several times, and the minimum counts."""
 
 
 class StageCalls:
@@ -54,10 +54,7 @@ class StageCalls:
         return sum(shape[0] for shape in self.shapes) // 2
 
     def choose_views(self) -> None:
-        """Lets the automatic view batch choose, and loads the kernels.
-
-        It evaluates one view of each path, and a batch.
-        """
+        """Evaluates views of both paths and a batch, which chooses the automatic view batch and loads the kernels."""
         self.run.before_call(self.x, self._sigma)
         rows = torch.cat([self.x, self.x])
         paths: list[Sequence[View]] = [self.run.local if self.run.weights.dilated < 1 else []]

@@ -1,4 +1,4 @@
-"""Measures the autoencoder at large sizes, the precision of every way to decode, and cards with less memory."""
+"""Measures the autoencoder at large sizes, the precision of every decoding method, and cards with less memory."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def measure_unet_precision(report: Report, card: Card, model: Model) -> None:
 
 
 def measure_vae_precision(report: Report, card: Card, autoencoder: Any, cells: int) -> None:
-    """Adds a row for every way to decode, compared with decoding in one piece in single precision."""
+    """Adds a row for every decoding method, compared with decoding in one piece in single precision."""
     z = torch.randn(1, 4, cells, cells, device=card.device)
     single, tile = converted(copy.deepcopy(autoencoder), torch.float32), cells // 2
 

@@ -1,1 +1,1 @@
-"""Compares ways to a larger image with true renderings of the same scenes: `python -m bench.quality`."""
+"""Compares methods for larger images with true renderings of the same scenes: `python -m bench.quality`."""

@@ -1,8 +1,8 @@
 """Makes and measures every configuration's images, and writes tables and a contact sheet: python -m bench.quality.
 
-After an interruption, the next start continues after the last finished image. One unit is the number of evaluations of
-the base pass (steps x one native-size view); the base pass itself is not included. `results.jsonl` has one line for
-each image.
+After an interruption, the next start continues after the last finished image. Costs are in units: one unit is the cost
+of a base pass, which evaluates one view of native size in every step. Costs do not include the base pass itself.
+`results.jsonl` has one line for each image.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def heading(args: argparse.Namespace) -> str:
     interval = "Each number is followed by half of its 95 % interval and a mark"
     marks = "`+` better, `-` worse, `=` no significant difference, `≠` different in a column without a better direction"
     compared = f"The mark compares with the row {args.against} by a paired bootstrap"
-    return f"# Ways to a larger picture\n\n{setting}. {interval}. {compared}: {marks}.\n"
+    return f"# Methods for larger images\n\n{setting}. {interval}. {compared}: {marks}.\n"
 
 
 def rows_at(

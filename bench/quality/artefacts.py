@@ -37,11 +37,11 @@ def seam_gradient_ratio(
 ) -> float:
     """Returns the ratio of the gradient across view borders to that across other cell borders.
 
-    It is the mean of both axes, and 1 means no seam. Both gradients are relative to the gradient at 4 to 6 pixels from
-    them, because a decoder always draws smaller differences between cells than within them. The decoder of the base
-    image did the same. Its cells are `base_cell` pixels in the enlarged image, so a border is compared only with cell
-    borders at the same position in them. `rows` and `columns` are the first pixels after the borders, without the
-    image's edges.
+    The result is the mean of both axes, and 1 means no seam. Both gradients are divided by the gradient at a distance
+    of 4 to 6 pixels, because a decoder always draws smaller differences between cells than within them. The decoder of
+    the base image did the same. In the enlarged image, its cells have `base_cell` pixels. A border is therefore
+    compared only with cell borders at the same position within these cells. `rows` and `columns` are the first pixels
+    after the borders, without the image's edges.
     """
     brightness = luma(picture)
     ratios = [_line_ratio(brightness.T, rows, base_cell), _line_ratio(brightness, columns, base_cell)]
@@ -60,8 +60,8 @@ def _line_ratio(brightness: np.ndarray, lines: Sequence[int], base_cell: int) ->
 def _against_beside(gradient: np.ndarray, columns: Sequence[int]) -> float:
     """Returns the median on the columns, divided by the median near them.
 
-    A median ignores a subject's edge, which is no seam. A gradient below a tenth of an 8-bit level counts as a
-    tenth, so that a plain ground has a ratio of 1.
+    A median ignores a subject's edge, which is not a seam. A gradient below a tenth of an 8-bit level counts as a tenth
+    of a level, so that a plain ground has a ratio of 1.
     """
     beside = [column + sign * offset for column in columns for offset in (4, 5, 6) for sign in (-1, 1)]
     inside = [column for column in beside if 0 <= column < gradient.shape[1]]
@@ -74,8 +74,8 @@ def _against_beside(gradient: np.ndarray, columns: Sequence[int]) -> float:
 def comb_ratio(picture: np.ndarray, factor: int) -> float:
     """Returns the ratio of the power at the harmonics of `factor` latent cells to that of their neighbours.
 
-    1 means no dilated grain. Sub-grids that differ make a pattern with this period. The harmonics of a single cell are
-    the decoder's own grid, and are excluded.
+    1 means no dilated grain. If the dilated sub-grids differ, they make a pattern with this period. The harmonics of a
+    single cell come from the decoder's own grid and are excluded.
     """
     values = power(picture)
     height, width = values.shape
@@ -96,8 +96,9 @@ def _peak(values: np.ndarray, row: int, column: int) -> float:
 def phase_ratio(picture: np.ndarray, factor: int) -> float:
     """Returns the ratio of the mean squared difference of neighbouring latent cells to that of cells `factor` apart.
 
-    It is computed along both axes. Cells `factor` apart belong to one sub-grid. In clean images differences grow with
-    distance, and the ratio is below 1. If the sub-grids differ, even without a fixed offset, neighbours differ more.
+    It is computed along both axes. Cells `factor` apart belong to the same sub-grid. In clean images, differences grow
+    with the distance, so the ratio is below 1. If the sub-grids differ, neighbouring cells differ more, even without a
+    fixed offset.
     """
     cells = downscale(luma(picture)[..., None], (picture.shape[0] // CELL, picture.shape[1] // CELL))[..., 0]
     return _mean_square_step(cells, 1) / max(_mean_square_step(cells, factor), 1e-9)

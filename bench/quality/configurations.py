@@ -38,7 +38,7 @@ class Configuration:
     picture_colors: bool = True
     """Whether keep_colors matches the decoded image too, as the webui does, or only the latent."""
     scales: tuple[int, ...] = (2, 3, 4)
-    """The scales at which the row differs from others. At 2x, 1,2,4 is the automatic list."""
+    """The scales at which the row is measured. At other scales it would be equal to another row."""
     note: str = ""
     flow: FlowRow | None = None
     """How to run the model as a flow model, or None."""

@@ -1,8 +1,9 @@
 """Runs the small model as a flow model: x = (1 - sigma) signal + sigma noise, with sigma from 1 to 0.
 
-A model that predicts noise is a flow model in other coordinates. It was trained on x / sqrt((1 - sigma)^2 + sigma^2),
-at the timestep with the same signal-to-noise ratio. It knows no timestep above sigma = 0.936, so its last one is used
-there. Steps from pure noise down to that level therefore show a property of this model and not of flow models.
+The prediction of a model that predicts noise can be converted to that of a flow model. The model was trained on
+x / sqrt((1 - sigma)^2 + sigma^2), at the timestep with the same signal-to-noise ratio. Its last timestep corresponds to
+sigma = 0.936, and is also used above that level. The results of steps above that level are therefore a property of this
+model and not of flow models.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def sample_flow(
 
 
 def euler_ancestral_step(x: Tensor, denoised: Tensor, sigma: float, target: float, noise: Tensor) -> Tensor:
-    """Returns x at `target` by Euler a for flow with eta 1: steps down to target^2 / sigma, then adds new noise."""
+    """Computes a step of Euler a (eta 1) for flow models: down to target^2 / sigma, then up to `target` with noise."""
     down = target * target / sigma
     keep = (1 - target) / (1 - down)
     x = down / sigma * x + (1 - down / sigma) * denoised

@@ -54,13 +54,13 @@ class Store:
     def _read(self) -> Iterable[dict[str, Any]]:
         text = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
         if text and not text.endswith("\n"):
-            # otherwise the next line would continue an interrupted one
+            # otherwise the next line would be appended to an incomplete line of an interrupted run
             self._append("\n")
         for line in text.splitlines():
             try:
                 yield json.loads(line)
             except json.JSONDecodeError:
-                # the end of an interrupted run
+                # an interrupted run may have written only a part of its last line
                 continue
 
     @staticmethod

@@ -29,7 +29,7 @@ SCALE = 4
 FEW_STEPS = 8
 """Steps of the images with the preset for few-step models."""
 JPEG = {"quality": 70, "optimize": True, "progressive": True}
-"""Options of the files. They are small, because everyone who installs the extension downloads them."""
+"""JPEG options that make small files, because everyone who installs the extension downloads them."""
 
 
 @dataclass(frozen=True)

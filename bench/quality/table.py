@@ -49,7 +49,7 @@ COLUMNS = (
 
 
 class Summary:
-    """The values that the statistics of a set of images need, read from each image once."""
+    """The features of a set of images from which the statistics are computed. Each image is read once."""
 
     def __init__(self, pictures: Sequence[np.ndarray], network: Network):
         self.spectra = np.stack([log_spectrum(picture) for picture in pictures])

@@ -13,13 +13,13 @@ from bench.quality.sampler import Steps, sample
 from lib_demofusion.method.residual import VariancePreserving, noised
 
 PADDING = 2
-"""Cells around a tile that are denoised with it and discarded. They are an eighth of a tile, in the original a 16th."""
+"""Cells around a tile that are denoised with it and discarded: an eighth of a tile, and a sixteenth in the original."""
 
 
 def one_tile_after_another(x: Tensor, noise: Tensor, steps: Steps, guided: GuidedModel) -> Tensor:
     """Adds noise to each tile of the enlarged latents x and denoises it separately, like Ultimate SD Upscale.
 
-    A tile includes PADDING cells around it. Earlier tiles among these are finished already.
+    Each tile is denoised with PADDING cells around it. In these cells, earlier tiles are already finished.
     """
     x, space = x.clone(), VariancePreserving(steps.alphas)
     for top, bottom in pairwise(range(0, x.shape[-2] + 1, NATIVE)):

@@ -136,7 +136,7 @@ class ViewBatches:
             self._measure, self._measured, self.views = True, cells, 1
 
     def _try(self, evaluate: Evaluate, batch: Sequence[Work], rows: int) -> Tensor | None:
-        """Returns the predictions of a batch, or None if memory ran out. Then the batch must be repeated, smaller."""
+        """Returns the predictions of a batch, or None if memory ran out. The caller then divides the batch."""
         try:
             if self._measure:
                 # measured only here, because a measurement resets the peak that the webui displays for the job

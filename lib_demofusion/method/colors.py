@@ -1,4 +1,4 @@
-"""Matches the colors of a picture's large areas to those of the smaller base picture."""
+"""Matches the colors of large areas of an image to those of the smaller base image."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from lib_demofusion.method.filters import smooth
 
 AREA = 4
-"""Side of the areas whose mean colors are compared, in pixels of the base picture."""
+"""Side of the areas whose mean colors are compared, in pixels of the base image."""
 
 RADIUS = 1 / 32
-"""Standard deviation of the low-pass filter, as a share of the picture's shorter side."""
+"""Standard deviation of the low-pass filter, as a share of the image's shorter side."""
 
 FINE_PASSES = 3
 """Number of corrections after the fit. Each adds the part of the low band that is still missing."""
@@ -49,11 +49,11 @@ def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) 
     function of the base's colors, as in the guided filter (He and Sun, arXiv 1505.00996). It therefore stops at the
     edges of the base.
 
-    The correction is made twice. The second pass corrects the part that the first one loses where it compresses detail.
-    It does not fit the areas at the border of `painted`. They keep a part of their drift, which must not leak into
-    their neighbours.
+    The correction is made in two passes. Where the first pass compresses detail, it loses a part of the correction,
+    which the second pass adds. The second pass does not fit the areas at the border of `painted`. These areas keep a
+    part of their drift, which must not leak into their neighbours.
 
-    Works row by row. Besides the picture, this needs memory for fields of (h / AREA, w / AREA) and for some rows.
+    Works row by row. Besides the image, this needs memory for fields of (h / AREA, w / AREA) and for some rows.
     """
     picture.clamp_(-1, 1)
     base = base.float().clamp(-1, 1)
@@ -82,7 +82,7 @@ def _fields(areas: _Areas, wanted: Tensor, mask: Tensor | None, fit: Tensor | No
 
 @dataclass(frozen=True)
 class _Areas:
-    """Mean, minimum and maximum (3, h, w) of every area of a picture."""
+    """Mean, minimum and maximum (3, h, w) of every area of an image."""
 
     mean: Tensor
     low: Tensor
@@ -90,7 +90,7 @@ class _Areas:
 
 
 def _grid(base: Tensor) -> tuple[int, int]:
-    """Returns how many areas a base picture (3, h, w) has along both axes."""
+    """Returns how many areas a base image (3, h, w) has along both axes."""
     return max(base.shape[-2] // AREA, 1), max(base.shape[-1] // AREA, 1)
 
 
@@ -99,7 +99,7 @@ def _means(picture: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _areas(picture: Tensor, size: tuple[int, int]) -> _Areas:
-    """Computes the mean, minimum and maximum of the areas of a picture (3, H, W), row by row."""
+    """Computes the mean, minimum and maximum of the areas of an image (3, H, W), row by row."""
     height, rows = picture.shape[-2], size[0]
     means, lows, highs = [], [], []
     for row in range(rows):

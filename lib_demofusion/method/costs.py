@@ -21,7 +21,7 @@ CallsAhead = Callable[[int, float], float]
 """Estimates the number of model calls after call `number` (counted from 0) at a noise level."""
 
 ADAPTIVE_CALLS, ADAPTIVE_RANGE, LOWEST_SIGMA = 60, 6.2, 0.03
-"""For DPM adaptive: default number of calls in a whole schedule, the schedule's length in log sigma, and its end."""
+"""For DPM adaptive: assumed number of calls in a whole schedule, length of that schedule in log sigma, and its end."""
 
 EXTRA_CALLS, BEND = 7.5, 1.27
 """Measured constants for DPM adaptive.

@@ -124,12 +124,12 @@ def make_plan(settings: Settings, base: Size, unit: int = 1) -> Plan:
 
 
 def _round(value: float, unit: int = 1) -> int:
-    """Returns the nearest multiple of `unit` above 0. Rounds halves up, unlike Python's `round`."""
+    """Rounds to the nearest multiple of `unit`, but not below `unit`. Rounds halves up, unlike Python's `round`."""
     return unit * max(1, math.floor(value / unit + 0.5))
 
 
 def _down(value: float, unit: int) -> int:
-    """Returns the next lower multiple of `unit` above 0."""
+    """Rounds down to a multiple of `unit`, but not below `unit`."""
     return unit * max(1, int(value // unit))
 
 

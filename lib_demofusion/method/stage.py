@@ -175,7 +175,7 @@ class StageRun:
         return blur_for_dilation(x, self.stage.factor, self.settings.sigma * self.weights.blur)
 
     def _blend(self, x: Tensor, level: Tensor, c1: float) -> None:
-        """Blends the anchor into x. The first call replaces x, because the webui's DDIM adds too much noise to it."""
+        """Blends the anchor into x. The first call replaces x, to which the webui's DDIM adds too much noise."""
         if self.call == 0:
             self.start(x, level)
         elif self.stochastic and self._denoised is not None:

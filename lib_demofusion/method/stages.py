@@ -70,7 +70,7 @@ def stage_anchor(host: StageHost[Image], latent: Tensor, place: tuple[Plan, Stag
     """Returns the anchor of a stage: the latent of the previous stage, upscaled according to the field Upscaler.
 
     `place` is the plan and the stage. An upscaled latent decodes to a blurred image with streaks. A stage that does not
-    begin at full noise keeps both. An upscaled image is sharper.
+    begin at full noise keeps the blur and the streaks. An upscaled image is sharper.
     """
     plan, stage = place
     if settings.anchor == LATENT:

@@ -18,8 +18,8 @@ MOST_STRENGTH = 0.6
 def looks_few_step(steps: int, cfg_scale: float, distilled: bool = False) -> bool:
     """Returns whether a request with this number of steps and this CFG scale looks like one for a few-step model.
 
-    `distilled` means that the guidance is built into the model, as in Flux.1 dev. The CFG scale
-    has another meaning then, so only the number of steps counts.
+    `distilled` means that the guidance is built into the model, as in Flux.1 dev. The CFG scale then has another
+    meaning, so only the number of steps counts.
     """
     return steps <= FEW_STEPS and (distilled or cfg_scale <= LOW_GUIDANCE)
 

@@ -77,8 +77,9 @@ def fields_without_switch(args: Sequence[object]) -> tuple[str, ...]:
 def _by_name(args: Sequence[object]) -> Mapping[str, object]:
     """Returns a script's arguments by field. They are values in the order of the fields, or one dict of fields.
 
-    If a request of the API contains an infotext too, the webui replaces the first of its values by the dict. The other
-    values apply to the fields that the dict does not set. A preset in the dict sets all fields of a preset.
+    If an API request contains an infotext and a dict, the webui passes the values of the infotext, of which the dict
+    replaces the first. The other values apply to the fields that the dict does not set. A preset in the dict sets all
+    fields of a preset.
     """
     if not args or not isinstance(args[0], Mapping):
         return dict(zip(NAMES, args))
@@ -103,8 +104,8 @@ def settings_from_args(args: Sequence[object], preset: str = Settings.preset, ch
 def is_enabled(args: Sequence[object], overrides: Mapping[str, object]) -> bool:
     """Returns whether a script's arguments enable DemoFusion. `overrides` replace some of the arguments.
 
-    A dict without `enabled` does not enable it. Raises SettingsError if such a dict contains an unknown field, because
-    this may be `enabled` with a typing error. Raises SettingsError if the value of `enabled` is neither true nor false.
+    A dict without `enabled` does not enable it. Raises SettingsError if such a dict contains an unknown field, which
+    may be a misspelt `enabled`. Raises SettingsError if the value of `enabled` is neither true nor false.
     """
     values = _by_name(args)
     if values and NAMES[0] not in values:

@@ -1,1 +1,1 @@
-"""Scenes of a cut-out on a photographed ground, rendered as true images of any size with real texture."""
+"""Renders collages, scenes of a cut-out subject on a photographed or flat ground, at any size."""

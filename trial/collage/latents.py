@@ -15,7 +15,7 @@ from trial.small_model import CHECKPOINT, SmallModel, load
 
 VIEW = 128
 FINE = {"whole": 3 * VIEW, "zoomed": 12 * VIEW}
-"""The number of a photograph's pixels per short side from which views are rendered. Fewer pixels render faster."""
+"""Photographs are shrunk until a scene's side spans this many of their pixels. Fewer pixels render faster."""
 ZOOMS, ZOOM_SHARES = (2.0, 3.0, 4.0), (0.4, 0.2, 0.4)
 BATCH = 32
 

@@ -29,7 +29,7 @@ class Captions:
 def make_captions() -> Captions:
     """Returns the captions of all (subject, ground). The empty caption is the last.
 
-    A table of only their words saves the optimiser three million unused numbers.
+    The table contains only the words of the captions, so the optimiser does not store three million unused numbers.
     """
     subjects, grounds = captions()
     rows = [[t.format(subject=s, ground=g) for t in TEMPLATES] + [""] for s in subjects for g in grounds]

@@ -1,8 +1,8 @@
 """Trains the UNet and the text encoder on encoded collages: python -m trial.collage.train_unet, after latents.
 
-Zoomed views have the captions of whole views, but appear only at moderate noise. High noise determines the subject of
-an image, so samples of native size show one whole subject. A window of a larger image, whose content is already visible
-in the noise, is still familiar to the model.
+Zoomed views have the captions of whole views, but appear only at moderate noise levels. The subject of an image is
+determined at high noise levels, so samples of native size show one whole subject. A tile of a larger image is sampled
+at moderate noise levels, for which the model has learned zoomed views.
 
 The training starts from the bundled model, or continues from its state in --out. The learning rate is constant until
 the last --decay steps, so you can extend a run: with more --steps it continues from its state.
@@ -82,8 +82,8 @@ class Batches:
         """Returns the loss weights (B,) of the steps t (B,): the inverse signal power up to a limit.
 
         They convert the error of the noise to that of v (Salimans and Ho, arXiv 2202.00512). Without them, the steps at
-        which only the text determines the image have almost no weight, and the model learns to read colours from the
-        noise.
+        which only the text determines the image would have almost no weight. The model would then learn to derive
+        colours from the noise.
         """
         return (1.0 / self.alphas[t]).clamp(max=WEIGHT_LIMIT)
 

@@ -66,7 +66,7 @@ def refusal(p: Any, family: Family = SD) -> str | None:
 
 
 def _decodes_anew(p: Any) -> bool:
-    """Returns whether PiD will run. It disables itself with hires fix."""
+    """Returns whether PiD will run. With hires fix, PiD disables itself."""
     entry = _entry(p, PID)
     return entry is not None and bool(p.script_args[entry.args_from]) and not getattr(p, "enable_hr", False)
 
@@ -116,7 +116,7 @@ def patch_problem(unet: Any, family: Family = SD) -> str | None:
 
 
 def _author(function: Any) -> str:
-    """Returns the name of the module that a function or object is from. Those of scripts end in ".py"."""
+    """Returns the name of the module that defines a function or object. Module names of scripts end in ".py"."""
     module = getattr(function, "__module__", None) or type(function).__module__
     return str(module).removesuffix(".py")
 

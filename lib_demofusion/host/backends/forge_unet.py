@@ -1,8 +1,8 @@
 """Inserts a stage between the guidance of Forge's family and its UNet.
 
-In AUTOMATIC1111's webui, a stage replaces the model that CFGDenoiser calls. These webuis have no such place. A function
-of the webui's backend joins conds and unconds and passes them to the UNet. A patched UNet can have one wrapper that is
-called instead (`model_function_wrapper`).
+In AUTOMATIC1111's webui, a stage replaces the model that CFGDenoiser calls. In these webuis, a function of the backend
+joins conds and unconds and passes them to the UNet. A stage therefore sets the wrapper of the patched UNet
+(`model_function_wrapper`), which this function calls instead of the UNet.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class StageParts:
     form: LatentForm = PLAIN
     """Converts latents between the axes of the webui and those of the method."""
     apart: str = ""
-    """The error to raise if conds and unconds come in separate model calls. Empty if separate calls are allowed."""
+    """The error to raise if cond and uncond come in separate model calls. Empty if separate calls are allowed."""
 
 
 class Backend(Protocol):

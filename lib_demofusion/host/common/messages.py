@@ -36,8 +36,8 @@ def reported(p: Any) -> dict[str, str]:
 def reset(p: Any, entries: Mapping[str, str]) -> None:
     """Resets the reports to earlier infotext entries.
 
-    Each iteration starts with this. It keeps the reports for the whole job, and removes those for the images of the
-    previous iteration.
+    Each iteration starts with this: reports about the whole job are kept, and reports about the images of the previous
+    iteration are removed.
     """
     for key in KEYS:
         p.extra_generation_params.pop(key, None)

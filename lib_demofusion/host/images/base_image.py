@@ -1,4 +1,4 @@
-"""The base image's latent and images, from which the stages start, and its colors, which the stages can keep."""
+"""The latents and images of the base image, from which the stages start, and its colors for "Keep colors"."""
 
 from __future__ import annotations
 

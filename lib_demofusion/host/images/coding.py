@@ -53,7 +53,7 @@ def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None)
     with _in_parts(p, tell) as ours, host().encoding(p):
         for seed, picture in zip(p.seeds, pictures):
             torch.manual_seed(int(seed))
-            # reuses the name, so that the larger tensor is freed
+            # the same name again, so that the larger tensor is freed
             picture = (
                 (as_image(picture)[None].float() * 0.5).add_(0.5).clamp_(0, 1).to(shared.device, devices.dtype_vae)
             )
@@ -68,7 +68,8 @@ def as_latent(x: Tensor) -> Tensor:
 
     A stage uses float32 for the base latent, anchors, noise, x, means and deviations. In half precision, squares of the
     noise levels of a model with zero terminal SNR (up to 4500) would overflow, and every stage would round the result
-    again. The webui's own noise is float32, so its first sum converts a latent in half precision too.
+    again. The webui also samples in float32: its noise is float32, so adding it to a latent in half precision gives
+    float32.
     """
     return x.to(torch.float32)
 

@@ -70,8 +70,8 @@ SHOWN_PIXELS = 100_000_000
 def shrink_for_gallery(processed: Any) -> None:
     """Replaces images that are too large for browsers with smaller copies, unless an image would be lost.
 
-    An image is replaced only if its file is saved at full size. Grids are always replaced, because they only repeat the
-    images.
+    An image is replaced only if its file is saved at full size. Grids are always replaced, because they only contain
+    images that exist separately.
     """
     for index, picture in enumerate(processed.images):
         path = getattr(picture, "already_saved_as", None)

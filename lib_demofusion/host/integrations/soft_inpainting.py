@@ -1,10 +1,12 @@
 """Runs the webui's own Soft inpainting (extensions-builtin/soft-inpainting) at the size of a stage.
 
 While a stage is sampled, the script works without changes, because the webui calls it at every blend with the mask. Two
-tasks remain. First, the script does not blend at the end. It compares the result with the original's latent, and pastes
-the original's image where little has changed. Outside the mask, a stage must therefore return exactly the original's
-latent. Second, the script creates the overlay after the base pass, at the base image's size. Its hook is called again
-after the last stage.
+tasks remain:
+
+* The script does not blend at the end. It compares the result with the original's latent, and pastes the original image
+  where little has changed. Outside the mask, a stage must therefore return exactly the original's latent.
+* The script creates the overlay after the base pass, at the base image's size. Its hook is called again after the last
+  stage, at that stage's size.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def _scripts_of_page() -> list[Any]:
 def _follow_tab(script: Any) -> None:
     """Updates the live line and the list of changed fields after every change in the panel and the tab."""
     panel, tab = script.panel, script.tab_components
-    # gradio 3 drops an event while it waits for the previous answer, so a new line triggers another update
+    # gradio 3 drops an event that occurs while it waits for an answer, so a new line triggers another update
     text_of_line = _text_of(panel.line)
     for component in (*panel.controls, panel.row.choice.picked, *tab.fields.values(), text_of_line):
         _follow(script, _text_of(component) if isinstance(component, gr.HTML) else component)
@@ -131,7 +131,7 @@ def _follow_tab(script: Any) -> None:
 def _follow_few_steps(script: Any, text_of_line: Any) -> None:
     """Updates the preset after a change of the tab's steps or CFG scale, until the user chooses a preset.
 
-    A new text of the line also triggers this, because gradio 3 drops an event while it waits for the previous answer.
+    A new text of the line triggers this too, because gradio 3 drops an event that occurs while it waits for an answer.
     """
     row = script.panel.row
     outputs, fields = [row.choice.preset, *row.controls], script.tab_components.fields

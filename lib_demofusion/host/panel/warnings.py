@@ -1,4 +1,4 @@
-"""The notes and warnings below the live line: automatic choices, reasons why a run is refused, and likely problems."""
+"""The notes and warnings in the live line: automatic choices, reasons why a run is refused, and likely problems."""
 
 from __future__ import annotations
 

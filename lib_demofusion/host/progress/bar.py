@@ -25,7 +25,7 @@ ENCODER = 0.44
 
 
 class Progress:
-    """Sets the bar to the elapsed share of an iteration's time. The webui computes the remaining time from it.
+    """Sets the bar to the share of an iteration's time that has passed, from which the webui computes the time left.
 
     The host's bar shows (job_no + step / steps) / job_count. The host counts one job per iteration, or two with hires
     fix. It ends the last job itself after it has decoded the image. The stages add a number of jobs that is
@@ -72,7 +72,7 @@ class Progress:
             # the host does not call the fused model: the stage will fail
             return
         if not stage.done:
-            # the first measurement may have been made since, while the previous image was decoded
+            # decoding the previous image may have measured the decoder for the first time
             self._decoder_rate = timing.known(self._model, timing.DECODER)
         if stage.rate:
             self._rate = stage.rate * stage.images

@@ -19,7 +19,7 @@ def slerp(val: float, low: Tensor, high: Tensor) -> Tensor:
 
 
 class ImageRNG:
-    """One generator per image. The first noise mixes in the subseeds; later noises do not."""
+    """One generator per image. Only the first noise is mixed with that of the subseeds."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ class SamplerData(_SamplerDataTuple):
 
 
 class InterruptedException(BaseException):
-    """The user asked to stop. This is no error, so `except Exception` does not catch it."""
+    """The user asked to stop. This is not an error, so `except Exception` does not catch it."""
 
 
 def setup_img2img_steps(p: Any, steps: int | None = None) -> tuple[int, int]:
