@@ -81,9 +81,9 @@ def _same_memory(a: Tensor, b: Tensor | None) -> bool:
     return b is not None and (a is b or a.data_ptr() == b.data_ptr())
 
 
-TIMESTEPS = "it converts timesteps of Stable Diffusion's schedule"
-SCALED = "it scales the latent for Stable Diffusion's schedule"
-NOISE = "it adds noise without scaling the image down, which is correct only for Stable Diffusion"
+TIMESTEPS = "it uses timesteps of another schedule"
+SCALED = "it scales the latent for another schedule"
+NOISE = "it adds noise without scaling the image down, which is wrong for such models"
 ADVICE = "choose Euler or another sampler that adds no noise"
 
 WRONG = {
@@ -116,7 +116,7 @@ def flow_problem(label: str, name: str, draws_noise: bool, knows_flow: bool, chu
     """
     why = WRONG.get(name)
     if why is None and churn > 0:
-        return "Sigma churn on flow models: its noise is correct only for Stable Diffusion; set it to 0"
+        return "Sigma churn on flow models: its noise is wrong for such models; set it to 0"
     if why is None and draws_noise and not knows_flow:
         why = NOISE
     return None if why is None else f"the sampler {label} on flow models: {why}; {ADVICE}"

@@ -16,6 +16,7 @@ Run it with the Python of that webui: `WEBUI/venv/bin/python tests/webui/flow_ch
 | ernie | Ernie-Image, width 256, one layer | 0.2 GB |
 | krea | Krea 2, width 256, one block | 0.2 GB |
 | mugen | Mugen, half as wide | 2.2 GB |
+| sd3 | Stable Diffusion 3, width 256, four blocks; in Forge only | 1.7 GB |
 
 The checkpoints have the layouts of the real models, so the webui detects and loads them with its own classes. By
 default the webui builds text encoders and some transformers in a fixed size, up to 20 GB in half precision. The test
@@ -45,6 +46,8 @@ QWEN_WORDS = 151936
 KREA_WIDTH = 320
 """Width of Krea's text encoder: 20 heads of 16."""
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
+CLIPS = (("l", ""), ("g", "_2"))
 FLUX_VAE = "black-forest-labs/FLUX.1-dev"
 THIN_VAE = {"block_out_channels": [32, 32, 64, 64], "base_dim": 16}
 """Widths of the two kinds of autoencoders. Autoencoders of full size would take most of a test's time."""
@@ -245,7 +248,31 @@ def mugen(home: Home) -> Parts:
     return {**parts, "first_stage_model.": home.vae("CabalResearch/Mugen", "AutoencoderKLFlux2")}
 
 
+def sd3(home: Home) -> Parts:
+    """Forge Neo has no class for it. The webui pads the text to width 4096 and reads T5 only if a setting says so."""
+    from backend.nn.mmditx import MMDiTX
+
+    text = {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": WIDTH}}
+    sizes = {"input_size": None, "patch_size": 2, "in_channels": 16, "depth": WIDTH // 64, "adm_in_channels": 2048}
+    places = {"pos_embed_max_size": 192, "num_patches": 192**2}
+    texts = {
+        f"text_encoders.clip_{name}.transformer.": home.clip(SD3, f"text_encoder{folder}") for name, folder in CLIPS
+    }
+    projections = {
+        prefix + "text_projection.": {"weight": torch.eye(len(part["text_model.final_layer_norm.weight"]))}
+        for prefix, part in texts.items()
+    }
+    return {
+        NETWORK: random_weights(on_meta(MMDiTX, **sizes, **places, context_embedder_config=text)),
+        "first_stage_model.": home.vae(SD3),
+        **texts,
+        **projections,
+        "text_encoders.t5xxl.": t5(),
+    }
+
+
 IN_BOTH = {"flux": flux, "schnell": schnell, "chroma": chroma}
+IN_FORGE = {**IN_BOTH, "sd3": sd3}
 KINDS: Mapping[str, Callable[[Home], Parts]] = {
     "rectified-sdxl": sdxl,
     "zimage": zimage,
@@ -257,6 +284,7 @@ KINDS: Mapping[str, Callable[[Home], Parts]] = {
     "ernie": ernie,
     "krea": krea,
     "mugen": mugen,
+    "sd3": sd3,
 }
 
 SCALES = re.compile(r"((query|key)_norm|distilled_guidance_layer\.norms\.\d+)\.weight$")
@@ -279,7 +307,7 @@ def main() -> None:
     from safetensors.torch import save_file
 
     out.mkdir(parents=True, exist_ok=True)
-    for kind in kinds or (KINDS if home.is_neo else IN_BOTH):
+    for kind in kinds or ([kind for kind in KINDS if kind != "sd3"] if home.is_neo else IN_FORGE):
         torch.manual_seed(0)
         path = out / f"{kind}.safetensors"
         save_file(checkpoint(kind, home), path)

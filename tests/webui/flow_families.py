@@ -28,6 +28,7 @@ FAMILIES = {
     "ernie": "Ernie-Image",
     "krea": "Krea 2",
     "mugen": "Mugen",
+    "sd3": "Stable Diffusion 3",
 }
 """The family of each checkpoint that `flow_checkpoints.py` makes."""
 

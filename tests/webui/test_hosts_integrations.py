@@ -90,7 +90,7 @@ def test_pid_is_refused(webui: Webui) -> None:
         assert_good(small(webui), TWICE)
 
 
-UNKNOWN_ENGINES = {"StableDiffusion3", "StableDiffusionXLRefiner", "Wan", "PiD"}
+UNKNOWN_ENGINES = {"StableDiffusionXLRefiner", "Wan", "PiD"}
 
 
 def test_every_engine_is_known_or_refused(webui: Webui) -> None:

@@ -132,7 +132,7 @@ def _transformer(name: str, form: LatentForm = PLAIN, hint: str = "") -> Family:
 SD = Family("Stable Diffusion")
 SDXL = Family("SDXL", sized=True)
 SDXL_FLOW = Family("rectified-flow SDXL", sized=True, flow=True)
-SD3 = Family("Stable Diffusion 3", RUNS_ON)
+SD3 = Family("Stable Diffusion 3", flow=True, unit=16, transformer=True)
 
 
 BY_ENGINE: Mapping[str, Family] = {
@@ -156,7 +156,12 @@ BY_ENGINE: Mapping[str, Family] = {
 }
 """Families by the engine's class in Forge and Forge Neo (backend/diffusion_engine)."""
 
-BY_FLAG: Mapping[str, Family] = {"is_sd3": SD3, "is_sdxl": SDXL, "is_sd1": SD, "is_sd2": SD}
+BY_FLAG: Mapping[str, Family] = {
+    "is_sd3": Family(SD3.name, RUNS_ON),
+    "is_sdxl": SDXL,
+    "is_sd1": SD,
+    "is_sd2": SD,
+}
 """Families by the flag that a model sets in reForge and AUTOMATIC1111's webui."""
 
 FLOW_FORMS: Mapping[str, Family] = {SDXL.name: SDXL_FLOW}
