@@ -133,7 +133,7 @@ def test_thresholds_reduce_the_number_of_evaluations() -> None:
     assert costs[0] > costs[2] > costs[3]
 
 
-def test_passes_of_the_webui() -> None:
+def test_the_cost_includes_the_webuis_own_passes() -> None:
     """The webui makes two passes with hires fix, and none if img2img returns the upload."""
     small, large = (4, 4), STAGES.base
     assert run_costs(STAGES, Settings(), 10, False).base == 10 * math.prod(large)
@@ -183,7 +183,7 @@ def webui(request: pytest.FixtureRequest) -> Path:
 @pytest.mark.webui
 @pytest.mark.parametrize("steps", [5, 19, 20, 27, 36, 50])
 @pytest.mark.parametrize("part", [1.0, 0.5, 0.2])
-def test_restart_of_the_webui(webui: Path, steps: int, part: float) -> None:
+def test_the_predicted_number_of_calls_of_the_webuis_restart(webui: Path, steps: int, part: float) -> None:
     k = SimpleNamespace(sampling=sampling)
     with mock.patch.dict("sys.modules", {"k_diffusion": k, "k_diffusion.sampling": sampling}):
         restart = host_functions(webui, "sd_samplers_extra.py", k_diffusion=k)["restart_sampler"]
@@ -225,7 +225,7 @@ def timestep_samplers(webui: Path, skip_type: str) -> dict[str, Callable[..., An
 @pytest.mark.webui
 @pytest.mark.parametrize("part", [1.0, 0.5])
 @pytest.mark.parametrize("name", ["ddim", "plms", "unipc time_uniform", "unipc time_quadratic"])
-def test_timestep_samplers_of_the_webui(webui: Path, name: str, part: float) -> None:
+def test_the_predicted_number_of_calls_of_the_webuis_timestep_samplers(webui: Path, name: str, part: float) -> None:
     name, _, skip_type = name.partition(" ")
     space = VariancePreserving(ALPHAS)
     every = torch.clip(torch.arange(0, 1000, 50) + 1, 0, 999)

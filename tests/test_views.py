@@ -161,7 +161,7 @@ def test_views_are_spread_evenly(grid: tuple[Size, Size, Size]) -> None:
 
 @EXAMPLES
 @given(grid=grids(), step=st.integers(0, 200))
-def test_jitter_keeps_within_its_range(grid: tuple[Size, Size, Size], step: int) -> None:
+def test_jitter_stays_within_its_range(grid: tuple[Size, Size, Size], step: int) -> None:
     """A view moves by jitter_range at most. It does not move along an axis on which it touches the border."""
     size, window, stride = grid
     plain, moved = views_of(size, window, stride, None), views_of(size, window, stride, step)
@@ -175,7 +175,7 @@ def test_jitter_keeps_within_its_range(grid: tuple[Size, Size, Size], step: int)
 
 @EXAMPLES
 @given(grid=grids(), step=st.integers(0, 200))
-def test_neighbours_overlap_after_jitter(grid: tuple[Size, Size, Size], step: int) -> None:
+def test_adjacent_views_overlap_after_jitter(grid: tuple[Size, Size, Size], step: int) -> None:
     """They overlap by at least half of the overlap without jitter, less the rounding of the range."""
     size, window, stride = grid
     columns = len(view_starts(size[1], window[1], stride[1]))

@@ -62,7 +62,7 @@ def test_a_configuration_without_images_is_reported(folder) -> None:
         ab.pictures(folder / "nothing")
 
 
-def test_the_page_is_served_without_names_and_takes_votes(folder) -> None:
+def test_the_page_shows_no_names_and_saves_votes(folder) -> None:
     poll = poll_of(folder)
     blocks = ab.page(poll)
     _, address, _ = blocks.launch(prevent_thread_lock=True, quiet=True, show_api=False)

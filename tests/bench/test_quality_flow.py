@@ -42,7 +42,7 @@ def in_flow_space(x: torch.Tensor, sigma: float) -> torch.Tensor:
     return x * ((1 - sigma) ** 2 + sigma**2) ** 0.5
 
 
-def test_euler_on_the_flow_model_is_ddim_on_the_model(studio) -> None:
+def test_euler_on_the_flow_model_equals_ddim_on_the_model(studio) -> None:
     """Both follow the same curve from the same noise. Only the coordinates differ."""
     guided, noise = studio.guided(NUMBERS), initial_noise(NUMBERS, NATIVE, NATIVE)
     expected = sample(noise, Steps(TIMES, studio.alphas), guided.whole)
@@ -54,7 +54,7 @@ def test_euler_on_the_flow_model_is_ddim_on_the_model(studio) -> None:
     torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_stage_of_tiles_is_the_same_stage_in_both_spaces(studio) -> None:
+def test_a_stage_of_tiles_gives_the_same_result_in_both_spaces(studio) -> None:
     """This covers the skip residual, weights, tiles and guidance.
 
     Only the dilated views have another form for flow models.
@@ -121,7 +121,7 @@ def bases(studio: Studio, folder) -> Bases:
 
 
 @pytest.mark.parametrize("name", [name for name in BY_NAME if "shift 9, unshifted" in name])
-def test_rows_make_pictures_in_a_batch_as_alone(studio, tmp_path, name: str) -> None:
+def test_images_of_a_batch_equal_single_images(studio, tmp_path, name: str) -> None:
     made = bases(studio, tmp_path)
     together, units = studio.make(BY_NAME[name], made.batch([0, 1]), 2)
     assert together.shape == (2, 256, 256, 3)

@@ -100,7 +100,9 @@ def test_half_precision_and_autocast_give_nearly_the_same_image(
     [(HALF_BUT_VAE, "Balanced"), (HALF_BUT_VAE, "Fast"), (UPCAST, "Balanced")],
     ids=["half but VAE", "half but VAE, Fast", "upcast"],
 )
-def test_other_precisions(webui: CardWebui, card: PlayedCard, precision: Precision, preset: str, name: str) -> None:
+def test_other_precisions_give_nearly_the_same_image(
+    webui: CardWebui, card: PlayedCard, precision: Precision, preset: str, name: str
+) -> None:
     assert likeness(webui, card, precision, preset, 2, name) >= LIKE
 
 
@@ -111,7 +113,7 @@ def test_images_of_a_batch_depend_only_on_their_seeds(webui: CardWebui, card: Pl
 
 
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M", "DPM++ SDE", "DDIM"])
-def test_other_samplers(webui: CardWebui, card: PlayedCard, sampler: str) -> None:
+def test_other_samplers_give_nearly_the_same_image(webui: CardWebui, card: PlayedCard, sampler: str) -> None:
     settings = {"preset": "Balanced", "scale": 2}
     plain = picture(webui.job(settings, sampler_name=sampler))
     least = least_with_kept_colors(webui, card, HALF, sampler)

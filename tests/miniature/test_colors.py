@@ -176,7 +176,7 @@ def test_colors_change_only_in_the_painted_part(shape: tuple[int, ...]) -> None:
     assert float(pictures[0][..., BASE + 8 :].abs().max()) < 0.01
 
 
-def test_images_with_an_axis_of_time_are_matched_too() -> None:
+def test_images_of_a_video_decoder_are_matched_too() -> None:
     """Forge Neo's VAE of Wan returns (1, 3, H, W)."""
     colors = BaseColors(SimpleNamespace(mask=None), plan_of())
     colors.remember([torch.full((1, 3, BASE, BASE), 0.3)])

@@ -55,7 +55,7 @@ def test_every_stage_has_its_own_noise_seeds(webui: Webui, monkeypatch: pytest.M
     assert all(0 <= seed <= SEED_MASK for seeds in seen for seed in seeds)
 
 
-def test_brownian_noise_is_seeded_anew_in_every_stage(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_brownian_noise_has_its_own_seeds_in_every_stage(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
     tree = k_diffusion.sampling.BrownianTreeNoiseSampler
 
