@@ -91,7 +91,12 @@ class Settings:
 
     enabled: bool = _spec(False, bool, "DemoFusion", "")
     preset: str = _spec(
-        "Paper", str, "Preset", "preset", "sets all values except the size", choices=lambda o: o.preset_names
+        "Paper",
+        str,
+        "Preset",
+        "preset",
+        "sets the values for quality and speed, not the size",
+        choices=lambda o: o.preset_names,
     )
     upscaler: str = _spec(
         LATENT_UPSCALER,
