@@ -19,7 +19,7 @@ MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 40
 MAX_PARAMETERS = 5
 WEBUI_PACKAGES = {"modules", "gradio"}
-FORGE_PACKAGES = {"modules_forge", "backend"}
+FORGE_PACKAGES = {"modules_forge", "backend", "huggingface_guess"}
 """Packages of Forge's family of webuis. Code for a particular webui belongs in one folder."""
 BACKENDS = HOST / "backends"
 RUNTIME_PACKAGES = {"torch", "gradio", "numpy", "PIL", "modules", "k_diffusion", "psutil", "lib_demofusion"}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from webui.conftest import Result, Webui, interrupted, png
+from webui.conftest import Result, Webui, facts_or_skip, interrupted, png
 from webui.flow_families import FAMILIES, NO_REFERENCE, ON, TWICE, family, linked, small, webui
 from webui.test_at_home import options
 from webui.test_generate import assert_good
@@ -170,6 +170,14 @@ def test_stable_diffusion_is_the_same_before_and_after_a_flow_model(webui: Webui
     assert made[0].digests == made[2].digests
     assert made[1].digests == made[3].digests
     assert made[0].digests != made[1].digests
+
+
+def test_every_checkpoint_is_recognized_before_it_is_loaded(webui: Webui) -> None:
+    """The line of the panel shows the sizes of a checkpoint that the webui will load at Generate."""
+    found = facts_or_skip(webui, "files")
+    ours = {kind: found[f"{kind}.safetensors"] for kind in FAMILIES if f"{kind}.safetensors" in found}
+    assert ours
+    assert ours == {kind: FAMILIES[kind] for kind in ours}
 
 
 @pytest.mark.parametrize("preset", ["Balanced", "Turbo"])

@@ -8,6 +8,7 @@ import sys
 from importlib.util import find_spec
 from typing import Any
 
+from lib_demofusion.host.backends.families import Family
 from lib_demofusion.host.backends.interface import Backend
 
 FORGE_PACKAGE = "modules_forge"
@@ -38,6 +39,11 @@ def loaded_model() -> Any:
     from modules import sd_models
 
     return None if host().is_pending() else getattr(sd_models.model_data, "sd_model", None)
+
+
+def selected_family() -> Family:
+    """Returns the family of the checkpoint that the next job uses, even if the webui has not loaded it yet."""
+    return host().pending_family() or host().family(loaded_model())
 
 
 def greet() -> None:

@@ -171,7 +171,17 @@ FLOW_FORMS: Mapping[str, Family] = {SDXL.name: SDXL_FLOW}
 def family_of(model: Any, flow: bool = False) -> Family | None:
     """Returns the family of a loaded model, or None if it is unknown. `flow` is True for a flow model."""
     engine = type(model).__name__
-    found = BY_ENGINE.get(engine) or next((f for flag, f in BY_FLAG.items() if getattr(model, flag, False)), None)
+    by_flag = next((f for flag, f in BY_FLAG.items() if getattr(model, flag, False)), None)
+    return family_named(engine, flow) or _trained(by_flag, flow)
+
+
+def family_named(engine: str, flow: bool = False) -> Family | None:
+    """Returns the family of an engine's class in Forge and Forge Neo, or None if it is unknown."""
+    return _trained(BY_ENGINE.get(engine), flow)
+
+
+def _trained(found: Family | None, flow: bool) -> Family | None:
+    """Returns the record for the way in which a checkpoint was trained."""
     return FLOW_FORMS.get(found.name, found) if found is not None and flow else found
 
 

@@ -12,6 +12,7 @@ from modules import processing, sd_models, shared
 from torch import Tensor
 
 from lib_demofusion.host.backends import extra_networks, forge_denoiser, forge_refusals
+from lib_demofusion.host.backends.checkpoint_files import family_of_file
 from lib_demofusion.host.backends.families import SD, Family, family_of, unknown
 from lib_demofusion.host.backends.forge_controlnet import Held
 from lib_demofusion.host.backends.forge_refusals import WRAPPER
@@ -71,6 +72,11 @@ class Forge:
         data = sd_models.model_data
         chosen = getattr(data, "forge_loading_parameters", None)
         return bool(chosen) and str(chosen) != data.forge_hash
+
+    def pending_family(self) -> Family | None:
+        chosen = getattr(sd_models.model_data, "forge_loading_parameters", None) or {}
+        checkpoint = chosen.get("checkpoint_info") if self.is_pending() else None
+        return None if checkpoint is None else family_of_file(str(checkpoint.filename))
 
     def encoding(self, p: Any) -> AbstractContextManager[None]:
         return nothing_kept(p.sd_model)

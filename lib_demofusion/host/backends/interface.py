@@ -52,6 +52,10 @@ class Backend(Protocol):
         """Returns whether the selected checkpoint differs from the loaded one. The webui loads it when a job begins."""
         ...
 
+    def pending_family(self) -> Family | None:
+        """Returns the family of the selected checkpoint while `is_pending`, or None if it is not recognized."""
+        ...
+
     def encoding(self, p: Any) -> AbstractContextManager[None]:
         """Runs a block that encodes images, and removes the data that the encoder stores in the model."""
         ...

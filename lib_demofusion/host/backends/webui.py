@@ -36,6 +36,9 @@ class Webui:
         # this webui loads a checkpoint as soon as it is selected
         return False
 
+    def pending_family(self) -> Family | None:
+        return None
+
     def encoding(self, p: Any) -> AbstractContextManager[None]:
         return nullcontext()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lib_demofusion.host.backends import host
+from lib_demofusion.host.backends import selected_family
 from lib_demofusion.host.panel import warnings
 from lib_demofusion.host.panel.markup import ABOUT, HOURS, MINUTES, NOT_VALID, SECONDS, duration, error_html, word
 from lib_demofusion.host.panel.tab import TabValues, base_image
@@ -30,7 +30,7 @@ def describe(args: Sequence[Any], tab: TabValues, known: Choices = BUILT_IN) -> 
     try:
         settings = settings_from_args(args, choices=known)
         base, passes = base_image(settings, tab)
-        plan = make_plan(settings, base, host().family(timing.loaded_model()).unit_cells)
+        plan = make_plan(settings, base, selected_family().unit_cells)
     except SettingsError as error:
         return error_html(error)
     pending = warnings.of_pending_checkpoint()

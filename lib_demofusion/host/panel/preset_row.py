@@ -16,7 +16,7 @@ from gradio.context import Context
 from modules import shared
 from modules.ui_components import FormRow, ToolButton
 
-from lib_demofusion.host.backends import host, loaded_model
+from lib_demofusion.host.backends import selected_family
 from lib_demofusion.host.common import options, user_presets
 from lib_demofusion.host.panel.markup import error_html, problem_html, word
 from lib_demofusion.host.panel.tab import TabValues
@@ -208,9 +208,7 @@ def automatic_preset(values: Mapping[str, Any], tab: TabValues) -> list[Any]:
     """
     known = user_presets.known_choices()
     shown, default = str(values["preset"]), options.default_preset(known)
-    wanted = options.automatic_preset(
-        default, tab.step_count, tab.cfg_scale or 0, host().family(loaded_model()).distilled
-    )
+    wanted = options.automatic_preset(default, tab.step_count, tab.cfg_scale or 0, selected_family().distilled)
     own = shown not in (default, TURBO) or changed_fields(shown, values, known)
     if tab.preset_picked or shown == wanted or own:
         return [gr.update() for _ in ("preset", *PRESET_FIELDS)]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from modules import devices
 
-from lib_demofusion.host.backends import families, host
+from lib_demofusion.host.backends import families, host, selected_family
 from lib_demofusion.host.common.memory import available_bytes
 from lib_demofusion.host.images.vae import DEVICE_SHARE, choose_shelf, free_bytes
 from lib_demofusion.host.integrations import refusals
@@ -80,7 +80,7 @@ LARGEST_SIDE = 16384
 
 def of_few_steps(settings: Settings, tab: TabValues) -> list[str]:
     """Returns a note or a warning if the request looks like one for a few-step model, else nothing."""
-    request = tab.step_count, tab.cfg_scale or 0, host().family(timing.loaded_model()).distilled
+    request = tab.step_count, tab.cfg_scale or 0, selected_family().distilled
     if settings.preset == TURBO and not tab.preset_picked and looks_few_step(*request):
         return [word(TURBO_CHOSEN)]
     if needs_more_steps(settings, *request):
@@ -101,7 +101,7 @@ def of_plan(plan: Plan, settings: Settings) -> list[str]:
 def of_refusal(tab: TabValues) -> list[str]:
     """Returns the reason why a run is refused (the checkpoint or something else on the tab), or an empty list."""
     now = refusals.of_page(timing.loaded_model(), tab.script, tab.override_settings or ())
-    family = host().family(now.model)
+    family = selected_family()
     if family.refusal is not None:
         return [problem_html(word(refusals.REFUSED), f"{html.escape(family.name)}:", word(family.refusal))]
     reason = refusals.reason(now)

@@ -48,8 +48,19 @@ def family():
     return {**facts, "other_axes": found.has_other_axes}
 
 
+def files():
+    """Returns the names of the families of all checkpoints, which DemoFusion recognizes without loading them."""
+    from modules import sd_models
+
+    from lib_demofusion.host.backends.checkpoint_files import family_of_file
+
+    found = {info.name: family_of_file(info.filename) for info in sd_models.checkpoints_list.values()}
+    return {name: family and family.name for name, family in found.items()}
+
+
 def add_route(demo, app):
     app.add_api_route("/demofusion-test/engines", engines, methods=["GET"])
+    app.add_api_route("/demofusion-test/files", files, methods=["GET"])
     app.add_api_route("/demofusion-test/family", family, methods=["GET"])
 
 

@@ -1,0 +1,58 @@
+"""Recognizes the family of a checkpoint from the header of its file, before a webui of Forge's family loads it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib_demofusion.host.backends.families import Family, family_named
+
+try:
+    import huggingface_guess
+    from backend import loader
+except ImportError:
+    # reForge has neither, and loads a checkpoint as soon as it is selected
+    huggingface_guess = loader = None
+
+LARGEST_HEADER = 100_000_000
+"""Maximum number of bytes of a header in the safetensors format."""
+RECTIFIED = "rectified"
+"""Forge Neo recognizes rectified-flow SDXL by this word in the path (backend/loader.py, forge_loader)."""
+
+
+def family_of_file(path: str) -> Family | None:
+    """Returns the family of a checkpoint file, by the webui's own detection. Returns None if it is not recognized."""
+    try:
+        found = Path(path).stat()
+        return _recognized(path, (found.st_mtime_ns, found.st_size))
+    except Exception:
+        # the webui reports a broken or unknown file when it loads it
+        return None
+
+
+@functools.lru_cache(maxsize=8)
+def _recognized(path: str, version: tuple[int, int]) -> Family | None:
+    """Does the work of `family_of_file`. `version` is only a key of the cache: a replaced file is read again."""
+    found = huggingface_guess.guess(loader.preprocess_state_dict(stand_ins(path)))
+    engine = next(engine for engine in loader.possible_models if type(found) in engine.matched_guesses)
+    return family_named(engine.__name__, flow=RECTIFIED in path.lower())
+
+
+def stand_ins(path: str) -> dict[str, Tensor]:
+    """Returns zeros with the names and shapes of a file's tensors. They use almost no memory.
+
+    Raises ValueError if the file is not in the safetensors format, which begins with the size of a JSON header.
+    """
+    with Path(path).open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        if size > LARGEST_HEADER:
+            raise ValueError(f"{path} is not in the safetensors format")
+        header: dict[str, Any] = json.loads(file.read(size))
+    zero = torch.zeros(())
+    return {name: zero.expand(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}

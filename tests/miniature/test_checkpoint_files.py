@@ -1,0 +1,138 @@
+"""Tests that the line of the panel describes a checkpoint that the webui has selected but not loaded yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from modules import sd_models
+from safetensors.torch import load_file, save_file
+
+from lib_demofusion.host import backends
+from lib_demofusion.host.backends import checkpoint_files
+from lib_demofusion.host.backends.checkpoint_files import family_of_file, stand_ins
+from lib_demofusion.host.backends.families import BY_ENGINE, SD, SDXL_FLOW
+from lib_demofusion.host.backends.forge import Forge
+from lib_demofusion.host.integrations import refusals
+from lib_demofusion.host.panel import line, preset_row, warnings
+from lib_demofusion.host.panel.tab import TabValues
+
+PREFIX = "model.diffusion_model."
+LAYERS = {
+    "Flux": {f"{PREFIX}double_blocks.0.img_attn.qkv.weight": (96, 32), f"{PREFIX}img_in.weight": (32, 64)},
+    "ZImage": {"layers.0.ffn_norm1.weight": (32,), "cap_embedder.1.weight": (32, 16)},
+    "StableDiffusionXL": {f"{PREFIX}input_blocks.0.0.weight": (32, 4, 3, 3)},
+    "Wan": {f"{PREFIX}head.modulation": (1, 2, 32)},
+}
+"""A few layers of each kind. Files of a transformer alone have names without a prefix."""
+
+
+class Guess:
+    """The webui's detection of a kind of model, which has a class for every kind."""
+
+    def __init__(self) -> None:
+        self.kinds = {name: type(name, (), {}) for name in LAYERS}
+
+    def guess(self, state: dict[str, torch.Tensor]) -> Any:
+        for name, layers in LAYERS.items():
+            found = {f"{PREFIX}{key.removeprefix(PREFIX)}" for key in layers}
+            if found <= set(state):
+                # it reads the values of a layer of Z-Image
+                assert name != "ZImage" or torch.std(state[f"{PREFIX}layers.0.ffn_norm1.weight"]).item() == 0
+                return self.kinds[name]()
+        raise ModuleNotFoundError("Failed to recognize model...")
+
+
+def preprocess(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return state if any(key.startswith(PREFIX) for key in state) else {PREFIX + key: x for key, x in state.items()}
+
+
+@pytest.fixture(autouse=True)
+def forge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Provides the modules of Forge's family."""
+    detection = Guess()
+    engines = [type(name, (), {"matched_guesses": [kind]}) for name, kind in detection.kinds.items()]
+    loader = SimpleNamespace(possible_models=engines, preprocess_state_dict=preprocess)
+    monkeypatch.setattr(checkpoint_files, "loader", loader)
+    monkeypatch.setattr(checkpoint_files, "huggingface_guess", detection)
+    for module in (backends, warnings, refusals):
+        monkeypatch.setattr(module, "host", Forge)
+
+
+def written(folder: Path, name: str, file: str = "checkpoint.safetensors") -> str:
+    save_file({key: torch.randn(shape).half() for key, shape in LAYERS[name].items()}, folder / file, {"by": "us"})
+    return str(folder / file)
+
+
+def test_stand_ins_have_the_names_and_shapes_of_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "Flux")
+    assert {name: x.shape for name, x in stand_ins(path).items()} == {n: x.shape for n, x in load_file(path).items()}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_file_is_recognized_by_the_webuis_detection(tmp_path: Path, name: str) -> None:
+    assert family_of_file(written(tmp_path, name)) == BY_ENGINE[name]
+
+
+def test_rectified_sdxl_is_recognized_by_its_path(tmp_path: Path) -> None:
+    assert family_of_file(written(tmp_path, "StableDiffusionXL", "my-Rectified-XL.safetensors")) == SDXL_FLOW
+
+
+def test_a_file_that_was_replaced_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, "Flux")
+    assert family_of_file(path) == BY_ENGINE["Flux"]
+    reads = []
+    monkeypatch.setattr(checkpoint_files, "stand_ins", lambda path: reads.append(path) or stand_ins(path))
+    assert family_of_file(path) == BY_ENGINE["Flux"]
+    assert not reads
+    Path(written(tmp_path, "Wan", "other.safetensors")).replace(path)
+    assert family_of_file(path) == BY_ENGINE["Wan"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"GGUF\x03\0\0\0 and more", b"\x05\0\0\0\0\0\0\0{not}", b"\x02\0\0\0\0\0\0\0{}"]
+)
+def test_other_files_are_not_recognized(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "checkpoint.gguf"
+    file.write_bytes(content)
+    assert family_of_file(str(file)) is None
+    assert family_of_file(str(tmp_path / "missing.safetensors")) is None
+
+
+def select(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """Selects a checkpoint that is not loaded."""
+    chosen = {"checkpoint_info": SimpleNamespace(filename=path), "additional_modules": []}
+    data = SimpleNamespace(sd_model=None, forge_loading_parameters=chosen, forge_hash="of another one")
+    monkeypatch.setattr(sd_models, "model_data", data)
+
+
+ON = {"enabled": True, "scale": 1.7, "stages": "fewest"}
+
+
+def test_the_line_has_the_sizes_of_the_selected_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tab = TabValues(width=512, height=640)
+    select(monkeypatch, written(tmp_path, "Flux"))
+    text = line.describe([ON], tab)
+    assert "864x1088" in text
+    assert "multiples of 16 pixels" in text
+    assert warnings.NOT_LOADED in text
+    select(monkeypatch, str(tmp_path / "missing.safetensors"))
+    assert backends.selected_family() == SD
+    assert "872x1088" in line.describe([ON], tab)
+
+
+def test_the_line_refuses_the_selected_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    select(monkeypatch, written(tmp_path, "Wan"))
+    assert "this checkpoint makes videos" in line.describe([ON], TabValues())
+
+
+def test_the_panel_chooses_turbo_by_the_selected_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a CFG scale of 3.5 only a model with built-in guidance looks like a few-step model."""
+    tab, shown = TabValues(steps=8, cfg_scale=3.5), {"preset": "Fast", **preset_row.preset_values("Fast")}
+    select(monkeypatch, written(tmp_path, "StableDiffusionXL"))
+    assert "value" not in preset_row.automatic_preset(shown, tab)[0]
+    select(monkeypatch, written(tmp_path, "Flux", "flux.safetensors"))
+    assert preset_row.automatic_preset(shown, tab)[0]["value"] == "Turbo"
