@@ -27,7 +27,7 @@ LAYERS = {
     "StableDiffusionXL": {f"{PREFIX}input_blocks.0.0.weight": (32, 4, 3, 3)},
     "Wan": {f"{PREFIX}head.modulation": (1, 2, 32)},
 }
-"""A few layers of each kind. Files of a transformer alone have names without a prefix."""
+"""A few layers of each kind. In files that contain only a transformer, the names have no prefix."""
 
 
 class Guess:

@@ -249,7 +249,10 @@ def mugen(home: Home) -> Parts:
 
 
 def sd3(home: Home) -> Parts:
-    """Forge Neo has no class for it. The webui pads the text to width 4096 and reads T5 only if a setting says so."""
+    """Makes Stable Diffusion 3, which Forge Neo does not support.
+
+    The webui pads the text embeddings to a width of 4096, and uses T5 only if a setting enables it.
+    """
     from backend.nn.mmditx import MMDiTX
 
     text = {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": WIDTH}}

@@ -39,7 +39,7 @@ def assert_refused(result: Result, reason: str) -> None:
 @pytest.mark.parametrize("family", ["schnell", "qwen", "ernie"], indirect=True)
 @pytest.mark.parametrize("word", ["CACHEWRAPPER", "CACHEFORWARD"])
 def test_step_caches_are_refused(webui: Webui, family: Any, word: str) -> None:
-    """One wraps the model and one replaces its forward. The plain image is the one that the cache makes."""
+    """One cache wraps the model, and the other replaces its forward. The plain image is made with the cache."""
     plain = small(webui)
     cached = small(webui, None, prompt=f"a red circle {word}")
     result = small(webui, prompt=f"a red circle {word}")
@@ -52,8 +52,8 @@ def test_step_caches_are_refused(webui: Webui, family: Any, word: str) -> None:
 
 @pytest.mark.parametrize("family", ["anima"], indirect=True)
 @pytest.mark.parametrize("path", ["txt2img", "img2img"])
-def test_a_cache_that_is_known_by_its_infotext_is_refused(webui: Webui, family: Any, path: str) -> None:
-    """It begins before each sampling. With an upload as base image, the first sampling is that of the stage."""
+def test_a_cache_that_is_recognized_by_its_infotext_is_refused(webui: Webui, family: Any, path: str) -> None:
+    """The cache starts before each sampling. If the base image is an upload, the stage is the first sampling."""
     result = small(webui, prompt="a tree MARKER", **(IMG2IMG if path == "img2img" else {}))
     assert "Anima TeaCache: it computes a step from earlier steps" in result.infotexts[0]
     assert result.sizes == [(64, 64)]
@@ -74,7 +74,7 @@ def test_nunchakus_cache_is_refused(webui: Webui, family: Any) -> None:
 
 
 REFERENCES = ("image stitch", "imagestitch integrated", "多图参考")
-"""Titles of the script with which Forge Neo shows reference images to a model, in its versions."""
+"""Titles of Forge Neo's script for reference images, in different versions."""
 
 
 def with_references(webui: Webui) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def test_references_in_txt2img_are_refused(webui: Webui, family: Any) -> None:
     with options(webui, **{NO_REFERENCE: False}):
         result = small(webui, more_scripts=with_references(webui))
         assert_refused(result, f"reference images of {family['name']}")
-        # the script forgets its images in the next job without it
+        # the script drops its images in the next job that does not use it
         small(webui, None)
     assert small(webui).digests == plain.digests
 
@@ -99,7 +99,7 @@ def test_references_in_txt2img_are_refused(webui: Webui, family: Any) -> None:
 @pytest.mark.parametrize("family", ["qwen"], indirect=True)
 @pytest.mark.parametrize("path", ["txt2img", "img2img"])
 def test_qwen_image_edit_is_refused(webui: Webui, family: Any, path: str) -> None:
-    """The webui knows it by its name alone. Without a reference image it works like Qwen-Image."""
+    """The webui recognizes it only by its name. Without a reference image it works like Qwen-Image."""
     flow, plain = webui.call("options")["sd_model_checkpoint"], small(webui)
     request = IMG2IMG if path == "img2img" else {"more_scripts": with_references(webui)}
     with linked(webui, "qwen.safetensors", "demofusion-test-qwen-edit.safetensors") as name:
