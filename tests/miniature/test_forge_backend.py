@@ -638,8 +638,10 @@ ANIMA = families.BY_ENGINE["Anima"]
         (lambda p, shown: None, DIT, None),
         (lambda p, shown: (shown.ref_latents.append(torch.ones(1)), setattr(p, "sampler", None)), DIT, None),
         (lambda p, shown: shown.ref_latents.append(torch.ones(1)), DIT, "reference images of Some DiT"),
+        (lambda p, shown: shown.ref_latents.append(torch.ones(1)), DIT, "whole reference; remove them, or choose"),
         (lambda p, shown: shown.ref_latents.append(torch.ones(1)), ANIMA, "switch off [Anima] Enable Reference"),
         (lambda p, shown: setattr(p, "mask", torch.ones(1)), FIVE, "inpainting with Some video DiT"),
+        (lambda p, shown: setattr(p, "mask", torch.ones(1)), FIVE, "latents; remove the mask"),
         (lambda p, shown: setattr(p, "mask", torch.ones(1)), DIT, None),
         (lambda p, shown: setattr(shown, "nunchaku", True), DIT, "Nunchaku's Cache Threshold"),
     ],
@@ -658,7 +660,9 @@ def test_features_that_do_not_work_on_transformers_are_refused(
 def test_control_models_of_transformers_are_refused(shown: Any) -> None:
     entry = SimpleNamespace(title=lambda: "ControlNet", current_params={0: "a unit"})
     p = request(SimpleNamespace(alwayson_scripts=[entry]))
-    assert "ControlNet on Some DiT" in (forge_refusals.refusal(p, DIT) or "")
+    found = forge_refusals.refusal(p, DIT) or ""
+    assert "ControlNet on Some DiT" in found
+    assert "; switch its units off" in found
 
 
 def test_memory_of_views_is_that_of_the_webuis_axes(cleaned: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

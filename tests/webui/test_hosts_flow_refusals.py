@@ -91,6 +91,7 @@ def test_references_in_txt2img_are_refused(webui: Webui, family: Any) -> None:
     with options(webui, **{NO_REFERENCE: False}):
         result = small(webui, more_scripts=with_references(webui))
         assert_refused(result, f"reference images of {family['name']}")
+        assert "; remove them" in result.infotexts[0]
         # the script drops its images in the next job that does not use it
         small(webui, None)
     assert small(webui).digests == plain.digests
@@ -109,7 +110,7 @@ def test_qwen_image_edit_is_refused(webui: Webui, family: Any, path: str) -> Non
         without = small(webui, override_settings=edit)
         webui.call("options", {"sd_model_checkpoint": flow})
         small(webui, None)
-    assert_refused(result, "reference images of Qwen-Image")
+    assert_refused(result, "reference images of Qwen-Image: every tile would show the whole reference; remove them")
     assert without.digests == plain.digests
     assert small(webui).digests == plain.digests
 
@@ -166,6 +167,8 @@ def test_a_control_model_of_a_transformer_is_refused(webui: Webui, family: Any) 
         controlled = small(webui, None, more_scripts=script)
         result = small(webui, more_scripts=script)
     assert controlled.digests != plain.digests
-    assert_refused(result, "ControlNet on Anima: the hints of its control models cannot be cropped to the tiles")
+    assert_refused(
+        result, "ControlNet on Anima: the hints of its control models cannot be cropped to the tiles; switch"
+    )
     assert result.digests == controlled.digests
     assert small(webui).digests == made.digests

@@ -71,7 +71,8 @@ REFINER = "an SDXL refiner cannot make an image by itself; choose its base check
 UPSCALER = "this checkpoint only enlarges images of other models; choose the checkpoint of an image model"
 
 
-KLEIN_HINT = "; for img2img, switch on [Klein] Disable Reference in the settings"
+REFERENCE_HINT = "; remove them, or choose a checkpoint that does not edit images"
+KLEIN_HINT = "; remove them, and for img2img switch on [Klein] Disable Reference in the settings"
 # the webui drops its reference images only when it loads a checkpoint or encodes another upload
 ANIMA_HINT = "; switch off [Anima] Enable Reference in the settings, and load another checkpoint and this one again"
 
@@ -101,8 +102,8 @@ class Family:
     """Whether guidance is built into the model. A CFG scale of 1 then does not identify a few-step model."""
     transformer: bool = False
     """Whether the model is a transformer. Its control models and layer wrappers cannot be cropped to views."""
-    reference_hint: str = ""
-    """How to switch off the webui's use of uploads as reference images. It ends the message of the refusal."""
+    reference_hint: str = REFERENCE_HINT
+    """How to make an image without reference images. It ends the message of the refusal."""
 
     @property
     def unit_cells(self) -> int:
@@ -120,7 +121,7 @@ class Family:
         return None if self.refusal is None else f"{self.name}: {self.refusal}"
 
 
-def _transformer(name: str, form: LatentForm = PLAIN, hint: str = "") -> Family:
+def _transformer(name: str, form: LatentForm = PLAIN, hint: str = REFERENCE_HINT) -> Family:
     """Returns the record of a flow-matching transformer.
 
     Its patches are 2 x 2 cells of 8 pixels, and it pads odd sizes with cells of the opposite border. Most of these

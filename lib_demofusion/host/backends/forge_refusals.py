@@ -122,8 +122,8 @@ def _author(function: Any) -> str:
 
 
 REFERENCES = "reference images of %s: every tile would show the whole reference%s"
-CONTROL = "ControlNet on %s: the hints of its control models cannot be cropped to the tiles"
-MASK = "inpainting with %s: the webui's masks do not have the shape of its latents"
+CONTROL = "ControlNet on %s: the hints of its control models cannot be cropped to the tiles; switch its units off"
+MASK = "inpainting with %s: the webui's masks do not have the shape of its latents; remove the mask"
 CACHE = "Nunchaku's Cache Threshold above 0: it would treat a tile as a repetition of the previous tile; set it to 0"
 
 
