@@ -815,13 +815,16 @@ def host_unipc(model, x, timesteps, callback, draw, eta) -> Tensor:
 class ExplicitTimesteps(Explicit):
     """The model of the explicit loops, in the space of the timestep samplers."""
 
+    extra = 0.0
+    """The extra noise at the start, relative to that of the first timestep."""
+
     def call(self, x: Tensor, t: float) -> Tensor:
         self.seen.append(x)
         return eps_at(x, t)
 
     def blend(self, x: Tensor | None, t: float) -> Tensor:
         if x is None:
-            return noisy(ANCHOR, NOISE, t)
+            return noisy(ANCHOR, (1 + self.extra) * NOISE, t)
         c1 = skip_weight(t, self.exponent)
         if self.stochastic:
             return x + c1 * math.sqrt(alpha_at(t)) * (ANCHOR - self._denoised)
@@ -887,12 +890,13 @@ def drive_timesteps(
     eta: float | None,
     name: str,
     guarded: bool = False,
+    extra: float = 0.0,
 ) -> list[Tensor]:
     """Works like `drive`, for a sampler that evaluates an eps model at timesteps."""
     start = torch.full_like(ANCHOR, torch.nan)
     guard = guard_for(detector, start) if guarded else None
     traits = SamplerTraits(VariancePreserving(ALPHAS), detector, is_stochastic(name, eta), guard)
-    run = StageRun(STAGE, Settings(cosine_scale_1=EXPONENT), ANCHOR, NOISE, traits)
+    run = StageRun(STAGE, Settings(cosine_scale_1=EXPONENT, extra_noise=extra), ANCHOR, NOISE, traits)
     seen = []
 
     def model(x: Tensor, t: float) -> Tensor:
@@ -908,10 +912,12 @@ def drive_timesteps(
     return [*seen, x]
 
 
+@pytest.mark.parametrize("extra", [0.0, 0.2])
 @pytest.mark.parametrize(("name", "host", "explicit", "timesteps", "eta"), TIMESTEP_CASES)
-def test_timestep_sampler_equals_the_explicit_loop(name, host, explicit, timesteps, eta) -> None:
-    actual = drive_timesteps(host, timesteps, make_detector(name), eta, name)
+def test_timestep_sampler_equals_the_explicit_loop(name, host, explicit, timesteps, eta, extra) -> None:
+    actual = drive_timesteps(host, timesteps, make_detector(name), eta, name, extra=extra)
     run = ExplicitTimesteps(is_stochastic(name, eta))
+    run.extra = extra
     x = explicit(run, timesteps, eta)
     assert relative_error(actual, [*run.seen, x]) <= TOLERANCE
 
