@@ -15,6 +15,7 @@ from lib_demofusion.host.images.size_limits import shrink_for_gallery
 from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.job import Job
 from lib_demofusion.host.panel import xyz
+from lib_demofusion.host.progress import webui_state
 from lib_demofusion.settings.errors import SettingsError
 from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.infotext import to_infotext
@@ -84,10 +85,12 @@ def process(p: Any, args: Sequence[object]) -> None:
     _note_unread(p, args, overrides)
     try:
         if not is_enabled(args, overrides):
+            webui_state.withdraw()
             return
         known = user_presets.known_choices()
         settings = _settings(p, args, overrides, known)
     except SettingsError as error:
+        webui_state.withdraw()
         report_problem(p, str(error))
         return
     _note_rounding(p)

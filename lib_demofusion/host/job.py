@@ -33,6 +33,7 @@ from lib_demofusion.host.images.base_image import (
 )
 from lib_demofusion.host.images.stage_images import StageImage, with_later_reports
 from lib_demofusion.host.integrations import refusals
+from lib_demofusion.host.progress import webui_state
 from lib_demofusion.host.progress.bar import Progress, make_progress
 from lib_demofusion.host.progress.webui_steps import img2img_steps
 from lib_demofusion.host.sampling.stage_sampler import stop_requested
@@ -111,6 +112,8 @@ class Job:
         p.sampler belongs to this job only, because the host creates a new one for the next job.
         """
         reset(p, self._reported)
+        if not self.active:
+            webui_state.withdraw()
         if self.active and self._progress is None:
             # only now is the host's number of jobs known. If there is no plan, `after_base` reports the error
             with suppress(SettingsError):

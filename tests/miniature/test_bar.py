@@ -11,6 +11,8 @@ from modules import sd_samplers, shared
 from PIL import Image
 from reports import Reports
 
+from lib_demofusion.host.progress import webui_state
+
 BALANCED = {"enabled": True, "preset": "Balanced", "scale": 2}
 FAST = {"enabled": True, "preset": "Fast", "scale": 2}
 
@@ -160,3 +162,24 @@ def test_the_steps_of_the_stages_are_added_to_those_of_a_grid(webui: Webui, tota
     finally:
         shared.total_tqdm.clear = clear
         clear()
+
+
+@pytest.mark.parametrize(
+    ("settings", "withdrawn"),
+    [
+        pytest.param({"enabled": True, "scale": 2}, 0, id="with stages"),
+        pytest.param({"enabled": False}, 1, id="off"),
+        pytest.param({"enabled": True, "scale": 99}, 1, id="not valid"),
+        pytest.param({"enabled": True, "tiling": True}, 1, id="refused"),
+    ],
+)
+def test_the_bar_does_not_wait_for_stages_that_a_request_of_a_grid_does_not_have(
+    webui: Webui, reported: Reports, monkeypatch: pytest.MonkeyPatch, settings: Any, withdrawn: int
+) -> None:
+    if withdrawn and settings["enabled"]:
+        reported.expect("99" if "scale" in settings else "Tiling")
+    calls: list[None] = []
+    monkeypatch.setattr(webui_state, "withdraw", lambda: calls.append(None))
+    settings = dict(settings)
+    webui.job(settings, steps=2, tiling=settings.pop("tiling", False))
+    assert len(calls) == withdrawn

@@ -21,7 +21,7 @@ from test_sampler_steps import denoise
 from tiny import alphas_cumprod
 from torch import Tensor
 
-from lib_demofusion.host.progress import bar, timing
+from lib_demofusion.host.progress import bar, timing, webui_state
 from lib_demofusion.host.progress.webui_steps import CallsOfStage
 from lib_demofusion.method import stage_progress as progress_meter
 from lib_demofusion.method.plan import Plan, StagePlan, make_plan
@@ -96,6 +96,10 @@ class Run:
         """
         self.at_once = False
         self.iterations = 1
+        self.cells = 1
+        """Number of requests of a grid."""
+        self.off: set[int] = set()
+        """The requests of the grid without stages."""
         self.iteration = 0
         self.told: list[tuple[Part, float, float]] = []
         """The part, the time, and the progress that the webui computes."""
@@ -110,28 +114,31 @@ class Run:
             shared.state.begin("test")
             shared.state.time_start = self.clock.time()
             # as the host does before its first iteration
-            shared.state.job_count = self.iterations
-            passes = [(STEPS, self.plan.base)]
-            pictures = len(self.plan.stages) * self.settings.return_stages
-            progress = bar.make_progress(self.p, self.plan, self.settings, pictures, passes)
-            progress.announce(self.p)
-            for number in range(self.iterations):
-                self.iteration = number
-                self._iteration(progress)
+            shared.state.job_count = self.iterations * self.cells
+            for cell in range(self.cells):
+                self._request(cell)
             self.whole = shared.state.progress()
         return self
+
+    def _request(self, cell: int) -> None:
+        if cell in self.off:
+            webui_state.withdraw()
+            for _ in range(self.iterations):
+                self._base()
+                shared.state.nextjob()
+            return
+        passes = [(STEPS, self.plan.base)]
+        pictures = len(self.plan.stages) * self.settings.return_stages
+        progress = bar.make_progress(self.p, self.plan, self.settings, pictures, passes)
+        progress.announce(self.p)
+        for number in range(self.iterations):
+            self.iteration = cell * self.iterations + number
+            self._iteration(progress)
 
     def _iteration(self, progress: bar.Progress) -> None:
         enlarged = self.settings.anchor == PIXELS
         decoding, encoding = (partial(progress.move, part) for part in (bar.DECODING, bar.ENCODING))
-        self.of_base = 0
-
-        def call(level: Tensor) -> None:
-            self.of_base += 1
-            for _ in range(1 + self.twice):
-                self._evaluate(0, 1, math.prod(self.plan.base), lambda cells: None)
-
-        self._sample(0, STEPS, STEPS, call)
+        self._base()
         progress.base_done()
         for stage in self.plan.stages:
             progress.begin(stage)
@@ -145,6 +152,16 @@ class Run:
         self._decode(len(self.plan.stages), decoding)
         progress.end()
         shared.state.nextjob()
+
+    def _base(self) -> None:
+        self.of_base = 0
+
+        def call(level: Tensor) -> None:
+            self.of_base += 1
+            for _ in range(1 + self.twice):
+                self._evaluate(0, 1, math.prod(self.plan.base), lambda cells: None)
+
+        self._sample(0, STEPS, STEPS, call)
 
     def _stage(self, stage: StagePlan, progress: bar.Progress) -> None:
         whole = schedule_steps(STEPS, self.settings)
@@ -362,6 +379,25 @@ def test_the_bar_does_not_move_back_between_iterations() -> None:
     run.iterations = 3
     run.go()
     assert run.bar() == sorted(run.bar())
+    assert run.whole == pytest.approx(1)
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_the_bar_does_not_move_back_between_the_cells_of_a_grid(iterations: int) -> None:
+    """The webui counts the images of a grid in advance, so the first request can add the stages of all."""
+    first, second = (Run(parse_settings(SETTINGS["balanced, 4x"]), "dpmpp_2m") for _ in range(2))
+    first.go()
+    second.cells, second.iterations = 3, iterations
+    second.go()
+    assert second.bar() == sorted(second.bar())
+    assert second.whole == pytest.approx(1)
+
+
+@pytest.mark.parametrize("off", [{0}, {1}, {2}])
+def test_the_bar_is_full_at_the_end_of_a_grid_with_a_cell_without_stages(off: set[int]) -> None:
+    run = Run(parse_settings(SETTINGS["balanced, 4x"]), "dpmpp_2m")
+    run.cells, run.off = 3, off
+    run.go()
     assert run.whole == pytest.approx(1)
 
 

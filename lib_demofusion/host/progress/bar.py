@@ -10,7 +10,7 @@ from typing import Any
 from modules import shared
 
 from lib_demofusion.host.progress import timing, webui_state
-from lib_demofusion.host.progress.webui_state import JobCount, add_jobs, exact, move_to
+from lib_demofusion.host.progress.webui_state import JobCount, exact, move_to
 from lib_demofusion.host.progress.webui_steps import calls_twice
 from lib_demofusion.method.costs import Pass, run_costs
 from lib_demofusion.method.plan import Plan, StagePlan
@@ -51,7 +51,7 @@ class Progress:
     def announce(self, p: Any) -> None:
         """Adds the stages to the host's number of jobs. In a grid or a folder, every image does this when it begins."""
         self._console.announce(shared.state.job_count, p.n_iter)
-        add_jobs(p.n_iter * (self._of_all - self._jobs))
+        webui_state.announce(p.n_iter * self._jobs, p.n_iter * (self._of_all - self._jobs))
 
     def base_done(self) -> None:
         """Stores the position of the base image's last job, which the host has not ended yet."""

@@ -22,6 +22,9 @@ class JobCount(int):
 
     exact: float
 
+    expected = 0.0
+    """The part of the number that the stages of later images of a grid are expected to add."""
+
     def __new__(cls, number: float, whole: int | None = None) -> JobCount:
         count = super().__new__(cls, int(number) if whole is None else whole)
         count.exact = exact(number)
@@ -44,10 +47,34 @@ def exact(number: float) -> float:
     return number.exact if isinstance(number, JobCount) else float(number)
 
 
-def add_jobs(number: float) -> None:
-    """Adds to the webui's total number of jobs."""
-    jobs = exact(shared.state.job_count) + number
-    shared.state.job_count = JobCount(jobs, math.ceil(jobs))
+def announce(own: float, stages: float) -> None:
+    """Adds the stages of a request to the webui's total number of jobs.
+
+    `own` is the number of the webui's own jobs for this request, and `stages` is the number for its stages. A grid or a
+    folder counts its images in advance and runs one request for each. All later ones are expected to have the same
+    stages, so that the bar does not go back whenever a request begins. Each request corrects this estimate.
+    """
+    total = _announced()
+    later = max(total - exact(shared.state.job_no) - own, 0.0)
+    _set_total(total + stages, stages * later / own)
+
+
+def withdraw() -> None:
+    """Removes the stages of later images from the total, because a request of the grid has no stages."""
+    if getattr(shared.state.job_count, "expected", 0.0):
+        _set_total(_announced(), 0.0)
+
+
+def _announced() -> float:
+    """Returns the webui's total number of jobs without the stages that are only expected."""
+    jobs = shared.state.job_count
+    return exact(jobs) - getattr(jobs, "expected", 0.0)
+
+
+def _set_total(announced: float, expected: float) -> None:
+    jobs = JobCount(announced + expected, math.ceil(announced + expected))
+    jobs.expected = expected
+    shared.state.job_count = jobs
 
 
 def move_to(done: float) -> None:
