@@ -106,7 +106,7 @@ class Way:
     name: str
     request: dict[str, Any] = field(default_factory=dict)
     promised: float | None = None
-    """Duration relative to the base image, as in README and in the panel's live line."""
+    """Computed duration in base images, as in README and in the line below the panel's title."""
     seconds: list[float] = field(default_factory=list)
     memory: int = 0
     """Maximum bytes in use."""
@@ -209,7 +209,7 @@ def report(made: list[Way], text: str, side: int, same: str) -> str:
     upscaler = next((way.request["hr_upscaler"] for way in made if "hr_upscaler" in way.request), "none")
     hires = f"Hires fix: {upscaler}, {STEPS} steps, denoising strength {HIRES_STRENGTH}."
     lines += [f"{len(PROMPTS)} prompts, {side}x{side}, {STEPS} steps of {SAMPLER}. {hires}"]
-    lines += [f"The plain image after all others: {same}."]
+    lines += [f"The base image was made again after all others. Compared with the first one: {same}."]
     lines += ["", "| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|", *(row(way, made[0]) for way in made), ""]
     return "\n".join(lines)
 
@@ -271,7 +271,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("host-report"), help="folder (default: host-report)")
     options = parser.parse_args(arguments)
     if options.size and (options.size < 64 or options.size % CELL):
-        parser.error(f"--size: {options.size} is not valid. Use a multiple of {CELL} from 64.")
+        parser.error(f"--size: {options.size} is not valid. Use a multiple of {CELL} that is at least 64.")
     try:
         run(options, lambda text: print(text, file=sys.stderr, flush=True))
     except (HostError, OSError) as problem:

@@ -136,7 +136,8 @@ def test_sentences_about_the_cost() -> None:
     )
     assert cost == costs[preset][(2, 3, 4, 6, 8).index(int(scale))]
     ((first, second, preset, *told),) = re.findall(
-        r"need only (\d) or (\d) steps, .*? \*(\w+)\* costs ([\d.]+) at 2x and ([\d.]+) at 4x", text
+        r"need only (\d) or (\d) steps, .*? \*(\w+)\* takes ([\d.]+) times as long .*? at 2x, and ([\d.]+) times",
+        text,
     )
     for steps in (int(first), int(second)):
         plans = [parse_settings({"scale": scale, "preset": preset}) for scale in (2, 4)]

@@ -187,7 +187,7 @@ def drive(
 
 
 def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
-    """Returns the largest difference between the tensors of two runs, relative to the largest value of each."""
+    """Returns the largest difference between the tensors of two runs, relative to the largest expected value."""
     assert len(actual) == len(expected)
     return float(torch.stack([(a - b).abs().max() / b.abs().max() for a, b in zip(actual, expected)]).max())
 
@@ -373,7 +373,7 @@ def dpmpp_3m_sde(run: Explicit, sigmas: Tensor, eta: float) -> Tensor:
 def solver_steps(
     run: Explicit, order: int, x: Tensor, eps: Tensor, span: tuple[Tensor, Tensor], r: float
 ) -> list[Tensor]:
-    """Returns the results of DPM-Solver-1 to DPM-Solver-`order`, starting with the noise `eps` in x.
+    """Returns the results of DPM-Solver-1 to DPM-Solver-`order` for one step from x, in which `eps` was predicted.
 
     Source: arXiv 2206.00927, algorithms 1 and 2, with alpha = 1.
     """
@@ -453,7 +453,10 @@ def lcm(run: Explicit, sigmas: Tensor) -> Tensor:
 
 
 RESTARTED_AT = (0, 1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
-"""Indices of the levels that the restarts below use. They go back up from 4 to 2 twice."""
+"""Indices of the levels that the restarts below use.
+
+Twice, a restart goes back from index 4 to index 2, which is a higher level.
+"""
 
 
 def webui_restart(model, x, sigmas, callback, disable, noise_sampler) -> Tensor:
@@ -692,7 +695,7 @@ def test_step_detector_of_an_unknown_sampler_depends_on_its_order(second_order: 
 def noise_levels(stochastic: bool) -> list[float]:
     """Returns the noise in x at each step of Euler a, after the blend, relative to sigma.
 
-    Each clean cell has one of two values that are far apart, so its difference from that value is noise.
+    Each cell of the clean signal has one of two values that are far apart. The difference of x from it is noise.
     """
     shape, modes = (2, 4, 96, 96), (-100.0, 100.0)
     clean = 100 * randn(3, shape).sign()
@@ -793,7 +796,9 @@ def unipc_coefficients(t: float, t_next: float) -> tuple[float, float]:
 
 
 def host_unipc(model, x, timesteps, callback, draw, eta) -> Tensor:
-    """UniPC of order 1. Each step predicts an x, calls the model with it, and corrects the previous x.
+    """UniPC of order 1.
+
+    Each step but the last predicts an x, calls the model with it, and corrects the step with the result.
 
     Only the model's output at the predicted x is used. The predicted x itself is discarded.
     """
@@ -948,7 +953,7 @@ def test_variance_preserving_levels(t: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_level_of_another_type_than_x(space, levels: tuple[int, int], dtype: torch.dtype, stochastic: bool) -> None:
-    """Timesteps may be integers. Their square roots must not be rounded to integers."""
+    """Timesteps may be integers. The scales of signal and noise must not be rounded to integers."""
 
     def blended(level_dtype: torch.dtype) -> Tensor:
         run = StageRun(STAGE, Settings(), ANCHOR, NOISE, SamplerTraits(space, StepDetector(), stochastic))

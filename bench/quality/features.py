@@ -1,6 +1,7 @@
-"""Computes a Fréchet distance on features of a fixed random convolution network, whitened by true images.
+"""Computes a Fréchet distance on features of a fixed random convolution network.
 
-This needs no download. Random filters react to orientation, scale, colour and their combinations, but not to objects.
+The features are whitened with the statistics of true renderings. This needs no download.
+Random filters react to orientation, scale, colour and their combinations, but not to objects.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SIDE = 128
-"""Side of the network's input in pixels: a whole image reduced to it, or a 1:1 crop."""
+"""Side of the network's input in pixels. The input is a whole image, reduced to this size, or a 1:1 crop."""
 CROPS = 8
 """Number of crops of an image. The image's number determines their positions."""
 KEPT = 20
-"""Number of principal components of the true images."""
+"""Maximum number of principal components of the true renderings."""
 SEED = 20231128
 
 
@@ -29,7 +30,10 @@ def _filters(generator: torch.Generator, outputs: int, inputs: int, size: int) -
 
 
 class Network:
-    """Three layers of random filters at three scales. The features are the mean responses and the mean colours."""
+    """Three layers of random filters at three scales.
+
+    The features are the means and deviations of the colours, and the logarithms of the mean absolute responses.
+    """
 
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(SEED)
@@ -57,13 +61,13 @@ def crops(picture: np.ndarray, index: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Whitening:
-    """Projects features to the principal components of a set of true images, each with variance one."""
+    """Projects features to the principal components of a set of true renderings, each with variance one."""
 
     mean: np.ndarray
     axes: np.ndarray
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Returns whitened features (..., KEPT)."""
+        """Returns whitened features (..., K), where K is at most KEPT."""
         return (features - self.mean) @ self.axes
 
 
@@ -78,7 +82,10 @@ def whitening(features: np.ndarray) -> Whitening:
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean features (N, K) and mean outer products (N, K, K) of N images. Resampling averages them."""
+    """Mean features (N, K) and mean outer products (N, K, K) of N images.
+
+    A bootstrap sample averages those of the chosen images.
+    """
 
     first: np.ndarray
     second: np.ndarray

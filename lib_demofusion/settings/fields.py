@@ -187,8 +187,8 @@ class Settings:
         str,
         "Skip views below",
         "skip views",
-        "views with a lower weight are skipped: first number for tiles, second for dilated views, such as 0.5,0.1; "
-        "higher = faster",
+        "tiles and dilated views whose weight is below these numbers are skipped: first number for tiles, second for "
+        "dilated views, such as 0.5,0.1; higher = faster",
         read=parse_skip,
         texts=SKIP_ALLOWED,
     )

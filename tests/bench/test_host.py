@@ -106,7 +106,7 @@ def test_every_configuration_is_measured(
     assert {cells[4] for name, cells in rows.items() if name.endswith("4x")} == {'"rounded, a little"'}
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "webui v1.10.1, checkpoint thatXL" in report
-    assert "all others: the same, bit for bit." in report
+    assert "Compared with the first one: the same, bit for bit." in report
     assert report in capsys.readouterr().out
     with Image.open(tmp_path / "sheet.jpg") as sheet:
         assert sheet.width > len(rows) * host.SIDE
@@ -127,7 +127,7 @@ def test_a_failed_configuration_is_reported_and_the_others_are_measured(webui: P
     assert rows["Paper 2x"][-1] == "txt2img: 500 CUDA out of memory"
     assert rows["Balanced 2x"][0]
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert f"all others: differs by up to {len(webui.requests) - 2} of 255." in report
+    assert f"Compared with the first one: differs by up to {len(webui.requests) - 2} of 255." in report
 
 
 def test_hires_fix_runs_with_an_upscaler_that_the_webui_has(webui: PlayedWebui, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_finished_images_are_never_lost(
         # Pillow makes it in the computer's memory
         error = MemoryError()
     failing = Failing(getattr(owner(webui), name), call, error)
-    # a function, because a method would receive its object
+    # a function and not `failing` itself: only a function that is stored in a class receives the image
     monkeypatch.setattr(owner(webui), name, lambda *args, **kwargs: failing(*args, **kwargs), raising=False)
     seed = next(SEEDS)
     result = webui.job(settings, seed=seed, do_not_save_samples=False, from_page=True)
@@ -185,7 +185,7 @@ def decodes(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_only_displayed_or_saved_images_are_decoded(webui: Webui, decodes: list[int]) -> None:
-    """A job that saves nothing does not need the images that would be saved."""
+    """If a job saves no images, the images of its stages are not decoded, even with `save_stages`."""
     webui.job({"enabled": True, "preset": "Paper", "scale": 3, "save_stages": True})
     assert decodes == [3 * BASE // 8]
     decodes.clear()

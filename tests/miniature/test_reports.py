@@ -50,7 +50,7 @@ def test_reports_of_an_iteration_are_in_the_infotexts_of_its_images(
     original = getattr(Job, hook)
 
     def reporting(self: Job, p: Any, *args: Any) -> Any:
-        # if the hook begins an iteration, the error comes after that beginning
+        # `before_base` removes the reports of the previous iteration, so report after it
         if hook == "before_base":
             original(self, p)
             report(p)
@@ -65,7 +65,7 @@ def test_reports_of_an_iteration_are_in_the_infotexts_of_its_images(
         assert entries(result, key) == [first, second, first, first, second, second]
 
 
-def test_reports_after_a_stage_are_in_the_infotext_of_its_image(
+def test_an_error_at_the_end_of_a_stage_is_in_every_infotext(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
     reported.expect("injected")

@@ -1,4 +1,4 @@
-"""Detects, names and counts the subjects of an image and names its ground, with a small network.
+"""Detects, names and counts the subjects of an image and names its background, with a small network.
 
 The network was trained on renderings, independently of the diffusion model (see trial/README.md).
 """
@@ -139,7 +139,7 @@ def crops(image: np.ndarray, side: int = SIDE) -> list[np.ndarray]:
 def crops_with_subject(image: np.ndarray) -> float:
     """Returns the share of 1:1 crops that show a whole subject, for an image of at least twice the native size.
 
-    A subject of the right size is larger than such a crop, so each of these subjects should not be there.
+    A subject of the right size does not fit into such a crop, so a whole subject in a crop is an extra subject.
     """
     readings = read(crops(image))
     return sum(bool(reading.subjects) for reading in readings) / len(readings)

@@ -1,4 +1,4 @@
-"""Reports messages of a job: below the image, in its infotext (also for API users), and on the console."""
+"""Reports messages of a job below the image and in its infotext. Errors also go to the console."""
 
 from __future__ import annotations
 
