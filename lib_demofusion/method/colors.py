@@ -34,6 +34,12 @@ EDGE = 0.3
 FARTHEST = 2.0
 """Maximum shift of a pixel, relative to the shift of the mean, where detail is compressed."""
 
+FEWEST_PASSES, MOST_PASSES = 2, 4
+"""Number of passes of the whole correction."""
+
+ENOUGH = 0.5 * 2 / 255
+"""Color difference of a quarter of the picture, in -1..1, that needs no further pass: half a level of 255."""
+
 AT_ONCE = 1 << 16
 """Number of pixels per channel that are corrected at once."""
 
@@ -49,9 +55,10 @@ def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) 
     function of the base's colors, as in the guided filter (He and Sun, arXiv 1505.00996). It therefore stops at the
     edges of the base.
 
-    The correction is made in two passes. Where the first pass compresses detail, it loses a part of the correction,
-    which the second pass adds. The second pass does not fit the areas at the border of `painted`. These areas keep a
-    part of their drift, which must not leak into their neighbours.
+    The correction is made in two to four passes. Where a pass compresses detail, it loses a part of the correction,
+    which the next pass adds. The passes end when every quarter of the picture is closer than ENOUGH to the base. All
+    but the first do not fit the areas at the border of `painted`. These areas keep a part of their drift, which must
+    not leak into their neighbours.
 
     Works row by row. Besides the image, this needs memory for fields of (h / AREA, w / AREA) and for some rows.
     """
@@ -61,9 +68,18 @@ def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) 
     wanted = _means(base, size)
     mask = None if painted is None else F.adaptive_avg_pool2d(painted.float()[None], size)[0]
     inner = None if mask is None else (-F.max_pool2d(-mask[None], 3, 1, 1)[0] >= 1).to(mask.dtype)
-    for fit in (mask, inner):
-        _apply_(picture, base, _fields(_areas(picture, size), wanted, mask, fit))
+    for number in range(MOST_PASSES):
+        areas = _areas(picture, size)
+        if number >= FEWEST_PASSES and _drift(wanted - areas.mean, inner) <= ENOUGH:
+            break
+        _apply_(picture, base, _fields(areas, wanted, mask, inner if number else mask))
     return picture
+
+
+def _drift(missing: Tensor, fit: Tensor | None) -> float:
+    """Returns the largest mean of `missing` (3, h, w) in a quarter of the picture, with the weights `fit` (1, h, w)."""
+    weighted = missing if fit is None else missing * fit
+    return float(F.adaptive_avg_pool2d(weighted[None], 2).abs().max())
 
 
 def _fields(areas: _Areas, wanted: Tensor, mask: Tensor | None, fit: Tensor | None) -> dict[str, Tensor]:
