@@ -657,6 +657,13 @@ def test_features_that_do_not_work_on_transformers_are_refused(
     assert found is None if said is None else said in (found or "")
 
 
+def test_sizes_of_mugen_are_multiples_of_16_pixels() -> None:
+    """Its VAE packs 2 x 2 cells. It would pad a latent with 13 x 13 cells, and the image would have an empty border."""
+    plan = make_plan(Settings(enabled=True, scale=1.625), (8, 8), families.BY_ENGINE["Mugen"].unit_cells)
+    assert plan.pixels == (112, 112)
+    assert plan.notes == ("104x104 is rounded to 112x112, multiples of 16 pixels",)
+
+
 def test_control_models_of_transformers_are_refused(shown: Any) -> None:
     entry = SimpleNamespace(title=lambda: "ControlNet", current_params={0: "a unit"})
     p = request(SimpleNamespace(alwayson_scripts=[entry]))

@@ -142,7 +142,8 @@ BY_ENGINE: Mapping[str, Family] = {
     "StableDiffusionXL": SDXL,
     "StableDiffusionXLRefiner": Family("the SDXL refiner", REFINER),
     "StableDiffusion3": SD3,
-    "Mugen": Family("Mugen", sized=True, flow=True),
+    # its VAE packs 2 x 2 cells of 8 pixels, and pads odd sizes with zeros
+    "Mugen": Family("Mugen", sized=True, flow=True, unit=16),
     "Flux": _transformer("Flux.1"),
     "Chroma": _transformer("Chroma"),
     "Lumina2": _transformer("Lumina 2"),
