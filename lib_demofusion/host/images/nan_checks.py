@@ -57,8 +57,12 @@ def has_nan(image: Tensor) -> bool:
 
 
 def model_problem() -> str:
-    """Returns the error for a latent of the model that contains NaN."""
-    return _problem("the model returned NaN", devices.dtype_unet, host().fp32_flags()[0], "choose another checkpoint")
+    """Returns the error for a latent of the model that contains NaN.
+
+    In Forge Neo, flow models return NaN with the schedule type Uniform.
+    """
+    advice = "choose another checkpoint or schedule type"
+    return _problem("the model returned NaN", devices.dtype_unet, host().fp32_flags()[0], advice)
 
 
 def _vae_problem(part: str) -> str:
