@@ -73,6 +73,14 @@ def test_nunchakus_cache_is_refused(webui: Webui, family: Any) -> None:
         assert small(webui).digests == plain.digests
 
 
+@pytest.mark.parametrize("family", ["chroma"], indirect=True)
+def test_sigma_churn_is_refused(webui: Webui, family: Any) -> None:
+    plain = small(webui)
+    with options(webui, s_churn=0.5):
+        assert_refused(small(webui), "Sigma churn on flow models")
+    assert small(webui).digests == plain.digests
+
+
 REFERENCES = ("image stitch", "imagestitch integrated", "多图参考")
 """Titles of Forge Neo's script for reference images, in different versions."""
 

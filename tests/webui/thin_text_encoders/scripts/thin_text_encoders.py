@@ -1,8 +1,10 @@
 """A test extension that makes Forge and Forge Neo read the sizes of a checkpoint's parts from their weights.
 
 It applies to text encoders, transformers and autoencoders. By default these webuis take the sizes of the full models
-from their own configuration files and tables. Klein's prompts are padded to fewer tokens than in the webui, because the
-tokens would take most of the time of a small image. The extension changes no file of the webui.
+from their own configuration files and tables. The extension changes no file of the webui.
+
+Two more changes shorten the tests. Klein's prompts are padded to fewer tokens than in the webui. Each transformer of a
+thin SDXL has only one block.
 """
 
 import contextlib
@@ -135,6 +137,18 @@ def klein_sizes(state):
     return {"mlp_ratio": (joined - width) / width}
 
 
+def unet_sizes(state):
+    """Returns the depths of the transformers of a thin SDXL, and nothing for other models.
+
+    By their depths the webui recognizes the file as SDXL. Here only one block of each transformer is used.
+    """
+    middle = state["middle_block.0.in_layers.2.weight"].shape[0]
+    if "label_emb.0.0.weight" not in state or middle != state["input_blocks.0.0.weight"].shape[0]:
+        return {}
+    depths = {"transformer_depth": [0, 0, 1, 1, 1, 1], "transformer_depth_output": [0, 0, 0, 1, 1, 1, 1, 1, 1]}
+    return {**depths, "transformer_depth_middle": 1}
+
+
 def vae_sizes(state):
     """Returns the fields of an autoencoder's configuration that differ in the weights."""
     if "encoder.conv1.weight" in state:
@@ -145,6 +159,7 @@ def vae_sizes(state):
 
 
 TRANSFORMERS = {
+    "UNet2DConditionModel": unet_sizes,
     "FluxTransformer2DModel": flux_sizes,
     "Flux2Transformer2DModel": klein_sizes,
     "ChromaTransformer2DModel": chroma_sizes,
