@@ -136,3 +136,6 @@ def test_the_panel_chooses_turbo_by_the_selected_checkpoint(tmp_path: Path, monk
     assert "value" not in preset_row.automatic_preset(shown, tab)[0]
     select(monkeypatch, written(tmp_path, "Flux", "flux.safetensors"))
     assert preset_row.automatic_preset(shown, tab)[0]["value"] == "Turbo"
+    warning = line.describe([{"enabled": True, "preset": "Paper"}], tab)
+    assert "use Turbo" in warning
+    assert "low CFG scale" not in warning
