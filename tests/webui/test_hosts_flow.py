@@ -116,6 +116,8 @@ def test_inpainting(webui: Webui, family: Any, upload: Image.Image) -> None:
 @pytest.mark.parametrize("redraw", [False, True])
 def test_from_an_image(webui: Webui, family: Any, upload: Image.Image, redraw: bool) -> None:
     request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.6}
+    # in Forge Neo, the first image after a job with a mask differs from all later ones, with or without DemoFusion
+    small(webui, None, **request)
     result = small(webui, {**ON, "img2img_first": redraw, "return_stages": True}, **request)
     assert_good(result, TWICE, (64, 64))
     plain = small(webui, None, **request)
