@@ -136,7 +136,8 @@ def test_sentences_about_the_cost() -> None:
     )
     assert cost == costs[preset][(2, 3, 4, 6, 8).index(int(scale))]
     ((first, second, preset, *told),) = re.findall(
-        r"need only (\d) or (\d) steps, .*? \*(\w+)\* takes ([\d.]+) times as long .*? at 2x, and ([\d.]+) times",
+        r"need only (\d) or (\d) steps, .*? \*(\w+)\*, a whole run at 2x takes ([\d.]+) times .*? "
+        r"at 4x takes ([\d.]+) times",
         text,
     )
     for steps in (int(first), int(second)):

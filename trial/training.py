@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trial.progress import progress_bar
 
 WARM_UP, SAVE_EVERY = 100, 250
-"""Steps of the rising learning rate, and steps between two saved states."""
+"""Number of steps in which the learning rate rises, and number of steps between two saved states."""
 
 
 def parser(text: str, steps: int, rate: float, decay: int) -> argparse.ArgumentParser:

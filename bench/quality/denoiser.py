@@ -30,12 +30,12 @@ class GuidedModel:
         self._unet = unet
         self._guidance = guidance
         self._calls = 1 if guidance == 1 else 2
-        """Rows of an image."""
+        """Number of rows in a call of the model for each image: cond and uncond, or cond alone."""
         self._context = context[: len(context) * self._calls // 2]
         self._rows = rows
         self._batches = ViewBatches(max(1, rows // len(self._context)))
         self.views = 0.0
-        """Evaluations per image so far. One evaluation is cond and uncond of native size."""
+        """Evaluations per image so far. One evaluation is a call for one image of native size, with all of its rows."""
 
     def whole(self, x: Tensor, t: int) -> Tensor:
         """Predicts the noise in the whole latent."""
@@ -48,13 +48,13 @@ class GuidedModel:
             def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
                 return self._evaluate(crops, t, self._context[rows].repeat(len(views), 1, 1))
 
-            # for noise, the dilated path does not restore the part that the blur removed
+            # 0.0 because the model predicts noise: the dilated path does not restore the part that the blur removed
             return self._guided(run.denoise(evaluate, self._rows_of(x), 0.0, self._batches))
 
         return predict
 
     def fused_flow(self, run: StageRun, consistency: bool = False) -> Callable[[Tensor, float], Tensor]:
-        """Returns the clean latent that a stage of a flow model fuses from views, for x (B, 4, h, w) at a sigma."""
+        """Returns a function of x (B, 4, h, w) and sigma: the clean latent that a stage fuses from views."""
 
         def predict(x: Tensor, sigma: float) -> Tensor:
             def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:

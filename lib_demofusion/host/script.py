@@ -33,7 +33,8 @@ class DemoFusionHires(scripts.Script):
     def show(self, is_img2img: bool) -> object:
         if not supported():
             return False
-        # `show` runs before any script creates its controls. With --nowebui, `on_before_ui` is too late for the plot
+        # registered here because `show` runs before any script creates its controls. With --nowebui, `on_before_ui`
+        # runs after the X/Y/Z plot has read its axes
         xyz.register()
         return scripts.AlwaysVisible
 

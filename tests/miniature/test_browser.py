@@ -25,7 +25,10 @@ OPENING = "Fast"
 """The preset of a panel that has just been opened."""
 
 BASE = {"txt2img": [128], "img2img": []}
-"""The base image that follows the final one. In img2img it is the upload, which is on the page already."""
+"""Sizes of the images that follow the final one in the gallery.
+
+In img2img, no base image follows, because it is the upload, which the page already shows.
+"""
 
 INFOTEXT = """a yellow cross on blue ground
 Negative prompt: gray
@@ -71,7 +74,7 @@ def test_the_live_line_is_updated_when_a_value_changes(tab: Tab) -> None:
 def test_the_copy_of_a_text_is_updated_only_if_the_text_changes(
     blank: Any, text: str | None, copy: str, result: str | None
 ) -> None:
-    """In gradio 4 every update reports a change of every text, so updates without a change would never end."""
+    """In gradio 4, every update triggers the change event of all texts, so constant updates of the copy never end."""
     script = f"values => Promise.race([({IF_CHANGED})(...values), new Promise(end => setTimeout(end, 100, null))])"
     assert blank.evaluate(script, [text, copy]) == result
 
@@ -157,7 +160,7 @@ def test_errors_in_the_live_line_are_red_and_readable(blank: Any, address: str, 
     tab.wait_for_line("not valid")
     error, within, text = page.eval_on_selector(".demofusion-error", COLOURS)
     assert error == within != text
-    # a mixture of two colours has the form colour(srgb 0.9 0.4 0.4)
+    # a mixture of two colours has the form color(srgb 0.9 0.4 0.4)
     red, green, blue = (float(part) for part in re.findall(r"[\d.]+", error)[:3])
     error = f"rgb({red * 255:.0f}, {green * 255:.0f}, {blue * 255:.0f})" if "srgb" in error else error
     assert red > 1.5 * max(green, blue)

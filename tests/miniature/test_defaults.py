@@ -64,7 +64,7 @@ def test_saved_defaults_are_restored(webui: Webui, tab: str) -> None:
 
 @pytest.mark.parametrize("tab", TABS)
 def test_a_damaged_file_of_defaults_is_tolerated(webui: Webui, tab: str) -> None:
-    """The file holds the label of an option where the value was False."""
+    """Instead of the value False, the file contains the label of that choice."""
     component = controls(tab)["img2img_first"]
     spoilt = after_apply(component, "Upscale the image as it is")
     picture = webui.job().images[0] if tab == "img2img" else None

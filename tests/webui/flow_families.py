@@ -43,7 +43,7 @@ ON: dict[str, Any] = {"enabled": True, "scale": 2, "view_batch": 16, "overlap": 
 
 @pytest.fixture(scope="module")
 def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webui]:
-    """Starts a webui with a folder of checkpoints, which it fills first if it is empty, or uses a running webui."""
+    """Uses a running webui, or starts one. If its folder of checkpoints is empty, the checkpoints are made first."""
     url, folder = request.config.getoption("--webui-url"), request.config.getoption("--webui")
     checkpoints = request.config.getoption("--checkpoints")
     if url:
@@ -64,7 +64,7 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def prepare(server: Webui) -> None:
-    """Sets those options of these tests that the webui has."""
+    """Sets the options in OPTIONS, except those that the webui does not have."""
     known = server.call("options")
     server.call("options", {name: value for name, value in OPTIONS.items() if name in known})
 

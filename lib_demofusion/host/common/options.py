@@ -1,4 +1,4 @@
-"""The options on the settings page. They depend on the machine and not on the image."""
+"""The options on the settings page. They apply to all jobs."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A prompt that contains ONEVIEW runs the comparison. Both start from the same noise at the same level. The stage has one
 view of the whole latent, and the skip residual and the dilated path have a weight of 0, so the result must be the same.
-The infotext contains the largest difference of the latents and the largest value.
+The infotext contains the largest difference of the two latents, and the largest absolute value in that of img2img.
 """
 
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ class OneView(scripts.Script):
 
 
 def both(p, samples):
-    """Returns the latents of the stage and of the webui's img2img, with the webui's axes."""
+    """Returns the latents of the stage and of the webui's img2img, both in the shape that the webui uses."""
     from lib_demofusion.host.backends import host
     from lib_demofusion.host.common.patching import replaced
     from lib_demofusion.host.sampling.stage_sampler import StageTask, run_stage, stage_seeds
