@@ -72,6 +72,22 @@ def test_stand_ins_have_the_names_and_shapes_of_the_file(tmp_path: Path) -> None
     assert {name: x.shape for name, x in stand_ins(path).items()} == {n: x.shape for n, x in load_file(path).items()}
 
 
+def test_chroma_is_recognized_by_a_layer(tmp_path: Path) -> None:
+    """The detection of Forge takes Chroma for Flux.1."""
+    layers = {**LAYERS["Flux"], f"{PREFIX}distilled_guidance_layer.layers.0.in_layer.bias": (8,)}
+    file = tmp_path / "chroma.safetensors"
+    save_file({key: torch.randn(shape) for key, shape in layers.items()}, file)
+    assert family_of_file(str(file)) == BY_ENGINE["Chroma"]
+
+
+def test_a_special_form_of_a_kind_is_recognized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forge's class for SDXL's editing checkpoints is derived from its class for SDXL and belongs to no engine."""
+    detection = checkpoint_files.huggingface_guess
+    special = type("Special", (detection.kinds["StableDiffusionXL"],), {})
+    monkeypatch.setattr(detection, "guess", lambda state: special())
+    assert family_of_file(written(tmp_path, "StableDiffusionXL")) == BY_ENGINE["StableDiffusionXL"]
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_file_is_recognized_by_the_webuis_detection(tmp_path: Path, name: str) -> None:
     assert family_of_file(written(tmp_path, name)) == BY_ENGINE[name]

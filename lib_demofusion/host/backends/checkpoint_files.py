@@ -22,6 +22,8 @@ except ImportError:
 
 LARGEST_HEADER = 100_000_000
 """Maximum number of bytes of a header in the safetensors format."""
+CHROMA_LAYER = "model.diffusion_model.distilled_guidance_layer.layers.0.in_layer.bias"
+"""A layer by which Forge recognizes Chroma (backend/loader.py, forge_loader). Its detection takes Chroma for Flux.1."""
 RECTIFIED = "rectified"
 """Forge Neo recognizes rectified-flow SDXL by this word in the path (backend/loader.py, forge_loader)."""
 
@@ -39,9 +41,13 @@ def family_of_file(path: str) -> Family | None:
 @functools.lru_cache(maxsize=8)
 def _recognized(path: str, version: tuple[int, int]) -> Family | None:
     """Does the work of `family_of_file`. `version` is only a key of the cache: a replaced file is read again."""
-    found = huggingface_guess.guess(loader.preprocess_state_dict(stand_ins(path)))
-    engine = next(engine for engine in loader.possible_models if type(found) in engine.matched_guesses)
-    return family_named(engine.__name__, flow=RECTIFIED in path.lower())
+    state = loader.preprocess_state_dict(stand_ins(path))
+    if CHROMA_LAYER in state:
+        return family_named("Chroma")
+    found = huggingface_guess.guess(state)
+    engines = [engine for engine in loader.possible_models if isinstance(found, tuple(engine.matched_guesses))]
+    exact = [engine for engine in engines if type(found) in engine.matched_guesses]
+    return family_named((exact or engines)[0].__name__, flow=RECTIFIED in path.lower())
 
 
 def stand_ins(path: str) -> dict[str, Tensor]:
