@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from webui.conftest import Result, Webui, facts_or_skip, interrupted, png
 from webui.flow_families import FAMILIES, NO_REFERENCE, ON, TWICE, family, linked, small, webui
-from webui.test_at_home import options
+from webui.test_api_and_scripts import options
 from webui.test_generate import assert_good
 
 __all__ = ["family", "webui"]

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from webui.conftest import Webui, facts_or_skip, png
 from webui.flow_families import ON, TWICE, family, small, webui
-from webui.test_at_home import options
+from webui.test_api_and_scripts import options
 from webui.test_generate import assert_good
 from webui.test_hosts import (
     test_an_error_in_a_stage_returns_the_previous_image,

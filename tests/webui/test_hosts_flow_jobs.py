@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from webui.conftest import Result, Webui, png
 from webui.flow_families import FAMILIES, ON, TWICE, family, small, webui
-from webui.test_at_home import options
+from webui.test_api_and_scripts import options
 from webui.test_generate import assert_good
 
 __all__ = ["family", "webui"]

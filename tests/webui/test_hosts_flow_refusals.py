@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from webui.conftest import Result, Webui, facts_or_skip, png
 from webui.flow_families import FAMILIES, NO_REFERENCE, family, linked, small, webui
-from webui.test_at_home import options
+from webui.test_api_and_scripts import options
 
 __all__ = ["family", "webui"]
 

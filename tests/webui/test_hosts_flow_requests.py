@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from webui.conftest import Result, Webui, decoded, facts_or_skip
 from webui.flow_families import FAMILIES, ON, TWICE, family, small, webui
-from webui.test_at_home import options
+from webui.test_api_and_scripts import options
 from webui.test_generate import assert_good
 from webui.test_hosts import PREVIEWS, hires_fix
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from webui.conftest import Webui
-from webui.test_at_home import SMALL, TWICE, options
+from webui.test_api_and_scripts import SMALL, TWICE, options
 from webui.test_generate import assert_good, difference
 
 pytestmark = pytest.mark.webui

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 from PIL import Image
 from webui.conftest import REQUEST, Result, Webui, png
-from webui.test_at_home import SMALL, TWICE, fresh, options
+from webui.test_api_and_scripts import SMALL, TWICE, fresh, options
 from webui.test_generate import ON, assert_good, difference
 
 pytestmark = pytest.mark.webui

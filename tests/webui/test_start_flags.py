@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from webui.conftest import TITLE, Result, Webui, png, started
-from webui.test_at_home import SMALL, TWICE
+from webui.test_api_and_scripts import SMALL, TWICE
 from webui.test_generate import assert_good
 
 pytestmark = [pytest.mark.webui, pytest.mark.slow]
