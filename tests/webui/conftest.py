@@ -123,12 +123,12 @@ def facts_or_skip(webui: Webui, name: str) -> Any:
         pytest.skip("the webui has no classes for kinds of models")
 
 
-def interrupted(webui: Webui, run: Callable[[], Result]) -> Result:
-    """Interrupts a job in its first stage, and returns its result."""
+def interrupted(webui: Webui, run: Callable[[], Result], at: str = "DemoFusion") -> Result:
+    """Interrupts a job in the stage whose text beside the bar contains `at`, and returns the job's result."""
     done: list[Result] = []
     thread = threading.Thread(target=lambda: done.append(run()))
     thread.start()
-    while thread.is_alive() and "DemoFusion" not in str(webui.call("progress").get("textinfo")):
+    while thread.is_alive() and at not in str(webui.call("progress").get("textinfo")):
         time.sleep(0.1)
     webui.call("interrupt", {})
     thread.join()

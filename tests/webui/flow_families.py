@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from webui import hosts
 from webui.conftest import DEFAULTS, Result, Webui, facts_or_skip, started
 
@@ -110,3 +112,7 @@ def linked(webui: Webui, checkpoint: str, name: str) -> Iterator[str]:
 
 def small(webui: Webui, demofusion: Any = ON, **request: Any) -> Result:
     return webui.generate(demofusion, **{**SMALL, "distilled_cfg_scale": 3.5, **request})
+
+
+def pixels(image: Image.Image) -> Any:
+    return np.asarray(image.convert("RGB"), int)

@@ -5,16 +5,14 @@ These models differ in their text encoders and in the axes of their latents.
 
 from __future__ import annotations
 
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from webui.conftest import Result, Webui, png
-from webui.flow_families import FAMILIES, ON, TWICE, family, small, webui
+from webui.conftest import Webui, interrupted, png
+from webui.flow_families import FAMILIES, ON, TWICE, family, pixels, small, webui
 from webui.test_api_and_scripts import options
 from webui.test_generate import assert_good
 
@@ -29,10 +27,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.parametrize("family", KINDS, indirect=True),
 ]
-
-
-def pixels(image: Image.Image) -> Any:
-    return np.asarray(image.convert("RGB"), int)
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +61,9 @@ def test_two_uploads_in_a_batch(webui: Webui, family: Any, large: Image.Image) -
 
 def test_an_interrupt_in_the_last_stage_returns_the_stage_before(webui: Webui, family: Any) -> None:
     on = {**ON, "scale": 3, "stages": "1,2,3", "view_batch": 1}
-    done: list[Result] = []
-    thread = threading.Thread(target=lambda: done.append(small(webui, on, steps=4)))
-    thread.start()
-    while thread.is_alive() and "2/2" not in str(webui.call("progress").get("textinfo")):
-        time.sleep(0.1)
-    webui.call("interrupt", {})
-    thread.join()
-    assert "DemoFusion stopped" in done[0].infotexts[0]
-    assert done[0].digests[0] == small(webui, {**on, "scale": 2, "stages": "1,2"}, steps=4).digests[0]
+    stopped = interrupted(webui, lambda: small(webui, on, steps=4), at="2/2")
+    assert "DemoFusion stopped" in stopped.infotexts[0]
+    assert stopped.digests[0] == small(webui, {**on, "scale": 2, "stages": "1,2"}, steps=4).digests[0]
 
 
 def test_a_negative_prompt_has_no_effect_at_cfg_scale_1(webui: Webui, family: Any) -> None:

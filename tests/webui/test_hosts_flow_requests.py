@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from webui.conftest import Result, Webui, decoded, facts_or_skip
-from webui.flow_families import FAMILIES, ON, TWICE, family, small, webui
+from webui.flow_families import FAMILIES, ON, TWICE, family, pixels, small, webui
 from webui.test_api_and_scripts import options
 from webui.test_generate import assert_good
 from webui.test_hosts import PREVIEWS, hires_fix
@@ -28,10 +28,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.parametrize("family", KINDS, indirect=True),
 ]
-
-
-def pixels(image: Image.Image) -> Any:
-    return np.asarray(image.convert("RGB"), int)
 
 
 def test_three_stages_of_a_portrait(webui: Webui, family: Any) -> None:
