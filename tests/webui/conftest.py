@@ -135,6 +135,22 @@ def interrupted(webui: Webui, run: Callable[[], Result], at: str = "DemoFusion")
     return done[0]
 
 
+def progress_of_stages(webui: Webui, run: Callable[[], Result]) -> tuple[Result, list[dict[str, Any]]]:
+    """Runs a job. Returns its result, and the answers of the API about its progress during the stages."""
+    done: list[Result] = []
+    answers: list[dict[str, Any]] = []
+    thread = threading.Thread(target=lambda: done.append(run()))
+    thread.start()
+    while thread.is_alive():
+        answer = webui.call("progress")
+        # the text of a finished job is still there
+        if answer["state"]["job_count"] and "DemoFusion" in str(answer.get("textinfo")):
+            answers.append(answer)
+        time.sleep(0.1)
+    thread.join()
+    return done[0], answers
+
+
 def decoded(text: str) -> Image.Image:
     """Decodes an image from the API."""
     return Image.open(io.BytesIO(base64.b64decode(text.rpartition(",")[2])))

@@ -7,8 +7,6 @@ with tiny checkpoints that no other webui can load.
 from __future__ import annotations
 
 import re
-import threading
-import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from webui.conftest import Result, Webui, decoded, interrupted, png
+from webui.conftest import Result, Webui, decoded, interrupted, png, progress_of_stages
 from webui.test_generate import assert_good
 
 from lib_demofusion.method.sampler_checks import CALLS_DO_NOT_FIT, NOT_ITS_X
@@ -276,23 +274,13 @@ def test_progress_and_previews_of_a_stage(webui: Webui) -> None:
     """The progress bar never goes back, and the previews of the stages show the whole image."""
     before = webui.call("options")
     webui.call("options", PREVIEWS)
-    seen: list[dict[str, Any]] = []
-    done: list[Result] = []
     # Forge Neo rounds sizes to multiples of 64, so the sizes here are multiples of 64
     request = {"width": 128, "steps": 6}
-    thread = threading.Thread(target=lambda: done.append(small(webui, {**ON, "scale": 3, "view_batch": 2}, **request)))
     try:
-        thread.start()
-        while thread.is_alive():
-            answer = webui.call("progress")
-            # the text of a finished job is still there
-            if answer["state"]["job_count"] and "DemoFusion" in str(answer.get("textinfo")):
-                seen.append(answer)
-            time.sleep(0.1)
-        thread.join()
+        result, seen = progress_of_stages(webui, partial(small, webui, {**ON, "scale": 3, "view_batch": 2}, **request))
     finally:
         webui.call("options", {name: before[name] for name in PREVIEWS})
-    assert_good(done[0], (384, 192))
+    assert_good(result, (384, 192))
     # the webui adds two quotients, so the last bits may vary
     shares = [round(answer["progress"], 9) for answer in seen]
     assert len(set(shares)) > 5

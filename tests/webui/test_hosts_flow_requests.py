@@ -5,14 +5,13 @@ They run on a transformer with plain latents, one with latents of five axes, and
 
 from __future__ import annotations
 
-import threading
-import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from webui.conftest import Result, Webui, decoded, facts_or_skip
+from webui.conftest import Webui, decoded, facts_or_skip, progress_of_stages
 from webui.flow_families import FAMILIES, ON, TWICE, family, pixels, small, webui
 from webui.test_api_and_scripts import options
 from webui.test_generate import assert_good
@@ -70,18 +69,11 @@ def test_a_batch_of_two_prompts_of_different_lengths(webui: Webui, family: Any, 
 def test_full_previews_of_a_stage(webui: Webui, family: Any) -> None:
     """The webui decodes full previews with the autoencoder while the stage runs."""
     full = {**PREVIEWS, "show_progress_type": "Full"}
-    seen: list[Image.Image] = []
-    done: list[Result] = []
-    thread = threading.Thread(target=lambda: done.append(small(webui, {**ON, "view_batch": 1}, width=128, steps=6)))
+    run = partial(small, webui, {**ON, "view_batch": 1}, width=128, steps=6)
     with options(webui, **full):
-        thread.start()
-        while thread.is_alive():
-            answer = webui.call("progress")
-            if "DemoFusion" in str(answer.get("textinfo")) and answer["current_image"]:
-                seen.append(decoded(answer["current_image"]))
-            time.sleep(0.1)
-        thread.join()
-    assert_good(done[0], (256, 128))
+        result, answers = progress_of_stages(webui, run)
+    assert_good(result, (256, 128))
+    seen = [decoded(answer["current_image"]) for answer in answers if answer["current_image"]]
     assert seen
     assert all(image.width == 2 * image.height for image in seen)
     assert all(pixels(image).std() > 5 for image in seen)
