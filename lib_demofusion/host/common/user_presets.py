@@ -26,7 +26,7 @@ NO_NAME = "Type a name for the preset"
 BAD_NAME = "Use a name of at most 60 printable characters"
 NOT_SAVED = "This preset no longer exists"
 REPAIR = "Repair or delete the file demofusion-presets.json first"
-NOT_WRITTEN = "The preset was not saved"
+NOT_WRITTEN = "The change to your presets was not saved"
 SENTENCES = (BUILT_IN, NO_NAME, BAD_NAME, NOT_SAVED, REPAIR, NOT_WRITTEN)
 
 _lock = Lock()

@@ -52,11 +52,14 @@ def lacks_room_to_decode(model: Any, size: Size) -> bool:
 
 
 HUGE = "a side has more than 16384 pixels: the memory may be too small, and few programs open such an image"
-LONG = "this takes more than an hour"
+LONG = "the run takes more than an hour"
 NO_MEMORY = "the computer's free memory may be too small for an image of this size"
 NO_ROOM = "the free memory and the free disk space may be too small to decode an image of this size"
-TURBO_CHOSEN = "this looks like a few-step model, so the panel switched to Turbo; click a preset to choose another one"
-TURBO_BETTER = "this denoising strength is too high for so few steps; for few-step models, use Turbo"
+TURBO_CHOSEN = (
+    "the number of steps and the CFG scale suggest a few-step model, so the panel switched to Turbo; "
+    "to use another preset, click it"
+)
+TURBO_BETTER = "the denoising strength is too high for so few steps; for few-step models, use the preset Turbo"
 NOT_LOADED = "the expected time appears when this checkpoint is loaded and DemoFusion has run with it once"
 OFF = "DemoFusion is off. Tick the box in the title of the panel to switch it on."
 UNUSED_BY_STAGES = "'Upscale by' has no effect, because the list in 'Stages' ends at"
