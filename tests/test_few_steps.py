@@ -6,9 +6,8 @@ from dataclasses import asdict
 
 import pytest
 
-from lib_demofusion.settings.few_steps import looks_few_step, needs_more_steps, with_automatic_preset
-from lib_demofusion.settings.presets import PRESETS, TURBO, Choices
-from lib_demofusion.settings.reading import changed_fields, parse_settings
+from lib_demofusion.settings.presets import PRESETS, TURBO, Choices, looks_few_step
+from lib_demofusion.settings.reading import changed_fields, needs_more_steps, parse_settings, with_automatic_preset
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def explicit_unipc(levels: Tensor, extra: float) -> list[Tensor]:
 
 
 def drive(levels: Tensor, detector: StepDetector, extra: float) -> list[Tensor]:
-    """Connects `host_unipc` to a StageRun, like host/backends/forge_denoiser.py and host/sampling."""
+    """Connects `host_unipc` to a StageRun, like host/backends/forge.py and host/sampling."""
     settings = Settings(cosine_scale_1=EXPONENT, extra_noise=extra)
     run = StageRun(STAGE, settings, ANCHOR, NOISE, SamplerTraits(VarianceExploding(sigma_to_t), detector))
     seen = []

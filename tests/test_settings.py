@@ -16,15 +16,16 @@ from hypothesis import example, given, settings
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.settings.errors import SettingsError
 from lib_demofusion.settings.fields import ENABLED_KEY, NAMES, OF_THE_REQUEST, PRESET_FIELDS, SPECS, Settings
-from lib_demofusion.settings.infotext import from_infotext, to_infotext
 from lib_demofusion.settings.presets import BUILT_IN, PRESETS, Choices
 from lib_demofusion.settings.reading import (
     changed_fields,
+    from_infotext,
     overridden,
     parse_preset,
     parse_settings,
     preset_values,
     settings_from_args,
+    to_infotext,
 )
 
 EXAMPLES = settings(max_examples=200, deadline=None)

@@ -23,7 +23,7 @@ from lib_demofusion.host.common.messages import (
     reset,
     sized,
 )
-from lib_demofusion.host.images import inpainting, size_limits
+from lib_demofusion.host.images import inpainting, output
 from lib_demofusion.host.images.base_image import (
     base_images,
     base_latent,
@@ -31,11 +31,11 @@ from lib_demofusion.host.images.base_image import (
     encode_upload_alike,
     own_generators,
 )
-from lib_demofusion.host.images.stage_images import StageImage, with_later_reports
+from lib_demofusion.host.images.output import StageImage, with_later_reports
 from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.progress import webui_state
 from lib_demofusion.host.progress.bar import Progress, make_progress
-from lib_demofusion.host.progress.webui_steps import img2img_steps
+from lib_demofusion.host.progress.webui_state import img2img_steps
 from lib_demofusion.host.sampling.stage_sampler import stop_requested
 from lib_demofusion.host.stage_loop import StageLoop, saves_stages, shows_base, shows_stages
 from lib_demofusion.method.costs import Pass
@@ -82,7 +82,7 @@ class Job:
         try:
             options.check()
             plan = make_plan(self.settings, (p.height // CELL, p.width // CELL), _unit(p))
-            size_limits.check_format(p, plan)
+            output.check_format(p, plan)
         except SettingsError as error:
             # with hires fix, the base image is larger
             return None if getattr(p, "enable_hr", False) else str(error)
@@ -173,7 +173,7 @@ class Job:
         """Plans the stages for the base samples (latents or images). Raises SettingsError if a setting does not fit."""
         plan = make_plan(self.settings, base_size(p, samples), _unit(p))
         inpainting.check_shape(p, plan)
-        size_limits.check_format(p, plan)
+        output.check_format(p, plan)
         for note in plan.notes if plan.stages else (NO_STAGE, *plan.notes):
             report_note(p, note)
         return plan

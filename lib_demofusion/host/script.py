@@ -1,18 +1,53 @@
-"""The script that the webui loads. It forwards the webui's hooks to the other modules of this package."""
+"""The script that the webui loads. The job of a request is an attribute of its `p` from `process` to `postprocess`."""
 
 from __future__ import annotations
 
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 from modules import script_callbacks, scripts
 
-from lib_demofusion.host import backends, hooks
-from lib_demofusion.host.common import options
+from lib_demofusion.host.backends import greet, host, loaded_model
+from lib_demofusion.host.common import options, user_presets
+from lib_demofusion.host.common.messages import PREFIX, report_note, report_problem
+from lib_demofusion.host.images.output import shrink_for_gallery
+from lib_demofusion.host.integrations import refusals
+from lib_demofusion.host.job import Job
 from lib_demofusion.host.panel import build, page, xyz
+from lib_demofusion.host.progress import webui_state
+from lib_demofusion.settings.errors import SettingsError
+from lib_demofusion.settings.fields import Settings
+from lib_demofusion.settings.presets import Choices
+from lib_demofusion.settings.reading import (
+    fields_without_switch,
+    is_enabled,
+    names_preset,
+    overridden,
+    settings_from_args,
+    to_infotext,
+)
+
+logger = logging.getLogger("DemoFusion")
 
 UNSUPPORTED = (
     "DemoFusion Hires needs webui 1.8 or newer. This webui has no `post_sample` hook, so the panel is disabled"
 )
+
+JOB = "_demofusion_job"
+ASKED_SIZE = "_demofusion_asked_size"
+ON = "_demofusion_on"
+"""Name of an attribute of a request: true if the request has stages. It is kept until the last hook, after the job."""
+
+TURBO_USED = (
+    "the preset {} is used instead of {}, because the request contains no preset, and its steps and CFG scale are "
+    "typical of a few-step model"
+)
+
+PROCESSING = "modules.processing"
+"""The module whose functions run a request. The request is their local variable `p`."""
 
 
 def supported() -> bool:
@@ -45,23 +80,133 @@ class DemoFusionHires(scripts.Script):
         page.component_of_tab(self, component, kwargs.get("elem_id"))
 
     def before_process(self, p: Any, *args: Any) -> None:
-        hooks.before_process(p)
+        # Forge Neo rounds the requested size to multiples of 64 between this hook and `process`
+        setattr(p, ASKED_SIZE, (p.width, p.height))
 
     def process(self, p: Any, *args: Any) -> None:
-        hooks.process(p, args)
+        create_job(p, args)
 
     def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
-        hooks.process_batch(p)
+        # p.init has run, and the base image is not sampled yet
+        job = getattr(p, JOB, None)
+        if job is not None:
+            job.before_base(p)
 
     def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
-        hooks.post_sample(p, ps)
+        # the base image is sampled, but not decoded yet
+        job = getattr(p, JOB, None)
+        if job is not None:
+            ps.samples = job.after_base(p, ps.samples)
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
-        hooks.postprocess(p, processed)
+        end_job(p, processed)
+
+
+def create_job(p: Any, args: Sequence[object]) -> None:
+    """Creates the job of a request. Removes infotext keys of earlier runs, because the cells of a grid share a dict.
+
+    Ignores a request that runs inside another request with stages. For example, ADetailer repaints a part of the image
+    with a request of its own, and passes copies of the outer request to every script.
+    """
+    outer = next((outer for outer in outer_requests(p) if getattr(outer, ON, False)), None)
+    setattr(p, ON, False)
+    if outer is not None and outer.extra_generation_params is p.extra_generation_params:
+        # the keys belong to the outer request, whose images do not have an infotext yet
+        setattr(p, JOB, None)
+        return
+    for key in [key for key in p.extra_generation_params if key.startswith(PREFIX)]:
+        del p.extra_generation_params[key]
+    setattr(p, JOB, None)
+    if outer is not None or getattr(p, "_ad_inner", False):
+        return
+    overrides = xyz.overrides(p)
+    _note_unread(p, args, overrides)
+    try:
+        if not is_enabled(args, overrides):
+            webui_state.withdraw()
+            return
+        known = user_presets.known_choices()
+        settings = _settings(p, args, overrides, known)
+    except SettingsError as error:
+        webui_state.withdraw()
+        report_problem(p, str(error))
+        return
+    _note_rounding(p)
+    setattr(p, ON, True)
+    setattr(p, JOB, Job(p, settings, to_infotext(settings, known)))
+
+
+def _note_rounding(p: Any) -> None:
+    asked = getattr(p, ASKED_SIZE, (p.width, p.height))
+    if asked != (p.width, p.height):
+        report_note(p, f"this webui creates a base image of {p.width}x{p.height} instead of {asked[0]}x{asked[1]}")
+
+
+def _note_unread(p: Any, args: Sequence[object], overrides: Mapping[str, object]) -> None:
+    """Reports the fields of a request that have no effect, because it does not enable DemoFusion."""
+    fields = () if "enabled" in overrides else fields_without_switch(args)
+    if fields:
+        report_note(p, f'DemoFusion is off, because the request contains {", ".join(fields)} but not "enabled": true')
+
+
+def _settings(p: Any, args: Sequence[object], overrides: Mapping[str, object], known: Choices) -> Settings:
+    """Returns the settings of a request. Raises SettingsError.
+
+    The preset Turbo is selected automatically only if the request contains no preset. The panel always sends one. A
+    script such as the X/Y/Z plot keeps one preset for all its images, even if it changes the number of steps.
+    """
+    asked = overridden(settings_from_args(args, _default_preset(p, args, known), known), overrides, known)
+    if names_preset(args) or "preset" in overrides or refusals.of_job(p).script:
+        return asked
+    settings = options.with_automatic_preset(
+        asked, p.steps, p.cfg_scale, known, host().family(loaded_model()).distilled
+    )
+    if settings.preset != asked.preset:
+        report_note(p, TURBO_USED.format(settings.preset, asked.preset))
+    return settings
+
+
+def _default_preset(p: Any, args: Sequence[object], known: Choices) -> str:
+    """Returns the preset for arguments without one. Reports a default preset (settings page) that does not exist."""
+    gone = options.default_preset_gone(known)
+    if gone is not None and not names_preset(args):
+        logger.warning("%s %s", options.DEFAULT_GONE, gone)
+        report_note(p, f"{options.DEFAULT_GONE} {gone}")
+    return options.default_preset(known)
+
+
+def outer_requests(p: Any) -> Iterator[Any]:
+    """Yields the requests other than p that the webui is processing, the innermost first.
+
+    Reads them from the call stack. An attribute of the request would remain after an error, and copies of the request
+    would have it too.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        found = frame.f_locals.get("p") if frame.f_globals.get("__name__") == PROCESSING else None
+        if found is not None and found is not p:
+            yield found
+        frame = frame.f_back
+
+
+def end_job(p: Any, processed: Any) -> None:
+    """Ends the job of a request after all its images are finished, and adds the images of the stages."""
+    job = getattr(p, JOB, None)
+    if job is None or job.request() is not p:
+        # ADetailer passes a copy of the request to every script between the images of a batch
+        return
+    setattr(p, JOB, None)
+    job.end(p)
+    # the host adds masks to the images but not to the infotexts, and the page finds an infotext by the image's index
+    processed.infotexts.extend([processed.info] * (len(processed.images) - len(processed.infotexts)))
+    processed.images.extend(picture.image for picture in job.stage_images)
+    processed.infotexts.extend(picture.infotext for picture in job.stage_images)
+    if not p.is_api:
+        shrink_for_gallery(processed)
 
 
 def register() -> None:
     """Registers the webui's callbacks. The webui removes them at each "Reload UI"."""
     script_callbacks.on_after_component(page.component_of_page)
     script_callbacks.on_ui_settings(options.register)
-    backends.greet()
+    greet()

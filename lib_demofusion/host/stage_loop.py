@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lib_demofusion.host.common import options
 from lib_demofusion.host.common.messages import BASE_IMAGE, KEY_SIZE, report_failure, report_note, report_stop, sized
-from lib_demofusion.host.images import coding, inpainting, size_limits
+from lib_demofusion.host.images import coding, inpainting, output
 from lib_demofusion.host.images.base_image import BaseColors, known_base
-from lib_demofusion.host.images.stage_images import StageImage, stage_images
+from lib_demofusion.host.images.output import StageImage, stage_images
 from lib_demofusion.host.images.upscaling import enlarged
 from lib_demofusion.host.images.vae import Report
 from lib_demofusion.host.integrations import refusals, soft_inpainting
@@ -180,7 +180,7 @@ class StageLoop:
         `size` is the size of one image in cells.
         """
         width, height = self._overlay.picture_size(self._p) or (size[1] * CELL, size[0] * CELL)
-        problem = size_limits.grid_problem(self._p, (width, height))
+        problem = output.grid_problem(self._p, (width, height))
         if problem:
             report_note(self._p, problem)
             self._p.do_not_save_grid = True

@@ -1,4 +1,7 @@
-"""The words that a field accepts, the built-in presets, and the choices that users and the webui add."""
+"""The words that a field accepts, the built-in presets, and the choices that users and the webui add.
+
+Also recognizes requests for few-step models, such as LCM, Lightning, DMD2 and Turbo, and chooses a preset for them.
+"""
 
 from __future__ import annotations
 
@@ -68,6 +71,15 @@ CHOSEN_FOR_MANY_STEPS = ("Balanced", "Fast")
 DEFAULT_PRESET = "Fast"
 """The preset that the panel shows at first, and that applies to requests without a preset."""
 
+FEW_STEPS, LOW_GUIDANCE = 10, 2.0
+"""The most steps and the highest CFG scale of a request that counts as one for a few-step model.
+
+Such models typically run with 4 to 8 steps and a CFG scale of 1 to 2.
+"""
+
+MOST_STRENGTH = 0.6
+"""Maximum denoising strength with few steps. Stages keep the base image's structure at 0.5 and lose it at 1."""
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -95,3 +107,17 @@ class Choices:
 
 BUILT_IN = Choices()
 """No additional choices."""
+
+
+def looks_few_step(steps: int, cfg_scale: float, distilled: bool = False) -> bool:
+    """Returns whether a request with this number of steps and this CFG scale looks like one for a few-step model.
+
+    `distilled` means that the guidance is built into the model, as in Flux.1 dev. The CFG scale then has another
+    meaning, so only the number of steps counts.
+    """
+    return steps <= FEW_STEPS and (distilled or cfg_scale <= LOW_GUIDANCE)
+
+
+def automatic_preset(default: str, steps: int, cfg_scale: float, distilled: bool = False) -> str:
+    """Returns Turbo for a few-step model if the values of `default` were chosen for many steps, else `default`."""
+    return TURBO if default in CHOSEN_FOR_MANY_STEPS and looks_few_step(steps, cfg_scale, distilled) else default

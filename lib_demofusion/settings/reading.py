@@ -1,14 +1,17 @@
-"""Reads settings from script arguments, dicts and presets."""
+"""Reads settings from script arguments, dicts, presets and infotexts, and writes them to infotexts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from lib_demofusion.settings.errors import SettingsError, shortened
-from lib_demofusion.settings.fields import CONTROLLED, NAMES, PRESET_FIELDS, SPECS, Settings
-from lib_demofusion.settings.presets import BUILT_IN, Choices
+from lib_demofusion.settings.fields import CONTROLLED, ENABLED_KEY, NAMES, PRESET_FIELDS, SPECS, Settings
+from lib_demofusion.settings.presets import BUILT_IN, MOST_STRENGTH, Choices, automatic_preset, looks_few_step
+
+CHANGED = " (changed)"
+"""The suffix of a preset's name in an infotext if a value differs from the preset."""
 
 
 def preset_values(preset: str, choices: Choices = BUILT_IN) -> dict[str, Any]:
@@ -120,3 +123,51 @@ def overridden(settings: Settings, values: Mapping[str, object], choices: Choice
     if values.get("preset") is not None:
         of_preset = preset_values(SPECS["preset"].parse("preset", values["preset"], choices), choices)
     return parse_settings({**asdict(settings), **of_preset, **values}, choices=choices)
+
+
+def needs_more_steps(settings: Settings, steps: int, cfg_scale: float, distilled: bool = False) -> bool:
+    """Returns whether the request looks like one for a few-step model and its denoising strength is too high."""
+    return settings.denoising_strength > MOST_STRENGTH and looks_few_step(steps, cfg_scale, distilled)
+
+
+def with_automatic_preset(
+    settings: Settings, steps: int, cfg_scale: float, choices: Choices = BUILT_IN, distilled: bool = False
+) -> Settings:
+    """Returns the settings with the automatic preset's values, or unchanged if a value differs from its preset."""
+    preset = automatic_preset(settings.preset, steps, cfg_scale, distilled)
+    if preset == settings.preset or changed_fields(settings.preset, asdict(settings), choices):
+        return settings
+    return replace(settings, preset=preset, **preset_values(preset, choices))
+
+
+def to_infotext(settings: Settings, choices: Choices = BUILT_IN) -> dict[str, str]:
+    """Returns the fields that differ from the defaults, as infotext keys and texts that the host can parse.
+
+    The preset's name gets the suffix CHANGED if a value differs from the preset.
+    """
+    pairs = ((spec.infotext, getattr(settings, name), getattr(Settings, name)) for name, spec in SPECS.items())
+    text = {key: _infotext_value(value) for key, value, default in pairs if value != default and key != ENABLED_KEY}
+    if changed_fields(settings.preset, asdict(settings), choices):
+        text[SPECS["preset"].infotext] = settings.preset + CHANGED
+    return text
+
+
+def _infotext_value(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def from_infotext(name: str, params: Mapping[str, object], choices: Choices = BUILT_IN) -> Any:
+    """Reads field `name` from a parsed infotext. Returns the default if the value is missing or not valid."""
+    spec = SPECS[name]
+    if name == "enabled":
+        return ENABLED_KEY in params
+    try:
+        value = params[spec.infotext]
+        if name == "preset" and isinstance(value, str):
+            value = value.removesuffix(CHANGED)
+        return spec.parse(name, value, choices)
+    except (KeyError, SettingsError):
+        return getattr(Settings, name)

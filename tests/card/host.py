@@ -15,7 +15,7 @@ from in_process import Webui
 from modules import devices, processing, sd_samplers_common, shared
 from PIL import Image
 
-from lib_demofusion.host.common.patching import replaced
+from lib_demofusion.host.common import replaced
 
 
 @dataclass(frozen=True)

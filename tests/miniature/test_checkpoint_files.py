@@ -17,7 +17,7 @@ from lib_demofusion.host.backends.checkpoint_files import family_of_file, stand_
 from lib_demofusion.host.backends.families import BY_ENGINE, SD, SDXL_FLOW
 from lib_demofusion.host.backends.forge import Forge
 from lib_demofusion.host.integrations import refusals
-from lib_demofusion.host.panel import line, preset_row, warnings
+from lib_demofusion.host.panel import line, preset_row
 from lib_demofusion.host.panel.tab import TabValues
 
 PREFIX = "model.diffusion_model."
@@ -58,7 +58,7 @@ def forge(monkeypatch: pytest.MonkeyPatch) -> None:
     loader = SimpleNamespace(possible_models=engines, preprocess_state_dict=preprocess)
     monkeypatch.setattr(checkpoint_files, "loader", loader)
     monkeypatch.setattr(checkpoint_files, "huggingface_guess", detection)
-    for module in (backends, warnings, refusals):
+    for module in (backends, line, refusals):
         monkeypatch.setattr(module, "host", Forge)
 
 
@@ -134,7 +134,7 @@ def test_the_line_has_the_sizes_of_the_selected_checkpoint(tmp_path: Path, monke
     text = line.describe([ON], tab)
     assert "864x1088" in text
     assert "multiples of 16 pixels" in text
-    assert warnings.NOT_LOADED in text
+    assert line.NOT_LOADED in text
     select(monkeypatch, str(tmp_path / "missing.safetensors"))
     assert backends.selected_family() == SD
     assert "872x1088" in line.describe([ON], tab)

@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from modules import extra_networks, processing, sd_models, sd_samplers, shared
 
 from lib_demofusion.host import backends
-from lib_demofusion.host.backends import families, forge, forge_denoiser, forge_refusals
-from lib_demofusion.host.backends.forge import Forge, reserve_for_views, vectors_of
+from lib_demofusion.host.backends import families, forge, forge_refusals
+from lib_demofusion.host.backends.forge import Forge, reserve_for_views
 from lib_demofusion.host.backends.forge_controlnet import Held
 from lib_demofusion.host.backends.forge_refusals import WRAPPER
-from lib_demofusion.host.backends.forge_unet import FusedUnet
+from lib_demofusion.host.backends.forge_unet import CHANNELS, FusedUnet, vectors_of
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.images import coding, inpainting
 from lib_demofusion.host.integrations import refusals
-from lib_demofusion.host.panel import warnings
+from lib_demofusion.host.panel import line
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.host.progress import timing
 from lib_demofusion.method.batching import ViewBatches
@@ -406,7 +406,7 @@ def test_changes_by_a_stage_reach_the_samplers_x(form: Any) -> None:
             x += torch.arange(64.0).reshape(8, 8)
 
     run, denoiser = Run(), Denoiser()
-    forge_denoiser.attach(denoiser, SimpleNamespace(run=run, form=form))  # type: ignore[arg-type]
+    forge.attach_denoiser(denoiser, SimpleNamespace(run=run, form=form))  # type: ignore[arg-type]
     x = form.to_host(torch.zeros(1, 32, 8, 8))
     denoiser.forward(x, torch.ones(1))
     assert run.shown is x
@@ -485,12 +485,12 @@ def test_a_selected_checkpoint_that_is_not_loaded_yet_is_pending(
     """Forge and Forge Neo load the checkpoint at Generate. The line must not describe the previous checkpoint."""
     model = engine("PiD", Flow())
     monkeypatch.setattr(sd_models, "model_data", SimpleNamespace(sd_model=model, **data))
-    for module in (backends, warnings, refusals):
+    for module in (backends, line, refusals):
         monkeypatch.setattr(module, "host", Forge)
     assert Forge().is_pending() is pending
     assert timing.loaded_model() is (None if pending else model)
-    line = "".join([*warnings.of_refusal(TabValues()), *warnings.of_pending_checkpoint()])
-    assert (warnings.NOT_LOADED in line, "PiD" in line) == (pending, not pending)
+    text = "".join([*line.refusal(TabValues()), *line.pending_checkpoint()])
+    assert (line.NOT_LOADED in text, "PiD" in text) == (pending, not pending)
 
 
 @pytest.mark.parametrize(
@@ -769,15 +769,15 @@ def test_sdxls_numbers_are_embedded_as_in_forge() -> None:
     """Forge embeds height and width separately, and joins them in this order (backend/diffusion_engine/sdxl.py)."""
 
     def embedder(numbers: torch.Tensor) -> torch.Tensor:
-        return numbers[:, None].expand(-1, forge.CHANNELS)
+        return numbers[:, None].expand(-1, CHANNELS)
 
     frame = Frame((256, 512), (8, 16))
     vectors = vectors_of(SimpleNamespace(embedder=embedder), frame, sized=True)
     assert vectors is not None
-    y = torch.randn(1, 1280 + 6 * forge.CHANNELS)
+    y = torch.randn(1, 1280 + 6 * CHANNELS)
     made = vectors.for_views(y, [LocalView(2, 3, 16, 16)])
     torch.testing.assert_close(made[:, :1280], y[:, :1280])
-    numbers = made[0, 1280:].reshape(6, forge.CHANNELS)
+    numbers = made[0, 1280:].reshape(6, CHANNELS)
     assert numbers[:, 0].tolist() == numbers[:, -1].tolist() == [256, 512, 8 + 2 * 8, 16 + 3 * 8, 256, 512]
 
 

@@ -9,7 +9,7 @@ import pytest
 from in_process import Webui
 from modules import processing, shared
 
-from lib_demofusion.host.images import size_limits
+from lib_demofusion.host.images import output
 
 
 def job(**values: Any) -> Any:
@@ -44,50 +44,50 @@ def test_no_grid_is_made_if_its_format_would_fail(
     settings(grid_save=False, return_grid=True, samples_format=format)
     p = job()
     p.is_api = True
-    assert bool(size_limits.grid_problem(p, (side, 8))) == in_api
+    assert bool(output.grid_problem(p, (side, 8))) == in_api
     settings(grid_save=True, return_grid=False, grid_format=format)
     p.is_api = False
-    assert bool(size_limits.grid_problem(p, (side, 8))) == in_page
+    assert bool(output.grid_problem(p, (side, 8))) == in_page
 
 
 def test_a_grid_that_is_not_requested_is_not_checked(settings: Any) -> None:
     p = job()
-    assert size_limits.grid_problem(p, (32752, 8))
+    assert output.grid_problem(p, (32752, 8))
     p.do_not_save_grid = True
-    assert size_limits.grid_problem(p, (32752, 8)) is None
+    assert output.grid_problem(p, (32752, 8)) is None
     p.do_not_save_grid = False
     settings(grid_save=False, return_grid=False)
-    assert size_limits.grid_problem(p, (32752, 8)) is None
+    assert output.grid_problem(p, (32752, 8)) is None
 
 
 def test_no_grid_is_made_if_it_exceeds_the_webuis_limit(settings: Any) -> None:
     settings(grid_format="png")
     p = job()
-    assert size_limits.grid_problem(p, (10000, 10000)) is None
-    assert size_limits.grid_problem(p, (16384, 16384)) == (
+    assert output.grid_problem(p, (10000, 10000)) is None
+    assert output.grid_problem(p, (16384, 16384)) == (
         'no grid was made, because its 32768x16384 pixels are more than 200 megapixels ("Maximum image size")'
     )
     p.batch_size = 1
-    assert size_limits.grid_problem(p, (16384, 16384)) is None
+    assert output.grid_problem(p, (16384, 16384)) is None
     settings(grid_only_if_multiple=False)
-    assert size_limits.grid_problem(p, (16384, 16384))
+    assert output.grid_problem(p, (16384, 16384))
     settings(img_max_size_mp=300)
-    assert size_limits.grid_problem(p, (16384, 16384)) is None
+    assert output.grid_problem(p, (16384, 16384)) is None
 
 
 def test_the_masks_count_for_the_size_of_the_grid(settings: Any) -> None:
     p = job(mask_for_overlay=object())
-    assert size_limits.grid_problem(p, (20000, 8)) is None
+    assert output.grid_problem(p, (20000, 8)) is None
     settings(return_mask=True, return_mask_composite=True)
     # six images in two rows of three
-    assert size_limits.grid_problem(p, (21840, 8))
+    assert output.grid_problem(p, (21840, 8))
 
 
 @pytest.mark.parametrize(("limit", "made"), [(100, False), (1000, True)])
 def test_a_job_finishes_without_such_a_grid(
     webui: Webui, settings: Any, monkeypatch: pytest.MonkeyPatch, limit: int, made: bool
 ) -> None:
-    monkeypatch.setitem(size_limits.LONGEST_SIDE, "jpg", limit)
+    monkeypatch.setitem(output.LONGEST_SIDE, "jpg", limit)
     seen: list[bool] = []
 
     def watched(p: Any, *args: Any, **kwargs: Any) -> Any:

@@ -15,7 +15,7 @@ from modules import rng, script_callbacks, sd_samplers_common, shared
 from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from PIL import Image
 
-from lib_demofusion.host import hooks
+from lib_demofusion.host import script
 from lib_demofusion.host.backends import webui as webui_backend
 from lib_demofusion.host.backends import webui_denoiser
 from lib_demofusion.host.backends.interface import StageParts
@@ -24,7 +24,7 @@ from lib_demofusion.host.backends.webui import repeated_images
 from lib_demofusion.host.common import storage, user_presets
 from lib_demofusion.host.common.messages import KEY_STOPPED
 from lib_demofusion.host.images import coding, inpainting
-from lib_demofusion.host.images.stage_images import StageImage
+from lib_demofusion.host.images.output import StageImage
 from lib_demofusion.host.sampling.stage_sampler import SEED_MASK
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.conditioning import Frame
@@ -203,9 +203,9 @@ def test_the_texts_of_stages_match_their_images_after_masks(monkeypatch: pytest.
     request = SimpleNamespace(is_api=True)
     picture = StageImage(Image.new("RGB", (8, 8)), "text of the stage", 0, {})
     job = SimpleNamespace(request=lambda: request, stage_images=[picture], end=lambda p: None)
-    setattr(request, hooks.JOB, job)
+    setattr(request, script.JOB, job)
     processed = SimpleNamespace(images=["image", "mask", "composite"], infotexts=["text"], info="the job's text")
-    hooks.postprocess(request, processed)
+    script.end_job(request, processed)
     assert len(processed.infotexts) == len(processed.images) == 4
     assert processed.images[-1] is picture.image
     assert processed.infotexts == ["text", "the job's text", "the job's text", "text of the stage"]

@@ -25,7 +25,6 @@ from lib_demofusion.host.common import user_presets
 from lib_demofusion.host.images import coding, upscaling, vae
 from lib_demofusion.host.progress import bar as progress
 from lib_demofusion.host.progress import timing
-from lib_demofusion.method import stage_progress
 from lib_demofusion.method.stage import mix_anchors
 from lib_demofusion.settings.fields import SPECS
 
@@ -546,7 +545,7 @@ def test_the_progress_bar_moves_while_an_image_is_decoded(
     monkeypatch.setattr(webui.small, "unet", watched)
     monkeypatch.setattr(coding, "decode", decoding)
     look = lambda: clock.now  # noqa: E731
-    for module in (progress, timing, stage_progress, shared_state):
+    for module in (progress, timing, shared_state):
         monkeypatch.setattr(module, "time", SimpleNamespace(time=look, perf_counter=look))
 
     def looking(self: Any, part: int, share: float) -> None:

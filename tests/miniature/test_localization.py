@@ -16,7 +16,7 @@ from modules import shared
 from lib_demofusion.host.common import messages, options
 from lib_demofusion.host.common import user_presets as presets
 from lib_demofusion.host.integrations import refusals as neighbours
-from lib_demofusion.host.panel import line, preset_row, warnings
+from lib_demofusion.host.panel import line, preset_row
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.settings.fields import SPECS
 
@@ -25,7 +25,7 @@ LANGUAGES = sorted(path.stem for path in FOLDER.glob("*.json"))
 IN_SENTENCES = (
     SPECS["img2img_first"].words,
     line.WORDS,
-    warnings.WARNINGS,
+    line.WARNINGS,
     preset_row.WORDS,
     presets.SENTENCES,
     (options.DEFAULT_GONE, f"{messages.STOPPED} {messages.BASE_IMAGE}"),

@@ -15,7 +15,7 @@ from PIL import Image
 from reports import Reports
 
 from lib_demofusion.host import stage_loop
-from lib_demofusion.host.images import size_limits, stage_images, upscaling
+from lib_demofusion.host.images import output, upscaling
 from lib_demofusion.host.sampling import stage_sampler
 from lib_demofusion.method import stages
 
@@ -38,8 +38,8 @@ POINTS: dict[str, Point] = {
     "enlarging a latent": (lambda webui: stages, "make_anchor"),
     "noise": (lambda webui: stage_sampler, "StageRun"),
     "a stage's end": (lambda webui: stages, "finish_stage"),
-    "a stage's picture": (lambda webui: stage_images, "to_image"),
-    "saving a stage's picture": (lambda webui: stage_images, "_save"),
+    "a stage's picture": (lambda webui: output, "to_image"),
+    "saving a stage's picture": (lambda webui: output, "_save"),
     "the gallery's copy": (lambda webui: Image.Image, "reduce"),
 }
 
@@ -77,7 +77,7 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def small_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits the gallery's images to the base's size."""
-    monkeypatch.setattr(size_limits, "SHOWN_PIXELS", BASE * BASE)
+    monkeypatch.setattr(output, "SHOWN_PIXELS", BASE * BASE)
 
 
 @pytest.fixture(params=[torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB"), MemoryError()])
@@ -164,7 +164,7 @@ def test_an_image_that_is_not_saved_keeps_its_size(webui: Webui) -> None:
 def test_a_grid_that_is_not_saved_is_shown_smaller(webui: Webui) -> None:
     picture = Image.new("RGB", (4 * BASE, 2 * BASE))
     result = SimpleNamespace(images=[picture, picture.copy()], index_of_first_image=1, comments="")
-    size_limits.shrink_for_gallery(result)
+    output.shrink_for_gallery(result)
     assert sizes(result) == [4 * BASE // 3 + 1, 4 * BASE]
 
 

@@ -24,9 +24,8 @@ from lib_demofusion.host.panel.line import describe
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.settings.errors import SettingsError
 from lib_demofusion.settings.fields import NAMES, PRESET_FIELDS, SPECS, Settings
-from lib_demofusion.settings.infotext import from_infotext
 from lib_demofusion.settings.presets import DEFAULT_PRESET, PRESETS
-from lib_demofusion.settings.reading import preset_values
+from lib_demofusion.settings.reading import from_infotext, preset_values
 
 VALUES = {**preset_values("Paper"), "stages": "1,2", "sigma": 1.5}
 
@@ -331,13 +330,13 @@ def test_a_preset_of_a_plot_sets_its_values(webui: Webui, default_preset: str) -
 
 def panel_job(p: Any) -> Settings:
     """Returns the settings that the hook derives from the panel's values in a cell of a plot."""
-    from lib_demofusion.host import hooks
+    from lib_demofusion.host import script
 
     seen: list[Settings] = []
     p.extra_generation_params = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hooks, "Job", lambda p, settings, infotext: seen.append(settings))
-        hooks.process(p, [True, "Paper", "Latent", 0, 1.0, 2.0])
+        patch.setattr(script, "Job", lambda p, settings, infotext: seen.append(settings))
+        script.create_job(p, [True, "Paper", "Latent", 0, 1.0, 2.0])
     return seen[0]
 
 

@@ -22,14 +22,13 @@ from tiny import alphas_cumprod
 from torch import Tensor
 
 from lib_demofusion.host.progress import bar, timing, webui_state
-from lib_demofusion.host.progress.webui_steps import CallsOfStage
-from lib_demofusion.method import stage_progress as progress_meter
+from lib_demofusion.host.progress.timing import StageProgress
+from lib_demofusion.host.sampling.stage_setup import CallsOfStage
 from lib_demofusion.method.plan import Plan, StagePlan, make_plan
 from lib_demofusion.method.residual import VarianceExploding
 from lib_demofusion.method.sampler_steps import StepDetector
 from lib_demofusion.method.schedule import schedule_steps, steps_of_stage
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.stage_progress import StageProgress
 from lib_demofusion.method.views import Size
 from lib_demofusion.settings.fields import PIXELS, Settings
 from lib_demofusion.settings.reading import parse_settings
@@ -108,7 +107,7 @@ class Run:
     def go(self) -> Run:
         self.p.n_iter = self.iterations
         with pytest.MonkeyPatch.context() as patch:
-            for module in (progress_meter, timing, bar):
+            for module in (timing, bar):
                 patch.setattr(module, "time", self.clock)
             patch.setattr(bar, "calls_twice", lambda sampler: self.second_order)
             shared.state.begin("test")

@@ -9,7 +9,7 @@ from in_process import BASE, Webui, interrupt_at, sizes
 from modules import infotext_utils, processing
 from reports import Reports
 
-from lib_demofusion.host import hooks, stage_loop
+from lib_demofusion.host import script, stage_loop
 from lib_demofusion.host.common.messages import report_note, report_problem
 from lib_demofusion.host.job import Job
 from lib_demofusion.method import stages
@@ -31,7 +31,7 @@ def test_a_note_about_the_request_is_in_the_infotext_of_every_image(
         report_note(p, "of the request")
         return "Paper"
 
-    monkeypatch.setattr(hooks, "_default_preset", default_preset)
+    monkeypatch.setattr(script, "_default_preset", default_preset)
     result = webui.job(TWO_STAGES, batch_size=2, n_iter=2)
     assert sizes(result) == [3 * BASE] * 4 + [BASE, BASE, 2 * BASE, 2 * BASE] * 2
     assert entries(result, "note") == ["of the request"] * 12

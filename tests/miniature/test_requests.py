@@ -13,9 +13,8 @@ from reports import Reports
 
 from lib_demofusion.host.common import options
 from lib_demofusion.settings.fields import PRESET_FIELDS
-from lib_demofusion.settings.infotext import from_infotext
 from lib_demofusion.settings.presets import DEFAULT_PRESET
-from lib_demofusion.settings.reading import preset_values
+from lib_demofusion.settings.reading import from_infotext, preset_values
 
 FEW = {"steps": 4, "cfg_scale": 1.5}
 """Typical parameters for a few-step model."""

@@ -17,7 +17,6 @@ from reports import Reports
 from lib_demofusion.host.panel import line, markup
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.host.progress import timing
-from lib_demofusion.method import stage_progress
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.method.residual import VariancePreserving
 from lib_demofusion.method.sampler_steps import StepDetector
@@ -42,11 +41,11 @@ class Clock:
 def measure(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> float | None:
     """Returns the rate after model calls of these durations and one more that has only begun."""
     clock = Clock()
-    monkeypatch.setattr(stage_progress, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=clock))
     x = torch.zeros(1, 4, *PLAN.stages[0].size)
     space = VariancePreserving(torch.linspace(1, 0.01, 1000))
     run = StageRun(PLAN.stages[0], Settings(), x, x, SamplerTraits(space, StepDetector()))
-    counting = stage_progress.StageProgress(run, lambda call, level: len(seconds) - call)
+    counting = timing.StageProgress(run, lambda call, level: len(seconds) - call)
     for taken in (*seconds, 0):
         run.before_call(x.clone(), torch.tensor(500.0))
         counting.before_batch(CELLS)
@@ -114,7 +113,7 @@ def test_a_run_measures_the_rate_of_its_model(
 ) -> None:
     """Every evaluated view takes a thousandth of a second per cell, and the first call takes an hour longer."""
     clock = Clock()
-    monkeypatch.setattr(stage_progress, "time", SimpleNamespace(perf_counter=clock))
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=clock))
     unet = webui.small.unet
     slow = [3600.0]
 

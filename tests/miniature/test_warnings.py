@@ -17,7 +17,7 @@ from modules import shared
 
 from lib_demofusion.host.backends.families import Family
 from lib_demofusion.host.images import vae
-from lib_demofusion.host.panel import line, warnings
+from lib_demofusion.host.panel import line
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.settings.reading import parse_settings
 
@@ -30,10 +30,10 @@ def free(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Any:
     room = SimpleNamespace(device=8 * GIB, memory=16 * GIB, disk=100 * GIB)
     with torch.device("meta"):
         model = SimpleNamespace(first_stage_model=SimpleNamespace(decoder=Decoder(128, groups=32)))
-    for module in (warnings, vae):
+    for module in (line, vae):
         monkeypatch.setattr(module, "available_bytes", lambda: room.memory)
     monkeypatch.setattr(vae, "disk_usage", lambda folder: SimpleNamespace(free=room.disk))
-    monkeypatch.setattr(warnings, "free_bytes", lambda device: room.device)
+    monkeypatch.setattr(line, "free_bytes", lambda device: room.device)
     monkeypatch.setattr(line.timing, "loaded_model", lambda: model)
     return room
 
@@ -43,7 +43,7 @@ def warned_of(**tab: Any) -> list[str]:
     text = html.unescape(
         line.describe([{"enabled": True, "scale": 4}], TabValues(**{"width": 1024, "height": 1024, **tab}))
     )
-    return [warning for warning in warnings.WARNINGS if warning in text]
+    return [warning for warning in line.WARNINGS if warning in text]
 
 
 def test_an_ordinary_computer_gets_no_warning(free: Any) -> None:
@@ -55,14 +55,14 @@ def test_a_run_of_more_than_an_hour_gets_a_warning(
     free: Any, monkeypatch: pytest.MonkeyPatch, seconds: float | None, warned: bool
 ) -> None:
     monkeypatch.setattr(line.timing, "seconds", lambda cells: seconds)
-    assert warned_of() == [warnings.LONG] * warned
+    assert warned_of() == [line.LONG] * warned
 
 
 def test_the_memory_of_the_images_is_checked(free: Any) -> None:
     """Four copies of a 4096x4096 image with 12 bytes per pixel are 0.75 GiB, for each image of a batch."""
     free.memory = 5 * GIB
     assert warned_of(batch_size=6) == []
-    assert warned_of(batch_size=7) == [warnings.NO_MEMORY]
+    assert warned_of(batch_size=7) == [line.NO_MEMORY]
     assert warned_of(batch_size=7, batch_count=1) == warned_of(batch_size=7, batch_count=9)
 
 
@@ -79,7 +79,7 @@ def test_the_memory_of_the_images_is_checked(free: Any) -> None:
 def test_the_memory_of_the_decoder_is_checked(free: Any, room: dict[str, int], warned: bool) -> None:
     """About 10 GiB at 4096x4096, which must fit on the device, in memory or on the disk."""
     free.__dict__.update(room)
-    assert warned_of() == [warnings.NO_ROOM] * warned
+    assert warned_of() == [line.NO_ROOM] * warned
 
 
 def test_the_line_works_without_a_folder_for_temporary_files(
@@ -90,7 +90,7 @@ def test_the_line_works_without_a_folder_for_temporary_files(
     monkeypatch.setattr(shared.opts, "temp_dir", str(tmp_path / "gone"), raising=False)
     assert warned_of() == []
     free.memory = 4 * GIB
-    assert set(warned_of()) <= {warnings.NO_ROOM}
+    assert set(warned_of()) <= {line.NO_ROOM}
 
 
 def test_a_decoder_of_the_webui_is_not_checked(free: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,9 +111,9 @@ def said(args: dict[str, Any], **tab: Any) -> str:
 
 def test_the_line_reports_the_switch_to_turbo(webui: Webui) -> None:
     turbo = {"preset": "Turbo"}
-    assert warnings.TURBO_CHOSEN in said(turbo, **FEW)
+    assert line.TURBO_CHOSEN in said(turbo, **FEW)
     for args, tab in ((turbo, {**FEW, "preset_picked": True}), (turbo, {}), ({"preset": "Balanced"}, FEW)):
-        assert warnings.TURBO_CHOSEN not in said(args, **tab)
+        assert line.TURBO_CHOSEN not in said(args, **tab)
 
 
 def test_the_line_describes_the_preset_that_the_panel_shows(webui: Webui) -> None:
@@ -123,22 +123,22 @@ def test_the_line_describes_the_preset_that_the_panel_shows(webui: Webui) -> Non
 
 
 def test_a_denoising_strength_too_high_for_few_steps_is_warned_of(webui: Webui) -> None:
-    assert warnings.TURBO_BETTER in said({"preset": "Paper"}, **FEW)
-    assert warnings.TURBO_BETTER in said({"preset": "Balanced", "denoising_strength": 0.9}, **FEW)
+    assert line.TURBO_BETTER in said({"preset": "Paper"}, **FEW)
+    assert line.TURBO_BETTER in said({"preset": "Balanced", "denoising_strength": 0.9}, **FEW)
     for args in ({"preset": "Turbo"}, {"preset": "Balanced", "overlap": 0.5}, {"preset": "Fast"}):
-        assert warnings.TURBO_BETTER not in said(args, **FEW)
-    assert warnings.TURBO_BETTER not in said({"preset": "Paper"})
+        assert line.TURBO_BETTER not in said(args, **FEW)
+    assert line.TURBO_BETTER not in said({"preset": "Paper"})
 
 
 def test_the_cfg_scale_of_a_model_with_built_in_guidance_is_ignored(
     webui: Webui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Flux.1 dev runs at CFG 1 with any number of steps."""
-    assert warnings.TURBO_BETTER not in said({"preset": "Paper"}, steps=6, cfg_scale=5)
-    monkeypatch.setattr(warnings.timing, "loaded_model", lambda: SimpleNamespace())
-    monkeypatch.setattr(warnings.host(), "family", lambda model: Family("A", flow=True, distilled=True))
-    assert warnings.TURBO_BETTER not in said({"preset": "Paper"}, steps=20, cfg_scale=1)
-    assert warnings.TURBO_BETTER in said({"preset": "Paper"}, steps=6, cfg_scale=5)
+    assert line.TURBO_BETTER not in said({"preset": "Paper"}, steps=6, cfg_scale=5)
+    monkeypatch.setattr(line.timing, "loaded_model", lambda: SimpleNamespace())
+    monkeypatch.setattr(line.host(), "family", lambda model: Family("A", flow=True, distilled=True))
+    assert line.TURBO_BETTER not in said({"preset": "Paper"}, steps=20, cfg_scale=1)
+    assert line.TURBO_BETTER in said({"preset": "Paper"}, steps=6, cfg_scale=5)
 
 
 def test_a_refusal_is_shown_without_sizes(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,18 +8,19 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from modules import processing, sd_models, shared
 from torch import Tensor
 
-from lib_demofusion.host.backends import extra_networks, forge_denoiser, forge_refusals
+from lib_demofusion.host.backends import extra_networks, forge_refusals
 from lib_demofusion.host.backends.checkpoint_files import family_of_file
 from lib_demofusion.host.backends.families import SD, Family, family_of, unknown
 from lib_demofusion.host.backends.forge_controlnet import Held
 from lib_demofusion.host.backends.forge_refusals import WRAPPER
-from lib_demofusion.host.backends.forge_unet import FusedUnet
+from lib_demofusion.host.backends.forge_unet import FusedUnet, vectors_of
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.host.common.patching import replaced
-from lib_demofusion.method.conditioning import CROP, SIZES, Frame, SizeVectors, size_vectors
+from lib_demofusion.host.common import replaced
+from lib_demofusion.method.filters import for_preview
 from lib_demofusion.method.plan import StagePlan
 
 try:
@@ -38,14 +39,8 @@ except ImportError:
 ESTIMATE = "memory_peak_estimation_modifier"
 """The option of a patched UNet that estimates its memory (backend/patcher/unet.py)."""
 
-SIZED = ("original_size_as_tuple", CROP, "target_size_as_tuple")
-"""The order of the sizes in SDXL's vector (backend/diffusion_engine/sdxl.py)."""
-
 ZERO_TERMINAL = "Zero Terminal SNR"
 """A value of the webui's setting for noise schedules (modules/processing.py)."""
-
-CHANNELS = 256
-"""Number of columns of one embedded number in SDXL's vector."""
 
 KEPT = ("ini_latent", "ref_latents")
 """Attributes in which an engine stores encoded images for its next prompt (backend/diffusion_engine)."""
@@ -146,7 +141,7 @@ class Forge:
         vectors = vectors_of(model, parts.frame, self.family(model).sized)
         inner, predictor = unet.model_options.get(WRAPPER), predictor_of(unet.model)
         unet.set_model_unet_function_wrapper(FusedUnet(parts, predictor, vectors, held, inner))
-        forge_denoiser.attach(denoiser, parts)
+        attach_denoiser(denoiser, parts)
 
 
 def predictor_of(model: Any) -> Any:
@@ -237,25 +232,36 @@ def reserve_for_views(unet: Any, view: tuple[int, ...], views: int) -> None:
     unet.memory_required = memory_of_views
 
 
-class _Numbers:
-    """Embeds numbers with the host's embedder. `input_key` names the pair of numbers."""
+def attach_denoiser(denoiser: Any, parts: StageParts) -> None:
+    """Informs the stage of every call of `denoiser`, the CFGDenoiser of the stage's own sampler."""
+    cls = type(denoiser)
+    run, form = parts.run, parts.form
 
-    outdim = CHANNELS
+    class StageDenoiser(cls):  # type: ignore[misc, valid-type]
+        def forward(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if run.detector.copies_x:
+                # the sampler still needs this tensor for its next x
+                x = x.clone()
+            latent = form.to_method(x)
+            run.before_call(latent, sigma[0], x)
+            if form.copies:
+                x.copy_(form.to_host(latent))
+            if kwargs.get("image_cond") is not None:
+                kwargs["image_cond"] = image_cond_at(kwargs["image_cond"], x)
+            result = super().forward(x, sigma, *args, **kwargs)
+            if self.sampler.last_latent is not None:
+                # the host decodes the preview in another thread, in one piece
+                shared.state.current_latent = for_preview(self.sampler.last_latent)
+            return result
 
-    def __init__(self, embedder: Any, input_key: str):
-        self._embedder = embedder
-        self.input_key = input_key
-
-    def __call__(self, numbers: Tensor) -> Tensor:
-        """Embeds `numbers` (n, k). Returns their embeddings (n, k * 256), those of a row one after another."""
-        embedded: Tensor = self._embedder(numbers.flatten())
-        return embedded.reshape(len(numbers), -1)
+    denoiser.__class__ = StageDenoiser
 
 
-def vectors_of(model: Any, frame: Frame, sized: bool) -> SizeVectors | None:
-    """Returns the SizeVectors of a loaded model, or None if the model does not receive sizes."""
-    embedder = getattr(model, "embedder", None)
-    if embedder is None or not sized:
-        return size_vectors(model, frame)
-    assert set(SIZED) == {CROP, *SIZES}
-    return SizeVectors([_Numbers(embedder, key) for key in SIZED], frame)
+def image_cond_at(cond: Any, x: Tensor) -> Any:
+    """Resizes an image conditioning (B, C, h, w) to the size of x, because the host ignores other sizes.
+
+    A conditioning of another size is that of txt2img, which marks everything as masked. This is true at any size.
+    """
+    if not isinstance(cond, Tensor) or cond.ndim != x.ndim or cond.shape[-2:] in (x.shape[-2:], (1, 1)):
+        return cond
+    return F.interpolate(cond, x.shape[-2:], mode="nearest")

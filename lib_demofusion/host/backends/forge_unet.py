@@ -15,10 +15,16 @@ from torch import Tensor
 
 from lib_demofusion.host.backends.forge_controlnet import Held
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.method.conditioning import SizeVectors, cond_for_views
+from lib_demofusion.method.conditioning import CROP, SIZES, Frame, SizeVectors, cond_for_views, size_vectors
 from lib_demofusion.method.views import View
 
 Apply = Callable[..., Tensor]
+
+SIZED = ("original_size_as_tuple", CROP, "target_size_as_tuple")
+"""The order of the sizes in SDXL's vector (backend/diffusion_engine/sdxl.py)."""
+
+CHANNELS = 256
+"""Number of columns of one embedded number in SDXL's vector."""
 
 
 class FusedUnet:
@@ -114,3 +120,27 @@ def options_for(options: Mapping[str, Any], chunks: Sequence[int], levels: Tenso
         known = dict(zip(options["cond_or_uncond"], options["uuids"]))
         made["uuids"] = [known[mark] for mark in chunks]
     return made
+
+
+class _Numbers:
+    """Embeds numbers with the host's embedder. `input_key` names the pair of numbers."""
+
+    outdim = CHANNELS
+
+    def __init__(self, embedder: Any, input_key: str):
+        self._embedder = embedder
+        self.input_key = input_key
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        """Embeds `numbers` (n, k). Returns their embeddings (n, k * 256), those of a row one after another."""
+        embedded: Tensor = self._embedder(numbers.flatten())
+        return embedded.reshape(len(numbers), -1)
+
+
+def vectors_of(model: Any, frame: Frame, sized: bool) -> SizeVectors | None:
+    """Returns the SizeVectors of a loaded model, or None if the model does not receive sizes."""
+    embedder = getattr(model, "embedder", None)
+    if embedder is None or not sized:
+        return size_vectors(model, frame)
+    assert set(SIZED) == {CROP, *SIZES}
+    return SizeVectors([_Numbers(embedder, key) for key in SIZED], frame)

@@ -14,7 +14,7 @@ from lib_demofusion.host.backends import extra_networks, webui_denoiser
 from lib_demofusion.host.backends import webui_controlnet as controlnet
 from lib_demofusion.host.backends.families import SD, Family, family_of, unknown
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.host.common.patching import replaced
+from lib_demofusion.host.common import replaced
 from lib_demofusion.method.plan import StagePlan
 
 

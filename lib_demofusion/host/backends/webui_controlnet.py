@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib_demofusion.host.common import replaced
 from lib_demofusion.host.common.messages import report_note
-from lib_demofusion.host.common.patching import replaced
 from lib_demofusion.method.control_hints import StageHint, make_stage_hint, resize_hint, shown_part
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.views import Size, View

@@ -8,7 +8,7 @@ import gradio as gr
 from modules import shared
 
 from lib_demofusion.host.common import user_presets
-from lib_demofusion.settings import few_steps, presets
+from lib_demofusion.settings import presets, reading
 from lib_demofusion.settings.errors import SettingsError
 from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.presets import Choices
@@ -94,7 +94,7 @@ def automatic_preset(default: str, steps: int, cfg_scale: float, distilled: bool
     """
     if not value(FEW_STEPS, True):
         return default
-    return few_steps.automatic_preset(default, steps, cfg_scale, distilled)
+    return presets.automatic_preset(default, steps, cfg_scale, distilled)
 
 
 def with_automatic_preset(
@@ -103,7 +103,7 @@ def with_automatic_preset(
     """Returns the settings with the automatic preset's values, or unchanged if a value differs from its preset."""
     if not value(FEW_STEPS, True):
         return settings
-    return few_steps.with_automatic_preset(settings, steps, cfg_scale, known, distilled)
+    return reading.with_automatic_preset(settings, steps, cfg_scale, known, distilled)
 
 
 def value(key: str, default: Any) -> Any:

@@ -14,9 +14,8 @@ from modules import shared
 
 from lib_demofusion.host.common import storage
 from lib_demofusion.settings.errors import SettingsError
-from lib_demofusion.settings.infotext import CHANGED
 from lib_demofusion.settings.presets import PRESETS, Choices
-from lib_demofusion.settings.reading import parse_preset
+from lib_demofusion.settings.reading import CHANGED, parse_preset
 
 FILE = "demofusion-presets.json"
 MAX_NAME = 60

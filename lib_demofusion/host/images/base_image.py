@@ -10,11 +10,18 @@ from modules import devices, images, processing, shared
 from torch import Tensor
 
 from lib_demofusion.host.backends import host
+from lib_demofusion.host.common import replaced
 from lib_demofusion.host.common.messages import report_failure
-from lib_demofusion.host.common.patching import replaced
 from lib_demofusion.host.images import inpainting
-from lib_demofusion.host.images.coding import as_image, as_latent, decode, encode
-from lib_demofusion.host.images.nan_checks import check_hires_image, check_model_output, checked_latent
+from lib_demofusion.host.images.coding import (
+    as_image,
+    as_latent,
+    check_hires_image,
+    check_model_output,
+    checked_latent,
+    decode,
+    encode,
+)
 from lib_demofusion.host.images.upscaling import to_tensor
 from lib_demofusion.method.colors import match_colors_
 from lib_demofusion.method.plan import CELL, Plan

@@ -11,7 +11,7 @@ from modules import scripts
 from PIL import Image
 from torch import Tensor
 
-from lib_demofusion.host.common.patching import replaced
+from lib_demofusion.host.common import replaced
 from lib_demofusion.method.plan import CELL, Plan
 from lib_demofusion.method.views import Size
 from lib_demofusion.settings.errors import SettingsError

@@ -18,7 +18,7 @@ from modules import images, scripts, shared
 from PIL import Image
 from torch import Tensor
 
-from lib_demofusion.host.common.patching import replaced
+from lib_demofusion.host.common import replaced
 from lib_demofusion.host.images.coding import encode
 from lib_demofusion.host.images.inpainting import is_inpainting, resized
 from lib_demofusion.host.images.upscaling import to_tensor

@@ -11,12 +11,12 @@ import gradio as gr
 from modules.ui_components import FormRow, InputAccordion
 
 from lib_demofusion.host.common import options, user_presets
-from lib_demofusion.host.panel import preset_row, warnings
+from lib_demofusion.host.panel import preset_row
+from lib_demofusion.host.panel.line import OFF
 from lib_demofusion.host.panel.markup import problem_html, word
 from lib_demofusion.settings.fields import ENABLED_KEY, NAMES, PRESET_FIELDS, SPECS, Settings
-from lib_demofusion.settings.infotext import from_infotext
 from lib_demofusion.settings.presets import Choices
-from lib_demofusion.settings.reading import preset_values
+from lib_demofusion.settings.reading import from_infotext, preset_values
 from lib_demofusion.settings.spec import Spec
 
 logger = logging.getLogger("DemoFusion")
@@ -72,7 +72,7 @@ def build(script: Any) -> list[Any]:
     messages = _messages(problems, known)
     with InputAccordion(Settings.enabled, label=SPECS["enabled"].label, elem_id=script.elem_id("enabled")) as enabled:
         by_picture = gr.State(False)
-        line = gr.HTML(value=word(warnings.OFF), elem_id=script.elem_id("line"))
+        line = gr.HTML(value=word(OFF), elem_id=script.elem_id("line"))
         choice = preset_row.build_choice(script, lambda: make.component("preset"))
         components = {"enabled": enabled, "preset": choice.preset, **make.rows(ROWS)}
         with gr.Accordion(ADVANCED, open=bool(messages), elem_id=script.elem_id("advanced")):

@@ -13,9 +13,9 @@ from modules import scripts
 
 from lib_demofusion.host.common import user_presets
 from lib_demofusion.host.integrations import refusals
-from lib_demofusion.host.panel import preset_row, warnings
+from lib_demofusion.host.panel import preset_row
 from lib_demofusion.host.panel.build import CONTROLS, Panel
-from lib_demofusion.host.panel.line import describe
+from lib_demofusion.host.panel.line import OFF, describe
 from lib_demofusion.host.panel.markup import word
 from lib_demofusion.host.panel.tab import TabValues
 
@@ -183,7 +183,7 @@ def _updater(script: Any) -> Callable[..., list[Any]]:
     def update(*values: Any, **more: Any) -> list[Any]:
         own, tab = _values_of(script, values, more)
         known = user_presets.known_choices()
-        text = describe([own], tab, known) if own["enabled"] else word(warnings.OFF)
+        text = describe([own], tab, known) if own["enabled"] else word(OFF)
         return [gr.update(value=text), *preset_row.marks(own, known)]
 
     return update

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lib_demofusion.host.progress.webui_steps import img2img_steps
+from lib_demofusion.host.progress.webui_state import img2img_steps
 from lib_demofusion.method.costs import Pass
 from lib_demofusion.method.plan import CELL
 from lib_demofusion.method.views import Size

@@ -10,11 +10,10 @@ from typing import Any
 from modules import shared
 
 from lib_demofusion.host.progress import timing, webui_state
-from lib_demofusion.host.progress.webui_state import JobCount, exact, move_to
-from lib_demofusion.host.progress.webui_steps import calls_twice
+from lib_demofusion.host.progress.timing import StageProgress
+from lib_demofusion.host.progress.webui_state import JobCount, calls_twice, exact, move_to
 from lib_demofusion.method.costs import Pass, run_costs
 from lib_demofusion.method.plan import Plan, StagePlan
-from lib_demofusion.method.stage_progress import StageProgress
 from lib_demofusion.settings.fields import LATENT, Settings
 
 DECODING, ENCODING, SAMPLING = PARTS = range(3)

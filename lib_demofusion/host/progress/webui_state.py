@@ -1,11 +1,14 @@
-"""Updates the webui's own progress: the number of jobs, the bar on the console, and the live previews."""
+"""Updates the webui's own progress: the number of jobs, the bar on the console, and the live previews.
+
+Also counts the steps and calls of the webui's own samplers.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from modules import shared
+from modules import sd_samplers, shared
 
 from lib_demofusion.method.plan import Plan
 from lib_demofusion.method.schedule import schedule_steps, steps_of_stage
@@ -141,3 +144,14 @@ def begin_job() -> None:
     interval = getattr(shared.opts, "show_progress_every_n_steps", 1)
     # the latent of the image before must not be shown as a preview of this stage
     state.current_image_sampling_step, state.current_latent = -max(interval, 0), None
+
+
+def calls_twice(sampler: str | None) -> bool:
+    """Returns whether a sampler calls its model twice per step."""
+    config = sd_samplers.find_sampler_config(sampler)
+    return config is not None and bool(config.options.get("second_order", False))
+
+
+def img2img_steps(steps: int, strength: float) -> int:
+    """Returns how many steps the webui's img2img runs (modules/sd_samplers_common.py, setup_img2img_steps)."""
+    return int(min(strength, 0.999) * steps) + 1

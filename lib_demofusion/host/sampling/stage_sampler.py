@@ -17,21 +17,20 @@ from torch import Tensor
 
 from lib_demofusion.host.backends import host
 from lib_demofusion.host.backends.interface import StageParts
+from lib_demofusion.host.common import replaced
 from lib_demofusion.host.common.messages import report_note
-from lib_demofusion.host.common.patching import replaced
+from lib_demofusion.host.images.coding import model_problem
 from lib_demofusion.host.images.inpainting import is_inpainting
-from lib_demofusion.host.images.nan_checks import model_problem
 from lib_demofusion.host.integrations import layer_patches
 from lib_demofusion.host.progress import timing
-from lib_demofusion.host.progress.webui_steps import CallsOfStage
-from lib_demofusion.host.sampling.stage_setup import stage_steps, view_batches
+from lib_demofusion.host.progress.timing import StageProgress
+from lib_demofusion.host.sampling.stage_setup import CallsOfStage, stage_steps, view_batches
 from lib_demofusion.method.conditioning import Frame, conds_of_stage, image_conditioning_for
 from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.residual import Flow, NoiseSpace, VarianceExploding, VariancePreserving
 from lib_demofusion.method.sampler_checks import UnknownSampler, guard_for
 from lib_demofusion.method.sampler_steps import flow_form, function_name, is_stochastic, make_detector
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from lib_demofusion.method.stage_progress import StageProgress
 from lib_demofusion.method.stages import StageStopped
 from lib_demofusion.settings.fields import Settings
 

@@ -28,7 +28,7 @@ class OneView(scripts.Script):
 def both(p, samples):
     """Returns the latents of the stage and of the webui's img2img, both in the shape that the webui uses."""
     from lib_demofusion.host.backends import host
-    from lib_demofusion.host.common.patching import replaced
+    from lib_demofusion.host.common import replaced
     from lib_demofusion.host.sampling.stage_sampler import StageTask, run_stage, stage_seeds
     from lib_demofusion.method.plan import StagePlan
     from lib_demofusion.settings.fields import Settings
@@ -66,7 +66,7 @@ def both(p, samples):
 
 def conds_of_size(p, height, width):
     """Returns the conds for an image of this size instead of the request's. SDXL's conds contain the image size."""
-    from lib_demofusion.host.common.patching import replaced
+    from lib_demofusion.host.common import replaced
 
     with replaced(p, height=height, width=width):
         p.setup_conds()
