@@ -9,21 +9,23 @@ four. If you pass arguments, only pytest runs, in one process, and receives them
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
 from trial import bootstrap
-from trial.bootstrap import announce, run_module
+from trial.bootstrap import announce, run, run_module
 
 CHECKS = {
     "ruff check": ["ruff", "check"],
     "ruff format --check": ["ruff", "format", "--check"],
     "mypy lib_demofusion": ["mypy", "lib_demofusion"],
 }
-
-
 MOST_PROCESSES = 4
 """Maximum number of test processes. Each needs about 1 GB for PyTorch and a small model."""
+NO_CHROMIUM = "DEMOFUSION_NO_CHROMIUM"
+"""If this environment variable is set, Chromium is not installed."""
+CHROMIUM_SIZE = "about 300 MB on the disk"
 
 
 def side_by_side() -> list[str]:
@@ -76,6 +78,25 @@ def run_pytest(pytest_arguments: list[str]) -> int:
     return run_module("pytest", "-c", settings, *arguments, interactive=bool(pytest_arguments))
 
 
+def install_chromium() -> None:
+    """Installs Debian's Chromium for the browser tests, if it is missing and this process has the rights.
+
+    Prints a note before the installation. Also prints a note if the browser tests will be skipped.
+    """
+    if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))):
+        return
+    may_install = hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get")
+    if not may_install:
+        announce("no Chromium: the browser tests are skipped (Debian: apt install chromium)")
+    elif os.environ.get(NO_CHROMIUM):
+        announce("no Chromium: the browser tests are skipped")
+    else:
+        announce(f"Chromium for the browser tests is installed with apt-get, {CHROMIUM_SIZE}")
+        print(f"To run the tests without it, set {NO_CHROMIUM}=1.", flush=True)
+        run("apt-get", "update", "-q")
+        run("apt-get", "install", "-q", "-y", "--no-install-recommends", "chromium")
+
+
 def main(pytest_arguments: list[str]) -> int:
     """Runs the checks and tests. Returns the exit status, 0 if every check passed and at least one test ran."""
     try:
@@ -89,7 +110,7 @@ def main(pytest_arguments: list[str]) -> int:
     bootstrap.let_threads_sleep()
     if pytest_arguments:
         return run_pytest(pytest_arguments)
-    bootstrap.install_chromium()
+    install_chromium()
     checks = start_checks()
     status = run_pytest([])
     failed = finish_checks(checks)

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SCALE_FACTOR = 0.18215
-"""Stable Diffusion 1's factor. The autoencoder's latents have unit variance after multiplication by it."""
-
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
@@ -152,7 +149,7 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Encodes images (B, 3, H, W) in -1..1 to unscaled latents (B, z, H / 8, W / 8), and decodes them."""
+    """The encoder and the decoder, with the convolutions next to the latent. Images are in -1..1, latents unscaled."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -160,11 +157,10 @@ class Autoencoder(nn.Module):
         self.quant_conv = nn.Conv2d(2 * config.z_channels, 2 * config.z_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.z_channels, config.z_channels, 1)
 
-    def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns mean and log variance of the latent, each (B, z, h, w)."""
-        mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, 1)
-        return mean, logvar.clamp(-30.0, 20.0)
+    def encode(self, x: Tensor) -> Tensor:
+        """Encodes images (B, 3, H, W) to the means of their latents, (B, z, H / 8, W / 8)."""
+        return self.quant_conv(self.encoder(x)).chunk(2, 1)[0]
 
     def decode(self, z: Tensor) -> Tensor:
-        """Decodes latents to images (B, 3, 8 h, 8 w)."""
+        """Decodes latents (B, z, h, w) to images (B, 3, 8 h, 8 w)."""
         return self.decoder(self.post_quant_conv(z))

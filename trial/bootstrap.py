@@ -1,6 +1,6 @@
-"""Creates and fills the virtual environment that the tests and the try command share.
+"""Creates and fills the virtual environment that `run_tests.py` and `try_demofusion.py` share.
 
-Needs only the standard library.
+This module imports only the standard library, because it runs before any package is installed.
 """
 
 from __future__ import annotations
@@ -8,14 +8,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -28,10 +26,6 @@ TORCH = "2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CUDA_SIZE = "about 3 GB to download and 7 GB on the disk"
 """Size of the default build of torch on Linux, with the CUDA libraries that it brings."""
-NO_CHROMIUM = "DEMOFUSION_NO_CHROMIUM"
-"""If this environment variable is set, Chromium is not installed."""
-CHROMIUM_SIZE = "about 300 MB on the disk"
-
 SET_UP = "python run_tests.py --set-up"
 """The command that only sets up the environment of tests and measurements."""
 PACKAGES = ("torch", "numpy", "PIL", "yaml", "safetensors", "tqdm", "scipy", "gradio")
@@ -39,23 +33,24 @@ PACKAGES = ("torch", "numpy", "PIL", "yaml", "safetensors", "tqdm", "scipy", "gr
 
 
 class SetUpError(Exception):
-    """The setup cannot continue. The message is for the person who started it."""
+    """The setup cannot continue. The command prints the message and ends."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A list of pinned packages."""
+    """A requirements file with pinned packages."""
 
     file: Path
     with_dependencies: bool = True
+    """Whether pip also installs the dependencies of these packages."""
 
     def fingerprint(self) -> str:
-        """A hash of everything that determines the installed packages."""
+        """Computes a hash of everything that determines the installed packages."""
         return hashlib.sha256(TORCH.encode() + b"\0" + self.file.read_bytes()).hexdigest()
 
     @property
     def stamp(self) -> Path:
-        """The file with the fingerprint of the last installation."""
+        """The path of the file that stores the fingerprint of the last installation."""
         return VENV / f"{self.file.stem}.sha256"
 
 
@@ -64,7 +59,7 @@ TESTS = (TRY, Layer(ROOT / "requirements-dev.txt"), Layer(ROOT / "requirements-n
 
 
 def announce(step: str) -> None:
-    """Prints the name of the step that begins, before the output of its processes."""
+    """Prints the name of a step before the step begins."""
     print(f"== {step}", flush=True)
 
 
@@ -81,7 +76,7 @@ def run_module(*arguments: str, interactive: bool = False) -> int:
 
 
 def answer(code: str, python: Path = PYTHON) -> str:
-    """Runs a line of Python in the virtual environment. Returns its output, or an empty text if it cannot run there."""
+    """Runs a line of code, by default with the Python of .venv. Returns the output, or an empty text after an error."""
     try:
         result = subprocess.run(
             [str(python), "-c", code], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
@@ -92,7 +87,7 @@ def answer(code: str, python: Path = PYTHON) -> str:
 
 
 def make_environment() -> None:
-    """Recreates the virtual environment unless it works and has this process's version of Python."""
+    """Creates the virtual environment, unless it already works and has the Python version of this process."""
     version = "{}.{}".format(*sys.version_info)
     if answer("import pip, sys; print('{}.{}'.format(*sys.version_info))") == version:
         return
@@ -114,7 +109,7 @@ def pip_install(*arguments: str) -> bool:
 
 
 def install_torch() -> None:
-    """Installs the pinned torch unless it is installed already, as the build without CUDA if that is available."""
+    """Installs the pinned torch, unless it is installed already. Prefers the build without CUDA."""
     if answer("import importlib.metadata as m; print(m.version('torch'))").partition("+")[0] == TORCH:
         return
 
@@ -131,51 +126,42 @@ def install_torch() -> None:
 
 
 def confirm_cuda() -> None:
-    """Prints the size of the default build of torch, and asks a person at a terminal.
+    """Prints the size of the default build of torch, and asks the user whether to install it.
 
-    Raises SetUpError if they decline.
+    Raises SetUpError if the user declines. Without a terminal, nobody is asked.
     """
     print(f"{TORCH_CPU_INDEX} has no build of torch that can be installed here. The default build", end=" ")
     print(f"also installs CUDA libraries: {CUDA_SIZE}.", flush=True)
     if sys.stdin is None or not sys.stdin.isatty():
-        # no user can answer, for example in a CI job
         return
     if input("Install the default build? [y/N] ").strip().lower() not in ("y", "yes"):
         raise SetUpError(f"torch was not installed. Try again when {TORCH_CPU_INDEX} is reachable.")
 
 
 def enter_environment(package: str, own: Sequence[str] = ()) -> None:
-    """Runs a command `python -m package.module` with the Python of .venv if this one lacks its packages.
+    """Runs a command `python -m package.module` with the Python of .venv if this Python lacks its packages.
 
-    The `__init__.py` of trial/ and bench/ calls this, because Python imports it before the module itself. If .venv also
-    lacks the packages, the process ends with a message. Modules whose names begin with one of `own` run with any
-    Python. Missing files are reported without a traceback.
+    The `__init__.py` of trial/ and bench/ calls this function, because Python imports that file before the module
+    itself. If .venv does not exist or also lacks the packages, the process ends with a message. Modules whose names
+    begin with an entry of `own` run with any Python.
     """
-    command = sys.orig_argv[1:]
-    if sys.argv[:1] != ["-m"] or "-m" not in command:
+    # without -m, such as in `python run_tests.py`, even a Python without orig_argv (older than 3.10) gets this far
+    if sys.argv[:1] != ["-m"] or "-m" not in sys.orig_argv:
         return
-    sys.excepthook = _without_traceback
-    module, *arguments = command[command.index("-m") + 1 :]
-    known = not module.startswith(f"{package}.") or module.startswith(tuple(own))
-    if known or all(map(importlib.util.find_spec, PACKAGES)):
+    module, *arguments = sys.orig_argv[sys.orig_argv.index("-m") + 1 :]
+    if not module.startswith(f"{package}.") or module.startswith(tuple(own)):
+        return
+    if all(map(importlib.util.find_spec, PACKAGES)):
         return
     if PYTHON.is_file() and Path(sys.prefix).resolve() != VENV.resolve():
         sys.exit(run_module(module, *arguments, interactive=True))
     sys.exit(f"python -m {module} needs packages that are not installed. Run `{SET_UP}` first.")
 
 
-def _without_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints an error. Omits the traceback if this repository's message names a missing file and its remedy."""
-    if isinstance(error, FileNotFoundError) and error.errno is None:
-        print(error, file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
-
-
 def set_up(*layers: Layer) -> None:
-    """Ensures that the virtual environment contains the layers.
+    """Creates the virtual environment if necessary, and installs the layers that it lacks.
 
-    If it does, this returns at once without network access.
+    Needs no network if the environment already contains all layers. Raises SetUpError.
     """
     version = sys.version_info[:2]
     if not OLDEST <= version <= NEWEST:
@@ -196,10 +182,13 @@ def set_up(*layers: Layer) -> None:
 
 
 def free_port(first: int, count: int = 100) -> int:
-    """Returns the first port from `first` on which no process of this machine listens."""
+    """Returns the first port, beginning with `first`, on which no process of this machine listens.
+
+    Raises OSError if `count` consecutive ports are in use.
+    """
     for port in range(first, first + count):
         with socket.socket() as probe:
-            # bind in the same way as a server: a port that was released just now counts as free
+            # servers set this option too; without it, a port that was released just now would count as in use
             if sys.platform != "win32":
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -207,32 +196,13 @@ def free_port(first: int, count: int = 100) -> int:
             except OSError:
                 continue
             return port
-    raise OSError(f"no free port from {first} to {first + count - 1}")
+    raise OSError(f"The ports {first} to {first + count - 1} are in use. Choose another one with --port.")
 
 
 def let_threads_sleep() -> None:
-    """Makes torch's threads in later processes release their core while they wait.
+    """Sets the environment so that torch's threads in later processes release their core while they wait.
 
-    By default, the threads use their core while they wait. On two cores that other processes also used, a model call
-    then took ten times as long.
+    By default, a waiting thread keeps its core busy. On two cores that other processes also used, this made a model
+    call ten times slower.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def install_chromium() -> None:
-    """Prints a note and installs Debian's Chromium for the browser tests.
-
-    It does so only if Chromium is missing and this process has the rights.
-    """
-    if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))):
-        return
-    may_install = hasattr(os, "geteuid") and os.geteuid() == 0 and shutil.which("apt-get")
-    if not may_install:
-        announce("no Chromium: the browser tests are skipped (Debian: apt install chromium)")
-    elif os.environ.get(NO_CHROMIUM):
-        announce("no Chromium: the browser tests are skipped")
-    else:
-        announce(f"Chromium for the browser tests is installed with apt-get, {CHROMIUM_SIZE}")
-        print(f"To run the tests without it, set {NO_CHROMIUM}=1.", flush=True)
-        run("apt-get", "update", "-q")
-        run("apt-get", "install", "-q", "-y", "--no-install-recommends", "chromium")

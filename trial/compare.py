@@ -12,8 +12,8 @@ from modules import jobs, scripts
 from PIL import Image
 
 from lib_demofusion.settings.presets import DEFAULT_PRESET
-from trial.sampling import GUIDANCE
 from trial.sheet import contact_sheet
+from trial.small_model import GUIDANCE
 
 NATIVE = 128
 WHOLE, PART = 160, 320

@@ -1,4 +1,4 @@
-"""Installs the extension and the small model into an existing webui, and starts it."""
+"""Installs the extension and the small model into an existing webui, and starts the webui."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from trial import bootstrap
 ROOT = bootstrap.ROOT
 FOLDER = "sd-webui-demofusion-hires"
 PARTS = ("install.py", "javascript", "lib_demofusion", "localizations", "LICENSE", "README.md", "scripts", "style.css")
-"""The parts of the repository that the webui needs."""
+"""The files and folders of the repository that the webui needs."""
 CPU = ("--skip-torch-cuda-test", "--use-cpu", "all", "--no-half", "--precision", "full")
+"""Command line flags of the webui for a machine without a GPU."""
 
 
 class InstallError(Exception):
-    """The webui cannot be used. The message is for the person who started the command."""
+    """The webui cannot be used. The command prints the message and ends."""
 
 
 def main(options: argparse.Namespace) -> int:
-    """Installs and starts. Returns the exit status."""
+    """Installs the extension and the model, and starts the webui. Returns the exit status."""
     webui = options.webui.resolve()
     try:
         if not (webui / "modules" / "scripts.py").is_file() or not (webui / "launch.py").is_file():
             raise InstallError(
-                f"{webui} is not the folder of a webui: it does not contain launch.py and modules/scripts.py."
+                f"--webui: {webui} does not contain launch.py and modules/scripts.py. Use the main folder of a webui."
             )
         print(f"Extension: {install_extension(webui)}")
         checkpoint = None if is_forge(webui) else install_model(webui, options.checkpoint)
@@ -44,23 +45,13 @@ def main(options: argparse.Namespace) -> int:
 def is_forge(webui: Path) -> bool:
     """Returns whether the webui belongs to Forge's family.
 
-    These webuis cannot load the small model, because they detect a model's kind by the sizes of its layers.
+    These webuis recognize the architecture of a model by the sizes of its layers. They do not know the small model.
     """
     return (webui / FORGE_PACKAGE).is_dir()
 
 
-def install_model(webui: Path, source: Path) -> Path:
-    """Installs the model, and the LoRA of the bundled model. Returns the model's path."""
-    checkpoint = install_checkpoint(webui, source)
-    print(f"Model: {checkpoint}")
-    lora = install_lora(webui, source)
-    if lora is not None:
-        print(f"LoRA for few steps: {lora}")
-    return checkpoint
-
-
 def install_extension(webui: Path) -> Path:
-    """Copies the extension, unless the webui has it as a clone or a link. Returns its folder."""
+    """Copies the extension, unless the webui contains it as a clone or a link. Returns the folder of the extension."""
     target = webui / "extensions" / FOLDER
     if target.is_symlink() or (target / ".git").exists() or target.resolve() == ROOT:
         return target
@@ -69,60 +60,45 @@ def install_extension(webui: Path) -> Path:
     part = target.with_name(f".{FOLDER}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    for name in PARTS:
-        source = ROOT / name
+    for source in (ROOT / name for name in PARTS):
         if source.is_dir():
-            shutil.copytree(source, part / name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif source.is_file():
-            shutil.copy2(source, part / name)
+            shutil.copytree(source, part / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, part)
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
     return target
 
 
-def install_checkpoint(webui: Path, source: Path) -> Path:
-    """Copies the model and its configuration, which contains the tokenizer's folder. Returns the model's path.
+def install_model(webui: Path, source: Path) -> Path:
+    """Writes the model, its configuration and its tokenizer into the webui. Returns the path of the model.
 
-    A packed model is unpacked.
+    With the bundled model, the LoRA for few steps is also installed.
     """
-    from trial import packing
-    from trial.small_model import text_config
-    from trial.text import write_clip_folder
-
-    target = webui / "models" / "Stable-diffusion" / source.name
-    clip = webui / "models" / f"{source.stem}-clip"
-    write_clip_folder(clip, text_config(packing.load(source)))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    packing.write_full(source, target)
-    configuration = source.with_suffix(".yaml").read_text(encoding="utf-8")
-    target.with_suffix(".yaml").write_text(with_clip_folder(configuration, clip), encoding="utf-8")
-    return target
-
-
-def install_lora(webui: Path, checkpoint: Path) -> Path | None:
-    """Writes the bundled model's LoRA for few steps. Returns its path, or None for another model."""
-    from trial import lora
-    from trial.small_model import CHECKPOINT, LORA
-
-    if checkpoint.name != CHECKPOINT.name:
-        return None
-    target = webui / "models" / "Lora" / LORA.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    lora.write_full(LORA, target)
-    return target
-
-
-def with_clip_folder(configuration: str, clip: Path) -> str:
-    """Returns the configuration with an absolute path to the text encoder's files."""
     import yaml
 
-    parsed = yaml.safe_load(configuration)
-    parsed["model"]["params"]["cond_stage_config"]["params"]["version"] = clip.as_posix()
-    return yaml.safe_dump(parsed, sort_keys=False)
+    from trial import packing, small_model, text
+
+    models = webui / "models"
+    clip = models / f"{source.stem}-clip"
+    text.write_clip_folder(clip, small_model.text_config(packing.load(source)))
+    target = models / "Stable-diffusion" / source.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    packing.write_full(source, target)
+    configuration = yaml.safe_load(source.with_suffix(".yaml").read_text(encoding="utf-8"))
+    configuration["model"]["params"]["cond_stage_config"]["params"]["version"] = clip.as_posix()
+    target.with_suffix(".yaml").write_text(yaml.safe_dump(configuration, sort_keys=False), encoding="utf-8")
+    print(f"Model: {target}")
+    if source.name == small_model.CHECKPOINT.name:
+        lora = models / "Lora" / small_model.LORA.name
+        lora.parent.mkdir(parents=True, exist_ok=True)
+        packing.write_full(small_model.LORA, lora)
+        print(f"LoRA for few steps: {lora}")
+    return target
 
 
 def python_of(webui: Path) -> Path:
-    """Returns the Python that the webui runs with."""
+    """Returns the Python of the webui's own virtual environment."""
     for place in ("venv/bin/python", "venv/Scripts/python.exe"):
         if (webui / place).is_file():
             return webui / place
@@ -130,14 +106,14 @@ def python_of(webui: Path) -> Path:
 
 
 def start(webui: Path, checkpoint: Path | None, options: argparse.Namespace) -> int:
-    """Runs the webui until it ends, with the checkpoint if there is one. Returns its exit status."""
+    """Runs the webui with the checkpoint, if there is one, until the webui ends. Returns the exit status."""
     python = python_of(webui)
     port = bootstrap.free_port(options.port)
     command = [str(python), "launch.py", "--port", str(port)]
     if checkpoint is not None:
         command += ["--ckpt", str(checkpoint)]
     if (
-        not is_forge(webui)  # Forge's family has no common flags for a CPU
+        not is_forge(webui)  # the webuis of Forge's family have different flags for a CPU
         and sys.platform != "darwin"
         and bootstrap.answer("import torch; print(torch.cuda.is_available())", python) != "True"
     ):

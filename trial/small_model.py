@@ -13,7 +13,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from trial import lora, packing
+from trial import packing
 from trial.autoencoder import Autoencoder, AutoencoderConfig
 from trial.text import TextConfig, TextEncoder, tokenize
 from trial.unet import UNet, UNetConfig
@@ -22,6 +22,8 @@ CHECKPOINT = Path(__file__).parent / "checkpoint" / "demofusion-collage.safetens
 """The packed bundled model."""
 LORA = CHECKPOINT.with_name("demofusion-collage-lcm.safetensors")
 """Changes the bundled model into one for 4 to 8 steps with the sampler LCM and without guidance."""
+GUIDANCE = 3.0
+"""CFG scale of the images in this repository."""
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 POSITIONS = TEXT_PREFIX + "text_model.embeddings.position_ids"
 
@@ -37,20 +39,15 @@ class SmallModel(nn.Module):
         self.unet, self.vae, self.text, self.scale_factor = unet, vae, text, scale_factor
         self.register_buffer("alphas_cumprod", alphas)
 
-    @property
-    def device(self) -> torch.device:
-        """The device of the weights."""
-        return self.alphas_cumprod.device
-
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Tensor:
         """Returns the text context (B, 77, C)."""
-        return self.text(tokenize(prompts).to(self.device))
+        return self.text(tokenize(prompts))
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
         """Encodes images (B, 3, H, W) in -1..1 to the means of scaled latents (B, 4, H / 8, W / 8)."""
-        return self.vae.moments(image)[0] * self.scale_factor
+        return self.vae.encode(image) * self.scale_factor
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
@@ -75,12 +72,26 @@ def text_config(tensors: dict[str, Tensor]) -> TextConfig:
     return TextConfig(hidden_size=width, intermediate_size=inner, projection_dim=width)
 
 
-def load(path: Path = CHECKPOINT, device: str | torch.device = "cpu", changes: Path | None = None) -> SmallModel:
-    """Loads the model of a .safetensors file and the .yaml next to it, in float32, ready for inference.
+@torch.no_grad()
+def add_lora(unet: nn.Module, path: Path) -> None:
+    """Adds a LoRA's changes (Hu et al., arXiv 2106.09685) to the weights of a UNet.
 
-    `changes` is the file of a LoRA. Its changes are added to the UNet's weights.
+    Raises KeyError if the file lacks a linear layer or a convolution of the UNet.
     """
     tensors = packing.load(path)
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            layer = f"lora_unet_{name.replace('.', '_')}"
+            up, down = (tensors[f"{layer}.lora_{part}.weight"].float().flatten(1) for part in ("up", "down"))
+            module.weight += float(tensors[f"{layer}.alpha"]) / len(down) * (up @ down).view_as(module.weight)
+
+
+def load(path: Path = CHECKPOINT, changes: Path | None = None) -> SmallModel:
+    """Loads the model of a .safetensors file and the .yaml next to it, in float32, ready for inference.
+
+    `changes` is the file of a LoRA, which is added to the UNet's weights.
+    """
+    tensors = packing.load(path, torch.float16)
     params = yaml.safe_load(Path(path).with_suffix(".yaml").read_text(encoding="utf-8"))["model"]["params"]
     unet = UNet(_chosen(params["unet_config"]["params"], UNetConfig))
     vae = Autoencoder(_chosen(params["first_stage_config"]["params"]["ddconfig"], AutoencoderConfig))
@@ -88,7 +99,7 @@ def load(path: Path = CHECKPOINT, device: str | torch.device = "cpu", changes: P
     for module, prefix in ((unet, UNET_PREFIX), (vae, VAE_PREFIX), (text, TEXT_PREFIX)):
         module.load_state_dict(_part(tensors, prefix))
     if changes is not None:
-        lora.apply(unet, changes)
+        add_lora(unet, changes)
     model = SmallModel(unet, vae, text, params["scale_factor"], tensors["alphas_cumprod"])
     # in this memory format, convolutions are a tenth faster on a CPU
-    return model.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    return model.requires_grad_(False).eval().to(memory_format=torch.channels_last)

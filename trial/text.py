@@ -91,8 +91,6 @@ class TextEncoder(nn.Module):
         model.encoder.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
         model.final_layer_norm = nn.LayerNorm(config.hidden_size)
         self.text_model = model
-        nn.init.normal_(model.embeddings.token_embedding.weight, std=0.5)
-        nn.init.normal_(model.embeddings.position_embedding.weight, std=0.1)
 
     def forward(self, ids: Tensor) -> Tensor:
         embeddings = self.text_model.embeddings
@@ -102,7 +100,7 @@ class TextEncoder(nn.Module):
         return self.text_model.final_layer_norm(x)
 
 
-def write_clip_folder(folder: Path, config: TextConfig | None = None) -> None:
+def write_clip_folder(folder: Path, config: TextConfig) -> None:
     """Writes the tokenizer and model configuration that the checkpoint's yaml refers to. Needs no network."""
     folder.mkdir(parents=True, exist_ok=True)
     marks = {"bos_token": START_TEXT, "eos_token": END_TEXT, "unk_token": END_TEXT, "pad_token": END_TEXT}
@@ -113,7 +111,7 @@ def write_clip_folder(folder: Path, config: TextConfig | None = None) -> None:
         "merges.txt": "#version: 0.2\n" + "\n".join(map(" ".join, tokenizer().bpe_ranks)) + "\n",
         "tokenizer_config.json": json.dumps(settings),
         "special_tokens_map.json": json.dumps(marks),
-        "config.json": json.dumps({**model, **asdict(config or TextConfig())}),
+        "config.json": json.dumps({**model, **asdict(config)}),
     }
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")

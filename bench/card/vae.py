@@ -63,7 +63,7 @@ def measure_coding(report: Report, card: Card, autoencoder: Any, sides: tuple[in
                 found = card.measure(lambda: autoencoder.decode(z))
             else:
                 x = torch.rand(1, 3, side, side, device=card.device, dtype=card.half)
-                found = card.measure(lambda: autoencoder.moments(x))
+                found = card.measure(lambda: autoencoder.encode(x))
         seconds[what + mode] = found.seconds
         way = ways.take().split("; then ")[0]
         if (what, mode) == ("decode", host_vae.AUTOMATIC):

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from bench.quality import table
 from bench.quality.configurations import CONFIGURATIONS, FLOW_CONFIGURATIONS, PAPER
@@ -25,7 +26,6 @@ from bench.quality.runs import Bases, Job, Store, origin, peak_memory, run
 from bench.quality.ways import Sampling, Studio
 from bench.quality.worlds import COLLAGES, WORLDS
 from trial.collage.content import installed
-from trial.progress import progress_bar
 from trial.sheet import contact_sheet
 from trial.small_model import load
 
@@ -76,8 +76,11 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 def main() -> None:
     """Runs the jobs and writes table.md, table.json and a sheet for each scale."""
     args = options()
-    # the tables need the packages of the collages; a missing one is reported now and not after hours of sampling
-    installed()
+    try:
+        # the tables need the photographs; without this call, a missing package would end the run after hours
+        installed()
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from None
     torch.set_num_threads(args.threads)
     sampling = Sampling(args.steps, args.guidance, args.lcm, bfloat16=args.precision == "bfloat16")
     world = WORLDS[args.world]
@@ -121,7 +124,7 @@ def rows_at(
     network, side = Network(), scale * NATIVE * 8
     truth = table.Truth(table.Summary([studio.world.true_rendering(number, side, 0) for number in numbers], network))
     rows = []
-    for job in progress_bar(jobs, desc=f"table {scale}x", unit="row"):
+    for job in tqdm(jobs, desc=f"table {scale}x", unit="row", disable=None):
         lines = store.lines(job, numbers)
         if lines is None:
             continue

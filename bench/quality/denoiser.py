@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from bench.quality.flow import clean_latent
+from bench.quality.sampler import Predict
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.stage import StageRun
 from lib_demofusion.method.views import View
 
 NATIVE = 16
 """Side of the model's own latent."""
-
-Predict = Callable[[Tensor, int], Tensor]
-"""Predicts the noise in x (B, 4, h, w) at a timestep."""
 
 
 class GuidedModel:

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bench.quality.sampler import lcm_output
 from lib_demofusion.method.residual import Flow
 from lib_demofusion.method.sampler_steps import StepDetector
 from lib_demofusion.method.schedule import (
@@ -27,7 +28,6 @@ from lib_demofusion.method.schedule import (
     unshifted_timestep,
 )
 from lib_demofusion.method.stage import SamplerTraits, StageRun
-from trial.sampling import SIGMA_DATA, TIMESTEP_SCALE
 
 Sampler = Literal["Euler", "DPM++ 2M", "Euler a"]
 Weights = Literal["equal SNR", "1000 sigma", "unshifted"]
@@ -72,17 +72,13 @@ Ask = Callable[[Tensor, float], Tensor]
 def clean_latent(ask: Ask, x: Tensor, sigma: float, consistency: bool = False) -> Tensor:
     """Returns the clean latent that the model predicts for a flow model's x (B, 4, h, w) at `sigma`.
 
-    Set `consistency` for a consistency model (Luo et al., arXiv 2310.04378, equation 9).
+    Set `consistency` for a consistency model.
     """
     scaled, t = x / ((1 - sigma) ** 2 + sigma**2) ** 0.5, snr_timestep(sigma)
     known = min(sigma, LAST_SIGMA)
     noise = known / ((1 - known) ** 2 + known**2) ** 0.5
     found = (scaled - noise * ask(scaled, t)) / (1 - noise**2) ** 0.5
-    if not consistency:
-        return found
-    time = TIMESTEP_SCALE * t
-    whole = time**2 + SIGMA_DATA**2
-    return SIGMA_DATA**2 / whole * scaled + time / whole**0.5 * found
+    return lcm_output(scaled, found, t) if consistency else found
 
 
 def sample_flow(

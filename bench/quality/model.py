@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from bench.quality.ways import Sampling, Studio, batches
 from bench.quality.worlds import WORLDS
 from trial.collage.scenes import to_uint8
-from trial.progress import progress_bar
 from trial.small_model import CHECKPOINT, load
 
 COLUMNS, AT_ONCE = 8, 16
@@ -55,7 +55,7 @@ def main() -> None:
     model, found = load(args.checkpoint, changes=args.lora), {}
     for name, world in WORLDS.items():
         studio = Studio(model, sampling, world)
-        parts = progress_bar(batches(args.count, AT_ONCE), desc=name)
+        parts = tqdm(batches(args.count, AT_ONCE), desc=name, disable=None)
         images = np.concatenate([studio.decode(studio.base(list(part))) for part in parts])
         found[name] = judged(studio, images)
         if args.out:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from bench.peak_bytes import PeakBytes
 from bench.quality import artefacts, repetition, spectrum
@@ -24,7 +25,6 @@ from bench.quality.ways import Batch, Sampling, Studio, batches
 from bench.quality.worlds import World
 from lib_demofusion.method.plan import CELL, make_plan
 from lib_demofusion.method.views import view_starts
-from trial.progress import progress_bar
 
 PICTURES_AT_ONCE = {1: 16, 2: 8, 3: 4, 4: 4}
 """Batch size by scale. It is smaller for large images, whose views already fill the model's batch."""
@@ -121,7 +121,7 @@ class Bases:
         """Makes the missing base images."""
         missing = [number for number in numbers if not self._latent(number).exists()]
         size = PICTURES_AT_ONCE[1]
-        for first in progress_bar(range(0, len(missing), size), desc="base pictures", disable=not missing):
+        for first in tqdm(range(0, len(missing), size), desc="base images", disable=None if missing else True):
             group = missing[first : first + size]
             latents = self._studio.base(group)
             for number, latent, picture in zip(group, latents, self._studio.decode(latents)):
@@ -144,7 +144,7 @@ class Bases:
 def run(studio: Studio, store: Store, bases: Bases, jobs: Sequence[Job], numbers: Sequence[int]) -> None:
     """Makes and measures every image without a valid line."""
     missing = {job: [n for n in numbers if store.line(job, n) is None] for job in jobs}
-    with progress_bar(total=sum(map(len, missing.values())), unit="picture", smoothing=0.05) as progress:
+    with tqdm(total=sum(map(len, missing.values())), unit="image", smoothing=0.05, disable=None) as progress:
         for job, left in missing.items():
             progress.set_description(f"{job.configuration.name} {job.scale}x")
             for part in batches(len(left), PICTURES_AT_ONCE[job.scale]):

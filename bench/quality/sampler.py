@@ -1,4 +1,4 @@
-"""Implements the two samplers of the benchmark: DDIM and LCM."""
+"""Implements the two samplers of the benchmark, DDIM and LCM, and the noise that they use."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.quality.denoiser import Predict
 from lib_demofusion.method.schedule import steps_of_stage
 from lib_demofusion.method.stage import StageRun
-from trial.sampling import consistency, lcm_times
+
+Predict = Callable[[Tensor, int], Tensor]
+"""Predicts the noise in x (B, 4, h, w) at a timestep."""
+LCM_GRID = 50
+"""Number of timesteps that latent consistency models know: every 20th, from 19 to 999."""
+BETWEEN = 7_000_003
+"""Added to the seed of an image or stage for the noise between its steps."""
 
 
 @dataclass(frozen=True)
@@ -28,24 +33,54 @@ class Steps:
 
 def timesteps(steps: int, strength: float = 1.0, lcm: bool = False) -> list[int]:
     """Returns the last part of a schedule of `steps` decreasing timesteps. `strength` is the share that runs."""
-    times = lcm_times(steps) if lcm else torch.linspace(999, 0, steps + 1).round().long()[:-1].tolist()
-    return times[-steps_of_stage(steps, strength) :]
+    if lcm:
+        times = torch.linspace(LCM_GRID, 0, steps + 1).round() * (1000 // LCM_GRID) - 1
+    else:
+        times = torch.linspace(999, 0, steps + 1).round()
+    return times[:-1].long().tolist()[-steps_of_stage(steps, strength) :]
+
+
+def lcm_output(x: Tensor, predicted: Tensor, t: float) -> Tensor:
+    """Returns the clean latent of a consistency model from x and the clean latent that it predicts at the timestep t.
+
+    At t = 0 this is x. Soon after, it is almost only the prediction (Luo et al., arXiv 2310.04378, equation 9, with
+    sigma_data 0.5 and timesteps multiplied by 10).
+    """
+    time, data = 10 * t, 0.5
+    whole = time**2 + data**2
+    return data**2 / whole * x + time / whole**0.5 * predicted
+
+
+def initial_noise(seeds: Sequence[int], height: int, width: int) -> Tensor:
+    """Draws unit noise (B, 4, height, width) with one seed for each image. Sizes are in latent cells."""
+    draws = [torch.randn(4, height, width, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(draws)
+
+
+def fresh_noise(seeds: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """Returns a function that draws noise in the shape of x (B, 4, h, w) for the next step.
+
+    Each image has its own generator, so its noise does not depend on the other images of the batch.
+    """
+    generators = [torch.Generator().manual_seed(BETWEEN + seed) for seed in seeds]
+
+    def draw(x: Tensor) -> Tensor:
+        return torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators]).to(x)
+
+    return draw
 
 
 def sample(x: Tensor, steps: Steps, predict: Predict, run: StageRun | None = None) -> Tensor:
     """Samples the clean latent from x (B, 4, h, w) at the first of the timesteps."""
-    alphas = steps.alphas
     for i, (now, after) in enumerate(zip(steps.times, [*steps.times[1:], None])):
         if run is not None:
             run.before_call(x, torch.tensor(float(now)))
-        eps = predict(x, now)
-        alpha = alphas[now]
-        if steps.fresh is None:
-            denoised, noise = (x - (1 - alpha).sqrt() * eps) / alpha.sqrt(), eps
-        else:
-            denoised, noise = consistency(x, eps, torch.tensor([now]), alphas), steps.fresh(x)
+        eps, alpha = predict(x, now), steps.alphas[now]
+        denoised, noise = (x - (1 - alpha).sqrt() * eps) / alpha.sqrt(), eps
+        if steps.fresh is not None:
+            denoised, noise = lcm_output(x, denoised, now), steps.fresh(x)
         if run is not None:
             run.after_step(i, x, denoised)
-        alpha = alphas[after] if after is not None else torch.ones_like(alpha)
+        alpha = steps.alphas[after] if after is not None else torch.ones_like(alpha)
         x = alpha.sqrt() * denoised + (1 - alpha).sqrt() * noise
     return x

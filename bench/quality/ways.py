@@ -17,7 +17,7 @@ from bench.quality.denoiser import NATIVE, GuidedModel
 from bench.quality.esrgan import enlarge
 from bench.quality.flow import FlowRow, sample_flow
 from bench.quality.pictures import as_float, upscale
-from bench.quality.sampler import Steps, sample, timesteps
+from bench.quality.sampler import Steps, fresh_noise, initial_noise, sample, timesteps
 from bench.quality.tiles import one_tile_after_another
 from bench.quality.worlds import World
 from lib_demofusion.method.colors import match_colors_
@@ -29,8 +29,7 @@ from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.method.stages import Finish, run_stages
 from lib_demofusion.settings.fields import Settings
 from trial.collage.scenes import to_uint8
-from trial.sampling import GUIDANCE, fresh_noise, initial_noise
-from trial.small_model import SmallModel
+from trial.small_model import GUIDANCE, SmallModel
 
 SEED_STEP = 1_000_003
 """Difference between the seeds of a run's stages."""

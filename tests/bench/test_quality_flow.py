@@ -14,7 +14,7 @@ from bench.quality.configurations import CONFIGURATIONS, FLOW_CONFIGURATIONS, PA
 from bench.quality.denoiser import NATIVE
 from bench.quality.flow import FlowRow, clean_latent, sample_flow
 from bench.quality.runs import Bases, Store
-from bench.quality.sampler import Steps, sample, timesteps
+from bench.quality.sampler import Steps, initial_noise, sample, timesteps
 from bench.quality.ways import Sampling, Studio
 from bench.quality.worlds import COLLAGES
 from lib_demofusion.method.plan import make_plan
@@ -24,7 +24,6 @@ from lib_demofusion.method.schedule import flow_level, snr_timestep
 from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.settings.fields import Settings
 from tests.bench.test_quality_runs import TinyModel
-from trial.sampling import initial_noise
 
 NUMBERS = [0, 3]
 TIMES = timesteps(6, 0.7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import k_diffusion_sampling
+import noise_schedule
 import numpy as np
 import pytest
 import torch
@@ -17,13 +18,11 @@ from bench.quality.configurations import CONFIGURATIONS, PAPER, Configuration
 from bench.quality.denoiser import NATIVE
 from bench.quality.intervals import differs, estimate
 from bench.quality.runs import Bases, Job, Store, finish, seams
-from bench.quality.sampler import Steps, sample, timesteps
+from bench.quality.sampler import Steps, fresh_noise, initial_noise, lcm_output, sample, timesteps
 from bench.quality.ways import Sampling, Studio, batches
 from bench.quality.worlds import COLLAGES
 from lib_demofusion.method.plan import make_plan
 from tests.bench.planted import CONTENT
-from trial.sampling import initial_noise
-from trial.schedule import alphas_cumprod
 from trial.sheet import contact_sheet
 
 
@@ -52,7 +51,7 @@ class TinyModel(nn.Module):
     def __init__(self):
         super().__init__()
         self.vae = Vae()
-        self.register_buffer("alphas_cumprod", alphas_cumprod().float())
+        self.register_buffer("alphas_cumprod", noise_schedule.alphas_cumprod())
         self.device = torch.device("cpu")
         self.unet = Unet()
 
@@ -106,8 +105,8 @@ def test_the_base_is_what_k_diffusion_makes(studio) -> None:
 
 
 def test_a_consistency_model_that_knows_the_latent_draws_it_from_the_right_noise_at_every_step() -> None:
-    alphas, clean = alphas_cumprod().float(), initial_noise([1], 64, 64)
-    steps = Steps(timesteps(4, lcm=True), alphas, ways.fresh_noise([3]))
+    alphas, clean = noise_schedule.alphas_cumprod(), initial_noise([1], 64, 64)
+    steps = Steps(timesteps(4, lcm=True), alphas, fresh_noise([3]))
 
     def predict(x: torch.Tensor, t: int) -> torch.Tensor:
         eps = (x - alphas[t].sqrt() * clean) / (1 - alphas[t]).sqrt()
@@ -115,6 +114,21 @@ def test_a_consistency_model_that_knows_the_latent_draws_it_from_the_right_noise
         return eps
 
     torch.testing.assert_close(sample(initial_noise([2], 64, 64), steps, predict), clean, rtol=1e-3, atol=1e-3)
+
+
+def test_a_consistency_model_returns_x_at_timestep_0_and_the_prediction_at_999() -> None:
+    x, predicted = initial_noise([1], 4, 4), initial_noise([2], 4, 4)
+    torch.testing.assert_close(lcm_output(x, predicted, 0), x, rtol=0, atol=0)
+    torch.testing.assert_close(lcm_output(x, predicted, 999), predicted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8, 50])
+def test_the_timesteps_of_lcm_are_multiples_of_20_minus_1_and_decrease_from_999(steps: int) -> None:
+    times = timesteps(steps, lcm=True)
+    assert times[0] == 999
+    assert len(times) == steps
+    assert times == sorted(set(times), reverse=True)
+    assert all((t + 1) % 20 == 0 for t in times)
 
 
 def test_a_consistency_model_is_called_without_guidance(tmp_path) -> None:
@@ -329,5 +343,5 @@ def test_missing_packages_are_reported_before_anything_is_sampled(monkeypatch: p
     monkeypatch.setattr(command, "installed", missing)
     monkeypatch.setattr(command, "load", lambda *_, **__: pytest.fail("the model was loaded first"))
     monkeypatch.setattr("sys.argv", ["bench.quality"])
-    with pytest.raises(FileNotFoundError, match="packages are missing"):
+    with pytest.raises(SystemExit, match="packages are missing"):
         command.main()

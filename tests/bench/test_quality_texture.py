@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import noise_schedule
 import numpy as np
 import pytest
 import torch
@@ -126,9 +127,8 @@ def guided(pictures: int) -> GuidedModel:
 def test_tiles_change_nothing_for_a_network_without_surroundings() -> None:
     from bench.quality.sampler import Steps, sample, timesteps
     from lib_demofusion.method.residual import VariancePreserving, noised
-    from trial.schedule import alphas_cumprod
 
-    alphas = alphas_cumprod().float()
+    alphas = noise_schedule.alphas_cumprod()
     steps = Steps(timesteps(10, 0.3), alphas)
     x, noise = (torch.randn(1, 4, 32, 48, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     start = noised(x, noise, torch.tensor(float(steps.times[0])), VariancePreserving(alphas))

@@ -14,8 +14,7 @@ from PIL import Image
 
 from bench.quality.worlds import COLLAGES
 from trial.collage.detector import crops_with_subject, read
-from trial.sampling import GUIDANCE
-from trial.small_model import CHECKPOINT
+from trial.small_model import CHECKPOINT, GUIDANCE
 
 pytestmark = pytest.mark.slow
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import noise_schedule
 import numpy as np
 import pytest
 import torch
@@ -16,12 +17,8 @@ from bench.quality.model import judged
 from bench.quality.ways import Sampling, Studio
 from bench.quality.worlds import COLLAGES
 from trial import packing
-from trial.collage.export import replaced
-from trial.collage.model import TEXT, UNET, make_captions
-from trial.collage.train_unet import trained_denoiser
-from trial.schedule import alphas_cumprod
 from trial.small_model import CHECKPOINT, SmallModel, load, text_config
-from trial.text import VOCABULARY, tokenize, tokenizer, write_clip_folder
+from trial.text import VOCABULARY, TextConfig, tokenize, tokenizer, write_clip_folder
 
 SHEET = Path(__file__).resolve().parents[2] / "pictures" / "collage-64.jpg"
 PROMPT = "a bear on grass"
@@ -29,7 +26,6 @@ PROMPT = "a bear on grass"
 
 @pytest.fixture(scope="module")
 def model() -> SmallModel:
-    torch.set_num_threads(2)
     return load()
 
 
@@ -45,25 +41,8 @@ def test_the_file_is_at_most_twelve_megabytes_and_its_weights_at_most_twelve_mil
     assert sum(parameter.numel() for parameter in model.parameters()) <= 12_000_000
 
 
-def test_the_training_builds_networks_of_these_sizes(model):
-    assert model.unet.config == UNET
-    assert text_config(packing.load(CHECKPOINT)) == TEXT
-
-
-def test_a_training_starts_from_the_model_and_its_export_is_the_model(model):
-    """Only the words that a prompt of the training uses are trained."""
-    captions, tensors = make_captions(), packing.load(CHECKPOINT)
-    denoiser = trained_denoiser(model, captions)
-    ids = captions.ids[7, 0]
-    torch.testing.assert_close(denoiser.text(ids[None]), model.text(captions.used[ids][None]))
-    exported = replaced(tensors, denoiser.state_dict(), captions.used)
-    assert exported.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        torch.testing.assert_close(exported[name], tensor, rtol=0, atol=0)
-
-
 def test_unpacked_it_has_the_names_of_the_layout():
-    tensors = packing.load(CHECKPOINT)
+    tensors = packing.load(CHECKPOINT, torch.float16)
     heads = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model.")
     for head in heads:
         part = [t for name, t in tensors.items() if name.startswith(head) and t.is_floating_point()]
@@ -77,7 +56,7 @@ def test_unpacked_it_has_the_names_of_the_layout():
 
 
 def test_the_schedule_is_that_of_stable_diffusion(model):
-    torch.testing.assert_close(model.alphas_cumprod, alphas_cumprod().float())
+    torch.testing.assert_close(model.alphas_cumprod, noise_schedule.alphas_cumprod())
     assert 0.0046 < float(model.alphas_cumprod[-1]) < 0.0048
 
 
@@ -89,7 +68,7 @@ def test_tokens():
 
 def test_clip_folder_agrees_with_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
-    write_clip_folder(tmp_path)
+    write_clip_folder(tmp_path, TextConfig())
     tokenizer = transformers.CLIPTokenizer.from_pretrained(str(tmp_path))
     for text in (PROMPT, "It's 42 cats, na\u00efve & co!!", ""):
         expected = tokenizer([text], padding="max_length", max_length=77)["input_ids"]
@@ -129,11 +108,11 @@ def test_the_unet_accepts_any_size(model, size):
 
 
 def test_samples_follow_the_prompt(model):
-    studio = Studio(model, Sampling(steps=12, bfloat16=False), COLLAGES)
-    images = studio.decode(studio.base(list(range(16))))
-    assert images.shape == (16, 128, 128, 3)
+    studio = Studio(model, Sampling(steps=8, bfloat16=False), COLLAGES)
+    images = studio.decode(studio.base(list(range(8))))
+    assert images.shape == (8, 128, 128, 3)
     assert np.isfinite(images).all()
     found = judged(studio, images)
+    # measured: all of them; by chance, 1 of 10 and 1 of 24 would be right
     assert found["right ground"] >= 0.7
-    # by chance it would be 1 of 24
-    assert found["right subject"] >= 0.2
+    assert found["right subject"] >= 0.5

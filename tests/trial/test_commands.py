@@ -13,7 +13,6 @@ import pytest
 
 import run_tests
 from trial import bootstrap
-from trial.progress import progress_bar
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "bench/README.md", "trial/README.md", "docs/cards.md")
@@ -42,11 +41,19 @@ def started(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_explains_the_setup_if_nothing_is_installed(bare: Path, name: str) -> None:
+    path = ROOT / name.replace(".", "/")
+    assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
     done = started(bare, "-m", name)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     advice = "with the Python of your webui" if name in OWN else "Run `python run_tests.py --set-up` first"
     assert advice in done.stderr
+
+
+def test_a_python_without_orig_argv_is_not_refused_with_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.9 lacks sys.orig_argv. `python run_tests.py` prints there that Python 3.10 is needed."""
+    monkeypatch.delattr(sys, "orig_argv")
+    bootstrap.enter_environment("trial")
 
 
 def test_a_command_uses_an_existing_environment(bare: Path, tmp_path: Path) -> None:
@@ -62,35 +69,6 @@ def test_a_command_uses_an_existing_environment(bare: Path, tmp_path: Path) -> N
     finally:
         python.unlink()
     assert (done.returncode, done.stdout) == (7, "inside: -m bench.quality --count 3\n")
-
-
-def test_missing_images_are_reported(tmp_path: Path) -> None:
-    environment = {**os.environ, "DEMOFUSION_COLLAGE": str(tmp_path)}
-    command = [
-        sys.executable,
-        "-m",
-        "trial.collage.latents",
-        "--whole",
-        "1",
-        "--zoomed",
-        "0",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "Run `python -m trial.collage.fetch` on Debian or Ubuntu" in done.stderr
-
-
-def test_progress_in_a_log_is_written_as_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    log = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", log)
-    with progress_bar(total=3, desc="outer") as outer:
-        for _ in progress_bar(range(3), desc="inner", leave=False):
-            outer.update()
-    assert not re.search(r"[\r\x1b]", log.getvalue())
-    assert "outer: 100%" in log.getvalue()
 
 
 class Terminal(io.StringIO):
@@ -123,15 +101,15 @@ def test_chromium_is_announced_before_it_is_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wanted: bool
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(bootstrap.shutil, "which", lambda name: name if name == "apt-get" else None)
-    monkeypatch.setattr(bootstrap.os, "geteuid", lambda: 0, raising=False)
-    monkeypatch.setattr(bootstrap, "run", lambda *_: said.append(capsys.readouterr().out) or 0)
+    monkeypatch.setattr(run_tests.shutil, "which", lambda name: name if name == "apt-get" else None)
+    monkeypatch.setattr(run_tests.os, "geteuid", lambda: 0, raising=False)
+    monkeypatch.setattr(run_tests, "run", lambda *_: said.append(capsys.readouterr().out) or 0)
     if not wanted:
-        monkeypatch.setenv(bootstrap.NO_CHROMIUM, "1")
-    bootstrap.install_chromium()
+        monkeypatch.setenv(run_tests.NO_CHROMIUM, "1")
+    run_tests.install_chromium()
     assert bool(said) == wanted
     if wanted:
-        assert bootstrap.CHROMIUM_SIZE in said[0]
+        assert run_tests.CHROMIUM_SIZE in said[0]
 
 
 @pytest.mark.parametrize(("module", "status"), [("platform", 0), ("no_such_module", 1)])
@@ -140,7 +118,7 @@ def test_a_failed_check_is_named_and_fails_the_run(
 ) -> None:
     monkeypatch.setattr(bootstrap, "PYTHON", Path(sys.executable))
     monkeypatch.setattr(bootstrap, "set_up", lambda *_: None)
-    monkeypatch.setattr(bootstrap, "install_chromium", lambda: None)
+    monkeypatch.setattr(run_tests, "install_chromium", lambda: None)
     monkeypatch.setattr(bootstrap, "let_threads_sleep", lambda: None)
     monkeypatch.setattr(run_tests, "run_pytest", lambda arguments: 0)
     monkeypatch.setattr(run_tests, "CHECKS", {"one": ["platform"], "other": [module]})
@@ -150,22 +128,13 @@ def test_a_failed_check_is_named_and_fails_the_run(
     assert ("== failed: other\n" in said) == bool(status)
 
 
-def examples(page: str) -> set[str]:
-    """Returns the arguments of the examples on a page that select tests."""
+@pytest.mark.parametrize("page", ["run_tests.py", "CONTRIBUTING.md"])
+def test_a_page_shows_how_to_select_existing_tests(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    return set(re.findall(r"python run_tests\.py ((?:tests\S*\.py )?-k \w+)", text))
-
-
-@pytest.mark.parametrize("example", sorted(examples("run_tests.py") | examples("CONTRIBUTING.md")))
-def test_the_examples_of_running_tests_run_some(example: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "--collect-only", "-q", *example.split()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-
-
-def test_both_pages_show_how_to_run_some_tests() -> None:
-    assert examples("run_tests.py")
-    assert examples("CONTRIBUTING.md")
+    examples = re.findall(r"python run_tests\.py (tests\S*\.py) -k (\w+)", text)
+    assert examples
+    for file, word in examples:
+        assert re.search(rf"^def test_\w*{word}", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
 
 
 SERVED = """

@@ -1,99 +1,138 @@
-"""Tests that a packed checkpoint is half as large and restores nearly the same weights."""
+"""Tests that packed files are unpacked to nearly the original weights, and that a LoRA changes a network."""
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from trial import packing
+from trial import packing, small_model
 
-DECODER_KERNEL = "first_stage_model.decoder.conv.weight"
+Tensors = dict[str, torch.Tensor]
+KERNEL, DECODER_KERNEL = "model.conv.weight", "first_stage_model.decoder.conv.weight"
+VOCABULARY = 1000
 
 
 @pytest.fixture
-def tensors() -> dict[str, torch.Tensor]:
+def tensors() -> Tensors:
+    """Creates the tensors of a checkpoint. The rows of the kernels differ in size by up to four orders of magnitude."""
     torch.manual_seed(1)
     scales = torch.logspace(-3, 1, 64)
     return {
-        packing.WORDS: torch.randn(1000, 32).half(),
-        "model.conv.weight": (torch.randn(64, 32, 3, 3) * scales[:, None, None, None]).half(),
-        "model.conv.bias": torch.randn(64).half(),
+        packing.WORDS: torch.randn(VOCABULARY, 32).half(),
+        KERNEL: (torch.randn(64, 32, 3, 3) * scales[:, None, None, None]).half(),
         DECODER_KERNEL: (torch.randn(16, 8, 3, 3) * scales[:8, None, None] * scales[48:, None, None, None]).half(),
-        "model.small.weight": torch.randn(4, 4, 1, 1).half(),
+        "model.conv.bias": torch.randn(64).half(),
         "alphas_cumprod": torch.linspace(0.0047, 0.9991, 1000),
+        "position_ids": torch.arange(77),
     }
 
 
-def test_unpacked_weights_are_exact_to_half_a_step_of_their_row(tensors, tmp_path):
+def quantised(weight: torch.Tensor, axes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantises a weight to int8, with one scale for each entry of its first axes, as in the bundled files."""
+    rest = weight.float().flatten(axes)
+    scale = (rest.abs().amax(-1).clamp(min=1e-5) / 127).to(torch.float32 if axes == 1 else torch.float16)
+    return (rest / scale[..., None].float()).round().clamp(-127, 127).to(torch.int8).reshape(weight.shape), scale
+
+
+def save_packed(path: Path, tensors: Tensors, used: torch.Tensor) -> None:
+    """Writes a packed checkpoint with the rows `used` of the word table."""
+    packed = {**tensors, packing.USED: used.to(torch.int32)}
+    for name, axes in ((packing.WORDS, 1), (KERNEL, 1), (DECODER_KERNEL, 2)):
+        weight = tensors[name][used] if name == packing.WORDS else tensors[name]
+        packed[name], packed[name + packing.SCALE] = quantised(weight, axes)
+    save_file(packed, str(path), metadata={"format": "pt", "packed": "demofusion-int8", "words": str(VOCABULARY)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_unpacked_weights_differ_by_at_most_half_a_quantisation_step(
+    tensors: Tensors, tmp_path: Path, dtype: torch.dtype
+) -> None:
     used = torch.tensor([3, 500, 999])
-    packing.save(tmp_path / "a.safetensors", tensors, used)
-    full = packing.load(tmp_path / "a.safetensors")
+    save_packed(tmp_path / "a.safetensors", tensors, used)
+    full = packing.load(tmp_path / "a.safetensors", dtype)
     assert full.keys() == tensors.keys()
-    name = "model.conv.weight"
-    largest = tensors[name].float().flatten(1).abs().amax(1)
-    error = (full[name].float() - tensors[name].float()).flatten(1).abs().amax(1)
-    assert (error <= largest * (0.5 / 127 + 2**-11) + 1e-6).all()
-    # the decoder's kernels have one scale per output and input
-    largest = tensors[DECODER_KERNEL].float().abs().amax((2, 3))
-    error = (full[DECODER_KERNEL].float() - tensors[DECODER_KERNEL].float()).abs().amax((2, 3))
-    assert (error <= largest * (0.5 / 127 + 2**-10) + 1e-6).all()
-    for exact in ("model.conv.bias", "model.small.weight", "alphas_cumprod"):
-        torch.testing.assert_close(full[exact], tensors[exact], rtol=0, atol=0)
-    torch.testing.assert_close(full[packing.WORDS][used], tensors[packing.WORDS][used], rtol=0.01, atol=0.02)
+    expected = {**tensors, packing.WORDS: tensors[packing.WORDS][used]}
+    found = {**full, packing.WORDS: full[packing.WORDS][used]}
+    for name, axes in ((packing.WORDS, 1), (KERNEL, 1), (DECODER_KERNEL, 2)):
+        assert found[name].dtype == dtype
+        exact = expected[name].float().flatten(axes)
+        error = (found[name].float().flatten(axes) - exact).abs().amax(-1)
+        # a step is 1 / 127 of the largest weight; 2**-10 is the rounding of half precision, of a scale and of a weight
+        assert (error <= exact.abs().amax(-1) * (0.5 / 127 + 2**-10) + 1e-6).all()
+    for name in ("model.conv.bias", "alphas_cumprod", "position_ids"):
+        torch.testing.assert_close(full[name], tensors[name], rtol=0, atol=0)
 
 
-def test_untrained_words_are_the_same_at_every_load(tensors, tmp_path):
-    packing.save(tmp_path / "a.safetensors", tensors, torch.tensor([1]))
+def test_untrained_words_are_the_same_at_every_load(tensors: Tensors, tmp_path: Path) -> None:
+    save_packed(tmp_path / "a.safetensors", tensors, torch.tensor([1]))
     first, second = (packing.load(tmp_path / "a.safetensors")[packing.WORDS] for _ in range(2))
-    assert first.shape == (1000, 32)
+    assert first.shape == (VOCABULARY, 32)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert 0.01 < first[2:].float().std() < 0.03
 
 
-def test_packed_is_half_as_large(tensors, tmp_path):
-    packing.save(tmp_path / "packed.safetensors", tensors, torch.tensor([1]))
-    save_file(tensors, str(tmp_path / "full.safetensors"))
-    assert (tmp_path / "packed.safetensors").stat().st_size < 0.55 * (tmp_path / "full.safetensors").stat().st_size
-
-
-def test_an_unpacked_checkpoint_is_loaded_unchanged(tensors, tmp_path):
-    save_file(tensors, str(tmp_path / "full.safetensors"))
-    for name, tensor in packing.load(tmp_path / "full.safetensors").items():
-        torch.testing.assert_close(tensor, tensors[name], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_webui_gets_full_weights(tensors, tmp_path, packed):
+def test_an_unpacked_checkpoint_is_loaded_and_installed_unchanged(tensors: Tensors, tmp_path: Path) -> None:
     source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    packing.save(source, tensors, torch.tensor([1])) if packed else save_file(tensors, str(source))
+    save_file(tensors, str(source))
+    torch.testing.assert_close(packing.load(source), tensors, rtol=0, atol=0)
     packing.write_full(source, target)
-    assert packing.packed_words(target) is None
-    expected = packing.load(source)
-    for name, tensor in load_file(str(target)).items():
-        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+    assert target.read_bytes() == source.read_bytes()
 
 
-def test_unpacked_rows_are_as_exact_as_eight_bits_allow() -> None:
-    weights = {
-        "kernel": torch.randn(16, 8, 3, 3) * torch.logspace(-3, 1, 16).reshape(16, 1, 1, 1),
-        "small": torch.randn(4, 4),
-        "bias": torch.randn(2000),
-        "steps": torch.arange(600),
-    }
-    packed = packing.pack_rows(weights)
-    assert {name: tensor.dtype for name, tensor in packed.items()} == {
-        "kernel": torch.int8,
-        "kernel" + packing.SCALE: torch.float32,
-        "small": torch.float16,
-        "bias": torch.float16,
-        "steps": torch.int64,
-    }
-    back = packing.unpack_rows(packed)
-    assert back.keys() == weights.keys()
-    # half a step, where a step is 1 / 127 of the largest value of each row
-    largest = weights["kernel"].abs().flatten(1).amax(1)
-    error = (back["kernel"] - weights["kernel"]).abs().flatten(1).amax(1)
-    assert (error <= largest / 254 * 1.001).all()
-    torch.testing.assert_close(back["small"].float(), weights["small"], atol=2e-3, rtol=1e-3)
-    assert torch.equal(back["steps"], weights["steps"])
+def test_a_webui_gets_unpacked_weights(tensors: Tensors, tmp_path: Path) -> None:
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_packed(source, tensors, torch.tensor([1]))
+    packing.write_full(source, target)
+    written = load_file(str(target))
+    torch.testing.assert_close(written, packing.load(source, torch.float16), rtol=0, atol=0)
+    assert {name: tensor.dtype for name, tensor in written.items()} == {n: t.dtype for n, t in tensors.items()}
+    with safe_open(str(target), framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_a_webui_recognizes_the_bundled_lora(tmp_path: Path) -> None:
+    target = tmp_path / "lora.safetensors"
+    packing.write_full(small_model.LORA, target)
+    written = load_file(str(target))
+    assert {tensor.dtype for tensor in written.values()} == {torch.float16}
+    # rank 8, and the axes of a layer in its `down` tensor
+    assert written["lora_unet_input_blocks_1_0_in_layers_2.lora_down.weight"].shape == (8, 64, 3, 3)
+    assert written["lora_unet_input_blocks_1_0_in_layers_2.lora_up.weight"].shape == (64, 8, 1, 1)
+    with safe_open(str(target), framework="pt") as file:
+        assert file.metadata() == {"ss_network_module": "networks.lora"}
+
+
+class Net(nn.Module):
+    """A network with convolutions and a linear layer, one of them in a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.block = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.SiLU(), nn.Conv2d(8, 4, 1))
+        self.last = nn.Linear(4, 5)
+
+
+def test_a_lora_adds_the_product_of_its_factors(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, tensors, expected = Net(), {}, {}
+    for name in ("first", "block.1", "last"):
+        weight = net.get_submodule(name).weight
+        outputs, *inputs = weight.shape
+        down, up = torch.randn(2, *inputs), torch.randn(outputs, 2, *[1] * (len(inputs) - 1))
+        layer = "lora_unet_" + name.replace(".", "_")
+        tensors |= {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up, f"{layer}.alpha": torch.tensor(3)}
+        # alpha / rank
+        expected[name] = weight + 3 / 2 * torch.einsum("or,r...->o...", up.flatten(1), down)
+    save_file(tensors, str(tmp_path / "lora.safetensors"))
+    changed = copy.deepcopy(net)
+    small_model.add_lora(changed, tmp_path / "lora.safetensors")
+    for name, weight in expected.items():
+        torch.testing.assert_close(changed.get_submodule(name).weight, weight)
+        torch.testing.assert_close(changed.get_submodule(name).bias, net.get_submodule(name).bias, rtol=0, atol=0)
+    with pytest.raises(KeyError):
+        small_model.add_lora(nn.Sequential(nn.Linear(3, 3)), tmp_path / "lora.safetensors")

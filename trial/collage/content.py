@@ -56,14 +56,6 @@ class Content:
     subjects: tuple[Cutout, ...]
     grounds: tuple[Ground | FlatGround, ...]
 
-    def labels(self) -> list[tuple[int, int]]:
-        """Returns every (subject, ground), by index."""
-        return [(s, g) for s in range(len(self.subjects)) for g in range(len(self.grounds))]
-
-    def caption(self, subject: int, ground: int) -> str:
-        """Returns the full caption, such as "a bear on grass"."""
-        return caption(self.subjects[subject].caption, self.grounds[ground].caption)
-
 
 def caption(subject: str, ground: str) -> str:
     """Returns the full caption of a subject and a ground."""
@@ -78,11 +70,6 @@ def default_folder() -> Path:
 def listed() -> dict:
     """Reads content.yaml."""
     return yaml.safe_load(LIST.read_text(encoding="utf-8"))
-
-
-def packages() -> list[str]:
-    """Returns the names of the required Debian packages."""
-    return list(listed()["packages"])
 
 
 @lru_cache(maxsize=1)
@@ -147,20 +134,3 @@ def flat_grounds(content: dict) -> list[FlatGround]:
 def installed() -> Content:
     """Loads the content of the default folder."""
     return load(default_folder())
-
-
-def shrunk(content: Content, side: int) -> Content:
-    """Shrinks the photographs so that a scene's side spans `side` of their pixels.
-
-    Whole views then render several times faster. `side` should be a few times the rendered size.
-    """
-    grounds: list[Ground | FlatGround] = []
-    for each in content.grounds:
-        if isinstance(each, FlatGround):
-            grounds.append(each)
-            continue
-        factor = min(side / each.frame, 1.0)
-        size = (round(each.picture.width * factor), round(each.picture.height * factor))
-        picture = each.picture.resize(size, Image.Resampling.LANCZOS)
-        grounds.append(Ground(each.caption, picture, each.frame * factor))
-    return Content(content.subjects, tuple(grounds))

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from trial import packing
 from trial.collage.content import captions
 from trial.collage.scenes import to_uint8
-from trial.packing import unpack_rows
 
 WEIGHTS = Path(__file__).with_name("detector.safetensors")
 """The packed weights, with 8 bits per weight."""
@@ -29,12 +28,11 @@ THRESHOLD = 0.4
 
 @dataclass(frozen=True)
 class Finding:
-    """One subject: its index, its centre in fractions of the image, and the probability that it exists."""
+    """One subject: its index, and its centre in fractions of the image."""
 
     subject: int
     x: float
     y: float
-    probability: float
 
 
 @dataclass(frozen=True)
@@ -86,16 +84,16 @@ class Detector(nn.Module):
 
 @lru_cache(maxsize=1)
 def trained() -> Detector:
-    """Loads the committed detector. Raises FileNotFoundError if there is none."""
+    """Loads the bundled detector."""
     model = Detector(*(len(names) for names in captions()))
-    model.load_state_dict({name: weight.float() for name, weight in unpack_rows(load_file(WEIGHTS)).items()})
+    model.load_state_dict({name: weight.float() for name, weight in packing.load(WEIGHTS).items()})
     return model.eval().requires_grad_(False)
 
 
-def peaks(centres: Tensor, threshold: float = THRESHOLD) -> list[tuple[int, int]]:
-    """Returns rows and columns of the local maxima of probabilities (h, w) above a threshold, the highest first."""
+def peaks(centres: Tensor) -> list[tuple[int, int]]:
+    """Returns rows and columns of the local maxima of probabilities (h, w) above THRESHOLD, the highest first."""
     highest = F.max_pool2d(centres[None, None], 5, stride=1, padding=2)[0, 0]
-    places = ((centres == highest) & (centres > threshold)).nonzero().tolist()
+    places = ((centres == highest) & (centres > THRESHOLD)).nonzero().tolist()
     return sorted(((y, x) for y, x in places), key=lambda place: -float(centres[place]))
 
 
@@ -119,9 +117,8 @@ def read(images: list[np.ndarray]) -> list[Reading]:
 
 def _reading(centres: Tensor, subjects: Tensor, ground: int) -> Reading:
     found = [
-        Finding(int(subjects[:, y, x].argmax()), (x + 0.5) / centres.shape[1], (y + 0.5) / centres.shape[0], float(p))
+        Finding(int(subjects[:, y, x].argmax()), (x + 0.5) / centres.shape[1], (y + 0.5) / centres.shape[0])
         for y, x in peaks(centres)
-        for p in [centres[y, x]]
     ]
     return Reading(tuple(found), ground)
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from trial.collage.content import default_folder, packages
+from trial.collage.content import default_folder, listed
 
 
 def fetch(package: str, folder: Path) -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     args = options.parse_args()
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise SystemExit("This command needs apt-get and dpkg. Run it on Debian or Ubuntu.")
-    for package in packages():
+    for package in listed()["packages"]:
         fetch(package, args.to)
 
 

@@ -70,13 +70,6 @@ def random_collage(
     return Collage(ground, (Placed(subject, x, y, size),), float(left), float(top), bool(rng.integers(2)))
 
 
-def random_box(rng: np.random.Generator, zoom: float) -> Box:
-    """Returns a random window of 1/zoom of the scene's width and height."""
-    side = 1.0 / zoom
-    x0, y0 = rng.uniform(0.0, 1.0 - side, 2)
-    return float(x0), float(y0), float(x0 + side), float(y0 + side)
-
-
 def to_uint8(image: np.ndarray) -> np.ndarray:
     """Rounds an image in 0..1 to 8 bits."""
     return (np.asarray(image) * 255.0 + 0.5).clip(0, 255).astype(np.uint8)
