@@ -1,4 +1,4 @@
-"""Starts Chromium for the browser tests, and operates the page's controls as a person does."""
+"""Starts Chromium for the browser tests, and uses the controls of the page as a person does."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-SECONDS = 60_000
+TIMEOUT = 60_000
 """The time limit of every action, in milliseconds."""
 WINDOW = (1280, 1000)
+"""The default width and height of the window in pixels."""
 
 
 def find_chromium() -> str | None:
-    """Returns the browser's executable."""
+    """Returns the path of Chromium or Chrome, or None if neither is installed."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
@@ -35,17 +36,20 @@ STOP = """panel => {
     if (!focused.closest(panel)) return null;
     const block = focused.closest("[id^=script_]"), box = focused.getBoundingClientRect();
     const opaque = (node) => {
-        const colour = getComputedStyle(node).backgroundColor;
-        return !node.parentElement || !/, 0\\)$|transparent/.test(colour) ? colour : opaque(node.parentElement);
+        const color = getComputedStyle(node).backgroundColor;
+        return !node.parentElement || !/, 0\\)$|transparent/.test(color) ? color : opaque(node.parentElement);
     };
     return {
         block: block.id.split("_demofusion_hires_")[1], top: block.getBoundingClientRect().top + scrollY,
-        left: block.getBoundingClientRect().left, seen: box.width > 0 && box.height > 0,
-        width: style.outlineStyle === "solid" ? parseFloat(style.outlineWidth) : 0, colour: style.outlineColor,
-        ground: opaque(focused.parentElement),
+        left: block.getBoundingClientRect().left, visible: box.width > 0 && box.height > 0,
+        width: style.outlineStyle === "solid" ? parseFloat(style.outlineWidth) : 0, color: style.outlineColor,
+        background: opaque(focused.parentElement),
     };
 }"""
-"""The focused element, if it is in the panel, and the area around it that shows the focus."""
+"""JavaScript that describes the focused element: its block, its position, its outline and the color behind it.
+
+Returns null if the focused element is outside the panel.
+"""
 
 
 STILL = """document.addEventListener("DOMContentLoaded", () => {
@@ -53,14 +57,14 @@ STILL = """document.addEventListener("DOMContentLoaded", () => {
     style.textContent = "* { animation: none !important; }";
     document.head.append(style);
 });"""
-"""Turns off the animations of a page."""
+"""JavaScript that turns off the animations of a page."""
 
 LAYOUT = Path(__file__).with_name("layout.js").read_text(encoding="utf-8")
 
 
 @contextmanager
 def launched(program: str) -> Iterator[Any]:
-    """Starts a browser."""
+    """Starts a browser, and closes it at the end of the block."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -70,21 +74,21 @@ def launched(program: str) -> Iterator[Any]:
 
 
 class Tab:
-    """One tab of the page."""
+    """The tab txt2img or img2img of the webui's page, with the panel."""
 
     def __init__(self, page: Any, name: str):
         self.page = page
         self.name = name
         self.panel = f"#script_{name}_demofusion_hires"
         page.locator(".tab-nav button").filter(has_text=name).first.click()
-        page.wait_for_selector(f"{self.panel}_enabled-visible-checkbox", timeout=SECONDS)
+        page.wait_for_selector(f"{self.panel}_enabled-visible-checkbox", timeout=TIMEOUT)
 
     def id(self, name: str) -> str:
-        """Returns a selector of the webui's own control."""
+        """Returns the selector of one of the webui's own controls in this tab."""
         return f"#{self.name}_{name}"
 
     def number(self, selector: str, value: float) -> None:
-        """Types a number."""
+        """Enters a number into a control."""
         box = self.page.locator(f"{selector} input[type=number]").first
         box.fill(f"{value:g}")
         box.blur()
@@ -97,17 +101,17 @@ class Tab:
     def progress(self) -> Any:
         """The progress bar during a run.
 
-        In a webui it is above the gallery. The stand-in has a separate element for it.
+        In a webui, the bar is above the gallery. In the stand-in, it is in an element of its own.
         """
         return self.page.locator(f"#{self.name}_results .progressDiv, {self.id('progress')} .progressDiv")
 
     @property
     def enabled(self) -> bool:
-        """Whether the panel's checkbox is ticked, as Python sees it."""
+        """Whether the panel is enabled. Reads the hidden checkbox, whose value the server receives."""
         return self.page.locator(f"{self.panel}_enabled-checkbox input").is_checked()
 
     def open_panel(self) -> None:
-        """Opens the panel, which enables it, and the section "Advanced"."""
+        """Opens the panel and its section "Advanced". Opening the panel also enables DemoFusion."""
         if not self.enabled:
             self.page.click(f"{self.panel}_enabled > .label-wrap")
         self.page.wait_for_function(
@@ -116,12 +120,12 @@ class Tab:
         advanced = f"{self.panel}_advanced > .label-wrap"
         if "open" not in (self.page.get_attribute(advanced, "class") or "").split():
             self.page.click(advanced)
-        self.page.locator(f"{self.panel}_preset_name").wait_for(timeout=SECONDS)
+        self.page.locator(f"{self.panel}_preset_name").wait_for(timeout=TIMEOUT)
 
     def stops(self) -> list[dict[str, Any]]:
-        """Presses Tab through the panel from its checkbox.
+        """Presses the Tab key until the focus leaves the panel, starting at the panel's checkbox.
 
-        Returns the focused elements and how each shows the focus.
+        Returns the result of STOP for each focused element.
         """
         self.page.focus(f"{self.panel}_enabled-visible-checkbox")
         found: list[dict[str, Any]] = []
@@ -140,83 +144,83 @@ class Tab:
         return [f"{width}: {problem}" for problem in self.page.evaluate(LAYOUT, self.panel)]
 
     def text(self, name: str, text: str) -> str:
-        """Types into a control of the panel, key by key as a person does. Returns its selector."""
+        """Replaces the text in a control of the panel, key by key as a person does. Returns the control's selector."""
         selector = f"{self.panel}_{name} textarea, {self.panel}_{name} input"
-        self.page.click(selector, timeout=SECONDS)
+        self.page.click(selector, timeout=TIMEOUT)
         self.page.keyboard.press("Control+A")
         self.page.keyboard.type(text, delay=20)
         return selector
 
     def presets(self) -> list[str]:
-        """Returns the available presets."""
+        """Returns the names of the presets that the panel shows."""
         return [text.strip() for text in self.page.locator(f"{self.panel}_preset label").all_inner_texts()]
 
     def choose_preset(self, name: str) -> None:
-        """Chooses a preset."""
+        """Clicks a preset."""
         label = self.page.locator(f"{self.panel}_preset label").filter(
             has_text=re.compile(f"^\\s*{re.escape(name)}\\s*$")
         )
-        label.first.click(timeout=SECONDS)
+        label.first.click(timeout=TIMEOUT)
 
     def wait_for_preset(self, name: str) -> None:
         """Waits until a preset is selected."""
         chosen = self.page.locator(f"{self.panel}_preset label.selected")
-        chosen.filter(has_text=re.compile(f"^\\s*{re.escape(name)}\\s*$")).wait_for(timeout=SECONDS)
+        chosen.filter(has_text=re.compile(f"^\\s*{re.escape(name)}\\s*$")).wait_for(timeout=TIMEOUT)
 
     def wait_for_value(self, name: str, value: str) -> None:
         """Waits until a control of the panel shows a value."""
         selector = f"{self.panel}_{name} input, {self.panel}_{name} textarea"
         script = "([selector, value]) => document.querySelector(selector).value === value"
-        self.page.wait_for_function(script, arg=[selector, value], timeout=SECONDS)
+        self.page.wait_for_function(script, arg=[selector, value], timeout=TIMEOUT)
 
     def wait_for_message(self, text: str) -> None:
-        """Waits until a message is below the presets."""
+        """Waits until the message about saving or deleting a preset contains a text."""
         message = self.page.locator(f"{self.panel}_preset_message.prose")
-        message.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=SECONDS)
+        message.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=TIMEOUT)
 
     def wait_for_line(self, text: str) -> str:
-        """Waits until the live line contains a text. Returns the line."""
-        # gradio 3 gives the class to the text too, gradio 4 only to its container
+        """Waits until the panel's summary line contains a text. Returns the whole line."""
+        # in gradio 3 the element with this id has the class `prose`, in gradio 4 only an element inside it
         line = self.page.locator(f"{self.panel}_line.prose, {self.panel}_line .prose")
-        line.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=SECONDS)
+        line.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=TIMEOUT)
         return line.inner_text()
 
     def wait_for_progress(self, text: str) -> str:
         """Waits until the progress bar contains a text. Returns the bar's whole text."""
-        self.progress.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=SECONDS)
+        self.progress.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=TIMEOUT)
         return self.progress.inner_text()
 
     def wait_until_done(self) -> None:
-        """Waits until a run has begun and ended."""
-        self.progress.wait_for(state="detached", timeout=SECONDS)
+        """Waits until the progress bar of a run disappears."""
+        self.progress.wait_for(state="detached", timeout=TIMEOUT)
 
     def generate(self) -> None:
-        """Starts a run and waits until it shows."""
+        """Clicks Generate, and waits until the progress bar appears."""
         self.page.click(self.id("generate"))
-        # wait for "attached", because above an empty gallery of the webui the bar has no height
-        self.progress.wait_for(state="attached", timeout=SECONDS)
+        # "attached" and not "visible", because above an empty gallery of the webui the bar has no height
+        self.progress.wait_for(state="attached", timeout=TIMEOUT)
 
     def image_sizes(self) -> list[int]:
-        """Returns the widths of the images in the gallery."""
+        """Returns the widths of the images in the gallery, in pixels."""
         images = f"{self.id('gallery')} .thumbnails img"
-        self.page.wait_for_selector(images, timeout=SECONDS, state="attached")
+        self.page.wait_for_selector(images, timeout=TIMEOUT, state="attached")
         script = "all => Promise.all(all.map(async i => { await i.decode(); return i.naturalWidth; }))"
         return self.page.eval_on_selector_all(images, script)
 
     def wait_for_infotext(self, text: str) -> str:
-        """Waits until the text under the images contains a part. Returns the whole text."""
+        """Waits until the infotext below the images contains a text. Returns the whole infotext."""
         info = self.page.locator(f"#html_info_{self.name}.prose")
-        info.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=SECONDS)
+        info.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=TIMEOUT)
         return info.inner_text()
 
     def messages(self) -> Any:
-        """The messages about the last run above its image."""
+        """The element above the gallery with the messages about the last run."""
         messages = self.page.locator(".demofusion-messages")
-        messages.wait_for(timeout=SECONDS)
+        messages.wait_for(timeout=TIMEOUT)
         return messages
 
     def infotext(self) -> str:
-        """The text under the images."""
+        """Returns the infotext below the images."""
         return self.page.inner_text(f"#html_info_{self.name}.prose")
 
 
@@ -227,13 +231,13 @@ def screenshot(page: Any, folder: Path, name: str) -> None:
 
 
 def contrast(one: str, other: str) -> float:
-    """Returns the contrast of two colours as defined by the WCAG, from 1 to 21.
+    """Returns the contrast ratio of two colors as defined by the WCAG, from 1 to 21.
 
-    Colours have the form `rgb(1, 2, 3)`.
+    Colors have the form `rgb(1, 2, 3)`.
     """
 
-    def luminance(colour: str) -> float:
-        parts = [int(n) / 255 for n in re.findall(r"\d+", colour)[:3]]
+    def luminance(color: str) -> float:
+        parts = [int(n) / 255 for n in re.findall(r"\d+", color)[:3]]
         linear = (n / 12.92 if n <= 0.04045 else ((n + 0.055) / 1.055) ** 2.4 for n in parts)
         return sum(weight * n for weight, n in zip((0.2126, 0.7152, 0.0722), linear))
 
@@ -243,7 +247,7 @@ def contrast(one: str, other: str) -> float:
 
 @contextmanager
 def listening(page: Any, event: str, react: Callable[[Any], None]) -> Iterator[None]:
-    """Calls a function for every event of a kind during the block."""
+    """Calls `react` for every event of the page with the name `event` during the block."""
     page.on(event, react)
     try:
         yield
@@ -255,11 +259,11 @@ def show(page: Any, url: str, size: tuple[int, int] = WINDOW) -> None:
     """Loads the webui's page in a window of the given size (width, height)."""
     page.set_viewport_size({"width": size[0], "height": size[1]})
     page.goto(url, wait_until="domcontentloaded")
-    page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
+    page.wait_for_selector("#txt2img_generate", timeout=TIMEOUT)
 
 
 def open_panel(page: Any, url: str, size: tuple[int, int] = WINDOW, name: str = "txt2img") -> Tab:
-    """Loads the webui's page and opens the panel of a tab."""
+    """Loads the webui's page, and opens the panel of the tab `name`."""
     show(page, url, size)
     tab = Tab(page, name)
     tab.open_panel()

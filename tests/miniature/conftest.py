@@ -1,6 +1,6 @@
-"""Provides the stand-in for the webui inside the test process.
+"""Provides the stand-in for the webui in the test process, its page on a server, and a browser for that page.
 
-The stand-in loads the extension by its entry points.
+The stand-in is in trial/webui. It loads the extension in the same way as the webui.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stand_in  # noqa: F401 (adds the folders of the imports below)
+import stand_in  # noqa: F401 (adds the folders of the following imports to sys.path)
 import torch
 from reports import Reports, reports_of_test  # noqa: F401 (a fixture of every test)
 
@@ -37,9 +37,12 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """Starts the page's server. Returns its address and the file with its console output, in its data folder."""
+    """Starts a server with the page of the stand-in. Returns the page's address and the file with the server's errors.
+
+    The file is in the server's data folder.
+    """
     folder = tmp_path_factory.mktemp("data")
-    # each of several test processes looks for a free port in its own range
+    # if there are several test processes, each one looks for a free port in its own range
     port = 7870 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     command = [sys.executable, "-u", str(FOLDER / "serve_tiny.py"), str(port), str(folder), "0.02"]
     with (
@@ -62,9 +65,9 @@ def address(served: tuple[str, Path]) -> str:
 
 @pytest.fixture
 def console(served: tuple[str, Path], reported: Reports) -> Iterator[None]:
-    """Reads the server's output during a test. An error without `expect` fails the test.
+    """Collects the errors that the server prints during a test. An error without `expect` fails the test.
 
-    Then removes everything that the server has stored: presets, measured times and the last infotext.
+    After the test, deletes the files that the server has stored: presets, measured times and the last infotext.
     """
     printed = served[1]
     before = printed.stat().st_size
@@ -79,10 +82,10 @@ def console(served: tuple[str, Path], reported: Reports) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def window() -> Iterator[Any]:
-    """Starts a browser and opens the page that all tests use.
+    """Starts a browser and returns one page of it, which all tests use.
 
-    A new page for each test would compile gradio's scripts again, which takes longer than most tests. Without its
-    animations the page takes a third of the time during a run.
+    A new browser page for each test would compile gradio's scripts again, which takes longer than most tests.
+    Animations are turned off. With them, the page would take three times as long during a run.
     """
     program = find_chromium()
     if program is None:
@@ -96,7 +99,7 @@ def window() -> Iterator[Any]:
 
 @pytest.fixture
 def blank(window: Any) -> Iterator[Any]:
-    """Returns an empty page. An error in the scripts of the pages that the test loads there fails the test."""
+    """Returns an empty page of the browser. A JavaScript error on this page fails the test."""
     problems: list[str] = []
     with listening(window, "pageerror", lambda error: problems.append(str(error))):
         yield window
@@ -106,7 +109,7 @@ def blank(window: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def page(blank: Any, address: str, console: None, reported: Reports) -> Iterator[Any]:
-    """Loads the page. An unexpected failure that it shows fails the test."""
+    """Loads the page of the stand-in. If the page shows a failure that the test does not expect, the test fails."""
     show(blank, address)
     yield blank
     for tab in ("txt2img", "img2img"):

@@ -1,7 +1,7 @@
-"""Lists the parts of the webui that the extension uses, and describes them from a webui's source.
+"""Lists the functions, classes and settings of the webui that the extension uses, and describes them.
 
-It parses the source and imports nothing. `python tests/miniature/host_facts.py DIR` updates host_facts.json from the
-webui in DIR.
+The descriptions come from the source code of a webui, which is parsed and not imported.
+`python tests/miniature/host_facts.py DIR` updates host_facts.json from the webui in DIR.
 """
 
 from __future__ import annotations
@@ -34,14 +34,17 @@ ROLES = {
     "denoiser": ("sd_samplers_cfg_denoiser.CFGDenoiser",),
     "model": ("sd_samplers_cfg_denoiser.CFGDenoiser",),
 }
-"""The classes of the objects that the extension calls by these names. One of the classes must define each attribute."""
+"""Names of variables in the extension, and the webui's classes of the objects in them.
+
+At least one of these classes must define each attribute that the extension uses.
+"""
 
 INSTANCES = {"shared.state": "State", "shared.total_tqdm": "TotalTQDM"}
-"""Variables of the webui and the names of their classes, wherever they are defined."""
+"""Variables of the webui, and the names of their classes. The classes can be defined in any module."""
 
 OPTIONS = "shared.opts"
 SUBCLASSED = ("sd_samplers_cfg_denoiser.CFGDenoiser.forward", "sd_samplers_cfg_denoiser.CFGDenoiser.inner_model")
-"""The methods that a class created at run time overrides (lib_demofusion/host/backends/webui_denoiser.py)."""
+"""The members that the extension overrides in a class that it creates at run time (backends/webui_denoiser.py)."""
 
 
 def parse(path: Path) -> ast.Module:
@@ -53,9 +56,9 @@ def parse(path: Path) -> ast.Module:
 
 
 def host_files() -> list[Path]:
-    """Returns the extension's files that use the webui's code.
+    """Returns the extension's files that use the code of AUTOMATIC1111's webui.
 
-    Backends for other webuis are excluded, because they describe those.
+    The backend for Forge's family is excluded, because it uses the code of other webuis.
     """
     folders = (REPOSITORY / "lib_demofusion" / "host", REPOSITORY / "scripts")
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
@@ -63,7 +66,7 @@ def host_files() -> list[Path]:
 
 
 def dotted(node: ast.AST) -> str | None:
-    """Returns `a.b.c` for such an expression."""
+    """Returns the text of an expression such as `a.b.c`. Returns None for any other kind of expression."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -73,7 +76,7 @@ def dotted(node: ast.AST) -> str | None:
 
 
 def imported(tree: ast.Module) -> dict[str, str]:
-    """Returns local names, and the webui's modules or symbols that they refer to."""
+    """Returns the names that a file imports from the webui. Maps each to its module or symbol, without `modules.`."""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "modules":
@@ -84,7 +87,10 @@ def imported(tree: ast.Module) -> dict[str, str]:
 
 
 def own_names(tree: ast.Module) -> set[str]:
-    """Returns the names that a file imports from the extension, and the attributes that it sets on its own objects."""
+    """Returns the names that a file imports from the extension itself, and the attributes that it sets on `self`.
+
+    An attribute has the form `script->name`, because the extension's variables `script` contain its own objects.
+    """
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib_demofusion"):
@@ -96,7 +102,11 @@ def own_names(tree: ast.Module) -> set[str]:
 
 
 def symbols(tree: ast.Module) -> Iterator[str]:
-    """Yields the symbols of the webui that a file of the extension uses, as `module.name` or `module.Class.member`."""
+    """Yields the symbols of the webui that a file of the extension uses.
+
+    They have the form `module.name`, `module.Class.member`, `shared.opts.setting`, or `variable->attribute` for a
+    variable in ROLES.
+    """
     names = imported(tree)
     own = own_names(tree)
     yield from (target for target in names.values() if "." in target)
@@ -124,7 +134,7 @@ def symbols(tree: ast.Module) -> Iterator[str]:
 
 
 def used() -> list[str]:
-    """Returns everything of the webui that the extension uses."""
+    """Returns the symbols of the webui that the extension uses, in the forms of `symbols`."""
     trees = [parse(path) for path in host_files()]
     found = {symbol for tree in trees for symbol in symbols(tree)} | set(SUBCLASSED)
     own = {name for tree in trees for name in own_names(tree)}
@@ -132,7 +142,10 @@ def used() -> list[str]:
 
 
 def parameters(node: ast.FunctionDef) -> list[str]:
-    """Returns a function's parameters without self, with stars, and with a question mark for each default."""
+    """Returns the names of a function's parameters except self and cls.
+
+    The names include stars. A question mark follows the name of a parameter that has a default.
+    """
     args = node.args
     plain = [arg.arg for arg in (*args.posonlyargs, *args.args)]
     required = len(plain) - len(args.defaults)
@@ -144,7 +157,7 @@ def parameters(node: ast.FunctionDef) -> list[str]:
 
 
 def described(node: ast.FunctionDef) -> dict[str, Any]:
-    """Returns the properties of a function that the test compares. A property counts as an attribute."""
+    """Describes a function by its parameters. A method that is decorated as a property counts as an attribute."""
     decorators = {dotted(entry) or "" for entry in node.decorator_list}
     if any(name == "property" or name.endswith(".setter") for name in decorators):
         return {"kind": "attribute"}
@@ -152,7 +165,7 @@ def described(node: ast.FunctionDef) -> dict[str, Any]:
 
 
 def targets(node: ast.AST) -> Iterator[ast.AST]:
-    """Yields the targets of an assignment."""
+    """Yields the targets of `node` if it is an assignment, else nothing."""
     if isinstance(node, ast.Assign):
         for target in node.targets:
             yield from target.elts if isinstance(target, ast.Tuple) else [target]
@@ -168,11 +181,11 @@ class Source:
 
     @cache  # noqa: B019 (one object per run)
     def classes(self) -> dict[str, ast.ClassDef]:
-        """Returns classes by name. The extension uses no class whose name occurs in two modules."""
+        """Returns all classes by name. The extension uses no class whose name occurs in two modules."""
         return {n.name: n for tree in self.trees.values() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
 
     def members(self, name: str) -> dict[str, dict[str, Any]]:
-        """Returns the attributes and functions of a class and its bases."""
+        """Describes the attributes and functions of a class and of its base classes."""
         node = self.classes().get(name)
         if node is None:
             return {}
@@ -194,7 +207,7 @@ class Source:
         return found
 
     def options(self) -> set[str]:
-        """Returns the names of the settings."""
+        """Returns the names of the webui's settings."""
         names = set()
         for stem in ("shared_options", "shared"):
             for node in ast.walk(self.trees.get(stem, ast.Module([], []))):
@@ -205,7 +218,7 @@ class Source:
         return names
 
     def top_level(self, module: str, name: str) -> dict[str, Any] | None:
-        """Describes a function, class or variable of a module."""
+        """Describes a function, class or variable of a module. Returns None if the module does not define the name."""
         tree = self.trees.get(module)
         for node in tree.body if tree else ():
             if isinstance(node, ast.FunctionDef) and node.name == name:
@@ -220,7 +233,7 @@ class Source:
         return None
 
     def fact(self, symbol: str) -> dict[str, Any] | None:
-        """Describes a symbol of `used`. Returns None if it is missing."""
+        """Describes a symbol that has one of the forms of `symbols`. Returns None if the source does not define it."""
         if symbol.startswith(f"{OPTIONS}."):
             name = symbol.rpartition(".")[2]
             return {"kind": "option"} if name in self.options() else self.members("Options").get(name)
@@ -232,12 +245,12 @@ class Source:
         return self.members(name).get(member[0]) if member else self.top_level(module, name)
 
     def facts(self, names: list[str]) -> dict[str, Any]:
-        """Describes each of the symbols."""
+        """Describes the symbols `names`."""
         return {name: self.fact(name) for name in names}
 
 
 def main(webui: str) -> None:
-    """Writes the facts of a real webui, without symbols that it does not have."""
+    """Writes the descriptions of all symbols that the webui in this folder has."""
     facts = {name: fact for name, fact in Source(Path(webui)).facts(used()).items() if fact}
     FACTS.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Runs jobs of the stand-in within the test process."""
+"""Runs jobs of the stand-in for the webui within the test process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BASE = 64
 
 
 class Webui:
-    """The loaded stand-in. The jobs of both tabs run on its model."""
+    """The stand-in with a small model, on which it runs jobs of both tabs."""
 
     def __init__(self, folder: Path, small: Any):
         self.folder = folder
@@ -31,9 +31,10 @@ class Webui:
         from_page: bool = False,
         **parameters: Any,
     ) -> processing.Processed:
-        """Runs one job of the API or of the page, and returns its result.
+        """Runs one job and returns its result. The job comes from the API, or from the page if `from_page` is set.
 
-        `settings` are a dict of fields or a list of arguments. Without them no script takes part.
+        `settings` is a dict of DemoFusion's fields, or a list of arguments for the scripts. If it is None, no script
+        runs.
         """
         args = settings if isinstance(settings, list) else [settings or {}]
         p = self.request([0, *args], init_image, **parameters)
@@ -43,7 +44,7 @@ class Webui:
         return jobs.execute(p)
 
     def request(self, script_args: list[Any], init_image: Image.Image | None = None, **parameters: Any) -> Any:
-        """Returns the webui's processing object for these arguments. The first argument is the selected script."""
+        """Creates the webui's processing object of a job. The first of `script_args` is 0 if no script is selected."""
         paths_internal.data_path = str(self.folder)
         if getattr(shared.sd_model, "small", None) is not self.small:
             sd_models.use_model(self.small, "random")
@@ -67,12 +68,12 @@ class Webui:
 
 
 def sizes(processed: processing.Processed) -> list[int]:
-    """Returns the widths of the images."""
+    """Returns the width of each image in pixels."""
     return [image.width for image in processed.images]
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
-    """Makes the user interrupt whenever the function `name` of a module is called, before it runs."""
+    """Interrupts the job, as a user can, whenever the function `name` of `owner` is called. Then runs the function."""
     real = getattr(owner, name)
 
     def interrupting(*args: Any) -> Any:

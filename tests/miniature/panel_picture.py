@@ -1,7 +1,8 @@
-"""Makes README's picture of the panel: python tests/miniature/panel_picture.py URL [FILE].
+"""Makes the picture of the panel in README: python tests/miniature/panel_picture.py URL [FILE].
 
-URL is the page of the stand-in without a measured time (tests/miniature/serve_tiny.py), so that the picture shows no
-time of the small model. The PNG contains the texts of the panel, which a test compares with the present panel.
+URL is the address of a new server (tests/miniature/serve_tiny.py). After a job on that server, the picture would show
+an expected time for the small model. The texts of the panel are stored in the PNG file, and a test compares them with
+the current panel.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from PIL import Image, PngImagePlugin
 FILE = Path(__file__).resolve().parents[2] / "pictures" / "panel.png"
 KEY = "Texts"
 NATIVE = 1024
-"""The base image of the picture is as large as SDXL's."""
+"""Width and height of the base image in pixels, as for SDXL."""
 
 
 def shown_panel(page: Any, url: str) -> Tab:
@@ -30,14 +31,14 @@ def shown_panel(page: Any, url: str) -> Tab:
 
 
 def texts(tab: Tab) -> list[str]:
-    """Returns the lines of text in the panel, sorted, because their order depends on the version of gradio."""
+    """Returns the panel's lines of text. They are sorted, because their order depends on the version of gradio."""
     lines = tab.page.inner_text(f"{tab.panel}_enabled").splitlines()
-    # without symbols, such as the arrows of the sections
+    # lines without a letter or number are symbols, such as the arrows of the sections
     return sorted({line.strip() for line in lines if any(map(str.isalnum, line))})
 
 
 def main() -> None:
-    """Writes the picture with its texts."""
+    """Saves a screenshot of the panel as a PNG file that also contains the panel's texts."""
     url, file = sys.argv[1], Path(sys.argv[2]) if len(sys.argv) > 2 else FILE
     program = find_chromium()
     if program is None:

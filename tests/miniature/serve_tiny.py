@@ -1,6 +1,7 @@
-"""Serves the stand-in's page with the tiny random model: PORT FOLDER SECONDS.
+"""Serves the stand-in's page with the tiny random model: python tests/miniature/serve_tiny.py PORT FOLDER SECONDS.
 
-Every model call takes SECONDS, so that tests can observe the stages.
+FOLDER is the data folder of the stand-in. Every model call first waits for SECONDS, so that tests can observe the
+stages.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tiny import TinyModel  # noqa: E402
 
 
 class SlowModel(TinyModel):
-    """A model whose every call takes some time."""
+    """A tiny model that waits for `seconds` before every call."""
 
     seconds = 0.0
 

@@ -18,14 +18,14 @@ FAST = {"enabled": True, "preset": "Fast", "scale": 2}
 
 
 class Page:
-    """Looks at the job at every model call, as the page does from time to time."""
+    """Imitates the page, which asks for a live preview from time to time. This class asks at every model call."""
 
     def __init__(self) -> None:
         self.previews: list[str] = []
-        """The text next to the bar at the time of each preview."""
+        """For each preview: the text next to the bar, and the width of the latent."""
 
     def look(self) -> None:
-        """Follows the webui's rule in `State.set_current_image`."""
+        """Records a preview if one is due by the rule of the webui's `State.set_current_image`."""
         state, every = shared.state, shared.opts.show_progress_every_n_steps
         due = every != -1 and state.sampling_step - state.current_image_sampling_step >= every
         if due and state.current_latent is not None:
@@ -33,11 +33,13 @@ class Page:
             self.previews.append(f"{state.textinfo} of {state.current_latent.shape[-1]} cells")
 
     def of_stage(self) -> list[str]:
+        """Returns the previews that were shown during the stage."""
         return [shown for shown in self.previews if "DemoFusion 1/1 128x128" in shown]
 
 
 @pytest.fixture
 def page(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Page:
+    """Returns an imitation of the page that looks for a preview before every model call."""
     looking = Page()
     unet = webui.small.unet
 
@@ -51,7 +53,7 @@ def page(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Page:
 
 @pytest.fixture
 def every(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets the webui's "Live preview display period"."""
+    """Returns a function that sets the webui's "Live preview display period", in steps."""
 
     def set_to(steps: int) -> None:
         monkeypatch.setattr(shared.opts, "show_progress_every_n_steps", steps, raising=False)
@@ -72,7 +74,7 @@ def every(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def test_a_stage_has_a_preview_at_its_start_and_then_at_the_interval(
     webui: Webui, page: Page, every: Callable[[int], None], settings: Any, steps: int, iterations: int, previews: int
 ) -> None:
-    """The preview shows the image of the stage, not of the base."""
+    """All previews during the stage have the size of the stage, not the size of the base image."""
     every(10)
     webui.job(settings, steps=steps, n_iter=iterations)
     assert len(page.of_stage()) == previews
@@ -83,7 +85,7 @@ def test_a_stage_has_a_preview_at_its_start_and_then_at_the_interval(
 def test_a_stage_of_six_steps_never_has_more_previews_than_the_setting_requests(
     webui: Webui, page: Page, every: Callable[[int], None], interval: int, previews: int
 ) -> None:
-    """The step counter of the webui still shows 0 in the second step, so there are 5 different steps."""
+    """The webui's step counter is 0 in the first two steps, so a preview in every step means five previews."""
     every(interval)
     webui.job(BALANCED, steps=24)
     assert len(page.of_stage()) == previews
@@ -91,41 +93,43 @@ def test_a_stage_of_six_steps_never_has_more_previews_than_the_setting_requests(
 
 @pytest.fixture
 def totals(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
-    """Returns the position and the total of the console's bar at its end."""
+    """Returns a list to which the position and the total of the console's bar are added when the bar ends."""
     seen: list[tuple[int, int]] = []
     total = shared.total_tqdm
     clear = total.clear
 
-    def noting() -> None:
+    def recording() -> None:
         seen.append((total._tqdm.n, total._tqdm.total))
         clear()
 
     monkeypatch.setattr(shared.cmd_opts, "disable_console_progressbars", False)
-    monkeypatch.setattr(total, "clear", noting)
+    monkeypatch.setattr(total, "clear", recording)
     yield seen
     clear()
 
 
 @pytest.mark.parametrize("iterations", [1, 2])
 @pytest.mark.parametrize("sampler", [data.name for data in sd_samplers.all_samplers])
-def test_the_console_ends_at_its_total(
+def test_the_bar_on_the_console_ends_at_its_total(
     webui: Webui, totals: list[tuple[int, int]], sampler: str, iterations: int
 ) -> None:
     webui.job({**BALANCED, "scale": 3, "stages": "1,2,3"}, sampler_name=sampler, steps=10, n_iter=iterations)
     assert len(totals) == 1
     done, total = totals[0]
-    # DDIM begins one timestep below the first
+    # in the base pass, DDIM runs 9 of 10 steps
     assert done == total >= iterations * (9 + 2 * 4)
 
 
 @pytest.mark.parametrize("redraw", [False, True])
-def test_the_console_ends_at_its_total_in_img2img(webui: Webui, totals: list[tuple[int, int]], redraw: bool) -> None:
+def test_the_bar_on_the_console_ends_at_its_total_in_img2img(
+    webui: Webui, totals: list[tuple[int, int]], redraw: bool
+) -> None:
     settings = {**BALANCED, "img2img_first": redraw, "denoising_strength": 1.0}
     webui.job(settings, Image.new("RGB", (64, 64)), steps=8, denoising_strength=0.5)
     assert totals == [(13, 13) if redraw else (8, 8)]
 
 
-def test_the_console_ends_at_its_total_if_a_stage_fails(
+def test_the_bar_on_the_console_ends_at_its_total_if_a_stage_fails(
     webui: Webui, totals: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
     reported.expect("injected")
@@ -141,8 +145,8 @@ def test_the_console_ends_at_its_total_if_a_stage_fails(
     assert totals == [(12, 12)]
 
 
-def test_the_steps_of_the_stages_are_added_to_those_of_a_grid(webui: Webui, totals: list[tuple[int, int]]) -> None:
-    """X/Y/Z counts the steps of all base images in advance. Each cell adds its stages when it runs."""
+def test_each_image_of_a_grid_adds_the_steps_of_its_stages(webui: Webui, totals: list[tuple[int, int]]) -> None:
+    """The X/Y/Z plot sets the total to the steps of all base images. Each job adds the steps of its stages."""
     total: Callable[[int], None] = shared.total_tqdm.updateTotal
     seen: list[int] = []
 
@@ -173,7 +177,7 @@ def test_the_steps_of_the_stages_are_added_to_those_of_a_grid(webui: Webui, tota
         pytest.param({"enabled": True, "tiling": True}, 1, id="refused"),
     ],
 )
-def test_the_bar_does_not_wait_for_stages_that_a_request_of_a_grid_does_not_have(
+def test_a_request_without_stages_removes_the_expected_stages_of_a_grid_from_the_bar(
     webui: Webui, reported: Reports, monkeypatch: pytest.MonkeyPatch, settings: Any, withdrawn: int
 ) -> None:
     if withdrawn and settings["enabled"]:

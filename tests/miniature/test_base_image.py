@@ -1,4 +1,7 @@
-"""Tests the base image after other passes of the webui: its networks, its VAE, its noise and its encoder."""
+"""Tests the base image in jobs with extra networks, a refiner or hires fix, and after settings for noise.
+
+Also tests that an uploaded image is always encoded to the same latent.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ ON = {"enabled": True, "scale": 2}
 
 
 class Other(scripts.Script):
-    """A script that runs before this extension's and imitates a pass of the webui."""
+    """A script that runs before this extension's script, and imitates a feature of the webui."""
 
     alwayson = True
     filename = "another.py"
@@ -29,7 +32,10 @@ class Other(scripts.Script):
 
 @pytest.fixture
 def before(webui: Webui) -> Iterator[Callable[[Other], None]]:
-    """Inserts a script before this extension's script. After the test the first model is restored."""
+    """Returns a function that inserts a script before this extension's script.
+
+    After the test, the script is removed and the model is restored.
+    """
     runner = scripts.scripts_txt2img
     own = list(runner.alwayson_scripts)
     yield lambda script: runner.alwayson_scripts.insert(0, script)
@@ -38,7 +44,7 @@ def before(webui: Webui) -> Iterator[Callable[[Other], None]]:
 
 
 class Networks(Other):
-    """A hires prompt with its own networks, which the hires pass leaves active."""
+    """Imitates hires fix with extra networks (LoRAs). The networks of the hires prompt stay active after the pass."""
 
     def __init__(self, base: dict[str, Any], hires: dict[str, Any]):
         self.base, self.hires = base, hires
@@ -54,7 +60,7 @@ class Networks(Other):
 
 @pytest.mark.parametrize("iterations", [1, 2])
 @pytest.mark.parametrize(("base", "hires"), [({"lora": ["L"]}, {}), ({}, {"lora": ["L"]}), ({"lora": ["L"]},) * 2])
-def test_the_stages_have_the_networks_of_their_prompt(
+def test_the_stages_use_the_networks_of_the_main_prompt(
     webui: Webui,
     before: Callable,
     monkeypatch: pytest.MonkeyPatch,
@@ -75,14 +81,15 @@ def test_the_stages_have_the_networks_of_their_prompt(
     assert all(active == base for active in seen)
 
 
-def test_networks_that_are_switched_off_stay_off(webui: Webui, before: Callable) -> None:
+def test_no_networks_are_activated_if_the_job_disables_them(webui: Webui, before: Callable) -> None:
+    """At the end, only the networks that the other script has activated are active."""
     before(Networks({"lora": ["L"]}, {"lora": ["M"]}))
     webui.job(ON, enable_hr=True, disable_extra_networks=True)
     assert extra_networks.active == {"lora": ["M"]}
 
 
 class Refiner(Other):
-    """Another checkpoint with another VAE, which ends the base pass and stays loaded."""
+    """Imitates a refiner: loads another checkpoint, with another VAE, at the end of the base pass."""
 
     def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
         sd_models.use_model(TinyModel(seed=1), "refiner")
@@ -90,7 +97,7 @@ class Refiner(Other):
 
 @pytest.fixture
 def refined(webui: Webui, before: Callable, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """Returns the plain image of a job whose base pass ends with the refiner."""
+    """Returns the image of a job with the refiner and without DemoFusion. Later jobs use the refiner too."""
     plain = webui.job().images[0].tobytes()
 
     def reload(sd_model: Any = None, info: Any = None, forced_reload: bool = False) -> Any:
@@ -104,13 +111,15 @@ def refined(webui: Webui, before: Callable, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("upscaler", ["Latent", "Lanczos", "Lanczos (pixels)"])
-def test_the_base_after_a_refiner_is_decoded_as_by_the_webui(webui: Webui, refined: bytes, upscaler: str) -> None:
+def test_the_base_image_after_a_refiner_is_decoded_as_without_demofusion(
+    webui: Webui, refined: bytes, upscaler: str
+) -> None:
     result = webui.job({**ON, "return_stages": True, "upscaler": upscaler})
     assert sizes(result) == [2 * BASE, BASE]
     assert result.images[1].tobytes() == refined
 
 
-def test_the_base_after_a_refiner_is_returned_if_every_stage_fails(
+def test_the_base_image_after_a_refiner_is_returned_if_every_stage_fails(
     webui: Webui, refined: bytes, monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
     def unet(*args: Any) -> torch.Tensor:
@@ -125,12 +134,12 @@ def test_the_base_after_a_refiner_is_returned_if_every_stage_fails(
     assert result.images[0].tobytes() == refined
 
 
-def test_the_base_after_a_refiner_is_returned_without_a_stage(webui: Webui, refined: bytes) -> None:
+def test_the_base_image_after_a_refiner_is_returned_if_there_is_no_stage(webui: Webui, refined: bytes) -> None:
     assert webui.job({"enabled": True, "scale": 1}).images[0].tobytes() == refined
 
 
 class HiresPass(Other):
-    """Passes on images that the VAE cannot produce, as an upscaler model does. With `nan`, they contain NaN."""
+    """Imitates hires fix: returns images of random pixels. With `nan`, the last pixel of each image is NaN."""
 
     def __init__(self, nan: bool = False):
         self.nan = nan
@@ -143,7 +152,7 @@ class HiresPass(Other):
 
 
 @pytest.mark.parametrize("upscaler", ["Latent", "Lanczos (pixels)"])
-def test_the_images_of_hires_fix_are_shown_as_they_are(webui: Webui, before: Callable, upscaler: str) -> None:
+def test_the_images_of_hires_fix_are_shown_unchanged(webui: Webui, before: Callable, upscaler: str) -> None:
     before(HiresPass())
     plain = webui.job({}).images[0].tobytes()
     result = webui.job({**ON, "return_stages": True, "upscaler": upscaler})
@@ -151,18 +160,18 @@ def test_the_images_of_hires_fix_are_shown_as_they_are(webui: Webui, before: Cal
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
-@pytest.mark.parametrize(("numbers", "advice"), [(torch.float16, "--no-half-vae"), (torch.float32, "its file may be")])
+@pytest.mark.parametrize(("dtype", "advice"), [(torch.float16, "--no-half-vae"), (torch.float32, "its file may be")])
 def test_nan_from_hires_fix_is_not_reported_as_an_error_of_the_encoder(
     webui: Webui,
     before: Callable,
     monkeypatch: pytest.MonkeyPatch,
     reported: Reports,
-    numbers: torch.dtype,
+    dtype: torch.dtype,
     advice: str,
 ) -> None:
-    """The webui checks the first value of an image only, and webuis of Forge's family check none."""
+    """The webui does not detect this NaN, because it checks only the first value of an image."""
     reported.expect("the model or the VAE of hires fix returned NaN before the stages")
-    monkeypatch.setattr(devices, "dtype_unet", numbers)
+    monkeypatch.setattr(devices, "dtype_unet", dtype)
     before(HiresPass(nan=True))
     result = webui.job(ON)
     assert sizes(result) == [BASE]
@@ -177,7 +186,7 @@ def test_nan_from_hires_fix_is_not_reported_as_an_error_of_the_encoder(
 def test_the_webuis_extra_noise_is_in_the_infotext_only_if_it_has_an_effect(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
-    """The setting applies to img2img and hires fix. A stage has its own setting."""
+    """The webui's setting applies to img2img and hires fix. It does not apply to stages, which have their own field."""
     upload = webui.job().images[0]
     before = webui.job(ON, sampler_name=sampler).images[0]
     monkeypatch.setattr(shared.opts, "img2img_extra_noise", 0.3)
@@ -204,7 +213,7 @@ def test_the_noise_multiplier_is_in_the_infotext_only_if_it_has_an_effect(
 
 @pytest.fixture
 def drawing(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Image.Image:
-    """Returns an upload, and makes the encoder draw from torch's global generator as the webui's does."""
+    """Makes the encoder draw from torch's global generator, as the webui's encoder does. Returns an image to upload."""
 
     def encode(pictures: torch.Tensor) -> torch.Tensor:
         latent = TinyModel.encode(webui.small, pictures)
@@ -220,7 +229,7 @@ UPLOAD = {**ON, "upscaler": "Latent", "return_stages": True}
 
 @pytest.mark.parametrize("batch", [{}, {"batch_size": 2}, {"n_iter": 2}])
 def test_the_same_upload_gives_the_same_image(webui: Webui, drawing: Image.Image, batch: dict[str, int]) -> None:
-    """Earlier jobs make no difference, for a single image and in a batch."""
+    """Neither the state of torch's generator, which depends on earlier jobs, nor the batch makes a difference."""
     torch.manual_seed(1)
     alone = [webui.job(UPLOAD, init_image=drawing, seed=seed) for seed in ((7, 8) if batch else (7,))]
     torch.manual_seed(2)
@@ -228,18 +237,18 @@ def test_the_same_upload_gives_the_same_image(webui: Webui, drawing: Image.Image
     expected = [job.images[place] for place in (0, 1) for job in alone]
     assert sizes(result) == [image.width for image in expected]
     for image, other in zip(result.images, expected):
-        # a batch may be rounded differently from a single row
+        # the model may round a batch differently from a single image
         assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= (1 if batch else 0)
 
 
-def test_torchs_generator_is_not_changed(webui: Webui, drawing: Image.Image) -> None:
+def test_encoding_an_upload_does_not_change_torchs_generator(webui: Webui, drawing: Image.Image) -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
     webui.job(UPLOAD, init_image=drawing)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_base_of_a_redrawn_upload_is_the_plain_image(webui: Webui, drawing: Image.Image) -> None:
+def test_the_base_image_of_a_redrawn_upload_is_the_image_without_demofusion(webui: Webui, drawing: Image.Image) -> None:
     torch.manual_seed(4)
     plain = webui.job({}, init_image=drawing).images[0].tobytes()
     torch.manual_seed(4)

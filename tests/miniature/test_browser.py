@@ -1,4 +1,4 @@
-"""Tests the page in a real browser, with a person's actions."""
+"""Tests the stand-in's page in a real browser: clicks and types as a person does, and reads the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import SECONDS, Tab, contrast, listening, open_panel, screenshot
+from browser import TIMEOUT, Tab, contrast, listening, open_panel, screenshot
 from PIL import Image
 from reports import Reports
 
@@ -22,12 +22,12 @@ HERE = Path(__file__).resolve().parent
 SCREENSHOTS = Path(os.environ.get("DEMOFUSION_SCREENSHOTS", HERE.parents[1] / "test-output" / "screenshots"))
 TABS = ("txt2img", "img2img")
 OPENING = "Fast"
-"""The preset of a panel that has just been opened."""
+"""The preset that the panel shows when the page is loaded."""
 
 BASE = {"txt2img": [128], "img2img": []}
-"""Sizes of the images that follow the final one in the gallery.
+"""Widths of the images after the final image in the gallery.
 
-In img2img, no base image follows, because it is the upload, which the page already shows.
+In txt2img, the base image follows. In img2img, no image follows, because the base image is the uploaded image.
 """
 
 INFOTEXT = """a yellow cross on blue ground
@@ -38,24 +38,24 @@ DemoFusion stages: "1,2,3", DemoFusion cosine scale 1: 2.5, DemoFusion jitter: F
 
 @pytest.fixture(params=TABS)
 def tab(page: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Tab:
-    """Returns each of the two tabs. In img2img, an image is uploaded first."""
+    """Runs the test in both tabs, and returns the tab. In img2img, uploads an image first."""
     tab = Tab(page, request.param)
     if request.param == "img2img":
         picture = tmp_path / "begin.png"
         Image.radial_gradient("L").resize((128, 128)).convert("RGB").save(picture)
         page.set_input_files("#img2img_image input[type=file]", str(picture))
-        page.wait_for_selector("#img2img_image img", timeout=SECONDS)
+        page.wait_for_selector("#img2img_image img", timeout=TIMEOUT)
     return tab
 
 
 def open_with_every_stage(tab: Tab) -> None:
-    """Opens the panel and chooses the preset that has a stage at every whole scale."""
+    """Opens the panel, and chooses the preset Paper, which has a stage at every integer scale."""
     tab.open_panel()
     tab.choose_preset("Paper")
     tab.wait_for_value("stages", "every")
 
 
-def test_the_live_line_is_updated_when_a_value_changes(tab: Tab) -> None:
+def test_the_summary_line_is_updated_when_a_value_changes(tab: Tab) -> None:
     assert not tab.enabled
     tab.open_panel()
     assert "128x128 → 256x256" in tab.wait_for_line("256x256")
@@ -71,15 +71,18 @@ def test_the_live_line_is_updated_when_a_value_changes(tab: Tab) -> None:
 @pytest.mark.parametrize(
     ("text", "copy", "result"), [("b", "a", "b"), ("a", "a", None), (None, "", None), ("", "a", "")], ids=str
 )
-def test_the_copy_of_a_text_is_updated_only_if_the_text_changes(
+def test_a_hidden_copy_of_a_text_is_updated_only_if_the_text_changes(
     blank: Any, text: str | None, copy: str, result: str | None
 ) -> None:
-    """In gradio 4, every update triggers the change event of all texts, so constant updates of the copy never end."""
+    """Calls the JavaScript function IF_CHANGED. If text and copy are equal, it never returns, and the result is None.
+
+    If it returned, the page of gradio 4 would update itself without end (see `_text_of` in host/panel/page.py).
+    """
     script = f"values => Promise.race([({IF_CHANGED})(...values), new Promise(end => setTimeout(end, 100, null))])"
     assert blank.evaluate(script, [text, copy]) == result
 
 
-def test_the_live_line_names_a_value_that_is_not_valid(tab: Tab) -> None:
+def test_the_summary_line_names_a_value_that_is_not_valid(tab: Tab) -> None:
     tab.open_panel()
     tab.page.locator(tab.text("stages", "4,2")).blur()
     tab.wait_for_line("Stages: '4,2' is not valid. Use increasing scales")
@@ -96,14 +99,11 @@ NUMBERS = [
     ("overlap", "2", "0.9", "2 → 0.9 (0 - 0.9)"),
     ("feather", "", "0.5", None),
 ]
-"""Boxes, with a typed text, the number that replaces it, and the note about this."""
+"""For each field: the typed text, the number in the box after the correction, and the note below the box."""
 
 
 def test_a_number_that_is_not_allowed_is_corrected_in_its_box(page: Any) -> None:
-    """Every box behaves in the same way.
-
-    An emptied box gets its last value back, so that the line and the run use it too.
-    """
+    """An empty box gets its last value back."""
     tab = Tab(page, "txt2img")
     tab.open_panel()
     for name, typed, value, note in NUMBERS:
@@ -117,7 +117,7 @@ def test_a_number_that_is_not_allowed_is_corrected_in_its_box(page: Any) -> None
         assert notes.count() == 0, name
 
 
-def test_an_emptied_box_does_not_change_the_size(tab: Tab) -> None:
+def test_generate_with_an_empty_box_uses_the_last_value(tab: Tab) -> None:
     tab.open_panel()
     tab.number(f"{tab.panel}_scale", 3)
     tab.wait_for_line("384x384")
@@ -129,47 +129,50 @@ def test_an_emptied_box_does_not_change_the_size(tab: Tab) -> None:
     tab.wait_for_line("384x384")
 
 
-def test_a_final_size_out_of_range_for_the_base_image_is_refused(tab: Tab, reported: Reports) -> None:
-    """The number is within the limits of its box. The live line and the refused run show the same message."""
+def test_a_final_size_that_is_too_large_for_the_base_image_is_refused(tab: Tab, reported: Reports) -> None:
+    """The number is within the limits of its box. The summary line and the refused run report the same problem."""
     reported.expect("width: 2000 is not valid")
     tab.open_panel()
     tab.number(tab.id("steps"), 3)
     tab.number(f"{tab.panel}_width", 2000)
-    said = tab.wait_for_line("not valid").strip()
-    assert said == "Resize width to: 2000 is not valid. Use 0, or 128 to 1024 for this base image"
+    line = tab.wait_for_line("not valid").strip()
+    assert line == "Resize width to: 2000 is not valid. Use 0, or 128 to 1024 for this base image"
     tab.page.click(tab.id("generate"))
-    # with the name that the field has in the API
+    # this message uses the name of the field in the API
     assert "width: 2000 is not valid. Use 0, or 128 to 1024 for this base image" in tab.messages().inner_text()
     assert "DemoFusion size" not in tab.infotext()
 
 
-COLOURS = """error => [error, error.querySelector("span"), error.parentElement].map(n => getComputedStyle(n).color)"""
-GROUND = """error => {
-    const colour = (node) => getComputedStyle(node).backgroundColor;
+COLORS = """error => [error, error.querySelector("span"), error.parentElement].map(n => getComputedStyle(n).color)"""
+BACKGROUND = """error => {
+    const color = (node) => getComputedStyle(node).backgroundColor;
     let node = error;
-    while (/, 0\\)$|transparent/.test(colour(node))) node = node.parentElement;
-    return colour(node);
+    while (/, 0\\)$|transparent/.test(color(node))) node = node.parentElement;
+    return color(node);
 }"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_errors_in_the_live_line_are_red_and_readable(blank: Any, address: str, scheme: str) -> None:
+def test_errors_in_the_summary_line_are_red_and_readable(blank: Any, address: str, scheme: str) -> None:
     tab = open_panel(blank, f"{address}?__theme={scheme}")
     page = tab.page
     tab.number(f"{tab.panel}_width", 2000)
     tab.wait_for_line("not valid")
-    error, within, text = page.eval_on_selector(".demofusion-error", COLOURS)
-    assert error == within != text
-    # a mixture of two colours has the form color(srgb 0.9 0.4 0.4)
+    error, part_of_error, text = page.eval_on_selector(".demofusion-error", COLORS)
+    assert error == part_of_error != text
+    # the result of color-mix() has the form color(srgb 0.9 0.4 0.4)
     red, green, blue = (float(part) for part in re.findall(r"[\d.]+", error)[:3])
     error = f"rgb({red * 255:.0f}, {green * 255:.0f}, {blue * 255:.0f})" if "srgb" in error else error
     assert red > 1.5 * max(green, blue)
-    ground = page.eval_on_selector(".demofusion-error", GROUND)
-    assert contrast(error, ground) >= 4.5
+    background = page.eval_on_selector(".demofusion-error", BACKGROUND)
+    assert contrast(error, background) >= 4.5
 
 
-def test_text_typed_while_the_server_is_slow_reaches_the_live_line(tab: Tab) -> None:
-    """The server is slow during a job. The page must not lose text that you type while it waits for an answer."""
+ONE_STAGE = "128x128 → 384x384"
+
+
+def test_text_typed_while_the_server_is_slow_is_in_the_summary_line(tab: Tab) -> None:
+    """The server is slow during a job. Text must not be lost if you type it while the page waits for an answer."""
     open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     tab.wait_for_line("256x256 → 384x384")
@@ -181,11 +184,8 @@ def test_text_typed_while_the_server_is_slow_reaches_the_live_line(tab: Tab) -> 
     network.detach()
 
 
-ONE_STAGE = "128x128 → 384x384"
-
-
-def test_a_typed_value_stays_when_its_dropdown_only_gets_the_focus(tab: Tab) -> None:
-    """The Tab key moves the focus to the dropdown on its way through the panel."""
+def test_a_typed_value_is_kept_if_its_dropdown_gets_and_loses_the_focus(tab: Tab) -> None:
+    """This happens if you press the Tab key several times to reach another control."""
     open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     field = tab.page.locator(tab.text("stages", "1,3"))
@@ -200,7 +200,7 @@ def test_a_typed_value_stays_when_its_dropdown_only_gets_the_focus(tab: Tab) -> 
 
 
 def test_text_entered_without_a_key_press_is_used(tab: Tab) -> None:
-    """The text is pasted with the mouse, dropped, or filled in by another program."""
+    """You can paste a text with the mouse or drop it, and another program can fill it in."""
     open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     tab.wait_for_line("256x256 → 384x384")
@@ -218,7 +218,7 @@ def test_a_run_shows_progress_and_the_final_image(tab: Tab) -> None:
     tab.wait_for_line("384x384")
     tab.generate()
     assert "%" in tab.wait_for_progress("DemoFusion 1/2")
-    tab.page.wait_for_selector(f"{tab.id('progress')} .livePreview", timeout=SECONDS)
+    tab.page.wait_for_selector(f"{tab.id('progress')} .livePreview", timeout=TIMEOUT)
     tab.wait_for_progress("DemoFusion 2/2")
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-progress")
     tab.wait_until_done()
@@ -260,7 +260,7 @@ def test_a_message_disappears_when_the_next_run_begins(tab: Tab) -> None:
     assert tab.page.locator(".demofusion-messages").count() == 0
 
 
-def test_with_a_closed_panel_a_run_makes_the_plain_image(tab: Tab) -> None:
+def test_a_run_with_a_closed_panel_does_not_use_demofusion(tab: Tab) -> None:
     tab.number(tab.id("steps"), 3)
     tab.page.click(tab.id("generate"))
     assert "DemoFusion" not in tab.wait_for_infotext("Steps: 3")
@@ -285,8 +285,8 @@ def test_pasting_sets_every_control(tab: Tab) -> None:
         f"{tab.panel}_cosine_scale_2": "1",
     }
     assert {selector: tab.value(selector) for selector in expected} == expected
-    # a message names values that differ from the preset and have no control in the panel
-    tab.page.locator(f"{tab.panel}_preset_changed.prose").filter(has_text="Jitter").wait_for(timeout=SECONDS)
+    # Jitter has no visible control, but its value differs from the preset, so the list of changed fields contains it
+    tab.page.locator(f"{tab.panel}_preset_changed.prose").filter(has_text="Jitter").wait_for(timeout=TIMEOUT)
     tab.open_panel()
     boxes = {"return_stages": True, "save_stages": False}
     ticked = {name: tab.page.locator(f"{tab.panel}_{name} input").is_checked() for name in boxes}
@@ -295,7 +295,7 @@ def test_pasting_sets_every_control(tab: Tab) -> None:
 
 
 def test_pasting_an_infotext_without_demofusion_disables_the_panel(tab: Tab) -> None:
-    """The values of the panel stay unchanged."""
+    """The other values of the panel do not change."""
     tab.open_panel()
     tab.choose_preset("Fast")
     tab.wait_for_value("stages", "fewest")
@@ -306,12 +306,12 @@ def test_pasting_an_infotext_without_demofusion_disables_the_panel(tab: Tab) -> 
     tab.page.wait_for_function(
         "selector => !document.querySelector(selector).checked",
         arg=f"{tab.panel}_enabled-checkbox input",
-        timeout=SECONDS,
+        timeout=TIMEOUT,
     )
     tab.page.wait_for_function(
         "selector => !document.querySelector(selector).classList.contains('open')",
         arg=f"{tab.panel}_enabled > .label-wrap",
-        timeout=SECONDS,
+        timeout=TIMEOUT,
     )
     tab.open_panel()
     tab.wait_for_preset("Fast")
@@ -319,12 +319,12 @@ def test_pasting_an_infotext_without_demofusion_disables_the_panel(tab: Tab) -> 
 
 
 def few_steps(tab: Tab, steps: int = 6) -> None:
-    """Enters typical values for few-step models."""
+    """Enters sampling steps and a CFG scale that are typical of few-step models."""
     tab.number(tab.id("steps"), steps)
     tab.number(tab.id("cfg_scale"), 1.5)
 
 
-def test_for_a_few_step_model_the_panel_switches_to_turbo_and_back(tab: Tab) -> None:
+def test_the_panel_switches_to_turbo_for_few_steps_and_back_for_many(tab: Tab) -> None:
     tab.open_panel()
     few_steps(tab)
     tab.wait_for_preset("Turbo")
@@ -342,7 +342,7 @@ def test_for_a_few_step_model_the_panel_switches_to_turbo_and_back(tab: Tab) -> 
 @pytest.mark.parametrize("preset", ["Balanced", OPENING])
 def test_a_clicked_preset_is_not_replaced_by_turbo(tab: Tab, preset: str) -> None:
     tab.open_panel()
-    # this also covers a click on the selected preset
+    # one of the two presets is selected already; a click on it counts too
     tab.choose_preset(preset)
     tab.wait_for_value("denoising_strength", f"{PRESETS[preset]['denoising_strength']:g}")
     few_steps(tab)
@@ -369,7 +369,7 @@ def test_a_pasted_preset_is_not_replaced_by_turbo(tab: Tab) -> None:
     tab.wait_for_value("hires_steps", "12")
 
 
-def test_the_checkbox_disables_demofusion_and_leaves_the_panel_open(tab: Tab) -> None:
+def test_unticking_the_checkbox_disables_demofusion_but_does_not_close_the_panel(tab: Tab) -> None:
     tab.open_panel()
     tab.page.click(f"{tab.panel}_enabled-visible-checkbox")
     tab.page.wait_for_timeout(500)
@@ -377,7 +377,7 @@ def test_the_checkbox_disables_demofusion_and_leaves_the_panel_open(tab: Tab) ->
     assert "open" in (tab.page.get_attribute(f"{tab.panel}_enabled > .label-wrap", "class") or "").split()
 
 
-def test_a_preset_is_saved_chosen_and_deleted_in_both_tabs(tab: Tab) -> None:
+def test_a_preset_saved_in_one_tab_can_be_used_and_deleted_in_the_other(tab: Tab) -> None:
     tab.open_panel()
     tab.text("stages", "1,2")
     tab.page.press(tab.text("preset_name", f"From {tab.name}"), "Enter")
@@ -401,19 +401,19 @@ def test_a_preset_is_saved_chosen_and_deleted_in_both_tabs(tab: Tab) -> None:
     assert again.presets() == list(PRESETS)
 
 
-def test_a_message_about_a_preset_disappears_at_the_next_action(tab: Tab) -> None:
+def test_a_message_about_presets_disappears_at_the_next_action(tab: Tab) -> None:
     tab.open_panel()
     tab.page.click(f"{tab.panel}_preset_delete")
     tab.wait_for_message("replace or delete a built-in preset")
     message = tab.page.locator(f"{tab.panel}_preset_message.prose")
     for act in (lambda: tab.choose_preset("Balanced"), lambda: tab.text("preset_name", "A")):
         act()
-        message.wait_for(state="hidden", timeout=SECONDS)
+        message.wait_for(state="hidden", timeout=TIMEOUT)
         tab.page.click(f"{tab.panel}_preset_delete")
         tab.wait_for_message("replace or delete a built-in preset")
 
 
-def test_the_live_line_explains_why_upscale_by_has_no_effect(tab: Tab) -> None:
+def test_the_summary_line_explains_why_upscale_by_has_no_effect(tab: Tab) -> None:
     tab.open_panel()
     tab.page.locator(tab.text("stages", "1,2,4")).blur()
     tab.wait_for_line("'Upscale by' has no effect, because the list in 'Stages' ends at 4")
@@ -421,17 +421,20 @@ def test_the_live_line_explains_why_upscale_by_has_no_effect(tab: Tab) -> None:
     tab.wait_for_line("because 'Resize width to' or 'Resize height to' is set")
 
 
-def test_opening_the_panel_does_not_change_a_checkbox_that_was_clicked(tab: Tab) -> None:
-    """The boxes of the webui's own accordions behave in the same way, and README describes it."""
+def test_the_panel_ticks_its_checkbox_until_the_user_clicks_the_checkbox(tab: Tab) -> None:
+    """Opening the panel ticks the checkbox, and closing the panel unticks it, until the user clicks the checkbox.
+
+    The checkboxes of the webui's own accordions behave in the same way.
+    """
     header, box = f"{tab.panel}_enabled > .label-wrap", f"{tab.panel}_enabled-visible-checkbox"
     tab.page.click(f"{header} .icon")
     tab.wait_for_line("256x256")
     assert tab.enabled
     tab.page.click(f"{header} .icon")
-    tab.page.wait_for_selector(f"{header}:not(.open)", timeout=SECONDS)
+    tab.page.wait_for_selector(f"{header}:not(.open)", timeout=TIMEOUT)
     tab.page.wait_for_timeout(300)
     assert not tab.enabled
-    # if the box is checked while the panel is closed, DemoFusion runs
+    # DemoFusion also runs if the box is ticked while the panel is closed
     tab.page.click(box)
     tab.number(tab.id("steps"), 3)
     tab.generate()
@@ -446,20 +449,20 @@ def test_opening_the_panel_does_not_change_a_checkbox_that_was_clicked(tab: Tab)
         assert not tab.enabled
 
 
-def test_the_panel_lists_the_changes_from_the_preset(tab: Tab) -> None:
+def test_the_panel_lists_the_fields_that_differ_from_the_preset(tab: Tab) -> None:
     tab.open_panel()
     changed = tab.page.locator(f"{tab.panel}_preset_changed.prose")
     assert not changed.is_visible()
     tab.page.locator(tab.text("stages", "1,2")).blur()
-    changed.filter(has_text="changed: Stages").wait_for(timeout=SECONDS)
+    changed.filter(has_text="changed: Stages").wait_for(timeout=TIMEOUT)
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-changed")
     tab.page.click(f"{tab.panel}_preset_back")
     tab.wait_for_value("stages", "fewest")
-    changed.wait_for(state="hidden", timeout=SECONDS)
+    changed.wait_for(state="hidden", timeout=TIMEOUT)
     tab.choose_preset("Paper")
     tab.wait_for_value("stages", "every")
-    # until all controls have their new values, some differ from the new preset
-    changed.wait_for(state="hidden", timeout=SECONDS)
+    # while the controls get their new values one after another, some differ from the new preset
+    changed.wait_for(state="hidden", timeout=TIMEOUT)
 
 
 def test_a_saved_preset_exists_after_the_page_is_reloaded(page: Any) -> None:
@@ -469,7 +472,7 @@ def test_a_saved_preset_exists_after_the_page_is_reloaded(page: Any) -> None:
     page.click(f"{tab.panel}_preset_save")
     tab.wait_for_message("Saved: Kept")
     page.reload(wait_until="domcontentloaded")
-    page.wait_for_selector("#txt2img_generate", timeout=SECONDS)
+    page.wait_for_selector("#txt2img_generate", timeout=TIMEOUT)
     again = Tab(page, "txt2img")
     again.open_panel()
     page.wait_for_timeout(1000)
@@ -480,7 +483,7 @@ def test_a_saved_preset_exists_after_the_page_is_reloaded(page: Any) -> None:
     again.wait_for_preset("Kept")
 
 
-def test_a_built_in_preset_is_neither_replaced_nor_deleted(tab: Tab) -> None:
+def test_a_built_in_preset_can_be_neither_replaced_nor_deleted(tab: Tab) -> None:
     tab.open_panel()
     page = tab.page
     page.click(f"{tab.panel}_preset_delete")
@@ -490,9 +493,9 @@ def test_a_built_in_preset_is_neither_replaced_nor_deleted(tab: Tab) -> None:
     assert "Paper" in tab.presets()
 
 
-def test_after_a_run_the_live_line_estimates_the_time_of_the_next_run(tab: Tab) -> None:
+def test_after_a_run_the_summary_line_estimates_the_time_of_the_next_run(tab: Tab) -> None:
     tab.open_panel()
-    # Balanced and Fast have a fixed number of steps in the stages
+    # in Paper, the number of steps in a stage depends on the sampling steps
     tab.choose_preset("Paper")
     tab.number(tab.id("steps"), 8)
     tab.wait_for_line("256x256")

@@ -1,4 +1,4 @@
-"""Tests Keep colors in the stand-in: every base, every upscaler, masks, and errors."""
+"""Tests "Keep colors" with every kind of base image, with several upscalers, with masks, and after an error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ON = {"enabled": True, "scale": 2, "keep_colors": True}
 
 
 def drift(image: Image.Image, base: Image.Image) -> float:
-    """Returns the largest difference between the mean colors of the quarters of two images, in levels of 255."""
+    """Compares the mean colors of the four quarters of two images. Returns the largest difference, from 0 to 255."""
     quarters = [np.asarray(one.resize((2, 2), Image.Resampling.BOX), float) for one in (image, base)]
     return float(np.abs(quarters[0] - quarters[1]).max())
 
@@ -36,7 +36,7 @@ def upload() -> Image.Image:
 
 @pytest.fixture
 def drifting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the decoder tint every image that is larger than the base, as a stage may."""
+    """Makes the decoder change the colors of every image larger than the base image. A real stage may do this too."""
     real = processing.decode_latent_batch
 
     def decode(*args: Any, **kwargs: Any) -> Any:
@@ -62,7 +62,9 @@ def drifting(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("tab", ["txt2img", "img2img"])
-def test_every_image_has_the_base_s_colors(webui: Webui, drifting: None, settings: dict[str, Any], tab: str) -> None:
+def test_every_final_image_has_the_colors_of_its_base_image(
+    webui: Webui, drifting: None, settings: dict[str, Any], tab: str
+) -> None:
     source = {"init_image": upload()} if tab == "img2img" else {}
     off, on = (
         webui.job({**ON, "return_stages": True, **settings, "keep_colors": kept}, batch_size=2, **source)
@@ -80,25 +82,25 @@ def test_every_image_has_the_base_s_colors(webui: Webui, drifting: None, setting
 
 
 def _shown(final: Image.Image, base: Image.Image) -> tuple[int, int, int, int]:
-    """Returns the crop of the base image that has the final image's shape."""
+    """Returns the box (left, top, right, bottom) of the base image that the final image shows."""
     height = round(base.width * final.height / final.width / 8) * 8
     top = (base.height - height) // 16 * 8
     return 0, top, base.width, top + height
 
 
-def test_the_stages_before_the_last_have_the_base_s_colors_too(webui: Webui, drifting: None) -> None:
+def test_the_images_of_earlier_stages_have_the_colors_of_the_base_image_too(webui: Webui, drifting: None) -> None:
     settings = {**ON, "scale": 3, "stages": "every", "upscaler": "Latent", "return_stages": True}
     final, base, second = webui.job(settings).images
     assert [drift(image, base) <= 1 for image in (final, second)] == [True, True]
 
 
-def test_showing_the_stages_changes_no_image(webui: Webui, drifting: None) -> None:
+def test_showing_the_stages_does_not_change_the_final_image(webui: Webui, drifting: None) -> None:
     settings = {**ON, "scale": 3, "stages": "every", "upscaler": "Lanczos"}
     one, other = (webui.job({**settings, "return_stages": shown}).images[0] for shown in (False, True))
     assert one.tobytes() == other.tobytes()
 
 
-def test_nothing_runs_if_keep_colors_is_off(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_colors_are_computed_if_keep_colors_is_off(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     def called(*args: Any) -> None:
         raise AssertionError
 
@@ -126,10 +128,11 @@ def test_an_image_whose_colors_cannot_be_kept_is_not_lost(
 
 
 def plan_of(width: int = 2 * BASE, height: int = 2 * BASE) -> Any:
+    """Plans a job with a base image of BASE pixels and this final size."""
     return make_plan(parse_settings({**ON, "width": width, "height": height}), (BASE // 8, BASE // 8))
 
 
-def test_the_base_of_hires_fix_is_its_result() -> None:
+def test_with_hires_fix_its_result_is_the_base_image() -> None:
     samples = processing.DecodedSamples([torch.full((3, BASE, BASE), 0.25)])
     known = known_base(SimpleNamespace(), samples, False)
     assert known is not None
@@ -137,7 +140,7 @@ def test_the_base_of_hires_fix_is_its_result() -> None:
     colors = BaseColors(SimpleNamespace(mask=None), plan_of())
     colors.remember(known)
     pictures = [picture]
-    colors.keep(pictures, lambda: pytest.fail("the base is known"))
+    colors.keep(pictures, lambda: pytest.fail("the base image is known already and must not be decoded"))
     assert float(pictures[0].mean()) == pytest.approx(0.25, abs=1e-3)
 
 
@@ -150,18 +153,18 @@ def test_the_base_of_hires_fix_is_its_result() -> None:
     ],
     ids=["txt2img", "inpainting", "latent resize"],
 )
-def test_other_bases_are_decoded(request_: dict[str, Any]) -> None:
+def test_the_base_image_is_decoded_if_the_job_does_not_have_it_yet(request_: dict[str, Any]) -> None:
     assert known_base(SimpleNamespace(**{"resize_mode": 0, "mask": None, **request_}), torch.zeros(1), False) is None
 
 
-def test_an_upload_that_is_redrawn_is_not_the_base() -> None:
+def test_an_uploaded_image_is_the_base_image_unless_it_is_redrawn() -> None:
     p = SimpleNamespace(init_images=[upload()], resize_mode=0, mask=None, width=BASE, height=BASE)
     assert known_base(p, torch.zeros(2, 4, 8, 8), True) is None
     assert len(known_base(p, torch.zeros(2, 4, 8, 8), False) or ()) == 2
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (1, 4, 8, 8), (8, 8)], ids=["webui", "Forge Neo", "one channel"])
-def test_colors_change_only_in_the_painted_part(shape: tuple[int, ...]) -> None:
+def test_with_a_mask_colors_change_only_in_the_painted_area(shape: tuple[int, ...]) -> None:
     right = (torch.arange(8) >= 4).half().expand(shape)
     p = SimpleNamespace(mask=1 - right, nmask=right)
     plan = plan_of()
@@ -176,8 +179,8 @@ def test_colors_change_only_in_the_painted_part(shape: tuple[int, ...]) -> None:
     assert float(pictures[0][..., BASE + 8 :].abs().max()) < 0.01
 
 
-def test_images_of_a_video_decoder_are_matched_too() -> None:
-    """Forge Neo's VAE of Wan returns (1, 3, H, W)."""
+def test_images_of_a_video_vae_get_the_colors_of_the_base_image_too() -> None:
+    """In Forge Neo, the VAE of Wan decodes an image to the shape (1, 3, H, W)."""
     colors = BaseColors(SimpleNamespace(mask=None), plan_of())
     colors.remember([torch.full((1, 3, BASE, BASE), 0.3)])
     pictures = [torch.full((1, 3, 2 * BASE, 2 * BASE), 0.2)]
@@ -186,7 +189,7 @@ def test_images_of_a_video_decoder_are_matched_too() -> None:
     assert float(pictures[0].mean()) == pytest.approx(0.3, abs=2e-3)
 
 
-def test_bfloat16_becomes_single_precision() -> None:
+def test_images_in_bfloat16_are_converted_to_float32() -> None:
     colors = BaseColors(SimpleNamespace(mask=None), plan_of())
     colors.remember([torch.full((3, BASE, BASE), 0.3, dtype=torch.bfloat16)])
     pictures = [torch.full((3, 2 * BASE, 2 * BASE), 0.2, dtype=torch.bfloat16)]

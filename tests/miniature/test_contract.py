@@ -10,24 +10,24 @@ import host_facts
 import pytest
 
 USED = host_facts.used()
-WRITE = "python tests/miniature/host_facts.py DIR writes the list anew from the webui in DIR"
+UPDATE = "To update host_facts.json, run: python tests/miniature/host_facts.py DIR (the folder of a webui)"
 
 
 @pytest.fixture(scope="session")
 def committed() -> dict[str, Any]:
-    """Returns the facts about webui 1.10.1."""
+    """Returns the stored descriptions of symbols in webui 1.10.1."""
     return json.loads(host_facts.FACTS.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")
 def miniature() -> dict[str, Any]:
-    """Returns the facts about the stand-in from its source."""
+    """Returns the descriptions of the same symbols in the stand-in."""
     return host_facts.Source(host_facts.MINIATURE).facts(USED)
 
 
 @pytest.mark.parametrize("symbol", USED)
 def test_the_webui_has_what_the_extension_uses(symbol: str, committed: dict[str, Any]) -> None:
-    assert symbol in committed, f"new here, or unknown to the webui; {WRITE}"
+    assert symbol in committed, f"host_facts.json does not contain {symbol}. {UPDATE}"
 
 
 @pytest.mark.parametrize("symbol", USED)
@@ -62,7 +62,7 @@ variable = 3
 
 @pytest.fixture
 def example(tmp_path: Path) -> host_facts.Source:
-    """Creates a package with one module."""
+    """Returns the source of a `modules` package in which only the module `example` exists."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "example.py").write_text(SOURCE, encoding="utf-8")
     return host_facts.Source(tmp_path)
@@ -83,7 +83,9 @@ def example(tmp_path: Path) -> host_facts.Source:
         ("missing.function", None),
     ],
 )
-def test_facts_are_read_from_source(example: host_facts.Source, symbol: str, fact: dict[str, Any] | None) -> None:
+def test_a_symbol_is_described_from_its_source(
+    example: host_facts.Source, symbol: str, fact: dict[str, Any] | None
+) -> None:
     assert example.fact(symbol) == fact
 
 

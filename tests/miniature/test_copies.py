@@ -1,4 +1,4 @@
-"""Tests the extension installed twice, as a fork in addition to the original, or under a second folder name."""
+"""Tests webuis in which the extension is installed twice, for example a fork in addition to the original."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ TITLE = "DemoFusion Hires"
 
 
 def copy_to(folder: Path) -> Path:
-    """Returns a folder with a copy of the extension's Python code that the webui loads."""
+    """Creates the folder of a second copy of the extension, with links to its Python code. Returns the folder."""
     folder.mkdir()
     for name in ("scripts", "lib_demofusion"):
         (folder / name).symlink_to(ROOT / name, target_is_directory=True)
     return folder
 
 
-def test_the_second_copy_disables_itself_and_logs_this(
+def test_the_second_copy_disables_itself_and_logs_a_warning(
     webui: Webui,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -50,7 +50,7 @@ import stand_in
 from modules import scripts
 
 for folder in map(Path, sys.argv[1:]):
-    # "Reload UI" after the first copy was disabled
+    # the webui does this at "Reload UI"; for the second folder, the first copy has been disabled before
     scripts.scripts_data.clear()
     scripts.load_scripts(folder)
     (data,) = scripts.scripts_data
@@ -60,6 +60,7 @@ for folder in map(Path, sys.argv[1:]):
                 and not Path(module.__file__).is_relative_to(folder)]
 print("own modules")
 """
+"""Loads one copy after the other, and checks that each copy imports only its own modules."""
 
 
 def test_when_the_first_copy_is_disabled_the_second_runs_its_own_modules(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tests the webui's page of defaults: the extension can read the panel's values in ui-config.json."""
+"""Tests that the webui can save default values for the panel in ui-config.json, and that they are read back."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ def labels(component: Any) -> list[str]:
 
 
 def after_apply(component: Any, value: Any) -> Any:
-    """Returns a control's value after Apply has saved it and the page has been built again.
+    """Returns the value of a control after "Apply" has saved `value` and the page has been built again.
 
-    Apply treats an integer, and therefore True and False, as an index into the choices (iter_changes). A value that is
-    no choice is not restored, and a number becomes a float (add_component).
+    The webui's functions are in modules/ui_loadsave.py. In a control with choices, `iter_changes` treats an integer,
+    and therefore also True and False, as the index of a choice. `add_component` ignores a saved value that is not one
+    of the choices, and it converts a number to a float.
     """
     texts = labels(component)
     saved = texts[value] if isinstance(value, int) and texts else value
@@ -41,7 +42,7 @@ def after_apply(component: Any, value: Any) -> Any:
 
 
 def possible(name: str, component: Any) -> list[Any]:
-    """Returns the values that you can set a control to, as the page sends them."""
+    """Returns values of a control as the page sends them: all choices, or the lowest and the highest value."""
     spec = SPECS[name]
     if labels(component):
         return [entry[1] if isinstance(entry, tuple) else entry for entry in component.choices]
@@ -49,7 +50,7 @@ def possible(name: str, component: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("tab", TABS)
-def test_saved_defaults_are_restored(webui: Webui, tab: str) -> None:
+def test_saved_default_values_are_restored(webui: Webui, tab: str) -> None:
     known, kept = user_presets.known_choices(), []
     for name, component in controls(tab).items():
         if getattr(component, "do_not_save_to_config", False):
@@ -63,11 +64,11 @@ def test_saved_defaults_are_restored(webui: Webui, tab: str) -> None:
 
 
 @pytest.mark.parametrize("tab", TABS)
-def test_a_damaged_file_of_defaults_is_tolerated(webui: Webui, tab: str) -> None:
-    """Instead of the value False, the file contains the label of that choice."""
+def test_a_run_accepts_the_text_of_a_choice(webui: Webui, tab: str) -> None:
+    """ui-config.json contains the text of the choice instead of False."""
     component = controls(tab)["img2img_first"]
-    spoilt = after_apply(component, "Upscale the image as it is")
+    saved = after_apply(component, "Upscale the image as it is")
     picture = webui.job().images[0] if tab == "img2img" else None
-    result = webui.job({"enabled": True, "scale": 2, "img2img_first": spoilt}, init_image=picture)
+    result = webui.job({"enabled": True, "scale": 2, "img2img_first": saved}, init_image=picture)
     assert "DemoFusion error" not in result.infotexts[0]
     assert result.images[0].width == 2 * BASE

@@ -1,4 +1,4 @@
-"""Tests the work around the encoder: the memory that it gives back, and its error messages."""
+"""Tests that a job releases cached memory between its networks, and that it reports NaN from each network."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from PIL import Image
 from reports import Reports
 from torch import Tensor
 
-from lib_demofusion.host import stage_loop
-
 BALANCED = {"enabled": True, "scale": 3, "stages": "doubling", "preset": "Balanced"}
 
 
 @pytest.fixture
 def events(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Records a job's use of the device, in order."""
+    """Records the calls of the networks and the releases of cached memory, in order."""
     seen: list[str] = []
 
-    def noticed(name: str, real: Any) -> Any:
+    def recorded(name: str, real: Any) -> Any:
         def act(*args: Any) -> Any:
             seen.append(name)
             return real(*args)
@@ -31,37 +29,37 @@ def events(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return act
 
     for name in ("unet", "encode", "decode"):
-        monkeypatch.setattr(webui.small, name, noticed(name, getattr(webui.small, name)), raising=False)
-    monkeypatch.setattr(devices, "torch_gc", noticed("give back", devices.torch_gc))
+        monkeypatch.setattr(webui.small, name, recorded(name, getattr(webui.small, name)), raising=False)
+    monkeypatch.setattr(devices, "torch_gc", recorded("release", devices.torch_gc))
     monkeypatch.setattr(shared.opts, "live_previews_enable", False)
     return seen
 
 
-GIVE, MODEL, DECODER, ENCODER = "give back", "unet", "decode", "encode"
-ONE_STAGE = [GIVE, DECODER, GIVE, ENCODER, GIVE, MODEL]
+RELEASE, MODEL, DECODER, ENCODER = "release", "unet", "decode", "encode"
+ONE_STAGE = [RELEASE, DECODER, RELEASE, ENCODER, RELEASE, MODEL]
 
 
 @pytest.mark.parametrize(
     ("upscaler", "expected"),
     [
-        ("Lanczos (pixels)", [MODEL, *ONE_STAGE, *ONE_STAGE, GIVE, DECODER]),
-        ("Lanczos", [MODEL, *ONE_STAGE, *ONE_STAGE, GIVE, DECODER]),
-        ("Latent", [MODEL, GIVE, MODEL, GIVE, MODEL, GIVE, DECODER, GIVE, DECODER]),
+        ("Lanczos (pixels)", [MODEL, *ONE_STAGE, *ONE_STAGE, RELEASE, DECODER]),
+        ("Lanczos", [MODEL, *ONE_STAGE, *ONE_STAGE, RELEASE, DECODER]),
+        ("Latent", [MODEL, RELEASE, MODEL, RELEASE, MODEL, RELEASE, DECODER, RELEASE, DECODER]),
     ],
 )
-def test_cached_memory_is_released_at_every_change_of_model(
+def test_cached_memory_is_released_between_two_networks(
     webui: Webui, events: list[str], upscaler: str, expected: list[str]
 ) -> None:
-    """The UNet cannot reuse memory blocks of the autoencoder's sizes, nor the reverse."""
+    """Blocks of memory in torch's cache have sizes that one network needed. The other networks cannot use them."""
     webui.job({**BALANCED, "upscaler": upscaler})
     assert [name for name, _ in groupby(events)] == expected
 
 
 @pytest.fixture
 def failing_encoder(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Makes the encoder return one NaN, as half precision may.
+    """Makes the encoder return a latent with one NaN, as can happen in half precision.
 
-    Returns the widths of the UNet's inputs since then, in cells.
+    Returns a list with the widths in cells of all inputs of the UNet since the last call of the encoder.
     """
     widths: list[int] = []
     real = webui.small.encode
@@ -81,15 +79,14 @@ def failing_encoder(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return widths
 
 
-@pytest.mark.parametrize("numbers", [torch.float16, torch.float32])
-def test_nan_of_the_vae_is_reported_before_a_stage_runs(
-    webui: Webui, failing_encoder: list[int], monkeypatch: pytest.MonkeyPatch, numbers: torch.dtype, reported: Reports
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_nan_from_the_encoder_is_reported_before_the_stage_runs(
+    webui: Webui, failing_encoder: list[int], monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, reported: Reports
 ) -> None:
     reported.expect("the VAE's encoder returned NaN")
-    monkeypatch.setattr(stage_loop.devices, "dtype_vae", torch.float32)
     real = shared.sd_model.encode_first_stage
     monkeypatch.setattr(shared.sd_model, "encode_first_stage", lambda x: real(x.float()), raising=False)
-    monkeypatch.setattr(devices, "dtype_vae", numbers)
+    monkeypatch.setattr(devices, "dtype_vae", dtype)
     monkeypatch.setattr(shared.sd_model, "decode_first_stage", lambda z: webui.small.decode(z.float()), raising=False)
     result = webui.job({**BALANCED, "scale": 2})
     assert failing_encoder == []
@@ -97,7 +94,7 @@ def test_nan_of_the_vae_is_reported_before_a_stage_runs(
     assert "stage 1 of 1 (128x128) failed, so the last finished image is returned: the VAE's encoder returned NaN" in (
         result.comments
     )
-    assert ("--no-half-vae" in result.comments) == (numbers == torch.float16)
+    assert ("--no-half-vae" in result.comments) == (dtype == torch.float16)
     assert "choose another VAE" in result.comments
     assert "DemoFusion error" in result.infotexts[0]
 
@@ -105,7 +102,7 @@ def test_nan_of_the_vae_is_reported_before_a_stage_runs(
 def test_no_stage_runs_if_the_vae_cannot_encode_the_upload(
     webui: Webui, failing_encoder: list[int], monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
-    """In img2img the host encodes the upload without a check."""
+    """In img2img, the webui encodes the uploaded image, and does not check the latent."""
     reported.expect("the VAE's encoder returned NaN")
     monkeypatch.setattr(webui.small, "decode", lambda z: torch.zeros(len(z), 3, 8 * z.shape[2], 8 * z.shape[3]))
     upload = Image.new("RGB", (BASE, BASE), (200, 90, 30))
@@ -114,10 +111,10 @@ def test_no_stage_runs_if_the_vae_cannot_encode_the_upload(
     assert "the base image is returned: the VAE's encoder returned NaN: its file may be damaged" in result.comments
 
 
-def test_no_stage_runs_if_the_base_is_nan(
+def test_no_stage_runs_if_the_base_latent_contains_nan(
     webui: Webui, events: list[str], monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
-    """With --disable-nan-check the host passes on a base that contains NaN."""
+    """With --disable-nan-check, the webui does not stop at such a latent."""
     reported.expect("the base image is returned: the model returned NaN")
 
     def unet(x: Tensor, *rest: Any) -> Tensor:
@@ -133,15 +130,15 @@ def test_no_stage_runs_if_the_base_is_nan(
     assert "the VAE" not in result.comments
 
 
-ONE_NAN = (..., -1, -1)
-"""The last value, because the webui checks the first one."""
+LAST_VALUE = (..., -1, -1)
+"""The index of the last value of an image. The webui checks only the first value for NaN."""
 
 
 @pytest.mark.parametrize("upscaler", ["Latent", "Lanczos", "Nearest (pixels)"])
-def test_nan_in_the_decoded_image_of_a_stage_returns_the_one_before(
+def test_if_the_image_of_a_stage_contains_nan_the_previous_image_is_returned(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, reported: Reports, upscaler: str
 ) -> None:
-    """Half precision fails at a large size first. An upscaler would enlarge NaN as a black image."""
+    """In half precision, large images fail first. Without a check, an upscaler would turn NaN into black."""
     reported.expect("the VAE's decoder returned NaN")
     real, spoiled = webui.small.decode, with_nan(webui.small.decode)
     monkeypatch.setattr(webui.small, "decode", lambda z: (spoiled if z.shape[-1] > BASE // 8 else real)(z))
@@ -151,11 +148,11 @@ def test_nan_in_the_decoded_image_of_a_stage_returns_the_one_before(
 
 
 def with_nan(decode: Any) -> Any:
-    """Returns a decoder whose images contain one NaN each."""
+    """Returns a decoder that sets the last value of each image to NaN."""
 
     def decode_to_nan(z: Tensor) -> Tensor:
         images = decode(z).clone()
-        images[ONE_NAN] = torch.nan
+        images[LAST_VALUE] = torch.nan
         return images
 
     return decode_to_nan

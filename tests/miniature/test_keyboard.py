@@ -1,6 +1,6 @@
-"""Tests the panel without a mouse.
+"""Tests that the panel can be used without a mouse.
 
-The keyboard reaches every control in reading order, shows the focus, and operates it.
+The Tab key reaches every control in reading order, the focus is visible, and keys operate the controls.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import SECONDS, Tab, contrast, listening, show
+from browser import TIMEOUT, Tab, contrast, listening, show
 
 from lib_demofusion.host.panel.build import CONTROLS, UNSEEN
 from lib_demofusion.settings.presets import DEFAULT_PRESET
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.browser
 
 SCRIPT = Path(__file__).resolve().parents[2] / "javascript" / "demofusion.js"
 OTHERS = {"preset_name", "preset_save", "preset_delete", "advanced"}
+"""Other elements of the panel that the Tab key reaches."""
 SHOWN = set(CONTROLS) - set(UNSEEN)
 
 
@@ -28,10 +29,10 @@ def opened(page: Any, name: str) -> Tab:
     page.focus(f"{tab.panel}_enabled-visible-checkbox")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    page.wait_for_selector(f"{tab.panel}_enabled > .label-wrap.open", timeout=SECONDS)
+    page.wait_for_selector(f"{tab.panel}_enabled > .label-wrap.open", timeout=TIMEOUT)
     page.focus(f"{tab.panel}_advanced > .label-wrap [role=button]")
     page.keyboard.press("Space")
-    page.locator(f"{tab.panel}_cosine_scale_2").wait_for(timeout=SECONDS)
+    page.locator(f"{tab.panel}_cosine_scale_2").wait_for(timeout=TIMEOUT)
     return tab
 
 
@@ -42,8 +43,8 @@ def test_the_tab_key_reaches_every_control_in_reading_order(page: Any, name: str
     stops = tab.stops()
     hidden = {"img2img_first"} if name == "txt2img" else set()
     assert {stop["block"] for stop in stops} == SHOWN - hidden | OTHERS
-    assert all(stop["seen"] for stop in stops)
-    # blocks in one row start at about the same height; a button is at the bottom of its row
+    assert all(stop["visible"] for stop in stops)
+    # the next control is below or further right; in a row the tops differ, because a button is at the bottom of its row
     for one, other in pairwise(stops):
         assert other["top"] > one["top"] - 60
         assert other["top"] > one["top"] + 20 or other["left"] >= one["left"]
@@ -54,35 +55,38 @@ def test_the_focus_is_visible(blank: Any, address: str, scheme: str) -> None:
     show(blank, f"{address}?__theme={scheme}")
     for stop in opened(blank, "txt2img").stops():
         assert stop["width"] >= 2, stop
-        assert contrast(stop["colour"], stop["ground"]) >= 3, stop
+        assert contrast(stop["color"], stop["background"]) >= 3, stop
 
 
-def test_the_headers_report_whether_they_are_open(page: Any) -> None:
+def test_the_header_of_the_panel_reports_whether_it_is_open(page: Any) -> None:
     tab = opened(page, "txt2img")
     header = page.locator(f"{tab.panel}_enabled > .label-wrap [role=button]")
     assert (header.get_attribute("aria-label"), header.get_attribute("aria-expanded")) == ("DemoFusion", "true")
     header.focus()
     page.keyboard.press("Enter")
-    page.wait_for_selector(f"{tab.panel}_enabled > .label-wrap:not(.open)", timeout=SECONDS)
+    page.wait_for_selector(f"{tab.panel}_enabled > .label-wrap:not(.open)", timeout=TIMEOUT)
     page.wait_for_function("box => !document.querySelector(box).checked", arg=f"{tab.panel}_enabled-checkbox input")
     assert header.get_attribute("aria-expanded") == "false"
 
 
-def test_a_second_copy_of_the_script_does_not_undo_a_key(page: Any) -> None:
-    """If the extension is installed twice, the webui runs the scripts of both copies."""
+def test_a_key_works_once_if_the_script_is_loaded_twice(page: Any) -> None:
+    """If the extension is installed twice, the webui runs the JavaScript of both copies.
+
+    Each copy must not install its own listener, or a key that opens the panel would close it again at once.
+    """
     page.add_script_tag(path=str(SCRIPT))
     page.evaluate("uiLoadedCallbacks.at(-1)()")
     opened(page, "txt2img")
 
 
-def test_the_space_bar_switches_only_the_checkbox(page: Any) -> None:
+def test_the_space_bar_ticks_the_checkbox(page: Any) -> None:
     tab = Tab(page, "txt2img")
     page.focus(f"{tab.panel}_enabled-visible-checkbox")
     page.keyboard.press("Space")
     page.wait_for_function("box => document.querySelector(box).checked", arg=f"{tab.panel}_enabled-checkbox input")
 
 
-def test_a_preset_is_saved_and_deleted(page: Any) -> None:
+def test_a_preset_is_saved_and_deleted_with_the_keyboard(page: Any) -> None:
     tab = opened(page, "txt2img")
     page.focus(f"{tab.panel}_preset_name textarea, {tab.panel}_preset_name input")
     page.keyboard.type("Typed")

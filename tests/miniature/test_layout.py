@@ -1,6 +1,6 @@
-"""Tests the panel in windows of every width: no control is cut off or covered, and every name is on one line.
+"""Tests the panel in windows of many widths: no control is cut off or covered, and every label is on one line.
 
-With --webui-url URL, it tests the panel of a running webui, otherwise the panel of the stand-in.
+With --webui-url URL, these tests use the panel of a running webui. Otherwise they use the panel of the stand-in.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from test_browser import SCREENSHOTS
 pytestmark = pytest.mark.browser
 
 LOCALIZATIONS = Path(__file__).resolve().parents[2] / "localizations"
-LOOKED_AT = (360, 400, 500, 700, 900, 960, 1024, 1100, 1280, 1600)
-"""The widths with a screenshot."""
-WIDTHS = sorted({*range(360, 1601, 20), *LOOKED_AT})
+WITH_SCREENSHOT = (360, 400, 500, 700, 900, 960, 1024, 1100, 1280, 1600)
+"""The widths of which a screenshot is saved."""
+WIDTHS = sorted({*range(360, 1601, 20), *WITH_SCREENSHOT})
 
 TRANSLATE = """words => {
     const nodes = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -28,12 +28,12 @@ TRANSLATE = """words => {
         if (translated) nodes.currentNode.textContent = translated;
     }
 }"""
-"""Replaces whole text nodes, as the webui's localization.js does."""
+"""JavaScript that translates every text node whose whole text is in `words`, as the webui's localization.js does."""
 
 
 @pytest.fixture(scope="module")
 def address(request: pytest.FixtureRequest) -> str:
-    """Returns the address of the page: a running webui's, if one is named."""
+    """Returns the address in --webui-url, or the address of the stand-in's page."""
     url = request.config.getoption("--webui-url")
     return url or request.getfixturevalue("served")[0]
 
@@ -46,30 +46,30 @@ def test_no_control_is_cut_off_or_covered(blank: Any, address: str, name: str) -
 
 def test_no_control_is_cut_off_or_covered_in_the_dark_theme(blank: Any, address: str) -> None:
     tab = open_panel(blank, f"{address}?__theme=dark")
-    assert problems_with_screenshots(tab, LOOKED_AT, "txt2img-dark") == []
+    assert problems_with_screenshots(tab, WITH_SCREENSHOT, "txt2img-dark") == []
 
 
 def problems_with_screenshots(tab: Tab, widths: Iterable[int], name: str) -> list[str]:
-    """Returns the problems in windows of these widths, and saves screenshots of some of them."""
+    """Returns the layout problems in windows of these widths, and saves screenshots of some windows."""
     problems = []
     for width in widths:
         problems += tab.layout_problems(width)
-        if width in LOOKED_AT:
+        if width in WITH_SCREENSHOT:
             screenshot(tab.page, SCREENSHOTS, f"{name}-{width}")
     return problems
 
 
 @pytest.mark.parametrize("language", ["de_DE", "zh_CN"])
-def test_other_languages_fit_too(blank: Any, address: str, language: str) -> None:
-    """The longest names are longer than in English."""
+def test_translated_texts_are_not_cut_off_or_covered(blank: Any, address: str, language: str) -> None:
+    """The longest labels in German are longer than the English ones."""
     tab = open_panel(blank, address, name="img2img")
     tab.page.evaluate(TRANSLATE, json.loads((LOCALIZATIONS / f"{language}.json").read_text(encoding="utf-8")))
     problems = [problem for width in WIDTHS for problem in tab.layout_problems(width)]
-    # a name of two words may take two lines
+    # a translated label of two words may take two lines
     assert [problem for problem in problems if "lines" not in problem] == []
 
 
-def test_a_control_that_is_cut_off_or_covered_is_found(blank: Any, address: str) -> None:
+def test_the_check_finds_controls_that_are_cut_off_or_overlap(blank: Any, address: str) -> None:
     tab = open_panel(blank, address)
     tab.page.add_style_tag(content=f"{tab.panel}_scale {{ height: 30px; }} {tab.panel}_width {{ margin-left: -40px; }}")
     problems = "\n".join(tab.layout_problems(1280))

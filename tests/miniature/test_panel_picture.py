@@ -1,4 +1,4 @@
-"""Compares README's picture of the panel with the panel."""
+"""Tests that the picture of the panel in README is up to date."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def test_the_picture_of_the_panel_shows_the_current_texts(blank: Any, address: s
     tab = shown_panel(blank, address)
     with Image.open(FILE) as picture:
         assert json.loads(picture.text[KEY]) == texts(tab)  # type: ignore[attr-defined]
-    # no time, which depends on the machine and the model
+    # the line shows no expected time, because that depends on the machine and on the model
     assert "about" not in tab.wait_for_line("times as long as the base image")

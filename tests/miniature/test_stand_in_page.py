@@ -7,33 +7,33 @@ import urllib.request
 from typing import Any
 
 import pytest
-from browser import SECONDS, Tab, listening, show
+from browser import TIMEOUT, Tab, listening, show
 
 pytestmark = pytest.mark.browser
 
 
 def test_the_page_connects_to_no_other_host(blank: Any, address: str) -> None:
-    asked: list[str] = []
-    with listening(blank, "request", lambda request: asked.append(request.url)):
+    requested: list[str] = []
+    with listening(blank, "request", lambda request: requested.append(request.url)):
         show(blank, address)
         blank.wait_for_load_state("load")
         blank.wait_for_timeout(1000)
-    assert asked
-    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
-    # a browser connects to these addresses before it requests anything
+    assert requested
+    assert [url for url in requested if not url.startswith((address, "data:", "blob:"))] == []
+    # a browser may connect to the addresses of these elements without a request that the test could see
     with urllib.request.urlopen(address) as answer:
         html = answer.read().decode()
     assert re.findall(r"<(?:link|script)\b[^>]*https?://[^>]*>", html) == []
 
 
-def test_unknown_words_are_reported(page: Any) -> None:
+def test_words_that_the_model_does_not_know_are_reported(page: Any) -> None:
     tab = Tab(page, "txt2img")
     unknown = page.locator(f"{tab.id('unknown_words')}.prose")
     page.fill(f"{tab.id('prompt')} textarea", "a spaceship on moss, at night")
-    unknown.filter(has_text="does not know: spaceship, at, night").wait_for(timeout=SECONDS)
+    unknown.filter(has_text="does not know: spaceship, at, night").wait_for(timeout=TIMEOUT)
     page.fill(f"{tab.id('prompt')} textarea", "a daffodil on moss")
     page.wait_for_function(
         "box => !document.querySelector(box).innerText.trim()",
         arg=f"{tab.id('unknown_words')}.prose",
-        timeout=SECONDS,
+        timeout=TIMEOUT,
     )

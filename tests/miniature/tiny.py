@@ -1,4 +1,4 @@
-"""A model with random weights and the methods of the trained one. It is small enough to make an image at once."""
+"""A model with random weights and the methods of the trained small model. A job takes a fraction of a second."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 def alphas_cumprod() -> Tensor:
-    """Returns Stable Diffusion's noise schedule."""
+    """Returns Stable Diffusion's noise schedule, (1000,) in double precision."""
     betas = torch.linspace(0.00085**0.5, 0.0120**0.5, 1000, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, 0)
 
 
 class TinyModel(nn.Module):
-    """Predicts noise as x plus a small random convolution of x and the prompt."""
+    """Predicts the clean latent from a random convolution of x and a random projection of the prompt."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class TinyModel(nn.Module):
         self.alphas_cumprod = alphas_cumprod()
         self.register_buffer("kernel", torch.randn(4, 4, 3, 3, generator=generator) * 0.15)
         self.register_buffer("mixing", torch.randn(4, 8, generator=generator) * 0.5)
-        self.register_buffer("colours", torch.randn(3, 4, generator=generator) * 0.3)
+        self.register_buffer("colors", torch.randn(3, 4, generator=generator) * 0.3)
 
     def encode_prompts(self, prompts: list[str]) -> Tensor:
         """Returns embeddings (B, 77, 8) that depend on every letter."""
@@ -39,11 +39,11 @@ class TinyModel(nn.Module):
         return (x - alpha.sqrt() * target) / (1 - alpha).sqrt()
 
     def encode(self, images: Tensor) -> Tensor:
-        """Encodes images in -1..1."""
+        """Encodes images (B, 3, H, W) in -1..1 to latents (B, 4, h, w)."""
         small = F.avg_pool2d(images, 8)
         return torch.cat([small, small.mean(1, keepdim=True)], 1)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Decodes latents to images in -1..1."""
-        pictures = torch.einsum("bchw,kc->bkhw", latents, self.colours)
+        """Decodes latents (B, 4, h, w) to images (B, 3, H, W) in -1..1."""
+        pictures = torch.einsum("bchw,kc->bkhw", latents, self.colors)
         return torch.tanh(F.interpolate(pictures, scale_factor=8, mode="bilinear"))

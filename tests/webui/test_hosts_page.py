@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 import pytest
-from miniature.browser import SECONDS, Tab
+from miniature.browser import TIMEOUT, Tab
 from webui.conftest import Webui
 from webui.test_hosts import real_layout
 from webui.test_page import chromium, page
@@ -31,7 +31,7 @@ def wait_for_rest(page: Any) -> None:
             asked.append(time.monotonic())
 
     page.on("request", note)
-    deadline = time.monotonic() + SECONDS / 1000
+    deadline = time.monotonic() + TIMEOUT / 1000
     while time.monotonic() - asked[-1] < QUIET:
         if time.monotonic() > deadline:
             pytest.fail(f"the page has sent {len(asked) - 1} requests in a minute and does not stop")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from miniature.browser import SECONDS, Tab, find_chromium, launched
+from miniature.browser import TIMEOUT, Tab, find_chromium, launched
 from PIL import Image, PngImagePlugin
 from webui.conftest import TITLE, Result, Webui
 from webui.test_generate import difference
@@ -49,7 +49,7 @@ def load(page: Any, webui: Webui) -> None:
     answer = page.goto(webui.url, wait_until="domcontentloaded")
     if answer.status == 404:
         pytest.skip("the webui runs without its page")
-    page.wait_for_selector("#txt2img_generate", timeout=2 * SECONDS)
+    page.wait_for_selector("#txt2img_generate", timeout=2 * TIMEOUT)
 
 
 def small(tab: Tab) -> None:
@@ -62,7 +62,7 @@ def gallery(webui: Webui, tab: Tab) -> list[Image.Image]:
     """Downloads the images that the gallery shows."""
     tab.wait_until_done()
     images = f"{tab.id('gallery')} img"
-    tab.page.wait_for_selector(images, timeout=SECONDS, state="attached")
+    tab.page.wait_for_selector(images, timeout=TIMEOUT, state="attached")
     sources = tab.page.eval_on_selector_all(images, "all => all.map(i => i.src)")
     files = [urllib.request.urlopen(source).read() for source in dict.fromkeys(sources)]
     return [Image.open(io.BytesIO(file)) for file in files]
@@ -89,7 +89,7 @@ def test_png_info_sends_values_that_reproduce_the_image(webui: Webui, page: Any,
     page.click("#tab_pnginfo #txt2img_tab")
     tab = Tab(page, "txt2img")
     page.wait_for_function(
-        "s => document.querySelector(s).checked", arg=f"{tab.panel}_enabled-checkbox input", timeout=SECONDS
+        "s => document.querySelector(s).checked", arg=f"{tab.panel}_enabled-checkbox input", timeout=TIMEOUT
     )
     tab.generate()
     again, base = gallery(webui, tab)
@@ -122,7 +122,7 @@ def state(tab: Tab, *names: str) -> tuple[Any, ...]:
 
 def wait_for_switch(tab: Tab, on: bool) -> None:
     script = "([box, on]) => document.querySelector(box).checked === on"
-    tab.page.wait_for_function(script, arg=[f"{tab.panel}_enabled-checkbox input", on], timeout=SECONDS)
+    tab.page.wait_for_function(script, arg=[f"{tab.panel}_enabled-checkbox input", on], timeout=TIMEOUT)
 
 
 @pytest.mark.parametrize("button", ["img2img_tab", "inpaint_tab"])
@@ -159,7 +159,7 @@ def test_the_buttons_below_an_image_send_the_panel_to_img2img(webui: Webui, page
     tab.generate()
     assert gallery(webui, tab)[0].size == (96, 96)
     page.click(f"#txt2img_{button}")
-    page.wait_for_selector("#tab_extras" if button == "send_to_extras" else "#tab_img2img", timeout=SECONDS)
+    page.wait_for_selector("#tab_extras" if button == "send_to_extras" else "#tab_img2img", timeout=TIMEOUT)
     sent = Tab(page, "img2img")
     if button == "send_to_extras":
         assert state(sent, "stages") == untouched
@@ -185,7 +185,7 @@ def test_the_live_line_is_updated_for_a_checkpoint_script_or_setting(webui: Webu
         page.wait_for_function(
             "([line, text]) => document.querySelector(line).innerText !== text",
             arg=[f"{tab.panel}_line.prose", first],
-            timeout=SECONDS,
+            timeout=TIMEOUT,
         )
         assert webui.call("options")["sd_model_checkpoint"].split()[0] == other.split()[0]
         script = tab.page.locator("#txt2img_script_container #script_list input")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from miniature.browser import SECONDS, Tab, screenshot
+from miniature.browser import TIMEOUT, Tab, screenshot
 from PIL import Image
 from webui.conftest import TITLE, Webui, started
 from webui.test_page import chromium, gallery, load, small, wait_for_restart  # noqa: F401 (a fixture)
@@ -65,7 +65,7 @@ def apply_defaults(page: Any, webui: Webui) -> None:
     page.locator("#tabs > .tab-nav button").filter(has_text="Settings").click()
     page.locator("#settings button").filter(has_text="Defaults").last.click()
     page.click("#ui_defaults_apply")
-    page.locator("#settings_tab_defaults, #tab_settings").filter(has_text="Wrote").first.wait_for(timeout=SECONDS)
+    page.locator("#settings_tab_defaults, #tab_settings").filter(has_text="Wrote").first.wait_for(timeout=TIMEOUT)
     page.click("#settings_restart_gradio")
     # otherwise the page would reload itself while the test loads it below
     page.wait_for_timeout(1000)
@@ -89,7 +89,7 @@ def run(tab: Tab, webui: Webui, width: int) -> str:
     """Generates images, checks the width of the largest, and returns the text below them."""
     if tab.name == "img2img":
         tab.page.set_input_files("#img2img_image input[type=file]", str(UPLOAD))
-        tab.page.wait_for_selector("#img2img_image img", timeout=SECONDS)
+        tab.page.wait_for_selector("#img2img_image img", timeout=TIMEOUT)
     tab.open_panel()
     tab.generate()
     assert max(picture.width for picture in gallery(webui, tab)) == width
