@@ -1,4 +1,7 @@
-"""Tests the backend for Forge's family with doubles: patches, reserved memory, refusals and restored values."""
+"""Tests the backend for Forge's family with imitations of the webui's objects.
+
+The tests cover patches of the UNet, reserved memory, refused features, and values that are restored after a stage.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ STAGE = PLAN.stages[-1]
 
 
 class Unet:
-    """A patched UNet. Its clones share the model, as in Forge."""
+    """Imitates Forge's object for a UNet with patches. Its clones share the model."""
 
     def __init__(self, model: Any, options: dict[str, Any] | None = None, controls: Any = None):
         self.model, self.model_options, self.controlnet_linked_list = model, options or {}, controls
@@ -53,6 +56,8 @@ class Unet:
 
 
 class Objects(SimpleNamespace):
+    """Imitates the `forge_objects` of a loaded checkpoint."""
+
     def shallow_copy(self) -> Objects:
         return Objects(**vars(self))
 
@@ -74,31 +79,31 @@ class Scripts:
 
 @pytest.fixture(autouse=True)
 def merged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, float]]:
-    """Records the calls of the host's function that merges tokens and applies Forge Neo's Epsilon Scaling."""
+    """Records the calls of `apply_token_merging`, the webui's function that patches the UNet before sampling."""
     seen: list[tuple[Any, float]] = []
     monkeypatch.setattr(sd_models, "apply_token_merging", lambda *args: seen.append(args), raising=False)
     return seen
 
 
 def sample_euler(model: Any, x: Any, sigmas: Any, callback: Any = None, s_churn: float = 0.0) -> Any:
-    """A stand-in with the name and the parameters of k-diffusion's sampling function."""
+    """Has the name and the parameters of k-diffusion's function."""
 
 
 def sample_euler_ancestral(model: Any, x: Any, sigmas: Any, eta: float = 1.0, noise_sampler: Any = None) -> Any:
-    """A stand-in for Forge Neo's function, which passes flow models to another function."""
+    """Imitates Forge Neo's function, which reads `_is_const` to recognize flow models and supports them."""
     return model._is_const
 
 
 def sample_dpmpp_2s_ancestral_RF(model: Any, x: Any, sigmas: Any, eta: float = 1.0, noise_sampler: Any = None) -> Any:
-    """A stand-in for Forge Neo's function for flow models."""
+    """Has the name and the parameters of Forge Neo's function for flow models."""
 
 
 def sample_unipc(model: Any, x: Any, sigmas: Any) -> Any:
-    """A stand-in for Forge Neo's function, which passes its model a scaled copy of x."""
+    """Has the name of Forge Neo's function, which passes a scaled copy of x to its model."""
 
 
 def sample_Kohaku_LoNyu_Yog(model: Any, x: Any, sigmas: Any, eta: Any = None, noise_sampler: Any = None) -> Any:
-    """A stand-in for Forge Neo's function, which adds noise without scaling the image down."""
+    """Has the name of Forge Neo's function, which adds noise without scaling the image down."""
 
 
 SAMPLERS = {
@@ -112,7 +117,7 @@ SAMPLERS = {
 
 @pytest.fixture(autouse=True)
 def samplers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Provides the host's samplers. The backend uses only their functions."""
+    """Replaces the webui's samplers by samplers with the functions above. The backend uses only the functions."""
 
     def create_sampler(name: str, model: Any) -> Any:
         return SimpleNamespace(func=SAMPLERS[name], eta_option_field="eta_ancestral")
@@ -123,13 +128,14 @@ def samplers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cleaned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Records the cleanups that the host received."""
+    """Records the UNets that were passed to `sampling_cleanup`, which Forge calls after sampling."""
     seen: list[Any] = []
     monkeypatch.setattr(forge, "sampling_cleanup", seen.append)
     return seen
 
 
 def request(scripts: Any, **model: Any) -> Any:
+    """Returns a request with a loaded diffusion model, which has the additional attributes `model`."""
     unet = Unet(SimpleNamespace(predictor=Diffusion()))
     objects = Objects(unet=unet)
     sd_model = SimpleNamespace(forge_objects=objects, forge_objects_after_applying_lora=objects, **model)
@@ -150,11 +156,12 @@ def request(scripts: Any, **model: Any) -> Any:
 
 
 def sampling(p: Any, views: int = 4) -> Any:
+    """Returns the context in which the backend samples STAGE."""
     anchor = torch.zeros(1, 4, *STAGE.size)
     return Forge().sampling(p, STAGE, views, anchor, torch.ones_like(anchor))
 
 
-def test_a_stage_uses_its_own_unet_with_the_patches_of_extensions(cleaned: list[Any]) -> None:
+def test_a_stage_uses_its_own_copy_of_the_unet_with_the_patches_of_extensions(cleaned: list[Any]) -> None:
     scripts = Scripts({"by an extension": True})
     p = request(scripts)
     before = p.sd_model.forge_objects
@@ -169,7 +176,7 @@ def test_a_stage_uses_its_own_unet_with_the_patches_of_extensions(cleaned: list[
 
 
 @pytest.mark.parametrize(("base", "hires"), [({"lora": ["L"]}, {}), ({}, {"lora": ["L"]}), ({"lora": ["L"]},) * 2])
-def test_the_networks_of_the_main_prompt_are_active(
+def test_the_stages_use_the_networks_of_the_main_prompt_after_hires_fix(
     monkeypatch: pytest.MonkeyPatch, base: dict[str, Any], hires: dict[str, Any]
 ) -> None:
     p = request(Scripts())
@@ -181,17 +188,14 @@ def test_the_networks_of_the_main_prompt_are_active(
         assert extra_networks.active == base
 
 
-def test_the_unet_is_that_of_the_patched_model() -> None:
+def test_the_backend_finds_the_unet_of_a_loaded_model() -> None:
     p = request(Scripts())
     assert Forge().unet(p.sd_model) is p.sd_model.forge_objects.unet.model
     assert Forge().unet(SimpleNamespace()) is None
 
 
 def test_random_numbers_of_extensions_depend_on_seed_and_stage(cleaned: list[Any]) -> None:
-    """Patches that draw from torch's own generator get the same numbers in a repeated run.
-
-    In another stage they get other numbers.
-    """
+    """Extensions may draw from torch's global generator. Every stage sets its seed, so a repeated run is equal."""
     plan = make_plan(Settings(enabled=True, scale=3), (16, 16))
 
     def drawn(stage: Any, seed: int) -> float:
@@ -219,42 +223,48 @@ def test_everything_is_restored_if_a_stage_fails_or_is_stopped(cleaned: list[Any
 
 def test_memory_is_reserved_for_views_and_not_for_the_whole_latent(cleaned: list[Any]) -> None:
     p = request(Scripts())
-    canvas = [2, 4, *STAGE.size]
+    whole = [2, 4, *STAGE.size]
     with sampling(p, views=3):
         unet = p.sd_model.forge_objects.unet
         height, width = STAGE.window
-        assert unet.memory_required(canvas) == 2 * 3 * height * width
-        assert unet.model_options[forge.ESTIMATE](canvas) == 2 * 3 * height * width
-    assert p.sd_model.forge_objects.unet.memory_required(canvas) == 2 * STAGE.size[0] * STAGE.size[1]
+        assert unet.memory_required(whole) == 2 * 3 * height * width
+        assert unet.model_options[forge.ESTIMATE](whole) == 2 * 3 * height * width
+    assert p.sd_model.forge_objects.unet.memory_required(whole) == 2 * STAGE.size[0] * STAGE.size[1]
 
 
-def test_another_extensions_memory_estimate_is_called_with_the_views() -> None:
+def test_the_memory_estimate_of_another_extension_gets_the_size_of_the_views() -> None:
     unet = Unet(None, {forge.ESTIMATE: lambda shape: 1000.0 + shape[2]})
     reserve_for_views(unet, (4, *STAGE.window), 1)
     assert unet.model_options[forge.ESTIMATE]([2, 4, 999, 999]) == 1000 + STAGE.window[0]
 
 
-def test_token_merging_is_called_at_every_ratio(cleaned: list[Any], merged: list[tuple[Any, float]]) -> None:
-    """Forge Neo applies its Epsilon Scaling in the same function, which the stages once omitted."""
+def test_the_function_for_token_merging_is_called_even_with_a_ratio_of_0(
+    cleaned: list[Any], merged: list[tuple[Any, float]]
+) -> None:
+    """In Forge Neo, this function also applies Epsilon Scaling."""
     p = request(Scripts())
     with sampling(p):
         assert merged == [(p.sd_model, 0)]
 
 
 def stateless(apply_model: Any, args: dict[str, Any]) -> Any:
+    """Imitates a wrapper of the model that keeps no data between calls."""
     args["c"]["strength"] = 0.5
     return apply_model(args["input"], args["timestep"], **args["c"]) * 0.5
 
 
 def scaled_by(factor: float, inner: Any = None) -> Any:
+    """Returns a wrapper that scales the output of another wrapper."""
+
     def wrapper(apply_model: Any, args: dict[str, Any]) -> Any:
-        asked = stateless if inner is None else inner
-        return asked(apply_model, args) * factor
+        wrapped = stateless if inner is None else inner
+        return wrapped(apply_model, args) * factor
 
     return wrapper
 
 
 def forecasting() -> Any:
+    """Returns a wrapper that keeps the outputs of all calls in a list."""
     history: list[Any] = []
 
     def wrapper(apply_model: Any, args: dict[str, Any]) -> Any:
@@ -265,6 +275,7 @@ def forecasting() -> Any:
 
 
 def counting() -> Any:
+    """Returns a wrapper that counts its calls."""
     calls = 0
 
     def wrapper(apply_model: Any, args: dict[str, Any]) -> Any:
@@ -276,7 +287,7 @@ def counting() -> Any:
 
 
 class Cache:
-    """An object whose call or whose method is set as a wrapper of the model."""
+    """An object with data. The tests use the object itself, or one of its methods, as a wrapper of the model."""
 
     factor = 0.5
 
@@ -285,12 +296,15 @@ class Cache:
         self.strength = 0.5
 
     def __call__(self, apply_model: Any, args: dict[str, Any]) -> Any:
+        """Returns the output of the first call every time."""
         return self.last.setdefault("output", stateless(apply_model, args))
 
     def plain(self, apply_model: Any, args: dict[str, Any]) -> Any:
+        """Keeps no data."""
         return stateless(apply_model, args) * self.strength * self.factor
 
     def remembering(self, apply_model: Any, args: dict[str, Any]) -> Any:
+        """Keeps its last output."""
         self.output = stateless(apply_model, args)
         return self.output
 
@@ -310,8 +324,8 @@ class Cache:
         (functools.partial(Cache()), True),
     ],
 )
-def test_a_wrapper_that_keeps_a_history_is_refused(cleaned: list[Any], wrapper: Any, refused: bool) -> None:
-    """Spectrum and step caches are wrappers of the model. They would compute a view from other views."""
+def test_a_wrapper_that_keeps_data_between_calls_is_refused(cleaned: list[Any], wrapper: Any, refused: bool) -> None:
+    """Such a wrapper would compute a view from other views. Examples are Spectrum and caches of steps."""
     p = request(Scripts({WRAPPER: wrapper}))
     expected = (
         pytest.raises(RuntimeError, match="it computes a step from earlier steps")
@@ -323,51 +337,54 @@ def test_a_wrapper_that_keeps_a_history_is_refused(cleaned: list[Any], wrapper: 
 
 
 @pytest.mark.parametrize(
-    ("patch", "said"),
+    ("patch", "message"),
     [
         ({WRAPPER: forecasting()}, "test_forge_backend: it computes a step from earlier steps"),
         ({"conditioning_modifiers": [sampling]}, "test_forge_backend: it changes the prompt's conditioning"),
         ({WRAPPER: stateless}, None),
     ],
 )
-def test_a_patch_is_refused_before_the_first_stage(patch: dict[str, Any], said: str | None) -> None:
-    """Before the base image is sampled, the UNet has the patches of an earlier job."""
+def test_a_patch_is_refused_before_the_first_stage(patch: dict[str, Any], message: str | None) -> None:
+    """Before the base image is sampled, the UNet still has the patches of an earlier job, which are not refused."""
     p = request(Scripts(patch))
     p.scripts.process_before_every_sampling(p)
     p.sampler = None
     assert Forge().refusal(p) is None
     p.sampler = object()
     found = Forge().refusal(p)
-    assert found is None if said is None else said in str(found), found
+    assert found is None if message is None else message in str(found), found
 
 
-def test_a_cache_that_begins_in_the_stage_is_refused(cleaned: list[Any]) -> None:
-    """Anima TeaCache writes its infotext before each sampling. An upload has no sampling before the first stage."""
+def test_a_cache_that_is_activated_when_the_stage_begins_is_refused(cleaned: list[Any]) -> None:
+    """Anima TeaCache writes its infotext key before each sampling pass.
+
+    If the uploaded image is the base image, there is no sampling pass before the first stage.
+    """
     p = request(Scripts())
     assert Forge().refusal(p) is None
     own = p.scripts.process_before_every_sampling
 
-    def beginning(p: Any, **what: Any) -> None:
+    def activating(p: Any, **what: Any) -> None:
         own(p, **what)
         p.extra_generation_params["Anima TeaCache thresh"] = 0.05
 
-    p.scripts.process_before_every_sampling = beginning
+    p.scripts.process_before_every_sampling = activating
     with pytest.raises(RuntimeError, match="Anima TeaCache: it computes a step from earlier steps"), sampling(p):
         pass
 
 
-def test_patches_that_bypass_the_views_are_refused(cleaned: list[Any]) -> None:
+def test_a_patch_that_changes_the_conditioning_is_refused(cleaned: list[Any]) -> None:
     p = request(Scripts({"conditioning_modifiers": [sampling]}))
     with pytest.raises(RuntimeError, match="test_forge_backend: it changes the prompt's conditioning"), sampling(p):
         pass
 
 
-def test_a_stage_is_the_wrapper_of_the_unet_and_the_first_control_model() -> None:
+def test_attach_replaces_the_wrapper_of_the_unet_and_the_first_control_model() -> None:
     class Denoiser:
         pass
 
     control = SimpleNamespace(cond_hint_original=torch.zeros(1, 3, 128, 128), previous_controlnet=None)
-    unet = Unet(SimpleNamespace(predictor="the schedule"), {WRAPPER: "a neighbour's"}, control)
+    unet = Unet(SimpleNamespace(predictor="the schedule"), {WRAPPER: "another extension's"}, control)
     denoiser = Denoiser()
     model = SimpleNamespace(forge_objects=Objects(unet=unet))
     denoiser.inner_model = SimpleNamespace(inner_model=model)  # type: ignore[attr-defined]
@@ -375,13 +392,13 @@ def test_a_stage_is_the_wrapper_of_the_unet_and_the_first_control_model() -> Non
     parts = StageParts(request(None), run, PLAN, ViewBatches(1), Frame(PLAN.pixels), lambda cells: None)  # type: ignore[arg-type]
     Forge().attach(denoiser, parts)
     assert isinstance(unet.model_options[WRAPPER], FusedUnet)
-    assert unet.model_options[WRAPPER]._inner == "a neighbour's"
+    assert unet.model_options[WRAPPER]._inner == "another extension's"
     assert isinstance(unet.controlnet_linked_list, Held)
     assert type(denoiser).__name__ == "StageDenoiser"
 
 
 class Denoiser:
-    """The CFGDenoiser of a Forge sampler."""
+    """Imitates the CFGDenoiser of a sampler in Forge."""
 
     def __init__(self) -> None:
         self.sampler = SimpleNamespace(last_latent=None)
@@ -393,8 +410,11 @@ class Denoiser:
 
 
 @pytest.mark.parametrize("form", [families.PLAIN, families.FIVE_AXES, families.PACKED])
-def test_changes_by_a_stage_reach_the_samplers_x(form: Any) -> None:
-    """The method receives its own axes, and the guard receives the sampler's tensor."""
+def test_changes_of_the_latent_are_written_to_the_samplers_x(form: Any) -> None:
+    """`before_call` receives the latent in the shape that the method uses, and the sampler's own tensor.
+
+    It changes the latent in place. In some families, the latent is a copy of the sampler's tensor.
+    """
 
     class Run:
         shown: Any = None
@@ -416,7 +436,7 @@ def test_changes_by_a_stage_reach_the_samplers_x(form: Any) -> None:
 
 
 class Diffusion:
-    """Adds noise to the whole latent (backend/modules/k_prediction.py)."""
+    """Imitates Forge's schedule of a diffusion model (backend/modules/k_prediction.py). Adds noise to the latent."""
 
     def noise_scaling(
         self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
@@ -425,7 +445,7 @@ class Diffusion:
 
 
 class Flow(Diffusion):
-    """Moves from the latent to the noise."""
+    """Imitates the schedule of a flow model. Mixes latent and noise."""
 
     def noise_scaling(
         self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
@@ -434,18 +454,18 @@ class Flow(Diffusion):
 
 
 def engine(name: str = "FakeInitialModel", schedule: Any = None, **flags: bool) -> Any:
-    """Returns the attributes of a loaded model of the class `name`."""
+    """Returns a loaded model of the class `name`. `flags` are additional attributes."""
     unet = Unet(SimpleNamespace(predictor=schedule or Diffusion()))
     return type(name, (SimpleNamespace,), {})(forge_objects=Objects(unet=unet), **flags)
 
 
 def of_reforge(**flags: bool) -> Any:
-    """Returns reForge's model. Its schedule has another name, and is a flow schedule after a job that requested one."""
+    """Returns a loaded model of reForge. Its schedule is still the flow schedule that an earlier job selected."""
     return SimpleNamespace(forge_objects=Objects(unet=Unet(SimpleNamespace(model_sampling=Flow()))), **flags)
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         (engine("StableDiffusion"), None),
         (engine("StableDiffusion2"), None),
@@ -463,11 +483,13 @@ def of_reforge(**flags: bool) -> Any:
         *((engine(name, Flow()), None) for name in ("ZImage", "Anima", "Flux2")),
     ],
 )
-def test_a_refusal_names_the_loaded_model(monkeypatch: pytest.MonkeyPatch, model: Any, said: str | None) -> None:
-    """A dummy exists before a model is loaded. The last number in an SDXL refiner's vector is an aesthetic score."""
+def test_a_model_of_an_unsupported_kind_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, model: Any, message: str | None
+) -> None:
+    """Before a model is loaded, the webui's model is an object without attributes or None. Neither is refused."""
     monkeypatch.setattr(refusals, "host", Forge)
     reason = refusals.reason(refusals.Situation(model))
-    assert reason is None if said is None else (reason or "").startswith(said)
+    assert reason is None if message is None else (reason or "").startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -482,7 +504,10 @@ def test_a_refusal_names_the_loaded_model(monkeypatch: pytest.MonkeyPatch, model
 def test_a_selected_checkpoint_that_is_not_loaded_yet_is_pending(
     monkeypatch: pytest.MonkeyPatch, data: dict[str, Any], pending: bool
 ) -> None:
-    """Forge and Forge Neo load the checkpoint at Generate. The line must not describe the previous checkpoint."""
+    """Forge and Forge Neo load a selected checkpoint when you press Generate.
+
+    Until then, the panel's summary line must not describe the checkpoint that is still loaded.
+    """
     model = engine("PiD", Flow())
     monkeypatch.setattr(sd_models, "model_data", SimpleNamespace(sd_model=model, **data))
     for module in (backends, line, refusals):
@@ -513,7 +538,7 @@ def test_built_in_features_are_refused_by_name(key: str, name: str) -> None:
 
 @pytest.mark.parametrize(("on", "hires", "refused"), [(True, False, True), (False, False, False), (True, True, False)])
 def test_pid_is_refused_if_it_would_run(on: bool, hires: bool, refused: bool) -> None:
-    """PiD appears only in its own arguments (Neo's sd_forge_pid). It does nothing with hires fix."""
+    """PiD (Forge Neo's sd_forge_pid) writes nothing to the infotext, and does nothing with hires fix."""
     entry = SimpleNamespace(title=lambda: "PiD Integrated", args_from=2)
     p = request(SimpleNamespace(alwayson_scripts=[entry]))
     p.script_args, p.enable_hr = (0, True, on, "", "pid.safetensors"), hires
@@ -521,7 +546,7 @@ def test_pid_is_refused_if_it_would_run(on: bool, hires: bool, refused: bool) ->
 
 
 @pytest.mark.parametrize("axes", [(4,), (1, 4)])
-def test_masks_with_and_without_a_batch_axis_are_resized(axes: tuple[int, ...]) -> None:
+def test_masks_are_resized_with_and_without_a_batch_axis(axes: tuple[int, ...]) -> None:
     """In Forge Neo, masks have a batch axis (its modules/processing.py)."""
     mask = torch.zeros(*axes, *PLAN.base)
     mask[..., :8] = 1
@@ -548,14 +573,15 @@ def test_masks_with_and_without_a_batch_axis_are_resized(axes: tuple[int, ...]) 
 def test_samplers_that_cannot_run_are_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, name: str, churn: float, eta: float | None, on_sd: str | None, on_flow: str | None
 ) -> None:
+    """`on_sd` and `on_flow` are the messages for a diffusion model and for a flow model, or None for no refusal."""
     monkeypatch.setattr(shared.opts, "s_churn", churn, raising=False)
-    for schedule, said in ((Diffusion(), on_sd), (Flow(), on_flow)):
+    for schedule, message in ((Diffusion(), on_sd), (Flow(), on_flow)):
         p = request(Scripts())
         p.sampler_name, p.eta = name, eta
         p.sd_model = engine("StableDiffusionXL", schedule)
         found = Forge().refusal(p)
-        assert found is None if said is None else said in (found or "")
-        assert said in (None, "Sigma churn") or name in (found or "")
+        assert found is None if message is None else message in (found or "")
+        assert message in (None, "Sigma churn") or name in (found or "")
 
 
 SIZE = {"width": 128, "height": 192}
@@ -563,7 +589,7 @@ SIZE = {"width": 128, "height": 192}
 
 @pytest.mark.parametrize("kind", ["no size", "named sizes", "any names"])
 def test_stages_use_the_shift_of_the_base_pass(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """A hires pass leaves its own shift. Newer engines of Forge Neo also derive the shift from the size."""
+    """After hires fix, the model still has the shift of the hires pass. Some engines derive the shift from the size."""
     seen: list[dict[str, Any]] = []
     p = request(None)
     p.sd_model.set_shift = {
@@ -593,7 +619,7 @@ def test_messages_name_flags_that_the_webui_has(
 
 
 class Edits(SimpleNamespace):
-    """An engine that stores encoded images for its next prompt."""
+    """Imitates an engine that stores encoded images and uses them as references with its next prompt."""
 
     def __init__(self) -> None:
         super().__init__(ini_latent=None, ref_latents=[])
@@ -606,14 +632,14 @@ class Edits(SimpleNamespace):
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Provides Forge Neo's list of reference images for the model."""
+    """Provides Forge Neo's `dynamic_args`, which contain the reference images that the model receives."""
     arguments = SimpleNamespace(ref_latents=[], nunchaku=False)
     monkeypatch.setattr(forge_refusals, "dynamic_args", arguments)
     return arguments
 
 
 def test_encoded_images_are_removed_from_the_engine(shown: Any) -> None:
-    """Otherwise the next job would use an anchor as its reference image."""
+    """Otherwise the next job would use the encoded image of a stage as its reference image."""
     model = Edits()
     kept = model.ref_latents
     with contextlib.suppress(KeyError), Forge().encoding(SimpleNamespace(sd_model=model)):
@@ -633,7 +659,7 @@ ANIMA = families.BY_ENGINE["Anima"]
 
 
 @pytest.mark.parametrize(
-    ("change", "family", "said"),
+    ("change", "family", "message"),
     [
         (lambda p, shown: None, DIT, None),
         (lambda p, shown: (shown.ref_latents.append(torch.ones(1)), setattr(p, "sampler", None)), DIT, None),
@@ -647,24 +673,24 @@ ANIMA = families.BY_ENGINE["Anima"]
     ],
 )
 def test_features_that_do_not_work_on_transformers_are_refused(
-    monkeypatch: pytest.MonkeyPatch, shown: Any, change: Any, family: Any, said: str | None
+    monkeypatch: pytest.MonkeyPatch, shown: Any, change: Any, family: Any, message: str | None
 ) -> None:
     monkeypatch.setattr(shared.opts, "svdq_cache_threshold", 0.12, raising=False)
     p = request(Scripts())
     p.sampler = "of the base pass"
     change(p, shown)
     found = forge_refusals.refusal(p, family)
-    assert found is None if said is None else said in (found or "")
+    assert found is None if message is None else message in (found or "")
 
 
 def test_sizes_of_mugen_are_multiples_of_16_pixels() -> None:
-    """Its VAE packs 2 x 2 cells. It would pad a latent with 13 x 13 cells, and the image would have an empty border."""
+    """Mugen's VAE packs 2 x 2 cells. It would pad 13 x 13 cells, and the image would have an empty border."""
     plan = make_plan(Settings(enabled=True, scale=1.625), (8, 8), families.BY_ENGINE["Mugen"].unit_cells)
     assert plan.pixels == (112, 112)
     assert plan.notes == ("104x104 is rounded to 112x112, multiples of 16 pixels",)
 
 
-def test_control_models_of_transformers_are_refused(shown: Any) -> None:
+def test_controlnet_units_are_refused_on_transformers(shown: Any) -> None:
     entry = SimpleNamespace(title=lambda: "ControlNet", current_params={0: "a unit"})
     p = request(SimpleNamespace(alwayson_scripts=[entry]))
     found = forge_refusals.refusal(p, DIT) or ""
@@ -672,15 +698,18 @@ def test_control_models_of_transformers_are_refused(shown: Any) -> None:
     assert "; switch its units off" in found
 
 
-def test_memory_of_views_is_that_of_the_webuis_axes(cleaned: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_reserved_for_views_in_the_shape_that_the_webui_uses(
+    cleaned: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(families.BY_ENGINE, "SimpleNamespace", families.Family("A", form=families.PACKED))
     p = request(Scripts())
-    seen = []
-    p.sd_model.forge_objects.unet.memory_required = seen.append
+    seen: list[Any] = []
+    p.sd_model.forge_objects.unet.model_options[forge.ESTIMATE] = seen.append
     anchor = torch.zeros(1, 32, *STAGE.size)
     with Forge().sampling(p, STAGE, 3, anchor, anchor):
         unet = p.sd_model.forge_objects.unet
         unet.memory_required([2, 128, 99, 99])
+        assert seen == [[2 * 3, 128, STAGE.window[0] // 2, STAGE.window[1] // 2]]
         assert p.scripts.seen[0]["x"].shape == (1, 128, STAGE.size[0] // 2, STAGE.size[1] // 2)
 
 
@@ -699,22 +728,22 @@ def test_the_refiner_is_refused() -> None:
 
 @pytest.mark.parametrize(("mode", "refused"), [("SD3", True), ("Flux", True), ("Aura Flow", True), ("Discrete", False)])
 def test_flow_sampling_is_refused_in_reforge(mode: str, refused: bool) -> None:
-    """reForge selects this for checkpoints with SDXL's layout, and writes it to the infotext."""
+    """In reForge, Advanced Model Sampling selects flow sampling and writes its mode to the infotext."""
     p = request(Scripts())
     p.extra_generation_params = {"advanced_sampling_enabled": True, "advanced_sampling_mode": mode}
     assert (f"Advanced Model Sampling in the mode {mode}" in (Forge().refusal(p) or "")) == refused
 
 
 class ControlNetPatcher:
-    """The kind of model whose hint is an image."""
+    """Has the name of Forge's class for control models whose hint is an image."""
 
 
 class ControlLLLitePatcher:
-    """The kind of model that patches attention with the whole hint."""
+    """Has the name of Forge's class for control models that patch the attention with the whole hint."""
 
 
 @pytest.mark.parametrize(
-    ("preprocessor", "model", "mask", "said"),
+    ("preprocessor", "model", "mask", "message"),
     [
         ("canny", ControlNetPatcher(), None, None),
         ("inpaint_only", ControlNetPatcher(), None, "pastes"),
@@ -724,16 +753,16 @@ class ControlLLLitePatcher:
     ],
 )
 def test_units_whose_hint_cannot_be_cropped_are_refused(
-    preprocessor: str, model: Any, mask: Any, said: str | None
+    preprocessor: str, model: Any, mask: Any, message: str | None
 ) -> None:
     unit = SimpleNamespace(preprocessor=SimpleNamespace(name=preprocessor), model=model, control_mask=mask)
     entry = SimpleNamespace(title=lambda: "ControlNet", current_params={1: unit})
     p = request(SimpleNamespace(alwayson_scripts=[entry]))
     found = Forge().refusal(p)
-    assert found is None if said is None else (said in (found or "") and "unit 2" in (found or ""))
+    assert found is None if message is None else (message in (found or "") and "unit 2" in (found or ""))
 
 
-def test_no_stage_runs_if_the_bases_checkpoint_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_stage_runs_if_the_checkpoint_of_the_base_image_is_no_longer_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "sd_model", SimpleNamespace(sd_checkpoint_info="one"), raising=False)
     with pytest.raises(RuntimeError, match="cannot load it again"), Forge().base_checkpoint(None, "another"):
         pass
@@ -742,7 +771,7 @@ def test_no_stage_runs_if_the_bases_checkpoint_is_not_loaded(monkeypatch: pytest
 
 
 class Schedule:
-    """The noise levels of a model."""
+    """Imitates Forge's object with the noise levels of a model."""
 
     def __init__(self) -> None:
         self.sigmas = torch.tensor([0.1, 14.0])
@@ -752,7 +781,8 @@ class Schedule:
 
 
 @pytest.mark.parametrize("model", [{"model_config": SimpleNamespace(ztsnr=True)}, {"ztsnr": True}, {}])
-def test_stages_run_on_the_noise_levels_of_the_base(monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]) -> None:
+def test_stages_use_the_noise_levels_of_the_base_pass(monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]) -> None:
+    """With zero terminal SNR, the webui changes the noise levels only during the base pass."""
     rescaled = torch.tensor([0.1, 4500.0])
     monkeypatch.setattr(processing, "rescale_zero_terminal_snr_sigmas", lambda sigmas: rescaled, raising=False)
     monkeypatch.setattr(shared, "sd_model", SimpleNamespace(sd_checkpoint_info="one"), raising=False)
@@ -766,7 +796,7 @@ def test_stages_run_on_the_noise_levels_of_the_base(monkeypatch: pytest.MonkeyPa
 
 
 def test_sdxls_numbers_are_embedded_as_in_forge() -> None:
-    """Forge embeds height and width separately, and joins them in this order (backend/diffusion_engine/sdxl.py)."""
+    """Forge embeds each number separately, with the height before the width (backend/diffusion_engine/sdxl.py)."""
 
     def embedder(numbers: torch.Tensor) -> torch.Tensor:
         return numbers[:, None].expand(-1, CHANNELS)
@@ -781,8 +811,8 @@ def test_sdxls_numbers_are_embedded_as_in_forge() -> None:
     assert numbers[:, 0].tolist() == numbers[:, -1].tolist() == [256, 512, 8 + 2 * 8, 16 + 3 * 8, 256, 512]
 
 
-def test_images_of_a_video_decoder_are_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wan's VAE in Forge Neo decodes (B, C, 1, h, w) to (B, 1, 3, H, W)."""
+def test_decoded_images_of_a_video_vae_have_no_time_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Forge Neo, Wan's VAE decodes (B, C, 1, h, w) to (B, 1, 3, H, W)."""
     seen = []
 
     class Samples(list):
@@ -801,7 +831,7 @@ def test_images_of_a_video_decoder_are_images(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("axes", [(2, 16), (2, 16, 1), (1, 128)])
-def test_previews_of_every_form_are_small(axes: tuple[int, ...]) -> None:
+def test_previews_are_shrunk_for_latents_of_every_shape(axes: tuple[int, ...]) -> None:
     latent = torch.randn(*axes, 300, 150)
     small = for_preview(latent)
     assert small.shape == (*axes, 128, 64)

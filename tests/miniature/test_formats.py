@@ -1,4 +1,4 @@
-"""Tests that no existing image is lost if an image or a grid is too large for the webui's format."""
+"""Tests that the webui makes no grid that is too large to be saved. Otherwise all images of the job would be lost."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from lib_demofusion.host.images import output
 
 
 def job(**values: Any) -> Any:
+    """Returns the attributes of a job of two images that decide about the grid."""
     return SimpleNamespace(batch_size=2, n_iter=1, do_not_save_grid=False, is_api=False, **values)
 
 
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes the webui save grids as JPEG. Returns a function that changes the webui's settings."""
+
     def change(**values: Any) -> None:
         for name, value in values.items():
             monkeypatch.setattr(shared.opts, name, value)
@@ -27,10 +30,10 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("format", "side", "in_page", "in_api"),
+    ("format", "side", "fails_on_page", "fails_in_api"),
     [
         ("png", 40000, False, False),
-        # two of these are placed side by side; from 65536 on the webui itself saves a PNG
+        # the grid is twice as wide; the page saves images with more than 65535 pixels on a side as PNG
         ("jpg", 32750, False, False),
         ("jpg", 32752, True, True),
         ("jpeg", 32768, False, True),
@@ -38,16 +41,16 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("webp", 8192, False, True),
     ],
 )
-def test_no_grid_is_made_if_its_format_would_fail(
-    settings: Any, monkeypatch: pytest.MonkeyPatch, format: str, side: int, in_page: bool, in_api: bool
+def test_no_grid_is_made_if_its_format_cannot_store_it(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, format: str, side: int, fails_on_page: bool, fails_in_api: bool
 ) -> None:
     settings(grid_save=False, return_grid=True, samples_format=format)
     p = job()
     p.is_api = True
-    assert bool(output.grid_problem(p, (side, 8))) == in_api
+    assert bool(output.grid_problem(p, (side, 8))) == fails_in_api
     settings(grid_save=True, return_grid=False, grid_format=format)
     p.is_api = False
-    assert bool(output.grid_problem(p, (side, 8))) == in_page
+    assert bool(output.grid_problem(p, (side, 8))) == fails_on_page
 
 
 def test_a_grid_that_is_not_requested_is_not_checked(settings: Any) -> None:
@@ -75,7 +78,7 @@ def test_no_grid_is_made_if_it_exceeds_the_webuis_limit(settings: Any) -> None:
     assert output.grid_problem(p, (16384, 16384)) is None
 
 
-def test_the_masks_count_for_the_size_of_the_grid(settings: Any) -> None:
+def test_masks_in_the_grid_are_part_of_its_size(settings: Any) -> None:
     p = job(mask_for_overlay=object())
     assert output.grid_problem(p, (20000, 8)) is None
     settings(return_mask=True, return_mask_composite=True)
@@ -84,7 +87,7 @@ def test_the_masks_count_for_the_size_of_the_grid(settings: Any) -> None:
 
 
 @pytest.mark.parametrize(("limit", "made"), [(100, False), (1000, True)])
-def test_a_job_finishes_without_such_a_grid(
+def test_a_job_makes_no_grid_that_is_too_large_and_returns_its_images(
     webui: Webui, settings: Any, monkeypatch: pytest.MonkeyPatch, limit: int, made: bool
 ) -> None:
     monkeypatch.setitem(output.LONGEST_SIDE, "jpg", limit)

@@ -18,7 +18,7 @@ UPLOAD = Image.radial_gradient("L").resize((BASE, BASE)).convert("RGB")
 
 
 def test_the_base_image_follows_the_final_one(webui: Webui) -> None:
-    """The base image is the one that the webui makes without DemoFusion."""
+    """The base image equals the image that the webui makes without DemoFusion."""
     result = webui.job(ON, from_page=True)
     assert sizes(result) == [2 * BASE, BASE]
     assert "DemoFusion stage: base image" in result.infotexts[1]
@@ -27,7 +27,7 @@ def test_the_base_image_follows_the_final_one(webui: Webui) -> None:
     assert ImageChops.difference(result.images[1], plain).getbbox() is None
 
 
-def test_the_images_of_a_batch_come_first_and_each_has_its_text(webui: Webui) -> None:
+def test_the_base_images_of_a_batch_follow_all_final_images_and_have_their_own_infotexts(webui: Webui) -> None:
     result = webui.job(ON, from_page=True, batch_size=2, do_not_save_grid=True)
     assert sizes(result)[-4:] == [2 * BASE] * 2 + [BASE] * 2
     assert [f"Seed: {7 + i % 2}," in text for i, text in enumerate(result.infotexts[-4:])] == [True] * 4
@@ -49,17 +49,19 @@ def test_scripts_get_no_additional_images(webui: Webui, monkeypatch: pytest.Monk
     assert sizes(webui.job(ON, from_page=True)) == [2 * BASE]
 
 
-def test_an_upload_that_is_the_base_image_is_on_the_page_already(webui: Webui) -> None:
+def test_the_base_image_is_not_shown_if_it_is_the_uploaded_image(webui: Webui) -> None:
     assert sizes(webui.job(ON, init_image=UPLOAD, from_page=True)) == [2 * BASE]
     first = {**ON, "img2img_first": True}
     assert sizes(webui.job(first, init_image=UPLOAD, from_page=True)) == [2 * BASE, BASE]
 
 
-def test_with_every_stage_shown_the_base_appears_once(webui: Webui) -> None:
+def test_with_show_every_stage_the_base_image_is_shown_once(webui: Webui) -> None:
     assert sizes(webui.job({**ON, "return_stages": True}, from_page=True)) == [2 * BASE, BASE]
 
 
-def test_a_run_stopped_in_its_first_stage_shows_the_base_once(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_stopped_in_its_first_stage_shows_the_base_image_once(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch
+) -> None:
     interrupt_at(monkeypatch, stage_loop, "run_stage")
     result = webui.job(ON, from_page=True)
     assert sizes(result) == [BASE]

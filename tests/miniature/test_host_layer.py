@@ -1,4 +1,4 @@
-"""Tests details of the host layer that no image shows: seeds, timesteps, restored values and messages."""
+"""Tests details of the host layer: seeds, timesteps, inputs of the model, infotexts, and presets saved in parallel."""
 
 from __future__ import annotations
 
@@ -90,18 +90,17 @@ def test_the_encoder_uses_the_seed_of_each_image() -> None:
     assert torch.equal(alone[0], first[1])
 
 
-# Where a stage begins
+# The timesteps of a stage
 
 
 @pytest.mark.parametrize(("sampler", "last"), [("DDIM", [1.0]), ("Euler", []), ("DPM++ 2M", [])])
 def test_a_stage_runs_the_last_timesteps_of_the_schedule(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str, last: list[float]
 ) -> None:
-    """The base pass shows the schedule of ten steps.
+    """With a denoising strength of 0.5, a stage runs the last five of the ten timesteps.
 
-    A stage with strength 0.5 must begin at the fifth step from its end.
-
-    The webui's DDIM evaluates the model at every timestep of its schedule except the last one.
+    The base pass runs the whole schedule. The webui's DDIM does not evaluate the model at the last timestep of the
+    schedule, which is in the parameter `last`.
     """
     seen: dict[bool, list[float]] = {False: [], True: []}
     unet = webui.small.unet
@@ -122,7 +121,9 @@ def test_a_stage_runs_the_last_timesteps_of_the_schedule(
 # The model's inputs
 
 
-def test_positions_of_local_views_are_added_to_the_users_crop(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_gets_the_crop_coordinates_of_the_webuis_settings(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frames: list[Frame] = []
     attach = Backend.attach
 
@@ -138,7 +139,7 @@ def test_positions_of_local_views_are_added_to_the_users_crop(webui: Webui, monk
 
 
 def test_the_base_checkpoint_is_restored_for_the_stages(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The refiner is off during the switch, and ControlNet's marks are set on the newly encoded prompts."""
+    """The refiner is disabled inside the block. The prompts are encoded again and marked for ControlNet."""
     done: list[str] = []
     p = SimpleNamespace(
         refiner_checkpoint_info="refiner",
@@ -157,6 +158,8 @@ def test_the_base_checkpoint_is_restored_for_the_stages(webui: Webui, monkeypatc
 
 
 class _Nothing:
+    """A context that does nothing."""
+
     def __enter__(self) -> None:
         pass
 
@@ -164,8 +167,8 @@ class _Nothing:
         pass
 
 
-def test_the_fused_model_uses_the_hosts_current_wrapper() -> None:
-    """The host drops its cached wrapper when the checkpoint changes, so a stage must use the new one."""
+def test_a_stage_uses_the_current_wrapper_of_the_model() -> None:
+    """The webui creates a new wrapper of the model when the checkpoint changes."""
 
     class Denoiser:
         wrapper = SimpleNamespace(inner_model=SimpleNamespace())
@@ -187,7 +190,7 @@ def test_the_fused_model_uses_the_hosts_current_wrapper() -> None:
     assert denoiser.inner_model.inner is denoiser.wrapper
 
 
-def test_the_order_of_rows_is_unknown_if_a_callback_may_change_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_unknown_which_rows_repeat_if_a_callback_may_change_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     cond = SimpleNamespace(batch=[["one prompt"], ["one prompt"]])
     x = torch.zeros(2, 4, 8, 8)
     assert repeated_images(CFGDenoiser, x, cond) == 2
@@ -195,11 +198,14 @@ def test_the_order_of_rows_is_unknown_if_a_callback_may_change_them(monkeypatch:
     assert repeated_images(CFGDenoiser, x, cond) == 0
 
 
-# Returned images
+# Returned images and infotexts
 
 
-def test_the_texts_of_stages_match_their_images_after_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The host adds masks to the images but not to the texts, and the page finds an image's text by its index."""
+def test_images_of_stages_after_masks_have_their_own_infotexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The webui adds masks to the list of images, but adds nothing to the list of infotexts.
+
+    The page takes the infotext that has the same index as the image.
+    """
     request = SimpleNamespace(is_api=True)
     picture = StageImage(Image.new("RGB", (8, 8)), "text of the stage", 0, {})
     job = SimpleNamespace(request=lambda: request, stage_images=[picture], end=lambda p: None)
@@ -211,8 +217,8 @@ def test_the_texts_of_stages_match_their_images_after_masks(monkeypatch: pytest.
     assert processed.infotexts == ["text", "the job's text", "the job's text", "text of the stage"]
 
 
-def test_a_successful_iteration_is_not_reported_as_stopped(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip ends the stages of one iteration. The next iteration finishes its stages."""
+def test_only_the_skipped_iteration_is_reported_as_stopped(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The button "Skip" stops the stages of one iteration. The next iteration finishes its stages."""
     unet, skipped = webui.small.unet, []
 
     def skipping(*args: Any) -> Any:
@@ -228,8 +234,8 @@ def test_a_successful_iteration_is_not_reported_as_stopped(webui: Webui, monkeyp
     assert KEY_STOPPED not in result.infotexts[1]
 
 
-def test_the_area_of_only_masked_is_scaled_along_each_axis() -> None:
-    """Because of rounding, 9 cells become 11 and 16 become 20, so the sides grow by different factors."""
+def test_with_only_masked_width_and_height_of_the_area_have_their_own_factors() -> None:
+    """The height grows from 9 to 11 cells, because sizes are rounded, and the width from 16 to 20 cells."""
     plan = make_plan(Settings(enabled=True, scale=1.25), (9, 16))
     size = plan.stages[-1].size
     assert size[0] / plan.crop.height != size[1] / plan.crop.width

@@ -1,4 +1,7 @@
-"""Tests jobs with stand-ins for ControlNet and ADetailer among the scripts. They follow the contracts of both."""
+"""Tests jobs together with imitations of other extensions, such as ControlNet and ADetailer.
+
+The imitations are scripts that make the same calls and change the same objects as the real extensions.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,16 @@ THREE = {"enabled": True, "scale": 3}
 
 
 class AlwaysOn(scripts.Script):
-    """A script of another extension, without arguments."""
+    """An always visible script of another extension. It has no arguments."""
 
     alwayson = True
     filename = "another.py"
 
 
 class Detailer(AlwaysOn):
-    """Imitates ADetailer: repaints the centre of every image, with the same calls in the same order.
+    """Imitates ADetailer: repaints the center of every image with a request of its own.
 
-    Unlike ADetailer, it lets every script run.
+    Calls the hooks of the scripts in the same order as ADetailer. Unlike ADetailer, it never leaves out a script.
     """
 
     def __init__(self) -> None:
@@ -82,7 +85,7 @@ class Detailer(AlwaysOn):
 
 
 class Resize(enum.Enum):
-    """ControlNet's modes of resizing a hint."""
+    """Imitates ControlNet's list of modes for resizing a hint."""
 
     RESIZE = 1
 
@@ -101,7 +104,7 @@ class Hooked(AlwaysOn):
         return "ControlNet"
 
     def detectmap_proc(self, pixels: np.ndarray, preprocessor: str, mode: Resize, h: int, w: int) -> tuple:
-        """Resizes a map (h, w, 3) of bytes with ControlNet's own method, here without smooth edges."""
+        """Imitates ControlNet's method that resizes a hint (h, w, 3) of bytes. This one takes the nearest pixel."""
         resized = Image.fromarray(pixels).resize((w, h), Image.Resampling.NEAREST)
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None] / 255, resized
 
@@ -123,7 +126,7 @@ class Hooked(AlwaysOn):
 
 @pytest.fixture
 def beside(webui: Webui) -> Iterator[Callable[[AlwaysOn], None]]:
-    """Inserts a script before this extension's script, in both tabs."""
+    """Returns a function that inserts a script before this extension's script in both tabs."""
     lists = [runner.alwayson_scripts for runner in (scripts.scripts_txt2img, scripts.scripts_img2img)]
     before = [list(entries) for entries in lists]
 
@@ -138,7 +141,7 @@ def beside(webui: Webui) -> Iterator[Callable[[AlwaysOn], None]]:
 
 
 class Noted(AlwaysOn):
-    """An extension that writes to the images' infotexts and to the job itself."""
+    """Imitates an extension that writes entries to the infotext and sets attributes of the request."""
 
     def __init__(self, notes: dict[str, Any], **marks: Any):
         self.notes, self.marks = notes, marks
@@ -153,12 +156,15 @@ class Noted(AlwaysOn):
 
 
 class Regions(AlwaysOn):
-    """Regional Prompter for Forge Neo. It writes nothing to the infotext, and a job that fails leaves it active."""
+    """Imitates Regional Prompter for Forge Neo, which writes nothing to the infotext.
 
-    def __init__(self, calc: str, asked: bool = True):
+    Its attribute `active` is true even if the request does not use it, as after an earlier job that failed.
+    """
+
+    def __init__(self, calc: str, requested: bool = True):
         self.calc, self.active = calc, True
-        # the first argument of a request is 0, and the second is a dict
-        self.args_from = int(asked)
+        # the script is used if its first argument is true; of the arguments, the first is 0 and the second is a dict
+        self.args_from = int(requested)
 
     def title(self) -> str:
         return "Regional Prompter"
@@ -169,7 +175,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def hint(quadrants: str, side: int = BASE) -> torch.Tensor:
-    """Returns a hint that is white in the named quadrants."""
+    """Returns a hint that is white in the named quadrants (nw, ne, sw, se) and black elsewhere."""
     made = torch.zeros(1, 3, side, side)
     half = side // 2
     for name in quadrants.split():
@@ -183,7 +189,7 @@ def hint(quadrants: str, side: int = BASE) -> torch.Tensor:
 def test_a_hint_has_an_effect_where_it_is_white(
     webui: Webui, beside: Callable, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], batch: dict[str, int]
 ) -> None:
-    # the statistics of the whole image would carry a change from one quadrant into the others
+    # this function matches the mean and deviation of the whole latent, so one quadrant would affect the others
     monkeypatch.setattr(stages, "finish_stage", lambda x, *rest: x)
     large = {**batch, "width": 3 * BASE, "height": 3 * BASE, "steps": 2}
     network = Hooked(webui, hint("", 3 * BASE))
@@ -195,17 +201,17 @@ def test_a_hint_has_an_effect_where_it_is_white(
     side = 3 * BASE * settings["scale"]
     for one, other in zip(dark.images, lit.images):
         assert other.size == (side, side)
-        away = np.abs(pixels(one) - pixels(other)).mean(axis=2)
-        # the model uses neighbouring cells, and the blur of the dilated views keeps the image's statistics
-        inside = away[side * 5 // 8 :, side * 5 // 8 :].mean()
-        outside = max(away[: side * 3 // 8].mean(), away[:, : side * 3 // 8].mean())
+        difference = np.abs(pixels(one) - pixels(other)).mean(axis=2)
+        # the other quadrants change a little, because the blur for dilated views restores the statistics of the latent
+        inside = difference[side * 5 // 8 :, side * 5 // 8 :].mean()
+        outside = max(difference[: side * 3 // 8].mean(), difference[:, : side * 3 // 8].mean())
         assert inside > 5
         assert inside > 10 * outside
     for left in network.left:
         assert left["_hint_cond"].shape == (1, 3, 3 * BASE, 3 * BASE)
 
 
-def test_a_plain_image_after_the_job_is_unchanged(webui: Webui, beside: Callable) -> None:
+def test_an_image_without_controlnet_is_unchanged_after_a_job_with_it(webui: Webui, beside: Callable) -> None:
     plain = webui.job().images[0].tobytes()
     network = Hooked(webui, hint("nw"))
     beside(network)
@@ -215,7 +221,7 @@ def test_a_plain_image_after_the_job_is_unchanged(webui: Webui, beside: Callable
 
 
 @pytest.mark.parametrize("how", ["interrupt", "fail"])
-def test_the_units_are_restored_if_a_stage_is_stopped(
+def test_the_units_are_restored_if_a_stage_is_stopped_or_fails(
     webui: Webui, beside: Callable, how: str, reported: Reports
 ) -> None:
     reported.expect(*["injected"] * (how == "fail"))
@@ -273,30 +279,30 @@ def test_adetailer_repaints_the_final_image(
     assert result.infotexts == without.infotexts
     quarter = BASE // 2
     for one, other in zip(result.images[:count], without.images):
-        away = np.abs(pixels(one) - pixels(other)).max(axis=2)
-        assert away[quarter:-quarter, quarter:-quarter].max() > 0
-        away[quarter:-quarter, quarter:-quarter] = 0
-        assert away.max() == 0
+        difference = np.abs(pixels(one) - pixels(other)).max(axis=2)
+        assert difference[quarter:-quarter, quarter:-quarter].max() > 0
+        difference[quarter:-quarter, quarter:-quarter] = 0
+        assert difference.max() == 0
     scripts.scripts_txt2img.alwayson_scripts.remove(detailer)
     assert webui.job({}, sampler_name="Euler a").images[0].tobytes() == plain.images[0].tobytes()
 
 
-def test_the_job_count_is_not_raised_by_copies_of_the_job(webui: Webui, beside: Callable) -> None:
+def test_copies_of_a_request_do_not_change_the_number_of_jobs(webui: Webui, beside: Callable) -> None:
     counts: list[int] = []
 
-    class Last(Detailer):
+    class Counting(Detailer):
         def _repainted(self, p: Any, picture: Image.Image) -> Image.Image:
             counts.append(shared.state.job_count)
             return picture
 
-    beside(Last())
+    beside(Counting())
     webui.job(ON, n_iter=3)
     assert len(counts) == 3
     assert len(set(counts)) == 1
 
 
 class Redrawing(AlwaysOn):
-    """Runs img2img on every finished image with all the scripts and arguments of the request."""
+    """Runs img2img on finished images, with the same scripts and arguments as the outer request."""
 
     def __init__(self, hook: str):
         self.made: list[processing.Processed] = []
@@ -336,9 +342,7 @@ def test_a_nested_request_runs_no_stages(webui: Webui, beside: Callable, hook: s
     assert "DemoFusion" not in other.made[0].infotexts[0]
 
 
-def test_a_copied_request_runs_its_stages_after_an_earlier_failure(
-    webui: Webui, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_of_a_request_that_failed_runs_its_stages(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     requests: list[Any] = []
     process_images = processing.process_images
 
@@ -361,7 +365,7 @@ def test_a_copied_request_runs_its_stages_after_an_earlier_failure(
     ("script", "refused"),
     [(Regions("Attention"), True), (Regions("Latent"), False), (Regions("Attention", False), False)],
 )
-def test_regional_prompter_of_forge_neo_is_refused(
+def test_regional_prompter_of_forge_neo_is_refused_in_attention_mode(
     webui: Webui, beside: Callable, script: Regions, refused: bool, reported: Reports
 ) -> None:
     reported.expect(*[ATTENTION] * refused)
@@ -397,7 +401,7 @@ MASKED = "ADetailer inpaint only masked"
         (Noted({MASKED: True}), None),
     ],
 )
-def test_an_extension_that_only_marks_the_job_is_refused(
+def test_an_extension_is_refused_by_its_infotext_or_by_attributes_of_the_request(
     webui: Webui, beside: Callable, first: bool, script: Noted, refused: str | None, reported: Reports
 ) -> None:
     reported.expect(*[refused] * bool(refused))
@@ -407,5 +411,5 @@ def test_an_extension_that_only_marks_the_job_is_refused(
     result = webui.job({**ON, "sigma": 2.0})
     assert sizes(result) == [BASE if refused else 2 * BASE]
     assert (f"DemoFusion does not work with {refused}" in result.comments) == bool(refused)
-    # a run that does not happen leaves no values in the infotext
+    # if no stage runs, the infotext contains no settings of DemoFusion
     assert (SPECS["sigma"].infotext in result.infotexts[0]) != bool(refused)
