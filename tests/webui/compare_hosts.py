@@ -1,11 +1,12 @@
 """Compares the images of several webuis: `python tests/webui/compare_hosts.py --checkpoints DIR WEBUI WEBUI...`.
 
-Every webui makes each request twice with every seed: a plain image of the final size, and one with DemoFusion. The
-table compares the images of the second and of every further webui with those of the first. It shows the mean square
-error over the seeds in dB of 8-bit values, the standard deviation of the single images' dB, and the largest difference.
+For each request and seed, every webui makes two images of the final size: one without DemoFusion and one with it. Each
+row of the table compares a webui with the first webui. A cell contains the PSNR of the images of all seeds together in
+dB, the standard deviation of the PSNR of the single images, and the largest difference between two pixel values (0 to
+255).
 
-Forge's family evaluates the model at whole timesteps only. AUTOMATIC1111's webui does the same with a setting that this
-program turns on.
+Forge's family evaluates the model at whole timesteps only. AUTOMATIC1111's webui has a setting with which it does the
+same. This program enables the setting.
 
 AUTOMATIC1111's webui uses the noise schedule in the checkpoint, which may be in half precision. Forge's family computes
 its own schedule.
@@ -35,11 +36,11 @@ REQUESTS: dict[str, dict[str, Any]] = {
 }
 
 WHOLE = "enable_quantization"
-"""The name of the setting that rounds timesteps."""
+"""The name of the setting with which the webui rounds timesteps."""
 
 
 def pictures(folder: Path, options: argparse.Namespace) -> dict[str, list[np.ndarray]]:
-    """Returns the plain images of the final size and those of DemoFusion for each request, (seeds, H, W, 3) each."""
+    """Returns two arrays (seeds, H, W, 3) by request: the images without DemoFusion, and the images with DemoFusion."""
     made = {}
     side, steps = options.side, options.steps
     with tempfile.TemporaryDirectory() as data, started(folder, Path(data), checkpoints=options.checkpoints) as webui:
@@ -56,16 +57,18 @@ def pictures(folder: Path, options: argparse.Namespace) -> dict[str, list[np.nda
 
 
 def levels(picture: Image.Image) -> np.ndarray:
+    """Returns the pixel values (H, W, 3), from 0 to 255."""
     return np.asarray(picture.convert("RGB"), float)
 
 
 def decibels(error: np.ndarray) -> np.ndarray:
+    """Converts mean square errors of pixel values to PSNR in dB."""
     with np.errstate(divide="ignore"):
         return 10 * np.log10(255**2 / error)
 
 
 def cell(one: np.ndarray, other: np.ndarray) -> str:
-    """Formats the table's cell that compares two hosts' images (seeds, H, W, 3) of one request."""
+    """Formats the cell that compares the images (seeds, H, W, 3) of two webuis for one request."""
     errors = ((one - other) ** 2).mean((1, 2, 3))
     single = decibels(np.maximum(errors, 1e-9))
     return f"{decibels(errors.mean()):.1f} ± {single.std():.1f}, {np.abs(one - other).max():.0f}"
@@ -81,7 +84,9 @@ def main() -> None:
     options = parser.parse_args()
     made = {folder: pictures(folder, options) for folder in options.webuis}
     first = options.webuis[0]
-    sys.stdout.write(f"from {hosts.find(first).name} | request | plain | DemoFusion\n---|---|---|---\n")
+    sys.stdout.write(
+        f"compared with {hosts.find(first).name} | request | without DemoFusion | with it\n---|---|---|---\n"
+    )
     for folder in options.webuis[1:]:
         for name in REQUESTS:
             row = [cell(a, b) for a, b in zip(made[first][name], made[folder][name])]

@@ -1,6 +1,6 @@
 """Provides a real webui to the tests in this folder.
 
-The tests start a webui (--webui DIR) or use one that is already running (--webui-url URL).
+The tests start a webui (--webui DIR) or use a webui that is already running (--webui-url URL).
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ FAULTS = Path(__file__).parent / "faults"
 THIN = Path(__file__).parent / "thin_text_encoders"
 TITLE = "DemoFusion Hires"
 DEFAULTS = {"demofusion_default_preset": "Paper"}
-"""Settings of every test. Requests without a preset use the values of the paper."""
+"""The webui's settings in every test. With them, a request without a preset uses the preset Paper."""
 START_SECONDS = 600
+"""Maximum time in which the webui must start."""
 REQUEST = {
     "prompt": "a red circle",
     "negative_prompt": "blur",
@@ -57,11 +58,12 @@ class Result:
 
     @classmethod
     def of(cls, answer: dict[str, Any]) -> Result:
-        """Returns the result in an answer of the API."""
+        """Decodes the images and infotexts in an answer of the API."""
         return cls([decoded(text) for text in answer["images"]], json.loads(answer["info"])["infotexts"])
 
     @property
     def digests(self) -> list[str]:
+        """The SHA-256 digests of the images' pixels. Two images with the same digest are identical."""
         return [hashlib.sha256(image.tobytes()).hexdigest() for image in self.images]
 
     @property
@@ -76,6 +78,10 @@ class Webui:
         self.url = url
 
     def call(self, path: str, body: dict[str, Any] | None = None, under: str = "sdapi/v1") -> Any:
+        """Sends a POST request with `body`, or a GET request without it, and returns the decoded JSON.
+
+        `under` is the part of the URL before `path`.
+        """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
             f"{self.url}/{under}/{path}", data, {"Content-Type": "application/json"}, method="POST" if data else "GET"
@@ -86,8 +92,9 @@ class Webui:
     def plot_args(self, *axes: tuple[str, str, Any]) -> list[Any]:
         """Returns the arguments of an X/Y/Z plot over fields of this extension.
 
-        Each axis has a label, and its values as text or as a list of choices. The plot also returns the image of each
-        cell.
+        Each axis is (label, text, list). For a field with choices, the values are in the list and the text is empty.
+        For any other field, the values are in the text and the list is None. The plot returns its grid and also the
+        image of each cell.
         """
         plot = next(entry for entry in self.call("script-info") if entry["name"] == "x/y/z plot")
         args = [control.get("value") for control in plot["args"]]
@@ -101,6 +108,11 @@ class Webui:
     def generate(
         self, demofusion: Any = None, path: str = "txt2img", more_scripts: Any = None, **request: Any
     ) -> Result:
+        """Generates images. Fields of `request` replace those of REQUEST.
+
+        `demofusion` is the argument of this extension: a dict of fields, a list of values by position, or None to send
+        no argument. `more_scripts` are further entries of `alwayson_scripts`.
+        """
         body = {
             **REQUEST,
             **request,
@@ -113,18 +125,21 @@ class Webui:
 
 
 def facts_or_skip(webui: Webui, name: str) -> Any:
-    """Requests facts from the test extension in a webui of Forge's family. Skips the test in other webuis."""
+    """Requests facts from a test extension in `faults/`. Skips the test if the webui does not have this route.
+
+    Most of these routes exist only in webuis of Forge's family.
+    """
     try:
         return webui.call(name, under="demofusion-test")
     except urllib.error.HTTPError as error:
         error.close()
         if error.code != HTTPStatus.NOT_FOUND:
             raise
-        pytest.skip("the webui has no classes for kinds of models")
+        pytest.skip(f"the test extensions have no route {name} in this webui")
 
 
 def interrupted(webui: Webui, run: Callable[[], Result], at: str = "DemoFusion") -> Result:
-    """Interrupts a job in the stage whose text beside the bar contains `at`, and returns the job's result."""
+    """Runs a job, interrupts it when the text next to the progress bar contains `at`, and returns its result."""
     done: list[Result] = []
     thread = threading.Thread(target=lambda: done.append(run()))
     thread.start()
@@ -136,7 +151,7 @@ def interrupted(webui: Webui, run: Callable[[], Result], at: str = "DemoFusion")
 
 
 def progress_of_stages(webui: Webui, run: Callable[[], Result]) -> tuple[Result, list[dict[str, Any]]]:
-    """Runs a job. Returns its result, and the answers of the API about its progress during the stages."""
+    """Runs a job. Returns its result, and the API's answers about the progress while a stage ran."""
     done: list[Result] = []
     answers: list[dict[str, Any]] = []
     thread = threading.Thread(target=lambda: done.append(run()))
@@ -165,7 +180,7 @@ def png(image: Image.Image) -> str:
 
 @pytest.fixture(scope="session")
 def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webui]:
-    """Starts a webui with this extension and the fault injector, or connects to a running one."""
+    """Starts a webui with this extension and the test extensions, or connects to a webui that is already running."""
     url, folder = request.config.getoption("--webui-url"), request.config.getoption("--webui")
     if url:
         server = Webui(url)
@@ -183,10 +198,12 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def started(
     folder: Path, data: Path, *flags: str, checkpoints: str | None = None, second_copy: str = ""
 ) -> Iterator[Webui]:
-    """Starts the webui in `folder` with an empty data directory, and stops it at the end.
+    """Starts the webui in `folder` and stops it at the end.
 
-    Without a folder of checkpoints, the webui gets tiny checkpoints, which Forge's family cannot load. `second_copy` is
-    the folder name of a second copy of the extension.
+    `data` must be an empty folder, which becomes the webui's data directory. `flags` are further arguments for the
+    webui. `checkpoints` is a folder of checkpoints. Without it, the webui gets tiny checkpoints, which webuis of
+    Forge's family cannot load. If `second_copy` is given, a second copy of the extension is installed in a folder of
+    this name.
     """
     (data / "extensions").mkdir()
     for name in filter(None, ("sd-webui-demofusion-hires", second_copy)):
@@ -195,7 +212,7 @@ def started(
     if hosts.find(folder) in (hosts.NEO, hosts.FORGE):
         _install(THIN, data / "extensions" / "thin-text-encoders")
     settings: dict[str, Any] = {"emphasis": "No norm", "live_previews_enable": False, "samples_save": False, **DEFAULTS}
-    # Forge Neo uses the layer before the last by default
+    # by default, Forge Neo skips the last layer of the text encoder
     settings["CLIP_stop_at_last_layers"] = 1
     settings |= hosts.settings_of(hosts.find(folder), folder)
     if checkpoints:
@@ -238,9 +255,10 @@ class _Server:
         return server
 
     def _wait(self, server: Webui) -> None:
-        """Waits until the log reports that the webui has started.
+        """Waits until the log reports that the webui has started, and until the webui answers.
 
-        It sends no request earlier, because a request that arrives while the webui adds its API stops the webui.
+        A request that arrives while the webui adds its API would end the webui, so no request is sent before the
+        report.
         """
         log = self.data / "log.txt"
         for _ in range(START_SECONDS):

@@ -1,11 +1,12 @@
-"""Makes checkpoints of flow models with random weights, which Forge Neo and Forge load on a processor.
+"""Makes checkpoints of flow models with random weights that Forge Neo and Forge can load on a CPU.
 
 Run it with the Python of that webui: `WEBUI/venv/bin/python tests/webui/flow_checkpoints.py WEBUI FOLDER [KIND ...]`.
-`test_hosts_flow.py` does so if its folder of checkpoints is empty. Without a KIND, all of the webui's kinds are made.
+The tests of flow models run this program if their folder of checkpoints is empty. Without a KIND, the program makes
+every kind that the webui supports.
 
 | KIND | family | size |
 |---|---|---|
-| rectified-sdxl | rectified-flow SDXL, half as wide; the webui recognizes it only by "rectified" in its name | 2.2 GB |
+| rectified-sdxl | rectified-flow SDXL, all levels 320 wide; the webui needs "rectified" in the file name | 2.2 GB |
 | zimage | Z-Image, one layer of each kind | 0.5 GB |
 | schnell, flux | Flux.1, width 256, one block of each kind | 0.3 GB |
 | chroma | Chroma, width 256, one block of each kind | 0.02 GB |
@@ -15,12 +16,13 @@ Run it with the Python of that webui: `WEBUI/venv/bin/python tests/webui/flow_ch
 | klein | Flux.2 Klein 4B, one block of each kind | 0.7 GB |
 | ernie | Ernie-Image, width 256, one layer | 0.2 GB |
 | krea | Krea 2, width 256, one block | 0.2 GB |
-| mugen | Mugen, half as wide | 2.2 GB |
+| mugen | Mugen, all levels 320 wide | 2.2 GB |
 | sd3 | Stable Diffusion 3, width 256, four blocks; in Forge only | 1.7 GB |
 
 The checkpoints have the layouts of the real models, so the webui detects and loads them with its own classes. By
-default the webui builds text encoders and some transformers in a fixed size, up to 20 GB in half precision. The test
-extension in `thin_text_encoders` makes the webui read their sizes from the file. It changes no file of the webui.
+default, the webui builds text encoders and some transformers in a fixed size of up to 20 GB in half precision. With the
+test extension in `thin_text_encoders`, the webui reads these sizes from the checkpoint. The test extension changes no
+file of the webui.
 """
 
 from __future__ import annotations
@@ -50,13 +52,13 @@ SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
 CLIPS = (("l", ""), ("g", "_2"))
 FLUX_VAE = "black-forest-labs/FLUX.1-dev"
 THIN_VAE = {"block_out_channels": [32, 32, 64, 64], "base_dim": 16}
-"""Widths of the two kinds of autoencoders. Autoencoders of full size would take most of a test's time."""
+"""Widths of the layers of the two kinds of autoencoders. Wider autoencoders would take most of a test's time."""
 THIN_MLP = 256
-"""Width of the inner layers of the transformers whose own width is fixed."""
+"""Width of the feedforward layers in the transformers for which the webui accepts only the real width."""
 
 
-class Home:
-    """Makes parts of checkpoints with the classes and configurations of the webui in a folder."""
+class PartMaker:
+    """Makes parts of checkpoints with the classes and configurations of the webui in `folder`."""
 
     def __init__(self, folder: Path):
         self.is_neo = (folder / "backend" / "nn" / "llm").is_dir()
@@ -69,7 +71,7 @@ class Home:
         os.chdir(folder)
 
     def vae(self, repository: str, name: str = "IntegratedAutoencoderKL") -> Weights:
-        """Returns the weights of a thin autoencoder."""
+        """Returns random weights of a thin autoencoder."""
         from backend.nn import vae
 
         kind = getattr(vae, name, None)
@@ -82,7 +84,7 @@ class Home:
         return random_weights(on_meta(kind.from_config, {**config, **thin}))
 
     def clip(self, repository: str, folder: str) -> Weights:
-        """Returns the weights of a CLIP text model of full size, with the names of transformers."""
+        """Returns random weights of a CLIP text model of full size, with the names in the package transformers."""
         from transformers import CLIPTextConfig, CLIPTextModel
 
         config = CLIPTextConfig.from_pretrained(str(self.configs / repository / folder))
@@ -110,24 +112,24 @@ class Home:
         return random_weights(on_meta(IntegratedChromaTransformer2DModel, **sizes, **depth, qkv_bias=True, **more))
 
 
-def flux(home: Home, guidance: bool = True) -> Parts:
+def flux(maker: PartMaker, guidance: bool = True) -> Parts:
     return {
-        NETWORK: home.flux_network(guidance),
-        "vae.": home.vae(FLUX_VAE),
-        "text_encoders.clip_l.transformer.": home.clip("runwayml/stable-diffusion-v1-5", "text_encoder"),
+        NETWORK: maker.flux_network(guidance),
+        "vae.": maker.vae(FLUX_VAE),
+        "text_encoders.clip_l.transformer.": maker.clip("runwayml/stable-diffusion-v1-5", "text_encoder"),
         "text_encoders.t5xxl.": t5(),
     }
 
 
-def schnell(home: Home) -> Parts:
-    return flux(home, guidance=False)
+def schnell(maker: PartMaker) -> Parts:
+    return flux(maker, guidance=False)
 
 
-def chroma(home: Home) -> Parts:
-    return {NETWORK: home.chroma_network(), "vae.": home.vae(FLUX_VAE), "text_encoders.t5xxl.": t5()}
+def chroma(maker: PartMaker) -> Parts:
+    return {NETWORK: maker.chroma_network(), "vae.": maker.vae(FLUX_VAE), "text_encoders.t5xxl.": t5()}
 
 
-def klein(home: Home) -> Parts:
+def klein(maker: PartMaker) -> Parts:
     """Makes Flux.2 Klein 4B, which the webui recognizes by its width.
 
     The transformer reads the states of the text encoder after layers 9, 18 and 27.
@@ -143,23 +145,23 @@ def klein(home: Home) -> Parts:
     network = on_meta(IntegratedFluxTransformer2DModel, **sizes, **depth, **rope, **kind, **more, **references)
     return {
         NETWORK: random_weights(network),
-        "vae.": home.vae("black-forest-labs/FLUX.2-klein-4B", "AutoencoderKLFlux2"),
+        "vae.": maker.vae("black-forest-labs/FLUX.2-klein-4B", "AutoencoderKLFlux2"),
         "text_encoders.qwen3_4b.transformer.": LanguageModel(QWEN_WORDS, layers=28, normalizes_heads=True).weights(),
     }
 
 
-def ernie(home: Home) -> Parts:
+def ernie(maker: PartMaker) -> Parts:
     from backend.nn.ernie import ErnieImageModel
 
     sizes = {"hidden_size": WIDTH, "num_attention_heads": 2, "num_layers": 1, "ffn_hidden_size": 2 * WIDTH}
     return {
         NETWORK: random_weights(on_meta(ErnieImageModel, **sizes, text_in_dim=2 * WIDTH)),
-        "vae.": home.vae("baidu/ERNIE-Image", "AutoencoderKLFlux2"),
+        "vae.": maker.vae("baidu/ERNIE-Image", "AutoencoderKLFlux2"),
         "text_encoders.ministral3_3b.transformer.": LanguageModel(131072, width=2 * WIDTH, layers=3).weights(),
     }
 
 
-def anima(home: Home) -> Parts:
+def anima(maker: PartMaker) -> Parts:
     from backend.nn.anima import Anima, LLMAdapter
 
     sizes = {"in_channels": 16, "out_channels": 16, "model_channels": 2048, "crossattn_emb_channels": 1024}
@@ -170,31 +172,34 @@ def anima(home: Home) -> Parts:
     return {
         "net.": random_weights(on_meta(Anima, **sizes, **depth, **patches, **rope)),
         "net.llm_adapter.": random_weights(on_meta(LLMAdapter)),
-        "vae.": home.vae("circlestone-labs/Anima", "WanVAE"),
+        "vae.": maker.vae("circlestone-labs/Anima", "WanVAE"),
         "text_encoders.qwen3_06b.transformer.": text.weights(),
     }
 
 
-def qwen(home: Home) -> Parts:
+def qwen(maker: PartMaker) -> Parts:
     from backend.nn.qwen import QwenImageTransformer2DModel
 
     sizes = {"num_layers": 1, "num_attention_heads": 2, "joint_attention_dim": WIDTH}
     return {
         NETWORK: random_weights(on_meta(QwenImageTransformer2DModel, **sizes)),
-        "vae.": home.vae("Qwen/Qwen-Image", "WanVAE"),
+        "vae.": maker.vae("Qwen/Qwen-Image", "WanVAE"),
         "text_encoders.qwen25_7b.": LanguageModel(152064, has_biases=True).weights(),
     }
 
 
-def krea(home: Home) -> Parts:
-    """Makes Krea 2. Its transformer reads the text encoder's states after twelve layers; the last is layer 35."""
+def krea(maker: PartMaker) -> Parts:
+    """Makes Krea 2.
+
+    The transformer reads the states of the text encoder after twelve of its layers. The last of them is layer 35.
+    """
     from backend.nn.krea import SingleStreamDiT
 
     sizes = {"features": WIDTH, "txtdim": KREA_WIDTH, "heads": 2, "kvheads": 1, "layers": 1}
     text = LanguageModel(QWEN_WORDS, width=KREA_WIDTH, layers=36, normalizes_heads=True)
     return {
         NETWORK: random_weights(on_meta(SingleStreamDiT, **sizes)),
-        "vae.": home.vae("krea/Krea-2-Raw", "WanVAE"),
+        "vae.": maker.vae("krea/Krea-2-Raw", "WanVAE"),
         "text_encoders.qwen3vl_4b.transformer.": text.weights(),
     }
 
@@ -207,27 +212,27 @@ def next_dit(**kwargs: Any) -> Weights:
     return random_weights(on_meta(NextDiT, patch_size=2, in_channels=16, **depth, **inner, **kwargs))
 
 
-def zimage(home: Home) -> Parts:
+def zimage(maker: PartMaker) -> Parts:
     sizes = {"dim": 3840, "n_heads": 30, "n_kv_heads": 30, "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512]}
     kind = {"rope_theta": 256.0, "z_image_modulation": True, "time_scale": 1000.0}
     return {
         NETWORK: next_dit(**sizes, **kind, pad_tokens_multiple=32),
-        "vae.": home.vae(FLUX_VAE),
+        "vae.": maker.vae(FLUX_VAE),
         "text_encoders.qwen3_4b.transformer.": LanguageModel(QWEN_WORDS, normalizes_heads=True).weights(),
     }
 
 
-def lumina(home: Home) -> Parts:
+def lumina(maker: PartMaker) -> Parts:
     sizes = {"dim": 2304, "n_heads": 24, "n_kv_heads": 8, "axes_dims": [32, 32, 32], "axes_lens": [300, 512, 512]}
     return {
         NETWORK: next_dit(**sizes, rope_theta=10000.0),
-        "vae.": home.vae("neta-art/Neta-Lumina"),
+        "vae.": maker.vae("neta-art/Neta-Lumina"),
         "text_encoders.gemma2_2b.transformer.": LanguageModel(256000, head=256, norms_feedforward=True).weights(),
     }
 
 
-def sdxl(home: Home, channels: int = 4) -> Parts:
-    """Makes SDXL, which the webui recognizes by the depths of its transformers. All levels have the same width here."""
+def sdxl(maker: PartMaker, channels: int = 4) -> Parts:
+    """Makes SDXL with the same width at all levels. The webui recognizes SDXL by the depths of its transformers."""
     from backend.nn.unet import IntegratedUNet2DConditionModel
 
     levels = {"num_res_blocks": [2, 2, 2], "channel_mult": [1, 1, 1], "transformer_depth": [0, 0, 2, 2, 10, 10]}
@@ -237,18 +242,18 @@ def sdxl(home: Home, channels: int = 4) -> Parts:
     more = {"context_dim": 2048, "adm_in_channels": 2816}
     return {
         NETWORK: random_weights(on_meta(IntegratedUNet2DConditionModel, **levels, **depth, **sizes, **kind, **more)),
-        "first_stage_model.": home.vae(SDXL),
-        "conditioner.embedders.0.transformer.": home.clip(SDXL, "text_encoder"),
-        "conditioner.embedders.1.model.": as_open_clip(home.clip(SDXL, "text_encoder_2")),
+        "first_stage_model.": maker.vae(SDXL),
+        "conditioner.embedders.0.transformer.": maker.clip(SDXL, "text_encoder"),
+        "conditioner.embedders.1.model.": as_open_clip(maker.clip(SDXL, "text_encoder_2")),
     }
 
 
-def mugen(home: Home) -> Parts:
-    parts = sdxl(home, channels=32)
-    return {**parts, "first_stage_model.": home.vae("CabalResearch/Mugen", "AutoencoderKLFlux2")}
+def mugen(maker: PartMaker) -> Parts:
+    parts = sdxl(maker, channels=32)
+    return {**parts, "first_stage_model.": maker.vae("CabalResearch/Mugen", "AutoencoderKLFlux2")}
 
 
-def sd3(home: Home) -> Parts:
+def sd3(maker: PartMaker) -> Parts:
     """Makes Stable Diffusion 3, which Forge Neo does not support.
 
     The webui pads the text embeddings to a width of 4096, and uses T5 only if a setting enables it.
@@ -259,7 +264,7 @@ def sd3(home: Home) -> Parts:
     sizes = {"input_size": None, "patch_size": 2, "in_channels": 16, "depth": WIDTH // 64, "adm_in_channels": 2048}
     places = {"pos_embed_max_size": 192, "num_patches": 192**2}
     texts = {
-        f"text_encoders.clip_{name}.transformer.": home.clip(SD3, f"text_encoder{folder}") for name, folder in CLIPS
+        f"text_encoders.clip_{name}.transformer.": maker.clip(SD3, f"text_encoder{folder}") for name, folder in CLIPS
     }
     projections = {
         prefix + "text_projection.": {"weight": torch.eye(len(part["text_model.final_layer_norm.weight"]))}
@@ -267,7 +272,7 @@ def sd3(home: Home) -> Parts:
     }
     return {
         NETWORK: random_weights(on_meta(MMDiTX, **sizes, **places, context_embedder_config=text)),
-        "first_stage_model.": home.vae(SD3),
+        "first_stage_model.": maker.vae(SD3),
         **texts,
         **projections,
         "text_encoders.t5xxl.": t5(),
@@ -276,7 +281,7 @@ def sd3(home: Home) -> Parts:
 
 IN_BOTH = {"flux": flux, "schnell": schnell, "chroma": chroma}
 IN_FORGE = {**IN_BOTH, "sd3": sd3}
-KINDS: Mapping[str, Callable[[Home], Parts]] = {
+KINDS: Mapping[str, Callable[[PartMaker], Parts]] = {
     "rectified-sdxl": sdxl,
     "zimage": zimage,
     **IN_BOTH,
@@ -291,14 +296,14 @@ KINDS: Mapping[str, Callable[[Home], Parts]] = {
 }
 
 SCALES = re.compile(r"((query|key)_norm|distilled_guidance_layer\.norms\.\d+)\.weight$")
-"""Norms whose weights are called `scale` in the checkpoints of Flux and Chroma."""
+"""The names of norms whose weights are called `scale` in the checkpoints of Flux and Chroma."""
 
 
-def checkpoint(kind: str, home: Home) -> dict[str, Tensor]:
+def checkpoint(kind: str, maker: PartMaker) -> dict[str, Tensor]:
     """Returns the weights of a checkpoint."""
     # the activations of these models exceed the range of float16
     dtype = torch.bfloat16 if kind in ("zimage", "lumina") else torch.float16
-    made = {prefix + key: value for prefix, part in KINDS[kind](home).items() for key, value in part.items()}
+    made = {prefix + key: value for prefix, part in KINDS[kind](maker).items() for key, value in part.items()}
     return {SCALES.sub(r"\1.scale", key): value.detach().to(dtype).contiguous() for key, value in made.items()}
 
 
@@ -306,14 +311,14 @@ def main() -> None:
     if len(sys.argv) < 3 or not set(sys.argv[3:]) <= set(KINDS):
         sys.exit(__doc__)
     folder, out, kinds = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve(), sys.argv[3:]
-    home = Home(folder)
+    maker = PartMaker(folder)
     from safetensors.torch import save_file
 
     out.mkdir(parents=True, exist_ok=True)
-    for kind in kinds or ([kind for kind in KINDS if kind != "sd3"] if home.is_neo else IN_FORGE):
+    for kind in kinds or ([kind for kind in KINDS if kind != "sd3"] if maker.is_neo else IN_FORGE):
         torch.manual_seed(0)
         path = out / f"{kind}.safetensors"
-        save_file(checkpoint(kind, home), path)
+        save_file(checkpoint(kind, maker), path)
         sys.stdout.write(f"{kind}: {path.stat().st_size >> 20} MB\n")
 
 

@@ -36,16 +36,18 @@ FAMILIES = {
 
 NO_REFERENCE = "klein_no_reference"
 OPTIONS = {**DEFAULTS, NO_REFERENCE: True}
-"""Forge Neo passes the upload of img2img to Klein as a reference image, unless this option is on."""
+"""The webui's settings in these tests. Without NO_REFERENCE, Forge Neo passes the upload of img2img to Klein as a
+reference image, and DemoFusion refuses the job."""
 
 SMALL = {"width": 64, "height": 64, "steps": 3, "sampler_name": "Euler", "scheduler": "Simple", "cfg_scale": 1}
 TWICE = (128, 128)
+"""The size of SMALL at 2x."""
 ON: dict[str, Any] = {"enabled": True, "scale": 2, "view_batch": 16, "overlap": 0, "jitter": False}
 
 
 @pytest.fixture(scope="module")
 def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webui]:
-    """Uses a running webui, or starts one. If its folder of checkpoints is empty, the checkpoints are made first."""
+    """Uses a running webui, or starts a webui. If the folder of checkpoints is empty, makes the checkpoints first."""
     url, folder = request.config.getoption("--webui-url"), request.config.getoption("--webui")
     checkpoints = request.config.getoption("--checkpoints")
     if url:
@@ -56,7 +58,7 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if not folder or not checkpoints:
         pytest.skip("no real webui with flow models: name one with --webui DIR --checkpoints DIR")
     if hosts.find(Path(folder)) not in (hosts.NEO, hosts.FORGE):
-        pytest.skip("this webui loads no flow models")
+        pytest.skip("this webui cannot load flow models")
     checkpoints = Path(checkpoints).resolve()
     if not any(checkpoints.glob("*.safetensors")):
         make_checkpoints(Path(folder), checkpoints)
@@ -72,7 +74,7 @@ def prepare(server: Webui) -> None:
 
 
 def make_checkpoints(folder: Path, checkpoints: Path) -> None:
-    """Makes a checkpoint of every family that the webui in a folder knows."""
+    """Makes a checkpoint of every family that the webui in `folder` supports."""
     python = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     subprocess.run([str(python), str(MAKER), str(folder), str(checkpoints)], env=environment, check=True)
@@ -80,7 +82,7 @@ def make_checkpoints(folder: Path, checkpoints: Path) -> None:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(webui: Webui, request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Loads a checkpoint and returns the extension's facts about it."""
+    """Loads a checkpoint of one family, and returns the properties that DemoFusion detects for it."""
     kind = request.param
     titles = [entry["title"] for entry in webui.call("sd-models")]
     if not any(title.startswith(f"{kind}.safetensors") for title in titles):
@@ -95,7 +97,10 @@ def family(webui: Webui, request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @contextmanager
 def linked(webui: Webui, checkpoint: str, name: str) -> Iterator[str]:
-    """Gives a checkpoint a second name, because the webui recognizes some kinds of models only by their name."""
+    """Adds a second file name for a checkpoint (a hard link) and yields it.
+
+    The webui recognizes some kinds of models only by the name of their file.
+    """
     files = [Path(entry["filename"]) for entry in webui.call("sd-models")]
     found = next((path for path in files if path.name == checkpoint), None)
     if found is None:
@@ -111,8 +116,10 @@ def linked(webui: Webui, checkpoint: str, name: str) -> Iterator[str]:
 
 
 def small(webui: Webui, demofusion: Any = ON, **request: Any) -> Result:
+    """Generates a small image: with DemoFusion by default, or without it if `demofusion` is None."""
     return webui.generate(demofusion, **{**SMALL, "distilled_cfg_scale": 3.5, **request})
 
 
 def pixels(image: Image.Image) -> Any:
+    """Returns the pixel values (H, W, 3) as signed integers, so that they can be subtracted."""
     return np.asarray(image.convert("RGB"), int)

@@ -14,14 +14,18 @@ Weights = dict[str, Tensor]
 
 
 def random_weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Returns a weight of the given shape: random values scaled by fan-in for matrices, ones for scales, else zeros."""
+    """Returns a weight of the given shape.
+
+    A matrix or kernel gets normal random values with a standard deviation of 1 / sqrt(fan-in). A vector gets ones if
+    its name is that of a scale, otherwise zeros.
+    """
     if len(shape) >= 2:
         return torch.randn(shape) * math.prod(shape[1:]) ** -0.5
     return torch.ones(shape) if name.endswith(("weight", "scale", "var")) else torch.zeros(shape)
 
 
 def random_weights(module: nn.Module) -> Weights:
-    """Returns weights for a module on the meta device."""
+    """Returns random weights with the names and shapes of a module's weights. The module can be on the meta device."""
     return {name: random_weight(name, tuple(value.shape)) for name, value in module.state_dict().items()}
 
 
@@ -40,8 +44,9 @@ class LanguageModel:
     width: int = 256
     layers: int = 2
     head: int = 128
+    """Width of an attention head. A layer has two heads for queries, and one for keys and values."""
     normalizes_heads: bool = False
-    """Whether the encoder normalizes queries and keys, as Qwen3 does."""
+    """Whether the encoder normalizes queries and keys, as in Qwen3."""
     has_biases: bool = False
     """Whether queries, keys and values have biases, as in Qwen2.5."""
     norms_feedforward: bool = False
@@ -49,6 +54,7 @@ class LanguageModel:
 
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
+        """The shapes of the matrices in a layer, by name."""
         heads, groups, inner = 2 * self.head, self.head, 2 * self.width
         return {
             "self_attn.q_proj": (heads, self.width),
@@ -62,6 +68,7 @@ class LanguageModel:
 
     @property
     def norms(self) -> dict[str, int]:
+        """The widths of the norms in a layer, by name."""
         made = {"input_layernorm": self.width, "post_attention_layernorm": self.width}
         if self.normalizes_heads:
             made |= {"self_attn.q_norm": self.head, "self_attn.k_norm": self.head}
@@ -70,7 +77,7 @@ class LanguageModel:
         return made
 
     def weights(self) -> Weights:
-        """Returns random weights with the names of transformers."""
+        """Returns random weights, with the names in the package transformers."""
         made = {"model.embed_tokens.weight": torch.randn(self.words, self.width)}
         made["model.norm.weight"] = torch.ones(self.width)
         for layer in range(self.layers):
@@ -87,7 +94,7 @@ T5_SIZES = {"d_model": 128, "d_ff": 256, "num_heads": 2, "num_layers": 2, "vocab
 
 
 def t5() -> Weights:
-    """Returns the weights of a thin T5, in the webui's class."""
+    """Returns random weights of a thin T5 for the webui's own T5 class."""
     from backend.nn.t5 import IntegratedT5
 
     kind = {"dense_act_fn": "gelu_pytorch_tanh", "is_gated_act": True, "model_type": "t5"}
@@ -98,7 +105,10 @@ OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc"
 
 
 def as_open_clip(weights: Mapping[str, Tensor]) -> Weights:
-    """Returns the weights of SDXL's second text encoder with the names in its checkpoints."""
+    """Renames weights of SDXL's second text encoder from the names in transformers to the names in SDXL checkpoints.
+
+    The text projection is random.
+    """
     text = "text_model."
     made = {
         "positional_embedding": weights[f"{text}embeddings.position_embedding.weight"],
@@ -110,8 +120,8 @@ def as_open_clip(weights: Mapping[str, Tensor]) -> Weights:
     for layer in range(32):
         before, after = f"{text}encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
         for kind in ("weight", "bias"):
-            for theirs, ours in {**OPEN_CLIP, "self_attn.out_proj": "attn.out_proj"}.items():
-                made[f"{after}{ours}.{kind}"] = weights[f"{before}{theirs}.{kind}"]
+            for old, new in {**OPEN_CLIP, "self_attn.out_proj": "attn.out_proj"}.items():
+                made[f"{after}{new}.{kind}"] = weights[f"{before}{old}.{kind}"]
             parts = [weights[f"{before}self_attn.{name}_proj.{kind}"] for name in "qkv"]
             made[f"{after}attn.in_proj_{kind}"] = torch.cat(parts)
     return made

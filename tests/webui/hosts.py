@@ -1,4 +1,4 @@
-"""Detects which webui a folder contains, and starts it on the CPU."""
+"""Detects which webui a folder contains, and chooses the arguments and settings with which it starts on a CPU."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ COMMON = "--skip-prepare-environment --skip-torch-cuda-test --no-hashing --api -
 
 @dataclass(frozen=True)
 class Host:
-    """One kind of webui and the way to start it."""
+    """One kind of webui, and the arguments that start it."""
 
     name: str
     flags: str
     """The flags that run the webui on the CPU in single precision."""
     checkpoints: str = "--ckpt-dir"
+    """The flag that sets the folder of checkpoints."""
     models: str | None = "--models-dir"
+    """The flag that sets the folder of all other models, or None if the webui has no such flag."""
     serves_itself: bool = True
-    """Whether the page can load the webui's own files if the data is in another folder."""
+    """Whether the page can load the webui's own files if the data directory is not the webui's folder."""
 
     def arguments(self, port: int, data: Path, checkpoints: Path, models: Path) -> list[str]:
         """Returns the arguments of launch.py."""
@@ -28,7 +30,7 @@ class Host:
         if self.models is not None:
             places += [self.models, str(models)]
         if not self.serves_itself:
-            # gradio compares paths after it has resolved their links
+            # the resolved path, because gradio resolves links before it compares paths
             places += ["--gradio-allowed-path", str(models.parent.resolve())]
         return [*shlex.split(f"{COMMON} {self.flags}"), *places]
 
@@ -52,7 +54,7 @@ def find(folder: Path) -> Host:
 def settings_of(host: Host, folder: Path) -> dict[str, object]:
     """Returns the settings that the webui needs before its first start.
 
-    Forge Neo waits for a key press if its settings seem to be from an earlier version.
+    If the settings do not contain the version of Forge Neo, it waits for a key press. Other webuis need no settings.
     """
     if host is not NEO:
         return {}

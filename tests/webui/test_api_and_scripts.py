@@ -1,4 +1,4 @@
-"""Tests the API's contract, and DemoFusion together with the webui's own scripts and settings."""
+"""Tests the extension's API, and DemoFusion together with the webui's own scripts, in a real webui."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ pytestmark = pytest.mark.webui
 
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 2}
 TWICE = {**ON, "scale": 2}
+"""Fields that enlarge the image of SMALL to 128x128 pixels."""
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 
 
 @contextmanager
 def options(webui: Webui, **values: Any) -> Iterator[None]:
-    """Changes the webui's settings within the context."""
+    """Changes settings of the webui, and restores them at the end of the context."""
     before = webui.call("options")
     webui.call("options", values)
     try:
@@ -45,7 +46,7 @@ def upload() -> Image.Image:
 
 @pytest.fixture(params=["txt2img", "img2img"])
 def tab(request: pytest.FixtureRequest, upload: Image.Image) -> dict[str, Any]:
-    """Returns a small request for each tab."""
+    """Returns a small request for txt2img, and then one for img2img."""
     own = {"init_images": [png(upload)]} if request.param == "img2img" else {}
     return {"path": request.param, **SMALL, **own}
 
@@ -93,17 +94,21 @@ class TestApi:
 
     @pytest.mark.parametrize("preset", ["Balanced", "Fast"])
     def test_a_preset_equals_its_values(self, webui: Webui, tab: dict[str, Any], preset: str) -> None:
-        """The request names the preset, uses the default of the settings page, or contains every value."""
+        """Three requests give the same image.
+
+        The first names the preset. The second uses the default preset of the settings page. The third contains every
+        value of the preset.
+        """
         fields = {"enabled": True, "scale": 3}
         named = webui.generate({**fields, "preset": preset}, **tab)
         assert_good(named, (192, 192))
         assert f"DemoFusion preset: {preset}" in named.infotexts[0]
-        # a request with so few steps would get Turbo instead
+        # without the second setting, Turbo would replace the default preset, because the request has few steps
         settings = {"demofusion_default_preset": preset, "demofusion_few_steps": False}
         by_default = webui.generate(fields, override_settings=settings, **tab)
         assert (by_default.digests, by_default.infotexts) == (named.digests, named.infotexts)
-        spelt = webui.generate({**fields, **preset_values(preset)}, **tab)
-        assert spelt.digests == named.digests
+        by_values = webui.generate({**fields, **preset_values(preset)}, **tab)
+        assert by_values.digests == named.digests
 
     def test_a_request_with_few_steps_uses_turbo(self, webui: Webui, tab: dict[str, Any]) -> None:
         fields = {"enabled": True, "scale": 2}
@@ -159,7 +164,7 @@ class TestApi:
     def test_simultaneous_requests_give_the_same_images_as_separate_ones(
         self, webui: Webui, tab: dict[str, Any]
     ) -> None:
-        # one seed in img2img, because the webui's VAE encoder draws from a generator that depends on the previous job
+        # one seed for img2img, because the webui's VAE encoder draws from a generator that depends on the previous job
         seeds = [5, 6, 7] if tab["path"] == "txt2img" else [5, 5, 5]
         webui.generate(**tab, seed=seeds[0])
         fields = [{**TWICE, "return_stages": True}, {**ON, "scale": 1.5}, None]
@@ -183,7 +188,7 @@ class TestApi:
 
 class TestApiDocs:
     def test_the_example_request(self, webui: Webui) -> None:
-        """The test changes only the size and the number of steps, to those that a CPU can manage."""
+        """Sends the example of docs/api.md with a smaller size and fewer steps, so that a CPU is fast enough."""
         (block,) = re.findall(r"```json\n(.*?)```", API, re.S)
         body = json.loads(block)
         small = {**body, "width": body["width"] // 8, "height": body["height"] // 8}
@@ -203,16 +208,17 @@ class TestApiDocs:
 
 
 def fresh(webui: Webui, demofusion: Any = None, **request: Any) -> Result:
-    """Generates an image after a fixed request.
+    """Sends a fixed request first, and then generates an image.
 
-    The webui's VAE encoder draws from a generator whose state depends on the previous job.
+    The webui's VAE encoder draws from a generator whose state depends on the previous job. With the fixed request, the
+    previous job is always the same.
     """
     webui.generate(**{**SMALL, "steps": 1})
     return webui.generate(demofusion, **request)
 
 
 def with_script(webui: Webui, name: str, img2img: bool = False, **values: Any) -> dict[str, Any]:
-    """Returns the part of a request that runs a script of the drop-down list. Values are given by label."""
+    """Returns the part of a request that runs a script of the list *Script*, with values by label."""
     entries = webui.call("script-info")
     entry = next(e for e in entries if e["name"] == name.lower() and e["is_img2img"] == img2img)
     unknown = values.keys() - {control["label"] for control in entry["args"]}
@@ -222,10 +228,11 @@ def with_script(webui: Webui, name: str, img2img: bool = False, **values: Any) -
 
 
 class TestScripts:
-    """Each of the webui's own scripts runs, no stage runs twice, and the next plain image is unchanged."""
+    """Tests that each of the webui's own scripts runs, and that no stage runs twice."""
 
     @pytest.fixture(autouse=True)
-    def next_plain_picture(self, webui: Webui, upload: Image.Image) -> Iterator[None]:
+    def next_plain_image(self, webui: Webui, upload: Image.Image) -> Iterator[None]:
+        """Tests that images without DemoFusion are the same before and after each test."""
         plain = fresh(webui, **SMALL)
         of_upload = {"path": "img2img", "init_images": [png(upload)], **SMALL}
         redrawn = fresh(webui, **of_upload)
@@ -264,7 +271,7 @@ class TestScripts:
         assert result.digests[-2:] == alone
 
     def test_loopback(self, webui: Webui, upload: Image.Image) -> None:
-        """Every loop begins with the previous image, at the size of the request."""
+        """Every loop begins with the image of the previous loop, which the webui reduces to the size of the request."""
         request = {"path": "img2img", "init_images": [png(upload)], **SMALL, "denoising_strength": 0.5}
         loop = with_script(webui, "Loopback", True, Loops=2)
         result = fresh(webui, TWICE, **request, **loop)
@@ -282,7 +289,7 @@ class TestScripts:
             ("Outpainting mk2", {"Pixels to expand": 16, "Mask blur": 2, "Outpainting direction": ["left"]}),
         ],
     )
-    def test_scripts_that_work_in_parts_are_refused(
+    def test_scripts_that_work_in_tiles_are_refused(
         self, webui: Webui, upload: Image.Image, name: str, values: dict[str, Any]
     ) -> None:
         request = {"path": "img2img", "init_images": [png(upload)], **SMALL}
@@ -292,7 +299,7 @@ class TestScripts:
         assert "scripts that upscale or outpaint in tiles" in result.infotexts[0]
 
     def test_img2img_alternative(self, webui: Webui, upload: Image.Image) -> None:
-        """The base image is the image that the script makes with its own sampler."""
+        """The script makes an image with its own sampler, and this image is the base image of the stages."""
         request = {"path": "img2img", "init_images": [png(upload)], **SMALL}
         script = with_script(webui, "img2img alternative test", True, **{"Decode steps": 2})
         result = fresh(webui, {**TWICE, "return_stages": True, "scale": 1}, **request, **script)

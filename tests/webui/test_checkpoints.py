@@ -43,14 +43,14 @@ def upload() -> Image.Image:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("kind", TEXT)
-def test_from_text(webui: Webui, use: Use, kind: str, sampler: str) -> None:
+def test_txt2img(webui: Webui, use: Use, kind: str, sampler: str) -> None:
     use(kind)
     assert_good(webui.generate({**ON, "scale": 2}, sampler_name=sampler, steps=3), (256, 256))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("kind", IMAGE)
-def test_from_an_image(webui: Webui, use: Use, upload: Image.Image, kind: str, sampler: str) -> None:
+def test_img2img(webui: Webui, use: Use, upload: Image.Image, kind: str, sampler: str) -> None:
     use(kind)
     request: dict[str, Any] = {"path": "img2img", "init_images": [png(upload)], "image_cfg_scale": 1.5}
     assert_good(webui.generate({**ON, "scale": 2}, sampler_name=sampler, steps=3, **request), (256, 256))
@@ -58,8 +58,10 @@ def test_from_an_image(webui: Webui, use: Use, upload: Image.Image, kind: str, s
 
 @pytest.mark.parametrize("kind", ["sd1-inpainting", "sd1-edit", "sdxl-inpainting"])
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
-def test_a_part_of_an_image(webui: Webui, use: Use, upload: Image.Image, kind: str, sampler: str) -> None:
-    """The stages crop the base image to another shape, and the image condition with it."""
+def test_an_upload_is_cropped_to_another_aspect_ratio(
+    webui: Webui, use: Use, upload: Image.Image, kind: str, sampler: str
+) -> None:
+    """The stages crop the base image. They also crop the image that these checkpoints get as a condition."""
     use(kind)
     request: dict[str, Any] = {"path": "img2img", "init_images": [png(upload)], "image_cfg_scale": 1.5}
     wide = {**ON, "width": 384, "height": 160, "denoising_strength": 0.5}
@@ -68,7 +70,7 @@ def test_a_part_of_an_image(webui: Webui, use: Use, upload: Image.Image, kind: s
 
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
 @pytest.mark.parametrize("kind", ["sd1-inpainting", "sdxl-inpainting"])
-def test_a_masked_image(webui: Webui, use: Use, upload: Image.Image, kind: str, sampler: str) -> None:
+def test_inpainting(webui: Webui, use: Use, upload: Image.Image, kind: str, sampler: str) -> None:
     use(kind)
     mask = Image.new("L", upload.size, 0)
     mask.paste(255, (32, 32, 96, 96))
@@ -80,7 +82,9 @@ def test_a_masked_image(webui: Webui, use: Use, upload: Image.Image, kind: str, 
 def test_images_of_a_batch_equal_single_images(webui: Webui, use: Use, kind: str) -> None:
     use(kind)
     if "inpainting" in kind:
-        pytest.skip("the webui draws its condition at random, from the last image's seed")
+        pytest.skip(
+            "the webui draws the condition of inpainting checkpoints at random, with the seed of the last image"
+        )
     batch = webui.generate({**ON, "scale": 2}, batch_size=2, steps=3, do_not_save_grid=True)
     for i, picture in enumerate(batch.images[-2:]):
         assert difference(picture, webui.generate({**ON, "scale": 2}, seed=1 + i, steps=3).images[0]) <= 1
@@ -88,7 +92,7 @@ def test_images_of_a_batch_equal_single_images(webui: Webui, use: Use, kind: str
 
 @pytest.mark.parametrize("kind", TEXT)
 def test_the_next_plain_image_is_unchanged(webui: Webui, use: Use, kind: str) -> None:
-    """The webui caches the conds of a prompt from one request to the next."""
+    """The webui keeps the conds of a prompt for the next request, so DemoFusion must not change them."""
     use(kind)
     plain = webui.generate(steps=3)
     first = webui.generate({**ON, "scale": 2}, steps=3)
@@ -97,7 +101,7 @@ def test_the_next_plain_image_is_unchanged(webui: Webui, use: Use, kind: str) ->
 
 
 def test_sdxl_gets_the_final_size_in_every_stage(webui: Webui, use: Use) -> None:
-    """Every stage gets the final size, so the 1.5x stage is different if the final size is larger."""
+    """SDXL gets the final size as a condition, so another final size changes the image of the 1.5x stage."""
     use("sdxl")
     shown = {"return_stages": True, "jitter": False}
     small = webui.generate({**ON, **shown, "stages": "1,1.5,2"}, steps=3)

@@ -28,7 +28,7 @@ def inpaint(original: Image.Image, **request: Any) -> dict[str, Any]:
 
 
 def distance(picture: Image.Image, original: Image.Image) -> np.ndarray:
-    """Returns the difference of each pixel from the upscaled original."""
+    """Returns the largest difference (H, W) between the channels of each pixel and those of the upscaled original."""
     big = original.resize(picture.size, Image.Resampling.LANCZOS)
     return np.abs(np.asarray(picture, dtype=int) - np.asarray(big, dtype=int)).max(axis=2)
 
@@ -44,13 +44,13 @@ def test_outside_the_mask_is_the_upscaled_original(
     away = distance(result.images[0], original)
     assert away[:60].max() <= 1
     assert away[:, :60].max() <= 1
-    assert away[90:190, 90:170].mean() > 20  # the masked area was painted
+    assert away[90:190, 90:170].mean() > 20  # inside the mask
 
 
 HALO = 20
-"""The number of pixels around the mask that the webui's soft inpainting also changes without DemoFusion.
+"""The width in pixels of the border around the mask that the webui's Soft inpainting changes even without DemoFusion.
 
-Its filters reach two latent cells.
+The filters of Soft inpainting reach two latent cells beyond the mask.
 """
 
 SOFT = {"Soft Inpainting": {"args": [True, 1, 0.5, 4, 0, 0.5, 2]}}
@@ -77,14 +77,14 @@ def test_soft_inpainting_keeps_the_upscaled_original(
 
 def test_soft_inpainting_does_not_change_a_plain_job(webui: Webui, original: Image.Image) -> None:
     request = inpaint(original)
-    # the webui's VAE encoder draws from a generator whose state depends on the previous job
+    # the second image, because the webui's VAE encoder draws from a generator whose state depends on the previous job
     plain = [webui.generate(**request, more_scripts=SOFT) for _ in range(2)][1]
     webui.generate({**ON, "scale": 2}, **request, more_scripts=SOFT)
     assert webui.generate(**request, more_scripts=SOFT).digests == plain.digests
 
 
 @pytest.mark.parametrize("sampler", ["DDIM", "UniPC"])
-def test_soft_inpainting_is_refused_with_samplers_that_change_the_rest(
+def test_soft_inpainting_is_refused_with_samplers_that_change_the_area_outside_the_mask(
     webui: Webui, original: Image.Image, sampler: str
 ) -> None:
     result = webui.generate({**ON, "scale": 2}, **inpaint(original), more_scripts=SOFT, sampler_name=sampler)
@@ -92,7 +92,7 @@ def test_soft_inpainting_is_refused_with_samplers_that_change_the_rest(
     assert "the area outside the mask would change" in result.infotexts[0]
 
 
-def test_only_masked_keeps_the_shape(webui: Webui, original: Image.Image) -> None:
+def test_only_masked_refuses_another_aspect_ratio(webui: Webui, original: Image.Image) -> None:
     request = inpaint(original, inpaint_full_res=True)
     result = webui.generate({**ON, "width": 384, "height": 256}, **request)
     assert result.sizes == [(128, 128)]
@@ -101,7 +101,7 @@ def test_only_masked_keeps_the_shape(webui: Webui, original: Image.Image) -> Non
     assert_good(whole, (384, 256))
 
 
-def test_hires_fix_is_the_base(webui: Webui) -> None:
+def test_the_result_of_hires_fix_is_the_base_image(webui: Webui) -> None:
     request = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.5}
     first = webui.generate({**ON, "scale": 2}, **request)
     assert_good(first, (384, 384))
@@ -120,7 +120,7 @@ def test_tiling_is_refused(webui: Webui) -> None:
     assert "does not work with Tiling" in result.infotexts[0]
 
 
-def test_cells_of_a_plot_do_not_leak(webui: Webui) -> None:
+def test_each_cell_of_a_plot_uses_only_its_own_values(webui: Webui) -> None:
     args = webui.plot_args(("Upscale by", "1.5,2", None), ("Enabled", "", ["True", "False"]))
     result = webui.generate({"enabled": False}, script_name="x/y/z plot", script_args=args, steps=2)
     assert sorted(result.sizes[-4:]) == [(128, 128), (128, 128), (192, 192), (256, 256)]
@@ -129,7 +129,7 @@ def test_cells_of_a_plot_do_not_leak(webui: Webui) -> None:
         assert ("DemoFusion scale: 1.5" in text) == (size == (192, 192))
 
 
-def test_an_axis_for_every_field(webui: Webui) -> None:
+def test_the_plot_has_one_axis_for_every_field(webui: Webui) -> None:
     plot = next(entry for entry in webui.call("script-info") if entry["name"] == "x/y/z plot")
     ours = next(entry for entry in webui.call("script-info") if entry["name"] == "demofusion hires")
     axes = [label for label in plot["args"][0]["choices"] if label.startswith("[DemoFusion] ")]

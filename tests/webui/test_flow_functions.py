@@ -1,7 +1,8 @@
 """Tests the sampling functions of an installed Forge or Forge Neo on flow models, without starting the webui.
 
-The test runs the webui's own file with stand-ins for its imports. It compares the extension's facts about each function
-with the function itself: whether it is right on a flow model, and which of its model calls begins a step.
+The tests execute the webui's own file of sampling functions, with stand-ins for the modules that the file imports. They
+test two properties that the extension assumes for each function: whether the function works with flow models, and which
+of its model calls begin a step.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from lib_demofusion.method.sampler_steps import flow_form, is_stochastic, make_d
 from lib_demofusion.method.stage import SamplerTraits, StageRun
 
 FILES = ("modules_forge/packages/k_diffusion/sampling.py", "k_diffusion/sampling.py")
-"""The paths in Forge Neo and in Forge."""
-PLAYED = ("k_diffusion", "k_diffusion.deis", "backend", "backend.patcher", "backend.patcher.base", "backend.modules")
+"""The file of sampling functions in Forge Neo, and in Forge."""
+STAND_INS = ("k_diffusion", "k_diffusion.deis", "backend", "backend.patcher", "backend.patcher.base", "backend.modules")
 NOT_ALONE = frozenset({"sample_deis"})
-"""Functions that need another file of the webui."""
+"""Functions that are not tested, because they need another file of the webui."""
 LOWEST = 0.3
 """The lowest noise level that the test checks. In the last steps below it, too little noise is left to measure."""
 
 
 class Prediction:
-    """The schedule of a flow model, with the parts that a sampling function uses."""
+    """A stand-in for the predictor of a flow model, with the attributes that a sampling function uses."""
 
     prediction_type = "const"
 
@@ -46,31 +47,31 @@ class Prediction:
 
 
 class PredictionFlux(Prediction):
-    """The class of Flux and Chroma, which Forge's functions recognize."""
+    """The predictor class of Flux and Chroma. Forge's functions recognize flow models by this class."""
 
 
 class PredictionDiscreteFlow(Prediction):
-    """The class of Stable Diffusion 3, which Forge's functions do not recognize."""
+    """The predictor class of Stable Diffusion 3. Forge's functions do not recognize this class."""
 
 
 @pytest.fixture(scope="module")
 def functions(request: pytest.FixtureRequest) -> dict[str, Callable[..., Any]]:
-    """Returns the sampling functions that take levels, by name."""
+    """Returns the sampling functions that have a parameter `sigmas` for the noise levels, by name."""
     folder = request.config.getoption("--webui")
     found = [path for path in (Path(folder) / name for name in FILES) if path.is_file()] if folder else []
     if not found:
         pytest.skip("no Forge or Forge Neo: name one with --webui DIR or SD_WEBUI_DIR")
-    names = (*PLAYED, "backend.modules.k_prediction", "played_sampling", "played_sampling.utils")
-    played = {name: ModuleType(name) for name in names}
-    played["k_diffusion"].deis = played["k_diffusion.deis"]
-    played["backend.patcher.base"].set_model_options_post_cfg_function = None
-    played["backend.modules.k_prediction"].PredictionFlux = PredictionFlux
-    utils = played["played_sampling.utils"]
+    names = (*STAND_INS, "backend.modules.k_prediction", "stand_in_sampling", "stand_in_sampling.utils")
+    stand_ins = {name: ModuleType(name) for name in names}
+    stand_ins["k_diffusion"].deis = stand_ins["k_diffusion.deis"]
+    stand_ins["backend.patcher.base"].set_model_options_post_cfg_function = None
+    stand_ins["backend.modules.k_prediction"].PredictionFlux = PredictionFlux
+    utils = stand_ins["stand_in_sampling.utils"]
     utils.append_dims = lambda x, count: x[(..., *[None] * (count - x.ndim))]
-    package = played["played_sampling"]
+    package = stand_ins["stand_in_sampling"]
     package.__path__, package.utils = [], utils
-    own: dict[str, Any] = {"__package__": "played_sampling", "__name__": "played_sampling.sampling"}
-    with mock.patch.dict(sys.modules, played):
+    own: dict[str, Any] = {"__package__": "stand_in_sampling", "__name__": "stand_in_sampling.sampling"}
+    with mock.patch.dict(sys.modules, stand_ins):
         exec(compile(found[0].read_text(encoding="utf-8"), str(found[0]), "exec"), own)
     samplers = {name: value for name, value in own.items() if name.startswith("sample_") and "cfg_pp" not in name}
     return {
@@ -80,14 +81,18 @@ def functions(request: pytest.FixtureRequest) -> dict[str, Callable[..., Any]]:
     }
 
 
-def judged(function: Callable[..., Any], predictor: Any) -> str | None:
-    """Returns the extension's reason to refuse a function that is called as the webuis call it, or None."""
+def refusal_of(function: Callable[..., Any], predictor: Any) -> str | None:
+    """Returns the extension's message that refuses a function, or None if the extension accepts the function.
+
+    The arguments `eta` and `noise_sampler` are those that the webuis pass.
+    """
     parameters = inspect.signature(function).parameters
     draws = is_stochastic(function.__name__, 1.0 if "eta" in parameters else None, 0.0, "noise_sampler" in parameters)
     return flow_problem(function.__name__, function.__name__, draws, knows_flow(function, predictor))
 
 
 def called(function: Callable[..., Any], model: Any, x: torch.Tensor, draw: Callable[[], Any], callback: Any) -> Any:
+    """Calls a sampling function with ten noise levels, and returns its result. `draw` returns new noise."""
     arguments = {"callback": callback, "disable": True}
     parameters = inspect.signature(function).parameters
     if "noise_sampler" in parameters:
@@ -98,7 +103,7 @@ def called(function: Callable[..., Any], model: Any, x: torch.Tensor, draw: Call
 
 
 class Model:
-    """Passes a sampling function's calls to `denoise`, with the attributes of a webui's model."""
+    """A stand-in for a webui's model. Passes each call of a sampling function to `denoise`."""
 
     def __init__(self, predictor: Any, denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]):
         self.inner_model = SimpleNamespace(predictor=predictor)
@@ -110,10 +115,13 @@ class Model:
 
 @pytest.mark.parametrize("predictor", [PredictionFlux(), PredictionDiscreteFlow()], ids=["Flux", "other"])
 def test_a_function_is_refused_if_it_leaves_the_signal_or_the_noise_at_a_wrong_level(functions, predictor) -> None:
-    """The model returns the true signal. A right function has an error of about 0.01, a wrong one of at least 0.2."""
+    """The model returns the true signal, and measures the levels of signal and noise in every x that it gets.
+
+    For a correct function, the error of these levels is about 0.01. For a wrong function, it is at least 0.2.
+    """
     shape = (1, 4, 96, 96)
     clean = randn(3, shape)
-    said: dict[str, tuple[bool, float]] = {}
+    found: dict[str, tuple[bool, float]] = {}
     for name, function in functions.items():
         drawn, worst = [0], [0.0]
 
@@ -130,17 +138,20 @@ def test_a_function_is_refused_if_it_leaves_the_signal_or_the_noise_at_a_wrong_l
 
         first = levels(9)[0]
         called(function, Model(predictor, denoise), (1 - first) * clean + first * randn(9, shape), draw, None)
-        said[name] = judged(function, predictor) is not None, worst[0]
-    assert {name: refused for name, (refused, _) in said.items()} == {n: off > 0.1 for n, (_, off) in said.items()}
-    assert all(off < 0.03 or off > 0.2 for _, off in said.values()), said
+        found[name] = refusal_of(function, predictor) is not None, worst[0]
+    assert {name: refused for name, (refused, _) in found.items()} == {n: off > 0.1 for n, (_, off) in found.items()}
+    assert all(off < 0.03 or off > 0.2 for _, off in found.values()), found
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_function_makes_its_calls_as_the_reference_does(functions, name: str) -> None:
-    """The stage uses the step detector for the function's name. Every x that the model gets equals the reference's."""
+def test_the_model_gets_the_same_x_as_from_the_reference_sampler(functions, name: str) -> None:
+    """The webui's function and the reference sampler of the same name run the same stage with the same step detector.
+
+    If the detector expected the steps at other model calls than the webui's function, x would be different.
+    """
     predictor = PredictionFlux()
     function = functions.get(name)
-    if function is None or judged(function, predictor) is not None:
+    if function is None or refusal_of(function, predictor) is not None:
         pytest.skip("this webui has no such function for flow models")
     detector = make_detector(flow_form(name), levels(9), None, 1.0)
     x = torch.full(SHAPE, torch.nan, dtype=torch.float64)
@@ -152,7 +163,7 @@ def test_a_function_makes_its_calls_as_the_reference_does(functions, name: str) 
     def after_step(d: dict[str, Any]) -> None:
         run.after_step(d["i"], d["x"], d["denoised"])
 
-    made = called(function, Model(predictor, steps.again), x, steps.draw, after_step)
+    result = called(function, Model(predictor, steps.again), x, steps.draw, after_step)
     run.end()
     expected = drive(name, levels(9), 1.0, make_detector(flow_form(name), levels(9), None, 1.0))
-    assert relative_error([*steps.seen, made], expected) < 1e-9
+    assert relative_error([*steps.seen, result], expected) < 1e-9

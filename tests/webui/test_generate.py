@@ -1,4 +1,4 @@
-"""Tests generation in a real webui, over its API."""
+"""Tests images that a real webui generates through its API."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ Automatic|Uniform|Karras|Exponential|Polyexponential|SGM Uniform|KL Optimal|Alig
 
 
 NEUTRAL = ({"override_settings": {"randn_source": "CPU"}}, {"override_settings": {"batch_cond_uncond": False}})
-"""Requests that must not change the image on a CPU."""
+"""Fields of a request that must not change the image on a CPU."""
 
 
 def assert_good(result: Result, *sizes: tuple[int, int]) -> None:
-    """Checks that the images have these sizes, that none is flat, and that no error is reported."""
+    """Asserts that the images have these sizes and are not uniform, and that no infotext reports an error."""
     assert result.sizes == list(sizes)
     for image, text in zip(result.images, result.infotexts):
         assert np.asarray(image).std() > 5
@@ -44,17 +44,19 @@ def assert_good(result: Result, *sizes: tuple[int, int]) -> None:
 
 
 def difference(a: Image.Image, b: Image.Image) -> int:
+    """Returns the largest difference between two pixel values (0 to 255) of the images."""
     return int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max())
 
 
-def test_every_sampler_is_tested(webui: Webui) -> None:
+def test_every_sampler_and_scheduler_is_tested(webui: Webui) -> None:
     assert {entry["name"] for entry in webui.call("samplers")} <= set(SAMPLERS)
     assert {entry["label"] for entry in webui.call("schedulers")} <= set(SCHEDULERS)
 
 
 @pytest.mark.parametrize("scale", [2, 3])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_sampler(webui: Webui, sampler: str, scale: int) -> None:
+def test_a_sampler_gives_an_image(webui: Webui, sampler: str, scale: int) -> None:
+    """At 2x, a second request gives the same image."""
     request = {"sampler_name": sampler}
     first = webui.generate({**ON, "scale": scale}, **request)
     assert_good(first, (128 * scale, 128 * scale))
@@ -63,20 +65,20 @@ def test_sampler(webui: Webui, sampler: str, scale: int) -> None:
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_scheduler(webui: Webui, scheduler: str) -> None:
+def test_a_scheduler_gives_an_image(webui: Webui, scheduler: str) -> None:
     request = {"sampler_name": "DPM++ 2M", "scheduler": scheduler}
     assert_good(webui.generate({**ON, "scale": 2}, **request), (256, 256))
 
 
 @pytest.mark.parametrize("size", [(256, 256), (256, 384), (320, 256), (264, 264), (512, 384)])
 @pytest.mark.parametrize("scale", [1.5, 2, 2.5])
-def test_size(webui: Webui, size: tuple[int, int], scale: float) -> None:
+def test_the_size_is_rounded_to_multiples_of_8_pixels(webui: Webui, size: tuple[int, int], scale: float) -> None:
     width, height = size
     result = webui.generate({**ON, "scale": scale, "view_batch": 4}, width=width, height=height, steps=2)
     assert_good(result, tuple(int(n * scale / 8 + 0.5) * 8 for n in size))
 
 
-def test_target_size_of_another_shape(webui: Webui) -> None:
+def test_a_final_size_with_another_aspect_ratio(webui: Webui) -> None:
     assert_good(webui.generate({**ON, "width": 384, "height": 160}, steps=2), (384, 160))
 
 
@@ -225,7 +227,7 @@ def test_infotext_reproduces_the_image(webui: Webui) -> None:
         "tile_stride": 8,
         "cosine_scale_1": 2.5,
         "jitter": False,
-        # view_batch depends on the machine and is not read back; the size of the batches changes the last bits
+        # an infotext does not restore view_batch, and another batch size would change the last bits of the image
         "view_batch": 0,
     }
     first = webui.generate({**ON, **settings, "denoising_strength": 0.5})

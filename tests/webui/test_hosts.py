@@ -1,7 +1,7 @@
 """Tests the behaviour that all kinds of webui share: `--webui DIR --checkpoints DIR`.
 
-The images are small and take few steps. test_generate.py and other files test AUTOMATIC1111's webui more thoroughly,
-with tiny checkpoints that no other webui can load.
+The images are small and have few steps. test_generate.py and other files test AUTOMATIC1111's webui more thoroughly.
+They use tiny checkpoints, which no other webui can load.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ pytestmark = [pytest.mark.webui, pytest.mark.slow]
 
 ON: dict[str, Any] = {"enabled": True, "scale": 2, "view_batch": 16}
 LEAN: dict[str, Any] = {**ON, "overlap": 0, "jitter": False}
-"""Fields that lead to the fewest views, for tests that do not test the views.
+"""Fields with which a stage has as few views as possible.
 
-They save time, because some webuis have a hundred samplers and schedulers.
+They make the tests of samplers and schedulers faster. Some webuis have a hundred samplers and schedulers.
 """
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 3, "sampler_name": "Euler"}
 TWICE = (128, 128)
+"""The size of SMALL at 2x."""
 
 
 @pytest.fixture(autouse=True)
 def real_layout(request: pytest.FixtureRequest) -> None:
+    """Skips the test if the webui would get the tiny checkpoints."""
     if not request.config.getoption("--checkpoints") and not request.config.getoption("--webui-url"):
         pytest.skip("needs a checkpoint with the layout of a real model: pass --checkpoints DIR or --webui-url URL")
 
@@ -47,20 +49,22 @@ def upload() -> Image.Image:
 
 
 def small(webui: Webui, demofusion: Any = ON, **request: Any) -> Result:
+    """Generates a small image: with DemoFusion by default, or without it if `demofusion` is None."""
     return webui.generate(demofusion, **{**SMALL, **request})
 
 
 BY_NAME = (OTHER_SIZE, NOT_ITS_X, CALLS_DO_NOT_FIT, "does not work with the sampler")
-"""Errors with which the extension refuses a sampler."""
+"""Parts of the messages with which the extension refuses a sampler."""
 
 Run = Callable[[str, Any], Result]
-"""Makes an image with the sampler, scheduler or upscaler of that name, with DemoFusion's settings or without."""
+"""Generates an image. The arguments are the name of a sampler or scheduler, and DemoFusion's fields or None."""
 
 
-def fails(names: list[str], run: Run) -> dict[str, str]:
-    """Makes an image with each name and returns the errors by name.
+def failures(names: list[str], run: Run) -> dict[str, str]:
+    """Calls `run` with each name, and returns the errors by name.
 
-    It only warns about names that also fail without DemoFusion, and about samplers that the extension refuses.
+    Names that also fail without DemoFusion and samplers that the extension refuses are not returned. For these, the
+    function only shows a warning.
     """
     problems = {name: problem(partial(run, name, LEAN), TWICE) for name in names}
     found = {name: text for name, text in problems.items() if text}
@@ -72,7 +76,7 @@ def fails(names: list[str], run: Run) -> dict[str, str]:
 
 
 def problem(run: Callable[[], Result], size: tuple[int, int]) -> str | None:
-    """Returns the error of a run that should make one image of this size, or None."""
+    """Calls `run`, which should return one image of this size. Returns the error, or None if there is none."""
     try:
         result = run()
     except Exception as error:
@@ -81,8 +85,8 @@ def problem(run: Callable[[], Result], size: tuple[int, int]) -> str | None:
     error = re.findall('DemoFusion error: (?:"[^"]*"|[^,]*)', result.infotexts[0])
     if error or result.sizes != [size]:
         return f"{result.sizes} {error}"
-    # a latent of NaN is decoded to an image of one color, and Forge Neo only prints a warning
-    return "a picture of one colour" if np.asarray(result.images[0]).std() < 1 else None
+    # the image of a latent of NaN has one color, and Forge Neo only prints a warning about it
+    return "the image has only one color" if np.asarray(result.images[0]).std() < 1 else None
 
 
 def test_images_are_reproducible_and_unchanged_when_disabled(webui: Webui) -> None:
@@ -97,7 +101,7 @@ def test_images_are_reproducible_and_unchanged_when_disabled(webui: Webui) -> No
 def test_every_sampler(webui: Webui) -> None:
     names = [entry["name"] for entry in webui.call("samplers")]
     assert len(names) > 10
-    assert fails(names, lambda name, on: small(webui, on, sampler_name=name)) == {}
+    assert failures(names, lambda name, on: small(webui, on, sampler_name=name)) == {}
 
 
 CFG_SCALES = (1, 1.5, 7)
@@ -106,8 +110,8 @@ CFG_SCALES = (1, 1.5, 7)
 @pytest.mark.parametrize("cfg_scale", CFG_SCALES)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_at_every_cfg_scale(webui: Webui, preset: str, cfg_scale: float) -> None:
-    """Forge and Forge Neo compute no uncond at a CFG scale of 1. In an earlier version every stage failed there."""
-    # with few steps or a low CFG scale, Turbo replaces Balanced and Fast
+    """At a CFG scale of 1, Forge and Forge Neo evaluate no negative prompt. The stages must work without it."""
+    # a low CFG scale is usual for few-step models
     steps = 12 if cfg_scale > 2 else 4
     on = {"enabled": True, "scale": 2, "view_batch": 16, "preset": preset}
     result = small(webui, on, cfg_scale=cfg_scale, steps=steps)
@@ -117,21 +121,22 @@ def test_every_preset_at_every_cfg_scale(webui: Webui, preset: str, cfg_scale: f
 ACTS = 0.25
 """The minimum effect of a setting on the image, as a fraction of its effect with Euler.
 
-With random weights, the measured fractions in AUTOMATIC1111's webui are 0.3 to 1.1 for the skip residual and 0.6 to 1.2
-for extra noise. With UniPC of Forge Neo they were 0.1 and 0.05 before a bug was fixed: the stages could not change its
-x.
+In AUTOMATIC1111's webui with random weights, the measured fractions are 0.3 to 1.1 for the skip residual and 0.6 to 1.2
+for extra noise. With UniPC in Forge Neo, they were 0.1 and 0.05 as long as a bug kept the stages from changing the x of
+this sampler.
 """
 
 
 FEWEST_VIEWS = {**LEAN, "cosine_scale_1": 10, "cosine_scale_2": 0, "skip_views": "0.5,0"}
-"""Fields that use only the dilated views, so a stage of twice the size needs 4 evaluations per step instead of 8.
+"""Fields with which a stage at 2x evaluates only its 4 dilated views per step, and not its 4 tiles.
 
-The skip residual has almost no weight, because it replaces extra noise at high noise levels. In three steps from the
-first level, UniPC lost most of it at timestep 749, and Euler has no such step.
+The skip residual has almost no weight, because at high noise levels it would replace most of the extra noise. How much
+it replaces depends on the levels of a sampler's steps. UniPC has a step at timestep 749, where most of the extra noise
+was replaced, and Euler has no step there. The fractions would then not be comparable.
 """
 
 VALUES: tuple[dict[str, Any], ...] = ({"cosine_scale_1": 0}, {"extra_noise": 0.2})
-"""Settings with a strong effect. With a cosine scale of 0, the skip residual replaces x by the noised anchor."""
+"""Fields with a strong effect. With a cosine scale of 0, the skip residual replaces x by the noised anchor."""
 
 
 @pytest.mark.filterwarnings("default::UserWarning")
@@ -146,11 +151,11 @@ def test_residual_and_extra_noise_have_an_effect_in_every_sampler(webui: Webui, 
 
 
 def changed_by_values(webui: Webui, upload: Image.Image, sampler: str) -> list[float] | None:
-    """Returns the mean changes of the image by each of VALUES, or None for a refused sampler.
+    """Returns the mean change of the image by each of VALUES, or None if the sampler is refused or fails.
 
-    To save time, the upload is the base image, the stage enlarges it by 1.5, and it runs the last three of six steps.
-    From the first level, DPM adaptive needs hundreds of calls with random weights. With two calls, DPM fast makes only
-    one step, in which there is no skip residual.
+    To save time, the upload is the base image, the stage has a scale of 1.5, and only the last three of six steps run.
+    With all six steps and random weights, DPM adaptive would need hundreds of model calls. With only two model calls,
+    DPM fast would make only one step, and the first step has no skip residual.
     """
     request = {"path": "img2img", "init_images": [png(upload)], "sampler_name": sampler, "steps": 6}
     images: list[Any] = []
@@ -173,7 +178,7 @@ def changed_by_values(webui: Webui, upload: Image.Image, sampler: str) -> list[f
 def test_every_scheduler(webui: Webui) -> None:
     names = [entry["label"] for entry in webui.call("schedulers")]
     assert len(names) > 5
-    assert fails(names, lambda name, on: small(webui, on, sampler_name="DPM++ 2M", scheduler=name)) == {}
+    assert failures(names, lambda name, on: small(webui, on, sampler_name="DPM++ 2M", scheduler=name)) == {}
 
 
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M SDE", "DDIM"])
@@ -186,7 +191,7 @@ def test_images_of_a_batch_equal_single_images(webui: Webui, sampler: str) -> No
 
 
 @pytest.mark.parametrize("redraw", [False, True])
-def test_from_an_image(webui: Webui, upload: Image.Image, redraw: bool) -> None:
+def test_img2img_enlarges_the_upload_or_the_redrawn_image(webui: Webui, upload: Image.Image, redraw: bool) -> None:
     request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.6}
     result = small(webui, {**ON, "img2img_first": redraw, "return_stages": True}, **request)
     assert result.sizes == [TWICE, (64, 64)]
@@ -195,7 +200,7 @@ def test_from_an_image(webui: Webui, upload: Image.Image, redraw: bool) -> None:
 
 
 @pytest.mark.parametrize("only_masked", [False, True])
-def test_inpainting_keeps_the_rest(webui: Webui, upload: Image.Image, only_masked: bool) -> None:
+def test_inpainting_keeps_the_area_outside_the_mask(webui: Webui, upload: Image.Image, only_masked: bool) -> None:
     mask = Image.new("L", upload.size, 0)
     mask.paste(255, (24, 24, 56, 56))
     request = {"path": "img2img", "init_images": [png(upload)], "mask": png(mask), "mask_blur": 0}
@@ -218,12 +223,13 @@ def test_inpainting_keeps_the_rest(webui: Webui, upload: Image.Image, only_maske
 def hires_fix(webui: Webui) -> dict[str, Any]:
     """Returns the part of a request that turns hires fix on.
 
-    Some upscalers need a download, and the names can be translated. The function therefore chooses an upscaler that the
-    webui lists without a file. The upscaler "None" enlarges the image too.
+    Upscalers with a file would need a download, and the names of upscalers can be translated. The function therefore
+    chooses an upscaler that the webui lists without a file. If there is no other one, it chooses the upscaler "None",
+    which enlarges the image too.
     """
     known = [entry for entry in webui.call("upscalers") if not entry["model_path"]]
     upscaler = next((entry["name"] for entry in known if entry["name"] != "None"), "None")
-    # without the last field, Forge's API fails with or without DemoFusion
+    # without this field, Forge's API fails, with or without DemoFusion
     modules = {"hr_additional_modules": ["Use same choices"]}
     return {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, "denoising_strength": 0.7, **modules}
 
@@ -235,7 +241,7 @@ def test_hires_fix_makes_the_base(webui: Webui) -> None:
 
 
 def test_prompts_that_change_during_sampling_and_prompts_joined_by_and(webui: Webui) -> None:
-    """A prompt that changes during sampling, its second half alone, and two joined prompts give different images."""
+    """Three prompts give different images: one changes during sampling, one is constant, and one joins two prompts."""
     made = [small(webui, prompt=prompt) for prompt in ("a [red:green:0.5] tree", "a red tree", "a red tree AND a boat")]
     for result in made:
         assert_good(result, TWICE)

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.webui, pytest.mark.slow]
 LAST_BIT = 2e-5
 """The largest allowed difference of two latents, relative to the largest value.
 
-The latents are not bit-identical, because DemoFusion and the webui add the terms of the guidance in different orders.
+The latents are not exactly equal, because DemoFusion and the webui add the terms of the guidance in different orders.
 """
 
 
@@ -37,7 +37,7 @@ def upload() -> Image.Image:
 @pytest.mark.parametrize("sampler", ["Euler", "Euler a", "DPM++ 2M"])
 @pytest.mark.parametrize("cfg_scale", [1, 4])
 def test_a_stage_of_one_view_equals_the_webuis_img2img(webui: Webui, family: Any, sampler: str, cfg_scale: int) -> None:
-    """Both start from the same noise at the same level. The skip residual and the dilated path have a weight of 0."""
+    """A test extension makes the comparison (faults/scripts/demofusion_test_one_view.py)."""
     result = small(webui, None, prompt="a circle ONEVIEW", sampler_name=sampler, cfg_scale=cfg_scale)
     differs, reaches = (
         float(re.findall(f"One view {word}: ([-+.e0-9]+)", result.infotexts[0])[0])
@@ -61,7 +61,7 @@ def test_a_batch_of_views_gives_the_same_image_as_single_views(webui: Webui, fam
 
 
 def test_sizes_are_multiples_of_the_models_unit(webui: Webui, family: Any) -> None:
-    """64 times 1.625 is 104, a multiple of 8 pixels but not of 16."""
+    """At a scale of 1.625, a side has 104 pixels, which is a multiple of 8 but not of 16."""
     result = small(webui, {**ON, "scale": 1.625})
     assert_good(result, (104, 104) if family["unit"] == 8 else (112, 112))
     assert ("DemoFusion note" in result.infotexts[0]) == (family["unit"] == 16)
@@ -100,8 +100,8 @@ def test_samplers_that_are_wrong_on_flow_models_are_refused(webui: Webui, family
         assert result.sizes == [(64, 64)]
 
 
-def test_inpainting(webui: Webui, family: Any, upload: Image.Image) -> None:
-    """Inpainting is refused for families whose latents do not have the shape of the webui's masks."""
+def test_inpainting_works_or_is_refused(webui: Webui, family: Any, upload: Image.Image) -> None:
+    """Inpainting is refused for families whose latents do not have the axes of the webui's masks."""
     mask = Image.new("L", upload.size, 0)
     mask.paste(255, (24, 24, 56, 56))
     request = {"path": "img2img", "init_images": [png(upload)], "mask": png(mask), "denoising_strength": 0.7}
@@ -114,7 +114,9 @@ def test_inpainting(webui: Webui, family: Any, upload: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("redraw", [False, True])
-def test_from_an_image(webui: Webui, family: Any, upload: Image.Image, redraw: bool) -> None:
+def test_img2img_enlarges_the_upload_or_the_redrawn_image(
+    webui: Webui, family: Any, upload: Image.Image, redraw: bool
+) -> None:
     request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.6}
     # in Forge Neo, the first image after a job with a mask differs from all later ones, with or without DemoFusion
     small(webui, None, **request)
@@ -125,19 +127,19 @@ def test_from_an_image(webui: Webui, family: Any, upload: Image.Image, redraw: b
 
 
 REFERENCES = {"klein": {NO_REFERENCE: False}, "anima": {"anima_do_reference": True}}
-"""Options with which the upload of img2img becomes a reference image, by the name of the checkpoint."""
+"""The settings with which the webui uses the upload of img2img as a reference image, by the name of the checkpoint."""
 
 
 @pytest.mark.parametrize("family", REFERENCES, indirect=True)
 def test_reference_images_are_refused(webui: Webui, family: Any, upload: Image.Image) -> None:
-    """A job without references after it gives the same image as before it."""
+    """The next job without a reference image gives the same image as before."""
     plain = small(webui)
     kind = next(kind for kind, name in FAMILIES.items() if name == family["name"])
     request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.6}
     with options(webui, **REFERENCES[kind]):
         result = small(webui, **request)
     if kind == "anima":
-        # Forge Neo passes the last upload to Anima until it encodes another one, with or without DemoFusion
+        # with or without DemoFusion, Forge Neo passes the last upload to Anima until it encodes another upload
         small(webui, None, **request)
     assert f"does not work with reference images of {family['name']}" in result.infotexts[0]
     assert result.sizes == [(64, 64)]
@@ -158,8 +160,8 @@ def test_kontext_is_refused(webui: Webui, family: Any, upload: Image.Image) -> N
 
 
 @pytest.mark.parametrize("family", ["schnell"], indirect=True)
-def test_stable_diffusion_is_the_same_before_and_after_a_flow_model(webui: Webui, family: Any) -> None:
-    """The two checkpoints are loaded one after the other in the same process."""
+def test_images_are_the_same_after_another_kind_of_model_was_loaded(webui: Webui, family: Any) -> None:
+    """SDXL and a flow model are loaded in turn, each of them twice, in the same process."""
     flow = webui.call("options")["sd_model_checkpoint"]
     # the webui recognizes rectified-flow SDXL only by the name of the checkpoint
     with linked(webui, "rectified-sdxl.safetensors", "demofusion-test-plain-sdxl.safetensors") as name:
@@ -175,7 +177,7 @@ def test_stable_diffusion_is_the_same_before_and_after_a_flow_model(webui: Webui
 
 
 def test_every_checkpoint_is_recognized_before_it_is_loaded(webui: Webui) -> None:
-    """The line of the panel shows the sizes of a checkpoint that the webui will load at Generate."""
+    """The webui loads a selected checkpoint only when you press Generate, but the panel already describes it."""
     found = facts_or_skip(webui, "files")
     ours = {kind: found[f"{kind}.safetensors"] for kind in FAMILIES if f"{kind}.safetensors" in found}
     assert ours
@@ -183,10 +185,10 @@ def test_every_checkpoint_is_recognized_before_it_is_loaded(webui: Webui) -> Non
 
 
 @pytest.mark.parametrize("preset", ["Balanced", "Turbo"])
-def test_presets(webui: Webui, family: Any, preset: str) -> None:
-    """The requested preset is used. Turbo only replaces the preset of requests that name none.
+def test_a_preset_that_the_request_names_is_used(webui: Webui, family: Any, preset: str) -> None:
+    """Turbo replaces the default preset only if a request names no preset.
 
-    The base image has as many steps as the preset was made for: 12 steps for *Balanced*, and 4 for *Turbo*.
+    The numbers of steps are usual for these presets: 12 for *Balanced* and 4 for *Turbo*.
     """
     result = small(webui, {"enabled": True, "scale": 2, "preset": preset}, steps=12 if preset == "Balanced" else 4)
     assert_good(result, TWICE)

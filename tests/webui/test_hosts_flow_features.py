@@ -1,7 +1,8 @@
 """Tests features of the webui on flow models with random weights. See test_hosts_flow.py for the command.
 
-Most of these tests also run on Stable Diffusion (test_hosts.py). Here they run on a transformer with plain latents, one
-with latents of five axes, and one with packed latents.
+Most of these tests also run on Stable Diffusion (test_hosts.py). Here they run on three transformers. Flux.1 schnell
+has latents with four axes. Qwen-Image has latents with five axes. Ernie-Image has packed latents, whose cells have
+16x16 pixels.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ __all__ = [
 ]
 
 KINDS = ("schnell", "qwen", "ernie")
-"""The smallest checkpoint of each form of latents."""
+"""The smallest checkpoint for each of the three forms of latents."""
 NETWORKS = ("model.diffusion_model.", "net.")
-"""The prefixes of a transformer's weights in its checkpoint."""
+"""The possible prefixes of a transformer's weights in a checkpoint."""
 LORA = "demofusion-test-flow-lora"
 
 pytestmark = [
@@ -66,9 +67,9 @@ def write_lora(checkpoint: Path, file: Path) -> None:
 
 
 def test_a_lora_has_an_effect_in_the_stage(webui: Webui, family: Any) -> None:
-    """At weight 0 the LoRA does not change the image.
+    """The LoRA changes the image at weight 1 and not at weight 0.
 
-    The base image is the upload, so a LoRA changes only the stage.
+    The base image is the upload, so the LoRA can change only the stage.
     """
     upload = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
     request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.6}

@@ -1,6 +1,6 @@
-"""Tests jobs that users run on flow models, with random weights. See test_hosts_flow.py for the command.
+"""Tests typical jobs of users on flow models with random weights. See test_hosts_flow.py for the command.
 
-These models differ in their text encoders and in the axes of their latents.
+The tests run on five models, which differ in their text encoders and in the axes of their latents.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from webui.test_generate import assert_good
 __all__ = ["family", "webui"]
 
 LATENT = 3
-"""The resize mode that enlarges the latent instead of the upload."""
+"""The number of the resize mode *Just resize (latent upscale)*."""
 KINDS = ("chroma", "qwen", "ernie", "zimage", "anima")
 
 pytestmark = [
@@ -31,7 +31,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def large() -> Image.Image:
-    """Returns an upload of 300 x 500 pixels, which fits no multiple of the models."""
+    """Returns an upload of 300 x 500 pixels. Its sides are no multiples of 8 pixels."""
     drawn = np.random.default_rng(3).integers(0, 255, (25, 15, 3), dtype=np.uint8)
     return Image.fromarray(drawn).resize((300, 500), Image.Resampling.BICUBIC)
 
@@ -39,9 +39,9 @@ def large() -> Image.Image:
 @pytest.mark.parametrize("mode", range(4), ids=["just resize", "crop", "fill", "latent"])
 @pytest.mark.parametrize("redraw", [False, True])
 def test_a_large_upload(webui: Webui, family: Any, large: Image.Image, mode: int, redraw: bool) -> None:
-    """The base image is the upload in the size of the request, or the webui's own img2img of it."""
+    """The base image is the resized upload, or the result of the webui's own img2img if `redraw` is True."""
     if mode == LATENT and family["name"] == FAMILIES["ernie"]:
-        pytest.skip("Forge Neo itself fails to encode an upload of this size for this model")
+        pytest.skip("Forge Neo itself cannot encode an upload of this size for this model")
     request = {"path": "img2img", "init_images": [png(large)], "denoising_strength": 0.6, "resize_mode": mode}
     result = small(webui, {**ON, "img2img_first": redraw, "return_stages": True}, height=128, **request)
     assert_good(result, (128, 256), (64, 128))
@@ -49,7 +49,7 @@ def test_a_large_upload(webui: Webui, family: Any, large: Image.Image, mode: int
 
 
 def test_two_uploads_in_a_batch(webui: Webui, family: Any, large: Image.Image) -> None:
-    """Each image is the one of its upload alone."""
+    """The first image equals the image of the first upload alone. The image of the second upload is different."""
     uploads = [png(large), png(large.rotate(180))]
     request = {"path": "img2img", "denoising_strength": 0.6}
     both = small(webui, init_images=uploads, batch_size=2, **request)
@@ -59,7 +59,7 @@ def test_two_uploads_in_a_batch(webui: Webui, family: Any, large: Image.Image) -
     assert np.abs(pixels(both.images[0]) - pixels(both.images[1])).mean() > 5
 
 
-def test_an_interrupt_in_the_last_stage_returns_the_stage_before(webui: Webui, family: Any) -> None:
+def test_an_interrupt_in_the_last_stage_returns_the_previous_stage(webui: Webui, family: Any) -> None:
     on = {**ON, "scale": 3, "stages": "1,2,3", "view_batch": 1}
     stopped = interrupted(webui, lambda: small(webui, on, steps=4), at="2/2")
     assert "DemoFusion stopped" in stopped.infotexts[0]
@@ -96,7 +96,7 @@ def test_every_stage_of_two_batches_of_two_is_saved(webui: Webui, family: Any, t
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("fill", range(4), ids=["fill", "original", "latent noise", "latent nothing"])
 def test_a_mask_on_a_large_upload(webui: Webui, family: Any, large: Image.Image, fill: int, whole: bool) -> None:
-    """With "only masked", the whole upload is enlarged."""
+    """With *Only masked*, the size of the result is twice the size of the upload, not of the request."""
     if family["other_axes"]:
         pytest.skip("inpainting is refused with this model")
     mask = Image.new("L", large.size, 0)
@@ -107,7 +107,7 @@ def test_a_mask_on_a_large_upload(webui: Webui, family: Any, large: Image.Image,
     assert_good(result, (128, 256) if whole else (600, 1000))
 
 
-STRANGE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+EXTREMES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lowest strength": ({"denoising_strength": 0.05}, {}),
     "one hires step": ({"hires_steps": 1}, {}),
     "many hires steps": ({"hires_steps": 20}, {}),
@@ -121,12 +121,12 @@ STRANGE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "variation seed": ({}, {"subseed": 5, "subseed_strength": 0.5, "seed_resize_from_w": 128}),
     "panorama": ({"scale": 1.5}, {"width": 512}),
 }
-"""Settings and requests at the ends of their ranges."""
+"""Fields of DemoFusion and of the request, with values at the ends of their ranges."""
 
 
-@pytest.mark.parametrize("name", STRANGE)
+@pytest.mark.parametrize("name", EXTREMES)
 def test_values_at_the_ends_of_their_ranges(webui: Webui, family: Any, name: str) -> None:
-    on, request = STRANGE[name]
+    on, request = EXTREMES[name]
     made = {**ON, **on}
     result = small(webui, made, **request)
     assert_good(result, (int(request.get("width", 64) * made["scale"]), int(64 * made["scale"])))
@@ -142,7 +142,7 @@ def test_every_sampler_makes_an_image_or_is_refused(webui: Webui, family: Any) -
 
 
 def test_every_scheduler_makes_an_image(webui: Webui, family: Any) -> None:
-    """With Uniform, the images of flow models in Forge Neo are black, with and without DemoFusion."""
+    """With the scheduler Uniform, the images of flow models in Forge Neo are black, with and without DemoFusion."""
     for name in [entry["label"] for entry in webui.call("schedulers")]:
         plain, result = small(webui, None, scheduler=name, steps=4), small(webui, scheduler=name, steps=4)
         if pixels(plain.images[0]).std() == 0:

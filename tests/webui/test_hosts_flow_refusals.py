@@ -1,6 +1,6 @@
-"""Tests that features which cannot work with flow models are refused by name. See test_hosts_flow.py for the command.
+"""Tests that the extension refuses features that cannot work with flow models. See test_hosts_flow.py for the command.
 
-A refused job returns the webui's own image, and the next job is not affected.
+A refused job returns the webui's own image. The message names the feature. The next job is not affected.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def assert_refused(result: Result, reason: str) -> None:
 @pytest.mark.parametrize("family", ["schnell", "qwen", "ernie"], indirect=True)
 @pytest.mark.parametrize("word", ["CACHEWRAPPER", "CACHEFORWARD"])
 def test_step_caches_are_refused(webui: Webui, family: Any, word: str) -> None:
-    """One cache wraps the model, and the other replaces its forward. The plain image is made with the cache."""
+    """One cache wraps the model, and the other replaces its forward. A refused job returns the image with the cache."""
     plain = small(webui)
     cached = small(webui, None, prompt=f"a red circle {word}")
     result = small(webui, prompt=f"a red circle {word}")
@@ -53,7 +53,7 @@ def test_step_caches_are_refused(webui: Webui, family: Any, word: str) -> None:
 @pytest.mark.parametrize("family", ["anima"], indirect=True)
 @pytest.mark.parametrize("path", ["txt2img", "img2img"])
 def test_a_cache_that_is_recognized_by_its_infotext_is_refused(webui: Webui, family: Any, path: str) -> None:
-    """The cache starts before each sampling. If the base image is an upload, the stage is the first sampling."""
+    """The cache writes its infotext before each sampling. In img2img, the stage is the first sampling."""
     result = small(webui, prompt="a tree MARKER", **(IMG2IMG if path == "img2img" else {}))
     assert "Anima TeaCache: it computes a step from earlier steps" in result.infotexts[0]
     assert result.sizes == [(64, 64)]
@@ -82,11 +82,11 @@ def test_sigma_churn_is_refused(webui: Webui, family: Any) -> None:
 
 
 REFERENCES = ("image stitch", "imagestitch integrated", "多图参考")
-"""Titles of Forge Neo's script for reference images, in different versions."""
+"""Titles of the script for reference images in different versions of Forge Neo."""
 
 
 def with_references(webui: Webui) -> dict[str, Any]:
-    """Returns the script with one reference image, as part of a request."""
+    """Returns the part of a request that runs the script with one reference image."""
     name = next((name for name in webui.call("scripts")["txt2img"] if name.lower() in REFERENCES), None)
     if name is None:
         pytest.skip("this webui has no reference images in txt2img")
@@ -108,7 +108,7 @@ def test_references_in_txt2img_are_refused(webui: Webui, family: Any) -> None:
 @pytest.mark.parametrize("family", ["qwen"], indirect=True)
 @pytest.mark.parametrize("path", ["txt2img", "img2img"])
 def test_qwen_image_edit_is_refused(webui: Webui, family: Any, path: str) -> None:
-    """The webui recognizes it only by its name. Without a reference image it works like Qwen-Image."""
+    """The webui recognizes Qwen-Image-Edit only by its file name. Without reference images, it is not refused."""
     flow, plain = webui.call("options")["sd_model_checkpoint"], small(webui)
     request = IMG2IMG if path == "img2img" else {"more_scripts": with_references(webui)}
     with linked(webui, "qwen.safetensors", "demofusion-test-qwen-edit.safetensors") as name:
@@ -126,11 +126,11 @@ def test_qwen_image_edit_is_refused(webui: Webui, family: Any, path: str) -> Non
 CONTROL = "demofusion-test-lllite"
 LAYER = "lllite_dit_blocks_0_self_attn_q_proj"
 WIDTH, INNER = 2048, 64
-"""The width of Anima, and that of the control model."""
+"""The width of Anima, and the width of the control model."""
 
 
 def write_control(file: Path) -> None:
-    """Writes a ControlLLLite for Anima: the layers that read the hint, and one that changes a layer of the model."""
+    """Writes a ControlLLLite for Anima: layers that read the hint, and a layer that changes one layer of Anima."""
     shapes = {
         "lllite_conditioning1.conv1": (32, 3, 4, 4),
         "lllite_conditioning1.conv2": (32, 32, 3, 3),
@@ -167,7 +167,7 @@ def control_model(webui: Webui) -> Iterator[str]:
 
 @pytest.mark.parametrize("family", ["anima"], indirect=True)
 def test_a_control_model_of_a_transformer_is_refused(webui: Webui, family: Any) -> None:
-    """The webui loads it, and its hint has an effect on the plain image."""
+    """The webui loads the control model, and the hint changes the image without DemoFusion."""
     plain, made = small(webui, None), small(webui)
     with control_model(webui) as name:
         unit = {"enabled": True, "module": "None", "model": name, "weight": 1.0, "save_detected_map": False}

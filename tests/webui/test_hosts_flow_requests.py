@@ -1,6 +1,7 @@
 """Tests unusual requests on flow models with random weights. See test_hosts_flow.py for the command.
 
-They run on a transformer with plain latents, one with latents of five axes, and one with packed latents.
+The tests run on three transformers. Flux.1 schnell has latents with four axes. Qwen-Image has latents with five axes.
+Ernie-Image has packed latents, whose cells have 16x16 pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from webui.test_hosts import PREVIEWS, hires_fix
 __all__ = ["family", "webui"]
 
 KINDS = ("schnell", "qwen", "ernie")
-"""The smallest checkpoint of each form of latents."""
+"""The smallest checkpoint for each of the three forms of latents."""
 
 pytestmark = [
     pytest.mark.webui,
@@ -30,7 +31,7 @@ pytestmark = [
 
 
 def test_three_stages_of_a_portrait(webui: Webui, family: Any) -> None:
-    """64 x 128 pixels times 1.3 and 1.7 are no multiples of 16 pixels. The views overlap and jitter."""
+    """With 64x128 pixels, the sizes at 1.3x and 1.7x are no multiples of 16 pixels. The tiles overlap and jitter."""
     fields = {"enabled": True, "scale": 1.7, "stages": "1,1.3,1.5,1.7", "view_batch": 16, "return_stages": True}
     result = small(webui, fields, height=128, cfg_scale=4)
     assert_good(result, (112, 224), (64, 128), (80, 160), (96, 192))
@@ -39,7 +40,7 @@ def test_three_stages_of_a_portrait(webui: Webui, family: Any) -> None:
 
 
 def images_of_prompts(webui: Webui, demofusion: Any, *prompts: str, **request: Any) -> list[list[Image.Image]]:
-    """Returns the images of a prompt matrix in one batch, and the single image of each of its prompts."""
+    """Returns the images of a prompt matrix in one batch, and the images of the same prompts one by one."""
     matrix = {"script_name": "prompt matrix", "script_args": [False, False, "positive", "comma", 0]}
     both = small(webui, demofusion, prompt="|".join(prompts), batch_size=len(prompts), **matrix, **request)
     assert "DemoFusion error" not in both.infotexts[-1]
@@ -50,9 +51,10 @@ def images_of_prompts(webui: Webui, demofusion: Any, *prompts: str, **request: A
 
 @pytest.mark.parametrize("cfg_scale", [1, 4])
 def test_a_batch_of_two_prompts_of_different_lengths(webui: Webui, family: Any, cfg_scale: int) -> None:
-    """The longer prompt takes more than one of the text encoders' chunks of 75 tokens.
+    """The longer prompt needs more than one chunk of 75 tokens.
 
-    Some engines of Forge Neo pad the shorter prompt, which changes its image with and without DemoFusion.
+    For some models, Forge Neo pads the shorter prompt in a batch, which changes its image with and without DemoFusion.
+    The test compares an image with DemoFusion only if the image without DemoFusion does not change in the batch.
     """
     prompts, request = ("a tree", "red, " * 90), {"cfg_scale": cfg_scale}
     plain, made = (
@@ -67,7 +69,7 @@ def test_a_batch_of_two_prompts_of_different_lengths(webui: Webui, family: Any, 
 
 
 def test_full_previews_of_a_stage(webui: Webui, family: Any) -> None:
-    """The webui decodes full previews with the autoencoder while the stage runs."""
+    """With the preview method *Full*, the webui decodes previews with the autoencoder while the stage runs."""
     full = {**PREVIEWS, "show_progress_type": "Full"}
     run = partial(small, webui, {**ON, "view_batch": 1}, width=128, steps=6)
     with options(webui, **full):
@@ -84,12 +86,12 @@ def test_a_plain_job_after_a_hires_pass_with_another_shift(webui: Webui, family:
     hires = {**hires_fix(webui), "hr_distilled_cfg": 9.0, "hr_cfg": 4.0}
     assert_good(small(webui, ON, cfg_scale=4, **hires), (256, 256))
     assert small(webui, None, cfg_scale=4).digests == plain.digests
-    # the size is enough: the stage starts at a noise level of the first pass, so another shift gives another image
+    # this tests only that the stage still runs after such a job
     assert small(webui, ON, cfg_scale=4).sizes == [TWICE]
 
 
 def test_memory_is_reserved_for_a_batch_of_views(webui: Webui, family: Any) -> None:
-    """A view of the stage is as large as the base image. The whole latent would need 4 times the memory."""
+    """A view of the stage is as large as the base image, and the whole latent of the stage is 4 times as large."""
     assert facts_or_skip(webui, "memory") is not None
     small(webui, {**ON, "view_batch": 1}, cfg_scale=4)
     alone = facts_or_skip(webui, "memory")
@@ -102,7 +104,10 @@ def test_memory_is_reserved_for_a_batch_of_views(webui: Webui, family: Any) -> N
 
 
 def test_the_webui_decodes_in_tiles(webui: Webui, family: Any) -> None:
-    """The webui's tiles have 64 cells. A cell of packed latents has 16 pixels."""
+    """The webui decodes in tiles of 64x64 cells, and the latent must be larger than one tile.
+
+    Packed latents need a larger scale, because their cells have 16x16 pixels.
+    """
     scale = 6 if family["name"] == FAMILIES["ernie"] else 3
     on, request = {**ON, "scale": scale, "stages": "fewest"}, {"width": 192, "height": 192, "steps": 1}
     whole = small(webui, on, **request)

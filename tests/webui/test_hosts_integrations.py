@@ -1,4 +1,4 @@
-"""Tests that features built into webuis of Forge's family work during the stages or are refused by name.
+"""Tests features that are built into webuis of Forge's family. They work in the stages, or the extension refuses them.
 
 See test_hosts.py for the command.
 """
@@ -18,21 +18,22 @@ __all__ = ["real_layout", "upload"]
 
 pytestmark = [pytest.mark.webui, pytest.mark.slow]
 
-BESIDE: dict[str, list[Any]] = {
+COMPATIBLE: dict[str, list[Any]] = {
     "FreeU Integrated": [True],
     "Kohya HRFix Integrated": [True, 1, 2.0, 0.0, 1.0],
     "HyperTile Integrated": [True, 32],
 }
-"""Built-in scripts that work together with DemoFusion, by the start of their names, with arguments that enable them."""
+"""Scripts that work together with DemoFusion, by the start of their titles, with arguments that enable them."""
 
-ACTS_ON_WIDE_MODELS = "FreeU Integrated"
-"""FreeU's patches only affect inner blocks of a real UNet's width, so they may have no effect here."""
+NEEDS_A_WIDE_MODEL = "FreeU Integrated"
+"""FreeU changes only blocks that are as wide as in a real UNet, so it may have no effect on these small models."""
 
 REFUSED: dict[str, list[Any]] = {
     "MultiDiffusion Integrated": [True],
     "SelfAttentionGuidance Integrated": [True],
     "StyleAlign Integrated": [True],
 }
+"""Scripts that DemoFusion refuses, by the start of their titles, with arguments that enable them."""
 
 GUIDANCE: dict[str, list[Any]] = {
     "DynamicThresholding (CFG-Fix) Integrated": [True],
@@ -44,28 +45,35 @@ GUIDANCE: dict[str, list[Any]] = {
     "RescaleCFG": [0.7],
     "MaHiRo": [True],
 }
-"""Other ways to combine cond and uncond, by the beginning of their titles, and the arguments that enable them."""
+"""Scripts that change the guidance, by the start of their titles, with arguments that enable them."""
 
-FLOW = {"Advanced Model Sampling for reForge": {"args": [True, "SD3"]}}
+FLOW: dict[str, list[Any]] = {"Advanced Model Sampling for reForge": [True, "SD3"]}
+"""The script with which reForge samples any model as a flow model."""
 
 
 def built_in(webui: Webui, titles: dict[str, list[Any]], tab: str = "txt2img") -> dict[str, Any]:
-    """Returns those of `titles` that this webui has in a tab, as part of a request."""
+    """Returns, by title, the part of a request that enables each script that this webui has in the tab.
+
+    Skips the test if the webui has none of the scripts.
+    """
     known = webui.call("scripts")[tab]
     full = {title: next((name for name in known if name.startswith(title.lower())), None) for title in titles}
-    return {title: {name: {"args": titles[title]}} for title, name in full.items() if name}
+    found = {title: {name: {"args": titles[title]}} for title, name in full.items() if name}
+    if not found:
+        pytest.skip(f"this webui has none of these scripts in {tab}: {', '.join(titles)}")
+    return found
 
 
-def test_built_in_features_that_have_an_effect_in_the_views(webui: Webui) -> None:
-    plain = small(webui)
-    for title, script in built_in(webui, BESIDE).items():
+def test_compatible_scripts_have_an_effect_in_the_stages(webui: Webui) -> None:
+    scripts, plain = built_in(webui, COMPATIBLE), small(webui)
+    for title, script in scripts.items():
         result = small(webui, more_scripts=script)
         assert_good(result, TWICE)
-        assert result.digests != plain.digests or title == ACTS_ON_WIDE_MODELS, title
+        assert result.digests != plain.digests or title == NEEDS_A_WIDE_MODEL, title
 
 
-def test_built_in_features_that_are_refused_by_name(webui: Webui) -> None:
-    """The images are larger than in other tests, because some scripts fail in small images even without DemoFusion."""
+def test_other_scripts_are_refused_by_name(webui: Webui) -> None:
+    """The images are larger than in other tests, because some of these scripts fail with small images by themselves."""
     for title, script in built_in(webui, REFUSED).items():
         result = small(webui, more_scripts=script, width=128, height=128)
         assert f"does not work with {title}" in result.infotexts[0]
@@ -82,7 +90,7 @@ def test_multidiffusion_is_refused_in_img2img(webui: Webui, upload: Image.Image)
 
 
 def test_pid_is_refused(webui: Webui) -> None:
-    """Forge Neo offers PiD if a checkpoint has its name. Here this checkpoint is empty, so the test checks no image."""
+    """Forge Neo offers PiD only if a checkpoint has this name. Here, this checkpoint contains no weights."""
     for script in built_in(webui, {"PiD Integrated": [True]}).values():
         result = small(webui, more_scripts=script)
         assert "does not work with PiD Integrated" in result.infotexts[0]
@@ -90,19 +98,19 @@ def test_pid_is_refused(webui: Webui) -> None:
         assert_good(small(webui), TWICE)
 
 
-UNKNOWN_ENGINES = {"StableDiffusionXLRefiner", "Wan", "PiD"}
+REFUSED_ENGINES = {"StableDiffusionXLRefiner", "Wan", "PiD"}
 
 
-def test_every_engine_is_known_or_refused(webui: Webui) -> None:
-    """Tests every engine class of this webui. A new engine needs an entry in the table of families."""
+def test_every_engine_is_supported_or_refused(webui: Webui) -> None:
+    """If this fails for a new engine class of the webui, add the class to the table in host/backends/families.py."""
     engines: dict[str, bool] = facts_or_skip(webui, "engines")
-    assert {name for name, known in engines.items() if not known} == UNKNOWN_ENGINES & set(engines)
+    assert {name for name, supported in engines.items() if not supported} == REFUSED_ENGINES & set(engines)
     assert len(engines) > 5
 
 
-def test_other_kinds_of_guidance_have_an_effect_in_the_stages(webui: Webui) -> None:
-    plain = small(webui)
-    for title, script in built_in(webui, GUIDANCE).items():
+def test_scripts_that_change_the_guidance_have_an_effect_in_the_stages(webui: Webui) -> None:
+    scripts, plain = built_in(webui, GUIDANCE), small(webui)
+    for title, script in scripts.items():
         result = small(webui, more_scripts=script)
         assert_good(result, TWICE)
         assert result.digests != plain.digests, title
@@ -124,10 +132,9 @@ def test_soft_inpainting_keeps_the_area_outside_the_mask(webui: Webui, upload: I
 
 
 def test_sampling_by_flow_is_refused_by_name(webui: Webui) -> None:
-    """This test must be the last in the file, because the webui keeps this mode until a checkpoint is loaded again."""
-    if not built_in(webui, {title: script["args"] for title, script in FLOW.items()}):
-        pytest.skip("this webui has no such script")
-    result = small(webui, more_scripts=FLOW)
+    """This test must be the last in the file, because the webui keeps this mode until it loads a checkpoint again."""
+    (script,) = built_in(webui, FLOW).values()
+    result = small(webui, more_scripts=script)
     # the message names this setting or its effect on the model, whichever is detected first
     assert "does not work with" in result.infotexts[0]
     assert "flow" in result.infotexts[0]

@@ -1,7 +1,7 @@
 """Tests that LoRAs and control models have an effect in the stages, in webuis of Forge's family.
 
-See test_hosts.py for the command. Both networks consist of weights of the loaded checkpoint and random weights. The
-base image is the upload, so a network changes only the stage.
+See test_hosts.py for the command. The LoRA and the control model consist of random weights and of weights of the loaded
+checkpoint. The base image is the upload, so they can change only the stage.
 """
 
 from __future__ import annotations
@@ -33,21 +33,23 @@ pytestmark = [pytest.mark.webui, pytest.mark.slow]
 LORA, CONTROL = "demofusion-test-lora", "demofusion-test-control"
 UNET = "model.diffusion_model."
 LAYER = "middle_block.1.transformer_blocks.0.attn2.to_out.0.weight"
-"""A layer that every layout has, with the name that LoRAs use."""
+"""The name of a layer that every UNet has."""
 LAYER_OF_LORAS = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
+"""The name of the same layer in a LoRA."""
 HINT_WIDTHS = (3, 16, 16, 32, 32, 96, 96, 256)
-"""The widths of the layers of ControlNet's stem, without the last one, which is as wide as the UNet.
+"""The widths of ControlNet's first layers, which read the hint. The last of these layers is as wide as the UNet.
 
-Starting with the third layer, every second layer halves the size.
+Starting with the third layer, every second layer halves the size of the hint.
 """
 
 
 def randn(*shape: int) -> Tensor:
+    """Returns random values that depend only on the shape."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 def write_lora(unet: dict[str, Tensor], file: Path) -> None:
-    """Writes a LoRA for one layer. Its change is as large as the layer's weights."""
+    """Writes a LoRA for LAYER. At weight 1, its change is about as large as the weights of the layer."""
     rank, (rows, columns) = 4, unet[LAYER].shape
     down, up = randn(rank, columns) / columns**0.5, randn(rows, rank)
     state = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(float(rank))}
@@ -55,9 +57,10 @@ def write_lora(unet: dict[str, Tensor], file: Path) -> None:
 
 
 def write_control(unet: dict[str, Tensor], file: Path) -> None:
-    """Writes a control model with the checkpoint's layout: its encoder, and a stem of 1x1 convolutions.
+    """Writes a control model: the encoder of the checkpoint's UNet, and random layers that read the hint.
 
-    Only the output of the first layer is used, so each part of the hint affects the same place in the image.
+    These layers use only one pixel at a time, and all outputs except the first are zero. Each part of the hint
+    therefore affects only the same place in the image.
     """
     state = {key: value for key, value in unet.items() if not key.startswith(("output_blocks", "out."))}
     first = unet["input_blocks.0.0.weight"]
@@ -88,7 +91,7 @@ def _width(unet: dict[str, Tensor], block: int) -> int:
 @pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest) -> Path:
     if not request.config.getoption("--webui") or not request.config.getoption("--checkpoints"):
-        pytest.skip("another webui is started with --webui DIR and --checkpoints DIR only")
+        pytest.skip("this test starts its own webui, which needs --webui DIR and --checkpoints DIR")
     return Path(request.config.getoption("--webui"))
 
 
@@ -104,7 +107,7 @@ def webui(folder: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest
         flags += ["--controlnet-dir", str(networks / "ControlNet")]
         write_control(unet, _made(networks / "ControlNet") / f"{CONTROL}.safetensors")
     with started(folder, tmp_path_factory.mktemp("webui"), *flags, checkpoints=checkpoints) as server:
-        # Forge Neo's first image of an upload differs from all later ones by one level
+        # in Forge Neo, the first image from an upload differs from all later ones by one level
         small(server, None, path="img2img", init_images=[png(Image.new("RGB", (64, 64)))])
         yield server
 
@@ -123,13 +126,13 @@ def stage(webui: Webui, upload: Image.Image, more: Any = None, **request: Any) -
 
 
 def change(one: Result, other: Result) -> np.ndarray[Any, Any]:
-    """Returns the difference of two stages on the same base for each pixel, in 8-bit values."""
+    """Asserts that the base images are equal, and returns the difference (H, W) of the final images in 8-bit values."""
     assert one.digests[1] == other.digests[1]
     return difference(one, other)
 
 
 def difference(one: Result, other: Result) -> np.ndarray[Any, Any]:
-    """Returns the difference of the first images for each pixel, in 8-bit values."""
+    """Returns the difference (H, W) of the first images in 8-bit values, averaged over the channels."""
     pictures = [np.asarray(result.images[0].convert("RGB"), float) for result in (one, other)]
     apart: np.ndarray[Any, Any] = np.abs(pictures[0] - pictures[1]).mean(axis=2)
     return apart
@@ -148,7 +151,7 @@ def test_a_lora_has_an_effect_according_to_its_weight(webui: Webui, upload: Imag
 
 @pytest.mark.parametrize(("base", "hires"), [(True, False), (False, True), (True, True)])
 def test_the_stages_have_the_loras_of_their_prompt(webui: Webui, base: bool, hires: bool) -> None:
-    """Hires fix leaves its prompt's LoRAs active. The stages use those of the main prompt."""
+    """The LoRAs of the hires prompt are still active when the stages begin, but the stages use only the main prompt."""
     tree, lora = "a tree", f"a tree<lora:{LORA}:1>"
     webui.call("networks", under="demofusion-test")
     prompts = {"prompt": lora if base else tree, "hr_prompt": lora if hires else tree}
@@ -161,12 +164,12 @@ def test_the_stages_have_the_loras_of_their_prompt(webui: Webui, base: bool, hir
 
 
 def controlled(webui: Webui, upload: Image.Image, hint: Image.Image, weight: float = 1.0, more: Any = None) -> Result:
-    """Runs a stage with a unit of the built-in ControlNet."""
+    """Runs a stage on the uploaded image, with a unit of the built-in ControlNet."""
     return stage(webui, upload, more, more_scripts=_unit(webui, hint, weight))
 
 
 def native(webui: Webui, upload: Image.Image, hint: Image.Image) -> Result:
-    """Makes the webui's own image of the upload in its own size, with a unit of the built-in ControlNet."""
+    """Runs the webui's own img2img at the size of the upload, with a unit of the built-in ControlNet."""
     request = {"init_images": [png(upload)], "denoising_strength": 1.0, "more_scripts": _unit(webui, hint)}
     return small(webui, None, path="img2img", **request)
 
@@ -187,33 +190,34 @@ def _control(webui: Webui) -> str:
     return next(name for name in names if name.startswith(CONTROL))
 
 
-# if a hint is black, Forge Neo's ControlNet expects a drawing on it
+# not black, because Forge Neo's ControlNet replaces a black hint by the user's drawing on it
 DARK = Image.new("RGB", (64, 64), (64, 64, 64))
 
 
 LATE = {"denoising_strength": 0.5, "hires_steps": 8, "cosine_scale_2": 10}
-"""At these noise levels the dilated views have no weight. At the highest level they have all the weight."""
+"""Fields with which the stage runs only at low noise levels, where the dilated views have almost no weight."""
 DILATED = {"cosine_scale_2": 0.1}
+"""Fields with which the dilated views have almost all the weight."""
 PLACES = ((0, 1), (1, 0))
-"""Rows and columns of the spots in the hints, in quarters of the side."""
+"""Row and column of the spot in each hint: 0 is the first quarter of the side, and 1 is the last quarter."""
 
 
 def spot(row: int, column: int) -> Image.Image:
-    """Returns a hint with a white square."""
+    """Returns a hint with a white square at a place in PLACES."""
     hint = DARK.copy()
     hint.paste("white", (48 * column, 48 * row, 48 * column + 16, 48 * row + 16))
     return hint
 
 
 def blocks_of(changed: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Returns the means of 8 by 8 blocks of a square image."""
+    """Divides a square image (H, H) into 8 by 8 blocks, and returns their means (8, 8)."""
     side = len(changed) // 8
     means: np.ndarray[Any, Any] = changed.reshape(8, side, 8, side).mean(axis=(1, 3))
     return means
 
 
 def test_a_hint_has_an_effect_at_its_position_in_tiles(webui: Webui, upload: Image.Image) -> None:
-    """If a tile got the whole hint, the spot would have its effect at the same position within the tile."""
+    """If each tile got the whole hint, the spot would have an effect in every tile, at its position within the hint."""
     dark = controlled(webui, upload, DARK, more=LATE)
     for row, column in PLACES:
         blocks = blocks_of(change(dark, controlled(webui, upload, spot(row, column), more=LATE)))
@@ -223,7 +227,7 @@ def test_a_hint_has_an_effect_at_its_position_in_tiles(webui: Webui, upload: Ima
 
 
 def test_a_hint_has_the_same_effect_in_dilated_views_as_in_a_small_image(webui: Webui, upload: Image.Image) -> None:
-    """The reference is the webui's own image of the native size, because the effect depends on the checkpoint."""
+    """Compares with the webui's own img2img at the native size, because checkpoints react differently to hints."""
     own, made = [], []
     for hint in (DARK, *(spot(*place) for place in PLACES)):
         own.append(native(webui, upload, hint))

@@ -1,6 +1,6 @@
-"""Tests the page in every kind of webui.
+"""Tests the page in every kind of webui. See test_hosts.py for the command.
 
-test_hosts.py describes how to choose the webui. test_page.py goes further in AUTOMATIC1111's webui.
+test_page.py contains further tests of the page, for AUTOMATIC1111's webui only.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ __all__ = ["chromium", "page", "real_layout"]
 pytestmark = [pytest.mark.webui, pytest.mark.browser, pytest.mark.slow]
 
 QUIET = 3
-"""The page is at rest after this many seconds without a request."""
+"""If the page has sent no request for this number of seconds, the tests treat the page as at rest."""
 
 
 def wait_for_rest(page: Any) -> None:
-    """Waits until the page has sent no request for a while."""
+    """Waits until the page has sent no request for QUIET seconds. Fails the test if the page does not stop."""
     asked = [time.monotonic()]
 
     def note(request: Any) -> None:
@@ -34,14 +34,14 @@ def wait_for_rest(page: Any) -> None:
     deadline = time.monotonic() + TIMEOUT / 1000
     while time.monotonic() - asked[-1] < QUIET:
         if time.monotonic() > deadline:
-            pytest.fail(f"the page has sent {len(asked) - 1} requests in a minute and does not stop")
+            pytest.fail(f"the page has sent {len(asked) - 1} requests in {SECONDS // 1000} seconds and does not stop")
         page.wait_for_timeout(200)
     page.remove_listener("request", note)
 
 
 @pytest.mark.parametrize("name", ["txt2img", "img2img"])
 def test_the_live_line_is_updated_and_stops_updating(webui: Webui, page: Any, name: str) -> None:
-    """A line that is updated without end stays unreadable, because gradio grays out an element that is waiting."""
+    """Endless updates would make the line unreadable, because gradio grays out a component that waits for an update."""
     tab = Tab(page, name)
     tab.open_panel()
     wait_for_rest(page)
@@ -61,11 +61,11 @@ COUNT = """() => {
         if (event === "change") window.changes[id] = (window.changes[id] || 0) + 1;
     }, true);
 }"""
-"""Counts the changes that the components of gradio 4 report."""
+"""JavaScript that counts the change events of each component of gradio 4 in `window.changes`."""
 
 
 def test_a_page_at_rest_triggers_no_events(webui: Webui, page: Any) -> None:
-    """Change events that trigger each other without end would use a whole core, without a request to the server."""
+    """If two change events triggered each other endlessly, the browser would use a whole core but send no request."""
     Tab(page, "txt2img").open_panel()
     wait_for_rest(page)
     page.evaluate(COUNT)

@@ -1,4 +1,4 @@
-"""Tests settings of the webui that change the model, together with DemoFusion."""
+"""Tests DemoFusion together with settings of the webui that change the model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ pytestmark = pytest.mark.webui
 
 
 class TestSettings:
-    """Settings that change the model also apply to the stages, and have no effect on later jobs."""
+    """Tests that these settings also apply to the stages, and that they do not change the images of later jobs."""
 
     def check(self, webui: Webui, acts: bool, **settings: Any) -> None:
+        """Generates images with and without the settings. `acts` is True if the settings must change the image."""
         plain, twice = webui.generate(**SMALL), webui.generate(TWICE, **SMALL)
         with options(webui, **settings):
             first = webui.generate({**TWICE, "return_stages": True}, **SMALL)
@@ -25,8 +26,8 @@ class TestSettings:
             assert first.digests[1] == webui.generate(**SMALL).digests[0]
         assert (first.digests[0] != twice.digests[0]) == acts
         if settings.keys() <= {"sd_vae", "CLIP_stop_at_last_layers", "token_merging_ratio"}:
-            # a request may also contain these settings; after it, the webui restores only options that were set at
-            # least once, and the lines above have set these
+            # A request may also contain these settings. After such a request, the webui restores only settings that
+            # were set at least once. The lines above have set them.
             assert webui.generate(TWICE, **SMALL, override_settings=settings).digests[0] == first.digests[0]
         assert webui.generate(**SMALL).digests == plain.digests
         assert webui.generate(TWICE, **SMALL).digests == twice.digests
@@ -44,12 +45,13 @@ class TestSettings:
 
     @pytest.fixture
     def rounded_weights(self, webui: Webui) -> Iterator[None]:
-        """Makes the webui round the weights to float16 before the test, and loads the exact weights after it.
+        """Makes the webui round the weights to float16 before the test, and loads the exact weights after the test.
 
-        With or without DemoFusion, the webui rounds the weights when fp8 is switched off (modules/sd_models.py,
-        load_model_weights). From then on, the images of a float32 checkpoint differ by up to 1 of 255 from the earlier
-        images, until a checkpoint of another layout is loaded. The webui also caches the cond of the last prompt, which
-        was computed with the exact weights. The image generated here replaces that cond.
+        With or without DemoFusion, the webui rounds the weights when the setting fp8 is switched off
+        (modules/sd_models.py, load_model_weights). From then on, the images of a float32 checkpoint differ by up to 1
+        of 255 from the earlier images, until a checkpoint of another layout is loaded. The webui also caches the cond
+        of the last prompt, which was computed with the exact weights. The image that this fixture generates replaces
+        that cond.
         """
         with options(webui, fp8_storage="Enable"):
             webui.generate(**SMALL)

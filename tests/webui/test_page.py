@@ -1,4 +1,4 @@
-"""Tests the page of a real webui in a real browser, where the API is not enough."""
+"""Tests the page of a real webui in a real browser, for features that the API does not have."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def page(chromium: Any, webui: Webui) -> Iterator[Any]:
+    """Opens the page of the webui."""
     page = chromium.new_page(viewport={"width": 1400, "height": 1200})
     load(page, webui)
     yield page
@@ -46,6 +47,7 @@ def page(chromium: Any, webui: Webui) -> Iterator[Any]:
 
 
 def load(page: Any, webui: Webui) -> None:
+    """Loads the page of the webui, and waits for the button Generate."""
     answer = page.goto(webui.url, wait_until="domcontentloaded")
     if answer.status == 404:
         pytest.skip("the webui runs without its page")
@@ -69,7 +71,7 @@ def gallery(webui: Webui, tab: Tab) -> list[Image.Image]:
 
 
 def test_every_field_has_an_explanation(webui: Webui) -> None:
-    """Tests the explanations, which the API's list of scripts does not contain."""
+    """Reads the page's configuration, because the list of scripts in the API does not contain the explanations."""
     with urllib.request.urlopen(webui.url) as answer:
         _, _, config = answer.read().decode().partition("window.gradio_config = ")
     components = json.JSONDecoder().raw_decode(config)[0]["components"]
@@ -98,7 +100,7 @@ def test_png_info_sends_values_that_reproduce_the_image(webui: Webui, page: Any,
 
 
 def saved(webui: Webui, path: Path, settings: Any) -> Result:
-    """Makes a small image and saves it with its infotext. Its prompt is the file's name."""
+    """Generates a small image with the name of the file as prompt, and saves the image with its infotext."""
     made = webui.generate(settings, **SMALL, prompt=path.stem)
     text = PngImagePlugin.PngInfo()
     text.add_text("parameters", made.infotexts[0])
@@ -110,24 +112,25 @@ def on_pnginfo(page: Any, picture: Path) -> None:
     """Opens an image in PNG Info and waits for its infotext, which begins with the prompt."""
     page.locator("#tabs > .tab-nav button").filter(has_text="PNG Info").click()
     page.set_input_files("#pnginfo_image input[type=file]", str(picture))
-    # the text of the previous image stays until the webui has answered
+    # the page shows the infotext of the previous image until the webui has answered
     own = re.compile(rf"\b{picture.stem}\b.*Steps: 2", re.DOTALL)
     page.locator("#html_pnginfo, #tab_pnginfo .gradio-html").filter(has_text=own).first.wait_for()
 
 
 def state(tab: Tab, *names: str) -> tuple[Any, ...]:
-    """Returns whether the panel is on, and the values of some of its controls."""
+    """Returns whether the box in the panel's title is ticked, and the values of the controls in `names`."""
     return tab.enabled, *(tab.value(f"{tab.panel}_{name}") for name in names)
 
 
 def wait_for_switch(tab: Tab, on: bool) -> None:
+    """Waits until the box in the panel's title is ticked or not ticked."""
     script = "([box, on]) => document.querySelector(box).checked === on"
     tab.page.wait_for_function(script, arg=[f"{tab.panel}_enabled-checkbox input", on], timeout=TIMEOUT)
 
 
 @pytest.mark.parametrize("button", ["img2img_tab", "inpaint_tab"])
 def test_png_info_sends_to_img2img(webui: Webui, page: Any, tmp_path: Path, button: str) -> None:
-    """An infotext without the panel's fields switches the panel off again and leaves its values."""
+    """An infotext without DemoFusion switches the panel off, and does not change the values of its controls."""
     fields = {"enabled": True, "scale": 1.5, "stages": "1,1.5", "cosine_scale_1": 2.5}
     for name, settings in (("with", fields), ("without", None)):
         saved(webui, tmp_path / f"{name}.png", settings)
@@ -146,9 +149,10 @@ def test_png_info_sends_to_img2img(webui: Webui, page: Any, tmp_path: Path, butt
 
 @pytest.mark.parametrize("button", ["send_to_img2img", "send_to_inpaint", "send_to_extras"])
 def test_the_buttons_below_an_image_send_the_panel_to_img2img(webui: Webui, page: Any, button: str) -> None:
-    """The button copies the values that the txt2img panel has at that time, as for the webui's own fields.
+    """The button copies the current values of the txt2img panel, not the values in the infotext of the image.
 
-    Sending to Extras does not change the img2img panel. The txt2img panel always keeps its values.
+    The webui does the same with its own fields. The button for Extras does not change the img2img panel. No button
+    changes the txt2img panel.
     """
     untouched = state(Tab(page, "img2img"), "stages")
     tab = Tab(page, "txt2img")
@@ -171,7 +175,7 @@ def test_the_buttons_below_an_image_send_the_panel_to_img2img(webui: Webui, page
 
 
 def test_the_live_line_is_updated_for_a_checkpoint_script_or_setting(webui: Webui, page: Any) -> None:
-    """The line shows the time of the selected checkpoint, and the refusal of a selected script or of Tiling."""
+    """The line shows the time for the selected checkpoint, and a refusal after the setting Tiling is switched on."""
     other = next(m["title"] for m in webui.call("sd-models") if "sdxl" in m["title"])
     before = webui.call("options")["sd_model_checkpoint"]
     webui.generate({"enabled": True}, **{**SMALL, "steps": 6})
@@ -217,7 +221,7 @@ def test_the_live_line_is_updated_for_hires_fix(webui: Webui, page: Any) -> None
     tab.wait_for_line("64x64 → 128x128")
 
 
-def test_the_live_line_is_updated_for_resize_by(webui: Webui, page: Any, tmp_path: Path) -> None:
+def test_the_live_line_is_updated_for_resize_by_a_factor(webui: Webui, page: Any, tmp_path: Path) -> None:
     tab = Tab(page, "img2img")
     small(tab)
     tab.open_panel()
@@ -233,7 +237,7 @@ def test_the_live_line_is_updated_for_resize_by(webui: Webui, page: Any, tmp_pat
 
 
 def test_the_upscale_button_makes_the_base_of_the_stages(webui: Webui, page: Any) -> None:
-    """The button runs the webui's hires pass on the selected image. The result of the pass is the base image."""
+    """The button runs the webui's hires pass on the selected image, and the result of this pass is the base image."""
     tab = Tab(page, "txt2img")
     small(tab)
     tab.generate()
@@ -247,7 +251,7 @@ def test_the_upscale_button_makes_the_base_of_the_stages(webui: Webui, page: Any
 
 
 def test_a_batch_from_a_folder_of_images(webui: Webui, page: Any, tmp_path: Path) -> None:
-    """The webui uses one processing object for all images."""
+    """For all images of the folder, the webui uses the same processing object."""
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
     gradient = Image.radial_gradient("L").convert("RGB")
@@ -295,7 +299,7 @@ def test_reload_ui_registers_everything_once(webui: Webui, page: Any) -> None:
 
 
 def registered(webui: Webui) -> list[str]:
-    """Checks that the script is loaded once, and returns the axes of the X/Y/Z plot."""
+    """Asserts that each tab has the script once, and returns the extension's axes of the X/Y/Z plot."""
     scripts = webui.call("script-info")
     assert [entry["is_img2img"] for entry in scripts if entry["name"] == TITLE.lower()] == [False, True]
     plot = next(entry for entry in scripts if entry["name"] == "x/y/z plot")
@@ -305,7 +309,7 @@ def registered(webui: Webui) -> list[str]:
 
 
 def wait_for_restart(webui: Webui) -> None:
-    """Waits until the server has stopped and answers again."""
+    """Waits until the webui has stopped and then answers again."""
     deadline, gone = time.monotonic() + float(os.environ.get("DEMOFUSION_TEST_SECONDS", "300")), False
     while time.monotonic() < deadline:
         try:
@@ -315,4 +319,4 @@ def wait_for_restart(webui: Webui) -> None:
         except (urllib.error.URLError, ConnectionError):
             gone = True
         time.sleep(0.2)
-    pytest.fail("the webui did not come back")
+    pytest.fail("the webui did not restart in time")

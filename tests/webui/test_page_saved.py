@@ -1,4 +1,4 @@
-"""Tests saved defaults and two copies of the extension, on the page of a real webui."""
+"""Tests the page of a real webui with saved defaults, and with two copies of the extension."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ SECOND = "a-second-copy"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns the webui's data folder with its log and its ui-config.json."""
+    """Returns the webui's data directory, which contains its log and its ui-config.json."""
     return tmp_path_factory.mktemp("saved")
 
 
 @pytest.fixture(scope="module")
 def own(request: pytest.FixtureRequest, data: Path) -> Iterator[Webui]:
-    """Starts a separate webui with a second copy of the extension. These tests may write its ui-config.json."""
+    """Starts a separate webui with a second copy of the extension, because these tests change its ui-config.json."""
     folder, checkpoints = (request.config.getoption(name) for name in ("--webui", "--checkpoints"))
     if not folder:
         pytest.skip("this test starts its own webui, which needs --webui DIR")
@@ -36,6 +36,7 @@ def own(request: pytest.FixtureRequest, data: Path) -> Iterator[Webui]:
 
 @pytest.fixture
 def page(chromium: Any, own: Webui) -> Iterator[Any]:  # noqa: F811
+    """Opens the page of the separate webui."""
     page = chromium.new_page(viewport={"width": 1400, "height": 1200})
     load(page, own)
     yield page
@@ -61,7 +62,7 @@ def test_two_copies_are_reported_and_one_is_active(own: Webui, page: Any, data: 
 
 
 def apply_defaults(page: Any, webui: Webui) -> None:
-    """Saves everything on the page as defaults, and loads the page that "Reload UI" builds from them."""
+    """Saves all values on the page as defaults, presses "Reload UI", and loads the new page."""
     page.locator("#tabs > .tab-nav button").filter(has_text="Settings").click()
     page.locator("#settings button").filter(has_text="Defaults").last.click()
     page.click("#ui_defaults_apply")
@@ -103,7 +104,7 @@ def test_saved_defaults_are_valid_when_the_page_is_built_again(own: Webui, page:
     UPLOAD.parent.mkdir(parents=True, exist_ok=True)
     Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(UPLOAD)
     for name in TABS:
-        # leave the panel unchanged, like a user who only wants another size
+        # the panel stays unchanged, as for a user who only wants another size
         small(Tab(page, name))
     apply_defaults(page, own)
     for name in TABS:
@@ -114,7 +115,7 @@ def test_saved_defaults_are_valid_when_the_page_is_built_again(own: Webui, page:
     apply_defaults(page, own)
     for name in TABS:
         tab = Tab(page, name)
-        # before any change the panel is open, and the line shows the saved values
+        # the panel is open although nothing was changed on this page, and the line shows the saved values
         assert tab.enabled
         assert "64x64 → 96x96" in tab.wait_for_line("64x64")
         screenshot(page, UPLOAD.parent / "screenshots", f"webui-saved-{name}")

@@ -1,4 +1,4 @@
-"""Tests the files that a job saves, and that their infotexts reproduce the images."""
+"""Tests the files that a job saves, and whether an infotext reproduces its image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Save = Callable[..., Result]
 
 @pytest.fixture
 def save(webui: Webui, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Save]:
-    """Returns a function that generates and saves images in the test's folder, with the settings of the marker."""
+    """Returns a function that generates images and saves them in `tmp_path`, with the settings in the parameter."""
     own = {"samples_save": True, "save_to_dirs": False, "grid_save_to_dirs": False, "grid_save": False}
     own |= {name: str(tmp_path) for name in FOLDERS} | getattr(request, "param", {})
     with options(webui, **own):
@@ -32,6 +32,7 @@ def save(webui: Webui, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
 
 
 def sizes(folder: Path) -> dict[str, tuple[int, int]]:
+    """Returns the sizes of the images in a folder, by file name."""
     found = {}
     for path in sorted(folder.iterdir()):
         with Image.open(path) as picture:
@@ -40,11 +41,12 @@ def sizes(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def text_of(webui: Webui, path: Path) -> str:
+    """Returns the infotext that the webui reads from a file."""
     return webui.call("png-info", {"image": base64.b64encode(path.read_bytes()).decode()})["info"]
 
 
 @pytest.mark.parametrize("save", [{"samples_filename_pattern": "[seed]-[width]x[height]"}], indirect=True)
-def test_names_follow_the_pattern(webui: Webui, save: Save, tmp_path: Path) -> None:
+def test_the_file_names_of_stages_follow_the_pattern(webui: Webui, save: Save, tmp_path: Path) -> None:
     result = save({**ON, "stages": "1,1.5,2", "save_stages": True})
     assert sizes(tmp_path) == {
         "00000-1-64x64-demofusion-64x64.png": (64, 64),
@@ -75,7 +77,7 @@ def test_other_formats_keep_the_text(webui: Webui, save: Save, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("save", [{"export_for_4chan": True, "target_side_length": 100.0}], indirect=True)
-def test_a_copy_of_limited_size(webui: Webui, save: Save, tmp_path: Path) -> None:
+def test_the_webui_also_saves_a_smaller_copy_of_the_final_image(webui: Webui, save: Save, tmp_path: Path) -> None:
     save(TWICE)
     assert sorted((Path(name).suffix, size) for name, size in sizes(tmp_path).items()) == [
         (".jpg", (100, 100)),
@@ -100,7 +102,7 @@ def test_no_image_is_lost_if_a_grid_is_too_large_for_webp(webui: Webui, save: Sa
     assert result.sizes == [(4096, 128)] * 4
     # the webui adds a smaller JPEG to each image of more than 4000 pixels
     assert [size for name, size in sizes(tmp_path).items() if name.endswith(".webp")] == [(4096, 128)] * 4
-    # without stages the grid is half as wide and is saved
+    # without DemoFusion, the grid is half as wide, and the webui makes it
     assert save(None, **wide).sizes[0] == (8192, 64)
 
 
@@ -126,12 +128,12 @@ def test_an_interrupted_image_is_saved_if_the_setting_is_on(
 
 
 def again(webui: Webui, path: str, text: str, **request: Any) -> Image.Image:
-    """Makes an image from an infotext and from values that infotexts do not contain."""
+    """Generates an image from an infotext, and from values in `request` that the infotext does not contain."""
     answer = webui.call(path, {"infotext": text, **request})
     return Image.open(io.BytesIO(base64.b64decode(answer["images"][0])))
 
 
-class TestTextMakesThePictureAgain:
+class TestTheInfotextReproducesTheImage:
     FIELDS: ClassVar = {
         "enabled": True,
         "scale": 1.5,
@@ -145,7 +147,7 @@ class TestTextMakesThePictureAgain:
         request = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.5}
         first = webui.generate(self.FIELDS, **SMALL, **request)
         assert_good(first, (144, 144))
-        # the webui's own infotext says "Use same sampler", but its API does not know this name
+        # the webui's own infotext contains "Use same sampler", but its API does not accept this name
         same = {"hr_sampler_name": None, "hr_scheduler": None, "hr_checkpoint_name": None}
         assert difference(again(webui, "txt2img", first.infotexts[0], **same), first.images[0]) == 0
 

@@ -1,6 +1,6 @@
-"""Tests that the webui's start flags for saving memory do not change the images.
+"""Tests that the start flags with which the webui saves memory do not change the images.
 
-Each case starts a webui, which needs --webui DIR.
+Each test starts a webui, which needs --webui DIR.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ UPLOAD: dict[str, Any] = {"path": "img2img", "init_images": [png(Image.radial_gr
 
 
 def pictures(webui: Webui) -> dict[str, Result]:
-    """Makes an image with each kind of checkpoint in each tab. The last checkpoint stays loaded."""
+    """Generates images with each checkpoint, with and without DemoFusion, by description."""
     made = {}
     for name in CHECKPOINTS:
         webui.call("options", {"sd_model_checkpoint": f"{name}.safetensors"})
@@ -36,9 +36,10 @@ def pictures(webui: Webui) -> dict[str, Result]:
 
 
 def listed(webui: Webui) -> list[Any]:
-    """Returns the API's description of this extension's fields, and its axes of the X/Y/Z plot.
+    """Returns the fields of this extension in the API, and its axes of the X/Y/Z plot.
 
-    The webui's own HyperTile adds its axes together with the page, so they are missing with --nowebui.
+    Only the axes of this extension are compared. The axes of the webui's own HyperTile are missing with --nowebui,
+    because HyperTile adds them together with the page.
     """
     info = webui.call("script-info")
     fields = [entry for entry in info if entry["name"] == TITLE.lower()]
@@ -51,11 +52,12 @@ def listed(webui: Webui) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def usual(webui: Webui, request: pytest.FixtureRequest) -> dict[str, Result]:
+    """Returns the images of a webui without these flags."""
     if not request.config.getoption("--webui"):
         pytest.skip("this test starts its own webui, which needs --webui DIR")
     known = {entry["model_name"] for entry in webui.call("sd-models")}
     if not known.issuperset(CHECKPOINTS):
-        pytest.skip(f"the webui has no {' and '.join(CHECKPOINTS)}")
+        pytest.skip(f"the webui does not have both checkpoints: {', '.join(CHECKPOINTS)}")
     return pictures(webui)
 
 

@@ -1,8 +1,10 @@
 """Compares the remaining time that the webui shows during stages with the real remaining time.
 
-This needs an idle machine and a checkpoint whose jobs take several seconds, such as one with the layout of a real model
-(--checkpoints DIR). `-s` prints the results of every job. The test reads the progress from the endpoint of the page.
-The API's `progress` adds 0.01, which is an error of a third at a progress of 0.03.
+The tests need an idle machine, and a checkpoint whose jobs take several seconds, such as a checkpoint with the layout
+of a real model (--checkpoints DIR). With `-s`, pytest prints the results of every job.
+
+The tests read the progress from the route that the page uses. The API's route `progress` adds 0.01 to the progress. At
+a progress of 0.03, this would be an error of a third.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ pytestmark = [pytest.mark.webui, pytest.mark.slow]
 
 SIDE = 64
 WITHIN = 0.25
+"""Allowed error as a share of the real remaining time."""
 SECOND = 1.0
 """Allowed error in seconds, because the page shows whole seconds only."""
 DECODING = 0.3
-"""If the bar does not move for this many seconds, an image is being decoded.
+"""If the bar does not move for longer than this number of seconds, the webui is decoding an image.
 
-A model call takes less time than this, and decoding takes more.
+A model call must take less time, and decoding must take more time.
 """
 OF_THE_WHOLE = {"DPM adaptive": 0.25, "first of a machine": 0.1}
 """Maximum error as a share of the job's whole duration, for jobs that are hard to predict.
@@ -67,7 +70,7 @@ class Reading(NamedTuple):
 
 
 def readings(webui: Webui, **request: Any) -> tuple[list[Reading], float, float]:
-    """Runs a job and reads its progress ten times a second. Also returns the times at which the job began and ended."""
+    """Runs a job and reads its progress ten times a second. Returns the readings, and the job's start and end times."""
     seen: list[Reading] = []
     done, task = threading.Event(), f"task({uuid4().hex})"
 
@@ -104,7 +107,7 @@ def before_the_last_image(seen: Sequence[Reading]) -> Sequence[Reading]:
 
 
 def after_the_first_fifth(seen: Sequence[Reading]) -> list[Reading]:
-    """Returns the readings of each stage without its first fifth."""
+    """Returns the readings during the stages, without those from the first fifth of each stage."""
     chosen: list[Reading] = []
     first = 0
     for index in range(1, len(seen) + 1):
@@ -119,7 +122,7 @@ def after_the_first_fifth(seen: Sequence[Reading]) -> list[Reading]:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_time_left(webui: Webui, job: str) -> None:
+def test_the_remaining_time_is_close_to_the_real_one(webui: Webui, job: str) -> None:
     if job in SEEN_BEFORE:
         readings(webui, **JOBS[job])
     seen, begin, end = readings(webui, **JOBS[job])

@@ -1,11 +1,10 @@
 """A test extension for Forge's family with step caches, which reuse the prediction of an earlier model call.
 
-The prompt controls them. CACHEWRAPPER wraps the model, as Spectrum does. CACHEFORWARD replaces the transformer's
-forward, as First Block Cache and TeaCache do. MARKER writes the infotext of Anima TeaCache, which leaves its
-replacement in place when it is off.
+A word in the prompt enables a cache. CACHEWRAPPER wraps the model, as Spectrum does. CACHEFORWARD replaces the forward
+of the transformer, as First Block Cache and TeaCache do. MARKER only writes the infotext entry of Anima TeaCache.
 
-Nunchaku's transformers do not load on a CPU. A route sets the mark that Forge Neo gives them when it loads one
-(backend/loader.py:888 in version 2.26, `dynamic_args.nunchaku`).
+Nunchaku's transformers do not load on a CPU. When Forge Neo loads such a transformer, it sets `dynamic_args.nunchaku`
+(backend/loader.py:888 in version 2.26). A route of this test extension sets the same attribute.
 """
 
 from contextlib import suppress
@@ -17,12 +16,13 @@ with suppress(ImportError):
 
 
 class Cache:
-    """Returns the first prediction of a shape for every later call with the same shape."""
+    """Holds the first prediction of each shape, which `predicted` returns for every later call with this shape."""
 
     kept = None
 
 
 def predicted(own, *args, **kwargs):
+    """Calls the function `own`, but returns the cached prediction if it has the same shape."""
     made = own(*args, **kwargs)
     if Cache.kept is None or Cache.kept.shape != made.shape:
         Cache.kept = made
@@ -30,6 +30,7 @@ def predicted(own, *args, **kwargs):
 
 
 def wrapping(apply_model, given):
+    """Wraps the model, in the form that the webui's `set_model_unet_function_wrapper` expects."""
     Cache.kept = predicted(apply_model, given["input"], given["timestep"], **given["c"])
     return Cache.kept
 
@@ -72,6 +73,7 @@ class StepCache(scripts.Script):
 
 
 def mark_as_nunchaku(on: bool):
+    """Makes the webui treat the loaded model as a model of Nunchaku, or as its own kind again."""
     dynamic_args.nunchaku = on
 
 

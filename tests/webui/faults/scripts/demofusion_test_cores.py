@@ -1,6 +1,7 @@
-"""A test extension that makes soft inpainting of Forge and reForge work as on a machine with more than six cores.
+"""A test extension with which Soft inpainting of Forge and reForge works as on a machine with more than six cores.
 
-With six cores or fewer, soft inpainting divides its work into -1 parts and processes none of them, so no image changes.
+On a machine with six cores or fewer, Soft inpainting of these webuis divides the image into -1 parts. This gives an
+empty list of parts, so the image does not change.
 """
 
 from modules import script_callbacks, scripts

@@ -1,6 +1,7 @@
-"""A test extension for Forge's family that reports whether DemoFusion would run on each kind of model.
+"""A test extension for Forge's family that reports how DemoFusion classifies models.
 
-It creates the webui's engines without weights. Only the engines' own metadata is real.
+One route reports the loaded model, and another one every checkpoint file. A third route creates each of the webui's
+engines without weights, and reports whether DemoFusion would run on this kind of model.
 """
 
 import collections
@@ -31,14 +32,14 @@ def made(cls):
 
 
 def engines():
-    """Returns whether DemoFusion runs on a kind of model, by the names of the model's classes."""
+    """Returns, by the name of each engine class, whether DemoFusion runs on this kind of model."""
     from lib_demofusion.host.backends import host
 
     return {cls.__name__: host().family(made(cls)).refusal is None for cls in possible_models}
 
 
 def family():
-    """Returns DemoFusion's facts about the loaded model."""
+    """Returns the properties of the loaded model's family in DemoFusion."""
     from modules import sd_models
 
     from lib_demofusion.host.backends import host
@@ -49,7 +50,7 @@ def family():
 
 
 def files():
-    """Returns the names of the families of all checkpoints, which DemoFusion recognizes without loading them."""
+    """Returns the family of each checkpoint file, which DemoFusion recognizes without loading the checkpoint."""
     from modules import sd_models
 
     from lib_demofusion.host.backends.checkpoint_files import family_of_file

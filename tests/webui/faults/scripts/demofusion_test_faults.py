@@ -1,6 +1,7 @@
-"""A test extension that fails on request in the middle of a stage, like a broken extension.
+"""A test extension that fails in the middle of a stage if the prompt requests it, like a broken extension.
 
-The prompt controls the failure: "FAULT:3:30:40" raises at model call 3 in latents of 30 to 40 rows of 8 pixels.
+With "FAULT:3:30:40" in the prompt, a latent of 30 to 40 rows causes an error at every model call from number 3 on. A
+row has 8 pixels, and calls are counted from 0.
 """
 
 import re
@@ -9,7 +10,7 @@ from modules import script_callbacks, shared
 
 
 class Fault:
-    """Replaces the conds. Every access raises an error."""
+    """An object in place of the conds. Every access to it raises an error."""
 
     def __getattr__(self, name):
         raise RuntimeError("planned fault")
@@ -21,7 +22,7 @@ class Fault:
 def fail_on_request(params):
     """Replaces the conds with an object that raises an error when the model uses it.
 
-    Raising an error here would have no effect, because the host ignores exceptions of callbacks.
+    If this function itself raised an error, it would have no effect, because the webui ignores exceptions of callbacks.
     """
     from lib_demofusion.host.backends import host
 

@@ -1,6 +1,6 @@
-"""A test extension that reports the active LoRAs in every call of the guidance, with the width of its latent.
+"""A test extension that records the active LoRAs and the width of the latent at every call of the guidance.
 
-It also reports the webui's folders of LoRAs and control models.
+Two more routes report the webui's folders of LoRAs and of control models.
 """
 
 import sys
@@ -20,24 +20,28 @@ def active():
     return names if patched else []
 
 
-def note(params):
+def record(params):
     seen.append([params.x.shape[-1], active()])
 
 
-def told():
-    """Returns the records since the last request."""
+def take_records():
+    """Returns the records since the last request. A record is a latent's width and the names of the active LoRAs."""
     found = list(seen)
     seen.clear()
     return found
 
 
 def folder():
-    """Returns the webui's LoRA folder. Forge Neo's own API route for its flags fails if it was started with a port."""
+    """Returns the webui's folder of LoRAs.
+
+    The webui's own route for its flags also contains this folder. In Forge Neo, that route fails if the webui was
+    started with --port.
+    """
     return shared.cmd_opts.lora_dir
 
 
 def control_folder():
-    """Returns the folder of control models in a webui of Forge's family, whose list is read again."""
+    """Updates the list of control models in a webui of Forge's family, and returns the folder of these models."""
     from lib_controlnet import global_state
     from modules_forge.shared import controlnet_dir
 
@@ -46,10 +50,10 @@ def control_folder():
 
 
 def add_routes(demo, app):
-    app.add_api_route("/demofusion-test/networks", told, methods=["GET"])
+    app.add_api_route("/demofusion-test/networks", take_records, methods=["GET"])
     app.add_api_route("/demofusion-test/lora-folder", folder, methods=["GET"])
     app.add_api_route("/demofusion-test/control-folder", control_folder, methods=["GET"])
 
 
-script_callbacks.on_cfg_denoiser(note)
+script_callbacks.on_cfg_denoiser(record)
 script_callbacks.on_app_started(add_routes)

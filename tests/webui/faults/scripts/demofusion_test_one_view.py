@@ -1,8 +1,9 @@
 """A test extension that compares a stage of one view with the webui's own img2img.
 
-A prompt that contains ONEVIEW runs the comparison. Both start from the same noise at the same level. The stage has one
-view of the whole latent, and the skip residual and the dilated path have a weight of 0, so the result must be the same.
-The infotext contains the largest difference of the two latents, and the largest absolute value in that of img2img.
+The comparison runs if the prompt contains ONEVIEW. The stage and img2img start from the same noise at the same noise
+level. The stage has one view of the whole latent, and its skip residual and dilated path have a weight of 0. Both
+results must therefore be the same. The infotext contains the largest difference between the two latents, and the
+largest absolute value in the latent of img2img.
 """
 
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from modules import rng, scripts, sd_samplers, shared
 
 
 class OneView(scripts.Script):
-    """Runs after the base image is sampled."""
+    """Runs the comparison after the base image is sampled, and writes the result into the infotext."""
 
     def title(self):
         return "DemoFusion test: one view"
@@ -26,7 +27,7 @@ class OneView(scripts.Script):
 
 
 def both(p, samples):
-    """Returns the latents of the stage and of the webui's img2img, both in the shape that the webui uses."""
+    """Samples the stage and the webui's img2img, and returns both latents in the axes of the webui."""
     from lib_demofusion.host.backends import host
     from lib_demofusion.host.common import replaced
     from lib_demofusion.host.sampling.stage_sampler import StageTask, run_stage, stage_seeds

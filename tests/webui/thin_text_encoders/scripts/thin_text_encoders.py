@@ -1,10 +1,10 @@
-"""A test extension that makes Forge and Forge Neo read the sizes of a checkpoint's parts from their weights.
+"""A test extension with which Forge and Forge Neo read the sizes of a model's parts from the checkpoint.
 
-It applies to text encoders, transformers and autoencoders. By default these webuis take the sizes of the full models
-from their own configuration files and tables. The extension changes no file of the webui.
+The parts are text encoders, transformers and autoencoders. By default, these webuis read the sizes of the full models
+from their own configuration files and tables. The test extension changes no file of the webui.
 
-Two more changes shorten the tests. Klein's prompts are padded to fewer tokens than in the webui. Each transformer of a
-thin SDXL has only one block.
+Two more changes shorten the tests. The prompts of Flux.2 Klein are padded to fewer tokens. Each transformer in a thin
+SDXL has only one block.
 """
 
 import contextlib
@@ -29,37 +29,43 @@ except ImportError:
 load_component = loader.load_huggingface_component
 
 LANGUAGE_MODELS = ("Qwen3Model", "Qwen3ForCausalLM", "Qwen3VLModel", "Qwen2_5_VL", "Gemma2Model", "Mistral3Model")
-"""Prefixes of the class names of text encoders whose sizes are dataclasses (backend/nn/llm/llama.py)."""
+"""Prefixes of the class names of text encoders whose configurations are dataclasses (backend/nn/llm/llama.py)."""
 
 HEAD = 128
-"""Width of an attention head in all these transformers."""
+"""Width of an attention head in all transformers of this file."""
 
 KLEIN_TOKENS = 64
-"""The number of tokens to which Klein's prompts are padded, instead of 512. An image of 64 pixels has 16 tokens."""
+"""The number of tokens to which Klein's prompts are padded, instead of 512. An image of 64x64 pixels has 16 tokens."""
 
 
 class Unchecked(dict):
-    """A configuration that hides its numbers from the assertions of the class."""
+    """A configuration that seems to contain no key.
+
+    The webui's classes would otherwise assert that the sizes in the configuration are the sizes of the full model.
+    """
 
     def __contains__(self, key):
         return False
 
 
 class NoVision(torch.nn.Module):
-    """Replaces the part of a text encoder that reads reference images. It has no weights, and all its tokens are 0."""
+    """Replaces the part of a text encoder that reads reference images. It has no weights and returns zeros."""
 
     def __init__(self, width, layers=0):
         super().__init__()
         self.width, self.layers = width, layers
 
     def forward(self, patches, grid):
-        """Returns a token of every four patches (N, C), and again for each of the layers that Qwen3-VL adds."""
+        """Returns tokens (N // 4, width) of zeros for patches (N, C).
+
+        If `layers` is not 0, also returns a list with one such tensor for each of these layers, as Qwen3-VL does.
+        """
         tokens = patches.new_zeros(len(patches) // 4, self.width)
         return (tokens, [tokens] * self.layers) if self.layers else tokens
 
 
 def layers(state, prefix):
-    """Returns the number of layers whose keys have a prefix."""
+    """Returns the number of layers in a state dict. `prefix` is the part of the keys before the number of the layer."""
     return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
 
 
@@ -76,7 +82,7 @@ def t5_sizes(state):
 
 
 def language_model_sizes(state, config):
-    """Returns the fields of a configuration (a dataclass of the webui) that differ in the weights."""
+    """Returns the sizes in a state dict, by their names in the webui's dataclass for the configuration."""
     first = "model.layers.0."
     vocabulary, width = state["model.embed_tokens.weight"].shape
     return {
@@ -90,7 +96,10 @@ def language_model_sizes(state, config):
 
 
 def flux_sizes(state):
-    """Returns the sizes of a Flux transformer that are constants in Forge. Forge Neo reads them from the weights."""
+    """Returns the sizes of a Flux transformer.
+
+    These sizes are constants in Forge. Forge Neo itself reads them from the weights.
+    """
     width, context = state["txt_in.weight"].shape
     return {
         "hidden_size": width,
@@ -138,9 +147,10 @@ def klein_sizes(state):
 
 
 def unet_sizes(state):
-    """Returns the depths of the transformers of a thin SDXL, and nothing for other models.
+    """Returns the depths of the transformers of a thin SDXL, or an empty dict for any other UNet.
 
-    By their depths the webui recognizes the file as SDXL. Here only one block of each transformer is used.
+    The checkpoint contains all blocks, because the webui recognizes SDXL by their number. The model gets only the first
+    block of each transformer.
     """
     middle = state["middle_block.0.in_layers.2.weight"].shape[0]
     if "label_emb.0.0.weight" not in state or middle != state["input_blocks.0.0.weight"].shape[0]:
@@ -150,7 +160,7 @@ def unet_sizes(state):
 
 
 def vae_sizes(state):
-    """Returns the fields of an autoencoder's configuration that differ in the weights."""
+    """Returns the widths in a state dict of an autoencoder, by their names in its configuration."""
     if "encoder.conv1.weight" in state:
         return {"base_dim": state["encoder.conv1.weight"].shape[0]}
     down = "encoder.down."
@@ -170,13 +180,13 @@ TRANSFORMERS = {
     "ErnieImageTransformer2DModel": ernie_sizes,
 }
 TWO_WEBUIS = ("FluxTransformer2DModel", "ChromaTransformer2DModel")
-"""Transformers whose arguments have different names in Forge and in Forge Neo."""
+"""Transformers whose arguments have other names in Forge than in Forge Neo. Unknown names are left out."""
 
 
 @contextlib.contextmanager
 def replaced(owner, **values):
     """Sets attributes for the duration of a block."""
-    # getattr would return a class method bound to the owner
+    # vars, because getattr would return a class method that is bound to the owner
     before = {name: vars(owner)[name] for name in values}
     for name, value in values.items():
         setattr(owner, name, value)
@@ -189,7 +199,7 @@ def replaced(owner, **values):
 
 @contextlib.contextmanager
 def thin_language_model(state):
-    """Builds language models in the sizes of their weights and without vision, for the duration of a block."""
+    """For the duration of a block, the webui builds language models in the sizes of `state` and without vision."""
 
     def thin(config):
         return lambda: dataclasses.replace(config(), **language_model_sizes(state, config()))
@@ -209,7 +219,7 @@ def thin_language_model(state):
 
 @contextlib.contextmanager
 def thin_autoencoder(state):
-    """Builds autoencoders in the widths of their weights, for the duration of a block."""
+    """For the duration of a block, the webui builds autoencoders in the widths of `state`."""
     own = vars(ConfigMixin)["load_config"].__func__
 
     def load_config(cls, *args, **kwargs):
@@ -221,6 +231,7 @@ def thin_autoencoder(state):
 
 @functools.wraps(load_component)
 def load(guess, component_name, lib_name, cls_name, repo_path, state_dict):
+    """Replaces the webui's function that builds a part of a model. The part gets the sizes of `state_dict`."""
     with contextlib.ExitStack() as stack:
         if cls_name in TRANSFORMERS:
             sizes, known = TRANSFORMERS[cls_name](state_dict), guess.unet_config
@@ -236,7 +247,7 @@ def load(guess, component_name, lib_name, cls_name, repo_path, state_dict):
 
 
 def with_short_prompts(initialize):
-    """Wraps the initializer of Klein's text engine."""
+    """Wraps the initializer of Klein's text engine, which then pads prompts to KLEIN_TOKENS."""
 
     @functools.wraps(initialize)
     def wrapped(self, *args, **kwargs):
