@@ -34,7 +34,7 @@ def wait_for_rest(page: Any) -> None:
     deadline = time.monotonic() + TIMEOUT / 1000
     while time.monotonic() - asked[-1] < QUIET:
         if time.monotonic() > deadline:
-            pytest.fail(f"the page has sent {len(asked) - 1} requests in {SECONDS // 1000} seconds and does not stop")
+            pytest.fail(f"the page has sent {len(asked) - 1} requests in {TIMEOUT // 1000} seconds and does not stop")
         page.wait_for_timeout(200)
     page.remove_listener("request", note)
 
