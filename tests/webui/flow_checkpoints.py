@@ -45,8 +45,9 @@ NETWORK = "model.diffusion_model."
 WIDTH = 256
 """Width of the transformers for which the webui accepts any width. They have two heads."""
 QWEN_WORDS = 151936
+"""Size of the vocabulary of Qwen3."""
 KREA_WIDTH = 320
-"""Width of Krea's text encoder: 20 heads of 16."""
+"""Width of Krea's text encoder. The transformer divides this width into 20 heads."""
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
 CLIPS = (("l", ""), ("g", "_2"))

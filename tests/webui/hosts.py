@@ -54,7 +54,7 @@ def find(folder: Path) -> Host:
 def settings_of(host: Host, folder: Path) -> dict[str, object]:
     """Returns the settings that the webui needs before its first start.
 
-    If the settings do not contain the version of Forge Neo, it waits for a key press. Other webuis need no settings.
+    Forge Neo waits for a key press if its version is not in the settings. Other webuis need no settings.
     """
     if host is not NEO:
         return {}
@@ -64,9 +64,10 @@ def settings_of(host: Host, folder: Path) -> dict[str, object]:
 
 
 def prepare(folder: Path, data: Path) -> None:
-    """Creates files in the data folder without which the webui hides some of its features.
+    """Creates files in the data directory without which the webui hides some of its features.
 
-    Forge Neo offers PiD only if a checkpoint of that name exists. The file created here contains no weights.
+    Forge Neo offers PiD only if a checkpoint has "pid" in its name. The file that this function creates contains no
+    weights.
     """
     if (folder / "extensions-builtin" / "sd_forge_pid").is_dir():
         models = data / "models" / "Stable-diffusion"

@@ -53,7 +53,7 @@ def small(webui: Webui, demofusion: Any = ON, **request: Any) -> Result:
     return webui.generate(demofusion, **{**SMALL, **request})
 
 
-BY_NAME = (OTHER_SIZE, NOT_ITS_X, CALLS_DO_NOT_FIT, "does not work with the sampler")
+SAMPLER_REFUSALS = (OTHER_SIZE, NOT_ITS_X, CALLS_DO_NOT_FIT, "does not work with the sampler")
 """Parts of the messages with which the extension refuses a sampler."""
 
 Run = Callable[[str, Any], Result]
@@ -70,7 +70,7 @@ def failures(names: list[str], run: Run) -> dict[str, str]:
     found = {name: text for name, text in problems.items() if text}
     for name in list(found):
         alone = problem(partial(run, name, None), (64, 64))
-        if alone or any(reason in found[name] for reason in BY_NAME):
+        if alone or any(reason in found[name] for reason in SAMPLER_REFUSALS):
             warnings.warn(f"{name}: {found.pop(name)}, and without DemoFusion: {alone}", stacklevel=2)
     return found
 
@@ -130,9 +130,9 @@ this sampler.
 FEWEST_VIEWS = {**LEAN, "cosine_scale_1": 10, "cosine_scale_2": 0, "skip_views": "0.5,0"}
 """Fields with which a stage at 2x evaluates only its 4 dilated views per step, and not its 4 tiles.
 
-The skip residual has almost no weight, because at high noise levels it would replace most of the extra noise. How much
-it replaces depends on the levels of a sampler's steps. UniPC has a step at timestep 749, where most of the extra noise
-was replaced, and Euler has no step there. The fractions would then not be comparable.
+The skip residual has almost no weight, because at high noise levels it would replace most of the extra noise. It would
+replace different amounts in different samplers, and the fractions would not be comparable. For example, UniPC has a
+step at timestep 749, where most of the extra noise was replaced, and Euler has no step at this timestep.
 """
 
 VALUES: tuple[dict[str, Any], ...] = ({"cosine_scale_1": 0}, {"extra_noise": 0.2})
@@ -224,7 +224,7 @@ def hires_fix(webui: Webui) -> dict[str, Any]:
     """Returns the part of a request that turns hires fix on.
 
     Upscalers with a file would need a download, and the names of upscalers can be translated. The function therefore
-    chooses an upscaler that the webui lists without a file. If there is no other one, it chooses the upscaler "None",
+    chooses an upscaler that the webui lists without a file. If there is no other upscaler, it chooses "None",
     which enlarges the image too.
     """
     known = [entry for entry in webui.call("upscalers") if not entry["model_path"]]

@@ -1,7 +1,7 @@
 """Tests that LoRAs and control models have an effect in the stages, in webuis of Forge's family.
 
 See test_hosts.py for the command. The LoRA and the control model consist of random weights and of weights of the loaded
-checkpoint. The base image is the upload, so they can change only the stage.
+checkpoint. The base image is the upload, so the LoRA and the control model can change only the stage.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LAYER = "middle_block.1.transformer_blocks.0.attn2.to_out.0.weight"
 LAYER_OF_LORAS = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
 """The name of the same layer in a LoRA."""
 HINT_WIDTHS = (3, 16, 16, 32, 32, 96, 96, 256)
-"""The widths of ControlNet's first layers, which read the hint. The last of these layers is as wide as the UNet.
+"""The widths of the layers of ControlNet that read the hint. One more such layer follows, which is as wide as the UNet.
 
 Starting with the third layer, every second layer halves the size of the hint.
 """
@@ -217,7 +217,7 @@ def blocks_of(changed: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def test_a_hint_has_an_effect_at_its_position_in_tiles(webui: Webui, upload: Image.Image) -> None:
-    """If each tile got the whole hint, the spot would have an effect in every tile, at its position within the hint."""
+    """If each tile got the whole hint, the spot would have an effect in every tile, not only at its own position."""
     dark = controlled(webui, upload, DARK, more=LATE)
     for row, column in PLACES:
         blocks = blocks_of(change(dark, controlled(webui, upload, spot(row, column), more=LATE)))

@@ -16,13 +16,13 @@ with suppress(ImportError):
 
 
 class Cache:
-    """Holds the first prediction of each shape, which `predicted` returns for every later call with this shape."""
+    """Holds a prediction. `predicted` returns it for every call, until a prediction has another shape."""
 
     kept = None
 
 
 def predicted(own, *args, **kwargs):
-    """Calls the function `own`, but returns the cached prediction if it has the same shape."""
+    """Calls the function `own`, but returns the cached prediction if both predictions have the same shape."""
     made = own(*args, **kwargs)
     if Cache.kept is None or Cache.kept.shape != made.shape:
         Cache.kept = made
@@ -73,7 +73,7 @@ class StepCache(scripts.Script):
 
 
 def mark_as_nunchaku(on: bool):
-    """Makes the webui treat the loaded model as a model of Nunchaku, or as its own kind again."""
+    """Makes the webui treat the loaded model as a model of Nunchaku if `on` is True."""
     dynamic_args.nunchaku = on
 
 

@@ -27,7 +27,7 @@ def take_records():
 
 
 def decode_in_tiles(on: bool):
-    """Turns the webui's tiled decoding on or off, as the webui's "Never OOM" and its start flag do."""
+    """Turns the webui's tiled decoding on or off, as the webui does with "Never OOM" or with its start flag."""
     memory_management.VAE_ALWAYS_TILED = on
 
 

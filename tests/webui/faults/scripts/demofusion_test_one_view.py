@@ -66,7 +66,7 @@ def both(p, samples):
 
 
 def conds_of_size(p, height, width):
-    """Returns the conds for an image of this size instead of the request's. SDXL's conds contain the image size."""
+    """Returns the conds for an image of this size, because the conds of SDXL contain the size of the image."""
     from lib_demofusion.host.common import replaced
 
     with replaced(p, height=height, width=width):
