@@ -54,7 +54,7 @@ class World:
     def true_rendering(self, number: int, side: int, set_: int) -> np.ndarray:
         """Renders a random scene of the prompt of image `number`. Sets are independent of each other."""
         rng, content = np.random.default_rng((TRUE_SEED + set_, number)), installed()
-        return render(content, random_collage(content, rng, self.label(number)), side, side)
+        return render(content, random_collage(content, rng, self.label(number)), side)
 
     def sight(self, picture: np.ndarray, number: int) -> Sight:
         """Reads an image, and compares the result with the prompt of image `number`."""

@@ -69,7 +69,7 @@ def rendered(found: Collage) -> np.ndarray:
     The texture is not rounded to 8 bits, so that the measures see its finest part.
     """
     rng = np.random.default_rng(int(1e6 * found.left))
-    view = render(PLAIN, found, SIDE, SIDE)
+    view = render(PLAIN, found, SIDE)
     for octave in range(1, 10):
         cells = Image.fromarray(rng.normal(0, 1, (2**octave, 2**octave)).astype(np.float32))
         texture = np.asarray(cells.resize((SIDE, SIDE), Image.Resampling.BICUBIC))

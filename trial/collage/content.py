@@ -1,4 +1,7 @@
-"""Loads the photographs and cut-outs that collages consist of, as listed in content.yaml."""
+"""Loads the cut-outs and photographs of the collages, as listed in content.yaml.
+
+A collage shows a subject on a *ground*, which is the background of the scene.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,18 @@ from PIL import Image
 
 LIST = Path(__file__).with_name("content.yaml")
 STAMPS = "tuxpaint-stamps-default"
+"""The Debian package of all cut-outs."""
 FOLDER_VARIABLE = "DEMOFUSION_COLLAGE"
 MARGIN = 0.25
-"""Width of the transparent border around a cut-out, relative to its longest side. Filters reach beyond its edge."""
+"""Width of the transparent border around a cut-out, relative to its longer side. Resampling reads pixels of it."""
 
 
 @dataclass(frozen=True)
 class Cutout:
-    """A subject: a PIL image in mode RGBa (premultiplied) with a border of `margin` px.
+    """The image of a subject.
 
-    Width and height exclude the border.
+    `picture` has the mode RGBa (premultiplied alpha) and a transparent border of `margin` pixels. `width` and `height`
+    do not include the border.
     """
 
     caption: str
@@ -34,7 +39,7 @@ class Cutout:
 
 @dataclass(frozen=True)
 class Ground:
-    """A photograph and the number of its pixels along the side of a scene."""
+    """A photographed ground. The side of a scene shows `frame` pixels of the photograph."""
 
     caption: str
     picture: Image.Image
@@ -43,7 +48,7 @@ class Ground:
 
 @dataclass(frozen=True)
 class FlatGround:
-    """A saturated ground of one colour: hue in degrees, saturation and value in 0..1."""
+    """A ground of one saturated color: hue in degrees, saturation and value in 0..1."""
 
     caption: str
     colour: tuple[float, float, float]
@@ -51,14 +56,14 @@ class FlatGround:
 
 @dataclass(frozen=True)
 class Content:
-    """All subjects and grounds of a world. The flat grounds follow the photographed ones."""
+    """All subjects and all grounds. The flat grounds follow the photographed ones."""
 
     subjects: tuple[Cutout, ...]
     grounds: tuple[Ground | FlatGround, ...]
 
 
 def caption(subject: str, ground: str) -> str:
-    """Returns the full caption of a subject and a ground."""
+    """Returns the prompt for a subject and a ground, such as "a bear on grass"."""
     return f"{subject} on {ground}"
 
 
@@ -74,7 +79,7 @@ def listed() -> dict:
 
 @lru_cache(maxsize=1)
 def captions() -> tuple[list[str], list[str]]:
-    """Returns the captions of all subjects and all grounds. Needs no package."""
+    """Returns the names of all subjects and of all grounds. Reads only content.yaml, not the packages."""
     content = listed()
     grounds = [*content["grounds"], *content["flat_grounds"]]
     return [s["caption"] for s in content["subjects"]], [g["caption"] for g in grounds]
@@ -82,7 +87,7 @@ def captions() -> tuple[list[str], list[str]]:
 
 @lru_cache(maxsize=1)
 def ground_kinds() -> dict[str, range]:
-    """Returns the indices of the photographed grounds ("collages") and of the flat ones ("flat")."""
+    """Returns the indices of the photographed grounds ("collages") and of the flat grounds ("flat")."""
     content = listed()
     photographs = len(content["grounds"])
     return {"collages": range(photographs), "flat": range(photographs, photographs + len(content["flat_grounds"]))}
@@ -100,21 +105,25 @@ def cutout(name: str, picture: Image.Image) -> Cutout:
 
 
 def ground(name: str, picture: Image.Image, frame: float, box: list[int] | None = None) -> Ground:
-    """Crops a ground out of a photograph."""
+    """Creates a ground from the part of a photograph in `box` (left, upper, right, lower), or from all of it."""
     picture = picture.convert("RGB")
     return Ground(name, picture.crop(tuple(box)) if box else picture, float(frame))
 
 
 def load(folder: Path) -> Content:
-    """Loads the images of the unpacked packages. Raises FileNotFoundError with instructions if they are missing."""
+    """Loads the images of the unpacked packages.
+
+    Raises FileNotFoundError if an image is missing. The message explains how to download the packages.
+    """
     content = listed()
 
     def opened(package: str, file: str) -> Image.Image:
         path = folder / package / content["packages"][package]["folder"] / file
         if not path.exists():
             raise FileNotFoundError(
-                f"{path} is missing. The collages need pictures from Debian packages. Run"
-                " `python -m trial.collage.fetch` on Debian or Ubuntu; it downloads them, and installs nothing."
+                f"{path} is missing. The collages need images from Debian packages. Run"
+                " `python -m trial.collage.fetch` on Debian or Ubuntu. It downloads the packages, but does not install"
+                " them."
             )
         return Image.open(path)
 
@@ -126,11 +135,11 @@ def load(folder: Path) -> Content:
 
 
 def flat_grounds(content: dict) -> list[FlatGround]:
-    """Returns the flat grounds of content.yaml."""
+    """Creates the flat grounds from the data of content.yaml."""
     return [FlatGround(g["caption"], tuple(g["colour"])) for g in content["flat_grounds"]]
 
 
 @lru_cache(maxsize=1)
 def installed() -> Content:
-    """Loads the content of the default folder."""
+    """Loads the images of the default folder. Raises FileNotFoundError if one is missing."""
     return load(default_folder())

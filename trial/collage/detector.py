@@ -1,6 +1,6 @@
-"""Detects, names and counts the subjects of an image and names its background, with a small network.
+"""Detects and names the subjects of an image, and names its ground, with a small network.
 
-The network was trained on renderings, independently of the diffusion model (see trial/README.md).
+The network was trained on rendered collages, independently of the diffusion model.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from trial.collage.content import captions
 from trial.collage.scenes import to_uint8
 
 WEIGHTS = Path(__file__).with_name("detector.safetensors")
-"""The packed weights, with 8 bits per weight."""
-SIDE, STRIDE = 128, 8
+"""The weights, packed with 8 bits per weight."""
+SIDE = 128
+"""The shorter side of an image that the network reads."""
 THRESHOLD = 0.4
-"""Minimum probability of a subject's centre."""
+"""Minimum probability that a subject has its centre at a position."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One subject: its index, and its centre in fractions of the image."""
+    """A subject, by index, with the position of its centre as fractions of the image's width and height."""
 
     subject: int
     x: float
@@ -37,14 +38,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Reading:
-    """The content of an image: the subjects by decreasing probability, and the index of the ground."""
+    """The subjects of an image, the most probable one first, and the index of its ground."""
 
     subjects: tuple[Finding, ...]
     ground: int
 
 
 class _Residual(nn.Module):
-    """Two dilated convolutions with a skip connection."""
+    """A dilated and an ordinary convolution with a skip connection."""
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
@@ -61,7 +62,10 @@ class _Residual(nn.Module):
 
 
 class Detector(nn.Module):
-    """Maps images (B, 3, H, W) in -1..1 to logits of centres (B, 1, h, w), subjects (B, S, h, w) and grounds (B, G)."""
+    """Detects subjects and grounds in images (B, 3, H, W) in -1..1.
+
+    Returns the logits of subject centres (B, 1, H / 8, W / 8), of subjects (B, S, H / 8, W / 8) and of grounds (B, G).
+    """
 
     def __init__(self, subjects: int, grounds: int) -> None:
         super().__init__()
@@ -91,14 +95,14 @@ def trained() -> Detector:
 
 
 def peaks(centres: Tensor) -> list[tuple[int, int]]:
-    """Returns rows and columns of the local maxima of probabilities (h, w) above THRESHOLD, the highest first."""
+    """Returns (row, column) of each local maximum of the probabilities (h, w) above THRESHOLD, the highest first."""
     highest = F.max_pool2d(centres[None, None], 5, stride=1, padding=2)[0, 0]
     places = ((centres == highest) & (centres > THRESHOLD)).nonzero().tolist()
     return sorted(((y, x) for y, x in places), key=lambda place: -float(centres[place]))
 
 
 def prepared(image: np.ndarray) -> np.ndarray:
-    """Resizes an (H, W, 3) image, uint8 or float in 0..1, to a short side of SIDE. Returns float32 in -1..1."""
+    """Resizes an image (H, W, 3), uint8 or float in 0..1, to a shorter side of SIDE. Returns float32 in -1..1."""
     picture = Image.fromarray(image if image.dtype == np.uint8 else to_uint8(image))
     factor = SIDE / min(picture.size)
     if factor != 1.0:
@@ -108,7 +112,7 @@ def prepared(image: np.ndarray) -> np.ndarray:
 
 
 def read(images: list[np.ndarray]) -> list[Reading]:
-    """Reads the content of each image in a list. All images have one size."""
+    """Detects the subjects and the ground of each image. All images must have the same size."""
     x = torch.from_numpy(np.stack([prepared(image) for image in images])).permute(0, 3, 1, 2)
     with torch.no_grad():
         centres, subjects, grounds = trained()(x)
@@ -123,20 +127,21 @@ def _reading(centres: Tensor, subjects: Tensor, ground: int) -> Reading:
     return Reading(tuple(found), ground)
 
 
-def crops(image: np.ndarray, side: int = SIDE) -> list[np.ndarray]:
-    """Crops an image into squares at 1:1, which overlap by half and cover the image."""
+def crops(image: np.ndarray) -> list[np.ndarray]:
+    """Crops squares of SIDE pixels that cover an image (H, W, 3). Adjacent squares overlap by at least half."""
 
     def starts(length: int) -> list[int]:
-        steps = max(-(-2 * (length - side) // side), 0)
-        return [round(i * (length - side) / max(steps, 1)) for i in range(steps + 1)]
+        steps = max(-(-2 * (length - SIDE) // SIDE), 0)
+        return [round(i * (length - SIDE) / max(steps, 1)) for i in range(steps + 1)]
 
-    return [image[y : y + side, x : x + side] for y in starts(image.shape[0]) for x in starts(image.shape[1])]
+    return [image[y : y + SIDE, x : x + SIDE] for y in starts(image.shape[0]) for x in starts(image.shape[1])]
 
 
 def crops_with_subject(image: np.ndarray) -> float:
-    """Returns the share of 1:1 crops that show a whole subject, for an image of at least twice the native size.
+    """Computes the share of an image's crops that show a whole subject.
 
-    A subject of the right size does not fit into such a crop, so a whole subject in a crop is an extra subject.
+    In an image of at least twice the native size, a correct subject is too large for a crop. Every whole subject in a
+    crop is therefore an extra subject.
     """
     readings = read(crops(image))
     return sum(bool(reading.subjects) for reading in readings) / len(readings)
