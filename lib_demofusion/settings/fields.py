@@ -103,7 +103,7 @@ class Settings:
         str,
         "Upscaler",
         "upscaler",
-        "enlarges the image before each stage",
+        "enlarges the image before the model draws new detail",
         choices=_upscalers,
         unlisted=_in_pixels,
     )
@@ -126,7 +126,7 @@ class Settings:
         str,
         "Stages",
         "stages",
-        "sizes of the stages: choose a rule, or type scales such as 1,2,4",
+        "the image is enlarged in stages; choose a rule for their sizes, or type scales such as 1,2,4",
         words=STAGE_WORDS,
         read=parse_stages,
         texts=STAGES_ALLOWED,
