@@ -48,9 +48,9 @@ def pictures(folder: Path, options: argparse.Namespace) -> dict[str, list[np.nda
         for name, request in REQUESTS.items():
             rows = []
             for seed in range(1, options.seeds + 1):
-                asked = {**request, **alike, "steps": steps, "seed": seed}
-                small = {**asked, "width": side, "height": side}
-                plain = webui.generate(**{**asked, "width": 2 * side, "height": 2 * side})
+                common = {**request, **alike, "steps": steps, "seed": seed}
+                small = {**common, "width": side, "height": side}
+                plain = webui.generate(**{**common, "width": 2 * side, "height": 2 * side})
                 rows.append([plain, webui.generate(ON, **small)])
             made[name] = [np.stack([levels(result.images[0]) for result in kind]) for kind in zip(*rows)]
     return made

@@ -37,7 +37,9 @@ LAYER = "middle_block.1.transformer_blocks.0.attn2.to_out.0.weight"
 LAYER_OF_LORAS = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
 """The name of the same layer in a LoRA."""
 HINT_WIDTHS = (3, 16, 16, 32, 32, 96, 96, 256)
-"""The widths of the layers of ControlNet that read the hint. One more such layer follows, which is as wide as the UNet.
+"""The numbers of channels in the layers of ControlNet that read the hint, beginning with the 3 channels of the hint.
+
+The last of these layers is not listed here. It has as many output channels as the first layer of the UNet.
 
 Starting with the third layer, every second layer halves the size of the hint.
 """
@@ -59,8 +61,8 @@ def write_lora(unet: dict[str, Tensor], file: Path) -> None:
 def write_control(unet: dict[str, Tensor], file: Path) -> None:
     """Writes a control model: the encoder of the checkpoint's UNet, and random layers that read the hint.
 
-    These layers use only one pixel at a time, and all outputs except the first are zero. Each part of the hint
-    therefore affects only the same place in the image.
+    The random layers process each pixel of the hint separately, and only the first output of the control model is not
+    zero. Each part of the hint therefore affects only the same place in the image.
     """
     state = {key: value for key, value in unet.items() if not key.startswith(("output_blocks", "out."))}
     first = unet["input_blocks.0.0.weight"]

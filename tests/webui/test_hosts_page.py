@@ -24,17 +24,17 @@ QUIET = 3
 
 def wait_for_rest(page: Any) -> None:
     """Waits until the page has sent no request for QUIET seconds. Fails the test if the page does not stop."""
-    asked = [time.monotonic()]
+    sent = [time.monotonic()]
 
     def note(request: Any) -> None:
         if request.method == "POST":
-            asked.append(time.monotonic())
+            sent.append(time.monotonic())
 
     page.on("request", note)
     deadline = time.monotonic() + TIMEOUT / 1000
-    while time.monotonic() - asked[-1] < QUIET:
+    while time.monotonic() - sent[-1] < QUIET:
         if time.monotonic() > deadline:
-            pytest.fail(f"the page has sent {len(asked) - 1} requests in {TIMEOUT // 1000} seconds and does not stop")
+            pytest.fail(f"the page has sent {len(sent) - 1} requests in {TIMEOUT // 1000} seconds and does not stop")
         page.wait_for_timeout(200)
     page.remove_listener("request", note)
 

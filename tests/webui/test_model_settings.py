@@ -17,7 +17,7 @@ class TestSettings:
     """Tests that these settings also apply to the stages, and that they do not change the images of later jobs."""
 
     def check(self, webui: Webui, acts: bool, **settings: Any) -> None:
-        """Generates images with and without the settings. `acts` is True if the settings must change the image."""
+        """Generates images with and without the settings. `acts` is whether they must change the image."""
         plain, twice = webui.generate(**SMALL), webui.generate(TWICE, **SMALL)
         with options(webui, **settings):
             first = webui.generate({**TWICE, "return_stages": True}, **SMALL)

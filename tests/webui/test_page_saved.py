@@ -87,7 +87,7 @@ def change_everything(tab: Tab) -> None:
 
 
 def run(tab: Tab, webui: Webui, width: int) -> str:
-    """Generates images, checks the width of the largest, and returns the text below them."""
+    """Generates images, asserts the width of the largest image, and returns the text below the images."""
     if tab.name == "img2img":
         tab.page.set_input_files("#img2img_image input[type=file]", str(UPLOAD))
         tab.page.wait_for_selector("#img2img_image img", timeout=TIMEOUT)

@@ -32,30 +32,30 @@ DECODING = 0.3
 
 A model call must take less time, and decoding must take more time.
 """
-OF_THE_WHOLE = {"DPM adaptive": 0.25, "first of a machine": 0.1}
+OF_THE_WHOLE = {"DPM adaptive": 0.25, "first job on a machine": 0.1}
 """Maximum error as a share of the job's whole duration, for jobs that are hard to predict.
 
 DPM adaptive chooses its steps while it runs. The decoding time is a guess until this machine has decoded an image.
 """
-SEEN_BEFORE = ("DPM adaptive",)
-"""Samplers whose number of model calls in a stage is known only from earlier stages."""
+RUN_TWICE = ("DPM adaptive",)
+"""Jobs that run once before the test, because their number of model calls is known only from earlier stages."""
 
 JOBS: dict[str, dict[str, Any]] = {
-    "first of a machine": {"sampler_name": "Euler"},
+    "first job on a machine": {"sampler_name": "Euler"},
     "Euler": {"sampler_name": "Euler"},
     "DPM++ 2M Karras, 4x": {"sampler_name": "DPM++ 2M", "scheduler": "Karras", "scale": 4},
     "Heun": {"sampler_name": "Heun"},
     "DPM++ SDE": {"sampler_name": "DPM++ SDE"},
     "DPM adaptive": {"sampler_name": "DPM adaptive"},
     "two batches of two": {"sampler_name": "Euler a", "n_iter": 2, "batch_size": 2},
-    "hires fix before": {
+    "hires fix before the stages": {
         "sampler_name": "Euler a",
         "enable_hr": True,
         "hr_scale": 1.5,
         "hr_upscaler": "Latent",
         "denoising_strength": 0.7,
     },
-    "queue of three": {"sampler_name": "UniPC", "n_iter": 3},
+    "three batches": {"sampler_name": "UniPC", "n_iter": 3},
 }
 
 
@@ -63,8 +63,11 @@ class Reading(NamedTuple):
     """One answer of the webui about its progress."""
 
     time: float
+    """The time of the reading on the clock of the test, in seconds."""
     left: float
+    """The remaining time that the webui reports, in seconds."""
     progress: float
+    """The progress of the job, from 0 to 1."""
     stage: str
     """The text next to the bar."""
 
@@ -75,9 +78,9 @@ def readings(webui: Webui, **request: Any) -> tuple[list[Reading], float, float]
     done, task = threading.Event(), f"task({uuid4().hex})"
 
     def poll() -> None:
-        asked = {"id_task": task, "id_live_preview": -1, "live_preview": False}
+        query = {"id_task": task, "id_live_preview": -1, "live_preview": False}
         while not done.wait(0.1):
-            now, answer = time.perf_counter(), webui.call("progress", asked, under="internal")
+            now, answer = time.perf_counter(), webui.call("progress", query, under="internal")
             if answer["active"] and answer["progress"]:
                 seen.append(Reading(now, answer["eta"], answer["progress"], answer["textinfo"] or ""))
 
@@ -98,8 +101,8 @@ def readings(webui: Webui, **request: Any) -> tuple[list[Reading], float, float]
 def before_the_last_image(seen: Sequence[Reading]) -> Sequence[Reading]:
     """Returns the readings before the last image is decoded.
 
-    The bar does not move during decoding. It shows the progress at half of the decoding, so the remaining time can be
-    wrong by half of the decoding time.
+    The bar does not move while an image is decoded. During this time, it shows the progress in the middle of the
+    decoding, so the remaining time can be wrong by half of the decoding time.
     """
     moves = [n for n in range(1, len(seen)) if seen[n].progress > seen[n - 1].progress]
     stops = [begin for begin, end in pairwise([*moves, len(seen) - 1]) if seen[end].time - seen[begin].time > DECODING]
@@ -107,7 +110,7 @@ def before_the_last_image(seen: Sequence[Reading]) -> Sequence[Reading]:
 
 
 def after_the_first_fifth(seen: Sequence[Reading]) -> list[Reading]:
-    """Returns the readings during the stages, without those from the first fifth of each stage."""
+    """Returns the readings during the last four fifths of each stage."""
     chosen: list[Reading] = []
     first = 0
     for index in range(1, len(seen) + 1):
@@ -123,14 +126,14 @@ def after_the_first_fifth(seen: Sequence[Reading]) -> list[Reading]:
 
 @pytest.mark.parametrize("job", JOBS)
 def test_the_remaining_time_is_close_to_the_real_one(webui: Webui, job: str) -> None:
-    if job in SEEN_BEFORE:
+    if job in RUN_TWICE:
         readings(webui, **JOBS[job])
     seen, begin, end = readings(webui, **JOBS[job])
-    told = after_the_first_fifth(before_the_last_image(seen))
-    assert len(told) > 5, f"the job was too short: {len(told)} readings, and at least 6 are needed"
-    left = [end - reading.time for reading in told]
-    errors = [abs(reading.left - true) for reading, true in zip(told, left)]
-    worst = max(range(len(told)), key=lambda i: errors[i] / left[i])
+    chosen = after_the_first_fifth(before_the_last_image(seen))
+    assert len(chosen) > 5, f"the job was too short: it gave {len(chosen)} readings, and the test needs at least 6"
+    left = [end - reading.time for reading in chosen]
+    errors = [abs(reading.left - true) for reading, true in zip(chosen, left)]
+    worst = max(range(len(chosen)), key=lambda i: errors[i] / left[i])
     sys.stdout.write(
         f"\n{job}: {end - begin:.1f} s; largest error {errors[worst] / left[worst]:.0%} of the time left "
         f"({errors[worst]:.1f} s of {left[worst]:.1f} s), {max(errors) / (end - begin):.0%} of the whole job\n"
