@@ -44,11 +44,11 @@ def pictures(folder: Path, options: argparse.Namespace) -> dict[str, list[np.nda
     made = {}
     side, steps = options.side, options.steps
     with tempfile.TemporaryDirectory() as data, started(folder, Path(data), checkpoints=options.checkpoints) as webui:
-        alike = {"override_settings": {WHOLE: True}} if WHOLE in webui.call("options") else {}
+        rounding = {"override_settings": {WHOLE: True}} if WHOLE in webui.call("options") else {}
         for name, request in REQUESTS.items():
             rows = []
             for seed in range(1, options.seeds + 1):
-                common = {**request, **alike, "steps": steps, "seed": seed}
+                common = {**request, **rounding, "steps": steps, "seed": seed}
                 small = {**common, "width": side, "height": side}
                 plain = webui.generate(**{**common, "width": 2 * side, "height": 2 * side})
                 rows.append([plain, webui.generate(ON, **small)])

@@ -39,9 +39,8 @@ LAYER_OF_LORAS = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to
 HINT_WIDTHS = (3, 16, 16, 32, 32, 96, 96, 256)
 """The numbers of channels in the layers of ControlNet that read the hint, beginning with the 3 channels of the hint.
 
-The last of these layers is not listed here. It has as many output channels as the first layer of the UNet.
-
-Starting with the third layer, every second layer halves the size of the hint.
+The last of these layers is not listed here. It has as many output channels as the first layer of the UNet. Starting
+with the third layer, every second layer halves the size of the hint.
 """
 
 
