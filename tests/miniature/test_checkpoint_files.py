@@ -161,4 +161,4 @@ def test_the_panel_chooses_turbo_for_the_selected_checkpoint(tmp_path: Path, mon
     assert "value" not in preset_row.automatic_preset(shown, tab)[0]
     select(monkeypatch, written(tmp_path, "Flux", "flux.safetensors"))
     assert preset_row.automatic_preset(shown, tab)[0]["value"] == "Turbo"
-    assert "use Turbo" in line.describe([{"enabled": True, "preset": "Paper"}], tab)
+    assert line.TURBO_BETTER in line.describe([{"enabled": True, "preset": "Paper"}], tab)

@@ -1,4 +1,4 @@
-"""Tests jobs in the stand-in, from the arguments of a request to images and infotext."""
+"""Tests jobs in the stand-in, from the arguments of a request to the images and their infotexts."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from reports import Reports
 from lib_demofusion.host import backends, stage_loop
 from lib_demofusion.host.common import user_presets
 from lib_demofusion.host.images import coding, upscaling, vae
+from lib_demofusion.host.panel.build import CONTROLS
 from lib_demofusion.host.progress import bar as progress
 from lib_demofusion.host.progress import timing
 from lib_demofusion.method.stage import mix_anchors
@@ -34,7 +35,7 @@ THREE = {"enabled": True, "scale": 3, "stages": "every"}
 
 @pytest.fixture
 def in_model(webui: Webui) -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Lets a test call a function at every model call."""
+    """Returns a function that installs a callback, which runs before every model call."""
     unet = webui.small.unet
 
     def install(function: Callable[[], None]) -> None:
@@ -49,12 +50,12 @@ def in_model(webui: Webui) -> Iterator[Callable[[Callable[[], None]], None]]:
 
 
 def in_stage(number: int) -> bool:
-    """Returns whether the stage with that number is running. The base is stage 1."""
-    return (shared.state.textinfo or "").startswith(f"DemoFusion {number - 1}/")
+    """Returns whether the stage with that number is running. The first stage has the number 1."""
+    return (shared.state.textinfo or "").startswith(f"DemoFusion {number}/")
 
 
-def differs(one: Image.Image, other: Image.Image) -> int:
-    """Returns the largest difference of two images in any channel."""
+def largest_difference(one: Image.Image, other: Image.Image) -> int:
+    """Returns the largest difference between two images in any channel, from 0 to 255."""
     return max(high for _, high in ImageChops.difference(one, other).getextrema())
 
 
@@ -69,9 +70,9 @@ def test_every_sampler_runs_every_stage(webui: Webui, sampler: str) -> None:
 def test_the_base_image_is_returned_if_the_host_does_not_call_the_fused_model(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str, reported: Reports
 ) -> None:
-    """In some webuis the guidance calls its own model.
+    """In some webuis, the guidance does not call the object that the extension has put in place of the model.
 
-    The whole latent passes through that model, and the result has the same shape as the extension's.
+    The webui's own model then evaluates the whole latent at once. The result has the expected shape, but is wrong.
     """
     reported.expect("did not call DemoFusion's model")
     plain = webui.job(sampler_name=sampler)
@@ -92,7 +93,7 @@ def test_the_base_image_is_returned_if_the_host_does_not_call_the_fused_model(
     assert "DemoFusion error" in result.infotexts[0]
 
 
-def test_an_unknown_webui_is_reported_at_the_start(
+def test_an_unknown_webui_is_reported_when_the_extension_is_loaded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reported: Reports
 ) -> None:
     reported.expect("not tested in this webui (Another 3.1)")
@@ -106,7 +107,7 @@ def test_an_unknown_webui_is_reported_at_the_start(
 
 
 def plain_class(cls: type) -> type:
-    """Returns the host's own class, below the class of the stage."""
+    """Returns the webui's own class from which the class of a stage's denoiser is derived."""
     return next(c for c in cls.__mro__ if c.__module__.startswith("modules."))
 
 
@@ -121,8 +122,10 @@ def test_every_sampler_runs_a_stage_of_few_steps(webui: Webui, sampler: str, set
 
 
 @pytest.mark.parametrize("name", ["Euler a", "Heun", "DPM2 a", "DDIM"])
-def test_a_sampler_with_other_defaults_runs(webui: Webui, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Extensions add samplers with other defaults as partial functions."""
+def test_a_sampler_that_is_a_partial_function_gives_the_same_image(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Extensions can add a sampler as a partial function, which changes defaults of the original function."""
     plain = webui.job(THREE, sampler_name=name)
     config = sd_samplers.find_sampler_config(name)
 
@@ -137,7 +140,7 @@ def test_a_sampler_with_other_defaults_runs(webui: Webui, monkeypatch: pytest.Mo
     assert result.images[0].tobytes() == plain.images[0].tobytes()
 
 
-def test_the_base_among_the_stages_is_the_plain_image(webui: Webui) -> None:
+def test_the_base_image_equals_the_image_without_demofusion(webui: Webui) -> None:
     plain = webui.job()
     result = webui.job({**ON, "return_stages": True})
     assert result.images[1].tobytes() == plain.images[0].tobytes()
@@ -151,12 +154,14 @@ def test_the_same_seed_gives_the_same_image(webui: Webui) -> None:
 
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M SDE", "DDIM"])
 @pytest.mark.parametrize("batch", [{"batch_size": 2}, {"n_iter": 2}])
-def test_an_image_of_a_batch_equals_the_single_image(webui: Webui, sampler: str, batch: dict[str, int]) -> None:
+def test_each_image_of_a_batch_equals_the_image_of_a_job_with_its_seed(
+    webui: Webui, sampler: str, batch: dict[str, int]
+) -> None:
     both = webui.job(ON, sampler_name=sampler, **batch)
     assert len(both.images) == 2
     for image, seed in zip(both.images, (7, 8)):
-        # a batch may be rounded differently from a single row
-        assert differs(image, webui.job(ON, sampler_name=sampler, seed=seed).images[0]) <= 1
+        # the model may round a batch differently from a single image
+        assert largest_difference(image, webui.job(ON, sampler_name=sampler, seed=seed).images[0]) <= 1
 
 
 def test_a_disabled_extension_changes_nothing(webui: Webui) -> None:
@@ -170,7 +175,7 @@ def test_a_disabled_extension_changes_nothing(webui: Webui) -> None:
     "off", [{"enabled": False, "scale": 99, "stages": "3,2"}, {"enabled": "False", "preset": "deleted"}], ids=str
 )
 def test_a_disabled_extension_reports_no_errors(webui: Webui, off: dict[str, Any]) -> None:
-    """A closed panel may hold values that cannot run, such as a deleted preset or the size of another image."""
+    """The panel can contain values that would be refused, such as a preset that was deleted."""
     result = webui.job(off)
     assert result.infotexts == webui.job().infotexts
     assert "DemoFusion" not in result.comments
@@ -182,7 +187,7 @@ def test_a_misspelt_enabled_is_reported(webui: Webui, reported: Reports) -> None
     assert message in webui.job({"enable": True}).comments
 
 
-def test_a_run_leaves_no_changes(webui: Webui) -> None:
+def test_a_run_does_not_change_later_jobs_without_demofusion(webui: Webui) -> None:
     before = webui.job(sampler_name="Euler a")
     webui.job(THREE, sampler_name="DPM++ SDE")
     after = webui.job({}, sampler_name="Euler a")
@@ -191,7 +196,7 @@ def test_a_run_leaves_no_changes(webui: Webui) -> None:
     assert shared.state.textinfo is None
 
 
-def test_infotext_sets_every_control(webui: Webui) -> None:
+def test_pasting_the_infotext_restores_the_settings(webui: Webui) -> None:
     settings = {
         **ON,
         "scale": 2.5,
@@ -203,11 +208,8 @@ def test_infotext_sets_every_control(webui: Webui) -> None:
     text = webui.job(settings).infotexts[0]
     params = infotext_utils.parse_generation_parameters(text)
     script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
-    pasted = dict(
-        zip((control.label for control in script.controls), (read(params) for _, read in script.infotext_fields))
-    )
-    labels = {"enabled": "DemoFusion", "scale": "Upscale by", "denoising_strength": "Denoising strength"}
-    assert {name: pasted[label] for name, label in labels.items()} == {name: settings[name] for name in labels}
+    pasted = dict(zip(CONTROLS, (read(params) for _, read in script.infotext_fields)))
+    assert {name: pasted[name] for name in settings} == settings
     assert params["DemoFusion size"] == f"{BASE * 5 // 2} x {BASE * 5 // 2}"
 
 
@@ -215,42 +217,42 @@ def test_an_infotext_without_demofusion_disables_the_panel(webui: Webui) -> None
     params = infotext_utils.parse_generation_parameters(webui.job().infotexts[0])
     script = scripts.scripts_txt2img.alwayson_scripts[0]
     values = [read(params) for _, read in script.infotext_fields]
-    # the webui ignores None
+    # None leaves a control unchanged
     assert values == [False, *[None] * (len(values) - 1)]
 
 
-def test_an_interrupt_returns_the_previous_stage(webui: Webui, in_model: Callable) -> None:
-    in_model(lambda: shared.state.interrupt() if in_stage(3) else None)
+def test_an_interrupt_returns_the_image_of_the_previous_stage(webui: Webui, in_model: Callable) -> None:
+    in_model(lambda: shared.state.interrupt() if in_stage(2) else None)
     result = webui.job(THREE)
     assert sizes(result) == [2 * BASE]
     assert "DemoFusion stopped" in result.infotexts[0]
-    # the text under the image also has the message that the page shows above it
+    # the page repeats this message above the image
     assert f"DemoFusion stopped: showing stage 1 of 2 ({2 * BASE}x{2 * BASE})\n" in result.comments
 
 
-def test_the_message_of_an_interrupt_before_the_first_stage_has_the_size(webui: Webui, in_model: Callable) -> None:
+def test_after_an_interrupt_before_the_first_stage_the_message_has_the_size(webui: Webui, in_model: Callable) -> None:
     in_model(shared.state.interrupt)
     result = webui.job(THREE)
     assert sizes(result) == [BASE]
     assert f"DemoFusion stopped: showing the base image ({BASE}x{BASE})\n" in result.comments
 
 
-def test_an_interrupt_ends_the_later_iterations(webui: Webui, in_model: Callable) -> None:
-    in_model(lambda: shared.state.interrupt() if in_stage(2) else None)
+def test_after_an_interrupt_no_later_iteration_runs(webui: Webui, in_model: Callable) -> None:
+    in_model(lambda: shared.state.interrupt() if in_stage(1) else None)
     assert sizes(webui.job(ON, n_iter=3)) == [BASE]
 
 
 def test_after_skip_the_next_iteration_runs(webui: Webui, in_model: Callable) -> None:
-    in_first = [True]
-    in_model(lambda: shared.state.skip() if in_stage(2) and in_first and in_first.pop() else None)
+    skips = [True]
+    in_model(lambda: shared.state.skip() if in_stage(1) and skips and skips.pop() else None)
     assert sizes(webui.job(ON, n_iter=2)) == [BASE, 2 * BASE]
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [1, 2])
 def test_if_a_stage_fails_the_previous_image_is_returned(
     webui: Webui, in_model: Callable, stage: int, reported: Reports
 ) -> None:
-    reported.expect(f"stage {stage - 1} of 2", "injected, once")
+    reported.expect(f"stage {stage} of 2", "injected, once")
 
     def fail() -> None:
         if in_stage(stage):
@@ -259,13 +261,13 @@ def test_if_a_stage_fails_the_previous_image_is_returned(
     plain = webui.job({}).images[0].tobytes()
     in_model(fail)
     result = webui.job(THREE)
-    assert sizes(result) == [(stage - 1) * BASE]
+    assert sizes(result) == [stage * BASE]
     assert "injected" in result.infotexts[0]
     assert "injected" in result.comments
     assert webui.job({}).images[0].tobytes() == plain
 
 
-def test_an_error_in_the_base_pass_is_raised_by_the_host(webui: Webui, in_model: Callable) -> None:
+def test_an_error_in_the_base_pass_is_raised(webui: Webui, in_model: Callable) -> None:
     def fail() -> None:
         raise RuntimeError("injected")
 
@@ -289,7 +291,7 @@ def test_an_unknown_field_is_reported(webui: Webui, reported: Reports) -> None:
     assert "scael" in result.comments
 
 
-def test_progress_rises_and_ends(webui: Webui, in_model: Callable) -> None:
+def test_progress_rises_to_the_end(webui: Webui, in_model: Callable) -> None:
     seen: list[float] = []
     in_model(lambda: seen.append(shared.state.progress()))
     webui.job(THREE, n_iter=2)
@@ -298,12 +300,12 @@ def test_progress_rises_and_ends(webui: Webui, in_model: Callable) -> None:
     assert 0.8 < seen[-1] <= 1
 
 
-def test_the_api_reports_the_progress_in_whole_jobs(webui: Webui, in_model: Callable) -> None:
-    """The webui's API returns it as JSON."""
-    told: list[str] = []
-    in_model(lambda: told.append(json.dumps([shared.state.job_no, shared.state.job_count])))
+def test_the_api_reports_integer_numbers_of_jobs(webui: Webui, in_model: Callable) -> None:
+    """The webui's API converts these numbers to JSON."""
+    texts: list[str] = []
+    in_model(lambda: texts.append(json.dumps([shared.state.job_no, shared.state.job_count])))
     webui.job(THREE, n_iter=2)
-    numbers = [json.loads(text) for text in told]
+    numbers = [json.loads(text) for text in texts]
     assert all(type(number) is int for pair in numbers for number in pair)
     assert [job for job, _ in numbers] == sorted(job for job, _ in numbers)
     assert all(0 <= job < count for job, count in numbers)
@@ -311,7 +313,7 @@ def test_the_api_reports_the_progress_in_whole_jobs(webui: Webui, in_model: Call
 
 
 @pytest.mark.parametrize("redraw", [False, True])
-def test_img2img_begins_with_the_uploaded_image(webui: Webui, redraw: bool) -> None:
+def test_img2img_runs_with_and_without_redrawing_the_upload(webui: Webui, redraw: bool) -> None:
     picture = webui.job(seed=3).images[0]
     result = webui.job({**ON, "img2img_first": redraw, "return_stages": True}, init_image=picture)
     assert sizes(result) == [2 * BASE, BASE]
@@ -330,17 +332,17 @@ def test_stages_are_saved_with_their_infotext(webui: Webui) -> None:
     assert sizes(result) == [2 * BASE]
 
 
-def test_a_wide_image(webui: Webui) -> None:
+def test_a_wide_image_keeps_its_aspect_ratio(webui: Webui) -> None:
     result = webui.job(ON, width=96, height=64)
     assert result.images[0].size == (192, 128)
 
 
 def live_tensors() -> tuple[int, int]:
-    """Returns the number of tensors and the bytes of their storages."""
+    """Returns the number of tensors that exist, and the number of bytes in their storages."""
     gc.collect()
-    # compare types, because some objects of torch warn on access to their class
+    # `isinstance` would read `__class__`, and some objects of torch warn about this
     tensors = [entry for entry in gc.get_objects() if issubclass(type(entry), torch.Tensor)]
-    # a tensor on a played card keeps its numbers in a tensor on the CPU, which is counted
+    # a tensor on a simulated GPU (tests/card) stores its data in a tensor on the CPU, which is counted
     storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
     sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
     return len(tensors), sum(sizes.values())
@@ -348,7 +350,7 @@ def live_tensors() -> tuple[int, int]:
 
 @pytest.fixture
 def only_new_objects() -> Iterator[None]:
-    """Hides the objects that exist already from the garbage collector. It takes seconds to look at all of them."""
+    """Hides all existing objects from `live_tensors`, which would take seconds to inspect them."""
     gc.collect()
     gc.freeze()
     yield
@@ -357,7 +359,7 @@ def only_new_objects() -> Iterator[None]:
 
 @pytest.mark.usefixtures("only_new_objects")
 @pytest.mark.parametrize("sampler", ["Euler", "DPM++ SDE"])
-def test_memory_stays_constant_in_a_queue_of_twenty(webui: Webui, sampler: str) -> None:
+def test_memory_stays_constant_in_a_queue_of_twenty_jobs(webui: Webui, sampler: str) -> None:
     """From the second image on, the number of tensors and bytes is constant."""
     alive = []
     for seed in range(20):
@@ -367,7 +369,7 @@ def test_memory_stays_constant_in_a_queue_of_twenty(webui: Webui, sampler: str) 
 
 
 @pytest.mark.usefixtures("only_new_objects")
-def test_a_tensor_that_remains_is_detected() -> None:
+def test_live_tensors_counts_a_new_tensor() -> None:
     before = live_tensors()
     left = torch.zeros(3, 5)
     assert live_tensors() == (before[0] + 1, before[1] + left.numel() * left.element_size())
@@ -376,10 +378,10 @@ def test_a_tensor_that_remains_is_detected() -> None:
 @pytest.mark.parametrize(
     ("upscaler", "resample"), [("Lanczos", Image.Resampling.LANCZOS), ("Nearest", Image.Resampling.NEAREST)]
 )
-def test_an_anchor_made_in_pixels_is_the_enlarged_image(
+def test_an_anchor_in_pixels_is_the_encoding_of_the_enlarged_image(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, upscaler: str, resample: Image.Resampling
 ) -> None:
-    """The image is decoded, enlarged by Pillow and encoded. Each anchor is the encoding of the previous image."""
+    """The test enlarges the base image with Pillow and encodes it. The anchor of the stage must be equal."""
     anchors: list[torch.Tensor] = []
 
     def recording(p: Any, task: Any, report: Any) -> torch.Tensor:
@@ -393,13 +395,14 @@ def test_an_anchor_made_in_pixels_is_the_enlarged_image(
     enlarged = base.resize((2 * BASE, 2 * BASE), resample)
     pixels = torch.from_numpy(np.asarray(enlarged, np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
     expected = webui.small.encode(pixels)
-    scale = float((anchors[0][:1] * expected).sum() / (expected**2).sum())
-    # the image was rounded down to 8 bits
-    torch.testing.assert_close(anchors[0][:1], scale * expected, rtol=0, atol=scale * 0.02)
+    # the test rounds the base image down to 8 bits
+    torch.testing.assert_close(anchors[0][:1], expected, rtol=0, atol=0.02)
     assert anchors[0].shape == (2, 4, 2 * BASE // 8, 2 * BASE // 8)
 
 
-def test_a_mixed_anchor_is_between_the_latent_and_the_image(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mixed_anchor_combines_the_enlarged_latent_and_the_encoded_image(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch
+) -> None:
     anchors: dict[str, torch.Tensor] = {}
 
     def recording(p: Any, task: Any, report: Any) -> torch.Tensor:
@@ -421,13 +424,13 @@ def test_the_webuis_upscalers_are_choices_and_others_are_reported(webui: Webui, 
 
 
 class Broken:
-    """An upscaler whose model cannot be loaded. The webui continues with Lanczos."""
+    """Imitates an upscaler whose model cannot be loaded. The webui then uses Lanczos."""
 
     def upscale(self, img: Image.Image, scale: float, selected_model: str) -> Image.Image:
         return img.resize([int(side * scale // 8) * 8 for side in img.size], Image.Resampling.LANCZOS)
 
 
-def test_the_upscaler_that_ran_is_reported(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upscaler_that_does_not_work_is_reported(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = SimpleNamespace(name="4x-Broken", data_path="4x-Broken.pth", scaler=Broken())
     monkeypatch.setattr(shared, "sd_upscalers", [*shared.sd_upscalers, broken])
     result = webui.job({**ON, "upscaler": "4x-Broken (pixels)"}, batch_size=2)
@@ -481,7 +484,7 @@ def test_enlarging_pixels_and_latents_gives_different_images(webui: Webui) -> No
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Records the widths of decoded images at each report of a tiled decode: two during it and one at its end."""
+    """Imitates tiled decoding, with three reports of progress. Records the image's width at each report."""
     widths: list[int] = []
     real = coding.decode
 
@@ -497,7 +500,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("shown", [{}, {"return_stages": True, "save_stages": True}])
-def test_nothing_is_decoded_twice(webui: Webui, decoded: list[int], shown: dict[str, bool]) -> None:
+def test_no_image_is_decoded_twice(webui: Webui, decoded: list[int], shown: dict[str, bool]) -> None:
     webui.job(
         {**THREE, "stages": "every", "upscaler": "Lanczos (pixels)", **shown}, do_not_save_samples=False, seed=9001
     )
@@ -514,7 +517,7 @@ def test_only_displayed_images_are_decoded(webui: Webui, decoded: list[int]) -> 
 
 
 @pytest.mark.parametrize("size", [{}, {"width": 3 * BASE, "height": 2 * BASE}])
-def test_showing_the_stages_changes_no_image(webui: Webui, size: dict[str, int]) -> None:
+def test_showing_the_stages_does_not_change_the_final_image(webui: Webui, size: dict[str, int]) -> None:
     settings = {**THREE, "upscaler": "Lanczos (pixels)", **size}
     one, other = (webui.job({**settings, "return_stages": shown}).images[0] for shown in (False, True))
     assert not errors.exception_records
@@ -540,7 +543,7 @@ def test_the_progress_bar_moves_while_an_image_is_decoded(
     def decoding(p: Any, latent: torch.Tensor, report: vae.Report) -> Any:
         return decode(p, latent, lambda share: (passing(latent[:, 0].numel()), report(share)))
 
-    # other processes may use this computer, and there must be no earlier timing
+    # real times would depend on other processes, and timings of earlier jobs would change the bar
     monkeypatch.setattr(webui, "folder", tmp_path)
     monkeypatch.setattr(webui.small, "unet", watched)
     monkeypatch.setattr(coding, "decode", decoding)
@@ -555,13 +558,13 @@ def test_the_progress_bar_moves_while_an_image_is_decoded(
 
     monkeypatch.setattr(progress.Progress, "move", looking)
     webui.job({**THREE, "stages": "every", "upscaler": "Lanczos (pixels)"})
-    # each part begins at zero, and the next part begins where the previous one ends
+    # for each of the three images, the bar moves when decoding begins and at every report
     assert seen == sorted(seen)
     assert len(set(seen)) == 4 * 3
     assert seen[-1] == pytest.approx(1)
 
 
-def test_an_interrupt_while_the_image_of_a_stage_is_decoded_for_the_upscaler(
+def test_an_interrupt_during_decoding_for_the_upscaler_returns_that_image(
     webui: Webui, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     move = progress.Progress.move
@@ -575,11 +578,11 @@ def test_an_interrupt_while_the_image_of_a_stage_is_decoded_for_the_upscaler(
     result = webui.job({**THREE, "stages": "every", "upscaler": "Lanczos (pixels)"})
     assert sizes(result) == [2 * BASE]
     assert "in stage 2 of 2 (192x192), this is stage 1 of 2 (128x128)" in result.infotexts[0]
-    # decoding was interrupted at its second report, and then repeated to show the image
+    # decoding is interrupted at its second report, and then repeated to return the image
     assert decoded == [BASE] * 3 + [2 * BASE] * 2 + [2 * BASE] * 3
 
 
-def test_an_interrupt_while_an_enlarged_image_is_encoded(
+def test_an_interrupt_during_encoding_returns_the_previous_image(
     webui: Webui, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     move = progress.Progress.move
@@ -603,7 +606,7 @@ def test_an_interrupt_while_an_enlarged_image_is_encoded(
     assert f"in stage 1 of 1 (128x128), this is the base image ({BASE}x{BASE})" in result.infotexts[0]
 
 
-def test_an_anchor_made_in_pixels_does_not_change_torchs_generator(webui: Webui) -> None:
+def test_encoding_an_anchor_does_not_change_torchs_generator(webui: Webui) -> None:
     torch.manual_seed(3)
     webui.job({**ON, "upscaler": "Latent"})
     state = torch.get_rng_state()
@@ -612,7 +615,7 @@ def test_an_anchor_made_in_pixels_does_not_change_torchs_generator(webui: Webui)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_base_is_returned_if_encoding_fails(
+def test_the_base_image_is_returned_if_encoding_fails(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
     reported.expect("no encoder")
@@ -627,8 +630,8 @@ def test_the_base_is_returned_if_encoding_fails(
 
 
 @pytest.mark.parametrize("size", [(24, 40), (9, 17)])
-def test_lanczos_equals_pillows_without_rounding(webui: Webui, size: tuple[int, int]) -> None:
-    # low contrast, because in 8 bits Pillow clips overshoot between its two passes
+def test_lanczos_equals_pillows_filter_up_to_rounding(webui: Webui, size: tuple[int, int]) -> None:
+    # the contrast is low, so that Pillow clips nothing: it clips 8-bit values after each of its two passes
     picture = torch.rand(3, 8, 12, generator=torch.Generator().manual_seed(0)) - 0.5
     out = upscaling.lanczos(picture, size)
     whole = Image.fromarray(((picture * 0.5 + 0.5) * 255).round().byte().permute(1, 2, 0).numpy())

@@ -1,6 +1,7 @@
-"""Tests extensions that patch the model's layers and count rows.
+"""Tests jobs with extensions that patch the model's layers. Some of them count the rows of each model call.
 
-Small extensions in a folder imitate popular ones: NegPiP, Composable LoRA, Smoothed Energy Guidance and DeepCache.
+The tests write small extensions to a folder. They imitate NegPiP, Composable LoRA, Smoothed Energy Guidance, DeepCache
+and caches of steps.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ON = {"enabled": True, "scale": 2}
 
 
 class CrossAttention(nn.Module):
-    """Attends to the prompt in every cell."""
+    """A cross-attention layer from the cells of the latent to the prompt."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +36,7 @@ class CrossAttention(nn.Module):
 
 
 class Unet(nn.Module):
-    """Predicts the noise in x (N, 4, h, w) at timesteps (N,)."""
+    """A model with an attention layer. Predicts the noise in x (N, 4, h, w) at timesteps (N,)."""
 
     def __init__(self, alphas: Tensor) -> None:
         super().__init__()
@@ -52,7 +53,7 @@ class Unet(nn.Module):
 
 @pytest.fixture
 def unet(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Unet:
-    """Provides a model with an attention layer. It records the number of rows in each call."""
+    """Makes the stand-in use a model with an attention layer. Returns the model."""
     webui.job()
     torch.manual_seed(0)
     made = Unet(webui.small.alphas_cumprod).requires_grad_(False)
@@ -66,7 +67,10 @@ Install = Callable[[str, str], Any]
 
 @pytest.fixture
 def extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Installs an extension with the name of its folder and the source of its `patch(unet, batch)`."""
+    """Returns a function that installs an extension and loads its script.
+
+    Its arguments are the name of the extension's folder, and source code with a function `patch(unet, batch)`.
+    """
     monkeypatch.setattr(paths_internal, "extensions_dir", str(tmp_path / "extensions"), raising=False)
     forward = nn.Linear.forward
 
@@ -116,6 +120,7 @@ COUNTERS = {"sd-webui-negpip": NEGPIP, "composable-lora": COMPOSABLE, "sd-webui-
 
 
 def images(webui: Webui, settings: dict[str, Any], **job: Any) -> list[bytes]:
+    """Runs a job with one stage. Returns the pixels of each image."""
     result = webui.job({**ON, **settings}, **job)
     assert set(sizes(result)) == {2 * BASE}
     return [image.tobytes() for image in result.images]
@@ -136,7 +141,7 @@ def test_an_extension_that_counts_rows_gets_one_view_at_a_time(
     assert note in reported.notes[-1]
 
 
-def test_such_a_view_is_not_divided_if_memory_runs_out(
+def test_cond_and_uncond_of_such_a_view_are_not_separated_if_memory_runs_out(
     webui: Webui, unet: Unet, extension: Install, reported: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extension("sd-webui-negpip", NEGPIP).patch(unet, 1)
@@ -154,8 +159,10 @@ def test_such_a_view_is_not_divided_if_memory_runs_out(
     assert set(rows) == {2}
 
 
-def test_other_patches_get_batches_of_views(webui: Webui, unet: Unet, extension: Install, reported: Reports) -> None:
-    """Other patches are the webui's own, such as token merging or hypertile, and code outside of all extensions."""
+def test_patches_that_are_in_no_extension_do_not_limit_the_batches(
+    webui: Webui, unet: Unet, extension: Install, reported: Reports
+) -> None:
+    """For example, the webui itself patches layers for token merging and hypertile."""
     rows = []
     plain = unet.attn2.forward
 
@@ -169,7 +176,7 @@ def test_other_patches_get_batches_of_views(webui: Webui, unet: Unet, extension:
     assert not reported.notes[-1]
 
 
-def test_patches_of_controlnet_and_of_this_extension_do_not_count(
+def test_patches_of_controlnet_and_of_this_extension_are_ignored(
     webui: Webui, unet: Unet, extension: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = extension("sd-webui-controlnet", NEGPIP)
@@ -188,7 +195,7 @@ def test_patches_of_controlnet_and_of_this_extension_do_not_count(
 
 
 def one_after_the_other(self: Any, x: Tensor, sigma: Tensor, uncond: Tensor, cond: Tensor, **rest: Any) -> Tensor:
-    """Applies guidance as the webui does for prompts of different lengths."""
+    """Calls the model separately for cond and uncond, as the webui does for prompts of different lengths."""
     image = rest["image_cond"]
     made = [self.inner_model(x, sigma, cond={"c_crossattn": [c], "c_concat": [image]}) for c in (cond, uncond)]
     self.step += 1
@@ -198,7 +205,7 @@ def one_after_the_other(self: Any, x: Tensor, sigma: Tensor, uncond: Tensor, con
 def test_negpip_is_refused_if_cond_and_uncond_are_separate_calls(
     webui: Webui, unet: Unet, extension: Install, reported: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NegPiP then continues to count calls, and a stage makes one call for every view."""
+    """NegPiP would then count calls to tell cond from uncond, but a stage calls the model once for every view."""
     extension("sd-webui-negpip", NEGPIP).patch(unet, 1)
     monkeypatch.setattr(CFGDenoiser, "forward", one_after_the_other)
     assert sizes(webui.job(ON)) == [2 * BASE]
@@ -241,7 +248,7 @@ def patch(unet, batch):
 
     type(unet).%s = %s
 """
-"""A cache that replaces a method of the model's class, as First Block Cache and TeaCache for Forge do."""
+"""An extension that caches the output and replaces a method of the model's class, as TeaCache for Forge does."""
 
 HALVED = """
 def patch(unet, batch):
@@ -251,7 +258,7 @@ def patch(unet, batch):
 
 
 class Flux(Unet):
-    """A model whose forward calls another method, as in Forge."""
+    """A model whose `forward` calls `inner_forward`, as that of Flux does in Forge."""
 
     def inner_forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         return Unet.forward(self, x, t, context)
@@ -264,7 +271,7 @@ class Flux(Unet):
 def test_a_cache_of_steps_is_refused(
     webui: Webui, unet: Unet, extension: Install, reported: Reports, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """It would return the prediction for one tile for another tile."""
+    """Such a cache would return the prediction of one tile for another tile."""
     own = type("Patched", (Flux,), {})
     monkeypatch.setattr(unet, "__class__", own)
     extension("sd-forge-blockcache", STEP_CACHE % (4 * (method,))).patch(unet, 1)
@@ -272,7 +279,7 @@ def test_a_cache_of_steps_is_refused(
     assert sizes(webui.job(ON)) == [BASE]
 
 
-def test_an_extension_that_keeps_nothing_may_replace_the_model(
+def test_an_extension_that_keeps_no_data_may_replace_the_forward_of_the_model(
     webui: Webui, unet: Unet, extension: Install, reported: Reports
 ) -> None:
     extension("sd-webui-halved", HALVED).patch(unet, 1)

@@ -15,7 +15,7 @@ from modules import shared
 
 from lib_demofusion.host.common import messages, options
 from lib_demofusion.host.common import user_presets as presets
-from lib_demofusion.host.integrations import refusals as neighbours
+from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.panel import line, preset_row
 from lib_demofusion.host.panel.tab import TabValues
 from lib_demofusion.settings.fields import SPECS
@@ -29,12 +29,12 @@ IN_SENTENCES = (
     preset_row.WORDS,
     presets.SENTENCES,
     (options.DEFAULT_GONE, f"{messages.STOPPED} {messages.BASE_IMAGE}"),
-    (reason for _, reason in neighbours.REFUSALS),
+    (reason for _, reason in refusals.REFUSALS),
 )
 
 
 class TextNodes(HTMLParser):
-    """The text nodes of a piece of HTML, as the webui's localization.js finds them."""
+    """Collects the text nodes in HTML, as the webui's localization.js does."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -48,7 +48,7 @@ class TextNodes(HTMLParser):
 
 
 def on_the_page(webui: Webui) -> Iterator[str]:
-    """Yields the labels, infos, placeholders and tooltips of the panel in both tabs."""
+    """Yields the labels, help texts, placeholders and tooltips of the panel in both tabs."""
     for block in webui.page.blocks.values():
         if "demofusion" in (getattr(block, "elem_id", None) or ""):
             words = [getattr(block, name, None) for name in ("label", "info", "placeholder", "webui_tooltip")]
@@ -62,15 +62,15 @@ def on_the_settings_page() -> Iterator[str]:
             continue
         yield option.label
         yield from (text for text in TextNodes(option.comment_after).found if text != "(requires Reload UI)")
-        # a list that is updated at run time contains names, which need no translation
+        # if the arguments are a function, the choices are names of presets, which are not translated
         arguments: Any = {} if callable(option.component_args) else option.component_args or {}
         yield from arguments.get("choices", ())
 
 
 @pytest.fixture(scope="module")
 def shown(webui: Webui) -> set[str]:
-    """Returns all texts of the extension."""
-    constant = {text for texts in IN_SENTENCES for text in texts} | {neighbours.REFUSED}
+    """Returns all texts of the extension that the webui can translate."""
+    constant = {text for texts in IN_SENTENCES for text in texts} | {refusals.REFUSED}
     return constant | set(on_the_page(webui)) | set(on_the_settings_page())
 
 
@@ -93,7 +93,7 @@ def test_every_displayed_text_has_a_translation(language: str, shown: set[str]) 
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_translations_have_text_and_the_same_numbers(language: str) -> None:
+def test_translations_are_not_empty_and_contain_the_same_numbers(language: str) -> None:
     for text, translated in translations(language).items():
         assert translated.strip() == translated
         assert translated
@@ -112,7 +112,7 @@ LINES = (
 
 @pytest.mark.parametrize(("settings", "tab"), LINES)
 @pytest.mark.parametrize("seconds", [None, 8, 300, 9000])
-def test_the_live_line_is_made_of_pieces_that_can_be_translated(
+def test_every_text_node_of_the_summary_line_can_be_translated(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, settings: dict, tab: dict, seconds: float | None
 ) -> None:
     monkeypatch.setattr(line.timing, "seconds", lambda cells: seconds)

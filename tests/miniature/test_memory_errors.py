@@ -1,4 +1,4 @@
-"""Tests that no existing image is lost if memory runs out in any part of a job outside of the model."""
+"""Tests that no finished image is lost if memory runs out anywhere in a job, except in a call of the model."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ EVERYTHING = {
     "save_stages": True,
 }
 SEEDS = itertools.count(5000)
-"""Other tests of the session save images too, so each run here has its own seed."""
+"""Each run has its own seed, which is in the names of its files. Other tests save images in the same folder."""
 
 Point = tuple[Callable[[Webui], Any], str]
 POINTS: dict[str, Point] = {
     "decoding": (lambda webui: webui.small, "decode"),
     "encoding": (lambda webui: webui.small, "encode"),
-    "enlarging a picture": (lambda webui: upscaling, "lanczos"),
+    "enlarging an image": (lambda webui: upscaling, "lanczos"),
     "enlarging a latent": (lambda webui: stages, "make_anchor"),
     "noise": (lambda webui: stage_sampler, "StageRun"),
-    "a stage's end": (lambda webui: stages, "finish_stage"),
-    "a stage's picture": (lambda webui: output, "to_image"),
-    "saving a stage's picture": (lambda webui: output, "_save"),
+    "the end of a stage": (lambda webui: stages, "finish_stage"),
+    "the image of a stage": (lambda webui: output, "to_image"),
+    "saving the image of a stage": (lambda webui: output, "_save"),
     "the gallery's copy": (lambda webui: Image.Image, "reduce"),
 }
+"""The functions that run out of memory in these tests. Each has an object or module and the name of its attribute."""
 
 
 class Failing:
-    """Calls `real`, except for one call that fails."""
+    """Calls `real`, except that the call with the index `call` raises an error."""
 
     def __init__(self, real: Callable[..., Any], call: int, error: Exception):
         self.real, self.left, self.error = real, call, error
@@ -61,7 +62,7 @@ class Failing:
 
 @pytest.fixture
 def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Records the widths of the stages that were sampled completely."""
+    """Records the widths in pixels of all stages that were sampled to the end."""
     widths: list[int] = []
     real = stage_loop.run_stage
 
@@ -76,17 +77,18 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def small_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits the gallery's images to the base's size."""
+    """Makes the gallery show smaller copies of all images that are larger than the base image."""
     monkeypatch.setattr(output, "SHOWN_PIXELS", BASE * BASE)
 
 
 @pytest.fixture(params=[torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB"), MemoryError()])
 def error(request: pytest.FixtureRequest) -> Exception:
+    """Returns the error of a full GPU memory, and in another run of the test the error of a full computer memory."""
     return request.param
 
 
 def saved(webui: Webui, seed: int) -> list[int]:
-    """Returns the widths of the images that were saved under a seed."""
+    """Returns the widths of the images that were saved with a seed in their names, from small to large."""
     widths = []
     for path in (webui.folder / "txt2img-images").glob(f"*-{seed}*.png"):
         with Image.open(path) as image:
@@ -109,10 +111,10 @@ def test_finished_images_are_never_lost(
     owner, name = POINTS[point]
     settings = {**EVERYTHING, "upscaler": "Latent"} if point == "enlarging a latent" else EVERYTHING
     if point == "the gallery's copy":
-        # Pillow makes it in the computer's memory
+        # Pillow makes the copy, which needs only the computer's memory
         error = MemoryError()
     failing = Failing(getattr(owner(webui), name), call, error)
-    # a function and not `failing` itself: only a function that is stored in a class receives the image
+    # the lambda is needed for `Image.reduce`: only a function becomes a method, which receives the image
     monkeypatch.setattr(owner(webui), name, lambda *args, **kwargs: failing(*args, **kwargs), raising=False)
     seed = next(SEEDS)
     result = webui.job(settings, seed=seed, do_not_save_samples=False, from_page=True)
@@ -123,19 +125,19 @@ def test_finished_images_are_never_lost(
     reported.expect(
         "not enough memory for a smaller copy" if point == "the gallery's copy" else str(error) or "MemoryError"
     )
-    # the job returns the last sampled stage, or the previous one if this one could not be finished
+    # the job returns the image of the last sampled stage, or of the stage before it if its end or decoding failed
     least = sampled[-1] if sampled else BASE
-    if point in ("decoding", "a stage's end") and sampled:
+    if point in ("decoding", "the end of a stage") and sampled:
         least -= BASE
     final = saved(webui, seed)[-1]
     assert final >= least
-    # the image in the gallery is smaller, unless the reduction failed
+    # the gallery shows a smaller copy, unless the copy could not be made
     assert result.images[0].width in (final, -(-final // -(-final // BASE)))
-    if point not in ("the gallery's copy", "a stage's picture", "saving a stage's picture"):
+    if point not in ("the gallery's copy", "the image of a stage", "saving the image of a stage"):
         assert final < 3 * BASE or point == "decoding"
         assert "failed" in result.comments
         assert str(error).partition(".")[0] in result.infotexts[0]
-    if point in ("a stage's picture", "saving a stage's picture"):
+    if point in ("the image of a stage", "saving the image of a stage"):
         assert "showing " in result.comments
         assert "failed, so its image is missing" in result.infotexts[0]
         assert "last finished image" not in result.comments
@@ -179,7 +181,7 @@ def decodes(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return real(latents)
 
     monkeypatch.setattr(webui.small, "decode", noticed, raising=False)
-    # previews are decoded too, so disable them
+    # live previews would be decoded too
     monkeypatch.setattr(shared.opts, "live_previews_enable", False)
     return widths
 

@@ -1,4 +1,4 @@
-"""Tests the connections between the panel and the rest of the page."""
+"""Tests the events that connect the panel with the rest of the page."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lib_demofusion.host.panel.page import component_of_page, component_of_tab
 
 
 def by_id(webui: Webui, elem_id: str) -> Any:
+    """Returns the component of the page that has this id."""
     return next(block for block in webui.page.blocks.values() if getattr(block, "elem_id", None) == elem_id)
 
 
@@ -23,7 +24,9 @@ def own_scripts() -> list[Any]:
     return [next(one for one in runner.alwayson_scripts if one.title() == "DemoFusion Hires") for runner in runners]
 
 
-def test_the_lines_of_both_tabs_follow_the_settings(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_setting_updates_the_summary_lines_of_both_tabs(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = by_id(webui, "settings_json")._id
     on_change = [d for d in webui.page.dependencies if settings in d["targets"]]
     lines = {by_id(webui, f"script_{tab}_demofusion_hires_line")._id for tab in ("txt2img", "img2img")}
@@ -36,9 +39,9 @@ def test_the_lines_of_both_tabs_follow_the_settings(webui: Webui, monkeypatch: p
         assert "Tiling" in function(*values)[0]["value"]
 
 
-def test_the_lines_of_both_tabs_follow_the_dropdowns_of_forge(webui: Webui) -> None:
-    """Forge and Forge Neo store a chosen checkpoint without a change of `settings_json`."""
-    # another test file may have built a page of its own since
+def test_forges_dropdown_of_checkpoints_updates_the_summary_lines_of_both_tabs(webui: Webui) -> None:
+    """In Forge and Forge Neo, the choice of a checkpoint does not change the component `settings_json`."""
+    # the panels belong to the page that was built last, which may be the page of another test file
     lines = {script.panel.line._id for script in own_scripts()}
     assert len(lines) == 2
     with gr.Blocks() as blocks:
@@ -65,8 +68,8 @@ def test_copies_of_components_outside_of_a_page_are_ignored(webui: Webui, elem_i
     assert script.tab_components.fields == before
 
 
-def test_the_line_is_made_again_when_the_page_is_loaded(webui: Webui) -> None:
-    """By this time the webui has set the saved defaults in the components."""
+def test_the_summary_line_is_updated_when_the_page_is_loaded(webui: Webui) -> None:
+    """The webui sets the default values from ui-config.json after it has built the components."""
     blocks = webui.page.blocks
     panel = "script_txt2img_demofusion_hires"
     own = {"width": 128, "height": 128, f"{panel}_scale": 1.5, f"{panel}_enabled-checkbox": True}
@@ -82,7 +85,7 @@ def test_the_line_is_made_again_when_the_page_is_loaded(webui: Webui) -> None:
 
 
 def test_send_to_img2img_copies_each_field_to_the_same_field() -> None:
-    """The webui copies the values of one tab's fields to the other tab's fields with these names."""
+    """The webui copies the value of each component in `paste_field_names` to the other tab's component of this name."""
     ours = own_scripts()
     names = ours[0].paste_field_names
     sent, received = (
@@ -95,8 +98,8 @@ def test_send_to_img2img_copies_each_field_to_the_same_field() -> None:
     assert "img2img_first" not in sent
 
 
-def test_building_the_page_again_does_not_change_the_first_page(webui: Webui) -> None:
-    """The webui builds a page at each "Reload UI". Events on a page concern only its own components."""
+def test_a_page_that_is_built_again_has_its_own_components_and_events(webui: Webui) -> None:
+    """The webui builds a new page at each "Reload UI"."""
     again = launch.build()
     for page in (webui.page, again):
         own = set(page.blocks)
@@ -110,8 +113,8 @@ def test_building_the_page_again_does_not_change_the_first_page(webui: Webui) ->
     assert not set(webui.page.blocks) & set(again.blocks)
 
 
-def test_panels_built_for_the_api_are_not_connected(webui: Webui) -> None:
-    """The webui builds the scripts' controls again to get their values for API requests."""
+def test_controls_that_are_built_for_the_api_have_no_events_with_the_page(webui: Webui) -> None:
+    """The webui builds the controls of all scripts again, because the API needs their default values."""
     before = len(webui.page.dependencies)
     for script in own_scripts():
         with gr.Blocks() as blocks:

@@ -1,4 +1,4 @@
-"""Tests the axes of the X/Y/Z plot, with a stand-in for the webui's script."""
+"""Tests the axes that the extension adds to the X/Y/Z plot, with an imitation of the webui's plot script."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lib_demofusion.settings.fields import SPECS
 
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.usefixtures("webui")
-def test_the_plot_finds_the_axes_when_it_makes_its_controls(monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
-    """The plot script keeps the list that it finds when it builds its controls.
+def test_the_axes_exist_once_when_the_plot_builds_its_controls(monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
+    """The plot reads its list of axes when it builds its controls, so the axes must be in the list before that.
 
-    It builds them once for the page and twice for the API. The API may run without the page.
+    The webui builds the controls once for the page and twice for the API. It may run only the API.
     """
     axes: list[Any] = []
     shown: list[list[str]] = []

@@ -1,4 +1,4 @@
-"""Tests saved presets: the file, a panel that opens with one, and jobs that name one."""
+"""Tests the user's presets: their file, panels that open with a preset, and jobs with a preset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from modules import infotext_utils, paths_internal, scripts, shared
 from reports import Reports
 
 from lib_demofusion.host.common import options, user_presets
-from lib_demofusion.host.common import user_presets as presets
 from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.panel import build as panel
 from lib_demofusion.host.panel import preset_row, xyz
@@ -37,16 +36,16 @@ def names() -> tuple[str, ...]:
 
 def save(name: str, values: dict[str, Any]) -> str:
     """Saves a preset."""
-    return presets.save(name, values, user_presets.known_choices())
+    return user_presets.save(name, values, user_presets.known_choices())
 
 
 @pytest.fixture
 def file(webui: Webui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Returns the path of the presets' file, which does not exist yet."""
+    """Returns the path of the file of presets, which does not exist yet."""
     monkeypatch.setattr(paths_internal, "data_path", str(tmp_path))
-    # after a job the stand-in returns to its own folder
+    # every job sets the data folder of the stand-in to this folder
     monkeypatch.setattr(webui, "folder", tmp_path)
-    return tmp_path / presets.FILE
+    return tmp_path / user_presets.FILE
 
 
 @pytest.fixture
@@ -60,16 +59,18 @@ def test_a_saved_preset_exists_after_a_restart(file: Path) -> None:
     assert save("  Mine ", VALUES) == "Mine"
     assert json.loads(file.read_text(encoding="utf-8")) == {"Mine": VALUES}
     assert [path.name for path in file.parent.iterdir()] == [file.name]
-    assert presets.read(())[1] == []
+    assert user_presets.read(())[1] == []
     assert names()[-1] == "Mine"
     assert preset_values("Mine", user_presets.known_choices()) == VALUES
 
 
-def test_a_refusal_has_the_reason_and_the_name_as_separate_parts(file: Path) -> None:
+def test_the_reason_of_an_error_is_a_text_node_of_its_own(file: Path) -> None:
+    """The webui can translate only text nodes. The name of the preset must not be in the same node."""
     with pytest.raises(user_presets.PresetError) as refused:
-        presets.delete("Balanced")
-    told = preset_row._problem(refused.value)
-    assert re.sub("<[^>]*>", "", told) == f"{presets.BUILT_IN}: Balanced" == str(refused.value)
+        user_presets.delete("Balanced")
+    shown = preset_row._problem(refused.value)
+    assert f"<span>{user_presets.BUILT_IN}</span>" in shown
+    assert re.sub("<[^>]*>", "", shown) == f"{user_presets.BUILT_IN}: Balanced" == str(refused.value)
 
 
 def test_a_preset_can_be_replaced_and_deleted(file: Path) -> None:
@@ -77,7 +78,7 @@ def test_a_preset_can_be_replaced_and_deleted(file: Path) -> None:
     save("Ünsere", VALUES)
     save("Mine", {**VALUES, "sigma": 2.5})
     assert preset_values("Mine", user_presets.known_choices())["sigma"] == 2.5
-    presets.delete("Mine")
+    user_presets.delete("Mine")
     assert names()[-1] == "Ünsere"
     assert set(json.loads(file.read_text(encoding="utf-8"))) == {"Ünsere"}
 
@@ -85,26 +86,26 @@ def test_a_preset_can_be_replaced_and_deleted(file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("Paper", presets.BUILT_IN),
-        ("paper ", presets.BUILT_IN),
-        ("", presets.NO_NAME),
-        (" ", presets.NO_NAME),
-        ("a\nb", presets.BAD_NAME),
-        ("x" * 61, presets.BAD_NAME),
-        ("Mine (changed)", presets.BAD_NAME),
+        ("Paper", user_presets.BUILT_IN),
+        ("paper ", user_presets.BUILT_IN),
+        ("", user_presets.NO_NAME),
+        (" ", user_presets.NO_NAME),
+        ("a\nb", user_presets.BAD_NAME),
+        ("x" * 61, user_presets.BAD_NAME),
+        ("Mine (changed)", user_presets.BAD_NAME),
     ],
 )
 def test_an_invalid_name_is_refused(file: Path, name: str, sentence: str) -> None:
-    with pytest.raises(presets.PresetError, match=sentence):
+    with pytest.raises(user_presets.PresetError, match=sentence):
         save(name, VALUES)
     assert not file.exists()
 
 
-def test_built_in_ones_cannot_be_deleted(file: Path) -> None:
-    with pytest.raises(presets.PresetError, match=presets.BUILT_IN):
-        presets.delete("Paper")
-    with pytest.raises(presets.PresetError, match=presets.NOT_SAVED):
-        presets.delete("Mine")
+def test_built_in_presets_and_missing_presets_cannot_be_deleted(file: Path) -> None:
+    with pytest.raises(user_presets.PresetError, match=user_presets.BUILT_IN):
+        user_presets.delete("Paper")
+    with pytest.raises(user_presets.PresetError, match=user_presets.NOT_SAVED):
+        user_presets.delete("Mine")
 
 
 def test_impossible_values_are_not_saved(file: Path) -> None:
@@ -116,11 +117,11 @@ def test_impossible_values_are_not_saved(file: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"Mine"', "[" * 100_000, "\x00"])
 def test_a_broken_file_is_reported_and_not_overwritten(file: Path, text: str) -> None:
     file.write_text(text)
-    _, problems = presets.read(())
+    _, problems = user_presets.read(())
     assert len(problems) == 1
     assert str(file) in problems[0]
-    for act in (lambda: save("Mine", VALUES), lambda: presets.delete("Mine")):
-        with pytest.raises(presets.PresetError, match=presets.REPAIR):
+    for act in (lambda: save("Mine", VALUES), lambda: user_presets.delete("Mine")):
+        with pytest.raises(user_presets.PresetError, match=user_presets.REPAIR):
             act()
     assert file.read_text() == text
 
@@ -132,7 +133,7 @@ def test_a_broken_file_is_reported_and_not_overwritten(file: Path, text: str) ->
 )
 def test_an_invalid_entry_does_not_affect_the_others(file: Path, entry: Any) -> None:
     file.write_text(json.dumps({"Bad": entry, "Paper": {"sigma": 5}, "Good": {"sigma": 2}}), encoding="utf-8")
-    _, problems = presets.read(())
+    _, problems = user_presets.read(())
     assert [problem for problem in problems if "'Bad'" in problem]
     assert [problem for problem in problems if "'Paper'" in problem]
     assert names() == (*PRESETS, "Good")
@@ -143,8 +144,8 @@ def test_an_invalid_entry_does_not_affect_the_others(file: Path, entry: Any) -> 
 def test_a_folder_that_cannot_be_written_is_reported(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file.parent.joinpath("file").write_text("")
     monkeypatch.setattr(paths_internal, "data_path", str(file.parent / "file"))
-    monkeypatch.setattr(presets.storage, "read", lambda name: {})
-    with pytest.raises(presets.PresetError, match=presets.NOT_WRITTEN):
+    monkeypatch.setattr(user_presets.storage, "read", lambda name: {})
+    with pytest.raises(user_presets.PresetError, match=user_presets.NOT_WRITTEN):
         save("Mine", VALUES)
     assert "Mine" not in names()
 
@@ -161,26 +162,26 @@ def build(is_img2img: bool = False) -> dict[str, Any]:
     return {elem_id.removeprefix(prefix): block for elem_id, block in by_id.items()}
 
 
-def test_the_panel_has_every_preset_field_below_the_presets() -> None:
+def test_the_panel_has_a_control_for_every_field_of_a_preset() -> None:
     shown = {name for rows in (panel.ROWS, panel.ADVANCED_ROWS) for row in rows for name in row}
     assert set(PRESET_FIELDS) <= {*shown, *panel.UNSEEN}
     assert NAMES[:-1] == panel.CONTROLS
-    # with the name field for a preset to be saved
+    # "Advanced" has at most ten controls, including the name of a preset to save
     assert sum(map(len, panel.ADVANCED_ROWS)) + 1 <= 10
 
 
-def test_the_panel_opens_with_the_declared_defaults(file: Path) -> None:
+def test_the_panel_opens_with_the_built_in_default_preset(file: Path) -> None:
     components = build()
     assert {name: components[name].value for name in PRESET_FIELDS} == preset_values(DEFAULT_PRESET)
     assert components["preset"].value == DEFAULT_PRESET
-    # ui-config.json would overwrite these with the values of an older version under the same preset's name
+    # otherwise ui-config.json would keep the values of an older version of the preset
     kept_out = ("preset", *PRESET_FIELDS, "preset_name", "preset_save", "preset_delete")
     assert all(components[name].do_not_save_to_config for name in kept_out)
-    # the fields of the request keep your own defaults
+    # for these fields, users can save their own default values
     assert not any(getattr(components[name], "do_not_save_to_config", False) for name in ("scale", "save_stages"))
 
 
-def test_the_panel_opens_with_the_default_preset(default_preset: str) -> None:
+def test_the_panel_opens_with_the_default_preset_of_the_settings_page(default_preset: str) -> None:
     components = build(is_img2img=True)
     assert {name: components[name].value for name in PRESET_FIELDS} == VALUES
     assert components["preset"].value == default_preset
@@ -188,12 +189,12 @@ def test_the_panel_opens_with_the_default_preset(default_preset: str) -> None:
 
 
 def test_the_panel_shows_the_errors_in_the_file(file: Path, reported: Reports) -> None:
-    reported.expect(f"{presets.FILE} cannot be read")
+    reported.expect(f"{user_presets.FILE} cannot be read")
     assert not build()["preset_problems"].visible
     file.write_text("<b>no</b> JSON")
     message = build()["preset_problems"]
     assert message.visible
-    assert presets.FILE in message.value
+    assert user_presets.FILE in message.value
     assert "<b>" not in message.value
 
 
@@ -207,7 +208,7 @@ def test_on_a_shared_server_presets_cannot_be_saved(file: Path, monkeypatch: pyt
 
 def test_the_built_in_default_replaces_a_missing_default_preset(default_preset: str, reported: Reports) -> None:
     reported.expect(f"{options.DEFAULT_GONE} {default_preset}")
-    presets.delete(default_preset)
+    user_presets.delete(default_preset)
     assert options.default_preset(user_presets.known_choices()) == DEFAULT_PRESET
     assert build()["preset"].value == DEFAULT_PRESET
 
@@ -218,52 +219,52 @@ def test_a_missing_default_preset_is_reported(
     reported.expect(f"{options.DEFAULT_GONE} {default_preset}")
     assert not build()["preset_problems"].visible
     assert not build()["advanced"].open
-    presets.delete(default_preset)
+    user_presets.delete(default_preset)
     components = build()
     assert components["preset_problems"].visible
     assert components["advanced"].open
     assert options.DEFAULT_GONE in components["preset_problems"].value
     assert default_preset in components["preset_problems"].value
-    said = f"{options.DEFAULT_GONE} {default_preset}"
-    assert said in caplog.messages
+    message = f"{options.DEFAULT_GONE} {default_preset}"
+    assert message in caplog.messages
     caplog.clear()
     result = webui.job({"enabled": True}, n_iter=2)
-    assert said in result.comments
-    assert all(said in text for text in result.infotexts)
-    assert said in caplog.messages
-    assert said not in webui.job({"enabled": True, "preset": "Fast"}).comments
+    assert message in result.comments
+    assert all(message in text for text in result.infotexts)
+    assert message in caplog.messages
+    assert message not in webui.job({"enabled": True, "preset": "Fast"}).comments
 
 
 @pytest.fixture
 def reads(file: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Records every read of the presets' file."""
+    """Records every read of the file of presets."""
     found: list[str] = []
-    read = presets.storage.read
+    read = user_presets.storage.read
 
     def noted(name: str) -> dict[str, Any]:
-        found.extend([name] if name == presets.FILE else [])
+        found.extend([name] if name == user_presets.FILE else [])
         return read(name)
 
-    monkeypatch.setattr(presets.storage, "read", noted)
+    monkeypatch.setattr(user_presets.storage, "read", noted)
     return found
 
 
-def test_the_file_is_read_once_for_a_panel(reads: list[str]) -> None:
+def test_the_file_is_read_once_to_build_a_panel(reads: list[str]) -> None:
     build()
-    assert reads == [presets.FILE]
+    assert reads == [user_presets.FILE]
 
 
-def test_the_file_is_read_once_for_a_pasted_text(webui: Webui, reads: list[str]) -> None:
+def test_the_file_is_read_once_to_paste_an_infotext(webui: Webui, reads: list[str]) -> None:
     save("Mine", VALUES)
     reads.clear()
     script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
     params = {"DemoFusion": "1", "DemoFusion preset": "Mine (changed)", "DemoFusion upscaler": "Lanczos"}
     values = dict(zip(panel.CONTROLS, (read(params) for _, read in script.infotext_fields)))
     assert (values["preset"], values["upscaler"]) == ("Mine", "Lanczos")
-    assert reads == [presets.FILE]
+    assert reads == [user_presets.FILE]
 
 
-def test_the_file_is_read_once_for_an_axis_of_a_plot(reads: list[str]) -> None:
+def test_an_axis_of_a_plot_reads_the_file_once_for_its_choices_and_once_to_check_values(reads: list[str]) -> None:
     save("Mine", VALUES)
     reads.clear()
     spec = SPECS["preset"]
@@ -272,7 +273,7 @@ def test_the_file_is_read_once_for_an_axis_of_a_plot(reads: list[str]) -> None:
     assert reads == []
     assert axis.choices() == [*PRESETS, "Mine"]
     axis.confirm(None, ["Paper", "Mine", "Fast"])
-    assert reads == [presets.FILE] * 2
+    assert reads == [user_presets.FILE] * 2
 
 
 def test_panel_and_requests_use_fast_by_default(webui: Webui, file: Path) -> None:
@@ -285,8 +286,10 @@ def test_panel_and_requests_use_fast_by_default(webui: Webui, file: Path) -> Non
     assert webui.job({"enabled": True, "scale": 2, "preset": "Fast"}, steps=11).infotexts[0] == text
 
 
-def test_a_saved_default_preset_is_kept(webui: Webui, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The webui saves every setting. Earlier versions had Balanced as the default."""
+def test_a_default_preset_saved_by_an_earlier_version_is_kept(
+    webui: Webui, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The webui saves all settings. In earlier versions of the extension, the default was Balanced."""
     monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, "Balanced", raising=False)
     assert build()["preset"].value == "Balanced"
     text = webui.job({"enabled": True, "scale": 2}, steps=11).infotexts[0]
@@ -306,7 +309,7 @@ def test_a_request_without_a_preset_uses_the_default(webui: Webui, default_prese
 
 def test_an_infotext_reproduces_the_image_if_its_preset_is_unknown(webui: Webui, default_preset: str) -> None:
     first = webui.job({"enabled": True, "denoising_strength": 0.5})
-    presets.delete(default_preset)
+    user_presets.delete(default_preset)
     script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
     params = infotext_utils.parse_generation_parameters(first.infotexts[0])
     args = dict(zip(panel.CONTROLS, (read(params) for _, read in script.infotext_fields)))
@@ -329,7 +332,7 @@ def test_a_preset_of_a_plot_sets_its_values(webui: Webui, default_preset: str) -
 
 
 def panel_job(p: Any) -> Settings:
-    """Returns the settings that the hook derives from the panel's values in a cell of a plot."""
+    """Returns the settings of a cell of a plot, from the values of a panel and of the plot."""
     from lib_demofusion.host import script
 
     seen: list[Settings] = []
@@ -340,7 +343,7 @@ def panel_job(p: Any) -> Settings:
     return seen[0]
 
 
-WARNINGS = (
+REFUSALS = (
     (lambda patch: patch.setattr(shared.opts, "tiling", True), {}, "Tiling"),
     (
         lambda patch: patch.setattr(shared.sd_model, "is_sd3", True),
@@ -353,8 +356,8 @@ WARNINGS = (
 )
 
 
-@pytest.mark.parametrize(("change", "tab", "text"), WARNINGS)
-def test_the_line_shows_why_a_job_would_be_refused(
+@pytest.mark.parametrize(("change", "tab", "text"), REFUSALS)
+def test_the_summary_line_shows_why_a_job_would_be_refused(
     webui: Webui,
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[Any], None],
@@ -369,12 +372,12 @@ def test_the_line_shows_why_a_job_would_be_refused(
         change(patch)
         assert text in describe(on, TabValues(**tab))
         if not tab:
-            webui_says = webui.job({"enabled": True}, **({"tiling": True} if text == "Tiling" else {})).comments
-            assert text in webui_says
+            comments = webui.job({"enabled": True}, **({"tiling": True} if text == "Tiling" else {})).comments
+            assert text in comments
 
 
 @pytest.mark.parametrize(("width", "warned"), [(2048, False), (2056, True)])
-def test_the_line_warns_of_huge_images(webui: Webui, width: int, warned: bool) -> None:
+def test_the_summary_line_warns_of_huge_images(webui: Webui, width: int, warned: bool) -> None:
     text = describe([{"enabled": True, "scale": 8}], TabValues(width=width, height=512))
     assert ("16384 pixels" in text) == warned
 
@@ -387,8 +390,8 @@ def test_scripts_are_recognized_by_their_position_in_the_dropdown() -> None:
     assert refusals.chosen_script(None, 1) == ""
 
 
-def test_the_confirmation_knows_the_built_in_presets(webui: Webui) -> None:
-    asked = [dependency["js"] or "" for dependency in webui.page.dependencies]
-    confirms = [script for script in asked if script.startswith("(...chosen)")]
+def test_the_page_knows_which_presets_are_built_in_before_it_asks_for_confirmation(webui: Webui) -> None:
+    scripts_of_page = [dependency["js"] or "" for dependency in webui.page.dependencies]
+    confirms = [script for script in scripts_of_page if script.startswith("(...chosen)")]
     assert len(confirms) == 2
     assert all(json.dumps(list(PRESETS)) in script and preset_row.CONFIRM in script for script in confirms)

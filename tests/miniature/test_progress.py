@@ -1,4 +1,4 @@
-"""Compares the displayed remaining time with the real one, on a simulated clock with the times of a GPU."""
+"""Compares the remaining time that the webui shows with the real one, on a simulated clock with times as on a GPU."""
 
 from __future__ import annotations
 
@@ -37,10 +37,11 @@ STEPS = 20
 BASE = 16
 """Side of the base image in cells. Each cell represents 8x8 cells of SDXL, so that samplers run quickly."""
 SECONDS_A_CELL = 0.25 / BASE**2
+"""As for SDXL on a GPU of 2020, which evaluates an image of SDXL's native size in a quarter of a second."""
 SECONDS_A_BATCH = 0.01
-"""Matches SDXL on a card of 2020: a quarter of a second per evaluation."""
+"""Additional time for each batch of views."""
 TILES = 9
-"""The number of tiles of a decoded image, if it is decoded in tiles."""
+"""The number of tiles of an image that is decoded in tiles."""
 
 WRAPPER = k_diffusion.external.CompVisDenoiser(SimpleNamespace(alphas_cumprod=alphas_cumprod().float()))
 ENDS = WRAPPER.sigmas[0].item(), WRAPPER.sigmas[-1].item()
@@ -55,14 +56,14 @@ UNKNOWN = ("dpm_adaptive",)
 
 
 class Part(NamedTuple):
-    """The base (stage 0) or a stage of an iteration, including its decoding. Both are counted from 0."""
+    """A part of a job: a stage of an iteration and the decoding of its image. Stage 0 is the base image."""
 
     iteration: int
     stage: int
 
 
 class Clock:
-    """A clock that does not run by itself."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -74,9 +75,9 @@ class Clock:
 
 
 class Run:
-    """Follows the parts of a job as the webui and the extension do, with k-diffusion's own functions.
+    """Simulates a job. Calls the extension's functions for progress in the same order as in a real job.
 
-    The clock moves with the number of evaluated cells. `twice` evaluates conds and unconds one after the other.
+    The samplers are k-diffusion's own functions. The clock advances with the number of cells that the model evaluates.
     """
 
     def __init__(self, settings: Settings, sampler: str, schedule: str = "karras", decoder: float = 2.0):
@@ -88,23 +89,24 @@ class Run:
         self.plan: Plan = make_plan(settings, (BASE, BASE))
         self.clock = Clock()
         self.twice = False
+        """Whether conds and unconds are evaluated in separate calls."""
         self.waves = 0.0
-        """The strength of the oscillation in a stage's predictions as the noise falls.
-
-        It makes DPM adaptive's steps short.
-        """
+        """Amplitude of an oscillation in the predictions of a stage. It makes DPM adaptive choose shorter steps."""
         self.at_once = False
+        """Whether images are decoded at once and not in tiles."""
         self.iterations = 1
-        self.cells = 1
-        """Number of requests of a grid."""
+        self.requests = 1
+        """Number of requests of a grid. A single job has one request."""
         self.off: set[int] = set()
-        """The requests of the grid without stages."""
+        """Indices of the requests without stages."""
         self.iteration = 0
-        self.told: list[tuple[Part, float, float]] = []
-        """The part, the time, and the progress that the webui computes."""
+        self.shown: list[tuple[Part, float, float]] = []
+        """For each look at the bar: the part of the job, the time, and the progress that the webui shows."""
         self.spans: dict[Part, tuple[float, float]] = {}
+        """The times at which the sampling of each part begins and ends."""
 
     def go(self) -> Run:
+        """Runs all requests. Afterwards, `final` is the progress that the webui shows at the end."""
         self.p.n_iter = self.iterations
         with pytest.MonkeyPatch.context() as patch:
             for module in (timing, bar):
@@ -112,15 +114,15 @@ class Run:
             patch.setattr(bar, "calls_twice", lambda sampler: self.second_order)
             shared.state.begin("test")
             shared.state.time_start = self.clock.time()
-            # as the host does before its first iteration
-            shared.state.job_count = self.iterations * self.cells
-            for cell in range(self.cells):
-                self._request(cell)
-            self.whole = shared.state.progress()
+            # the webui sets this number before its first iteration
+            shared.state.job_count = self.iterations * self.requests
+            for index in range(self.requests):
+                self._request(index)
+            self.final = shared.state.progress()
         return self
 
-    def _request(self, cell: int) -> None:
-        if cell in self.off:
+    def _request(self, index: int) -> None:
+        if index in self.off:
             webui_state.withdraw()
             for _ in range(self.iterations):
                 self._base()
@@ -131,7 +133,7 @@ class Run:
         progress = bar.make_progress(self.p, self.plan, self.settings, pictures, passes)
         progress.announce(self.p)
         for number in range(self.iterations):
-            self.iteration = cell * self.iterations + number
+            self.iteration = index * self.iterations + number
             self._iteration(progress)
 
     def _iteration(self, progress: bar.Progress) -> None:
@@ -184,10 +186,10 @@ class Run:
         def call(level: Tensor) -> None:
             run.before_call(torch.zeros_like(anchor), level)
             count = evaluations(stage, run.weights.dilated)
-            # tiles may be smaller than the dilated views
+            # the mean number of cells of a view, because tiles may be smaller than the dilated views
             cells = stage.cells_at(run.weights.dilated) / count
             for _ in range(1 + self.twice):
-                # conds and unconds are rows of one call, or of one call each
+                # conds and unconds are rows of one call, or there is one call for each of the two
                 self._evaluate(stage.number, count, cells, batch)
 
         self._sample(stage.number, whole, steps, call, stepped)
@@ -227,7 +229,7 @@ class Run:
         self.spans[Part(self.iteration, number)] = begin, self.clock.now
 
     def _evaluate(self, number: int, views: int, cells: float, report: Callable[[float], None]) -> None:
-        """Evaluates four views at a time."""
+        """Evaluates the views in batches of four."""
         for first in range(0, views, 4):
             count = min(4, views - first)
             report(count * cells)
@@ -240,7 +242,7 @@ class Run:
             self._in_parts(number, self.decoder * math.prod(size), report)
 
     def _in_parts(self, number: int, seconds: float, report: Callable[[float], None]) -> None:
-        """Decodes after the sampling of stage `number`, in tiles as for a large image."""
+        """Decodes or encodes an image for `seconds`: in tiles, or all at once if `at_once` is set."""
         if self.at_once:
             report(0.5)
         for part in range(TILES):
@@ -250,36 +252,37 @@ class Run:
                 report((part + 1) / TILES)
 
     def _look(self, number: int) -> None:
-        self.told.append((Part(self.iteration, number), self.clock.now, shared.state.progress()))
+        self.shown.append((Part(self.iteration, number), self.clock.now, shared.state.progress()))
 
     def worst(self, of_all: bool = False) -> float:
-        """Returns the largest relative error of the time left after the first fifth of a stage.
+        """Returns the largest relative error of the displayed remaining time, except in the first fifth of each stage.
 
-        It is relative to the time that is really left, or to the whole time if `of_all` is set. The last fiftieth of
-        the whole time counts as one fiftieth, because nobody needs the last seconds of an hour exactly.
+        The error is divided by the real remaining time, or by the whole time if `of_all` is set. The divisor is at
+        least a fiftieth of the whole time, because nobody needs to know the last seconds of an hour exactly.
         """
         return max(self._errors(of_all))
 
     def _errors(self, of_all: bool) -> Iterator[float]:
-        for part, now, progress in self.told:
+        for part, now, progress in self.shown:
             begin, end = self.spans[part]
             left = self.clock.now - now
             if part.stage and now - begin >= 0.2 * (end - begin) and not (self.at_once and self._is_last(part, now)):
-                # modules/progress.py
-                told = now / progress - now
-                yield abs(told - left) / (self.clock.now if of_all else max(left, 0.02 * self.clock.now))
+                # the formula of the webui (modules/progress.py)
+                shown = now / progress - now
+                yield abs(shown - left) / (self.clock.now if of_all else max(left, 0.02 * self.clock.now))
 
     def _is_last(self, part: Part, now: float) -> bool:
-        """Returns whether only one image remains, during whose decoding the bar does not move."""
+        """Returns whether the job only has to decode its final image. The bar does not move if this is done at once."""
         return part == (self.iterations - 1, len(self.plan.stages)) and now >= self.spans[part][1]
 
     def bar(self) -> list[float]:
-        return [progress for _, _, progress in self.told]
+        """Returns the displayed progress at all looks, in order."""
+        return [progress for _, _, progress in self.shown]
 
 
 @pytest.fixture(autouse=True)
-def nothing_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Removes all timings. Returns the folder in which new ones will be saved."""
+def no_timings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Provides an empty folder for timings and returns it."""
     monkeypatch.setattr(paths_internal, "data_path", str(tmp_path))
     return tmp_path
 
@@ -299,35 +302,39 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("sampler", [*ONE_CALL, *TWO_CALLS])
-def test_time_left_is_right_after_a_fifth_of_a_stage(sampler: str, schedule: str, settings: dict[str, Any]) -> None:
-    """The error is within a quarter in every stage, until the image is decoded."""
+def test_the_remaining_time_is_right_after_a_fifth_of_a_stage(
+    sampler: str, schedule: str, settings: dict[str, Any]
+) -> None:
+    """After a fifth of a stage, the error is at most a quarter of the remaining time."""
     run = Run(parse_settings(settings), sampler, schedule).go()
     assert run.worst() <= 0.25
     assert run.bar() == sorted(run.bar())
-    assert run.whole == pytest.approx(1)
+    assert run.final == pytest.approx(1)
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_time_left_if_the_number_of_calls_is_unknown(schedule: str, settings: dict[str, Any]) -> None:
-    """For DPM adaptive the limit is a quarter of the whole time.
+def test_the_remaining_time_is_about_right_if_the_number_of_calls_is_unknown(
+    schedule: str, settings: dict[str, Any]
+) -> None:
+    """With DPM adaptive, the error is at most a quarter of the whole time.
 
-    A stage may need more or fewer calls than the base pass suggests.
+    The number of calls in a stage is estimated from the base pass. It may be higher or lower.
     """
     run = Run(parse_settings(settings), "dpm_adaptive", schedule).go()
     assert run.worst(of_all=True) <= 0.25
     assert run.bar() == sorted(run.bar())
-    assert run.whole == pytest.approx(1)
+    assert run.final == pytest.approx(1)
 
 
 @pytest.mark.parametrize("settings", ["paper, 2x", "balanced, 4x", "fast, 4x, hires steps"])
 def test_the_calls_of_dpm_adaptive_are_learned_from_a_stage(settings: str) -> None:
-    """The sampler's steps are shorter than in the base pass, as on trained models with dilated views."""
+    """In the stages, the steps of the sampler are shorter than in the base pass, as they are with trained models."""
     first, second = (Run(parse_settings(SETTINGS[settings]), "dpm_adaptive") for _ in range(2))
     for run in (first, second):
         run.waves = 0.2
         assert run.go().bar() == sorted(run.bar())
-        assert run.whole == pytest.approx(1)
+        assert run.final == pytest.approx(1)
     assert second.worst(of_all=True) <= 0.25
     assert second.worst(of_all=True) < 0.7 * first.worst(of_all=True)
 
@@ -339,33 +346,33 @@ def test_the_time_of_a_measured_decoder_is_used(settings: str, decoder: float) -
     first, second = (Run(parse_settings(SETTINGS[settings]), "dpmpp_2m", decoder=decoder) for _ in range(2))
     assert first.go().bar() == sorted(first.bar())
     assert second.go().worst() <= 0.25
-    assert first.whole == second.whole == pytest.approx(1)
+    assert first.final == second.final == pytest.approx(1)
 
 
-def test_an_unknown_decoder_is_assumed_as_slow_as_another_checkpoints() -> None:
-    """If the stages begin from the latent, the image is decoded only at the end."""
+def test_an_unmeasured_decoder_is_estimated_from_the_decoder_of_another_checkpoint() -> None:
+    """With the upscaler Latent, the decoder of the new checkpoint is not measured before the end of the job."""
     first, second = (Run(parse_settings(SETTINGS["paper, 2x"]), "dpmpp_2m", decoder=8) for _ in range(2))
     first.go()
     second.p.sd_model.sd_checkpoint_info.name_for_extra = "another"
     assert second.go().worst() <= 0.25
 
 
-def test_the_estimate_is_wrong_for_a_slow_decoder_that_was_not_measured() -> None:
-    """Otherwise the test above would not show that the timing is learned."""
+def test_the_remaining_time_is_wrong_if_the_decoder_is_slow_and_was_not_measured() -> None:
+    """This shows that the tests with a measured decoder can fail."""
     assert Run(parse_settings(SETTINGS["fast, 4x, hires steps"]), "dpmpp_2m", decoder=20).go().worst() > 0.25
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
-def test_time_left_if_cond_and_uncond_are_separate_calls(sampler: str) -> None:
-    """This happens with --medvram: a call then evaluates its views twice."""
+def test_the_remaining_time_is_right_if_cond_and_uncond_are_separate_calls(sampler: str) -> None:
+    """For example, the webui separates them with --medvram. The views are then evaluated twice in each step."""
     run = Run(parse_settings(SETTINGS["balanced, 2x"]), sampler)
     run.twice = True
     assert run.go().worst() <= 0.25
     assert run.bar() == sorted(run.bar())
 
 
-def test_time_left_in_a_queue_whose_images_are_not_decoded_in_tiles() -> None:
-    """The bar does not move during a decode. Here the decoder is three times as slow as the default estimate."""
+def test_the_remaining_time_is_right_if_images_are_decoded_at_once() -> None:
+    """The bar does not move while an image is decoded. The decoder is three times as slow as the default estimate."""
     first, second = (Run(parse_settings(SETTINGS["balanced, 2x"]), "euler_ancestral", decoder=6) for _ in range(2))
     first.go()
     second.at_once, second.iterations = True, 2
@@ -373,51 +380,51 @@ def test_time_left_in_a_queue_whose_images_are_not_decoded_in_tiles() -> None:
 
 
 def test_the_bar_does_not_move_back_between_iterations() -> None:
-    """The timings of the first iteration do not move the bar in the second."""
+    """The decoder is measured in the first iteration. This must not move the bar back in the second one."""
     run = Run(parse_settings(SETTINGS["balanced, 4x"]), "dpmpp_2m", decoder=20)
     run.iterations = 3
     run.go()
     assert run.bar() == sorted(run.bar())
-    assert run.whole == pytest.approx(1)
+    assert run.final == pytest.approx(1)
 
 
 @pytest.mark.parametrize("iterations", [1, 2])
-def test_the_bar_does_not_move_back_between_the_cells_of_a_grid(iterations: int) -> None:
-    """The webui counts the images of a grid in advance, so the first request can add the stages of all."""
+def test_the_bar_does_not_move_back_between_the_requests_of_a_grid(iterations: int) -> None:
+    """The webui counts the images of a grid in advance, so the first request can add the stages of all requests."""
     first, second = (Run(parse_settings(SETTINGS["balanced, 4x"]), "dpmpp_2m") for _ in range(2))
     first.go()
-    second.cells, second.iterations = 3, iterations
+    second.requests, second.iterations = 3, iterations
     second.go()
     assert second.bar() == sorted(second.bar())
-    assert second.whole == pytest.approx(1)
+    assert second.final == pytest.approx(1)
 
 
 @pytest.mark.parametrize("off", [{0}, {1}, {2}])
-def test_the_bar_is_full_at_the_end_of_a_grid_with_a_cell_without_stages(off: set[int]) -> None:
+def test_the_bar_is_full_at_the_end_of_a_grid_in_which_one_request_has_no_stages(off: set[int]) -> None:
     run = Run(parse_settings(SETTINGS["balanced, 4x"]), "dpmpp_2m")
-    run.cells, run.off = 3, off
+    run.requests, run.off = 3, off
     run.go()
-    assert run.whole == pytest.approx(1)
+    assert run.final == pytest.approx(1)
 
 
 def test_the_bar_moves_within_a_step() -> None:
-    """The bar moves with every batch of views."""
+    """At least nine of ten batches of views move the bar."""
     run = Run(Settings(scale=4), "euler").go()
-    in_stage = [progress for part, _, progress in run.told if part.stage == 3]
+    in_stage = [progress for part, _, progress in run.shown if part.stage == 3]
     batches = STEPS * math.ceil(evaluations(run.plan.stages[-1]) / 4)
     assert len(set(in_stage)) > 0.9 * batches
 
 
-def test_a_failed_decode_is_not_measured(nothing_seen: Path) -> None:
+def test_a_failed_decode_is_not_measured(no_timings: Path) -> None:
     run = Run(Settings(), "euler")
     with pytest.raises(MemoryError), timing.decoding(run.p, torch.empty(1, 4, 8, 8)):
         raise MemoryError
-    assert not (nothing_seen / timing.FILE).exists()
+    assert not (no_timings / timing.FILE).exists()
 
 
-def test_measured_rates_are_saved(nothing_seen: Path) -> None:
+def test_measured_rates_are_saved(no_timings: Path) -> None:
     run = Run(Settings(), "euler", decoder=6.0).go()
-    assert json.loads((nothing_seen / timing.FILE).read_text()) == {
+    assert json.loads((no_timings / timing.FILE).read_text()) == {
         "one on cpu: model": pytest.approx(SECONDS_A_CELL, rel=0.05),
         "one on cpu: decoder": pytest.approx(6 * SECONDS_A_CELL, rel=0.01),
         "* on cpu: decoder": pytest.approx(6 * SECONDS_A_CELL, rel=0.01),
@@ -430,7 +437,7 @@ def test_measured_rates_are_saved(nothing_seen: Path) -> None:
 
 @pytest.mark.parametrize("decoder", [0.5, 8.0])
 def test_the_decoder_is_measured_when_a_stage_begins(decoder: float) -> None:
-    """The checkpoint has no timings, and its decoder is much faster or slower than the default estimate."""
+    """There are no timings yet, and the decoder is much faster or slower than the default estimate."""
     settings = {"preset": "Balanced", "scale": 2, "upscaler": "Lanczos (pixels)"}
     run = Run(parse_settings(settings), "euler", decoder=decoder).go()
     assert run.worst() <= 0.25

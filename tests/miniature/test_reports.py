@@ -1,4 +1,4 @@
-"""Tests that notes and errors reach the infotexts of the images that they concern, whenever they were reported."""
+"""Tests that notes and errors are in the infotexts of the images that they concern, whenever they are reported."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lib_demofusion.host.job import Job
 from lib_demofusion.method import stages
 
 TWO_STAGES = {"enabled": True, "preset": "Paper", "scale": 3, "return_stages": True}
-"""The final image comes first, followed by the base and the stage in between."""
+"""Settings for two stages. A job returns the final image, the base image, and the image of the first stage."""
 
 
 def entries(result: processing.Processed, key: str) -> list[str | None]:
-    """Returns one entry of every image's infotext."""
+    """Returns the value of `DemoFusion {key}` in the infotext of each image, or None if it is missing."""
     texts = [infotext_utils.parse_generation_parameters(text) for text in result.infotexts]
     return [text.get(f"DemoFusion {key}") for text in texts]
 
@@ -112,7 +112,7 @@ def test_a_second_error_does_not_replace_the_first(
     ]
 
 
-def test_a_text_is_reported_once(webui: Webui) -> None:
+def test_the_same_text_is_reported_only_once(webui: Webui) -> None:
     p = processing.StableDiffusionProcessingTxt2Img(outpath_samples=webui.folder)
     for note in ("one; two", "two", "one; two", "three", "three"):
         report_note(p, note)

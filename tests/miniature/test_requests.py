@@ -1,4 +1,4 @@
-"""Tests requests of programs: the arguments that count, the preset, and the infotext's messages."""
+"""Tests API requests: arguments by position and by name, the preset, and messages in the infotext."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ FEW = {"steps": 4, "cfg_scale": 1.5}
 
 
 def positional(*values: Any) -> list[Any]:
-    """Returns the arguments of a request that gives values by position.
+    """Returns the arguments that the script receives from an API request with these positional values.
 
-    The webui's API appends the values of the controls that `ui` returns (modules/api/api.py, init_default_script_args).
+    For missing values, the webui's API uses the values of the controls that `ui` returns (modules/api/api.py,
+    init_default_script_args).
     """
     script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
     with gr.Blocks():
@@ -39,7 +40,7 @@ def params(result: processing.Processed) -> dict[str, Any]:
 
 @pytest.mark.parametrize("preset", ["Fast", "Balanced", "Turbo"])
 @pytest.mark.parametrize("tab", [{}, FEW], ids=["many steps", "few steps"])
-def test_a_preset_named_by_position_is_the_preset_named_in_a_dict(
+def test_a_preset_by_position_has_the_same_result_as_a_preset_in_a_dict(
     webui: Webui, preset: str, tab: dict[str, float]
 ) -> None:
     one = webui.job(positional(True, preset), **tab)
@@ -51,17 +52,17 @@ def test_a_preset_named_by_position_is_the_preset_named_in_a_dict(
     assert {name: from_infotext(name, params(one)) for name in PRESET_FIELDS} == preset_values(preset)
 
 
-def test_a_position_that_is_left_out_has_the_value_of_the_preset(webui: Webui) -> None:
+def test_a_missing_positional_value_is_the_value_of_the_preset(webui: Webui) -> None:
     one = webui.job(positional(True, "Fast", None, 3))
     assert one.infotexts == webui.job({"enabled": True, "preset": "Fast", "hires_steps": 3}).infotexts
     assert params(one)["DemoFusion preset"] == "Fast (changed)"
 
 
-def test_a_request_that_does_not_mention_the_extension_gets_the_plain_image(webui: Webui) -> None:
+def test_a_request_without_arguments_does_not_use_demofusion(webui: Webui) -> None:
     assert webui.job(positional()).infotexts == webui.job().infotexts
 
 
-def test_building_the_panel_for_the_api_does_not_change_the_page(webui: Webui) -> None:
+def test_building_the_controls_for_the_api_does_not_change_the_page(webui: Webui) -> None:
     script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
     before = script.panel, script.infotext_fields, [control.value for control in script.panel.controls]
     assert positional() == [None] * len(script.panel.controls)
@@ -83,7 +84,7 @@ def test_fields_without_enabled_are_noted(webui: Webui, args: list[Any], fields:
     assert sizes(result) == [BASE]
     assert params(result)["DemoFusion note"] == note
     assert note in result.comments
-    # pasting the infotext does not enable it
+    # pasting this infotext does not enable DemoFusion
     assert not from_infotext("enabled", params(result))
 
 
@@ -92,10 +93,9 @@ MADE = {"enabled": True, "preset": "Balanced", "scale": 1.5, "overlap": 0.25, "k
 
 @pytest.fixture
 def of_infotext(webui: Webui) -> list[Any]:
-    """Returns the arguments for the infotext of an image.
+    """Returns the arguments that the webui's API reads from the infotext of an image made with MADE.
 
-    The webui's API then replaces them by those of the request, which may be fewer (modules/api/api.py,
-    init_script_args).
+    The API then replaces the first of them with the arguments of the request (modules/api/api.py, init_script_args).
     """
     script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
     made = params(webui.job(MADE))
@@ -103,7 +103,7 @@ def of_infotext(webui: Webui) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("given", "same"),
+    ("given", "equivalent"),
     [
         ({"enabled": True}, MADE),
         ({}, MADE),
@@ -116,14 +116,14 @@ def of_infotext(webui: Webui) -> list[Any]:
     ids=str,
 )
 def test_a_dict_replaces_values_of_the_infotext(
-    webui: Webui, of_infotext: list[Any], given: dict[str, Any], same: dict[str, Any]
+    webui: Webui, of_infotext: list[Any], given: dict[str, Any], equivalent: dict[str, Any]
 ) -> None:
-    one, other = webui.job([given, *of_infotext[1:]]), webui.job(same)
+    one, other = webui.job([given, *of_infotext[1:]]), webui.job(equivalent)
     assert one.infotexts == other.infotexts
     assert one.images[0].tobytes() == other.images[0].tobytes()
 
 
-def test_a_wrong_value_after_the_dict_is_named(webui: Webui, reported: Reports) -> None:
+def test_a_wrong_value_after_the_dict_is_reported(webui: Webui, reported: Reports) -> None:
     reported.expect("preset: {'scale': 3} is not valid")
     assert sizes(webui.job(positional({"enabled": True}, {"scale": 3}))) == [BASE]
 
@@ -139,7 +139,7 @@ def test_an_unknown_name_is_quoted_in_the_message(webui: Webui, reported: Report
 
 
 @pytest.mark.parametrize(
-    ("asked", "used"),
+    ("given", "used"),
     [
         ({}, "Turbo"),
         ({"preset": "Fast"}, "Fast"),
@@ -148,11 +148,11 @@ def test_an_unknown_name_is_quoted_in_the_message(webui: Webui, reported: Report
     ],
     ids=str,
 )
-def test_turbo_is_used_only_without_a_preset(
-    webui: Webui, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], used: str
+def test_turbo_is_used_only_if_the_request_has_no_preset_and_no_values_of_one(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], used: str
 ) -> None:
     monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, "Balanced", raising=False)
-    text = params(webui.job({"enabled": True, **asked}, **FEW))
+    text = params(webui.job({"enabled": True, **given}, **FEW))
     assert text["DemoFusion preset"] == used
     note = text.get("DemoFusion note", "")
     assert ("the preset Turbo is used instead of Balanced" in note) == (used == "Turbo")
@@ -168,7 +168,7 @@ def test_only_few_steps_and_a_low_cfg_scale_together_change_the_preset(webui: We
     assert params(webui.job({"enabled": True}, **few))["DemoFusion preset"] == DEFAULT_PRESET
 
 
-def test_all_images_of_a_plot_over_steps_have_one_preset(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_images_of_a_plot_over_steps_have_the_same_preset(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     plot = SimpleNamespace(title=lambda: "X/Y/Z plot")
     monkeypatch.setattr(scripts.scripts_txt2img, "selectable_scripts", [plot])
     used = set()
@@ -178,7 +178,7 @@ def test_all_images_of_a_plot_over_steps_have_one_preset(webui: Webui, monkeypat
     assert used == {DEFAULT_PRESET}
 
 
-def test_a_panel_uses_the_displayed_preset(webui: Webui) -> None:
+def test_a_run_from_the_page_uses_the_displayed_preset(webui: Webui) -> None:
     script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
     shown = [control.value for control in script.panel.controls]
     assert params(webui.job([True, *shown[1:]], **FEW))["DemoFusion preset"] == DEFAULT_PRESET

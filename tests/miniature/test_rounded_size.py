@@ -1,4 +1,4 @@
-"""Tests a webui that rounds the size of the base image: the image's infotext names both sizes."""
+"""Tests a webui that rounds the size of the base image. The infotext contains the requested and the rounded size."""
 
 from __future__ import annotations
 

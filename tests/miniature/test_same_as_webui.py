@@ -1,6 +1,7 @@
-"""Compares the stand-in's images with those of a running webui with the same model.
+"""Compares images of the stand-in with images of a running webui that uses the same small model.
 
-Pass `--webui-url`, after `try_demofusion.py --webui DIR`.
+Install the model and start the webui with `python try_demofusion.py --webui DIR`. Then run these tests with
+`--webui-url URL`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ JOB = {"prompt": "a ladybug on moss", "negative_prompt": "the sky", "steps": 6, 
 
 
 def ask(url: str, body: dict[str, Any] | None = None) -> Any:
-    """Sends a request and returns the webui's answer."""
+    """Sends a request to the webui, and returns its JSON answer."""
     data = json.dumps(body).encode() if body else None
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=600) as answer:
@@ -34,7 +35,7 @@ def ask(url: str, body: dict[str, Any] | None = None) -> Any:
 
 @pytest.fixture(scope="module")
 def url(request: pytest.FixtureRequest) -> str:
-    """Returns the address of a webui with the small model."""
+    """Returns the address of the running webui. Skips the tests if it does not have the small model."""
     url = request.config.getoption("--webui-url")
     if not url:
         pytest.skip("no running webui: --webui-url names none")
@@ -46,7 +47,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Webui:
-    """Loads the stand-in with the bundled model."""
+    """Returns the stand-in with the bundled trained model."""
     return Webui(tmp_path_factory.mktemp("same"), small_model.load(small_model.CHECKPOINT))
 
 

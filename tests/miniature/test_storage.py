@@ -1,4 +1,4 @@
-"""Tests the extension's small files on a file system that does not replace a file during a read, as on Windows."""
+"""Tests the extension's small files on a system that cannot replace a file while it is read, such as Windows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME = "demofusion-test.json"
 
 
 class Windows:
-    """Refuses to replace a file while it is read."""
+    """Imitates Windows: replacing a file fails while it is read, and reading takes a while."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.readers = 0
@@ -49,8 +49,8 @@ def windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Windows:
 
 
 @pytest.mark.parametrize("reader", [lambda: storage.read(NAME), lambda: storage.path_of(NAME).read_text()])
-def test_a_file_is_replaced_while_it_is_read(windows: Windows, reader: Callable[[], object]) -> None:
-    """The reader is an event of the panel, or another program."""
+def test_a_file_that_is_being_read_is_replaced(windows: Windows, reader: Callable[[], object]) -> None:
+    """The reader is the extension itself, or another program."""
     thread = threading.Thread(target=reader)
     thread.start()
     windows.reading.wait()
@@ -60,7 +60,7 @@ def test_a_file_is_replaced_while_it_is_read(windows: Windows, reader: Callable[
     assert [path.name for path in storage.path_of(NAME).parent.iterdir()] == [NAME]
 
 
-def test_a_file_that_remains_in_use_is_reported(windows: Windows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_raised_if_the_file_remains_in_use(windows: Windows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "PAUSES", (0.01,))
     windows.readers = 1
     with pytest.raises(storage.StorageError, match=f"{NAME} cannot be written: .*being used"):

@@ -1,4 +1,4 @@
-"""Tests the timing of a run: measured with a simulated clock, saved, and shown in the live line."""
+"""Tests the speed of the model: it is measured (on a simulated clock), stored, and used in the panel's summary line."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from lib_demofusion.settings.fields import Settings
 BASE_CELLS = BASE // 8
 PLAN = make_plan(Settings(scale=2), (BASE_CELLS, BASE_CELLS))
 CELLS = PLAN.stages[0].cells_at(0.5)
+"""Number of cells that the model evaluates in one call of the stage if the dilated views have a weight of 0.5."""
 
 
 class Clock:
-    """A clock that does not run by itself."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.time = 1000.0
@@ -39,7 +40,7 @@ class Clock:
 
 
 def measure(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> float | None:
-    """Returns the rate after model calls of these durations and one more that has only begun."""
+    """Returns the measured seconds per cell, after model calls of these durations and one call that has just begun."""
     clock = Clock()
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=clock))
     x = torch.zeros(1, 4, *PLAN.stages[0].size)
@@ -55,12 +56,12 @@ def measure(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> float | None:
 
 @pytest.fixture
 def rates(webui: Webui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Returns the folder of the timings, which is empty."""
+    """Provides an empty folder for timings and returns it."""
     monkeypatch.setattr(paths_internal, "data_path", str(tmp_path))
     return tmp_path
 
 
-def test_the_first_call_is_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_call_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure(monkeypatch, 60.0, 2.0, 4.0) == pytest.approx(3 / CELLS)
 
 
@@ -70,11 +71,11 @@ def test_too_few_calls_give_no_rate(monkeypatch: pytest.MonkeyPatch, calls: tupl
 
 
 def named(name: str) -> SimpleNamespace:
-    """Returns a checkpoint of that name."""
+    """Returns a model with the name of a checkpoint."""
     return SimpleNamespace(sd_checkpoint_info=SimpleNamespace(name_for_extra=name))
 
 
-def test_rates_are_kept_by_checkpoint(rates: Path) -> None:
+def test_each_checkpoint_has_its_own_rates(rates: Path) -> None:
     timing.learn(named("one"), timing.MODEL, 0.25)
     timing.learn(named("two"), timing.MODEL, 0.5)
     timing.learn(named("two"), timing.DECODER, 0.75)
@@ -111,7 +112,7 @@ def test_a_folder_that_cannot_be_written_does_not_fail_the_run(
 def test_a_run_measures_the_rate_of_its_model(
     rates: Path, webui: Webui, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    """Every evaluated view takes a thousandth of a second per cell, and the first call takes an hour longer."""
+    """Each view takes a thousandth of a second per cell. The first call takes an hour longer, which is not measured."""
     clock = Clock()
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=clock))
     unet = webui.small.unet
@@ -129,7 +130,7 @@ def test_a_run_measures_the_rate_of_its_model(
 
 
 def line_in(settings: dict[str, Any] | None = None, **tab: Any) -> str:
-    """Returns the live line's text for a tab of 512x512 pixels and 10 steps."""
+    """Returns the text of the summary line for a tab with 512x512 pixels and 10 steps."""
     values = {"width": 512, "height": 512, "steps": 10, **tab}
     html = line.describe([{"enabled": True, "scale": 2, **(settings or {})}], TabValues(**values))
     return re.sub("<[^>]+>", "", html)
@@ -149,15 +150,15 @@ FROM_TO = "resize: from <span class='resolution'>{}</span> to <span class='resol
         ({"hr_scale": 1.33}, "680x680 → 1360x1360"),
     ],
 )
-def test_with_hires_fix_its_result_is_the_base(webui: Webui, tab: dict[str, Any], sizes: str) -> None:
+def test_with_hires_fix_its_result_is_the_base_image(webui: Webui, tab: dict[str, Any], sizes: str) -> None:
     assert line_in(hr_checkbox=True, **tab).startswith(sizes + ",")
     assert line_in(**{key: tab[key] for key in tab if key == "width"}).startswith(f"{tab.get('width', 512)}x512 → ")
 
 
-def test_the_line_counts_the_steps_of_hires_fix(webui: Webui, rates: Path) -> None:
-    """There are 10 steps at 512x512, 4 at 1024x1024, and the stage.
+def test_the_summary_line_counts_the_steps_of_hires_fix(webui: Webui, rates: Path) -> None:
+    """Hires fix runs 10 steps at 512x512 and 4 steps at 1024x1024. Then the stage runs 10 steps.
 
-    The last step of the stage evaluates 9 local views and omits the 4 dilated ones.
+    Each step of the stage evaluates 9 tiles and 4 dilated views, but the last step evaluates no dilated views.
     """
     first, second = 64**2, 128**2
     stage = 10 * (9 + 4) - 4
@@ -180,14 +181,14 @@ def test_resize_by_uses_the_size_of_the_uploaded_image(webui: Webui) -> None:
 
 @pytest.mark.parametrize(("redraw", "strength", "base"), [(False, 0.5, 0), (True, 0.5, 6), (True, 1, 10)])
 def test_img2img_counts_the_steps_that_it_runs(webui: Webui, redraw: bool, strength: float, base: int) -> None:
-    """The webui's own pass runs int(10 * strength) + 1 of 10 steps, or none."""
+    """The webui's pass runs int(10 * strength) + 1 of 10 steps, or none if the upload is not redrawn."""
     text = line_in({"img2img_first": redraw}, img2img=True, denoising_strength=strength)
     stage = 10 * (9 + 4) - 4
     assert f"{(base + stage) / 10:.3g} times as long as the base image" in text
 
 
 def seconds_in(**tab: float) -> float:
-    """Returns the live line's estimate for an image of the tests' size."""
+    """Returns the summary line's expected time in seconds for a base image of BASE pixels and 10 steps."""
     seen: list[float] = []
     size = {"width": BASE, "height": BASE, "steps": 10}
     with pytest.MonkeyPatch.context() as patch:
@@ -196,17 +197,17 @@ def seconds_in(**tab: float) -> float:
     return seen[0]
 
 
-def test_the_line_counts_every_evaluation(rates: Path) -> None:
+def test_the_expected_time_includes_every_evaluation(rates: Path) -> None:
     timing.learn(named("random"), timing.MODEL, 0.001)
     one = seconds_in()
     dilated = (2 * BASE_CELLS) ** 2
-    # at the lowest timestep the dilated views have no weight
+    # in the last step, the dilated views have no weight and are not evaluated
     assert one == pytest.approx(0.001 * (10 * (BASE_CELLS**2 + CELLS) - dilated))
     assert seconds_in(batch_size=3) == pytest.approx(3 * one)
     assert seconds_in(batch_count=4, batch_size=2) == pytest.approx(8 * one)
 
 
-def test_the_line_has_no_time_for_an_unmeasured_checkpoint(rates: Path) -> None:
+def test_the_summary_line_has_no_time_for_a_checkpoint_that_was_not_measured(rates: Path) -> None:
     text = line.describe([{"enabled": True}], TabValues())
     assert markup.ABOUT not in text
     timing.learn(named("another"), timing.MODEL, 0.001)

@@ -23,7 +23,7 @@ CONFIGURATION = {"model": {"params": {"cond_stage_config": {"params": {"version"
 
 
 def options(**values: Any) -> argparse.Namespace:
-    """Returns the command line's values that the images depend on."""
+    """Returns the values of the command line that the images depend on."""
     given = {"scale": 2, "prompt": "a", "seed": 1, "steps": 3, "sampler": "Euler", **values}
     return argparse.Namespace(**given)
 
@@ -43,12 +43,12 @@ def test_images_of_every_method_are_written(webui: Webui, tmp_path: Path, scale:
             assert name == "comparison.png" or f"{image.width}x{image.height}" in name
 
 
-@pytest.mark.parametrize("written", [["--out", "there"], ["--out=there"]])
+@pytest.mark.parametrize("arguments", [["--out", "there"], ["--out=there"]])
 def test_folders_are_relative_to_the_current_folder(
-    written: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    passed_on = try_demofusion.parse(try_demofusion._absolute(written))
+    passed_on = try_demofusion.parse(try_demofusion._absolute(arguments))
     assert passed_on.out == tmp_path / "there"
 
 
@@ -90,7 +90,7 @@ def test_a_complete_environment_is_not_changed(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.fixture
 def host(tmp_path: Path) -> Path:
-    """Creates a folder that looks like a webui."""
+    """Returns a folder with the files by which the installer recognizes a webui."""
     for name in ("launch.py", "modules/scripts.py"):
         path = tmp_path / "webui" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,10 @@ def host(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def install(host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Installs a checkpoint that has the entries that the installer reads."""
+    """Returns a function that installs the extension and a checkpoint, and returns the exit status.
+
+    The checkpoint has only the entries that the installer reads.
+    """
     checkpoint = tmp_path / "small.safetensors"
     head = f"{small_model.TEXT_PREFIX}text_model."
     parts = {"final_layer_norm.weight": torch.zeros(8), "encoder.layers.0.mlp.fc1.weight": torch.zeros(16, 8)}
@@ -138,14 +141,14 @@ def test_forge_gets_only_the_extension_and_a_message_about_the_model(
     assert "Model: none" in capsys.readouterr().out
 
 
-def test_a_clone_in_the_webui_is_not_changed(host: Path, install: Callable[[], int]) -> None:
+def test_a_git_clone_in_the_webui_is_not_changed(host: Path, install: Callable[[], int]) -> None:
     clone = host / "extensions" / "sd-webui-demofusion-hires"
     (clone / ".git").mkdir(parents=True)
     assert install() == 0
     assert [path.name for path in clone.iterdir()] == [".git"]
 
 
-def test_something_else_of_that_name_is_not_overwritten(host: Path, install: Callable[[], int]) -> None:
+def test_a_folder_of_that_name_with_other_files_is_not_overwritten(host: Path, install: Callable[[], int]) -> None:
     folder = host / "extensions" / "sd-webui-demofusion-hires"
     folder.mkdir(parents=True)
     (folder / "mine.txt").touch()

@@ -1,4 +1,7 @@
-"""Tests the memory that a stage leaves to the live preview, and UNets that replace the checkpoint's UNet."""
+"""Tests the number of views per model call.
+
+A stage leaves enough memory for the live preview. A UNet that replaces the checkpoint's UNet gets one view per call.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +35,14 @@ def rows(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
-@pytest.mark.parametrize("asked", ["panel", "settings", "automatic"])
-def test_another_unet_gets_one_view_at_a_time(
-    webui: Webui, rows: list[int], monkeypatch: pytest.MonkeyPatch, asked: str
+@pytest.mark.parametrize("source", ["panel", "settings", "automatic"])
+def test_a_replaced_unet_gets_one_view_at_a_time(
+    webui: Webui, rows: list[int], monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
-    """TensorRT builds a UNet for one batch size, which fails at a larger one."""
-    monkeypatch.setattr(shared.opts, stage_setup.options.VIEW_BATCH, 4 if asked == "settings" else 0, raising=False)
+    """For example, TensorRT builds a UNet for one batch size. It fails with a larger batch."""
+    monkeypatch.setattr(shared.opts, stage_setup.options.VIEW_BATCH, 4 if source == "settings" else 0, raising=False)
     monkeypatch.setattr(stage_setup, "device_memory", lambda *left: Plenty())
-    settings = {"enabled": True, "scale": 2, "view_batch": 4 if asked == "panel" else 0}
+    settings = {"enabled": True, "scale": 2, "view_batch": 4 if source == "panel" else 0}
     webui.job(settings)
     assert max(rows) >= 8
     rows.clear()
@@ -50,7 +53,7 @@ def test_another_unet_gets_one_view_at_a_time(
 
 
 class Plenty(UnknownMemory):
-    """Memory for 8 views."""
+    """Imitates a device with enough memory for several views."""
 
     def free(self) -> int:
         return 80
@@ -63,7 +66,7 @@ class Plenty(UnknownMemory):
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Returns a model with an autoencoder of the usual layout.
 
-    The webui has the settings that it has on a GPU, with live previews of the method Full every 10 steps.
+    Sets the webui's options as on a GPU: live previews are decoded with this autoencoder (method Full) every 10 steps.
     """
     monkeypatch.setattr(sd_samplers_common, "approximation_indexes", {"Full": 0, "Approx NN": 1, "TAESD": 3})
     for name, value in (("live_previews_enable", True), ("show_progress_every_n_steps", 10)):
@@ -77,7 +80,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_enough_memory_is_reserved_for_a_full_preview(
     model: Any, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
 ) -> None:
-    """Compares the reserved memory with the peak of a decoder that decodes an image of the preview's size."""
+    """Compares the reserved memory with the memory that the decoder really needs for a latent of the preview's size."""
     monkeypatch.setattr(filters, "PREVIEW_CELLS", 32)
     latent = filters.for_preview(torch.zeros(1, 4, *size))
     assert max(latent.shape[-2:]) == min(max(size), 32)

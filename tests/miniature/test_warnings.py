@@ -1,4 +1,4 @@
-"""Tests the warnings of the live line: long runs, and images that do not fit in this computer's memory."""
+"""Tests warnings in the panel's summary line: long runs, images that are too large for the memory, and few steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def free(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets the free bytes of a computer, with Stable Diffusion's decoder loaded."""
+    """Simulates a computer with Stable Diffusion's decoder. Returns its free bytes, which a test can change."""
     room = SimpleNamespace(device=8 * GIB, memory=16 * GIB, disk=100 * GIB)
     with torch.device("meta"):
         model = SimpleNamespace(first_stage_model=SimpleNamespace(decoder=Decoder(128, groups=32)))
@@ -39,19 +39,19 @@ def free(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def warned_of(**tab: Any) -> list[str]:
-    """Returns the warnings in the line for a stage to 4096x4096."""
+    """Returns the warnings in the summary line for a final image of 4096x4096 pixels."""
     text = html.unescape(
         line.describe([{"enabled": True, "scale": 4}], TabValues(**{"width": 1024, "height": 1024, **tab}))
     )
     return [warning for warning in line.WARNINGS if warning in text]
 
 
-def test_an_ordinary_computer_gets_no_warning(free: Any) -> None:
+def test_there_is_no_warning_on_an_ordinary_computer(free: Any) -> None:
     assert warned_of() == []
 
 
 @pytest.mark.parametrize(("seconds", "warned"), [(3500, False), (3700, True), (None, False)])
-def test_a_run_of_more_than_an_hour_gets_a_warning(
+def test_the_summary_line_warns_of_a_run_of_more_than_an_hour(
     free: Any, monkeypatch: pytest.MonkeyPatch, seconds: float | None, warned: bool
 ) -> None:
     monkeypatch.setattr(line.timing, "seconds", lambda cells: seconds)
@@ -59,7 +59,7 @@ def test_a_run_of_more_than_an_hour_gets_a_warning(
 
 
 def test_the_memory_of_the_images_is_checked(free: Any) -> None:
-    """Four copies of a 4096x4096 image with 12 bytes per pixel are 0.75 GiB, for each image of a batch."""
+    """Each image of a batch needs 0.75 GiB: four copies of 4096x4096 pixels with 12 bytes per pixel."""
     free.memory = 5 * GIB
     assert warned_of(batch_size=6) == []
     assert warned_of(batch_size=7) == [line.NO_MEMORY]
@@ -77,15 +77,15 @@ def test_the_memory_of_the_images_is_checked(free: Any) -> None:
     ],
 )
 def test_the_memory_of_the_decoder_is_checked(free: Any, room: dict[str, int], warned: bool) -> None:
-    """About 10 GiB at 4096x4096, which must fit on the device, in memory or on the disk."""
+    """For 4096x4096 pixels, the decoder needs about 10 GiB on the device, in the memory or on the disk."""
     free.__dict__.update(room)
     assert warned_of() == [line.NO_ROOM] * warned
 
 
-def test_the_line_works_without_a_folder_for_temporary_files(
+def test_the_summary_line_works_if_the_folder_for_temporary_files_does_not_exist(
     free: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The decoder uses another folder. The test uses the real disk, which has some space, and needs no memory."""
+    """Another folder is used. The test reads the free space of the real disk, so a warning may or may not appear."""
     monkeypatch.setattr(vae, "disk_usage", shutil.disk_usage)
     monkeypatch.setattr(shared.opts, "temp_dir", str(tmp_path / "gone"), raising=False)
     assert warned_of() == []
@@ -93,7 +93,7 @@ def test_the_line_works_without_a_folder_for_temporary_files(
     assert set(warned_of()) <= {line.NO_ROOM}
 
 
-def test_a_decoder_of_the_webui_is_not_checked(free: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_of_an_unknown_layout_is_not_checked(free: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     free.memory = free.disk = free.device = GIB
     for model in (None, SimpleNamespace(first_stage_model=SimpleNamespace(decoder=torch.nn.Identity()))):
         monkeypatch.setattr(line.timing, "loaded_model", lambda model=model: model)
@@ -103,48 +103,48 @@ def test_a_decoder_of_the_webui_is_not_checked(free: Any, monkeypatch: pytest.Mo
 FEW = {"steps": 6, "cfg_scale": 1.5}
 
 
-def said(args: dict[str, Any], **tab: Any) -> str:
-    """Returns the line for a panel with these values."""
+def shown(args: dict[str, Any], **tab: Any) -> str:
+    """Returns the summary line for a panel and a tab with these values."""
     values = {**asdict(parse_settings(args)), "enabled": True}
     return html.unescape(line.describe(list(values.values()), TabValues(**tab)))
 
 
-def test_the_line_reports_the_switch_to_turbo(webui: Webui) -> None:
+def test_the_summary_line_reports_the_switch_to_turbo(webui: Webui) -> None:
     turbo = {"preset": "Turbo"}
-    assert line.TURBO_CHOSEN in said(turbo, **FEW)
+    assert line.TURBO_CHOSEN in shown(turbo, **FEW)
     for args, tab in ((turbo, {**FEW, "preset_picked": True}), (turbo, {}), ({"preset": "Balanced"}, FEW)):
-        assert line.TURBO_CHOSEN not in said(args, **tab)
+        assert line.TURBO_CHOSEN not in shown(args, **tab)
 
 
-def test_the_line_describes_the_preset_that_the_panel_shows(webui: Webui) -> None:
+def test_the_summary_line_describes_the_preset_that_the_panel_shows(webui: Webui) -> None:
     """A run uses the panel's values, even if another preset would suit a few-step model better."""
-    lines = {preset: said({"preset": preset}, **FEW, preset_picked=True) for preset in ("Balanced", "Fast", "Turbo")}
+    lines = {preset: shown({"preset": preset}, **FEW, preset_picked=True) for preset in ("Balanced", "Fast", "Turbo")}
     assert len(set(lines.values())) == 3
 
 
-def test_a_denoising_strength_too_high_for_few_steps_is_warned_of(webui: Webui) -> None:
-    assert line.TURBO_BETTER in said({"preset": "Paper"}, **FEW)
-    assert line.TURBO_BETTER in said({"preset": "Balanced", "denoising_strength": 0.9}, **FEW)
+def test_the_summary_line_warns_if_the_denoising_strength_is_too_high_for_few_steps(webui: Webui) -> None:
+    assert line.TURBO_BETTER in shown({"preset": "Paper"}, **FEW)
+    assert line.TURBO_BETTER in shown({"preset": "Balanced", "denoising_strength": 0.9}, **FEW)
     for args in ({"preset": "Turbo"}, {"preset": "Balanced", "overlap": 0.5}, {"preset": "Fast"}):
-        assert line.TURBO_BETTER not in said(args, **FEW)
-    assert line.TURBO_BETTER not in said({"preset": "Paper"})
+        assert line.TURBO_BETTER not in shown(args, **FEW)
+    assert line.TURBO_BETTER not in shown({"preset": "Paper"})
 
 
 def test_the_cfg_scale_of_a_model_with_built_in_guidance_is_ignored(
     webui: Webui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Flux.1 dev runs at CFG 1 with any number of steps."""
-    assert line.TURBO_BETTER not in said({"preset": "Paper"}, steps=6, cfg_scale=5)
+    """Flux.1 dev uses a CFG scale of 1 with any number of steps."""
+    assert line.TURBO_BETTER not in shown({"preset": "Paper"}, steps=6, cfg_scale=5)
     monkeypatch.setattr(line.timing, "loaded_model", lambda: SimpleNamespace())
     monkeypatch.setattr(line.host(), "family", lambda model: Family("A", flow=True, distilled=True))
-    assert line.TURBO_BETTER not in said({"preset": "Paper"}, steps=20, cfg_scale=1)
-    assert line.TURBO_BETTER in said({"preset": "Paper"}, steps=6, cfg_scale=5)
+    assert line.TURBO_BETTER not in shown({"preset": "Paper"}, steps=20, cfg_scale=1)
+    assert line.TURBO_BETTER in shown({"preset": "Paper"}, steps=6, cfg_scale=5)
 
 
 def test_a_refusal_is_shown_without_sizes(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "512x512 → 1024x1024" in said({"preset": "Fast"})
+    assert "512x512 → 1024x1024" in shown({"preset": "Fast"})
     monkeypatch.setattr(shared.opts, "tiling", True)
-    refused = said({"preset": "Fast"})
+    refused = shown({"preset": "Fast"})
     assert "Tiling" in refused
     assert "1024" not in refused
     assert line.TIMES_BASE not in refused
