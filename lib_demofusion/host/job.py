@@ -107,15 +107,15 @@ class Job:
         return [*first, (p.hr_second_pass_steps or steps, result)]
 
     def before_base(self, p: Any) -> None:
-        """Prepares the bar. In img2img without `img2img_first`, makes the host's pass return the upload's latent.
+        """Prepares the bar. In img2img without `img2img_first`, makes the webui's pass return the upload's latent.
 
-        p.sampler belongs to this job only, because the host creates a new one for the next job.
+        p.sampler belongs to this job only, because the webui creates a new one for the next job.
         """
         reset(p, self._reported)
         if not self.active:
             webui_state.withdraw()
         if self.active and self._progress is None:
-            # only now is the host's number of jobs known. If there is no plan, `after_base` reports the error
+            # the webui's number of jobs is not known earlier. If there is no plan, `after_base` reports the error
             with suppress(SettingsError):
                 plan = make_plan(self.settings, self._base_passes(p)[-1][1], _unit(p))
                 self._progress = self._make_progress(p, plan)

@@ -39,7 +39,7 @@ UNSUPPORTED = (
 JOB = "_demofusion_job"
 ASKED_SIZE = "_demofusion_asked_size"
 ON = "_demofusion_on"
-"""Name of an attribute of a request: true if the request has stages. It is kept until the last hook, after the job."""
+"""Name of an attribute of a request: true if the request has stages. Unlike the job, it remains until the last hook."""
 
 TURBO_USED = (
     "the preset {} is used instead of {}, because the request contains no preset, and its steps and CFG scale are "
@@ -51,7 +51,7 @@ PROCESSING = "modules.processing"
 
 
 def supported() -> bool:
-    """Returns whether the host has the hook in which the stages run (webui 1.8 and newer)."""
+    """Returns whether the webui has the hook in which the stages run (webui 1.8 and newer)."""
     return hasattr(scripts.Script, "post_sample")
 
 
@@ -68,8 +68,8 @@ class DemoFusionHires(scripts.Script):
     def show(self, is_img2img: bool) -> object:
         if not supported():
             return False
-        # registered here because `show` runs before any script creates its controls. With --nowebui, `on_before_ui`
-        # runs after the X/Y/Z plot has read its axes
+        # registered here, because `show` runs before any script creates its controls. With --nowebui, the callback
+        # `on_before_ui` would run after the X/Y/Z plot has read its axes
         xyz.register()
         return scripts.AlwaysVisible
 
@@ -143,7 +143,7 @@ def _note_rounding(p: Any) -> None:
 
 
 def _note_unread(p: Any, args: Sequence[object], overrides: Mapping[str, object]) -> None:
-    """Reports the fields of a request that have no effect, because it does not enable DemoFusion."""
+    """Reports the fields that have no effect, because the request does not enable DemoFusion."""
     fields = () if "enabled" in overrides else fields_without_switch(args)
     if fields:
         report_note(p, f'DemoFusion is off, because the request contains {", ".join(fields)} but not "enabled": true')
@@ -178,8 +178,8 @@ def _default_preset(p: Any, args: Sequence[object], known: Choices) -> str:
 def outer_requests(p: Any) -> Iterator[Any]:
     """Yields the requests other than p that the webui is processing, the innermost first.
 
-    Reads them from the call stack. An attribute of the request would remain after an error, and copies of the request
-    would have it too.
+    The call stack contains these requests. A mark on the request itself would remain after an error, and copies of the
+    request would have the mark too.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None:
@@ -197,7 +197,7 @@ def end_job(p: Any, processed: Any) -> None:
         return
     setattr(p, JOB, None)
     job.end(p)
-    # the host adds masks to the images but not to the infotexts, and the page finds an infotext by the image's index
+    # the webui adds masks to the images but not to the infotexts, and the page finds an infotext by the image's index
     processed.infotexts.extend([processed.info] * (len(processed.images) - len(processed.infotexts)))
     processed.images.extend(picture.image for picture in job.stage_images)
     processed.infotexts.extend(picture.infotext for picture in job.stage_images)

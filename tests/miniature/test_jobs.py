@@ -74,7 +74,7 @@ def test_the_base_image_is_returned_if_the_host_does_not_call_the_fused_model(
 
     The webui's own model then evaluates the whole latent at once. The result has the expected shape, but is wrong.
     """
-    reported.expect("did not call DemoFusion's model")
+    reported.expect("did not evaluate the tiles of DemoFusion")
     plain = webui.job(sampler_name=sampler)
 
     def forward(self: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -89,7 +89,7 @@ def test_the_base_image_is_returned_if_the_host_does_not_call_the_fused_model(
     result = webui.job(ON, sampler_name=sampler)
     assert sizes(result) == [BASE]
     assert result.images[0].tobytes() == plain.images[0].tobytes()
-    assert "did not call DemoFusion's model" in result.comments
+    assert "did not evaluate the tiles of DemoFusion" in result.comments
     assert "DemoFusion error" in result.infotexts[0]
 
 

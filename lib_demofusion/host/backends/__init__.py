@@ -12,7 +12,7 @@ from lib_demofusion.host.backends.families import Family
 from lib_demofusion.host.backends.interface import Backend
 
 FORGE_PACKAGE = "modules_forge"
-"""A package that exists in every webui of Forge's family and in no other."""
+"""A package that exists in every webui of Forge's family and in no other webui."""
 
 UNKNOWN = "DemoFusion Hires is not tested in this webui (%s). If a run fails, see the README"
 
@@ -32,9 +32,9 @@ def host() -> Backend:
 
 
 def loaded_model() -> Any:
-    """Returns the loaded checkpoint, or None if there is none or another one is selected.
+    """Returns the loaded checkpoint, or None if no checkpoint is loaded or the selected one is not loaded yet.
 
-    Reading `shared.sd_model` would load a checkpoint.
+    This function does not read `shared.sd_model`, because that would load a checkpoint.
     """
     from modules import sd_models
 

@@ -1,4 +1,7 @@
-"""Recognizes the family of a checkpoint from the header of its file, before a webui of Forge's family loads it."""
+"""Recognizes the model family of a checkpoint from the header of its file.
+
+Forge and Forge Neo load a selected checkpoint only when a job begins. The panel needs to know its family earlier.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +20,20 @@ try:
     import huggingface_guess
     from backend import loader
 except ImportError:
-    # reForge has neither, and loads a checkpoint as soon as it is selected
+    # reForge has neither package. It loads a checkpoint as soon as you select it, so it needs no detection
     huggingface_guess = loader = None
 
 LARGEST_HEADER = 100_000_000
 """Maximum number of bytes of a header in the safetensors format."""
 CHROMA_LAYER = "model.diffusion_model.distilled_guidance_layer.layers.0.in_layer.bias"
-"""A layer by which Forge recognizes Chroma (backend/loader.py, forge_loader). Its detection takes Chroma for Flux.1."""
+"""The layer by which Forge recognizes Chroma (backend/loader.py, forge_loader). huggingface_guess takes Chroma
+for Flux.1."""
 RECTIFIED = "rectified"
 """Forge Neo recognizes rectified-flow SDXL by this word in the path (backend/loader.py, forge_loader)."""
 
 
 def family_of_file(path: str) -> Family | None:
-    """Returns the family of a checkpoint file, by the webui's own detection. Returns None if it is not recognized."""
+    """Returns the model family of a checkpoint file, or None if the webui's own detection does not recognize it."""
     try:
         found = Path(path).stat()
         return _recognized(path, (found.st_mtime_ns, found.st_size))
@@ -40,7 +44,10 @@ def family_of_file(path: str) -> Family | None:
 
 @functools.lru_cache(maxsize=8)
 def _recognized(path: str, version: tuple[int, int]) -> Family | None:
-    """Does the work of `family_of_file`. `version` is only a key of the cache: a replaced file is read again."""
+    """Recognizes the file at `path` and caches the result.
+
+    `version` is the file's time and size. It is only part of the cache's key, so that a replaced file is read again.
+    """
     state = loader.preprocess_state_dict(stand_ins(path))
     if CHROMA_LAYER in state:
         return family_named("Chroma")
@@ -51,7 +58,7 @@ def _recognized(path: str, version: tuple[int, int]) -> Family | None:
 
 
 def stand_ins(path: str) -> dict[str, Tensor]:
-    """Returns zeros with the names and shapes of a file's tensors. They use almost no memory.
+    """Returns a tensor of zeros for every tensor in a file, by name and with the same shape. The zeros use no memory.
 
     Raises ValueError if the file is not in the safetensors format, which begins with the size of a JSON header.
     """

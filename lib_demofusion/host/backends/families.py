@@ -1,4 +1,4 @@
-"""A table of the model families, with every property in which they differ, and the axes of their latents."""
+"""The known model families, the properties in which they differ, and the shapes of their latents."""
 
 from __future__ import annotations
 
@@ -14,21 +14,27 @@ from lib_demofusion.method.views import Size
 
 
 class LatentForm:
-    """Latents (B, C, h, w) with 8 pixels per cell, which are the same in the webui and in the method."""
+    """Latents (B, C, h, w) with 8 pixels per cell. They have the same shape in the webui and in `method`.
+
+    Subclasses convert latents that have another shape in the webui.
+    """
 
     copies = False
-    """Whether the method's latent is a copy, so changes must be written back to the webui's latent."""
+    """Whether `to_method` returns a copy. If it does, the caller must write changes back to the webui's latent."""
 
     def to_method(self, x: Tensor) -> Tensor:
-        """Converts a latent of the webui to the axes of the method."""
+        """Converts a latent of the webui to the shape that `method` uses."""
         return x
 
     def to_host(self, x: Tensor) -> Tensor:
-        """Converts a latent of the method to the axes of the webui."""
+        """Converts a latent of `method` to the shape that the webui uses."""
         return x
 
     def host_shape(self, channels: int, size: Size) -> tuple[int, ...]:
-        """Returns the shape that a latent with `channels` and `size` has in the webui, without the batch axis."""
+        """Returns the shape of the webui's latent, without the batch axis.
+
+        `channels` and `size` (in cells) describe the same latent in `method`.
+        """
         return (channels, *size)
 
 
@@ -46,9 +52,10 @@ class FiveAxes(LatentForm):
 
 
 class Packed(LatentForm):
-    """Latents (B, 4 C, h / 2, w / 2) whose cells of 16 pixels hold 2 x 2 cells of 8 pixels in their channels.
+    """Latents (B, 4 C, h / 2, w / 2) in the webui. Each position covers 16 x 16 pixels and holds 2 x 2 cells.
 
-    Dilated views need cells of 8 pixels. With packed cells, a dilated view would show 16 pixels and skip the next 16.
+    Dilated views need cells of 8 pixels. In a packed latent at twice the base size, a dilated view would show 16 pixels
+    and skip the next 16.
     """
 
     copies = True
@@ -79,7 +86,7 @@ ANIMA_HINT = "; switch off [Anima] Enable Reference in the settings, and load an
 
 VIDEO = "this checkpoint makes videos; choose the checkpoint of an image model"
 REFUSALS = (RUNS_ON, REFINER, UPSCALER, VIDEO)
-"""All reasons for refusals in the table."""
+"""All reasons why a family is refused."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +102,15 @@ class Family:
     flow: bool = False
     """Whether the model was trained for flow matching. Its samplers mix signal and noise (see `residual.Flow`)."""
     form: LatentForm = PLAIN
-    """The axes of the latents."""
+    """The shape of the latents in the webui."""
     unit: int = 8
-    """Sizes of images, windows and views are multiples of this number of pixels."""
+    """The sizes of images and views are multiples of this number of pixels."""
     distilled: bool = False
     """Whether guidance is built into the model. A CFG scale of 1 then does not identify a few-step model."""
     transformer: bool = False
     """Whether the model is a transformer. Its control models and layer wrappers cannot be cropped to views."""
     reference_hint: str = REFERENCE_HINT
-    """How to make an image without reference images. It ends the message of the refusal."""
+    """Advice on how to use no reference images. It is the end of the message that refuses reference images."""
 
     @property
     def unit_cells(self) -> int:
@@ -112,20 +119,23 @@ class Family:
 
     @property
     def has_other_axes(self) -> bool:
-        """Whether the axes of the webui's latents differ from those of the method."""
+        """Whether latents have another shape in the webui than in `method`."""
         return self.form is not PLAIN
 
     @property
     def problem(self) -> str | None:
-        """Returns the name and the reason of a refusal, or None. The text continues "DemoFusion does not work with"."""
+        """Returns the family's name and why the stages do not support it, or None if they do.
+
+        The text continues "DemoFusion does not work with".
+        """
         return None if self.refusal is None else f"{self.name}: {self.refusal}"
 
 
 def _transformer(name: str, form: LatentForm = PLAIN, hint: str = REFERENCE_HINT) -> Family:
     """Returns the record of a flow-matching transformer.
 
-    Its patches are 2 x 2 cells of 8 pixels, and it pads odd sizes with cells of the opposite border. Most of these
-    models have built-in guidance. A CFG scale of 1 is normal for them and does not identify a few-step model.
+    These models divide a latent into patches of 2 x 2 cells, and pad an odd size with cells of the opposite border.
+    Most of them have built-in guidance. A CFG scale of 1 is normal for them and does not identify a few-step model.
     """
     return Family(name, flow=True, form=form, unit=16, distilled=True, transformer=True, reference_hint=hint)
 
@@ -183,7 +193,7 @@ def family_named(engine: str, flow: bool = False) -> Family | None:
 
 
 def _trained(found: Family | None, flow: bool) -> Family | None:
-    """Returns the record for the way in which a checkpoint was trained."""
+    """Returns the record for flow matching if `flow` is True and there is one, else `found`."""
     return FLOW_FORMS.get(found.name, found) if found is not None and flow else found
 
 

@@ -37,7 +37,7 @@ except ImportError:
     flags = None
 
 ESTIMATE = "memory_peak_estimation_modifier"
-"""The option of a patched UNet that estimates its memory (backend/patcher/unet.py)."""
+"""The option of a patched UNet for a function that estimates the memory of a model call (backend/patcher/unet.py)."""
 
 ZERO_TERMINAL = "Zero Terminal SNR"
 """A value of the webui's setting for noise schedules (modules/processing.py)."""
@@ -47,13 +47,13 @@ KEPT = ("ini_latent", "ref_latents")
 
 
 class Forge:
-    """The backend for Forge's family. Its guidance calls the patched UNet in the checkpoint's `forge_objects`."""
+    """The backend for Forge's family. These webuis call the patched UNet in `forge_objects` of the loaded model."""
 
     def is_known(self) -> bool:
         return sampling_cleanup is not None
 
     def family(self, model: Any) -> Family:
-        # the host has a dummy until a model is loaded
+        # the webui has a dummy until a model is loaded
         if not hasattr(model, "forge_objects"):
             return SD
         # reForge's models have no `predictor`. Their `model_sampling` can be a flow schedule that an earlier job set,
@@ -103,7 +103,7 @@ class Forge:
 
     @contextmanager
     def sampling(self, p: Any, stage: StagePlan, views: int, anchor: Tensor, noise: Tensor) -> Iterator[None]:
-        """Patches a copy of the UNet for the stage, as the host does for each pass (modules/processing.py)."""
+        """Patches a copy of the UNet for the stage, as the webui does for each pass (modules/processing.py)."""
         model = p.sd_model
         # inpainting draws noise from the global generator
         torch.manual_seed(int(p.seeds[0]) + stage.number)
@@ -112,7 +112,7 @@ class Forge:
             form = family.form
             self._patch(p, form.to_host(anchor), form.to_host(noise))
             unet = model.forge_objects.unet.clone()
-            # if the upload is the base image, other extensions act for the first time in this stage
+            # if the upload is the base image, there was no base pass, and other extensions patch the UNet here first
             problem = forge_refusals.refusal(p, family) or forge_refusals.patch_problem(unet, family)
             if problem is not None:
                 raise RuntimeError(problem)
@@ -121,11 +121,11 @@ class Forge:
             try:
                 yield
             finally:
-                # the host's own cleanup is missing if the sampler was stopped
+                # the webui does not clean up if the sampler was stopped
                 sampling_cleanup(unet)
 
     def _patch(self, p: Any, anchor: Tensor, noise: Tensor) -> None:
-        # called with a ratio of 0 too, because Forge Neo applies its Epsilon Scaling here
+        # also called if the ratio is 0, because Forge Neo applies its Epsilon Scaling in this function
         sd_models.apply_token_merging(p.sd_model, p.get_token_merging_ratio())
         if p.scripts is not None:
             cond, uncond = p.get_conds()
@@ -145,25 +145,25 @@ class Forge:
 
 
 def predictor_of(model: Any) -> Any:
-    """Returns the object that holds a UNet's noise schedule. It also converts the UNet's output to the clean latent."""
+    """Returns the object that holds a UNet's noise schedule and converts the UNet's output to the clean latent."""
     return model.predictor if hasattr(model, "predictor") else model.model_sampling
 
 
 def adds_noise(predictor: Any) -> bool:
     """Returns whether the schedule adds noise to the unscaled latent.
 
-    Flow matching mixes latent and noise instead. Some UNets of SDXL's shape are trained for it, such as Mugen, and
-    Forge Neo may report them as SDXL.
+    Flow matching mixes latent and noise instead. Some UNets with SDXL's architecture are trained for flow matching,
+    such as Mugen, and Forge Neo may report them as SDXL.
     """
     level, nothing, latent = torch.full((1,), 0.5), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
     return bool((predictor.noise_scaling(level, nothing, latent) == latent).all())
 
 
 def set_shift(p: Any) -> None:
-    """Sets the shift of a flow model's schedule to that of the base pass, because a hires pass changes it.
+    """Sets the shift of a flow model's schedule to its value in the base pass, because a hires pass changes the shift.
 
-    In newer versions of Forge Neo, some engines also derive it from the image's size. The size of the base image is
-    used, because views have that size.
+    In newer versions of Forge Neo, some engines also derive the shift from the image's size. They get the requested
+    size and not the size of the stage, because the model evaluates only views.
     """
     set_of_host = getattr(p.sd_model, "set_shift", None)
     if set_of_host is not None:
@@ -176,9 +176,9 @@ def set_shift(p: Any) -> None:
 
 @contextmanager
 def schedule_of_base(model: Any) -> Iterator[None]:
-    """Runs a block with the noise levels of the base pass, because the host restores the original ones after that pass.
+    """Sets the noise levels of the base pass for a block. The webui has restored the original levels after that pass.
 
-    They differ if the user or the checkpoint selects zero terminal SNR.
+    The two differ only with zero terminal SNR, which is a setting of the user or a property of the checkpoint.
     """
     asked = getattr(shared.opts, "sd_noise_schedule", "Default") == ZERO_TERMINAL
     config = getattr(model, "model_config", None)
@@ -196,9 +196,9 @@ def schedule_of_base(model: Any) -> Iterator[None]:
 
 @contextmanager
 def nothing_kept(model: Any) -> Iterator[None]:
-    """Runs a block that encodes images, and then removes them from the engine.
+    """Removes the images that are encoded in a block from the engine.
 
-    Engines for image editing store the images that they encode. The next job would use them as references.
+    Engines for image editing store every image that they encode. The next job would use these images as references.
     """
     arguments = forge_refusals.dynamic_args
     own = {name: getattr(model, name) for name in KEPT if hasattr(model, name)}
@@ -216,10 +216,10 @@ def nothing_kept(model: Any) -> Iterator[None]:
 
 
 def reserve_for_views(unet: Any, view: tuple[int, ...], views: int) -> None:
-    """Makes the host reserve memory for a batch of views of the shape `view`, not for the whole latent.
+    """Makes the webui reserve memory for a batch of views instead of the whole latent.
 
-    For the whole latent, the host would unload weights of the model, and loading them again would take most of the
-    time.
+    `view` is the shape of one view in the webui, without the batch axis. To reserve memory for the whole latent, the
+    webui would unload weights of the model, and most of the time would be spent on loading them again.
     """
 
     def memory_of_views(shape: list[int], *args: Any, **kwargs: Any) -> float:
@@ -240,7 +240,7 @@ def attach_denoiser(denoiser: Any, parts: StageParts) -> None:
     class StageDenoiser(cls):  # type: ignore[misc, valid-type]
         def forward(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if run.detector.copies_x:
-                # the sampler still needs this tensor for its next x
+                # the sampler computes its next x from this tensor
                 x = x.clone()
             latent = form.to_method(x)
             run.before_call(latent, sigma[0], x)
@@ -250,7 +250,7 @@ def attach_denoiser(denoiser: Any, parts: StageParts) -> None:
                 kwargs["image_cond"] = image_cond_at(kwargs["image_cond"], x)
             result = super().forward(x, sigma, *args, **kwargs)
             if self.sampler.last_latent is not None:
-                # the host decodes the preview in another thread, in one piece
+                # reduced, because the webui decodes the whole preview at once in another thread
                 shared.state.current_latent = for_preview(self.sampler.last_latent)
             return result
 
@@ -258,7 +258,7 @@ def attach_denoiser(denoiser: Any, parts: StageParts) -> None:
 
 
 def image_cond_at(cond: Any, x: Tensor) -> Any:
-    """Resizes an image conditioning (B, C, h, w) to the size of x, because the host ignores other sizes.
+    """Resizes an image conditioning (B, C, h, w) to the size of x, because the webui ignores other sizes.
 
     A conditioning of another size is that of txt2img, which marks everything as masked. This is true at any size.
     """

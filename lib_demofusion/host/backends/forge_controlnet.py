@@ -14,10 +14,11 @@ from lib_demofusion.method.views import View
 
 
 class Held:
-    """Replaces the head of a UNet's linked list of control models, which the host would run on the whole latent.
+    """Replaces the first control model in a UNet's linked list.
 
-    When the host calls it for the whole latent, it returns no control. It runs the control models on batches of views
-    instead. All attributes that it does not define are those of the first control model.
+    The webui runs the control models of the list on the whole latent. This object returns no control for the whole
+    latent. Its method `add_to` runs the control models on batches of views instead. Attributes that this class does not
+    define come from the first control model.
     """
 
     def __init__(self, first: Any, stage: StagePlan, plan: Plan | None = None):
@@ -30,10 +31,10 @@ class Held:
         return
 
     def pre_run(self, *args: Any) -> None:
-        """Does nothing. The host calls this for every control model in the list."""
+        """Does nothing. The webui calls this for every control model in the list."""
 
     def cleanup(self) -> None:
-        """Does nothing. The host calls this for every control model in the list."""
+        """Does nothing. The webui calls this for every control model in the list."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.previous_controlnet, name)
@@ -41,7 +42,11 @@ class Held:
     def add_to(
         self, cond: dict[str, Any], crops: Tensor, levels: Tensor, chunks: Sequence[int], views: Sequence[View]
     ) -> None:
-        """Adds the output of the control models to the cond of a batch of views."""
+        """Adds the output of the control models to the cond of a batch of views.
+
+        `crops` are the rows of the batch, and `levels` (N,) are their noise levels. `chunks` has one mark for each
+        chunk of the batch (see `forge_unet.marks_of`).
+        """
         options = cond["transformer_options"]
         for control in chain(self.previous_controlnet):
             if hasattr(control, "transformer_options"):
@@ -78,7 +83,7 @@ def _hint(control: Any, stage: StagePlan, plan: Plan | None) -> StageHint | None
 
 
 def _rows(parts: list[Tensor], rows: int, crops: Tensor, control: Any) -> Tensor:
-    """Joins the crops of all views, view-major, with one crop per row of the batch."""
+    """Joins the crops of all views to one crop per row of the batch. The rows of a view follow each other."""
     each = rows // len(parts)
     if getattr(control, "channels_in", None) == 1:
         parts = [part.mean(1, keepdim=True) for part in parts]
@@ -90,5 +95,5 @@ def _rows(parts: list[Tensor], rows: int, crops: Tensor, control: Any) -> Tensor
 
 
 def _of_images(part: Tensor, rows: int) -> Tensor:
-    """Repeats the hints of a batch's images for cond and uncond, in the order of their rows."""
+    """Repeats the hints of all images in turn until there are `rows` rows, for the cond and then for the uncond."""
     return part.repeat(-(-rows // len(part)), 1, 1, 1)[:rows]

@@ -26,7 +26,7 @@ BY_KEY = {
     "spec_w": "Spectrum Integrated: it would predict a tile from the steps of other tiles; switch it off",
     "forge_couple": "Forge Couple: every tile would show all of its regions; switch it off",
     "stylealign_enabled": "StyleAlign Integrated: the tiles of a batch would adopt each other's style; switch it off",
-    # it replaces the model's forward and leaves its replacement in place when it is off
+    # the forward of the model does not show whether it is on: its replacement stays in place when it is switched off
     "Anima TeaCache thresh": STEP_CACHE % "Anima TeaCache",
 }
 """Reasons for refusals, by the infotext key that the feature writes if it is active."""
@@ -46,7 +46,7 @@ WHOLE_PICTURE = ("ControlNetPatcher", "IPAdapterPatcher", "PhotomakerPatcher")
 
 
 def refusal(p: Any, family: Family = SD) -> str | None:
-    """Returns the built-in feature that does not work with the stages of a job, and why, or None."""
+    """Returns the name of a built-in feature that does not work with the stages of a job, and the reason, or None."""
     mode = p.extra_generation_params.get("advanced_sampling_mode")
     if mode in BY_FLOW:
         return FLOW % mode
@@ -54,11 +54,12 @@ def refusal(p: Any, family: Family = SD) -> str | None:
         if str(p.extra_generation_params.get(key, False)) not in ("False", "None"):
             return reason
     if getattr(p, "refiner_checkpoint_info", None) is not None:
-        return "the refiner: this webui keeps it loaded, and the stages need the checkpoint of the base image"
+        return "the refiner: this webui cannot load the checkpoint of the base image again; switch the refiner off"
     hires = getattr(p, "hr_checkpoint_info", None)
     if hires is not None and hires.name_for_extra != p.sd_model_name:
         return (
-            f"the hires checkpoint {hires.name_for_extra}: this webui keeps it loaded, and the stages need the main one"
+            f"the hires checkpoint {hires.name_for_extra}: this webui cannot load the main checkpoint again; "
+            "choose 'Use same checkpoint'"
         )
     if _decodes_anew(p):
         return PID_REASON
@@ -103,9 +104,12 @@ def _unit_problem(unit: Any) -> str | None:
 
 
 def patch_problem(unet: Any, family: Family = SD) -> str | None:
-    """Returns the extension whose patch needs the whole latent, or computes a view from other views, and why."""
+    """Returns the name of an extension whose patch does not work with views, and the reason, or None.
+
+    Such a patch needs the whole latent, or keeps data from one model call to the next.
+    """
     inner = unet.model_options.get(WRAPPER)
-    # on transformers, nearly all such wrappers cache steps
+    # nearly all such wrappers of transformers are step caches
     if inner is not None and (family.transformer or keeps_history(inner)):
         return STEP_CACHE % _author(inner)
     modifiers = unet.model_options.get("conditioning_modifiers")
@@ -128,7 +132,7 @@ CACHE = "Nunchaku's Cache Threshold above 0: it would treat a tile as a repetiti
 
 
 def of_transformer(p: Any, family: Family) -> str | None:
-    """Returns the feature that does not work with the stages of a job on a transformer, and why, or None."""
+    """Returns the name of a feature that does not work with the stages on a transformer, and the reason, or None."""
     if has_references(p):
         return REFERENCES % (family.name, family.reference_hint)
     if float(getattr(shared.opts, "svdq_cache_threshold", 0.0)) > 0 and getattr(dynamic_args, "nunchaku", False):
@@ -141,8 +145,8 @@ def of_transformer(p: Any, family: Family) -> str | None:
 def has_references(p: Any) -> bool:
     """Returns whether the model received reference images in addition to the prompt in the base pass.
 
-    Returns False before that pass, when images of the previous job may remain. The host removes them when it encodes
-    the prompt.
+    Returns False before that pass, because images of the previous job may still be stored. The webui removes those when
+    it encodes the prompt.
     """
     return getattr(p, "sampler", None) is not None and bool(getattr(dynamic_args, "ref_latents", None))
 
@@ -167,5 +171,5 @@ def sampler_problem(p: Any, flow: bool) -> str | None:
 
 
 def _eta(p: Any, sampler: Any) -> float:
-    """Returns the eta that the host will pass to the sampler (modules/sd_samplers_common.py, initialize)."""
+    """Returns the eta that the webui will pass to the sampler (modules/sd_samplers_common.py, initialize)."""
     return float(p.eta if p.eta is not None else getattr(shared.opts, sampler.eta_option_field, 0.0))

@@ -1,8 +1,8 @@
 """Inserts a stage between the guidance of Forge's family and its UNet.
 
-In AUTOMATIC1111's webui, a stage replaces the model that CFGDenoiser calls. In these webuis, a function of the backend
-joins conds and unconds and passes them to the UNet. A stage therefore sets the wrapper of the patched UNet
-(`model_function_wrapper`), which this function calls instead of the UNet.
+In AUTOMATIC1111's webui, a stage replaces the model that CFGDenoiser calls. In Forge's family, a function of the webui
+joins conds and unconds and evaluates the patched UNet. If the patched UNet has a wrapper (`model_function_wrapper`),
+this function calls the wrapper instead of the UNet. A stage therefore sets a wrapper.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class FusedUnet:
     def __call__(self, apply_model: Apply, args: Mapping[str, Any]) -> Tensor:
         """Returns the fused prediction of the clean latent for the rows of conds and unconds.
 
-        Input and result have the axes of the host (see `LatentForm`). Views are cropped after conversion to the axes of
-        the method.
+        The input and the result have the shape that the webui uses (see `LatentForm`). Views are cropped after
+        conversion to the shape that `method` uses.
         """
         form, sigma, marks = self._parts.form, args["timestep"], args["cond_or_uncond"]
         x = form.to_method(args["input"])
@@ -87,7 +87,7 @@ def kept_share(predictor: Any, sigma: Tensor) -> Tensor:
 
     The dilated path predicts on the blurred latent, but the sampler applies the prediction to x. The fusion therefore
     adds this share of x - blur(x). The prediction is an affine function of the input, so the share is the prediction
-    for an input of 1 and an output of 0.
+    for an input of 1 and a UNet output of 0.
     """
     one = torch.ones(len(sigma), 1, 1, 1, device=sigma.device, dtype=sigma.dtype)
     share: Tensor = predictor.calculate_denoised(sigma, torch.zeros_like(one), one)
@@ -97,7 +97,7 @@ def kept_share(predictor: Any, sigma: Tensor) -> Tensor:
 def marks_of(marks: Sequence[int], rows: int, chosen: slice) -> list[int]:
     """Returns the mark of every chunk of the chosen rows: 0 for cond, 1 for uncond.
 
-    A chunk is the cond or the uncond of the whole batch, with one row per image. The host gives one mark for each
+    A chunk is the cond or the uncond of the whole batch, with one row per image. The webui gives one mark for each
     chunk. If only some rows are chosen, every chosen row counts as a chunk.
     """
     each = rows // len(marks)
@@ -107,7 +107,11 @@ def marks_of(marks: Sequence[int], rows: int, chosen: slice) -> list[int]:
 
 
 def options_for(options: Mapping[str, Any], chunks: Sequence[int], levels: Tensor) -> dict[str, Any]:
-    """Returns the options that patches of the UNet read. `chunks` marks chunks of equal size. `levels` is (N,)."""
+    """Returns the transformer options of a batch of views, which patches of the UNet read.
+
+    `options` are the options of the whole call. `chunks` has one mark for each chunk of the batch (see `marks_of`).
+    `levels` (N,) are the noise levels of the rows.
+    """
     each = len(levels) // len(chunks)
     by_row = [mark for mark in chunks for _ in range(each)]
     made = {**options, "cond_or_uncond": list(chunks), "sigmas": levels[:each]}
@@ -123,7 +127,7 @@ def options_for(options: Mapping[str, Any], chunks: Sequence[int], levels: Tenso
 
 
 class _Numbers:
-    """Embeds numbers with the host's embedder. `input_key` names the pair of numbers."""
+    """Embeds numbers with the webui's embedder. `input_key` names the pair of numbers."""
 
     outdim = CHANNELS
 
@@ -132,7 +136,7 @@ class _Numbers:
         self.input_key = input_key
 
     def __call__(self, numbers: Tensor) -> Tensor:
-        """Embeds `numbers` (n, k). Returns their embeddings (n, k * 256), those of a row one after another."""
+        """Embeds `numbers` (n, k). Returns (n, k * 256), which contains the k embeddings of a row one after another."""
         embedded: Tensor = self._embedder(numbers.flatten())
         return embedded.reshape(len(numbers), -1)
 

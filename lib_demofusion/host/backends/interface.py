@@ -20,7 +20,7 @@ from lib_demofusion.method.stage import StageRun
 
 @dataclass(frozen=True)
 class StageParts:
-    """The objects of one stage that are needed between the webui's sampler and its model."""
+    """The objects of one stage that are needed between the webui's sampler and the model."""
 
     p: Any
     """The webui's request."""
@@ -30,15 +30,15 @@ class StageParts:
     batches: ViewBatches
     frame: Frame
     before_batch: Callable[[float], None]
-    """Called before each batch with its number of cells, averaged over the rows of the call."""
+    """Called before each batch of views with its number of cells, divided by the number of rows of the model call."""
     form: LatentForm = PLAIN
-    """Converts latents between the axes of the webui and those of the method."""
+    """Converts latents between the shapes that the webui and `method` use."""
     apart: str = ""
     """The error to raise if cond and uncond come in separate model calls. Empty if separate calls are allowed."""
 
 
 class Backend(Protocol):
-    """One kind of webui."""
+    """The functions of one kind of webui."""
 
     def is_known(self) -> bool:
         """Returns whether the webui has the functions that this backend calls."""
@@ -49,7 +49,7 @@ class Backend(Protocol):
         ...
 
     def is_pending(self) -> bool:
-        """Returns whether the selected checkpoint differs from the loaded one. The webui loads it when a job begins."""
+        """Returns whether the selected checkpoint is not loaded yet. The webui then loads it when a job begins."""
         ...
 
     def pending_family(self) -> Family | None:
@@ -57,7 +57,7 @@ class Backend(Protocol):
         ...
 
     def encoding(self, p: Any) -> AbstractContextManager[None]:
-        """Runs a block that encodes images, and removes the data that the encoder stores in the model."""
+        """Returns a context for encoding images. Its end removes the data that encoding has stored in the model."""
         ...
 
     def unet(self, model: Any) -> Any:
@@ -69,17 +69,26 @@ class Backend(Protocol):
         ...
 
     def refusal(self, p: Any) -> str | None:
-        """Returns the built-in feature or ControlNet unit that does not work with the stages, and why, or None."""
+        """Returns the name of a feature or unit that does not work with the stages, and the reason, or None.
+
+        The checks cover features of this webui and units of ControlNet.
+        """
         ...
 
     def base_checkpoint(self, p: Any, checkpoint: Any) -> AbstractContextManager[None]:
-        """Runs a block with the base pass's checkpoint and prompts. Raises RuntimeError if it cannot restore them."""
+        """Returns a context that restores the checkpoint and the prompts of the base pass.
+
+        Entering it raises RuntimeError if the webui cannot load the checkpoint again.
+        """
         ...
 
     def sampling(
         self, p: Any, stage: StagePlan, views: int, anchor: Tensor, noise: Tensor
     ) -> AbstractContextManager[None]:
-        """Prepares the model for a stage and restores it afterwards. `views` is the batch size, 0 for automatic."""
+        """Returns a context that prepares the model for a stage and restores it at the end.
+
+        `views` is the number of views per model call, or 0 if it is chosen automatically.
+        """
         ...
 
     def attach(self, denoiser: Any, parts: StageParts) -> None:

@@ -22,12 +22,12 @@ class Webui:
     """The backend of AUTOMATIC1111's webui. A stage replaces the wrapper through which CFGDenoiser calls the model."""
 
     def is_known(self) -> bool:
-        # webuis with their own guidance function do not call this wrapper
+        # a webui with its own guidance function does not call the model through `inner_model`
         return hasattr(CFGDenoiser, "inner_model") and not hasattr(sd_samplers_cfg_denoiser, "sampling_function")
 
     def family(self, model: Any) -> Family:
         known = family_of(model)
-        # a model that creates its own denoiser is sampled differently
+        # the webui does not call such models through the CFGDenoiser's usual wrapper
         if known is None and (getattr(model, "is_flux", False) or hasattr(model, "create_denoiser")):
             return unknown(model)
         return known or SD
@@ -55,7 +55,7 @@ class Webui:
     def base_checkpoint(self, p: Any, checkpoint: Any) -> Iterator[None]:
         """Reloads the base pass's checkpoint if needed, and disables the refiner during the block.
 
-        Another model is loaded if the base pass used the refiner or the hires pass used its own checkpoint.
+        Another checkpoint is loaded if the base pass used the refiner or the hires pass used a checkpoint of its own.
         """
         with replaced(p, refiner_checkpoint_info=None):
             if shared.sd_model.sd_checkpoint_info != checkpoint:
@@ -79,17 +79,17 @@ class Webui:
 
 
 def sampling_precision() -> Any:
-    """Returns the context in which the host samples (modules/processing.py). It ends before `post_sample`."""
+    """Returns the context in which the webui samples (modules/processing.py). It ends before the hook `post_sample`."""
     return devices.without_autocast() if devices.unet_needs_upcast else devices.autocast()
 
 
 def repeated_images(cls: type, x: Tensor, cond: Any) -> int:
-    """Returns the number of images after which the rows of a model call repeat the same images, or 0 if unknown.
+    """Returns B if the rows of a model call show the same B images once or several times in the same order, else 0.
 
-    The host creates the rows from x (B, C, H, W): its CFGDenoiser adds one row for each prompt of each image, and then
-    one row per image for the uncond. If each image has one prompt, the first B rows and the last B rows contain the
-    same images, so the result is B. It is unknown if an extension can change single rows in a callback, or has replaced
-    `forward` of the class `cls`.
+    The webui creates the rows from x (B, C, H, W): its CFGDenoiser adds one row for each prompt of each image, and then
+    one row per image for the uncond. If each image has one prompt, the first B rows and the last B rows show the same
+    images. The result is 0 if an extension can change single rows in a callback, or if it has replaced `forward` of the
+    class `cls`.
     """
     forward = getattr(cls, "forward", None)
     if getattr(forward, "__globals__", {}).get("__name__") != CFGDenoiser.__module__:

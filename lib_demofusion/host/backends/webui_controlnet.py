@@ -1,8 +1,8 @@
 """Runs the ControlNet extension in the stages. Every batch of views gets its own crop of the hints.
 
 ControlNet replaces the forward of the UNet during a job, and stores the hints at the base image's size in one object
-per unit (its scripts/hook.py). It adds its output to the UNet's feature maps, row by row. Its steps are the steps of
-the sampler, as counted by the webui, so the number of views per call does not affect them.
+per unit (its scripts/hook.py). It adds its output to the UNet's feature maps, row by row. It takes the number
+of the current step from the webui, so the number of views per call does not affect its first and last step.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def kind(unit: Any) -> str:
 
 
 def refusal(p: Any) -> str | None:
-    """Returns the unit whose hint cannot be cropped to views, and why, or None."""
+    """Returns the name of a unit whose hint cannot be cropped to views, and the reason, or None."""
     found = extension_script(p)
     if found is None:
         return None
@@ -88,7 +88,7 @@ def _problem(p: Any, unit: Any) -> str | None:
     if "inpaint_only" in _preprocessor(unit):
         return "it pastes the base image's latent; use inpaint_global_harmonious"
     if _native(unit).shape[1] > 3 and _unet(p).in_channels == INPAINTING_CHANNELS:
-        return "it uses the base image's mask with an inpainting checkpoint"
+        return "it uses the base image's mask with an inpainting checkpoint; choose another checkpoint"
     if kind(unit) == "T2I_Adapter" and unit.cfg_injection:
         return "'ControlNet is more important' gives an adapter one hint for all tiles; use another control mode"
     return None
@@ -99,12 +99,12 @@ def _unet(p: Any) -> Any:
 
 
 def _native(unit: Any) -> Any:
-    """Returns the hint that was used for the base image. Hires fix has a hint of another size."""
+    """Returns the hint that was used for the base image. After hires fix, this is the larger hint `hr_hint_cond`."""
     return unit.hr_hint_cond if isinstance(unit.hr_hint_cond, Tensor) else unit.hint_cond
 
 
 def mark_prompts(p: Any) -> None:
-    """Marks newly encoded prompts with the extension's own function, so that it can distinguish cond and uncond."""
+    """Marks newly encoded prompts with ControlNet's own function. The marks distinguish cond and uncond."""
     network = getattr(extension_script(p), "latest_network", None)
     mark = getattr(sys.modules.get(type(network).__module__), "mark_prompt_context", None)
     if mark is not None:
@@ -169,7 +169,7 @@ def _latent(p: Any, network: Any, unit: Any) -> Tensor | None:
 
 
 class _Resize:
-    """Resizes hints with ControlNet's own function, which keeps lines thin, or `resize_hint` if it fails."""
+    """Resizes hints with ControlNet's own function, which keeps lines thin, or with `resize_hint` if that fails."""
 
     def __init__(self, found: Any, index: int, preprocessor: str):
         self._found, self._index, self._preprocessor = found, index, preprocessor
@@ -182,7 +182,7 @@ class _Resize:
             pixels = (hint[0].permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()
             resized, _ = self._found.detectmap_proc(pixels, self._preprocessor, mode, *size)
         except Exception as problem:
-            # this interface is not documented and can differ in other versions
+            # ControlNet does not document this method, which can differ in other versions
             logger.warning("ControlNet's own resizing failed, so hints are resized without it: %s", problem)
             return resize_hint(hint, size)
         return resized.to(hint) if resized.shape[1] == hint.shape[1] else resize_hint(hint, size)
@@ -212,7 +212,9 @@ class _Unit:
         stack.enter_context(replaced(self.unit, **values))
 
     def _values(self, views: Sequence[View], rows: int) -> dict[str, Any]:
-        """Returns the unit's attributes for these views. `hint_cond` is first, because it clears some of the others.
+        """Returns the unit's attributes for these views.
+
+        `hint_cond` comes first, because setting this attribute clears some of the others.
 
         If hires fix has its own hint, `hr_hint_cond` gets the same crops, so the extension does not encode it again.
         """
@@ -235,5 +237,5 @@ class _Unit:
 
 
 def _rows(parts: list[Tensor], rows: int) -> Tensor:
-    """Repeats the crops of all views for their rows, view-major. A single crop is not repeated."""
+    """Joins the crops of all views, and repeats each for the rows of its view. A single crop is not repeated."""
     return torch.cat(parts).repeat_interleave(rows, dim=0) if len(parts) > 1 else parts[0]

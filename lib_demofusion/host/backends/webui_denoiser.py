@@ -1,4 +1,4 @@
-"""Inserts a stage between the webui's CFGDenoiser and its model. The stage has its own sampler."""
+"""Inserts a stage between the CFGDenoiser of the stage's own sampler and the model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lib_demofusion.method.views import View
 
 
 class FusedModel:
-    """Replaces the host's denoiser wrapper and denoises large latents view by view.
+    """Replaces the wrapper through which CFGDenoiser calls the model, and denoises large latents view by view.
 
-    All other attributes come from the wrapper (`inner_model`, `sigmas`, `sigma_to_t`, ...).
+    Attributes that this class does not define come from the wrapper (`inner_model`, `sigmas`, `sigma_to_t`, ...).
     """
 
     def __init__(self, inner: Any, parts: StageParts, hints: Hints | None = None):
         self.inner = inner
         self.images = 0
-        """Number of images that the rows repeat in the same order, or 0 if unknown."""
+        """Number of images that the rows of the current call show in the same order, or 0 if unknown (see `attach`)."""
         self.batch = 0
         """Number of images in the sampler's x."""
         self._parts = parts
@@ -57,8 +57,8 @@ def kept_share(inner: Any, level: Tensor) -> Tensor:
     """Returns d(prediction) / d(input) of the wrapper with its model's output held fixed, (N, 1, 1, 1).
 
     The dilated path predicts on the blurred latent, but the sampler applies the prediction to x. The fusion therefore
-    adds this share of x - blur(x). In k-diffusion's wrapper it is 1 for eps models and c_skip for v models. In the
-    timestep samplers, which request eps, it is 0 for eps models and sqrt(1 - a_t) for v models.
+    adds this share of x - blur(x). In k-diffusion's wrapper, the share is 1 for eps models and c_skip for v models. In
+    the timestep samplers, which request eps, it is 0 for eps models and sqrt(1 - a_t) for v models.
     """
     one = torch.ones(len(level), 1, 1, 1, device=level.device, dtype=level.dtype)
     if hasattr(inner, "predict_eps_from_z_and_v"):
@@ -79,9 +79,9 @@ def attach(
 ) -> None:
     """Makes `denoiser`, the CFGDenoiser of the stage's own sampler, run the stage.
 
-    `repeated_images` receives the class, x and cond, and returns how many images repeat in the rows. The class of the
-    denoiser is replaced by a subclass of it, so subclasses from other extensions still work. The wrapper of the model
-    is a property, because the host discards its cached wrapper when the checkpoint changes.
+    `repeated_images` is the function of this name in `backends.webui`. The denoiser gets a subclass of its own class,
+    so subclasses from other extensions still work. The wrapper of the model
+    is a property, because the webui discards its cached wrapper when the checkpoint changes.
     """
     cls = type(denoiser)
 

@@ -1,4 +1,4 @@
-"""Helpers for the whole host layer: messages, options, storage, memory, and `replaced`."""
+"""Helpers for all of `host`: messages, options, stored files, memory, and the function `replaced`."""
 
 from __future__ import annotations
 

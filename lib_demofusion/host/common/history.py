@@ -1,7 +1,8 @@
 """Detects whether a function of another extension keeps data from one call to the next.
 
-A function that replaces or wraps the model and keeps such data assumes that each call is a step, and uses the results
-of earlier calls. The stages call the model once for every batch of views, so it would compute a view from other views.
+Some functions that replace or wrap the model keep such data. They assume that each call of the model is a step of the
+sampler, and reuse results of earlier calls. The stages call the model once for every batch of views. Such a function
+would therefore compute a view from the results for other views.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-STEP_CACHE = "%s: it computes a step from earlier steps, which would be of other views; switch it off"
+STEP_CACHE = "%s: it computes a step from earlier steps, but here each call shows other tiles; switch it off"
 """The reason for the refusal of such a function. The placeholder is the name of its extension."""
 
 FIXED = (int, float, complex, str, bytes, bool, type(None), Tensor, nn.Module, ModuleType, type)

@@ -1,4 +1,4 @@
-"""Reads the memory of the device and of the computer for the automatic view batch and the autoencoder."""
+"""Reads how much memory the device and the computer have, for the automatic view batch and the autoencoder."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class CudaMemory:
         return None if free is None else max(free - self._reserve, 0)
 
     def begin(self) -> None:
-        """Starts to measure the peak."""
+        """Starts a new measurement of the peak."""
 
         def reset() -> int:
             torch.cuda.reset_peak_memory_stats(self._device)
@@ -113,5 +113,5 @@ def _groups(root: Path) -> list[Path]:
     controller = "" if root == CGROUPS else root.name
     paths = [path for _, names, path in (line.split(":", 2) for line in own) if controller in names.split(",")]
     found = [root / path.lstrip("/") for path in paths]
-    # inside a container, the path can be that of the host machine, which does not exist here
+    # inside a container, this can be a path of the host machine, which does not exist in the container
     return [folder for path in found for folder in (path, *path.parents) if folder == root or root in folder.parents]

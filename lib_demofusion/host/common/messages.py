@@ -36,8 +36,8 @@ def reported(p: Any) -> dict[str, str]:
 def reset(p: Any, entries: Mapping[str, str]) -> None:
     """Resets the reports to earlier infotext entries.
 
-    Each iteration starts with this: reports about the whole job are kept, and reports about the images of the previous
-    iteration are removed.
+    A job calls this at the start of each iteration. Reports about the whole job are kept, and reports about the images
+    of the previous iteration are removed.
     """
     for key in KEYS:
         p.extra_generation_params.pop(key, None)
@@ -50,7 +50,7 @@ def report_note(p: Any, note: str) -> None:
 
 
 def report_problem(p: Any, problem: str) -> None:
-    """Reports an error. The host does not show errors of a script's hook."""
+    """Reports an error. The webui does not show errors of a script's hook."""
     _report(p, KEY_ERROR, problem)
 
 

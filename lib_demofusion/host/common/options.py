@@ -29,7 +29,7 @@ DEFAULT_GONE = f"{presets.DEFAULT_PRESET} is used, because the default preset in
 
 
 def register() -> None:
-    """Adds the options. The host calls this for every page that it builds. Repeated calls have no effect."""
+    """Adds the options. The webui calls this for every page that it builds. Repeated calls have no effect."""
     info = shared.OptionInfo
     limits = {"minimum": 0, "maximum": LARGEST_VIEW_BATCH, "step": 1}
     modes = {"choices": list(MODES)}
@@ -73,7 +73,7 @@ def check() -> None:
 
 
 def default_preset(known: Choices) -> str:
-    """Returns the default preset of the settings page, or the built-in one if that preset does not exist."""
+    """Returns the default preset of the settings page, or the built-in default if that preset does not exist."""
     return presets.DEFAULT_PRESET if default_preset_gone(known) is not None else _chosen_preset()
 
 
@@ -90,7 +90,7 @@ def _chosen_preset() -> Any:
 def automatic_preset(default: str, steps: int, cfg_scale: float, distilled: bool = False) -> str:
     """Returns the preset for requests without one: `default`, or Turbo for a few-step model.
 
-    A model with built-in guidance (`distilled`) counts as a few-step model by its steps only.
+    For a model with built-in guidance (`distilled`), only the number of steps counts.
     """
     if not value(FEW_STEPS, True):
         return default
@@ -100,7 +100,10 @@ def automatic_preset(default: str, steps: int, cfg_scale: float, distilled: bool
 def with_automatic_preset(
     settings: Settings, steps: int, cfg_scale: float, known: Choices, distilled: bool = False
 ) -> Settings:
-    """Returns the settings with the automatic preset's values, or unchanged if a value differs from its preset."""
+    """Returns the settings with the values of the automatic preset.
+
+    Returns them unchanged if a value differs from the preset in the settings, or if the option is off.
+    """
     if not value(FEW_STEPS, True):
         return settings
     return reading.with_automatic_preset(settings, steps, cfg_scale, known, distilled)

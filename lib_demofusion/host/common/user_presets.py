@@ -41,7 +41,7 @@ class PresetError(Exception):
 
 
 def read(upscalers: tuple[str, ...]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Returns the valid presets and the errors. Presets can contain the webui's `upscalers`.
+    """Returns the valid presets and the errors. `upscalers` are the webui's upscalers, which presets can contain.
 
     There is one error for each invalid entry, or one for the whole file.
     """
@@ -69,7 +69,7 @@ def save(name: str, values: Mapping[str, Any], choices: Choices) -> str:
     """Saves a preset. Returns its name as it is stored. Raises PresetError or SettingsError."""
     name = name.strip()
     _check_name(name)
-    # all fields, so that a change of the defaults does not change the preset
+    # stores all fields, so that a change of the defaults does not change the preset
     checked = parse_preset(values, choices)
     with _lock:
         _write({**_stored(), name: checked})
@@ -112,7 +112,7 @@ def _write(stored: dict[str, Any]) -> None:
 
 
 def known_choices() -> Choices:
-    """Returns the user's presets and the webui's upscalers. The webui loads upscalers after its scripts."""
+    """Returns the user's presets and the webui's upscalers, which the webui loads after its scripts."""
     return choices_and_problems()[0]
 
 

@@ -1,1 +1,1 @@
-"""Converts between latents and images: decoding, upscaling, encoding, masks and saving."""
+"""Decodes, upscales, encodes and saves images, and resizes masks."""

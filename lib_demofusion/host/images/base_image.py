@@ -1,4 +1,4 @@
-"""The latents and images of the base image, from which the stages start, and its colors for "Keep colors"."""
+"""Reads the latents and images of the base image, and applies its colors to the stages ("Keep colors")."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ UPLOAD_SEED = 0
 
 
 def base_latent(p: Any, samples: Any) -> Tensor:
-    """Returns the base image's latent (B, C, H, W) in float32. Encodes again after hires fix, which returns images.
+    """Returns the base image's latent (B, C, H, W) in float32. After hires fix, encodes the result.
 
-    Raises NansException if the latent or the image of hires fix contains NaN. The host does not check all of them.
+    Raises NansException if the latent or the image of hires fix contains NaN. The webui does not check all of these.
     """
     if getattr(samples, "already_decoded", False):
         for sample in samples:
@@ -57,8 +57,8 @@ def base_size(p: Any, samples: Any) -> Size:
 def base_images(p: Any, samples: Any, checkpoint: Any) -> Any:
     """Returns the decoded base images, or None if the VAE that is loaded for the stages can decode them later.
 
-    Hires fix returns images already. After a refiner, the refiner's VAE decodes the latents. It stays loaded until the
-    stages load the checkpoint of the base image again.
+    Hires fix returns images already. If the base pass ended with a refiner, the refiner's VAE must decode the latents.
+    This VAE is loaded until the stages load the checkpoint of the base image again.
     """
     if getattr(samples, "already_decoded", False):
         return samples
@@ -113,7 +113,10 @@ class BaseColors:
         self._base: list[Tensor] | None = None
 
     def remember(self, pictures: Iterable[Tensor]) -> None:
-        """Crops the base images, each (3, H, W) in -1..1, to the stages' area and stores them once."""
+        """Crops the base images, each (3, H, W) in -1..1, to the area of the stages and stores them.
+
+        Later calls have no effect.
+        """
         if self._base is None:
             crop = self._plan.crop.times(CELL)
             self._base = [crop.take(as_image(picture)).float().cpu().clone() for picture in pictures]
@@ -140,8 +143,8 @@ class BaseColors:
 def known_base(p: Any, samples: Any, redrawn: bool) -> list[Tensor] | None:
     """Returns the base images, each (3, H, W) in -1..1, if the job has them without decoding a latent, else None.
 
-    `samples` are the host's latents, or images after hires fix. If img2img does not redraw the uploaded image, the base
-    image is the uploaded image, resized in the same way as by the host.
+    `samples` are the webui's latents, or images after hires fix. If img2img does not redraw the uploaded image
+    (`redrawn` is False), the base image is the uploaded image. It is resized here as the webui resizes it.
     """
     if getattr(samples, "already_decoded", False):
         return [as_image(sample) for sample in samples]
@@ -149,6 +152,6 @@ def known_base(p: Any, samples: Any, redrawn: bool) -> list[Tensor] | None:
     if redrawn or not uploads or inpainting.is_inpainting(p) or p.resize_mode == LATENT_RESIZE:
         return None
     flat = (images.flatten(image, shared.opts.img2img_background_color) for image in uploads)
-    # the host rounds the result down to 8 bits, which lowers the mean by half a level
+    # the webui rounds the result down to 8 bits, which lowers the mean by half a level
     shown = [to_tensor(images.resize_image(p.resize_mode, image, p.width, p.height)) + HALF_A_LEVEL for image in flat]
     return shown if len(shown) > 1 else shown * len(samples)

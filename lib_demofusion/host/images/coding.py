@@ -1,6 +1,6 @@
 """Decodes and encodes the latents of a job with the webui's own functions, tile by tile if necessary.
 
-Also checks latents and images for NaN. The errors name the part of the webui that returned it, and what helps.
+Also checks latents and images for NaN. The errors name the network that returned NaN, and a solution.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from lib_demofusion.host.progress import timing
 from lib_demofusion.tiled_vae.tiling import AUTOMATIC
 
 ROWS = 256
-"""Number of an image's rows that are checked at once, because the check needs memory of its own."""
+"""Number of pixel rows that are checked at once. The check needs memory in proportion to this number."""
 
 NO_ENCODER = "the upscaler Latent does not need the encoder"
 
 
 def decode(p: Any, latent: Tensor, report: vae.Report | None = None) -> Any:
-    """Decodes a latent (B, C, h, w) to images (3, H, W) on the CPU, as the host's DecodedSamples.
+    """Decodes a latent (B, C, h, w) to images (3, H, W) on the CPU, as the webui's DecodedSamples.
 
     `report` is called with the completed share: after every tile, or with 0.5 while the whole image is decoded at once.
-    An exception that it raises ends the work. Raises the host's error for out of memory if no method fits, and
-    NansException if the latent contains NaN, or an image does after the host's own retry in higher precision.
+    An exception that it raises ends the work. Raises the out-of-memory error of the last attempt if memory is
+    not sufficient. Raises NansException if the latent contains NaN, or if an image still contains NaN after the webui's
+    own retry in higher precision.
     """
     check_model_output(latent)
     if shared.opts.sd_vae_decode_method != "Full":
@@ -71,7 +72,7 @@ def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None)
 
 
 def as_latent(x: Tensor) -> Tensor:
-    """Converts a latent (B, C, h, w) of the host to float32, the dtype of all latents of a run.
+    """Converts a latent (B, C, h, w) of the webui to float32, the dtype of all latents of a run.
 
     A stage uses float32 for the base latent, anchors, noise, x, means and deviations. In half precision, squares of the
     noise levels of a model with zero terminal SNR (up to 4500) would overflow, and every stage would round the result
@@ -92,14 +93,14 @@ def _teller(report: vae.Report | None, count: int) -> vae.ReportOfSome:
 
 
 def _in_parts(p: Any, tell: vae.ReportOfSome) -> Any:
-    """Returns a context in which the VAE runs whole or tile by tile, depending on the webui's settings."""
+    """Returns a context in which the VAE runs whole or tile by tile, depending on the option and the free memory."""
     return vae.in_parts(p.sd_model, options.value(options.DECODE, AUTOMATIC), tell)
 
 
 def checked_latent(latent: Tensor) -> Tensor:
     """Returns the encoder's latent unchanged. Raises NansException if it contains NaN or infinity.
 
-    The host checks only decoded images. Its error would come after the stage, and would name the model as the cause.
+    The webui checks only decoded images. Its error would come after the stage and name the model as the cause.
     """
     if torch.isfinite(latent).all():
         return latent
@@ -109,7 +110,7 @@ def checked_latent(latent: Tensor) -> Tensor:
 def checked_image(image: Tensor) -> Tensor:
     """Returns an image (3, H, W) of the decoder unchanged. Raises NansException if it contains NaN.
 
-    A1111's webui checks the first value only, and Forge's family none. An upscaler would turn NaN into black.
+    A1111's webui checks only the first value, and Forge's family checks none. An upscaler would turn NaN into black.
     """
     if has_nan(image):
         raise devices.NansException(_vae_problem("decoder"))
@@ -139,7 +140,7 @@ def has_nan(image: Tensor) -> bool:
 
 
 def model_problem() -> str:
-    """Returns the error for a latent of the model that contains NaN.
+    """Returns the error message for a latent of the model that contains NaN.
 
     In Forge Neo, flow models return NaN with the schedule type Uniform.
     """
@@ -153,7 +154,7 @@ def _vae_problem(part: str) -> str:
 
 
 def _problem(problem: str, numbers: torch.dtype, flags: str, advice: str) -> str:
-    """Returns an error with its probable cause, which depends on the type of the numbers."""
+    """Returns an error message with the probable cause and the solution, which depend on the type of the numbers."""
     if numbers == torch.float32:
         return f"{problem}: its file may be damaged; {advice}"
     kind = str(numbers).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Resizes mask, original latent and overlay of an inpainting job to the size of each stage."""
+"""Resizes the mask, the original latent and the overlay of an inpainting job to the size of each stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lib_demofusion.method.views import Size
 from lib_demofusion.settings.errors import SettingsError
 
 OVERLAY = ("overlay_images", "mask_for_overlay", "paste_to")
-"""Attributes that the host uses to paste the image into the original (modules/processing.py, apply_overlay)."""
+"""Attributes that the webui uses to paste the image into the original (modules/processing.py, apply_overlay)."""
 
 
 def is_inpainting(p: Any) -> bool:
@@ -66,9 +66,9 @@ def _resized(mask: Tensor, size: Size, mode: str) -> Tensor:
 
 
 def keep_unmasked(p: Any, x: Tensor) -> Tensor:
-    """Replaces the unpainted area of x (B, C, H, W) with the original latent, like the host after its own pass.
+    """Replaces the unpainted area of x (B, C, H, W) with the original latent, like the webui after its own pass.
 
-    Scripts can change this blend, as they can in the host (modules/processing.py).
+    Scripts can change this blend, as they can in the webui (modules/processing.py).
     """
     if not is_inpainting(p):
         return x

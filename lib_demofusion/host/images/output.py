@@ -30,7 +30,7 @@ SAVED_AS_PNG = {"webp": 16383, "jpg": 65535, "jpeg": 65535}
 """The webui saves images with longer sides as PNG (modules/images.py, save_image). The API does not."""
 
 SHOWN_PIXELS = 100_000_000
-"""The number of pixels that browsers show without problems."""
+"""The largest number of pixels that browsers show without problems."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class StageImage:
 def stage_images(p: Any, samples: Any, number: int, total: int, save: bool) -> list[StageImage]:
     """Creates the images of stage `number` of `total` (0 is the base image), and saves them if `save` is set.
 
-    `samples` is the result of `coding.decode`. If the host saves no images, these are not saved either.
+    `samples` is the result of `coding.decode`. If the webui saves no images of this job, these are not saved either.
     """
     height, width = samples[0].shape[-2:]
     name = f"{number} of {total}" if number else "base image"
@@ -86,7 +86,7 @@ def _infotext(p: Any, image: Image.Image, index: int) -> str:
 
 
 def to_image(sample: Tensor) -> Image.Image:
-    """Converts a decoded sample (3, H, W) in -1..1 to an image. Rounds down like the host."""
+    """Converts a decoded sample (3, H, W) in -1..1 to an image. Rounds down like the webui."""
     pixels = (sample.float() * 0.5 + 0.5).clamp(0, 1).mul(255).to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
@@ -126,10 +126,10 @@ def check_format(p: Any, plan: Plan) -> None:
 
 
 def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
-    """Returns the reason why the host should not make a grid of images of `size` (width, height), or None.
+    """Returns the reason why the webui should not make a grid of images of `size` (width, height), or None.
 
-    The host makes the grid after all images. If the grid does not fit into memory or cannot be saved, the host returns
-    no images at all. Its own limit applies only to X/Y/Z plots and uses the size in the request.
+    The webui makes the grid after all images. If the grid does not fit into memory or cannot be saved, the webui
+    returns no images at all. The webui checks "Maximum image size" only for X/Y/Z plots, and with the requested size.
     """
     opts = shared.opts
     count = p.batch_size * p.n_iter
@@ -138,7 +138,7 @@ def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
     alone = count < 2 and opts.grid_only_if_multiple
     if p.do_not_save_grid or alone or not (opts.grid_save or opts.return_grid):
         return None
-    # the host's own function computes rows and columns
+    # the webui's own function computes rows and columns
     layout = images.image_grid([Image.new("RGB", (1, 1))] * count, p.batch_size).size
     width, height = (n * side for n, side in zip(layout, size))
     limit = opts.img_max_size_mp
@@ -152,7 +152,7 @@ def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
 
 
 def _broken_limit(p: Any, name: str, side: int) -> int:
-    """Returns the format's limit if the host would fail to save an image with this longer `side`, else 0."""
+    """Returns the format's limit if the webui would fail to save an image with this longer `side`, else 0."""
     limit = LONGEST_SIDE.get(name.lower(), side)
     return limit if side > limit and (p.is_api or side <= SAVED_AS_PNG[name.lower()]) else 0
 

@@ -18,7 +18,8 @@ from lib_demofusion.settings.presets import LANCZOS
 def enlarged(p: Any, image: Tensor, size: Size, upscaler: str = LANCZOS) -> Tensor:
     """Upscales an image (3, H, W) in -1..1 to (height, width) with an upscaler of the webui.
 
-    If the upscaler does not work, the webui uses Lanczos and reports this only on the console. This adds a note.
+    If the upscaler does not work, the webui uses Lanczos and reports this only on the console. This function adds a
+    note.
     """
     if upscaler == LANCZOS:
         return lanczos(image, size)
@@ -44,7 +45,7 @@ def _is_plain(before: Image.Image, after: Image.Image) -> bool:
 def lanczos(picture: Tensor, size: Size) -> Tensor:
     """Enlarges an image (3, H, W) to (height, width) with Lanczos, channel by channel, without rounding to 8 bits."""
     height, width = size
-    # each channel goes directly into the result: at 16384 pixels a channel is 1 GB
+    # each channel is written directly into the result, because a channel of 16384 x 16384 pixels takes 1 GB
     enlarged = np.empty((len(picture), height, width), np.float32)
     for plane, place in zip(picture.float().cpu().numpy(), enlarged):
         place[:] = np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.LANCZOS))

@@ -1,4 +1,4 @@
-"""Runs the checkpoint's VAE tile by tile if it does not fit into memory as a whole.
+"""Runs the checkpoint's VAE tile by tile if a whole image does not fit into memory.
 
 The webui's own functions still do the rest: scaling, the retry in higher precision after NaN, moving models with
 medvram, and TAESD. Only the forward of the decoder and the encoder is replaced, inside a `with` block. The new forward
@@ -31,22 +31,25 @@ from lib_demofusion.tiled_vae.memory import held_bytes, largest_bytes, largest_p
 from lib_demofusion.tiled_vae.tiling import ALWAYS, AUTOMATIC, NEVER, Options, decode_tiled, encode_tiled
 
 TILES = (64, 32, 16)
-"""Sides of tiles in latent cells. The first attempt uses the largest one that should fit."""
+"""Sides of tiles in latent cells. The first attempt uses the largest tile that should fit into memory."""
 DEVICE_SHARE, MEMORY_SHARE, DISK_SHARE = 0.85, 0.6, 0.8
 """Shares that may be used of the device's free memory, of the computer's free memory and of the free disk space."""
 LARGEST_TENSOR = {"mps": 1 << 32}
-"""Size in bytes that a tensor must not reach, by type of device. On Apple's GPUs, the process would end."""
+"""Size in bytes that a tensor must not reach, by type of device. On Apple's GPUs, such a tensor ends the process."""
 UNKNOWN_FREE = 4 << 30
 """Assumed free memory in bytes of a device that does not report it."""
 
 logger = logging.getLogger("DemoFusion")
 Report = Callable[[float], None]
 ReportOfSome = Callable[[float, int], None]
-"""Reports a share for a number of images. Forge decodes a batch at once, and the webui decodes image by image."""
+"""Receives the completed share of some images of a batch, and their number.
+
+Forge decodes all images of a batch together, and AUTOMATIC1111's webui decodes them one by one.
+"""
 
 
 def of_all(report: Report, count: int) -> ReportOfSome:
-    """Converts a report of the share of all `count` images into one for images that are processed together."""
+    """Converts a report of the share of all `count` images to a report of the share of some of these images."""
     done = 0
 
     def of_some(share: float, images: int) -> None:
@@ -61,7 +64,8 @@ def of_all(report: Report, count: int) -> ReportOfSome:
 def in_parts(model: Any, mode: str = AUTOMATIC, report: ReportOfSome | None = None) -> Iterator[set[str]]:
     """Runs the model's VAE tile by tile inside the block, depending on `mode` (see MODES in `tiled_vae.tiling`).
 
-    Yields the names of the replaced networks ("decoder" and "encoder"). The others report no progress.
+    Yields the names of the networks whose forward is replaced: "decoder", "encoder", both or none. Only these report
+    their progress.
     """
     first_stage = getattr(model, "first_stage_model", None)
     ways = (("decoder", decoder_layers, decode_tiled), ("encoder", encoder_layers, encode_tiled))
@@ -128,7 +132,7 @@ class _Forward:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                # removes the frames, which keep the intermediate tensors alive
+                # the traceback would keep the intermediate tensors alive
                 failure = error.with_traceback(None)
             logger.warning("%s: trying again with smaller tiles", str(failure).splitlines()[0][:200])
             devices.torch_gc()
@@ -157,7 +161,7 @@ class _Forward:
             if largest_part_bytes(self._layers, size, bytes_each, tile) >= limit:
                 if tile == TILES[-1]:
                     raise MemoryError(
-                        f"{x.device.type} does not support tensors of {limit} bytes, which the VAE needs at this size"
+                        f"{x.device.type} does not support the VAE's tensors of {limit} bytes; choose a smaller size"
                     )
                 continue
             needed = part_bytes(self._layers, size, bytes_each, tile)
@@ -191,7 +195,7 @@ def choose_shelf(layers: list[Layer], size: tuple[int, int], x: Tensor, room: in
 
 
 def temporary_folder() -> Path | None:
-    """Returns a writable folder for map files: the host's temporary folder, else its data folder, else the system's."""
+    """Returns a writable folder for map files: the webui's temporary folder or data folder, or that of the system."""
     folders = (shared.opts.temp_dir, data_path, tempfile.gettempdir())
     return next((Path(name) for name in folders if name and os.access(name, os.W_OK) and Path(name).is_dir()), None)
 

@@ -23,7 +23,7 @@ OWN_FOLDER = Path(__file__).resolve().parents[3]
 
 METHODS = ("forward", "_forward")
 MODEL_METHODS = (*METHODS, "inner_forward")
-"""The methods that step caches replace on the whole model. The last one is that of Flux in Forge's family."""
+"""The methods that step caches replace on the whole model. Only Flux in Forge's family has the last one."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 COUNTING = {"NegPiP Active": "NegPiP"}
@@ -54,7 +54,7 @@ def _extensions_of(p: Any, files: Iterable[str]) -> list[str]:
 
 
 def refusal(p: Any) -> str | None:
-    """Returns the extension that does not work with the stages, and why, or None."""
+    """Returns the name of an extension that does not work with the stages, and the reason, or None."""
     if any(CACHING in name.lower() for name in extensions_with_patches(p)):
         return "DeepCache: it would use the layers of one tile for another tile; switch one of the two off"
     caches = _extensions_of(p, set(_files_of_caches(host().unet(p.sd_model))))
@@ -80,7 +80,8 @@ def _files_of_patches(unet: Any) -> Iterator[str]:
 def _files_of_caches(unet: Any) -> Iterator[str]:
     """Yields the source file of every replaced forward of the whole model that keeps data from one call to the next.
 
-    The same kind of replacement in a layer is no step cache: some extensions keep the prompt's tokens there.
+    A replaced forward of a single layer is not a step cache, even if it keeps data: some extensions keep the prompt's
+    tokens there.
     """
     model = getattr(unet, "diffusion_model", unet)
     functions = (getattr(model, name, None) for name in MODEL_METHODS)

@@ -84,7 +84,7 @@ Check = Callable[[Situation], bool]
 
 
 def _tiled_diffusion(now: Situation) -> bool:
-    """Returns whether Tiled Diffusion or its DemoFusion is active. It hooks into every sampler that is created."""
+    """Returns whether Tiled Diffusion or its DemoFusion is active. These hook into every sampler that is created."""
     return "Tiled Diffusion" in now.params
 
 
@@ -145,7 +145,7 @@ REFUSALS: tuple[tuple[Check, str], ...] = (
 
 
 def reason(now: Situation) -> str | None:
-    """Returns a feature that does not work with DemoFusion, and why, or None."""
+    """Returns the name of a feature that does not work with DemoFusion, and the reason, or None."""
     return host().family(now.model).problem or next((reason for check, reason in REFUSALS if check(now)), None)
 
 

@@ -28,7 +28,7 @@ from lib_demofusion.method.views import Size
 TITLE, ENABLED_KEY = "Soft Inpainting", "Soft inpainting enabled"
 
 LATENT_RESIZE = 3
-"""The resize mode in which the host upscales the latent instead of the image."""
+"""The resize mode in which the webui upscales the latent instead of the image."""
 
 
 def is_active(p: Any) -> bool:
@@ -82,13 +82,13 @@ class Originals:
             own.post_sample(p, scripts.PostSampleArgs(latent), *args)
 
     def _overlaid(self, size: Size) -> list[Image.Image]:
-        """Returns the whole source images, upscaled like the painted part. The result is pasted into them."""
+        """Returns the whole source images, upscaled like the painted part. The webui pastes the result into these."""
         if not self._place:
             return self._shown(size)
         return [resized(image, None, self._scale(size)) for image in self._flat()]
 
     def _shown(self, size: Size) -> list[Image.Image]:
-        """Crops and resizes the source images for a stage of `size` cells, as the host does for the base image."""
+        """Crops and resizes the source images for a stage of `size` cells, as the webui does for the base image."""
         height, width = (n * CELL for n in size)
         if self._place:
             left, top, across, down = self._place

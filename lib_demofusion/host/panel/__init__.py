@@ -1,1 +1,1 @@
-"""The user interface: the panel, its live line, the presets and the axes of the X/Y/Z plot."""
+"""The user interface: the panel, its status line, its presets and the axes of the X/Y/Z plot."""

@@ -43,7 +43,7 @@ PICKED = "picked"
 """The name of the hidden checkbox that is ticked when the user has chosen the preset."""
 
 CONTROLS = ("enabled", "preset", *(name for row in (*ROWS, *ADVANCED_ROWS) for name in row), *UNSEEN)
-"""All fields of the panel, in the order of Settings. Its last field, `view_batch`, is on the settings page."""
+"""All fields of the panel, in the order of Settings. The last field of Settings, `view_batch`, is an option instead."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Panel:
 def build(script: Any) -> list[Any]:
     """Builds the panel and returns its controls in the order of the fields of Settings.
 
-    The host creates one script for each tab of a page. This function stores the panel in `script.panel`, where
-    `page.py` finds it. After the page, the host builds every panel again for its API. It uses the values of those
-    controls for positional arguments that a request omits. They are None here, so a missing argument means the same as
-    a missing field: the preset's value.
+    The webui creates one script for each tab of a page. This function stores the panel in `script.panel`, where
+    `page.py` finds it. After the page, the webui builds every panel again for its API. If a request omits
+    positional arguments, the webui fills them with the values of these second controls. The values are None, so that a
+    missing argument means the same as a missing field: the value of the preset.
     """
     known, problems = user_presets.choices_and_problems()
     opening = opening_values(known)
@@ -119,8 +119,9 @@ class Reader:
     """Reads the value of a control from an infotext's parameters.
 
     The infotext of a DemoFusion image sets every control, because a field that is missing in it had its default value.
-    Any other infotext disables DemoFusion and returns None for the other fields, so the host does not change them.
-    Readers of the same field are equal, so the host can match the controls of the two tabs by their readers.
+    With any other infotext, the reader of `enabled` returns False and all others return None, so that the webui does
+    not change their controls.
+    Readers of the same field are equal, so the webui can match the controls of the two tabs by their readers.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The live line of the panel: the sizes, the time and the cost of a run, and then notes and warnings."""
+"""The status line of the panel: the sizes, the time and the cost of a run, and then notes and warnings."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ LARGEST_SIDE = 16384
 """Approximate maximum side in pixels that browsers and WebP support."""
 
 BYTES_A_PIXEL = 4 * 3 * 4
-"""Memory per pixel of a decoded batch. The host holds the images, their stack and two copies, each with three channels
+"""Memory per pixel of a decoded batch. The webui holds the images, their stack and two copies, each with three channels
 of 32 bits (modules/processing.py, process_images_inner)."""
 
 
@@ -123,7 +123,7 @@ def plan_notes(plan: Plan, settings: Settings) -> list[str]:
 
 
 def refusal(tab: TabValues) -> list[str]:
-    """Returns the reason why a run is refused (the checkpoint or something else on the tab), or an empty list."""
+    """Returns the message that refuses a run with this checkpoint or these values of the tab, or an empty list."""
     now = refusals.of_page(timing.loaded_model(), tab.script, tab.override_settings or ())
     family = selected_family()
     if family.refusal is not None:

@@ -20,24 +20,24 @@ from lib_demofusion.host.panel.markup import word
 from lib_demofusion.host.panel.tab import TabValues
 
 TABS = ("txt2img", "img2img")
-"""The tabs, in the order in which the host builds them."""
+"""The tabs, in the order in which the webui builds them."""
 
 LAST = "gallery"
 """The last component of a tab. When it is created, all others exist, even if the user has reordered them."""
 
 SETTINGS = "settings_json"
-"""The page's hidden copy of all settings. The host updates it after a change of a setting or of the checkpoint."""
+"""The page's hidden copy of all settings. The webui updates it after a change of a setting or of the checkpoint."""
 
 
 MODEL_CLASS = "model_selection"
 """The CSS class of the dropdowns of checkpoints and text encoders in Forge and Forge Neo, which have no such copy."""
 
 HOST_SECONDS = 1.0
-"""The time in which the host stores a choice in those dropdowns. It does so in another event of the same change."""
+"""Seconds to wait after a choice in these dropdowns, because the webui stores the choice in another event."""
 
 
 class TabComponents:
-    """The webui's own components of one tab that the live line follows."""
+    """The webui's own components of one tab that the status line follows."""
 
     FIELDS = (
         *("width", "height", "steps", "sampling", "cfg_scale", "batch_size", "batch_count", "override_settings"),
@@ -54,7 +54,7 @@ class TabComponents:
         self.size_tabs: dict[str, Any] = {}
 
     def take(self, component: Any, elem_id: str) -> None:
-        """Stores a component of the tab if the live line needs it."""
+        """Stores a component of the tab if the status line needs it."""
         tab, _, name = elem_id.replace("-", "_").partition("_")
         if elem_id == self.SCRIPTS:
             self.fields["script"] = component
@@ -67,7 +67,7 @@ class TabComponents:
 def component_of_tab(script: Any, component: Any, elem_id: str | None) -> None:
     """Stores a component of the script's tab, and connects the panel after the tab's last component.
 
-    The host calls this function for every component of the tab. Panels that the host builds for its API have no tab
+    The webui calls this function for every component of the tab. Panels that the webui builds for its API have no tab
     and are not connected.
     """
     if not _is_building():
@@ -76,15 +76,15 @@ def component_of_tab(script: Any, component: Any, elem_id: str | None) -> None:
     if elem_id not in {f"{tab}_{LAST}" for tab in TABS} or script.panel is None:
         return
     _follow_tab(script)
-    # txt2img is built first; at that time the panel of img2img may still be that of the previous page
+    # txt2img is built first. At that time, the script of img2img may still have the panel of the previous page
     if script.is_img2img:
         preset_row.connect([other.panel.row for other in _scripts_of_page()])
 
 
 def component_of_page(component: Any, **kwargs: Any) -> None:
-    """Updates the live lines after a change of the settings or of the model.
+    """Updates the status lines after a change of the settings or of the model.
 
-    The host calls this for every component of the page.
+    The webui calls this for every component of the page.
     """
     if not _is_building():
         return
@@ -97,7 +97,7 @@ def component_of_page(component: Any, **kwargs: Any) -> None:
 
 
 def _is_building() -> bool:
-    """Returns whether the host is building a page.
+    """Returns whether the webui is building a page.
 
     gradio 4 also creates components outside of a page: when an event updates a component, it creates a copy with the
     new properties. Such a copy cannot have events.
@@ -106,16 +106,16 @@ def _is_building() -> bool:
 
 
 def _scripts_of_page() -> list[Any]:
-    """Returns the scripts of this extension that have a panel, one for each tab. The host creates new ones per page."""
+    """Returns the scripts of this extension that have a panel, one for each tab. Every page has its own scripts."""
     runners = (scripts.scripts_txt2img, scripts.scripts_img2img)
     found = [script for runner in runners if runner is not None for script in runner.alwayson_scripts]
     return [script for script in found if isinstance(getattr(script, "panel", None), Panel)]
 
 
 def _follow_tab(script: Any) -> None:
-    """Updates the live line and the list of changed fields after every change in the panel and the tab."""
+    """Updates the status line and the list of changed fields after every change in the panel and the tab."""
     panel, tab = script.panel, script.tab_components
-    # gradio 3 drops an event that occurs while it waits for an answer, so a new line triggers another update
+    # gradio 3 drops an event that occurs while it waits for an answer, so a new text of the line causes another update
     text_of_line = _text_of(panel.line)
     for component in (*panel.controls, panel.row.choice.picked, *tab.fields.values(), text_of_line):
         _follow(script, _text_of(component) if isinstance(component, gr.HTML) else component)
@@ -178,7 +178,7 @@ def _shown(panel: Panel) -> list[Any]:
 
 
 def _updater(script: Any) -> Callable[..., list[Any]]:
-    """Returns a function from the values of `_inputs` to updates of the line and the marks."""
+    """Returns a function that receives the values of `_inputs` and returns updates of the line and the marks."""
 
     def update(*values: Any, **more: Any) -> list[Any]:
         own, tab = _values_of(script, values, more)
@@ -190,7 +190,7 @@ def _updater(script: Any) -> Callable[..., list[Any]]:
 
 
 def _chooser_of_preset(script: Any) -> Callable[..., list[Any]]:
-    """Returns a function from the values of `_inputs` to updates of the preset and its controls."""
+    """Returns a function that receives the values of `_inputs` and returns updates of the preset and its controls."""
 
     def choose(*values: Any) -> list[Any]:
         return preset_row.automatic_preset(*_values_of(script, values, {}))

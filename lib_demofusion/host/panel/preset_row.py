@@ -142,7 +142,7 @@ def connect(rows: list[PresetRow]) -> None:
 
 
 def _connect_buttons(rows: list[PresetRow]) -> None:
-    """Connects Save, Enter in the name and Delete of the first row. `rows` are the rows of all tabs."""
+    """Connects the buttons of the first row, and the Enter key in its name. `rows` are the rows of all tabs."""
     row, chosen = rows[0], [row.choice.preset for row in rows]
     saving = row.saving
     outputs = [*chosen, *row.choice.marks, saving.name, saving.message]
@@ -163,7 +163,7 @@ def _save(name: str, chosen: str, *values: Any) -> list[Any]:
     known = user_presets.known_choices()
     names = list(known.preset_names)
     message = _shown(f"{word(SAVED)} {html.escape(saved)}")
-    # no control changes if the name is that of the chosen preset, so the marks are updated here
+    # if the user replaces the chosen preset, no control changes, so the marks are updated here
     marked = marks({**own, "preset": saved}, known)
     return [gr.update(choices=names, value=saved), gr.update(choices=names), *marked, "", message]
 

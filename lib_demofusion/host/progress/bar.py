@@ -26,10 +26,10 @@ ENCODER = 0.44
 class Progress:
     """Sets the bar to the share of an iteration's time that has passed, from which the webui computes the time left.
 
-    The host's bar shows (job_no + step / steps) / job_count. The host counts one job per iteration, or two with hires
-    fix. It ends the last job itself after it has decoded the image. The stages add a number of jobs that is
-    proportional to their expected time. `costs` are numbers of latent cells: first of the host's own passes, then of
-    each part of every stage, and then of the final image, which must be decoded.
+    The webui's bar shows (job_no + step / steps) / job_count. The webui counts one job per iteration, or two with hires
+    fix. The webui ends the last job itself after it has decoded the image. The stages add a number of jobs that is
+    proportional to their expected time. `costs` are numbers of latent cells: one for all of the webui's own passes,
+    one for each part of every stage, and one for decoding the final image.
     """
 
     def __init__(self, p: Any, plan: Plan, costs: Sequence[float], total: webui_state.Console):
@@ -44,16 +44,16 @@ class Progress:
         self._jobs = 2 if getattr(p, "enable_hr", False) else 1
         self._of_all = self._jobs * (1 + sum(self._parts) / self._base)
         self._first_job, self._stage, self._place, self._console = 0.0, 0, 0.0, total
-        # the host includes the time before the first iteration
+        # in the first iteration, the webui counts the time since the start of the job
         self._began = time.time() if shared.state.job_no else shared.state.time_start
 
     def announce(self, p: Any) -> None:
-        """Adds the stages to the host's number of jobs. In a grid or a folder, every image does this when it begins."""
+        """Adds the stages to the webui's number of jobs. In a grid or a folder, this is called for every image."""
         self._console.announce(shared.state.job_count, p.n_iter)
         webui_state.announce(p.n_iter * self._jobs, p.n_iter * (self._of_all - self._jobs))
 
     def base_done(self) -> None:
-        """Stores the position of the base image's last job, which the host has not ended yet."""
+        """Stores the position of the base image's last job, which the webui has not ended yet."""
         self._first_job, self._place = exact(shared.state.job_no) - self._jobs + 1, self._jobs
         self._console.base_done()
 
@@ -68,7 +68,7 @@ class Progress:
     def sampling(self, stage: StageProgress) -> None:
         """Moves the bar to the progress of the current stage. Also corrects the expected costs of later stages."""
         if not stage.done + stage.ahead:
-            # the host does not call the fused model: the stage will fail
+            # the webui does not call the fused model: the stage will fail
             return
         if not stage.done:
             # decoding the previous image may have measured the decoder for the first time
@@ -109,7 +109,7 @@ class Progress:
         self.move(DECODING, 0.0)
 
     def end(self) -> None:
-        """Sets the bar so that it is full when the host ends the iteration."""
+        """Sets the bar so that it is full when the webui ends the iteration."""
         shared.state.job_no = JobCount(self._first_job + self._of_all - 1)
         shared.state.textinfo = None
         self._began = time.time()
@@ -120,7 +120,7 @@ def make_progress(p: Any, plan: Plan, settings: Settings, pictures: int, passes:
     """Creates the progress of a request.
 
     `pictures` is the number of images, beginning with the base image, that are decoded because they are shown or saved.
-    `passes` are the host's own passes.
+    `passes` are the webui's own passes.
     """
     costs = run_costs(plan, settings, p.steps, calls_twice(p.sampler_name), passes)
     enlarged = settings.anchor != LATENT

@@ -26,11 +26,11 @@ TOO_MUCH = {MODEL: 1.0, DECODER: 1.0, BUSIER: 20.0}
 
 ASSUMED_DECODER = 2.0
 """Assumed ratio of the decoder's rate to the model's until both are measured. For SDXL and SD 1.5, decoding an image
-takes about as many operations as one UNet call for cond and uncond, and these are often in a higher precision."""
+takes about as many operations as one UNet call for cond and uncond, and the decoder often has a higher precision."""
 
 
 def known(model: Any, kind: str) -> float | None:
-    """Returns a rate of one of the host's models, or None. For an unknown decoder, returns that of the last decoder.
+    """Returns the stored rate of a model, or None. For an unknown decoder, returns the rate of the last decoder.
 
     The VAEs of almost all checkpoints have the same size, but their UNets do not.
     """
@@ -68,7 +68,7 @@ def _keys(model: Any, kind: str) -> list[str]:
 
 
 class StageProgress:
-    """Counts the cells that a stage has evaluated and those that remain, averaged over the rows of a model call."""
+    """Counts the latent cells that a stage has evaluated and the cells that remain, per row of a model call."""
 
     def __init__(self, run: StageRun, calls_ahead: CallsAhead):
         self.done = self.ahead = 0.0

@@ -1,6 +1,6 @@
 """Updates the webui's own progress: the number of jobs, the bar on the console, and the live previews.
 
-Also counts the steps and calls of the webui's own samplers.
+Also counts the steps of img2img, and recognizes samplers that call the model twice per step.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def announce(own: float, stages: float) -> None:
     """Adds the stages of a request to the webui's total number of jobs.
 
     `own` is the number of the webui's own jobs for this request, and `stages` is the number for its stages. A grid or a
-    folder counts its images in advance and runs one request for each. All later ones are expected to have the same
+    folder counts its images in advance and runs one request for each. All later requests are expected to have the same
     stages, so that the bar does not go back whenever a request begins. Each request corrects this estimate.
     """
     total = _announced()
@@ -91,8 +91,9 @@ def move_to(done: float) -> None:
 class Console:
     """Corrects the total of the webui's bar on the console, which counts the sampler's callbacks.
 
-    Samplers call back at different rates, and a stage may end early. When a part ends, the actual number of callbacks
-    therefore replaces the planned one. The webui always plans `of_base` steps for an iteration.
+    Samplers call back at different rates, and a stage may end early. When the base pass or
+    the stages end, the actual number of callbacks therefore replaces the planned number. `of_base` is the number that
+    the webui plans for an iteration, and `of_stages` is the planned number for its stages.
     """
 
     def __init__(self, of_base: int, of_stages: int):
@@ -137,7 +138,7 @@ def begin_job() -> None:
     """Begins a job of the webui and makes a live preview due after the first model call.
 
     A stage may have fewer steps than the interval between two previews. After the first preview, the others follow at
-    the webui's interval. With an interval of -1, the webui shows the finished image here instead.
+    the webui's interval. With an interval of -1, the webui shows an image only when a job begins.
     """
     state = shared.state
     state.nextjob()

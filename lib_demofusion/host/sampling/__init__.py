@@ -4,7 +4,7 @@ The webui samples in single precision, regardless of the precision of its networ
 
 * The UNet is called inside the context in which the webui samples. The webui handles the UNet's dtype, autocast,
   --upcast-sampling and --precision half. Predictions are summed in float32.
-* Blurs are convolutions. Autocast would run them in half precision, so they disable it (`method.filters`).
-* The VAE is called outside autocast and in the webui's dtype for it (`devices.dtype_vae`), as in the webui. Its latents
-  are converted to float32 (`images.coding.as_latent`).
+* Blurs are convolutions, which autocast would run in half precision. The blurs in `method.filters` disable autocast.
+* The VAE is called outside autocast and with the dtype `devices.dtype_vae`, as in the webui. The latents that it
+  encodes are converted to float32 (`images.coding.as_latent`).
 """

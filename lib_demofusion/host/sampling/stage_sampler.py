@@ -42,7 +42,7 @@ EXTRA_NOISE = "Extra noise"
 
 SEED_MASK = (1 << 63) - 1
 
-NEVER_ASKED = "the sampler did not call DemoFusion's model, so its result is not used; choose another sampler"
+NEVER_CALLED = "the sampler did not evaluate the tiles of DemoFusion, so its result is not used; choose another sampler"
 
 Report = Callable[[StageProgress], None]
 """Receives the progress of the stage."""
@@ -77,7 +77,7 @@ def run_stage(p: Any, task: StageTask, report: Report) -> Tensor:
     """
     x = StageSampler(p, task, report).run()
     if x.shape != task.anchor.shape:
-        # the host catches a RecursionError of a noise sampler and returns its live preview
+        # the webui catches a RecursionError of a noise sampler and returns its live preview
         raise StageFailed("the sampler failed with this scheduler; choose another scheduler")
     if not torch.isfinite(x).all():
         raise StageFailed(model_problem())
@@ -113,7 +113,7 @@ class StageSampler:
         return self._family.form.to_method(made)
 
     def _sample(self, steps: int, conditioning: Tensor) -> Tensor:
-        """Calls the sampler for the last part of the schedule. `before_call` sets x at the first call."""
+        """Calls the sampler for the last part of the schedule. `StageRun.before_call` sets x at the first call."""
         p, sampler = self._p, self._sampler
         anchor, noise = (self._family.form.to_host(x) for x in (self._task.anchor, self._noise))
         calls = sampler.config.total_steps(1)
@@ -123,7 +123,7 @@ class StageSampler:
                 # sample_img2img would drop the first timestep of the schedule
                 sampler.model_wrap_cfg.init_latent = anchor
                 return sampler.sample(p, noise.clone(), cond, uncond, image_conditioning=conditioning)
-            # without this, it would begin one timestep too low
+            # without this, the sampler would begin one timestep too low
             steps += 1
         with replaced(p, denoising_strength=steps / (p.steps + 0.5)):
             return sampler.sample_img2img(p, anchor, noise, cond, uncond, steps, conditioning)
@@ -131,12 +131,12 @@ class StageSampler:
     def _steered(self, denoiser: Any, x: Tensor, *args: Any, callback: Callable[[dict], None], **kwargs: Any) -> Tensor:
         """Runs the sampling function with a StageRun between it and the model.
 
-        Only here, all arguments (sigmas, eta, churn, the callback) are known. They determine the form of the skip
+        All arguments (sigmas, eta, churn, the callback) are known only here. They determine the form of the skip
         residual. Noise levels are read on the CPU.
         """
         known = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in kwargs.items()}
         if is_inpainting(self._p):
-            # the host has set the anchor as the original
+            # the webui has stored the anchor as the original, which it blends in outside the mask
             denoiser.init_latent = self._p.init_latent
         traits = self._traits(known, x)
         run = StageRun(self._task.stage, self._task.settings, self._task.anchor, self._noise, traits)
@@ -164,7 +164,7 @@ class StageSampler:
         finally:
             timing.learn(self._p.sd_model, timing.MODEL, progress.rate)
         if not run.predictions:
-            raise StageFailed(NEVER_ASKED)
+            raise StageFailed(NEVER_CALLED)
         calls.learn(run.call + 1)
         return made
 
@@ -242,7 +242,7 @@ def _default(parameters: Mapping[str, inspect.Parameter], name: str) -> Any:
 
 
 def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:
-    """Seeds the noise of SDE samplers for this stage. The host uses p.all_seeds for them and ignores p.rng."""
+    """Seeds the noise of SDE samplers for this stage. The webui uses p.all_seeds for this noise and ignores p.rng."""
     create = sampler.create_noise_sampler
     batch = SimpleNamespace(all_seeds=seeds, iteration=0, batch_size=len(seeds))
     sampler.create_noise_sampler = lambda x, sigmas, p: create(x, sigmas, batch)
