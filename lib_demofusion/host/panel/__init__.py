@@ -1,1 +1,1 @@
-"""The user interface: the panel, its status line, its presets and the axes of the X/Y/Z plot."""
+"""The user interface: the panel, its summary line, its presets and the axes of the X/Y/Z plot."""

@@ -1,4 +1,4 @@
-"""The status line of the panel: the sizes, the time and the cost of a run, and then notes and warnings."""
+"""The summary line of the panel: the sizes, the time and the cost of a run, and then notes and warnings."""
 
 from __future__ import annotations
 

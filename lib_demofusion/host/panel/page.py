@@ -37,7 +37,7 @@ HOST_SECONDS = 1.0
 
 
 class TabComponents:
-    """The webui's own components of one tab that the status line follows."""
+    """The webui's own components of one tab that the summary line follows."""
 
     FIELDS = (
         *("width", "height", "steps", "sampling", "cfg_scale", "batch_size", "batch_count", "override_settings"),
@@ -54,7 +54,7 @@ class TabComponents:
         self.size_tabs: dict[str, Any] = {}
 
     def take(self, component: Any, elem_id: str) -> None:
-        """Stores a component of the tab if the status line needs it."""
+        """Stores a component of the tab if the summary line needs it."""
         tab, _, name = elem_id.replace("-", "_").partition("_")
         if elem_id == self.SCRIPTS:
             self.fields["script"] = component
@@ -82,7 +82,7 @@ def component_of_tab(script: Any, component: Any, elem_id: str | None) -> None:
 
 
 def component_of_page(component: Any, **kwargs: Any) -> None:
-    """Updates the status lines after a change of the settings or of the model.
+    """Updates the summary lines after a change of the settings or of the model.
 
     The webui calls this for every component of the page.
     """
@@ -113,7 +113,7 @@ def _scripts_of_page() -> list[Any]:
 
 
 def _follow_tab(script: Any) -> None:
-    """Updates the status line and the list of changed fields after every change in the panel and the tab."""
+    """Updates the summary line and the list of changed fields after every change in the panel and the tab."""
     panel, tab = script.panel, script.tab_components
     # gradio 3 drops an event that occurs while it waits for an answer, so a new text of the line causes another update
     text_of_line = _text_of(panel.line)

@@ -1,4 +1,4 @@
-"""The values of the webui's own fields in a tab, which the status line needs."""
+"""The values of the webui's own fields in a tab, which the summary line needs."""
 
 from __future__ import annotations
 
