@@ -1,4 +1,7 @@
-"""Defines an autoencoder with Stable Diffusion's layout and random weights, and latents like those of images."""
+"""Defines a small autoencoder with random weights for tests, and creates inputs for it.
+
+The modules have the same names and the same order as in Stable Diffusion's autoencoder.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """A residual block of this layout."""
+    """A residual block, as in Stable Diffusion's autoencoder."""
 
     def __init__(self, inputs: int, outputs: int, groups: int):
         super().__init__()
@@ -26,7 +29,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """The attention of this layout."""
+    """A self-attention layer, as in Stable Diffusion's autoencoder."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -40,7 +43,7 @@ class Attention(nn.Module):
 
 
 class Up(nn.Module):
-    """Doubles the size."""
+    """Doubles height and width."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -51,7 +54,7 @@ class Up(nn.Module):
 
 
 class Down(nn.Module):
-    """Halves the size, with padding only at the right and at the bottom."""
+    """Halves height and width, with padding only at the right and at the bottom."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -62,7 +65,7 @@ class Down(nn.Module):
 
 
 class Network(nn.Module):
-    """The part that the decoder and the encoder share."""
+    """The base class of the decoder and the encoder."""
 
     levels: nn.ModuleList
 
@@ -92,7 +95,7 @@ class Network(nn.Module):
 
 
 class Decoder(Network):
-    """Decodes (B, 4, h, w) to (B, 3, H, W). `attends` adds attentions to the levels, like ldm's attn_resolutions."""
+    """Decodes (B, 4, h, w) to (B, 3, H, W). `attends` adds attention to one level, like ldm's attn_resolutions."""
 
     def __init__(self, ch: int = 8, mult: tuple[int, ...] = (1, 2, 4, 4), groups: int = 4, attends: bool = False):
         super().__init__()
@@ -118,7 +121,7 @@ class Decoder(Network):
 
 
 class Encoder(Network):
-    """Encodes (B, 3, H, W) to (B, 8, h, w)."""
+    """Encodes (B, 3, H, W) to (B, 8, h, w): the mean and the log variance of four latent channels."""
 
     def __init__(self, ch: int = 8, mult: tuple[int, ...] = (1, 2, 4, 4), groups: int = 4):
         super().__init__()
@@ -144,7 +147,7 @@ class Encoder(Network):
 
 
 def randomised(network: nn.Module, seed: int = 0) -> Any:
-    """Sets random weights so that every block affects the output and the output has unit scale."""
+    """Sets random weights of a scale at which every block affects the output. Returns the network."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.eval().requires_grad_(False).modules():
         if isinstance(module, nn.Conv2d):
@@ -157,9 +160,10 @@ def randomised(network: nn.Module, seed: int = 0) -> Any:
 
 
 def picture_like(channels: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Returns a field (1, C, H, W), smooth at the top, textured at the bottom, with one bright spot.
+    """Returns values (1, C, H, W) that are smooth at the top and textured at the bottom, with one bright spot.
 
-    The statistics of a part differ from those of the whole, so a test fails if a tile uses its own statistics.
+    The mean and variance differ from place to place. A test therefore fails if a tile is normalized with its own mean
+    and variance.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(2, channels, height, width, generator=generator)
@@ -171,5 +175,5 @@ def picture_like(channels: int, height: int, width: int, seed: int = 0) -> Tenso
 
 
 def autoencoder() -> Any:
-    """Returns an object with a decoder and an encoder, like first_stage_model."""
+    """Returns an object with a decoder and an encoder, like `first_stage_model` of the webui's models."""
     return SimpleNamespace(decoder=randomised(Decoder()), encoder=randomised(Encoder()))

@@ -7,14 +7,17 @@ import os
 import pytest
 from hypothesis import settings
 
-# In CI every run uses the same examples, so a new failure is due to the change under test.
+# In CI, Hypothesis uses the same examples in every run, so a new failure is due to the change under test.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Puts the slowest files first if several processes share the files, so that none begins one as the others end."""
+    """Moves the slowest files to the front if several processes run the tests.
+
+    Otherwise, one process might start a slow file when the others have almost finished.
+    """
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if {"slow", "browser"} & {mark.name for mark in item.iter_markers()}}
         items.sort(key=lambda item: item.path not in slow)
@@ -26,10 +29,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--webui", default=os.environ.get("SD_WEBUI_DIR"), metavar="DIR", help="an installed webui to start and test in"
     )
     parser.addoption(
-        "--checkpoints", metavar="DIR", help="checkpoints of a real layout: the webuis of Forge's family load no others"
+        "--checkpoints",
+        metavar="DIR",
+        help="a folder of checkpoints with the layout of real models; Forge, reForge and Forge Neo load no others",
     )
     parser.addoption(
         "--webui-url",
         metavar="URL",
-        help="a running webui to test in; tests/webui needs the extension in tests/webui/faults there",
+        help="a running webui to test in; for tests/webui, install the extension tests/webui/faults there first",
     )

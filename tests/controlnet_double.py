@@ -1,6 +1,6 @@
-"""A stand-in for the ControlNet extension: units, hints and the hook.
+"""A stand-in for the ControlNet extension: its units, their hints, and the hook of the UNet.
 
-It follows the contract of scripts/hook.py.
+It imitates the classes in the extension's scripts/hook.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Mode = Enum("Mode", "RESIZE INNER_FIT OUTER_FIT")
 
 
 class Unit:
-    """The hook's data of one unit. A new hint clears the data that was computed from the previous one."""
+    """Imitates ControlParams, the data of one ControlNet unit. A new hint clears all data of the previous hint."""
 
     def __init__(self, hint: Any, kind: str = "ControlNet", preprocessor: str = "none", **values: Any):
         self._hint_cond = hint
@@ -47,7 +47,7 @@ class Unit:
 
 
 class Adapter:
-    """A T2I adapter, which computes its control once for each hint."""
+    """Imitates a T2I adapter, which caches its control until `reset`."""
 
     def __init__(self) -> None:
         self.control_model = None
@@ -63,7 +63,7 @@ class Adapter:
 
 
 class Lite:
-    """ControlNet-LLLite, which keeps its hint in -1..1 in the layers that it adds to the UNet."""
+    """Imitates ControlNet-LLLite, which adds layers to the UNet and stores its hint in them, scaled to -1..1."""
 
     def __init__(self, hint: Tensor) -> None:
         layer = SimpleNamespace(cond_image=hint * 2 - 1, cond_emb=None)
@@ -77,12 +77,12 @@ class Lite:
 
 
 def control_of(hint: Tensor) -> Tensor:
-    """Returns the mean of the hint's colours in every cell, as a latent of four channels."""
+    """Returns the mean of all colors of a hint in each cell, as a latent with four equal channels."""
     return F.avg_pool2d(hint[:, :3].mean(1, keepdim=True), CELL).expand(-1, 4, -1, -1)
 
 
 class Network:
-    """The hook of a job."""
+    """Imitates UnetHook, which adds the controls of all units of a job to the UNet."""
 
     def __init__(self, units: list[Unit], unet: Any = None):
         self.control_params = units
@@ -94,7 +94,10 @@ class Network:
         return control_of(hint)
 
     def control(self, x: Tensor) -> Tensor:
-        """Returns the sum of all units' controls for x (N, 4, h, w). Rows and sizes must fit exactly."""
+        """Returns the sum of all units' controls for x (N, 4, h, w).
+
+        Raises AssertionError if a control does not have the size of x, or if its number of rows is neither 1 nor N.
+        """
         total = torch.zeros_like(x)
         for unit in self.control_params:
             if unit.used_hint_cond is None:
@@ -111,7 +114,7 @@ class Network:
         name, hint = unit.control_model_type.name, unit.used_hint_cond
         if name == "AttentionInjection" or "colorfix" in unit.preprocessor["name"]:
             if unit.used_hint_cond_latent is None:
-                raise AssertionError("a hint would be encoded for every batch of views")
+                raise AssertionError("the hint is not encoded, so ControlNet would encode it for every batch of views")
             return self._fitting(unit.used_hint_cond_latent, x, len(x))
         if name == "T2I_Adapter":
             return self._fitting(unit.control_model(hint), x)
@@ -133,8 +136,8 @@ class Network:
         return value
 
 
-class Neighbour:
-    """The extension's script."""
+class ControlNetScript:
+    """Imitates the script of the ControlNet extension, which stores the hook of the latest job."""
 
     def __init__(self, network: Network | None):
         self.latest_network = network
@@ -145,18 +148,18 @@ class Neighbour:
 
 
 def state(units: list[Unit]) -> list[dict[str, Any]]:
-    """Returns everything that the units hold, by identity."""
+    """Returns the attributes of each unit. The values are the same objects, not copies."""
     return [dict(vars(unit)) for unit in units]
 
 
 def job(network: Network | None) -> Any:
-    """Returns a job whose UNet is hooked by the network."""
+    """Returns a processing object of the webui. If `network` is given, it is the hook of the job's UNet."""
     unet = SimpleNamespace(in_channels=4)
     if network is not None:
         network.model = unet
     model = SimpleNamespace(model=SimpleNamespace(diffusion_model=unet))
     comments: list[str] = []
-    runner = SimpleNamespace(alwayson_scripts=[SimpleNamespace(), Neighbour(network)])
+    runner = SimpleNamespace(alwayson_scripts=[SimpleNamespace(), ControlNetScript(network)])
     return SimpleNamespace(
         scripts=runner, sd_model=model, comment=comments.append, comments=comments, extra_generation_params={}
     )

@@ -1,8 +1,12 @@
-"""Samplers of flow models, written from their formulas, with x = (1 - sigma) signal + sigma noise.
+"""Samplers of flow models, whose x is (1 - sigma) signal + sigma noise. They are implemented from their formulas.
 
-Each takes a `steps` object, which defines the model calls. `first(x, sigma)` returns x and the prediction of the call
-that begins a step. `again(x, sigma)` returns the prediction of any other call. `draw()` returns unit noise. Each
-sampler has the name of the function in Forge and Forge Neo that makes the same calls.
+Every sampler makes its model calls through the argument `steps`:
+
+* `first(x, sigma)` makes the call that begins a step. It returns x, which it may have changed, and the prediction.
+* `again(x, sigma)` makes any other call and returns the prediction.
+* `draw()` returns unit noise.
+
+`SAMPLERS` contains the samplers by the names of the functions in Forge and Forge Neo that make the same calls.
 """
 
 from __future__ import annotations
@@ -24,14 +28,21 @@ class Steps(Protocol):
 
 
 def down_and_up(sigma: Tensor, target: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the level to step down to, the factor that scales its signal to that of `target`, and the noise."""
+    """Returns the three numbers of an ancestral step from `sigma` to `target`.
+
+    They are the level at the end of the deterministic part, the factor by which x is then multiplied, and the scale of
+    the noise that is added last.
+    """
     down = target * (1 - eta * (1 - target / sigma))
     keep = (1 - target) / (1 - down)
     return down, keep, (target**2 - (keep * down) ** 2).clamp_min(0).sqrt()
 
 
 def toward(x: Tensor, denoised: Tensor, ratio: Tensor) -> Tensor:
-    """Returns the exact step of the probability flow for a constant prediction."""
+    """Moves x toward `denoised`, so that the difference shrinks by the factor `ratio`.
+
+    This is an exact step of the probability flow ODE for a constant prediction.
+    """
     return ratio * x + (1 - ratio) * denoised
 
 
@@ -75,7 +86,7 @@ def dpm_2_ancestral(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tens
 
 
 def dpmpp_sde(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
-    """DPM-Solver++ (stochastic) in k-diffusion's space. A flow model's x is converted to it and back."""
+    """DPM-Solver++ (stochastic). Each step converts x to k-diffusion's space, signal + sigma noise, and back."""
     for sigma, target in pairwise(sigmas):
         x, denoised = steps.first(x, sigma)
         if target == 0:
@@ -90,7 +101,7 @@ def dpmpp_sde(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
 
 
 def dpmpp_2m_sde(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
-    """DPM-Solver++(2M) SDE, midpoint, with h in half the logarithm of the signal-to-noise ratio."""
+    """DPM-Solver++(2M) SDE, midpoint. h is the change of half the logarithm of the signal-to-noise ratio."""
     old, past = None, None
     for sigma, target in pairwise(sigmas):
         x, denoised = steps.first(x, sigma)
@@ -114,7 +125,7 @@ def lcm(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
 
 
 def _renoised(x: Tensor, denoised: Tensor, span: tuple[Tensor, Tensor], eta: float, steps: Steps) -> Tensor:
-    """Applies an ancestral step in k-diffusion's space over an interval of its sigma."""
+    """Makes an ancestral step in k-diffusion's space. `span` contains the sigma at its start and at its end."""
     sigma, target = span
     up = (eta * target * (1 - (target / sigma) ** 2).sqrt()).clamp_max(target)
     return toward(x, denoised, (target**2 - up**2).sqrt() / sigma) + up * steps.draw()

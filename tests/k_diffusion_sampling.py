@@ -1,4 +1,4 @@
-"""Loads only k-diffusion's samplers and denoisers, because the package imports torchvision, wandb and more."""
+"""Loads single modules of k-diffusion, because importing the whole package needs torchvision, wandb and more."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from types import ModuleType
 
 PACKAGE = "k_diffusion"
-# k_diffusion.utils imports it to convert PIL images, which no sampler does.
 STUB = "torchvision.transforms.functional"
+"""A module that k_diffusion.utils imports to convert PIL images. The samplers do not use it, so a stub replaces it."""
 
 
 def is_within(name: str, package: str) -> bool:
@@ -22,7 +22,7 @@ def is_within(name: str, package: str) -> bool:
 
 @contextmanager
 def modules_restored(*packages: str) -> Iterator[None]:
-    """Hides the modules of the packages within the context, and restores their entries in sys.modules afterwards."""
+    """Removes the modules of these packages from sys.modules within the context, and restores them afterwards."""
 
     def loaded() -> dict[str, ModuleType]:
         return {
@@ -56,14 +56,14 @@ def add_stub(name: str) -> None:
 
 @functools.cache
 def load(module: str = "sampling") -> ModuleType:
-    """Returns the installed package's module of that name, and leaves sys.modules unchanged."""
+    """Imports and returns a module of the installed k-diffusion. Leaves sys.modules unchanged."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError(f"No package named {PACKAGE!r}; see requirements-nodeps.txt", name=PACKAGE)
 
     with modules_restored(PACKAGE, STUB.partition(".")[0]):
         add_stub(STUB)
-        # a package with the right folder that does not run the real __init__
+        # an empty package with the real folder, so the real __init__ does not run
         package = ModuleType(PACKAGE)
         package.__path__ = list(spec.submodule_search_locations)
         sys.modules[PACKAGE] = package

@@ -1,6 +1,6 @@
-"""Collects the failures that are reported during a test, and compares them with the expected ones.
+"""Collects the failures that the extension reports during a test, and compares them with the expected failures.
 
-It reads them in all places where a user would see them: on the page, in the infotext and on the console.
+The failures are collected wherever users see them: on the page, in the infotext and on the console.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from lib_demofusion.host.common.messages import STOPPED
 PREFIX = "DemoFusion"
 ERROR, NOTE = f"{PREFIX} error", f"{PREFIX} note"
 GALLERY = f"{PREFIX}: the gallery shows"
-"""The start of a comment that is no failure and that is not in the infotexts."""
+"""The start of a comment that is not a failure and that is not written to infotexts."""
 
 
 class Reports(logging.Handler):
-    """Collects the failures of one test. `expect` names the expected ones. Any other failure fails the test."""
+    """Collects the failures of one test. A test calls `expect` for the failures that it causes on purpose."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -31,11 +31,11 @@ class Reports(logging.Handler):
         self._expected: list[str] = []
 
     def expect(self, *texts: str) -> None:
-        """Names expected failures by a part of their text. Each must be reported before the test ends."""
+        """Adds expected failures, each by a part of its text. Each must be reported before the test ends."""
         self._expected += texts
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Collects a warning of the extension on the console."""
+        """Collects a warning or an error that the extension logs to the console."""
         self.failures.append(f"console: {record.getMessage()}")
 
     def see_console(self, message: str) -> None:
@@ -43,12 +43,12 @@ class Reports(logging.Handler):
         self.failures.append(f"console: {message}")
 
     def see_page(self, text: str) -> None:
-        """Collects a failure that the page shows. `text` is the whole text under its images."""
+        """Collects a failure that the page shows. `text` is the whole text below the images."""
         if ERROR in text:
             self.failures.append(f"page: {text[text.index(ERROR) :]}")
 
     def see(self, comments: str, infotexts: list[str]) -> None:
-        """Collects the comments that a job shows under its images and the failures in their infotexts."""
+        """Collects the failures in a job's comments, which the page shows below the images, and in its infotexts."""
         texts = [infotext_utils.parse_generation_parameters(text) for text in infotexts if text]
         notes = "; ".join(text[NOTE] for text in texts if NOTE in text)
         self.notes.append(notes)
@@ -59,33 +59,33 @@ class Reports(logging.Handler):
                 self.failures.append(f"page: {line}")
 
     def check(self) -> None:
-        """Fails if a failure was not expected, or if an expected one was not reported."""
+        """Raises AssertionError for failures that were not expected, and for expected ones that were not reported."""
         unexpected = [text for text in self.failures if not any(part in text for part in self._expected)]
-        assert unexpected == [], "the test does not name these failures"
+        assert unexpected == [], "the test did not expect these failures"
         reported = [*self.failures, *self.notes]
         missing = [part for part in self._expected if not any(part in text for text in reported)]
-        assert missing == [], "the test names failures that were not reported"
+        assert missing == [], "the test expected these failures, but they were not reported"
 
 
 @pytest.fixture(autouse=True, name="reported")
 def reports_of_test() -> Iterator[Reports]:
-    """Collects the failures of the test's jobs. A failure without `expect` fails the test."""
+    """Collects the failures of the test's jobs. The test fails if they are not the expected ones."""
     reports = Reports()
     report, process_images = errors.report, processing.process_images
 
-    def noticed(message: str, *, exc_info: bool = False) -> None:
+    def collecting_report(message: str, *, exc_info: bool = False) -> None:
         reports.see_console(message)
         report(message, exc_info=exc_info)
 
-    def looked_at(p: Any) -> Any:
+    def collecting_process(p: Any) -> Any:
         made = process_images(p)
         reports.see(made.comments, made.infotexts)
         return made
 
     logger = logging.getLogger(PREFIX)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(errors, "report", noticed)
-        patch.setattr(processing, "process_images", looked_at)
+        patch.setattr(errors, "report", collecting_report)
+        patch.setattr(processing, "process_images", collecting_process)
         logger.addHandler(reports)
         yield reports
         logger.removeHandler(reports)

@@ -1,4 +1,4 @@
-"""Lets the tests of two folders import the stand-in for the webui, without warnings from its old packages."""
+"""Adds the folders of the stand-in for the webui to sys.path, and imports the webui's old packages without warnings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ for folder in (TESTS.parent / "trial" / "webui", TESTS / "miniature"):
         sys.path.insert(0, str(folder))
 
 with warnings.catch_warnings():
-    # gradio 3.41.2 and its web framework are older than the packages that they depend on
+    # gradio 3.41.2 and its web framework cause deprecation warnings in newer versions of other packages
     warnings.simplefilter("ignore")
     import gradio  # noqa: F401
     import k_diffusion.external

@@ -1,4 +1,4 @@
-"""Tests batches of views if memory runs out at any point, and the memory that fusion itself allocates."""
+"""Tests the batches of views: out-of-memory errors, the automatic batch size, and the memory that fusion allocates."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ from lib_demofusion.settings.fields import Settings
 
 
 def model(crops: Tensor, rows: slice) -> Tensor:
-    """A denoiser that treats every row differently, so that the tests notice swapped rows."""
+    """Denoises crops. Every row of the latent has another factor, so swapped rows would change the result."""
     gain = torch.arange(10.0)[rows].repeat(len(crops) // (rows.stop - rows.start))
     return torch.tanh(crops) * (1 + gain.view(-1, 1, 1, 1))
 
 
 class SmallMemory:
-    """A model on a device that holds `limit` rows at once. It also fails at the given attempts."""
+    """Imitates a model and the memory of its device.
+
+    A model call runs out of memory if it has more than `limit` rows, or if `failing` contains its number. The first
+    call has the number 0.
+    """
 
     def __init__(self, limit: int = 1000, failing: Sequence[int] = ()):
         self.limit, self.failing = limit, set(failing)
@@ -63,8 +67,9 @@ def fused(evaluate: SmallMemory, batches: ViewBatches, window: tuple[int, int] =
 
 EXPECTED = fused(SmallMemory(), ViewBatches(1))
 CALLS = 4 * 4 + 4
+"""Number of model calls in `fused` with one view per call: 4 x 4 local views and 4 dilated views."""
 SHARED = (10, 14)
-"""A window of the dilated views' size. Local and dilated views of one size share batches."""
+"""The size of the dilated views. Local views of this size share batches with them."""
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 7, 16, 1000])
@@ -81,7 +86,7 @@ def test_batches_shrink_until_they_fit_into_memory(limit: int, views: int) -> No
 
 
 @pytest.mark.parametrize("attempt", range(CALLS))
-def test_one_failure_at_any_point_costs_nothing_but_time(attempt: int) -> None:
+def test_one_failed_call_does_not_change_the_result(attempt: int) -> None:
     memory = SmallMemory(failing=[attempt])
     torch.testing.assert_close(fused(memory, ViewBatches(1)), EXPECTED)
     memory = SmallMemory(failing=[attempt // 4])
@@ -90,15 +95,16 @@ def test_one_failure_at_any_point_costs_nothing_but_time(attempt: int) -> None:
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 7, 16, 1000])
 @pytest.mark.parametrize("views", [1, 3, 5, 16])
-def test_shared_batches_shrink_too(limit: int, views: int) -> None:
+def test_batches_of_local_and_dilated_views_shrink_too(limit: int, views: int) -> None:
     expected = fused(SmallMemory(), ViewBatches(1), SHARED)
     memory = SmallMemory(limit)
     torch.testing.assert_close(fused(memory, ViewBatches(views), SHARED), expected)
+    # batches are halved, so the largest one that succeeds has at least half of the possible number of rows
     assert max(count for count in memory.attempts if count <= limit) >= min(limit, 2 * views, 40) // 2
 
 
 @pytest.mark.parametrize("views", [1, 3, 5, 16])
-def test_one_failure_of_a_shared_batch_costs_nothing_but_time(views: int) -> None:
+def test_one_failed_batch_of_local_and_dilated_views_does_not_change_the_result(views: int) -> None:
     plain = SmallMemory()
     expected = fused(plain, ViewBatches(views), SHARED)
     for attempt in range(len(plain.attempts)):
@@ -108,7 +114,7 @@ def test_one_failure_of_a_shared_batch_costs_nothing_but_time(views: int) -> Non
 
 
 def test_memory_is_measured_for_the_first_batch_only() -> None:
-    """A measurement resets the peak that the webui displays, so only one batch may be measured."""
+    """A measurement resets the peak that the webui displays. With a fixed batch size, no batch is measured."""
     memory, begun = SmallMemory(), []
     memory.begin = lambda: begun.append(len(memory.attempts))
     fused(memory, ViewBatches(0, memory), SHARED)
@@ -140,7 +146,8 @@ def test_automatic_batch_size_fits_into_the_free_memory() -> None:
     memory = SmallMemory()
     batches = ViewBatches(0, memory)
     fused(memory, batches)
-    assert batches.views == 4  # 80 % of 1000 at 130 per view, rounded down to a power of two
+    # 80 % of 1000 bytes hold 6 views of 130 bytes, and the largest power of two is 4
+    assert batches.views == 4
     assert memory.attempts[:2] == [2, 8]
     memory.peak = lambda: 1
     batches = ViewBatches(0, memory)
@@ -149,7 +156,7 @@ def test_automatic_batch_size_fits_into_the_free_memory() -> None:
 
 
 def test_views_of_a_larger_size_are_measured_again() -> None:
-    """At 1.5x a dilated view is smaller than a local one, and the first calls may evaluate only dilated views."""
+    """At 1.5x, dilated views are smaller than local views, and the first calls may evaluate only dilated views."""
     memory = SmallMemory()
     memory.peak = lambda: cells[-1]
     cells: list[int] = []
@@ -163,9 +170,11 @@ def test_views_of_a_larger_size_are_measured_again() -> None:
     small = [(view, X) for view in dilated_views(SIZE, 4)]
     large = [(view, X) for view in local_views(SIZE, (10, 14), (5, 7))]
     assert len(list(batches.predictions(evaluate, small, 2))) == 16
-    assert memory.attempts == [1, 15]  # 5 x 7 cells: 22 would fit, and the maximum is 16
+    # crops have 5 x 7 cells: 22 views would fit, but the maximum is 16
+    assert memory.attempts == [1, 15]
     assert len(list(batches.predictions(evaluate, large, 2))) == 9
-    assert batches.views == 4  # 10 x 14 cells: 5 fit
+    # crops have 10 x 14 cells: 5 views fit, and the largest power of two is 4
+    assert batches.views == 4
     assert memory.attempts[2:] == [1, 4, 4]
     assert len(list(batches.predictions(evaluate, small, 2))) == 16
     assert memory.attempts[5:] == [4, 4, 4, 4]
@@ -175,7 +184,8 @@ def test_a_requested_number_of_views_is_used_at_every_size() -> None:
     memory, batches = SmallMemory(), ViewBatches(3)
     fused(memory, batches, SHARED)
     fused(memory, batches, (12, 16))
-    assert set(memory.attempts[:4]) == {6}
+    # every view has two rows: 20 views of one size, then 9 local and 4 dilated views of different sizes
+    assert memory.attempts == [*[6] * 6, 4, *[6] * 3, 6, 2]
     assert batches.views == 3
 
 
@@ -187,7 +197,7 @@ def test_memory_is_released_after_every_failure() -> None:
 
 @pytest.mark.parametrize("c2", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("copies", [1, 2])
-def test_fusion_allocates_at_most_four_latents_and_the_batch(c2: float, copies: int) -> None:
+def test_fusion_allocates_at_most_four_latents_and_three_batches(c2: float, copies: int) -> None:
     size, window, view_batch = (512, 512), (128, 128), 4
     x = torch.randn(2, 4, *size)
     latent = x.untyped_storage().nbytes()
@@ -205,12 +215,12 @@ def test_fusion_allocates_at_most_four_latents_and_the_batch(c2: float, copies: 
             copies,
         )
     assert bytes_.peak <= 4 * latent + 3 * batch
-    # the accumulator and the blurred latent: this shows that the count works
+    # the measurement must at least contain the accumulator and the blurred latent
     assert c2 in (0.0, 1.0) or bytes_.peak >= (1 + 1 / copies) * latent
 
 
 @pytest.mark.parametrize("thresholds", [(0.0, 0.0), (0.1, 0.0), (0.0, 0.1), (0.1, 0.2)])
-def test_predicted_number_of_evaluations_is_exact(thresholds: tuple[float, float]) -> None:
+def test_the_predicted_number_of_evaluated_views_is_exact(thresholds: tuple[float, float]) -> None:
     settings = Settings(scale=2.5, skip_views=f"{thresholds[1]},{thresholds[0]}")
     stage = make_plan(settings, (16, 24)).stages[-1]
     x = torch.randn(1, 4, *stage.size)
@@ -226,5 +236,6 @@ def test_predicted_number_of_evaluations_is_exact(thresholds: tuple[float, float
         local = local_views(stage.size, stage.window, stage.stride)
         fuse(evaluate, x, local, dilated_views(stage.size, stage.factor), c2, lambda z: z, 1.0, ViewBatches(3))
         assert counted == evaluations(stage, c2)
-    few = {evaluations(stage, weights_at(t, settings).dilated) for t in (980, 100)}
-    assert (few == {evaluations(stage)}) == (thresholds == (0.0, 0.0))
+    # without thresholds, no path is skipped at these timesteps; with any threshold, one is
+    numbers = {evaluations(stage, weights_at(t, settings).dilated) for t in (980, 100)}
+    assert (numbers == {evaluations(stage)}) == (thresholds == (0.0, 0.0))

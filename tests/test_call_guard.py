@@ -1,6 +1,6 @@
-"""Tests the guard of a stage.
+"""Tests CallGuard, which raises UnknownSampler if the calls of a sampler do not fit its detector.
 
-The stage fails if its sampler's calls do not fit the detector. No known sampler fails.
+The guard must accept all samplers that DemoFusion supports.
 """
 
 from __future__ import annotations
@@ -30,21 +30,18 @@ from lib_demofusion.method.sampler_steps import SkipCalls, StepDetector, make_de
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_no_false_alarm_on_k_diffusion(case: Case) -> None:
+def test_the_guard_accepts_the_samplers_of_k_diffusion(case: Case) -> None:
     assert relative_error(case.drive(guarded=True), case.drive()) == 0
 
 
 @pytest.mark.parametrize(("name", "host", "explicit", "timesteps", "eta"), TIMESTEP_CASES[:3])
-def test_no_false_alarm_on_timestep_samplers(name, host, explicit, timesteps, eta) -> None:
+def test_the_guard_accepts_timestep_samplers(name, host, explicit, timesteps, eta) -> None:
     guarded = drive_timesteps(host, timesteps, make_detector(name), eta, name, guarded=True)
     assert relative_error(guarded, drive_timesteps(host, timesteps, make_detector(name), eta, name)) == 0
 
 
 def scaled_copy(model, x, sigmas, callback, disable) -> Tensor:
-    """Imitates Forge Neo's UniPC.
-
-    It samples x / sqrt(1 + sigma^2) and passes the model a copy with another scale.
-    """
+    """Imitates Forge Neo's UniPC, which stores x / sqrt(1 + sigma^2) and passes a rescaled copy to its model."""
     x = x / (1 + sigmas[0] ** 2).sqrt()
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         scale = (1 + sigma**2).sqrt()
@@ -56,6 +53,7 @@ def scaled_copy(model, x, sigmas, callback, disable) -> Tensor:
 
 
 def plain_copy(model, x, sigmas, callback, disable) -> Tensor:
+    """Passes a copy of x to its model."""
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(x.clone(), sigma * x.new_ones(len(x)))
         callback({"x": x, "i": i, "denoised": denoised})
@@ -64,12 +62,12 @@ def plain_copy(model, x, sigmas, callback, disable) -> Tensor:
 
 
 def callback_first(model, x, sigmas, callback, disable) -> Tensor:
-    """Makes two calls per step. The callback runs after the first."""
+    """Makes two calls per step, and runs its callback after the first call."""
     return sampling.sample_heun(model, x, sigmas, callback=callback, disable=disable)
 
 
 def callback_last(model, x, sigmas, callback, disable) -> Tensor:
-    """Makes two calls per step. The callback runs after the second."""
+    """Makes two calls per step, and runs its callback after the second call, with the x of the next step."""
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(x, sigma * x.new_ones(len(x)))
         middle = denoised + (target / sigma) ** 0.5 * (x - denoised)
@@ -104,7 +102,7 @@ def fewer_calls(model, x, sigmas, callback, disable) -> Tensor:
 
 
 def shows_first_x(model, x, sigmas, callback, disable) -> Tensor:
-    """Imitates Forge's IPNDM and DEIS, whose callback always shows the x that they received."""
+    """Imitates Forge's IPNDM and DEIS, which pass the x that they received to every callback."""
     current = x
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(current, sigma * x.new_ones(len(x)))
@@ -118,7 +116,7 @@ def test_a_callback_may_always_receive_the_first_x() -> None:
     assert relative_error(actual, drive(sampling.sample_euler, StepDetector(), False, sigmas=SIGMAS)) < 1e-9
 
 
-WRONG: list[tuple[Callable[..., Tensor], StepDetector, str]] = [
+MISFITS: list[tuple[Callable[..., Tensor], StepDetector, str]] = [
     (scaled_copy, StepDetector(), NOT_ITS_X),
     (plain_copy, StepDetector(), NOT_ITS_X),
     (callback_first, StepDetector(), CALLS_DO_NOT_FIT),
@@ -128,10 +126,11 @@ WRONG: list[tuple[Callable[..., Tensor], StepDetector, str]] = [
     (no_callback, StepDetector(), CALLS_DO_NOT_FIT),
     (fewer_calls, SkipCalls(), CALLS_DO_NOT_FIT),
 ]
+"""Samplers with a detector that does not fit them, and the message of the error."""
 
 
-@pytest.mark.parametrize(("function", "detector", "message"), WRONG, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_sampler_driven_with_a_wrong_detector_fails(
+@pytest.mark.parametrize(("function", "detector", "message"), MISFITS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_sampler_that_does_not_fit_its_detector_is_an_error(
     function: Callable[..., Tensor], detector: StepDetector, message: str
 ) -> None:
     with pytest.raises(UnknownSampler) as caught:
@@ -151,7 +150,7 @@ def test_unipc_with_the_wrong_detector_is_detected() -> None:
 
 
 class Unreadable(torch.Tensor):
-    """A tensor whose values must not be read, because reading would wait for the device."""
+    """A tensor that allows no operations on its values, because reading a value would wait for the device."""
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

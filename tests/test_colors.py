@@ -1,6 +1,6 @@
-"""Tests Keep colors on decoded images: known drifts, edges, whites, masks and noise in the base.
+"""Tests the color match of *Keep colors* on decoded images.
 
-The reference for the low-pass filter is SciPy's.
+The images have known color drifts, edges, white areas, masks and noise. SciPy provides independent low-pass filters.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from lib_demofusion.method import colors
 from lib_demofusion.method.colors import match_colors_
 
 LEVEL = 2 / 255
-"""One level of 255 on the scale -1..1."""
+"""One of the 255 color levels of an image, on the scale -1..1."""
 
 SIZES = [((128, 128), (512, 512)), ((192, 128), (384, 256)), ((104, 152), (168, 248)), ((64, 64), (512, 512))]
-"""The sizes of a base image and of a larger one: square, portrait, a fractional ratio, and 8x."""
+"""Sizes of a base image and of the enlarged image: square, portrait, enlarged by a fractional factor, and by 8."""
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -28,7 +28,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def smooth_picture(size: tuple[int, int], seed: int = 0) -> Tensor:
-    """Returns an image (3, h, w) of soft areas in -0.6..0.6."""
+    """Returns a smooth random image (3, h, w) with colors in -0.6..0.6."""
     areas = F.interpolate(randn(1, 3, 6, 6, seed=seed).tanh() * 0.6, size, mode="bicubic", align_corners=False)
     return areas[0].clamp(-0.6, 0.6)
 
@@ -38,19 +38,21 @@ def enlarged(base: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def fine(size: tuple[int, int], amplitude: float) -> Tensor:
-    """Returns detail (3, H, W) that a base image does not have: a checkerboard of pixels with random strength."""
+    """Returns detail (3, H, W) that is too fine for a base image: a checkerboard of pixels with random contrast."""
     signs = (torch.arange(size[0])[:, None] + torch.arange(size[1])) % 2 * 2.0 - 1
     return amplitude * signs * (1 + 0.3 * randn(3, *size, seed=5).clamp(-2, 2))
 
 
 def drift_of_blocks(one: Tensor, other: Tensor, count: int = 4) -> float:
-    """Returns the largest difference between the mean colors of blocks, in levels of 255."""
+    """Divides two images into count x count blocks. Returns the largest difference of their mean colors, in levels."""
     means = [F.adaptive_avg_pool2d(picture[None].double(), count) for picture in (one, other)]
     return float((means[0] - means[1]).abs().max() / LEVEL)
 
 
 @pytest.mark.parametrize(("small", "large"), SIZES)
-def test_large_areas_get_the_base_s_colors_and_detail_is_kept(small: tuple[int, int], large: tuple[int, int]) -> None:
+def test_large_areas_get_the_colors_of_the_base_and_detail_is_kept(
+    small: tuple[int, int], large: tuple[int, int]
+) -> None:
     base = smooth_picture(small)
     clean = enlarged(base, large)
     tint = torch.tensor([0.15, -0.1, 0.05]).view(3, 1, 1)
@@ -62,7 +64,9 @@ def test_large_areas_get_the_base_s_colors_and_detail_is_kept(small: tuple[int, 
 
 
 @pytest.mark.parametrize(("small", "large"), SIZES[:3])
-def test_result_and_base_have_the_same_low_band_by_scipy(small: tuple[int, int], large: tuple[int, int]) -> None:
+def test_result_and_base_are_equal_after_a_low_pass_filter_of_scipy(
+    small: tuple[int, int], large: tuple[int, int]
+) -> None:
     base, std = smooth_picture(small), min(large) / 12
 
     def low(picture: Tensor) -> np.ndarray:
@@ -75,8 +79,8 @@ def test_result_and_base_have_the_same_low_band_by_scipy(small: tuple[int, int],
     assert off.mean() < 0.3 * LEVEL
 
 
-def test_a_saturated_background_with_strong_detail_gets_the_base_s_colors() -> None:
-    """A round subject with a ragged edge on a red background, and detail that the correction must compress."""
+def test_a_saturated_background_with_strong_detail_gets_the_colors_of_the_base() -> None:
+    """The image is a dark disk with a ragged edge on a red background. The correction must compress its detail."""
     across = [torch.linspace(0, 1, side) - 0.3 for side in (128, 256)]
     small, large = ((line[:, None] ** 2 + line**2).sqrt() for line in across)
     subject, ragged = small < 0.25, large + 0.05 * randn(256, 256, seed=1) < 0.25
@@ -89,8 +93,8 @@ def test_a_saturated_background_with_strong_detail_gets_the_base_s_colors() -> N
     assert drift_of_blocks(match_colors_(picture, base), base) < 1
 
 
-def test_large_areas_near_black_get_the_base_s_colors() -> None:
-    """Two passes leave a difference of 1.2 levels, because detail near black is compressed in each of them."""
+def test_large_areas_near_black_get_the_colors_of_the_base() -> None:
+    """Every pass compresses detail near black, so two passes would leave a difference of 1.2 levels."""
     base = smooth_picture((128, 128), seed=1)
     base[2] = (base[2] - 0.8).clamp(-1, 1)
     drift = torch.tensor([0.1, 0.1, 0.4]).view(3, 1, 1)
@@ -99,29 +103,29 @@ def test_large_areas_near_black_get_the_base_s_colors() -> None:
     assert drift_of_blocks(match_colors_(picture, base), base, count=2) < 0.75
 
 
-def test_correct_colors_do_not_change() -> None:
+def test_correct_colors_change_by_at_most_one_and_a_half_levels() -> None:
     base = smooth_picture((128, 128))
     picture = enlarged(base, (256, 256)) + fine((256, 256), 0.05)
     torch.testing.assert_close(match_colors_(picture.clone(), base), picture, rtol=0, atol=1.5 * LEVEL)
 
 
 def two_areas(side: int, left: float, right: float) -> Tensor:
-    """Returns an image (3, side, side) of two flat areas."""
+    """Returns an image (3, side, side) whose left half and right half have one color each."""
     return torch.where(torch.arange(side) < side // 2, left, right).expand(3, side, side).clone()
 
 
-def halo(picture: Tensor, clean: Tensor, base_pixel: int) -> float:
-    """Returns the largest error of a column near the edge in the middle, in levels of 255.
+def halo(picture: Tensor, clean: Tensor, margin: int) -> float:
+    """Returns the largest mean error of a column, in levels of 255.
 
-    It looks at the columns within one pixel of the base.
+    Leaves out `margin` columns on each side of the vertical edge in the middle.
     """
     error = (picture - clean).mean((0, 1)).abs() / LEVEL
     middle = len(error) // 2
-    return float(torch.cat([error[: middle - base_pixel], error[middle + base_pixel :]]).max())
+    return float(torch.cat([error[: middle - margin], error[middle + margin :]]).max())
 
 
 def plain_low_pass(picture: Tensor, base: Tensor) -> Tensor:
-    """Applies the wavelet color fix without edge detection."""
+    """Corrects colors with a plain Gaussian low-pass filter, which does not stop at edges."""
     low = picture - enlarged(base, tuple(picture.shape[-2:]))
     blurred = ndimage.gaussian_filter(low.double().numpy(), (0, 16, 16), mode="nearest")
     return picture - torch.from_numpy(blurred).float()
@@ -135,7 +139,7 @@ def test_no_halo_if_subject_and_background_drift_in_opposite_directions(areas: t
     assert halo(match_colors_(picture, base), clean, 4) < 3
 
 
-def test_an_edge_that_is_sharper_than_the_base_s_gets_no_halo() -> None:
+def test_an_edge_that_is_sharper_than_in_the_base_gets_no_halo() -> None:
     clean = two_areas(512, -0.5, 0.6)
     blurred = ndimage.gaussian_filter(two_areas(128, -0.5, 0.6).numpy(), (0, 1, 1), mode="nearest")
     assert halo(match_colors_(clean.clone(), torch.from_numpy(blurred)), clean, 8) < 3
@@ -144,7 +148,10 @@ def test_an_edge_that_is_sharper_than_the_base_s_gets_no_halo() -> None:
 @pytest.mark.parametrize("sign", [1, -1], ids=["white", "black"])
 @pytest.mark.parametrize("edge", [False, True])
 def test_bright_and_dark_areas_do_not_clip(sign: int, edge: bool) -> None:
-    """Where the image is paler and has detail, the base is almost white, so a shift would clip the detail."""
+    """The right half of the base is almost white, or almost black. There, the image is less extreme and has detail.
+
+    A plain shift to the color of the base would clip this detail.
+    """
     base, picture = sign * two_areas(128, -0.6 if edge else 0.96, 0.96), sign * two_areas(512, 0.82, 0.82)
     if edge:
         picture[..., :256] = sign * -0.5
@@ -171,14 +178,14 @@ def test_noise_and_banding_of_the_base_are_not_copied() -> None:
     clean = smooth_picture((128, 128))
     coarse = (clean * 8).round() / 8 + 0.05 * randn(3, 128, 128, seed=2)
     picture = enlarged(clean, (512, 512)) * 0.9 + 0.08
-    # a tone that is off by one step of the base stays wrong only in large areas, so compare the fine differences
     matched = match_colors_(picture.clone(), coarse)
 
+    # large areas take the color of their band, so only the fine parts are compared
     def fine_part(x: Tensor) -> Tensor:
         return x - torch.from_numpy(ndimage.uniform_filter(x.numpy(), (1, 33, 33)))
 
-    brought, had = fine_part(matched) - fine_part(picture), fine_part(enlarged(coarse, (512, 512)) - picture)
-    assert brought.std() < 0.2 * had.std()
+    copied, in_base = fine_part(matched) - fine_part(picture), fine_part(enlarged(coarse, (512, 512)) - picture)
+    assert copied.std() < 0.2 * in_base.std()
 
 
 def test_unpainted_pixels_do_not_change() -> None:
@@ -192,7 +199,7 @@ def test_unpainted_pixels_do_not_change() -> None:
 
 
 def test_unpainted_pixels_do_not_affect_the_match() -> None:
-    """Outside the mask, the image is the upload and keeps its colors."""
+    """Outside the mask, the image shows the upload, which may have other colors."""
     base = torch.zeros(3, 128, 128)
     painted = (torch.arange(16) >= 8).float().expand(1, 16, 16)
     one = torch.full((3, 256, 256), 0.1)
@@ -213,10 +220,7 @@ def test_processing_in_parts_gives_the_same_result(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.float32])
 def test_a_large_image_needs_little_additional_memory(kind: torch.dtype) -> None:
-    """A decoder of Stable Diffusion holds maps of at least 128 channels.
-
-    The color match needs less than one channel.
-    """
+    """The limit is one and a half float32 channels. Stable Diffusion's decoder needs at least 128 channels."""
     picture = torch.zeros(3, 2048, 2048, dtype=kind)
     base = smooth_picture((256, 256))
     address = picture.data_ptr()
@@ -228,7 +232,7 @@ def test_a_large_image_needs_little_additional_memory(kind: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.float64])
-def test_other_precisions(kind: torch.dtype) -> None:
+def test_images_in_other_precisions_get_the_same_colors(kind: torch.dtype) -> None:
     base = smooth_picture((128, 128))
     picture = enlarged(base, (256, 256)) * 0.8 + 0.1
     expected = match_colors_(picture.clone(), base)

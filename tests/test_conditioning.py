@@ -1,6 +1,6 @@
-"""Tests the conditions of views.
+"""Tests the conditions that views receive.
 
-They are cropped if they have a position, repeated if they have none, and never modified.
+Image conditions are cropped or resized, all other conditions are repeated, and the host's conditions are not modified.
 """
 
 from __future__ import annotations
@@ -42,19 +42,27 @@ def test_image_conditions_are_cropped_like_the_latent(views: list[View]) -> None
 @pytest.mark.parametrize(
     "value",
     [randn(2, 77, 8), randn(2, 10), randn(2, 5, 1, 1), randn(2, 5, *CROP)],
-    ids=["text", "vector", "no image", "native image"],
+    ids=["text", "vector", "no image", "image of a view's size"],
 )
 def test_conditions_without_a_position_are_repeated_for_each_view(views: list[View], value: Tensor) -> None:
-    made = cond_for_views({"key": value, "list": [value]}, views, ALL, SIZE, CROP)
+    made = cond_for_views({"key": value, "list": [value], "c_concat": [value]}, views, ALL, SIZE, CROP)
     same(made["key"], torch.cat([value] * len(views)))
     same(made["list"][0], made["key"])
+    same(made["c_concat"][0], made["key"])
+
+
+def test_an_image_condition_of_another_size_is_resized_to_the_views() -> None:
+    """With an inpainting model, the webui's mask for txt2img has the size of the base image."""
+    value = randn(2, 5, 8, 6)
+    made = cond_for_views({"c_concat": [value]}, LOCAL, ALL, SIZE, CROP)
+    same(made["c_concat"][0], torch.cat([F.interpolate(value, CROP, mode="nearest")] * len(LOCAL)))
 
 
 @pytest.mark.parametrize("views", [LOCAL, DILATED])
 @pytest.mark.parametrize("shape", [(2, 1, 7, 30), (2, 5, *SIZE), (2, 5, *CROP), (2,)])
 @pytest.mark.parametrize("key", ["c_crossattn", "y", "guidance"])
 def test_only_c_concat_is_an_image(key: str, shape: tuple[int, ...], views: list[View]) -> None:
-    """The text of Krea 2 in Forge Neo has four axes. It was once interpolated to the size of a view."""
+    """Other conditions with four axes, such as the text embedding of Krea 2 in Forge Neo, must not be resized."""
     value = randn(*shape)
     made = cond_for_views({key: value}, views, ALL, SIZE, CROP)
     same(made[key], torch.cat([value] * len(views)))
@@ -65,7 +73,7 @@ def test_a_condition_without_rows_is_passed_on_unchanged() -> None:
     assert cond_for_views({"strength": value}, LOCAL, ALL, SIZE, CROP)["strength"] is value
 
 
-def test_conds_of_some_rows() -> None:
+def test_only_the_selected_rows_of_each_condition_are_used() -> None:
     cond = {"c_crossattn": [randn(4, 7, 8)], "c_concat": [randn(4, 5, *SIZE)], "c_adm": randn(4, 9), "other": "kept"}
     made = cond_for_views(cond, LOCAL, slice(1, 3), SIZE, CROP)
     halves = {"c_crossattn": [cond["c_crossattn"][0][1:3]], "c_concat": [cond["c_concat"][0][1:3]]}
@@ -99,7 +107,7 @@ def test_an_inpainting_models_mask_stays_sharp_and_its_latents_are_enlarged_like
 
 
 @pytest.mark.parametrize("channels", [1, 4], ids=["depth", "instruct-pix2pix"])
-def test_other_images_are_enlarged_like_the_anchor(channels: int) -> None:
+def test_other_image_conditionings_are_enlarged_like_the_anchor(channels: int) -> None:
     shown = randn(1, channels, 16, 12)
     made = image_conditioning_for(shown, torch.zeros(1, 4, *SIZE), None)
     torch.testing.assert_close(made, F.interpolate(shown, SIZE, mode="bicubic", align_corners=False))
@@ -112,8 +120,8 @@ def test_only_the_part_of_the_base_that_the_stages_show_is_enlarged() -> None:
     same(image_conditioning_for(shown, anchor, crop), image_conditioning_for(crop.take(shown), anchor, None))
 
 
-@pytest.mark.parametrize("value", [randn(2, 5, 1, 1), randn(2, 128)], ids=["none", "unCLIP"])
-def test_conditioning_that_is_no_image_is_passed_on(value: Tensor) -> None:
+@pytest.mark.parametrize("value", [randn(2, 5, 1, 1), randn(2, 128)], ids=["single cell", "unCLIP"])
+def test_conditioning_that_is_not_an_image_is_passed_on_unchanged(value: Tensor) -> None:
     assert image_conditioning_for(value, torch.zeros(2, 4, *SIZE), LocalView(0, 0, 4, 4)) is value
 
 
@@ -142,7 +150,10 @@ class Multicond:
 
 
 def shown(schedules, call: int):
-    """Returns the cond that the webui's prompt_parser uses at a call: the first that has not ended, or the first."""
+    """Returns the cond that the webui's prompt_parser uses at a call.
+
+    It is the first cond that has not ended, or the first cond of the list if all have ended.
+    """
     return next((s.cond for s in schedules if call <= s.end_at_step), schedules[0].cond)
 
 
@@ -155,6 +166,7 @@ def test_a_prompt_changes_at_the_same_noise_level_as_in_the_base_pass(
     of_stage = conds_of_stage([of_base], whole, run)[0]
     for call in range(run):
         share = (whole - run + call) / whole
+        # next to a change, rounding may move the change by one call
         if all(abs(share * 20 - end) > 1 for end in ends):
             assert shown(of_stage, call) == shown(of_base, round(share * 20))
 

@@ -1,4 +1,4 @@
-"""Tests hints that are cropped to views. Every view must receive its own part of the hint, at its own size."""
+"""Tests the control images (hints) that views receive. Every view must get its own part of the hint at its own size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def randn(*shape: int) -> Tensor:
 
 
 def ramp(size: Size, axis: int, per_pixel: float = 1.0) -> Tensor:
-    """Returns a hint (1, 3, h, w) of the coordinates of the pixels' centres, multiplied by a factor."""
+    """Returns a hint (1, 3, h, w) whose values are the pixel centers' coordinates on one axis, times `per_pixel`."""
     place = (torch.arange(size[axis]) + 0.5) * per_pixel
     plane = place[:, None].expand(size) if axis == 0 else place.expand(size)
     return plane.expand(1, 3, *size).clone()
@@ -32,7 +32,7 @@ def in_cells(hint: Tensor) -> Tensor:
 
 
 def fused(stage_hint, size: Size, views) -> Tensor:  # type: ignore[no-untyped-def]
-    """Returns the mean of the views' hints in each cell of the latent."""
+    """Returns the hint that the views see in each cell of the latent, averaged over the views that contain the cell."""
     total, count = torch.zeros(1, 3, *size), torch.zeros(1, 3, *size)
     for view in views:
         seen = in_cells(stage_hint.for_view(view))
@@ -54,7 +54,7 @@ def test_local_views_get_their_part_of_the_large_hint(size: Size) -> None:
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(("base", "factor"), [((16, 12), 2), ((16, 12), 4), ((15, 11), 2)])
 def test_dilated_views_get_the_hint_at_the_positions_of_their_cells(base: Size, factor: int, axis: int) -> None:
-    """In every cell of the stage the hint is the ramp at the cell's centre, whichever view contains the cell."""
+    """In every cell of the stage, the hint must have the value of the ramp at the center of this cell."""
     size = base[0] * factor, base[1] * factor
     hint = make_stage_hint(ramp((CELL * base[0], CELL * base[1]), axis), size, factor)
     made = fused(hint, size, dilated_views(size, factor))
@@ -65,8 +65,8 @@ def test_dilated_views_get_the_hint_at_the_positions_of_their_cells(base: Size, 
 
 @pytest.mark.parametrize(("base", "scale", "factor"), [((16, 16), 3, 3), ((16, 12), 2.5, 3), ((16, 16), 1.5, 2)])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_the_hint_is_shifted_by_whole_pixels(base: Size, scale: float, factor: int, axis: int) -> None:
-    """The position is therefore exact to half a pixel of the view, plus half a pixel if the hint had to be shrunk."""
+def test_the_position_of_a_hint_is_exact_to_one_pixel(base: Size, scale: float, factor: int, axis: int) -> None:
+    """Shifts are whole pixels, which costs up to half a pixel of the view. Shrinking the hint may cost another half."""
     size = math.ceil(base[0] * scale), math.ceil(base[1] * scale)
     hint = make_stage_hint(ramp((CELL * base[0], CELL * base[1]), axis), size, factor)
     made = fused(hint, size, dilated_views(size, factor))
@@ -76,8 +76,7 @@ def test_the_hint_is_shifted_by_whole_pixels(base: Size, scale: float, factor: i
     assert (made[inside] - expected[inside]).abs().max() <= pixel * 1.01
 
 
-def test_a_hint_without_the_shift_would_be_wrong() -> None:
-    """The shift removes an error that is several times as large as the remaining one."""
+def test_the_shift_divides_the_position_error_by_more_than_four() -> None:
     base, factor = (16, 16), 3
     size = base[0] * factor, base[1] * factor
     native = ramp((CELL * base[0], CELL * base[1]), 0)
@@ -88,8 +87,8 @@ def test_a_hint_without_the_shift_would_be_wrong() -> None:
     for view in views:
         view.add_to(unmoved, in_cells(native))
     inside = (..., slice(3, -3), slice(3, -3))
-    left, without = ((value - expected)[inside].abs().max() for value in (moved, unmoved))
-    assert left < without / 4
+    error, error_without_shift = ((value - expected)[inside].abs().max() for value in (moved, unmoved))
+    assert error < error_without_shift / 4
 
 
 @pytest.mark.parametrize("size", [(33, 25), (35, 24), (31, 23)])
@@ -101,15 +100,15 @@ def test_every_view_gets_a_hint_of_its_size(size: Size, factor: int) -> None:
         assert hint.for_view(view).shape == (1, 3, CELL * height, CELL * width)
 
 
-def test_resizing_creates_no_new_colours() -> None:
-    """Mixed colours would name other classes in a map of classes."""
+def test_the_hints_of_dilated_views_contain_no_new_colors() -> None:
+    """In a segmentation map, every color stands for a class. A mixed color would stand for another class."""
     classes = randn(1, 3, 128, 128).sign()
     hint = make_stage_hint(classes, (48, 48), 3)
     for view in dilated_views((48, 48), 3):
         assert set(hint.for_view(view).unique().tolist()) == {-1.0, 1.0}
 
 
-def test_a_mask_stays_sharp_and_the_range_is_kept() -> None:
+def test_a_resized_mask_stays_sharp_and_the_values_stay_in_their_range() -> None:
     hint = torch.cat([randn(1, 3, 64, 64).sigmoid(), (randn(1, 1, 64, 64) > 0).float()], dim=1)
     made = resize_hint(hint, (160, 200))
     assert made.shape == (1, 4, 160, 200)
@@ -119,13 +118,13 @@ def test_a_mask_stays_sharp_and_the_range_is_kept() -> None:
 
 
 @pytest.mark.parametrize(("pixels", "per_cell"), [((128, 96), 8), ((256, 192), 16)])
-def test_only_the_shown_part_of_the_base(pixels: Size, per_cell: int) -> None:
+def test_a_hint_is_cropped_to_the_shown_part_of_the_base(pixels: Size, per_cell: int) -> None:
     hint = randn(1, 3, *pixels)
     made = shown_part(hint, LocalView(2, 3, 10, 6), (16, 12))
     torch.testing.assert_close(made, hint[..., 2 * per_cell : 12 * per_cell, 3 * per_cell : 9 * per_cell])
 
 
-def test_the_resize_function_of_the_extension_is_used_for_both_sizes() -> None:
+def test_a_given_resize_function_is_used_for_both_sizes() -> None:
     asked: list[Size] = []
 
     def resize(hint: Tensor, size: Size) -> Tensor:

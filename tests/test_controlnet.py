@@ -1,4 +1,7 @@
-"""Tests ControlNet's hints in a stage. A model that returns the hint must return the hint of the stage's own size."""
+"""Tests ControlNet's hints in a stage.
+
+The model of these tests returns the hint that it receives. The fused result must be the hint at the stage's size.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ from lib_demofusion.settings.fields import Settings
 BASE = (16, 12)
 PIXELS = (128, 96)
 LOCAL, DILATED, BOTH = 0.0, 1.0, 0.4
+"""Weights c2 of the dilated views, with which a call evaluates only local views, only dilated views, or both."""
 
 
 def randn(*shape: int) -> Tensor:
@@ -36,28 +40,27 @@ def randn(*shape: int) -> Tensor:
 
 
 def ramp(height: int, width: int) -> Tensor:
-    """Returns a hint that rises evenly, so that resizing it is exact except at its borders."""
+    """Returns a hint whose values increase linearly, so that resizing it is exact except at its borders."""
     rows, columns = ((torch.arange(n) + 0.5) / n for n in (height, width))
     return (rows[:, None] * 0.4 + columns * 0.5).expand(1, 3, -1, -1).clone()
 
 
 class Model:
-    """The host's wrapper around a hooked model. The model returns the control, with a different sign for each row."""
+    """Imitates the host's wrapper around a model with ControlNet.
+
+    Returns the control, multiplied by the factor of each row. The factors are passed as the cond.
+    """
 
     def __init__(self, network: Network):
         self.network = network
         self.inner_model = SimpleNamespace()
-        self.fail = False
 
     def __call__(self, x: Tensor, level: Tensor, cond: Any) -> Tensor:
-        made = self.network.control(x) * cond["c_crossattn"][0][:, :, None, None]
-        if self.fail:
-            raise RuntimeError("injected")
-        return made
+        return self.network.control(x) * cond["c_crossattn"][0][:, :, None, None]
 
 
 class Stage:
-    """One call of a stage's model. Its rows are the conds and unconds of two images."""
+    """Makes one model call of a stage. The rows of the call are the conds and unconds of two images."""
 
     def __init__(self, units: list[Unit], settings: Settings | None = None, views: int = 3):
         self.network = Network(units)
@@ -66,11 +69,11 @@ class Stage:
         self.plan = make_plan(self.settings, BASE)
         self.stage = self.plan.stages[-1]
         self.views = views
-        self.signs = torch.tensor([1.0, 2.0, -1.0, 0.5])[:, None]
+        self.factors = torch.tensor([1.0, 2.0, -1.0, 0.5])[:, None]
         self.inner = Model(self.network)
 
     def fused(self, c2: float) -> Tensor:
-        """Returns the stage's result for the control, with the signs removed again."""
+        """Returns the fused control (N, 4, H, W): the fused prediction, divided by the factor of each row."""
         hints = controlnet.stage_hints(self.p, self.stage, self.plan)
         empty = torch.zeros(2, 4, *self.stage.size)
         space: Any = SimpleNamespace(read=lambda level: (level, 500.0))
@@ -81,14 +84,14 @@ class Stage:
         frame, batches = Frame(self.plan.pixels), ViewBatches(self.views)
         parts = StageParts(self.p, run, self.plan, batches, frame, lambda cells: None)
         model = FusedModel(self.inner, parts, hints)
-        rows = len(self.signs)
-        made = model(torch.zeros(rows, 4, *self.stage.size), torch.ones(rows), {"c_crossattn": [self.signs]})
-        return made / self.signs[:, :, None, None]
+        rows = len(self.factors)
+        made = model(torch.zeros(rows, 4, *self.stage.size), torch.ones(rows), {"c_crossattn": [self.factors]})
+        return made / self.factors[:, :, None, None]
 
     def expected(self, hint: Tensor) -> Tensor:
-        """Returns the control of a hint at the stage's size, for every row."""
+        """Returns the control (N, 4, H, W) of a hint that is resized to the size of the stage."""
         large = resize_hint(hint, tuple(CELL * n for n in self.stage.size))
-        return control_of(large).expand(len(self.signs), -1, -1, -1)
+        return control_of(large).expand(len(self.factors), -1, -1, -1)
 
 
 def close(made: Tensor, expected: Tensor, border: int = 0, atol: float = 1e-5) -> None:
@@ -114,11 +117,11 @@ def test_dilated_views_together_see_the_large_hint(scale: int, views: int) -> No
 
 
 @pytest.mark.parametrize("scale", [1.5, 2.5, 3])
-def test_at_fractional_scales_the_hint_is_exact_to_half_a_pixel(scale: float) -> None:
+def test_at_fractional_scales_the_position_of_the_hint_is_exact_to_one_pixel(scale: float) -> None:
     hint = ramp(*PIXELS)
     stage = Stage([Unit(hint)], Settings(scale=scale))
-    steepest = 0.5 / PIXELS[1] + 0.4 / PIXELS[0]
-    close(stage.fused(DILATED), stage.expected(hint), border=4, atol=steepest)
+    change_per_pixel = 0.5 / PIXELS[1] + 0.4 / PIXELS[0]
+    close(stage.fused(DILATED), stage.expected(hint), border=4, atol=change_per_pixel)
 
 
 def test_a_hint_in_one_quadrant_affects_only_that_quadrant() -> None:
@@ -151,7 +154,7 @@ def test_the_controls_of_all_units_are_added() -> None:
     close(stage.fused(LOCAL), stage.expected(one) + stage.expected(other))
 
 
-def test_after_hires_fix_the_hint_of_its_size_is_cropped() -> None:
+def test_after_hires_fix_the_larger_hint_of_hires_fix_is_used() -> None:
     small, large = torch.zeros(1, 3, 64, 48), randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(small, hr_hint_cond=large)])
     close(stage.fused(LOCAL), stage.expected(large))
@@ -184,7 +187,7 @@ def test_the_layers_of_a_lllite_unit_get_the_crops_of_the_views(views: int) -> N
     torch.testing.assert_close(stage.network.control(torch.zeros(1, 4, *BASE)), before)
 
 
-def test_latents_of_hints_are_cropped_like_the_stages_latent() -> None:
+def test_an_encoded_hint_is_cropped_like_the_latent_of_the_stage() -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(hint, preprocessor="tile_colorfix")])
     latent = F.interpolate(control_of(hint), stage.stage.size, mode="bicubic", align_corners=False)
@@ -193,7 +196,7 @@ def test_latents_of_hints_are_cropped_like_the_stages_latent() -> None:
 
 
 @pytest.mark.parametrize("views", [1, 2, 3])
-def test_every_row_gets_the_whole_reference(views: int) -> None:
+def test_every_row_gets_the_whole_reference_image(views: int) -> None:
     hint = torch.full((1, 3, *PIXELS), 0.25)
     stage = Stage([Unit(hint, "AttentionInjection", "reference_only")], views=views)
     made = stage.fused(BOTH)
@@ -209,14 +212,15 @@ def test_embeddings_are_not_changed(kind: str) -> None:
     assert controlnet.refusal(stage.p) is None
     stage.fused(BOTH)
     after = state([unit])
-    assert after[0].pop("used_hint_cond") is unit.hint_cond  # the hook sets this value itself
+    # the hook itself sets this value
+    assert after[0].pop("used_hint_cond") is unit.hint_cond
     before[0].pop("used_hint_cond")
     assert after == before
 
 
 @pytest.mark.parametrize("kind", ["ControlNet", "T2I_Adapter", "Controlllite", "colorfix", "AttentionInjection"])
 @pytest.mark.parametrize("fail", [None, RuntimeError, KeyboardInterrupt])
-def test_units_are_restored_after_a_stage(kind: str, fail: type[BaseException] | None) -> None:
+def test_units_are_restored_after_a_batch_even_if_it_fails(kind: str, fail: type[BaseException] | None) -> None:
     hint, mask = randn(1, 3, *PIXELS).sigmoid(), torch.ones(1, 1, *PIXELS)
     model = {"T2I_Adapter": Adapter(), "Controlllite": Lite(hint)}.get(kind)
     preprocessor = "tile_colorfix" if kind == "colorfix" else "none"
@@ -250,15 +254,15 @@ def make_views(stage: Stage) -> list[Any]:
     return list(dilated_views(stage.stage.size, stage.stage.factor))
 
 
-def test_crops_of_all_views_are_never_stored_at_once() -> None:
+def test_hints_are_cropped_for_only_one_batch_at_a_time() -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(hint)], Settings(scale=4), views=2)
     stage.fused(BOTH)
-    assert max(shape[0] for shape in stage.network.seen) == 2 * len(stage.signs)
+    assert max(shape[0] for shape in stage.network.seen) == 2 * len(stage.factors)
 
 
-class Resizing(controlnet_double.Neighbour):
-    """A version of the extension that resizes maps with its own method."""
+class Resizing(controlnet_double.ControlNetScript):
+    """Imitates a version of the extension that resizes hints with its method `detectmap_proc`."""
 
     def __init__(self, network: Network, channels: int = 3):
         super().__init__(network)
@@ -271,7 +275,7 @@ class Resizing(controlnet_double.Neighbour):
         return torch.full((1, self.channels, height, width), 0.5), None
 
 
-def test_maps_are_resized_with_the_extensions_function() -> None:
+def test_hints_are_resized_with_the_extensions_method() -> None:
     hint = (randn(1, 3, *PIXELS) > 0).float()
     stage = Stage([Unit(hint, preprocessor="canny")])
     found = stage.p.scripts.alwayson_scripts[-1] = Resizing(stage.network)
@@ -280,7 +284,7 @@ def test_maps_are_resized_with_the_extensions_function() -> None:
     assert found.asked == [((*PIXELS, 3), "uint8", "canny", Mode.RESIZE, 256, 192)]
 
 
-def test_another_version_of_that_function_is_not_used() -> None:
+def test_hints_are_resized_by_default_if_the_extensions_method_does_not_fit() -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(hint)])
     stage.p.scripts.alwayson_scripts[-1] = Resizing(stage.network, channels=1)
@@ -299,7 +303,7 @@ def test_nothing_happens_without_the_extension() -> None:
             pass
 
 
-def test_a_network_on_another_model_is_reported() -> None:
+def test_a_control_network_on_another_model_is_reported() -> None:
     stage = Stage([Unit(randn(1, 3, *PIXELS))])
     stage.network.model = SimpleNamespace(in_channels=4)
     stage.network.control_params[0].used_hint_cond = randn(1, 3, *PIXELS)

@@ -1,7 +1,8 @@
-"""Tests the blur correction in every wrapper: a prediction from the blurred latent is applied to the latent itself.
+"""Tests the correction of the dilated path in every kind of the host's wrappers around a model.
 
-The expected result needs no formula. The wrapper runs on the sharp latent, while its model returns the output for the
-blurred one. A sampler does the same with the prediction of the published code.
+The model predicts from the blurred latent, but the prediction is applied to the sharp latent. The tests compute the
+expected result without the formula of the correction: they call the wrapper with the sharp latent, while its model
+returns the output that it had for the blurred latent. The published code does the same.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ SHAPE = (2, 4, 12, 16)
 
 
 class Model:
-    """A model of single cells, which predicts the same in a dilated view as in the whole.
+    """A model whose output at a cell depends only on this cell, so dilated views do not change its predictions.
 
-    `held` replaces its output.
+    If `fixed_output` is set, the model returns it for any input.
     """
 
     alphas_cumprod = ALPHAS
@@ -43,17 +44,18 @@ class Model:
 
     def __init__(self) -> None:
         self.mixing = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        self.held: Tensor | None = None
-        self.said: Tensor | None = None
+        self.fixed_output: Tensor | None = None
+        self.last_output: Tensor | None = None
 
     def apply_model(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
-        if self.held is None:
-            self.said = torch.tanh(torch.einsum("nchw,kc->nkhw", x, self.mixing) + t[:, None, None, None] / 1000)
-        return self.said if self.held is None else self.held
+        if self.fixed_output is not None:
+            return self.fixed_output
+        self.last_output = torch.tanh(torch.einsum("nchw,kc->nkhw", x, self.mixing) + t[:, None, None, None] / 1000)
+        return self.last_output
 
 
 class Timesteps(nn.Module):
-    """Imitates the webui's wrapper for DDIM, PLMS and UniPC, which returns noise."""
+    """Imitates the webui's wrapper of an eps model for DDIM, PLMS and UniPC, which returns the predicted noise."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -64,7 +66,7 @@ class Timesteps(nn.Module):
 
 
 class TimestepsV(Timesteps):
-    """Imitates the webui's wrapper for v models."""
+    """Imitates the webui's wrapper of a v model for DDIM, PLMS and UniPC, which returns the predicted noise."""
 
     def predict_eps_from_z_and_v(self, x: Tensor, t: Tensor, v: Tensor) -> Tensor:
         alpha = self.inner_model.alphas_cumprod[t.int()].reshape(-1, 1, 1, 1)
@@ -75,7 +77,7 @@ class TimestepsV(Timesteps):
 
 
 class Consistency(nn.Module):
-    """Imitates the webui's wrapper for LCM, which mixes the prediction of an eps model with the input again."""
+    """Imitates the webui's wrapper for LCM, which mixes x into the clean latent that an eps model predicts."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -97,12 +99,12 @@ def sigma_at(t: int) -> Tensor:
 
 
 def exploding(t: int) -> Tensor:
-    """Returns the level in the units of k-diffusion's samplers."""
+    """Returns the noise level of timestep `t` for each row, in the unit of k-diffusion's samplers, sigma."""
     return sigma_at(t).repeat(SHAPE[0])
 
 
 def preserving(t: int) -> Tensor:
-    """Returns the level in the units of the timestep samplers."""
+    """Returns the noise level of timestep `t` for each row, in the unit of the timestep samplers, the timestep."""
     return torch.full((SHAPE[0],), t, dtype=torch.float64)
 
 
@@ -117,7 +119,7 @@ LEVELS = pytest.mark.parametrize("t", TIMESTEPS)
 
 
 def latent(t: int, wrapper: Wrapper) -> Tensor:
-    """Returns a latent with the noise of that level, in the space of the wrapper's samplers."""
+    """Returns a latent with the noise of timestep `t`, in the space of the samplers that use this wrapper."""
     clean, noise = torch.randn(2, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(t))
     x = clean + sigma_at(t) * noise
     return x if wrapper[1] is exploding else x * ALPHAS[t].sqrt()
@@ -128,7 +130,7 @@ def blur(x: Tensor) -> Tensor:
 
 
 def dilated_prediction(model: Model, wrapper: Wrapper, x: Tensor, t: int) -> Tensor:
-    """Returns the prediction of the extension's model if the dilated path has all the weight."""
+    """Returns the fused prediction for x at timestep `t` if only the dilated path is evaluated."""
 
     def denoise(evaluate: Any, x: Tensor, correction: Tensor, batches: Any, copies: int) -> Tensor:
         return fuse(evaluate, x, [], dilated_views(SHAPE[2:], 2), 1.0, blur, correction, batches, copies)
@@ -140,7 +142,7 @@ def dilated_prediction(model: Model, wrapper: Wrapper, x: Tensor, t: int) -> Ten
 
 
 def close(a: Tensor, b: Tensor) -> None:
-    """Compares two tensors with the tolerance of the views' accumulator, which is float32."""
+    """Compares two tensors. The tolerance is due to the float32 sums of the fusion."""
     torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-5, atol=1e-5 * float(b.abs().max()))
 
 
@@ -151,7 +153,7 @@ def test_a_prediction_for_the_blurred_latent_is_applied_to_the_sharp_latent(wrap
     made = dilated_prediction(model, wrapper, x, t)
     plain = wrapper[0](model)
     plain(blur(x), wrapper[1](t), cond={})
-    model.held = model.said
+    model.fixed_output = model.last_output
     close(made, plain(x, wrapper[1](t), cond={}))
 
 
@@ -161,13 +163,13 @@ def test_both_kinds_of_samplers_get_the_same_clean_latent(exploding_: Wrapper, p
     alpha, x = ALPHAS[t], latent(t, exploding_)
     denoised = dilated_prediction(Model(), exploding_, x, t)
     eps = dilated_prediction(Model(), preserving_, x * alpha.sqrt(), t)
-    # compare the noise, because at high levels the clean latent is a small difference of large numbers
+    # noise is compared, because at high levels the clean latent is a small difference of large numbers
     close((x - denoised) / sigma_at(t), eps)
 
 
 @LEVELS
 def test_the_dilated_prediction_is_the_models_noise_for_the_blurred_latent(t: int) -> None:
-    """An eps model predicts the noise of the blurred latent. A v model also uses a share of the latent itself."""
+    """For a v model, the noise also contains a share of the sharp latent."""
     alpha, x, model = ALPHAS[t], latent(t, EPS), Model()
     eps = (x - dilated_prediction(model, EPS, x, t)) / sigma_at(t)
     close(eps, model.apply_model(blur(x) * alpha.sqrt(), preserving(t), {}))
@@ -177,7 +179,10 @@ def test_the_dilated_prediction_is_the_models_noise_for_the_blurred_latent(t: in
 
 
 def host_class(folder: str, file: str, name: str, **names: Any) -> Any:
-    """Returns a class of the webui without importing its module, which would load the whole webui."""
+    """Returns a class of the webui without importing its module, which would load the whole webui.
+
+    `names` are the global names that the class uses.
+    """
     source = (Path(folder) / "modules" / file).read_text(encoding="utf-8")
     body: Sequence[ast.stmt] = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == name]
     scope = {"torch": torch, **names}
@@ -187,10 +192,10 @@ def host_class(folder: str, file: str, name: str, **names: Any) -> Any:
 
 @pytest.mark.webui
 @LEVELS
-def test_the_stand_ins_equal_the_webuis_wrappers(t: int, request: pytest.FixtureRequest) -> None:
+def test_the_imitated_wrappers_equal_those_of_the_webui(t: int, request: pytest.FixtureRequest) -> None:
     folder = request.config.getoption("--webui")
     if not folder:
-        pytest.skip("no webui: neither --webui DIR nor SD_WEBUI_DIR names one")
+        pytest.skip("no webui: use --webui DIR or set SD_WEBUI_DIR")
     file = "sd_samplers_timesteps.py"
     eps_t = (host_class(folder, file, "CompVisTimestepsDenoiser"), preserving)
     v_t = (host_class(folder, file, "CompVisTimestepsVDenoiser"), preserving)
@@ -205,7 +210,7 @@ def test_the_stand_ins_equal_the_webuis_wrappers(t: int, request: pytest.Fixture
     made = dilated_prediction(model, (lcm, exploding), x, t)
     plain = lcm(model)
     plain(blur(x), exploding(t), cond={})
-    model.held = model.said
+    model.fixed_output = model.last_output
     close(made, plain(x, exploding(t), cond={}))
 
 

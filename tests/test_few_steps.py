@@ -1,4 +1,4 @@
-"""Tests which settings a request gets if it looks like one for a few-step model."""
+"""Tests how requests for few-step models are recognized, and which settings they get."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_few_steps_with_a_low_cfg_scale_look_like_a_few_step_model(steps: int, c
     ("steps", "cfg_scale", "few"), [(20, 1.0, False), (11, 1.0, False), (10, 1.0, True), (4, 1.0, True), (4, 5.0, True)]
 )
 def test_for_a_model_with_built_in_guidance_only_the_steps_count(steps: int, cfg_scale: float, few: bool) -> None:
-    """Flux.1 dev runs at CFG 1 with 20 steps, Flux.1 schnell with 4 and Z-Image Turbo with 9."""
+    """All these models run at CFG 1: Flux.1 dev with 20 steps, Flux.1 schnell with 4, and Z-Image Turbo with 9."""
     assert looks_few_step(steps, cfg_scale, distilled=True) == few
     asked = parse_settings({"enabled": True, "preset": "Balanced"})
     assert (with_automatic_preset(asked, steps, cfg_scale, distilled=True).preset == TURBO) == few

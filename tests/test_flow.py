@@ -1,8 +1,8 @@
-"""Compares the method on flow models, x = (1 - sigma) signal + sigma noise, with the same run in k-diffusion's space.
+"""Compares a stage of a flow model with the same stage in k-diffusion's space.
 
-The exact substitution is x' = x / (1 - sigma), sigma' = sigma / (1 - sigma). One stage runs in both spaces, each with
-its own Euler steps, and the test compares every x. The substitution divides by zero at sigma = 1, so the comparison
-begins slightly below 1.
+A flow model has x = (1 - sigma) signal + sigma noise. With x' = x / (1 - sigma) and sigma' = sigma / (1 - sigma), this
+becomes k-diffusion's x' = signal + sigma' noise. A stage runs in both spaces, each with its own Euler steps, and every
+x is compared. The runs begin slightly below sigma = 1, where the substitution would divide by zero.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.settings.fields import Settings
 
 TOLERANCE = 1e-6
-"""The fused prediction is accumulated in single precision."""
+"""The largest relative error. The fused prediction is accumulated in single precision."""
 
 STAGE = StagePlan(1, 2.0, (24, 32), 2, (12, 16), (6, 8))
 SETTINGS = Settings(feather=0.25, extra_noise=0.1)
@@ -44,23 +44,23 @@ ANCHOR, NOISE, KERNEL = randn(1), randn(2), randn(3, 4, 4, 3, 3) / 6
 
 
 def denoised_of_flow(x: Tensor, sigma: Tensor) -> Tensor:
-    """A model that depends on neighbouring cells and on the noise level.
+    """Denoises x. The result at a cell depends on the neighboring cells and on the noise level.
 
-    The result therefore depends on the views, the blur and the positions.
+    Wrong views, a wrong blur or wrong positions therefore change the result of a stage.
     """
     return torch.tanh(F.conv2d(x, KERNEL, padding=1) + sigma) - 0.2 * sigma * x
 
 
 def denoised_of_sigma(x: Tensor, sigma: Tensor) -> Tensor:
-    """The same model in the space of the k-diffusion samplers."""
+    """Denoises x with the same model in k-diffusion's space."""
     return denoised_of_flow(x / (1 + sigma), sigma / (1 + sigma))
 
 
 def stage(space: NoiseSpace, model, kept_share, sigmas: Tensor, stochastic: bool = False) -> list[Tensor]:
-    """Returns every x that one stage evaluates under Euler, then the result.
+    """Runs a stage with Euler steps. Returns every x that its model evaluates, then the result.
 
-    `kept_share(sigma)` is the correction of the dilated path. A stochastic run replaces half of the noise power at each
-    step, in the space of `sigmas` (see `renoised`).
+    `kept_share(sigma)` is the correction of the dilated path. If `stochastic` is set, every step replaces half of the
+    noise power (see `renoised`).
     """
     run = StageRun(STAGE, SETTINGS, ANCHOR, NOISE, SamplerTraits(space, StepDetector(), stochastic))
     x, seen = torch.full_like(ANCHOR, torch.nan), []
@@ -79,9 +79,9 @@ def stage(space: NoiseSpace, model, kept_share, sigmas: Tensor, stochastic: bool
 
 
 def renoised(x: Tensor, denoised: Tensor, levels: tuple[NoiseSpace, Tensor, Tensor], fresh: Tensor) -> Tensor:
-    """Returns x at the next level with half of its noise power renewed.
+    """Returns x at the next level. Fresh noise replaces half of the noise power.
 
-    The space provides the factors of signal and noise.
+    `levels` contains the noise space, the current level and the next level.
     """
     space, sigma, target = levels
     old = (x - space.signal_scale(sigma) * denoised) / space.noise_scale(sigma)
@@ -105,7 +105,7 @@ def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
 def test_a_stage_equals_the_same_stage_in_k_diffusions_space(share: float, stochastic: bool) -> None:
-    """A share of 1 in the velocity form of the dilated path is a share of 1 / (1 + sigma') in k-diffusion's space."""
+    """`share` is the correction of the dilated path. It corresponds to share / (1 + sigma') in k-diffusion's space."""
     flow = stage(Flow(), denoised_of_flow, lambda sigma: share, SIGMAS, stochastic)
     exploding = VarianceExploding(timestep_of_sigma)
     sigma_form = stage(
@@ -115,16 +115,15 @@ def test_a_stage_equals_the_same_stage_in_k_diffusions_space(share: float, stoch
     assert relative_error(scaled, sigma_form) < TOLERANCE
 
 
-def test_the_dilated_path_keeps_its_share_of_the_sharp_latent() -> None:
-    """Checks that the comparison above fails with another share."""
+def test_a_wrong_correction_would_fail_the_comparison() -> None:
     one = stage(Flow(), denoised_of_flow, lambda sigma: 1.0, SIGMAS)
     other = stage(Flow(), denoised_of_flow, lambda sigma: 0.9, SIGMAS)
     assert relative_error(one, other) > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_stage_begins_finite_at_pure_noise(dtype: torch.dtype) -> None:
-    """At sigma = 1 there is no signal in x. Both paths and the next step stay finite."""
+def test_a_stage_that_begins_at_pure_noise_stays_finite(dtype: torch.dtype) -> None:
+    """At sigma = 1, x contains no signal."""
     anchor, noise = ANCHOR.to(dtype), NOISE.to(dtype)
     run = StageRun(STAGE, SETTINGS, anchor, noise, SamplerTraits(Flow(), StepDetector()))
     x = torch.full_like(anchor, torch.nan)
@@ -139,7 +138,7 @@ def test_a_stage_begins_finite_at_pure_noise(dtype: torch.dtype) -> None:
         assert torch.isfinite(x).all()
 
 
-def test_levels_are_read_on_the_cpu_with_their_timesteps() -> None:
+def test_timesteps_and_scales_of_flow_levels() -> None:
     level, t = Flow(linear_timestep).read(torch.tensor(0.5))
     assert (float(level), t) == (0.5, 500.0)
     assert Flow().read(torch.tensor(0.5))[1] == pytest.approx(354, abs=0.5)
@@ -149,7 +148,7 @@ def test_levels_are_read_on_the_cpu_with_their_timesteps() -> None:
 
 @functools.cache
 def k_diffusion_schedule():
-    """Returns k-diffusion's own conversions for Stable Diffusion's schedule."""
+    """Returns k-diffusion's object for Stable Diffusion's schedule, which converts sigma to timesteps."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alphas = torch.cumprod(1 - betas, 0)
     return k_diffusion_sampling.load("external").DiscreteSchedule(((1 - alphas) / alphas) ** 0.5, quantize=False)
@@ -157,13 +156,13 @@ def k_diffusion_schedule():
 
 @settings(deadline=None)
 @given(st.floats(1e-6, 1 - 1e-6))
-def test_timesteps_of_equal_noise_are_those_of_k_diffusion(sigma: float) -> None:
+def test_snr_timestep_equals_k_diffusions_sigma_to_t(sigma: float) -> None:
     expected = k_diffusion_schedule().sigma_to_t(torch.tensor([sigma / (1 - sigma)], dtype=torch.float64))
     assert snr_timestep(sigma) == pytest.approx(float(expected), abs=1e-6)
 
 
 @given(st.floats(0, 999))
-def test_the_level_of_a_timestep_is_the_inverse(t: float) -> None:
+def test_flow_level_is_the_inverse_of_snr_timestep(t: float) -> None:
     assert snr_timestep(flow_level(t)) == pytest.approx(t, abs=1e-6)
 
 
@@ -174,7 +173,7 @@ def test_timesteps_at_the_ends_of_a_schedule() -> None:
 
 @given(st.floats(0.5, 12), st.floats(0, 1))
 def test_unshifted_timesteps_undo_the_shift(shift: float, u: float) -> None:
-    """The shift is that of SD3, or Flux's mu given as exp(mu)."""
+    """SD3 uses this formula with `shift`. Flux has a parameter mu instead, and its shift is exp(mu)."""
     sigma = shift * u / (1 + (shift - 1) * u)
     assert unshifted_timestep(shift)(sigma) == pytest.approx(1000 * u, abs=1e-6)
     if u > 0:

@@ -1,4 +1,4 @@
-"""Tests the skip residual under stochastic samplers of flow models, and which samplers are refused for them."""
+"""Tests the skip residual with samplers of flow models, and which samplers DemoFusion refuses for flow models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETTINGS = Settings(cosine_scale_1=1.0)
 
 
 def levels(steps: int, first: float = 0.96, shift: float = 3.0) -> Tensor:
-    """Returns a schedule with a shift, from `first` down to 0."""
+    """Returns the levels of a schedule with this shift, from `first` down to 0."""
     u = torch.linspace(first / (shift - (shift - 1) * first), 0, steps + 1, dtype=torch.float64)
     return shift * u / (1 + (shift - 1) * u)
 
@@ -40,13 +40,13 @@ ANCHOR, NOISE = randn(1), randn(2)
 
 
 def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-    """Returns the posterior mean of each cell of x, whose signal is Gaussian with mean 0.4 and deviation 0.6."""
+    """Returns the posterior mean of each cell of x for a Gaussian signal with mean 0.4 and standard deviation 0.6."""
     signal, gain = 1 - sigma, 0.36 * (1 - sigma) / (0.36 * (1 - sigma) ** 2 + sigma**2)
     return 0.4 + gain * (x - signal * 0.4)
 
 
 class Driven:
-    """Makes the model calls of a sampler as the host does. The detector decides which of them begins a step."""
+    """Makes the model calls of a sampler with a StageRun, as the host does. Its detector finds the starts of steps."""
 
     def __init__(self, run: StageRun, shape: tuple[int, ...] = SHAPE):
         self._run, self._shape = run, shape
@@ -70,7 +70,7 @@ class Driven:
 
 
 class Explicit:
-    """Makes the same calls, with the skip residual written out of place at the first call of a step."""
+    """Makes the model calls of a sampler without a StageRun. `first` computes the skip residual by its formulas."""
 
     def __init__(self, stochastic: bool):
         self._stochastic = stochastic
@@ -119,7 +119,7 @@ def drive(name: str, sigmas: Tensor, eta: float, detector: StepDetector) -> list
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samplers_of_flow_models_blend_at_the_start_of_each_step(name: str, eta: float, first: float) -> None:
     if first == 1 and "sde" in name:
-        pytest.skip("they work with log((1 - sigma) / sigma), and the hosts let them begin just below 1")
+        pytest.skip("SDE samplers use log((1 - sigma) / sigma), so the hosts start them just below 1")
     sigmas = levels(9, first)
     actual = drive(name, sigmas, eta, make_detector(flow_form(name), sigmas, None, eta))
     explicit = Explicit(is_stochastic(name, eta))
@@ -127,8 +127,8 @@ def test_samplers_of_flow_models_blend_at_the_start_of_each_step(name: str, eta:
     assert relative_error(actual, [*explicit.seen, made]) < TOLERANCE
 
 
-def test_an_eta_that_steps_down_to_zero_leaves_out_the_second_call_of_dpm2_a() -> None:
-    """For flow models that is eta = 1 / (1 - target / sigma). The rule in k-diffusion's space is different."""
+def test_dpm2_a_omits_its_second_call_if_a_large_eta_removes_all_noise() -> None:
+    """On flow models, this happens at eta = 1 / (1 - target / sigma). In k-diffusion's space, the rule differs."""
     sigmas = torch.tensor([0.8, 0.4, 0.2, 0.0], dtype=torch.float64)
     assert make_detector(flow_form("sample_dpm_2_ancestral"), sigmas, None, 2.0)._more_calls(0) == 0
     assert make_detector(flow_form("sample_dpm_2_ancestral"), sigmas, None, 1.9)._more_calls(0) == 1
@@ -138,9 +138,9 @@ def test_an_eta_that_steps_down_to_zero_leaves_out_the_second_call_of_dpm2_a() -
 
 
 def noise_levels(name: str, stochastic: bool) -> list[tuple[float, float]]:
-    """Returns each step's sigma and the noise in x after the blend, relative to sigma.
+    """Returns sigma of each step, and the standard deviation of the noise in x after the blend, divided by sigma.
 
-    The model knows the signal of every cell, so everything else is noise. The anchor differs from the signal.
+    The test knows the signal of every cell, so it can separate the noise. The anchor differs from the signal.
     """
     shape = (2, 4, 96, 96)
     clean = randn(3, shape)
@@ -154,7 +154,7 @@ def noise_levels(name: str, stochastic: bool) -> list[tuple[float, float]]:
     class Measured(Driven):
         def first(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             x, denoised = super().first(x, sigma)
-            # the blend moves the signal towards that of the anchor; this difference does not count as noise
+            # the blend moves the signal toward the anchor, so the part of x along this direction is not noise
             moved = torch.stack([(x - (1 - sigma) * clean).flatten(), (anchor - clean).flatten()])
             own = moved[0] - (moved[0] @ moved[1]) / (moved[1] @ moved[1]) * moved[1]
             found.append((float(sigma), float(own.std() / sigma)))
@@ -162,7 +162,7 @@ def noise_levels(name: str, stochastic: bool) -> list[tuple[float, float]]:
 
         def again(self, x: Tensor, sigma: Tensor) -> Tensor:
             self._run.before_call(x, sigma)
-            # the exact denoiser for a signal whose cells are almost known
+            # the exact denoiser for a signal that is known up to a variance of 1e-6
             gain = 1e-6 * (1 - sigma) / (1e-6 * (1 - sigma) ** 2 + sigma**2)
             return clean + gain * (x - (1 - sigma) * clean)
 
@@ -174,8 +174,7 @@ ANCESTRAL = ["sample_euler_ancestral", "sample_dpmpp_2s_ancestral", "sample_dpm_
 
 
 @pytest.mark.parametrize("name", [*ANCESTRAL, "sample_dpmpp_2m_sde", "sample_dpmpp_sde"])
-def test_the_noise_stays_at_its_level(name: str) -> None:
-    """The noise is within 1 % of its level while sigma is above 0.3."""
+def test_the_noise_in_x_is_within_one_percent_of_sigma(name: str) -> None:
     found = [(sigma, share) for sigma, share in noise_levels(name, stochastic=True) if sigma > 0.3]
     assert len(found) > 10
     assert all(abs(share - 1) < 0.01 for sigma, share in found), found
@@ -196,15 +195,15 @@ def test_samplers_that_are_wrong_on_flow_models_are_refused_by_name(name: str) -
 
 
 @pytest.mark.parametrize("name", ["sample_euler", "sample_heun", "sample_dpm_2", "sample_dpmpp_2m", "sample_lms"])
-def test_samplers_without_noise_are_right_and_churn_is_not(name: str) -> None:
+def test_samplers_without_noise_are_accepted_except_with_churn(name: str) -> None:
     assert problem(name, knows=False) == ""
     assert "Sigma churn on flow models" in problem(name, draws=True, knows=False, churn=0.1)
 
 
-def test_noise_needs_a_sampler_that_knows_flow_models() -> None:
-    """The SDE samplers of Forge treat a flow model like any other model; those of Forge Neo do not.
+def test_a_sampler_that_adds_noise_must_support_flow_models() -> None:
+    """Forge Neo's SDE samplers support flow models, and Forge's SDE samplers do not.
 
-    DPM adaptive always does this, but adds no noise at eta 0.
+    DPM adaptive does not support flow models either, but is accepted at eta 0, because it then adds no noise.
     """
     assert "without scaling the image down" in problem("sample_dpmpp_2m_sde", draws=True, knows=False)
     assert problem("sample_dpmpp_2m_sde", draws=True, knows=True) == ""
@@ -212,11 +211,11 @@ def test_noise_needs_a_sampler_that_knows_flow_models() -> None:
 
 
 class PredictionFlux:
-    """A prediction type that is recognised by its name."""
+    """Imitates the class of Forge by whose name its sampling functions recognize a flow model."""
 
 
 def functions() -> dict[str, Any]:
-    """Returns sampling functions whose code contains the same names as the hosts' functions."""
+    """Returns sampling functions that use the same names in their code as the functions of Forge and Forge Neo."""
     code = """
 def sample_euler_ancestral(model, x):
     return sample_euler_ancestral_RF(model, x) if isinstance(model.predictor, PredictionFlux) else x
@@ -238,7 +237,7 @@ def sample_dpmpp_sde(model, x):
     return made
 
 
-def test_a_function_knows_flow_models_by_its_code() -> None:
+def test_support_for_flow_models_is_recognized_by_the_code_of_a_function() -> None:
     made, other = functions(), SimpleNamespace()
     assert knows_flow(made["sample_euler_ancestral"], PredictionFlux())
     assert not knows_flow(made["sample_euler_ancestral"], other)

@@ -1,7 +1,8 @@
-"""Compares the UNet wrapper for Forge's family with the webui's, for the same model and the same conditions.
+"""Compares the UNet wrapper for Forge, reForge and Forge Neo with the model wrapper for AUTOMATIC1111's webui.
 
-The doubles follow the contract of Forge's sampling function. Conds and unconds are in one batch of chunks with one mark
-for each chunk. `apply_model` takes sigmas and returns the clean latent. Control models form a linked list.
+Both run the same model with the same conditions. The imitations in this file have the interface that Forge's sampling
+function uses: conds and unconds are chunks of one batch, and each chunk has a mark (0 for cond, 1 for uncond).
+`apply_model` receives sigmas and returns the clean latent. Control models form a linked list.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MIXING = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manu
 
 
 def stage_run(weights: Weights | None = None) -> StageRun:
-    """Returns a run whose next call has these weights and no jitter."""
+    """Returns a stage run without jitter, whose next model call has these weights."""
     settings = Settings(enabled=True, scale=2, jitter=False)
     zeros = torch.zeros(1, 4, *STAGE.size, dtype=torch.float64)
     run = StageRun(STAGE, settings, zeros, zeros, SamplerTraits(SimpleNamespace(), SimpleNamespace()))  # type: ignore[arg-type]
@@ -51,7 +52,7 @@ def parts(run: StageRun, views: int = 3, form: LatentForm = PLAIN) -> StageParts
 
 
 class Predictor:
-    """Forge's schedule of an eps or v model (backend/modules/k_prediction.py)."""
+    """Imitates Forge's schedule of an eps model or a v model (backend/modules/k_prediction.py)."""
 
     def __init__(self, v: bool = False):
         self.v = v
@@ -64,12 +65,12 @@ class Predictor:
 
 
 def output(x: Tensor, context: Tensor) -> Tensor:
-    """A UNet whose output depends only on the cell itself and on the mean of its prompt."""
+    """Returns the output of a UNet, which depends at each cell only on this cell and on the mean of the prompt."""
     return torch.tanh(torch.einsum("nchw,kc->nkhw", x, MIXING) + context.mean((1, 2))[:, None, None, None])
 
 
 class Model:
-    """A model of Forge's family, which takes sigmas and returns the clean latent. It records its arguments."""
+    """Imitates a model of Forge, which receives sigmas and returns the clean latent. Records all arguments."""
 
     def __init__(self, v: bool = False):
         self.predictor = Predictor(v)
@@ -85,7 +86,7 @@ class Model:
 
 
 class WebuiWrapper:
-    """The webui's wrapper around the same model, with k-diffusion's contract."""
+    """Imitates the webui's wrapper around the same model, which has the interface of k-diffusion's denoisers."""
 
     def __init__(self, v: bool = False):
         self.model = Model(v)
@@ -109,7 +110,7 @@ def prompts(images: int) -> Tensor:
 
 
 def call(fused: FusedUnet, model: Model, x: Tensor, sigma: float, **c: Any) -> Tensor:
-    """Calls the model as the host does: each image as a cond and as an uncond."""
+    """Calls the model as the host does: the conds of all images, then the unconds of all images."""
     rows = torch.cat([x, x])
     marks = [0, 1]
     options = {"cond_or_uncond": marks, "sigmas": torch.full((len(x),), sigma), "cond_mark": torch.zeros(len(rows))}
@@ -144,26 +145,23 @@ def test_separate_calls_of_cond_and_uncond_fail_if_an_extension_needs_one_call()
 
 
 @pytest.mark.parametrize("v", [False, True])
-def test_the_correction_is_the_derivative_for_a_fixed_output(v: bool) -> None:
+def test_the_correction_is_the_derivative_of_denoised_for_a_fixed_output(v: bool) -> None:
     predictor, sigma = Predictor(v), torch.tensor([0.3, 7.0], dtype=torch.float64)
-    x, held = torch.randn(2, 4, 3, 3, dtype=torch.float64), torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    x, fixed = torch.randn(2, 4, 3, 3, dtype=torch.float64), torch.randn(2, 4, 3, 3, dtype=torch.float64)
     step = torch.rand_like(x)
-    change = predictor.calculate_denoised(sigma, held, x + step) - predictor.calculate_denoised(sigma, held, x)
+    change = predictor.calculate_denoised(sigma, fixed, x + step) - predictor.calculate_denoised(sigma, fixed, x)
     torch.testing.assert_close(kept_share(predictor, sigma) * step, change)
 
 
-def test_a_flow_model_keeps_all_of_the_sharp_latent_at_pure_noise_too() -> None:
-    """The velocity is held fixed, because the factor is then bounded at sigma = 1.
-
-    If the noise were held fixed, the factor would be 1 / (1 - sigma).
-    """
+def test_the_correction_of_a_flow_model_is_one_at_every_level() -> None:
+    """This is the derivative for a fixed velocity. For a fixed noise it would be 1 / (1 - sigma), infinite at 1."""
     flow = SimpleNamespace(calculate_denoised=lambda sigma, velocity, x: x - sigma.reshape(-1, 1, 1, 1) * velocity)
     assert kept_share(flow, torch.tensor([1.0, 0.5])).flatten().tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("form", [FIVE_AXES, PACKED], ids=["five axes", "packed"])
-def test_the_method_gets_latents_with_its_own_axes(form: LatentForm) -> None:
-    """The model receives the host's axes, while the views belong to the plain latent."""
+def test_a_latent_form_of_the_host_does_not_change_the_prediction(form: LatentForm) -> None:
+    """The model receives latents in the host's form. The views are cropped from the plain latent (B, C, H, W)."""
     model, x = Model(), latent(2)
 
     def of_host(shown: Tensor, sigma: Tensor, **c: Any) -> Tensor:
@@ -183,7 +181,7 @@ def test_the_method_gets_latents_with_its_own_axes(form: LatentForm) -> None:
 
 
 @pytest.mark.parametrize("form", [PLAIN, FIVE_AXES, PACKED], ids=["plain", "five axes", "packed"])
-def test_converting_the_axes_there_and_back_changes_nothing(form: LatentForm) -> None:
+def test_converting_a_latent_to_the_hosts_form_and_back_restores_it(form: LatentForm) -> None:
     x = torch.randn(2, 32, 6, 8)
     host = form.to_host(x)
     assert tuple(host.shape[1:]) == form.host_shape(32, (6, 8))
@@ -192,21 +190,24 @@ def test_converting_the_axes_there_and_back_changes_nothing(form: LatentForm) ->
 
 
 def test_dilated_views_are_taken_from_unpacked_latents() -> None:
-    """A packed cell holds 2 x 2 cells. With every second packed cell, the 16 pixels in between would be missing."""
+    """A packed cell contains 2 x 2 cells of the latent.
+
+    A view of every second packed cell would have gaps: two adjacent cells of the latent, then two missing ones.
+    """
     ramp = torch.arange(32.0).expand(1, 1, 32, 32)
     packed = PACKED.to_host(ramp)
     view = PACKED.to_method(packed)[..., ::2, ::2]
-    torn = PACKED.to_method(packed[..., ::2, ::2])
+    view_with_gaps = PACKED.to_method(packed[..., ::2, ::2])
 
     def steps(x: Tensor) -> set[float]:
         return set((x[..., 1:] - x[..., :-1]).unique().tolist())
 
     assert steps(view) == {2.0}
-    assert steps(torn) == {1.0, 3.0}
+    assert steps(view_with_gaps) == {1.0, 3.0}
 
 
 def test_the_options_of_a_model_call_match_its_rows() -> None:
-    """The prompt, the mark and the index lists of every row belong to the same chunk."""
+    """The prompt, the mark and the index lists must describe each row as the same chunk, cond or uncond."""
     model = Model()
     x = latent(2)
     call(FusedUnet(parts(stage_run(), 3), model.predictor, None, None), model, x, 1.0)
@@ -225,7 +226,7 @@ def test_the_options_of_a_model_call_match_its_rows() -> None:
         assert len(given["sigma"]) == rows
 
 
-def test_if_a_call_has_only_some_rows_each_row_is_a_chunk() -> None:
+def test_a_call_with_only_some_rows_has_one_chunk_per_row() -> None:
     assert marks_of([0, 1], 4, slice(0, 4)) == [0, 1]
     assert marks_of([0, 1], 4, slice(1, 3)) == [0, 1]
     assert marks_of([1, 0], 4, slice(0, 2)) == [1, 1]
@@ -233,11 +234,11 @@ def test_if_a_call_has_only_some_rows_each_row_is_a_chunk() -> None:
     assert options_for(options, [1, 1, 0], torch.ones(6))["uuids"] == ["b", "b", "a"]
 
 
-def test_a_previous_wrapper_is_called_with_the_views() -> None:
+def test_the_wrapper_of_another_extension_is_called_with_the_views() -> None:
     model = Model()
     seen: list[tuple[int, ...]] = []
 
-    def neighbour(apply_model: Any, args: dict[str, Any]) -> Tensor:
+    def other_wrapper(apply_model: Any, args: dict[str, Any]) -> Tensor:
         seen.append(tuple(args["input"].shape[-2:]))
         assert len(args["input"]) == len(args["timestep"]) == len(args["c"]["c_crossattn"])
         return apply_model(args["input"], args["timestep"], **args["c"]) * 2
@@ -245,7 +246,7 @@ def test_a_previous_wrapper_is_called_with_the_views() -> None:
     x = latent(1)
     plain = call(FusedUnet(parts(stage_run(Weights(0.5, 0.0, 0.5))), model.predictor, None, None), model, x, 2.0)
     made = call(
-        FusedUnet(parts(stage_run(Weights(0.5, 0.0, 0.5))), model.predictor, None, None, neighbour), model, x, 2.0
+        FusedUnet(parts(stage_run(Weights(0.5, 0.0, 0.5))), model.predictor, None, None, other_wrapper), model, x, 2.0
     )
     torch.testing.assert_close(made, plain * 2)
     assert set(seen) == {STAGE.window}
@@ -272,7 +273,7 @@ class Numbers:
         return numbers.repeat_interleave(2, dim=1)
 
 
-def test_sdxls_sizes_are_those_of_the_views() -> None:
+def test_sdxls_vector_contains_the_position_of_each_view() -> None:
     keys = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
     vectors = SizeVectors([Numbers(key) for key in keys], Frame(PLAN.pixels))
     model = Model()
@@ -289,18 +290,19 @@ def test_sdxls_sizes_are_those_of_the_views() -> None:
 
 
 class Control:
-    """A control model of Forge's family, which adds its hint to the UNet's output cell by cell.
+    """Imitates a control model of Forge. Its control at a cell is the mean of the hint's first channel there.
 
-    Another one may precede it.
+    `before` is the previous control model of the linked list. If `receives_options` is set, `get_control` receives the
+    transformer options as an argument, as in reForge. Otherwise they are an attribute, as in Forge.
     """
 
     manual_cast_dtype = torch.float64
     control_model = None
 
-    def __init__(self, hint: Tensor, before: Any = None, hands_options_over: bool = False):
+    def __init__(self, hint: Tensor, before: Any = None, receives_options: bool = False):
         self.cond_hint_original, self.cond_hint, self.previous_controlnet = hint, None, before
         self.asked: list[Sequence[int]] = []
-        if not hands_options_over:
+        if not receives_options:
             self.transformer_options: dict[str, Any] = {}
 
     def get_control(self, x: Tensor, sigma: Tensor, cond: dict[str, Any], chunks: int, *options: Any) -> Tensor:
@@ -317,22 +319,19 @@ class Control:
 
 
 def hint(seed: int) -> Tensor:
-    """Returns an image of the base's size that changes slowly, so that its enlargement is well defined."""
+    """Returns a smooth image of the base's size, which all interpolation methods enlarge in nearly the same way."""
     coarse = torch.rand(1, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(coarse, (CELL * BASE[0], CELL * BASE[1]), mode="bilinear", align_corners=False)
 
 
-@pytest.mark.parametrize("hands_options_over", [False, True])
+@pytest.mark.parametrize("receives_options", [False, True])
 @pytest.mark.parametrize("two", [False, True])
-def test_every_view_gets_its_own_part_of_the_hints(two: bool, hands_options_over: bool) -> None:
-    """The prediction is that of a hint as large as the stage.
-
-    The model shows this, because it adds the hint cell by cell.
-    """
-    second = Control(hint(6), None, hands_options_over) if two else None
-    first = Control(hint(5), second, hands_options_over)
+def test_every_view_gets_its_own_part_of_the_hints(two: bool, receives_options: bool) -> None:
+    """The model adds the hint to its output, so the prediction shows the hint at the size of the stage."""
+    second = Control(hint(6), None, receives_options) if two else None
+    first = Control(hint(5), second, receives_options)
     held = Held(first, STAGE, PLAN)
-    assert held.get_control("whatever the host asks of the whole") is None
+    assert held.get_control("any argument of the host's call for the whole latent") is None
     assert held.get_models() == ["control"]
     assert [held, *chain(first)] == chain(held)
     model = Model()

@@ -1,7 +1,8 @@
-"""Tests the detectors of samplers that only Forge's family has, against explicit loops.
+"""Tests the detectors of samplers that only Forge, reForge or Forge Neo have.
 
-As in test_sampler_steps.py, the left side of each comparison follows the host's order of calls and callbacks. The right
-side is the same formulas written out of place, with one line that blends.
+As in test_sampler_steps.py, every sampler is implemented twice. A function `host_...` makes its calls and callbacks in
+the order of the host's function, and runs with a StageRun. The other function computes the same formulas and blends the
+skip residual explicitly. The tests compare every x of both.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ RF_SIGMAS = SIGMAS / (1 + SIGMAS)
 
 
 def slope(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
+    """Returns the derivative of x by sigma."""
     return (x - denoised) / sigma
 
 
@@ -63,10 +65,7 @@ def kohaku(run: Explicit, sigmas: Tensor, eta: float) -> Tensor:
 
 
 def host_er_sde(model, x, sigmas, callback, disable, noise_sampler=None, max_stage=1) -> Tensor:
-    """Makes one call per step, and adds noise if eta is None.
-
-    This is the first stage of its solver (arXiv 2309.06169).
-    """
+    """Makes one call per step, and adds noise. It has no argument eta. Source: arXiv 2309.06169, first order."""
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(x, sigma * x.new_ones(len(x)))
         callback({"x": x, "i": i, "denoised": denoised})
@@ -94,7 +93,7 @@ def er_sde(run: Explicit, sigmas: Tensor) -> Tensor:
 
 
 def host_heunpp2(model, x, sigmas, callback, disable) -> Tensor:
-    """Makes three calls per step, two in the last but one and one in the last."""
+    """Makes three calls per step, but only two calls in the last step but one, and one call in the last step."""
     ones = x.new_ones(len(x))
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(x, sigma * ones)
@@ -109,7 +108,7 @@ def host_heunpp2(model, x, sigmas, callback, disable) -> Tensor:
 
 
 def heunpp2_slope(slopes: list[Tensor], sigmas: Tensor, i: int) -> Tensor:
-    """Returns the weighted mean of the slopes. The later slopes are weighted by their levels."""
+    """Returns the weighted mean of the slopes. The weight of each later slope is proportional to its level."""
     weights = [sigmas[i + k] / (len(slopes) * sigmas[0]) for k in range(1, len(slopes))]
     return (1 - sum(weights)) * slopes[0] + sum(w * s for w, s in zip(weights, slopes[1:]))
 
@@ -130,7 +129,7 @@ def heunpp2(run: Explicit, sigmas: Tensor) -> Tensor:
 
 
 def host_2s_rf(model, x, sigmas, callback, disable, noise_sampler=None, eta=1.0) -> Tensor:
-    """Makes two calls per step except in the last. The callback runs after the first."""
+    """Makes two calls per step, but one call in the last step. The callback runs after the first call of a step."""
     ones = x.new_ones(len(x))
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(x, sigma * ones)
@@ -145,14 +144,14 @@ def host_2s_rf(model, x, sigmas, callback, disable, noise_sampler=None, eta=1.0)
 
 
 def rf_levels(sigma: Tensor, target: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the level to step down to, the midpoint by log SNR, and the amount of noise to add."""
+    """Returns the level to step down to, the level halfway to it in log SNR, and the scale of the noise to add."""
     down = target * (1 + (target / sigma - 1) * eta)
     middle = torch.sigmoid((sigma.logit() + down.logit()) / 2)
     return down, middle, (target**2 - (down * (1 - target) / (1 - down)) ** 2).sqrt()
 
 
 def two_s_rf(run: Explicit, sigmas: Tensor, eta: float) -> Tensor:
-    """Runs the formulas of flow_samplers.py, which were written without the host's order of operations."""
+    """Runs the implementation in flow_samplers.py, which does not follow the code of the host's function."""
     steps = SimpleNamespace(first=run.start, again=run.call, draw=run.draw)
     return flow_samplers.dpmpp_2s_ancestral(steps, None, sigmas, eta)
 
@@ -165,9 +164,13 @@ CASES: list[tuple[str, Callable[..., Tensor], Callable[..., Tensor], Tensor, dic
     ("sample_heunpp2", host_heunpp2, heunpp2, SIGMAS[-2:], {}),
     ("sample_dpmpp_2s_ancestral_RF", host_2s_rf, two_s_rf, RF_SIGMAS, {"eta": 1.0}),
 ]
+"""Name of the host's function, both implementations, noise levels, and the other arguments."""
 
 
-def gate_and_kind(name: str, host: Callable[..., Tensor], sigmas: Tensor, given: dict[str, Any]) -> tuple[Any, bool]:
+def detector_and_noise(
+    name: str, host: Callable[..., Tensor], sigmas: Tensor, given: dict[str, Any]
+) -> tuple[Any, bool]:
+    """Returns the detector of the host's function `name`, and whether the function adds noise."""
     draws = "noise_sampler" in inspect.signature(host).parameters
     eta = given.get("eta")
     return make_detector(name, sigmas, eta=1.0 if eta is None else eta), is_stochastic(name, eta, draws=draws)
@@ -175,7 +178,7 @@ def gate_and_kind(name: str, host: Callable[..., Tensor], sigmas: Tensor, given:
 
 @pytest.mark.parametrize(("name", "host", "explicit", "sigmas", "given"), CASES)
 def test_sampler_equals_the_explicit_loop(name, host, explicit, sigmas, given) -> None:
-    detector, stochastic = gate_and_kind(name, host, sigmas, given)
+    detector, stochastic = detector_and_noise(name, host, sigmas, given)
     actual = drive(host, detector, stochastic, guarded=True, sigmas=sigmas, **given)
     run = Explicit(stochastic)
     x = explicit(run, sigmas, **given)
@@ -184,8 +187,8 @@ def test_sampler_equals_the_explicit_loop(name, host, explicit, sigmas, given) -
 
 
 @pytest.mark.parametrize(("name", "host", "explicit", "sigmas", "given"), [case for case in CASES if len(case[3]) > 2])
-def test_a_wrong_detector_or_kind_of_noise_is_detected(name, host, explicit, sigmas, given) -> None:
-    detector, stochastic = gate_and_kind(name, host, sigmas, given)
+def test_a_wrong_detector_or_a_wrong_form_of_the_skip_residual_is_detected(name, host, explicit, sigmas, given) -> None:
+    detector, stochastic = detector_and_noise(name, host, sigmas, given)
     run = Explicit(stochastic)
     expected = explicit(run, sigmas, **given)
     wrong = drive(host, detector, not stochastic, sigmas=sigmas, **given)[-1:]

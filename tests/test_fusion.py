@@ -35,7 +35,7 @@ from lib_demofusion.settings.fields import Settings
 
 EXAMPLES = settings(max_examples=80, deadline=None)
 GRIDS = st.tuples(st.integers(8, 40), st.integers(8, 40), st.integers(4, 12), st.integers(4, 12), st.integers(1, 4))
-"""Height, width, window, stride and factor of a small latent. The stride is smaller if the window is."""
+"""Height, width, side of a tile, stride and dilation factor for a small latent. `views_on` limits the stride."""
 C2 = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1))
 
 
@@ -44,7 +44,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def views_on(size: Size, window: int, stride: int, factor: int) -> tuple[list[LocalView], list[View]]:
-    """Returns the jittered local views and the dilated views of a latent."""
+    """Returns jittered local views and the dilated views of a latent. No stride is larger than the tile."""
     sides = (min(window, size[0]), min(window, size[1]))
     strides = (min(stride, sides[0]), min(stride, sides[1]))
     return local_views(size, sides, strides, jitter_generator(1, 5)), dilated_views(size, factor)
@@ -62,28 +62,28 @@ CONV_1, CONV_2 = randn(8, 4, 3, 3, seed=1) / 6, randn(4, 8, 3, 3, seed=2) / 8
 
 
 def network(x: Tensor, views: Sequence[View] = (), rows: slice = slice(None)) -> Tensor:
-    """A small nonlinear model, whose result at a cell depends on the neighbouring cells."""
+    """Denoises x with a small nonlinear model. The result at a cell depends on the neighboring cells."""
     hidden = torch.tanh(F.conv2d(x, CONV_1.to(x), padding=1))
     return F.conv2d(hidden, CONV_2.to(x), padding=1)
 
 
-def placed(view: View) -> float:
-    """Returns a number that identifies a view."""
+def offset_of(view: View) -> float:
+    """Returns a number that is different for every view."""
     if isinstance(view, LocalView):
         return view.top / 7 + view.left / 13
     return 3 + view.row / 3 + view.column / 5
 
 
-def placed_network(x: Tensor, views: Sequence[View], rows: slice) -> Tensor:
-    """Adds an offset for each view to `network`, which shows whether crops and views belong together."""
-    return torch.cat([network(crop) + placed(view) for crop, view in zip(x.chunk(len(views)), views)])
+def offset_network(x: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+    """Adds a different number for each view to the result of `network`, to detect crops of the wrong view."""
+    return torch.cat([network(crop) + offset_of(view) for crop, view in zip(x.chunk(len(views)), views)])
 
 
 @EXAMPLES
 @given(grid=GRIDS, c2=C2)
 @example(grid=(33, 17, 8, 3, 3), c2=0.3)
 def test_weights_sum_to_one(grid: tuple[int, int, int, int, int], c2: float) -> None:
-    """If all views predict the same values, the result has these values and does not depend on the crops."""
+    """If all views predict the same constant, the result is this constant."""
     height, width, window, stride, factor = grid
     x = randn(2, 4, height, width)
     out = fuse(
@@ -99,10 +99,10 @@ def test_weights_sum_to_one(grid: tuple[int, int, int, int, int], c2: float) -> 
 
 @EXAMPLES
 @given(grid=GRIDS, c2=C2, blurred=st.booleans())
-def test_predicting_the_crop_itself_is_the_identity(
+def test_a_model_that_returns_its_input_does_not_change_x(
     grid: tuple[int, int, int, int, int], c2: float, blurred: bool
 ) -> None:
-    """This is also true with a blur, because the correction restores the detail that the blur removes."""
+    """This also holds with a blur, because the correction restores the detail that the blur removes."""
     height, width, window, stride, factor = grid
     x = randn(2, 4, height, width)
     views = views_on((height, width), window, stride, factor)
@@ -142,8 +142,8 @@ def test_fusion_equals_the_formula(size: Size, c2: float, view_batch: int) -> No
     """The result does not depend on the number of views in a batch."""
     x = randn(3, 4, *size)
     local, dilated = views_on(size, 12, 5, 3)
-    out = fuse(placed_network, x, local, dilated, c2, soft_blur, 0.7, ViewBatches(view_batch))
-    expected = fused_by_hand(lambda crop, view: network(crop) + placed(view), x, local, 3, c2, 0.7)
+    out = fuse(offset_network, x, local, dilated, c2, soft_blur, 0.7, ViewBatches(view_batch))
+    expected = fused_by_hand(lambda crop, view: network(crop) + offset_of(view), x, local, 3, c2, 0.7)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -166,7 +166,7 @@ def test_view_batches_are_as_large_as_allowed(view_batch: int) -> None:
 
 @pytest.mark.parametrize("view_batch", [1, 3, 8, 13, 16])
 def test_the_last_batch_of_one_path_is_filled_with_views_of_the_other(view_batch: int) -> None:
-    """The window and the dilated views have the same size. There are nine local and four dilated views here."""
+    """Nine local views and four dilated views have the same size here."""
     x = randn(2, 4, 24, 32)
     local, dilated = views_on((24, 32), 12, 6, 2)
     local = local_views((24, 32), (12, 16), (6, 8), jitter_generator(1, 5))
@@ -174,20 +174,20 @@ def test_the_last_batch_of_one_path_is_filled_with_views_of_the_other(view_batch
 
     def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
         batches.append(len(views))
-        return placed_network(crops, views, rows)
+        return offset_network(crops, views, rows)
 
     out = fuse(evaluate, x, local, dilated, 0.3, soft_blur, 0.7, ViewBatches(view_batch))
     full, rest = divmod(len(local) + len(dilated), view_batch)
     assert batches == [view_batch] * full + [rest] * (rest > 0)
-    expected = fused_by_hand(lambda crop, view: network(crop) + placed(view), x, local, 2, 0.3, 0.7)
+    expected = fused_by_hand(lambda crop, view: network(crop) + offset_of(view), x, local, 2, 0.3, 0.7)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("copies", [2, 3])
 @pytest.mark.parametrize("view_batch", [1, 5, 16])
 @pytest.mark.parametrize("c2", [0.3, 1.0])
-def test_copies_of_one_x_are_blurred_once(copies: int, view_batch: int, c2: float) -> None:
-    """The model may treat each copy differently, as it does with cond and uncond. The correction may differ too."""
+def test_repeated_images_are_blurred_only_once(copies: int, view_batch: int, c2: float) -> None:
+    """The predictions and the corrections may differ between the repetitions, as for cond and uncond."""
     images = randn(2, 4, 33, 25)
     x = images.repeat(copies, 1, 1, 1)
     gain = 1 + torch.arange(len(x)).view(-1, 1, 1, 1)
@@ -198,7 +198,7 @@ def test_copies_of_one_x_are_blurred_once(copies: int, view_batch: int, c2: floa
         return soft_blur(latent)
 
     def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
-        return placed_network(crops, views, rows) * gain[rows].repeat(len(views), 1, 1, 1)
+        return offset_network(crops, views, rows) * gain[rows].repeat(len(views), 1, 1, 1)
 
     arguments = (*views_on((33, 25), 12, 5, 3), c2, blur, gain / 10, ViewBatches(view_batch))
     once = fuse(evaluate, x, *arguments, copies)
@@ -223,7 +223,10 @@ def test_a_path_of_weight_zero_is_not_evaluated(c2: float, kinds: set[type]) -> 
 def stage_run(
     size: Size, window: Size, stride: Size, t: float, factor: int = 2, **fields: object
 ) -> tuple[StageRun, Tensor]:
-    """Returns a stage run at timestep `t`, and the anchor with the noise of that timestep. There are two images."""
+    """Returns a stage run of two images in its first model call, and x, the noised anchor.
+
+    The noise level of the call is 2, and `t` is the timestep that belongs to it.
+    """
     anchor, noise = randn(2, 4, *size, seed=3), randn(2, 4, *size, seed=4)
     space = VarianceExploding(lambda sigma: torch.full_like(sigma, t))
     stage = StagePlan(1, 2.0, size, factor, window, stride)
@@ -235,8 +238,8 @@ def stage_run(
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [(24, 32), (33, 25)])
-def test_one_window_without_dilation_is_the_plain_denoiser(dtype: torch.dtype, size: Size) -> None:
-    """The results are equal bit for bit at timestep 0, where c2 is 0."""
+def test_one_tile_without_dilated_views_equals_the_plain_denoiser(dtype: torch.dtype, size: Size) -> None:
+    """At timestep 0, c2 is 0. The results are equal bit for bit."""
     run, x = stage_run(size, size, (12, 12), t=0.0)
     x = x.to(dtype)
     out = run.denoise(network, x, 1.0, ViewBatches(4))
@@ -244,7 +247,7 @@ def test_one_window_without_dilation_is_the_plain_denoiser(dtype: torch.dtype, s
     assert out.dtype == dtype
 
 
-def test_more_windows_or_dilation_are_not_the_plain_denoiser() -> None:
+def test_several_tiles_or_dilated_views_differ_from_the_plain_denoiser() -> None:
     for window, t in (((12, 16), 0.0), ((24, 32), 300.0)):
         run, x = stage_run((24, 32), window, (6, 8), t)
         assert float((run.denoise(network, x, 1.0, ViewBatches(4)) - network(x)).abs().max()) > 1e-3
@@ -260,7 +263,7 @@ def test_an_image_is_the_same_alone_and_in_a_batch(t: float, view_batch: int) ->
         torch.testing.assert_close(together[k : k + 1], alone, rtol=1e-5, atol=1e-6)
 
 
-def test_a_run_uses_the_views_of_its_call() -> None:
+def test_every_call_has_its_own_jittered_views() -> None:
     run, x = stage_run((64, 64), (16, 16), (8, 8), 500.0)
     for call in range(3):
         assert run.local == local_views((64, 64), (16, 16), (8, 8), jitter_generator(1, call))
@@ -271,7 +274,7 @@ def test_a_run_uses_the_views_of_its_call() -> None:
 
 @pytest.mark.parametrize("size", [(20, 20), (8, 8), (16, 20)])
 def test_an_x_of_another_size_is_an_error(size: Size) -> None:
-    """The call need not begin a step. reForge's Euler SMEA temporarily enlarges x, and other samplers halve it."""
+    """This also applies to calls that do not begin a step. For example, reForge's Euler SMEA temporarily enlarges x."""
     run, x = stage_run((16, 16), (8, 8), (4, 4), 500.0)
     other = F.interpolate(x, size)
     for _ in range(2):
@@ -279,8 +282,8 @@ def test_an_x_of_another_size_is_an_error(size: Size) -> None:
             run.before_call(other, torch.tensor(2.0))
 
 
-def test_a_run_uses_the_weights_and_the_blur_of_its_level() -> None:
-    """c1 is not tested here. test_sampler_steps tests it with the steps of real samplers."""
+def test_a_run_uses_c2_and_the_blur_of_its_timestep() -> None:
+    """test_sampler_steps tests c1 with the steps of real samplers."""
     fields = {"cosine_scale_2": 2.0, "cosine_scale_3": 0.5, "sigma": 1.3}
     run, x = stage_run((24, 30), (12, 12), (6, 6), 600.0, factor=3, **fields)
     factor = (1 + math.cos(math.pi * 0.4)) / 2
@@ -292,7 +295,10 @@ def test_a_run_uses_the_weights_and_the_blur_of_its_level() -> None:
 @pytest.mark.parametrize("correction", [0.0, 0.3, 1.0, torch.tensor([0.2, 0.9]).view(2, 1, 1, 1)])
 @pytest.mark.parametrize("size", [(24, 32), (33, 25)])
 def test_correction_for_a_linear_denoiser(correction: Tensor | float, size: Size) -> None:
-    """D(x) = a x gives (1 - c2) a x + c2 (a Gx + k (x - Gx)) for a correction k, which may differ between images."""
+    """A model that returns a x gives (1 - c2) a x + c2 (a Gx + k (x - Gx)).
+
+    Gx is the blurred x, and k is the correction, which may differ between images.
+    """
     x, a, c2 = randn(2, 4, *size), 0.4, 0.7
     out = fuse(lambda crops, views, rows: a * crops, x, *views_on(size, 12, 6, 2), c2, soft_blur, correction)
     blurred = soft_blur(x)
@@ -300,8 +306,8 @@ def test_correction_for_a_linear_denoiser(correction: Tensor | float, size: Size
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_correction_is_the_eps_of_the_blurred_latent_applied_to_x() -> None:
-    """With k = 1 the x0 prediction of an eps model fits a step from x with eps(Gx): x - sigma eps(Gx)."""
+def test_with_a_correction_of_one_the_noise_of_the_blurred_latent_is_subtracted_from_x() -> None:
+    """An eps model predicts the noise eps(Gx) from the blurred latent Gx. The result must be x - sigma eps(Gx)."""
     x, sigma = randn(2, 4, 24, 32), 3.0
     out = fuse(
         lambda crops, views, rows: crops - sigma * torch.tanh(crops),
@@ -316,8 +322,8 @@ def test_correction_is_the_eps_of_the_blurred_latent_applied_to_x() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("t", [0.0, 400.0, 999.0])
-def test_half_precision_stays_half_and_finite(dtype: torch.dtype, t: float) -> None:
-    """This includes the highest noise level, where x reaches about 60, and the narrowest blur."""
+def test_half_precision_is_kept_and_nearly_exact(dtype: torch.dtype, t: float) -> None:
+    """At the highest noise level, x reaches about 60. The blur is the narrowest that the settings allow."""
     run, x = stage_run((33, 40), (16, 20), (8, 8), t, sigma=0.01)
     x = 14.6 * x / x.std()
     exact = run.denoise(network, x, 1.0, ViewBatches(3))
@@ -328,7 +334,7 @@ def test_half_precision_stays_half_and_finite(dtype: torch.dtype, t: float) -> N
 
 
 def test_many_views_do_not_overflow_half_precision() -> None:
-    """The plain sum would overflow, because each inner cell is in 64 views."""
+    """A sum in half precision would overflow, because each inner cell is in 64 views."""
     x = torch.zeros(1, 4, 24, 24, dtype=torch.float16)
     local = local_views((24, 24), (8, 8), (1, 1))
     out = fuse(lambda crops, views, rows: torch.full_like(crops, 2000.0), x, local, [], 0.0, unblurred, 0.0)
@@ -361,15 +367,12 @@ def test_weights_stay_between_zero_and_one(t: float, scales: tuple[float, float,
 
 
 @pytest.mark.parametrize("exponent", range(1, 25))
-def test_a_path_is_left_out_only_where_single_precision_would_round_it_away(exponent: int) -> None:
-    """At cosine scale 1 without thresholds, c2 is the cosine factor.
-
-    The timesteps are chosen so that it is 2 to the power of -exponent, or 1 minus that.
-    """
-    small = math.acos(1 - 2 * 2.0**-exponent) * 1000 / math.pi
+def test_no_path_is_skipped_if_single_precision_can_represent_its_weight(exponent: int) -> None:
+    """The two timesteps are chosen so that the cosine factor is 2**-exponent and 1 - 2**-exponent."""
+    low = math.acos(1 - 2 * 2.0**-exponent) * 1000 / math.pi
     settings = Settings(cosine_scale_2=1.0, skip_views="0,0")
-    for t, share in ((small, 2.0**-exponent), (1000 - small, 1 - 2.0**-exponent)):
-        assert weights_at(t, settings).dilated == pytest.approx(share, rel=1e-9)
+    for t, c2 in ((low, 2.0**-exponent), (1000 - low, 1 - 2.0**-exponent)):
+        assert weights_at(t, settings).dilated == pytest.approx(c2, rel=1e-9)
         assert 0 < weights_at(t, settings).dilated < 1
 
 
@@ -379,9 +382,9 @@ def test_a_path_is_left_out_only_where_single_precision_would_round_it_away(expo
 def test_blur_equals_a_dense_convolution(
     monkeypatch: pytest.MonkeyPatch, factor: int, std: float, at_once: int
 ) -> None:
-    """The blur has 2s - 1 taps, normalised weights and zero padding.
+    """The kernel has 2 factor - 1 taps per side and a sum of 1, and the padding is zero.
 
-    The number of rows that are filtered at once does not matter.
+    The result does not depend on the number of cells that are filtered at once.
     """
     monkeypatch.setattr(filters, "AT_ONCE", at_once)
     x = randn(2, 3, 11, 8, dtype=torch.float64)
@@ -396,7 +399,7 @@ def test_blur_equals_a_dense_convolution(
     torch.testing.assert_close(gaussian_blur(x, factor, std), expected, rtol=1e-6, atol=1e-7)
 
 
-def test_statistics_are_those_of_each_image() -> None:
+def test_every_image_has_its_own_mean_and_standard_deviation() -> None:
     x = randn(3, 4, 8, 9, dtype=torch.float64) * torch.tensor([1.0, 5.0, 0.1]).view(3, 1, 1, 1) + 2
     mean, std = mean_and_std(x)
     for k in range(3):
@@ -416,10 +419,10 @@ def test_matching_statistics_only_scales_and_shifts_the_values() -> None:
 @EXAMPLES
 @given(grid=GRIDS, feather=st.floats(0, 0.5), c2=C2)
 @example(grid=(33, 17, 8, 3, 3), feather=0.5, c2=0.3)
-def test_feathered_views_of_a_model_without_surroundings_are_the_model(
+def test_feathering_does_not_change_cells_on_which_all_views_agree(
     grid: tuple[int, int, int, int, int], feather: float, c2: float
 ) -> None:
-    """If all views agree, their mean is the same for any weights."""
+    """The prediction of a cell depends only on this cell, so its mean over the views is the same for any weights."""
     height, width, window, stride, factor = grid
     x = randn(1, 4, height, width)
     views = views_on((height, width), window, stride, factor)
@@ -430,7 +433,7 @@ def test_feathered_views_of_a_model_without_surroundings_are_the_model(
 
 
 def test_feathered_views_cross_fade_where_they_overlap() -> None:
-    """The views have 8 cells and a stride of 4, and a quarter of the side fades: ramps 1/3, 2/3, 1 at each border."""
+    """The views are 8 cells wide and overlap by 4. The weights rise from each border: 1/3, 2/3, 1."""
     x = torch.zeros(1, 1, 8, 12)
     views = [LocalView(0, 0, 8, 8), LocalView(0, 4, 8, 8)]
 
@@ -444,7 +447,7 @@ def test_feathered_views_cross_fade_where_they_overlap() -> None:
     torch.testing.assert_close(out, expected.expand(1, 1, 8, 12))
 
 
-def test_no_feather_is_the_plain_mean_to_the_last_bit() -> None:
+def test_without_feathering_the_result_is_exactly_the_plain_mean() -> None:
     x = randn(2, 4, 24, 20)
     local, dilated = views_on((24, 20), 8, 4, 2)
     total, count = torch.zeros_like(x), torch.zeros(24, 20)
@@ -455,22 +458,22 @@ def test_no_feather_is_the_plain_mean_to_the_last_bit() -> None:
     assert torch.equal(fuse(network, x, local, dilated, 0.0, unblurred, 0.0, ViewBatches(1)), total)
 
 
-def test_a_stage_feathers_by_its_settings() -> None:
+def test_a_stage_uses_the_feather_of_its_settings() -> None:
     plan = StagePlan(1, 2.0, (16, 16), 2, (8, 8), (4, 4))
     x, space = randn(1, 4, 16, 16), VarianceExploding(lambda sigma: torch.zeros_like(sigma))
     for feather in (0.0, 0.25):
         run = StageRun(plan, Settings(feather=feather), x, x, SamplerTraits(space, StepDetector()))
         run.weights = Weights(0.0, 0.0, 0.0)
         expected = fuse(
-            placed_network, x, run.local, [], 0.0, unblurred, 0.0, ViewBatches(4), feathering=Feathering(feather)
+            offset_network, x, run.local, [], 0.0, unblurred, 0.0, ViewBatches(4), feathering=Feathering(feather)
         )
-        assert torch.equal(run.denoise(placed_network, x, 0.0, ViewBatches(4)), expected)
+        assert torch.equal(run.denoise(offset_network, x, 0.0, ViewBatches(4)), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("value", [0.0, 0.1, -7.3])
 def test_a_flat_image_stays_finite(dtype: torch.dtype, value: float) -> None:
-    """Its deviations are rounding errors, which must not be amplified to the wanted deviations."""
+    """The standard deviation of a flat image is 0 or a rounding error. The scaling must not divide by it."""
     x = torch.full((1, 4, 24, 32), value, dtype=dtype)
     out = match_statistics(x, torch.ones(1, 1, 1, 1, dtype=dtype), torch.full((1, 1, 1, 1), 5.0, dtype=dtype))
     assert torch.isfinite(out).all()
@@ -487,7 +490,7 @@ def test_blur_for_dilation_keeps_the_statistics_of_each_image() -> None:
     torch.testing.assert_close(blur_for_dilation(x[1:], 3, 0.8), out[1:])
 
 
-def test_finished_stage_has_the_statistics_of_each_base_image() -> None:
+def test_a_finished_stage_has_the_mean_and_standard_deviation_of_each_base_image() -> None:
     base = randn(2, 4, 8, 12) * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1) - 1
     x = randn(2, 4, 16, 24, seed=1) * 7
     before = x.clone()
@@ -499,7 +502,7 @@ def test_finished_stage_has_the_statistics_of_each_base_image() -> None:
 
 
 def test_a_tint_is_removed_and_detail_is_kept() -> None:
-    """Each channel has its own tint. The scalar statistics of the whole latent cannot remove such a tint."""
+    """The tint differs between channels, so matching the scalar statistics of the latent would not remove it."""
     areas = randn(2, 4, 4, 4, dtype=torch.float64)
     base = areas.repeat_interleave(4, 2).repeat_interleave(4, 3)
     detail = randn(2, 4, 64, 64, seed=1, dtype=torch.float64)
@@ -529,13 +532,13 @@ def test_a_mixed_anchor_has_coarse_parts_of_the_latent_and_fine_parts_of_the_ima
     rows, columns = torch.meshgrid(torch.arange(32), torch.arange(48), indexing="ij")
     finest = ((rows + columns) % 2 * 2 - 1).double()
     torch.testing.assert_close(mix_anchors(pixels, pixels + finest, 4.0), pixels, rtol=0, atol=1e-6)
-    # a wave of 2 * enlargement cells is at the cutoff of the smaller image, where about a third passes
+    # a wave with a period of 2 * enlargement cells is the finest one of the smaller image; 29 % of it passes
     wave = torch.cos(math.pi * columns.double() / 4)
     passed = (mix_anchors(pixels, pixels + wave, 4.0) - pixels)[..., 8:-8] / wave[:, 8:-8].clamp(min=0.5)
     assert passed.max() == pytest.approx(math.exp(-((math.pi / 2) ** 2) / 2), rel=0.05)
 
 
-def test_smoothing_is_the_gaussian_of_scipy() -> None:
+def test_smooth_equals_the_gaussian_filter_of_scipy() -> None:
     x = randn(2, 4, 20, 31, dtype=torch.float64)
     for std in (0.5, 2.0):
         expected = gaussian_filter(x.numpy(), (0, 0, std, std), mode="mirror", radius=math.ceil(3 * std))
@@ -544,7 +547,7 @@ def test_smoothing_is_the_gaussian_of_scipy() -> None:
 
 
 def test_extra_noise_is_added_only_at_the_start_of_a_stage() -> None:
-    """Later blends have the noise level that the model receives."""
+    """Later blends must have exactly the noise level that the model receives."""
     anchor, noise = randn(1, 4, 16, 16), randn(1, 4, 16, 16, seed=1)
     stage = StagePlan(1, 2.0, (16, 16), 2, (8, 8), (4, 4))
     space = VarianceExploding(lambda sigma: 100 * sigma)
@@ -563,7 +566,7 @@ def test_extra_noise_is_added_only_at_the_start_of_a_stage() -> None:
 
 
 def test_anchor_of_the_first_stage_is_cropped_from_the_base() -> None:
-    """The anchor is the bicubic upsampling of that crop. Later stages use the whole result of the previous stage."""
+    """Later stages use the whole result of the previous stage."""
     crop = LocalView(2, 0, 4, 12)
     stages = (StagePlan(1, 2.0, (8, 24), 2, (8, 12), (4, 6)), StagePlan(2, 3.0, (12, 36), 3, (8, 12), (4, 6)))
     plan = Plan((8, 12), crop, stages)

@@ -1,4 +1,4 @@
-"""Tests install.py: it prints nothing in a webui with the hook, one line in an older one, and never fails."""
+"""Tests install.py, which prints one line if the webui lacks the hook `post_sample`. It must never fail."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ NEW_SCRIPTS = "class Script:\n    def post_sample(self, p, ps: PostSampleArgs, *
 
 
 def make_webui(root: Path, scripts: str) -> Path:
-    """Creates a webui's folder that contains only modules/scripts.py."""
+    """Creates the folder of a webui with only modules/scripts.py, whose text is `scripts`. Returns the folder."""
     (root / "modules").mkdir(parents=True)
     (root / "modules" / "scripts.py").write_text(scripts, encoding="utf-8")
     return root
 
 
 def run_installer(path: Path, module_path: str) -> subprocess.CompletedProcess[str]:
-    """Runs install.py as the webui does, and returns its result."""
+    """Runs an install.py in a separate process, as the webui does. Returns the exit code and the output."""
     environment = {**os.environ, "PYTHONPATH": module_path}
     return subprocess.run(
         [sys.executable, str(path)], env=environment, capture_output=True, text=True, check=False, timeout=60
@@ -34,7 +34,7 @@ def run_installer(path: Path, module_path: str) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.parametrize(("scripts", "output"), [(OLD_SCRIPTS, install.NOTICE + "\n"), (NEW_SCRIPTS, "")])
-def test_prints_one_line_only_below_1_8(tmp_path: Path, scripts: str, output: str) -> None:
+def test_only_a_webui_without_the_hook_gets_the_notice(tmp_path: Path, scripts: str, output: str) -> None:
     webui = make_webui(tmp_path / "a webui", scripts)
     result = run_installer(REPOSITORY / "install.py", str(webui))
     assert (result.returncode, result.stdout, result.stderr) == (0, output, "")
@@ -48,7 +48,7 @@ def test_finds_the_webui_above_the_extensions_folder(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, install.NOTICE + "\n", "")
 
 
-def test_notice_is_one_ascii_line() -> None:
+def test_the_notice_is_one_ascii_line() -> None:
     assert install.NOTICE.isascii()
     assert len(install.NOTICE.splitlines()) == 1
 
@@ -68,18 +68,18 @@ def test_only_a_method_of_the_script_class_counts_as_the_hook(tmp_path: Path, sc
     assert install.webui_lacks_hook([make_webui(tmp_path, scripts)])
 
 
-def test_unreadable_text_is_no_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_valid_utf_8_is_searched_too(tmp_path: Path) -> None:
     webui = make_webui(tmp_path, "")
     (webui / "modules" / "scripts.py").write_bytes(b"\xff\xfe\x00 class Script:\n    def post_sample(self): ...\n")
     assert not install.webui_lacks_hook([webui])
 
 
-def test_nothing_to_read_is_no_error(tmp_path: Path) -> None:
+def test_missing_files_and_invalid_paths_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "modules" / "scripts.py").mkdir(parents=True)
     assert not install.webui_lacks_hook([tmp_path, tmp_path / "absent", Path("\0")])
 
 
-def test_an_error_while_reading_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def deny(*args: object, **kwargs: object) -> str:
         raise PermissionError("denied")
 

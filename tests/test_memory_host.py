@@ -1,6 +1,6 @@
-"""Tests the memory figures for the automatic view batch.
+"""Tests how the memory of the device and of the computer is read, and the automatic view batch that depends on it.
 
-Torch's CUDA functions and the webui's devices are stand-ins.
+Torch's CUDA functions and the webui's `devices` are replaced by imitations.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GIB = 1 << 30
 
 
 class Cards:
-    """Two GPUs with the functions of torch 2.1. The second is the current one."""
+    """Imitates torch 2.1's memory functions for two GPUs. The second one is the current device."""
 
     def __init__(self) -> None:
         self.driver_free = [1 * GIB, 6 * GIB]
@@ -61,17 +61,17 @@ class Cards:
 
 @pytest.fixture
 def cards(monkeypatch: pytest.MonkeyPatch) -> Cards:
-    played = Cards()
+    simulated = Cards()
     for name in ("current_device", "mem_get_info", "memory_reserved", "memory_allocated"):
-        monkeypatch.setattr(torch.cuda, name, getattr(played, name))
+        monkeypatch.setattr(torch.cuda, name, getattr(simulated, name))
     for name in ("max_memory_allocated", "reset_peak_memory_stats"):
-        monkeypatch.setattr(torch.cuda, name, getattr(played, name))
-    return played
+        monkeypatch.setattr(torch.cuda, name, getattr(simulated, name))
+    return simulated
 
 
 @pytest.fixture
 def memory(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Imports the module under test. `devices.device` is the webui's device."""
+    """Imports and returns the module under test. Its `devices.device` is the webui's device."""
     devices = ModuleType("modules.devices")
     devices.__dict__.update(device=torch.device("cuda"), torch_gc=lambda: None)
     package = ModuleType("modules")
@@ -85,23 +85,21 @@ def memory(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.parametrize(("device", "free"), [("cuda", 7 * GIB), ("cuda:0", 1 * GIB), ("cuda:1", 7 * GIB)])
 def test_free_memory_includes_torchs_cache(memory: Any, device: str, free: int) -> None:
-    """The card is the one that --device-id names, or else torch's current one."""
+    """With --device-id, the webui's device has an index. Without an index, it is torch's current device."""
     memory.devices.device = torch.device(device)
     assert memory.device_memory().free() == free
     assert memory.cuda_free_bytes(torch.device(device)) == free
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_other_devices_report_no_memory(memory: Any, device: str) -> None:
+def test_the_memory_of_other_devices_is_unknown(memory: Any, device: str) -> None:
     memory.devices.device = torch.device(device)
     assert isinstance(memory.device_memory(), UnknownMemory)
 
 
 @pytest.mark.parametrize(("taken", "views"), [(GIB, 4), (3 * GIB, 1), (GIB // 4, 16), (20 * GIB, 1)])
-def test_the_batch_fits_into_the_memory_that_the_model_leaves(
-    memory: Any, cards: Cards, taken: int, views: int
-) -> None:
-    """The batch is 80 % of 7 GiB divided by the memory of one view, rounded down to a power of two."""
+def test_the_batch_fits_into_the_free_memory(memory: Any, cards: Cards, taken: int, views: int) -> None:
+    """80 % of 7 GiB, divided by the memory of one view, is rounded down to a power of two from 1 to 16."""
     batches = evaluated(memory, cards, taken)
     assert batches.views == views
 
@@ -113,7 +111,7 @@ def test_the_batch_fits_into_the_memory_that_the_model_leaves(
 def test_a_stage_runs_if_the_driver_does_not_report_its_memory(
     memory: Any, cards: Cards, monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
 ) -> None:
-    silence(monkeypatch, name, error)
+    make_fail(monkeypatch, name, error)
     assert evaluated(memory, cards, GIB).views == 1
     assert memory.cuda_free_bytes(torch.device("cuda")) is None
 
@@ -122,19 +120,21 @@ def test_a_stage_runs_if_the_driver_does_not_report_its_memory(
 def test_a_stage_runs_if_the_driver_cannot_measure_the_peak(
     memory: Any, cards: Cards, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The peak may be from an earlier computation. The batch is then smaller, never larger."""
-    silence(monkeypatch, name, RuntimeError("invalid argument to memory stats"))
+    """If the peak cannot be reset, it may belong to an earlier computation. The batch may then be smaller."""
+    make_fail(monkeypatch, name, RuntimeError("invalid argument to memory stats"))
     assert evaluated(memory, cards, GIB).views in (1, 4)
 
 
-def silence(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception) -> None:
-    def silent(*args: Any) -> Any:
+def make_fail(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception) -> None:
+    """Replaces a function of torch.cuda by one that raises `error`."""
+
+    def fail(*args: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(torch.cuda, name, silent)
+    monkeypatch.setattr(torch.cuda, name, fail)
 
 
-def test_reserved_memory_does_not_count_as_free(memory: Any, cards: Cards) -> None:
+def test_memory_that_the_caller_reserves_does_not_count_as_free(memory: Any, cards: Cards) -> None:
     assert memory.device_memory(3 * GIB).free() == 4 * GIB
     assert memory.device_memory(8 * GIB).free() == 0
 
@@ -143,19 +143,21 @@ def test_reserved_memory_does_not_count_as_free(memory: Any, cards: Cards) -> No
 def test_weights_loaded_at_the_first_call_do_not_count_as_memory_of_a_view(
     memory: Any, cards: Cards, weights: int, views: int
 ) -> None:
-    """With --medvram the UNet moves to the card when it is called: 16 GiB less its weights, at 1 GiB per view."""
+    """With --medvram, the UNet moves to the GPU at its first call.
+
+    The remaining views then share 16 GiB minus the weights, and each view needs 1 GiB.
+    """
     cards.driver_free[1], cards.reserved[1], cards.allocated[1] = 16 * GIB, 0, 0
     assert evaluated(memory, cards, GIB, weights * GIB).views == views
 
 
-def test_memory_freed_at_the_first_call_does_not_count_either(memory: Any, cards: Cards) -> None:
-    """The autoencoder leaves the card before the UNet arrives."""
+def test_weights_are_not_counted_if_other_memory_was_in_use_before(memory: Any, cards: Cards) -> None:
     cards.driver_free[1], cards.reserved[1], cards.allocated[1] = 15 * GIB, GIB, GIB
     assert evaluated(memory, cards, GIB, 4 * GIB).views == 8
 
 
-def written(folder: Path, limit: str, used: int, cache: int, version: int = 2) -> None:
-    """Writes the files of a control group."""
+def write_group(folder: Path, limit: str, used: int, cache: int, version: int = 2) -> None:
+    """Writes the memory files of a control group (cgroup), as Linux provides them."""
     names = ("memory.max", "memory.current", "inactive_file")
     if version == 1:
         names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -167,9 +169,9 @@ def written(folder: Path, limit: str, used: int, cache: int, version: int = 2) -
 
 @pytest.fixture
 def groups(memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Returns the folder of the control groups.
+    """Creates the folder of the control groups and returns it.
 
-    This process is in the group /box/inner, and the machine has 64 GiB free.
+    The process is in the group /box/inner, and the machine has 64 GiB of free memory.
     """
     monkeypatch.setattr(memory, "CGROUPS", tmp_path)
     files = ((tmp_path, *memory.CONTROL_FILES[0][1:]), (tmp_path / "memory", *memory.CONTROL_FILES[1][1:]))
@@ -182,25 +184,27 @@ def groups(memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def test_without_a_limit_all_of_the_computers_memory_is_available(memory: Any, groups: Path) -> None:
     assert memory.available_bytes() == 64 * GIB
-    written(groups / "box" / "inner", "max", 3 * GIB, 0)
+    write_group(groups / "box" / "inner", "max", 3 * GIB, 0)
     assert memory.available_bytes() == 64 * GIB
 
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("place", ["box/inner", "box", "."])
-def test_a_containers_limit_counts(memory: Any, groups: Path, place: str, version: int) -> None:
-    """The limit of the surrounding group counts too. The system drops the cache when a process needs memory."""
+def test_the_limits_of_the_control_group_and_its_parents_count(
+    memory: Any, groups: Path, place: str, version: int
+) -> None:
+    """The file cache counts as available, because the system drops it when a process needs memory."""
     root = groups / "memory" if version == 1 else groups
-    written(root / place, str(8 * GIB), 5 * GIB, 2 * GIB, version)
+    write_group(root / place, str(8 * GIB), 5 * GIB, 2 * GIB, version)
     assert memory.available_bytes() == 5 * GIB
-    written(root / place, str(8 * GIB), 9 * GIB, 0, version)
+    write_group(root / place, str(8 * GIB), 9 * GIB, 0, version)
     assert memory.available_bytes() == 0
 
 
 def evaluated(memory: Any, cards: Cards, taken: int, weights: int = 0) -> ViewBatches:
-    """Returns the batches after the evaluation of one view.
+    """Evaluates one view on the second GPU, and returns the ViewBatches object with the resulting batch size.
 
-    The evaluation temporarily allocates `taken` bytes, and the weights stay allocated.
+    The evaluation allocates `taken` bytes temporarily, and `weights` bytes that stay allocated.
     """
 
     def evaluate(crops: Tensor, views: Any, rows: slice) -> Tensor:
@@ -216,6 +220,6 @@ def evaluated(memory: Any, cards: Cards, taken: int, weights: int = 0) -> ViewBa
     return batches
 
 
-def test_the_simulated_cards_are_as_strict_as_torch_2_1(cards: Cards) -> None:
+def test_the_simulated_gpus_need_a_device_index_like_torch_2_1(cards: Cards) -> None:
     with pytest.raises(ValueError, match="specified index"):
         torch.cuda.mem_get_info(torch.device("cuda"))

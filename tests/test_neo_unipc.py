@@ -1,7 +1,8 @@
-"""Tests the step detector for UniPC of Forge Neo, which stores x in another scale and passes copies to its model.
+"""Tests the step detector for Forge Neo's UniPC, which stores x in another scale and passes copies to its model.
 
-One side of the comparison follows UniPC's order of calls and callbacks, at order 1. It is connected to a StageRun as in
-the backend for Forge's family. The other side is an explicit loop with the same steps in k-diffusion's scale.
+`host_unipc` makes its calls and callbacks in the order of Forge Neo's function, at order 1, and runs with a StageRun.
+`explicit_unipc` computes the same steps in k-diffusion's scale and blends the skip residual explicitly. The tests
+compare every x of both.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lib_demofusion.settings.fields import Settings
 
 LEVELS = SIGMAS.clone()
 LEVELS[-1] = 0.001
-"""Forge Neo uses this level instead of zero."""
+"""The noise levels. Forge Neo replaces the final zero with 0.001."""
 
 
 def shrink(sigma: Tensor) -> float:
@@ -38,7 +39,7 @@ def step(x: Tensor, clean: Tensor, sigma: Tensor, target: Tensor) -> tuple[Tenso
 
 
 def host_unipc(model: Callable[..., Tensor], x: Tensor, levels: Tensor, callback: Callable[..., None]) -> Tensor:
-    """Follows Forge Neo's order. The last step makes two updates, and its callback receives the result."""
+    """Runs UniPC in the order of Forge Neo. The last callback receives the result, after two updates of x."""
 
     def clean_of(small: Tensor, sigma: Tensor) -> Tensor:
         shown = small / shrink(sigma)
@@ -63,7 +64,10 @@ def host_unipc(model: Callable[..., Tensor], x: Tensor, levels: Tensor, callback
 
 
 def explicit_unipc(levels: Tensor, extra: float) -> list[Tensor]:
-    """Returns every x that the model receives, then the result. Predicted and corrected x are blended at one level."""
+    """Returns every x that the model receives, then the result. `extra` is the extra noise at the start.
+
+    The predicted x and the corrected x of a step are both blended, at the same noise level.
+    """
 
     def blend(x: Tensor, sigma: Tensor) -> Tensor:
         c1 = skip_weight(float(sigma_to_t(sigma)), EXPONENT)
@@ -82,7 +86,7 @@ def explicit_unipc(levels: Tensor, extra: float) -> list[Tensor]:
 
 
 def drive(levels: Tensor, detector: StepDetector, extra: float) -> list[Tensor]:
-    """Connects `host_unipc` to a StageRun, like host/backends/forge.py and host/sampling."""
+    """Runs `host_unipc` with a StageRun, as in the webui. Returns every x that the model receives, then the result."""
     settings = Settings(cosine_scale_1=EXPONENT, extra_noise=extra)
     run = StageRun(STAGE, settings, ANCHOR, NOISE, SamplerTraits(VarianceExploding(sigma_to_t), detector))
     seen = []

@@ -1,4 +1,4 @@
-"""Counts the operations in a model call of a stage, without those of the model. On a GPU, each starts a kernel."""
+"""Counts the tensor operations that DemoFusion adds to a model call. On a GPU, every operation launches a kernel."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ from lib_demofusion.method.views import View
 from lib_demofusion.settings.reading import parse_settings
 
 VIEWS_OF_TENSORS = {"slice", "alias", "view", "_unsafe_view", "expand", "select", "unsqueeze", "split", "detach", "t"}
-"""Operations that compute nothing."""
+"""Operations that only create a view of a tensor, so they launch no kernel."""
 
-ROUND_A_CALL = 40
-"""The limit for the blur with its statistics, the skip residual, the start and end of the sums, and the jitter."""
+PER_CALL = 40
+"""The maximum number of operations per call that do not belong to a single view or batch.
+
+They compute the blur with its statistics, the skip residual, the jitter, and the start and the end of the sums.
+"""
 
 
 class Operations(TorchDispatchMode):
@@ -41,7 +44,10 @@ class Operations(TorchDispatchMode):
 
 
 class Stage:
-    """The last stage on a square base of 64 cells. Its tiles have room to move, and its model has no operations."""
+    """The last stage of a run at 4x with a square base of 64 x 64 cells.
+
+    The tiles overlap enough for jitter. The model returns its input, so it adds no operations.
+    """
 
     def __init__(self, timestep: float, views: int = 4, **settings: Any):
         tiles = {"tile_size": 0, "overlap": 0.35}
@@ -56,7 +62,10 @@ class Stage:
         self.seen: list[View] = []
 
     def call(self, denoises: int = 1) -> Counter[str]:
-        """Returns the operations of a model call with cond and uncond. Every batch is evaluated."""
+        """Makes a model call with cond and uncond, and returns the number of each operation.
+
+        `denoises` is the number of predictions in this call.
+        """
         with Operations() as operations:
             self.run.before_call(self.x, torch.tensor(1.0))
             self.seen.clear()
@@ -76,23 +85,23 @@ TIMESTEPS = {"dilated views alone": 950.0, "both": 500.0, "local views alone": 1
 @pytest.mark.parametrize("jitter", [True, False])
 @pytest.mark.parametrize("feather", [0.0, 0.25])
 def test_a_view_needs_few_operations(timestep: float, jitter: bool, feather: float) -> None:
-    """Each view is added to the sum.
+    """Each view needs one addition to the sum of predictions. Each batch needs one concatenation.
 
-    The weights of a jittered view are also added to theirs. Each batch is concatenated.
+    With jitter, each view also needs one addition to the sum of weights.
     """
     stage = Stage(timestep, skip_views="0.1,0.1", jitter=jitter, feather=feather)
     stage.call()
     counted = stage.call()
     views, batches = len(stage.seen), -(-len(stage.seen) // 4) + 1
     assert views >= 16
-    assert counted.total() <= (2 if jitter else 1) * views + batches + ROUND_A_CALL
+    assert counted.total() <= (2 if jitter else 1) * views + batches + PER_CALL
 
 
 @pytest.mark.parametrize("jitter", [True, False])
 def test_weights_are_computed_once_per_stage(jitter: bool) -> None:
     stage = Stage(100.0, jitter=jitter)
     first, second = stage.call(), stage.call()
-    # two ramps of one taper
+    # one taper is the product of two ramps
     assert (first["arange"], second["arange"]) == (2, 0)
     assert (first["minimum"], second["minimum"]) == (2, 0)
     views = stage.plan.local_count
@@ -101,21 +110,21 @@ def test_weights_are_computed_once_per_stage(jitter: bool) -> None:
 
 
 def test_several_predictions_of_a_call_share_the_sum_of_weights() -> None:
-    """The webui may evaluate cond and uncond one after the other. Both use the views of the call."""
+    """The webui may evaluate cond and uncond one after the other. Both use the same views with the same weights."""
     stage = Stage(100.0, jitter=True)
     stage.call()
     once, thrice = stage.call(), stage.call(denoises=3)
     assert once["masked_fill_"] == thrice["masked_fill_"] == 1
 
 
-def test_cached_tensors_do_not_change_the_image() -> None:
-    """A later call of a stage gives the same result as a new stage that begins with it."""
+def test_cached_tensors_do_not_change_the_prediction() -> None:
+    """The third prediction of a stage must equal the same prediction of another stage that has cached nothing yet."""
     stage, fresh = Stage(500.0, skip_views="0,0.1"), Stage(500.0, skip_views="0,0.1")
     fresh.x = stage.x.clone()
     for _ in range(3):
         stage.run.before_call(stage.x, torch.tensor(1.0))
-        again = stage.run.denoise(stage.evaluate, stage.x, 1.0, stage.batches)
+        third = stage.run.denoise(stage.evaluate, stage.x, 1.0, stage.batches)
     fresh.run.anchor, fresh.run.noise = stage.run.anchor, stage.run.noise
     for _ in range(3):
         fresh.run.before_call(fresh.x, torch.tensor(1.0))
-    torch.testing.assert_close(fresh.run.denoise(fresh.evaluate, stage.x, 1.0, fresh.batches), again, rtol=0, atol=0)
+    torch.testing.assert_close(fresh.run.denoise(fresh.evaluate, stage.x, 1.0, fresh.batches), third, rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""Tests error messages of backends that report a lack of memory, and others that do not."""
+"""Tests that the out-of-memory errors of all backends are recognized, and that other errors are not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lib_demofusion.method.views import View, local_views
 from lib_demofusion.out_of_memory import is_out_of_memory
 from lib_demofusion.tiled_vae import tiling
 
-LACK = [
+OUT_OF_MEMORY = [
     "CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0; 8.00 GiB total capacity; 6.2 GiB already allocated)",
     "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
     "CUDA driver error: out of memory",
@@ -62,7 +62,7 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("message", LACK)
+@pytest.mark.parametrize("message", OUT_OF_MEMORY)
 def test_out_of_memory_errors_of_every_backend_are_recognized(message: str) -> None:
     assert is_out_of_memory(RuntimeError(message))
 
@@ -73,7 +73,7 @@ def test_other_errors_do_not_count_as_out_of_memory(message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "lack"),
+    ("error", "expected"),
     [
         (torch.cuda.OutOfMemoryError("x"), True),
         (MemoryError(), True),
@@ -84,8 +84,8 @@ def test_other_errors_do_not_count_as_out_of_memory(message: str) -> None:
         (KeyboardInterrupt(), False),
     ],
 )
-def test_errors_are_also_recognized_by_their_class(error: BaseException, lack: bool) -> None:
-    assert is_out_of_memory(error) is lack
+def test_errors_are_also_recognized_by_their_class(error: BaseException, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
 
 
 @pytest.mark.parametrize("code", [8, 14, 1455])
@@ -104,7 +104,7 @@ def test_real_errors_of_torch_and_numpy_are_recognized() -> None:
         assert is_out_of_memory(caught.value)
 
 
-@pytest.mark.parametrize("message", LACK)
+@pytest.mark.parametrize("message", OUT_OF_MEMORY)
 def test_a_view_batch_shrinks_after_each_of_these_errors(message: str) -> None:
     sizes = []
 
@@ -120,7 +120,7 @@ def test_a_view_batch_shrinks_after_each_of_these_errors(message: str) -> None:
     assert sizes[:3] == [8, 4, 2]
 
 
-@pytest.mark.parametrize("error", [*map(RuntimeError, LACK), MemoryError()])
+@pytest.mark.parametrize("error", [*map(RuntimeError, OUT_OF_MEMORY), MemoryError()])
 def test_the_vaes_attention_uses_fewer_rows_after_each_of_these_errors(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,7 +141,6 @@ def test_the_vaes_attention_uses_fewer_rows_after_each_of_these_errors(
 
 
 def test_only_one_file_examines_the_text_of_errors() -> None:
-    """No other file examines the text of an error."""
     folder = Path(tiling.__file__).parents[1]
     found = [path.name for path in sorted(folder.rglob("*.py")) if "def is_out_of_memory" in path.read_text("utf-8")]
     assert found == ["out_of_memory.py"]

@@ -1,4 +1,4 @@
-"""Tests the plan of stages: sizes, views, cost, and settings that do not fit a base image."""
+"""Tests the plan of the stages: sizes, views, cost, and settings that do not fit the base image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ SCALES = [1, 1.25, 1.5, 2, 2.5, 3, 3.75, 4, 5, 6, 7, 8]
 
 
 def cost_of(plan: Plan) -> float:
-    """Returns the cost of a run whose stages begin at pure noise, in units of the base pass and including it."""
+    """Returns the cost of the base pass and all stages, in units of the base pass.
+
+    Assumes that every stage makes as many model calls as the base pass.
+    """
     return 1 + sum(stage.cells_at(0.5) for stage in plan.stages) / math.prod(plan.base)
 
 
@@ -45,8 +48,8 @@ def rounded(value: float) -> int:
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("scale", SCALES)
-def test_size_is_the_scaled_base(base: Size, scale: float) -> None:
-    """The size is computed from the whole base image and rounded to the nearest cell."""
+def test_the_final_size_is_the_scaled_size_of_the_base(base: Size, scale: float) -> None:
+    """The final size is rounded to the nearest cell. The base image is not cropped."""
     plan = plan_of(base, scale=scale)
     size = (rounded(base[0] * scale), rounded(base[1] * scale))
     assert plan.pixels == (8 * size[0], 8 * size[1])
@@ -70,7 +73,7 @@ def test_size_is_the_scaled_base(base: Size, scale: float) -> None:
     ],
 )
 def test_automatic_stages_are_the_whole_scales(scale: float, expected: list[float]) -> None:
-    """A whole scale less than a half below the last one is omitted."""
+    """A whole scale that is less than 0.5 below the final scale gets no stage."""
     plan = plan_of((64, 96), scale=scale)
     assert scales(plan) == expected
     assert sizes(plan) == [(rounded(64 * k), rounded(96 * k)) for k in expected]
@@ -108,7 +111,7 @@ def test_stride_follows_from_the_overlap_unless_it_is_given(window: Size, overla
     assert plan_of(window, scale=4, overlap=overlap, tile_stride=5).stages[0].stride == (5, 5)
 
 
-def test_a_stage_list_with_the_bases_size_has_no_stage_for_it() -> None:
+def test_the_size_of_the_base_image_needs_no_stage() -> None:
     assert plan_of((64, 96), width=768, height=512).stages == ()
     assert plan_of((64, 96), width=768).stages == ()
     assert plan_of((64, 96), height=512).stages == ()
@@ -127,13 +130,13 @@ def test_a_stage_list_with_the_bases_size_has_no_stage_for_it() -> None:
         ("", []),
     ],
 )
-def test_stage_list_is_read_without_the_base(text: str, expected: list[float]) -> None:
+def test_a_list_of_stages_is_parsed_without_a_leading_one(text: str, expected: list[float]) -> None:
     assert parse_stages(text) == expected
 
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("text", ["1,2,4", "1.5,2.5", "3", "1,1.5,2,8"])
-def test_stage_list_decides_the_sizes(base: Size, text: str) -> None:
+def test_a_list_of_stages_determines_the_sizes(base: Size, text: str) -> None:
     plan = plan_of(base, stages=text)
     expected = parse_stages(text)
     assert sizes(plan) == [(rounded(base[0] * k), rounded(base[1] * k)) for k in expected]
@@ -151,13 +154,13 @@ def test_stage_list_decides_the_sizes(base: Size, text: str) -> None:
         ({"stages": "1,2.957", "width": 760}, [2.96875]),
     ],
 )
-def test_scales_that_round_to_one_size_are_one_stage(values: dict[str, object], expected: list[float]) -> None:
+def test_scales_that_round_to_the_same_size_share_one_stage(values: dict[str, object], expected: list[float]) -> None:
     plan = plan_of((32, 32), **values)
     assert scales(plan) == expected
     assert len({(32, 32), *sizes(plan)}) == 1 + len(expected)
 
 
-def test_an_unused_scale_next_to_a_stage_list_is_noted() -> None:
+def test_a_note_says_that_a_list_of_stages_overrides_the_scale() -> None:
     assert plan_of((64, 64), stages="1,2,4", scale=3).notes == ("Upscale by (3) is not used, because Stages ends at 4",)
     assert plan_of((64, 64), stages="1,2,4", scale=4).notes == ()
     assert plan_of((64, 64), stages="1,2,4").notes == ()
@@ -176,7 +179,7 @@ def test_an_unused_scale_next_to_a_stage_list_is_noted() -> None:
         ((33, 33), {"height": 2112}, (2112, 2112)),
     ],
 )
-def test_one_side_keeps_the_shape_of_the_base(base: Size, values: dict[str, int], pixels: Size) -> None:
+def test_one_given_side_keeps_the_aspect_ratio_of_the_base(base: Size, values: dict[str, int], pixels: Size) -> None:
     plan = plan_of(base, **values)
     assert plan.pixels == pixels
     assert plan.crop == LocalView(0, 0, *base)
@@ -193,7 +196,7 @@ def test_one_side_keeps_the_shape_of_the_base(base: Size, values: dict[str, int]
         ((33, 33), 528, 264, LocalView(8, 0, 17, 33)),
     ],
 )
-def test_another_shape_is_cropped_from_the_middle(base: Size, width: int, height: int, crop: LocalView) -> None:
+def test_the_base_is_cropped_to_another_aspect_ratio(base: Size, width: int, height: int, crop: LocalView) -> None:
     plan = plan_of(base, width=width, height=height)
     assert plan.pixels == (height, width)
     assert plan.crop == crop
@@ -221,8 +224,8 @@ def test_sizes_of_whole_cells_get_no_note() -> None:
     assert plan_of((64, 96), width=1536, height=1024).notes == ()
 
 
-def test_stage_list_and_final_size() -> None:
-    """The list gives the scales before the final size. It may contain the final scale."""
+def test_a_list_of_stages_can_be_combined_with_a_final_size() -> None:
+    """The list contains the scales before the final size. It may also contain the final scale."""
     assert scales(plan_of((64, 64), stages="1,2,4", width=2048)) == [2, 4]
     assert scales(plan_of((64, 64), stages="1,2", width=2048)) == [2, 4]
     assert scales(plan_of((64, 64), stages="2,3", width=2048, height=1024)) == [2, 3, 4]
@@ -233,14 +236,14 @@ def test_stage_list_and_final_size() -> None:
     ("scale", "views", "cost"),
     [(2, [13], 14), (3, [13, 34], 48), (4, [13, 34, 65], 113), (5, [13, 34, 65, 106], 219)],
 )
-def test_cost_is_that_of_the_paper(scale: int, views: list[int], cost: float) -> None:
-    """SDXL has 128 cells at a stride of 64. The cost is in units of its base pass, as in the paper's figures."""
+def test_the_cost_equals_the_cost_of_the_paper(scale: int, views: list[int], cost: float) -> None:
+    """In the paper, the base image of SDXL has 128 x 128 cells, and its tiles have a stride of 64 cells."""
     plan = plan_of((128, 128), scale=scale)
     assert [evaluations(stage) for stage in plan.stages] == views
     assert cost_of(plan) == cost
 
 
-def test_parts_of_a_stage() -> None:
+def test_tiles_views_and_cost_of_a_stage() -> None:
     (stage,) = plan_of((64, 96), scale=2).stages
     assert (stage.window, stage.stride, stage.factor) == ((64, 96), (32, 48), 2)
     assert (stage.local_count, stage.dilated_count) == (9, 4)
@@ -255,7 +258,7 @@ def test_views_without_overlap_cannot_be_shifted() -> None:
     assert stage.local_count == 16
 
 
-def test_the_cost_depends_on_the_requested_window() -> None:
+def test_the_cost_depends_on_the_tile_size() -> None:
     (stage,) = plan_of((64, 64), scale=2, tile_size=32, tile_stride=16).stages
     assert stage.local_count == 49
     assert stage.cells_at(0.5) == 49 * 32 * 32 + 4 * 64 * 64
@@ -265,11 +268,11 @@ def test_the_cost_depends_on_the_requested_window() -> None:
     ("scale", "factors"),
     [(1.2, [2]), (2, [2]), (2.4, [3]), (2.5, [2, 3]), (4, [2, 3, 4]), (4.49, [2, 3, 5]), (4.5, [2, 3, 4, 5])],
 )
-def test_factor_is_the_next_whole_scale_but_two_at_least(scale: float, factors: list[int]) -> None:
+def test_the_dilation_factor_is_the_scale_rounded_up_and_at_least_two(scale: float, factors: list[int]) -> None:
     assert [stage.factor for stage in plan_of((100, 100), scale=scale).stages] == factors
 
 
-def test_window_and_stride_do_not_exceed_a_stage() -> None:
+def test_tile_and_stride_are_not_larger_than_the_stage() -> None:
     plan = plan_of((64, 64), width=4096, height=512, tile_size=256, tile_stride=200)
     assert plan.crop == LocalView(28, 0, 8, 64)
     for stage in plan.stages:
@@ -296,8 +299,8 @@ def test_a_scale_never_crops_the_base(base: Size, scale: float) -> None:
 @given(base=st.tuples(SIDES, SIDES), pixels=st.integers(64, 64 * 160), axis=st.sampled_from(["width", "height"]))
 @example(base=(64, 32), pixels=252, axis="width")
 @example(base=(96, 8), pixels=515, axis="width")
-def test_one_side_is_exact_or_reported(base: Size, pixels: int, axis: str) -> None:
-    """A side out of range is reported as it was given. The other side, which follows from it, is never reported."""
+def test_a_given_side_is_used_or_reported(base: Size, pixels: int, axis: str) -> None:
+    """An error names the side that was given, never the other side, which is computed from it."""
     native = base[1] if axis == "width" else base[0]
     if native <= rounded(pixels / 8) <= 8 * native:
         plan = plan_of(base, **{axis: pixels})
@@ -317,8 +320,8 @@ def test_one_side_is_exact_or_reported(base: Size, pixels: int, axis: str) -> No
     window=st.sampled_from([0, 8, 16]),
     stages=st.sampled_from(["", "1,1.5", "1"]),
 )
-def test_any_shape_is_possible(base: Size, grown: tuple[float, float], window: int, stages: str) -> None:
-    """The crop of the base has the shape of the final image, exact to a cell, and is centred."""
+def test_any_aspect_ratio_is_possible(base: Size, grown: tuple[float, float], window: int, stages: str) -> None:
+    """The crop of the base is centered. It has the aspect ratio of the final image, to the nearest cell."""
     target = rounded(base[0] * grown[0]), rounded(base[1] * grown[1])
     assume(not stages or max(grown) > 1.6)
     assume(window <= max(target))
@@ -342,7 +345,7 @@ def test_any_shape_is_possible(base: Size, grown: tuple[float, float], window: i
 @example(base=(152, 104), scale=2.49, stages="")
 @example(base=(9, 31), scale=3.0, stages="")
 def test_no_view_is_larger_than_the_base(base: Size, scale: float, stages: str) -> None:
-    """A dilated view is also never smaller than half of the base on a side, except for a cell of rounding."""
+    """The sides of a dilated view are also at least half as long as those of the base, except for rounding."""
     for stage in plan_of(base, scale=scale, stages=stages).stages:
         seen = dilated_size(stage.size, stage.factor)
         for length, shown, whole in zip(stage.window, seen, base):
@@ -351,7 +354,7 @@ def test_no_view_is_larger_than_the_base(base: Size, scale: float, stages: str) 
 
 
 def assert_sane(plan: Plan) -> None:
-    """Checks the properties that the rest of the program relies on."""
+    """Checks the properties of a plan that the rest of the program relies on."""
     assert scales(plan) == sorted(set(scales(plan)))
     for stage in plan.stages:
         assert stage.factor >= 2
@@ -362,10 +365,10 @@ def assert_sane(plan: Plan) -> None:
     assert cost_of(plan) >= 1
 
 
-def test_impossible_plans_are_detected() -> None:
-    falling = Plan((64, 64), LocalView(0, 0, 64, 64), plan_of((64, 64), scale=3).stages[::-1])
+def test_assert_sane_detects_stages_in_the_wrong_order() -> None:
+    reversed_plan = Plan((64, 64), LocalView(0, 0, 64, 64), plan_of((64, 64), scale=3).stages[::-1])
     with pytest.raises(AssertionError):
-        assert_sane(falling)
+        assert_sane(reversed_plan)
 
 
 @pytest.mark.parametrize(
@@ -424,7 +427,7 @@ def test_values_that_do_not_fit_the_base_image_are_reported(values: dict[str, ob
 @pytest.mark.parametrize(
     "values", [{"tile_size": 128}, {"tile_size": 8}, {"tile_stride": 64}, {"tile_size": 16, "tile_stride": 16}]
 )
-def test_limits_of_window_and_stride_fit(values: dict[str, int]) -> None:
+def test_the_limits_of_tile_size_and_tile_stride_are_accepted(values: dict[str, int]) -> None:
     (stage,) = plan_of((64, 64), **values).stages
     assert stage.window == (values.get("tile_size", 64),) * 2
     assert stage.stride == (values.get("tile_stride", max(1, stage.window[0] // 2)),) * 2
@@ -450,7 +453,7 @@ def test_a_tile_size_may_be_a_multiple_of_the_base_image() -> None:
         ((45, 66), 1.0, (45, 66)),
     ],
 )
-def test_sides_of_such_a_tile_are_multiples_of_four_where_there_are_many(
+def test_the_sides_of_such_a_tile_are_multiples_of_four_unless_the_base_is_small(
     base: tuple[int, int], factor: float, window: tuple[int, int]
 ) -> None:
     assert plan_of(base, tile_size=factor).stages[0].window == window

@@ -1,4 +1,4 @@
-"""Checks the rules for the source: layers, Python 3.10, sizes, parameters, imports and no print."""
+"""Checks rules for the source code: imports, Python 3.10, lengths, number of parameters, module state and print()."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ MAX_PROGRESS_LINES = 250
 MAX_PARAMETERS = 5
 WEBUI_PACKAGES = {"modules", "gradio"}
 FORGE_PACKAGES = {"modules_forge", "backend", "huggingface_guess"}
-"""Packages of Forge's family of webuis. Code for a particular webui belongs in one folder."""
+"""Packages that exist only in Forge, reForge or Forge Neo."""
 BACKENDS = HOST / "backends"
+"""The only folder with code for a particular webui."""
 RUNTIME_PACKAGES = {"torch", "gradio", "numpy", "PIL", "modules", "k_diffusion", "psutil", "lib_demofusion"}
 
 
 def runtime_files() -> list[Path]:
-    """Returns every Python file that runs inside the webui."""
+    """Returns all Python files that run inside the webui."""
     return [path for folder in (CORE, REPOSITORY / "scripts") for path in sorted(folder.rglob("*.py"))]
 
 
@@ -42,12 +43,12 @@ def parse(path: Path) -> ast.Module:
 
 
 def place(path: Path, line: int) -> str:
-    """Formats a place in the source for an editor."""
+    """Formats a file and a line as `path:line`, which editors can open."""
     return f"{path.relative_to(REPOSITORY).as_posix()}:{line}"
 
 
 def imported_packages(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Yields each imported top-level package with its line, from anywhere in the tree, without relative imports."""
+    """Yields the top-level package and the line of every import. Relative imports are left out."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name.partition(".")[0], node.lineno) for alias in node.names)
@@ -55,8 +56,8 @@ def imported_packages(tree: ast.AST) -> Iterator[tuple[str, int]]:
             yield node.module.partition(".")[0], node.lineno
 
 
-def climbs_into_host(tree: ast.AST) -> Iterator[int]:
-    """Yields the lines on which a core file imports lib_demofusion.host, relatively or not."""
+def host_imports(tree: ast.AST) -> Iterator[int]:
+    """Yields the lines that import lib_demofusion.host or one of its modules, absolutely or relatively."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
@@ -69,14 +70,17 @@ def climbs_into_host(tree: ast.AST) -> Iterator[int]:
 
 
 def functions(tree: ast.AST) -> Iterator[tuple[str, int, int]]:
-    """Yields each function's name, first line and number of lines."""
+    """Yields the name, the first line and the number of lines of every function."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.name, node.lineno, (node.end_lineno or node.lineno) - node.lineno + 1
 
 
 def parameters(tree: ast.AST) -> Iterator[tuple[str, int, int]]:
-    """Yields each function's name, first line and number of parameters, not counting `self` and `cls`."""
+    """Yields the name, the first line and the number of parameters of every function.
+
+    `self`, `cls`, `*args` and `**kwargs` do not count.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
@@ -101,7 +105,7 @@ def test_core_does_not_import_the_webui() -> None:
 
 
 def test_core_does_not_import_the_host_layer() -> None:
-    found = [place(path, line) for path in core_files() for line in climbs_into_host(parse(path))]
+    found = [place(path, line) for path in core_files() for line in host_imports(parse(path))]
     assert found == []
 
 
@@ -121,20 +125,20 @@ WEBUI_NAMED = re.compile("forge(?!t)", re.IGNORECASE)
 
 
 def words(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Yields every name, attribute and string in a file with its line, without docstrings."""
-    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    """Yields all names, attributes, imported names and strings of a file with their lines, except docstrings."""
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             yield node.id, node.lineno
         elif isinstance(node, ast.Attribute):
             yield node.attr, node.lineno
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
             yield node.value, node.lineno
         elif isinstance(node, ast.ImportFrom):
             yield from ((f"{node.module} {alias.name}", node.lineno) for alias in node.names)
 
 
-def test_only_the_backends_know_which_webui_it_is() -> None:
+def test_only_the_backends_name_a_webui() -> None:
     found = [
         f"{place(path, line)}: {word}"
         for path in runtime_files()
@@ -146,12 +150,12 @@ def test_only_the_backends_know_which_webui_it_is() -> None:
 
 
 @pytest.mark.parametrize("source", ["if forge: pass", "x.forge_objects", "hasattr(x, 'forge')", "from a import forge"])
-def test_the_name_of_a_webui_in_another_folder_is_detected(source: str) -> None:
+def test_the_name_of_a_webui_is_detected(source: str) -> None:
     assert any(WEBUI_NAMED.search(word) for word, _ in words(ast.parse(source)))
 
 
 def folder_imports() -> dict[str, set[str]]:
-    """Returns the folders of the library that each of its folders imports from."""
+    """Returns, for each folder of the library, the other folders that its files import from."""
     imports: dict[str, set[str]] = {}
     for path in sorted(CORE.rglob("*.py")):
         own = path.parent.relative_to(REPOSITORY).as_posix()
@@ -180,7 +184,7 @@ def test_folders_do_not_import_each_other_in_a_circle() -> None:
 
 
 def module_imports() -> dict[str, set[str]]:
-    """Returns the modules of the library that each of its modules imports, from anywhere in the file."""
+    """Returns, for each module of the library, the other modules of the library that it imports."""
     paths = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path for path in CORE.rglob("*.py")}
     paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
     imports: dict[str, set[str]] = {}
@@ -192,7 +196,7 @@ def module_imports() -> dict[str, set[str]]:
 
 
 def test_modules_do_not_import_each_other_in_a_circle() -> None:
-    """Looks at imports inside functions and below TYPE_CHECKING too, which would only hide a circle."""
+    """Imports inside functions and below TYPE_CHECKING count too, because they would only hide a circle."""
     imports = module_imports()
     assert "lib_demofusion.settings.presets" in imports["lib_demofusion.settings.spec"]
     assert "lib_demofusion.host.backends.forge" in imports["lib_demofusion.host.backends"]
@@ -203,7 +207,7 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
     assert sorted(imports) == [], "these modules import each other"
 
 
-def test_syntax_is_that_of_the_oldest_python() -> None:
+def test_the_oldest_python_can_parse_all_files() -> None:
     for path in runtime_files():
         ast.parse(path.read_text(encoding="utf-8"), filename=str(path), feature_version=OLDEST_PYTHON)
 
@@ -213,8 +217,8 @@ def test_files_are_short() -> None:
     assert [place(path, length) for path, length in lengths.items() if length > MAX_FILE_LINES] == []
 
 
-def test_progress_stays_small() -> None:
-    """The progress bar and the time left are a convenience. Most of the source is about images."""
+def test_the_code_for_progress_stays_short() -> None:
+    """The progress bar and the remaining time do not affect images, so they must not take up much of the source."""
     files = ("host/progress/bar.py", "host/progress/timing.py")
     lines = sum(len((CORE / name).read_text(encoding="utf-8").splitlines()) for name in files)
     assert lines <= MAX_PROGRESS_LINES
@@ -233,32 +237,35 @@ def test_functions_are_short_and_have_few_parameters(
     assert found == []
 
 
-CHANGEABLE = (ast.Dict, ast.List, ast.Set, ast.DictComp, ast.ListComp, ast.SetComp)
-MAKERS = {"dict", "list", "set", "defaultdict", "deque", "OrderedDict", "Counter", "WeakKeyDictionary"}
-CHANGERS = {
+COLLECTIONS = (ast.Dict, ast.List, ast.Set, ast.DictComp, ast.ListComp, ast.SetComp)
+CONSTRUCTORS = {"dict", "list", "set", "defaultdict", "deque", "OrderedDict", "Counter", "WeakKeyDictionary"}
+CHANGING_METHODS = {
     *("append", "extend", "insert", "remove", "pop", "clear", "add", "discard", "update", "setdefault", "popitem"),
     *("sort", "reverse", "appendleft", "popleft"),
 }
 
 
 def module_state(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Yields each collection of a module that its code changes, and each name that a function rebinds, with a line."""
-    held = set()
+    """Yields every name that a function rebinds with `global`, and every module-level collection that the code changes.
+
+    Each name is yielded once per change, with the line of the change.
+    """
+    collections = set()
     for node in tree.body:
         if isinstance(node, ast.Assign | ast.AnnAssign):
             value = node.value
             called = value.func if isinstance(value, ast.Call) else None
-            made = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", None)
-            if isinstance(value, CHANGEABLE) or made in MAKERS:
+            constructor = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", None)
+            if isinstance(value, COLLECTIONS) or constructor in CONSTRUCTORS:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                held |= {target.id for target in targets if isinstance(target, ast.Name)}
+                collections |= {target.id for target in targets if isinstance(target, ast.Name)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Global):
             yield from ((name, node.lineno) for name in node.names)
         elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del):
-            yield from ((name, node.lineno) for name in held & {getattr(node.value, "id", None)})
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGERS:
-            yield from ((name, node.lineno) for name in held & {getattr(node.func.value, "id", None)})
+            yield from ((name, node.lineno) for name in collections & {getattr(node.value, "id", None)})
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CHANGING_METHODS:
+            yield from ((name, node.lineno) for name in collections & {getattr(node.func.value, "id", None)})
 
 
 def test_no_module_has_mutable_state() -> None:
@@ -313,7 +320,7 @@ def test_imports_are_detected(source: str, packages: list[str]) -> None:
     ],
 )
 def test_imports_of_the_host_layer_are_detected(source: str, lines: list[int]) -> None:
-    assert list(climbs_into_host(ast.parse(source))) == lines
+    assert list(host_imports(ast.parse(source))) == lines
 
 
 def test_parameters_are_counted() -> None:

@@ -1,4 +1,4 @@
-"""Compares the fields, presets and numbers in README and docs/ with the code and the measurements."""
+"""Compares the fields, presets and numbers in README and docs/ with the code and with the measurements in bench/."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ PAGES = {
 
 
 def rows(heading: str, page: str = "docs/parameters.md") -> list[list[str]]:
-    """Returns the cells of all tables whose first line begins with `heading`."""
+    """Returns the rows of all tables whose first line begins with `heading`. A row is a list of cells."""
     tables = [block.splitlines() for block in PAGES[page].split("\n\n") if block.startswith(heading)]
     return [[cell.strip() for cell in line.strip("|").split("|")] for table in tables for line in table[2:]]
 
 
 def written(value: Any) -> str:
-    """Formats a value as in README."""
+    """Formats the value of a field as in README and docs/parameters.md."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, (int, float)) else value or "empty"
@@ -58,26 +58,26 @@ def test_label_default_and_range_of_a_field(name: str) -> None:
     if spec.kind in (int, float):
         assert f"{spec.maximum:g}" in range_
         assert range_.startswith(f"{spec.minimum:g}")
-    # a webui in this process adds its own upscalers
+    # other tests in this process may have added the upscalers of a webui
     for choice in ("Latent", LANCZOS) if name == "upscaler" else (*spec.choices(BUILT_IN), *spec.words):
         assert choice in range_
 
 
-def test_the_table_of_presets_has_their_values() -> None:
-    told = {row[0]: row[1:] for row in rows("| Parameter | ")}
+def test_the_table_of_presets_has_the_values_that_differ() -> None:
+    table = {row[0]: row[1:] for row in rows("| Parameter | ")}
     labels = {SPECS[name].label.partition(" (")[0]: name for name in PRESET_FIELDS}
     different = {
         name for name in PRESET_FIELDS if len({written(preset_values(preset)[name]) for preset in PRESETS}) > 1
     }
-    assert {labels[label] for label in told} == different
-    for label, cells in told.items():
+    assert {labels[label] for label in table} == different
+    for label, cells in table.items():
         assert cells == [written(preset_values(preset)[labels[label]]) for preset in PRESETS]
 
 
-def test_the_table_of_costs_is_computed() -> None:
-    told = {preset: cells for preset, _, *cells in rows("| Preset | For", "README.md")}
-    assert set(told) == set(PRESETS)
-    for preset, cells in told.items():
+def test_the_table_of_costs_equals_the_computed_costs() -> None:
+    table = {preset: cells for preset, _, *cells in rows("| Preset | For", "README.md")}
+    assert set(table) == set(PRESETS)
+    for preset, cells in table.items():
         for scale, cell in zip((2, 3, 4, 6, 8), cells):
             settings = parse_settings({"scale": scale, "preset": preset})
             costs = run_costs(make_plan(settings, (128, 128)), settings, steps=20, two_calls=False)
@@ -85,8 +85,8 @@ def test_the_table_of_costs_is_computed() -> None:
             assert cell == (f"{total:.1f}" if total < 10 else str(math.floor(total + 0.5)))
 
 
-def test_advice_has_the_values_of_the_presets() -> None:
-    """Compares texts such as "*Feather* (0.125 in *Turbo*, 0.5 at most)" with the presets and the ranges."""
+def test_values_of_presets_in_sentences_are_correct() -> None:
+    """Compares texts in README such as "*Feather* (0.125 in *Turbo*, 0.5 at most)" with the presets and ranges."""
     text = " ".join(PAGES["README.md"].split())
     names = {spec.label: name for name, spec in SPECS.items()}
     found = re.findall(r"\*([A-Z][a-z\d ]+)\*(?: by [\d.]+ at a time)? \(([\d.]+ in \*\w+\*[^)]*)\)", text)
@@ -100,7 +100,7 @@ def test_advice_has_the_values_of_the_presets() -> None:
 
 
 def bench_tables() -> dict[str, dict[str, dict[str, str]]]:
-    """Returns the numbers of the tables of 64 collages in bench/README.md, by scale, configuration and column."""
+    """Returns the tables of measurements with 64 prompts in bench/README.md, by scale, row label and column."""
     text = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
     found = {}
     for scale, table in re.findall(r"#### (\dx), \d+ pixels, 64 prompts.*?\n\n(\|.*?)\n\n", text, re.DOTALL):
@@ -117,50 +117,52 @@ MEASURED = {
     "distance to the correct spectrum": ("spectrum", False, ""),
     "cost in base images": ("units", False, ""),
 }
-"""The rows of README's table of measurements: the column of bench/README.md, whether it is a share, and the unit."""
+"""The rows of the table of measurements in README. Each has a column in the tables of bench/README.md.
+
+The values are the name of the column, whether README shows its number in percent, and the unit that README adds.
+"""
 
 
-def measured(table: dict[str, dict[str, str]], way: str, row: str) -> str:
+def measured(table: dict[str, dict[str, str]], method: str, row: str) -> str:
     """Formats a number of bench/README.md as in README."""
-    column, share, unit = MEASURED[row]
-    number = table[way][column]
-    return f"{100 * float(number):.0f} %" if share else number + unit
+    column, percent, unit = MEASURED[row]
+    number = table[method][column]
+    return f"{100 * float(number):.0f} %" if percent else number + unit
 
 
-def test_sentences_about_the_cost() -> None:
-    """Compares the sentences outside the table with the computed costs."""
+def test_costs_in_sentences_of_readme_are_correct() -> None:
     text = " ".join(PAGES["README.md"].split())
     costs = {preset: cells for preset, _, *cells in rows("| Preset | For", "README.md")}
     ((preset, scale, cost),) = re.findall(
         r"with the preset \*(\w+)\*, an image at (\d)x takes ([\d.]+) times as long", text
     )
     assert cost == costs[preset][(2, 3, 4, 6, 8).index(int(scale))]
-    ((first, second, preset, *told),) = re.findall(
+    ((first, second, preset, *stated),) = re.findall(
         r"need only (\d) or (\d) steps, .*? \*(\w+)\*, a whole run at 2x takes ([\d.]+) times .*? "
         r"at 4x takes ([\d.]+) times",
         text,
     )
     for steps in (int(first), int(second)):
         plans = [parse_settings({"scale": scale, "preset": preset}) for scale in (2, 4)]
-        found = [run_costs(make_plan(one, (128, 128)), one, steps=steps, two_calls=False) for one in plans]
-        assert told == [f"{1 + sum(one.stages) / one.base:.1f}" for one in found]
+        costs_of_runs = [run_costs(make_plan(one, (128, 128)), one, steps=steps, two_calls=False) for one in plans]
+        assert stated == [f"{1 + sum(one.stages) / one.base:.1f}" for one in costs_of_runs]
 
 
-def test_the_table_of_measurements_is_that_of_bench() -> None:
+def test_the_table_of_measurements_in_readme_equals_the_tables_in_bench() -> None:
     tables = bench_tables()
     (head,) = re.findall(r"^\| Measured \|(.*)\|$", PAGES["README.md"], re.MULTILINE)
-    ways = [way.strip() for way in head.split("|")]
-    told = rows("| Measured", "README.md")
-    assert {row.partition(", ")[0] for row, *_ in told} == set(MEASURED)
-    for label, *cells in told:
+    methods = [method.strip() for method in head.split("|")]
+    table = rows("| Measured", "README.md")
+    assert {row.partition(", ")[0] for row, *_ in table} == set(MEASURED)
+    for label, *cells in table:
         row, _, scale = label.partition(", ")
-        assert cells == [measured(tables[scale], way, row) for way in ways], label
+        assert cells == [measured(tables[scale], method, row) for method in methods], label
 
 
 COMPARING = re.compile(
     r"\b(than|against|compared|fewer|better|worse|faster|slower|sharper|closer|as (?:much|many|often|frequent) as)\b"
 )
-WAYS = re.compile(r"\b(Paper|Balanced|Fast|Turbo|[Hh]ires fix|ESRGAN|Ultimate SD|PiD|SeedVR2|MultiDiffusion)\b")
+METHODS = re.compile(r"\b(Paper|Balanced|Fast|Turbo|[Hh]ires fix|ESRGAN|Ultimate SD|PiD|SeedVR2|MultiDiffusion)\b")
 
 
 def sentences(page: str) -> list[str]:
@@ -174,33 +176,36 @@ def sentences(page: str) -> list[str]:
 HIRES = re.compile(r"[Hh]ires fix(?: with an ESRGAN)?(?: at denoising strength| ESRGAN)? (0\.\d)")
 
 
-def ways_in(sentence: str, ways: Iterable[str]) -> set[str]:
-    """Returns the columns of README's table that a sentence names."""
+def methods_in(sentence: str, methods: Iterable[str]) -> set[str]:
+    """Returns the methods of a table that a sentence names."""
     strengths = set(HIRES.findall(sentence))
     if strengths:
         # "at denoising strength 0.5 ..., and at 0.3 ..." names both
         strengths |= set(re.findall(r"\bat (0\.\d)\b", sentence))
-    return {way for way in ways if way in sentence or way[-3:] in strengths}
+    return {method for method in methods if method in sentence or method[-3:] in strengths}
 
 
 def results_in(sentence: str) -> set[str]:
-    """Returns the numbers of a sentence without scales, strengths and counts of prompts, which are conditions."""
+    """Returns the measured numbers of a sentence.
+
+    Leaves out numbers that are conditions of the measurement: scales, strengths, steps and numbers of prompts.
+    """
     conditions = r"strength [\d.]+|\bat 0\.\d\b|\b\d+ steps"
     return set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?: %)?(?![\w.]*\d|x| prompts)", re.sub(conditions, "", sentence)))
 
 
 def measured_cells() -> dict[tuple[str, str], set[str]]:
-    """Returns the numbers of README's table of measurements by way and scale."""
+    """Returns the numbers in README's table of measurements by method and scale."""
     (head,) = re.findall(r"^\| Measured \|(.*)\|$", PAGES["README.md"], re.MULTILINE)
     cells: dict[tuple[str, str], set[str]] = {}
     for label, *row in rows("| Measured", "README.md"):
-        for way, cell in zip(head.split("|"), row):
-            cells.setdefault((way.strip(), label.rpartition(", ")[2]), set()).add(cell.removesuffix(" dB"))
+        for method, cell in zip(head.split("|"), row):
+            cells.setdefault((method.strip(), label.rpartition(", ")[2]), set()).add(cell.removesuffix(" dB"))
     return cells
 
 
 def cells_without_zoomed_crops() -> dict[tuple[str, str], set[str]]:
-    """Returns the shares of images with an extra subject by way and scale, from the table in docs/history.md."""
+    """Returns the shares of images with an extra subject by method and scale, from the table in docs/history.md."""
     history = (ROOT / "docs" / "history.md").read_text(encoding="utf-8")
     table = re.search(r"## A model without zoomed crops.*?\n\n(\|.*?)\n\n", history, re.DOTALL)
     assert table
@@ -210,46 +215,49 @@ def cells_without_zoomed_crops() -> dict[tuple[str, str], set[str]]:
 
 
 def cells_of_a_webui() -> dict[tuple[str, str], set[str]]:
-    """Returns the times at 2x in base images that bench.host measured, from the table in bench/README.md."""
+    """Returns the times that bench.host measured at 2x, by method and scale, from the table in bench/README.md.
+
+    The unit is the time of one base image.
+    """
     text = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
     table = re.search(r"\n\n(\| Method, in bench\.host .*?)\n\n", text, re.DOTALL)
     assert table
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()[2:]]
-    return {(way.replace(", denoising strength", ""), "2x"): {measured} for way, measured, _ in lines}
+    return {(method.replace(", denoising strength", ""), "2x"): {time} for method, time, _ in lines}
 
 
 def comparing_sentences() -> list[str]:
-    """Returns README's sentences with results of ways: comparisons, and shares in percent."""
-    found = [one for one in sentences("README.md") if WAYS.search(one)]
+    """Returns the sentences of README that name a method and compare it with others or state a result in percent."""
+    found = [one for one in sentences("README.md") if METHODS.search(one)]
     return [one for one in found if COMPARING.search(one) or re.search(r"\d %", one)]
 
 
-def test_every_sentence_that_compares_has_numbers_of_the_tables() -> None:
-    """The numbers must be those of the ways and scales that the sentence names."""
+def test_every_comparing_sentence_has_numbers_from_the_tables() -> None:
+    """The tables must contain the numbers for the methods and scales that the sentence names."""
     of_model, of_other, in_webui = measured_cells(), cells_without_zoomed_crops(), cells_of_a_webui()
     comparing = comparing_sentences()
     assert len(comparing) >= 6
     for one in comparing:
         cells = of_other if "zoomed crops" in one else in_webui if "bench.host" in one else of_model
-        ways, scales = ways_in(one, {way for way, _ in cells}), set(re.findall(r"\b(\d)x\b", one))
-        allowed = [set().union(*(cells.get((way, f"{scale}x"), ()) for scale in scales)) for way in ways]
+        methods, scales = methods_in(one, {method for method, _ in cells}), set(re.findall(r"\b(\d)x\b", one))
+        allowed = [set().union(*(cells.get((method, f"{scale}x"), ()) for scale in scales)) for method in methods]
         results = results_in(one)
         assert results, one
         assert results <= set().union(*allowed), one
-        # the sentence has a number for every way that it names
+        # the sentence has a number for every method that it names
         assert all(numbers & results for numbers in allowed), one
 
 
-def test_the_blind_comparison() -> None:
-    """Compares README's sentence about the default preset with the table in bench/README.md."""
+def test_the_sentence_about_the_blind_comparison_is_correct() -> None:
+    """Compares the sentence in README about the default preset with the table in bench/README.md."""
     text = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
     table = re.search(r"\n(\| Scale \| Pairs \| (\w+) preferred \| (\w+) preferred .*?)\n\n", text, re.DOTALL)
     assert table
     counts = [[int(cell) for cell in line.strip("|").split("|")[1:]] for line in table[1].splitlines()[2:]]
     pairs, first, second, even = map(sum, zip(*counts))
     assert pairs == first + second + even
-    told = r"comparison of (\d+) pairs .*? it was preferred to \*(\w+)\* in (\d+) pairs, and \*\w+\* in (\w+);"
-    found = re.search(told, " ".join(PAGES["README.md"].split()))
+    sentence = r"comparison of (\d+) pairs .*? it was preferred to \*(\w+)\* in (\d+) pairs, and \*\w+\* in (\w+);"
+    found = re.search(sentence, " ".join(PAGES["README.md"].split()))
     assert found
     assert found.groups() == (str(pairs), table[3], str(first), str(second or "none"))
     assert table[2] == DEFAULT_PRESET
@@ -267,25 +275,25 @@ def test_every_linked_image_and_page_exists(page: str) -> None:
             assert ((ROOT / page).parent / target).exists(), target
 
 
-def test_the_entry_for_the_list_of_extensions() -> None:
+def test_the_entry_for_the_webuis_list_of_extensions_is_complete() -> None:
     (file,) = (ROOT / ".github" / "extension-index").iterdir()
     entry = json.loads(file.read_text(encoding="utf-8"))
-    # the address is added when the entry is sent
+    # the address is added only when the entry is sent to that list
     assert set(entry) - {"url"} == {"name", "description", "tags"}
     assert entry.get("url", f"/{file.stem}.git").endswith(f"/{file.stem}.git")
-    # the list's own tags for extensions that make images
+    # the tags for extensions that change how images are created
     assert set(entry["tags"]) <= {"script", "manipulations"}
 
 
 COPIED = [ROOT / page for page in PAGES] + [
     path for folder in (".github", "localizations") for path in sorted((ROOT / folder).rglob("*.*")) if path.is_file()
 ]
-"""The texts from which people copy addresses and commands."""
+"""The files from which users copy addresses and commands."""
 
 
 @pytest.mark.parametrize("path", COPIED, ids=lambda path: path.name)
 def test_no_placeholder_is_left_in_a_text_to_copy(path: Path) -> None:
-    """A pasted address with a placeholder fails, and the webui's error does not give the reason."""
+    """An address with a placeholder does not work, and the webui's error message does not say why."""
     text = path.read_text(encoding="utf-8")
     addresses = re.findall(r"https?://[^\s)`\"'>]+", text)
     assert [one for one in addresses if re.search(r"OWNER|YOUR|EXAMPLE|example\.|<|\{", one)] == []

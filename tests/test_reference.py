@@ -1,8 +1,8 @@
-"""Reproduces the recorded runs of the paper's pipeline (tests/data) with the library's own parts.
+"""Reproduces the recorded runs of the paper's pipeline (tests/data) with the library.
 
-The published pipeline shifts border views outward into zero padding and records their positions. The tests pass these
-views to the library in the padded frame. Everything else is the library as it runs in the webui: under k-diffusion's
-Euler for the Euler cases, and in an explicit DDIM loop for the other case.
+In the published pipeline, jitter can shift views at the borders into zero padding. The recordings contain the positions
+of all views. The tests pass these views to the library, together with the padded latent. All other parts of the library
+run as in the webui. The sampler is k-diffusion's Euler or, in one case, a DDIM loop in this file.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from lib_demofusion.settings.fields import Settings
 DATA = Path(__file__).parent / "data"
 CASES = ["euler_square_x3", "euler_landscape_x2", "euler_img2img_x2", "ddim_square_x2"]
 TOLERANCE = 1e-5
+"""The largest difference from a recorded latent, relative to the largest value of that latent."""
 
 
 class Case:
@@ -50,7 +51,10 @@ class Case:
         self.alphas = self.data["alphas_cumprod"]
 
     def eps(self, x: Tensor, t: float, prompt: str, crop: tuple[int, int]) -> Tensor:
-        """Returns the recorded UNet's noise prediction for `prompt` "cond" or "uncond", with SDXL's size and crop."""
+        """Returns the noise that the recorded UNet predicts in x.
+
+        `prompt` is "cond" or "uncond". `crop` is the top and left of SDXL's crop in pixels.
+        """
         d = self.data
         ids = torch.tensor([self.meta["height"], self.meta["width"], *crop, self.meta["height"], self.meta["width"]])
         bias = d["unet_a"] * np.sin(t / 160) + d["unet_b"] * np.cos(t / 40)
@@ -60,6 +64,7 @@ class Case:
         return F.conv2d(hidden, d["unet_c2"], padding=1)
 
     def guided_eps(self, x: Tensor, t: float, crop: tuple[int, int]) -> Tensor:
+        """Returns the predicted noise with classifier-free guidance."""
         cond, uncond = (self.eps(x, t, prompt, crop) for prompt in ("cond", "uncond"))
         return uncond + self.meta["guidance_scale"] * (cond - uncond)
 
@@ -69,12 +74,13 @@ class Case:
         return [LocalView(h0, w0, h1 - h0, w1 - w0) for h0, h1, w0, w1 in rows]
 
     def timestep(self, sigma: float) -> float:
+        """Returns the timestep that was recorded with a noise level."""
         index = int((self.sigmas - sigma).abs().argmin())
         return float(self.data["timesteps"][index])
 
 
 class RecordedStage:
-    """A stage run of the library over the recorded noise and views."""
+    """A stage run of the library with the recorded noise and the recorded views."""
 
     def __init__(self, case: Case, index: int, anchor: Tensor, scale: int):
         self.case, self.index = case, index
@@ -108,12 +114,13 @@ class RecordedStage:
         return (1 - c2) * frame[..., pad:-pad, pad:-pad] + c2 * whole
 
 
-def assert_close(actual: Tensor, expected: Tensor, what: str) -> None:
+def assert_close(actual: Tensor, expected: Tensor, name: str) -> None:
     error = float((actual - expected).abs().max() / expected.abs().max())
-    assert error <= TOLERANCE, f"{what}: relative error {error:.2e}"
+    assert error <= TOLERANCE, f"{name}: relative error {error:.2e}"
 
 
 def run_euler(case: Case, stage: RecordedStage) -> Tensor:
+    """Samples a stage with k-diffusion's Euler and compares every x that was recorded. Returns the result."""
     recorded = {key: value for key, value in case.data.items() if key.startswith(f"stage{stage.index}_latent_after_")}
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
@@ -138,6 +145,7 @@ def run_euler(case: Case, stage: RecordedStage) -> Tensor:
 
 
 def run_ddim(case: Case, stage: RecordedStage) -> Tensor:
+    """Samples a stage with DDIM and compares every x that was recorded. Returns the result."""
     timesteps = case.data["timesteps"].tolist()
     x = torch.zeros_like(stage.run.anchor)
     for i, t in enumerate(timesteps):
@@ -153,7 +161,7 @@ def run_ddim(case: Case, stage: RecordedStage) -> Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_reference_run_is_reproduced(name: str) -> None:
+def test_a_recorded_run_of_the_paper_is_reproduced(name: str) -> None:
     case = Case(name)
     base = latent = case.data["phase0_final"]
     first = case.meta["first_stage_scale"]

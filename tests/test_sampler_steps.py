@@ -1,9 +1,10 @@
-"""Compares k-diffusion's own sampler functions with explicit loops that blend x at the start of every step.
+"""Compares samplers that run with a StageRun with explicit loops that blend x at the start of every step.
 
-The left side of each comparison is the unmodified function, with its model and callback connected to a StageRun. The
-right side is the sampler written again, out of place, from the formulas in the papers, with one line that blends.
-Everything runs in float64 with a denoiser in closed form, so equal means equal up to rounding. The samplers that only
-the webui has are written twice: once in the webui's order of calls and callbacks, and once explicitly.
+The samplers are k-diffusion's own functions. Their model and their callback call the StageRun, as in the webui. The
+explicit loops implement the same samplers again, from the formulas in the papers, and contain the blend.
+
+Samplers that only the webui has are implemented twice in this file: once with calls and callbacks in the webui's order,
+and once as an explicit loop. All runs use float64 and a denoiser in closed form, so results only differ by rounding.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ SHAPE = (2, 4, 24, 32)
 STAGE = StagePlan(1, 2.0, (24, 32), 2, (12, 16), (6, 8))
 SIGMA_MIN, SIGMA_MAX = 0.03, 14.6
 STEPS = 12
-# With this exponent, the blend is stronger than with the default of 3, so the tests fail if a step is not blended.
 EXPONENT = 1.0
+"""With this exponent, the blend is stronger than with the default of 3, so the tests fail if a step is not blended."""
 sampling = k_diffusion_sampling.load()
 SIGMAS = sampling.get_sigmas_karras(STEPS, SIGMA_MIN, SIGMA_MAX).double()
 
@@ -69,7 +70,7 @@ def denoise(
     modes: tuple[float, float] = (-1.5, 1.0),
     spreads: tuple[float, float] = (0.3, 0.5),
 ) -> Tensor:
-    """Returns the posterior mean of each cell of x under a mixture of two Gaussians."""
+    """Returns the posterior mean of each cell of x, if the distribution of the signal is a mixture of two Gaussians."""
     logits, means = [], []
     for weight, mode, spread in zip((0.4, 0.6), modes, spreads):
         variance = torch.as_tensor(spread**2 + sigma**2, dtype=x.dtype)
@@ -80,12 +81,12 @@ def denoise(
 
 
 def sigma_to_t(sigma: Tensor) -> Tensor:
-    """Returns a model's timestep: linear in log sigma, 999 at the top and 0 at the bottom of the schedule."""
+    """Returns the timestep of a noise level. It is linear in log sigma, from 0 at SIGMA_MIN to 999 at SIGMA_MAX."""
     return 999 * (torch.log(sigma / SIGMA_MIN) / math.log(SIGMA_MAX / SIGMA_MIN)).clamp(0, 1)
 
 
 def skip_weight(t: float, exponent: float) -> float:
-    """Computes the paper's c1 independently."""
+    """Returns the paper's c1 at a timestep, without using the library."""
     return (0.5 * (1 + math.cos(math.pi * (1000 - t) / 1000))) ** exponent
 
 
@@ -102,7 +103,7 @@ class Draws:
 
 
 class DrawingTorch:
-    """The torch module with another `randn_like`. The webui replaces `torch` in k-diffusion by a similar object."""
+    """The torch module with another `randn_like`. The webui replaces `torch` in k-diffusion with a similar object."""
 
     def __init__(self, draw: Draws):
         self.randn_like = draw
@@ -113,7 +114,7 @@ class DrawingTorch:
 
 @contextmanager
 def double_precision() -> Iterator[None]:
-    """Lets DPM fast and DPM adaptive create their tensors from Python numbers in double precision."""
+    """Makes float64 the default dtype for a while, because DPM fast and DPM adaptive create tensors of this dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -123,7 +124,7 @@ def double_precision() -> Iterator[None]:
 
 
 class Explicit:
-    """The model of the explicit loops. It applies the skip residual out of place."""
+    """Makes the model calls of the explicit loops, and blends the skip residual."""
 
     def __init__(self, stochastic: bool = False, exponent: float = EXPONENT):
         self.stochastic = stochastic
@@ -133,12 +134,15 @@ class Explicit:
         self._denoised: Tensor | None = None
 
     def call(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Evaluates the model during a step."""
+        """Evaluates the model at x, and records x."""
         self.seen.append(x)
         return denoise(x, sigma)
 
     def start(self, x: Tensor | None, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the blended x and the prediction of the first call of a step. x is None in the first step."""
+        """Blends x and makes the first call of a step. x is None in the first step.
+
+        Returns the blended x and the prediction.
+        """
         c1 = skip_weight(float(sigma_to_t(sigma)), self.exponent)
         if x is None:
             x = ANCHOR + sigma * NOISE
@@ -158,9 +162,9 @@ def drive(
     guarded: bool = False,
     **arguments: Any,
 ) -> list[Tensor]:
-    """Runs a sampler function with a StageRun. Returns every x that its model evaluated, and the result last.
+    """Runs a sampler function with a StageRun. Returns every x that its model evaluates, then the result.
 
-    The run starts from an x of NaN, which the first blend must replace.
+    All values of the first x are NaN, so the first blend must replace them.
     """
     start = torch.full_like(ANCHOR, torch.nan)
     traits = SamplerTraits(
@@ -187,7 +191,7 @@ def drive(
 
 
 def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
-    """Returns the largest difference between the tensors of two runs, relative to the largest expected value."""
+    """Compares the tensors of two runs. Returns the largest difference, relative to the largest expected value."""
     assert len(actual) == len(expected)
     return float(torch.stack([(a - b).abs().max() / b.abs().max() for a, b in zip(actual, expected)]).max())
 
@@ -199,12 +203,15 @@ def ancestral(sigma: Tensor, target: Tensor, eta: float) -> tuple[Tensor, Tensor
 
 
 def toward(x: Tensor, denoised: Tensor, ratio: Tensor | float) -> Tensor:
-    """Returns the exact step of an ODE with a constant denoised: the noise shrinks by the factor `ratio`."""
+    """Returns x after an exact step of the ODE with a constant `denoised`, which multiplies the noise by `ratio`."""
     return denoised + ratio * (x - denoised)
 
 
 def churned(run: Explicit, x: Tensor | None, sigma: Tensor, s_churn: float) -> tuple[Tensor | None, Tensor]:
-    """Karras et al. (2022), algorithm 2, lines 4 to 6. k-diffusion draws the noise in any case."""
+    """Adds the noise of `s_churn` to x. Returns x and its new noise level.
+
+    Source: Karras et al. (2022), algorithm 2, lines 4 to 6. k-diffusion draws noise even if `s_churn` is 0.
+    """
     noise = run.draw()
     if not s_churn:
         return x, sigma
@@ -301,7 +308,7 @@ def dpmpp_sde(run: Explicit, sigmas: Tensor, eta: float) -> Tensor:
 
 
 def lms(run: Explicit, sigmas: Tensor) -> Tensor:
-    """Adams-Bashforth of order 4 on the slopes. Its weights are integrals of Lagrange's polynomials."""
+    """Runs Adams-Bashforth of order 4 on the slopes. The weights are integrals of Lagrange polynomials."""
     levels = sigmas.numpy()
     x, slopes = None, []
     for i, (sigma, target) in enumerate(pairwise(levels)):
@@ -348,7 +355,7 @@ def dpmpp_2m_sde(run: Explicit, sigmas: Tensor, eta: float, solver_type: str) ->
 
 
 def dpmpp_3m_sde(run: Explicit, sigmas: Tensor, eta: float) -> Tensor:
-    """Exponential Adams-Bashforth of order 3 on the denoised, as a function of log sigma."""
+    """Runs an exponential Adams-Bashforth method of order 3 on `denoised` as a function of log sigma."""
     x, history = None, []
     for sigma, target in pairwise(sigmas):
         x, denoised = run.start(x, sigma)
@@ -373,9 +380,9 @@ def dpmpp_3m_sde(run: Explicit, sigmas: Tensor, eta: float) -> Tensor:
 def solver_steps(
     run: Explicit, order: int, x: Tensor, eps: Tensor, span: tuple[Tensor, Tensor], r: float
 ) -> list[Tensor]:
-    """Returns the results of DPM-Solver-1 to DPM-Solver-`order` for one step from x, in which `eps` was predicted.
+    """Makes one step from x with DPM-Solver of order 1 and of each higher order up to `order`. Returns all results.
 
-    Source: arXiv 2206.00927, algorithms 1 and 2, with alpha = 1.
+    `eps` is the noise that the model predicts in x. Source: arXiv 2206.00927, algorithms 1 and 2, with alpha = 1.
     """
     sigma, target = span
     h = torch.log(sigma / target)
@@ -413,7 +420,7 @@ def dpm_fast(run: Explicit, sigma_min: float, sigma_max: float, n: int, eta: flo
 
 
 def dpm_adaptive(run: Explicit, sigma_min: float, sigma_max: float, eta: float, h_init: float) -> Tensor:
-    """DPM-Solver-23 with k-diffusion's step size control. A rejected attempt keeps the blended x of its step."""
+    """Runs DPM-Solver-23 with k-diffusion's step size control. A rejected step is repeated from the blended x."""
     sigma, last = (torch.tensor(value, dtype=torch.float64) for value in (sigma_max, sigma_min))
     control = sampling.PIDStepSizeController(h_init, 0.0, 1.0, 0.0, 1.5 if eta else 3, 0.81)
     x, low_before = None, None
@@ -434,7 +441,7 @@ def dpm_adaptive(run: Explicit, sigma_min: float, sigma_max: float, eta: float, 
 
 
 def webui_lcm(model, x, sigmas, callback, disable, noise_sampler) -> Tensor:
-    """The webui's LCM. It adds the noise in place to the tensor that the model returned."""
+    """Imitates the webui's LCM, which adds the noise in place to the tensor that the model returned."""
     for i in range(len(sigmas) - 1):
         denoised = model(x, sigmas[i] * x.new_ones(len(x)))
         callback({"x": x, "i": i, "denoised": denoised})
@@ -453,14 +460,14 @@ def lcm(run: Explicit, sigmas: Tensor) -> Tensor:
 
 
 RESTARTED_AT = (0, 1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
-"""Indices of the levels that the restarts below use.
+"""Indices of the levels that both implementations of Restart visit, in order.
 
-Twice, a restart goes back from index 4 to index 2, which is a higher level.
+Twice, they return from index 4 to index 2, which is a higher level.
 """
 
 
 def webui_restart(model, x, sigmas, callback, disable, noise_sampler) -> Tensor:
-    """The webui's Restart: Heun steps, with added noise where the level rises."""
+    """Imitates the webui's Restart, which makes Heun steps and adds noise to return to a higher level."""
     ones = x.new_ones(len(x))
     for i, (start, end) in enumerate(pairwise(RESTARTED_AT)):
         if end < start:
@@ -496,7 +503,7 @@ def restart(run: Explicit, sigmas: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """A sampler function, its arguments, and its explicit counterpart."""
+    """A sampler function, its arguments, and the explicit loop with the same formulas."""
 
     name: str
     explicit: Callable[..., Tensor]
@@ -572,7 +579,7 @@ def test_every_sampler_of_k_diffusion_is_tested() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_sampler_equals_the_explicit_loop(case: Case) -> None:
-    """Compares x at every model call, and the result."""
+    """Compares x in every model call, and the result."""
     error = relative_error(case.drive(), case.run_explicit())
     assert error <= TOLERANCE
 
@@ -594,20 +601,20 @@ def test_not_blending_is_detected(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.arguments.get("eta") == 1.2], ids=str)
-def test_large_eta_leaves_out_second_calls(case: Case) -> None:
+def test_second_calls_are_omitted_with_a_large_eta(case: Case) -> None:
     assert len(case.drive()) < 2 * STEPS
     assert relative_error(case.drive(make_detector(case.name, SIGMAS)), case.run_explicit()) > 1e-3
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "h_init" in case.arguments], ids=str)
 def test_rejected_steps_are_not_blended_again(case: Case) -> None:
-    class Unguarded(FirstCallAtNewLevel):
+    class BlendsAgain(FirstCallAtNewLevel):
         def is_step_start(self, level: float) -> bool:
             self._blended = None
             return super().is_step_start(level)
 
     expected = case.run_explicit()
-    assert relative_error(case.drive(Unguarded())[-1:], expected[-1:]) > 1e-3
+    assert relative_error(case.drive(BlendsAgain())[-1:], expected[-1:]) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -637,12 +644,12 @@ def test_rejected_steps_are_not_blended_again(case: Case) -> None:
         ("unipc", None, 0.0, False),
     ],
 )
-def test_stochastic_samplers(name: str, eta: float | None, churn: float, expected: bool) -> None:
+def test_samplers_that_add_noise_are_recognized(name: str, eta: float | None, churn: float, expected: bool) -> None:
     assert is_stochastic(name, eta, churn) is expected
 
 
 @pytest.mark.parametrize("n", range(1, 31))
-def test_dpm_fast_starts_are_those_of_k_diffusion(n: int) -> None:
+def test_dpm_fast_begins_steps_at_the_same_calls_as_in_k_diffusion(n: int) -> None:
     calls = 0
     starts = set()
 
@@ -671,7 +678,7 @@ ETAS = st.one_of(st.just(1.0), st.floats(0.0, 2.0), st.floats(1.0, 1.01))
 @example(level=0.029, fall=4518 / 0.029, eta=1.0)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["sample_dpm_2_ancestral", "sample_dpmpp_2s_ancestral"])
-def test_second_call_is_left_out_where_k_diffusion_does(
+def test_the_second_call_is_omitted_exactly_if_k_diffusion_omits_it(
     name: str, dtype: torch.dtype, level: float, fall: float, eta: float
 ) -> None:
     sigmas = torch.tensor([level * fall, level, 0.0], dtype=dtype)
@@ -684,7 +691,7 @@ def test_second_call_is_left_out_where_k_diffusion_does(
 
 
 @pytest.mark.parametrize(("second_order", "starts"), [(True, [True, False, True]), (False, [True, True, True])])
-def test_step_detector_of_an_unknown_sampler_depends_on_its_order(second_order: bool, starts: list[bool]) -> None:
+def test_the_detector_of_an_unknown_sampler_depends_on_its_order(second_order: bool, starts: list[bool]) -> None:
     detector = make_detector("sample_of_tomorrow", second_order=second_order)
     actual = [detector.is_step_start(2.0)]
     detector.after_step(0)
@@ -693,9 +700,9 @@ def test_step_detector_of_an_unknown_sampler_depends_on_its_order(second_order: 
 
 
 def noise_levels(stochastic: bool) -> list[float]:
-    """Returns the noise in x at each step of Euler a, after the blend, relative to sigma.
+    """Returns the standard deviation of the noise in x at each step of Euler a, after the blend, divided by sigma.
 
-    Each cell of the clean signal has one of two values that are far apart. The difference of x from it is noise.
+    Each cell of the signal has one of two values. They are so far apart that the denoiser always finds the right one.
     """
     shape, modes = (2, 4, 96, 96), (-100.0, 100.0)
     clean = 100 * randn(3, shape).sign()
@@ -718,11 +725,11 @@ def noise_levels(stochastic: bool) -> list[float]:
     return levels
 
 
-def test_signal_form_keeps_the_noise_level() -> None:
+def test_blending_the_signal_keeps_the_noise_level() -> None:
     assert noise_levels(stochastic=True) == pytest.approx([1.0] * STEPS, abs=0.02)
 
 
-def test_paper_form_would_lower_the_noise_level() -> None:
+def test_blending_the_noised_anchor_would_lower_the_noise_level() -> None:
     assert min(noise_levels(stochastic=False)) < 0.95
 
 
@@ -732,7 +739,7 @@ FRACTIONS = (999.0, 929.1, 867.1, 790.5, 640.25, 480.75, 333.3, 150.6, 60.9, 0.9
 
 
 def alpha_at(t: float) -> float:
-    """Returns the signal's share of the variance at a timestep, interpolated log-linearly between whole timesteps."""
+    """Returns the signal's share of the variance at a timestep. Its logarithm is interpolated between timesteps."""
     return math.exp(np.interp(t, np.arange(1000), ALPHAS.log().numpy()))
 
 
@@ -748,6 +755,7 @@ def clean(x: Tensor, eps: Tensor, t: float) -> Tensor:
 
 
 def noisy(signal: Tensor, eps: Tensor, t: float) -> Tensor:
+    """Returns the signal with the noise `eps` at timestep `t`."""
     return math.sqrt(alpha_at(t)) * signal + math.sqrt(1 - alpha_at(t)) * eps
 
 
@@ -760,13 +768,13 @@ def ddim_step(x: Tensor, eps: Tensor, t: float, t_next: float, eta: float, draw:
 
 
 def adams_bashforth(eps: list[Tensor]) -> Tensor:
-    """Returns the pseudo linear multistep prediction of PLMS from the second step on. `eps` has the newest first."""
+    """Combines two to four predictions of PLMS, the newest one first (pseudo linear multistep method)."""
     weights = {2: (3, -1), 3: (23, -16, 5), 4: (55, -59, 37, -9)}[len(eps)]
     return sum(w * e for w, e in zip(weights, eps)) / sum(weights)
 
 
 def host_ddim(model, x, timesteps, callback, draw, eta) -> Tensor:
-    """Follows the webui's order: call, update, callback with the next x."""
+    """Imitates the webui's DDIM. The callback of a step receives the next x."""
     for i, (t, t_next) in enumerate(pairwise(timesteps)):
         x, signal = ddim_step(x, model(x, t), t, t_next, eta, draw)
         callback({"x": x, "i": i, "denoised": signal})
@@ -774,7 +782,7 @@ def host_ddim(model, x, timesteps, callback, draw, eta) -> Tensor:
 
 
 def host_plms(model, x, timesteps, callback, draw, eta) -> Tensor:
-    """Works like DDIM, with a second call in step 0 at the level of the next step."""
+    """Imitates the webui's PLMS. Step 0 makes a second call, at the level of the next step."""
     history = []
     for i, (t, t_next) in enumerate(pairwise(timesteps)):
         eps = model(x, t)
@@ -796,11 +804,10 @@ def unipc_coefficients(t: float, t_next: float) -> tuple[float, float]:
 
 
 def host_unipc(model, x, timesteps, callback, draw, eta) -> Tensor:
-    """UniPC of order 1.
+    """Imitates the webui's UniPC at order 1.
 
-    Each step but the last predicts an x, calls the model with it, and corrects the step with the result.
-
-    Only the model's output at the predicted x is used. The predicted x itself is discarded.
+    Each step, except the last one, predicts the next x and calls the model with it. The model's output then corrects
+    the step. The predicted x itself is discarded.
     """
     signal = clean(x, model(x, timesteps[0]), timesteps[0])
     for i, (t, t_next) in enumerate(pairwise(timesteps)):
@@ -818,10 +825,10 @@ def host_unipc(model, x, timesteps, callback, draw, eta) -> Tensor:
 
 
 class ExplicitTimesteps(Explicit):
-    """The model of the explicit loops, in the space of the timestep samplers."""
+    """Makes the model calls of the explicit loops, and blends the skip residual, for the timestep samplers."""
 
     extra = 0.0
-    """The extra noise at the start, relative to that of the first timestep."""
+    """Extra noise at the start of the stage, as a share of the noise at the first timestep."""
 
     def call(self, x: Tensor, t: float) -> Tensor:
         self.seen.append(x)
@@ -835,7 +842,8 @@ class ExplicitTimesteps(Explicit):
             return x + c1 * math.sqrt(alpha_at(t)) * (ANCHOR - self._denoised)
         return (1 - c1) * x + c1 * noisy(ANCHOR, NOISE, t)
 
-    def note(self, signal: Tensor) -> None:
+    def after_step(self, signal: Tensor) -> None:
+        """Stores the signal that was predicted in a step, for the next blend."""
         self._denoised = signal
 
 
@@ -844,7 +852,7 @@ def ddim(run: ExplicitTimesteps, timesteps: tuple[float, ...], eta: float) -> Te
     for t, t_next in pairwise(timesteps):
         x = run.blend(x, t)
         x, signal = ddim_step(x, run.call(x, t), t, t_next, eta, run.draw)
-        run.note(signal)
+        run.after_step(signal)
     return x
 
 
@@ -863,7 +871,7 @@ def plms(run: ExplicitTimesteps, timesteps: tuple[float, ...], eta: float) -> Te
 
 
 def unipc(run: ExplicitTimesteps, timesteps: tuple[float, ...], eta: float) -> Tensor:
-    """Blends the predictor and the corrected x at the same level, and blends nothing after the last step."""
+    """Blends both the predicted x and the corrected x of a step, at the same level. The result is not blended."""
     x = run.blend(None, timesteps[0])
     signal = clean(x, run.call(x, timesteps[0]), timesteps[0])
     for t, t_next in pairwise(timesteps):
@@ -897,7 +905,7 @@ def drive_timesteps(
     guarded: bool = False,
     extra: float = 0.0,
 ) -> list[Tensor]:
-    """Works like `drive`, for a sampler that evaluates an eps model at timesteps."""
+    """Runs a sampler that evaluates an eps model at timesteps with a StageRun. Returns the same as `drive`."""
     start = torch.full_like(ANCHOR, torch.nan)
     guard = guard_for(detector, start) if guarded else None
     traits = SamplerTraits(VariancePreserving(ALPHAS), detector, is_stochastic(name, eta), guard)
@@ -936,7 +944,7 @@ def test_plms_and_unipc_need_their_own_step_detectors(name, host, explicit, time
 
 
 @pytest.mark.parametrize("t", [0.0, 0.4, 1.0, 250.25, 929.1, 998.5, 999.0])
-def test_variance_preserving_levels(t: float) -> None:
+def test_scales_of_signal_and_noise_at_a_timestep(t: float) -> None:
     space = VariancePreserving(ALPHAS.float())
     level = torch.tensor(t)
     signal, noise = space.signal_scale(level), space.noise_scale(level)
@@ -952,7 +960,7 @@ def test_variance_preserving_levels(t: float) -> None:
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
 @pytest.mark.parametrize("stochastic", [False, True])
-def test_level_of_another_type_than_x(space, levels: tuple[int, int], dtype: torch.dtype, stochastic: bool) -> None:
+def test_a_level_may_have_another_dtype(space, levels: tuple[int, int], dtype: torch.dtype, stochastic: bool) -> None:
     """Timesteps may be integers. The scales of signal and noise must not be rounded to integers."""
 
     def blended(level_dtype: torch.dtype) -> Tensor:

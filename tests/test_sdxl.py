@@ -1,4 +1,7 @@
-"""Tests sizes and crops in SDXL's vector: the right columns, in the order of the views, as the model computes them."""
+"""Tests the sizes and crops in the vectors that SDXL receives for a batch of views.
+
+They must be in the right columns, in the order of the views, and equal to the embeddings of the model.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ FINAL = Frame((1536, 1024))
 
 
 class Numbers:
-    """Embeds each number in `outdim` columns, and counts its calls."""
+    """Imitates an embedder of numbers, with `outdim` columns for each number. Counts its calls."""
 
     def __init__(self, input_key: str, outdim: int = 256):
         self.input_key, self.outdim, self.calls = input_key, outdim, 0
@@ -38,14 +41,14 @@ class Numbers:
 
 
 class Text(SimpleNamespace):
-    """A text embedder, whose part of the vector has an unknown size."""
+    """Imitates a text embedder, which does not store its number of columns."""
 
     def __init__(self) -> None:
         super().__init__(input_key="txt")
 
 
 class Conditioner:
-    """Joins the outputs of its embedders after `pooled` columns of text, like the model's conditioner."""
+    """Imitates the conditioner of a model: joins `pooled` columns of text and the outputs of its embedders."""
 
     def __init__(self, pooled: int, *embedders: Any):
         self.pooled, self.embedders = pooled, embedders
@@ -74,6 +77,7 @@ def other_order() -> Conditioner:
 
 LAYOUTS = pytest.mark.parametrize("layout", [base, refiner, no_pooled_text, other_order])
 BEFORE = {ORIGINAL: (512, 512), CROP: (0, 0), TARGET: (512, 512), AESTHETIC: (6.0,)}
+"""The numbers in the vector of the base image."""
 
 
 @pytest.mark.parametrize(
@@ -84,7 +88,7 @@ BEFORE = {ORIGINAL: (512, 512), CROP: (0, 0), TARGET: (512, 512), AESTHETIC: (6.
         (no_pooled_text, 1536, {ORIGINAL: (0, 512), CROP: (512, 1024), TARGET: (1024, 1536)}),
     ],
 )
-def test_columns_of_known_models(layout: Any, width: int, expected: dict[str, tuple[int, int]]) -> None:
+def test_the_columns_of_known_models_are_found(layout: Any, width: int, expected: dict[str, tuple[int, int]]) -> None:
     slots = number_slots(layout().embedders, width)
     assert {key: (columns.start, columns.stop) for key, (_, columns) in slots.items()} == expected
 
@@ -136,7 +140,7 @@ def test_a_view_of_the_whole_image_keeps_its_vector(layout: Any) -> None:
     )
 
 
-def test_offsets_add_to_the_crop_that_the_user_set() -> None:
+def test_the_position_of_a_view_is_added_to_the_users_crop() -> None:
     conditioner = base()
     vectors = SizeVectors(conditioner.embedders, Frame((512, 512), (16, 24)))
     vector = conditioner(1, **BEFORE)
@@ -177,7 +181,7 @@ def test_models_without_a_conditioner_have_no_sizes() -> None:
 
 @pytest.mark.parametrize("rows", [slice(0, 4), slice(1, 3)])
 def test_the_model_gets_the_vectors_of_its_views(rows: slice) -> None:
-    """The denoiser leaves the other conds unchanged. If memory is short, it evaluates some of the rows."""
+    """The other conds are repeated for each view. If memory is short, a call evaluates only some of the rows."""
     conditioner = base()
     seen: list[dict[str, Any]] = []
 
@@ -260,10 +264,10 @@ print("equal")
 
 @pytest.mark.webui
 def test_vectors_equal_those_of_the_real_conditioner(request: pytest.FixtureRequest) -> None:
-    """Runs in the webui's own environment, with its conditioner and embedders. Only the text is made up."""
+    """Runs in the webui's own environment, with its conditioner and number embedders and a simple text embedder."""
     folder = request.config.getoption("--webui")
     if not folder:
-        pytest.skip("no real webui: name one with --webui DIR or SD_WEBUI_DIR")
+        pytest.skip("no webui: use --webui DIR or set SD_WEBUI_DIR")
     python = Path(folder) / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
     root = Path(__file__).parents[1]
     command = [str(python), "-c", IN_THE_WEBUI, folder, str(root)]

@@ -1,6 +1,6 @@
-"""Tests settings from people, programs and infotexts.
+"""Tests the settings that users, programs and infotexts provide.
 
-Valid values are accepted, and invalid ones are reported by name.
+Valid values are accepted. For a value that is not valid, the error names the field.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ BAD_STAGES += ["1," * 50_000 + "2", "1, 2, nan", "1,inf", "2;1"]
 
 
 def is_named(error: SettingsError, name: str, value: object) -> bool:
-    """Returns whether the message names the field, the given value and the allowed values."""
+    """Returns whether an error message names the field, the value and the allowed values."""
     text = str(error)
     if isinstance(value, str) and len(value) < 50 and repr(value) not in text:
         return False
@@ -96,7 +96,7 @@ def is_named(error: SettingsError, name: str, value: object) -> bool:
 
 
 def cases(fields: list[str], values: list[object]) -> list[object]:
-    """Combines every value with every field."""
+    """Returns a test case for every combination of a field and a value."""
     named = [(name, value) for name in fields for value in values]
     return [pytest.param(name, value, id=f"{name}-{i % len(values)}") for i, (name, value) in enumerate(named)]
 
@@ -119,15 +119,14 @@ def test_bad_value_is_reported(name: str, value: object) -> None:
 
 @pytest.mark.parametrize("value", BAD_STAGES, ids=range(len(BAD_STAGES)))
 def test_bad_stage_list_is_reported(value: object) -> None:
-    """The settings report it if it is not text. Otherwise the plan reports it, because the plan parses the list."""
     with pytest.raises(SettingsError) as caught:
-        make_plan(parse_settings({"stages": value}), (64, 64))
+        parse_settings({"stages": value})
     assert caught.value.name == "stages"
     assert is_named(caught.value, "stages", value if isinstance(value, str) else None)
     assert "increasing scales from 1 to 8" in str(caught.value)
 
 
-def test_message_without_field_value_or_range_is_detected() -> None:
+def test_is_named_detects_a_wrong_field_or_value() -> None:
     good = SettingsError("scale", 0, "a number from 1 to 8")
     assert str(good) == "scale: 0 is not valid. Use a number from 1 to 8"
     assert is_named(good, "scale", 0)
@@ -157,7 +156,7 @@ def parsed_or_error(values: dict[str, object]) -> Settings | SettingsError:
 @EXAMPLES
 @given(values=st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=3))
 def test_anything_is_parsed_or_reported(values: dict[str, object]) -> None:
-    """No other exception is raised, up to the plan, and every accepted value is in its range."""
+    """Reading and planning raise no other exception. Every accepted number is in its range."""
     parsed = parsed_or_error(values)
     if isinstance(parsed, SettingsError):
         assert parsed.name in NAMES
@@ -186,7 +185,7 @@ def test_unknown_field_is_reported(name: object) -> None:
     assert message.startswith("the field ")
     written, _, rest = message.removeprefix("the field ").partition(" does not exist (its value is ")
     assert rest.startswith("4). Use the fields ")
-    # names of any length and type are distinguishable from the text around them
+    # the message contains the repr of the name, shortened to 60 characters
     assert written == repr(name) or (len(written) == 60 and repr(name).startswith(written[:-1]))
     assert all(field in message for field in NAMES)
 
@@ -260,10 +259,10 @@ def test_values_of_presets_are_possible(name: str) -> None:
 
 MINE = "Mine"
 CHOICES = Choices({MINE: {"sigma": 1.5, "jitter": False}}, ("None?", "4x-Sharp", "Lanczos"))
-"""A preset that you saved, and upscalers of the webui."""
+"""A preset of the user, and upscalers of the webui."""
 
 
-def test_a_user_s_preset_is_one_like_the_built_in_ones() -> None:
+def test_a_preset_of_the_user_works_like_a_built_in_preset() -> None:
     assert CHOICES.preset_names == (*PRESETS, MINE)
     assert parse_settings({"preset": MINE}, choices=CHOICES) == Settings(preset=MINE, sigma=1.5, jitter=False)
     both = {"preset": MINE, "sigma": 2}
@@ -278,7 +277,7 @@ def test_a_missing_preset_is_reported_with_the_existing_ones() -> None:
         parse_settings({"preset": MINE})
 
 
-def test_a_user_s_preset_does_not_replace_a_built_in_one() -> None:
+def test_a_preset_of_the_user_does_not_replace_a_built_in_preset() -> None:
     choices = Choices({"Paper": {"sigma": 5.0}})
     assert choices.preset_names == tuple(PRESETS)
     assert parse_settings({"preset": "Paper"}, choices=choices) == Settings(**PRESETS["Paper"])
@@ -305,7 +304,7 @@ def test_an_unknown_upscaler_is_reported_with_the_existing_ones(upscaler: str) -
 
 
 @pytest.mark.parametrize("text", ["0.5", "0.5,0.1,0", "0.6,0", "0,-0.1", "a,b", "nan,0"])
-def test_impossible_weights_are_reported(text: str) -> None:
+def test_invalid_weights_of_skipped_views_are_reported(text: str) -> None:
     with pytest.raises(
         SettingsError, match=r"skip_views: .* is not valid. Use two numbers from 0 to 0.5, such as 0.5,0.1"
     ):
@@ -323,15 +322,16 @@ def test_values_without_a_preset_get_the_callers_preset() -> None:
 def test_infotext_has_the_differences_from_the_declared_defaults() -> None:
     written = to_infotext(settings_from_args([{"enabled": True, "sigma": 0.8}], MINE, CHOICES), CHOICES)
     assert written == {"DemoFusion preset": "Mine (changed)", "DemoFusion jitter": "False"}
-    # in another installation the name is unknown, but the infotext contains every value
+    # another installation may not have this preset, but the infotext contains its values
     assert pasted(written) == Settings(jitter=False)
 
 
-def test_fields_that_differ_from_their_preset_are_known() -> None:
+def test_fields_that_differ_from_their_preset_are_found() -> None:
     values = preset_values(MINE, CHOICES)
     assert changed_fields(MINE, values, CHOICES) == ()
-    # with the types that the controls return, and with values that cannot be used
+    # controls can return another type or an empty text for the same value
     assert changed_fields(MINE, {**values, "sigma": "1.50", "stages": "", "feather": 0}, CHOICES) == ()
+    # a value that is not valid counts as different
     assert changed_fields(MINE, {**values, "sigma": 2, "stages": "3,2"}, CHOICES) == ("stages", "sigma")
     assert "(changed)" not in str(to_infotext(parse_settings({"preset": MINE}, choices=CHOICES), CHOICES))
     written = to_infotext(parse_settings({"preset": MINE, "sigma": 2}, choices=CHOICES), CHOICES)
@@ -354,7 +354,7 @@ def test_presets_do_not_change_fields_of_the_request() -> None:
 
 
 @pytest.mark.parametrize("values", [{"scale": 2}, {"sgima": 1}, {"sigma": "big"}, {"stages": "3,2"}, {"jitter": None}])
-def test_an_impossible_preset_is_reported(values: dict) -> None:
+def test_an_invalid_preset_is_reported(values: dict) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_preset(values)
     assert caught.value.name == next(iter(values))
@@ -378,7 +378,7 @@ def test_limits_are_valid_and_values_beyond_them_are_not(name: str) -> None:
 
 
 def drawn(name: str) -> st.SearchStrategy:
-    """Draws possible values of a field."""
+    """Returns a strategy that draws valid values of a field."""
     spec = SPECS[name]
     if spec.kind is bool:
         return st.booleans()
@@ -400,6 +400,7 @@ SETTINGS = st.builds(Settings, **{name: drawn(name) for name in NAMES})
 
 
 def pasted(infotext: dict[str, str], choices: Choices = BUILT_IN) -> Settings:
+    """Returns the settings that are read from an infotext."""
     return Settings(**{name: from_infotext(name, infotext, choices) for name in NAMES})
 
 
@@ -407,7 +408,7 @@ def pasted(infotext: dict[str, str], choices: Choices = BUILT_IN) -> Settings:
 @given(given_settings=SETTINGS)
 @example(given_settings=Settings(scale=7 / 3, sigma=0.1 + 0.2, cosine_scale_1=1e-7, cosine_scale_2=9.123456789))
 def test_settings_are_restored_from_the_infotext(given_settings: Settings) -> None:
-    """`enabled` is not among its keys, because the host layer writes it."""
+    """`to_infotext` does not write the key for `enabled`. The host layer writes it."""
     infotext = to_infotext(given_settings)
     assert pasted({**infotext, ENABLED_KEY: "1.0"}) == dataclasses.replace(given_settings, enabled=True)
     assert pasted(infotext) == dataclasses.replace(given_settings, enabled=False)
@@ -416,7 +417,7 @@ def test_settings_are_restored_from_the_infotext(given_settings: Settings) -> No
 @EXAMPLES
 @given(given_settings=SETTINGS)
 def test_the_host_can_parse_the_infotext(given_settings: Settings) -> None:
-    r"""The host finds `key: value` with key = \w[\w \-/]+, and ignores empty values (infotext_utils.py)."""
+    r"""The host parses `key: value` if the key matches \w[\w \-/]+. It ignores empty values (infotext_utils.py)."""
     infotext = to_infotext(given_settings)
     for key, value in infotext.items():
         assert re.fullmatch(r"\w[\w \-/]+", key)
@@ -431,7 +432,7 @@ def test_the_host_can_parse_the_infotext(given_settings: Settings) -> None:
     assert infotext.get(preset, "Paper") == given_settings.preset + ("" if own else " (changed)")
 
 
-def test_infotext_of_defaults_is_empty() -> None:
+def test_the_infotext_contains_only_values_that_differ_from_the_defaults() -> None:
     assert to_infotext(Settings(enabled=True)) == {}
     assert to_infotext(Settings(scale=3.0, stages="1,3", jitter=False)) == {
         "DemoFusion preset": "Paper (changed)",

@@ -1,4 +1,4 @@
-"""Tests with k-diffusion's functions that a stage gets as many steps as its sampler needs."""
+"""Tests how many steps a stage runs and at which noise level it begins. The samplers are those of k-diffusion."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_schedule_is_only_as_long_as_the_stage_needs(steps: int, strength: f
 
 
 def share_levels(steps: int, strength: float, least: int) -> torch.Tensor:
-    """Returns a stage's noise levels without the choice of a level to begin at, by the original arithmetic."""
+    """Returns the noise levels of a stage that runs the last part `strength` of a schedule, without the library."""
     schedule = steps
     while max(1, round(schedule * strength)) < least:
         schedule += 1
@@ -81,14 +81,17 @@ def share_levels(steps: int, strength: float, least: int) -> torch.Tensor:
 
 @settings(deadline=None)
 @given(st.integers(1, 150), st.floats(0.05, 1), st.integers(1, 8))
-def test_schedules_of_stable_diffusion_are_the_same_to_the_last_bit(steps: int, strength: float, least: int) -> None:
+def test_the_levels_of_a_stage_are_the_last_part_of_the_schedule(steps: int, strength: float, least: int) -> None:
     chosen = steps_by_share(steps, strength, least)
     actual = sampling.get_sigmas_karras(chosen.schedule, 0.03, 14.6)[chosen.schedule - chosen.run :]
     assert torch.equal(actual, share_levels(steps, strength, least))
 
 
 def flow_schedule(shift: float, power: float = 1.0) -> Callable[[int], torch.Tensor]:
-    """Returns the levels of a model with that shift. `power` bends the schedule as other schedulers do."""
+    """Returns a function from a number of steps to the noise levels of a flow model with this shift.
+
+    A `power` other than 1 gives the schedule another shape, as other schedulers do.
+    """
 
     def levels(steps: int) -> torch.Tensor:
         u = torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** power
@@ -103,15 +106,18 @@ SHIFTS = [1.0, 3.0, math.exp(1.15), 6.0, 9.0, 12.0]
 @pytest.mark.parametrize("shift", SHIFTS)
 @pytest.mark.parametrize("strength", [0.25, 0.3, 0.5, 0.7])
 @pytest.mark.parametrize("steps", [8, 12, 20, 50])
-def test_a_strength_means_the_same_noise_level_at_every_shift(shift: float, strength: float, steps: int) -> None:
-    """On a uniform schedule there is a closed form: n steps from level s need n (a - (a - 1) s) / s steps in all."""
+def test_a_strength_gives_the_same_noise_level_at_every_shift(shift: float, strength: float, steps: int) -> None:
+    """For a uniform schedule with the shift a, the exact number of steps of the schedule is known.
+
+    The last n steps begin at level s if the schedule has n (a - (a - 1) s) / s steps.
+    """
     levels = flow_schedule(shift)
     chosen = steps_by_level(steps, strength, 1, levels)
     wanted = flow_level(1000 * strength)
     assert chosen.run == steps_of_stage(steps, strength)
     exact = chosen.run * (shift - (shift - 1) * wanted) / wanted
     assert chosen.schedule in (math.floor(exact), math.ceil(exact))
-    spacing = float(levels(chosen.schedule)[0:].diff().abs().max())
+    spacing = float(levels(chosen.schedule).diff().abs().max())
     assert abs(float(levels(chosen.schedule)[chosen.schedule - chosen.run]) - wanted) < spacing
 
 
@@ -121,7 +127,7 @@ def test_a_strength_means_the_same_noise_level_at_every_shift(shift: float, stre
 def test_no_other_schedule_length_begins_closer_to_the_level(
     shift: float, power: float, steps: int, strength: float, least: int
 ) -> None:
-    """This also holds for schedulers of other shapes."""
+    """This also holds for schedules of other shapes."""
     levels, wanted = flow_schedule(shift, power), flow_level(1000 * strength)
     chosen = steps_by_level(steps, strength, least, levels)
     assert chosen.run == max(steps_of_stage(steps, strength), least)

@@ -1,4 +1,4 @@
-"""Tests the tiled autoencoder: the same image as in one piece, no seams, little extra work, and bounded memory."""
+"""Tests the tiled autoencoder: its result is the same as without tiles, and its work and memory are limited."""
 
 from __future__ import annotations
 
@@ -29,8 +29,12 @@ from lib_demofusion.tiled_vae.tiling import Options, decode_tiled, encode_tiled
 
 CPU = torch.device("cpu")
 SIZES = [(24, 24), (16, 40), (19, 13), (7, 33), (1, 5)]
-# The promised limits: mean and maximum difference in 255ths, the ratio of gradients at edges, and the ratio of work.
-MEAN, MOST, SEAM, WORK = 1.0, 4.0, 1.02, 1.3
+MEAN, MOST, SEAM, WORK = 0.02, 0.2, 1.01, 1.3
+"""Limits for a tiled run, compared with a run without tiles.
+
+They are the mean and the maximum difference in levels of 255, the ratio of the gradients at the edges of tiles, and the
+ratio of the numbers of multiplications.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +48,14 @@ def encoder() -> Any:
 
 
 def in_255ths(full: Tensor, other: Tensor) -> Tensor:
-    """Returns the visible difference, after the full image is scaled to use most of the range -1..1."""
+    """Returns the difference of two images in levels of 255. Both are scaled so that `full` uses most of -1..1."""
     scale = 1 / (2.2 * full.std())
     a, b = (((x - full.mean()) * scale).clamp(-1, 1) for x in (full, other))
     return (a - b).abs() * 127.5
 
 
 def edge_gradient(picture: Tensor, boxes: list[Box]) -> float:
-    """Returns the ratio of the mean gradient across the edges of the boxes to the mean gradient elsewhere."""
+    """Returns the mean gradient across the edges of the boxes, divided by the mean gradient elsewhere."""
     at, elsewhere = [], []
     for dim, starts in ((2, {box.top for box in boxes} - {0}), (3, {box.left for box in boxes} - {0})):
         gradient = picture.diff(dim=dim).abs().transpose(2, dim)  # (B, C, across, along)
@@ -62,7 +66,7 @@ def edge_gradient(picture: Tensor, boxes: list[Box]) -> float:
 
 
 def convolution_work(network: nn.Module, run: Any) -> tuple[Tensor, float]:
-    """Calls `run`. Returns its result and the number of multiplications in the network's convolutions."""
+    """Calls `run`. Returns its result, and the number of multiplications in the convolutions of the network."""
     total = 0.0
 
     def count(conv: Any, args: Any, out: Tensor) -> None:
@@ -91,14 +95,14 @@ def test_encoding_in_tiles_gives_the_same_latent(encoder: Any, size: tuple[int, 
 
 
 @pytest.mark.parametrize("mult", [(1,), (1, 1), (2, 1, 1), (1, 2, 2, 4, 4)])
-def test_other_depths_and_widths(mult: tuple[int, ...]) -> None:
+def test_autoencoders_of_other_depths_and_widths_give_the_same_result(mult: tuple[int, ...]) -> None:
     decoder, encoder, cells = randomised(Decoder(mult=mult)), randomised(Encoder(mult=mult)), 2 ** (len(mult) - 1)
     z, x = picture_like(4, 9, 14), picture_like(3, 9 * cells, 14 * cells)
     torch.testing.assert_close(decode_tiled(decoder, z, Options(4)), decoder(z), rtol=1e-4, atol=2e-5)
     torch.testing.assert_close(encode_tiled(encoder, x, Options(4)), encoder(x), rtol=1e-4, atol=2e-5)
 
 
-def test_attentions_in_the_levels() -> None:
+def test_a_decoder_with_attention_in_a_level_gives_the_same_image() -> None:
     decoder = randomised(Decoder(mult=(1, 2), attends=True))
     z = picture_like(4, 12, 10)
     torch.testing.assert_close(decode_tiled(decoder, z, Options(4)), decoder(z), rtol=1e-4, atol=2e-5)
@@ -109,7 +113,7 @@ def test_each_image_of_a_batch_has_its_own_statistics(decoder: Any) -> None:
     torch.testing.assert_close(decode_tiled(decoder, z, Options(5)), decoder(z), rtol=1e-4, atol=2e-5)
 
 
-def test_a_decoder_that_ends_in_tanh(decoder: Any) -> None:
+def test_a_decoder_that_ends_in_tanh_gives_the_same_image(decoder: Any) -> None:
     z = picture_like(4, 8, 8)
     decoder.tanh_out = True
     try:
@@ -120,27 +124,27 @@ def test_a_decoder_that_ends_in_tanh(decoder: Any) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("in_file", [False, True])
-def test_errors_seams_and_work_stay_within_the_stated_limits(
+def test_errors_seams_and_work_stay_within_their_limits(
     decoder: Any, tmp_path: Path, packed: bool, in_file: bool
 ) -> None:
-    """The limits hold for every kind of storage. The tile of 16 cells is the smallest that is ever chosen."""
+    """The limits apply to every kind of storage. The extension uses no tiles smaller than these 16 cells."""
     z, tile = picture_like(4, 56, 40), 16
     shelf = Shelf(CPU, packed, tmp_path if in_file else None)
     full, once = convolution_work(decoder, lambda: decoder(z))
     got, work = convolution_work(decoder, lambda: decode_tiled(decoder, z, Options(tile, shelf)))
     difference = in_255ths(full, got)
-    assert difference.mean() < MEAN / 50
-    assert difference.max() < MOST / 20
+    assert difference.mean() < MEAN
+    assert difference.max() < MOST
     steps = decoder_layers(decoder)
     limits = sizes(steps, (56, 40))
     boxes = grid(limits[-1], part_side(steps, limits, len(steps) - 1, tile))
     assert len(boxes) > 1
-    assert edge_gradient(got, boxes) / edge_gradient(full, boxes) < (SEAM + 1) / 2
+    assert edge_gradient(got, boxes) / edge_gradient(full, boxes) < SEAM
     assert work / once < WORK
     assert not list(tmp_path.iterdir())
 
 
-def test_the_amount_of_work_of_the_encoder(encoder: Any) -> None:
+def test_errors_and_work_of_the_encoder_stay_within_their_limits(encoder: Any) -> None:
     x = picture_like(3, 320, 448)
     full, once = convolution_work(encoder, lambda: encoder(x))
     got, work = convolution_work(encoder, lambda: encode_tiled(encoder, x, Options(16, Shelf(CPU, packed=True))))
@@ -148,11 +152,7 @@ def test_the_amount_of_work_of_the_encoder(encoder: Any) -> None:
     assert ((got - full).abs().max() / full.std()) < 0.01
 
 
-def test_half_precision(decoder: Any) -> None:
-    """The statistics are at least as exact as without tiles.
-
-    The tiled result is therefore closer to the result in 32 bits.
-    """
+def test_a_tiled_run_in_half_precision_is_about_as_exact_as_without_tiles(decoder: Any) -> None:
     z = picture_like(4, 16, 20)
     exact = decoder(z)
     half = randomised(Decoder()).bfloat16()
@@ -199,7 +199,7 @@ def test_no_file_is_filled_with_zeros_on_windows(decoder: Any, tmp_path: Path, m
     assert torch.equal(decode_tiled(decoder, z, Options(5, Shelf(CPU, True, tmp_path))), expected)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="st_blocks is POSIX's")
+@pytest.mark.skipif(os.name != "posix", reason="this system does not report the blocks of a file (st_blocks)")
 @pytest.mark.parametrize("supported", [True, False])
 def test_a_file_has_its_space_on_the_disk_before_it_is_mapped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supported: bool
@@ -221,7 +221,7 @@ def test_a_file_has_its_space_on_the_disk_before_it_is_mapped(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the function is that of Linux")
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system has no posix_fallocate")
 def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(file: int, start: int, length: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -235,7 +235,10 @@ def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path: Path, monkeypat
 
 @dataclass(frozen=True)
 class CountedShelf(Shelf):
-    """Counts the bytes of the maps that exist at the same time."""
+    """A shelf that counts the bytes of its maps.
+
+    `now` contains the bytes of each map that exists. `peaks` contains their sum after each new map.
+    """
 
     now: dict[int, int] = field(default_factory=dict)
     peaks: list[int] = field(default_factory=list)
@@ -251,7 +254,7 @@ class CountedShelf(Shelf):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors except those on a shelf."""
+    """Measures the largest number of bytes that tensors use at the same time, without the maps of a shelf."""
 
     def __init__(self, shelf: CountedShelf):
         super().__init__()
@@ -282,12 +285,14 @@ def test_the_predicted_memory_of_feature_maps_is_right(decoder: Any, encoder: An
         shelf = CountedShelf(CPU, packed)
         run(network, x, Options(8, shelf))
         predicted = held_bytes(layout(network), (x.shape[2], x.shape[3]), 2 if packed else 4)
-        # the first map belongs to the caller, and the last is the result
+        # the input and the result are not on the shelf, but they are small here
         assert max(shelf.peaks) == pytest.approx(predicted, rel=0.03)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_memory_besides_the_feature_maps(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_predicted_memory_without_feature_maps_is_right(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tiled_vae, "MATRIX_CELLS", 1 << 16)
     decoder = randomised(Decoder()).to(dtype)
     z, shelf = picture_like(4, 40, 32).to(dtype), CountedShelf(CPU)
@@ -319,21 +324,21 @@ def test_no_tensor_or_file_remains(decoder: Any) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_one_value_that_is_not_finite_makes_the_whole_image_nan(decoder: Any, encoder: Any, bad: float) -> None:
-    """The host checks only one number (devices.test_for_nans)."""
+    """The host checks only one value of an image for NaN (devices.test_for_nans)."""
     z, x = picture_like(4, 16, 16), picture_like(3, 64, 64)
     z[0, 0, 9, 9] = x[0, 0, 40, 40] = bad
     assert decode_tiled(decoder, z, Options(5)).isnan().all()
     assert encode_tiled(encoder, x, Options(3)).isnan().all()
 
 
-def test_a_flat_image(decoder: Any) -> None:
+def test_a_flat_image_is_decoded_correctly(decoder: Any) -> None:
     z = torch.zeros(1, 4, 12, 12)
     for packed in (False, True):
         got = decode_tiled(decoder, z, Options(5, Shelf(CPU, packed)))
         torch.testing.assert_close(got, decoder(z), rtol=1e-3, atol=1e-3)
 
 
-def test_progress_and_stop(decoder: Any) -> None:
+def test_progress_is_reported_and_an_exception_of_the_report_stops_the_run(decoder: Any) -> None:
     shares: list[float] = []
     z = torch.cat([picture_like(4, 12, 12)] * 2)
     decode_tiled(decoder, z, Options(4, report=shares.append))
@@ -355,25 +360,25 @@ def test_progress_and_stop(decoder: Any) -> None:
     assert len(shares) == 6
 
 
-def test_attention_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_in_chunks_gives_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (torch.randn(1, 1, n, 8) for n in (300, 500, 500))
     whole = tiled_vae.attend(q, k, v)
     torch.testing.assert_close(whole, torch.softmax(q @ k.transpose(2, 3) / 8**0.5, 3) @ v)
-    real, turns = torch.nn.functional.scaled_dot_product_attention, []
+    real, chunks = torch.nn.functional.scaled_dot_product_attention, []
 
     def small(some: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        turns.append(some.shape[2])
+        chunks.append(some.shape[2])
         if some.shape[2] > 100:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return real(some, keys, values)
 
     monkeypatch.setattr(tiled_vae.F, "scaled_dot_product_attention", small)
     torch.testing.assert_close(tiled_vae.attend(q, k, v), whole)
-    assert turns == [300, 150, 75, 75, 75, 75]
+    assert chunks == [300, 150, 75, 75, 75, 75]
     monkeypatch.setattr(tiled_vae, "MATRIX_CELLS", 500 * 60)
-    turns.clear()
+    chunks.clear()
     torch.testing.assert_close(tiled_vae.attend(q, k, v), whole)
-    assert turns == [60] * 5
+    assert chunks == [60] * 5
 
 
 def test_a_packed_feature_map_is_exact_to_one_step_of_16_bits() -> None:
@@ -407,13 +412,13 @@ def test_another_layout_is_refused(change: Any) -> None:
 
 @pytest.mark.webui
 @pytest.mark.parametrize("package", ["stable-diffusion-stability-ai:ldm", "generative-models:sgm"])
-def test_the_host_s_classes_give_the_same_result(
+def test_the_autoencoder_classes_of_the_webui_give_the_same_result(
     request: pytest.FixtureRequest, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runs if torch and the host's packages are installed, for example in the webui's own environment."""
+    """Needs the packages that the webui's classes import, for example in the webui's own environment."""
     webui = request.config.getoption("--webui")
     if not webui:
-        pytest.skip("no webui")
+        pytest.skip("no webui: use --webui DIR or set SD_WEBUI_DIR")
     folder, name = package.split(":")
     monkeypatch.syspath_prepend(str(Path(webui) / "repositories" / folder))
     try:

@@ -1,6 +1,7 @@
-"""Tests models whose latent sides must be multiples of some cells: transformers that join 2 x 2 cells into a token.
+"""Tests plans and views for transformers, which join 2 x 2 cells of the latent into one token.
 
-Such a model pads an odd crop by repeating the opposite border, so no view may have an odd side.
+Such a model would pad a crop with an odd side with cells from the opposite border. The sides of the latent and of all
+views must therefore be multiples of two cells, the unit.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ HALVES = st.integers(8, 60)
 @EXAMPLES
 @given(size=st.tuples(HALVES, HALVES), factor=st.integers(1, 8), unit=st.integers(1, 4))
 @example(size=(9, 33), factor=3, unit=2)
-def test_dilated_views_contain_every_cell_once_and_are_multiples(size: Size, factor: int, unit: int) -> None:
-    """The views are phases of the grid.
+def test_dilated_views_contain_every_cell_once_and_have_whole_units(size: Size, factor: int, unit: int) -> None:
+    """The latent is padded with zeros at the top and left, so that its sides are multiples of factor * unit.
 
-    The grid is padded with zeros at the top and left to a multiple of unit and factor.
+    A view contains every factor-th cell of the padded latent in both directions.
     """
     x = torch.arange(1.0, 1 + math.prod(size)).view(1, 1, *size)
     whole = factor * unit
@@ -62,7 +63,7 @@ def test_dilated_views_contain_every_cell_once_and_are_multiples(size: Size, fac
 )
 @example(base=(33, 65), scale=3.0, preset="Paper", tile=None)
 @example(base=(64, 64), scale=1.55, preset="Fast", tile=13.0)
-def test_every_side_of_a_plan_is_a_multiple(base: Size, scale: float, preset: str, tile: float | None) -> None:
+def test_every_side_in_a_plan_has_whole_units(base: Size, scale: float, preset: str, tile: float | None) -> None:
     values = {**PRESETS[preset], "scale": scale, **({} if tile is None else {"tile_size": tile})}
     plan = make_plan(parse_settings(values), base, UNIT)
     for stage in plan.stages:
@@ -71,7 +72,7 @@ def test_every_side_of_a_plan_is_a_multiple(base: Size, scale: float, preset: st
         for side in (*stage.size, *stage.window, *stage.stride, *shown):
             assert side % UNIT == 0
             assert side > 0
-        # a dilated view is no larger than the base rounded up, unless its own rounding enlarges it
+        # rounding can make the sides of a dilated view longer than those of the base, but only by one unit
         assert all(a <= whole + UNIT for a, whole in zip(shown, base))
         assert all(step <= window <= size for step, window, size in zip(stage.stride, stage.window, stage.size))
         if math.prod(stage.size) < 40000:
@@ -114,16 +115,13 @@ def test_an_odd_base_at_its_own_size_needs_no_stage() -> None:
 
 
 def test_a_side_that_is_rounded_up_does_not_need_a_larger_factor() -> None:
-    """65 cells at 3x are 195, which is rounded to 196.
-
-    The 4 x 4 dilated views of 50 cells would be unnecessarily small.
-    """
+    """65 cells at 3x are 195 cells, rounded up to 196. With a factor of 4, dilated views would have only 50 cells."""
     (stage,) = make_plan(parse_settings({"scale": 3, "stages": "fewest"}), (65, 65), UNIT).stages
     assert (stage.size, stage.factor) == ((196, 196), 3)
 
 
 def test_the_model_gets_only_multiples_of_the_unit() -> None:
-    """Tests local and dilated views with jitter. The positions of tiles that cannot move are multiples."""
+    """Checks local and dilated views with and without jitter. Without jitter, the positions are multiples too."""
     plan = make_plan(parse_settings({"scale": 2.2, "tile_size": 13}), (33, 32), UNIT)
     stage = plan.stages[-1]
     seen: set[Size] = set()

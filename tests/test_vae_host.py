@@ -1,4 +1,4 @@
-"""Tests the setting "Decode large images in parts" with stand-ins for the webui's modules."""
+"""Tests the setting "Decode large images in parts" with imitations of the webui's modules."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ GIB = 1 << 30
 
 
 def decode(vae: Any, model: Any, latent: Tensor, mode: str = "automatic", report: Any = None) -> list[Tensor]:
-    """Decodes one latent after another, as the webui does."""
+    """Decodes the images of a latent one after the other, as the webui does."""
     with vae.in_parts(model, mode, report and vae.of_all(report, len(latent))):
         return [model.first_stage_model.decoder(row[None])[0] for row in latent]
 
 
 @pytest.fixture
 def vae(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """Imports the module under test. `free` holds the free bytes on the device, in memory and on the disk."""
+    """Imports and returns the module under test.
+
+    Its attribute `free` sets the free bytes of the device, of the computer's memory and of the disk.
+    """
     free = SimpleNamespace(device=64 * GIB, memory=64 * GIB, disk=64 * GIB)
     stand_ins: dict[str, dict[str, Any]] = {
         "modules": {},
@@ -63,7 +66,7 @@ def model() -> Any:
 
 @pytest.fixture
 def tried(vae: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Returns the options of every run in tiles, in order."""
+    """Returns a list to which every tiled run adds its options."""
     made: list[Any] = []
     real = vae.decode_tiled
 
@@ -79,7 +82,7 @@ Z = picture_like(4, 20, 12)
 
 
 def fails(error: BaseException, times: int, after: Any) -> Any:
-    """Returns a function that raises a number of times before it calls `after`."""
+    """Returns a function that raises `error` in its first `times` calls, and calls `after` in all later calls."""
     left = [times]
 
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -91,7 +94,7 @@ def fails(error: BaseException, times: int, after: Any) -> Any:
     return run
 
 
-def test_an_image_that_fits_is_decoded_by_the_host(vae: Any, model: Any, tried: list[Any]) -> None:
+def test_an_image_that_fits_is_decoded_without_tiles(vae: Any, model: Any, tried: list[Any]) -> None:
     expected = model.first_stage_model.decoder(Z)[0]
     assert torch.equal(decode(vae, model, Z)[0], expected)
     vae.free.device = 0
@@ -100,7 +103,7 @@ def test_an_image_that_fits_is_decoded_by_the_host(vae: Any, model: Any, tried: 
 
 
 def test_a_share_of_the_free_memory_stays_free(vae: Any, model: Any, tried: list[Any]) -> None:
-    """The required memory is an estimate, and other programs use the card as well."""
+    """The required memory is only an estimate, and other programs use the GPU as well."""
     needed = vae.whole_bytes(decoder_layers(model.first_stage_model.decoder), (Z.shape[2], Z.shape[3]), 4)
     vae.free.device = int(needed * 1.25)
     decode(vae, model, Z[:1])
@@ -123,9 +126,9 @@ def test_tiles_are_used_if_the_image_does_not_fit_or_the_setting_is_always(
 
 
 def test_a_live_preview_does_not_affect_the_job(vae: Any, model: Any, tried: list[Any]) -> None:
-    """The page decodes the preview in its own thread.
+    """The webui decodes a live preview in another thread.
 
-    The preview must not move the job's progress bar, and the job's stop must not end it.
+    The preview must not change the job's progress bar, and stopping the job must not stop the preview.
     """
 
     def stopping(share: float, images: int) -> None:
@@ -152,15 +155,15 @@ def test_the_images_of_a_batch_share_the_progress_bar(vae: Any, model: Any) -> N
     assert len([share for share in shares if share <= 1 / 3 + 1e-6]) == len(shares) / 3
 
 
-def test_progress_is_half_of_an_image_while_it_is_decoded_without_tiles(vae: Any, model: Any, tried: list[Any]) -> None:
+def test_without_tiles_each_image_reports_its_half_and_its_end(vae: Any, model: Any, tried: list[Any]) -> None:
     shares: list[float] = []
     decode(vae, model, torch.cat([Z] * 2), report=shares.append)
-    assert not tried, "in parts"
+    assert not tried, "the images were decoded in tiles"
     assert shares == [0.25, 0.5, 0.75, 1]
 
 
-def test_progress_of_images_that_are_decoded_together(vae: Any, model: Any) -> None:
-    """Forge's family decodes the images of a batch together."""
+def test_images_that_are_decoded_together_share_the_progress_bar(vae: Any, model: Any) -> None:
+    """Forge, reForge and Forge Neo decode the images of a batch together."""
     shares: list[float] = []
     with vae.in_parts(model, "automatic", vae.of_all(shares.append, 4)):
         for _ in range(2):
@@ -169,7 +172,7 @@ def test_progress_of_images_that_are_decoded_together(vae: Any, model: Any) -> N
 
 
 def test_an_exception_of_the_report_ends_the_decoding(vae: Any, model: Any, tried: list[Any]) -> None:
-    """The error is not mistaken for a lack of memory, which would cause another attempt in smaller parts."""
+    """After an out-of-memory error, there would be another attempt with smaller tiles."""
 
     def report(share: float) -> None:
         raise RuntimeError("enough")
@@ -192,7 +195,7 @@ def test_the_encoder_runs_in_tiles_too(vae: Any, model: Any, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3])
-def test_out_of_memory_in_the_encoder_leads_to_smaller_parts(
+def test_out_of_memory_in_the_encoder_leads_to_smaller_tiles(
     vae: Any, model: Any, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     error = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB")
@@ -210,7 +213,7 @@ def test_out_of_memory_in_the_encoder_leads_to_smaller_parts(
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3])
-def test_out_of_memory_leads_to_smaller_parts(
+def test_out_of_memory_in_the_decoder_leads_to_smaller_tiles(
     vae: Any, model: Any, tried: list[Any], monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     error = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB")
@@ -244,10 +247,10 @@ def test_other_errors_are_raised_and_the_model_is_restored(
         assert "forward" not in network.__dict__
 
 
-def test_where_the_feature_maps_are_stored(vae: Any, model: Any) -> None:
+def test_feature_maps_are_stored_where_they_fit(vae: Any, model: Any) -> None:
     layers = vae.decoder_layers(model.first_stage_model.decoder)
     held = vae.held_bytes(layers, (20, 12), 4)
-    plenty, exactly = int(held / 0.6) + 9, int(held / 2 / 0.6) + 9
+    enough, enough_if_packed = int(held / 0.6) + 9, int(held / 2 / 0.6) + 9
 
     def shelf(room: int, memory: int, disk: int, z: Tensor = Z) -> tuple[str, bool, bool]:
         vae.free.memory, vae.free.disk = memory, disk
@@ -255,12 +258,12 @@ def test_where_the_feature_maps_are_stored(vae: Any, model: Any) -> None:
         return found.device.type, found.packed, found.folder is not None
 
     assert shelf(held, 0, 0) == ("meta", False, False)
-    assert shelf(0, plenty, 0) == ("cpu", False, False)
-    assert shelf(0, exactly, 0) == ("cpu", True, False)
-    assert shelf(0, exactly // 2, plenty) == ("cpu", True, True)
-    assert shelf(0, exactly, 0, Z.half()) == ("cpu", False, False)
+    assert shelf(0, enough, 0) == ("cpu", False, False)
+    assert shelf(0, enough_if_packed, 0) == ("cpu", True, False)
+    assert shelf(0, enough_if_packed // 2, enough) == ("cpu", True, True)
+    assert shelf(0, enough_if_packed, 0, Z.half()) == ("cpu", False, False)
     with pytest.raises(MemoryError, match="GiB"):
-        shelf(0, exactly // 2, 0)
+        shelf(0, enough_if_packed // 2, 0)
 
 
 def test_an_image_that_fits_nowhere_is_an_error(vae: Any, model: Any, tried: list[Any]) -> None:
@@ -282,8 +285,8 @@ def test_a_device_that_does_not_report_its_memory_is_assumed_to_have_little(
     assert vae.real_free_bytes(torch.device("cpu")) == 3 * GIB
 
 
-def test_a_tiled_vae_extension_decodes_the_image(vae: Any, model: Any, tried: list[Any]) -> None:
-    """Tiled VAE hooks the instance, and leaves the original method there when it is disabled."""
+def test_the_extension_tiled_vae_decodes_the_image_if_it_is_enabled(vae: Any, model: Any, tried: list[Any]) -> None:
+    """Tiled VAE replaces `forward` of the decoder object. When it is disabled, it puts the original method there."""
     decoder = model.first_stage_model.decoder
     decoder.original_forward = decoder.forward
     decoder.forward = hook = lambda z: torch.zeros(1, 3, 8, 8)
@@ -296,7 +299,7 @@ def test_a_tiled_vae_extension_decodes_the_image(vae: Any, model: Any, tried: li
     assert decoder.__dict__["forward"] == decoder.original_forward
 
 
-def test_the_host_runs_autoencoders_of_another_layout(vae: Any, tried: list[Any]) -> None:
+def test_autoencoders_of_another_layout_run_without_tiles(vae: Any, tried: list[Any]) -> None:
     other = nn.Sequential(nn.Conv2d(4, 3, 1))
     model = SimpleNamespace(first_stage_model=SimpleNamespace(decoder=other))
     expected = other(Z)[0]

@@ -33,7 +33,7 @@ EXAMPLES = settings(max_examples=150, deadline=None)
 
 @st.composite
 def axes(draw: st.DrawFn) -> tuple[int, int, int]:
-    """Draws one axis of a latent: a length from one window to eight, the window and the stride."""
+    """Draws the length of a latent along one axis (one to eight windows), the window and the stride."""
     window = draw(st.integers(1, 20))
     stride = draw(st.integers(1, window))
     # many views make slow tests, so limit them to about 24 along one axis
@@ -49,6 +49,7 @@ def grids(draw: st.DrawFn) -> tuple[Size, Size, Size]:
 
 
 def count_by_hand(views: list[LocalView], size: Size) -> Tensor:
+    """Returns the number of views that contain each cell of a latent of `size`."""
     count = torch.zeros(size)
     for view in views:
         count[view.top : view.top + view.height, view.left : view.left + view.width] += 1
@@ -60,7 +61,7 @@ def is_inside(view: LocalView, size: Size) -> bool:
 
 
 STEPS = st.one_of(st.none(), st.integers(0, 200))
-"""The step that determines the jitter, or None for views without jitter."""
+"""Draws the step that determines the jitter, or None for views without jitter."""
 
 
 def views_of(size: Size, window: Size, stride: Size, step: int | None) -> list[LocalView]:
@@ -85,8 +86,8 @@ def test_views_cover_every_cell_and_stay_inside(grid: tuple[Size, Size, Size], s
 
 
 @pytest.mark.parametrize(("window", "stride"), [(64, 32), (96, 48), (128, 64), (64, 40), (64, 63)])
-def test_every_length_from_one_window_to_eight(window: int, stride: int) -> None:
-    """Tests the usual windows along one axis at a time. Each length has the jitter of another step."""
+def test_common_windows_cover_every_length_of_one_to_eight_windows(window: int, stride: int) -> None:
+    """Tests one axis at a time. The jitter depends on a step that is different for every length."""
     for length in range(window, 8 * window + 1):
         for step in (None, length, length + 1):
             for size, windows, strides in (
@@ -122,7 +123,7 @@ def test_an_uncovered_cell_is_detected() -> None:
 
 @EXAMPLES
 @given(grid=grids(), step=STEPS)
-def test_number_of_views_is_the_planned_one(grid: tuple[Size, Size, Size], step: int | None) -> None:
+def test_the_number_of_views_equals_the_planned_number(grid: tuple[Size, Size, Size], step: int | None) -> None:
     size, window, stride = grid
     expected = math.prod(math.ceil((n - w) / s) + 1 for n, w, s in zip(size, window, stride))
     assert StagePlan(1, 2.0, size, 2, window, stride).local_count == expected
@@ -149,7 +150,10 @@ def test_starts_along_one_axis(length: int, window: int, stride: int, starts: li
 @EXAMPLES
 @given(grid=grids())
 def test_views_are_spread_evenly(grid: tuple[Size, Size, Size]) -> None:
-    """The views reach from border to border. If the stride divides the distance, they are the paper's."""
+    """The first view begins at one border, and the last view ends at the other border.
+
+    If the stride divides the distance between these two views, all views have the same positions as in the paper.
+    """
     for n, w, s in zip(*grid):
         starts = view_starts(n, w, s)
         gaps = [after - before for before, after in pairwise(starts)]
@@ -176,7 +180,7 @@ def test_jitter_stays_within_its_range(grid: tuple[Size, Size, Size], step: int)
 @EXAMPLES
 @given(grid=grids(), step=st.integers(0, 200))
 def test_adjacent_views_overlap_after_jitter(grid: tuple[Size, Size, Size], step: int) -> None:
-    """They overlap by at least half of the overlap without jitter, less the rounding of the range."""
+    """The overlap is at least (window - stride) / 2."""
     size, window, stride = grid
     columns = len(view_starts(size[1], window[1], stride[1]))
     views = views_of(size, window, stride, step)
@@ -264,9 +268,9 @@ def test_dilated_views_contain_every_cell_once(size: Size, factor: int) -> None:
 @given(size=SIZES, factor=FACTORS)
 @example(size=(33, 65), factor=2)
 def test_dilated_views_are_phases_of_the_padded_grid(size: Size, factor: int) -> None:
-    """Pads with zeros at the top and left up to a multiple of the factor.
+    """The latent is padded with zeros at the top and left, so that its sides are multiples of the factor.
 
-    A view is every factor-th cell, all of one size.
+    A view contains every factor-th cell of the padded latent in both directions.
     """
     x = torch.arange(1.0, 1 + 2 * math.prod(size)).view(2, 1, *size)
     padded = F.pad(x, (-size[1] % factor, 0, -size[0] % factor, 0))

@@ -1,6 +1,6 @@
-"""Derives checkpoints of other kinds from a tiny SD1 and a tiny SDXL checkpoint.
+"""Derives checkpoints of other kinds, such as inpainting models, from a tiny SD1 and a tiny SDXL checkpoint.
 
-The new weights are random, and the checkpoints are never stored in the repository.
+Additional weights are random. The derived checkpoints are never stored in the repository.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EDIT = [
     ("conditioning_key: crossattn", "conditioning_key: hybrid"),
     ('cond_stage_key: "txt"', "cond_stage_key: edit"),
 ]
-# in txt2img the image embedding is zeros; there is no small embedder for img2img
+# only for txt2img, where the image embedding is all zeros: there is no small image embedder for img2img
 UNCLIP = [
     (LAYOUT, "ldm.models.diffusion.ddpm.ImageEmbeddingConditionedLatentDiffusion"),
     ("conditioning_key: crossattn", "conditioning_key: crossattn-adm"),
@@ -52,7 +52,10 @@ State = dict[str, Tensor]
 
 
 def derive(source: Path, target: Path) -> list[str]:
-    """Writes the checkpoints and their configurations. Returns their names, or none if a source is missing."""
+    """Writes the derived checkpoints and their configurations to the new folder `target`, and returns their names.
+
+    Returns an empty list if a file of the two checkpoints is missing in `source`.
+    """
     if not all((source / f"{name}.{kind}").exists() for name in (SD1, SDXL) for kind in ("yaml", "safetensors")):
         return []
     target.mkdir()
@@ -73,7 +76,7 @@ def derive(source: Path, target: Path) -> list[str]:
 
 
 def changed(text: str, changes: Sequence[tuple[str, str]]) -> str:
-    """Returns the configuration with the changes. Each of them must match."""
+    """Replaces texts in a configuration. Raises ValueError if the configuration does not contain one of them."""
     for old, new in changes:
         if old not in text:
             raise ValueError(f"{old!r} is not in the configuration")
@@ -86,7 +89,7 @@ def randn(*shape: int) -> Tensor:
 
 
 def widened(state: State, channels: int) -> State:
-    """Returns a UNet with more input channels than the latent has."""
+    """Returns a checkpoint whose UNet has `channels` additional input channels."""
     key = f"{UNET}.input_blocks.0.0.weight"
     weight = state[key]
     more = randn(weight.shape[0], channels, *weight.shape[2:]) * weight.std() * 0.3
@@ -94,7 +97,7 @@ def widened(state: State, channels: int) -> State:
 
 
 def embedded(state: State) -> State:
-    """Returns a UNet that takes a vector of 128 numbers."""
+    """Returns a checkpoint whose UNet also receives a vector of 128 numbers."""
     width = len(state[f"{UNET}.time_embed.2.bias"])
     layer = f"{UNET}.label_emb.0"
     weights = {f"{layer}.0.weight": randn(width, 128) / 12, f"{layer}.2.weight": randn(width, width) / 12}
@@ -102,6 +105,10 @@ def embedded(state: State) -> State:
 
 
 def narrowed(state: State) -> State:
-    """Returns an SDXL UNet whose vector ends with one number instead of two."""
+    """Returns an SDXL checkpoint whose UNet receives a vector without the last 256 columns.
+
+    The vector of the refiner ends with an aesthetic score, which is one number of 256 columns. The vector of SDXL ends
+    with the target size, which is two numbers.
+    """
     key = f"{UNET}.label_emb.0.0.weight"
     return {**state, key: state[key][:, :-256]}
