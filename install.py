@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 NOTICE = (
-    "DemoFusion Hires needs webui 1.8 or newer: this one lacks the hook Script.post_sample, "
-    "so the extension stays disabled until the webui is updated."
+    "DemoFusion Hires needs webui 1.8 or newer. This webui has no hook Script.post_sample, "
+    "so the extension is disabled until you update the webui."
 )
 
 HOOK = re.compile(r"^\s+def post_sample\(", re.MULTILINE)

@@ -38,12 +38,13 @@ def side_by_side() -> list[str]:
     cores = os.cpu_count() or 1
     processes = min(cores, MOST_PROCESSES)
     os.environ.setdefault("OMP_NUM_THREADS", str(cores // processes))
-    # keeps the order of tests/conftest.py: sorted by number of tests, the slowest file (eight tests) would start last
+    # --no-loadscope-reorder keeps the order of tests/conftest.py, in which slow files start first. Otherwise files with
+    # few tests would start last, and the slowest file has only eight tests
     return ["-n", str(processes), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def start_checks() -> dict[str, subprocess.Popen[str]]:
-    """Starts all checks beside the tests, because they use one core."""
+    """Starts all checks, which run at the same time as the tests. They need only one core."""
     return {
         name: subprocess.Popen(
             [str(bootstrap.PYTHON), "-m", *command],
@@ -72,7 +73,7 @@ def finish_checks(checks: dict[str, subprocess.Popen[str]]) -> list[str]:
 def run_pytest(pytest_arguments: list[str]) -> int:
     """Runs pytest with these arguments, or all tests in several processes. Returns its exit status."""
     announce("pytest")
-    # explicit, because pytest treats the folder of `--webui DIR` as tests and might use its configuration
+    # without this option, pytest might use a configuration file in the folder of `--webui DIR`
     settings = str(bootstrap.ROOT / "pyproject.toml")
     arguments = pytest_arguments or side_by_side()
     return run_module("pytest", "-c", settings, *arguments, interactive=bool(pytest_arguments))

@@ -23,7 +23,7 @@ INSIDE = "DEMOFUSION_TRY_INSIDE"
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(prog="try_demofusion.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--port", type=int, default=7860, help="port of the page; if it is in use, the next free one")
+    parser.add_argument("--port", type=int, default=7860, help="port of the page; if it is in use, the next free port")
     parser.add_argument("--no-browser", action="store_true", help="print the address of the page, but do not open it")
     parser.add_argument("--data", type=Path, default=ROOT / "try-output", help="folder in which the page saves images")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write images and a comparison to DIR, without a page")

@@ -13,7 +13,7 @@ function demofusionMakeOperable(header) {
     if (header.tagName === "BUTTON" || !triangle) {
         return;
     }
-    const tell = () => triangle.setAttribute("aria-expanded", header.classList.contains("open"));
+    const update = () => triangle.setAttribute("aria-expanded", header.classList.contains("open"));
     triangle.tabIndex = 0;
     triangle.setAttribute("role", "button");
     triangle.setAttribute("aria-label", header.textContent.replace(triangle.textContent, "").trim());
@@ -23,20 +23,21 @@ function demofusionMakeOperable(header) {
             triangle.click();
         }
     });
-    new MutationObserver(tell).observe(header, {attributes: true, attributeFilter: ["class"]});
-    tell();
+    new MutationObserver(update).observe(header, {attributes: true, attributeFilter: ["class"]});
+    update();
 }
 
-// Applies the typed text of a dropdown with custom values when it loses the focus. gradio 3 does this only after a key:
-// after pasting with the mouse, it would show the new text but use the old value. (Enter would select a suggestion.)
+// Applies the text in a dropdown with custom values when the dropdown loses the focus. gradio 3 applies it only after a
+// key press: after pasting with the mouse, the dropdown would show the new text but keep the old value. The simulated key
+// press has no name, because Enter would select a suggestion.
 function demofusionTakeTyped(input) {
     input.addEventListener("blur", () => {
         input.dispatchEvent(new KeyboardEvent("keyup", {bubbles: true}));
     });
 }
 
-// Ticks the hidden checkbox that tells Python that the user has chosen the preset. This also works if that preset was
-// already selected: gradio has no event for such a click.
+// Ticks a hidden checkbox when the user clicks a preset, so that Python knows that the user has chosen it. gradio itself
+// has no event for a click on the preset that is selected already.
 function demofusionNotePick(preset) {
     preset.addEventListener("click", (event) => {
         const picked = gradioApp().querySelector(`#${preset.id}_picked input`);
@@ -57,9 +58,9 @@ function demofusionOnce(elements, set_up) {
     }
 }
 
-// Corrects the number in a field when the field loses the focus, and shows the correction below it. An empty field gets
-// its last value back, a number outside the limits becomes the nearest allowed one, and steps and pixels are rounded.
-// (gradio's sliders clamp the number without a message.)
+// Corrects the number in a field when the field loses the focus, and shows the correction below the field. An empty field
+// gets its last value back. A number outside the limits becomes the nearest limit, and steps and pixels are rounded.
+// (gradio's sliders would correct the number without a message.)
 function demofusionCorrectNumber(box) {
     const block = box.closest(".block");
     let before = box.value;
@@ -67,7 +68,7 @@ function demofusionCorrectNumber(box) {
         before = box.value;
         block.querySelector(".demofusion-corrected")?.remove();
     });
-    // capture: this runs before gradio's own listener
+    // with `capture`, this listener runs before the listener of gradio
     box.addEventListener("blur", () => {
         const typed = box.value, clamped = Math.min(Math.max(Number(typed), box.min), box.max);
         const allowed = Number.isInteger(Number(box.step)) ? Math.round(clamped) : clamped;
@@ -88,7 +89,7 @@ function demofusionCorrectNumber(box) {
 }
 
 // Repeats DemoFusion's messages about the last run above the tab's gallery, for example that it was stopped. The webui
-// shows them only in small print below the image. The messages are hidden while the next run shows its progress.
+// shows them only in small print below the image. During the next run, no messages are shown.
 function demofusionRepeatMessages(tab) {
     const root = gradioApp(), log = root.querySelector(`#html_log_${tab}`), gallery = root.querySelector(`#${tab}_gallery`);
     if (!log || !gallery) {

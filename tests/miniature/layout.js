@@ -1,4 +1,4 @@
-// Lists the controls of the panel that are cut off or covered, and its names that are covered or take several lines.
+// Lists the controls of the panel that are cut off or covered, and the labels that are covered or take several lines.
 panel => {
     const problems = [], root = document.querySelector(`${panel}_enabled`);
     const shown = (node) => node.getClientRects().length > 0 && getComputedStyle(node).visibility === "visible";
