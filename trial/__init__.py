@@ -1,4 +1,4 @@
-"""A small text-conditional latent diffusion model, the collages on which it was trained, and a stand-in webui."""
+"""A small latent diffusion model, the collages that it draws, and a miniature of the webui."""
 
 from trial import bootstrap
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """The fields of the checkpoint's ddconfig that vary."""
+    """The fields of `ddconfig` in a checkpoint's .yaml that differ between models."""
 
     ch: int = 96
     ch_mult: tuple[int, ...] = (1, 1, 1, 1)
@@ -23,7 +23,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions with a skip connection, (B, C, H, W) -> (B, C', H, W)."""
+    """Two convolutions with a skip connection, from (B, C, H, W) to (B, C', H, W)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """Single-head attention over all positions, (B, C, H, W) -> same."""
+    """Single-head attention over all positions of x (B, C, H, W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width. It pads only at the right and at the bottom, as checkpoints of this layout expect."""
+    """Halves height and width. Pads only the right and the bottom, as in Stable Diffusion."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def _run(blocks: nn.ModuleDict, x: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Encodes (B, 3, H, W) -> (B, 2 * z, H / 8, W / 8)."""
+    """Encodes images (B, 3, H, W) to features (B, 2 * z, H / 8, W / 8)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decodes (B, z, h, w) -> (B, 3, 8 h, 8 w)."""
+    """Decodes features (B, z, h, w) to images (B, 3, 8 h, 8 w)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """The encoder and the decoder, with the convolutions next to the latent. Images are in -1..1, latents unscaled."""
+    """Encodes and decodes images in -1..1. The latents are not multiplied by the checkpoint's scale factor."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""Makes the base image, the image of every stage, and a comparison of methods for larger images, without a page."""
+"""Saves the base image, the images of all stages, and a sheet that compares methods for larger images.
+
+This is the command `python try_demofusion.py --out DIR`. It uses the miniature webui without its page.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ from trial.small_model import GUIDANCE
 
 NATIVE = 128
 WHOLE, PART = 160, 320
-"""Sides of a whole image and of a part at 1:1 on the sheet."""
+"""Side in pixels of a whole image on the sheet, and of a part at 1:1."""
 
 
 def sample(options: Any, size: int, demofusion: bool) -> Any:
-    """Runs a txt2img job of the webui for a square image and returns its result."""
+    """Runs a txt2img job of the miniature webui for a square image of `size` pixels. Returns the job's result."""
     print(f"{'DemoFusion' if demofusion else 'Directly at the large size'} ...", flush=True)
     parameters = {
         "prompt": options.prompt,
@@ -33,7 +36,7 @@ def sample(options: Any, size: int, demofusion: bool) -> Any:
         "height": size,
         "do_not_save_samples": True,
     }
-    # such a small model gains from larger batches than the automatic batch size on a CPU
+    # this small model is faster with larger batches than the automatic batch size on a CPU
     settings = {"enabled": demofusion, "scale": options.scale, "return_stages": True, "view_batch": 8}
     return jobs.execute(jobs.make(scripts.scripts_txt2img, False, parameters, [0, settings]))
 
@@ -45,7 +48,7 @@ def main(options: argparse.Namespace) -> None:
     began = time.time()
     result = sample(options, NATIVE, True)
     direct = sample(options, NATIVE * options.scale, False).images[0]
-    # the final image comes first, followed by the base and the stages in between
+    # the final image, the base image, and the stages between them
     final, base, *between = result.images
     bicubic = save(options.out, "bicubic", base.resize(final.size, Image.Resampling.BICUBIC))
     save(options.out, "base", base)
@@ -62,14 +65,14 @@ def main(options: argparse.Namespace) -> None:
 
 
 def set_up_scripts() -> None:
-    """Assigns the txt2img scripts their range of the arguments, as the page does."""
+    """Initializes the scripts of txt2img. In the miniature webui, the page would do this."""
     with gr.Blocks(analytics_enabled=False):
         scripts.scripts_txt2img.initialize_scripts(False)
         scripts.scripts_txt2img.setup_ui()
 
 
 def save(folder: Path, name: str, image: Image.Image) -> Path:
-    """Writes an image with its size in the name of the file. Returns the path."""
+    """Writes an image to a file with its size in the name. Returns the path."""
     path = folder / f"{name}-{image.width}x{image.height}.png"
     image.save(path)
     return path

@@ -1,9 +1,8 @@
 """Reads the bundled weights, which the repository stores with 8 bits per weight.
 
-A matrix or kernel is stored as int8 with one scale for each entry of its first axis. Kernels of the decoder have a
-scale for each entry of their first two axes. All other tensors are stored in half precision, and the noise schedule in
-float32. Of the text encoder's word table, only the rows of the trained words are stored. The other rows are drawn from
-a fixed seed.
+Large matrices and kernels are stored as int8. They have one scale for each output, or, in the decoder, one scale for
+each pair of an output and an input. Other weights are stored in half precision. Of the text encoder's table of words,
+only the rows of trained words are stored. The other rows are random, from a fixed seed.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 WORDS = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
-"""Name of the word table."""
+"""The name of the text encoder's table of words."""
 USED = "trained_words"
-"""Name of the tensor with the ids of the trained words."""
+"""The name of the tensor with the row numbers of the trained words."""
 SCALE = ".row_scale"
-"""Ending of the names of the scales."""
+"""The scales of a weight have its name with this ending."""
 STD = 0.02
-"""Standard deviation of the words that were never trained, as in CLIP."""
+"""Standard deviation of the rows of words that were not trained."""
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Loads the full tensors of a file, packed or not. Tensors that were stored as int8 get the given type."""
+    """Loads the tensors of a file, packed or not. Weights that are stored as int8 are restored in the type `dtype`."""
     packed, about = _read(path)
     tensors = {name: tensor for name, tensor in packed.items() if name != USED and not name.endswith(SCALE)}
     for name, weight in tensors.items():
@@ -42,7 +41,7 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 
 
 def write_full(source: Path, target: Path) -> None:
-    """Writes a file, packed or not, in the form that a webui loads. Packed weights become half precision."""
+    """Writes a file, packed or not, as a file that a webui can load. Packed weights are restored in half precision."""
     packed, about = _read(source)
     if all(tensor.dtype != torch.int8 for tensor in packed.values()):
         shutil.copy2(source, target)

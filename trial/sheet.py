@@ -1,4 +1,4 @@
-"""Draws contact sheets: a column for each configuration, with whole images and a part of each at 1:1 below."""
+"""Draws contact sheets. Each column shows the images of one configuration, with a part of each image at 1:1 below."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE, MARGIN, LABEL = 160, 8, 34
-"""Pixels of an image's side, of the gap between images, and of the text above them."""
+"""Pixels of the side of an image, of the gap between images, and of the lines of text above an image."""
 LARGEST_PART = 2 / 3
-"""Largest side of a part, as a share of the image."""
+"""Maximum width and height of a part, as shares of the image's width and height."""
 PAPER, INK, FAINT = "white", "black", "#666666"
 
 
 def contact_sheet(
     columns: Sequence[tuple[str, str, Sequence[Path]]], captions: Sequence[str], side: int = SIDE, part: int = 0
 ) -> Image.Image:
-    """Draws a page of columns (title, second line, one file for each caption).
+    """Draws a sheet. Each column is (title, second line of the title, one file for each caption).
 
-    Whole images have `side` pixels and parts have `part` pixels, or as many as whole images.
+    `side` is the side of the whole images in pixels. `part` is the side of their parts; 0 means as large as `side`.
     """
     part = part or side
     step, block = max(side, part) + MARGIN, side + part + LABEL
@@ -41,14 +41,14 @@ def contact_sheet(
 
 
 def middle(picture: Image.Image, side: int = SIDE) -> Image.Image:
-    """Crops the image at 1:1, left of its middle, where most subjects have an edge."""
+    """Crops a part at 1:1 from the left of the middle, where most subjects have an edge."""
     width, height = (min(side, int(length * LARGEST_PART)) for length in picture.size)
     left, top = picture.width // 4, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))
 
 
 def font(size: int) -> Any:
-    """Returns Pillow's own font. Before Pillow 10.1, which some webuis use, it has only one size."""
+    """Returns Pillow's own font. Pillow before 10.1, which some webuis use, has only one size."""
     try:
         return ImageFont.load_default(size)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Loads the small checkpoint (Stable Diffusion 1 layout) for inference in plain torch, without any webui.
+"""Loads a small checkpoint with the layout of Stable Diffusion 1 for inference, without a webui.
 
 model = load()
 context = model.encode_prompts(["a bear on grass"])
@@ -19,19 +19,20 @@ from trial.text import TextConfig, TextEncoder, tokenize
 from trial.unet import UNet, UNetConfig
 
 CHECKPOINT = Path(__file__).parent / "checkpoint" / "demofusion-collage.safetensors"
-"""The packed bundled model."""
+"""The bundled model, packed with 8 bits per weight."""
 LORA = CHECKPOINT.with_name("demofusion-collage-lcm.safetensors")
-"""Changes the bundled model into one for 4 to 8 steps with the sampler LCM and without guidance."""
+"""The packed LoRA with which the bundled model needs only 4 to 8 steps, with the sampler LCM and without guidance."""
 GUIDANCE = 3.0
-"""CFG scale of the images in this repository."""
+"""The CFG scale at which the model was measured without the LoRA."""
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 POSITIONS = TEXT_PREFIX + "text_model.embeddings.position_ids"
 
 
 class SmallModel(nn.Module):
-    """The three networks. `alphas_cumprod` is (1000,); `scale_factor` multiplies the autoencoder's latents.
+    """The UNet, the autoencoder and the text encoder.
 
-    `unet(x, t, context)` predicts the noise, with x (B, 4, H, W), t (B,) in 0..999 and context (B, 77, C).
+    `unet(x, t, context)` predicts the noise in x (B, 4, H, W) at timesteps t (B,) in 0..999, with context (B, 77, C).
+    The latents x are those of the autoencoder, multiplied by `scale_factor`. `alphas_cumprod` has the shape (1000,).
     """
 
     def __init__(self, unet: UNet, vae: Autoencoder, text: TextEncoder, scale_factor: float, alphas: Tensor) -> None:
@@ -41,12 +42,12 @@ class SmallModel(nn.Module):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Returns the text context (B, 77, C)."""
+        """Encodes prompts to the context of the UNet, (B, 77, C)."""
         return self.text(tokenize(prompts))
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
-        """Encodes images (B, 3, H, W) in -1..1 to the means of scaled latents (B, 4, H / 8, W / 8)."""
+        """Encodes images (B, 3, H, W) in -1..1 to scaled latents (B, 4, H / 8, W / 8)."""
         return self.vae.encode(image) * self.scale_factor
 
     @torch.no_grad()
@@ -56,17 +57,18 @@ class SmallModel(nn.Module):
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Returns the float32 weights of the network whose names begin with `prefix`, without the prefix."""
     return {k[len(prefix) :]: v.float() for k, v in tensors.items() if k.startswith(prefix) and k != POSITIONS}
 
 
 def _chosen(params: dict, kind: type):
-    """Creates a configuration dataclass from the fields of a yaml section that it knows."""
+    """Creates a configuration from the parameters of a .yaml section. Ignores parameters that `kind` does not have."""
     known = {name: params[name] for name in kind.__dataclass_fields__ if name in params}
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
 
 def text_config(tensors: dict[str, Tensor]) -> TextConfig:
-    """Returns the sizes of a checkpoint's text encoder, which its yaml does not contain."""
+    """Reads the sizes of the text encoder from a checkpoint's tensors, because the .yaml does not contain them."""
     width = tensors[f"{TEXT_PREFIX}text_model.final_layer_norm.weight"].shape[0]
     inner = tensors[f"{TEXT_PREFIX}text_model.encoder.layers.0.mlp.fc1.weight"].shape[0]
     return TextConfig(hidden_size=width, intermediate_size=inner, projection_dim=width)

@@ -1,4 +1,4 @@
-"""Provides CLIP's tokens, a small text encoder with CLIP's parameter names, and the folder that the webui loads."""
+"""Tokenizes prompts as CLIP does, and encodes them with a small text encoder that has CLIP's parameter names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ START_TEXT, END_TEXT = "<|startoftext|>", "<|endoftext|>"
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The fields of transformers' CLIPTextConfig that differ from its defaults."""
+    """The fields of CLIPTextConfig in the package transformers whose values differ from the defaults there."""
 
     hidden_size: int = 64
     intermediate_size: int = 192
@@ -33,7 +33,10 @@ class TextConfig:
 
 @cache
 def tokenizer() -> Any:
-    """Loads the tokenizer of the clip package (clip-anytorch) alone, because the package itself imports torchvision."""
+    """Loads only the module with the tokenizer from the package clip-anytorch.
+
+    The package itself would import torchvision, which is not installed.
+    """
     package = importlib.util.find_spec("clip")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("The package clip-anytorch, which contains CLIP's tokenizer, is not installed.")
@@ -45,7 +48,7 @@ def tokenizer() -> Any:
 
 
 def tokenize(prompts: list[str]) -> Tensor:
-    """Returns the ids (B, 77) of the prompts: start, words, and end tokens as padding. A longer prompt is truncated."""
+    """Tokenizes prompts to ids (B, 77): a start token, the words, and end tokens. Truncates longer prompts."""
     rows = torch.full((len(prompts), LENGTH), END)
     rows[:, 0] = START
     for row, prompt in zip(rows, prompts, strict=True):
@@ -55,7 +58,7 @@ def tokenize(prompts: list[str]) -> Tensor:
 
 
 class _Layer(nn.Module):
-    """One causal transformer layer (B, N, C) -> (B, N, C)."""
+    """A causal transformer layer for x (B, N, C)."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -80,7 +83,7 @@ class _Layer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text model: maps ids (B, 77) to normalised states of the last layer (B, 77, C)."""
+    """CLIP's text model. Encodes ids (B, 77) to the normalised states of the last layer (B, 77, C)."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -101,7 +104,7 @@ class TextEncoder(nn.Module):
 
 
 def write_clip_folder(folder: Path, config: TextConfig) -> None:
-    """Writes the tokenizer and model configuration that the checkpoint's yaml refers to. Needs no network."""
+    """Writes the tokenizer and the configuration of the text encoder, which a webui loads with the checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     marks = {"bos_token": START_TEXT, "eos_token": END_TEXT, "unk_token": END_TEXT, "pad_token": END_TEXT}
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, **marks}

@@ -14,7 +14,10 @@ from trial.autoencoder import Upsample
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The fields of the checkpoint's unet_config that vary. Attention is at each listed resolution (as a factor)."""
+    """The fields of `unet_config` in a checkpoint's .yaml that differ between models.
+
+    `attention_resolutions` are downsampling factors. The levels with these factors have attention.
+    """
 
     model_channels: int = 64
     channel_mult: tuple[int, ...] = (1, 2, 2)
@@ -22,11 +25,10 @@ class UNetConfig:
     attention_resolutions: tuple[int, ...] = (2, 4)
     num_heads: int = 4
     context_dim: int = 64
-    channels: int = 4
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Returns cosines, then sines of the time step (B,) at geometric frequencies, (B, dim)."""
+    """Computes cosines and sines of the timesteps t (B,) at geometric frequencies, (B, dim). The cosines come first."""
     half = dim // 2
     frequencies = torch.exp(-math.log(10000.0) / half * torch.arange(half, device=t.device, dtype=torch.float32))
     angles = t.float()[:, None] * frequencies
@@ -34,7 +36,7 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with the time embedding added between them, (B, C, H, W) -> (B, C', H, W)."""
+    """Two convolutions with the time embedding added between them, from (B, C, H, W) to (B, C', H, W)."""
 
     def __init__(self, inputs: int, outputs: int, emb: int) -> None:
         super().__init__()
@@ -51,7 +53,7 @@ class ResBlock(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from tokens (B, N, C) to a context (B, M, D) or to themselves."""
+    """Attention from tokens (B, N, C) to a context (B, M, D). For self-attention, pass the tokens as the context."""
 
     def __init__(self, dim: int, context_dim: int, heads: int) -> None:
         super().__init__()
@@ -93,7 +95,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the text and a feed-forward layer, each with a skip connection."""
+    """Self-attention, attention to the text, and a feed-forward layer. Each has a skip connection."""
 
     def __init__(self, dim: int, context_dim: int, heads: int) -> None:
         super().__init__()
@@ -109,7 +111,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Applies transformer blocks to the positions of a feature map."""
+    """Applies transformer blocks to a feature map (B, C, H, W). Each position is a token."""
 
     def __init__(self, channels: int, context_dim: int, heads: int, depth: int = 1) -> None:
         super().__init__()
@@ -137,7 +139,7 @@ class Downsample(nn.Module):
 
 
 class Block(nn.ModuleList):
-    """A sequence of layers. Each receives the time embedding or the text if it needs one."""
+    """A sequence of layers. Residual blocks also receive the time embedding, and transformers the text."""
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         for layer in self:
@@ -151,7 +153,7 @@ class Block(nn.ModuleList):
 
 
 class UNet(nn.Module):
-    """Predicts the noise in x (B, 4, H, W) at steps t (B,) for text (B, M, D)."""
+    """Predicts the noise in x (B, 4, H, W) at timesteps t (B,) for the text embeddings context (B, M, D)."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -168,7 +170,7 @@ class UNet(nn.Module):
             ]
         )
         self._build_up(emb, skips)
-        self.out = nn.Sequential(nn.GroupNorm(32, base), nn.SiLU(), nn.Conv2d(base, config.channels, 3, padding=1))
+        self.out = nn.Sequential(nn.GroupNorm(32, base), nn.SiLU(), nn.Conv2d(base, 4, 3, padding=1))
 
     def _stage(self, inputs: int, outputs: int, emb: int, factor: int) -> Block:
         block = Block([ResBlock(inputs, outputs, emb)])
@@ -180,9 +182,9 @@ class UNet(nn.Module):
         return SpatialTransformer(channels, self.config.context_dim, self.config.num_heads)
 
     def _build_down(self, emb: int) -> list[int]:
-        """Builds the input blocks and returns the width of every skip connection."""
+        """Builds the input blocks. Returns the number of channels of every skip connection."""
         config, width = self.config, self.config.model_channels
-        self.input_blocks = nn.ModuleList([Block([nn.Conv2d(config.channels, width, 3, padding=1)])])
+        self.input_blocks = nn.ModuleList([Block([nn.Conv2d(4, width, 3, padding=1)])])
         skips = [width]
         for level, mult in enumerate(config.channel_mult):
             for _ in range(config.num_res_blocks):
@@ -195,7 +197,7 @@ class UNet(nn.Module):
         return skips
 
     def _build_up(self, emb: int, skips: list[int]) -> None:
-        """Builds the output blocks, one per skip connection."""
+        """Builds the output blocks, one for each skip connection."""
         config, width = self.config, skips[-1]
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(config.channel_mult))):
@@ -210,11 +212,11 @@ class UNet(nn.Module):
         return self.from_embedding(x, self.embedded(t, x.dtype), context)
 
     def embedded(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        """Embeds the time steps t (B,) for the residual blocks, (B, 4 * model_channels)."""
+        """Embeds the timesteps t (B,) for the residual blocks, (B, 4 * model_channels)."""
         return self.time_embed(timestep_embedding(t, self.config.model_channels).to(dtype))
 
     def from_embedding(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        """Predicts the noise in x (B, 4, H, W) from the embedding of the time step and the text."""
+        """Predicts the noise in x (B, 4, H, W) from the embedding of the timesteps and the text embeddings."""
         skips, h = [], x
         for block in self.input_blocks:
             h = block(h, emb, context)
@@ -226,11 +228,10 @@ class UNet(nn.Module):
 
 
 def _joined(h: Tensor, skip: Tensor) -> Tensor:
-    """Concatenates both along the channels.
+    """Concatenates h and a skip connection along the channels.
 
-    Crops `h` if a side was odd on the way down, which makes `h` one cell too long.
-
-    The webui does the same in Stable Diffusion's UNet (modules/sd_hijack_unet.py).
+    If a side of the skip connection is odd, h is one cell longer. h is then resized to the size of the skip connection,
+    as in the webui (modules/sd_hijack_unet.py).
     """
     if h.shape[-2:] != skip.shape[-2:]:
         h = F.interpolate(h, skip.shape[-2:], mode="nearest")

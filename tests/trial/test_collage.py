@@ -1,4 +1,4 @@
-"""Tests that collages show the same scene at every resolution and zoom, and that subjects have no fringes."""
+"""Tests that a collage shows the same scene at every size, and that its subjects have no fringes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trial.collage.scenes import (
 
 
 def smooth_noise(seed: int, side: int) -> Image.Image:
-    """Returns a substitute for a photograph: noise with most power at low frequencies."""
+    """Creates a substitute for a photograph: noise without high frequencies."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8))
     return coarse.resize((side, side), Image.Resampling.BICUBIC)
@@ -31,7 +31,10 @@ def smooth_noise(seed: int, side: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def content() -> Content:
-    """Returns two subjects, a white disc in a hidden red margin and a wide black bar, on noise and on plain green."""
+    """Creates two subjects, a white disc and a wide black bar, and two grounds, noise and green.
+
+    The transparent pixels around the disc are red.
+    """
     disc = Image.new("RGBA", (300, 300), (255, 0, 0, 0))
     ImageDraw.Draw(disc).ellipse((20, 20, 280, 280), fill=(255, 255, 255, 255))
     bar = Image.new("RGBA", (400, 260), (0, 0, 0, 0))
@@ -44,23 +47,23 @@ def content() -> Content:
 
 
 def shrink(image: np.ndarray, factor: int) -> np.ndarray:
-    picture = Image.fromarray(to_uint8(image))
+    """Shrinks an image (H, W, 3) in 0..1."""
     return (
-        np.asarray(picture.resize((picture.width // factor, picture.height // factor), Image.Resampling.LANCZOS)) / 255
+        np.asarray(Image.fromarray(to_uint8(image)).resize([len(image) // factor] * 2, Image.Resampling.LANCZOS)) / 255
     )
 
 
 @pytest.mark.parametrize("label", [(0, 0), (1, 0), (0, 1)])
-def test_a_small_rendering_is_the_large_one_shrunk(content, label):
+def test_a_small_rendering_equals_a_large_rendering_that_was_shrunk(content, label):
     scene = random_collage(content, np.random.default_rng(2), label)
     error = np.abs(render(content, scene, 64) - shrink(render(content, scene, 512), 8))
     assert error.mean() < 0.01
 
 
-def test_colours_hidden_under_transparency_do_not_show(content):
+def test_the_color_of_transparent_pixels_is_not_visible(content):
     scene = Collage(1, (Placed(0, 0.5, 0.5, 0.7),))
     picture = render(content, scene, 100)
-    # between white and green, red exceeds blue only by rounding
+    # in white, in green and in mixtures of both, red and blue differ only by rounding
     assert (picture[..., 0] - picture[..., 2]).max() < 3 / 255
 
 
@@ -83,13 +86,13 @@ def test_a_random_subject_is_inside_the_image(content, seed):
         assert length / 2 + EDGE - 1e-9 <= centre <= 1 - length / 2 - EDGE + 1e-9
 
 
-def test_a_mirrored_scene_without_subjects_is_the_mirrored_image(content):
+def test_a_mirrored_scene_has_a_mirrored_photograph(content):
     scene = Collage(0, (), left=0.3)
     mirrored = Collage(0, (), left=0.3, mirrored=True)
     np.testing.assert_allclose(render(content, mirrored, 128)[:, ::-1], render(content, scene, 128), atol=1 / 255)
 
 
-def test_a_flat_ground_has_one_saturated_colour_in_every_view_of_a_scene():
+def test_a_flat_ground_has_one_saturated_color_at_every_size_of_a_scene():
     grounds = tuple(flat_grounds(listed()))
     content = Content((), grounds)
     for index, flat in enumerate(grounds):
@@ -113,7 +116,7 @@ def test_the_photographed_grounds_come_first():
     assert [names[i] for i in kinds["flat"]] == [g["caption"] for g in listed()["flat_grounds"]]
 
 
-def test_captions_are_unique_and_packages_are_listed():
+def test_captions_are_unique_and_every_package_is_in_the_list():
     subjects, grounds = captions()
     assert 24 <= len(set(subjects)) == len(subjects) <= 40
     assert 14 <= len(set(grounds)) == len(grounds) <= 18

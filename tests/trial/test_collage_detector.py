@@ -1,4 +1,4 @@
-"""Tests how the detector reads its maps and how it cuts images into crops."""
+"""Tests how the detector finds subjects in its maps, and how it crops images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_peaks_are_local_maxima_above_the_threshold():
 
 
 @pytest.mark.parametrize(("size", "count"), [((128, 128), 1), ((256, 256), 9), ((512, 512), 49), ((128, 192), 2)])
-def test_crops_cover_an_image_and_overlap_by_half(size, count):
+def test_crops_cover_the_whole_image(size, count):
     image = np.zeros((*size, 3), np.float32)
     parts = detector.crops(image)
     assert len(parts) == count
@@ -28,12 +28,12 @@ def test_crops_cover_an_image_and_overlap_by_half(size, count):
     assert image.min() >= 1.0
 
 
-def test_images_of_any_size_are_reduced_to_the_detectors_size():
+def test_an_image_is_resized_to_the_size_that_the_detector_was_trained_on():
     image = np.random.default_rng(0).random((512, 768, 3)).astype(np.float32)
     assert detector.prepared(image).shape == (128, 192, 3)
 
 
-def test_the_committed_detector_fits_the_list_of_subjects():
+def test_the_bundled_detector_has_an_output_for_every_subject_and_ground():
     subjects, grounds = captions()
     centres, names, ground_logits = detector.trained()(torch.zeros(1, 3, 128, 128))
     assert centres.shape == (1, 1, 16, 16)

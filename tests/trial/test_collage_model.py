@@ -1,6 +1,7 @@
 """Tests the bundled model: size, layout, tokens, autoencoder, and that its images follow the prompt.
 
-The limits are below the results for 64 prompts in trial/README.md. They detect a broken file or loader.
+The required shares of correct images are lower than the results in trial/README.md. Their purpose is to detect a broken
+file or a broken loader.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ def model() -> SmallModel:
 
 
 @pytest.fixture(scope="module")
-def views() -> np.ndarray:
-    """Returns the first images (8, 128, 128, 3) of the sheet in pictures/, which the model made itself."""
+def images() -> np.ndarray:
+    """Returns the first eight images (8, 128, 128, 3) of a sheet in pictures/. The model made these images."""
     sheet = np.asarray(Image.open(SHEET), np.float32) / 255
     return np.stack([sheet[:128, left : left + 128] for left in range(0, 1024, 128)])
 
 
-def test_the_file_is_at_most_twelve_megabytes_and_its_weights_at_most_twelve_million(model):
+def test_the_checkpoint_has_at_most_12_megabytes_and_12_million_weights(model):
     assert CHECKPOINT.stat().st_size <= 12_000_000
     assert sum(parameter.numel() for parameter in model.parameters()) <= 12_000_000
 
 
-def test_unpacked_it_has_the_names_of_the_layout():
+def test_the_unpacked_checkpoint_has_the_layout_of_stable_diffusion_1():
     tensors = packing.load(CHECKPOINT, torch.float16)
     heads = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.text_model.")
     for head in heads:
@@ -55,18 +56,18 @@ def test_unpacked_it_has_the_names_of_the_layout():
     assert not any(name.endswith(packing.SCALE) for name in tensors)
 
 
-def test_the_schedule_is_that_of_stable_diffusion(model):
+def test_the_model_has_the_noise_schedule_of_stable_diffusion_1(model):
     torch.testing.assert_close(model.alphas_cumprod, noise_schedule.alphas_cumprod())
     assert 0.0046 < float(model.alphas_cumprod[-1]) < 0.0048
 
 
-def test_tokens():
+def test_prompts_are_tokenized_and_padded():
     assert tokenize(["a cat"])[0, :5].tolist() == [49406, 320, 2368, 49407, 49407]
     assert tokenize(["word " * 100]).shape == (1, 77)
     assert len(tokenizer().encoder) == VOCABULARY
 
 
-def test_clip_folder_agrees_with_transformers(tmp_path):
+def test_transformers_tokenizes_prompts_in_the_same_way(tmp_path):
     transformers = pytest.importorskip("transformers")
     write_clip_folder(tmp_path, TextConfig())
     tokenizer = transformers.CLIPTokenizer.from_pretrained(str(tmp_path))
@@ -75,7 +76,7 @@ def test_clip_folder_agrees_with_transformers(tmp_path):
         assert tokenize([text]).tolist() == expected
 
 
-def test_text_encoder_agrees_with_transformers(tmp_path, model):
+def test_transformers_computes_the_same_text_embeddings(tmp_path, model):
     transformers = pytest.importorskip("transformers")
     write_clip_folder(tmp_path, text_config(packing.load(CHECKPOINT)))
     reference = transformers.CLIPTextModel(transformers.CLIPTextConfig.from_pretrained(str(tmp_path))).eval()
@@ -88,17 +89,17 @@ def test_text_encoder_agrees_with_transformers(tmp_path, model):
     torch.testing.assert_close(model.encode_prompts([PROMPT]), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_latents_are_unit_scale_and_decode_to_the_image(model, views):
-    latents = model.encode(torch.from_numpy(views).permute(0, 3, 1, 2) * 2.0 - 1.0)
+def test_latents_have_about_unit_variance_and_decode_to_the_image(model, images):
+    latents = model.encode(torch.from_numpy(images).permute(0, 3, 1, 2) * 2.0 - 1.0)
     assert latents.shape == (8, 4, 16, 16)
     assert 0.7 < float(latents.std()) < 1.3
     decoded = model.decode(latents).permute(0, 2, 3, 1).numpy() / 2 + 0.5
-    assert (-10 * np.log10(((decoded - views) ** 2).mean((1, 2, 3)))).mean() >= 22.0
+    assert (-10 * np.log10(((decoded - images) ** 2).mean((1, 2, 3)))).mean() >= 22.0
 
 
 @pytest.mark.parametrize("size", [(16, 16), (19, 13), (14, 17), (20, 18), (5, 1)])
 def test_the_unet_accepts_any_size(model, size):
-    """Dilated views at a scale such as 2.4 have sides that are not multiples of four."""
+    """At a scale such as 2.4, the sides of dilated views are not multiples of 4."""
     x = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(0))
     context = model.encode_prompts([PROMPT, ""])
     with torch.no_grad():

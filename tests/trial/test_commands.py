@@ -1,4 +1,4 @@
-"""Tests how commands start: with a Python without packages, without required files, and with output to a log."""
+"""Tests how the commands start: without installed packages, with output to a log, and with questions to the user."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PAGES = ("README.md", "CONTRIBUTING.md", "bench/README.md", "trial/README.md", "
 OWN = {"bench.card", "bench.host"}
 TEXT = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 COMMANDS = sorted(set(re.findall(r"python -m ((?:bench|trial)[a-z._]*[a-z])", TEXT)))
-"""The commands that the documentation names."""
+"""The commands in the documentation, such as bench.quality."""
 
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copies the commands to a folder without an environment."""
+    """Copies the programs of bench/ and trial/ to a folder without a virtual environment."""
     folder = tmp_path_factory.mktemp("bare")
     for path in [*ROOT.glob("bench/**/*.py"), *ROOT.glob("trial/*.py"), *ROOT.glob("trial/collage/*.py")]:
         target = folder / path.relative_to(ROOT)
@@ -34,7 +34,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def started(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python in a folder without any packages except its own."""
+    """Runs Python in a folder. The option -S hides all installed packages."""
     command = [sys.executable, "-S", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
@@ -50,17 +50,17 @@ def test_a_command_explains_the_setup_if_nothing_is_installed(bare: Path, name: 
     assert advice in done.stderr
 
 
-def test_a_python_without_orig_argv_is_not_refused_with_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python 3.9 lacks sys.orig_argv. `python run_tests.py` prints there that Python 3.10 is needed."""
+def test_trial_can_be_imported_without_orig_argv(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.9 lacks sys.orig_argv. `python run_tests.py` imports trial there before it checks the version."""
     monkeypatch.delattr(sys, "orig_argv")
     bootstrap.enter_environment("trial")
 
 
 def test_a_command_uses_an_existing_environment(bare: Path, tmp_path: Path) -> None:
-    """The Python of the environment prints the arguments with which it was started."""
+    """A script with the path of the environment's Python prints its arguments."""
     python = bare / bootstrap.PYTHON.relative_to(bootstrap.ROOT)
     if os.name == "nt":
-        pytest.skip("a script cannot stand in for python.exe")
+        pytest.skip("on Windows, a shell script cannot replace python.exe")
     python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\necho "inside: $*"; exit 7\n')
     python.chmod(0o755)
@@ -78,21 +78,21 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("text", "installed"), [("y\n", 2), ("\n", 1), (None, 2)])
-def test_the_user_is_asked_before_cuda_is_downloaded(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str | None, installed: int
+@pytest.mark.parametrize(("typed", "attempts"), [("y\n", 2), ("\n", 1), (None, 2)])
+def test_the_user_is_asked_before_the_build_with_cuda_is_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: str | None, attempts: int
 ) -> None:
     tried: list[tuple[str, ...]] = []
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(sys, "stdin", io.StringIO() if text is None else Terminal(text))
+    monkeypatch.setattr(sys, "stdin", io.StringIO() if typed is None else Terminal(typed))
     monkeypatch.setattr(bootstrap, "answer", lambda *_: "")
     monkeypatch.setattr(bootstrap, "pip_install", lambda *arguments: tried.append(arguments) or len(tried) == 2)
-    if installed == 1:
+    if attempts == 1:
         with pytest.raises(bootstrap.SetUpError, match="torch was not installed"):
             bootstrap.install_torch()
     else:
         bootstrap.install_torch()
-    assert len(tried) == installed
+    assert len(tried) == attempts
     assert bootstrap.CUDA_SIZE in capsys.readouterr().out
 
 
@@ -113,7 +113,7 @@ def test_chromium_is_announced_before_it_is_installed(
 
 
 @pytest.mark.parametrize(("module", "status"), [("platform", 0), ("no_such_module", 1)])
-def test_a_failed_check_is_named_and_fails_the_run(
+def test_a_failed_check_is_printed_and_makes_the_run_fail(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], module: str, status: int
 ) -> None:
     monkeypatch.setattr(bootstrap, "PYTHON", Path(sys.executable))
@@ -129,7 +129,7 @@ def test_a_failed_check_is_named_and_fails_the_run(
 
 
 @pytest.mark.parametrize("page", ["run_tests.py", "CONTRIBUTING.md"])
-def test_a_page_shows_how_to_select_existing_tests(page: str) -> None:
+def test_the_tests_in_the_examples_of_a_page_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     examples = re.findall(r"python run_tests\.py (tests\S*\.py) -k (\w+)", text)
     assert examples

@@ -1,4 +1,4 @@
-"""Tests that packed files are unpacked to nearly the original weights, and that a LoRA changes a network."""
+"""Tests that unpacked weights are nearly the original ones, and that a LoRA changes a network as it should."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VOCABULARY = 1000
 
 @pytest.fixture
 def tensors() -> Tensors:
-    """Creates the tensors of a checkpoint. The rows of the kernels differ in size by up to four orders of magnitude."""
+    """Creates the tensors of a checkpoint. The weights of a kernel differ by up to four orders of magnitude."""
     torch.manual_seed(1)
     scales = torch.logspace(-3, 1, 64)
     return {
@@ -33,24 +33,24 @@ def tensors() -> Tensors:
     }
 
 
-def quantised(weight: torch.Tensor, axes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantises a weight to int8, with one scale for each entry of its first axes, as in the bundled files."""
+def quantized(weight: torch.Tensor, axes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantizes a weight to int8 as in the bundled files, with one scale for each entry of the first `axes` axes."""
     rest = weight.float().flatten(axes)
     scale = (rest.abs().amax(-1).clamp(min=1e-5) / 127).to(torch.float32 if axes == 1 else torch.float16)
     return (rest / scale[..., None].float()).round().clamp(-127, 127).to(torch.int8).reshape(weight.shape), scale
 
 
 def save_packed(path: Path, tensors: Tensors, used: torch.Tensor) -> None:
-    """Writes a packed checkpoint with the rows `used` of the word table."""
+    """Writes a packed checkpoint. Of the table of words, it contains only the rows `used`."""
     packed = {**tensors, packing.USED: used.to(torch.int32)}
     for name, axes in ((packing.WORDS, 1), (KERNEL, 1), (DECODER_KERNEL, 2)):
         weight = tensors[name][used] if name == packing.WORDS else tensors[name]
-        packed[name], packed[name + packing.SCALE] = quantised(weight, axes)
+        packed[name], packed[name + packing.SCALE] = quantized(weight, axes)
     save_file(packed, str(path), metadata={"format": "pt", "packed": "demofusion-int8", "words": str(VOCABULARY)})
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_unpacked_weights_differ_by_at_most_half_a_quantisation_step(
+def test_unpacked_weights_differ_by_at_most_half_a_quantization_step(
     tensors: Tensors, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     used = torch.tensor([3, 500, 999])
@@ -63,7 +63,7 @@ def test_unpacked_weights_differ_by_at_most_half_a_quantisation_step(
         assert found[name].dtype == dtype
         exact = expected[name].float().flatten(axes)
         error = (found[name].float().flatten(axes) - exact).abs().amax(-1)
-        # a step is 1 / 127 of the largest weight; 2**-10 is the rounding of half precision, of a scale and of a weight
+        # a quantization step is 1 / 127 of the largest weight; scale and weight are also rounded to half precision
         assert (error <= exact.abs().amax(-1) * (0.5 / 127 + 2**-10) + 1e-6).all()
     for name in ("model.conv.bias", "alphas_cumprod", "position_ids"):
         torch.testing.assert_close(full[name], tensors[name], rtol=0, atol=0)
@@ -101,7 +101,7 @@ def test_a_webui_recognizes_the_bundled_lora(tmp_path: Path) -> None:
     packing.write_full(small_model.LORA, target)
     written = load_file(str(target))
     assert {tensor.dtype for tensor in written.values()} == {torch.float16}
-    # rank 8, and the axes of a layer in its `down` tensor
+    # the rank is 8
     assert written["lora_unet_input_blocks_1_0_in_layers_2.lora_down.weight"].shape == (8, 64, 3, 3)
     assert written["lora_unet_input_blocks_1_0_in_layers_2.lora_up.weight"].shape == (64, 8, 1, 1)
     with safe_open(str(target), framework="pt") as file:
@@ -109,7 +109,7 @@ def test_a_webui_recognizes_the_bundled_lora(tmp_path: Path) -> None:
 
 
 class Net(nn.Module):
-    """A network with convolutions and a linear layer, one of them in a sequence."""
+    """A network with two convolutions and a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def test_a_lora_adds_the_product_of_its_factors(tmp_path: Path) -> None:
         down, up = torch.randn(2, *inputs), torch.randn(outputs, 2, *[1] * (len(inputs) - 1))
         layer = "lora_unet_" + name.replace(".", "_")
         tensors |= {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up, f"{layer}.alpha": torch.tensor(3)}
-        # alpha / rank
+        # the product is multiplied by alpha / rank
         expected[name] = weight + 3 / 2 * torch.einsum("or,r...->o...", up.flatten(1), down)
     save_file(tensors, str(tmp_path / "lora.safetensors"))
     changed = copy.deepcopy(net)

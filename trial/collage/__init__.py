@@ -1,1 +1,1 @@
-"""Renders collages, scenes of a cut-out subject on a photographed or flat ground, at any size."""
+"""Renders collages at any size and detects what an image shows. A collage is a cut-out subject on a background."""
