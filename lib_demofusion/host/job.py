@@ -107,9 +107,10 @@ class Job:
         return [*first, (p.hr_second_pass_steps or steps, result)]
 
     def before_base(self, p: Any) -> None:
-        """Prepares the bar. In img2img without `img2img_first`, makes the webui's pass return the upload's latent.
+        """Prepares the progress bar, and the sampler if the upload is the base image.
 
-        p.sampler belongs to this job only, because the webui creates a new one for the next job.
+        In img2img without `img2img_first`, the sampler returns the latent of the upload unchanged. The webui creates a
+        new sampler for the next job.
         """
         reset(p, self._reported)
         if not self.active:

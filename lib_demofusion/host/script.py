@@ -39,7 +39,10 @@ UNSUPPORTED = (
 JOB = "_demofusion_job"
 ASKED_SIZE = "_demofusion_asked_size"
 ON = "_demofusion_on"
-"""Name of an attribute of a request: true if the request has stages. Unlike the job, it remains until the last hook."""
+"""Name of an attribute of a request: True if the request has stages.
+
+It remains after the job has ended, because other scripts can run requests of their own after that.
+"""
 
 TURBO_USED = (
     "the preset {} is used instead of {}, because the request contains no preset, and its steps and CFG scale are "
@@ -103,7 +106,7 @@ class DemoFusionHires(scripts.Script):
 
 
 def create_job(p: Any, args: Sequence[object]) -> None:
-    """Creates the job of a request. Removes infotext keys of earlier runs, because the cells of a grid share a dict.
+    """Creates the job of a request. Removes the infotext keys of earlier cells of a grid, which share one dict.
 
     Ignores a request that runs inside another request with stages. For example, ADetailer repaints a part of the image
     with a request of its own, and passes copies of the outer request to every script.

@@ -109,7 +109,7 @@ class StageLoop:
 
     def __init__(self, p: Any, plan: Plan, settings: Settings, overlay: inpainting.Overlay, progress: Progress):
         self.stage_images: list[StageImage] = []
-        """Images of the base and of the stages before the last one, if they are shown."""
+        """The base image and the images of all stages except the last one, if they are shown."""
         self._p = p
         self._overlay = overlay
         self._plan = plan
@@ -216,8 +216,8 @@ class StageLoop:
 def shows_stages(p: Any, settings: Settings) -> bool:
     """Returns whether the result includes the images of the stages.
 
-    Returns False if a script is selected, because it can depend on the number of images. For example, Prompt matrix
-    fails if there are more, and all images are lost.
+    Returns False if a script is selected, because a script can depend on the number of images. For example, Prompt
+    matrix fails if a job returns more images than it expects, and all images are lost.
     """
     return bool(settings.return_stages and not refusals.of_job(p).script)
 

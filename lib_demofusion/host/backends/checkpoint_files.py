@@ -58,7 +58,7 @@ def _recognized(path: str, version: tuple[int, int]) -> Family | None:
 
 
 def stand_ins(path: str) -> dict[str, Tensor]:
-    """Returns a tensor of zeros for every tensor in a file, by name and with the same shape. The zeros use no memory.
+    """Maps the name of every tensor in a file to zeros of the same shape, which use almost no memory.
 
     Raises ValueError if the file is not in the safetensors format, which begins with the size of a JSON header.
     """

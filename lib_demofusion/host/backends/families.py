@@ -198,5 +198,5 @@ def _trained(found: Family | None, flow: bool) -> Family | None:
 
 
 def unknown(model: Any) -> Family:
-    """Returns a record that refuses a model that is not in the table."""
+    """Returns a record that refuses a model whose class this file does not contain."""
     return Family(type(model).__name__, RUNS_ON)

@@ -53,7 +53,7 @@ class Forge:
         return sampling_cleanup is not None
 
     def family(self, model: Any) -> Family:
-        # the webui has a dummy until a model is loaded
+        # until a model is loaded, the webui has a dummy without this attribute
         if not hasattr(model, "forge_objects"):
             return SD
         # reForge's models have no `predictor`. Their `model_sampling` can be a flow schedule that an earlier job set,
@@ -196,9 +196,9 @@ def schedule_of_base(model: Any) -> Iterator[None]:
 
 @contextmanager
 def nothing_kept(model: Any) -> Iterator[None]:
-    """Removes the images that are encoded in a block from the engine.
+    """Runs a block that encodes images, and then removes these images from the engine.
 
-    Engines for image editing store every image that they encode. The next job would use these images as references.
+    Engines for image editing store every image that they encode. The next job would use stored images as references.
     """
     arguments = forge_refusals.dynamic_args
     own = {name: getattr(model, name) for name in KEPT if hasattr(model, name)}
@@ -260,7 +260,8 @@ def attach_denoiser(denoiser: Any, parts: StageParts) -> None:
 def image_cond_at(cond: Any, x: Tensor) -> Any:
     """Resizes an image conditioning (B, C, h, w) to the size of x, because the webui ignores other sizes.
 
-    A conditioning of another size is that of txt2img, which marks everything as masked. This is true at any size.
+    Only in txt2img does the conditioning have another size than x. It marks the whole image as masked, so it may be
+    resized.
     """
     if not isinstance(cond, Tensor) or cond.ndim != x.ndim or cond.shape[-2:] in (x.shape[-2:], (1, 1)):
         return cond

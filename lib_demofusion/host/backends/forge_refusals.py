@@ -26,7 +26,7 @@ BY_KEY = {
     "spec_w": "Spectrum Integrated: it would predict a tile from the steps of other tiles; switch it off",
     "forge_couple": "Forge Couple: every tile would show all of its regions; switch it off",
     "stylealign_enabled": "StyleAlign Integrated: the tiles of a batch would adopt each other's style; switch it off",
-    # the forward of the model does not show whether it is on: its replacement stays in place when it is switched off
+    # this extension leaves its replacement of the model's forward in place when it is off, so only the key is reliable
     "Anima TeaCache thresh": STEP_CACHE % "Anima TeaCache",
 }
 """Reasons for refusals, by the infotext key that the feature writes if it is active."""

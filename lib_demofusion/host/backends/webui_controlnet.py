@@ -2,7 +2,8 @@
 
 ControlNet replaces the forward of the UNet during a job, and stores the hints at the base image's size in one object
 per unit (its scripts/hook.py). It adds its output to the UNet's feature maps, row by row. It takes the number
-of the current step from the webui, so the number of views per call does not affect its first and last step.
+of the current step from the webui, so the number of views per call does not affect at which steps a unit is
+active.
 """
 
 from __future__ import annotations

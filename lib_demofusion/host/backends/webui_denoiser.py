@@ -58,7 +58,7 @@ def kept_share(inner: Any, level: Tensor) -> Tensor:
 
     The dilated path predicts on the blurred latent, but the sampler applies the prediction to x. The fusion therefore
     adds this share of x - blur(x). In k-diffusion's wrapper, the share is 1 for eps models and c_skip for v models. In
-    the timestep samplers, which request eps, it is 0 for eps models and sqrt(1 - a_t) for v models.
+    the timestep samplers, which request eps, the share is 0 for eps models and sqrt(1 - a_t) for v models.
     """
     one = torch.ones(len(level), 1, 1, 1, device=level.device, dtype=level.dtype)
     if hasattr(inner, "predict_eps_from_z_and_v"):

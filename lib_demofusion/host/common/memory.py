@@ -32,13 +32,14 @@ def cuda_free_bytes(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(index)
         return int(free + torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index))
 
-    return _told(ask, device)
+    return _answer(ask, device)
 
 
-def _told(ask: Callable[[], int], device: torch.device) -> int | None:
-    """Returns a driver's memory information, or None if the driver does not report it.
+def _answer(ask: Callable[[], int], device: torch.device) -> int | None:
+    """Returns the result of `ask`, which queries a driver, or None if the driver raises an error.
 
-    Some drivers raise an error (the webui's own memmon.py mentions "AMD or whatever"), which must not end the job.
+    Some drivers do not report their memory (the webui's own memmon.py mentions "AMD or whatever"). This must not end
+    the job.
     """
     try:
         return ask()
@@ -69,7 +70,7 @@ class CudaMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
             return 0
 
-        _told(reset, self._device)
+        _answer(reset, self._device)
 
     def peak(self) -> int:
         """Returns the peak since `begin` in bytes, minus the memory in use now, or 0 if unknown."""
@@ -77,7 +78,7 @@ class CudaMemory:
         def ask() -> int:
             return int(torch.cuda.max_memory_allocated(self._device) - torch.cuda.memory_allocated(self._device))
 
-        return _told(ask, self._device) or 0
+        return _answer(ask, self._device) or 0
 
     def release(self) -> None:
         """Empties torch's cache."""

@@ -88,7 +88,7 @@ def as_image(sample: Tensor) -> Tensor:
 
 
 def _teller(report: vae.Report | None, count: int) -> vae.ReportOfSome:
-    """Converts a report for all images into a report for some of `count` images."""
+    """Returns a function that receives the share of some images, and reports the share of all `count` images."""
     return vae.of_all(report or (lambda share: None), count)
 
 

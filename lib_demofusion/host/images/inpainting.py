@@ -38,7 +38,7 @@ def masks_at(p: Any, plan: Plan, size: Size, original: Tensor | None = None) -> 
     """Resizes the job's mask and original latent to the size of a stage (cells) while it is sampled.
 
     `original` (B, C, h, w) is the original latent at that size. If it is None, the job's own latent is enlarged. The
-    host uses mask and latent in every call of its denoiser, so they must have the size of x.
+    webui uses the mask and the latent in every call of its denoiser, so both must have the size of x.
     """
     if not is_inpainting(p):
         yield

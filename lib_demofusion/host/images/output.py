@@ -1,4 +1,4 @@
-"""Creates and saves the images of the stages before the last, each with its own infotext.
+"""Creates and saves the base image and the images of all stages except the last one, each with its own infotext.
 
 Also checks the size limits of the webui's image formats, and shrinks images that are too large for a browser.
 """
@@ -35,7 +35,7 @@ SHOWN_PIXELS = 100_000_000
 
 @dataclass(frozen=True)
 class StageImage:
-    """An image of a stage before the last, with its infotext."""
+    """The base image, or the image of a stage before the last one, with its infotext."""
 
     image: Image.Image
     infotext: str
@@ -116,7 +116,7 @@ def _extra_params(p: Any, own: Mapping[str, str]) -> Iterator[None]:
 
 
 def check_format(p: Any, plan: Plan) -> None:
-    """Raises SettingsError if the webui's format cannot store the result. Otherwise saving would fail after the run."""
+    """Raises SettingsError if the image format of the webui's settings cannot store an image of the final size."""
     height, width = plan.pixels
     limit = _broken_limit(p, shared.opts.samples_format, max(height, width))
     if limit:
@@ -152,7 +152,7 @@ def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
 
 
 def _broken_limit(p: Any, name: str, side: int) -> int:
-    """Returns the format's limit if the webui would fail to save an image with this longer `side`, else 0."""
+    """Returns the format's limit if the webui cannot save an image whose longer side is `side`, else 0."""
     limit = LONGEST_SIDE.get(name.lower(), side)
     return limit if side > limit and (p.is_api or side <= SAVED_AS_PNG[name.lower()]) else 0
 

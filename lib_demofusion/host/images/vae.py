@@ -49,7 +49,7 @@ Forge decodes all images of a batch together, and AUTOMATIC1111's webui decodes 
 
 
 def of_all(report: Report, count: int) -> ReportOfSome:
-    """Converts a report of the share of all `count` images to a report of the share of some of these images."""
+    """Returns a function that receives the share of some images, and reports the share of all `count` images."""
     done = 0
 
     def of_some(share: float, images: int) -> None:

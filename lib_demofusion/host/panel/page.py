@@ -30,14 +30,17 @@ SETTINGS = "settings_json"
 
 
 MODEL_CLASS = "model_selection"
-"""The CSS class of the dropdowns of checkpoints and text encoders in Forge and Forge Neo, which have no such copy."""
+"""The CSS class of the dropdowns of checkpoints and text encoders in Forge and Forge Neo.
+
+The hidden copy of the settings does not change when one of these dropdowns does.
+"""
 
 HOST_SECONDS = 1.0
 """Seconds to wait after a choice in these dropdowns, because the webui stores the choice in another event."""
 
 
 class TabComponents:
-    """The webui's own components of one tab that the summary line follows."""
+    """The webui's own components of one tab whose values the summary line uses."""
 
     FIELDS = (
         *("width", "height", "steps", "sampling", "cfg_scale", "batch_size", "batch_count", "override_settings"),
@@ -50,7 +53,7 @@ class TabComponents:
 
     def __init__(self) -> None:
         self.fields: dict[str, Any] = {}
-        """Components by their names in TabValues."""
+        """Components by the names of the fields in TabValues."""
         self.size_tabs: dict[str, Any] = {}
 
     def take(self, component: Any, elem_id: str) -> None:

@@ -15,7 +15,10 @@ from lib_demofusion.settings.fields import Settings
 
 @dataclass(frozen=True)
 class TabValues:
-    """The tab's values, by the ids of its components. The defaults apply until the real values are known."""
+    """The values of a tab. Most fields have the names of the webui's components.
+
+    The defaults apply until the real values are known.
+    """
 
     width: float = 512
     height: float = 512
@@ -26,7 +29,7 @@ class TabValues:
     batch_count: float = 1
     denoising_strength: float = 0.75
     hr_checkbox: bool = False
-    """Whether hires fix is on; the next four fields belong to it."""
+    """Whether hires fix is on. The next four fields apply only to hires fix."""
     hires_steps: float = 0
     hr_scale: float = 2
     hr_resize_x: float = 0

@@ -27,7 +27,7 @@ def register() -> None:
 
 
 def overrides(p: Any) -> dict[str, Any]:
-    """Returns the values by field that the axes set in this cell of a plot."""
+    """Returns the values that the axes of a plot set for the request `p`, by field."""
     return dict(getattr(p, OVERRIDES, {}))
 
 

@@ -17,10 +17,10 @@ from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.settings.fields import LATENT, Settings
 
 DECODING, ENCODING, SAMPLING = PARTS = range(3)
-"""The parts of a stage: decoding the image before it, encoding that image if it was enlarged, and sampling."""
+"""The parts of a stage: decoding the previous image, encoding it again after an image upscaler, and sampling."""
 
 ENCODER = 0.44
-"""Operations of the encoder's convolutions divided by those of the decoder."""
+"""Number of operations of the encoder's convolutions, divided by the number for the decoder."""
 
 
 class Progress:

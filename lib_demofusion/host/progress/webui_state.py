@@ -26,7 +26,7 @@ class JobCount(int):
     exact: float
 
     expected = 0.0
-    """The part of the number that the stages of later images of a grid are expected to add."""
+    """The part of the number that is only an estimate, for the stages of the later images of a grid."""
 
     def __new__(cls, number: float, whole: int | None = None) -> JobCount:
         count = super().__new__(cls, int(number) if whole is None else whole)

@@ -132,7 +132,7 @@ class StageSampler:
         """Runs the sampling function with a StageRun between it and the model.
 
         All arguments (sigmas, eta, churn, the callback) are known only here. They determine the form of the skip
-        residual. Noise levels are read on the CPU.
+        residual. Tensors among the arguments are copied to the CPU, where noise levels are read.
         """
         known = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in kwargs.items()}
         if is_inpainting(self._p):
@@ -202,12 +202,12 @@ class StageSampler:
             progress.before_batch(cells)
             self._report(progress)
 
-        self._heed_patches()
+        self._limit_batches()
         apart = layer_patches.needs_one_call(self._p)
         form = self._family.form
         host().attach(denoiser, StageParts(self._p, run, plan, self._batches, frame, before_batch, form, apart))
 
-    def _heed_patches(self) -> None:
+    def _limit_batches(self) -> None:
         """Limits batches to one view if other extensions have patched the model's layers."""
         names = layer_patches.extensions_with_patches(self._p)
         if names and self._batches.hold_to_one():
@@ -251,9 +251,9 @@ def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:
 def _image_conditioning(p: Any, anchor: Tensor, plan: Plan | None) -> Tensor:
     """Returns the image conditioning of an inpainting, depth, editing or unCLIP model.
 
-    The conditioning of the base pass is used again, so no large image is encoded. In img2img, and after hires fix, it
-    shows the source image and is resized for the stage. In txt2img, it marks everything as masked, at the base image's
-    size. This is also correct for every view.
+    The conditioning of the base pass is used again, so no large image is encoded. In img2img, and after hires fix, the
+    conditioning shows the source image and is resized for the stage. In txt2img, it marks the whole base image as
+    masked, which is also correct for every view.
     """
     shown = getattr(p, "image_conditioning", None)
     if shown is not None:

@@ -1,4 +1,4 @@
-"""Chooses the number of steps of a stage and the number of views per model call, and predicts its model calls."""
+"""Chooses the number of steps of a stage and the number of views per model call, and predicts the model calls."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def stage_steps(p: Any, sampler: Any, name: str, settings: Settings, flow: bool)
     """Returns the schedule of a stage for the webui's `sampler`, whose function has the name `name`.
 
     On a flow model (`flow`), the denoising strength determines the noise level at which the stage begins. On other
-    models, it determines the share of the steps.
+    models, it determines which share of the steps runs.
     """
     least = least_steps(name, getattr(shared.opts, "uni_pc_order", 1))
     steps, strength = schedule_steps(p.steps, settings), settings.denoising_strength
@@ -50,14 +50,14 @@ class CallsOfStage:
 
     def __init__(self, p: Any, name: str, arguments: Mapping[str, Any], second_order: bool):
         self._model, self._arguments = p.sd_model, arguments
-        self._is_told = model_calls(name, arguments, second_order) is not None
+        self._is_known = model_calls(name, arguments, second_order) is not None
         self._of_base = _calls_of_base(p) or ADAPTIVE_CALLS
-        busier = 1.0 if self._is_told else timing.known(self._model, timing.BUSIER) or 1.0
+        busier = 1.0 if self._is_known else timing.known(self._model, timing.BUSIER) or 1.0
         self.ahead: CallsAhead = calls_ahead(name, arguments, second_order, busier * self._of_base)
 
     def learn(self, calls: int) -> None:
         """Updates the measured ratio after a stage with `calls` model calls."""
-        if not self._is_told and "sigma_max" in self._arguments:
+        if not self._is_known and "sigma_max" in self._arguments:
             timing.learn(self._model, timing.BUSIER, calls_of_whole(calls, self._arguments) / self._of_base)
 
 
@@ -85,7 +85,7 @@ def view_batches(p: Any, settings: Settings, size: Size) -> ViewBatches:
 def preview_bytes(sd_model: Any, size: Size) -> int:
     """Estimates the device memory, in bytes, of a live preview of a latent of `size` cells while the model runs.
 
-    The webui decodes it in a separate thread (modules/shared_state.py, set_current_image), one image at a time.
+    The webui decodes a preview in a separate thread (modules/shared_state.py, set_current_image), one image at a time.
     """
     if not _decodes_beside():
         return 0
@@ -100,8 +100,8 @@ def preview_bytes(sd_model: Any, size: Size) -> int:
 def _decodes_beside() -> bool:
     """Returns whether the autoencoder decodes previews while the model runs.
 
-    With --medvram and --lowvram, it decodes them between two model calls. If the interval between previews is -1
-    steps, there is a preview only at the end.
+    With --medvram and --lowvram, the webui decodes previews between two model calls. If the interval between
+    previews is -1 steps, there is a preview only at the end.
     """
     opts = shared.opts
     if not opts.live_previews_enable or getattr(opts, "show_progress_every_n_steps", 1) == -1:
