@@ -97,7 +97,7 @@ def build(script: Any) -> list[Any]:
 
 
 def opening_values(known: Choices) -> dict[str, Any]:
-    """Returns the initial values of the controls: the defaults of the fields, changed to the values of the default preset."""
+    """Returns the initial values of the controls: the values of the default preset, and defaults for all other fields."""
     preset = options.default_preset(known)
     return {**{name: getattr(Settings, name) for name in NAMES}, **preset_values(preset, known), "preset": preset}
 
