@@ -97,7 +97,7 @@ def build(script: Any) -> list[Any]:
 
 
 def opening_values(known: Choices) -> dict[str, Any]:
-    """Returns the initial values of the controls: the values of the default preset, and defaults for all other fields."""
+    """Returns the initial values of the controls: the values of the default preset, and defaults for other fields."""
     preset = options.default_preset(known)
     return {**{name: getattr(Settings, name) for name in NAMES}, **preset_values(preset, known), "preset": preset}
 
