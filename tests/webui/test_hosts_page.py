@@ -66,6 +66,8 @@ COUNT = """() => {
 
 def test_a_page_at_rest_triggers_no_events(webui: Webui, page: Any) -> None:
     """If two change events triggered each other endlessly, the browser would use a whole core but send no request."""
+    if page.evaluate("window.gradio_config.version").startswith("3."):
+        pytest.skip("gradio 3 does not report events to the document, so this test could not count them")
     Tab(page, "txt2img").open_panel()
     wait_for_rest(page)
     page.evaluate(COUNT)
