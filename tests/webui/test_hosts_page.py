@@ -40,7 +40,7 @@ def wait_for_rest(page: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["txt2img", "img2img"])
-def test_the_live_line_is_updated_and_stops_updating(webui: Webui, page: Any, name: str) -> None:
+def test_the_summary_line_is_updated_and_stops_updating(webui: Webui, page: Any, name: str) -> None:
     """Endless updates would make the line unreadable, because gradio grays out a component that waits for an update."""
     tab = Tab(page, name)
     tab.open_panel()

@@ -174,7 +174,7 @@ def test_the_buttons_below_an_image_send_the_panel_to_img2img(webui: Webui, page
     assert state(Tab(page, "txt2img"), "scale", "stages") == (True, "1.5", "1,1.5")
 
 
-def test_the_live_line_is_updated_for_a_checkpoint_script_or_setting(webui: Webui, page: Any) -> None:
+def test_the_summary_line_is_updated_for_a_checkpoint_script_or_setting(webui: Webui, page: Any) -> None:
     """The line shows the time for the selected checkpoint, and a refusal after the setting Tiling is switched on."""
     other = next(m["title"] for m in webui.call("sd-models") if "sdxl" in m["title"])
     before = webui.call("options")["sd_model_checkpoint"]
@@ -205,7 +205,7 @@ def test_the_live_line_is_updated_for_a_checkpoint_script_or_setting(webui: Webu
         webui.call("options", {"sd_model_checkpoint": before, "tiling": False})
 
 
-def test_the_live_line_is_updated_for_hires_fix(webui: Webui, page: Any) -> None:
+def test_the_summary_line_is_updated_for_hires_fix(webui: Webui, page: Any) -> None:
     """The result of hires fix is the base image of the stages."""
     tab = Tab(page, "txt2img")
     small(tab)
@@ -221,7 +221,7 @@ def test_the_live_line_is_updated_for_hires_fix(webui: Webui, page: Any) -> None
     tab.wait_for_line("64x64 → 128x128")
 
 
-def test_the_live_line_is_updated_for_resize_by_a_factor(webui: Webui, page: Any, tmp_path: Path) -> None:
+def test_the_summary_line_is_updated_for_resize_by_a_factor(webui: Webui, page: Any, tmp_path: Path) -> None:
     tab = Tab(page, "img2img")
     small(tab)
     tab.open_panel()

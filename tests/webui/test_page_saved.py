@@ -115,7 +115,7 @@ def test_saved_defaults_are_valid_when_the_page_is_built_again(own: Webui, page:
     apply_defaults(page, own)
     for name in TABS:
         tab = Tab(page, name)
-        # the panel is open although nothing was changed on this page, and the line shows the saved values
+        # the panel is open although nothing was changed on this page, and the summary line shows the saved values
         assert tab.enabled
         assert "64x64 → 96x96" in tab.wait_for_line("64x64")
         screenshot(page, UPLOAD.parent / "screenshots", f"webui-saved-{name}")
