@@ -180,7 +180,7 @@ class Tab:
 
     def wait_for_line(self, text: str) -> str:
         """Waits until the panel's summary line contains a text. Returns the whole line."""
-        # in gradio 3 the element with this id has the class `prose`, in gradio 4 only an element inside it
+        # gradio 3 gives the class `prose` to the component itself, and gradio 4 to an element inside the component
         line = self.page.locator(f"{self.panel}_line.prose, {self.panel}_line .prose")
         line.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=TIMEOUT)
         return line.inner_text()
@@ -214,7 +214,7 @@ class Tab:
         return info.inner_text()
 
     def messages(self) -> Any:
-        """The element above the gallery with the messages about the last run."""
+        """The element above the gallery that shows the messages about the last run. Waits until it exists."""
         messages = self.page.locator(".demofusion-messages")
         messages.wait_for(timeout=TIMEOUT)
         return messages

@@ -34,9 +34,9 @@ ROLES = {
     "denoiser": ("sd_samplers_cfg_denoiser.CFGDenoiser",),
     "model": ("sd_samplers_cfg_denoiser.CFGDenoiser",),
 }
-"""Names of variables in the extension, and the webui's classes of the objects in them.
+"""For names of variables in the extension's code: the webui's classes of the objects in these variables.
 
-At least one of these classes must define each attribute that the extension uses.
+At least one of the classes must define each attribute that the extension uses.
 """
 
 INSTANCES = {"shared.state": "State", "shared.total_tqdm": "TotalTQDM"}
@@ -89,7 +89,8 @@ def imported(tree: ast.Module) -> dict[str, str]:
 def own_names(tree: ast.Module) -> set[str]:
     """Returns the names that a file imports from the extension itself, and the attributes that it sets on `self`.
 
-    An attribute has the form `script->name`, because the extension's variables `script` contain its own objects.
+    An attribute has the form `script->name`, because variables with the name `script` contain the extension's own
+    objects.
     """
     names = set()
     for node in ast.walk(tree):
@@ -250,7 +251,7 @@ class Source:
 
 
 def main(webui: str) -> None:
-    """Writes the descriptions of all symbols that the webui in this folder has."""
+    """Writes host_facts.json from the source of the webui in a folder. Omits symbols that it does not define."""
     facts = {name: fact for name, fact in Source(Path(webui)).facts(used()).items() if fact}
     FACTS.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

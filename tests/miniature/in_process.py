@@ -33,8 +33,8 @@ class Webui:
     ) -> processing.Processed:
         """Runs one job and returns its result. The job comes from the API, or from the page if `from_page` is set.
 
-        `settings` is a dict of DemoFusion's fields, or a list of arguments for the scripts. If it is None, no script
-        runs.
+        `settings` is a dict of DemoFusion's fields, or a list of arguments for the scripts. If `settings` is None, no
+        script runs.
         """
         args = settings if isinstance(settings, list) else [settings or {}]
         p = self.request([0, *args], init_image, **parameters)

@@ -1,4 +1,4 @@
-"""Tests the base image in jobs with extra networks, a refiner or hires fix, and after settings for noise.
+"""Tests the base image in jobs with extra networks, a refiner, hires fix, or the webui's settings for noise.
 
 Also tests that an uploaded image is always encoded to the same latent.
 """
@@ -208,7 +208,7 @@ def test_the_noise_multiplier_is_in_the_infotext_only_if_it_has_an_effect(
     assert "Noise multiplier: 1.1" in redrawn.infotexts[0]
 
 
-# The encoder
+# Encoding an uploaded image
 
 
 @pytest.fixture

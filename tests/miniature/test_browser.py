@@ -185,7 +185,7 @@ def test_text_typed_while_the_server_is_slow_is_in_the_summary_line(tab: Tab) ->
 
 
 def test_a_typed_value_is_kept_if_its_dropdown_gets_and_loses_the_focus(tab: Tab) -> None:
-    """This happens if you press the Tab key several times to reach another control."""
+    """The dropdown gets the focus if you press the Tab key repeatedly to reach another control."""
     open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     field = tab.page.locator(tab.text("stages", "1,3"))
@@ -227,7 +227,7 @@ def test_a_run_shows_progress_and_the_final_image(tab: Tab) -> None:
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-done")
 
 
-def test_an_interrupt_returns_the_previous_stage(tab: Tab) -> None:
+def test_an_interrupt_returns_the_image_of_the_previous_stage(tab: Tab) -> None:
     open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     tab.wait_for_line("384x384")

@@ -30,7 +30,10 @@ LAYERS = {
     "StableDiffusionXL": {f"{PREFIX}input_blocks.0.0.weight": (32, 4, 3, 3)},
     "Wan": {f"{PREFIX}head.modulation": (1, 2, 32)},
 }
-"""Shapes of a few layers of each kind of model. In a file of only a transformer, as for ZImage, there is no prefix."""
+"""Names and shapes of a few layers for each kind of model.
+
+The file of ZImage contains only a transformer, so its names have no prefix.
+"""
 
 
 class Guess:
@@ -43,7 +46,7 @@ class Guess:
         for name, layers in LAYERS.items():
             found = {f"{PREFIX}{key.removeprefix(PREFIX)}" for key in layers}
             if found <= set(state):
-                # for Z-Image, the real function computes this deviation, which is 0 for stand-ins
+                # the real function computes this standard deviation for Z-Image; stand-ins contain zeros
                 assert name != "ZImage" or torch.std(state[f"{PREFIX}layers.0.ffn_norm1.weight"]).item() == 0
                 return self.kinds[name]()
         raise ModuleNotFoundError("Failed to recognize model...")

@@ -82,7 +82,7 @@ def test_every_final_image_has_the_colors_of_its_base_image(
 
 
 def _shown(final: Image.Image, base: Image.Image) -> tuple[int, int, int, int]:
-    """Returns the box (left, top, right, bottom) of the base image that the final image shows."""
+    """Returns the part of the base image that the final image shows, as (left, top, right, bottom)."""
     height = round(base.width * final.height / final.width / 8) * 8
     top = (base.height - height) // 16 * 8
     return 0, top, base.width, top + height

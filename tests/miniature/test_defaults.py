@@ -1,4 +1,4 @@
-"""Tests that the webui can save default values for the panel in ui-config.json, and that they are read back."""
+"""Tests default values for the panel, which the webui saves in ui-config.json: the extension reads them correctly."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_saved_default_values_are_restored(webui: Webui, tab: str) -> None:
 
 @pytest.mark.parametrize("tab", TABS)
 def test_a_run_accepts_the_text_of_a_choice(webui: Webui, tab: str) -> None:
-    """ui-config.json contains the text of the choice instead of False."""
+    """For a control with choices, ui-config.json contains the text of the choice, and not True or False."""
     component = controls(tab)["img2img_first"]
     saved = after_apply(component, "Upscale the image as it is")
     picture = webui.job().images[0] if tab == "img2img" else None

@@ -195,7 +195,7 @@ def test_the_backend_finds_the_unet_of_a_loaded_model() -> None:
 
 
 def test_random_numbers_of_extensions_depend_on_seed_and_stage(cleaned: list[Any]) -> None:
-    """Extensions may draw from torch's global generator. Every stage sets its seed, so a repeated run is equal."""
+    """Extensions draw from torch's global generator. Every stage seeds it, so a second run draws the same numbers."""
     plan = make_plan(Settings(enabled=True, scale=3), (16, 16))
 
     def drawn(stage: Any, seed: int) -> float:
@@ -538,7 +538,7 @@ def test_built_in_features_are_refused_by_name(key: str, name: str) -> None:
 
 @pytest.mark.parametrize(("on", "hires", "refused"), [(True, False, True), (False, False, False), (True, True, False)])
 def test_pid_is_refused_if_it_would_run(on: bool, hires: bool, refused: bool) -> None:
-    """PiD (Forge Neo's sd_forge_pid) writes nothing to the infotext, and does nothing with hires fix."""
+    """PiD (sd_forge_pid in Forge Neo) writes nothing to the infotext, and does nothing with hires fix."""
     entry = SimpleNamespace(title=lambda: "PiD Integrated", args_from=2)
     p = request(SimpleNamespace(alwayson_scripts=[entry]))
     p.script_args, p.enable_hr = (0, True, on, "", "pid.safetensors"), hires

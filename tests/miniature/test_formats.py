@@ -13,7 +13,7 @@ from lib_demofusion.host.images import output
 
 
 def job(**values: Any) -> Any:
-    """Returns the attributes of a job of two images that decide about the grid."""
+    """Returns the attributes that `grid_problem` reads, for a job of two images."""
     return SimpleNamespace(batch_size=2, n_iter=1, do_not_save_grid=False, is_api=False, **values)
 
 

@@ -235,7 +235,7 @@ def test_only_the_skipped_iteration_is_reported_as_stopped(webui: Webui, monkeyp
 
 
 def test_with_only_masked_width_and_height_of_the_area_have_their_own_factors() -> None:
-    """The height grows from 9 to 11 cells, because sizes are rounded, and the width from 16 to 20 cells."""
+    """Sizes are rounded to whole cells: the height grows from 9 to 11 cells, and the width from 16 to 20 cells."""
     plan = make_plan(Settings(enabled=True, scale=1.25), (9, 16))
     size = plan.stages[-1].size
     assert size[0] / plan.crop.height != size[1] / plan.crop.width

@@ -38,7 +38,7 @@ class AlwaysOn(scripts.Script):
 class Detailer(AlwaysOn):
     """Imitates ADetailer: repaints the center of every image with a request of its own.
 
-    Calls the hooks of the scripts in the same order as ADetailer. Unlike ADetailer, it never leaves out a script.
+    Calls the hooks of the scripts in the same order as ADetailer. Unlike ADetailer, passes all scripts to its request.
     """
 
     def __init__(self) -> None:
@@ -163,7 +163,7 @@ class Regions(AlwaysOn):
 
     def __init__(self, calc: str, requested: bool = True):
         self.calc, self.active = calc, True
-        # the script is used if its first argument is true; of the arguments, the first is 0 and the second is a dict
+        # the first argument of this script switches it on. The arguments of a request are 0 (off) and a dict (on)
         self.args_from = int(requested)
 
     def title(self) -> str:

@@ -381,7 +381,7 @@ def test_live_tensors_counts_a_new_tensor() -> None:
 def test_an_anchor_in_pixels_is_the_encoding_of_the_enlarged_image(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, upscaler: str, resample: Image.Resampling
 ) -> None:
-    """The test enlarges the base image with Pillow and encodes it. The anchor of the stage must be equal."""
+    """The test enlarges the base image with Pillow and encodes it. The anchor of the stage must equal the result."""
     anchors: list[torch.Tensor] = []
 
     def recording(p: Any, task: Any, report: Any) -> torch.Tensor:

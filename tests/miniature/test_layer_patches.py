@@ -205,7 +205,7 @@ def one_after_the_other(self: Any, x: Tensor, sigma: Tensor, uncond: Tensor, con
 def test_negpip_is_refused_if_cond_and_uncond_are_separate_calls(
     webui: Webui, unet: Unet, extension: Install, reported: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NegPiP would then count calls to tell cond from uncond, but a stage calls the model once for every view."""
+    """In this case, NegPiP counts calls to distinguish cond and uncond, but a stage makes one call for every view."""
     extension("sd-webui-negpip", NEGPIP).patch(unet, 1)
     monkeypatch.setattr(CFGDenoiser, "forward", one_after_the_other)
     assert sizes(webui.job(ON)) == [2 * BASE]
@@ -258,7 +258,7 @@ def patch(unet, batch):
 
 
 class Flux(Unet):
-    """A model whose `forward` calls `inner_forward`, as that of Flux does in Forge."""
+    """A model whose `forward` calls `inner_forward`, like the `forward` of Flux in Forge."""
 
     def inner_forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         return Unet.forward(self, x, t, context)

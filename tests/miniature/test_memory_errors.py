@@ -42,7 +42,7 @@ POINTS: dict[str, Point] = {
     "saving the image of a stage": (lambda webui: output, "_save"),
     "the gallery's copy": (lambda webui: Image.Image, "reduce"),
 }
-"""The functions that run out of memory in these tests. Each has an object or module and the name of its attribute."""
+"""For each part of a job: the object or module with the function that runs out of memory, and the function's name."""
 
 
 class Failing:
@@ -125,7 +125,7 @@ def test_finished_images_are_never_lost(
     reported.expect(
         "not enough memory for a smaller copy" if point == "the gallery's copy" else str(error) or "MemoryError"
     )
-    # the job returns the image of the last sampled stage, or of the stage before it if its end or decoding failed
+    # the result is the last sampled stage, or the stage before it if the last one could not be finished or decoded
     least = sampled[-1] if sampled else BASE
     if point in ("decoding", "the end of a stage") and sampled:
         least -= BASE

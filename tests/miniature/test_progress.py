@@ -101,7 +101,7 @@ class Run:
         """Indices of the requests without stages."""
         self.iteration = 0
         self.shown: list[tuple[Part, float, float]] = []
-        """For each look at the bar: the part of the job, the time, and the progress that the webui shows."""
+        """For each call of `_look`: the part of the job, the time, and the progress that the webui shows."""
         self.spans: dict[Part, tuple[float, float]] = {}
         """The times at which the sampling of each part begins and ends."""
 
@@ -252,6 +252,7 @@ class Run:
                 report((part + 1) / TILES)
 
     def _look(self, number: int) -> None:
+        """Reads the bar, as the page does from time to time. `number` is the number of the stage."""
         self.shown.append((Part(self.iteration, number), self.clock.now, shared.state.progress()))
 
     def worst(self, of_all: bool = False) -> float:
@@ -276,7 +277,7 @@ class Run:
         return part == (self.iterations - 1, len(self.plan.stages)) and now >= self.spans[part][1]
 
     def bar(self) -> list[float]:
-        """Returns the displayed progress at all looks, in order."""
+        """Returns all displayed values of the progress, in order."""
         return [progress for _, _, progress in self.shown]
 
 
