@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the options that name a real webui."""
+    """Adds the options for tests in a real webui."""
     parser.addoption(
         "--webui", default=os.environ.get("SD_WEBUI_DIR"), metavar="DIR", help="an installed webui to start and test in"
     )

@@ -86,7 +86,7 @@ def dpm_2_ancestral(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tens
 
 
 def dpmpp_sde(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
-    """DPM-Solver++ (stochastic). Each step converts x to k-diffusion's space, signal + sigma noise, and back."""
+    """Runs DPM-Solver++ (stochastic). Each step converts x to k-diffusion's space, signal + sigma noise, and back."""
     for sigma, target in pairwise(sigmas):
         x, denoised = steps.first(x, sigma)
         if target == 0:
@@ -101,7 +101,7 @@ def dpmpp_sde(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
 
 
 def dpmpp_2m_sde(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
-    """DPM-Solver++(2M) SDE, midpoint. h is the change of half the logarithm of the signal-to-noise ratio."""
+    """Runs DPM-Solver++(2M) SDE, midpoint. h is the change of half the logarithm of the signal-to-noise ratio."""
     old, past = None, None
     for sigma, target in pairwise(sigmas):
         x, denoised = steps.first(x, sigma)

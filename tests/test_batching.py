@@ -184,7 +184,7 @@ def test_a_requested_number_of_views_is_used_at_every_size() -> None:
     memory, batches = SmallMemory(), ViewBatches(3)
     fused(memory, batches, SHARED)
     fused(memory, batches, (12, 16))
-    # every view has two rows: 20 views of one size, then 9 local and 4 dilated views of different sizes
+    # two rows per view: first 20 views of one size, then 9 local views and 4 dilated views of another size
     assert memory.attempts == [*[6] * 6, 4, *[6] * 3, 6, 2]
     assert batches.views == 3
 
@@ -236,6 +236,6 @@ def test_the_predicted_number_of_evaluated_views_is_exact(thresholds: tuple[floa
         local = local_views(stage.size, stage.window, stage.stride)
         fuse(evaluate, x, local, dilated_views(stage.size, stage.factor), c2, lambda z: z, 1.0, ViewBatches(3))
         assert counted == evaluations(stage, c2)
-    # without thresholds, no path is skipped at these timesteps; with any threshold, one is
+    # at these two timesteps, every threshold skips a path; without thresholds, no path is skipped
     numbers = {evaluations(stage, weights_at(t, settings).dilated) for t in (980, 100)}
     assert (numbers == {evaluations(stage)}) == (thresholds == (0.0, 0.0))

@@ -20,7 +20,7 @@ LEVEL = 2 / 255
 """One of the 255 color levels of an image, on the scale -1..1."""
 
 SIZES = [((128, 128), (512, 512)), ((192, 128), (384, 256)), ((104, 152), (168, 248)), ((64, 64), (512, 512))]
-"""Sizes of a base image and of the enlarged image: square, portrait, enlarged by a fractional factor, and by 8."""
+"""Pairs of the size of a base image and the size of the enlarged image, in pixels."""
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -44,7 +44,10 @@ def fine(size: tuple[int, int], amplitude: float) -> Tensor:
 
 
 def drift_of_blocks(one: Tensor, other: Tensor, count: int = 4) -> float:
-    """Divides two images into count x count blocks. Returns the largest difference of their mean colors, in levels."""
+    """Divides two images into count x count blocks.
+
+    Returns the largest difference between the mean colors of the same block in both images, in levels of 255.
+    """
     means = [F.adaptive_avg_pool2d(picture[None].double(), count) for picture in (one, other)]
     return float((means[0] - means[1]).abs().max() / LEVEL)
 
@@ -180,7 +183,7 @@ def test_noise_and_banding_of_the_base_are_not_copied() -> None:
     picture = enlarged(clean, (512, 512)) * 0.9 + 0.08
     matched = match_colors_(picture.clone(), coarse)
 
-    # large areas take the color of their band, so only the fine parts are compared
+    # every band of the base has a slightly wrong color, which large areas adopt, so only fine parts are compared
     def fine_part(x: Tensor) -> Tensor:
         return x - torch.from_numpy(ndimage.uniform_filter(x.numpy(), (1, 33, 33)))
 

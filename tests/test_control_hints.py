@@ -66,7 +66,10 @@ def test_dilated_views_get_the_hint_at_the_positions_of_their_cells(base: Size, 
 @pytest.mark.parametrize(("base", "scale", "factor"), [((16, 16), 3, 3), ((16, 12), 2.5, 3), ((16, 16), 1.5, 2)])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_the_position_of_a_hint_is_exact_to_one_pixel(base: Size, scale: float, factor: int, axis: int) -> None:
-    """Shifts are whole pixels, which costs up to half a pixel of the view. Shrinking the hint may cost another half."""
+    """A hint is shifted by whole pixels, so its position can be wrong by half a pixel of the view.
+
+    If the hint has to be shrunk, this can add another half pixel.
+    """
     size = math.ceil(base[0] * scale), math.ceil(base[1] * scale)
     hint = make_stage_hint(ramp((CELL * base[0], CELL * base[1]), axis), size, factor)
     made = fused(hint, size, dilated_views(size, factor))

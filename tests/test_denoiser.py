@@ -99,12 +99,12 @@ def sigma_at(t: int) -> Tensor:
 
 
 def exploding(t: int) -> Tensor:
-    """Returns the noise level of timestep `t` for each row, in the unit of k-diffusion's samplers, sigma."""
+    """Returns the noise level of timestep `t` for each row as sigma, the unit of k-diffusion's samplers."""
     return sigma_at(t).repeat(SHAPE[0])
 
 
 def preserving(t: int) -> Tensor:
-    """Returns the noise level of timestep `t` for each row, in the unit of the timestep samplers, the timestep."""
+    """Returns the noise level of timestep `t` for each row as a timestep, the unit of the timestep samplers."""
     return torch.full((SHAPE[0],), t, dtype=torch.float64)
 
 

@@ -28,7 +28,7 @@ from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.settings.fields import Settings
 
 TOLERANCE = 1e-6
-"""The largest relative error. The fused prediction is accumulated in single precision."""
+"""The largest allowed relative error. The fused prediction is accumulated in single precision."""
 
 STAGE = StagePlan(1, 2.0, (24, 32), 2, (12, 16), (6, 8))
 SETTINGS = Settings(feather=0.25, extra_noise=0.1)

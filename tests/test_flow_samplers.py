@@ -46,7 +46,7 @@ def denoise(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 class Driven:
-    """Makes the model calls of a sampler with a StageRun, as the host does. Its detector finds the starts of steps."""
+    """Makes the model calls of a sampler with a StageRun, whose detector finds the calls that begin a step."""
 
     def __init__(self, run: StageRun, shape: tuple[int, ...] = SHAPE):
         self._run, self._shape = run, shape
@@ -70,7 +70,7 @@ class Driven:
 
 
 class Explicit:
-    """Makes the model calls of a sampler without a StageRun. `first` computes the skip residual by its formulas."""
+    """Makes the model calls of a sampler without a StageRun. `first` blends x by the formulas of the skip residual."""
 
     def __init__(self, stochastic: bool):
         self._stochastic = stochastic
@@ -104,7 +104,7 @@ def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def drive(name: str, sigmas: Tensor, eta: float, detector: StepDetector) -> list[Tensor]:
-    """Returns every x that the model receives, then the result."""
+    """Runs a sampler with a StageRun. Returns every x that the model receives, then the result."""
     stochastic = is_stochastic(name, eta)
     x = torch.full(SHAPE, torch.nan, dtype=torch.float64)
     run = StageRun(STAGE, SETTINGS, ANCHOR, NOISE, SamplerTraits(Flow(), detector, stochastic, CallGuard(x)))

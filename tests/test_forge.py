@@ -105,7 +105,7 @@ def latent(images: int) -> Tensor:
 
 
 def prompts(images: int) -> Tensor:
-    """Returns the prompts of the conds, then those of the unconds."""
+    """Returns text embeddings (2 * images, 7, 3): first for all conds, then for all unconds."""
     return torch.randn(2 * images, 7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
 
@@ -154,7 +154,10 @@ def test_the_correction_is_the_derivative_of_denoised_for_a_fixed_output(v: bool
 
 
 def test_the_correction_of_a_flow_model_is_one_at_every_level() -> None:
-    """This is the derivative for a fixed velocity. For a fixed noise it would be 1 / (1 - sigma), infinite at 1."""
+    """The correction is the derivative of `denoised` by x for a fixed velocity.
+
+    For a fixed noise, the derivative would be 1 / (1 - sigma), which is infinite at sigma = 1.
+    """
     flow = SimpleNamespace(calculate_denoised=lambda sigma, velocity, x: x - sigma.reshape(-1, 1, 1, 1) * velocity)
     assert kept_share(flow, torch.tensor([1.0, 0.5])).flatten().tolist() == [1.0, 1.0]
 

@@ -118,7 +118,7 @@ def fused_by_hand(
     c2: float,
     correction: float,
 ) -> Tensor:
-    """Computes the paper's fusion view by view and cell by cell, on the padded grid."""
+    """Computes the paper's fusion from its formula. Dilated views are taken from a latent that is padded with zeros."""
     total, count = torch.zeros_like(x), torch.zeros_like(x)
     for view in local:
         rows, columns = slice(view.top, view.top + view.height), slice(view.left, view.left + view.width)
@@ -516,11 +516,11 @@ def test_a_tint_is_removed_and_detail_is_kept() -> None:
     torch.testing.assert_close(match_low_band((clean + tint)[1:], base[1:]), clean[1:])
 
 
-def test_colours_are_matched_to_the_part_that_the_stage_shows() -> None:
+def test_colors_are_matched_to_the_part_of_the_base_that_the_stage_shows() -> None:
     base, x = randn(1, 4, 8, 12), randn(1, 4, 16, 16, seed=1) + torch.tensor([1.0, 0, 0, -1]).view(1, 4, 1, 1)
     shown = base[..., 2:10]
     out = finish_stage(x, base, shown)
-    # the interpolation between areas changes their means slightly
+    # the interpolation between areas changes the means of the areas slightly
     assert (out.mean((2, 3)) - shown.mean((2, 3))).abs().max() < 0.01
     assert (finish_stage(x, base).mean((2, 3)) - shown.mean((2, 3))).abs().max() > 0.1
 

@@ -118,7 +118,7 @@ def test_several_predictions_of_a_call_share_the_sum_of_weights() -> None:
 
 
 def test_cached_tensors_do_not_change_the_prediction() -> None:
-    """The third prediction of a stage must equal the same prediction of another stage that has cached nothing yet."""
+    """The third prediction of a stage must be the same without the tensors that the first two predictions cached."""
     stage, fresh = Stage(500.0, skip_views="0,0.1"), Stage(500.0, skip_views="0,0.1")
     fresh.x = stage.x.clone()
     for _ in range(3):

@@ -42,7 +42,7 @@ def scales(plan: Plan) -> list[float]:
 
 
 def rounded(value: float) -> int:
-    """Rounds to the nearest whole number, halves upward."""
+    """Rounds to the nearest whole number. Rounds halves up."""
     return math.floor(value + 0.5)
 
 

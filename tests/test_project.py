@@ -121,7 +121,7 @@ def test_runtime_imports_only_what_the_webui_ships() -> None:
 
 
 WEBUI_NAMED = re.compile("forge(?!t)", re.IGNORECASE)
-"""Matches names of webuis, but not the word "forget"."""
+"""Matches Forge, reForge and Forge Neo, but not the word "forget"."""
 
 
 def words(tree: ast.Module) -> Iterator[tuple[str, int]]:
@@ -218,7 +218,7 @@ def test_files_are_short() -> None:
 
 
 def test_the_code_for_progress_stays_short() -> None:
-    """The progress bar and the remaining time do not affect images, so they must not take up much of the source."""
+    """The progress bar and the remaining time do not affect images, so most of the source should not be about them."""
     files = ("host/progress/bar.py", "host/progress/timing.py")
     lines = sum(len((CORE / name).read_text(encoding="utf-8").splitlines()) for name in files)
     assert lines <= MAX_PROGRESS_LINES

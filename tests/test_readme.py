@@ -242,10 +242,9 @@ def test_every_comparing_sentence_has_numbers_from_the_tables() -> None:
         methods, scales = methods_in(one, {method for method, _ in cells}), set(re.findall(r"\b(\d)x\b", one))
         allowed = [set().union(*(cells.get((method, f"{scale}x"), ()) for scale in scales)) for method in methods]
         results = results_in(one)
-        assert results, one
-        assert results <= set().union(*allowed), one
-        # the sentence has a number for every method that it names
-        assert all(numbers & results for numbers in allowed), one
+        assert results, f"no number in this sentence: {one}"
+        assert results <= set().union(*allowed), f"a number is not in the tables: {one}"
+        assert all(numbers & results for numbers in allowed), f"a method has no number: {one}"
 
 
 def test_the_sentence_about_the_blind_comparison_is_correct() -> None:

@@ -69,7 +69,7 @@ class Case:
         return uncond + self.meta["guidance_scale"] * (cond - uncond)
 
     def views(self, stage: int, step: int) -> list[LocalView]:
-        """Returns the recorded views, in the frame padded by the jitter range."""
+        """Returns the recorded local views. Their positions refer to the latent padded by the jitter range."""
         rows = self.data[f"stage{stage}_views_{step}"].tolist()
         return [LocalView(h0, w0, h1 - h0, w1 - w0) for h0, h1, w0, w1 in rows]
 
@@ -95,7 +95,7 @@ class RecordedStage:
         self.run = StageRun(plan, case.settings, anchor, noise, SamplerTraits(space, StepDetector()))
 
     def fused(self, x: Tensor, predict, correction: float) -> Tensor:
-        """Returns the fused prediction, with local views in the zero-padded frame as in the published code."""
+        """Returns the fused prediction. As in the published code, local views are crops of the zero-padded latent."""
         run, pad = self.run, self.case.jitter
         padded = F.pad(x, (pad,) * 4)
 

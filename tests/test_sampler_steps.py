@@ -1,7 +1,7 @@
 """Compares samplers that run with a StageRun with explicit loops that blend x at the start of every step.
 
 The samplers are k-diffusion's own functions. Their model and their callback call the StageRun, as in the webui. The
-explicit loops implement the same samplers again, from the formulas in the papers, and contain the blend.
+explicit loops implement the same samplers again, from the formulas in the papers, and blend x themselves.
 
 Samplers that only the webui has are implemented twice in this file: once with calls and callbacks in the webui's order,
 and once as an explicit loop. All runs use float64 and a denoiser in closed form, so results only differ by rounding.

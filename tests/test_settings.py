@@ -156,7 +156,7 @@ def parsed_or_error(values: dict[str, object]) -> Settings | SettingsError:
 @EXAMPLES
 @given(values=st.dictionaries(st.sampled_from(NAMES), ANYTHING, max_size=3))
 def test_anything_is_parsed_or_reported(values: dict[str, object]) -> None:
-    """Reading and planning raise no other exception. Every accepted number is in its range."""
+    """Parsing and planning raise no exception except SettingsError. Every accepted number is in its range."""
     parsed = parsed_or_error(values)
     if isinstance(parsed, SettingsError):
         assert parsed.name in NAMES

@@ -47,7 +47,7 @@ def run(name: str, steps: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "log_likelihood" not in name])
-def test_a_sampler_of_k_diffusion_runs_with_the_least_steps(name: str) -> None:
+def test_a_sampler_of_k_diffusion_runs_with_its_minimum_number_of_steps(name: str) -> None:
     assert torch.isfinite(run(name, least_steps(name))).all()
 
 

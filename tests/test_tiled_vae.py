@@ -127,7 +127,7 @@ def test_a_decoder_that_ends_in_tanh_gives_the_same_image(decoder: Any) -> None:
 def test_errors_seams_and_work_stay_within_their_limits(
     decoder: Any, tmp_path: Path, packed: bool, in_file: bool
 ) -> None:
-    """The limits apply to every kind of storage. The extension uses no tiles smaller than these 16 cells."""
+    """The limits apply to every kind of storage. A tile of 16 cells is the smallest one that the extension uses."""
     z, tile = picture_like(4, 56, 40), 16
     shelf = Shelf(CPU, packed, tmp_path if in_file else None)
     full, once = convolution_work(decoder, lambda: decoder(z))

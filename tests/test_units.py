@@ -115,7 +115,7 @@ def test_an_odd_base_at_its_own_size_needs_no_stage() -> None:
 
 
 def test_a_side_that_is_rounded_up_does_not_need_a_larger_factor() -> None:
-    """65 cells at 3x are 195 cells, rounded up to 196. With a factor of 4, dilated views would have only 50 cells."""
+    """65 cells at 3x are 195 cells, rounded up to 196. With a factor of 4, dilated views would be 50 cells wide."""
     (stage,) = make_plan(parse_settings({"scale": 3, "stages": "fewest"}), (65, 65), UNIT).stages
     assert (stage.size, stage.factor) == ((196, 196), 3)
 

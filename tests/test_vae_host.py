@@ -172,7 +172,7 @@ def test_images_that_are_decoded_together_share_the_progress_bar(vae: Any, model
 
 
 def test_an_exception_of_the_report_ends_the_decoding(vae: Any, model: Any, tried: list[Any]) -> None:
-    """After an out-of-memory error, there would be another attempt with smaller tiles."""
+    """The exception must not be treated as an out-of-memory error, after which smaller tiles would be tried."""
 
     def report(share: float) -> None:
         raise RuntimeError("enough")
@@ -286,7 +286,7 @@ def test_a_device_that_does_not_report_its_memory_is_assumed_to_have_little(
 
 
 def test_the_extension_tiled_vae_decodes_the_image_if_it_is_enabled(vae: Any, model: Any, tried: list[Any]) -> None:
-    """Tiled VAE replaces `forward` of the decoder object. When it is disabled, it puts the original method there."""
+    """Tiled VAE sets `forward` on the decoder object. When it is disabled, it sets the original method there."""
     decoder = model.first_stage_model.decoder
     decoder.original_forward = decoder.forward
     decoder.forward = hook = lambda z: torch.zeros(1, 3, 8, 8)

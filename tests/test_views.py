@@ -110,7 +110,7 @@ def test_a_taper_is_symmetric_positive_and_falls_to_the_borders(feather: float) 
     assert (weights[:8].diff(dim=0) >= 0).all()
 
 
-def test_a_tapers_ramp_is_linear() -> None:
+def test_the_ramp_of_a_taper_is_linear() -> None:
     torch.testing.assert_close(taper((1, 8), 0.25)[0], torch.tensor([1, 2, 3, 3, 3, 3, 2, 1]) / 3)
 
 
