@@ -128,7 +128,7 @@ def install_torch() -> None:
 def confirm_cuda() -> None:
     """Prints the size of the default build of torch, and asks the user whether to install it.
 
-    Raises SetUpError if the user declines. Without a terminal, nobody is asked.
+    Raises SetUpError if the user declines. If there is no terminal, the function returns without a question.
     """
     print(f"{TORCH_CPU_INDEX} has no build of torch that can be installed here. The default build", end=" ")
     print(f"also installs CUDA libraries: {CUDA_SIZE}.", flush=True)
@@ -139,16 +139,17 @@ def confirm_cuda() -> None:
 
 
 def enter_environment(package: str, own: Sequence[str] = ()) -> None:
-    """Runs a command `python -m package.module` with the Python of .venv if this Python lacks its packages.
+    """Runs a command `python -m package.module` with the Python of .venv if the running Python lacks packages.
 
     The `__init__.py` of trial/ and bench/ calls this function, because Python imports that file before the module
     itself. If .venv does not exist or also lacks the packages, the process ends with a message. Modules whose names
     begin with an entry of `own` run with any Python.
     """
-    # without -m, such as in `python run_tests.py`, even a Python without orig_argv (older than 3.10) gets this far
-    if sys.argv[:1] != ["-m"] or "-m" not in sys.orig_argv:
+    # Python 3.9 lacks orig_argv; `python run_tests.py` must still reach its own message about the version
+    command = getattr(sys, "orig_argv", ())
+    if sys.argv[:1] != ["-m"] or "-m" not in command:
         return
-    module, *arguments = sys.orig_argv[sys.orig_argv.index("-m") + 1 :]
+    module, *arguments = command[command.index("-m") + 1 :]
     if not module.startswith(f"{package}.") or module.startswith(tuple(own)):
         return
     if all(map(importlib.util.find_spec, PACKAGES)):

@@ -1,8 +1,8 @@
 """Reads the bundled weights, which the repository stores with 8 bits per weight.
 
-Large matrices and kernels are stored as int8. They have one scale for each output, or, in the decoder, one scale for
-each pair of an output and an input. Other weights are stored in half precision. Of the text encoder's table of words,
-only the rows of trained words are stored. The other rows are random, from a fixed seed.
+Large matrices and kernels are stored as int8, with one scale for each output. The 3x3 kernels of the autoencoder's
+decoder have one scale for each output and input. Other weights are stored in half precision. The text encoder's table
+of words is stored without the rows of words that were not trained. These rows are drawn again from a fixed seed.
 """
 
 from __future__ import annotations

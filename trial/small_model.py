@@ -21,9 +21,9 @@ from trial.unet import UNet, UNetConfig
 CHECKPOINT = Path(__file__).parent / "checkpoint" / "demofusion-collage.safetensors"
 """The bundled model, packed with 8 bits per weight."""
 LORA = CHECKPOINT.with_name("demofusion-collage-lcm.safetensors")
-"""The packed LoRA with which the bundled model needs only 4 to 8 steps, with the sampler LCM and without guidance."""
+"""The packed LoRA for few steps. With it, the bundled model needs 4 to 8 steps of the sampler LCM and no guidance."""
 GUIDANCE = 3.0
-"""The CFG scale at which the model was measured without the LoRA."""
+"""The CFG scale for the bundled model without the LoRA."""
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 POSITIONS = TEXT_PREFIX + "text_model.embeddings.position_ids"
 
@@ -32,7 +32,7 @@ class SmallModel(nn.Module):
     """The UNet, the autoencoder and the text encoder.
 
     `unet(x, t, context)` predicts the noise in x (B, 4, H, W) at timesteps t (B,) in 0..999, with context (B, 77, C).
-    The latents x are those of the autoencoder, multiplied by `scale_factor`. `alphas_cumprod` has the shape (1000,).
+    x is a latent of the autoencoder, multiplied by `scale_factor`. `alphas_cumprod` has the shape (1000,).
     """
 
     def __init__(self, unet: UNet, vae: Autoencoder, text: TextEncoder, scale_factor: float, alphas: Tensor) -> None:
@@ -57,7 +57,7 @@ class SmallModel(nn.Module):
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Returns the float32 weights of the network whose names begin with `prefix`, without the prefix."""
+    """Returns the weights whose names begin with `prefix`, in float32. Removes the prefix from the names."""
     return {k[len(prefix) :]: v.float() for k, v in tensors.items() if k.startswith(prefix) and k != POSITIONS}
 
 
@@ -76,7 +76,7 @@ def text_config(tensors: dict[str, Tensor]) -> TextConfig:
 
 @torch.no_grad()
 def add_lora(unet: nn.Module, path: Path) -> None:
-    """Adds a LoRA's changes (Hu et al., arXiv 2106.09685) to the weights of a UNet.
+    """Adds a LoRA (Hu et al., arXiv 2106.09685) to the weights of a UNet.
 
     Raises KeyError if the file lacks a linear layer or a convolution of the UNet.
     """
@@ -89,9 +89,9 @@ def add_lora(unet: nn.Module, path: Path) -> None:
 
 
 def load(path: Path = CHECKPOINT, changes: Path | None = None) -> SmallModel:
-    """Loads the model of a .safetensors file and the .yaml next to it, in float32, ready for inference.
+    """Loads a model for inference in float32, from a .safetensors file and the .yaml file next to it.
 
-    `changes` is the file of a LoRA, which is added to the UNet's weights.
+    `changes` is the path of a LoRA. If it is given, the LoRA is added to the weights of the UNet.
     """
     tensors = packing.load(path, torch.float16)
     params = yaml.safe_load(Path(path).with_suffix(".yaml").read_text(encoding="utf-8"))["model"]["params"]

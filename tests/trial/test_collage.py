@@ -47,10 +47,9 @@ def content() -> Content:
 
 
 def shrink(image: np.ndarray, factor: int) -> np.ndarray:
-    """Shrinks an image (H, W, 3) in 0..1."""
-    return (
-        np.asarray(Image.fromarray(to_uint8(image)).resize([len(image) // factor] * 2, Image.Resampling.LANCZOS)) / 255
-    )
+    """Shrinks a square image (side, side, 3) in 0..1."""
+    side = len(image) // factor
+    return np.asarray(Image.fromarray(to_uint8(image)).resize((side, side), Image.Resampling.LANCZOS)) / 255
 
 
 @pytest.mark.parametrize("label", [(0, 0), (1, 0), (0, 1)])

@@ -22,14 +22,14 @@ from trial.collage.scenes import to_uint8
 WEIGHTS = Path(__file__).with_name("detector.safetensors")
 """The weights, packed with 8 bits per weight."""
 SIDE = 128
-"""The shorter side of an image that the network reads."""
+"""The network reads images whose shorter side has this many pixels."""
 THRESHOLD = 0.4
-"""Minimum probability that a subject has its centre at a position."""
+"""A position is the centre of a subject if its probability exceeds this value."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A subject, by index, with the position of its centre as fractions of the image's width and height."""
+    """A subject in an image: its index, and the position of its centre as fractions of the image's width and height."""
 
     subject: int
     x: float
@@ -102,7 +102,10 @@ def peaks(centres: Tensor) -> list[tuple[int, int]]:
 
 
 def prepared(image: np.ndarray) -> np.ndarray:
-    """Resizes an image (H, W, 3), uint8 or float in 0..1, to a shorter side of SIDE. Returns float32 in -1..1."""
+    """Resizes an image (H, W, 3) so that the shorter side has SIDE pixels. Returns float32 in -1..1.
+
+    The image is uint8, or float in 0..1.
+    """
     picture = Image.fromarray(image if image.dtype == np.uint8 else to_uint8(image))
     factor = SIDE / min(picture.size)
     if factor != 1.0:

@@ -21,12 +21,12 @@ EDGE = 0.02
 HUE_SPREAD, VALUE_SPREAD = 8.0, 0.08
 """Largest changes of a flat ground's hue, in degrees, and of its value."""
 REACH = 4.0
-"""Number of pixels beyond the edge of a cut-out that are also pasted. The resampling filter reaches less far."""
+"""Number of pixels around a cut-out that are pasted with it. Resampling blurs the edge over fewer pixels."""
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A subject, by index, with the position of its centre and the length of its longer side."""
+    """A subject in a scene: its index, the position of its centre, and the length of its longer side."""
 
     subject: int
     x: float
@@ -36,7 +36,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Collage:
-    """A scene. The ground is an index.
+    """The content of a scene. `ground` is the index of the ground.
 
     `left` and `top`, in 0..1, select the part of the ground's photograph, or the shade of a flat ground. `mirrored`
     flips the photograph, but not the subjects.
