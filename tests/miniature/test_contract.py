@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import host_facts
 import pytest
+
+from lib_demofusion.host.integrations.layer_patches import APART
 
 USED = host_facts.used()
 UPDATE = "To update host_facts.json, run: python tests/miniature/host_facts.py DIR (the folder of a webui)"
@@ -37,12 +40,26 @@ def test_the_stand_in_has_the_same_signatures(
     assert miniature[symbol] == committed.get(symbol)
 
 
-@pytest.mark.webui
-def test_the_stored_facts_equal_those_of_the_webui(committed: dict[str, Any], request: pytest.FixtureRequest) -> None:
+@pytest.fixture
+def folder(request: pytest.FixtureRequest) -> Path:
+    """Returns the folder of a real webui."""
     folder = request.config.getoption("--webui")
     if not folder:
         pytest.skip("no webui: neither --webui DIR nor SD_WEBUI_DIR names one")
-    assert host_facts.Source(Path(folder)).facts(sorted(committed)) == committed
+    return Path(folder)
+
+
+@pytest.mark.webui
+def test_the_stored_facts_equal_those_of_the_webui(committed: dict[str, Any], folder: Path) -> None:
+    assert host_facts.Source(folder).facts(sorted(committed)) == committed
+
+
+@pytest.mark.webui
+def test_the_webui_has_the_settings_that_a_message_names(folder: Path) -> None:
+    source = (folder / "modules" / "shared_options.py").read_text(encoding="utf-8")
+    names = re.findall('"[^"]+"', APART)
+    assert names
+    assert [name for name in names if name not in source] == []
 
 
 SOURCE = """

@@ -31,7 +31,7 @@ COUNTING = {"NegPiP Active": "NegPiP"}
 
 APART = (
     "%s needs the prompt and the negative prompt in one call of the model: use a CFG scale above 1, no AND, and tick"
-    ' "Pad prompt/negative prompt to be same length" and "Batch cond/uncond" in Settings'
+    ' "Pad prompt/negative prompt" and "Batch cond/uncond" in Settings'
 )
 
 CACHING = "deepcache"
