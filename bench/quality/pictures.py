@@ -41,12 +41,6 @@ def read(path: Path) -> np.ndarray:
         return as_float(np.asarray(image.convert("RGB")))
 
 
-def image_path(folder: Path, configuration: str, scale: int, number: int) -> Path:
-    """Returns the path of a configuration's image in a folder of results."""
-    name = configuration.lower().replace(" ", "-").replace("/", "-").replace(",", "-")
-    return folder / "pictures" / f"{scale}x" / name / f"{number:03d}.png"
-
-
 def write(path: Path, picture: np.ndarray) -> None:
     """Writes a PNG atomically, so that an interrupted run leaves no partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from bench.quality import artefacts, repetition, spectrum
 from bench.quality.brisque import brisque
 from bench.quality.configurations import FAST_PRESET, Configuration
 from bench.quality.denoiser import NATIVE
-from bench.quality.pictures import downscale, image_path, read, write
+from bench.quality.pictures import downscale, read, write
 from bench.quality.ways import Batch, Sampling, Studio, batches
 from bench.quality.worlds import World
 from lib_demofusion.method.plan import CELL, make_plan
@@ -73,7 +73,8 @@ class Store:
 
     def path(self, job: Job, number: int) -> Path:
         """Returns the path of an image."""
-        return image_path(self.folder, job.configuration.name, job.scale, number)
+        name = job.configuration.name.lower().replace(" ", "-").replace("/", "-").replace(",", "-")
+        return self.folder / "pictures" / f"{job.scale}x" / name / f"{number:03d}.png"
 
     def line(self, job: Job, number: int) -> dict[str, Any] | None:
         """Returns the line of a finished image."""
