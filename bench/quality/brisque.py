@@ -1,54 +1,50 @@
-"""Computes BRISQUE (Mittal, Moorthy and Bovik, 2012): naturalness from the statistics of local contrast.
+"""Computes BRISQUE (Mittal, Moorthy and Bovik, 2012), which estimates naturalness from local contrast.
 
-The trained regression comes from the PyPI package brisque. This module reads the files of an installed package. It does
-not run the package's code, which needs OpenCV and libsvm.
+The trained regression comes from the PyPI package brisque. This module reads the files of the installed package. It
+does not run the package's code, which needs OpenCV and libsvm.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import pickle
-from functools import lru_cache
+import re
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage, special
 
 GREY = np.array([0.2125, 0.7154, 0.0721])
-SIZE, STD = 7, 7 / 6
-"""Size and standard deviation of the Gaussian window, in pixels."""
+STD, RADIUS = 7 / 6, 3
+"""Standard deviation and radius of the Gaussian window, in pixels."""
 CONTRAST_FLOOR = 1 / 255
 HALVING = np.array([-0.09375, 0.59375, 0.59375, -0.09375])
 """Cubic interpolation (a = -0.75) halfway between pixels."""
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
-SHAPES = np.linspace(0.05, 10.0, 20000)
-"""The candidate shapes of a generalised Gaussian."""
+"""Distances down and across from a pixel to the four neighbours with which its brightness is multiplied."""
 
 
 def brisque(picture: np.ndarray) -> float | None:
-    """Returns the score of an image (H, W, 3) in 0..1; lower is better.
+    """Returns the score of an image (H, W, 3) in 0..1. A lower score is better.
 
-    Returns None if the package brisque is missing.
+    Returns None if the package brisque is not installed.
     """
     model = _model()
     return None if model is None else model(features(picture))
 
 
 def features(picture: np.ndarray) -> np.ndarray:
-    """Returns 18 features at full size and 18 at half size, (36,)."""
+    """Computes 18 features at full size and 18 at half size, (36,). The sides of the image must be even."""
     grey = picture.astype(np.float64) @ GREY
-    return np.concatenate([_features(grey), _features(_halved(grey))])
-
-
-def _halved(grey: np.ndarray) -> np.ndarray:
-    height, width = (side // 2 * 2 for side in grey.shape)
-    padded = np.pad(grey[:height, :width], 1, mode="edge")
-    rows = sum(weight * padded[i : i + height : 2] for i, weight in enumerate(HALVING))
-    return sum(weight * rows[:, i : i + width : 2] for i, weight in enumerate(HALVING))
+    half = grey
+    for axis in (0, 1):
+        half = ndimage.correlate1d(half, HALVING, axis, mode="nearest", origin=-1)
+    return np.concatenate([_features(grey), _features(half[::2, ::2])])
 
 
 def _features(grey: np.ndarray) -> np.ndarray:
-    """Returns shapes and spreads of the normalised brightness and of its products with four neighbours, (18,)."""
+    """Computes shapes and spreads of the normalised brightness and of its products with neighbours, (18,)."""
     values = normalised(grey)
     shape, _, left, right = asymmetric_fit(values)
     found = [shape, (left**2 + right**2) / 2]
@@ -62,30 +58,24 @@ def _features(grey: np.ndarray) -> np.ndarray:
 
 
 def normalised(grey: np.ndarray) -> np.ndarray:
-    """Returns brightness minus its local mean, divided by its local deviation."""
-    offsets = np.arange(SIZE) - SIZE // 2
-    window = np.exp(-(offsets**2) / (2 * STD**2))
-    window /= window.sum()
-
-    def blurred(x: np.ndarray) -> np.ndarray:
-        return ndimage.convolve1d(ndimage.convolve1d(x, window, 0, mode="constant"), window, 1, mode="constant")
-
+    """Subtracts the local mean of the brightness, and divides the result by the local standard deviation."""
+    blurred = partial(ndimage.gaussian_filter, sigma=STD, radius=RADIUS, mode="constant")
     mean = blurred(grey)
     return (grey - mean) / (np.sqrt(np.abs(mean**2 - blurred(grey**2))) + CONTRAST_FLOOR)
 
 
 def _ratio(shape: np.ndarray) -> np.ndarray:
-    """Returns the squared mean absolute value over the mean square of a generalised Gaussian.
+    """Computes the squared mean absolute value divided by the mean square of a generalised Gaussian.
 
-    It increases with the shape.
+    The result increases with the shape.
     """
     a, b, c = (special.gammaln(n / shape) for n in (1, 2, 3))
     return np.exp(2 * b - a - c)
 
 
-@lru_cache(maxsize=1)
-def _ratios() -> np.ndarray:
-    return _ratio(SHAPES)
+SHAPES = np.linspace(0.05, 10.0, 20000)
+"""The candidate shapes of a generalised Gaussian."""
+RATIOS = _ratio(SHAPES)
 
 
 def asymmetric_fit(x: np.ndarray) -> tuple[float, float, float, float]:
@@ -95,7 +85,7 @@ def asymmetric_fit(x: np.ndarray) -> tuple[float, float, float, float]:
         return float(SHAPES[0]), 0.0, left, right
     skew = left / right
     found = np.abs(x).mean() ** 2 / (x**2).mean() * (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2
-    shape = float(np.interp(found, _ratios(), SHAPES))
+    shape = float(np.interp(found, RATIOS, SHAPES))
     spread = np.sqrt(special.gamma(1 / shape) / special.gamma(3 / shape))
     mean = (right - left) * spread * special.gamma(2 / shape) / special.gamma(1 / shape)
     return shape, float(mean), left, right
@@ -110,16 +100,12 @@ class _Model:
         if (fields["svm_type"], fields["kernel_type"]) != ("epsilon_svr", "rbf"):
             raise ValueError(f"BRISQUE's model is {fields['svm_type']} {fields['kernel_type']}, not epsilon_svr rbf")
         self._gamma, self._rho = float(fields["gamma"]), float(fields["rho"])
-        parsed = [line.split() for line in rows.splitlines() if line.strip()]
-        self._weights = np.array([float(parts[0]) for parts in parsed])
-        self._vectors = np.zeros((len(parsed), 36))
-        for row, parts in enumerate(parsed):
-            for part in parts[1:]:
-                place, value = part.split(":")
-                self._vectors[row, int(place) - 1] = float(value)
+        # a row is the weight of a support vector, then its 36 features, each written as number:value
+        table = np.loadtxt(re.sub(r"\d+:", "", rows).splitlines())
+        self._weights, self._vectors = table[:, 0], table[:, 1:]
         with (folder / "normalize.pickle").open("rb") as file:
             ranges = pickle.load(file)  # the file belongs to a package that the requirements pin
-        self._low, self._high = (np.array([float(v) for v in ranges[name]]) for name in ("min_", "max_"))
+        self._low, self._high = (np.array(ranges[name], float) for name in ("min_", "max_"))
 
     def __call__(self, found: np.ndarray) -> float:
         scaled = (found - self._low) / (self._high - self._low) * 2.0 - 1.0

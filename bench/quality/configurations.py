@@ -12,36 +12,27 @@ from lib_demofusion.settings.fields import Settings
 from lib_demofusion.settings.presets import PRESETS
 from lib_demofusion.settings.reading import parse_settings
 
-Kind = Literal[
-    "true",
-    "bicubic",
-    "lanczos",
-    "esrgan",
-    "direct",
-    "hires",
-    "tiles",
-    "demofusion",
-]
-
 
 @dataclass(frozen=True, eq=False)
 class Configuration:
-    """One row of the table. `settings` are fields of Settings, to which the scale is added."""
+    """One row of the table. `settings` contains values of fields of Settings, to which the scale is added."""
 
     name: str
-    kind: Kind = "demofusion"
+    kind: Literal["true", "lanczos", "esrgan", "hires", "demofusion"] = "demofusion"
     settings: Mapping[str, Any] = field(default_factory=dict)
     denoise: float = 0.0
-    """Denoising strength of hires fix and of tiles."""
+    """Denoising strength of hires fix."""
     upscaler: Literal["latent", "esrgan"] = "latent"
-    """The upscaler of hires fix. Tiles always start from ESRGAN's image."""
+    """The upscaler of hires fix."""
     picture_colors: bool = True
-    """Whether keep_colors matches the decoded image too, as the webui does, or only the latent."""
-    scales: tuple[int, ...] = (2, 3, 4)
-    """The scales at which the row is measured. At other scales it would be equal to another row."""
-    note: str = ""
+    """Whether keep_colors also matches the decoded image, as in the webui, or only the latent."""
     flow: FlowRow | None = None
     """How to run the model as a flow model, or None."""
+
+    @property
+    def uses_model(self) -> bool:
+        """Whether the configuration evaluates the model."""
+        return self.kind in ("hires", "demofusion")
 
     def settings_at(self, scale: int) -> Settings:
         """Returns the settings of a run."""
@@ -49,7 +40,7 @@ class Configuration:
 
     def fingerprint(self) -> str:
         """Returns a text that changes if the results must be made again."""
-        parts = {name: value for name, value in asdict(self).items() if name not in ("name", "scales", "note")}
+        parts = {name: value for name, value in asdict(self).items() if name != "name"}
         if self.flow is None:
             # keeps results valid that were made before this field existed
             parts.pop("flow")
@@ -57,30 +48,25 @@ class Configuration:
 
 
 PAPER = "Paper"
-"""The row with which all others are compared."""
+"""The row that all others are compared with by default."""
 
 BALANCED, FAST = PRESETS["Balanced"], PRESETS["Fast"]
 
-FAST_PRESET = Configuration("Fast", settings=FAST, note="the preset")
+FAST_PRESET = Configuration("Fast", settings=FAST)
 
 CONFIGURATIONS: tuple[Configuration, ...] = (
-    Configuration("True renderings", "true", note="other scenes of the same captions: what chance alone gives"),
-    Configuration("Bicubic", "bicubic"),
+    Configuration("True renderings", "true"),
     Configuration("Lanczos", "lanczos"),
-    Configuration("ESRGAN", "esrgan", note="@upscalerjs/esrgan-medium"),
-    Configuration("Direct", "direct", note="sampled at the large size as if it were native"),
-    Configuration("Hires fix 0.5", "hires", denoise=0.5, note="the webui's, upscaler Latent"),
-    Configuration("Hires fix 0.7", "hires", denoise=0.7, note="the webui's, upscaler Latent"),
+    Configuration("ESRGAN", "esrgan"),
+    Configuration("Hires fix 0.5", "hires", denoise=0.5),
     Configuration("Hires fix ESRGAN 0.3", "hires", denoise=0.3, upscaler="esrgan"),
     Configuration("Hires fix ESRGAN 0.5", "hires", denoise=0.5, upscaler="esrgan"),
-    Configuration("Tiles 0.3", "tiles", denoise=0.3, note="in the manner of Ultimate SD Upscale, from ESRGAN"),
-    Configuration(PAPER, note="defaults"),
-    Configuration("Balanced", settings=BALANCED, note="the preset"),
+    Configuration(PAPER),
+    Configuration("Balanced", settings=BALANCED),
     FAST_PRESET,
-    Configuration("Turbo", settings=PRESETS["Turbo"], note="the preset for few-step models"),
+    Configuration("Turbo", settings=PRESETS["Turbo"]),
     Configuration("Balanced, latent colors alone", settings=BALANCED, picture_colors=False),
     Configuration("Fast, latent colors alone", settings=FAST, picture_colors=False),
-    Configuration("Balanced, all steps", settings={**BALANCED, "hires_steps": 0}, note="the preset before 12 steps"),
 )
 
 FLOW_CONFIGURATIONS: tuple[Configuration, ...] = tuple(

@@ -1,25 +1,31 @@
-"""Computes a Fréchet distance on features of a fixed random convolution network.
+"""Compares sets of images with true renderings: by their spectra, and by a Fréchet distance of random features.
 
-The features are whitened with the statistics of true renderings. This needs no download.
-Random filters react to orientation, scale, colour and their combinations, but not to objects.
+The features come from a fixed convolution network with random weights, so nothing is downloaded. Random filters react
+to orientation, scale, color and their combinations, but not to objects.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.quality.metrics import log_spectrum
+from bench.quality.pictures import downscale
+
 SIDE = 128
 """Side of the network's input in pixels. The input is a whole image, reduced to this size, or a 1:1 crop."""
 CROPS = 8
 """Number of crops of an image. The image's number determines their positions."""
 KEPT = 20
-"""Maximum number of principal components of the true renderings."""
+"""Maximum number of principal components of the features."""
 SEED = 20231128
+
+Statistic = Callable[[np.ndarray], float]
+"""A function that computes a statistic of the images with the given indices. An index can occur more than once."""
 
 
 def _filters(generator: torch.Generator, outputs: int, inputs: int, size: int) -> Tensor:
@@ -32,7 +38,8 @@ def _filters(generator: torch.Generator, outputs: int, inputs: int, size: int) -
 class Network:
     """Three layers of random filters at three scales.
 
-    The features are the means and deviations of the colours, and the logarithms of the mean absolute responses.
+    The features are the means and standard deviations of the colors, and the logarithms of the mean absolute responses
+    of every layer.
     """
 
     def __init__(self) -> None:
@@ -41,7 +48,7 @@ class Network:
 
     @torch.no_grad()
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        """Returns features (N, F) of images (N, SIDE, SIDE, 3) in 0..1."""
+        """Computes features (N, F) of images (N, SIDE, SIDE, 3) in 0..1."""
         x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float()
         found = [x.mean((2, 3)), x.std((2, 3))]
         for weight in self._weights:
@@ -52,58 +59,79 @@ class Network:
 
 
 def crops(picture: np.ndarray, index: int) -> np.ndarray:
-    """Returns 1:1 crops (CROPS, SIDE, SIDE, 3) of image number `index`, at the same positions in every set."""
+    """Crops image number `index` at 1:1, (CROPS, SIDE, SIDE, 3), at the same positions in every set."""
     rng = np.random.default_rng((SEED, index))
     tops = rng.integers(0, picture.shape[0] - SIDE + 1, CROPS)
     lefts = rng.integers(0, picture.shape[1] - SIDE + 1, CROPS)
     return np.stack([picture[y : y + SIDE, x : x + SIDE] for y, x in zip(tops, lefts)])
 
 
-@dataclass(frozen=True)
-class Whitening:
-    """Projects features to the principal components of a set of true renderings, each with variance one."""
+class Summary:
+    """The spectra (N, RINGS) of a set of images, and the features of whole images (N, 1, F) and crops (N, CROPS, F)."""
 
-    mean: np.ndarray
-    axes: np.ndarray
-
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Returns whitened features (..., K), where K is at most KEPT."""
-        return (features - self.mean) @ self.axes
+    def __init__(self, pictures: Sequence[np.ndarray], network: Network):
+        self.spectra = np.stack([log_spectrum(picture) for picture in pictures])
+        self.whole = network(np.stack([downscale(picture, (SIDE, SIDE)) for picture in pictures]))[:, None]
+        self.crops = np.stack([network(crops(picture, number)) for number, picture in enumerate(pictures)])
 
 
-def whitening(features: np.ndarray) -> Whitening:
-    """Computes the whitening from features (N, F)."""
-    mean = features.mean(0)
-    values, vectors = np.linalg.eigh(np.cov(features.T))
-    kept = min(KEPT, len(features) // 2)
-    order = np.argsort(values)[::-1][:kept]
-    return Whitening(mean, vectors[:, order] / np.sqrt(values[order]))
+class Truth:
+    """Compares sets of images with the set of true renderings in `summary`."""
+
+    def __init__(self, summary: Summary):
+        self._spectra = summary.spectra
+        self._whole, self._crops = Frechet(summary.whole), Frechet(summary.crops)
+
+    def statistics(self, summary: Summary) -> dict[str, Statistic]:
+        """Returns the statistics of another set, by the name of their column."""
+        whole, parts = self._whole.whitened(summary.whole), self._crops.whitened(summary.crops)
+        return {
+            "spectrum": lambda chosen: spectrum_distance(summary.spectra[chosen], self._spectra),
+            "frechet_whole": lambda chosen: self._whole.distance(whole[chosen]),
+            "frechet_crops": lambda chosen: self._crops.distance(parts[chosen]),
+        }
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Mean features (N, K) and mean outer products (N, K, K) of N images.
+def spectrum_distance(spectra: np.ndarray, true_spectra: np.ndarray) -> float:
+    """Computes the root mean square difference between the mean log spectra of two sets, each (N, RINGS).
 
-    A bootstrap sample averages those of the chosen images.
+    1 means that the power differs by a factor of e at every scale. The first ring is excluded, because it contains the
+    composition of the image.
+    """
+    difference = spectra.mean(0) - true_spectra.mean(0)
+    return float(np.sqrt((difference[1:] ** 2).mean()))
+
+
+class Frechet:
+    """Computes Fréchet distances from the features (N, S, F) of N true renderings with S samples each.
+
+    The features are projected to the principal components of the true renderings, where these have variance one.
     """
 
-    first: np.ndarray
-    second: np.ndarray
+    def __init__(self, features: np.ndarray):
+        samples = features.reshape(-1, features.shape[-1])
+        self._mean = samples.mean(0)
+        values, vectors = np.linalg.eigh(np.cov(samples.T))
+        order = np.argsort(values)[::-1][: min(KEPT, len(samples) // 2)]
+        self._axes = vectors[:, order] / np.sqrt(values[order])
+        self._true = gaussian(self.whitened(features))
 
-    def gaussian(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns mean (K,) and covariance (K, K) of the images with these numbers."""
-        mean = self.first[chosen].mean(0)
-        return mean, self.second[chosen].mean(0) - np.outer(mean, mean)
+    def whitened(self, features: np.ndarray) -> np.ndarray:
+        """Projects features (..., F) to (..., K), where K is at most KEPT."""
+        return (features - self._mean) @ self._axes
+
+    def distance(self, whitened: np.ndarray) -> float:
+        """Computes the squared distance of a set with whitened features (N, S, K)."""
+        return frechet(gaussian(whitened), self._true)
 
 
-def moments(features: np.ndarray) -> Moments:
-    """Computes the moments of whitened features (N, samples per image, K)."""
-    return Moments(features.mean(1), np.einsum("nsi,nsj->nij", features, features) / features.shape[1])
+def gaussian(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Computes the mean (K,) and the covariance (K, K) of features (N, S, K)."""
+    samples = features.reshape(-1, features.shape[-1])
+    return samples.mean(0), np.cov(samples.T, bias=True)
 
 
 def frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
-    """Computes the squared Fréchet distance of two Gaussians (mean, covariance)."""
-    values, vectors = np.linalg.eigh(b[1])
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ a[1] @ root).clip(0)).sum()
+    """Computes the squared Fréchet distance between two Gaussians (mean, covariance)."""
+    cross = np.sqrt(np.linalg.eigvals(a[1] @ b[1]).real.clip(0)).sum()
     return float(((a[0] - b[0]) ** 2).sum() + np.trace(a[1]) + np.trace(b[1]) - 2 * cross)

@@ -1,8 +1,8 @@
 """Runs the small model as a flow model: x = (1 - sigma) signal + sigma noise, with sigma from 1 to 0.
 
-The prediction of a model that predicts noise can be converted to that of a flow model. The model was trained on
-x / sqrt((1 - sigma)^2 + sigma^2), at the timestep with the same signal-to-noise ratio. Its last timestep corresponds to
-sigma = 0.936, and is also used above that level. The results of steps above that level are therefore a property of this
+The prediction of a model that predicts noise can be converted into the prediction of a flow model. The small model was
+trained on x / sqrt((1 - sigma)^2 + sigma^2), at the timestep with the same signal-to-noise ratio. Its last timestep
+corresponds to sigma = 0.936. Steps above this level use the last timestep too, so their results are a property of this
 model and not of flow models.
 """
 
@@ -20,7 +20,6 @@ from bench.quality.sampler import lcm_output
 from lib_demofusion.method.residual import Flow
 from lib_demofusion.method.sampler_steps import StepDetector
 from lib_demofusion.method.schedule import (
-    StageSteps,
     flow_level,
     linear_timestep,
     snr_timestep,
@@ -33,7 +32,7 @@ Sampler = Literal["Euler", "DPM++ 2M", "Euler a"]
 Weights = Literal["equal SNR", "1000 sigma", "unshifted"]
 
 LAST_SIGMA = flow_level(999)
-"""The end of the small model's schedule as the sigma of a flow model: 0.936."""
+"""The noise level of a flow model that corresponds to the small model's last timestep: 0.936."""
 
 
 @dataclass(frozen=True)
@@ -43,42 +42,39 @@ class FlowRow:
     sampler: Sampler = "Euler"
     shift: float = 3.0
     weights: Weights = "equal SNR"
-    """The timestep at which the cosine weights are evaluated for a noise level."""
+    """How a noise level determines the timestep at which the cosine weights are evaluated."""
 
     def levels(self, steps: int) -> Tensor:
-        """Returns a uniform schedule with the shift, (steps + 1,) float64 from 1 to 0."""
+        """Returns the noise levels (steps + 1,) of a uniform schedule with the shift, float64 from 1 to 0."""
         u = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         return self.shift * u / (1 + (self.shift - 1) * u)
 
     def traits(self) -> SamplerTraits:
-        """Returns the traits that determine how the skip residual acts."""
-        timestep = {
-            "equal SNR": snr_timestep,
-            "1000 sigma": linear_timestep,
-            "unshifted": unshifted_timestep(self.shift),
-        }[self.weights]
-        return SamplerTraits(Flow(timestep), StepDetector(), stochastic=self.sampler == "Euler a")
+        """Returns the properties that determine the form of the skip residual."""
+        unshifted = unshifted_timestep(self.shift)
+        timesteps = {"equal SNR": snr_timestep, "1000 sigma": linear_timestep, "unshifted": unshifted}
+        return SamplerTraits(Flow(timesteps[self.weights]), StepDetector(), stochastic=self.sampler == "Euler a")
 
     def steps(self, steps: int, strength: float) -> Tensor:
-        """Returns the levels of a stage with that strength, from a schedule of `steps` steps."""
-        chosen: StageSteps = steps_by_level(steps, strength, 1, self.levels)
+        """Returns the noise levels of a stage that starts at the level of the denoising strength.
+
+        A stage at full strength has `steps` steps.
+        """
+        chosen = steps_by_level(steps, strength, 1, self.levels)
         return self.levels(chosen.schedule)[chosen.schedule - chosen.run :]
 
 
-Ask = Callable[[Tensor, float], Tensor]
-"""Returns the small model's noise prediction for x in the model's own scale, at a timestep that may be fractional."""
+def clean_latent(eps: Callable[[Tensor, float], Tensor], x: Tensor, sigma: float, lcm: bool = False) -> Tensor:
+    """Predicts the clean latent for x (B, 4, h, w) of a flow model at `sigma`.
 
-
-def clean_latent(ask: Ask, x: Tensor, sigma: float, consistency: bool = False) -> Tensor:
-    """Returns the clean latent that the model predicts for a flow model's x (B, 4, h, w) at `sigma`.
-
-    Set `consistency` for a consistency model.
+    `eps(x, t)` is the small model: it predicts the noise in x, in its own scale, at a timestep that may be fractional.
+    Set `lcm` for a consistency model.
     """
     scaled, t = x / ((1 - sigma) ** 2 + sigma**2) ** 0.5, snr_timestep(sigma)
     known = min(sigma, LAST_SIGMA)
     noise = known / ((1 - known) ** 2 + known**2) ** 0.5
-    found = (scaled - noise * ask(scaled, t)) / (1 - noise**2) ** 0.5
-    return lcm_output(scaled, found, t) if consistency else found
+    found = (scaled - noise * eps(scaled, t)) / (1 - noise**2) ** 0.5
+    return lcm_output(scaled, found, t) if lcm else found
 
 
 def sample_flow(
@@ -91,7 +87,8 @@ def sample_flow(
 ) -> Tensor:
     """Samples the clean latent from x (B, 4, h, w) at the first of `sigmas`, which decrease to 0.
 
-    `predict(x, sigma)` is the clean latent. `fresh(x)` is the new noise of Euler a in its form for flow models.
+    `predict(x, sigma)` returns the clean latent. `fresh(x)` returns the new noise that Euler a adds. Pass the `run` of
+    a stage to apply its skip residual.
     """
     before, before_denoised = None, None
     for i, (sigma, target) in enumerate(pairwise(sigmas.tolist())):
@@ -113,7 +110,10 @@ def sample_flow(
 
 
 def euler_ancestral_step(x: Tensor, denoised: Tensor, sigma: float, target: float, noise: Tensor) -> Tensor:
-    """Computes a step of Euler a (eta 1) for flow models: down to target^2 / sigma, then up to `target` with noise."""
+    """Computes a step of Euler a (eta 1) for flow models.
+
+    The step goes down to target^2 / sigma, then adds noise to reach `target`.
+    """
     down = target * target / sigma
     keep = (1 - target) / (1 - down)
     x = down / sigma * x + (1 - down / sigma) * denoised

@@ -1,4 +1,4 @@
-"""Reads, writes and reduces images. Images are (H, W, 3) float32 in 0..1."""
+"""Reads, writes and resizes images. Images are (H, W, 3) float32 in 0..1."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def luma(picture: np.ndarray) -> np.ndarray:
-    """Returns the brightness (H, W)."""
+    """Computes the brightness (H, W)."""
     return picture @ LUMA
 
 
 def downscale(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Returns means over boxes, (h, w, 3). The image's sides are multiples of h and w."""
+    """Reduces an image (H, W, C) to (h, w, C) by averaging. H and W must be multiples of h and w."""
     height, width = size
     rows, columns = picture.shape[0] // height, picture.shape[1] // width
     return picture.reshape(height, rows, width, columns, -1).mean((1, 3))
 
 
 def upscale(picture: np.ndarray, size: tuple[int, int], filter_: Image.Resampling) -> np.ndarray:
-    """Enlarges the image to (height, width). It is rounded to 8 bits first, because every upscaler gets 8 bits."""
+    """Enlarges an image to (height, width). The image is first rounded to 8 bits, as before every upscaler."""
     image = Image.fromarray(to_uint8(picture)).resize((size[1], size[0]), filter_)
     return as_float(np.asarray(image))
 
@@ -42,7 +42,7 @@ def read(path: Path) -> np.ndarray:
 
 
 def write(path: Path, picture: np.ndarray) -> None:
-    """Writes a PNG atomically, so that an interrupted run leaves no partial file."""
+    """Writes a PNG file atomically, so that an interrupted run leaves no partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     Image.fromarray(to_uint8(picture)).save(part, "png")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from bench.peak_bytes import PeakBytes
-from bench.quality import artefacts, repetition, spectrum
+from bench.quality import metrics
 from bench.quality.brisque import brisque
 from bench.quality.configurations import FAST_PRESET, Configuration
 from bench.quality.denoiser import NATIVE
@@ -25,9 +25,20 @@ from bench.quality.ways import Batch, Sampling, Studio, batches
 from bench.quality.worlds import World
 from lib_demofusion.method.plan import CELL, make_plan
 from lib_demofusion.method.views import view_starts
+from trial.collage.detector import crops_with_subject
+from trial.small_model import CHECKPOINT, LORA, load
 
 PICTURES_AT_ONCE = {1: 16, 2: 8, 3: 4, 4: 4}
 """Batch size by scale. It is smaller for large images, whose views already fill the model's batch."""
+
+
+def parser(doc: str | None, out: Path) -> argparse.ArgumentParser:
+    """Creates a parser with the options that the commands share. `out` is the default folder of the results."""
+    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--out", type=Path, default=out, help="folder for results")
+    found.add_argument("--threads", type=int, default=2)
+    found.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
+    return found
 
 
 @dataclass(frozen=True)
@@ -41,12 +52,12 @@ class Job:
 class Store:
     """Finished images in a folder: PNG files, and one line for each image in results.jsonl.
 
-    A line is valid only for the same checkpoint, sampling and settings. The last line of an image counts.
+    A line is valid only for the same settings of its configuration and the same `origin` (see the function of this
+    name). If an image has several lines, the last one counts.
     """
 
     def __init__(self, folder: Path, origin: str):
-        self.folder = folder
-        self._origin = origin
+        self.folder, self.origin = folder, origin
         self._file = folder / "results.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
         self._lines = {self._place(line): line for line in self._read()}
@@ -68,8 +79,8 @@ class Store:
         return line["configuration"], line["scale"], line["number"]
 
     def key(self, configuration: Configuration) -> str:
-        """Returns a short text that changes with everything that affects a configuration's images."""
-        return hashlib.sha256((self._origin + configuration.fingerprint()).encode()).hexdigest()[:16]
+        """Returns a short text that changes with everything that affects the images of a configuration."""
+        return hashlib.sha256((self.origin + configuration.fingerprint()).encode()).hexdigest()[:16]
 
     def path(self, job: Job, number: int) -> Path:
         """Returns the path of an image."""
@@ -77,26 +88,20 @@ class Store:
         return self.folder / "pictures" / f"{job.scale}x" / name / f"{number:03d}.png"
 
     def line(self, job: Job, number: int) -> dict[str, Any] | None:
-        """Returns the line of a finished image."""
+        """Returns the line of an image, or None if the image is not finished."""
         line = self._lines.get((job.configuration.name, job.scale, number))
         valid = line is not None and line["key"] == self.key(job.configuration) and self.path(job, number).exists()
         return line if valid else None
 
-    def lines(self, job: Job, numbers: Sequence[int]) -> list[dict[str, Any]] | None:
-        """Returns the lines of images by number, or None if one is missing."""
-        found = [self.line(job, number) for number in numbers]
-        return [line for line in found if line is not None] if None not in found else None
+    def lines(self, job: Job, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Returns the lines of the finished images with these numbers."""
+        return [line for number in numbers if (line := self.line(job, number)) is not None]
 
     def add(self, job: Job, number: int, picture: np.ndarray, values: dict[str, Any]) -> None:
         """Writes an image, then its line."""
         write(self.path(job, number), picture)
-        line = {
-            "configuration": job.configuration.name,
-            "scale": job.scale,
-            "number": number,
-            "key": self.key(job.configuration),
-            **values,
-        }
+        place = {"configuration": job.configuration.name, "scale": job.scale, "number": number}
+        line = {**place, "key": self.key(job.configuration), **values}
         self._append(json.dumps(line) + "\n")
         self._lines[self._place(line)] = line
 
@@ -112,34 +117,50 @@ def origin(weights: Sequence[Path], sampling: Sampling, world: World) -> str:
 
 
 class Bases:
-    """The base images, which are made once and kept in the folder."""
+    """The base images of a store. They are made once and kept in its folder."""
 
-    def __init__(self, studio: Studio, store: Store, made_by: str):
+    def __init__(self, studio: Studio, store: Store):
         self._studio = studio
-        self._folder = store.folder / f"bases-{hashlib.sha256(made_by.encode()).hexdigest()[:12]}"
+        self._folder = store.folder / f"bases-{hashlib.sha256(store.origin.encode()).hexdigest()[:12]}"
 
     def prepare(self, numbers: Sequence[int]) -> None:
         """Makes the missing base images."""
         missing = [number for number in numbers if not self._latent(number).exists()]
-        size = PICTURES_AT_ONCE[1]
-        for first in tqdm(range(0, len(missing), size), desc="base images", disable=None if missing else True):
-            group = missing[first : first + size]
+        groups = batches(missing, PICTURES_AT_ONCE[1])
+        for group in tqdm(groups, desc="base images", disable=None if missing else True):
             latents = self._studio.base(group)
             for number, latent, picture in zip(group, latents, self._studio.decode(latents)):
-                write(self.picture(number), picture)
+                write(self._picture(number), picture)
                 torch.save(latent.clone(), self._latent(number))
 
     def batch(self, numbers: Sequence[int]) -> Batch:
-        """Returns the bases with these numbers."""
+        """Returns the base images with these numbers."""
         latents = torch.stack([torch.load(self._latent(number), weights_only=True) for number in numbers])
-        return Batch(list(numbers), latents, np.stack([read(self.picture(number)) for number in numbers]))
+        return Batch(list(numbers), latents, np.stack([read(self._picture(number)) for number in numbers]))
 
-    def picture(self, number: int) -> Path:
-        """Returns the file of a base image."""
+    def _picture(self, number: int) -> Path:
         return self._folder / f"{number:03d}.png"
 
     def _latent(self, number: int) -> Path:
         return self._folder / f"{number:03d}.pt"
+
+
+class Benchmark:
+    """Makes and measures images with one model and sampling, and keeps them in a folder.
+
+    If `sampling` is for few steps, the model is the bundled one with its LoRA for few steps.
+    """
+
+    def __init__(self, folder: Path, world: World, sampling: Sampling):
+        lora = LORA if sampling.lcm else None
+        self.studio = Studio(load(CHECKPOINT, changes=lora), sampling, world)
+        self.store = Store(folder, origin([CHECKPOINT, lora] if lora else [CHECKPOINT], sampling, world))
+        self.bases = Bases(self.studio, self.store)
+
+    def run(self, jobs: Sequence[Job], numbers: Sequence[int]) -> None:
+        """Makes and measures every image that is not finished."""
+        self.bases.prepare(numbers)
+        run(self.studio, self.store, self.bases, jobs, numbers)
 
 
 def run(studio: Studio, store: Store, bases: Bases, jobs: Sequence[Job], numbers: Sequence[int]) -> None:
@@ -148,8 +169,8 @@ def run(studio: Studio, store: Store, bases: Bases, jobs: Sequence[Job], numbers
     with tqdm(total=sum(map(len, missing.values())), unit="image", smoothing=0.05, disable=None) as progress:
         for job, left in missing.items():
             progress.set_description(f"{job.configuration.name} {job.scale}x")
-            for part in batches(len(left), PICTURES_AT_ONCE[job.scale]):
-                finish(studio, store, bases.batch([left[i] for i in part]), job)
+            for part in batches(left, PICTURES_AT_ONCE[job.scale]):
+                finish(studio, store, bases.batch(part), job)
                 progress.update(len(part))
 
 
@@ -166,49 +187,39 @@ def finish(studio: Studio, store: Store, batch: Batch, job: Job) -> None:
 def measure(picture: np.ndarray, base: np.ndarray, job: Job, world: World, number: int) -> dict[str, float | None]:
     """Computes the metrics of one image.
 
-    A true rendering shows another scene than the base, so it is compared with itself.
+    A true rendering shows another scene than the base image, so it is compared with itself.
     """
     is_true = job.configuration.kind == "true"
     if is_true:
         base = downscale(picture, base.shape[:2])
+    sight, place = world.sight(picture, number), world.sight(base, number).place
+    colors = (None, None) if is_true or place is None else metrics.color_changes(picture, base, place)
     rows, columns = seams(job)
     return {
-        **what_it_shows(picture, base, world, number, is_true),
-        "blobs": repetition.excess_blobs(picture, base),
-        "structure": None if is_true else artefacts.structure_psnr(picture, base),
-        "high_frequencies": spectrum.high_frequency_ratio(picture),
-        "seam": artefacts.seam_gradient_ratio(picture, rows, columns, CELL * job.scale),
-        "comb": artefacts.comb_ratio(picture, job.scale),
-        "phases": artefacts.phase_ratio(picture, job.scale),
-        "anisotropy": artefacts.anisotropy(picture),
-        "tone": None if is_true else artefacts.tone_drift(picture, base),
+        "extra_subjects": sight.subjects - 1,
+        "any_extra": int(sight.subjects > 1),
+        "crops_with_subject": crops_with_subject(picture),
+        "right_subject": int(sight.right_subject),
+        "right_ground": int(sight.right_ground),
+        "subject_colour": colors[0],
+        "ground_colour": colors[1],
+        "blobs": metrics.excess_blobs(picture, base),
+        "structure": None if is_true else metrics.structure_psnr(picture, base),
+        "high_frequencies": metrics.high_frequency_ratio(picture),
+        "seam": metrics.seam_gradient_ratio(picture, rows, columns, CELL * job.scale),
+        "comb": metrics.comb_ratio(picture, job.scale),
+        "phases": metrics.phase_ratio(picture, job.scale),
+        "anisotropy": metrics.anisotropy(picture),
+        "tone": None if is_true else metrics.tone_drift(picture, base),
         "brisque": brisque(picture),
     }
 
 
-def what_it_shows(
-    picture: np.ndarray, base: np.ndarray, world: World, number: int, is_true: bool
-) -> dict[str, float | None]:
-    """Returns the detector's results for the whole image and for 1:1 crops, and the colours of subject and ground."""
-    sight, place = world.sight(picture, number), world.sight(base, number).place
-    subject, ground = (None, None)
-    if not is_true and place is not None:
-        subject, ground = artefacts.colour_changes(downscale(picture, base.shape[:2]), base, place)
-    return {
-        "extra_subjects": sight.subjects - 1,
-        "any_extra": int(sight.subjects > 1),
-        "crops_with_subject": world.crops(picture),
-        "right_subject": int(sight.right_subject),
-        "right_ground": int(sight.right_ground),
-        "subject_colour": subject,
-        "ground_colour": ground,
-    }
-
-
 def seams(job: Job) -> tuple[list[int], list[int]]:
-    """Returns the first pixels after the borders of the last stage's unshifted views, per axis.
+    """Returns the first pixels after the borders between the tiles of the last stage, as rows and columns.
 
-    Configurations without views are measured at the borders of the preset Fast's views, so that you can compare them.
+    Tiles that *Jitter* moves are measured at their original positions. Configurations without tiles are measured at the
+    borders of the tiles of *Fast*, so that all configurations can be compared.
     """
     configuration = job.configuration if job.configuration.kind == "demofusion" else FAST_PRESET
     stage = make_plan(configuration.settings_at(job.scale), (NATIVE, NATIVE)).stages[-1]
@@ -221,32 +232,21 @@ def seams(job: Job) -> tuple[list[int], list[int]]:
 
 
 def peak_memory(studio: Studio, configuration: Configuration, scale: int, batch: Batch) -> int:
-    """Returns the peak bytes of tensors while one image is sampled view by view, without weights and decoder.
+    """Measures the peak bytes of tensors while one image is sampled view by view, without the weights and the decoder.
 
-    Configurations with views are measured with a network that needs no memory. The memory of the real network for one
-    view is added.
+    To save time, the stages of DemoFusion run with a network that returns its input. The memory that the UNet needs
+    for one view is added.
     """
+    if not configuration.uses_model:
+        return 0
     lone = Studio(studio.model, replace(studio.sampling, steps=2, rows=1, bfloat16=False), studio.world)
-    if configuration.kind != "demofusion":
-        with PeakBytes() as bytes_:
-            lone.latents(configuration, batch, scale)
-        return bytes_.peak
     with PeakBytes() as view:
-        lone.guided(batch.numbers).whole(batch.latents, 500)
-    with network_replaced(lone), PeakBytes() as bytes_:
+        if configuration.kind == "demofusion":
+            lone.guided(batch.numbers).whole(batch.latents, 500)
+            lone.unet = _Through()
+    with PeakBytes() as stages:
         lone.latents(configuration, batch, scale)
-    return bytes_.peak + view.peak
-
-
-@contextmanager
-def network_replaced(studio: Studio) -> Iterator[None]:
-    """Replaces the UNet by a network that returns its input."""
-    unet = studio.unet
-    studio.unet = _Through()
-    try:
-        yield
-    finally:
-        studio.unet = unet
+    return view.peak + stages.peak
 
 
 class _Through(torch.nn.Module):

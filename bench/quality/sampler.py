@@ -16,14 +16,15 @@ Predict = Callable[[Tensor, int], Tensor]
 LCM_GRID = 50
 """Number of timesteps that latent consistency models know: every 20th, from 19 to 999."""
 BETWEEN = 7_000_003
-"""Added to the seed of an image or stage for the noise between its steps."""
+"""Difference between the seed of an image or stage and the seed of the noise between its steps."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Decreasing timesteps, the schedule's alphas_cumprod (1000,), and a consistency model's noise between steps.
+    """Decreasing timesteps, and the schedule's alphas_cumprod (1000,).
 
-    `fresh(x)` is new noise in the shape of x (B, 4, h, w). Without it the sampler is DDIM with eta 0.
+    `fresh(x)` returns new noise in the shape of x (B, 4, h, w). With `fresh`, the sampler is LCM, which adds this noise
+    between its steps. Without it, the sampler is DDIM with eta 0.
     """
 
     times: Sequence[int]
@@ -41,10 +42,10 @@ def timesteps(steps: int, strength: float = 1.0, lcm: bool = False) -> list[int]
 
 
 def lcm_output(x: Tensor, predicted: Tensor, t: float) -> Tensor:
-    """Returns the clean latent of a consistency model from x and the clean latent that it predicts at the timestep t.
+    """Computes the output of a consistency model from x and the clean latent predicted at the timestep t.
 
-    At t = 0 this is x. Soon after, it is almost only the prediction (Luo et al., arXiv 2310.04378, equation 9, with
-    sigma_data 0.5 and timesteps multiplied by 10).
+    The output is x at t = 0. Even at small timesteps, it is almost equal to the prediction (Luo et al., arXiv
+    2310.04378, equation 9, with sigma_data 0.5 and timesteps multiplied by 10).
     """
     time, data = 10 * t, 0.5
     whole = time**2 + data**2
@@ -71,7 +72,10 @@ def fresh_noise(seeds: Sequence[int]) -> Callable[[Tensor], Tensor]:
 
 
 def sample(x: Tensor, steps: Steps, predict: Predict, run: StageRun | None = None) -> Tensor:
-    """Samples the clean latent from x (B, 4, h, w) at the first of the timesteps."""
+    """Samples the clean latent from x (B, 4, h, w), whose noise level is that of the first timestep.
+
+    Pass the `run` of a stage to apply its skip residual.
+    """
     for i, (now, after) in enumerate(zip(steps.times, [*steps.times[1:], None])):
         if run is not None:
             run.before_call(x, torch.tensor(float(now)))

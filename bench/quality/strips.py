@@ -1,12 +1,13 @@
-"""Makes a strip of images for each parameter, which shows its effect: python -m bench.quality.strips.
+"""Makes the pictures of the documentation: python -m bench.quality.strips.
 
-After an interruption, the next start continues after the last finished image. Every file contains its caption and all
-values in its JPEG comment. A test compares them with this module and with the documentation.
+These are a strip of images for each parameter, which shows its effect, and the comparison at the top of README. If you
+interrupt the command, the next start continues after the last finished image. The JPEG comment of a strip contains its
+caption and all values, and the comment of the comparison contains its prompts, scales and configurations. Tests compare
+the comments with this module and with the documentation.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,33 +16,32 @@ from typing import Any
 
 import torch
 
-from bench.quality.configurations import Configuration
-from bench.quality.runs import Bases, Job, Store, origin, run
-from bench.quality.ways import Sampling, Studio
-from bench.quality.worlds import COLLAGES, WORLDS, World
+from bench.quality.configurations import CONFIGURATIONS, Configuration
+from bench.quality.runs import Benchmark, Job, parser
+from bench.quality.ways import Sampling, few_steps
+from bench.quality.worlds import COLLAGES
 from lib_demofusion.settings.fields import SPECS
-from lib_demofusion.settings.presets import PRESETS, TURBO
+from lib_demofusion.settings.presets import DEFAULT_PRESET, PRESETS, TURBO
 from lib_demofusion.settings.reading import parse_settings, preset_values
 from trial.sheet import contact_sheet
-from trial.small_model import LORA, load
 
 SCALE = 4
 FEW_STEPS = 8
-"""Steps of the images with the preset for few-step models."""
+"""Number of steps of the images with the preset for few-step models."""
 JPEG = {"quality": 70, "optimize": True, "progressive": True}
 """JPEG options that make small files, because everyone who installs the extension downloads them."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """One parameter at several values. All other parameters are those of a preset, with `changes`."""
+    """One parameter at several values. All other parameters have the values of a preset, except for `changes`."""
 
     field: str
     values: tuple[Any, ...]
     preset: str = "Balanced"
     changes: Mapping[str, Any] = field(default_factory=dict)
     part: str = ""
-    """The part of the parameter that the values change, if there is a strip for each part."""
+    """The part of the parameter that the values change, if each part has a strip of its own."""
 
     @property
     def name(self) -> str:
@@ -50,7 +50,7 @@ class Effect:
 
     @property
     def caption(self) -> str:
-        """The caption in the documentation: the parameter, the preset, and the values that differ from the preset."""
+        """The caption in the documentation: the parameter, the preset, and the changes to the preset."""
         if self.field == "preset":
             return "The presets"
         changes = [f"{_label(name).lower()} {_in_words(value)}" for name, value in self.changes.items()]
@@ -66,7 +66,7 @@ class Effect:
         return [Configuration(f"{self.field} {value}", settings=s) for value, s in zip(self.values, self.settings())]
 
     def labels(self) -> list[tuple[str, str]]:
-        """Returns the text above each image: the value, and the parameter's label in small letters below it."""
+        """Returns the texts above each image: the value, and in small letters the label of the parameter."""
         few = f", few-step model, {FEW_STEPS} steps"
         return [(_in_words(value), _label(self.field) + (few if value == TURBO else "")) for value in self.values]
 
@@ -92,7 +92,7 @@ def _in_words(value: Any) -> str:
 
 
 ONE_STAGE = {"stages": "fewest"}
-"""A single stage, so that a later stage does not hide the effect of an earlier one."""
+"""With several stages, a later stage would hide the effect on an earlier one."""
 STRENGTH = {"denoising_strength": 0.4}
 
 EFFECTS = (
@@ -117,55 +117,69 @@ EFFECTS = (
 """The strips, in the order of the documentation."""
 
 
-class Pictures:
-    """Makes the images of one model and sampling."""
-
-    def __init__(self, folder: Path, world: World, sampling: Sampling, lora: Path | None = None):
-        made_by = origin([path for path in (world.checkpoint, lora) if path], sampling, world)
-        self._studio = Studio(load(world.checkpoint, changes=lora), sampling, world)
-        self._store = Store(folder, made_by)
-        self._bases = Bases(self._studio, self._store, made_by)
-
-    def files(self, configurations: list[Configuration], number: int, scale: int = SCALE) -> list[Path]:
-        """Makes the missing images of prompt and seed `number`, and returns the files of all."""
-        self._bases.prepare([number])
-        jobs = [Job(configuration, scale) for configuration in configurations]
-        run(self._studio, self._store, self._bases, jobs, [number])
-        return [self._store.path(job, number) for job in jobs]
+COMPARED = {
+    "Lanczos": "Base image, Lanczos",
+    "Hires fix ESRGAN 0.5": "Hires fix, ESRGAN, 0.5",
+    DEFAULT_PRESET: f"DemoFusion, {DEFAULT_PRESET}",
+}
+"""The configurations of README's comparison and the titles of their columns."""
+SHOWN = ((9, 4), (17, 4), (2, 2))
+"""The rows of README's comparison: the number of the prompt and seed, and the scale."""
+WHOLE, PART = 120, 220
+"""Sides of the whole images and of the parts at 1:1 in README's comparison, in pixels."""
 
 
-def options() -> argparse.Namespace:
-    """Parses the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("pictures/effects"), help="folder for the strips")
-    parser.add_argument("--work", type=Path, default=Path("test-output/strips"), help="folder for the images")
-    parser.add_argument("--world", choices=WORLDS, default=COLLAGES.name, help="kind of prompts")
-    parser.add_argument("--only", nargs="+", metavar="STRIP", help="names of the strips to make (default: all)")
-    parser.add_argument("--number", type=int, default=1, help="number of the prompt and seed")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16")
-    return parser.parse_args()
+def compared() -> list[Configuration]:
+    """Returns the configurations of README's comparison."""
+    return [one for name in COMPARED for one in CONFIGURATIONS if one.name == name]
+
+
+def captions() -> list[str]:
+    """Returns the texts above the rows of README's comparison."""
+    return [f"{COLLAGES.prompt(number)}, {scale}x" for number, scale in SHOWN]
+
+
+def comment() -> bytes:
+    """Returns the JPEG comment of README's comparison."""
+    settings = {one.name: one.fingerprint() for one in compared()}
+    return json.dumps({"rows": captions(), "configurations": settings}, sort_keys=True).encode()
+
+
+def files(benchmark: Benchmark, configurations: list[Configuration], number: int, scale: int = SCALE) -> list[Path]:
+    """Makes the missing images of prompt and seed `number`, and returns the files of all images."""
+    jobs = [Job(configuration, scale) for configuration in configurations]
+    benchmark.run(jobs, [number])
+    return [benchmark.store.path(job, number) for job in jobs]
 
 
 def main() -> None:
-    """Makes missing images and writes a file for each effect."""
-    args = options()
+    """Makes the missing images and writes the files."""
+    found = parser(__doc__, Path("pictures"))
+    found.add_argument("--work", type=Path, default=Path("test-output/strips"), help="folder for the images")
+    found.add_argument("--only", nargs="+", metavar="NAME", help="strips to make, or comparison (default: all)")
+    found.add_argument("--number", type=int, default=1, help="number of the prompt and seed of the strips")
+    args = found.parse_args()
     torch.set_num_threads(args.threads)
-    world, exact = WORLDS[args.world], args.precision == "float32"
-    many = Pictures(args.work, world, Sampling(bfloat16=not exact))
-    args.out.mkdir(parents=True, exist_ok=True)
+    exact = args.precision == "float32"
+    many = Benchmark(args.work, COLLAGES, Sampling(bfloat16=not exact))
+    (args.out / "effects").mkdir(parents=True, exist_ok=True)
     for effect in EFFECTS:
         if args.only and effect.name not in args.only:
             continue
         few = [one for one in effect.configurations() if one.settings["preset"] == TURBO]
         # Turbo is the last preset
-        files = many.files([one for one in effect.configurations() if one not in few], args.number)
+        images = files(many, [one for one in effect.configurations() if one not in few], args.number)
         if few:
-            sampling = Sampling(FEW_STEPS, guidance=1.0, lcm=True, bfloat16=not exact)
-            files += Pictures(args.work / "few-steps", world, sampling, LORA).files(few, args.number)
-        columns = [(value, label, [file]) for (value, label), file in zip(effect.labels(), files)]
-        strip = contact_sheet(columns, [f"{world.prompt(args.number)}, {SCALE}x"])
-        strip.save(args.out / f"{effect.name}.jpg", comment=effect.comment(), **JPEG)
+            fast = Benchmark(args.work / "few-steps", COLLAGES, few_steps(FEW_STEPS, not exact))
+            images += files(fast, few, args.number)
+        columns = [(value, label, [file]) for (value, label), file in zip(effect.labels(), images)]
+        strip = contact_sheet(columns, [f"{COLLAGES.prompt(args.number)}, {SCALE}x"])
+        strip.save(args.out / "effects" / f"{effect.name}.jpg", comment=effect.comment(), **JPEG)
+    if not args.only or "comparison" in args.only:
+        rows = [files(many, compared(), *shown) for shown in SHOWN]
+        columns = [(title, "", list(column)) for title, column in zip(COMPARED.values(), zip(*rows))]
+        picture = contact_sheet(columns, captions(), WHOLE, PART)
+        picture.save(args.out / "comparison.jpg", comment=comment(), **JPEG)
 
 
 if __name__ == "__main__":

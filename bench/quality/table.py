@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from bench.quality.configurations import PAPER
-from bench.quality.features import SIDE, Moments, Network, Whitening, crops, frechet, moments, whitening
-from bench.quality.intervals import Estimate, Statistic, differs, estimate
-from bench.quality.pictures import downscale
-from bench.quality.spectrum import log_spectrum, spectrum_distance
+from bench.quality.features import Statistic
+
+RESAMPLES = 400
+SEED = 5
+LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -48,44 +49,36 @@ COLUMNS = (
 )
 
 
-class Summary:
-    """The features of a set of images from which the statistics are computed. Each image is read once."""
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic, the limits of its interval, and its values (RESAMPLES,) in the resamples of the bootstrap."""
 
-    def __init__(self, pictures: Sequence[np.ndarray], network: Network):
-        self.spectra = np.stack([log_spectrum(picture) for picture in pictures])
-        self.whole = network(np.stack([downscale(picture, (SIDE, SIDE)) for picture in pictures]))  # (N, F)
-        found = [network(crops(picture, number)) for number, picture in enumerate(pictures)]
-        self.crops = np.stack(found)  # (N, CROPS, F)
-
-
-class Truth:
-    """The true renderings with which every set is compared."""
-
-    def __init__(self, summary: Summary):
-        self._summary = summary
-        self._whole = _Space(summary.whole[:, None])
-        self._crops = _Space(summary.crops)
-
-    def statistics(self, summary: Summary) -> dict[str, Statistic]:
-        """Returns the statistics of a whole set."""
-        return {
-            "spectrum": lambda chosen: spectrum_distance(summary.spectra[chosen], self._summary.spectra),
-            "frechet_whole": self._whole.distance(summary.whole[:, None]),
-            "frechet_crops": self._crops.distance(summary.crops),
-        }
+    value: float
+    low: float
+    high: float
+    draws: np.ndarray
 
 
-class _Space:
-    """Whitened features, and the Gaussian of the true features among them."""
+def estimate(statistic: Statistic, pictures: int) -> Estimate:
+    """Estimates a statistic and its interval by a bootstrap over images.
 
-    def __init__(self, features: np.ndarray):
-        self._whiten: Whitening = whitening(features.reshape(-1, features.shape[-1]))
-        true = moments(self._whiten(features))
-        self._true = true.gaussian(np.arange(len(features)))
+    Every configuration uses the same resamples of images, so two configurations can be compared in pairs.
+    """
+    rng = np.random.default_rng((SEED, pictures))
+    draws = np.array([statistic(rng.integers(0, pictures, pictures)) for _ in range(RESAMPLES)])
+    return Estimate(statistic(np.arange(pictures)), *_interval(draws), draws)
 
-    def distance(self, features: np.ndarray) -> Statistic:
-        found: Moments = moments(self._whiten(features))
-        return lambda chosen: frechet(found.gaussian(chosen), self._true)
+
+def _interval(draws: np.ndarray) -> tuple[float, float]:
+    tail = 50 * (1 - LEVEL)
+    low, high = np.percentile(draws, (tail, 100 - tail))
+    return float(low), float(high)
+
+
+def differs(a: Estimate, b: Estimate) -> int:
+    """Returns 1 if a is larger than b, -1 if a is smaller, and 0 if the paired bootstrap finds no difference."""
+    low, high = _interval(a.draws - b.draws)
+    return int(low > 0) - int(high < 0)
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,7 @@ class Row:
 
 
 def make_row(name: str, lines: Sequence[dict[str, Any]], statistics: dict[str, Statistic], bytes_: int) -> Row:
-    """Creates the row of a configuration from its images' lines and from the statistics of the whole set."""
+    """Creates the row of a configuration from the lines of its images and from the statistics of the whole set."""
     keys = {key for line in lines for key, value in line["metrics"].items() if value is not None}
     of_pictures = {key: _mean_of(lines, key) for key in keys}
     found = {key: estimate(statistic, len(lines)) for key, statistic in {**of_pictures, **statistics}.items()}
@@ -109,18 +102,13 @@ def make_row(name: str, lines: Sequence[dict[str, Any]], statistics: dict[str, S
 
 
 def _mean_of(lines: Sequence[dict[str, Any]], key: str) -> Statistic:
-    # NaN if an image has no such value, for instance the colour of a subject that the base does not show
+    # NaN if an image has no such value, for instance the color of a subject that the base image does not show
     values = np.array([line["metrics"][key] for line in lines], float)
     return lambda chosen: float(np.nanmean(values[chosen]))
 
 
 def markdown(rows: Sequence[Row], title: str, against: str = PAPER) -> str:
-    """Formats the table in Markdown.
-
-    Each number is followed by half the width of its interval and a mark. `=` means that the paired bootstrap finds no
-    difference from the row `against`. `+` means better, `-` means worse, and `≠` means different where neither
-    direction is better.
-    """
+    """Formats the table in Markdown. `cell` explains the marks, which compare with the row `against`."""
     other = next((row for row in rows if row.name == against), None)
     titles = ["configuration", *(column.title for column in COLUMNS), "units", "s", "MiB"]
     lines = [f"## {title}", "", _line(titles), _line(["---"] * len(titles))]
@@ -135,36 +123,16 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def cell(row: Row, other: Row | None, column: Column) -> str:
-    """Formats one number with its interval and mark."""
+    """Formats one number with half the width of its interval and a mark.
+
+    The mark compares with the other row: `=` means that the paired bootstrap finds no difference, `+` means better, `-`
+    means worse, and `≠` means different in a column without a better direction.
+    """
     found = row.estimates.get(column.name)
     if found is None:
         return ""
-    half = (found.high - found.low) / 2
-    return f"{found.value:.{column.digits}f} ±{half:.{column.digits}f} {mark(row, other, column)}".rstrip()
-
-
-def mark(row: Row, other: Row | None, column: Column) -> str:
-    """Compares the number with that of the other row."""
-    if other is None or row is other or column.name not in other.estimates:
-        return ""
-    sign = differs(row.estimates[column.name], other.estimates[column.name])
-    if sign == 0:
-        return "="
-    return "≠" if column.better == 0 else "+" if sign == column.better else "-"
-
-
-def as_json(rows: Sequence[Row], against: str = PAPER) -> list[dict[str, Any]]:
-    """Returns the table's contents as data for JSON."""
-    other = next((row for row in rows if row.name == against), None)
-    by_name: dict[str, Column] = {column.name: column for column in COLUMNS}
-
-    def numbers(row: Row) -> dict[str, Any]:
-        return {
-            name: {"value": e.value, "low": e.low, "high": e.high, "mark": mark(row, other, by_name[name])}
-            for name, e in row.estimates.items()
-        }
-
-    return [
-        {"configuration": row.name, "units": row.units, "seconds": row.seconds, "bytes": row.bytes_, **numbers(row)}
-        for row in rows
-    ]
+    half, mark = (found.high - found.low) / 2, ""
+    if other is not None and row is not other and column.name in other.estimates:
+        sign = differs(found, other.estimates[column.name])
+        mark = " =" if sign == 0 else " ≠" if column.better == 0 else " +" if sign == column.better else " -"
+    return f"{found.value:.{column.digits}f} ±{half:.{column.digits}f}{mark}"

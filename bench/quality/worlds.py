@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from trial.collage import detector
 from trial.collage.content import caption, captions, ground_kinds, installed
 from trial.collage.scenes import random_collage, render
-from trial.small_model import CHECKPOINT
 
 TRUE_SEED = 90_000
 """Seed of the first set of true renderings. No training set uses it."""
@@ -20,8 +18,8 @@ TRUE_SEED = 90_000
 class Sight:
     """The detector's results for a whole image.
 
-    `place` is the subject's centre in fractions of the image, or None without a subject. `right_subject` and
-    `right_ground` are True if they match the prompt.
+    `place` is the subject's center (x, y) in fractions of the image, or None if the image shows no subject.
+    `right_subject` and `right_ground` are True if they match the prompt.
     """
 
     subjects: int
@@ -32,16 +30,15 @@ class Sight:
 
 @dataclass(frozen=True)
 class World:
-    """Collages on the grounds with these indices. Images are (H, W, 3) float in 0..1."""
+    """Prompts for collages whose grounds have the indices `grounds`. Images are (H, W, 3) float in 0..1."""
 
     name: str
     grounds: range
-    checkpoint: Path = CHECKPOINT
 
     def label(self, number: int) -> tuple[int, int]:
-        """Returns subject and ground of image `number`, by index.
+        """Returns the indices of the subject and of the ground of image `number`.
 
-        Every subject and ground occurs about equally often.
+        Every subject and every ground occurs about equally often.
         """
         subjects = len(captions()[0])
         return (number * 5) % subjects, self.grounds[(number * 13 + number // subjects) % len(self.grounds)]
@@ -57,16 +54,12 @@ class World:
         return render(content, random_collage(content, rng, self.label(number)), side)
 
     def sight(self, picture: np.ndarray, number: int) -> Sight:
-        """Reads an image, and compares the result with the prompt of image `number`."""
+        """Runs the detector on an image, and compares its results with the prompt of image `number`."""
         reading, (subject, ground) = detector.read([picture])[0], self.label(number)
         first = reading.subjects[0] if reading.subjects else None
         right = first is not None and first.subject == subject
         place = (first.x, first.y) if first is not None else None
         return Sight(len(reading.subjects), right, reading.ground == ground, place)
-
-    def crops(self, picture: np.ndarray) -> float:
-        """Returns the share of 1:1 crops that show a whole subject. True subjects are larger than a crop."""
-        return detector.crops_with_subject(picture)
 
 
 WORLDS = {name: World(name, grounds) for name, grounds in ground_kinds().items()}

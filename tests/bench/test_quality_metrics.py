@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from bench.quality import artefacts, repetition, spectrum, worlds
-from bench.quality.features import Network, crops, frechet, moments, whitening
+from bench.quality import metrics, worlds
+from bench.quality.features import Frechet, Network, Summary, Truth, crops, frechet, gaussian
 from bench.quality.pictures import downscale
-from bench.quality.table import Summary, Truth
 from bench.quality.worlds import COLLAGES, WORLDS, Sight
 from tests.bench.planted import BASE, CONTENT, SIDE, rendered, scene, with_extras
+from trial.collage.detector import crops_with_subject
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,13 +77,13 @@ def smeared(picture: np.ndarray) -> np.ndarray:
 
 
 def test_clean_images_have_no_blob(clean, bases) -> None:
-    assert [repetition.excess_blobs(picture, base) for picture, base in zip(clean, bases)] == [0] * len(clean)
+    assert [metrics.excess_blobs(picture, base) for picture, base in zip(clean, bases)] == [0] * len(clean)
 
 
 @pytest.mark.parametrize("extras", [1, 2])
 def test_extra_subjects_are_blobs(bases, extras: int) -> None:
     pictures = [with_extras(number, extras) for number in NUMBERS]
-    assert [repetition.excess_blobs(picture, base) for picture, base in zip(pictures, bases)] == [extras] * len(bases)
+    assert [metrics.excess_blobs(picture, base) for picture, base in zip(pictures, bases)] == [extras] * len(bases)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_the_subject_of_the_prompt_is_seen_and_others_are_counted(sampled) -> No
         for i in range(0, 64, 4)
     ]
     assert np.mean([COLLAGES.sight(four, 0).subjects for four in fours]) > 3
-    assert np.mean([COLLAGES.crops(four) for four in fours]) > 0.4
+    assert np.mean([crops_with_subject(four) for four in fours]) > 0.4
     empty = np.full((128, 128, 3), 0.5, np.float32)
     assert COLLAGES.sight(empty, 0) == Sight(0, False, COLLAGES.sight(empty, 0).right_ground, None)
 
@@ -123,32 +123,32 @@ def test_a_right_subject_is_that_of_the_images_prompt(sampled) -> None:
 def test_drift_and_new_detail_are_no_blobs(clean, bases) -> None:
     for picture, base in zip(clean, bases):
         drifted = (0.95 * picture + np.array([0.04, 0.0, -0.03], np.float32)).clip(0, 1)
-        assert repetition.excess_blobs(drifted, base) == 0
-        assert repetition.excess_blobs(noisy(picture, 0.08), base) == 0
+        assert metrics.excess_blobs(drifted, base) == 0
+        assert metrics.excess_blobs(noisy(picture, 0.08), base) == 0
 
 
 def test_structure_is_perfect_for_new_detail_and_falls_where_something_is_added(clean, bases) -> None:
     for number, picture, base in zip(NUMBERS, clean, bases):
-        assert artefacts.structure_psnr(picture, base) == artefacts.PSNR_LIMIT
+        assert metrics.structure_psnr(picture, base) == metrics.PSNR_LIMIT
         changed = with_extras(number, 2)
         error = ((downscale(changed, (BASE, BASE)) - base) ** 2).mean()
-        assert artefacts.structure_psnr(changed, base) == pytest.approx(-10 * np.log10(error))
-        assert artefacts.structure_psnr(changed, base) < 30
-        assert artefacts.structure_psnr(noisy(picture), base) > 40
+        assert metrics.structure_psnr(changed, base) == pytest.approx(-10 * np.log10(error))
+        assert metrics.structure_psnr(changed, base) < 30
+        assert metrics.structure_psnr(noisy(picture), base) > 40
 
 
 def test_spectrum_of_white_noise_is_flat_and_its_high_share_is_its_area() -> None:
     picture = np.repeat(np.random.default_rng(0).normal(0.5, 0.1, (SIDE, SIDE, 1)), 3, 2)
-    values = spectrum.log_spectrum(picture)
+    values = metrics.log_spectrum(picture)
     assert np.abs(values[1:] - values[1:].mean()).max() < 0.15
-    assert spectrum.high_frequency_ratio(picture) == pytest.approx(1 - np.pi / 16, abs=0.01)
+    assert metrics.high_frequency_ratio(picture) == pytest.approx(1 - np.pi / 16, abs=0.01)
 
 
 def test_blur_and_noise_move_the_spectrum_in_opposite_directions(clean) -> None:
     for picture in clean:
-        share = spectrum.high_frequency_ratio(picture)
-        assert spectrum.high_frequency_ratio(blurred(picture)) < share / 3
-        assert spectrum.high_frequency_ratio(noisy(picture, 0.08)) > 3 * share
+        share = metrics.high_frequency_ratio(picture)
+        assert metrics.high_frequency_ratio(blurred(picture)) < share / 3
+        assert metrics.high_frequency_ratio(noisy(picture, 0.08)) > 3 * share
 
 
 def test_distances_of_sets_measure_defects_and_not_other_scenes(monkeypatch) -> None:
@@ -183,13 +183,14 @@ def test_frechet_distance_of_gaussians() -> None:
     assert frechet(a, a) == pytest.approx(0, abs=1e-9)
 
 
-def test_whitened_features_of_the_set_itself_have_unit_variance() -> None:
+def test_whitened_features_of_the_true_renderings_have_unit_variance() -> None:
     features = np.random.default_rng(0).normal(2, 3, (500, 30)) @ np.random.default_rng(1).normal(0, 1, (30, 30))
-    white = whitening(features)(features)
-    np.testing.assert_allclose(np.cov(white.T), np.eye(white.shape[1]), atol=1e-6)
-    mean, covariance = moments(white[:, None]).gaussian(np.arange(500))
+    found = Frechet(features[:, None])
+    white = found.whitened(features[:, None])
+    mean, covariance = gaussian(white)
     np.testing.assert_allclose(mean, 0, atol=1e-9)
-    np.testing.assert_allclose(covariance, np.eye(white.shape[1]), atol=0.01)
+    np.testing.assert_allclose(covariance * 500 / 499, np.eye(20), atol=1e-6)
+    assert found.distance(white) == pytest.approx(0, abs=1e-6)
 
 
 def test_crops_are_at_the_same_places_in_every_set(clean) -> None:
@@ -198,47 +199,47 @@ def test_crops_are_at_the_same_places_in_every_set(clean) -> None:
 
 
 def test_seams_are_detected(clean) -> None:
-    levels = [artefacts.seam_gradient_ratio(picture, LINES, LINES) for picture in clean]
+    levels = [metrics.seam_gradient_ratio(picture, LINES, LINES) for picture in clean]
     assert np.mean(levels) == pytest.approx(1, abs=0.1)
-    seamed = [artefacts.seam_gradient_ratio(with_seam(picture), LINES, LINES) for picture in clean]
+    seamed = [metrics.seam_gradient_ratio(with_seam(picture), LINES, LINES) for picture in clean]
     assert all(after > 1.3 * before for before, after in zip(levels, seamed))
-    beside = [artefacts.seam_gradient_ratio(with_seam(picture), [160, 224], [160, 224]) for picture in clean]
+    beside = [metrics.seam_gradient_ratio(with_seam(picture), [160, 224], [160, 224]) for picture in clean]
     assert np.mean(beside) == pytest.approx(1, abs=0.1)
-    defects = [artefacts.seam_gradient_ratio(noisy(blurred(picture)), LINES, LINES) for picture in clean]
+    defects = [metrics.seam_gradient_ratio(noisy(blurred(picture)), LINES, LINES) for picture in clean]
     assert np.mean(defects) == pytest.approx(1, abs=0.1)
 
 
 def test_a_plain_ground_has_no_seam_and_hides_none() -> None:
     plain = np.full((SIDE, SIDE, 3), 0.5)
-    assert artefacts.seam_gradient_ratio(plain, LINES, LINES) == 1.0
-    assert artefacts.seam_gradient_ratio(with_seam(plain), LINES, LINES) > 1.3
+    assert metrics.seam_gradient_ratio(plain, LINES, LINES) == 1.0
+    assert metrics.seam_gradient_ratio(with_seam(plain), LINES, LINES) > 1.3
 
 
 def test_a_decoders_grid_neither_hides_a_seam_nor_counts_as_one(clean) -> None:
     textured = [noisy(picture) for picture in clean]
-    levels = [artefacts.seam_gradient_ratio(with_grid(picture), LINES, LINES) for picture in textured]
+    levels = [metrics.seam_gradient_ratio(with_grid(picture), LINES, LINES) for picture in textured]
     assert np.mean(levels) == pytest.approx(1, abs=0.05)
-    seamed = [artefacts.seam_gradient_ratio(with_grid(with_seam(picture)), LINES, LINES) for picture in textured]
+    seamed = [metrics.seam_gradient_ratio(with_grid(with_seam(picture)), LINES, LINES) for picture in textured]
     assert min(after / before for before, after in zip(levels, seamed)) > 1.1
 
 
 def test_the_grid_of_the_base_image_does_not_count_as_a_seam(clean) -> None:
     enlarged = [with_grid(noisy(picture), 32) for picture in clean]
-    levels = [artefacts.seam_gradient_ratio(picture, LINES, LINES, 32) for picture in enlarged]
+    levels = [metrics.seam_gradient_ratio(picture, LINES, LINES, 32) for picture in enlarged]
     assert np.mean(levels) == pytest.approx(1, abs=0.05)
-    seamed = [artefacts.seam_gradient_ratio(with_seam(picture), LINES, LINES, 32) for picture in enlarged]
+    seamed = [metrics.seam_gradient_ratio(with_seam(picture), LINES, LINES, 32) for picture in enlarged]
     assert min(after / before for before, after in zip(levels, seamed)) > 1.1
 
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_dilated_grain_is_detected(clean, factor: int) -> None:
-    assert max(artefacts.comb_ratio(picture, factor) for picture in clean) < 3
-    assert min(artefacts.comb_ratio(with_comb(picture, factor), factor) for picture in clean) > 20
+    assert max(metrics.comb_ratio(picture, factor) for picture in clean) < 3
+    assert min(metrics.comb_ratio(with_comb(picture, factor), factor) for picture in clean) > 20
 
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_sub_grids_that_drift_apart_are_detected(clean, factor: int) -> None:
-    """Offsets that change slowly across the image leave no peak in the spectrum."""
+    """Offsets that change slowly across the image leave no peak in the metrics."""
     rng = np.random.default_rng(5)
     cells = SIDE // 8
     grain = np.empty((cells, cells))
@@ -248,31 +249,31 @@ def test_sub_grids_that_drift_apart_are_detected(clean, factor: int) -> None:
             grain[row::factor, column::factor] = 0.05 * part / part.std()
     for picture in clean:
         grained = (picture + np.kron(grain, np.ones((8, 8)))[..., None]).astype(np.float32)
-        before, after = (artefacts.phase_ratio(x, factor) for x in (picture, grained))
+        before, after = (metrics.phase_ratio(x, factor) for x in (picture, grained))
         assert before < 0.8
         assert after > 1.25 * before
-        assert artefacts.phase_ratio(noisy(picture), factor) == pytest.approx(before, abs=0.02)
+        assert metrics.phase_ratio(noisy(picture), factor) == pytest.approx(before, abs=0.02)
 
 
 def test_other_defects_do_not_count_as_a_comb(clean) -> None:
     for picture in clean:
         for defect in (blurred, noisy, smeared):
-            assert artefacts.comb_ratio(defect(picture), 4) < 4, defect.__name__
+            assert metrics.comb_ratio(defect(picture), 4) < 4, defect.__name__
 
 
 def test_smear_is_detected(clean) -> None:
-    even = [artefacts.anisotropy(noisy(picture, 0.05)) for picture in clean]
-    streaked = [artefacts.anisotropy(smeared(picture)) for picture in clean]
+    even = [metrics.anisotropy(noisy(picture, 0.05)) for picture in clean]
+    streaked = [metrics.anisotropy(smeared(picture)) for picture in clean]
     assert min(streaked) > max(even) + 0.2
 
 
 def test_tone_drift_is_measured_separately(clean, bases) -> None:
     for picture, base in zip((picture.astype(float) for picture in clean), (base.astype(float) for base in bases)):
-        assert artefacts.tone_drift(picture, base) == pytest.approx(0, abs=1e-6)
-        assert artefacts.tone_drift(noisy(picture), base) < 0.002
+        assert metrics.tone_drift(picture, base) == pytest.approx(0, abs=1e-6)
+        assert metrics.tone_drift(noisy(picture), base) < 0.002
         shifted = 0.5 * picture + np.array([0.3, 0.1, 0.2], np.float32)
         expected = np.abs(shifted.mean((0, 1)) - base.mean((0, 1))).mean() + 0.5 * base.std((0, 1)).mean()
-        assert artefacts.tone_drift(shifted, base) == pytest.approx(expected, rel=1e-4)
+        assert metrics.tone_drift(shifted, base) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("world", list(WORLDS.values()), ids=list(WORLDS))

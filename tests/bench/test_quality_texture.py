@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 
-import noise_schedule
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage, special
 
-from bench.quality import artefacts, brisque, esrgan, tiles
-from bench.quality.denoiser import GuidedModel
+from bench.quality import brisque, esrgan, metrics
 
 SIDE = 128
 
@@ -28,10 +26,10 @@ def test_colours_at_different_places_are_distinguished() -> None:
     changed = base.copy()
     y, x = np.mgrid[:SIDE, :SIDE]
     changed[np.hypot(x - 40, y - 80) < 20] += np.array([0.3, 0.0, 0.0], np.float32)
-    subject, ground = artefacts.colour_changes(changed, base, (40 / SIDE, 80 / SIDE))
+    subject, ground = metrics.color_changes(changed, base, (40 / SIDE, 80 / SIDE))
     assert subject == pytest.approx(0.1, abs=1e-3)
     assert ground == 0.0
-    subject, ground = artefacts.colour_changes(base + 0.05, base, (0.5, 0.5))
+    subject, ground = metrics.color_changes(base + 0.05, base, (0.5, 0.5))
     assert (subject, ground) == (pytest.approx(0.05, abs=1e-4),) * 2
 
 
@@ -110,29 +108,3 @@ def test_an_unknown_layer_and_an_unknown_factor_are_named(tmp_path) -> None:
         esrgan.Graph(tmp_path / "x2")(torch.zeros(1, 3, 4, 4))
     with pytest.raises(ValueError, match="not by 5"):
         esrgan.model(5)
-
-
-class PointWise(torch.nn.Module):
-    """A network that processes each cell separately, so that every division into tiles must give the same result."""
-
-    def forward(self, x, t, context):
-        return torch.tanh(x) * (1 + t.float()[:, None, None, None] / 1000) + context[:, :1, :1, None]
-
-
-def guided(pictures: int) -> GuidedModel:
-    context = torch.linspace(0, 1, 2 * pictures)[:, None, None].expand(-1, 77, 8)
-    return GuidedModel(PointWise(), context, 3.0, rows=4)
-
-
-def test_tiles_change_nothing_for_a_network_without_surroundings() -> None:
-    from bench.quality.sampler import Steps, sample, timesteps
-    from lib_demofusion.method.residual import VariancePreserving, noised
-
-    alphas = noise_schedule.alphas_cumprod()
-    steps = Steps(timesteps(10, 0.3), alphas)
-    x, noise = (torch.randn(1, 4, 32, 48, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    start = noised(x, noise, torch.tensor(float(steps.times[0])), VariancePreserving(alphas))
-    expected = sample(start, steps, guided(1).whole)
-    found = tiles.one_tile_after_another(x, noise, steps, guided(1))
-    # cells that an earlier tile has finished are visible, but not denoised again
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.quality import first_picture
+from bench.quality import strips
 from bench.quality.strips import EFFECTS, Effect
 from lib_demofusion.settings.presets import PRESETS
 from trial.sheet import contact_sheet, middle
@@ -48,25 +48,25 @@ def test_a_caption_has_every_value_that_differs_from_the_preset() -> None:
 
 
 def test_readmes_first_picture_was_made_with_the_current_values() -> None:
-    """If this fails, make the picture again: python -m bench.quality.first_picture."""
+    """If this fails, make the picture again: python -m bench.quality.strips --only comparison."""
     with Image.open(ROOT / "pictures" / "comparison.jpg") as picture:
-        assert json.loads(picture.info["comment"]) == json.loads(first_picture.comment())
+        assert json.loads(picture.info["comment"]) == json.loads(strips.comment())
     page = (ROOT / "README.md").read_text(encoding="utf-8")
-    scales = " and ".join(f"{scale}x" for scale in sorted({row.scale for row in first_picture.SHOWN}, reverse=True))
+    scales = " and ".join(f"{scale}x" for scale in sorted({scale for _, scale in strips.SHOWN}, reverse=True))
     assert f"![Three prompts at {scales}:" in page
-    assert len(first_picture.SHOWN) == 3
+    assert len(strips.SHOWN) == 3
 
 
 @pytest.mark.parametrize("side", [256, 384, 512])
 def test_the_parts_of_the_first_picture_are_larger_than_the_whole_images(side: int) -> None:
-    part = middle(Image.new("RGB", (side, side)), first_picture.PART)
-    assert first_picture.WHOLE < part.width == part.height < side
+    part = middle(Image.new("RGB", (side, side)), strips.PART)
+    assert strips.WHOLE < part.width == part.height < side
 
 
 def test_a_sheet_has_every_whole_image_and_below_it_a_larger_part(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     Image.new("RGB", (512, 512), "red").save(file)
-    assert [way.name for way in first_picture.ways()] == list(first_picture.TITLES)
+    assert [way.name for way in strips.compared()] == list(strips.COMPARED)
     page = contact_sheet([("a", "", [file] * 2)] * 3, ["one", "two"], 120, 220)
     red = sum(count for count, colour in page.getcolors(page.width * page.height) if colour == (255, 0, 0))
     assert red == 6 * (120**2 + 220**2)
