@@ -128,7 +128,7 @@ class Frechet:
 def gaussian(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Computes the mean (K,) and the covariance (K, K) of features (N, S, K)."""
     samples = features.reshape(-1, features.shape[-1])
-    return samples.mean(0), np.cov(samples.T, bias=True)
+    return samples.mean(0), np.atleast_2d(np.cov(samples.T, bias=True))
 
 
 def frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:

@@ -139,11 +139,11 @@ class Studio:
         else:
             enlarged = F.interpolate(batch.latents, size=size, mode="bilinear", antialias=False)
         seeds = [number + SEED_STEP for number in batch.numbers]
-        steps = self.steps(seeds)
+        noise, steps = initial_noise(seeds, *size), self.steps(seeds)
         count = int(min(configuration.denoise, 0.999) * self.sampling.steps) + 1
         steps = replace(steps, times=steps.times[-count:])
         space, level = VariancePreserving(self.alphas), torch.tensor(float(steps.times[0]))
-        return sample(noised(enlarged, initial_noise(seeds, *size), level, space), steps, guided.whole)
+        return sample(noised(enlarged, noise, level, space), steps, guided.whole)
 
 
 @dataclass(frozen=True)
