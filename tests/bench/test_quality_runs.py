@@ -14,7 +14,7 @@ from bench.quality import __main__ as command
 from bench.quality import runs, table, ways, worlds
 from bench.quality.configurations import CONFIGURATIONS, PAPER, Configuration
 from bench.quality.denoiser import NATIVE
-from bench.quality.runs import Bases, Job, Store, finish, seams
+from bench.quality.runs import Bases, Benchmark, Job, Store, finish, seams
 from bench.quality.sampler import Steps, fresh_noise, initial_noise, lcm_output, sample, timesteps
 from bench.quality.table import differs, estimate
 from bench.quality.ways import Sampling, Studio, batches, few_steps
@@ -205,7 +205,6 @@ def test_kept_colors_are_those_of_the_base_image() -> None:
 
 
 def test_an_interrupted_run_continues(studio, tmp_path, monkeypatch) -> None:
-    bases = _bases(studio, tmp_path, 3)
     jobs = [Job(BY_NAME["ESRGAN"], 2), Job(BY_NAME["Lanczos"], 2)]
     monkeypatch.setattr(runs, "PICTURES_AT_ONCE", {1: 16, 2: 1})
     made = []
@@ -218,12 +217,12 @@ def test_an_interrupted_run_continues(studio, tmp_path, monkeypatch) -> None:
 
     monkeypatch.setattr(runs, "finish", stopping)
     with pytest.raises(KeyboardInterrupt):
-        runs.run(studio, Store(tmp_path, "origin"), bases, jobs, range(3))
+        Benchmark(studio, Store(tmp_path, "origin")).run(jobs, range(3))
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"configuration": "Lanc')
     assert len(Store(tmp_path, "origin").lines(jobs[1], range(3))) == 1
     made.clear()
-    runs.run(studio, Store(tmp_path, "origin"), bases, jobs, range(3))
+    Benchmark(studio, Store(tmp_path, "origin")).run(jobs, range(3))
     assert made == [[1], [2]]
     assert len(Store(tmp_path, "origin").lines(jobs[1], range(3))) == 3
 
@@ -344,7 +343,7 @@ def test_missing_packages_are_reported_before_anything_is_sampled(monkeypatch: p
         raise FileNotFoundError("the packages are missing")
 
     monkeypatch.setattr(command, "installed", missing)
-    monkeypatch.setattr(command, "Benchmark", lambda *_: pytest.fail("the model was loaded first"))
+    monkeypatch.setattr(command, "bundled", lambda *_: pytest.fail("the model was loaded first"))
     monkeypatch.setattr("sys.argv", ["bench.quality"])
     with pytest.raises(SystemExit, match="packages are missing"):
         command.main()
