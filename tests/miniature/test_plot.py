@@ -18,7 +18,7 @@ from lib_demofusion.settings.fields import SPECS
 def test_the_axes_exist_once_when_the_plot_builds_its_controls(monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
     """The plot reads its list of axes when it builds its controls, so the axes must be in the list before that.
 
-    The webui builds the controls once for the page and twice for the API. It may run only the API.
+    The webui builds the controls once for the page and twice for the API. It can also run only the API, without a page.
     """
     axes: list[Any] = []
     shown: list[list[str]] = []

@@ -98,7 +98,7 @@ def test_a_broken_file_gives_no_rate(rates: Path, text: str, reported: Reports) 
     assert timing.known(named("one"), timing.MODEL) == 0.5
 
 
-def test_a_folder_that_cannot_be_written_does_not_fail_the_run(
+def test_a_folder_that_cannot_be_written_causes_only_a_warning(
     rates: Path, monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
     reported.expect(f"{timing.FILE} cannot be written", f"{timing.FILE} cannot be read")
@@ -137,6 +137,7 @@ def line_in(settings: dict[str, Any] | None = None, **tab: Any) -> str:
 
 
 FROM_TO = "resize: from <span class='resolution'>{}</span> to <span class='resolution'>{}</span>"
+"""The text in img2img with the sizes of the uploaded image and of the result."""
 
 
 @pytest.mark.parametrize(
