@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from in_process import BASE, Webui, sizes
-from modules import errors, infotext_utils, scripts, sd_samplers, sd_samplers_cfg_denoiser, shared, shared_state
+from modules import errors, infotext_utils, scripts, sd_samplers, sd_samplers_cfg_denoiser, shared
 from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from PIL import Image, ImageChops
 from reports import Reports
@@ -548,7 +548,7 @@ def test_the_progress_bar_moves_while_an_image_is_decoded(
     monkeypatch.setattr(webui.small, "unet", watched)
     monkeypatch.setattr(coding, "decode", decoding)
     look = lambda: clock.now  # noqa: E731
-    for module in (progress, timing, shared_state):
+    for module in (progress, timing, shared):
         monkeypatch.setattr(module, "time", SimpleNamespace(time=look, perf_counter=look))
 
     def looking(self: Any, part: int, share: float) -> None:

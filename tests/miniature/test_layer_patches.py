@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from in_process import BASE, Webui, sizes
-from modules import paths_internal, script_loading, shared
+from modules import paths_internal, scripts, shared
 from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from reports import Reports
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ def extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Insta
         file = tmp_path / "extensions" / name / "scripts" / "patch.py"
         file.parent.mkdir(parents=True)
         file.write_text("import functools\nimport torch\n" + source)
-        return script_loading.load_module(str(file))
+        return scripts.load_module(file)
 
     yield install
     nn.Linear.forward = forward  # type: ignore[method-assign]
@@ -197,9 +197,11 @@ def test_patches_of_controlnet_and_of_this_extension_are_ignored(
 def one_after_the_other(self: Any, x: Tensor, sigma: Tensor, uncond: Tensor, cond: Tensor, **rest: Any) -> Tensor:
     """Calls the model separately for cond and uncond, as the webui does for prompts of different lengths."""
     image = rest["image_cond"]
-    made = [self.inner_model(x, sigma, cond={"c_crossattn": [c], "c_concat": [image]}) for c in (cond, uncond)]
+    with_cond, without_cond = (
+        self.inner_model(x, sigma, cond={"c_crossattn": [c], "c_concat": [image]}) for c in (cond, uncond)
+    )
     self.step += 1
-    return self.combine_denoised(torch.cat(made), [[(0, 1.0)]], uncond, rest["cond_scale"])
+    return without_cond + (with_cond - without_cond) * rest["cond_scale"]
 
 
 def test_negpip_is_refused_if_cond_and_uncond_are_separate_calls(

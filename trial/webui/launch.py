@@ -41,9 +41,9 @@ def build() -> Any:
     """Builds the page, with the extension's scripts and styles after those of the stand-in."""
     from modules import ui
 
-    scripts = [HERE / "page.js", *sorted((ROOT / "javascript").glob("*.js"))]
-    styles = [path for path in (HERE / "page.css", ROOT / "style.css") if path.is_file()]
-    return ui.build([ui.read(path) for path in scripts], "\n".join(ui.read(path) for path in styles), NATIVE)
+    files = (HERE / "page.js", *sorted((ROOT / "javascript").glob("*.js")), HERE / "page.css", ROOT / "style.css")
+    *scripts, style, own_style = (file.read_text(encoding="utf-8") for file in files)
+    return ui.build(scripts, style + own_style, NATIVE)
 
 
 REMOTE = re.compile(rb"<(script|link)\b[^>]*https://[^>]*>(?:\s*</script>)?")
@@ -67,8 +67,6 @@ def keep_at_home() -> None:
 
 def serve(port: int, browser: bool) -> None:
     """Serves the page until Ctrl+C."""
-    from modules import script_callbacks
-
     from trial.bootstrap import free_port
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -76,10 +74,7 @@ def serve(port: int, browser: bool) -> None:
     page = build()
     page.queue(concurrency_count=2)
     chosen = free_port(port)
-    app, url, _ = page.launch(
-        server_name=HOST, server_port=chosen, prevent_thread_lock=True, quiet=True, show_api=False
-    )
-    script_callbacks.call("app_started", page, app)
+    _, url, _ = page.launch(server_name=HOST, server_port=chosen, prevent_thread_lock=True, quiet=True, show_api=False)
     taken = f" (port {port} is in use)" if chosen != port else ""
     print(f"\nThe page is at {url}{taken}. Ctrl+C stops it.", flush=True)
     if browser and not webbrowser.open(url):

@@ -1,36 +1,16 @@
-"""Stand-in: provides the installed k-diffusion's modules without its package's own imports.
+"""Stand-in: provides the modules of the installed k-diffusion without the imports of its package.
 
-The package imports torchvision, wandb, kornia and more, none of which the samplers use.
+The package imports torchvision, wandb, kornia and more. The samplers use none of them.
 """
 
 import importlib.util
+import pkgutil
 import sys
-from importlib.machinery import PathFinder
-from pathlib import Path
 from types import ModuleType
 
-
-def _installed() -> list[str]:
-    here = Path(__file__).resolve().parent.parent
-    found = PathFinder.find_spec(__name__, [entry for entry in sys.path if Path(entry or ".").resolve() != here])
-    if found is None or found.submodule_search_locations is None:
-        raise ModuleNotFoundError("k-diffusion is not installed; see requirements-try.txt", name=__name__)
-    return list(found.submodule_search_locations)
-
-
-def _stub(name: str) -> None:
-    """Puts an empty package into sys.modules and into its parent."""
-    module = ModuleType(name)
-    module.__path__ = []
-    sys.modules[name] = module
-    parent, _, child = name.rpartition(".")
-    if parent:
-        setattr(sys.modules[parent], child, module)
-
-
-__path__ = __spec__.submodule_search_locations = _installed()
+__path__ = __spec__.submodule_search_locations = pkgutil.extend_path(__path__, __name__)
 
 if importlib.util.find_spec("torchvision") is None:
-    # k_diffusion.utils imports it to convert images, which no sampler does
+    # k_diffusion.utils imports it to convert images
     for _name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
-        _stub(_name)
+        sys.modules[_name] = ModuleType(_name)

@@ -10,7 +10,6 @@ cpu = torch.device("cpu")
 device = cpu
 dtype = dtype_vae = dtype_unet = torch.float32
 unet_needs_upcast = False
-fp8 = False
 
 
 class NansException(Exception):
@@ -18,12 +17,12 @@ class NansException(Exception):
 
 
 def autocast(disable: bool = False) -> Any:
-    """Single precision needs no casts."""
+    """Returns a context without effect, because single precision needs no casts."""
     return contextlib.nullcontext()
 
 
 def without_autocast(disable: bool = False) -> Any:
-    """Single precision needs no casts."""
+    """Returns a context without effect, because single precision needs no casts."""
     return contextlib.nullcontext()
 
 
@@ -35,8 +34,3 @@ def test_for_nans(x: Tensor, where: str) -> None:
     """Raises NansException if the first value of x is NaN. Like the webui, it takes this value for the whole tensor."""
     if torch.isnan(x.reshape(-1)[0]):
         raise NansException(f"A tensor with NaNs was produced in {where}.")
-
-
-def randn_local(seed: int, shape: Any) -> Tensor:
-    """Returns noise that depends only on the seed."""
-    return torch.randn(shape, generator=torch.Generator(cpu).manual_seed(int(seed)), device=cpu)

@@ -12,25 +12,15 @@ from PIL.PngImagePlugin import PngInfo
 def resize_image(
     resize_mode: int, im: Image.Image, width: int, height: int, upscaler_name: str | None = None
 ) -> Image.Image:
-    """Stretches (mode 0) or crops (mode 1) the image to a size. The webui has more modes."""
-    if resize_mode == 1:
-        factor = max(width / im.width, height / im.height)
-        size = round(im.width * factor), round(im.height * factor)
-        left, top = (size[0] - width) // 2, (size[1] - height) // 2
-        return im.resize(size, Image.Resampling.LANCZOS).crop((left, top, left + width, top + height))
-    chosen = [upscaler for upscaler in shared.sd_upscalers if upscaler.name == upscaler_name]
-    if chosen:
-        scale = max(width / im.width, height / im.height)
-        im = chosen[0].scaler.upscale(im, scale, chosen[0].data_path)
+    """Stretches the image to a size, after the upscaler if its name is given. The webui has more modes than 0."""
+    for upscaler in shared.sd_upscalers:
+        if upscaler.name == upscaler_name:
+            im = upscaler.scaler.upscale(im, max(width / im.width, height / im.height), upscaler.data_path)
     return im.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def flatten(img: Image.Image, bgcolor: str) -> Image.Image:
-    """Returns the image without transparency, on a background."""
-    if img.mode == "RGBA":
-        ground = Image.new("RGBA", img.size, bgcolor)
-        ground.alpha_composite(img)
-        img = ground
+    """Returns the image without transparency. The stand-in's page already removes it from an upload."""
     return img.convert("RGB")
 
 

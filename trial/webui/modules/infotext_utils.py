@@ -27,7 +27,7 @@ def unquote(text: str) -> Any:
         return text
 
 
-def parse_generation_parameters(x: str, skip_fields: list[str] | None = None) -> dict[str, Any]:
+def parse_generation_parameters(x: str) -> dict[str, Any]:
     """Returns the prompts and parameters of an infotext. A size becomes two values, and all values are text."""
     *lines, last = x.strip().split("\n")
     if len(PARAMETER.findall(last)) < 3:
@@ -46,8 +46,6 @@ def parse_generation_parameters(x: str, skip_fields: list[str] | None = None) ->
             params[f"{key}-1"], params[f"{key}-2"] = size.groups()
         else:
             params[key] = value
-    for key in skip_fields or ():
-        params.pop(key, None)
     return params
 
 

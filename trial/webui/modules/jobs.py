@@ -1,54 +1,28 @@
-"""Stand-in: runs a job in parallel with the page, and reports its progress to the page."""
+"""Stand-in: runs jobs, and reports the progress of a job to the page."""
 
-import base64
 import html
-import io
-import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import torch.nn.functional as F
+from gradio.processing_utils import encode_pil_to_base64
 from modules import errors, paths_internal, processing, sd_samplers_common, shared
-from modules.call_queue import queue_lock
 from modules.shared import opts, state
 from PIL import Image
 
 PREVIEW_CELLS = 16
 POLL_SECONDS = 0.25
 
-
-@dataclass
-class Running:
-    """The state of a running job for the page."""
-
-    share: float
-    text: str
-    preview: str
-
-    def html(self) -> str:
-        """Returns the bar and the preview."""
-        percent = f"{100 * self.share:.0f}%"
-        label = html.escape(f"{self.text}: {percent}" if self.text else percent)
-        picture = f'<img class="livePreview" src="{self.preview}">' if self.preview else ""
-        bar = f'<div class="progress" style="width:{percent}">&nbsp;</div><span>{label}</span>'
-        return f'<div class="progressDiv">{bar}</div>{picture}'
-
-
-@dataclass
-class Done:
-    """The result of a job."""
-
-    images: list = field(default_factory=list)
-    infotext: str = ""
-    comments: str = ""
+one_job = threading.Lock()
+"""Held by the running job. Other jobs wait for it."""
 
 
 def params_file() -> Path:
-    """Returns the file with the last job's infotext, for the paste button."""
+    """Returns the file with the infotext of the last job, which the paste button reads."""
     return Path(paths_internal.data_path, "params.txt")
 
 
@@ -66,8 +40,8 @@ def make(runner: Any, is_img2img: bool, parameters: dict[str, Any], args: list[A
 
 
 def execute(p: Any) -> processing.Processed:
-    """Runs a job, and marks its begin and end in the page's state."""
-    with queue_lock:
+    """Runs a job. During the job, `shared.state` contains its progress."""
+    with one_job:
         state.begin("job")
         try:
             return processing.process_images(p)
@@ -77,60 +51,64 @@ def execute(p: Any) -> processing.Processed:
             p.close()
 
 
-def run(runner: Any, is_img2img: bool, parameters: dict[str, Any], args: list[Any]) -> Iterator[Running | Done]:
-    """Yields Running during a job, then Done."""
+def run(runner: Any, is_img2img: bool, parameters: dict[str, Any], args: list[Any]) -> Iterator[tuple]:
+    """Runs a job for the page. Yields values of the bar, the gallery, the infotext and the comments.
+
+    During the job only the bar changes.
+    """
     if is_img2img and parameters["init_image"] is None:
-        yield Done(comments="img2img needs a picture to begin with")
+        yield "", [], "", _paragraph("comments", 'img2img needs an image. Upload one below "Picture".')
         return
-    done: list[Done] = []
+    result: list[tuple] = []
 
     def work() -> None:
         try:
-            processed = execute(make(runner, is_img2img, parameters, args))
+            made = execute(make(runner, is_img2img, parameters, args))
         except Exception as error:
             errors.report("The job failed", exc_info=True)
-            done.append(Done(comments=f"{type(error).__name__}: {error}"))
+            result.append(("", [], "", _paragraph("comments", f"{type(error).__name__}: {error}")))
             return
         params_file().parent.mkdir(parents=True, exist_ok=True)
-        params_file().write_text(processed.infotexts[0], encoding="utf-8")
-        done.append(Done(processed.images, processed.infotexts[0], processed.comments))
+        params_file().write_text(made.infotexts[0], encoding="utf-8")
+        texts = _paragraph("infotext", made.infotexts[0]), _paragraph("comments", made.comments)
+        result.append(("", made.images, *texts))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     preview = _Preview()
     while thread.is_alive():
-        yield Running(state.progress(), state.textinfo or "", preview.data_url())
+        yield _bar() + preview.html(), gr.update(), gr.update(), gr.update()
         thread.join(POLL_SECONDS)
-    yield done[0]
+    yield result[0]
+
+
+def _bar() -> str:
+    percent = f"{100 * state.progress():.0f}%"
+    label = html.escape(f"{state.textinfo}: {percent}" if state.textinfo else percent)
+    bar = f'<div class="progress" style="width:{percent}">&nbsp;</div><span>{label}</span>'
+    return f'<div class="progressDiv">{bar}</div>'
+
+
+def _paragraph(kind: str, text: str) -> str:
+    lines = "<br>".join(html.escape(line) for line in text.splitlines())
+    return f"<p class='{kind}'>{lines}</p>"
 
 
 class _Preview:
-    """Renders the latest latent as a small image, at most once per second."""
+    """Renders the job's current latent as a small image, at most once per second."""
 
     def __init__(self) -> None:
-        self._latent: Any = None
-        self._url = ""
-        self._made = 0.0
+        self._html = ""
+        self._rendered: Any = None
+        self._time = 0.0
 
-    def data_url(self) -> str:
+    def html(self) -> str:
         latent = state.current_latent
-        if not opts.live_previews_enable or latent is None or latent is self._latent or time.time() < self._made + 1:
-            return self._url
-        self._latent = latent
+        if not opts.live_previews_enable or latent is None or latent is self._rendered or time.time() < self._time + 1:
+            return self._html
         size = [max(1, round(n * min(1.0, PREVIEW_CELLS / max(latent.shape[-2:])))) for n in latent.shape[-2:]]
         image = sd_samplers_common.sample_to_image(F.interpolate(latent[:1], size, mode="area"))
-        self._url = _as_url(image.resize((256, 256 * image.height // image.width), Image.Resampling.BICUBIC))
-        self._made = time.time()
-        return self._url
-
-
-def _as_url(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "jpeg", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def page_script(texts: list[str]) -> str:
-    """Returns JavaScript that runs each text as a script of the page, in order."""
-    add = "const s = document.createElement('script'); s.textContent = text; document.head.appendChild(s);"
-    return f"() => {{ for (const text of {json.dumps(texts)}) {{ {add} }} }}"
+        image = image.resize((256, 256 * image.height // image.width), Image.Resampling.BICUBIC)
+        self._html = f'<img class="livePreview" src="{encode_pil_to_base64(image)}">'
+        self._rendered, self._time = latent, time.time()
+        return self._html

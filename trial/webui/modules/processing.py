@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 opt_f = 8
-
 VERSION = "stand-in"
 
 
@@ -38,63 +38,40 @@ def decode_latent_batch(
     return samples
 
 
-def txt2img_image_conditioning(sd_model: Any, x: Tensor, width: int, height: int) -> Tensor:
-    """Returns the empty condition of models that take only text."""
-    return x.new_zeros(x.shape[0], 5, 1, 1)
-
-
 @dataclass(repr=False)
 class StableDiffusionProcessing:
     """One job: its parameters, and its state while it runs."""
 
     outpath_samples: Any = None
     prompt: Any = ""
-    negative_prompt: Any = ""
+    negative_prompt: str = ""
     seed: int = -1
-    subseed: int = -1
-    subseed_strength: float = 0
     sampler_name: str | None = None
-    scheduler: str | None = None
     batch_size: int = 1
     n_iter: int = 1
     steps: int = 50
     cfg_scale: float = 7.0
     width: int = 512
     height: int = 512
-    tiling: bool | None = None
+    tiling: bool = False
     do_not_save_samples: bool = False
     do_not_save_grid: bool = False
-    extra_generation_params: dict[str, Any] | None = None
-    eta: float | None = None
-    denoising_strength: float | None = None
-    s_min_uncond: float | None = None
+    extra_generation_params: dict[str, Any] = field(default_factory=dict)
+    denoising_strength: float = 0.75
     disable_extra_networks: bool = False
-    overlay_images: list | None = None
-    comments: dict[str, int] | None = None
 
-    scripts: Any = field(default=None, init=False)
-    script_args: Any = field(default=(), init=False)
-    sampler: Any = field(default=None, init=False)
-    c: Any = field(default=None, init=False)
-    uc: Any = field(default=None, init=False)
-    rng: Any = field(default=None, init=False)
-    is_api: bool = field(default=False, init=False)
-    paste_to: Any = field(default=None, init=False)
-    extra_network_data: Any = field(default=None, init=False)
-    iteration: int = field(default=0, init=False)
-    all_prompts: Any = field(default=None, init=False)
-    all_negative_prompts: Any = field(default=None, init=False)
-    all_seeds: Any = field(default=None, init=False)
-    all_subseeds: Any = field(default=None, init=False)
-    prompts: Any = field(default=None, init=False)
-    negative_prompts: Any = field(default=None, init=False)
-    seeds: Any = field(default=None, init=False)
-    subseeds: Any = field(default=None, init=False)
+    # without annotations, so that these are no parameters
+    subseed_strength = 0.0
+    scripts = sampler = rng = c = uc = None
+    script_args = ()
+    is_api = False
+    overlay_images = paste_to = refiner_checkpoint_info = None
+    iteration = 0
+    prompts = negative_prompts = seeds = subseeds = None
 
     def __post_init__(self) -> None:
-        self.extra_generation_params = self.extra_generation_params or {}
-        self.comments = {}
-        self.refiner_checkpoint_info = None
+        self.comments: dict[str, int] = {}
+        self.extra_network_data: dict[str, Any] = {}
 
     @property
     def sd_model(self) -> Any:
@@ -105,12 +82,13 @@ class StableDiffusionProcessing:
         self.comments[text] = 1
 
     def txt2img_image_conditioning(self, x: Tensor, width: int | None = None, height: int | None = None) -> Tensor:
-        return txt2img_image_conditioning(self.sd_model, x, width or self.width, height or self.height)
+        """Returns the empty condition of models that use only text."""
+        return x.new_zeros(x.shape[0], 5, 1, 1)
 
     def init(self, all_prompts: list[str], all_seeds: list[int], all_subseeds: list[int]) -> None:
         """Prepares the job once."""
 
-    def sample(self, conditioning: Any, unconditional_conditioning: Any, **batch: Any) -> Tensor:
+    def sample(self) -> Tensor:
         """Samples the latents of one iteration."""
         raise NotImplementedError
 
@@ -122,7 +100,6 @@ class StableDiffusionProcessing:
         count = self.batch_size * self.n_iter
         self.all_prompts = self.prompt if isinstance(self.prompt, list) else [self.prompt] * count
         self.all_negative_prompts = [self.negative_prompt] * len(self.all_prompts)
-        self.main_prompt, self.main_negative_prompt = self.all_prompts[0], self.all_negative_prompts[0]
 
     def setup_conds(self) -> None:
         self.c = shared.sd_model.get_learned_conditioning(self.prompts)
@@ -132,12 +109,11 @@ class StableDiffusionProcessing:
         return self.c, self.uc
 
     def save_samples(self) -> bool:
-        """Whether images are saved."""
-        complete = opts.save_incomplete_images or not (state.interrupted or state.skipped)
-        return opts.samples_save and not self.do_not_save_samples and complete
+        """Returns whether images are saved. An image that the user has stopped is not saved."""
+        return not (self.do_not_save_samples or state.interrupted or state.skipped)
 
     def before_sampling(self, x: Tensor, noise: Tensor) -> None:
-        """Calls the scripts' hook of that name."""
+        """Calls the scripts' hook `process_before_every_sampling`."""
         if self.scripts is not None:
             self.scripts.call("process_before_every_sampling", self, x=x, noise=noise, c=self.c, uc=self.uc)
 
@@ -147,79 +123,57 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
     """A job that makes an image from a prompt."""
 
     enable_hr: bool = False
-    hr_second_pass_steps: int = 0
-    hr_upscale_to_x: int = field(default=0, init=False)
-    hr_upscale_to_y: int = field(default=0, init=False)
-    truncate_x: int = field(default=0, init=False)
-    truncate_y: int = field(default=0, init=False)
-    denoising_strength: float = 0.75
 
-    def sample(self, conditioning: Any, unconditional_conditioning: Any, **batch: Any) -> Tensor:
+    hr_second_pass_steps = hr_upscale_to_x = hr_upscale_to_y = truncate_x = truncate_y = 0
+
+    def sample(self) -> Tensor:
         self.sampler = sd_samplers.create_sampler(self.sampler_name, self.sd_model)
         x = self.rng.next()
         self.before_sampling(x, x)
-        image_conditioning = self.txt2img_image_conditioning(x)
-        return self.sampler.sample(
-            self, x, conditioning, unconditional_conditioning, image_conditioning=image_conditioning
-        )
+        return self.sampler.sample(self, x, self.c, self.uc, image_conditioning=self.txt2img_image_conditioning(x))
 
 
 @dataclass(repr=False)
 class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
     """A job that makes an image from an image."""
 
-    init_images: list | None = None
-    resize_mode: int = 0
-    denoising_strength: float = 0.75
-    mask: Any = None
-    mask_round: bool = True
+    init_images: list = field(default_factory=list)
 
-    nmask: Any = field(default=None, init=False)
-    mask_for_overlay: Any = field(default=None, init=False)
-    image_conditioning: Any = field(default=None, init=False)
-    init_latent: Any = field(default=None, init=False)
+    resize_mode = 0
+    mask = nmask = mask_for_overlay = None
+    mask_round = True
+    init_latent = image_conditioning = None
 
     def init(self, all_prompts: list[str], all_seeds: list[int], all_subseeds: list[int]) -> None:
         self.extra_generation_params["Denoising strength"] = self.denoising_strength
         self.sampler = sd_samplers.create_sampler(self.sampler_name, self.sd_model)
-        pictures = [
-            images.resize_image(self.resize_mode, one.convert("RGB"), self.width, self.height)
-            for one in self.init_images
-        ]
-        pixels = torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2).float() / 255
+        sized = [images.resize_image(0, one.convert("RGB"), self.width, self.height) for one in self.init_images]
+        pixels = torch.from_numpy(np.stack([np.asarray(one) for one in sized])).permute(0, 3, 1, 2).float() / 255
         latent = images_tensor_to_samples(pixels, model=self.sd_model)
         self.init_latent = latent if len(latent) == self.batch_size else latent[:1].repeat(self.batch_size, 1, 1, 1)
         self.image_conditioning = self.txt2img_image_conditioning(self.init_latent)
 
-    def sample(self, conditioning: Any, unconditional_conditioning: Any, **batch: Any) -> Tensor:
+    def sample(self) -> Tensor:
         x = self.rng.next()
         if opts.initial_noise_multiplier != 1.0:
             self.extra_generation_params["Noise multiplier"] = opts.initial_noise_multiplier
             x *= opts.initial_noise_multiplier
         self.before_sampling(self.init_latent, x)
         return self.sampler.sample_img2img(
-            self,
-            self.init_latent,
-            x,
-            conditioning,
-            unconditional_conditioning,
-            image_conditioning=self.image_conditioning,
+            self, self.init_latent, x, self.c, self.uc, image_conditioning=self.image_conditioning
         )
 
 
 class Processed:
     """The result of a job."""
 
+    index_of_first_image = 0
+
     def __init__(self, p: StableDiffusionProcessing, images_list: list, infotexts: list[str] | None = None):
         self.images = images_list
         self.infotexts = infotexts or []
         self.info = self.infotexts[0] if self.infotexts else ""
-        self.prompt = p.prompt
-        self.seed = p.all_seeds[0]
-        self.all_seeds = p.all_seeds
         self.comments = "".join(f"{comment}\n" for comment in p.comments)
-        self.extra_generation_params = p.extra_generation_params
-        self.index_of_first_image = 0
 
 
 def create_infotext(
@@ -241,15 +195,12 @@ def create_infotext(
     params: dict[str, Any] = {
         "Steps": p.steps,
         "Sampler": p.sampler_name,
-        "Schedule type": p.scheduler,
         "CFG scale": p.cfg_scale,
         "Seed": all_seeds[index],
         "Size": f"{p.width}x{p.height}",
         "Model hash": shared.sd_model.sd_model_hash,
         "Model": shared.sd_model.sd_checkpoint_info.name_for_extra,
-        "Variation seed": all_subseeds[index] if p.subseed_strength else None,
-        "Variation seed strength": p.subseed_strength or None,
-        "RNG": opts.randn_source,
+        "RNG": "CPU",
         **p.extra_generation_params,
         "Version": VERSION,
     }
@@ -258,24 +209,14 @@ def create_infotext(
     return f"{all_prompts[index]}{negative_line}\n{', '.join(words)}".strip()
 
 
-def get_fixed_seed(seed: Any) -> int:
-    """Returns the seed, or a random one for -1 and for None."""
-    seed = -1 if seed in ("", None) else int(seed)
-    return random.randrange(4294967294) if seed == -1 else seed
-
-
 def process_images(p: StableDiffusionProcessing) -> Processed:
     """Runs a job."""
-    if p.scripts is not None:
-        p.scripts.call("before_process", p)
-    seed, subseed = get_fixed_seed(p.seed), get_fixed_seed(p.subseed)
-    p.tiling = bool(p.tiling)
-    p.s_min_uncond = p.s_min_uncond or 0.0
-    p.extra_network_data = {}
-    p.setup_prompts()
-    p.all_seeds = [seed + (i if p.subseed_strength == 0 else 0) for i in range(len(p.all_prompts))]
-    p.all_subseeds = [subseed + i for i in range(len(p.all_prompts))]
     runner = p.scripts if p.scripts is not None else scripts.ScriptRunner()
+    runner.call("before_process", p)
+    # like the webui, draws a random seed for -1
+    seed = random.randrange(4294967294) if p.seed in (-1, None) else int(p.seed)
+    p.setup_prompts()
+    p.all_seeds = p.all_subseeds = [seed + i for i in range(len(p.all_prompts))]
     runner.call("process", p)
     infotexts: list[str] = []
     output: list[Image.Image] = []
@@ -304,23 +245,14 @@ def _iteration(p: StableDiffusionProcessing, runner: Any, n: int) -> list[tuple[
     mine = slice(n * p.batch_size, (n + 1) * p.batch_size)
     p.prompts, p.negative_prompts = p.all_prompts[mine], p.all_negative_prompts[mine]
     p.seeds, p.subseeds = p.all_seeds[mine], p.all_subseeds[mine]
-    shape = (shared.sd_model.latent_channels, p.height // opt_f, p.width // opt_f)
-    p.rng = rng.ImageRNG(shape, p.seeds, subseeds=p.subseeds, subseed_strength=p.subseed_strength)
+    p.rng = rng.ImageRNG((shared.sd_model.latent_channels, p.height // opt_f, p.width // opt_f), p.seeds)
     batch = {"batch_number": n, "prompts": p.prompts, "seeds": p.seeds, "subseeds": p.subseeds}
     runner.call("before_process_batch", p, **batch)
     runner.call("after_extra_networks_activate", p, **batch, extra_network_data=p.extra_network_data)
     runner.call("process_batch", p, **batch)
     p.setup_conds()
     with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
-        samples = p.sample(
-            conditioning=p.c,
-            unconditional_conditioning=p.uc,
-            seeds=p.seeds,
-            subseeds=p.subseeds,
-            subseed_strength=p.subseed_strength,
-            prompts=p.prompts,
-        )
-    replaced = scripts.PostSampleArgs(samples)
+        replaced = scripts.PostSampleArgs(p.sample())
     runner.call("post_sample", p, replaced)
     samples = replaced.samples
     if not getattr(samples, "already_decoded", False):
@@ -328,7 +260,7 @@ def _iteration(p: StableDiffusionProcessing, runner: Any, n: int) -> list[tuple[
     pixels = torch.clamp((torch.stack(list(samples)).float() + 1.0) / 2.0, 0.0, 1.0)
     state.nextjob()
     runner.call("postprocess_batch", p, images=pixels, batch_number=n)
-    listed = scripts.PostprocessBatchListArgs(list(pixels))
+    listed = SimpleNamespace(images=list(pixels))
     runner.call("postprocess_batch_list", p, listed, batch_number=n)
     return [_finish(p, runner, pixels, i) for i, pixels in enumerate(listed.images)]
 
@@ -337,7 +269,7 @@ def _finish(p: StableDiffusionProcessing, runner: Any, pixels: Tensor, i: int) -
     """Saves image i of an iteration. Returns the image and its infotext."""
     p.batch_index = i
     array = (255.0 * pixels.permute(1, 2, 0).cpu().numpy()).astype(np.uint8)
-    pp = scripts.PostprocessImageArgs(Image.fromarray(array))
+    pp = SimpleNamespace(image=Image.fromarray(array))
     runner.call("postprocess_image", p, pp)
     text = create_infotext(p, p.prompts, p.seeds, p.subseeds, index=i, all_negative_prompts=p.negative_prompts)
     if p.save_samples():

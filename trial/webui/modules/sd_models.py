@@ -14,16 +14,14 @@ from torch import Tensor
 class LatentDiffusion(torch.nn.Module):
     """A small model (see trial/small_model.py) with the names that samplers and extensions use."""
 
-    parameterization = "eps"
-    is_sdxl = is_sd3 = is_sd2 = is_ssd = False
+    is_sdxl = is_sd3 = False
     is_sd1 = True
     latent_channels = 4
-    cond_stage_key = "txt"
 
     def __init__(self, small: Any, name: str, sha256: str):
         super().__init__()
         self.small = small
-        self.model = SimpleNamespace(conditioning_key="crossattn")
+        self.model = SimpleNamespace()
         self.sd_checkpoint_info = SimpleNamespace(name_for_extra=name, title=name, sha256=sha256)
         self.sd_model_hash = sha256[:10]
         self.register_buffer("alphas_cumprod", small.alphas_cumprod.float())
@@ -54,7 +52,6 @@ class SdModelData:
 
     @property
     def sd_model(self) -> LatentDiffusion | None:
-        """The model in memory."""
         return shared.sd_model
 
 

@@ -1,9 +1,8 @@
-"""Stand-in: the shared parts of all samplers."""
+"""Stand-in: the parts that all samplers share."""
 
 import inspect
-from collections import namedtuple
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import k_diffusion.sampling
 import torch
@@ -14,11 +13,13 @@ from torch import Tensor
 
 approximation_indexes = {"Full": 0}
 
-_SamplerDataTuple = namedtuple("SamplerData", ["name", "constructor", "aliases", "options"])
 
+class SamplerData(NamedTuple):
+    """The entry of a sampler in the list of samplers."""
 
-class SamplerData(_SamplerDataTuple):
-    """The data of a sampler before it is created."""
+    name: str
+    constructor: Callable[[Any], "Sampler"]
+    options: dict[str, Any]
 
     def total_steps(self, steps: int) -> int:
         """Returns the number of model calls in `steps` steps."""
@@ -26,15 +27,14 @@ class SamplerData(_SamplerDataTuple):
 
 
 class InterruptedException(BaseException):
-    """The user asked to stop. This is not an error, so `except Exception` does not catch it."""
+    """The user wants to stop. Because this is not an `Exception`, code that handles errors does not catch it."""
 
 
 def setup_img2img_steps(p: Any, steps: int | None = None) -> tuple[int, int]:
-    """Returns the number of steps in the schedule, and the number of its last steps to run minus one."""
-    if opts.img2img_fix_steps or steps is not None:
-        requested = steps or p.steps
-        return int(requested / min(p.denoising_strength, 0.999)) if p.denoising_strength > 0 else 0, requested - 1
-    return p.steps, int(min(p.denoising_strength, 0.999) * p.steps)
+    """Returns the number of steps in the schedule, and the number of its last steps that run, minus one."""
+    if steps is None:
+        return p.steps, int(min(p.denoising_strength, 0.999) * p.steps)
+    return int(steps / min(p.denoising_strength, 0.999)), steps - 1
 
 
 def images_tensor_to_samples(image: Tensor, approximation: int | None = None, model: Any = None) -> Tensor:
@@ -49,19 +49,14 @@ def decode_first_stage(model: Any, x: Tensor) -> Tensor:
     return model.decode_first_stage(x.to(devices.dtype_vae))
 
 
-def sample_to_image(samples: Tensor, index: int = 0, approximation: int | None = None) -> Image.Image:
-    """Decodes one latent to an image."""
-    pixels = (decode_first_stage(shared.sd_model, samples[index : index + 1])[0] * 0.5 + 0.5).clamp(0, 1)
+def sample_to_image(samples: Tensor) -> Image.Image:
+    """Decodes the first of the latents to an image."""
+    pixels = (decode_first_stage(shared.sd_model, samples[:1])[0] * 0.5 + 0.5).clamp(0, 1)
     return Image.fromarray((pixels * 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy())
 
 
-def store_latent(decoded: Tensor) -> None:
-    """Stores a latent for the page's live preview."""
-    state.current_latent = decoded
-
-
 class TorchHijack:
-    """Replaces torch in k-diffusion's samplers: randn_like draws from the job's generators."""
+    """Replaces torch in k-diffusion's samplers, so that `randn_like` returns the noise of the job's generators."""
 
     def __init__(self, p: Any):
         self.rng = p.rng
@@ -70,88 +65,104 @@ class TorchHijack:
         return getattr(torch, item)
 
     def randn_like(self, x: Tensor) -> Tensor:
-        """Returns the job's next noise, in the shape with which its generators were created."""
+        """Returns the job's next noise. Its shape is the shape with which the job's generators were created."""
         return self.rng.next()
 
 
 class Sampler:
-    """Runs a sampling function on the model of a job."""
+    """Runs a sampling function on the model of a job. A subclass defines the kind of noise levels."""
 
-    def __init__(self, funcname: Any):
-        self.funcname = funcname
-        self.func: Callable = funcname
-        self.extra_params: list[str] = []
-        self.stop_at: int | None = None
-        self.eta: float | None = None
-        self.config: Any = None
+    eta = 1.0
+    config: SamplerData
+
+    def __init__(self, func: Callable, denoiser_class: type):
+        self.func = func
+        self.model_wrap_cfg = denoiser_class(self)
+        self.model_wrap = self.model_wrap_cfg.inner_model
         self.last_latent: Tensor | None = None
-        self.s_min_uncond: float | None = None
-        self.s_churn, self.s_tmin, self.s_tmax, self.s_noise = 0.0, 0.0, float("inf"), 1.0
-        self.eta_option_field, self.eta_infotext_field, self.eta_default = "eta_ancestral", "Eta", 1.0
-        self.conditioning_key = shared.sd_model.model.conditioning_key
-        self.p: Any = None
-        self.model_wrap_cfg: Any = None
-        self.model_wrap: Any = None
         self.sampler_extra_args: dict[str, Any] = {}
-        self.options: dict[str, Any] = {}
 
-    def callback_state(self, d: dict) -> None:
-        """The sampling function calls this once per step."""
-        if self.stop_at is not None and d["i"] > self.stop_at:
-            raise InterruptedException
-        state.sampling_step = d["i"]
-        shared.total_tqdm.update()
+    def levels(self, p: Any, steps: int) -> Tensor:
+        """Returns the noise levels of a schedule with `steps` steps."""
+        raise NotImplementedError
 
-    def launch_sampling(self, steps: int, func: Callable[[], Tensor]) -> Tensor:
-        """Calls `func`. If it is interrupted, returns the last prediction."""
-        self.model_wrap_cfg.steps = steps
-        self.model_wrap_cfg.total_steps = self.config.total_steps(steps)
-        state.sampling_steps = steps
-        state.sampling_step = 0
-        try:
-            return func()
-        except InterruptedException:
-            return self.last_latent
+    def first_latent(self, noise: Tensor, levels: Tensor) -> Tensor:
+        """Scales noise with variance 1 to the first level of the schedule."""
+        raise NotImplementedError
 
-    def initialize(self, p: Any) -> dict[str, Any]:
-        """Connects the sampler with a job. Returns the sampling function's parameters that depend on the job."""
-        denoiser = self.model_wrap_cfg
-        self.p = denoiser.p = p
-        denoiser.mask, denoiser.nmask = getattr(p, "mask", None), getattr(p, "nmask", None)
-        denoiser.step = 0
-        self.eta = p.eta if p.eta is not None else getattr(opts, self.eta_option_field)
-        self.s_min_uncond = p.s_min_uncond or 0.0
-        k_diffusion.sampling.torch = TorchHijack(p)
+    def last_levels(self, levels: Tensor, steps: int) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        """Returns the levels of the last `steps` steps, and the factors of the image and the noise at their start."""
+        raise NotImplementedError
 
-        accepted = inspect.signature(self.func).parameters
-        extra: dict[str, Any] = {}
-        if "eta" in accepted:
-            if self.eta != self.eta_default:
-                p.extra_generation_params[self.eta_infotext_field] = self.eta
-            extra["eta"] = self.eta
-        for name in self.extra_params:
-            value = getattr(opts, name) or getattr(self, name)
-            if name in accepted and value != getattr(self, name):
-                extra[name] = value
-        return extra
+    def arguments(self, p: Any, x: Tensor, levels: Tensor, used: Tensor) -> dict[str, Any]:
+        """Returns the sampling function's arguments for the levels `used` of the schedule `levels`."""
+        raise NotImplementedError
+
+    def sample_img2img(
+        self,
+        p: Any,
+        x: Tensor,
+        noise: Tensor,
+        conditioning: Any,
+        unconditional_conditioning: Any,
+        steps: int | None = None,
+        image_conditioning: Any = None,
+    ) -> Tensor:
+        """Samples the last part of the schedule, from the latent x with added noise."""
+        steps, last = setup_img2img_steps(p, steps)
+        levels = self.levels(p, steps)
+        used, image_scale, noise_scale = self.last_levels(levels, last + 1)
+        noised = image_scale * x + noise_scale * noise
+        if opts.img2img_extra_noise > 0:
+            p.extra_generation_params["Extra noise"] = opts.img2img_extra_noise
+            noised += noise * opts.img2img_extra_noise * image_scale
+        self.model_wrap_cfg.init_latent = self.last_latent = x
+        arguments = self.arguments(p, x, levels, used)
+        return self._run(p, noised, last + 1, conditioning, unconditional_conditioning, image_conditioning, arguments)
+
+    def sample(
+        self,
+        p: Any,
+        x: Tensor,
+        conditioning: Any,
+        unconditional_conditioning: Any,
+        steps: int | None = None,
+        image_conditioning: Any = None,
+    ) -> Tensor:
+        """Samples the whole schedule from noise x."""
+        steps = steps or p.steps
+        levels = self.levels(p, steps)
+        self.last_latent = x = self.first_latent(x, levels)
+        arguments = self.arguments(p, x, levels, levels)
+        return self._run(p, x, steps, conditioning, unconditional_conditioning, image_conditioning, arguments)
 
     def create_noise_sampler(self, x: Tensor, sigmas: Tensor, p: Any) -> Any:
         """Returns Brownian noise for the SDE samplers, with one tree per image."""
-        if opts.no_dpmpp_sde_batch_determinism:
-            return None
         seeds = p.all_seeds[p.iteration * p.batch_size : (p.iteration + 1) * p.batch_size]
         tree = k_diffusion.sampling.BrownianTreeNoiseSampler
         return tree(x, sigmas[sigmas > 0].min(), sigmas.max(), seed=seeds)
 
-    def run(self, p: Any, x: Tensor, steps: int, conds: tuple, extra: dict[str, Any]) -> Tensor:
-        """Samples from x. `conds` are cond, uncond and image conditioning."""
-        cond, uncond, image_cond = conds
+    def _run(
+        self, p: Any, x: Tensor, steps: int, cond: Any, uncond: Any, image_cond: Any, arguments: dict[str, Any]
+    ) -> Tensor:
+        """Calls the sampling function. If it is interrupted, returns the last prediction."""
+        k_diffusion.sampling.torch = TorchHijack(p)
         self.sampler_extra_args = {
             "cond": cond,
             "image_cond": image_cond,
             "uncond": uncond,
             "cond_scale": p.cfg_scale,
-            "s_min_uncond": self.s_min_uncond,
+            "s_min_uncond": 0.0,
         }
-        common = {"extra_args": self.sampler_extra_args, "disable": True, "callback": self.callback_state}
-        return self.launch_sampling(steps, lambda: self.func(self.model_wrap_cfg, x, **common, **extra))
+        if "eta" in inspect.signature(self.func).parameters:
+            arguments["eta"] = self.eta
+        state.sampling_steps, state.sampling_step = steps, 0
+        common = {"extra_args": self.sampler_extra_args, "disable": True, "callback": self._after_step}
+        try:
+            return self.func(self.model_wrap_cfg, x, **common, **arguments)
+        except InterruptedException:
+            return self.last_latent
+
+    def _after_step(self, d: dict) -> None:
+        state.sampling_step = d["i"]
+        shared.total_tqdm.update()

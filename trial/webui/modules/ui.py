@@ -1,8 +1,8 @@
 """Stand-in: the page, with a tab each for txt2img and img2img."""
 
 import html
+import json
 import re
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -29,11 +29,10 @@ class Tab:
         self.native = native
         self.controls: dict[str, Any] = {}
 
-    def add(self, parameter: str, component: Any) -> Any:
+    def add(self, parameter: str, component: Any) -> None:
         """Stores a component, and passes it to the scripts as the webui does."""
         self.controls[parameter] = component
-        self.runner.after_component(component, elem_id=component.elem_id)
-        return component
+        self.runner.after_component(component)
 
     def _id(self, name: str) -> str:
         return f"{self.name}_{name}"
@@ -64,7 +63,7 @@ class Tab:
                 self.info = gr.HTML(elem_id=f"html_info_{self.name}")
                 self.log = gr.HTML(elem_id=f"html_log_{self.name}", elem_classes="html-log")
         # the webui passes every component that it creates to the scripts
-        self.runner.after_component(self.gallery, elem_id=self.gallery.elem_id)
+        self.runner.after_component(self.gallery)
         self._connect()
 
     def _settings(self) -> None:
@@ -90,40 +89,30 @@ class Tab:
             self.script_inputs = self.runner.setup_ui()[1:]
             titles = ["None", *(script.title() for script in self.runner.selectable_scripts)]
             chosen = gr.Dropdown(titles, value="None", type="index", label="Script", elem_id="script_list")
-            self.runner.after_component(chosen, elem_id=chosen.elem_id)
+            self.runner.after_component(chosen)
 
     def _connect(self) -> None:
         names, inputs = list(self.controls), [*self.controls.values(), *self.script_inputs]
 
         def run(*values: Any) -> Any:
             parameters, args = dict(zip(names, values)), [0, *values[len(names) :]]
-            for picture in jobs.run(self.runner, self.is_img2img, parameters, args):
-                if isinstance(picture, jobs.Done):
-                    yield (
-                        _status(""),
-                        picture.images,
-                        _text("infotext", picture.infotext),
-                        _text("comments", picture.comments),
-                    )
-                else:
-                    yield _status(picture.html()), gr.update(), gr.update(), gr.update()
+            yield from jobs.run(self.runner, self.is_img2img, parameters, args)
 
         outputs = [self.progress, self.gallery, self.info, self.log]
         self.generate.click(run, inputs, outputs, show_progress=False)
         self.interrupt.click(shared.state.interrupt, [], [], queue=False, show_progress=False)
         fields = [*self._paste_fields(), *self.runner.infotext_fields]
 
-        def paste(prompt: str) -> list[Any]:
+        def paste(text: str) -> list[Any]:
             file = jobs.params_file()
-            text = prompt if "\n" in prompt or "Steps:" in prompt else ""
-            return infotext_utils.pasted(
-                fields, text or (file.read_text(encoding="utf-8") if file.is_file() else prompt)
-            )
+            if "\n" not in text and "Steps:" not in text and file.is_file():
+                text = file.read_text(encoding="utf-8")
+            return infotext_utils.pasted(fields, text)
 
         prompt = self.controls["prompt"]
         prompt.change(_unknown_words, [prompt], [self.unknown], show_progress=False, queue=False)
         components = [component for component, _ in fields]
-        self.paste.click(paste, [self.controls["prompt"]], components, show_progress=False, queue=False)
+        self.paste.click(paste, [prompt], components, show_progress=False, queue=False)
 
     def _paste_fields(self) -> list[tuple]:
         keys = {
@@ -149,15 +138,6 @@ def _unknown_words(prompt: str) -> str:
     return f"The model does not know: <b>{html.escape(', '.join(unknown))}</b>. See the list above." if unknown else ""
 
 
-def _status(text: str) -> Any:
-    return gr.update(value=text)
-
-
-def _text(kind: str, text: str) -> str:
-    lines = "<br>".join(html.escape(line) for line in text.splitlines())
-    return f"<p class='{kind}'>{lines}</p>"
-
-
 def build(scripts_js: list[str], style: str, native: int) -> gr.Blocks:
     """Builds the page. The browser runs `scripts_js` after loading it."""
     # gradio's own fonts would be loaded from the network
@@ -173,10 +153,6 @@ def build(scripts_js: list[str], style: str, native: int) -> gr.Blocks:
         # there is no settings page, only the element in which the webui keeps a copy of the settings
         copy = gr.Textbox("{}", elem_id="settings_json", visible=False)
         script_callbacks.call("after_component", copy, elem_id=copy.elem_id)
-        page.load(None, _js=jobs.page_script(scripts_js))
+        add = "const s = document.createElement('script'); s.textContent = text; document.head.appendChild(s);"
+        page.load(None, _js=f"() => {{ for (const text of {json.dumps(scripts_js)}) {{ {add} }} }}")
     return page
-
-
-def read(path: Path) -> str:
-    """Reads a file of the page."""
-    return path.read_text(encoding="utf-8")

@@ -37,22 +37,11 @@ class FormRow(FormComponent, gr.Row):
 class InputAccordion(gr.Checkbox):
     """A hidden checkbox, and an accordion that is open while the box is checked. page.js synchronises them."""
 
-    global_index = 0
-
     def __init__(self, value: bool, **kwargs: Any):
-        self.accordion_id = kwargs.get("elem_id")
-        if self.accordion_id is None:
-            self.accordion_id = f"input-accordion-{InputAccordion.global_index}"
-            InputAccordion.global_index += 1
-        box = {**kwargs, "elem_id": f"{self.accordion_id}-checkbox", "visible": False}
-        super().__init__(value, **box)
-        self.change(None, [self], _js=f"(checked) => inputAccordionChecked('{self.accordion_id}', checked)")
-        frame = {"label": "Accordion", **kwargs, "elem_id": self.accordion_id, "open": value}
-        self.accordion = gr.Accordion(**frame, elem_classes=["input-accordion"])
-
-    def extra(self) -> Any:
-        """Returns a container in the header."""
-        return gr.Column(elem_id=f"{self.accordion_id}-extra", elem_classes="input-accordion-extra", min_width=0)
+        elem_id = kwargs.pop("elem_id")
+        super().__init__(value, elem_id=f"{elem_id}-checkbox", visible=False, **kwargs)
+        self.change(None, [self], _js=f"(checked) => inputAccordionChecked('{elem_id}', checked)")
+        self.accordion = gr.Accordion(**kwargs, elem_id=elem_id, open=value, elem_classes=["input-accordion"])
 
     def __enter__(self) -> "InputAccordion":
         self.accordion.__enter__()
