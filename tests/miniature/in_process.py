@@ -7,7 +7,7 @@ from typing import Any
 
 import launch
 import pytest
-from modules import errors, jobs, paths_internal, processing, scripts, sd_models, shared
+from modules import jobs, paths_internal, processing, scripts, sd_models, shared
 from PIL import Image
 
 BASE = 64
@@ -48,7 +48,6 @@ class Webui:
         paths_internal.data_path = str(self.folder)
         if getattr(shared.sd_model, "small", None) is not self.small:
             sd_models.use_model(self.small, "random")
-        errors.exception_records.clear()
         is_img2img = init_image is not None
         values = {
             "prompt": "one",

@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 HOST = "127.0.0.1"
 NATIVE = 128
-"""Side of the images on which the bundled model was trained."""
+"""Width and height of the images on which the bundled model was trained, in pixels."""
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,7 +22,10 @@ for folder in (ROOT, HERE):
 
 
 def prepare(data_path: Path, model: Any) -> None:
-    """Uses the given model or loads a checkpoint of the bundled kind, then loads the extension's scripts."""
+    """Loads the extension's scripts and makes all jobs use the model.
+
+    `model` is the path of a checkpoint, or a model that is loaded already. Files are written into `data_path`.
+    """
     from modules import paths_internal
 
     paths_internal.data_path = str(data_path)

@@ -1,4 +1,4 @@
-// Stand-in for the webui's own scripts: what the extension's panel and scripts need of them.
+// Stand-in for the webui's own scripts: only the functions that the extension and its panel use.
 "use strict";
 
 function gradioApp() {
@@ -15,7 +15,7 @@ const onUiLoaded = (callback) => uiLoadedCallbacks.push(callback);
 const onUiUpdate = (callback) => uiUpdateCallbacks.push(callback);
 const onAfterUiUpdate = onUiUpdate;
 
-// An accordion whose header carries a checkbox; a hidden gradio checkbox holds the value that Python sees.
+// Adds a checkbox to the header of an accordion. A hidden gradio checkbox contains the value that Python receives.
 function setUpAccordion(accordion) {
     const header = accordion.querySelector(".label-wrap");
     const hidden = gradioApp().querySelector(`#${accordion.id}-checkbox input`);
@@ -37,7 +37,7 @@ function setUpAccordion(accordion) {
             hidden.dispatchEvent(new Event("change", {bubbles: true}));
         }
     };
-    // accordion and value follow each other until the box itself is clicked
+    // opening or closing the accordion changes the value, until you click the checkbox itself
     let linked = true;
     new MutationObserver(() => linked && setValue(header.classList.contains("open")))
         .observe(header, {attributes: true, attributeFilter: ["class"]});

@@ -13,7 +13,7 @@ unet_needs_upcast = False
 
 
 class NansException(Exception):
-    """A model returned only NaN."""
+    """A model returned NaN."""
 
 
 def autocast(disable: bool = False) -> Any:
@@ -27,10 +27,10 @@ def without_autocast(disable: bool = False) -> Any:
 
 
 def torch_gc() -> None:
-    """There is no cache to empty on a CPU."""
+    """Does nothing, because a CPU has no cache of free memory."""
 
 
 def test_for_nans(x: Tensor, where: str) -> None:
-    """Raises NansException if the first value of x is NaN. Like the webui, it takes this value for the whole tensor."""
+    """Raises NansException if the first value of x is NaN. Like the webui, checks no other value."""
     if torch.isnan(x.reshape(-1)[0]):
         raise NansException(f"A tensor with NaNs was produced in {where}.")

@@ -2,15 +2,10 @@
 
 import sys
 import traceback
-from collections import deque
-
-exception_records: deque = deque(maxlen=20)
-"""The latest reports, for tests."""
 
 
 def report(message: str, *, exc_info: bool = False) -> None:
     """Prints a message. If `exc_info` is set, also prints the traceback of the current exception."""
-    exception_records.append(message)
     lines = ["*** " + line for line in message.splitlines()]
     if exc_info:
         lines += ["    " + line for line in traceback.format_exc().splitlines()]

@@ -1,12 +1,12 @@
-"""Stand-in: there are no LoRAs."""
+"""Stand-in: records the extra networks (LoRAs) of a prompt, which have no effect."""
 
 from typing import Any
 
 active: dict[str, Any] = {}
-"""The networks that were activated last, for tests."""
+"""The networks that are active."""
 
 
 def activate(p: Any, extra_network_data: dict[str, Any]) -> None:
-    """Records the networks in the prompt, and replaces the previous ones."""
+    """Replaces the active networks."""
     active.clear()
     active.update(extra_network_data)

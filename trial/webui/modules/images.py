@@ -12,7 +12,10 @@ from PIL.PngImagePlugin import PngInfo
 def resize_image(
     resize_mode: int, im: Image.Image, width: int, height: int, upscaler_name: str | None = None
 ) -> Image.Image:
-    """Stretches the image to a size, after the upscaler if its name is given. The webui has more modes than 0."""
+    """Stretches an image to a size. If the name of an upscaler is given, enlarges the image with it first.
+
+    The webui has more resize modes than this one, which is 0.
+    """
     for upscaler in shared.sd_upscalers:
         if upscaler.name == upscaler_name:
             im = upscaler.scaler.upscale(im, max(width / im.width, height / im.height), upscaler.data_path)
@@ -20,12 +23,12 @@ def resize_image(
 
 
 def flatten(img: Image.Image, bgcolor: str) -> Image.Image:
-    """Returns the image without transparency. The stand-in's page already removes it from an upload."""
+    """Removes transparency. Uploads in the stand-in have none, so `bgcolor` has no effect."""
     return img.convert("RGB")
 
 
 def image_grid(imgs: list[Image.Image], batch_size: int = 1, rows: int | None = None) -> Image.Image:
-    """Arranges the images, which have one size, in rows that form about a square."""
+    """Arranges images of one size in a grid, with about as many rows as columns."""
     rows = min(rows or round(math.sqrt(len(imgs))), len(imgs))
     columns = math.ceil(len(imgs) / rows)
     width, height = imgs[0].size
@@ -53,11 +56,11 @@ def save_image(
     suffix: str = "",
     save_to_dirs: bool | None = None,
 ) -> tuple[str, None]:
-    """Saves an image with the next number in its folder. Returns the path."""
+    """Saves an image. Returns its path and None, in place of the path of the webui's text file."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     number = sum(1 for _ in folder.glob(f"*.{extension}"))
-    file = folder / f"{forced_filename or f'{number:05}-{seed}{suffix}'}.{extension}"
+    file = folder / f"{number:05}-{seed}{suffix}.{extension}"
     text = PngInfo()
     if info is not None:
         text.add_text(pnginfo_section_name, info)

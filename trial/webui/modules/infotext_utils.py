@@ -13,14 +13,14 @@ SIZE = re.compile(r"^(\d+)x(\d+)$")
 
 
 def quote(text: Any) -> Any:
-    """Quotes a value if the line of parameters requires it."""
+    """Quotes a value that contains a comma, a colon or a line break."""
     if "," not in str(text) and "\n" not in str(text) and ":" not in str(text):
         return text
     return json.dumps(text, ensure_ascii=False)
 
 
 def unquote(text: str) -> Any:
-    """Reverses `quote`."""
+    """Returns the text that `quote` has quoted. Other texts are not changed."""
     try:
         return json.loads(text) if text[:1] == '"' and text[-1:] == '"' else text
     except json.JSONDecodeError:
@@ -28,7 +28,10 @@ def unquote(text: str) -> Any:
 
 
 def parse_generation_parameters(x: str) -> dict[str, Any]:
-    """Returns the prompts and parameters of an infotext. A size becomes two values, and all values are text."""
+    """Parses an infotext into its prompts and parameters. All values are texts.
+
+    A size becomes two parameters: "Size: 64x96" becomes "Size-1: 64" and "Size-2: 96".
+    """
     *lines, last = x.strip().split("\n")
     if len(PARAMETER.findall(last)) < 3:
         lines, last = [*lines, last], ""
@@ -50,13 +53,16 @@ def parse_generation_parameters(x: str) -> dict[str, Any]:
 
 
 def create_override_settings_dict(text_pairs: list[str]) -> dict[str, Any]:
-    """Returns the settings in a list of entries such as `Tiling: True`. Other settings are ignored."""
+    """Parses texts such as "Tiling: True" into settings. Ignores all settings except this one."""
     found = [pair == "Tiling: True" for pair in text_pairs if pair.startswith("Tiling:")]
     return {"tiling": found[-1]} if found else {}
 
 
 def pasted(fields: list[tuple[Any, Any]], text: str) -> list[Any]:
-    """Returns one update per field, for the components that an infotext sets."""
+    """Returns one update per field for an infotext.
+
+    A field is a component, and either the name of a parameter or a function from the parameters to a value.
+    """
     params = parse_generation_parameters(text)
     return [_update(component, target, params) for component, target in fields]
 

@@ -1,4 +1,4 @@
-"""Stand-in: the kinds of settings."""
+"""Stand-in: the classes of the settings."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Stand-in: the folder for all written files. It is set before anything else is imported."""
+"""Stand-in: the webui's folders. `launch.prepare` sets `data_path`, into which all files are written."""
 
 from pathlib import Path
 

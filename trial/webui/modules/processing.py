@@ -18,7 +18,7 @@ VERSION = "stand-in"
 
 
 class DecodedSamples(list):
-    """Images (3, H, W) in -1..1, in place of samples."""
+    """Decoded images, each (3, H, W) in -1..1. A script can return them from `post_sample` instead of latents."""
 
     already_decoded = True
 
@@ -26,7 +26,10 @@ class DecodedSamples(list):
 def decode_latent_batch(
     model: Any, batch: Tensor, target_device: Any = None, check_for_nans: bool = False
 ) -> DecodedSamples:
-    """Decodes latents (B, 4, h, w) one by one."""
+    """Decodes latents (B, 4, h, w) one by one.
+
+    With `check_for_nans`, raises NansException if the first value of the latents or of an image is NaN.
+    """
     if check_for_nans:
         devices.test_for_nans(batch, "unet")
     samples = DecodedSamples()
@@ -40,10 +43,10 @@ def decode_latent_batch(
 
 @dataclass(repr=False)
 class StableDiffusionProcessing:
-    """One job: its parameters, and its state while it runs."""
+    """A job: its parameters, and its state while it runs."""
 
     outpath_samples: Any = None
-    prompt: Any = ""
+    prompt: str = ""
     negative_prompt: str = ""
     seed: int = -1
     sampler_name: str | None = None
@@ -60,7 +63,7 @@ class StableDiffusionProcessing:
     denoising_strength: float = 0.75
     disable_extra_networks: bool = False
 
-    # without annotations, so that these are no parameters
+    # these have no annotations, so they are not parameters of the dataclass
     subseed_strength = 0.0
     scripts = sampler = rng = c = uc = None
     script_args = ()
@@ -78,18 +81,18 @@ class StableDiffusionProcessing:
         return shared.sd_model
 
     def comment(self, text: str) -> None:
-        """Adds a sentence below the image."""
+        """Adds a text that the page shows below the images."""
         self.comments[text] = 1
 
     def txt2img_image_conditioning(self, x: Tensor, width: int | None = None, height: int | None = None) -> Tensor:
-        """Returns the empty condition of models that use only text."""
+        """Returns an empty image conditioning (B, 5, 1, 1), because the model uses only text."""
         return x.new_zeros(x.shape[0], 5, 1, 1)
 
     def init(self, all_prompts: list[str], all_seeds: list[int], all_subseeds: list[int]) -> None:
-        """Prepares the job once."""
+        """Prepares the job before its first iteration."""
 
     def sample(self) -> Tensor:
-        """Samples the latents of one iteration."""
+        """Samples the latents (B, 4, h, w) of one iteration."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -98,8 +101,7 @@ class StableDiffusionProcessing:
 
     def setup_prompts(self) -> None:
         count = self.batch_size * self.n_iter
-        self.all_prompts = self.prompt if isinstance(self.prompt, list) else [self.prompt] * count
-        self.all_negative_prompts = [self.negative_prompt] * len(self.all_prompts)
+        self.all_prompts, self.all_negative_prompts = [self.prompt] * count, [self.negative_prompt] * count
 
     def setup_conds(self) -> None:
         self.c = shared.sd_model.get_learned_conditioning(self.prompts)
@@ -109,7 +111,7 @@ class StableDiffusionProcessing:
         return self.c, self.uc
 
     def save_samples(self) -> bool:
-        """Returns whether images are saved. An image that the user has stopped is not saved."""
+        """Returns whether an image is saved now. Images of an iteration that the user stops are not saved."""
         return not (self.do_not_save_samples or state.interrupted or state.skipped)
 
     def before_sampling(self, x: Tensor, noise: Tensor) -> None:
@@ -188,7 +190,7 @@ def create_infotext(
     index: int | None = None,
     all_negative_prompts: list[str] | None = None,
 ) -> str:
-    """Formats the prompts and parameters of one image as text."""
+    """Formats the prompts and parameters of one image as an infotext."""
     if index is None:
         index = 0 if use_main_prompt else position_in_batch + iteration * p.batch_size
     negative = (all_negative_prompts or p.all_negative_prompts)[index]
@@ -210,10 +212,10 @@ def create_infotext(
 
 
 def process_images(p: StableDiffusionProcessing) -> Processed:
-    """Runs a job."""
+    """Runs a job. Returns its images and infotexts."""
     runner = p.scripts if p.scripts is not None else scripts.ScriptRunner()
     runner.call("before_process", p)
-    # like the webui, draws a random seed for -1
+    # -1 means a random seed
     seed = random.randrange(4294967294) if p.seed in (-1, None) else int(p.seed)
     p.setup_prompts()
     p.all_seeds = p.all_subseeds = [seed + i for i in range(len(p.all_prompts))]
@@ -241,7 +243,7 @@ def process_images(p: StableDiffusionProcessing) -> Processed:
 
 
 def _iteration(p: StableDiffusionProcessing, runner: Any, n: int) -> list[tuple[Image.Image, str]]:
-    """Returns the images and infotexts of iteration n."""
+    """Samples and decodes iteration n. Returns its images with their infotexts."""
     mine = slice(n * p.batch_size, (n + 1) * p.batch_size)
     p.prompts, p.negative_prompts = p.all_prompts[mine], p.all_negative_prompts[mine]
     p.seeds, p.subseeds = p.all_seeds[mine], p.all_subseeds[mine]
@@ -266,7 +268,7 @@ def _iteration(p: StableDiffusionProcessing, runner: Any, n: int) -> list[tuple[
 
 
 def _finish(p: StableDiffusionProcessing, runner: Any, pixels: Tensor, i: int) -> tuple[Image.Image, str]:
-    """Saves image i of an iteration. Returns the image and its infotext."""
+    """Converts image i of an iteration, (3, H, W) in 0..1, and saves it. Returns the image and its infotext."""
     p.batch_index = i
     array = (255.0 * pixels.permute(1, 2, 0).cpu().numpy()).astype(np.uint8)
     pp = SimpleNamespace(image=Image.fromarray(array))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class ImageRNG:
-    """Has one random generator per image."""
+    """Draws noise with one random generator per image."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ def call(kind: str, *args: Any, **kwargs: Any) -> None:
 
 
 def on_after_component(callback: Callable, *, name: str | None = None) -> None:
-    """Registers a callback for components of the page. Here it receives only components that belong to no tab."""
+    """Registers a callback for components of the page. The stand-in calls it only for `settings_json`."""
     _callbacks["after_component"].append(callback)
 
 

@@ -1,4 +1,4 @@
-"""Stand-in: the base class of scripts, and the runner that calls their hooks and continues after their errors."""
+"""Stand-in: the base class of scripts, and the runner that calls the hooks of scripts."""
 
 import importlib.util
 import re
@@ -19,7 +19,10 @@ scripts_data: list[ScriptClassData] = []
 
 
 class MaskBlendArgs:
-    """The values that `on_mask_blend` may replace. The blend after sampling has no denoiser."""
+    """The argument of the hook `on_mask_blend`, which can replace `blended_latent`.
+
+    In the blend after sampling, `denoiser` is None.
+    """
 
     def __init__(
         self,
@@ -37,7 +40,7 @@ class MaskBlendArgs:
 
 
 class PostSampleArgs:
-    """The values that `post_sample` may replace."""
+    """The argument of the hook `post_sample`, which can replace `samples`."""
 
     def __init__(self, samples: Any):
         self.samples = samples
@@ -81,7 +84,7 @@ class Script:
     def postprocess_image(self, p: Any, pp: Any, *args: Any) -> None: ...
 
     def elem_id(self, item_id: str) -> str:
-        """Returns the id of a component, which is unique by title and tab."""
+        """Returns the id of a component. It differs between scripts and between tabs."""
         title = re.sub(r"[^a-z_0-9]", "", re.sub(r"\s", "_", self.title().lower()))
         return f"script_{'img2img' if self.is_img2img else 'txt2img'}_{title}_{item_id}"
 
@@ -95,7 +98,7 @@ def load_module(path: Path) -> ModuleType:
 
 
 def load_scripts(folder: Path) -> None:
-    """Loads the scripts of one extension. They can import from its folder while they load."""
+    """Loads the scripts of one extension. While they load, they can import modules from the extension's folder."""
     sys.path.insert(0, str(folder))
     for path in sorted((folder / "scripts").glob("*.py")):
         module = load_module(path)
@@ -105,7 +108,7 @@ def load_scripts(folder: Path) -> None:
 
 
 class ScriptRunner:
-    """The scripts of one tab, and their ranges of the arguments."""
+    """The scripts of one tab. Each script has its own range of a job's `script_args`."""
 
     def __init__(self) -> None:
         self.alwayson_scripts: list[Script] = []
@@ -124,7 +127,10 @@ class ScriptRunner:
                 self.alwayson_scripts.append(script)
 
     def setup_ui(self) -> list[Any]:
-        """Builds the scripts' panels and returns all their inputs. The first input is the drop-down list of scripts."""
+        """Builds the panels of all scripts. Returns a list of their inputs.
+
+        The first entry of the list is None, in place of the webui's drop-down list of scripts.
+        """
         self.inputs, self.infotext_fields = [None], []
         for script in self.alwayson_scripts:
             with gr.Group():
@@ -136,7 +142,7 @@ class ScriptRunner:
         return self.inputs
 
     def call(self, hook: str, p: Any, *values: Any, **kwargs: Any) -> None:
-        """Calls a hook of every script with its own arguments. Reports an error and continues the job."""
+        """Calls a hook of every script with the script's own arguments. Reports an error, and then continues."""
         for script in self.alwayson_scripts:
             try:
                 args = p.script_args[script.args_from : script.args_to]

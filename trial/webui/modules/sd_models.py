@@ -1,4 +1,4 @@
-"""Stand-in: the bundled checkpoint with the methods of the webui's latent diffusion model."""
+"""Stand-in: the loaded checkpoint, with the methods of the webui's latent diffusion model."""
 
 import contextlib
 import hashlib
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class LatentDiffusion(torch.nn.Module):
-    """A small model (see trial/small_model.py) with the names that samplers and extensions use."""
+    """Wraps a small model (trial/small_model.py) in a class with the webui's names."""
 
     is_sdxl = is_sd3 = False
     is_sd1 = True
@@ -27,7 +27,7 @@ class LatentDiffusion(torch.nn.Module):
         self.register_buffer("alphas_cumprod", small.alphas_cumprod.float())
 
     def get_learned_conditioning(self, prompts: list[str]) -> Tensor:
-        """Returns the prompts' embeddings (B, 77, C). The prompts are plain words without emphasis."""
+        """Returns the embeddings (B, 77, C) of the prompts. The webui's syntax for emphasis is not supported."""
         return self.small.encode_prompts(prompts)
 
     def apply_model(self, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
@@ -39,7 +39,7 @@ class LatentDiffusion(torch.nn.Module):
         return self.small.encode(x)
 
     def get_first_stage_encoding(self, encoded: Tensor) -> Tensor:
-        """Returns the output of encode_first_stage, which is scaled already."""
+        """Returns its argument, because `encode_first_stage` has scaled the latents already."""
         return encoded
 
     def decode_first_stage(self, z: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class LatentDiffusion(torch.nn.Module):
 
 
 class SdModelData:
-    """Gives access to the loaded checkpoint without loading one."""
+    """Contains the loaded checkpoint. Reading it does not load a checkpoint."""
 
     @property
     def sd_model(self) -> LatentDiffusion | None:
@@ -59,13 +59,13 @@ model_data = SdModelData()
 
 
 def use_model(small: Any, name: str, sha256: str = "0" * 64) -> LatentDiffusion:
-    """Makes all jobs use a small model."""
+    """Makes all jobs use a small model, under a name."""
     shared.sd_model = LatentDiffusion(small, name, sha256).eval().requires_grad_(False)
     return shared.sd_model
 
 
 def reload_model_weights(sd_model: Any = None, info: Any = None, forced_reload: bool = False) -> Any:
-    """Returns the only model."""
+    """Returns the current model, because there is only one."""
     return shared.sd_model
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class CFGDenoiser(torch.nn.Module):
-    """The model of a sampling function: maps (x, noise level, conds) to the guided prediction."""
+    """The model that a sampling function calls. It predicts with classifier-free guidance."""
 
     def __init__(self, sampler: Any):
         super().__init__()
@@ -24,7 +24,7 @@ class CFGDenoiser(torch.nn.Module):
         raise NotImplementedError
 
     def get_pred_x0(self, x_in: Tensor, x_out: Tensor, sigma: Tensor) -> Tensor:
-        """Returns the clean latent of a prediction."""
+        """Converts a prediction `x_out` for `x_in` to a clean latent."""
         return x_out
 
     def forward(

@@ -31,14 +31,17 @@ class InterruptedException(BaseException):
 
 
 def setup_img2img_steps(p: Any, steps: int | None = None) -> tuple[int, int]:
-    """Returns the number of steps in the schedule, and the number of its last steps that run, minus one."""
+    """Returns the number of steps in the schedule, and one less than the number of steps that run.
+
+    The last steps of the schedule run. Without `steps`, the denoising strength determines their number.
+    """
     if steps is None:
         return p.steps, int(min(p.denoising_strength, 0.999) * p.steps)
     return int(steps / min(p.denoising_strength, 0.999)), steps - 1
 
 
 def images_tensor_to_samples(image: Tensor, approximation: int | None = None, model: Any = None) -> Tensor:
-    """Encodes images (B, 3, H, W) in 0..1 to latents (B, 4, h, w)."""
+    """Encodes images (B, 3, H, W) in 0..1 to latents (B, 4, h, w). `approximation` has no effect here."""
     model = model or shared.sd_model
     pictures = image.to(shared.device, devices.dtype_vae) * 2 - 1
     return torch.cat([model.get_first_stage_encoding(model.encode_first_stage(one[None])) for one in pictures])
@@ -50,13 +53,13 @@ def decode_first_stage(model: Any, x: Tensor) -> Tensor:
 
 
 def sample_to_image(samples: Tensor) -> Image.Image:
-    """Decodes the first of the latents to an image."""
+    """Decodes the first latent of (B, 4, h, w) to an image."""
     pixels = (decode_first_stage(shared.sd_model, samples[:1])[0] * 0.5 + 0.5).clamp(0, 1)
     return Image.fromarray((pixels * 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy())
 
 
 class TorchHijack:
-    """Replaces torch in k-diffusion's samplers, so that `randn_like` returns the noise of the job's generators."""
+    """Replaces torch in k-diffusion's samplers. Its `randn_like` draws the noise with the job's own generators."""
 
     def __init__(self, p: Any):
         self.rng = p.rng
@@ -65,7 +68,7 @@ class TorchHijack:
         return getattr(torch, item)
 
     def randn_like(self, x: Tensor) -> Tensor:
-        """Returns the job's next noise. Its shape is the shape with which the job's generators were created."""
+        """Returns the job's next noise, in the shape of the job's latents."""
         return self.rng.next()
 
 
@@ -91,11 +94,14 @@ class Sampler:
         raise NotImplementedError
 
     def last_levels(self, levels: Tensor, steps: int) -> tuple[Tensor, Tensor | float, Tensor | float]:
-        """Returns the levels of the last `steps` steps, and the factors of the image and the noise at their start."""
+        """Returns the noise levels of the last `steps` steps, and two factors a and b.
+
+        The first x of these steps is a * latent + b * noise.
+        """
         raise NotImplementedError
 
     def arguments(self, p: Any, x: Tensor, levels: Tensor, used: Tensor) -> dict[str, Any]:
-        """Returns the sampling function's arguments for the levels `used` of the schedule `levels`."""
+        """Returns the sampling function's arguments for the noise levels `used`. `levels` is the whole schedule."""
         raise NotImplementedError
 
     def sample_img2img(
@@ -108,7 +114,7 @@ class Sampler:
         steps: int | None = None,
         image_conditioning: Any = None,
     ) -> Tensor:
-        """Samples the last part of the schedule, from the latent x with added noise."""
+        """Adds noise to the latent x and samples the last steps of the schedule."""
         steps, last = setup_img2img_steps(p, steps)
         levels = self.levels(p, steps)
         used, image_scale, noise_scale = self.last_levels(levels, last + 1)
@@ -129,7 +135,7 @@ class Sampler:
         steps: int | None = None,
         image_conditioning: Any = None,
     ) -> Tensor:
-        """Samples the whole schedule from noise x."""
+        """Samples the whole schedule. x is noise with variance 1."""
         steps = steps or p.steps
         levels = self.levels(p, steps)
         self.last_latent = x = self.first_latent(x, levels)
@@ -137,7 +143,7 @@ class Sampler:
         return self._run(p, x, steps, conditioning, unconditional_conditioning, image_conditioning, arguments)
 
     def create_noise_sampler(self, x: Tensor, sigmas: Tensor, p: Any) -> Any:
-        """Returns Brownian noise for the SDE samplers, with one tree per image."""
+        """Returns a function that draws Brownian noise for the SDE samplers. Each image has its own seed."""
         seeds = p.all_seeds[p.iteration * p.batch_size : (p.iteration + 1) * p.batch_size]
         tree = k_diffusion.sampling.BrownianTreeNoiseSampler
         return tree(x, sigmas[sigmas > 0].min(), sigmas.max(), seed=seeds)
@@ -145,7 +151,7 @@ class Sampler:
     def _run(
         self, p: Any, x: Tensor, steps: int, cond: Any, uncond: Any, image_cond: Any, arguments: dict[str, Any]
     ) -> Tensor:
-        """Calls the sampling function. If it is interrupted, returns the last prediction."""
+        """Calls the sampling function. If the user interrupts it, returns the last prediction of the clean latent."""
         k_diffusion.sampling.torch = TorchHijack(p)
         self.sampler_extra_args = {
             "cond": cond,

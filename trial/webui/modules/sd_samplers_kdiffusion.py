@@ -26,13 +26,13 @@ class CFGDenoiserKDiffusion(sd_samplers_cfg_denoiser.CFGDenoiser):
 
 
 class KDiffusionSampler(sd_samplers_common.Sampler):
-    """Runs one of k-diffusion's functions. Its noise levels are sigmas, which decrease to zero."""
+    """Runs one of k-diffusion's sampling functions. The noise levels are sigmas."""
 
     def __init__(self, funcname: str, sd_model: Any):
         super().__init__(getattr(k_diffusion.sampling, funcname), CFGDenoiserKDiffusion)
 
     def get_sigmas(self, p: Any, steps: int) -> Tensor:
-        """Returns the decreasing noise levels of `steps` steps, and zero."""
+        """Returns the noise levels of `steps` steps, which decrease to zero."""
         discard = self.config.options.get("discard_next_to_last_sigma", False)
         steps += int(discard)
         name = self.config.options.get("scheduler")

@@ -19,7 +19,7 @@ def ddim(
     disable: bool | None = None,
     eta: float = 0.0,
 ) -> Tensor:
-    """DDIM (Song et al., 2021, equation 12) over increasing `timesteps`, from the last to the first."""
+    """Samples with DDIM (Song et al., 2021, equation 12). The `timesteps` increase, and sampling begins at the last."""
     alphas_cumprod = model.inner_model.inner_model.alphas_cumprod.cpu().double()
     ones = x.new_ones(x.shape[0])
     for i, (t, t_next) in enumerate(pairwise(timesteps.flip(0).tolist())):
@@ -35,7 +35,7 @@ def ddim(
 
 
 class CompVisTimestepsDenoiser(torch.nn.Module):
-    """Returns the model's own prediction of the noise."""
+    """Wraps a model that predicts noise. Unlike k-diffusion's wrapper, it does not convert the prediction."""
 
     def __init__(self, model: Any):
         super().__init__()
@@ -60,7 +60,7 @@ class CFGDenoiserTimesteps(sd_samplers_cfg_denoiser.CFGDenoiser):
 
 
 class CompVisSampler(sd_samplers_common.Sampler):
-    """Runs a function over increasing timesteps."""
+    """Runs a sampling function whose noise levels are increasing timesteps."""
 
     eta = 0.0
 
@@ -74,7 +74,7 @@ class CompVisSampler(sd_samplers_common.Sampler):
         return noise
 
     def last_levels(self, levels: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        # the webui drops the timestep at which the noised image begins
+        # like the webui, adds the noise of one timestep and begins at the timestep below it
         alpha = shared.sd_model.alphas_cumprod[levels[steps - 1]]
         return levels[: steps - 1], alpha.sqrt(), (1 - alpha).sqrt()
 

@@ -1,6 +1,6 @@
-"""Stand-in: UNets with which extensions replace the checkpoint's own."""
+"""Stand-in: the UNet that an extension uses in place of the checkpoint's UNet."""
 
 from typing import Any
 
 current_unet: Any = None
-"""None while the checkpoint's own UNet is in use."""
+"""None, because the stand-in uses the checkpoint's UNet."""

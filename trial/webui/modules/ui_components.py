@@ -6,7 +6,7 @@ import gradio as gr
 
 
 class FormComponent:
-    """A component that has no frame of its own in a row."""
+    """A component that shares a frame with the components next to it."""
 
     def get_expected_parent(self) -> Any:
         return gr.components.Form
@@ -28,14 +28,14 @@ class ToolButton(FormComponent, gr.Button):
 
 
 class FormRow(FormComponent, gr.Row):
-    """A row of controls."""
+    """A row of components in one frame."""
 
     def get_block_name(self) -> str:
         return "row"
 
 
 class InputAccordion(gr.Checkbox):
-    """A hidden checkbox, and an accordion that is open while the box is checked. page.js synchronises them."""
+    """A hidden checkbox, and an accordion that is open while the box is checked. page.js connects them."""
 
     def __init__(self, value: bool, **kwargs: Any):
         elem_id = kwargs.pop("elem_id")
