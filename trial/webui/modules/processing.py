@@ -197,6 +197,8 @@ def create_infotext(
     params: dict[str, Any] = {
         "Steps": p.steps,
         "Sampler": p.sampler_name,
+        # a sampler with a schedule of its own writes this into `extra_generation_params`
+        "Schedule type": None,
         "CFG scale": p.cfg_scale,
         "Seed": all_seeds[index],
         "Size": f"{p.width}x{p.height}",
