@@ -26,8 +26,8 @@ class Evaluate(Protocol):
     def __call__(self, crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
         """Returns the predictions for crops (V * N, C, h, w). The N rows of the first view come first.
 
-        `rows` selects the rows of the latent that the crops come from. A latent has one row per image for cond, and
-        one for uncond.
+        `rows` selects the rows of the latent that the crops come from. The latent of a model call has one row per image
+        for cond, and usually one row per image for uncond.
         """
         ...
 
@@ -46,8 +46,8 @@ class Memory(Protocol):
     def peak(self) -> int:
         """Returns the peak since `begin`, minus the memory in use now.
 
-        A host may move the model to the device at the first call (the webui with --medvram). The model stays there, so
-        it does not count as memory of an evaluation.
+        The memory in use now can include a model that the host moved to the device in this call (the webui does this
+        with --medvram). The model stays there, so it is not memory that the next evaluation needs in addition.
         """
         ...
 
@@ -86,12 +86,12 @@ def _of_one_size(work: Sequence[Work]) -> list[Work]:
 
 
 class ViewBatches:
-    """The size of view batches during one stage.
+    """Chooses the number of views in each model call of one stage.
 
     `views` is the requested number, or 0 for automatic. In automatic mode, the first batch is a single view, and its
     memory determines the size of the next batches. This is repeated at the first batch with larger crops, because
-    dilated views can be smaller than local views. If a batch runs out of memory, it is evaluated again at half the
-    size, down to one view and then one row. The smaller size is kept.
+    dilated views can be smaller than local views. If a batch runs out of memory, it is evaluated again with half as
+    many views. If a single view runs out of memory, its rows are divided too. The smaller size is kept.
     """
 
     def __init__(self, views: int = 0, memory: Memory | None = None):
@@ -130,7 +130,8 @@ class ViewBatches:
     def _measure_larger(self, cells: int) -> None:
         """Returns to batches of one view if the crops are larger than those that determined the batch size.
 
-        A batch that is too large does not always fail: Windows moves data to the computer's memory, which is slow.
+        A batch that is too large does not always raise an error. Windows moves data to the computer's memory instead,
+        which is slow.
         """
         if self._automatic and cells > self._measured:
             self._measure, self._measured, self.views = True, cells, 1
@@ -139,7 +140,7 @@ class ViewBatches:
         """Returns the predictions of a batch, or None if memory ran out. The caller then divides the batch."""
         try:
             if self._measure:
-                # measured only here, because a measurement resets the peak that the webui displays for the job
+                # other batches are not measured, because this resets the peak that the webui displays for the job
                 self._memory.begin()
             values = self._evaluate(evaluate, batch, rows)
         except Exception as error:
@@ -148,7 +149,7 @@ class ViewBatches:
         else:
             self._grow()
             return values
-        # done after the handler, where nothing references the tensors of the failed attempt
+        # the exception references the tensors of the failed attempt, so memory is released after its handler
         self._memory.release()
         return None
 
@@ -173,9 +174,10 @@ class ViewBatches:
         return now > 1
 
     def _grow(self) -> None:
-        """After the first batch of one view, sets the largest power of two that fits into the free memory.
+        """After a measured batch of one view, sets the batch size to the largest power of two that fits into memory.
 
-        The batch size changes the last bits of an image. With powers of two, it is more often equal in two runs.
+        The batch size affects the last bits of an image. Two runs more often have the same batch size if it is limited
+        to powers of two.
         """
         if not self._measure:
             return

@@ -1,4 +1,4 @@
-"""Matches the colors of large areas of an image to those of the smaller base image."""
+"""Matches the colors of large areas of an image to the colors of the smaller base image."""
 
 from __future__ import annotations
 
@@ -17,50 +17,55 @@ RADIUS = 1 / 32
 """Standard deviation of the low-pass filter, as a share of the image's shorter side."""
 
 FINE_PASSES = 3
-"""Number of corrections after the fit. Each adds the part of the low band that is still missing."""
+"""Number of corrections after the fit. Each correction adds the part of the low band that is still missing."""
 
 COARSE_RADIUS, COARSE_PASSES = 1 / 16, 6
 """Standard deviation of a coarser low-pass filter, as a share of the shorter side, and the number of its corrections.
 
-This filter gives edges their full weight.
+This filter does not reduce the weight of areas on edges.
 """
 
 FLAT = 0.003
-"""Variance of colors in -1..1 below which an area of the base counts as flat and gets one correction."""
+"""Variance of colors (in -1..1) below which a part of the base counts as flat, so its correction is constant."""
 
 EDGE = 0.3
-"""Difference, of colors in -1..1, by which neighbouring areas of the base count as an edge."""
+"""Color difference (in -1..1) between neighboring areas of the base that counts as an edge."""
 
 FARTHEST = 2.0
-"""Maximum shift of a pixel, relative to the shift of the mean, where detail is compressed."""
+"""Maximum shift of a pixel in an area whose detail is compressed, relative to the shift of the area's mean."""
 
 FEWEST_PASSES, MOST_PASSES = 2, 4
 """Number of passes of the whole correction."""
 
 ENOUGH = 0.5 * 2 / 255
-"""Color difference of a quarter of the picture, in -1..1, that needs no further pass: half a level of 255."""
+"""Maximum difference between the mean colors of a quarter of the picture and of the base after the last pass.
+
+If the difference is larger, another pass follows. Colors are in -1..1, so this is half of one of 255 levels.
+"""
 
 AT_ONCE = 1 << 16
 """Number of pixels per channel that are corrected at once."""
 
 
 def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) -> Tensor:
-    """Replaces the low band of `picture` (3, H, W) by that of the enlarged `base` (3, h, w), in place; both in -1..1.
+    """Replaces the low band of `picture` (3, H, W) with the low band of the enlarged `base` (3, h, w), in place.
 
-    Only pixels at which `painted` (1, h', w') in 0..1 is above zero change. The result is clamped to -1..1.
+    All colors are in -1..1, and the result is clamped to this range. `painted` (1, h', w') is a mask with values in
+    0..1. Pixels at which the mask is 0 do not change.
 
-    Super-resolution models correct their colors in the same way. They combine the high band of the result with the low
+    Super-resolution models correct their colors in a similar way. They combine the high band of the result with the low
     band of the input (the wavelet color fix of StableSR, arXiv 2305.07015; SUPIR, arXiv 2401.13627). With a plain
     low-pass filter, the correction of a subject leaks into the background. Here the correction is a locally affine
-    function of the base's colors, as in the guided filter (He and Sun, arXiv 1505.00996). It therefore stops at the
-    edges of the base.
+    function of the base's colors, as in the guided filter (He and Sun, arXiv 1505.00996). The correction therefore
+    stops at the edges of the base.
 
-    The correction is made in two to four passes. Where a pass compresses detail, it loses a part of the correction,
-    which the next pass adds. The passes end when every quarter of the picture is closer than ENOUGH to the base. All
-    but the first do not fit the areas at the border of `painted`. These areas keep a part of their drift, which must
-    not leak into their neighbours.
+    There are two to four passes. If a pass compresses detail, it makes only a part of the correction there, and the
+    next pass adds the rest. The passes end when every quarter of the picture is closer than ENOUGH to the base. The
+    areas at the border of the mask keep a part of their color drift. This drift must not affect neighboring areas, so
+    all passes after the first leave these areas out of the fit.
 
-    Works row by row. Besides the image, this needs memory for fields of (h / AREA, w / AREA) and for some rows.
+    The function works row by row. Besides the image, it needs memory for fields of (h / AREA, w / AREA) and for some
+    rows.
     """
     picture.clamp_(-1, 1)
     base = base.float().clamp(-1, 1)
@@ -106,7 +111,7 @@ class _Areas:
 
 
 def _grid(base: Tensor) -> tuple[int, int]:
-    """Returns how many areas a base image (3, h, w) has along both axes."""
+    """Returns the number of areas of a base image (3, h, w), vertically and horizontally."""
     return max(base.shape[-2] // AREA, 1), max(base.shape[-1] // AREA, 1)
 
 
@@ -129,9 +134,9 @@ def _areas(picture: Tensor, size: tuple[int, int]) -> _Areas:
 def _correction(missing: Tensor, guide: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Returns slope (3, 3, h, w) and offset (3, h, w) of the affine functions of `guide` that fit `missing` locally.
 
-    `missing` and `guide` are (3, h, w). Areas on edges of the guide have a low weight in the fit, because they differ
-    where the base is blurred or an edge has moved. The coarse low band that the fit does not reproduce is added to the
-    offset.
+    `missing` and `guide` are (3, h, w). Areas on edges of the guide have a low weight in the fit, because an edge of
+    the picture can be sharper than in the base, or in another place. The part of the low band that the fit does not
+    reproduce is added to the offset.
     """
     weight = torch.ones_like(guide[:1]) if mask is None else mask
     shorter = min(guide.shape[-2:])
@@ -165,13 +170,13 @@ class _LowPass:
 
 
 def _contrast(guide: Tensor) -> Tensor:
-    """Returns the color difference between each area and its neighbours, (1, h, w), for a guide (3, h, w)."""
+    """Returns the range of colors among each area and its neighbors, (1, h, w), for a guide (3, h, w)."""
     highest, lowest = (F.max_pool2d(x[None], 3, 1, 1)[0] for x in (guide, -guide))
     return (highest + lowest).amax(0, keepdim=True)
 
 
 def _compression(areas: _Areas, wanted: Tensor, moved: Tensor) -> dict[str, Tensor]:
-    """Returns the compression of detail that prevents clipping when areas are shifted by `moved` to `wanted`.
+    """Returns the compression of detail that prevents clipping when the mean colors shift by `moved` to `wanted`.
 
     "up" is the compression towards the maximum, and "down" is the compression towards the minimum. Both are (3, h, w)
     in 0..1. The dict is empty if no compression is needed.
@@ -179,13 +184,13 @@ def _compression(areas: _Areas, wanted: Tensor, moved: Tensor) -> dict[str, Tens
     up, down = _share(areas.high, wanted, moved), _share(-areas.low, -wanted, -moved)
     if not (up.any() or down.any()):
         return {}
-    # a neighbouring area can have larger values, and the share is interpolated between areas
+    # the share is interpolated between areas, so each area also uses the largest share of its neighbors
     up, down = (F.max_pool2d(share[None], 5, 1, 2)[0] for share in (up, down))
     return {"up": up, "down": down}
 
 
 def _share(high: Tensor, wanted: Tensor, moved: Tensor) -> Tensor:
-    """Returns the smallest share k with which no value of an area leaves the range when the area is shifted up.
+    """Returns the smallest compression k (0..1) with which no value of an area exceeds 1 when the area is shifted up.
 
     A value y is shifted by moved (1 + k ((1 - y) / (1 - mean) - 1)), where mean + moved = wanted. With k = 0, every
     value is shifted equally. With k = 1, white stays unchanged. The shift of the mean does not depend on k.
@@ -219,7 +224,7 @@ def _apply_(picture: Tensor, base: Tensor, fields: dict[str, Tensor]) -> None:
 
 
 def _compressed(y: Tensor, wanted: Tensor, moved: Tensor, fields: dict[str, Tensor]) -> Tensor:
-    """Returns the shift of each value y with which their mean changes by `moved` to `wanted` (see `_share`)."""
+    """Returns the shift of each value in y. The shifts change the mean by `moved` to `wanted` (see `_share`)."""
     sign = torch.where(moved > 0, 1.0, -1.0)
     share = torch.where(moved > 0, fields["up"], fields["down"])
     room = (1 - sign * y) / (1 - sign * (wanted - moved)).clamp_min(1e-4)
@@ -227,7 +232,7 @@ def _compressed(y: Tensor, wanted: Tensor, moved: Tensor, fields: dict[str, Tens
 
 
 def _rows(fields: Tensor, rows: range, size: tuple[int, int]) -> Tensor:
-    """Upscales fields (C, h, w) to `size` (height, width) by linear interpolation, and returns some of the rows."""
+    """Upscales fields (C, h, w) to `size` (height, width) by linear interpolation, but only computes the given rows."""
     height, width = size
     place = (torch.arange(rows.start, rows.stop, dtype=torch.float64) + 0.5) * fields.shape[-2] / height - 0.5
     place = place.clamp(0, fields.shape[-2] - 1)

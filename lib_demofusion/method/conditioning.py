@@ -1,8 +1,9 @@
 """Creates the conds of a batch of views from the conds of the whole latent.
 
 An SDXL model also gets sizes and a crop in a vector. The host's vector describes the whole base image. In a stage, each
-view gets a vector of its own. The original and target size are those of the final image in every stage, as in the
-paper. The crop of a local view begins at the view's offset in the stage's image. A dilated view shows the whole image.
+view gets a vector of its own. In every stage, the original size and the target size are the size of the final image, as
+in the paper. The crop of a local view begins at the position of the view in the image of the stage. A dilated view
+shows the whole image, so its crop begins at 0, 0.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ Cond = Mapping[str, Any]
 """The conditions that the host passes to its model by key: tensors, or lists of one tensor."""
 
 SPATIAL = "c_concat"
-"""The key of the only condition that is an image. Other conditions can also have four axes, such as Krea 2's text."""
+"""The key of the only condition that is an image.
+
+Other conditions can also have four axes, such as the text embedding of Krea 2.
+"""
 
 
 def cond_for_views(cond: Cond, views: Sequence[View], rows: slice, size: Size, crop_size: Size) -> dict[str, Any]:
-    """Returns the cond of a batch of views, view-major like the crops. `size` is the size of the whole latent.
+    """Returns the cond of a batch of views: all rows of the first view, then all rows of the second, and so on.
 
-    Selects the given rows of each tensor. `c_concat` has too many rows if the host skips the uncond. Only `c_concat` is
-    cropped; all other conditions are repeated for each view.
+    `size` is the size of the whole latent. Selects the given rows of each tensor, because `c_concat` has too many rows
+    if the host skips the uncond. Only `c_concat` is cropped. All other conditions are repeated for each view.
 
-    Always returns a new dict, because the host's apply_model writes cast tensors back to its argument
+    Always returns a new dict, because the host's apply_model writes cast tensors to its argument
     (modules/sd_hijack_unet.py).
     """
 
@@ -49,11 +53,11 @@ def cond_for_views(cond: Cond, views: Sequence[View], rows: slice, size: Size, c
 
 
 def _image_for_views(value: Tensor, views: Sequence[View], size: Size, crop_size: Size) -> Tensor:
-    """Crops an image condition (N, C, H, W) like the latent, or resizes it if it does not have the latent's size."""
+    """Crops an image condition (N, C, H, W) for each view, or resizes it if it does not have the latent's size."""
     if tuple(value.shape[-2:]) == size:
         return torch.cat([view.take(value) for view in views])
     if tuple(value.shape[-2:]) != crop_size:
-        # an inpainting model's "everything is masked" condition has the base image's size
+        # in txt2img with an inpainting model, the mask has the size of the base image and covers all of it
         value = F.interpolate(value, crop_size, mode="nearest")
     return _repeated(value, len(views))
 
@@ -63,10 +67,10 @@ def _repeated(value: Tensor, times: int) -> Tensor:
 
 
 def image_conditioning_for(conditioning: Tensor, anchor: Tensor, crop: LocalView | None) -> Tensor:
-    """Returns the base image's image conditioning at the size of `anchor` (B, C, H, W).
+    """Resizes the image conditioning of the base image to the size of `anchor` (B, C, H, W).
 
     `crop` is the part of the base image that the stage shows, or None for all of it. Latents and depth are resized like
-    the anchor. The first channel of an inpainting model is its mask, which keeps its sharp edge.
+    the anchor. For an inpainting model, the first channel is the mask, which keeps its sharp edge.
     """
     if not _is_spatial(conditioning):
         return conditioning
@@ -79,16 +83,17 @@ def image_conditioning_for(conditioning: Tensor, anchor: Tensor, crop: LocalView
 
 
 def _is_spatial(value: Tensor) -> bool:
-    """Returns whether the conditioning is an image. Models without image conditioning get a single cell."""
+    """Returns whether the conditioning is an image. For models without it, the host passes a single cell."""
     return value.ndim == 4 and value.shape[-2:] != (1, 1)
 
 
 def conds_of_stage(conds: Any, whole: int, run: int) -> Any:
-    """Shifts the steps at which a prompt ([a:b:0.5]) changes, so that it changes at the base image's noise level.
+    """Shifts the steps at which a prompt such as [a:b:0.5] changes.
 
-    The host counts these steps from zero over all calls of the base image's schedule. A stage makes only the last `run`
-    calls of a schedule of `whole` calls. `conds` is the cond or the uncond from `get_conds`. The uncond is None
-    in Forge and Forge Neo at a CFG scale of 1.
+    In a stage, the prompt then changes at the same noise level as in the base image. The host counts steps from zero
+    over all calls of the base image's schedule, but a stage makes only the last `run` calls of a schedule of `whole`
+    calls. `conds` is the cond or the uncond from `get_conds`. The uncond is None in Forge and Forge Neo at a CFG scale
+    of 1.
     """
     if conds is None or isinstance(conds, Tensor):
         return conds
@@ -99,7 +104,7 @@ def conds_of_stage(conds: Any, whole: int, run: int) -> Any:
 
 
 def _part_of_stage(part: Any, whole: int, run: int) -> Any:
-    """Shifts the changes of one of the prompts that AND joins."""
+    """Shifts the changes of one prompt of several prompts that are joined by AND."""
     return type(part)(_schedules_of_stage(part.schedules, whole, run), part.weight)
 
 
@@ -113,7 +118,7 @@ CROP = "crop_coords_top_left"
 SIZES = ("original_size_as_tuple", "target_size_as_tuple")
 
 NUMBERS = {**dict.fromkeys((CROP, *SIZES), 2), "aesthetic_score": 1}
-"""How many numbers the host passes to the embedder of each key (modules/sd_models_xl.py)."""
+"""The number of values that the host passes to the embedder of each key (modules/sd_models_xl.py)."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ class Frame:
     size: Size
     """Height and width of the final image."""
     origin: Size = (0, 0)
-    """Top and left of the whole image, from the user's crop setting. The offsets of views are added to it."""
+    """Top and left of the whole image, from the user's crop setting. The positions of views are added to it."""
 
 
 class SizeVectors:
@@ -136,7 +141,10 @@ class SizeVectors:
         self._crops: tuple[Tensor, Tensor] | None = None
 
     def for_views(self, vector: Tensor, views: Sequence[View]) -> Tensor:
-        """Returns the vectors (V * N, D) of a batch of views, view-major, from those of the whole latent (N, D)."""
+        """Returns the vectors (V * N, D) of V views from the vectors (N, D) of the whole latent.
+
+        The vectors of all rows of the first view come first.
+        """
         out = vector.repeat(len(views), 1)
         slots = number_slots(self._embedders, vector.shape[-1])
         for key in SIZES:

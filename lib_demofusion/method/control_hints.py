@@ -41,7 +41,7 @@ def shown_part(hint: Tensor, crop: LocalView, base: Size) -> Tensor:
 
 @dataclass(frozen=True)
 class StageHint:
-    """One hint during one stage, at the two sizes that its views use. It is cropped for each batch."""
+    """One hint for one stage, at the two sizes that the views of the stage use. It is cropped for each batch."""
 
     large: Tensor
     """The hint (1, C, H, W) at the size of the stage's image, for local views."""
@@ -49,7 +49,7 @@ class StageHint:
     """The hint (1, C, H / factor, W / factor) at the size of a dilated view, which shows the whole image."""
 
     def for_view(self, view: View) -> Tensor:
-        """Returns the part (1, C, h, w) of a view, with eight pixels per cell."""
+        """Returns the part (1, C, h, w) of the hint for a view, with eight pixels per cell."""
         if isinstance(view, LocalView):
             return LocalView(*(CELL * n for n in (view.top, view.left, view.height, view.width))).take(self.large)
         rows, columns = (_dilated_pixels(view, axis, self.small) for axis in (0, 1))
@@ -65,14 +65,16 @@ def make_stage_hint(hint: Tensor, size: Size, factor: int, resize: Resize = resi
 def _dilated_pixels(view: DilatedView, axis: int, small: Tensor) -> Tensor:
     """Returns the row (axis 0) or column (axis 1) of `small` for each pixel of a dilated view.
 
-    The center of cell i of the view is the center of cell `first + i factor` of the latent. The view is therefore
-    shifted by up to half a cell relative to the whole image. If all views used the same hint, each would draw it in a
-    different place, and an edge would become a comb of `factor` cells.
+    The center of cell i of the view is the center of cell `offset + i * factor` of the latent. The view is therefore
+    shifted by up to half a cell relative to the whole image. If all views used the same hint, each view would draw it
+    in a different place, and straight edges would become jagged.
 
-    The reference code takes every factor-th pixel of the large hint, which applies only a fraction of this shift. Every
-    factor-th block of 8 x 8 pixels would have the correct shift, but would break the image at the borders of cells.
-    This function shifts by whole pixels. Lines stay sharp, colors that encode a class stay exact, and the position is
-    correct to a sixteenth of a cell.
+    Two alternatives are worse. The paper's code takes every factor-th pixel of the large hint, which applies only a
+    fraction of this shift. Every factor-th block of 8 x 8 pixels would have the correct shift, but adjacent blocks
+    would not fit together.
+
+    This function shifts the hint by whole pixels. Lines stay sharp, and colors that encode a class stay exact. The
+    position is correct to a sixteenth of a cell.
     """
     factor = view.factor
     shift = round((CELL * view.offset(axis) + CELL / 2 * (1 - factor)) / factor)

@@ -1,8 +1,9 @@
-"""Counts the model calls of a sampler, and estimates the cost of a run in latent cells that the model evaluates.
+"""Counts the model calls of a sampler, and estimates the cost of a run.
 
-Time is roughly proportional to the cost. The number of model calls is exact for all samplers except DPM adaptive. The
-fusion skips a path if its weight is too small. The weights depend on the timestep of a model call, which depends on the
-sampler and scheduler. The estimate assumes that the timesteps are spaced evenly.
+The cost is the number of latent cells that the model evaluates. Time is roughly proportional to the cost. The number of
+model calls is exact for all known samplers except DPM adaptive. The fusion skips a path if its weight is too small. The
+weights depend on the timestep of a model call, which depends on the sampler and the scheduler. The estimate assumes
+that the timesteps are spaced evenly.
 """
 
 from __future__ import annotations
@@ -18,21 +19,25 @@ from lib_demofusion.method.views import Size
 from lib_demofusion.settings.fields import Settings
 
 CallsAhead = Callable[[int, float], float]
-"""Estimates the number of model calls after call `number` (counted from 0) at a noise level."""
+"""A function of the number of a model call (counted from 0) and its noise level. It estimates the number of calls that
+follow."""
 
 ADAPTIVE_CALLS, ADAPTIVE_RANGE, LOWEST_SIGMA = 60, 6.2, 0.03
-"""For DPM adaptive: assumed number of calls in a whole schedule, length of that schedule in log sigma, and its end."""
+"""Values for DPM adaptive: the assumed number of calls in a whole schedule, and the length and end of this schedule.
+
+The length is in log sigma, and the end is the lowest sigma.
+"""
 
 EXTRA_CALLS, BEND = 7.5, 1.27
 """Measured constants for DPM adaptive.
 
-EXTRA_CALLS is the number of additional calls per run: the first steps are always short, and the last one is cut off.
-BEND is an exponent. It describes how the steps grow as the noise level decreases.
+EXTRA_CALLS is the number of additional calls per run. They are needed because the first steps are always short, and the
+last step is cut off. BEND is an exponent, which describes how the steps grow as the noise level decreases.
 """
 
 
 def model_calls(name: str, arguments: Mapping[str, Any], second_order: bool = False) -> int | None:
-    """Returns how often the sampling function calls its model with these arguments, or None if unknown.
+    """Returns the number of model calls of the sampling function with these arguments, or None if it is unknown.
 
     DPM adaptive chooses the number while it runs. Schedules are assumed to end at zero noise.
     """
@@ -50,14 +55,14 @@ def model_calls(name: str, arguments: Mapping[str, Any], second_order: bool = Fa
 
 
 def expected_calls(steps: int, two_calls: bool) -> int:
-    """Estimates how often a sampler calls its model in `steps` steps."""
+    """Estimates the number of model calls of a sampler in `steps` steps."""
     return max(2 * steps - 1, 0) if two_calls else steps
 
 
 def calls_ahead(name: str, arguments: Mapping[str, Any], second_order: bool, whole: float) -> CallsAhead:
     """Returns a function that estimates the remaining calls of the sampling function `name`, from its arguments.
 
-    With DPM adaptive, the number depends on the image. `whole` is the expected number of calls in a whole schedule.
+    With DPM adaptive, this number depends on the image. `whole` is its expected number of calls in a whole schedule.
     """
     total = model_calls(name, arguments, second_order)
     if total is not None:

@@ -1,4 +1,4 @@
-"""Gaussian filters for the dilated views, statistics that preserve brightness and contrast, and downsampling."""
+"""Filters latents: Gaussian blurs, matching of means and standard deviations, and downsampling for live previews."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lib_demofusion.method.views import Size
 def gaussian_blur(x: Tensor, factor: int, std: float) -> Tensor:
     """Blurs x (B, C, H, W) with a separable Gaussian of 2*factor - 1 taps and zero padding.
 
-    `std` is in cells. The paper specifies 4s - 3 taps; its published code and the reference runs use 2s - 1.
+    `std` is in cells. The paper specifies 4*factor - 3 taps, but its published code uses 2*factor - 1.
     """
     reach = factor - 1
     return _filtered(x, _gaussian(x, reach, std))
@@ -84,18 +84,19 @@ def match_statistics(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def match_statistics_(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Shifts and scales x like `match_statistics`, but in place. Returns x."""
     own_mean, own_std = mean_and_std(x)
-    # in a flat image, the deviations from the mean are only rounding errors
+    # in a flat image, the deviations from the mean are only rounding errors, which must not be amplified without limit
     return x.sub_(own_mean).mul_(std / own_std.clamp_min(torch.finfo(x.dtype).eps)).add_(mean)
 
 
 LOW_BAND = 4
-"""The image is divided into LOW_BAND x LOW_BAND areas, and the colors of each area are averaged."""
+"""The low band of a latent consists of the means of LOW_BAND x LOW_BAND areas."""
 
 
 def match_low_band(x: Tensor, base: Tensor) -> Tensor:
-    """Matches the mean and std of the low band of x (B, C, H, W) to those of base (B, C, h, w), per channel.
+    """Shifts and scales the low band of x (B, C, H, W), so that it matches the low band of base (B, C, h, w).
 
-    Only the low band changes, so the contrast and detail of x are kept.
+    Each channel of the low band gets the mean and standard deviation of the same channel of base. Only the low band
+    changes, so x keeps its contrast and detail.
     """
     low, wanted = (_means_of_areas(latent, LOW_BAND) for latent in (x, base))
     std, mean = torch.std_mean(low, dim=(2, 3), keepdim=True)
@@ -125,7 +126,7 @@ def blur_for_dilation(x: Tensor, factor: int, std: float) -> Tensor:
 
 
 PREVIEW_CELLS = 128
-"""Longer side of a live preview in latent cells. This is 1024 pixels."""
+"""Maximum length of the longer side of a live preview, in latent cells (1024 pixels)."""
 
 
 def preview_size(size: Size) -> Size:
@@ -135,9 +136,9 @@ def preview_size(size: Size) -> Size:
 
 
 def for_preview(latent: Tensor) -> Tensor:
-    """Downsamples a latent to the size of a preview, because the host decodes it in one piece while the model runs.
+    """Downsamples a latent (B, C, H, W), or (B, C, 1, H, W) with Wan's VAE in Forge Neo, to the size of a live preview.
 
-    The latent is (B, C, H, W), or (B, C, 1, H, W) with Wan's VAE in Forge Neo.
+    The host decodes a preview in one piece while the model runs, which could exceed the memory at the full size.
     """
     size = latent.shape[-2], latent.shape[-1]
     small = preview_size(size)

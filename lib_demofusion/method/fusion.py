@@ -18,9 +18,9 @@ from lib_demofusion.method.views import DilatedView, LocalView, Size, View, tape
 class Feathering:
     """The weights of the local views of one stage.
 
-    `feather` is the fraction of a view's side over which its weight falls towards each border (see `taper`). With 0,
-    all cells have the same weight. The weights of a view are cached for the stage, and their sum is cached until the
-    views change. This saves time on a GPU, where each new small tensor needs a kernel launch.
+    `feather` is the fraction of a view's side over which its weights fall towards each border (see `taper`). With 0,
+    all cells have the same weight. The weights of a view are cached for the whole stage. The sum of the weights of all
+    views is cached until the views change. This saves time on a GPU, where each new small tensor needs a kernel launch.
     """
 
     def __init__(self, feather: float = 0.0):
@@ -37,7 +37,7 @@ class Feathering:
         view.take(out).addcmul_(values.to(out.dtype), self._taper(view.crop_size, out.device))
 
     def divide(self, out: Tensor, views: Sequence[LocalView], share: float) -> None:
-        """Divides the sums over `views` in `out` (..., H, W) by their weights and multiplies by `share`, in place.
+        """Turns the weighted sums in `out` (..., H, W) into weighted means over `views`, times `share`, in place.
 
         Cells that no view covers stay zero.
         """
@@ -62,7 +62,8 @@ class Feathering:
 Predictions = Iterator[tuple[View, Tensor]]
 
 Predict = Callable[[Sequence[Work], int], Predictions]
-"""Yields each view of `work` with the model's prediction for all rows, in order (see ViewBatches.predictions)."""
+"""A function of the work and the number of rows. It yields each view of the work, in order, and the model's prediction
+for all rows of this view (see ViewBatches.predictions)."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,10 @@ class LocalPath:
 
     views: Sequence[LocalView]
     feathering: Feathering = field(default_factory=Feathering)
-    """Can be reused for calls with the same views. With a feather of 0, overlaps are averaged as in the paper."""
+    """The weights in the overlaps. With a feather of 0, overlaps are averaged as in the paper.
+
+    The same object can be used for all calls of a stage, because it caches weights.
+    """
 
     def is_all_of(self, x: Tensor) -> bool:
         """Returns whether a single view covers all of x (B, C, H, W)."""
@@ -82,8 +86,10 @@ class LocalPath:
 class DilatedPath:
     """Dilated views of the blurred latent, and the correction for applying their predictions to the sharp latent.
 
-    `correction` is the share of x - blur(x) to add, either one number or one per row (B, 1, 1, 1). It is 1 if the
-    wrapper returns x0 and the model predicts eps. It is 0 if the wrapper returns eps.
+    `correction` is the factor of x - blur(x) that is added to the prediction: one number, or a tensor (B, 1, 1, 1) with
+    a number for each row. For a model that predicts eps, it is 1 if the host's wrapper of the model returns x0, and 0
+    if the wrapper returns eps.
+
     `copies` is the number of times that x repeats the same B / copies images, such as 2 for cond and uncond. The
     images are blurred only once.
     """
@@ -101,9 +107,9 @@ class DilatedPath:
 def fuse(predict: Predict, x: Tensor, local: LocalPath, dilated: DilatedPath, c2: float) -> Tensor:
     """Computes the prediction (1 - c2) local + c2 (dilated + correction (x - blur(x))) for x (B, C, H, W).
 
-    Source: arXiv 2311.16973, section 3.4. The last term is needed because the noise is predicted on the blurred latent
-    but subtracted from the sharp one. A path with weight zero is not evaluated. Besides x, memory is needed for one
-    accumulator, the weights of the views, the blurred latent, and one batch of views.
+    Source: arXiv 2311.16973, section 3.4. The term with `correction` is needed because the noise is predicted from the
+    blurred latent but subtracted from the sharp latent. A path with weight zero is not evaluated. Besides x, memory is
+    needed for one accumulator, the weights of the views, the blurred latent, and one batch of views.
     """
     if c2 <= 0 and local.is_all_of(x):
         return next(values for _, values in predict([(local.views[0], x)], len(x)))
@@ -119,7 +125,7 @@ def fuse(predict: Predict, x: Tensor, local: LocalPath, dilated: DilatedPath, c2
 
 
 def _work(x: Tensor, blurred: Tensor, local: LocalPath, dilated: DilatedPath, c2: float) -> list[Work]:
-    """Returns the views to evaluate, each with its source latent. Views with weight zero are left out."""
+    """Returns the views to evaluate, each with the latent that it is cropped from. Omits a path with weight zero."""
     work: list[Work] = [(view, x) for view in local.views] if c2 < 1 else []
     return work + [(view, blurred) for view in dilated.views] if c2 > 0 else work
 

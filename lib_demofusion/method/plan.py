@@ -1,4 +1,4 @@
-"""Plans the stages of a run: their sizes, views and cost."""
+"""Plans the stages of a run: their sizes, their views, and the number of cells that they evaluate."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ CELL = 8
 """Side of a latent cell in pixels."""
 
 CLOSE_SCALES = 0.5
-"""With 'every', a whole scale that is closer than this to the last scale gets no stage."""
+"""With 'every' and 'doubling', a whole scale that is closer than this to the last scale gets no stage."""
 
 NO_STAGE = "no stage: the final size is the size of the base image"
 """The note for a plan without stages."""
 
 MIN_TILE, MAX_TILE = 0.5, 2
-"""Range of tile sizes that are multiples of the base image's size. Larger numbers are sides in cells."""
+"""A tile size in this range is a multiple of the base image's size. A larger tile size is a side in cells."""
 
 FEWEST_CELLS = 8
 """Minimum side of a tile in cells."""
@@ -37,11 +37,14 @@ class StagePlan:
     number: int
     """1 for the first stage after the base image."""
     scale: float
+    """Size of the stage, divided by the size of the cropped base image."""
     size: Size
     factor: int
-    """Distance between the cells of a dilated view. Each of the factor x factor dilated views shows the whole image."""
+    """Distance in the latent between adjacent cells of a dilated view. There are factor x factor dilated views."""
     window: Size
+    """Size of a local view."""
     stride: Size
+    """Maximum distance between the positions of adjacent local views."""
     unit: int = 1
     """The sides of the latent and of every view are multiples of this number of cells. It is 2 for transformers."""
 
@@ -80,7 +83,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of all stages of a run. They use the part `crop` of the base latent."""
+    """The plan of all stages of a run. The first stage enlarges the part `crop` of the base latent."""
 
     base: Size
     crop: LocalView
@@ -94,7 +97,7 @@ class Plan:
 
 
 def make_plan(settings: Settings, base: Size, unit: int = 1) -> Plan:
-    """Plans the stages from a base latent of size `base` to the final size of the settings.
+    """Plans the stages from a base latent of size `base` to the final size in the settings.
 
     The sides of all latents and views are multiples of `unit` cells. Raises SettingsError if a field does not fit the
     base image or the other fields.
@@ -108,13 +111,13 @@ def make_plan(settings: Settings, base: Size, unit: int = 1) -> Plan:
     if target == (crop.height, crop.width):
         return Plan(base, crop, (), tuple(notes))
     steps = _intermediate(settings, scales, last)
-    # scales with the same size in cells share one stage, and a scale with the base's size gets no stage
+    # scales that round to the same size share one stage, and a scale that rounds to the base's size gets no stage
     scale_of = {(_round(crop.height * k, unit), _round(crop.width * k, unit)): k for k in steps} | {target: last}
     scale_of.pop((crop.height, crop.width), None)
     window = _window(settings, base, target, unit)
     stride = _stride(settings, window, unit)
     notes += _rounded_tiles(settings, window, stride)
-    # a target that was rounded up does not need a larger factor
+    # if the target was rounded up to a multiple of the unit, this must not increase the factor
     slack = (unit - 1) / min(crop.height, crop.width)
     stages = tuple(
         StagePlan(i + 1, k, size, dilation(k - slack), _fit(window, size), _fit(stride, size), unit)
@@ -151,7 +154,7 @@ def _fit(extent: Size, size: Size) -> Size:
 
 
 def _target(settings: Settings, base: Size, scales: Sequence[float], unit: int) -> tuple[Size, list[str]]:
-    """Returns the final size, with notes about fields that have no effect and sides that were rounded."""
+    """Returns the final size in cells, and notes about a scale that is not used or a size that is rounded."""
     notes: list[str] = []
     asked: list[float] = [settings.height, settings.width]
     if not any(asked):
@@ -217,16 +220,19 @@ def _window(settings: Settings, base: Size, target: Size, unit: int) -> Size:
 
 
 def _times(side: int, factor: float, unit: int) -> int:
-    """Returns a tile side that is a multiple of the base image's side.
+    """Returns the side of a tile that is about `factor` times the side of the base image.
 
-    SDXL's UNet halves sides twice, so the result is a multiple of 4 if the side is large enough.
+    SDXL's UNet halves the size twice, so the result is a multiple of 4, unless the base image is small.
     """
     step = math.lcm(4, unit) if side >= 4 * FEWEST_CELLS else unit
     return max(step * int(side * factor / step + 0.5), _down(min(FEWEST_CELLS, side), unit))
 
 
 def _stride(settings: Settings, window: Size, unit: int) -> Size:
-    """Returns the distance of local views. 0 derives it from the window and the overlap."""
+    """Returns the maximum distance of adjacent local views in cells.
+
+    The field `tile_stride` sets it. If this field is 0, the distance follows from the window and the overlap.
+    """
     if not settings.tile_stride:
         # the margin prevents 0.7 of 10 cells from rounding down to 6
         rows, columns = (_down(n * (1 - settings.overlap) + 1e-6, unit) for n in window)
@@ -239,7 +245,7 @@ def _stride(settings: Settings, window: Size, unit: int) -> Size:
 
 
 def _rounded_tiles(settings: Settings, window: Size, stride: Size) -> list[str]:
-    """Returns notes on sides and distances of tiles that were given in cells and are not multiples of the unit."""
+    """Returns notes about a tile size and a tile stride that are rounded, because they are no multiples of the unit."""
     tile, distance = settings.tile_size, settings.tile_stride
     notes = [f"tile size {tile:g} is rounded to {window[0]} cells"] if tile > MAX_TILE and tile != window[0] else []
     if distance and distance != stride[0]:

@@ -12,12 +12,15 @@ from lib_demofusion.method.schedule import Timestep, snr_timestep
 
 
 class NoiseSpace(Protocol):
-    """How a sampler's x is composed of signal and noise. `level` is the level that the sampler passes to its model."""
+    """Describes how a sampler's x is composed of signal and noise.
+
+    `level` is the noise level that the sampler passes to its model.
+    """
 
     def read(self, level: Tensor) -> tuple[Tensor, float]:
-        """Returns a scalar noise level on the CPU, and the model's timestep (0 to 1000) for it.
+        """Copies a scalar noise level to the CPU. Returns it, and the model's timestep (0 to 1000) at this level.
 
-        Both are read in one transfer, because each read waits for the device's queue.
+        Both are copied in one transfer, because each transfer waits for the device's queue.
         """
         ...
 
@@ -78,7 +81,8 @@ class VariancePreserving:
 class Flow:
     """x = (1 - sigma) signal + sigma noise, the space of flow-matching models, whose level is sigma (1 to 0).
 
-    Their samplers step along the velocity (x - denoised) / sigma. `timestep` determines the cosine weights of a level.
+    Samplers step along the velocity (x - denoised) / sigma. `timestep` converts a level to the timestep that determines
+    the cosine weights.
     """
 
     def __init__(self, timestep: Timestep = snr_timestep):
@@ -96,7 +100,7 @@ class Flow:
 
 
 def _beside(level: Tensor, value: Tensor) -> Tensor:
-    """Returns `value` on the device of `level` and in its dtype, or in float32 if that is an integer type."""
+    """Converts `value` to the device and dtype of `level`, or to float32 if `level` has an integer dtype."""
     return value.to(level.dtype if level.is_floating_point() else torch.float32).to(level.device)
 
 
@@ -117,7 +121,7 @@ def scales_at(space: NoiseSpace, level: Tensor) -> tuple[float, float]:
 def blend_noised_(x: Tensor, anchor: Tensor, noise: Tensor, scales: tuple[float, float], c1: float) -> None:
     """Replaces x by (1 - c1) x + c1 noised(anchor) in place, as in the paper. For samplers that add no noise.
 
-    `scales` is the result of `scales_at`. Allocates no latent, because that would take longer than the sum.
+    `scales` is the result of `scales_at`. The sum is computed in place, because allocating a latent would take longer.
     """
     signal_scale, noise_scale = scales
     x.mul_(1 - c1)
@@ -129,6 +133,6 @@ def blend_signal_(x: Tensor, anchor: Tensor, denoised: Tensor, c1: float, signal
     """Shifts x by c1 (anchor - denoised) in place, where `denoised` is the prediction of the previous step.
 
     For samplers that add fresh noise. If their x were blended with the fixed noise of the anchor, the noise level would
-    fall below the level that the model receives (to 0.89 of sigma with Euler a). This form does not change the noise.
+    fall below the level that the model receives (to 0.89 of sigma with Euler a). This function only shifts the signal.
     """
     x.add_((anchor - denoised).to(x) * signal_scale.to(x.dtype), alpha=c1)

@@ -1,9 +1,9 @@
 """Recognizes samplers with which the stages would give wrong images, and explains why.
 
 `CallGuard` runs while a sampler runs. The skip residual is written into the tensor that the sampler passes to its
-model, and has an effect only if that tensor is the sampler's own x. Two facts show this without reading the device: the
-sampler's callback shows the same memory, and there is one callback between two calls that begin a step. Both are true
-for every sampler of k-diffusion and of the webuis, except UniPC.
+model, and has an effect only if this tensor is the sampler's own x. Two conditions show this without reading values
+from the device: the sampler passes a tensor with the same memory to its callback, and it makes one callback between two
+calls that begin a step. All samplers of k-diffusion and of the webuis meet both conditions, except UniPC.
 
 `flow_problem` checks a sampler before it runs on a flow model. A sampler that adds no noise integrates
 (x - denoised) / sigma over sigma. This is the derivative of x in k-diffusion's space, x = signal + sigma noise, and
@@ -29,7 +29,7 @@ class UnknownSampler(ValueError):
 
 
 class CallGuard:
-    """Compares the tensors that a sampler shows to its model with those that it shows to its callback."""
+    """Compares the tensors that a sampler passes to its model with the tensors that it passes to its callback."""
 
     def __init__(self, x: Tensor | None = None, rejects_steps: bool = False):
         """`x` is the tensor that the sampling function received, if known."""
@@ -56,8 +56,9 @@ class CallGuard:
     def callback(self, x: Tensor) -> None:
         """Records the x of the sampler's callback.
 
-        IPNDM and DEIS pass the x that they received to every callback. This is accepted if they evaluated the same x.
-        Raises UnknownSampler if the callback's x is not the one that the model received, or if no call began a step.
+        IPNDM and DEIS pass the x that they received to every callback. This is accepted if their first model call
+        received the same x. Raises UnknownSampler if the callback's x is not the x that the model received, or if no
+        call began a step.
         """
         if not (self._begun or self._rejects_steps):
             raise UnknownSampler(CALLS_DO_NOT_FIT)
@@ -73,7 +74,7 @@ class CallGuard:
 
 
 def guard_for(detector: StepDetector, x: Tensor | None = None) -> CallGuard | None:
-    """Returns the guard of a sampling function that received x, or None for UniPC, which copies x."""
+    """Returns the guard for a sampling function that received x, or None for UniPC, which copies x."""
     return None if detector.blends_in_callback else CallGuard(x, detector.rejects_steps)
 
 
@@ -96,20 +97,22 @@ WRONG = {
     "restart_sampler": NOISE,
     "sample_Kohaku_LoNyu_Yog": NOISE,
 }
-"""Sampling functions that are always wrong on flow models, and why."""
+"""Sampling functions that always give wrong images with flow models, and the reasons."""
 
 FOR_FLOW = "_RF"
 """Suffix of the names of functions that are written for flow models."""
 
 FLOW_NAMES = frozenset({"_is_const", "offset_first_sigma_for_snr", "sigma_to_half_log_snr", "noise_scaling"})
-"""Names that occur in the code of Forge Neo's functions that check the kind of model."""
+"""Names that a sampling function of Forge Neo uses in its code if it checks whether the model is a flow model."""
 
 FLUX_ONLY = "PredictionFlux"
-"""The schedule class of Flux and Chroma, by which the functions of Forge recognize a flow model."""
+"""The schedule class of Flux and Chroma. Forge's sampling functions use it to recognize a flow model."""
 
 
 def flow_problem(label: str, name: str, draws_noise: bool, knows_flow: bool, churn: float = 0.0) -> str | None:
-    """Returns why a sampler is wrong on a flow model, or None. The text continues "DemoFusion does not work with".
+    """Returns the reason why a sampler gives wrong images with a flow model, or None if it works.
+
+    The reason completes a message that begins with "DemoFusion does not work with".
 
     `label` is the sampler's name in the webui, and `name` is the name of its function. `draws_noise` is True if it adds
     noise in this run (see `sampler_steps.is_stochastic`). `knows_flow` is the result of the function `knows_flow`.

@@ -15,9 +15,11 @@ from typing import Any
 from torch import Tensor
 
 TWO_CALLS = frozenset({"sample_heun", "sample_dpm_2", "sample_dpmpp_sde", "restart_sampler"})
+"""Samplers that call the model twice in every step except the last."""
 TWO_CALLS_ANCESTRAL = frozenset({"sample_dpm_2_ancestral", "sample_dpmpp_2s_ancestral"})
+"""Ancestral samplers that call the model twice in a step, unless the step removes all noise."""
 TWO_CALLS_UNTIL_ZERO = frozenset({"sample_dpmpp_2s_ancestral_RF"})
-"""Samplers of Forge Neo that call the model a second time unless the next level is zero."""
+"""Samplers of Forge Neo that call the model twice in a step, unless the next level is zero."""
 FLOW_FORMS = {
     "sample_dpm_2_ancestral": "sample_dpm_2_ancestral_RF",
     "sample_dpmpp_2s_ancestral": "sample_dpmpp_2s_ancestral_RF",
@@ -27,6 +29,7 @@ NEVER_STOCHASTIC = frozenset({"sample_res_multistep", "sample_res_multistep_cfg_
 """Sampling functions that accept a noise sampler and no eta, but add no noise."""
 
 ALWAYS_STOCHASTIC = frozenset({"sample_lcm", "restart_sampler", "sample_ddpm", "sample_er_sde"})
+"""Sampling functions that always add noise, although they have no argument eta."""
 
 
 class StepDetector:
@@ -49,7 +52,10 @@ class StepDetector:
         """Handles the sampler's callback for step `i`."""
 
     def callback_scale(self, i: int, level: float) -> float | None:
-        """Returns the factor that converts the callback's x to x at `level`, or None if that x must not be blended."""
+        """Returns the factor that converts the callback's x to the scale of the model's x at `level`.
+
+        Returns None if the callback's x must not be blended.
+        """
         return 1.0 if self.blends_in_callback else None
 
 
@@ -84,7 +90,8 @@ class CountedCalls(StepDetector):
 class FirstCallAtNewLevel(StepDetector):
     """The detector for DPM adaptive.
 
-    After a rejected step, it starts again at the same level from the x that was already blended.
+    After a rejected step, DPM adaptive begins again at the same level with the x that was already blended. This second
+    attempt does not count as the beginning of a step.
     """
 
     rejects_steps = True
@@ -105,7 +112,7 @@ class FirstCallAtNewLevel(StepDetector):
 
 
 class PredictorCorrector(StepDetector):
-    """The detector for UniPC, which evaluates a predicted x and continues from a corrected x.
+    """The detector for UniPC, which passes a predicted x to its model, and continues the sampling from a corrected x.
 
     Only the callback receives the corrected x.
     """
@@ -116,7 +123,8 @@ class PredictorCorrector(StepDetector):
 class ScaledPredictorCorrector(PredictorCorrector):
     """The detector for UniPC in Forge Neo, which stores x / sqrt(1 + sigma^2).
 
-    It passes a copy of x in the usual scale to its model. Its last callback shows the result, which is not blended.
+    This UniPC passes a copy of x in the usual scale to its model. Its last callback receives the result of the
+    sampling, which must not be blended. `last` is the number of the last step, counted from 0.
     """
 
     copies_x = True
@@ -141,7 +149,7 @@ def dpm_fast_starts(n: int) -> set[int]:
 
 
 def sigma_down_is_zero(sigma: Tensor, sigma_next: Tensor, eta: float) -> bool:
-    """Returns whether an ancestral step replaces all of the noise. There is no second call in such a step.
+    """Returns whether an ancestral step removes all noise before it adds fresh noise. Such a step has no second call.
 
     The result can depend on rounding, so this uses the precision of the sampler and k-diffusion's order of operations.
     """
@@ -157,7 +165,7 @@ def sigma_down(sigma: Tensor, sigma_next: Tensor, eta: float) -> Tensor:
 
 
 def flow_sigma_down_is_zero(sigma: Tensor, sigma_next: Tensor, eta: float) -> bool:
-    """Returns whether an ancestral step of a flow model replaces all of the noise."""
+    """Returns whether an ancestral step of a flow model removes all noise before it adds fresh noise."""
     return bool(sigma_next * (1 + (sigma_next / sigma - 1) * eta) == 0)
 
 
@@ -174,9 +182,10 @@ def flow_form(name: str) -> str:
 
 
 def more_calls_of(name: str, sigmas: Tensor, eta: float = 1.0) -> Callable[[int], int] | None:
-    """Returns a function from step i to its number of calls after the first one, or None if there are none in any step.
+    """Returns a function from a step i to the number of its model calls after the first call.
 
-    `sigmas` are the levels of the run, zero at the end. Sources: k-diffusion and the samplers of Forge and Forge Neo.
+    Returns None for samplers that `make_detector` handles without such a function. `sigmas` are the levels of the run,
+    with zero at the end. Sources: k-diffusion and the samplers of Forge and Forge Neo.
     """
     last = len(sigmas) - 2
     if name == "sample_dpm_2_ancestral_RF":
@@ -199,10 +208,10 @@ def make_detector(
     eta: float = 1.0,
     second_order: bool = False,
 ) -> StepDetector:
-    """Returns the detector of the sampling function `name`. Use `flow_form` for the name if the model is a flow model.
+    """Returns the detector of the sampling function `name`. For a flow model, pass the result of `flow_form` as name.
 
-    `sigmas`, `n` and `eta` are the function's own arguments. A function that is not known here is treated as a two-call
-    sampler if `second_order` is set, and otherwise as a one-call sampler.
+    `sigmas`, `n` and `eta` are arguments of the sampling function. A function that is not known here is assumed to call
+    the model twice per step if `second_order` is set, and once per step otherwise.
     """
     more_calls = more_calls_of(name, sigmas, eta) if sigmas is not None else None
     if more_calls is not None:
@@ -223,9 +232,10 @@ def make_detector(
 
 
 def is_stochastic(name: str, eta: float | None, churn: float = 0.0, draws: bool = False) -> bool:
-    """Returns whether the sampling function adds fresh noise. eta is None if it has no such argument.
+    """Returns whether the sampling function adds fresh noise.
 
-    `draws` is True if the function accepts a noise sampler. Without an eta it then adds noise in every step.
+    `eta` is None if the function has no such argument. `draws` is True if the function accepts a noise sampler. A
+    function that accepts a noise sampler but no eta adds noise in every step.
     """
     if name in ALWAYS_STOCHASTIC or churn > 0:
         return True

@@ -23,7 +23,7 @@ TIMESTEPS, BETA_FIRST, BETA_LAST = 1000, 0.00085, 0.012
 
 
 def snr_timestep(sigma: float) -> float:
-    """Returns the timestep at which Stable Diffusion has the same signal-to-noise ratio.
+    """Returns the timestep at which Stable Diffusion has the signal-to-noise ratio of a flow model at `sigma`.
 
     Scaling x by 1 / (1 - sigma) turns it into signal + sigma / (1 - sigma) noise, the form of the k-diffusion samplers.
     Between two timesteps, log sigma is interpolated linearly, as in k-diffusion. The result is clamped to 0 to 999.
@@ -74,7 +74,7 @@ def _log_sigmas() -> tuple[float, ...]:
 
 
 ROUNDS_AWAY = 2.0**-25
-"""A summand of this relative size does not change a float32 sum."""
+"""If a summand is smaller than the sum by this factor, it does not change a sum in float32."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def weights_at(t: float, settings: Settings) -> Weights:
 
 
 def _gated(c2: float, settings: Settings) -> float:
-    """Returns c2, or rounds it to 0 or 1 if one of the two paths has too little weight to be evaluated."""
+    """Rounds c2 to 0 or 1 if the weight of one of the two paths is so small that the path is skipped."""
     if c2 <= max(settings.dilated_threshold, ROUNDS_AWAY):
         return 0.0
     return 1.0 if 1 - c2 <= max(settings.local_threshold, ROUNDS_AWAY) else c2
@@ -114,20 +114,24 @@ def _gated(c2: float, settings: Settings) -> float:
 TWO_NEEDED = frozenset(
     {"sample_dpmpp_2m_sde", "sample_dpmpp_3m_sde", "sample_dpm_fast", "sample_dpm_adaptive", "sample_unipc"}
 )
-"""Sampling functions of k-diffusion that raise an error in a single step.
+"""Sampling functions that raise an error if a run has only one step.
 
-The DPM++ SDE functions need a step that does not end at zero noise. The others end at the last level above zero, and a
-single step would begin there too.
+The DPM++ SDE functions need a step that does not end at zero noise. The other functions end at the last level above
+zero, at which a run of one step would also begin.
 """
 
 TIMESTEP_SAMPLERS = frozenset({"ddim", "ddim_cfgpp", "plms", "unipc"})
-"""Sampling functions of the webui that begin one timestep below the timestep of the added noise."""
+"""Sampling functions of the webui. They begin one timestep below the timestep whose noise the webui adds."""
 
 FEWEST_TIMESTEPS = 4
+"""Minimum number of steps of these functions. With fewer steps, these two timesteps would be too far apart."""
 
 
 def schedule_steps(steps: int, settings: Settings) -> int:
-    """Returns the length of the stages' schedule for a base pass of `steps` steps. A stage runs the last part of it."""
+    """Returns the number of steps in the schedule of the stages, for a base pass of `steps` steps.
+
+    A stage runs the last part of this schedule.
+    """
     return min(steps, settings.hires_steps or steps)
 
 
@@ -146,7 +150,7 @@ def least_steps(name: str, order: int = 1) -> int:
 def long_enough(steps: int, strength: float, least: int) -> int:
     """Returns the shortest schedule of at least `steps` steps whose last part `strength` has at least `least` steps.
 
-    With this, a stage begins at the same noise level even if it has very few steps.
+    The last part then begins at about the same noise level as in a schedule of `steps` steps.
     """
     while steps_of_stage(steps, strength) < least:
         steps += 1
@@ -167,7 +171,7 @@ Levels = Callable[[int], Sequence[float]]
 """Returns the decreasing noise levels of a schedule with this number of steps, including the final zero."""
 
 LONGEST = 4096
-"""Number of steps in the longest schedule that is tried. Its last step begins below the start level of every preset."""
+"""Number of steps in the longest schedule that is tried. Its last step begins below the first level of any preset."""
 
 
 def steps_by_share(steps: int, strength: float, least: int) -> StageSteps:
@@ -177,7 +181,7 @@ def steps_by_share(steps: int, strength: float, least: int) -> StageSteps:
 
 
 def steps_by_level(steps: int, strength: float, least: int, levels: Levels) -> StageSteps:
-    """Returns as many steps as `steps_by_share`, but starting at the noise level that corresponds to `strength`.
+    """Returns as many steps as `steps_by_share`, but a stage begins at the noise level that corresponds to `strength`.
 
     This is for flow models. Their shift moves most of a schedule to high levels: with a shift of 3, the last half
     begins at 0.75, and with a shift of 9, it begins at 0.9. The start level has the signal-to-noise ratio of Stable

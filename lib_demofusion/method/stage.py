@@ -34,8 +34,8 @@ def make_anchor(latent: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
 def mix_anchors(pixels: Tensor, latent: Tensor, enlargement: float) -> Tensor:
     """Combines the low band of `latent` (upscaled as a latent) with the high band of `pixels` (upscaled as an image).
 
-    Both are (B, C, H, W). The bands are split at the finest detail of the image before it was upscaled by the factor
-    `enlargement` per side. Source of the idea: ScaleDiff, arXiv 2510.25818.
+    Both are latents (B, C, H, W) that were upscaled by the factor `enlargement` per side. The bands are split at the
+    finest detail that was possible before the upscaling. Source of the idea: ScaleDiff, arXiv 2510.25818.
     """
     return pixels + smooth(latent - pixels, enlargement / 2)
 
@@ -74,8 +74,8 @@ class SamplerTraits:
 class StageRun:
     """One sampling run of one stage.
 
-    The caller calls `before_call` with the sampler's own x before every model call, and `after_step` in the sampler's
-    callback. In each model call, it calls `denoise` for every batch of conds.
+    The host calls `before_call` with the sampler's own x before every model call, and `after_step` in the sampler's
+    callback. In each model call, the host calls `denoise` for every batch of conds.
     """
 
     def __init__(
@@ -105,16 +105,19 @@ class StageRun:
         self._again: tuple[Tensor, float] | None = None
 
     def start(self, x: Tensor, level: Tensor) -> None:
-        """Sets x (B, C, H, W) to the noised anchor. Needed before the first call if the model receives copies of x."""
+        """Sets x (B, C, H, W) to the noised anchor.
+
+        The host only needs to call this if the model receives copies of x, before the sampler runs.
+        """
         noise = self.noise * (1 + self.settings.extra_noise)
         x.copy_(noised(self.anchor, noise, level, self.space))
 
     def before_call(self, x: Tensor, level: Tensor, shown: Tensor | None = None) -> None:
         """Blends the skip residual into x (B, C, H, W) in place if a step begins, and chooses the views of this call.
 
-        `level` is the scalar noise level that the sampler passes to its model. If `x` is a copy of the sampler's own x,
-        `shown` is that x, and the caller writes the copy back. Raises ValueError if x does not have the size of the
-        stage. Raises UnknownSampler if the sampler's calls do not fit its detector.
+        `level` is the scalar noise level that the sampler passes to its model. If `x` is only a copy, `shown` is the
+        sampler's own x, and the host then writes the blended copy back to it. Raises ValueError if x does not have the
+        size of the stage. Raises UnknownSampler if the sampler's calls do not fit its detector.
         """
         if x.shape[-2:] != self.anchor.shape[-2:]:
             raise ValueError(OTHER_SIZE)
@@ -131,13 +134,13 @@ class StageRun:
             if self._guard is not None:
                 self._guard.step_begins(x if shown is None else shown)
             self._blend(x, level, self.weights.skip)
-            # UniPC discards the tensors that it evaluates, except the first
+            # UniPC discards every x that it evaluates except the first one, so its callback blends again
             self._again = (level, self.weights.skip) if self.call > 0 else None
 
     def after_step(self, i: int, x: Tensor, denoised: Tensor, shown: Tensor | None = None) -> None:
         """Handles the sampler's callback for step `i`, with its x and its prediction of the clean latent.
 
-        If `x` is a copy of the sampler's own x, `shown` is that x.
+        If `x` is only a copy, `shown` is the sampler's own x.
         """
         if self._guard is not None:
             self._guard.callback(x if shown is None else shown)
@@ -163,7 +166,7 @@ class StageRun:
     ) -> Tensor:
         """Computes the fused prediction for x (N, C, H, W).
 
-        The rows can be conds and unconds of one call. `copies` is the number of times that the same images repeat.
+        The rows can be conds and unconds of one call. `copies` is the number of times that x repeats the same images.
         """
         self.predictions += 1
         local = LocalPath(self.local, self._feathering)
@@ -175,7 +178,7 @@ class StageRun:
         return blur_for_dilation(x, self.stage.factor, self.settings.sigma * self.weights.blur)
 
     def _blend(self, x: Tensor, level: Tensor, c1: float) -> None:
-        """Blends the anchor into x. The first call replaces x, to which the webui's DDIM adds too much noise."""
+        """Blends the anchor into x. The first call replaces x, because the webui's DDIM adds too much noise to x."""
         if self.call == 0:
             self.start(x, level)
         elif self.stochastic and self._denoised is not None:

@@ -14,13 +14,12 @@ from lib_demofusion.settings.fields import LATENT, PIXELS, Settings
 Image = TypeVar("Image")
 """The host's own type for a decoded image."""
 
-
 Finish = Callable[[Tensor], Tensor]
-"""Matches the statistics of a sampled latent to the base image."""
+"""A function that matches the statistics of a sampled latent to the base image."""
 
 
 class StageStopped(Exception):
-    """The user interrupted, skipped or stopped the stage."""
+    """Raised if the user interrupts, skips or stops a stage."""
 
 
 class StageHost(Protocol, Generic[Image]):
@@ -39,7 +38,7 @@ class StageHost(Protocol, Generic[Image]):
         ...
 
     def encode(self, images: Iterable[Image]) -> Tensor:
-        """Encodes images. They come from an iterator, so only one of them is in memory at a time."""
+        """Encodes images to one latent. `images` can be an iterator, so that only one image is in memory at a time."""
         ...
 
     def sample(self, stage: StagePlan, anchor: Tensor, finish: Finish) -> Tensor:
@@ -69,8 +68,8 @@ def run_stages(host: StageHost[Image], plan: Plan, settings: Settings, base: Ten
 def stage_anchor(host: StageHost[Image], latent: Tensor, place: tuple[Plan, StagePlan], settings: Settings) -> Tensor:
     """Returns the anchor of a stage: the latent of the previous stage, upscaled according to the field Upscaler.
 
-    `place` is the plan and the stage. An upscaled latent decodes to a blurred image with streaks. A stage that does not
-    begin at full noise keeps the blur and the streaks. An upscaled image is sharper.
+    `place` contains the plan and the stage. An upscaled latent decodes to a blurred image with streaks, which a stage
+    keeps unless it begins at full noise. Upscaling the image instead gives a sharper anchor.
     """
     plan, stage = place
     if settings.anchor == LATENT:

@@ -1,4 +1,4 @@
-"""Defines the views of a large latent: overlapping tiles and dilated views. They have about the model's native size."""
+"""Defines the views of a large latent: overlapping tiles and dilated views of about the model's native size."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Size = tuple[int, int]
-"""Height and width in latent cells."""
+"""A height and a width in latent cells."""
 
 
 @dataclass(frozen=True)
 class LocalView:
-    """A rectangle of the latent."""
+    """A rectangle of the latent. Its position and size are in cells."""
 
     top: int
     left: int
@@ -41,10 +41,11 @@ class LocalView:
 
 @dataclass(frozen=True)
 class DilatedView:
-    """Every `factor`-th cell of a latent of size `size`, starting at the cell `phase` (row, column) of the padded grid.
+    """Every `factor`-th cell of a padded latent in both directions, starting at the cell (`row`, `column`).
 
-    The grid is padded with zeros at the top and left to a multiple of `factor` times `unit`, so that all phases have
-    the same size, which is a multiple of `unit`. The reference pads in the same way, with a unit of 1.
+    The latent of size `size` is padded with zeros at the top and left, so that its sides are multiples of `factor`
+    times `unit`. All dilated views therefore have the same size, and their sides are multiples of `unit`. The paper's
+    code pads in the same way, with a unit of 1.
     """
 
     row: int
@@ -59,7 +60,7 @@ class DilatedView:
         return dilated_size(self.size, self.factor, self.unit)
 
     def take(self, x: Tensor) -> Tensor:
-        """Returns the view's cells of x (..., H, W), with zeros for cells of the padding."""
+        """Returns the view's cells of x (..., H, W). Cells in the padding are zero."""
         cells, lead_rows, lead_columns = self._cells(x)
         return F.pad(cells, (lead_columns, 0, lead_rows, 0)) if lead_rows or lead_columns else cells
 
@@ -73,13 +74,13 @@ class DilatedView:
         return x[..., top :: self.factor, left :: self.factor], lead_rows, lead_columns
 
     def _first_cell(self, axis: int) -> tuple[int, int]:
-        """Returns the view's first cell inside the latent, and the number of its padded cells before that cell."""
+        """Returns, for one axis, the position of the first cell inside the latent and the number of cells before it."""
         offset = self.offset(axis)
         lead = max(-(offset // self.factor), 0)
         return offset + lead * self.factor, lead
 
     def offset(self, axis: int) -> int:
-        """Returns the position of the view's first cell along an axis. It is negative in the padding."""
+        """Returns the position of the view's first cell along an axis. In the padding, positions are negative."""
         padding = -self.size[axis] % (self.factor * self.unit)
         return (self.row, self.column)[axis] - padding
 
@@ -88,10 +89,10 @@ View = LocalView | DilatedView
 
 
 def view_starts(length: int, window: int, stride: int, unit: int = 1) -> list[int]:
-    """Returns the start positions of as few views as possible along one axis, evenly spaced, at most `stride` apart.
+    """Returns the start positions of views along one axis: evenly spaced, at most `stride` apart, as few as possible.
 
-    The paper's code has a constant stride and moves only the last view back. With even spacing, the same number of
-    views overlaps more. All lengths are multiples of `unit`, and so are the results.
+    In the paper's code, the stride is constant, and only the last view is moved back. With even spacing, the same
+    number of views overlaps more. If all arguments are multiples of `unit`, the positions are multiples of `unit` too.
     """
     if unit > 1:
         return [unit * start for start in view_starts(length // unit, window // unit, max(stride // unit, 1))]
@@ -110,8 +111,8 @@ def local_views(
     """Returns overlapping views that cover a latent of `size`, row by row from the top left.
 
     With a generator, each view is shifted randomly by up to `jitter_range` along every axis on which it does not touch
-    a border. Shifts are clamped at the borders, so no view leaves the latent and every cell stays covered. The sides of
-    the views are multiples of `unit` if the arguments are. Shifts are not rounded to `unit`.
+    a border. Shifted views do not leave the latent, and together they still cover every cell. If `size`, `window` and
+    `stride` are multiples of `unit`, the sides of the views are too. Shifts are not rounded to multiples of `unit`.
     """
     rows = view_starts(size[0], window[0], stride[0], unit)
     columns = view_starts(size[1], window[1], stride[1], unit)
@@ -143,7 +144,10 @@ def _shifts(
 
 
 def jitter_generator(stage: int, step: int) -> torch.Generator:
-    """Returns a generator whose seed depends on stage and step only, so an image is the same alone and in a batch."""
+    """Returns the random generator for the shifts of one step.
+
+    The seed depends only on the numbers of the stage and the step, so an image is the same alone and in a batch.
+    """
     return torch.Generator().manual_seed(1_000_003 * stage + step)
 
 
@@ -153,16 +157,17 @@ def dilated_views(size: Size, factor: int, unit: int = 1) -> list[DilatedView]:
 
 
 def dilated_size(size: Size, factor: int, unit: int = 1) -> Size:
-    """Returns the size of one dilated view, a multiple of `unit`."""
+    """Returns the size of one dilated view. Its sides are multiples of `unit`."""
     rows, columns = (unit * -(-side // (factor * unit)) for side in size)
     return rows, columns
 
 
 def taper(size: Size, feather: float, device: torch.device | None = None) -> Tensor:
-    """Returns the weights (h, w) of a view's cells: a product of ramps over the fraction `feather` of each side.
+    """Returns the weights (h, w) of a view's cells, which fall linearly towards the borders of the view.
 
-    The outermost cells keep some weight, because no other view covers them at the borders of the latent. A `feather` of
-    0 returns constant 1.
+    `feather` is the fraction of a side over which the weights fall at each end. The weight of a cell is the product of
+    a weight for its row and a weight for its column. The outermost cells keep some weight, because no other view covers
+    them at the borders of the latent. With a `feather` of 0, all weights are 1.
     """
     rows, columns = (_ramp(length, feather, device) for length in size)
     return rows[:, None] * columns

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 
 class SettingsError(ValueError):
-    """Raised for an unknown field or a bad value. Holds the field's name, the value, and the allowed values or names.
+    """Raised for an unknown field or a value that is not valid.
 
-    `problem` replaces the first sentence of the message, which names field and value.
+    The attributes are the name of the field, the value, and a description of the allowed values or names. `problem`
+    replaces the first sentence of the message, which names the field and the value.
     """
 
     def __init__(self, name: str, value: object, allowed: str, problem: str = ""):
@@ -25,7 +26,10 @@ def shortened(value: object, length: int = 60) -> str:
 
 
 def written(value: object, write: Callable[[object], str] = str) -> str:
-    """Converts `value` to text, or to the name of its type if Python cannot (ints that are too long, nested lists)."""
+    """Converts `value` to text, or to the name of its type if Python cannot convert it.
+
+    Python cannot convert integers with too many digits and lists that are nested too deeply.
+    """
     try:
         return write(value)
     except (ValueError, RecursionError):

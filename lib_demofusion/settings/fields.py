@@ -11,10 +11,11 @@ from lib_demofusion.settings.presets import EVERY, IN_PIXELS, LATENT_UPSCALER, S
 from lib_demofusion.settings.spec import Spec
 
 LATENT, PIXELS, MIXED = ("latent", "pixels", "mixed")
-"""How a result is enlarged between stages. LATENT enlarges the latent (bicubic). PIXELS enlarges the image with an
-upscaler and encodes it again. MIXED combines the coarse part of the enlarged latent with the fine part of the enlarged
-image."""
+"""How the result of a stage is enlarged for the next stage.
 
+LATENT enlarges the latent (bicubic). PIXELS enlarges the image with an upscaler and encodes it. MIXED combines the
+coarse part of the enlarged latent with the fine part of the enlarged and encoded image.
+"""
 
 MAX_SCALE = 8
 MOST_WEIGHT = 0.5
@@ -24,9 +25,10 @@ SKIP_ALLOWED = f"two numbers from 0 to {MOST_WEIGHT:g}, such as 0.5,0.1, or an e
 
 
 def parse_stages(text: str) -> list[float]:
-    """Parses a list of stages into scales. Removes a leading 1, which means the base image.
+    """Parses a list of stages into scales. Removes a leading 1, which is the scale of the base image.
 
-    Returns an empty list for one of STAGE_WORDS and for an empty text, which means "every". Raises SettingsError.
+    Returns an empty list for one of STAGE_WORDS, and for an empty text, which means "every". Raises SettingsError if
+    the text is not valid.
     """
     if not text or text in STAGE_WORDS:
         return []
@@ -41,7 +43,10 @@ def parse_stages(text: str) -> list[float]:
 
 
 def parse_skip(text: str) -> tuple[float, float]:
-    """Parses the weights below which tiles and dilated views are skipped. Empty means 0. Raises SettingsError."""
+    """Parses the weights below which tiles and dilated views are skipped. An empty text means 0 for both.
+
+    Raises SettingsError if the text is not valid.
+    """
     if not text:
         return 0.0, 0.0
     try:
@@ -202,7 +207,7 @@ class Settings:
 
     @property
     def anchor(self) -> str:
-        """How a result is enlarged between stages: LATENT, PIXELS or MIXED."""
+        """How the result of a stage is enlarged for the next stage: LATENT, PIXELS or MIXED."""
         if self.upscaler == LATENT_UPSCALER:
             return LATENT
         return PIXELS if self.upscaler.endswith(IN_PIXELS) else MIXED
@@ -233,7 +238,7 @@ ENABLED_KEY = SPECS["enabled"].infotext
 OF_THE_REQUEST = frozenset(
     ("enabled", "scale", "width", "height", "preset", "view_batch", "save_stages", "return_stages", "img2img_first")
 )
-"""The fields that no preset sets, because they belong to a single request or depend on the machine."""
+"""The fields that no preset sets, because their values belong to a single request or depend on the computer."""
 
 PRESET_FIELDS: tuple[str, ...] = tuple(name for name in NAMES if name not in OF_THE_REQUEST)
 """The fields that a preset sets."""

@@ -10,28 +10,30 @@ from dataclasses import dataclass, field
 from typing import Any
 
 EVERY, DOUBLING, FEWEST = STAGE_WORDS = ("every", "doubling", "fewest")
-"""Words for lists of stages that depend on the scale. EVERY has a stage at each integer below the scale. DOUBLING has
-stages at 2, 4 and so on. FEWEST has as few stages as possible, each of which enlarges by up to 4x.
+"""Words for lists of stages that depend on the scale.
+
+EVERY has a stage at each whole number below the scale. DOUBLING has stages at 2, 4 and so on. FEWEST has as few stages
+as possible, each of which enlarges by up to 4x. All three also have a stage at the scale itself.
 """
 
 LATENT_UPSCALER = "Latent"
 LANCZOS = "Lanczos"
-"""The image upscaler that always exists."""
+"""The image upscaler that exists in every webui."""
 
 IN_PIXELS = " (pixels)"
-"""A suffix of an upscaler's name (see `Settings`)."""
+"""A suffix of an upscaler's name that changes the use of the upscaler (see `Settings`)."""
 
 TURBO = "Turbo"
 """The preset for few-step models."""
 
 _QUICKER = {"stages": FEWEST, "upscaler": LANCZOS, "keep_colors": True}
 
-# With these overlaps, there are no visible seams. Balanced has six tiles per side at 4x, and Fast has five. Both have
-# three at 2x and four at 3x. Tiles are skipped while their weight is below 0.5, because the dilated views then
-# determine the composition.
+# The overlaps of Balanced and Fast leave no visible seams. Balanced has six tiles per side at 4x, and Fast has five.
+# Both have three at 2x and four at 3x. Tiles are skipped while their weight is below 0.5, because the dilated views
+# then determine the composition.
 PRESETS: dict[str, dict[str, Any]] = {
     "Paper": {},
-    # runs six steps; with twice as many, images hardly differ
+    # Stages run six steps. With twice as many steps, images hardly differ.
     "Balanced": {
         **_QUICKER,
         "denoising_strength": 0.5,
@@ -42,7 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "feather": 0.5,
         "skip_views": "0.5,0.25",
     },
-    # runs three steps, which are so late that they do not change the composition
+    # Stages run three steps. They begin at such a low noise level that they do not change the composition.
     "Fast": {
         **_QUICKER,
         "denoising_strength": 0.25,
@@ -52,8 +54,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "feather": 0.5,
         "skip_views": "0.5,0.4",
     },
-    # There are no dilated views, because the steps do not change the composition. There are as few tiles as possible.
-    # They are slightly larger than the base image so that they overlap.
+    # Stages have no dilated views, because their steps do not change the composition, and as few tiles as possible. The
+    # tiles are slightly larger than the base image, so that they overlap.
     TURBO: {
         **_QUICKER,
         "denoising_strength": 0.3,

@@ -80,15 +80,15 @@ def fields_without_switch(args: Sequence[object]) -> tuple[str, ...]:
 def _by_name(args: Sequence[object]) -> Mapping[str, object]:
     """Returns a script's arguments by field. They are values in the order of the fields, or one dict of fields.
 
-    If an API request contains an infotext and a dict, the webui passes the values of the infotext, of which the dict
-    replaces the first. The other values apply to the fields that the dict does not set. A preset in the dict sets all
-    fields of a preset.
+    If an API request contains both an infotext and a dict, the first argument is the dict, and the other arguments are
+    values from the infotext. These values apply to the fields that the dict does not set. If the dict contains a
+    preset, the values from the infotext do not apply to the fields of a preset.
     """
     if not args or not isinstance(args[0], Mapping):
         return dict(zip(NAMES, args))
     given = args[0]
     others = {name: value for name, value in zip(NAMES[1:], args[1:]) if value is not None}
-    # only the infotext of a DemoFusion image has a value for every control
+    # values for all controls come from the infotext of an image that was created with DemoFusion enabled
     if others.keys() >= set(CONTROLLED[1:]):
         others[CONTROLLED[0]] = True
     if given.get("preset") is not None:
@@ -107,8 +107,8 @@ def settings_from_args(args: Sequence[object], preset: str = Settings.preset, ch
 def is_enabled(args: Sequence[object], overrides: Mapping[str, object]) -> bool:
     """Returns whether a script's arguments enable DemoFusion. `overrides` replace some of the arguments.
 
-    A dict without `enabled` does not enable it. Raises SettingsError if such a dict contains an unknown field, which
-    may be a misspelt `enabled`. Raises SettingsError if the value of `enabled` is neither true nor false.
+    A dict without `enabled` does not enable DemoFusion. Raises SettingsError if such a dict contains an unknown field,
+    because this may be a misspelt `enabled`. Raises SettingsError if the value of `enabled` is neither true nor false.
     """
     values = _by_name(args)
     if values and NAMES[0] not in values:
@@ -118,7 +118,10 @@ def is_enabled(args: Sequence[object], overrides: Mapping[str, object]) -> bool:
 
 
 def overridden(settings: Settings, values: Mapping[str, object], choices: Choices = BUILT_IN) -> Settings:
-    """Returns the settings with `values` replaced. If they contain a preset, its values are applied first."""
+    """Returns the settings with some fields replaced by `values`.
+
+    If `values` contains a preset, the values of this preset are applied before the other values.
+    """
     of_preset: Mapping[str, object] = {}
     if values.get("preset") is not None:
         of_preset = preset_values(SPECS["preset"].parse("preset", values["preset"], choices), choices)
@@ -133,7 +136,10 @@ def needs_more_steps(settings: Settings, steps: int, cfg_scale: float, distilled
 def with_automatic_preset(
     settings: Settings, steps: int, cfg_scale: float, choices: Choices = BUILT_IN, distilled: bool = False
 ) -> Settings:
-    """Returns the settings with the automatic preset's values, or unchanged if a value differs from its preset."""
+    """Returns the settings with the values of the automatic preset (see `automatic_preset`).
+
+    Returns the settings unchanged if the user has changed a value of the preset.
+    """
     preset = automatic_preset(settings.preset, steps, cfg_scale, distilled)
     if preset == settings.preset or changed_fields(settings.preset, asdict(settings), choices):
         return settings

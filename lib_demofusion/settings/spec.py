@@ -27,13 +27,13 @@ class Spec:
     maximum: float = 0
     step: float = 0
     choices: Callable[[Choices], tuple[str, ...]] = _no_choices
-    """Returns the allowed texts, including user presets or the webui's upscalers. Empty if any text is allowed."""
+    """Returns the allowed texts, including the user's presets or the webui's upscalers. Empty if `read` decides."""
     unlisted: Callable[[Choices], tuple[str, ...]] = _no_choices
     """Returns additional allowed texts that are not shown to users."""
     words: tuple[str, ...] = ()
-    """Suggested texts; other texts are allowed too. For a bool, the texts that the panel shows for False and True."""
+    """Suggested texts. Other texts are allowed too. For a bool, these are the texts for False and True in the panel."""
     read: Callable[[str], object] | None = None
-    """Parses a text. Raises SettingsError if it is not valid."""
+    """Parses a text. Raises SettingsError if the text is not valid."""
     texts: str = ""
     """A description of the texts that `read` accepts."""
     when_empty: str = ""
@@ -49,7 +49,7 @@ class Spec:
         return f"{noun} from {self.minimum:g} to {self.maximum:g}"
 
     def choice(self, value: Any) -> Any:
-        """Converts `value` to the value of the panel's control. Returns one of `words` for a bool with words."""
+        """Converts a value of the field to the value of its control. A bool with `words` becomes one of them."""
         return self.words[bool(value)] if self.kind is bool and self.words else value
 
     def parse(self, name: str, value: object, choices: Choices) -> Any:

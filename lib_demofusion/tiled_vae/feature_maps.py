@@ -1,4 +1,4 @@
-"""Stores whole feature maps that the autoencoder processes tile by tile: in memory or in a file, exact or packed."""
+"""Stores the feature maps of a tiled run: in memory or in a temporary file, exact or packed into 16 bits."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from lib_demofusion.tiled_vae.layers import Box, Layer, Size
 
 LEAST, GREATEST = -32768, 32767
+"""The range of 16-bit integers."""
 
 MMAP_RESERVES = sys.platform == "win32"
 """Whether mapping a file also extends it and reserves space on the disk.
@@ -35,13 +36,13 @@ ZEROS = bytes(1 << 24)
 
 @dataclass(frozen=True)
 class Shelf:
-    """Where and how feature maps are stored."""
+    """Describes where and how feature maps are stored."""
 
     device: torch.device
     packed: bool = False
     """Whether 32-bit numbers are stored in 16 bits, scaled between the minimum and maximum of each channel and tile."""
     folder: Path | None = None
-    """If set, maps are stored in temporary files in this folder. The system caches them in free memory."""
+    """If set, maps are stored in temporary files in this folder. The system caches these files in free memory."""
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Returns an uninitialised tensor. Raises OSError if the disk has no space for it."""
@@ -75,14 +76,14 @@ class Shelf:
 
 
 class Map:
-    """A feature map (1, C, H, W) that is written tile by tile; any rectangle of it can be read."""
+    """A feature map (1, C, H, W). It is written tile by tile, and any rectangle of it can be read."""
 
     def __init__(self, shelf: Shelf, channels: int, size: Size, side: int, dtype: torch.dtype):
         self.channels, self.size, self._dtype = channels, size, dtype
         self._rows, self._columns = _edges(size[0], side), _edges(size[1], side)
         packed = shelf.packed and dtype == torch.float32
         self.cells = shelf.empty((1, channels, *size), torch.int16 if packed else dtype)
-        # the offset and the step size of every channel in every tile
+        # for a packed map: the offset and the step size of every channel in every tile
         self._scales: dict[Box, Tensor] | None = {} if packed else None
 
     @classmethod
@@ -95,7 +96,7 @@ class Map:
 
     @property
     def boxes(self) -> list[Box]:
-        """The tiles to write."""
+        """The tiles of this map. Each of them must be written."""
         return _boxes(self._rows, self._columns)
 
     def write(self, box: Box, y: Tensor) -> None:
@@ -116,8 +117,8 @@ class Map:
         return out
 
 
-class Raised:
-    """The output of a layer that is never stored: each rectangle is computed when it is read."""
+class ComputedMap:
+    """The output of a layer that is not stored. Each rectangle is computed when it is read."""
 
     def __init__(self, source: Map, layer: Layer):
         self._source, self._layer = source, layer

@@ -1,7 +1,8 @@
 """Flattens the decoder or encoder of an AutoencoderKL to a list of layers, and computes the input that each tile needs.
 
 The layout (conv_in, mid, up or down, norm_out, conv_out) is defined in ldm/modules/diffusionmodules/model.py, and sgm
-uses the same. The code looks modules up by these names and calls them unchanged, so patches of the host still work.
+uses the same layout. The code finds the modules by these names and calls them unchanged, so the host's patches of these
+modules still work.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of cells in one feature map: rows top..bottom and columns left..right, ends excluded."""
+    """A rectangle of cells in a feature map. The row `bottom` and the column `right` do not belong to it."""
 
     top: int
     left: int
@@ -33,7 +34,7 @@ class Box:
         return math.prod(self.size)
 
     def cut(self, x: Tensor, at: Box | None = None) -> Tensor:
-        """Crops this box out of x (B, C, h, w), which covers the box `at` or the whole map. Returns a view."""
+        """Crops this box out of x (B, C, h, w) without copying. x covers the box `at`, or the whole map by default."""
         top, left = (at.top, at.left) if at else (0, 0)
         return x[..., self.top - top : self.bottom - top, self.left - left : self.right - left]
 
@@ -69,7 +70,7 @@ class Layer:
     reads: str = "x"
     writes: str = "x"
     aside: nn.Module | None = None
-    """The shortcut of a residual block. Only its first convolution has it, and the second one adds to its output."""
+    """The shortcut of a residual block. Only the layer of the block's first convolution has this attribute."""
     adds: bool = False
     """Whether the layer adds its output to the main path."""
     lazy: bool = False
@@ -82,7 +83,7 @@ class Layer:
         return (size[0] // 2, size[1] // 2) if self.kind == "down" else size
 
     def needs(self, box: Box, size: Size) -> Box:
-        """Returns the box of an input of `size` on which the output in `box` depends."""
+        """Returns the box of the input on which the output in `box` depends. `size` is the size of the input."""
         if self.kind == "up":
             box = Box((box.top - 1) // 2, (box.left - 1) // 2, box.bottom // 2 + 1, box.right // 2 + 1)
             return box.grown(0, size)
@@ -93,8 +94,8 @@ class Layer:
     def run(self, x: Tensor, part: Box, box: Box) -> Tensor:
         """Computes the output in `box` from x, which is the box `part` of the normalised input.
 
-        `part` must contain `needs(box)`. The module pads x with zeros on every side. This is correct at the borders of
-        the map. Everywhere else the padding only affects cells outside of `box`.
+        `part` must contain the result of `needs` for `box`. The module pads x with zeros on every side. At the borders
+        of the map, this is correct. At the other sides of x, the padding only affects cells outside of `box`.
         """
         top, left = part.top, part.left
         if self.kind == "up":
@@ -123,7 +124,7 @@ def decoder_layers(decoder: Any) -> list[Layer]:
     layers = _checked([_first(decoder), *_middle(decoder), *_levels(levels), _last(decoder)], decoder)
     last = max((index for index, layer in enumerate(layers) if layer.kind == "up"), default=None)
     if last is not None and layers[last + 1].aside is not None:
-        # this is the largest map: it has more channels than any other map of its size
+        # the output of this layer is the largest map, because it has more channels than other maps of its size
         layers[last] = replace(layers[last], lazy=True)
     return layers
 
@@ -144,7 +145,10 @@ def sizes(layers: Sequence[Layer], size: Size) -> list[Size]:
 
 
 def part_side(layers: Sequence[Layer], limits: Sequence[Size], index: int, tile: int) -> int:
-    """Returns the side of output tiles of layer `index` that use as much memory as `tile` cells of the largest map."""
+    """Returns the side of the output tiles of layer `index`.
+
+    These tiles use as much memory as a tile of the largest map that covers `tile` x `tile` cells of the latent.
+    """
     largest = max(layer.elements(size) for layer, size in zip(layers, limits))
     cells = min(math.prod(size) for size in limits)
     growth = largest / layers[index].elements(limits[index]) * math.prod(limits[index + 1]) / cells
@@ -182,7 +186,7 @@ def _middle(network: Any) -> list[Layer]:
 
 
 def _levels(levels: Sequence[tuple[Any, str, Any]]) -> list[Layer]:
-    """Returns the layers of the levels in the given order. The module that resizes the map follows each level."""
+    """Returns the layers of the levels in the given order. The layers of a level end with the module that resizes."""
     found: list[Layer] = []
     for level, kind, resample in levels:
         attentions = list(getattr(level, "attn", ()))
@@ -227,7 +231,7 @@ def _require(module: Any, names: tuple[str, ...]) -> None:
 
 
 def _checked(layers: list[Layer], network: Any) -> list[Layer]:
-    """Returns the layers. Raises ValueError if a module of the network is missing in them."""
+    """Returns the layers. Raises ValueError if tiles would not give the same result as the network."""
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
     if any(m.padding_mode != "zeros" or max(m.dilation) > 1 or max(m.kernel_size) > 3 for m in convolutions):
         raise ValueError("a convolution that does not pad with zeros, or a large one")

@@ -1,4 +1,4 @@
-"""Estimates the memory that an autoencoder needs, whole or tile by tile, and its largest tensor."""
+"""Estimates the memory and the largest tensor of an autoencoder that runs as a whole or tile by tile."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lib_demofusion.tiled_vae.layers import Layer, Size, sizes
 def whole_bytes(steps: Sequence[Layer], size: Size, itemsize: int) -> int:
     """Estimates the peak memory of the network's own forward pass for an input of `size`, in bytes without the weights.
 
-    Before a convolution the network holds the main path, the normalised map, its sigmoid and their product. If the
-    webui's attention has no fused kernel, it holds the attention matrix and its softmax
+    Before a convolution, the network holds the main path, the normalised map, the sigmoid of this map, and the product
+    of both. Without a fused kernel, the webui's attention holds the attention matrix and the softmax of this matrix
     (sd_hijack_optimizations.py: sdp_attnblock_forward).
     """
     peak, main = 0, 0
@@ -30,10 +30,10 @@ def whole_bytes(steps: Sequence[Layer], size: Size, itemsize: int) -> int:
 
 
 def part_bytes(steps: Sequence[Layer], size: Size, itemsize: int, tile: int) -> int:
-    """Estimates the memory of tiled_vae for an input of `size` in bytes, without the weights and the stored maps.
+    """Estimates the memory of a tiled run for an input of `size` in bytes, without the weights and the stored maps.
 
-    It holds one tile, its normalised copy in 32 bits, another copy in the map's type, and the output. An attention
-    also holds all keys and values.
+    A tiled run holds one tile, a normalised copy of this tile in 32 bits, another copy in the map's dtype, and the
+    output. An attention also holds all keys and values.
     """
     limits = sizes(steps, size)
     cells = min(math.prod(limit) for limit in limits)
@@ -43,7 +43,7 @@ def part_bytes(steps: Sequence[Layer], size: Size, itemsize: int, tile: int) -> 
 
 
 def held_bytes(steps: Sequence[Layer], size: Size, itemsize: int) -> int:
-    """Returns the peak size of the maps that tiled_vae stores, in bytes, for an input of `size`."""
+    """Returns the largest total size of the feature maps that a tiled run stores, in bytes, for an input of `size`."""
     peak, main, branch = 0, steps[0].inputs * math.prod(size), 0
     for step, before in zip(steps, sizes(steps, size)):
         leaving = step.outputs * math.prod(step.size(before))
@@ -61,9 +61,9 @@ def largest_bytes(steps: Sequence[Layer], size: Size, itemsize: int) -> int:
 
 
 def largest_part_bytes(steps: Sequence[Layer], size: Size, itemsize: int, tile: int) -> int:
-    """Returns the bytes of the largest tensor that tiled_vae allocates, apart from the stored maps.
+    """Returns the bytes of the largest tensor that a tiled run allocates, except for the stored maps.
 
-    This is either one tile in 32 bits or the keys of the attention.
+    This tensor is either one tile in 32 bits or the keys of the attention.
     """
     limits = sizes(steps, size)
     cells = min(math.prod(limit) for limit in limits)

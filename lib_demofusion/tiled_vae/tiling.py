@@ -1,10 +1,11 @@
 """Decodes and encodes images of any size tile by tile, with the same result as in one piece.
 
-Two layers prevent an autoencoder from working on independent tiles: a group norm needs the mean and variance of the
-whole feature map, and the attention needs every cell. Here the layers are the outer loop and the tiles are the inner
-loop. Each convolution runs over the whole map tile by tile, with a margin of one cell. It also accumulates the
-statistics for the next norm. There are no seams, almost nothing is computed twice, and only a few tiles are on the GPU
-at a time. The feature maps between the layers are stored outside the GPU, packed if necessary (`feature_maps`).
+Two kinds of layers prevent an autoencoder from working on independent tiles: a group norm needs the mean and variance
+of the whole feature map, and an attention needs every cell. Therefore the outer loop runs over the layers, and the
+inner loop runs over the tiles. Each convolution processes the whole map tile by tile, with a margin of one cell, and
+accumulates the mean and variance for the next group norm. There are no seams, almost nothing is computed twice, and
+only a few tiles are on the GPU at a time. The feature maps between the layers are stored outside the GPU, and packed if
+necessary (see `feature_maps`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_demofusion.out_of_memory import is_out_of_memory
-from lib_demofusion.tiled_vae.feature_maps import Map, Raised, Shelf, grid
+from lib_demofusion.tiled_vae.feature_maps import ComputedMap, Map, Shelf, grid
 from lib_demofusion.tiled_vae.layers import (
     Box,
     Layer,
@@ -44,18 +45,18 @@ class Options:
     """Tile size, storage and progress callback of a run."""
 
     tile: int
-    """Side of a tile of the largest map, in latent cells. Tiles of other maps use the same memory."""
+    """Side of a tile in latent cells. It applies to the largest map; the tiles of other maps use as much memory."""
     shelf: Shelf | None = None
     """Where feature maps are stored. None stores them on the input's device, unpacked."""
     report: Callable[[float], None] | None = None
-    """Called after every tile with the completed share (0 to 1). An exception that it raises ends the run."""
+    """Called after every tile with the completed share (0 to 1). The run ends if this function raises an exception."""
 
 
 def decode_tiled(decoder: Any, z: Tensor, options: Options) -> Tensor:
     """Decodes z like decoder(z), tile by tile, (B, C, H, W) -> (B, 3, 8 H, 8 W).
 
-    z is the output of post_quant_conv. The result is on the shelf's device, because the webui moves a large image to
-    the computer's memory next. If one value of the result would be NaN, all values are NaN.
+    z is the output of post_quant_conv. The result is on the shelf's device, because the webui then moves a large image
+    to the computer's memory. If a feature map contains NaN or infinity, all values of the result are NaN.
     """
     pictures = _each(decoder_layers(decoder), z, options)
     return pictures.tanh_() if getattr(decoder, "tanh_out", False) else pictures
@@ -64,7 +65,7 @@ def decode_tiled(decoder: Any, z: Tensor, options: Options) -> Tensor:
 def encode_tiled(encoder: Any, x: Tensor, options: Options) -> Tensor:
     """Encodes x like encoder(x), tile by tile, (B, 3, 8 H, 8 W) -> (B, 2 C, H, W).
 
-    The result holds the moments before quant_conv. They are small and stay on the device of x for quant_conv.
+    The result is the input of quant_conv. It is small, and it is on the device of x, where quant_conv runs.
     """
     return _each(encoder_layers(encoder), x, options).to(x.device)
 
@@ -112,7 +113,7 @@ class _Run:
         self._shelf = options.shelf or Shelf(x.device)
         self._done, self._share = done, share
         self._work = sum(layer.work(size) for layer, size in zip(layers, self._sizes))
-        self._maps: dict[str, Map | Raised] = {"x": Map.of(x)}
+        self._maps: dict[str, Map | ComputedMap] = {"x": Map.of(x)}
         self._moments: dict[str, _Moments] = {}
 
     def result(self) -> Tensor:
@@ -123,7 +124,7 @@ class _Run:
                 if layer.kind == "attn":
                     self._attend(index, scale_shift)
                 elif layer.lazy:
-                    self._raise(index)
+                    self._accumulate(index)
                 else:
                     self._convolve(index, scale_shift)
             return self._held("x").cells
@@ -133,7 +134,7 @@ class _Run:
 
     def _held(self, register: str) -> Map:
         found = self._maps[register]
-        if isinstance(found, Raised):
+        if isinstance(found, ComputedMap):
             raise TypeError(f"the feature map {register} is not stored")
         return found
 
@@ -158,8 +159,8 @@ class _Run:
     def _convolve(self, index: int, scale_shift: Tensor | None) -> None:
         """Runs a convolution over the whole map.
 
-        The first convolution of a residual block also replaces the main path with the shortcut of the block. The second
-        convolution then adds its output to it.
+        If a residual block has a shortcut, its first convolution also replaces the main path with the output of the
+        shortcut. The second convolution of a residual block adds its output to the main path.
         """
         layer, x = self._layers[index], self._maps["x"]
         source = self._maps[layer.reads]
@@ -182,12 +183,15 @@ class _Run:
             del self._maps["h"]
         self._maps[layer.writes], self._moments[layer.writes] = target, moments
 
-    def _raise(self, index: int) -> None:
-        """Accumulates the statistics of a lazy layer. Its output is not stored, because it would be the largest map."""
-        raised, moments = Raised(self._held("x"), self._layers[index]), _Moments()
-        for box in self._paced(grid(raised.size, self._side(index)), index):
-            moments.add(raised.read(box, self._device))
-        self._maps["x"], self._moments["x"] = raised, moments
+    def _accumulate(self, index: int) -> None:
+        """Accumulates the mean and variance of a lazy layer's output.
+
+        The output itself is not stored, because it would be the largest map.
+        """
+        computed, moments = ComputedMap(self._held("x"), self._layers[index]), _Moments()
+        for box in self._paced(grid(computed.size, self._side(index)), index):
+            moments.add(computed.read(box, self._device))
+        self._maps["x"], self._moments["x"] = computed, moments
 
     def _attend(self, index: int, scale_shift: Tensor | None) -> None:
         """Runs an attention with all keys at once and the queries tile by tile."""
