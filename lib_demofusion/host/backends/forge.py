@@ -260,8 +260,8 @@ def attach_denoiser(denoiser: Any, parts: StageParts) -> None:
 def image_cond_at(cond: Any, x: Tensor) -> Any:
     """Resizes an image conditioning (B, C, h, w) to the size of x, because the webui ignores other sizes.
 
-    Only in txt2img does the conditioning have another size than x. It marks the whole image as masked, so it may be
-    resized.
+    The conditioning has another size than x only in txt2img. There it marks the whole image as masked, so resizing it
+    does not change its meaning.
     """
     if not isinstance(cond, Tensor) or cond.ndim != x.ndim or cond.shape[-2:] in (x.shape[-2:], (1, 1)):
         return cond
