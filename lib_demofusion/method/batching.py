@@ -128,7 +128,7 @@ class ViewBatches:
             done += len(batch)
 
     def _measure_larger(self, cells: int) -> None:
-        """Returns to batches of one view if the crops are larger than those that determined the batch size.
+        """Returns to batches of one view if the crops are larger than the crops that determined the batch size.
 
         A batch that is too large does not always raise an error. Windows moves data to the computer's memory instead,
         which is slow.
@@ -162,7 +162,7 @@ class ViewBatches:
         return torch.cat([evaluate(crops[part], views, part) for part in parts])
 
     def _shrink(self, views: int, rows: int) -> bool:
-        """Halves the batch size. Returns False if a batch is a single row already."""
+        """Halves the batch size. Returns False if the batch cannot be divided."""
         self._measure = self._automatic = False
         if views > 1:
             self.views = views // 2

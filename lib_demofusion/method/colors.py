@@ -35,12 +35,13 @@ FARTHEST = 2.0
 """Maximum shift of a pixel in an area whose detail is compressed, relative to the shift of the area's mean."""
 
 FEWEST_PASSES, MOST_PASSES = 2, 4
-"""Number of passes of the whole correction."""
+"""Minimum and maximum number of passes of the whole correction."""
 
 ENOUGH = 0.5 * 2 / 255
 """Maximum difference between the mean colors of a quarter of the picture and of the base after the last pass.
 
-If the difference is larger, another pass follows. Colors are in -1..1, so this is half of one of 255 levels.
+If the difference is larger, another pass follows, up to MOST_PASSES. The difference is half of one of 255 levels, for
+colors in -1..1.
 """
 
 AT_ONCE = 1 << 16

@@ -83,7 +83,7 @@ def image_conditioning_for(conditioning: Tensor, anchor: Tensor, crop: LocalView
 
 
 def _is_spatial(value: Tensor) -> bool:
-    """Returns whether the conditioning is an image. For models without it, the host passes a single cell."""
+    """Returns whether a conditioning is an image. For models without image conditioning, it is a single cell."""
     return value.ndim == 4 and value.shape[-2:] != (1, 1)
 
 

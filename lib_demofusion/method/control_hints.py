@@ -20,7 +20,7 @@ COLOURS = 3
 
 
 def resize_hint(hint: Tensor, size: Size) -> Tensor:
-    """Resizes a hint (1, C, h, w) to a size in pixels and clamps it to its range. A mask keeps its sharp edge."""
+    """Resizes a hint (1, C, h, w) to a size in pixels. Colors stay in their range, and a mask keeps its sharp edge."""
     if tuple(hint.shape[-2:]) == size:
         return hint
     shrinks = hint.shape[-2] > size[0] or hint.shape[-1] > size[1]

@@ -42,7 +42,7 @@ def model_calls(name: str, arguments: Mapping[str, Any], second_order: bool = Fa
     DPM adaptive chooses the number while it runs. Schedules are assumed to end at zero noise.
     """
     if "timesteps" in arguments:
-        # only UniPC also calls at the last timestep, and only PLMS calls twice at the first
+        # of these samplers, only UniPC also calls the model at the last timestep, and only PLMS makes an extra call
         return len(arguments["timesteps"]) - (name not in ("plms", "unipc"))
     if "sigmas" not in arguments:
         return arguments.get("n")
@@ -62,7 +62,8 @@ def expected_calls(steps: int, two_calls: bool) -> int:
 def calls_ahead(name: str, arguments: Mapping[str, Any], second_order: bool, whole: float) -> CallsAhead:
     """Returns a function that estimates the remaining calls of the sampling function `name`, from its arguments.
 
-    With DPM adaptive, this number depends on the image. `whole` is its expected number of calls in a whole schedule.
+    For DPM adaptive, this number depends on the image. `whole` is the number of calls that DPM adaptive is expected to
+    make in a whole schedule.
     """
     total = model_calls(name, arguments, second_order)
     if total is not None:

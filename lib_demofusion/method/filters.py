@@ -23,7 +23,10 @@ def gaussian_blur(x: Tensor, factor: int, std: float) -> Tensor:
 
 
 def smooth(x: Tensor, std: float) -> Tensor:
-    """Blurs x (B, C, H, W) with a separable Gaussian of `std` cells, truncated at three std, with reflected borders."""
+    """Blurs x (B, C, H, W) with a separable Gaussian, with reflected borders.
+
+    The standard deviation is `std` cells. The Gaussian is truncated at three standard deviations.
+    """
     reach = min(math.ceil(3 * std), min(x.shape[-2:]) - 1)
     padded = F.pad(x, (reach, reach, reach, reach), mode="reflect")
     height, width = x.shape[-2:]
@@ -108,8 +111,8 @@ def match_low_band(x: Tensor, base: Tensor) -> Tensor:
 def _means_of_areas(x: Tensor, count: int) -> Tensor:
     """Averages x (B, C, H, W) over a grid of areas, (B, C, count, count).
 
-    The areas are the same as in adaptive pooling. They overlap if `count` does not divide a side. On Apple's GPUs,
-    torch's adaptive pooling fails in this case, so it is not used.
+    The areas are the same as in adaptive pooling. They overlap if `count` does not divide a side. In this case, torch's
+    adaptive pooling fails on Apple's GPUs, so this function does not use adaptive pooling.
     """
     rows, columns = (
         [slice(i * side // count, -(-(i + 1) * side // count)) for i in range(count)] for side in x.shape[-2:]
@@ -138,7 +141,7 @@ def preview_size(size: Size) -> Size:
 def for_preview(latent: Tensor) -> Tensor:
     """Downsamples a latent (B, C, H, W), or (B, C, 1, H, W) with Wan's VAE in Forge Neo, to the size of a live preview.
 
-    The host decodes a preview in one piece while the model runs, which could exceed the memory at the full size.
+    The host decodes a preview in one piece while the model runs. A preview at full size could exceed the memory.
     """
     size = latent.shape[-2], latent.shape[-1]
     small = preview_size(size)

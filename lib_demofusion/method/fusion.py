@@ -74,7 +74,7 @@ class LocalPath:
     feathering: Feathering = field(default_factory=Feathering)
     """The weights in the overlaps. With a feather of 0, overlaps are averaged as in the paper.
 
-    The same object can be used for all calls of a stage, because it caches weights.
+    Use the same object for all calls of a stage, because it caches the weights.
     """
 
     def is_all_of(self, x: Tensor) -> bool:
@@ -87,8 +87,8 @@ class DilatedPath:
     """Dilated views of the blurred latent, and the correction for applying their predictions to the sharp latent.
 
     `correction` is the factor of x - blur(x) that is added to the prediction: one number, or a tensor (B, 1, 1, 1) with
-    a number for each row. For a model that predicts eps, it is 1 if the host's wrapper of the model returns x0, and 0
-    if the wrapper returns eps.
+    a number for each row. For a model that predicts eps, the correction is 1 if the host's wrapper of the model returns
+    x0, and 0 if the wrapper returns eps.
 
     `copies` is the number of times that x repeats the same B / copies images, such as 2 for cond and uncond. The
     images are blurred only once.

@@ -119,7 +119,7 @@ def scales_at(space: NoiseSpace, level: Tensor) -> tuple[float, float]:
 
 
 def blend_noised_(x: Tensor, anchor: Tensor, noise: Tensor, scales: tuple[float, float], c1: float) -> None:
-    """Replaces x by (1 - c1) x + c1 noised(anchor) in place, as in the paper. For samplers that add no noise.
+    """Replaces x with (1 - c1) x + c1 noised(anchor) in place, as in the paper. Use this for samplers without noise.
 
     `scales` is the result of `scales_at`. The sum is computed in place, because allocating a latent would take longer.
     """
@@ -132,7 +132,8 @@ def blend_noised_(x: Tensor, anchor: Tensor, noise: Tensor, scales: tuple[float,
 def blend_signal_(x: Tensor, anchor: Tensor, denoised: Tensor, c1: float, signal_scale: Tensor) -> None:
     """Shifts x by c1 (anchor - denoised) in place, where `denoised` is the prediction of the previous step.
 
-    For samplers that add fresh noise. If their x were blended with the fixed noise of the anchor, the noise level would
-    fall below the level that the model receives (to 0.89 of sigma with Euler a). This function only shifts the signal.
+    Use this for samplers that add fresh noise. If x were blended with the fixed noise of the anchor, the noise level
+    would fall below the level that the model receives (to 0.89 of sigma with Euler a). This function only shifts the
+    signal.
     """
     x.add_((anchor - denoised).to(x) * signal_scale.to(x.dtype), alpha=c1)

@@ -25,7 +25,7 @@ CALLS_DO_NOT_FIT = "it does not call its model as often per step as DemoFusion e
 
 
 class UnknownSampler(ValueError):
-    """The sampler's model calls and callbacks do not fit its detector."""
+    """Raised if a sampler's model calls and callbacks do not fit its detector."""
 
 
 class CallGuard:
@@ -42,7 +42,8 @@ class CallGuard:
     def step_begins(self, x: Tensor) -> None:
         """Records the x of a model call that begins a step.
 
-        DDIM and similar samplers pass the x of the next step to their callback. All others pass the x of this step.
+        DDIM and similar samplers pass the x of the next step to their callback. All other samplers pass the x of the
+        current step.
         Raises UnknownSampler if there was no callback for the previous step.
         """
         if self._written is not None:
@@ -114,8 +115,9 @@ def flow_problem(label: str, name: str, draws_noise: bool, knows_flow: bool, chu
 
     The reason completes a message that begins with "DemoFusion does not work with".
 
-    `label` is the sampler's name in the webui, and `name` is the name of its function. `draws_noise` is True if it adds
-    noise in this run (see `sampler_steps.is_stochastic`). `knows_flow` is the result of the function `knows_flow`.
+    `label` is the sampler's name in the webui, and `name` is the name of its function. `draws_noise` is True if the
+    function adds noise in this run (see `sampler_steps.is_stochastic`). `knows_flow` is the result of the function
+    `knows_flow`.
     """
     why = WRONG.get(name)
     if why is None and churn > 0:
@@ -128,8 +130,8 @@ def flow_problem(label: str, name: str, draws_noise: bool, knows_flow: bool, chu
 def knows_flow(function: Callable[..., Any], predictor: Any) -> bool:
     """Returns whether a sampling function treats the model of `predictor`, the host's schedule, as a flow model.
 
-    Functions of Forge and of Forge Neo have the same names, and only some support flow models. The names that a
-    function's code uses show whether it does.
+    Forge and Forge Neo have sampling functions with the same names, and only some of these functions support flow
+    models. The names that the code of a function uses show whether this function supports them.
     """
     code = getattr(_unwrapped(function), "__code__", None)
     if code is None:

@@ -1,8 +1,10 @@
 """Identifies the first model call of each sampler step. The skip residual is applied in this call only.
 
-The noise level does not identify this call. The second call of Heun has the level of the next step's first call, and so
-does the middle call of DPM2 a and DPM++ 2S a at eta = 1. The order of calls and callbacks identifies it. Each kind of
-sampler has its own order. The names are those of the sampling functions in k-diffusion and in the webui.
+The noise level does not identify this call. In Heun, the second call of a step has the same level as the first call of
+the next step. The second call of DPM2 a and DPM++ 2S a at eta = 1 has this level too. Instead, the order of calls and
+callbacks identifies the first call of a step. Each kind of sampler has its own order.
+
+Samplers have the names of the sampling functions in k-diffusion and in the webui.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class StepDetector:
     """Whether x must be blended again in the callback, because the sampler discards the tensor that it evaluated."""
 
     copies_x = False
-    """Whether the model receives a copy of the sampler's x, so that only the callback can change x."""
+    """Whether the model receives a copy of the sampler's x. Only the callback can then change the sampler's own x."""
 
     rejects_steps = False
     """Whether the sampler also runs its callback for a step that it then rejects and repeats."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from lib_demofusion.settings.fields import Settings
 
 Timestep = Callable[[float], float]
-"""Converts the sigma of a flow model, 0 to 1, to a timestep from 0 to 1000."""
+"""A function that converts the sigma of a flow model (0 to 1) to a timestep (0 to 1000)."""
 
 TIMESTEPS, BETA_FIRST, BETA_LAST = 1000, 0.00085, 0.012
 """Stable Diffusion's training schedule: its length T, and beta, which is linear in its square root."""
@@ -74,7 +74,7 @@ def _log_sigmas() -> tuple[float, ...]:
 
 
 ROUNDS_AWAY = 2.0**-25
-"""If a summand is smaller than the sum by this factor, it does not change a sum in float32."""
+"""A summand that is smaller than a float32 sum by this factor does not change the sum."""
 
 
 @dataclass(frozen=True)
@@ -164,11 +164,14 @@ class StageSteps:
     schedule: int
     """Number of steps in the whole schedule."""
     run: int
-    """Number of steps that the stage runs. It begins at level `schedule - run` of the schedule."""
+    """Number of steps that the stage runs. The stage begins at level `schedule - run` of the schedule."""
 
 
 Levels = Callable[[int], Sequence[float]]
-"""Returns the decreasing noise levels of a schedule with this number of steps, including the final zero."""
+"""A function that returns the decreasing noise levels of a schedule, including the final zero.
+
+Its argument is the number of steps.
+"""
 
 LONGEST = 4096
 """Number of steps in the longest schedule that is tried. Its last step begins below the first level of any preset."""

@@ -68,7 +68,7 @@ class SamplerTraits:
     stochastic: bool = False
     """Whether the sampler adds fresh noise."""
     guard: CallGuard | None = None
-    """Raises UnknownSampler if the sampler's calls do not fit the detector. None if they are known to fit."""
+    """Raises UnknownSampler if the sampler's calls do not fit the detector. None if the calls are known to fit."""
 
 
 class StageRun:
@@ -107,7 +107,7 @@ class StageRun:
     def start(self, x: Tensor, level: Tensor) -> None:
         """Sets x (B, C, H, W) to the noised anchor.
 
-        The host only needs to call this if the model receives copies of x, before the sampler runs.
+        Only needed if the model receives copies of x. The host then calls this function before the sampler runs.
         """
         noise = self.noise * (1 + self.settings.extra_noise)
         x.copy_(noised(self.anchor, noise, level, self.space))
@@ -138,9 +138,10 @@ class StageRun:
             self._again = (level, self.weights.skip) if self.call > 0 else None
 
     def after_step(self, i: int, x: Tensor, denoised: Tensor, shown: Tensor | None = None) -> None:
-        """Handles the sampler's callback for step `i`, with its x and its prediction of the clean latent.
+        """Handles the sampler's callback for step `i`.
 
-        If `x` is only a copy, `shown` is the sampler's own x.
+        `x` and `denoised` are the x and the prediction of the clean latent that the callback receives. If `x` is only a
+        copy, `shown` is the sampler's own x.
         """
         if self._guard is not None:
             self._guard.callback(x if shown is None else shown)
@@ -157,7 +158,7 @@ class StageRun:
             self._denoised = denoised.clone()
 
     def end(self) -> None:
-        """Checks the last call of a finished sampler. Raises UnknownSampler if it does not fit the detector."""
+        """Checks the last call of a finished sampler. Raises UnknownSampler if this call does not fit the detector."""
         if self._guard is not None:
             self._guard.end()
 

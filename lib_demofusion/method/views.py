@@ -74,7 +74,7 @@ class DilatedView:
         return x[..., top :: self.factor, left :: self.factor], lead_rows, lead_columns
 
     def _first_cell(self, axis: int) -> tuple[int, int]:
-        """Returns, for one axis, the position of the first cell inside the latent and the number of cells before it."""
+        """Returns the position of the view's first cell inside the latent, and its number of cells in the padding."""
         offset = self.offset(axis)
         lead = max(-(offset // self.factor), 0)
         return offset + lead * self.factor, lead
@@ -101,7 +101,10 @@ def view_starts(length: int, window: int, stride: int, unit: int = 1) -> list[in
 
 
 def jitter_range(window: int, stride: int) -> int:
-    """Returns the largest shift of a view along one axis with which adjacent views still overlap."""
+    """Returns the maximum shift of a view along one axis, as in the paper's code.
+
+    After their shifts, adjacent views still overlap by at least half of `window` - `stride`.
+    """
     return (window - stride) // 4
 
 

@@ -91,7 +91,7 @@ class Settings:
     * "Latent" enlarges the previous stage's latent, as in the paper.
     * With an image upscaler (Lanczos or one of the webui's), the coarse part comes from the enlarged latent. The fine
       part comes from the previous stage's image, which is enlarged by the upscaler and encoded again.
-    * With " (pixels)" after the name of an image upscaler (API only), both parts come from that image.
+    * With " (pixels)" after the name of an image upscaler (API only), both parts come from the enlarged image.
     """
 
     enabled: bool = _spec(False, bool, "DemoFusion", "")

@@ -94,7 +94,7 @@ class Choices:
 
     @property
     def preset_names(self) -> tuple[str, ...]:
-        """The names of the built-in presets, then those of the user's presets."""
+        """The names of the built-in presets, then the names of the user's presets."""
         return (*PRESETS, *(name for name in self.presets if name not in PRESETS))
 
     @property

@@ -49,7 +49,7 @@ class Spec:
         return f"{noun} from {self.minimum:g} to {self.maximum:g}"
 
     def choice(self, value: Any) -> Any:
-        """Converts a value of the field to the value of its control. A bool with `words` becomes one of them."""
+        """Converts a value of the field to the value of its control. A bool with `words` becomes one of these words."""
         return self.words[bool(value)] if self.kind is bool and self.words else value
 
     def parse(self, name: str, value: object, choices: Choices) -> Any:

@@ -28,7 +28,7 @@ large image.
 """
 
 NO_FALLOCATE = (None, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-"""Error numbers of file systems that do not support `posix_fallocate`. None is for macOS, where it does not exist."""
+"""Error numbers of file systems without support for `posix_fallocate`. None is for macOS, which lacks the function."""
 
 ZEROS = bytes(1 << 24)
 """A block of zeros, written to reserve space where `posix_fallocate` is not supported."""

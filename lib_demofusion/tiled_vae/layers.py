@@ -250,7 +250,7 @@ def channel_scale_shift(norm: nn.GroupNorm, mean: Tensor, var: Tensor) -> Tensor
     scale = (spread + norm.eps).rsqrt().expand_as(mean).flatten()
     shift = -centre.expand_as(mean).flatten() * scale
     if norm.weight is not None:
-        # move before converting: Apple's GPUs have no double precision
+        # moved before the conversion, because Apple's GPUs have no double precision
         weight, bias = (own.detach().to(mean.device).to(mean.dtype) for own in (norm.weight, norm.bias))
         scale, shift = scale * weight, shift * weight + bias
     return torch.stack([scale, shift]).float()

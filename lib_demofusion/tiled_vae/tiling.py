@@ -77,7 +77,7 @@ def _each(layers: list[Layer], x: Tensor, options: Options) -> Tensor:
 
 
 class _NotFiniteError(Exception):
-    """A feature map contains NaN or infinity, so the whole result would be NaN."""
+    """Raised if a feature map contains NaN or infinity, because the whole result would then be NaN."""
 
 
 class _Moments:
@@ -219,7 +219,10 @@ def _tokens(y: Tensor) -> Tensor:
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Computes softmax(q k^T / sqrt(C)) v for (1, 1, N, C) and (1, 1, M, C). Uses smaller chunks if memory runs out."""
+    """Computes softmax(q k^T / sqrt(C)) v for queries (1, 1, N, C), and keys and values (1, 1, M, C).
+
+    If memory runs out, computes smaller chunks of the queries one after the other.
+    """
     rows, most = queries.shape[2], queries.shape[2]
     if queries.device.type != "cuda":
         most = max(MATRIX_CELLS // keys.shape[2], 1)
