@@ -1,6 +1,6 @@
-"""A stand-in for the ControlNet extension: its units, their hints, and the hook of the UNet.
+"""Imitates the ControlNet extension: the units with their hints, and the hook of the UNet.
 
-It imitates the classes in the extension's scripts/hook.py.
+In the extension, these classes are in scripts/hook.py.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Adapter:
 
 
 class Lite:
-    """Imitates ControlNet-LLLite, which adds layers to the UNet and stores its hint in them, scaled to -1..1."""
+    """Imitates ControlNet-LLLite, which adds layers to the UNet. These layers contain the hint, scaled to -1..1."""
 
     def __init__(self, hint: Tensor) -> None:
         layer = SimpleNamespace(cond_image=hint * 2 - 1, cond_emb=None)

@@ -125,7 +125,7 @@ def lcm(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
 
 
 def _renoised(x: Tensor, denoised: Tensor, span: tuple[Tensor, Tensor], eta: float, steps: Steps) -> Tensor:
-    """Makes an ancestral step in k-diffusion's space. `span` contains the sigma at its start and at its end."""
+    """Makes an ancestral step in k-diffusion's space. `span` contains the first and the last sigma of the step."""
     sigma, target = span
     up = (eta * target * (1 - (target / sigma) ** 2).sqrt()).clamp_max(target)
     return toward(x, denoised, (target**2 - up**2).sqrt() / sigma) + up * steps.draw()

@@ -15,7 +15,7 @@ from lib_demofusion.method.views import DilatedView, LocalView
 
 
 def evaluations(stage: StagePlan, c2: float = 0.5) -> int:
-    """Returns the number of views that a stage evaluates per call of its sampler, if the dilated path has weight c2."""
+    """Returns the number of views that a stage evaluates for one prediction, if the dilated path has weight c2."""
     return (stage.local_count if c2 < 1 else 0) + (stage.dilated_count if c2 > 0 else 0)
 
 

@@ -31,7 +31,7 @@ class Reports(logging.Handler):
         self._expected: list[str] = []
 
     def expect(self, *texts: str) -> None:
-        """Adds expected failures, each by a part of its text. Each must be reported before the test ends."""
+        """Adds expected failures, each by a part of its text. The test fails if one of them is not reported."""
         self._expected += texts
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -69,7 +69,7 @@ class Reports(logging.Handler):
 
 @pytest.fixture(autouse=True, name="reported")
 def reports_of_test() -> Iterator[Reports]:
-    """Collects the failures of the test's jobs. The test fails if they are not the expected ones."""
+    """Collects the failures of the test's jobs. The test fails if the failures differ from the expected failures."""
     reports = Reports()
     report, process_images = errors.report, processing.process_images
 

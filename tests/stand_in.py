@@ -13,7 +13,7 @@ for folder in (TESTS.parent / "trial" / "webui", TESTS / "miniature"):
         sys.path.insert(0, str(folder))
 
 with warnings.catch_warnings():
-    # gradio 3.41.2 and its web framework cause deprecation warnings in newer versions of other packages
+    # gradio 3.41.2 and its web framework use functions of other packages that are deprecated now
     warnings.simplefilter("ignore")
     import gradio  # noqa: F401
     import k_diffusion.external

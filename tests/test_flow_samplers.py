@@ -211,7 +211,7 @@ def test_a_sampler_that_adds_noise_must_support_flow_models() -> None:
 
 
 class PredictionFlux:
-    """Imitates the class of Forge by whose name its sampling functions recognize a flow model."""
+    """Imitates a class of Forge. Forge's sampling functions recognize a flow model by the name of this class."""
 
 
 def functions() -> dict[str, Any]:

@@ -265,7 +265,7 @@ def test_an_image_condition_is_cropped_like_the_latent() -> None:
 
 
 class Numbers:
-    """Embeds a pair of numbers by repeating them."""
+    """Embeds a pair of numbers by repeating each number."""
 
     outdim = 2
 

@@ -32,7 +32,7 @@ def slope(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
 
 
 def host_kohaku(model, x, sigmas, callback, disable, noise_sampler=None, eta=None) -> Tensor:
-    """Makes three calls per step in the first half. The second of them evaluates -x."""
+    """Makes three calls in each step of the first half, and one call in later steps. The second call evaluates -x."""
     ones = x.new_ones(len(x))
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(x, sigma * ones)

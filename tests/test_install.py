@@ -1,4 +1,4 @@
-"""Tests install.py, which prints one line if the webui lacks the hook `post_sample`. It must never fail."""
+"""Tests install.py, which prints one line if the webui lacks the hook `post_sample`. install.py must never fail."""
 
 from __future__ import annotations
 

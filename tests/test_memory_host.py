@@ -71,7 +71,7 @@ def cards(monkeypatch: pytest.MonkeyPatch) -> Cards:
 
 @pytest.fixture
 def memory(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Imports and returns the module under test. Its `devices.device` is the webui's device."""
+    """Imports and returns the module under test. `devices.device` of this module is the webui's device."""
     devices = ModuleType("modules.devices")
     devices.__dict__.update(device=torch.device("cuda"), torch_gc=lambda: None)
     package = ModuleType("modules")
@@ -120,7 +120,7 @@ def test_a_stage_runs_if_the_driver_does_not_report_its_memory(
 def test_a_stage_runs_if_the_driver_cannot_measure_the_peak(
     memory: Any, cards: Cards, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """If the peak cannot be reset, it may belong to an earlier computation. The batch may then be smaller."""
+    """If the peak cannot be reset, the reported peak may be too high, and the batch may be smaller than possible."""
     make_fail(monkeypatch, name, RuntimeError("invalid argument to memory stats"))
     assert evaluated(memory, cards, GIB).views in (1, 4)
 

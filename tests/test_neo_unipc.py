@@ -33,7 +33,7 @@ def shrink(sigma: Tensor) -> float:
 
 
 def step(x: Tensor, clean: Tensor, sigma: Tensor, target: Tensor) -> tuple[Tensor, float]:
-    """Returns x after one first-order step in k-diffusion's scale, and the factor of the clean latent in it."""
+    """Returns x after one first-order step in k-diffusion's scale, and the factor of `clean` in this result."""
     ratio = float(target / sigma)
     return ratio * x + (1 - ratio) * clean, 1 - ratio
 

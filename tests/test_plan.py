@@ -345,7 +345,7 @@ def test_any_aspect_ratio_is_possible(base: Size, grown: tuple[float, float], wi
 @example(base=(152, 104), scale=2.49, stages="")
 @example(base=(9, 31), scale=3.0, stages="")
 def test_no_view_is_larger_than_the_base(base: Size, scale: float, stages: str) -> None:
-    """The sides of a dilated view are also at least half as long as those of the base, except for rounding."""
+    """A side of a dilated view is also at least half as long as the same side of the base, except for rounding."""
     for stage in plan_of(base, scale=scale, stages=stages).stages:
         seen = dilated_size(stage.size, stage.factor)
         for length, shown, whole in zip(stage.window, seen, base):

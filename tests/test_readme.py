@@ -117,9 +117,9 @@ MEASURED = {
     "distance to the correct spectrum": ("spectrum", False, ""),
     "cost in base images": ("units", False, ""),
 }
-"""The rows of the table of measurements in README. Each has a column in the tables of bench/README.md.
+"""The rows of the table of measurements in README, and the columns of bench/README.md that contain their numbers.
 
-The values are the name of the column, whether README shows its number in percent, and the unit that README adds.
+The values are the name of the column, whether README shows the numbers in percent, and the unit that README adds.
 """
 
 

@@ -1,6 +1,6 @@
 """Compares samplers that run with a StageRun with explicit loops that blend x at the start of every step.
 
-The samplers are k-diffusion's own functions. Their model and their callback call the StageRun, as in the webui. The
+The samplers are k-diffusion's own functions. The model and the callback that they receive call the StageRun. The
 explicit loops implement the same samplers again, from the formulas in the papers, and blend x themselves.
 
 Samplers that only the webui has are implemented twice in this file: once with calls and callbacks in the webui's order,
@@ -702,7 +702,8 @@ def test_the_detector_of_an_unknown_sampler_depends_on_its_order(second_order: b
 def noise_levels(stochastic: bool) -> list[float]:
     """Returns the standard deviation of the noise in x at each step of Euler a, after the blend, divided by sigma.
 
-    Each cell of the signal has one of two values. They are so far apart that the denoiser always finds the right one.
+    Each cell of the signal has one of two values. These values are so far apart that the denoiser always finds the
+    right one.
     """
     shape, modes = (2, 4, 96, 96), (-100.0, 100.0)
     clean = 100 * randn(3, shape).sign()
@@ -739,7 +740,7 @@ FRACTIONS = (999.0, 929.1, 867.1, 790.5, 640.25, 480.75, 333.3, 150.6, 60.9, 0.9
 
 
 def alpha_at(t: float) -> float:
-    """Returns the signal's share of the variance at a timestep. Its logarithm is interpolated between timesteps."""
+    """Returns the signal's share of the variance. The logarithm of this share is interpolated between timesteps."""
     return math.exp(np.interp(t, np.arange(1000), ALPHAS.log().numpy()))
 
 

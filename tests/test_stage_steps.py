@@ -1,4 +1,4 @@
-"""Tests how many steps a stage runs and at which noise level it begins. The samplers are those of k-diffusion."""
+"""Tests how many steps a stage runs and at which noise level it begins. The samplers come from k-diffusion."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_every_side_in_a_plan_has_whole_units(base: Size, scale: float, preset: 
         for side in (*stage.size, *stage.window, *stage.stride, *shown):
             assert side % UNIT == 0
             assert side > 0
-        # rounding can make the sides of a dilated view longer than those of the base, but only by one unit
+        # rounding can make a side of a dilated view longer than the same side of the base, but only by one unit
         assert all(a <= whole + UNIT for a, whole in zip(shown, base))
         assert all(step <= window <= size for step, window, size in zip(stage.stride, stage.window, stage.size))
         if math.prod(stage.size) < 40000:

@@ -36,7 +36,7 @@ def axes(draw: st.DrawFn) -> tuple[int, int, int]:
     """Draws the length of a latent along one axis (one to eight windows), the window and the stride."""
     window = draw(st.integers(1, 20))
     stride = draw(st.integers(1, window))
-    # many views make slow tests, so limit them to about 24 along one axis
+    # a test with many views is slow, so there are at most 25 views along one axis
     length = draw(st.integers(window, min(8 * window, window + 24 * stride)))
     return length, window, stride
 

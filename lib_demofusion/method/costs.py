@@ -31,8 +31,8 @@ The length is in log sigma, and the end is the lowest sigma.
 EXTRA_CALLS, BEND = 7.5, 1.27
 """Measured constants for DPM adaptive.
 
-EXTRA_CALLS is the number of additional calls per run. They are needed because the first steps are always short, and the
-last step is cut off. BEND is an exponent, which describes how the steps grow as the noise level decreases.
+EXTRA_CALLS is the number of additional calls per run, because the first steps are always short, and the last step is
+cut off. BEND is an exponent, which describes how the steps grow as the noise level decreases.
 """
 
 

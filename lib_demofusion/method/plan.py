@@ -46,7 +46,7 @@ class StagePlan:
     stride: Size
     """Maximum distance between the positions of adjacent local views."""
     unit: int = 1
-    """The sides of the latent and of every view are multiples of this number of cells. It is 2 for transformers."""
+    """The sides of the latent and of every view are multiples of this number of cells: 2 for transformers, else 1."""
 
     @property
     def pixels(self) -> Size:
@@ -231,7 +231,8 @@ def _times(side: int, factor: float, unit: int) -> int:
 def _stride(settings: Settings, window: Size, unit: int) -> Size:
     """Returns the maximum distance of adjacent local views in cells.
 
-    The field `tile_stride` sets it. If this field is 0, the distance follows from the window and the overlap.
+    This is the value of the field `tile_stride`. If the field is 0, the distance follows from the window and the
+    overlap.
     """
     if not settings.tile_stride:
         # the margin prevents 0.7 of 10 cells from rounding down to 6

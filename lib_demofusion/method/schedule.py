@@ -174,7 +174,10 @@ Its argument is the number of steps.
 """
 
 LONGEST = 4096
-"""Number of steps in the longest schedule that is tried. Its last step begins below the first level of any preset."""
+"""Number of steps in the longest schedule that is tried.
+
+The last step of this schedule begins at a lower noise level than the first step of any preset.
+"""
 
 
 def steps_by_share(steps: int, strength: float, least: int) -> StageSteps:

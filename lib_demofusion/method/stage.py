@@ -52,7 +52,7 @@ def finish_stage(x: Tensor, base: Tensor, colours: Tensor | None = None) -> Tens
     """Matches the scalar mean and standard deviation of a stage's result to the base latent, separately for each image.
 
     `colours` is the part (B, C, h, w) of the base latent that the stage shows. If it is given, the colors of large
-    areas are matched to it as well.
+    areas are matched to this part as well.
     """
     x = match_statistics(x, *mean_and_std(base))
     return x if colours is None else match_low_band(x, colours)
@@ -94,7 +94,7 @@ class StageRun:
         self._guard = traits.guard
         self.call = -1
         self.predictions = 0
-        """Number of calls of `denoise`. If it is 0 at the end, the host has sampled without DemoFusion."""
+        """Number of calls of `denoise`. If this number is 0 at the end, the host has sampled without DemoFusion."""
         self.level = self.timestep = 0.0
         """Noise level of the current model call in the sampler's own units, and the model's timestep for it."""
         self.weights = Weights(1.0, 1.0, 1.0)

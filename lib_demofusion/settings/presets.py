@@ -80,7 +80,10 @@ Such models typically run with 4 to 8 steps and a CFG scale of 1 to 2.
 """
 
 MOST_STRENGTH = 0.6
-"""Maximum denoising strength with few steps. Stages keep the base image's structure at 0.5 and lose it at 1."""
+"""Maximum denoising strength with few steps.
+
+At a strength of 0.5, stages keep the structure of the base image. At a strength of 1, they change this structure.
+"""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def _check_names(values: Mapping[str, object]) -> None:
 
 
 def _unknown(name: object, value: object, known: Sequence[str]) -> SettingsError:
-    """Creates the error for an unknown field. Its name may be empty or of any type."""
+    """Creates the error for an unknown field. `name` may be empty, and may have any type."""
     problem = f"the field {shortened(name)} does not exist (its value is {shortened(value)})"
     return SettingsError(str(name), value, "the fields " + ", ".join(known), problem)
 
@@ -78,7 +78,7 @@ def fields_without_switch(args: Sequence[object]) -> tuple[str, ...]:
 
 
 def _by_name(args: Sequence[object]) -> Mapping[str, object]:
-    """Returns a script's arguments by field. They are values in the order of the fields, or one dict of fields.
+    """Returns a script's arguments by field. The arguments are values in the order of the fields, or one dict.
 
     If an API request contains both an infotext and a dict, the first argument is the dict, and the other arguments are
     values from the infotext. These values apply to the fields that the dict does not set. If the dict contains a
@@ -97,7 +97,7 @@ def _by_name(args: Sequence[object]) -> Mapping[str, object]:
 
 
 def settings_from_args(args: Sequence[object], preset: str = Settings.preset, choices: Choices = BUILT_IN) -> Settings:
-    """Converts a script's arguments to Settings. They are values in the order of the fields, or one dict of fields.
+    """Converts a script's arguments to Settings. The arguments are values in the order of the fields, or one dict.
 
     `preset` applies if the arguments contain no preset.
     """
@@ -129,7 +129,7 @@ def overridden(settings: Settings, values: Mapping[str, object], choices: Choice
 
 
 def needs_more_steps(settings: Settings, steps: int, cfg_scale: float, distilled: bool = False) -> bool:
-    """Returns whether the request looks like one for a few-step model and its denoising strength is too high."""
+    """Returns whether a request seems to be for a few-step model, and its denoising strength is too high for this."""
     return settings.denoising_strength > MOST_STRENGTH and looks_few_step(steps, cfg_scale, distilled)
 
 

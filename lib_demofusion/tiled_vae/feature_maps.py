@@ -21,7 +21,7 @@ LEAST, GREATEST = -32768, 32767
 """The range of 16-bit integers."""
 
 MMAP_RESERVES = sys.platform == "win32"
-"""Whether mapping a file also extends it and reserves space on the disk.
+"""Whether mapping a file also extends the file and reserves space on the disk.
 
 This is the case on Windows. There, `truncate` would write every byte of the file (_chsize_s), which takes minutes for a
 large image.
@@ -45,7 +45,7 @@ class Shelf:
     """If set, maps are stored in temporary files in this folder. The system caches these files in free memory."""
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Returns an uninitialised tensor. Raises OSError if the disk has no space for it."""
+        """Returns an uninitialised tensor. Raises OSError if the disk has no space for the tensor."""
         if self.folder is None:
             return torch.empty(shape, dtype=dtype, device=self.device)
         count = torch.Size(shape).numel()

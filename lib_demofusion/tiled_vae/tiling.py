@@ -45,7 +45,7 @@ class Options:
     """Tile size, storage and progress callback of a run."""
 
     tile: int
-    """Side of a tile in latent cells. It applies to the largest map; the tiles of other maps use as much memory."""
+    """Side of a tile of the largest map, in latent cells. Tiles of other maps use about as much memory."""
     shelf: Shelf | None = None
     """Where feature maps are stored. None stores them on the input's device, unpacked."""
     report: Callable[[float], None] | None = None

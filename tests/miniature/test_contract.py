@@ -45,7 +45,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
     """Returns the folder of a real webui."""
     folder = request.config.getoption("--webui")
     if not folder:
-        pytest.skip("no webui: neither --webui DIR nor SD_WEBUI_DIR names one")
+        pytest.skip("no webui: use --webui DIR or set SD_WEBUI_DIR")
     return Path(folder)
 
 
