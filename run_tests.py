@@ -1,9 +1,9 @@
 """Sets up a test environment and runs every check: `python run_tests.py`.
 
 You need only Python 3.10 to 3.13. The first run creates a virtual environment in `.venv` and installs pinned packages.
-Later runs reuse it without network access until a pinned version changes. The tests run in one process per core, up to
-four. If you pass arguments, only pytest runs, in one process, and receives them:
-`python run_tests.py tests/test_fusion.py -k paper`. With `--set-up`, only the environment is set up.
+Later runs reuse it without network access until a pinned version changes. The tests run in parallel, in one process
+more than there are cores, but in at most four. If you pass arguments, only pytest runs, in one process, and receives
+them: `python run_tests.py tests/test_fusion.py -k paper`. With `--set-up`, only the environment is set up.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ CHROMIUM_SIZE = "about 300 MB on the disk"
 def side_by_side() -> list[str]:
     """Returns pytest's arguments for running test files in parallel. Divides the cores among the processes.
 
+    There is one process more than there are cores, because the tests in a browser wait most of the time.
+
     Uses one process if SD_WEBUI_DIR is set, because its tests share one running webui and measure times.
     """
     if os.environ.get("SD_WEBUI_DIR"):
         return []
     cores = os.cpu_count() or 1
-    processes = min(cores, MOST_PROCESSES)
-    os.environ.setdefault("OMP_NUM_THREADS", str(cores // processes))
+    processes = min(cores + 1, MOST_PROCESSES)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
     # --no-loadscope-reorder keeps the order of tests/conftest.py, in which slow files start first. Otherwise files with
     # few tests would start last, and the slowest file has only eight tests
     return ["-n", str(processes), "--dist", "loadfile", "--no-loadscope-reorder"]

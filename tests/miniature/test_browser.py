@@ -214,7 +214,7 @@ def test_text_entered_without_a_key_press_is_used(tab: Tab) -> None:
 def test_a_run_shows_progress_and_the_final_image(tab: Tab) -> None:
     open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
-    tab.number(tab.id("steps"), 6)
+    tab.number(tab.id("steps"), 4)
     tab.wait_for_line("384x384")
     tab.generate()
     assert "%" in tab.wait_for_progress("DemoFusion 1/2")
@@ -230,6 +230,7 @@ def test_a_run_shows_progress_and_the_final_image(tab: Tab) -> None:
 def test_an_interrupt_returns_the_image_of_the_previous_stage(tab: Tab) -> None:
     open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
+    tab.number(tab.id("steps"), 8)
     tab.wait_for_line("384x384")
     tab.generate()
     tab.wait_for_progress("DemoFusion 2/2")
@@ -247,6 +248,7 @@ def test_an_interrupt_returns_the_image_of_the_previous_stage(tab: Tab) -> None:
 
 def test_a_message_disappears_when_the_next_run_begins(tab: Tab) -> None:
     open_with_every_stage(tab)
+    tab.number(tab.id("steps"), 10)
     tab.generate()
     tab.wait_for_progress("DemoFusion 1/1")
     tab.page.click(tab.id("interrupt"))
