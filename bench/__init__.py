@@ -2,4 +2,4 @@
 
 from trial import bootstrap
 
-bootstrap.enter_environment("bench", own=("bench.card", "bench.host"))
+bootstrap.enter_environment("bench", {"bench.card": ("torch", "psutil"), "bench.host": ("torch", "PIL")})

@@ -12,9 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 class PeakBytes(TorchDispatchMode):
     """While active, counts the storages that operations create. Earlier storages do not count."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
+    now = peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         known = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, Tensor)}

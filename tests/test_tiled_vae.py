@@ -233,6 +233,19 @@ def test_a_full_disk_is_an_error_that_names_the_folder(tmp_path: Path, monkeypat
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("shelf", "text"),
+    [
+        (Shelf(torch.device("cuda")), "the GPU's memory"),
+        (Shelf(CPU), "the computer's memory"),
+        (Shelf(CPU, packed=True), "the computer's memory, packed"),
+        (Shelf(CPU, packed=True, folder=Path("temporary")), "a file, packed"),
+    ],
+)
+def test_log_messages_name_where_feature_maps_are_stored(shelf: Shelf, text: str) -> None:
+    assert f"{shelf}" == text
+
+
 @dataclass(frozen=True)
 class CountedShelf(Shelf):
     """A shelf that counts the bytes of its maps.

@@ -2,4 +2,4 @@
 
 from trial import bootstrap
 
-bootstrap.enter_environment("trial")
+bootstrap.enter_environment("trial", {})

@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,22 +138,24 @@ def confirm_cuda() -> None:
         raise SetUpError(f"torch was not installed. Try again when {TORCH_CPU_INDEX} is reachable.")
 
 
-def enter_environment(package: str, own: Sequence[str] = ()) -> None:
+def enter_environment(package: str, of_webui: Mapping[str, Sequence[str]]) -> None:
     """Runs a command `python -m package.module` with the Python of .venv if the running Python lacks packages.
 
     The `__init__.py` of trial/ and bench/ calls this function, because Python imports that file before the module
-    itself. If .venv does not exist or also lacks the packages, the process ends with a message. Modules whose names
-    begin with an entry of `own` run with any Python.
+    itself. If .venv does not exist or also lacks the packages, the process ends with a message. `of_webui` lists the
+    modules that run with the Python of a webui instead, and the packages that each of them needs.
     """
     # Python 3.9 lacks orig_argv; `python run_tests.py` must still reach its own message about the version
     command = getattr(sys, "orig_argv", ())
     if sys.argv[:1] != ["-m"] or "-m" not in command:
         return
     module, *arguments = command[command.index("-m") + 1 :]
-    if not module.startswith(f"{package}.") or module.startswith(tuple(own)):
+    needed = of_webui.get(module, PACKAGES)
+    if not module.startswith(f"{package}.") or all(map(importlib.util.find_spec, needed)):
         return
-    if all(map(importlib.util.find_spec, PACKAGES)):
-        return
+    if module in of_webui:
+        python = f"Start it with the Python of your webui, for instance venv/bin/python -m {module}"
+        sys.exit(f"python -m {module} needs {' and '.join(needed)}. {python}")
     if PYTHON.is_file() and Path(sys.prefix).resolve() != VENV.resolve():
         sys.exit(run_module(module, *arguments, interactive=True))
     sys.exit(f"python -m {module} needs packages that are not installed. Run `{SET_UP}` first.")

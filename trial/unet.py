@@ -1,4 +1,4 @@
-"""The denoising UNet of Stable Diffusion 1 with the parameter names of its checkpoints."""
+"""The denoising UNet of Stable Diffusion 1 and SDXL with the parameter names of their checkpoints."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ class UNetConfig:
     attention_resolutions: tuple[int, ...] = (2, 4)
     num_heads: int = 4
     context_dim: int = 64
+    transformer_depth: int | tuple[int, ...] = 1
+    """Number of transformer blocks, either for all levels or for each level."""
+    num_head_channels: int = 0
+    """Width of an attention head at all levels. If it is 0, each level has `num_heads` heads."""
+    adm_in_channels: int = 0
+    """Width of the vector with sizes and pooled text. If it is 0, the model has no such input."""
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
@@ -153,13 +159,19 @@ class Block(nn.ModuleList):
 
 
 class UNet(nn.Module):
-    """Predicts the noise in x (B, 4, H, W) at timesteps t (B,) for the text embeddings context (B, M, D)."""
+    """Predicts the noise in x (B, 4, H, W) at timesteps t (B,) for the text embeddings context (B, M, D).
+
+    SDXL's UNet also receives a vector y (B, V) with sizes and the pooled text.
+    """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
         base, emb = config.model_channels, 4 * config.model_channels
         self.time_embed = nn.Sequential(nn.Linear(base, emb), nn.SiLU(), nn.Linear(emb, emb))
+        if config.adm_in_channels:
+            layers = nn.Linear(config.adm_in_channels, emb), nn.SiLU(), nn.Linear(emb, emb)
+            self.label_emb = nn.Sequential(nn.Sequential(*layers))
         skips = self._build_down(emb)
         widest = base * config.channel_mult[-1]
         self.middle_block = Block(
@@ -179,7 +191,11 @@ class UNet(nn.Module):
         return block
 
     def _transformer(self, channels: int) -> SpatialTransformer:
-        return SpatialTransformer(channels, self.config.context_dim, self.config.num_heads)
+        config, depth = self.config, self.config.transformer_depth
+        heads = channels // config.num_head_channels if config.num_head_channels else config.num_heads
+        if not isinstance(depth, int):
+            depth = depth[config.channel_mult.index(channels // config.model_channels)]
+        return SpatialTransformer(channels, config.context_dim, heads, depth)
 
     def _build_down(self, emb: int) -> list[int]:
         """Builds the input blocks. Returns the number of channels of every skip connection."""
@@ -208,15 +224,10 @@ class UNet(nn.Module):
                     block.append(Upsample(width))
                 self.output_blocks.append(block)
 
-    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        return self.from_embedding(x, self.embedded(t, x.dtype), context)
-
-    def embedded(self, t: Tensor, dtype: torch.dtype) -> Tensor:
-        """Embeds the timesteps t (B,) for the residual blocks, (B, 4 * model_channels)."""
-        return self.time_embed(timestep_embedding(t, self.config.model_channels).to(dtype))
-
-    def from_embedding(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        """Predicts the noise in x (B, 4, H, W) from the embedding of the timesteps and the text embeddings."""
+    def forward(self, x: Tensor, t: Tensor, context: Tensor, y: Tensor | None = None) -> Tensor:
+        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x.dtype))
+        if y is not None:
+            emb = emb + self.label_emb(y)
         skips, h = [], x
         for block in self.input_blocks:
             h = block(h, emb, context)

@@ -1,152 +1,126 @@
-"""UNets and an autoencoder with the sizes of Stable Diffusion and random weights. They are as slow as the real ones."""
+"""UNets and an autoencoder with the sizes of SDXL and SD 1.5 and random weights. They are as slow as the real ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property, partial
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 
+from bench.card.report import Card
 from lib_demofusion.method.conditioning import CROP, SIZES
+from lib_demofusion.method.schedule import log_sigmas
 from lib_demofusion.method.views import Size
-from trial.autoencoder import Autoencoder, AutoencoderConfig
-from trial.unet import SpatialTransformer, UNet, UNetConfig, timestep_embedding
-
-NUMBERS_DIM = 256
-"""Width of the embedding of each of the six numbers in SDXL's vector."""
-
-
-class XLUNet(UNet):
-    """SDXL's UNet.
-
-    Unlike that of SD 1.5, it has more transformer blocks at the lower levels, attention heads of the same width at all
-    levels, and a vector as input in addition to the text.
-    """
-
-    def __init__(self, config: UNetConfig, depths: Sequence[int], head_dim: int, vector_dim: int) -> None:
-        self._depths = {config.model_channels * mult: n for mult, n in zip(config.channel_mult, depths)}
-        self._head_dim = head_dim
-        super().__init__(config)
-        emb = 4 * config.model_channels
-        self.label_emb = nn.Sequential(nn.Sequential(nn.Linear(vector_dim, emb), nn.SiLU(), nn.Linear(emb, emb)))
-
-    def _transformer(self, channels: int) -> SpatialTransformer:
-        heads = channels // self._head_dim
-        return SpatialTransformer(channels, self.config.context_dim, heads, self._depths[channels])
-
-    def forward(self, x: Tensor, t: Tensor, context: Tensor, vector: Tensor) -> Tensor:
-        return self.from_embedding(x, self.embedded(t, x.dtype) + self.label_emb(vector), context)
+from trial.autoencoder import AutoencoderConfig
+from trial.unet import UNet, UNetConfig, timestep_embedding
 
 
 @dataclass(frozen=True)
-class Kind:
-    """The architecture of a UNet."""
+class Sizes:
+    """The architectures of the networks, and the sizes to measure."""
 
-    name: str
-    make: Callable[[], UNet]
-    native: Size
-    """Height and width of the base image in latent cells."""
-    vector_dim: int = 0
-    scales: tuple[int, ...] = (2, 4)
-    """Scales of the measured stages."""
-
-
-def _sd15() -> UNet:
-    return UNet(UNetConfig(320, (1, 2, 4, 4), 2, (1, 2, 4), num_heads=8, context_dim=768))
+    unets: dict[str, tuple[UNetConfig, Size, Sequence[int]]]
+    """UNets, height and width of their base images in latent cells, and the scales of the stages."""
+    autoencoder: AutoencoderConfig
+    sides: tuple[int, int, int]
+    """Sides of the decoded and encoded images, in pixels."""
+    cards: tuple[int, int]
+    """Memory in bytes of the smaller GPUs to simulate."""
 
 
-def _sdxl() -> UNet:
-    return XLUNet(UNetConfig(320, (1, 2, 4), 2, (2, 4), context_dim=2048), (0, 2, 10), 64, 2816)
+SDXL = {"transformer_depth": (0, 2, 10), "num_head_channels": 64, "adm_in_channels": 2816}
+TRUE = Sizes(
+    {
+        "SDXL": (UNetConfig(320, (1, 2, 4), 2, (2, 4), context_dim=2048, **SDXL), (128, 128), (2, 4)),
+        "SD 1.5": (UNetConfig(320, (1, 2, 4, 4), 2, (1, 2, 4), num_heads=8, context_dim=768), (64, 64), (2, 4)),
+    },
+    AutoencoderConfig(ch=128, ch_mult=(1, 2, 4, 4), num_res_blocks=2),
+    (2048, 4096, 8192),
+    (8 << 30, 12 << 30),
+)
+TINY_SDXL = {"transformer_depth": (0, 2), "num_head_channels": 16, "adm_in_channels": 1600}
+TINY = Sizes(
+    {
+        "SDXL": (UNetConfig(32, (1, 2), 1, (2,), context_dim=32, **TINY_SDXL), (8, 8), (2, 4)),
+        "SD 1.5": (UNetConfig(32, (1,), 1, (1,), num_heads=2, context_dim=32), (8, 8), (2,)),
+    },
+    AutoencoderConfig(ch=32, num_res_blocks=1),
+    (64, 128, 256),
+    (8 << 20, 12 << 20),
+)
 
 
-def _tiny_sd15() -> UNet:
-    return UNet(UNetConfig(32, (1,), 1, (1,), num_heads=2, context_dim=32))
+def filled(make: Callable[[], nn.Module], card: Card) -> nn.Module:
+    """Builds a module with random weights in half precision directly on the card.
 
-
-def _tiny_sdxl() -> UNet:
-    return XLUNet(UNetConfig(32, (1, 2), 1, (2,), context_dim=32), (0, 2), 16, 64 + 6 * NUMBERS_DIM)
-
-
-SD15, SDXL = Kind("SD 1.5", _sd15, (64, 64)), Kind("SDXL", _sdxl, (128, 128), 2816)
-TINY_SD15 = Kind("SD 1.5", _tiny_sd15, (8, 8), scales=(2,))
-TINY_SDXL = Kind("SDXL", _tiny_sdxl, (8, 8), 64 + 6 * NUMBERS_DIM)
-
-
-def autoencoder(tiny: bool = False) -> Autoencoder:
-    """Builds the autoencoder that SD 1.5 and SDXL share, or a small one of the same layout."""
-    if tiny:
-        return Autoencoder(AutoencoderConfig(ch=32, num_res_blocks=1))
-    return Autoencoder(AutoencoderConfig(ch=128, ch_mult=(1, 2, 4, 4), num_res_blocks=2))
-
-
-def filled(make: Callable[[], Any], device: torch.device, dtype: torch.dtype) -> Any:
-    """Builds a module with random weights directly on the device. Its output has about unit scale."""
+    The weights are scaled so that the output has a standard deviation of about 1.
+    """
     with torch.device("meta"):
-        module = make()
-    for part in module.modules():
-        for name, weight in part._parameters.items():
-            if weight is None:
-                continue
-            made = torch.zeros(weight.shape, device=device, dtype=dtype)
-            if weight.dim() > 1:
-                made.normal_(0, weight[0].numel() ** -0.5)
-            elif name == "weight":
-                made.fill_(1)
-            part._parameters[name] = nn.Parameter(made, requires_grad=False)
-    return module.eval()
+        module = make().to(card.half)
+    module.to_empty(device=card.device)
+    for name, weight in module.named_parameters():
+        if weight.dim() > 1:
+            weight.normal_(0, weight[0].numel() ** -0.5)
+        else:
+            weight.fill_(float(name.endswith("weight")))
+    return module.requires_grad_(False).eval()
 
 
-def converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Converts a module's weights to another type, one by one, and returns the module."""
-    for part in module.modules():
-        for name, weight in part._parameters.items():
-            if weight is not None:
-                part._parameters[name] = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
-    return module
-
-
+@dataclass(frozen=True)
 class NumberEmbedder:
     """Embeds pairs of numbers like SDXL's ConcatTimestepEmbedderND."""
 
-    outdim = NUMBERS_DIM
-
-    def __init__(self, key: str) -> None:
-        self.input_key = key
+    input_key: str
+    outdim: int = 256
 
     def __call__(self, numbers: Tensor) -> Tensor:
         return timestep_embedding(numbers.flatten(), self.outdim).reshape(len(numbers), -1)
 
 
-EMBEDDERS = [NumberEmbedder(key) for key in (SIZES[0], CROP, SIZES[1])]
-
-
 class Model:
-    """A UNet with the interface of k-diffusion's wrapper in the webui.
+    """A UNet with the interface of k-diffusion's wrapper in the webui, and the conds of one image."""
 
-    It takes x and sigma, and returns the denoised x in float32.
-    """
+    def __init__(self, name: str, config: UNetConfig, native: Size, card: Card) -> None:
+        self.name, self.native, self.device = name, native, card.device
+        self._build = partial(filled, lambda: UNet(config), card)
+        self._log_sigmas = torch.tensor(log_sigmas(), device=card.device)
+        self.sigmas = self._log_sigmas.exp()
+        self.cond = {"crossattn": torch.randn(2, 77, config.context_dim, device=card.device, dtype=card.half)}
+        self.inner_model = SimpleNamespace()
+        if config.adm_in_channels:
+            self.cond["vector"] = torch.randn(2, config.adm_in_channels, device=card.device, dtype=card.half)
+            embedders = [NumberEmbedder(key) for key in (SIZES[0], CROP, SIZES[1])]
+            self.inner_model.conditioner = SimpleNamespace(embedders=embedders)
+        self.shapes: list[torch.Size] = []
+        """The shape of x in every call since the list was cleared."""
+        self.seconds: dict[int, float] = {}
+        """The measured seconds per view for each view batch."""
 
-    def __init__(self, kind: Kind, device: torch.device, dtype: torch.dtype) -> None:
-        self.kind, self.device, self.dtype = kind, device, dtype
-        self.unet = filled(kind.make, device, dtype)
-        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-        alphas = torch.cumprod(1 - betas, 0)
-        self.sigmas = ((1 - alphas) / alphas).sqrt().to(device)
-        self._log_sigmas = self.sigmas.log()
-        text = torch.randn(2, 77, self.unet.config.context_dim, device=device, dtype=dtype)
-        self.cond = {"crossattn": text}
-        if kind.vector_dim:
-            self.cond["vector"] = torch.randn(2, kind.vector_dim, device=device, dtype=dtype)
+    @cached_property
+    def unet(self) -> nn.Module:
+        """The network. It is built at the first use, which may run out of memory."""
+        return self._build()
 
     def sigma_to_t(self, sigma: Tensor) -> Tensor:
         """Returns the nearest timesteps (N,) to noise levels (N,)."""
         return (self._log_sigmas[:, None] - sigma.log()).abs().argmin(0).to(sigma.dtype)
 
+    def get_scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the factors of the UNet's output and input at noise levels (N,) (k-diffusion, external.py)."""
+        return -sigma, 1 / (sigma**2 + 1).sqrt()
+
     def __call__(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """Returns the denoised rows of x (N, 4, h, w) at noise levels (N,)."""
-        level = sigma[:, None, None, None]
-        scaled = (x / (level**2 + 1).sqrt()).to(self.dtype)
-        inputs = [cond[key] for key in ("crossattn", "vector") if key in cond]
-        return x - self.unet(scaled, self.sigma_to_t(sigma), *inputs).float() * level
+        """Denoises x (N, 4, h, w) at noise levels (N,)."""
+        self.shapes.append(x.shape)
+        c_out, c_in = (factor[:, None, None, None] for factor in self.get_scalings(sigma))
+        text = cond["crossattn"]
+        eps = self.unet((x * c_in).to(text.dtype), self.sigma_to_t(sigma), text, cond.get("vector"))
+        return x + eps.float() * c_out
+
+    def bare(self, x: Tensor) -> Tensor:
+        """Denoises the crops x (2 V, 4, h, w) of V views with cond and uncond, without the extension."""
+        cond = {key: torch.cat([value] * (len(x) // 2)) for key, value in self.cond.items()}
+        return self(x, self.sigmas[500].repeat(len(x)), cond)

@@ -1,96 +1,127 @@
-"""Collects the rows of the report, and writes it again after every row, so that nothing is lost if a part fails."""
+"""Measures actions on a GPU, and collects the results in a report."""
 
 from __future__ import annotations
 
-import re
+import gc
+import platform
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
+import torch
+
+from bench.peak_bytes import PeakBytes
 from lib_demofusion.out_of_memory import is_out_of_memory
 
-ROOT = Path(__file__).resolve().parents[2]
-HEAD = ("Measured", "Seconds", "Compared with", "Peak memory", "Remarks")
+HEAD = ("Measured", "Seconds", "Peak memory", "Remarks")
+Cells = tuple[str, str, str]
+"""The cells of a row of the report, except the first one."""
+QUICK = 1.0
+"""An action that takes fewer seconds than this is measured three times, and the fastest measurement counts."""
+Measured = tuple[float, int, int | None]
+"""The cost of an action, see `Card.measure`."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """The result of one part of the measurement, as text."""
+class Card:
+    """A GPU, or the CPU. `kind` is torch's name for its type."""
 
-    seconds: str = ""
-    compared: str = ""
-    peak: str = ""
-    remarks: str = ""
+    def __init__(self, kind: str) -> None:
+        self.device, self._torch = torch.device(kind), getattr(torch, kind)
+        # on a CPU, half precision is many times slower than single precision
+        self.half = torch.float32 if kind == "cpu" else torch.float16
+        self.name: str = getattr(self._torch, "get_device_name", platform.machine)()
+        self.memory = torch.cuda.mem_get_info()[1] if kind == "cuda" else 0
+        """Total memory in bytes, or 0 if unknown."""
 
+    def release(self) -> None:
+        """Frees the memory of objects that are no longer used."""
+        gc.collect()
+        getattr(self._torch, "empty_cache", lambda: None)()
 
-@dataclass
-class Report:
-    """Collects rows within a time limit."""
+    def measure(self, action: Callable[[], object]) -> Measured:
+        """Returns the duration of an action in seconds, its memory in bytes, and how often the CPU waited for the GPU.
 
-    title: list[str]
-    file: Path
-    limit: float
-    """Time limit of all parts in seconds."""
-    release: Callable[[], None]
-    rows: list[tuple[str, Row]] = field(default_factory=list)
-    found: dict[str, Any] = field(default_factory=dict)
-    """Numbers that later parts and the summary need, by name."""
-    begun: float = field(default_factory=time.monotonic)
-
-    def attempt(self, name: str, action: Callable[[], Row], estimate: float = 0.0, share: float = 1.0) -> bool:
-        """Adds the row that an action returns, or one with its error. Returns whether the action succeeded.
-
-        An action is omitted if it would end after this share of the time limit.
+        The memory is the maximum in use during the action, minus the memory in use before it. The number of waits is
+        None if torch does not report them.
         """
-        left = share * self.limit - (time.monotonic() - self.begun)
-        if estimate > left:
-            needed = f"about {estimate:.0f} s are needed" if estimate >= 1 else "the time is over"
-            self._add(name, Row(remarks=f"left out: {needed}; raise --minutes"))
-            return False
-        try:
-            row = action()
-        except Exception as error:
-            reason = "out of memory" if is_out_of_memory(error) else "failed"
-            text = (str(error) or type(error).__name__).splitlines()[0][:120].replace("|", "/")
-            row, went_well = Row(remarks=f"{reason}: {text}"), False
-        else:
-            went_well = True
-        self.release()
-        self._add(name, row)
-        return went_well
+        found = [self._once(action)]
+        while len(found) < 3 and found[0][0] < QUICK and self.device.type != "cpu":
+            found.append(self._once(action))
+        return min(found)
 
-    def _add(self, name: str, row: Row) -> None:
-        self.rows.append((name, row))
-        cells = ", ".join(cell for cell in (row.seconds and f"{row.seconds} s", row.peak, row.remarks) if cell)
-        print(f"[{time.monotonic() - self.begun:4.0f} s] {name}: {cells}", file=sys.stderr, flush=True)
-        self.file.write_text(self.text(), encoding="utf-8")
+    def _once(self, action: Callable[[], object]) -> Measured:
+        """Measures an action. Runs it twice if torch does not count the memory in use."""
+        if self.device.type != "cuda":
+            with PeakBytes() as counted:
+                action()
+            return self._seconds(action), counted.peak, None
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("always", "called a synchronizing")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                seconds = self._seconds(action)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        return seconds, torch.cuda.max_memory_allocated() - before, len(waits)
+
+    def _seconds(self, action: Callable[[], object]) -> float:
+        self._torch.synchronize()
+        begin = time.perf_counter()
+        action()
+        self._torch.synchronize()
+        return time.perf_counter() - begin
+
+
+class Report:
+    """A table of results, and a short form of it for docs/cards.md. Each new row rewrites the file.
+
+    `limit` is the time limit of all measurements in seconds. `short` lists the names of the rows in the short form.
+    """
+
+    def __init__(self, title: str, short: Sequence[str], file: Path, limit: float, release: Callable[[], None]) -> None:
+        self._title, self._short, self._file, self._release = title, short, file, release
+        self._limit, self._begun = limit, time.monotonic()
+        self._rows: dict[str, Cells] = {}
+
+    def attempt(self, name: str, action: Callable[[], Cells], estimate: float = 0.0) -> None:
+        """Adds a row with the cells that an action returns, or with the error that it raises.
+
+        Leaves the action out if its `estimate` in seconds is more than half of the remaining time.
+        """
+        if estimate > max(self._begun + self._limit - time.monotonic(), 0) / 2:
+            cells = ("", "", f"left out: needs about {estimate:.0f} s; use a larger --minutes")
+        else:
+            try:
+                cells = action()
+            except Exception as error:
+                reason = "out of memory" if is_out_of_memory(error) else "failed"
+                cells = ("", "", f"{reason}: {(str(error) or type(error).__name__).splitlines()[0][:120]}")
+        self._release()
+        self._rows[name] = cells
+        print(f"[{time.monotonic() - self._begun:4.0f} s] {name}: {', '.join(filter(None, cells))}", file=sys.stderr)
+        self._file.write_text(self.text(), encoding="utf-8")
 
     def text(self) -> str:
-        """Returns the report as Markdown."""
-        lines = [_line(HEAD), "|---" * len(HEAD) + "|"]
-        lines += [_line((name, row.seconds, row.compared, row.peak, row.remarks)) for name, row in self.rows]
-        return "\n".join([*self.title, "", *lines, "", "Row for docs/cards.md:", "", self.summary(), ""])
-
-    def summary(self) -> str:
-        """Returns the row for docs/cards.md. A missing measurement is a dash."""
-        keys = ("card", "software", "call", "overhead 2x", "overhead 4x", "waits", "views", "decode", "half")
-        return _line([self.found.get(key, "-") for key in keys])
+        """Returns the report as Markdown. Its last line is a row for docs/cards.md."""
+        cells = [", ".join(filter(None, self._rows.get(name, ("-",)))) for name in self._short]
+        lines = table(HEAD, [(name, *row) for name, row in self._rows.items()])
+        return "\n".join([self._title, "", *lines, "", "Row for docs/cards.md:", "", _line([self._title, *cells]), ""])
 
 
-def _line(cells: Any) -> str:
-    return "| " + " | ".join(cells) + " |"
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Returns the lines of a Markdown table."""
+    return [_line(head), "|---" * len(head) + "|", *map(_line, rows)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
 
 
 def gigabytes(size: int) -> str:
-    """Formats bytes as in README."""
+    """Formats a number of bytes like README."""
     return f"{size / 2**30:.2f} GB" if size >= 2**26 else f"{size / 2**20:.1f} MB"
-
-
-def promised(side: int) -> str:
-    """Returns the entry in README's memory table for decoding an image with this side in pixels on the card."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(rf"^\| {side}x{side} \| ([^|]+) \|", text, re.MULTILINE)
-    return f"README, in parts: {found[1]}" if found else ""

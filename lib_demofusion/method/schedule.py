@@ -30,7 +30,7 @@ def snr_timestep(sigma: float) -> float:
     """
     if sigma <= 0 or sigma >= 1:
         return float(TIMESTEPS - 1) if sigma >= 1 else 0.0
-    table, wanted = _log_sigmas(), math.log(sigma / (1 - sigma))
+    table, wanted = log_sigmas(), math.log(sigma / (1 - sigma))
     above = min(max(bisect.bisect_right(table, wanted), 1), TIMESTEPS - 1)
     share = (wanted - table[above - 1]) / (table[above] - table[above - 1])
     return above - 1 + min(max(share, 0.0), 1.0)
@@ -55,7 +55,7 @@ def unshifted_timestep(shift: float) -> Timestep:
 
 def flow_level(timestep: float) -> float:
     """Returns the sigma of a flow model with the signal-to-noise ratio of a timestep: the inverse of `snr_timestep`."""
-    table = _log_sigmas()
+    table = log_sigmas()
     at = min(max(timestep, 0.0), TIMESTEPS - 1.0)
     below = min(int(at), TIMESTEPS - 2)
     log_sigma = table[below] + (at - below) * (table[below + 1] - table[below])
@@ -63,7 +63,7 @@ def flow_level(timestep: float) -> float:
 
 
 @functools.cache
-def _log_sigmas() -> tuple[float, ...]:
+def log_sigmas() -> tuple[float, ...]:
     """Returns log sigma at each timestep, where sigma = sqrt((1 - alphas_cumprod) / alphas_cumprod)."""
     first, last = math.sqrt(BETA_FIRST), math.sqrt(BETA_LAST)
     found, alpha = [], 1.0

@@ -44,6 +44,10 @@ class Shelf:
     folder: Path | None = None
     """If set, maps are stored in temporary files in this folder. The system caches these files in free memory."""
 
+    def __str__(self) -> str:
+        place = "the computer's memory" if self.device.type == "cpu" else "the GPU's memory"
+        return ("a file" if self.folder else place) + (", packed" if self.packed else "")
+
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Returns an uninitialised tensor. Raises OSError if the disk has no space for the tensor."""
         if self.folder is None:

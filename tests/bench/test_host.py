@@ -1,4 +1,4 @@
-"""Tests `python -m bench.host URL` against a fake server that answers like the webui's API."""
+"""Tests `python -m bench.host URL` with a server that imitates the webui's API."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,19 +22,24 @@ from trial.sheet import middle
 SIDE = 64
 
 
-class PlayedWebui(ThreadingHTTPServer):
-    """A fake webui that returns images of a single colour. If `drifts` is set, every image has another colour.
+class FakeWebui(ThreadingHTTPServer):
+    """A server that returns images of a single color. If `drifts` is set, every image has another color.
 
-    If `refuses` is the name of a preset, requests with this preset fail for lack of memory.
+    If `refuses` is the name of a preset, requests with this preset fail for lack of memory. If `stops_after` is set,
+    the API is missing after that number of images.
     """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answers)
         self.scripts = ["demofusion hires", "x/y/z plot"]
         self.upscalers = ["None", "Lanczos"]
+        self.checkpoint = "thatXL.safetensors"
         self.requests: list[dict[str, Any]] = []
         self.drifts = False
         self.refuses = ""
+        self.stops_after = 1000
+        self.memory_read = threading.Event()
+        """Set when the memory is read. Each image waits for this, so that every method gets a reading."""
 
     @property
     def url(self) -> str:
@@ -43,20 +49,27 @@ class PlayedWebui(ThreadingHTTPServer):
 class Answers(BaseHTTPRequestHandler):
     """Answers requests like the webui."""
 
-    server: PlayedWebui
+    server: FakeWebui
 
     def do_GET(self) -> None:
         known = {
-            "options": {"sd_model_checkpoint": "thatXL.safetensors"},
+            "options": {"sd_model_checkpoint": self.server.checkpoint},
             "upscalers": [{"name": name} for name in self.server.upscalers],
             "scripts": {"txt2img": self.server.scripts, "img2img": []},
             "memory": {"ram": {"used": 1}, "cuda": {"system": {"used": 3 << 30}}},
         }
         self._answer(200, known[self.path.removeprefix("/sdapi/v1/")])
+        if self.path.endswith("/memory"):
+            self.server.memory_read.set()
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append(asked)
+        self.server.memory_read.clear()
+        self.server.memory_read.wait(timeout=10)
+        if len(self.server.requests) > self.server.stops_after:
+            self._answer(404, {"detail": "Not Found"})
+            return
         script = asked.get("alwayson_scripts", {}).get("DemoFusion Hires", {"args": [{}]})["args"][0]
         if self.server.refuses and script.get("preset") == self.server.refuses:
             self._answer(500, {"error": "OutOfMemoryError", "errors": "CUDA out of memory"})
@@ -80,15 +93,17 @@ class Answers(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def webui() -> Iterator[PlayedWebui]:
-    server = PlayedWebui()
+def webui(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWebui]:
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: sleep(0.01))
+    server = FakeWebui()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
 
 
-def run(webui: PlayedWebui, folder: Path, *arguments: str) -> dict[str, list[str]]:
+def run(webui: FakeWebui, folder: Path, *arguments: str) -> dict[str, list[str]]:
     """Runs the command. Returns the cells of each row of its report by name."""
     assert host.main([webui.url, "--size", str(SIDE), "--out", str(folder), *arguments]) == 0
     lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
@@ -96,24 +111,23 @@ def run(webui: PlayedWebui, folder: Path, *arguments: str) -> dict[str, list[str
     return {name: rest for name, *rest in cells}
 
 
-def test_every_configuration_is_measured(
-    webui: PlayedWebui, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_method_is_measured(webui: FakeWebui, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = run(webui, tmp_path, "--large")
     assert list(rows)[:2] == ["Base image", "Hires fix 2x"]
     assert set(list(rows)[2:]) == {f"{preset} {scale}x" for preset in PRESETS for scale in (2, 4)}
     assert {cells[3] for cells in rows.values()} == {"3.00 GB"}
     assert {cells[4] for name, cells in rows.items() if name.endswith("4x")} == {'"rounded, a little"'}
+    assert float(rows["Base image"][1]) == 1
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "webui v1.10.1, checkpoint thatXL" in report
     assert "Compared with the first one: the same, bit for bit." in report
     assert report in capsys.readouterr().out
     with Image.open(tmp_path / "sheet.jpg") as sheet:
-        assert sheet.width > len(rows) * host.SIDE
+        assert sheet.width > len(rows) * 320
     assert not any(asked["save_images"] for asked in webui.requests)
 
 
-def test_the_promised_cost_is_that_of_readme(webui: PlayedWebui, tmp_path: Path) -> None:
+def test_the_computed_durations_equal_those_in_readme(webui: FakeWebui, tmp_path: Path) -> None:
     rows = run(webui, tmp_path, "--size", "1024")
     readme = (Path(host.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     for preset in PRESETS:
@@ -121,39 +135,52 @@ def test_the_promised_cost_is_that_of_readme(webui: PlayedWebui, tmp_path: Path)
         assert round(float(rows[f"{preset} 2x"][2])) == round(float(line.split("|")[3]))
 
 
-def test_a_failed_configuration_is_reported_and_the_others_are_measured(webui: PlayedWebui, tmp_path: Path) -> None:
+def test_a_failed_method_is_reported_and_the_others_are_measured(webui: FakeWebui, tmp_path: Path) -> None:
     webui.refuses, webui.drifts = "Paper", True
     rows = run(webui, tmp_path)
-    assert rows["Paper 2x"][-1] == "txt2img: 500 CUDA out of memory"
+    assert rows["Paper 2x"] == ["", "", rows["Paper 2x"][2], "3.00 GB", "txt2img: 500 CUDA out of memory"]
     assert rows["Balanced 2x"][0]
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert f"Compared with the first one: differs by up to {len(webui.requests) - 2} of 255." in report
 
 
-def test_hires_fix_runs_with_an_upscaler_that_the_webui_has(webui: PlayedWebui, tmp_path: Path) -> None:
+def test_the_report_is_written_if_the_webui_stops_to_answer(webui: FakeWebui, tmp_path: Path) -> None:
+    webui.stops_after = 6
+    rows = run(webui, tmp_path)
+    assert rows["Base image"][0]
+    assert rows["Hires fix 2x"][-1] == f"{webui.url} has no API. Start the webui with --api."
+    assert "Compared with the first one: not compared." in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_hires_fix_runs_with_an_upscaler_that_the_webui_has(webui: FakeWebui, tmp_path: Path) -> None:
     webui.upscalers = ["None"]
     assert run(webui, tmp_path)["Hires fix 2x"][0]
     assert {asked["hr_upscaler"] for asked in webui.requests if "hr_upscaler" in asked} == {"Latent"}
     assert "Hires fix: Latent, 20 steps" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
-def test_a_webui_without_the_extension(webui: PlayedWebui, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_webui_without_the_extension_is_reported(webui: FakeWebui, capsys: pytest.CaptureFixture[str]) -> None:
     webui.scripts = ["x/y/z plot"]
     assert host.main([webui.url]) == 1
     assert "has no DemoFusion Hires. Install the extension" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("size", [(64, 64), (400, 100), (1000, 1000)])
-def test_the_part_at_full_size_is_inside_the_image(size: tuple[int, int]) -> None:
-    part = middle(Image.new("RGB", size, "red"), 320)
-    assert part.size == tuple(min(length * 2 // 3, 320) for length in size)
-    assert part.getcolors() == [(part.width * part.height, (255, 0, 0))]
-
-
-def test_no_webui(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_webui_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert host.main(["http://127.0.0.1:9"]) == 1
     assert "No webui answers at http://127.0.0.1:9" in capsys.readouterr().err
 
 
-def test_the_size_is_the_checkpoints(webui: PlayedWebui) -> None:
-    assert host.native_side(host.Webui(webui.url)) == 1024
+@pytest.mark.parametrize(("checkpoint", "side"), [("thatXL.safetensors", 1024), ("v1-5-pruned.safetensors", 512)])
+def test_the_size_of_the_base_image_depends_on_the_checkpoint(
+    webui: FakeWebui, tmp_path: Path, checkpoint: str, side: int
+) -> None:
+    webui.checkpoint = checkpoint
+    run(webui, tmp_path, "--size", "0")
+    assert {asked["width"] for asked in webui.requests} == {side}
+
+
+@pytest.mark.parametrize("size", [(64, 64), (400, 100), (1000, 1000)])
+def test_the_part_of_an_image_at_full_size_is_inside_the_image(size: tuple[int, int]) -> None:
+    part = middle(Image.new("RGB", size, "red"), 320)
+    assert part.size == tuple(min(length * 2 // 3, 320) for length in size)
+    assert part.getcolors() == [(part.width * part.height, (255, 0, 0))]

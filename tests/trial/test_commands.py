@@ -53,7 +53,7 @@ def test_a_command_explains_the_setup_if_nothing_is_installed(bare: Path, name: 
 def test_trial_can_be_imported_without_orig_argv(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python 3.9 lacks sys.orig_argv. `python run_tests.py` imports trial there before it checks the version."""
     monkeypatch.delattr(sys, "orig_argv")
-    bootstrap.enter_environment("trial")
+    bootstrap.enter_environment("trial", {})
 
 
 def test_a_command_uses_an_existing_environment(bare: Path, tmp_path: Path) -> None:
