@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lib_demofusion.method.plan import StagePlan
 from lib_demofusion.method.residual import Flow
-from lib_demofusion.method.sampler_checks import ADVICE, WRONG, CallGuard, flow_problem, knows_flow
+from lib_demofusion.method.sampler_checks import ADVICE, WRONG_ON_FLOW, CallGuard, flow_problem, knows_flow
 from lib_demofusion.method.sampler_steps import StepDetector, flow_form, is_stochastic, make_detector
 from lib_demofusion.method.schedule import snr_timestep
 from lib_demofusion.method.stage import SamplerTraits, StageRun
@@ -189,9 +189,9 @@ def problem(name: str, draws: bool = False, knows: bool = True, churn: float = 0
     return flow_problem("Label", name, draws, knows, churn) or ""
 
 
-@pytest.mark.parametrize("name", sorted(WRONG))
+@pytest.mark.parametrize("name", sorted(WRONG_ON_FLOW))
 def test_samplers_that_are_wrong_on_flow_models_are_refused_by_name(name: str) -> None:
-    assert problem(name) == f"the sampler Label on flow models: {WRONG[name]}; {ADVICE}"
+    assert problem(name) == f"the sampler Label on flow models: {WRONG_ON_FLOW[name]}; {ADVICE}"
 
 
 @pytest.mark.parametrize("name", ["sample_euler", "sample_heun", "sample_dpm_2", "sample_dpmpp_2m", "sample_lms"])

@@ -31,13 +31,13 @@ FLAT = 0.003
 EDGE = 0.3
 """Color difference (in -1..1) between neighboring areas of the base that counts as an edge."""
 
-FARTHEST = 2.0
+MAX_RELATIVE_SHIFT = 2.0
 """Maximum shift of a pixel in an area whose detail is compressed, relative to the shift of the area's mean."""
 
 FEWEST_PASSES, MOST_PASSES = 2, 4
 """Minimum and maximum number of passes of the whole correction."""
 
-ENOUGH = 0.5 * 2 / 255
+MAX_DRIFT = 0.5 * 2 / 255
 """Maximum difference between the mean colors of a quarter of the picture and of the base after the last pass.
 
 If the difference is larger, another pass follows, up to MOST_PASSES. The difference is half of one of 255 levels, for
@@ -61,7 +61,7 @@ def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) 
     stops at the edges of the base.
 
     There are two to four passes. If a pass compresses detail, it makes only a part of the correction there, and the
-    next pass adds the rest. The passes end when every quarter of the picture is closer than ENOUGH to the base. The
+    next pass adds the rest. The passes end when every quarter of the picture is closer than MAX_DRIFT to the base. The
     areas at the border of the mask keep a part of their color drift. This drift must not affect neighboring areas, so
     all passes after the first leave these areas out of the fit.
 
@@ -76,7 +76,7 @@ def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) 
     inner = None if mask is None else (-F.max_pool2d(-mask[None], 3, 1, 1)[0] >= 1).to(mask.dtype)
     for number in range(MOST_PASSES):
         areas = _areas(picture, size)
-        if number >= FEWEST_PASSES and _drift(wanted - areas.mean, inner) <= ENOUGH:
+        if number >= FEWEST_PASSES and _drift(wanted - areas.mean, inner) <= MAX_DRIFT:
             break
         _apply_(picture, base, _fields(areas, wanted, mask, inner if number else mask))
     return picture
@@ -229,7 +229,7 @@ def _compressed(y: Tensor, wanted: Tensor, moved: Tensor, fields: dict[str, Tens
     sign = torch.where(moved > 0, 1.0, -1.0)
     share = torch.where(moved > 0, fields["up"], fields["down"])
     room = (1 - sign * y) / (1 - sign * (wanted - moved)).clamp_min(1e-4)
-    return moved * (1 + share * (room.clamp_max(FARTHEST) - 1))
+    return moved * (1 + share * (room.clamp_max(MAX_RELATIVE_SHIFT) - 1))
 
 
 def _rows(fields: Tensor, rows: range, size: tuple[int, int]) -> Tensor:

@@ -23,10 +23,10 @@ NO_STAGE = "no stage: the final size is the size of the base image"
 MIN_TILE, MAX_TILE = 0.5, 2
 """A tile size in this range is a multiple of the base image's size. A larger tile size is a side in cells."""
 
-FEWEST_CELLS = 8
+MIN_TILE_CELLS = 8
 """Minimum side of a tile in cells."""
 
-FARTHEST = 4
+MAX_FACTOR = 4
 """Maximum factor between two stages with 'fewest'. Larger factors were not measured."""
 
 
@@ -191,7 +191,7 @@ def _crop(base: Size, target: Size) -> LocalView:
 def _intermediate(settings: Settings, scales: Sequence[float], last: float) -> list[float]:
     """Returns the scales of the stages before the last one."""
     if settings.stages == FEWEST:
-        count = max(1, math.ceil(math.log(last, FARTHEST) - 1e-6))
+        count = max(1, math.ceil(math.log(last, MAX_FACTOR) - 1e-6))
         return [last ** (i / count) for i in range(1, count)]
     if not scales:
         whole = range(2, math.ceil(last))
@@ -212,8 +212,8 @@ def _window(settings: Settings, base: Size, target: Size, unit: int) -> Size:
         return _down(base[0], unit), _down(base[1], unit)
     if MIN_TILE <= asked <= MAX_TILE:
         return _times(base[0], asked, unit), _times(base[1], asked, unit)
-    if not FEWEST_CELLS <= asked <= max(target) or asked != int(asked):
-        cells = f"{FEWEST_CELLS} to {max(target)} cells, the longer side of the final image"
+    if not MIN_TILE_CELLS <= asked <= max(target) or asked != int(asked):
+        cells = f"{MIN_TILE_CELLS} to {max(target)} cells, the longer side of the final image"
         allowed = f"0, {MIN_TILE} to {MAX_TILE} times the base image, or {cells}"
         raise SettingsError("tile_size", int(asked) if asked == int(asked) else asked, allowed)
     return _down(asked, unit), _down(asked, unit)
@@ -224,8 +224,8 @@ def _times(side: int, factor: float, unit: int) -> int:
 
     SDXL's UNet halves the size twice, so the result is a multiple of 4, unless the base image is small.
     """
-    step = math.lcm(4, unit) if side >= 4 * FEWEST_CELLS else unit
-    return max(step * int(side * factor / step + 0.5), _down(min(FEWEST_CELLS, side), unit))
+    step = math.lcm(4, unit) if side >= 4 * MIN_TILE_CELLS else unit
+    return max(step * int(side * factor / step + 0.5), _down(min(MIN_TILE_CELLS, side), unit))
 
 
 def _stride(settings: Settings, window: Size, unit: int) -> Size:

@@ -66,10 +66,10 @@ class VariancePreserving:
         return level, float(level)
 
     def signal_scale(self, level: Tensor) -> Tensor:
-        return _beside(level, self._alpha(level).sqrt())
+        return _as_level(level, self._alpha(level).sqrt())
 
     def noise_scale(self, level: Tensor) -> Tensor:
-        return _beside(level, (1 - self._alpha(level)).sqrt())
+        return _as_level(level, (1 - self._alpha(level)).sqrt())
 
     def _alpha(self, level: Tensor) -> Tensor:
         t = level.detach().cpu().double().clamp(0, len(self._log_alphas) - 1)
@@ -99,7 +99,7 @@ class Flow:
         return level
 
 
-def _beside(level: Tensor, value: Tensor) -> Tensor:
+def _as_level(level: Tensor, value: Tensor) -> Tensor:
     """Converts `value` to the device and dtype of `level`, or to float32 if `level` has an integer dtype."""
     return value.to(level.dtype if level.is_floating_point() else torch.float32).to(level.device)
 

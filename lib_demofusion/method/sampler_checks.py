@@ -88,7 +88,7 @@ SCALED = "it scales the latent for another schedule"
 NOISE = "it adds noise without scaling the image down, which is wrong for such models"
 ADVICE = "choose Euler or another sampler that adds no noise"
 
-WRONG = {
+WRONG_ON_FLOW = {
     "ddim": TIMESTEPS,
     "ddim_cfgpp": TIMESTEPS,
     "plms": TIMESTEPS,
@@ -119,7 +119,7 @@ def flow_problem(label: str, name: str, draws_noise: bool, knows_flow: bool, chu
     function adds noise in this run (see `sampler_steps.is_stochastic`). `knows_flow` is the result of the function
     `knows_flow`.
     """
-    why = WRONG.get(name)
+    why = WRONG_ON_FLOW.get(name)
     if why is None and churn > 0:
         return "Sigma churn on flow models: its noise is wrong for such models; set it to 0"
     if why is None and draws_noise and not knows_flow:

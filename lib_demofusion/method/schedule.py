@@ -73,7 +73,7 @@ def log_sigmas() -> tuple[float, ...]:
     return tuple(found)
 
 
-ROUNDS_AWAY = 2.0**-25
+NEGLIGIBLE = 2.0**-25
 """A summand that is smaller than a float32 sum by this factor does not change the sum."""
 
 
@@ -106,9 +106,9 @@ def weights_at(t: float, settings: Settings) -> Weights:
 
 def _gated(c2: float, settings: Settings) -> float:
     """Rounds c2 to 0 or 1 if the weight of one of the two paths is so small that the path is skipped."""
-    if c2 <= max(settings.dilated_threshold, ROUNDS_AWAY):
+    if c2 <= max(settings.dilated_threshold, NEGLIGIBLE):
         return 0.0
-    return 1.0 if 1 - c2 <= max(settings.local_threshold, ROUNDS_AWAY) else c2
+    return 1.0 if 1 - c2 <= max(settings.local_threshold, NEGLIGIBLE) else c2
 
 
 TWO_NEEDED = frozenset(

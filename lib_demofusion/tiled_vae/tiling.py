@@ -127,15 +127,16 @@ class _Run:
                     self._accumulate(index)
                 else:
                     self._convolve(index, scale_shift)
-            return self._held("x").cells
+            return self._stored("x").cells
         except _NotFiniteError:
             shape = (1, self._layers[-1].outputs, *self._sizes[-1])
             return torch.full(shape, torch.nan, dtype=self._dtype, device=self._shelf.device)
 
-    def _held(self, register: str) -> Map:
-        found = self._maps[register]
+    def _stored(self, name: str) -> Map:
+        """Returns the map `name`. Raises TypeError if it is a ComputedMap."""
+        found = self._maps[name]
         if isinstance(found, ComputedMap):
-            raise TypeError(f"the feature map {register} is not stored")
+            raise TypeError(f"the feature map {name} is not stored")
         return found
 
     def _new(self, index: int, channels: int) -> Map:
@@ -147,7 +148,7 @@ class _Run:
         """Returns the side of the tiles for the output of layer `index`."""
         return part_side(self._layers, self._sizes, index, self._options.tile)
 
-    def _paced(self, boxes: list[Box], index: int) -> Iterator[Box]:
+    def _with_progress(self, boxes: list[Box], index: int) -> Iterator[Box]:
         """Yields the boxes one by one and reports the progress after each."""
         work = self._layers[index].work(self._sizes[index]) * self._share / self._work
         for box in boxes:
@@ -165,9 +166,9 @@ class _Run:
         layer, x = self._layers[index], self._maps["x"]
         source = self._maps[layer.reads]
         shortcut = None if layer.aside is None else self._new(index, layer.outputs)
-        target = self._held("x") if layer.adds else self._new(index, layer.outputs)
+        target = self._stored("x") if layer.adds else self._new(index, layer.outputs)
         moments = _Moments()
-        for box in self._paced(target.boxes, index):
+        for box in self._with_progress(target.boxes, index):
             part = layer.needs(box, source.size)
             here = source.read(part, self._device)
             if layer.aside is not None and shortcut is not None:
@@ -188,14 +189,14 @@ class _Run:
 
         The output itself is not stored, because it would be the largest map.
         """
-        computed, moments = ComputedMap(self._held("x"), self._layers[index]), _Moments()
-        for box in self._paced(grid(computed.size, self._side(index)), index):
+        computed, moments = ComputedMap(self._stored("x"), self._layers[index]), _Moments()
+        for box in self._with_progress(grid(computed.size, self._side(index)), index):
             moments.add(computed.read(box, self._device))
         self._maps["x"], self._moments["x"] = computed, moments
 
     def _attend(self, index: int, scale_shift: Tensor | None) -> None:
         """Runs an attention with all keys at once and the queries tile by tile."""
-        x, moments, module = self._held("x"), _Moments(), self._layers[index].module
+        x, moments, module = self._stored("x"), _Moments(), self._layers[index].module
         shape = (1, 1, math.prod(x.size), x.channels)
         keys, values = (torch.empty(shape, dtype=self._dtype, device=self._device) for _ in range(2))
         start = 0
@@ -204,7 +205,7 @@ class _Run:
             keys[0, 0, start : start + box.area] = _tokens(module.k(normal))
             values[0, 0, start : start + box.area] = _tokens(module.v(normal))
             start += box.area
-        for box in self._paced(x.boxes, index):
+        for box in self._with_progress(x.boxes, index):
             here = x.read(box, self._device)
             queries = _tokens(module.q(normalise(here, scale_shift).to(self._dtype)))
             found = attend(queries[None, None], keys, values)[0, 0]
