@@ -1,8 +1,9 @@
-"""Tests the benchmark's model as a flow model: the same model in other coordinates, with its own samplers."""
+"""Tests the small model as a flow model. It is the same model in other coordinates, with samplers for flow models."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import k_diffusion_sampling
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from bench.quality.__main__ import jobs_for
 from bench.quality.configurations import CONFIGURATIONS, FLOW_CONFIGURATIONS, PAPER
 from bench.quality.denoiser import NATIVE
-from bench.quality.flow import FlowRow, clean_latent, sample_flow
+from bench.quality.flow import FlowRow, Sampler, clean_latent, sample_flow
 from bench.quality.runs import Bases, Store
 from bench.quality.sampler import Steps, initial_noise, sample, timesteps
 from bench.quality.ways import Sampling, Studio, few_steps
@@ -96,7 +97,7 @@ def test_euler_a_keeps_the_noise_at_its_level() -> None:
     assert torch.equal(sample_flow(start, levels, predict, sampler="Euler a", fresh=draw), clean)
 
 
-def test_pure_noise_is_finite_and_is_asked_for_at_the_models_last_timestep() -> None:
+def test_pure_noise_gives_a_finite_latent_from_the_models_last_timestep() -> None:
     asked = []
     x = initial_noise([1], 8, 8)
     for consistency in (False, True):
@@ -119,8 +120,10 @@ def bases(studio: Studio, folder) -> Bases:
     return made
 
 
-@pytest.mark.parametrize("name", [name for name in BY_NAME if "shift 9, unshifted" in name])
-def test_images_of_a_batch_equal_single_images(studio, tmp_path, name: str) -> None:
+@pytest.mark.parametrize("preset", ["Paper", "Fast"])
+@pytest.mark.parametrize("sampler", get_args(Sampler))
+def test_images_of_a_batch_equal_single_images(studio, tmp_path, preset: str, sampler: str) -> None:
+    name = f"Flow {preset}, {sampler}, shift 9, unshifted"
     made = bases(studio, tmp_path)
     together, units = studio.make(BY_NAME[name], made.batch([0, 1]), 2)
     assert together.shape == (2, 256, 256, 3)
@@ -152,7 +155,8 @@ def test_flow_rows_run_only_if_they_are_named() -> None:
     assert len({row.name for row in FLOW_CONFIGURATIONS}) == len(FLOW_CONFIGURATIONS) == 108
 
 
-def test_results_made_before_stay_valid_and_rows_differ() -> None:
+def test_a_fingerprint_contains_the_flow_row_only_if_there_is_one() -> None:
+    """Results that were made before the field `flow` existed stay valid."""
     assert "flow" not in CONFIGURATIONS[0].fingerprint()
     row = FLOW_CONFIGURATIONS[0]
     assert (

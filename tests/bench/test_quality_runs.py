@@ -1,4 +1,4 @@
-"""Tests the quality benchmark's configurations, runs, intervals and table, with a network that takes no time."""
+"""Tests the configurations, runs, intervals and table of bench.quality, with a network without weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Vae(nn.Module):
 
 
 class Unet(nn.Module):
-    """A network without weights, which counts its rows."""
+    """A network without weights. It counts the rows of its batches."""
 
     rows = 0
 
@@ -44,7 +44,7 @@ class Unet(nn.Module):
 
 
 class TinyModel(nn.Module):
-    """The small model's interface."""
+    """Replaces SmallModel. Its networks have no weights."""
 
     def __init__(self):
         super().__init__()
@@ -85,7 +85,7 @@ def studio() -> Studio:
     return Studio(TinyModel(), SAMPLING, COLLAGES)
 
 
-def test_the_base_is_what_k_diffusion_makes(studio) -> None:
+def test_the_base_image_equals_k_diffusions_euler(studio) -> None:
     """DDIM without noise is Euler's method in the coordinates of k-diffusion, x / sqrt(alpha)."""
     numbers = [0, 3]
     alphas, guided = studio.alphas[timesteps(4)].double(), studio.guided(numbers)
@@ -102,7 +102,7 @@ def test_the_base_is_what_k_diffusion_makes(studio) -> None:
     torch.testing.assert_close(studio.base(numbers), expected.float(), rtol=1e-4, atol=1e-4)
 
 
-def test_a_consistency_model_that_knows_the_latent_draws_it_from_the_right_noise_at_every_step() -> None:
+def test_lcm_keeps_the_noise_at_unit_variance_and_returns_the_latent_that_the_model_knows() -> None:
     alphas, clean = noise_schedule.alphas_cumprod(), initial_noise([1], 64, 64)
     steps = Steps(timesteps(4, lcm=True), alphas, fresh_noise([3]))
 
@@ -168,12 +168,12 @@ def test_names_are_unique_and_settings_are_valid() -> None:
         ("ESRGAN", 4, 0),
     ],
 )
-def test_the_number_of_evaluations_is_that_of_the_plan(studio, tmp_path, name: str, scale: int, units: float) -> None:
+def test_the_cost_is_the_number_of_views_in_the_plan(studio, tmp_path, name: str, scale: int, units: float) -> None:
     batch = _bases(studio, tmp_path, 2).batch([0, 1])
     studio.unet.rows = 0
     pictures, found = studio.make(BY_NAME[name], batch, scale)
     assert pictures.shape == (2, 128 * scale, 128 * scale, 3)
-    # DemoFusion never evaluates a view for a path of weight zero
+    # the views of a path are not evaluated in steps in which the weight of the path is zero
     assert found == pytest.approx(units, rel=1e-6)
     if name != "Hires fix ESRGAN 0.5":
         assert studio.unet.rows == units * 4 * 2 * 2  # steps, images, cond and uncond
@@ -253,10 +253,12 @@ def test_seams_are_measured_at_the_borders_of_the_views() -> None:
     assert seams(Job(BY_NAME["Lanczos"], 4)) == seams(Job(BY_NAME["Fast"], 4)) != seams(Job(BY_NAME[PAPER], 4))
 
 
-def test_demofusion_needs_more_memory_than_lanczos_upscaling(studio, tmp_path) -> None:
-    bases = _bases(studio, tmp_path, 1)
-    batch = bases.batch([0])
-    assert runs.peak_memory(studio, BY_NAME["Lanczos"], 4, batch) < runs.peak_memory(studio, BY_NAME[PAPER], 4, batch)
+def test_the_peak_memory_grows_with_the_image_and_is_zero_without_the_model(studio, tmp_path) -> None:
+    batch = _bases(studio, tmp_path, 1).batch([0])
+    peaks = [runs.peak_memory(studio, BY_NAME[PAPER], scale, batch) for scale in (2, 4)]
+    latents = [torch.empty(1, 4, NATIVE * scale, NATIVE * scale).nbytes for scale in (2, 4)]
+    assert 4 * latents[0] < peaks[0] < peaks[1] - 2 * (latents[1] - latents[0])
+    assert runs.peak_memory(studio, BY_NAME["Lanczos"], 4, batch) == 0
     assert isinstance(studio.unet, Unet)
 
 

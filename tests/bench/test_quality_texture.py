@@ -1,4 +1,4 @@
-"""Compares texture measures with closed forms, and tests how they react to blur and noise."""
+"""Tests the color changes of subject and ground, BRISQUE, and the interpreter of ESRGAN's models."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SIDE = 128
 
 
 def picture(seed: int = 0) -> np.ndarray:
-    """Returns coloured noise that is smooth enough to have both contours and flat parts."""
+    """Returns blurred noise in three colors, which has contours and flat parts."""
     noise = np.random.default_rng(seed).normal(0, 1, (SIDE, SIDE, 3))
     smooth = ndimage.gaussian_filter(noise, (3, 3, 0))
     return (0.5 + 0.15 * smooth / smooth.std()).clip(0, 1).astype(np.float32)
 
 
-def test_colours_at_different_places_are_distinguished() -> None:
+def test_the_color_changes_of_subject_and_ground_are_separate() -> None:
     base = picture()
     changed = base.copy()
     y, x = np.mgrid[:SIDE, :SIDE]
@@ -100,7 +100,7 @@ def test_a_keras_graph_is_interpreted_correctly(tmp_path) -> None:
     np.testing.assert_allclose(found, expected.repeat(2, 0).repeat(2, 1), rtol=1e-4, atol=1e-4)
 
 
-def test_an_unknown_layer_and_an_unknown_factor_are_named(tmp_path) -> None:
+def test_the_errors_name_an_unknown_layer_and_an_unknown_scale(tmp_path) -> None:
     write_model(tmp_path / "x2")
     file = tmp_path / "x2" / "model.json"
     file.write_text(file.read_text(encoding="utf-8").replace('"Add"', '"Minus"'), encoding="utf-8")
