@@ -192,7 +192,7 @@ def host_class(folder: str, file: str, name: str, **names: Any) -> Any:
 
 @pytest.mark.webui
 @LEVELS
-def test_the_imitated_wrappers_equal_those_of_the_webui(t: int, request: pytest.FixtureRequest) -> None:
+def test_the_imitated_wrappers_equal_the_wrappers_of_the_webui(t: int, request: pytest.FixtureRequest) -> None:
     folder = request.config.getoption("--webui")
     if not folder:
         pytest.skip("no webui: use --webui DIR or set SD_WEBUI_DIR")

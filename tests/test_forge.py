@@ -123,7 +123,7 @@ def call(fused: FusedUnet, model: Model, x: Tensor, sigma: float, **c: Any) -> T
 @pytest.mark.parametrize("v", [False, True])
 @pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("views", [1, 3, 16])
-def test_the_prediction_equals_that_of_the_webuis_wrapper(v: bool, images: int, views: int) -> None:
+def test_the_wrappers_of_forge_and_of_the_webui_give_the_same_prediction(v: bool, images: int, views: int) -> None:
     x, sigma = latent(images), 3.0
     model = Model(v)
     made = call(FusedUnet(parts(stage_run(), views), model.predictor, None, None), model, x, sigma)

@@ -22,7 +22,7 @@ from lib_demofusion.settings.reading import parse_settings
 VIEWS_OF_TENSORS = {"slice", "alias", "view", "_unsafe_view", "expand", "select", "unsqueeze", "split", "detach", "t"}
 """Operations that only create a view of a tensor, so they launch no kernel."""
 
-PER_CALL = 40
+MAX_PER_CALL = 40
 """The maximum number of operations per call that do not belong to a single view or batch.
 
 They compute the blur with its statistics, the skip residual, the jitter, and the start and the end of the sums.
@@ -94,7 +94,7 @@ def test_a_view_needs_few_operations(timestep: float, jitter: bool, feather: flo
     counted = stage.call()
     views, batches = len(stage.seen), -(-len(stage.seen) // 4) + 1
     assert views >= 16
-    assert counted.total() <= (2 if jitter else 1) * views + batches + PER_CALL
+    assert counted.total() <= (2 if jitter else 1) * views + batches + MAX_PER_CALL
 
 
 @pytest.mark.parametrize("jitter", [True, False])

@@ -117,7 +117,7 @@ def test_unknown_columns_are_not_changed(embedders: list[Any], width: int) -> No
 
 @LAYOUTS
 @pytest.mark.parametrize("rows", [1, 4])
-def test_vectors_equal_those_of_the_conditioner(layout: Any, rows: int) -> None:
+def test_vectors_equal_the_output_of_the_conditioner(layout: Any, rows: int) -> None:
     conditioner = layout()
     views = [LocalView(0, 0, 64, 64), LocalView(13, 70, 64, 64), *dilated_views((192, 128), 2)[:2]]
     crops = [(0, 0), (104, 560), (0, 0), (0, 0)]
@@ -263,7 +263,7 @@ print("equal")
 
 
 @pytest.mark.webui
-def test_vectors_equal_those_of_the_real_conditioner(request: pytest.FixtureRequest) -> None:
+def test_vectors_equal_the_output_of_the_real_conditioner(request: pytest.FixtureRequest) -> None:
     """Runs in the webui's own environment, with its conditioner and number embedders and a simple text embedder."""
     folder = request.config.getoption("--webui")
     if not folder:

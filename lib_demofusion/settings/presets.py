@@ -88,7 +88,7 @@ At a strength of 0.5, stages keep the structure of the base image. At a strength
 
 @dataclass(frozen=True)
 class Choices:
-    """Choices in addition to the built-in ones."""
+    """Choices that users and the webui add to the built-in choices."""
 
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The user's presets by name, already checked by parse_preset."""

@@ -21,8 +21,11 @@ class Spec:
 
     kind: type
     label: str
+    """The label of the field in the panel."""
     info: str
+    """A short help text next to the label."""
     infotext: str
+    """The key of the field in an infotext."""
     minimum: float = 0
     maximum: float = 0
     step: float = 0
