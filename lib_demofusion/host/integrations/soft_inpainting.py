@@ -3,10 +3,10 @@
 While a stage is sampled, the script works without changes, because the webui calls it at every blend with the mask. Two
 tasks remain:
 
-* The script does not blend at the end. It compares the result with the original's latent, and pastes the original image
-  where little has changed. Outside the mask, a stage must therefore return exactly the original's latent.
-* The script creates the overlay after the base pass, at the base image's size. Its hook is called again after the last
-  stage, at that stage's size.
+* The script does not blend at the end. It compares the result with the latent of the original image, and pastes the
+  original image where the two hardly differ. Outside the mask, a stage must therefore return exactly this latent.
+* The script creates the overlay after the base pass, at the size of the base image. `Originals.remake_overlay` calls
+  the script's hook again after the last stage, at the size of that stage.
 """
 
 from __future__ import annotations

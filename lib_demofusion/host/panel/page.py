@@ -151,8 +151,8 @@ IF_CHANGED = '(text, copy) => (text || "") === (copy || "") ? new Promise(() => 
 def _text_of(shown: gr.HTML) -> gr.Textbox:
     """Creates a hidden copy of an HTML component that reports a change only if the text changes.
 
-    gradio 4 reports a change of every HTML component whenever it draws the page. It draws the page after every update,
-    so an update after each of these reports would repeat forever, and the browser would use a whole core.
+    gradio 4 draws the page after every update, and then reports a change of every HTML component. If these reports
+    caused updates, the updates would repeat forever, and the browser would use a whole core.
     """
     text = gr.Textbox(visible=False)
     # otherwise the webui would write it into ui-config.json
