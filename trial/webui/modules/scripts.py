@@ -84,7 +84,7 @@ class Script:
     def postprocess_image(self, p: Any, pp: Any, *args: Any) -> None: ...
 
     def elem_id(self, item_id: str) -> str:
-        """Returns the id of a component. It differs between scripts and between tabs."""
+        """Returns the id of a component. Every script has its own ids in every tab."""
         title = re.sub(r"[^a-z_0-9]", "", re.sub(r"\s", "_", self.title().lower()))
         return f"script_{'img2img' if self.is_img2img else 'txt2img'}_{title}_{item_id}"
 

@@ -59,7 +59,7 @@ model_data = SdModelData()
 
 
 def use_model(small: Any, name: str, sha256: str = "0" * 64) -> LatentDiffusion:
-    """Makes all jobs use a small model, under a name."""
+    """Makes all jobs use the model `small`. `name` and `sha256` identify the model in infotexts."""
     shared.sd_model = LatentDiffusion(small, name, sha256).eval().requires_grad_(False)
     return shared.sd_model
 

@@ -59,7 +59,7 @@ def sample_to_image(samples: Tensor) -> Image.Image:
 
 
 class TorchHijack:
-    """Replaces torch in k-diffusion's samplers. Its `randn_like` draws the noise with the job's own generators."""
+    """Replaces torch in k-diffusion's samplers. The method `randn_like` draws noise with the job's generators."""
 
     def __init__(self, p: Any):
         self.rng = p.rng
