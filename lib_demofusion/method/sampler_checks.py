@@ -1,9 +1,10 @@
 """Recognizes samplers with which the stages would give wrong images, and explains why.
 
 `CallGuard` runs while a sampler runs. The skip residual is written into the tensor that the sampler passes to its
-model, and has an effect only if this tensor is the sampler's own x. Two conditions show this without reading values
-from the device: the sampler passes a tensor with the same memory to its callback, and it makes one callback between two
-calls that begin a step. All samplers of k-diffusion and of the webuis meet both conditions, except UniPC.
+model, and has an effect only if this tensor is the sampler's own x. Two checks show this without reading values from
+the device. The sampler's callback must receive a tensor with the same memory as the sampler's model, and there must be
+one callback between two calls that begin a step. All samplers of k-diffusion and of the webuis pass these checks,
+except UniPC.
 
 `flow_problem` checks a sampler before it runs on a flow model. A sampler that adds no noise integrates
 (x - denoised) / sigma over sigma. This is the derivative of x in k-diffusion's space, x = signal + sigma noise, and

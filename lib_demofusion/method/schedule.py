@@ -181,7 +181,10 @@ The last step of this schedule begins at a lower noise level than the first step
 
 
 def steps_by_share(steps: int, strength: float, least: int) -> StageSteps:
-    """Returns the last part `strength` of a schedule of `steps` steps, lengthened until this part has `least` steps."""
+    """Returns the steps of a stage that runs the last part `strength` of a schedule of `steps` steps.
+
+    If this part would have fewer than `least` steps, the schedule is longer (see `long_enough`).
+    """
     schedule = long_enough(steps, strength, least)
     return StageSteps(schedule, steps_of_stage(schedule, strength))
 
@@ -189,10 +192,12 @@ def steps_by_share(steps: int, strength: float, least: int) -> StageSteps:
 def steps_by_level(steps: int, strength: float, least: int, levels: Levels) -> StageSteps:
     """Returns as many steps as `steps_by_share`, but a stage begins at the noise level that corresponds to `strength`.
 
-    This is for flow models. Their shift moves most of a schedule to high levels: with a shift of 3, the last half
-    begins at 0.75, and with a shift of 9, it begins at 0.9. The start level has the signal-to-noise ratio of Stable
-    Diffusion's timestep 1000 * strength. The length of the schedule is chosen so that the last steps begin as close to
-    this level as possible. With a strength of 1, a stage begins at the start of the schedule.
+    This function is for flow models, whose shift moves most of a schedule to high levels. With a shift of 3, the last
+    half of a schedule begins at 0.75. With a shift of 9, it begins at 0.9.
+
+    The first level of the stage should have the signal-to-noise ratio of Stable Diffusion's timestep 1000 * strength.
+    The length of the schedule is chosen so that the last steps begin as close to this level as possible. With a
+    strength of 1, a stage begins at the start of the schedule.
     """
     run = max(steps_of_stage(steps, strength), least)
     if strength >= 1:
