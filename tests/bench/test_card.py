@@ -28,10 +28,10 @@ from bench.card.__main__ import main
 SIMULATED = """
 sys.path.append("tests")
 import torch
-from card.played import PlayedCard
+from card.simulated import SimulatedCard
 # a tensor of the simulated GPU cannot change its type in place
 torch.__future__.set_overwrite_module_params_on_conversion(True)
-with PlayedCard(memory=256 << 20): """
+with SimulatedCard(memory=256 << 20): """
 
 
 def measured(tmp_path: Path, code: str) -> tuple[dict[str, list[str]], str]:

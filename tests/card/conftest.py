@@ -13,7 +13,7 @@ from reports import reports_of_test  # noqa: F401 (a fixture of every test)
 
 @pytest.fixture(scope="session")
 def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Loads the stand-in, whose jobs run on any device."""
+    """Loads the stand-in for the webui. Its jobs run on any device."""
     from card.host import CardWebui
     from card.model import TinyModel
     from in_process import Webui
@@ -27,6 +27,6 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture
 def card() -> Any:
     """Returns a simulated NVIDIA card with 24 GiB."""
-    from card.played import PlayedCard
+    from card.simulated import SimulatedCard
 
-    return PlayedCard()
+    return SimulatedCard()

@@ -1,4 +1,4 @@
-"""Runs jobs of the stand-in on a simulated card, with the webui's precisions (its modules/devices.py)."""
+"""Runs jobs of the stand-in for the webui on a simulated card, in the precisions of the webui's modules/devices.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from card.model import HostModel, TinyModel, decode_first_stage
-from card.played import PlayedCard
+from card.simulated import SimulatedCard
 from in_process import Webui
 from modules import devices, processing, sd_samplers_common, shared
 from PIL import Image
@@ -20,7 +20,7 @@ from lib_demofusion.host.common import replaced
 
 @dataclass(frozen=True)
 class Precision:
-    """The types that the webui chose for its networks at its start."""
+    """The floating-point types of the networks. The webui chooses them when it starts."""
 
     unet: torch.dtype = torch.float32
     vae: torch.dtype = torch.float32
@@ -29,7 +29,7 @@ class Precision:
 
     @property
     def autocast(self) -> Any:
-        """Returns the same context as the webui's function of this name, for cards with autocast."""
+        """Returns a function that does the same as `devices.autocast` in the webui on cards with autocast."""
         plain = self.unet == torch.float32
 
         def context(disable: bool = False) -> Any:
@@ -42,19 +42,19 @@ SINGLE = Precision()
 """--no-half"""
 HALF = Precision(torch.float16, torch.float16)
 HALF_BUT_VAE = Precision(torch.float16)
-"""--no-half-vae, or SDXL after the webui's own second attempt."""
+"""--no-half-vae. The webui also uses this precision if decoding in half precision gives NaN, as it does with SDXL."""
 UPCAST = Precision(torch.float16, torch.float16, upcast=True)
 """--upcast-sampling"""
 
 
 def without_autocast(disable: bool = False) -> Any:
-    """Returns the same context as the webui's function of this name."""
+    """Returns the same context manager as `devices.without_autocast` in the webui."""
     on = torch.is_autocast_enabled("cuda") and not disable
     return torch.autocast("cuda", enabled=False) if on else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def on_device(model: TinyModel, card: PlayedCard | None, precision: Precision) -> Iterator[None]:
+def on_device(model: TinyModel, card: SimulatedCard | None, precision: Precision) -> Iterator[None]:
     """Moves the stand-in and its model to a card, or to the CPU if `card` is None."""
     device = devices.cpu if card is None else torch.device(card.device.type)
     # on Apple's GPUs the webui uses no autocast, and casts in the modules instead
@@ -78,14 +78,18 @@ def on_device(model: TinyModel, card: PlayedCard | None, precision: Precision) -
 
 
 class CardWebui:
-    """The stand-in, whose jobs run on a card or on the CPU."""
+    """The stand-in for the webui. Its jobs run on a card or on the CPU."""
 
     def __init__(self, webui: Webui, model: TinyModel):
         self._webui = webui
         self.model = model
 
     def job(
-        self, settings: dict[str, Any], card: PlayedCard | None = None, precision: Precision = SINGLE, **parameters: Any
+        self,
+        settings: dict[str, Any],
+        card: SimulatedCard | None = None,
+        precision: Precision = SINGLE,
+        **parameters: Any,
     ) -> processing.Processed:
         """Runs a job on a card, or on the CPU, and returns its result."""
         with card or contextlib.nullcontext(), on_device(self.model, card, precision):
@@ -94,7 +98,7 @@ class CardWebui:
 
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
-    """Computes the peak signal-to-noise ratio of two images in decibels; infinite if they are equal."""
+    """Returns the peak signal-to-noise ratio of two images in decibels. It is infinite if they are equal."""
     assert a.size == b.size
     error = ((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2).mean()
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))

@@ -1,4 +1,4 @@
-"""Describes operations on a card: which accept a number from the CPU, and which compute in a higher precision."""
+"""Lists the operations of a card that accept a CPU tensor, and those that compute in a higher precision."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TAKES_NUMBERS = frozenset(
         "index_put",
     ]
 )
-"""Operations whose kernels accept a tensor with one element on the CPU as a number."""
+"""Operations that accept a CPU tensor with one element in place of a number."""
 
 IN_SINGLE = frozenset(
     [
@@ -80,10 +80,10 @@ IN_SINGLE = frozenset(
         "linalg_vector_norm",
     ]
 )
-"""Operations that a card computes in single precision and then rounds, for any input type."""
+"""Operations that a card computes in single precision for every input type. It then rounds the result."""
 
 OF_ONE_TYPE = frozenset(["convolution", "mm", "addmm", "bmm", "baddbmm"])
-"""Operations that do not accept two floating-point types."""
+"""Operations that fail if their inputs have different floating-point types."""
 
 
 def cells_of(value: Any) -> Any:
@@ -92,7 +92,7 @@ def cells_of(value: Any) -> Any:
 
 
 def writes(func: Any) -> bool:
-    """Returns whether an operation returns its own output argument."""
+    """Returns whether an operation writes its result into one of its arguments."""
     returns = func._schema.returns
     return bool(returns) and returns[0].alias_info is not None and returns[0].alias_info.is_write
 
@@ -108,7 +108,7 @@ def computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     if name.rstrip("_") not in IN_SINGLE or not halves or kwargs.get("dtype") == torch.float32:
         return func(*args, **kwargs)
     if name == "_softmax":
-        # no conversion from half to single precision
+        # the third argument would convert half to single precision
         args = (*args[:2], False)
     single_args, single_kwargs = mapped(_single, args), mapped(_single, kwargs)
     out = func(*single_args, **single_kwargs)

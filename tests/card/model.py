@@ -1,4 +1,4 @@
-"""A small model with random weights in three networks, which run on any device and in any precision."""
+"""A small model with random weights. Its networks run on any device and in any precision."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from modules.sd_models import LatentDiffusion
 from torch import Tensor, nn
 
 CONTRAST = 0.3
-"""Standard deviation of an image in -1..1, about that of a photograph."""
+"""Standard deviation of a decoded image with values in -1..1. It is similar for photographs."""
 
 SCALE = 0.6
-"""Latents are the autoencoder's output multiplied by this."""
+"""The encoder's output is multiplied by this factor."""
 
 
 class TinyUnet(nn.Module):
-    """Predicts the noise of an image that is a random convolution of the input and depends on the prompt."""
+    """Predicts noise as if the clean latent were a random convolution of the input, shifted depending on the prompt."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class TinyAutoencoder(nn.Module):
 
 
 class TinyModel(nn.Module):
-    """The networks of a job."""
+    """The UNet and the autoencoder."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class TinyModel(nn.Module):
         return moved
 
     def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Returns embeddings (B, 77, 8) that depend on every letter."""
+        """Returns embeddings (B, 77, 8) that depend on every letter of the prompts."""
         seeds = [int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "big") for prompt in prompts]
         made = [torch.randn(77, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(made).to(devices.device, devices.dtype)

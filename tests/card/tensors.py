@@ -1,9 +1,9 @@
 """Tensors of a simulated graphics card.
 
-They report the card as their device, and store their numbers in the CPU's memory. A wrapper subclass has the device in
-its dispatch keys, so torch's own autocast affects it. Before torch dispatches, it sets a guard for the device and looks
-up the number of the current one. A build for CPUs cannot do this. This module does it in Python, for indexed tensors
-and for devices that are named without a number.
+They report the card as their device, and store their numbers in the CPU's memory. They are a wrapper subclass, which
+has the device in its dispatch keys, so torch's own autocast affects them. Before some operations, torch selects the
+card or looks up its number, which a torch without CUDA cannot do. This module replaces these operations: indexing, and
+functions that receive a device without a number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 class Current:
-    """The card in use, None outside of `PlayedCard`."""
+    """Holds the card in use. It is None outside of the `with` block of a SimulatedCard."""
 
     card: Any = None
 
@@ -49,7 +49,7 @@ class CardTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if Current.card is None:
-            raise RuntimeError(f"{func} on a tensor of a card that is not there any more")
+            raise RuntimeError(f"{func} on a tensor of a card that no longer exists")
         return Current.card.handle(func, args, kwargs or {})
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -86,13 +86,13 @@ class CardTensor(torch.Tensor):
 
 
 class UnguardedTensor(CardTensor):
-    """A tensor of the card that reports the CPU as its device, so that torch needs no guard for the card."""
+    """A tensor of the card that reports the CPU as its device, so that torch does not try to select the card."""
 
 
 def mapped(function: Callable[[Any], Any], value: Any) -> Any:
     """Applies the function to a value, or to every item of its lists, tuples and dicts.
 
-    Torch's own function is half as fast.
+    torch's own function for this takes twice as long.
     """
     kind = type(value)
     if kind is list or kind is tuple:
@@ -115,7 +115,7 @@ def _unguarded(value: Any) -> Any:
 
 
 def numbered(device: Any) -> Any:
-    """Adds the number to a device of the card's kind, as torch does. Other devices are returned unchanged."""
+    """Returns the card's device with its number if `device` has the card's type. Returns other values unchanged."""
     if isinstance(device, (str, torch.device)):
         found = torch.device(device)
         if Current.card is not None and found.type == Current.card.device.type:
@@ -124,10 +124,10 @@ def numbered(device: Any) -> Any:
 
 
 def _with_number(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps the function so that its devices have a number."""
+    """Returns the function with a wrapper that adds the number to devices in its arguments."""
 
     def called(*args: Any, **kwargs: Any) -> Any:
-        # a string need not be a device, except where a device is expected
+        # only the second argument can be the name of a device
         args = tuple(
             numbered(arg) if index == 1 or isinstance(arg, torch.device) else arg for index, arg in enumerate(args)
         )
@@ -138,10 +138,10 @@ def _with_number(function: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-class PlayedGenerator(torch.Generator):
+class SimulatedGenerator(torch.Generator):
     """A generator that registers itself with the card if it is created for the card."""
 
-    def __new__(cls, device: Any = "cpu") -> PlayedGenerator:
+    def __new__(cls, device: Any = "cpu") -> SimulatedGenerator:
         made = super().__new__(cls)
         if Current.card is not None and torch.device(device).type == Current.card.device.type:
             Current.card.own_generator(made)
@@ -149,12 +149,12 @@ class PlayedGenerator(torch.Generator):
 
 
 MAKERS = ("tensor", "as_tensor", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")
-"""Functions that fail if a device has no number. torch.zeros and similar functions do not."""
+"""Functions that fail if a device has no number. torch.zeros and similar functions do not fail."""
 
 
 @contextlib.contextmanager
-def believing_in_the_card(card: Any) -> Iterator[None]:
-    """Replaces functions of torch that use the card directly instead of tensors on it."""
+def simulating(card: Any) -> Iterator[None]:
+    """Replaces functions of torch inside the block: torch.cuda, attention, generators, and functions with a device."""
     functions = torch.nn.functional
     real_attention, real_to = functions.scaled_dot_product_attention, torch.Tensor.to
 
@@ -165,7 +165,7 @@ def believing_in_the_card(card: Any) -> Iterator[None]:
 
     replacements: list[tuple[Any, str, Any]] = [
         (functions, "scaled_dot_product_attention", attention),
-        (torch, "Generator", PlayedGenerator),
+        (torch, "Generator", SimulatedGenerator),
         *((torch, name, _with_number(getattr(torch, name))) for name in MAKERS),
         (torch.Tensor, "to", _with_number(real_to)),
         (torch.Tensor, "cuda", lambda self, device=None: self.to("cuda")),
@@ -173,7 +173,7 @@ def believing_in_the_card(card: Any) -> Iterator[None]:
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
     Current.card = card
-    # torch.tensor now creates its tensor on the CPU and moves it then, as with a real card
+    # with this, torch.tensor creates its tensor on the CPU and then moves it to the card, as with a real card
     torch._C._set_only_lift_cpu_tensors(True)
     try:
         for owner, name, value in replacements:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from card.host import HALF, HALF_BUT_VAE, SINGLE, UPCAST, CardWebui, Precision, psnr
-from card.played import PlayedCard
+from card.simulated import SimulatedCard
 from PIL import Image
 
 LIKE = 58
@@ -18,14 +18,14 @@ The base image alone reaches 60 dB.
 """
 
 LIKE_BY_HALF_VAE = {"Fast": 57}
-"""Minimum PSNR in dB if the autoencoder runs in half precision. It allows twice the error of the base image.
+"""Minimum PSNR in dB of some presets if the autoencoder runs in half precision.
 
-Fast hardly changes the image after decoding and encoding the base image. With the autoencoder in single precision, its
-PSNR is 59 dB.
+Fast decodes and encodes the base image and then hardly changes it, so the errors of both remain. Its PSNR is 59 dB with
+the autoencoder in single precision.
 """
 
 LIKE_OF_UPLOAD = 57
-"""The same for img2img, in which the base image is an upload that was encoded in half precision."""
+"""Minimum PSNR in dB for img2img. Its base image is an upload that was encoded in half precision."""
 
 TWICE_THE_ERROR = 3.01
 """Allowed loss in dB with "Keep colors", because the errors of two decoded images add up."""
@@ -43,32 +43,32 @@ def upload() -> Image.Image:
 
 
 def tab(name: str) -> dict[str, Any]:
-    """Returns the parameters of a job in that tab."""
+    """Returns the parameters that select the tab txt2img or img2img."""
     return {"init_image": upload()} if name == "img2img" else {}
 
 
 def picture(result: Any) -> Image.Image:
-    """Returns the image of a job without errors."""
+    """Returns the image of a job. Fails if the job reported a message."""
     assert result.comments == ""
     return result.images[0]
 
 
 @functools.cache
 def on_processor(webui: CardWebui, preset: str, scale: float, name: str) -> Image.Image:
-    """Returns the image of the same job on the CPU in single precision."""
+    """Returns the image of a job on the CPU in single precision."""
     return picture(webui.job({"preset": preset, "scale": scale}, **tab(name)))
 
 
 def likeness(
-    webui: CardWebui, card: PlayedCard, precision: Precision, preset: str, scale: float = 2, name: str = "txt2img"
+    webui: CardWebui, card: SimulatedCard, precision: Precision, preset: str, scale: float = 2, name: str = "txt2img"
 ) -> float:
-    """Compares a job's image on the card with that on the CPU, in decibels."""
+    """Returns the PSNR between the image of a job on the card and its image on the CPU, in dB."""
     made = webui.job({"preset": preset, "scale": scale}, card, precision, **tab(name))
     return psnr(picture(made), on_processor(webui, preset, scale, name))
 
 
-def least_with_kept_colors(webui: CardWebui, card: PlayedCard, precision: Precision, sampler: str) -> float:
-    """Returns the minimum PSNR of an image with kept colors: LIKE, or twice the error of the plain image."""
+def least_with_kept_colors(webui: CardWebui, card: SimulatedCard, precision: Precision, sampler: str) -> float:
+    """Returns the minimum PSNR with "Keep colors". It is LIKE, or lower if the base image alone has a large error."""
     off = {"enabled": False}
     plain = psnr(
         picture(webui.job(off, card, precision, sampler_name=sampler)), picture(webui.job(off, sampler_name=sampler))
@@ -79,7 +79,7 @@ def least_with_kept_colors(webui: CardWebui, card: PlayedCard, precision: Precis
 @pytest.mark.parametrize("name", TABS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_single_precision_gives_the_image_of_the_cpu(
-    webui: CardWebui, card: PlayedCard, preset: str, name: str
+    webui: CardWebui, card: SimulatedCard, preset: str, name: str
 ) -> None:
     assert likeness(webui, card, SINGLE, preset, 2, name) > 90
 
@@ -88,7 +88,7 @@ def test_single_precision_gives_the_image_of_the_cpu(
 @pytest.mark.parametrize("scale", [2, 1.625])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_half_precision_and_autocast_give_nearly_the_same_image(
-    webui: CardWebui, card: PlayedCard, preset: str, scale: float, name: str
+    webui: CardWebui, card: SimulatedCard, preset: str, scale: float, name: str
 ) -> None:
     least = LIKE_OF_UPLOAD if name == "img2img" else LIKE_BY_HALF_VAE.get(preset, LIKE)
     assert likeness(webui, card, HALF, preset, scale, name) >= least
@@ -101,19 +101,19 @@ def test_half_precision_and_autocast_give_nearly_the_same_image(
     ids=["half but VAE", "half but VAE, Fast", "upcast"],
 )
 def test_other_precisions_give_nearly_the_same_image(
-    webui: CardWebui, card: PlayedCard, precision: Precision, preset: str, name: str
+    webui: CardWebui, card: SimulatedCard, precision: Precision, preset: str, name: str
 ) -> None:
     assert likeness(webui, card, precision, preset, 2, name) >= LIKE
 
 
-def test_images_of_a_batch_depend_only_on_their_seeds(webui: CardWebui, card: PlayedCard) -> None:
+def test_images_of_a_batch_depend_only_on_their_seeds(webui: CardWebui, card: SimulatedCard) -> None:
     made = webui.job({"preset": "Balanced", "scale": 2}, card, HALF, batch_size=2)
     assert made.comments == ""
     assert psnr(made.images[0], on_processor(webui, "Balanced", 2, "txt2img")) >= LIKE
 
 
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M", "DPM++ SDE", "DDIM"])
-def test_other_samplers_give_nearly_the_same_image(webui: CardWebui, card: PlayedCard, sampler: str) -> None:
+def test_other_samplers_give_nearly_the_same_image(webui: CardWebui, card: SimulatedCard, sampler: str) -> None:
     settings = {"preset": "Balanced", "scale": 2}
     plain = picture(webui.job(settings, sampler_name=sampler))
     least = least_with_kept_colors(webui, card, HALF, sampler)

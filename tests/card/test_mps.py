@@ -1,4 +1,4 @@
-"""Tests jobs on a simulated Apple GPU: no double precision, no uneven pooling, no autocast, no large tensors."""
+"""Tests jobs on a simulated Apple GPU. It has no double precision, uneven pooling, autocast or very large tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from card.host import HALF, UPCAST, CardWebui, Precision, psnr
-from card.played import PlayedCard
+from card.simulated import SimulatedCard
 from card.test_jobs import LIKE, LIKE_BY_HALF_VAE, PRESETS, least_with_kept_colors, on_processor, picture
 from card.test_vae import Rooms
 
@@ -17,8 +17,8 @@ from lib_demofusion.method.filters import LOW_BAND, match_low_band
 
 
 @pytest.fixture
-def card() -> PlayedCard:
-    return PlayedCard("mps")
+def card() -> SimulatedCard:
+    return SimulatedCard("mps")
 
 
 @pytest.fixture
@@ -28,14 +28,16 @@ def rooms(monkeypatch: pytest.MonkeyPatch) -> Rooms:
 
 @pytest.mark.parametrize("scale", [2, 1.625])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_gpu_makes_the_same_image_as_the_cpu(webui: CardWebui, card: PlayedCard, preset: str, scale: float) -> None:
+def test_the_gpu_makes_nearly_the_same_image_as_the_cpu(
+    webui: CardWebui, card: SimulatedCard, preset: str, scale: float
+) -> None:
     """On a Mac the webui starts with --upcast-sampling."""
     made = picture(webui.job({"preset": preset, "scale": scale}, card, UPCAST))
     assert psnr(made, on_processor(webui, preset, scale, "txt2img")) >= LIKE_BY_HALF_VAE.get(preset, LIKE)
 
 
 @pytest.mark.parametrize("sampler", ["DDIM", "Euler a", "DPM++ 2M"])
-def test_other_samplers(webui: CardWebui, card: PlayedCard, sampler: str) -> None:
+def test_other_samplers_make_nearly_the_same_image(webui: CardWebui, card: SimulatedCard, sampler: str) -> None:
     settings = {"preset": "Paper", "scale": 2, "keep_colors": True}
     plain = picture(webui.job(settings, sampler_name=sampler))
     least = least_with_kept_colors(webui, card, UPCAST, sampler)
@@ -43,8 +45,8 @@ def test_other_samplers(webui: CardWebui, card: PlayedCard, sampler: str) -> Non
 
 
 @pytest.mark.parametrize("size", [(16, 16), (13, 18), (7, 5), (3, 2)])
-def test_areas_equal_those_of_adaptive_pooling(size: tuple[int, int]) -> None:
-    """match_low_band adds the pooled difference, enlarged."""
+def test_match_low_band_gives_the_result_of_adaptive_pooling(size: tuple[int, int]) -> None:
+    """match_low_band does not use adaptive pooling, which fails on an Apple GPU if the areas have different sizes."""
     x, base = torch.rand(2, 4, *size), torch.rand(2, 4, 9, 7)
     low, wanted = (F.adaptive_avg_pool2d(latent, LOW_BAND) for latent in (x, base))
     std, mean = torch.std_mean(low, dim=(2, 3), keepdim=True)
@@ -57,7 +59,12 @@ def test_areas_equal_those_of_adaptive_pooling(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("limit", [1 << 32, 1_500_000])
 @pytest.mark.parametrize("precision", [UPCAST, HALF], ids=["upcast", "half"])
 def test_no_tensor_exceeds_the_limit_of_the_gpu(
-    webui: CardWebui, card: PlayedCard, monkeypatch: pytest.MonkeyPatch, rooms: Rooms, precision: Precision, limit: int
+    webui: CardWebui,
+    card: SimulatedCard,
+    monkeypatch: pytest.MonkeyPatch,
+    rooms: Rooms,
+    precision: Precision,
+    limit: int,
 ) -> None:
     """The limit does not depend on the free memory, because a larger tensor ends the process."""
     card.largest = limit
@@ -71,8 +78,8 @@ def test_no_tensor_exceeds_the_limit_of_the_gpu(
     torch.testing.assert_close(made.float(), webui.model.vae.decoder(z.float()), rtol=0.02, atol=0.02)
 
 
-def test_keys_that_the_gpu_does_not_support_are_refused(
-    webui: CardWebui, card: PlayedCard, monkeypatch: pytest.MonkeyPatch
+def test_attention_keys_above_the_limit_are_refused(
+    webui: CardWebui, card: SimulatedCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vae, "LARGEST_TENSOR", {"mps": 1000}, raising=False)
     with torch.no_grad(), card:

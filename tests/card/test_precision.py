@@ -8,7 +8,7 @@ import k_diffusion.external
 import pytest
 import torch
 from card.host import HALF, HALF_BUT_VAE, SINGLE, UPCAST, CardWebui, Precision, psnr
-from card.played import PlayedCard
+from card.simulated import SimulatedCard
 from card.test_jobs import LIKE, picture, tab
 from modules import sd_samplers_kdiffusion, shared
 
@@ -54,7 +54,7 @@ def types(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[torch.dtype]]:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_everything_except_the_networks_is_single_precision(
     webui: CardWebui,
-    card: PlayedCard,
+    card: SimulatedCard,
     types: dict[str, set[torch.dtype]],
     precision: str,
     preset: str,
@@ -66,7 +66,7 @@ def test_everything_except_the_networks_is_single_precision(
 
 
 @pytest.mark.parametrize("blur", [lambda x: gaussian_blur(x, 3, 1.5), lambda x: smooth(x, 1.5)])
-def test_a_blur_disables_autocast(card: PlayedCard, blur: Any) -> None:
+def test_a_blur_disables_autocast(card: SimulatedCard, blur: Any) -> None:
     x = torch.randn(1, 4, 12, 12, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), card, torch.autocast("cuda"):
         assert torch.allclose(blur(x.cuda()).cpu(), blur(x), atol=1e-6)
@@ -85,7 +85,7 @@ ZERO_SNR = 4.8973451890853435e-08
 
 @pytest.fixture
 def zero_terminal_snr(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Provides models that predict v and whose schedule ends with almost no signal, at a sigma of 4519."""
+    """Replaces the model by one that predicts v. Its schedule ends with almost no signal, at a sigma of 4519."""
 
     def inner_model(self: Any) -> Any:
         if self.model_wrap is None:
@@ -109,7 +109,9 @@ def rescaled(alphas: torch.Tensor) -> torch.Tensor:
 @pytest.mark.usefixtures("zero_terminal_snr")
 @pytest.mark.parametrize("name", ["txt2img", "img2img"])
 @pytest.mark.parametrize("precision", [SINGLE, HALF], ids=["single", "half"])
-def test_zero_terminal_snr_survives_paper(webui: CardWebui, card: PlayedCard, precision: Precision, name: str) -> None:
+def test_paper_works_with_zero_terminal_snr(
+    webui: CardWebui, card: SimulatedCard, precision: Precision, name: str
+) -> None:
     settings = {"preset": "Paper", "scale": 2}
     plain = picture(webui.job(settings, **tab(name)))
     assert psnr(picture(webui.job(settings, card, precision, **tab(name))), plain) >= LIKE

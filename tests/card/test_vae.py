@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from card.host import HALF, HALF_BUT_VAE, CardWebui, Precision, psnr
-from card.played import GIB, PlayedCard
+from card.simulated import GIB, SimulatedCard
 from card.test_jobs import LIKE, on_processor, picture
 from modules import shared
 from reports import Reports
@@ -24,14 +24,14 @@ KINDS = ("whole", "card", "memory", "packed", "file")
 
 
 def kind_of(shelf: Shelf) -> str:
-    """Returns the name of a shelf."""
+    """Returns the kind of a shelf."""
     if shelf.folder is not None:
         return "file"
     return "packed" if shelf.packed else "card" if shelf.device.type == "cuda" else "memory"
 
 
 class Rooms:
-    """Sets the free bytes that the code sees, and records the shelves that it chooses."""
+    """Sets the free memory that the extension reads, and records the shelves that the extension chooses."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.card, self.memory, self.disk = 64 * GIB, 64 * GIB, 64 * GIB
@@ -55,7 +55,7 @@ class Rooms:
         monkeypatch.setattr(vae, "choose_shelf", noted)
 
     def only(self, kind: str, size: tuple[int, int], model: Any) -> None:
-        """Leaves room for one kind of shelf and for those after it, for images of `size` cells."""
+        """Sets the free memory so that images of `size` cells use this kind of shelf."""
         if kind == "card":
             return
         self.card = 1
@@ -75,7 +75,7 @@ def rooms(monkeypatch: pytest.MonkeyPatch) -> Rooms:
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_kinds_of_storage_give_the_same_image(
     webui: CardWebui,
-    card: PlayedCard,
+    card: SimulatedCard,
     rooms: Rooms,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
@@ -95,7 +95,7 @@ def test_all_kinds_of_storage_give_the_same_image(
 
 
 @pytest.mark.parametrize("kind", ["memory", "packed", "file"])
-def test_the_encoders_result_is_on_the_card(webui: CardWebui, card: PlayedCard, rooms: Rooms, kind: str) -> None:
+def test_the_encoders_result_is_on_the_card(webui: CardWebui, card: SimulatedCard, rooms: Rooms, kind: str) -> None:
     encoder = webui.model.vae.encoder
     with torch.no_grad(), card:
         moved = webui.model.on(card, torch.float32, torch.float32).vae
@@ -109,7 +109,7 @@ def test_the_encoders_result_is_on_the_card(webui: CardWebui, card: PlayedCard, 
 
 
 def test_free_disk_space_is_not_queried_if_the_card_has_enough_memory(
-    webui: CardWebui, card: PlayedCard, rooms: Rooms
+    webui: CardWebui, card: SimulatedCard, rooms: Rooms
 ) -> None:
     rooms.disk = 0
     picture(webui.job({"preset": "Balanced", "scale": 2}, card, HALF))
@@ -123,7 +123,7 @@ def test_free_disk_space_is_not_queried_if_the_card_has_enough_memory(
 
 @pytest.mark.parametrize("where", ["missing", "a file"])
 def test_decoding_works_without_a_folder_for_temporary_files(
-    webui: CardWebui, card: PlayedCard, rooms: Rooms, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, where: str
+    webui: CardWebui, card: SimulatedCard, rooms: Rooms, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, where: str
 ) -> None:
     folder = tmp_path / "not" / "there"
     if where == "a file":
@@ -140,7 +140,7 @@ def test_decoding_works_without_a_folder_for_temporary_files(
 @pytest.mark.parametrize("network", ["decoder", "encoder"])
 def test_a_network_runs_in_parts_after_it_ran_out_of_memory(
     webui: CardWebui,
-    card: PlayedCard,
+    card: SimulatedCard,
     rooms: Rooms,
     monkeypatch: pytest.MonkeyPatch,
     reported: Reports,

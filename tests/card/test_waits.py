@@ -8,21 +8,21 @@ from typing import Any
 import pytest
 import torch
 from card.host import HALF, CardWebui
-from card.played import PlayedCard, Wait
+from card.simulated import SimulatedCard, Wait
 from card.test_jobs import PRESETS, picture
 
 from lib_demofusion.host import stage_loop
 from lib_demofusion.host.backends.webui_denoiser import FusedModel
 from lib_demofusion.method.stage import StageRun
 
-BEGIN_AND_END = 6
-"""The allowed number of reads in a whole stage: for its noise, its schedule, and the check of the result."""
+ONCE_PER_STAGE = 6
+"""Allowed number of waits in a stage apart from its calls: for noise, schedule, and the check of the result."""
 
 
 class Watched:
     """Records the waits that the extension causes in the only stage of a job."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, card: PlayedCard):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, card: SimulatedCard):
         self.calls: list[int] = []
         self.fused: list[Wait] = []
         self.stage: list[Wait] = []
@@ -55,7 +55,7 @@ class Watched:
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch, card: PlayedCard) -> Watched:
+def watched(monkeypatch: pytest.MonkeyPatch, card: SimulatedCard) -> Watched:
     return Watched(monkeypatch, card)
 
 
@@ -66,7 +66,7 @@ SAMPLERS = ("Euler", "Euler a", "DPM++ 2M", "DPM++ SDE", "DPM2 a", "Heun", "DDIM
     ("preset", "sampler"), [*((preset, "Euler") for preset in PRESETS), *(("Balanced", name) for name in SAMPLERS[1:])]
 )
 def test_a_model_call_waits_for_the_card_once_and_a_batch_of_views_never(
-    webui: CardWebui, card: PlayedCard, watched: Watched, preset: str, sampler: str
+    webui: CardWebui, card: SimulatedCard, watched: Watched, preset: str, sampler: str
 ) -> None:
     settings = {"preset": preset, "scale": 2, "view_batch": 1}
     picture(webui.job(settings, card, HALF, sampler_name=sampler, steps=8))
@@ -74,7 +74,7 @@ def test_a_model_call_waits_for_the_card_once_and_a_batch_of_views_never(
     assert max(watched.calls) <= 1
     assert watched.fused == []
     places = Counter(f"{wait.kind}: {wait.place}" for wait in watched.stage)
-    assert len(watched.stage) <= len(watched.calls) + BEGIN_AND_END, places
+    assert len(watched.stage) <= len(watched.calls) + ONCE_PER_STAGE, places
 
 
 class Embedder(torch.nn.Module):
@@ -90,7 +90,7 @@ class Embedder(torch.nn.Module):
         return torch.cat([torch.sin(numbers), torch.cos(numbers)], 1)[:, [0, 2, 1, 3]]
 
 
-def test_sdxls_vectors_wait_at_the_first_batch_only(card: PlayedCard) -> None:
+def test_sdxls_vectors_wait_at_the_first_batch_only(card: SimulatedCard) -> None:
     from lib_demofusion.method.conditioning import CROP, SIZES, Frame, SizeVectors
     from lib_demofusion.method.views import local_views
 

@@ -17,20 +17,20 @@ from typing import Any
 
 import torch
 from card.kernels import TAKES_NUMBERS, cells_of, computed, writes
-from card.tensors import CPU, CardTensor, believing_in_the_card, leaves, mapped
+from card.tensors import CPU, CardTensor, leaves, mapped, simulating
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 GIB = 1 << 30
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent
-NOT_ASKING = (str(Path(torch.__file__).parent), str(FOLDER / "played.py"), str(FOLDER / "tensors.py"), "<")
-"""Prefixes of the names of files that wait for the card only on behalf of other files."""
+NOT_A_CAUSE = (str(Path(torch.__file__).parent), str(FOLDER / "simulated.py"), str(FOLDER / "tensors.py"), "<")
+"""Prefixes of file names. If code in these files waits for the card, its caller is recorded as the cause."""
 
 MOVES = frozenset(["_to_copy", "copy_", "lift_fresh"])
 
 READS = frozenset(["nonzero", "unique", "_unique2", "equal", "masked_select", "_local_scalar_dense"])
-"""Operations for which the CPU must know the result or its size."""
+"""Operations that make the CPU wait, because it needs the result or the size of the result."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Wait:
 
     @property
     def ours(self) -> bool:
-        """Whether the extension itself caused it."""
+        """Whether code of the extension caused the wait."""
         return self.place.startswith("lib_demofusion")
 
 
-class PlayedCard(TorchDispatchMode):
-    """A card `cuda:0` or `mps:0` that exists within the block. `memory` is its size in bytes."""
+class SimulatedCard(TorchDispatchMode):
+    """A card `cuda:0` or `mps:0` that exists inside a `with` block. `memory` is its size in bytes."""
 
     def __init__(self, kind: str = "cuda", memory: int = 24 * GIB):
         super().__init__()
@@ -59,21 +59,21 @@ class PlayedCard(TorchDispatchMode):
         self.allocated = self.peak = 0
         self.waits: list[Wait] = []
         self.warns = False
-        """Whether each wait also causes torch's warning."""
+        """Whether each wait also issues torch's warning about waits."""
         self.operations = 0
         self.fail_in: int | None = None
         """After this number of allocations, one allocation fails."""
         self.failures = 0
         """The number of failed allocations."""
         self.largest = (1 << 32) if kind == "mps" else sys.maxsize
-        """Maximum bytes of one tensor. On a real card, a larger one would end the process."""
+        """Maximum bytes of one tensor. On an Apple GPU, a larger tensor would end the process."""
         self._stores: dict[int, list[int]] = {}
-        # by address, because torch creates new objects around the same generator
+        # the keys are addresses, because torch creates several Python objects for the same generator
         self._generators: dict[int, torch.Generator] = {}
         self._patches = ExitStack()
 
-    def __enter__(self) -> PlayedCard:
-        self._patches.enter_context(believing_in_the_card(self))
+    def __enter__(self) -> SimulatedCard:
+        self._patches.enter_context(simulating(self))
         super().__enter__()
         return self
 
@@ -98,7 +98,7 @@ class PlayedCard(TorchDispatchMode):
             "_lazy_init": lambda: None,
             "is_available": lambda: there,
             "current_device": lambda: 0,
-            "get_device_name": lambda device=None: "Played Card",
+            "get_device_name": lambda device=None: "Simulated GPU",
             "get_device_capability": lambda device=None: (8, 9),
             "mem_get_info": lambda device=None: (self.memory - self.allocated, self.memory),
             "memory_reserved": lambda device=None: self.allocated,
@@ -115,7 +115,7 @@ class PlayedCard(TorchDispatchMode):
         }
 
     def own_generator(self, generator: torch.Generator) -> None:
-        """Registers a generator as one of the card's."""
+        """Registers a generator that was created for the card."""
         self._generators[generator._cdata] = generator
 
     def put(self, cells: Any) -> Any:
@@ -127,7 +127,7 @@ class PlayedCard(TorchDispatchMode):
         return made
 
     def put_module(self, module: torch.nn.Module, dtype: torch.dtype | None = None) -> None:
-        """Moves a module's numbers to the card, and converts floating-point numbers to a type if one is given."""
+        """Moves a module's weights and buffers to the card. Converts floating-point numbers to `dtype` if given."""
 
         def moved(own: Tensor) -> Tensor:
             return self.put(own.detach().to(dtype if own.is_floating_point() else None, copy=True))
@@ -172,7 +172,7 @@ class PlayedCard(TorchDispatchMode):
 
     def _wait(self, kind: str) -> None:
         frame: Any = sys._getframe(1)
-        while frame.f_code.co_filename.startswith(NOT_ASKING):
+        while frame.f_code.co_filename.startswith(NOT_A_CAUSE):
             frame = frame.f_back
         place = Path(frame.f_code.co_filename)
         shown = place.relative_to(ROOT).as_posix() if place.is_relative_to(ROOT) else place.as_posix()
@@ -184,7 +184,7 @@ class PlayedCard(TorchDispatchMode):
         return self.handle(func, args, kwargs or {})
 
     def handle(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Runs one operation of torch. It may not involve the card at all."""
+        """Runs one operation of torch, whether or not it involves the card."""
         name = func._schema.name.split("::")[1]
         flat = leaves(args, kwargs)
         ours = any(isinstance(value, CardTensor) for value in flat)
@@ -209,7 +209,7 @@ class PlayedCard(TorchDispatchMode):
         return mapped(self.put, out) if to_card else out
 
     def attention(self, real: Callable[..., Tensor], qkv: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Computes the card's fused attention, without the matrix, which would be counted as memory."""
+        """Computes attention. Does not count the attention matrix as memory, because a card never stores all of it."""
         if torch.is_autocast_enabled("cuda"):
             qkv = [value.to(torch.get_autocast_dtype("cuda")) for value in qkv]
         if not all(isinstance(value, CardTensor) for value in qkv) or len({value.dtype for value in qkv}) > 1:
@@ -245,7 +245,7 @@ class PlayedCard(TorchDispatchMode):
         if name in READS:
             self._wait("read" if name == "_local_scalar_dense" else name)
         elif name == "_to_copy" and isinstance(args[0], CardTensor) != to_card:
-            # a copy from memory that is not pinned also waits, unless it is non-blocking
+            # a copy from the card always waits, and a copy to the card waits unless it is non-blocking
             if not (to_card and kwargs.get("non_blocking")):
                 self._wait("copy to the card" if to_card else "copy from the card")
         elif name == "copy_" and isinstance(args[0], CardTensor) != isinstance(args[1], CardTensor):

@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from card.played import PlayedCard
+from card.simulated import SimulatedCard
 from torch import Tensor
 
 
 @pytest.fixture
-def card() -> Iterator[PlayedCard]:
-    with torch.no_grad(), PlayedCard() as card:
+def card() -> Iterator[SimulatedCard]:
+    with torch.no_grad(), SimulatedCard() as card:
         yield card
 
 
 @pytest.fixture
-def mps() -> Iterator[PlayedCard]:
-    with torch.no_grad(), PlayedCard("mps") as card:
+def mps() -> Iterator[SimulatedCard]:
+    with torch.no_grad(), SimulatedCard("mps") as card:
         yield card
 
 
@@ -76,7 +76,7 @@ MIXED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "a list": lambda x, y: torch.cat([x, y]),
     "a convolution": lambda x, y: F.conv2d(x[None, None], y[None, None]),
     "attention": lambda x, y: F.scaled_dot_product_attention(x[None], y[None], y[None]),
-    "an index of the card's": lambda x, y: y[x.long()],
+    "an index on the card": lambda x, y: y[x.long()],
     "another type": lambda x, y: x @ y.T.cuda().half(),
     "one number in a list": lambda x, y: torch.stack([x[0, 0], y[0, 0]]),
 }
@@ -105,7 +105,7 @@ def test_a_generator_belongs_to_a_device() -> None:
 
 
 @pytest.mark.usefixtures("card")
-def test_autocast_is_torchs_own() -> None:
+def test_torchs_own_autocast_works_on_the_card() -> None:
     x = torch.ones(2, 2, device="cuda")
     half = x.half()
     with torch.autocast("cuda"):
@@ -119,14 +119,14 @@ def test_autocast_is_torchs_own() -> None:
     assert (half @ half).dtype == torch.float16
 
 
-def test_half_precision_is_computed_in_single(card: PlayedCard) -> None:
+def test_half_precision_is_computed_in_single(card: SimulatedCard) -> None:
     # a sum of this many ones in half precision would stop at 2048
     assert torch.ones(4096, device="cuda", dtype=torch.float16).mean().item() == 1
     with pytest.raises(RuntimeError, match="type"):
         F.conv2d(card.put(torch.ones(1, 1, 2, 2)), card.put(torch.ones(1, 1, 1, 1).half()))
 
 
-def test_memory_is_counted_and_limited(card: PlayedCard) -> None:
+def test_memory_is_counted_and_limited(card: SimulatedCard) -> None:
     x = torch.empty(1000, device="cuda")
     assert card.allocated == 4000
     view = x[:10]
@@ -143,7 +143,7 @@ def test_memory_is_counted_and_limited(card: PlayedCard) -> None:
     assert torch.empty(1000, device="cuda").numel() == 1000
 
 
-def test_memory_can_be_made_to_fail_once(card: PlayedCard) -> None:
+def test_a_chosen_allocation_fails(card: SimulatedCard) -> None:
     card.fail_in = 1
     torch.empty(1, device="cuda")
     with pytest.raises(torch.cuda.OutOfMemoryError):
@@ -151,7 +151,7 @@ def test_memory_can_be_made_to_fail_once(card: PlayedCard) -> None:
     torch.empty(1, device="cuda")
 
 
-def test_waits_for_the_card_are_recorded(card: PlayedCard) -> None:
+def test_waits_for_the_card_are_recorded(card: SimulatedCard) -> None:
     x = torch.ones(3, device="cuda")
     y = x * 2 + x[1:2]
     assert card.waits == []
@@ -166,7 +166,7 @@ def test_waits_for_the_card_are_recorded(card: PlayedCard) -> None:
     x.copy_(torch.ones(3))
     waits = ["read", "copy from the card", "copy to the card", "index", "index", "read", "copy from the card", "copy"]
     assert [wait.kind for wait in card.waits] == waits
-    assert {wait.place.split(":")[0] for wait in card.waits} == {"tests/card/test_played.py"}
+    assert {wait.place.split(":")[0] for wait in card.waits} == {"tests/card/test_simulated.py"}
     assert not any(wait.ours for wait in card.waits)
 
 
@@ -191,19 +191,19 @@ def test_apples_gpu_pools_evenly_only() -> None:
         F.adaptive_avg_pool2d(torch.ones(1, 1, 9, 8, device="mps"), 4)
 
 
-def test_apples_gpu_ends_the_process_at_large_tensors(mps: PlayedCard) -> None:
+def test_apples_gpu_ends_the_process_at_large_tensors(mps: SimulatedCard) -> None:
     mps.largest = 1000
     with pytest.raises(RuntimeError, match="would end the process"):
         torch.empty(251, device="mps")
 
 
 def test_torch_is_restored() -> None:
-    before = {name: getattr(torch.cuda, name) for name in PlayedCard().driver()}
+    before = {name: getattr(torch.cuda, name) for name in SimulatedCard().driver()}
     to, generator = torch.Tensor.to, torch.Generator
-    with torch.no_grad(), PlayedCard():
+    with torch.no_grad(), SimulatedCard():
         assert torch.cuda.is_available()
         left = torch.ones(1, device="cuda")
     assert {name: getattr(torch.cuda, name) for name in before} == before
     assert (torch.Tensor.to, torch.Generator) == (to, generator)
-    with pytest.raises(RuntimeError, match="not there any more"):
+    with pytest.raises(RuntimeError, match="no longer exists"):
         left + 1
