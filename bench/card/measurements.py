@@ -165,8 +165,7 @@ def measure_vae_precision(report: Report, card: Card, autoencoder: Any) -> None:
 
     def row(network: Any, shelf: Shelf | None) -> Cells:
         latent = network.post_quant_conv(z.to(network.post_quant_conv.weight.dtype))
-        options = Options(8, shelf)
-        image = network.decoder(latent) if shelf is None else decode_tiled(network.decoder, latent, options)
+        image = network.decoder(latent) if shelf is None else decode_tiled(network.decoder, latent, Options(8, shelf))
         return "", "", decibels(image, single.decode(z))
 
     cpu = torch.device("cpu")
