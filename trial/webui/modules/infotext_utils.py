@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
-from modules import errors
 
 PARAMETER = re.compile(r'\s*(?P<key>\w[\w \-/]+):\s*(?P<value>"(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 SIZE = re.compile(r"^(\d+)x(\d+)$")
@@ -68,17 +67,11 @@ def pasted(fields: list[tuple[Any, Any]], text: str) -> list[Any]:
 
 
 def _update(component: Any, target: str | Callable, params: dict[str, Any]) -> Any:
-    try:
-        value = target(params) if callable(target) else params.get(target)
-    except Exception:
-        errors.report(f"Error pasting into {component.elem_id}", exc_info=True)
-        value = None
-    if value is None or (isinstance(value, dict) and "__type__" in value):
-        return gr.update() if value is None else value
+    value = target(params) if callable(target) else params.get(target)
+    if value is None:
+        return gr.update()
     kind = type(component.value)
     try:
-        if kind is bool and value == "False":
-            return gr.update(value=False)
         return gr.update(value=float(value) if kind is int else kind(value))
     except (TypeError, ValueError):
         return gr.update()

@@ -114,11 +114,6 @@ class StableDiffusionProcessing:
         """Returns whether an image is saved now. Images of an iteration that the user stops are not saved."""
         return not (self.do_not_save_samples or state.interrupted or state.skipped)
 
-    def before_sampling(self, x: Tensor, noise: Tensor) -> None:
-        """Calls the scripts' hook `process_before_every_sampling`."""
-        if self.scripts is not None:
-            self.scripts.call("process_before_every_sampling", self, x=x, noise=noise, c=self.c, uc=self.uc)
-
 
 @dataclass(repr=False)
 class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
@@ -131,7 +126,6 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
     def sample(self) -> Tensor:
         self.sampler = sd_samplers.create_sampler(self.sampler_name, self.sd_model)
         x = self.rng.next()
-        self.before_sampling(x, x)
         return self.sampler.sample(self, x, self.c, self.uc, image_conditioning=self.txt2img_image_conditioning(x))
 
 
@@ -160,7 +154,6 @@ class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
         if opts.initial_noise_multiplier != 1.0:
             self.extra_generation_params["Noise multiplier"] = opts.initial_noise_multiplier
             x *= opts.initial_noise_multiplier
-        self.before_sampling(self.init_latent, x)
         return self.sampler.sample_img2img(
             self, self.init_latent, x, self.c, self.uc, image_conditioning=self.image_conditioning
         )
@@ -250,10 +243,7 @@ def _iteration(p: StableDiffusionProcessing, runner: Any, n: int) -> list[tuple[
     p.prompts, p.negative_prompts = p.all_prompts[mine], p.all_negative_prompts[mine]
     p.seeds, p.subseeds = p.all_seeds[mine], p.all_subseeds[mine]
     p.rng = rng.ImageRNG((shared.sd_model.latent_channels, p.height // opt_f, p.width // opt_f), p.seeds)
-    batch = {"batch_number": n, "prompts": p.prompts, "seeds": p.seeds, "subseeds": p.subseeds}
-    runner.call("before_process_batch", p, **batch)
-    runner.call("after_extra_networks_activate", p, **batch, extra_network_data=p.extra_network_data)
-    runner.call("process_batch", p, **batch)
+    runner.call("process_batch", p, batch_number=n, prompts=p.prompts, seeds=p.seeds, subseeds=p.subseeds)
     p.setup_conds()
     with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
         replaced = scripts.PostSampleArgs(p.sample())
@@ -263,10 +253,7 @@ def _iteration(p: StableDiffusionProcessing, runner: Any, n: int) -> list[tuple[
         samples = decode_latent_batch(p.sd_model, samples, target_device=devices.cpu, check_for_nans=True)
     pixels = torch.clamp((torch.stack(list(samples)).float() + 1.0) / 2.0, 0.0, 1.0)
     state.nextjob()
-    runner.call("postprocess_batch", p, images=pixels, batch_number=n)
-    listed = SimpleNamespace(images=list(pixels))
-    runner.call("postprocess_batch_list", p, listed, batch_number=n)
-    return [_finish(p, runner, pixels, i) for i, pixels in enumerate(listed.images)]
+    return [_finish(p, runner, image, i) for i, image in enumerate(pixels)]
 
 
 def _finish(p: StableDiffusionProcessing, runner: Any, pixels: Tensor, i: int) -> tuple[Image.Image, str]:

@@ -47,7 +47,7 @@ class PostSampleArgs:
 
 
 class Script:
-    """The base class of every script. A hook that is not overridden does nothing."""
+    """The base class of every script, with some of the webui's hooks. A hook that is not overridden does nothing."""
 
     name: str | None = None
     filename: str | None = None
@@ -76,10 +76,6 @@ class Script:
     def after_component(self, component: Any, **kwargs: Any) -> None: ...
 
     before_process = process
-    before_process_batch = after_extra_networks_activate = process_before_every_sampling = process_batch
-    postprocess_batch = process_batch
-
-    def postprocess_batch_list(self, p: Any, pp: Any, *args: Any, **kwargs: Any) -> None: ...
 
     def postprocess_image(self, p: Any, pp: Any, *args: Any) -> None: ...
 
