@@ -142,11 +142,17 @@ def comment() -> bytes:
     return json.dumps({"rows": captions(), "configurations": settings}, sort_keys=True).encode()
 
 
-def files(benchmark: Benchmark, configurations: list[Configuration], number: int, scale: int = SCALE) -> list[Path]:
-    """Makes the missing images of prompt and seed `number`, and returns the files of all images."""
-    jobs = [Job(configuration, scale) for configuration in configurations]
-    benchmark.run(jobs, [number])
-    return [benchmark.store.path(job, number) for job in jobs]
+def image(benchmark: Benchmark, configuration: Configuration, number: int, scale: int = SCALE) -> Path:
+    """Makes an image of prompt and seed `number` unless it exists, and returns its file."""
+    job = Job(configuration, scale)
+    benchmark.run([job], [number])
+    return benchmark.store.path(job, number)
+
+
+def images_of(effect: Effect, number: int, usual: Benchmark, few: Benchmark) -> list[Path]:
+    """Makes the images of a strip and returns their files. *Turbo* uses `few`, the benchmark with few steps."""
+    benchmarks = [few if settings["preset"] == TURBO else usual for settings in effect.settings()]
+    return [image(benchmark, one, number) for benchmark, one in zip(benchmarks, effect.configurations())]
 
 
 def main() -> None:
@@ -158,23 +164,21 @@ def main() -> None:
     args = found.parse_args()
     torch.set_num_threads(args.threads)
     exact = args.precision == "float32"
-    many = bundled(args.work, COLLAGES, Sampling(bfloat16=not exact))
+    usual = bundled(args.work, COLLAGES, Sampling(bfloat16=not exact))
+    few = bundled(args.work / "few-steps", COLLAGES, few_steps(FEW_STEPS, not exact))
     (args.out / "effects").mkdir(parents=True, exist_ok=True)
     for effect in EFFECTS:
         if args.only and effect.name not in args.only:
             continue
-        few = [one for one in effect.configurations() if one.settings["preset"] == TURBO]
-        # Turbo is the last preset
-        images = files(many, [one for one in effect.configurations() if one not in few], args.number)
-        if few:
-            fast = bundled(args.work / "few-steps", COLLAGES, few_steps(FEW_STEPS, not exact))
-            images += files(fast, few, args.number)
+        images = images_of(effect, args.number, usual, few)
         columns = [(value, label, [file]) for (value, label), file in zip(effect.labels(), images)]
         strip = contact_sheet(columns, [f"{COLLAGES.prompt(args.number)}, {SCALE}x"])
         strip.save(args.out / "effects" / f"{effect.name}.jpg", comment=effect.comment(), **JPEG)
     if not args.only or "comparison" in args.only:
-        rows = [files(many, compared(), *shown) for shown in SHOWN]
-        columns = [(title, "", list(column)) for title, column in zip(COMPARED.values(), zip(*rows))]
+        columns = [
+            (title, "", [image(usual, one, *shown) for shown in SHOWN])
+            for title, one in zip(COMPARED.values(), compared())
+        ]
         picture = contact_sheet(columns, captions(), WHOLE, PART)
         picture.save(args.out / "comparison.jpg", comment=comment(), **JPEG)
 

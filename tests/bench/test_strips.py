@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from bench.quality import strips
+from bench.quality.runs import Job
 from bench.quality.strips import EFFECTS, Effect
-from lib_demofusion.settings.presets import PRESETS
+from lib_demofusion.settings.presets import PRESETS, TURBO
 from trial.sheet import contact_sheet, middle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,25 @@ def test_the_documentation_shows_every_strip_with_its_caption() -> None:
 
 def test_every_preset_is_on_its_strip() -> None:
     assert [title for title, _ in EFFECTS[0].labels()] == list(PRESETS)
+
+
+class Recorder:
+    """Replaces a benchmark and its store. It makes no images, and puts its own name into their paths."""
+
+    def __init__(self, name: str):
+        self.name, self.store = name, self
+
+    def run(self, jobs: list[Job], numbers: list[int]) -> None:
+        pass
+
+    def path(self, job: Job, number: int) -> Path:
+        return Path(self.name, job.configuration.name, str(number))
+
+
+def test_only_turbo_is_drawn_by_the_model_for_few_steps() -> None:
+    files = strips.images_of(EFFECTS[0], 1, Recorder("usual"), Recorder("few"))
+    folders = {preset: "few" if preset == TURBO else "usual" for preset in PRESETS}
+    assert files == [Path(folder, f"preset {preset}", "1") for preset, folder in folders.items()]
 
 
 def test_a_caption_has_every_value_that_differs_from_the_preset() -> None:
