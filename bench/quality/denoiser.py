@@ -21,19 +21,19 @@ NATIVE = 16
 class GuidedModel:
     """A UNet with classifier-free guidance for a batch of B images.
 
-    `context` (2 B, 77, C) contains the prompts, then the unconditional rows. At a guidance of 1, the unconditional rows
-    have no effect and are omitted, as in the webui. `rows` is the maximum number of rows in a batch of views.
+    `context` (2 B, 77, C) contains the conds of the images, then their unconds. At a guidance of 1, the unconds have no
+    effect and are omitted, as in the webui. `rows` is the maximum size of a batch of views.
     """
 
     def __init__(self, unet: nn.Module, context: Tensor, guidance: float, rows: int):
         self._unet = unet
         self._guidance = guidance
         self._copies = 1 if guidance == 1 else 2
-        """Number of rows for each image in a call of the model: cond and uncond, or only cond."""
+        """How often an image is in a batch: with its cond and its uncond, or only with its cond."""
         self._context = context[: len(context) * self._copies // 2]
         self._batches = ViewBatches(max(1, rows // len(self._context)))
         self.evaluations = 0.0
-        """Evaluations of one image so far. Evaluating all its rows once at native size counts as one."""
+        """Number of evaluations per image so far. One evaluation is a step of an image of native size."""
 
     def whole(self, x: Tensor, t: float) -> Tensor:
         """Predicts the noise in the whole latent."""

@@ -60,11 +60,11 @@ def seam_gradient_ratio(
 ) -> float:
     """Computes the gradient across view borders divided by the gradient across other cell borders; 1 means no seam.
 
-    The result is the mean of the ratios for `rows` and `columns`. These are the first pixels after each border, without
-    the edges of the image. Both gradients are first divided by the gradient 4 to 6 pixels away, because a decoder
-    draws smaller differences between two cells than within a cell. The decoder of the base image did so too, and its
-    cells are `base_cell` pixels wide in the enlarged image. A view border is therefore compared only with cell borders
-    at the same position within these cells.
+    The result is the mean of the ratios for `rows` and `columns`, which are the first pixels after each view border.
+    The edges of the image do not count as borders. Both gradients are first divided by the gradient 4 to 6 pixels away,
+    because a decoder draws smaller differences between two cells than within a cell. The base image was decoded too,
+    and its cells are `base_cell` pixels wide in the enlarged image. A view border is therefore compared only with cell
+    borders at the same position within the cells of the base image.
     """
     brightness = luma(picture)
     return (_line_ratio(brightness.T, rows, base_cell) + _line_ratio(brightness, columns, base_cell)) / 2
@@ -140,7 +140,7 @@ def comb_ratio(picture: np.ndarray, factor: int) -> float:
 
 
 def _peak(values: np.ndarray, row: int, column: int) -> float:
-    """Divides a value by the median of the values 3 to 5 entries away, to which the window does not spread it."""
+    """Divides a value by the median of the values 3 to 5 entries away. The Hann window does not spread it that far."""
     offsets = range(-5, 6)
     ring = [values[row + i, column + j] for i in offsets for j in offsets if 9 <= i * i + j * j <= 25]
     return float(values[row, column] / np.median(ring))
@@ -150,7 +150,8 @@ def phase_ratio(picture: np.ndarray, factor: int) -> float:
     """Computes the mean squared difference of adjacent latent cells divided by that of cells `factor` apart.
 
     Cells `factor` apart belong to the same dilated sub-grid. In a clean image, differences grow with the distance, so
-    the ratio is below 1. If the sub-grids differ, adjacent cells differ more, even if the offset is not constant.
+    the ratio is below 1. If the sub-grids differ, adjacent cells differ more. The difference between two sub-grids may
+    vary across the image.
     """
     cells = downscale(luma(picture)[..., None], (picture.shape[0] // CELL, picture.shape[1] // CELL))[..., 0]
     return _mean_square_step(cells, 1) / max(_mean_square_step(cells, factor), 1e-9)

@@ -113,7 +113,7 @@ def origin(weights: Sequence[Path], sampling: Sampling, world: World) -> str:
 
 
 class Bases:
-    """The base images of a store. They are made once and kept in its folder."""
+    """The base images of a store, which are made once and kept in the folder of the store."""
 
     def __init__(self, studio: Studio, store: Store):
         self._studio = studio
@@ -160,7 +160,7 @@ class Benchmark:
 
 
 def bundled(folder: Path, world: World, sampling: Sampling) -> Benchmark:
-    """Returns the benchmark of the bundled model, which keeps its images in `folder`.
+    """Returns a benchmark of the bundled model. The benchmark keeps its images in `folder`.
 
     If `sampling` uses the sampler LCM, the LoRA for few steps is added to the model.
     """

@@ -89,7 +89,7 @@ def _in_words(value: Any) -> str:
 
 
 ONE_STAGE = {"stages": "fewest"}
-"""With several stages, a later stage would hide the effect on an earlier one."""
+"""A single stage. With several stages, a later stage would hide the effect of a parameter on an earlier stage."""
 STRENGTH = {"denoising_strength": 0.4}
 
 EFFECTS = (

@@ -43,7 +43,7 @@ class Sampling:
     lcm: bool = False
     """Whether to use the sampler LCM, which is for consistency models, instead of DDIM."""
     rows: int = 32
-    """Maximum number of rows (images x views x 2) in a batch of the model."""
+    """Maximum size of a batch of the model: images x views x 2."""
     bfloat16: bool = True
 
 
@@ -121,7 +121,7 @@ class Studio:
         return np.stack([upscale(base, (side, side), Image.Resampling.LANCZOS) for base in batch.bases])
 
     def latents(self, configuration: Configuration, batch: Batch, scale: int) -> tuple[Tensor, float]:
-        """Samples latents (B, 4, h, w) with a configuration that uses the model. Also returns the cost, as `make`."""
+        """Samples latents (B, 4, h, w) with a configuration that uses the model. Also returns the cost per image."""
         guided = self.guided(batch.numbers)
         if configuration.kind == "hires":
             x = self._hires_fix(configuration, batch, scale, guided)
