@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 NATIVE = 128
 """Width and height of the base images, for which the model was trained."""
-PICTURES = {2: 16, 4: 12}
+PICTURES = {2: 12, 4: 9}
 """The number of prompts for each scale."""
 DIRECT = 3
 """Every third prompt is also sampled directly at the large size. This is slow, so it is not done for all prompts."""
