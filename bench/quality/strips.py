@@ -159,7 +159,8 @@ def main() -> None:
     """Makes the missing images and writes the files."""
     found = parser(__doc__, Path("pictures"))
     found.add_argument("--work", type=Path, default=Path("test-output/strips"), help="folder for the images")
-    found.add_argument("--only", nargs="+", metavar="NAME", help="strips to make, or comparison (default: all)")
+    names = [*(effect.name for effect in EFFECTS), "comparison"]
+    found.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="strips, or comparison (default: all)")
     found.add_argument("--number", type=int, default=1, help="number of the prompt and seed of the strips")
     args = found.parse_args()
     torch.set_num_threads(args.threads)
@@ -167,14 +168,13 @@ def main() -> None:
     usual = bundled(args.work, COLLAGES, Sampling(bfloat16=not exact))
     few = bundled(args.work / "few-steps", COLLAGES, few_steps(FEW_STEPS, not exact))
     (args.out / "effects").mkdir(parents=True, exist_ok=True)
-    for effect in EFFECTS:
-        if args.only and effect.name not in args.only:
-            continue
+    chosen = args.only or names
+    for effect in [one for one in EFFECTS if one.name in chosen]:
         images = images_of(effect, args.number, usual, few)
         columns = [(value, label, [file]) for (value, label), file in zip(effect.labels(), images)]
         strip = contact_sheet(columns, [f"{COLLAGES.prompt(args.number)}, {SCALE}x"])
         strip.save(args.out / "effects" / f"{effect.name}.jpg", comment=effect.comment(), **JPEG)
-    if not args.only or "comparison" in args.only:
+    if "comparison" in chosen:
         columns = [
             (title, "", [image(usual, one, *shown) for shown in SHOWN])
             for title, one in zip(COMPARED.values(), compared())
