@@ -147,11 +147,11 @@ def _peak(values: np.ndarray, row: int, column: int) -> float:
 
 
 def phase_ratio(picture: np.ndarray, factor: int) -> float:
-    """Computes the mean squared difference of adjacent latent cells divided by that of cells `factor` apart.
+    """Divides the mean squared difference of adjacent latent cells by the mean squared difference of distant cells.
 
-    Cells `factor` apart belong to the same dilated sub-grid. In a clean image, differences grow with the distance, so
-    the ratio is below 1. If the sub-grids differ, adjacent cells differ more. The difference between two sub-grids may
-    vary across the image.
+    Distant cells are `factor` cells apart. Cells `factor` apart belong to the same dilated sub-grid. In a clean image,
+    differences grow with the distance, so the ratio is below 1. If the sub-grids differ, adjacent cells differ more.
+    The difference between two sub-grids may vary across the image.
     """
     cells = downscale(luma(picture)[..., None], (picture.shape[0] // CELL, picture.shape[1] // CELL))[..., 0]
     return _mean_square_step(cells, 1) / max(_mean_square_step(cells, factor), 1e-9)
@@ -176,9 +176,9 @@ def anisotropy(picture: np.ndarray, fine: float = 3.0, coarse: float = 4.0) -> f
 
 
 def tone_drift(picture: np.ndarray, base: np.ndarray) -> float:
-    """Computes how much the mean and the standard deviation differ from those of the base image, on the scale 0..1.
+    """Computes the change of the mean and of the standard deviation from the base image, on the scale 0..1.
 
-    The two differences are added and averaged over the channels. The image is first reduced to the base image's size,
+    The two changes are added and averaged over the channels. The image is first reduced to the base image's size,
     so that new detail does not count as contrast.
     """
     low = downscale(picture, base.shape[:2])

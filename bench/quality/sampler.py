@@ -72,7 +72,7 @@ def fresh_noise(seeds: Sequence[int]) -> Callable[[Tensor], Tensor]:
 
 
 def sample(x: Tensor, steps: Steps, predict: Predict, run: StageRun | None = None) -> Tensor:
-    """Samples the clean latent from x (B, 4, h, w), whose noise level is that of the first timestep.
+    """Samples the clean latent from x (B, 4, h, w), which has the noise level of the first timestep.
 
     Pass the `run` of a stage to apply its skip residual.
     """

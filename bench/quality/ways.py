@@ -80,7 +80,8 @@ class Studio:
     def steps(self, seeds: Sequence[int], steps: int = 0, strength: float = 1.0) -> Steps:
         """Returns the last part of a schedule of `steps` steps. `strength` is the share that runs.
 
-        If `steps` is 0, the schedule is that of the base image. `seeds` determine the noise between the steps.
+        If `steps` is 0, the schedule has as many steps as the schedule of the base image. `seeds` determine the noise
+        between the steps.
         """
         times = timesteps(steps or self.sampling.steps, strength, self.sampling.lcm)
         return Steps(times, self.alphas, fresh_noise(seeds) if self.sampling.lcm else None)
