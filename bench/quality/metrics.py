@@ -39,7 +39,7 @@ def structure_psnr(picture: np.ndarray, base: np.ndarray) -> float:
 
 
 def excess_blobs(picture: np.ndarray, base: np.ndarray) -> int:
-    """Counts foreign spots: places that differ from the base image as much as a subject differs from its ground.
+    """Counts foreign spots: places that differ from the base image by more than BLOB_THRESHOLD.
 
     With the image reduced to the base image's size, this is the number of connected components in which G_2 |G_1
     (picture - base)| exceeds the threshold, where G_1 and G_2 are Gaussian blurs. The median difference of each channel

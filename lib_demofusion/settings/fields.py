@@ -79,7 +79,7 @@ def _in_pixels(choices: Choices) -> tuple[str, ...]:
 
 SIDE = (0, 16384, 8)
 WEIGHT = (0, 10, 0.1)
-AS_SCALE = "pixels; 0 = automatic"
+AS_SCALE = "in pixels; 0 = computed from the other side, or from Upscale by"
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Settings:
         choices=_upscalers,
         unlisted=_in_pixels,
     )
-    hires_steps: int = _number(0, "Hires steps", "hires steps", "0 = as many as the base image", (0, 150, 1))
+    hires_steps: int = _number(0, "Hires steps", "hires steps", "0 = as many steps as the base image", (0, 150, 1))
     denoising_strength: float = _number(
         1.0,
         "Denoising strength",
@@ -131,31 +131,42 @@ class Settings:
         str,
         "Stages",
         "stages",
-        "the image is enlarged in stages; choose a rule for their sizes, or type scales such as 1,2,4",
+        "fewest = one stage up to 4x, else two; doubling = 2x, 4x, 8x; every = 2x, 3x, 4x and so on; "
+        "or type the sizes of the stages, such as 2,4",
         words=STAGE_WORDS,
         read=parse_stages,
         texts=STAGES_ALLOWED,
         when_empty=EVERY,
     )
-    overlap: float = _number(0.5, "Tile overlap", "overlap", "lower = faster; too low shows seams", (0, 0.9, 0.05))
+    overlap: float = _number(
+        0.5,
+        "Tile overlap",
+        "overlap",
+        "smallest overlap of neighboring tiles; lower = faster, but seams may be visible",
+        (0, 0.9, 0.05),
+    )
     feather: float = _number(
-        0.0, "Feather", "feather", "how far tiles blend into each other; hides seams", (0, 0.5, 0.05)
+        0.0,
+        "Feather",
+        "feather",
+        "how far neighboring tiles blend into each other; higher = seams are less visible",
+        (0, 0.5, 0.05),
     )
     extra_noise: float = _number(
-        0.0, "Extra noise", "extra noise", "adds fine detail; too much leaves grain", (0, 0.2, 0.01)
+        0.0, "Extra noise", "extra noise", "higher = more fine detail; too high leaves grain", (0, 0.2, 0.01)
     )
     cosine_scale_1: float = _number(
         3.0,
         "Cosine scale 1",
         "cosine scale 1",
-        "lower = closer to the previous stage, but softer",
+        "lower = closer to the image before the stage, but softer",
         WEIGHT,
     )
     cosine_scale_2: float = _number(
         1.0,
         "Cosine scale 2",
         "cosine scale 2",
-        "lower = fewer repeated subjects, more grain",
+        "lower = fewer repeated subjects, but more grain; in Fast and Turbo, only values below 0.5 have an effect",
         WEIGHT,
     )
     keep_colors: bool = _spec(False, bool, "Keep colors", "keep colors", "large areas keep the base image's colors")
@@ -165,26 +176,34 @@ class Settings:
         0.0,
         "Tile size",
         "tile size",
-        "0 = size of the base image; 0.5 to 2 = multiple of that size; "
-        "8 or more = side in latent cells (8 pixels each)",
+        "0 = as large as the base image; 0.5 to 2 = multiple of the size of the base image; "
+        "8 to 512 = side of a tile in units of 8 pixels, for example 64 for 512 pixels; other values are not valid",
         (0, 512, 0.01),
     )
     tile_stride: int = _number(
         0,
         "Tile stride",
         "tile stride",
-        "largest distance between tiles in latent cells; 0 = computed from Tile overlap",
+        "largest distance from the left edge of a tile to the left edge of the next tile, and from top edge to top "
+        "edge, in units of 8 pixels; 0 = computed from Tile overlap",
         (0, 512, 4),
     )
-    jitter: bool = _spec(True, bool, "Jitter", "jitter", "moves the tiles at every step; hides seams")
+    jitter: bool = _spec(
+        True, bool, "Jitter", "jitter", "moves the tiles by a random distance at every step; this hides seams"
+    )
     sigma: float = _number(
-        0.8, "Blur sigma", "sigma", "width of the blur for the dilated views; higher = smoother", (0.01, 10, 0.01)
+        0.8,
+        "Blur sigma",
+        "sigma",
+        "the image is blurred before the dilated views are taken from it; higher = stronger blur and a smoother result",
+        (0.01, 10, 0.01),
     )
     cosine_scale_3: float = _number(
         1.0,
         "Cosine scale 3",
         "cosine scale 3",
-        "how fast the blur for the dilated views decreases during a stage; higher = faster",
+        "the blur of the dilated views becomes weaker during a stage; "
+        "higher = a weaker blur in all steps, as with a lower Blur sigma",
         WEIGHT,
     )
     skip_views: str = _spec(
@@ -192,8 +211,9 @@ class Settings:
         str,
         "Skip views below",
         "skip views",
-        "tiles and dilated views whose weight is below these numbers are skipped: first number for tiles, second for "
-        "dilated views, such as 0.5,0.1; higher = faster",
+        "each step mixes the result of the tiles with the result of the dilated views; if the share of one of the two "
+        "results is at most its number here, only the other result is computed, for the whole image; first number = "
+        "tiles, second number = dilated views, such as 0.5,0.1; higher = shorter run",
         read=parse_skip,
         texts=SKIP_ALLOWED,
     )
@@ -201,7 +221,7 @@ class Settings:
         0,
         "View batch size",
         "view batch",
-        "number of tiles and dilated views per model call; 0 = the value in Settings",
+        "how many tiles and dilated views the model evaluates at once; 0 = the value in Settings",
         (0, 64, 1),
     )
 

@@ -64,7 +64,7 @@ def test_the_summary_line_is_updated_when_a_value_changes(tab: Tab) -> None:
     tab.number(tab.id("width"), 96)
     assert tab.wait_for_line("288x384") != three
     tab.number(tab.id("steps"), 5)
-    tab.wait_for_line("times as long as the base image")
+    tab.wait_for_line("times the time of the base image")
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-panel")
 
 

@@ -18,4 +18,4 @@ def test_the_picture_of_the_panel_shows_the_current_texts(blank: Any, address: s
     with Image.open(FILE) as picture:
         assert json.loads(picture.text[KEY]) == texts(tab)  # type: ignore[attr-defined]
     # the line shows no expected time, because that depends on the machine and on the model
-    assert "about" not in tab.wait_for_line("times as long as the base image")
+    assert "about" not in tab.wait_for_line("times the time of the base image")

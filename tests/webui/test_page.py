@@ -195,7 +195,7 @@ def test_the_summary_line_is_updated_for_a_checkpoint_script_or_setting(webui: W
         script = tab.page.locator("#txt2img_script_container #script_list input")
         script.click()
         tab.page.locator("#txt2img_script_container #script_list ul li").filter(has_text="Prompt matrix").click()
-        tab.wait_for_line("times as long as the base image")
+        tab.wait_for_line("times the time of the base image")
         tab.page.locator("#tabs > .tab-nav button").filter(has_text="Settings").click()
         page.fill("#settings_search input, #settings_search textarea", "Tiling")
         page.locator("#setting_tiling input").check()

@@ -21,7 +21,7 @@ WRAPPER = "model_function_wrapper"
 """The option of a patched UNet for a function that wraps the model call (backend/patcher/base.py)."""
 
 BY_KEY = {
-    "multidiffusion_enabled": "MultiDiffusion Integrated: it samples in tiles already; switch one of the two off",
+    "multidiffusion_enabled": "MultiDiffusion Integrated: it samples in tiles itself; switch MultiDiffusion off",
     "sag_enabled": "SelfAttentionGuidance Integrated: every tile would use the attention of one tile; switch it off",
     "spec_w": "Spectrum Integrated: it would predict a tile from the steps of other tiles; switch it off",
     "forge_couple": "Forge Couple: every tile would show all of its regions; switch it off",
@@ -39,7 +39,7 @@ FLOW = "Advanced Model Sampling in the mode %s: flow matching is not supported i
 PID = "PiD Integrated"
 """Forge Neo's script that upscales with a trained decoder. It writes no infotext key."""
 
-PID_REASON = f"{PID}: it creates the base image again, four times as large; switch one of the two off"
+PID_REASON = f"{PID}: it creates the base image again, four times as large; switch PiD or DemoFusion off"
 
 WHOLE_PICTURE = ("ControlNetPatcher", "IPAdapterPatcher", "PhotomakerPatcher")
 """Supported kinds of control models. Their hint is either cropped to the views or describes the whole image."""

@@ -35,15 +35,17 @@ def register() -> None:
     modes = {"choices": list(MODES)}
     for key, option in {
         VIEW_BATCH: info(0, "View batch size", gr.Slider, limits, section=SECTION).info(
-            "number of tiles and dilated views per model call; 0 = automatic, depending on the free GPU memory"
+            "how many tiles and dilated views the model evaluates at once; higher = more GPU memory; "
+            "0 = automatic, depending on the free GPU memory"
         ),
         DECODE: info(AUTOMATIC, "Decode large images in parts", gr.Radio, modes, section=SECTION).info(
-            "slower, but needs less memory and gives the same result; "
-            "automatic = only if the whole image does not fit into memory"
+            "decoding in parts is slower, but needs less memory and gives the same result; "
+            "automatic = in parts only if the whole image does not fit into memory"
         ),
         SAVE_STAGES: info(False, "Always save the image of every stage", section=SECTION),
         SHOW_BASE: info(True, "Show the base image in the gallery", section=SECTION).info(
-            "after the final image, so that you can compare them; has no effect with scripts and API requests"
+            "after the final image, so that you can compare the two images; not in API requests, "
+            "and not if you have chosen a script, such as X/Y/Z plot, in the list Script"
         ),
         DEFAULT_PRESET: info(
             presets.DEFAULT_PRESET,
@@ -56,8 +58,8 @@ def register() -> None:
         .info("selected when the page opens, and used for API requests without a preset")
         .needs_reload_ui(),
         FEW_STEPS: info(True, "Use the preset Turbo for few-step models", section=SECTION).info(
-            "instead of Balanced or Fast, if you have not chosen a preset and use at most 10 sampling steps "
-            "and a CFG scale of at most 2"
+            "replaces the default preset, if that is Balanced or Fast, at 10 sampling steps or fewer and a CFG scale "
+            "of 2 or less; never replaces a preset that you have clicked or changed"
         ),
     }.items():
         shared.opts.add_option(key, option)

@@ -56,7 +56,7 @@ def _extensions_of(p: Any, files: Iterable[str]) -> list[str]:
 def refusal(p: Any) -> str | None:
     """Returns the name of an extension that does not work with the stages, and the reason, or None."""
     if any(CACHING in name.lower() for name in extensions_with_patches(p)):
-        return "DeepCache: it would use the layers of one tile for another tile; switch one of the two off"
+        return "DeepCache: it would use the layers of one tile for another tile; switch DeepCache or DemoFusion off"
     caches = _extensions_of(p, set(_files_of_caches(host().unet(p.sd_model))))
     return STEP_CACHE % caches[0] if caches else None
 

@@ -115,7 +115,7 @@ def _details_at_base_size(now: Situation) -> bool:
 REFUSALS: tuple[tuple[Check, str], ...] = (
     (lambda now: now.tiling, "Tiling: seamless edges would be drawn inside every tile; switch it off"),
     (_tile_script, "scripts that upscale or outpaint in tiles: all stages would run for each tile; set Script to None"),
-    (_regional_attention, "Regional Prompter's attention mode: every tile would show all regions; use Latent"),
+    (_regional_attention, "Regional Prompter's attention mode: every tile would show all regions; use the mode Latent"),
     (
         lambda now: "SAG Guidance Scale" in now.params,
         "Self Attention Guidance: it would apply the attention of the last tile to the whole image; switch it off",
@@ -132,14 +132,16 @@ REFUSALS: tuple[tuple[Check, str], ...] = (
         _soft_inpainting,
         "Soft inpainting with DDIM, PLMS or UniPC: the area outside the mask would change; choose another sampler",
     ),
-    (_tiled_diffusion, "Tiled Diffusion: it samples in tiles already; switch one of the two off"),
+    (_tiled_diffusion, "Tiled Diffusion: it samples in tiles itself; switch off Tiled Diffusion or DemoFusion"),
     (
         lambda now: now.only_details,
-        "ADetailer's 'Skip img2img': the result would be the uploaded image, not the enlarged one; untick it",
+        "ADetailer's 'Skip img2img': the result would be the uploaded image, not the enlarged one; "
+        "untick 'Skip img2img'",
     ),
     (
         _details_at_base_size,
-        "ADetailer without 'Inpaint only masked': its result has the size of the base image; tick it",
+        "ADetailer without 'Inpaint only masked': the result would have the size of the base image; "
+        "tick 'Inpaint only masked'",
     ),
 )
 

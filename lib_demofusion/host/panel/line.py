@@ -37,16 +37,18 @@ from lib_demofusion.settings.presets import BUILT_IN, TURBO, Choices, looks_few_
 from lib_demofusion.settings.reading import needs_more_steps, settings_from_args
 from lib_demofusion.tiled_vae.layers import decoder_layers
 
-TIMES_BASE = "times as long as the base image"
+TIMES_BASE = "times the time of the base image"
 HUGE = "a side has more than 16384 pixels: the memory may be too small, and few programs open such an image"
 LONG = "the run takes more than an hour"
-NO_MEMORY = "the computer's free memory may be too small for an image of this size"
+NO_MEMORY = "the computer's free memory may be too small to hold finished images of this size"
 NO_ROOM = "the free memory and the free disk space may be too small to decode an image of this size"
 TURBO_CHOSEN = (
     "the number of steps and the CFG scale suggest a few-step model, so the panel switched to Turbo; "
-    "to use another preset, click it"
+    "to use another preset, click that preset"
 )
-TURBO_BETTER = "the denoising strength is too high for so few steps; for few-step models, use the preset Turbo"
+TURBO_BETTER = (
+    "the denoising strength is too high for so few steps; lower the denoising strength, or use the preset Turbo"
+)
 NOT_LOADED = "the expected time appears when this checkpoint is loaded and DemoFusion has run with it once"
 OFF = "DemoFusion is off. Tick the box in the title of the panel to switch it on."
 UNUSED_BY_STAGES = "'Upscale by' has no effect, because the list in 'Stages' ends at"
