@@ -161,7 +161,9 @@ def test_scales_that_round_to_the_same_size_share_one_stage(values: dict[str, ob
 
 
 def test_a_note_says_that_a_list_of_stages_overrides_the_scale() -> None:
-    assert plan_of((64, 64), stages="1,2,4", scale=3).notes == ("Upscale by (3) is not used, because Stages ends at 4",)
+    assert plan_of((64, 64), stages="1,2,4", scale=3).notes == (
+        "Upscale by (3) is not used, because the last number in Stages is 4",
+    )
     assert plan_of((64, 64), stages="1,2,4", scale=4).notes == ()
     assert plan_of((64, 64), stages="1,2,4").notes == ()
 

@@ -161,7 +161,7 @@ def _target(settings: Settings, base: Size, scales: Sequence[float], unit: int) 
         listed = settings.stages and settings.stages not in STAGE_WORDS
         scale = (scales or [1.0])[-1] if listed else settings.scale
         if listed and settings.scale not in (scale, Settings.scale):
-            notes.append(f"Upscale by ({settings.scale:g}) is not used, because Stages ends at {scale:g}")
+            notes.append(f"Upscale by ({settings.scale:g}) is not used, because the last number in Stages is {scale:g}")
         asked = [base[0] * CELL * scale, base[1] * CELL * scale]
     for name, pixels, native in zip(("height", "width"), asked, base):
         if pixels and not native <= _round(pixels / CELL) <= MAX_SCALE * native:

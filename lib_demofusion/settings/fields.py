@@ -153,7 +153,11 @@ class Settings:
         (0, 0.5, 0.05),
     )
     extra_noise: float = _number(
-        0.0, "Extra noise", "extra noise", "higher = more fine detail; too high leaves grain", (0, 0.2, 0.01)
+        0.0,
+        "Extra noise",
+        "extra noise",
+        "higher = more fine detail; a value that is too high leaves grain",
+        (0, 0.2, 0.01),
     )
     cosine_scale_1: float = _number(
         3.0,

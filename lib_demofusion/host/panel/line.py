@@ -51,7 +51,7 @@ TURBO_BETTER = (
 )
 NOT_LOADED = "the expected time appears when this checkpoint is loaded and DemoFusion has run with it once"
 OFF = "DemoFusion is off. Tick the box in the title of the panel to switch it on."
-UNUSED_BY_STAGES = "'Upscale by' has no effect, because the list in 'Stages' ends at"
+UNUSED_BY_STAGES = "'Upscale by' has no effect, because the last number in 'Stages' sets the final size:"
 UNUSED_BY_SIZE = "'Upscale by' has no effect, because 'Resize width to' or 'Resize height to' is set"
 WORDS = (NOT_VALID, NO_STAGE, TIMES_BASE, ABOUT, SECONDS, MINUTES, HOURS, TURBO_CHOSEN)
 WARNINGS = (
