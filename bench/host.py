@@ -74,13 +74,17 @@ class Webui:
             reason = getattr(error, "reason", error)
             raise HostError(f"No webui answers at {self.url} ({reason}). Is it running, with --api?") from None
 
+    def read_memory(self) -> None:
+        """Reads the memory in use and updates `peak`. Raises HostError if the webui does not answer."""
+        memory = self.call("memory")
+        used = (memory.get("cuda", {}).get("system") or memory["ram"])["used"]
+        self.peak = max(used, self.peak)
+
     def watch(self) -> None:
-        """Reads the memory in use and updates `peak`, three times a second until the webui does not answer."""
+        """Reads the memory three times a second until the webui does not answer."""
         with suppress(HostError):
             while True:
-                memory = self.call("memory")
-                used = (memory.get("cuda", {}).get("system") or memory["ram"])["used"]
-                self.peak = max(used, self.peak)
+                self.read_memory()
                 time.sleep(0.3)
 
     def make(self, request: dict[str, Any], prompt: str, side: int) -> tuple[Image.Image, str, float]:
@@ -121,6 +125,9 @@ class Way:
                 say(f"{self.name}, prompt {number} of {len(PROMPTS)}: {seconds:.1f} s")
         except HostError as problem:
             self.remark = str(problem)
+        with suppress(HostError):
+            # a request that fails at once can end between two readings of `watch`
+            webui.read_memory()
         self.peak = webui.peak
 
     def row(self, base: float) -> list[str]:

@@ -144,6 +144,13 @@ def test_a_failed_method_is_reported_and_the_others_are_measured(webui: FakeWebu
     assert f"Compared with the first one: differs by up to {len(webui.requests) - 2} of 255." in report
 
 
+def test_memory_is_reported_even_if_a_request_ends_between_two_readings(
+    webui: FakeWebui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host.Webui, "watch", lambda self: None)
+    assert run(webui, tmp_path)["Base image"][3] == "3.00 GB"
+
+
 def test_the_report_is_written_if_the_webui_stops_to_answer(webui: FakeWebui, tmp_path: Path) -> None:
     webui.stops_after = 6
     rows = run(webui, tmp_path)
