@@ -23,7 +23,7 @@ WEBUI_PACKAGES = {"modules", "gradio"}
 FORGE_PACKAGES = {"modules_forge", "backend", "huggingface_guess"}
 """Packages that exist only in Forge, reForge or Forge Neo."""
 BACKENDS = HOST / "backends"
-"""The only folder with code for a particular webui."""
+"""The only folder in which code may name Forge, reForge or Forge Neo."""
 RUNTIME_PACKAGES = {"torch", "gradio", "numpy", "PIL", "modules", "k_diffusion", "psutil", "lib_demofusion"}
 
 
@@ -48,7 +48,7 @@ def place(path: Path, line: int) -> str:
 
 
 def imported_packages(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Yields the top-level package and the line of every import. Relative imports are left out."""
+    """Yields the top-level package and the line of every absolute import."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name.partition(".")[0], node.lineno) for alias in node.names)
@@ -109,7 +109,7 @@ def test_core_does_not_import_the_host_layer() -> None:
     assert found == []
 
 
-def test_runtime_imports_only_what_the_webui_ships() -> None:
+def test_runtime_imports_only_packages_that_the_webui_has() -> None:
     allowed = RUNTIME_PACKAGES | sys.stdlib_module_names
     found = [
         f"{place(path, line)} imports {package}"
@@ -120,12 +120,15 @@ def test_runtime_imports_only_what_the_webui_ships() -> None:
     assert found == []
 
 
-WEBUI_NAMED = re.compile("forge(?!t)", re.IGNORECASE)
-"""Matches Forge, reForge and Forge Neo, but not the word "forget"."""
+FORGE_NAMED = re.compile("forge(?!t)", re.IGNORECASE)
+"""Matches names such as Forge, reForge and forge_objects, but not the word "forget"."""
 
 
 def words(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Yields all names, attributes, imported names and strings of a file with their lines, except docstrings."""
+    """Yields variables, attributes, strings and the names in `from` imports of a file, each with its line.
+
+    Docstrings, and the names of functions, classes and parameters, are left out.
+    """
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
@@ -138,24 +141,24 @@ def words(tree: ast.Module) -> Iterator[tuple[str, int]]:
             yield from ((f"{node.module} {alias.name}", node.lineno) for alias in node.names)
 
 
-def test_only_the_backends_name_a_webui() -> None:
+def test_only_the_folder_backends_names_forge() -> None:
     found = [
         f"{place(path, line)}: {word}"
         for path in runtime_files()
         if not path.is_relative_to(BACKENDS)
         for word, line in words(parse(path))
-        if WEBUI_NAMED.search(word)
+        if FORGE_NAMED.search(word)
     ]
     assert found == []
 
 
 @pytest.mark.parametrize("source", ["if forge: pass", "x.forge_objects", "hasattr(x, 'forge')", "from a import forge"])
-def test_the_name_of_a_webui_is_detected(source: str) -> None:
-    assert any(WEBUI_NAMED.search(word) for word, _ in words(ast.parse(source)))
+def test_names_of_forge_are_detected(source: str) -> None:
+    assert any(FORGE_NAMED.search(word) for word, _ in words(ast.parse(source)))
 
 
 def folder_imports() -> dict[str, set[str]]:
-    """Returns, for each folder of the library, the other folders that its files import from."""
+    """Returns the other folders of lib_demofusion that the files of each folder import from."""
     imports: dict[str, set[str]] = {}
     for path in sorted(CORE.rglob("*.py")):
         own = path.parent.relative_to(REPOSITORY).as_posix()
@@ -172,19 +175,19 @@ def folder_imports() -> dict[str, set[str]]:
     return {own: others - {own} for own, others in imports.items()}
 
 
-def test_folders_do_not_import_each_other_in_a_circle() -> None:
+def test_imports_between_folders_have_no_cycle() -> None:
     imports, order = folder_imports(), []
     assert "lib_demofusion/host/common" in imports["lib_demofusion/host/sampling"]
     while imports:
         free = [own for own, others in imports.items() if not others & imports.keys()]
-        assert free, f"these folders import each other: {sorted(imports)}"
+        assert free, f"the imports between these folders have a cycle: {sorted(imports)}"
         order += free
         imports = {own: others for own, others in imports.items() if own not in free}
     assert order.index("lib_demofusion/method") < order.index("lib_demofusion/host")
 
 
 def module_imports() -> dict[str, set[str]]:
-    """Returns, for each module of the library, the other modules of the library that it imports."""
+    """Returns the other modules of lib_demofusion that each module imports."""
     paths = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path for path in CORE.rglob("*.py")}
     paths = {name.removesuffix(".__init__"): path for name, path in paths.items()}
     imports: dict[str, set[str]] = {}
@@ -195,8 +198,8 @@ def module_imports() -> dict[str, set[str]]:
     return imports
 
 
-def test_modules_do_not_import_each_other_in_a_circle() -> None:
-    """Imports inside functions and below TYPE_CHECKING count too, because they would only hide a circle."""
+def test_imports_between_modules_have_no_cycle() -> None:
+    """Imports inside functions and below TYPE_CHECKING count too."""
     imports = module_imports()
     assert "lib_demofusion.settings.presets" in imports["lib_demofusion.settings.spec"]
     assert "lib_demofusion.host.backends.forge" in imports["lib_demofusion.host.backends"]
@@ -204,10 +207,10 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
         imports = {name: others for name, others in imports.items() if name not in free}
     while unused := imports.keys() - set().union(*imports.values()):
         imports = {name: others for name, others in imports.items() if name not in unused}
-    assert sorted(imports) == [], "these modules import each other"
+    assert sorted(imports) == [], "the imports between these modules have a cycle"
 
 
-def test_the_oldest_python_can_parse_all_files() -> None:
+def test_the_oldest_supported_python_can_parse_all_files() -> None:
     for path in runtime_files():
         ast.parse(path.read_text(encoding="utf-8"), filename=str(path), feature_version=OLDEST_PYTHON)
 
@@ -217,8 +220,8 @@ def test_files_are_short() -> None:
     assert [place(path, length) for path, length in lengths.items() if length > MAX_FILE_LINES] == []
 
 
-def test_the_code_for_progress_stays_short() -> None:
-    """The progress bar and the remaining time do not affect images, so most of the source should not be about them."""
+def test_the_code_for_the_progress_bar_is_short() -> None:
+    """The progress bar does not affect images, so its code must stay a small part of the source."""
     files = ("host/progress/bar.py", "host/progress/timing.py")
     lines = sum(len((CORE / name).read_text(encoding="utf-8").splitlines()) for name in files)
     assert lines <= MAX_PROGRESS_LINES
@@ -246,9 +249,10 @@ CHANGING_METHODS = {
 
 
 def module_state(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Yields every name that a function rebinds with `global`, and every module-level collection that the code changes.
+    """Yields every name that a function declares `global`, and every module-level collection that the code changes.
 
-    Each name is yielded once per change, with the line of the change.
+    A change is an assignment to an item, a deletion of an item, or a call of a method such as `append`. A name is
+    yielded once per change or declaration, with the line.
     """
     collections = set()
     for node in tree.body:

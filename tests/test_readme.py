@@ -30,7 +30,10 @@ PAGES = {
 
 
 def rows(heading: str, page: str = "docs/parameters.md") -> list[list[str]]:
-    """Returns the rows of all tables whose first line begins with `heading`. A row is a list of cells."""
+    """Returns the rows, without the headings, of all tables of a page whose first line begins with `heading`.
+
+    A row is a list of the texts in its cells.
+    """
     tables = [block.splitlines() for block in PAGES[page].split("\n\n") if block.startswith(heading)]
     return [[cell.strip() for cell in line.strip("|").split("|")] for table in tables for line in table[2:]]
 
@@ -47,7 +50,7 @@ DEFAULTS = {**{name: getattr(Settings, name) for name in NAMES}, **preset_values
 DEFAULTS["preset"] = DEFAULT_PRESET
 
 
-def test_the_table_has_every_field() -> None:
+def test_the_table_of_parameters_has_every_field() -> None:
     assert set(FIELDS) == set(NAMES)
 
 
@@ -60,12 +63,12 @@ def test_label_default_and_range_of_a_field(name: str) -> None:
     if spec.kind in (int, float):
         assert f"{spec.maximum:g}" in range_
         assert range_.startswith(f"{spec.minimum:g}")
-    # other tests in this process may have added the upscalers of a webui
+    # other tests in this process may have added upscalers of a webui to the choices
     for choice in ("Latent", LANCZOS) if name == "upscaler" else (*spec.choices(BUILT_IN), *spec.words):
         assert choice in range_
 
 
-def test_the_table_of_presets_has_the_values_that_differ() -> None:
+def test_the_table_of_presets_has_all_fields_whose_values_differ_between_presets() -> None:
     table = {row[0]: row[1:] for row in rows("| Parameter | ")}
     labels = {SPECS[name].label.partition(" (")[0]: name for name in PRESET_FIELDS}
     different = {
@@ -119,14 +122,14 @@ MEASURED = {
     "error in the amount of detail": ("spectrum", False, ""),
     "cost in base images": ("units", False, ""),
 }
-"""The rows of the table of measurements in README, and the columns of bench/README.md that contain their numbers.
+"""Maps each row of the table of measurements in README to the column of bench/README.md with the same numbers.
 
-The values are the name of the column, whether README shows the numbers in percent, and the unit that README adds.
+A value contains the heading of the column, whether README shows the numbers in percent, and the unit that README adds.
 """
 
 
 def measured(table: dict[str, dict[str, str]], method: str, row: str) -> str:
-    """Formats a number of bench/README.md as in README."""
+    """Formats a number from a table of bench/README.md as in README."""
     column, percent, unit = MEASURED[row]
     number = table[method][column]
     return f"{100 * float(number):.0f} %" if percent else number + unit
@@ -205,10 +208,10 @@ HIRES = re.compile(r"[Hh]ires fix(?: with an ESRGAN)?(?: at denoising strength| 
 
 
 def methods_in(sentence: str, methods: Iterable[str]) -> set[str]:
-    """Returns the methods of a table that a sentence names."""
+    """Returns the elements of `methods` that occur in a sentence."""
     strengths = set(HIRES.findall(sentence))
     if strengths:
-        # "at denoising strength 0.5 ..., and at 0.3 ..." names both
+        # a sentence such as "at denoising strength 0.5 ..., and at 0.3 ..." names both strengths
         strengths |= set(re.findall(r"\bat (0\.\d)\b", sentence))
     return {method for method in methods if method in sentence or method[-3:] in strengths}
 
@@ -223,7 +226,7 @@ def results_in(sentence: str) -> set[str]:
 
 
 def measured_cells() -> dict[tuple[str, str], set[str]]:
-    """Returns the numbers in README's table of measurements by method and scale."""
+    """Returns the numbers in README's table of measurements, grouped by method and scale."""
     (head,) = re.findall(r"^\| Measured \|(.*)\|$", PAGES["README.md"], re.MULTILINE)
     cells: dict[tuple[str, str], set[str]] = {}
     for label, *row in rows("| Measured", "README.md"):
@@ -232,8 +235,11 @@ def measured_cells() -> dict[tuple[str, str], set[str]]:
     return cells
 
 
-def cells_without_zoomed_crops() -> dict[tuple[str, str], set[str]]:
-    """Returns the shares of images with an extra subject by method and scale, from the table in docs/history.md."""
+def cells_of_the_model_without_zoomed_crops() -> dict[tuple[str, str], set[str]]:
+    """Returns the shares of images with an extra subject, grouped by method and scale.
+
+    They are from the table in docs/history.md about the model that was trained without zoomed crops.
+    """
     history = (ROOT / "docs" / "history.md").read_text(encoding="utf-8")
     table = re.search(r"## A model without zoomed crops.*?\n\n(\|.*?)\n\n", history, re.DOTALL)
     assert table
@@ -243,9 +249,9 @@ def cells_without_zoomed_crops() -> dict[tuple[str, str], set[str]]:
 
 
 def cells_of_a_webui() -> dict[tuple[str, str], set[str]]:
-    """Returns the times that bench.host measured at 2x, by method and scale, from the table in bench/README.md.
+    """Returns the times that bench.host measured at 2x, grouped by method and scale.
 
-    The unit is the time of one base image.
+    They are from a table in bench/README.md. The unit is the time of one base image.
     """
     text = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
     table = re.search(r"\n\n(\| Method, in bench\.host .*?)\n\n", text, re.DOTALL)
@@ -261,8 +267,11 @@ def comparing_sentences() -> list[str]:
 
 
 def test_every_comparing_sentence_has_numbers_from_the_tables() -> None:
-    """The tables must contain the numbers for the methods and scales that the sentence names."""
-    of_model, of_other, in_webui = measured_cells(), cells_without_zoomed_crops(), cells_of_a_webui()
+    """A sentence that compares methods must state at least one number for each method that it names.
+
+    Every number must be in the table of measurements, for one of the methods and scales in the sentence.
+    """
+    of_model, of_other, in_webui = measured_cells(), cells_of_the_model_without_zoomed_crops(), cells_of_a_webui()
     comparing = comparing_sentences()
     assert len(comparing) >= 6
     for one in comparing:
@@ -275,8 +284,8 @@ def test_every_comparing_sentence_has_numbers_from_the_tables() -> None:
         assert all(numbers & results for numbers in allowed), f"a method has no number: {one}"
 
 
-def test_the_sentence_about_the_blind_comparison_is_correct() -> None:
-    """Compares the sentence in README about the default preset with the table in bench/README.md."""
+def test_the_result_of_the_blind_comparison_in_readme_is_correct() -> None:
+    """Compares the sentence in README with the table of preferences in bench/README.md."""
     text = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
     table = re.search(r"\n(\| Scale \| Pairs \| (\w+) preferred \| (\w+) preferred .*?)\n\n", text, re.DOTALL)
     assert table
@@ -293,7 +302,7 @@ def test_the_sentence_about_the_blind_comparison_is_correct() -> None:
     assert table[2] == DEFAULT_PRESET
 
 
-def test_the_order_of_positional_values_is_documented() -> None:
+def test_the_documented_order_of_the_script_arguments_is_correct() -> None:
     (order,) = re.findall(r"`(enabled, preset,[^`]*)`", PAGES["docs/api.md"])
     assert tuple(re.split(r",\s+", order)) == NAMES
 
@@ -308,22 +317,22 @@ def test_every_linked_image_and_page_exists(page: str) -> None:
 def test_the_entry_for_the_webuis_list_of_extensions_is_complete() -> None:
     (file,) = (ROOT / ".github" / "extension-index").iterdir()
     entry = json.loads(file.read_text(encoding="utf-8"))
-    # the address is added only when the entry is sent to that list
+    # "url" is added only when the entry is sent to the webui's list
     assert set(entry) - {"url"} == {"name", "description", "tags"}
     assert entry.get("url", f"/{file.stem}.git").endswith(f"/{file.stem}.git")
-    # the tags for extensions that change how images are created
+    # the webui's list uses these tags for extensions that change how images are created
     assert set(entry["tags"]) <= {"script", "manipulations"}
 
 
-COPIED = [ROOT / page for page in PAGES] + [
+TEXTS_TO_COPY = [ROOT / page for page in PAGES] + [
     path for folder in (".github", "localizations") for path in sorted((ROOT / folder).rglob("*.*")) if path.is_file()
 ]
-"""The files from which users copy addresses and commands."""
+"""Files from which users and contributors copy addresses and commands."""
 
 
-@pytest.mark.parametrize("path", COPIED, ids=lambda path: path.name)
-def test_no_placeholder_is_left_in_a_text_to_copy(path: Path) -> None:
-    """An address with a placeholder does not work, and the webui's error message does not say why."""
+@pytest.mark.parametrize("path", TEXTS_TO_COPY, ids=lambda path: path.name)
+def test_addresses_contain_no_placeholder(path: Path) -> None:
+    """If users copy an address with a placeholder, the webui's error message does not mention the placeholder."""
     text = path.read_text(encoding="utf-8")
     addresses = re.findall(r"https?://[^\s)`\"'>]+", text)
     assert [one for one in addresses if re.search(r"OWNER|YOUR|EXAMPLE|example\.|<|\{", one)] == []

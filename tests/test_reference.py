@@ -1,8 +1,9 @@
 """Reproduces the recorded runs of the paper's pipeline (tests/data) with the library.
 
 In the published pipeline, jitter can shift views at the borders into zero padding. The recordings contain the positions
-of all views. The tests pass these views to the library, together with the padded latent. All other parts of the library
-run as in the webui. The sampler is k-diffusion's Euler or, in one case, a DDIM loop in this file.
+of all local views. The tests pass these views to the library, together with the padded latent, and fuse local and
+dilated views separately. The skip residual, the blur, the weights and the end of a stage are computed as in the webui.
+The sampler is k-diffusion's Euler or, in one case, a DDIM loop in this file.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ TOLERANCE = 1e-5
 
 
 class Case:
-    """One recorded run and its UNet."""
+    """One recorded run, and the small UNet that was used for it."""
 
     def __init__(self, name: str):
         with np.load(DATA / f"{name}.npz") as arrays:
@@ -64,23 +65,23 @@ class Case:
         return F.conv2d(hidden, d["unet_c2"], padding=1)
 
     def guided_eps(self, x: Tensor, t: float, crop: tuple[int, int]) -> Tensor:
-        """Returns the predicted noise with classifier-free guidance."""
+        """Returns the noise in x that the recorded UNet predicts with classifier-free guidance."""
         cond, uncond = (self.eps(x, t, prompt, crop) for prompt in ("cond", "uncond"))
         return uncond + self.meta["guidance_scale"] * (cond - uncond)
 
     def views(self, stage: int, step: int) -> list[LocalView]:
-        """Returns the recorded local views. Their positions refer to the latent padded by the jitter range."""
+        """Returns the recorded local views of a step. Their positions are in the latent padded by the jitter range."""
         rows = self.data[f"stage{stage}_views_{step}"].tolist()
         return [LocalView(h0, w0, h1 - h0, w1 - w0) for h0, h1, w0, w1 in rows]
 
     def timestep(self, sigma: float) -> float:
-        """Returns the timestep that was recorded with a noise level."""
+        """Returns the recorded timestep of the recorded noise level that is closest to `sigma`."""
         index = int((self.sigmas - sigma).abs().argmin())
         return float(self.data["timesteps"][index])
 
 
 class RecordedStage:
-    """A stage run of the library with the recorded noise and the recorded views."""
+    """Runs a stage of the library with the recorded noise and the recorded local views."""
 
     def __init__(self, case: Case, index: int, anchor: Tensor, scale: int):
         self.case, self.index = case, index
@@ -95,7 +96,11 @@ class RecordedStage:
         self.run = StageRun(plan, case.settings, anchor, noise, SamplerTraits(space, StepDetector()))
 
     def fused(self, x: Tensor, predict, correction: float) -> Tensor:
-        """Returns the fused prediction. As in the published code, local views are crops of the zero-padded latent."""
+        """Returns the prediction for x, fused from the predictions for all views.
+
+        As in the published code, local views are crops of the zero-padded latent. `predict` evaluates the model on one
+        crop. It receives the crop and the crop's top and left in pixels. `correction` is passed to DilatedPath.
+        """
         run, pad = self.run, self.case.jitter
         padded = F.pad(x, (pad,) * 4)
 
@@ -120,7 +125,7 @@ def assert_close(actual: Tensor, expected: Tensor, name: str) -> None:
 
 
 def run_euler(case: Case, stage: RecordedStage) -> Tensor:
-    """Samples a stage with k-diffusion's Euler and compares every x that was recorded. Returns the result."""
+    """Samples a stage with k-diffusion's Euler, compares x with every recorded x, and returns the result."""
     recorded = {key: value for key, value in case.data.items() if key.startswith(f"stage{stage.index}_latent_after_")}
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:
@@ -145,7 +150,7 @@ def run_euler(case: Case, stage: RecordedStage) -> Tensor:
 
 
 def run_ddim(case: Case, stage: RecordedStage) -> Tensor:
-    """Samples a stage with DDIM and compares every x that was recorded. Returns the result."""
+    """Samples a stage with DDIM, compares x with every recorded x, and returns the result."""
     timesteps = case.data["timesteps"].tolist()
     x = torch.zeros_like(stage.run.anchor)
     for i, t in enumerate(timesteps):
@@ -161,7 +166,7 @@ def run_ddim(case: Case, stage: RecordedStage) -> Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_recorded_run_of_the_paper_is_reproduced(name: str) -> None:
+def test_a_recorded_run_of_the_papers_pipeline_is_reproduced(name: str) -> None:
     case = Case(name)
     base = latent = case.data["phase0_final"]
     first = case.meta["first_stage_scale"]

@@ -1,10 +1,12 @@
-"""Compares samplers that run with a StageRun with explicit loops that blend x at the start of every step.
+"""Tests that a StageRun blends x at the start of every step of a sampler, and at no other model call.
 
 The samplers are k-diffusion's own functions. The model and the callback that they receive call the StageRun. The
-explicit loops implement the same samplers again, from the formulas in the papers, and blend x themselves.
+results are compared with explicit loops in this file. These loops implement the same samplers again, from the formulas
+in the papers, and blend x themselves.
 
 Samplers that only the webui has are implemented twice in this file: once with calls and callbacks in the webui's order,
-and once as an explicit loop. All runs use float64 and a denoiser in closed form, so results only differ by rounding.
+and once as an explicit loop. The compared runs use float64 and a denoiser in closed form, so they only differ by
+rounding.
 """
 
 from __future__ import annotations
@@ -43,14 +45,14 @@ from lib_demofusion.method.stage import SamplerTraits, StageRun
 from lib_demofusion.settings.fields import Settings
 
 TOLERANCE = 1e-9
-"""The largest difference from the explicit loop, relative to the largest value of x."""
+"""The largest allowed difference from the explicit loop, relative to the largest value of the compared tensor."""
 
 SHAPE = (2, 4, 24, 32)
 STAGE = StagePlan(1, 2.0, (24, 32), 2, (12, 16), (6, 8))
 SIGMA_MIN, SIGMA_MAX = 0.03, 14.6
 STEPS = 12
 EXPONENT = 1.0
-"""With this exponent, the blend is stronger than with the default of 3, so the tests fail if a step is not blended."""
+"""The value of `cosine_scale_1` in the tests. It blends more strongly than the default of 3, so errors are larger."""
 sampling = k_diffusion_sampling.load()
 SIGMAS = sampling.get_sigmas_karras(STEPS, SIGMA_MIN, SIGMA_MAX).double()
 
@@ -91,7 +93,7 @@ def skip_weight(t: float, exponent: float) -> float:
 
 
 class Draws:
-    """Draws unit noise, one tensor after another. Every new instance draws the same sequence."""
+    """Draws Gaussian noise with a standard deviation of 1. Every new instance draws the same sequence of tensors."""
 
     def __init__(self, shape: tuple[int, ...] = SHAPE):
         self.shape = shape
@@ -103,7 +105,7 @@ class Draws:
 
 
 class DrawingTorch:
-    """The torch module with another `randn_like`. The webui replaces `torch` in k-diffusion with a similar object."""
+    """Imitates the torch module, with `draw` as `randn_like`. The webui replaces `torch` in k-diffusion similarly."""
 
     def __init__(self, draw: Draws):
         self.randn_like = draw
@@ -114,7 +116,7 @@ class DrawingTorch:
 
 @contextmanager
 def double_precision() -> Iterator[None]:
-    """Makes float64 the default dtype for a while, because DPM fast and DPM adaptive create tensors of this dtype."""
+    """Returns a context in which float64 is the default dtype, because DPM fast and DPM adaptive use this default."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -139,9 +141,9 @@ class Explicit:
         return denoise(x, sigma)
 
     def start(self, x: Tensor | None, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Blends x and makes the first call of a step. x is None in the first step.
+        """Blends x and makes the first call of a step. Returns the blended x and the prediction.
 
-        Returns the blended x and the prediction.
+        In the first step, x is None: the stage begins with the noised anchor.
         """
         c1 = skip_weight(float(sigma_to_t(sigma)), self.exponent)
         if x is None:
@@ -162,9 +164,10 @@ def drive(
     guarded: bool = False,
     **arguments: Any,
 ) -> list[Tensor]:
-    """Runs a sampler function with a StageRun. Returns every x that its model evaluates, then the result.
+    """Runs a sampler function with a StageRun. Returns every x that the model evaluates, then the result.
 
-    All values of the first x are NaN, so the first blend must replace them.
+    All values of the first x are NaN, so the first blend must replace them. If `guarded`, a CallGuard
+    also checks that the sampler's calls fit the detector.
     """
     start = torch.full_like(ANCHOR, torch.nan)
     traits = SamplerTraits(
@@ -197,13 +200,19 @@ def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def ancestral(sigma: Tensor, target: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    """Returns the level to step down to and the amount of noise to add. The sum of their squares is target**2."""
+    """Returns the level to step down to and the standard deviation of the noise to add.
+
+    The sum of their squares is target**2.
+    """
     up = (eta * target * (1 - (target / sigma) ** 2).sqrt()).clamp_max(target)
     return (target**2 - up**2).sqrt(), up
 
 
 def toward(x: Tensor, denoised: Tensor, ratio: Tensor | float) -> Tensor:
-    """Returns x after an exact step of the ODE with a constant `denoised`, which multiplies the noise by `ratio`."""
+    """Returns x with its difference from `denoised` multiplied by `ratio`.
+
+    If the model's prediction were constant, this would be an exact step of the ODE to the level ratio * sigma.
+    """
     return denoised + ratio * (x - denoised)
 
 
@@ -271,7 +280,7 @@ def dpm_2_ancestral(run: Explicit, sigmas: Tensor, eta: float) -> Tensor:
         x, denoised = run.start(x, sigma)
         down, up = ancestral(sigma, target, eta)
         if down == 0:
-            # k-diffusion adds no noise in this step either
+            # k-diffusion adds no noise in a step with down == 0
             x = denoised
             continue
         middle = (sigma * down).sqrt()
@@ -462,12 +471,12 @@ def lcm(run: Explicit, sigmas: Tensor) -> Tensor:
 RESTARTED_AT = (0, 1, 2, 3, 4, 2, 3, 4, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
 """Indices of the levels that both implementations of Restart visit, in order.
 
-Twice, they return from index 4 to index 2, which is a higher level.
+Restart returns twice from index 4 to index 2, which is a higher noise level.
 """
 
 
 def webui_restart(model, x, sigmas, callback, disable, noise_sampler) -> Tensor:
-    """Imitates the webui's Restart, which makes Heun steps and adds noise to return to a higher level."""
+    """Imitates the webui's Restart: makes Heun steps, and adds noise to x where it returns to a higher level."""
     ones = x.new_ones(len(x))
     for i, (start, end) in enumerate(pairwise(RESTARTED_AT)):
         if end < start:
@@ -503,7 +512,7 @@ def restart(run: Explicit, sigmas: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """A sampler function, its arguments, and the explicit loop with the same formulas."""
+    """A sampler function, its arguments, and the explicit loop that implements the same sampler."""
 
     name: str
     explicit: Callable[..., Tensor]
@@ -588,26 +597,26 @@ MANY_CALLS = [case for case in CASES if case.two_calls or case.arguments.get("n"
 
 
 @pytest.mark.parametrize("case", MANY_CALLS, ids=str)
-def test_blending_at_every_call_is_detected(case: Case) -> None:
+def test_the_comparison_fails_if_x_is_blended_at_every_call(case: Case) -> None:
     expected = case.run_explicit()
     assert relative_error(case.drive(StepDetector())[-1:], expected[-1:]) > 1e-3
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.arguments.get("n") != 1], ids=str)
-def test_not_blending_is_detected(case: Case) -> None:
+def test_the_comparison_fails_if_x_is_never_blended_after_the_first_call(case: Case) -> None:
     expected = case.run_explicit()
     never = CountedCalls(lambda call: call == 0)
     assert relative_error(case.drive(never)[-1:], expected[-1:]) > 1e-3
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.arguments.get("eta") == 1.2], ids=str)
-def test_second_calls_are_omitted_with_a_large_eta(case: Case) -> None:
+def test_the_detector_needs_eta_if_a_large_eta_omits_second_calls(case: Case) -> None:
     assert len(case.drive()) < 2 * STEPS
     assert relative_error(case.drive(make_detector(case.name, SIGMAS)), case.run_explicit()) > 1e-3
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "h_init" in case.arguments], ids=str)
-def test_rejected_steps_are_not_blended_again(case: Case) -> None:
+def test_the_comparison_fails_if_rejected_steps_are_blended_again(case: Case) -> None:
     class BlendsAgain(FirstCallAtNewLevel):
         def is_step_start(self, level: float) -> bool:
             self._blended = None
@@ -678,7 +687,7 @@ ETAS = st.one_of(st.just(1.0), st.floats(0.0, 2.0), st.floats(1.0, 1.01))
 @example(level=0.029, fall=4518 / 0.029, eta=1.0)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["sample_dpm_2_ancestral", "sample_dpmpp_2s_ancestral"])
-def test_the_second_call_is_omitted_exactly_if_k_diffusion_omits_it(
+def test_the_detector_expects_no_second_call_exactly_if_sigma_down_is_zero(
     name: str, dtype: torch.dtype, level: float, fall: float, eta: float
 ) -> None:
     sigmas = torch.tensor([level * fall, level, 0.0], dtype=dtype)
@@ -691,7 +700,9 @@ def test_the_second_call_is_omitted_exactly_if_k_diffusion_omits_it(
 
 
 @pytest.mark.parametrize(("second_order", "starts"), [(True, [True, False, True]), (False, [True, True, True])])
-def test_the_detector_of_an_unknown_sampler_depends_on_its_order(second_order: bool, starts: list[bool]) -> None:
+def test_the_detector_of_an_unknown_sampler_depends_on_the_order_of_the_sampler(
+    second_order: bool, starts: list[bool]
+) -> None:
     detector = make_detector("sample_of_tomorrow", second_order=second_order)
     actual = [detector.is_step_start(2.0)]
     detector.after_step(0)
@@ -700,10 +711,10 @@ def test_the_detector_of_an_unknown_sampler_depends_on_its_order(second_order: b
 
 
 def noise_levels(stochastic: bool) -> list[float]:
-    """Returns the standard deviation of the noise in x at each step of Euler a, after the blend, divided by sigma.
+    """Returns the relative noise level of x at each step of Euler a: the standard deviation of the noise over sigma.
 
-    Each cell of the signal has one of two values. These values are so far apart that the denoiser always finds the
-    right one.
+    x is measured after the blend. Each cell of the signal is 100 or -100. These values are so far apart that the
+    denoiser always finds the right one.
     """
     shape, modes = (2, 4, 96, 96), (-100.0, 100.0)
     clean = 100 * randn(3, shape).sign()
@@ -740,7 +751,7 @@ FRACTIONS = (999.0, 929.1, 867.1, 790.5, 640.25, 480.75, 333.3, 150.6, 60.9, 0.9
 
 
 def alpha_at(t: float) -> float:
-    """Returns the signal's share of the variance. The logarithm of this share is interpolated between timesteps."""
+    """Returns alpha-bar at a timestep. The logarithm of alpha-bar is interpolated between whole timesteps."""
     return math.exp(np.interp(t, np.arange(1000), ALPHAS.log().numpy()))
 
 
@@ -751,7 +762,7 @@ def eps_at(x: Tensor, t: float) -> Tensor:
 
 
 def clean(x: Tensor, eps: Tensor, t: float) -> Tensor:
-    """Returns the signal in x without the noise `eps`."""
+    """Returns the signal in x at timestep `t`, if the noise in x is `eps`."""
     return (x - math.sqrt(1 - alpha_at(t)) * eps) / math.sqrt(alpha_at(t))
 
 
@@ -769,7 +780,7 @@ def ddim_step(x: Tensor, eps: Tensor, t: float, t_next: float, eta: float, draw:
 
 
 def adams_bashforth(eps: list[Tensor]) -> Tensor:
-    """Combines two to four predictions of PLMS, the newest one first (pseudo linear multistep method)."""
+    """Combines two to four predictions with the weights of PLMS. The first element of `eps` is the newest."""
     weights = {2: (3, -1), 3: (23, -16, 5), 4: (55, -59, 37, -9)}[len(eps)]
     return sum(w * e for w, e in zip(weights, eps)) / sum(weights)
 
@@ -826,10 +837,10 @@ def host_unipc(model, x, timesteps, callback, draw, eta) -> Tensor:
 
 
 class ExplicitTimesteps(Explicit):
-    """Makes the model calls of the explicit loops, and blends the skip residual, for the timestep samplers."""
+    """Makes the model calls of the explicit loops of samplers that use timesteps, and blends the skip residual."""
 
     extra = 0.0
-    """Extra noise at the start of the stage, as a share of the noise at the first timestep."""
+    """Extra noise at the start of the stage, as a fraction of the noise level of the first timestep."""
 
     def call(self, x: Tensor, t: float) -> Tensor:
         self.seen.append(x)
@@ -906,7 +917,10 @@ def drive_timesteps(
     guarded: bool = False,
     extra: float = 0.0,
 ) -> list[Tensor]:
-    """Runs a sampler that evaluates an eps model at timesteps with a StageRun. Returns the same as `drive`."""
+    """Runs a sampler that uses timesteps with a StageRun. Its model predicts eps.
+
+    Returns every x that the model evaluates, then the result.
+    """
     start = torch.full_like(ANCHOR, torch.nan)
     guard = guard_for(detector, start) if guarded else None
     traits = SamplerTraits(VariancePreserving(ALPHAS), detector, is_stochastic(name, eta), guard)
@@ -945,7 +959,7 @@ def test_plms_and_unipc_need_their_own_step_detectors(name, host, explicit, time
 
 
 @pytest.mark.parametrize("t", [0.0, 0.4, 1.0, 250.25, 929.1, 998.5, 999.0])
-def test_scales_of_signal_and_noise_at_a_timestep(t: float) -> None:
+def test_signal_and_noise_scales_equal_the_closed_form_at_any_timestep(t: float) -> None:
     space = VariancePreserving(ALPHAS.float())
     level = torch.tensor(t)
     signal, noise = space.signal_scale(level), space.noise_scale(level)
@@ -961,8 +975,10 @@ def test_scales_of_signal_and_noise_at_a_timestep(t: float) -> None:
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
 @pytest.mark.parametrize("stochastic", [False, True])
-def test_a_level_may_have_another_dtype(space, levels: tuple[int, int], dtype: torch.dtype, stochastic: bool) -> None:
-    """Timesteps may be integers. The scales of signal and noise must not be rounded to integers."""
+def test_levels_may_be_integers_or_in_half_precision(
+    space, levels: tuple[int, int], dtype: torch.dtype, stochastic: bool
+) -> None:
+    """The scales of signal and noise must not be rounded to the dtype of the level."""
 
     def blended(level_dtype: torch.dtype) -> Tensor:
         run = StageRun(STAGE, Settings(), ANCHOR, NOISE, SamplerTraits(space, StepDetector(), stochastic))

@@ -1,6 +1,7 @@
 """Tests the sizes and crops in the vectors that SDXL receives for a batch of views.
 
-They must be in the right columns, in the order of the views, and equal to the embeddings of the model.
+The sizes and crops must be in the right columns and in the order of the views. They must equal the output of the
+model's own embedders.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ FINAL = Frame((1536, 1024))
 
 
 class Numbers:
-    """Imitates an embedder of numbers, with `outdim` columns for each number. Counts its calls."""
+    """Imitates an embedder of numbers, with `outdim` columns for each number. `calls` is the number of its calls."""
 
     def __init__(self, input_key: str, outdim: int = 256):
         self.input_key, self.outdim, self.calls = input_key, outdim, 0
@@ -48,7 +49,10 @@ class Text(SimpleNamespace):
 
 
 class Conditioner:
-    """Imitates the conditioner of a model: joins `pooled` columns of text and the outputs of its embedders."""
+    """Imitates the conditioner of a model.
+
+    Joins `pooled` columns of random numbers, which stand for the text, and the outputs of the embedders of numbers.
+    """
 
     def __init__(self, pooled: int, *embedders: Any):
         self.pooled, self.embedders = pooled, embedders
@@ -77,7 +81,7 @@ def other_order() -> Conditioner:
 
 LAYOUTS = pytest.mark.parametrize("layout", [base, refiner, no_pooled_text, other_order])
 BEFORE = {ORIGINAL: (512, 512), CROP: (0, 0), TARGET: (512, 512), AESTHETIC: (6.0,)}
-"""The numbers in the vector of the base image."""
+"""The numbers that the vector of the base image contains."""
 
 
 @pytest.mark.parametrize(
@@ -106,7 +110,7 @@ def test_the_columns_of_known_models_are_found(layout: Any, width: int, expected
         ([SimpleNamespace(input_key=None, outdim=256)], 2816),
     ],
 )
-def test_unknown_columns_are_not_changed(embedders: list[Any], width: int) -> None:
+def test_vectors_with_unknown_columns_are_not_changed(embedders: list[Any], width: int) -> None:
     assert number_slots(embedders, width) == {}
     vector = torch.randn(2, width)
     views = [LocalView(1, 2, 3, 4), LocalView(5, 6, 3, 4)]
@@ -131,7 +135,7 @@ def test_vectors_equal_the_output_of_the_conditioner(layout: Any, rows: int) -> 
 
 
 @LAYOUTS
-def test_a_view_of_the_whole_image_keeps_its_vector(layout: Any) -> None:
+def test_the_vector_of_a_dilated_view_is_unchanged_if_the_size_is_unchanged(layout: Any) -> None:
     conditioner = layout()
     vector = conditioner(2, **{**BEFORE, CROP: (16, 24)})
     vectors = SizeVectors(conditioner.embedders, Frame((512, 512), (16, 24)))
@@ -149,7 +153,7 @@ def test_the_position_of_a_view_is_added_to_the_users_crop() -> None:
     torch.testing.assert_close(vector, conditioner(1, **BEFORE), rtol=0, atol=0)
 
 
-def test_rows_may_differ_in_their_other_columns() -> None:
+def test_the_text_columns_of_each_row_are_kept() -> None:
     conditioner = base()
     vector = conditioner(3, **BEFORE)
     vector[1, :1280] = 0
@@ -174,14 +178,17 @@ def test_no_value_is_embedded_twice() -> None:
     assert [e.calls for e in conditioner.embedders if isinstance(e, Numbers)] == [1, 1, 1]
 
 
-def test_models_without_a_conditioner_have_no_sizes() -> None:
+def test_models_without_a_conditioner_get_no_size_vectors() -> None:
     assert size_vectors(SimpleNamespace(), FINAL) is None
     assert size_vectors(SimpleNamespace(conditioner=None), FINAL) is None
 
 
 @pytest.mark.parametrize("rows", [slice(0, 4), slice(1, 3)])
 def test_the_model_gets_the_vectors_of_its_views(rows: slice) -> None:
-    """The other conds are repeated for each view. If memory is short, a call evaluates only some of the rows."""
+    """The text embeddings are repeated for each view.
+
+    `rows` are the batch rows that one model call evaluates. If memory is short, they are only some of the rows.
+    """
     conditioner = base()
     seen: list[dict[str, Any]] = []
 
@@ -264,7 +271,10 @@ print("equal")
 
 @pytest.mark.webui
 def test_vectors_equal_the_output_of_the_real_conditioner(request: pytest.FixtureRequest) -> None:
-    """Runs in the webui's own environment, with its conditioner and number embedders and a simple text embedder."""
+    """Runs a script in the webui's own environment.
+
+    The conditioner and the embedders of numbers are the webui's own classes. The text embedder is an imitation.
+    """
     folder = request.config.getoption("--webui")
     if not folder:
         pytest.skip("no webui: use --webui DIR or set SD_WEBUI_DIR")

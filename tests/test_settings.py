@@ -1,6 +1,6 @@
 """Tests the settings that users, programs and infotexts provide.
 
-Valid values are accepted. For a value that is not valid, the error names the field.
+Valid values are accepted. If a value is not valid, the error names the field.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ BAD_STAGES += ["1," * 50_000 + "2", "1, 2, nan", "1,inf", "2;1"]
 
 
 def is_named(error: SettingsError, name: str, value: object) -> bool:
-    """Returns whether an error message names the field, the value and the allowed values."""
+    """Returns whether an error names the field, the value if it is short, and the values to use."""
     text = str(error)
     if isinstance(value, str) and len(value) < 50 and repr(value) not in text:
         return False
@@ -190,7 +190,7 @@ def test_unknown_field_is_reported(name: object) -> None:
     assert all(field in message for field in NAMES)
 
 
-def test_none_and_missing_fields_have_their_defaults() -> None:
+def test_fields_that_are_none_or_missing_get_their_defaults() -> None:
     assert parse_settings({}) == Settings()
     assert parse_settings(dict.fromkeys(NAMES)) == Settings()
     assert parse_settings({"scale": None, "tile_size": 64}) == Settings(tile_size=64)
@@ -234,7 +234,7 @@ def test_good_value_is_accepted(name: str, value: object, expected: object) -> N
     assert type(parsed) is type(expected)
 
 
-def test_arguments_come_in_field_order_or_as_one_dict() -> None:
+def test_script_arguments_are_values_in_field_order_or_one_dict() -> None:
     assert NAMES[:3] == ("enabled", "preset", "upscaler")
     assert settings_from_args([True, "Paper", "Latent", 3]) == Settings(enabled=True, hires_steps=3)
     assert settings_from_args([{"enabled": True, "scale": 3}]) == Settings(enabled=True, scale=3.0)
@@ -253,13 +253,13 @@ def test_missing_fields_get_the_values_of_the_preset(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_values_of_presets_are_possible(name: str) -> None:
+def test_values_of_presets_are_valid(name: str) -> None:
     assert parse_settings(PRESETS[name]) == Settings(**PRESETS[name])
 
 
 MINE = "Mine"
 CHOICES = Choices({MINE: {"sigma": 1.5, "jitter": False}}, ("None?", "4x-Sharp", "Lanczos"))
-"""A preset of the user, and upscalers of the webui."""
+"""One preset of the user and three upscalers of the webui."""
 
 
 def test_a_preset_of_the_user_works_like_a_built_in_preset() -> None:
@@ -270,7 +270,7 @@ def test_a_preset_of_the_user_works_like_a_built_in_preset() -> None:
     assert preset_values(MINE, CHOICES) == {**preset_values("Paper"), "sigma": 1.5, "jitter": False}
 
 
-def test_a_missing_preset_is_reported_with_the_existing_ones() -> None:
+def test_the_error_for_an_unknown_preset_names_the_existing_presets() -> None:
     with pytest.raises(SettingsError, match=r"preset: 'Yours' is not valid. Use one of Paper, .*Mine"):
         parse_settings({"preset": "Yours"}, choices=CHOICES)
     with pytest.raises(SettingsError, match="preset: 'Mine' is not valid"):
@@ -298,20 +298,20 @@ def test_the_upscaler_determines_the_anchor(upscaler: str) -> None:
 
 
 @pytest.mark.parametrize("upscaler", ["", "lanczos", "Latent (pixels)", "4x-Gone", "mixed"])
-def test_an_unknown_upscaler_is_reported_with_the_existing_ones(upscaler: str) -> None:
+def test_the_error_for_an_unknown_upscaler_names_the_existing_upscalers(upscaler: str) -> None:
     with pytest.raises(SettingsError, match=r"Use one of Latent, Lanczos, None\?, 4x-Sharp$"):
         parse_settings({"upscaler": upscaler}, choices=CHOICES)
 
 
 @pytest.mark.parametrize("text", ["0.5", "0.5,0.1,0", "0.6,0", "0,-0.1", "a,b", "nan,0"])
-def test_invalid_weights_of_skipped_views_are_reported(text: str) -> None:
+def test_an_invalid_value_of_skip_views_is_reported(text: str) -> None:
     with pytest.raises(
         SettingsError, match=r"skip_views: .* is not valid. Use two numbers from 0 to 0.5, such as 0.5,0.1"
     ):
         parse_settings({"skip_views": text})
 
 
-def test_values_without_a_preset_get_the_callers_preset() -> None:
+def test_arguments_without_a_preset_get_the_preset_that_the_caller_passes() -> None:
     expected = Settings(enabled=True, preset=MINE, sigma=1.5, jitter=False)
     assert settings_from_args([{"enabled": True}], MINE, CHOICES) == expected
     assert settings_from_args([True], MINE, CHOICES) == expected
@@ -319,17 +319,17 @@ def test_values_without_a_preset_get_the_callers_preset() -> None:
     assert settings_from_args([{"enabled": True, "preset": "Paper"}], MINE, CHOICES) == Settings(enabled=True)
 
 
-def test_infotext_has_the_differences_from_the_declared_defaults() -> None:
+def test_the_infotext_contains_the_values_of_a_preset_of_the_user() -> None:
     written = to_infotext(settings_from_args([{"enabled": True, "sigma": 0.8}], MINE, CHOICES), CHOICES)
     assert written == {"DemoFusion preset": "Mine (changed)", "DemoFusion jitter": "False"}
-    # another installation may not have this preset, but the infotext contains its values
+    # an installation without this preset restores the same values from the infotext
     assert pasted(written) == Settings(jitter=False)
 
 
 def test_fields_that_differ_from_their_preset_are_found() -> None:
     values = preset_values(MINE, CHOICES)
     assert changed_fields(MINE, values, CHOICES) == ()
-    # controls can return another type or an empty text for the same value
+    # a control of the panel can return the same value as another type, or as an empty text
     assert changed_fields(MINE, {**values, "sigma": "1.50", "stages": "", "feather": 0}, CHOICES) == ()
     # a value that is not valid counts as different
     assert changed_fields(MINE, {**values, "sigma": 2, "stages": "3,2"}, CHOICES) == ("stages", "sigma")
@@ -339,7 +339,7 @@ def test_fields_that_differ_from_their_preset_are_found() -> None:
     assert pasted(written, CHOICES) == Settings(preset=MINE, sigma=2.0, jitter=False)
 
 
-def test_a_preset_among_overrides_sets_its_fields_before_the_others() -> None:
+def test_a_preset_in_overrides_is_applied_before_the_other_overrides() -> None:
     settings = Settings(enabled=True, scale=3.0, sigma=3.0, denoising_strength=0.5)
     assert overridden(settings, {}) == settings
     assert overridden(settings, {"sigma": 2}) == dataclasses.replace(settings, sigma=2.0)
@@ -348,13 +348,13 @@ def test_a_preset_among_overrides_sets_its_fields_before_the_others() -> None:
     assert overridden(settings, {"sigma": 2, "preset": MINE}, CHOICES) == dataclasses.replace(expected, sigma=2.0)
 
 
-def test_presets_do_not_change_fields_of_the_request() -> None:
+def test_presets_set_no_field_of_a_single_request() -> None:
     assert set(NAMES) == set(PRESET_FIELDS) | OF_THE_REQUEST
     assert all(set(values) <= set(PRESET_FIELDS) for values in PRESETS.values())
 
 
 @pytest.mark.parametrize("values", [{"scale": 2}, {"sgima": 1}, {"sigma": "big"}, {"stages": "3,2"}, {"jitter": None}])
-def test_an_invalid_preset_is_reported(values: dict) -> None:
+def test_an_invalid_field_in_a_preset_is_reported(values: dict) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_preset(values)
     assert caught.value.name == next(iter(values))
@@ -408,7 +408,7 @@ def pasted(infotext: dict[str, str], choices: Choices = BUILT_IN) -> Settings:
 @given(given_settings=SETTINGS)
 @example(given_settings=Settings(scale=7 / 3, sigma=0.1 + 0.2, cosine_scale_1=1e-7, cosine_scale_2=9.123456789))
 def test_settings_are_restored_from_the_infotext(given_settings: Settings) -> None:
-    """`to_infotext` does not write the key for `enabled`. The host layer writes it."""
+    """The host layer writes the key for `enabled`, because `to_infotext` does not."""
     infotext = to_infotext(given_settings)
     assert pasted({**infotext, ENABLED_KEY: "1.0"}) == dataclasses.replace(given_settings, enabled=True)
     assert pasted(infotext) == dataclasses.replace(given_settings, enabled=False)
@@ -416,8 +416,8 @@ def test_settings_are_restored_from_the_infotext(given_settings: Settings) -> No
 
 @EXAMPLES
 @given(given_settings=SETTINGS)
-def test_the_host_can_parse_the_infotext(given_settings: Settings) -> None:
-    r"""The host parses `key: value` if the key matches \w[\w \-/]+. It ignores empty values (infotext_utils.py)."""
+def test_the_webui_can_parse_the_infotext(given_settings: Settings) -> None:
+    r"""The webui reads `key: value` if the key matches \w[\w \-/]+, and ignores empty values (infotext_utils.py)."""
     infotext = to_infotext(given_settings)
     for key, value in infotext.items():
         assert re.fullmatch(r"\w[\w \-/]+", key)
@@ -451,5 +451,5 @@ def test_infotext_keys_and_labels_are_unique() -> None:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("enabled", "stages", "skip_views")])
 @pytest.mark.parametrize("text", ["broken", "nan", "-7", ""])
-def test_a_broken_infotext_value_gives_the_default(name: str, text: str) -> None:
+def test_an_invalid_infotext_value_gives_the_default(name: str, text: str) -> None:
     assert from_infotext(name, {SPECS[name].infotext: text}) == getattr(Settings, name)

@@ -30,7 +30,10 @@ NAMES = sorted(name for name in vars(sampling) if name.startswith("sample_"))
 
 
 def run(name: str, steps: int) -> torch.Tensor:
-    """Runs a sampler on the last `steps` steps of a schedule, with the webui's arguments, and returns the result."""
+    """Runs the sampler `name` on the last `steps` steps of SIGMAS and returns the result.
+
+    Like the webui, passes only the arguments that the sampler has.
+    """
     function = getattr(sampling, name)
     known = inspect.signature(function).parameters
     sigmas = SIGMAS[-steps - 1 :]
@@ -64,14 +67,20 @@ def test_unipc_needs_at_least_as_many_steps_as_its_order() -> None:
 
 @settings(deadline=None)
 @given(st.integers(1, 150), st.floats(0.05, 1), st.integers(1, 8))
-def test_the_schedule_is_only_as_long_as_the_stage_needs(steps: int, strength: float, least: int) -> None:
+def test_the_schedule_is_the_shortest_with_the_minimum_number_of_stage_steps(
+    steps: int, strength: float, least: int
+) -> None:
     length = long_enough(steps, strength, least)
     assert steps_of_stage(length, strength) >= least
     assert length == steps or steps_of_stage(length - 1, strength) < least
 
 
 def share_levels(steps: int, strength: float, least: int) -> torch.Tensor:
-    """Returns the noise levels of a stage that runs the last part `strength` of a schedule, without the library."""
+    """Returns the noise levels of a stage that runs the last part of a schedule, computed without lib_demofusion.
+
+    `strength` is the fraction of the schedule's steps that the stage runs. The schedule has at least `steps` steps, and
+    more if the stage would otherwise run fewer than `least` steps.
+    """
     schedule = steps
     while max(1, round(schedule * strength)) < least:
         schedule += 1
@@ -88,9 +97,9 @@ def test_the_levels_of_a_stage_are_the_last_part_of_the_schedule(steps: int, str
 
 
 def flow_schedule(shift: float, power: float = 1.0) -> Callable[[int], torch.Tensor]:
-    """Returns a function from a number of steps to the noise levels of a flow model with this shift.
+    """Returns a function that returns the noise levels of a flow model with this shift, for a number of steps.
 
-    A `power` other than 1 gives the schedule another shape, as other schedulers do.
+    With a `power` of 1, the levels are uniform before the shift. Other values imitate schedulers with other spacings.
     """
 
     def levels(steps: int) -> torch.Tensor:
@@ -107,7 +116,7 @@ SHIFTS = [1.0, 3.0, math.exp(1.15), 6.0, 9.0, 12.0]
 @pytest.mark.parametrize("strength", [0.25, 0.3, 0.5, 0.7])
 @pytest.mark.parametrize("steps", [8, 12, 20, 50])
 def test_a_strength_gives_the_same_noise_level_at_every_shift(shift: float, strength: float, steps: int) -> None:
-    """For a uniform schedule with the shift a, the exact number of steps of the schedule is known.
+    """The best length of the schedule has a closed form if the levels are uniform before a shift of a.
 
     The last n steps begin at level s if the schedule has n (a - (a - 1) s) / s steps.
     """
@@ -127,7 +136,7 @@ def test_a_strength_gives_the_same_noise_level_at_every_shift(shift: float, stre
 def test_no_other_schedule_length_begins_closer_to_the_level(
     shift: float, power: float, steps: int, strength: float, least: int
 ) -> None:
-    """This also holds for schedules of other shapes."""
+    """Compares the chosen length with every other length, for three spacings of the noise levels."""
     levels, wanted = flow_schedule(shift, power), flow_level(1000 * strength)
     chosen = steps_by_level(steps, strength, least, levels)
     assert chosen.run == max(steps_of_stage(steps, strength), least)
@@ -142,7 +151,10 @@ def test_full_strength_begins_at_the_start_of_the_schedule() -> None:
 
 
 def test_levels_that_a_scheduler_drops_are_compensated_for() -> None:
-    """Forge's Beta scheduler drops levels that are equal after rounding."""
+    """Forge's Beta scheduler drops a level that equals another level after rounding.
+
+    The schedule then has fewer levels than requested. The stage must still run its number of steps from its level.
+    """
 
     def levels(steps: int) -> torch.Tensor:
         made = flow_schedule(3.0)(steps)
@@ -154,6 +166,6 @@ def test_levels_that_a_scheduler_drops_are_compensated_for() -> None:
     assert float(run[0]) == pytest.approx(flow_level(500), abs=0.03)
 
 
-def test_a_schedule_that_never_reaches_the_level_is_used_unchanged() -> None:
+def test_the_schedule_is_not_lengthened_if_no_length_reaches_the_level() -> None:
     chosen = steps_by_level(20, 0.3, 1, lambda steps: [1.0] * steps + [0.0])
     assert chosen == StageSteps(6, 6)

@@ -1,4 +1,7 @@
-"""Tests the tiled autoencoder: its result is the same as without tiles, and its work and memory are limited."""
+"""Tests the tiled autoencoder.
+
+Its results must be the same as without tiles, and its work and its memory must stay within limits.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,8 @@ SIZES = [(24, 24), (16, 40), (19, 13), (7, 33), (1, 5)]
 MEAN, MOST, SEAM, WORK = 0.02, 0.2, 1.01, 1.3
 """Limits for a tiled run, compared with a run without tiles.
 
-They are the mean and the maximum difference in levels of 255, the ratio of the gradients at the edges of tiles, and the
-ratio of the numbers of multiplications.
+MEAN and MOST limit the mean and the maximum difference of the images, in levels of 255. SEAM limits the ratio of the
+two runs' gradients at the edges of tiles. WORK limits the ratio of their numbers of multiplications.
 """
 
 
@@ -48,7 +51,10 @@ def encoder() -> Any:
 
 
 def in_255ths(full: Tensor, other: Tensor) -> Tensor:
-    """Returns the difference of two images in levels of 255. Both are scaled so that `full` uses most of -1..1."""
+    """Returns the absolute difference of two images in levels of 255.
+
+    Both images are first scaled by the same factor, so that the values of `full` use most of the range -1..1.
+    """
     scale = 1 / (2.2 * full.std())
     a, b = (((x - full.mean()) * scale).clamp(-1, 1) for x in (full, other))
     return (a - b).abs() * 127.5
@@ -66,7 +72,7 @@ def edge_gradient(picture: Tensor, boxes: list[Box]) -> float:
 
 
 def convolution_work(network: nn.Module, run: Any) -> tuple[Tensor, float]:
-    """Calls `run`. Returns its result, and the number of multiplications in the convolutions of the network."""
+    """Calls `run`. Returns its result and the number of multiplications in the network's convolutions meanwhile."""
     total = 0.0
 
     def count(conv: Any, args: Any, out: Tensor) -> None:
@@ -95,25 +101,25 @@ def test_encoding_in_tiles_gives_the_same_latent(encoder: Any, size: tuple[int, 
 
 
 @pytest.mark.parametrize("mult", [(1,), (1, 1), (2, 1, 1), (1, 2, 2, 4, 4)])
-def test_autoencoders_of_other_depths_and_widths_give_the_same_result(mult: tuple[int, ...]) -> None:
+def test_autoencoders_with_other_depths_and_widths_give_the_same_result_in_tiles(mult: tuple[int, ...]) -> None:
     decoder, encoder, cells = randomised(Decoder(mult=mult)), randomised(Encoder(mult=mult)), 2 ** (len(mult) - 1)
     z, x = picture_like(4, 9, 14), picture_like(3, 9 * cells, 14 * cells)
     torch.testing.assert_close(decode_tiled(decoder, z, Options(4)), decoder(z), rtol=1e-4, atol=2e-5)
     torch.testing.assert_close(encode_tiled(encoder, x, Options(4)), encoder(x), rtol=1e-4, atol=2e-5)
 
 
-def test_a_decoder_with_attention_in_a_level_gives_the_same_image() -> None:
+def test_decoding_in_tiles_gives_the_same_image_if_an_up_block_has_attention() -> None:
     decoder = randomised(Decoder(mult=(1, 2), attends=True))
     z = picture_like(4, 12, 10)
     torch.testing.assert_close(decode_tiled(decoder, z, Options(4)), decoder(z), rtol=1e-4, atol=2e-5)
 
 
-def test_each_image_of_a_batch_has_its_own_statistics(decoder: Any) -> None:
+def test_each_image_of_a_batch_is_normalized_with_its_own_statistics(decoder: Any) -> None:
     z = torch.cat([picture_like(4, 12, 16, seed) * (1 + 3 * seed) for seed in range(3)])
     torch.testing.assert_close(decode_tiled(decoder, z, Options(5)), decoder(z), rtol=1e-4, atol=2e-5)
 
 
-def test_a_decoder_that_ends_in_tanh_gives_the_same_image(decoder: Any) -> None:
+def test_decoding_in_tiles_gives_the_same_image_if_the_decoder_ends_in_tanh(decoder: Any) -> None:
     z = picture_like(4, 8, 8)
     decoder.tanh_out = True
     try:
@@ -127,7 +133,7 @@ def test_a_decoder_that_ends_in_tanh_gives_the_same_image(decoder: Any) -> None:
 def test_errors_seams_and_work_stay_within_their_limits(
     decoder: Any, tmp_path: Path, packed: bool, in_file: bool
 ) -> None:
-    """The limits apply to every kind of storage. A tile of 16 cells is the smallest one that the extension uses."""
+    """The limits apply to all kinds of storage. The smallest tile that the extension uses has a side of 16 cells."""
     z, tile = picture_like(4, 56, 40), 16
     shelf = Shelf(CPU, packed, tmp_path if in_file else None)
     full, once = convolution_work(decoder, lambda: decoder(z))
@@ -152,7 +158,7 @@ def test_errors_and_work_of_the_encoder_stay_within_their_limits(encoder: Any) -
     assert ((got - full).abs().max() / full.std()) < 0.01
 
 
-def test_a_tiled_run_in_half_precision_is_about_as_exact_as_without_tiles(decoder: Any) -> None:
+def test_in_bfloat16_a_tiled_run_is_about_as_exact_as_a_run_without_tiles(decoder: Any) -> None:
     z = picture_like(4, 16, 20)
     exact = decoder(z)
     half = randomised(Decoder()).bfloat16()
@@ -162,7 +168,7 @@ def test_a_tiled_run_in_half_precision_is_about_as_exact_as_without_tiles(decode
 
 
 class WindowsMmap:
-    """Imitates the mmap module of Windows: a map extends its file without writing to it."""
+    """Imitates the mmap module of Windows, where creating a map extends the file without writing to it."""
 
     def mmap(self, descriptor: int, length: int) -> mmap.mmap:
         if os.fstat(descriptor).st_size < length:
@@ -170,13 +176,13 @@ class WindowsMmap:
         return mmap.mmap(descriptor, length)
 
 
-class UnwrittenFile:
-    """Imitates a temporary file of Windows, whose `truncate` would write every byte."""
+class FileWithoutTruncate:
+    """Imitates a temporary file that must not be truncated: on Windows, `truncate` would write every byte."""
 
     def __init__(self, file: Any):
         self._file = file
 
-    def __enter__(self) -> UnwrittenFile:
+    def __enter__(self) -> FileWithoutTruncate:
         return self
 
     def __exit__(self, *problem: object) -> None:
@@ -186,7 +192,7 @@ class UnwrittenFile:
         return self._file.fileno()
 
     def truncate(self, length: int) -> None:
-        pytest.fail(f"{length} bytes of zeros are written")
+        pytest.fail(f"truncate would write {length} bytes of zeros")
 
 
 def test_no_file_is_filled_with_zeros_on_windows(decoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,16 +201,16 @@ def test_no_file_is_filled_with_zeros_on_windows(decoder: Any, tmp_path: Path, m
     monkeypatch.setattr(feature_maps, "MMAP_RESERVES", True)
     monkeypatch.setattr(feature_maps, "mmap", WindowsMmap())
     real = tempfile.TemporaryFile
-    monkeypatch.setattr(feature_maps.tempfile, "TemporaryFile", lambda dir: UnwrittenFile(real(dir=dir)))
+    monkeypatch.setattr(feature_maps.tempfile, "TemporaryFile", lambda dir: FileWithoutTruncate(real(dir=dir)))
     assert torch.equal(decode_tiled(decoder, z, Options(5, Shelf(CPU, True, tmp_path))), expected)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="this system does not report the blocks of a file (st_blocks)")
 @pytest.mark.parametrize("supported", [True, False])
-def test_a_file_has_its_space_on_the_disk_before_it_is_mapped(
+def test_disk_space_is_reserved_for_a_file_before_the_file_is_mapped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, supported: bool
 ) -> None:
-    """If the disk is full, a write to a mapped file without reserved space ends the process."""
+    """Without reserved space, writing to the mapped file would end the process if the disk is full."""
     if not supported:
         monkeypatch.delattr(os, "posix_fallocate", raising=False)
     blocks: list[int] = []
@@ -248,9 +254,9 @@ def test_log_messages_name_where_feature_maps_are_stored(shelf: Shelf, text: str
 
 @dataclass(frozen=True)
 class CountedShelf(Shelf):
-    """A shelf that counts the bytes of its maps.
+    """Stores feature maps like a Shelf, and counts their bytes.
 
-    `now` contains the bytes of each map that exists. `peaks` contains their sum after each new map.
+    `now` contains the number of bytes of each map that exists. `peaks` contains the total after each new map.
     """
 
     now: dict[int, int] = field(default_factory=dict)
@@ -267,7 +273,7 @@ class CountedShelf(Shelf):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Measures the largest number of bytes that tensors use at the same time, without the maps of a shelf."""
+    """Measures the largest number of bytes that tensors use at the same time. Maps of `shelf` do not count."""
 
     def __init__(self, shelf: CountedShelf):
         super().__init__()
@@ -290,7 +296,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_predicted_memory_of_feature_maps_is_right(decoder: Any, encoder: Any, packed: bool) -> None:
+def test_the_memory_of_feature_maps_is_predicted(decoder: Any, encoder: Any, packed: bool) -> None:
     for network, run, layout, x in (
         (decoder, decode_tiled, decoder_layers, picture_like(4, 20, 24)),
         (encoder, encode_tiled, encoder_layers, picture_like(3, 160, 192)),
@@ -298,14 +304,12 @@ def test_the_predicted_memory_of_feature_maps_is_right(decoder: Any, encoder: An
         shelf = CountedShelf(CPU, packed)
         run(network, x, Options(8, shelf))
         predicted = held_bytes(layout(network), (x.shape[2], x.shape[3]), 2 if packed else 4)
-        # the input and the result are not on the shelf, but they are small here
+        # the shelf does not count the input and the result, but they are small here
         assert max(shelf.peaks) == pytest.approx(predicted, rel=0.03)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_predicted_memory_without_feature_maps_is_right(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_memory_apart_from_feature_maps_is_predicted(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiled_vae, "MATRIX_CELLS", 1 << 16)
     decoder = randomised(Decoder()).to(dtype)
     z, shelf = picture_like(4, 40, 32).to(dtype), CountedShelf(CPU)
@@ -318,7 +322,7 @@ def test_the_predicted_memory_without_feature_maps_is_right(
         assert 0.4 * predicted < counted.peak < 1.05 * predicted + result
 
 
-def test_the_predicted_memory_without_tiles_is_right(decoder: Any) -> None:
+def test_the_memory_of_a_run_without_tiles_is_predicted(decoder: Any) -> None:
     z, shelf = picture_like(4, 20, 24), CountedShelf(CPU)
     with torch.no_grad(), LiveBytes(shelf) as counted:
         decoder(z)
@@ -326,7 +330,7 @@ def test_the_predicted_memory_without_tiles_is_right(decoder: Any) -> None:
     assert 0.5 * predicted < counted.peak < 1.05 * predicted
 
 
-def test_no_tensor_or_file_remains(decoder: Any) -> None:
+def test_no_feature_map_or_hook_remains_after_a_tiled_run(decoder: Any) -> None:
     before = dict(decoder.__dict__), len(decoder._forward_hooks)
     shelf = CountedShelf(CPU)
     decode_tiled(decoder, picture_like(4, 12, 12), Options(4, shelf))
@@ -337,7 +341,7 @@ def test_no_tensor_or_file_remains(decoder: Any) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_one_value_that_is_not_finite_makes_the_whole_image_nan(decoder: Any, encoder: Any, bad: float) -> None:
-    """The host checks only one value of an image for NaN (devices.test_for_nans)."""
+    """The webui checks only one value of an image for NaN (devices.test_for_nans), so all values must be NaN."""
     z, x = picture_like(4, 16, 16), picture_like(3, 64, 64)
     z[0, 0, 9, 9] = x[0, 0, 40, 40] = bad
     assert decode_tiled(decoder, z, Options(5)).isnan().all()
@@ -351,7 +355,7 @@ def test_a_flat_image_is_decoded_correctly(decoder: Any) -> None:
         torch.testing.assert_close(got, decoder(z), rtol=1e-3, atol=1e-3)
 
 
-def test_progress_is_reported_and_an_exception_of_the_report_stops_the_run(decoder: Any) -> None:
+def test_progress_is_reported_and_an_exception_in_the_report_function_stops_the_run(decoder: Any) -> None:
     shares: list[float] = []
     z = torch.cat([picture_like(4, 12, 12)] * 2)
     decode_tiled(decoder, z, Options(4, report=shares.append))
@@ -394,7 +398,7 @@ def test_attention_in_chunks_gives_the_same_result(monkeypatch: pytest.MonkeyPat
     assert chunks == [60] * 5
 
 
-def test_a_packed_feature_map_is_exact_to_one_step_of_16_bits() -> None:
+def test_the_error_of_a_packed_feature_map_is_at_most_a_65535th_of_its_range() -> None:
     x = picture_like(6, 37, 29)
     held = Map(Shelf(CPU, packed=True), 6, (37, 29), 10, torch.float32)
     for box in held.boxes:
@@ -416,7 +420,7 @@ def test_a_packed_feature_map_is_exact_to_one_step_of_16_bits() -> None:
         lambda d: delattr(d.up[1].upsample, "conv"),
     ],
 )
-def test_another_layout_is_refused(change: Any) -> None:
+def test_decoders_with_an_unknown_layout_are_refused(change: Any) -> None:
     decoder = randomised(Decoder())
     change(decoder)
     with pytest.raises(ValueError, match=r"^a "):
@@ -428,7 +432,7 @@ def test_another_layout_is_refused(change: Any) -> None:
 def test_the_autoencoder_classes_of_the_webui_give_the_same_result(
     request: pytest.FixtureRequest, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Needs the packages that the webui's classes import, for example in the webui's own environment."""
+    """Is skipped if a package that the webui's classes import is missing. The webui's own environment has all."""
     webui = request.config.getoption("--webui")
     if not webui:
         pytest.skip("no webui: use --webui DIR or set SD_WEBUI_DIR")

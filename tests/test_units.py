@@ -1,7 +1,7 @@
 """Tests plans and views for transformers, which join 2 x 2 cells of the latent into one token.
 
-Such a model would pad a crop with an odd side with cells from the opposite border. The sides of the latent and of all
-views must therefore be multiples of two cells, the unit.
+If a side of a crop is odd, such a model pads the crop with cells from its opposite border. The sides of the latent and
+of all views must therefore be multiples of two cells. The code calls this number of cells `unit`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from lib_demofusion.settings.reading import parse_settings
 
 EXAMPLES = settings(max_examples=200, deadline=None)
 UNIT = 2
+"""All sides must be multiples of this number of cells."""
 SIDES = st.integers(16, 100)
 HALVES = st.integers(8, 60)
 
@@ -34,7 +35,9 @@ HALVES = st.integers(8, 60)
 @EXAMPLES
 @given(size=st.tuples(HALVES, HALVES), factor=st.integers(1, 8), unit=st.integers(1, 4))
 @example(size=(9, 33), factor=3, unit=2)
-def test_dilated_views_contain_every_cell_once_and_have_whole_units(size: Size, factor: int, unit: int) -> None:
+def test_dilated_views_contain_every_cell_once_and_their_sides_are_multiples_of_the_unit(
+    size: Size, factor: int, unit: int
+) -> None:
     """The latent is padded with zeros at the top and left, so that its sides are multiples of factor * unit.
 
     A view contains every factor-th cell of the padded latent in both directions.
@@ -63,7 +66,9 @@ def test_dilated_views_contain_every_cell_once_and_have_whole_units(size: Size, 
 )
 @example(base=(33, 65), scale=3.0, preset="Paper", tile=None)
 @example(base=(64, 64), scale=1.55, preset="Fast", tile=13.0)
-def test_every_side_in_a_plan_has_whole_units(base: Size, scale: float, preset: str, tile: float | None) -> None:
+def test_every_side_in_a_plan_is_a_multiple_of_the_unit(
+    base: Size, scale: float, preset: str, tile: float | None
+) -> None:
     values = {**PRESETS[preset], "scale": scale, **({} if tile is None else {"tile_size": tile})}
     plan = make_plan(parse_settings(values), base, UNIT)
     for stage in plan.stages:
@@ -72,7 +77,7 @@ def test_every_side_in_a_plan_has_whole_units(base: Size, scale: float, preset: 
         for side in (*stage.size, *stage.window, *stage.stride, *shown):
             assert side % UNIT == 0
             assert side > 0
-        # rounding can make a side of a dilated view longer than the same side of the base, but only by one unit
+        # rounding can make a side of a dilated view longer than that side of the base image, by UNIT cells at most
         assert all(a <= whole + UNIT for a, whole in zip(shown, base))
         assert all(step <= window <= size for step, window, size in zip(stage.stride, stage.window, stage.size))
         if math.prod(stage.size) < 40000:
@@ -105,23 +110,29 @@ def test_every_rounding_is_noted(base: Size, values: dict, pixels: Size, note: s
     assert note in plan.notes
 
 
-def test_sizes_that_fit_get_no_note() -> None:
+def test_sizes_that_are_not_rounded_get_no_note() -> None:
     assert make_plan(parse_settings({"scale": 2}), (65, 64), UNIT).notes == ()
 
 
-def test_an_odd_base_at_its_own_size_needs_no_stage() -> None:
+def test_a_base_image_with_an_odd_side_needs_no_stage_at_scale_1() -> None:
     plan = make_plan(parse_settings({"scale": 1}), (65, 64), UNIT)
     assert (plan.stages, plan.pixels, plan.notes) == ((), (65 * CELL, 64 * CELL), ())
 
 
-def test_a_side_that_is_rounded_up_does_not_need_a_larger_factor() -> None:
-    """65 cells at 3x are 195 cells, rounded up to 196. With a factor of 4, dilated views would be 50 cells wide."""
+def test_rounding_the_size_up_does_not_increase_the_dilation_factor() -> None:
+    """At 3x, 65 cells become 195 cells, which are rounded up to 196. The factor must still be 3.
+
+    With a factor of 4, because 196 / 65 is more than 3, dilated views would be only 50 cells wide.
+    """
     (stage,) = make_plan(parse_settings({"scale": 3, "stages": "fewest"}), (65, 65), UNIT).stages
     assert (stage.size, stage.factor) == ((196, 196), 3)
 
 
-def test_the_model_gets_only_multiples_of_the_unit() -> None:
-    """Checks local and dilated views with and without jitter. Without jitter, the positions are multiples too."""
+def test_the_model_gets_only_crops_whose_sides_are_multiples_of_the_unit() -> None:
+    """Checks local and dilated views with and without jitter.
+
+    Without jitter, the positions of local views are multiples of the unit too.
+    """
     plan = make_plan(parse_settings({"scale": 2.2, "tile_size": 13}), (33, 32), UNIT)
     stage = plan.stages[-1]
     seen: set[Size] = set()

@@ -1,4 +1,4 @@
-"""Tests the setting "Decode large images in parts" with imitations of the webui's modules."""
+"""Tests the setting "Decode large images in parts" with imitations of psutil and of the webui's modules."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def model() -> Any:
 
 @pytest.fixture
 def tried(vae: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Returns a list to which every tiled run adds its options."""
+    """Returns a list to which every call of decode_tiled adds its options."""
     made: list[Any] = []
     real = vae.decode_tiled
 
@@ -103,7 +103,10 @@ def test_an_image_that_fits_is_decoded_without_tiles(vae: Any, model: Any, tried
 
 
 def test_a_share_of_the_free_memory_stays_free(vae: Any, model: Any, tried: list[Any]) -> None:
-    """The required memory is only an estimate, and other programs use the GPU as well."""
+    """Tiles are used even if the predicted memory is a little less than the free memory.
+
+    The prediction is only an estimate, and other programs use the GPU as well.
+    """
     needed = vae.whole_bytes(decoder_layers(model.first_stage_model.decoder), (Z.shape[2], Z.shape[3]), 4)
     vae.free.device = int(needed * 1.25)
     decode(vae, model, Z[:1])
@@ -126,9 +129,9 @@ def test_tiles_are_used_if_the_image_does_not_fit_or_the_setting_is_always(
 
 
 def test_a_live_preview_does_not_affect_the_job(vae: Any, model: Any, tried: list[Any]) -> None:
-    """The webui decodes a live preview in another thread.
+    """The webui decodes a live preview in another thread, while the job decodes an image in parts.
 
-    The preview must not change the job's progress bar, and stopping the job must not stop the preview.
+    Decoding the preview must not change the job's progress bar. Stopping the job must not stop the preview.
     """
 
     def stopping(share: float, images: int) -> None:
@@ -151,19 +154,19 @@ def test_the_images_of_a_batch_share_the_progress_bar(vae: Any, model: Any) -> N
     decode(vae, model, torch.cat([Z] * 3), "always", shares.append)
     assert shares == sorted(shares)
     assert all(any(share == pytest.approx(n / 3) for share in shares) for n in (1, 2, 3))
-    # each image has the same number of reports
+    # a third of the reports belongs to the first of the three images
     assert len([share for share in shares if share <= 1 / 3 + 1e-6]) == len(shares) / 3
 
 
-def test_without_tiles_each_image_reports_its_half_and_its_end(vae: Any, model: Any, tried: list[Any]) -> None:
+def test_without_tiles_progress_is_reported_twice_for_each_image(vae: Any, model: Any, tried: list[Any]) -> None:
     shares: list[float] = []
     decode(vae, model, torch.cat([Z] * 2), report=shares.append)
     assert not tried, "the images were decoded in tiles"
     assert shares == [0.25, 0.5, 0.75, 1]
 
 
-def test_images_that_are_decoded_together_share_the_progress_bar(vae: Any, model: Any) -> None:
-    """Forge, reForge and Forge Neo decode the images of a batch together."""
+def test_progress_is_also_right_if_several_images_are_decoded_together(vae: Any, model: Any) -> None:
+    """Forge, reForge and Forge Neo decode several images of a batch in one call."""
     shares: list[float] = []
     with vae.in_parts(model, "automatic", vae.of_all(shares.append, 4)):
         for _ in range(2):
@@ -171,8 +174,8 @@ def test_images_that_are_decoded_together_share_the_progress_bar(vae: Any, model
     assert shares == [0.25, 0.5, 0.75, 1]
 
 
-def test_an_exception_of_the_report_ends_the_decoding(vae: Any, model: Any, tried: list[Any]) -> None:
-    """The exception must not be treated as an out-of-memory error, after which smaller tiles would be tried."""
+def test_an_exception_in_the_report_function_ends_the_decoding(vae: Any, model: Any, tried: list[Any]) -> None:
+    """An out-of-memory error leads to another attempt with smaller tiles. This exception must not."""
 
     def report(share: float) -> None:
         raise RuntimeError("enough")
@@ -230,7 +233,7 @@ def test_out_of_memory_in_the_decoder_leads_to_smaller_tiles(
     ("error", "attempts"),
     [(torch.cuda.OutOfMemoryError("CUDA out of memory."), 3), (RuntimeError("expected scalar type Half"), 1)],
 )
-def test_other_errors_are_raised_and_the_model_is_restored(
+def test_an_error_in_every_attempt_is_raised_and_the_model_is_restored(
     vae: Any, model: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, attempts: int
 ) -> None:
     calls: list[Any] = []
@@ -273,7 +276,7 @@ def test_an_image_that_fits_nowhere_is_an_error(vae: Any, model: Any, tried: lis
     assert not tried
 
 
-def test_a_device_that_does_not_report_its_memory_is_assumed_to_have_little(
+def test_a_device_that_does_not_report_its_free_memory_is_assumed_to_have_little(
     vae: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def silent(device: Any) -> Any:
@@ -285,8 +288,11 @@ def test_a_device_that_does_not_report_its_memory_is_assumed_to_have_little(
     assert vae.real_free_bytes(torch.device("cpu")) == 3 * GIB
 
 
-def test_the_extension_tiled_vae_decodes_the_image_if_it_is_enabled(vae: Any, model: Any, tried: list[Any]) -> None:
-    """Tiled VAE sets `forward` on the decoder object. When it is disabled, it sets the original method there."""
+def test_if_another_extension_replaces_the_decoder_it_decodes_the_image(vae: Any, model: Any, tried: list[Any]) -> None:
+    """The extension Tiled VAE replaces the attribute `forward` of the decoder object.
+
+    When Tiled VAE is disabled, it does not delete this attribute, but sets it to the original method.
+    """
     decoder = model.first_stage_model.decoder
     decoder.original_forward = decoder.forward
     decoder.forward = hook = lambda z: torch.zeros(1, 3, 8, 8)
@@ -299,7 +305,7 @@ def test_the_extension_tiled_vae_decodes_the_image_if_it_is_enabled(vae: Any, mo
     assert decoder.__dict__["forward"] == decoder.original_forward
 
 
-def test_autoencoders_of_another_layout_run_without_tiles(vae: Any, tried: list[Any]) -> None:
+def test_autoencoders_with_an_unknown_layout_run_without_tiles(vae: Any, tried: list[Any]) -> None:
     other = nn.Sequential(nn.Conv2d(4, 3, 1))
     model = SimpleNamespace(first_stage_model=SimpleNamespace(decoder=other))
     expected = other(Z)[0]

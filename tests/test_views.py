@@ -1,4 +1,8 @@
-"""Tests the views of a latent: they cover it, stay inside it, and depend only on stage and step."""
+"""Tests local and dilated views.
+
+Together, the views contain every cell of the latent. Local views stay inside the latent, and their jitter depends only
+on the stage and the step.
+"""
 
 from __future__ import annotations
 
@@ -32,19 +36,19 @@ EXAMPLES = settings(max_examples=150, deadline=None)
 
 
 @st.composite
-def axes(draw: st.DrawFn) -> tuple[int, int, int]:
-    """Draws the length of a latent along one axis (one to eight windows), the window and the stride."""
+def axis_sizes(draw: st.DrawFn) -> tuple[int, int, int]:
+    """Draws the length of a latent along one axis, the window and the stride. The length is one to eight windows."""
     window = draw(st.integers(1, 20))
     stride = draw(st.integers(1, window))
-    # a test with many views is slow, so there are at most 25 views along one axis
+    # many views make a test slow, so there are at most 25 along one axis
     length = draw(st.integers(window, min(8 * window, window + 24 * stride)))
     return length, window, stride
 
 
 @st.composite
 def grids(draw: st.DrawFn) -> tuple[Size, Size, Size]:
-    """Draws the size, window and stride of a latent that is usually not square."""
-    (height, *vertical), (width, *horizontal) = draw(axes()), draw(axes())
+    """Draws the size of a latent, the size of its views (the window), and the stride. They are usually not square."""
+    (height, *vertical), (width, *horizontal) = draw(axis_sizes()), draw(axis_sizes())
     return (height, width), (vertical[0], horizontal[0]), (vertical[1], horizontal[1])
 
 
@@ -87,7 +91,7 @@ def test_views_cover_every_cell_and_stay_inside(grid: tuple[Size, Size, Size], s
 
 @pytest.mark.parametrize(("window", "stride"), [(64, 32), (96, 48), (128, 64), (64, 40), (64, 63)])
 def test_common_windows_cover_every_length_of_one_to_eight_windows(window: int, stride: int) -> None:
-    """Tests one axis at a time. The jitter depends on a step that is different for every length."""
+    """Tests one axis at a time, without jitter and with the jitter of two steps."""
     for length in range(window, 8 * window + 1):
         for step in (None, length, length + 1):
             for size, windows, strides in (
@@ -100,7 +104,7 @@ def test_common_windows_cover_every_length_of_one_to_eight_windows(window: int, 
 
 
 @pytest.mark.parametrize("feather", [0.0, 0.1, 0.25, 0.5])
-def test_a_taper_is_symmetric_positive_and_falls_to_the_borders(feather: float) -> None:
+def test_a_taper_is_symmetric_and_positive_and_does_not_increase_towards_the_borders(feather: float) -> None:
     weights = taper((16, 12), feather)
     assert torch.equal(weights, weights.flip(0))
     assert torch.equal(weights, weights.flip(1))
@@ -143,16 +147,18 @@ def test_the_number_of_views_equals_the_planned_number(grid: tuple[Size, Size, S
         (5, 8, 4, [0]),
     ],
 )
-def test_starts_along_one_axis(length: int, window: int, stride: int, starts: list[int]) -> None:
+def test_positions_of_views_along_one_axis_equal_examples(
+    length: int, window: int, stride: int, starts: list[int]
+) -> None:
     assert view_starts(length, window, stride) == starts
 
 
 @EXAMPLES
 @given(grid=grids())
 def test_views_are_spread_evenly(grid: tuple[Size, Size, Size]) -> None:
-    """The first view begins at one border, and the last view ends at the other border.
+    """Along each axis, the first view begins at one border, and the last view ends at the other border.
 
-    If the stride divides the distance between these two views, all views have the same positions as in the paper.
+    If the distance between these two views is a multiple of the stride, all views have the positions of the paper.
     """
     for n, w, s in zip(*grid):
         starts = view_starts(n, w, s)
@@ -166,7 +172,7 @@ def test_views_are_spread_evenly(grid: tuple[Size, Size, Size]) -> None:
 @EXAMPLES
 @given(grid=grids(), step=st.integers(0, 200))
 def test_jitter_stays_within_its_range(grid: tuple[Size, Size, Size], step: int) -> None:
-    """A view moves by jitter_range at most. It does not move along an axis on which it touches the border."""
+    """A view moves by jitter_range at most. A view at a border of the latent does not move away from this border."""
     size, window, stride = grid
     plain, moved = views_of(size, window, stride, None), views_of(size, window, stride, step)
     for before, after in zip(plain, moved):
@@ -196,7 +202,7 @@ def test_adjacent_views_overlap_after_jitter(grid: tuple[Size, Size, Size], step
 BIG = ((256, 192), (64, 64), (32, 32))
 
 
-def test_jitter_moves_views_along_both_axes_and_up_to_its_range() -> None:
+def test_jitter_moves_views_along_both_axes_by_every_distance_in_its_range() -> None:
     plain = views_of(*BIG, None)
     rows, columns = set(), set()
     for step in range(40):
@@ -206,7 +212,7 @@ def test_jitter_moves_views_along_both_axes_and_up_to_its_range() -> None:
     assert rows == columns == set(range(-8, 9))
 
 
-def test_jitter_moves_each_view_separately() -> None:
+def test_jitter_moves_views_by_different_distances() -> None:
     plain, moved = views_of(*BIG, None), views_of(*BIG, 0)
     assert len({(after.top - before.top, after.left - before.left) for before, after in zip(plain, moved)}) > 10
 
@@ -226,12 +232,12 @@ def test_jitter_depends_only_on_stage_and_step() -> None:
     assert drawn(1, 7) != first
 
 
-def test_generators_of_different_steps_differ() -> None:
+def test_generators_of_different_stages_and_steps_have_different_seeds() -> None:
     seeds = [jitter_generator(stage, step).initial_seed() for stage in range(1, 9) for step in range(400)]
     assert len(set(seeds)) == len(seeds)
 
 
-def test_a_local_view_is_cropped_without_copying_and_added_in_place() -> None:
+def test_a_local_view_is_cropped_without_copying_and_its_prediction_is_added_in_place() -> None:
     x = torch.arange(40.0).view(1, 1, 5, 8)
     view = LocalView(1, 2, 3, 4)
     assert torch.equal(view.take(x), x[..., 1:4, 2:6])
@@ -267,7 +273,7 @@ def test_dilated_views_contain_every_cell_once(size: Size, factor: int) -> None:
 @EXAMPLES
 @given(size=SIZES, factor=FACTORS)
 @example(size=(33, 65), factor=2)
-def test_dilated_views_are_phases_of_the_padded_grid(size: Size, factor: int) -> None:
+def test_a_dilated_view_contains_every_nth_cell_of_the_padded_latent(size: Size, factor: int) -> None:
     """The latent is padded with zeros at the top and left, so that its sides are multiples of the factor.
 
     A view contains every factor-th cell of the padded latent in both directions.

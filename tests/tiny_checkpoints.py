@@ -1,6 +1,7 @@
 """Derives checkpoints of other kinds, such as inpainting models, from a tiny SD1 and a tiny SDXL checkpoint.
 
-Additional weights are random. The derived checkpoints are never stored in the repository.
+If a derived checkpoint has more weights than the original, the additional weights are random. The derived checkpoints
+are never stored in the repository.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ EDIT = [
     ("conditioning_key: crossattn", "conditioning_key: hybrid"),
     ('cond_stage_key: "txt"', "cond_stage_key: edit"),
 ]
-# only for txt2img, where the image embedding is all zeros: there is no small image embedder for img2img
+# This checkpoint works only in txt2img, where the image embedding is all zeros. img2img needs an image embedder, and
+# torch.nn.Identity only takes its place.
 UNCLIP = [
     (LAYOUT, "ldm.models.diffusion.ddpm.ImageEmbeddingConditionedLatentDiffusion"),
     ("conditioning_key: crossattn", "conditioning_key: crossattn-adm"),
@@ -76,7 +78,10 @@ def derive(source: Path, target: Path) -> list[str]:
 
 
 def changed(text: str, changes: Sequence[tuple[str, str]]) -> str:
-    """Replaces texts in a configuration. Raises ValueError if the configuration does not contain one of them."""
+    """Returns a configuration with some texts replaced. `changes` contains pairs of an old and a new text.
+
+    Raises ValueError if the configuration does not contain one of the old texts.
+    """
     for old, new in changes:
         if old not in text:
             raise ValueError(f"{old!r} is not in the configuration")
@@ -97,7 +102,7 @@ def widened(state: State, channels: int) -> State:
 
 
 def embedded(state: State) -> State:
-    """Returns a checkpoint whose UNet also receives a vector of 128 numbers."""
+    """Returns a checkpoint whose UNet also receives an embedding of 128 numbers, as unCLIP models do."""
     width = len(state[f"{UNET}.time_embed.2.bias"])
     layer = f"{UNET}.label_emb.0"
     weights = {f"{layer}.0.weight": randn(width, 128) / 12, f"{layer}.2.weight": randn(width, width) / 12}
