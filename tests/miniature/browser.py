@@ -1,4 +1,4 @@
-"""Starts Chromium for the browser tests, and uses the controls of the page as a person does."""
+"""Starts Chromium for the browser tests. The class `Tab` clicks and types in the controls of the page like a user."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLAGS = [
     "--disable-sync",
 ]
 TIMEOUT = 60_000
-"""The time limit of every action, in milliseconds."""
+"""The time limit for waiting, in milliseconds."""
 WINDOW = (1280, 1000)
 """The default width and height of the window in pixels."""
 
@@ -46,13 +46,14 @@ STOP = """panel => {
         background: opaque(focused.parentElement),
     };
 }"""
-"""JavaScript that describes the focused element: its block, its position, its outline and the color behind it.
+"""JavaScript that describes the element that has the focus, or returns null if this element is outside the panel.
 
-Returns null if the focused element is outside the panel.
+The result contains the name of the gradio component, the position of the component, whether the element has a size, the
+width and color of the element's outline, and the background color behind the element.
 """
 
 
-STILL = """document.addEventListener("DOMContentLoaded", () => {
+NO_ANIMATIONS = """document.addEventListener("DOMContentLoaded", () => {
     const style = document.createElement("style");
     style.textContent = "* { animation: none !important; }";
     document.head.append(style);
@@ -64,7 +65,7 @@ LAYOUT = Path(__file__).with_name("layout.js").read_text(encoding="utf-8")
 
 @contextmanager
 def launched(program: str) -> Iterator[Any]:
-    """Starts a browser, and closes it at the end of the block."""
+    """Returns a context in which a browser runs. The browser is closed at the end of the context."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -74,7 +75,7 @@ def launched(program: str) -> Iterator[Any]:
 
 
 class Tab:
-    """The tab txt2img or img2img of the webui's page, with the panel."""
+    """The tab txt2img or img2img of the webui's page, and the panel in this tab."""
 
     def __init__(self, page: Any, name: str):
         self.page = page
@@ -99,15 +100,16 @@ class Tab:
 
     @property
     def progress(self) -> Any:
-        """The progress bar during a run.
+        """The locator of the progress bar, which exists only during a run.
 
-        In a webui, the bar is above the gallery. In the stand-in, it is in an element of its own.
+        In a webui, the bar is above the gallery. In the stand-in, the bar is in the element `txt2img_progress` or
+        `img2img_progress`.
         """
         return self.page.locator(f"#{self.name}_results .progressDiv, {self.id('progress')} .progressDiv")
 
     @property
     def enabled(self) -> bool:
-        """Whether the panel is enabled. Reads the hidden checkbox, whose value the server receives."""
+        """Whether DemoFusion is enabled. This property reads the hidden checkbox whose value the page sends."""
         return self.page.locator(f"{self.panel}_enabled-checkbox input").is_checked()
 
     def open_panel(self) -> None:
@@ -123,9 +125,9 @@ class Tab:
         self.page.locator(f"{self.panel}_preset_name").wait_for(timeout=TIMEOUT)
 
     def stops(self) -> list[dict[str, Any]]:
-        """Presses the Tab key until the focus leaves the panel, starting at the panel's checkbox.
+        """Starts at the panel's checkbox, and presses the Tab key until the focus leaves the panel.
 
-        Returns the result of STOP for each focused element.
+        Returns the result of STOP for every element that gets the focus.
         """
         self.page.focus(f"{self.panel}_enabled-visible-checkbox")
         found: list[dict[str, Any]] = []
@@ -144,7 +146,7 @@ class Tab:
         return [f"{width}: {problem}" for problem in self.page.evaluate(LAYOUT, self.panel)]
 
     def text(self, name: str, text: str) -> str:
-        """Replaces the text in a control of the panel, key by key as a person does. Returns the control's selector."""
+        """Replaces the text in a control of the panel by typing key by key. Returns the control's selector."""
         selector = f"{self.panel}_{name} textarea, {self.panel}_{name} input"
         self.page.click(selector, timeout=TIMEOUT)
         self.page.keyboard.press("Control+A")
@@ -168,30 +170,30 @@ class Tab:
         chosen.filter(has_text=re.compile(f"^\\s*{re.escape(name)}\\s*$")).wait_for(timeout=TIMEOUT)
 
     def wait_for_value(self, name: str, value: str) -> None:
-        """Waits until a control of the panel shows a value."""
+        """Waits until a control of the panel shows the value `value`."""
         selector = f"{self.panel}_{name} input, {self.panel}_{name} textarea"
         script = "([selector, value]) => document.querySelector(selector).value === value"
         self.page.wait_for_function(script, arg=[selector, value], timeout=TIMEOUT)
 
     def wait_for_message(self, text: str) -> None:
-        """Waits until the message about saving or deleting a preset contains a text."""
+        """Waits until the message about saving or deleting a preset contains `text`."""
         message = self.page.locator(f"{self.panel}_preset_message.prose")
         message.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=TIMEOUT)
 
     def wait_for_line(self, text: str) -> str:
-        """Waits until the panel's summary line contains a text. Returns the whole line."""
+        """Waits until the panel's summary line contains `text`. Returns the whole line."""
         # gradio 3 gives the class `prose` to the component itself, and gradio 4 to an element inside the component
         line = self.page.locator(f"{self.panel}_line.prose, {self.panel}_line .prose")
         line.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=TIMEOUT)
         return line.inner_text()
 
     def wait_for_progress(self, text: str) -> str:
-        """Waits until the progress bar contains a text. Returns the bar's whole text."""
+        """Waits until the text of the progress bar contains `text`. Returns the whole text of the bar."""
         self.progress.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=TIMEOUT)
         return self.progress.inner_text()
 
     def wait_until_done(self) -> None:
-        """Waits until the progress bar of a run disappears."""
+        """Waits until the run ends and its progress bar disappears."""
         self.progress.wait_for(state="detached", timeout=TIMEOUT)
 
     def generate(self) -> None:
@@ -208,13 +210,16 @@ class Tab:
         return self.page.eval_on_selector_all(images, script)
 
     def wait_for_infotext(self, text: str) -> str:
-        """Waits until the infotext below the images contains a text. Returns the whole infotext."""
+        """Waits until the infotext below the images contains `text`. Returns the whole infotext."""
         info = self.page.locator(f"#html_info_{self.name}.prose")
         info.filter(has_text=re.compile(re.escape(text))).wait_for(timeout=TIMEOUT)
         return info.inner_text()
 
     def messages(self) -> Any:
-        """The element above the gallery that shows the messages about the last run. Waits until it exists."""
+        """Returns the locator of the element above the gallery that shows the messages about the last run.
+
+        Waits until the element exists.
+        """
         messages = self.page.locator(".demofusion-messages")
         messages.wait_for(timeout=TIMEOUT)
         return messages
@@ -247,7 +252,7 @@ def contrast(one: str, other: str) -> float:
 
 @contextmanager
 def listening(page: Any, event: str, react: Callable[[Any], None]) -> Iterator[None]:
-    """Calls `react` for every event of the page with the name `event` during the block."""
+    """Returns a context in which `react` is called for every event of the page with the name `event`."""
     page.on(event, react)
     try:
         yield

@@ -1,6 +1,6 @@
 """Provides the stand-in for the webui in the test process, its page on a server, and a browser for that page.
 
-The stand-in is in trial/webui. It loads the extension in the same way as the webui.
+The stand-in is in trial/webui. The stand-in loads the extension in the same way as the webui does.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from reports import Reports, reports_of_test  # noqa: F401 (a fixture of every t
 
 FOLDER = Path(__file__).resolve().parent
 
-from browser import STILL, find_chromium, launched, listening, show  # noqa: E402
+from browser import NO_ANIMATIONS, find_chromium, launched, listening, show  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Loads the stand-in with a tiny random model."""
+    """Returns the stand-in with a tiny random model. While the stand-in is in use, torch runs on one thread."""
     from in_process import Webui
     from tiny import TinyModel
 
@@ -37,12 +37,12 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """Starts a server with the page of the stand-in. Returns the page's address and the file with the server's errors.
+    """Starts a server with the page of the stand-in. Returns the page's address and the path of the server's error log.
 
-    The file is in the server's data folder.
+    The log is in the server's data folder.
     """
     folder = tmp_path_factory.mktemp("data")
-    # if there are several test processes, each one looks for a free port in its own range
+    # each test process looks for a free port in a range of its own
     port = 7870 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     command = [sys.executable, "-u", str(FOLDER / "serve_tiny.py"), str(port), str(folder), "0.02"]
     with (
@@ -59,15 +59,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
 
 @pytest.fixture(scope="session")
 def address(served: tuple[str, Path]) -> str:
-    """Returns the page's address."""
+    """Returns the address of the stand-in's page."""
     return served[0]
 
 
 @pytest.fixture
 def console(served: tuple[str, Path], reported: Reports) -> Iterator[None]:
-    """Collects the errors that the server prints during a test. An error without `expect` fails the test.
+    """Collects the errors that the server prints during a test. An error that the test does not expect fails the test.
 
-    After the test, deletes the files that the server has stored: presets, measured times and the last infotext.
+    After the test, the fixture deletes the files that the server has stored, such as presets, measured times and the
+    last infotext.
     """
     printed = served[1]
     before = printed.stat().st_size
@@ -82,10 +83,10 @@ def console(served: tuple[str, Path], reported: Reports) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def window() -> Iterator[Any]:
-    """Starts a browser and returns one page of it, which all tests use.
+    """Starts a browser, and returns the browser page that all tests use.
 
-    A new browser page for each test would compile gradio's scripts again, which takes longer than most tests.
-    Animations are turned off. With them, the page would take three times as long during a run.
+    If each test had a browser page of its own, the browser would compile gradio's scripts for every test. This takes
+    longer than most tests. The page has no animations, because with animations a run takes three times as long.
     """
     program = find_chromium()
     if program is None:
@@ -93,13 +94,13 @@ def window() -> Iterator[Any]:
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     with launched(program) as browser:
         page = browser.new_page()
-        page.add_init_script(STILL)
+        page.add_init_script(NO_ANIMATIONS)
         yield page
 
 
 @pytest.fixture
 def blank(window: Any) -> Iterator[Any]:
-    """Returns an empty page of the browser. A JavaScript error on this page fails the test."""
+    """Returns the browser page, which is empty. A JavaScript error during the test fails the test."""
     problems: list[str] = []
     with listening(window, "pageerror", lambda error: problems.append(str(error))):
         yield window

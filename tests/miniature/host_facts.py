@@ -34,17 +34,17 @@ ROLES = {
     "denoiser": ("sd_samplers_cfg_denoiser.CFGDenoiser",),
     "model": ("sd_samplers_cfg_denoiser.CFGDenoiser",),
 }
-"""For names of variables in the extension's code: the webui's classes of the objects in these variables.
+"""Maps the name of a variable in the extension's code to the webui's possible classes of the variable's value.
 
-At least one of the classes must define each attribute that the extension uses.
+The webui defines every attribute that the extension uses in at least one of these classes.
 """
 
 INSTANCES = {"shared.state": "State", "shared.total_tqdm": "TotalTQDM"}
-"""Variables of the webui, and the names of their classes. The classes can be defined in any module."""
+"""Maps a variable of the webui to the name of its class. The class can be in any module of the webui."""
 
 OPTIONS = "shared.opts"
 SUBCLASSED = ("sd_samplers_cfg_denoiser.CFGDenoiser.forward", "sd_samplers_cfg_denoiser.CFGDenoiser.inner_model")
-"""The members that the extension overrides in a class that it creates at run time (backends/webui_denoiser.py)."""
+"""Members that the extension overrides in a subclass. `symbols` misses this subclass: it is created at run time."""
 
 
 def parse(path: Path) -> ast.Module:
@@ -76,7 +76,7 @@ def dotted(node: ast.AST) -> str | None:
 
 
 def imported(tree: ast.Module) -> dict[str, str]:
-    """Returns the names that a file imports from the webui. Maps each to its module or symbol, without `modules.`."""
+    """Maps each name that a file imports from the webui to the imported module or symbol, without `modules.`."""
     names = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "modules":
@@ -87,10 +87,11 @@ def imported(tree: ast.Module) -> dict[str, str]:
 
 
 def own_names(tree: ast.Module) -> set[str]:
-    """Returns the names that a file imports from the extension itself, and the attributes that it sets on `self`.
+    """Returns the names in a file that belong to the extension and not to the webui.
 
-    An attribute has the form `script->name`, because variables with the name `script` contain the extension's own
-    objects.
+    These are the names that the file imports from the extension, and the attributes that the file sets on `self`. Each
+    attribute is returned as `script->attribute`, because a variable `script` contains the extension's own script. So
+    `used` does not regard this attribute as an attribute of the webui's class Script.
     """
     names = set()
     for node in ast.walk(tree):
@@ -105,8 +106,8 @@ def own_names(tree: ast.Module) -> set[str]:
 def symbols(tree: ast.Module) -> Iterator[str]:
     """Yields the symbols of the webui that a file of the extension uses.
 
-    They have the form `module.name`, `module.Class.member`, `shared.opts.setting`, or `variable->attribute` for a
-    variable in ROLES.
+    The symbols have the form `module.name`, `module.Class.member`, `shared.opts.setting`, or `variable->attribute` for
+    a variable in ROLES.
     """
     names = imported(tree)
     own = own_names(tree)
@@ -145,7 +146,8 @@ def used() -> list[str]:
 def parameters(node: ast.FunctionDef) -> list[str]:
     """Returns the names of a function's parameters except self and cls.
 
-    The names include stars. A question mark follows the name of a parameter that has a default.
+    The names of `*args` and `**kwargs` keep their stars. A question mark follows the name of a parameter that has a
+    default.
     """
     args = node.args
     plain = [arg.arg for arg in (*args.posonlyargs, *args.args)]
@@ -158,7 +160,7 @@ def parameters(node: ast.FunctionDef) -> list[str]:
 
 
 def described(node: ast.FunctionDef) -> dict[str, Any]:
-    """Describes a function by its parameters. A method that is decorated as a property counts as an attribute."""
+    """Describes a function by its parameters. A property is described as an attribute."""
     decorators = {dotted(entry) or "" for entry in node.decorator_list}
     if any(name == "property" or name.endswith(".setter") for name in decorators):
         return {"kind": "attribute"}
@@ -166,7 +168,7 @@ def described(node: ast.FunctionDef) -> dict[str, Any]:
 
 
 def targets(node: ast.AST) -> Iterator[ast.AST]:
-    """Yields the targets of `node` if it is an assignment, else nothing."""
+    """Yields the targets if `node` is an assignment. Yields nothing for other nodes."""
     if isinstance(node, ast.Assign):
         for target in node.targets:
             yield from target.elts if isinstance(target, ast.Tuple) else [target]
@@ -182,7 +184,7 @@ class Source:
 
     @cache  # noqa: B019 (one object per run)
     def classes(self) -> dict[str, ast.ClassDef]:
-        """Returns all classes by name. The extension uses no class whose name occurs in two modules."""
+        """Maps the name of each class to its syntax tree. No class that the extension uses exists in two modules."""
         return {n.name: n for tree in self.trees.values() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
 
     def members(self, name: str) -> dict[str, dict[str, Any]]:
@@ -208,7 +210,7 @@ class Source:
         return found
 
     def options(self) -> set[str]:
-        """Returns the names of the webui's settings."""
+        """Returns the names of the webui's settings, and the keys of all other dicts in the same files."""
         names = set()
         for stem in ("shared_options", "shared"):
             for node in ast.walk(self.trees.get(stem, ast.Module([], []))):
@@ -234,7 +236,7 @@ class Source:
         return None
 
     def fact(self, symbol: str) -> dict[str, Any] | None:
-        """Describes a symbol that has one of the forms of `symbols`. Returns None if the source does not define it."""
+        """Describes a symbol in a form of `symbols`. Returns None if the source does not define the symbol."""
         if symbol.startswith(f"{OPTIONS}."):
             name = symbol.rpartition(".")[2]
             return {"kind": "option"} if name in self.options() else self.members("Options").get(name)
@@ -246,12 +248,12 @@ class Source:
         return self.members(name).get(member[0]) if member else self.top_level(module, name)
 
     def facts(self, names: list[str]) -> dict[str, Any]:
-        """Describes the symbols `names`."""
+        """Maps each of the symbols `names` to its description."""
         return {name: self.fact(name) for name in names}
 
 
 def main(webui: str) -> None:
-    """Writes host_facts.json from the source of the webui in a folder. Omits symbols that it does not define."""
+    """Writes host_facts.json from the webui in the folder `webui`. Omits symbols that this webui does not define."""
     facts = {name: fact for name, fact in Source(Path(webui)).facts(used()).items() if fact}
     FACTS.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 

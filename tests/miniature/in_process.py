@@ -15,7 +15,7 @@ BASE = 64
 
 
 class Webui:
-    """The stand-in with a small model, on which it runs jobs of both tabs."""
+    """Runs jobs of txt2img and img2img in the stand-in with the model `small`."""
 
     def __init__(self, folder: Path, small: Any):
         self.folder = folder
@@ -33,8 +33,8 @@ class Webui:
     ) -> processing.Processed:
         """Runs one job and returns its result. The job comes from the API, or from the page if `from_page` is set.
 
-        `settings` is a dict of DemoFusion's fields, or a list of arguments for the scripts. If `settings` is None, no
-        script runs.
+        `settings` is a dict of DemoFusion's fields, or a list of arguments for the scripts. If `settings` is None, the
+        job runs without scripts. If `init_image` is given, the job is an img2img job.
         """
         args = settings if isinstance(settings, list) else [settings or {}]
         p = self.request([0, *args], init_image, **parameters)
@@ -44,7 +44,7 @@ class Webui:
         return jobs.execute(p)
 
     def request(self, script_args: list[Any], init_image: Image.Image | None = None, **parameters: Any) -> Any:
-        """Creates the webui's processing object of a job. The first of `script_args` is 0 if no script is selected."""
+        """Creates the webui's processing object of a job. If no script is selected, `script_args[0]` is 0."""
         paths_internal.data_path = str(self.folder)
         if getattr(shared.sd_model, "small", None) is not self.small:
             sd_models.use_model(self.small, "random")
@@ -72,7 +72,7 @@ def sizes(processed: processing.Processed) -> list[int]:
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
-    """Interrupts the job, as a user can, whenever the function `name` of `owner` is called. Then runs the function."""
+    """Makes every call of the function `name` of `owner` first interrupt the job, like the button "Interrupt"."""
     real = getattr(owner, name)
 
     def interrupting(*args: Any) -> Any:

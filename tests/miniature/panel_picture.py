@@ -1,8 +1,8 @@
 """Makes the picture of the panel in README: python tests/miniature/panel_picture.py URL [FILE].
 
-URL is the address of a new server (tests/miniature/serve_tiny.py). After a job on that server, the picture would show
-an expected time for the small model. The texts of the panel are stored in the PNG file, and a test compares them with
-the current panel.
+URL is the address of a server (tests/miniature/serve_tiny.py) that has not run a job yet. After a job, the panel would
+show an expected time for the tiny model. The PNG file also contains the texts of the panel. A test compares these texts
+with the current panel.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 FILE = Path(__file__).resolve().parents[2] / "pictures" / "panel.png"
 KEY = "Texts"
 NATIVE = 1024
-"""Width and height of the base image in pixels, as for SDXL."""
+"""Width and height of the base image in pixels. This is the native size of SDXL."""
 
 
 def shown_panel(page: Any, url: str) -> Tab:
@@ -31,7 +31,7 @@ def shown_panel(page: Any, url: str) -> Tab:
 
 
 def texts(tab: Tab) -> list[str]:
-    """Returns the panel's lines of text. They are sorted, because their order depends on the version of gradio."""
+    """Returns the panel's lines of text in alphabetical order. Their order on the page depends on gradio's version."""
     lines = tab.page.inner_text(f"{tab.panel}_enabled").splitlines()
     # lines without a letter or number are symbols, such as the arrows of the sections
     return sorted({line.strip() for line in lines if any(map(str.isalnum, line))})

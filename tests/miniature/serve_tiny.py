@@ -1,7 +1,6 @@
 """Serves the stand-in's page with the tiny random model: python tests/miniature/serve_tiny.py PORT FOLDER SECONDS.
 
-FOLDER is the data folder of the stand-in. Every model call first waits for SECONDS, so that tests can observe the
-stages.
+FOLDER is the data folder of the stand-in. Every model call takes SECONDS longer, so tests can observe the stages.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from tiny import TinyModel  # noqa: E402
 
 
 class SlowModel(TinyModel):
-    """A tiny model that waits for `seconds` before every call."""
+    """A tiny model that waits for `seconds` before it predicts."""
 
     seconds = 0.0
 

@@ -18,14 +18,14 @@ FAST = {"enabled": True, "preset": "Fast", "scale": 2}
 
 
 class Page:
-    """Imitates the page, which asks for a live preview from time to time. This class asks at every model call."""
+    """Imitates the page, which asks for live previews. The imitation asks before every model call."""
 
     def __init__(self) -> None:
         self.previews: list[str] = []
-        """For each preview: the text next to the bar, and the width of the latent."""
+        """For each preview: the text next to the bar, and the width of the latent in cells."""
 
     def look(self) -> None:
-        """Records a preview if one is due by the rule of the webui's `State.set_current_image`."""
+        """Records a preview if the webui's `State.set_current_image` would make one now."""
         state, every = shared.state, shared.opts.show_progress_every_n_steps
         due = every != -1 and state.sampling_step - state.current_image_sampling_step >= every
         if due and state.current_latent is not None:
@@ -33,13 +33,13 @@ class Page:
             self.previews.append(f"{state.textinfo} of {state.current_latent.shape[-1]} cells")
 
     def of_stage(self) -> list[str]:
-        """Returns the previews that were shown during the stage."""
+        """Returns the previews that were shown during the only stage."""
         return [shown for shown in self.previews if "DemoFusion 1/1 128x128" in shown]
 
 
 @pytest.fixture
 def page(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Page:
-    """Returns an imitation of the page that looks for a preview before every model call."""
+    """Returns an imitation of the page. Its method `look` is called before every model call."""
     looking = Page()
     unet = webui.small.unet
 
@@ -85,7 +85,7 @@ def test_a_stage_has_a_preview_at_its_start_and_then_at_the_interval(
 def test_a_stage_of_six_steps_never_has_more_previews_than_the_setting_requests(
     webui: Webui, page: Page, every: Callable[[int], None], interval: int, previews: int
 ) -> None:
-    """The webui's step counter is 0 in the first two steps, so a preview in every step means five previews."""
+    """The webui's step counter is 0 in both of the first two steps. So an interval of 1 gives five previews."""
     every(interval)
     webui.job(BALANCED, steps=24)
     assert len(page.of_stage()) == previews
@@ -93,7 +93,7 @@ def test_a_stage_of_six_steps_never_has_more_previews_than_the_setting_requests(
 
 @pytest.fixture
 def totals(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
-    """Returns a list to which the position and the total of the console's bar are added when the bar ends."""
+    """Returns a list. When the console's bar ends, the bar's position and total are added to the list."""
     seen: list[tuple[int, int]] = []
     total = shared.total_tqdm
     clear = total.clear
@@ -116,7 +116,7 @@ def test_the_bar_on_the_console_ends_at_its_total(
     webui.job({**BALANCED, "scale": 3, "stages": "1,2,3"}, sampler_name=sampler, steps=10, n_iter=iterations)
     assert len(totals) == 1
     done, total = totals[0]
-    # DDIM runs one step less than other samplers: 9 of 10 in the base pass, and 4 of 5 in each of the two stages
+    # most samplers run 10 steps in the base pass and 5 in each of the two stages, but DDIM runs only 9 and 4
     assert done == total >= iterations * (9 + 2 * 4)
 
 
@@ -150,7 +150,7 @@ def test_each_image_of_a_grid_adds_the_steps_of_its_stages(webui: Webui, totals:
     total: Callable[[int], None] = shared.total_tqdm.updateTotal
     seen: list[int] = []
 
-    def cells() -> None:
+    def run_grid() -> None:
         total(2 * 6)
         for _ in range(2):
             webui.job({"enabled": True, "preset": "Paper", "scale": 2}, steps=6)
@@ -159,7 +159,7 @@ def test_each_image_of_a_grid_adds_the_steps_of_its_stages(webui: Webui, totals:
     clear = shared.total_tqdm.clear
     shared.total_tqdm.clear = lambda: None
     try:
-        cells()
+        run_grid()
         shared.total_tqdm._tqdm.refresh()
         assert seen == [18, 24]
         assert shared.total_tqdm._tqdm.n == 24
@@ -169,7 +169,7 @@ def test_each_image_of_a_grid_adds_the_steps_of_its_stages(webui: Webui, totals:
 
 
 @pytest.mark.parametrize(
-    ("settings", "withdrawn"),
+    ("settings", "calls_of_withdraw"),
     [
         pytest.param({"enabled": True, "scale": 2}, 0, id="with stages"),
         pytest.param({"enabled": False}, 1, id="off"),
@@ -177,13 +177,14 @@ def test_each_image_of_a_grid_adds_the_steps_of_its_stages(webui: Webui, totals:
         pytest.param({"enabled": True, "tiling": True}, 1, id="refused"),
     ],
 )
-def test_a_request_without_stages_removes_the_expected_stages_of_a_grid_from_the_bar(
-    webui: Webui, reported: Reports, monkeypatch: pytest.MonkeyPatch, settings: Any, withdrawn: int
+def test_the_stages_that_a_grid_expects_are_withdrawn_if_a_request_runs_no_stages(
+    webui: Webui, reported: Reports, monkeypatch: pytest.MonkeyPatch, settings: Any, calls_of_withdraw: int
 ) -> None:
-    if withdrawn and settings["enabled"]:
+    """The first request of a grid adds the expected stages of later requests to the bar. `withdraw` removes them."""
+    if calls_of_withdraw and settings["enabled"]:
         reported.expect("99" if "scale" in settings else "Tiling")
     calls: list[None] = []
     monkeypatch.setattr(webui_state, "withdraw", lambda: calls.append(None))
     settings = dict(settings)
     webui.job(settings, steps=2, tiling=settings.pop("tiling", False))
-    assert len(calls) == withdrawn
+    assert len(calls) == calls_of_withdraw

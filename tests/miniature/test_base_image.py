@@ -1,6 +1,6 @@
 """Tests the base image in jobs with extra networks, a refiner, hires fix, or the webui's settings for noise.
 
-Also tests that an uploaded image is always encoded to the same latent.
+Also tests that the same upload always gives the same image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ON = {"enabled": True, "scale": 2}
 
 
 class Other(scripts.Script):
-    """A script that runs before this extension's script, and imitates a feature of the webui."""
+    """A script that imitates a feature of the webui. Its hooks run before the hooks of DemoFusion."""
 
     alwayson = True
     filename = "another.py"
@@ -32,9 +32,9 @@ class Other(scripts.Script):
 
 @pytest.fixture
 def before(webui: Webui) -> Iterator[Callable[[Other], None]]:
-    """Returns a function that inserts a script before this extension's script.
+    """Returns a function that inserts a script of another extension before DemoFusion's script in txt2img.
 
-    After the test, the script is removed and the model is restored.
+    After the test, the fixture removes the script and loads the original model again.
     """
     runner = scripts.scripts_txt2img
     own = list(runner.alwayson_scripts)
@@ -44,7 +44,7 @@ def before(webui: Webui) -> Iterator[Callable[[Other], None]]:
 
 
 class Networks(Other):
-    """Imitates hires fix with extra networks (LoRAs). The networks of the hires prompt stay active after the pass."""
+    """Imitates hires fix with LoRAs. After the hires pass, the LoRAs of the hires prompt stay active."""
 
     def __init__(self, base: dict[str, Any], hires: dict[str, Any]):
         self.base, self.hires = base, hires
@@ -60,7 +60,7 @@ class Networks(Other):
 
 @pytest.mark.parametrize("iterations", [1, 2])
 @pytest.mark.parametrize(("base", "hires"), [({"lora": ["L"]}, {}), ({}, {"lora": ["L"]}), ({"lora": ["L"]},) * 2])
-def test_the_stages_use_the_networks_of_the_main_prompt(
+def test_the_stages_use_the_extra_networks_of_the_main_prompt(
     webui: Webui,
     before: Callable,
     monkeypatch: pytest.MonkeyPatch,
@@ -81,15 +81,15 @@ def test_the_stages_use_the_networks_of_the_main_prompt(
     assert all(active == base for active in seen)
 
 
-def test_no_networks_are_activated_if_the_job_disables_them(webui: Webui, before: Callable) -> None:
-    """At the end, only the networks that the other script has activated are active."""
+def test_no_extra_networks_are_activated_if_the_job_disables_them(webui: Webui, before: Callable) -> None:
+    """DemoFusion does not change the networks that the imitation of hires fix has activated."""
     before(Networks({"lora": ["L"]}, {"lora": ["M"]}))
     webui.job(ON, enable_hr=True, disable_extra_networks=True)
     assert extra_networks.active == {"lora": ["M"]}
 
 
 class Refiner(Other):
-    """Imitates a refiner: loads another checkpoint, with another VAE, at the end of the base pass."""
+    """Imitates a refiner: at the end of the base pass, loads another checkpoint, which has another VAE."""
 
     def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
         sd_models.use_model(TinyModel(seed=1), "refiner")
@@ -97,7 +97,7 @@ class Refiner(Other):
 
 @pytest.fixture
 def refined(webui: Webui, before: Callable, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """Returns the image of a job with the refiner and without DemoFusion. Later jobs use the refiner too."""
+    """Makes all jobs of the test use the refiner. Returns the pixels of the image of such a job without DemoFusion."""
     plain = webui.job().images[0].tobytes()
 
     def reload(sd_model: Any = None, info: Any = None, forced_reload: bool = False) -> Any:
@@ -134,12 +134,12 @@ def test_the_base_image_after_a_refiner_is_returned_if_every_stage_fails(
     assert result.images[0].tobytes() == refined
 
 
-def test_the_base_image_after_a_refiner_is_returned_if_there_is_no_stage(webui: Webui, refined: bytes) -> None:
+def test_the_base_image_after_a_refiner_is_returned_if_the_job_has_no_stage(webui: Webui, refined: bytes) -> None:
     assert webui.job({"enabled": True, "scale": 1}).images[0].tobytes() == refined
 
 
 class HiresPass(Other):
-    """Imitates hires fix: returns images of random pixels. With `nan`, the last pixel of each image is NaN."""
+    """Imitates hires fix: returns images of random pixels. If `nan` is set, the last pixel of each image is NaN."""
 
     def __init__(self, nan: bool = False):
         self.nan = nan
@@ -186,7 +186,7 @@ def test_nan_from_hires_fix_is_not_reported_as_an_error_of_the_encoder(
 def test_the_webuis_extra_noise_is_in_the_infotext_only_if_it_has_an_effect(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
-    """The webui's setting applies to img2img and hires fix. It does not apply to stages, which have their own field."""
+    """The webui's setting applies to img2img and hires fix. For the stages, DemoFusion has a field of its own."""
     upload = webui.job().images[0]
     before = webui.job(ON, sampler_name=sampler).images[0]
     monkeypatch.setattr(shared.opts, "img2img_extra_noise", 0.3)
@@ -213,7 +213,7 @@ def test_the_noise_multiplier_is_in_the_infotext_only_if_it_has_an_effect(
 
 @pytest.fixture
 def drawing(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Image.Image:
-    """Makes the encoder draw from torch's global generator, as the webui's encoder does. Returns an image to upload."""
+    """Makes the encoder add noise from torch's global generator, as a real encoder does. Returns an image to upload."""
 
     def encode(pictures: torch.Tensor) -> torch.Tensor:
         latent = TinyModel.encode(webui.small, pictures)
@@ -229,7 +229,7 @@ UPLOAD = {**ON, "upscaler": "Latent", "return_stages": True}
 
 @pytest.mark.parametrize("batch", [{}, {"batch_size": 2}, {"n_iter": 2}])
 def test_the_same_upload_gives_the_same_image(webui: Webui, drawing: Image.Image, batch: dict[str, int]) -> None:
-    """Neither the state of torch's generator, which depends on earlier jobs, nor the batch makes a difference."""
+    """The image does not depend on torch's generator, which earlier jobs use, or on the number of images in the job."""
     torch.manual_seed(1)
     alone = [webui.job(UPLOAD, init_image=drawing, seed=seed) for seed in ((7, 8) if batch else (7,))]
     torch.manual_seed(2)
@@ -248,7 +248,9 @@ def test_encoding_an_upload_does_not_change_torchs_generator(webui: Webui, drawi
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_base_image_of_a_redrawn_upload_is_the_image_without_demofusion(webui: Webui, drawing: Image.Image) -> None:
+def test_the_base_image_of_a_redrawn_upload_equals_the_image_without_demofusion(
+    webui: Webui, drawing: Image.Image
+) -> None:
     torch.manual_seed(4)
     plain = webui.job({}, init_image=drawing).images[0].tobytes()
     torch.manual_seed(4)

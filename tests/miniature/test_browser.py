@@ -1,4 +1,4 @@
-"""Tests the stand-in's page in a real browser: clicks and types as a person does, and reads the page."""
+"""Tests the stand-in's page in a real browser. The tests click, type, and read texts and images on the page."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ TABS = ("txt2img", "img2img")
 OPENING = "Fast"
 """The preset that the panel shows when the page is loaded."""
 
-BASE = {"txt2img": [128], "img2img": []}
-"""Widths of the images after the final image in the gallery.
+AFTER_FINAL = {"txt2img": [128], "img2img": []}
+"""Widths of the images that follow the final image in the gallery.
 
 In txt2img, the base image follows. In img2img, no image follows, because the base image is the uploaded image.
 """
@@ -38,7 +38,7 @@ DemoFusion stages: "1,2,3", DemoFusion cosine scale 1: 2.5, DemoFusion jitter: F
 
 @pytest.fixture(params=TABS)
 def tab(page: Any, request: pytest.FixtureRequest, tmp_path: Path) -> Tab:
-    """Runs the test in both tabs, and returns the tab. In img2img, uploads an image first."""
+    """Returns the tab. Each test runs twice, once in each tab. In img2img, the fixture uploads an image first."""
     tab = Tab(page, request.param)
     if request.param == "img2img":
         picture = tmp_path / "begin.png"
@@ -74,9 +74,10 @@ def test_the_summary_line_is_updated_when_a_value_changes(tab: Tab) -> None:
 def test_a_hidden_copy_of_a_text_is_updated_only_if_the_text_changes(
     blank: Any, text: str | None, copy: str, result: str | None
 ) -> None:
-    """Calls the JavaScript function IF_CHANGED. If text and copy are equal, it never returns, and the result is None.
+    """If the text and the copy are equal, the promise of IF_CHANGED stays pending, and gradio updates nothing.
 
-    If it returned, the page of gradio 4 would update itself without end (see `_text_of` in host/panel/page.py).
+    If the promise were resolved, the page of gradio 4 would update itself without end (see `_text_of` in
+    host/panel/page.py). In this test, the result for a promise that is still pending after 100 ms is None.
     """
     script = f"values => Promise.race([({IF_CHANGED})(...values), new Promise(end => setTimeout(end, 100, null))])"
     assert blank.evaluate(script, [text, copy]) == result
@@ -103,7 +104,7 @@ NUMBERS = [
 
 
 def test_a_number_that_is_not_allowed_is_corrected_in_its_box(page: Any) -> None:
-    """An empty box gets its last value back."""
+    """If the user empties a box, the last value appears in the box again."""
     tab = Tab(page, "txt2img")
     tab.open_panel()
     for name, typed, value, note in NUMBERS:
@@ -138,7 +139,7 @@ def test_a_final_size_that_is_too_large_for_the_base_image_is_refused(tab: Tab, 
     line = tab.wait_for_line("not valid").strip()
     assert line == "Resize width to: 2000 is not valid. Use 0, or 128 to 1024 for this base image"
     tab.page.click(tab.id("generate"))
-    # this message uses the name of the field in the API
+    # the message of the run names the field in the form of the API
     assert "width: 2000 is not valid. Use 0, or 128 to 1024 for this base image" in tab.messages().inner_text()
     assert "DemoFusion size" not in tab.infotext()
 
@@ -172,7 +173,7 @@ ONE_STAGE = "128x128 → 384x384"
 
 
 def test_text_typed_while_the_server_is_slow_is_in_the_summary_line(tab: Tab) -> None:
-    """The server is slow during a job. Text must not be lost if you type it while the page waits for an answer."""
+    """The server is slow during a job. A text must not be lost if the user types while the page waits for an answer."""
     open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     tab.wait_for_line("256x256 → 384x384")
@@ -184,8 +185,8 @@ def test_text_typed_while_the_server_is_slow_is_in_the_summary_line(tab: Tab) ->
     network.detach()
 
 
-def test_a_typed_value_is_kept_if_its_dropdown_gets_and_loses_the_focus(tab: Tab) -> None:
-    """The dropdown gets the focus if you press the Tab key repeatedly to reach another control."""
+def test_a_typed_value_is_kept_if_the_dropdown_gets_and_loses_the_focus(tab: Tab) -> None:
+    """The dropdown gets the focus for a moment if the user presses the Tab key repeatedly to reach another control."""
     open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     field = tab.page.locator(tab.text("stages", "1,3"))
@@ -200,7 +201,7 @@ def test_a_typed_value_is_kept_if_its_dropdown_gets_and_loses_the_focus(tab: Tab
 
 
 def test_text_entered_without_a_key_press_is_used(tab: Tab) -> None:
-    """You can paste a text with the mouse or drop it, and another program can fill it in."""
+    """A user can paste or drop a text with the mouse, and a password manager or a script can fill in a text."""
     open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     tab.wait_for_line("256x256 → 384x384")
@@ -222,7 +223,7 @@ def test_a_run_shows_progress_and_the_final_image(tab: Tab) -> None:
     tab.wait_for_progress("DemoFusion 2/2")
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-progress")
     tab.wait_until_done()
-    assert tab.image_sizes() == [384, *BASE[tab.name]]
+    assert tab.image_sizes() == [384, *AFTER_FINAL[tab.name]]
     assert "DemoFusion size: 384 x 384" in tab.infotext()
     screenshot(tab.page, SCREENSHOTS, f"{tab.name}-done")
 
@@ -236,7 +237,7 @@ def test_an_interrupt_returns_the_image_of_the_previous_stage(tab: Tab) -> None:
     tab.wait_for_progress("DemoFusion 2/2")
     tab.page.click(tab.id("interrupt"))
     tab.wait_until_done()
-    assert tab.image_sizes() == [256, *BASE[tab.name]]
+    assert tab.image_sizes() == [256, *AFTER_FINAL[tab.name]]
     assert "DemoFusion stopped" in tab.infotext()
     message = tab.messages()
     assert message.inner_text().strip() == "DemoFusion stopped: showing stage 1 of 2 (256x256)"
@@ -269,7 +270,7 @@ def test_a_run_with_a_closed_panel_does_not_use_demofusion(tab: Tab) -> None:
     assert tab.image_sizes() == [128]
 
 
-def test_pasting_sets_every_control(tab: Tab) -> None:
+def test_pasting_an_infotext_sets_every_control(tab: Tab) -> None:
     tab.page.fill(f"{tab.id('prompt')} textarea", INFOTEXT)
     tab.page.click(f"#{tab.name}_paste")
     tab.wait_for_line("288x192")
@@ -287,7 +288,7 @@ def test_pasting_sets_every_control(tab: Tab) -> None:
         f"{tab.panel}_cosine_scale_2": "1",
     }
     assert {selector: tab.value(selector) for selector in expected} == expected
-    # Jitter has no visible control, but its value differs from the preset, so the list of changed fields contains it
+    # "Jitter" has no visible control, but differs from the preset, so the list of changed fields contains "Jitter"
     tab.page.locator(f"{tab.panel}_preset_changed.prose").filter(has_text="Jitter").wait_for(timeout=TIMEOUT)
     tab.open_panel()
     boxes = {"return_stages": True, "save_stages": False}
@@ -297,7 +298,7 @@ def test_pasting_sets_every_control(tab: Tab) -> None:
 
 
 def test_pasting_an_infotext_without_demofusion_disables_the_panel(tab: Tab) -> None:
-    """The other values of the panel do not change."""
+    """The other fields of the panel keep their values."""
     tab.open_panel()
     tab.choose_preset("Fast")
     tab.wait_for_value("stages", "fewest")
@@ -321,12 +322,12 @@ def test_pasting_an_infotext_without_demofusion_disables_the_panel(tab: Tab) -> 
 
 
 def few_steps(tab: Tab, steps: int = 6) -> None:
-    """Enters sampling steps and a CFG scale that are typical of few-step models."""
+    """Enters `steps` sampling steps, and a CFG scale that is typical of few-step models."""
     tab.number(tab.id("steps"), steps)
     tab.number(tab.id("cfg_scale"), 1.5)
 
 
-def test_the_panel_switches_to_turbo_for_few_steps_and_back_for_many(tab: Tab) -> None:
+def test_the_panel_switches_to_turbo_for_few_steps_and_back_for_many_steps(tab: Tab) -> None:
     tab.open_panel()
     few_steps(tab)
     tab.wait_for_preset("Turbo")
@@ -344,7 +345,7 @@ def test_the_panel_switches_to_turbo_for_few_steps_and_back_for_many(tab: Tab) -
 @pytest.mark.parametrize("preset", ["Balanced", OPENING])
 def test_a_clicked_preset_is_not_replaced_by_turbo(tab: Tab, preset: str) -> None:
     tab.open_panel()
-    # one of the two presets is selected already; a click on it counts too
+    # OPENING is already selected, but a click on a selected preset also prevents the switch to Turbo
     tab.choose_preset(preset)
     tab.wait_for_value("denoising_strength", f"{PRESETS[preset]['denoising_strength']:g}")
     few_steps(tab)
@@ -403,7 +404,7 @@ def test_a_preset_saved_in_one_tab_can_be_used_and_deleted_in_the_other(tab: Tab
     assert again.presets() == list(PRESETS)
 
 
-def test_a_message_about_presets_disappears_at_the_next_action(tab: Tab) -> None:
+def test_a_message_about_presets_disappears_at_the_next_action_of_the_user(tab: Tab) -> None:
     tab.open_panel()
     tab.page.click(f"{tab.panel}_preset_delete")
     tab.wait_for_message("replace or delete a built-in preset")
@@ -424,7 +425,7 @@ def test_the_summary_line_explains_why_upscale_by_has_no_effect(tab: Tab) -> Non
 
 
 def test_the_panel_ticks_its_checkbox_until_the_user_clicks_the_checkbox(tab: Tab) -> None:
-    """Opening the panel ticks the checkbox, and closing the panel unticks it, until the user clicks the checkbox.
+    """Before the user clicks the checkbox, opening the panel ticks it, and closing the panel unticks it.
 
     The checkboxes of the webui's own accordions behave in the same way.
     """
@@ -436,7 +437,7 @@ def test_the_panel_ticks_its_checkbox_until_the_user_clicks_the_checkbox(tab: Ta
     tab.page.wait_for_selector(f"{header}:not(.open)", timeout=TIMEOUT)
     tab.page.wait_for_timeout(300)
     assert not tab.enabled
-    # DemoFusion also runs if the box is ticked while the panel is closed
+    # if the user ticks the checkbox of a closed panel, DemoFusion runs too
     tab.page.click(box)
     tab.number(tab.id("steps"), 3)
     tab.generate()
@@ -463,7 +464,7 @@ def test_the_panel_lists_the_fields_that_differ_from_the_preset(tab: Tab) -> Non
     changed.wait_for(state="hidden", timeout=TIMEOUT)
     tab.choose_preset("Paper")
     tab.wait_for_value("stages", "every")
-    # while the controls get their new values one after another, some differ from the new preset
+    # the controls get their values one after another, so some controls differ from the new preset for a moment
     changed.wait_for(state="hidden", timeout=TIMEOUT)
 
 
@@ -497,7 +498,7 @@ def test_a_built_in_preset_can_be_neither_replaced_nor_deleted(tab: Tab) -> None
 
 def test_after_a_run_the_summary_line_estimates_the_time_of_the_next_run(tab: Tab) -> None:
     tab.open_panel()
-    # in Paper, the number of steps in a stage depends on the sampling steps
+    # with the preset Paper, the number of steps in a stage depends on the sampling steps
     tab.choose_preset("Paper")
     tab.number(tab.id("steps"), 8)
     tab.wait_for_line("256x256")

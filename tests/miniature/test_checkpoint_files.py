@@ -1,6 +1,6 @@
 """Tests checkpoints that are selected in Forge or Forge Neo but not loaded yet.
 
-They are recognized from their files, and the panel's summary line describes them.
+The extension recognizes the kind of such a checkpoint from its file. The panel's summary line describes a job with it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ LAYERS = {
 }
 """Names and shapes of a few layers for each kind of model.
 
-The file of ZImage contains only a transformer, so its names have no prefix.
+A file of Z-Image contains only a transformer, so the names of its layers have no prefix.
 """
 
 
 class Guess:
-    """Imitates `huggingface_guess`, with which Forge detects the kind of a model. There is a class for every kind."""
+    """Imitates `huggingface_guess`, with which Forge detects the kind of a model.
+
+    `kinds` contains an empty class for every kind of model in LAYERS.
+    """
 
     def __init__(self) -> None:
         self.kinds = {name: type(name, (), {}) for name in LAYERS}
@@ -46,14 +49,14 @@ class Guess:
         for name, layers in LAYERS.items():
             found = {f"{PREFIX}{key.removeprefix(PREFIX)}" for key in layers}
             if found <= set(state):
-                # the real function computes this standard deviation for Z-Image; stand-ins contain zeros
+                # the real function computes this standard deviation for Z-Image; the tensors of `stand_ins` are zeros
                 assert name != "ZImage" or torch.std(state[f"{PREFIX}layers.0.ffn_norm1.weight"]).item() == 0
                 return self.kinds[name]()
         raise ModuleNotFoundError("Failed to recognize model...")
 
 
 def preprocess(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Adds the prefix to the names of a file that contains only a transformer."""
+    """Adds PREFIX to the names of all layers if the file contains only a transformer."""
     return state if any(key.startswith(PREFIX) for key in state) else {PREFIX + key: x for key, x in state.items()}
 
 
@@ -75,7 +78,7 @@ def written(folder: Path, name: str, file: str = "checkpoint.safetensors") -> st
     return str(folder / file)
 
 
-def test_stand_ins_have_the_names_and_shapes_of_the_tensors_in_the_file(tmp_path: Path) -> None:
+def test_stand_ins_returns_the_names_and_shapes_of_the_tensors_in_the_file(tmp_path: Path) -> None:
     path = written(tmp_path, "Flux")
     assert {name: x.shape for name, x in stand_ins(path).items()} == {n: x.shape for n, x in load_file(path).items()}
 
@@ -88,10 +91,10 @@ def test_chroma_is_recognized_by_its_guidance_layer(tmp_path: Path) -> None:
     assert family_of_file(str(file)) == BY_ENGINE["Chroma"]
 
 
-def test_a_kind_that_no_engine_lists_has_the_family_of_its_base_class(
+def test_a_subclass_of_a_known_kind_has_the_family_of_the_known_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For example, Forge derives its class for SDXL checkpoints that edit images from its class for SDXL."""
+    """For example, Forge's class for SDXL checkpoints that edit images is a subclass of its class for SDXL."""
     detection = checkpoint_files.huggingface_guess
     special = type("Special", (detection.kinds["StableDiffusionXL"],), {})
     monkeypatch.setattr(detection, "guess", lambda state: special())
@@ -129,7 +132,7 @@ def test_a_file_without_readable_layers_is_not_recognized(tmp_path: Path, conten
 
 
 def select(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    """Selects a checkpoint in the webui. Another checkpoint is loaded."""
+    """Imitates Forge after a user has selected the checkpoint `path` but no job has loaded it yet."""
     chosen = {"checkpoint_info": SimpleNamespace(filename=path), "additional_modules": []}
     data = SimpleNamespace(sd_model=None, forge_loading_parameters=chosen, forge_hash="of another one")
     monkeypatch.setattr(sd_models, "model_data", data)
@@ -152,7 +155,9 @@ def test_the_summary_line_shows_sizes_for_the_selected_checkpoint(
     assert "872x1088" in line.describe([ON], tab)
 
 
-def test_the_summary_line_refuses_the_selected_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_summary_line_shows_why_the_selected_checkpoint_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     select(monkeypatch, written(tmp_path, "Wan"))
     assert "this checkpoint makes videos" in line.describe([ON], TabValues())
 

@@ -1,4 +1,4 @@
-"""Tests "Keep colors" with every kind of base image, with several upscalers, with masks, and after an error."""
+"""Tests "Keep colors" in txt2img and img2img, with hires fix, several upscalers and masks, and after an error."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ ON = {"enabled": True, "scale": 2, "keep_colors": True}
 
 
 def drift(image: Image.Image, base: Image.Image) -> float:
-    """Compares the mean colors of the four quarters of two images. Returns the largest difference, from 0 to 255."""
+    """Returns the largest difference, from 0 to 255, between the mean colors of the same quarter of two images."""
     quarters = [np.asarray(one.resize((2, 2), Image.Resampling.BOX), float) for one in (image, base)]
     return float(np.abs(quarters[0] - quarters[1]).max())
 
 
 def upload() -> Image.Image:
-    """Returns an image of the base's size that is smooth and has an edge."""
+    """Returns a BASE x BASE image. Two channels are smooth, and the third has a sharp edge."""
     rows, columns = np.mgrid[:BASE, :BASE] / BASE
     return Image.fromarray((np.stack([rows, columns, (rows + columns > 1) * 0.7], 2) * 255).astype(np.uint8))
 
 
 @pytest.fixture
 def drifting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the decoder change the colors of every image larger than the base image. A real stage may do this too."""
+    """Makes the decoder change the colors of images larger than the base image, as a stage with a real model can do."""
     real = processing.decode_latent_batch
 
     def decode(*args: Any, **kwargs: Any) -> Any:
@@ -111,7 +111,7 @@ def test_no_colors_are_computed_if_keep_colors_is_off(webui: Webui, monkeypatch:
     assert again.images[0].tobytes() == plain.images[0].tobytes()
 
 
-def test_an_image_whose_colors_cannot_be_kept_is_not_lost(
+def test_an_image_is_not_lost_if_keep_colors_fails(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
     reported.expect('"Keep colors" failed')
@@ -126,11 +126,11 @@ def test_an_image_whose_colors_cannot_be_kept_is_not_lost(
 
 
 def plan_of(width: int = 2 * BASE, height: int = 2 * BASE) -> Any:
-    """Plans a job with a base image of BASE pixels and this final size."""
+    """Plans a job with a base image of BASE pixels and a final image of width x height pixels."""
     return make_plan(parse_settings({**ON, "width": width, "height": height}), (BASE // 8, BASE // 8))
 
 
-def test_with_hires_fix_its_result_is_the_base_image() -> None:
+def test_with_hires_fix_the_result_of_hires_fix_is_the_base_image() -> None:
     samples = processing.DecodedSamples([torch.full((3, BASE, BASE), 0.25)])
     known = known_base(SimpleNamespace(), samples, False)
     assert known is not None
@@ -138,7 +138,7 @@ def test_with_hires_fix_its_result_is_the_base_image() -> None:
     colors = BaseColors(SimpleNamespace(mask=None), plan_of())
     colors.remember(known)
     pictures = [picture]
-    colors.keep(pictures, lambda: pytest.fail("the base image is known already and must not be decoded"))
+    colors.keep(pictures, lambda: pytest.fail("the base image is already known, so it must not be decoded"))
     assert float(pictures[0].mean()) == pytest.approx(0.25, abs=1e-3)
 
 
@@ -151,7 +151,9 @@ def test_with_hires_fix_its_result_is_the_base_image() -> None:
     ],
     ids=["txt2img", "inpainting", "latent resize"],
 )
-def test_the_base_image_is_decoded_if_the_job_does_not_have_it_yet(request_: dict[str, Any]) -> None:
+def test_the_pixels_of_the_base_image_are_unknown_in_txt2img_inpainting_and_latent_resize(
+    request_: dict[str, Any],
+) -> None:
     assert known_base(SimpleNamespace(**{"resize_mode": 0, "mask": None, **request_}), torch.zeros(1), False) is None
 
 

@@ -1,4 +1,4 @@
-"""Compares the stand-in with the webui: everything that the extension uses has the same signature in both."""
+"""Tests that the functions of the webui that the extension calls have the same signatures in the stand-in."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ UPDATE = "To update host_facts.json, run: python tests/miniature/host_facts.py D
 
 @pytest.fixture(scope="session")
 def committed() -> dict[str, Any]:
-    """Returns the stored descriptions of symbols in webui 1.10.1."""
+    """Returns host_facts.json, which describes the symbols in AUTOMATIC1111's webui 1.10.1."""
     return json.loads(host_facts.FACTS.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")
 def miniature() -> dict[str, Any]:
-    """Returns the descriptions of the same symbols in the stand-in."""
+    """Returns descriptions of all symbols that the extension uses. The descriptions come from the stand-in's source."""
     return host_facts.Source(host_facts.MINIATURE).facts(USED)
 
 
 @pytest.mark.parametrize("symbol", USED)
-def test_the_webui_has_what_the_extension_uses(symbol: str, committed: dict[str, Any]) -> None:
+def test_host_facts_contain_every_symbol_that_the_extension_uses(symbol: str, committed: dict[str, Any]) -> None:
     assert symbol in committed, f"host_facts.json does not contain {symbol}. {UPDATE}"
 
 
 @pytest.mark.parametrize("symbol", USED)
-def test_the_stand_in_has_the_same_signatures(
+def test_the_stand_in_has_the_signatures_in_host_facts(
     symbol: str, committed: dict[str, Any], miniature: dict[str, Any]
 ) -> None:
     assert miniature[symbol] == committed.get(symbol)
@@ -42,7 +42,7 @@ def test_the_stand_in_has_the_same_signatures(
 
 @pytest.fixture
 def folder(request: pytest.FixtureRequest) -> Path:
-    """Returns the folder of a real webui."""
+    """Returns the folder of an installed webui. Skips the test if there is none."""
     folder = request.config.getoption("--webui")
     if not folder:
         pytest.skip("no webui: use --webui DIR or set SD_WEBUI_DIR")
@@ -50,7 +50,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.mark.webui
-def test_the_stored_facts_equal_those_of_the_webui(committed: dict[str, Any], folder: Path) -> None:
+def test_host_facts_equal_the_descriptions_of_an_installed_webui(committed: dict[str, Any], folder: Path) -> None:
     assert host_facts.Source(folder).facts(sorted(committed)) == committed
 
 
@@ -79,7 +79,7 @@ variable = 3
 
 @pytest.fixture
 def example(tmp_path: Path) -> host_facts.Source:
-    """Returns the source of a `modules` package in which only the module `example` exists."""
+    """Returns a `modules` package with one module: `example`, whose source code is SOURCE."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "example.py").write_text(SOURCE, encoding="utf-8")
     return host_facts.Source(tmp_path)

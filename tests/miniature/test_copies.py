@@ -1,4 +1,4 @@
-"""Tests webuis in which the extension is installed twice, for example a fork in addition to the original."""
+"""Tests the extension in a webui in which it is installed twice, for example as the original and as a fork."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TITLE = "DemoFusion Hires"
 
 
 def copy_to(folder: Path) -> Path:
-    """Creates the folder of a second copy of the extension, with links to its Python code. Returns the folder."""
+    """Creates `folder`, a second copy of the extension that consists of links to the Python code. Returns `folder`."""
     folder.mkdir()
     for name in ("scripts", "lib_demofusion"):
         (folder / name).symlink_to(ROOT / name, target_is_directory=True)
@@ -50,7 +50,7 @@ import stand_in
 from modules import scripts
 
 for folder in map(Path, sys.argv[1:]):
-    # the webui does this at "Reload UI"; for the second folder, the first copy has been disabled before
+    # "Reload UI" loads the scripts in this way; the user has disabled the first copy before the second is loaded
     scripts.scripts_data.clear()
     scripts.load_scripts(folder)
     (data,) = scripts.scripts_data
@@ -60,10 +60,10 @@ for folder in map(Path, sys.argv[1:]):
                 and not Path(module.__file__).is_relative_to(folder)]
 print("own modules")
 """
-"""Loads one copy after the other, and checks that each copy imports only its own modules."""
+"""Python code that loads one copy after the other, and checks that each copy imports only its own modules."""
 
 
-def test_when_the_first_copy_is_disabled_the_second_runs_its_own_modules(tmp_path: Path) -> None:
+def test_after_the_first_copy_is_disabled_the_second_copy_imports_its_own_modules(tmp_path: Path) -> None:
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         for name in ("scripts", "lib_demofusion"):

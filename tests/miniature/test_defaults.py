@@ -1,4 +1,4 @@
-"""Tests default values for the panel, which the webui saves in ui-config.json: the extension reads them correctly."""
+"""Tests that default values of the panel are restored after the webui has saved them in ui-config.json."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def controls(tab: str) -> dict[str, Any]:
 
 
 def labels(component: Any) -> list[str]:
-    """Returns the labels of a radio or dropdown (modules/ui_loadsave.py, radio_choices)."""
+    """Returns the labels of the choices of a radio or dropdown, as `radio_choices` in modules/ui_loadsave.py does."""
     return [entry[0] if isinstance(entry, tuple) else entry for entry in getattr(component, "choices", [])]
 
 
 def after_apply(component: Any, value: Any) -> Any:
     """Returns the value of a control after "Apply" has saved `value` and the page has been built again.
 
-    The webui's functions are in modules/ui_loadsave.py. In a control with choices, `iter_changes` treats an integer,
-    and therefore also True and False, as the index of a choice. `add_component` ignores a saved value that is not one
-    of the choices, and it converts a number to a float.
+    This imitates modules/ui_loadsave.py. For a control with choices, `iter_changes` treats an integer as the index of a
+    choice, and True and False are integers too. `add_component` ignores a saved value that is not one of the choices,
+    and converts the value of a number field to a float.
     """
     texts = labels(component)
     saved = texts[value] if isinstance(value, int) and texts else value
@@ -42,7 +42,7 @@ def after_apply(component: Any, value: Any) -> Any:
 
 
 def possible(name: str, component: Any) -> list[Any]:
-    """Returns values of a control as the page sends them: all choices, or the lowest and the highest value."""
+    """Returns values that the page can send: all choices, False and True, or the lowest and the highest value."""
     spec = SPECS[name]
     if labels(component):
         return [entry[1] if isinstance(entry, tuple) else entry for entry in component.choices]
@@ -65,7 +65,7 @@ def test_saved_default_values_are_restored(webui: Webui, tab: str) -> None:
 
 @pytest.mark.parametrize("tab", TABS)
 def test_a_run_accepts_the_text_of_a_choice(webui: Webui, tab: str) -> None:
-    """For a control with choices, ui-config.json contains the text of the choice, and not True or False."""
+    """ui-config.json contains the text of the selected choice, although the value of the choice is True or False."""
     component = controls(tab)["img2img_first"]
     saved = after_apply(component, "Upscale the image as it is")
     picture = webui.job().images[0] if tab == "img2img" else None

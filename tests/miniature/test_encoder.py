@@ -1,4 +1,4 @@
-"""Tests that a job releases cached memory between its networks, and that it reports NaN from each network."""
+"""Tests that a job releases cached memory between UNet, decoder and encoder, and reports NaN from each of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BALANCED = {"enabled": True, "scale": 3, "stages": "doubling", "preset": "Balanc
 
 @pytest.fixture
 def events(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Records the calls of the networks and the releases of cached memory, in order."""
+    """Records the calls of the UNet, the encoder and the decoder, and the releases of cached memory, in order."""
     seen: list[str] = []
 
     def recorded(name: str, real: Any) -> Any:
@@ -50,7 +50,7 @@ ONE_STAGE = [RELEASE, DECODER, RELEASE, ENCODER, RELEASE, MODEL]
 def test_cached_memory_is_released_between_two_networks(
     webui: Webui, events: list[str], upscaler: str, expected: list[str]
 ) -> None:
-    """Blocks of memory in torch's cache have sizes that one network needed. The other networks cannot use them."""
+    """The free blocks in torch's cache have the sizes that one network needed, and rarely fit another network."""
     webui.job({**BALANCED, "upscaler": upscaler})
     assert [name for name, _ in groupby(events)] == expected
 
@@ -59,7 +59,7 @@ def test_cached_memory_is_released_between_two_networks(
 def failing_encoder(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Makes the encoder return a latent with one NaN, as can happen in half precision.
 
-    Returns a list with the widths in cells of all inputs of the UNet since the last call of the encoder.
+    Returns a list with the width in cells of every input of the UNet. Each call of the encoder clears the list.
     """
     widths: list[int] = []
     real = webui.small.encode
@@ -99,10 +99,10 @@ def test_nan_from_the_encoder_is_reported_before_the_stage_runs(
     assert "DemoFusion error" in result.infotexts[0]
 
 
-def test_no_stage_runs_if_the_vae_cannot_encode_the_upload(
+def test_no_stage_runs_if_the_encoder_returns_nan_for_the_upload(
     webui: Webui, failing_encoder: list[int], monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
-    """In img2img, the webui encodes the uploaded image, and does not check the latent."""
+    """In img2img, the webui encodes the uploaded image, and does not check the latent for NaN."""
     reported.expect("the VAE's encoder returned NaN")
     monkeypatch.setattr(webui.small, "decode", lambda z: torch.zeros(len(z), 3, 8 * z.shape[2], 8 * z.shape[3]))
     upload = Image.new("RGB", (BASE, BASE), (200, 90, 30))
@@ -114,7 +114,7 @@ def test_no_stage_runs_if_the_vae_cannot_encode_the_upload(
 def test_no_stage_runs_if_the_base_latent_contains_nan(
     webui: Webui, events: list[str], monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
-    """With --disable-nan-check, the webui does not stop at such a latent."""
+    """With --disable-nan-check, the webui continues a job whose latent contains NaN."""
     reported.expect("the base image is returned: the model returned NaN")
 
     def unet(x: Tensor, *rest: Any) -> Tensor:
@@ -138,7 +138,7 @@ LAST_VALUE = (..., -1, -1)
 def test_if_the_image_of_a_stage_contains_nan_the_previous_image_is_returned(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, reported: Reports, upscaler: str
 ) -> None:
-    """In half precision, large images fail first. Without a check, an upscaler would turn NaN into black."""
+    """In half precision, NaN may occur only in large images. Without the check, upscalers would turn NaN into black."""
     reported.expect("the VAE's decoder returned NaN")
     real, spoiled = webui.small.decode, with_nan(webui.small.decode)
     monkeypatch.setattr(webui.small, "decode", lambda z: (spoiled if z.shape[-1] > BASE // 8 else real)(z))

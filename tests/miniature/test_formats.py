@@ -1,4 +1,4 @@
-"""Tests that the webui makes no grid that is too large to be saved. Otherwise all images of the job would be lost."""
+"""Tests that no grid is made that is too large to be saved. If saving fails, the job returns no images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Any:
     ("format", "side", "fails_on_page", "fails_in_api"),
     [
         ("png", 40000, False, False),
-        # the grid is twice as wide; the page saves images with more than 65535 pixels on a side as PNG
+        # the width of the grid is 2 * `side`; for a job from the page, grids of more than 65535 pixels are saved as PNG
         ("jpg", 32750, False, False),
         ("jpg", 32752, True, True),
         ("jpeg", 32768, False, True),
@@ -41,7 +41,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("webp", 8192, False, True),
     ],
 )
-def test_no_grid_is_made_if_its_format_cannot_store_it(
+def test_no_grid_is_made_if_the_image_format_cannot_store_the_grid(
     settings: Any, monkeypatch: pytest.MonkeyPatch, format: str, side: int, fails_on_page: bool, fails_in_api: bool
 ) -> None:
     settings(grid_save=False, return_grid=True, samples_format=format)
@@ -63,7 +63,7 @@ def test_a_grid_that_is_not_requested_is_not_checked(settings: Any) -> None:
     assert output.grid_problem(p, (32752, 8)) is None
 
 
-def test_no_grid_is_made_if_it_exceeds_the_webuis_limit(settings: Any) -> None:
+def test_no_grid_is_made_that_exceeds_the_setting_maximum_image_size(settings: Any) -> None:
     settings(grid_format="png")
     p = job()
     assert output.grid_problem(p, (10000, 10000)) is None
@@ -78,16 +78,16 @@ def test_no_grid_is_made_if_it_exceeds_the_webuis_limit(settings: Any) -> None:
     assert output.grid_problem(p, (16384, 16384)) is None
 
 
-def test_masks_in_the_grid_are_part_of_its_size(settings: Any) -> None:
+def test_the_size_of_a_grid_includes_masks(settings: Any) -> None:
     p = job(mask_for_overlay=object())
     assert output.grid_problem(p, (20000, 8)) is None
     settings(return_mask=True, return_mask_composite=True)
-    # six images in two rows of three
+    # the two images, their masks and the composites make two rows of three
     assert output.grid_problem(p, (21840, 8))
 
 
 @pytest.mark.parametrize(("limit", "made"), [(100, False), (1000, True)])
-def test_a_job_makes_no_grid_that_is_too_large_and_returns_its_images(
+def test_a_job_returns_its_images_even_if_its_grid_would_be_too_large(
     webui: Webui, settings: Any, monkeypatch: pytest.MonkeyPatch, limit: int, made: bool
 ) -> None:
     monkeypatch.setitem(output.LONGEST_SIDE, "jpg", limit)

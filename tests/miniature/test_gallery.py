@@ -17,7 +17,7 @@ ON = {"enabled": True, "preset": "Fast"}
 UPLOAD = Image.radial_gradient("L").resize((BASE, BASE)).convert("RGB")
 
 
-def test_the_base_image_follows_the_final_one(webui: Webui) -> None:
+def test_the_base_image_follows_the_final_image(webui: Webui) -> None:
     """The base image equals the image that the webui makes without DemoFusion."""
     result = webui.job(ON, from_page=True)
     assert sizes(result) == [2 * BASE, BASE]
@@ -38,12 +38,13 @@ def test_the_api_gets_only_the_requested_images(webui: Webui) -> None:
     assert sizes(webui.job(ON)) == [2 * BASE]
 
 
-def test_the_settings_page_can_hide_the_base_image(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_hides_the_base_image(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared.opts, options.SHOW_BASE, False)
     assert sizes(webui.job(ON, from_page=True)) == [2 * BASE]
 
 
-def test_scripts_get_no_additional_images(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_image_is_not_shown_if_a_script_is_selected(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some scripts, such as Prompt matrix, depend on the number of images of a job."""
     real = refusals.of_job
     monkeypatch.setattr(refusals, "of_job", lambda p: replace(real(p), script="Prompt matrix"))
     assert sizes(webui.job(ON, from_page=True)) == [2 * BASE]
@@ -55,11 +56,12 @@ def test_the_base_image_is_not_shown_if_it_is_the_uploaded_image(webui: Webui) -
     assert sizes(webui.job(first, init_image=UPLOAD, from_page=True)) == [2 * BASE, BASE]
 
 
-def test_with_show_every_stage_the_base_image_is_shown_once(webui: Webui) -> None:
+def test_the_field_return_stages_does_not_add_a_second_base_image(webui: Webui) -> None:
+    """The label of this field is "Show every stage". Its images include the base image."""
     assert sizes(webui.job({**ON, "return_stages": True}, from_page=True)) == [2 * BASE, BASE]
 
 
-def test_a_run_that_is_stopped_in_its_first_stage_shows_the_base_image_once(
+def test_a_run_that_is_interrupted_in_the_first_stage_shows_the_base_image_once(
     webui: Webui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt_at(monkeypatch, stage_loop, "run_stage")

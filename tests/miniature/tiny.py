@@ -1,4 +1,4 @@
-"""A model with random weights and the methods of the trained small model. A job takes a fraction of a second."""
+"""A model with random weights. It has the methods of the bundled model, but a job takes only a fraction of a second."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 def alphas_cumprod() -> Tensor:
-    """Returns Stable Diffusion's noise schedule, (1000,) in double precision."""
+    """Returns alphas_cumprod of Stable Diffusion's noise schedule, (1000,), in float64."""
     betas = torch.linspace(0.00085**0.5, 0.0120**0.5, 1000, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, 0)
 
 
 class TinyModel(nn.Module):
-    """Predicts the clean latent from a random convolution of x and a random projection of the prompt."""
+    """Computes the clean latent from a random convolution of x and a random projection of the prompt's embedding."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -27,12 +27,12 @@ class TinyModel(nn.Module):
         self.register_buffer("colors", torch.randn(3, 4, generator=generator) * 0.3)
 
     def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Returns embeddings (B, 77, 8) that depend on every letter."""
+        """Returns random embeddings (B, 77, 8). Each embedding is seeded with the text of its prompt."""
         seeds = [int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "big") for prompt in prompts]
         return torch.stack([torch.randn(77, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
     def unet(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """Predicts the noise in x (N, 4, h, w) at timesteps (N,)."""
+        """Predicts the noise in x (N, 4, h, w) at timesteps t (N,), with context (N, 77, 8)."""
         alpha = torch.as_tensor(self.alphas_cumprod, dtype=x.dtype)[t.long().clamp(0, 999)][:, None, None, None]
         target = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), self.kernel)
         target = torch.tanh(target + (context.mean(1) @ self.mixing.T)[:, :, None, None])
