@@ -86,7 +86,7 @@ def merged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, float]]:
 
 
 def sample_euler(model: Any, x: Any, sigmas: Any, callback: Any = None, s_churn: float = 0.0) -> Any:
-    """Has the name and the parameters of k-diffusion's function."""
+    """Has the name of k-diffusion's function, and the parameter `s_churn`."""
 
 
 def sample_euler_ancestral(model: Any, x: Any, sigmas: Any, eta: float = 1.0, noise_sampler: Any = None) -> Any:
@@ -95,11 +95,11 @@ def sample_euler_ancestral(model: Any, x: Any, sigmas: Any, eta: float = 1.0, no
 
 
 def sample_dpmpp_2s_ancestral_RF(model: Any, x: Any, sigmas: Any, eta: float = 1.0, noise_sampler: Any = None) -> Any:
-    """Has the name and the parameters of Forge Neo's function for flow models."""
+    """Has the name of Forge Neo's function, which works only for flow models."""
 
 
 def sample_unipc(model: Any, x: Any, sigmas: Any) -> Any:
-    """Has the name of Forge Neo's function, which passes a scaled copy of x to its model."""
+    """Has the name of Forge Neo's function, which passes a scaled copy of x to the model."""
 
 
 def sample_Kohaku_LoNyu_Yog(model: Any, x: Any, sigmas: Any, eta: Any = None, noise_sampler: Any = None) -> Any:
@@ -117,7 +117,7 @@ SAMPLERS = {
 
 @pytest.fixture(autouse=True)
 def samplers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replaces the webui's samplers by samplers with the functions above. The backend uses only the functions."""
+    """Makes the webui create samplers whose functions are in SAMPLERS."""
 
     def create_sampler(name: str, model: Any) -> Any:
         return SimpleNamespace(func=SAMPLERS[name], eta_option_field="eta_ancestral")
@@ -135,7 +135,7 @@ def cleaned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def request(scripts: Any, **model: Any) -> Any:
-    """Returns a request with a loaded diffusion model, which has the additional attributes `model`."""
+    """Returns a request whose loaded model is a diffusion model. `model` contains further attributes of this model."""
     unet = Unet(SimpleNamespace(predictor=Diffusion()))
     objects = Objects(unet=unet)
     sd_model = SimpleNamespace(forge_objects=objects, forge_objects_after_applying_lora=objects, **model)
@@ -156,7 +156,7 @@ def request(scripts: Any, **model: Any) -> Any:
 
 
 def sampling(p: Any, views: int = 4) -> Any:
-    """Returns the context in which the backend samples STAGE."""
+    """Returns the context that the backend provides for sampling STAGE."""
     anchor = torch.zeros(1, 4, *STAGE.size)
     return Forge().sampling(p, STAGE, views, anchor, torch.ones_like(anchor))
 
@@ -176,7 +176,7 @@ def test_a_stage_uses_its_own_copy_of_the_unet_with_the_patches_of_extensions(cl
 
 
 @pytest.mark.parametrize(("base", "hires"), [({"lora": ["L"]}, {}), ({}, {"lora": ["L"]}), ({"lora": ["L"]},) * 2])
-def test_the_stages_use_the_networks_of_the_main_prompt_after_hires_fix(
+def test_the_stages_use_the_extra_networks_of_the_main_prompt_after_hires_fix(
     monkeypatch: pytest.MonkeyPatch, base: dict[str, Any], hires: dict[str, Any]
 ) -> None:
     p = request(Scripts())
@@ -195,7 +195,7 @@ def test_the_backend_finds_the_unet_of_a_loaded_model() -> None:
 
 
 def test_random_numbers_of_extensions_depend_on_seed_and_stage(cleaned: list[Any]) -> None:
-    """Extensions draw from torch's global generator. Every stage seeds it, so a second run draws the same numbers."""
+    """Extensions draw from torch's global generator. Every stage sets the seed, so two runs draw equal numbers."""
     plan = make_plan(Settings(enabled=True, scale=3), (16, 16))
 
     def drawn(stage: Any, seed: int) -> float:
@@ -232,7 +232,7 @@ def test_memory_is_reserved_for_views_and_not_for_the_whole_latent(cleaned: list
     assert p.sd_model.forge_objects.unet.memory_required(whole) == 2 * STAGE.size[0] * STAGE.size[1]
 
 
-def test_the_memory_estimate_of_another_extension_gets_the_size_of_the_views() -> None:
+def test_a_memory_estimate_of_another_extension_is_called_with_the_size_of_a_view() -> None:
     unet = Unet(None, {forge.ESTIMATE: lambda shape: 1000.0 + shape[2]})
     reserve_for_views(unet, (4, *STAGE.window), 1)
     assert unet.model_options[forge.ESTIMATE]([2, 4, 999, 999]) == 1000 + STAGE.window[0]
@@ -254,7 +254,7 @@ def stateless(apply_model: Any, args: dict[str, Any]) -> Any:
 
 
 def scaled_by(factor: float, inner: Any = None) -> Any:
-    """Returns a wrapper that scales the output of another wrapper."""
+    """Returns a wrapper that scales the output of the wrapper `inner`, or of `stateless` if `inner` is None."""
 
     def wrapper(apply_model: Any, args: dict[str, Any]) -> Any:
         wrapped = stateless if inner is None else inner
@@ -264,7 +264,7 @@ def scaled_by(factor: float, inner: Any = None) -> Any:
 
 
 def forecasting() -> Any:
-    """Returns a wrapper that keeps the outputs of all calls in a list."""
+    """Returns a wrapper that keeps the outputs of all calls, and returns the first output every time."""
     history: list[Any] = []
 
     def wrapper(apply_model: Any, args: dict[str, Any]) -> Any:
@@ -275,7 +275,7 @@ def forecasting() -> Any:
 
 
 def counting() -> Any:
-    """Returns a wrapper that counts its calls."""
+    """Returns a wrapper whose output depends on the number of its calls."""
     calls = 0
 
     def wrapper(apply_model: Any, args: dict[str, Any]) -> Any:
@@ -287,7 +287,10 @@ def counting() -> Any:
 
 
 class Cache:
-    """An object with data. The tests use the object itself, or one of its methods, as a wrapper of the model."""
+    """Provides wrappers that belong to an object: the object itself, and two of its methods.
+
+    `reading` only reads attributes of the object. The other two wrappers also change attributes.
+    """
 
     factor = 0.5
 
@@ -299,12 +302,12 @@ class Cache:
         """Returns the output of the first call every time."""
         return self.last.setdefault("output", stateless(apply_model, args))
 
-    def plain(self, apply_model: Any, args: dict[str, Any]) -> Any:
-        """Keeps no data."""
+    def reading(self, apply_model: Any, args: dict[str, Any]) -> Any:
+        """Returns an output that depends only on the arguments and on constant attributes."""
         return stateless(apply_model, args) * self.strength * self.factor
 
     def remembering(self, apply_model: Any, args: dict[str, Any]) -> Any:
-        """Keeps its last output."""
+        """Keeps the last output in an attribute."""
         self.output = stateless(apply_model, args)
         return self.output
 
@@ -314,7 +317,7 @@ class Cache:
     [
         (stateless, False),
         (scaled_by(0.5), False),
-        (scaled_by(0.5, Cache().plain), False),
+        (scaled_by(0.5, Cache().reading), False),
         (functools.partial(stateless), False),
         (forecasting(), True),
         (counting(), True),
@@ -325,7 +328,7 @@ class Cache:
     ],
 )
 def test_a_wrapper_that_keeps_data_between_calls_is_refused(cleaned: list[Any], wrapper: Any, refused: bool) -> None:
-    """Such a wrapper would compute a view from other views. Examples are Spectrum and caches of steps."""
+    """Such a wrapper would compute the output for a view from other views. Spectrum and step caches are examples."""
     p = request(Scripts({WRAPPER: wrapper}))
     expected = (
         pytest.raises(RuntimeError, match="it computes a step from earlier steps")
@@ -344,8 +347,8 @@ def test_a_wrapper_that_keeps_data_between_calls_is_refused(cleaned: list[Any], 
         ({WRAPPER: stateless}, None),
     ],
 )
-def test_a_patch_is_refused_before_the_first_stage(patch: dict[str, Any], message: str | None) -> None:
-    """Before the base image is sampled, the UNet still has the patches of an earlier job, which are not refused."""
+def test_a_patch_is_refused_after_the_base_pass(patch: dict[str, Any], message: str | None) -> None:
+    """Before the base pass, nothing is refused, because the UNet still has the patches of an earlier job."""
     p = request(Scripts(patch))
     p.scripts.process_before_every_sampling(p)
     p.sampler = None
@@ -356,9 +359,10 @@ def test_a_patch_is_refused_before_the_first_stage(patch: dict[str, Any], messag
 
 
 def test_a_cache_that_is_activated_when_the_stage_begins_is_refused(cleaned: list[Any]) -> None:
-    """Anima TeaCache writes its infotext key before each sampling pass.
+    """Anima TeaCache writes its infotext key before each sampling pass, and the backend looks for this key.
 
-    If the uploaded image is the base image, there is no sampling pass before the first stage.
+    If the uploaded image is the base image, the first sampling pass is the first stage. So the key does not exist
+    before this stage begins.
     """
     p = request(Scripts())
     assert Forge().refusal(p) is None
@@ -411,9 +415,10 @@ class Denoiser:
 
 @pytest.mark.parametrize("form", [families.PLAIN, families.FIVE_AXES, families.PACKED])
 def test_changes_of_the_latent_are_written_to_the_samplers_x(form: Any) -> None:
-    """`before_call` receives the latent in the shape that the method uses, and the sampler's own tensor.
+    """`before_call` receives the latent x in the shape of `method/`, and the sampler's own tensor as `shown`.
 
-    It changes the latent in place. In some families, the latent is a copy of the sampler's tensor.
+    `before_call` changes x in place. In some families of models, x is a copy of the sampler's tensor. Then the backend
+    must copy the changes to the sampler's tensor.
     """
 
     class Run:
@@ -436,7 +441,7 @@ def test_changes_of_the_latent_are_written_to_the_samplers_x(form: Any) -> None:
 
 
 class Diffusion:
-    """Imitates Forge's schedule of a diffusion model (backend/modules/k_prediction.py). Adds noise to the latent."""
+    """Imitates the schedule of a diffusion model (backend/modules/k_prediction.py): x = latent + sigma * noise."""
 
     def noise_scaling(
         self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
@@ -445,7 +450,7 @@ class Diffusion:
 
 
 class Flow(Diffusion):
-    """Imitates the schedule of a flow model. Mixes latent and noise."""
+    """Imitates the schedule of a flow model: x = (1 - sigma) * latent + sigma * noise."""
 
     def noise_scaling(
         self, sigma: torch.Tensor, noise: torch.Tensor, latent_image: torch.Tensor, max_denoise: bool = False
@@ -454,7 +459,7 @@ class Flow(Diffusion):
 
 
 def engine(name: str = "FakeInitialModel", schedule: Any = None, **flags: bool) -> Any:
-    """Returns a loaded model of the class `name`. `flags` are additional attributes."""
+    """Returns a loaded model whose class has the name `name`. `flags` contains further attributes of the model."""
     unet = Unet(SimpleNamespace(predictor=schedule or Diffusion()))
     return type(name, (SimpleNamespace,), {})(forge_objects=Objects(unet=unet), **flags)
 
@@ -486,7 +491,7 @@ def of_reforge(**flags: bool) -> Any:
 def test_a_model_of_an_unsupported_kind_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, model: Any, message: str | None
 ) -> None:
-    """Before a model is loaded, the webui's model is an object without attributes or None. Neither is refused."""
+    """Before a model is loaded, the webui's model is None or an object without attributes. Both are accepted."""
     monkeypatch.setattr(refusals, "host", Forge)
     reason = refusals.reason(refusals.Situation(model))
     assert reason is None if message is None else (reason or "").startswith(message)
@@ -528,7 +533,7 @@ def test_a_selected_checkpoint_that_is_not_loaded_yet_is_pending(
         ("forge_couple", "Forge Couple"),
     ],
 )
-def test_built_in_features_are_refused_by_name(key: str, name: str) -> None:
+def test_features_that_are_enabled_in_the_infotext_are_refused_by_name(key: str, name: str) -> None:
     p = request(Scripts())
     p.extra_generation_params = {key: True}
     assert name in (Forge().refusal(p) or "")
@@ -537,23 +542,23 @@ def test_built_in_features_are_refused_by_name(key: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("on", "hires", "refused"), [(True, False, True), (False, False, False), (True, True, False)])
-def test_pid_is_refused_if_it_would_run(on: bool, hires: bool, refused: bool) -> None:
-    """PiD (sd_forge_pid in Forge Neo) writes nothing to the infotext, and does nothing with hires fix."""
+def test_pid_is_refused_if_pid_would_run(on: bool, hires: bool, refused: bool) -> None:
+    """PiD (sd_forge_pid in Forge Neo) writes nothing to the infotext, and disables itself with hires fix."""
     entry = SimpleNamespace(title=lambda: "PiD Integrated", args_from=2)
     p = request(SimpleNamespace(alwayson_scripts=[entry]))
     p.script_args, p.enable_hr = (0, True, on, "", "pid.safetensors"), hires
     assert ("PiD Integrated" in (Forge().refusal(p) or "")) == refused
 
 
-@pytest.mark.parametrize("axes", [(4,), (1, 4)])
-def test_masks_are_resized_with_and_without_a_batch_axis(axes: tuple[int, ...]) -> None:
-    """In Forge Neo, masks have a batch axis (its modules/processing.py)."""
-    mask = torch.zeros(*axes, *PLAN.base)
+@pytest.mark.parametrize("leading", [(4,), (1, 4)])
+def test_masks_are_resized_with_and_without_a_batch_axis(leading: tuple[int, ...]) -> None:
+    """In Forge Neo, masks have a batch axis (modules/processing.py of Forge Neo)."""
+    mask = torch.zeros(*leading, *PLAN.base)
     mask[..., :8] = 1
     latent = torch.ones(1, 4, *PLAN.base)
     p = SimpleNamespace(mask=mask, nmask=1 - mask, init_latent=latent, mask_round=True)
     with inpainting.masks_at(p, PLAN, STAGE.size):
-        assert p.mask.shape == (*axes, *STAGE.size)
+        assert p.mask.shape == (*leading, *STAGE.size)
         assert p.mask.mean() == p.nmask.mean() == 0.5
     assert p.mask is mask
 
@@ -573,7 +578,7 @@ def test_masks_are_resized_with_and_without_a_batch_axis(axes: tuple[int, ...]) 
 def test_samplers_that_cannot_run_are_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, name: str, churn: float, eta: float | None, on_sd: str | None, on_flow: str | None
 ) -> None:
-    """`on_sd` and `on_flow` are the messages for a diffusion model and for a flow model, or None for no refusal."""
+    """`on_sd` is the message for a diffusion model, and `on_flow` for a flow model. None means: the sampler can run."""
     monkeypatch.setattr(shared.opts, "s_churn", churn, raising=False)
     for schedule, message in ((Diffusion(), on_sd), (Flow(), on_flow)):
         p = request(Scripts())
@@ -589,7 +594,7 @@ SIZE = {"width": 128, "height": 192}
 
 @pytest.mark.parametrize("kind", ["no size", "named sizes", "any names"])
 def test_stages_use_the_shift_of_the_base_pass(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """After hires fix, the model still has the shift of the hires pass. Some engines derive the shift from the size."""
+    """After hires fix, the model has the shift of the hires pass. Some engines compute the shift from the image's size."""
     seen: list[dict[str, Any]] = []
     p = request(None)
     p.sd_model.set_shift = {
@@ -611,7 +616,7 @@ def test_stages_use_the_shift_of_the_base_pass(monkeypatch: pytest.MonkeyPatch, 
     ],
     ids=["Forge Neo", "Forge", "reForge"],
 )
-def test_messages_name_flags_that_the_webui_has(
+def test_messages_name_the_flags_for_float32_that_the_webui_has(
     monkeypatch: pytest.MonkeyPatch, known: dict[str, bool] | None, named: tuple[str, str]
 ) -> None:
     monkeypatch.setattr(forge, "flags", known and SimpleNamespace(**known))
@@ -619,7 +624,7 @@ def test_messages_name_flags_that_the_webui_has(
 
 
 class Edits(SimpleNamespace):
-    """Imitates an engine that stores encoded images and uses them as references with its next prompt."""
+    """Imitates an engine for editing images. It stores encoded images and uses them as reference images."""
 
     def __init__(self) -> None:
         super().__init__(ini_latent=None, ref_latents=[])
@@ -632,14 +637,14 @@ class Edits(SimpleNamespace):
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Provides Forge Neo's `dynamic_args`, which contain the reference images that the model receives."""
+    """Returns an imitation of Forge Neo's `dynamic_args`, which contains the model's reference images."""
     arguments = SimpleNamespace(ref_latents=[], nunchaku=False)
     monkeypatch.setattr(forge_refusals, "dynamic_args", arguments)
     return arguments
 
 
-def test_encoded_images_are_removed_from_the_engine(shown: Any) -> None:
-    """Otherwise the next job would use the encoded image of a stage as its reference image."""
+def test_the_engine_does_not_keep_images_that_a_stage_encodes(shown: Any) -> None:
+    """Otherwise the next job would use the encoded image of a stage as a reference image."""
     model = Edits()
     kept = model.ref_latents
     with contextlib.suppress(KeyError), Forge().encoding(SimpleNamespace(sd_model=model)):
@@ -684,7 +689,7 @@ def test_features_that_do_not_work_on_transformers_are_refused(
 
 
 def test_sizes_of_mugen_are_multiples_of_16_pixels() -> None:
-    """Mugen's VAE packs 2 x 2 cells. It would pad 13 x 13 cells, and the image would have an empty border."""
+    """Mugen's VAE packs 2 x 2 cells. It would pad a latent of 13 x 13 cells, so the image would get an empty border."""
     plan = make_plan(Settings(enabled=True, scale=1.625), (8, 8), families.BY_ENGINE["Mugen"].unit_cells)
     assert plan.pixels == (112, 112)
     assert plan.notes == ("104x104 is rounded to 112x112, multiples of 16 pixels",)
@@ -698,7 +703,7 @@ def test_controlnet_units_are_refused_on_transformers(shown: Any) -> None:
     assert "; switch its units off" in found
 
 
-def test_memory_is_reserved_for_views_in_the_shape_that_the_webui_uses(
+def test_memory_is_reserved_for_views_in_the_shape_of_the_webuis_latent(
     cleaned: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(families.BY_ENGINE, "SimpleNamespace", families.Family("A", form=families.PACKED))
@@ -728,18 +733,18 @@ def test_the_refiner_is_refused() -> None:
 
 @pytest.mark.parametrize(("mode", "refused"), [("SD3", True), ("Flux", True), ("Aura Flow", True), ("Discrete", False)])
 def test_flow_sampling_is_refused_in_reforge(mode: str, refused: bool) -> None:
-    """In reForge, Advanced Model Sampling selects flow sampling and writes its mode to the infotext."""
+    """In reForge, some modes of Advanced Model Sampling select flow sampling. The mode is in the infotext."""
     p = request(Scripts())
     p.extra_generation_params = {"advanced_sampling_enabled": True, "advanced_sampling_mode": mode}
     assert (f"Advanced Model Sampling in the mode {mode}" in (Forge().refusal(p) or "")) == refused
 
 
 class ControlNetPatcher:
-    """Has the name of Forge's class for control models whose hint is an image."""
+    """Has the name of Forge's class for ControlNets, whose hint can be cropped."""
 
 
 class ControlLLLitePatcher:
-    """Has the name of Forge's class for control models that patch the attention with the whole hint."""
+    """Has the name of Forge's class for ControlLLLite models, which patch the attention with the whole hint."""
 
 
 @pytest.mark.parametrize(
@@ -795,8 +800,8 @@ def test_stages_use_the_noise_levels_of_the_base_pass(monkeypatch: pytest.Monkey
     assert schedule.sigmas is before
 
 
-def test_sdxls_numbers_are_embedded_as_in_forge() -> None:
-    """Forge embeds each number separately, with the height before the width (backend/diffusion_engine/sdxl.py)."""
+def test_the_sizes_and_crops_for_sdxl_are_embedded_as_in_forge() -> None:
+    """Forge embeds each of the six numbers separately, height before width (backend/diffusion_engine/sdxl.py)."""
 
     def embedder(numbers: torch.Tensor) -> torch.Tensor:
         return numbers[:, None].expand(-1, CHANNELS)
@@ -812,7 +817,7 @@ def test_sdxls_numbers_are_embedded_as_in_forge() -> None:
 
 
 def test_decoded_images_of_a_video_vae_have_no_time_axis(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In Forge Neo, Wan's VAE decodes (B, C, 1, h, w) to (B, 1, 3, H, W)."""
+    """In Forge Neo, Wan's VAE decodes latents (B, C, 1, h, w) to images (B, 1, 3, H, W)."""
     seen = []
 
     class Samples(list):
@@ -830,11 +835,13 @@ def test_decoded_images_of_a_video_vae_have_no_time_axis(monkeypatch: pytest.Mon
     assert made.already_decoded
 
 
-@pytest.mark.parametrize("axes", [(2, 16), (2, 16, 1), (1, 128)])
-def test_previews_are_shrunk_for_latents_of_every_shape(axes: tuple[int, ...]) -> None:
-    latent = torch.randn(*axes, 300, 150)
+@pytest.mark.parametrize("leading", [(2, 16), (2, 16, 1), (1, 128)])
+def test_latents_of_every_shape_are_shrunk_for_a_preview(leading: tuple[int, ...]) -> None:
+    latent = torch.randn(*leading, 300, 150)
     small = for_preview(latent)
-    assert small.shape == (*axes, 128, 64)
-    flat = F.interpolate(latent.reshape(axes[0], axes[1], 300, 150), size=(128, 64), mode="bilinear", antialias=True)
+    assert small.shape == (*leading, 128, 64)
+    flat = F.interpolate(
+        latent.reshape(leading[0], leading[1], 300, 150), size=(128, 64), mode="bilinear", antialias=True
+    )
     torch.testing.assert_close(small.reshape_as(flat), flat)
-    assert for_preview(latent[..., :64, :64]).shape == (*axes, 64, 64)
+    assert for_preview(latent[..., :64, :64]).shape == (*leading, 64, 64)

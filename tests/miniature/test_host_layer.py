@@ -1,4 +1,4 @@
-"""Tests details of the host layer: seeds, timesteps, inputs of the model, infotexts, and presets saved in parallel."""
+"""Tests details of `host/`: seeds, timesteps, inputs of the model, infotexts, and presets saved in parallel."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def test_a_stage_runs_the_last_timesteps_of_the_schedule(
 ) -> None:
     """With a denoising strength of 0.5, a stage runs the last five of the ten timesteps.
 
-    The base pass runs the whole schedule. The webui's DDIM does not evaluate the model at the last timestep of the
-    schedule, which is in the parameter `last`.
+    The base pass runs the whole schedule. With DDIM, the webui does not evaluate the model at the last timestep of the
+    schedule. The parameter `last` contains the timesteps that are not evaluated.
     """
     seen: dict[bool, list[float]] = {False: [], True: []}
     unet = webui.small.unet
@@ -121,7 +121,7 @@ def test_a_stage_runs_the_last_timesteps_of_the_schedule(
 # The model's inputs
 
 
-def test_a_stage_gets_the_crop_coordinates_of_the_webuis_settings(
+def test_a_stage_uses_the_crop_coordinates_in_the_webuis_settings(
     webui: Webui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames: list[Frame] = []
@@ -139,7 +139,7 @@ def test_a_stage_gets_the_crop_coordinates_of_the_webuis_settings(
 
 
 def test_the_base_checkpoint_is_restored_for_the_stages(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The refiner is disabled inside the block. The prompts are encoded again and marked for ControlNet."""
+    """The backend also encodes the prompts again, marks them for ControlNet, and disables the refiner."""
     done: list[str] = []
     p = SimpleNamespace(
         refiner_checkpoint_info="refiner",
@@ -158,7 +158,7 @@ def test_the_base_checkpoint_is_restored_for_the_stages(webui: Webui, monkeypatc
 
 
 class _Nothing:
-    """A context that does nothing."""
+    """Imitates a context manager of the webui. Does nothing."""
 
     def __enter__(self) -> None:
         pass
@@ -190,7 +190,7 @@ def test_a_stage_uses_the_current_wrapper_of_the_model() -> None:
     assert denoiser.inner_model.inner is denoiser.wrapper
 
 
-def test_it_is_unknown_which_rows_repeat_if_a_callback_may_change_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_images_returns_0_if_a_callback_may_change_single_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     cond = SimpleNamespace(batch=[["one prompt"], ["one prompt"]])
     x = torch.zeros(2, 4, 8, 8)
     assert repeated_images(CFGDenoiser, x, cond) == 2
@@ -204,7 +204,7 @@ def test_it_is_unknown_which_rows_repeat_if_a_callback_may_change_rows(monkeypat
 def test_images_of_stages_after_masks_have_their_own_infotexts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The webui adds masks to the list of images, but adds nothing to the list of infotexts.
 
-    The page takes the infotext that has the same index as the image.
+    For each image, the page shows the infotext with the same index.
     """
     request = SimpleNamespace(is_api=True)
     picture = StageImage(Image.new("RGB", (8, 8)), "text of the stage", 0, {})
@@ -234,8 +234,8 @@ def test_only_the_skipped_iteration_is_reported_as_stopped(webui: Webui, monkeyp
     assert KEY_STOPPED not in result.infotexts[1]
 
 
-def test_with_only_masked_width_and_height_of_the_area_have_their_own_factors() -> None:
-    """Sizes are rounded to whole cells: the height grows from 9 to 11 cells, and the width from 16 to 20 cells."""
+def test_the_inpainted_area_is_enlarged_by_different_factors_in_width_and_height() -> None:
+    """Sizes are rounded to whole cells. In this test of "Only masked", 9 x 16 cells are enlarged to 11 x 20 cells."""
     plan = make_plan(Settings(enabled=True, scale=1.25), (9, 16))
     size = plan.stages[-1].size
     assert size[0] / plan.crop.height != size[1] / plan.crop.width

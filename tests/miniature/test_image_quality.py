@@ -19,11 +19,11 @@ from trial.small_model import CHECKPOINT, GUIDANCE
 pytestmark = pytest.mark.slow
 
 NATIVE = 128
-"""Width and height of the base images, for which the model was trained."""
+"""Width and height of the base images in pixels. The model was trained at this size."""
 PICTURES = {2: 12, 4: 9}
 """The number of prompts for each scale."""
 DIRECT = 3
-"""Every third prompt is also sampled directly at the large size. This is slow, so it is not done for all prompts."""
+"""Every third prompt is also sampled directly at the large size. For all prompts, this would take too long."""
 FIGURES = Path(__file__).resolve().parents[2] / "test-output" / "figures.json"
 
 
@@ -42,7 +42,7 @@ def psnr(one: Image.Image, other: Image.Image) -> float:
 
 
 def fine_energy(image: Image.Image) -> float:
-    """Computes the energy of the spectrum above half of the highest frequency."""
+    """Computes the variance of the gray values that comes from frequencies above half of the Nyquist frequency."""
     grey = np.asarray(image.convert("L"), float)
     spectrum = np.abs(np.fft.fftshift(np.fft.fft2(grey - grey.mean()))) ** 2
     y, x = np.meshgrid(*(np.linspace(-1, 1, n, endpoint=False) for n in grey.shape), indexing="ij")
@@ -50,13 +50,13 @@ def fine_energy(image: Image.Image) -> float:
 
 
 def job(number: int) -> dict[str, Any]:
-    """Returns the parameters of the job for one prompt, without the size."""
+    """Returns the parameters of a job with the prompt of this number. The size is not included."""
     words = {"prompt": COLLAGES.prompt(number), "seed": number, "sampler_name": "DPM++ 2M"}
     return {**words, "steps": 12, "cfg_scale": GUIDANCE}
 
 
 def measure(webui: Webui, scale: int, number: int) -> dict[str, Any]:
-    """Makes an image with DemoFusion from the prompt of this number. Returns figures about the image."""
+    """Makes an image with DemoFusion. `number` selects the prompt and the seed. Returns the measurements of the image."""
     demofusion = {"enabled": True, "scale": scale, "return_stages": True, "view_batch": 8}
     made = webui.job(demofusion, width=NATIVE, height=NATIVE, **job(number))
     subject = COLLAGES.label(number)[0]
@@ -74,7 +74,7 @@ def measure(webui: Webui, scale: int, number: int) -> dict[str, Any]:
 
 
 def measure_direct(webui: Webui, scale: int, number: int) -> dict[str, Any]:
-    """Samples an image directly at the large size from the prompt of this number. Returns figures about the image."""
+    """Samples an image directly at the large size, with the same prompt and seed. Returns its measurements."""
     direct = webui.job(width=NATIVE * scale, height=NATIVE * scale, **job(number)).images[0]
     return {
         "subjects directly": len(read([np.asarray(direct)])[0].subjects),
@@ -84,9 +84,9 @@ def measure_direct(webui: Webui, scale: int, number: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=list(PICTURES), ids=lambda scale: f"{scale}x")
 def figures(request: pytest.FixtureRequest, trained: Webui) -> dict[str, list[float]]:
-    """Returns the figures of all images at one scale, and saves them in test-output.
+    """Returns the measurements of all images at one scale. Also writes the measurements to the file FIGURES.
 
-    Figures about DemoFusion are included only if the base image shows its subject correctly and exactly once.
+    An image by DemoFusion is included only if its base image shows the subject of the prompt exactly once.
     """
     scale = request.param
     count = PICTURES[scale]
@@ -115,13 +115,13 @@ def test_subjects_are_repeated_less_often_than_with_direct_sampling(figures: dic
     assert mean(figures["crops with a subject"]) <= 0.75 * mean(figures["crops with a subject directly"])
 
 
-def test_the_subject_is_the_one_that_the_prompt_names(figures: dict[str, list[float]]) -> None:
-    # measured: 12 of 12 images at 2x, 11 of 11 at 4x; a subject chosen at random would be right in 1 of 24
+def test_the_image_shows_the_subject_of_the_prompt(figures: dict[str, list[float]]) -> None:
+    # measured: 12 of 12 images at 2x, 11 of 11 at 4x; a random one of the 24 subjects would give a share of 0.04
     assert mean(figures["subject still right"]) >= 0.75
 
 
 def test_the_structure_of_the_base_image_is_kept(figures: dict[str, list[float]]) -> None:
-    # measured medians: 27.2 dB at 2x, 31.6 dB at 4x; the lowest value of an image is 25.0 dB
+    # measured medians: 27.2 dB at 2x, 31.6 dB at 4x; the lowest value of a single image is 25.0 dB
     assert np.median(figures["PSNR to the base"]) > 18
 
 

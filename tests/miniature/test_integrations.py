@@ -29,16 +29,17 @@ THREE = {"enabled": True, "scale": 3}
 
 
 class AlwaysOn(scripts.Script):
-    """An always visible script of another extension. It has no arguments."""
+    """A script of another extension that runs in every job and has no arguments."""
 
     alwayson = True
     filename = "another.py"
 
 
 class Detailer(AlwaysOn):
-    """Imitates ADetailer: repaints the center of every image with a request of its own.
+    """Imitates ADetailer: repaints the center of every image by processing a request of its own.
 
-    Calls the hooks of the scripts in the same order as ADetailer. Unlike ADetailer, passes all scripts to its request.
+    The hooks of the scripts are called in the same order as by ADetailer. Unlike in ADetailer, the inner request runs
+    all scripts.
     """
 
     def __init__(self) -> None:
@@ -85,7 +86,7 @@ class Detailer(AlwaysOn):
 
 
 class Resize(enum.Enum):
-    """Imitates ControlNet's list of modes for resizing a hint."""
+    """Imitates ControlNet's enumeration of modes for resizing a hint."""
 
     RESIZE = 1
 
@@ -104,7 +105,7 @@ class Hooked(AlwaysOn):
         return "ControlNet"
 
     def detectmap_proc(self, pixels: np.ndarray, preprocessor: str, mode: Resize, h: int, w: int) -> tuple:
-        """Imitates ControlNet's method that resizes a hint (h, w, 3) of bytes. This one takes the nearest pixel."""
+        """Imitates ControlNet's method that resizes a hint (H, W, 3) of bytes. Always uses nearest neighbors."""
         resized = Image.fromarray(pixels).resize((w, h), Image.Resampling.NEAREST)
         return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None] / 255, resized
 
@@ -126,7 +127,7 @@ class Hooked(AlwaysOn):
 
 @pytest.fixture
 def beside(webui: Webui) -> Iterator[Callable[[AlwaysOn], None]]:
-    """Returns a function that inserts a script before this extension's script in both tabs."""
+    """Returns a function that inserts a script before DemoFusion's script in txt2img and img2img."""
     lists = [runner.alwayson_scripts for runner in (scripts.scripts_txt2img, scripts.scripts_img2img)]
     before = [list(entries) for entries in lists]
 
@@ -158,12 +159,13 @@ class Noted(AlwaysOn):
 class Regions(AlwaysOn):
     """Imitates Regional Prompter for Forge Neo, which writes nothing to the infotext.
 
-    Its attribute `active` is true even if the request does not use it, as after an earlier job that failed.
+    The attribute `active` is always true, even if the request does not use Regional Prompter. In the real extension,
+    this can happen after a job that failed.
     """
 
     def __init__(self, calc: str, requested: bool = True):
         self.calc, self.active = calc, True
-        # the first argument of this script switches it on. The arguments of a request are 0 (off) and a dict (on)
+        # the script is on if its first argument is true; the arguments of a request are 0 (false) and a dict (true)
         self.args_from = int(requested)
 
     def title(self) -> str:
@@ -189,7 +191,7 @@ def hint(quadrants: str, side: int = BASE) -> torch.Tensor:
 def test_a_hint_has_an_effect_where_it_is_white(
     webui: Webui, beside: Callable, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], batch: dict[str, int]
 ) -> None:
-    # this function matches the mean and deviation of the whole latent, so one quadrant would affect the others
+    # finish_stage matches the statistics of the whole latent, so a hint in one quadrant would change the others too
     monkeypatch.setattr(stages, "finish_stage", lambda x, *rest: x)
     large = {**batch, "width": 3 * BASE, "height": 3 * BASE, "steps": 2}
     network = Hooked(webui, hint("", 3 * BASE))
@@ -210,7 +212,7 @@ def test_a_hint_has_an_effect_where_it_is_white(
         assert left["_hint_cond"].shape == (1, 3, 3 * BASE, 3 * BASE)
 
 
-def test_an_image_without_controlnet_is_unchanged_after_a_job_with_it(webui: Webui, beside: Callable) -> None:
+def test_a_job_with_controlnet_does_not_change_later_jobs_without_controlnet(webui: Webui, beside: Callable) -> None:
     plain = webui.job().images[0].tobytes()
     network = Hooked(webui, hint("nw"))
     beside(network)
@@ -220,7 +222,7 @@ def test_an_image_without_controlnet_is_unchanged_after_a_job_with_it(webui: Web
 
 
 @pytest.mark.parametrize("how", ["interrupt", "fail"])
-def test_the_units_are_restored_if_a_stage_is_stopped_or_fails(
+def test_the_units_of_controlnet_are_restored_if_a_stage_is_interrupted_or_fails(
     webui: Webui, beside: Callable, how: str, reported: Reports
 ) -> None:
     reported.expect(*["injected"] * (how == "fail"))
@@ -247,7 +249,9 @@ def test_the_units_are_restored_if_a_stage_is_stopped_or_fails(
     assert left["used_hint_cond"] is network.hint
 
 
-def test_a_unit_whose_hint_cannot_be_cropped_is_refused(webui: Webui, beside: Callable, reported: Reports) -> None:
+def test_a_controlnet_unit_whose_hint_cannot_be_cropped_is_refused(
+    webui: Webui, beside: Callable, reported: Reports
+) -> None:
     reported.expect("ControlNet unit 1")
     beside(Hooked(webui, torch.zeros(2, 3, BASE, BASE)))
     result = webui.job(ON, batch_size=1)
@@ -285,7 +289,7 @@ def test_adetailer_repaints_the_final_image(
     assert webui.job({}, sampler_name="Euler a").images[0].tobytes() == plain.images[0].tobytes()
 
 
-def test_copies_of_a_request_do_not_change_the_number_of_jobs(webui: Webui, beside: Callable) -> None:
+def test_hooks_for_a_copy_of_the_request_do_not_change_the_number_of_jobs(webui: Webui, beside: Callable) -> None:
     counts: list[int] = []
 
     class Counting(Detailer):
@@ -300,7 +304,7 @@ def test_copies_of_a_request_do_not_change_the_number_of_jobs(webui: Webui, besi
 
 
 class Redrawing(AlwaysOn):
-    """Runs img2img on finished images, with the same scripts and arguments as the outer request."""
+    """Runs img2img on finished images by an inner request that has the scripts and arguments of the outer request."""
 
     def __init__(self, hook: str):
         self.made: list[processing.Processed] = []
@@ -328,7 +332,7 @@ class Redrawing(AlwaysOn):
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("hook", ["postprocess_image", "postprocess"])
-def test_a_nested_request_runs_no_stages(webui: Webui, beside: Callable, hook: str, last: bool) -> None:
+def test_a_request_inside_another_request_runs_no_stages(webui: Webui, beside: Callable, hook: str, last: bool) -> None:
     other = Redrawing(hook)
     beside(other)
     if last:
@@ -340,7 +344,9 @@ def test_a_nested_request_runs_no_stages(webui: Webui, beside: Callable, hook: s
     assert "DemoFusion" not in other.made[0].infotexts[0]
 
 
-def test_a_copy_of_a_request_that_failed_runs_its_stages(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_request_has_failed_a_copy_of_the_request_runs_stages(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch
+) -> None:
     requests: list[Any] = []
     process_images = processing.process_images
 

@@ -19,12 +19,12 @@ pytestmark = pytest.mark.browser
 
 SCRIPT = Path(__file__).resolve().parents[2] / "javascript" / "demofusion.js"
 OTHERS = {"preset_name", "preset_save", "preset_delete", "advanced"}
-"""Other elements of the panel that the Tab key reaches."""
+"""Elements of the panel that the Tab key reaches in addition to the controls of the fields."""
 SHOWN = set(CONTROLS) - set(UNSEEN)
 
 
 def opened(page: Any, name: str) -> Tab:
-    """Opens a tab's panel and its section "Advanced" with the keyboard only."""
+    """Opens the panel of the tab `name`, and the section "Advanced" of the panel, with the keyboard only."""
     tab = Tab(page, name)
     page.focus(f"{tab.panel}_enabled-visible-checkbox")
     page.keyboard.press("Tab")
@@ -44,7 +44,7 @@ def test_the_tab_key_reaches_every_control_in_reading_order(page: Any, name: str
     hidden = {"img2img_first"} if name == "txt2img" else set()
     assert {stop["block"] for stop in stops} == SHOWN - hidden | OTHERS
     assert all(stop["visible"] for stop in stops)
-    # the next control is below or further right; in a row the tops differ, because a button is at the bottom of its row
+    # the next control is below, or further right in the same row, where the tops of the controls may differ
     for one, other in pairwise(stops):
         assert other["top"] > one["top"] - 60
         assert other["top"] > one["top"] + 20 or other["left"] >= one["left"]
@@ -58,7 +58,7 @@ def test_the_focus_is_visible(blank: Any, address: str, scheme: str) -> None:
         assert contrast(stop["color"], stop["background"]) >= 3, stop
 
 
-def test_the_header_of_the_panel_reports_whether_it_is_open(page: Any) -> None:
+def test_the_header_of_the_panel_reports_whether_the_panel_is_open(page: Any) -> None:
     tab = opened(page, "txt2img")
     header = page.locator(f"{tab.panel}_enabled > .label-wrap [role=button]")
     assert (header.get_attribute("aria-label"), header.get_attribute("aria-expanded")) == ("DemoFusion", "true")
@@ -69,10 +69,10 @@ def test_the_header_of_the_panel_reports_whether_it_is_open(page: Any) -> None:
     assert header.get_attribute("aria-expanded") == "false"
 
 
-def test_a_key_works_once_if_the_script_is_loaded_twice(page: Any) -> None:
+def test_a_key_opens_the_panel_if_the_javascript_is_loaded_twice(page: Any) -> None:
     """If the extension is installed twice, the webui runs the JavaScript of both copies.
 
-    Each copy must not install its own listener, or a key that opens the panel would close it again at once.
+    Only one copy may install a listener. With two listeners, a key would open the panel and close it again at once.
     """
     page.add_script_tag(path=str(SCRIPT))
     page.evaluate("uiLoadedCallbacks.at(-1)()")
