@@ -594,7 +594,7 @@ SIZE = {"width": 128, "height": 192}
 
 @pytest.mark.parametrize("kind", ["no size", "named sizes", "any names"])
 def test_stages_use_the_shift_of_the_base_pass(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """After hires fix, the model has the shift of the hires pass. Some engines compute the shift from the image's size."""
+    """After hires fix, the model has the shift of the hires pass. Some engines compute the shift from the size."""
     seen: list[dict[str, Any]] = []
     p = request(None)
     p.sd_model.set_shift = {
