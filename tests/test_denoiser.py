@@ -20,7 +20,7 @@ from fusing import fuse
 from torch import Tensor, nn
 
 from lib_demofusion.host.backends.interface import StageParts
-from lib_demofusion.host.backends.webui_denoiser import FusedModel, kept_share
+from lib_demofusion.host.backends.webui_denoiser import FusedModel, input_derivative
 from lib_demofusion.method.batching import ViewBatches
 from lib_demofusion.method.conditioning import Frame
 from lib_demofusion.method.filters import blur_for_dilation
@@ -218,7 +218,7 @@ def test_the_imitated_wrappers_equal_the_wrappers_of_the_webui(t: int, request: 
 def test_each_row_has_the_correction_of_its_noise_level(wrapper: Wrapper) -> None:
     inner = wrapper[0](Model())
     levels = torch.cat([wrapper[1](t)[:1] for t in TIMESTEPS])
-    made = kept_share(inner, levels)
+    made = input_derivative(inner, levels)
     assert made.shape == (len(TIMESTEPS), 1, 1, 1)
     for i, t in enumerate(TIMESTEPS):
-        torch.testing.assert_close(made[i : i + 1], kept_share(inner, wrapper[1](t)[:1]))
+        torch.testing.assert_close(made[i : i + 1], input_derivative(inner, wrapper[1](t)[:1]))

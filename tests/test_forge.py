@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib_demofusion.host.backends.families import FIVE_AXES, PACKED, PLAIN, LatentForm
-from lib_demofusion.host.backends.forge_controlnet import Held, chain
-from lib_demofusion.host.backends.forge_unet import FusedUnet, kept_share, marks_of, options_for
+from lib_demofusion.host.backends.forge_controlnet import ViewControl, chain
+from lib_demofusion.host.backends.forge_unet import FusedUnet, input_derivative, marks_of, options_for
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.host.backends.webui_denoiser import FusedModel
 from lib_demofusion.method.batching import ViewBatches
@@ -136,7 +136,8 @@ def test_the_wrappers_of_forge_and_of_the_webui_give_the_same_prediction(v: bool
 
 def test_separate_calls_of_cond_and_uncond_fail_if_an_extension_needs_one_call() -> None:
     x, model = latent(1), Model()
-    fused = FusedUnet(dataclasses.replace(parts(stage_run()), apart="both in one call"), model.predictor, None, None)
+    stage_parts = dataclasses.replace(parts(stage_run()), separate_calls_error="both in one call")
+    fused = FusedUnet(stage_parts, model.predictor, None, None)
     assert call(fused, model, x, 3.0).shape == (2, *x.shape[1:])
     levels = torch.full((1,), 3.0, dtype=x.dtype)
     alone = {"input": x, "timestep": levels, "c": {"c_crossattn": prompts(1)[:1]}, "cond_or_uncond": [0]}
@@ -150,7 +151,7 @@ def test_the_correction_is_the_derivative_of_denoised_for_a_fixed_output(v: bool
     x, fixed = torch.randn(2, 4, 3, 3, dtype=torch.float64), torch.randn(2, 4, 3, 3, dtype=torch.float64)
     step = torch.rand_like(x)
     change = predictor.calculate_denoised(sigma, fixed, x + step) - predictor.calculate_denoised(sigma, fixed, x)
-    torch.testing.assert_close(kept_share(predictor, sigma) * step, change)
+    torch.testing.assert_close(input_derivative(predictor, sigma) * step, change)
 
 
 def test_the_correction_of_a_flow_model_is_one_at_every_level() -> None:
@@ -159,7 +160,7 @@ def test_the_correction_of_a_flow_model_is_one_at_every_level() -> None:
     For a fixed noise, the derivative would be 1 / (1 - sigma), which is infinite at sigma = 1.
     """
     flow = SimpleNamespace(calculate_denoised=lambda sigma, velocity, x: x - sigma.reshape(-1, 1, 1, 1) * velocity)
-    assert kept_share(flow, torch.tensor([1.0, 0.5])).flatten().tolist() == [1.0, 1.0]
+    assert input_derivative(flow, torch.tensor([1.0, 0.5])).flatten().tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("form", [FIVE_AXES, PACKED], ids=["five axes", "packed"])
@@ -333,7 +334,7 @@ def test_every_view_gets_its_own_part_of_the_hints(two: bool, receives_options: 
     """The model adds the hint to its output, so the prediction shows the hint at the size of the stage."""
     second = Control(hint(6), None, receives_options) if two else None
     first = Control(hint(5), second, receives_options)
-    held = Held(first, STAGE, PLAN)
+    held = ViewControl(first, STAGE, PLAN)
     assert held.get_control("any argument of the host's call for the whole latent") is None
     assert held.get_models() == ["control"]
     assert [held, *chain(first)] == chain(held)
@@ -353,7 +354,7 @@ def test_every_view_gets_its_own_part_of_the_hints(two: bool, receives_options: 
 
 def test_dilated_views_get_the_whole_hint() -> None:
     control = Control(hint(5))
-    held = Held(control, STAGE, PLAN)
+    held = ViewControl(control, STAGE, PLAN)
     run = stage_run()
     views: Sequence[View] = run.dilated
     crops = torch.cat([view.take(latent(1)) for view in views for _ in range(2)])

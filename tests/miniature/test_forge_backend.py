@@ -18,7 +18,7 @@ from modules import extra_networks, processing, sd_models, sd_samplers, shared
 from lib_demofusion.host import backends
 from lib_demofusion.host.backends import families, forge, forge_refusals
 from lib_demofusion.host.backends.forge import Forge, reserve_for_views
-from lib_demofusion.host.backends.forge_controlnet import Held
+from lib_demofusion.host.backends.forge_controlnet import ViewControl
 from lib_demofusion.host.backends.forge_refusals import WRAPPER
 from lib_demofusion.host.backends.forge_unet import CHANNELS, FusedUnet, vectors_of
 from lib_demofusion.host.backends.interface import StageParts
@@ -397,7 +397,7 @@ def test_attach_replaces_the_wrapper_of_the_unet_and_the_first_control_model() -
     Forge().attach(denoiser, parts)
     assert isinstance(unet.model_options[WRAPPER], FusedUnet)
     assert unet.model_options[WRAPPER]._inner == "another extension's"
-    assert isinstance(unet.controlnet_linked_list, Held)
+    assert isinstance(unet.controlnet_linked_list, ViewControl)
     assert type(denoiser).__name__ == "StageDenoiser"
 
 
@@ -700,7 +700,7 @@ def test_controlnet_units_are_refused_on_transformers(shown: Any) -> None:
     p = request(SimpleNamespace(alwayson_scripts=[entry]))
     found = forge_refusals.refusal(p, DIT) or ""
     assert "ControlNet on Some DiT" in found
-    assert "; switch its units off" in found
+    assert "; switch all ControlNet units off" in found
 
 
 def test_memory_is_reserved_for_views_in_the_shape_of_the_webuis_latent(

@@ -1,4 +1,4 @@
-"""One interface for the differences between webuis. The rest of the package only uses `host()`."""
+"""Hides the differences between webuis behind the interface `Backend`. `host()` returns the implementation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def host() -> Backend:
 
 
 def loaded_model() -> Any:
-    """Returns the loaded checkpoint, or None if no checkpoint is loaded or the selected one is not loaded yet.
+    """Returns the loaded model, or None if no model is loaded or the webui has not loaded the selected checkpoint yet.
 
     This function does not read `shared.sd_model`, because that would load a checkpoint.
     """
@@ -47,13 +47,13 @@ def selected_family() -> Family:
 
 
 def greet() -> None:
-    """Logs a warning if this backend does not know the running webui."""
+    """Logs a warning if the running webui lacks functions that its backend calls."""
     if not host().is_known():
         logger.warning(UNKNOWN, version())
 
 
 def version() -> str:
-    """Returns the version that the webui reports."""
+    """Returns the version that the webui reports, or "of unknown version"."""
     launch = sys.modules.get("modules.launch_utils")
     tag = getattr(launch, "git_tag", None)
     return str(tag()) if tag is not None else "of unknown version"

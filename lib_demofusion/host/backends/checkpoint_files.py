@@ -1,6 +1,7 @@
 """Recognizes the model family of a checkpoint from the header of its file.
 
-Forge and Forge Neo load a selected checkpoint only when a job begins. The panel needs to know its family earlier.
+Forge and Forge Neo load a selected checkpoint only when a job begins. The panel needs the family before that, for
+example to estimate the cost of the stages.
 """
 
 from __future__ import annotations
@@ -20,25 +21,26 @@ try:
     import huggingface_guess
     from backend import loader
 except ImportError:
-    # reForge has neither package. It loads a checkpoint as soon as you select it, so it needs no detection
+    # reForge has neither package. It loads a checkpoint as soon as you select it, so no file must be recognized
     huggingface_guess = loader = None
 
 LARGEST_HEADER = 100_000_000
-"""Maximum number of bytes of a header in the safetensors format."""
+"""Maximum number of bytes in a safetensors header. A larger number means that the file has another format."""
 CHROMA_LAYER = "model.diffusion_model.distilled_guidance_layer.layers.0.in_layer.bias"
-"""The layer by which Forge recognizes Chroma (backend/loader.py, forge_loader). huggingface_guess takes Chroma
-for Flux.1."""
+"""The layer by which Forge recognizes Chroma (backend/loader.py, forge_loader). Some versions of huggingface_guess
+report Chroma as Flux.1.
+"""
 RECTIFIED = "rectified"
 """Forge Neo recognizes rectified-flow SDXL by this word in the path (backend/loader.py, forge_loader)."""
 
 
 def family_of_file(path: str) -> Family | None:
-    """Returns the model family of a checkpoint file, or None if the webui's own detection does not recognize it."""
+    """Returns the model family of a checkpoint file, or None if huggingface_guess does not recognize the file."""
     try:
         found = Path(path).stat()
         return _recognized(path, (found.st_mtime_ns, found.st_size))
     except Exception:
-        # the webui reports a broken or unknown file when it loads it
+        # no message is needed here, because the webui reports a broken or unknown file when it loads the file
         return None
 
 
@@ -46,7 +48,8 @@ def family_of_file(path: str) -> Family | None:
 def _recognized(path: str, version: tuple[int, int]) -> Family | None:
     """Recognizes the file at `path` and caches the result.
 
-    `version` is the file's time and size. It is only part of the cache's key, so that a replaced file is read again.
+    `version` is the modification time and size of the file. This function does not use it, but it is part of the
+    cache's key. If the file is replaced, the key changes and the new file is read.
     """
     state = loader.preprocess_state_dict(stand_ins(path))
     if CHROMA_LAYER in state:
@@ -60,7 +63,8 @@ def _recognized(path: str, version: tuple[int, int]) -> Family | None:
 def stand_ins(path: str) -> dict[str, Tensor]:
     """Maps the name of every tensor in a file to zeros of the same shape, which use almost no memory.
 
-    Raises ValueError if the file is not in the safetensors format, which begins with the size of a JSON header.
+    Reads only the header of the file. A safetensors file begins with the size of a JSON header. Raises ValueError if
+    this size is too large or the header is not JSON, and struct.error if the file has fewer than eight bytes.
     """
     with Path(path).open("rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))

@@ -15,9 +15,9 @@ def activate(p: Any) -> None:
 
 
 def activate_after_hires_pass(p: Any) -> None:
-    """Activates the networks of the main prompt if the hires pass used the networks of another prompt.
+    """Activates the networks of the main prompt if the prompt of the hires pass contains other networks.
 
-    The stages use the main prompt, and the webui leaves the networks of the hires prompt active.
+    The stages use the main prompt. After the hires pass, the webui leaves the networks of the hires prompt active.
     """
     if getattr(p, "enable_hr", False) and getattr(p, "hr_extra_network_data", None) != p.extra_network_data:
         activate(p)

@@ -14,13 +14,17 @@ from lib_demofusion.method.views import Size
 
 
 class LatentForm:
-    """Latents (B, C, h, w) with 8 pixels per cell. They have the same shape in the webui and in `method`.
+    """Latents (B, C, h, w) with 8 pixels per cell. The webui and `method` use the same shape.
 
-    Subclasses convert latents that have another shape in the webui.
+    A subclass is for models whose latents have another shape in the webui, and converts between the two shapes.
     """
 
     copies = False
-    """Whether `to_method` returns a copy. If it does, the caller must write changes back to the webui's latent."""
+    """Whether `to_method` returns a copy. Otherwise, the result and the webui's latent share memory.
+
+    A change of a copy does not change the webui's latent. The caller must convert the copy with `to_host` and write it
+    back.
+    """
 
     def to_method(self, x: Tensor) -> Tensor:
         """Converts a latent of the webui to the shape that `method` uses."""
@@ -31,9 +35,9 @@ class LatentForm:
         return x
 
     def host_shape(self, channels: int, size: Size) -> tuple[int, ...]:
-        """Returns the shape of the webui's latent, without the batch axis.
+        """Returns the shape of a latent in the webui, without the batch axis.
 
-        `channels` and `size` (in cells) describe the same latent in `method`.
+        The same latent has the shape (B, channels, *size) in `method`.
         """
         return (channels, *size)
 
@@ -54,8 +58,8 @@ class FiveAxes(LatentForm):
 class Packed(LatentForm):
     """Latents (B, 4 C, h / 2, w / 2) in the webui. Each position covers 16 x 16 pixels and holds 2 x 2 cells.
 
-    Dilated views need cells of 8 pixels. In a packed latent at twice the base size, a dilated view would show 16 pixels
-    and skip the next 16.
+    `method` unpacks these latents, because dilated views need cells of 8 pixels. A dilated view at twice the base size
+    takes every second cell. If a cell covered 16 pixels, the view would show 16 pixels and skip the next 16.
     """
 
     copies = True
@@ -73,44 +77,48 @@ class Packed(LatentForm):
 PLAIN, FIVE_AXES, PACKED = LatentForm(), FiveAxes(), Packed()
 
 
-RUNS_ON = "this kind of model is not supported; choose another checkpoint"
+UNSUPPORTED = "this kind of model is not supported; choose another checkpoint"
 REFINER = "an SDXL refiner cannot make an image by itself; choose its base checkpoint"
 UPSCALER = "this checkpoint only enlarges images of other models; choose the checkpoint of an image model"
 
 
 REFERENCE_HINT = "; remove them, or choose a checkpoint that does not edit images"
 KLEIN_HINT = "; remove them, and for img2img switch on [Klein] Disable Reference in the settings"
-# the webui drops its reference images only when it loads a checkpoint or encodes another upload
+# the webui keeps the reference images until it loads a checkpoint or encodes another uploaded image
 ANIMA_HINT = "; switch off [Anima] Enable Reference in the settings, and load another checkpoint and this one again"
 
 
 VIDEO = "this checkpoint makes videos; choose the checkpoint of an image model"
-REFUSALS = (RUNS_ON, REFINER, UPSCALER, VIDEO)
-"""All reasons why a family is refused."""
+REFUSALS = (UNSUPPORTED, REFINER, UPSCALER, VIDEO)
+"""All values of `Family.refusal` except None."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """The properties of a model family that matter to the stages."""
+    """The properties of a model family that affect the stages."""
 
     name: str
-    """The name that users know."""
+    """The name in messages, such as "Flux.1"."""
     refusal: str | None = None
-    """Why the stages do not support the family, or None if they do."""
+    """The reason why the stages do not support the family, or None if they support it."""
     sized: bool = False
     """Whether the model receives the image's size and crop in a vector in addition to the prompt, as SDXL does."""
     flow: bool = False
-    """Whether the model was trained for flow matching. Its samplers mix signal and noise (see `residual.Flow`)."""
+    """Whether the model was trained for flow matching. Then x is a mix of latent and noise (see `residual.Flow`)."""
     form: LatentForm = PLAIN
     """The shape of the latents in the webui."""
     unit: int = 8
-    """The sizes of images and views are multiples of this number of pixels."""
+    """The heights and widths of images and views must be multiples of this number of pixels."""
     distilled: bool = False
-    """Whether guidance is built into the model. A CFG scale of 1 then does not identify a few-step model."""
+    """Whether guidance is built into the model. Such a model uses a CFG scale of 1 even with many steps."""
     transformer: bool = False
-    """Whether the model is a transformer. Its control models and layer wrappers cannot be cropped to views."""
+    """Whether the model is a transformer.
+
+    The stages refuse ControlNet with a transformer, because they cannot crop its hints to views. They also refuse
+    wrappers of a transformer by other extensions.
+    """
     reference_hint: str = REFERENCE_HINT
-    """Advice on how to use no reference images. It is the end of the message that refuses reference images."""
+    """The end of the message that refuses reference images: advice on how to remove the reference images."""
 
     @property
     def unit_cells(self) -> int:
@@ -118,24 +126,25 @@ class Family:
         return self.unit // CELL
 
     @property
-    def has_other_axes(self) -> bool:
-        """Whether latents have another shape in the webui than in `method`."""
+    def has_other_shape(self) -> bool:
+        """Whether the shape of the latents in the webui differs from the shape in `method`."""
         return self.form is not PLAIN
 
     @property
     def problem(self) -> str | None:
-        """Returns the family's name and why the stages do not support it, or None if they do.
+        """The family's name and the reason why the stages do not support the family, or None if they support it.
 
-        The text continues "DemoFusion does not work with".
+        The message to the user is "DemoFusion does not work with" and this text.
         """
         return None if self.refusal is None else f"{self.name}: {self.refusal}"
 
 
 def _transformer(name: str, form: LatentForm = PLAIN, hint: str = REFERENCE_HINT) -> Family:
-    """Returns the record of a flow-matching transformer.
+    """Creates the record of a transformer that was trained for flow matching.
 
-    These models divide a latent into patches of 2 x 2 cells, and pad an odd size with cells of the opposite border.
-    Most of them have built-in guidance. A CFG scale of 1 is normal for them and does not identify a few-step model.
+    `unit` is 16, because these models divide a latent into patches of 2 x 2 cells. They pad an odd size with cells of
+    the opposite border, which would be visible in a view. `distilled` is True, because most of these models have
+    built-in guidance.
     """
     return Family(name, flow=True, form=form, unit=16, distilled=True, transformer=True, reference_hint=hint)
 
@@ -152,7 +161,7 @@ BY_ENGINE: Mapping[str, Family] = {
     "StableDiffusionXL": SDXL,
     "StableDiffusionXLRefiner": Family("the SDXL refiner", REFINER),
     "StableDiffusion3": SD3,
-    # its VAE packs 2 x 2 cells of 8 pixels, and pads odd sizes with zeros
+    # Mugen's VAE packs 2 x 2 cells of 8 pixels. If a size is odd, the VAE pads the latent with zeros
     "Mugen": Family("Mugen", sized=True, flow=True, unit=16),
     "Flux": _transformer("Flux.1"),
     "Chroma": _transformer("Chroma"),
@@ -166,37 +175,40 @@ BY_ENGINE: Mapping[str, Family] = {
     "Wan": Family("Wan", VIDEO),
     "PiD": Family("PiD", UPSCALER),
 }
-"""Families by the engine's class in Forge and Forge Neo (backend/diffusion_engine)."""
+"""Maps the name of a class in `backend/diffusion_engine` of Forge and Forge Neo to the family."""
 
 BY_FLAG: Mapping[str, Family] = {
-    "is_sd3": Family(SD3.name, RUNS_ON),
+    "is_sd3": Family(SD3.name, UNSUPPORTED),
     "is_sdxl": SDXL,
     "is_sd1": SD,
     "is_sd2": SD,
 }
-"""Families by the flag that a model sets in reForge and AUTOMATIC1111's webui."""
+"""Maps the name of a flag to the family. The models of reForge and AUTOMATIC1111's webui set one of these flags."""
 
-FLOW_FORMS: Mapping[str, Family] = {SDXL.name: SDXL_FLOW}
-"""Maps the name of a family to the record for its checkpoints that were trained for flow matching."""
+FLOW_FAMILIES: Mapping[str, Family] = {SDXL.name: SDXL_FLOW}
+"""Maps the name of a family to another record, for checkpoints of this family that were trained for flow matching."""
 
 
 def family_of(model: Any, flow: bool = False) -> Family | None:
-    """Returns the family of a loaded model, or None if it is unknown. `flow` is True for a flow model."""
+    """Returns the family of a loaded model, or None if this file does not contain it.
+
+    `flow` says whether the model was trained for flow matching.
+    """
     engine = type(model).__name__
     by_flag = next((f for flag, f in BY_FLAG.items() if getattr(model, flag, False)), None)
-    return family_named(engine, flow) or _trained(by_flag, flow)
+    return family_named(engine, flow) or _record_for(by_flag, flow)
 
 
 def family_named(engine: str, flow: bool = False) -> Family | None:
-    """Returns the family of an engine's class in Forge and Forge Neo, or None if it is unknown."""
-    return _trained(BY_ENGINE.get(engine), flow)
+    """Returns the family of the engine class with this name in Forge or Forge Neo, or None if the name is unknown."""
+    return _record_for(BY_ENGINE.get(engine), flow)
 
 
-def _trained(found: Family | None, flow: bool) -> Family | None:
-    """Returns the record for flow matching if `flow` is True and there is one, else `found`."""
-    return FLOW_FORMS.get(found.name, found) if found is not None and flow else found
+def _record_for(found: Family | None, flow: bool) -> Family | None:
+    """Returns the record in FLOW_FAMILIES if `flow` is True and the family has such a record, else `found`."""
+    return FLOW_FAMILIES.get(found.name, found) if found is not None and flow else found
 
 
 def unknown(model: Any) -> Family:
-    """Returns a record that refuses a model whose class this file does not contain."""
-    return Family(type(model).__name__, RUNS_ON)
+    """Creates a record that refuses a model, for models whose class this file does not contain."""
+    return Family(type(model).__name__, UNSUPPORTED)

@@ -15,7 +15,7 @@ from torch import Tensor
 from lib_demofusion.host.backends import extra_networks, forge_refusals
 from lib_demofusion.host.backends.checkpoint_files import family_of_file
 from lib_demofusion.host.backends.families import SD, Family, family_of, unknown
-from lib_demofusion.host.backends.forge_controlnet import Held
+from lib_demofusion.host.backends.forge_controlnet import ViewControl
 from lib_demofusion.host.backends.forge_refusals import WRAPPER
 from lib_demofusion.host.backends.forge_unet import FusedUnet, vectors_of
 from lib_demofusion.host.backends.interface import StageParts
@@ -40,30 +40,33 @@ ESTIMATE = "memory_peak_estimation_modifier"
 """The option of a patched UNet for a function that estimates the memory of a model call (backend/patcher/unet.py)."""
 
 ZERO_TERMINAL = "Zero Terminal SNR"
-"""A value of the webui's setting for noise schedules (modules/processing.py)."""
+"""The value of the webui's setting `sd_noise_schedule` that enables zero terminal SNR (modules/processing.py)."""
 
-KEPT = ("ini_latent", "ref_latents")
-"""Attributes in which an engine stores encoded images for its next prompt (backend/diffusion_engine)."""
+STORED_IMAGES = ("ini_latent", "ref_latents")
+"""Attributes in which an engine stores encoded images. The next prompt uses them (backend/diffusion_engine)."""
 
 
 class Forge:
-    """The backend for Forge's family. These webuis call the patched UNet in `forge_objects` of the loaded model."""
+    """The backend for Forge's family.
+
+    These webuis sample with the patched UNet in the attribute `forge_objects` of the loaded model.
+    """
 
     def is_known(self) -> bool:
         return sampling_cleanup is not None
 
     def family(self, model: Any) -> Family:
-        # until a model is loaded, the webui has a dummy without this attribute
+        # before a model is loaded, the webui has a placeholder without this attribute
         if not hasattr(model, "forge_objects"):
             return SD
-        # reForge's models have no `predictor`. Their `model_sampling` can be a flow schedule that an earlier job set,
-        # so it is not read here. `refusal` rejects jobs that select flow sampling
+        # reForge's models have `model_sampling` instead of `predictor`. An earlier job can have set a flow schedule
+        # there, so this attribute is not read. `refusal` rejects jobs that select flow sampling in reForge
         predictor = getattr(model.forge_objects.unet.model, "predictor", None)
         flow = predictor is not None and not adds_noise(predictor)
         return family_of(model, flow) or unknown(model)
 
     def is_pending(self) -> bool:
-        # Forge and Forge Neo load a checkpoint when a job begins, and reForge as soon as it is selected
+        # only Forge and Forge Neo have these attributes. reForge loads a checkpoint as soon as you select it
         data = sd_models.model_data
         chosen = getattr(data, "forge_loading_parameters", None)
         return bool(chosen) and str(chosen) != data.forge_hash
@@ -74,7 +77,7 @@ class Forge:
         return None if checkpoint is None else family_of_file(str(checkpoint.filename))
 
     def encoding(self, p: Any) -> AbstractContextManager[None]:
-        return nothing_kept(p.sd_model)
+        return forget_encoded_images(p.sd_model)
 
     def unet(self, model: Any) -> Any:
         objects = getattr(model, "forge_objects", None)
@@ -87,7 +90,7 @@ class Forge:
     def refusal(self, p: Any) -> str | None:
         family = self.family(p.sd_model)
         reason = forge_refusals.refusal(p, family) or forge_refusals.sampler_problem(p, family.flow)
-        # before the base image is sampled, the UNet still has the patches of the previous job
+        # without a sampler, the base pass has not begun, and the UNet still has the patches of the previous job
         if reason is None and getattr(p, "sampler", None) is not None:
             reason = forge_refusals.patch_problem(p.sd_model.forge_objects.unet, family)
         return reason
@@ -103,16 +106,20 @@ class Forge:
 
     @contextmanager
     def sampling(self, p: Any, stage: StagePlan, views: int, anchor: Tensor, noise: Tensor) -> Iterator[None]:
-        """Patches a copy of the UNet for the stage, as the webui does for each pass (modules/processing.py)."""
+        """Patches a copy of the UNet for the stage, as the webui does for each of its passes (modules/processing.py).
+
+        Raises RuntimeError if a feature or patch does not work with the stages.
+        """
         model = p.sd_model
-        # inpainting draws noise from the global generator
+        # for inpainting, the webui draws noise from torch's global generator, so it is seeded for each stage
         torch.manual_seed(int(p.seeds[0]) + stage.number)
         with replaced(model, forge_objects=model.forge_objects_after_applying_lora.shallow_copy()):
             family = self.family(model)
             form = family.form
             self._patch(p, form.to_host(anchor), form.to_host(noise))
             unet = model.forge_objects.unet.clone()
-            # if the upload is the base image, there was no base pass, and other extensions patch the UNet here first
+            # if the upload is the base image, there was no base pass. The line above then is the first call of the
+            # functions with which other extensions patch the UNet, so these patches were not checked before
             problem = forge_refusals.refusal(p, family) or forge_refusals.patch_problem(unet, family)
             if problem is not None:
                 raise RuntimeError(problem)
@@ -121,11 +128,11 @@ class Forge:
             try:
                 yield
             finally:
-                # the webui does not clean up if the sampler was stopped
+                # the webui does this after a complete run only, and not if an exception stops the sampler
                 sampling_cleanup(unet)
 
     def _patch(self, p: Any, anchor: Tensor, noise: Tensor) -> None:
-        # also called if the ratio is 0, because Forge Neo applies its Epsilon Scaling in this function
+        # this call is needed even if the ratio is 0, because Forge Neo also applies its Epsilon Scaling here
         sd_models.apply_token_merging(p.sd_model, p.get_token_merging_ratio())
         if p.scripts is not None:
             cond, uncond = p.get_conds()
@@ -135,7 +142,7 @@ class Forge:
         unet = denoiser.inner_model.inner_model.forge_objects.unet
         held = None
         if unet.controlnet_linked_list is not None:
-            held = Held(unet.controlnet_linked_list, parts.run.stage, parts.plan)
+            held = ViewControl(unet.controlnet_linked_list, parts.run.stage, parts.plan)
             unet.controlnet_linked_list = held
         model = parts.p.sd_model
         vectors = vectors_of(model, parts.frame, self.family(model).sized)
@@ -145,25 +152,28 @@ class Forge:
 
 
 def predictor_of(model: Any) -> Any:
-    """Returns the object that holds a UNet's noise schedule and converts the UNet's output to the clean latent."""
+    """Returns the object with the noise schedule of `model`, the `unet.model` of Forge's family.
+
+    This object also converts the UNet's output to the prediction of the clean latent.
+    """
     return model.predictor if hasattr(model, "predictor") else model.model_sampling
 
 
 def adds_noise(predictor: Any) -> bool:
-    """Returns whether the schedule adds noise to the unscaled latent.
+    """Returns whether x is the latent plus scaled noise. For flow matching, the function returns False.
 
-    Flow matching mixes latent and noise instead. Some UNets with SDXL's architecture are trained for flow matching,
-    such as Mugen, and Forge Neo may report them as SDXL.
+    In flow matching, x is a mix in which the latent is scaled down. The class of the engine does not give the answer,
+    because Forge Neo also loads flow-matching checkpoints with SDXL's architecture as class StableDiffusionXL.
     """
     level, nothing, latent = torch.full((1,), 0.5), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
     return bool((predictor.noise_scaling(level, nothing, latent) == latent).all())
 
 
 def set_shift(p: Any) -> None:
-    """Sets the shift of a flow model's schedule to its value in the base pass, because a hires pass changes the shift.
+    """Sets the shift of a flow model's schedule to its value in the base pass. A hires pass changes the shift.
 
-    In newer versions of Forge Neo, some engines also derive the shift from the image's size. They get the requested
-    size and not the size of the stage, because the model evaluates only views.
+    In newer versions of Forge Neo, some engines also derive the shift from the size of the image. This function passes
+    the requested size and not the size of the stage, because the model evaluates views of about the requested size.
     """
     set_of_host = getattr(p.sd_model, "set_shift", None)
     if set_of_host is not None:
@@ -176,9 +186,10 @@ def set_shift(p: Any) -> None:
 
 @contextmanager
 def schedule_of_base(model: Any) -> Iterator[None]:
-    """Sets the noise levels of the base pass for a block. The webui has restored the original levels after that pass.
+    """Sets the noise levels of the base pass during the block.
 
-    The two differ only with zero terminal SNR, which is a setting of the user or a property of the checkpoint.
+    The webui changes the noise levels only for zero terminal SNR, and restores the original levels after the base pass.
+    The user can enable zero terminal SNR in the settings, or the checkpoint can require it.
     """
     asked = getattr(shared.opts, "sd_noise_schedule", "Default") == ZERO_TERMINAL
     config = getattr(model, "model_config", None)
@@ -195,13 +206,14 @@ def schedule_of_base(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def nothing_kept(model: Any) -> Iterator[None]:
-    """Runs a block that encodes images, and then removes these images from the engine.
+def forget_encoded_images(model: Any) -> Iterator[None]:
+    """Removes from the engine, at the end of the block, the images that the block has encoded.
 
-    Engines for image editing store every image that they encode. The next job would use stored images as references.
+    Engines for image editing store every image that they encode. Without this function, the next job would use the
+    images of the block as reference images. Images that were stored before the block are kept.
     """
     arguments = forge_refusals.dynamic_args
-    own = {name: getattr(model, name) for name in KEPT if hasattr(model, name)}
+    own = {name: getattr(model, name) for name in STORED_IMAGES if hasattr(model, name)}
     lists = {name: list(value) for name, value in own.items() if isinstance(value, list)}
     shown = list(getattr(arguments, "ref_latents", None) or ())
     try:
@@ -218,8 +230,8 @@ def nothing_kept(model: Any) -> Iterator[None]:
 def reserve_for_views(unet: Any, view: tuple[int, ...], views: int) -> None:
     """Makes the webui reserve memory for a batch of views instead of the whole latent.
 
-    `view` is the shape of one view in the webui, without the batch axis. To reserve memory for the whole latent, the
-    webui would unload weights of the model, and most of the time would be spent on loading them again.
+    `view` is the shape of one view in the webui, without the batch axis. The model never evaluates the whole latent. To
+    reserve memory for it, the webui would unload weights of the model, and would load them again in every call.
     """
 
     def memory_of_views(shape: list[int], *args: Any, **kwargs: Any) -> float:
@@ -227,20 +239,23 @@ def reserve_for_views(unet: Any, view: tuple[int, ...], views: int) -> None:
         return whole(batch, *args, **kwargs)
 
     whole = unet.model_options.get(ESTIMATE, unet.memory_required)
-    # Forge and reForge read the option, Forge Neo calls the method
+    # Forge and reForge call the function in the option, and Forge Neo calls the method
     unet.model_options[ESTIMATE] = memory_of_views
     unet.memory_required = memory_of_views
 
 
 def attach_denoiser(denoiser: Any, parts: StageParts) -> None:
-    """Informs the stage of every call of `denoiser`, the CFGDenoiser of the stage's own sampler."""
+    """Makes the CFGDenoiser of the stage's own sampler call `StageRun.before_call` before each model call.
+
+    `denoiser` then also resizes its image conditioning, and reduces the latent for the live preview.
+    """
     cls = type(denoiser)
     run, form = parts.run, parts.form
 
     class StageDenoiser(cls):  # type: ignore[misc, valid-type]
         def forward(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if run.detector.copies_x:
-                # the sampler computes its next x from this tensor
+                # the blend may change the input of the model only: the sampler computes its next x from this tensor
                 x = x.clone()
             latent = form.to_method(x)
             run.before_call(latent, sigma[0], x)
@@ -250,7 +265,7 @@ def attach_denoiser(denoiser: Any, parts: StageParts) -> None:
                 kwargs["image_cond"] = image_cond_at(kwargs["image_cond"], x)
             result = super().forward(x, sigma, *args, **kwargs)
             if self.sampler.last_latent is not None:
-                # reduced, because the webui decodes the whole preview at once in another thread
+                # the webui decodes the whole preview at once in another thread, which needs memory beside the model
                 shared.state.current_latent = for_preview(self.sampler.last_latent)
             return result
 
@@ -258,10 +273,10 @@ def attach_denoiser(denoiser: Any, parts: StageParts) -> None:
 
 
 def image_cond_at(cond: Any, x: Tensor) -> Any:
-    """Resizes an image conditioning (B, C, h, w) to the size of x, because the webui ignores other sizes.
+    """Resizes an image conditioning (B, C, h, w) to the size of x. The webui ignores a conditioning of another size.
 
-    The conditioning has another size than x only in txt2img. There it marks the whole image as masked, so resizing it
-    does not change its meaning.
+    The sizes differ only in txt2img. There, the conditioning marks the whole image as masked, and still does so after
+    it is resized.
     """
     if not isinstance(cond, Tensor) or cond.ndim != x.ndim or cond.shape[-2:] in (x.shape[-2:], (1, 1)):
         return cond

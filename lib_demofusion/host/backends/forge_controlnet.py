@@ -1,4 +1,4 @@
-"""Runs the control models of Forge's family on batches of views, each with its own crop of the hints."""
+"""Runs the control models of Forge's family on batches of views. Every view gets its own crop of the hints."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.method.views import View
 
 
-class Held:
-    """Replaces the first control model in a UNet's linked list.
+class ViewControl:
+    """Takes the place of the first control model in a UNet's linked list, so that the webui calls this object.
 
-    The webui runs the control models of the list on the whole latent. This object returns no control for the whole
-    latent. Its method `add_to` runs the control models on batches of views instead. Attributes that this class does not
-    define come from the first control model.
+    The webui would run all control models of the list on the whole latent. This object returns None to the webui. For
+    each batch of views, the stage calls `add_to`, which runs the control models on the batch. If the webui reads an
+    attribute that this class does not define, it gets the attribute of the first control model.
     """
 
     def __init__(self, first: Any, stage: StagePlan, plan: Plan | None = None):
@@ -27,7 +27,7 @@ class Held:
         self._hints = {id(control): _hint(control, stage, plan) for control in chain(first)}
 
     def get_control(self, *args: Any, **kwargs: Any) -> None:
-        """Returns no control for the whole latent."""
+        """Returns None, which means that there is no control for the whole latent."""
         return
 
     def pre_run(self, *args: Any) -> None:
@@ -42,10 +42,10 @@ class Held:
     def add_to(
         self, cond: dict[str, Any], crops: Tensor, levels: Tensor, chunks: Sequence[int], views: Sequence[View]
     ) -> None:
-        """Adds the output of the control models to the cond of a batch of views.
+        """Runs the control models on a batch of views and sets `cond["control"]` to their output.
 
-        `crops` are the rows of the batch, and `levels` (N,) are their noise levels. `chunks` has one mark for each
-        chunk of the batch (see `forge_unet.marks_of`).
+        `crops` (N, C, h, w) are the crops of the latent for all rows of the batch, and `levels` (N,) are their noise
+        levels. `chunks` has one mark for each chunk of the batch (see `forge_unet.marks_of`).
         """
         options = cond["transformer_options"]
         for control in chain(self.previous_controlnet):
@@ -54,17 +54,17 @@ class Held:
             hint = self._hints[id(control)]
             if hint is not None:
                 if hasattr(control, "control_input"):
-                    # an adapter caches the features of the previous hint
+                    # a T2I adapter caches its output for the previous hint in this attribute
                     control.control_input = None
                 control.cond_hint = _rows([hint.for_view(view) for view in views], len(crops), crops, control)
         first = self.previous_controlnet
-        # reForge passes the options, Forge stores them on the control model
+        # get_control has a parameter for the transformer options only in reForge. Other webuis read the attribute
         more = () if hasattr(first, "transformer_options") else (options,)
         cond["control"] = first.get_control(crops, levels, dict(cond), len(chunks), *more)
 
 
 def chain(first: Any) -> list[Any]:
-    """Lists the control models of a linked list."""
+    """Returns the control models of the linked list that begins with `first`."""
     found = []
     while first is not None:
         found.append(first)
@@ -73,7 +73,10 @@ def chain(first: Any) -> list[Any]:
 
 
 def _hint(control: Any, stage: StagePlan, plan: Plan | None) -> StageHint | None:
-    """Returns a control model's hint at the sizes of a stage, on the CPU, or None if it has no image."""
+    """Resizes the hint of a control model for the views of a stage, on the CPU.
+
+    Returns None if the control model has no hint that is an image.
+    """
     hint = getattr(control, "cond_hint_original", None)
     if not isinstance(hint, Tensor) or hint.ndim != 4:
         return None
@@ -83,17 +86,24 @@ def _hint(control: Any, stage: StagePlan, plan: Plan | None) -> StageHint | None
 
 
 def _rows(parts: list[Tensor], rows: int, crops: Tensor, control: Any) -> Tensor:
-    """Joins the crops of all views to one crop per row of the batch. The rows of a view follow each other."""
+    """Joins the parts of a hint for the views of a batch. Returns the hints (rows, C, h, w) for all rows.
+
+    All rows of the first view come first. `crops` are the crops of the latent, which determine the device.
+    """
     each = rows // len(parts)
     if getattr(control, "channels_in", None) == 1:
         parts = [part.mean(1, keepdim=True) for part in parts]
-    hint = torch.cat([part.expand(each, -1, -1, -1) if len(part) == 1 else _of_images(part, each) for part in parts])
+    hint = torch.cat([part.expand(each, -1, -1, -1) if len(part) == 1 else _repeated(part, each) for part in parts])
     dtype = getattr(control, "manual_cast_dtype", None) or getattr(
         getattr(control, "control_model", None), "dtype", None
     )
     return hint.to(device=crops.device, dtype=dtype or crops.dtype)
 
 
-def _of_images(part: Tensor, rows: int) -> Tensor:
-    """Repeats the hints of all images in turn until there are `rows` rows, for the cond and then for the uncond."""
+def _repeated(part: Tensor, rows: int) -> Tensor:
+    """Returns a part with `rows` rows from a part with one row for each image.
+
+    The rows of a view are the conds of all images and then the unconds of all images. The result therefore has the
+    hints of all images, then the hints of all images again.
+    """
     return part.repeat(-(-rows // len(part)), 1, 1, 1)[:rows]

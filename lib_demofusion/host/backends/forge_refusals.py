@@ -18,7 +18,7 @@ except ImportError:
     dynamic_args = None
 
 WRAPPER = "model_function_wrapper"
-"""The option of a patched UNet for a function that wraps the model call (backend/patcher/base.py)."""
+"""The name of the option in which a patched UNet stores a wrapper of the model call (backend/patcher/base.py)."""
 
 BY_KEY = {
     "multidiffusion_enabled": "MultiDiffusion Integrated: it samples in tiles itself; switch MultiDiffusion off",
@@ -26,29 +26,40 @@ BY_KEY = {
     "spec_w": "Spectrum Integrated: it would predict a tile from the steps of other tiles; switch it off",
     "forge_couple": "Forge Couple: every tile would show all of its regions; switch it off",
     "stylealign_enabled": "StyleAlign Integrated: the tiles of a batch would adopt each other's style; switch it off",
-    # this extension leaves its replacement of the model's forward in place when it is off, so only the key is reliable
+    # when Anima TeaCache is off, the function with which it replaced the forward of the model still remains. Only the
+    # infotext key shows whether Anima TeaCache is on
     "Anima TeaCache thresh": STEP_CACHE % "Anima TeaCache",
 }
-"""Reasons for refusals, by the infotext key that the feature writes if it is active."""
+"""Maps the infotext key of a feature or extension to the reason for its refusal. The key exists if it is active."""
 
-BY_FLOW = ("SD3", "Aura Flow", "Flux")
-"""Modes of reForge's Advanced Model Sampling that mix latent and noise. The skip residual does not support them."""
+FLOW_MODES = ("SD3", "Aura Flow", "Flux")
+"""Modes of reForge's Advanced Model Sampling that sample by flow matching.
+
+They are refused because this extension does not detect flow matching in reForge (see `Forge.family`).
+"""
 
 FLOW = "Advanced Model Sampling in the mode %s: flow matching is not supported in this webui; choose another mode"
 
 PID = "PiD Integrated"
-"""Forge Neo's script that upscales with a trained decoder. It writes no infotext key."""
+"""Title of Forge Neo's script that upscales with a trained decoder. The script writes no infotext key for the job."""
 
-PID_REASON = f"{PID}: it creates the base image again, four times as large; switch PiD or DemoFusion off"
+PID_REASON = f"{PID}: it also enlarges the base image, to four times its size; switch PiD or DemoFusion off"
 
-WHOLE_PICTURE = ("ControlNetPatcher", "IPAdapterPatcher", "PhotomakerPatcher")
-"""Supported kinds of control models. Their hint is either cropped to the views or describes the whole image."""
+SUPPORTED_MODELS = ("ControlNetPatcher", "IPAdapterPatcher", "PhotomakerPatcher", "ControlModelPatcher")
+"""Classes of control models that the stages support.
+
+The stages crop the hint of a ControlNetPatcher to the views. IPAdapterPatcher and PhotomakerPatcher use the whole image
+for every view. ControlModelPatcher is for preprocessors that need no control model.
+"""
 
 
 def refusal(p: Any, family: Family = SD) -> str | None:
-    """Returns the name of a built-in feature that does not work with the stages of a job, and the reason, or None."""
+    """Returns why a feature, an extension or a ControlNet unit of a job does not work with the stages, or None.
+
+    The text begins with the name of the feature.
+    """
     mode = p.extra_generation_params.get("advanced_sampling_mode")
-    if mode in BY_FLOW:
+    if mode in FLOW_MODES:
         return FLOW % mode
     for key, reason in BY_KEY.items():
         if str(p.extra_generation_params.get(key, False)) not in ("False", "None"):
@@ -61,25 +72,25 @@ def refusal(p: Any, family: Family = SD) -> str | None:
             f"the hires checkpoint {hires.name_for_extra}: this webui cannot load the main checkpoint again; "
             "choose 'Use same checkpoint'"
         )
-    if _decodes_anew(p):
+    if _pid_runs(p):
         return PID_REASON
     return _of_units(p) if not family.transformer else of_transformer(p, family)
 
 
-def _decodes_anew(p: Any) -> bool:
-    """Returns whether PiD will run. With hires fix, PiD disables itself."""
+def _pid_runs(p: Any) -> bool:
+    """Returns whether the script PiD Integrated will run. It does not run in a job with hires fix."""
     entry = _entry(p, PID)
     return entry is not None and bool(p.script_args[entry.args_from]) and not getattr(p, "enable_hr", False)
 
 
 def _entry(p: Any, title: str) -> Any:
-    """Returns the job's always visible script with this title, or None. Upper and lower case do not matter."""
+    """Returns the always visible script of the job with this title, or None. Ignores upper and lower case."""
     entries = getattr(p.scripts, "alwayson_scripts", None) or ()
     return next((entry for entry in entries if entry.title().lower() == title.lower()), None)
 
 
 def _controlnet_units(p: Any) -> dict[int, Any]:
-    """Returns the active units of the built-in ControlNet by number."""
+    """Returns the active units of the built-in ControlNet. The keys are the numbers of the units, from 0."""
     return getattr(_entry(p, "ControlNet"), "current_params", None) or {}
 
 
@@ -89,14 +100,14 @@ def _of_units(p: Any) -> str | None:
 
 
 def _unit_problem(unit: Any) -> str | None:
-    """Returns why the hint of a unit of the built-in ControlNet cannot be cropped to views, or None."""
+    """Returns why a unit of the built-in ControlNet does not work with views, or None."""
     preprocessor = str(getattr(unit.preprocessor, "name", ""))
     model = type(unit.model).__name__
     if "inpaint_only" in preprocessor:
-        return "it pastes the base image's pixels; use inpaint_global_harmonious"
+        return "inpaint_only pastes an image of the base image's size into every step; use inpaint_global_harmonious"
     if preprocessor.startswith("reference"):
-        return "its preprocessor reference works only on the whole latent, not on tiles; use IP-Adapter"
-    if model not in WHOLE_PICTURE and unit.model is not None and model != "ControlModelPatcher":
+        return f"{preprocessor} needs the whole latent and does not work on tiles; use an IP-Adapter"
+    if unit.model is not None and model not in SUPPORTED_MODELS:
         return f"DemoFusion cannot crop the hint of a {model.removesuffix('Patcher')} to tiles; switch the unit off"
     if getattr(unit, "control_mask", None) is not None:
         return "its mask cannot be cropped to tiles; remove the mask"
@@ -104,58 +115,68 @@ def _unit_problem(unit: Any) -> str | None:
 
 
 def patch_problem(unet: Any, family: Family = SD) -> str | None:
-    """Returns the name of an extension whose patch does not work with views, and the reason, or None.
+    """Returns why another extension's patch of `unet` does not work with views, or None.
 
-    Such a patch needs the whole latent, or keeps data from one model call to the next.
+    A patch does not work if it needs the whole latent, or if it keeps data from one model call to the next. The text
+    begins with the name of the module that contains the patch.
     """
     inner = unet.model_options.get(WRAPPER)
-    # nearly all such wrappers of transformers are step caches
+    # a wrapper of a transformer is always refused, because nearly all of them are step caches
     if inner is not None and (family.transformer or keeps_history(inner)):
         return STEP_CACHE % _author(inner)
     modifiers = unet.model_options.get("conditioning_modifiers")
     if modifiers:
         names = ", ".join(sorted(set(map(_author, modifiers))))
-        return f"{names}: it changes the prompt's conditioning for the whole latent; switch it off"
+        return f"{names}: it changes the prompt's conditioning for the whole latent, not for each tile; switch it off"
     return None
 
 
 def _author(function: Any) -> str:
-    """Returns the name of the module that defines a function or object. Module names of scripts end in ".py"."""
+    """Returns the name of the module that defines a function, or the class of another object.
+
+    Removes ".py", with which the module names of the webui's scripts end.
+    """
     module = getattr(function, "__module__", None) or type(function).__module__
     return str(module).removesuffix(".py")
 
 
 REFERENCES = "reference images of %s: every tile would show the whole reference%s"
-CONTROL = "ControlNet on %s: the hints of its control models cannot be cropped to the tiles; switch its units off"
-MASK = "inpainting with %s: the webui's masks do not have the shape of its latents; remove the mask"
+CONTROL = "ControlNet on %s: DemoFusion cannot crop hints to the tiles for this model; switch all ControlNet units off"
+MASK = "inpainting with %s: the webui's masks do not have the shape of this model's latents; remove the mask"
 CACHE = "Nunchaku's Cache Threshold above 0: it would treat a tile as a repetition of the previous tile; set it to 0"
 
 
 def of_transformer(p: Any, family: Family) -> str | None:
-    """Returns the name of a feature that does not work with the stages on a transformer, and the reason, or None."""
+    """Returns why a feature of the job does not work with the stages on a transformer, or None.
+
+    The text begins with the name of the feature.
+    """
     if has_references(p):
         return REFERENCES % (family.name, family.reference_hint)
     if float(getattr(shared.opts, "svdq_cache_threshold", 0.0)) > 0 and getattr(dynamic_args, "nunchaku", False):
         return CACHE
-    if getattr(p, "mask", None) is not None and family.has_other_axes:
+    if getattr(p, "mask", None) is not None and family.has_other_shape:
         return MASK % family.name
     return CONTROL % family.name if _controlnet_units(p) else None
 
 
 def has_references(p: Any) -> bool:
-    """Returns whether the model received reference images in addition to the prompt in the base pass.
+    """Returns whether the model has received reference images in addition to the prompt in this job.
 
-    Returns False before that pass, because images of the previous job may still be stored. The webui removes those when
-    it encodes the prompt.
+    Before the job's sampler exists, the function returns False, because the webui can still store reference images of
+    the previous job. The webui removes these images when it encodes the prompt.
     """
     return getattr(p, "sampler", None) is not None and bool(getattr(dynamic_args, "ref_latents", None))
 
 
-FOR_FLOW = "the sampler %s: it is made for flow models, and this is not a flow model; choose another sampler"
+FOR_FLOW = "the sampler %s: it is for flow models only, and the checkpoint is not a flow model; choose another sampler"
 
 
 def sampler_problem(p: Any, flow: bool) -> str | None:
-    """Returns why no stage can use the job's sampler, or None. `flow` is True for a flow model."""
+    """Returns why the stages cannot use the sampler of the job, or None.
+
+    `flow` says whether the model was trained for flow matching.
+    """
     label = p.sampler_name
     if sd_samplers.find_sampler_config(label) is None:
         return None
@@ -171,5 +192,5 @@ def sampler_problem(p: Any, flow: bool) -> str | None:
 
 
 def _eta(p: Any, sampler: Any) -> float:
-    """Returns the eta that the webui will pass to the sampler (modules/sd_samplers_common.py, initialize)."""
+    """Returns the eta that the webui passes to the sampler (modules/sd_samplers_common.py, initialize)."""
     return float(p.eta if p.eta is not None else getattr(shared.opts, sampler.eta_option_field, 0.0))

@@ -1,8 +1,8 @@
-"""Inserts a stage between the guidance of Forge's family and its UNet.
+"""Evaluates the UNet of Forge's family on views.
 
-In AUTOMATIC1111's webui, a stage replaces the model that CFGDenoiser calls. In Forge's family, a function of the webui
-joins conds and unconds and evaluates the patched UNet. If the patched UNet has a wrapper (`model_function_wrapper`),
-this function calls the wrapper instead of the UNet. A stage therefore sets a wrapper.
+In Forge's family, a function of the webui joins conds and unconds and evaluates the patched UNet. If the patched UNet
+has a wrapper (`model_function_wrapper`), the function calls the wrapper instead. A stage therefore sets a wrapper that
+calls the UNet on batches of views.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib_demofusion.host.backends.forge_controlnet import Held
+from lib_demofusion.host.backends.forge_controlnet import ViewControl
 from lib_demofusion.host.backends.interface import StageParts
 from lib_demofusion.method.conditioning import CROP, SIZES, Frame, SizeVectors, cond_for_views, size_vectors
 from lib_demofusion.method.views import View
@@ -21,17 +21,18 @@ from lib_demofusion.method.views import View
 Apply = Callable[..., Tensor]
 
 SIZED = ("original_size_as_tuple", CROP, "target_size_as_tuple")
-"""The order of the sizes in SDXL's vector (backend/diffusion_engine/sdxl.py)."""
+"""The order of the sizes and the crop in SDXL's vector (backend/diffusion_engine/sdxl.py)."""
 
 CHANNELS = 256
-"""Number of columns of one embedded number in SDXL's vector."""
+"""Number of columns that the embedding of one number has in SDXL's vector."""
 
 
 class FusedUnet:
-    """A wrapper of the UNet that denoises large latents view by view.
+    """Wraps the UNet: evaluates it on views of a large latent and fuses the predictions.
 
-    `inner` is the previous wrapper, if any. `predictor` is the model's schedule. `vectors` replaces the sizes in SDXL's
-    vector. `control` runs the control models on views instead of the whole latent.
+    `inner` is another extension's wrapper, which this object calls for each batch of views. `predictor` is described in
+    `forge.predictor_of`. `vectors` writes the sizes and crops of views into SDXL's vector. `control` runs the control
+    models on batches of views.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class FusedUnet:
         parts: StageParts,
         predictor: Any,
         vectors: SizeVectors | None,
-        control: Held | None,
+        control: ViewControl | None,
         inner: Any = None,
     ):
         self._parts = parts
@@ -49,18 +50,18 @@ class FusedUnet:
         self._inner = inner
 
     def __call__(self, apply_model: Apply, args: Mapping[str, Any]) -> Tensor:
-        """Returns the fused prediction of the clean latent for the rows of conds and unconds.
+        """Returns the fused prediction of the clean latent for all rows of `args["input"]`, the conds and unconds.
 
-        The input and the result have the shape that the webui uses (see `LatentForm`). Views are cropped after
-        conversion to the shape that `method` uses.
+        `args["input"]` and the result have the shape that the webui uses (see `LatentForm`). Raises RuntimeError if
+        cond and uncond come in separate calls although an extension needs them in one call.
         """
         form, sigma, marks = self._parts.form, args["timestep"], args["cond_or_uncond"]
         x = form.to_method(args["input"])
         c = {key: value for key, value in args["c"].items() if key not in ("control", "control_model")}
         options = c.pop("transformer_options", {})
         size = (x.shape[-2], x.shape[-1])
-        if self._parts.apart and len(marks) != 2:
-            raise RuntimeError(self._parts.apart)
+        if self._parts.separate_calls_error and len(marks) != 2:
+            raise RuntimeError(self._parts.separate_calls_error)
 
         def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
             self._parts.before_batch(crops[:, 0].numel() / len(x))
@@ -78,16 +79,17 @@ class FusedUnet:
             view_args = {**args, "input": shown, "timestep": levels, "c": cond, "cond_or_uncond": chunks}
             return form.to_method(self._inner(apply_model, view_args))
 
-        correction = kept_share(self._predictor, sigma)
+        correction = input_derivative(self._predictor, sigma)
         return form.to_host(self._parts.run.denoise(evaluate, x, correction, self._parts.batches, len(marks)))
 
 
-def kept_share(predictor: Any, sigma: Tensor) -> Tensor:
-    """Returns d(prediction) / d(input) with the UNet's output held fixed, (N, 1, 1, 1).
+def input_derivative(predictor: Any, sigma: Tensor) -> Tensor:
+    """Returns the derivative (N, 1, 1, 1) of the prediction by the input, for a fixed output of the UNet.
 
-    The dilated path predicts on the blurred latent, but the sampler applies the prediction to x. The fusion therefore
-    adds this share of x - blur(x). The prediction is an affine function of the input, so the share is the prediction
-    for an input of 1 and a UNet output of 0.
+    The model predicts dilated views from the blurred latent, but the sampler applies the prediction to the latent x
+    without blur. The fusion corrects this: it multiplies x - blur(x) by this derivative and adds it to the prediction.
+    The prediction is an affine function of the input, so the derivative is the prediction for an input of 1 and a UNet
+    output of 0.
     """
     one = torch.ones(len(sigma), 1, 1, 1, device=sigma.device, dtype=sigma.dtype)
     share: Tensor = predictor.calculate_denoised(sigma, torch.zeros_like(one), one)
@@ -95,10 +97,11 @@ def kept_share(predictor: Any, sigma: Tensor) -> Tensor:
 
 
 def marks_of(marks: Sequence[int], rows: int, chosen: slice) -> list[int]:
-    """Returns the mark of every chunk of the chosen rows: 0 for cond, 1 for uncond.
+    """Returns one mark for each chunk of the chosen rows of a model call: 0 for cond, 1 for uncond.
 
-    A chunk is the cond or the uncond of the whole batch, with one row per image. The webui gives one mark for each
-    chunk. If only some rows are chosen, every chosen row counts as a chunk.
+    A model call has `rows` rows. The webui divides them into chunks, and `marks` has one mark for each chunk. A chunk
+    is the cond or the uncond of all images, with one row per image. If `chosen` does not select all rows, the result
+    has one mark for each chosen row.
     """
     each = rows // len(marks)
     if chosen == slice(0, rows):
@@ -107,10 +110,10 @@ def marks_of(marks: Sequence[int], rows: int, chosen: slice) -> list[int]:
 
 
 def options_for(options: Mapping[str, Any], chunks: Sequence[int], levels: Tensor) -> dict[str, Any]:
-    """Returns the transformer options of a batch of views, which patches of the UNet read.
+    """Returns the transformer options for a batch of views. Patches of the UNet read these options.
 
-    `options` are the options of the whole call. `chunks` has one mark for each chunk of the batch (see `marks_of`).
-    `levels` (N,) are the noise levels of the rows.
+    `options` are the transformer options for the whole latent. `chunks` has one mark for each chunk of the batch (see
+    `marks_of`). `levels` (N,) are the noise levels of all rows of the batch.
     """
     each = len(levels) // len(chunks)
     by_row = [mark for mark in chunks for _ in range(each)]
@@ -126,8 +129,11 @@ def options_for(options: Mapping[str, Any], chunks: Sequence[int], levels: Tenso
     return made
 
 
-class _Numbers:
-    """Embeds numbers with the webui's embedder. `input_key` names the pair of numbers."""
+class _NumberEmbedder:
+    """Embeds pairs of numbers with the webui's embedder, which embeds single numbers.
+
+    `input_key` is the name of the pair, such as "target_size_as_tuple". SizeVectors reads it.
+    """
 
     outdim = CHANNELS
 
@@ -136,15 +142,15 @@ class _Numbers:
         self.input_key = input_key
 
     def __call__(self, numbers: Tensor) -> Tensor:
-        """Embeds `numbers` (n, k). Returns (n, k * 256), which contains the k embeddings of a row one after another."""
+        """Embeds `numbers` (n, k). Each row of the result (n, k * 256) contains the k embeddings of one row."""
         embedded: Tensor = self._embedder(numbers.flatten())
         return embedded.reshape(len(numbers), -1)
 
 
 def vectors_of(model: Any, frame: Frame, sized: bool) -> SizeVectors | None:
-    """Returns the SizeVectors of a loaded model, or None if the model does not receive sizes."""
+    """Returns the SizeVectors of a loaded model, or None if the model does not receive sizes. See `Family.sized`."""
     embedder = getattr(model, "embedder", None)
     if embedder is None or not sized:
         return size_vectors(model, frame)
     assert set(SIZED) == {CROP, *SIZES}
-    return SizeVectors([_Numbers(embedder, key) for key in SIZED], frame)
+    return SizeVectors([_NumberEmbedder(embedder, key) for key in SIZED], frame)

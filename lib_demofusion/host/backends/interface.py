@@ -1,5 +1,6 @@
-"""Defines the functions of a webui that the stages need. There is one implementation for AUTOMATIC1111's webui and one
-for Forge's family.
+"""Defines the functions that differ between webuis.
+
+`webui.Webui` implements them for AUTOMATIC1111's webui, and `forge.Forge` for Forge's family.
 """
 
 from __future__ import annotations
@@ -20,44 +21,54 @@ from lib_demofusion.method.stage import StageRun
 
 @dataclass(frozen=True)
 class StageParts:
-    """The objects of one stage that are needed between the webui's sampler and the model."""
+    """The objects with which a backend inserts one stage between the webui's sampler and the model."""
 
     p: Any
     """The webui's request."""
     run: StageRun
     plan: Plan | None
-    """The plan that the stage belongs to. If None, the stage shows the whole base image."""
+    """The plan of the run. Its crop is the part of the base image that the stages enlarge. None means no crop."""
     batches: ViewBatches
     frame: Frame
     before_batch: Callable[[float], None]
-    """Called before each batch of views with its number of cells, divided by the number of rows of the model call."""
+    """The backend calls this function before each batch of views, to report progress and to stop if the user asked.
+
+    The argument is the number of latent cells of the batch, divided by the number of rows of the whole model call. A
+    row is the cond or the uncond of one image.
+    """
     form: LatentForm = PLAIN
-    """Converts latents between the shapes that the webui and `method` use."""
-    apart: str = ""
+    """Converts latents between the shape in the webui and the shape in `method`."""
+    separate_calls_error: str = ""
     """The error to raise if cond and uncond come in separate model calls. Empty if separate calls are allowed."""
 
 
 class Backend(Protocol):
-    """The functions of one kind of webui."""
+    """The functions that differ between webuis."""
 
     def is_known(self) -> bool:
         """Returns whether the webui has the functions that this backend calls."""
         ...
 
     def family(self, model: Any) -> Family:
-        """Returns the family of a loaded model. `model` can be None or a dummy if no model is loaded yet."""
+        """Returns the family of a loaded model. If no model is loaded, `model` is None or the webui's placeholder."""
         ...
 
     def is_pending(self) -> bool:
-        """Returns whether the selected checkpoint is not loaded yet. The webui then loads it when a job begins."""
+        """Returns whether the webui will load the selected checkpoint only when the next job begins."""
         ...
 
     def pending_family(self) -> Family | None:
-        """Returns the family of the selected checkpoint while `is_pending`, or None if it is not recognized."""
+        """Returns the family of the selected checkpoint if `is_pending` returns True, else None.
+
+        Also returns None if the file of the checkpoint is not recognized.
+        """
         ...
 
     def encoding(self, p: Any) -> AbstractContextManager[None]:
-        """Returns a context for encoding images. Its end removes the data that encoding has stored in the model."""
+        """Returns a context for encoding images.
+
+        At its end, the context removes the images that the model has stored during the encoding.
+        """
         ...
 
     def unet(self, model: Any) -> Any:
@@ -65,29 +76,34 @@ class Backend(Protocol):
         ...
 
     def fp32_flags(self) -> tuple[str, str]:
-        """Returns the command-line flags that run the model and the VAE in single precision."""
+        """Returns the advice for an error message: which command-line flags prevent NaN in the model and in the VAE.
+
+        The first text can name several flags, such as "--upcast-sampling or --no-half".
+        """
         ...
 
     def refusal(self, p: Any) -> str | None:
-        """Returns the name of a feature or unit that does not work with the stages, and the reason, or None.
+        """Returns why the stages cannot run in this job, or None.
 
-        The checks cover features of this webui and units of ControlNet.
+        The text begins with the name of the feature that conflicts, such as the refiner, a ControlNet unit, the
+        sampler or the patch of another extension. Each webui has checks of its own.
         """
         ...
 
     def base_checkpoint(self, p: Any, checkpoint: Any) -> AbstractContextManager[None]:
-        """Returns a context that restores the checkpoint and the prompts of the base pass.
+        """Returns a context in which the checkpoint and the extra networks of the base pass are active.
 
-        Entering it raises RuntimeError if the webui cannot load the checkpoint again.
+        `checkpoint` is the webui's record of the base pass's checkpoint. If another checkpoint is loaded,
+        AUTOMATIC1111's webui loads this one again, and Forge's family raises RuntimeError when the context is entered.
         """
         ...
 
     def sampling(
         self, p: Any, stage: StagePlan, views: int, anchor: Tensor, noise: Tensor
     ) -> AbstractContextManager[None]:
-        """Returns a context that prepares the model for a stage and restores it at the end.
+        """Returns a context that prepares the model for a stage, and at its end undoes the changes.
 
-        `views` is the number of views per model call, or 0 if it is chosen automatically.
+        `views` is the number of views per model call. `anchor` and `noise` are (B, C, H, W).
         """
         ...
 

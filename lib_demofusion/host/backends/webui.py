@@ -19,21 +19,24 @@ from lib_demofusion.method.plan import StagePlan
 
 
 class Webui:
-    """The backend of AUTOMATIC1111's webui. A stage replaces the wrapper through which CFGDenoiser calls the model."""
+    """The backend for AUTOMATIC1111's webui.
+
+    CFGDenoiser calls the model through a wrapper of k-diffusion. A stage replaces this wrapper.
+    """
 
     def is_known(self) -> bool:
-        # a webui with its own guidance function does not call the model through `inner_model`
+        # a webui that defines `sampling_function` does not call the model through `CFGDenoiser.inner_model`
         return hasattr(CFGDenoiser, "inner_model") and not hasattr(sd_samplers_cfg_denoiser, "sampling_function")
 
     def family(self, model: Any) -> Family:
         known = family_of(model)
-        # the webui does not call such models through the CFGDenoiser's usual wrapper
+        # the webui calls a model with these attributes through another wrapper, which a stage cannot replace
         if known is None and (getattr(model, "is_flux", False) or hasattr(model, "create_denoiser")):
             return unknown(model)
         return known or SD
 
     def is_pending(self) -> bool:
-        # this webui loads a checkpoint as soon as it is selected
+        # this webui loads a checkpoint as soon as you select it
         return False
 
     def pending_family(self) -> Family | None:
@@ -53,9 +56,10 @@ class Webui:
 
     @contextmanager
     def base_checkpoint(self, p: Any, checkpoint: Any) -> Iterator[None]:
-        """Reloads the base pass's checkpoint if needed, and disables the refiner during the block.
+        """Loads the base pass's checkpoint if another one is loaded, and disables the refiner during the block.
 
-        Another checkpoint is loaded if the base pass used the refiner or the hires pass used a checkpoint of its own.
+        After a base pass with a refiner, the refiner is loaded. After a hires pass with a checkpoint of its own, that
+        checkpoint is loaded. If a checkpoint is loaded here, the prompts are also encoded again.
         """
         with replaced(p, refiner_checkpoint_info=None):
             if shared.sd_model.sd_checkpoint_info != checkpoint:
@@ -79,17 +83,22 @@ class Webui:
 
 
 def sampling_precision() -> Any:
-    """Returns the context in which the webui samples (modules/processing.py). It ends before the hook `post_sample`."""
+    """Returns the context that the webui uses for sampling (modules/processing.py).
+
+    A stage must enter it again, because the webui leaves this context before it calls the hook `post_sample`.
+    """
     return devices.without_autocast() if devices.unet_needs_upcast else devices.autocast()
 
 
 def repeated_images(cls: type, x: Tensor, cond: Any) -> int:
-    """Returns B if the rows of a model call show the same B images once or several times in the same order, else 0.
+    """Returns B if the rows of a model call are copies of the B images in x, in the same order each time, else 0.
 
-    The webui creates the rows from x (B, C, H, W): its CFGDenoiser adds one row for each prompt of each image, and then
-    one row per image for the uncond. If each image has one prompt, the first B rows and the last B rows show the same
-    images. The result is 0 if an extension can change single rows in a callback, or if it has replaced `forward` of the
-    class `cls`.
+    CFGDenoiser creates the rows of a model call from x (B, C, H, W). There is one row for each prompt of each image,
+    and then one row per image for the uncond. If each image has one prompt, the first B rows equal x, and the last B
+    rows equal x too. If B is 1, all rows equal x.
+
+    An extension could change single rows. The function therefore returns 0 if an extension has replaced `forward` of
+    the class `cls`, or if the webui has a callback for CFGDenoiser.
     """
     forward = getattr(cls, "forward", None)
     if getattr(forward, "__globals__", {}).get("__name__") != CFGDenoiser.__module__:

@@ -1,9 +1,11 @@
-"""Runs the ControlNet extension in the stages. Every batch of views gets its own crop of the hints.
+"""Runs the ControlNet extension in the stages. Every view gets its own crop of the hints.
 
-ControlNet replaces the forward of the UNet during a job, and stores the hints at the base image's size in one object
-per unit (its scripts/hook.py). It adds its output to the UNet's feature maps, row by row. It takes the number
-of the current step from the webui, so the number of views per call does not affect at which steps a unit is
-active.
+During a job, ControlNet replaces the forward of the UNet and adds the output of its control models to the UNet's
+feature maps. It stores the hints at the size of the base image, in one object per ControlNet unit (scripts/hook.py of
+ControlNet). This file replaces these hints by crops during each model call.
+
+ControlNet reads the number of the current step from the webui. The number of model calls per step therefore does not
+affect at which steps a unit is active.
 """
 
 from __future__ import annotations
@@ -27,18 +29,18 @@ from lib_demofusion.method.views import Size, View
 
 logger = logging.getLogger("DemoFusion")
 
-PICTURES = ("ControlNet", "ControlLoRA", "ControlNetUnion", "InstantID", "T2I_Adapter", "Controlllite")
-"""Kinds of units whose hint is an image that is aligned with the latent."""
+CROPPED_KINDS = ("ControlNet", "ControlLoRA", "ControlNetUnion", "InstantID", "T2I_Adapter", "Controlllite")
+"""Kinds of ControlNet units whose hint is an image with the layout of the latent. It is cropped to the views."""
 
-NO_PLACE = ("IPAdapter", "ReVision", "T2I_StyleAdapter", "AttentionInjection")
-"""Kinds of units whose hint describes the whole image. Every view uses the same hint."""
+WHOLE_KINDS = ("IPAdapter", "ReVision", "T2I_StyleAdapter", "AttentionInjection")
+"""Kinds of ControlNet units whose hint has no position in the image. Every view uses the whole hint."""
 
 INPAINTING_CHANNELS = 9
 """Number of input channels of an inpainting checkpoint's UNet."""
 
 
 def extension_script(p: Any) -> Any:
-    """Returns the extension's script if it is active in this job, else None."""
+    """Returns the script of the ControlNet extension if it is active in this job, else None."""
     for entry in getattr(getattr(p, "scripts", None), "alwayson_scripts", None) or ():
         if getattr(entry, "latest_network", None) is not None and entry.title().lower() == "controlnet":
             return entry
@@ -46,17 +48,20 @@ def extension_script(p: Any) -> Any:
 
 
 def units(p: Any) -> list[Any]:
-    """Returns the units that are active in this job."""
+    """Returns the ControlNet units that are active in this job."""
     return list(getattr(getattr(extension_script(p), "latest_network", None), "control_params", None) or ())
 
 
 def kind(unit: Any) -> str:
-    """Returns the name of the kind of model that a unit uses."""
+    """Returns the kind of a ControlNet unit's model, such as "T2I_Adapter"."""
     return getattr(unit.control_model_type, "name", str(unit.control_model_type))
 
 
 def refusal(p: Any) -> str | None:
-    """Returns the name of a unit whose hint cannot be cropped to views, and the reason, or None."""
+    """Returns why a ControlNet unit or an option of ControlNet does not work with views, or None.
+
+    The text begins with the name of the unit or option.
+    """
     found = extension_script(p)
     if found is None:
         return None
@@ -65,7 +70,7 @@ def refusal(p: Any) -> str | None:
     active = units(p)
     if len(active) > 1 and str(getattr(found, "ui_batch_option_state", [""])[0]).startswith("Each"):
         option = "'Each ControlNet unit for each image in a batch'"
-        return f"ControlNet's {option}: tiles are batched like images; choose another batch option"
+        return f"ControlNet's {option}: tiles would count as images of a batch; choose another batch option"
     for number, unit in enumerate(active, 1):
         problem = _problem(p, unit)
         if problem:
@@ -78,18 +83,18 @@ def _preprocessor(unit: Any) -> str:
 
 
 def _problem(p: Any, unit: Any) -> str | None:
-    if kind(unit) in NO_PLACE:
+    if kind(unit) in WHOLE_KINDS:
         masked = kind(unit) == "IPAdapter" and unit.effective_region_mask is not None
         return "its mask would be applied to every tile; remove the mask" if masked else None
-    if kind(unit) not in PICTURES:
+    if kind(unit) not in CROPPED_KINDS:
         return "DemoFusion cannot crop its hint to tiles; switch the unit off"
     network = getattr(unit.control_model, "control_model", None)
-    if type(network).__name__ == "SparseCtrl" or not isinstance(_native(unit), Tensor) or len(_native(unit)) != 1:
-        return "it has several hints, which belong to the frames of an animation; use a single image"
+    if type(network).__name__ == "SparseCtrl" or not isinstance(_base_hint(unit), Tensor) or len(_base_hint(unit)) != 1:
+        return "it has a hint for each frame of an animation; use a single image"
     if "inpaint_only" in _preprocessor(unit):
-        return "it pastes the base image's latent; use inpaint_global_harmonious"
-    if _native(unit).shape[1] > 3 and _unet(p).in_channels == INPAINTING_CHANNELS:
-        return "it uses the base image's mask with an inpainting checkpoint; choose another checkpoint"
+        return "inpaint_only pastes a latent of the base image's size into every step; use inpaint_global_harmonious"
+    if _base_hint(unit).shape[1] > 3 and _unet(p).in_channels == INPAINTING_CHANNELS:
+        return "DemoFusion cannot crop a hint with a mask for an inpainting checkpoint; choose another checkpoint"
     if kind(unit) == "T2I_Adapter" and unit.cfg_injection:
         return "'ControlNet is more important' gives an adapter one hint for all tiles; use another control mode"
     return None
@@ -99,13 +104,16 @@ def _unet(p: Any) -> Any:
     return p.sd_model.model.diffusion_model
 
 
-def _native(unit: Any) -> Any:
-    """Returns the hint that was used for the base image. After hires fix, this is the larger hint `hr_hint_cond`."""
+def _base_hint(unit: Any) -> Any:
+    """Returns the hint at the size of the base image: after hires fix `hr_hint_cond`, otherwise `hint_cond`."""
     return unit.hr_hint_cond if isinstance(unit.hr_hint_cond, Tensor) else unit.hint_cond
 
 
 def mark_prompts(p: Any) -> None:
-    """Marks newly encoded prompts with ControlNet's own function. The marks distinguish cond and uncond."""
+    """Marks newly encoded prompts with ControlNet's own function.
+
+    ControlNet uses the marks to distinguish conds from unconds.
+    """
     network = getattr(extension_script(p), "latest_network", None)
     mark = getattr(sys.modules.get(type(network).__module__), "mark_prompt_context", None)
     if mark is not None:
@@ -114,14 +122,17 @@ def mark_prompts(p: Any) -> None:
 
 
 class Hints:
-    """The hints of all units during one stage. Does nothing if there are no units."""
+    """The hints of all ControlNet units during one stage."""
 
     def __init__(self, units: Sequence[_Unit] = ()):
         self._units = units
 
     @contextmanager
     def for_views(self, views: Sequence[View], rows: int) -> Iterator[None]:
-        """Sets the units' hints to the crops of a batch of views during the block. Each view has `rows` rows."""
+        """Sets the hints of the units to the crops for a batch of views during the block.
+
+        A model call with this batch has `rows` rows for each view. Without units, the function does nothing.
+        """
         with ExitStack() as stack:
             for unit in self._units:
                 unit.enter(stack, views, rows)
@@ -129,31 +140,35 @@ class Hints:
 
 
 def stage_hints(p: Any, stage: StagePlan, plan: Plan | None = None) -> Hints:
-    """Returns the hints at the size of a stage of `plan`. Without a plan, the stage shows the whole base image.
+    """Resizes the hints of all ControlNet units for a stage.
 
-    The hints stay in the computer's memory. Only the crops of a batch of views are copied to the device.
+    If `plan` is given, the hints are first cropped to the part of the base image that the plan enlarges. The hints stay
+    in the computer's memory. Only the crops for a batch of views are copied to the device.
     """
     found = extension_script(p)
     if found is None:
         return Hints()
     if found.latest_network.model is not _unet(p):
-        report_note(p, "ControlNet has no effect in the stages, because it is attached to the refiner's model")
+        report_note(
+            p,
+            "ControlNet has no effect in the stages, because it is attached to the refiner, not to the base model",
+        )
         return Hints()
     made = []
     for index, unit in enumerate(units(p)):
         latent = _latent(p, found.latest_network, unit)
-        if kind(unit) in PICTURES:
-            made.append(_picture(unit, stage, plan, latent, _Resize(found, index, _preprocessor(unit))))
+        if kind(unit) in CROPPED_KINDS:
+            made.append(_cropped_unit(unit, stage, plan, latent, _Resize(found, index, _preprocessor(unit))))
         elif latent is not None:
             made.append(_Unit(unit, latent=latent))
     return Hints(made)
 
 
-def _picture(unit: Any, stage: StagePlan, plan: Plan | None, latent: Tensor | None, resize: _Resize) -> _Unit:
+def _cropped_unit(unit: Any, stage: StagePlan, plan: Plan | None, latent: Tensor | None, resize: _Resize) -> _Unit:
     def shown(value: Tensor) -> Tensor:
         return shown_part(value, plan.crop, plan.base) if plan is not None else value
 
-    hint = make_stage_hint(shown(_native(unit)).cpu(), stage.size, stage.factor, resize)
+    hint = make_stage_hint(shown(_base_hint(unit)).cpu(), stage.size, stage.factor, resize)
     region = unit.effective_region_mask
     if region is not None:
         region = make_stage_hint(shown(region).cpu(), stage.size, stage.factor)
@@ -163,14 +178,20 @@ def _picture(unit: Any, stage: StagePlan, plan: Plan | None, latent: Tensor | No
 
 
 def _latent(p: Any, network: Any, unit: Any) -> Tensor | None:
-    """Encodes the hint to a latent (1, C, h, w) with the extension. Returns None for units that need no latent."""
+    """Encodes the hint of a unit to a latent (1, C, h, w) with ControlNet's own function.
+
+    Returns None for units that need no latent.
+    """
     if kind(unit) == "AttentionInjection" or "colorfix" in _preprocessor(unit):
-        return network.call_vae_using_process(p, _native(unit))[:1]
+        return network.call_vae_using_process(p, _base_hint(unit))[:1]
     return None
 
 
 class _Resize:
-    """Resizes hints with ControlNet's own function, which keeps lines thin, or with `resize_hint` if that fails."""
+    """Resizes hints with ControlNet's own function, which keeps lines thin.
+
+    Uses `resize_hint` if that function fails or returns another number of channels.
+    """
 
     def __init__(self, found: Any, index: int, preprocessor: str):
         self._found, self._index, self._preprocessor = found, index, preprocessor
@@ -183,28 +204,36 @@ class _Resize:
             pixels = (hint[0].permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()
             resized, _ = self._found.detectmap_proc(pixels, self._preprocessor, mode, *size)
         except Exception as problem:
-            # ControlNet does not document this method, which can differ in other versions
-            logger.warning("ControlNet's own resizing failed, so hints are resized without it: %s", problem)
+            # `detectmap_proc` is not documented, so it can differ in other versions of ControlNet
+            logger.warning("ControlNet could not resize a hint, so DemoFusion resizes it: %s", problem)
             return resize_hint(hint, size)
         return resized.to(hint) if resized.shape[1] == hint.shape[1] else resize_hint(hint, size)
 
 
 @dataclass(frozen=True)
 class _Unit:
-    """A unit in one stage."""
+    """A ControlNet unit in one stage."""
 
     unit: Any
     hint: StageHint | None = None
-    """The unit's hint in this stage, or None if every view uses the whole hint."""
+    """The hint at the size of the stage, or None if every view uses the whole hint."""
     region: StageHint | None = None
+    """The mask of the unit at the size of the stage, or None if the unit has no mask."""
     latent: Tensor | None = None
-    """The hint's latent (1, C, H, W). If it has the stage's size, it is cropped like the stage's latent."""
+    """The latent (1, C, H, W) of the hint, or None if the unit needs no latent.
+
+    If `hint` is set, the latent has the size of the stage and is cropped to the views. Otherwise, every view uses the
+    whole latent.
+    """
 
     def enter(self, stack: ExitStack, views: Sequence[View], rows: int) -> None:
-        """Sets the unit's hint to the crops of the views. The unit is restored when `stack` closes."""
+        """Sets the hint of the unit to the crops for a batch of views, with `rows` rows for each view.
+
+        When `stack` closes, the unit gets its own hint back.
+        """
         values = self._values(views, rows)
         if kind(self.unit) == "T2I_Adapter":
-            # an adapter caches the features of the previous hint
+            # a T2I adapter caches its output for the previous hint until `reset`
             stack.callback(self.unit.control_model.reset)
             self.unit.control_model.reset()
         if kind(self.unit) == "Controlllite":
@@ -213,13 +242,12 @@ class _Unit:
         stack.enter_context(replaced(self.unit, **values))
 
     def _values(self, views: Sequence[View], rows: int) -> dict[str, Any]:
-        """Returns the unit's attributes for these views.
+        """Returns the values of the unit's attributes for these views.
 
-        `hint_cond` comes first, because setting this attribute clears some of the others.
-
-        If hires fix has its own hint, `hr_hint_cond` gets the same crops, so the extension does not encode it again.
+        `hint_cond` comes first, because the unit clears the attributes that begin with `used_` when `hint_cond` is set.
+        After hires fix, ControlNet reads `hr_hint_cond`, so this attribute gets the same crops.
         """
-        unit, native = self.unit, _native(self.unit)
+        unit, native = self.unit, _base_hint(self.unit)
         hint = native if self.hint is None else _rows([self.hint.for_view(view) for view in views], rows).to(native)
         values = {"hint_cond": hint, "hr_hint_cond": hint if native is unit.hr_hint_cond else unit.hr_hint_cond}
         values |= {"used_hint_cond": hint, "used_hint_inpaint_hijack": None}
@@ -238,5 +266,8 @@ class _Unit:
 
 
 def _rows(parts: list[Tensor], rows: int) -> Tensor:
-    """Joins the crops of all views, and repeats each for the rows of its view. A single crop is not repeated."""
+    """Joins the crops of all views to a batch with `rows` rows for each view. All rows of the first view come first.
+
+    The crop of a single view is not repeated, because ControlNet applies a hint with one row to all rows.
+    """
     return torch.cat(parts).repeat_interleave(rows, dim=0) if len(parts) > 1 else parts[0]

@@ -1,4 +1,4 @@
-"""Inserts a stage between the CFGDenoiser of the stage's own sampler and the model."""
+"""Evaluates the model of AUTOMATIC1111's webui on views."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from lib_demofusion.method.views import View
 
 
 class FusedModel:
-    """Replaces the wrapper through which CFGDenoiser calls the model, and denoises large latents view by view.
+    """Replaces the wrapper through which CFGDenoiser calls the model, and evaluates the model on views.
 
-    Attributes that this class does not define come from the wrapper (`inner_model`, `sigmas`, `sigma_to_t`, ...).
+    `inner` is the replaced wrapper. Attributes that this class does not define are read from `inner`, such as `sigmas`
+    and `sigma_to_t`.
     """
 
     def __init__(self, inner: Any, parts: StageParts, hints: Hints | None = None):
         self.inner = inner
         self.images = 0
-        """Number of images that the rows of the current call show in the same order, or 0 if unknown (see `attach`)."""
+        """The result of `webui.repeated_images` for the current call."""
         self.batch = 0
         """Number of images in the sampler's x."""
         self._parts = parts
@@ -32,10 +33,14 @@ class FusedModel:
         self._vectors = size_vectors(inner.inner_model, parts.frame)
 
     def __call__(self, x: Tensor, level: Tensor, cond: Cond, **kwargs: Any) -> Tensor:
-        """Returns the fused prediction for the rows x (N, C, H, W) at noise levels (N,)."""
+        """Returns the fused prediction for x (N, C, H, W), the rows of all conds and unconds.
+
+        `level` (N,) is the noise level of each row, in the unit that `inner` uses. Raises RuntimeError if cond and
+        uncond come in separate calls although an extension needs them in one call.
+        """
         size = (x.shape[-2], x.shape[-1])
-        if self._parts.apart and len(x) != 2 * self.batch:
-            raise RuntimeError(self._parts.apart)
+        if self._parts.separate_calls_error and len(x) != 2 * self.batch:
+            raise RuntimeError(self._parts.separate_calls_error)
 
         def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
             self._parts.before_batch(crops[:, 0].numel() / len(x))
@@ -46,19 +51,22 @@ class FusedModel:
                 return self.inner(crops, level[rows].repeat(len(views)), cond=view_cond, **kwargs)
 
         copies = len(x) // self.images if self.images and len(x) % self.images == 0 else 1
-        correction = kept_share(self.inner, level)
+        correction = input_derivative(self.inner, level)
         return self._parts.run.denoise(evaluate, x, correction, self._parts.batches, copies)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
 
-def kept_share(inner: Any, level: Tensor) -> Tensor:
-    """Returns d(prediction) / d(input) of the wrapper with its model's output held fixed, (N, 1, 1, 1).
+def input_derivative(inner: Any, level: Tensor) -> Tensor:
+    """Returns the derivative (N, 1, 1, 1) of the wrapper's result by its input, for a fixed output of the model.
 
-    The dilated path predicts on the blurred latent, but the sampler applies the prediction to x. The fusion therefore
-    adds this share of x - blur(x). In k-diffusion's wrapper, the share is 1 for eps models and c_skip for v models. In
-    the timestep samplers, which request eps, the share is 0 for eps models and sqrt(1 - a_t) for v models.
+    The model predicts dilated views from the blurred latent, but the sampler applies the prediction to the latent x
+    without blur. The fusion corrects this: it multiplies x - blur(x) by this derivative and adds it to the prediction.
+
+    The wrappers of k-diffusion return denoised. The derivative is 1 for eps models and c_skip for v models. For
+    the sampler LCM, it is the sum of the c_skip and c_out in `get_scaled_out`. The wrappers of the timestep samplers
+    return eps. Their derivative is 0 for eps models and sqrt(1 - a_t) for v models.
     """
     one = torch.ones(len(level), 1, 1, 1, device=level.device, dtype=level.dtype)
     if hasattr(inner, "predict_eps_from_z_and_v"):
@@ -77,11 +85,13 @@ def attach(
     repeated_images: Callable[[type, Tensor, Any], int],
     hints: Hints | None = None,
 ) -> None:
-    """Makes `denoiser`, the CFGDenoiser of the stage's own sampler, run the stage.
+    """Makes `denoiser`, the CFGDenoiser of the stage's own sampler, evaluate the model on views.
 
-    `repeated_images` is the function of this name in `backends.webui`. The denoiser gets a subclass of its own class,
-    so subclasses from other extensions still work. The wrapper of the model
-    is a property, because the webui discards its cached wrapper when the checkpoint changes.
+    `repeated_images` is `webui.repeated_images`. The class of the denoiser is replaced by a subclass of this class. If
+    another extension has replaced the class before, its methods still run.
+
+    `inner_model` is a property, because the webui creates a new wrapper of the model when the checkpoint changes. The
+    property then creates a new FusedModel.
     """
     cls = type(denoiser)
 
@@ -102,7 +112,7 @@ def attach(
             return super().forward(x, sigma, *args, **kwargs)
 
         def get_pred_x0(self, *args: Any) -> Tensor:
-            """Returns the latent of the live preview."""
+            """Returns the reduced latent for the live preview."""
             return for_preview(super().get_pred_x0(*args))
 
     denoiser.__class__ = StageDenoiser

@@ -46,7 +46,7 @@ def family():
 
     found = host().family(sd_models.model_data.sd_model)
     facts = {name: getattr(found, name) for name in ("name", "flow", "unit", "refusal")}
-    return {**facts, "other_axes": found.has_other_axes}
+    return {**facts, "other_axes": found.has_other_shape}
 
 
 def files():
