@@ -1,6 +1,6 @@
 """Chooses how many views the model evaluates in one call.
 
-Larger batches are faster. If memory runs out, the number of views is reduced.
+Larger batches are faster. If memory runs out, the views are evaluated again in smaller batches.
 """
 
 from __future__ import annotations
@@ -17,47 +17,52 @@ from lib_demofusion.method.views import View
 from lib_demofusion.out_of_memory import is_out_of_memory
 
 Work = tuple[View, Tensor]
-"""A view and the latent that it is cropped from. If the latent has fewer rows than the model call, its rows repeat."""
+"""A view and the latent that the view is cropped from.
+
+A model call has one row per image for cond, and usually one row per image for uncond. If the latent has fewer rows than
+the model call, the rows of the latent are repeated.
+"""
 
 
 class Evaluate(Protocol):
     """Denoises the crops of a batch of views."""
 
     def __call__(self, crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
-        """Returns the predictions for crops (V * N, C, h, w). The N rows of the first view come first.
+        """Returns the predictions for crops (V * N, C, h, w) of V views with N rows each.
 
-        `rows` selects the rows of the latent that the crops come from. The latent of a model call has one row per image
-        for cond, and usually one row per image for uncond.
+        The N rows of the first view come first. `rows` contains the numbers of these N rows in the whole model call.
+        Usually, these are all rows of the call.
         """
         ...
 
 
 class Memory(Protocol):
-    """Reads the memory of the device, in bytes."""
+    """Measures and releases the memory of the device. All sizes are in bytes."""
 
     def free(self) -> int | None:
         """Returns the free memory, or None if the device does not report it."""
         ...
 
     def begin(self) -> None:
-        """Starts to measure the peak."""
+        """Starts a measurement of the largest amount of memory in use."""
         ...
 
     def peak(self) -> int:
-        """Returns the peak since `begin`, minus the memory in use now.
+        """Returns the largest amount of memory in use since `begin`, minus the memory in use now.
 
-        The memory in use now can include a model that the host moved to the device in this call (the webui does this
-        with --medvram). The model stays there, so it is not memory that the next evaluation needs in addition.
+        The host may have moved the model to the device since `begin` (the webui does this with --medvram). The model
+        stays on the device. The subtraction removes the memory of the model, which the next evaluation does not need
+        again.
         """
         ...
 
     def release(self) -> None:
-        """Releases cached memory."""
+        """Releases the memory that torch caches but does not use."""
         ...
 
 
 class UnknownMemory:
-    """Memory of a device that does not report it, such as a CPU."""
+    """The `Memory` of a device that does not report its memory, such as a CPU."""
 
     def free(self) -> int | None:
         return None
@@ -76,11 +81,14 @@ MOST_VIEWS = 16
 """Upper limit of the automatic batch. Larger batches are not faster."""
 
 SHARE_OF_FREE = 0.8
-"""Share of the free memory that the automatic batch uses. The rest remains free because memory can be fragmented."""
+"""Share of the free memory that the automatic batch uses.
+
+A batch that needs all of the free memory can fail, because the free memory can consist of many small parts.
+"""
 
 
 def _of_one_size(work: Sequence[Work]) -> list[Work]:
-    """Returns the first entries of `work`, up to the first one whose crop has another size."""
+    """Returns the entries at the start of `work` whose crops have the same size as the first crop."""
     size = work[0][0].crop_size
     return list(takewhile(lambda entry: entry[0].crop_size == size, work))
 
@@ -88,25 +96,31 @@ def _of_one_size(work: Sequence[Work]) -> list[Work]:
 class ViewBatches:
     """Chooses the number of views in each model call of one stage.
 
-    `views` is the requested number, or 0 for automatic. In automatic mode, the first batch is a single view, and its
-    memory determines the size of the next batches. This is repeated at the first batch with larger crops, because
-    dilated views can be smaller than local views. If a batch runs out of memory, it is evaluated again with half as
-    many views. If a single view runs out of memory, its rows are divided too. The smaller size is kept.
+    `views` is the requested number, or 0 for automatic. In automatic mode, the first batch is a single view. The memory
+    that this view needs determines the number of views in the next batches. If later crops are larger than the crops of
+    the measured batch, another batch of a single view is measured. This can happen because dilated views can be smaller
+    than local views.
+
+    If a batch runs out of memory, its views are evaluated again in batches of half the size. If a single view runs out
+    of memory, its rows are divided among several calls. After a failure, the number of views never grows again.
     """
 
     def __init__(self, views: int = 0, memory: Memory | None = None):
         self._memory = memory or UnknownMemory()
         self._measure = self._automatic = views == 0
         self._divides = True
-        """Whether a view may be evaluated in parts of its rows."""
+        """Whether the rows of a view may be divided among several calls."""
         self._measured = 0
-        """Number of cells per crop in the batch that determined the batch size."""
+        """Number of cells of one crop in the latest batch whose memory was measured. 0 before the first measurement."""
         self.views = views or 1
         self.rows: int | None = None
-        """Number of rows per call if even one view with all its rows does not fit, else None."""
+        """Maximum number of rows per call, if one view with all its rows does not fit into memory. Otherwise None."""
 
     def hold_to_one(self) -> bool:
-        """Limits batches to one view with all its rows. Returns whether batches could have been larger before."""
+        """Limits every model call to exactly one view with all its rows, even if memory runs out.
+
+        Returns whether calls with more than one view were possible before.
+        """
         more = self.views > 1 or (self._measure and not isinstance(self._memory, UnknownMemory))
         self.views, self.rows = 1, None
         self._measure = self._automatic = self._divides = False
@@ -115,11 +129,12 @@ class ViewBatches:
     def predictions(self, evaluate: Evaluate, work: Sequence[Work], rows: int) -> Iterator[tuple[View, Tensor]]:
         """Yields each view with its prediction for all `rows` rows, in the order of `work`.
 
-        Consecutive views share a batch if their crops have the same size, whether they are local or dilated.
+        Consecutive views are evaluated in one batch if their crops have the same size. A batch can contain both local
+        and dilated views.
         """
         done = 0
         while done < len(work):
-            self._measure_larger(prod(work[done][0].crop_size))
+            self._measure_again_if_larger(prod(work[done][0].crop_size))
             batch = _of_one_size(work[done : done + self.views])
             values = self._try(evaluate, batch, rows)
             if values is None:
@@ -127,20 +142,23 @@ class ViewBatches:
             yield from zip((view for view, _ in batch), values.chunk(len(batch)))
             done += len(batch)
 
-    def _measure_larger(self, cells: int) -> None:
-        """Returns to batches of one view if the crops are larger than the crops that determined the batch size.
+    def _measure_again_if_larger(self, cells: int) -> None:
+        """Limits the next batch to one view and measures it, if a crop of `cells` cells exceeds the measured crops.
 
-        A batch that is too large does not always raise an error. Windows moves data to the computer's memory instead,
-        which is slow.
+        Memory is measured again because a batch that is too large does not always raise an error. On Windows, the
+        driver can move data to the computer's memory instead, which is slow.
         """
         if self._automatic and cells > self._measured:
             self._measure, self._measured, self.views = True, cells, 1
 
     def _try(self, evaluate: Evaluate, batch: Sequence[Work], rows: int) -> Tensor | None:
-        """Returns the predictions of a batch, or None if memory ran out. The caller then divides the batch."""
+        """Returns the predictions of a batch. Returns None if memory ran out and `_shrink` has reduced the batch size.
+
+        The caller then tries again with fewer views or rows.
+        """
         try:
             if self._measure:
-                # other batches are not measured, because this resets the peak that the webui displays for the job
+                # only if necessary: `begin` also resets the peak of the memory that the webui displays after the job
                 self._memory.begin()
             values = self._evaluate(evaluate, batch, rows)
         except Exception as error:
@@ -149,7 +167,7 @@ class ViewBatches:
         else:
             self._grow()
             return values
-        # the exception references the tensors of the failed attempt, so memory is released after its handler
+        # after the handler, because until then the exception references the tensors of the failed attempt
         self._memory.release()
         return None
 
@@ -162,7 +180,10 @@ class ViewBatches:
         return torch.cat([evaluate(crops[part], views, part) for part in parts])
 
     def _shrink(self, views: int, rows: int) -> bool:
-        """Halves the batch size. Returns False if the batch cannot be divided."""
+        """Halves the batch size after a batch of `views` views with `rows` rows each failed.
+
+        Returns False if the batch cannot be divided.
+        """
         self._measure = self._automatic = False
         if views > 1:
             self.views = views // 2
@@ -176,8 +197,8 @@ class ViewBatches:
     def _grow(self) -> None:
         """After a measured batch of one view, sets the batch size to the largest power of two that fits into memory.
 
-        The batch size affects the last bits of an image. Two runs more often have the same batch size if it is limited
-        to powers of two.
+        The batch size affects rounding errors in the image. The free memory differs slightly from run to run. With
+        powers of two, runs with slightly different free memory usually have the same batch size.
         """
         if not self._measure:
             return

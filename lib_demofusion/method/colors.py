@@ -11,48 +11,55 @@ from torch import Tensor
 from lib_demofusion.method.filters import smooth
 
 AREA = 4
-"""Side of the areas whose mean colors are compared, in pixels of the base image."""
+"""Approximate side of an area in pixels of the base image. The mean colors of these areas are compared."""
 
 RADIUS = 1 / 32
-"""Standard deviation of the low-pass filter, as a share of the image's shorter side."""
+"""Standard deviation of the low-pass filter, as a share of the shorter side of the image."""
 
 FINE_PASSES = 3
-"""Number of corrections after the fit. Each correction adds the part of the low band that is still missing."""
+"""Number of times that the remaining color difference is low-pass filtered and added to the result of the fit."""
 
 COARSE_RADIUS, COARSE_PASSES = 1 / 16, 6
-"""Standard deviation of a coarser low-pass filter, as a share of the shorter side, and the number of its corrections.
+"""The same two numbers for a second, coarser low-pass filter. It is applied after the first filter.
 
-This filter does not reduce the weight of areas on edges.
+The first filter gives areas on edges a low weight. The second filter does not.
 """
 
 FLAT = 0.003
-"""Variance of colors (in -1..1) below which a part of the base counts as flat, so its correction is constant."""
+"""Regularization of the fit: a variance of colors in -1..1.
+
+Where the colors of the base vary much less, the correction is almost constant.
+"""
 
 EDGE = 0.3
-"""Color difference (in -1..1) between neighboring areas of the base that counts as an edge."""
+"""Color difference, for colors in -1..1.
+
+If an area differs this much from a neighboring area of the base, the weight of the area in the fit is halved.
+"""
 
 MAX_RELATIVE_SHIFT = 2.0
-"""Maximum shift of a pixel in an area whose detail is compressed, relative to the shift of the area's mean."""
+"""If the detail of an area is compressed, no pixel is shifted by more than this factor times the shift of the mean."""
 
 FEWEST_PASSES, MOST_PASSES = 2, 4
-"""Minimum and maximum number of passes of the whole correction."""
+"""Minimum and maximum number of times that the whole correction is computed and applied."""
 
 MAX_DRIFT = 0.5 * 2 / 255
-"""Maximum difference between the mean colors of a quarter of the picture and of the base after the last pass.
+"""If the mean color of a quarter of the picture differs more than this from the base, another pass follows.
 
-If the difference is larger, another pass follows, up to MOST_PASSES. The difference is half of one of 255 levels, for
-colors in -1..1.
+There are never more than MOST_PASSES passes. The value is half a level of an 8-bit image, on the scale -1..1.
 """
 
 AT_ONCE = 1 << 16
-"""Number of pixels per channel that are corrected at once."""
+"""Approximate number of pixels per channel that are corrected at once."""
 
 
 def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) -> Tensor:
     """Replaces the low band of `picture` (3, H, W) with the low band of the enlarged `base` (3, h, w), in place.
 
-    All colors are in -1..1, and the result is clamped to this range. `painted` (1, h', w') is a mask with values in
-    0..1. Pixels at which the mask is 0 do not change.
+    Both images and the result have colors in -1..1. Values outside of this range are clamped.
+
+    `painted` (1, h', w') is a mask with values in 0..1. Pixels do not change if their distance to the part with a mask
+    above 0 is more than two areas.
 
     Super-resolution models correct their colors in a similar way. They combine the high band of the result with the low
     band of the input (the wavelet color fix of StableSR, arXiv 2305.07015; SUPIR, arXiv 2401.13627). With a plain
@@ -60,13 +67,16 @@ def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) 
     function of the base's colors, as in the guided filter (He and Sun, arXiv 1505.00996). The correction therefore
     stops at the edges of the base.
 
-    There are two to four passes. If a pass compresses detail, it makes only a part of the correction there, and the
-    next pass adds the rest. The passes end when every quarter of the picture is closer than MAX_DRIFT to the base. The
-    areas at the border of the mask keep a part of their color drift. This drift must not affect neighboring areas, so
-    all passes after the first leave these areas out of the fit.
+    There are two to four passes. Where a pass compresses detail, it applies only a part of the correction, and the next
+    pass applies the rest. After the second pass, the passes end as soon as the mean color of every quarter of the
+    picture is within MAX_DRIFT of the base.
 
-    The function works row by row. Besides the image, it needs memory for fields of (h / AREA, w / AREA) and for some
-    rows.
+    The mask limits the correction of the areas at its border, so a part of the color difference remains in these areas.
+    It must not affect the correction of neighboring areas. All passes after the first therefore leave the areas at the
+    border out of the fit.
+
+    The function corrects a few rows at a time. Besides the images, it needs memory for these rows and for tensors with
+    h / AREA rows and w / AREA columns.
     """
     picture.clamp_(-1, 1)
     base = base.float().clamp(-1, 1)
@@ -83,15 +93,19 @@ def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) 
 
 
 def _drift(missing: Tensor, fit: Tensor | None) -> float:
-    """Returns the largest mean of `missing` (3, h, w) in a quarter of the picture, with the weights `fit` (1, h, w)."""
+    """Returns the largest absolute mean of the color differences `missing` (3, h, w) in a quarter of the picture.
+
+    `fit` (1, h, w) is 0 for areas that do not count, and 1 for all others.
+    """
     weighted = missing if fit is None else missing * fit
     return float(F.adaptive_avg_pool2d(weighted[None], 2).abs().max())
 
 
 def _fields(areas: _Areas, wanted: Tensor, mask: Tensor | None, fit: Tensor | None) -> dict[str, Tensor]:
-    """Returns the fields (C, h, w) that describe the correction of `areas` to the mean colors `wanted` (3, h, w).
+    """Returns the parameters of the correction of `areas` to the mean colors `wanted` (3, h, w).
 
-    `fit` (1, h, w) is the weight of each area in the fit.
+    The values of the dict are (C, h, w), with one position for each area. `fit` (1, h, w) is the weight of each area in
+    the fit.
     """
     slope, offset = _correction(wanted - areas.mean, wanted, fit)
     fields = {"slope": slope.flatten(0, 1), "offset": offset}
@@ -104,7 +118,7 @@ def _fields(areas: _Areas, wanted: Tensor, mask: Tensor | None, fit: Tensor | No
 
 @dataclass(frozen=True)
 class _Areas:
-    """Mean, minimum and maximum (3, h, w) of every area of an image."""
+    """Mean, minimum and maximum of every area of an image. All are (3, h, w) for h x w areas."""
 
     mean: Tensor
     low: Tensor
@@ -121,7 +135,7 @@ def _means(picture: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _areas(picture: Tensor, size: tuple[int, int]) -> _Areas:
-    """Computes the mean, minimum and maximum of the areas of an image (3, H, W), row by row."""
+    """Computes the mean, minimum and maximum of the areas of an image (3, H, W), one row of areas at a time."""
     height, rows = picture.shape[-2], size[0]
     means, lows, highs = [], [], []
     for row in range(rows):
@@ -133,11 +147,12 @@ def _areas(picture: Tensor, size: tuple[int, int]) -> _Areas:
 
 
 def _correction(missing: Tensor, guide: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns slope (3, 3, h, w) and offset (3, h, w) of the affine functions of `guide` that fit `missing` locally.
+    """Fits the color differences `missing` (3, h, w) locally with affine functions of the colors `guide` (3, h, w).
 
-    `missing` and `guide` are (3, h, w). Areas on edges of the guide have a low weight in the fit, because an edge of
-    the picture can be sharper than in the base, or in another place. The part of the low band that the fit does not
-    reproduce is added to the offset.
+    Returns the slope (3, 3, h, w) and the offset (3, h, w) of these functions. Areas on edges of the guide have a low
+    weight in the fit. The reason is that an edge of the picture can be sharper than the same edge of the base, or
+    slightly shifted. The fit does not reproduce the low band of `missing` completely. The remaining part is added to
+    the offset.
     """
     weight = torch.ones_like(guide[:1]) if mask is None else mask
     shorter = min(guide.shape[-2:])
@@ -154,7 +169,10 @@ def _correction(missing: Tensor, guide: Tensor, mask: Tensor | None) -> tuple[Te
 
 
 class _LowPass:
-    """Gaussian filter with a standard deviation of `std` areas. `weight` (1, h, w) is the weight of each area."""
+    """A Gaussian filter of weighted areas. `std` is its standard deviation, with the side of an area as the unit.
+
+    `weight` (1, h, w) is the weight of each area.
+    """
 
     def __init__(self, weight: Tensor, std: float):
         self._weight, self._std = weight, max(std, 0.5)
@@ -171,7 +189,7 @@ class _LowPass:
 
 
 def _contrast(guide: Tensor) -> Tensor:
-    """Returns the range of colors among each area and its neighbors, (1, h, w), for a guide (3, h, w)."""
+    """Returns the largest color difference among each area of `guide` (3, h, w) and its eight neighbors, (1, h, w)."""
     highest, lowest = (F.max_pool2d(x[None], 3, 1, 1)[0] for x in (guide, -guide))
     return (highest + lowest).amax(0, keepdim=True)
 
@@ -179,22 +197,23 @@ def _contrast(guide: Tensor) -> Tensor:
 def _compression(areas: _Areas, wanted: Tensor, moved: Tensor) -> dict[str, Tensor]:
     """Returns the compression of detail that prevents clipping when the mean colors shift by `moved` to `wanted`.
 
-    "up" is the compression towards the maximum, and "down" is the compression towards the minimum. Both are (3, h, w)
-    in 0..1. The dict is empty if no compression is needed.
+    "up" is the compression in areas that become brighter, and "down" is the compression in areas that become darker
+    (see `_least_compression`). Both are (3, h, w) in 0..1. The dict is empty if no compression is needed.
     """
-    up, down = _share(areas.high, wanted, moved), _share(-areas.low, -wanted, -moved)
+    up, down = _least_compression(areas.high, wanted, moved), _least_compression(-areas.low, -wanted, -moved)
     if not (up.any() or down.any()):
         return {}
-    # the share is interpolated between areas, so each area also uses the largest share of its neighbors
-    up, down = (F.max_pool2d(share[None], 5, 1, 2)[0] for share in (up, down))
+    # the compression is interpolated between areas, which must not reduce it, so it spreads to the neighboring areas
+    up, down = (F.max_pool2d(least[None], 5, 1, 2)[0] for least in (up, down))
     return {"up": up, "down": down}
 
 
-def _share(high: Tensor, wanted: Tensor, moved: Tensor) -> Tensor:
-    """Returns the smallest compression k (0..1) with which no value of an area exceeds 1 when the area is shifted up.
+def _least_compression(high: Tensor, wanted: Tensor, moved: Tensor) -> Tensor:
+    """Returns the smallest compression k (0..1) at which no value of an area exceeds 1 when the area becomes brighter.
 
-    A value y is shifted by moved (1 + k ((1 - y) / (1 - mean) - 1)), where mean + moved = wanted. With k = 0, every
-    value is shifted equally. With k = 1, white stays unchanged. The shift of the mean does not depend on k.
+    `high` is the maximum of each area. A value y is shifted by moved (1 + k ((1 - y) / (1 - mean) - 1)), where
+    mean + moved = wanted. With k = 0, every value is shifted equally. With k = 1, white stays unchanged. The mean is
+    shifted by `moved` at every k.
     """
     excess = high + moved - 1
     saved = moved * (high - wanted + moved) / (1 - wanted + moved).clamp_min(1e-4)
@@ -203,7 +222,10 @@ def _share(high: Tensor, wanted: Tensor, moved: Tensor) -> Tensor:
 
 
 def _apply_(picture: Tensor, base: Tensor, fields: dict[str, Tensor]) -> None:
-    """Adds the correction to `picture` (3, H, W) in place, a few rows at a time."""
+    """Adds the correction to `picture` (3, H, W) in place, a few rows at a time.
+
+    `fields` is the result of `_fields`.
+    """
     height, width = picture.shape[-2:]
     count = max(AT_ONCE // width, 1)
     stacked = torch.cat(list(fields.values()))
@@ -225,7 +247,10 @@ def _apply_(picture: Tensor, base: Tensor, fields: dict[str, Tensor]) -> None:
 
 
 def _compressed(y: Tensor, wanted: Tensor, moved: Tensor, fields: dict[str, Tensor]) -> Tensor:
-    """Returns the shift of each value in y. The shifts change the mean by `moved` to `wanted` (see `_share`)."""
+    """Returns the shift of each value in y, by the formula in `_least_compression`.
+
+    No shift is larger than MAX_RELATIVE_SHIFT times `moved`.
+    """
     sign = torch.where(moved > 0, 1.0, -1.0)
     share = torch.where(moved > 0, fields["up"], fields["down"])
     room = (1 - sign * y) / (1 - sign * (wanted - moved)).clamp_min(1e-4)
@@ -233,7 +258,7 @@ def _compressed(y: Tensor, wanted: Tensor, moved: Tensor, fields: dict[str, Tens
 
 
 def _rows(fields: Tensor, rows: range, size: tuple[int, int]) -> Tensor:
-    """Upscales fields (C, h, w) to `size` (height, width) by linear interpolation, but only computes the given rows."""
+    """Returns the given rows of `fields` (C, h, w) after bilinear interpolation to `size` (height, width)."""
     height, width = size
     place = (torch.arange(rows.start, rows.stop, dtype=torch.float64) + 0.5) * fields.shape[-2] / height - 0.5
     place = place.clamp(0, fields.shape[-2] - 1)

@@ -1,9 +1,10 @@
 """Creates the conds of a batch of views from the conds of the whole latent.
 
-An SDXL model also gets sizes and a crop in a vector. The host's vector describes the whole base image. In a stage, each
-view gets a vector of its own. In every stage, the original size and the target size are the size of the final image, as
-in the paper. The crop of a local view begins at the position of the view in the image of the stage. A dilated view
-shows the whole image, so its crop begins at 0, 0.
+An SDXL model also receives a vector, which contains an original size, a target size and the position of a crop. The
+host's vector describes the whole base image. In a stage, each view gets a vector of its own. In every stage, the
+original size and the target size are the size of the final image, as in the paper. The position of the crop is the
+position of a local view in the image of the stage. A dilated view covers the whole image, so the position of its crop
+is 0, 0. The user's crop settings are added to these positions.
 """
 
 from __future__ import annotations
@@ -20,22 +21,24 @@ from lib_demofusion.method.plan import CELL
 from lib_demofusion.method.views import LocalView, Size, View
 
 Cond = Mapping[str, Any]
-"""The conditions that the host passes to its model by key: tensors, or lists of one tensor."""
+"""The conditions that the host passes to its model, by key. The values are tensors, or lists of one tensor."""
 
 SPATIAL = "c_concat"
-"""The key of the only condition that is an image.
+"""The key of the only condition that can be an image.
 
-Other conditions can also have four axes, such as the text embedding of Krea 2.
+The number of dimensions does not show whether a condition is an image. For example, the text embedding of Krea 2 also
+has four dimensions.
 """
 
 
 def cond_for_views(cond: Cond, views: Sequence[View], rows: slice, size: Size, crop_size: Size) -> dict[str, Any]:
     """Returns the cond of a batch of views: all rows of the first view, then all rows of the second, and so on.
 
-    `size` is the size of the whole latent. Selects the given rows of each tensor, because `c_concat` has too many rows
-    if the host skips the uncond. Only `c_concat` is cropped. All other conditions are repeated for each view.
+    `rows` selects the rows of the model call that the batch evaluates. `c_concat` can have more rows than the model
+    call, because the webui does not shorten it if it skips the uncond. `size` is the size of the whole latent, and
+    `crop_size` is the size of the views. Only `c_concat` is cropped. All other conditions are repeated for each view.
 
-    Always returns a new dict, because the host's apply_model writes cast tensors to its argument
+    Always returns a new dict, because the host's apply_model replaces entries of its argument with cast tensors
     (modules/sd_hijack_unet.py).
     """
 
@@ -53,11 +56,14 @@ def cond_for_views(cond: Cond, views: Sequence[View], rows: slice, size: Size, c
 
 
 def _image_for_views(value: Tensor, views: Sequence[View], size: Size, crop_size: Size) -> Tensor:
-    """Crops an image condition (N, C, H, W) for each view, or resizes it if it does not have the latent's size."""
+    """Crops an image condition (N, C, H, W) for each view if it has the size of the latent.
+
+    An image condition of any other size is resized to the size of a view, and every view gets the whole image.
+    """
     if tuple(value.shape[-2:]) == size:
         return torch.cat([view.take(value) for view in views])
     if tuple(value.shape[-2:]) != crop_size:
-        # in txt2img with an inpainting model, the mask has the size of the base image and covers all of it
+        # in txt2img with an inpainting model, the condition is a gray base image with a mask of the whole image
         value = F.interpolate(value, crop_size, mode="nearest")
     return _repeated(value, len(views))
 
@@ -69,8 +75,9 @@ def _repeated(value: Tensor, times: int) -> Tensor:
 def image_conditioning_for(conditioning: Tensor, anchor: Tensor, crop: LocalView | None) -> Tensor:
     """Resizes the image conditioning of the base image to the size of `anchor` (B, C, H, W).
 
-    `crop` is the part of the base image that the stage shows, or None for all of it. Latents and depth are resized like
-    the anchor. For an inpainting model, the first channel is the mask, which keeps its sharp edge.
+    `crop` is the part of the base image that the stage shows, or None for the whole image. For an inpainting model, the
+    first channel is the mask. It is resized without interpolation, so its edge stays sharp. All other channels are
+    resized like an upscaled latent (see `make_anchor`).
     """
     if not _is_spatial(conditioning):
         return conditioning
@@ -83,17 +90,21 @@ def image_conditioning_for(conditioning: Tensor, anchor: Tensor, crop: LocalView
 
 
 def _is_spatial(value: Tensor) -> bool:
-    """Returns whether a conditioning is an image. For models without image conditioning, it is a single cell."""
+    """Returns whether a conditioning is an image.
+
+    For models without image conditioning, the webui passes a tensor with a height and width of one cell.
+    """
     return value.ndim == 4 and value.shape[-2:] != (1, 1)
 
 
 def conds_of_stage(conds: Any, whole: int, run: int) -> Any:
     """Shifts the steps at which a prompt such as [a:b:0.5] changes.
 
-    In a stage, the prompt then changes at the same noise level as in the base image. The host counts steps from zero
-    over all calls of the base image's schedule, but a stage makes only the last `run` calls of a schedule of `whole`
-    calls. `conds` is the cond or the uncond from `get_conds`. The uncond is None in Forge and Forge Neo at a CFG scale
-    of 1.
+    After the shift, the prompt changes in a stage at the same noise level as in the base pass. A stage makes only the
+    last `run` model calls of a schedule of `whole` calls. The shift is necessary because the webui numbers the calls of
+    a stage from zero.
+
+    `conds` is the cond or the uncond from `get_conds`. The uncond is None in Forge and Forge Neo at a CFG scale of 1.
     """
     if conds is None or isinstance(conds, Tensor):
         return conds
@@ -104,13 +115,13 @@ def conds_of_stage(conds: Any, whole: int, run: int) -> Any:
 
 
 def _part_of_stage(part: Any, whole: int, run: int) -> Any:
-    """Shifts the changes of one prompt of several prompts that are joined by AND."""
+    """Shifts the changes of one prompt. The prompt of an image consists of one or more prompts, joined by AND."""
     return type(part)(_schedules_of_stage(part.schedules, whole, run), part.weight)
 
 
 def _schedules_of_stage(schedules: Sequence[Any], whole: int, run: int) -> list[Any]:
     total = schedules[-1].end_at_step
-    # entries that end before the stage begins get a negative end, so no call uses them
+    # an entry that ends before the stage begins gets a negative end, so no model call of the stage uses the entry
     return [s._replace(end_at_step=s.end_at_step * whole / max(total, 1) - (whole - run)) for s in schedules]
 
 
@@ -128,11 +139,17 @@ class Frame:
     size: Size
     """Height and width of the final image."""
     origin: Size = (0, 0)
-    """Top and left of the whole image, from the user's crop setting. The positions of views are added to it."""
+    """Top and left from the user's settings "crop top" and "crop left" for SDXL.
+
+    They are added to the position of each view.
+    """
 
 
 class SizeVectors:
-    """Writes sizes and crops into the vectors of views with the model's embedders, without encoding prompts again."""
+    """Writes sizes and crops into the vectors of views.
+
+    The model's embedders compute only these parts of the vectors. The prompts are not encoded again.
+    """
 
     def __init__(self, embedders: Sequence[Any], frame: Frame):
         self._embedders = embedders
@@ -171,10 +188,11 @@ class SizeVectors:
         return torch.cat([self._crops[0][top], self._crops[1][left]])
 
     def _crop_tables(self, embedder: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the embeddings (n, d / 2) of all top positions and of all left positions in cells.
+        """Returns the embeddings (n, d / 2) of all possible top positions, and of all possible left positions.
 
-        Each number has its own columns. All positions are embedded in advance, because nearly every view has a new
-        position if jitter is enabled. Each copy of a number to the device would wait for the device's queue.
+        The first d / 2 columns of an embedding depend only on the top position, and the others only on the left
+        position. All positions are embedded in advance. With jitter, nearly every view has a new position. If each
+        position were embedded when it is needed, it would be copied to the device, which waits for the device's queue.
         """
         top, left = self._frame.origin
         cells = range(max(self._frame.size) // CELL + 1)
@@ -184,16 +202,18 @@ class SizeVectors:
 
 
 def _embedded(embedder: Any, numbers: Sequence[Size], like: Tensor) -> Tensor:
-    """Returns the embeddings (n, d) of pairs of numbers."""
+    """Returns the embeddings (n, d) of n pairs of numbers."""
     embedded: Tensor = embedder(torch.tensor(numbers, dtype=torch.float32, device=like.device))
     return embedded.to(like)
 
 
 def number_slots(embedders: Sequence[Any], width: int) -> dict[str, tuple[Any, slice]]:
-    """Returns, by key, each embedder of numbers and its columns in a vector of `width` columns.
+    """Finds the embedders of sizes, crops and scores, and their columns in a vector of `width` columns.
 
-    The conditioner joins its embedders' outputs in order. The columns are counted from the end, because the size of the
-    text embedding at the start is not stored anywhere (1280 columns in SDXL, none in some small models).
+    Returns a dict from the key of an embedder (see `NUMBERS`) to the embedder and its columns. The conditioner joins
+    the outputs of its embedders in order. The vector begins with a text embedding, whose number of columns is not
+    stored anywhere (1280 in SDXL, 0 in some small models). The columns are therefore counted from the end of the
+    vector.
     """
     slots, end = {}, width
     for embedder in reversed(embedders):
@@ -206,6 +226,6 @@ def number_slots(embedders: Sequence[Any], width: int) -> dict[str, tuple[Any, s
 
 
 def size_vectors(model: Any, frame: Frame) -> SizeVectors | None:
-    """Returns the SizeVectors of one of the host's models, or None if the model does not receive sizes."""
+    """Returns the SizeVectors for one of the host's models, or None if the model has no embedders."""
     embedders = getattr(getattr(model, "conditioner", None), "embedders", None)
     return SizeVectors(list(embedders), frame) if embedders is not None else None

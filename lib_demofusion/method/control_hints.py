@@ -13,14 +13,17 @@ from lib_demofusion.method.plan import CELL
 from lib_demofusion.method.views import DilatedView, LocalView, Size, View
 
 Resize = Callable[[Tensor, Size], Tensor]
-"""Resizes a hint (1, C, h, w) to a height and width in pixels."""
+"""A function that resizes a hint (1, C, h, w) to a height and width in pixels."""
 
 COLOURS = 3
-"""Number of color channels of a hint. A fourth channel is a mask."""
+"""Number of color channels of a hint. If a hint has a fourth channel, this channel is a mask."""
 
 
 def resize_hint(hint: Tensor, size: Size) -> Tensor:
-    """Resizes a hint (1, C, h, w) to a size in pixels. Colors stay in their range, and a mask keeps its sharp edge."""
+    """Resizes a hint (1, C, h, w) to a size in pixels.
+
+    The colors are clamped to the range of the original hint. The mask is resized without interpolation.
+    """
     if tuple(hint.shape[-2:]) == size:
         return hint
     shrinks = hint.shape[-2] > size[0] or hint.shape[-1] > size[1]
@@ -32,7 +35,10 @@ def resize_hint(hint: Tensor, size: Size) -> Tensor:
 
 
 def shown_part(hint: Tensor, crop: LocalView, base: Size) -> Tensor:
-    """Crops a hint (..., h, w) to the part that covers `crop` in a base image of `base` cells."""
+    """Crops a hint (..., h, w) of the whole base image to the part `crop` of the base image.
+
+    `base` is the size of the base image in cells. The hint can have any number of pixels per cell.
+    """
     rows, columns = hint.shape[-2] / base[0], hint.shape[-1] / base[1]
     top, bottom = round(crop.top * rows), round((crop.top + crop.height) * rows)
     left, right = round(crop.left * columns), round((crop.left + crop.width) * columns)
@@ -41,15 +47,18 @@ def shown_part(hint: Tensor, crop: LocalView, base: Size) -> Tensor:
 
 @dataclass(frozen=True)
 class StageHint:
-    """One hint for one stage, at the two sizes that the views of the stage use. It is cropped for each batch."""
+    """One hint for one stage, resized for local views and for dilated views."""
 
     large: Tensor
-    """The hint (1, C, H, W) at the size of the stage's image, for local views."""
+    """The hint (1, C, H, W) at the size of the stage's image. Local views get a part of it."""
     small: Tensor
-    """The hint (1, C, H / factor, W / factor) at the size of a dilated view, which shows the whole image."""
+    """The hint (1, C, H / factor, W / factor).
+
+    Each dilated view gets the whole hint with a small shift (see `_dilated_pixels`).
+    """
 
     def for_view(self, view: View) -> Tensor:
-        """Returns the part (1, C, h, w) of the hint for a view, with eight pixels per cell."""
+        """Returns the hint (1, C, h, w) of a view, with 8x8 pixels per cell of the view."""
         if isinstance(view, LocalView):
             return LocalView(*(CELL * n for n in (view.top, view.left, view.height, view.width))).take(self.large)
         rows, columns = (_dilated_pixels(view, axis, self.small) for axis in (0, 1))
@@ -57,7 +66,7 @@ class StageHint:
 
 
 def make_stage_hint(hint: Tensor, size: Size, factor: int, resize: Resize = resize_hint) -> StageHint:
-    """Prepares a hint (1, C, h, w) of the whole image for a stage of `size` cells and its dilated views."""
+    """Resizes a hint (1, C, h, w) of the whole image for a stage of `size` cells with dilated views of `factor`."""
     height, width = (CELL * n for n in size)
     return StageHint(resize(hint, (height, width)), resize(hint, (round(height / factor), round(width / factor))))
 
@@ -65,16 +74,16 @@ def make_stage_hint(hint: Tensor, size: Size, factor: int, resize: Resize = resi
 def _dilated_pixels(view: DilatedView, axis: int, small: Tensor) -> Tensor:
     """Returns the row (axis 0) or column (axis 1) of `small` for each pixel of a dilated view.
 
-    The center of cell i of the view is the center of cell `offset + i * factor` of the latent. The view is therefore
-    shifted by up to half a cell relative to the whole image. If all views used the same hint, each view would draw it
-    in a different place, and straight edges would become jagged.
+    The center of cell i of the view is the center of cell `offset + i * factor` of the latent. Compared to the whole
+    image at the size of a view, the view is therefore shifted by a fraction of a cell. If all views used the same hint,
+    each view would draw the hint in a different place, and straight edges would become jagged.
 
-    Two alternatives are worse. The paper's code takes every factor-th pixel of the large hint, which applies only a
-    fraction of this shift. Every factor-th block of 8 x 8 pixels would have the correct shift, but adjacent blocks
-    would not fit together.
+    Two alternatives are worse. The paper's code takes every factor-th pixel of the large hint. This applies only an
+    eighth of the necessary shift. Every factor-th block of 8 x 8 pixels would have the correct shift, but adjacent
+    blocks would not fit together.
 
-    This function shifts the hint by whole pixels. Lines stay sharp, and colors that encode a class stay exact. The
-    position is correct to a sixteenth of a cell.
+    This function shifts the hint by whole pixels. Lines stay sharp, and colors that encode a class do not change. The
+    rounding to whole pixels changes the position by at most a sixteenth of a cell.
     """
     factor = view.factor
     shift = round((CELL * view.offset(axis) + CELL / 2 * (1 - factor)) / factor)

@@ -1,9 +1,10 @@
 """Counts the model calls of a sampler, and estimates the cost of a run.
 
-The cost is the number of latent cells that the model evaluates. Time is roughly proportional to the cost. The number of
-model calls is exact for all known samplers except DPM adaptive. The fusion skips a path if its weight is too small. The
-weights depend on the timestep of a model call, which depends on the sampler and the scheduler. The estimate assumes
-that the timesteps are spaced evenly.
+The cost is the number of latent cells that the model evaluates. The time of a run is roughly proportional to its cost.
+The number of model calls is exact for all known samplers except DPM adaptive. The number of cells per call is an
+estimate, because the fusion skips local or dilated views if their weight is too small. This weight depends on the
+timestep of the model call. The timesteps depend on the sampler and the scheduler, but the estimate assumes that they
+are spaced evenly.
 """
 
 from __future__ import annotations
@@ -19,30 +20,36 @@ from lib_demofusion.method.views import Size
 from lib_demofusion.settings.fields import Settings
 
 CallsAhead = Callable[[int, float], float]
-"""A function of the number of a model call (counted from 0) and its noise level. It estimates the number of calls that
-follow."""
+"""A function that estimates how many model calls of a sampler follow after a model call.
+
+The arguments are the number of the model call, counted from 0, and the noise level of this call.
+"""
 
 ADAPTIVE_CALLS, ADAPTIVE_RANGE, LOWEST_SIGMA = 60, 6.2, 0.03
-"""Values for DPM adaptive: the assumed number of calls in a whole schedule, and the length and end of this schedule.
+"""A whole schedule of DPM adaptive with Stable Diffusion.
 
-The length is in log sigma, and the end is the lowest sigma.
+The values are the assumed number of calls, the difference of log sigma between the highest and the lowest sigma, and
+the lowest sigma.
 """
 
 EXTRA_CALLS, BEND = 7.5, 1.27
 """Measured constants for DPM adaptive.
 
-EXTRA_CALLS is the number of additional calls per run, because the first steps are always short, and the last step is
-cut off. BEND is an exponent, which describes how the steps grow as the noise level decreases.
+EXTRA_CALLS is a number of calls that every run makes, independent of the length of its schedule. The causes are short
+steps at the start, and a shortened last step. The number of all other calls down to the end is proportional to the
+remaining difference of log sigma to the power of BEND. A BEND above 1 means that the steps grow as the noise decreases.
 """
 
 
 def model_calls(name: str, arguments: Mapping[str, Any], second_order: bool = False) -> int | None:
-    """Returns the number of model calls of the sampling function with these arguments, or None if it is unknown.
+    """Returns the number of model calls of the sampling function `name` with these arguments.
 
-    DPM adaptive chooses the number while it runs. Schedules are assumed to end at zero noise.
+    Returns None for DPM adaptive, which chooses the number while it runs. Schedules are assumed to end at zero noise.
+    Functions that are not known here make one call per step, or two if `second_order` is set.
     """
     if "timesteps" in arguments:
-        # of these samplers, only UniPC also calls the model at the last timestep, and only PLMS makes an extra call
+        # DDIM makes no call at the last timestep. PLMS makes no call there either, but a second call in its first step.
+        # UniPC makes one call at every timestep.
         return len(arguments["timesteps"]) - (name not in ("plms", "unipc"))
     if "sigmas" not in arguments:
         return arguments.get("n")
@@ -55,15 +62,18 @@ def model_calls(name: str, arguments: Mapping[str, Any], second_order: bool = Fa
 
 
 def expected_calls(steps: int, two_calls: bool) -> int:
-    """Estimates the number of model calls of a sampler in `steps` steps."""
+    """Estimates the number of model calls in `steps` steps.
+
+    `two_calls` is True for samplers that call the model twice per step, except in the last step.
+    """
     return max(2 * steps - 1, 0) if two_calls else steps
 
 
 def calls_ahead(name: str, arguments: Mapping[str, Any], second_order: bool, whole: float) -> CallsAhead:
-    """Returns a function that estimates the remaining calls of the sampling function `name`, from its arguments.
+    """Returns a function that estimates the remaining model calls of the sampling function `name`.
 
-    For DPM adaptive, this number depends on the image. `whole` is the number of calls that DPM adaptive is expected to
-    make in a whole schedule.
+    `arguments` are the arguments of the sampling function. `whole` is used only for DPM adaptive, whose number of calls
+    depends on the image. It is the expected number of calls in a whole schedule.
     """
     total = model_calls(name, arguments, second_order)
     if total is not None:
@@ -76,25 +86,32 @@ def calls_ahead(name: str, arguments: Mapping[str, Any], second_order: bool, who
 
 
 def calls_of_whole(calls: float, arguments: Mapping[str, Any]) -> float:
-    """Extrapolates the number of calls of DPM adaptive from a run of `calls` calls to a whole schedule.
+    """Estimates the number of calls of DPM adaptive in a whole schedule from a run of `calls` calls.
 
-    `arguments` are the arguments of the run's sampling function, which samples from sigma_max down to sigma_min.
+    `arguments` are the arguments of the sampling function in this run. The run begins at `sigma_max` and ends at
+    `sigma_min`, so it can be a part of a schedule.
     """
     return EXTRA_CALLS + max(calls - EXTRA_CALLS, 0.0) / max(_part_ahead(arguments["sigma_max"], arguments), 1e-3)
 
 
 def _part_ahead(level: float, arguments: Mapping[str, Any]) -> float:
-    """Returns the fraction of a whole schedule's calls that is below a noise level."""
+    """Estimates how many calls of DPM adaptive are below a noise level, as a fraction of all calls in a whole schedule.
+
+    Both numbers of calls are without EXTRA_CALLS.
+    """
     end = arguments.get("sigma_min", LOWEST_SIGMA)
     return float(math.pow(max(math.log(level / end), 0.0) / ADAPTIVE_RANGE, BEND))
 
 
 Pass = tuple[int, Size]
-"""Number of steps of one of the webui's own passes, and its size in cells."""
+"""One of the webui's own passes, such as the base pass or hires fix: the number of steps, and the size in cells."""
 
 
 class RunCosts(NamedTuple):
-    """Number of cells that the webui's own passes and each stage evaluate per image."""
+    """Number of cells that the model evaluates per image.
+
+    `base` is the number for all of the webui's own passes together. `stages` contains the number for each stage.
+    """
 
     base: float
     stages: tuple[float, ...]
@@ -103,10 +120,10 @@ class RunCosts(NamedTuple):
 def run_costs(
     plan: Plan, settings: Settings, steps: int, two_calls: bool, passes: Sequence[Pass] | None = None
 ) -> RunCosts:
-    """Estimates the costs of a run of `steps` steps.
+    """Estimates the costs of a run whose base pass has `steps` steps.
 
-    `passes` lists the webui's own passes. The default is one pass of all steps. `two_calls` is True for samplers that
-    call the model twice per step, except in the last step.
+    `passes` lists the webui's own passes. The default is a single base pass of `steps` steps. `two_calls` is True for
+    samplers that call the model twice per step, except in the last step.
     """
     schedule = schedule_steps(steps, settings)
     run = steps_of_stage(schedule, settings.denoising_strength)
@@ -118,7 +135,10 @@ def run_costs(
 
 
 def cells_ahead(stage: StagePlan, settings: Settings, timestep: float, calls: float) -> float:
-    """Estimates the number of cells that a stage evaluates in `calls` model calls, starting at `timestep`."""
+    """Estimates the number of cells that a stage evaluates in its last `calls` model calls.
+
+    The timesteps of these calls are assumed to be spaced evenly from `timestep` to 0.
+    """
     count = math.ceil(calls)
     weights = (weights_at(timestep * (1 - i / max(count - 1, 1)), settings) for i in range(count))
     return sum(stage.cells_at(at.dilated) for at in weights) * calls / max(count, 1)

@@ -25,7 +25,8 @@ def gaussian_blur(x: Tensor, factor: int, std: float) -> Tensor:
 def smooth(x: Tensor, std: float) -> Tensor:
     """Blurs x (B, C, H, W) with a separable Gaussian, with reflected borders.
 
-    The standard deviation is `std` cells. The Gaussian is truncated at three standard deviations.
+    The standard deviation is `std` cells. The Gaussian is truncated at three standard deviations, or earlier if x is
+    smaller.
     """
     reach = min(math.ceil(3 * std), min(x.shape[-2:]) - 1)
     padded = F.pad(x, (reach, reach, reach, reach), mode="reflect")
@@ -34,20 +35,20 @@ def smooth(x: Tensor, std: float) -> Tensor:
 
 
 def _gaussian(x: Tensor, reach: int, std: float) -> Tensor:
-    """Returns the 2 reach + 1 taps of a Gaussian, in the dtype and on the device of x."""
+    """Returns the 2 * reach + 1 taps of a Gaussian, in the dtype and on the device of x."""
     offsets = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-0.5 * (offsets / std) ** 2)
     return kernel / kernel.sum()
 
 
 AT_ONCE = 1 << 18
-"""Number of cells per channel that are filtered at once, so that they fit into the cache of a CPU."""
+"""Approximate number of cells per channel that are filtered at once. This part of x fits into the cache of a CPU."""
 
 
 def _filtered(x: Tensor, kernel: Tensor) -> Tensor:
     """Convolves x (B, C, H, W) with a kernel of odd length along both axes, with zero padding.
 
-    The rows are processed in chunks, so the result is the only allocation of the size of x.
+    The rows are processed in chunks, so the result is the only new tensor that is as large as x.
     """
     channels, width, reach = x.shape[1], x.shape[-1], len(kernel) // 2
     vertical = kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
@@ -68,38 +69,38 @@ def _filtered(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 def _without_autocast(kind: str) -> AbstractContextManager[Any]:
-    """Returns a context in which convolutions on this device keep the precision of their input."""
-    # torch 2.1 supports autocast on these devices only, and raises an error for all others
+    """Returns a context without autocast on a device type, so that convolutions keep the precision of their input."""
+    # torch.autocast of torch 2.1 raises an error for some other devices, such as Apple's GPUs
     return torch.autocast(kind, enabled=False) if kind in ("cpu", "cuda") else nullcontext()
 
 
 def mean_and_std(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes the scalar mean and standard deviation of each image of x (B, C, H, W), both (B, 1, 1, 1)."""
+    """Computes the mean and standard deviation of all values of each image of x (B, C, H, W), both (B, 1, 1, 1)."""
     std, mean = torch.std_mean(x, dim=(1, 2, 3), keepdim=True)
     return mean, std
 
 
 def match_statistics(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Shifts and scales x (B, C, H, W) so that each image has the given scalar mean and std (B, 1, 1, 1)."""
+    """Shifts and scales each image of x (B, C, H, W) to the given mean and standard deviation, both (B, 1, 1, 1)."""
     return match_statistics_(x.clone(), mean, std)
 
 
 def match_statistics_(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Shifts and scales x like `match_statistics`, but in place. Returns x."""
     own_mean, own_std = mean_and_std(x)
-    # in a flat image, the deviations from the mean are only rounding errors, which must not be amplified without limit
+    # the limit prevents the rounding errors of a flat image from being amplified to the wanted standard deviation
     return x.sub_(own_mean).mul_(std / own_std.clamp_min(torch.finfo(x.dtype).eps)).add_(mean)
 
 
 LOW_BAND = 4
-"""The low band of a latent consists of the means of LOW_BAND x LOW_BAND areas."""
+"""A latent is divided into LOW_BAND x LOW_BAND areas. The means of these areas are the low band of the latent."""
 
 
 def match_low_band(x: Tensor, base: Tensor) -> Tensor:
     """Shifts and scales the low band of x (B, C, H, W), so that it matches the low band of base (B, C, h, w).
 
-    Each channel of the low band gets the mean and standard deviation of the same channel of base. Only the low band
-    changes, so x keeps its contrast and detail.
+    Each channel of the low band of x gets the mean and the standard deviation of the same channel of the low band of
+    base. The change is interpolated between the areas, so it does not affect detail.
     """
     low, wanted = (_means_of_areas(latent, LOW_BAND) for latent in (x, base))
     std, mean = torch.std_mean(low, dim=(2, 3), keepdim=True)
@@ -111,8 +112,8 @@ def match_low_band(x: Tensor, base: Tensor) -> Tensor:
 def _means_of_areas(x: Tensor, count: int) -> Tensor:
     """Averages x (B, C, H, W) over a grid of areas, (B, C, count, count).
 
-    The areas are the same as in adaptive pooling. They overlap if `count` does not divide a side. In this case, torch's
-    adaptive pooling fails on Apple's GPUs, so this function does not use adaptive pooling.
+    The areas are the same as in torch's adaptive pooling. If `count` does not divide the height or the width, the areas
+    overlap. Torch's own adaptive pooling fails on Apple's GPUs if the areas overlap.
     """
     rows, columns = (
         [slice(i * side // count, -(-(i + 1) * side // count)) for i in range(count)] for side in x.shape[-2:]
@@ -122,7 +123,7 @@ def _means_of_areas(x: Tensor, count: int) -> Tensor:
 
 
 def blur_for_dilation(x: Tensor, factor: int, std: float) -> Tensor:
-    """Blurs x (B, C, H, W) for the dilated views and restores the scalar mean and std of x."""
+    """Blurs x (B, C, H, W) for the dilated views, and restores the mean and standard deviation of each image of x."""
     blurred = gaussian_blur(x, factor, std)
     mean, std_of_x = mean_and_std(x)
     return match_statistics_(blurred, mean, std_of_x)
@@ -139,9 +140,10 @@ def preview_size(size: Size) -> Size:
 
 
 def for_preview(latent: Tensor) -> Tensor:
-    """Downsamples a latent (B, C, H, W), or (B, C, 1, H, W) with Wan's VAE in Forge Neo, to the size of a live preview.
+    """Downsamples a latent to the size of a live preview.
 
-    The host decodes a preview in one piece while the model runs. A preview at full size could exceed the memory.
+    The latent is (B, C, H, W), or (B, C, 1, H, W) for models with Wan's VAE in Forge Neo. The host decodes a preview in
+    one piece while the model is in memory. A preview of the full size could exceed the memory.
     """
     size = latent.shape[-2], latent.shape[-1]
     small = preview_size(size)

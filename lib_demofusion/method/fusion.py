@@ -1,6 +1,6 @@
 """Fuses the predictions of local views and dilated views into one prediction for the whole latent, as in the paper.
 
-`Feathering` contains the weights of local views in their overlaps.
+`Feathering` applies the weights with which overlapping local views are averaged.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from lib_demofusion.method.views import DilatedView, LocalView, Size, View, tape
 
 
 class Feathering:
-    """The weights of the local views of one stage.
+    """Averages the local views of one stage with weights.
 
-    `feather` is the fraction of a view's side over which its weights fall towards each border (see `taper`). With 0,
-    all cells have the same weight. The weights of a view are cached for the whole stage. The sum of the weights of all
-    views is cached until the views change. This saves time on a GPU, where each new small tensor needs a kernel launch.
+    The weights of a view fall towards its borders. `feather` is the length of this ramp, as a fraction of the side of
+    the view (see `taper`). With a feather of 0, all cells have the same weight.
+
+    The weights of a view are cached for the whole stage. The sum of the weights of all views is cached until the views
+    change. The caches save time on a GPU, where each new small tensor needs a kernel launch.
     """
 
     def __init__(self, feather: float = 0.0):
@@ -30,23 +32,27 @@ class Feathering:
         self._sum: Tensor | None = None
 
     def add(self, view: LocalView, values: Tensor, out: Tensor) -> None:
-        """Adds the weighted `values` (..., h, w) of a view to its cells of `out` (..., H, W)."""
+        """Adds the `values` (..., h, w) of a view, times the weights of the view, to its cells in `out` (..., H, W)."""
         if self._feather <= 0:
             view.add_to(out, values)
             return
         view.take(out).addcmul_(values.to(out.dtype), self._taper(view.crop_size, out.device))
 
     def divide(self, out: Tensor, views: Sequence[LocalView], share: float) -> None:
-        """Turns the weighted sums in `out` (..., H, W) into weighted means over `views`, times `share`, in place.
+        """Divides `out` (..., H, W) in place by the sum of the weights of all `views`, and multiplies it by `share`.
 
-        Cells that no view covers stay zero.
+        After `add` was called for all views, `out` then contains `share` times the weighted mean of the views. Cells
+        that no view covers stay zero.
         """
         if self._sum is None or self._sum.device != out.device or self._views != list(views):
             self._views, self._sum = list(views), self._sum_of(views, out)
         out *= share / self._sum
 
     def _sum_of(self, views: Sequence[LocalView], like: Tensor) -> Tensor:
-        """Returns the sum of the weights at each cell, (H, W) float32, or 1 if no view covers the cell."""
+        """Returns the sum of the weights at each cell of `like` (..., H, W), as (H, W) float32.
+
+        The sum is 1 for cells that no view covers, so that it can be a divisor.
+        """
         total = torch.zeros(like.shape[-2:], dtype=torch.float32, device=like.device)
         for view in views:
             view.add_to(total, self._taper(view.crop_size, total.device))
@@ -62,19 +68,22 @@ class Feathering:
 Predictions = Iterator[tuple[View, Tensor]]
 
 Predict = Callable[[Sequence[Work], int], Predictions]
-"""A function of the work and the number of rows. It yields each view of the work, in order, and the model's prediction
-for all rows of this view (see ViewBatches.predictions)."""
+"""A function that evaluates the model on views, such as `ViewBatches.predictions` with its first argument bound.
+
+The arguments are the work and the number of rows. The function yields each view with the prediction for all rows of
+this view, in the order of the work.
+"""
 
 
 @dataclass(frozen=True)
 class LocalPath:
-    """Overlapping views of the latent, and their weights in the overlaps."""
+    """The local views, and the weights with which they are averaged in their overlaps."""
 
     views: Sequence[LocalView]
     feathering: Feathering = field(default_factory=Feathering)
-    """The weights in the overlaps. With a feather of 0, overlaps are averaged as in the paper.
+    """The weights. With a feather of 0, overlaps are averaged with equal weights, as in the paper.
 
-    Use the same object for all calls of a stage, because it caches the weights.
+    Use the same object for all model calls of a stage, because the object caches the weights.
     """
 
     def is_all_of(self, x: Tensor) -> bool:
@@ -84,14 +93,15 @@ class LocalPath:
 
 @dataclass(frozen=True)
 class DilatedPath:
-    """Dilated views of the blurred latent, and the correction for applying their predictions to the sharp latent.
+    """The dilated views, which are crops of the blurred latent.
 
-    `correction` is the factor of x - blur(x) that is added to the prediction: one number, or a tensor (B, 1, 1, 1) with
-    a number for each row. For a model that predicts eps, the correction is 1 if the host's wrapper of the model returns
-    x0, and 0 if the wrapper returns eps.
+    `correction` is a factor: correction * (x - blur(x)) is added to the predictions of the dilated views, because they
+    are predictions for the blurred latent. It is one number, or a tensor (B, 1, 1, 1) with a number for each row. For a
+    model that predicts eps, the correction is 1 if the host's wrapper of the model returns x0, and 0 if the wrapper
+    returns eps.
 
-    `copies` is the number of times that x repeats the same B / copies images, such as 2 for cond and uncond. The
-    images are blurred only once.
+    `copies` is the number of times that the same images follow each other in x (B, C, H, W). For example, it is 2 if x
+    contains all images for cond, and then the same images for uncond. Each image is blurred only once.
     """
 
     views: Sequence[DilatedView]
@@ -100,16 +110,19 @@ class DilatedPath:
     copies: int = 1
 
     def blurred(self, x: Tensor) -> Tensor:
-        """Returns the blurred images of x (B, C, H, W), without the repetitions."""
+        """Returns the blurred images (B / copies, C, H, W) of x (B, C, H, W)."""
         return self.blur(x[: len(x) // self.copies])
 
 
 def fuse(predict: Predict, x: Tensor, local: LocalPath, dilated: DilatedPath, c2: float) -> Tensor:
     """Computes the prediction (1 - c2) local + c2 (dilated + correction (x - blur(x))) for x (B, C, H, W).
 
-    Source: arXiv 2311.16973, section 3.4. The term with `correction` is needed because the noise is predicted from the
-    blurred latent but subtracted from the sharp latent. A path with weight zero is not evaluated. Besides x, memory is
-    needed for one accumulator, the weights of the views, the blurred latent, and one batch of views.
+    `local` is the weighted mean of the predictions of the local views, and `dilated` joins the predictions of the
+    dilated views. Source: arXiv 2311.16973, section 3.4. The term with `correction` is needed because the noise is
+    predicted from the blurred latent but subtracted from the sharp latent.
+
+    A path with weight zero is not evaluated. Besides x, the function needs memory for one accumulator, the weights of
+    the views, the blurred latent, and one batch of views.
     """
     if c2 <= 0 and local.is_all_of(x):
         return next(values for _, values in predict([(local.views[0], x)], len(x)))
@@ -125,15 +138,19 @@ def fuse(predict: Predict, x: Tensor, local: LocalPath, dilated: DilatedPath, c2
 
 
 def _work(x: Tensor, blurred: Tensor, local: LocalPath, dilated: DilatedPath, c2: float) -> list[Work]:
-    """Returns the views to evaluate, each with the latent that it is cropped from. Omits a path with weight zero."""
+    """Returns the views to evaluate. Each view has the latent that it is cropped from.
+
+    The views of a path with weight zero are omitted.
+    """
     work: list[Work] = [(view, x) for view in local.views] if c2 < 1 else []
     return work + [(view, blurred) for view in dilated.views] if c2 > 0 else work
 
 
 def _add_local_mean(out: Tensor, predictions: Predictions, local: LocalPath, share: float) -> None:
-    """Accumulates `share` times the weighted mean of the local views' predictions in `out` (B, C, H, W).
+    """Writes `share` times the weighted mean of the predictions of the local views to `out` (B, C, H, W).
 
-    `out` must be zero. Cells that no view covers stay zero.
+    `out` must be zero before the call. Cells that no view covers stay zero. `predictions` must yield the local views
+    first. Later entries are left in the iterator.
     """
     for view, (_, values) in zip(local.views, predictions):
         local.feathering.add(view, values, out)

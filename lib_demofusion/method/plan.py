@@ -15,19 +15,22 @@ CELL = 8
 """Side of a latent cell in pixels."""
 
 CLOSE_SCALES = 0.5
-"""With 'every' and 'doubling', a whole scale that is closer than this to the last scale gets no stage."""
+"""With 'every' and 'doubling', a whole scale gets no stage if the final scale is larger by less than this number."""
 
 NO_STAGE = "no stage: the final size is the size of the base image"
-"""The note for a plan without stages."""
+"""The note about a plan without stages."""
 
 MIN_TILE, MAX_TILE = 0.5, 2
-"""A tile size in this range is a multiple of the base image's size. A larger tile size is a side in cells."""
+"""A tile size from MIN_TILE to MAX_TILE is a factor of the size of the base image.
+
+A larger tile size is the side of a square tile in cells.
+"""
 
 MIN_TILE_CELLS = 8
 """Minimum side of a tile in cells."""
 
 MAX_FACTOR = 4
-"""Maximum factor between two stages with 'fewest'. Larger factors were not measured."""
+"""Maximum enlargement of one stage with 'fewest'. The image quality of larger enlargements was not measured."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +40,23 @@ class StagePlan:
     number: int
     """1 for the first stage after the base image."""
     scale: float
-    """Size of the stage, divided by the size of the cropped base image."""
+    """Approximate size of the stage, divided by the size of the cropped base image. The size is rounded to cells."""
     size: Size
     factor: int
-    """Distance in the latent between adjacent cells of a dilated view. There are factor x factor dilated views."""
+    """A dilated view takes every `factor`-th cell of the latent. There are factor x factor dilated views."""
     window: Size
     """Size of a local view."""
     stride: Size
-    """Maximum distance between the positions of adjacent local views."""
+    """Maximum vertical and horizontal distance between the positions of adjacent local views."""
     unit: int = 1
-    """The sides of the latent and of every view are multiples of this number of cells: 2 for transformers, else 1."""
+    """The sides of the latent and of every view are multiples of this number of cells. It is 1 for SDXL and 2 for Flux.
+
+    The number for every model is in `host/backends/families.py`.
+    """
 
     @property
     def pixels(self) -> Size:
-        """Height and width of the image."""
+        """Height and width of the image that the stage makes, in pixels."""
         return self.size[0] * CELL, self.size[1] * CELL
 
     @property
@@ -66,9 +72,9 @@ class StagePlan:
         return self.factor**2
 
     def cells_at(self, c2: float) -> int:
-        """Returns the number of latent cells that a model call evaluates if the dilated path has weight c2.
+        """Returns the number of latent cells that one model call evaluates if the dilated views have weight c2.
 
-        A path with weight zero is not evaluated.
+        At a c2 of 0, dilated views are not evaluated. At a c2 of 1, local views are not evaluated.
         """
         return (self._local_cells if c2 < 1 else 0) + (self._dilated_cells if c2 > 0 else 0)
 
@@ -83,7 +89,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of all stages of a run. The first stage enlarges the part `crop` of the base latent."""
+    """The plan of all stages of a run. Stage 1 enlarges the part `crop` of the base latent, whose size is `base`."""
 
     base: Size
     crop: LocalView
@@ -92,7 +98,7 @@ class Plan:
 
     @property
     def pixels(self) -> Size:
-        """Height and width of the final image."""
+        """Height and width of the final image in pixels."""
         return self.stages[-1].pixels if self.stages else (self.base[0] * CELL, self.base[1] * CELL)
 
 
@@ -111,13 +117,13 @@ def make_plan(settings: Settings, base: Size, unit: int = 1) -> Plan:
     if target == (crop.height, crop.width):
         return Plan(base, crop, (), tuple(notes))
     steps = _intermediate(settings, scales, last)
-    # scales that round to the same size share one stage, and a scale that rounds to the base's size gets no stage
+    # scales whose sizes are equal after rounding share one stage, and the size of the base image gets no stage
     scale_of = {(_round(crop.height * k, unit), _round(crop.width * k, unit)): k for k in steps} | {target: last}
     scale_of.pop((crop.height, crop.width), None)
     window = _window(settings, base, target, unit)
     stride = _stride(settings, window, unit)
     notes += _rounded_tiles(settings, window, stride)
-    # if the target was rounded up to a multiple of the unit, this must not increase the factor
+    # rounding up to a multiple of the unit increases a scale by less than `slack`, which must not increase the factor
     slack = (unit - 1) / min(crop.height, crop.width)
     stages = tuple(
         StagePlan(i + 1, k, size, dilation(k - slack), _fit(window, size), _fit(stride, size), unit)
@@ -127,7 +133,10 @@ def make_plan(settings: Settings, base: Size, unit: int = 1) -> Plan:
 
 
 def _round(value: float, unit: int = 1) -> int:
-    """Rounds to the nearest multiple of `unit`, but not below `unit`. Rounds halves up, unlike Python's `round`."""
+    """Rounds to the nearest multiple of `unit`, but not below `unit`.
+
+    A value halfway between two multiples is rounded up. Python's `round` would round such a value to an even number.
+    """
     return unit * max(1, math.floor(value / unit + 0.5))
 
 
@@ -137,10 +146,10 @@ def _down(value: float, unit: int) -> int:
 
 
 def dilation(scale: float) -> int:
-    """Returns the factor of the dilated views: the scale rounded up, so that no view is larger than the base image.
+    """Returns the factor of the dilated views: `scale` rounded up, but at least 2.
 
-    If the scale were rounded to the nearest number, the sides of views would be up to 5/4 of the base image's sides.
-    The paper only uses whole scales.
+    The paper only uses whole scales. Rounding up keeps the dilated views from being larger than the base image. With
+    rounding to the nearest number, the sides of dilated views could be up to 5/4 of the sides of the base image.
     """
     return max(2, math.ceil(scale - 1e-6))
 
@@ -154,7 +163,10 @@ def _fit(extent: Size, size: Size) -> Size:
 
 
 def _target(settings: Settings, base: Size, scales: Sequence[float], unit: int) -> tuple[Size, list[str]]:
-    """Returns the final size in cells, and notes about a scale that is not used or a size that is rounded."""
+    """Returns the final size in cells, and notes for the user.
+
+    A note says that the field Upscale by is not used, or that the final size is rounded.
+    """
     notes: list[str] = []
     asked: list[float] = [settings.height, settings.width]
     if not any(asked):
@@ -181,7 +193,7 @@ def _target(settings: Settings, base: Size, scales: Sequence[float], unit: int) 
 
 
 def _crop(base: Size, target: Size) -> LocalView:
-    """Returns the centered part of the base that has the aspect ratio of the target, to the nearest cell."""
+    """Returns the largest centered part of the base that has the aspect ratio of the target, rounded to cells."""
     scale = max(target[0] / base[0], target[1] / base[1])
     height = min(base[0], _round(target[0] / scale))
     width = min(base[1], _round(target[1] / scale))
@@ -206,7 +218,10 @@ def _intermediate(settings: Settings, scales: Sequence[float], last: float) -> l
 
 
 def _window(settings: Settings, base: Size, target: Size, unit: int) -> Size:
-    """Converts the field `tile_size` to the size of a local view in cells. 0 means the size of the base image."""
+    """Converts the field `tile_size` to the size of a local view in cells.
+
+    The values 0 and 1 stand for the size of the base image.
+    """
     asked = settings.tile_size
     if asked in (0, 1):
         return _down(base[0], unit), _down(base[1], unit)
@@ -222,20 +237,21 @@ def _window(settings: Settings, base: Size, target: Size, unit: int) -> Size:
 def _times(side: int, factor: float, unit: int) -> int:
     """Returns the side of a tile that is about `factor` times the side of the base image.
 
-    SDXL's UNet halves the size twice, so the result is a multiple of 4, unless the base image is small.
+    The result is a multiple of 4, because the UNet of SDXL halves the resolution twice. For a small base image, it is
+    only a multiple of `unit`.
     """
     step = math.lcm(4, unit) if side >= 4 * MIN_TILE_CELLS else unit
     return max(step * int(side * factor / step + 0.5), _down(min(MIN_TILE_CELLS, side), unit))
 
 
 def _stride(settings: Settings, window: Size, unit: int) -> Size:
-    """Returns the maximum distance of adjacent local views in cells.
+    """Returns the maximum vertical and horizontal distance between adjacent local views in cells.
 
-    This is the value of the field `tile_stride`. If the field is 0, the distance follows from the window and the
-    overlap.
+    The distance is the value of the field `tile_stride`. If this field is 0, the distance is computed from the size of
+    the views and the field `overlap`.
     """
     if not settings.tile_stride:
-        # the margin prevents 0.7 of 10 cells from rounding down to 6
+        # without the small summand, rounding errors could turn 0.7 * 10 cells into 6 cells
         rows, columns = (_down(n * (1 - settings.overlap) + 1e-6, unit) for n in window)
         return rows, columns
     if settings.tile_stride > min(window):
@@ -246,7 +262,7 @@ def _stride(settings: Settings, window: Size, unit: int) -> Size:
 
 
 def _rounded_tiles(settings: Settings, window: Size, stride: Size) -> list[str]:
-    """Returns notes about a tile size and a tile stride that are rounded, because they are no multiples of the unit."""
+    """Returns notes about a tile size or a tile stride that was rounded to a multiple of the unit."""
     tile, distance = settings.tile_size, settings.tile_stride
     notes = [f"tile size {tile:g} is rounded to {window[0]} cells"] if tile > MAX_TILE and tile != window[0] else []
     if distance and distance != stride[0]:

@@ -1,4 +1,4 @@
-"""The skip residual: blends a sampler's x with the noised anchor at the start of every step."""
+"""The skip residual: blends a sampler's x with the anchor at the start of every step."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from lib_demofusion.method.schedule import Timestep, snr_timestep
 
 
 class NoiseSpace(Protocol):
-    """Describes how a sampler's x is composed of signal and noise.
+    """Describes how a sampler's x is composed: x = signal_scale * signal + noise_scale * noise, with unit noise.
 
-    `level` is the noise level that the sampler passes to its model.
+    `level` is the noise level that the sampler passes to its model, such as sigma or a timestep.
     """
 
     def read(self, level: Tensor) -> tuple[Tensor, float]:
-        """Copies a scalar noise level to the CPU. Returns it, and the model's timestep (0 to 1000) at this level.
+        """Returns a copy of a scalar noise level on the CPU, and the timestep (0 to 1000) at this level.
 
-        Both are copied in one transfer, because each transfer waits for the device's queue.
+        The cosine weights depend on this timestep. An implementation should copy both numbers from the device in one
+        transfer, because each transfer waits for the device's queue.
         """
         ...
 
     def signal_scale(self, level: Tensor) -> Tensor:
-        """Returns the factor of the clean signal in x."""
+        """Returns the factor of the clean signal in x at a noise level."""
         ...
 
     def noise_scale(self, level: Tensor) -> Tensor:
-        """Returns the factor of unit noise in x."""
+        """Returns the factor of unit noise in x at a noise level."""
         ...
 
 
 class VarianceExploding:
-    """x = signal + sigma * noise, the space of the k-diffusion samplers, whose level is sigma."""
+    """x = signal + sigma * noise, as in the k-diffusion samplers. Their noise level is sigma."""
 
     def __init__(self, sigma_to_t: Callable[[Tensor], Tensor]):
         self._sigma_to_t = sigma_to_t
@@ -52,9 +53,9 @@ class VarianceExploding:
 
 
 class VariancePreserving:
-    """x = sqrt(a_t) signal + sqrt(1 - a_t) noise, the space of DDIM, PLMS and UniPC, whose level is the timestep t.
+    """x = sqrt(a_t) signal + sqrt(1 - a_t) noise, as in DDIM, PLMS and UniPC. Their noise level is the timestep t.
 
-    UniPC uses fractional t, so log a_t is interpolated linearly, as in UniPC's own noise schedule.
+    UniPC also uses fractional timesteps. At these, log a_t is interpolated linearly, as in UniPC's own noise schedule.
     """
 
     def __init__(self, alphas_cumprod: Tensor):
@@ -79,10 +80,9 @@ class VariancePreserving:
 
 
 class Flow:
-    """x = (1 - sigma) signal + sigma noise, the space of flow-matching models, whose level is sigma (1 to 0).
+    """x = (1 - sigma) signal + sigma noise, as in flow-matching models. Their noise level is sigma (1 to 0).
 
-    Samplers step along the velocity (x - denoised) / sigma. `timestep` converts a level to the timestep that determines
-    the cosine weights.
+    `timestep` converts a noise level to the timestep that determines the cosine weights.
     """
 
     def __init__(self, timestep: Timestep = snr_timestep):
@@ -105,23 +105,24 @@ def _as_level(level: Tensor, value: Tensor) -> Tensor:
 
 
 def noised(anchor: Tensor, noise: Tensor, level: Tensor, space: NoiseSpace) -> Tensor:
-    """Adds noise of a scalar level to the anchor (B, C, H, W), in the sampler's space.
+    """Returns the sampler's x at a scalar noise level, with the anchor (B, C, H, W) as the signal.
 
-    The level can stay on the CPU, because torch passes a scalar to the device's kernel as a number.
+    `level` can be on the CPU even if the anchor is not, because torch passes a scalar to the device as a number.
     """
     level = level.to(anchor.dtype)
     return anchor * space.signal_scale(level) + noise * space.noise_scale(level)
 
 
 def scales_at(space: NoiseSpace, level: Tensor) -> tuple[float, float]:
-    """Returns the factors of the clean signal and of unit noise in x at a scalar noise level, as Python numbers."""
+    """Returns `signal_scale` and `noise_scale` of a space at a scalar noise level, as Python numbers."""
     return float(space.signal_scale(level)), float(space.noise_scale(level))
 
 
 def blend_noised_(x: Tensor, anchor: Tensor, noise: Tensor, scales: tuple[float, float], c1: float) -> None:
-    """Replaces x with (1 - c1) x + c1 noised(anchor) in place, as in the paper. Use this for samplers without noise.
+    """Replaces x with (1 - c1) x + c1 noised(anchor) in place, as in the paper.
 
-    `scales` is the result of `scales_at`. The sum is computed in place, because allocating a latent would take longer.
+    Use this function for samplers that add no noise. `scales` is the result of `scales_at`. All operations are in
+    place, because allocating a latent would take longer.
     """
     signal_scale, noise_scale = scales
     x.mul_(1 - c1)
@@ -130,10 +131,11 @@ def blend_noised_(x: Tensor, anchor: Tensor, noise: Tensor, scales: tuple[float,
 
 
 def blend_signal_(x: Tensor, anchor: Tensor, denoised: Tensor, c1: float, signal_scale: Tensor) -> None:
-    """Shifts x by c1 (anchor - denoised) in place, where `denoised` is the prediction of the previous step.
+    """Adds c1 * signal_scale * (anchor - denoised) to x in place.
 
-    Use this for samplers that add fresh noise. If x were blended with the fixed noise of the anchor, the noise level
-    would fall below the level that the model receives (to 0.89 of sigma with Euler a). This function only shifts the
-    signal.
+    `denoised` is the prediction of the clean latent in the previous step. Use this function for samplers that add fresh
+    noise. It changes only the signal in x. If x were blended with the fixed noise of `blend_noised_` instead, the two
+    independent noises would partly cancel. The noise in x would then be weaker than the model expects (0.89 of sigma
+    with Euler a).
     """
     x.add_((anchor - denoised).to(x) * signal_scale.to(x.dtype), alpha=c1)

@@ -1,15 +1,16 @@
 """Recognizes samplers with which the stages would give wrong images, and explains why.
 
-`CallGuard` runs while a sampler runs. The skip residual is written into the tensor that the sampler passes to its
-model, and has an effect only if this tensor is the sampler's own x. Two checks show this without reading values from
-the device. The sampler's callback must receive a tensor with the same memory as the sampler's model, and there must be
-one callback between two calls that begin a step. All samplers of k-diffusion and of the webuis pass these checks,
-except UniPC.
+`CallGuard` checks a sampler while it runs. The skip residual is written into the tensor that the sampler passes to its
+model. This has an effect only if this tensor is the sampler's own x. The guard compares the tensors of model calls and
+callbacks by their memory addresses, because reading their values would wait for the device. The sampler's callback must
+receive a tensor with the same memory as the tensor that the model received. There must also be one callback between two
+model calls that begin a step. All samplers of k-diffusion pass these checks. UniPC does not pass them. UniPC has a
+detector of its own, and no guard.
 
 `flow_problem` checks a sampler before it runs on a flow model. A sampler that adds no noise integrates
-(x - denoised) / sigma over sigma. This is the derivative of x in k-diffusion's space, x = signal + sigma noise, and
-also of a flow model's x = (1 - sigma) signal + sigma noise. A sampler that adds noise must also scale the signal down.
-Only samplers that support flow models do this.
+(x - denoised) / sigma over sigma. This quotient is the derivative of x both for k-diffusion's x = signal + sigma noise
+and for a flow model's x = (1 - sigma) signal + sigma noise. Such a sampler therefore works with both kinds of models. A
+sampler that adds noise must also scale the signal down on a flow model. Only samplers that support flow models do this.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ class CallGuard:
     """Compares the tensors that a sampler passes to its model with the tensors that it passes to its callback."""
 
     def __init__(self, x: Tensor | None = None, rejects_steps: bool = False):
-        """`x` is the tensor that the sampling function received, if known."""
+        """`x` is the tensor that the sampling function received, or None if this tensor is not known.
+
+        `rejects_steps` is the attribute of the sampler's detector with the same name.
+        """
         self._given = self._shown = x
         self._evaluated_given: bool | None = None
         self._rejects_steps = rejects_steps
@@ -43,8 +47,8 @@ class CallGuard:
     def step_begins(self, x: Tensor) -> None:
         """Records the x of a model call that begins a step.
 
-        DDIM and similar samplers pass the x of the next step to their callback. All other samplers pass the x of the
-        current step.
+        Most samplers pass the x of the current step to their callback. DDIM and similar samplers pass the x of the next
+        step. The next step then needs no check, because its x is already known as the sampler's own x.
         Raises UnknownSampler if there was no callback for the previous step.
         """
         if self._written is not None:
@@ -52,15 +56,15 @@ class CallGuard:
         if self._evaluated_given is None:
             self._evaluated_given = _same_memory(x, self._given)
         self._begun = True
-        # the reference prevents torch from using this memory for another tensor
+        # while the guard holds this reference, torch cannot use the same memory for another tensor
         self._written = None if _same_memory(x, self._shown) else x
 
     def callback(self, x: Tensor) -> None:
-        """Records the x of the sampler's callback.
+        """Checks the x of the sampler's callback.
 
-        IPNDM and DEIS pass the x that they received to every callback. This is accepted if their first model call
-        received the same x. Raises UnknownSampler if the callback's x is not the x that the model received, or if no
-        call began a step.
+        IPNDM and DEIS pass the x that the sampling function received to every callback. The guard accepts this x if the
+        first model call also received it. Raises UnknownSampler if the callback receives any other x than the model, or
+        if no model call began a step since the previous callback.
         """
         if not (self._begun or self._rejects_steps):
             raise UnknownSampler(CALLS_DO_NOT_FIT)
@@ -76,7 +80,7 @@ class CallGuard:
 
 
 def guard_for(detector: StepDetector, x: Tensor | None = None) -> CallGuard | None:
-    """Returns the guard for a sampling function that received x, or None for UniPC, which copies x."""
+    """Returns the guard for a sampling function that received x, or None for UniPC, whose calls the guard rejects."""
     return None if detector.blends_in_callback else CallGuard(x, detector.rejects_steps)
 
 
@@ -99,26 +103,32 @@ WRONG_ON_FLOW = {
     "restart_sampler": NOISE,
     "sample_Kohaku_LoNyu_Yog": NOISE,
 }
-"""Sampling functions that always give wrong images with flow models, and the reasons."""
+"""The reasons why some sampling functions always give wrong images with flow models, by the name of the function."""
 
 FOR_FLOW = "_RF"
 """Suffix of the names of functions that are written for flow models."""
 
 FLOW_NAMES = frozenset({"_is_const", "offset_first_sigma_for_snr", "sigma_to_half_log_snr", "noise_scaling"})
-"""Names that a sampling function of Forge Neo uses in its code if it checks whether the model is a flow model."""
+"""Names of functions of Forge Neo that treat flow models differently from other models.
+
+A sampling function supports flow models if its code uses at least one of these names.
+"""
 
 FLUX_ONLY = "PredictionFlux"
-"""The schedule class of Flux and Chroma. Forge's sampling functions use it to recognize a flow model."""
+"""The name of the schedule class of Flux and Chroma.
+
+Forge's sampling functions that support flow models check for this class. They do not recognize other flow models.
+"""
 
 
 def flow_problem(label: str, name: str, draws_noise: bool, knows_flow: bool, churn: float = 0.0) -> str | None:
-    """Returns the reason why a sampler gives wrong images with a flow model, or None if it works.
+    """Returns the reason why a sampler gives wrong images with a flow model, or None if the sampler works.
 
     The reason completes a message that begins with "DemoFusion does not work with".
 
     `label` is the sampler's name in the webui, and `name` is the name of its function. `draws_noise` is True if the
     function adds noise in this run (see `sampler_steps.is_stochastic`). `knows_flow` is the result of the function
-    `knows_flow`.
+    `knows_flow`. `churn` is the setting "sigma churn".
     """
     why = WRONG_ON_FLOW.get(name)
     if why is None and churn > 0:
@@ -129,10 +139,10 @@ def flow_problem(label: str, name: str, draws_noise: bool, knows_flow: bool, chu
 
 
 def knows_flow(function: Callable[..., Any], predictor: Any) -> bool:
-    """Returns whether a sampling function treats the model of `predictor`, the host's schedule, as a flow model.
+    """Returns whether a sampling function treats a model as a flow model. `predictor` is the model's schedule in Forge.
 
-    Forge and Forge Neo have sampling functions with the same names, and only some of these functions support flow
-    models. The names that the code of a function uses show whether this function supports them.
+    A function with the same name can support flow models in Forge, but not in Forge Neo, and vice versa. The result
+    therefore depends on the names that the code of the function uses.
     """
     code = getattr(_unwrapped(function), "__code__", None)
     if code is None:
@@ -146,7 +156,7 @@ def knows_flow(function: Callable[..., Any], predictor: Any) -> bool:
 
 
 def _unwrapped(function: Callable[..., Any]) -> Any:
-    """Returns the original of a decorated function, such as one decorated with torch.no_grad."""
+    """Returns the original function inside decorators such as torch.no_grad."""
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
     return function

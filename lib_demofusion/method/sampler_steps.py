@@ -1,10 +1,10 @@
 """Identifies the first model call of each sampler step. The skip residual is applied in this call only.
 
-The noise level does not identify this call. In Heun, the second call of a step has the same level as the first call of
-the next step. The second call of DPM2 a and DPM++ 2S a at eta = 1 has this level too. Instead, the order of calls and
-callbacks identifies the first call of a step. Each kind of sampler has its own order.
+The noise level is not enough to identify the first call. For example, the second call of a step in Heun has the same
+noise level as the first call of the next step. The same is true of DPM2 a and DPM++ 2S a at eta = 1. Instead, the
+detectors in this file use the order of model calls and callbacks. Each kind of sampler has its own order.
 
-Samplers have the names of the sampling functions in k-diffusion and in the webui.
+Sampling functions are identified by their names in k-diffusion and in the webui.
 """
 
 from __future__ import annotations
@@ -17,41 +17,47 @@ from typing import Any
 from torch import Tensor
 
 TWO_CALLS = frozenset({"sample_heun", "sample_dpm_2", "sample_dpmpp_sde", "restart_sampler"})
-"""Samplers that call the model twice in every step except the last."""
+"""Samplers that call the model twice in every step except the last, which ends at zero noise."""
 TWO_CALLS_ANCESTRAL = frozenset({"sample_dpm_2_ancestral", "sample_dpmpp_2s_ancestral"})
-"""Ancestral samplers that call the model twice in a step, unless the step removes all noise."""
+"""Ancestral samplers that call the model twice in a step, unless the step first removes all noise."""
 TWO_CALLS_UNTIL_ZERO = frozenset({"sample_dpmpp_2s_ancestral_RF"})
 """Samplers of Forge Neo that call the model twice in a step, unless the next level is zero."""
 FLOW_FORMS = {
     "sample_dpm_2_ancestral": "sample_dpm_2_ancestral_RF",
     "sample_dpmpp_2s_ancestral": "sample_dpmpp_2s_ancestral_RF",
 }
-"""Functions that Forge and Forge Neo run instead of ancestral samplers on flow models."""
+"""The functions that run on flow models instead of an ancestral sampler: the first in Forge, the other in Forge Neo."""
 NEVER_STOCHASTIC = frozenset({"sample_res_multistep", "sample_res_multistep_cfg_pp"})
-"""Sampling functions that accept a noise sampler and no eta, but add no noise."""
+"""Sampling functions that never add noise, although they accept a noise sampler."""
 
 ALWAYS_STOCHASTIC = frozenset({"sample_lcm", "restart_sampler", "sample_ddpm", "sample_er_sde"})
-"""Sampling functions that always add noise, although they have no argument eta."""
+"""Sampling functions that always add noise. They have no argument eta."""
 
 
 class StepDetector:
-    """The detector for samplers that call the model once per step."""
+    """The base class of all detectors, and the detector for samplers that call the model once per step.
+
+    A detector must be informed of every model call and every callback of a sampler, in their order.
+    """
 
     blends_in_callback = False
-    """Whether x must be blended again in the callback, because the sampler discards the tensor that it evaluated."""
+    """Whether the skip residual must be applied again in the callback.
+
+    This is the case if the sampler does not continue from the tensor that the model received.
+    """
 
     copies_x = False
     """Whether the model receives a copy of the sampler's x. Only the callback can then change the sampler's own x."""
 
     rejects_steps = False
-    """Whether the sampler also runs its callback for a step that it then rejects and repeats."""
+    """Whether the sampler can reject a step after its callback, and then repeat the step."""
 
     def is_step_start(self, level: float) -> bool:
-        """Returns whether the model call that is about to happen at noise level `level` begins a step."""
+        """Returns whether the next model call, at noise level `level`, begins a step. Call this once per model call."""
         return True
 
     def after_step(self, i: int) -> None:
-        """Handles the sampler's callback for step `i`."""
+        """Informs the detector of the sampler's callback for step `i`."""
 
     def callback_scale(self, i: int, level: float) -> float | None:
         """Returns the factor that converts the callback's x to the scale of the model's x at `level`.
@@ -62,7 +68,10 @@ class StepDetector:
 
 
 class SkipCalls(StepDetector):
-    """The detector for samplers that run their callback after the first call of a step and before its further calls."""
+    """The detector for samplers that run their callback after the first model call of a step.
+
+    `more_calls(i)` is the number of model calls that follow in step `i` after the callback.
+    """
 
     def __init__(self, more_calls: Callable[[int], int] = lambda i: 1):
         self._more_calls = more_calls
@@ -78,7 +87,10 @@ class SkipCalls(StepDetector):
 
 
 class CountedCalls(StepDetector):
-    """The detector for samplers in which the number of the call determines whether a step begins."""
+    """The detector for samplers whose steps begin at known model calls.
+
+    `starts(call)` returns whether model call number `call`, counted from 0, begins a step.
+    """
 
     def __init__(self, starts: Callable[[int], bool]):
         self._starts = starts
@@ -92,8 +104,8 @@ class CountedCalls(StepDetector):
 class FirstCallAtNewLevel(StepDetector):
     """The detector for DPM adaptive.
 
-    After a rejected step, DPM adaptive begins again at the same level with the x that was already blended. This second
-    attempt does not count as the beginning of a step.
+    After a rejected step, DPM adaptive begins again at the same noise level, with the same x. The skip residual was
+    already applied to this x. The second attempt therefore does not count as the beginning of a step.
     """
 
     rejects_steps = True
@@ -114,19 +126,20 @@ class FirstCallAtNewLevel(StepDetector):
 
 
 class PredictorCorrector(StepDetector):
-    """The detector for UniPC, which passes a predicted x to its model, and continues the sampling from a corrected x.
+    """The detector for UniPC.
 
-    Only the callback receives the corrected x.
+    UniPC passes a predicted x to its model, but it continues from a corrected x. Only its callback receives the
+    corrected x.
     """
 
     blends_in_callback = True
 
 
 class ScaledPredictorCorrector(PredictorCorrector):
-    """The detector for UniPC in Forge Neo, which stores x / sqrt(1 + sigma^2).
+    """The detector for UniPC in Forge Neo.
 
-    This UniPC passes a copy of x in the usual scale to its model. Its last callback receives the result of the
-    sampling, which must not be blended. `last` is the number of the last step, counted from 0.
+    This UniPC stores x / sqrt(1 + sigma^2), and passes a rescaled copy to its model. Its last callback receives the
+    result of the sampling, which must not be blended. `last` is the number of the last step, counted from 0.
     """
 
     copies_x = True
@@ -153,7 +166,8 @@ def dpm_fast_starts(n: int) -> set[int]:
 def sigma_down_is_zero(sigma: Tensor, sigma_next: Tensor, eta: float) -> bool:
     """Returns whether an ancestral step removes all noise before it adds fresh noise. Such a step has no second call.
 
-    The result can depend on rounding, so this uses the precision of the sampler and k-diffusion's order of operations.
+    The result can depend on rounding. The computation therefore has the same precision and the same order of operations
+    as in k-diffusion.
     """
     return bool(sigma_next == 0 or sigma_down(sigma, sigma_next, eta) == 0)
 
@@ -179,15 +193,15 @@ def function_name(function: Any) -> str:
 
 
 def flow_form(name: str) -> str:
-    """Returns the sampling function that runs when the sampling function `name` samples a flow model."""
+    """Returns the name of the function that runs if the sampling function `name` is called for a flow model."""
     return FLOW_FORMS.get(name, name)
 
 
 def more_calls_of(name: str, sigmas: Tensor, eta: float = 1.0) -> Callable[[int], int] | None:
-    """Returns a function from a step i to the number of its model calls after the first call.
+    """Returns a function `more_calls(i)`, which returns how many model calls follow the first call of step i.
 
-    Returns None for samplers that `make_detector` handles without such a function. `sigmas` are the levels of the run,
-    with zero at the end. Sources: k-diffusion and the samplers of Forge and Forge Neo.
+    Returns None for samplers that `make_detector` handles without such a function. `sigmas` are the noise levels of the
+    run, with zero at the end. Sources: k-diffusion, and the sampling functions of Forge and Forge Neo.
     """
     last = len(sigmas) - 2
     if name == "sample_dpm_2_ancestral_RF":
@@ -210,10 +224,10 @@ def make_detector(
     eta: float = 1.0,
     second_order: bool = False,
 ) -> StepDetector:
-    """Returns the detector of the sampling function `name`. For a flow model, pass the result of `flow_form` as name.
+    """Returns the detector for the sampling function `name`. For a flow model, pass the result of `flow_form` as name.
 
-    `sigmas`, `n` and `eta` are arguments of the sampling function. A function that is not known here is assumed to call
-    the model twice per step if `second_order` is set, and once per step otherwise.
+    `sigmas`, `n` and `eta` are arguments of the sampling function. A function whose name is not in this file is assumed
+    to call the model twice per step if `second_order` is True, and once per step otherwise.
     """
     more_calls = more_calls_of(name, sigmas, eta) if sigmas is not None else None
     if more_calls is not None:
@@ -234,10 +248,10 @@ def make_detector(
 
 
 def is_stochastic(name: str, eta: float | None, churn: float = 0.0, draws: bool = False) -> bool:
-    """Returns whether the sampling function adds fresh noise.
+    """Returns whether the sampling function `name` adds fresh noise in a run.
 
-    `eta` is None if the function has no such argument. `draws` is True if the function accepts a noise sampler. A
-    function that accepts a noise sampler but no eta adds noise in every step.
+    `eta` and `churn` are arguments of the function. `eta` is None if the function has no such argument. `draws` is True
+    if the function accepts a noise sampler. A function that accepts a noise sampler but no eta is assumed to add noise.
     """
     if name in ALWAYS_STOCHASTIC or churn > 0:
         return True

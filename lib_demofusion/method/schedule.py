@@ -1,8 +1,8 @@
-"""The schedule of a stage: timesteps of noise levels, the cosine weights at a timestep, and the number of steps.
+"""Computes the schedule of a stage: the timestep of a noise level, the weights at a timestep, and the number of steps.
 
-The cosine weights (arXiv 2311.16973, section 3), and the presets that build on them, were chosen in Stable Diffusion's
-timesteps t (0 to 1000). A flow model has another schedule: x = (1 - sigma) signal + sigma noise, with sigma from 1 to
-0. A `Timestep` converts such a sigma to t.
+The cosine weights (arXiv 2311.16973, section 3) are functions of Stable Diffusion's timestep t (0 to 1000). The values
+of the presets were chosen for these timesteps. A flow model has a different noise schedule: x = (1 - sigma) signal +
+sigma noise, with sigma from 1 to 0. A `Timestep` converts such a sigma to t.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ Timestep = Callable[[float], float]
 """A function that converts the sigma of a flow model (0 to 1) to a timestep (0 to 1000)."""
 
 TIMESTEPS, BETA_FIRST, BETA_LAST = 1000, 0.00085, 0.012
-"""Stable Diffusion's training schedule: its length T, and beta, which is linear in its square root."""
+"""Stable Diffusion's training schedule: the number of timesteps T, and the first and last beta.
+
+The square root of beta increases linearly between the first and the last timestep.
+"""
 
 
 def snr_timestep(sigma: float) -> float:
     """Returns the timestep at which Stable Diffusion has the signal-to-noise ratio of a flow model at `sigma`.
 
-    Scaling x by 1 / (1 - sigma) turns it into signal + sigma / (1 - sigma) noise, the form of the k-diffusion samplers.
-    Between two timesteps, log sigma is interpolated linearly, as in k-diffusion. The result is clamped to 0 to 999.
+    A flow model's x divided by (1 - sigma) is signal + s noise, with s = sigma / (1 - sigma). In the k-diffusion
+    samplers, x has the same form with s as sigma. Between two timesteps, log s is interpolated linearly, as in
+    k-diffusion. The result is clamped to 0 to 999.
     """
     if sigma <= 0 or sigma >= 1:
         return float(TIMESTEPS - 1) if sigma >= 1 else 0.0
@@ -37,14 +41,15 @@ def snr_timestep(sigma: float) -> float:
 
 
 def linear_timestep(sigma: float) -> float:
-    """Returns 1000 sigma, the timestep that flow models themselves receive."""
+    """Returns 1000 * sigma. Flow models receive this number as their timestep."""
     return TIMESTEPS * sigma
 
 
 def unshifted_timestep(shift: float) -> Timestep:
-    """Returns a function that removes a model's shift: sigma = shift u / (1 + (shift - 1) u) becomes 1000 u.
+    """Returns a function that converts a shifted sigma to a timestep without the shift.
 
-    Models with the parameter mu have a shift of exp(mu).
+    A flow model with a shift uses sigma = shift * u / (1 + (shift - 1) * u) for u from 1 to 0. The function converts
+    sigma to 1000 * u. Models with the parameter mu have a shift of exp(mu).
     """
 
     def timestep(sigma: float) -> float:
@@ -54,7 +59,10 @@ def unshifted_timestep(shift: float) -> Timestep:
 
 
 def flow_level(timestep: float) -> float:
-    """Returns the sigma of a flow model with the signal-to-noise ratio of a timestep: the inverse of `snr_timestep`."""
+    """Returns the sigma at which a flow model has the signal-to-noise ratio of Stable Diffusion at `timestep`.
+
+    This function is the inverse of `snr_timestep`.
+    """
     table = log_sigmas()
     at = min(max(timestep, 0.0), TIMESTEPS - 1.0)
     below = min(int(at), TIMESTEPS - 2)
@@ -64,7 +72,7 @@ def flow_level(timestep: float) -> float:
 
 @functools.cache
 def log_sigmas() -> tuple[float, ...]:
-    """Returns log sigma at each timestep, where sigma = sqrt((1 - alphas_cumprod) / alphas_cumprod)."""
+    """Returns Stable Diffusion's log sigma at each timestep: sigma = sqrt((1 - alphas_cumprod) / alphas_cumprod)."""
     first, last = math.sqrt(BETA_FIRST), math.sqrt(BETA_LAST)
     found, alpha = [], 1.0
     for i in range(TIMESTEPS):
@@ -74,7 +82,7 @@ def log_sigmas() -> tuple[float, ...]:
 
 
 NEGLIGIBLE = 2.0**-25
-"""A summand that is smaller than a float32 sum by this factor does not change the sum."""
+"""A weight at or below this value has no effect on a weighted mean in float32."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +94,16 @@ class Weights:
     dilated: float
     """c2: weight of the dilated path in the fused prediction."""
     blur: float
-    """c3: factor of the blur sigma."""
+    """c3: factor of the standard deviation of the blur."""
 
 
 def cosine_factor(t: float) -> float:
-    """Returns (1 + cos(pi (T - t) / T)) / 2: one at pure noise (t = T), zero at t = 0."""
+    """Returns (1 + cos(pi (T - t) / T)) / 2. The result is 1 at pure noise (t = T), and 0 at t = 0."""
     return (1 + math.cos(math.pi * (TIMESTEPS - t) / TIMESTEPS)) / 2
 
 
 def weights_at(t: float, settings: Settings) -> Weights:
-    """Returns the weights at the model's timestep `t` (0 to 1000, fractions allowed). `t` is not a step index."""
+    """Returns the weights at the timestep `t` (0 to 1000, also with fractions). `t` is not the number of a step."""
     factor = cosine_factor(t)
     return Weights(
         skip=factor**settings.cosine_scale_1,
@@ -105,7 +113,11 @@ def weights_at(t: float, settings: Settings) -> Weights:
 
 
 def _gated(c2: float, settings: Settings) -> float:
-    """Rounds c2 to 0 or 1 if the weight of one of the two paths is so small that the path is skipped."""
+    """Applies the thresholds of the settings to the weight c2 of the dilated views.
+
+    If c2 is at or below its threshold, the result is 0, and dilated views are not evaluated. If 1 - c2, the weight of
+    the local views, is at or below its threshold, the result is 1, and local views are not evaluated.
+    """
     if c2 <= max(settings.dilated_threshold, NEGLIGIBLE):
         return 0.0
     return 1.0 if 1 - c2 <= max(settings.local_threshold, NEGLIGIBLE) else c2
@@ -116,15 +128,22 @@ TWO_NEEDED = frozenset(
 )
 """Sampling functions that raise an error if a run has only one step.
 
-The DPM++ SDE functions need a step that does not end at zero noise. The other functions end at the last level above
-zero, at which a run of one step would also begin.
+DPM++ 2M SDE and DPM++ 3M SDE need a step that does not end at zero noise. The other functions end at the last noise
+level above zero. In a run of one step, they would also begin at this level, so they would have nothing to do.
 """
 
 TIMESTEP_SAMPLERS = frozenset({"ddim", "ddim_cfgpp", "plms", "unipc"})
-"""Sampling functions of the webui. They begin one timestep below the timestep whose noise the webui adds."""
+"""Sampling functions of the webui whose schedule consists of timesteps.
+
+The webui adds the noise of one timestep of the schedule, and these functions begin at the next lower timestep.
+"""
 
 FEWEST_TIMESTEPS = 4
-"""Minimum number of steps of these functions. With fewer steps, these two timesteps would be too far apart."""
+"""Minimum number of steps of the functions in TIMESTEP_SAMPLERS.
+
+With fewer steps, there would be too large a difference between the timestep of the noise and the timestep at which the
+function begins.
+"""
 
 
 def schedule_steps(steps: int, settings: Settings) -> int:
@@ -141,16 +160,20 @@ def steps_of_stage(steps: int, strength: float) -> int:
 
 
 def least_steps(name: str, order: int = 1) -> int:
-    """Returns the minimum number of steps of the sampling function `name`. `order` is UniPC's order in the webui."""
+    """Returns the minimum number of steps of the sampling function `name`.
+
+    `order` is the webui's setting for the order of UniPC.
+    """
     if name in TIMESTEP_SAMPLERS:
         return max(FEWEST_TIMESTEPS, order if name == "unipc" else 1)
     return 2 if name in TWO_NEEDED else 1
 
 
 def long_enough(steps: int, strength: float, least: int) -> int:
-    """Returns the shortest schedule of at least `steps` steps whose last part `strength` has at least `least` steps.
+    """Returns the number of steps of the shortest schedule that is long enough for a stage.
 
-    The last part then begins at about the same noise level as in a schedule of `steps` steps.
+    The schedule has at least `steps` steps. A stage runs the fraction `strength` at the end of the schedule, which must
+    have at least `least` steps. The stage begins at about the same noise level as in a schedule of `steps` steps.
     """
     while steps_of_stage(steps, strength) < least:
         steps += 1
@@ -174,30 +197,32 @@ Its argument is the number of steps.
 """
 
 LONGEST = 4096
-"""Number of steps in the longest schedule that is tried.
+"""Number of steps of a schedule above which `steps_by_level` tries no longer schedule.
 
-The last step of this schedule begins at a lower noise level than the first step of any preset.
+Even the last step of such a schedule begins at a lower noise level than a stage with any preset.
 """
 
 
 def steps_by_share(steps: int, strength: float, least: int) -> StageSteps:
-    """Returns the steps of a stage that runs the last part `strength` of a schedule of `steps` steps.
+    """Returns the steps of a stage that runs the fraction `strength` at the end of a schedule of `steps` steps.
 
-    If this part would have fewer than `least` steps, the schedule is longer (see `long_enough`).
+    If this fraction has fewer than `least` steps, a longer schedule is used (see `long_enough`).
     """
     schedule = long_enough(steps, strength, least)
     return StageSteps(schedule, steps_of_stage(schedule, strength))
 
 
 def steps_by_level(steps: int, strength: float, least: int, levels: Levels) -> StageSteps:
-    """Returns as many steps as `steps_by_share`, but a stage begins at the noise level that corresponds to `strength`.
+    """Returns the steps of a stage of a flow model, which begins at the noise level that corresponds to `strength`.
 
-    This function is for flow models, whose shift moves most of a schedule to high levels. With a shift of 3, the last
-    half of a schedule begins at 0.75. With a shift of 9, it begins at 0.9.
+    The stage runs as many steps as with `steps_by_share`, but these are the last steps of a schedule with a different
+    length. `steps_by_share` would begin at very different noise levels, because the shift of a flow model moves most of
+    a schedule to high levels. For example, the second half of a schedule begins at a sigma of 0.75 with a shift of 3,
+    and at 0.9 with a shift of 9.
 
-    The first level of the stage should have the signal-to-noise ratio of Stable Diffusion's timestep 1000 * strength.
-    The length of the schedule is chosen so that the last steps begin as close to this level as possible. With a
-    strength of 1, a stage begins at the start of the schedule.
+    At its first noise level, the stage should have the signal-to-noise ratio of Stable Diffusion's timestep
+    1000 * strength. The function chooses the length of the schedule that comes closest to this ratio. With a strength
+    of 1, a stage runs its whole schedule.
     """
     run = max(steps_of_stage(steps, strength), least)
     if strength >= 1:
@@ -205,9 +230,9 @@ def steps_by_level(steps: int, strength: float, least: int, levels: Levels) -> S
     wanted, tried = flow_level(TIMESTEPS * strength), {}
 
     def too_high(length: int) -> bool:
-        """Returns whether the last `run` steps of a schedule begin above the wanted level."""
+        """Returns whether the last `run` steps of a schedule of `length` steps begin above the wanted noise level."""
         found = levels(length)
-        # some schedulers remove levels that are equal after rounding
+        # some schedulers return fewer levels, because they remove levels that are equal after rounding
         start = max(len(found) - 1 - run, 0)
         tried[length] = float(found[start]), start
         return tried[length][0] > wanted

@@ -1,4 +1,8 @@
-"""Runs the method inside a sampler: prepares the anchor of a stage, and handles every model call of its sampler."""
+"""Runs the method inside a sampler.
+
+This file prepares the anchor of a stage, handles every model call of the sampler, and matches the statistics of the
+result to the base latent.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +24,13 @@ from lib_demofusion.method.views import dilated_views, jitter_generator, local_v
 from lib_demofusion.settings.fields import Settings
 
 OTHER_SIZE = "this sampler also calls its model with images of another size; choose another sampler"
-"""The message for samplers such as Euler SMEA in reForge."""
+"""The text of the error for samplers that change the size of x, such as Euler SMEA in reForge."""
 
 
 def make_anchor(latent: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
     """Upscales the latent (B, C, h, w) of the previous stage to the size of `stage`, as in the paper.
 
-    A host can pass another anchor to StageRun, such as an image that was upscaled and encoded (Settings.anchor).
+    This is only one kind of anchor. `stages.stage_anchor` chooses the kind from the settings.
     """
     return F.interpolate(cropped(latent, plan, stage), size=stage.size, mode="bicubic", align_corners=False)
 
@@ -34,25 +38,29 @@ def make_anchor(latent: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
 def mix_anchors(pixels: Tensor, latent: Tensor, enlargement: float) -> Tensor:
     """Combines the low band of `latent` (upscaled as a latent) with the high band of `pixels` (upscaled as an image).
 
-    Both are latents (B, C, H, W) that were upscaled by the factor `enlargement` per side. The bands are split at the
-    finest detail that was possible before the upscaling. Source of the idea: ScaleDiff, arXiv 2510.25818.
+    Both arguments are latents (B, C, H, W), upscaled by the factor `enlargement` in each direction. The split between
+    the bands is at the finest detail that the latent could contain before it was upscaled. Source of the idea:
+    ScaleDiff, arXiv 2510.25818.
     """
     return pixels + smooth(latent - pixels, enlargement / 2)
 
 
 def cropped(x: Tensor, plan: Plan, stage: StagePlan, factor: int = 1) -> Tensor:
-    """Crops x (..., h, w) to the input of `stage`: the plan's crop of the base image, or all of a later stage's result.
+    """Crops the previous image x (..., h, w) to the part that `stage` enlarges.
 
-    `factor` is the side of a latent cell in x: 1 for a latent, CELL for an image.
+    Stage 1 enlarges only the part `plan.crop` of the base image. All later stages enlarge the whole previous image. x
+    can be a latent or an image: `factor` is the side of a latent cell in x, so it is 1 for a latent and CELL for an
+    image.
     """
     return plan.crop.times(factor).take(x) if stage.number == 1 else x
 
 
 def finish_stage(x: Tensor, base: Tensor, colours: Tensor | None = None) -> Tensor:
-    """Matches the scalar mean and standard deviation of a stage's result to the base latent, separately for each image.
+    """Matches the result x (B, C, H, W) of a stage to the base latent, separately for each image.
 
-    `colours` is the part (B, C, h, w) of the base latent that the stage shows. If it is given, the colors of large
-    areas are matched to this part as well.
+    Each image gets the mean and the standard deviation of all values of its base latent. `colours` is the part
+    (B, C, h, w) of the base latent that the stage shows. If `colours` is given, the colors of large areas are then
+    matched to this part (see `match_low_band`).
     """
     x = match_statistics(x, *mean_and_std(base))
     return x if colours is None else match_low_band(x, colours)
@@ -60,7 +68,7 @@ def finish_stage(x: Tensor, base: Tensor, colours: Tensor | None = None) -> Tens
 
 @dataclass(frozen=True)
 class SamplerTraits:
-    """The properties of a sampler that determine the form of the skip residual."""
+    """The properties of a sampler that determine how and when the skip residual is applied."""
 
     space: NoiseSpace
     detector: StepDetector
@@ -68,14 +76,14 @@ class SamplerTraits:
     stochastic: bool = False
     """Whether the sampler adds fresh noise."""
     guard: CallGuard | None = None
-    """Raises UnknownSampler if the sampler's calls do not fit the detector. None if the calls are known to fit."""
+    """Raises UnknownSampler if the sampler's calls do not fit the detector. None if this is not checked."""
 
 
 class StageRun:
-    """One sampling run of one stage.
+    """One run of a sampler for one stage.
 
-    The host calls `before_call` with the sampler's own x before every model call, and `after_step` in the sampler's
-    callback. In each model call, the host calls `denoise` for every batch of conds.
+    The host calls `before_call` before every model call, `after_step` in the sampler's callback, and `end` after the
+    run. During each model call, the host calls `denoise` for every batch of conds.
     """
 
     def __init__(
@@ -105,9 +113,10 @@ class StageRun:
         self._again: tuple[Tensor, float] | None = None
 
     def start(self, x: Tensor, level: Tensor) -> None:
-        """Sets x (B, C, H, W) to the noised anchor.
+        """Replaces the values of x (B, C, H, W) with the noised anchor.
 
-        Only needed if the model receives copies of x. The host then calls this function before the sampler runs.
+        `before_call` does this at the first model call. The host must call `start` itself only if the model receives
+        copies of x (`StepDetector.copies_x`). It must then call `start` before the sampler runs.
         """
         noise = self.noise * (1 + self.settings.extra_noise)
         x.copy_(noised(self.anchor, noise, level, self.space))
@@ -115,14 +124,15 @@ class StageRun:
     def before_call(self, x: Tensor, level: Tensor, shown: Tensor | None = None) -> None:
         """Blends the skip residual into x (B, C, H, W) in place if a step begins, and chooses the views of this call.
 
-        `level` is the scalar noise level that the sampler passes to its model. If `x` is only a copy, `shown` is the
-        sampler's own x, and the host then writes the blended copy back to it. Raises ValueError if x does not have the
-        size of the stage. Raises UnknownSampler if the sampler's calls do not fit its detector.
+        `level` is the scalar noise level that the sampler passes to its model. `x` can be a copy of the tensor that the
+        sampler passes to its model. `shown` is this tensor in that case, and the host must write the blended copy back
+        to it. Raises ValueError if x does not have the size of the stage. Raises UnknownSampler if the sampler's calls
+        do not fit its detector.
         """
         if x.shape[-2:] != self.anchor.shape[-2:]:
             raise ValueError(OTHER_SIZE)
         self.call += 1
-        # a Python number, because every read of a number from the device waits for the device's queue
+        # read only once, because reading a number from the device waits for the device's queue
         level, self.timestep = self.space.read(level)
         self.level = float(level)
         self.weights = weights_at(self.timestep, self.settings)
@@ -134,14 +144,14 @@ class StageRun:
             if self._guard is not None:
                 self._guard.step_begins(x if shown is None else shown)
             self._blend(x, level, self.weights.skip)
-            # UniPC discards every x that it evaluates except the first one, so its callback blends again
+            # used only by UniPC: it discards the x of every model call except the first, so its callback blends again
             self._again = (level, self.weights.skip) if self.call > 0 else None
 
     def after_step(self, i: int, x: Tensor, denoised: Tensor, shown: Tensor | None = None) -> None:
         """Handles the sampler's callback for step `i`.
 
-        `x` and `denoised` are the x and the prediction of the clean latent that the callback receives. If `x` is only a
-        copy, `shown` is the sampler's own x.
+        The callback receives `x` and `denoised`, the prediction of the clean latent. If `x` is only a copy of the
+        callback's x, `shown` is the callback's x.
         """
         if self._guard is not None:
             self._guard.callback(x if shown is None else shown)
@@ -154,11 +164,14 @@ class StageRun:
                 x.div_(scale)
             self._again = None
         if self.stochastic:
-            # LCM overwrites this tensor later
+            # a copy, because LCM writes to `denoised` after its callback
             self._denoised = denoised.clone()
 
     def end(self) -> None:
-        """Checks the last call of a finished sampler. Raises UnknownSampler if this call does not fit the detector."""
+        """Checks the last model call after the sampler has returned.
+
+        Raises UnknownSampler if the sampler's calls do not fit its detector.
+        """
         if self._guard is not None:
             self._guard.end()
 
@@ -167,7 +180,7 @@ class StageRun:
     ) -> Tensor:
         """Computes the fused prediction for x (N, C, H, W).
 
-        The rows can be conds and unconds of one call. `copies` is the number of times that x repeats the same images.
+        `correction` and `copies` are described at `DilatedPath`.
         """
         self.predictions += 1
         local = LocalPath(self.local, self._feathering)
@@ -179,7 +192,10 @@ class StageRun:
         return blur_for_dilation(x, self.stage.factor, self.settings.sigma * self.weights.blur)
 
     def _blend(self, x: Tensor, level: Tensor, c1: float) -> None:
-        """Blends the anchor into x. The first call replaces x, because the webui's DDIM adds too much noise to x."""
+        """Blends the anchor into x in place.
+
+        At the first model call, x is replaced instead, because the webui adds too much noise to the x of DDIM.
+        """
         if self.call == 0:
             self.start(x, level)
         elif self.stochastic and self._denoised is not None:

@@ -1,4 +1,7 @@
-"""Runs the stages one after the other. A host implements the operations and can run its own code between two stages."""
+"""Runs the stages one after the other.
+
+A host implements the operations of a stage (`StageHost`). It can also run its own code between two stages.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ Image = TypeVar("Image")
 """The host's own type for a decoded image."""
 
 Finish = Callable[[Tensor], Tensor]
-"""A function that matches the statistics of a sampled latent to the base image."""
+"""A function that returns a sampled latent after matching its statistics to the base latent (see `finish_stage`)."""
 
 
 class StageStopped(Exception):
-    """Raised if the user interrupts, skips or stops a stage."""
+    """Raised if the user interrupts or skips the job, or stops the stages."""
 
 
 class StageHost(Protocol, Generic[Image]):
@@ -30,7 +33,7 @@ class StageHost(Protocol, Generic[Image]):
         ...
 
     def decode(self, latent: Tensor) -> Iterable[Image]:
-        """Decodes the images of a latent."""
+        """Decodes a latent to its images."""
         ...
 
     def enlarge(self, image: Image, stage: StagePlan) -> Image:
@@ -38,19 +41,25 @@ class StageHost(Protocol, Generic[Image]):
         ...
 
     def encode(self, images: Iterable[Image]) -> Tensor:
-        """Encodes images to one latent. `images` can be an iterator, so that only one image is in memory at a time."""
+        """Encodes images to one latent with one row per image.
+
+        `images` can be an iterator, so that only one enlarged image is in memory at a time.
+        """
         ...
 
     def sample(self, stage: StagePlan, anchor: Tensor, finish: Finish) -> Tensor:
-        """Samples a stage from its anchor, which has the size of the stage, and returns the finished latent."""
+        """Samples a stage from its anchor. Returns the result of `finish` for the sampled latent.
+
+        The anchor and the result have the size of the stage.
+        """
         ...
 
 
 def run_stages(host: StageHost[Image], plan: Plan, settings: Settings, base: Tensor) -> Iterator[Tensor]:
-    """Yields the latent of each stage of `plan`, starting from the base latent (B, C, h, w).
+    """Samples the stages of `plan`, starting from the base latent (B, C, h, w). Yields the latent of each stage.
 
-    Each stage runs when its latent is requested. Raises StageStopped if the user stops a stage, and the errors of the
-    host.
+    The function is a generator, so a stage runs only when its latent is requested. Raises StageStopped if the user
+    stops a stage. Errors of the host are passed on.
     """
     colors = plan.crop.take(base) if settings.keep_colors else None
 
@@ -68,8 +77,8 @@ def run_stages(host: StageHost[Image], plan: Plan, settings: Settings, base: Ten
 def stage_anchor(host: StageHost[Image], latent: Tensor, place: tuple[Plan, StagePlan], settings: Settings) -> Tensor:
     """Returns the anchor of a stage: the latent of the previous stage, upscaled according to the field Upscaler.
 
-    `place` contains the plan and the stage. An upscaled latent decodes to a blurred image with streaks, which a stage
-    keeps unless it begins at full noise. Upscaling the image instead gives a sharper anchor.
+    `place` contains the plan and the stage. An upscaled latent decodes to a blurred image with streaks. They remain in
+    the result, unless the stage begins at full noise. Upscaling the decoded image instead gives a sharper anchor.
     """
     plan, stage = place
     if settings.anchor == LATENT:

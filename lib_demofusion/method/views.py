@@ -1,4 +1,4 @@
-"""Defines the views of a large latent: overlapping tiles and dilated views of about the model's native size."""
+"""Defines the views of a large latent: overlapping local views (tiles) and dilated views."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class LocalView:
-    """A rectangle of the latent. Its position and size are in cells."""
+    """A rectangle of the latent. Usually, its position and size are in latent cells."""
 
     top: int
     left: int
@@ -27,11 +27,11 @@ class LocalView:
         return self.height, self.width
 
     def times(self, factor: int) -> LocalView:
-        """Returns the rectangle with all numbers multiplied by `factor`."""
+        """Returns the rectangle with its position and size multiplied by `factor`, for an image with larger cells."""
         return LocalView(*(factor * n for n in (self.top, self.left, self.height, self.width)))
 
     def take(self, x: Tensor) -> Tensor:
-        """Crops x (..., H, W) without copying."""
+        """Returns the cells (..., height, width) of this view in x (..., H, W) without copying."""
         return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
     def add_to(self, out: Tensor, values: Tensor, weight: float = 1.0) -> None:
@@ -43,9 +43,9 @@ class LocalView:
 class DilatedView:
     """Every `factor`-th cell of a padded latent in both directions, starting at the cell (`row`, `column`).
 
-    The latent of size `size` is padded with zeros at the top and left, so that its sides are multiples of `factor`
-    times `unit`. All dilated views therefore have the same size, and their sides are multiples of `unit`. The paper's
-    code pads in the same way, with a unit of 1.
+    The latent without padding has the size `size`. It is padded with zeros at the top and left until its sides are
+    multiples of `factor` * `unit`. All dilated views therefore have the same size, and their sides are multiples of
+    `unit`. The paper's code pads in the same way, with a unit of 1.
     """
 
     row: int
@@ -60,12 +60,15 @@ class DilatedView:
         return dilated_size(self.size, self.factor, self.unit)
 
     def take(self, x: Tensor) -> Tensor:
-        """Returns the view's cells of x (..., H, W). Cells in the padding are zero."""
+        """Returns the cells of this view in x (..., H, W). Cells in the padding are zero."""
         cells, lead_rows, lead_columns = self._cells(x)
         return F.pad(cells, (lead_columns, 0, lead_rows, 0)) if lead_rows or lead_columns else cells
 
     def add_to(self, out: Tensor, values: Tensor, weight: float = 1.0) -> None:
-        """Adds weight * `values`, in the shape that `take` returns, to the cells of this view in `out` (..., H, W)."""
+        """Adds weight * `values` to the cells of this view in `out` (..., H, W).
+
+        `values` has the shape of the tensor that `take` returns. Values in the padding are not used.
+        """
         cells, lead_rows, lead_columns = self._cells(out)
         cells.add_(values[..., lead_rows:, lead_columns:], alpha=weight)
 
@@ -74,13 +77,20 @@ class DilatedView:
         return x[..., top :: self.factor, left :: self.factor], lead_rows, lead_columns
 
     def _first_cell(self, axis: int) -> tuple[int, int]:
-        """Returns the position of the view's first cell inside the latent, and its number of cells in the padding."""
+        """Returns two numbers for an axis (0 vertical, 1 horizontal).
+
+        The first is the position of the first cell of the view that is not in the padding. The second is the number of
+        cells of the view in the padding before this cell.
+        """
         offset = self.offset(axis)
         lead = max(-(offset // self.factor), 0)
         return offset + lead * self.factor, lead
 
     def offset(self, axis: int) -> int:
-        """Returns the position of the view's first cell along an axis. In the padding, positions are negative."""
+        """Returns the position of the first cell of the view along an axis (0 vertical, 1 horizontal).
+
+        The position 0 is the first cell of the latent without padding, so positions in the padding are negative.
+        """
         padding = -self.size[axis] % (self.factor * self.unit)
         return (self.row, self.column)[axis] - padding
 
@@ -89,10 +99,12 @@ View = LocalView | DilatedView
 
 
 def view_starts(length: int, window: int, stride: int, unit: int = 1) -> list[int]:
-    """Returns the start positions of views along one axis: evenly spaced, at most `stride` apart, as few as possible.
+    """Returns the start positions of the local views along one axis.
 
-    In the paper's code, the stride is constant, and only the last view is moved back. With even spacing, the same
-    number of views overlaps more. If all arguments are multiples of `unit`, the positions are multiples of `unit` too.
+    The number of views is the smallest with which adjacent positions are at most `stride` apart. The positions are
+    evenly spaced. In the paper's code, the distance is exactly `stride`, except for the last view, which is moved back
+    into the latent. With even spacing, the smallest overlap is larger for the same number of views. If all arguments
+    are multiples of `unit`, the positions are multiples of `unit` too.
     """
     if unit > 1:
         return [unit * start for start in view_starts(length // unit, window // unit, max(stride // unit, 1))]
@@ -101,9 +113,10 @@ def view_starts(length: int, window: int, stride: int, unit: int = 1) -> list[in
 
 
 def jitter_range(window: int, stride: int) -> int:
-    """Returns the maximum shift of a view along one axis, as in the paper's code.
+    """Returns the maximum random shift of a local view along one axis, as in the paper's code.
 
-    After their shifts, adjacent views still overlap by at least half of `window` - `stride`.
+    Before the shifts, adjacent views overlap by at least `window` - `stride`. After the shifts, they overlap by at
+    least half as much.
     """
     return (window - stride) // 4
 
@@ -113,9 +126,13 @@ def local_views(
 ) -> list[LocalView]:
     """Returns overlapping views that cover a latent of `size`, row by row from the top left.
 
-    With a generator, each view is shifted randomly by up to `jitter_range` along every axis on which it does not touch
-    a border. Shifted views do not leave the latent, and together they still cover every cell. If `size`, `window` and
-    `stride` are multiples of `unit`, the sides of the views are too. Shifts are not rounded to multiples of `unit`.
+    `window` is the size of a view, and `stride` is the maximum distance between adjacent views. If `size`, `window` and
+    `stride` are multiples of `unit`, the sizes and positions of the views are multiples of `unit` too.
+
+    With a generator, each view is shifted randomly by up to `jitter_range` cells in both directions. Views in the first
+    and last row are not shifted vertically, and views in the first and last column are not shifted horizontally.
+    Shifted views do not leave the latent, and together they still cover every cell. Shifts are not rounded to multiples
+    of `unit`.
     """
     rows = view_starts(size[0], window[0], stride[0], unit)
     columns = view_starts(size[1], window[1], stride[1], unit)
@@ -135,7 +152,7 @@ def local_views(
 def _shifts(
     rows: list[int], columns: list[int], window: Size, stride: Size, generator: torch.Generator | None
 ) -> list[list[list[int]]]:
-    """Returns the (vertical, horizontal) shift of each view."""
+    """Returns the vertical and the horizontal shift of the view in each row and column."""
     shifts = torch.zeros(len(rows), len(columns), 2, dtype=torch.int64)
     if generator is not None:
         for axis in (0, 1):
@@ -146,31 +163,33 @@ def _shifts(
     return shifts.tolist()
 
 
-def jitter_generator(stage: int, step: int) -> torch.Generator:
-    """Returns the random generator for the shifts of one step.
+def jitter_generator(stage: int, call: int) -> torch.Generator:
+    """Returns the random generator for the shifts of the local views in one model call.
 
-    The seed depends only on the numbers of the stage and the step, so an image is the same alone and in a batch.
+    The seed depends only on the number of the stage and the number of the model call. An image is therefore the same
+    whether it is sampled alone or in a batch.
     """
-    return torch.Generator().manual_seed(1_000_003 * stage + step)
+    return torch.Generator().manual_seed(1_000_003 * stage + call)
 
 
 def dilated_views(size: Size, factor: int, unit: int = 1) -> list[DilatedView]:
-    """Returns the factor x factor dilated views of a latent of `size`. Together they contain every cell once."""
+    """Returns the factor x factor dilated views of a latent of `size`. Every cell belongs to exactly one of them."""
     return [DilatedView(row, column, factor, size, unit) for row in range(factor) for column in range(factor)]
 
 
 def dilated_size(size: Size, factor: int, unit: int = 1) -> Size:
-    """Returns the size of one dilated view. Its sides are multiples of `unit`."""
+    """Returns the size of one dilated view of a latent of `size`. Both sides are multiples of `unit`."""
     rows, columns = (unit * -(-side // (factor * unit)) for side in size)
     return rows, columns
 
 
 def taper(size: Size, feather: float, device: torch.device | None = None) -> Tensor:
-    """Returns the weights (h, w) of a view's cells, which fall linearly towards the borders of the view.
+    """Returns the weights (h, w) of the cells of a local view, which fall linearly towards the borders of the view.
 
-    `feather` is the fraction of a side over which the weights fall at each end. The weight of a cell is the product of
-    a weight for its row and a weight for its column. The outermost cells keep some weight, because no other view covers
-    them at the borders of the latent. With a `feather` of 0, all weights are 1.
+    `feather` is the length of the ramp at each border, as a fraction of the height or width of the view. The weight of
+    a cell is the product of a weight for its row and a weight for its column. The weights of the outermost cells are
+    not zero, because at the borders of the latent no other view covers these cells. With a `feather` of 0, all weights
+    are 1.
     """
     rows, columns = (_ramp(length, feather, device) for length in size)
     return rows[:, None] * columns
