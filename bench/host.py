@@ -1,8 +1,8 @@
 """Measures DemoFusion in a running webui: `python -m bench.host http://127.0.0.1:7860`.
 
 Start the webui with --api, and load a checkpoint. The command makes images of three prompts with every method: the base
-image alone, hires fix, and every preset. It prints the report and writes it to a folder, with a contact sheet. You can
-paste the report into the issue form "Results from my card". Nothing is uploaded.
+image alone, hires fix, and every preset. It prints a report, and writes the report, the images and a contact sheet to a
+folder. You can paste the report into the issue form "Results from my card". Nothing is uploaded.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ say = partial(print, file=sys.stderr, flush=True)
 
 
 class HostError(Exception):
-    """The webui gives no valid answer. The message is for the person who started the command."""
+    """A request to the webui failed, or the webui lacks the extension. The command prints the message."""
 
 
 class Webui:
@@ -55,10 +55,13 @@ class Webui:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self.peak = 0
-        """Maximum bytes in use since this value was set to 0: on the GPU, or without one, in the webui's process."""
+        """Maximum number of bytes in use since `peak` was set to 0.
+
+        All processes on the GPU are counted. If there is no GPU, the memory of the webui's process is counted.
+        """
 
     def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Returns the answer to a request. Raises HostError if there is none."""
+        """Sends a request and returns the answer. Raises HostError if the webui does not answer or reports an error."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/sdapi/v1/{path}", data, {"Content-Type": "application/json"})
         try:
@@ -81,14 +84,17 @@ class Webui:
         self.peak = max(used, self.peak)
 
     def watch(self) -> None:
-        """Reads the memory three times a second until the webui does not answer."""
+        """Calls `read_memory` three times a second. Ends when the webui does not answer."""
         with suppress(HostError):
             while True:
                 self.read_memory()
                 time.sleep(0.3)
 
     def make(self, request: dict[str, Any], prompt: str, side: int) -> tuple[Image.Image, str, float]:
-        """Makes an image. Returns the image, its infotext and the duration in seconds."""
+        """Makes a square image of `side` pixels. Returns the image, its infotext and the duration in seconds.
+
+        `request` contains the fields of the API that differ from the common ones.
+        """
         body = {"prompt": prompt, "seed": 1, "steps": STEPS, "width": side, "height": side, "sampler_name": SAMPLER}
         body |= {"cfg_scale": 7.0, "save_images": False, "do_not_save_grid": True, **request}
         begin = time.perf_counter()
@@ -100,19 +106,19 @@ class Webui:
 
 @dataclass
 class Way:
-    """A method of making an image, and its results."""
+    """One of the compared methods, and its results."""
 
     name: str
     request: dict[str, Any]
     computed: float | None = None
-    """Computed duration in base images, as in README and in the line below the panel's title."""
+    """The expected duration, divided by the duration of a base image. README and the panel show the same number."""
     seconds: list[float] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     peak: int = 0
     remark: str = ""
 
     def measure(self, webui: Webui, side: int, folder: Path) -> None:
-        """Makes and saves an image of every prompt. A failure becomes the remark."""
+        """Makes and saves an image of every prompt. If the webui reports an error, stores the error as the remark."""
         webui.peak = 0
         try:
             for number, prompt in enumerate(PROMPTS, 1):
@@ -131,14 +137,17 @@ class Way:
         self.peak = webui.peak
 
     def row(self, base: float) -> list[str]:
-        """Returns the cells of the table. `base` is the duration of a base image in seconds."""
+        """Returns the cells of the method's row in the table. `base` is the duration of a base image in seconds."""
         seconds = [f"{mean(self.seconds):.1f}", f"{mean(self.seconds) / base:.1f}"] if self.seconds else ["", ""]
         computed = f"{self.computed:.1f}" if self.computed else ""
         return [self.name, *seconds, computed, gigabytes(self.peak) if self.peak else "", self.remark]
 
 
 def ways(side: int, large: bool, upscaler: str) -> list[Way]:
-    """Returns every method to measure, for square base images of `side` pixels. `large` adds 4x."""
+    """Returns every method to measure, for square base images of `side` pixels.
+
+    Hires fix and the presets enlarge by 2. If `large` is set, the presets also enlarge by 4.
+    """
     hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, "denoising_strength": HIRES_STRENGTH}
     found = [Way("Base image", {}, 1.0), Way("Hires fix 2x", {**hires, "hr_additional_modules": []})]
     for scale in (2, 4) if large else (2,):
@@ -152,7 +161,10 @@ def ways(side: int, large: bool, upscaler: str) -> list[Way]:
 
 
 def run(webui: Webui, side: int, large: bool, folder: Path) -> None:
-    """Measures every method. `side` is the side of the base image in pixels, or 0 to choose it by the checkpoint."""
+    """Measures every method and writes the report.
+
+    `side` is the side of the base image in pixels. If it is 0, the name of the checkpoint determines the side.
+    """
     if "demofusion hires" not in [name.lower() for name in webui.call("scripts")["txt2img"]]:
         raise HostError(f"{webui.url} has no DemoFusion Hires. Install the extension and restart the webui.")
     checkpoint = str(webui.call("options")["sd_model_checkpoint"]).lower()
@@ -166,7 +178,7 @@ def run(webui: Webui, side: int, large: bool, folder: Path) -> None:
     webui.make({}, PROMPTS[0], side)
     before, text, base = webui.make({}, PROMPTS[0], side)
     total = base * len(PROMPTS) * sum(way.computed or 3.0 for way in made)
-    say(f"This takes about {total / 60 + 1:.0f} minutes. With Ctrl+C you get the report of what is done by then.")
+    say(f"This takes about {total / 60 + 1:.0f} minutes. If you press Ctrl+C, the report contains the results so far.")
     try:
         for way in made:
             way.measure(webui, side, folder)
@@ -182,7 +194,10 @@ def run(webui: Webui, side: int, large: bool, folder: Path) -> None:
 
 
 def write(made: list[Way], text: str, heading: list[str], base: float, folder: Path) -> None:
-    """Writes the report and the contact sheet. `text` is an infotext. `base` is the duration of a base image."""
+    """Writes the report and the contact sheet.
+
+    `text` is the infotext of any image. `base` is the duration of a base image in seconds.
+    """
     version, checkpoint = (re.search(rf"{key}: ([^,\n]+)|$", text)[1] or "unknown" for key in ("Version", "Model"))
     first = f"DemoFusion Hires {__version__} in webui {version}, checkpoint {checkpoint}"
     lines = "\n".join([first, "", *heading, "", *table(HEAD, [way.row(base) for way in made]), ""])
@@ -195,7 +210,7 @@ def write(made: list[Way], text: str, heading: list[str], base: float, folder: P
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status."""
+    """Runs the command line. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.host", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

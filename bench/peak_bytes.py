@@ -1,4 +1,4 @@
-"""Counts the bytes of all tensors that exist at the same time, on any device."""
+"""Measures the peak memory of tensors on any device, as a number of bytes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class PeakBytes(TorchDispatchMode):
-    """While active, counts the storages that operations create. Earlier storages do not count."""
+    """While active, counts the bytes of the storages that operations create. Storages from before do not count."""
 
     now = peak = 0
+    """Bytes of the counted storages that exist now, and the maximum of this number."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         known = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, Tensor)}

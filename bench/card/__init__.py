@@ -1,1 +1,1 @@
-"""Measures DemoFusion on a graphics card in a few minutes."""
+"""Measures the speed and memory of DemoFusion on a graphics card in a few minutes."""

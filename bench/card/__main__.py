@@ -30,7 +30,7 @@ def replace_webui(card: Card) -> None:
 
 
 def measure(report: Report, card: Card, sizes: Sizes) -> None:
-    """Adds all rows to the report, those of SDXL before those of SD 1.5."""
+    """Adds all rows to the report. The rows of SDXL come before the rows of SD 1.5."""
     from bench.card import measurements
 
     autoencoder = filled(lambda: Autoencoder(sizes.autoencoder), card)
@@ -40,7 +40,7 @@ def measure(report: Report, card: Card, sizes: Sizes) -> None:
         measurements.measure_calls(report, card, model)
         measurements.measure_stages(report, card, model, scales)
         if name == "SDXL":
-            # SDXL stays on the card, as it does in the webui
+            # the UNet of SDXL stays on the card while the VAE runs, as in the webui
             measurements.measure_small_cards(report, card, model, autoencoder, sizes)
             measurements.measure_coding(report, card, autoencoder, sizes.sides)
         measurements.measure_unet_precision(report, model)
@@ -48,12 +48,12 @@ def measure(report: Report, card: Card, sizes: Sizes) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status."""
+    """Runs the command line. Returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tiny", action="store_true", help="use small models, which also run on a CPU")
-    parser.add_argument("--minutes", type=float, default=5, help="leave out what would take longer (default: 5)")
+    parser.add_argument("--minutes", type=float, default=5, help="limit (default: 5); slow measurements are left out")
     parser.add_argument("--out", type=Path, default=Path("card-report.md"), help="file (default: card-report.md)")
     options = parser.parse_args(arguments)
     # torch.xpu does not exist before torch 2.3

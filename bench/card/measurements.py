@@ -37,19 +37,19 @@ from lib_demofusion.tiled_vae.tiling import ALWAYS, AUTOMATIC, Options, decode_t
 
 VIEW_BATCHES, CFG = (1, 2, 4, 8, 16), 7.0
 LOG = BufferingHandler(1000)
-"""Log messages. lib_demofusion.host.images.vae logs which tiles and which storage for feature maps it chooses."""
+"""Collects log messages. lib_demofusion.host.images.vae logs the size of the tiles and where the feature maps are."""
 logging.basicConfig(level=logging.INFO, handlers=[LOG])
 LONGER = 6
-"""The estimate of the time for an image, divided by the measured time for an image with half its side."""
-# without this, decoding could fill the disk with temporary files
+"""The time of an image is estimated as this number times the measured time of an image with half the side."""
+# without a folder, decoding cannot fill the disk with temporary files
 vae.temporary_folder = lambda: None
 
 
 def slowest_call(model: Model, settings: Settings) -> tuple[Callable[[], None], ViewBatches]:
     """Returns a function that makes the slowest model call of the last stage, and the view batches of that stage.
 
-    The function also makes a step of Euler's method after the call. It has been called once already. This first call
-    chooses the automatic view batch and loads the kernels.
+    After the model call, the returned function makes a step of Euler's method. `slowest_call` calls the function once
+    before it returns it, because the first call chooses the automatic view batch and loads the kernels.
     """
     plan = make_plan(settings, model.native)
     stage = plan.stages[-1]
@@ -59,7 +59,7 @@ def slowest_call(model: Model, settings: Settings) -> tuple[Callable[[], None], 
     batches = ViewBatches(settings.view_batch, device_memory())
     fused = FusedModel(model, StageParts(None, run, plan, batches, Frame(plan.pixels), lambda cells: None))
     fused.images = 1
-    # at some timesteps, the presets skip the tiles or the dilated views
+    # at some timesteps, the presets skip the tiles or the dilated views, so the calls differ in the number of cells
     timesteps = range(int((TIMESTEPS - 1) * settings.denoising_strength), -1, -1)
     slowest = max(timesteps, key=lambda t: stage.cells_at(weights_at(t, settings).dilated))
     x, sigma = torch.zeros_like(anchor), model.sigmas[slowest]
@@ -75,7 +75,10 @@ def slowest_call(model: Model, settings: Settings) -> tuple[Callable[[], None], 
 
 
 def measure_calls(report: Report, card: Card, model: Model) -> None:
-    """Adds a row for each view batch: one call of the UNet without the extension, for cond and uncond of all views."""
+    """Adds a row for each number of views in a batch.
+
+    A row measures one call of the UNet without the extension. The call evaluates cond and uncond of every view.
+    """
 
     def row(views: int) -> Cells:
         x = torch.randn(2 * views, 4, *model.native, device=card.device)
@@ -92,7 +95,7 @@ def measure_calls(report: Report, card: Card, model: Model) -> None:
 
 
 def measure_stages(report: Report, card: Card, model: Model, scales: Sequence[int]) -> None:
-    """Adds a row for each preset and scale. It measures the slowest model call of the last stage."""
+    """Adds a row for each preset and scale. A row measures the slowest model call of the last stage."""
 
     def row(settings: Settings) -> Cells:
         call, batches = slowest_call(model, settings)
@@ -114,7 +117,10 @@ def measure_stages(report: Report, card: Card, model: Model, scales: Sequence[in
 
 
 def code(card: Card, autoencoder: Any, network: str, side: int, mode: str = AUTOMATIC) -> tuple[float, int, str]:
-    """Decodes or encodes an image. Returns the seconds, the memory in bytes, and whether the extension used tiles."""
+    """Decodes or encodes an image as the extension does.
+
+    Returns the seconds, the memory in bytes, and how the VAE ran: in one piece, or in tiles of some size.
+    """
     LOG.buffer.clear()
     function, channels, factor = (autoencoder.decode, 4, CELL) if network == "decode" else (autoencoder.encode, 3, 1)
     x = torch.randn(1, channels, side // factor, side // factor, device=card.device, dtype=card.half)
@@ -125,7 +131,11 @@ def code(card: Card, autoencoder: Any, network: str, side: int, mode: str = AUTO
 
 
 def measure_coding(report: Report, card: Card, autoencoder: Any, sides: Sequence[int]) -> None:
-    """Adds rows for decoding and encoding at each size as the extension chooses, and for decoding in parts."""
+    """Adds three rows for each size of an image.
+
+    In the rows for decoding and encoding, the extension chooses whether to use tiles. The third row measures decoding
+    that always uses tiles.
+    """
     found: dict[str, float] = {}
 
     def row(network: str, mode: str, side: int) -> Cells:
@@ -140,14 +150,17 @@ def measure_coding(report: Report, card: Card, autoencoder: Any, sides: Sequence
 
 
 def decibels(found: Tensor, reference: Tensor) -> str:
-    """Returns the ratio of the power of the reference to the power of the difference, in dB."""
+    """Formats the power of the reference divided by the power of the difference, in dB, or "the same"."""
     reference = reference.cpu().double()
     error = (found.cpu().double() - reference).square().mean()
     return "the same" if error == 0 else f"{10 * float((reference.square().mean() / error).log10()):.1f} dB"
 
 
 def measure_unet_precision(report: Report, model: Model) -> None:
-    """Adds a row that compares the UNet in half and in single precision. Leaves the model in single precision."""
+    """Adds a row that compares the UNet in half precision with the UNet in single precision.
+
+    Afterwards, the model is in single precision.
+    """
 
     def row() -> Cells:
         x = torch.randn(2, 4, *model.native, device=model.device)
@@ -160,7 +173,10 @@ def measure_unet_precision(report: Report, model: Model) -> None:
 
 
 def measure_vae_precision(report: Report, card: Card, autoencoder: Any) -> None:
-    """Adds a row for every decoding method, compared with decoding the whole image in single precision."""
+    """Adds a row for every decoding method and precision.
+
+    A row compares the method with decoding the whole image in single precision.
+    """
     z, single = torch.randn(1, 4, 16, 16, device=card.device), copy.deepcopy(autoencoder).float()
 
     def row(network: Any, shelf: Shelf | None) -> Cells:
@@ -178,7 +194,11 @@ def measure_vae_precision(report: Report, card: Card, autoencoder: Any) -> None:
 
 
 def measure_small_cards(report: Report, card: Card, model: Model, autoencoder: Any, sizes: Sizes) -> None:
-    """Adds a row for each smaller GPU that the card can simulate, with a stage of Balanced at 2x and decoding."""
+    """Adds a row for each amount of memory in `sizes.cards` that is smaller than the card's memory.
+
+    While a row is measured, torch may use only this amount. The row measures a model call of Balanced at 2x, and the
+    peak memory of decoding an image. Without CUDA, no row is added.
+    """
 
     def row(size: int) -> Cells:
         torch.cuda.set_per_process_memory_fraction(size / card.memory)

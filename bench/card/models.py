@@ -1,4 +1,4 @@
-"""UNets and an autoencoder with the sizes of SDXL and SD 1.5 and random weights. They are as slow as the real ones."""
+"""UNets and an autoencoder with the layers of SDXL and SD 1.5, which make them as slow, and with random weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Sizes:
     """The architectures of the networks, and the sizes to measure."""
 
     unets: dict[str, tuple[UNetConfig, Size, Sequence[int]]]
-    """UNets, height and width of their base images in latent cells, and the scales of the stages."""
+    """By name: the UNet, the height and width of the base image in latent cells, and the scales to measure."""
     autoencoder: AutoencoderConfig
     sides: tuple[int, int, int]
     """Sides of the decoded and encoded images, in pixels."""
@@ -54,9 +54,9 @@ TINY = Sizes(
 
 
 def filled(make: Callable[[], nn.Module], card: Card) -> nn.Module:
-    """Builds a module with random weights in half precision directly on the card.
+    """Builds a module with random weights directly on the card, in half precision (on a CPU: in single precision).
 
-    The weights are scaled so that the output has a standard deviation of about 1.
+    The weights are scaled so that the module's output has a standard deviation of about 1.
     """
     with torch.device("meta"):
         module = make().to(card.half)
@@ -71,7 +71,7 @@ def filled(make: Callable[[], nn.Module], card: Card) -> nn.Module:
 
 @dataclass(frozen=True)
 class NumberEmbedder:
-    """Embeds pairs of numbers like SDXL's ConcatTimestepEmbedderND."""
+    """Embeds pairs of numbers (N, 2), such as sizes, like SDXL's ConcatTimestepEmbedderND. Returns (N, 2 outdim)."""
 
     input_key: str
     outdim: int = 256
@@ -81,7 +81,7 @@ class NumberEmbedder:
 
 
 class Model:
-    """A UNet with the interface of k-diffusion's wrapper in the webui, and the conds of one image."""
+    """A UNet with the interface of k-diffusion's wrapper in the webui, and a random cond and uncond of one image."""
 
     def __init__(self, name: str, config: UNetConfig, native: Size, card: Card) -> None:
         self.name, self.native, self.device = name, native, card.device
@@ -105,15 +105,15 @@ class Model:
         return self._build()
 
     def sigma_to_t(self, sigma: Tensor) -> Tensor:
-        """Returns the nearest timesteps (N,) to noise levels (N,)."""
+        """Returns the timesteps (N,) whose noise levels are nearest to `sigma` (N,)."""
         return (self._log_sigmas[:, None] - sigma.log()).abs().argmin(0).to(sigma.dtype)
 
     def get_scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the factors of the UNet's output and input at noise levels (N,) (k-diffusion, external.py)."""
+        """Returns the factors (N,) of the UNet's output and of its input: c_out and c_in in k-diffusion."""
         return -sigma, 1 / (sigma**2 + 1).sqrt()
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """Denoises x (N, 4, h, w) at noise levels (N,)."""
+        """Returns the denoised x (N, 4, h, w) for noise levels (N,)."""
         self.shapes.append(x.shape)
         c_out, c_in = (factor[:, None, None, None] for factor in self.get_scalings(sigma))
         text = cond["crossattn"]
@@ -121,6 +121,6 @@ class Model:
         return x + eps.float() * c_out
 
     def bare(self, x: Tensor) -> Tensor:
-        """Denoises the crops x (2 V, 4, h, w) of V views with cond and uncond, without the extension."""
+        """Denoises x (2 V, 4, h, w), the cond and uncond rows of V views, in one call without the extension."""
         cond = {key: torch.cat([value] * (len(x) // 2)) for key, value in self.cond.items()}
         return self(x, self.sigmas[500].repeat(len(x)), cond)

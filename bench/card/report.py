@@ -19,13 +19,13 @@ HEAD = ("Measured", "Seconds", "Peak memory", "Remarks")
 Cells = tuple[str, str, str]
 """The cells of a row of the report, except the first one."""
 QUICK = 1.0
-"""An action that takes fewer seconds than this is measured three times, and the fastest measurement counts."""
+"""A shorter action, in seconds, is measured three times on a GPU. The shortest of the three durations counts."""
 Measured = tuple[float, int, int | None]
-"""The cost of an action, see `Card.measure`."""
+"""Seconds, bytes of memory, and number of waits for the GPU (see `Card.measure`)."""
 
 
 class Card:
-    """A GPU, or the CPU. `kind` is torch's name for its type."""
+    """A GPU, or the CPU. `kind` is torch's name for the type of the device: "cuda", "xpu", "mps" or "cpu"."""
 
     def __init__(self, kind: str) -> None:
         self.device, self._torch = torch.device(kind), getattr(torch, kind)
@@ -52,7 +52,7 @@ class Card:
         return min(found)
 
     def _once(self, action: Callable[[], object]) -> Measured:
-        """Measures an action. Runs it twice if torch does not count the memory in use."""
+        """Measures an action once. Without CUDA, runs it twice: first to count the memory, then to measure the time."""
         if self.device.type != "cuda":
             with PeakBytes() as counted:
                 action()
@@ -78,9 +78,10 @@ class Card:
 
 
 class Report:
-    """A table of results, and a short form of it for docs/cards.md. Each new row rewrites the file.
+    """A table of results, and one line with the most important results for docs/cards.md.
 
-    `limit` is the time limit of all measurements in seconds. `short` lists the names of the rows in the short form.
+    Each new row rewrites the file. `limit` is the time limit of all measurements in seconds. `short` lists the names of
+    the rows whose results are in the line for docs/cards.md. `release` frees memory after each measurement.
     """
 
     def __init__(self, title: str, short: Sequence[str], file: Path, limit: float, release: Callable[[], None]) -> None:
@@ -89,9 +90,10 @@ class Report:
         self._rows: dict[str, Cells] = {}
 
     def attempt(self, name: str, action: Callable[[], Cells], estimate: float = 0.0) -> None:
-        """Adds a row with the cells that an action returns, or with the error that it raises.
+        """Runs an action, and adds a row with the cells that the action returns or with the error that it raises.
 
-        Leaves the action out if its `estimate` in seconds is more than half of the remaining time.
+        `estimate` is the expected duration in seconds. If it is more than half of the remaining time, the action does
+        not run, and the row says so.
         """
         if estimate > max(self._begun + self._limit - time.monotonic(), 0) / 2:
             cells = ("", "", f"left out: needs about {estimate:.0f} s; use a larger --minutes")
@@ -107,7 +109,7 @@ class Report:
         self._file.write_text(self.text(), encoding="utf-8")
 
     def text(self) -> str:
-        """Returns the report as Markdown. Its last line is a row for docs/cards.md."""
+        """Returns the report as Markdown. The last line of the report is a row for the table in docs/cards.md."""
         cells = [", ".join(filter(None, self._rows.get(name, ("-",)))) for name in self._short]
         lines = table(HEAD, [(name, *row) for name, row in self._rows.items()])
         return "\n".join([self._title, "", *lines, "", "Row for docs/cards.md:", "", _line([self._title, *cells]), ""])
@@ -123,5 +125,5 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def gigabytes(size: int) -> str:
-    """Formats a number of bytes like README."""
+    """Formats a number of bytes in GB, or in MB below 64 MB. One GB is 2**30 bytes, as in README."""
     return f"{size / 2**30:.2f} GB" if size >= 2**26 else f"{size / 2**20:.1f} MB"

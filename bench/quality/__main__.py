@@ -1,8 +1,8 @@
 """Makes and measures the images of every configuration, and writes tables and contact sheets: python -m bench.quality.
 
-If you interrupt the command, the next start continues after the last finished image. Costs are in units. One unit is
-the cost of the base pass, in which the model evaluates one image of native size in every step. The base pass itself is
-not counted. The file `results.jsonl` in the output folder has one line for each image.
+If you interrupt the command, the next start makes only the images that are missing. Costs are in units. One unit is the
+cost of the base pass, in which the model evaluates one image of native size in every step. The cost of a configuration
+does not include its base pass. The file `results.jsonl` in the output folder has one line for each image.
 """
 
 from __future__ import annotations
@@ -29,26 +29,28 @@ from trial.sheet import contact_sheet
 from trial.small_model import CHECKPOINT
 
 ON_THE_SHEET = 6
-"""Number of prompts on the contact sheet."""
+"""Number of prompts that the contact sheet shows."""
 
 
 def options() -> argparse.Namespace:
     """Parses the command line."""
     found = parser(__doc__, Path("test-output/quality"))
-    found.add_argument("--world", choices=WORLDS, default=COLLAGES.name, help="kind of prompts")
+    found.add_argument("--world", choices=WORLDS, default=COLLAGES.name, help="backgrounds: photographs or flat colors")
     found.add_argument("--count", type=int, default=64, help="number of prompts; each has its own seed")
     found.add_argument("--first", type=int, default=0, help="number of the first prompt and seed")
     found.add_argument("--scales", type=int, nargs="+", choices=(2, 3, 4), default=[2, 4])
-    found.add_argument("--only", nargs="+", metavar="NAME", help="configurations, by name or pattern")
+    found.add_argument("--only", nargs="+", metavar="NAME", help="configurations to run, as names or patterns")
     found.add_argument("--against", metavar="NAME", default=PAPER, help="configuration to compare all others with")
     found.add_argument("--few-steps", type=int, metavar="STEPS", help="use the model with the LoRA for few steps")
     return found.parse_args()
 
 
 def jobs_for(names: Sequence[str] | None, against: str, scales: Sequence[int]) -> list[Job]:
-    """Returns the jobs to run, in the order of the table. `names` can contain patterns, in which `*` matches any text.
+    """Returns the jobs to run, in the order of the table.
 
-    Raises SystemExit if a name matches no configuration.
+    `names` can contain patterns, in which `*` matches any text. The configuration `against` is added to the named ones.
+    Without `names`, all configurations run, except for those in FLOW_CONFIGURATIONS. Raises SystemExit if a name
+    matches no configuration.
     """
     every, patterns = [*CONFIGURATIONS, *FLOW_CONFIGURATIONS], [*(names or ()), against]
     unknown = [one for one in patterns if not fnmatch.filter([row.name for row in every], one)]
@@ -64,7 +66,7 @@ def main() -> None:
     """Runs the jobs, and writes table.md and a sheet for each scale."""
     args = options()
     try:
-        # the tables need the photographs; without this call, a missing package would end the run after hours
+        # the tables need the photographs of the Debian packages; without this call, the run could fail after hours
         installed()
     except FileNotFoundError as error:
         raise SystemExit(str(error)) from None
@@ -86,7 +88,7 @@ def main() -> None:
 
 
 def heading(args: argparse.Namespace, sampling: Sampling) -> str:
-    """Describes the tables and how to read them."""
+    """Returns the title of table.md, the parameters of the sampling, and the meaning of the marks."""
     pairs = f"{args.count} prompts from number {args.first} on"
     sampler = f"{'LCM' if sampling.lcm else 'DDIM'}, {sampling.steps} steps, guidance {sampling.guidance:g}"
     interval = "Each number is followed by half of its 95 % interval and a mark"
@@ -112,7 +114,7 @@ def rows_at(scale: int, jobs: Sequence[Job], benchmark: Benchmark, numbers: Sequ
 def save_sheet(
     path: Path, rows: Sequence[table.Row], jobs: Sequence[Job], benchmark: Benchmark, shown: Sequence[int]
 ) -> None:
-    """Writes the contact sheet of the rows at one scale. `shown` contains the numbers of some images."""
+    """Writes the contact sheet of the rows at one scale. `shown` contains the numbers of the prompts to show."""
     columns = [
         (row.name, f"{row.units:.1f} units, {row.seconds:.1f} s", [benchmark.store.path(job, n) for n in shown])
         for row, job in zip(rows, jobs)

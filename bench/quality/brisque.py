@@ -20,9 +20,9 @@ STD, RADIUS = 7 / 6, 3
 """Standard deviation and radius of the Gaussian window, in pixels."""
 CONTRAST_FLOOR = 1 / 255
 HALVING = np.array([-0.09375, 0.59375, 0.59375, -0.09375])
-"""Cubic interpolation (a = -0.75) halfway between pixels."""
+"""Weights of four adjacent pixels in a cubic interpolation (a = -0.75) halfway between the middle two."""
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
-"""Distances down and across from a pixel to the four neighbours with which its brightness is multiplied."""
+"""Offsets (down, across) from a pixel to four neighbours. Features describe the products of pixel and neighbour."""
 
 
 def brisque(picture: np.ndarray) -> float | None:
@@ -44,7 +44,10 @@ def features(picture: np.ndarray) -> np.ndarray:
 
 
 def _features(grey: np.ndarray) -> np.ndarray:
-    """Computes shapes and spreads of the normalised brightness and of its products with neighbours, (18,)."""
+    """Computes 18 features: the parameters of distributions that fit the normalised brightness and its products.
+
+    Each product multiplies the values of two neighbouring pixels.
+    """
     values = normalised(grey)
     shape, _, left, right = asymmetric_fit(values)
     found = [shape, (left**2 + right**2) / 2]
@@ -58,17 +61,14 @@ def _features(grey: np.ndarray) -> np.ndarray:
 
 
 def normalised(grey: np.ndarray) -> np.ndarray:
-    """Subtracts the local mean of the brightness, and divides the result by the local standard deviation."""
+    """Subtracts the local mean of the brightness, and divides the difference by the local standard deviation."""
     blurred = partial(ndimage.gaussian_filter, sigma=STD, radius=RADIUS, mode="constant")
     mean = blurred(grey)
     return (grey - mean) / (np.sqrt(np.abs(mean**2 - blurred(grey**2))) + CONTRAST_FLOOR)
 
 
 def _ratio(shape: np.ndarray) -> np.ndarray:
-    """Computes the squared mean absolute value divided by the mean square of a generalised Gaussian.
-
-    The result increases with the shape.
-    """
+    """Computes E(|x|)^2 / E(x^2) of a generalised Gaussian from its shape. The result increases with the shape."""
     a, b, c = (special.gammaln(n / shape) for n in (1, 2, 3))
     return np.exp(2 * b - a - c)
 
@@ -92,7 +92,7 @@ def asymmetric_fit(x: np.ndarray) -> tuple[float, float, float, float]:
 
 
 class _Model:
-    """A support vector regression with a radial kernel, and the ranges of its features."""
+    """A support vector regression with a radial kernel, and the ranges to which the features are scaled."""
 
     def __init__(self, folder: Path):
         head, _, rows = (folder / "svm.txt").read_text(encoding="ascii").partition("SV\n")
@@ -100,7 +100,7 @@ class _Model:
         if (fields["svm_type"], fields["kernel_type"]) != ("epsilon_svr", "rbf"):
             raise ValueError(f"BRISQUE's model is {fields['svm_type']} {fields['kernel_type']}, not epsilon_svr rbf")
         self._gamma, self._rho = float(fields["gamma"]), float(fields["rho"])
-        # a row is the weight of a support vector, then its 36 features, each written as number:value
+        # a row contains the weight of a support vector and its 36 features, which have the form number:value
         table = np.loadtxt(re.sub(r"\d+:", "", rows).splitlines())
         self._weights, self._vectors = table[:, 0], table[:, 1:]
         with (folder / "normalize.pickle").open("rb") as file:

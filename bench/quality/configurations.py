@@ -15,7 +15,7 @@ from lib_demofusion.settings.reading import parse_settings
 
 @dataclass(frozen=True, eq=False)
 class Configuration:
-    """One row of the table. `settings` contains values of fields of Settings, to which the scale is added."""
+    """One row of the table. `settings` contains values for fields of Settings, except for the scale."""
 
     name: str
     kind: Literal["true", "lanczos", "esrgan", "hires", "demofusion"] = "demofusion"
@@ -25,7 +25,7 @@ class Configuration:
     upscaler: Literal["latent", "esrgan"] = "latent"
     """The upscaler of hires fix."""
     picture_colors: bool = True
-    """Whether keep_colors also matches the decoded image, as in the webui, or only the latent."""
+    """If True, keep_colors also matches the colors of the decoded image, as in the webui. If False, only the latent."""
     flow: FlowRow | None = None
     """How to run the model as a flow model, or None."""
 
@@ -35,20 +35,20 @@ class Configuration:
         return self.kind in ("hires", "demofusion")
 
     def settings_at(self, scale: int) -> Settings:
-        """Returns the settings of a run."""
+        """Returns the settings of a run at a scale."""
         return parse_settings({**self.settings, "enabled": True, "scale": scale})
 
     def fingerprint(self) -> str:
-        """Returns a text that changes if the results must be made again."""
+        """Returns a text with all values except the name. If the text changes, the results must be made again."""
         parts = {name: value for name, value in asdict(self).items() if name != "name"}
         if self.flow is None:
-            # keeps results valid that were made before this field existed
+            # results from before this field existed must stay valid
             parts.pop("flow")
         return json.dumps(parts, sort_keys=True)
 
 
 PAPER = "Paper"
-"""The row that all others are compared with by default."""
+"""The name of the row with which the table compares all other rows by default."""
 
 BALANCED, FAST = PRESETS["Balanced"], PRESETS["Fast"]
 
@@ -78,4 +78,7 @@ FLOW_CONFIGURATIONS: tuple[Configuration, ...] = tuple(
     for shift in (3.0, 1.0, 9.0)
     for weights in get_args(Weights)
 )
-"""Every preset with the model run as a flow model. These rows run only if `--only` names them."""
+"""Configurations that run the small model as a flow model: all presets with all samplers, shifts and weights.
+
+They run only if `--only` names them.
+"""

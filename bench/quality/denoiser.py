@@ -1,4 +1,4 @@
-"""Computes guided predictions of the small model on whole latents or views, and counts its evaluations."""
+"""Computes guided predictions of the small model for whole latents or for views, and counts the evaluated cells."""
 
 from __future__ import annotations
 
@@ -15,33 +15,37 @@ from lib_demofusion.method.stage import StageRun
 from lib_demofusion.method.views import View
 
 NATIVE = 16
-"""Side of the latent for which the model was trained."""
+"""Side, in latent cells, of the images on which the model was trained."""
 
 
 class GuidedModel:
     """A UNet with classifier-free guidance for a batch of B images.
 
     `context` (2 B, 77, C) contains the conds of the images, then their unconds. At a guidance of 1, the unconds have no
-    effect and are omitted, as in the webui. `rows` is the maximum size of a batch of views.
+    effect and are omitted, as in the webui. `rows` is the maximum number of rows in a call of the UNet: images x views
+    x 2 (for cond and uncond). A call contains at least one view of every image, even if that exceeds `rows`.
     """
 
     def __init__(self, unet: nn.Module, context: Tensor, guidance: float, rows: int):
         self._unet = unet
         self._guidance = guidance
         self._copies = 1 if guidance == 1 else 2
-        """How often an image is in a batch: with its cond and its uncond, or only with its cond."""
+        """Number of rows that a call has for each view of an image: 2 (cond and uncond), or 1 (cond)."""
         self._context = context[: len(context) * self._copies // 2]
         self._batches = ViewBatches(max(1, rows // len(self._context)))
         self.evaluations = 0.0
-        """Number of evaluations per image so far. One evaluation is a step of an image of native size."""
+        """Number of latent cells that the model has evaluated for each image, divided by the cells of a base image.
+
+        The cond and the uncond of a cell count as one cell.
+        """
 
     def whole(self, x: Tensor, t: float) -> Tensor:
-        """Predicts the noise in the whole latent."""
+        """Predicts the noise in x (B, 4, h, w) at the timestep t. The model evaluates each image as a whole."""
         return self._guided(self._evaluate(self._repeated(x), t, self._context))
 
     def fused(self, run: StageRun) -> Predict:
         """Returns a function that predicts the noise for a stage by fusing the predictions of its views."""
-        # the model predicts noise, so the dilated path does not restore the part that the blur removed
+        # noise is subtracted from x later, so the details that the blur removed from the dilated views are not lost
         return self._fused(run, self._evaluate, correction=0.0)
 
     def fused_flow(self, run: StageRun, lcm: bool = False) -> Predict:
@@ -53,7 +57,7 @@ class GuidedModel:
         def clean(x: Tensor, sigma: float, context: Tensor) -> Tensor:
             return clean_latent(lambda scaled, t: self._evaluate(scaled, t, context), x, sigma, lcm)
 
-        # the velocity is predicted from the blurred latent and applied to the sharp one
+        # the clean latent of a dilated view lacks the details that the blur removed, so x - blur(x) is added to it
         return self._fused(run, clean, correction=1.0)
 
     def _fused(self, run: StageRun, model: Callable[[Tensor, float, Tensor], Tensor], correction: float) -> Predict:

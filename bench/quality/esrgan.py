@@ -1,7 +1,7 @@
 """Runs the ESRGAN upscaler of the npm package @upscalerjs/esrgan-medium (MIT) in PyTorch.
 
-npm downloads the package. Its models are Keras graphs with only a few types of layers, which this module interprets.
-Inputs and outputs of the models are in 0..255.
+npm downloads the package. The models of the package are Keras graphs with only a few types of layers, which this module
+interprets. Inputs and outputs of the models are in 0..255.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def fetch(folder: Path = FOLDER) -> Path:
 
 
 def read_weights(folder: Path, manifest: list[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Reads the float32 tensors of a model by name. A group of tensors can continue from one file to the next."""
+    """Reads the float32 tensors of a model from the files in the manifest. Returns the tensors by name.
+
+    Each group of tensors is stored in one or more files. A tensor can begin in one file and end in the next.
+    """
     tensors = {}
     for group in manifest:
         values = np.frombuffer(b"".join((folder / name).read_bytes() for name in group["paths"]), np.float32)
@@ -98,7 +101,7 @@ class Graph:
 
 @lru_cache(maxsize=2)
 def model(scale: int) -> Graph:
-    """Loads the network that enlarges by 2, 3, 4 or 8."""
+    """Loads the model that enlarges by `scale`. Raises ValueError if `scale` is not 2, 3, 4 or 8."""
     if scale not in SCALES:
         raise ValueError(f"ESRGAN enlarges by {SCALES}, not by {scale}")
     return Graph(fetch() / f"x{scale}")

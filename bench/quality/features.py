@@ -19,13 +19,16 @@ from bench.quality.pictures import downscale
 SIDE = 128
 """Side of the network's input in pixels. The input is a whole image, reduced to this size, or a 1:1 crop."""
 CROPS = 8
-"""Number of crops of an image. The image's number determines their positions."""
+"""Number of crops of an image."""
 KEPT = 20
 """Maximum number of principal components of the features."""
 SEED = 20231128
 
 Statistic = Callable[[np.ndarray], float]
-"""A function that computes a statistic of the images with the given indices. An index can occur more than once."""
+"""A function that computes a statistic of the images at the given positions in a set.
+
+A position can occur more than once, as in a bootstrap.
+"""
 
 
 def _filters(generator: torch.Generator, outputs: int, inputs: int, size: int) -> Tensor:
@@ -59,7 +62,11 @@ class Network:
 
 
 def crops(picture: np.ndarray, index: int) -> np.ndarray:
-    """Crops image number `index` at 1:1, (CROPS, SIDE, SIDE, 3), at the same positions in every set."""
+    """Crops CROPS squares from an image at 1:1, (CROPS, SIDE, SIDE, 3).
+
+    `index` is the position of the image in its set. It determines where the squares are, so the images at this position
+    in two sets are cropped in the same places.
+    """
     rng = np.random.default_rng((SEED, index))
     tops = rng.integers(0, picture.shape[0] - SIDE + 1, CROPS)
     lefts = rng.integers(0, picture.shape[1] - SIDE + 1, CROPS)
@@ -76,14 +83,14 @@ class Summary:
 
 
 class Truth:
-    """Compares sets of images with the set of true renderings in `summary`."""
+    """Compares sets of images with a set of true renderings. `summary` belongs to the true renderings."""
 
     def __init__(self, summary: Summary):
         self._spectra = summary.spectra
         self._whole, self._crops = Frechet(summary.whole), Frechet(summary.crops)
 
     def statistics(self, summary: Summary) -> dict[str, Statistic]:
-        """Returns the statistics of another set, by the name of their column."""
+        """Returns the statistics that compare another set with the true renderings, by the name of their column."""
         whole, parts = self._whole.whitened(summary.whole), self._crops.whitened(summary.crops)
         return {
             "spectrum": lambda chosen: spectrum_distance(summary.spectra[chosen], self._spectra),
@@ -95,8 +102,8 @@ class Truth:
 def spectrum_distance(spectra: np.ndarray, true_spectra: np.ndarray) -> float:
     """Computes the root mean square difference between the mean log spectra of two sets, each (N, RINGS).
 
-    1 means that the power differs by a factor of e at every scale. The first ring is excluded, because it contains the
-    composition of the image.
+    1 means that the power differs by a factor of e at every frequency. The first ring is excluded, because it contains
+    the composition of the image.
     """
     difference = spectra.mean(0) - true_spectra.mean(0)
     return float(np.sqrt((difference[1:] ** 2).mean()))
@@ -105,7 +112,8 @@ def spectrum_distance(spectra: np.ndarray, true_spectra: np.ndarray) -> float:
 class Frechet:
     """Computes Fréchet distances from the features (N, S, F) of N true renderings with S samples each.
 
-    The features are projected to the principal components of the true renderings, where these have variance one.
+    Before, the features are projected to the principal components of the true renderings. Each component is scaled so
+    that the true renderings have variance one.
     """
 
     def __init__(self, features: np.ndarray):

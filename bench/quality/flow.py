@@ -1,9 +1,9 @@
 """Runs the small model as a flow model: x = (1 - sigma) signal + sigma noise, with sigma from 1 to 0.
 
 The prediction of a model that predicts noise can be converted into the prediction of a flow model. The small model was
-trained on x / sqrt((1 - sigma)^2 + sigma^2), at the timestep with the same signal-to-noise ratio. Its last timestep
-corresponds to sigma = 0.936. Steps above this level use the last timestep too, so their results are a property of this
-model and not of flow models.
+trained on x / sqrt((1 - sigma)^2 + sigma^2), at the timestep with the same signal-to-noise ratio. The last timestep of
+the small model corresponds to sigma = 0.936. Steps above this level use the last timestep too. A real flow model knows
+these levels, so it can give other results there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LAST_SIGMA = flow_level(999)
 
 @dataclass(frozen=True)
 class FlowRow:
-    """Describes how a row of the table runs the model."""
+    """The sampler, the schedule and the weights with which a row of the table runs the small model as a flow model."""
 
     sampler: Sampler = "Euler"
     shift: float = 3.0
@@ -45,20 +45,21 @@ class FlowRow:
     """How a noise level determines the timestep at which the cosine weights are evaluated."""
 
     def levels(self, steps: int) -> Tensor:
-        """Returns the noise levels (steps + 1,) of a uniform schedule with the shift, float64 from 1 to 0."""
+        """Applies the shift to uniform levels. Returns the noise levels (steps + 1,) from 1 to 0 as float64."""
         u = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         return self.shift * u / (1 + (self.shift - 1) * u)
 
     def traits(self) -> SamplerTraits:
-        """Returns the properties that determine the form of the skip residual."""
+        """Returns the properties of the sampler that determine the form of the skip residual."""
         unshifted = unshifted_timestep(self.shift)
         timesteps = {"equal SNR": snr_timestep, "1000 sigma": linear_timestep, "unshifted": unshifted}
         return SamplerTraits(Flow(timesteps[self.weights]), StepDetector(), stochastic=self.sampler == "Euler a")
 
     def steps(self, steps: int, strength: float) -> Tensor:
-        """Returns the noise levels of a stage that starts at the level of the denoising strength.
+        """Returns the noise levels of a stage, down to 0.
 
-        A stage at full strength has `steps` steps.
+        The denoising strength determines the first level (see `steps_by_level`). At strength 1, a stage has `steps`
+        steps. At a lower strength, it has fewer.
         """
         chosen = steps_by_level(steps, strength, 1, self.levels)
         return self.levels(chosen.schedule)[chosen.schedule - chosen.run :]
@@ -67,8 +68,8 @@ class FlowRow:
 def clean_latent(eps: Predict, x: Tensor, sigma: float, lcm: bool = False) -> Tensor:
     """Predicts the clean latent for x (B, 4, h, w) of a flow model at `sigma`.
 
-    `eps(x, t)` is the small model: it predicts the noise in x, in its own scale, at a timestep that may be fractional.
-    Set `lcm` for a consistency model.
+    `eps(scaled, t)` is the small model. It predicts the noise in `scaled`, which is x in the scale on which the small
+    model was trained, at a timestep that may be fractional. Set `lcm` for a consistency model.
     """
     scaled, t = x / ((1 - sigma) ** 2 + sigma**2) ** 0.5, snr_timestep(sigma)
     known = min(sigma, LAST_SIGMA)
@@ -85,10 +86,10 @@ def sample_flow(
     sampler: Sampler = "Euler",
     fresh: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Samples the clean latent from x (B, 4, h, w) at the first of `sigmas`, which decrease to 0.
+    """Samples the clean latent from x (B, 4, h, w). `sigmas` are the noise levels, from the level of x down to 0.
 
-    `predict(x, sigma)` returns the clean latent. `fresh(x)` returns the new noise that Euler a adds. Pass the `run` of
-    a stage to apply its skip residual.
+    `predict(x, sigma)` returns the predicted clean latent. `fresh(x)` returns new noise for Euler a, in the shape of x.
+    Pass the `run` of a stage to apply its skip residual.
     """
     before, before_denoised = None, None
     for i, (sigma, target) in enumerate(pairwise(sigmas.tolist())):
@@ -112,7 +113,7 @@ def sample_flow(
 def euler_ancestral_step(x: Tensor, denoised: Tensor, sigma: float, target: float, noise: Tensor) -> Tensor:
     """Computes a step of Euler a (eta 1) for flow models.
 
-    The step goes down to target^2 / sigma, then adds noise to reach `target`.
+    The step first goes down to the noise level target^2 / sigma. It then adds noise to reach the level `target`.
     """
     down = target * target / sigma
     keep = (1 - target) / (1 - down)

@@ -12,38 +12,38 @@ from bench.quality.pictures import downscale, luma
 from lib_demofusion.method.plan import CELL
 
 PSNR_LIMIT = 60.0
-"""The highest reported PSNR in dB. A higher one would only measure the rounding to 8 bits."""
+"""The highest PSNR, in dB, that is reported. A higher PSNR would only measure the rounding to 8 bits."""
 BLOB_FINE, BLOB_COARSE = 1.0, 2.0
-"""Standard deviations of the blurs before and after the absolute value, in pixels of the base image."""
+"""Standard deviations of the blurs G_1 and G_2 in `excess_blobs`, in pixels of the base image."""
 BLOB_THRESHOLD = 0.18
-"""Smallest difference of a foreign spot, on the scale 0..1.
+"""An area is a foreign spot if its difference from the base image exceeds this value, on the scale 0..1.
 
-This is slightly less than half of the difference between the faintest subject and its ground.
+The value is slightly less than half of the difference between the faintest subject and its ground (its background).
 """
 SUBJECT_RADIUS, GROUND_BEYOND = 0.12, 0.45
-"""The subject's color is measured within the first distance from its center, and the ground's beyond the second.
+"""Distances from the center of the subject, in fractions of the image.
 
-Both distances are fractions of the image.
+The subject's color is measured within the first distance. The ground's color is measured beyond the second distance.
 """
 TENTH_OF_A_LEVEL = 0.1 / 255
 RINGS = 32
-"""Number of rings of the averaged spectrum, from zero to half a cycle per pixel."""
+"""Number of rings of frequencies over which a spectrum is averaged, from zero to half a cycle per pixel."""
 HIGH = 0.25
-"""The lowest high frequency, in cycles per pixel."""
+"""A frequency above this value, in cycles per pixel, counts as high."""
 
 
 def structure_psnr(picture: np.ndarray, base: np.ndarray) -> float:
-    """Computes the PSNR in dB between the base image and the image reduced to the base image's size."""
+    """Computes the PSNR in dB between the base image and an image that is reduced to the size of the base image."""
     error = float(((downscale(picture, base.shape[:2]) - base) ** 2).mean())
     return min(-10 * math.log10(error), PSNR_LIMIT) if error > 0 else PSNR_LIMIT
 
 
 def excess_blobs(picture: np.ndarray, base: np.ndarray) -> int:
-    """Counts foreign spots: places that differ from the base image by more than BLOB_THRESHOLD.
+    """Counts foreign spots: areas that differ from the base image by more than BLOB_THRESHOLD, like an added subject.
 
-    With the image reduced to the base image's size, this is the number of connected components in which G_2 |G_1
-    (picture - base)| exceeds the threshold, where G_1 and G_2 are Gaussian blurs. The median difference of each channel
-    is subtracted first. Otherwise, a color drift of the whole image would count as one large spot.
+    The image is first reduced to the size of the base image. A spot is a connected area in which G_2 |G_1 (picture -
+    base)| exceeds the threshold. G_1 and G_2 are Gaussian blurs. Before the absolute value, the median of each channel
+    is subtracted. Otherwise, a color drift of the whole image would count as one large spot.
     """
     difference = _blur(downscale(picture, base.shape[:2]) - base, BLOB_FINE)
     difference -= np.median(difference, (0, 1))
@@ -63,8 +63,8 @@ def seam_gradient_ratio(
     The result is the mean of the ratios for `rows` and `columns`, which are the first pixels after each view border.
     The edges of the image do not count as borders. Both gradients are first divided by the gradient 4 to 6 pixels away,
     because a decoder draws smaller differences between two cells than within a cell. The base image was decoded too,
-    and its cells are `base_cell` pixels wide in the enlarged image. A view border is therefore compared only with cell
-    borders at the same position within the cells of the base image.
+    and its cells are `base_cell` pixels wide in the enlarged image. A view border is therefore compared with cell
+    borders at the same position within the cells of the base image. If there are none, all other cell borders are used.
     """
     brightness = luma(picture)
     return (_line_ratio(brightness.T, rows, base_cell) + _line_ratio(brightness, columns, base_cell)) / 2
@@ -112,24 +112,25 @@ def log_spectrum(picture: np.ndarray) -> np.ndarray:
     """
     values = power(picture)
     ring = (frequencies(values.shape) * 2 * RINGS).astype(int)
-    floor = (1 / 255) ** 2 / 12 * values.size * 0.375**2  # the Hann window keeps 3/8 of white power along an axis
+    floor = (1 / 255) ** 2 / 12 * values.size * 0.375**2  # a Hann window keeps 3/8 of white noise along an axis
     return np.log(ndimage.mean(values, ring, np.arange(RINGS)) + floor)
 
 
 def high_frequency_ratio(picture: np.ndarray) -> float:
-    """Computes the share of the power above the frequency HIGH.
+    """Computes the share of the power that is above the frequency HIGH.
 
-    Grain counts as detail, so also look at the comb ratio.
+    Grain increases this share in the same way as true detail, so also look at the comb ratio.
     """
     values = power(picture)
     return float(values[frequencies(values.shape) > HIGH].sum() / values.sum())
 
 
 def comb_ratio(picture: np.ndarray, factor: int) -> float:
-    """Computes the power at the frequencies of the dilated grid divided by the power at frequencies near them.
+    """Computes the power at the frequencies of dilated grain, divided by the power at nearby frequencies.
 
-    1 means no dilated grain. If dilated sub-grids with a distance of `factor` cells differ, they make a pattern with
-    this period. The harmonics of a single cell are excluded, because they come from the decoder's own grid.
+    1 means that there is no dilated grain. A dilated view takes every `factor`-th cell. If the dilated views disagree,
+    the image has a pattern that repeats every `factor` cells. Frequencies of patterns that repeat in every cell are
+    excluded, because they come from the decoder's own grid.
     """
     values = power(picture)
     height, width = values.shape
@@ -140,7 +141,7 @@ def comb_ratio(picture: np.ndarray, factor: int) -> float:
 
 
 def _peak(values: np.ndarray, row: int, column: int) -> float:
-    """Divides a value by the median of the values 3 to 5 entries away. The Hann window does not spread it that far."""
+    """Divides a value by the median of the values 3 to 5 entries away. The Hann window spreads a peak less far."""
     offsets = range(-5, 6)
     ring = [values[row + i, column + j] for i in offsets for j in offsets if 9 <= i * i + j * j <= 25]
     return float(values[row, column] / np.median(ring))
@@ -149,9 +150,10 @@ def _peak(values: np.ndarray, row: int, column: int) -> float:
 def phase_ratio(picture: np.ndarray, factor: int) -> float:
     """Divides the mean squared difference of adjacent latent cells by the mean squared difference of distant cells.
 
-    Distant cells are `factor` cells apart. Cells `factor` apart belong to the same dilated sub-grid. In a clean image,
-    differences grow with the distance, so the ratio is below 1. If the sub-grids differ, adjacent cells differ more.
-    The difference between two sub-grids may vary across the image.
+    The value of a cell is the mean brightness of its pixels. Distant cells are `factor` cells apart, so they belong to
+    the same dilated view. In a clean image, differences grow with the distance, so the ratio is below 1. If the dilated
+    views disagree, adjacent cells differ more. Unlike `comb_ratio`, this function also detects views whose difference
+    varies across the image.
     """
     cells = downscale(luma(picture)[..., None], (picture.shape[0] // CELL, picture.shape[1] // CELL))[..., 0]
     return _mean_square_step(cells, 1) / max(_mean_square_step(cells, factor), 1e-9)
@@ -176,10 +178,10 @@ def anisotropy(picture: np.ndarray, fine: float = 3.0, coarse: float = 4.0) -> f
 
 
 def tone_drift(picture: np.ndarray, base: np.ndarray) -> float:
-    """Computes the change of the mean and of the standard deviation from the base image, on the scale 0..1.
+    """Computes how much the mean and the standard deviation differ from those of the base image, on the scale 0..1.
 
-    The two changes are added and averaged over the channels. The image is first reduced to the base image's size,
-    so that new detail does not count as contrast.
+    The two absolute differences are added and averaged over the channels. The image is first reduced to the size of the
+    base image, so that new detail does not count as contrast.
     """
     low = downscale(picture, base.shape[:2])
     means = np.abs(low.mean((0, 1)) - base.mean((0, 1)))

@@ -1,6 +1,7 @@
 """Measures the small model at its native size, without an upscaler: python -m bench.quality.model.
 
-The command samples prompts of each world with fixed seeds, and prints the shares of correct images as JSON.
+The command makes images with fixed seeds for prompts of both worlds: subjects on photographed backgrounds (collages),
+and subjects on backgrounds of one color (flat). It prints the shares of correct images in each world as JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from bench.quality.worlds import WORLDS
 from trial.small_model import LORA, load
 
 AT_ONCE = 16
-"""Number of images in a batch of the model."""
+"""Number of images that the model makes at the same time."""
 
 
 def judged(studio: Studio, images: np.ndarray) -> dict[str, float]:

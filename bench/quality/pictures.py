@@ -25,7 +25,7 @@ def downscale(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def upscale(picture: np.ndarray, size: tuple[int, int], filter_: Image.Resampling) -> np.ndarray:
-    """Enlarges an image to (height, width). The image is first rounded to 8 bits, as before every upscaler."""
+    """Enlarges an image to (height, width). First rounds it to 8 bits, as the webui does before every upscaler."""
     image = Image.fromarray(to_uint8(picture)).resize((size[1], size[0]), filter_)
     return as_float(np.asarray(image))
 

@@ -29,7 +29,7 @@ from trial.collage.detector import crops_with_subject
 from trial.small_model import CHECKPOINT, LORA, load
 
 PICTURES_AT_ONCE = {1: 16, 2: 8, 3: 4, 4: 4}
-"""Batch size by scale. It is smaller for large images, whose views already fill the model's batch."""
+"""Number of images that are made together, by scale. One large image has enough views to fill a batch of the model."""
 
 
 def parser(doc: str | None, out: Path) -> argparse.ArgumentParser:
@@ -52,8 +52,8 @@ class Job:
 class Store:
     """Finished images in a folder: PNG files, and one line for each image in results.jsonl.
 
-    A line is valid only for the same settings of its configuration and the same `origin` (see the function of this
-    name). If an image has several lines, the last one counts.
+    A line is valid only if the image exists, and if the values of the configuration and the `origin` have not changed
+    since. The function `origin` computes this text. If an image has several lines, the last one counts.
     """
 
     def __init__(self, folder: Path, origin: str):
@@ -75,7 +75,7 @@ class Store:
                 continue
 
     def key(self, configuration: Configuration) -> str:
-        """Returns a short text that changes with everything that affects the images of a configuration."""
+        """Returns a hash of the store's origin and of the configuration's values."""
         return hashlib.sha256((self.origin + configuration.fingerprint()).encode()).hexdigest()[:16]
 
     def path(self, job: Job, number: int) -> Path:
@@ -148,7 +148,7 @@ class Benchmark:
         self.studio, self.store, self.bases = studio, store, Bases(studio, store)
 
     def run(self, jobs: Sequence[Job], numbers: Sequence[int]) -> None:
-        """Makes and measures every image without a valid line."""
+        """Makes and measures every image that has no valid line in the store."""
         self.bases.prepare(numbers)
         missing = {job: [n for n in numbers if self.store.line(job, n) is None] for job in jobs}
         with tqdm(total=sum(map(len, missing.values())), unit="image", smoothing=0.05, disable=None) as progress:
@@ -170,7 +170,7 @@ def bundled(folder: Path, world: World, sampling: Sampling) -> Benchmark:
 
 
 def finish(studio: Studio, store: Store, batch: Batch, job: Job) -> None:
-    """Makes, measures and stores one batch."""
+    """Makes, measures and stores the images of one batch."""
     began = time.perf_counter()
     pictures, units = studio.make(job.configuration, batch, job.scale)
     seconds = (time.perf_counter() - began) / len(pictures)
@@ -182,7 +182,7 @@ def finish(studio: Studio, store: Store, batch: Batch, job: Job) -> None:
 def measure(picture: np.ndarray, base: np.ndarray, job: Job, world: World, number: int) -> dict[str, float | None]:
     """Computes the metrics of one image.
 
-    A true rendering shows another scene than the base image, so it is compared with itself.
+    A true rendering shows another scene than the base image, so it is compared with a reduced copy of itself.
     """
     is_true = job.configuration.kind == "true"
     if is_true:
@@ -211,10 +211,10 @@ def measure(picture: np.ndarray, base: np.ndarray, job: Job, world: World, numbe
 
 
 def seams(job: Job) -> tuple[list[int], list[int]]:
-    """Returns the first pixels after the borders between the tiles of the last stage, as rows and columns.
+    """Returns the rows and columns of the first pixels after the borders of the last stage's tiles.
 
-    Tiles that *Jitter* moves are measured at their original positions. Configurations without tiles are measured at the
-    borders of the tiles of *Fast*, so that all configurations can be compared.
+    Tiles that *Jitter* moves are measured at their original positions. Methods other than DemoFusion are measured at
+    the borders of the tiles of *Fast*, so that all configurations can be compared.
     """
     configuration = job.configuration if job.configuration.kind == "demofusion" else FAST_PRESET
     stage = make_plan(configuration.settings_at(job.scale), (NATIVE, NATIVE)).stages[-1]
@@ -227,10 +227,10 @@ def seams(job: Job) -> tuple[list[int], list[int]]:
 
 
 def peak_memory(studio: Studio, configuration: Configuration, scale: int, batch: Batch) -> int:
-    """Measures the peak bytes of tensors while one image is sampled view by view, without the weights and the decoder.
+    """Measures the peak bytes of tensors while one image is sampled view by view.
 
-    To save time, the stages of DemoFusion run with a network that returns its input. The memory that the UNet needs
-    for one view is added.
+    The weights and the decoder are not included. To save time, the stages of DemoFusion run with a network that returns
+    its input, and the memory of the UNet for one view is measured separately and added.
     """
     if not configuration.uses_model:
         return 0

@@ -12,19 +12,19 @@ from lib_demofusion.method.schedule import steps_of_stage
 from lib_demofusion.method.stage import StageRun
 
 Predict = Callable[[Tensor, float], Tensor]
-"""Predicts the noise in x (B, 4, h, w) at a timestep, or for flow models the clean latent at a sigma."""
+"""A function that predicts the noise in x (B, 4, h, w) at a timestep. For flow models: the clean latent at a sigma."""
 LCM_GRID = 50
-"""Number of timesteps that latent consistency models know: every 20th, from 19 to 999."""
+"""Number of timesteps on which latent consistency models are trained: every 20th, from 19 to 999."""
 BETWEEN = 7_000_003
-"""Difference between the seed of an image or stage and the seed of the noise between its steps."""
+"""Is added to the seed of an image or stage. The sum is the seed of the noise that LCM adds between the steps."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Decreasing timesteps, and the schedule's alphas_cumprod (1000,).
+    """Decreasing timesteps, the schedule's alphas_cumprod (1000,), and the choice of the sampler.
 
-    `fresh(x)` returns new noise in the shape of x (B, 4, h, w). With `fresh`, the sampler is LCM, which adds this noise
-    between its steps. Without it, the sampler is DDIM with eta 0.
+    If `fresh` is given, the sampler is LCM, which adds the noise `fresh(x)` in the shape of x (B, 4, h, w) between its
+    steps. If `fresh` is None, the sampler is DDIM with eta 0.
     """
 
     times: Sequence[int]
@@ -33,7 +33,7 @@ class Steps:
 
 
 def timesteps(steps: int, strength: float = 1.0, lcm: bool = False) -> list[int]:
-    """Returns the last part of a schedule of `steps` decreasing timesteps. `strength` is the share that runs."""
+    """Returns the last part of a schedule of `steps` decreasing timesteps. `strength` is the share that is returned."""
     if lcm:
         times = torch.linspace(LCM_GRID, 0, steps + 1).round() * (1000 // LCM_GRID) - 1
     else:
@@ -42,10 +42,10 @@ def timesteps(steps: int, strength: float = 1.0, lcm: bool = False) -> list[int]
 
 
 def lcm_output(x: Tensor, predicted: Tensor, t: float) -> Tensor:
-    """Computes the output of a consistency model from x and the clean latent predicted at the timestep t.
+    """Computes the output of a consistency model from x and from the clean latent that is predicted at the timestep t.
 
-    The output is x at t = 0. Even at small timesteps, it is almost equal to the prediction (Luo et al., arXiv
-    2310.04378, equation 9, with sigma_data 0.5 and timesteps multiplied by 10).
+    At t = 0, the output is x. At all other timesteps, it is almost equal to the prediction. Source: Luo et al., arXiv
+    2310.04378, equation 9, with sigma_data 0.5 and timesteps multiplied by 10.
     """
     time, data = 10 * t, 0.5
     whole = time**2 + data**2
@@ -53,15 +53,15 @@ def lcm_output(x: Tensor, predicted: Tensor, t: float) -> Tensor:
 
 
 def initial_noise(seeds: Sequence[int], height: int, width: int) -> Tensor:
-    """Draws unit noise (B, 4, height, width) with one seed for each image. Sizes are in latent cells."""
+    """Draws noise with variance 1, (B, 4, height, width), with one seed for each image. Sizes are in latent cells."""
     draws = [torch.randn(4, height, width, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(draws)
 
 
 def fresh_noise(seeds: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """Returns a function that draws noise in the shape of x (B, 4, h, w) for the next step.
+    """Returns a function that draws new noise in the shape of its argument x (B, 4, h, w) at every call.
 
-    Each image has its own generator, so its noise does not depend on the other images of the batch.
+    Each image has its own generator, so the noise of an image does not depend on the other images of the batch.
     """
     generators = [torch.Generator().manual_seed(BETWEEN + seed) for seed in seeds]
 

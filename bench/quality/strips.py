@@ -1,9 +1,9 @@
 """Makes the pictures of the documentation: python -m bench.quality.strips.
 
-These are a strip of images for each parameter, which shows its effect, and the comparison at the top of README. If you
-interrupt the command, the next start continues after the last finished image. The JPEG comment of a strip contains its
-caption and all values, and the comment of the comparison contains its prompts, scales and configurations. Tests compare
-the comments with this module and with the documentation.
+A *strip* is a row of images that shows the effect of one parameter. The command also makes the comparison at the top of
+README. If you interrupt the command, the next start makes only the images that are missing. The JPEG comment of a strip
+contains its caption and all values. The JPEG comment of the comparison contains the prompts, scales and configurations.
+Tests compare these comments with this module, and the captions with the documentation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trial.sheet import contact_sheet
 
 SCALE = 4
 FEW_STEPS = 8
-"""Number of steps of the images with the preset for few-step models."""
+"""Number of steps of the images with *Turbo*, the preset for few-step models."""
 JPEG = {"quality": 70, "optimize": True, "progressive": True}
 """JPEG options that make small files, because everyone who installs the extension downloads them."""
 
@@ -41,16 +41,16 @@ class Effect:
     preset: str = "Balanced"
     changes: Mapping[str, Any] = field(default_factory=dict)
     part: str = ""
-    """The part of the parameter that the values change, if each part has a strip of its own."""
+    """The part of the parameter that differs between the images, such as "tiles" for the first number of skip_views."""
 
     @property
     def name(self) -> str:
-        """The name of the file."""
+        """The name of the strip's file, without the ending."""
         return "_".join([self.field.removesuffix("_views"), *self.part.split()])
 
     @property
     def caption(self) -> str:
-        """The caption in the documentation: the parameter, the preset, and the changes to the preset."""
+        """The caption in the documentation. It names the parameter, the preset, and the changes to the preset."""
         if self.field == "preset":
             return "The presets"
         changes = [f"{_label(name).lower()} {_in_words(value)}" for name, value in self.changes.items()]
@@ -58,7 +58,7 @@ class Effect:
         return f"{_label(self.field)}{part}, in {self.preset}" + (f" with {' and '.join(changes)}" if changes else "")
 
     def settings(self) -> list[dict[str, Any]]:
-        """Returns the fields of a request for each value."""
+        """Returns the fields of the API for each value."""
         return [{"preset": self.preset, **self.changes, self.field: value} for value in self.values]
 
     def configurations(self) -> list[Configuration]:
@@ -66,12 +66,12 @@ class Effect:
         return [Configuration(f"{self.field} {value}", settings=s) for value, s in zip(self.values, self.settings())]
 
     def labels(self) -> list[tuple[str, str]]:
-        """Returns the texts above each image: the value, and in small letters the label of the parameter."""
+        """Returns the two texts above each image: the value, and in small letters the label of the parameter."""
         few = f", few-step model, {FEW_STEPS} steps"
         return [(_in_words(value), _label(self.field) + (few if value == TURBO else "")) for value in self.values]
 
     def comment(self) -> bytes:
-        """Returns the JPEG comment: the caption, the texts above the images, and all values of each image."""
+        """Returns the JPEG comment with the caption, the texts above the images, and all settings of each image."""
         requests = [parse_settings({**settings, "scale": SCALE}) for settings in self.settings()]
         values = [{name: getattr(one, name) for name in preset_values("Paper")} for one in requests]
         found = {"caption": self.caption, "labels": self.labels(), "values": values}
@@ -143,7 +143,7 @@ def comment() -> bytes:
 
 
 def image(benchmark: Benchmark, configuration: Configuration, number: int, scale: int = SCALE) -> Path:
-    """Makes an image of prompt and seed `number` unless it exists, and returns its file."""
+    """Makes an image unless it exists. `number` is the number of the prompt and the seed. Returns the image's file."""
     job = Job(configuration, scale)
     benchmark.run([job], [number])
     return benchmark.store.path(job, number)
@@ -156,11 +156,11 @@ def images_of(effect: Effect, number: int, usual: Benchmark, few: Benchmark) -> 
 
 
 def main() -> None:
-    """Makes the missing images and writes the files."""
+    """Makes the missing images, and writes the strips and the comparison."""
     found = parser(__doc__, Path("pictures"))
     found.add_argument("--work", type=Path, default=Path("test-output/strips"), help="folder for the images")
     names = [*(effect.name for effect in EFFECTS), "comparison"]
-    found.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="strips, or comparison (default: all)")
+    found.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="what to make (default: all)")
     found.add_argument("--number", type=int, default=1, help="number of the prompt and seed of the strips")
     args = found.parse_args()
     torch.set_num_threads(args.threads)

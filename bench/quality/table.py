@@ -18,7 +18,10 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Column:
-    """One statistic. `better` is -1 if smaller is better, 1 if larger is better, and 0 if neither is."""
+    """A column with one statistic.
+
+    `better` is -1 if smaller values are better, 1 if larger values are better, and 0 if neither is better.
+    """
 
     name: str
     title: str
@@ -51,7 +54,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic, the limits of its interval, and its values (RESAMPLES,) in the resamples of the bootstrap."""
+    """The value of a statistic, the limits of its interval, and its values `draws` (RESAMPLES,) in the bootstrap."""
 
     value: float
     low: float
@@ -62,7 +65,7 @@ class Estimate:
 def estimate(statistic: Statistic, pictures: int) -> Estimate:
     """Estimates a statistic and its interval by a bootstrap over images.
 
-    Every configuration uses the same resamples of images, so two configurations can be compared in pairs.
+    All configurations use the same resamples of the images, so two configurations can be compared in pairs.
     """
     rng = np.random.default_rng((SEED, pictures))
     draws = np.array([statistic(rng.integers(0, pictures, pictures)) for _ in range(RESAMPLES)])
@@ -108,7 +111,7 @@ def _mean_of(lines: Sequence[dict[str, Any]], key: str) -> Statistic:
 
 
 def markdown(rows: Sequence[Row], title: str, against: str = PAPER) -> str:
-    """Formats the table in Markdown. `cell` explains the marks, which compare with the row `against`."""
+    """Formats the table in Markdown. Each number has a mark that compares it with the row `against` (see `cell`)."""
     other = next((row for row in rows if row.name == against), None)
     titles = ["configuration", *(column.title for column in COLUMNS), "units", "s", "MiB"]
     lines = [f"## {title}", "", _line(titles), _line(["---"] * len(titles))]
@@ -125,8 +128,8 @@ def _line(cells: Sequence[str]) -> str:
 def cell(row: Row, other: Row | None, column: Column) -> str:
     """Formats one number with half the width of its interval and a mark.
 
-    The mark compares with the other row: `=` means that the paired bootstrap finds no difference, `+` means better, `-`
-    means worse, and `≠` means different in a column without a better direction.
+    The mark compares the number with the other row. `=` means that the paired bootstrap finds no difference. `+` means
+    better, and `-` means worse. `≠` means different, in a column where neither smaller nor larger values are better.
     """
     found = row.estimates.get(column.name)
     if found is None:

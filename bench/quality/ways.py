@@ -1,4 +1,4 @@
-"""Implements the compared methods for larger images. Each takes base latents and returns large images."""
+"""Implements the compared methods for larger images. Each method makes large images from a batch of base images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from trial.collage.scenes import to_uint8
 from trial.small_model import GUIDANCE, SmallModel
 
 SEED_STEP = 1_000_003
-"""Difference between the seeds of two stages of an image."""
+"""Difference between the seeds of two consecutive stages of an image."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Sampling:
     lcm: bool = False
     """Whether to use the sampler LCM, which is for consistency models, instead of DDIM."""
     rows: int = 32
-    """Maximum size of a batch of the model: images x views x 2."""
+    """Maximum number of rows in a call of the UNet: images x views x 2 (for cond and uncond)."""
     bfloat16: bool = True
 
 
@@ -54,7 +54,7 @@ def few_steps(steps: int, bfloat16: bool = True) -> Sampling:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images that are made together: their numbers, which are also their seeds, and their base images."""
+    """Images that are made together. The number of an image selects its prompt, and is its seed."""
 
     numbers: list[int]
     latents: Tensor  # (B, 4, NATIVE, NATIVE)
@@ -73,7 +73,7 @@ class Studio:
         self.alphas = model.alphas_cumprod
 
     def base(self, numbers: list[int]) -> Tensor:
-        """Samples base latents (B, 4, NATIVE, NATIVE)."""
+        """Samples the latents (B, 4, NATIVE, NATIVE) of the base images with these numbers."""
         noise = initial_noise(numbers, NATIVE, NATIVE)
         return sample(noise, self.steps(numbers), self.guided(numbers).whole)
 
@@ -93,17 +93,17 @@ class Studio:
         return GuidedModel(self.unet, context, self.sampling.guidance, self.sampling.rows)
 
     def decode(self, latents: Tensor) -> np.ndarray:
-        """Decodes images (B, H, W, 3) in 0..1, rounded to 8 bits."""
+        """Decodes latents (B, 4, h, w) to images (B, H, W, 3) in 0..1, rounded to 8 bits."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.sampling.bfloat16):
             return _from_tensor(torch.cat([self.model.decode(latent[None]).float() for latent in latents]))
 
     def encode(self, pictures: np.ndarray) -> Tensor:
-        """Encodes images (B, H, W, 3) in 0..1."""
+        """Encodes images (B, H, W, 3) in 0..1 to latents (B, 4, H / 8, W / 8)."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.sampling.bfloat16):
             return torch.cat([self.model.encode(one[None]).float() for one in _as_tensor(pictures)])
 
     def make(self, configuration: Configuration, batch: Batch, scale: int) -> tuple[np.ndarray, float]:
-        """Makes images (B, H, W, 3) in 0..1. Also returns their cost per image, in base passes."""
+        """Makes images (B, H, W, 3) in 0..1. Also returns the cost of one image in units."""
         if not configuration.uses_model:
             return self._without_model(configuration.kind, batch, scale), 0.0
         latents, units = self.latents(configuration, batch, scale)
@@ -122,7 +122,10 @@ class Studio:
         return np.stack([upscale(base, (side, side), Image.Resampling.LANCZOS) for base in batch.bases])
 
     def latents(self, configuration: Configuration, batch: Batch, scale: int) -> tuple[Tensor, float]:
-        """Samples latents (B, 4, h, w) with a configuration that uses the model. Also returns the cost per image."""
+        """Samples latents (B, 4, h, w) with a configuration that uses the model.
+
+        Also returns the cost of one image in units.
+        """
         guided = self.guided(batch.numbers)
         if configuration.kind == "hires":
             x = self._hires_fix(configuration, batch, scale, guided)
@@ -149,7 +152,7 @@ class Studio:
 
 @dataclass(frozen=True)
 class StageWork:
-    """The operations of the stages of a batch (see lib_demofusion.method.stages). Images are (H, W, 3) in 0..1."""
+    """Implements the operations that `run_stages` calls, for a batch of images. Images are (H, W, 3) in 0..1."""
 
     studio: Studio
     settings: Settings
@@ -162,15 +165,15 @@ class StageWork:
         return False
 
     def decode(self, latent: Tensor) -> np.ndarray:
-        """Decodes the images of a latent."""
+        """Decodes latents (B, 4, h, w) to images."""
         return self.studio.decode(latent)
 
     def enlarge(self, image: np.ndarray, stage: StagePlan) -> np.ndarray:
-        """Upscales an image to the size of a stage, as the webui does."""
+        """Upscales an image to the size of a stage, like the webui's upscaler Lanczos."""
         return upscale(image, stage.pixels, Image.Resampling.LANCZOS)
 
     def encode(self, images: Iterable[np.ndarray]) -> Tensor:
-        """Encodes images."""
+        """Encodes images to latents (B, 4, h, w)."""
         return self.studio.encode(np.stack(list(images)))
 
     def sample(self, stage: StagePlan, anchor: Tensor, finish: Finish) -> Tensor:

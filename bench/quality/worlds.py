@@ -1,4 +1,7 @@
-"""Defines the worlds of the measured images: prompts by number, true renderings, and the detector's results."""
+"""Defines the worlds. A world is a set of prompts with the correct renderings of their scenes.
+
+A prompt names a subject and a *ground*, the background of a collage. The detector checks both in the measured images.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,16 @@ from trial.collage.content import caption, captions, ground_kinds, installed
 from trial.collage.scenes import random_collage, render
 
 TRUE_SEED = 90_000
-"""Seed of the first set of true renderings. No training set uses it."""
+"""Seed of the first set of true renderings. The models were not trained on scenes with this seed."""
 
 
 @dataclass(frozen=True)
 class Sight:
     """The detector's results for a whole image.
 
-    `place` is the subject's center (x, y) in fractions of the image, or None if the image shows no subject.
-    `right_subject` and `right_ground` are True if they match the prompt.
+    `subjects` is the number of subjects. `place` is the center (x, y) of the most probable subject in fractions of the
+    image, or None if the detector finds no subject. `right_subject` and `right_ground` are True if this subject and the
+    ground are those of the prompt.
     """
 
     subjects: int
@@ -30,7 +34,7 @@ class Sight:
 
 @dataclass(frozen=True)
 class World:
-    """Prompts for collages whose grounds have the indices `grounds`. Images are (H, W, 3) float in 0..1."""
+    """The prompts with the grounds whose indices are in `grounds`. Images are (H, W, 3) float in 0..1."""
 
     name: str
     grounds: range
@@ -49,7 +53,7 @@ class World:
         return caption(subjects[subject], grounds[ground])
 
     def true_rendering(self, number: int, side: int, set_: int) -> np.ndarray:
-        """Renders a random scene of the prompt of image `number`. Sets are independent of each other."""
+        """Renders a random scene for the prompt of image `number`. The scenes of two sets `set_` are independent."""
         rng, content = np.random.default_rng((TRUE_SEED + set_, number)), installed()
         return render(content, random_collage(content, rng, self.label(number)), side)
 
