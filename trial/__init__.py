@@ -1,4 +1,4 @@
-"""A small latent diffusion model, the collages that it draws, and a miniature of the webui."""
+"""A small latent diffusion model, programs for the collages that it draws, and a miniature of the webui."""
 
 from trial import bootstrap
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """The fields of `ddconfig` in a checkpoint's .yaml that differ between models."""
+    """The fields of `ddconfig` in a checkpoint's .yaml that are not the same in all supported models."""
 
     ch: int = 96
     ch_mult: tuple[int, ...] = (1, 1, 1, 1)

@@ -25,15 +25,15 @@ OLDEST, NEWEST = (3, 10), (3, 13)
 TORCH = "2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CUDA_SIZE = "about 3 GB to download and 7 GB on the disk"
-"""Size of the default build of torch on Linux, with the CUDA libraries that it brings."""
+"""Size of the default build of torch on Linux, including the CUDA libraries that pip installs with it."""
 SET_UP = "python run_tests.py --set-up"
-"""The command that only sets up the environment of tests and measurements."""
+"""The command that sets up the environment for tests and measurements, and then ends."""
 PACKAGES = ("torch", "numpy", "PIL", "yaml", "safetensors", "tqdm", "scipy", "gradio")
-"""The packages that the commands of trial/ and bench/ import."""
+"""The names of the packages that the commands of trial/ and bench/ import."""
 
 
 class SetUpError(Exception):
-    """The setup cannot continue. The command prints the message and ends."""
+    """The environment cannot be set up. The command prints the message and ends."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Layer:
     """Whether pip also installs the dependencies of these packages."""
 
     def fingerprint(self) -> str:
-        """Computes a hash of everything that determines the installed packages."""
+        """Computes a hash of the version of torch and of the requirements file."""
         return hashlib.sha256(TORCH.encode() + b"\0" + self.file.read_bytes()).hexdigest()
 
     @property
@@ -64,7 +64,10 @@ def announce(step: str) -> None:
 
 
 def run(*arguments: str, interactive: bool = False) -> int:
-    """Runs a command in the repository's root and returns its exit status."""
+    """Runs a command in the repository's root and returns its exit status.
+
+    An `interactive` command can read from the terminal.
+    """
     # sys.stdin is None if the caller has closed it
     stdin = None if interactive and sys.stdin is not None else subprocess.DEVNULL
     return subprocess.run(arguments, cwd=ROOT, stdin=stdin, check=False).returncode
@@ -76,7 +79,7 @@ def run_module(*arguments: str, interactive: bool = False) -> int:
 
 
 def answer(code: str, python: Path = PYTHON) -> str:
-    """Runs a line of code, by default with the Python of .venv. Returns the output, or an empty text after an error."""
+    """Runs a line of code, by default with the Python of .venv. Returns what it prints, or "" if it fails."""
     try:
         result = subprocess.run(
             [str(python), "-c", code], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
@@ -109,7 +112,10 @@ def pip_install(*arguments: str) -> bool:
 
 
 def install_torch() -> None:
-    """Installs the pinned torch, unless it is installed already. Prefers the build without CUDA."""
+    """Installs the pinned version of torch, unless it is installed already.
+
+    Tries the build for CPUs first, and then the default build. Raises SetUpError if both fail.
+    """
     if answer("import importlib.metadata as m; print(m.version('torch'))").partition("+")[0] == TORCH:
         return
 
@@ -139,13 +145,13 @@ def confirm_cuda() -> None:
 
 
 def enter_environment(package: str, of_webui: Mapping[str, Sequence[str]]) -> None:
-    """Runs a command `python -m package.module` with the Python of .venv if the running Python lacks packages.
+    """Starts a command `python -m package.module` again with the Python of .venv if this Python lacks packages.
 
-    The `__init__.py` of trial/ and bench/ calls this function, because Python imports that file before the module
-    itself. If .venv does not exist or also lacks the packages, the process ends with a message. `of_webui` lists the
-    modules that run with the Python of a webui instead, and the packages that each of them needs.
+    The `__init__.py` of trial/ and bench/ calls this function, because Python imports `__init__.py` before the module
+    itself. If .venv does not exist or also lacks the packages, the process ends with a message. `of_webui` maps the
+    modules that are for the Python of a webui to the packages that they need.
     """
-    # Python 3.9 lacks orig_argv; `python run_tests.py` must still reach its own message about the version
+    # Python 3.9 lacks sys.orig_argv; `python run_tests.py` must still run until `set_up` reports the wrong version
     command = getattr(sys, "orig_argv", ())
     if sys.argv[:1] != ["-m"] or "-m" not in command:
         return
@@ -162,9 +168,10 @@ def enter_environment(package: str, of_webui: Mapping[str, Sequence[str]]) -> No
 
 
 def set_up(*layers: Layer) -> None:
-    """Creates the virtual environment if necessary, and installs the layers that it lacks.
+    """Creates the virtual environment if necessary, and installs the layers that are not installed in it.
 
-    Needs no network if the environment already contains all layers. Raises SetUpError.
+    Needs no network if all layers are installed already. Raises SetUpError if Python has another version than the
+    packages need, or if a step fails.
     """
     version = sys.version_info[:2]
     if not OLDEST <= version <= NEWEST:
@@ -185,13 +192,13 @@ def set_up(*layers: Layer) -> None:
 
 
 def free_port(first: int, count: int = 100) -> int:
-    """Returns the first port, beginning with `first`, on which no process of this machine listens.
+    """Returns the first port from `first` on that is free on 127.0.0.1.
 
-    Raises OSError if `count` consecutive ports are in use.
+    Raises OSError if all of the first `count` ports are in use.
     """
     for port in range(first, first + count):
         with socket.socket() as probe:
-            # servers set this option too; without it, a port that was released just now would count as in use
+            # servers set this option too; without the option, a port that was released just now would count as in use
             if sys.platform != "win32":
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -203,9 +210,9 @@ def free_port(first: int, count: int = 100) -> int:
 
 
 def let_threads_sleep() -> None:
-    """Sets the environment so that torch's threads in later processes release their core while they wait.
+    """Sets OMP_WAIT_POLICY, so that torch's threads release their core while they wait, in processes started later.
 
-    By default, a waiting thread keeps its core busy. On two cores that other processes also used, this made a model
+    By default, a waiting thread keeps its core busy. When other processes used the same two cores, this made a model
     call ten times slower.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

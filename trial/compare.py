@@ -1,6 +1,6 @@
 """Saves the base image, the images of all stages, and a sheet that compares methods for larger images.
 
-This is the command `python try_demofusion.py --out DIR`. It uses the miniature webui without its page.
+The command `python try_demofusion.py --out DIR` runs this module. It uses the miniature webui without opening the page.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trial.small_model import GUIDANCE
 
 NATIVE = 128
 WHOLE, PART = 160, 320
-"""Side in pixels of a whole image on the sheet, and of a part at 1:1."""
+"""Sides in pixels of the images on the sheet: of an image that is reduced to this size, and of a part at 1:1."""
 
 
 def sample(options: Any, size: int, demofusion: bool) -> Any:
@@ -36,13 +36,13 @@ def sample(options: Any, size: int, demofusion: bool) -> Any:
         "height": size,
         "do_not_save_samples": True,
     }
-    # this small model is faster with larger batches than the automatic batch size on a CPU
+    # on a CPU, the small model is faster with batches of 8 views than with the automatic size of the batches
     settings = {"enabled": demofusion, "scale": options.scale, "return_stages": True, "view_batch": 8}
     return jobs.execute(jobs.make(scripts.scripts_txt2img, False, parameters, [0, settings]))
 
 
 def main(options: argparse.Namespace) -> None:
-    """Writes the images and the sheet into the folder `options.out`."""
+    """Makes the images, and writes them and the sheet into the folder `options.out`."""
     set_up_scripts()
     options.out.mkdir(parents=True, exist_ok=True)
     began = time.time()
@@ -72,7 +72,7 @@ def set_up_scripts() -> None:
 
 
 def save(folder: Path, name: str, image: Image.Image) -> Path:
-    """Writes an image to a file with its size in the name. Returns the path."""
+    """Writes an image to a file whose name contains the size of the image. Returns the path."""
     path = folder / f"{name}-{image.width}x{image.height}.png"
     image.save(path)
     return path

@@ -1,4 +1,7 @@
-"""Installs the extension and the small model into an existing webui, and starts the webui."""
+"""Installs the extension and the small model into an existing webui, and starts the webui.
+
+The command `python try_demofusion.py --webui DIR` runs this module.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,18 @@ FOLDER = "sd-webui-demofusion-hires"
 PARTS = ("install.py", "javascript", "lib_demofusion", "localizations", "LICENSE", "README.md", "scripts", "style.css")
 """The files and folders of the repository that the webui needs."""
 CPU = ("--skip-torch-cuda-test", "--use-cpu", "all", "--no-half", "--precision", "full")
-"""Command line flags of the webui for a machine without a GPU."""
+"""Command line flags with which the webui runs on a CPU."""
 
 
 class InstallError(Exception):
-    """The webui cannot be used. The command prints the message and ends."""
+    """The extension or the model cannot be installed. The command prints the message and ends."""
 
 
 def main(options: argparse.Namespace) -> int:
-    """Installs the extension and the model, and starts the webui. Returns the exit status."""
+    """Installs the extension and the model, and starts the webui unless `--install-only` is set.
+
+    Returns the exit status.
+    """
     webui = options.webui.resolve()
     try:
         if not (webui / "modules" / "scripts.py").is_file() or not (webui / "launch.py").is_file():
@@ -51,7 +57,11 @@ def is_forge(webui: Path) -> bool:
 
 
 def install_extension(webui: Path) -> Path:
-    """Copies the extension, unless the webui contains it as a clone or a link. Returns the folder of the extension."""
+    """Copies the extension into the webui, or replaces an older copy. Returns the folder of the extension.
+
+    A clone of the repository, or a link to it, is not changed. Raises InstallError if the folder contains something
+    else.
+    """
     target = webui / "extensions" / FOLDER
     if target.is_symlink() or (target / ".git").exists() or target.resolve() == ROOT:
         return target
@@ -98,7 +108,7 @@ def install_model(webui: Path, source: Path) -> Path:
 
 
 def python_of(webui: Path) -> Path:
-    """Returns the Python of the webui's own virtual environment."""
+    """Returns the Python of the webui's own virtual environment. Raises InstallError if there is none."""
     for place in ("venv/bin/python", "venv/Scripts/python.exe"):
         if (webui / place).is_file():
             return webui / place
@@ -106,14 +116,17 @@ def python_of(webui: Path) -> Path:
 
 
 def start(webui: Path, checkpoint: Path | None, options: argparse.Namespace) -> int:
-    """Runs the webui with the checkpoint, if there is one, until the webui ends. Returns the exit status."""
+    """Starts the webui, waits until it ends, and returns its exit status.
+
+    Without a checkpoint, the webui chooses one itself.
+    """
     python = python_of(webui)
     port = bootstrap.free_port(options.port)
     command = [str(python), "launch.py", "--port", str(port)]
     if checkpoint is not None:
         command += ["--ckpt", str(checkpoint)]
     if (
-        not is_forge(webui)  # the webuis of Forge's family have different flags for a CPU
+        not is_forge(webui)  # webuis of Forge's family have other flags for running on a CPU
         and sys.platform != "darwin"
         and bootstrap.answer("import torch; print(torch.cuda.is_available())", python) != "True"
     ):

@@ -1,8 +1,9 @@
 """Reads the bundled weights, which the repository stores with 8 bits per weight.
 
-Large matrices and kernels are stored as int8, with one scale for each output. The 3x3 kernels of the autoencoder's
-decoder have one scale for each output and input. Other weights are stored in half precision. The text encoder's table
-of words is stored without the rows of words that were not trained. These rows are drawn again from a fixed seed.
+Large matrices and kernels are stored as int8, with one scale for each output channel. The 3x3 kernels of the
+autoencoder's decoder have one scale for each pair of an output and an input channel. Other weights are stored in half
+precision. The token embedding of the text encoder is stored without the rows of the tokens that were not trained.
+`load` fills these rows with noise from a fixed seed.
 """
 
 from __future__ import annotations
@@ -15,33 +16,36 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-WORDS = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
-"""The name of the text encoder's table of words."""
-USED = "trained_words"
-"""The name of the tensor with the row numbers of the trained words."""
+TOKEN_EMBEDDING = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
+"""The name of the tensor with the token embedding of the text encoder."""
+TRAINED_ROWS = "trained_words"
+"""The name of the tensor with the numbers of the rows of the token embedding that are stored."""
 SCALE = ".row_scale"
-"""The scales of a weight have its name with this ending."""
+"""Ending of names: the tensor with the scales of a weight has the name of the weight and this ending."""
 STD = 0.02
-"""Standard deviation of the rows of words that were not trained."""
+"""Standard deviation of the noise in the rows of the token embedding that are not stored."""
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Loads the tensors of a file, packed or not. Weights that are stored as int8 are restored in the type `dtype`."""
+    """Loads the tensors of a file, which can be packed or not.
+
+    Weights that are stored as int8 are multiplied by their scales, and returned in the type `dtype`.
+    """
     packed, about = _read(path)
-    tensors = {name: tensor for name, tensor in packed.items() if name != USED and not name.endswith(SCALE)}
+    tensors = {name: tensor for name, tensor in packed.items() if name != TRAINED_ROWS and not name.endswith(SCALE)}
     for name, weight in tensors.items():
         if weight.dtype == torch.int8:
             scale = packed[name + SCALE].float()
             tensors[name] = (weight.float() * scale[(...,) + (None,) * (weight.ndim - scale.ndim)]).to(dtype)
-    if USED in packed:
-        rows = tensors[WORDS]
+    if TRAINED_ROWS in packed:
+        rows = tensors[TOKEN_EMBEDDING]
         table = STD * torch.randn(int(about["words"]), rows.shape[1], generator=torch.Generator().manual_seed(0))
-        tensors[WORDS] = table.to(dtype).index_copy(0, packed[USED].long(), rows)
+        tensors[TOKEN_EMBEDDING] = table.to(dtype).index_copy(0, packed[TRAINED_ROWS].long(), rows)
     return tensors
 
 
 def write_full(source: Path, target: Path) -> None:
-    """Writes a file, packed or not, as a file that a webui can load. Packed weights are restored in half precision."""
+    """Unpacks the file `source` to half precision, so that a webui can load it. A file that is not packed is copied."""
     packed, about = _read(source)
     if all(tensor.dtype != torch.int8 for tensor in packed.values()):
         shutil.copy2(source, target)

@@ -1,4 +1,4 @@
-"""Draws contact sheets. Each column shows the images of one configuration, with a part of each image at 1:1 below."""
+"""Draws contact sheets. A column shows the images of one method. Below each image is a part of the image at 1:1."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE, MARGIN, LABEL = 160, 8, 34
-"""Pixels of the side of an image, of the gap between images, and of the lines of text above an image."""
+"""Sizes in pixels: the side of an image, the gap between images, and the height of the text above an image."""
 LARGEST_PART = 2 / 3
-"""Maximum width and height of a part, as shares of the image's width and height."""
+"""Maximum width and height of a 1:1 part, as shares of the image's width and height."""
 PAPER, INK, FAINT = "white", "black", "#666666"
 
 
@@ -20,7 +20,8 @@ def contact_sheet(
 ) -> Image.Image:
     """Draws a sheet. Each column is (title, second line of the title, one file for each caption).
 
-    `side` is the side of the whole images in pixels. `part` is the side of their parts; 0 means as large as `side`.
+    `side` is the side in pixels of the images, which are resized to squares. `part` is the maximum side of the 1:1
+    parts, or 0 for the same as `side`.
     """
     part = part or side
     step, block = max(side, part) + MARGIN, side + part + LABEL
@@ -41,14 +42,14 @@ def contact_sheet(
 
 
 def middle(picture: Image.Image, side: int = SIDE) -> Image.Image:
-    """Crops a part at 1:1 from the left of the middle, where most subjects have an edge."""
+    """Crops a part of at most `side` pixels at 1:1. It is left of the middle, where most subjects have an edge."""
     width, height = (min(side, int(length * LARGEST_PART)) for length in picture.size)
     left, top = picture.width // 4, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))
 
 
 def font(size: int) -> Any:
-    """Returns Pillow's own font. Pillow before 10.1, which some webuis use, has only one size."""
+    """Returns Pillow's own font. Before Pillow 10.1, this font has only one size. Some webuis use such a version."""
     try:
         return ImageFont.load_default(size)
     except TypeError:

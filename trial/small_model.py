@@ -1,5 +1,7 @@
 """Loads a small checkpoint with the layout of Stable Diffusion 1 for inference, without a webui.
 
+Example:
+
 model = load()
 context = model.encode_prompts(["a bear on grass"])
 eps = model.unet(x, t, context)
@@ -21,7 +23,7 @@ from trial.unet import UNet, UNetConfig
 CHECKPOINT = Path(__file__).parent / "checkpoint" / "demofusion-collage.safetensors"
 """The bundled model, packed with 8 bits per weight."""
 LORA = CHECKPOINT.with_name("demofusion-collage-lcm.safetensors")
-"""The packed LoRA for few steps. With it, the bundled model needs 4 to 8 steps of the sampler LCM and no guidance."""
+"""The packed LoRA for few steps. With this LoRA, the bundled model needs 4 to 8 steps of LCM, and CFG scale 1."""
 GUIDANCE = 3.0
 """The CFG scale for the bundled model without the LoRA."""
 UNET_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
@@ -62,13 +64,13 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _chosen(params: dict, kind: type):
-    """Creates a configuration from the parameters of a .yaml section. Ignores parameters that `kind` does not have."""
+    """Creates a dataclass `kind` from a section of the .yaml file. Ignores parameters that `kind` does not have."""
     known = {name: params[name] for name in kind.__dataclass_fields__ if name in params}
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
 
 def text_config(tensors: dict[str, Tensor]) -> TextConfig:
-    """Reads the sizes of the text encoder from a checkpoint's tensors, because the .yaml does not contain them."""
+    """Reads the widths of the text encoder from a checkpoint's tensors, because the .yaml does not contain them."""
     width = tensors[f"{TEXT_PREFIX}text_model.final_layer_norm.weight"].shape[0]
     inner = tensors[f"{TEXT_PREFIX}text_model.encoder.layers.0.mlp.fc1.weight"].shape[0]
     return TextConfig(hidden_size=width, intermediate_size=inner, projection_dim=width)
@@ -78,7 +80,7 @@ def text_config(tensors: dict[str, Tensor]) -> TextConfig:
 def add_lora(unet: nn.Module, path: Path) -> None:
     """Adds a LoRA (Hu et al., arXiv 2106.09685) to the weights of a UNet.
 
-    Raises KeyError if the file lacks a linear layer or a convolution of the UNet.
+    Raises KeyError if the file does not change every linear layer and every convolution of the UNet.
     """
     tensors = packing.load(path)
     for name, module in unet.named_modules():

@@ -20,7 +20,7 @@ START_TEXT, END_TEXT = "<|startoftext|>", "<|endoftext|>"
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The fields of CLIPTextConfig in the package transformers whose values differ from the defaults there."""
+    """The sizes of the text encoder, with the names of the fields of CLIPTextConfig in the package transformers."""
 
     hidden_size: int = 64
     intermediate_size: int = 192
@@ -33,9 +33,9 @@ class TextConfig:
 
 @cache
 def tokenizer() -> Any:
-    """Loads only the module with the tokenizer from the package clip-anytorch.
+    """Creates CLIP's tokenizer from one module of the package clip-anytorch.
 
-    The package itself would import torchvision, which is not installed.
+    Importing the whole package would also import torchvision, which is not installed.
     """
     package = importlib.util.find_spec("clip")
     if package is None or package.origin is None:
@@ -48,7 +48,10 @@ def tokenizer() -> Any:
 
 
 def tokenize(prompts: list[str]) -> Tensor:
-    """Tokenizes prompts to ids (B, 77): a start token, the words, and end tokens. Truncates longer prompts."""
+    """Tokenizes prompts to ids (B, 77): a start token, the tokens of the prompt, and end tokens up to the length.
+
+    Truncates prompts that have more than 75 tokens.
+    """
     rows = torch.full((len(prompts), LENGTH), END)
     rows[:, 0] = START
     for row, prompt in zip(rows, prompts, strict=True):
@@ -104,7 +107,7 @@ class TextEncoder(nn.Module):
 
 
 def write_clip_folder(folder: Path, config: TextConfig) -> None:
-    """Writes the tokenizer and the configuration of the text encoder, which a webui loads with the checkpoint."""
+    """Writes the tokenizer and the configuration of the text encoder. A webui needs both to load the checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     marks = {"bos_token": START_TEXT, "eos_token": END_TEXT, "unk_token": END_TEXT, "pad_token": END_TEXT}
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, **marks}

@@ -14,9 +14,9 @@ from trial.autoencoder import Upsample
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """The fields of `unet_config` in a checkpoint's .yaml that differ between models.
+    """The fields of `unet_config` in a checkpoint's .yaml that are not the same in all supported models.
 
-    `attention_resolutions` are downsampling factors. The levels with these factors have attention.
+    `attention_resolutions` are downsampling factors. The levels with these factors have transformer blocks.
     """
 
     model_channels: int = 64
@@ -26,15 +26,15 @@ class UNetConfig:
     num_heads: int = 4
     context_dim: int = 64
     transformer_depth: int | tuple[int, ...] = 1
-    """Number of transformer blocks, either for all levels or for each level."""
+    """Number of transformer blocks after a residual block: one number for all levels, or one for each level."""
     num_head_channels: int = 0
     """Width of an attention head at all levels. If it is 0, each level has `num_heads` heads."""
     adm_in_channels: int = 0
-    """Width of the vector with sizes and pooled text. If it is 0, the model has no such input."""
+    """Width of the vector with sizes and the pooled text embedding. If it is 0, the model has no such input."""
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Computes cosines and sines of the timesteps t (B,) at geometric frequencies, (B, dim). The cosines come first."""
+    """Computes the embedding (B, dim) of timesteps t (B,): cosines, then sines, of t times geometric frequencies."""
     half = dim // 2
     frequencies = torch.exp(-math.log(10000.0) / half * torch.arange(half, device=t.device, dtype=torch.float32))
     angles = t.float()[:, None] * frequencies
@@ -42,7 +42,7 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with the time embedding added between them, from (B, C, H, W) to (B, C', H, W)."""
+    """A residual block from (B, C, H, W) to (B, C', H, W). Adds the time embedding between its two convolutions."""
 
     def __init__(self, inputs: int, outputs: int, emb: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class CrossAttention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """A linear layer whose second half gates the first half."""
+    """A linear layer with twice the outputs. The second half of the outputs gates the first half."""
 
     def __init__(self, dim: int, outputs: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """A feed-forward layer with gated expansion by four, for each token."""
+    """A feed-forward layer for each token, with a gated hidden layer of four times the width."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the text, and a feed-forward layer. Each has a skip connection."""
+    """Self-attention, cross-attention to the text, and a feed-forward layer, each with a skip connection."""
 
     def __init__(self, dim: int, context_dim: int, heads: int) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class Downsample(nn.Module):
 
 
 class Block(nn.ModuleList):
-    """A sequence of layers. Residual blocks also receive the time embedding, and transformers the text."""
+    """A sequence of layers. ResBlocks also receive the time embedding. Transformers also receive the text."""
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         for layer in self:

@@ -52,7 +52,7 @@ def test_the_unpacked_checkpoint_has_the_layout_of_stable_diffusion_1():
     rest = {name for name in tensors if not name.startswith(heads)}
     assert {"betas", "alphas_cumprod"} <= rest
     assert all(tensors[name].shape == (1000,) and tensors[name].dtype == torch.float32 for name in rest)
-    assert tensors[packing.WORDS].shape == (49408, 32)
+    assert tensors[packing.TOKEN_EMBEDDING].shape == (49408, 32)
     assert not any(name.endswith(packing.SCALE) for name in tensors)
 
 

@@ -24,7 +24,7 @@ def tensors() -> Tensors:
     torch.manual_seed(1)
     scales = torch.logspace(-3, 1, 64)
     return {
-        packing.WORDS: torch.randn(VOCABULARY, 32).half(),
+        packing.TOKEN_EMBEDDING: torch.randn(VOCABULARY, 32).half(),
         KERNEL: (torch.randn(64, 32, 3, 3) * scales[:, None, None, None]).half(),
         DECODER_KERNEL: (torch.randn(16, 8, 3, 3) * scales[:8, None, None] * scales[48:, None, None, None]).half(),
         "model.conv.bias": torch.randn(64).half(),
@@ -42,9 +42,9 @@ def quantized(weight: torch.Tensor, axes: int) -> tuple[torch.Tensor, torch.Tens
 
 def save_packed(path: Path, tensors: Tensors, used: torch.Tensor) -> None:
     """Writes a packed checkpoint. Of the table of words, it contains only the rows `used`."""
-    packed = {**tensors, packing.USED: used.to(torch.int32)}
-    for name, axes in ((packing.WORDS, 1), (KERNEL, 1), (DECODER_KERNEL, 2)):
-        weight = tensors[name][used] if name == packing.WORDS else tensors[name]
+    packed = {**tensors, packing.TRAINED_ROWS: used.to(torch.int32)}
+    for name, axes in ((packing.TOKEN_EMBEDDING, 1), (KERNEL, 1), (DECODER_KERNEL, 2)):
+        weight = tensors[name][used] if name == packing.TOKEN_EMBEDDING else tensors[name]
         packed[name], packed[name + packing.SCALE] = quantized(weight, axes)
     save_file(packed, str(path), metadata={"format": "pt", "packed": "demofusion-int8", "words": str(VOCABULARY)})
 
@@ -57,9 +57,9 @@ def test_unpacked_weights_differ_by_at_most_half_a_quantization_step(
     save_packed(tmp_path / "a.safetensors", tensors, used)
     full = packing.load(tmp_path / "a.safetensors", dtype)
     assert full.keys() == tensors.keys()
-    expected = {**tensors, packing.WORDS: tensors[packing.WORDS][used]}
-    found = {**full, packing.WORDS: full[packing.WORDS][used]}
-    for name, axes in ((packing.WORDS, 1), (KERNEL, 1), (DECODER_KERNEL, 2)):
+    expected = {**tensors, packing.TOKEN_EMBEDDING: tensors[packing.TOKEN_EMBEDDING][used]}
+    found = {**full, packing.TOKEN_EMBEDDING: full[packing.TOKEN_EMBEDDING][used]}
+    for name, axes in ((packing.TOKEN_EMBEDDING, 1), (KERNEL, 1), (DECODER_KERNEL, 2)):
         assert found[name].dtype == dtype
         exact = expected[name].float().flatten(axes)
         error = (found[name].float().flatten(axes) - exact).abs().amax(-1)
@@ -71,7 +71,7 @@ def test_unpacked_weights_differ_by_at_most_half_a_quantization_step(
 
 def test_untrained_words_are_the_same_at_every_load(tensors: Tensors, tmp_path: Path) -> None:
     save_packed(tmp_path / "a.safetensors", tensors, torch.tensor([1]))
-    first, second = (packing.load(tmp_path / "a.safetensors")[packing.WORDS] for _ in range(2))
+    first, second = (packing.load(tmp_path / "a.safetensors")[packing.TOKEN_EMBEDDING] for _ in range(2))
     assert first.shape == (VOCABULARY, 32)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert 0.01 < first[2:].float().std() < 0.03

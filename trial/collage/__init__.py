@@ -1,1 +1,4 @@
-"""Renders collages at any size and detects what an image shows. A collage is a cut-out subject on a background."""
+"""Renders collages at any size, and detects the subject and the background of an image.
+
+A collage is an image of a cut-out subject on a background.
+"""

@@ -16,18 +16,21 @@ from PIL import Image
 
 LIST = Path(__file__).with_name("content.yaml")
 STAMPS = "tuxpaint-stamps-default"
-"""The Debian package of all cut-outs."""
+"""The Debian package that contains all cut-outs."""
 FOLDER_VARIABLE = "DEMOFUSION_COLLAGE"
 MARGIN = 0.25
-"""Width of the transparent border around a cut-out, relative to its longer side. Resampling reads pixels of it."""
+"""Width of the transparent border, relative to the longer side of the cut-out.
+
+Resampling reads pixels beyond the edge of the cut-out, so these pixels must exist.
+"""
 
 
 @dataclass(frozen=True)
 class Cutout:
     """The image of a subject.
 
-    `picture` has the mode RGBa (premultiplied alpha) and a transparent border of `margin` pixels. `width` and `height`
-    do not include the border.
+    `picture` has the mode RGBa (premultiplied alpha) and includes a transparent border of `margin` pixels on each side.
+    `width` and `height` do not include the border.
     """
 
     caption: str
@@ -39,7 +42,7 @@ class Cutout:
 
 @dataclass(frozen=True)
 class Ground:
-    """A photographed ground. The side of a scene shows `frame` pixels of the photograph."""
+    """A photographed ground. A scene shows a square of `frame` x `frame` pixels of the photograph."""
 
     caption: str
     picture: Image.Image
@@ -68,7 +71,10 @@ def caption(subject: str, ground: str) -> str:
 
 
 def default_folder() -> Path:
-    """Returns the folder of the unpacked packages: the environment variable DEMOFUSION_COLLAGE, or the user's cache."""
+    """Returns the folder of the unpacked packages.
+
+    The environment variable DEMOFUSION_COLLAGE can set the folder. By default, it is in the user's `.cache`.
+    """
     return Path(os.environ.get(FOLDER_VARIABLE, Path.home() / ".cache" / "demofusion-collage"))
 
 
@@ -94,7 +100,7 @@ def ground_kinds() -> dict[str, range]:
 
 
 def cutout(name: str, picture: Image.Image) -> Cutout:
-    """Crops an RGBA image to its visible part and adds a transparent border."""
+    """Creates a cut-out from an RGBA image: crops the image to its visible part, and adds a transparent border."""
     alpha = np.asarray(picture.getchannel("A"))
     box = Image.fromarray((alpha > 12).astype(np.uint8) * 255).getbbox()
     picture = picture.crop(box)
@@ -105,7 +111,7 @@ def cutout(name: str, picture: Image.Image) -> Cutout:
 
 
 def ground(name: str, picture: Image.Image, frame: float, box: list[int] | None = None) -> Ground:
-    """Creates a ground from the part of a photograph in `box` (left, upper, right, lower), or from all of it."""
+    """Creates a ground from a photograph. If `box` (left, upper, right, lower) is given, uses only this part."""
     picture = picture.convert("RGB")
     return Ground(name, picture.crop(tuple(box)) if box else picture, float(frame))
 
@@ -141,5 +147,5 @@ def flat_grounds(content: dict) -> list[FlatGround]:
 
 @lru_cache(maxsize=1)
 def installed() -> Content:
-    """Loads the images of the default folder. Raises FileNotFoundError if one is missing."""
+    """Loads the images from the default folder. Raises FileNotFoundError if an image is missing."""
     return load(default_folder())

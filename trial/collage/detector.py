@@ -1,6 +1,6 @@
-"""Detects and names the subjects of an image, and names its ground, with a small network.
+"""Detects the subjects of an image and classifies its ground (its background), with a small network.
 
-The network was trained on rendered collages, independently of the diffusion model.
+The network was trained on rendered collages. The diffusion model had no part in the training.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from trial.collage.scenes import to_uint8
 WEIGHTS = Path(__file__).with_name("detector.safetensors")
 """The weights, packed with 8 bits per weight."""
 SIDE = 128
-"""The network reads images whose shorter side has this many pixels."""
+"""Number of pixels of the shorter side to which the network's input images are resized."""
 THRESHOLD = 0.4
-"""A position is the centre of a subject if its probability exceeds this value."""
+"""A local maximum of the probability is the centre of a subject if the probability exceeds this value."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A subject in an image: its index, and the position of its centre as fractions of the image's width and height."""
+    """A subject in an image: the subject's index, and its centre (x, y) in fractions of the width and height."""
 
     subject: int
     x: float
@@ -38,14 +38,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Reading:
-    """The subjects of an image, the most probable one first, and the index of its ground."""
+    """The subjects of an image, the most probable subject first, and the index of the image's ground."""
 
     subjects: tuple[Finding, ...]
     ground: int
 
 
 class _Residual(nn.Module):
-    """A dilated and an ordinary convolution with a skip connection."""
+    """A dilated convolution and an ordinary convolution, with a skip connection around both."""
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
@@ -64,7 +64,8 @@ class _Residual(nn.Module):
 class Detector(nn.Module):
     """Detects subjects and grounds in images (B, 3, H, W) in -1..1.
 
-    Returns the logits of subject centres (B, 1, H / 8, W / 8), of subjects (B, S, H / 8, W / 8) and of grounds (B, G).
+    Returns three tensors of logits: whether a position is the centre of a subject (B, 1, H / 8, W / 8), which subject
+    it is (B, S, H / 8, W / 8), and which ground the image has (B, G).
     """
 
     def __init__(self, subjects: int, grounds: int) -> None:
@@ -95,16 +96,19 @@ def trained() -> Detector:
 
 
 def peaks(centres: Tensor) -> list[tuple[int, int]]:
-    """Returns (row, column) of each local maximum of the probabilities (h, w) above THRESHOLD, the highest first."""
+    """Finds the local maxima of probabilities (h, w) that exceed THRESHOLD.
+
+    Returns the (row, column) of each maximum. The highest maximum comes first.
+    """
     highest = F.max_pool2d(centres[None, None], 5, stride=1, padding=2)[0, 0]
     places = ((centres == highest) & (centres > THRESHOLD)).nonzero().tolist()
     return sorted(((y, x) for y, x in places), key=lambda place: -float(centres[place]))
 
 
 def prepared(image: np.ndarray) -> np.ndarray:
-    """Resizes an image (H, W, 3) so that the shorter side has SIDE pixels. Returns float32 in -1..1.
+    """Resizes an image (H, W, 3) so that its shorter side has SIDE pixels, and converts it to float32 in -1..1.
 
-    The image is uint8, or float in 0..1.
+    The type of `image` is uint8, or float with values in 0..1.
     """
     picture = Image.fromarray(image if image.dtype == np.uint8 else to_uint8(image))
     factor = SIDE / min(picture.size)
@@ -131,7 +135,10 @@ def _reading(centres: Tensor, subjects: Tensor, ground: int) -> Reading:
 
 
 def crops(image: np.ndarray) -> list[np.ndarray]:
-    """Crops squares of SIDE pixels that cover an image (H, W, 3). Adjacent squares overlap by at least half."""
+    """Crops squares of SIDE x SIDE pixels that together cover an image (H, W, 3).
+
+    Adjacent squares overlap by at least half.
+    """
 
     def starts(length: int) -> list[int]:
         steps = max(-(-2 * (length - SIDE) // SIDE), 0)

@@ -11,9 +11,9 @@ from trial.collage.content import default_folder, listed
 
 
 def fetch(package: str, folder: Path) -> None:
-    """Downloads a package with apt-get and unpacks it into a folder of its name, unless that folder exists.
+    """Downloads a package with apt-get, and unpacks it into a subfolder that has the name of the package.
 
-    Does not install the package.
+    Does nothing if the subfolder exists. Does not install the package.
     """
     target = folder / package
     if target.exists():

@@ -15,13 +15,16 @@ from PIL import Image
 from trial.collage.content import Content, FlatGround
 
 SIZE_RANGE = (0.60, 0.78)
-"""Range of the longer side of a subject."""
+"""Range of the length of a subject's longer side."""
 EDGE = 0.02
-"""Minimum distance between a subject and the border of the scene."""
+"""Minimum distance between a subject and the border of the scene, in `random_collage`."""
 HUE_SPREAD, VALUE_SPREAD = 8.0, 0.08
-"""Largest changes of a flat ground's hue, in degrees, and of its value."""
+"""Maximum differences between the hue (in degrees) and value (HSV) of a flat ground and of its shade in a scene."""
 REACH = 4.0
-"""Number of pixels around a cut-out that are pasted with it. Resampling blurs the edge over fewer pixels."""
+"""Width of the border that is pasted with a cut-out, in pixels of the result.
+
+The resampled edge of a cut-out is blurred over fewer pixels, so it is pasted completely.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Placed:
 class Collage:
     """The content of a scene. `ground` is the index of the ground.
 
-    `left` and `top`, in 0..1, select the part of the ground's photograph, or the shade of a flat ground. `mirrored`
-    flips the photograph, but not the subjects.
+    `left` and `top`, in 0..1, select a part of the photograph, or the shade of a flat ground. If `mirrored` is set, the
+    photograph is flipped horizontally, but the subjects are not.
     """
 
     ground: int
@@ -59,9 +62,9 @@ def extent(content: Content, placed: Placed) -> tuple[float, float]:
 def random_collage(
     content: Content, rng: np.random.Generator, label: tuple[int, int], size: float | None = None
 ) -> Collage:
-    """Creates a random scene with one subject that is completely visible.
+    """Creates a random scene with one subject, which is completely visible.
 
-    `label` contains the indices of the subject and of the ground. Without `size`, the size is random too.
+    `label` contains the indices of the subject and of the ground. If `size` is None, the size of the subject is random.
     """
     subject, ground = label
     drawn = rng.uniform(*SIZE_RANGE)
@@ -73,12 +76,12 @@ def random_collage(
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Rounds an image in 0..1 to 8 bits."""
+    """Converts an image in 0..1 to 8 bits. Clips values outside of this range."""
     return (np.asarray(image) * 255.0 + 0.5).clip(0, 255).astype(np.uint8)
 
 
 def render(content: Content, scene: Collage, side: int) -> np.ndarray:
-    """Renders a scene with antialiasing as (side, side, 3) float32 in 0..1."""
+    """Renders a scene with antialiasing. Returns an image (side, side, 3) as float32 in 0..1."""
     image = _ground(content, scene, side)
     for placed in scene.subjects:
         _paste(content, image, placed)
@@ -86,7 +89,7 @@ def render(content: Content, scene: Collage, side: int) -> np.ndarray:
 
 
 def shade(ground: FlatGround, scene: Collage) -> tuple[float, float, float]:
-    """Computes the color (r, g, b) in 0..1 of a flat ground in a scene."""
+    """Computes the color (r, g, b) in 0..1 that a flat ground has in a scene."""
     hue, saturation, value = ground.colour
     hue += HUE_SPREAD * (2.0 * scene.left - 1.0)
     value += VALUE_SPREAD * (2.0 * scene.top - 1.0)
@@ -110,7 +113,7 @@ def _paste(content: Content, image: np.ndarray, placed: Placed) -> None:
     """Pastes a subject onto an image (side, side, 3), in place."""
     cut, side = content.subjects[placed.subject], len(image)
     pixel = 1.0 / side
-    scale = placed.size / max(cut.width, cut.height)  # length in the scene per pixel of the cut-out
+    scale = placed.size / max(cut.width, cut.height)  # length of a pixel of the cut-out in the scene
     target, source = [], []
     for centre, padded in zip((placed.x, placed.y), cut.picture.size):
         corner = (centre - scale * padded / 2) / pixel
@@ -122,7 +125,7 @@ def _paste(content: Content, image: np.ndarray, placed: Placed) -> None:
     area = image[target[1], target[0]]
     box = tuple(edge for edges in zip(*source) for edge in edges)
     part = cut.picture.resize((area.shape[1], area.shape[0]), Image.Resampling.LANCZOS, box=box)
-    # Pillow cannot convert an image of mode RGBa to an array, but the bytes have the same order as in mode RGBA
+    # np.asarray does not accept Pillow's mode RGBa; the bytes have the same order as in mode RGBA
     layer = np.frombuffer(part.tobytes("raw", "RGBa"), np.uint8).reshape(*area.shape[:2], 4).astype(np.float32) / 255.0
     area *= 1.0 - layer[..., 3:]
     area += layer[..., :3]

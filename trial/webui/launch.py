@@ -24,7 +24,7 @@ for folder in (ROOT, HERE):
 def prepare(data_path: Path, model: Any) -> None:
     """Loads the extension's scripts and makes all jobs use the model.
 
-    `model` is the path of a checkpoint, or a model that is loaded already. Files are written into `data_path`.
+    `model` is the path of a checkpoint, or a model that is loaded already. Jobs write their files into `data_path`.
     """
     from modules import paths_internal
 
@@ -50,11 +50,11 @@ def build() -> Any:
 
 
 REMOTE = re.compile(rb"<(script|link)\b[^>]*https://[^>]*>(?:\s*</script>)?")
-"""Scripts and fonts that gradio's page would load from other hosts."""
+"""Matches the HTML elements with which gradio's page loads scripts and fonts from other hosts."""
 
 
 def keep_at_home() -> None:
-    """Removes everything that gradio's page would load from another host."""
+    """Changes gradio's page so that it loads nothing from other hosts, and therefore works without a network."""
     from gradio.routes import templates
 
     make = templates.TemplateResponse
@@ -81,7 +81,7 @@ def serve(port: int, browser: bool) -> None:
     taken = f" (port {port} is in use)" if chosen != port else ""
     print(f"\nThe page is at {url}{taken}. Ctrl+C stops it.", flush=True)
     if browser and not webbrowser.open(url):
-        print("No browser could be started here: open that address in one.", flush=True)
+        print("No browser could be started. Open this address in a browser.", flush=True)
     try:
         page.block_thread()
     except KeyboardInterrupt:

@@ -3,10 +3,10 @@
 from typing import Any
 
 active: dict[str, Any] = {}
-"""The networks that are active."""
+"""The extra networks from the last call of `activate`."""
 
 
 def activate(p: Any, extra_network_data: dict[str, Any]) -> None:
-    """Replaces the active networks."""
+    """Replaces the networks in `active`."""
     active.clear()
     active.update(extra_network_data)

@@ -12,9 +12,9 @@ from PIL.PngImagePlugin import PngInfo
 def resize_image(
     resize_mode: int, im: Image.Image, width: int, height: int, upscaler_name: str | None = None
 ) -> Image.Image:
-    """Stretches an image to a size. If the name of an upscaler is given, enlarges the image with it first.
+    """Stretches an image to a size. If `upscaler_name` is given, first enlarges the image with this upscaler.
 
-    The webui has more resize modes than this one, which is 0.
+    `resize_mode` has no effect. The webui has three more modes. Stretching is mode 0.
     """
     for upscaler in shared.sd_upscalers:
         if upscaler.name == upscaler_name:
@@ -56,7 +56,10 @@ def save_image(
     suffix: str = "",
     save_to_dirs: bool | None = None,
 ) -> tuple[str, None]:
-    """Saves an image. Returns its path and None, in place of the path of the webui's text file."""
+    """Saves an image. Returns the path of the image, and None.
+
+    In place of None, the webui can return the path of a text file with the infotext.
+    """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     number = sum(1 for _ in folder.glob(f"*.{extension}"))

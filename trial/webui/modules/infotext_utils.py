@@ -19,7 +19,7 @@ def quote(text: Any) -> Any:
 
 
 def unquote(text: str) -> Any:
-    """Returns the text that `quote` has quoted. Other texts are not changed."""
+    """Removes the quotes that `quote` adds. Returns other texts unchanged."""
     try:
         return json.loads(text) if text[:1] == '"' and text[-1:] == '"' else text
     except json.JSONDecodeError:
@@ -27,7 +27,7 @@ def unquote(text: str) -> Any:
 
 
 def parse_generation_parameters(x: str) -> dict[str, Any]:
-    """Parses an infotext into its prompts and parameters. All values are texts.
+    """Parses an infotext into prompts and parameters. All values in the result are texts.
 
     A size becomes two parameters: "Size: 64x96" becomes "Size-1: 64" and "Size-2: 96".
     """
@@ -52,15 +52,16 @@ def parse_generation_parameters(x: str) -> dict[str, Any]:
 
 
 def create_override_settings_dict(text_pairs: list[str]) -> dict[str, Any]:
-    """Parses texts such as "Tiling: True" into settings. Ignores all settings except this one."""
+    """Parses a list of texts such as "Tiling: True" into settings. Ignores all settings except *Tiling*."""
     found = [pair == "Tiling: True" for pair in text_pairs if pair.startswith("Tiling:")]
     return {"tiling": found[-1]} if found else {}
 
 
 def pasted(fields: list[tuple[Any, Any]], text: str) -> list[Any]:
-    """Returns one update per field for an infotext.
+    """Returns an update for every field from an infotext.
 
-    A field is a component, and either the name of a parameter or a function from the parameters to a value.
+    A field is a pair of a component and a source of its value. The source is either the name of a parameter, or a
+    function that computes the value from all parameters.
     """
     params = parse_generation_parameters(text)
     return [_update(component, target, params) for component, target in fields]

@@ -18,16 +18,16 @@ PREVIEW_CELLS = 16
 POLL_SECONDS = 0.25
 
 one_job = threading.Lock()
-"""Held by the running job. Other jobs wait for it."""
+"""The running job holds this lock. Other jobs wait for the lock."""
 
 
 def params_file() -> Path:
-    """Returns the file with the infotext of the last job, which the paste button reads."""
+    """Returns the file with the infotext of the last job. The button *Paste parameters* reads this file."""
     return Path(paths_internal.data_path, "params.txt")
 
 
 def make(runner: Any, is_img2img: bool, parameters: dict[str, Any], args: list[Any]) -> Any:
-    """Creates the webui's processing object from the values of a tab."""
+    """Creates the object of a job from the parameters in a tab and from the inputs `args` of the scripts."""
     values = dict(parameters)
     cls = processing.StableDiffusionProcessingTxt2Img
     if is_img2img:
@@ -52,9 +52,9 @@ def execute(p: Any) -> processing.Processed:
 
 
 def run(runner: Any, is_img2img: bool, parameters: dict[str, Any], args: list[Any]) -> Iterator[tuple]:
-    """Runs a job for the page. Yields values of the bar, the gallery, the infotext and the comments.
+    """Runs a job for the page. Yields updates for the progress bar, the gallery, the infotext and the comments.
 
-    During the job only the bar changes.
+    During the job, only the progress bar changes.
     """
     if is_img2img and parameters["init_image"] is None:
         yield "", [], "", _paragraph("comments", 'img2img needs an image. Upload one below "Picture".')

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass
 class OptionInfo:
-    """One setting and its texts on the settings page."""
+    """One setting, with the texts that a real webui shows on its settings page. The stand-in shows no such page."""
 
     default: Any = None
     label: str = ""
@@ -27,7 +27,7 @@ class OptionInfo:
 
 
 class Options(SimpleNamespace):
-    """The values of the settings as attributes. The stand-in has no settings page."""
+    """The values of all settings, as attributes."""
 
     data_labels: dict[str, OptionInfo]
 

@@ -1,4 +1,4 @@
-"""Stand-in: the webui's folders. `launch.prepare` sets `data_path`, into which all files are written."""
+"""Stand-in: the webui's folders. `launch.prepare` sets `data_path`. The stand-in writes all files into this folder."""
 
 from pathlib import Path
 

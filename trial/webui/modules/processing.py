@@ -1,4 +1,4 @@
-"""Stand-in: jobs, and the loop that runs them with the scripts' hooks in the webui's order."""
+"""Stand-in: jobs, and a function that runs a job and calls the hooks of the scripts in the same order as the webui."""
 
 import random
 from dataclasses import dataclass, field
@@ -63,7 +63,7 @@ class StableDiffusionProcessing:
     denoising_strength: float = 0.75
     disable_extra_networks: bool = False
 
-    # these have no annotations, so they are not parameters of the dataclass
+    # the following attributes have no annotations, so they are no parameters of the dataclass's constructor
     subseed_strength = 0.0
     scripts = sampler = rng = c = uc = None
     script_args = ()
@@ -85,7 +85,7 @@ class StableDiffusionProcessing:
         self.comments[text] = 1
 
     def txt2img_image_conditioning(self, x: Tensor, width: int | None = None, height: int | None = None) -> Tensor:
-        """Returns an empty image conditioning (B, 5, 1, 1), because the model uses only text."""
+        """Returns zeros (B, 5, 1, 1), because the model has no image conditioning."""
         return x.new_zeros(x.shape[0], 5, 1, 1)
 
     def init(self, all_prompts: list[str], all_seeds: list[int], all_subseeds: list[int]) -> None:
@@ -111,13 +111,13 @@ class StableDiffusionProcessing:
         return self.c, self.uc
 
     def save_samples(self) -> bool:
-        """Returns whether an image is saved now. Images of an iteration that the user stops are not saved."""
+        """Returns whether the images of the current iteration are saved. After a stop by the user, they are not."""
         return not (self.do_not_save_samples or state.interrupted or state.skipped)
 
 
 @dataclass(repr=False)
 class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
-    """A job that makes an image from a prompt."""
+    """A job that makes images from a prompt."""
 
     enable_hr: bool = False
 
@@ -131,7 +131,7 @@ class StableDiffusionProcessingTxt2Img(StableDiffusionProcessing):
 
 @dataclass(repr=False)
 class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
-    """A job that makes an image from an image."""
+    """A job that makes images from a prompt and an image."""
 
     init_images: list = field(default_factory=list)
 
@@ -190,7 +190,7 @@ def create_infotext(
     params: dict[str, Any] = {
         "Steps": p.steps,
         "Sampler": p.sampler_name,
-        # a sampler with a schedule of its own writes this into `extra_generation_params`
+        # samplers with their own schedule set "Schedule type" in `extra_generation_params`, which keeps this place
         "Schedule type": None,
         "CFG scale": p.cfg_scale,
         "Seed": all_seeds[index],
@@ -257,7 +257,10 @@ def _iteration(p: StableDiffusionProcessing, runner: Any, n: int) -> list[tuple[
 
 
 def _finish(p: StableDiffusionProcessing, runner: Any, pixels: Tensor, i: int) -> tuple[Image.Image, str]:
-    """Converts image i of an iteration, (3, H, W) in 0..1, and saves it. Returns the image and its infotext."""
+    """Converts the pixels (3, H, W) in 0..1 of image i of an iteration to an image, and saves the image.
+
+    Returns the image and its infotext.
+    """
     p.batch_index = i
     array = (255.0 * pixels.permute(1, 2, 0).cpu().numpy()).astype(np.uint8)
     pp = SimpleNamespace(image=Image.fromarray(array))

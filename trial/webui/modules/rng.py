@@ -1,4 +1,4 @@
-"""Stand-in: draws noise for each image separately, so that an image does not depend on its batch."""
+"""Stand-in: draws noise for each image separately, so that an image does not depend on the others in its batch."""
 
 from typing import Any
 
@@ -25,5 +25,5 @@ class ImageRNG:
         self.generators = [torch.Generator(devices.cpu).manual_seed(int(seed)) for seed in seeds]
 
     def next(self) -> Tensor:
-        """Returns the next noise (B, C, H, W) of every image."""
+        """Draws new noise (B, C, H, W) for all images of the batch."""
         return torch.stack([torch.randn(self.shape, generator=g) for g in self.generators]).to(shared.device)

@@ -19,9 +19,9 @@ scripts_data: list[ScriptClassData] = []
 
 
 class MaskBlendArgs:
-    """The argument of the hook `on_mask_blend`, which can replace `blended_latent`.
+    """The argument of the hook `on_mask_blend`. The hook can replace the attribute `blended_latent`.
 
-    In the blend after sampling, `denoiser` is None.
+    For the last blend, after the sampling, `denoiser` is None.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class MaskBlendArgs:
 
 
 class PostSampleArgs:
-    """The argument of the hook `post_sample`, which can replace `samples`."""
+    """The argument of the hook `post_sample`. The hook can replace the attribute `samples`."""
 
     def __init__(self, samples: Any):
         self.samples = samples
@@ -80,7 +80,7 @@ class Script:
     def postprocess_image(self, p: Any, pp: Any, *args: Any) -> None: ...
 
     def elem_id(self, item_id: str) -> str:
-        """Returns the id of a component. Every script has its own ids in every tab."""
+        """Returns the element id of a component. The id contains the tab and the title of the script."""
         title = re.sub(r"[^a-z_0-9]", "", re.sub(r"\s", "_", self.title().lower()))
         return f"script_{'img2img' if self.is_img2img else 'txt2img'}_{title}_{item_id}"
 
@@ -104,7 +104,7 @@ def load_scripts(folder: Path) -> None:
 
 
 class ScriptRunner:
-    """The scripts of one tab. Each script has its own range of a job's `script_args`."""
+    """The scripts of one tab. The values of each script's inputs are a range of a job's list `script_args`."""
 
     def __init__(self) -> None:
         self.alwayson_scripts: list[Script] = []
@@ -138,7 +138,10 @@ class ScriptRunner:
         return self.inputs
 
     def call(self, hook: str, p: Any, *values: Any, **kwargs: Any) -> None:
-        """Calls a hook of every script with the script's own arguments. Reports an error, and then continues."""
+        """Calls a hook of every script with the values of the script's inputs.
+
+        If a script raises an error, prints the error and continues with the next script.
+        """
         for script in self.alwayson_scripts:
             try:
                 args = p.script_args[script.args_from : script.args_to]

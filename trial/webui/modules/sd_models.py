@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class LatentDiffusion(torch.nn.Module):
-    """Wraps a small model (trial/small_model.py) in a class with the webui's names."""
+    """Wraps a small model (trial/small_model.py) in a class with the methods and attributes of the webui's class."""
 
     is_sdxl = is_sd3 = False
     is_sd1 = True
@@ -27,7 +27,7 @@ class LatentDiffusion(torch.nn.Module):
         self.register_buffer("alphas_cumprod", small.alphas_cumprod.float())
 
     def get_learned_conditioning(self, prompts: list[str]) -> Tensor:
-        """Returns the embeddings (B, 77, C) of the prompts. The webui's syntax for emphasis is not supported."""
+        """Returns the embeddings (B, 77, C) of the prompts. Does not support the webui's syntax for emphasis."""
         return self.small.encode_prompts(prompts)
 
     def apply_model(self, x: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
@@ -48,7 +48,7 @@ class LatentDiffusion(torch.nn.Module):
 
 
 class SdModelData:
-    """Contains the loaded checkpoint. Reading it does not load a checkpoint."""
+    """Contains the loaded checkpoint as `sd_model`, or None. Reading this attribute does not load a checkpoint."""
 
     @property
     def sd_model(self) -> LatentDiffusion | None:
@@ -70,11 +70,11 @@ def reload_model_weights(sd_model: Any = None, info: Any = None, forced_reload: 
 
 
 class SkipWritingToConfig(contextlib.nullcontext):
-    """Within this context, a change of checkpoint does not change the settings."""
+    """A context in which the webui can load another checkpoint without a change of its settings."""
 
 
 def load_model(path: Path) -> LatentDiffusion:
-    """Loads a checkpoint of the bundled kind and makes all jobs use it."""
+    """Loads a checkpoint with the layout of the bundled one, and makes all jobs use this checkpoint."""
     from trial import small_model
 
     return use_model(small_model.load(path), path.stem, hashlib.sha256(path.read_bytes()).hexdigest())

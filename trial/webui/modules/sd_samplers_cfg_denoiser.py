@@ -1,4 +1,4 @@
-"""Stand-in: classifier-free guidance around the model, in the class that extensions derive from."""
+"""Stand-in: the denoiser class, which applies classifier-free guidance to the model's predictions."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class CFGDenoiser(torch.nn.Module):
-    """The model that a sampling function calls. It predicts with classifier-free guidance."""
+    """The model that a sampling function calls. Applies classifier-free guidance to predictions of `inner_model`."""
 
     def __init__(self, sampler: Any):
         super().__init__()
@@ -24,7 +24,7 @@ class CFGDenoiser(torch.nn.Module):
         raise NotImplementedError
 
     def get_pred_x0(self, x_in: Tensor, x_out: Tensor, sigma: Tensor) -> Tensor:
-        """Converts a prediction `x_out` for `x_in` to a clean latent."""
+        """Converts the prediction `x_out` for `x_in` to a clean latent. Here, the prediction is a clean latent."""
         return x_out
 
     def forward(
@@ -39,7 +39,8 @@ class CFGDenoiser(torch.nn.Module):
     ) -> Tensor:
         """Returns the guided prediction for x (B, C, H, W) at noise levels (B,).
 
-        Calls the model once, with the rows for `cond` followed by the rows for `uncond`.
+        Calls the inner model once, with the rows for `cond` followed by the rows for `uncond`. Raises
+        InterruptedException if the user has stopped the job.
         """
         if state.interrupted or state.skipped:
             raise sd_samplers_common.InterruptedException

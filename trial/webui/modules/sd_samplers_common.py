@@ -27,13 +27,13 @@ class SamplerData(NamedTuple):
 
 
 class InterruptedException(BaseException):
-    """The user wants to stop. Because this is not an `Exception`, code that handles errors does not catch it."""
+    """Ends the sampling after a request of the user. It is no `Exception`, so handlers of errors do not catch it."""
 
 
 def setup_img2img_steps(p: Any, steps: int | None = None) -> tuple[int, int]:
-    """Returns the number of steps in the schedule, and one less than the number of steps that run.
+    """Returns the number of steps in the schedule, and a number n. The last n + 1 steps of the schedule run.
 
-    The last steps of the schedule run. Without `steps`, the denoising strength determines their number.
+    If `steps` is given, that many steps run. Otherwise, the denoising strength determines how many run.
     """
     if steps is None:
         return p.steps, int(min(p.denoising_strength, 0.999) * p.steps)
@@ -59,7 +59,7 @@ def sample_to_image(samples: Tensor) -> Image.Image:
 
 
 class TorchHijack:
-    """Replaces torch in k-diffusion's samplers. The method `randn_like` draws noise with the job's generators."""
+    """Replaces the module torch in k-diffusion's samplers, so that `randn_like` draws from the job's generators."""
 
     def __init__(self, p: Any):
         self.rng = p.rng
@@ -68,12 +68,12 @@ class TorchHijack:
         return getattr(torch, item)
 
     def randn_like(self, x: Tensor) -> Tensor:
-        """Returns the job's next noise, in the shape of the job's latents."""
+        """Draws new noise in the shape of the job's latents. The argument has no effect."""
         return self.rng.next()
 
 
 class Sampler:
-    """Runs a sampling function on the model of a job. A subclass defines the kind of noise levels."""
+    """Runs a sampling function with the model of a job. In a subclass, noise levels are either sigmas or timesteps."""
 
     eta = 1.0
     config: SamplerData
@@ -151,7 +151,7 @@ class Sampler:
     def _run(
         self, p: Any, x: Tensor, steps: int, cond: Any, uncond: Any, image_cond: Any, arguments: dict[str, Any]
     ) -> Tensor:
-        """Calls the sampling function. If the user interrupts it, returns the last prediction of the clean latent."""
+        """Calls the sampling function. After an interruption by the user, returns the last predicted clean latent."""
         k_diffusion.sampling.torch = TorchHijack(p)
         self.sampler_extra_args = {
             "cond": cond,

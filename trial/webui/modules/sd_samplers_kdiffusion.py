@@ -32,7 +32,7 @@ class KDiffusionSampler(sd_samplers_common.Sampler):
         super().__init__(getattr(k_diffusion.sampling, funcname), CFGDenoiserKDiffusion)
 
     def get_sigmas(self, p: Any, steps: int) -> Tensor:
-        """Returns the noise levels of `steps` steps, which decrease to zero."""
+        """Returns the decreasing noise levels of a schedule with `steps` steps. The last level is zero."""
         discard = self.config.options.get("discard_next_to_last_sigma", False)
         steps += int(discard)
         name = self.config.options.get("scheduler")

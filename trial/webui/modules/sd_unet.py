@@ -1,4 +1,4 @@
-"""Stand-in: the UNet that an extension uses in place of the checkpoint's UNet."""
+"""Stand-in: the UNet with which an extension has replaced the checkpoint's UNet."""
 
 from typing import Any
 

@@ -56,14 +56,14 @@ sd_upscalers = [
 
 
 class State:
-    """The state of the running job, which all parts of the job read and write, and the user's requests to stop it."""
+    """The progress of the running job, and the user's requests to stop the job."""
 
     def __init__(self) -> None:
         self.begin("")
         self.end()
 
     def begin(self, job: str = "(unknown)") -> None:
-        """Starts a job. A job count of -1 means that the number of parts of the job is not known yet."""
+        """Starts a job. Its `job_count`, the number of its parts, is -1 until the number is known."""
         self.job = job
         self.job_no = 0
         self.job_count = -1
@@ -89,7 +89,7 @@ class State:
         self.current_image_sampling_step = 0
 
     def skip(self) -> None:
-        """Requests that the job continues with the next iteration."""
+        """Requests that the job ends the current iteration and continues with the next one."""
         self.skipped = True
 
     def interrupt(self) -> None:
@@ -97,7 +97,7 @@ class State:
         self.interrupted = True
 
     def progress(self) -> float:
-        """Returns the completed share of the job, as the webui's page computes it."""
+        """Returns the completed share of the job in 0..1. The webui's page uses the same formula."""
         if self.job_count <= 0:
             return 0.0
         share = self.sampling_step / self.sampling_steps if self.sampling_steps else 0.0
@@ -108,7 +108,7 @@ state = State()
 
 
 class TotalTQDM:
-    """The bar on the console, which counts the steps of all parts of a job."""
+    """The progress bar on the console. It counts the sampling steps of all parts of a job."""
 
     _tqdm: tqdm.tqdm | None = None
 
@@ -118,7 +118,7 @@ class TotalTQDM:
             self._tqdm.update()
 
     def updateTotal(self, new_total: int) -> None:
-        """Sets the number of steps."""
+        """Sets the number of steps of the whole job."""
         if self._shown():
             self._tqdm.total = new_total
 
@@ -129,7 +129,7 @@ class TotalTQDM:
             self._tqdm = None
 
     def _shown(self) -> bool:
-        """Creates the bar if necessary. Returns whether the console shows bars."""
+        """Creates the bar if necessary. Returns whether progress bars on the console are enabled."""
         if self._tqdm is None and not cmd_opts.disable_console_progressbars:
             total = max(state.job_count, 1) * state.sampling_steps
             self._tqdm = tqdm.tqdm(desc="Total progress", total=total, position=1, leave=False, file=sys.stderr)

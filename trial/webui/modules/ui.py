@@ -20,7 +20,7 @@ BANNER = (
 
 
 class Tab:
-    """Builds one tab. `controls` contains the inputs of a job by the names of the job's parameters."""
+    """Builds one tab. `controls` maps the names of a job's parameters to their components."""
 
     def __init__(self, name: str, runner: ScriptRunner, native: int):
         self.name = name
@@ -30,7 +30,7 @@ class Tab:
         self.controls: dict[str, Any] = {}
 
     def add(self, parameter: str, component: Any) -> None:
-        """Stores an input and passes it to the scripts, like the webui."""
+        """Stores the component of a parameter, and passes the component to the scripts, as the webui does."""
         self.controls[parameter] = component
         self.runner.after_component(component)
 
@@ -130,7 +130,7 @@ class Tab:
 
 
 def _unknown_words(prompt: str) -> str:
-    """Returns a note that names the words of a prompt that the model does not know, or an empty text."""
+    """Returns a note with the words of the prompt that the model does not know, or "" if it knows all words."""
     words = re.findall(r"[^\W\d_]+", re.sub(r"<[^>]*>", "", prompt.partition("Negative prompt:")[0]).lower())
     subjects, grounds = captions()
     known = {"a", "an", "on", *re.findall(r"\w+", " ".join([*subjects, *grounds]).lower())}
@@ -139,7 +139,7 @@ def _unknown_words(prompt: str) -> str:
 
 
 def build(scripts_js: list[str], style: str, native: int) -> gr.Blocks:
-    """Builds the page. The browser runs the JavaScript texts `scripts_js` when the page has loaded."""
+    """Builds the page. The browser runs the scripts `scripts_js` (JavaScript code) when the page has loaded."""
     # gradio's own fonts would be loaded from the network
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     with gr.Blocks(theme, title="DemoFusion Hires: stand-in webui", css=style, analytics_enabled=False) as page:
@@ -150,7 +150,7 @@ def build(scripts_js: list[str], style: str, native: int) -> gr.Blocks:
             for name, runner in (("txt2img", scripts_txt2img), ("img2img", scripts_img2img)):
                 with gr.Tab(name, elem_id=f"tab_{name}"):
                     Tab(name, runner, native).build()
-        # the stand-in has no settings page, but the extension uses the element with the webui's copy of the settings
+        # the stand-in has no settings page, but the extension listens to this component, which holds the settings
         copy = gr.Textbox("{}", elem_id="settings_json", visible=False)
         script_callbacks.call("after_component", copy, elem_id=copy.elem_id)
         add = "const s = document.createElement('script'); s.textContent = text; document.head.appendChild(s);"

@@ -6,7 +6,7 @@ import gradio as gr
 
 
 class FormComponent:
-    """A component that shares a frame with the components next to it."""
+    """A component that has a common frame with the components next to it."""
 
     def get_expected_parent(self) -> Any:
         return gr.components.Form
