@@ -38,8 +38,6 @@ class FakeWebui(ThreadingHTTPServer):
         self.drifts = False
         self.refuses = ""
         self.stops_after = 1000
-        self.memory_read = threading.Event()
-        """Set when the memory is read. Each image waits for this, so that every method gets a reading."""
 
     @property
     def url(self) -> str:
@@ -59,14 +57,10 @@ class Answers(BaseHTTPRequestHandler):
             "memory": {"ram": {"used": 1}, "cuda": {"system": {"used": 3 << 30}}},
         }
         self._answer(200, known[self.path.removeprefix("/sdapi/v1/")])
-        if self.path.endswith("/memory"):
-            self.server.memory_read.set()
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append(asked)
-        self.server.memory_read.clear()
-        self.server.memory_read.wait(timeout=10)
         if len(self.server.requests) > self.server.stops_after:
             self._answer(404, {"detail": "Not Found"})
             return
