@@ -1,1 +1,1 @@
-"""Connects the extension to its host, the webui. All code that imports `modules` or gradio is here."""
+"""Connects the extension to the webui. In `lib_demofusion`, only this package imports `modules` or gradio."""

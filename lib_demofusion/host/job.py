@@ -28,7 +28,7 @@ from lib_demofusion.host.images.base_image import (
     base_images,
     base_latent,
     base_size,
-    encode_upload_alike,
+    encode_upload_with_seed,
     own_generators,
 )
 from lib_demofusion.host.images.output import StageImage, with_later_reports
@@ -53,7 +53,7 @@ class Job:
     def __init__(self, p: Any, settings: Settings, infotext: Mapping[str, str]):
         self.settings = settings
         self.request = weakref.ref(p)
-        """Returns the `p` for which the job was created. Other extensions can pass copies of it to the hooks."""
+        """A weak reference to the `p` for which the job was created. Other extensions pass copies of `p` to hooks."""
         self.stage_images: list[StageImage] = []
         self.problem: str | None = None
         self._passthrough: Any = None
@@ -69,7 +69,7 @@ class Job:
         else:
             p.extra_generation_params.update(infotext)
             if _is_img2img(p) and not settings.img2img_first and getattr(p, "image_mask", None) is None:
-                encode_upload_alike(p)
+                encode_upload_with_seed(p)
         self._reported = reported(p)
 
     @property
@@ -78,13 +78,13 @@ class Job:
         return self.problem is None
 
     def _plan_problem(self, p: Any) -> str | None:
-        """Plans the stages for the requested size before the webui samples. Returns an error, or None."""
+        """Plans the stages for the requested size before the webui samples. Returns an error message, or None."""
         try:
             options.check()
             plan = make_plan(self.settings, (p.height // CELL, p.width // CELL), _unit(p))
             output.check_format(p, plan)
         except SettingsError as error:
-            # with hires fix, the base image is larger
+            # with hires fix, the base image is larger than requested, so `_final_plan` checks the settings later
             return None if getattr(p, "enable_hr", False) else str(error)
         return None
 
@@ -94,7 +94,7 @@ class Job:
         return make_progress(p, plan, self.settings, pictures, self._base_passes(p))
 
     def _base_passes(self, p: Any) -> list[Pass]:
-        """Returns the webui's own sampling passes. The last one creates the base image."""
+        """Returns the webui's own sampling passes. The last pass creates the base image."""
         steps, size = p.steps, (p.height // CELL, p.width // CELL)
         if _is_img2img(p):
             drawn = self.settings.img2img_first or inpainting.is_inpainting(p)
@@ -102,21 +102,21 @@ class Job:
         if not getattr(p, "enable_hr", False):
             return [(steps, size)]
         result = p.hr_upscale_to_y // CELL - p.truncate_y, p.hr_upscale_to_x // CELL - p.truncate_x
-        # the upscale button below an image uses that image as the first pass
+        # the button below an image that runs hires fix uses this image as the result of the first pass
         first = [] if getattr(p, "firstpass_image", None) is not None else [(steps, size)]
         return [*first, (p.hr_second_pass_steps or steps, result)]
 
     def before_base(self, p: Any) -> None:
         """Prepares the progress bar, and the sampler if the upload is the base image.
 
-        In img2img without `img2img_first`, the sampler returns the latent of the upload unchanged. The webui creates a
-        new sampler for the next job.
+        In img2img without `img2img_first`, makes the sampler return the latent of the upload unchanged, until
+        `after_base`. If an error prevents `after_base`, the sampler is not used again: the next job gets a new one.
         """
         reset(p, self._reported)
         if not self.active:
             webui_state.withdraw()
         if self.active and self._progress is None:
-            # the webui's number of jobs is not known earlier. If there is no plan, `after_base` reports the error
+            # earlier hooks do not know the webui's number of jobs. If planning fails, `after_base` reports the error
             with suppress(SettingsError):
                 plan = make_plan(self.settings, self._base_passes(p)[-1][1], _unit(p))
                 self._progress = self._make_progress(p, plan)
@@ -126,11 +126,11 @@ class Job:
             p.sampler.sample_img2img = lambda p, x, noise, *args, **kwargs: x
 
     def after_base(self, p: Any, samples: Any) -> Any:
-        """Runs the stages. Returns the decoded images of the last successful stage, to replace the base samples."""
+        """Runs the stages. Returns the decoded images of the last successful stage, else the base samples."""
         if self._passthrough is not None:
             self._passthrough.__dict__.pop("sample_img2img", None)
             self._passthrough = None
-            # the webui has added this key, but it has not added noise to the upload
+            # the webui has written the multiplier to the infotext, but the upload was returned without noise
             p.extra_generation_params.pop(NOISE_MULTIPLIER, None)
         if not self.active:
             return samples
@@ -143,14 +143,14 @@ class Job:
                 self._progress.end()
 
     def _stages(self, p: Any, samples: Any) -> Any:
-        """Returns the images of the last stage, or the base samples. Errors are written to the infotext."""
+        """Runs the stages, and writes errors to the infotext. Returns the same as `after_base`."""
         if stop_requested():
             height, width = (n * CELL for n in base_size(p, samples))
             report_stop(p, "before the first stage", sized(BASE_IMAGE, width, height))
             return samples
         problem = refusals.refusal(p)
         if problem:
-            # the infotext has no settings if no stage ran, because they did not affect the image
+            # no stage runs, so the settings do not affect the image and must not be in its infotext
             for key in self._infotext:
                 p.extra_generation_params.pop(key, None)
             report_problem(p, problem)
@@ -180,7 +180,10 @@ class Job:
         return plan
 
     def _run(self, p: Any, plan: Plan, base: Tensor, images: Any) -> Any:
-        """Returns the images of the last successful stage, or None. `images` are the base images if already decoded."""
+        """Runs the stages. Returns the decoded images of the last successful stage, or None.
+
+        `base` is the base latent (B, C, h, w). `images` are the decoded base images, or None if they are not decoded.
+        """
         self._overlay = self._overlay or inpainting.Overlay(p)
         self.end(p)
         if self._progress is None or self._progress.plan != plan:
@@ -204,5 +207,5 @@ def _is_img2img(p: Any) -> bool:
 
 
 def _unit(p: Any) -> int:
-    """Returns the number of latent cells that all sides must be a multiple of."""
+    """Returns a number of latent cells. The checkpoint needs sides that are multiples of this number."""
     return host().family(p.sd_model).unit_cells

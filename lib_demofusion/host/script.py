@@ -1,4 +1,7 @@
-"""The script that the webui loads. The job of a request is an attribute of its `p` from `process` to `postprocess`."""
+"""The script that the webui loads.
+
+From `process` to `postprocess`, an attribute of `p` (the webui's object for a request) contains the job.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +42,9 @@ UNSUPPORTED = (
 JOB = "_demofusion_job"
 ASKED_SIZE = "_demofusion_asked_size"
 ON = "_demofusion_on"
-"""Name of an attribute of a request: True if the request has stages.
+"""Name of an attribute of `p`: True if the request enables DemoFusion.
 
-It remains after the job has ended, because other scripts can run requests of their own after that.
+The attribute remains after the job has ended, because other scripts can then still run requests inside this one.
 """
 
 TURBO_USED = (
@@ -50,7 +53,7 @@ TURBO_USED = (
 )
 
 PROCESSING = "modules.processing"
-"""The module whose functions run a request. The request is their local variable `p`."""
+"""The module whose functions run a request. In these functions, the local variable `p` is the request."""
 
 
 def supported() -> bool:
@@ -83,7 +86,7 @@ class DemoFusionHires(scripts.Script):
         page.component_of_tab(self, component, kwargs.get("elem_id"))
 
     def before_process(self, p: Any, *args: Any) -> None:
-        # Forge Neo rounds the requested size to multiples of 64 between this hook and `process`
+        # Forge Neo rounds the requested size between this hook and `process`, usually to multiples of 64
         setattr(p, ASKED_SIZE, (p.width, p.height))
 
     def process(self, p: Any, *args: Any) -> None:
@@ -106,15 +109,18 @@ class DemoFusionHires(scripts.Script):
 
 
 def create_job(p: Any, args: Sequence[object]) -> None:
-    """Creates the job of a request. Removes the infotext keys of earlier cells of a grid, which share one dict.
+    """Creates the job of a request, if the request enables DemoFusion.
 
-    Ignores a request that runs inside another request with stages. For example, ADetailer repaints a part of the image
-    with a request of its own, and passes copies of the outer request to every script.
+    Removes DemoFusion's infotext keys first. The X/Y/Z plot uses one dict of infotext keys for all its cells, so the
+    dict may contain keys of earlier cells.
+
+    Ignores a request that runs inside another request with DemoFusion. For example, ADetailer repaints a part of the
+    image with a request of its own, and passes copies of the outer request to every script.
     """
     outer = next((outer for outer in outer_requests(p) if getattr(outer, ON, False)), None)
     setattr(p, ON, False)
     if outer is not None and outer.extra_generation_params is p.extra_generation_params:
-        # the keys belong to the outer request, whose images do not have an infotext yet
+        # both requests use the same dict. Its keys must remain until the outer request creates its infotexts
         setattr(p, JOB, None)
         return
     for key in [key for key in p.extra_generation_params if key.startswith(PREFIX)]:
@@ -123,7 +129,7 @@ def create_job(p: Any, args: Sequence[object]) -> None:
     if outer is not None or getattr(p, "_ad_inner", False):
         return
     overrides = xyz.overrides(p)
-    _note_unread(p, args, overrides)
+    _note_ignored_fields(p, args, overrides)
     try:
         if not is_enabled(args, overrides):
             webui_state.withdraw()
@@ -145,8 +151,8 @@ def _note_rounding(p: Any) -> None:
         report_note(p, f"this webui creates a base image of {p.width}x{p.height} instead of {asked[0]}x{asked[1]}")
 
 
-def _note_unread(p: Any, args: Sequence[object], overrides: Mapping[str, object]) -> None:
-    """Reports the fields that have no effect, because the request does not enable DemoFusion."""
+def _note_ignored_fields(p: Any, args: Sequence[object], overrides: Mapping[str, object]) -> None:
+    """Adds a note if a request contains fields of DemoFusion but not `enabled`. The fields then have no effect."""
     fields = () if "enabled" in overrides else fields_without_switch(args)
     if fields:
         report_note(p, f'DemoFusion is off, because the request contains {", ".join(fields)} but not "enabled": true')
@@ -170,7 +176,10 @@ def _settings(p: Any, args: Sequence[object], overrides: Mapping[str, object], k
 
 
 def _default_preset(p: Any, args: Sequence[object], known: Choices) -> str:
-    """Returns the preset for arguments without one. Reports a default preset (settings page) that does not exist."""
+    """Returns the default preset of the settings page, which applies if a request contains no preset.
+
+    If this preset no longer exists, returns the built-in default, and adds a note if the request contains no preset.
+    """
     gone = options.default_preset_gone(known)
     if gone is not None and not names_preset(args):
         logger.warning("%s %s", options.DEFAULT_GONE, gone)
@@ -181,8 +190,8 @@ def _default_preset(p: Any, args: Sequence[object], known: Choices) -> str:
 def outer_requests(p: Any) -> Iterator[Any]:
     """Yields the requests other than p that the webui is processing, the innermost first.
 
-    The call stack contains these requests. A mark on the request itself would remain after an error, and copies of the
-    request would have the mark too.
+    Finds the requests in the call stack. An attribute of the request could not show that the request is running: after
+    an error the attribute would remain, and copies of the request would have the attribute too.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None:
@@ -196,11 +205,11 @@ def end_job(p: Any, processed: Any) -> None:
     """Ends the job of a request after all its images are finished, and adds the images of the stages."""
     job = getattr(p, JOB, None)
     if job is None or job.request() is not p:
-        # ADetailer passes a copy of the request to every script between the images of a batch
+        # ADetailer calls this hook with a copy of the request between the images of a batch
         return
     setattr(p, JOB, None)
     job.end(p)
-    # the webui adds masks to the images but not to the infotexts, and the page finds an infotext by the image's index
+    # the page finds the infotext of an image by the image's index, but the webui adds masks to the images only
     processed.infotexts.extend([processed.info] * (len(processed.images) - len(processed.infotexts)))
     processed.images.extend(picture.image for picture in job.stage_images)
     processed.infotexts.extend(picture.infotext for picture in job.stage_images)

@@ -1,4 +1,7 @@
-"""Runs the stages of one iteration and shows and saves their images. No finished image is lost if a stage fails."""
+"""Runs the stages of one iteration, and shows and saves the images of the stages.
+
+A job has one iteration for each image of "Batch count". If a stage fails, no finished image is lost.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class StageWork:
         self._latest: tuple[Tensor, Any] | None = None
 
     def begin(self, base: Tensor, images: Any = None) -> None:
-        """Sets the base latent (B, C, h, w). `images` are its DecodedSamples, if they are decoded already."""
+        """Sets the base latent (B, C, h, w). `images` are the decoded base images, or None if they are not decoded."""
         self._base = base
         self._latest = None if images is None else (base, images)
         if self._colors is not None:
@@ -49,12 +52,12 @@ class StageWork:
         return stop_requested()
 
     def decode(self, latent: Tensor) -> list[Tensor]:
-        """Decodes the images of a latent. Raises StageStopped if the user stops."""
+        """Decodes a latent to a list of images. Raises StageStopped if the user stops."""
         report = _stoppable(partial(self._progress.move, DECODING))
         return list(self.decoded(latent, report))
 
     def decoded(self, latent: Tensor, report: Report | None = None) -> Any:
-        """Decodes a latent to the webui's DecodedSamples. The images are cached until a stage is sampled."""
+        """Decodes a latent to the webui's DecodedSamples, and caches these images until the next stage is sampled."""
         if self._latest is None or self._latest[0] is not latent:
             report = report or partial(self._progress.move, DECODING)
             self._latest = latent, coding.decode(self._p, latent, report)
@@ -62,7 +65,10 @@ class StageWork:
         return self._latest[1]
 
     def _keep_colors(self, latent: Tensor, samples: Any) -> None:
-        """Matches the colors of images to the base image. Stores the images if the latent is the base latent."""
+        """Matches the colors of decoded images to the base images ("Keep colors").
+
+        If `latent` is the base latent, `samples` are the base images, which later calls need. They are stored.
+        """
         base = self._base
         if self._colors is None or base is None:
             return
@@ -72,7 +78,7 @@ class StageWork:
             self._colors.keep(samples, lambda: coding.decode(self._p, base))
 
     def enlarge(self, image: Tensor, stage: StagePlan) -> Tensor:
-        """Crops an image to the part that the stage shows, and upscales it to the size of the stage."""
+        """Upscales the previous image to the size of the stage. Before stage 1, crops the image to the final shape."""
         return enlarged(self._p, cropped(image, self._plan, stage, CELL), stage.pixels, self._settings.image_upscaler)
 
     def encode(self, images: Iterable[Tensor]) -> Tensor:
@@ -82,11 +88,11 @@ class StageWork:
         return coding.encode(self._p, images, report)
 
     def sample(self, stage: StagePlan, anchor: Tensor, finish: Finish) -> Tensor:
-        """Samples a stage with a sampler of the webui, and restores the original outside the mask."""
+        """Samples a stage with a sampler of the webui. In inpainting, restores the original outside the mask."""
         # the decoded images must not use memory while the stage is sampled
         self._latest = None
-        # torch's cache contains blocks of the autoencoder's sizes. If sampling needed more memory than they leave,
-        # Windows would move data to the computer's memory, which is slow and causes no error
+        # torch keeps the VAE's freed GPU memory in its cache, in blocks that do not suit the UNet. If the GPU's other
+        # memory were too small for sampling, Windows would use the computer's memory, which is slow, without an error
         devices.torch_gc()
         with inpainting.masks_at(self._p, self._plan, stage.size, self.originals.latent(stage.size)):
             x = run_stage(self._p, StageTask(stage, self._settings, anchor, self._plan), self._progress.sampling)
@@ -94,7 +100,7 @@ class StageWork:
 
 
 def _stoppable(report: Report) -> Report:
-    """Wraps a report so that it raises StageStopped after the user has asked to stop."""
+    """Returns a progress callback that calls `report`, or raises StageStopped if the user has asked to stop."""
 
     def report_unless_stopped(share: float) -> None:
         if stop_requested():
@@ -109,7 +115,7 @@ class StageLoop:
 
     def __init__(self, p: Any, plan: Plan, settings: Settings, overlay: inpainting.Overlay, progress: Progress):
         self.stage_images: list[StageImage] = []
-        """The base image and the images of all stages except the last one, if they are shown."""
+        """The base images and the images of earlier stages, which the job returns after the final images."""
         self._p = p
         self._overlay = overlay
         self._plan = plan
@@ -123,26 +129,26 @@ class StageLoop:
         self._work = StageWork(p, plan, settings, progress)
 
     def run(self, base: Tensor, images: Any = None) -> Any:
-        """Returns the decoded images of the last stage that succeeded, or None if none did.
+        """Runs the stages. Returns the decoded images of the last stage that succeeded, or None if no stage succeeded.
 
-        `base` is the latent (B, C, h, w) of the base image, and `images` are its images if they are decoded already.
+        `base` is the base latent (B, C, h, w). `images` are the decoded base images, or None if they are not decoded.
         """
         self._work.begin(base, images)
         latents = self._sample(base)
         self._progress.sampled()
         decoded = self._decode(latents)
         if decoded is None and not self._shown:
-            # the base image is the final one
+            # no stage succeeded, so the base image is the final image, and the gallery must not show it twice
             self.stage_images.clear()
         return decoded
 
     def _sample(self, base: Tensor) -> list[Tensor]:
-        """Returns the latents of the base and of every stage that succeeded, in order."""
+        """Samples the stages. Returns the base latent, followed by the latent of every stage that succeeded."""
         done = [base]
         stages = run_stages(self._work, self._plan, self._settings, base)
         for stage in self._plan.stages:
             self._progress.begin(stage)
-            self._keep_picture(done[-1], stage.number - 1)
+            self._show_and_save(done[-1], stage.number - 1)
             try:
                 done.append(next(stages))
             except StageStopped:
@@ -155,7 +161,10 @@ class StageLoop:
         return done
 
     def _decode(self, latents: list[Tensor]) -> Any:
-        """Decodes the last latent. If that fails, decodes the previous one, so that a finished image is not lost."""
+        """Decodes the last latent. If decoding fails, tries the latent before it, down to the first stage.
+
+        Returns None if no stage could be decoded. The base latent `latents[0]` is not decoded here.
+        """
         while len(latents) > 1:
             latent = latents.pop()
             size = latent.shape[-2], latent.shape[-1]
@@ -164,7 +173,7 @@ class StageLoop:
                 self._overlay.resize(self._p, self._plan, size)
                 with inpainting.masks_at(self._p, self._plan, size, self._work.originals.latent(size)):
                     self._work.originals.remake_overlay(latent)
-                self._spare_grid(size)
+                self._disable_impossible_grid(size)
             except Exception as error:
                 self._failed(len(latents), error, "decoding ")
                 continue
@@ -174,8 +183,8 @@ class StageLoop:
         self._overlay.restore(self._p)
         return None
 
-    def _spare_grid(self, size: tuple[int, int]) -> None:
-        """Disables the grid if saving it would fail, because that error would lose all images.
+    def _disable_impossible_grid(self, size: tuple[int, int]) -> None:
+        """Disables the webui's grid if it would be too large. Otherwise, the webui's error would lose all images.
 
         `size` is the size of one image in cells.
         """
@@ -185,8 +194,8 @@ class StageLoop:
             report_note(self._p, problem)
             self._p.do_not_save_grid = True
 
-    def _keep_picture(self, latent: Tensor, number: int) -> None:
-        """Saves and shows the image of a stage before the last one. `number` 0 is the base image."""
+    def _show_and_save(self, latent: Tensor, number: int) -> None:
+        """Shows and saves the images of stage `number`, depending on the settings. Number 0 is the base image."""
         save = saves_stages(self._p, self._settings)
         shown = self._shown or (self._base_shown and not number)
         if not (save or shown):
@@ -223,10 +232,10 @@ def shows_stages(p: Any, settings: Settings) -> bool:
 
 
 def shows_base(p: Any, settings: Settings) -> bool:
-    """Returns whether the page shows the base image after the final one.
+    """Returns whether the gallery shows the base image after the final image.
 
     Returns False for the API, which returns only the requested images, and for scripts, which can depend on the number
-    of images. Also returns False if the upload is the base image, because the page shows it already.
+    of images. Also returns False if the upload is the base image, because img2img shows the upload already.
     """
     drawn = getattr(p, "init_images", None) is None or settings.img2img_first or inpainting.is_inpainting(p)
     wanted = drawn and not p.is_api and options.value(options.SHOW_BASE, True)
@@ -234,5 +243,5 @@ def shows_base(p: Any, settings: Settings) -> bool:
 
 
 def saves_stages(p: Any, settings: Settings) -> bool:
-    """Returns whether the stages' images are saved. They are not saved if the request saves no images."""
+    """Returns whether the images of earlier stages are saved. Returns False if the request saves no images at all."""
     return bool((settings.save_stages or options.value(options.SAVE_STAGES, False)) and p.save_samples())

@@ -1,4 +1,4 @@
-"""Reads the latents and images of the base image, and applies its colors to the stages ("Keep colors")."""
+"""Returns the latents and pixels of the base images, and applies their colors to the stages ("Keep colors")."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ from lib_demofusion.method.plan import CELL, Plan
 from lib_demofusion.method.views import Size
 
 UPLOAD_SEED = 0
-"""Seed of the encoder's random sample when the uploaded image is the base image, the same for every image."""
+"""Seed of the VAE encoder's random sample if the upload is the base image. Every job and every image uses this seed."""
 
 
 def base_latent(p: Any, samples: Any) -> Tensor:
-    """Returns the base image's latent (B, C, H, W) in float32. After hires fix, encodes the result.
+    """Returns the base latent (B, C, h, w) in float32. `samples` are latents, or decoded images after hires fix.
 
-    Raises NansException if the latent or the image of hires fix contains NaN. The webui does not check all of these.
+    Encodes the images of hires fix. Raises NansException if NaN is in a latent, in an image of hires fix, or in the
+    latent of the upload, so that no stage runs with NaN.
     """
     if getattr(samples, "already_decoded", False):
         for sample in samples:
@@ -47,7 +48,7 @@ def base_latent(p: Any, samples: Any) -> Tensor:
 
 
 def base_size(p: Any, samples: Any) -> Size:
-    """Returns height and width in cells of `samples`, which are latents, or images after hires fix."""
+    """Returns the height and width of the base image in cells. `samples` are latents, or images after hires fix."""
     if getattr(samples, "already_decoded", False):
         return samples[0].shape[-2] // CELL, samples[0].shape[-1] // CELL
     latent = host().family(p.sd_model).form.to_method(samples)
@@ -55,10 +56,10 @@ def base_size(p: Any, samples: Any) -> Size:
 
 
 def base_images(p: Any, samples: Any, checkpoint: Any) -> Any:
-    """Returns the decoded base images, or None if the VAE that is loaded for the stages can decode them later.
+    """Returns the decoded base images, or None if the base latents are to be decoded later, with the stages' VAE.
 
-    Hires fix returns images already. If the base pass ended with a refiner, the refiner's VAE must decode the latents.
-    This VAE is loaded until the stages load the checkpoint of the base image again.
+    After hires fix, `samples` are images already. If the base pass ended with a refiner, only the refiner's VAE can
+    decode the latents correctly. The images are decoded now, because the refiner is unloaded before the stages begin.
     """
     if getattr(samples, "already_decoded", False):
         return samples
@@ -66,18 +67,18 @@ def base_images(p: Any, samples: Any, checkpoint: Any) -> Any:
 
 
 def own_generators() -> Any:
-    """Returns a context that restores the state of torch's global random generators at its end.
+    """Returns a context that restores the state of torch's global random generators (CPU and CUDA) when it ends.
 
-    The VAE encoder of the next img2img job draws from these generators.
+    The VAE encoder of the next img2img job draws from these generators. The stages must not change its result.
     """
     return torch.random.fork_rng(devices=[devices.device] if devices.device.type == "cuda" else [])
 
 
-def encode_upload_alike(p: Any) -> None:
-    """Makes the next call of `p.init` encode the uploaded image to the same latent every time.
+def encode_upload_with_seed(p: Any) -> None:
+    """Replaces `p.init` for one call, in which every uploaded image is encoded alone, with UPLOAD_SEED.
 
-    The webui's encoder draws from torch's global generator, whose state depends on earlier jobs. Every image of a batch
-    is encoded on its own, so its latent does not depend on the batch.
+    The latent of an upload then does not depend on earlier jobs or on the batch. Otherwise it would, because the
+    webui's encoder draws from torch's global generator.
     """
     init, encode_all = p.init, processing.images_tensor_to_samples
 
@@ -98,14 +99,14 @@ def encode_upload_alike(p: Any) -> None:
 
 
 LATENT_RESIZE = 3
-"""The resize mode of img2img that enlarges the latent instead of the image."""
+"""The number of img2img's resize mode "Just resize (latent upscale)"."""
 
 HALF_A_LEVEL = 1 / 255
-"""Half of one 8-bit level on the scale of -1 to 1."""
+"""Half of the distance between two 8-bit levels, for pixels in -1..1."""
 
 
 class BaseColors:
-    """The base images of one iteration, whose colors are applied to the images of the stages."""
+    """Stores the base images of one iteration, and applies their colors to the images of the stages."""
 
     def __init__(self, p: Any, plan: Plan):
         self._p = p
@@ -113,19 +114,16 @@ class BaseColors:
         self._base: list[Tensor] | None = None
 
     def remember(self, pictures: Iterable[Tensor]) -> None:
-        """Crops the base images, each (3, H, W) in -1..1, to the area of the stages and stores them.
-
-        Later calls have no effect.
-        """
+        """Stores the base images, each (3, H, W) in -1..1, cropped to the final shape. Later calls have no effect."""
         if self._base is None:
             crop = self._plan.crop.times(CELL)
             self._base = [crop.take(as_image(picture)).float().cpu().clone() for picture in pictures]
 
     def keep(self, pictures: Any, decode_base: Callable[[], Iterable[Tensor]]) -> None:
-        """Applies the colors of the base images to the decoded images of a stage, each (3, H, W), in place.
+        """Applies the colors of the base images to the decoded images of a stage, each (3, H, W).
 
-        `decode_base` returns the base images. It is called only if they are not known yet. An error is reported and
-        not raised.
+        Changes the list `pictures` in place. `decode_base` decodes the base images. It is called only if `remember` has
+        not been called. Errors are reported and not raised, so that the images are not lost.
         """
         try:
             if self._base is None:
@@ -133,7 +131,7 @@ class BaseColors:
             painted = inpainting.painted(self._p, self._plan)
             for index, base in enumerate(self._base or ()):
                 if pictures[index].dtype == torch.bfloat16:
-                    # bfloat16 has only 8 significant bits
+                    # bfloat16 has 8 significant bits, which is too coarse for small changes of colors
                     pictures[index] = pictures[index].float()
                 match_colors_(as_image(pictures[index]), base, painted)
         except Exception as error:
@@ -141,10 +139,11 @@ class BaseColors:
 
 
 def known_base(p: Any, samples: Any, redrawn: bool) -> list[Tensor] | None:
-    """Returns the base images, each (3, H, W) in -1..1, if the job has them without decoding a latent, else None.
+    """Returns the base images, each (3, H, W) in -1..1, or None if only their latents exist.
 
-    `samples` are the webui's latents, or images after hires fix. If img2img does not redraw the uploaded image
-    (`redrawn` is False), the base image is the uploaded image. It is resized here as the webui resizes it.
+    `samples` are the base latents, or decoded images, which are returned. `redrawn` is the field `img2img_first`. If
+    `redrawn` is False in img2img, the base images are the uploads, resized with the webui's own function. With the
+    resize mode "Just resize (latent upscale)", the webui resizes only the latents.
     """
     if getattr(samples, "already_decoded", False):
         return [as_image(sample) for sample in samples]
@@ -152,6 +151,6 @@ def known_base(p: Any, samples: Any, redrawn: bool) -> list[Tensor] | None:
     if redrawn or not uploads or inpainting.is_inpainting(p) or p.resize_mode == LATENT_RESIZE:
         return None
     flat = (images.flatten(image, shared.opts.img2img_background_color) for image in uploads)
-    # the webui rounds the result down to 8 bits, which lowers the mean by half a level
+    # the webui later rounds the pixels of the stages down to 8 bits, which makes them darker by half a level on average
     shown = [to_tensor(images.resize_image(p.resize_mode, image, p.width, p.height)) + HALF_A_LEVEL for image in flat]
     return shown if len(shown) > 1 else shown * len(samples)

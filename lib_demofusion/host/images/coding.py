@@ -1,6 +1,6 @@
 """Decodes and encodes the latents of a job with the webui's own functions, tile by tile if necessary.
 
-Also checks latents and images for NaN. The errors name the network that returned NaN, and a solution.
+Also checks latents and images for NaN. The error messages name the network that returned NaN, and a solution.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lib_demofusion.host.progress import timing
 from lib_demofusion.tiled_vae.tiling import AUTOMATIC
 
 ROWS = 256
-"""Number of pixel rows that are checked at once. The check needs memory in proportion to this number."""
+"""Number of pixel rows that are checked for NaN at once. The check needs memory in proportion to this number."""
 
 NO_ENCODER = "the upscaler Latent does not need the encoder"
 
@@ -27,21 +27,22 @@ NO_ENCODER = "the upscaler Latent does not need the encoder"
 def decode(p: Any, latent: Tensor, report: vae.Report | None = None) -> Any:
     """Decodes a latent (B, C, h, w) to images (3, H, W) on the CPU, as the webui's DecodedSamples.
 
-    `report` is called with the completed share: after every tile, or with 0.5 while the whole image is decoded at once.
-    An exception that it raises ends the work. Raises the out-of-memory error of the last attempt if memory is
-    not sufficient. Raises NansException if the latent contains NaN, or if an image still contains NaN after the webui's
-    own retry in higher precision.
+    `report` is called with the completed share of the work: after every tile, or with 0.5 before an image is decoded at
+    once. If `report` raises an exception, decoding ends with this exception.
+
+    Raises an out-of-memory error if memory is not sufficient for the smallest tiles. Raises NansException if the latent
+    contains NaN or infinity, or if an image still contains NaN after the webui's own retry in higher precision.
     """
     check_model_output(latent)
     if shared.opts.sd_vae_decode_method != "Full":
         p.extra_generation_params["VAE Decoder"] = shared.opts.sd_vae_decode_method
-    tell = _teller(report, len(latent))
+    report_some = _report_of_some(report, len(latent))
     form = host().family(p.sd_model).form
     with timing.decoding(p, latent):
         devices.torch_gc()
-        with _in_parts(p, tell) as ours:
+        with _in_parts(p, report_some) as ours:
             if "decoder" not in ours:
-                tell(0.5, len(latent))
+                report_some(0.5, len(latent))
             x = form.to_host(latent)
             made = processing.decode_latent_batch(p.sd_model, x, target_device=devices.cpu, check_for_nans=True)
             made[:] = [checked_image(as_image(sample)) for sample in made]
@@ -51,33 +52,34 @@ def decode(p: Any, latent: Tensor, report: vae.Report | None = None) -> Any:
 def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None) -> Tensor:
     """Encodes the job's images, each (3, H, W) or (1, 3, H, W) in -1..1, to latents (B, C, h, w) in float32.
 
-    The encoder draws from torch's global generator, so each image is encoded on its own with its own seed. `report` is
-    called with the completed share. An exception that it raises ends the work. Raises NansException if the VAE fails.
+    The encoder draws from torch's global generator, so each image is encoded alone, with its own seed. `report` is
+    called with the completed share of the work. If `report` raises an exception, encoding ends with this exception.
+    Raises NansException if a latent contains NaN or infinity.
     """
-    # the decoder's blocks in torch's cache do not have the sizes that the encoder needs
+    # torch keeps the decoder's freed GPU memory in its cache, in blocks that do not suit the encoder
     devices.torch_gc()
     method = sd_samplers_common.approximation_indexes.get(shared.opts.sd_vae_encode_method)
-    latents, tell = [], _teller(report, len(p.seeds))
-    with _in_parts(p, tell) as ours, host().encoding(p):
+    latents, report_some = [], _report_of_some(report, len(p.seeds))
+    with _in_parts(p, report_some) as ours, host().encoding(p):
         for seed, picture in zip(p.seeds, pictures):
             torch.manual_seed(int(seed))
-            # the same name again, so that the larger tensor is freed
+            # assigned to the same name, so that the input can be freed
             picture = (
                 (as_image(picture)[None].float() * 0.5).add_(0.5).clamp_(0, 1).to(shared.device, devices.dtype_vae)
             )
             latents.append(checked_latent(sd_samplers_common.images_tensor_to_samples(picture, method, p.sd_model)))
             if "encoder" not in ours:
-                tell(1.0, 1)
+                report_some(1.0, 1)
     return as_latent(host().family(p.sd_model).form.to_method(torch.cat(latents)))
 
 
 def as_latent(x: Tensor) -> Tensor:
     """Converts a latent (B, C, h, w) of the webui to float32, the dtype of all latents of a run.
 
-    A stage uses float32 for the base latent, anchors, noise, x, means and deviations. In half precision, squares of the
-    noise levels of a model with zero terminal SNR (up to 4500) would overflow, and every stage would round the result
-    again. The webui also samples in float32: its noise is float32, so adding it to a latent in half precision gives
-    float32.
+    A stage uses float32 for the base latent, anchors, noise, x, means and deviations. In half precision, the squares of
+    noise levels would overflow: with zero terminal SNR, noise levels reach 4500. Also, every stage would round the
+    result again. The webui samples in float32 too, because its noise is float32, and so is the sum of a latent in half
+    precision and noise.
     """
     return x.to(torch.float32)
 
@@ -87,20 +89,21 @@ def as_image(sample: Tensor) -> Tensor:
     return sample[0] if sample.ndim == 4 else sample
 
 
-def _teller(report: vae.Report | None, count: int) -> vae.ReportOfSome:
-    """Returns a function that receives the share of some images, and reports the share of all `count` images."""
+def _report_of_some(report: vae.Report | None, count: int) -> vae.ReportOfSome:
+    """Returns `vae.of_all` of `report`. If `report` is None, the returned function has no effect."""
     return vae.of_all(report or (lambda share: None), count)
 
 
-def _in_parts(p: Any, tell: vae.ReportOfSome) -> Any:
-    """Returns a context in which the VAE runs whole or tile by tile, depending on the option and the free memory."""
-    return vae.in_parts(p.sd_model, options.value(options.DECODE, AUTOMATIC), tell)
+def _in_parts(p: Any, report: vae.ReportOfSome) -> Any:
+    """Returns a context in which the VAE runs at once or tile by tile, depending on the option and the free memory."""
+    return vae.in_parts(p.sd_model, options.value(options.DECODE, AUTOMATIC), report)
 
 
 def checked_latent(latent: Tensor) -> Tensor:
-    """Returns the encoder's latent unchanged. Raises NansException if it contains NaN or infinity.
+    """Returns an encoded latent unchanged. Raises NansException if the latent contains NaN or infinity.
 
-    The webui checks only decoded images. Its error would come after the stage and name the model as the cause.
+    The webui does not check encoded latents. Without this check, the stage would run, and the error after the stage
+    would name the model as the cause instead of the encoder.
     """
     if torch.isfinite(latent).all():
         return latent
@@ -108,9 +111,10 @@ def checked_latent(latent: Tensor) -> Tensor:
 
 
 def checked_image(image: Tensor) -> Tensor:
-    """Returns an image (3, H, W) of the decoder unchanged. Raises NansException if it contains NaN.
+    """Returns a decoded image (3, H, W) unchanged. Raises NansException if the image contains NaN.
 
-    A1111's webui checks only the first value, and Forge's family checks none. An upscaler would turn NaN into black.
+    When A1111's webui decodes an image, it checks only the first value. Forge and Forge Neo check no value. Without
+    this check, an upscaler would turn NaN into black.
     """
     if has_nan(image):
         raise devices.NansException(_vae_problem("decoder"))
@@ -118,7 +122,7 @@ def checked_image(image: Tensor) -> Tensor:
 
 
 def check_model_output(latent: Tensor) -> None:
-    """Raises NansException if a sampled latent contains NaN or infinity."""
+    """Raises NansException, which names the model as the cause, if a sampled latent contains NaN or infinity."""
     if not torch.isfinite(latent).all():
         raise devices.NansException(model_problem())
 
@@ -126,7 +130,7 @@ def check_model_output(latent: Tensor) -> None:
 def check_hires_image(image: Tensor) -> None:
     """Raises NansException if an image (3, H, W) that hires fix returned contains NaN.
 
-    The stages would encode it, and the encoder's latent would be NaN too.
+    Without this check, the image would be encoded to a latent with NaN, and the error would name the encoder.
     """
     if has_nan(image):
         names = "the model or the VAE of hires fix returned NaN before the stages"
@@ -140,9 +144,9 @@ def has_nan(image: Tensor) -> bool:
 
 
 def model_problem() -> str:
-    """Returns the error message for a latent of the model that contains NaN.
+    """Returns the error message for NaN in a sampled latent.
 
-    In Forge Neo, flow models return NaN with the schedule type Uniform.
+    The message suggests another schedule type, because in Forge Neo flow models return NaN with the type Uniform.
     """
     advice = "choose another checkpoint or schedule type"
     return _problem("the model returned NaN", devices.dtype_unet, host().fp32_flags()[0], advice)
@@ -153,9 +157,13 @@ def _vae_problem(part: str) -> str:
     return _problem(f"the VAE's {part} returned NaN", devices.dtype_vae, host().fp32_flags()[1], advice)
 
 
-def _problem(problem: str, numbers: torch.dtype, flags: str, advice: str) -> str:
-    """Returns an error message with the probable cause and the solution, which depend on the type of the numbers."""
-    if numbers == torch.float32:
+def _problem(problem: str, dtype: torch.dtype, flags: str, advice: str) -> str:
+    """Returns an error message: the problem, its probable cause, and a solution.
+
+    `dtype` is the dtype of the network. The cause is half precision, or in float32 a damaged file. `flags` are the
+    webui's flags that switch to float32.
+    """
+    if dtype == torch.float32:
         return f"{problem}: its file may be damaged; {advice}"
-    kind = str(numbers).removeprefix("torch.")
-    return f"{problem}: {kind} may not be precise enough; add {flags} to the command line, or {advice}"
+    name = str(dtype).removeprefix("torch.")
+    return f"{problem}: {name} may not be precise enough; add {flags} to the command line, or {advice}"

@@ -17,7 +17,10 @@ from lib_demofusion.method.views import Size
 from lib_demofusion.settings.errors import SettingsError
 
 OVERLAY = ("overlay_images", "mask_for_overlay", "paste_to")
-"""Attributes that the webui uses to paste the image into the original (modules/processing.py, apply_overlay)."""
+"""Attributes of the request that the webui uses to paste the original around the mask over the final image.
+
+See apply_overlay in modules/processing.py.
+"""
 
 
 def is_inpainting(p: Any) -> bool:
@@ -26,7 +29,10 @@ def is_inpainting(p: Any) -> bool:
 
 
 def check_shape(p: Any, plan: Plan) -> None:
-    """Raises SettingsError if only the masked area is painted and the final shape would crop it."""
+    """Raises SettingsError if the inpaint area is 'Only masked' and the final shape crops the base image.
+
+    The webui pastes the result into the whole upload, at the place of the masked area. A cropped result does not fit.
+    """
     if is_inpainting(p) and p.paste_to is not None and (plan.crop.height, plan.crop.width) != plan.base:
         width, height = plan.base[1] * CELL, plan.base[0] * CELL
         allowed = f"a size with the aspect ratio of {width}x{height}, or the inpaint area 'Whole picture'"
@@ -35,10 +41,10 @@ def check_shape(p: Any, plan: Plan) -> None:
 
 @contextmanager
 def masks_at(p: Any, plan: Plan, size: Size, original: Tensor | None = None) -> Iterator[None]:
-    """Resizes the job's mask and original latent to the size of a stage (cells) while it is sampled.
+    """Resizes the job's mask and original latent inside the block to `size`, the size of a stage in cells.
 
-    `original` (B, C, h, w) is the original latent at that size. If it is None, the job's own latent is enlarged. The
-    webui uses the mask and the latent in every call of its denoiser, so both must have the size of x.
+    `original` (B, C, h, w) is the original latent at this size. If `original` is None, the job's own latent is
+    enlarged. The webui uses the mask and the latent in every call of its denoiser, so both need the size of x.
     """
     if not is_inpainting(p):
         yield
@@ -52,7 +58,10 @@ def masks_at(p: Any, plan: Plan, size: Size, original: Tensor | None = None) -> 
 
 
 def painted(p: Any, plan: Plan) -> Tensor | None:
-    """Returns the job's mask, cropped to the area of the stages, (1, h, w) with 1 = painted, or None without a mask."""
+    """Returns the job's mask at the size of the base image (1, h, w), cropped to the final shape, or None without one.
+
+    The mask is 1 in the painted area and 0 outside.
+    """
     if not is_inpainting(p):
         return None
     mask = plan.crop.take(p.nmask)
@@ -60,15 +69,15 @@ def painted(p: Any, plan: Plan) -> Tensor | None:
 
 
 def _resized(mask: Tensor, size: Size, mode: str) -> Tensor:
-    """Resizes a mask (C, h, w). Forge Neo's masks have one more axis, (1, C, h, w)."""
+    """Resizes a mask (C, h, w), or in Forge Neo (1, C, h, w)."""
     resized: Tensor = F.interpolate(mask.reshape(-1, *mask.shape[-3:]), size, mode=mode)
     return resized.reshape(*mask.shape[:-2], *size)
 
 
 def keep_unmasked(p: Any, x: Tensor) -> Tensor:
-    """Replaces the unpainted area of x (B, C, H, W) with the original latent, like the webui after its own pass.
+    """Replaces the unpainted area of x (B, C, h, w) with the original latent, like the webui after its own pass.
 
-    Scripts can change this blend, as they can in the webui (modules/processing.py).
+    Calls the hook `on_mask_blend`, in which scripts can change the result (modules/processing.py).
     """
     if not is_inpainting(p):
         return x
@@ -81,7 +90,7 @@ def keep_unmasked(p: Any, x: Tensor) -> Tensor:
 
 
 class Overlay:
-    """Stores the overlay of a job, resizes it for the stages and restores it."""
+    """Stores the overlay of a job (see OVERLAY), resizes it for the stages and restores it."""
 
     def __init__(self, p: Any):
         self._own = {name: getattr(p, name) for name in OVERLAY if hasattr(p, name)}
@@ -93,14 +102,18 @@ class Overlay:
 
     @staticmethod
     def picture_size(p: Any) -> tuple[int, int] | None:
-        """Returns width and height of the whole image if only a part of it is painted, else None."""
+        """Returns the width and height of the final image if the inpaint area is 'Only masked', else None.
+
+        The webui then pastes the result into a larger image.
+        """
         pasted = getattr(p, "paste_to", None) and getattr(p, "overlay_images", None)
         return pasted[0].size if pasted else None
 
     def resize(self, p: Any, plan: Plan, size: Size) -> None:
-        """Sets the job's overlay for an image of `size` cells.
+        """Resizes the job's overlay for a result of `size` cells.
 
-        With "only masked", the image is a part of a larger image. The larger image is enlarged by the same factor.
+        If the inpaint area is 'Only masked', the result is a part of the final image. The final image is then enlarged
+        by the same factor as the result.
         """
         images, mask, place = (self._own.get(name) for name in OVERLAY)
         if images is None and mask is None:
@@ -118,7 +131,10 @@ def _corners(plan: Plan) -> tuple[int, int, int, int]:
 
 
 def resized(image: Image.Image, box: Any, scale: tuple[float, float]) -> Image.Image:
-    """Crops an image to `box` and resizes it by `scale` (x, y). Colors are weighted by their opacity."""
+    """Crops an image to `box`, unless `box` is None, and resizes it by `scale` (x, y).
+
+    In RGBA images, the opacity of a pixel is its weight, so transparent pixels do not change the colors.
+    """
     part = image.crop(box) if box else image
     size = round(part.width * scale[0]), round(part.height * scale[1])
     if part.mode != "RGBA":

@@ -35,20 +35,21 @@ SHOWN_PIXELS = 100_000_000
 
 @dataclass(frozen=True)
 class StageImage:
-    """The base image, or the image of a stage before the last one, with its infotext."""
+    """A base image, or an image of a stage before the last stage, with its infotext."""
 
     image: Image.Image
     infotext: str
     index: int
     """The image's index in the batch."""
     own: Mapping[str, str]
-    """Infotext entries that apply only to this stage."""
+    """Infotext entries of this image that the final image does not have: the stage and the size."""
 
 
 def stage_images(p: Any, samples: Any, number: int, total: int, save: bool) -> list[StageImage]:
-    """Creates the images of stage `number` of `total` (0 is the base image), and saves them if `save` is set.
+    """Creates the images of stage `number` of `total`. Number 0 is the base image.
 
-    `samples` is the result of `coding.decode`. If the webui saves no images of this job, these are not saved either.
+    `samples` is the result of `coding.decode`. If `save` is True, also saves the images, unless the webui saves no
+    images of this job.
     """
     height, width = samples[0].shape[-2:]
     name = f"{number} of {total}" if number else "base image"
@@ -65,7 +66,7 @@ def stage_images(p: Any, samples: Any, number: int, total: int, save: bool) -> l
 
 
 def with_later_reports(p: Any, picture: StageImage) -> StageImage:
-    """Updates the image's infotext with notes and errors that were reported after the image was created.
+    """Returns the image with a new infotext, which has notes and errors that were reported after the image was created.
 
     A file that is already saved keeps its old infotext.
     """
@@ -76,7 +77,7 @@ def with_later_reports(p: Any, picture: StageImage) -> StageImage:
 
 
 def _infotext(p: Any, image: Image.Image, index: int) -> str:
-    """Creates the infotext of image `index` of the batch and attaches it to the image."""
+    """Returns the infotext of image `index` of the batch. Also adds it to `image.info`, if the webui's option is on."""
     text = processing.create_infotext(
         p, p.prompts, p.seeds, p.subseeds, index=index, all_negative_prompts=p.negative_prompts
     )
@@ -118,7 +119,7 @@ def _extra_params(p: Any, own: Mapping[str, str]) -> Iterator[None]:
 def check_format(p: Any, plan: Plan) -> None:
     """Raises SettingsError if the image format of the webui's settings cannot store an image of the final size."""
     height, width = plan.pixels
-    limit = _broken_limit(p, shared.opts.samples_format, max(height, width))
+    limit = _exceeded_limit(p, shared.opts.samples_format, max(height, width))
     if limit:
         name, pixels = ("width", width) if width > limit else ("height", height)
         shown = "WebP" if limit == LONGEST_SIDE["webp"] else "JPEG"
@@ -126,10 +127,11 @@ def check_format(p: Any, plan: Plan) -> None:
 
 
 def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
-    """Returns the reason why the webui should not make a grid of images of `size` (width, height), or None.
+    """Returns why a grid of images of `size` (width, height) is too large, or None.
 
     The webui makes the grid after all images. If the grid does not fit into memory or cannot be saved, the webui
-    returns no images at all. The webui checks "Maximum image size" only for X/Y/Z plots, and with the requested size.
+    returns no images at all. The webui itself checks "Maximum image size" only for X/Y/Z plots. It uses the requested
+    size, which is smaller than the final size.
     """
     opts = shared.opts
     count = p.batch_size * p.n_iter
@@ -138,7 +140,8 @@ def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
     alone = count < 2 and opts.grid_only_if_multiple
     if p.do_not_save_grid or alone or not (opts.grid_save or opts.return_grid):
         return None
-    # the webui's own function computes rows and columns
+    # the webui's own function decides the numbers of rows and columns. With images of one pixel, its result has as many
+    # pixels as rows and columns
     layout = images.image_grid([Image.new("RGB", (1, 1))] * count, p.batch_size).size
     width, height = (n * side for n, side in zip(layout, size))
     limit = opts.img_max_size_mp
@@ -146,22 +149,25 @@ def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
         pixels = f"{width}x{height} pixels"
         return f'no grid was made, because its {pixels} are more than {limit:g} megapixels ("Maximum image size")'
     formats = [opts.grid_format] * bool(opts.grid_save) + [opts.samples_format] * bool(opts.return_grid and p.is_api)
-    if not any(_broken_limit(p, name, max(width, height)) for name in formats):
+    if not any(_exceeded_limit(p, name, max(width, height)) for name in formats):
         return None
     return f"no grid was made, because its {width}x{height} pixels are more than the image format supports"
 
 
-def _broken_limit(p: Any, name: str, side: int) -> int:
-    """Returns the format's limit if the webui cannot save an image whose longer side is `side`, else 0."""
+def _exceeded_limit(p: Any, name: str, side: int) -> int:
+    """Returns the longest side of the image format `name` if the webui cannot save an image with this side, else 0.
+
+    `side` is the longer side of the image in pixels.
+    """
     limit = LONGEST_SIDE.get(name.lower(), side)
     return limit if side > limit and (p.is_api or side <= SAVED_AS_PNG[name.lower()]) else 0
 
 
 def shrink_for_gallery(processed: Any) -> None:
-    """Replaces images that are too large for browsers with smaller copies, unless an image would be lost.
+    """Replaces images that are too large for browsers with smaller copies.
 
-    An image is replaced only if its file is saved at full size. Grids are always replaced, because they only contain
-    images that exist separately.
+    An image is replaced only if it is saved as a file at full size. Grids are replaced even if they are not saved,
+    because they only contain images that exist separately.
     """
     for index, picture in enumerate(processed.images):
         path = getattr(picture, "already_saved_as", None)
@@ -171,7 +177,7 @@ def shrink_for_gallery(processed: Any) -> None:
         try:
             copy = picture.reduce(math.ceil(math.sqrt(pixels / SHOWN_PIXELS)))
         except MemoryError:
-            # the image at full size remains in the list
+            # the image is not replaced
             logger.warning("not enough memory for a smaller copy of %s", path or "the grid")
             continue
         copy.info.update(picture.info)

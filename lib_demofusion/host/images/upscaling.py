@@ -16,17 +16,17 @@ from lib_demofusion.settings.presets import LANCZOS
 
 
 def enlarged(p: Any, image: Tensor, size: Size, upscaler: str = LANCZOS) -> Tensor:
-    """Upscales an image (3, H, W) in -1..1 to (height, width) with an upscaler of the webui.
+    """Upscales an image (3, H, W) in -1..1 to `size` (height, width) with an upscaler of the webui.
 
-    If the upscaler does not work, the webui uses Lanczos and reports this only on the console. This function adds a
-    note.
+    If the upscaler does not work, the webui uses Lanczos and reports this only on the console. In this case, adds a
+    note to the job.
     """
     if upscaler == LANCZOS:
         return lanczos(image, size)
     pixels = (image.float().cpu().permute(1, 2, 0).numpy() * 127.5 + 127.5).round().clip(0, 255)
     before = Image.fromarray(pixels.astype(np.uint8))
     after = images.resize_image(0, before, size[1], size[0], upscaler_name=upscaler).convert("RGB")
-    if _needs_model(upscaler) and _is_plain(before, after):
+    if _needs_model(upscaler) and _is_lanczos(before, after):
         report_note(p, f"the upscaler {upscaler} does not work, so {LANCZOS} was used instead; see the console")
     return torch.from_numpy(np.asarray(after, np.float32)).permute(2, 0, 1) / 127.5 - 1
 
@@ -35,8 +35,11 @@ def _needs_model(upscaler: str) -> bool:
     return any(known.name == upscaler and known.data_path for known in shared.sd_upscalers)
 
 
-def _is_plain(before: Image.Image, after: Image.Image) -> bool:
-    """Returns whether `after` equals `before` enlarged with Lanczos. False if the user stopped the upscaler."""
+def _is_lanczos(before: Image.Image, after: Image.Image) -> bool:
+    """Returns whether `after` is `before`, enlarged with Lanczos. Returns False if the user interrupts the job.
+
+    The webui also uses Lanczos if an upscaler is interrupted, although the upscaler works.
+    """
     if shared.state.interrupted:
         return False
     return before.resize(after.size, Image.Resampling.LANCZOS).tobytes() == after.tobytes()
@@ -45,7 +48,7 @@ def _is_plain(before: Image.Image, after: Image.Image) -> bool:
 def lanczos(picture: Tensor, size: Size) -> Tensor:
     """Enlarges an image (3, H, W) to (height, width) with Lanczos, channel by channel, without rounding to 8 bits."""
     height, width = size
-    # each channel is written directly into the result, because a channel of 16384 x 16384 pixels takes 1 GB
+    # writing each channel into the result needs no second copy of all channels; one channel can have more than 1 GB
     enlarged = np.empty((len(picture), height, width), np.float32)
     for plane, place in zip(picture.float().cpu().numpy(), enlarged):
         place[:] = np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.LANCZOS))

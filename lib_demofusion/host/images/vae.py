@@ -1,8 +1,9 @@
 """Runs the checkpoint's VAE tile by tile if a whole image does not fit into memory.
 
-The webui's own functions still do the rest: scaling, the retry in higher precision after NaN, moving models with
-medvram, and TAESD. Only the forward of the decoder and the encoder is replaced, inside a `with` block. The new forward
-chooses a method when it is called, because then the precision is known and the UNet may have left the device.
+Only the forward of the decoder and the encoder is replaced, inside a `with` block. The webui's own functions do
+everything else: scaling, the retry in higher precision after NaN, moving models with medvram, and TAESD. The new
+forward decides when it is called whether to use tiles. Only then are the precision and the free memory known: the webui
+may have moved the UNet off the GPU.
 """
 
 from __future__ import annotations
@@ -31,25 +32,26 @@ from lib_demofusion.tiled_vae.memory import held_bytes, largest_bytes, largest_p
 from lib_demofusion.tiled_vae.tiling import ALWAYS, AUTOMATIC, NEVER, Options, decode_tiled, encode_tiled
 
 TILES = (64, 32, 16)
-"""Sides of tiles in latent cells. The first attempt uses the largest tile that should fit into memory."""
+"""Sides of tiles in latent cells, in the order in which they are tried. Sides that should not fit are left out."""
 DEVICE_SHARE, MEMORY_SHARE, DISK_SHARE = 0.85, 0.6, 0.8
-"""Shares that may be used of the device's free memory, of the computer's free memory and of the free disk space."""
+"""Maximum shares of the device's free memory, the computer's free memory and the free disk space that are used."""
 LARGEST_TENSOR = {"mps": 1 << 32}
-"""Size in bytes that a tensor must not reach, by type of device. On Apple's GPUs, such a tensor ends the process."""
+"""Size in bytes that every tensor must stay below, by type of device. On Apple's GPUs, larger ones end the process."""
 UNKNOWN_FREE = 4 << 30
 """Assumed free memory in bytes of a device that does not report it."""
 
 logger = logging.getLogger("DemoFusion")
 Report = Callable[[float], None]
 ReportOfSome = Callable[[float, int], None]
-"""Receives the completed share of some images of a batch, and their number.
+"""A progress callback for a part of a batch. Its arguments are the completed share of this part, and its image count.
 
-Forge decodes all images of a batch together, and AUTOMATIC1111's webui decodes them one by one.
+Forge decodes all images of a batch together, so the part is the whole batch. AUTOMATIC1111's webui decodes the images
+one by one.
 """
 
 
 def of_all(report: Report, count: int) -> ReportOfSome:
-    """Returns a function that receives the share of some images, and reports the share of all `count` images."""
+    """Returns a ReportOfSome that calls `report` with the completed share of a batch of `count` images."""
     done = 0
 
     def of_some(share: float, images: int) -> None:
@@ -64,14 +66,14 @@ def of_all(report: Report, count: int) -> ReportOfSome:
 def in_parts(model: Any, mode: str = AUTOMATIC, report: ReportOfSome | None = None) -> Iterator[set[str]]:
     """Runs the model's VAE tile by tile inside the block, depending on `mode` (see MODES in `tiled_vae.tiling`).
 
-    Yields the names of the networks whose forward is replaced: "decoder", "encoder", both or none. Only these report
-    their progress.
+    Yields the names of the networks whose forward is replaced: "decoder", "encoder", both or none. Only these networks
+    call `report`.
     """
     first_stage = getattr(model, "first_stage_model", None)
-    ways = (("decoder", decoder_layers, decode_tiled), ("encoder", encoder_layers, encode_tiled))
+    networks = (("decoder", decoder_layers, decode_tiled), ("encoder", encoder_layers, encode_tiled))
     ours: set[str] = set()
     with ExitStack() as stack:
-        for name, layout, tiled in ways:
+        for name, layout, tiled in networks:
             network = getattr(first_stage, name, None)
             if mode == NEVER or network is None or is_replaced(network):
                 continue
@@ -87,9 +89,10 @@ def in_parts(model: Any, mode: str = AUTOMATIC, report: ReportOfSome | None = No
 
 
 def is_replaced(network: Any) -> bool:
-    """Returns whether another extension has replaced the network's forward, as Tiled VAE does.
+    """Returns whether another extension, such as Tiled VAE, has replaced the network's forward.
 
-    When Tiled VAE is switched off, the original method remains as an attribute of the instance (tilevae.py).
+    A `forward` in the instance's `__dict__` is not enough: after Tiled VAE has been switched off, the original method
+    remains there (tilevae.py).
     """
     own = network.__dict__.get("forward")
     return own is not None and getattr(own, "__func__", None) is not type(network).forward
@@ -97,7 +100,10 @@ def is_replaced(network: Any) -> bool:
 
 @contextmanager
 def _forward(network: Any, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Replaces the forward of a module inside the block. sgm and ldm call the module, never its forward directly."""
+    """Replaces the forward of a module inside the block.
+
+    This is enough, because sgm and ldm call the module, and torch then calls its attribute `forward`.
+    """
     before = network.__dict__.get("forward")
     network.forward = forward
     try:
@@ -110,7 +116,7 @@ def _forward(network: Any, forward: Callable[..., Tensor]) -> Iterator[None]:
 
 
 class _Forward:
-    """The new forward of a decoder or encoder. Computes the same output at once or tile by tile, whichever fits."""
+    """The new forward of a decoder or encoder. Computes the output at once or tile by tile, as the memory allows."""
 
     def __init__(self, network: Any, layers: list[Layer], tiled: Callable[..., Tensor], always: bool, report: Any):
         self._network, self._layers, self._tiled = network, layers, tiled
@@ -121,7 +127,7 @@ class _Forward:
     def __call__(self, x: Tensor, **kwargs: Any) -> Tensor:
         """Computes the output. If memory is not sufficient, tries again with smaller and smaller tiles."""
         if threading.get_ident() != self._thread:
-            # the webui decodes live previews in another thread
+            # another thread of the webui decodes live previews, which are small and do not count as progress
             return self._whole(x, **kwargs)
         failure: BaseException | None = None
         for options in self._attempts(x):
@@ -132,14 +138,14 @@ class _Forward:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                # the traceback would keep the intermediate tensors alive
+                # the traceback refers to the intermediate tensors, so they could not be freed
                 failure = error.with_traceback(None)
             logger.warning("%s: trying again with smaller tiles", str(failure).splitlines()[0][:200])
             devices.torch_gc()
         raise failure or MemoryError("the VAE does not fit into the memory, even with the smallest tiles")
 
     def _at_once(self, x: Tensor, **kwargs: Any) -> Tensor:
-        """Computes the output at once. Reports 0.5 first, so the reported share is never wrong by more than 0.5."""
+        """Computes the output at once. Reports 0.5 before and 1 after, because there is no progress in between."""
         report = self._report_of(x)
         report(0.5)
         output: Tensor = self._whole(x, **kwargs)
@@ -150,7 +156,7 @@ class _Forward:
         return lambda share: self._report and self._report(share, len(x))
 
     def _attempts(self, x: Tensor) -> Iterator[Options | None]:
-        """Yields the options of each attempt, or None to compute all at once. Reads the free memory each time."""
+        """Yields the options of each attempt, or None for an attempt at once. Reads the free memory before each one."""
         size, bytes_each = (x.shape[2], x.shape[3]), x.element_size()
         limit = LARGEST_TENSOR.get(x.device.type, sys.maxsize)
         needed = whole_bytes(self._layers, size, bytes_each) * len(x)
@@ -161,7 +167,8 @@ class _Forward:
             if largest_part_bytes(self._layers, size, bytes_each, tile) >= limit:
                 if tile == TILES[-1]:
                     raise MemoryError(
-                        f"{x.device.type} does not support the VAE's tensors of {limit} bytes; choose a smaller size"
+                        f"at this size, the VAE needs tensors of {limit} bytes or more, which the device "
+                        f"{x.device.type} does not support; choose a smaller size"
                     )
                 continue
             needed = part_bytes(self._layers, size, bytes_each, tile)
@@ -169,15 +176,16 @@ class _Forward:
             if room < 0 and tile != TILES[-1]:
                 continue
             shelf = choose_shelf(self._layers, size, x, room if on_device else 0)
-            logger.info("running the VAE in tiles of %d, with its feature maps in %s", tile, shelf)
+            logger.info("running the VAE in tiles of %d latent cells; its feature maps are in %s", tile, shelf)
             yield Options(tile, shelf, self._report_of(x))
             on_device = False
 
 
 def choose_shelf(layers: list[Layer], size: tuple[int, int], x: Tensor, room: int) -> Shelf:
-    """Returns where to store the feature maps: on the device (up to `room` bytes), in memory, packed, or in a file.
+    """Returns where to store the feature maps: on the device, in the computer's memory, or in temporary files.
 
-    Raises MemoryError if no place is large enough.
+    The device is chosen if `room` bytes are enough. If the computer's memory is too small for 32-bit maps, they are
+    packed into 16 bits. Maps in files are always packed. Raises MemoryError if no place is large enough.
     """
     held = held_bytes(layers, size, x.element_size())
     packed = held_bytes(layers, size, item_bytes(torch.int16)) if x.dtype == torch.float32 else held
@@ -187,7 +195,7 @@ def choose_shelf(layers: list[Layer], size: tuple[int, int], x: Tensor, room: in
     if packed <= memory:
         return Shelf(devices.cpu, packed=held > memory)
     folder = temporary_folder()
-    # the disk is queried only if necessary, because a sleeping disk is slow and a network disk may not answer
+    # the free disk space is only read if necessary: a disk that sleeps is slow, and a network disk may not answer
     if folder is not None and packed <= disk_usage(folder).free * DISK_SHARE:
         return Shelf(devices.cpu, packed=True, folder=folder)
     disk = f"temporary files go to {folder}" if folder is not None else "there is no folder for temporary files"
@@ -195,7 +203,11 @@ def choose_shelf(layers: list[Layer], size: tuple[int, int], x: Tensor, room: in
 
 
 def temporary_folder() -> Path | None:
-    """Returns a writable folder for map files: the webui's temporary folder or data folder, or that of the system."""
+    """Returns a folder for the files with feature maps, or None.
+
+    This is the first writable folder of: the webui's folder for temporary images, the webui's data folder, and the
+    system's temporary folder.
+    """
     folders = (shared.opts.temp_dir, data_path, tempfile.gettempdir())
     return next((Path(name) for name in folders if name and os.access(name, os.W_OK) and Path(name).is_dir()), None)
 

@@ -17,19 +17,22 @@ from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.settings.fields import LATENT, Settings
 
 DECODING, ENCODING, SAMPLING = PARTS = range(3)
-"""The parts of a stage: decoding the previous image, encoding it again after an image upscaler, and sampling."""
+"""The parts of a stage: decoding the previous image, encoding the upscaled image, and sampling.
+
+The first two parts may be empty: the upscaler Latent needs neither.
+"""
 
 ENCODER = 0.44
-"""Number of operations of the encoder's convolutions, divided by the number for the decoder."""
+"""Number of operations in the encoder's convolutions, divided by the number in the decoder's, for the same image."""
 
 
 class Progress:
-    """Sets the bar to the share of an iteration's time that has passed, from which the webui computes the time left.
+    """Moves the webui's bar in proportion to time. The webui computes the remaining time from the position of the bar.
 
     The webui's bar shows (job_no + step / steps) / job_count. The webui counts one job per iteration, or two with hires
-    fix. The webui ends the last job itself after it has decoded the image. The stages add a number of jobs that is
-    proportional to their expected time. `costs` are numbers of latent cells: one for all of the webui's own passes,
-    one for each part of every stage, and one for decoding the final image.
+    fix. It ends the last job itself, after it has decoded the image. The stages add a number of jobs that is
+    proportional to their expected time. `costs` are numbers of latent cells: first one number for all of the webui's
+    own passes, then one for each part of every stage, and at last one for decoding the final image.
     """
 
     def __init__(self, p: Any, plan: Plan, costs: Sequence[float], total: webui_state.Console):
@@ -38,8 +41,8 @@ class Progress:
         self._model, self._decoder = p.sd_model, 1.0
         rate, self._decoder_rate = (timing.known(p.sd_model, kind) for kind in (timing.MODEL, timing.DECODER))
         self._rate = rate and rate * p.batch_size
-        self._weigh_decoder(rate)
-        # the base image is a job even if it takes no time
+        self._update_decoder_costs(rate)
+        # costs are converted to jobs by a division by the cost of the base image, which must not be 0
         self._base = max(base, 0.002 * (base + sum(self._parts))) or 1.0
         self._jobs = 2 if getattr(p, "enable_hr", False) else 1
         self._of_all = self._jobs * (1 + sum(self._parts) / self._base)
@@ -48,12 +51,12 @@ class Progress:
         self._began = time.time() if shared.state.job_no else shared.state.time_start
 
     def announce(self, p: Any) -> None:
-        """Adds the stages to the webui's number of jobs. In a grid or a folder, this is called for every image."""
+        """Adds the stages to the webui's number of jobs. Called for every request of a grid or a folder."""
         self._console.announce(shared.state.job_count, p.n_iter)
         webui_state.announce(p.n_iter * self._jobs, p.n_iter * (self._of_all - self._jobs))
 
     def base_done(self) -> None:
-        """Stores the position of the base image's last job, which the webui has not ended yet."""
+        """Stores the position of the bar after the webui's own passes. The webui has not ended their last job yet."""
         self._first_job, self._place = exact(shared.state.job_no) - self._jobs + 1, self._jobs
         self._console.base_done()
 
@@ -66,26 +69,26 @@ class Progress:
         self.move(DECODING, 0.0)
 
     def sampling(self, stage: StageProgress) -> None:
-        """Moves the bar to the progress of the current stage. Also corrects the expected costs of later stages."""
+        """Moves the bar while a stage is sampled. Also corrects the expected costs of this stage and later stages."""
         if not stage.done + stage.ahead:
-            # the webui does not call the fused model: the stage will fail
+            # no model call has been counted, because the webui calls the UNet without DemoFusion: the stage will fail
             return
         if not stage.done:
             # decoding the previous image may have measured the decoder for the first time
             self._decoder_rate = timing.known(self._model, timing.DECODER)
         if stage.rate:
             self._rate = stage.rate * stage.images
-            self._weigh_decoder(stage.rate)
+            self._update_decoder_costs(stage.rate)
         places = slice(len(PARTS) * self._stage + SAMPLING, None, len(PARTS))
         changed = (stage.done + stage.ahead) / self._parts[places][0]
         self._parts[places] = [changed * cost for cost in self._parts[places]]
         self.move(SAMPLING, stage.done / (stage.done + stage.ahead))
 
     def move(self, part: int, share: float) -> None:
-        """Moves the bar to `share` of a part of the current stage, but never back.
+        """Moves the bar to the position at which `share` of a part of the current stage is done, but never back.
 
-        Without a measured rate, the position depends only on the costs. After the last stage, the part is the decoding
-        of the final image.
+        `part` is one of PARTS. After the last stage, DECODING is the decoding of the final image. If the speed of the
+        model is not known, the position depends only on the costs, else also on the time that has passed.
         """
         place = len(PARTS) * self._stage + part
         ahead = (1 - share) * self._parts[place] + sum(self._parts[place + 1 :])
@@ -95,8 +98,12 @@ class Progress:
         self._place = max(self._place, self._of_all * passed / ((passed + left) or 1.0))
         move_to(self._first_job + self._place)
 
-    def _weigh_decoder(self, rate: float | None) -> None:
-        """Converts the cost of decoding a cell to the number of cells that the model evaluates in the same time."""
+    def _update_decoder_costs(self, rate: float | None) -> None:
+        """Updates the costs of decoding and encoding to the measured speeds of the decoder and the model.
+
+        The cost of decoding a cell is the number of cells that the model evaluates in the same time. `rate` is the
+        model's rate in seconds per cell.
+        """
         cells = self._decoder_rate / rate if self._decoder_rate and rate else timing.ASSUMED_DECODER
         coded = (place for place in range(len(self._parts)) if place % len(PARTS) != SAMPLING)
         for place in coded:
@@ -104,12 +111,12 @@ class Progress:
         self._decoder = cells
 
     def sampled(self) -> None:
-        """Moves the bar to the end of the last stage, before the final image is decoded."""
+        """Moves the bar to the position at which all stages are done, before the final image is decoded."""
         self._stage = len(self.plan.stages)
         self.move(DECODING, 0.0)
 
     def end(self) -> None:
-        """Sets the bar so that it is full when the webui ends the iteration."""
+        """Sets the bar to one job before the end of the iteration. The webui itself then ends this last job."""
         shared.state.job_no = JobCount(self._first_job + self._of_all - 1)
         shared.state.textinfo = None
         self._began = time.time()
@@ -117,10 +124,10 @@ class Progress:
 
 
 def make_progress(p: Any, plan: Plan, settings: Settings, pictures: int, passes: Sequence[Pass]) -> Progress:
-    """Creates the progress of a request.
+    """Creates the progress of a request. `passes` are the webui's own passes.
 
-    `pictures` is the number of images, beginning with the base image, that are decoded because they are shown or saved.
-    `passes` are the webui's own passes.
+    `pictures` is the number of images that are decoded to be shown or saved. They are the base image, the image of
+    stage 1 and so on, without the final image.
     """
     costs = run_costs(plan, settings, p.steps, calls_twice(p.sampler_name), passes)
     enlarged = settings.anchor != LATENT

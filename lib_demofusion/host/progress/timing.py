@@ -17,30 +17,39 @@ from lib_demofusion.method.costs import CallsAhead, cells_ahead
 from lib_demofusion.method.stage import StageRun
 
 FILE = "demofusion-timings.json"
-MODEL, DECODER, BUSIER = "model", "decoder", "DPM adaptive"
-"""The kinds of rates. MODEL and DECODER are seconds per latent cell of an evaluated view or of a decoded image. BUSIER
-is the number of model calls of DPM adaptive in a stage divided by the number in the base pass.
+MODEL, DECODER, ADAPTIVE_RATIO = "model", "decoder", "DPM adaptive"
+"""The kinds of stored values, which are called rates here.
+
+MODEL is the time that the model takes for one latent cell of a view. DECODER is the time that decoding one latent cell
+takes. Both are in seconds for one image. ADAPTIVE_RATIO is the number of model calls that DPM adaptive would make in a
+stage at full denoising strength, divided by the number in the base pass.
 """
-TOO_MUCH = {MODEL: 1.0, DECODER: 1.0, BUSIER: 20.0}
-"""Upper limits of plausible values. A larger value means that the file is damaged."""
+UPPER_LIMITS = {MODEL: 1.0, DECODER: 1.0, ADAPTIVE_RATIO: 20.0}
+"""Upper limits of plausible rates. A larger value in the file is ignored, because the file is probably damaged."""
 
 ASSUMED_DECODER = 2.0
-"""Assumed ratio of the decoder's rate to the model's until both are measured. For SDXL and SD 1.5, decoding an image
-takes about as many operations as one UNet call for cond and uncond, and the decoder often has a higher precision."""
+"""The decoder's rate divided by the model's rate, as long as one of them is not measured.
+
+For SDXL and SD 1.5, decoding an image takes about as many operations as one UNet call for cond and uncond. The decoder
+often runs in a higher precision, which takes longer.
+"""
 
 
 def known(model: Any, kind: str) -> float | None:
-    """Returns the stored rate of a model, or None. For an unknown decoder, returns the rate of the last decoder.
+    """Returns the stored rate of a checkpoint, or None.
 
-    The VAEs of almost all checkpoints have the same size, but their UNets do not.
+    If the decoder of this checkpoint is not measured, returns the rate of the decoder that was measured last. The VAEs
+    of almost all checkpoints have the same size, but their UNets do not.
     """
     kept = storage.read_if_possible(FILE)
     rates = (kept.get(key) for key in _keys(model, kind))
-    return next((float(rate) for rate in rates if isinstance(rate, (int, float)) and 0 < rate < TOO_MUCH[kind]), None)
+    return next(
+        (float(rate) for rate in rates if isinstance(rate, (int, float)) and 0 < rate < UPPER_LIMITS[kind]), None
+    )
 
 
 def learn(model: Any, kind: str, rate: float | None) -> None:
-    """Stores a rate, unless it is None or 0."""
+    """Stores a rate of a checkpoint in the file, unless the rate is None or 0."""
     if rate:
         learned = dict.fromkeys(_keys(model, kind), float(f"{rate:.4g}"))
         storage.write_if_possible(FILE, {**storage.read_if_possible(FILE), **learned})
@@ -48,48 +57,55 @@ def learn(model: Any, kind: str, rate: float | None) -> None:
 
 @contextmanager
 def decoding(p: Any, latent: Tensor) -> Iterator[None]:
-    """Measures a block that decodes a latent (B, C, H, W) and stores the rate, unless the block raises an error."""
+    """Measures the time of a block that decodes a latent (B, C, h, w), and stores the decoder's rate.
+
+    If the block raises an error, nothing is stored.
+    """
     begin = time.perf_counter()
     yield
     learn(p.sd_model, DECODER, (time.perf_counter() - begin) / latent[:, 0].numel())
 
 
 def seconds(cells: float) -> float | None:
-    """Estimates the seconds that the loaded checkpoint takes for `cells` latent cells. None if its rate is unknown."""
+    """Estimates the seconds in which the loaded checkpoint evaluates `cells` cells. None if its rate is unknown."""
     rate = known(loaded_model(), MODEL)
     return None if rate is None else rate * cells
 
 
 def _keys(model: Any, kind: str) -> list[str]:
-    """Returns the keys of a rate in the file. The first one is the most specific."""
+    """Returns the keys of a rate in the file: one for the checkpoint and GPU, and for decoders also one for the GPU."""
     name = getattr(getattr(model, "sd_checkpoint_info", None), "name_for_extra", None)
     device = torch.cuda.get_device_name(devices.device) if devices.device.type == "cuda" else devices.device.type
     return [f"{name} on {device}: {kind}", *[f"* on {device}: {kind}"] * (kind == DECODER)]
 
 
 class StageProgress:
-    """Counts the latent cells that a stage has evaluated and the cells that remain, per row of a model call."""
+    """Counts the latent cells that a stage has evaluated (`done`) and the cells that remain (`ahead`).
+
+    Counts the cells of one image, and cond and uncond as one evaluation.
+    """
 
     def __init__(self, run: StageRun, calls_ahead: CallsAhead):
         self.done = self.ahead = 0.0
         self.rate: float | None = None
-        """Seconds per cell and image. The first call is left out, because the GPU selects its kernels then."""
+        """Seconds per cell and image. The first call is not measured: it is slower, because the GPU selects kernels."""
         self.images = len(run.anchor)
         self._run, self._calls_ahead, self._call = run, calls_ahead, -1
         self._before = self._cells = self._evaluated = self._left = 0.0
         self._warm = (0.0, 0.0)
-        # if the webui evaluates cond and uncond one after the other, each batch of a call runs twice
+        # the number of times that each batch of views runs in a call: 2 if the webui evaluates cond and uncond
+        # one after the other
         self._rounds = 1.0
 
     def before_batch(self, cells: float) -> None:
-        """Records that a batch of `cells` cells is about to run."""
+        """Records that a batch of views with `cells` cells is about to run."""
         if self._run.call != self._call:
             self._begin_call()
         self._set(min(self._evaluated / (self._rounds * self._cells), 1.0))
         self._evaluated += cells
 
     def after_call(self) -> None:
-        """Records the end of a model call, when the sampler runs its callback."""
+        """Records the end of a model call. Called by the sampler's callback."""
         self._set(1.0)
 
     def _set(self, share: float) -> None:
@@ -101,7 +117,8 @@ class StageProgress:
         if self._call == 0:
             self._warm = now, self._before
         elif self._call > 0:
-            # measured from call to call, because a GPU works asynchronously and only the next call waits for the result
+            # the time from the second call's begin to this call's begin: a GPU works asynchronously, and the sampler
+            # waits for the result of a call only before the next call
             self.rate = (now - self._warm[0]) / ((self._before - self._warm[1]) * self.images)
         if self._call >= 0:
             self._rounds = max(self._evaluated / self._cells, 1.0)

@@ -1,6 +1,6 @@
 """Updates the webui's own progress: the number of jobs, the bar on the console, and the live previews.
 
-Also counts the steps of img2img, and recognizes samplers that call the model twice per step.
+Also computes the number of steps of img2img, and recognizes samplers that call the model twice per step.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from lib_demofusion.settings.fields import Settings
 
 
 class JobCount(int):
-    """A number of jobs that is an integer, but keeps its fraction in sums and quotients.
+    """A number of jobs with a fraction. It is an int, but sums and quotients with it use the fraction.
 
-    The webui's bar shows `job_no / job_count`, and its API returns both numbers. A stage takes as long as a fractional
-    number of base images, and with integers the bar would move in large jumps. `whole` is the integer that the API
-    returns; by default, the fraction is dropped.
+    The webui's bar shows `job_no / job_count`. A stage takes as long as a fractional number of base images, so with
+    integers the bar would move in large jumps. The webui's API returns both numbers, and needs integers. `whole` is
+    the integer that the API returns. By default, it is the number without its fraction.
     """
 
     exact: float
 
     expected = 0.0
-    """The part of the number that is only an estimate, for the stages of the later images of a grid."""
+    """The part of the number that is only an estimate: the jobs of stages in later requests of a grid or a folder."""
 
     def __new__(cls, number: float, whole: int | None = None) -> JobCount:
         count = super().__new__(cls, int(number) if whole is None else whole)
@@ -53,9 +53,11 @@ def exact(number: float) -> float:
 def announce(own: float, stages: float) -> None:
     """Adds the stages of a request to the webui's total number of jobs.
 
-    `own` is the number of the webui's own jobs for this request, and `stages` is the number for its stages. A grid or a
-    folder counts its images in advance and runs one request for each. All later requests are expected to have the same
-    stages, so that the bar does not go back whenever a request begins. Each request corrects this estimate.
+    `own` is the number of the webui's own jobs in this request, and `stages` is the number of jobs of its stages.
+
+    For an X/Y/Z plot or a folder of files, the webui adds up the jobs of all requests in advance. Then it runs one
+    request after the other. This function assumes that all later requests have the same stages, so that the bar does
+    not go back whenever a request begins. Each request corrects this estimate.
     """
     total = _announced()
     later = max(total - exact(shared.state.job_no) - own, 0.0)
@@ -63,7 +65,7 @@ def announce(own: float, stages: float) -> None:
 
 
 def withdraw() -> None:
-    """Removes the stages of later images from the total, because a request of the grid has no stages."""
+    """Removes the expected stages of later requests from the total. Called for a request without stages."""
     if getattr(shared.state.job_count, "expected", 0.0):
         _set_total(_announced(), 0.0)
 
@@ -81,19 +83,19 @@ def _set_total(announced: float, expected: float) -> None:
 
 
 def move_to(done: float) -> None:
-    """Moves the webui's bar to `done` finished jobs."""
+    """Moves the webui's bar to the position at which `done` jobs are finished."""
     state = shared.state
-    # the webui adds the steps of its own sampler, which are part of one job
+    # when the webui draws the bar, it adds the share of steps that its sampler has finished, so this is subtracted here
     own = state.sampling_step / state.sampling_steps if state.sampling_steps else 0.0
     state.job_no = JobCount(done - own, int(done))
 
 
 class Console:
-    """Corrects the total of the webui's bar on the console, which counts the sampler's callbacks.
+    """Corrects the total of the webui's bar on the console. This bar counts the callbacks of the samplers.
 
-    Samplers call back at different rates, and a stage may end early. When the base pass or
-    the stages end, the actual number of callbacks therefore replaces the planned number. `of_base` is the number that
-    the webui plans for an iteration, and `of_stages` is the planned number for its stages.
+    The planned number may be wrong, because some samplers do not call back once per step, and a stage may end early.
+    When the webui's own passes or the stages of an iteration end, the actual number replaces the planned number.
+    `of_base` is the number that the webui plans for an iteration, and `of_stages` is the planned number for its stages.
     """
 
     def __init__(self, of_base: int, of_stages: int):
@@ -101,7 +103,10 @@ class Console:
         self._counted: int | None = None
 
     def announce(self, jobs: int, iterations: int) -> None:
-        """Adds the steps of the stages. If the bar has no total yet, also adds those of the webui's own `jobs`."""
+        """Adds the planned callbacks of the stages in all iterations.
+
+        If the webui has not created the bar yet, creates it with the planned callbacks of the webui's own `jobs`.
+        """
         if _bar() is None:
             shared.total_tqdm.updateTotal(self._planned[0] * jobs)
         self._counted = getattr(_bar(), "n", None)
@@ -135,20 +140,20 @@ def _bar() -> Any:
 
 
 def begin_job() -> None:
-    """Begins a job of the webui and makes a live preview due after the first model call.
+    """Begins a job of the webui, and lets the webui show a live preview after the first step of this job.
 
-    A stage may have fewer steps than the interval between two previews. After the first preview, the others follow at
-    the webui's interval. With an interval of -1, the webui shows an image only when a job begins.
+    Otherwise, a stage with fewer steps than the interval between two previews would have no preview. Later previews
+    follow at the webui's interval. With an interval of -1, the webui shows a preview only when a job begins.
     """
     state = shared.state
     state.nextjob()
     interval = getattr(shared.opts, "show_progress_every_n_steps", 1)
-    # the latent of the image before must not be shown as a preview of this stage
+    # the latent of the previous image must not be shown as a preview of this stage
     state.current_image_sampling_step, state.current_latent = -max(interval, 0), None
 
 
 def calls_twice(sampler: str | None) -> bool:
-    """Returns whether a sampler calls its model twice per step."""
+    """Returns whether a sampler calls the model twice in every step except the last one."""
     config = sd_samplers.find_sampler_config(sampler)
     return config is not None and bool(config.options.get("second_order", False))
 

@@ -52,13 +52,13 @@ class CallsOfStage:
         self._model, self._arguments = p.sd_model, arguments
         self._is_known = model_calls(name, arguments, second_order) is not None
         self._of_base = _calls_of_base(p) or ADAPTIVE_CALLS
-        busier = 1.0 if self._is_known else timing.known(self._model, timing.BUSIER) or 1.0
-        self.ahead: CallsAhead = calls_ahead(name, arguments, second_order, busier * self._of_base)
+        ratio = 1.0 if self._is_known else timing.known(self._model, timing.ADAPTIVE_RATIO) or 1.0
+        self.ahead: CallsAhead = calls_ahead(name, arguments, second_order, ratio * self._of_base)
 
     def learn(self, calls: int) -> None:
         """Updates the measured ratio after a stage with `calls` model calls."""
         if not self._is_known and "sigma_max" in self._arguments:
-            timing.learn(self._model, timing.BUSIER, calls_of_whole(calls, self._arguments) / self._of_base)
+            timing.learn(self._model, timing.ADAPTIVE_RATIO, calls_of_whole(calls, self._arguments) / self._of_base)
 
 
 def _calls_of_base(p: Any) -> int:
