@@ -17,13 +17,16 @@ INSTALLED_TWICE = (
 
 
 def loaded_copy() -> Path | None:
-    """Returns the folder of another copy of the extension that the webui has already loaded, or None."""
+    """Returns the folder of the other copy of the extension if the webui has already loaded it, else None."""
     folders = (Path(data.path).parent.parent for data in scripts.scripts_data)
     return next((folder for folder in folders if (folder / PACKAGE).is_dir()), None)
 
 
 def forget_disabled_copy() -> None:
-    """Removes the modules of a copy that was disabled while the webui ran, so that Python imports this copy's."""
+    """Removes another copy's modules from sys.modules, so that Python imports the modules of this copy.
+
+    They are still there if the user has disabled the other copy while the webui was running.
+    """
     file = getattr(sys.modules.get(PACKAGE), "__file__", None)
     if file is not None and Path(file).resolve().parent.parent != FOLDER:
         for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE]:

@@ -1,4 +1,4 @@
-"""Defines the options of the test run."""
+"""Defines command-line options for pytest, the order of the tests, and Hypothesis' profile for CI."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import os
 import pytest
 from hypothesis import settings
 
-# In CI, Hypothesis uses the same examples in every run, so a new failure is due to the change under test.
+# In CI, Hypothesis uses the same examples in every run. If a test fails that passed before, the tested change is the
+# cause, and not a new random example.
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Moves the slowest files to the front if several processes run the tests.
+    """Moves files with tests that have the mark `slow` or `browser` to the front, if several processes run the tests.
 
     Otherwise, one process might start a slow file when the others have almost finished.
     """
@@ -31,7 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--checkpoints",
         metavar="DIR",
-        help="a folder of checkpoints with the layout of real models; Forge, reForge and Forge Neo load no others",
+        help="a folder of checkpoints with the layout of real models; Forge, reForge and Forge Neo cannot load the "
+        "tiny checkpoints that the tests use otherwise",
     )
     parser.addoption(
         "--webui-url",

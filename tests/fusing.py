@@ -15,7 +15,7 @@ from lib_demofusion.method.views import DilatedView, LocalView
 
 
 def evaluations(stage: StagePlan, c2: float = 0.5) -> int:
-    """Returns the number of views that a stage evaluates for one prediction, if the dilated path has weight c2."""
+    """Returns the number of views that the model evaluates in one call of `fuse`, with the weight c2."""
     return (stage.local_count if c2 < 1 else 0) + (stage.dilated_count if c2 > 0 else 0)
 
 
@@ -31,7 +31,7 @@ def fuse(
     copies: int = 1,
     feathering: Feathering | None = None,
 ) -> Tensor:
-    """Creates the path objects for `fusion.fuse`, and returns its result for x (B, C, H, W)."""
+    """Returns the result of `fusion.fuse` for x (B, C, h, w), with paths that are created from the other arguments."""
     predict = partial((batches or ViewBatches(1)).predictions, evaluate)
     paths = fusion.LocalPath(local, feathering or Feathering()), fusion.DilatedPath(dilated, blur, correction, copies)
     return fusion.fuse(predict, x, *paths, c2)

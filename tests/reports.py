@@ -1,6 +1,6 @@
 """Collects the failures that the extension reports during a test, and compares them with the expected failures.
 
-The failures are collected wherever users see them: on the page, in the infotext and on the console.
+Users see failures on the page, in the infotext and on the console. They are collected from all three.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from lib_demofusion.host.common.messages import STOPPED
 PREFIX = "DemoFusion"
 ERROR, NOTE = f"{PREFIX} error", f"{PREFIX} note"
 GALLERY = f"{PREFIX}: the gallery shows"
-"""The start of a comment that is not a failure and that is not written to infotexts."""
+"""The first words of a note about a smaller copy. The page shows this note, but it is not in the infotext."""
 
 
 class Reports(logging.Handler):
-    """Collects the failures of one test. A test calls `expect` for the failures that it causes on purpose."""
+    """Collects the failures of one test. If a test causes failures on purpose, it passes their texts to `expect`."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -31,7 +31,7 @@ class Reports(logging.Handler):
         self._expected: list[str] = []
 
     def expect(self, *texts: str) -> None:
-        """Adds expected failures, each by a part of its text. The test fails if one of them is not reported."""
+        """Adds parts of the texts of expected failures or notes. The test fails if one of them is not reported."""
         self._expected += texts
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -39,16 +39,16 @@ class Reports(logging.Handler):
         self.failures.append(f"console: {record.getMessage()}")
 
     def see_console(self, message: str) -> None:
-        """Collects an error that the host prints."""
+        """Collects an error that the webui prints with `modules.errors.report`."""
         self.failures.append(f"console: {message}")
 
     def see_page(self, text: str) -> None:
-        """Collects a failure that the page shows. `text` is the whole text below the images."""
+        """Collects an error that a real page shows. `text` is the whole text below the images."""
         if ERROR in text:
             self.failures.append(f"page: {text[text.index(ERROR) :]}")
 
     def see(self, comments: str, infotexts: list[str]) -> None:
-        """Collects the failures in a job's comments, which the page shows below the images, and in its infotexts."""
+        """Collects the failures in the comments and the infotexts of a job. The page shows the comments."""
         texts = [infotext_utils.parse_generation_parameters(text) for text in infotexts if text]
         notes = "; ".join(text[NOTE] for text in texts if NOTE in text)
         self.notes.append(notes)
@@ -59,7 +59,7 @@ class Reports(logging.Handler):
                 self.failures.append(f"page: {line}")
 
     def check(self) -> None:
-        """Raises AssertionError for failures that were not expected, and for expected ones that were not reported."""
+        """Raises AssertionError if an unexpected failure was reported, or an expected text was not reported."""
         unexpected = [text for text in self.failures if not any(part in text for part in self._expected)]
         assert unexpected == [], "the test did not expect these failures"
         reported = [*self.failures, *self.notes]
@@ -69,7 +69,7 @@ class Reports(logging.Handler):
 
 @pytest.fixture(autouse=True, name="reported")
 def reports_of_test() -> Iterator[Reports]:
-    """Collects the failures of the test's jobs. The test fails if the failures differ from the expected failures."""
+    """Collects the failures of all jobs of a test, and calls `Reports.check` after the test."""
     reports = Reports()
     report, process_images = errors.report, processing.process_images
 

@@ -1,4 +1,7 @@
-"""Adds the folders of the stand-in for the webui to sys.path, and imports the webui's old packages without warnings."""
+"""Makes the stand-in for the webui importable: adds its folders to sys.path.
+
+Also imports gradio and k_diffusion here, without the warnings that these old packages cause at import.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ for folder in (TESTS.parent / "trial" / "webui", TESTS / "miniature"):
         sys.path.insert(0, str(folder))
 
 with warnings.catch_warnings():
-    # gradio 3.41.2 and its web framework use functions of other packages that are deprecated now
+    # gradio 3.41.2 and FastAPI use functions of other packages that are now deprecated
     warnings.simplefilter("ignore")
     import gradio  # noqa: F401
     import k_diffusion.external

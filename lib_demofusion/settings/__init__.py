@@ -1,1 +1,1 @@
-"""Declares the fields of a run, and reads, checks and writes their values."""
+"""Declares the fields, which are the settings of a DemoFusion run. Reads, checks and writes their values."""

@@ -1,4 +1,4 @@
-"""Defines the error for a value that is not valid, and formats any value for a message."""
+"""Defines the error for a value that is not valid, and formats values of any type for messages."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Callable
 class SettingsError(ValueError):
     """Raised for an unknown field or a value that is not valid.
 
-    The attributes are the name of the field, the value, and a description of the allowed values or names. `problem`
-    replaces the first sentence of the message, which names the field and the value.
+    The attributes are the name of the field, the value, and a description of the allowed values. For an unknown field,
+    the description lists the names of all fields. The message is "NAME: VALUE is not valid. Use ALLOWED". If `problem`
+    is given, it replaces the first of these two sentences.
     """
 
     def __init__(self, name: str, value: object, allowed: str, problem: str = ""):
@@ -20,15 +21,15 @@ class SettingsError(ValueError):
 
 
 def shortened(value: object, length: int = 60) -> str:
-    """Returns the value's repr, shortened to `length` characters."""
+    """Returns the repr of a value. If it is longer than `length` characters, its end is replaced by an ellipsis."""
     text = written(value, repr)
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def written(value: object, write: Callable[[object], str] = str) -> str:
-    """Converts `value` to text, or to the name of its type if Python cannot convert it.
+    """Converts `value` to text with the function `write`. If this fails, returns the name of the value's type.
 
-    Python cannot convert integers with too many digits and lists that are nested too deeply.
+    The conversion fails for integers with too many digits and for lists that are nested too deeply.
     """
     try:
         return write(value)

@@ -1,4 +1,7 @@
-"""Declares the parameters of a run: names, ranges, labels and infotext keys. All other code derives them from here."""
+"""Declares the fields of a run with their names, ranges, labels and infotext keys.
+
+The panel, the API, the infotext and the X/Y/Z plot read these declarations.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ from lib_demofusion.settings.presets import EVERY, IN_PIXELS, LATENT_UPSCALER, S
 from lib_demofusion.settings.spec import Spec
 
 LATENT, PIXELS, MIXED = ("latent", "pixels", "mixed")
-"""How the result of a stage is enlarged for the next stage.
+"""The ways to enlarge the latent of the previous image for a stage.
 
-LATENT enlarges the latent (bicubic). PIXELS enlarges the image with an upscaler and encodes it. MIXED combines the
-coarse part of the enlarged latent with the fine part of the enlarged and encoded image.
+LATENT enlarges the latent with bicubic interpolation. PIXELS decodes the latent, enlarges the image with an upscaler,
+and encodes the result. MIXED combines the coarse part of the latent from LATENT with the fine part of the latent from
+PIXELS.
 """
 
 MAX_SCALE = 8
@@ -25,10 +29,9 @@ SKIP_ALLOWED = f"two numbers from 0 to {MOST_WEIGHT:g}, such as 0.5,0.1, or an e
 
 
 def parse_stages(text: str) -> list[float]:
-    """Parses a list of stages into scales. Removes a leading 1, which is the scale of the base image.
+    """Parses the field `stages`, such as "1,2,4", into scales. Removes a leading 1, the scale of the base image.
 
-    Returns an empty list for one of STAGE_WORDS, and for an empty text, which means "every". Raises SettingsError if
-    the text is not valid.
+    Returns an empty list for one of STAGE_WORDS and for an empty text. Raises SettingsError if the text is not valid.
     """
     if not text or text in STAGE_WORDS:
         return []
@@ -43,9 +46,10 @@ def parse_stages(text: str) -> list[float]:
 
 
 def parse_skip(text: str) -> tuple[float, float]:
-    """Parses the weights below which tiles and dilated views are skipped. An empty text means 0 for both.
+    """Parses the field `skip_views`, such as "0.5,0.1", into the thresholds for tiles and for dilated views.
 
-    Raises SettingsError if the text is not valid.
+    See `local_threshold` and `dilated_threshold`. An empty text means 0 for both. Raises SettingsError if the text is
+    not valid.
     """
     if not text:
         return 0.0, 0.0
@@ -84,14 +88,15 @@ AS_SCALE = "in pixels; 0 = computed from the other side, or from Upscale by"
 
 @dataclass(frozen=True)
 class Settings:
-    """All parameters of a DemoFusion run. The order of the fields is the order of the API's positional arguments.
+    """All fields of a DemoFusion run. The order of the fields is the order of the API's positional arguments.
 
-    `upscaler` determines the latent from which a stage begins:
+    `upscaler` determines the anchor, the latent from which a stage begins:
 
-    * "Latent" enlarges the previous stage's latent, as in the paper.
-    * With an image upscaler (Lanczos or one of the webui's), the coarse part comes from the enlarged latent. The fine
-      part comes from the previous stage's image, which is enlarged by the upscaler and encoded again.
-    * With " (pixels)" after the name of an image upscaler (API only), both parts come from the enlarged image.
+    * "Latent" enlarges the latent of the previous image, as in the paper.
+    * With an image upscaler (Lanczos or one of the webui's), the coarse part of the anchor comes from the enlarged
+      latent. The fine part comes from the previous image, which is enlarged by the upscaler and encoded again.
+    * With " (pixels)" after the name of an image upscaler, both parts come from the enlarged image. The panel does not
+      list these names, but accepts them, and so do the API, infotexts and the X/Y/Z plot.
     """
 
     enabled: bool = _spec(False, bool, "DemoFusion", "")
@@ -231,38 +236,38 @@ class Settings:
 
     @property
     def anchor(self) -> str:
-        """How the result of a stage is enlarged for the next stage: LATENT, PIXELS or MIXED."""
+        """LATENT, PIXELS or MIXED, depending on the field `upscaler`."""
         if self.upscaler == LATENT_UPSCALER:
             return LATENT
         return PIXELS if self.upscaler.endswith(IN_PIXELS) else MIXED
 
     @property
     def image_upscaler(self) -> str:
-        """The name of the image upscaler. Only for PIXELS and MIXED."""
+        """The name of the image upscaler. Not used if `anchor` is LATENT."""
         return self.upscaler.removesuffix(IN_PIXELS)
 
     @property
     def local_threshold(self) -> float:
-        """The weight below which the local views (tiles) are skipped."""
+        """The highest weight of the tiles, 1 - c2, at which a model call skips all tiles (0 to 0.5)."""
         return parse_skip(self.skip_views)[0]
 
     @property
     def dilated_threshold(self) -> float:
-        """The weight below which the dilated views are skipped."""
+        """The highest weight of the dilated views, c2, at which a model call skips all dilated views (0 to 0.5)."""
         return parse_skip(self.skip_views)[1]
 
 
 SPECS: dict[str, Spec] = {f.name: f.metadata["spec"] for f in fields(Settings)}
 NAMES: tuple[str, ...] = tuple(SPECS)
 CONTROLLED = NAMES[:-1]
-"""The fields that have a control in the panel. The last field is on the settings page."""
+"""The names of all fields that have a control in the panel. `view_batch` has none: it is on the settings page."""
 
 ENABLED_KEY = SPECS["enabled"].infotext
 
 OF_THE_REQUEST = frozenset(
     ("enabled", "scale", "width", "height", "preset", "view_batch", "save_stages", "return_stages", "img2img_first")
 )
-"""The fields that no preset sets, because their values belong to a single request or depend on the computer."""
+"""The names of the fields that no preset sets. Their values belong to one request, or depend on the computer."""
 
 PRESET_FIELDS: tuple[str, ...] = tuple(name for name in NAMES if name not in OF_THE_REQUEST)
-"""The fields that a preset sets."""
+"""The names of the fields that a preset sets."""

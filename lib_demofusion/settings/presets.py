@@ -1,6 +1,7 @@
-"""The words that a field accepts, the built-in presets, and the choices that users and the webui add.
+"""Defines the words for the field `stages`, the built-in presets, and the choices that users and the webui add.
 
-Also recognizes requests for few-step models, such as LCM, Lightning, DMD2 and Turbo, and chooses a preset for them.
+Also recognizes requests for few-step models, such as LCM, Lightning, DMD2 and SDXL Turbo, and chooses the preset Turbo
+for these requests.
 """
 
 from __future__ import annotations
@@ -10,30 +11,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 EVERY, DOUBLING, FEWEST = STAGE_WORDS = ("every", "doubling", "fewest")
-"""Words for lists of stages that depend on the scale.
+"""Words for the field `stages`. Each word is a rule for the scales of the stages.
 
-EVERY has a stage at each whole number below the scale. DOUBLING has stages at 2, 4 and so on. FEWEST has as few stages
-as possible, each of which enlarges by up to 4x. All three also have a stage at the scale itself.
+EVERY has stages at 2, 3, 4 and so on. DOUBLING has stages at 2, 4, 8 and so on. In both, the last stage has the final
+scale, and no other stage is closer to it than 0.5. FEWEST has as few stages as possible: each stage enlarges the
+previous image at most 4 times.
 """
 
 LATENT_UPSCALER = "Latent"
 LANCZOS = "Lanczos"
-"""The image upscaler that exists in every webui."""
+"""The name of the image upscaler that every webui has."""
 
 IN_PIXELS = " (pixels)"
-"""A suffix of an upscaler's name that changes the use of the upscaler (see `Settings`)."""
+"""A suffix of an upscaler's name. With this suffix, no part of the anchor comes from the latent (see `Settings`)."""
 
 TURBO = "Turbo"
 """The preset for few-step models."""
 
 _QUICKER = {"stages": FEWEST, "upscaler": LANCZOS, "keep_colors": True}
 
-# The overlaps of Balanced and Fast leave no visible seams. Balanced has six tiles per side at 4x, and Fast has five.
-# Both have three at 2x and four at 3x. Tiles are skipped while their weight is below 0.5, because the dilated views
-# then determine the composition.
+# The overlaps of Balanced and Fast leave no visible seams. At 4x, Balanced has six tiles per side, and Fast has five.
+# At 2x, both have three tiles per side, and at 3x four. Tiles are skipped while their weight is at most 0.5: then the
+# dilated views have the higher weight and determine the composition.
 PRESETS: dict[str, dict[str, Any]] = {
     "Paper": {},
-    # Stages run six steps. With twice as many steps, images hardly differ.
+    # Every stage runs six steps, if the base image has at least 12. With twice as many steps, images hardly differ.
     "Balanced": {
         **_QUICKER,
         "denoising_strength": 0.5,
@@ -44,7 +46,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "feather": 0.5,
         "skip_views": "0.5,0.25",
     },
-    # Stages run three steps. They begin at such a low noise level that they do not change the composition.
+    # Every stage runs three steps, if the base image has at least 12. The stages begin at such a low noise level that
+    # they do not change the composition.
     "Fast": {
         **_QUICKER,
         "denoising_strength": 0.25,
@@ -54,8 +57,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "feather": 0.5,
         "skip_views": "0.5,0.4",
     },
-    # Stages have no dilated views, because their steps do not change the composition, and as few tiles as possible. The
-    # tiles are slightly larger than the base image, so that they overlap.
+    # The stages use no dilated views, because they begin at such a low noise level that they do not change the
+    # composition. They use as few tiles as possible. The tiles are slightly larger than the base image, so that they
+    # overlap.
     TURBO: {
         **_QUICKER,
         "denoising_strength": 0.3,
@@ -65,35 +69,41 @@ PRESETS: dict[str, dict[str, Any]] = {
         "skip_views": "0,0.5",
     },
 }
-"""Values of each preset that differ from the defaults of the fields. The defaults are the paper's values."""
+"""The built-in presets by name, each with the values that differ from the defaults of the fields.
+
+The defaults are the paper's values.
+"""
 
 CHOSEN_FOR_MANY_STEPS = ("Balanced", "Fast")
-"""The default presets that Turbo replaces for a few-step model."""
+"""If one of these presets is the default preset, Turbo replaces it in requests for a few-step model."""
 
 DEFAULT_PRESET = "Fast"
-"""The preset that the panel shows at first, and that applies to requests without a preset."""
+"""The default preset, unless the user has chosen another default preset in Settings.
+
+The panel shows it at first, and requests without a preset use it.
+"""
 
 FEW_STEPS, LOW_GUIDANCE = 10, 2.0
-"""The most steps and the highest CFG scale of a request that counts as one for a few-step model.
+"""A request with at most this number of steps and at most this CFG scale looks like one for a few-step model.
 
-Such models typically run with 4 to 8 steps and a CFG scale of 1 to 2.
+Few-step models typically run with 4 to 8 steps and a CFG scale of 1 to 2.
 """
 
 MOST_STRENGTH = 0.6
-"""Maximum denoising strength with few steps.
+"""Maximum denoising strength for few-step models. Above this strength, the panel shows a warning.
 
-At a strength of 0.5, stages keep the structure of the base image. At a strength of 1, they change this structure.
+With few steps, stages keep the structure of the base image at a strength of 0.5, and change it at a strength of 1.
 """
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Choices that users and the webui add to the built-in choices."""
+    """The presets and upscalers that users and the webui add to the built-in ones."""
 
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The user's presets by name, already checked by parse_preset."""
+    """The values of the user's presets, by the name of the preset. `parse_preset` has checked the values."""
     upscalers: tuple[str, ...] = ()
-    """The webui's upscalers."""
+    """The names of the webui's image upscalers."""
 
     @property
     def preset_names(self) -> tuple[str, ...]:
@@ -102,20 +112,24 @@ class Choices:
 
     @property
     def image_upscalers(self) -> tuple[str, ...]:
-        """The names of all image upscalers."""
+        """The names of all image upscalers, Lanczos first."""
         return (LANCZOS, *(name for name in self.upscalers if name not in (LANCZOS, LATENT_UPSCALER)))
 
     def differing(self, preset: str) -> Mapping[str, Any]:
-        """Returns the values of a preset that differ from the defaults, or no values if the preset was deleted."""
+        """Returns the values of a preset by field. Fields that are missing have their defaults.
+
+        The built-in presets contain only the values that differ from the defaults. Returns an empty dict if the preset
+        does not exist.
+        """
         return PRESETS[preset] if preset in PRESETS else self.presets.get(preset, {})
 
 
 BUILT_IN = Choices()
-"""No additional choices."""
+"""Only the built-in presets and upscalers."""
 
 
 def looks_few_step(steps: int, cfg_scale: float, distilled: bool = False) -> bool:
-    """Returns whether a request with this number of steps and this CFG scale looks like one for a few-step model.
+    """Returns whether the steps and the CFG scale of a request are typical of a few-step model.
 
     `distilled` means that the guidance is built into the model, as in Flux.1 dev. The CFG scale then has another
     meaning, so only the number of steps counts.
@@ -124,5 +138,8 @@ def looks_few_step(steps: int, cfg_scale: float, distilled: bool = False) -> boo
 
 
 def automatic_preset(default: str, steps: int, cfg_scale: float, distilled: bool = False) -> str:
-    """Returns Turbo for a few-step model if the values of `default` were chosen for many steps, else `default`."""
+    """Returns Turbo if the request looks like one for a few-step model, else the preset `default`.
+
+    Returns `default` also if it is not in CHOSEN_FOR_MANY_STEPS.
+    """
     return TURBO if default in CHOSEN_FOR_MANY_STEPS and looks_few_step(steps, cfg_scale, distilled) else default

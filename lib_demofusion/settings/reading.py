@@ -1,4 +1,4 @@
-"""Reads settings from script arguments, dicts, presets and infotexts, and writes them to infotexts."""
+"""Reads settings from script arguments, presets and infotexts, and writes settings to infotexts."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from lib_demofusion.settings.fields import CONTROLLED, ENABLED_KEY, NAMES, PRESE
 from lib_demofusion.settings.presets import BUILT_IN, MOST_STRENGTH, Choices, automatic_preset, looks_few_step
 
 CHANGED = " (changed)"
-"""The suffix of a preset's name in an infotext if a value differs from the preset."""
+"""A suffix of the preset's name in an infotext. It means that at least one field has another value than the preset."""
 
 
 def preset_values(preset: str, choices: Choices = BUILT_IN) -> dict[str, Any]:
-    """Returns the value of every field that a preset sets."""
+    """Returns the values of all PRESET_FIELDS with this preset, by field."""
     return {**{name: getattr(Settings, name) for name in PRESET_FIELDS}, **choices.differing(preset)}
 
 
 def changed_fields(preset: str, values: Mapping[str, object], choices: Choices = BUILT_IN) -> tuple[str, ...]:
-    """Returns the fields in `values` that differ from the preset. A value that is not valid counts as different."""
+    """Returns the names of the PRESET_FIELDS in `values` whose value differs from the preset.
+
+    A value that is not valid counts as different.
+    """
 
     def as_read(name: str) -> object:
         try:
@@ -33,7 +36,10 @@ def changed_fields(preset: str, values: Mapping[str, object], choices: Choices =
 
 
 def parse_preset(values: Mapping[str, object], choices: Choices = BUILT_IN) -> dict[str, Any]:
-    """Checks and returns a preset's values. Raises SettingsError for a field outside PRESET_FIELDS or a bad value."""
+    """Returns a preset's values, converted to the types of their fields.
+
+    Raises SettingsError for a field outside PRESET_FIELDS and for a value that is not valid.
+    """
     for name in values:
         if name not in PRESET_FIELDS:
             raise _unknown(name, values[name], PRESET_FIELDS)
@@ -43,10 +49,10 @@ def parse_preset(values: Mapping[str, object], choices: Choices = BUILT_IN) -> d
 def parse_settings(
     values: Mapping[str, object], preset: str = Settings.preset, choices: Choices = BUILT_IN
 ) -> Settings:
-    """Converts `values` to Settings. A field that is missing or None gets the preset's value.
+    """Converts `values` to Settings. A field that is missing or None gets the value of the preset.
 
-    `preset` applies if `values` contains no preset. Raises SettingsError for the first unknown field or value that is
-    not valid.
+    If `values` contains no preset, the argument `preset` is used. Raises SettingsError for the first unknown field, or
+    if all fields are known, for the first value that is not valid.
     """
     _check_names(values)
     parsed = {name: SPECS[name].parse(name, value, choices) for name, value in values.items() if value is not None}
@@ -61,7 +67,7 @@ def _check_names(values: Mapping[str, object]) -> None:
 
 
 def _unknown(name: object, value: object, known: Sequence[str]) -> SettingsError:
-    """Creates the error for an unknown field. `name` may be empty, and may have any type."""
+    """Creates the error for an unknown field. `known` are the allowed names. `name` and `value` can have any type."""
     problem = f"the field {shortened(name)} does not exist (its value is {shortened(value)})"
     return SettingsError(str(name), value, "the fields " + ", ".join(known), problem)
 
@@ -72,7 +78,7 @@ def names_preset(args: Sequence[object]) -> bool:
 
 
 def fields_without_switch(args: Sequence[object]) -> tuple[str, ...]:
-    """Returns the fields that a script's arguments set, or an empty tuple if `enabled` is one of them."""
+    """Returns the names of the fields that a script's arguments set, or an empty tuple if they set `enabled`."""
     given = tuple(str(name) for name, value in _by_name(args).items() if value is not None)
     return () if "enabled" in given else given
 
@@ -81,14 +87,14 @@ def _by_name(args: Sequence[object]) -> Mapping[str, object]:
     """Returns a script's arguments by field. The arguments are values in the order of the fields, or one dict.
 
     If an API request contains both an infotext and a dict, the first argument is the dict, and the other arguments are
-    values from the infotext. These values apply to the fields that the dict does not set. If the dict contains a
-    preset, the values from the infotext do not apply to the fields of a preset.
+    values from the infotext. Fields that the dict does not set get the values from the infotext. If the dict contains a
+    preset, this applies only to fields that no preset sets.
     """
     if not args or not isinstance(args[0], Mapping):
         return dict(zip(NAMES, args))
     given = args[0]
     others = {name: value for name, value in zip(NAMES[1:], args[1:]) if value is not None}
-    # values for all controls come from the infotext of an image that was created with DemoFusion enabled
+    # if the infotext sets all controls, the image was created with DemoFusion, so the infotext enables DemoFusion
     if others.keys() >= set(CONTROLLED[1:]):
         others[CONTROLLED[0]] = True
     if given.get("preset") is not None:
@@ -99,16 +105,17 @@ def _by_name(args: Sequence[object]) -> Mapping[str, object]:
 def settings_from_args(args: Sequence[object], preset: str = Settings.preset, choices: Choices = BUILT_IN) -> Settings:
     """Converts a script's arguments to Settings. The arguments are values in the order of the fields, or one dict.
 
-    `preset` applies if the arguments contain no preset.
+    If the arguments contain no preset, the argument `preset` is used. Raises SettingsError.
     """
     return parse_settings(_by_name(args), preset, choices)
 
 
 def is_enabled(args: Sequence[object], overrides: Mapping[str, object]) -> bool:
-    """Returns whether a script's arguments enable DemoFusion. `overrides` replace some of the arguments.
+    """Returns whether a script's arguments enable DemoFusion. `overrides` are values by field that replace arguments.
 
-    A dict without `enabled` does not enable DemoFusion. Raises SettingsError if such a dict contains an unknown field,
-    because this may be a misspelt `enabled`. Raises SettingsError if the value of `enabled` is neither true nor false.
+    Arguments without `enabled` do not enable DemoFusion. If a dict without `enabled` contains an unknown field, raises
+    SettingsError, because the unknown field may be a misspelt `enabled`. Also raises SettingsError if the value of
+    `enabled` is neither true nor false.
     """
     values = _by_name(args)
     if values and NAMES[0] not in values:
@@ -118,9 +125,9 @@ def is_enabled(args: Sequence[object], overrides: Mapping[str, object]) -> bool:
 
 
 def overridden(settings: Settings, values: Mapping[str, object], choices: Choices = BUILT_IN) -> Settings:
-    """Returns the settings with some fields replaced by `values`.
+    """Returns the settings with some fields replaced by `values`. Raises SettingsError.
 
-    If `values` contains a preset, the values of this preset are applied before the other values.
+    If `values` contains a preset, the fields get the values of this preset first, and then the other `values`.
     """
     of_preset: Mapping[str, object] = {}
     if values.get("preset") is not None:
@@ -129,16 +136,19 @@ def overridden(settings: Settings, values: Mapping[str, object], choices: Choice
 
 
 def needs_more_steps(settings: Settings, steps: int, cfg_scale: float, distilled: bool = False) -> bool:
-    """Returns whether a request seems to be for a few-step model, and its denoising strength is too high for this."""
+    """Returns whether the denoising strength is above MOST_STRENGTH and the request looks like a few-step request.
+
+    With a few-step model, more steps or a lower denoising strength are then needed.
+    """
     return settings.denoising_strength > MOST_STRENGTH and looks_few_step(steps, cfg_scale, distilled)
 
 
 def with_automatic_preset(
     settings: Settings, steps: int, cfg_scale: float, choices: Choices = BUILT_IN, distilled: bool = False
 ) -> Settings:
-    """Returns the settings with the values of the automatic preset (see `automatic_preset`).
+    """Returns the settings with the preset that `automatic_preset` chooses, and with its values.
 
-    Returns the settings unchanged if the user has changed a value of the preset.
+    Returns the settings unchanged if a value differs from the current preset.
     """
     preset = automatic_preset(settings.preset, steps, cfg_scale, distilled)
     if preset == settings.preset or changed_fields(settings.preset, asdict(settings), choices):
@@ -147,9 +157,9 @@ def with_automatic_preset(
 
 
 def to_infotext(settings: Settings, choices: Choices = BUILT_IN) -> dict[str, str]:
-    """Returns the fields that differ from the defaults, as infotext keys and texts that the host can parse.
+    """Returns the infotext of the settings: the values that differ from the defaults, as texts, by infotext key.
 
-    The preset's name gets the suffix CHANGED if a value differs from the preset.
+    The name of the preset gets the suffix CHANGED if a value differs from the preset. ENABLED_KEY is not in the result.
     """
     pairs = ((spec.infotext, getattr(settings, name), getattr(Settings, name)) for name, spec in SPECS.items())
     text = {key: _infotext_value(value) for key, value, default in pairs if value != default and key != ENABLED_KEY}
@@ -166,7 +176,7 @@ def _infotext_value(value: object) -> str:
 
 
 def from_infotext(name: str, params: Mapping[str, object], choices: Choices = BUILT_IN) -> Any:
-    """Reads field `name` from a parsed infotext. Returns the default if the value is missing or not valid."""
+    """Reads the value of field `name` from a parsed infotext. If it is missing or not valid, returns the default."""
     spec = SPECS[name]
     if name == "enabled":
         return ENABLED_KEY in params

@@ -1,4 +1,4 @@
-"""Describes one parameter: its type and range, the texts shown to users, and the parsing of its values."""
+"""Describes one field: its type, its range, its texts for users, and the parsing of its values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _no_choices(choices: Choices) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Spec:
-    """Describes one field: its type, its range, and the texts shown to users. The default is part of `Settings`."""
+    """Describes one field: its type, its range, and its texts for users. The default value is in `Settings`."""
 
     kind: type
     label: str
@@ -30,20 +30,26 @@ class Spec:
     maximum: float = 0
     step: float = 0
     choices: Callable[[Choices], tuple[str, ...]] = _no_choices
-    """Returns the allowed texts, including the user's presets or the webui's upscalers. Empty if `read` decides."""
+    """A function from the user's presets and the webui's upscalers to the allowed texts that the panel lists.
+
+    Not used if the field has a function `read`.
+    """
     unlisted: Callable[[Choices], tuple[str, ...]] = _no_choices
-    """Returns additional allowed texts that are not shown to users."""
+    """A function from the user's presets and the webui's upscalers to allowed texts that the panel does not list."""
     words: tuple[str, ...] = ()
-    """Suggested texts. Other texts are allowed too. For a bool, these are the texts for False and True in the panel."""
+    """For a text with `read`: the texts that the panel lists. `read` can also allow others.
+
+    For a bool: the texts of the panel's choices for False and True.
+    """
     read: Callable[[str], object] | None = None
-    """Parses a text. Raises SettingsError if the text is not valid."""
+    """Parses a text, and raises SettingsError if it is not valid. `parse` uses only the error, and returns the text."""
     texts: str = ""
     """A description of the texts that `read` accepts."""
     when_empty: str = ""
     """The text that replaces an empty text."""
 
     def allowed(self, choices: Choices) -> str:
-        """Describes the allowed values in words."""
+        """Returns a description of the allowed values for an error message."""
         if self.kind is bool:
             return "true or false"
         if self.kind is str:
@@ -52,11 +58,14 @@ class Spec:
         return f"{noun} from {self.minimum:g} to {self.maximum:g}"
 
     def choice(self, value: Any) -> Any:
-        """Converts a value of the field to the value of its control. A bool with `words` becomes one of these words."""
+        """Converts a value of the field to the value of its control: for a bool with `words`, one of the `words`."""
         return self.words[bool(value)] if self.kind is bool and self.words else value
 
     def parse(self, name: str, value: object, choices: Choices) -> Any:
-        """Converts `value` to this field's type. Raises SettingsError if it has the wrong type or is out of range."""
+        """Converts `value` to the type of this field. Raises SettingsError if the value is not allowed.
+
+        `name` is the name of the field for the error. Numbers may be given as texts, and texts as numbers or lists.
+        """
         if self.kind is bool:
             return _parse_bool(name, value, self.allowed(choices), self.words)
         if self.kind is str:

@@ -1,1 +1,1 @@
-"""The user interface: the panel, its summary line, its presets and the axes of the X/Y/Z plot."""
+"""The user interface: the panel with its summary line and presets, and the axes that are added to the X/Y/Z plot."""

@@ -1,4 +1,4 @@
-"""Builds the panel of a tab, and lists the fields that a pasted infotext fills."""
+"""Builds the panel of a tab, and defines how a pasted infotext fills the panel."""
 
 from __future__ import annotations
 
@@ -40,31 +40,36 @@ UNSEEN = ("tile_size", "tile_stride", "jitter", "sigma", "cosine_scale_3", "skip
 """Hidden fields. A preset or a pasted infotext can set them, and so can the API and the X/Y/Z plot."""
 
 PICKED = "picked"
-"""The name of the hidden checkbox that is ticked when the user has chosen the preset."""
+"""The name of the hidden checkbox `preset_row.Choice.picked`. It is not a field of Settings."""
 
 CONTROLS = ("enabled", "preset", *(name for row in (*ROWS, *ADVANCED_ROWS) for name in row), *UNSEEN)
-"""All fields of the panel, in the order of Settings. The last field of Settings, `view_batch`, is an option instead."""
+"""All fields of the panel, in the order of Settings.
+
+The last field of Settings, `view_batch`, has no control in the panel. It is on the settings page.
+"""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """The components of one tab's panel that have events."""
+    """The components of one tab's panel that other modules connect to events."""
 
     controls: list[Any]
     """The controls, in the order of CONTROLS."""
     line: Any
     row: preset_row.PresetRow
     by_picture: Any
-    """State: True if img2img gets its size from the uploaded image times a factor."""
+    """A gr.State: True if the tab "Resize by" of img2img is selected, so the upload determines the size."""
 
 
 def build(script: Any) -> list[Any]:
     """Builds the panel and returns its controls in the order of the fields of Settings.
 
     The webui creates one script for each tab of a page. This function stores the panel in `script.panel`, where
-    `page.py` finds it. After the page, the webui builds every panel again for its API. If a request omits
-    positional arguments, the webui fills them with the values of these second controls. The values are None, so that a
-    missing argument means the same as a missing field: the value of the preset.
+    `page.py` finds it.
+
+    After the page, the webui calls this function again for its API. If an API request omits positional arguments, the
+    webui uses the values of the controls that this second call returns. These values are None. Omitted arguments then
+    have the same effect as omitted fields: the fields get the values of the preset.
     """
     known, problems = user_presets.choices_and_problems()
     opening = opening_values(known)
@@ -80,7 +85,7 @@ def build(script: Any) -> list[Any]:
             saving = preset_row.build_saving(script, messages)
         components.update({name: make.component(name) for name in UNSEEN})
     for name in ("preset", *PRESET_FIELDS):
-        # otherwise ui-config.json would store the initial values and keep them after an update
+        # the webui would store the initial values in ui-config.json, and keep them after an update changes a preset
         components[name].do_not_save_to_config = True
     controls = [components[name] for name in CONTROLS]
     row = preset_row.PresetRow(choice, saving, [components[name] for name in PRESET_FIELDS])
@@ -103,7 +108,7 @@ def opening_values(known: Choices) -> dict[str, Any]:
 
 
 def _messages(problems: list[str], known: Choices) -> list[str]:
-    """Returns the problems with the preset file and the default preset as HTML, and logs them."""
+    """Returns the problems with the preset file and with the default preset as pieces of HTML. Also logs them."""
     messages = [problem_html(html.escape(problem)) for problem in problems]
     gone = options.default_preset_gone(known)
     if gone is not None:
@@ -116,23 +121,24 @@ def _messages(problems: list[str], known: Choices) -> list[str]:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads the value of a control from an infotext's parameters.
+    """Reads the value of one control from a parsed infotext.
 
-    The infotext of a DemoFusion image sets every control, because a field that is missing in it had its default value.
-    With any other infotext, the reader of `enabled` returns False and all others return None, so that the webui does
-    not change their controls.
-    Readers of the same field are equal, so the webui can match the controls of the two tabs by their readers.
+    If the image was created with DemoFusion, every reader returns a value: the infotext omits fields with default
+    values. Otherwise, the reader of `enabled` returns False. The other readers return None, and the webui then does not
+    change their controls.
+
+    Readers with the same name are equal. The webui compares readers to find the control of the other tab.
     """
 
     name: str
-    """The name of a field, or PICKED."""
+    """The name of the control: a field of Settings, or PICKED."""
 
     def __call__(self, params: dict[str, Any]) -> Any:
         if self.name != "enabled" and ENABLED_KEY not in params:
             return None
         if self.name == PICKED:
             return True
-        # only the field "preset" needs the preset file
+        # the preset file is only read for the field "preset", because only its values depend on the file
         known = user_presets.known_choices() if self.name == "preset" else user_presets.choices_of_webui()
         return SPECS[self.name].choice(from_infotext(self.name, params, known))
 
@@ -165,7 +171,8 @@ class Maker:
         if name == "preset":
             return gr.Radio(**common, choices=list(spec.choices(self.known)))
         if name == "img2img_first":
-            # texts, because ui-config.json saves the default of a radio, and the webui treats a bool as an index
+            # the choices are texts: the webui reads the initial value of a radio from ui-config.json, and would use
+            # a bool as the index of a choice
             return gr.Radio(**{**common, "visible": self.script.is_img2img}, choices=list(spec.words))
         if spec.kind is bool:
             return gr.Checkbox(**common)

@@ -68,18 +68,21 @@ WARNINGS = (
 )
 
 LARGEST_SIDE = 16384
-"""Approximate maximum side in pixels that browsers and WebP support."""
+"""Approximate maximum side in pixels of an image that browsers can show and WebP can store."""
 
 BYTES_A_PIXEL = 4 * 3 * 4
-"""Memory per pixel of a decoded batch. The webui holds the images, their stack and two copies, each with three channels
-of 32 bits (modules/processing.py, process_images_inner)."""
+"""Bytes of the computer's memory for each pixel of a decoded batch.
+
+The webui has four copies of the batch in memory at once, each with three channels of 4 bytes (modules/processing.py,
+process_images_inner).
+"""
 
 
 def describe(args: Sequence[Any], tab: TabValues, known: Choices = BUILT_IN) -> str:
-    """Returns the line as HTML: the sizes, the estimated time (if known), the cost, and then notes and warnings.
+    """Returns the summary line as HTML: the sizes, the estimated time (if known), the cost, and notes and warnings.
 
-    If no run is possible, the line contains only the reason. `known` are the presets and upscalers that users and the
-    webui add.
+    If no run is possible, the line contains the reason instead. `args` are the script's arguments. `known` contains the
+    user's presets and the webui's upscalers.
     """
     try:
         settings = settings_from_args(args, choices=known)
@@ -105,7 +108,10 @@ def describe(args: Sequence[Any], tab: TabValues, known: Choices = BUILT_IN) -> 
 
 
 def few_steps_note(settings: Settings, tab: TabValues) -> list[str]:
-    """Returns a note or a warning if the request looks like one for a few-step model, else nothing."""
+    """Returns a note that the panel has chosen Turbo, or a warning that the denoising strength is too high.
+
+    Returns an empty list if the steps and the CFG scale are not typical of a few-step model.
+    """
     request = tab.step_count, tab.cfg_scale or 0, selected_family().distilled
     if settings.preset == TURBO and not tab.preset_picked and looks_few_step(*request):
         return [word(TURBO_CHOSEN)]
@@ -115,7 +121,10 @@ def few_steps_note(settings: Settings, tab: TabValues) -> list[str]:
 
 
 def plan_notes(plan: Plan, settings: Settings) -> list[str]:
-    """Returns the plan's notes. Adds a note if "Upscale by" has no effect and the plan has no note about it."""
+    """Returns the plan's notes as HTML, and adds a note if "Upscale by" has no effect.
+
+    If "Stages" ends at another scale and "Upscale by" is not at its default, the plan already has such a note.
+    """
     notes, scales = [html.escape(note) for note in plan.notes], parse_stages(settings.stages)
     if settings.width or settings.height:
         notes.append(word(UNUSED_BY_SIZE))
@@ -125,7 +134,7 @@ def plan_notes(plan: Plan, settings: Settings) -> list[str]:
 
 
 def refusal(tab: TabValues) -> list[str]:
-    """Returns the message that refuses a run with this checkpoint or these values of the tab, or an empty list."""
+    """Returns a message (HTML) if DemoFusion cannot run with this checkpoint or tab, else an empty list."""
     now = refusals.of_page(timing.loaded_model(), tab.script, tab.override_settings or ())
     family = selected_family()
     if family.refusal is not None:
@@ -156,9 +165,9 @@ def lacks_memory(pixels: Size, batch: int) -> bool:
 
 
 def lacks_room_to_decode(model: Any, size: Size) -> bool:
-    """Returns whether decoding a latent of `size` cells fits neither on the device, nor in memory, nor on the disk.
+    """Returns whether the device, the computer's memory and the disk are all too small to decode a latent of `size`.
 
-    Returns False if no model is loaded, or if the webui decodes with its own decoder.
+    `size` is in cells. Returns False if no model is loaded, or if its decoder cannot run in tiles.
     """
     first_stage = getattr(model, "first_stage_model", None)
     try:

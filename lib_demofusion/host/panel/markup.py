@@ -1,7 +1,7 @@
 """Formats constant texts, times and problems as HTML for the panel.
 
-The webui translates a text node only if its whole text is in the translation. Every constant text is therefore a node
-of its own.
+The webui translates a text node of the page only if the localization file contains exactly this text. Every constant
+text is therefore in a separate text node.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ SECONDS, MINUTES, HOURS = "seconds", "minutes", "hours"
 
 
 def word(text: str) -> str:
-    """Wraps a constant text in a node of its own."""
+    """Wraps a constant text in a `span`, so that the webui can translate it."""
     return f"<span>{html.escape(text)}</span>"
 
 
 def problem_html(*parts: str) -> str:
-    """Joins pieces of HTML and marks them as a problem."""
+    """Joins pieces of HTML in a `span` that is shown as a problem."""
     return f'<span class="demofusion-error">{" ".join(parts)}</span>'
 
 
 def error_html(error: SettingsError) -> str:
-    """Formats an error as HTML: the field's label in the panel, the value, and the allowed values."""
+    """Formats an error as HTML: the label of the field in the panel, the value, and the allowed values."""
     label = SPECS[error.name].label if error.name in SPECS else error.name
     value, allowed = html.escape(shortened(error.value)), html.escape(error.allowed)
     return problem_html(f"{word(label)}:", value, word(NOT_VALID), allowed)

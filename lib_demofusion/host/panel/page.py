@@ -1,4 +1,8 @@
-"""Connects each panel with the fields of its tab, the presets of the other tab, and the webui's settings."""
+"""Connects the components of a panel with events.
+
+A panel changes after events of its own controls, of the webui's fields in its tab, of the other tab's presets, and of
+the webui's settings.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +27,19 @@ TABS = ("txt2img", "img2img")
 """The tabs, in the order in which the webui builds them."""
 
 LAST = "gallery"
-"""The last component of a tab. When it is created, all others exist, even if the user has reordered them."""
+"""The last component of a tab. When the webui creates it, all others exist, in any order that the user has set."""
 
 SETTINGS = "settings_json"
-"""The page's hidden copy of all settings. The webui updates it after a change of a setting or of the checkpoint."""
-
+"""The element id of a hidden component with all settings. It changes when a setting or the checkpoint changes."""
 
 MODEL_CLASS = "model_selection"
 """The CSS class of the dropdowns of checkpoints and text encoders in Forge and Forge Neo.
 
-The hidden copy of the settings does not change when one of these dropdowns does.
+When one of these dropdowns changes, the webui does not update the component SETTINGS.
 """
 
 HOST_SECONDS = 1.0
-"""Seconds to wait after a choice in these dropdowns, because the webui stores the choice in another event."""
+"""Seconds to wait after a change of these dropdowns, because another event of the webui stores the chosen value."""
 
 
 class TabComponents:
@@ -48,15 +51,15 @@ class TabComponents:
         *("scale", "scale_resolution_preview"),
     )
     SIZE_TABS = ("tab_resize_to", "tab_resize_by")
-    """The two sources of img2img's size: the width and height fields, or the uploaded image."""
+    """The two tabs that set the size of img2img: by width and height, or as a multiple of the upload's size."""
     SCRIPTS = "script_list"
 
     def __init__(self) -> None:
         self.fields: dict[str, Any] = {}
-        """Components by the names of the fields in TabValues."""
+        """The components by name. The names are fields of TabValues."""
         self.size_tabs: dict[str, Any] = {}
 
-    def take(self, component: Any, elem_id: str) -> None:
+    def add(self, component: Any, elem_id: str) -> None:
         """Stores a component of the tab if the summary line needs it."""
         tab, _, name = elem_id.replace("-", "_").partition("_")
         if elem_id == self.SCRIPTS:
@@ -75,19 +78,20 @@ def component_of_tab(script: Any, component: Any, elem_id: str | None) -> None:
     """
     if not _is_building():
         return
-    script.tab_components.take(component, elem_id or "")
+    script.tab_components.add(component, elem_id or "")
     if elem_id not in {f"{tab}_{LAST}" for tab in TABS} or script.panel is None:
         return
     _follow_tab(script)
-    # txt2img is built first. At that time, the script of img2img may still have the panel of the previous page
+    # the webui builds txt2img first. At that time, `_scripts_of_page` may still find img2img's script of the previous
+    # page, so the rows of both tabs are connected only after img2img has been built
     if script.is_img2img:
         preset_row.connect([other.panel.row for other in _scripts_of_page()])
 
 
 def component_of_page(component: Any, **kwargs: Any) -> None:
-    """Updates the summary lines after a change of the settings or of the model.
+    """Connects the summary lines to the components that change with the settings or the checkpoint.
 
-    The webui calls this for every component of the page.
+    The webui calls this function for every component of the page.
     """
     if not _is_building():
         return
@@ -102,60 +106,64 @@ def component_of_page(component: Any, **kwargs: Any) -> None:
 def _is_building() -> bool:
     """Returns whether the webui is building a page.
 
-    gradio 4 also creates components outside of a page: when an event updates a component, it creates a copy with the
-    new properties. Such a copy cannot have events.
+    The webui also calls the hooks for components outside a page: when an event updates a component, gradio 4 creates a
+    copy with the new properties. Such a copy cannot have events.
     """
     return Context.root_block is not None
 
 
 def _scripts_of_page() -> list[Any]:
-    """Returns the scripts of this extension that have a panel, one for each tab. Every page has its own scripts."""
+    """Returns DemoFusion's scripts that have a panel, one for each tab. The webui creates new ones for every page."""
     runners = (scripts.scripts_txt2img, scripts.scripts_img2img)
     found = [script for runner in runners if runner is not None for script in runner.alwayson_scripts]
     return [script for script in found if isinstance(getattr(script, "panel", None), Panel)]
 
 
 def _follow_tab(script: Any) -> None:
-    """Updates the summary line and the list of changed fields after every change in the panel and the tab."""
+    """Connects the summary line and the list of changed fields to all components of the panel and the tab."""
     panel, tab = script.panel, script.tab_components
-    # gradio 3 drops an event that occurs while it waits for an answer, so a new text of the line causes another update
+    # gradio 3 drops a change that occurs while an earlier update runs. A new text of the line therefore causes another
+    # update, with the latest values
     text_of_line = _text_of(panel.line)
     for component in (*panel.controls, panel.row.choice.picked, *tab.fields.values(), text_of_line):
         _follow(script, _text_of(component) if isinstance(component, gr.HTML) else component)
     _follow_few_steps(script, text_of_line)
-    # the webui applies the user's own defaults only after it has built the line
+    # the line is also updated when the page loads: the webui applies ui-config.json after this function has run
     Context.root_block.load(_updater(script), _inputs(script), _shown(panel), show_progress=False, queue=False)
-    # only the two tabs report which source of img2img's size is selected
+    # no field has the selected size tab as its value, so the events of the two tabs store it in `by_picture`
     for name, size_tab in tab.size_tabs.items():
         chosen = partial(_on_size_tab, _updater(script), name == "tab_resize_by")
         size_tab.select(chosen, _inputs(script), [panel.by_picture, *_shown(panel)], show_progress=False, queue=False)
 
 
 def _follow_few_steps(script: Any, text_of_line: Any) -> None:
-    """Updates the preset after a change of the tab's steps or CFG scale, until the user chooses a preset.
+    """Connects the preset to the tab's steps and CFG scale. The preset changes with them until the user chooses one.
 
-    A new text of the line triggers this too, because gradio 3 drops an event that occurs while it waits for an answer.
+    A new text of the line is also an event here, because gradio 3 drops a change that occurs while an update runs.
     """
     row = script.panel.row
     outputs, fields = [row.choice.preset, *row.controls], script.tab_components.fields
-    suit, quiet = _chooser_of_preset(script), {"show_progress": False, "queue": False}
+    choose, quiet = _chooser_of_preset(script), {"show_progress": False, "queue": False}
     for component in filter(None, (fields.get("steps"), fields.get("cfg_scale"), text_of_line)):
-        component.change(suit, _inputs(script), outputs, **quiet)
-    Context.root_block.load(suit, _inputs(script), outputs, **quiet)
+        component.change(choose, _inputs(script), outputs, **quiet)
+    Context.root_block.load(choose, _inputs(script), outputs, **quiet)
 
 
 IF_CHANGED = '(text, copy) => (text || "") === (copy || "") ? new Promise(() => {}) : text || ""'
-"""JavaScript that returns the text, or never resolves if the copy is equal, so that the page changes nothing."""
+"""JavaScript with a component's text and a copy of this text as arguments. Returns the text if the two differ.
+
+If they are equal, returns a promise that never resolves. gradio then updates nothing, so the copy reports no change.
+"""
 
 
 def _text_of(shown: gr.HTML) -> gr.Textbox:
-    """Creates a hidden copy of an HTML component that reports a change only if the text changes.
+    """Creates a hidden text box with the text of an HTML component. Its event `change` occurs only if the text changes.
 
-    gradio 4 draws the page after every update, and then reports a change of every HTML component. If these reports
+    In gradio 4, the event `change` of every HTML component occurs after every update of the page. If these events
     caused updates, the updates would repeat forever, and the browser would use a whole core.
     """
     text = gr.Textbox(visible=False)
-    # otherwise the webui would write it into ui-config.json
+    # the webui must not write this text box into ui-config.json
     text.do_not_save_to_config = True
     shown.change(None, [shown, text], [text], _js=IF_CHANGED, show_progress=False, queue=False)
     return text
@@ -181,7 +189,7 @@ def _shown(panel: Panel) -> list[Any]:
 
 
 def _updater(script: Any) -> Callable[..., list[Any]]:
-    """Returns a function that receives the values of `_inputs` and returns updates of the line and the marks."""
+    """Returns a function from the values of `_inputs` to updates of `_shown`: the line and the marks of the preset."""
 
     def update(*values: Any, **more: Any) -> list[Any]:
         own, tab = _values_of(script, values, more)
@@ -193,7 +201,7 @@ def _updater(script: Any) -> Callable[..., list[Any]]:
 
 
 def _chooser_of_preset(script: Any) -> Callable[..., list[Any]]:
-    """Returns a function that receives the values of `_inputs` and returns updates of the preset and its controls."""
+    """Returns a function from the values of `_inputs` to updates of the preset and of the controls that it sets."""
 
     def choose(*values: Any) -> list[Any]:
         return preset_row.automatic_preset(*_values_of(script, values, {}))
@@ -202,7 +210,10 @@ def _chooser_of_preset(script: Any) -> Callable[..., list[Any]]:
 
 
 def _values_of(script: Any, values: Sequence[Any], more: Mapping[str, Any]) -> tuple[dict[str, Any], TabValues]:
-    """Splits the values of `_inputs` into the panel's (by field) and the tab's. `more` replaces some of the tab's."""
+    """Splits the values of `_inputs` into the values of the panel, by field, and the values of the tab.
+
+    `more` replaces some values of the tab.
+    """
     fields = (*script.tab_components.fields, "resize_by", "preset_picked")
     tab = {**dict(zip(fields, values[len(CONTROLS) :])), "img2img": script.is_img2img, **more}
     runner = scripts.scripts_img2img if script.is_img2img else scripts.scripts_txt2img
@@ -211,5 +222,8 @@ def _values_of(script: Any, values: Sequence[Any], more: Mapping[str, Any]) -> t
 
 
 def _on_size_tab(update: Callable[..., list[Any]], by: bool, *values: Any) -> list[Any]:
-    """Returns `by` (whether the uploaded image sets the size) and the updates of the line."""
+    """Returns the new value of `by_picture`, and updates of the line and the marks of the preset.
+
+    `by` is True if the tab "Resize by" was selected.
+    """
     return [by, *update(*values, resize_by=by)]

@@ -48,11 +48,14 @@ class Choice:
     """HTML with the list of fields that differ from the preset."""
     back: Any
     picked: Any
-    """A hidden checkbox. It is ticked when the user has clicked or pasted the preset. The panel then keeps it."""
+    """A hidden checkbox. It is ticked when the user clicks a preset or pastes an infotext with one.
+
+    As long as it is not ticked, the panel can replace the preset automatically.
+    """
 
     @property
     def marks(self) -> list[Any]:
-        """The components that `marks` updates."""
+        """The components that the function `marks` updates. They show that fields differ from the preset."""
         return [self.changed, self.back]
 
 
@@ -68,7 +71,7 @@ class Saving:
 
 @dataclass(frozen=True)
 class PresetRow:
-    """All components for presets in one tab, and the controls that a preset sets."""
+    """All components for presets in one tab, and the controls of the fields that a preset sets."""
 
     choice: Choice
     saving: Saving
@@ -76,7 +79,7 @@ class PresetRow:
 
 
 def build_choice(script: Any, preset: Callable[[], Any]) -> Choice:
-    """Builds the row for choosing a preset. `preset` creates the control of the field."""
+    """Builds the row for choosing a preset. `preset` creates the radio buttons of the field `preset`."""
     with FormRow(elem_id=script.elem_id("preset_row"), elem_classes="demofusion-presets"):
         chosen = preset()
         back = _button(BACK, BACK_TIP, script.elem_id("preset_back"), visible=False)
@@ -87,7 +90,10 @@ def build_choice(script: Any, preset: Callable[[], Any]) -> Choice:
 
 
 def build_saving(script: Any, messages: list[str]) -> Saving:
-    """Builds the row for saving presets. Below it are `messages` (HTML) and a component for messages about saving."""
+    """Builds the row for saving and deleting presets.
+
+    Below the row are `messages` (HTML) about problems, and a component for messages about saving and deleting.
+    """
     with FormRow(elem_id=script.elem_id("preset_saving"), elem_classes="demofusion-saving"):
         name = gr.Textbox(
             label=NAME_LABEL,
@@ -108,31 +114,31 @@ def build_saving(script: Any, messages: list[str]) -> Saving:
 
 def _button(symbol: str, tip: str, elem_id: str, visible: bool) -> Any:
     button = ToolButton(value=symbol, tooltip=tip, elem_id=elem_id, visible=visible)
-    # otherwise the webui would write it into ui-config.json
+    # the webui must not write this button into ui-config.json
     button.do_not_save_to_config = True
     return button
 
 
 def may_write() -> bool:
-    """Returns whether users of the page may write files. The webui's flags for shared servers forbid it."""
+    """Returns whether users of the page may save presets. The webui's flags for shared servers forbid this."""
     flags = ("hide_ui_dir_config", "freeze_settings", "share")
     return not any(getattr(shared.cmd_opts, flag, False) for flag in flags)
 
 
 def connect(rows: list[PresetRow]) -> None:
-    """Connects the rows of both tabs: saving or deleting a preset in one tab updates the choices in both."""
+    """Connects the events of the rows. Saving or deleting a preset in one tab updates the choices in both tabs."""
     for row in rows:
         outputs = [*row.controls, row.choice.picked]
         row.choice.preset.input(_apply, [row.choice.preset], outputs, **QUIET)
         row.choice.back.click(_apply, [row.choice.preset], outputs, **QUIET)
         if may_write():
             _connect_buttons([row, *(other for other in rows if other is not row)])
-            # clears the message about the previous action
+            # the next action clears the message about the previous one
             for component in (row.choice.preset, *row.controls, row.saving.name):
                 component.input(None, None, [row.saving.message], _js="() => ''", **QUIET)
             row.choice.back.click(None, None, [row.saving.message], _js="() => ''", **QUIET)
     chosen = [row.choice.preset for row in rows]
-    # otherwise a reloaded page would show the presets that existed when it was built
+    # the webui builds the page once. When a user reloads the page, it must show the presets that exist now
     Context.root_block.load(
         lambda: [gr.update(choices=list(user_presets.known_choices().preset_names)) for _ in chosen],
         None,
@@ -142,7 +148,10 @@ def connect(rows: list[PresetRow]) -> None:
 
 
 def _connect_buttons(rows: list[PresetRow]) -> None:
-    """Connects the buttons of the first row, and the Enter key in its name. `rows` are the rows of all tabs."""
+    """Connects the buttons of `rows[0]`, and the Enter key in the name field of this row.
+
+    `rows` contains the rows of both tabs. The rows of both tabs change.
+    """
     row, chosen = rows[0], [row.choice.preset for row in rows]
     saving = row.saving
     outputs = [*chosen, *row.choice.marks, saving.name, saving.message]
@@ -154,7 +163,10 @@ def _connect_buttons(rows: list[PresetRow]) -> None:
 
 
 def _save(name: str, chosen: str, *values: Any) -> list[Any]:
-    """Saves the controls' values as a preset and returns updates of both tabs' choices, the marks, name and message."""
+    """Saves the values of a tab's controls as a preset.
+
+    Returns updates of: the choices in this tab, the choices in the other tab, the marks, the name, and the message.
+    """
     own = dict(zip(PRESET_FIELDS, values))
     try:
         saved = user_presets.save((name or "").strip() or chosen or "", own, user_presets.known_choices())
@@ -163,16 +175,20 @@ def _save(name: str, chosen: str, *values: Any) -> list[Any]:
     known = user_presets.known_choices()
     names = list(known.preset_names)
     message = _shown(f"{word(SAVED)} {html.escape(saved)}")
-    # if the user replaces the chosen preset, no control changes, so the marks are updated here
+    # if the user replaces the chosen preset, no event of a control updates the marks, so this function does
     marked = marks({**own, "preset": saved}, known)
     return [gr.update(choices=names, value=saved), gr.update(choices=names), *marked, "", message]
 
 
 def _delete(*chosen: str) -> list[Any]:
-    """Deletes the first preset of `chosen`. Every tab in which it was chosen gets the default preset."""
+    """Deletes the preset `chosen[0]`. `chosen` are the chosen presets of all tabs, this tab first.
+
+    Every tab in which the deleted preset was chosen gets the default preset. Returns updates of the choices and the
+    controls in all tabs, and of the message.
+    """
     unchanged = [gr.update() for name in chosen for _ in (name, *PRESET_FIELDS)]
     if not chosen[0]:
-        # the user has not confirmed the deletion
+        # the page sends an empty name if the user has not confirmed the deletion
         return [*unchanged, gr.update()]
     try:
         user_presets.delete(chosen[0])
@@ -189,7 +205,10 @@ def _delete(*chosen: str) -> list[Any]:
 
 
 def marks(values: Mapping[str, Any], known: Choices) -> list[Any]:
-    """Returns updates of `Choice.marks`: the list of fields that differ from the preset, and the reset button."""
+    """Returns updates of the list of fields that differ from the preset, and of the reset button.
+
+    `values` are the panel's values by field. If no field differs, both components are hidden.
+    """
     names = changed_fields(str(values["preset"]), values, known)
     labels = ", ".join(word(SPECS[name].label) for name in names)
     changed = bool(names)
@@ -197,14 +216,15 @@ def marks(values: Mapping[str, Any], known: Choices) -> list[Any]:
 
 
 def _apply(preset: str) -> list[Any]:
-    """Returns the controls' values of the preset that the user clicked, and True for `Choice.picked`."""
+    """Returns updates of the controls to the values of the preset that the user clicked, and True for `picked`."""
     return [*_values(preset, user_presets.known_choices()), True]
 
 
 def automatic_preset(values: Mapping[str, Any], tab: TabValues) -> list[Any]:
-    """Returns updates of the preset and its controls: Turbo if the tab has few steps, else the default preset.
+    """Returns updates of the preset and of the controls that it sets.
 
-    `values` are the panel's values by field. Nothing changes if the user has chosen the preset or changed its values.
+    The preset becomes Turbo if the tab's steps and CFG scale are typical of a few-step model, else the default preset.
+    Nothing changes if the user has chosen a preset or changed a value of it. `values` are the panel's values by field.
     """
     known = user_presets.known_choices()
     shown, default = str(values["preset"]), options.default_preset(known)
@@ -216,7 +236,7 @@ def automatic_preset(values: Mapping[str, Any], tab: TabValues) -> list[Any]:
 
 
 def _values(preset: str, known: Choices) -> list[Any]:
-    """Returns updates with a preset's values, or updates that change nothing if the preset has been deleted."""
+    """Returns updates of the controls to a preset's values. If the preset does not exist, they change nothing."""
     if preset not in known.preset_names:
         return [gr.update() for _ in PRESET_FIELDS]
     values = preset_values(preset, known)

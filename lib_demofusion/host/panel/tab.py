@@ -1,4 +1,4 @@
-"""The values of the webui's own fields in a tab, which the summary line needs."""
+"""The values of the webui's fields in a tab from which the summary line is computed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lib_demofusion.settings.fields import Settings
 
 @dataclass(frozen=True)
 class TabValues:
-    """The values of a tab. Most fields have the names of the webui's components.
+    """The values of the webui's fields in a tab. Most attributes have the element ids of the webui's components.
 
-    The defaults apply until the real values are known.
+    If the webui has no such component in this tab, the default applies.
     """
 
     width: float = 512
@@ -39,13 +39,13 @@ class TabValues:
     """Whether img2img's size is the uploaded image's size times `scale`."""
     scale: float = 1
     scale_resolution_preview: str = ""
-    """HTML with the uploaded image's size, `... 512x768 ... to ...`. Without an image, it contains no size."""
+    """HTML with the size of the upload and of the result, `... 512x768 ... to ...`. Has no size without an upload."""
     override_settings: Sequence[str] = ()
-    """Settings that apply to this tab only, such as `Tiling: True`. Pasting an infotext fills them."""
+    """The field "Override settings": settings from a pasted infotext that apply to this tab, such as `Tiling: True`."""
     script: str = ""
-    """Title of the chosen script."""
+    """Title of the script that is chosen in the list "Script", or an empty text."""
     preset_picked: bool = False
-    """Whether the user has chosen the preset in the panel."""
+    """Whether the user has clicked the preset, or pasted an infotext with it."""
 
     @property
     def step_count(self) -> int:
@@ -59,7 +59,10 @@ class TabValues:
 
 
 def base_image(settings: Settings, tab: TabValues) -> tuple[Size, list[Pass]]:
-    """Returns the base image's size in latent cells and the webui's passes that create it."""
+    """Returns the size of the base image in cells, and the webui's passes that create the base image.
+
+    If the upload is the base image, there are no passes.
+    """
     first, steps = _cells(tab.width, tab.height), tab.step_count
     if tab.img2img:
         source = re.search(r"(\d+)x(\d+)", tab.scale_resolution_preview or "") if tab.resize_by else None
@@ -73,7 +76,10 @@ def base_image(settings: Settings, tab: TabValues) -> tuple[Size, list[Pass]]:
 
 
 def _hires_pixels(tab: TabValues) -> tuple[float, float]:
-    """Returns width and height of the hires fix result (modules/processing.py, calculate_target_resolution)."""
+    """Returns the width and height of the result of hires fix in pixels.
+
+    See calculate_target_resolution in modules/processing.py.
+    """
     width, height = max(1, int(tab.width or 0)), max(1, int(tab.height or 0))
     wide, high = int(tab.hr_resize_x or 0), int(tab.hr_resize_y or 0)
     if not wide and not high:

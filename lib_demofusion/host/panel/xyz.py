@@ -1,4 +1,4 @@
-"""Adds an axis to the X/Y/Z plot for every field."""
+"""Adds one axis for every field to the webui's X/Y/Z plot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PREFIX = "[DemoFusion] "
 
 
 def register() -> None:
-    """Adds the axes once, even if the page is built again. Finds the plot's module by its file name."""
+    """Adds the axes, unless they exist already. Finds the module of the X/Y/Z plot by its file name."""
     module = next((data.module for data in scripts.scripts_data if Path(data.path).name == "xyz_grid.py"), None)
     if module is None or any(option.label.startswith(PREFIX) for option in module.axis_options):
         return
@@ -27,7 +27,7 @@ def register() -> None:
 
 
 def overrides(p: Any) -> dict[str, Any]:
-    """Returns the values that the axes of a plot set for the request `p`, by field."""
+    """Returns the values that an X/Y/Z plot sets for the request `p`, by field."""
     return dict(getattr(p, OVERRIDES, {}))
 
 
@@ -46,14 +46,14 @@ def _choices(spec: Spec, known: Choices) -> list[str]:
 
 def _apply(name: str) -> Callable[[Any, Any, Any], None]:
     def apply(p: Any, x: Any, xs: Any) -> None:
-        # a new dict, because the requests of the cells are shallow copies
+        # sets a new dict: the requests of the plot are shallow copies of one request, and would share a changed dict
         setattr(p, OVERRIDES, {**overrides(p), name: x})
 
     return apply
 
 
 def _confirm(name: str, spec: Spec) -> Callable[[Any, Sequence[Any]], None]:
-    """Returns a function that stops the plot before it starts if a value is not valid."""
+    """Returns a function that raises an error if a value of an axis is not valid, before the plot starts."""
 
     def confirm(p: Any, xs: Sequence[Any]) -> None:
         known = user_presets.known_choices()

@@ -17,10 +17,7 @@ from lib_demofusion.method.plan import Plan, StagePlan
 from lib_demofusion.settings.fields import LATENT, Settings
 
 DECODING, ENCODING, SAMPLING = PARTS = range(3)
-"""The parts of a stage: decoding the previous image, encoding the upscaled image, and sampling.
-
-The first two parts may be empty: the upscaler Latent needs neither.
-"""
+"""The parts of a stage: decoding the previous image, encoding the upscaled image, and sampling."""
 
 ENCODER = 0.44
 """Number of operations in the encoder's convolutions, divided by the number in the decoder's, for the same image."""
@@ -87,8 +84,8 @@ class Progress:
     def move(self, part: int, share: float) -> None:
         """Moves the bar to the position at which `share` of a part of the current stage is done, but never back.
 
-        `part` is one of PARTS. After the last stage, DECODING is the decoding of the final image. If the speed of the
-        model is not known, the position depends only on the costs, else also on the time that has passed.
+        After the last stage, DECODING is the decoding of the final image. Until the model's speed is known, the
+        position depends only on the costs, then also on the time that has passed.
         """
         place = len(PARTS) * self._stage + part
         ahead = (1 - share) * self._parts[place] + sum(self._parts[place + 1 :])
@@ -99,11 +96,7 @@ class Progress:
         move_to(self._first_job + self._place)
 
     def _update_decoder_costs(self, rate: float | None) -> None:
-        """Updates the costs of decoding and encoding to the measured speeds of the decoder and the model.
-
-        The cost of decoding a cell is the number of cells that the model evaluates in the same time. `rate` is the
-        model's rate in seconds per cell.
-        """
+        """Sets the cost of decoding a cell to the number of cells that the model evaluates in the same time."""
         cells = self._decoder_rate / rate if self._decoder_rate and rate else timing.ASSUMED_DECODER
         coded = (place for place in range(len(self._parts)) if place % len(PARTS) != SAMPLING)
         for place in coded:
@@ -126,8 +119,7 @@ class Progress:
 def make_progress(p: Any, plan: Plan, settings: Settings, pictures: int, passes: Sequence[Pass]) -> Progress:
     """Creates the progress of a request. `passes` are the webui's own passes.
 
-    `pictures` is the number of images that are decoded to be shown or saved. They are the base image, the image of
-    stage 1 and so on, without the final image.
+    `pictures` images are decoded to be shown or saved: the base image, then stage 1 and so on, but not the last stage.
     """
     costs = run_costs(plan, settings, p.steps, calls_twice(p.sampler_name), passes)
     enlarged = settings.anchor != LATENT

@@ -18,21 +18,15 @@ from lib_demofusion.method.stage import StageRun
 
 FILE = "demofusion-timings.json"
 MODEL, DECODER, ADAPTIVE_RATIO = "model", "decoder", "DPM adaptive"
-"""The kinds of stored values, which are called rates here.
-
-MODEL is the time that the model takes for one latent cell of a view. DECODER is the time that decoding one latent cell
-takes. Both are in seconds for one image. ADAPTIVE_RATIO is the number of model calls that DPM adaptive would make in a
-stage at full denoising strength, divided by the number in the base pass.
-"""
+"""The kinds of stored rates. MODEL and DECODER are the seconds in which the model evaluates, and the decoder decodes,
+one latent cell of one image. ADAPTIVE_RATIO is the number of model calls that DPM adaptive would make in a stage at
+full denoising strength, divided by the number in the base pass."""
 UPPER_LIMITS = {MODEL: 1.0, DECODER: 1.0, ADAPTIVE_RATIO: 20.0}
 """Upper limits of plausible rates. A larger value in the file is ignored, because the file is probably damaged."""
 
 ASSUMED_DECODER = 2.0
-"""The decoder's rate divided by the model's rate, as long as one of them is not measured.
-
-For SDXL and SD 1.5, decoding an image takes about as many operations as one UNet call for cond and uncond. The decoder
-often runs in a higher precision, which takes longer.
-"""
+"""The decoder's rate divided by the model's rate, as long as one of them is not measured. For SDXL and SD 1.5, decoding
+an image takes about as many operations as one UNet call for cond and uncond, often in a higher precision."""
 
 
 def known(model: Any, kind: str) -> float | None:
@@ -57,10 +51,7 @@ def learn(model: Any, kind: str, rate: float | None) -> None:
 
 @contextmanager
 def decoding(p: Any, latent: Tensor) -> Iterator[None]:
-    """Measures the time of a block that decodes a latent (B, C, h, w), and stores the decoder's rate.
-
-    If the block raises an error, nothing is stored.
-    """
+    """Measures a block that decodes a latent (B, C, h, w), and stores the decoder's rate unless there is an error."""
     begin = time.perf_counter()
     yield
     learn(p.sd_model, DECODER, (time.perf_counter() - begin) / latent[:, 0].numel())
@@ -80,10 +71,7 @@ def _keys(model: Any, kind: str) -> list[str]:
 
 
 class StageProgress:
-    """Counts the latent cells that a stage has evaluated (`done`) and the cells that remain (`ahead`).
-
-    Counts the cells of one image, and cond and uncond as one evaluation.
-    """
+    """Counts the cells of one image that a stage has evaluated and that remain. Cond and uncond count together."""
 
     def __init__(self, run: StageRun, calls_ahead: CallsAhead):
         self.done = self.ahead = 0.0
@@ -93,8 +81,7 @@ class StageProgress:
         self._run, self._calls_ahead, self._call = run, calls_ahead, -1
         self._before = self._cells = self._evaluated = self._left = 0.0
         self._warm = (0.0, 0.0)
-        # the number of times that each batch of views runs in a call: 2 if the webui evaluates cond and uncond
-        # one after the other
+        # how often each batch of views runs in a call: 2 if the webui evaluates cond and uncond one after the other
         self._rounds = 1.0
 
     def before_batch(self, cells: float) -> None:
@@ -117,8 +104,7 @@ class StageProgress:
         if self._call == 0:
             self._warm = now, self._before
         elif self._call > 0:
-            # the time from the second call's begin to this call's begin: a GPU works asynchronously, and the sampler
-            # waits for the result of a call only before the next call
+            # measured between the beginnings of calls: only the next call waits for the asynchronous work of the GPU
             self.rate = (now - self._warm[0]) / ((self._before - self._warm[1]) * self.images)
         if self._call >= 0:
             self._rounds = max(self._evaluated / self._cells, 1.0)
