@@ -1,6 +1,6 @@
 """Collects the failures that the extension reports during a test, and compares them with the expected failures.
 
-Users see failures on the page, in the infotext and on the console. They are collected from all three.
+Users see failures on the page, in the infotext and on the console. The failures are collected from all three.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class Job:
         if not getattr(p, "enable_hr", False):
             return [(steps, size)]
         result = p.hr_upscale_to_y // CELL - p.truncate_y, p.hr_upscale_to_x // CELL - p.truncate_x
-        # the button below an image that runs hires fix uses this image as the result of the first pass
+        # the button ✨ below an image runs only the second pass of hires fix, with this image as the first result
         first = [] if getattr(p, "firstpass_image", None) is not None else [(steps, size)]
         return [*first, (p.hr_second_pass_steps or steps, result)]
 
@@ -207,5 +207,5 @@ def _is_img2img(p: Any) -> bool:
 
 
 def _unit(p: Any) -> int:
-    """Returns a number of latent cells. The checkpoint needs sides that are multiples of this number."""
+    """Returns a number of latent cells: the checkpoint supports only latents whose sides are multiples of it."""
     return host().family(p.sd_model).unit_cells

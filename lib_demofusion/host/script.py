@@ -44,7 +44,7 @@ ASKED_SIZE = "_demofusion_asked_size"
 ON = "_demofusion_on"
 """Name of an attribute of `p`: True if the request enables DemoFusion.
 
-The attribute remains after the job has ended, because other scripts can then still run requests inside this one.
+The attribute remains after the job has ended, because other scripts can still run requests inside this request.
 """
 
 TURBO_USED = (
@@ -161,8 +161,9 @@ def _note_ignored_fields(p: Any, args: Sequence[object], overrides: Mapping[str,
 def _settings(p: Any, args: Sequence[object], overrides: Mapping[str, object], known: Choices) -> Settings:
     """Returns the settings of a request. Raises SettingsError.
 
-    The preset Turbo is selected automatically only if the request contains no preset. The panel always sends one. A
-    script such as the X/Y/Z plot keeps one preset for all its images, even if it changes the number of steps.
+    The preset Turbo is selected automatically only if the request contains no preset. The panel always sends a preset.
+    If a script such as the X/Y/Z plot is selected, Turbo is not selected automatically either. The preset is then the
+    same for all images of the plot, even if the plot changes the number of steps.
     """
     asked = overridden(settings_from_args(args, _default_preset(p, args, known), known), overrides, known)
     if names_preset(args) or "preset" in overrides or refusals.of_job(p).script:

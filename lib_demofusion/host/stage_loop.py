@@ -1,6 +1,6 @@
 """Runs the stages of one iteration, and shows and saves the images of the stages.
 
-A job has one iteration for each image of "Batch count". If a stage fails, no finished image is lost.
+The number of iterations of a job is the webui's "Batch count". If a stage fails, no finished image is lost.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class StageWork:
     def _keep_colors(self, latent: Tensor, samples: Any) -> None:
         """Matches the colors of decoded images to the base images ("Keep colors").
 
-        If `latent` is the base latent, `samples` are the base images, which later calls need. They are stored.
+        If `latent` is the base latent, `samples` are the base images, and are stored for later calls.
         """
         base = self._base
         if self._colors is None or base is None:
@@ -78,7 +78,7 @@ class StageWork:
             self._colors.keep(samples, lambda: coding.decode(self._p, base))
 
     def enlarge(self, image: Tensor, stage: StagePlan) -> Tensor:
-        """Upscales the previous image to the size of the stage. Before stage 1, crops the image to the final shape."""
+        """Upscales the previous image to the size of the stage. In stage 1, first crops it to the plan's `crop`."""
         return enlarged(self._p, cropped(image, self._plan, stage, CELL), stage.pixels, self._settings.image_upscaler)
 
     def encode(self, images: Iterable[Tensor]) -> Tensor:
@@ -91,8 +91,9 @@ class StageWork:
         """Samples a stage with a sampler of the webui. In inpainting, restores the original outside the mask."""
         # the decoded images must not use memory while the stage is sampled
         self._latest = None
-        # torch keeps the VAE's freed GPU memory in its cache, in blocks that do not suit the UNet. If the GPU's other
-        # memory were too small for sampling, Windows would use the computer's memory, which is slow, without an error
+        # torch keeps the freed memory of the VAE in its cache, in blocks that the UNet can hardly use. With this cache,
+        # sampling may need more memory than the GPU has. Windows then uses the computer's memory, which is slow, and
+        # raises no error
         devices.torch_gc()
         with inpainting.masks_at(self._p, self._plan, stage.size, self.originals.latent(stage.size)):
             x = run_stage(self._p, StageTask(stage, self._settings, anchor, self._plan), self._progress.sampling)

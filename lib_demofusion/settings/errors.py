@@ -9,8 +9,8 @@ class SettingsError(ValueError):
     """Raised for an unknown field or a value that is not valid.
 
     The attributes are the name of the field, the value, and a description of the allowed values. For an unknown field,
-    the description lists the names of all fields. The message is "NAME: VALUE is not valid. Use ALLOWED". If `problem`
-    is given, it replaces the first of these two sentences.
+    the description lists the fields that are allowed. The message is "NAME: VALUE is not valid. Use ALLOWED". If
+    `problem` is given, it replaces the first of these two sentences.
     """
 
     def __init__(self, name: str, value: object, allowed: str, problem: str = ""):

@@ -69,7 +69,8 @@ def base_images(p: Any, samples: Any, checkpoint: Any) -> Any:
 def own_generators() -> Any:
     """Returns a context that restores the state of torch's global random generators (CPU and CUDA) when it ends.
 
-    The VAE encoder of the next img2img job draws from these generators. The stages must not change its result.
+    The VAE encoder of the next img2img job draws from these generators. The stages must not change this encoder's
+    result.
     """
     return torch.random.fork_rng(devices=[devices.device] if devices.device.type == "cuda" else [])
 
@@ -122,8 +123,8 @@ class BaseColors:
     def keep(self, pictures: Any, decode_base: Callable[[], Iterable[Tensor]]) -> None:
         """Applies the colors of the base images to the decoded images of a stage, each (3, H, W).
 
-        Changes the list `pictures` in place. `decode_base` decodes the base images. It is called only if `remember` has
-        not been called. Errors are reported and not raised, so that the images are not lost.
+        Changes the list `pictures` in place. `decode_base` decodes the base images. This function is called only if
+        `remember` has not been called. Errors are reported and not raised, so that the images are not lost.
         """
         try:
             if self._base is None:
@@ -151,6 +152,7 @@ def known_base(p: Any, samples: Any, redrawn: bool) -> list[Tensor] | None:
     if redrawn or not uploads or inpainting.is_inpainting(p) or p.resize_mode == LATENT_RESIZE:
         return None
     flat = (images.flatten(image, shared.opts.img2img_background_color) for image in uploads)
-    # the webui later rounds the pixels of the stages down to 8 bits, which makes them darker by half a level on average
+    # the webui later rounds the pixels of the stages down to 8 bits, which makes them half a level darker on average.
+    # Base images that are lighter by half a level compensate for this
     shown = [to_tensor(images.resize_image(p.resize_mode, image, p.width, p.height)) + HALF_A_LEVEL for image in flat]
     return shown if len(shown) > 1 else shown * len(samples)

@@ -78,8 +78,8 @@ def as_latent(x: Tensor) -> Tensor:
 
     A stage uses float32 for the base latent, anchors, noise, x, means and deviations. In half precision, the squares of
     noise levels would overflow: with zero terminal SNR, noise levels reach 4500. Also, every stage would round the
-    result again. The webui samples in float32 too, because its noise is float32, and so is the sum of a latent in half
-    precision and noise.
+    result again. The webui samples in float32 too: its noise is float32, and the sum of a float16 latent and float32
+    noise is float32.
     """
     return x.to(torch.float32)
 
@@ -90,7 +90,7 @@ def as_image(sample: Tensor) -> Tensor:
 
 
 def _report_of_some(report: vae.Report | None, count: int) -> vae.ReportOfSome:
-    """Returns `vae.of_all` of `report`. If `report` is None, the returned function has no effect."""
+    """Returns the callback of `vae.of_all` for a batch of `count` images. If `report` is None, it has no effect."""
     return vae.of_all(report or (lambda share: None), count)
 
 

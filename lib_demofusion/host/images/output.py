@@ -27,7 +27,10 @@ LONGEST_SIDE = {"webp": 16383, "jpg": 65500, "jpeg": 65500}
 """The longest side in pixels that the encoders accept."""
 
 SAVED_AS_PNG = {"webp": 16383, "jpg": 65535, "jpeg": 65535}
-"""The webui saves images with longer sides as PNG (modules/images.py, save_image). The API does not."""
+"""If a side has more pixels than this, the webui saves the image as PNG (modules/images.py, save_image).
+
+The webui's API does not change the format.
+"""
 
 SHOWN_PIXELS = 100_000_000
 """The largest number of pixels that browsers show without problems."""
@@ -130,8 +133,8 @@ def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
     """Returns why a grid of images of `size` (width, height) is too large, or None.
 
     The webui makes the grid after all images. If the grid does not fit into memory or cannot be saved, the webui
-    returns no images at all. The webui itself checks "Maximum image size" only for X/Y/Z plots. It uses the requested
-    size, which is smaller than the final size.
+    returns no images at all. The webui itself checks "Maximum image size" only for X/Y/Z plots. This check uses the
+    requested size, which is smaller than the final size.
     """
     opts = shared.opts
     count = p.batch_size * p.n_iter
@@ -155,10 +158,7 @@ def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
 
 
 def _exceeded_limit(p: Any, name: str, side: int) -> int:
-    """Returns the longest side of the image format `name` if the webui cannot save an image with this side, else 0.
-
-    `side` is the longer side of the image in pixels.
-    """
+    """Returns the limit of the image format `name` if an image with a side of `side` pixels cannot be saved, else 0."""
     limit = LONGEST_SIDE.get(name.lower(), side)
     return limit if side > limit and (p.is_api or side <= SAVED_AS_PNG[name.lower()]) else 0
 

@@ -43,7 +43,7 @@ UNKNOWN_FREE = 4 << 30
 logger = logging.getLogger("DemoFusion")
 Report = Callable[[float], None]
 ReportOfSome = Callable[[float, int], None]
-"""A progress callback for a part of a batch. Its arguments are the completed share of this part, and its image count.
+"""A progress callback for a part of a batch. The arguments are the completed share and the image count of this part.
 
 Forge decodes all images of a batch together, so the part is the whole batch. AUTOMATIC1111's webui decodes the images
 one by one.
@@ -91,8 +91,8 @@ def in_parts(model: Any, mode: str = AUTOMATIC, report: ReportOfSome | None = No
 def is_replaced(network: Any) -> bool:
     """Returns whether another extension, such as Tiled VAE, has replaced the network's forward.
 
-    A `forward` in the instance's `__dict__` is not enough: after Tiled VAE has been switched off, the original method
-    remains there (tilevae.py).
+    A `forward` in the instance's `__dict__` alone does not prove this: after Tiled VAE has been switched off, the
+    `__dict__` contains the original method (tilevae.py).
     """
     own = network.__dict__.get("forward")
     return own is not None and getattr(own, "__func__", None) is not type(network).forward
@@ -185,7 +185,7 @@ def choose_shelf(layers: list[Layer], size: tuple[int, int], x: Tensor, room: in
     """Returns where to store the feature maps: on the device, in the computer's memory, or in temporary files.
 
     The device is chosen if `room` bytes are enough. If the computer's memory is too small for 32-bit maps, they are
-    packed into 16 bits. Maps in files are always packed. Raises MemoryError if no place is large enough.
+    packed into 16 bits. 32-bit maps in files are always packed. Raises MemoryError if no place is large enough.
     """
     held = held_bytes(layers, size, x.element_size())
     packed = held_bytes(layers, size, item_bytes(torch.int16)) if x.dtype == torch.float32 else held

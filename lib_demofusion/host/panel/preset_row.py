@@ -48,9 +48,9 @@ class Choice:
     """HTML with the list of fields that differ from the preset."""
     back: Any
     picked: Any
-    """A hidden checkbox. It is ticked when the user clicks a preset or pastes an infotext with one.
+    """A hidden checkbox. It is ticked when the user clicks a preset, or pastes the infotext of a DemoFusion image.
 
-    As long as it is not ticked, the panel can replace the preset automatically.
+    As long as the checkbox is not ticked, the panel can replace the preset automatically.
     """
 
     @property
@@ -216,7 +216,7 @@ def marks(values: Mapping[str, Any], known: Choices) -> list[Any]:
 
 
 def _apply(preset: str) -> list[Any]:
-    """Returns updates of the controls to the values of the preset that the user clicked, and True for `picked`."""
+    """Returns updates that set the controls to the values of the clicked preset, and True for `Choice.picked`."""
     return [*_values(preset, user_presets.known_choices()), True]
 
 
@@ -224,7 +224,8 @@ def automatic_preset(values: Mapping[str, Any], tab: TabValues) -> list[Any]:
     """Returns updates of the preset and of the controls that it sets.
 
     The preset becomes Turbo if the tab's steps and CFG scale are typical of a few-step model, else the default preset.
-    Nothing changes if the user has chosen a preset or changed a value of it. `values` are the panel's values by field.
+    Nothing changes if the user has chosen a preset or changed one of its values. `values` are the panel's values by
+    field.
     """
     known = user_presets.known_choices()
     shown, default = str(values["preset"]), options.default_preset(known)
@@ -236,7 +237,7 @@ def automatic_preset(values: Mapping[str, Any], tab: TabValues) -> list[Any]:
 
 
 def _values(preset: str, known: Choices) -> list[Any]:
-    """Returns updates of the controls to a preset's values. If the preset does not exist, they change nothing."""
+    """Returns updates that set the controls to a preset's values, or change nothing if the preset does not exist."""
     if preset not in known.preset_names:
         return [gr.update() for _ in PRESET_FIELDS]
     values = preset_values(preset, known)

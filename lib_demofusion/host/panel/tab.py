@@ -45,7 +45,7 @@ class TabValues:
     script: str = ""
     """Title of the script that is chosen in the list "Script", or an empty text."""
     preset_picked: bool = False
-    """Whether the user has clicked the preset, or pasted an infotext with it."""
+    """Whether the user has clicked a preset, or pasted the infotext of a DemoFusion image."""
 
     @property
     def step_count(self) -> int:

@@ -39,7 +39,7 @@ class Progress:
         rate, self._decoder_rate = (timing.known(p.sd_model, kind) for kind in (timing.MODEL, timing.DECODER))
         self._rate = rate and rate * p.batch_size
         self._update_decoder_costs(rate)
-        # costs are converted to jobs by a division by the cost of the base image, which must not be 0
+        # numbers of jobs are costs divided by the cost of the base image, so this cost must not be 0
         self._base = max(base, 0.002 * (base + sum(self._parts))) or 1.0
         self._jobs = 2 if getattr(p, "enable_hr", False) else 1
         self._of_all = self._jobs * (1 + sum(self._parts) / self._base)

@@ -71,7 +71,10 @@ def _keys(model: Any, kind: str) -> list[str]:
 
 
 class StageProgress:
-    """Counts the cells of one image that a stage has evaluated and that remain. Cond and uncond count together."""
+    """Counts the cells that a stage has evaluated and the cells that remain.
+
+    The numbers are for one image. Evaluating cond and uncond counts as one evaluation.
+    """
 
     def __init__(self, run: StageRun, calls_ahead: CallsAhead):
         self.done = self.ahead = 0.0

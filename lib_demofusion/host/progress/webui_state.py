@@ -85,7 +85,7 @@ def _set_total(announced: float, expected: float) -> None:
 def move_to(done: float) -> None:
     """Moves the webui's bar to the position at which `done` jobs are finished."""
     state = shared.state
-    # when the webui draws the bar, it adds the share of steps that its sampler has finished, so this is subtracted here
+    # when the webui draws the bar, it adds the share of steps that its sampler has finished. This share is subtracted
     own = state.sampling_step / state.sampling_steps if state.sampling_steps else 0.0
     state.job_no = JobCount(done - own, int(done))
 
