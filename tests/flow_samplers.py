@@ -1,12 +1,15 @@
-"""Samplers of flow models, whose x is (1 - sigma) signal + sigma noise. They are implemented from their formulas.
+"""Implements samplers for flow models, independently of the code of the webuis.
 
-Every sampler makes its model calls through the argument `steps`:
+The x of a flow model is (1 - sigma) signal + sigma noise.
 
-* `first(x, sigma)` makes the call that begins a step. It returns x, which it may have changed, and the prediction.
+Every sampler calls the model through the argument `steps`:
+
+* `first(x, sigma)` makes the call that begins a step. It may blend x, and returns the blended x and the prediction.
 * `again(x, sigma)` makes any other call and returns the prediction.
 * `draw()` returns unit noise.
 
-`SAMPLERS` contains the samplers by the names of the functions in Forge and Forge Neo that make the same calls.
+`SAMPLERS` maps the names of sampling functions in Forge and Forge Neo to the samplers in this file that make the same
+model calls.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ class Steps(Protocol):
 def down_and_up(sigma: Tensor, target: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the three numbers of an ancestral step from `sigma` to `target`.
 
-    They are the level at the end of the deterministic part, the factor by which x is then multiplied, and the scale of
-    the noise that is added last.
+    The first number is the noise level after the deterministic part of the step. Then x is multiplied by the second
+    number. The third number is the scale of the fresh noise that is added at the end.
     """
     down = target * (1 - eta * (1 - target / sigma))
     keep = (1 - target) / (1 - down)
@@ -39,9 +42,9 @@ def down_and_up(sigma: Tensor, target: Tensor, eta: float) -> tuple[Tensor, Tens
 
 
 def toward(x: Tensor, denoised: Tensor, ratio: Tensor) -> Tensor:
-    """Moves x toward `denoised`, so that the difference shrinks by the factor `ratio`.
+    """Moves x toward `denoised`. The difference between x and `denoised` is multiplied by `ratio`.
 
-    This is an exact step of the probability flow ODE for a constant prediction.
+    If the prediction is constant, the result is an exact step of the probability flow ODE.
     """
     return ratio * x + (1 - ratio) * denoised
 
@@ -101,7 +104,7 @@ def dpmpp_sde(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
 
 
 def dpmpp_2m_sde(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
-    """Runs DPM-Solver++(2M) SDE, midpoint. h is the change of half the logarithm of the signal-to-noise ratio."""
+    """Runs DPM-Solver++(2M) SDE, midpoint. `h` is the increase of log((1 - sigma) / sigma) in a step."""
     old, past = None, None
     for sigma, target in pairwise(sigmas):
         x, denoised = steps.first(x, sigma)

@@ -1,4 +1,4 @@
-"""Compares the estimated cost and the estimated number of model calls of a run with the calls of real samplers."""
+"""Compares the estimated number of model calls and the estimated cost with the model calls that real samplers make."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ STAGES = make_plan(Settings(scale=3), STAGE.window)
 
 
 class Counter:
-    """Makes the model calls of one stage, and counts the cells that they evaluate."""
+    """Makes the model calls of one stage, and counts the latent cells that the model evaluates."""
 
     def __init__(self, settings: Settings, space: NoiseSpace, stage: Any = STAGE):
         noise = torch.zeros(1, 4, *stage.size)
@@ -80,8 +80,11 @@ def counted(case: Case, settings: Settings, stage: Any, arguments: dict[str, Any
     return counter
 
 
-def cut(arguments: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Keeps the last steps of the schedule, like a denoising strength below 1."""
+def with_last_steps(arguments: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Returns the arguments of a sampler with only the last `steps` steps of the schedule.
+
+    A denoising strength below 1 shortens the schedule in the same way. Arguments without sigmas are not changed.
+    """
     return {**arguments, "sigmas": arguments["sigmas"][-steps - 1 :]} if "sigmas" in arguments else arguments
 
 
@@ -90,18 +93,18 @@ PREDICTABLE = [
     for case in CASES
     if "h_init" not in case.arguments and case.name != "restart_sampler" and case.inputs.get("eta", 1) <= 1
 ]
-"""The cases with a predictable number of calls. Three kinds of samplers are left out.
+"""The cases with a predictable number of calls. Three kinds of cases are left out.
 
-DPM adaptive chooses its number of steps while it runs. The imitation of Restart in test_sampler_steps has a schedule of
-its own; the webui's Restart is tested below. With an eta above 1, ancestral samplers omit second calls, which the
-estimate includes.
+DPM adaptive chooses its number of steps while it runs. The imitation of Restart in test_sampler_steps.py has a fixed
+schedule, so the webui's own Restart is tested below instead. With an eta above 1, some steps of ancestral samplers have
+no second call, but the estimate assumes an eta of at most 1.
 """
 
 
 @pytest.mark.parametrize("steps", [12, 7])
 @pytest.mark.parametrize("case", PREDICTABLE, ids=str)
 def test_the_predicted_number_of_calls_is_exact_for_k_diffusions_samplers(case: Case, steps: int) -> None:
-    arguments = cut(case.inputs, steps)
+    arguments = with_last_steps(case.inputs, steps)
     calls = model_calls(case.name, arguments)
     assert calls is not None
     for stage in STAGES.stages:
@@ -112,13 +115,14 @@ def test_the_predicted_number_of_calls_is_exact_for_k_diffusions_samplers(case: 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.parametrize("case", PREDICTABLE, ids=str)
-def test_the_predicted_cost_is_exact_to_the_dilated_views_of_one_call(case: Case, strength: float) -> None:
-    """The estimate assumes that only the last call is at timestep 0, where the dilated views have no weight.
+def test_the_error_of_the_predicted_cost_is_at_most_the_dilated_views_of_one_call(case: Case, strength: float) -> None:
+    """The model does not evaluate dilated views in calls at timestep 0, because the weight c2 is 0 there.
 
-    Heun makes two calls at timestep 0. Euler with churn and DPM fast make no call there.
+    The estimate assumes that exactly one call is at timestep 0. Some samplers differ from this: Heun makes two such
+    calls, and Euler with churn and DPM fast make none.
     """
     steps = round(STEPS * strength)
-    arguments = {**cut(case.inputs, steps), **({"n": steps} if "n" in case.inputs else {})}
+    arguments = {**with_last_steps(case.inputs, steps), **({"n": steps} if "n" in case.inputs else {})}
     settings = Settings(scale=3, denoising_strength=strength)
     costs = run_costs(STAGES, settings, STEPS, case.name in TWO_CALLS | TWO_CALLS_ANCESTRAL)
     for stage, cost in zip(STAGES.stages, costs.stages):
@@ -126,7 +130,7 @@ def test_the_predicted_cost_is_exact_to_the_dilated_views_of_one_call(case: Case
         assert abs(evaluated - cost) <= stage.cells_at(1.0)
 
 
-def test_thresholds_reduce_the_number_of_evaluations() -> None:
+def test_higher_values_of_skip_views_reduce_the_predicted_cost() -> None:
     costs = [
         sum(run_costs(STAGES, Settings(skip_views=f"{local},{dilated}"), 20, False).stages)
         for dilated, local in ((0, 0), (0.11, 0), (0, 0.13), (0.3, 0.2))
@@ -136,14 +140,17 @@ def test_thresholds_reduce_the_number_of_evaluations() -> None:
 
 
 def test_the_cost_includes_the_webuis_own_passes() -> None:
-    """The webui makes two passes with hires fix, and no pass if img2img returns the upload unchanged."""
+    """The default is one pass of all steps, and hires fix adds a second pass.
+
+    If the base image is the unchanged upload of img2img, the pass has no steps.
+    """
     small, large = (4, 4), STAGES.base
     assert run_costs(STAGES, Settings(), 10, False).base == 10 * math.prod(large)
     assert run_costs(STAGES, Settings(), 10, True, [(10, small), (4, large)]).base == 19 * 16 + 7 * math.prod(large)
     assert run_costs(STAGES, Settings(), 10, True, [(0, large)]).base == 0
 
 
-def test_dpm_adaptive_is_expected_to_make_as_many_calls_as_in_the_base_pass() -> None:
+def test_the_calls_of_dpm_adaptive_are_estimated_from_its_calls_in_a_whole_schedule() -> None:
     whole = {"sigma_min": 0.0292, "sigma_max": 14.6146}
     ahead = calls_ahead("sample_dpm_adaptive", whole, False, 84)
     assert 1 + ahead(0, 14.6146) == pytest.approx(84, abs=1)
@@ -153,16 +160,19 @@ def test_dpm_adaptive_is_expected_to_make_as_many_calls_as_in_the_base_pass() ->
         assert calls_of_whole(1 + ahead(0, level), {**whole, "sigma_max": level}) == pytest.approx(84)
 
 
-def test_the_calls_of_unknown_samplers_depend_on_their_order() -> None:
+def test_an_unknown_sampler_is_expected_to_make_two_calls_per_step_if_it_is_of_second_order() -> None:
     sigmas = torch.tensor([3.0, 2.0, 1.0, 0.0])
     assert model_calls("sample_of_tomorrow", {"sigmas": sigmas}) == 3
     assert model_calls("of_tomorrow", {"sigmas": sigmas}, second_order=True) == 5
-    # without known arguments, the number of calls is estimated as for DPM adaptive
+    # without sigmas or n, the number of calls is unknown and is estimated as for DPM adaptive
     assert calls_ahead("of_tomorrow", {}, False, 20)(0, 14.6) > 10
 
 
 def host_functions(folder: Path, file: str, **names: Any) -> dict[str, Any]:
-    """Returns the functions and classes of one file of the webui. `names` replaces the imports of the file."""
+    """Returns the functions and classes of a file in the webui's folder `modules`, without running its imports.
+
+    `names` contains the imported objects that the functions use, in addition to torch and tqdm.
+    """
     tree = ast.parse((folder / "modules" / file).read_text(encoding="utf-8"))
     body = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     scope = {
@@ -201,12 +211,15 @@ def test_the_predicted_number_of_calls_is_exact_for_the_webuis_restart(webui: Pa
 
 
 def timestep_samplers(webui: Path, skip_type: str) -> dict[str, Callable[..., Any]]:
-    """Returns the webui's functions for DDIM, PLMS and UniPC by name. `skip_type` is the option of UniPC."""
+    """Returns the webui's functions for DDIM, PLMS and UniPC by name.
+
+    `skip_type` is the value of the webui's option `uni_pc_skip_type`, which spaces the timesteps of UniPC.
+    """
     path = webui / "modules" / "models" / "diffusion" / "uni_pc" / "uni_pc.py"
     spec = importlib.util.spec_from_file_location("uni_pc", path)
     uni_pc = importlib.util.module_from_spec(spec)
     with warnings.catch_warnings():
-        # a docstring in this file contains invalid escapes
+        # a docstring in uni_pc.py contains invalid escapes
         warnings.simplefilter("ignore")
         spec.loader.exec_module(uni_pc)
     opts = SimpleNamespace(

@@ -1,8 +1,8 @@
-"""Tests the correction of the dilated path in every kind of the host's wrappers around a model.
+"""Tests the correction of the dilated path with every wrapper that the webui puts around a model.
 
-The model predicts from the blurred latent, but the prediction is applied to the sharp latent. The tests compute the
-expected result without the formula of the correction: they call the wrapper with the sharp latent, while its model
-returns the output that it had for the blurred latent. The published code does the same.
+In the dilated path, the model receives the blurred latent, but the sampler applies the prediction to the sharp latent.
+The expected results do not use the formula of the correction. They come from the wrapper itself: the tests call the
+wrapper with the sharp latent, and the model then returns the output that it computed for the blurred latent.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ SHAPE = (2, 4, 12, 16)
 
 
 class Model:
-    """A model whose output at a cell depends only on this cell, so dilated views do not change its predictions.
+    """A model whose output at a cell depends only on the timestep and on this cell of x.
 
-    If `fixed_output` is set, the model returns it for any input.
+    Dilated views therefore do not change the predictions. If `fixed_output` is set, the model always returns this
+    tensor.
     """
 
     alphas_cumprod = ALPHAS
@@ -55,7 +56,10 @@ class Model:
 
 
 class Timesteps(nn.Module):
-    """Imitates the webui's wrapper of an eps model for DDIM, PLMS and UniPC, which returns the predicted noise."""
+    """Imitates the webui's wrapper around an eps model for DDIM, PLMS and UniPC.
+
+    The wrapper returns the predicted noise, which is the output of the model.
+    """
 
     def __init__(self, model: Any):
         super().__init__()
@@ -66,7 +70,10 @@ class Timesteps(nn.Module):
 
 
 class TimestepsV(Timesteps):
-    """Imitates the webui's wrapper of a v model for DDIM, PLMS and UniPC, which returns the predicted noise."""
+    """Imitates the webui's wrapper around a v model for DDIM, PLMS and UniPC.
+
+    The wrapper converts the output of the model to the predicted noise.
+    """
 
     def predict_eps_from_z_and_v(self, x: Tensor, t: Tensor, v: Tensor) -> Tensor:
         alpha = self.inner_model.alphas_cumprod[t.int()].reshape(-1, 1, 1, 1)
@@ -77,7 +84,10 @@ class TimestepsV(Timesteps):
 
 
 class Consistency(nn.Module):
-    """Imitates the webui's wrapper for LCM, which mixes x into the clean latent that an eps model predicts."""
+    """Imitates the webui's wrapper for LCM around an eps model.
+
+    The wrapper returns a weighted sum of x and the predicted clean latent.
+    """
 
     def __init__(self, model: Any):
         super().__init__()
@@ -98,31 +108,35 @@ def sigma_at(t: int) -> Tensor:
     return ((1 - ALPHAS[t]) / ALPHAS[t]).sqrt()
 
 
-def exploding(t: int) -> Tensor:
-    """Returns the noise level of timestep `t` for each row as sigma, the unit of k-diffusion's samplers."""
+def sigmas_of(t: int) -> Tensor:
+    """Returns the sigma of timestep `t`, once per row, (B,). The samplers of k-diffusion pass this to the wrapper."""
     return sigma_at(t).repeat(SHAPE[0])
 
 
-def preserving(t: int) -> Tensor:
-    """Returns the noise level of timestep `t` for each row as a timestep, the unit of the timestep samplers."""
+def timesteps_of(t: int) -> Tensor:
+    """Returns timestep `t`, once per row, (B,). DDIM, PLMS and UniPC pass this to the wrapper."""
     return torch.full((SHAPE[0],), t, dtype=torch.float64)
 
 
 Wrapper = tuple[Callable[[Model], Any], Callable[[int], Tensor]]
-EPS: Wrapper = (external.CompVisDenoiser, exploding)
-V: Wrapper = (external.CompVisVDenoiser, exploding)
-EPS_T: Wrapper = (Timesteps, preserving)
-V_T: Wrapper = (TimestepsV, preserving)
-LCM: Wrapper = (Consistency, exploding)
+EPS: Wrapper = (external.CompVisDenoiser, sigmas_of)
+V: Wrapper = (external.CompVisVDenoiser, sigmas_of)
+EPS_T: Wrapper = (Timesteps, timesteps_of)
+V_T: Wrapper = (TimestepsV, timesteps_of)
+LCM: Wrapper = (Consistency, sigmas_of)
 WRAPPERS = pytest.mark.parametrize("wrapper", [EPS, V, EPS_T, V_T, LCM], ids=["eps", "v", "eps t", "v t", "lcm"])
 LEVELS = pytest.mark.parametrize("t", TIMESTEPS)
 
 
 def latent(t: int, wrapper: Wrapper) -> Tensor:
-    """Returns a latent with the noise of timestep `t`, in the space of the samplers that use this wrapper."""
+    """Returns a latent with the noise of timestep `t`, scaled as by the samplers that use `wrapper`.
+
+    With wrappers that receive a sigma, x is signal + sigma noise. With wrappers that receive a timestep, this sum is
+    multiplied by sqrt(alphas_cumprod).
+    """
     clean, noise = torch.randn(2, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(t))
     x = clean + sigma_at(t) * noise
-    return x if wrapper[1] is exploding else x * ALPHAS[t].sqrt()
+    return x if wrapper[1] is sigmas_of else x * ALPHAS[t].sqrt()
 
 
 def blur(x: Tensor) -> Tensor:
@@ -142,7 +156,7 @@ def dilated_prediction(model: Model, wrapper: Wrapper, x: Tensor, t: int) -> Ten
 
 
 def close(a: Tensor, b: Tensor) -> None:
-    """Compares two tensors. The tolerance is due to the float32 sums of the fusion."""
+    """Asserts that two tensors are nearly equal. The fusion sums in float32, which limits the precision."""
     torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-5, atol=1e-5 * float(b.abs().max()))
 
 
@@ -158,23 +172,31 @@ def test_a_prediction_for_the_blurred_latent_is_applied_to_the_sharp_latent(wrap
 
 
 @LEVELS
-@pytest.mark.parametrize(("exploding_", "preserving_"), [(EPS, EPS_T), (V, V_T)], ids=["eps", "v"])
-def test_both_kinds_of_samplers_get_the_same_clean_latent(exploding_: Wrapper, preserving_: Wrapper, t: int) -> None:
-    alpha, x = ALPHAS[t], latent(t, exploding_)
-    denoised = dilated_prediction(Model(), exploding_, x, t)
-    eps = dilated_prediction(Model(), preserving_, x * alpha.sqrt(), t)
-    # noise is compared, because at high levels the clean latent is a small difference of large numbers
+@pytest.mark.parametrize(("sigma_wrapper", "timestep_wrapper"), [(EPS, EPS_T), (V, V_T)], ids=["eps", "v"])
+def test_sigma_wrappers_and_timestep_wrappers_predict_the_same_noise(
+    sigma_wrapper: Wrapper, timestep_wrapper: Wrapper, t: int
+) -> None:
+    """The test compares the noise, because the noise is more precise than the clean latent at high noise levels.
+
+    At these levels, the clean latent is a small difference of large numbers.
+    """
+    alpha, x = ALPHAS[t], latent(t, sigma_wrapper)
+    denoised = dilated_prediction(Model(), sigma_wrapper, x, t)
+    eps = dilated_prediction(Model(), timestep_wrapper, x * alpha.sqrt(), t)
     close((x - denoised) / sigma_at(t), eps)
 
 
 @LEVELS
-def test_the_dilated_prediction_is_the_models_noise_for_the_blurred_latent(t: int) -> None:
-    """For a v model, the noise also contains a share of the sharp latent."""
+def test_the_dilated_prediction_removes_the_noise_that_the_model_predicts_from_the_blurred_latent(t: int) -> None:
+    """A v model predicts v from the blurred latent. The noise is sqrt(alpha) v + sqrt(1 - alpha) z.
+
+    In this formula, z is the sharp latent, multiplied by sqrt(alpha).
+    """
     alpha, x, model = ALPHAS[t], latent(t, EPS), Model()
     eps = (x - dilated_prediction(model, EPS, x, t)) / sigma_at(t)
-    close(eps, model.apply_model(blur(x) * alpha.sqrt(), preserving(t), {}))
+    close(eps, model.apply_model(blur(x) * alpha.sqrt(), timesteps_of(t), {}))
     eps = (x - dilated_prediction(model, V, x, t)) / sigma_at(t)
-    v = model.apply_model(blur(x) * alpha.sqrt(), preserving(t), {})
+    v = model.apply_model(blur(x) * alpha.sqrt(), timesteps_of(t), {})
     close(eps, alpha.sqrt() * v + (1 - alpha).sqrt() * (x * alpha.sqrt()))
 
 
@@ -197,8 +219,8 @@ def test_the_imitated_wrappers_equal_the_wrappers_of_the_webui(t: int, request: 
     if not folder:
         pytest.skip("no webui: use --webui DIR or set SD_WEBUI_DIR")
     file = "sd_samplers_timesteps.py"
-    eps_t = (host_class(folder, file, "CompVisTimestepsDenoiser"), preserving)
-    v_t = (host_class(folder, file, "CompVisTimestepsVDenoiser"), preserving)
+    eps_t = (host_class(folder, file, "CompVisTimestepsDenoiser"), timesteps_of)
+    v_t = (host_class(folder, file, "CompVisTimestepsVDenoiser"), timesteps_of)
     for real, double in ((eps_t, EPS_T), (v_t, V_T)):
         x = latent(t, real)
         close(dilated_prediction(Model(), real, x, t), dilated_prediction(Model(), double, x, t))
@@ -207,11 +229,11 @@ def test_the_imitated_wrappers_equal_the_wrappers_of_the_webui(t: int, request: 
         folder, "sd_samplers_lcm.py", "LCMCompVisDenoiser", DiscreteEpsDDPMDenoiser=base, utils=external.utils
     )
     model, x = Model(), latent(t, LCM)
-    made = dilated_prediction(model, (lcm, exploding), x, t)
+    made = dilated_prediction(model, (lcm, sigmas_of), x, t)
     plain = lcm(model)
-    plain(blur(x), exploding(t), cond={})
+    plain(blur(x), sigmas_of(t), cond={})
     model.fixed_output = model.last_output
-    close(made, plain(x, exploding(t), cond={}))
+    close(made, plain(x, sigmas_of(t), cond={}))
 
 
 @WRAPPERS

@@ -1,4 +1,4 @@
-"""Tests how requests for few-step models are recognized, and which settings they get."""
+"""Tests how DemoFusion recognizes requests for few-step models, and which preset it chooses for these requests."""
 
 from __future__ import annotations
 
@@ -21,8 +21,13 @@ def test_few_steps_with_a_low_cfg_scale_look_like_a_few_step_model(steps: int, c
 @pytest.mark.parametrize(
     ("steps", "cfg_scale", "few"), [(20, 1.0, False), (11, 1.0, False), (10, 1.0, True), (4, 1.0, True), (4, 5.0, True)]
 )
-def test_for_a_model_with_built_in_guidance_only_the_steps_count(steps: int, cfg_scale: float, few: bool) -> None:
-    """All these models run at CFG 1: Flux.1 dev with 20 steps, Flux.1 schnell with 4, and Z-Image Turbo with 9."""
+def test_the_cfg_scale_does_not_matter_for_a_model_with_built_in_guidance(
+    steps: int, cfg_scale: float, few: bool
+) -> None:
+    """Such models usually run at CFG 1, with any number of steps.
+
+    Examples are Flux.1 dev with 20 steps, Flux.1 schnell with 4 steps, and Z-Image Turbo with 9 steps.
+    """
     assert looks_few_step(steps, cfg_scale, distilled=True) == few
     asked = parse_settings({"enabled": True, "preset": "Balanced"})
     assert (with_automatic_preset(asked, steps, cfg_scale, distilled=True).preset == TURBO) == few
@@ -31,7 +36,7 @@ def test_for_a_model_with_built_in_guidance_only_the_steps_count(steps: int, cfg
 
 
 @pytest.mark.parametrize("preset", ["Balanced", "Fast"])
-def test_turbo_replaces_presets_for_many_steps(preset: str) -> None:
+def test_turbo_replaces_balanced_and_fast_if_a_request_has_few_steps(preset: str) -> None:
     asked = parse_settings({"enabled": True, "preset": preset, "scale": 3, "save_stages": True})
     settings = with_automatic_preset(asked, 6, 1.5)
     assert (settings.preset, settings.scale, settings.save_stages) == (TURBO, 3, True)
@@ -43,7 +48,7 @@ def test_turbo_replaces_presets_for_many_steps(preset: str) -> None:
 @pytest.mark.parametrize(
     "values", [{"preset": "Balanced", "overlap": 0.5}, {"preset": "Paper"}, {"preset": "mine"}, {"preset": TURBO}]
 )
-def test_values_set_by_the_user_are_kept(values: dict[str, object]) -> None:
+def test_a_changed_preset_and_all_other_presets_are_kept(values: dict[str, object]) -> None:
     choices = Choices({"mine": {"overlap": 0.3}})
     asked = parse_settings({"enabled": True, **values}, choices=choices)
     assert with_automatic_preset(asked, 6, 1.5, choices) == asked

@@ -1,8 +1,9 @@
 """Compares a stage of a flow model with the same stage in k-diffusion's space.
 
-A flow model has x = (1 - sigma) signal + sigma noise. With x' = x / (1 - sigma) and sigma' = sigma / (1 - sigma), this
-becomes k-diffusion's x' = signal + sigma' noise. A stage runs in both spaces, each with its own Euler steps, and every
-x is compared. The runs begin slightly below sigma = 1, where the substitution would divide by zero.
+The x of a flow model is (1 - sigma) signal + sigma noise. The substitution x' = x / (1 - sigma) and
+sigma' = sigma / (1 - sigma) converts it to k-diffusion's x' = signal + sigma' noise. The tests run a stage with Euler
+steps in each of the two spaces, and compare x in every step. The runs begin at sigma = 0.97, because the substitution
+divides by zero at sigma = 1.
 """
 
 from __future__ import annotations
@@ -46,21 +47,21 @@ ANCHOR, NOISE, KERNEL = randn(1), randn(2), randn(3, 4, 4, 3, 3) / 6
 def denoised_of_flow(x: Tensor, sigma: Tensor) -> Tensor:
     """Denoises x. The result at a cell depends on the neighboring cells and on the noise level.
 
-    Wrong views, a wrong blur or wrong positions therefore change the result of a stage.
+    A view that is cropped, blurred or placed incorrectly therefore changes the result of a stage.
     """
     return torch.tanh(F.conv2d(x, KERNEL, padding=1) + sigma) - 0.2 * sigma * x
 
 
 def denoised_of_sigma(x: Tensor, sigma: Tensor) -> Tensor:
-    """Denoises x with the same model in k-diffusion's space."""
+    """Denoises x with the model of `denoised_of_flow`. Here, `x` and `sigma` are in k-diffusion's space."""
     return denoised_of_flow(x / (1 + sigma), sigma / (1 + sigma))
 
 
 def stage(space: NoiseSpace, model, kept_share, sigmas: Tensor, stochastic: bool = False) -> list[Tensor]:
-    """Runs a stage with Euler steps. Returns every x that its model evaluates, then the result.
+    """Runs a stage with Euler steps. Returns the x of every step after the blend, then the result.
 
-    `kept_share(sigma)` is the correction of the dilated path. If `stochastic` is set, every step replaces half of the
-    noise power (see `renoised`).
+    `kept_share(sigma)` is the correction of the dilated path at a noise level. If `stochastic` is set, every step
+    except the last replaces half of the noise power (see `renoised`).
     """
     run = StageRun(STAGE, SETTINGS, ANCHOR, NOISE, SamplerTraits(space, StepDetector(), stochastic))
     x, seen = torch.full_like(ANCHOR, torch.nan), []
@@ -105,7 +106,10 @@ def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
 def test_a_stage_equals_the_same_stage_in_k_diffusions_space(share: float, stochastic: bool) -> None:
-    """`share` is the correction of the dilated path. It corresponds to share / (1 + sigma') in k-diffusion's space."""
+    """`share` is the correction of the dilated path for the flow model.
+
+    In k-diffusion's space, the equivalent correction is share / (1 + sigma').
+    """
     flow = stage(Flow(), denoised_of_flow, lambda sigma: share, SIGMAS, stochastic)
     exploding = VarianceExploding(timestep_of_sigma)
     sigma_form = stage(
@@ -115,7 +119,7 @@ def test_a_stage_equals_the_same_stage_in_k_diffusions_space(share: float, stoch
     assert relative_error(scaled, sigma_form) < TOLERANCE
 
 
-def test_a_wrong_correction_would_fail_the_comparison() -> None:
+def test_another_correction_changes_the_result() -> None:
     one = stage(Flow(), denoised_of_flow, lambda sigma: 1.0, SIGMAS)
     other = stage(Flow(), denoised_of_flow, lambda sigma: 0.9, SIGMAS)
     assert relative_error(one, other) > 1e-3
@@ -148,7 +152,7 @@ def test_timesteps_and_scales_of_flow_levels() -> None:
 
 @functools.cache
 def k_diffusion_schedule():
-    """Returns k-diffusion's object for Stable Diffusion's schedule, which converts sigma to timesteps."""
+    """Returns k-diffusion's DiscreteSchedule of Stable Diffusion, whose `sigma_to_t` returns fractional timesteps."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alphas = torch.cumprod(1 - betas, 0)
     return k_diffusion_sampling.load("external").DiscreteSchedule(((1 - alphas) / alphas) ** 0.5, quantize=False)
@@ -173,7 +177,10 @@ def test_timesteps_at_the_ends_of_a_schedule() -> None:
 
 @given(st.floats(0.5, 12), st.floats(0, 1))
 def test_unshifted_timesteps_undo_the_shift(shift: float, u: float) -> None:
-    """SD3 uses this formula with `shift`. Flux has a parameter mu instead, and its shift is exp(mu)."""
+    """SD3 computes sigma from u with the parameter `shift`. Flux has another formula with a parameter mu.
+
+    Both formulas are equal if `shift` is exp(mu).
+    """
     sigma = shift * u / (1 + (shift - 1) * u)
     assert unshifted_timestep(shift)(sigma) == pytest.approx(1000 * u, abs=1e-6)
     if u > 0:

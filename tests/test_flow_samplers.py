@@ -1,4 +1,4 @@
-"""Tests the skip residual with samplers of flow models, and which samplers DemoFusion refuses for flow models."""
+"""Tests the skip residual with samplers for flow models, and the checks that refuse other samplers for flow models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOLERANCE = 1e-9
 SHAPE = (2, 4, 24, 32)
 STAGE = StagePlan(1, 2.0, (24, 32), 2, (12, 16), (6, 8))
 SETTINGS = Settings(cosine_scale_1=1.0)
-"""With this exponent, the blend is stronger than with the default of 3, so the tests fail if a step is not blended."""
+"""With an exponent of 1, the blend is stronger than with the default of 3. A step without a blend then fails a test."""
 
 
 def levels(steps: int, first: float = 0.96, shift: float = 3.0) -> Tensor:
@@ -46,7 +46,10 @@ def denoise(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 class Driven:
-    """Makes the model calls of a sampler with a StageRun, whose detector finds the calls that begin a step."""
+    """Calls the model for a sampler of flow_samplers.py, and passes every call to a StageRun, which blends x.
+
+    The detector of the StageRun must find the calls that begin a step.
+    """
 
     def __init__(self, run: StageRun, shape: tuple[int, ...] = SHAPE):
         self._run, self._shape = run, shape
@@ -70,7 +73,10 @@ class Driven:
 
 
 class Explicit:
-    """Makes the model calls of a sampler without a StageRun. `first` blends x by the formulas of the skip residual."""
+    """Calls the model for a sampler of flow_samplers.py without a StageRun.
+
+    `first` blends x with the formulas of the skip residual.
+    """
 
     def __init__(self, stochastic: bool):
         self._stochastic = stochastic
@@ -119,7 +125,7 @@ def drive(name: str, sigmas: Tensor, eta: float, detector: StepDetector) -> list
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samplers_of_flow_models_blend_at_the_start_of_each_step(name: str, eta: float, first: float) -> None:
     if first == 1 and "sde" in name:
-        pytest.skip("SDE samplers use log((1 - sigma) / sigma), so the hosts start them just below 1")
+        pytest.skip("SDE samplers compute log((1 - sigma) / sigma), so Forge Neo starts them slightly below sigma = 1")
     sigmas = levels(9, first)
     actual = drive(name, sigmas, eta, make_detector(flow_form(name), sigmas, None, eta))
     explicit = Explicit(is_stochastic(name, eta))
@@ -128,7 +134,10 @@ def test_samplers_of_flow_models_blend_at_the_start_of_each_step(name: str, eta:
 
 
 def test_dpm2_a_omits_its_second_call_if_a_large_eta_removes_all_noise() -> None:
-    """On flow models, this happens at eta = 1 / (1 - target / sigma). In k-diffusion's space, the rule differs."""
+    """On a flow model, a step from `sigma` to `target` removes all noise at eta = 1 / (1 - target / sigma).
+
+    DPM++ 2S a omits its second call at a large eta too, but only in k-diffusion's space and not on flow models.
+    """
     sigmas = torch.tensor([0.8, 0.4, 0.2, 0.0], dtype=torch.float64)
     assert make_detector(flow_form("sample_dpm_2_ancestral"), sigmas, None, 2.0)._more_calls(0) == 0
     assert make_detector(flow_form("sample_dpm_2_ancestral"), sigmas, None, 1.9)._more_calls(0) == 1
@@ -138,9 +147,10 @@ def test_dpm2_a_omits_its_second_call_if_a_large_eta_removes_all_noise() -> None
 
 
 def noise_levels(name: str, stochastic: bool) -> list[tuple[float, float]]:
-    """Returns sigma of each step, and the standard deviation of the noise in x after the blend, divided by sigma.
+    """Returns sigma and the share of noise for each step.
 
-    The test knows the signal of every cell, so it can separate the noise. The anchor differs from the signal.
+    The share is the standard deviation of the noise in the blended x, divided by sigma. The signal is known, so the
+    function can subtract the signal from x to measure the noise. The anchor differs from the signal.
     """
     shape = (2, 4, 96, 96)
     clean = randn(3, shape)
@@ -154,7 +164,7 @@ def noise_levels(name: str, stochastic: bool) -> list[tuple[float, float]]:
     class Measured(Driven):
         def first(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             x, denoised = super().first(x, sigma)
-            # the blend moves the signal toward the anchor, so the part of x along this direction is not noise
+            # the blend shifts x along the direction from the signal to the anchor; this component is not noise
             moved = torch.stack([(x - (1 - sigma) * clean).flatten(), (anchor - clean).flatten()])
             own = moved[0] - (moved[0] @ moved[1]) / (moved[1] @ moved[1]) * moved[1]
             found.append((float(sigma), float(own.std() / sigma)))
@@ -162,7 +172,7 @@ def noise_levels(name: str, stochastic: bool) -> list[tuple[float, float]]:
 
         def again(self, x: Tensor, sigma: Tensor) -> Tensor:
             self._run.before_call(x, sigma)
-            # the exact denoiser for a signal that is known up to a variance of 1e-6
+            # the posterior mean for a Gaussian signal with the mean `clean` and a variance of 1e-6
             gain = 1e-6 * (1 - sigma) / (1e-6 * (1 - sigma) ** 2 + sigma**2)
             return clean + gain * (x - (1 - sigma) * clean)
 
@@ -180,7 +190,7 @@ def test_the_noise_in_x_is_within_one_percent_of_sigma(name: str) -> None:
     assert all(abs(share - 1) < 0.01 for sigma, share in found), found
 
 
-def test_the_blend_for_samplers_without_noise_would_lower_the_noise_level() -> None:
+def test_the_blend_for_samplers_that_add_no_noise_would_lower_the_noise_level_of_euler_a() -> None:
     found = [share for sigma, share in noise_levels("sample_euler_ancestral", stochastic=False) if sigma > 0.3]
     assert min(found) < 0.95
 
@@ -195,7 +205,7 @@ def test_samplers_that_are_wrong_on_flow_models_are_refused_by_name(name: str) -
 
 
 @pytest.mark.parametrize("name", ["sample_euler", "sample_heun", "sample_dpm_2", "sample_dpmpp_2m", "sample_lms"])
-def test_samplers_without_noise_are_accepted_except_with_churn(name: str) -> None:
+def test_samplers_that_add_no_noise_are_accepted_unless_sigma_churn_is_set(name: str) -> None:
     assert problem(name, knows=False) == ""
     assert "Sigma churn on flow models" in problem(name, draws=True, knows=False, churn=0.1)
 
@@ -211,11 +221,14 @@ def test_a_sampler_that_adds_noise_must_support_flow_models() -> None:
 
 
 class PredictionFlux:
-    """Imitates a class of Forge. Forge's sampling functions recognize a flow model by the name of this class."""
+    """Imitates Forge's schedule of Flux. Forge's sampling functions contain checks for this class.
+
+    DemoFusion searches the code of a sampling function for the name of this class.
+    """
 
 
 def functions() -> dict[str, Any]:
-    """Returns sampling functions that use the same names in their code as the functions of Forge and Forge Neo."""
+    """Returns imitations of sampling functions of Forge and Forge Neo. `knows_flow` searches their code for names."""
     code = """
 def sample_euler_ancestral(model, x):
     return sample_euler_ancestral_RF(model, x) if isinstance(model.predictor, PredictionFlux) else x

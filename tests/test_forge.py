@@ -1,8 +1,9 @@
-"""Compares the UNet wrapper for Forge, reForge and Forge Neo with the model wrapper for AUTOMATIC1111's webui.
+"""Tests the UNet wrapper for Forge, reForge and Forge Neo, and the control models that run in its model calls.
 
-Both run the same model with the same conditions. The imitations in this file have the interface that Forge's sampling
-function uses: conds and unconds are chunks of one batch, and each chunk has a mark (0 for cond, 1 for uncond).
-`apply_model` receives sigmas and returns the clean latent. Control models form a linked list.
+The first test compares the predictions with the model wrapper for AUTOMATIC1111's webui, for the same model and conds.
+The imitations in this file have the interface that Forge's sampling function uses. Conds and unconds are chunks of one
+batch, and each chunk has a mark (0 for cond, 1 for uncond). `apply_model` receives sigmas and returns the clean latent.
+Control models form a linked list.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ MIXING = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manu
 
 
 def stage_run(weights: Weights | None = None) -> StageRun:
-    """Returns a stage run without jitter, whose next model call has these weights."""
+    """Returns a stage run without jitter. Its next prediction uses `weights`, which are 0.5 by default."""
     settings = Settings(enabled=True, scale=2, jitter=False)
     zeros = torch.zeros(1, 4, *STAGE.size, dtype=torch.float64)
     run = StageRun(STAGE, settings, zeros, zeros, SamplerTraits(SimpleNamespace(), SimpleNamespace()))  # type: ignore[arg-type]
@@ -52,7 +53,7 @@ def parts(run: StageRun, views: int = 3, form: LatentForm = PLAIN) -> StageParts
 
 
 class Predictor:
-    """Imitates Forge's schedule of an eps model or a v model (backend/modules/k_prediction.py)."""
+    """Imitates Forge's schedule object of an eps model or a v model (backend/modules/k_prediction.py)."""
 
     def __init__(self, v: bool = False):
         self.v = v
@@ -65,12 +66,15 @@ class Predictor:
 
 
 def output(x: Tensor, context: Tensor) -> Tensor:
-    """Returns the output of a UNet, which depends at each cell only on this cell and on the mean of the prompt."""
+    """Imitates a UNet. Its output at a cell depends only on x at this cell and on the mean of the text embedding."""
     return torch.tanh(torch.einsum("nchw,kc->nkhw", x, MIXING) + context.mean((1, 2))[:, None, None, None])
 
 
 class Model:
-    """Imitates a model of Forge, which receives sigmas and returns the clean latent. Records all arguments."""
+    """Imitates a model of Forge, which receives sigmas and returns the clean latent.
+
+    `calls` contains the arguments of every call.
+    """
 
     def __init__(self, v: bool = False):
         self.predictor = Predictor(v)
@@ -86,7 +90,7 @@ class Model:
 
 
 class WebuiWrapper:
-    """Imitates the webui's wrapper around the same model, which has the interface of k-diffusion's denoisers."""
+    """Imitates the wrapper of AUTOMATIC1111's webui around a model, with the interface of k-diffusion's denoisers."""
 
     def __init__(self, v: bool = False):
         self.model = Model(v)
@@ -110,7 +114,7 @@ def prompts(images: int) -> Tensor:
 
 
 def call(fused: FusedUnet, model: Model, x: Tensor, sigma: float, **c: Any) -> Tensor:
-    """Calls the model as the host does: the conds of all images, then the unconds of all images."""
+    """Calls `fused` as Forge does. The rows are the conds of all images, then the unconds of all images."""
     rows = torch.cat([x, x])
     marks = [0, 1]
     options = {"cond_or_uncond": marks, "sigmas": torch.full((len(x),), sigma), "cond_mark": torch.zeros(len(rows))}
@@ -146,7 +150,7 @@ def test_separate_calls_of_cond_and_uncond_fail_if_an_extension_needs_one_call()
 
 
 @pytest.mark.parametrize("v", [False, True])
-def test_the_correction_is_the_derivative_of_denoised_for_a_fixed_output(v: bool) -> None:
+def test_the_correction_is_the_derivative_of_denoised_with_respect_to_x_for_a_fixed_output(v: bool) -> None:
     predictor, sigma = Predictor(v), torch.tensor([0.3, 7.0], dtype=torch.float64)
     x, fixed = torch.randn(2, 4, 3, 3, dtype=torch.float64), torch.randn(2, 4, 3, 3, dtype=torch.float64)
     step = torch.rand_like(x)
@@ -155,7 +159,7 @@ def test_the_correction_is_the_derivative_of_denoised_for_a_fixed_output(v: bool
 
 
 def test_the_correction_of_a_flow_model_is_one_at_every_level() -> None:
-    """The correction is the derivative of `denoised` by x for a fixed velocity.
+    """The correction is the derivative of `denoised` with respect to x for a fixed velocity.
 
     For a fixed noise, the derivative would be 1 / (1 - sigma), which is infinite at sigma = 1.
     """
@@ -164,8 +168,8 @@ def test_the_correction_of_a_flow_model_is_one_at_every_level() -> None:
 
 
 @pytest.mark.parametrize("form", [FIVE_AXES, PACKED], ids=["five axes", "packed"])
-def test_a_latent_form_of_the_host_does_not_change_the_prediction(form: LatentForm) -> None:
-    """The model receives latents in the host's form. The views are cropped from the plain latent (B, C, H, W)."""
+def test_the_shape_of_the_hosts_latents_does_not_change_the_prediction(form: LatentForm) -> None:
+    """The model receives latents in the shape that the host uses. The views are cropped from a latent (B, C, H, W)."""
     model, x = Model(), latent(2)
 
     def of_host(shown: Tensor, sigma: Tensor, **c: Any) -> Tensor:
@@ -185,7 +189,7 @@ def test_a_latent_form_of_the_host_does_not_change_the_prediction(form: LatentFo
 
 
 @pytest.mark.parametrize("form", [PLAIN, FIVE_AXES, PACKED], ids=["plain", "five axes", "packed"])
-def test_converting_a_latent_to_the_hosts_form_and_back_restores_it(form: LatentForm) -> None:
+def test_converting_a_latent_to_the_hosts_shape_and_back_returns_the_same_latent(form: LatentForm) -> None:
     x = torch.randn(2, 32, 6, 8)
     host = form.to_host(x)
     assert tuple(host.shape[1:]) == form.host_shape(32, (6, 8))
@@ -196,7 +200,7 @@ def test_converting_a_latent_to_the_hosts_form_and_back_restores_it(form: Latent
 def test_dilated_views_are_taken_from_unpacked_latents() -> None:
     """A packed cell contains 2 x 2 cells of the latent.
 
-    A view of every second packed cell would have gaps: two adjacent cells of the latent, then two missing ones.
+    A view of every second packed cell would contain two adjacent cells of the latent and skip the next two cells.
     """
     ramp = torch.arange(32.0).expand(1, 1, 32, 32)
     packed = PACKED.to_host(ramp)
@@ -211,7 +215,7 @@ def test_dilated_views_are_taken_from_unpacked_latents() -> None:
 
 
 def test_the_options_of_a_model_call_match_its_rows() -> None:
-    """The prompt, the mark and the index lists must describe each row as the same chunk, cond or uncond."""
+    """For each row, the prompt, the mark and the index lists must agree on whether the row is a cond or an uncond."""
     model = Model()
     x = latent(2)
     call(FusedUnet(parts(stage_run(), 3), model.predictor, None, None), model, x, 1.0)
@@ -230,7 +234,7 @@ def test_the_options_of_a_model_call_match_its_rows() -> None:
         assert len(given["sigma"]) == rows
 
 
-def test_a_call_with_only_some_rows_has_one_chunk_per_row() -> None:
+def test_if_a_call_has_only_some_of_the_rows_each_of_its_rows_is_a_chunk() -> None:
     assert marks_of([0, 1], 4, slice(0, 4)) == [0, 1]
     assert marks_of([0, 1], 4, slice(1, 3)) == [0, 1]
     assert marks_of([1, 0], 4, slice(0, 2)) == [1, 1]
@@ -294,10 +298,11 @@ def test_sdxls_vector_contains_the_position_of_each_view() -> None:
 
 
 class Control:
-    """Imitates a control model of Forge. Its control at a cell is the mean of the hint's first channel there.
+    """Imitates a control model of Forge. Its output at a cell is the mean of the hint's first channel in this cell.
 
     `before` is the previous control model of the linked list. If `receives_options` is set, `get_control` receives the
-    transformer options as an argument, as in reForge. Otherwise they are an attribute, as in Forge.
+    transformer options as an argument, as in reForge. Otherwise the control model has an attribute
+    `transformer_options`, as in Forge.
     """
 
     manual_cast_dtype = torch.float64
@@ -323,7 +328,7 @@ class Control:
 
 
 def hint(seed: int) -> Tensor:
-    """Returns a smooth image of the base's size, which all interpolation methods enlarge in nearly the same way."""
+    """Returns a smooth image of the size of the base image. All interpolation methods enlarge it almost identically."""
     coarse = torch.rand(1, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(coarse, (CELL * BASE[0], CELL * BASE[1]), mode="bilinear", align_corners=False)
 
@@ -331,11 +336,14 @@ def hint(seed: int) -> Tensor:
 @pytest.mark.parametrize("receives_options", [False, True])
 @pytest.mark.parametrize("two", [False, True])
 def test_every_view_gets_its_own_part_of_the_hints(two: bool, receives_options: bool) -> None:
-    """The model adds the hint to its output, so the prediction shows the hint at the size of the stage."""
+    """The model adds the control to its output.
+
+    The difference between predictions with and without control therefore shows the hint at the size of the stage.
+    """
     second = Control(hint(6), None, receives_options) if two else None
     first = Control(hint(5), second, receives_options)
     held = ViewControl(first, STAGE, PLAN)
-    assert held.get_control("any argument of the host's call for the whole latent") is None
+    assert held.get_control("the whole latent") is None
     assert held.get_models() == ["control"]
     assert [held, *chain(first)] == chain(held)
     model = Model()

@@ -1,8 +1,8 @@
 """Tests the detectors of samplers that only Forge, reForge or Forge Neo have.
 
-As in test_sampler_steps.py, every sampler is implemented twice. A function `host_...` makes its calls and callbacks in
-the order of the host's function, and runs with a StageRun. The other function computes the same formulas and blends the
-skip residual explicitly. The tests compare every x of both.
+As in test_sampler_steps.py, every sampler is implemented twice. One implementation, a function `host_...`, calls the
+model and the callback in the same order as the host's function, and runs with a StageRun. The other implementation
+computes the same formulas and blends the skip residual explicitly. The tests compare x in every model call.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from lib_demofusion.method.costs import model_calls
 from lib_demofusion.method.sampler_steps import StepDetector, is_stochastic, make_detector
 
 RF_SIGMAS = SIGMAS / (1 + SIGMAS)
-"""Noise levels of flow matching. The formulas of "DPM++ 2s a RF" are not defined above 1."""
+"""Noise levels of a flow model. The formulas of "DPM++ 2s a RF" are only defined for levels below 1."""
 
 
 def slope(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
-    """Returns the derivative of x by sigma."""
+    """Returns the derivative of x with respect to sigma."""
     return (x - denoised) / sigma
 
 
 def host_kohaku(model, x, sigmas, callback, disable, noise_sampler=None, eta=None) -> Tensor:
-    """Makes three calls in each step of the first half, and one call in later steps. The second call evaluates -x."""
+    """Makes three calls in each step up to the middle of the schedule, and one call in each later step.
+
+    The second of the three calls evaluates -x, as in the host's function.
+    """
     ones = x.new_ones(len(x))
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(x, sigma * ones)
@@ -65,7 +68,10 @@ def kohaku(run: Explicit, sigmas: Tensor, eta: float) -> Tensor:
 
 
 def host_er_sde(model, x, sigmas, callback, disable, noise_sampler=None, max_stage=1) -> Tensor:
-    """Makes one call per step, and adds noise. It has no argument eta. Source: arXiv 2309.06169, first order."""
+    """Makes one call per step, and adds noise in every step except the last. Source: arXiv 2309.06169, first order.
+
+    Like the host's function, this function has no argument eta.
+    """
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(x, sigma * x.new_ones(len(x)))
         callback({"x": x, "i": i, "denoised": denoised})
@@ -93,7 +99,7 @@ def er_sde(run: Explicit, sigmas: Tensor) -> Tensor:
 
 
 def host_heunpp2(model, x, sigmas, callback, disable) -> Tensor:
-    """Makes three calls per step, but only two calls in the last step but one, and one call in the last step."""
+    """Makes three calls in most steps, two calls in the second-to-last step, and one call in the last step."""
     ones = x.new_ones(len(x))
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(x, sigma * ones)
@@ -108,7 +114,10 @@ def host_heunpp2(model, x, sigmas, callback, disable) -> Tensor:
 
 
 def heunpp2_slope(slopes: list[Tensor], sigmas: Tensor, i: int) -> Tensor:
-    """Returns the weighted mean of the slopes. The weight of each later slope is proportional to its level."""
+    """Returns the weighted mean of the slopes in step `i`. The slopes belong to consecutive noise levels.
+
+    The weight of each slope except the first is proportional to the noise level of this slope.
+    """
     weights = [sigmas[i + k] / (len(slopes) * sigmas[0]) for k in range(1, len(slopes))]
     return (1 - sum(weights)) * slopes[0] + sum(w * s for w, s in zip(weights, slopes[1:]))
 
@@ -129,7 +138,7 @@ def heunpp2(run: Explicit, sigmas: Tensor) -> Tensor:
 
 
 def host_2s_rf(model, x, sigmas, callback, disable, noise_sampler=None, eta=1.0) -> Tensor:
-    """Makes two calls per step, but one call in the last step. The callback runs after the first call of a step."""
+    """Makes two calls in every step except the last, which has one. The callback runs after a step's first call."""
     ones = x.new_ones(len(x))
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(x, sigma * ones)
@@ -144,7 +153,10 @@ def host_2s_rf(model, x, sigmas, callback, disable, noise_sampler=None, eta=1.0)
 
 
 def rf_levels(sigma: Tensor, target: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the level to step down to, the level halfway to it in log SNR, and the scale of the noise to add."""
+    """Returns the level `down` after the deterministic part of the step, a middle level, and the scale of fresh noise.
+
+    The middle level is halfway between `sigma` and `down` in log SNR.
+    """
     down = target * (1 + (target / sigma - 1) * eta)
     middle = torch.sigmoid((sigma.logit() + down.logit()) / 2)
     return down, middle, (target**2 - (down * (1 - target) / (1 - down)) ** 2).sqrt()
@@ -164,13 +176,13 @@ CASES: list[tuple[str, Callable[..., Tensor], Callable[..., Tensor], Tensor, dic
     ("sample_heunpp2", host_heunpp2, heunpp2, SIGMAS[-2:], {}),
     ("sample_dpmpp_2s_ancestral_RF", host_2s_rf, two_s_rf, RF_SIGMAS, {"eta": 1.0}),
 ]
-"""Name of the host's function, both implementations, noise levels, and the other arguments."""
+"""Each case contains the name of the host's function, both implementations, the noise levels, and other arguments."""
 
 
 def detector_and_noise(
     name: str, host: Callable[..., Tensor], sigmas: Tensor, given: dict[str, Any]
 ) -> tuple[Any, bool]:
-    """Returns the detector of the host's function `name`, and whether the function adds noise."""
+    """Returns the detector for the host's function `name`, and whether this function adds noise."""
     draws = "noise_sampler" in inspect.signature(host).parameters
     eta = given.get("eta")
     return make_detector(name, sigmas, eta=1.0 if eta is None else eta), is_stochastic(name, eta, draws=draws)
@@ -187,7 +199,7 @@ def test_sampler_equals_the_explicit_loop(name, host, explicit, sigmas, given) -
 
 
 @pytest.mark.parametrize(("name", "host", "explicit", "sigmas", "given"), [case for case in CASES if len(case[3]) > 2])
-def test_a_wrong_detector_or_a_wrong_form_of_the_skip_residual_is_detected(name, host, explicit, sigmas, given) -> None:
+def test_a_wrong_detector_or_a_wrong_blend_changes_the_result(name, host, explicit, sigmas, given) -> None:
     detector, stochastic = detector_and_noise(name, host, sigmas, given)
     run = Explicit(stochastic)
     expected = explicit(run, sigmas, **given)

@@ -1,4 +1,7 @@
-"""Compares the fused prediction, its filters and its statistics with plain denoisers and independent formulas."""
+"""Tests the fusion of predictions, the weights, the filters of latents, and the anchors of stages.
+
+The expected values come from denoisers without views, from independent formulas, and from SciPy.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ from lib_demofusion.settings.fields import Settings
 
 EXAMPLES = settings(max_examples=80, deadline=None)
 GRIDS = st.tuples(st.integers(8, 40), st.integers(8, 40), st.integers(4, 12), st.integers(4, 12), st.integers(1, 4))
-"""Height, width, side of a tile, stride and dilation factor for a small latent. `views_on` limits the stride."""
+"""Height, width, side of a tile, stride and dilation factor for a small latent."""
 C2 = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1))
 
 
@@ -44,7 +47,10 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def views_on(size: Size, window: int, stride: int, factor: int) -> tuple[list[LocalView], list[View]]:
-    """Returns jittered local views and the dilated views of a latent. No stride is larger than the tile."""
+    """Returns the local views, with jitter, and the dilated views of a latent.
+
+    `window` is limited to the sides of the latent, and `stride` is limited to the sides of the tiles.
+    """
     sides = (min(window, size[0]), min(window, size[1]))
     strides = (min(stride, sides[0]), min(stride, sides[1]))
     return local_views(size, sides, strides, jitter_generator(1, 5)), dilated_views(size, factor)
@@ -68,14 +74,14 @@ def network(x: Tensor, views: Sequence[View] = (), rows: slice = slice(None)) ->
 
 
 def offset_of(view: View) -> float:
-    """Returns a number that is different for every view."""
+    """Returns a number that depends on the position of a view."""
     if isinstance(view, LocalView):
         return view.top / 7 + view.left / 13
     return 3 + view.row / 3 + view.column / 5
 
 
 def offset_network(x: Tensor, views: Sequence[View], rows: slice) -> Tensor:
-    """Adds a different number for each view to the result of `network`, to detect crops of the wrong view."""
+    """Adds `offset_of` of each view to the result of `network`. A crop of the wrong view then changes the sum."""
     return torch.cat([network(crop) + offset_of(view) for crop, view in zip(x.chunk(len(views)), views)])
 
 
@@ -102,7 +108,7 @@ def test_weights_sum_to_one(grid: tuple[int, int, int, int, int], c2: float) -> 
 def test_a_model_that_returns_its_input_does_not_change_x(
     grid: tuple[int, int, int, int, int], c2: float, blurred: bool
 ) -> None:
-    """This also holds with a blur, because the correction restores the detail that the blur removes."""
+    """A blur does not change the result either, because the correction restores the detail that the blur removes."""
     height, width, window, stride, factor = grid
     x = randn(2, 4, height, width)
     views = views_on((height, width), window, stride, factor)
@@ -118,7 +124,7 @@ def fused_by_hand(
     c2: float,
     correction: float,
 ) -> Tensor:
-    """Computes the paper's fusion from its formula. Dilated views are taken from a latent that is padded with zeros."""
+    """Computes the fusion from the formula of the paper. Dilated views are cropped from a latent padded with zeros."""
     total, count = torch.zeros_like(x), torch.zeros_like(x)
     for view in local:
         rows, columns = slice(view.top, view.top + view.height), slice(view.left, view.left + view.width)
@@ -166,7 +172,7 @@ def test_view_batches_are_as_large_as_allowed(view_batch: int) -> None:
 
 @pytest.mark.parametrize("view_batch", [1, 3, 8, 13, 16])
 def test_the_last_batch_of_one_path_is_filled_with_views_of_the_other(view_batch: int) -> None:
-    """Nine local views and four dilated views have the same size here."""
+    """Here, the nine local views and the four dilated views have the same size, so they can share a batch."""
     x = randn(2, 4, 24, 32)
     local, dilated = views_on((24, 32), 12, 6, 2)
     local = local_views((24, 32), (12, 16), (6, 8), jitter_generator(1, 5))
@@ -187,7 +193,7 @@ def test_the_last_batch_of_one_path_is_filled_with_views_of_the_other(view_batch
 @pytest.mark.parametrize("view_batch", [1, 5, 16])
 @pytest.mark.parametrize("c2", [0.3, 1.0])
 def test_repeated_images_are_blurred_only_once(copies: int, view_batch: int, c2: float) -> None:
-    """The predictions and the corrections may differ between the repetitions, as for cond and uncond."""
+    """x repeats each image, as in a call with cond and uncond. The test uses another gain for each repetition."""
     images = randn(2, 4, 33, 25)
     x = images.repeat(copies, 1, 1, 1)
     gain = 1 + torch.arange(len(x)).view(-1, 1, 1, 1)
@@ -225,7 +231,7 @@ def stage_run(
 ) -> tuple[StageRun, Tensor]:
     """Returns a stage run of two images in its first model call, and x, the noised anchor.
 
-    The noise level of the call is 2, and `t` is the timestep that belongs to it.
+    The sampler's noise level in this call is 2, and the model's timestep is `t`.
     """
     anchor, noise = randn(2, 4, *size, seed=3), randn(2, 4, *size, seed=4)
     space = VarianceExploding(lambda sigma: torch.full_like(sigma, t))
@@ -238,8 +244,10 @@ def stage_run(
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [(24, 32), (33, 25)])
-def test_one_tile_without_dilated_views_equals_the_plain_denoiser(dtype: torch.dtype, size: Size) -> None:
-    """At timestep 0, c2 is 0. The results are equal bit for bit."""
+def test_one_tile_without_dilated_views_gives_the_same_result_as_the_model_itself(
+    dtype: torch.dtype, size: Size
+) -> None:
+    """At timestep 0, c2 is 0, so only the tile is evaluated. The results are equal bit for bit."""
     run, x = stage_run(size, size, (12, 12), t=0.0)
     x = x.to(dtype)
     out = run.denoise(network, x, 1.0, ViewBatches(4))
@@ -247,7 +255,7 @@ def test_one_tile_without_dilated_views_equals_the_plain_denoiser(dtype: torch.d
     assert out.dtype == dtype
 
 
-def test_several_tiles_or_dilated_views_differ_from_the_plain_denoiser() -> None:
+def test_several_tiles_or_dilated_views_give_another_result_than_the_model_itself() -> None:
     for window, t in (((12, 16), 0.0), ((24, 32), 300.0)):
         run, x = stage_run((24, 32), window, (6, 8), t)
         assert float((run.denoise(network, x, 1.0, ViewBatches(4)) - network(x)).abs().max()) > 1e-3
@@ -274,7 +282,7 @@ def test_every_call_has_its_own_jittered_views() -> None:
 
 @pytest.mark.parametrize("size", [(20, 20), (8, 8), (16, 20)])
 def test_an_x_of_another_size_is_an_error(size: Size) -> None:
-    """This also applies to calls that do not begin a step. For example, reForge's Euler SMEA temporarily enlarges x."""
+    """reForge's Euler SMEA is an example of such a sampler. It temporarily enlarges x and evaluates the enlarged x."""
     run, x = stage_run((16, 16), (8, 8), (4, 4), 500.0)
     other = F.interpolate(x, size)
     for _ in range(2):
@@ -283,7 +291,7 @@ def test_an_x_of_another_size_is_an_error(size: Size) -> None:
 
 
 def test_a_run_uses_c2_and_the_blur_of_its_timestep() -> None:
-    """test_sampler_steps tests c1 with the steps of real samplers."""
+    """The weight c1 is tested with the steps of real samplers in test_sampler_steps.py."""
     fields = {"cosine_scale_2": 2.0, "cosine_scale_3": 0.5, "sigma": 1.3}
     run, x = stage_run((24, 30), (12, 12), (6, 6), 600.0, factor=3, **fields)
     factor = (1 + math.cos(math.pi * 0.4)) / 2
@@ -295,9 +303,9 @@ def test_a_run_uses_c2_and_the_blur_of_its_timestep() -> None:
 @pytest.mark.parametrize("correction", [0.0, 0.3, 1.0, torch.tensor([0.2, 0.9]).view(2, 1, 1, 1)])
 @pytest.mark.parametrize("size", [(24, 32), (33, 25)])
 def test_correction_for_a_linear_denoiser(correction: Tensor | float, size: Size) -> None:
-    """A model that returns a x gives (1 - c2) a x + c2 (a Gx + k (x - Gx)).
+    """The model multiplies its input by a. The fused prediction is then (1 - c2) a x + c2 (a Gx + k (x - Gx)).
 
-    Gx is the blurred x, and k is the correction, which may differ between images.
+    Gx is the blurred x, and k is the correction, which can have another value for each image.
     """
     x, a, c2 = randn(2, 4, *size), 0.4, 0.7
     out = fuse(lambda crops, views, rows: a * crops, x, *views_on(size, 12, 6, 2), c2, soft_blur, correction)
@@ -323,7 +331,10 @@ def test_with_a_correction_of_one_the_noise_of_the_blurred_latent_is_subtracted_
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("t", [0.0, 400.0, 999.0])
 def test_half_precision_is_kept_and_nearly_exact(dtype: torch.dtype, t: float) -> None:
-    """At the highest noise level, x reaches about 60. The blur is the narrowest that the settings allow."""
+    """The test uses two extreme values: the highest noise level, and the smallest `sigma` of the blur in the settings.
+
+    At this noise level, values of x reach about 60.
+    """
     run, x = stage_run((33, 40), (16, 20), (8, 8), t, sigma=0.01)
     x = 14.6 * x / x.std()
     exact = run.denoise(network, x, 1.0, ViewBatches(3))
@@ -367,8 +378,8 @@ def test_weights_stay_between_zero_and_one(t: float, scales: tuple[float, float,
 
 
 @pytest.mark.parametrize("exponent", range(1, 25))
-def test_no_path_is_skipped_if_single_precision_can_represent_its_weight(exponent: int) -> None:
-    """The two timesteps are chosen so that the cosine factor is 2**-exponent and 1 - 2**-exponent."""
+def test_no_path_is_skipped_if_its_weight_can_change_a_sum_in_single_precision(exponent: int) -> None:
+    """At the two timesteps, the cosine factor is 2**-exponent and 1 - 2**-exponent."""
     low = math.acos(1 - 2 * 2.0**-exponent) * 1000 / math.pi
     settings = Settings(cosine_scale_2=1.0, skip_views="0,0")
     for t, c2 in ((low, 2.0**-exponent), (1000 - low, 1 - 2.0**-exponent)):
@@ -382,7 +393,7 @@ def test_no_path_is_skipped_if_single_precision_can_represent_its_weight(exponen
 def test_blur_equals_a_dense_convolution(
     monkeypatch: pytest.MonkeyPatch, factor: int, std: float, at_once: int
 ) -> None:
-    """The kernel has 2 factor - 1 taps per side and a sum of 1, and the padding is zero.
+    """The kernel has (2 factor - 1) x (2 factor - 1) taps with a sum of 1. The latent is padded with zeros.
 
     The result does not depend on the number of cells that are filtered at once.
     """
@@ -422,7 +433,7 @@ def test_matching_statistics_only_scales_and_shifts_the_values() -> None:
 def test_feathering_does_not_change_cells_on_which_all_views_agree(
     grid: tuple[int, int, int, int, int], feather: float, c2: float
 ) -> None:
-    """The prediction of a cell depends only on this cell, so its mean over the views is the same for any weights."""
+    """The prediction at a cell depends only on x at this cell, so all views predict the same value for the cell."""
     height, width, window, stride, factor = grid
     x = randn(1, 4, height, width)
     views = views_on((height, width), window, stride, factor)
@@ -433,7 +444,7 @@ def test_feathering_does_not_change_cells_on_which_all_views_agree(
 
 
 def test_feathered_views_cross_fade_where_they_overlap() -> None:
-    """The views are 8 cells wide and overlap by 4. The weights rise from each border: 1/3, 2/3, 1."""
+    """The views are 8 cells wide and overlap by 4 cells. The weights rise from 1/3 and 2/3 at a border to 1."""
     x = torch.zeros(1, 1, 8, 12)
     views = [LocalView(0, 0, 8, 8), LocalView(0, 4, 8, 8)]
 
@@ -447,7 +458,7 @@ def test_feathered_views_cross_fade_where_they_overlap() -> None:
     torch.testing.assert_close(out, expected.expand(1, 1, 8, 12))
 
 
-def test_without_feathering_the_result_is_exactly_the_plain_mean() -> None:
+def test_without_feathering_the_result_is_exactly_the_unweighted_mean() -> None:
     x = randn(2, 4, 24, 20)
     local, dilated = views_on((24, 20), 8, 4, 2)
     total, count = torch.zeros_like(x), torch.zeros(24, 20)
@@ -473,7 +484,7 @@ def test_a_stage_uses_the_feather_of_its_settings() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("value", [0.0, 0.1, -7.3])
 def test_a_flat_image_stays_finite(dtype: torch.dtype, value: float) -> None:
-    """The standard deviation of a flat image is 0 or a rounding error. The scaling must not divide by it."""
+    """The standard deviation of a flat image is 0 or a rounding error. The function must not divide by this value."""
     x = torch.full((1, 4, 24, 32), value, dtype=dtype)
     out = match_statistics(x, torch.ones(1, 1, 1, 1, dtype=dtype), torch.full((1, 1, 1, 1), 5.0, dtype=dtype))
     assert torch.isfinite(out).all()
@@ -490,7 +501,7 @@ def test_blur_for_dilation_keeps_the_statistics_of_each_image() -> None:
     torch.testing.assert_close(blur_for_dilation(x[1:], 3, 0.8), out[1:])
 
 
-def test_a_finished_stage_has_the_mean_and_standard_deviation_of_each_base_image() -> None:
+def test_each_image_of_a_finished_stage_has_the_mean_and_standard_deviation_of_its_base_image() -> None:
     base = randn(2, 4, 8, 12) * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1) - 1
     x = randn(2, 4, 16, 24, seed=1) * 7
     before = x.clone()
@@ -502,7 +513,7 @@ def test_a_finished_stage_has_the_mean_and_standard_deviation_of_each_base_image
 
 
 def test_a_tint_is_removed_and_detail_is_kept() -> None:
-    """The tint differs between channels, so matching the scalar statistics of the latent would not remove it."""
+    """The tint differs between channels, so matching the scalar statistics of the latent would not remove the tint."""
     areas = randn(2, 4, 4, 4, dtype=torch.float64)
     base = areas.repeat_interleave(4, 2).repeat_interleave(4, 3)
     detail = randn(2, 4, 64, 64, seed=1, dtype=torch.float64)
@@ -520,19 +531,20 @@ def test_colors_are_matched_to_the_part_of_the_base_that_the_stage_shows() -> No
     base, x = randn(1, 4, 8, 12), randn(1, 4, 16, 16, seed=1) + torch.tensor([1.0, 0, 0, -1]).view(1, 4, 1, 1)
     shown = base[..., 2:10]
     out = finish_stage(x, base, shown)
-    # the interpolation between areas changes the means of the areas slightly
+    # the shift of the colors is interpolated between areas, so the means only match approximately
     assert (out.mean((2, 3)) - shown.mean((2, 3))).abs().max() < 0.01
     assert (finish_stage(x, base).mean((2, 3)) - shown.mean((2, 3))).abs().max() > 0.1
 
 
-def test_a_mixed_anchor_has_coarse_parts_of_the_latent_and_fine_parts_of_the_image() -> None:
+def test_a_mixed_anchor_has_the_coarse_structure_of_the_latent_and_the_fine_detail_of_the_image() -> None:
     pixels = randn(1, 4, 32, 48, dtype=torch.float64)
     tint = torch.tensor([0.3, -0.2, 0.0, 0.5], dtype=torch.float64).view(1, 4, 1, 1)
     torch.testing.assert_close(mix_anchors(pixels, pixels + tint, 4.0), pixels + tint)
     rows, columns = torch.meshgrid(torch.arange(32), torch.arange(48), indexing="ij")
     finest = ((rows + columns) % 2 * 2 - 1).double()
     torch.testing.assert_close(mix_anchors(pixels, pixels + finest, 4.0), pixels, rtol=0, atol=1e-6)
-    # a wave with a period of 2 * enlargement cells is the finest one of the smaller image; 29 % of it passes
+    # before the enlargement by 4, this wave had a period of 2 cells, the shortest possible period;
+    # the filter keeps 29 % of its amplitude
     wave = torch.cos(math.pi * columns.double() / 4)
     passed = (mix_anchors(pixels, pixels + wave, 4.0) - pixels)[..., 8:-8] / wave[:, 8:-8].clamp(min=0.5)
     assert passed.max() == pytest.approx(math.exp(-((math.pi / 2) ** 2) / 2), rel=0.05)
