@@ -12,17 +12,23 @@ from types import ModuleType
 
 PACKAGE = "k_diffusion"
 STUB = "torchvision.transforms.functional"
-"""A module that k_diffusion.utils imports to convert PIL images. The samplers do not use it, so a stub replaces it."""
+"""A module that k_diffusion.utils imports to convert PIL images.
+
+The samplers do not use this module, so a stub replaces it.
+"""
 
 
 def is_within(name: str, package: str) -> bool:
-    """Returns whether a module is the package itself or belongs to it."""
+    """Returns whether the module `name` is the package `package` itself, or a module inside this package."""
     return name == package or name.startswith(f"{package}.")
 
 
 @contextmanager
 def modules_restored(*packages: str) -> Iterator[None]:
-    """Removes the modules of these packages from sys.modules within the context, and restores them afterwards."""
+    """Returns a context that begins without the modules of `packages` in sys.modules.
+
+    At the end, the modules from before replace all modules of these packages that were imported within the context.
+    """
 
     def loaded() -> dict[str, ModuleType]:
         return {
@@ -43,7 +49,7 @@ def modules_restored(*packages: str) -> Iterator[None]:
 
 
 def add_stub(name: str) -> None:
-    """Puts an empty module, and its parents as empty packages, into sys.modules."""
+    """Adds an empty module to sys.modules. Parent packages that are missing are added as empty packages."""
     parent, _, child = name.rpartition(".")
     module = ModuleType(name)
     module.__path__ = []
@@ -56,14 +62,18 @@ def add_stub(name: str) -> None:
 
 @functools.cache
 def load(module: str = "sampling") -> ModuleType:
-    """Imports and returns a module of the installed k-diffusion. Leaves sys.modules unchanged."""
+    """Imports and returns a module of the installed k-diffusion.
+
+    Afterwards, sys.modules has the same modules of k-diffusion and torchvision as before. Raises ModuleNotFoundError if
+    k-diffusion is not installed.
+    """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.submodule_search_locations is None:
         raise ModuleNotFoundError(f"No package named {PACKAGE!r}; see requirements-nodeps.txt", name=PACKAGE)
 
     with modules_restored(PACKAGE, STUB.partition(".")[0]):
         add_stub(STUB)
-        # an empty package with the real folder, so the real __init__ does not run
+        # modules are imported from the real folder, but the __init__ of the real package does not run
         package = ModuleType(PACKAGE)
         package.__path__ = list(spec.submodule_search_locations)
         sys.modules[PACKAGE] = package

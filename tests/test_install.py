@@ -26,7 +26,10 @@ def make_webui(root: Path, scripts: str) -> Path:
 
 
 def run_installer(path: Path, module_path: str) -> subprocess.CompletedProcess[str]:
-    """Runs an install.py in a separate process, as the webui does. Returns the exit code and the output."""
+    """Runs the install.py at `path` in a separate process, as the webui does. `module_path` is the PYTHONPATH.
+
+    Returns the finished process with the exit code and the output.
+    """
     environment = {**os.environ, "PYTHONPATH": module_path}
     return subprocess.run(
         [sys.executable, str(path)], env=environment, capture_output=True, text=True, check=False, timeout=60
@@ -40,7 +43,7 @@ def test_only_a_webui_without_the_hook_gets_the_notice(tmp_path: Path, scripts: 
     assert (result.returncode, result.stdout, result.stderr) == (0, output, "")
 
 
-def test_finds_the_webui_above_the_extensions_folder(tmp_path: Path) -> None:
+def test_install_finds_the_webui_that_contains_the_extensions_folder(tmp_path: Path) -> None:
     extension = make_webui(tmp_path, OLD_SCRIPTS) / "extensions" / "demofusion"
     extension.mkdir(parents=True)
     shutil.copy(REPOSITORY / "install.py", extension)
@@ -53,7 +56,7 @@ def test_the_notice_is_one_ascii_line() -> None:
     assert len(install.NOTICE.splitlines()) == 1
 
 
-def test_the_first_webui_found_is_checked(tmp_path: Path) -> None:
+def test_only_the_first_webui_that_exists_is_checked(tmp_path: Path) -> None:
     new = make_webui(tmp_path / "new", NEW_SCRIPTS)
     old = make_webui(tmp_path / "old", OLD_SCRIPTS)
     assert not install.webui_lacks_hook([tmp_path / "absent", new, old])
@@ -64,7 +67,7 @@ def test_the_first_webui_found_is_checked(tmp_path: Path) -> None:
     "scripts",
     ["", "# def post_sample( is not here\n", "post_sample = None\n", "def post_sample(p):\n    pass\n"],
 )
-def test_only_a_method_of_the_script_class_counts_as_the_hook(tmp_path: Path, scripts: str) -> None:
+def test_comments_variables_and_module_functions_do_not_count_as_the_hook(tmp_path: Path, scripts: str) -> None:
     assert install.webui_lacks_hook([make_webui(tmp_path, scripts)])
 
 

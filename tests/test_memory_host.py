@@ -1,4 +1,6 @@
-"""Tests how the memory of the device and of the computer is read, and the automatic view batch that depends on it.
+"""Tests the functions that read the free memory of a GPU and of the computer, and the automatic view batch.
+
+The automatic view batch depends on the free memory of the GPU.
 
 Torch's CUDA functions and the webui's `devices` are replaced by imitations.
 """
@@ -24,7 +26,7 @@ GIB = 1 << 30
 
 
 class Cards:
-    """Imitates torch 2.1's memory functions for two GPUs. The second one is the current device."""
+    """Imitates torch 2.1's memory functions for two GPUs. The second GPU is the current device."""
 
     def __init__(self) -> None:
         self.driver_free = [1 * GIB, 6 * GIB]
@@ -85,14 +87,14 @@ def memory(cards: Cards, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.parametrize(("device", "free"), [("cuda", 7 * GIB), ("cuda:0", 1 * GIB), ("cuda:1", 7 * GIB)])
 def test_free_memory_includes_torchs_cache(memory: Any, device: str, free: int) -> None:
-    """With --device-id, the webui's device has an index. Without an index, it is torch's current device."""
+    """With --device-id, the webui's device has an index. A device without an index means torch's current device."""
     memory.devices.device = torch.device(device)
     assert memory.device_memory().free() == free
     assert memory.cuda_free_bytes(torch.device(device)) == free
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_the_memory_of_other_devices_is_unknown(memory: Any, device: str) -> None:
+def test_the_memory_of_devices_without_cuda_is_unknown(memory: Any, device: str) -> None:
     memory.devices.device = torch.device(device)
     assert isinstance(memory.device_memory(), UnknownMemory)
 
@@ -108,7 +110,7 @@ def test_the_batch_fits_into_the_free_memory(memory: Any, cards: Cards, taken: i
 @pytest.mark.parametrize(
     "error", [RuntimeError("CUDA error: operation not supported"), AttributeError("no such thing")]
 )
-def test_a_stage_runs_if_the_driver_does_not_report_its_memory(
+def test_batches_have_one_view_if_the_driver_does_not_report_the_memory(
     memory: Any, cards: Cards, monkeypatch: pytest.MonkeyPatch, name: str, error: Exception
 ) -> None:
     make_fail(monkeypatch, name, error)
@@ -117,16 +119,19 @@ def test_a_stage_runs_if_the_driver_does_not_report_its_memory(
 
 
 @pytest.mark.parametrize(("name", "views"), [("reset_peak_memory_stats", 4), ("max_memory_allocated", 1)])
-def test_a_stage_runs_if_the_driver_cannot_measure_the_peak(
+def test_a_view_is_evaluated_even_if_the_driver_cannot_reset_or_report_the_peak(
     memory: Any, cards: Cards, monkeypatch: pytest.MonkeyPatch, name: str, views: int
 ) -> None:
-    """If the peak cannot be reset, the reported peak is still used. If it cannot be read, batches have one view."""
+    """If the driver cannot reset the peak, the batch size is still computed from the reported peak.
+
+    If the driver cannot report the peak, batches have one view.
+    """
     make_fail(monkeypatch, name, RuntimeError("invalid argument to memory stats"))
     assert evaluated(memory, cards, GIB).views == views
 
 
 def make_fail(monkeypatch: pytest.MonkeyPatch, name: str, error: Exception) -> None:
-    """Replaces a function of torch.cuda by one that raises `error`."""
+    """Replaces a function of torch.cuda with a function that raises `error`."""
 
     def fail(*args: Any) -> Any:
         raise error
@@ -145,19 +150,19 @@ def test_weights_loaded_at_the_first_call_do_not_count_as_memory_of_a_view(
 ) -> None:
     """With --medvram, the UNet moves to the GPU at its first call.
 
-    The remaining views then share 16 GiB minus the weights, and each view needs 1 GiB.
+    Later batches can use 80 % of the remaining memory, which is 16 GiB minus the weights. Each view needs 1 GiB.
     """
     cards.driver_free[1], cards.reserved[1], cards.allocated[1] = 16 * GIB, 0, 0
     assert evaluated(memory, cards, GIB, weights * GIB).views == views
 
 
-def test_weights_are_not_counted_if_other_memory_was_in_use_before(memory: Any, cards: Cards) -> None:
+def test_weights_do_not_count_as_memory_of_a_view_if_other_memory_is_in_use(memory: Any, cards: Cards) -> None:
     cards.driver_free[1], cards.reserved[1], cards.allocated[1] = 15 * GIB, GIB, GIB
     assert evaluated(memory, cards, GIB, 4 * GIB).views == 8
 
 
 def write_group(folder: Path, limit: str, used: int, cache: int, version: int = 2) -> None:
-    """Writes the memory files of a control group (cgroup), as Linux provides them."""
+    """Writes the memory files of a control group, in the format of Linux. `version` is the version of cgroups."""
     names = ("memory.max", "memory.current", "inactive_file")
     if version == 1:
         names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -182,7 +187,7 @@ def groups(memory: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path
 
 
-def test_without_a_limit_all_of_the_computers_memory_is_available(memory: Any, groups: Path) -> None:
+def test_without_a_limit_all_free_memory_of_the_computer_is_available(memory: Any, groups: Path) -> None:
     assert memory.available_bytes() == 64 * GIB
     write_group(groups / "box" / "inner", "max", 3 * GIB, 0)
     assert memory.available_bytes() == 64 * GIB
@@ -190,10 +195,10 @@ def test_without_a_limit_all_of_the_computers_memory_is_available(memory: Any, g
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("place", ["box/inner", "box", "."])
-def test_the_limits_of_the_control_group_and_its_parents_count(
+def test_the_limits_of_the_control_group_and_of_its_parents_apply(
     memory: Any, groups: Path, place: str, version: int
 ) -> None:
-    """The file cache counts as available, because the system drops it when a process needs memory."""
+    """The file cache counts as available, because the system drops this cache when a process needs memory."""
     root = groups / "memory" if version == 1 else groups
     write_group(root / place, str(8 * GIB), 5 * GIB, 2 * GIB, version)
     assert memory.available_bytes() == 5 * GIB

@@ -1,8 +1,8 @@
 """Tests the step detector for Forge Neo's UniPC, which stores x in another scale and passes copies to its model.
 
-`host_unipc` makes its calls and callbacks in the order of Forge Neo's function, at order 1, and runs with a StageRun.
-`explicit_unipc` computes the same steps in k-diffusion's scale and blends the skip residual explicitly. The tests
-compare every x of both.
+`host_unipc` imitates Forge Neo's function at order 1: it calls the model and the callback in the same order, and runs
+with a StageRun. `explicit_unipc` computes the same steps in k-diffusion's scale and blends the skip residual
+explicitly. The tests compare x in every model call, and the results.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LEVELS[-1] = 0.001
 
 
 def shrink(sigma: Tensor) -> float:
-    """Returns the factor that converts k-diffusion's x to the x of this sampler."""
+    """Returns the factor that converts k-diffusion's x to the x that Forge Neo's UniPC stores."""
     return 1 / math.sqrt(1 + float(sigma) ** 2)
 
 
@@ -39,7 +39,10 @@ def step(x: Tensor, clean: Tensor, sigma: Tensor, target: Tensor) -> tuple[Tenso
 
 
 def host_unipc(model: Callable[..., Tensor], x: Tensor, levels: Tensor, callback: Callable[..., None]) -> Tensor:
-    """Runs UniPC in the order of Forge Neo. The last callback receives the result, after two updates of x."""
+    """Runs UniPC with the model calls and callbacks of Forge Neo.
+
+    The last iteration corrects x and then also makes the final step, so the last callback receives the result.
+    """
 
     def clean_of(small: Tensor, sigma: Tensor) -> Tensor:
         shown = small / shrink(sigma)
@@ -66,7 +69,8 @@ def host_unipc(model: Callable[..., Tensor], x: Tensor, levels: Tensor, callback
 def explicit_unipc(levels: Tensor, extra: float) -> list[Tensor]:
     """Returns every x that the model receives, then the result. `extra` is the extra noise at the start.
 
-    The predicted x and the corrected x of a step are both blended, at the same noise level.
+    The predicted x and the corrected x of a step are both blended, at the same noise level. The last corrected x is not
+    blended, because the sampler makes its final step before the callback.
     """
 
     def blend(x: Tensor, sigma: Tensor) -> Tensor:

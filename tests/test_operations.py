@@ -25,7 +25,8 @@ VIEWS_OF_TENSORS = {"slice", "alias", "view", "_unsafe_view", "expand", "select"
 MAX_PER_CALL = 40
 """The maximum number of operations per call that do not belong to a single view or batch.
 
-They compute the blur with its statistics, the skip residual, the jitter, and the start and the end of the sums.
+These operations compute the blur and its statistics, the skip residual and the jitter. They also allocate the sum of
+the predictions, and divide this sum by the sum of the weights.
 """
 
 
@@ -44,7 +45,7 @@ class Operations(TorchDispatchMode):
 
 
 class Stage:
-    """The last stage of a run at 4x with a square base of 64 x 64 cells.
+    """The last stage of an upscale by 4 of a base image of 64 x 64 cells.
 
     The tiles overlap enough for jitter. The model returns its input, so it adds no operations.
     """
@@ -62,9 +63,9 @@ class Stage:
         self.seen: list[View] = []
 
     def call(self, denoises: int = 1) -> Counter[str]:
-        """Makes a model call with cond and uncond, and returns the number of each operation.
+        """Makes a model call with cond and uncond. Returns how often each operation runs.
 
-        `denoises` is the number of predictions in this call.
+        `denoises` is the number of times that the host calls `StageRun.denoise` in this model call.
         """
         with Operations() as operations:
             self.run.before_call(self.x, torch.tensor(1.0))
@@ -84,10 +85,10 @@ TIMESTEPS = {"dilated views alone": 950.0, "both": 500.0, "local views alone": 1
 @pytest.mark.parametrize("timestep", TIMESTEPS.values(), ids=TIMESTEPS)
 @pytest.mark.parametrize("jitter", [True, False])
 @pytest.mark.parametrize("feather", [0.0, 0.25])
-def test_a_view_needs_few_operations(timestep: float, jitter: bool, feather: float) -> None:
+def test_a_model_call_needs_few_operations_per_view(timestep: float, jitter: bool, feather: float) -> None:
     """Each view needs one addition to the sum of predictions. Each batch needs one concatenation.
 
-    With jitter, each view also needs one addition to the sum of weights.
+    With jitter, each local view also needs one addition to the sum of weights.
     """
     stage = Stage(timestep, skip_views="0.1,0.1", jitter=jitter, feather=feather)
     stage.call()
@@ -98,10 +99,10 @@ def test_a_view_needs_few_operations(timestep: float, jitter: bool, feather: flo
 
 
 @pytest.mark.parametrize("jitter", [True, False])
-def test_weights_are_computed_once_per_stage(jitter: bool) -> None:
+def test_the_weights_inside_a_view_are_computed_once_per_stage(jitter: bool) -> None:
     stage = Stage(100.0, jitter=jitter)
     first, second = stage.call(), stage.call()
-    # one taper is the product of two ramps
+    # the weights inside a view are the product of two ramps, each computed with one arange and one minimum
     assert (first["arange"], second["arange"]) == (2, 0)
     assert (first["minimum"], second["minimum"]) == (2, 0)
     views = stage.plan.local_count
@@ -118,7 +119,7 @@ def test_several_predictions_of_a_call_share_the_sum_of_weights() -> None:
 
 
 def test_cached_tensors_do_not_change_the_prediction() -> None:
-    """The third prediction of a stage must be the same without the tensors that the first two predictions cached."""
+    """The third prediction of a stage must not depend on the tensors that the first two predictions cached."""
     stage, fresh = Stage(500.0, skip_views="0,0.1"), Stage(500.0, skip_views="0,0.1")
     fresh.x = stage.x.clone()
     for _ in range(3):

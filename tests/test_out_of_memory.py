@@ -89,7 +89,7 @@ def test_errors_are_also_recognized_by_their_class(error: BaseException, expecte
 
 
 @pytest.mark.parametrize("code", [8, 14, 1455])
-def test_errors_about_the_paging_file_of_windows_are_recognized(code: int) -> None:
+def test_out_of_memory_errors_of_windows_are_recognized_by_their_code(code: int) -> None:
     error = OSError(errno.EINVAL, "The paging file is too small for this operation to complete")
     error.winerror = code  # type: ignore[attr-defined]
     assert is_out_of_memory(error)
@@ -105,7 +105,7 @@ def test_real_errors_of_torch_and_numpy_are_recognized() -> None:
 
 
 @pytest.mark.parametrize("message", OUT_OF_MEMORY)
-def test_a_view_batch_shrinks_after_each_of_these_errors(message: str) -> None:
+def test_a_view_batch_shrinks_after_every_kind_of_out_of_memory_error(message: str) -> None:
     sizes = []
 
     def evaluate(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
@@ -121,7 +121,7 @@ def test_a_view_batch_shrinks_after_each_of_these_errors(message: str) -> None:
 
 
 @pytest.mark.parametrize("error", [*map(RuntimeError, OUT_OF_MEMORY), MemoryError()])
-def test_the_vaes_attention_uses_fewer_rows_after_each_of_these_errors(
+def test_the_vaes_attention_uses_smaller_chunks_after_every_kind_of_out_of_memory_error(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = torch.randn(1, 1, 256, 8, generator=torch.Generator().manual_seed(0))

@@ -24,7 +24,7 @@ SCALES = [1, 1.25, 1.5, 2, 2.5, 3, 3.75, 4, 5, 6, 7, 8]
 def cost_of(plan: Plan) -> float:
     """Returns the cost of the base pass and all stages, in units of the base pass.
 
-    Assumes that every stage makes as many model calls as the base pass.
+    Assumes that every stage makes as many model calls as the base pass, with both tiles and dilated views in each call.
     """
     return 1 + sum(stage.cells_at(0.5) for stage in plan.stages) / math.prod(plan.base)
 
@@ -72,7 +72,9 @@ def test_the_final_size_is_the_scaled_size_of_the_base(base: Size, scale: float)
         (8, [2, 3, 4, 5, 6, 7, 8]),
     ],
 )
-def test_automatic_stages_are_the_whole_scales(scale: float, expected: list[float]) -> None:
+def test_by_default_there_is_a_stage_at_each_whole_scale_and_at_the_final_scale(
+    scale: float, expected: list[float]
+) -> None:
     """A whole scale that is less than 0.5 below the final scale gets no stage."""
     plan = plan_of((64, 96), scale=scale)
     assert scales(plan) == expected
@@ -92,7 +94,7 @@ def test_scale_one_needs_no_stage(base: Size, values: dict[str, object]) -> None
 @pytest.mark.parametrize(
     ("scale", "doubling"), [(1.5, [1.5]), (2, [2]), (3, [2, 3]), (4, [2, 4]), (6, [2, 4, 6]), (8, [2, 4, 8])]
 )
-def test_words_for_stages_follow_the_scale(scale: float, doubling: list[float]) -> None:
+def test_the_words_doubling_and_fewest_choose_stages_for_a_scale(scale: float, doubling: list[float]) -> None:
     plan = plan_of((64, 96), scale=scale, stages="doubling")
     assert scales(plan) == doubling
     assert plan.notes == ()
@@ -106,12 +108,14 @@ def test_words_for_stages_follow_the_scale(scale: float, doubling: list[float]) 
     [((64, 96), 0.5, (32, 48)), ((15, 9), 0.5, (7, 4)), ((64, 64), 0.25, (48, 48)), ((10, 10), 0.3, (7, 7)),
      ((64, 96), 0, (64, 96)), ((8, 8), 0.9, (1, 1))],
 )  # fmt: skip
-def test_stride_follows_from_the_overlap_unless_it_is_given(window: Size, overlap: float, stride: Size) -> None:
+def test_the_stride_follows_from_the_overlap_unless_a_stride_is_given(
+    window: Size, overlap: float, stride: Size
+) -> None:
     assert plan_of(window, scale=4, overlap=overlap).stages[0].stride == stride
     assert plan_of(window, scale=4, overlap=overlap, tile_stride=5).stages[0].stride == (5, 5)
 
 
-def test_the_size_of_the_base_image_needs_no_stage() -> None:
+def test_a_final_size_that_equals_the_base_image_needs_no_stage() -> None:
     assert plan_of((64, 96), width=768, height=512).stages == ()
     assert plan_of((64, 96), width=768).stages == ()
     assert plan_of((64, 96), height=512).stages == ()
@@ -130,7 +134,7 @@ def test_the_size_of_the_base_image_needs_no_stage() -> None:
         ("", []),
     ],
 )
-def test_a_list_of_stages_is_parsed_without_a_leading_one(text: str, expected: list[float]) -> None:
+def test_a_leading_one_is_removed_from_a_list_of_stages(text: str, expected: list[float]) -> None:
     assert parse_stages(text) == expected
 
 
@@ -227,7 +231,7 @@ def test_sizes_of_whole_cells_get_no_note() -> None:
 
 
 def test_a_list_of_stages_can_be_combined_with_a_final_size() -> None:
-    """The list contains the scales before the final size. It may also contain the final scale."""
+    """The list contains the scales of the stages before the final size. The list may also contain the final scale."""
     assert scales(plan_of((64, 64), stages="1,2,4", width=2048)) == [2, 4]
     assert scales(plan_of((64, 64), stages="1,2", width=2048)) == [2, 4]
     assert scales(plan_of((64, 64), stages="2,3", width=2048, height=1024)) == [2, 3, 4]
@@ -239,13 +243,13 @@ def test_a_list_of_stages_can_be_combined_with_a_final_size() -> None:
     [(2, [13], 14), (3, [13, 34], 48), (4, [13, 34, 65], 113), (5, [13, 34, 65, 106], 219)],
 )
 def test_the_cost_equals_the_cost_of_the_paper(scale: int, views: list[int], cost: float) -> None:
-    """In the paper, the base image of SDXL has 128 x 128 cells, and its tiles have a stride of 64 cells."""
+    """In the paper, the base image of SDXL has 128 x 128 cells, and the stride of the tiles is 64 cells."""
     plan = plan_of((128, 128), scale=scale)
     assert [evaluations(stage) for stage in plan.stages] == views
     assert cost_of(plan) == cost
 
 
-def test_tiles_views_and_cost_of_a_stage() -> None:
+def test_the_views_and_the_cost_of_a_stage_at_a_scale_of_two() -> None:
     (stage,) = plan_of((64, 96), scale=2).stages
     assert (stage.window, stage.stride, stage.factor) == ((64, 96), (32, 48), 2)
     assert (stage.local_count, stage.dilated_count) == (9, 4)
@@ -254,7 +258,7 @@ def test_tiles_views_and_cost_of_a_stage() -> None:
     assert jitter_range(stage.window[0], stage.stride[0]) > 0
 
 
-def test_views_without_overlap_cannot_be_shifted() -> None:
+def test_tiles_without_overlap_have_no_jitter() -> None:
     (stage,) = plan_of((64, 64), scale=2, tile_size=32, tile_stride=32).stages
     assert jitter_range(stage.window[0], stage.stride[0]) == 0
     assert stage.local_count == 16
@@ -302,7 +306,7 @@ def test_a_scale_never_crops_the_base(base: Size, scale: float) -> None:
 @example(base=(64, 32), pixels=252, axis="width")
 @example(base=(96, 8), pixels=515, axis="width")
 def test_a_given_side_is_used_or_reported(base: Size, pixels: int, axis: str) -> None:
-    """An error names the side that was given, never the other side, which is computed from it."""
+    """The other side is computed from the given side. An error must name the given side, never the computed side."""
     native = base[1] if axis == "width" else base[0]
     if native <= rounded(pixels / 8) <= 8 * native:
         plan = plan_of(base, **{axis: pixels})
@@ -323,7 +327,7 @@ def test_a_given_side_is_used_or_reported(base: Size, pixels: int, axis: str) ->
     stages=st.sampled_from(["", "1,1.5", "1"]),
 )
 def test_any_aspect_ratio_is_possible(base: Size, grown: tuple[float, float], window: int, stages: str) -> None:
-    """The crop of the base is centered. It has the aspect ratio of the final image, to the nearest cell."""
+    """The crop of the base image is centered, and has the aspect ratio of the final image to the nearest cell."""
     target = rounded(base[0] * grown[0]), rounded(base[1] * grown[1])
     assume(not stages or max(grown) > 1.6)
     assume(window <= max(target))
@@ -347,7 +351,7 @@ def test_any_aspect_ratio_is_possible(base: Size, grown: tuple[float, float], wi
 @example(base=(152, 104), scale=2.49, stages="")
 @example(base=(9, 31), scale=3.0, stages="")
 def test_no_view_is_larger_than_the_base(base: Size, scale: float, stages: str) -> None:
-    """A side of a dilated view is also at least half as long as the same side of the base, except for rounding."""
+    """Dilated views also have a minimum size: half of the base image per side, except for rounding."""
     for stage in plan_of(base, scale=scale, stages=stages).stages:
         seen = dilated_size(stage.size, stage.factor)
         for length, shown, whole in zip(stage.window, seen, base):
@@ -435,7 +439,7 @@ def test_the_limits_of_tile_size_and_tile_stride_are_accepted(values: dict[str, 
     assert stage.stride == (values.get("tile_stride", max(1, stage.window[0] // 2)),) * 2
 
 
-def test_a_tile_size_may_be_a_multiple_of_the_base_image() -> None:
+def test_a_tile_size_of_up_to_two_is_a_multiple_of_the_base_image() -> None:
     (stage,) = plan_of((64, 96), tile_size=1.0625, overlap=0).stages
     assert stage.window == stage.stride == (68, 104)
     assert stage.local_count == 4
@@ -455,9 +459,13 @@ def test_a_tile_size_may_be_a_multiple_of_the_base_image() -> None:
         ((45, 66), 1.0, (45, 66)),
     ],
 )
-def test_the_sides_of_such_a_tile_are_multiples_of_four_unless_the_base_is_small(
+def test_rounding_of_a_tile_size_that_is_a_multiple_of_the_base_image(
     base: tuple[int, int], factor: float, window: tuple[int, int]
 ) -> None:
+    """Sides are rounded to multiples of 4 cells, or to whole cells if a side of the base image is below 32 cells.
+
+    A side has at least 8 cells. A tile size of 1 is the exact size of the base image.
+    """
     assert plan_of(base, tile_size=factor).stages[0].window == window
 
 

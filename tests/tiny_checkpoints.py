@@ -15,25 +15,25 @@ from torch import Tensor
 
 SD1, SDXL = "tiny-sd1", "tiny-sdxl"
 UNET = "model.diffusion_model"
-ONE_LATENT = "in_channels: 4, out_channels: 4, model_channels"
-LAYOUT = "ldm.models.diffusion.ddpm.LatentDiffusion"
+UNET_CHANNELS = "in_channels: 4, out_channels: 4, model_channels"
+MODEL_CLASS = "ldm.models.diffusion.ddpm.LatentDiffusion"
 
 V = [("    timesteps: 1000\n", '    timesteps: 1000\n    parameterization: "v"\n')]
 INPAINTING = [
-    (ONE_LATENT, ONE_LATENT.replace("4", "9", 1)),
-    (LAYOUT, "ldm.models.diffusion.ddpm.LatentInpaintDiffusion"),
+    (UNET_CHANNELS, UNET_CHANNELS.replace("4", "9", 1)),
+    (MODEL_CLASS, "ldm.models.diffusion.ddpm.LatentInpaintDiffusion"),
     ("conditioning_key: crossattn", "conditioning_key: hybrid\n    finetune_keys: null"),
 ]
 EDIT = [
-    (ONE_LATENT, ONE_LATENT.replace("4", "8", 1)),
-    (LAYOUT, "modules.models.diffusion.ddpm_edit.LatentDiffusion"),
+    (UNET_CHANNELS, UNET_CHANNELS.replace("4", "8", 1)),
+    (MODEL_CLASS, "modules.models.diffusion.ddpm_edit.LatentDiffusion"),
     ("conditioning_key: crossattn", "conditioning_key: hybrid"),
     ('cond_stage_key: "txt"', "cond_stage_key: edit"),
 ]
-# This checkpoint works only in txt2img, where the image embedding is all zeros. img2img needs an image embedder, and
-# torch.nn.Identity only takes its place.
+# This checkpoint works only in txt2img, where the image embedding is all zeros. img2img needs an image embedder, but
+# this configuration contains torch.nn.Identity instead.
 UNCLIP = [
-    (LAYOUT, "ldm.models.diffusion.ddpm.ImageEmbeddingConditionedLatentDiffusion"),
+    (MODEL_CLASS, "ldm.models.diffusion.ddpm.ImageEmbeddingConditionedLatentDiffusion"),
     ("conditioning_key: crossattn", "conditioning_key: crossattn-adm"),
     ("params: {image_size: 32,", "params: {num_classes: sequential, adm_in_channels: 128, image_size: 32,"),
     (
@@ -47,7 +47,7 @@ UNCLIP = [
     ),
 ]
 SDXL_V = [("denoiser_scaling.EpsScaling", "denoiser_scaling.VScaling")]
-SDXL_INPAINTING = [(ONE_LATENT, ONE_LATENT.replace("4", "9", 1))]
+SDXL_INPAINTING = [(UNET_CHANNELS, UNET_CHANNELS.replace("4", "9", 1))]
 REFINER = [("adm_in_channels: 1536", "adm_in_channels: 1280"), ("target_size_as_tuple", "aesthetic_score")]
 
 State = dict[str, Tensor]
@@ -112,8 +112,8 @@ def embedded(state: State) -> State:
 def narrowed(state: State) -> State:
     """Returns an SDXL checkpoint whose UNet receives a vector without the last 256 columns.
 
-    The vector of the refiner ends with an aesthetic score, which is one number of 256 columns. The vector of SDXL ends
-    with the target size, which is two numbers.
+    Every number in the vector is embedded in 256 columns. The vector of SDXL ends with the two numbers of the target
+    size. The vector of the refiner ends with one number instead, an aesthetic score.
     """
     key = f"{UNET}.label_emb.0.0.weight"
     return {**state, key: state[key][:, :-256]}
