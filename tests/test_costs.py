@@ -1,4 +1,4 @@
-"""Compares the estimated number of model calls and the estimated cost with the model calls that real samplers make."""
+"""Compares the estimated number of model calls and the estimated cost with counts from runs of real samplers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Counter:
 
 
 def counted(case: Case, settings: Settings, stage: Any, arguments: dict[str, Any]) -> Counter:
-    """Runs k-diffusion's function of `case` for a stage, and returns the counter of its model calls."""
+    """Runs the sampler function of `case` for a stage, and returns the counter of the model calls."""
     counter = Counter(settings, VarianceExploding(sigma_to_t), stage)
 
     def model(x: Tensor, sigma: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Compares a stage of a flow model with the same stage in k-diffusion's space.
 
 The x of a flow model is (1 - sigma) signal + sigma noise. The substitution x' = x / (1 - sigma) and
-sigma' = sigma / (1 - sigma) converts it to k-diffusion's x' = signal + sigma' noise. The tests run a stage with Euler
-steps in each of the two spaces, and compare x in every step. The runs begin at sigma = 0.97, because the substitution
-divides by zero at sigma = 1.
+sigma' = sigma / (1 - sigma) converts this x to k-diffusion's x' = signal + sigma' noise. The tests run a stage with
+Euler steps in each of the two spaces, and compare x in every step. These runs begin at sigma = 0.97, because the
+substitution divides by zero at sigma = 1.
 """
 
 from __future__ import annotations
