@@ -97,7 +97,7 @@ class StageWork:
         devices.torch_gc()
         with inpainting.masks_at(self._p, self._plan, stage.size, self.originals.latent(stage.size)):
             x = run_stage(self._p, StageTask(stage, self._settings, anchor, self._plan), self._progress.sampling)
-            return inpainting.keep_unmasked(self._p, soft_inpainting.as_far_as_painted(self._p, x, finish(x)))
+            return inpainting.keep_unmasked(self._p, soft_inpainting.limit_to_mask(self._p, x, finish(x)))
 
 
 def _stoppable(report: Report) -> Report:

@@ -10,7 +10,7 @@ from typing import Any
 import host_facts
 import pytest
 
-from lib_demofusion.host.integrations.layer_patches import APART
+from lib_demofusion.host.integrations.layer_patches import NEEDS_ONE_CALL
 
 USED = host_facts.used()
 UPDATE = "To update host_facts.json, run: python tests/miniature/host_facts.py DIR (the folder of a webui)"
@@ -57,7 +57,7 @@ def test_host_facts_equal_the_descriptions_of_an_installed_webui(committed: dict
 @pytest.mark.webui
 def test_the_webui_has_the_settings_that_a_message_names(folder: Path) -> None:
     source = (folder / "modules" / "shared_options.py").read_text(encoding="utf-8")
-    names = re.findall('"[^"]+"', APART)
+    names = re.findall('"[^"]+"', NEEDS_ONE_CALL)
     assert names
     assert [name for name in names if name not in source] == []
 

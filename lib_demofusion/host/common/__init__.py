@@ -1,4 +1,4 @@
-"""Helpers for all of `host`: messages, options, stored files, memory, and the function `replaced`."""
+"""Helpers that all folders of `host` use: messages, options, stored files, memory, and the function `replaced`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def replaced(target: Any, **values: Any) -> Iterator[None]:
-    """Sets attributes of `target` during the block, and restores them afterwards."""
+    """Sets attributes of `target` during the block, and restores their former values at its end."""
     before = {name: getattr(target, name) for name in values}
     try:
         for name, value in values.items():

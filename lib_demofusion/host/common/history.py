@@ -1,7 +1,7 @@
 """Detects whether a function of another extension keeps data from one call to the next.
 
-Some functions that replace or wrap the model keep such data. They assume that each call of the model is a step of the
-sampler, and reuse results of earlier calls. The stages call the model once for every batch of views. Such a function
+A step cache is a function that replaces or wraps the model and reuses the results of earlier calls. It assumes that
+each call of the model is a step of the sampler. The stages call the model once for every batch of views. A step cache
 would therefore compute a view from the results for other views.
 """
 
@@ -16,15 +16,18 @@ from typing import Any
 from torch import Tensor, nn
 
 STEP_CACHE = "%s: it computes a step from earlier steps, but here each call shows other tiles; switch it off"
-"""The reason for the refusal of such a function. The placeholder is the name of its extension."""
+"""The reason for the refusal of a step cache. The placeholder is the name of the extension that contains it."""
 
 FIXED = (int, float, complex, str, bytes, bool, type(None), Tensor, nn.Module, ModuleType, type)
+"""Types of values that do not count as data from earlier calls, even if a function could change them."""
 
 
 def keeps_history(wrapper: Any) -> bool:
-    """Returns whether a callable changes a variable of its own, or references an object that it could change.
+    """Returns whether a callable can keep data from one call to the next. Inspects the callable, but does not call it.
 
-    The callable is inspected but never called. Objects and lists count as mutable. Numbers, texts and tensors do not.
+    The result is True if the code of the callable assigns to an attribute, a global or a variable of the enclosing
+    function. The result is also True if the callable can change an object, such as a list, in its closure or in an
+    attribute of its own object that it uses. Values of the types in FIXED do not count.
     """
     return _keeps(wrapper, set())
 
@@ -49,7 +52,10 @@ def _keeps(value: Any, seen: set[int]) -> bool:
 
 
 def _stores(code: CodeType) -> bool:
-    """Returns whether a function assigns to an attribute, a global, or a variable of the enclosing function."""
+    """Returns whether the code assigns to an attribute, a global or a variable of the enclosing function.
+
+    Also checks the functions that the code defines.
+    """
     for step in dis.get_instructions(code):
         if step.opname in ("STORE_ATTR", "STORE_GLOBAL"):
             return True

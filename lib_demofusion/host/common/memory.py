@@ -1,4 +1,7 @@
-"""Reads how much memory the device and the computer have, for the automatic view batch and the autoencoder."""
+"""Reads the free memory of the device and of the computer.
+
+The automatic view batch and the decoding in parts depend on the free memory.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,11 @@ CONTROL_FILES = (
     (CGROUPS, "memory.max", "memory.current", "inactive_file"),
     (CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""For cgroup versions 2 and 1: the files with a container's memory limit and use, and the key of reclaimable cache."""
+"""The files of control groups, first for cgroup version 2, then for version 1.
+
+Each entry has the root folder, the file with the memory limit, the file with the memory use, and a key in
+`memory.stat`. The value of this key is the size of the cached files that the kernel can release.
+"""
 
 
 def cuda_free_bytes(device: torch.device) -> int | None:
@@ -32,14 +39,14 @@ def cuda_free_bytes(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(index)
         return int(free + torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index))
 
-    return _answer(ask, device)
+    return _query(ask, device)
 
 
-def _answer(ask: Callable[[], int], device: torch.device) -> int | None:
-    """Returns the result of `ask`, which queries a driver, or None if the driver raises an error.
+def _query(ask: Callable[[], int], device: torch.device) -> int | None:
+    """Calls `ask`, which queries the driver of `device`, and returns the result. Returns None if `ask` raises an error.
 
-    Some drivers do not report their memory (the webui's own memmon.py mentions "AMD or whatever"). This must not end
-    the job.
+    Some drivers do not report the memory, such as drivers for AMD devices (see memmon.py of the webui). A job must not
+    fail for this reason.
     """
     try:
         return ask()
@@ -49,9 +56,9 @@ def _answer(ask: Callable[[], int], device: torch.device) -> int | None:
 
 
 class CudaMemory:
-    """Memory of the webui's CUDA device. Torch's cache counts as free.
+    """Reads the memory of a CUDA device. The cache of torch counts as free memory.
 
-    `reserve` bytes are kept free for other tasks that run at the same time as the model.
+    `reserve` bytes count as used, because other tasks need them while the model runs.
     """
 
     def __init__(self, device: torch.device, reserve: int = 0):
@@ -59,26 +66,29 @@ class CudaMemory:
         self._reserve = reserve
 
     def free(self) -> int | None:
-        """Returns the free bytes, or None if the driver does not report them."""
+        """Returns the free memory in bytes minus `reserve`, or None if the driver does not report the memory."""
         free = cuda_free_bytes(self._device)
         return None if free is None else max(free - self._reserve, 0)
 
     def begin(self) -> None:
-        """Starts a new measurement of the peak."""
+        """Starts to measure the peak of torch's memory."""
 
         def reset() -> int:
             torch.cuda.reset_peak_memory_stats(self._device)
             return 0
 
-        _answer(reset, self._device)
+        _query(reset, self._device)
 
     def peak(self) -> int:
-        """Returns the peak since `begin` in bytes, minus the memory in use now, or 0 if unknown."""
+        """Returns the peak of torch's memory since `begin` minus the memory in use now, in bytes.
+
+        Returns 0 if the driver does not report the memory.
+        """
 
         def ask() -> int:
             return int(torch.cuda.max_memory_allocated(self._device) - torch.cuda.memory_allocated(self._device))
 
-        return _answer(ask, self._device) or 0
+        return _query(ask, self._device) or 0
 
     def release(self) -> None:
         """Empties torch's cache."""
@@ -86,17 +96,23 @@ class CudaMemory:
 
 
 def device_memory(reserve: int = 0) -> Memory:
-    """Returns the memory of the webui's device. `reserve` bytes are kept free for other tasks."""
+    """Returns an object that reads the memory of the webui's device.
+
+    `reserve` bytes count as used, because other tasks need them while the model runs.
+    """
     return CudaMemory(devices.device, reserve) if devices.device.type == "cuda" else UnknownMemory()
 
 
 def available_bytes() -> int:
-    """Returns the available bytes of the computer's memory, within the limits of a container."""
+    """Returns the available memory of the computer in bytes, or the memory that a container allows if that is less."""
     return min([int(psutil.virtual_memory().available), *_left_in_groups()])
 
 
 def _left_in_groups() -> Iterator[int]:
-    """Yields the bytes that each control group of this process still allows. psutil does not read these limits."""
+    """Yields, for each control group of this process, the number of bytes that the process may still use.
+
+    psutil does not read the limits of control groups.
+    """
     for root, limit, used, cache in CONTROL_FILES:
         for folder in _groups(root):
             with suppress(OSError, ValueError):
@@ -106,7 +122,7 @@ def _left_in_groups() -> Iterator[int]:
 
 
 def _groups(root: Path) -> list[Path]:
-    """Returns the folders of the process's control group and of its parents."""
+    """Returns the folders in `root` of the control group of this process and of the parents of this group."""
     try:
         own = OWN_GROUPS.read_text().splitlines()
     except OSError:
@@ -114,5 +130,5 @@ def _groups(root: Path) -> list[Path]:
     controller = "" if root == CGROUPS else root.name
     paths = [path for _, names, path in (line.split(":", 2) for line in own) if controller in names.split(",")]
     found = [root / path.lstrip("/") for path in paths]
-    # inside a container, this can be a path of the host machine, which does not exist in the container
+    # in a container, a path can be from the host machine. The caller ignores folders that do not exist
     return [folder for path in found for folder in (path, *path.parents) if folder == root or root in folder.parents]

@@ -1,4 +1,7 @@
-"""Reports messages of a job below the image and in its infotext. Errors also go to the console."""
+"""Shows messages of a job below the images, and writes these messages to the infotext.
+
+Exceptions are also printed to the console.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,10 @@ KEY_NOTE = "DemoFusion note"
 
 
 STOPPED = "DemoFusion stopped: showing"
-"""The beginning of the message about a stopped run. The name and the size of the shown image follow.
+"""The first words of the message about a stopped run. The name and the size of the shown image follow.
 
-The page puts the size into an element of its own, so that the webui can translate the rest (javascript/demofusion.js).
+javascript/demofusion.js moves the size to a separate element of the page, so that the webui can translate the rest of
+the message.
 """
 
 BASE_IMAGE = "the base image"
@@ -24,20 +28,20 @@ KEYS = (KEY_ERROR, KEY_STOPPED, KEY_SIZE, KEY_NOTE)
 
 
 def sized(image: str, width: int, height: int) -> str:
-    """Returns the name of an image with its size in pixels."""
+    """Returns a name for an image that includes its size in pixels."""
     return f"{image} ({width}x{height})"
 
 
 def reported(p: Any) -> dict[str, str]:
-    """Returns the infotext entries of all reports so far."""
+    """Returns the infotext entries of all messages so far."""
     return {key: p.extra_generation_params[key] for key in KEYS if key in p.extra_generation_params}
 
 
 def reset(p: Any, entries: Mapping[str, str]) -> None:
-    """Resets the reports to earlier infotext entries.
+    """Replaces the infotext entries of all messages by `entries`, the result of an earlier call of `reported`.
 
-    A job calls this at the start of each iteration. Reports about the whole job are kept, and reports about the images
-    of the previous iteration are removed.
+    A job calls this function at the start of each iteration. Messages about the whole job are kept, and messages about
+    the images of the previous iteration are removed.
     """
     for key in KEYS:
         p.extra_generation_params.pop(key, None)
@@ -45,18 +49,24 @@ def reset(p: Any, entries: Mapping[str, str]) -> None:
 
 
 def report_note(p: Any, note: str) -> None:
-    """Reports a difference from the request that is not an error."""
+    """Reports that the result differs from the request, if the difference is not an error."""
     _report(p, KEY_NOTE, note)
 
 
 def report_problem(p: Any, problem: str) -> None:
-    """Reports an error. The webui does not show errors of a script's hook."""
+    """Reports an error.
+
+    If a hook of a script raises an exception, the webui prints it to the console only, so the page needs this report.
+    """
     _report(p, KEY_ERROR, problem)
 
 
 def _report(p: Any, key: str, text: str) -> None:
-    """Adds a text to the reports of its kind, without duplicates."""
-    p.comment(_said(text))
+    """Shows a text below the images, and adds it to the infotext entry `key`.
+
+    The infotext entry contains each text only once.
+    """
+    p.comment(_with_prefix(text))
     before = p.extra_generation_params.get(key)
     if before is None:
         p.extra_generation_params[key] = text
@@ -65,23 +75,27 @@ def _report(p: Any, key: str, text: str) -> None:
 
 
 def report_stop(p: Any, where: str, shown: str) -> None:
-    """Reports that the user stopped the run, and which image is shown instead of the final one."""
+    """Reports that the user stopped the run.
+
+    `where` is the point at which the run stopped. `shown` is the name of the image that is shown in place of the final
+    image.
+    """
     p.extra_generation_params[KEY_STOPPED] = f"{where}, this is {shown}"
     p.comment(f"{STOPPED} {shown}")
 
 
 def report_failure(p: Any, problem: str, error: Exception) -> None:
-    """Reports an exception as an error, and prints its traceback to the console."""
-    # imported here, because some tests import this file without a webui
+    """Reports `problem` and the first line of the exception as an error, and prints the traceback to the console."""
+    # this import is not at the top, because some tests import this file without a webui
     from modules import errors
 
     problem = f"{problem}: {_first_line(error)}"
-    errors.report(_said(problem), exc_info=True)
+    errors.report(_with_prefix(problem), exc_info=True)
     report_problem(p, problem)
 
 
-def _said(text: str) -> str:
-    """Returns a text with the extension's name in front, as it is shown below an image."""
+def _with_prefix(text: str) -> str:
+    """Returns a text that begins with "DemoFusion". Adds the prefix if the text begins with another word."""
     return text if text.startswith(PREFIX) else f"{PREFIX}: {text}"
 
 

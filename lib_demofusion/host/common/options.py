@@ -1,4 +1,4 @@
-"""The options on the settings page. They apply to all jobs."""
+"""The options of DemoFusion on the webui's settings page. These options apply to all jobs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ DEFAULT_GONE = f"{presets.DEFAULT_PRESET} is used, because the default preset in
 
 
 def register() -> None:
-    """Adds the options. The webui calls this for every page that it builds. Repeated calls have no effect."""
+    """Adds the options to the webui's settings page.
+
+    The webui calls this function every time it builds the page. A repeated call does not change the user's values.
+    """
     info = shared.OptionInfo
     limits = {"minimum": 0, "maximum": LARGEST_VIEW_BATCH, "step": 1}
     modes = {"choices": list(MODES)}
@@ -66,7 +69,10 @@ def register() -> None:
 
 
 def check() -> None:
-    """Raises SettingsError if an option has an invalid value. The API and config.json accept any value."""
+    """Raises SettingsError if the view batch size or the decoding mode has an invalid value.
+
+    The settings page prevents invalid values, but the API and config.json accept any value.
+    """
     views, mode = value(VIEW_BATCH, 0), value(DECODE, AUTOMATIC)
     if isinstance(views, bool) or not isinstance(views, (int, float)) or views not in range(LARGEST_VIEW_BATCH + 1):
         raise SettingsError(f"setting {VIEW_BATCH}", views, f"a whole number from 0 to {LARGEST_VIEW_BATCH}")
@@ -75,12 +81,12 @@ def check() -> None:
 
 
 def default_preset(known: Choices) -> str:
-    """Returns the default preset of the settings page, or the built-in default if that preset does not exist."""
+    """Returns the default preset from the settings page, or the built-in default if that preset no longer exists."""
     return presets.DEFAULT_PRESET if default_preset_gone(known) is not None else _chosen_preset()
 
 
 def default_preset_gone(known: Choices) -> str | None:
-    """Returns the name of the settings page's default preset if it does not exist, else None."""
+    """Returns the name of the default preset from the settings page if that preset no longer exists, else None."""
     chosen = _chosen_preset()
     return None if chosen in known.preset_names else str(chosen)
 
@@ -90,9 +96,10 @@ def _chosen_preset() -> Any:
 
 
 def automatic_preset(default: str, steps: int, cfg_scale: float, distilled: bool = False) -> str:
-    """Returns the preset for requests without one: `default`, or Turbo for a few-step model.
+    """Returns the preset for a request that does not name a preset: `default`, or Turbo for a few-step model.
 
-    For a model with built-in guidance (`distilled`), only the number of steps counts.
+    Returns `default` if the option for few-step models is off. For the other parameters, see
+    `settings.presets.automatic_preset`.
     """
     if not value(FEW_STEPS, True):
         return default
@@ -102,9 +109,10 @@ def automatic_preset(default: str, steps: int, cfg_scale: float, distilled: bool
 def with_automatic_preset(
     settings: Settings, steps: int, cfg_scale: float, known: Choices, distilled: bool = False
 ) -> Settings:
-    """Returns the settings with the values of the automatic preset.
+    """Returns settings with the values of the automatic preset (see `automatic_preset`).
 
-    Returns them unchanged if a value differs from the preset in the settings, or if the option is off.
+    Returns `settings` unchanged if the user has changed a value of the preset, or if the option for few-step models is
+    off.
     """
     if not value(FEW_STEPS, True):
         return settings
@@ -112,5 +120,8 @@ def with_automatic_preset(
 
 
 def value(key: str, default: Any) -> Any:
-    """Returns an option, or the default if it is not registered yet, which can happen if only the API runs."""
+    """Returns the value of an option.
+
+    Returns `default` if the option is not registered. This can happen if the webui runs only the API.
+    """
     return getattr(shared.opts, key, default)

@@ -1,4 +1,7 @@
-"""Reads and writes small JSON files in the webui's data directory, which users can edit by hand."""
+"""Reads and writes small JSON files in the webui's data directory.
+
+Users can edit the files by hand, so a file can contain anything.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +20,26 @@ logger = logging.getLogger("DemoFusion")
 
 
 LOCK = threading.Lock()
-"""Held while a file is read or replaced. Windows does not replace a file that another thread reads."""
+"""Held while a file is read or replaced. Windows cannot replace a file while another thread reads the file."""
 
 PAUSES = (0.01, 0.05, 0.1, 0.3, 0.6)
 """Seconds between attempts to replace a file that another program, such as a virus scanner, has open."""
 
 
 class StorageError(Exception):
-    """A file cannot be read or written. Users see the message."""
+    """A file cannot be read or written. The message is shown to the user."""
 
 
 def path_of(name: str) -> Path:
-    """Returns the path of one of the extension's files."""
+    """Returns the path of the file `name` in the webui's data directory."""
     return Path(paths_internal.data_path, name)
 
 
 def read(name: str) -> dict[str, Any]:
-    """Reads a JSON object. Returns an empty dict if the file does not exist. Raises StorageError if it is invalid."""
+    """Reads a JSON object from a file. Returns an empty dict if the file does not exist.
+
+    Raises StorageError if the file cannot be read or does not contain a JSON object.
+    """
     path = path_of(name)
     try:
         with LOCK:
@@ -49,7 +55,10 @@ def read(name: str) -> dict[str, Any]:
 
 
 def write(name: str, data: dict[str, Any]) -> None:
-    """Replaces a file atomically, so that no other program reads half of it. Raises StorageError."""
+    """Writes a JSON object to a file. Raises StorageError if the file cannot be written.
+
+    The file is replaced in one step, so other programs never read a half-written file.
+    """
     path = path_of(name)
     draft = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -63,7 +72,10 @@ def write(name: str, data: dict[str, Any]) -> None:
 
 
 def _replace(draft: Path, path: Path) -> None:
-    """Replaces a file by its new version. Tries again if another program has the file open. Raises OSError."""
+    """Replaces the file `path` by the file `draft`. If another program has the file open, tries again.
+
+    Raises OSError if the last attempt fails.
+    """
     for pause in PAUSES:
         try:
             with LOCK:
@@ -77,7 +89,7 @@ def _replace(draft: Path, path: Path) -> None:
 
 
 def read_if_possible(name: str) -> dict[str, Any]:
-    """Reads a JSON object. Logs a warning and returns an empty dict if the file cannot be read."""
+    """Reads a JSON object as `read` does. Logs a warning and returns an empty dict in place of a StorageError."""
     try:
         return read(name)
     except StorageError as error:
@@ -86,7 +98,7 @@ def read_if_possible(name: str) -> dict[str, Any]:
 
 
 def write_if_possible(name: str, data: dict[str, Any]) -> None:
-    """Replaces a file. Logs a warning if that fails."""
+    """Writes a JSON object as `write` does. Logs a warning in place of a StorageError."""
     try:
         write(name, data)
     except StorageError as error:

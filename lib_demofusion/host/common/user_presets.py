@@ -1,6 +1,6 @@
-"""Stores the user's presets in a file in the webui's data directory, which users can edit by hand.
+"""Stores the user's presets in a JSON file in the webui's data directory. Users can edit this file by hand.
 
-Also lists all choices that depend on the installation: these presets and the webui's upscalers. Nothing is cached.
+Also lists the choices that depend on the installation: the user's presets and the webui's upscalers. Nothing is cached.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ _lock = Lock()
 
 
 class PresetError(Exception):
-    """A preset cannot be saved or deleted. `sentence` is a constant that can be translated, `detail` is not."""
+    """A preset cannot be saved or deleted.
+
+    `sentence` is one of SENTENCES, which have translations. `detail` has no translation.
+    """
 
     def __init__(self, sentence: str, detail: str = ""):
         super().__init__(f"{sentence}: {detail}" if detail else sentence)
@@ -41,9 +44,9 @@ class PresetError(Exception):
 
 
 def read(upscalers: tuple[str, ...]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Returns the valid presets and the errors. `upscalers` are the webui's upscalers, which presets can contain.
+    """Returns the valid presets of the user and the error messages. A preset can contain one of `upscalers`.
 
-    There is one error for each invalid entry, or one for the whole file.
+    There is one message for each invalid preset. If the file cannot be read, there is one message for the file.
     """
     try:
         return _checked(storage.read(FILE), upscalers)
@@ -66,10 +69,14 @@ def _checked(stored: Mapping[str, Any], upscalers: tuple[str, ...]) -> tuple[dic
 
 
 def save(name: str, values: Mapping[str, Any], choices: Choices) -> str:
-    """Saves a preset. Returns its name as it is stored. Raises PresetError or SettingsError."""
+    """Saves a preset. Returns the name without spaces at its ends.
+
+    Raises PresetError if the name is not allowed or the file cannot be read or written. Raises SettingsError if a value
+    is invalid.
+    """
     name = name.strip()
     _check_name(name)
-    # stores all fields, so that a change of the defaults does not change the preset
+    # all fields are stored, so that the preset stays the same if a later version has other defaults
     checked = parse_preset(values, choices)
     with _lock:
         _write({**_stored(), name: checked})
@@ -77,7 +84,10 @@ def save(name: str, values: Mapping[str, Any], choices: Choices) -> str:
 
 
 def delete(name: str) -> None:
-    """Deletes a preset. Raises PresetError."""
+    """Deletes a preset.
+
+    Raises PresetError if the preset does not exist or is built in, or if the file cannot be read or written.
+    """
     _check_name(name)
     with _lock:
         stored = _stored()
@@ -97,7 +107,10 @@ def _check_name(name: str) -> None:
 
 
 def _stored() -> dict[str, Any]:
-    """Returns the file's entries. Invalid ones are included, so that saving does not delete them."""
+    """Returns all presets in the file, including invalid presets, so that saving a preset does not delete them.
+
+    Raises PresetError if the file cannot be read.
+    """
     try:
         return storage.read(FILE)
     except storage.StorageError as error:
@@ -112,17 +125,21 @@ def _write(stored: dict[str, Any]) -> None:
 
 
 def known_choices() -> Choices:
-    """Returns the user's presets and the webui's upscalers, which the webui loads after its scripts."""
+    """Returns the user's presets and the webui's upscalers.
+
+    Call this function when the choices are needed. When the webui loads its scripts, it has not loaded its upscalers
+    yet.
+    """
     return choices_and_problems()[0]
 
 
 def choices_and_problems() -> tuple[Choices, list[str]]:
-    """Returns the presets and upscalers, and the errors in the file of presets."""
+    """Returns the user's presets and the webui's upscalers, and the error messages from `read`."""
     upscalers = choices_of_webui()
     presets, problems = read(upscalers.upscalers)
     return replace(upscalers, presets=presets), problems
 
 
 def choices_of_webui() -> Choices:
-    """Returns only the webui's upscalers, without reading a file."""
+    """Returns the webui's upscalers without the user's presets. Does not read a file."""
     return Choices(upscalers=tuple(upscaler.name for upscaler in shared.sd_upscalers if upscaler.name != "None"))

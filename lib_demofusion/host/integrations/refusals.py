@@ -1,6 +1,7 @@
 """Refuses features and extensions that do not work with DemoFusion, each with a reason.
 
-A job is checked before and after its base image. The page checks as much as it can before you press Generate.
+A job is checked before and after its base image is sampled, because some extensions become active only during the base
+pass. Before you press Generate, the panel checks the features that are known on the page.
 """
 
 from __future__ import annotations
@@ -18,30 +19,33 @@ from lib_demofusion.host.integrations import layer_patches
 REFUSED = "DemoFusion does not work with"
 
 REGIONAL = "Regional Prompter"
-"""The title of an extension whose version for Forge Neo writes nothing to the infotext."""
+"""The title of the extension Regional Prompter. Its version for Forge Neo writes nothing to the infotext."""
 
 
 @dataclass(frozen=True)
 class Situation:
-    """The features that a job uses, or will use according to the page."""
+    """The features that a job uses, or that the page has selected for the next job."""
 
     model: Any
     tiling: bool = False
     script: str = ""
-    """Title of the script that is selected at the bottom of the tab."""
+    """Title of the script that is selected in the dropdown Script of the tab, or an empty text."""
     params: Mapping[str, Any] = field(default_factory=dict)
-    """Infotext entries, including those of other extensions."""
+    """The infotext entries of the job so far, including the entries of other extensions."""
     regions: str = ""
-    """The mode of Regional Prompter, or an empty text if it is off."""
+    """The mode of Regional Prompter, or an empty text if Regional Prompter is off."""
     masked: bool = False
     only_details: bool = False
-    """Whether ADetailer repaints details of the upload and discards the result of img2img."""
+    """Whether ADetailer's option 'Skip img2img' is active.
+
+    ADetailer then repaints details of the uploaded image and discards the result of img2img.
+    """
     denoiser: Any = None
     """The sampler's CFGDenoiser. None until the sampler exists."""
 
 
 def of_job(p: Any) -> Situation:
-    """Returns the situation of a job."""
+    """Returns the features that a job uses."""
     return Situation(
         model=shared.sd_model,
         tiling=bool(p.tiling),
@@ -55,13 +59,16 @@ def of_job(p: Any) -> Situation:
 
 
 def of_page(model: Any, script: str, override_settings: Sequence[str] = ()) -> Situation:
-    """Returns the situation of a future job, from the page. `override_settings` has entries such as `Tiling: True`."""
+    """Returns the features that the page has selected for the next job: the model, tiling and the script.
+
+    `override_settings` are the entries of the field Override settings, such as `Tiling: True`.
+    """
     overridden = create_override_settings_dict(list(override_settings))
     return Situation(model, bool(overridden.get("tiling", shared.opts.tiling)), script)
 
 
 def chosen_script(runner: Any, index: object) -> str:
-    """Returns the title of the script at this index of the dropdown. Index 0 is no script and returns an empty text."""
+    """Returns the title of the script at `index` in the dropdown Script, or an empty text for index 0 (None)."""
     scripts: Sequence[Any] = getattr(runner, "selectable_scripts", ())
     if not isinstance(index, int) or not 1 <= index <= len(scripts):
         return ""
@@ -69,12 +76,12 @@ def chosen_script(runner: Any, index: object) -> str:
 
 
 def _mode_of_regions(p: Any) -> str:
-    """Returns the mode of Regional Prompter in this job, or an empty text if it is off."""
+    """Returns the mode of Regional Prompter in this job, or an empty text if Regional Prompter is off."""
     if str(p.extra_generation_params.get("RP Active")) == "True":
         return str(p.extra_generation_params.get("RP Calc Mode"))
     scripts: Sequence[Any] = getattr(p.scripts, "alwayson_scripts", ())
     entry = next((entry for entry in scripts if entry.title() == REGIONAL), None)
-    # after a job that failed, the script is still marked as active
+    # `active` remains True after a failed job, so the argument of this job is checked too
     if entry is None or not getattr(entry, "active", False) or not p.script_args[entry.args_from]:
         return ""
     return str(getattr(entry, "calc", ""))
@@ -84,29 +91,44 @@ Check = Callable[[Situation], bool]
 
 
 def _tiled_diffusion(now: Situation) -> bool:
-    """Returns whether Tiled Diffusion or its DemoFusion is active. These hook into every sampler that is created."""
+    """Returns whether the extension Tiled Diffusion is active, or the version of DemoFusion in that extension.
+
+    Both replace functions of every sampler that is created during the job, including the samplers of the stages.
+    """
     return "Tiled Diffusion" in now.params
 
 
 def _tile_script(now: Situation) -> bool:
-    """Returns whether an upscale or outpainting script is selected. It would run the stages for each of its tiles."""
+    """Returns whether a script for upscaling or outpainting is selected.
+
+    Such a script starts one job for each of its tiles, and each of these jobs would run all stages.
+    """
     title = now.script.lower()
     return "upscale" in title or "outpainting" in title
 
 
 def _regional_attention(now: Situation) -> bool:
-    """Returns whether Regional Prompter is in attention mode. Every tile would show all of its regions."""
+    """Returns whether Regional Prompter is in attention mode.
+
+    In this mode, every tile would show all regions of the image.
+    """
     return now.regions not in ("", "Latent")
 
 
 def _soft_inpainting(now: Situation) -> bool:
-    """Returns whether Soft inpainting runs with a sampler for which it also changes the area outside the mask."""
+    """Returns whether Soft inpainting runs with DDIM, PLMS or UniPC.
+
+    With these samplers, Soft inpainting would also change the area outside the mask.
+    """
     soft = str(now.params.get("Soft inpainting enabled")) == "True" and now.masked
     return soft and getattr(now.denoiser, "mask_before_denoising", False)
 
 
 def _details_at_base_size(now: Situation) -> bool:
-    """Returns whether ADetailer repaints whole images. Its result has the request's size, regardless of its input."""
+    """Returns whether ADetailer works without its option 'Inpaint only masked'.
+
+    ADetailer then repaints the whole image at the requested size, so the size of the stages would be lost.
+    """
     return any(
         key.startswith("ADetailer inpaint only masked") and str(value) == "False" for key, value in now.params.items()
     )
@@ -147,11 +169,14 @@ REFUSALS: tuple[tuple[Check, str], ...] = (
 
 
 def reason(now: Situation) -> str | None:
-    """Returns the name of a feature that does not work with DemoFusion, and the reason, or None."""
+    """Returns why a model or feature does not work with DemoFusion, or None.
+
+    The text begins with the name of the model or feature.
+    """
     return host().family(now.model).problem or next((reason for check, reason in REFUSALS if check(now)), None)
 
 
 def refusal(p: Any) -> str | None:
-    """Returns the message that refuses a job with features that do not work with the stages, or None."""
+    """Returns the message that refuses a job, or None if all features of the job work with the stages."""
     found = reason(of_job(p)) or layer_patches.refusal(p) or host().refusal(p)
     return None if found is None else f"{REFUSED} {found}"

@@ -1,12 +1,13 @@
 """Runs the webui's own Soft inpainting (extensions-builtin/soft-inpainting) at the size of a stage.
 
-While a stage is sampled, the script works without changes, because the webui calls it at every blend with the mask. Two
-tasks remain:
+While a stage is sampled, the script of Soft inpainting needs no help: the webui calls the script whenever it blends x
+with the original latent by the mask. Two tasks remain after the sampling:
 
-* The script does not blend at the end. It compares the result with the latent of the original image, and pastes the
-  original image where the two hardly differ. Outside the mask, a stage must therefore return exactly this latent.
-* The script creates the overlay after the base pass, at the size of the base image. `Originals.remake_overlay` calls
-  the script's hook again after the last stage, at the size of that stage.
+* The script does not replace the area outside the mask in the final latent. It compares the final latent with the
+  latent of the original image, and pastes the original image where these latents hardly differ. Outside the mask, a
+  stage must therefore return the latent of the original image exactly.
+* The script creates the overlay, the image that the webui pastes over the result, at the size of the base image.
+  `Originals.remake_overlay` calls the script's hook again after the last stage, at the size of that stage.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from lib_demofusion.method.views import Size
 TITLE, ENABLED_KEY = "Soft Inpainting", "Soft inpainting enabled"
 
 LATENT_RESIZE = 3
-"""The resize mode in which the webui upscales the latent instead of the image."""
+"""The resize mode in img2img that resizes the latent instead of the image."""
 
 
 def is_active(p: Any) -> bool:
@@ -36,10 +37,11 @@ def is_active(p: Any) -> bool:
     return str(p.extra_generation_params.get(ENABLED_KEY)) == "True" and is_inpainting(p)
 
 
-def as_far_as_painted(p: Any, x: Tensor, changed: Tensor) -> Tensor:
-    """Returns `changed`, or with Soft inpainting a blend of x and `changed` by the mask. All are (B, C, h, w).
+def limit_to_mask(p: Any, x: Tensor, changed: Tensor) -> Tensor:
+    """Limits a change of the latent x (B, C, h, w) to the painted area if the job uses Soft inpainting.
 
-    The job's mask must have the size of the stage.
+    `changed` (B, C, h, w) is the changed latent. Blends x and `changed` by the mask of the job, which must have the
+    size of the stage. Without Soft inpainting, returns `changed`.
     """
     return torch.lerp(x, changed, p.nmask.to(x)) if is_active(p) else changed
 
@@ -54,9 +56,11 @@ class Originals:
         self._latents: dict[Size, Tensor] = {}
 
     def latent(self, size: Size) -> Tensor | None:
-        """Encodes the source images at a size in cells to (B, C, h, w). Returns None without Soft inpainting.
+        """Encodes the source images, resized to `size` cells, to a latent (B, C, h, w).
 
-        An upscaled latent decodes to a blurred image, and the blur would be visible where the original is blended in.
+        Returns None if the job does not use Soft inpainting. The webui's own latent of the source images cannot be
+        upscaled instead. An upscaled latent decodes to a blurred image, and the blur would be visible at the soft
+        border of the mask.
         """
         p = self._p
         if not is_active(p):
@@ -67,9 +71,9 @@ class Originals:
         return self._latents[size]
 
     def remake_overlay(self, latent: Tensor) -> None:
-        """Calls the script's hook with a stage's latent (B, C, h, w), so that it creates an overlay of this size.
+        """Makes the script create the overlay again, at the size of a stage's latent (B, C, h, w).
 
-        The job's mask, original latent and `paste_to` must have this size already.
+        Before the call, the mask, the original latent and `paste_to` of the job must have the size of the stage.
         """
         p = self._p
         own = next((entry for entry in p.scripts.alwayson_scripts if entry.title() == TITLE), None)
@@ -82,13 +86,20 @@ class Originals:
             own.post_sample(p, scripts.PostSampleArgs(latent), *args)
 
     def _overlaid(self, size: Size) -> list[Image.Image]:
-        """Returns the whole source images, upscaled like the painted part. The webui pastes the result into these."""
+        """Returns the images into which the webui pastes the result.
+
+        With the inpaint area 'Only masked', these are the whole source images, enlarged by the same factor as the
+        painted part. Otherwise, they are the images from `_shown`.
+        """
         if not self._place:
             return self._shown(size)
         return [resized(image, None, self._scale(size)) for image in self._flat()]
 
     def _shown(self, size: Size) -> list[Image.Image]:
-        """Crops and resizes the source images for a stage of `size` cells, as the webui does for the base image."""
+        """Returns the part of the source images that a stage shows, at the size of the stage, `size` cells.
+
+        The crop and the resize mode are the same as in the webui's own pass.
+        """
         height, width = (n * CELL for n in size)
         if self._place:
             left, top, across, down = self._place

@@ -35,17 +35,20 @@ from lib_demofusion.method.stages import StageStopped
 from lib_demofusion.settings.fields import Settings
 
 SEED_OFFSET = 0x9E3779B97F4A7C15
-"""Added to the seeds once per stage. With the same seeds, a stage would repeat the base image's noise."""
+"""The difference between the seeds of one stage and the next.
+
+With the same seeds, a stage would repeat the noise of the base image.
+"""
 
 EXTRA_NOISE = "Extra noise"
-"""The infotext key of the webui's own setting (modules/sd_samplers_kdiffusion.py)."""
+"""The infotext key of the webui's setting "Extra noise multiplier" (modules/sd_samplers_kdiffusion.py)."""
 
 SEED_MASK = (1 << 63) - 1
 
 NEVER_CALLED = "the sampler did not evaluate the tiles of DemoFusion, so its result is not used; choose another sampler"
 
 Report = Callable[[StageProgress], None]
-"""Receives the progress of the stage."""
+"""A function that shows the progress of the stage to the user."""
 
 
 class StageFailed(Exception):
@@ -53,7 +56,7 @@ class StageFailed(Exception):
 
 
 def stop_requested() -> bool:
-    """Returns whether the user asked to interrupt, skip or stop."""
+    """Returns whether the user has clicked Interrupt or Skip, or asked the webui to stop after the current image."""
     state = shared.state
     return bool(state.interrupted or state.skipped or getattr(state, "stopping_generation", False))
 
@@ -65,19 +68,20 @@ class StageTask:
     stage: StagePlan
     settings: Settings
     anchor: Tensor
-    """The upscaled result of the previous stage, (B, C, H, W)."""
+    """The anchor (B, C, H, W): the previous image, upscaled to the size of the stage."""
     plan: Plan | None = None
-    """The plan of the run. With None, the stage counts as the last one and shows the whole base image."""
+    """The plan of the run. If None, the stage enlarges the whole base image to the final size."""
 
 
 def run_stage(p: Any, task: StageTask, report: Report) -> Tensor:
-    """Samples a stage from its anchor. Returns the latent (B, C, H, W).
+    """Samples a stage, beginning with its anchor. Returns the latent (B, C, H, W).
 
-    Raises StageStopped if the user stops it, StageFailed if the result is not usable, and the errors of the model.
+    Raises StageStopped if the user stops the stage, and StageFailed if its result is not usable. Does not catch errors
+    of the model.
     """
     x = StageSampler(p, task, report).run()
     if x.shape != task.anchor.shape:
-        # the webui catches a RecursionError of a noise sampler and returns its live preview
+        # if a noise sampler raises RecursionError, the webui catches it and returns the latent of the live preview
         raise StageFailed("the sampler failed with this scheduler; choose another scheduler")
     if not torch.isfinite(x).all():
         raise StageFailed(model_problem())
@@ -102,10 +106,10 @@ class StageSampler:
         self._batches = view_batches(p, task.settings, task.stage.size)
 
     def run(self) -> Tensor:
-        """Runs the sampler. Raises StageStopped, StageFailed, and the errors of the model."""
+        """Runs the sampler. Returns the latent (B, C, H, W) and raises the errors that `run_stage` documents."""
         p, task = self._p, self._task
-        # `wraps` keeps the signature of the function, because the webui inspects the parameters
-        self._sampler.func = functools.wraps(self._func)(lambda *args, **kwargs: self._steered(*args, **kwargs))
+        # `wraps` keeps the signature of the sampling function, because the webui inspects the parameters
+        self._sampler.func = functools.wraps(self._func)(lambda *args, **kwargs: self._execute(*args, **kwargs))
         steps = stage_steps(p, self._sampler, self._name, task.settings, self._family.flow)
         sampling = host().sampling(p, task.stage, self._batches.views, task.anchor, self._noise)
         with replaced(p, rng=self._rng, steps=steps.schedule), _extra_noise_of_base(p), sampling:
@@ -113,30 +117,34 @@ class StageSampler:
         return self._family.form.to_method(made)
 
     def _sample(self, steps: int, conditioning: Tensor) -> Tensor:
-        """Calls the sampler for the last part of the schedule. `StageRun.before_call` sets x at the first call."""
+        """Calls the sampler for the last `steps` steps of the schedule.
+
+        The webui sets x in its own way first. `StageRun.before_call` replaces x before the first model call.
+        """
         p, sampler = self._p, self._sampler
         anchor, noise = (self._family.form.to_host(x) for x in (self._task.anchor, self._noise))
         calls = sampler.config.total_steps(1)
         cond, uncond = (conds_of_stage(conds, calls * p.steps, calls * steps) for conds in p.get_conds())
         if isinstance(sampler, sd_samplers_timesteps.CompVisSampler):
             if steps == p.steps:
-                # sample_img2img would drop the first timestep of the schedule
+                # for all steps, `sample` is called, because `sample_img2img` would drop the first timestep
                 sampler.model_wrap_cfg.init_latent = anchor
                 return sampler.sample(p, noise.clone(), cond, uncond, image_conditioning=conditioning)
-            # without this, the sampler would begin one timestep too low
+            # `sample_img2img` of these samplers runs one step less than it is asked for
             steps += 1
         with replaced(p, denoising_strength=steps / (p.steps + 0.5)):
             return sampler.sample_img2img(p, anchor, noise, cond, uncond, steps, conditioning)
 
-    def _steered(self, denoiser: Any, x: Tensor, *args: Any, callback: Callable[[dict], None], **kwargs: Any) -> Tensor:
+    def _execute(self, denoiser: Any, x: Tensor, *args: Any, callback: Callable[[dict], None], **kwargs: Any) -> Tensor:
         """Runs the sampling function with a StageRun between it and the model.
 
-        All arguments (sigmas, eta, churn, the callback) are known only here. They determine the form of the skip
-        residual. Tensors among the arguments are copied to the CPU, where noise levels are read.
+        This method replaces the sampling function, because the webui determines arguments such as sigmas and eta only
+        when it calls the function. The form of the skip residual depends on these arguments. The method reads noise
+        levels from copies on the CPU, because reading them from the GPU would wait for the GPU.
         """
         known = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in kwargs.items()}
         if is_inpainting(self._p):
-            # the webui has stored the anchor as the original, which it blends in outside the mask
+            # the webui blends `init_latent` into x outside the mask, so it must be the original image, not the anchor
             denoiser.init_latent = self._p.init_latent
         traits = self._traits(known, x)
         run = StageRun(self._task.stage, self._task.settings, self._task.anchor, self._noise, traits)
@@ -169,7 +177,10 @@ class StageSampler:
         return made
 
     def _traits(self, arguments: Mapping[str, Any], x: Tensor) -> SamplerTraits:
-        """Determines the form of the skip residual for the sampling function, its arguments and x."""
+        """Determines the properties of the sampler on which the form of the skip residual depends.
+
+        `arguments` are the keyword arguments of the sampling function. `x` is the latent that it receives.
+        """
         sigmas, n = arguments.get("sigmas"), arguments.get("n")
         parameters = inspect.signature(self._func).parameters
         eta, churn = (arguments.get(name, _default(parameters, name)) for name in ("eta", "s_churn"))
@@ -191,7 +202,10 @@ class StageSampler:
         return self._sampler.config.options.get("second_order", False)
 
     def _attach(self, denoiser: Any, run: StageRun, progress: StageProgress) -> None:
-        """Makes the denoiser call the model on batches of views. Before each batch, reports progress and can stop."""
+        """Makes the denoiser evaluate the model on batches of views.
+
+        Before each batch, the progress is reported, and the stage ends if the user has asked to stop.
+        """
         plan = self._task.plan
         origin = getattr(shared.opts, "sdxl_crop_top", 0), getattr(shared.opts, "sdxl_crop_left", 0)
         frame = Frame((plan or self._task.stage).pixels, origin)
@@ -208,7 +222,10 @@ class StageSampler:
         host().attach(denoiser, StageParts(self._p, run, plan, self._batches, frame, before_batch, form, apart))
 
     def _limit_batches(self) -> None:
-        """Limits batches to one view if other extensions have patched the model's layers."""
+        """Limits batches to one view if other extensions have patched the layers of the model.
+
+        If batches could have been larger, a note reports this.
+        """
         names = layer_patches.extensions_with_patches(self._p)
         if names and self._batches.hold_to_one():
             report_note(
@@ -218,9 +235,10 @@ class StageSampler:
 
 @contextmanager
 def _extra_noise_of_base(p: Any) -> Iterator[None]:
-    """Keeps the infotext entry of the webui's setting for extra noise, which has an effect in the base pass only.
+    """Removes the infotext entry for extra noise after the block, unless the base pass has written the entry.
 
-    In a stage, the sampler adds this noise to x before `StageRun.before_call` replaces x.
+    The sampler of a stage writes this entry too. But in a stage, the webui's setting for extra noise has no effect,
+    because `StageRun.before_call` replaces x after the noise is added.
     """
     before = p.extra_generation_params.get(EXTRA_NOISE)
     try:
@@ -231,18 +249,21 @@ def _extra_noise_of_base(p: Any) -> Iterator[None]:
 
 
 def stage_seeds(seeds: list[int], stage: int) -> list[int]:
-    """Returns one seed per image, different for each stage."""
+    """Returns one seed for each image. The seeds differ from the seeds of all other stages and of the base image."""
     return [(int(seed) + SEED_OFFSET * stage) & SEED_MASK for seed in seeds]
 
 
 def _default(parameters: Mapping[str, inspect.Parameter], name: str) -> Any:
-    """Returns the default of a parameter, or None if the parameter or its default does not exist."""
+    """Returns the default value of the parameter `name`, or None if there is no such parameter or default."""
     found = parameters.get(name)
     return None if found is None or found.default is inspect.Parameter.empty else found.default
 
 
 def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:
-    """Seeds the noise of SDE samplers for this stage. The webui uses p.all_seeds for this noise and ignores p.rng."""
+    """Makes SDE samplers draw their noise from the seeds of this stage.
+
+    The webui would use `p.all_seeds` for this noise, and not `p.rng`, which has the seeds of the stage.
+    """
     create = sampler.create_noise_sampler
     batch = SimpleNamespace(all_seeds=seeds, iteration=0, batch_size=len(seeds))
     sampler.create_noise_sampler = lambda x, sigmas, p: create(x, sigmas, batch)
@@ -251,9 +272,9 @@ def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:
 def _image_conditioning(p: Any, anchor: Tensor, plan: Plan | None) -> Tensor:
     """Returns the image conditioning of an inpainting, depth, editing or unCLIP model.
 
-    The conditioning of the base pass is used again, so no large image is encoded. In img2img, and after hires fix, the
-    conditioning shows the source image and is resized for the stage. In txt2img, it marks the whole base image as
-    masked, which is also correct for every view.
+    The stages use the conditioning of the base pass, so no large image is encoded. In img2img, the conditioning shows
+    the source image and is resized to the size of the stage. In txt2img, the conditioning marks the whole base image as
+    masked, and is resized later for every view.
     """
     shown = getattr(p, "image_conditioning", None)
     if shown is not None:

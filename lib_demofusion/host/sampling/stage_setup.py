@@ -1,4 +1,4 @@
-"""Chooses the number of steps of a stage and the number of views per model call, and predicts the model calls."""
+"""Chooses the steps of a stage and the number of views per model call, and predicts the number of model calls."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from lib_demofusion.tiled_vae.memory import whole_bytes
 
 
 def stage_steps(p: Any, sampler: Any, name: str, settings: Settings, flow: bool) -> StageSteps:
-    """Returns the schedule of a stage for the webui's `sampler`, whose function has the name `name`.
+    """Returns the length of a stage's schedule and the number of steps that run.
 
-    On a flow model (`flow`), the denoising strength determines the noise level at which the stage begins. On other
-    models, it determines which share of the steps runs.
+    `sampler` is a sampler of the webui, and `name` is the name of its sampling function. If `flow` is True, the model
+    is a flow model, and the denoising strength determines the noise level at which the stage begins. For other models,
+    the denoising strength determines the share of the steps that run.
     """
     least = least_steps(name, getattr(shared.opts, "uni_pc_order", 1))
     steps, strength = schedule_steps(p.steps, settings), settings.denoising_strength
@@ -42,10 +43,10 @@ def stage_steps(p: Any, sampler: Any, name: str, settings: Settings, flow: bool)
 class CallsOfStage:
     """Predicts the number of model calls of a stage's sampling function from the function's arguments.
 
-    For DPM adaptive, the number depends on the image. The estimate is the number of calls in the base pass times the
-    ratio that was measured in this checkpoint's last stage with DPM adaptive (1 before that). In a test with a trained
-    model, there were 57 calls in the base pass and 126 in a stage, where dilated views and skip residual shorten the
-    steps.
+    For DPM adaptive, the number depends on the image. In a test with a trained model, DPM adaptive made 57 calls in the
+    base pass and 126 calls in a stage, because its steps become shorter with dilated views and the skip residual. The
+    estimate is the number of calls in the base pass times a ratio. The ratio was measured in the last stage with this
+    checkpoint and DPM adaptive. Without a measurement, the ratio is 1.
     """
 
     def __init__(self, p: Any, name: str, arguments: Mapping[str, Any], second_order: bool):
@@ -56,25 +57,26 @@ class CallsOfStage:
         self.ahead: CallsAhead = calls_ahead(name, arguments, second_order, ratio * self._of_base)
 
     def learn(self, calls: int) -> None:
-        """Updates the measured ratio after a stage with `calls` model calls."""
+        """Stores the ratio that a stage with `calls` model calls shows, if the sampler is DPM adaptive."""
         if not self._is_known and "sigma_max" in self._arguments:
             timing.learn(self._model, timing.ADAPTIVE_RATIO, calls_of_whole(calls, self._arguments) / self._of_base)
 
 
 def _calls_of_base(p: Any) -> int:
-    """Returns the number of model calls in the webui's last pass, or 0 if it is not known."""
+    """Returns the number of model calls in the last pass of the webui, or 0 if the number is unknown."""
     return getattr(getattr(p.sampler, "model_wrap_cfg", None), "step", 0)
 
 
 FULL = 0
-"""The webui's index of the live preview method that runs the autoencoder (approximation_indexes)."""
+"""The index of the live preview method "Full", which decodes with the VAE (approximation_indexes in the webui)."""
 
 
 def view_batches(p: Any, settings: Settings, size: Size) -> ViewBatches:
-    """Returns the view batches of a stage of `size` cells: the requested number of views, or as many as fit.
+    """Chooses the number of views per model call for a stage of `size` cells.
 
-    Returns batches of one view if the setting "SD Unet" has replaced the checkpoint's UNet, for example by TensorRT.
-    The replacement only supports the batch size of the base image.
+    The number comes from the request or from the option on the settings page. If both are 0, as many views as fit into
+    memory are evaluated together. If the setting "SD Unet" has replaced the checkpoint's UNet, for example by TensorRT,
+    the number is 1, because the replacement supports only the batch size of the base image.
     """
     if sd_unet.current_unet is not None:
         return ViewBatches(1)
@@ -83,25 +85,25 @@ def view_batches(p: Any, settings: Settings, size: Size) -> ViewBatches:
 
 
 def preview_bytes(sd_model: Any, size: Size) -> int:
-    """Estimates the device memory, in bytes, of a live preview of a latent of `size` cells while the model runs.
+    """Estimates the device memory, in bytes, that live previews of a latent of `size` cells need beside the model.
 
     The webui decodes a preview in a separate thread (modules/shared_state.py, set_current_image), one image at a time.
+    Returns 0 if the VAE does not decode while the model runs, or if the layers of the VAE are unknown.
     """
-    if not _decodes_beside():
+    if not _previews_run_beside_model():
         return 0
     try:
         layers = decoder_layers(sd_model.first_stage_model.decoder)
     except (AttributeError, ValueError):
-        # an autoencoder of a different layout
         return 0
     return whole_bytes(layers, preview_size(size), item_bytes(devices.dtype_vae))
 
 
-def _decodes_beside() -> bool:
-    """Returns whether the autoencoder decodes previews while the model runs.
+def _previews_run_beside_model() -> bool:
+    """Returns whether the VAE decodes live previews while the model runs.
 
-    With --medvram and --lowvram, the webui decodes previews between two model calls. If the interval between
-    previews is -1 steps, there is a preview only at the end.
+    With --medvram and --lowvram, the webui decodes previews between two model calls. If the webui's setting for the
+    interval of previews is -1 steps, the webui shows a preview only at the end.
     """
     opts = shared.opts
     if not opts.live_previews_enable or getattr(opts, "show_progress_every_n_steps", 1) == -1:
