@@ -35,7 +35,7 @@ THREE = {"enabled": True, "scale": 3, "stages": "every"}
 
 @pytest.fixture
 def in_model(webui: Webui) -> Iterator[Callable[[Callable[[], None]], None]]:
-    """Returns a function that installs a callback, which runs before every model call."""
+    """Returns a function that installs a callback. The callback runs before every model call."""
     unet = webui.small.unet
 
     def install(function: Callable[[], None]) -> None:
@@ -50,7 +50,7 @@ def in_model(webui: Webui) -> Iterator[Callable[[Callable[[], None]], None]]:
 
 
 def in_stage(number: int) -> bool:
-    """Returns whether the stage with that number is running. The first stage has the number 1."""
+    """Returns whether the stage with this number is running. The first stage has the number 1."""
     return (shared.state.textinfo or "").startswith(f"DemoFusion {number}/")
 
 
@@ -69,15 +69,15 @@ def test_every_sampler_runs_every_stage(webui: Webui, sampler: str) -> None:
 def test_the_base_image_is_returned_if_the_host_does_not_call_the_fused_model(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str, reported: Reports
 ) -> None:
-    """In some webuis, the guidance does not call the object that the extension has put in place of the model.
+    """The extension replaces the model by an object that evaluates views. Some webuis may not call this object.
 
-    The webui's own model then evaluates the whole latent at once. The result has the expected shape, but is wrong.
+    Then the webui's own model evaluates the whole latent at once. The result has the expected shape, but is wrong.
     """
     reported.expect("did not evaluate the tiles of DemoFusion")
     plain = webui.job(sampler_name=sampler)
 
     def forward(self: Any, x: torch.Tensor, sigma: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        own, self.__class__ = type(self), plain_class(type(self))
+        own, self.__class__ = type(self), webui_class(type(self))
         try:
             return real(self, x, sigma, *args, **kwargs)
         finally:
@@ -105,8 +105,8 @@ def test_an_unknown_webui_is_reported_when_the_extension_is_loaded(
     assert "not tested in this webui (Another 3.1)" in caplog.messages[0]
 
 
-def plain_class(cls: type) -> type:
-    """Returns the webui's own class from which the class of a stage's denoiser is derived."""
+def webui_class(cls: type) -> type:
+    """Returns the webui's class of a stage's denoiser. The extension derives `cls` from this class."""
     return next(c for c in cls.__mro__ if c.__module__.startswith("modules."))
 
 
@@ -114,7 +114,7 @@ def plain_class(cls: type) -> type:
 @pytest.mark.parametrize(
     "settings", [{"denoising_strength": 0.05}, {"denoising_strength": 0.2}, {"hires_steps": 1}, {}], ids=str
 )
-def test_every_sampler_runs_a_stage_of_few_steps(webui: Webui, sampler: str, settings: dict[str, float]) -> None:
+def test_every_sampler_runs_a_stage_with_few_steps(webui: Webui, sampler: str, settings: dict[str, float]) -> None:
     result = webui.job({**ON, **settings}, sampler_name=sampler, steps=2)
     assert sizes(result) == [2 * BASE]
 
@@ -123,7 +123,7 @@ def test_every_sampler_runs_a_stage_of_few_steps(webui: Webui, sampler: str, set
 def test_a_sampler_that_is_a_partial_function_gives_the_same_image(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Extensions can add a sampler as a partial function, which changes defaults of the original function."""
+    """Extensions can add a sampler as a partial function that changes default arguments of the original function."""
     plain = webui.job(THREE, sampler_name=name)
     config = sd_samplers.find_sampler_config(name)
 
@@ -179,7 +179,7 @@ def test_a_disabled_extension_reports_no_errors(webui: Webui, off: dict[str, Any
     assert "DemoFusion" not in result.comments
 
 
-def test_a_misspelt_enabled_is_reported(webui: Webui, reported: Reports) -> None:
+def test_a_misspelt_name_of_the_field_enabled_is_reported(webui: Webui, reported: Reports) -> None:
     reported.expect("'enable' does not exist")
     message = "the field 'enable' does not exist (its value is True). Use the fields enabled, "
     assert message in webui.job({"enable": True}).comments
@@ -228,7 +228,9 @@ def test_an_interrupt_returns_the_image_of_the_previous_stage(webui: Webui, in_m
     assert f"DemoFusion stopped: showing stage 1 of 2 ({2 * BASE}x{2 * BASE})\n" in result.comments
 
 
-def test_after_an_interrupt_before_the_first_stage_the_message_has_the_size(webui: Webui, in_model: Callable) -> None:
+def test_the_message_after_an_interrupt_in_the_base_pass_contains_the_size_of_the_image(
+    webui: Webui, in_model: Callable
+) -> None:
     in_model(shared.state.interrupt)
     result = webui.job(THREE)
     assert sizes(result) == [BASE]
@@ -289,7 +291,7 @@ def test_an_unknown_field_is_reported(webui: Webui, reported: Reports) -> None:
     assert "scael" in result.comments
 
 
-def test_progress_rises_to_the_end(webui: Webui, in_model: Callable) -> None:
+def test_progress_never_falls_and_ends_near_1(webui: Webui, in_model: Callable) -> None:
     seen: list[float] = []
     in_model(lambda: seen.append(shared.state.progress()))
     webui.job(THREE, n_iter=2)
@@ -299,7 +301,7 @@ def test_progress_rises_to_the_end(webui: Webui, in_model: Callable) -> None:
 
 
 def test_the_api_reports_integer_numbers_of_jobs(webui: Webui, in_model: Callable) -> None:
-    """The webui's API converts these numbers to JSON."""
+    """The webui's API converts the number of the current job and the number of jobs to JSON."""
     texts: list[str] = []
     in_model(lambda: texts.append(json.dumps([shared.state.job_no, shared.state.job_count])))
     webui.job(THREE, n_iter=2)
@@ -335,11 +337,11 @@ def test_a_wide_image_keeps_its_aspect_ratio(webui: Webui) -> None:
 
 
 def live_tensors() -> tuple[int, int]:
-    """Returns the number of tensors that exist, and the number of bytes in their storages."""
+    """Returns the number of existing tensors, and the number of bytes in the storages of these tensors."""
     gc.collect()
     # `isinstance` would read `__class__`, and some objects of torch warn about this
     tensors = [entry for entry in gc.get_objects() if issubclass(type(entry), torch.Tensor)]
-    # a tensor on a simulated GPU (tests/card) stores its data in a tensor on the CPU, which is counted
+    # a tensor on a simulated GPU (tests/card) keeps its data in a CPU tensor, so the bytes of CPU tensors are enough
     storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
     sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
     return len(tensors), sum(sizes.values())
@@ -347,7 +349,7 @@ def live_tensors() -> tuple[int, int]:
 
 @pytest.fixture
 def only_new_objects() -> Iterator[None]:
-    """Hides all existing objects from `live_tensors`, which would take seconds to inspect them."""
+    """Hides the objects that exist before the test from `live_tensors`. Otherwise `live_tensors` would take seconds."""
     gc.collect()
     gc.freeze()
     yield
@@ -357,7 +359,7 @@ def only_new_objects() -> Iterator[None]:
 @pytest.mark.usefixtures("only_new_objects")
 @pytest.mark.parametrize("sampler", ["Euler", "DPM++ SDE"])
 def test_memory_stays_constant_in_a_queue_of_twenty_jobs(webui: Webui, sampler: str) -> None:
-    """From the second image on, the number of tensors and bytes is constant."""
+    """From the second job on, the number of tensors and the number of bytes are constant."""
     alive = []
     for seed in range(20):
         webui.job({**ON, "return_stages": True}, sampler_name=sampler, seed=seed)
@@ -375,7 +377,7 @@ def test_live_tensors_counts_a_new_tensor() -> None:
 @pytest.mark.parametrize(
     ("upscaler", "resample"), [("Lanczos", Image.Resampling.LANCZOS), ("Nearest", Image.Resampling.NEAREST)]
 )
-def test_an_anchor_in_pixels_is_the_encoding_of_the_enlarged_image(
+def test_an_anchor_for_an_upscaler_in_pixels_is_the_encoded_enlarged_image(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, upscaler: str, resample: Image.Resampling
 ) -> None:
     """The test enlarges the base image with Pillow and encodes it. The anchor of the stage must equal the result."""
@@ -391,12 +393,12 @@ def test_an_anchor_in_pixels_is_the_encoding_of_the_enlarged_image(
     enlarged = base.resize((2 * BASE, 2 * BASE), resample)
     pixels = torch.from_numpy(np.asarray(enlarged, np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
     expected = webui.small.encode(pixels)
-    # the test rounds the base image down to 8 bits
+    # the base image that the test enlarges has 8 bits per channel
     torch.testing.assert_close(anchors[0][:1], expected, rtol=0, atol=0.02)
     assert anchors[0].shape == (2, 4, 2 * BASE // 8, 2 * BASE // 8)
 
 
-def test_a_mixed_anchor_combines_the_enlarged_latent_and_the_encoded_image(
+def test_a_mixed_anchor_combines_the_enlarged_latent_and_the_encoded_enlarged_image(
     webui: Webui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     anchors: dict[str, torch.Tensor] = {}
@@ -410,7 +412,7 @@ def test_a_mixed_anchor_combines_the_enlarged_latent_and_the_encoded_image(
     torch.testing.assert_close(anchors["mixed"], mix_anchors(anchors["pixels"], anchors["latent"], 2.0))
 
 
-def test_the_webuis_upscalers_are_choices_and_others_are_reported(webui: Webui, reported: Reports) -> None:
+def test_the_webuis_upscalers_are_choices_and_unknown_upscalers_are_reported(webui: Webui, reported: Reports) -> None:
     reported.expect("upscaler: '4x-Gone (pixels)' is not valid")
     assert SPECS["upscaler"].choices(user_presets.known_choices()) == ("Latent", "Lanczos", "Nearest")
     result = webui.job({**ON, "upscaler": "4x-Gone (pixels)"})
@@ -479,7 +481,7 @@ def test_enlarging_pixels_and_latents_gives_different_images(webui: Webui) -> No
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Imitates tiled decoding, with three reports of progress. Records the image's width at each report."""
+    """Imitates tiled decoding with three reports of progress. Records the width of the image at each report."""
     widths: list[int] = []
     real = coding.decode
 
@@ -503,7 +505,7 @@ def test_no_image_is_decoded_twice(webui: Webui, decoded: list[int], shown: dict
 
 
 def test_only_displayed_images_are_decoded(webui: Webui, decoded: list[int]) -> None:
-    """With "Keep colors" the base image is decoded as well, because the final image gets its colors."""
+    """With "Keep colors", the base image is decoded too, because the final image gets the colors of the base image."""
     webui.job({**THREE, "upscaler": "Latent", "keep_colors": False})
     assert decoded == [3 * BASE] * 3
     decoded.clear()
@@ -537,7 +539,7 @@ def test_the_progress_bar_moves_while_an_image_is_decoded(
     def decoding(p: Any, latent: torch.Tensor, report: vae.Report) -> Any:
         return decode(p, latent, lambda share: (passing(latent[:, 0].numel()), report(share)))
 
-    # real times would depend on other processes, and timings of earlier jobs would change the bar
+    # the clock is simulated because real times vary; the folder is new because stored timings would change the bar
     monkeypatch.setattr(webui, "folder", tmp_path)
     monkeypatch.setattr(webui.small, "unet", watched)
     monkeypatch.setattr(coding, "decode", decoding)
@@ -552,13 +554,13 @@ def test_the_progress_bar_moves_while_an_image_is_decoded(
 
     monkeypatch.setattr(progress.Progress, "move", looking)
     webui.job({**THREE, "stages": "every", "upscaler": "Lanczos (pixels)"})
-    # for each of the three images, the bar moves when decoding begins and at every report
+    # for each of the three images, the bar moves when decoding begins and at each of the three reports
     assert seen == sorted(seen)
     assert len(set(seen)) == 4 * 3
     assert seen[-1] == pytest.approx(1)
 
 
-def test_an_interrupt_during_decoding_for_the_upscaler_returns_that_image(
+def test_an_interrupt_while_an_image_is_decoded_for_the_upscaler_returns_this_image(
     webui: Webui, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     move = progress.Progress.move
@@ -572,11 +574,11 @@ def test_an_interrupt_during_decoding_for_the_upscaler_returns_that_image(
     result = webui.job({**THREE, "stages": "every", "upscaler": "Lanczos (pixels)"})
     assert sizes(result) == [2 * BASE]
     assert "in stage 2 of 2 (192x192), this is stage 1 of 2 (128x128)" in result.infotexts[0]
-    # decoding is interrupted at its second report, and then repeated to return the image
+    # the interrupt ends decoding at the second report; then the image is decoded again, because the job returns it
     assert decoded == [BASE] * 3 + [2 * BASE] * 2 + [2 * BASE] * 3
 
 
-def test_an_interrupt_during_encoding_returns_the_previous_image(
+def test_an_interrupt_during_encoding_for_a_stage_returns_the_previous_image(
     webui: Webui, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     move = progress.Progress.move
@@ -625,7 +627,7 @@ def test_the_base_image_is_returned_if_encoding_fails(
 
 @pytest.mark.parametrize("size", [(24, 40), (9, 17)])
 def test_lanczos_equals_pillows_filter_up_to_rounding(webui: Webui, size: tuple[int, int]) -> None:
-    # the contrast is low, so that Pillow clips nothing: it clips 8-bit values after each of its two passes
+    # the contrast is low, because Pillow clips the values after each of its two passes, and `lanczos` does not clip
     picture = torch.rand(3, 8, 12, generator=torch.Generator().manual_seed(0)) - 0.5
     out = upscaling.lanczos(picture, size)
     whole = Image.fromarray(((picture * 0.5 + 0.5) * 255).round().byte().permute(1, 2, 0).numpy())

@@ -1,7 +1,7 @@
-"""Tests jobs with extensions that patch the model's layers. Some of them count the rows of each model call.
+"""Tests jobs with extensions that patch the model's layers. Some of these patches count the batch rows of a call.
 
-The tests write small extensions to a folder. They imitate NegPiP, Composable LoRA, Smoothed Energy Guidance, DeepCache
-and caches of steps.
+The tests write small extensions to a folder. These extensions imitate NegPiP, Composable LoRA, Smoothed Energy
+Guidance, DeepCache and caches of steps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ON = {"enabled": True, "scale": 2}
 
 
 class CrossAttention(nn.Module):
-    """A cross-attention layer from the cells of the latent to the prompt."""
+    """A cross-attention layer. The queries are cells of the latent. The keys and values come from the prompt."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,8 @@ Install = Callable[[str, str], Any]
 def extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Returns a function that installs an extension and loads its script.
 
-    Its arguments are the name of the extension's folder, and source code with a function `patch(unet, batch)`.
+    The arguments of the function are the name of the extension's folder and the source code of the script. The script
+    defines `patch(unet, batch)`, in which `batch` is the number of images.
     """
     monkeypatch.setattr(paths_internal, "extensions_dir", str(tmp_path / "extensions"), raising=False)
     forward = nn.Linear.forward
@@ -120,7 +121,7 @@ COUNTERS = {"sd-webui-negpip": NEGPIP, "composable-lora": COMPOSABLE, "sd-webui-
 
 
 def images(webui: Webui, settings: dict[str, Any], **job: Any) -> list[bytes]:
-    """Runs a job with one stage. Returns the pixels of each image."""
+    """Runs a job with one stage. Returns the pixels of each final image."""
     result = webui.job({**ON, **settings}, **job)
     assert set(sizes(result)) == {2 * BASE}
     return [image.tobytes() for image in result.images]
@@ -141,7 +142,7 @@ def test_an_extension_that_counts_rows_gets_one_view_at_a_time(
     assert note in reported.notes[-1]
 
 
-def test_cond_and_uncond_of_such_a_view_are_not_separated_if_memory_runs_out(
+def test_an_extension_that_counts_rows_gets_cond_and_uncond_in_one_call_if_memory_runs_out(
     webui: Webui, unet: Unet, extension: Install, reported: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extension("sd-webui-negpip", NEGPIP).patch(unet, 1)
@@ -159,10 +160,10 @@ def test_cond_and_uncond_of_such_a_view_are_not_separated_if_memory_runs_out(
     assert set(rows) == {2}
 
 
-def test_patches_that_are_in_no_extension_do_not_limit_the_batches(
+def test_patches_by_the_webui_do_not_limit_the_batches(
     webui: Webui, unet: Unet, extension: Install, reported: Reports
 ) -> None:
-    """For example, the webui itself patches layers for token merging and hypertile."""
+    """The webui patches layers for token merging and hypertile. The code of these patches is not in an extension."""
     rows = []
     plain = unet.attn2.forward
 
@@ -176,7 +177,7 @@ def test_patches_that_are_in_no_extension_do_not_limit_the_batches(
     assert not reported.notes[-1]
 
 
-def test_patches_of_controlnet_and_of_this_extension_are_ignored(
+def test_patches_by_controlnet_and_by_demofusion_are_ignored(
     webui: Webui, unet: Unet, extension: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = extension("sd-webui-controlnet", NEGPIP)
@@ -207,7 +208,7 @@ def one_after_the_other(self: Any, x: Tensor, sigma: Tensor, uncond: Tensor, con
 def test_negpip_is_refused_if_cond_and_uncond_are_separate_calls(
     webui: Webui, unet: Unet, extension: Install, reported: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In this case, NegPiP counts calls to distinguish cond and uncond, but a stage makes one call for every view."""
+    """NegPiP counts separate calls to distinguish cond and uncond, but a stage makes more calls than NegPiP expects."""
     extension("sd-webui-negpip", NEGPIP).patch(unet, 1)
     monkeypatch.setattr(CFGDenoiser, "forward", one_after_the_other)
     assert sizes(webui.job(ON)) == [2 * BASE]
@@ -250,7 +251,7 @@ def patch(unet, batch):
 
     type(unet).%s = %s
 """
-"""An extension that caches the output and replaces a method of the model's class, as TeaCache for Forge does."""
+"""Source code that replaces a method of the model's class by a method with a cache, like TeaCache for Forge."""
 
 HALVED = """
 def patch(unet, batch):
@@ -273,7 +274,7 @@ class Flux(Unet):
 def test_a_cache_of_steps_is_refused(
     webui: Webui, unet: Unet, extension: Install, reported: Reports, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """Such a cache would return the prediction of one tile for another tile."""
+    """A cache of steps would return the prediction for one tile when the stage evaluates another tile."""
     own = type("Patched", (Flux,), {})
     monkeypatch.setattr(unet, "__class__", own)
     extension("sd-forge-blockcache", STEP_CACHE % (4 * (method,))).patch(unet, 1)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.browser
 
 LOCALIZATIONS = Path(__file__).resolve().parents[2] / "localizations"
 WITH_SCREENSHOT = (360, 400, 500, 700, 900, 960, 1024, 1100, 1280, 1600)
-"""The widths of which a screenshot is saved."""
+"""The widths, in pixels, of the windows of which the tests save a screenshot."""
 WIDTHS = sorted({*range(360, 1601, 20), *WITH_SCREENSHOT})
 
 TRANSLATE = """words => {
@@ -50,7 +50,7 @@ def test_no_control_is_cut_off_or_covered_in_the_dark_theme(blank: Any, address:
 
 
 def problems_with_screenshots(tab: Tab, widths: Iterable[int], name: str) -> list[str]:
-    """Returns the layout problems in windows of these widths, and saves screenshots of some windows."""
+    """Returns the layout problems in windows of these widths. Saves a screenshot if the width is in WITH_SCREENSHOT."""
     problems = []
     for width in widths:
         problems += tab.layout_problems(width)
@@ -61,15 +61,15 @@ def problems_with_screenshots(tab: Tab, widths: Iterable[int], name: str) -> lis
 
 @pytest.mark.parametrize("language", ["de_DE", "zh_CN"])
 def test_translated_texts_are_not_cut_off_or_covered(blank: Any, address: str, language: str) -> None:
-    """The longest labels in German are longer than the English ones."""
+    """The longest German labels are longer than the longest English labels."""
     tab = open_panel(blank, address, name="img2img")
     tab.page.evaluate(TRANSLATE, json.loads((LOCALIZATIONS / f"{language}.json").read_text(encoding="utf-8")))
     problems = [problem for width in WIDTHS for problem in tab.layout_problems(width)]
-    # a translated label of two words may take two lines
+    # a translated label may need two lines
     assert [problem for problem in problems if "lines" not in problem] == []
 
 
-def test_the_check_finds_controls_that_are_cut_off_or_overlap(blank: Any, address: str) -> None:
+def test_layout_problems_finds_controls_that_are_cut_off_or_overlap(blank: Any, address: str) -> None:
     tab = open_panel(blank, address)
     tab.page.add_style_tag(content=f"{tab.panel}_width {{ margin-left: -40px; }}")
     assert "scale INPUT number overlaps width INPUT range" in "\n".join(tab.layout_problems(1280))

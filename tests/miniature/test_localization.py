@@ -62,20 +62,20 @@ def on_the_settings_page() -> Iterator[str]:
             continue
         yield option.label
         yield from (text for text in TextNodes(option.comment_after).found if text != "(requires Reload UI)")
-        # if the arguments are a function, the choices are names of presets, which are not translated
+        # if the arguments are a function, the choices are the names of presets, and these names are not translated
         arguments: Any = {} if callable(option.component_args) else option.component_args or {}
         yield from arguments.get("choices", ())
 
 
 @pytest.fixture(scope="module")
 def shown(webui: Webui) -> set[str]:
-    """Returns all texts of the extension that the webui can translate."""
+    """Returns all texts of the extension that a localization can translate."""
     constant = {text for texts in IN_SENTENCES for text in texts} | {refusals.REFUSED}
     return constant | set(on_the_page(webui)) | set(on_the_settings_page())
 
 
 def translations(language: str) -> dict[str, str]:
-    """Returns the translations of a language."""
+    """Maps each English text to its translation."""
     return json.loads((FOLDER / f"{language}.json").read_text(encoding="utf-8"))
 
 
@@ -84,7 +84,9 @@ def test_german_and_chinese_translations_exist() -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_every_displayed_text_has_a_translation(language: str, shown: set[str]) -> None:
+def test_every_displayed_text_has_a_translation_and_every_translation_is_displayed(
+    language: str, shown: set[str]
+) -> None:
     keys = set(translations(language))
     assert {"without a translation": shown - keys, "no longer shown": keys - shown} == {
         "without a translation": set(),
@@ -93,7 +95,7 @@ def test_every_displayed_text_has_a_translation(language: str, shown: set[str]) 
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_translations_are_not_empty_and_contain_the_same_numbers(language: str) -> None:
+def test_translations_are_not_empty_and_contain_the_numbers_of_the_english_text(language: str) -> None:
     for text, translated in translations(language).items():
         assert translated.strip() == translated
         assert translated

@@ -1,4 +1,4 @@
-"""Tests that no finished image is lost if memory runs out anywhere in a job, except in a call of the model."""
+"""Tests that no finished image is lost if memory runs out in a part of a job that is not a model call."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EVERYTHING = {
     "save_stages": True,
 }
 SEEDS = itertools.count(5000)
-"""Each run has its own seed, which is in the names of its files. Other tests save images in the same folder."""
+"""Seeds for the jobs. The names of saved images contain the seed, which identifies the images of a job."""
 
 Point = tuple[Callable[[Webui], Any], str]
 POINTS: dict[str, Point] = {
@@ -42,11 +42,11 @@ POINTS: dict[str, Point] = {
     "saving the image of a stage": (lambda webui: output, "_save"),
     "the gallery's copy": (lambda webui: Image.Image, "reduce"),
 }
-"""For each part of a job: the object or module with the function that runs out of memory, and the function's name."""
+"""For each part of a job: how to get the owner of the failing function, and the name of this function."""
 
 
 class Failing:
-    """Calls `real`, except that the call with the index `call` raises an error."""
+    """Calls the function `real`. Only the call with the index `call` raises `error` instead."""
 
     def __init__(self, real: Callable[..., Any], call: int, error: Exception):
         self.real, self.left, self.error = real, call, error
@@ -62,7 +62,7 @@ class Failing:
 
 @pytest.fixture
 def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Records the widths in pixels of all stages that were sampled to the end."""
+    """Returns a list to which each stage adds its width in pixels when its sampling has finished."""
     widths: list[int] = []
     real = stage_loop.run_stage
 
@@ -83,12 +83,12 @@ def small_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=[torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB"), MemoryError()])
 def error(request: pytest.FixtureRequest) -> Exception:
-    """Returns the error of a full GPU memory, and in another run of the test the error of a full computer memory."""
+    """Returns the error of a full GPU memory or of a full computer memory. Each test runs once with each error."""
     return request.param
 
 
 def saved(webui: Webui, seed: int) -> list[int]:
-    """Returns the widths of the images that were saved with a seed in their names, from small to large."""
+    """Returns the widths, in ascending order, of the saved images whose file names contain `seed`."""
     widths = []
     for path in (webui.folder / "txt2img-images").glob(f"*-{seed}*.png"):
         with Image.open(path) as image:
@@ -114,7 +114,7 @@ def test_finished_images_are_never_lost(
         # Pillow makes the copy, which needs only the computer's memory
         error = MemoryError()
     failing = Failing(getattr(owner(webui), name), call, error)
-    # the lambda is needed for `Image.reduce`: only a function becomes a method, which receives the image
+    # `Image.reduce` must receive the image as `self`: a lambda in a class does, but an object of `Failing` does not
     monkeypatch.setattr(owner(webui), name, lambda *args, **kwargs: failing(*args, **kwargs), raising=False)
     seed = next(SEEDS)
     result = webui.job(settings, seed=seed, do_not_save_samples=False, from_page=True)
@@ -126,7 +126,7 @@ def test_finished_images_are_never_lost(
     reported.expect(
         "not enough memory for a smaller copy" if point == "the gallery's copy" else str(error) or "MemoryError"
     )
-    # the result is the last sampled stage, or the stage before it if the last one could not be finished or decoded
+    # the result shows the last sampled stage, or the previous image if this stage could not be finished or decoded
     least = sampled[-1] if sampled else BASE
     if point in ("decoding", "the end of a stage") and sampled:
         least -= BASE
@@ -173,7 +173,7 @@ def test_a_grid_that_is_not_saved_is_shown_smaller(webui: Webui) -> None:
 
 @pytest.fixture
 def decodes(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Records the widths of decoded latents, in cells."""
+    """Returns a list to which each call of the decoder adds the width of its latent in cells."""
     widths: list[int] = []
     real = webui.small.decode
 
@@ -188,7 +188,7 @@ def decodes(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_only_displayed_or_saved_images_are_decoded(webui: Webui, decodes: list[int]) -> None:
-    """If a job saves no images, the images of its stages are not decoded, even with `save_stages`."""
+    """If the webui saves no images of a job, the images of the stages are not decoded, even with `save_stages`."""
     webui.job({"enabled": True, "preset": "Paper", "scale": 3, "save_stages": True})
     assert decodes == [3 * BASE // 8]
     decodes.clear()

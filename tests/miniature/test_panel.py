@@ -19,7 +19,7 @@ def by_id(webui: Webui, elem_id: str) -> Any:
 
 
 def own_scripts() -> list[Any]:
-    """Returns the extension's scripts of the page that was built last, one for each tab."""
+    """Returns DemoFusion's scripts for txt2img and img2img. The scripts belong to the page that was built last."""
     runners = (scripts.scripts_txt2img, scripts.scripts_img2img)
     return [next(one for one in runner.alwayson_scripts if one.title() == "DemoFusion Hires") for runner in runners]
 
@@ -40,8 +40,8 @@ def test_a_changed_setting_updates_the_summary_lines_of_both_tabs(
 
 
 def test_forges_dropdown_of_checkpoints_updates_the_summary_lines_of_both_tabs(webui: Webui) -> None:
-    """In Forge and Forge Neo, the choice of a checkpoint does not change the component `settings_json`."""
-    # the panels belong to the page that was built last, which may be the page of another test file
+    """In Forge and Forge Neo, selecting a checkpoint does not change the component `settings_json`."""
+    # not `webui.page`: the scripts belong to the page that was built last, possibly by another test file
     lines = {script.panel.line._id for script in own_scripts()}
     assert len(lines) == 2
     with gr.Blocks() as blocks:
@@ -58,7 +58,7 @@ def test_forges_dropdown_of_checkpoints_updates_the_summary_lines_of_both_tabs(w
 
 @pytest.mark.parametrize("elem_id", ["txt2img_gallery", "txt2img_width"])
 def test_copies_of_components_outside_of_a_page_are_ignored(webui: Webui, elem_id: str) -> None:
-    """gradio 4 creates a copy of a component with the same id and classes when an event updates it."""
+    """When an event updates a component, gradio 4 creates a copy of the component with the same id and classes."""
     script, _ = own_scripts()
     before = dict(script.tab_components.fields)
     copy = gr.Dropdown()
@@ -69,7 +69,7 @@ def test_copies_of_components_outside_of_a_page_are_ignored(webui: Webui, elem_i
 
 
 def test_the_summary_line_is_updated_when_the_page_is_loaded(webui: Webui) -> None:
-    """The webui sets the default values from ui-config.json after it has built the components."""
+    """The update is necessary, because the webui applies ui-config.json after it has built the components."""
     blocks = webui.page.blocks
     panel = "script_txt2img_demofusion_hires"
     own = {"width": 128, "height": 128, f"{panel}_scale": 1.5, f"{panel}_enabled-checkbox": True}
@@ -85,7 +85,7 @@ def test_the_summary_line_is_updated_when_the_page_is_loaded(webui: Webui) -> No
 
 
 def test_send_to_img2img_copies_each_field_to_the_same_field() -> None:
-    """The webui copies the value of each component in `paste_field_names` to the other tab's component of this name."""
+    """The webui copies the value of each field in `paste_field_names` to the other tab's field with the same name."""
     ours = own_scripts()
     names = ours[0].paste_field_names
     sent, received = (
@@ -98,8 +98,8 @@ def test_send_to_img2img_copies_each_field_to_the_same_field() -> None:
     assert "img2img_first" not in sent
 
 
-def test_a_page_that_is_built_again_has_its_own_components_and_events(webui: Webui) -> None:
-    """The webui builds a new page at each "Reload UI"."""
+def test_a_page_that_is_built_again_shares_no_components_or_events_with_the_first_page(webui: Webui) -> None:
+    """Each "Reload UI" builds a new page."""
     again = launch.build()
     for page in (webui.page, again):
         own = set(page.blocks)
@@ -113,8 +113,8 @@ def test_a_page_that_is_built_again_has_its_own_components_and_events(webui: Web
     assert not set(webui.page.blocks) & set(again.blocks)
 
 
-def test_controls_that_are_built_for_the_api_have_no_events_with_the_page(webui: Webui) -> None:
-    """The webui builds the controls of all scripts again, because the API needs their default values."""
+def test_controls_that_are_built_for_the_api_have_no_events_on_the_page(webui: Webui) -> None:
+    """For the API, the webui builds the controls of all scripts once more, and reads the default values."""
     before = len(webui.page.dependencies)
     for script in own_scripts():
         with gr.Blocks() as blocks:

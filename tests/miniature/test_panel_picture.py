@@ -13,9 +13,9 @@ pytestmark = pytest.mark.browser
 
 
 def test_the_picture_of_the_panel_shows_the_current_texts(blank: Any, address: str) -> None:
-    """If this fails, make the picture again: python tests/miniature/panel_picture.py URL."""
+    """If the texts differ, make the picture again: python tests/miniature/panel_picture.py URL."""
     tab = shown_panel(blank, address)
     with Image.open(FILE) as picture:
         assert json.loads(picture.text[KEY]) == texts(tab)  # type: ignore[attr-defined]
-    # the line shows no expected time, because that depends on the machine and on the model
+    # the picture must show no expected time, because the time depends on the machine and the model
     assert "about" not in tab.wait_for_line("times the time of the base image")

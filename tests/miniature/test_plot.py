@@ -16,9 +16,10 @@ from lib_demofusion.settings.fields import SPECS
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.usefixtures("webui")
 def test_the_axes_exist_once_when_the_plot_builds_its_controls(monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
-    """The plot reads its list of axes when it builds its controls, so the axes must be in the list before that.
+    """The X/Y/Z plot reads the list of axes when the plot builds its controls, so the list must be complete by then.
 
-    The webui builds the controls once for the page and twice for the API. It can also run only the API, without a page.
+    The webui builds the controls several times: for the tabs of the page, and for the API. Each time, the list must
+    contain each of DemoFusion's axes once.
     """
     axes: list[Any] = []
     shown: list[list[str]] = []

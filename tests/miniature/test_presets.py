@@ -1,4 +1,4 @@
-"""Tests the user's presets: their file, panels that open with a preset, and jobs with a preset."""
+"""Tests presets that users save: the file of the presets, panels that open with a preset, and jobs with a preset."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ VALUES = {**preset_values("Paper"), "stages": "1,2", "sigma": 1.5}
 
 
 def names() -> tuple[str, ...]:
-    """Returns the names of all presets."""
+    """Returns the names of all presets, built-in presets first."""
     return user_presets.known_choices().preset_names
 
 
 def save(name: str, values: dict[str, Any]) -> str:
-    """Saves a preset."""
+    """Saves a preset. Returns the name under which the preset is stored."""
     return user_presets.save(name, values, user_presets.known_choices())
 
 
 @pytest.fixture
 def file(webui: Webui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Returns the path of the file of presets, which does not exist yet."""
+    """Returns the path of the file with the user's presets. The file does not exist yet."""
     monkeypatch.setattr(paths_internal, "data_path", str(tmp_path))
-    # every job sets the data folder of the stand-in to this folder
+    # every job sets `paths_internal.data_path` to `webui.folder`
     monkeypatch.setattr(webui, "folder", tmp_path)
     return tmp_path / user_presets.FILE
 
 
 @pytest.fixture
 def default_preset(file: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Saves a preset and makes it the default on the settings page."""
+    """Saves a preset, selects it as "Default preset" on the settings page, and returns its name."""
     monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, save("Mine", VALUES))
     return "Mine"
 
 
-def test_a_saved_preset_exists_after_a_restart(file: Path) -> None:
+def test_a_saved_preset_is_read_from_the_file(file: Path) -> None:
     assert save("  Mine ", VALUES) == "Mine"
     assert json.loads(file.read_text(encoding="utf-8")) == {"Mine": VALUES}
     assert [path.name for path in file.parent.iterdir()] == [file.name]
@@ -65,7 +65,7 @@ def test_a_saved_preset_exists_after_a_restart(file: Path) -> None:
 
 
 def test_the_reason_of_an_error_is_a_text_node_of_its_own(file: Path) -> None:
-    """The webui can translate only text nodes. The name of the preset must not be in the same node."""
+    """The webui translates whole text nodes, so the name of the preset must be in another text node than the reason."""
     with pytest.raises(user_presets.PresetError) as refused:
         user_presets.delete("Balanced")
     shown = preset_row._problem(refused.value)
@@ -131,7 +131,7 @@ def test_a_broken_file_is_reported_and_not_overwritten(file: Path, text: str) ->
     [1, None, [], "sigma", {"sigma": "big"}, {"sgima": 1}, {"sigma": {}}, {"scale": 2}, {"stages": "2,1"}],
     ids=str,
 )
-def test_an_invalid_entry_does_not_affect_the_others(file: Path, entry: Any) -> None:
+def test_an_invalid_entry_in_the_file_does_not_affect_the_other_entries(file: Path, entry: Any) -> None:
     file.write_text(json.dumps({"Bad": entry, "Paper": {"sigma": 5}, "Good": {"sigma": 2}}), encoding="utf-8")
     _, problems = user_presets.read(())
     assert [problem for problem in problems if "'Bad'" in problem]
@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_written_is_reported(file: Path, monkeypatch: py
 
 
 def build(is_img2img: bool = False) -> dict[str, Any]:
-    """Builds a panel and returns its components by the last part of their ids."""
+    """Builds a panel. Maps the last part of the element id of each component to the component."""
     data = next(data for data in scripts.scripts_data if Path(data.path).name == "demofusion_hires.py")
     script = data.script_class()
     script.is_txt2img, script.is_img2img = not is_img2img, is_img2img
@@ -166,7 +166,7 @@ def test_the_panel_has_a_control_for_every_field_of_a_preset() -> None:
     shown = {name for rows in (panel.ROWS, panel.ADVANCED_ROWS) for row in rows for name in row}
     assert set(PRESET_FIELDS) <= {*shown, *panel.UNSEEN}
     assert NAMES[:-1] == panel.CONTROLS
-    # "Advanced" has at most ten controls, including the name of a preset to save
+    # the section "Advanced" has at most ten controls, including the box for the name of a preset
     assert sum(map(len, panel.ADVANCED_ROWS)) + 1 <= 10
 
 
@@ -174,7 +174,7 @@ def test_the_panel_opens_with_the_built_in_default_preset(file: Path) -> None:
     components = build()
     assert {name: components[name].value for name in PRESET_FIELDS} == preset_values(DEFAULT_PRESET)
     assert components["preset"].value == DEFAULT_PRESET
-    # otherwise ui-config.json would keep the values of an older version of the preset
+    # if ui-config.json contained these values, the panel would not change when a new version changes the preset
     kept_out = ("preset", *PRESET_FIELDS, "preset_name", "preset_save", "preset_delete")
     assert all(components[name].do_not_save_to_config for name in kept_out)
     # for these fields, users can save their own default values
@@ -188,7 +188,7 @@ def test_the_panel_opens_with_the_default_preset_of_the_settings_page(default_pr
     assert (default_preset, default_preset) in components["preset"].choices
 
 
-def test_the_panel_shows_the_errors_in_the_file(file: Path, reported: Reports) -> None:
+def test_the_panel_shows_that_the_file_cannot_be_read(file: Path, reported: Reports) -> None:
     reported.expect(f"{user_presets.FILE} cannot be read")
     assert not build()["preset_problems"].visible
     file.write_text("<b>no</b> JSON")
@@ -206,14 +206,16 @@ def test_on_a_shared_server_presets_cannot_be_saved(file: Path, monkeypatch: pyt
     assert components["preset"].visible
 
 
-def test_the_built_in_default_replaces_a_missing_default_preset(default_preset: str, reported: Reports) -> None:
+def test_the_built_in_default_preset_is_used_if_the_selected_default_preset_no_longer_exists(
+    default_preset: str, reported: Reports
+) -> None:
     reported.expect(f"{options.DEFAULT_GONE} {default_preset}")
     user_presets.delete(default_preset)
     assert options.default_preset(user_presets.known_choices()) == DEFAULT_PRESET
     assert build()["preset"].value == DEFAULT_PRESET
 
 
-def test_a_missing_default_preset_is_reported(
+def test_a_default_preset_that_no_longer_exists_is_reported(
     webui: Webui, default_preset: str, caplog: pytest.LogCaptureFixture, reported: Reports
 ) -> None:
     reported.expect(f"{options.DEFAULT_GONE} {default_preset}")
@@ -237,7 +239,7 @@ def test_a_missing_default_preset_is_reported(
 
 @pytest.fixture
 def reads(file: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Records every read of the file of presets."""
+    """Returns a list to which every read of the file with the user's presets adds the name of the file."""
     found: list[str] = []
     read = user_presets.storage.read
 
@@ -264,7 +266,7 @@ def test_the_file_is_read_once_to_paste_an_infotext(webui: Webui, reads: list[st
     assert reads == [user_presets.FILE]
 
 
-def test_an_axis_of_a_plot_reads_the_file_once_for_its_choices_and_once_to_check_values(reads: list[str]) -> None:
+def test_an_axis_of_a_plot_reads_the_file_once_for_the_choices_and_once_to_check_the_values(reads: list[str]) -> None:
     save("Mine", VALUES)
     reads.clear()
     spec = SPECS["preset"]
@@ -289,14 +291,14 @@ def test_panel_and_requests_use_fast_by_default(webui: Webui, file: Path) -> Non
 def test_a_default_preset_saved_by_an_earlier_version_is_kept(
     webui: Webui, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The webui saves all settings. In earlier versions of the extension, the default was Balanced."""
+    """The webui saves all settings. In earlier versions, the default value of "Default preset" was Balanced."""
     monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, "Balanced", raising=False)
     assert build()["preset"].value == "Balanced"
     text = webui.job({"enabled": True, "scale": 2}, steps=11).infotexts[0]
     assert infotext_utils.parse_generation_parameters(text)["DemoFusion preset"] == "Balanced"
 
 
-def test_a_request_without_a_preset_uses_the_default(webui: Webui, default_preset: str) -> None:
+def test_a_request_without_a_preset_uses_the_default_preset(webui: Webui, default_preset: str) -> None:
     text = webui.job({"enabled": True, "sigma": 0.8}).infotexts[0]
     params = infotext_utils.parse_generation_parameters(text)
     assert params["DemoFusion preset"] == f"{default_preset} (changed)"
@@ -307,7 +309,7 @@ def test_a_request_without_a_preset_uses_the_default(webui: Webui, default_prese
     assert "DemoFusion preset" not in other
 
 
-def test_an_infotext_reproduces_the_image_if_its_preset_is_unknown(webui: Webui, default_preset: str) -> None:
+def test_an_infotext_with_a_preset_that_was_deleted_reproduces_the_image(webui: Webui, default_preset: str) -> None:
     first = webui.job({"enabled": True, "denoising_strength": 0.5})
     user_presets.delete(default_preset)
     script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
@@ -325,14 +327,14 @@ def test_an_unknown_preset_is_reported(webui: Webui, file: Path, reported: Repor
     assert "preset: 'Yours' is not valid. Use one of Paper, Balanced, Fast, Turbo, Mine" in result.comments
 
 
-def test_a_preset_of_a_plot_sets_its_values(webui: Webui, default_preset: str) -> None:
+def test_a_preset_on_an_axis_of_a_plot_sets_the_fields_of_the_preset(webui: Webui, default_preset: str) -> None:
     p = SimpleNamespace(_demofusion_xyz={"preset": default_preset, "sigma": "2"}, width=64, height=64)
-    settings = panel_job(p)
+    settings = settings_of_panel_job(p)
     assert (settings.preset, settings.stages, settings.sigma) == (default_preset, "1,2", 2.0)
 
 
-def panel_job(p: Any) -> Settings:
-    """Returns the settings of a cell of a plot, from the values of a panel and of the plot."""
+def settings_of_panel_job(p: Any) -> Settings:
+    """Returns the settings of a job from the page. The values of a plot in `p` replace the values of the panel."""
     from lib_demofusion.host import script
 
     seen: list[Settings] = []
@@ -382,7 +384,7 @@ def test_the_summary_line_warns_of_huge_images(webui: Webui, width: int, warned:
     assert ("16384 pixels" in text) == warned
 
 
-def test_scripts_are_recognized_by_their_position_in_the_dropdown() -> None:
+def test_the_selected_script_is_found_by_its_position_in_the_dropdown() -> None:
     upscale = SimpleNamespace(title=lambda: "SD upscale")
     runner = SimpleNamespace(selectable_scripts=[upscale])
     titles = [refusals.chosen_script(runner, index) for index in (None, 0, 1, 2, "1", -1)]
@@ -390,7 +392,7 @@ def test_scripts_are_recognized_by_their_position_in_the_dropdown() -> None:
     assert refusals.chosen_script(None, 1) == ""
 
 
-def test_the_page_knows_which_presets_are_built_in_before_it_asks_for_confirmation(webui: Webui) -> None:
+def test_the_javascript_that_asks_for_confirmation_contains_the_names_of_the_built_in_presets(webui: Webui) -> None:
     scripts_of_page = [dependency["js"] or "" for dependency in webui.page.dependencies]
     confirms = [script for script in scripts_of_page if script.startswith("(...chosen)")]
     assert len(confirms) == 2

@@ -1,4 +1,7 @@
-"""Compares the remaining time that the webui shows with the real one, on a simulated clock with times as on a GPU."""
+"""Compares the remaining time that the webui shows with the real remaining time.
+
+The clock is simulated. Model calls and decoding take as long as on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +38,11 @@ from lib_demofusion.settings.reading import parse_settings
 
 STEPS = 20
 BASE = 16
-"""Side of the base image in cells. Each cell represents 8x8 cells of SDXL, so that samplers run quickly."""
+"""Side of the base image in cells. For SDXL, it would be 128, but the tests would be slow."""
 SECONDS_A_CELL = 0.25 / BASE**2
-"""As for SDXL on a GPU of 2020, which evaluates an image of SDXL's native size in a quarter of a second."""
+"""Time per cell of a model call. A call for the base image takes 0.25 s, as for SDXL on a GPU of 2020."""
 SECONDS_A_BATCH = 0.01
-"""Additional time for each batch of views."""
+"""Additional time for each batch of views, independent of the number of cells."""
 TILES = 9
 """The number of tiles of an image that is decoded in tiles."""
 
@@ -56,14 +59,14 @@ UNKNOWN = ("dpm_adaptive",)
 
 
 class Part(NamedTuple):
-    """A part of a job: a stage of an iteration and the decoding of its image. Stage 0 is the base image."""
+    """A part of a job: a stage of an iteration, with the decoding of the stage's image. Stage 0 is the base pass."""
 
     iteration: int
     stage: int
 
 
 class Clock:
-    """A clock that the test sets."""
+    """A simulated clock. The test sets `now`, in seconds."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -89,11 +92,11 @@ class Run:
         self.plan: Plan = make_plan(settings, (BASE, BASE))
         self.clock = Clock()
         self.twice = False
-        """Whether conds and unconds are evaluated in separate calls."""
+        """Whether the model evaluates conds and unconds in separate calls."""
         self.waves = 0.0
-        """Amplitude of an oscillation in the predictions of a stage. It makes DPM adaptive choose shorter steps."""
+        """Amplitude of an oscillation in the predictions of a stage. With it, DPM adaptive needs more steps."""
         self.at_once = False
-        """Whether images are decoded at once and not in tiles."""
+        """Whether images are decoded and encoded as a whole and not in tiles. Meanwhile, the bar does not move."""
         self.iterations = 1
         self.requests = 1
         """Number of requests of a grid. A single job has one request."""
@@ -101,7 +104,7 @@ class Run:
         """Indices of the requests without stages."""
         self.iteration = 0
         self.shown: list[tuple[Part, float, float]] = []
-        """For each call of `_look`: the part of the job, the time, and the progress that the webui shows."""
+        """For each call of `_look`: the current part of the job, the time, and the progress that the webui shows."""
         self.spans: dict[Part, tuple[float, float]] = {}
         """The times at which the sampling of each part begins and ends."""
 
@@ -114,7 +117,7 @@ class Run:
             patch.setattr(bar, "calls_twice", lambda sampler: self.second_order)
             shared.state.begin("test")
             shared.state.time_start = self.clock.time()
-            # the webui sets this number before its first iteration
+            # the webui sets the number of jobs before the first iteration
             shared.state.job_count = self.iterations * self.requests
             for index in range(self.requests):
                 self._request(index)
@@ -189,7 +192,7 @@ class Run:
             # the mean number of cells of a view, because tiles may be smaller than the dilated views
             cells = stage.cells_at(run.weights.dilated) / count
             for _ in range(1 + self.twice):
-                # conds and unconds are rows of one call, or there is one call for each of the two
+                # if `twice` is set, conds and unconds are separate calls; otherwise both are rows of one call
                 self._evaluate(stage.number, count, cells, batch)
 
         self._sample(stage.number, whole, steps, call, stepped)
@@ -229,7 +232,7 @@ class Run:
         self.spans[Part(self.iteration, number)] = begin, self.clock.now
 
     def _evaluate(self, number: int, views: int, cells: float, report: Callable[[float], None]) -> None:
-        """Evaluates the views in batches of four."""
+        """Evaluates `views` views of `cells` cells each in batches of four, and advances the clock."""
         for first in range(0, views, 4):
             count = min(4, views - first)
             report(count * cells)
@@ -242,7 +245,7 @@ class Run:
             self._in_parts(number, self.decoder * math.prod(size), report)
 
     def _in_parts(self, number: int, seconds: float, report: Callable[[float], None]) -> None:
-        """Decodes or encodes an image for `seconds`: in tiles, or all at once if `at_once` is set."""
+        """Decodes or encodes an image in `seconds` seconds: in tiles, or as a whole if `at_once` is set."""
         if self.at_once:
             report(0.5)
         for part in range(TILES):
@@ -252,14 +255,16 @@ class Run:
                 report((part + 1) / TILES)
 
     def _look(self, number: int) -> None:
-        """Reads the bar, as the page does from time to time. `number` is the number of the stage."""
+        """Records the progress that the webui shows during the stage with this number."""
         self.shown.append((Part(self.iteration, number), self.clock.now, shared.state.progress()))
 
     def worst(self, of_all: bool = False) -> float:
-        """Returns the largest relative error of the displayed remaining time, except in the first fifth of each stage.
+        """Returns the largest relative error of the displayed remaining time.
 
-        The error is divided by the real remaining time, or by the whole time if `of_all` is set. The divisor is at
-        least a fiftieth of the whole time, because nobody needs to know the last seconds of an hour exactly.
+        The base pass and the first fifth of each stage are not included. If `at_once` is set, the decoding of the final
+        image is not included either. The error is divided by the whole time if `of_all` is set, else by the real
+        remaining time. This divisor is at least a fiftieth of the whole time, because the last seconds of a long job
+        need not be exact.
         """
         return max(self._errors(of_all))
 
@@ -273,7 +278,7 @@ class Run:
                 yield abs(shown - left) / (self.clock.now if of_all else max(left, 0.02 * self.clock.now))
 
     def _is_last(self, part: Part, now: float) -> bool:
-        """Returns whether the job only has to decode its final image. The bar does not move if this is done at once."""
+        """Returns whether only the decoding of the final image is left. With `at_once`, the bar does not move then."""
         return part == (self.iterations - 1, len(self.plan.stages)) and now >= self.spans[part][1]
 
     def bar(self) -> list[float]:
@@ -320,7 +325,7 @@ def test_the_remaining_time_is_about_right_if_the_number_of_calls_is_unknown(
 ) -> None:
     """With DPM adaptive, the error is at most a quarter of the whole time.
 
-    The number of calls in a stage is estimated from the base pass. It may be higher or lower.
+    The number of calls in a stage is estimated from the base pass. The real number may be higher or lower.
     """
     run = Run(parse_settings(settings), "dpm_adaptive", schedule).go()
     assert run.worst(of_all=True) <= 0.25
@@ -330,7 +335,7 @@ def test_the_remaining_time_is_about_right_if_the_number_of_calls_is_unknown(
 
 @pytest.mark.parametrize("settings", ["paper, 2x", "balanced, 4x", "fast, 4x, hires steps"])
 def test_the_calls_of_dpm_adaptive_are_learned_from_a_stage(settings: str) -> None:
-    """In the stages, the steps of the sampler are shorter than in the base pass, as they are with trained models."""
+    """In the stages, the sampler uses shorter steps than in the base pass. With trained models, this happens too."""
     first, second = (Run(parse_settings(SETTINGS[settings]), "dpm_adaptive") for _ in range(2))
     for run in (first, second):
         run.waves = 0.2
@@ -342,8 +347,8 @@ def test_the_calls_of_dpm_adaptive_are_learned_from_a_stage(settings: str) -> No
 
 @pytest.mark.parametrize("decoder", [0.4, 20.0])
 @pytest.mark.parametrize("settings", ["paper, 2x", "balanced, 4x", "fast, 4x, hires steps", "paper, 4x, shown"])
-def test_the_time_of_a_measured_decoder_is_used(settings: str, decoder: float) -> None:
-    """The decoder takes a fifth of the default estimate, or ten times as long."""
+def test_the_measured_time_of_the_decoder_is_used_in_the_next_job(settings: str, decoder: float) -> None:
+    """The decoder takes a fifth of the default estimate, or ten times the default estimate."""
     first, second = (Run(parse_settings(SETTINGS[settings]), "dpmpp_2m", decoder=decoder) for _ in range(2))
     assert first.go().bar() == sorted(first.bar())
     assert second.go().worst() <= 0.25
@@ -351,7 +356,7 @@ def test_the_time_of_a_measured_decoder_is_used(settings: str, decoder: float) -
 
 
 def test_an_unmeasured_decoder_is_estimated_from_the_decoder_of_another_checkpoint() -> None:
-    """With the upscaler Latent, the decoder of the new checkpoint is not measured before the end of the job."""
+    """In this job with latent anchors, the decoder of the new checkpoint runs only at the end."""
     first, second = (Run(parse_settings(SETTINGS["paper, 2x"]), "dpmpp_2m", decoder=8) for _ in range(2))
     first.go()
     second.p.sd_model.sd_checkpoint_info.name_for_extra = "another"
@@ -359,13 +364,13 @@ def test_an_unmeasured_decoder_is_estimated_from_the_decoder_of_another_checkpoi
 
 
 def test_the_remaining_time_is_wrong_if_the_decoder_is_slow_and_was_not_measured() -> None:
-    """This shows that the tests with a measured decoder can fail."""
+    """This shows that the tests with a measured decoder would fail if the measurement were not used."""
     assert Run(parse_settings(SETTINGS["fast, 4x, hires steps"]), "dpmpp_2m", decoder=20).go().worst() > 0.25
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
 def test_the_remaining_time_is_right_if_cond_and_uncond_are_separate_calls(sampler: str) -> None:
-    """For example, the webui separates them with --medvram. The views are then evaluated twice in each step."""
+    """For example, the webui separates cond and uncond with --medvram. Then each batch needs two model calls."""
     run = Run(parse_settings(SETTINGS["balanced, 2x"]), sampler)
     run.twice = True
     assert run.go().worst() <= 0.25
@@ -373,7 +378,7 @@ def test_the_remaining_time_is_right_if_cond_and_uncond_are_separate_calls(sampl
 
 
 def test_the_remaining_time_is_right_if_images_are_decoded_at_once() -> None:
-    """The bar does not move while an image is decoded. The decoder is three times as slow as the default estimate."""
+    """Decoding takes three times the default estimate. The first run measures this time, and the second run uses it."""
     first, second = (Run(parse_settings(SETTINGS["balanced, 2x"]), "euler_ancestral", decoder=6) for _ in range(2))
     first.go()
     second.at_once, second.iterations = True, 2
@@ -381,7 +386,7 @@ def test_the_remaining_time_is_right_if_images_are_decoded_at_once() -> None:
 
 
 def test_the_bar_does_not_move_back_between_iterations() -> None:
-    """The decoder is measured in the first iteration. This must not move the bar back in the second one."""
+    """The decoder is slower than estimated. The measurement in the first iteration must not move the bar back."""
     run = Run(parse_settings(SETTINGS["balanced, 4x"]), "dpmpp_2m", decoder=20)
     run.iterations = 3
     run.go()
@@ -391,7 +396,7 @@ def test_the_bar_does_not_move_back_between_iterations() -> None:
 
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_the_bar_does_not_move_back_between_the_requests_of_a_grid(iterations: int) -> None:
-    """The webui counts the images of a grid in advance, so the first request can add the stages of all requests."""
+    """The webui counts the images of a grid in advance. So the first request can add the stages of all requests."""
     first, second = (Run(parse_settings(SETTINGS["balanced, 4x"]), "dpmpp_2m") for _ in range(2))
     first.go()
     second.requests, second.iterations = 3, iterations
@@ -409,14 +414,14 @@ def test_the_bar_is_full_at_the_end_of_a_grid_in_which_one_request_has_no_stages
 
 
 def test_the_bar_moves_within_a_step() -> None:
-    """At least nine of ten batches of views move the bar."""
+    """More than 90 % of the batches of views move the bar."""
     run = Run(Settings(scale=4), "euler").go()
     in_stage = [progress for part, _, progress in run.shown if part.stage == 3]
     batches = STEPS * math.ceil(evaluations(run.plan.stages[-1]) / 4)
     assert len(set(in_stage)) > 0.9 * batches
 
 
-def test_a_failed_decode_is_not_measured(no_timings: Path) -> None:
+def test_decoding_that_fails_is_not_measured(no_timings: Path) -> None:
     run = Run(Settings(), "euler")
     with pytest.raises(MemoryError), timing.decoding(run.p, torch.empty(1, 4, 8, 8)):
         raise MemoryError
@@ -438,7 +443,7 @@ def test_measured_rates_are_saved(no_timings: Path) -> None:
 
 @pytest.mark.parametrize("decoder", [0.5, 8.0])
 def test_the_decoder_is_measured_when_a_stage_begins(decoder: float) -> None:
-    """There are no timings yet, and the decoder is much faster or slower than the default estimate."""
+    """No timings are stored yet, and the decoder is much faster or slower than the default estimate."""
     settings = {"preset": "Balanced", "scale": 2, "upscaler": "Lanczos (pixels)"}
     run = Run(parse_settings(settings), "euler", decoder=decoder).go()
     assert run.worst() <= 0.25

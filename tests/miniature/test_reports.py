@@ -1,4 +1,4 @@
-"""Tests that notes and errors are in the infotexts of the images that they concern, whenever they are reported."""
+"""Tests which infotexts contain a note or an error. This depends on the time at which a job reports the text."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ TWO_STAGES = {"enabled": True, "preset": "Paper", "scale": 3, "return_stages": T
 
 
 def entries(result: processing.Processed, key: str) -> list[str | None]:
-    """Returns the value of `DemoFusion {key}` in the infotext of each image, or None if it is missing."""
+    """Returns the value of `DemoFusion {key}` in each infotext, or None for an infotext without this key."""
     texts = [infotext_utils.parse_generation_parameters(text) for text in result.infotexts]
     return [text.get(f"DemoFusion {key}") for text in texts]
 
 
-def test_a_note_about_the_request_is_in_the_infotext_of_every_image(
+def test_a_note_that_is_reported_before_the_first_iteration_is_in_the_infotext_of_every_image(
     webui: Webui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def default_preset(p: Any, *args: Any) -> str:
@@ -38,7 +38,7 @@ def test_a_note_about_the_request_is_in_the_infotext_of_every_image(
 
 
 @pytest.mark.parametrize("hook", ["before_base", "after_base"])
-def test_reports_of_an_iteration_are_in_the_infotexts_of_its_images(
+def test_reports_of_an_iteration_are_in_the_infotexts_of_the_images_of_this_iteration(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, hook: str, reported: Reports
 ) -> None:
     reported.expect("error 0", "error 1")
@@ -50,7 +50,7 @@ def test_reports_of_an_iteration_are_in_the_infotexts_of_its_images(
     original = getattr(Job, hook)
 
     def reporting(self: Job, p: Any, *args: Any) -> Any:
-        # `before_base` removes the reports of the previous iteration, so report after it
+        # `before_base` removes the reports of the previous iteration, so the test reports after this hook
         if hook == "before_base":
             original(self, p)
             report(p)

@@ -17,7 +17,7 @@ from lib_demofusion.settings.presets import DEFAULT_PRESET
 from lib_demofusion.settings.reading import from_infotext, preset_values
 
 FEW = {"steps": 4, "cfg_scale": 1.5}
-"""Typical parameters for a few-step model."""
+"""Typical values of "Sampling steps" and "CFG Scale" for a few-step model."""
 
 
 def positional(*values: Any) -> list[Any]:
@@ -40,7 +40,7 @@ def params(result: processing.Processed) -> dict[str, Any]:
 
 @pytest.mark.parametrize("preset", ["Fast", "Balanced", "Turbo"])
 @pytest.mark.parametrize("tab", [{}, FEW], ids=["many steps", "few steps"])
-def test_a_preset_by_position_has_the_same_result_as_a_preset_in_a_dict(
+def test_a_preset_as_second_argument_has_the_same_result_as_a_preset_in_a_dict(
     webui: Webui, preset: str, tab: dict[str, float]
 ) -> None:
     one = webui.job(positional(True, preset), **tab)
@@ -52,7 +52,7 @@ def test_a_preset_by_position_has_the_same_result_as_a_preset_in_a_dict(
     assert {name: from_infotext(name, params(one)) for name in PRESET_FIELDS} == preset_values(preset)
 
 
-def test_a_missing_positional_value_is_the_value_of_the_preset(webui: Webui) -> None:
+def test_the_preset_provides_positional_values_that_are_none_or_missing(webui: Webui) -> None:
     one = webui.job(positional(True, "Fast", None, 3))
     assert one.infotexts == webui.job({"enabled": True, "preset": "Fast", "hires_steps": 3}).infotexts
     assert params(one)["DemoFusion preset"] == "Fast (changed)"
@@ -78,7 +78,7 @@ def test_building_the_controls_for_the_api_does_not_change_the_page(webui: Webui
     ],
     ids=str,
 )
-def test_fields_without_enabled_are_noted(webui: Webui, args: list[Any], fields: str) -> None:
+def test_a_note_explains_that_fields_without_enabled_have_no_effect(webui: Webui, args: list[Any], fields: str) -> None:
     result = webui.job(positional(*args))
     note = f'DemoFusion is off, because the request contains {fields} but not "enabled": true'
     assert sizes(result) == [BASE]
@@ -93,9 +93,10 @@ MADE = {"enabled": True, "preset": "Balanced", "scale": 1.5, "overlap": 0.25, "k
 
 @pytest.fixture
 def of_infotext(webui: Webui) -> list[Any]:
-    """Returns the arguments that the webui's API reads from the infotext of an image made with MADE.
+    """Returns the script's arguments that the webui's API reads from an infotext of an image with the settings MADE.
 
-    The API then replaces the first of them with the arguments of the request (modules/api/api.py, init_script_args).
+    If the request has arguments for the script too, these replace the first arguments from the infotext
+    (modules/api/api.py, init_script_args).
     """
     script = next(script for script in scripts.scripts_txt2img.alwayson_scripts if script.name == "demofusion hires")
     made = params(webui.job(MADE))
@@ -115,7 +116,7 @@ def of_infotext(webui: Webui) -> list[Any]:
     ],
     ids=str,
 )
-def test_a_dict_replaces_values_of_the_infotext(
+def test_the_fields_of_a_dict_replace_values_from_the_infotext(
     webui: Webui, of_infotext: list[Any], given: dict[str, Any], equivalent: dict[str, Any]
 ) -> None:
     one, other = webui.job([given, *of_infotext[1:]]), webui.job(equivalent)
@@ -123,13 +124,15 @@ def test_a_dict_replaces_values_of_the_infotext(
     assert one.images[0].tobytes() == other.images[0].tobytes()
 
 
-def test_a_wrong_value_after_the_dict_is_reported(webui: Webui, reported: Reports) -> None:
+def test_an_invalid_argument_after_the_dict_is_reported(webui: Webui, reported: Reports) -> None:
     reported.expect("preset: {'scale': 3} is not valid")
     assert sizes(webui.job(positional({"enabled": True}, {"scale": 3}))) == [BASE]
 
 
 @pytest.mark.parametrize(("name", "shown"), [("", "''"), (" ", "' '"), ("scael", "'scael'"), ("a = b", "'a = b'")])
-def test_an_unknown_name_is_quoted_in_the_message(webui: Webui, reported: Reports, name: str, shown: str) -> None:
+def test_the_name_of_an_unknown_field_is_quoted_in_the_message(
+    webui: Webui, reported: Reports, name: str, shown: str
+) -> None:
     reported.expect(f"the field {shown} does not exist")
     result = webui.job({"enabled": True, name: 1})
     assert sizes(result) == [BASE]
@@ -148,7 +151,7 @@ def test_an_unknown_name_is_quoted_in_the_message(webui: Webui, reported: Report
     ],
     ids=str,
 )
-def test_turbo_is_used_only_if_the_request_has_no_preset_and_no_values_of_one(
+def test_turbo_is_used_only_if_the_request_contains_neither_a_preset_nor_fields_of_a_preset(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], used: str
 ) -> None:
     monkeypatch.setattr(shared.opts, options.DEFAULT_PRESET, "Balanced", raising=False)
@@ -158,13 +161,13 @@ def test_turbo_is_used_only_if_the_request_has_no_preset_and_no_values_of_one(
     assert ("the preset Turbo is used instead of Balanced" in note) == (used == "Turbo")
 
 
-def test_the_settings_page_can_forbid_turbo(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_prevents_the_automatic_use_of_turbo(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared.opts, options.FEW_STEPS, False, raising=False)
     assert params(webui.job({"enabled": True}, **FEW))["DemoFusion preset"] == DEFAULT_PRESET
 
 
 @pytest.mark.parametrize("few", [{"steps": 10, "cfg_scale": 7.0}, {"steps": 30, "cfg_scale": 2.0}], ids=str)
-def test_only_few_steps_and_a_low_cfg_scale_together_change_the_preset(webui: Webui, few: dict[str, float]) -> None:
+def test_few_steps_alone_or_a_low_cfg_scale_alone_do_not_change_the_preset(webui: Webui, few: dict[str, float]) -> None:
     assert params(webui.job({"enabled": True}, **few))["DemoFusion preset"] == DEFAULT_PRESET
 
 

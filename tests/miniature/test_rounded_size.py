@@ -1,4 +1,4 @@
-"""Tests a webui that rounds the size of the base image. The infotext contains the requested and the rounded size."""
+"""Tests the note in the infotext that appears if the webui rounds the requested size of the base image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modules import processing
 ON = {"enabled": True, "scale": 2}
 
 
-def test_a_size_that_the_webui_rounds_is_noted(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_note_names_the_requested_and_the_rounded_size(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forge Neo rounds width and height to multiples of 64 between the hooks `before_process` and `process`."""
     before = processing.StableDiffusionProcessing.setup_prompts
 

@@ -1,6 +1,6 @@
-"""Compares images of the stand-in with images of a running webui that uses the same small model.
+"""Compares images of the stand-in with images of a running webui. Both use the bundled model.
 
-Install the model and start the webui with `python try_demofusion.py --webui DIR`. Then run these tests with
+`python try_demofusion.py --webui DIR` installs the model in the webui and starts the webui. Then run these tests with
 `--webui-url URL`.
 """
 
@@ -35,13 +35,13 @@ def ask(url: str, body: dict[str, Any] | None = None) -> Any:
 
 @pytest.fixture(scope="module")
 def url(request: pytest.FixtureRequest) -> str:
-    """Returns the address of the running webui. Skips the tests if it does not have the small model."""
+    """Returns the address of the running webui. Skips the tests if this webui does not have the bundled model."""
     url = request.config.getoption("--webui-url")
     if not url:
-        pytest.skip("no running webui: --webui-url names none")
+        pytest.skip("no running webui: pass the address of one with --webui-url URL")
     title = small_model.CHECKPOINT.name
     if not any(entry["title"].startswith(title) for entry in ask(f"{url}/sdapi/v1/sd-models")):
-        pytest.skip(f"the webui has no {title}: try_demofusion.py --webui DIR --install-only")
+        pytest.skip(f"the webui has no {title}: run python try_demofusion.py --webui DIR --install-only")
     return url
 
 
@@ -53,7 +53,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Webui:
 
 @pytest.mark.parametrize("enabled", [False, True])
 @pytest.mark.parametrize("sampler", list(sd_samplers.all_samplers_map))
-def test_images_are_equal_up_to_rounding(url: str, trained: Webui, sampler: str, enabled: bool) -> None:
+def test_images_of_stand_in_and_webui_are_equal_up_to_rounding(
+    url: str, trained: Webui, sampler: str, enabled: bool
+) -> None:
     settings = {"enabled": enabled, "scale": 2}
     sized = {**JOB, "width": 128, "height": 128, "sampler_name": sampler}
     body = {

@@ -20,7 +20,7 @@ def test_the_page_connects_to_no_other_host(blank: Any, address: str) -> None:
         blank.wait_for_timeout(1000)
     assert requested
     assert [url for url in requested if not url.startswith((address, "data:", "blob:"))] == []
-    # a browser may connect to the addresses of these elements without a request that the test could see
+    # for some of these elements, such as preconnect links, browsers open a connection without a request event
     with urllib.request.urlopen(address) as answer:
         html = answer.read().decode()
     assert re.findall(r"<(?:link|script)\b[^>]*https?://[^>]*>", html) == []

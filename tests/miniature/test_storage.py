@@ -1,4 +1,4 @@
-"""Tests the extension's small files on a system that cannot replace a file while it is read, such as Windows."""
+"""Tests the JSON files of the extension on Windows, where a file cannot be replaced while a program reads it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAME = "demofusion-test.json"
 
 
 class Windows:
-    """Imitates Windows: replacing a file fails while it is read, and reading takes a while."""
+    """Imitates Windows: while one thread reads a file, replacing a file raises PermissionError. Reading takes 0.2 s."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.readers = 0
@@ -49,8 +49,10 @@ def windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Windows:
 
 
 @pytest.mark.parametrize("reader", [lambda: storage.read(NAME), lambda: storage.path_of(NAME).read_text()])
-def test_a_file_that_is_being_read_is_replaced(windows: Windows, reader: Callable[[], object]) -> None:
-    """The reader is the extension itself, or another program."""
+def test_a_file_that_another_thread_reads_is_replaced_after_the_thread_has_finished(
+    windows: Windows, reader: Callable[[], object]
+) -> None:
+    """The first reader is the extension itself. The second reader imitates another program."""
     thread = threading.Thread(target=reader)
     thread.start()
     windows.reading.wait()

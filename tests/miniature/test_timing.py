@@ -1,4 +1,4 @@
-"""Tests the speed of the model: it is measured (on a simulated clock), stored, and used in the panel's summary line."""
+"""Tests that the speed of the model is measured on a simulated clock, stored, and used in the summary line."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from lib_demofusion.settings.fields import Settings
 BASE_CELLS = BASE // 8
 PLAN = make_plan(Settings(scale=2), (BASE_CELLS, BASE_CELLS))
 CELLS = PLAN.stages[0].cells_at(0.5)
-"""Number of cells that the model evaluates in one call of the stage if the dilated views have a weight of 0.5."""
+"""Number of cells that the stage evaluates for one call by the sampler if the dilated views have a weight of 0.5."""
 
 
 class Clock:
-    """A clock that the test sets."""
+    """A simulated clock. The test sets `time`, in seconds."""
 
     def __init__(self) -> None:
         self.time = 1000.0
@@ -40,7 +40,7 @@ class Clock:
 
 
 def measure(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> float | None:
-    """Returns the measured seconds per cell, after model calls of these durations and one call that has just begun."""
+    """Returns the measured seconds per cell after calls that take `seconds`, and after one more call that has begun."""
     clock = Clock()
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=clock))
     x = torch.zeros(1, 4, *PLAN.stages[0].size)
@@ -66,12 +66,14 @@ def test_the_first_call_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("calls", [(), (5.0,)])
-def test_too_few_calls_give_no_rate(monkeypatch: pytest.MonkeyPatch, calls: tuple[float, ...]) -> None:
+def test_no_rate_is_measured_with_fewer_than_two_complete_calls(
+    monkeypatch: pytest.MonkeyPatch, calls: tuple[float, ...]
+) -> None:
     assert measure(monkeypatch, *calls) is None
 
 
 def named(name: str) -> SimpleNamespace:
-    """Returns a model with the name of a checkpoint."""
+    """Returns a model whose checkpoint has the name `name`."""
     return SimpleNamespace(sd_checkpoint_info=SimpleNamespace(name_for_extra=name))
 
 
@@ -89,7 +91,9 @@ def test_each_checkpoint_has_its_own_rates(rates: Path) -> None:
     "text",
     ["", "{", "[]", '{"one on cpu: model": "fast"}', '{"one on cpu: model": -1}', '{"one on cpu: model": 1e999}'],
 )
-def test_a_broken_file_gives_no_rate(rates: Path, text: str, reported: Reports) -> None:
+def test_a_broken_file_contains_no_rates_and_is_replaced_by_the_next_measurement(
+    rates: Path, text: str, reported: Reports
+) -> None:
     if not text.startswith('{"'):
         reported.expect(f"{timing.FILE} cannot be read")
     (rates / timing.FILE).write_text(text)
@@ -112,7 +116,7 @@ def test_a_folder_that_cannot_be_written_causes_only_a_warning(
 def test_a_run_measures_the_rate_of_its_model(
     rates: Path, webui: Webui, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    """Each view takes a thousandth of a second per cell. The first call takes an hour longer, which is not measured."""
+    """Each view takes 0.001 s per cell. The first call takes another hour, and the measurement ignores this call."""
     clock = Clock()
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=clock))
     unet = webui.small.unet
@@ -120,7 +124,7 @@ def test_a_run_measures_the_rate_of_its_model(
 
     def timed(x, *args):  # type: ignore[no-untyped-def]
         if (shared.state.textinfo or "").startswith("DemoFusion"):
-            # cond and uncond are separate rows
+            # half of the batch rows are conds, and the other half are unconds
             clock.time += x.shape[0] / 2 * x.shape[-1] * x.shape[-2] / 1000 + (slow.pop() if slow else 0)
         return unet(x, *args)
 
@@ -130,14 +134,14 @@ def test_a_run_measures_the_rate_of_its_model(
 
 
 def line_in(settings: dict[str, Any] | None = None, **tab: Any) -> str:
-    """Returns the text of the summary line for a tab with 512x512 pixels and 10 steps."""
+    """Returns the text of the summary line for 512x512 pixels, 10 steps and a scale of 2, if not given otherwise."""
     values = {"width": 512, "height": 512, "steps": 10, **tab}
     html = line.describe([{"enabled": True, "scale": 2, **(settings or {})}], TabValues(**values))
     return re.sub("<[^>]+>", "", html)
 
 
 FROM_TO = "resize: from <span class='resolution'>{}</span> to <span class='resolution'>{}</span>"
-"""The text in img2img with the sizes of the uploaded image and of the result."""
+"""The webui's text below "Resize by" in img2img, with the size of the upload and the resized size."""
 
 
 @pytest.mark.parametrize(
@@ -151,7 +155,9 @@ FROM_TO = "resize: from <span class='resolution'>{}</span> to <span class='resol
         ({"hr_scale": 1.33}, "680x680 → 1360x1360"),
     ],
 )
-def test_with_hires_fix_its_result_is_the_base_image(webui: Webui, tab: dict[str, Any], sizes: str) -> None:
+def test_with_hires_fix_the_summary_line_begins_with_the_size_of_the_hires_image(
+    webui: Webui, tab: dict[str, Any], sizes: str
+) -> None:
     assert line_in(hr_checkbox=True, **tab).startswith(sizes + ",")
     assert line_in(**{key: tab[key] for key in tab if key == "width"}).startswith(f"{tab.get('width', 512)}x512 → ")
 
@@ -159,7 +165,7 @@ def test_with_hires_fix_its_result_is_the_base_image(webui: Webui, tab: dict[str
 def test_the_summary_line_counts_the_steps_of_hires_fix(webui: Webui, rates: Path) -> None:
     """Hires fix runs 10 steps at 512x512 and 4 steps at 1024x1024. Then the stage runs 10 steps.
 
-    Each step of the stage evaluates 9 tiles and 4 dilated views, but the last step evaluates no dilated views.
+    Each step of the stage evaluates 9 tiles and 4 dilated views, except the last step, which evaluates only tiles.
     """
     first, second = 64**2, 128**2
     stage = 10 * (9 + 4) - 4
@@ -181,8 +187,10 @@ def test_resize_by_uses_the_size_of_the_uploaded_image(webui: Webui) -> None:
 
 
 @pytest.mark.parametrize(("redraw", "strength", "base"), [(False, 0.5, 0), (True, 0.5, 6), (True, 1, 10)])
-def test_img2img_counts_the_steps_that_it_runs(webui: Webui, redraw: bool, strength: float, base: int) -> None:
-    """The webui's pass runs int(10 * strength) + 1 of 10 steps, or none if the upload is not redrawn."""
+def test_the_summary_line_counts_the_steps_that_img2img_runs(
+    webui: Webui, redraw: bool, strength: float, base: int
+) -> None:
+    """The webui runs min(int(10 * strength), 9) + 1 of 10 steps, and no step if the upload is not redrawn."""
     text = line_in({"img2img_first": redraw}, img2img=True, denoising_strength=strength)
     stage = 10 * (9 + 4) - 4
     assert f"{(base + stage) / 10:.3g} times the time of the base image" in text
@@ -202,7 +210,7 @@ def test_the_expected_time_includes_every_evaluation(rates: Path) -> None:
     timing.learn(named("random"), timing.MODEL, 0.001)
     one = seconds_in()
     dilated = (2 * BASE_CELLS) ** 2
-    # in the last step, the dilated views have no weight and are not evaluated
+    # in the last step, the dilated views have the weight 0 and are not evaluated
     assert one == pytest.approx(0.001 * (10 * (BASE_CELLS**2 + CELLS) - dilated))
     assert seconds_in(batch_size=3) == pytest.approx(3 * one)
     assert seconds_in(batch_count=4, batch_size=2) == pytest.approx(8 * one)

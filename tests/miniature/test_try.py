@@ -1,4 +1,4 @@
-"""Tests try_demofusion.py: its setup, its images, and the files that it installs into a webui."""
+"""Tests try_demofusion.py: the setup, the comparison of images, and the files that are installed into a webui."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONFIGURATION = {"model": {"params": {"cond_stage_config": {"params": {"version"
 
 
 def options(**values: Any) -> argparse.Namespace:
-    """Returns the values of the command line that the images depend on."""
+    """Returns the arguments of the command line that affect the images."""
     given = {"scale": 2, "prompt": "a", "seed": 1, "steps": 3, "sampler": "Euler", **values}
     return argparse.Namespace(**given)
 
@@ -33,7 +33,7 @@ def test_images_of_every_method_are_written(webui: Webui, tmp_path: Path, scale:
     webui.job()
     compare.main(options(scale=scale, out=tmp_path))
     large = 128 * scale
-    # the default preset takes as few stages as possible
+    # with the default preset, both scales need only one stage
     stages = [f"stage-1-{128 * scale}x{128 * scale}.png"]
     ways = [f"{way}-{large}x{large}.png" for way in ("bicubic", "direct")]
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -44,7 +44,7 @@ def test_images_of_every_method_are_written(webui: Webui, tmp_path: Path, scale:
 
 
 @pytest.mark.parametrize("arguments", [["--out", "there"], ["--out=there"]])
-def test_folders_are_relative_to_the_current_folder(
+def test_folders_in_arguments_are_relative_to_the_current_folder(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -68,13 +68,15 @@ def test_a_missing_checkpoint_is_reported(
     assert "other.safetensors does not exist" in capsys.readouterr().err
 
 
-def test_another_version_of_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_version_of_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 9, 0))
     with pytest.raises(bootstrap.SetUpError, match=r"Python 3\.10 to 3\.13 is needed; this is 3\.9"):
         bootstrap.set_up(bootstrap.TRY)
 
 
-def test_a_complete_environment_is_not_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_packages_are_installed_only_if_the_pinned_versions_have_changed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     layer = bootstrap.Layer(tmp_path / "pins.txt")
     layer.file.write_text("one==1\n", encoding="utf-8")
     installed: list[tuple[str, ...]] = []
@@ -100,9 +102,9 @@ def host(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def install(host: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Returns a function that installs the extension and a checkpoint, and returns the exit status.
+    """Returns a function that installs the extension and a checkpoint. The function returns the exit status.
 
-    The checkpoint has only the entries that the installer reads.
+    The checkpoint contains only the tensors that the installer reads.
     """
     checkpoint = tmp_path / "small.safetensors"
     head = f"{small_model.TEXT_PREFIX}text_model."
@@ -148,7 +150,9 @@ def test_a_git_clone_in_the_webui_is_not_changed(host: Path, install: Callable[[
     assert [path.name for path in clone.iterdir()] == [".git"]
 
 
-def test_a_folder_of_that_name_with_other_files_is_not_overwritten(host: Path, install: Callable[[], int]) -> None:
+def test_a_folder_with_the_name_of_the_extension_but_other_files_is_not_overwritten(
+    host: Path, install: Callable[[], int]
+) -> None:
     folder = host / "extensions" / "sd-webui-demofusion-hires"
     folder.mkdir(parents=True)
     (folder / "mine.txt").touch()

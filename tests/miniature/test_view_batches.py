@@ -1,6 +1,7 @@
 """Tests the number of views per model call.
 
-A stage leaves enough memory for the live preview. A UNet that replaces the checkpoint's UNet gets one view per call.
+The batches of views leave enough memory for the live preview. A UNet that replaces the checkpoint's UNet evaluates one
+view per call.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lib_demofusion.method.batching import UnknownMemory
 
 @pytest.fixture
 def rows(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Records the number of rows in every call of the UNet."""
+    """Returns a list to which each call of the UNet adds its number of batch rows."""
     counted: list[int] = []
     real = webui.small.unet
 
@@ -39,7 +40,7 @@ def rows(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_replaced_unet_gets_one_view_at_a_time(
     webui: Webui, rows: list[int], monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
-    """For example, TensorRT builds a UNet for one batch size. It fails with a larger batch."""
+    """For example, TensorRT compiles a UNet for one batch size. The compiled UNet fails with a larger batch."""
     monkeypatch.setattr(shared.opts, stage_setup.options.VIEW_BATCH, 4 if source == "settings" else 0, raising=False)
     monkeypatch.setattr(stage_setup, "device_memory", lambda *left: Plenty())
     settings = {"enabled": True, "scale": 2, "view_batch": 4 if source == "panel" else 0}
@@ -53,7 +54,7 @@ def test_a_replaced_unet_gets_one_view_at_a_time(
 
 
 class Plenty(UnknownMemory):
-    """Imitates a device with enough memory for several views."""
+    """Imitates a device that has enough memory for several views per call."""
 
     def free(self) -> int:
         return 80
@@ -66,7 +67,8 @@ class Plenty(UnknownMemory):
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Returns a model with an autoencoder of the usual layout.
 
-    Sets the webui's options as on a GPU: live previews are decoded with this autoencoder (method Full) every 10 steps.
+    Sets the webui's options to the values of a computer with a GPU that shows a live preview every 10 steps. With the
+    method "Full", the webui decodes previews with this autoencoder.
     """
     monkeypatch.setattr(sd_samplers_common, "approximation_indexes", {"Full": 0, "Approx NN": 1, "TAESD": 3})
     for name, value in (("live_previews_enable", True), ("show_progress_every_n_steps", 10)):
@@ -77,10 +79,10 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("size", [(24, 16), (32, 32), (20, 60)])
-def test_enough_memory_is_reserved_for_a_full_preview(
+def test_enough_memory_is_reserved_for_a_preview_with_the_method_full(
     model: Any, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
 ) -> None:
-    """Compares the reserved memory with the memory that the decoder really needs for a latent of the preview's size."""
+    """Compares the reserved bytes with the measured peak of the decoder for a latent of the preview's size."""
     monkeypatch.setattr(filters, "PREVIEW_CELLS", 32)
     latent = filters.for_preview(torch.zeros(1, 4, *size))
     assert max(latent.shape[-2:]) == min(max(size), 32)
@@ -90,7 +92,9 @@ def test_enough_memory_is_reserved_for_a_full_preview(
     assert bytes_.peak <= left <= 2 * bytes_.peak
 
 
-def test_memory_of_a_preview_depends_on_the_dtype_of_the_vae(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_reserved_for_a_preview_depends_on_the_dtype_of_the_vae(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     single = stage_setup.preview_bytes(model, (24, 16))
     monkeypatch.setattr(devices, "dtype_vae", torch.float16)
     assert stage_setup.preview_bytes(model, (24, 16)) == single / 2
@@ -106,7 +110,7 @@ def test_memory_of_a_preview_depends_on_the_dtype_of_the_vae(model: Any, monkeyp
         (shared, "parallel_processing_allowed", False),
     ],
 )
-def test_nothing_is_reserved_if_no_preview_is_decoded_during_sampling(
+def test_no_memory_is_reserved_if_the_vae_decodes_no_previews_during_sampling(
     model: Any, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, value: object
 ) -> None:
     assert stage_setup.preview_bytes(model, (24, 16)) > 0
@@ -114,7 +118,7 @@ def test_nothing_is_reserved_if_no_preview_is_decoded_during_sampling(
     assert stage_setup.preview_bytes(model, (24, 16)) == 0
 
 
-def test_nothing_is_reserved_for_an_autoencoder_of_another_layout(model: Any) -> None:
+def test_no_memory_is_reserved_for_an_autoencoder_with_an_unknown_layout(model: Any) -> None:
     del model.first_stage_model.decoder.mid
     assert stage_setup.preview_bytes(model, (24, 16)) == 0
     assert stage_setup.preview_bytes(SimpleNamespace(), (24, 16)) == 0

@@ -1,4 +1,4 @@
-"""Tests warnings in the panel's summary line: long runs, images that are too large for the memory, and few steps."""
+"""Tests the panel's summary line: warnings of long runs and too little memory, and texts for few-step models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def free(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Simulates a computer with Stable Diffusion's decoder. Returns its free bytes, which a test can change."""
+    """Returns the free bytes of a simulated computer, which a test can change. The model has the decoder of SD 1.5."""
     room = SimpleNamespace(device=8 * GIB, memory=16 * GIB, disk=100 * GIB)
     with torch.device("meta"):
         model = SimpleNamespace(first_stage_model=SimpleNamespace(decoder=Decoder(128, groups=32)))
@@ -39,7 +39,7 @@ def free(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def warned_of(**tab: Any) -> list[str]:
-    """Returns the warnings in the summary line for a final image of 4096x4096 pixels."""
+    """Returns the warnings in the summary line. Without arguments, the final image has 4096x4096 pixels."""
     text = html.unescape(
         line.describe([{"enabled": True, "scale": 4}], TabValues(**{"width": 1024, "height": 1024, **tab}))
     )
@@ -58,8 +58,8 @@ def test_the_summary_line_warns_of_a_run_of_more_than_an_hour(
     assert warned_of() == [line.LONG] * warned
 
 
-def test_the_memory_of_the_images_is_checked(free: Any) -> None:
-    """Each image of a batch needs 0.75 GiB: four copies of 4096x4096 pixels with 12 bytes per pixel."""
+def test_the_memory_for_the_images_is_checked(free: Any) -> None:
+    """Each image of a batch needs 0.75 GiB: four copies of 4096x4096 pixels, with 12 bytes for each pixel."""
     free.memory = 5 * GIB
     assert warned_of(batch_size=6) == []
     assert warned_of(batch_size=7) == [line.NO_MEMORY]
@@ -76,8 +76,8 @@ def test_the_memory_of_the_images_is_checked(free: Any) -> None:
         ({"disk": 4 * GIB, "device": 40 * GIB}, False),
     ],
 )
-def test_the_memory_of_the_decoder_is_checked(free: Any, room: dict[str, int], warned: bool) -> None:
-    """For 4096x4096 pixels, the decoder needs about 10 GiB on the device, in the memory or on the disk."""
+def test_the_memory_for_the_decoder_is_checked(free: Any, room: dict[str, int], warned: bool) -> None:
+    """The decoder needs about 10 GiB for this image: on the device, in the computer's memory, or on the disk."""
     free.__dict__.update(room)
     assert warned_of() == [line.NO_ROOM] * warned
 
@@ -85,7 +85,7 @@ def test_the_memory_of_the_decoder_is_checked(free: Any, room: dict[str, int], w
 def test_the_summary_line_works_if_the_folder_for_temporary_files_does_not_exist(
     free: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Another folder is used. The test reads the free space of the real disk, so a warning may or may not appear."""
+    """The extension then uses the data folder. The free space of the real disk decides whether a warning appears."""
     monkeypatch.setattr(vae, "disk_usage", shutil.disk_usage)
     monkeypatch.setattr(shared.opts, "temp_dir", str(tmp_path / "gone"), raising=False)
     assert warned_of() == []
@@ -104,7 +104,7 @@ FEW = {"steps": 6, "cfg_scale": 1.5}
 
 
 def shown(args: dict[str, Any], **tab: Any) -> str:
-    """Returns the summary line for a panel and a tab with these values."""
+    """Returns the summary line for these settings in the panel and these values in the tab."""
     values = {**asdict(parse_settings(args)), "enabled": True}
     return html.unescape(line.describe(list(values.values()), TabValues(**tab)))
 
@@ -117,7 +117,7 @@ def test_the_summary_line_reports_the_switch_to_turbo(webui: Webui) -> None:
 
 
 def test_the_summary_line_describes_the_preset_that_the_panel_shows(webui: Webui) -> None:
-    """A run uses the panel's values, even if another preset would suit a few-step model better."""
+    """A run uses the values of the panel, even if the preset Turbo would suit a few-step model better."""
     lines = {preset: shown({"preset": preset}, **FEW, preset_picked=True) for preset in ("Balanced", "Fast", "Turbo")}
     assert len(set(lines.values())) == 3
 
@@ -133,7 +133,7 @@ def test_the_summary_line_warns_if_the_denoising_strength_is_too_high_for_few_st
 def test_the_cfg_scale_of_a_model_with_built_in_guidance_is_ignored(
     webui: Webui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Flux.1 dev uses a CFG scale of 1 with any number of steps."""
+    """For example, Flux.1 dev uses a CFG scale of 1 with any number of steps, so only the steps are checked."""
     assert line.TURBO_BETTER not in shown({"preset": "Paper"}, steps=6, cfg_scale=5)
     monkeypatch.setattr(line.timing, "loaded_model", lambda: SimpleNamespace())
     monkeypatch.setattr(line.host(), "family", lambda model: Family("A", flow=True, distilled=True))
@@ -141,7 +141,9 @@ def test_the_cfg_scale_of_a_model_with_built_in_guidance_is_ignored(
     assert line.TURBO_BETTER in shown({"preset": "Paper"}, steps=6, cfg_scale=5)
 
 
-def test_a_refusal_is_shown_without_sizes(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_the_job_is_refused_the_summary_line_contains_no_sizes(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "512x512 → 1024x1024" in shown({"preset": "Fast"})
     monkeypatch.setattr(shared.opts, "tiling", True)
     refused = shown({"preset": "Fast"})
