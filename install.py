@@ -1,6 +1,6 @@
-"""Prints a notice if this webui is too old for the extension. The extension has nothing to install.
+"""Prints a notice if the webui is too old for the extension. This file installs nothing.
 
-The webui runs this file in a separate process at every start, with the webui's folder on the module path.
+The webui runs this file in a separate process at every start. The folder of the webui is then in `sys.path`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ HOOK = re.compile(r"^\s+def post_sample\(", re.MULTILINE)
 
 
 def candidate_roots() -> list[Path]:
-    """Returns the folders that may contain the webui: the module path, then the folder that contains `extensions`."""
+    """Returns the folders that may contain the webui: all folders in `sys.path`, then the parent of `extensions`."""
     return [*map(Path, sys.path), Path(__file__).absolute().parent.parent.parent]
 
 
 def webui_lacks_hook(roots: Iterable[Path]) -> bool:
-    """Returns whether the first `modules/scripts.py` in the roots has no `post_sample`. False without such a file.
+    """Returns whether the webui has no hook `post_sample`.
 
-    Searches the text, because importing the module would load torch and gradio at every start.
+    Searches the text of the first file `modules/scripts.py` in `roots`. Importing the module instead would load torch
+    and gradio at every start. Returns False if no such file can be read.
     """
     for root in roots:
         path = root / "modules" / "scripts.py"

@@ -1,9 +1,11 @@
 """Sets up a test environment and runs every check: `python run_tests.py`.
 
 You need only Python 3.10 to 3.13. The first run creates a virtual environment in `.venv` and installs pinned packages.
-Later runs reuse it without network access until a pinned version changes. The tests run in parallel, in one process
-more than there are cores, but in at most four. If you pass arguments, only pytest runs, in one process, and receives
-them: `python run_tests.py tests/test_fusion.py -k paper`. With `--set-up`, only the environment is set up.
+Later runs use the same environment without network access, until the version of a pinned package changes.
+
+Without arguments, the tests run in parallel. The number of processes is the number of cores plus one, but at most four.
+With arguments, the program only runs pytest with these arguments, in one process. For example:
+`python run_tests.py tests/test_fusion.py -k paper`. With `--set-up`, the program only sets up the environment.
 """
 
 from __future__ import annotations
@@ -22,31 +24,33 @@ CHECKS = {
     "mypy lib_demofusion": ["mypy", "lib_demofusion"],
 }
 MOST_PROCESSES = 4
-"""Maximum number of test processes. Each needs about 1 GB for PyTorch and a small model."""
+"""Maximum number of test processes. Each process needs about 1 GB of memory for PyTorch and a small model."""
 NO_CHROMIUM = "DEMOFUSION_NO_CHROMIUM"
-"""If this environment variable is set, Chromium is not installed."""
+"""Name of an environment variable. If the variable is set, Chromium is not installed."""
 CHROMIUM_SIZE = "about 300 MB on the disk"
 
 
-def side_by_side() -> list[str]:
-    """Returns pytest's arguments for running test files in parallel. Divides the cores among the processes.
+def parallel_arguments() -> list[str]:
+    """Returns the arguments with which pytest runs test files in parallel.
 
-    There is one process more than there are cores, because the tests in a browser wait most of the time.
+    Also sets OMP_NUM_THREADS, so that the processes share the cores. There is one process more than there are cores,
+    because the tests in a browser wait most of the time.
 
-    Uses one process if SD_WEBUI_DIR is set, because its tests share one running webui and measure times.
+    Returns no arguments if SD_WEBUI_DIR is set. This variable enables the tests that share one running webui and
+    measure times, so all tests must run in one process.
     """
     if os.environ.get("SD_WEBUI_DIR"):
         return []
     cores = os.cpu_count() or 1
     processes = min(cores + 1, MOST_PROCESSES)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
-    # --no-loadscope-reorder keeps the order of tests/conftest.py, in which slow files start first. Otherwise files with
-    # few tests would start last, and the slowest file has only eight tests
+    # tests/conftest.py sorts the files so that slow files start first. Without --no-loadscope-reorder, files with few
+    # tests would start last, and the slowest file has only eight tests.
     return ["-n", str(processes), "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def start_checks() -> dict[str, subprocess.Popen[str]]:
-    """Starts all checks, which run at the same time as the tests. They need only one core."""
+    """Starts the linters and the type checker, which run at the same time as the tests."""
     return {
         name: subprocess.Popen(
             [str(bootstrap.PYTHON), "-m", *command],
@@ -61,7 +65,7 @@ def start_checks() -> dict[str, subprocess.Popen[str]]:
 
 
 def finish_checks(checks: dict[str, subprocess.Popen[str]]) -> list[str]:
-    """Prints the output of all checks when they have ended. Returns the names of those that failed."""
+    """Waits for the end of each check and prints its output. Returns the names of the failed checks."""
     failed = []
     for name, check in checks.items():
         output, _ = check.communicate()
@@ -73,16 +77,16 @@ def finish_checks(checks: dict[str, subprocess.Popen[str]]) -> list[str]:
 
 
 def run_pytest(pytest_arguments: list[str]) -> int:
-    """Runs pytest with these arguments, or all tests in several processes. Returns its exit status."""
+    """Runs pytest and returns its exit status. Without arguments, all tests run in parallel."""
     announce("pytest")
     # without this option, pytest might use a configuration file in the folder of `--webui DIR`
     settings = str(bootstrap.ROOT / "pyproject.toml")
-    arguments = pytest_arguments or side_by_side()
+    arguments = pytest_arguments or parallel_arguments()
     return run_module("pytest", "-c", settings, *arguments, interactive=bool(pytest_arguments))
 
 
 def install_chromium() -> None:
-    """Installs Debian's Chromium for the browser tests, if it is missing and this process has the rights.
+    """Installs Debian's Chromium for the browser tests, if no Chromium is installed and this process runs as root.
 
     Prints a note before the installation. Also prints a note if the browser tests will be skipped.
     """
@@ -101,7 +105,10 @@ def install_chromium() -> None:
 
 
 def main(pytest_arguments: list[str]) -> int:
-    """Runs the checks and tests. Returns the exit status, 0 if every check passed and at least one test ran."""
+    """Runs the checks and tests.
+
+    Returns the exit status. It is 0 if all checks and tests passed, and at least one test ran.
+    """
     try:
         bootstrap.set_up(*bootstrap.TESTS)
     except bootstrap.SetUpError as error:

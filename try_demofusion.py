@@ -1,8 +1,9 @@
 """Tries DemoFusion Hires without a GPU, a large checkpoint or a webui: `python try_demofusion.py`.
 
-You need only Python 3.10 to 3.13. The first start creates a virtual environment in `.venv`. Then a page opens: a
-miniature of the webui with a small model and the extension's real panel. `--out DIR` saves images into a folder
-instead. `--webui DIR` installs the extension and the model into an existing webui and starts that webui.
+You need only Python 3.10 to 3.13. The first start creates a virtual environment in `.venv` and installs packages there.
+Then a page opens in your browser. The page is a miniature of the webui with a small model and the extension's real
+panel. With `--out DIR`, the program saves generated images in a folder and opens no page. With `--webui DIR`, the
+program installs the extension and the model into an existing webui, and starts this webui.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from trial import bootstrap
 ROOT = Path(__file__).resolve().parent
 CHECKPOINT = ROOT / "trial" / "checkpoint" / "demofusion-collage.safetensors"
 INSIDE = "DEMOFUSION_TRY_INSIDE"
-"""Environment variable that is set for the process inside the virtual environment."""
+"""Name of an environment variable. It is set for the process that runs inside the virtual environment."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Parses the command line."""
+    """Parses the command line. Ends the process with a message if an argument is not valid."""
     parser = argparse.ArgumentParser(prog="try_demofusion.py", description=__doc__.splitlines()[0])
     parser.add_argument("--port", type=int, default=7860, help="port of the page; if it is in use, the next free port")
     parser.add_argument("--no-browser", action="store_true", help="print the address of the page, but do not open it")
     parser.add_argument("--data", type=Path, default=ROOT / "try-output", help="folder in which the page saves images")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write images and a comparison to DIR, without a page")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="save images and a comparison in DIR, without a page")
     parser.add_argument(
-        "--checkpoint", type=Path, default=CHECKPOINT, help="another model with the layout of the bundled one"
+        "--checkpoint", type=Path, default=CHECKPOINT, help="file of another model with the layout of the bundled model"
     )
     pictures = parser.add_argument_group("with --out")
     pictures.add_argument(
@@ -51,7 +52,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def work(options: argparse.Namespace) -> int:
     """Runs the requested action inside the virtual environment and returns the exit status."""
     if not sys.stderr.isatty():
-        # progress bars move the cursor, which makes logs unreadable; tqdm reads this variable when it is imported
+        # progress bars would make a log unreadable; set here, because tqdm reads this variable when it is imported
         os.environ.setdefault("TQDM_DISABLE", "1")
     if not options.checkpoint.is_file():
         print(f"--checkpoint: {options.checkpoint} does not exist. Use the path of an existing file.", file=sys.stderr)
@@ -89,7 +90,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _absolute(arguments: list[str]) -> list[str]:
-    """Makes the paths in the arguments absolute, relative to the current folder."""
+    """Replaces relative paths in the arguments by absolute paths. Relative paths begin at the current folder."""
     named = ("--out", "--webui", "--data", "--checkpoint")
     absolute = []
     for i, argument in enumerate(arguments):

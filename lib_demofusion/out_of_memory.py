@@ -1,4 +1,4 @@
-"""Recognizes out-of-memory errors, after which an attempt with less memory may succeed."""
+"""Recognizes out-of-memory errors. After such an error, another attempt that needs less memory can succeed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WINDOWS_CODES = frozenset({8, 14, 1455})
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an error means that the device or the computer is out of memory."""
+    """Returns whether an error means that the GPU or the computer has too little free memory."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     if isinstance(error, OSError):

@@ -72,8 +72,8 @@ def expected_calls(steps: int, two_calls: bool) -> int:
 def calls_ahead(name: str, arguments: Mapping[str, Any], second_order: bool, whole: float) -> CallsAhead:
     """Returns a function that estimates the remaining model calls of the sampling function `name`.
 
-    `arguments` are the arguments of the sampling function. `whole` is used only for DPM adaptive, whose number of calls
-    depends on the image. It is the expected number of calls in a whole schedule.
+    `arguments` are the arguments of the sampling function. `whole` is the expected number of calls of DPM adaptive in a
+    whole schedule. It is necessary because this number depends on the image. Other samplers do not need `whole`.
     """
     total = model_calls(name, arguments, second_order)
     if total is not None:

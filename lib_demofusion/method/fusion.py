@@ -96,9 +96,9 @@ class DilatedPath:
     """The dilated views, which are crops of the blurred latent.
 
     `correction` is a factor: correction * (x - blur(x)) is added to the predictions of the dilated views, because they
-    are predictions for the blurred latent. It is one number, or a tensor (B, 1, 1, 1) with a number for each row. For a
-    model that predicts eps, the correction is 1 if the host's wrapper of the model returns x0, and 0 if the wrapper
-    returns eps.
+    are predictions for the blurred latent. The factor is one number, or a tensor (B, 1, 1, 1) with a number for each
+    row. For a model that predicts eps, the factor is 1 if the host's wrapper of the model returns x0, and 0 if the
+    wrapper returns eps.
 
     `copies` is the number of times that the same images follow each other in x (B, C, H, W). For example, it is 2 if x
     contains all images for cond, and then the same images for uncond. Each image is blurred only once.

@@ -49,9 +49,9 @@ class StagePlan:
     stride: Size
     """Maximum vertical and horizontal distance between the positions of adjacent local views."""
     unit: int = 1
-    """The sides of the latent and of every view are multiples of this number of cells. It is 1 for SDXL and 2 for Flux.
+    """The sides of the latent and of every view are multiples of this number of cells.
 
-    The number for every model is in `host/backends/families.py`.
+    The number depends on the model. For example, it is 1 for SDXL and 2 for Flux (`host/backends/families.py`).
     """
 
     @property

@@ -134,8 +134,8 @@ def blend_signal_(x: Tensor, anchor: Tensor, denoised: Tensor, c1: float, signal
     """Adds c1 * signal_scale * (anchor - denoised) to x in place.
 
     `denoised` is the prediction of the clean latent in the previous step. Use this function for samplers that add fresh
-    noise. It changes only the signal in x. If x were blended with the fixed noise of `blend_noised_` instead, the two
-    independent noises would partly cancel. The noise in x would then be weaker than the model expects (0.89 of sigma
-    with Euler a).
+    noise, because it changes only the signal in x. `blend_noised_` would average the fresh noise in x with the fixed
+    noise of the anchor. The average of two independent noises is weaker than the noise that the model expects (0.89 of
+    sigma with Euler a).
     """
     x.add_((anchor - denoised).to(x) * signal_scale.to(x.dtype), alpha=c1)

@@ -1,1 +1,1 @@
-"""Runs an autoencoder tile by tile, with the same result as in one piece."""
+"""Runs the decoder or encoder of an autoencoder tile by tile. The result is the same as without tiles."""

@@ -1,4 +1,4 @@
-"""Stores the feature maps of a tiled run: in memory or in a temporary file, exact or packed into 16 bits."""
+"""Stores the feature maps of a tiled run in memory or in temporary files, unchanged or packed into 16 bits."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ LEAST, GREATEST = -32768, 32767
 """The range of 16-bit integers."""
 
 MMAP_RESERVES = sys.platform == "win32"
-"""Whether mapping a file also extends the file and reserves space on the disk.
+"""Whether `mmap.mmap` also extends the file and reserves space on the disk.
 
-This is the case on Windows. There, `truncate` would write every byte of the file (_chsize_s), which takes minutes for a
-large image.
+On Windows, this is the case, and no other function should extend the file. `truncate` would write every byte of the
+file (_chsize_s), which takes minutes for a large image.
 """
 
 NO_FALLOCATE = (None, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-"""Error numbers of file systems without support for `posix_fallocate`. None is for macOS, which lacks the function."""
+"""Error numbers of `posix_fallocate` if the file system does not support it.
+
+None stands for the AttributeError on macOS, where Python has no `posix_fallocate`.
+"""
 
 ZEROS = bytes(1 << 24)
-"""A block of zeros, written to reserve space where `posix_fallocate` is not supported."""
+"""A block of zeros. If `posix_fallocate` is not supported, such blocks are written to reserve space on the disk."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +43,22 @@ class Shelf:
 
     device: torch.device
     packed: bool = False
-    """Whether 32-bit numbers are stored in 16 bits, scaled between the minimum and maximum of each channel and tile."""
+    """Whether float32 maps are quantised to 16 bits. The quantisation uses the range of each channel in each tile."""
     folder: Path | None = None
-    """If set, maps are stored in temporary files in this folder. The system caches these files in free memory."""
+    """If set, maps are stored in temporary files in this folder.
+
+    As long as memory is free, the operating system keeps the contents of these files in memory.
+    """
 
     def __str__(self) -> str:
         place = "the computer's memory" if self.device.type == "cpu" else "the GPU's memory"
         return ("a file" if self.folder else place) + (", packed" if self.packed else "")
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Returns an uninitialised tensor. Raises OSError if the disk has no space for the tensor."""
+        """Returns an uninitialised tensor in memory or in a mapped file.
+
+        Raises OSError if the disk has no space for the file.
+        """
         if self.folder is None:
             return torch.empty(shape, dtype=dtype, device=self.device)
         count = torch.Size(shape).numel()
@@ -62,7 +71,7 @@ class Shelf:
     def _reserve(self, file: int, length: int) -> None:
         """Reserves disk space for an empty file. Raises OSError if the disk is full.
 
-        Without reserved space, writing to a mapped file ends the process with SIGBUS when the disk is full.
+        The reservation is necessary because writing to a mapped file on a full disk ends the process with SIGBUS.
         """
         try:
             try:
@@ -80,19 +89,22 @@ class Shelf:
 
 
 class Map:
-    """A feature map (1, C, H, W). It is written tile by tile, and any rectangle of it can be read."""
+    """A feature map (1, C, H, W), which is written tile by tile.
+
+    After all tiles are written, any rectangle of the map can be read.
+    """
 
     def __init__(self, shelf: Shelf, channels: int, size: Size, side: int, dtype: torch.dtype):
         self.channels, self.size, self._dtype = channels, size, dtype
         self._rows, self._columns = _edges(size[0], side), _edges(size[1], side)
         packed = shelf.packed and dtype == torch.float32
         self.cells = shelf.empty((1, channels, *size), torch.int16 if packed else dtype)
-        # for a packed map: the offset and the step size of every channel in every tile
+        # in a packed map, the offset and the step size of every channel for each tile; in other maps None
         self._scales: dict[Box, Tensor] | None = {} if packed else None
 
     @classmethod
     def of(cls, x: Tensor) -> Map:
-        """Wraps x in a read-only map."""
+        """Returns a map with the values of x (1, C, H, W), without copying x and without packing."""
         size = (x.shape[2], x.shape[3])
         found = cls(Shelf(torch.device("meta")), x.shape[1], size, max(size), x.dtype)
         found.cells = x
@@ -100,17 +112,17 @@ class Map:
 
     @property
     def boxes(self) -> list[Box]:
-        """The tiles of this map. Each of them must be written."""
+        """The tiles of this map. Before the map is read, each tile must be written."""
         return _boxes(self._rows, self._columns)
 
     def write(self, box: Box, y: Tensor) -> None:
-        """Writes y (1, C, h, w) to one of `boxes`."""
+        """Writes y (1, C, h, w) to the tile `box`, which must be one of `boxes`."""
         if self._scales is not None:
             self._scales[box], y = _pack(y)
         box.cut(self.cells).copy_(y)
 
     def read(self, box: Box, device: torch.device) -> Tensor:
-        """Returns the rectangle `box` on the device."""
+        """Returns the values (1, C, h, w) in the rectangle `box` on the device."""
         if self._scales is None:
             return box.cut(self.cells).to(device)
         out = torch.empty((1, self.channels, *box.size), dtype=self._dtype, device=device)
@@ -122,25 +134,28 @@ class Map:
 
 
 class ComputedMap:
-    """The output of a layer that is not stored. Each rectangle is computed when it is read."""
+    """A feature map that is not stored: the output of `layer` for the stored map `source`.
+
+    Every time a rectangle is read, it is computed.
+    """
 
     def __init__(self, source: Map, layer: Layer):
         self._source, self._layer = source, layer
         self.channels, self.size = layer.outputs, layer.size(source.size)
 
     def read(self, box: Box, device: torch.device) -> Tensor:
-        """Returns the rectangle `box` on the device."""
+        """Computes the values (1, C, h, w) in the rectangle `box` on the device."""
         part = self._layer.needs(box, self._source.size)
         return self._layer.run(self._source.read(part, device), part, box)
 
 
 def grid(size: Size, side: int) -> list[Box]:
-    """Splits a map of `size` into boxes of nearly equal size and at most `side` cells per axis, without overlap."""
+    """Splits a map of `size` into boxes without overlap. Their sizes are nearly equal, and at most `side` x `side`."""
     return _boxes(_edges(size[0], side), _edges(size[1], side))
 
 
 def item_bytes(dtype: torch.dtype) -> int:
-    """Returns the bytes of one element (torch 2.0 has no dtype.itemsize)."""
+    """Returns the number of bytes of one element. Also works with torch 2.0, which has no `dtype.itemsize`."""
     return torch.empty((), dtype=dtype).element_size()
 
 
@@ -154,14 +169,17 @@ def _boxes(rows: list[int], columns: list[int]) -> list[Box]:
 
 
 def _within(edges: list[int], first: int, last: int) -> list[int]:
-    """Returns the edges of the tiles that contain the cells first..last."""
+    """Returns the edges of the tiles that contain at least one of the cells `first` to `last` - 1.
+
+    `edges` are the edges of all tiles along one axis.
+    """
     return edges[bisect_right(edges, first) - 1 : bisect_left(edges, last) + 1]
 
 
 def _pack(y: Tensor) -> tuple[Tensor, Tensor]:
     """Quantises y (1, C, h, w) to 16 bits.
 
-    Returns the offset and the step size of every channel (2, 1, C, 1, 1), and the quantised values.
+    Returns the offsets and step sizes of all channels in one tensor (2, 1, C, 1, 1), and the quantised values.
     """
     least, greatest = torch.aminmax(y.flatten(2), dim=2)
     step = ((greatest - least) / (GREATEST - LEAST)).clamp_min(1e-30)

@@ -1,11 +1,12 @@
-"""Decodes and encodes images of any size tile by tile, with the same result as in one piece.
+"""Decodes and encodes images of any size tile by tile. The result is the same as without tiles.
 
-Two kinds of layers prevent an autoencoder from working on independent tiles: a group norm needs the mean and variance
-of the whole feature map, and an attention needs every cell. Therefore the outer loop runs over the layers, and the
-inner loop runs over the tiles. Each convolution processes the whole map tile by tile, with a margin of one cell, and
-accumulates the mean and variance for the next group norm. There are no seams, almost nothing is computed twice, and
-only a few tiles are on the GPU at a time. The feature maps between the layers are stored outside the GPU, and packed if
-necessary (see `feature_maps`).
+Two kinds of layers prevent an autoencoder from processing each tile on its own. A group norm needs the mean and the
+variance of the whole feature map, and an attention needs every cell. Therefore the outer loop runs over the layers, and
+the inner loop runs over the tiles. Each convolution processes the whole map tile by tile, with a margin of one cell. It
+also accumulates the mean and the variance for the next group norm.
+
+The result has no seams, almost nothing is computed twice, and only a few tiles are on the GPU at the same time. The
+feature maps between the layers can be stored outside the GPU and packed into 16 bits (see `feature_maps.Shelf`).
 """
 
 from __future__ import annotations
@@ -34,50 +35,60 @@ from lib_demofusion.tiled_vae.layers import (
 )
 
 AUTOMATIC, ALWAYS, NEVER = MODES = ("automatic", "always", "never")
-"""When to process an image tile by tile: only if it does not fit into memory as a whole, always, or never."""
+"""When to process an image tile by tile. "automatic" means only if the image does not fit into memory without tiles."""
 
 MATRIX_CELLS = 1 << 26
-"""Maximum number of elements of the attention matrix at a time, for devices without a fused attention kernel."""
+"""Maximum number of elements of the attention matrix that are computed at once on devices other than CUDA.
+
+These devices may have no fused attention kernel, and then need memory for the whole matrix.
+"""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Tile size, storage and progress callback of a run."""
+    """Tile size, storage and progress callback of a tiled run."""
 
     tile: int
-    """Side of a tile of the largest map, in latent cells. Tiles of other maps use about as much memory."""
+    """Side of a tile of the largest map, in latent cells. The tiles of all other maps need about the same memory."""
     shelf: Shelf | None = None
-    """Where feature maps are stored. None stores them on the input's device, unpacked."""
+    """Where and how feature maps are stored. With None, they are stored on the device of the input without packing."""
     report: Callable[[float], None] | None = None
-    """Called after every tile with the completed share (0 to 1). The run ends if this function raises an exception."""
+    """A function that is called after every tile with the completed share of the work (0 to 1).
+
+    If this function raises an exception, the run ends with this exception.
+    """
 
 
 def decode_tiled(decoder: Any, z: Tensor, options: Options) -> Tensor:
-    """Decodes z like decoder(z), tile by tile, (B, C, H, W) -> (B, 3, 8 H, 8 W).
+    """Returns decoder(z) (B, 3, 8 H, 8 W) for z (B, C, H, W), computed tile by tile.
 
-    z is the output of post_quant_conv. The result is on the shelf's device, because the webui then moves a large image
-    to the computer's memory. If a feature map contains NaN or infinity, all values of the result are NaN.
+    z is the output of post_quant_conv. The result is on the device of the shelf. It need not be on the GPU, because the
+    webui moves decoded images to the computer's memory. If a feature map of an image contains NaN or infinity, all
+    values of this image are NaN.
     """
     pictures = _each(decoder_layers(decoder), z, options)
     return pictures.tanh_() if getattr(decoder, "tanh_out", False) else pictures
 
 
 def encode_tiled(encoder: Any, x: Tensor, options: Options) -> Tensor:
-    """Encodes x like encoder(x), tile by tile, (B, 3, 8 H, 8 W) -> (B, 2 C, H, W).
+    """Returns encoder(x) (B, 2 C, H, W) for x (B, 3, 8 H, 8 W), computed tile by tile.
 
-    The result is the input of quant_conv. It is small, and it is on the device of x, where quant_conv runs.
+    The result is on the device of x, because it is small, and it is the input of quant_conv, which runs on this device.
     """
     return _each(encoder_layers(encoder), x, options).to(x.device)
 
 
 @torch.no_grad()
 def _each(layers: list[Layer], x: Tensor, options: Options) -> Tensor:
-    """Processes the images of x one by one, because each image has its own statistics."""
+    """Runs the layers for each image of x separately, because a group norm has separate statistics for each image."""
     return torch.cat([_Run(layers, x[i : i + 1], options, i / len(x), 1 / len(x)).result() for i in range(len(x))])
 
 
 class _NotFiniteError(Exception):
-    """Raised if a feature map contains NaN or infinity, because the whole result would then be NaN."""
+    """Raised if a feature map contains NaN or infinity.
+
+    The run ends early, because the next layers would spread NaN over the whole image.
+    """
 
 
 class _Moments:
@@ -88,13 +99,17 @@ class _Moments:
         self._areas: list[int] = []
 
     def add(self, x: Tensor) -> None:
-        """Adds a tile x (1, C, h, w)."""
+        """Adds the values of a tile x (1, C, h, w)."""
         self._parts.append(torch.stack(torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)))
         self._areas.append(x.shape[2] * x.shape[3])
 
     def scale_shift(self, norm: nn.GroupNorm) -> Tensor:
-        """Returns the scale and shift (2, C) of a group norm over all tiles."""
-        var, mean = torch.stack(self._parts, 2).cpu().double()  # (C, parts) each
+        """Returns the scale and shift (2, C) of a group norm for the whole feature map.
+
+        Raises _NotFiniteError if one of them is NaN or infinite.
+        """
+        # the shape of var and of mean is (C, number of tiles)
+        var, mean = torch.stack(self._parts, 2).cpu().double()
         share = torch.tensor(self._areas, dtype=torch.double) / sum(self._areas)
         centre = mean @ share
         found = channel_scale_shift(norm, centre, (var + (mean - centre[:, None]) ** 2) @ share)
@@ -104,7 +119,10 @@ class _Moments:
 
 
 class _Run:
-    """Runs one image through the network."""
+    """Runs the layers of a network for one image.
+
+    `done` is the share of the work that is complete before this image, and `share` is the share of this image.
+    """
 
     def __init__(self, layers: list[Layer], x: Tensor, options: Options, done: float, share: float):
         self._layers, self._options = layers, options
@@ -117,7 +135,7 @@ class _Run:
         self._moments: dict[str, _Moments] = {}
 
     def result(self) -> Tensor:
-        """Returns the network's output."""
+        """Runs all layers and returns the output of the network."""
         try:
             for index, layer in enumerate(self._layers):
                 scale_shift = None if layer.norm is None else self._moments[layer.reads].scale_shift(layer.norm)
@@ -133,7 +151,7 @@ class _Run:
             return torch.full(shape, torch.nan, dtype=self._dtype, device=self._shelf.device)
 
     def _stored(self, name: str) -> Map:
-        """Returns the map `name`. Raises TypeError if it is a ComputedMap."""
+        """Returns the feature map with this name. Raises TypeError if it is a ComputedMap."""
         found = self._maps[name]
         if isinstance(found, ComputedMap):
             raise TypeError(f"the feature map {name} is not stored")
@@ -149,7 +167,7 @@ class _Run:
         return part_side(self._layers, self._sizes, index, self._options.tile)
 
     def _with_progress(self, boxes: list[Box], index: int) -> Iterator[Box]:
-        """Yields the boxes one by one and reports the progress after each."""
+        """Yields the boxes of the output of layer `index`, and reports the progress after each box."""
         work = self._layers[index].work(self._sizes[index]) * self._share / self._work
         for box in boxes:
             yield box
@@ -158,36 +176,37 @@ class _Run:
                 self._options.report(min(self._done, 1.0))
 
     def _convolve(self, index: int, scale_shift: Tensor | None) -> None:
-        """Runs a convolution over the whole map.
+        """Runs layer `index`, a convolution, over the whole map.
 
-        If a residual block has a shortcut, its first convolution also replaces the main path with the output of the
-        shortcut. The second convolution of a residual block adds its output to the main path.
+        If a residual block has a shortcut, this function runs the shortcut together with the first convolution of the
+        block. The output of the shortcut then replaces the main path. The second convolution of a residual block adds
+        its output to the main path.
         """
         layer, x = self._layers[index], self._maps["x"]
         source = self._maps[layer.reads]
-        shortcut = None if layer.aside is None else self._new(index, layer.outputs)
+        main = None if layer.shortcut is None else self._new(index, layer.outputs)
         target = self._stored("x") if layer.adds else self._new(index, layer.outputs)
         moments = _Moments()
         for box in self._with_progress(target.boxes, index):
             part = layer.needs(box, source.size)
             here = source.read(part, self._device)
-            if layer.aside is not None and shortcut is not None:
-                shortcut.write(box, layer.aside(box.cut(here, part)))
+            if layer.shortcut is not None and main is not None:
+                main.write(box, layer.shortcut(box.cut(here, part)))
             y = layer.run(activate(here, scale_shift), part, box)
             if layer.adds:
                 y = y + x.read(box, self._device)
             moments.add(y)
             target.write(box, y)
-        if shortcut is not None:
-            self._maps["x"] = shortcut
+        if main is not None:
+            self._maps["x"] = main
         if layer.adds:
             del self._maps["h"]
         self._maps[layer.writes], self._moments[layer.writes] = target, moments
 
     def _accumulate(self, index: int) -> None:
-        """Accumulates the mean and variance of a lazy layer's output.
+        """Runs the lazy layer `index` once, only to accumulate the mean and variance of its output.
 
-        The output itself is not stored, because it would be the largest map.
+        The output itself is not stored, because it would be the largest map. Later layers read a ComputedMap.
         """
         computed, moments = ComputedMap(self._stored("x"), self._layers[index]), _Moments()
         for box in self._with_progress(grid(computed.size, self._side(index)), index):
@@ -195,7 +214,7 @@ class _Run:
         self._maps["x"], self._moments["x"] = computed, moments
 
     def _attend(self, index: int, scale_shift: Tensor | None) -> None:
-        """Runs an attention with all keys at once and the queries tile by tile."""
+        """Runs layer `index`, an attention. All keys are in memory at once. The queries are computed tile by tile."""
         x, moments, module = self._stored("x"), _Moments(), self._layers[index].module
         shape = (1, 1, math.prod(x.size), x.channels)
         keys, values = (torch.empty(shape, dtype=self._dtype, device=self._device) for _ in range(2))
@@ -216,13 +235,14 @@ class _Run:
 
 
 def _tokens(y: Tensor) -> Tensor:
-    return y[0].flatten(1).T  # (1, C, h, w) -> (h w, C)
+    """Converts y (1, C, h, w) to (h * w, C)."""
+    return y[0].flatten(1).T
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Computes softmax(q k^T / sqrt(C)) v for queries (1, 1, N, C), and keys and values (1, 1, M, C).
 
-    If memory runs out, computes smaller chunks of the queries one after the other.
+    If memory runs out, the queries are divided into smaller chunks, which are computed one after the other.
     """
     rows, most = queries.shape[2], queries.shape[2]
     if queries.device.type != "cuda":
