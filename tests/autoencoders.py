@@ -1,4 +1,4 @@
-"""Defines a small autoencoder with random weights for tests, and creates inputs for it.
+"""Defines a small autoencoder with random weights, and creates test images for it.
 
 The modules have the same names and the same order as in Stable Diffusion's autoencoder.
 """
@@ -95,7 +95,10 @@ class Network(nn.Module):
 
 
 class Decoder(Network):
-    """Decodes (B, 4, h, w) to (B, 3, H, W). `attends` adds attention to one level, like ldm's attn_resolutions."""
+    """Decodes (B, 4, h, w) to (B, 3, H, W).
+
+    With `attends`, the blocks of one level also have attention layers, as with the argument attn_resolutions in ldm.
+    """
 
     def __init__(self, ch: int = 8, mult: tuple[int, ...] = (1, 2, 4, 4), groups: int = 4, attends: bool = False):
         super().__init__()
@@ -121,7 +124,7 @@ class Decoder(Network):
 
 
 class Encoder(Network):
-    """Encodes (B, 3, H, W) to (B, 8, h, w): the mean and the log variance of four latent channels."""
+    """Encodes (B, 3, H, W) to (B, 8, h, w), which contains the mean and the log variance of four latent channels."""
 
     def __init__(self, ch: int = 8, mult: tuple[int, ...] = (1, 2, 4, 4), groups: int = 4):
         super().__init__()
@@ -147,7 +150,10 @@ class Encoder(Network):
 
 
 def randomised(network: nn.Module, seed: int = 0) -> Any:
-    """Sets random weights of a scale at which every block affects the output. Returns the network."""
+    """Sets all weights of a network to random values and returns the network.
+
+    The values are large enough for every block to affect the output.
+    """
     generator = torch.Generator().manual_seed(seed)
     for module in network.eval().requires_grad_(False).modules():
         if isinstance(module, nn.Conv2d):
@@ -160,7 +166,7 @@ def randomised(network: nn.Module, seed: int = 0) -> Any:
 
 
 def picture_like(channels: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Returns values (1, C, H, W) that are smooth at the top and textured at the bottom, with one bright spot.
+    """Returns values (1, C, H, W) that are smooth at the top, textured at the bottom, and high in one small spot.
 
     The mean and variance differ from place to place. A test therefore fails if a tile is normalized with its own mean
     and variance.

@@ -1,7 +1,4 @@
-"""Imitates the ControlNet extension: the units with their hints, and the hook of the UNet.
-
-In the extension, these classes are in scripts/hook.py.
-"""
+"""Imitates the ControlNet extension: its units with their hints, its models, its hook of the UNet and its script."""
 
 from __future__ import annotations
 
@@ -23,7 +20,10 @@ Mode = Enum("Mode", "RESIZE INNER_FIT OUTER_FIT")
 
 
 class Unit:
-    """Imitates ControlParams, the data of one ControlNet unit. A new hint clears all data of the previous hint."""
+    """Imitates ControlParams (scripts/hook.py), the data of one ControlNet unit.
+
+    If `hint_cond` is set, all data that was computed from the previous hint is deleted.
+    """
 
     def __init__(self, hint: Any, kind: str = "ControlNet", preprocessor: str = "none", **values: Any):
         self._hint_cond = hint
@@ -47,7 +47,7 @@ class Unit:
 
 
 class Adapter:
-    """Imitates a T2I adapter, which caches its control until `reset`."""
+    """Imitates a T2I adapter, which returns the control of the first hint again until `reset` is called."""
 
     def __init__(self) -> None:
         self.control_model = None
@@ -63,7 +63,7 @@ class Adapter:
 
 
 class Lite:
-    """Imitates ControlNet-LLLite, which adds layers to the UNet. These layers contain the hint, scaled to -1..1."""
+    """Imitates ControlNet-LLLite. It adds layers to the UNet, which store the hint with values scaled to -1..1."""
 
     def __init__(self, hint: Tensor) -> None:
         layer = SimpleNamespace(cond_image=hint * 2 - 1, cond_emb=None)
@@ -77,12 +77,18 @@ class Lite:
 
 
 def control_of(hint: Tensor) -> Tensor:
-    """Returns the mean of all colors of a hint in each cell, as a latent with four equal channels."""
+    """Returns a control (N, 4, h, w) with four equal channels.
+
+    Each value is the mean of all color channels of the hint (N, C, 8 h, 8 w) in one cell.
+    """
     return F.avg_pool2d(hint[:, :3].mean(1, keepdim=True), CELL).expand(-1, 4, -1, -1)
 
 
 class Network:
-    """Imitates UnetHook, which adds the controls of all units of a job to the UNet."""
+    """Imitates UnetHook (scripts/hook.py), which adds the controls of all units of a job to the UNet.
+
+    `seen` contains the shapes of all controls and masks that were used.
+    """
 
     def __init__(self, units: list[Unit], unet: Any = None):
         self.control_params = units
@@ -94,9 +100,10 @@ class Network:
         return control_of(hint)
 
     def control(self, x: Tensor) -> Tensor:
-        """Returns the sum of all units' controls for x (N, 4, h, w).
+        """Returns the sum of the controls of all units for x (N, 4, h, w).
 
-        Raises AssertionError if a control does not have the size of x, or if its number of rows is neither 1 nor N.
+        Raises AssertionError if a control does not have the size of x. Also raises AssertionError if the number of rows
+        of a control is neither 1 nor N. The control of an encoded hint must have N rows.
         """
         total = torch.zeros_like(x)
         for unit in self.control_params:
@@ -137,7 +144,7 @@ class Network:
 
 
 class ControlNetScript:
-    """Imitates the script of the ControlNet extension, which stores the hook of the latest job."""
+    """Imitates the script class of the ControlNet extension. The hook of the latest job is in `latest_network`."""
 
     def __init__(self, network: Network | None):
         self.latest_network = network
@@ -148,12 +155,12 @@ class ControlNetScript:
 
 
 def state(units: list[Unit]) -> list[dict[str, Any]]:
-    """Returns the attributes of each unit. The values are the same objects, not copies."""
+    """Returns the attributes of each unit. The values are the objects themselves and not copies."""
     return [dict(vars(unit)) for unit in units]
 
 
 def job(network: Network | None) -> Any:
-    """Returns a processing object of the webui. If `network` is given, it is the hook of the job's UNet."""
+    """Returns a stand-in for the webui's processing object. `network` is the hook of its UNet, or None."""
     unet = SimpleNamespace(in_channels=4)
     if network is not None:
         network.model = unet

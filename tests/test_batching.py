@@ -19,7 +19,7 @@ from lib_demofusion.settings.fields import Settings
 
 
 def model(crops: Tensor, rows: slice) -> Tensor:
-    """Denoises crops. Every row of the latent has another factor, so swapped rows would change the result."""
+    """Denoises crops. Each row of the latent has a different factor, so swapped rows would change the result."""
     gain = torch.arange(10.0)[rows].repeat(len(crops) // (rows.stop - rows.start))
     return torch.tanh(crops) * (1 + gain.view(-1, 1, 1, 1))
 
@@ -27,8 +27,8 @@ def model(crops: Tensor, rows: slice) -> Tensor:
 class SmallMemory:
     """Imitates a model and the memory of its device.
 
-    A model call runs out of memory if it has more than `limit` rows, or if `failing` contains its number. The first
-    call has the number 0.
+    A model call runs out of memory if it has more than `limit` rows, or if `failing` contains the number of the call,
+    counted from 0.
     """
 
     def __init__(self, limit: int = 1000, failing: Sequence[int] = ()):
@@ -69,7 +69,7 @@ EXPECTED = fused(SmallMemory(), ViewBatches(1))
 CALLS = 4 * 4 + 4
 """Number of model calls in `fused` with one view per call: 4 x 4 local views and 4 dilated views."""
 SHARED = (10, 14)
-"""The size of the dilated views. Local views of this size share batches with them."""
+"""The size of the dilated views. With this `window`, local and dilated views are evaluated in the same batches."""
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 7, 16, 1000])
@@ -95,16 +95,16 @@ def test_one_failed_call_does_not_change_the_result(attempt: int) -> None:
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 7, 16, 1000])
 @pytest.mark.parametrize("views", [1, 3, 5, 16])
-def test_batches_of_local_and_dilated_views_shrink_too(limit: int, views: int) -> None:
+def test_batches_with_both_kinds_of_views_shrink_until_they_fit_into_memory(limit: int, views: int) -> None:
     expected = fused(SmallMemory(), ViewBatches(1), SHARED)
     memory = SmallMemory(limit)
     torch.testing.assert_close(fused(memory, ViewBatches(views), SHARED), expected)
-    # batches are halved, so the largest one that succeeds has at least half of the possible number of rows
+    # a failed batch is halved, so the largest successful batch has at least half of the rows that would fit
     assert max(count for count in memory.attempts if count <= limit) >= min(limit, 2 * views, 40) // 2
 
 
 @pytest.mark.parametrize("views", [1, 3, 5, 16])
-def test_one_failed_batch_of_local_and_dilated_views_does_not_change_the_result(views: int) -> None:
+def test_one_failed_batch_with_both_kinds_of_views_does_not_change_the_result(views: int) -> None:
     plain = SmallMemory()
     expected = fused(plain, ViewBatches(views), SHARED)
     for attempt in range(len(plain.attempts)):
@@ -113,8 +113,8 @@ def test_one_failed_batch_of_local_and_dilated_views_does_not_change_the_result(
         assert len(memory.attempts) > len(plain.attempts)
 
 
-def test_memory_is_measured_for_the_first_batch_only() -> None:
-    """A measurement resets the peak that the webui displays. With a fixed batch size, no batch is measured."""
+def test_memory_is_measured_only_for_the_first_batch_of_the_automatic_mode() -> None:
+    """With a fixed number of views, no batch is measured. A measurement resets the peak that the webui displays."""
     memory, begun = SmallMemory(), []
     memory.begin = lambda: begun.append(len(memory.attempts))
     fused(memory, ViewBatches(0, memory), SHARED)
@@ -123,14 +123,14 @@ def test_memory_is_measured_for_the_first_batch_only() -> None:
     assert begun == [0]
 
 
-def test_a_single_row_that_does_not_fit_is_an_error() -> None:
+def test_a_single_row_that_does_not_fit_into_memory_raises_an_out_of_memory_error() -> None:
     memory = SmallMemory(0)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         fused(memory, ViewBatches(16))
     assert memory.attempts == [32, 16, 8, 4, 2, 1]
 
 
-def test_other_errors_are_not_retried() -> None:
+def test_after_other_errors_the_batch_is_not_evaluated_again() -> None:
     calls = []
 
     def broken(crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
@@ -142,11 +142,11 @@ def test_other_errors_are_not_retried() -> None:
     assert calls == [8]
 
 
-def test_automatic_batch_size_fits_into_the_free_memory() -> None:
+def test_the_automatic_batch_size_is_the_largest_power_of_two_that_fits_into_the_free_memory() -> None:
     memory = SmallMemory()
     batches = ViewBatches(0, memory)
     fused(memory, batches)
-    # 80 % of 1000 bytes hold 6 views of 130 bytes, and the largest power of two is 4
+    # 6 views of 130 bytes fit into 80 % of 1000 bytes, and the largest power of two up to 6 is 4
     assert batches.views == 4
     assert memory.attempts[:2] == [2, 8]
     memory.peak = lambda: 1
@@ -155,8 +155,11 @@ def test_automatic_batch_size_fits_into_the_free_memory() -> None:
     assert batches.views == MOST_VIEWS
 
 
-def test_views_of_a_larger_size_are_measured_again() -> None:
-    """At 1.5x, dilated views are smaller than local views, and the first calls may evaluate only dilated views."""
+def test_memory_is_measured_again_for_larger_views() -> None:
+    """At a scale of 1.5, dilated views are smaller than local views. The first model calls can have only dilated views.
+
+    A batch size that fits these views can be too large for local views.
+    """
     memory = SmallMemory()
     memory.peak = lambda: cells[-1]
     cells: list[int] = []
@@ -170,26 +173,27 @@ def test_views_of_a_larger_size_are_measured_again() -> None:
     small = [(view, X) for view in dilated_views(SIZE, 4)]
     large = [(view, X) for view in local_views(SIZE, (10, 14), (5, 7))]
     assert len(list(batches.predictions(evaluate, small, 2))) == 16
-    # crops have 5 x 7 cells: 22 views would fit, but the maximum is 16
+    # the crops have 5 x 7 cells: 22 views would fit, but the maximum is 16
     assert memory.attempts == [1, 15]
     assert len(list(batches.predictions(evaluate, large, 2))) == 9
-    # crops have 10 x 14 cells: 5 views fit, and the largest power of two is 4
+    # the crops have 10 x 14 cells: 5 views fit, and the largest power of two up to 5 is 4
     assert batches.views == 4
     assert memory.attempts[2:] == [1, 4, 4]
     assert len(list(batches.predictions(evaluate, small, 2))) == 16
     assert memory.attempts[5:] == [4, 4, 4, 4]
 
 
-def test_a_requested_number_of_views_is_used_at_every_size() -> None:
+def test_a_requested_number_of_views_is_used_for_views_of_every_size() -> None:
     memory, batches = SmallMemory(), ViewBatches(3)
     fused(memory, batches, SHARED)
     fused(memory, batches, (12, 16))
-    # two rows per view: first 20 views of one size, then 9 local views and 4 dilated views of another size
+    # Each view has two rows. The first call of `fused` has 20 views of one size. The second call has 9 local views of
+    # one size and 4 dilated views of another size.
     assert memory.attempts == [*[6] * 6, 4, *[6] * 3, 6, 2]
     assert batches.views == 3
 
 
-def test_memory_is_released_after_every_failure() -> None:
+def test_cached_memory_is_released_after_every_failed_batch() -> None:
     memory = SmallMemory(4)
     fused(memory, ViewBatches(16, memory))
     assert memory.released == sum(count > 4 for count in memory.attempts) == 3
@@ -215,7 +219,7 @@ def test_fusion_allocates_at_most_four_latents_and_three_batches(c2: float, copi
             copies,
         )
     assert bytes_.peak <= 4 * latent + 3 * batch
-    # the measurement must at least contain the accumulator and the blurred latent
+    # shows that the measurement works: it contains at least the accumulator and the blurred latent
     assert c2 in (0.0, 1.0) or bytes_.peak >= (1 + 1 / copies) * latent
 
 
@@ -236,6 +240,6 @@ def test_the_predicted_number_of_evaluated_views_is_exact(thresholds: tuple[floa
         local = local_views(stage.size, stage.window, stage.stride)
         fuse(evaluate, x, local, dilated_views(stage.size, stage.factor), c2, lambda z: z, 1.0, ViewBatches(3))
         assert counted == evaluations(stage, c2)
-    # at these two timesteps, every threshold skips a path; without thresholds, no path is skipped
+    # with any threshold, at least one of these two timesteps has fewer views; without thresholds, both have all views
     numbers = {evaluations(stage, weights_at(t, settings).dilated) for t in (980, 100)}
     assert (numbers == {evaluations(stage)}) == (thresholds == (0.0, 0.0))

@@ -1,7 +1,4 @@
-"""Tests CallGuard, which raises UnknownSampler if the calls of a sampler do not fit its detector.
-
-The guard must accept all samplers that DemoFusion supports.
-"""
+"""Tests CallGuard, which raises UnknownSampler if a sampler does not fit the detector that is used for the sampler."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ def test_the_guard_accepts_the_samplers_of_k_diffusion(case: Case) -> None:
 
 
 @pytest.mark.parametrize(("name", "host", "explicit", "timesteps", "eta"), TIMESTEP_CASES[:3])
-def test_the_guard_accepts_timestep_samplers(name, host, explicit, timesteps, eta) -> None:
+def test_the_guard_accepts_the_timestep_samplers_of_the_webui(name, host, explicit, timesteps, eta) -> None:
     guarded = drive_timesteps(host, timesteps, make_detector(name), eta, name, guarded=True)
     assert relative_error(guarded, drive_timesteps(host, timesteps, make_detector(name), eta, name)) == 0
 
@@ -53,7 +50,7 @@ def scaled_copy(model, x, sigmas, callback, disable) -> Tensor:
 
 
 def plain_copy(model, x, sigmas, callback, disable) -> Tensor:
-    """Passes a copy of x to its model."""
+    """Passes a copy of x to the model, so a change of this copy has no effect."""
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(x.clone(), sigma * x.new_ones(len(x)))
         callback({"x": x, "i": i, "denoised": denoised})
@@ -62,12 +59,12 @@ def plain_copy(model, x, sigmas, callback, disable) -> Tensor:
 
 
 def callback_first(model, x, sigmas, callback, disable) -> Tensor:
-    """Makes two calls per step, and runs its callback after the first call."""
+    """Makes two model calls per step, and runs the callback after the first call."""
     return sampling.sample_heun(model, x, sigmas, callback=callback, disable=disable)
 
 
 def callback_last(model, x, sigmas, callback, disable) -> Tensor:
-    """Makes two calls per step, and runs its callback after the second call, with the x of the next step."""
+    """Makes two model calls per step, and runs the callback after the second call with the x of the next step."""
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(x, sigma * x.new_ones(len(x)))
         middle = denoised + (target / sigma) ** 0.5 * (x - denoised)
@@ -78,7 +75,7 @@ def callback_last(model, x, sigmas, callback, disable) -> Tensor:
 
 
 def mirrored(model, x, sigmas, callback, disable) -> Tensor:
-    """Imitates Kohaku LoNyu Yog, which also evaluates -x."""
+    """Makes two model calls per step, for x and for -x, like Kohaku LoNyu Yog."""
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         ones = x.new_ones(len(x))
         denoised = model(x, sigma * ones)
@@ -97,12 +94,12 @@ def no_callback(model, x, sigmas, callback, disable) -> Tensor:
 
 
 def fewer_calls(model, x, sigmas, callback, disable) -> Tensor:
-    """Makes one call per step, although its detector expects two."""
+    """Makes one model call per step. Its detector in MISFITS expects two."""
     return sampling.sample_euler(model, x, sigmas, callback=callback, disable=disable)
 
 
 def shows_first_x(model, x, sigmas, callback, disable) -> Tensor:
-    """Imitates Forge's IPNDM and DEIS, which pass the x that they received to every callback."""
+    """Imitates IPNDM and DEIS in Forge, which pass their argument x to every callback instead of the current x."""
     current = x
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         denoised = model(current, sigma * x.new_ones(len(x)))
@@ -111,7 +108,7 @@ def shows_first_x(model, x, sigmas, callback, disable) -> Tensor:
     return current
 
 
-def test_a_callback_may_always_receive_the_first_x() -> None:
+def test_the_guard_accepts_a_sampler_that_passes_its_argument_x_to_every_callback() -> None:
     actual = drive(shows_first_x, StepDetector(), False, guarded=True, sigmas=SIGMAS)
     assert relative_error(actual, drive(sampling.sample_euler, StepDetector(), False, sigmas=SIGMAS)) < 1e-9
 
@@ -126,11 +123,11 @@ MISFITS: list[tuple[Callable[..., Tensor], StepDetector, str]] = [
     (no_callback, StepDetector(), CALLS_DO_NOT_FIT),
     (fewer_calls, SkipCalls(), CALLS_DO_NOT_FIT),
 ]
-"""Samplers with a detector that does not fit them, and the message of the error."""
+"""Samplers, a detector that does not fit the sampler, and the message of the error."""
 
 
 @pytest.mark.parametrize(("function", "detector", "message"), MISFITS, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_sampler_that_does_not_fit_its_detector_is_an_error(
+def test_a_sampler_that_does_not_fit_its_detector_raises_unknown_sampler(
     function: Callable[..., Tensor], detector: StepDetector, message: str
 ) -> None:
     with pytest.raises(UnknownSampler) as caught:
@@ -139,18 +136,18 @@ def test_a_sampler_that_does_not_fit_its_detector_is_an_error(
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_copy_of_x_is_detected_in_the_shortest_stage(steps: int) -> None:
+def test_a_sampler_that_copies_x_is_detected_in_a_stage_of_one_or_two_steps(steps: int) -> None:
     with pytest.raises(UnknownSampler):
         drive(plain_copy, StepDetector(), False, guarded=True, sigmas=SIGMAS[-steps - 1 :])
 
 
-def test_unipc_with_the_wrong_detector_is_detected() -> None:
+def test_unipc_with_the_detector_of_other_samplers_raises_unknown_sampler() -> None:
     with pytest.raises(UnknownSampler):
         drive_timesteps(host_unipc, FRACTIONS, StepDetector(), None, "of_tomorrow", guarded=True)
 
 
 class Unreadable(torch.Tensor):
-    """A tensor that allows no operations on its values, because reading a value would wait for the device."""
+    """A tensor that raises an error if its values are read. On a GPU, reading a value would wait for the device."""
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

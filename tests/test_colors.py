@@ -1,6 +1,6 @@
-"""Tests the color match of *Keep colors* on decoded images.
+"""Tests `match_colors_`, with which *Keep colors* corrects decoded images.
 
-The images have known color drifts, edges, white areas, masks and noise. SciPy provides independent low-pass filters.
+The test images are created with known differences of color. Some results are compared with low-pass filters of SciPy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lib_demofusion.method import colors
 from lib_demofusion.method.colors import match_colors_
 
 LEVEL = 2 / 255
-"""One of the 255 color levels of an image, on the scale -1..1."""
+"""The difference between two adjacent levels of an 8-bit image, on the scale -1..1. It is the unit of most limits."""
 
 SIZES = [((128, 128), (512, 512)), ((192, 128), (384, 256)), ((104, 152), (168, 248)), ((64, 64), (512, 512))]
 """Pairs of the size of a base image and the size of the enlarged image, in pixels."""
@@ -38,7 +38,10 @@ def enlarged(base: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def fine(size: tuple[int, int], amplitude: float) -> Tensor:
-    """Returns detail (3, H, W) that is too fine for a base image: a checkerboard of pixels with random contrast."""
+    """Returns detail (3, H, W) that a smaller base image cannot contain: a checkerboard with squares of one pixel.
+
+    The contrast of the squares is random.
+    """
     signs = (torch.arange(size[0])[:, None] + torch.arange(size[1])) % 2 * 2.0 - 1
     return amplitude * signs * (1 + 0.3 * randn(3, *size, seed=5).clamp(-2, 2))
 
@@ -46,7 +49,7 @@ def fine(size: tuple[int, int], amplitude: float) -> Tensor:
 def drift_of_blocks(one: Tensor, other: Tensor, count: int = 4) -> float:
     """Divides two images into count x count blocks.
 
-    Returns the largest difference between the mean colors of the same block in both images, in levels of 255.
+    Returns the largest difference between the mean colors of the same block in both images, as a multiple of LEVEL.
     """
     means = [F.adaptive_avg_pool2d(picture[None].double(), count) for picture in (one, other)]
     return float((means[0] - means[1]).abs().max() / LEVEL)
@@ -67,7 +70,7 @@ def test_large_areas_get_the_colors_of_the_base_and_detail_is_kept(
 
 
 @pytest.mark.parametrize(("small", "large"), SIZES[:3])
-def test_result_and_base_are_equal_after_a_low_pass_filter_of_scipy(
+def test_result_and_base_are_almost_equal_after_a_low_pass_filter_of_scipy(
     small: tuple[int, int], large: tuple[int, int]
 ) -> None:
     base, std = smooth_picture(small), min(large) / 12
@@ -83,7 +86,10 @@ def test_result_and_base_are_equal_after_a_low_pass_filter_of_scipy(
 
 
 def test_a_saturated_background_with_strong_detail_gets_the_colors_of_the_base() -> None:
-    """The image is a dark disk with a ragged edge on a red background. The correction must compress its detail."""
+    """The image is a dark disk with a ragged edge on a red background.
+
+    The correct red is close to the maximum, so the correction must compress the detail of the background.
+    """
     across = [torch.linspace(0, 1, side) - 0.3 for side in (128, 256)]
     small, large = ((line[:, None] ** 2 + line**2).sqrt() for line in across)
     subject, ragged = small < 0.25, large + 0.05 * randn(256, 256, seed=1) < 0.25
@@ -97,7 +103,7 @@ def test_a_saturated_background_with_strong_detail_gets_the_colors_of_the_base()
 
 
 def test_large_areas_near_black_get_the_colors_of_the_base() -> None:
-    """Every pass compresses detail near black, so two passes would leave a difference of 1.2 levels."""
+    """Every pass compresses detail near black, so two passes are not enough: they would leave 1.2 levels."""
     base = smooth_picture((128, 128), seed=1)
     base[2] = (base[2] - 0.8).clamp(-1, 1)
     drift = torch.tensor([0.1, 0.1, 0.4]).view(3, 1, 1)
@@ -106,21 +112,21 @@ def test_large_areas_near_black_get_the_colors_of_the_base() -> None:
     assert drift_of_blocks(match_colors_(picture, base), base, count=2) < 0.75
 
 
-def test_correct_colors_change_by_at_most_one_and_a_half_levels() -> None:
+def test_colors_that_already_match_change_by_at_most_one_and_a_half_levels() -> None:
     base = smooth_picture((128, 128))
     picture = enlarged(base, (256, 256)) + fine((256, 256), 0.05)
     torch.testing.assert_close(match_colors_(picture.clone(), base), picture, rtol=0, atol=1.5 * LEVEL)
 
 
 def two_areas(side: int, left: float, right: float) -> Tensor:
-    """Returns an image (3, side, side) whose left half and right half have one color each."""
+    """Returns an image (3, side, side) with the gray value `left` in its left half and `right` in its right half."""
     return torch.where(torch.arange(side) < side // 2, left, right).expand(3, side, side).clone()
 
 
 def halo(picture: Tensor, clean: Tensor, margin: int) -> float:
-    """Returns the largest mean error of a column, in levels of 255.
+    """Returns the largest mean error of a column of pixels, as a multiple of LEVEL.
 
-    Leaves out `margin` columns on each side of the vertical edge in the middle.
+    Leaves out `margin` columns on each side of the vertical edge in the middle of the image.
     """
     error = (picture - clean).mean((0, 1)).abs() / LEVEL
     middle = len(error) // 2
@@ -151,9 +157,10 @@ def test_an_edge_that_is_sharper_than_in_the_base_gets_no_halo() -> None:
 @pytest.mark.parametrize("sign", [1, -1], ids=["white", "black"])
 @pytest.mark.parametrize("edge", [False, True])
 def test_bright_and_dark_areas_do_not_clip(sign: int, edge: bool) -> None:
-    """The right half of the base is almost white, or almost black. There, the image is less extreme and has detail.
+    """The right half of the base is almost white (or almost black).
 
-    A plain shift to the color of the base would clip this detail.
+    The right half of the image is slightly darker (or brighter) and has detail. A plain shift to the color of the base
+    would clip this detail.
     """
     base, picture = sign * two_areas(128, -0.6 if edge else 0.96, 0.96), sign * two_areas(512, 0.82, 0.82)
     if edge:
@@ -183,7 +190,7 @@ def test_noise_and_banding_of_the_base_are_not_copied() -> None:
     picture = enlarged(clean, (512, 512)) * 0.9 + 0.08
     matched = match_colors_(picture.clone(), coarse)
 
-    # every band of the base has a slightly wrong color, which large areas adopt, so only fine parts are compared
+    # large areas correctly adopt the slightly wrong colors of the banded base, so only fine structures are compared
     def fine_part(x: Tensor) -> Tensor:
         return x - torch.from_numpy(ndimage.uniform_filter(x.numpy(), (1, 33, 33)))
 
@@ -191,7 +198,7 @@ def test_noise_and_banding_of_the_base_are_not_copied() -> None:
     assert copied.std() < 0.2 * in_base.std()
 
 
-def test_unpainted_pixels_do_not_change() -> None:
+def test_pixels_outside_the_mask_do_not_change_except_near_its_border() -> None:
     base = two_areas(128, -0.2, 0.5)
     picture = two_areas(512, -0.2, 0.5) + fine((512, 512), 0.05)
     picture[..., 256:] += 0.2
@@ -201,8 +208,8 @@ def test_unpainted_pixels_do_not_change() -> None:
     assert abs(float((matched - two_areas(512, -0.2, 0.5))[..., 280:].mean())) < LEVEL
 
 
-def test_unpainted_pixels_do_not_affect_the_match() -> None:
-    """Outside the mask, the image shows the upload, which may have other colors."""
+def test_pixels_outside_the_mask_do_not_affect_the_correction_inside_the_mask() -> None:
+    """In inpainting, the pixels outside the mask are from the upload, which may have other colors."""
     base = torch.zeros(3, 128, 128)
     painted = (torch.arange(16) >= 8).float().expand(1, 16, 16)
     one = torch.full((3, 256, 256), 0.1)
@@ -213,7 +220,9 @@ def test_unpainted_pixels_do_not_affect_the_match() -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, 3000, 100_000])
-def test_processing_in_parts_gives_the_same_result(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+def test_the_number_of_pixels_that_are_corrected_at_once_does_not_change_the_result(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
     base = smooth_picture((96, 128))
     picture = enlarged(base, (264, 352)) * 1.6 + 0.3 + fine((264, 352), 0.1)
     whole = match_colors_(picture.clone(), base)
@@ -223,7 +232,10 @@ def test_processing_in_parts_gives_the_same_result(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.float32])
 def test_a_large_image_needs_little_additional_memory(kind: torch.dtype) -> None:
-    """The limit is one and a half float32 channels. Stable Diffusion's decoder needs at least 128 channels."""
+    """The limit is the size of one and a half channels in float32.
+
+    In comparison, Stable Diffusion's decoder needs at least 128 channels of the same size.
+    """
     picture = torch.zeros(3, 2048, 2048, dtype=kind)
     base = smooth_picture((256, 256))
     address = picture.data_ptr()
@@ -235,7 +247,7 @@ def test_a_large_image_needs_little_additional_memory(kind: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.float64])
-def test_images_in_other_precisions_get_the_same_colors(kind: torch.dtype) -> None:
+def test_images_in_half_and_double_precision_get_the_same_colors(kind: torch.dtype) -> None:
     base = smooth_picture((128, 128))
     picture = enlarged(base, (256, 256)) * 0.8 + 0.1
     expected = match_colors_(picture.clone(), base)

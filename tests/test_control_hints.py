@@ -1,4 +1,8 @@
-"""Tests the control images (hints) that views receive. Every view must get its own part of the hint at its own size."""
+"""Tests the control images (hints) that views receive.
+
+A local view must get its part of the hint. A dilated view must get the whole hint, shifted to the positions of its
+cells. All hints must have 8x8 pixels per cell of the view.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +24,25 @@ def randn(*shape: int) -> Tensor:
 
 
 def ramp(size: Size, axis: int, per_pixel: float = 1.0) -> Tensor:
-    """Returns a hint (1, 3, h, w) whose values are the pixel centers' coordinates on one axis, times `per_pixel`."""
+    """Returns a hint (1, 3, h, w) in which each pixel contains its own position along one axis.
+
+    The position is measured at the center of the pixel and multiplied by `per_pixel`.
+    """
     place = (torch.arange(size[axis]) + 0.5) * per_pixel
     plane = place[:, None].expand(size) if axis == 0 else place.expand(size)
     return plane.expand(1, 3, *size).clone()
 
 
 def in_cells(hint: Tensor) -> Tensor:
-    """Returns the mean of the hint in each cell of the latent."""
+    """Returns the mean of the hint in each cell of 8x8 pixels."""
     return F.avg_pool2d(hint, CELL)
 
 
 def fused(stage_hint, size: Size, views) -> Tensor:  # type: ignore[no-untyped-def]
-    """Returns the hint that the views see in each cell of the latent, averaged over the views that contain the cell."""
+    """Returns the hint (1, 3, H, W) that the views receive at each cell of the latent of `size`.
+
+    Where views overlap, the result is the mean of their hints.
+    """
     total, count = torch.zeros(1, 3, *size), torch.zeros(1, 3, *size)
     for view in views:
         seen = in_cells(stage_hint.for_view(view))
@@ -54,7 +64,7 @@ def test_local_views_get_their_part_of_the_large_hint(size: Size) -> None:
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(("base", "factor"), [((16, 12), 2), ((16, 12), 4), ((15, 11), 2)])
 def test_dilated_views_get_the_hint_at_the_positions_of_their_cells(base: Size, factor: int, axis: int) -> None:
-    """In every cell of the stage, the hint must have the value of the ramp at the center of this cell."""
+    """At whole scales, the hint at every cell must equal the position of the center of this cell."""
     size = base[0] * factor, base[1] * factor
     hint = make_stage_hint(ramp((CELL * base[0], CELL * base[1]), axis), size, factor)
     made = fused(hint, size, dilated_views(size, factor))
@@ -65,10 +75,10 @@ def test_dilated_views_get_the_hint_at_the_positions_of_their_cells(base: Size, 
 
 @pytest.mark.parametrize(("base", "scale", "factor"), [((16, 16), 3, 3), ((16, 12), 2.5, 3), ((16, 16), 1.5, 2)])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_the_position_of_a_hint_is_exact_to_one_pixel(base: Size, scale: float, factor: int, axis: int) -> None:
-    """A hint is shifted by whole pixels, so its position can be wrong by half a pixel of the view.
+def test_the_position_error_of_a_hint_is_at_most_one_pixel(base: Size, scale: float, factor: int, axis: int) -> None:
+    """The hint is shifted by whole pixels of the view, so the rounding can cause an error of half a pixel.
 
-    If the hint has to be shrunk, this can add another half pixel.
+    The size of the hint for dilated views is also rounded, which can cause another error of half a pixel.
     """
     size = math.ceil(base[0] * scale), math.ceil(base[1] * scale)
     hint = make_stage_hint(ramp((CELL * base[0], CELL * base[1]), axis), size, factor)
@@ -79,7 +89,7 @@ def test_the_position_of_a_hint_is_exact_to_one_pixel(base: Size, scale: float, 
     assert (made[inside] - expected[inside]).abs().max() <= pixel * 1.01
 
 
-def test_the_shift_divides_the_position_error_by_more_than_four() -> None:
+def test_the_position_error_without_the_shift_of_the_hint_is_more_than_four_times_as_large() -> None:
     base, factor = (16, 16), 3
     size = base[0] * factor, base[1] * factor
     native = ramp((CELL * base[0], CELL * base[1]), 0)
@@ -96,7 +106,7 @@ def test_the_shift_divides_the_position_error_by_more_than_four() -> None:
 
 @pytest.mark.parametrize("size", [(33, 25), (35, 24), (31, 23)])
 @pytest.mark.parametrize("factor", [2, 3])
-def test_every_view_gets_a_hint_of_its_size(size: Size, factor: int) -> None:
+def test_every_dilated_view_gets_a_hint_of_its_own_size(size: Size, factor: int) -> None:
     hint = make_stage_hint(randn(1, 3, 128, 96), size, factor)
     height, width = dilated_size(size, factor)
     for view in dilated_views(size, factor):
@@ -104,14 +114,14 @@ def test_every_view_gets_a_hint_of_its_size(size: Size, factor: int) -> None:
 
 
 def test_the_hints_of_dilated_views_contain_no_new_colors() -> None:
-    """In a segmentation map, every color stands for a class. A mixed color would stand for another class."""
+    """In a segmentation map, every color stands for a class. A mixture of two colors would stand for a wrong class."""
     classes = randn(1, 3, 128, 128).sign()
     hint = make_stage_hint(classes, (48, 48), 3)
     for view in dilated_views((48, 48), 3):
         assert set(hint.for_view(view).unique().tolist()) == {-1.0, 1.0}
 
 
-def test_a_resized_mask_stays_sharp_and_the_values_stay_in_their_range() -> None:
+def test_a_resized_mask_stays_sharp_and_the_resized_colors_stay_in_their_range() -> None:
     hint = torch.cat([randn(1, 3, 64, 64).sigmoid(), (randn(1, 1, 64, 64) > 0).float()], dim=1)
     made = resize_hint(hint, (160, 200))
     assert made.shape == (1, 4, 160, 200)
@@ -121,13 +131,13 @@ def test_a_resized_mask_stays_sharp_and_the_values_stay_in_their_range() -> None
 
 
 @pytest.mark.parametrize(("pixels", "per_cell"), [((128, 96), 8), ((256, 192), 16)])
-def test_a_hint_is_cropped_to_the_shown_part_of_the_base(pixels: Size, per_cell: int) -> None:
+def test_a_hint_is_cropped_to_the_part_of_the_base_image_that_the_stages_show(pixels: Size, per_cell: int) -> None:
     hint = randn(1, 3, *pixels)
     made = shown_part(hint, LocalView(2, 3, 10, 6), (16, 12))
     torch.testing.assert_close(made, hint[..., 2 * per_cell : 12 * per_cell, 3 * per_cell : 9 * per_cell])
 
 
-def test_a_given_resize_function_is_used_for_both_sizes() -> None:
+def test_another_resize_function_is_used_for_the_hints_of_local_and_of_dilated_views() -> None:
     asked: list[Size] = []
 
     def resize(hint: Tensor, size: Size) -> Tensor:

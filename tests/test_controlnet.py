@@ -1,6 +1,7 @@
-"""Tests ControlNet's hints in a stage.
+"""Tests the hints of the ControlNet extension in a stage.
 
-The model of these tests returns the hint that it receives. The fused result must be the hint at the stage's size.
+The model of these tests returns the hint that it receives. The fused prediction must therefore be the hint at the size
+of the stage.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from lib_demofusion.settings.fields import Settings
 BASE = (16, 12)
 PIXELS = (128, 96)
 LOCAL, DILATED, BOTH = 0.0, 1.0, 0.4
-"""Weights c2 of the dilated views, with which a call evaluates only local views, only dilated views, or both."""
+"""Weights c2 of the dilated views. A model call then evaluates only local views, only dilated views, or both."""
 
 
 def randn(*shape: int) -> Tensor:
@@ -40,7 +41,7 @@ def randn(*shape: int) -> Tensor:
 
 
 def ramp(height: int, width: int) -> Tensor:
-    """Returns a hint whose values increase linearly, so that resizing it is exact except at its borders."""
+    """Returns a hint whose values increase linearly. Resizing such a hint causes errors only at its borders."""
     rows, columns = ((torch.arange(n) + 0.5) / n for n in (height, width))
     return (rows[:, None] * 0.4 + columns * 0.5).expand(1, 3, -1, -1).clone()
 
@@ -48,7 +49,7 @@ def ramp(height: int, width: int) -> Tensor:
 class Model:
     """Imitates the host's wrapper around a model with ControlNet.
 
-    Returns the control, multiplied by the factor of each row. The factors are passed as the cond.
+    The prediction is the control, multiplied by a factor for each row. The cond contains these factors.
     """
 
     def __init__(self, network: Network):
@@ -73,7 +74,10 @@ class Stage:
         self.inner = Model(self.network)
 
     def fused(self, c2: float) -> Tensor:
-        """Returns the fused control (N, 4, H, W): the fused prediction, divided by the factor of each row."""
+        """Makes one model call and returns the fused control (N, 4, H, W).
+
+        The fused control is the fused prediction, divided by the factor of each row.
+        """
         hints = controlnet.stage_hints(self.p, self.stage, self.plan)
         empty = torch.zeros(2, 4, *self.stage.size)
         space: Any = SimpleNamespace(read=lambda level: (level, 500.0))
@@ -89,7 +93,7 @@ class Stage:
         return made / self.factors[:, :, None, None]
 
     def expected(self, hint: Tensor) -> Tensor:
-        """Returns the control (N, 4, H, W) of a hint that is resized to the size of the stage."""
+        """Returns the control (N, 4, H, W) of the whole `hint`, after resizing `hint` to the size of the stage."""
         large = resize_hint(hint, tuple(CELL * n for n in self.stage.size))
         return control_of(large).expand(len(self.factors), -1, -1, -1)
 
@@ -101,7 +105,7 @@ def close(made: Tensor, expected: Tensor, border: int = 0, atol: float = 1e-5) -
 
 @pytest.mark.parametrize("views", [1, 2, 3, 16])
 @pytest.mark.parametrize("scale", [2, 2.5, 3])
-def test_local_views_together_see_the_large_hint(scale: float, views: int) -> None:
+def test_the_fused_control_of_local_views_is_the_control_of_the_large_hint(scale: float, views: int) -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(hint)], Settings(scale=scale), views)
     close(stage.fused(LOCAL), stage.expected(hint))
@@ -109,7 +113,7 @@ def test_local_views_together_see_the_large_hint(scale: float, views: int) -> No
 
 @pytest.mark.parametrize("views", [1, 3, 16])
 @pytest.mark.parametrize("scale", [2, 4])
-def test_dilated_views_together_see_the_large_hint(scale: int, views: int) -> None:
+def test_the_fused_control_of_dilated_views_is_the_control_of_the_large_hint(scale: int, views: int) -> None:
     hint = ramp(*PIXELS)
     stage = Stage([Unit(hint)], Settings(scale=scale), views)
     close(stage.fused(DILATED), stage.expected(hint), border=scale)
@@ -117,14 +121,14 @@ def test_dilated_views_together_see_the_large_hint(scale: int, views: int) -> No
 
 
 @pytest.mark.parametrize("scale", [1.5, 2.5, 3])
-def test_at_fractional_scales_the_position_of_the_hint_is_exact_to_one_pixel(scale: float) -> None:
+def test_with_a_rounded_shift_the_position_error_of_the_hint_is_at_most_one_pixel(scale: float) -> None:
     hint = ramp(*PIXELS)
     stage = Stage([Unit(hint)], Settings(scale=scale))
     change_per_pixel = 0.5 / PIXELS[1] + 0.4 / PIXELS[0]
     close(stage.fused(DILATED), stage.expected(hint), border=4, atol=change_per_pixel)
 
 
-def test_a_hint_in_one_quadrant_affects_only_that_quadrant() -> None:
+def test_a_hint_in_the_top_left_quadrant_affects_only_this_quadrant() -> None:
     hint = torch.zeros(1, 3, *PIXELS)
     hint[..., :64, :48] = 1
     made = Stage([Unit(hint)], Settings(scale=2)).fused(BOTH)
@@ -135,14 +139,14 @@ def test_a_hint_in_one_quadrant_affects_only_that_quadrant() -> None:
     assert dark.abs().max() < 0.01
 
 
-def test_the_hint_is_cropped_with_the_base() -> None:
+def test_the_hint_is_cropped_like_the_base_image() -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(hint)], Settings(width=192, height=192))
     assert (stage.plan.crop.height, stage.plan.crop.width) == (12, 12)
     close(stage.fused(LOCAL), stage.expected(hint[..., 16:112, :]))
 
 
-def test_local_views_see_the_large_hint_with_another_tile_size() -> None:
+def test_with_another_tile_size_the_fused_control_is_also_the_control_of_the_large_hint() -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(hint)], Settings(scale=2, tile_size=10))
     close(stage.fused(LOCAL), stage.expected(hint))
@@ -154,13 +158,13 @@ def test_the_controls_of_all_units_are_added() -> None:
     close(stage.fused(LOCAL), stage.expected(one) + stage.expected(other))
 
 
-def test_after_hires_fix_the_larger_hint_of_hires_fix_is_used() -> None:
+def test_the_stages_use_the_hint_of_hires_fix_if_a_unit_has_one() -> None:
     small, large = torch.zeros(1, 3, 64, 48), randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(small, hr_hint_cond=large)])
     close(stage.fused(LOCAL), stage.expected(large))
 
 
-def test_a_regions_mask_is_cropped_like_the_hint() -> None:
+def test_the_region_mask_of_a_unit_is_cropped_like_its_hint() -> None:
     hint, mask = torch.ones(1, 3, *PIXELS), torch.zeros(1, 1, *PIXELS)
     mask[..., :64, :] = 1
     made = Stage([Unit(hint, effective_region_mask=mask)]).fused(LOCAL)
@@ -169,7 +173,7 @@ def test_a_regions_mask_is_cropped_like_the_hint() -> None:
 
 
 @pytest.mark.parametrize("views", [1, 3])
-def test_the_cached_features_of_an_adapter_are_cleared(views: int) -> None:
+def test_a_t2i_adapter_computes_its_cached_control_again_for_every_batch(views: int) -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
     unit = Unit(hint, "T2I_Adapter", control_model=Adapter())
     stage = Stage([unit], views=views)
@@ -187,7 +191,7 @@ def test_the_layers_of_a_lllite_unit_get_the_crops_of_the_views(views: int) -> N
     torch.testing.assert_close(stage.network.control(torch.zeros(1, 4, *BASE)), before)
 
 
-def test_an_encoded_hint_is_cropped_like_the_latent_of_the_stage() -> None:
+def test_a_hint_that_controlnet_encodes_is_encoded_once_and_cropped_like_the_latent() -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(hint, preprocessor="tile_colorfix")])
     latent = F.interpolate(control_of(hint), stage.stage.size, mode="bicubic", align_corners=False)
@@ -196,7 +200,7 @@ def test_an_encoded_hint_is_cropped_like_the_latent_of_the_stage() -> None:
 
 
 @pytest.mark.parametrize("views", [1, 2, 3])
-def test_every_row_gets_the_whole_reference_image(views: int) -> None:
+def test_every_view_gets_the_whole_reference_image_at_the_size_of_the_base_image(views: int) -> None:
     hint = torch.full((1, 3, *PIXELS), 0.25)
     stage = Stage([Unit(hint, "AttentionInjection", "reference_only")], views=views)
     made = stage.fused(BOTH)
@@ -205,14 +209,14 @@ def test_every_row_gets_the_whole_reference_image(views: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["IPAdapter", "ReVision", "T2I_StyleAdapter"])
-def test_embeddings_are_not_changed(kind: str) -> None:
+def test_units_with_an_embedding_as_hint_are_not_changed(kind: str) -> None:
     unit = Unit({"image_embeds": torch.zeros(1, 8)}, kind)
     stage = Stage([unit])
     before = state([unit])
     assert controlnet.refusal(stage.p) is None
     stage.fused(BOTH)
     after = state([unit])
-    # the hook itself sets this value
+    # set by the stand-in for the hook, as in the extension
     assert after[0].pop("used_hint_cond") is unit.hint_cond
     before[0].pop("used_hint_cond")
     assert after == before
@@ -254,7 +258,7 @@ def make_views(stage: Stage) -> list[Any]:
     return list(dilated_views(stage.stage.size, stage.stage.factor))
 
 
-def test_hints_are_cropped_for_only_one_batch_at_a_time() -> None:
+def test_hints_are_cropped_for_one_batch_at_a_time_and_not_for_all_views_at_once() -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(hint)], Settings(scale=4), views=2)
     stage.fused(BOTH)
@@ -275,7 +279,7 @@ class Resizing(controlnet_double.ControlNetScript):
         return torch.full((1, self.channels, height, width), 0.5), None
 
 
-def test_hints_are_resized_with_the_extensions_method() -> None:
+def test_hints_are_resized_with_the_method_detectmap_proc_of_the_extension() -> None:
     hint = (randn(1, 3, *PIXELS) > 0).float()
     stage = Stage([Unit(hint, preprocessor="canny")])
     found = stage.p.scripts.alwayson_scripts[-1] = Resizing(stage.network)
@@ -284,7 +288,7 @@ def test_hints_are_resized_with_the_extensions_method() -> None:
     assert found.asked == [((*PIXELS, 3), "uint8", "canny", Mode.RESIZE, 256, 192)]
 
 
-def test_hints_are_resized_by_default_if_the_extensions_method_does_not_fit() -> None:
+def test_hints_are_resized_without_the_extension_if_its_method_cannot_be_used() -> None:
     hint = randn(1, 3, *PIXELS).sigmoid()
     stage = Stage([Unit(hint)])
     stage.p.scripts.alwayson_scripts[-1] = Resizing(stage.network, channels=1)
@@ -293,7 +297,7 @@ def test_hints_are_resized_by_default_if_the_extensions_method_does_not_fit() ->
     close(stage.fused(LOCAL), stage.expected(hint))
 
 
-def test_nothing_happens_without_the_extension() -> None:
+def test_without_the_extension_the_functions_for_controlnet_do_nothing() -> None:
     stage = Stage([])
     for p in (job(None), SimpleNamespace(), SimpleNamespace(scripts=None)):
         assert controlnet.refusal(p) is None
@@ -303,7 +307,7 @@ def test_nothing_happens_without_the_extension() -> None:
             pass
 
 
-def test_a_control_network_on_another_model_is_reported() -> None:
+def test_a_hook_on_the_unet_of_another_model_is_reported_and_its_hints_are_not_cropped() -> None:
     stage = Stage([Unit(randn(1, 3, *PIXELS))])
     stage.network.model = SimpleNamespace(in_channels=4)
     stage.network.control_params[0].used_hint_cond = randn(1, 3, *PIXELS)
@@ -325,7 +329,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", list(REFUSED))
-def test_units_whose_hints_cannot_be_cropped_are_refused(name: str) -> None:
+def test_units_that_do_not_work_with_views_are_refused_with_their_number_and_kind(name: str) -> None:
     unit = REFUSED[name]
     reason = controlnet.refusal(job(Network([Unit(HINT), unit])))
     assert reason is not None
@@ -340,7 +344,7 @@ def test_a_masked_hint_on_an_inpainting_checkpoint_is_refused() -> None:
     assert "inpainting checkpoint" in (controlnet.refusal(p) or "")
 
 
-def test_options_that_mix_the_rows_of_a_batch_are_refused() -> None:
+def test_the_option_for_one_image_per_unit_and_style_alignment_are_refused() -> None:
     network = Network([Unit(HINT), Unit(HINT)])
     p = job(network)
     assert controlnet.refusal(p) is None
@@ -351,7 +355,7 @@ def test_options_that_mix_the_rows_of_a_batch_are_refused() -> None:
     assert "style alignment" in (controlnet.refusal(p) or "")
 
 
-def test_prompts_are_marked_with_the_extensions_function(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_are_marked_with_the_function_of_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     marked: list[Any] = []
     p = job(Network([Unit(HINT)]))
     p.c, p.uc = "cond", "uncond"

@@ -213,7 +213,7 @@ def steps_by_share(steps: int, strength: float, least: int) -> StageSteps:
 
 
 def steps_by_level(steps: int, strength: float, least: int, levels: Levels) -> StageSteps:
-    """Returns the steps of a stage of a flow model, which begins at the noise level that corresponds to `strength`.
+    """Returns the steps of a stage that begins at the noise level that corresponds to `strength`. For flow models.
 
     The stage runs as many steps as with `steps_by_share`, but these are the last steps of a schedule with a different
     length. `steps_by_share` would begin at very different noise levels, because the shift of a flow model moves most of

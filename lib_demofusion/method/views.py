@@ -27,7 +27,10 @@ class LocalView:
         return self.height, self.width
 
     def times(self, factor: int) -> LocalView:
-        """Returns the rectangle with its position and size multiplied by `factor`, for an image with larger cells."""
+        """Returns the rectangle with its position and size multiplied by `factor`.
+
+        For example, this converts a rectangle from cells to pixels.
+        """
         return LocalView(*(factor * n for n in (self.top, self.left, self.height, self.width)))
 
     def take(self, x: Tensor) -> Tensor:

@@ -62,8 +62,8 @@ class Options:
 def decode_tiled(decoder: Any, z: Tensor, options: Options) -> Tensor:
     """Returns decoder(z) (B, 3, 8 H, 8 W) for z (B, C, H, W), computed tile by tile.
 
-    z is the output of post_quant_conv. The result is on the device of the shelf. It need not be on the GPU, because the
-    webui moves decoded images to the computer's memory. If a feature map of an image contains NaN or infinity, all
+    z is the output of post_quant_conv. The result is on the device of the shelf. The shelf can be on the CPU, because
+    the webui moves decoded images to the computer's memory. If a feature map of an image contains NaN or infinity, all
     values of this image are NaN.
     """
     pictures = _each(decoder_layers(decoder), z, options)
