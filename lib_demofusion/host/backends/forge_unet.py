@@ -84,10 +84,10 @@ class FusedUnet:
 
 
 def input_derivative(predictor: Any, sigma: Tensor) -> Tensor:
-    """Returns the derivative (N, 1, 1, 1) of the prediction by the input, for a fixed output of the UNet.
+    """Returns the derivative (N, 1, 1, 1) of the prediction with respect to the input, for a fixed output of the UNet.
 
     The model predicts dilated views from the blurred latent, but the sampler applies the prediction to the latent x
-    without blur. The fusion corrects this: it multiplies x - blur(x) by this derivative and adds it to the prediction.
+    without blur. The fusion corrects this: it adds x - blur(x) times this derivative to the prediction.
     The prediction is an affine function of the input, so the derivative is the prediction for an input of 1 and a UNet
     output of 0.
     """

@@ -21,7 +21,7 @@ from lib_demofusion.method.plan import StagePlan
 class Webui:
     """The backend for AUTOMATIC1111's webui.
 
-    CFGDenoiser calls the model through a wrapper of k-diffusion. A stage replaces this wrapper.
+    CFGDenoiser calls the model through a wrapper, such as CompVisDenoiser of k-diffusion. A stage replaces the wrapper.
     """
 
     def is_known(self) -> bool:

@@ -59,10 +59,10 @@ class FusedModel:
 
 
 def input_derivative(inner: Any, level: Tensor) -> Tensor:
-    """Returns the derivative (N, 1, 1, 1) of the wrapper's result by its input, for a fixed output of the model.
+    """Returns the derivative (N, 1, 1, 1) of the result of `inner` with respect to x, for a fixed output of the model.
 
     The model predicts dilated views from the blurred latent, but the sampler applies the prediction to the latent x
-    without blur. The fusion corrects this: it multiplies x - blur(x) by this derivative and adds it to the prediction.
+    without blur. The fusion corrects this: it adds x - blur(x) times this derivative to the prediction.
 
     The wrappers of k-diffusion return denoised. The derivative is 1 for eps models and c_skip for v models. For
     the sampler LCM, it is the sum of the c_skip and c_out in `get_scaled_out`. The wrappers of the timestep samplers
