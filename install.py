@@ -15,7 +15,7 @@ NOTICE = (
     "so the extension is disabled until you update the webui."
 )
 
-HOOK = re.compile(r"^\s+def post_sample\(", re.MULTILINE)
+HOOK = re.compile(r"^[ \t]+def post_sample\(", re.MULTILINE)
 
 
 def candidate_roots() -> list[Path]:

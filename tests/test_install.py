@@ -65,7 +65,7 @@ def test_only_the_first_webui_that_exists_is_checked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "scripts",
-    ["", "# def post_sample( is not here\n", "post_sample = None\n", "def post_sample(p):\n    pass\n"],
+    ["", "# def post_sample( is not here\n", "post_sample = None\n", "import os\n\ndef post_sample(p):\n    pass\n"],
 )
 def test_comments_variables_and_module_functions_do_not_count_as_the_hook(tmp_path: Path, scripts: str) -> None:
     assert install.webui_lacks_hook([make_webui(tmp_path, scripts)])

@@ -101,7 +101,7 @@ def measure_stages(report: Report, card: Card, model: Model, scales: Sequence[in
         call, batches = slowest_call(model, settings)
         seconds, peak, waits = card.measure(call)
         crops = [torch.zeros(shape, device=card.device) for shape in model.shapes]
-        bare, _, _ = card.measure(lambda: [model.bare(x) for x in crops])
+        bare, _, _ = card.measure(lambda: [model.bare(x) for x in crops], count_memory=False)
         fastest = min(model.seconds, key=model.seconds.__getitem__, default="-")
         views = f"{sum(map(len, crops)) // 2} views, view batch chosen / fastest {batches.views} / {fastest}"
         overhead = f"overhead {seconds / bare - 1:+.2%} (UNet alone: {bare:.3f} s)"

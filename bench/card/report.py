@@ -40,22 +40,23 @@ class Card:
         gc.collect()
         getattr(self._torch, "empty_cache", lambda: None)()
 
-    def measure(self, action: Callable[[], object]) -> Measured:
+    def measure(self, action: Callable[[], object], count_memory: bool = True) -> Measured:
         """Returns the duration of an action in seconds, its memory in bytes, and how often the CPU waited for the GPU.
 
         The memory is the maximum in use during the action, minus the memory in use before it. The number of waits is
-        None if torch does not report them.
+        None if torch does not report them. Without `count_memory`, the memory can be 0.
         """
-        found = [self._once(action)]
+        found = [self._once(action, count_memory)]
         while len(found) < 3 and found[0][0] < QUICK and self.device.type != "cpu":
-            found.append(self._once(action))
+            found.append(self._once(action, count_memory))
         return min(found)
 
-    def _once(self, action: Callable[[], object]) -> Measured:
-        """Measures an action once. Without CUDA, runs it twice: first to count the memory, then to measure the time."""
+    def _once(self, action: Callable[[], object], count_memory: bool) -> Measured:
+        """Measures an action once. Without CUDA, counting the memory needs a run of its own before the timed run."""
         if self.device.type != "cuda":
             with PeakBytes() as counted:
-                action()
+                if count_memory:
+                    action()
             return self._seconds(action), counted.peak, None
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
