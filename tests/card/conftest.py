@@ -1,4 +1,4 @@
-"""Provides the stand-in for the webui on a simulated card."""
+"""Fixtures: the stand-in for the webui, and a simulated graphics card on which its jobs can run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reports import reports_of_test  # noqa: F401 (a fixture of every test)
 
 @pytest.fixture(scope="session")
 def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Loads the stand-in for the webui. Its jobs run on any device."""
+    """Loads the stand-in for the webui. A job of the stand-in runs on the CPU or on a simulated card."""
     from card.host import CardWebui
     from card.model import TinyModel
     from in_process import Webui
@@ -26,7 +26,7 @@ def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def card() -> Any:
-    """Returns a simulated NVIDIA card with 24 GiB."""
+    """Returns a simulated NVIDIA card with 24 GiB of memory."""
     from card.simulated import SimulatedCard
 
     return SimulatedCard()

@@ -1,4 +1,4 @@
-"""Lists the operations of a card that accept a CPU tensor, and those that compute in a higher precision."""
+"""Computes the operations of a simulated card on the CPU, in the precision that a real card uses."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TAKES_NUMBERS = frozenset(
         "index_put",
     ]
 )
-"""Operations that accept a CPU tensor with one element in place of a number."""
+"""Operations on a card that accept a CPU tensor without dimensions, because they treat it as a number."""
 
 IN_SINGLE = frozenset(
     [
@@ -80,15 +80,15 @@ IN_SINGLE = frozenset(
         "linalg_vector_norm",
     ]
 )
-"""Operations that a card computes in single precision for every input type. It then rounds the result."""
+"""Operations that a card computes in single precision for inputs in half precision. The card rounds the result."""
 
-OF_ONE_TYPE = frozenset(["convolution", "mm", "addmm", "bmm", "baddbmm"])
+NEEDS_ONE_TYPE = frozenset(["convolution", "mm", "addmm", "bmm", "baddbmm"])
 """Operations that fail if their inputs have different floating-point types."""
 
 
-def cells_of(value: Any) -> Any:
-    """Returns the numbers of a card's tensor as a tensor on the CPU."""
-    return value.cells if isinstance(value, CardTensor) else value
+def on_cpu(value: Any) -> Any:
+    """Returns the CPU tensor that stores the numbers of a card's tensor. Returns other values unchanged."""
+    return value.stored if isinstance(value, CardTensor) else value
 
 
 def writes(func: Any) -> bool:
@@ -98,9 +98,12 @@ def writes(func: Any) -> bool:
 
 
 def computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
-    """Computes an operation on tensors on the CPU, in the precision that a card uses."""
+    """Computes an operation on CPU tensors in the precision that a card uses. `name` is the operation's name.
+
+    Raises RuntimeError if an operation in NEEDS_ONE_TYPE receives different floating-point types.
+    """
     floats = [value for value in leaves(args, kwargs) if isinstance(value, Tensor) and value.is_floating_point()]
-    if name in OF_ONE_TYPE and len({value.dtype for value in floats}) > 1:
+    if name in NEEDS_ONE_TYPE and len({value.dtype for value in floats}) > 1:
         raise RuntimeError(
             f"Input type and weight type should be the same ({name}: {[value.dtype for value in floats]})"
         )
@@ -108,7 +111,7 @@ def computed(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     if name.rstrip("_") not in IN_SINGLE or not halves or kwargs.get("dtype") == torch.float32:
         return func(*args, **kwargs)
     if name == "_softmax":
-        # the third argument would convert half to single precision
+        # the third argument of _softmax is half_to_float, which the CPU does not support
         args = (*args[:2], False)
     single_args, single_kwargs = mapped(_single, args), mapped(_single, kwargs)
     out = func(*single_args, **single_kwargs)

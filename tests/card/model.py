@@ -1,4 +1,4 @@
-"""A small model with random weights. Its networks run on any device and in any precision."""
+"""A small model with random weights, which runs on any device and in any precision."""
 
 from __future__ import annotations
 
@@ -14,27 +14,30 @@ from modules.sd_models import LatentDiffusion
 from torch import Tensor, nn
 
 CONTRAST = 0.3
-"""Standard deviation of a decoded image with values in -1..1. It is similar for photographs."""
+"""Standard deviation of a decoded image with values in -1..1. Photographs have a similar standard deviation."""
 
 SCALE = 0.6
 """The encoder's output is multiplied by this factor."""
 
 
 class TinyUnet(nn.Module):
-    """Predicts noise as if the clean latent were a random convolution of the input, shifted depending on the prompt."""
+    """Estimates the clean latent from x and the prompt, and returns the noise in x that follows from the estimate.
+
+    The estimate is the tanh of a random convolution of x, plus a number per channel that depends on the prompt.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.look = nn.Conv2d(4, 4, 3, padding=1)
-        self.listen = nn.Linear(8, 4)
+        self.convolution = nn.Conv2d(4, 4, 3, padding=1)
+        self.prompt = nn.Linear(8, 4)
         betas = torch.linspace(0.00085**0.5, 0.0120**0.5, 1000, dtype=torch.float64) ** 2
-        # not a buffer, so that it stays in single precision
+        # alphas is not a buffer, because module.to(dtype) would convert a buffer to half precision
         self.alphas = torch.cumprod(1 - betas, 0).float()
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """Predicts the noise in x (N, 4, h, w) at timesteps (N,)."""
         alpha = self.alphas[t.float().round().long().clamp(0, 999)][:, None, None, None]
-        target = torch.tanh(self.look(x) + self.listen(context.mean(1))[:, :, None, None])
+        target = torch.tanh(self.convolution(x) + self.prompt(context.mean(1))[:, :, None, None])
         return ((x - alpha.sqrt() * target) / (1 - alpha).sqrt()).to(target.dtype)
 
 
@@ -44,14 +47,14 @@ class TinyAutoencoder(nn.Module):
     def __init__(self, channels: int = 8) -> None:
         super().__init__()
         self.encoder, self.decoder = randomised(Encoder(channels)), randomised(Decoder(channels))
-        # at unit scale most of an image would be clipped
+        # without this factor, many values of an image would be outside -1..1 and would be clipped
         self.decoder.conv_out.weight.mul_(CONTRAST)
         self.quant_conv, self.post_quant_conv = nn.Conv2d(8, 8, 1), nn.Conv2d(4, 4, 1)
         self.dtype = torch.float32
 
 
 class TinyModel(nn.Module):
-    """The UNet and the autoencoder."""
+    """A UNet and an autoencoder with random weights."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -61,7 +64,10 @@ class TinyModel(nn.Module):
         self.alphas_cumprod = self.unet.alphas
 
     def on(self, card: Any, unet: torch.dtype, vae: torch.dtype) -> TinyModel:
-        """Returns the same networks on a card, or on the CPU if `card` is None, in the given types."""
+        """Returns a copy of the model on a card, or on the CPU if `card` is None.
+
+        `unet` and `vae` are the floating-point types of the copied networks.
+        """
         moved = copy.deepcopy(self)
         moved.vae.dtype = vae
         if card is None:
@@ -81,7 +87,7 @@ class TinyModel(nn.Module):
 
 
 class HostModel(LatentDiffusion):
-    """A small model with the interface of the webui's model, and with the casts of modules/sd_hijack_unet.py."""
+    """Gives a TinyModel the interface of the webui's model. Converts types like the webui's sd_hijack_unet.py."""
 
     def __init__(self, small: TinyModel):
         super().__init__(small, "tiny", "0" * 64)
@@ -99,7 +105,7 @@ class HostModel(LatentDiffusion):
         return vae.quant_conv(vae.encoder(x))
 
     def get_first_stage_encoding(self, encoded: Tensor) -> Tensor:
-        # the mean, because a random draw would need the same generator on the card and the CPU
+        # returns the mean of the distribution, because a random sample would differ between the card and the CPU
         return encoded.chunk(2, 1)[0] * SCALE
 
     def decode_first_stage(self, z: Tensor) -> Tensor:
@@ -108,6 +114,9 @@ class HostModel(LatentDiffusion):
 
 
 def decode_first_stage(model: HostModel, x: Tensor) -> Tensor:
-    """Decodes latents to images (B, 3, H, W) in -1..1, outside autocast (modules/sd_samplers_common.py)."""
+    """Decodes latents outside autocast. Returns images (B, 3, H, W) with values in about -1..1.
+
+    Imitates decode_first_stage in the webui's modules/sd_samplers_common.py.
+    """
     with torch.no_grad(), devices.without_autocast() or contextlib.nullcontext():
         return model.decode_first_stage(x.to(devices.dtype_vae).to(model.first_stage_model.dtype))

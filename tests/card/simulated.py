@@ -1,7 +1,7 @@
-"""Simulates a graphics card.
+"""Simulates a graphics card on the CPU.
 
-It is as strict as a real card about devices and types, its memory is limited, and it records each operation for which
-the CPU waits.
+Like a real card, the simulated card raises an error if devices or types do not match, and its memory is limited. It
+also records each operation for which the CPU of a real computer would wait.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from card.kernels import TAKES_NUMBERS, cells_of, computed, writes
+from card.kernels import TAKES_NUMBERS, computed, on_cpu, writes
 from card.tensors import CPU, CardTensor, leaves, mapped, simulating
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -25,12 +25,13 @@ GIB = 1 << 30
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent
 NOT_A_CAUSE = (str(Path(torch.__file__).parent), str(FOLDER / "simulated.py"), str(FOLDER / "tensors.py"), "<")
-"""Prefixes of file names. If code in these files waits for the card, its caller is recorded as the cause."""
+"""Prefixes of file names. If the code that waits for the card is in such a file, its caller is recorded instead."""
 
-MOVES = frozenset(["_to_copy", "copy_", "lift_fresh"])
+ACROSS_DEVICES = frozenset(["_to_copy", "copy_", "lift_fresh"])
+"""Operations whose input and output may be on different devices."""
 
 READS = frozenset(["nonzero", "unique", "_unique2", "equal", "masked_select", "_local_scalar_dense"])
-"""Operations that make the CPU wait, because it needs the result or the size of the result."""
+"""Operations for which the CPU waits, because it needs their result or the size of their result."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Wait:
 
     kind: str
     place: str
-    """File, line and function of the innermost caller outside of torch."""
+    """File, line and function of the innermost caller outside of torch and the simulation."""
 
     @property
     def ours(self) -> bool:
@@ -48,25 +49,25 @@ class Wait:
 
 
 class SimulatedCard(TorchDispatchMode):
-    """A card `cuda:0` or `mps:0` that exists inside a `with` block. `memory` is its size in bytes."""
+    """Simulates the device `cuda:0` or `mps:0` inside a `with` block. `memory` is the card's memory in bytes."""
 
     def __init__(self, kind: str = "cuda", memory: int = 24 * GIB):
         super().__init__()
         self.device = torch.device(kind, 0)
         self.memory = memory
         self.reserve = memory
-        """The bytes that tensors may use. A value below `memory` simulates fragmented memory."""
+        """Number of bytes that tensors may use. A value below `memory` simulates fragmented memory."""
         self.allocated = self.peak = 0
         self.waits: list[Wait] = []
         self.warns = False
         """Whether each wait also issues torch's warning about waits."""
         self.operations = 0
         self.fail_in: int | None = None
-        """After this number of allocations, one allocation fails."""
+        """If set, this number of allocations succeeds, and the next one fails."""
         self.failures = 0
         """The number of failed allocations."""
         self.largest = (1 << 32) if kind == "mps" else sys.maxsize
-        """Maximum bytes of one tensor. On an Apple GPU, a larger tensor would end the process."""
+        """Maximum size of one tensor in bytes. On a real Apple GPU, a larger tensor ends the process."""
         self._stores: dict[int, list[int]] = {}
         # the keys are addresses, because torch creates several Python objects for the same generator
         self._generators: dict[int, torch.Generator] = {}
@@ -82,7 +83,7 @@ class SimulatedCard(TorchDispatchMode):
         self._patches.close()
 
     def driver(self) -> dict[str, Callable[..., Any]]:
-        """Returns the functions of torch.cuda for this card."""
+        """Returns the functions that replace the functions of torch.cuda with the same names."""
         there = self.device.type == "cuda"
 
         def reset(device: Any = None) -> None:
@@ -115,15 +116,18 @@ class SimulatedCard(TorchDispatchMode):
         }
 
     def own_generator(self, generator: torch.Generator) -> None:
-        """Registers a generator that was created for the card."""
+        """Registers a generator as a generator of this card."""
         self._generators[generator._cdata] = generator
 
-    def put(self, cells: Any) -> Any:
-        """Returns a tensor on the card with these numbers. Other objects are returned unchanged."""
-        if not isinstance(cells, Tensor) or isinstance(cells, CardTensor):
-            return cells
-        made = CardTensor(cells, self.device)
-        self._take(made, cells.untyped_storage())
+    def put(self, stored: Any) -> Any:
+        """Returns a tensor on the card that stores its numbers in the given CPU tensor.
+
+        Other objects, and tensors that are on the card already, are returned unchanged.
+        """
+        if not isinstance(stored, Tensor) or isinstance(stored, CardTensor):
+            return stored
+        made = CardTensor(stored, self.device)
+        self._take(made, stored.untyped_storage())
         return made
 
     def put_module(self, module: torch.nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -141,7 +145,7 @@ class SimulatedCard(TorchDispatchMode):
                     part._buffers[name] = moved(buffer)
 
     def _take(self, made: CardTensor, store: Any) -> None:
-        """Counts the memory of a tensor until the tensor and its last view are freed."""
+        """Counts the memory of a tensor until the tensor and all tensors that share its memory are freed."""
         key, size = store.data_ptr(), store.nbytes()
         if size == 0:
             return
@@ -184,7 +188,7 @@ class SimulatedCard(TorchDispatchMode):
         return self.handle(func, args, kwargs or {})
 
     def handle(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Runs one operation of torch, whether or not it involves the card."""
+        """Runs one operation of torch. It runs on the simulated card if the card has an argument or gets the result."""
         name = func._schema.name.split("::")[1]
         flat = leaves(args, kwargs)
         ours = any(isinstance(value, CardTensor) for value in flat)
@@ -199,7 +203,7 @@ class SimulatedCard(TorchDispatchMode):
             self._check_mps(name, args, kwargs, flat, to_card)
         self._check_devices(name, args, others)
         self._note_waits(name, args, kwargs, others, to_card)
-        plain_args, plain_kwargs = mapped(cells_of, args), mapped(cells_of, kwargs)
+        plain_args, plain_kwargs = mapped(on_cpu, args), mapped(on_cpu, kwargs)
         if device is not None:
             plain_kwargs["device"] = CPU
         plain_kwargs.pop("pin_memory", None)
@@ -209,15 +213,18 @@ class SimulatedCard(TorchDispatchMode):
         return mapped(self.put, out) if to_card else out
 
     def attention(self, real: Callable[..., Tensor], qkv: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Computes attention. Does not count the attention matrix as memory, because a card never stores all of it."""
+        """Computes attention with the function `real` of torch. The attention matrix does not count as used memory.
+
+        A real card never stores the whole matrix.
+        """
         if torch.is_autocast_enabled("cuda"):
             qkv = [value.to(torch.get_autocast_dtype("cuda")) for value in qkv]
         if not all(isinstance(value, CardTensor) for value in qkv) or len({value.dtype for value in qkv}) > 1:
             raise RuntimeError(f"Expected query, key and value of one device and dtype, but got {qkv}")
         self.operations += 1
         with _disable_current_modes():
-            plain = [value.cells.float() for value in qkv]
-            found = real(*plain, *mapped(cells_of, args), **mapped(cells_of, kwargs)).to(qkv[0].dtype)
+            plain = [value.stored.float() for value in qkv]
+            found = real(*plain, *mapped(on_cpu, args), **mapped(on_cpu, kwargs)).to(qkv[0].dtype)
         return self.put(found)
 
     def _check_generator(self, flat: list[Any], to_card: bool) -> None:
@@ -227,8 +234,8 @@ class SimulatedCard(TorchDispatchMode):
                 raise RuntimeError(f"Expected a '{wanted}' device type for generator but found another")
 
     def _check_devices(self, name: str, args: Any, others: list[Tensor]) -> None:
-        """Raises torch's error if one argument is on the CPU and another one is on the card."""
-        if name in MOVES or name.endswith("_like") or name.startswith("new_") or not others:
+        """Raises the error of torch if an argument is on the CPU although the operation needs it on the card."""
+        if name in ACROSS_DEVICES or name.endswith("_like") or name.startswith("new_") or not others:
             return
         if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
             if not isinstance(args[0], CardTensor):
@@ -256,14 +263,14 @@ class SimulatedCard(TorchDispatchMode):
                 self._wait("index")
 
     def _check_mps(self, name: str, args: Any, kwargs: Any, flat: list[Any], to_card: bool) -> None:
-        """Raises the errors of Apple's GPUs."""
+        """Raises the errors of Apple's GPUs for double precision and for pooling areas of different sizes."""
         doubles = any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in flat)
         to_double = kwargs.get("dtype") == torch.float64
-        leaves = name == "_to_copy" and not to_card
+        from_card = name == "_to_copy" and not to_card
         if to_card and ((doubles and name != "_to_copy") or to_double or (doubles and kwargs.get("dtype") is None)):
             raise TypeError(f"Cannot convert a MPS Tensor to float64 dtype as the MPS framework has none. ({name})")
-        if to_double and leaves:
-            # a tensor that is converted before it is moved
+        if to_double and from_card:
+            # the GPU converts the tensor to double precision before the tensor is moved to the CPU
             raise TypeError(f"Cannot convert a MPS Tensor to float64 dtype as the MPS framework has none. ({name})")
         if name == "_adaptive_avg_pool2d" and any(a % b for a, b in zip(args[0].shape[-2:], args[1])):
             raise RuntimeError("Adaptive pool MPS: input sizes must be divisible by output sizes.")

@@ -1,9 +1,10 @@
 """Tensors of a simulated graphics card.
 
-They report the card as their device, and store their numbers in the CPU's memory. They are a wrapper subclass, which
-has the device in its dispatch keys, so torch's own autocast affects them. Before some operations, torch selects the
-card or looks up its number, which a torch without CUDA cannot do. This module replaces these operations: indexing, and
-functions that receive a device without a number.
+They report the card as their device, and store their numbers in the CPU's memory. CardTensor is a wrapper subclass of
+torch.Tensor. The dispatch keys of a wrapper subclass contain its device, so torch's own autocast works with it.
+
+Before some operations, torch selects the card or looks up the number of the card. A torch without CUDA cannot do this.
+This module therefore replaces indexing, `copy_`, `contiguous`, and functions that receive a device without a number.
 """
 
 from __future__ import annotations
@@ -19,28 +20,28 @@ CPU = torch.device("cpu")
 
 
 class Current:
-    """Holds the card in use. It is None outside of the `with` block of a SimulatedCard."""
+    """Contains the simulated card in use. `card` is None outside of the `with` block of a SimulatedCard."""
 
     card: Any = None
 
 
 class CardTensor(torch.Tensor):
-    """A tensor on the simulated card. `cells` holds its numbers."""
+    """A tensor on the simulated card. The CPU tensor `stored` contains its numbers."""
 
-    cells: Tensor
+    stored: Tensor
 
     @staticmethod
-    def __new__(cls, cells: Tensor, device: torch.device) -> CardTensor:
+    def __new__(cls, stored: Tensor, device: torch.device) -> CardTensor:
         made = torch.Tensor._make_wrapper_subclass(
             cls,
-            cells.shape,
-            strides=cells.stride(),
-            storage_offset=cells.storage_offset(),
-            dtype=cells.dtype,
-            layout=cells.layout,
+            stored.shape,
+            strides=stored.stride(),
+            storage_offset=stored.storage_offset(),
+            dtype=stored.dtype,
+            layout=stored.layout,
             device=device,
         )
-        made.cells = cells
+        made.stored = stored
         return made
 
     def __repr__(self, **_: Any) -> str:
@@ -49,7 +50,7 @@ class CardTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if Current.card is None:
-            raise RuntimeError(f"{func} on a tensor of a card that no longer exists")
+            raise RuntimeError(f"{func} on a tensor of a simulated card that no longer exists")
         return Current.card.handle(func, args, kwargs or {})
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -86,13 +87,13 @@ class CardTensor(torch.Tensor):
 
 
 class UnguardedTensor(CardTensor):
-    """A tensor of the card that reports the CPU as its device, so that torch does not try to select the card."""
+    """A tensor of the card that reports the CPU as its device. Otherwise, torch would try to select the card."""
 
 
 def mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """Applies the function to a value, or to every item of its lists, tuples and dicts.
+    """Applies the function to a value. If the value is a list, tuple or dict, applies it to every item, recursively.
 
-    torch's own function for this takes twice as long.
+    torch.utils._pytree.tree_map does the same, but takes twice as long.
     """
     kind = type(value)
     if kind is list or kind is tuple:
@@ -103,7 +104,7 @@ def mapped(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def leaves(*values: Any) -> list[Any]:
-    """Returns all items of the values, including those in their lists, tuples and dicts."""
+    """Returns the values in a flat list. Lists, tuples and dicts are replaced by their items, recursively."""
     found: list[Any] = []
     for value in values:
         mapped(found.append, value)
@@ -111,7 +112,7 @@ def leaves(*values: Any) -> list[Any]:
 
 
 def _unguarded(value: Any) -> Any:
-    return UnguardedTensor(value.cells, CPU) if isinstance(value, CardTensor) else value
+    return UnguardedTensor(value.stored, CPU) if isinstance(value, CardTensor) else value
 
 
 def numbered(device: Any) -> Any:
@@ -124,10 +125,10 @@ def numbered(device: Any) -> Any:
 
 
 def _with_number(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the function with a wrapper that adds the number to devices in its arguments."""
+    """Returns a function that calls `function` with the card's number added to devices in the arguments."""
 
     def called(*args: Any, **kwargs: Any) -> Any:
-        # only the second argument can be the name of a device
+        # of the positional arguments, only the second one can be the name of a device
         args = tuple(
             numbered(arg) if index == 1 or isinstance(arg, torch.device) else arg for index, arg in enumerate(args)
         )
@@ -139,7 +140,7 @@ def _with_number(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class SimulatedGenerator(torch.Generator):
-    """A generator that registers itself with the card if it is created for the card."""
+    """A generator that registers itself at the simulated card if `device` is the card."""
 
     def __new__(cls, device: Any = "cpu") -> SimulatedGenerator:
         made = super().__new__(cls)
@@ -148,13 +149,16 @@ class SimulatedGenerator(torch.Generator):
         return made
 
 
-MAKERS = ("tensor", "as_tensor", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")
-"""Functions that fail if a device has no number. torch.zeros and similar functions do not fail."""
+NEEDS_NUMBER = ("tensor", "as_tensor", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")
+"""Functions of torch that fail with a CardTensor or a card if the device has no number. torch.zeros does not fail."""
 
 
 @contextlib.contextmanager
 def simulating(card: Any) -> Iterator[None]:
-    """Replaces functions of torch inside the block: torch.cuda, attention, generators, and functions with a device."""
+    """Returns a context in which functions of torch are replaced, so that they work with the simulated card.
+
+    They are functions of torch.cuda, attention, generators, and functions that receive a device.
+    """
     functions = torch.nn.functional
     real_attention, real_to = functions.scaled_dot_product_attention, torch.Tensor.to
 
@@ -166,14 +170,14 @@ def simulating(card: Any) -> Iterator[None]:
     replacements: list[tuple[Any, str, Any]] = [
         (functions, "scaled_dot_product_attention", attention),
         (torch, "Generator", SimulatedGenerator),
-        *((torch, name, _with_number(getattr(torch, name))) for name in MAKERS),
+        *((torch, name, _with_number(getattr(torch, name))) for name in NEEDS_NUMBER),
         (torch.Tensor, "to", _with_number(real_to)),
         (torch.Tensor, "cuda", lambda self, device=None: self.to("cuda")),
         *((torch.cuda, name, function) for name, function in card.driver().items()),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
     Current.card = card
-    # with this, torch.tensor creates its tensor on the CPU and then moves it to the card, as with a real card
+    # this setting makes torch.tensor create its tensor on the CPU and then move it to the card, as with a real card
     torch._C._set_only_lift_cpu_tensors(True)
     try:
         for owner, name, value in replacements:

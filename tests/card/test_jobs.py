@@ -1,4 +1,7 @@
-"""Tests whole jobs on a simulated card: there is no error, and the image equals that of the CPU."""
+"""Tests whole jobs on a simulated card.
+
+A job must not fail, and its image must be nearly the same as the image of the same job on the CPU in single precision.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,27 @@ from card.host import HALF, HALF_BUT_VAE, SINGLE, UPCAST, CardWebui, Precision, 
 from card.simulated import SimulatedCard
 from PIL import Image
 
-LIKE = 58
-"""Minimum PSNR in dB between an image in half precision and the same image in single precision.
+LEAST = 58
+"""Minimum PSNR in dB between the images of the same job in half precision and in single precision.
 
-The base image alone reaches 60 dB.
+Without DemoFusion, the PSNR is 60 dB.
 """
 
-LIKE_BY_HALF_VAE = {"Fast": 57}
-"""Minimum PSNR in dB of some presets if the autoencoder runs in half precision.
+LEAST_WITH_HALF_VAE = {"Fast": 57}
+"""Minimum PSNR in dB if the autoencoder runs in half precision, for presets that need a lower limit than LEAST.
 
-Fast decodes and encodes the base image and then hardly changes it, so the errors of both remain. Its PSNR is 59 dB with
-the autoencoder in single precision.
+Fast decodes the base image, enlarges it, encodes it, and then hardly changes it. The rounding errors of decoding and
+encoding therefore remain in the result. With the autoencoder in single precision, the PSNR of Fast is 59 dB.
 """
 
-LIKE_OF_UPLOAD = 57
-"""Minimum PSNR in dB for img2img. Its base image is an upload that was encoded in half precision."""
+LEAST_OF_IMG2IMG = 57
+"""Minimum PSNR in dB for img2img, where the base image is an upload that is encoded in half precision."""
 
-TWICE_THE_ERROR = 3.01
-"""Allowed loss in dB with "Keep colors", because the errors of two decoded images add up."""
+LOSS_WITH_KEPT_COLORS = 3.01
+"""Allowed difference in dB between the PSNR of a base image and the PSNR of an image with "Keep colors".
+
+"Keep colors" combines two decoded images. Their squared errors add up, which doubles the error.
+"""
 
 PRESETS = ("Paper", "Balanced", "Fast")
 TABS = ("txt2img", "img2img")
@@ -36,52 +42,55 @@ TABS = ("txt2img", "img2img")
 
 @functools.cache
 def upload() -> Image.Image:
-    """Returns an image for img2img that is smooth and has edges."""
+    """Returns an image for img2img that contains a color gradient and an edge."""
     rows, columns = np.mgrid[:64, :64] / 63
     pixels = np.stack([rows, columns, (rows + columns > 1) * 0.7], 2)
     return Image.fromarray((pixels * 255).astype(np.uint8))
 
 
 def tab(name: str) -> dict[str, Any]:
-    """Returns the parameters that select the tab txt2img or img2img."""
+    """Returns the job parameters that select the tab `name`, which is txt2img or img2img."""
     return {"init_image": upload()} if name == "img2img" else {}
 
 
 def picture(result: Any) -> Image.Image:
-    """Returns the image of a job. Fails if the job reported a message."""
+    """Returns the image of a job's result. Fails if the job reported a message to the user."""
     assert result.comments == ""
     return result.images[0]
 
 
 @functools.cache
-def on_processor(webui: CardWebui, preset: str, scale: float, name: str) -> Image.Image:
+def on_the_cpu(webui: CardWebui, preset: str, scale: float, name: str) -> Image.Image:
     """Returns the image of a job on the CPU in single precision."""
     return picture(webui.job({"preset": preset, "scale": scale}, **tab(name)))
 
 
-def likeness(
+def psnr_to_the_cpu(
     webui: CardWebui, card: SimulatedCard, precision: Precision, preset: str, scale: float = 2, name: str = "txt2img"
 ) -> float:
-    """Returns the PSNR between the image of a job on the card and its image on the CPU, in dB."""
+    """Runs a job on the card. Returns the PSNR in dB between its image and the image of the same job on the CPU."""
     made = webui.job({"preset": preset, "scale": scale}, card, precision, **tab(name))
-    return psnr(picture(made), on_processor(webui, preset, scale, name))
+    return psnr(picture(made), on_the_cpu(webui, preset, scale, name))
 
 
 def least_with_kept_colors(webui: CardWebui, card: SimulatedCard, precision: Precision, sampler: str) -> float:
-    """Returns the minimum PSNR with "Keep colors". It is LIKE, or lower if the base image alone has a large error."""
+    """Returns the minimum PSNR in dB with "Keep colors".
+
+    It is LEAST, or a lower value if the image without DemoFusion already has a large error with this sampler.
+    """
     off = {"enabled": False}
     plain = psnr(
         picture(webui.job(off, card, precision, sampler_name=sampler)), picture(webui.job(off, sampler_name=sampler))
     )
-    return min(LIKE, plain - TWICE_THE_ERROR)
+    return min(LEAST, plain - LOSS_WITH_KEPT_COLORS)
 
 
 @pytest.mark.parametrize("name", TABS)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_single_precision_gives_the_image_of_the_cpu(
+def test_in_single_precision_the_image_is_the_same_as_on_the_cpu(
     webui: CardWebui, card: SimulatedCard, preset: str, name: str
 ) -> None:
-    assert likeness(webui, card, SINGLE, preset, 2, name) > 90
+    assert psnr_to_the_cpu(webui, card, SINGLE, preset, 2, name) > 90
 
 
 @pytest.mark.parametrize("name", TABS)
@@ -90,8 +99,8 @@ def test_single_precision_gives_the_image_of_the_cpu(
 def test_half_precision_and_autocast_give_nearly_the_same_image(
     webui: CardWebui, card: SimulatedCard, preset: str, scale: float, name: str
 ) -> None:
-    least = LIKE_OF_UPLOAD if name == "img2img" else LIKE_BY_HALF_VAE.get(preset, LIKE)
-    assert likeness(webui, card, HALF, preset, scale, name) >= least
+    least = LEAST_OF_IMG2IMG if name == "img2img" else LEAST_WITH_HALF_VAE.get(preset, LEAST)
+    assert psnr_to_the_cpu(webui, card, HALF, preset, scale, name) >= least
 
 
 @pytest.mark.parametrize("name", TABS)
@@ -103,13 +112,13 @@ def test_half_precision_and_autocast_give_nearly_the_same_image(
 def test_other_precisions_give_nearly_the_same_image(
     webui: CardWebui, card: SimulatedCard, precision: Precision, preset: str, name: str
 ) -> None:
-    assert likeness(webui, card, precision, preset, 2, name) >= LIKE
+    assert psnr_to_the_cpu(webui, card, precision, preset, 2, name) >= LEAST
 
 
-def test_images_of_a_batch_depend_only_on_their_seeds(webui: CardWebui, card: SimulatedCard) -> None:
+def test_the_first_image_of_a_batch_is_the_same_as_without_a_batch(webui: CardWebui, card: SimulatedCard) -> None:
     made = webui.job({"preset": "Balanced", "scale": 2}, card, HALF, batch_size=2)
     assert made.comments == ""
-    assert psnr(made.images[0], on_processor(webui, "Balanced", 2, "txt2img")) >= LIKE
+    assert psnr(made.images[0], on_the_cpu(webui, "Balanced", 2, "txt2img")) >= LEAST
 
 
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M", "DPM++ SDE", "DDIM"])

@@ -1,4 +1,8 @@
-"""Tests jobs on a simulated Apple GPU. It has no double precision, uneven pooling, autocast or very large tensors."""
+"""Tests jobs on a simulated Apple GPU.
+
+An Apple GPU does not support double precision, adaptive pooling with areas of different sizes, or very large tensors.
+The webui does not use autocast on it.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from card.host import HALF, UPCAST, CardWebui, Precision, psnr
 from card.simulated import SimulatedCard
-from card.test_jobs import LIKE, LIKE_BY_HALF_VAE, PRESETS, least_with_kept_colors, on_processor, picture
-from card.test_vae import Rooms
+from card.test_jobs import LEAST, LEAST_WITH_HALF_VAE, PRESETS, least_with_kept_colors, on_the_cpu, picture
+from card.test_vae import FreeMemory
 
 from lib_demofusion.host.images import vae
 from lib_demofusion.method.filters import LOW_BAND, match_low_band
@@ -22,8 +26,8 @@ def card() -> SimulatedCard:
 
 
 @pytest.fixture
-def rooms(monkeypatch: pytest.MonkeyPatch) -> Rooms:
-    return Rooms(monkeypatch)
+def free_memory(monkeypatch: pytest.MonkeyPatch) -> FreeMemory:
+    return FreeMemory(monkeypatch)
 
 
 @pytest.mark.parametrize("scale", [2, 1.625])
@@ -31,9 +35,9 @@ def rooms(monkeypatch: pytest.MonkeyPatch) -> Rooms:
 def test_the_gpu_makes_nearly_the_same_image_as_the_cpu(
     webui: CardWebui, card: SimulatedCard, preset: str, scale: float
 ) -> None:
-    """On a Mac the webui starts with --upcast-sampling."""
+    """The job runs with --upcast-sampling, because the webui's start script on a Mac sets this option."""
     made = picture(webui.job({"preset": preset, "scale": scale}, card, UPCAST))
-    assert psnr(made, on_processor(webui, preset, scale, "txt2img")) >= LIKE_BY_HALF_VAE.get(preset, LIKE)
+    assert psnr(made, on_the_cpu(webui, preset, scale, "txt2img")) >= LEAST_WITH_HALF_VAE.get(preset, LEAST)
 
 
 @pytest.mark.parametrize("sampler", ["DDIM", "Euler a", "DPM++ 2M"])
@@ -46,7 +50,7 @@ def test_other_samplers_make_nearly_the_same_image(webui: CardWebui, card: Simul
 
 @pytest.mark.parametrize("size", [(16, 16), (13, 18), (7, 5), (3, 2)])
 def test_match_low_band_gives_the_result_of_adaptive_pooling(size: tuple[int, int]) -> None:
-    """match_low_band does not use adaptive pooling, which fails on an Apple GPU if the areas have different sizes."""
+    """match_low_band computes the means itself, because adaptive pooling can fail on an Apple GPU."""
     x, base = torch.rand(2, 4, *size), torch.rand(2, 4, 9, 7)
     low, wanted = (F.adaptive_avg_pool2d(latent, LOW_BAND) for latent in (x, base))
     std, mean = torch.std_mean(low, dim=(2, 3), keepdim=True)
@@ -62,11 +66,14 @@ def test_no_tensor_exceeds_the_limit_of_the_gpu(
     webui: CardWebui,
     card: SimulatedCard,
     monkeypatch: pytest.MonkeyPatch,
-    rooms: Rooms,
+    free_memory: FreeMemory,
     precision: Precision,
     limit: int,
 ) -> None:
-    """The limit does not depend on the free memory, because a larger tensor ends the process."""
+    """Decodes a latent with two limits. With the lower limit, decoding must run in tiles although memory is free.
+
+    On a real Apple GPU, a tensor above the limit ends the process.
+    """
     card.largest = limit
     monkeypatch.setattr(vae, "LARGEST_TENSOR", {"mps": limit}, raising=False)
     with torch.no_grad(), card:
@@ -74,11 +81,11 @@ def test_no_tensor_exceeds_the_limit_of_the_gpu(
         z = torch.rand(1, 4, 32, 32).to(precision.vae)
         with vae.in_parts(SimpleNamespace(first_stage_model=moved)):
             made = moved.decoder(z.to("mps")).cpu()
-    assert rooms.taken == ([] if limit > 1 << 30 else ["memory"])
+    assert free_memory.shelves == ([] if limit > 1 << 30 else ["memory"])
     torch.testing.assert_close(made.float(), webui.model.vae.decoder(z.float()), rtol=0.02, atol=0.02)
 
 
-def test_attention_keys_above_the_limit_are_refused(
+def test_decoding_is_refused_if_the_attention_keys_exceed_the_limit(
     webui: CardWebui, card: SimulatedCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vae, "LARGEST_TENSOR", {"mps": 1000}, raising=False)

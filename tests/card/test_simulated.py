@@ -1,4 +1,7 @@
-"""Tests the simulated card itself. If it is less strict than a real card, the tests on it prove nothing."""
+"""Tests the simulated card itself.
+
+The other tests in this folder only prove something if the simulated card raises the same errors as a real card.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,12 @@ def mps() -> Iterator[SimulatedCard]:
         yield card
 
 
-WAYS: dict[str, Callable[[Tensor], Tensor]] = {
-    "a device's kind": lambda x: x.to("cuda"),
-    "a device's kind and a type": lambda x: x.to("cuda", torch.float16),
-    "by name": lambda x: x.to(device="cuda", dtype=torch.float16),
+WAYS_TO_THE_CARD: dict[str, Callable[[Tensor], Tensor]] = {
+    "the name of the device": lambda x: x.to("cuda"),
+    "the name of the device and a dtype": lambda x: x.to("cuda", torch.float16),
+    "keyword arguments": lambda x: x.to(device="cuda", dtype=torch.float16),
     "torch.device": lambda x: x.to(torch.device("cuda")),
-    "its number": lambda x: x.to("cuda:0"),
+    "the name with a number": lambda x: x.to("cuda:0"),
     "another tensor": lambda x: x.to(torch.zeros(1, device="cuda")),
     "cuda": lambda x: x.cuda(),
     "torch.tensor": lambda x: torch.tensor([1.0, 2.0], device="cuda"),
@@ -36,14 +39,14 @@ WAYS: dict[str, Callable[[Tensor], Tensor]] = {
     "new_tensor": lambda x: torch.zeros(1, device="cuda").new_tensor([1.0, 2.0]),
     "new_zeros": lambda x: torch.zeros(1, device="cuda").new_zeros(2),
     "zeros_like": lambda x: torch.zeros_like(x, device="cuda"),
-    "a parameter": lambda x: torch.nn.Parameter(x.cuda(), requires_grad=False),
+    "torch.nn.Parameter": lambda x: torch.nn.Parameter(x.cuda(), requires_grad=False),
 }
 
 
 @pytest.mark.usefixtures("card")
-@pytest.mark.parametrize("way", WAYS)
-def test_a_tensor_reports_its_device(way: str) -> None:
-    assert WAYS[way](torch.ones(2)).device == torch.device("cuda", 0)
+@pytest.mark.parametrize("way", WAYS_TO_THE_CARD)
+def test_a_tensor_on_the_card_reports_the_card_as_its_device(way: str) -> None:
+    assert WAYS_TO_THE_CARD[way](torch.ones(2)).device == torch.device("cuda", 0)
 
 
 @pytest.mark.usefixtures("card")
@@ -70,7 +73,7 @@ def test_indexing_reads_and_writes_in_place() -> None:
     assert x.sum().item() == 12
 
 
-MIXED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+OPERATIONS_THAT_MIX: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "a sum": lambda x, y: x + y,
     "a product": lambda x, y: x @ y.T,
     "a list": lambda x, y: torch.cat([x, y]),
@@ -78,25 +81,25 @@ MIXED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "attention": lambda x, y: F.scaled_dot_product_attention(x[None], y[None], y[None]),
     "an index on the card": lambda x, y: y[x.long()],
     "another type": lambda x, y: x @ y.T.cuda().half(),
-    "one number in a list": lambda x, y: torch.stack([x[0, 0], y[0, 0]]),
+    "a list of single numbers": lambda x, y: torch.stack([x[0, 0], y[0, 0]]),
 }
 
 
 @pytest.mark.usefixtures("card")
-@pytest.mark.parametrize("way", MIXED)
-def test_devices_and_types_do_not_mix(way: str) -> None:
+@pytest.mark.parametrize("operation", OPERATIONS_THAT_MIX)
+def test_operations_that_mix_devices_or_types_raise_an_error(operation: str) -> None:
     with pytest.raises(RuntimeError, match=r"device|type"):
-        MIXED[way](torch.ones(2, 2, device="cuda"), torch.ones(2, 2))
+        OPERATIONS_THAT_MIX[operation](torch.ones(2, 2, device="cuda"), torch.ones(2, 2))
 
 
 @pytest.mark.usefixtures("card")
-def test_a_single_number_may_stay_on_the_cpu() -> None:
+def test_a_cpu_tensor_without_dimensions_can_be_used_with_a_tensor_on_the_card() -> None:
     x = torch.ones(2, device="cuda")
     assert (x * torch.tensor(3.0) + torch.tensor(1.0)).tolist() == [4, 4]
 
 
 @pytest.mark.usefixtures("card")
-def test_a_generator_belongs_to_a_device() -> None:
+def test_a_generator_works_only_on_its_device() -> None:
     assert torch.randn(2, device="cuda", generator=torch.Generator("cuda").manual_seed(1)).device.type == "cuda"
     with pytest.raises(RuntimeError, match="generator"):
         torch.randn(2, device="cuda", generator=torch.Generator().manual_seed(1))
@@ -119,8 +122,8 @@ def test_torchs_own_autocast_works_on_the_card() -> None:
     assert (half @ half).dtype == torch.float16
 
 
-def test_half_precision_is_computed_in_single(card: SimulatedCard) -> None:
-    # a sum of this many ones in half precision would stop at 2048
+def test_means_and_convolutions_in_half_precision_behave_as_on_a_card(card: SimulatedCard) -> None:
+    # if a sum of ones were computed in half precision, it would never exceed 2048
     assert torch.ones(4096, device="cuda", dtype=torch.float16).mean().item() == 1
     with pytest.raises(RuntimeError, match="type"):
         F.conv2d(card.put(torch.ones(1, 1, 2, 2)), card.put(torch.ones(1, 1, 1, 1).half()))
@@ -143,7 +146,7 @@ def test_memory_is_counted_and_limited(card: SimulatedCard) -> None:
     assert torch.empty(1000, device="cuda").numel() == 1000
 
 
-def test_a_chosen_allocation_fails(card: SimulatedCard) -> None:
+def test_the_allocation_chosen_by_fail_in_fails(card: SimulatedCard) -> None:
     card.fail_in = 1
     torch.empty(1, device="cuda")
     with pytest.raises(torch.cuda.OutOfMemoryError):
@@ -185,19 +188,19 @@ def test_apples_gpu_has_no_double_precision() -> None:
 
 
 @pytest.mark.usefixtures("mps")
-def test_apples_gpu_pools_evenly_only() -> None:
+def test_apples_gpu_supports_adaptive_pooling_only_with_areas_of_equal_size() -> None:
     assert F.adaptive_avg_pool2d(torch.ones(1, 1, 8, 8, device="mps"), 4).shape[-1] == 4
     with pytest.raises(RuntimeError, match="divisible"):
         F.adaptive_avg_pool2d(torch.ones(1, 1, 9, 8, device="mps"), 4)
 
 
-def test_apples_gpu_ends_the_process_at_large_tensors(mps: SimulatedCard) -> None:
+def test_a_tensor_above_the_limit_of_apples_gpu_is_an_error(mps: SimulatedCard) -> None:
     mps.largest = 1000
     with pytest.raises(RuntimeError, match="would end the process"):
         torch.empty(251, device="mps")
 
 
-def test_torch_is_restored() -> None:
+def test_the_functions_of_torch_are_restored_after_the_simulation() -> None:
     before = {name: getattr(torch.cuda, name) for name in SimulatedCard().driver()}
     to, generator = torch.Tensor.to, torch.Generator
     with torch.no_grad(), SimulatedCard():

@@ -1,4 +1,7 @@
-"""Tests the autoencoder on a simulated card, with feature maps in every kind of storage. The image stays the same."""
+"""Tests the tiled autoencoder on a simulated card.
+
+Images must be nearly the same with every kind of storage for the feature maps of the autoencoder.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pytest
 import torch
 from card.host import HALF, HALF_BUT_VAE, CardWebui, Precision, psnr
 from card.simulated import GIB, SimulatedCard
-from card.test_jobs import LIKE, on_processor, picture
+from card.test_jobs import LEAST, on_the_cpu, picture
 from modules import shared
 from reports import Reports
 
@@ -20,32 +23,35 @@ from lib_demofusion.tiled_vae.feature_maps import Shelf
 from lib_demofusion.tiled_vae.layers import decoder_layers
 from lib_demofusion.tiled_vae.memory import held_bytes
 
-KINDS = ("whole", "card", "memory", "packed", "file")
+STORAGES = ("whole", "card", "memory", "packed", "file")
 
 
 def kind_of(shelf: Shelf) -> str:
-    """Returns the kind of a shelf."""
+    """Returns the element of STORAGES that describes where and how a shelf stores feature maps."""
     if shelf.folder is not None:
         return "file"
     return "packed" if shelf.packed else "card" if shelf.device.type == "cuda" else "memory"
 
 
-class Rooms:
-    """Sets the free memory that the extension reads, and records the shelves that the extension chooses."""
+class FreeMemory:
+    """Replaces the free memory that the extension reads, and records the shelves that the extension chooses.
+
+    `card`, `memory` and `disk` are the free bytes of the card, of the computer's memory and of the disk.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.card, self.memory, self.disk = 64 * GIB, 64 * GIB, 64 * GIB
-        self.asked: list[Any] = []
-        self.taken: list[str] = []
+        self.disk_queries: list[Any] = []
+        self.shelves: list[str] = []
         choose = vae.choose_shelf
 
         def noted(*args: Any) -> Shelf:
             shelf = choose(*args)
-            self.taken.append(kind_of(shelf))
+            self.shelves.append(kind_of(shelf))
             return shelf
 
         def usage(folder: Any) -> Any:
-            self.asked.append(folder)
+            self.disk_queries.append(folder)
             shutil.disk_usage(folder)
             return SimpleNamespace(free=self.disk)
 
@@ -55,7 +61,7 @@ class Rooms:
         monkeypatch.setattr(vae, "choose_shelf", noted)
 
     def only(self, kind: str, size: tuple[int, int], model: Any) -> None:
-        """Sets the free memory so that images of `size` cells use this kind of shelf."""
+        """Sets the free memory so that feature maps for latents of `size` are stored in the given kind of storage."""
         if kind == "card":
             return
         self.card = 1
@@ -67,87 +73,94 @@ class Rooms:
 
 
 @pytest.fixture
-def rooms(monkeypatch: pytest.MonkeyPatch) -> Rooms:
-    return Rooms(monkeypatch)
+def free_memory(monkeypatch: pytest.MonkeyPatch) -> FreeMemory:
+    return FreeMemory(monkeypatch)
 
 
 @pytest.mark.parametrize("precision", [HALF_BUT_VAE, HALF], ids=["single", "half"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STORAGES)
 def test_all_kinds_of_storage_give_the_same_image(
     webui: CardWebui,
     card: SimulatedCard,
-    rooms: Rooms,
+    free_memory: FreeMemory,
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
     precision: Precision,
 ) -> None:
-    """Balanced decodes and encodes, because it makes its anchors from images."""
+    """The preset Balanced uses both the decoder and the encoder, because it makes its anchors from enlarged images."""
     if kind != "whole":
         monkeypatch.setattr(shared.opts, options.DECODE, vae.ALWAYS, raising=False)
-        rooms.only(kind, (16, 16), webui.model)
+        free_memory.only(kind, (16, 16), webui.model)
     made = picture(webui.job({"preset": "Balanced", "scale": 2}, card, precision))
     expected = {kind} if kind != "whole" else set()
     if kind == "packed":
-        # the smaller base image needs no packing, and maps in half precision are as small as packed ones
+        # maps of the smaller base image, and maps in half precision, fit without packing
         expected = {"memory"} if precision is HALF else {"memory", "packed"}
-    assert set(rooms.taken) == expected
-    assert psnr(made, on_processor(webui, "Balanced", 2, "txt2img")) >= LIKE
+    assert set(free_memory.shelves) == expected
+    assert psnr(made, on_the_cpu(webui, "Balanced", 2, "txt2img")) >= LEAST
 
 
 @pytest.mark.parametrize("kind", ["memory", "packed", "file"])
-def test_the_encoders_result_is_on_the_card(webui: CardWebui, card: SimulatedCard, rooms: Rooms, kind: str) -> None:
+def test_the_encoders_result_is_on_the_card(
+    webui: CardWebui, card: SimulatedCard, free_memory: FreeMemory, kind: str
+) -> None:
     encoder = webui.model.vae.encoder
     with torch.no_grad(), card:
         moved = webui.model.on(card, torch.float32, torch.float32).vae
-        rooms.only(kind, (8, 8), webui.model)
+        free_memory.only(kind, (8, 8), webui.model)
         x = torch.rand(2, 3, 64, 64)
         with vae.in_parts(SimpleNamespace(first_stage_model=moved), vae.ALWAYS):
             made = moved.encoder(x.cuda())
-        assert rooms.taken == [kind]
+        assert free_memory.shelves == [kind]
         assert made.device == card.device
         torch.testing.assert_close(made.cpu(), encoder(x), rtol=1e-3, atol=1e-3)
 
 
-def test_free_disk_space_is_not_queried_if_the_card_has_enough_memory(
-    webui: CardWebui, card: SimulatedCard, rooms: Rooms
+def test_free_disk_space_is_not_read_if_the_card_has_enough_memory(
+    webui: CardWebui, card: SimulatedCard, free_memory: FreeMemory
 ) -> None:
-    rooms.disk = 0
+    free_memory.disk = 0
     picture(webui.job({"preset": "Balanced", "scale": 2}, card, HALF))
     with card, torch.no_grad():
         moved = webui.model.on(card, torch.float32, torch.float32).vae
         with vae.in_parts(SimpleNamespace(first_stage_model=moved), vae.ALWAYS):
             moved.decoder(torch.rand(1, 4, 16, 16).cuda())
-    assert rooms.taken == ["card"]
-    assert rooms.asked == []
+    assert free_memory.shelves == ["card"]
+    assert free_memory.disk_queries == []
 
 
 @pytest.mark.parametrize("where", ["missing", "a file"])
-def test_decoding_works_without_a_folder_for_temporary_files(
-    webui: CardWebui, card: SimulatedCard, rooms: Rooms, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, where: str
+def test_decoding_works_if_the_folder_for_temporary_files_cannot_be_used(
+    webui: CardWebui,
+    card: SimulatedCard,
+    free_memory: FreeMemory,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Any,
+    where: str,
 ) -> None:
     folder = tmp_path / "not" / "there"
     if where == "a file":
         folder = tmp_path / "file"
         folder.touch()
     monkeypatch.setattr(shared.opts, "temp_dir", str(folder))
-    rooms.only("file", (16, 16), webui.model)
+    free_memory.only("file", (16, 16), webui.model)
     made = picture(webui.job({"preset": "Balanced", "scale": 2}, card, HALF_BUT_VAE))
-    assert set(rooms.taken) == {"file"}
-    assert psnr(made, on_processor(webui, "Balanced", 2, "txt2img")) >= LIKE
+    assert set(free_memory.shelves) == {"file"}
+    assert psnr(made, on_the_cpu(webui, "Balanced", 2, "txt2img")) >= LEAST
 
 
 @pytest.mark.parametrize("allocation", [0, 20, 60, 100])
 @pytest.mark.parametrize("network", ["decoder", "encoder"])
-def test_a_network_runs_in_parts_after_it_ran_out_of_memory(
+def test_an_autoencoder_runs_in_tiles_after_it_ran_out_of_memory(
     webui: CardWebui,
     card: SimulatedCard,
-    rooms: Rooms,
+    free_memory: FreeMemory,
     monkeypatch: pytest.MonkeyPatch,
     reported: Reports,
     network: str,
     allocation: int,
 ) -> None:
-    """The memory is fragmented: the free memory would be enough, but the allocation fails."""
+    """One allocation fails although the card reports enough free memory, as with fragmented memory."""
     reported.expect("trying again with smaller tiles")
     whole = vae._Forward.__call__
 
@@ -160,5 +173,5 @@ def test_a_network_runs_in_parts_after_it_ran_out_of_memory(
 
     monkeypatch.setattr(vae._Forward, "__call__", failing)
     made = picture(webui.job({"preset": "Balanced", "scale": 2}, card, HALF))
-    assert rooms.taken != []
-    assert psnr(made, on_processor(webui, "Balanced", 2, "txt2img")) >= LIKE
+    assert free_memory.shelves != []
+    assert psnr(made, on_the_cpu(webui, "Balanced", 2, "txt2img")) >= LEAST

@@ -1,4 +1,4 @@
-"""Counts how often the CPU waits for the card. The card is idle for a moment after each wait."""
+"""Tests how often the CPU waits for the card. After each wait, a real card is idle until it gets new work."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from lib_demofusion.host import stage_loop
 from lib_demofusion.host.backends.webui_denoiser import FusedModel
 from lib_demofusion.method.stage import StageRun
 
-ONCE_PER_STAGE = 6
-"""Allowed number of waits in a stage apart from its calls: for noise, schedule, and the check of the result."""
+OTHER_WAITS = 6
+"""Allowed number of waits in a stage outside of model calls, such as for the noise, the schedule and the NaN check."""
 
 
 class Watched:
-    """Records the waits that the extension causes in the only stage of a job."""
+    """Records the waits that the extension causes in a job with one stage.
+
+    `calls` contains the number of waits in each call of StageRun.before_call. `fused` contains the waits in the
+    evaluation of views. `stage` contains all waits of the stage.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, card: SimulatedCard):
         self.calls: list[int] = []
@@ -65,7 +69,7 @@ SAMPLERS = ("Euler", "Euler a", "DPM++ 2M", "DPM++ SDE", "DPM2 a", "Heun", "DDIM
 @pytest.mark.parametrize(
     ("preset", "sampler"), [*((preset, "Euler") for preset in PRESETS), *(("Balanced", name) for name in SAMPLERS[1:])]
 )
-def test_a_model_call_waits_for_the_card_once_and_a_batch_of_views_never(
+def test_before_call_waits_for_the_card_at_most_once_and_the_evaluation_of_views_never(
     webui: CardWebui, card: SimulatedCard, watched: Watched, preset: str, sampler: str
 ) -> None:
     settings = {"preset": preset, "scale": 2, "view_batch": 1}
@@ -74,11 +78,11 @@ def test_a_model_call_waits_for_the_card_once_and_a_batch_of_views_never(
     assert max(watched.calls) <= 1
     assert watched.fused == []
     places = Counter(f"{wait.kind}: {wait.place}" for wait in watched.stage)
-    assert len(watched.stage) <= len(watched.calls) + ONCE_PER_STAGE, places
+    assert len(watched.stage) <= len(watched.calls) + OTHER_WAITS, places
 
 
 class Embedder(torch.nn.Module):
-    """An embedder for pairs of numbers, similar to SDXL's."""
+    """Embeds pairs of numbers, similarly to the embedders of SDXL."""
 
     outdim = 2
 
@@ -90,7 +94,7 @@ class Embedder(torch.nn.Module):
         return torch.cat([torch.sin(numbers), torch.cos(numbers)], 1)[:, [0, 2, 1, 3]]
 
 
-def test_sdxls_vectors_wait_at_the_first_batch_only(card: SimulatedCard) -> None:
+def test_the_vectors_of_sdxl_cause_no_waits_after_the_first_batch(card: SimulatedCard) -> None:
     from lib_demofusion.method.conditioning import CROP, SIZES, Frame, SizeVectors
     from lib_demofusion.method.views import local_views
 
