@@ -267,9 +267,9 @@ def comparing_sentences() -> list[str]:
 
 
 def test_every_comparing_sentence_has_numbers_from_the_tables() -> None:
-    """A sentence that compares methods must state at least one number for each method that it names.
+    """A sentence that compares methods must state at least one measured number for each method that it names.
 
-    Every number must be in the table of measurements, for one of the methods and scales in the sentence.
+    Every measured number must be in the table that belongs to the sentence, for a method and a scale in the sentence.
     """
     of_model, of_other, in_webui = measured_cells(), cells_of_the_model_without_zoomed_crops(), cells_of_a_webui()
     comparing = comparing_sentences()

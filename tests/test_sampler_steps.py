@@ -52,7 +52,7 @@ STAGE = StagePlan(1, 2.0, (24, 32), 2, (12, 16), (6, 8))
 SIGMA_MIN, SIGMA_MAX = 0.03, 14.6
 STEPS = 12
 EXPONENT = 1.0
-"""The value of `cosine_scale_1` in the tests. It blends more strongly than the default of 3, so errors are larger."""
+"""The value of `cosine_scale_1` in the tests. A wrong blend has a larger effect than with the default of 3."""
 sampling = k_diffusion_sampling.load()
 SIGMAS = sampling.get_sigmas_karras(STEPS, SIGMA_MIN, SIGMA_MAX).double()
 
@@ -143,7 +143,7 @@ class Explicit:
     def start(self, x: Tensor | None, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Blends x and makes the first call of a step. Returns the blended x and the prediction.
 
-        In the first step, x is None: the stage begins with the noised anchor.
+        In the first step, x is None, and the noised anchor is used in its place.
         """
         c1 = skip_weight(float(sigma_to_t(sigma)), self.exponent)
         if x is None:
@@ -610,7 +610,7 @@ def test_the_comparison_fails_if_x_is_never_blended_after_the_first_call(case: C
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.arguments.get("eta") == 1.2], ids=str)
-def test_the_detector_needs_eta_if_a_large_eta_omits_second_calls(case: Case) -> None:
+def test_the_detector_needs_eta_because_samplers_omit_second_calls_with_a_large_eta(case: Case) -> None:
     assert len(case.drive()) < 2 * STEPS
     assert relative_error(case.drive(make_detector(case.name, SIGMAS)), case.run_explicit()) > 1e-3
 
@@ -711,10 +711,10 @@ def test_the_detector_of_an_unknown_sampler_depends_on_the_order_of_the_sampler(
 
 
 def noise_levels(stochastic: bool) -> list[float]:
-    """Returns the relative noise level of x at each step of Euler a: the standard deviation of the noise over sigma.
+    """Returns the standard deviation of the noise in x, divided by sigma, for each step of Euler a.
 
-    x is measured after the blend. Each cell of the signal is 100 or -100. These values are so far apart that the
-    denoiser always finds the right one.
+    The noise is measured after the blend. Each cell of the signal is 100 or -100. These values are so far apart that
+    the denoiser always finds the right one.
     """
     shape, modes = (2, 4, 96, 96), (-100.0, 100.0)
     clean = 100 * randn(3, shape).sign()

@@ -408,7 +408,7 @@ def pasted(infotext: dict[str, str], choices: Choices = BUILT_IN) -> Settings:
 @given(given_settings=SETTINGS)
 @example(given_settings=Settings(scale=7 / 3, sigma=0.1 + 0.2, cosine_scale_1=1e-7, cosine_scale_2=9.123456789))
 def test_settings_are_restored_from_the_infotext(given_settings: Settings) -> None:
-    """The host layer writes the key for `enabled`, because `to_infotext` does not."""
+    """`to_infotext` does not write the key for `enabled`, so the test adds it. In the webui, the host layer adds it."""
     infotext = to_infotext(given_settings)
     assert pasted({**infotext, ENABLED_KEY: "1.0"}) == dataclasses.replace(given_settings, enabled=True)
     assert pasted(infotext) == dataclasses.replace(given_settings, enabled=False)

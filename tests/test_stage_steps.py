@@ -97,7 +97,7 @@ def test_the_levels_of_a_stage_are_the_last_part_of_the_schedule(steps: int, str
 
 
 def flow_schedule(shift: float, power: float = 1.0) -> Callable[[int], torch.Tensor]:
-    """Returns a function that returns the noise levels of a flow model with this shift, for a number of steps.
+    """Returns a function of the number of steps. The function returns the noise levels of a flow model with this shift.
 
     With a `power` of 1, the levels are uniform before the shift. Other values imitate schedulers with other spacings.
     """
@@ -116,7 +116,7 @@ SHIFTS = [1.0, 3.0, math.exp(1.15), 6.0, 9.0, 12.0]
 @pytest.mark.parametrize("strength", [0.25, 0.3, 0.5, 0.7])
 @pytest.mark.parametrize("steps", [8, 12, 20, 50])
 def test_a_strength_gives_the_same_noise_level_at_every_shift(shift: float, strength: float, steps: int) -> None:
-    """The best length of the schedule has a closed form if the levels are uniform before a shift of a.
+    """The best length of the schedule has a closed form if the levels are uniform before the shift `a` is applied.
 
     The last n steps begin at level s if the schedule has n (a - (a - 1) s) / s steps.
     """
@@ -153,7 +153,8 @@ def test_full_strength_begins_at_the_start_of_the_schedule() -> None:
 def test_levels_that_a_scheduler_drops_are_compensated_for() -> None:
     """Forge's Beta scheduler drops a level that equals another level after rounding.
 
-    The schedule then has fewer levels than requested. The stage must still run its number of steps from its level.
+    The schedule then has fewer levels than requested. The stage must still run 10 steps, and begin at the level that
+    belongs to a strength of 0.5.
     """
 
     def levels(steps: int) -> torch.Tensor:

@@ -61,7 +61,7 @@ def in_255ths(full: Tensor, other: Tensor) -> Tensor:
 
 
 def edge_gradient(picture: Tensor, boxes: list[Box]) -> float:
-    """Returns the mean gradient across the edges of the boxes, divided by the mean gradient elsewhere."""
+    """Returns the mean absolute gradient across the edges of the boxes, divided by the same mean elsewhere."""
     at, elsewhere = [], []
     for dim, starts in ((2, {box.top for box in boxes} - {0}), (3, {box.left for box in boxes} - {0})):
         gradient = picture.diff(dim=dim).abs().transpose(2, dim)  # (B, C, across, along)
@@ -432,7 +432,7 @@ def test_decoders_with_an_unknown_layout_are_refused(change: Any) -> None:
 def test_the_autoencoder_classes_of_the_webui_give_the_same_result(
     request: pytest.FixtureRequest, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Is skipped if a package that the webui's classes import is missing. The webui's own environment has all."""
+    """Is skipped if a package that the webui's classes import is missing. The webui's own environment contains them."""
     webui = request.config.getoption("--webui")
     if not webui:
         pytest.skip("no webui: use --webui DIR or set SD_WEBUI_DIR")

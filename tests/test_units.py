@@ -122,7 +122,8 @@ def test_a_base_image_with_an_odd_side_needs_no_stage_at_scale_1() -> None:
 def test_rounding_the_size_up_does_not_increase_the_dilation_factor() -> None:
     """At 3x, 65 cells become 195 cells, which are rounded up to 196. The factor must still be 3.
 
-    With a factor of 4, because 196 / 65 is more than 3, dilated views would be only 50 cells wide.
+    The quotient 196 / 65 is more than 3. If it were rounded up to a factor of 4, dilated views would only be 50 cells
+    wide.
     """
     (stage,) = make_plan(parse_settings({"scale": 3, "stages": "fewest"}), (65, 65), UNIT).stages
     assert (stage.size, stage.factor) == ((196, 196), 3)

@@ -288,7 +288,9 @@ def test_a_device_that_does_not_report_its_free_memory_is_assumed_to_have_little
     assert vae.real_free_bytes(torch.device("cpu")) == 3 * GIB
 
 
-def test_if_another_extension_replaces_the_decoder_it_decodes_the_image(vae: Any, model: Any, tried: list[Any]) -> None:
+def test_the_image_is_decoded_by_another_extension_that_replaces_the_decoder(
+    vae: Any, model: Any, tried: list[Any]
+) -> None:
     """The extension Tiled VAE replaces the attribute `forward` of the decoder object.
 
     When Tiled VAE is disabled, it does not delete this attribute, but sets it to the original method.

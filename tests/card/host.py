@@ -1,4 +1,4 @@
-"""Runs jobs of the stand-in for the webui on a simulated card, in every precision that the webui can choose."""
+"""Runs jobs of the stand-in for the webui on a simulated card, in four precisions of the webui's networks."""
 
 from __future__ import annotations
 

@@ -188,7 +188,11 @@ class SimulatedCard(TorchDispatchMode):
         return self.handle(func, args, kwargs or {})
 
     def handle(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """Runs one operation of torch. It runs on the simulated card if the card has an argument or gets the result."""
+        """Runs one operation of torch.
+
+        The operation is simulated if an argument is on the card, or if the result belongs on the card. Otherwise, it
+        runs unchanged.
+        """
         name = func._schema.name.split("::")[1]
         flat = leaves(args, kwargs)
         ours = any(isinstance(value, CardTensor) for value in flat)

@@ -150,7 +150,7 @@ class SimulatedGenerator(torch.Generator):
 
 
 NEEDS_NUMBER = ("tensor", "as_tensor", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")
-"""Functions of torch that fail with a CardTensor or a card if the device has no number. torch.zeros does not fail."""
+"""Functions of torch that fail if the simulated device has no number, as in "cuda". torch.zeros does not fail."""
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ def test_sampling_continues_with_smaller_batches_if_memory_runs_out(
 ) -> None:
     """One allocation fails while the model evaluates a batch of views.
 
-    `allocation` is the number of allocations in this batch that succeed before. `views` is the value of `view_batch`.
+    `allocation` is the number of allocations that succeed before. `views` is the value of `view_batch`.
     """
     denoise = StageRun.denoise
 

@@ -81,7 +81,7 @@ def test_no_tensor_exceeds_the_limit_of_the_gpu(
         z = torch.rand(1, 4, 32, 32).to(precision.vae)
         with vae.in_parts(SimpleNamespace(first_stage_model=moved)):
             made = moved.decoder(z.to("mps")).cpu()
-    assert free_memory.shelves == ([] if limit > 1 << 30 else ["memory"])
+    assert free_memory.storages == ([] if limit > 1 << 30 else ["memory"])
     torch.testing.assert_close(made.float(), webui.model.vae.decoder(z.float()), rtol=0.02, atol=0.02)
 
 

@@ -34,20 +34,21 @@ def kind_of(shelf: Shelf) -> str:
 
 
 class FreeMemory:
-    """Replaces the free memory that the extension reads, and records the shelves that the extension chooses.
+    """Replaces the free memory that the extension reads, and records the kinds of storage that the extension chooses.
 
-    `card`, `memory` and `disk` are the free bytes of the card, of the computer's memory and of the disk.
+    `card`, `memory` and `disk` are the free bytes of the card, of the computer's memory and of the disk. `storages`
+    contains the chosen kinds. `disk_queries` contains the folders whose free disk space the extension read.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.card, self.memory, self.disk = 64 * GIB, 64 * GIB, 64 * GIB
         self.disk_queries: list[Any] = []
-        self.shelves: list[str] = []
+        self.storages: list[str] = []
         choose = vae.choose_shelf
 
         def noted(*args: Any) -> Shelf:
             shelf = choose(*args)
-            self.shelves.append(kind_of(shelf))
+            self.storages.append(kind_of(shelf))
             return shelf
 
         def usage(folder: Any) -> Any:
@@ -60,7 +61,7 @@ class FreeMemory:
         monkeypatch.setattr(vae, "disk_usage", usage)
         monkeypatch.setattr(vae, "choose_shelf", noted)
 
-    def only(self, kind: str, size: tuple[int, int], model: Any) -> None:
+    def require(self, kind: str, size: tuple[int, int], model: Any) -> None:
         """Sets the free memory so that feature maps for latents of `size` are stored in the given kind of storage."""
         if kind == "card":
             return
@@ -90,13 +91,13 @@ def test_all_kinds_of_storage_give_the_same_image(
     """The preset Balanced uses both the decoder and the encoder, because it makes its anchors from enlarged images."""
     if kind != "whole":
         monkeypatch.setattr(shared.opts, options.DECODE, vae.ALWAYS, raising=False)
-        free_memory.only(kind, (16, 16), webui.model)
+        free_memory.require(kind, (16, 16), webui.model)
     made = picture(webui.job({"preset": "Balanced", "scale": 2}, card, precision))
     expected = {kind} if kind != "whole" else set()
     if kind == "packed":
         # maps of the smaller base image, and maps in half precision, fit without packing
         expected = {"memory"} if precision is HALF else {"memory", "packed"}
-    assert set(free_memory.shelves) == expected
+    assert set(free_memory.storages) == expected
     assert psnr(made, on_the_cpu(webui, "Balanced", 2, "txt2img")) >= LEAST
 
 
@@ -107,11 +108,11 @@ def test_the_encoders_result_is_on_the_card(
     encoder = webui.model.vae.encoder
     with torch.no_grad(), card:
         moved = webui.model.on(card, torch.float32, torch.float32).vae
-        free_memory.only(kind, (8, 8), webui.model)
+        free_memory.require(kind, (8, 8), webui.model)
         x = torch.rand(2, 3, 64, 64)
         with vae.in_parts(SimpleNamespace(first_stage_model=moved), vae.ALWAYS):
             made = moved.encoder(x.cuda())
-        assert free_memory.shelves == [kind]
+        assert free_memory.storages == [kind]
         assert made.device == card.device
         torch.testing.assert_close(made.cpu(), encoder(x), rtol=1e-3, atol=1e-3)
 
@@ -125,7 +126,7 @@ def test_free_disk_space_is_not_read_if_the_card_has_enough_memory(
         moved = webui.model.on(card, torch.float32, torch.float32).vae
         with vae.in_parts(SimpleNamespace(first_stage_model=moved), vae.ALWAYS):
             moved.decoder(torch.rand(1, 4, 16, 16).cuda())
-    assert free_memory.shelves == ["card"]
+    assert free_memory.storages == ["card"]
     assert free_memory.disk_queries == []
 
 
@@ -143,9 +144,9 @@ def test_decoding_works_if_the_folder_for_temporary_files_cannot_be_used(
         folder = tmp_path / "file"
         folder.touch()
     monkeypatch.setattr(shared.opts, "temp_dir", str(folder))
-    free_memory.only("file", (16, 16), webui.model)
+    free_memory.require("file", (16, 16), webui.model)
     made = picture(webui.job({"preset": "Balanced", "scale": 2}, card, HALF_BUT_VAE))
-    assert set(free_memory.shelves) == {"file"}
+    assert set(free_memory.storages) == {"file"}
     assert psnr(made, on_the_cpu(webui, "Balanced", 2, "txt2img")) >= LEAST
 
 
@@ -173,5 +174,5 @@ def test_an_autoencoder_runs_in_tiles_after_it_ran_out_of_memory(
 
     monkeypatch.setattr(vae._Forward, "__call__", failing)
     made = picture(webui.job({"preset": "Balanced", "scale": 2}, card, HALF))
-    assert free_memory.shelves != []
+    assert free_memory.storages != []
     assert psnr(made, on_the_cpu(webui, "Balanced", 2, "txt2img")) >= LEAST
