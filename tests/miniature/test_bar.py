@@ -32,7 +32,7 @@ class Page:
             state.current_image_sampling_step = state.sampling_step
             self.previews.append(f"{state.textinfo} of {state.current_latent.shape[-1]} cells")
 
-    def of_stage(self) -> list[str]:
+    def during_stage(self) -> list[str]:
         """Returns the previews that were shown during the only stage."""
         return [shown for shown in self.previews if "DemoFusion 1/1 128x128" in shown]
 
@@ -77,8 +77,8 @@ def test_a_stage_has_a_preview_at_its_start_and_then_at_the_interval(
     """All previews during the stage have the size of the stage, not the size of the base image."""
     every(10)
     webui.job(settings, steps=steps, n_iter=iterations)
-    assert len(page.of_stage()) == previews
-    assert all("of 16 cells" in shown for shown in page.of_stage())
+    assert len(page.during_stage()) == previews
+    assert all("of 16 cells" in shown for shown in page.during_stage())
 
 
 @pytest.mark.parametrize(("interval", "previews"), [(-1, 0), (1, 5), (3, 2), (32, 1)])
@@ -88,7 +88,7 @@ def test_a_stage_of_six_steps_never_has_more_previews_than_the_setting_requests(
     """The webui's step counter is 0 in both of the first two steps. So an interval of 1 gives five previews."""
     every(interval)
     webui.job(BALANCED, steps=24)
-    assert len(page.of_stage()) == previews
+    assert len(page.during_stage()) == previews
 
 
 @pytest.fixture

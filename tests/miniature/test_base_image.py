@@ -20,7 +20,7 @@ from tiny import TinyModel
 ON = {"enabled": True, "scale": 2}
 
 
-class Other(scripts.Script):
+class ScriptOfWebui(scripts.Script):
     """A script that imitates a feature of the webui. Its hooks run before the hooks of DemoFusion."""
 
     alwayson = True
@@ -31,8 +31,8 @@ class Other(scripts.Script):
 
 
 @pytest.fixture
-def before(webui: Webui) -> Iterator[Callable[[Other], None]]:
-    """Returns a function that inserts a script of another extension before DemoFusion's script in txt2img.
+def before(webui: Webui) -> Iterator[Callable[[ScriptOfWebui], None]]:
+    """Returns a function that inserts a script before DemoFusion's script in txt2img.
 
     After the test, the fixture removes the script and loads the original model again.
     """
@@ -43,7 +43,7 @@ def before(webui: Webui) -> Iterator[Callable[[Other], None]]:
     sd_models.use_model(webui.small, "random")
 
 
-class Networks(Other):
+class Networks(ScriptOfWebui):
     """Imitates hires fix with LoRAs. After the hires pass, the LoRAs of the hires prompt stay active."""
 
     def __init__(self, base: dict[str, Any], hires: dict[str, Any]):
@@ -88,7 +88,7 @@ def test_no_extra_networks_are_activated_if_the_job_disables_them(webui: Webui, 
     assert extra_networks.active == {"lora": ["M"]}
 
 
-class Refiner(Other):
+class Refiner(ScriptOfWebui):
     """Imitates a refiner: at the end of the base pass, loads another checkpoint, which has another VAE."""
 
     def post_sample(self, p: Any, ps: Any, *args: Any) -> None:
@@ -138,7 +138,7 @@ def test_the_base_image_after_a_refiner_is_returned_if_the_job_has_no_stage(webu
     assert webui.job({"enabled": True, "scale": 1}).images[0].tobytes() == refined
 
 
-class HiresPass(Other):
+class HiresPass(ScriptOfWebui):
     """Imitates hires fix: returns images of random pixels. If `nan` is set, the last pixel of each image is NaN."""
 
     def __init__(self, nan: bool = False):
@@ -183,7 +183,7 @@ def test_nan_from_hires_fix_is_not_reported_as_an_error_of_the_encoder(
 
 
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
-def test_the_webuis_extra_noise_is_in_the_infotext_only_if_it_has_an_effect(
+def test_the_webuis_setting_extra_noise_is_in_the_infotext_only_if_the_setting_has_an_effect(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
     """The webui's setting applies to img2img and hires fix. For the stages, DemoFusion has a field of its own."""
@@ -198,7 +198,7 @@ def test_the_webuis_extra_noise_is_in_the_infotext_only_if_it_has_an_effect(
     assert ", Extra noise" not in webui.job(ON, init_image=upload, sampler_name=sampler).infotexts[0]
 
 
-def test_the_noise_multiplier_is_in_the_infotext_only_if_it_has_an_effect(
+def test_the_webuis_noise_multiplier_is_in_the_infotext_only_if_the_multiplier_has_an_effect(
     webui: Webui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload = webui.job().images[0]

@@ -416,7 +416,7 @@ def test_a_message_about_presets_disappears_at_the_next_action_of_the_user(tab: 
         tab.wait_for_message("replace or delete a built-in preset")
 
 
-def test_the_summary_line_explains_why_upscale_by_has_no_effect(tab: Tab) -> None:
+def test_the_summary_line_explains_why_the_field_upscale_by_has_no_effect(tab: Tab) -> None:
     tab.open_panel()
     tab.page.locator(tab.text("stages", "1,2,4")).blur()
     tab.wait_for_line("'Upscale by' has no effect, because the last number in 'Stages' sets the final size: 4")

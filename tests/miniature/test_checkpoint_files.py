@@ -1,6 +1,7 @@
 """Tests checkpoints that are selected in Forge or Forge Neo but not loaded yet.
 
-The extension recognizes the kind of such a checkpoint from its file. The panel's summary line describes a job with it.
+The extension recognizes the kind of such a checkpoint from its file. The panel's summary line describes a job with this
+checkpoint.
 """
 
 from __future__ import annotations

@@ -636,26 +636,26 @@ class Edits(SimpleNamespace):
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> Any:
+def dynamic_args(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Returns an imitation of Forge Neo's `dynamic_args`, which contains the model's reference images."""
     arguments = SimpleNamespace(ref_latents=[], nunchaku=False)
     monkeypatch.setattr(forge_refusals, "dynamic_args", arguments)
     return arguments
 
 
-def test_the_engine_does_not_keep_images_that_a_stage_encodes(shown: Any) -> None:
+def test_the_engine_does_not_keep_images_that_a_stage_encodes(dynamic_args: Any) -> None:
     """Otherwise the next job would use the encoded image of a stage as a reference image."""
     model = Edits()
     kept = model.ref_latents
     with contextlib.suppress(KeyError), Forge().encoding(SimpleNamespace(sd_model=model)):
         model.encode(torch.ones(1))
         raise KeyError
-    assert (model.ini_latent, model.ref_latents, shown.ref_latents) == (None, [], [])
+    assert (model.ini_latent, model.ref_latents, dynamic_args.ref_latents) == (None, [], [])
     assert model.ref_latents is kept
     model.encode(torch.zeros(1))
     with Forge().encoding(SimpleNamespace(sd_model=model)):
         model.encode(torch.ones(1))
-    assert [float(x) for x in (model.ini_latent, *model.ref_latents, *shown.ref_latents)] == [0, 0, 0]
+    assert [float(x) for x in (model.ini_latent, *model.ref_latents, *dynamic_args.ref_latents)] == [0, 0, 0]
 
 
 DIT = families.Family("Some DiT", flow=True, transformer=True)
@@ -666,24 +666,24 @@ ANIMA = families.BY_ENGINE["Anima"]
 @pytest.mark.parametrize(
     ("change", "family", "message"),
     [
-        (lambda p, shown: None, DIT, None),
-        (lambda p, shown: (shown.ref_latents.append(torch.ones(1)), setattr(p, "sampler", None)), DIT, None),
-        (lambda p, shown: shown.ref_latents.append(torch.ones(1)), DIT, "reference images of Some DiT"),
-        (lambda p, shown: shown.ref_latents.append(torch.ones(1)), DIT, "whole reference; remove them, or choose"),
-        (lambda p, shown: shown.ref_latents.append(torch.ones(1)), ANIMA, "switch off [Anima] Enable Reference"),
-        (lambda p, shown: setattr(p, "mask", torch.ones(1)), FIVE, "inpainting with Some video DiT"),
-        (lambda p, shown: setattr(p, "mask", torch.ones(1)), FIVE, "latents; remove the mask"),
-        (lambda p, shown: setattr(p, "mask", torch.ones(1)), DIT, None),
-        (lambda p, shown: setattr(shown, "nunchaku", True), DIT, "Nunchaku's Cache Threshold"),
+        (lambda p, args: None, DIT, None),
+        (lambda p, args: (args.ref_latents.append(torch.ones(1)), setattr(p, "sampler", None)), DIT, None),
+        (lambda p, args: args.ref_latents.append(torch.ones(1)), DIT, "reference images of Some DiT"),
+        (lambda p, args: args.ref_latents.append(torch.ones(1)), DIT, "whole reference; remove them, or choose"),
+        (lambda p, args: args.ref_latents.append(torch.ones(1)), ANIMA, "switch off [Anima] Enable Reference"),
+        (lambda p, args: setattr(p, "mask", torch.ones(1)), FIVE, "inpainting with Some video DiT"),
+        (lambda p, args: setattr(p, "mask", torch.ones(1)), FIVE, "latents; remove the mask"),
+        (lambda p, args: setattr(p, "mask", torch.ones(1)), DIT, None),
+        (lambda p, args: setattr(args, "nunchaku", True), DIT, "Nunchaku's Cache Threshold"),
     ],
 )
 def test_features_that_do_not_work_on_transformers_are_refused(
-    monkeypatch: pytest.MonkeyPatch, shown: Any, change: Any, family: Any, message: str | None
+    monkeypatch: pytest.MonkeyPatch, dynamic_args: Any, change: Any, family: Any, message: str | None
 ) -> None:
     monkeypatch.setattr(shared.opts, "svdq_cache_threshold", 0.12, raising=False)
     p = request(Scripts())
     p.sampler = "of the base pass"
-    change(p, shown)
+    change(p, dynamic_args)
     found = forge_refusals.refusal(p, family)
     assert found is None if message is None else message in (found or "")
 
@@ -695,7 +695,7 @@ def test_sizes_of_mugen_are_multiples_of_16_pixels() -> None:
     assert plan.notes == ("104x104 is rounded to 112x112, multiples of 16 pixels",)
 
 
-def test_controlnet_units_are_refused_on_transformers(shown: Any) -> None:
+def test_controlnet_units_are_refused_on_transformers(dynamic_args: Any) -> None:
     entry = SimpleNamespace(title=lambda: "ControlNet", current_params={0: "a unit"})
     p = request(SimpleNamespace(alwayson_scripts=[entry]))
     found = forge_refusals.refusal(p, DIT) or ""

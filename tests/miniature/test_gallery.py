@@ -57,7 +57,7 @@ def test_the_base_image_is_not_shown_if_it_is_the_uploaded_image(webui: Webui) -
 
 
 def test_the_field_return_stages_does_not_add_a_second_base_image(webui: Webui) -> None:
-    """The label of this field is "Show every stage". Its images include the base image."""
+    """The label of this field is "Show every stage". If the field is on, the base image is shown once."""
     assert sizes(webui.job({**ON, "return_stages": True}, from_page=True)) == [2 * BASE, BASE]
 
 

@@ -188,7 +188,7 @@ def hint(quadrants: str, side: int = BASE) -> torch.Tensor:
 
 @pytest.mark.parametrize("settings", [ON, THREE, {**ON, "view_batch": 3}], ids=["2x", "3x", "batched"])
 @pytest.mark.parametrize("batch", [{}, {"batch_size": 2}])
-def test_a_hint_has_an_effect_where_it_is_white(
+def test_a_hint_has_an_effect_where_the_hint_is_white(
     webui: Webui, beside: Callable, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], batch: dict[str, int]
 ) -> None:
     # finish_stage matches the statistics of the whole latent, so a hint in one quadrant would change the others too

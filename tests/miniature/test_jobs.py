@@ -242,7 +242,7 @@ def test_after_an_interrupt_no_later_iteration_runs(webui: Webui, in_model: Call
     assert sizes(webui.job(ON, n_iter=3)) == [BASE]
 
 
-def test_after_skip_the_next_iteration_runs(webui: Webui, in_model: Callable) -> None:
+def test_after_the_button_skip_the_next_iteration_runs(webui: Webui, in_model: Callable) -> None:
     skips = [True]
     in_model(lambda: shared.state.skip() if in_stage(1) and skips and skips.pop() else None)
     assert sizes(webui.job(ON, n_iter=2)) == [BASE, 2 * BASE]

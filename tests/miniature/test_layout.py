@@ -18,7 +18,7 @@ pytestmark = pytest.mark.browser
 
 LOCALIZATIONS = Path(__file__).resolve().parents[2] / "localizations"
 WITH_SCREENSHOT = (360, 400, 500, 700, 900, 960, 1024, 1100, 1280, 1600)
-"""The widths, in pixels, of the windows of which the tests save a screenshot."""
+"""The widths of the window, in pixels, at which the tests save a screenshot."""
 WIDTHS = sorted({*range(360, 1601, 20), *WITH_SCREENSHOT})
 
 TRANSLATE = """words => {

@@ -56,7 +56,7 @@ def on_the_page(webui: Webui) -> Iterator[str]:
 
 
 def on_the_settings_page() -> Iterator[str]:
-    """Yields the labels, hints and choices of the settings."""
+    """Yields the labels, hints and choices of DemoFusion's settings on the settings page."""
     for key, option in shared.opts.data_labels.items():
         if not key.startswith("demofusion_"):
             continue

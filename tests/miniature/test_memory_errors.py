@@ -120,7 +120,7 @@ def test_finished_images_are_never_lost(
     result = webui.job(settings, seed=seed, do_not_save_samples=False, from_page=True)
     monkeypatch.undo()
     if not failing.failed:
-        assert call > 0, "the job did not call this function at all"
+        assert call > 0, f"the job did not call {name}"
         assert saved(webui, seed) == [BASE, 2 * BASE, 3 * BASE]
         return
     reported.expect(

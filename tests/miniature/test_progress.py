@@ -38,7 +38,7 @@ from lib_demofusion.settings.reading import parse_settings
 
 STEPS = 20
 BASE = 16
-"""Side of the base image in cells. For SDXL, it would be 128, but the tests would be slow."""
+"""Side of the base image in cells. The side would be 128 cells for SDXL, but the tests would be slow."""
 SECONDS_A_CELL = 0.25 / BASE**2
 """Time per cell of a model call. A call for the base image takes 0.25 s, as for SDXL on a GPU of 2020."""
 SECONDS_A_BATCH = 0.01
@@ -287,8 +287,8 @@ class Run:
 
 
 @pytest.fixture(autouse=True)
-def no_timings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Provides an empty folder for timings and returns it."""
+def timings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Returns an empty folder, in which the extension stores the measured times."""
     monkeypatch.setattr(paths_internal, "data_path", str(tmp_path))
     return tmp_path
 
@@ -421,16 +421,16 @@ def test_the_bar_moves_within_a_step() -> None:
     assert len(set(in_stage)) > 0.9 * batches
 
 
-def test_decoding_that_fails_is_not_measured(no_timings: Path) -> None:
+def test_decoding_that_fails_is_not_measured(timings: Path) -> None:
     run = Run(Settings(), "euler")
     with pytest.raises(MemoryError), timing.decoding(run.p, torch.empty(1, 4, 8, 8)):
         raise MemoryError
-    assert not (no_timings / timing.FILE).exists()
+    assert not (timings / timing.FILE).exists()
 
 
-def test_measured_rates_are_saved(no_timings: Path) -> None:
+def test_measured_rates_are_saved(timings: Path) -> None:
     run = Run(Settings(), "euler", decoder=6.0).go()
-    assert json.loads((no_timings / timing.FILE).read_text()) == {
+    assert json.loads((timings / timing.FILE).read_text()) == {
         "one on cpu: model": pytest.approx(SECONDS_A_CELL, rel=0.05),
         "one on cpu: decoder": pytest.approx(6 * SECONDS_A_CELL, rel=0.01),
         "* on cpu: decoder": pytest.approx(6 * SECONDS_A_CELL, rel=0.01),

@@ -55,8 +55,8 @@ def measure(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> float | None:
 
 
 @pytest.fixture
-def rates(webui: Webui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Provides an empty folder for timings and returns it."""
+def timings(webui: Webui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Returns an empty folder, in which the extension stores the measured times."""
     monkeypatch.setattr(paths_internal, "data_path", str(tmp_path))
     return tmp_path
 
@@ -77,14 +77,14 @@ def named(name: str) -> SimpleNamespace:
     return SimpleNamespace(sd_checkpoint_info=SimpleNamespace(name_for_extra=name))
 
 
-def test_each_checkpoint_has_its_own_rates(rates: Path) -> None:
+def test_each_checkpoint_has_its_own_rates(timings: Path) -> None:
     timing.learn(named("one"), timing.MODEL, 0.25)
     timing.learn(named("two"), timing.MODEL, 0.5)
     timing.learn(named("two"), timing.DECODER, 0.75)
     timing.learn(named("two"), timing.MODEL, None)
     known = [timing.known(named(name), timing.MODEL) for name in ("one", "two", "three")]
     assert known == [0.25, 0.5, None]
-    assert set(json.loads((rates / timing.FILE).read_text()).values()) == {0.25, 0.5, 0.75}
+    assert set(json.loads((timings / timing.FILE).read_text()).values()) == {0.25, 0.5, 0.75}
 
 
 @pytest.mark.parametrize(
@@ -92,29 +92,29 @@ def test_each_checkpoint_has_its_own_rates(rates: Path) -> None:
     ["", "{", "[]", '{"one on cpu: model": "fast"}', '{"one on cpu: model": -1}', '{"one on cpu: model": 1e999}'],
 )
 def test_a_broken_file_contains_no_rates_and_is_replaced_by_the_next_measurement(
-    rates: Path, text: str, reported: Reports
+    timings: Path, text: str, reported: Reports
 ) -> None:
     if not text.startswith('{"'):
         reported.expect(f"{timing.FILE} cannot be read")
-    (rates / timing.FILE).write_text(text)
+    (timings / timing.FILE).write_text(text)
     assert timing.known(named("one"), timing.MODEL) is None
     timing.learn(named("one"), timing.MODEL, 0.5)
     assert timing.known(named("one"), timing.MODEL) == 0.5
 
 
 def test_a_folder_that_cannot_be_written_causes_only_a_warning(
-    rates: Path, monkeypatch: pytest.MonkeyPatch, reported: Reports
+    timings: Path, monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
     reported.expect(f"{timing.FILE} cannot be written", f"{timing.FILE} cannot be read")
-    (rates / "file").write_text("")
-    monkeypatch.setattr(paths_internal, "data_path", str(rates / "file"))
+    (timings / "file").write_text("")
+    monkeypatch.setattr(paths_internal, "data_path", str(timings / "file"))
     timing.learn(named("one"), timing.MODEL, 0.5)
     assert timing.known(named("one"), timing.MODEL) is None
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_run_measures_the_rate_of_its_model(
-    rates: Path, webui: Webui, monkeypatch: pytest.MonkeyPatch, batch: int
+    timings: Path, webui: Webui, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     """Each view takes 0.001 s per cell. The first call takes another hour, and the measurement ignores this call."""
     clock = Clock()
@@ -162,7 +162,7 @@ def test_with_hires_fix_the_summary_line_begins_with_the_size_of_the_hires_image
     assert line_in(**{key: tab[key] for key in tab if key == "width"}).startswith(f"{tab.get('width', 512)}x512 → ")
 
 
-def test_the_summary_line_counts_the_steps_of_hires_fix(webui: Webui, rates: Path) -> None:
+def test_the_summary_line_counts_the_steps_of_hires_fix(webui: Webui, timings: Path) -> None:
     """Hires fix runs 10 steps at 512x512 and 4 steps at 1024x1024. Then the stage runs 10 steps.
 
     Each step of the stage evaluates 9 tiles and 4 dilated views, except the last step, which evaluates only tiles.
@@ -206,7 +206,7 @@ def seconds_in(**tab: float) -> float:
     return seen[0]
 
 
-def test_the_expected_time_includes_every_evaluation(rates: Path) -> None:
+def test_the_expected_time_includes_every_evaluation(timings: Path) -> None:
     timing.learn(named("random"), timing.MODEL, 0.001)
     one = seconds_in()
     dilated = (2 * BASE_CELLS) ** 2
@@ -216,7 +216,7 @@ def test_the_expected_time_includes_every_evaluation(rates: Path) -> None:
     assert seconds_in(batch_count=4, batch_size=2) == pytest.approx(8 * one)
 
 
-def test_the_summary_line_has_no_time_for_a_checkpoint_that_was_not_measured(rates: Path) -> None:
+def test_the_summary_line_has_no_time_for_a_checkpoint_that_was_not_measured(timings: Path) -> None:
     text = line.describe([{"enabled": True}], TabValues())
     assert markup.ABOUT not in text
     timing.learn(named("another"), timing.MODEL, 0.001)
