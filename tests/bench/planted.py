@@ -1,4 +1,4 @@
-"""Renders scenes for the tests of the benchmark: drawn subjects on textured grounds, without any photograph."""
+"""Renders scenes for the tests of the benchmark: drawn subjects on drawn grounds (backgrounds), without photographs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GROUNDS = ((56, 122, 61), (41, 82, 158), (112, 74, 43), (97, 99, 102))
 
 
 def _subject(number: int) -> Image.Image:
-    """Draws a disc, a square, a triangle or a cross with contour lines in two shades of a colour."""
+    """Draws a disc, a square, a triangle or a cross, as bands in two shades of a colour that follow its outline."""
     image = Image.new("RGBA", (320, 320))
     draw = ImageDraw.Draw(image)
     shades = [tuple(round(share * level) for level in COLOURS[number // 4 % 4]) for share in (1.0, 0.85)]
@@ -42,7 +42,7 @@ def _ground(number: int) -> Image.Image:
 
 
 def content(textured: bool) -> Content:
-    """Returns as many subjects and grounds as the collages have."""
+    """Creates as many subjects and grounds as the collages have. Without `textured`, each ground has one color."""
     subjects, grounds = captions()
     photographs = [
         _ground(number) if textured else Image.new("RGB", (768, 768), GROUNDS[number % 4])
@@ -58,15 +58,15 @@ CONTENT, PLAIN = content(True), content(False)
 
 
 def scene(number: int) -> Collage:
-    """Returns a scene with one subject of a random place."""
+    """Creates a scene with one subject at a random place."""
     label = (number % len(CONTENT.subjects), number % len(CONTENT.grounds))
     return random_collage(CONTENT, np.random.default_rng((7, number)), label, size=0.5)
 
 
 def rendered(found: Collage) -> np.ndarray:
-    """Renders a scene (SIDE, SIDE, 3) on a plain ground, and adds texture that becomes weaker with every octave.
+    """Renders a scene (SIDE, SIDE, 3) on a ground of one color, and adds texture.
 
-    The texture is not rounded to 8 bits, so that the measures see its finest part.
+    The texture becomes weaker with every octave. It is not rounded to 8 bits, so that its finest detail remains.
     """
     rng = np.random.default_rng(int(1e6 * found.left))
     view = render(PLAIN, found, SIDE)
@@ -78,7 +78,7 @@ def rendered(found: Collage) -> np.ndarray:
 
 
 def with_extras(number: int, count: int) -> np.ndarray:
-    """Renders a scene with small copies of its subject in the corners farthest from it."""
+    """Renders a scene with `count` small copies of its subject, in the corners that are farthest from the subject."""
     found = scene(number)
     subject = found.subjects[0]
     corners = [(x, y) for x in (0.1, 0.9) for y in (0.1, 0.9)]

@@ -1,4 +1,4 @@
-"""Tests `python -m bench.card`: the networks have the true sizes, and every measurement runs with small networks."""
+"""Tests `python -m bench.card`: the networks have the real sizes, and every measurement runs with small networks."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ import sys
 sys.modules.update(dict.fromkeys(["PIL", "numpy", "gradio", "diffusers", "yaml"]))
 from bench.card.__main__ import main
 """
-"""Hides packages that are missing on a computer with only torch and psutil, and imports the command."""
+"""Code that imports the command. It hides packages, as on a computer that has only torch and psutil."""
 
 SIMULATED = """
 sys.path.append("tests")
 import torch
 from card.simulated import SimulatedCard
-# a tensor of the simulated GPU cannot change its type in place
+# a tensor of the simulated GPU cannot change its type in place, as Module.to does by default
 torch.__future__.set_overwrite_module_params_on_conversion(True)
 with SimulatedCard(memory=256 << 20): """
 
 
 def measured(tmp_path: Path, code: str) -> tuple[dict[str, list[str]], str]:
-    """Runs code that measures small networks. Returns the cells of each row by name, and the row for docs/cards.md."""
+    """Measures small networks in another process. `code` precedes the call of the command.
+
+    Returns the cells of each row by the name of the row, and the row for docs/cards.md.
+    """
     file = tmp_path / "report.md"
     command = f"{RUN}{code}sys.exit(main(['--tiny', '--minutes', '60', '--out', {str(file)!r}]))"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -69,13 +72,13 @@ def number(text: str, before: str = "") -> float:
     ],
     ids=["SDXL", "SD 1.5", "VAE"],
 )
-def test_the_networks_have_the_true_number_of_weights(make: object, weights: int) -> None:
+def test_the_networks_have_as_many_weights_as_the_real_ones(make: object, weights: int) -> None:
     with torch.device("meta"):
         assert sum(weight.numel() for weight in make().parameters()) == weights
 
 
 @pytest.mark.parametrize("name", TRUE.unets)
-def test_the_unets_predict_noise_at_their_native_sizes(name: str) -> None:
+def test_the_unets_return_noise_in_the_shape_of_x(name: str) -> None:
     config, native, _ = TRUE.unets[name]
     with torch.device("meta"):
         x = torch.empty(2, 4, *native)
@@ -85,7 +88,7 @@ def test_the_unets_predict_noise_at_their_native_sizes(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_small_networks_on_the_cpu(tmp_path: Path) -> None:
+def test_every_measurement_runs_with_small_networks_on_the_cpu(tmp_path: Path) -> None:
     rows, _ = measured(tmp_path, "")
     for views in (1, 2, 4, 8, 16):
         for model in ("SDXL", "SD 1.5"):
@@ -104,12 +107,12 @@ def test_small_networks_on_the_cpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_small_networks_on_a_simulated_gpu(tmp_path: Path) -> None:
+def test_every_measurement_runs_with_small_networks_on_a_simulated_gpu(tmp_path: Path) -> None:
     rows, short = measured(tmp_path, SIMULATED)
     stages = [cells[-1] for name, cells in rows.items() if re.match(r"(SDXL|SD 1.5): .* one model call", name)]
     assert {number(remarks, "waits") for remarks in stages} == {1}
     assert all("view batch chosen / fastest 16 /" in remarks for remarks in stages)
-    # the weights leave less than the 4 MB that the whole image needs
+    # the weights leave less free memory than the 4 MB that decoding in one piece needs
     assert "decode 128 in tiles of" in rows["A card of 8.0 MB with SDXL: Balanced 2x, one model call"][-1]
     assert rows["A card of 12.0 MB with SDXL: Balanced 2x, one model call"][-1].endswith("decode 128 in one piece")
     assert all(30 < number(rows[f"{model}: half precision"][-1]) < 80 for model in ("SDXL", "SD 1.5"))

@@ -23,10 +23,10 @@ SIDE = 64
 
 
 class FakeWebui(ThreadingHTTPServer):
-    """A server that returns images of a single color. If `drifts` is set, every image has another color.
+    """A server that returns images of a single color. If `drifts` is set, the color is different in every image.
 
-    If `refuses` is the name of a preset, requests with this preset fail for lack of memory. If `stops_after` is set,
-    the API is missing after that number of images.
+    If `refuses` is the name of a preset, requests with this preset fail with "out of memory". After `stops_after`
+    requests for images, all further requests for images fail with status 404.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class FakeWebui(ThreadingHTTPServer):
 
 
 class Answers(BaseHTTPRequestHandler):
-    """Answers requests like the webui."""
+    """Answers the requests of bench.host, like the webui's API."""
 
     server: FakeWebui
 
@@ -83,7 +83,7 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(body).encode())
 
     def log_message(self, *_: Any) -> None:
-        """Does not log requests."""
+        """Does nothing. The base class would print every request."""
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_every_method_is_measured(webui: FakeWebui, tmp_path: Path, capsys: pyte
     assert not any(asked["save_images"] for asked in webui.requests)
 
 
-def test_the_computed_durations_equal_those_in_readme(webui: FakeWebui, tmp_path: Path) -> None:
+def test_readme_contains_the_computed_durations(webui: FakeWebui, tmp_path: Path) -> None:
     rows = run(webui, tmp_path, "--size", "1024")
     readme = (Path(host.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     for preset in PRESETS:
@@ -145,7 +145,7 @@ def test_memory_is_reported_even_if_a_request_ends_between_two_readings(
     assert run(webui, tmp_path)["Base image"][3] == "3.00 GB"
 
 
-def test_the_report_is_written_if_the_webui_stops_to_answer(webui: FakeWebui, tmp_path: Path) -> None:
+def test_the_report_is_written_if_the_webui_stops_answering(webui: FakeWebui, tmp_path: Path) -> None:
     webui.stops_after = 6
     rows = run(webui, tmp_path)
     assert rows["Base image"][0]
@@ -181,7 +181,7 @@ def test_the_size_of_the_base_image_depends_on_the_checkpoint(
 
 
 @pytest.mark.parametrize("size", [(64, 64), (400, 100), (1000, 1000)])
-def test_the_part_of_an_image_at_full_size_is_inside_the_image(size: tuple[int, int]) -> None:
+def test_a_1_to_1_part_is_at_most_two_thirds_of_the_image(size: tuple[int, int]) -> None:
     part = middle(Image.new("RGB", size, "red"), 320)
     assert part.size == tuple(min(length * 2 // 3, 320) for length in size)
     assert part.getcolors() == [(part.width * part.height, (255, 0, 0))]

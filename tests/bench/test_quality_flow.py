@@ -1,4 +1,7 @@
-"""Tests the small model as a flow model. It is the same model in other coordinates, with samplers for flow models."""
+"""Tests the small model as a flow model.
+
+The flow model is the same network with another scale and other noise levels of x, and with samplers for flow models.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +41,12 @@ def studio() -> Studio:
 
 
 def in_flow_space(x: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Converts x from DDIM's space to the flow space with the same signal-to-noise ratio."""
+    """Converts x of DDIM to the x of a flow model that has the same signal-to-noise ratio."""
     return x * ((1 - sigma) ** 2 + sigma**2) ** 0.5
 
 
-def test_euler_on_the_flow_model_equals_ddim_on_the_model(studio) -> None:
-    """Both follow the same curve from the same noise. Only the coordinates differ."""
+def test_euler_with_the_flow_model_equals_ddim_with_the_small_model(studio) -> None:
+    """Both samplers make the same steps from the same noise. Only the scale of x differs."""
     guided, noise = studio.guided(NUMBERS), initial_noise(NUMBERS, NATIVE, NATIVE)
     expected = sample(noise, Steps(TIMES, studio.alphas), guided.whole)
 
@@ -55,9 +58,9 @@ def test_euler_on_the_flow_model_equals_ddim_on_the_model(studio) -> None:
 
 
 def test_a_stage_of_tiles_gives_the_same_result_in_both_spaces(studio) -> None:
-    """This covers the skip residual, weights, tiles and guidance.
+    """The stage has a skip residual, cosine weights, tiles and guidance.
 
-    Only the dilated views have another form for flow models.
+    The weight of the dilated views is zero, because their results differ between the two kinds of models.
     """
     settings = Settings(enabled=True, scale=2, cosine_scale_2=1e9, feather=0.25)
     stage = make_plan(settings, (NATIVE, NATIVE)).stages[-1]
@@ -74,8 +77,8 @@ def test_a_stage_of_tiles_gives_the_same_result_in_both_spaces(studio) -> None:
 
 
 @pytest.mark.parametrize(("sampler", "function"), [("Euler", "sample_euler"), ("DPM++ 2M", "sample_dpmpp_2m")])
-def test_samplers_are_those_of_k_diffusion(sampler, function: str) -> None:
-    """k-diffusion's samplers integrate along (x - denoised) / sigma in any space."""
+def test_the_samplers_give_the_same_result_as_k_diffusion(sampler, function: str) -> None:
+    """k-diffusion's samplers solve dx / dsigma = (x - denoised) / sigma. This equation also holds for flow models."""
     sigmas, x = FlowRow(shift=3.0).levels(7), initial_noise([1], 8, 8).double()
     model = lambda x, sigma: torch.tanh(x) * (1 - sigma)  # noqa: E731
     reference = getattr(k_diffusion_sampling.load(), function)
@@ -84,7 +87,7 @@ def test_samplers_are_those_of_k_diffusion(sampler, function: str) -> None:
 
 
 def test_euler_a_keeps_the_noise_at_its_level() -> None:
-    """The model knows the signal, so the rest of x at each level is noise of that level."""
+    """The model always predicts `clean`. The rest of x is noise, and its standard deviation must be sigma."""
     clean = initial_noise([1], 64, 64).double()
     levels, generator = FlowRow(shift=3.0).levels(8)[2:], torch.Generator().manual_seed(5)
     draw = lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype)  # noqa: E731
@@ -97,7 +100,7 @@ def test_euler_a_keeps_the_noise_at_its_level() -> None:
     assert torch.equal(sample_flow(start, levels, predict, sampler="Euler a", fresh=draw), clean)
 
 
-def test_pure_noise_gives_a_finite_latent_from_the_models_last_timestep() -> None:
+def test_at_sigma_1_the_model_is_called_at_timestep_999_and_the_latent_is_finite() -> None:
     asked = []
     x = initial_noise([1], 8, 8)
     for consistency in (False, True):

@@ -1,4 +1,4 @@
-"""Adds defects to clean renderings, and tests that every metric detects its own defect and ignores the others."""
+"""Adds defects to clean renderings, and tests that the metrics detect the right defects and ignore others."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def with_seam(picture: np.ndarray) -> np.ndarray:
 
 
 def with_grid(picture: np.ndarray, cell: int = 8) -> np.ndarray:
-    """Reduces the differences across the borders of cells, as a decoder does."""
+    """Makes the pixels on both sides of each cell border more similar, as a decoder does."""
     picture = picture.copy()
     for border in range(cell, SIDE, cell):
         for two in (picture[border - 1 : border + 1], picture[:, border - 1 : border + 1].swapaxes(0, 1)):
@@ -54,7 +54,7 @@ def with_grid(picture: np.ndarray, cell: int = 8) -> np.ndarray:
 
 
 def with_comb(picture: np.ndarray, factor: int) -> np.ndarray:
-    """Adds a different offset to each of the factor x factor sub-grids of cells, like dilated views that disagree."""
+    """Adds a different offset to the cells of each of the factor x factor dilated views, as if the views disagreed."""
     offsets = np.random.default_rng(2).normal(0, 0.02, (factor, factor))
     cells = SIDE // 8
     grid = np.tile(offsets, (cells // factor, cells // factor))
@@ -70,7 +70,7 @@ def noisy(picture: np.ndarray, std: float = 0.03) -> np.ndarray:
 
 
 def smeared(picture: np.ndarray) -> np.ndarray:
-    """Adds noise that is blurred along one diagonal, like the streaks of a denoiser."""
+    """Adds noise that is blurred along one diagonal, like the streaks that a denoiser can leave."""
     grain = np.random.default_rng(4).normal(0, 1, (SIDE, SIDE))
     streaks = sum(np.roll(grain, (i, i), (0, 1)) for i in range(12)) / 12**0.5
     return (picture + 0.05 * streaks[..., None]).astype(np.float32).clip(0, 1)
@@ -81,14 +81,14 @@ def test_clean_images_have_no_blob(clean, bases) -> None:
 
 
 @pytest.mark.parametrize("extras", [1, 2])
-def test_extra_subjects_are_blobs(bases, extras: int) -> None:
+def test_each_extra_subject_counts_as_one_blob(bases, extras: int) -> None:
     pictures = [with_extras(number, extras) for number in NUMBERS]
     assert [metrics.excess_blobs(picture, base) for picture, base in zip(pictures, bases)] == [extras] * len(bases)
 
 
 @pytest.fixture(scope="module")
 def sampled() -> list[np.ndarray]:
-    """Reads 64 images of the bundled model from a sheet."""
+    """Reads 64 images, which the bundled model has made, from a contact sheet."""
     sheet = np.asarray(Image.open(ROOT / "pictures" / "collage-64.jpg"), np.float32) / 255
     return [sheet[top : top + 128, left : left + 128] for top in range(0, 1024, 128) for left in range(0, 1024, 128)]
 
@@ -109,7 +109,7 @@ def test_the_detector_finds_and_counts_subjects(sampled) -> None:
 
 
 def test_a_subject_is_right_only_if_the_prompt_names_it(sampled) -> None:
-    """The prompt of image i of the sheet names subject i, which the model may have drawn wrong."""
+    """Image i of the sheet was made for a prompt with subject i. The model may have drawn this subject wrong."""
     for subject in range(6):
         numbers = [number for number in range(240) if COLLAGES.label(number)[0] == subject]
         wrong = next(number for number in range(240) if COLLAGES.label(number)[0] != subject)
@@ -120,7 +120,7 @@ def test_a_subject_is_right_only_if_the_prompt_names_it(sampled) -> None:
             assert not COLLAGES.sight(sampled[subject], wrong).right_subject
 
 
-def test_color_drift_and_new_detail_are_no_blobs(clean, bases) -> None:
+def test_color_drift_and_new_detail_do_not_count_as_blobs(clean, bases) -> None:
     for picture, base in zip(clean, bases):
         drifted = (0.95 * picture + np.array([0.04, 0.0, -0.03], np.float32)).clip(0, 1)
         assert metrics.excess_blobs(drifted, base) == 0
@@ -137,10 +137,11 @@ def test_structure_ignores_new_detail_and_decreases_with_added_subjects(clean, b
         assert metrics.structure_psnr(noisy(picture), base) > 40
 
 
-def test_white_noise_has_a_flat_spectrum_and_as_much_power_above_a_frequency_as_there_is_area() -> None:
+def test_white_noise_has_the_same_power_at_all_frequencies() -> None:
     picture = np.repeat(np.random.default_rng(0).normal(0.5, 0.1, (SIDE, SIDE, 1)), 3, 2)
     values = metrics.log_spectrum(picture)
     assert np.abs(values[1:] - values[1:].mean()).max() < 0.15
+    # the circle of the frequencies up to HIGH covers pi / 16 of all frequencies
     assert metrics.high_frequency_ratio(picture) == pytest.approx(1 - np.pi / 16, abs=0.01)
 
 
@@ -151,7 +152,7 @@ def test_blur_and_noise_move_the_spectrum_in_opposite_directions(clean) -> None:
         assert metrics.high_frequency_ratio(noisy(picture, 0.08)) > 3 * share
 
 
-def test_distances_of_sets_measure_defects_and_not_other_scenes(monkeypatch) -> None:
+def test_the_distances_between_sets_grow_more_with_defects_than_with_other_scenes(monkeypatch) -> None:
     monkeypatch.setattr(worlds, "installed", lambda: CONTENT)
     numbers = range(16)
 
@@ -175,8 +176,11 @@ def test_distances_of_sets_measure_defects_and_not_other_scenes(monkeypatch) -> 
     assert statistics(tiled)["frechet_whole"] > 2 * clean["frechet_whole"]
 
 
-def test_frechet_distance_of_gaussians() -> None:
-    """The distance between axis-aligned Gaussians is the sum of (m1 - m2)^2 + (s1 - s2)^2."""
+def test_the_frechet_distance_of_gaussians() -> None:
+    """With diagonal covariances, the distance is the sum of (m1 - m2)^2 + (s1 - s2)^2 over the dimensions.
+
+    m are the means, and s the standard deviations.
+    """
     a = np.array([1.0, 2.0]), np.diag([4.0, 1.0])
     b = np.array([0.0, 4.0]), np.diag([1.0, 9.0])
     assert frechet(a, b) == pytest.approx(1 + 4 + 1 + 4)
@@ -238,8 +242,8 @@ def test_dilated_grain_is_detected(clean, factor: int) -> None:
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_sub_grids_that_drift_apart_are_detected(clean, factor: int) -> None:
-    """Offsets that change slowly across the image leave no peak in the spectrum, but they change the phase ratio."""
+def test_slowly_varying_differences_between_dilated_views_are_detected(clean, factor: int) -> None:
+    """Differences that change slowly across the image leave no peak in the spectrum, but change the phase ratio."""
     rng = np.random.default_rng(5)
     cells = SIDE // 8
     grain = np.empty((cells, cells))
@@ -255,13 +259,13 @@ def test_sub_grids_that_drift_apart_are_detected(clean, factor: int) -> None:
         assert metrics.phase_ratio(noisy(picture), factor) == pytest.approx(before, abs=0.02)
 
 
-def test_other_defects_do_not_count_as_a_comb(clean) -> None:
+def test_other_defects_do_not_count_as_dilated_grain(clean) -> None:
     for picture in clean:
         for defect in (blurred, noisy, smeared):
             assert metrics.comb_ratio(defect(picture), 4) < 4, defect.__name__
 
 
-def test_smear_is_detected(clean) -> None:
+def test_streaks_are_detected(clean) -> None:
     even = [metrics.anisotropy(noisy(picture, 0.05)) for picture in clean]
     streaked = [metrics.anisotropy(smeared(picture)) for picture in clean]
     assert min(streaked) > max(even) + 0.2

@@ -1,4 +1,4 @@
-"""Tests the configurations, runs, intervals and table of bench.quality, with a network without weights."""
+"""Tests the configurations, runs, intervals and table of bench.quality, with networks that have no weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Vae(nn.Module):
 
 
 class Unet(nn.Module):
-    """A network without weights. It counts the rows of its batches."""
+    """A network without weights. `rows` counts the rows of x in all calls."""
 
     rows = 0
 
@@ -76,7 +76,7 @@ BY_NAME = {configuration.name: configuration for configuration in (*CONFIGURATIO
 
 @pytest.fixture(autouse=True)
 def _no_download(monkeypatch) -> None:
-    """Replaces ESRGAN by a function that repeats pixels."""
+    """Replaces ESRGAN, whose models would be downloaded, with a function that repeats pixels."""
     monkeypatch.setattr(ways, "enlarge", lambda picture, scale: picture.repeat(scale, 0).repeat(scale, 1))
 
 
@@ -86,7 +86,7 @@ def studio() -> Studio:
 
 
 def test_the_base_image_equals_k_diffusions_euler(studio) -> None:
-    """DDIM without noise is Euler's method in the coordinates of k-diffusion, x / sqrt(alpha)."""
+    """DDIM with eta 0 is Euler's method for the x of k-diffusion, which is DDIM's x divided by sqrt(alpha)."""
     numbers = [0, 3]
     alphas, guided = studio.alphas[timesteps(4)].double(), studio.guided(numbers)
     levels = ((1 - alphas) / alphas).sqrt()
@@ -102,7 +102,7 @@ def test_the_base_image_equals_k_diffusions_euler(studio) -> None:
     torch.testing.assert_close(studio.base(numbers), expected.float(), rtol=1e-4, atol=1e-4)
 
 
-def test_lcm_keeps_the_noise_at_unit_variance_and_returns_the_latent_that_the_model_knows() -> None:
+def test_lcm_keeps_the_noise_at_variance_1_and_returns_the_latent_that_the_model_predicts() -> None:
     alphas, clean = noise_schedule.alphas_cumprod(), initial_noise([1], 64, 64)
     steps = Steps(timesteps(4, lcm=True), alphas, fresh_noise([3]))
 
@@ -121,7 +121,7 @@ def test_a_consistency_model_returns_x_at_timestep_0_and_the_prediction_at_999()
 
 
 @pytest.mark.parametrize("steps", [1, 4, 8, 50])
-def test_the_timesteps_of_lcm_are_multiples_of_20_minus_1_and_decrease_from_999(steps: int) -> None:
+def test_the_timesteps_of_lcm_decrease_from_999_and_are_one_less_than_multiples_of_20(steps: int) -> None:
     times = timesteps(steps, lcm=True)
     assert times[0] == 999
     assert len(times) == steps
@@ -140,7 +140,7 @@ def test_a_consistency_model_is_called_without_guidance(tmp_path) -> None:
         np.testing.assert_allclose(pictures[1:], alone, atol=1.01 / 255)
 
 
-def test_timesteps_of_a_strength_are_the_last_ones() -> None:
+def test_the_strength_selects_the_last_timesteps() -> None:
     assert timesteps(20)[0] == 999
     assert timesteps(20, 0.4) == timesteps(20)[-8:]
     assert len(timesteps(20, 0.01)) == 1
@@ -157,7 +157,7 @@ def test_names_are_unique_and_settings_are_valid() -> None:
 @pytest.mark.parametrize(
     ("name", "scale", "units"),
     [
-        (PAPER, 4, 112),  # 9 + 4, 25 + 9, 49 + 16
+        (PAPER, 4, 112),  # tiles + dilated views of the three stages: 9 + 4, 25 + 9, 49 + 16
         (PAPER, 2, 13),
         ("Stages 1,2,4", 4, 78),
         ("One stage", 4, 65),
@@ -168,15 +168,15 @@ def test_names_are_unique_and_settings_are_valid() -> None:
         ("ESRGAN", 4, 0),
     ],
 )
-def test_the_cost_is_the_number_of_views_in_the_plan(studio, tmp_path, name: str, scale: int, units: float) -> None:
+def test_the_cost_has_the_expected_number_of_units(studio, tmp_path, name: str, scale: int, units: float) -> None:
     batch = _bases(studio, tmp_path, 2).batch([0, 1])
     studio.unet.rows = 0
     pictures, found = studio.make(BY_NAME[name], batch, scale)
     assert pictures.shape == (2, 128 * scale, 128 * scale, 3)
-    # the views of a path are not evaluated in steps in which the weight of the path is zero
+    # in all four steps, tiles and dilated views have weights above zero, so all views are evaluated
     assert found == pytest.approx(units, rel=1e-6)
     if name != "Hires fix ESRGAN 0.5":
-        assert studio.unet.rows == units * 4 * 2 * 2  # steps, images, cond and uncond
+        assert studio.unet.rows == units * 4 * 2 * 2  # 4 steps, 2 images, cond and uncond
 
 
 def test_images_of_a_batch_equal_single_images(studio, tmp_path) -> None:
@@ -193,8 +193,7 @@ def _bases(studio: Studio, folder, count: int) -> Bases:
     return bases
 
 
-def test_kept_colors_are_those_of_the_base_image() -> None:
-    """Every image of a batch is matched, but only in rows that match decoded images."""
+def test_the_colors_of_each_image_are_matched_to_its_base_image() -> None:
     rng = np.random.default_rng(0)
     bases = np.stack([np.full((64, 64, 3), 0.3 + 0.2 * i, np.float32) for i in range(2)])
     pictures = np.repeat(np.repeat(bases, 2, 1), 2, 2) * 0.8 + rng.uniform(0, 0.1, (2, 128, 128, 3)).astype(np.float32)
@@ -227,7 +226,7 @@ def test_an_interrupted_run_continues(studio, tmp_path, monkeypatch) -> None:
     assert len(Store(tmp_path, "origin").lines(jobs[1], range(3))) == 3
 
 
-def test_other_checkpoints_and_settings_count_as_missing(studio, tmp_path) -> None:
+def test_images_of_another_checkpoint_or_configuration_count_as_missing(studio, tmp_path) -> None:
     store, job = Store(tmp_path, "origin"), Job(BY_NAME["Lanczos"], 2)
     finish(studio, store, _bases(studio, tmp_path, 1).batch([0]), job)
     assert Store(tmp_path, "origin").line(job, 0) is not None
@@ -238,7 +237,7 @@ def test_other_checkpoints_and_settings_count_as_missing(studio, tmp_path) -> No
     assert Store(tmp_path, "origin").line(job, 0) is None
 
 
-def test_a_true_rendering_has_no_defects(studio, tmp_path, monkeypatch) -> None:
+def test_a_true_rendering_is_not_compared_with_the_base_image(studio, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(worlds, "installed", lambda: CONTENT)
     job = Job(BY_NAME["True renderings"], 2)
     pictures, _ = studio.make(job.configuration, _bases(studio, tmp_path, 1).batch([0]), 2)
@@ -246,7 +245,7 @@ def test_a_true_rendering_has_no_defects(studio, tmp_path, monkeypatch) -> None:
     assert (values["blobs"], values["structure"], values["tone"]) == (0, None, None)
 
 
-def test_seams_are_measured_at_the_borders_of_the_views() -> None:
+def test_seams_are_measured_at_the_borders_of_the_tiles() -> None:
     assert seams(Job(BY_NAME[PAPER], 2)) == ([64, 128, 192],) * 2
     assert seams(Job(BY_NAME["Overlap 0"], 4)) == ([128, 256, 384],) * 2
     assert seams(Job(BY_NAME["Lanczos"], 2)) == ([64, 128, 192],) * 2
@@ -262,7 +261,7 @@ def test_the_peak_memory_grows_with_the_image_and_is_zero_without_the_model(stud
     assert isinstance(studio.unet, Unet)
 
 
-def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
+def test_the_interval_of_a_mean_has_a_half_width_of_about_1_96_standard_errors() -> None:
     values = np.random.default_rng(0).normal(3, 2, 400)
     found = estimate(lambda chosen: float(values[chosen].mean()), 400)
     half = 1.96 * values.std() / 20
@@ -270,7 +269,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.15)
 
 
-def test_pairing_finds_small_differences_and_no_false_ones() -> None:
+def test_the_paired_bootstrap_finds_small_differences_and_no_false_ones() -> None:
     rng = np.random.default_rng(1)
     pictures = rng.normal(0, 5, 64)
 
@@ -325,7 +324,7 @@ def _marks(text: str, title: str = "blobs") -> dict[str, str]:
     return {row[0]: " ".join(row[titles.index(title)].split()[2:]) for row in rows}
 
 
-def test_rows_are_chosen_by_name_or_pattern() -> None:
+def test_configurations_are_selected_by_name_or_pattern() -> None:
     assert [job.configuration for job in command.jobs_for(None, PAPER, [2])] == list(CONFIGURATIONS)
     jobs = command.jobs_for(["Hires fix ESRGAN *", "Fast"], PAPER, [2])
     assert [job.configuration.name for job in jobs] == ["Hires fix ESRGAN 0.3", "Hires fix ESRGAN 0.5", PAPER, "Fast"]

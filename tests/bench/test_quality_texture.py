@@ -15,7 +15,7 @@ SIDE = 128
 
 
 def picture(seed: int = 0) -> np.ndarray:
-    """Returns blurred noise in three colors, which has contours and flat parts."""
+    """Creates an image (SIDE, SIDE, 3) of blurred noise, which has contours and flat areas."""
     noise = np.random.default_rng(seed).normal(0, 1, (SIDE, SIDE, 3))
     smooth = ndimage.gaussian_filter(noise, (3, 3, 0))
     return (0.5 + 0.15 * smooth / smooth.std()).clip(0, 1).astype(np.float32)
@@ -34,7 +34,7 @@ def test_the_color_changes_of_subject_and_ground_are_separate() -> None:
 
 
 @pytest.mark.parametrize("shape", [0.7, 1.0, 2.0, 4.0])
-def test_fit_finds_the_shape_of_a_generalised_gaussian(shape) -> None:
+def test_asymmetric_fit_finds_the_shape_of_a_generalised_gaussian(shape) -> None:
     rng = np.random.default_rng(2)
     # |x|^shape of a generalised Gaussian is Gamma distributed
     draws = rng.gamma(1 / shape, 1.0, 400_000) ** (1 / shape) * rng.choice((-1, 1), 400_000)
@@ -55,7 +55,10 @@ def test_brisque_prefers_clean_images() -> None:
 
 
 def write_model(folder) -> dict[str, np.ndarray]:
-    """Writes a Keras graph that doubles an image's size and sharpens it, in the package's layout."""
+    """Writes a Keras graph with random weights that doubles the size of an image, in the layout of the npm package.
+
+    Returns the weights by name.
+    """
     rng = np.random.default_rng(0)
     shapes = {"a/kernel": (3, 3, 3, 4), "a/bias": (4,), "b/kernel": (1, 1, 8, 3), "b/bias": (3,)}
     arrays = {name: rng.normal(0, 1, shape).astype(np.float32) for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""Compares the strips in pictures/effects with their program, the presets, and the pages that show them."""
+"""Compares the strips in pictures/effects with bench.quality.strips, with the presets and with the documentation."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ FOLDER = ROOT / "pictures" / "effects"
 def test_a_strip_was_made_with_the_current_values(effect: Effect) -> None:
     """If this fails after a change of a preset, make the strip again: python -m bench.quality.strips --only NAME."""
     with Image.open(FOLDER / f"{effect.name}.jpg") as strip:
-        # through JSON, which has lists but no tuples
+        # both are parsed, so only the values are compared, and not the format of the JSON
         assert json.loads(strip.info["comment"]) == json.loads(effect.comment())
 
 
-def test_there_is_no_other_strip() -> None:
+def test_the_folder_contains_no_other_file_than_the_strips() -> None:
     assert {path.stem for path in FOLDER.iterdir()} == {effect.name for effect in EFFECTS}
 
 
@@ -41,12 +41,12 @@ def test_the_documentation_shows_every_strip_with_its_caption() -> None:
     )
 
 
-def test_every_preset_is_on_its_strip() -> None:
+def test_the_strip_of_the_presets_shows_every_preset() -> None:
     assert [title for title, _ in EFFECTS[0].labels()] == list(PRESETS)
 
 
 class Recorder:
-    """Replaces a benchmark and its store. It makes no images, and puts its own name into their paths."""
+    """Replaces a benchmark and its store. It makes no images. Its name is the first folder in the paths of images."""
 
     def __init__(self, name: str):
         self.name, self.store = name, self
@@ -58,13 +58,13 @@ class Recorder:
         return Path(self.name, job.configuration.name, str(number))
 
 
-def test_only_turbo_is_drawn_by_the_model_for_few_steps() -> None:
+def test_only_images_with_turbo_use_the_few_step_model() -> None:
     files = strips.images_of(EFFECTS[0], 1, Recorder("usual"), Recorder("few"))
     folders = {preset: "few" if preset == TURBO else "usual" for preset in PRESETS}
     assert files == [Path(folder, f"preset {preset}", "1") for preset, folder in folders.items()]
 
 
-def test_a_caption_has_every_value_that_differs_from_the_preset() -> None:
+def test_a_caption_contains_every_change_to_the_preset() -> None:
     effect = Effect("jitter", (False, True), "Paper", {"stages": "fewest", "overlap": 0.25})
     assert effect.caption == "Jitter, in Paper with stages fewest and tile overlap 0.25"
     assert Effect("sigma", (1,)).caption == "Blur sigma, in Balanced"
@@ -86,7 +86,7 @@ def test_the_parts_of_the_first_picture_are_larger_than_the_whole_images(side: i
     assert strips.WHOLE < part.width == part.height < side
 
 
-def test_a_sheet_has_every_whole_image_and_below_it_a_larger_part(tmp_path: Path) -> None:
+def test_a_sheet_shows_every_image_and_a_larger_part_of_it(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     Image.new("RGB", (512, 512), "red").save(file)
     assert [way.name for way in strips.compared()] == list(strips.COMPARED)

@@ -1,4 +1,4 @@
-"""Tests that a collage shows the same scene at every size, and that its subjects have no fringes."""
+"""Tests that a collage shows the same scene at every size, and that its subjects have no colored edges."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def smooth_noise(seed: int, side: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def content() -> Content:
-    """Creates two subjects, a white disc and a wide black bar, and two grounds, noise and green.
+    """Creates two subjects (a white disc and a wide black bar) and two grounds (noise and green).
 
     The transparent pixels around the disc are red.
     """
@@ -47,7 +47,7 @@ def content() -> Content:
 
 
 def shrink(image: np.ndarray, factor: int) -> np.ndarray:
-    """Shrinks a square image (side, side, 3) in 0..1."""
+    """Reduces the sides of a square image (side, side, 3) in 0..1 by a factor."""
     side = len(image) // factor
     return np.asarray(Image.fromarray(to_uint8(image)).resize((side, side), Image.Resampling.LANCZOS)) / 255
 
@@ -62,7 +62,7 @@ def test_a_small_rendering_equals_a_large_rendering_that_was_shrunk(content, lab
 def test_the_color_of_transparent_pixels_is_not_visible(content):
     scene = Collage(1, (Placed(0, 0.5, 0.5, 0.7),))
     picture = render(content, scene, 100)
-    # in white, in green and in mixtures of both, red and blue differ only by rounding
+    # red and blue are equal in white, in this green and in their mixtures; the red of transparent pixels would differ
     assert (picture[..., 0] - picture[..., 2]).max() < 3 / 255
 
 

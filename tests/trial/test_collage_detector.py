@@ -1,4 +1,4 @@
-"""Tests how the detector finds subjects in its maps, and how it crops images."""
+"""Tests how the detector finds subjects in its probabilities, and how it crops and resizes images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_crops_cover_the_whole_image(size, count):
     assert image.min() >= 1.0
 
 
-def test_an_image_is_resized_to_the_size_that_the_detector_was_trained_on():
+def test_an_image_is_resized_to_a_shorter_side_of_128_pixels():
     image = np.random.default_rng(0).random((512, 768, 3)).astype(np.float32)
     assert detector.prepared(image).shape == (128, 192, 3)
 

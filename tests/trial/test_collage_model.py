@@ -1,7 +1,7 @@
 """Tests the bundled model: size, layout, tokens, autoencoder, and that its images follow the prompt.
 
-The required shares of correct images are lower than the results in trial/README.md. Their purpose is to detect a broken
-file or a broken loader.
+The tests require fewer correct images than trial/README.md reports, because they only have to detect a broken file or a
+broken loader.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def model() -> SmallModel:
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    """Returns the first eight images (8, 128, 128, 3) of a sheet in pictures/. The model made these images."""
+    """Reads eight images (8, 128, 128, 3), which the model has made, from the first row of a contact sheet."""
     sheet = np.asarray(Image.open(SHEET), np.float32) / 255
     return np.stack([sheet[:128, left : left + 128] for left in range(0, 1024, 128)])
 
@@ -114,6 +114,6 @@ def test_samples_follow_the_prompt(model):
     assert images.shape == (8, 128, 128, 3)
     assert np.isfinite(images).all()
     found = judged(studio, images)
-    # measured: all of them; by chance, 1 of 10 and 1 of 24 would be right
+    # measured: all of them are right; by chance, 1 of 10 grounds and 1 of 24 subjects would be right
     assert found["right ground"] >= 0.7
     assert found["right subject"] >= 0.5

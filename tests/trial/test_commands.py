@@ -1,4 +1,4 @@
-"""Tests how the commands start: without installed packages, with output to a log, and with questions to the user."""
+"""Tests the start of the commands: without installed packages, with output to a log, and with questions to the user."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_a_command_explains_the_setup_if_nothing_is_installed(bare: Path, name: 
 
 
 def test_trial_can_be_imported_without_orig_argv(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python 3.9 lacks sys.orig_argv. `python run_tests.py` imports trial there before it checks the version."""
+    """Python 3.9 lacks sys.orig_argv. `python run_tests.py` imports trial before it reports that 3.9 is too old."""
     monkeypatch.delattr(sys, "orig_argv")
     bootstrap.enter_environment("trial", {})
 
 
 def test_a_command_uses_an_existing_environment(bare: Path, tmp_path: Path) -> None:
-    """A script with the path of the environment's Python prints its arguments."""
+    """A script that prints its arguments is in the place of the environment's Python."""
     python = bare / bootstrap.PYTHON.relative_to(bootstrap.ROOT)
     if os.name == "nt":
         pytest.skip("on Windows, a shell script cannot replace python.exe")
@@ -148,6 +148,7 @@ def serve(*_):
 sys.modules["launch"] = types.SimpleNamespace(prepare=lambda *_: None, serve=serve)
 sys.exit(try_demofusion.work(try_demofusion.parse([])))
 """
+"""Code that runs try_demofusion.py with a replaced server, which only shows a progress bar."""
 
 
 def test_the_page_writes_no_cursor_codes_into_a_log() -> None:

@@ -1,4 +1,4 @@
-"""Tests that unpacked weights are nearly the original ones, and that a LoRA changes a network as it should."""
+"""Tests that unpacked weights are close to the original weights, and that `add_lora` adds the right changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VOCABULARY = 1000
 
 @pytest.fixture
 def tensors() -> Tensors:
-    """Creates the tensors of a checkpoint. The weights of a kernel differ by up to four orders of magnitude."""
+    """Creates the tensors of a checkpoint. The channels of a kernel have scales that differ by orders of magnitude."""
     torch.manual_seed(1)
     scales = torch.logspace(-3, 1, 64)
     return {
@@ -34,14 +34,18 @@ def tensors() -> Tensors:
 
 
 def quantized(weight: torch.Tensor, axes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantizes a weight to int8 as in the bundled files, with one scale for each entry of the first `axes` axes."""
+    """Quantizes a weight to int8 as in the bundled files. Returns the weight and its scales.
+
+    The shape of the scales consists of the first `axes` sizes of the weight. For example, a kernel (16, 8, 3, 3) has 16
+    scales if `axes` is 1, and 16 x 8 scales if `axes` is 2.
+    """
     rest = weight.float().flatten(axes)
     scale = (rest.abs().amax(-1).clamp(min=1e-5) / 127).to(torch.float32 if axes == 1 else torch.float16)
     return (rest / scale[..., None].float()).round().clamp(-127, 127).to(torch.int8).reshape(weight.shape), scale
 
 
 def save_packed(path: Path, tensors: Tensors, used: torch.Tensor) -> None:
-    """Writes a packed checkpoint. Of the table of words, it contains only the rows `used`."""
+    """Writes a packed checkpoint, which contains only the rows `used` of the token embedding."""
     packed = {**tensors, packing.TRAINED_ROWS: used.to(torch.int32)}
     for name, axes in ((packing.TOKEN_EMBEDDING, 1), (KERNEL, 1), (DECODER_KERNEL, 2)):
         weight = tensors[name][used] if name == packing.TOKEN_EMBEDDING else tensors[name]
@@ -63,13 +67,13 @@ def test_unpacked_weights_differ_by_at_most_half_a_quantization_step(
         assert found[name].dtype == dtype
         exact = expected[name].float().flatten(axes)
         error = (found[name].float().flatten(axes) - exact).abs().amax(-1)
-        # a quantization step is 1 / 127 of the largest weight; scale and weight are also rounded to half precision
+        # a step is 1 / 127 of the largest weight with this scale; 2**-10 allows for rounding to half precision
         assert (error <= exact.abs().amax(-1) * (0.5 / 127 + 2**-10) + 1e-6).all()
     for name in ("model.conv.bias", "alphas_cumprod", "position_ids"):
         torch.testing.assert_close(full[name], tensors[name], rtol=0, atol=0)
 
 
-def test_untrained_words_are_the_same_at_every_load(tensors: Tensors, tmp_path: Path) -> None:
+def test_missing_rows_of_the_token_embedding_get_the_same_noise_at_every_load(tensors: Tensors, tmp_path: Path) -> None:
     save_packed(tmp_path / "a.safetensors", tensors, torch.tensor([1]))
     first, second = (packing.load(tmp_path / "a.safetensors")[packing.TOKEN_EMBEDDING] for _ in range(2))
     assert first.shape == (VOCABULARY, 32)
@@ -77,7 +81,7 @@ def test_untrained_words_are_the_same_at_every_load(tensors: Tensors, tmp_path: 
     assert 0.01 < first[2:].float().std() < 0.03
 
 
-def test_an_unpacked_checkpoint_is_loaded_and_installed_unchanged(tensors: Tensors, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_not_packed_is_loaded_and_copied_unchanged(tensors: Tensors, tmp_path: Path) -> None:
     source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     save_file(tensors, str(source))
     torch.testing.assert_close(packing.load(source), tensors, rtol=0, atol=0)
@@ -85,7 +89,7 @@ def test_an_unpacked_checkpoint_is_loaded_and_installed_unchanged(tensors: Tenso
     assert target.read_bytes() == source.read_bytes()
 
 
-def test_a_webui_gets_unpacked_weights(tensors: Tensors, tmp_path: Path) -> None:
+def test_write_full_unpacks_the_weights_to_their_original_types(tensors: Tensors, tmp_path: Path) -> None:
     source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     save_packed(source, tensors, torch.tensor([1]))
     packing.write_full(source, target)
@@ -96,12 +100,12 @@ def test_a_webui_gets_unpacked_weights(tensors: Tensors, tmp_path: Path) -> None
         assert file.metadata() == {"format": "pt"}
 
 
-def test_a_webui_recognizes_the_bundled_lora(tmp_path: Path) -> None:
+def test_the_bundled_lora_is_unpacked_to_the_names_shapes_and_metadata_of_a_lora(tmp_path: Path) -> None:
     target = tmp_path / "lora.safetensors"
     packing.write_full(small_model.LORA, target)
     written = load_file(str(target))
     assert {tensor.dtype for tensor in written.values()} == {torch.float16}
-    # the rank is 8
+    # the LoRA has rank 8
     assert written["lora_unet_input_blocks_1_0_in_layers_2.lora_down.weight"].shape == (8, 64, 3, 3)
     assert written["lora_unet_input_blocks_1_0_in_layers_2.lora_up.weight"].shape == (64, 8, 1, 1)
     with safe_open(str(target), framework="pt") as file:
