@@ -210,7 +210,7 @@ def free_port(first: int, count: int = 100) -> int:
 
 
 def let_threads_sleep() -> None:
-    """Sets OMP_WAIT_POLICY, so that torch's threads release their core while they wait, in processes started later.
+    """Sets OMP_WAIT_POLICY for processes that start later. Torch's threads then release their core while they wait.
 
     By default, a waiting thread keeps its core busy. When other processes used the same two cores, this made a model
     call ten times slower.

@@ -42,7 +42,7 @@ def contact_sheet(
 
 
 def middle(picture: Image.Image, side: int = SIDE) -> Image.Image:
-    """Crops a part of at most `side` pixels at 1:1. It is left of the middle, where most subjects have an edge."""
+    """Crops a part of at most `side` x `side` pixels at 1:1, left of the middle, where most subjects have an edge."""
     width, height = (min(side, int(length * LARGEST_PART)) for length in picture.size)
     left, top = picture.width // 4, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))

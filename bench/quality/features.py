@@ -112,7 +112,7 @@ def spectrum_distance(spectra: np.ndarray, true_spectra: np.ndarray) -> float:
 class Frechet:
     """Computes Fréchet distances from the features (N, S, F) of N true renderings with S samples each.
 
-    Before, the features are projected to the principal components of the true renderings. Each component is scaled so
+    First, the features are projected to the principal components of the true renderings. Each component is scaled so
     that the true renderings have variance one.
     """
 

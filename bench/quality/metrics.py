@@ -64,7 +64,7 @@ def seam_gradient_ratio(
     The edges of the image do not count as borders. Both gradients are first divided by the gradient 4 to 6 pixels away,
     because a decoder draws smaller differences between two cells than within a cell. The base image was decoded too,
     and its cells are `base_cell` pixels wide in the enlarged image. A view border is therefore compared with cell
-    borders at the same position within the cells of the base image. If there are none, all other cell borders are used.
+    borders at the same position within the cells of the base image. If there are none, it is compared with all others.
     """
     brightness = luma(picture)
     return (_line_ratio(brightness.T, rows, base_cell) + _line_ratio(brightness, columns, base_cell)) / 2
@@ -112,7 +112,8 @@ def log_spectrum(picture: np.ndarray) -> np.ndarray:
     """
     values = power(picture)
     ring = (frequencies(values.shape) * 2 * RINGS).astype(int)
-    floor = (1 / 255) ** 2 / 12 * values.size * 0.375**2  # a Hann window keeps 3/8 of white noise along an axis
+    # along each of the two axes, the Hann window keeps 3/8 of the power of white noise
+    floor = (1 / 255) ** 2 / 12 * values.size * 0.375**2
     return np.log(ndimage.mean(values, ring, np.arange(RINGS)) + floor)
 
 

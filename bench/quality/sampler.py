@@ -16,7 +16,7 @@ Predict = Callable[[Tensor, float], Tensor]
 LCM_GRID = 50
 """Number of timesteps on which latent consistency models are trained: every 20th, from 19 to 999."""
 BETWEEN = 7_000_003
-"""Is added to the seed of an image or stage. The sum is the seed of the noise that LCM adds between the steps."""
+"""The seed of the noise between the steps of LCM and Euler a is this number plus the seed of the image or stage."""
 
 
 @dataclass(frozen=True)
