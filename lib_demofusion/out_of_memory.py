@@ -6,10 +6,10 @@ import errno
 
 import torch
 
-SIGNS = (
+MESSAGES = (
     # CUDA, HIP, MPS, XPU and NPU: "CUDA out of memory. Tried to allocate 2.00 GiB", "CUDA error: out of memory"
     "out of memory",
-    # oneAPI: "Native API returns: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)", PI_ERROR_... in older versions
+    # oneAPI: "Native API returns: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)", or PI_ERROR_... in older versions
     "out_of_device_memory",
     "out_of_host_memory",
     "error_out_of_resources",
@@ -20,18 +20,25 @@ SIGNS = (
     "can't allocate memory",
     "cannot allocate memory",
     "not enough memory",
-    # MPS, for a single tensor above its limit: "Invalid buffer size: 24.00 GB"
+    # MPS, if a single tensor exceeds the maximum size: "Invalid buffer size: 24.00 GB"
     "invalid buffer size",
-    # workspaces of the libraries: CUBLAS_, CUDNN_, CUSOLVER_, HIPBLAS_...
+    # the end of the error codes of cuBLAS, cuDNN, cuSOLVER and hipBLAS, such as CUBLAS_STATUS_ALLOC_FAILED
     "status_alloc_failed",
-    # torch skips algorithms whose workspace does not fit; this is the message if none is left
+    # torch skips algorithms that need too much memory; these are the messages if no algorithm is left
     "unable to find a valid cudnn algorithm",
     "unable to find an engine to execute this computation",
 )
-"""Lower-case parts of the text of a RuntimeError. Most backends have no exception class for out-of-memory errors."""
+"""Parts of the messages of out-of-memory errors, in lower case.
+
+A RuntimeError whose message contains one of them is an out-of-memory error. Most backends have no exception class for
+these errors.
+"""
 
 WINDOWS_CODES = frozenset({8, 14, 1455})
-"""ERROR_NOT_ENOUGH_MEMORY, ERROR_OUTOFMEMORY, ERROR_COMMITMENT_LIMIT (the paging file is too small)."""
+"""Error codes of Windows: ERROR_NOT_ENOUGH_MEMORY, ERROR_OUTOFMEMORY and ERROR_COMMITMENT_LIMIT.
+
+The last code means that the paging file is too small.
+"""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -41,4 +48,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM or getattr(error, "winerror", None) in WINDOWS_CODES
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(sign in text for sign in SIGNS)
+    return isinstance(error, RuntimeError) and any(message in text for message in MESSAGES)

@@ -310,7 +310,7 @@ def test_the_memory_of_feature_maps_is_predicted(decoder: Any, encoder: Any, pac
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_memory_apart_from_feature_maps_is_predicted(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiled_vae, "MATRIX_CELLS", 1 << 16)
+    monkeypatch.setattr(tiled_vae, "MATRIX_ELEMENTS", 1 << 16)
     decoder = randomised(Decoder()).to(dtype)
     z, shelf = picture_like(4, 40, 32).to(dtype), CountedShelf(CPU)
     steps = decoder_layers(decoder)
@@ -392,7 +392,7 @@ def test_attention_in_chunks_gives_the_same_result(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tiled_vae.F, "scaled_dot_product_attention", small)
     torch.testing.assert_close(tiled_vae.attend(q, k, v), whole)
     assert chunks == [300, 150, 75, 75, 75, 75]
-    monkeypatch.setattr(tiled_vae, "MATRIX_CELLS", 500 * 60)
+    monkeypatch.setattr(tiled_vae, "MATRIX_ELEMENTS", 500 * 60)
     chunks.clear()
     torch.testing.assert_close(tiled_vae.attend(q, k, v), whole)
     assert chunks == [60] * 5

@@ -87,7 +87,7 @@ A batch that needs all of the free memory can fail, because the free memory can 
 """
 
 
-def _of_one_size(work: Sequence[Work]) -> list[Work]:
+def _first_of_one_size(work: Sequence[Work]) -> list[Work]:
     """Returns the entries at the start of `work` whose crops have the same size as the first crop."""
     size = work[0][0].crop_size
     return list(takewhile(lambda entry: entry[0].crop_size == size, work))
@@ -116,7 +116,7 @@ class ViewBatches:
         self.rows: int | None = None
         """Maximum number of rows per call, if one view with all its rows does not fit into memory. Otherwise None."""
 
-    def hold_to_one(self) -> bool:
+    def limit_to_one_view(self) -> bool:
         """Limits every model call to exactly one view with all its rows, even if memory runs out.
 
         Returns whether calls with more than one view were possible before.
@@ -135,7 +135,7 @@ class ViewBatches:
         done = 0
         while done < len(work):
             self._measure_again_if_larger(prod(work[done][0].crop_size))
-            batch = _of_one_size(work[done : done + self.views])
+            batch = _first_of_one_size(work[done : done + self.views])
             values = self._try(evaluate, batch, rows)
             if values is None:
                 continue

@@ -25,10 +25,10 @@ COARSE_RADIUS, COARSE_PASSES = 1 / 16, 6
 The first filter gives areas on edges a low weight. The second filter does not.
 """
 
-FLAT = 0.003
-"""Regularization of the fit: a variance of colors in -1..1.
+REGULARIZATION = 0.003
+"""A variance of colors in -1..1, which is added to the variance of the colors of the base in the fit.
 
-Where the colors of the base vary much less, the correction is almost constant.
+Where the variance of the base is much smaller, the correction is almost constant.
 """
 
 EDGE = 0.3
@@ -56,7 +56,8 @@ AT_ONCE = 1 << 16
 def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) -> Tensor:
     """Replaces the low band of `picture` (3, H, W) with the low band of the enlarged `base` (3, h, w), in place.
 
-    Both images and the result have colors in -1..1. Values outside of this range are clamped.
+    The low band is the image after a low-pass filter, so it contains the colors of large areas. Both images and the
+    result have colors in -1..1. Values outside of this range are clamped.
 
     `painted` (1, h', w') is a mask with values in 0..1. Pixels do not change if their distance to the part with a mask
     above 0 is more than two areas.
@@ -160,7 +161,7 @@ def _correction(missing: Tensor, guide: Tensor, mask: Tensor | None) -> tuple[Te
     mean, wanted = low(guide), low(missing)
     pairs = low.of_products(guide, guide) - mean[:, None] * mean
     joint = low.of_products(missing, guide) - wanted[:, None] * mean
-    pairs = pairs.permute(2, 3, 0, 1) + FLAT * torch.eye(3, dtype=guide.dtype)
+    pairs = pairs.permute(2, 3, 0, 1) + REGULARIZATION * torch.eye(3, dtype=guide.dtype)
     slope = torch.linalg.solve(pairs, joint.permute(2, 3, 1, 0)).permute(3, 2, 0, 1)
     slope, offset = low(slope.flatten(0, 1)).unflatten(0, (3, 3)), low(wanted - (slope * mean).sum(1))
     for again in (*[low] * FINE_PASSES, *[_LowPass(weight, shorter * COARSE_RADIUS)] * COARSE_PASSES):

@@ -15,7 +15,7 @@ from lib_demofusion.method.views import DilatedView, LocalView, Size, View
 Resize = Callable[[Tensor, Size], Tensor]
 """A function that resizes a hint (1, C, h, w) to a height and width in pixels."""
 
-COLOURS = 3
+COLOR_CHANNELS = 3
 """Number of color channels of a hint. If a hint has a fourth channel, this channel is a mask."""
 
 
@@ -27,11 +27,13 @@ def resize_hint(hint: Tensor, size: Size) -> Tensor:
     if tuple(hint.shape[-2:]) == size:
         return hint
     shrinks = hint.shape[-2] > size[0] or hint.shape[-1] > size[1]
-    colours = F.interpolate(hint[:, :COLOURS].float(), size, mode="bicubic", align_corners=False, antialias=shrinks)
+    colours = F.interpolate(
+        hint[:, :COLOR_CHANNELS].float(), size, mode="bicubic", align_corners=False, antialias=shrinks
+    )
     colours = colours.clamp(float(hint.min()), float(hint.max())).to(hint.dtype)
-    if hint.shape[1] <= COLOURS:
+    if hint.shape[1] <= COLOR_CHANNELS:
         return colours
-    return torch.cat([colours, F.interpolate(hint[:, COLOURS:], size, mode="nearest")], dim=1)
+    return torch.cat([colours, F.interpolate(hint[:, COLOR_CHANNELS:], size, mode="nearest")], dim=1)
 
 
 def shown_part(hint: Tensor, crop: LocalView, base: Size) -> Tensor:

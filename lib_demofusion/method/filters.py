@@ -130,11 +130,14 @@ def blur_for_dilation(x: Tensor, factor: int, std: float) -> Tensor:
 
 
 PREVIEW_CELLS = 128
-"""Maximum length of the longer side of a live preview, in latent cells (1024 pixels)."""
+"""Maximum length of the longer side of a live preview in latent cells. 128 cells are 1024 pixels."""
 
 
 def preview_size(size: Size) -> Size:
-    """Returns the size in cells of the live preview of a latent of `size`, with the same aspect ratio."""
+    """Returns the size in cells to which a latent of `size` is reduced for a live preview.
+
+    The aspect ratio does not change. A small latent keeps its size.
+    """
     shrink = max(max(size) / PREVIEW_CELLS, 1)
     return max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))
 

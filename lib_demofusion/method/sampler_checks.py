@@ -105,7 +105,7 @@ WRONG_ON_FLOW = {
 }
 """The reasons why some sampling functions always give wrong images with flow models, by the name of the function."""
 
-FOR_FLOW = "_RF"
+FLOW_SUFFIX = "_RF"
 """Suffix of the names of functions that are written for flow models."""
 
 FLOW_NAMES = frozenset({"_is_const", "offset_first_sigma_for_snr", "sigma_to_half_log_snr", "noise_scaling"})
@@ -114,7 +114,7 @@ FLOW_NAMES = frozenset({"_is_const", "offset_first_sigma_for_snr", "sigma_to_hal
 A sampling function supports flow models if its code uses at least one of these names.
 """
 
-FLUX_ONLY = "PredictionFlux"
+FLUX_SCHEDULE = "PredictionFlux"
 """The name of the schedule class of Flux and Chroma.
 
 Forge's sampling functions that support flow models check for this class. They do not recognize other flow models.
@@ -147,11 +147,11 @@ def knows_flow(function: Callable[..., Any], predictor: Any) -> bool:
     code = getattr(_unwrapped(function), "__code__", None)
     if code is None:
         return False
-    if code.co_name.endswith(FOR_FLOW):
+    if code.co_name.endswith(FLOW_SUFFIX):
         return True
     names = {*code.co_names, *code.co_varnames, *code.co_freevars}
-    if FLUX_ONLY in names:
-        return type(predictor).__name__ == FLUX_ONLY
+    if FLUX_SCHEDULE in names:
+        return type(predictor).__name__ == FLUX_SCHEDULE
     return bool(FLOW_NAMES & names)
 
 

@@ -31,7 +31,7 @@ NEVER_STOCHASTIC = frozenset({"sample_res_multistep", "sample_res_multistep_cfg_
 """Sampling functions that never add noise, although they accept a noise sampler."""
 
 ALWAYS_STOCHASTIC = frozenset({"sample_lcm", "restart_sampler", "sample_ddpm", "sample_er_sde"})
-"""Sampling functions that always add noise. They have no argument eta."""
+"""Sampling functions that always add noise, independent of their arguments."""
 
 
 class StepDetector:

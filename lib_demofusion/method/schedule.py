@@ -107,12 +107,12 @@ def weights_at(t: float, settings: Settings) -> Weights:
     factor = cosine_factor(t)
     return Weights(
         skip=factor**settings.cosine_scale_1,
-        dilated=_gated(factor**settings.cosine_scale_2, settings),
+        dilated=_with_thresholds(factor**settings.cosine_scale_2, settings),
         blur=0.99 * factor**settings.cosine_scale_3 + 0.01,
     )
 
 
-def _gated(c2: float, settings: Settings) -> float:
+def _with_thresholds(c2: float, settings: Settings) -> float:
     """Applies the thresholds of the settings to the weight c2 of the dilated views.
 
     If c2 is at or below its threshold, the result is 0, and dilated views are not evaluated. If 1 - c2, the weight of

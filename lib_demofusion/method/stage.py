@@ -36,11 +36,11 @@ def make_anchor(latent: Tensor, plan: Plan, stage: StagePlan) -> Tensor:
 
 
 def mix_anchors(pixels: Tensor, latent: Tensor, enlargement: float) -> Tensor:
-    """Combines the low band of `latent` (upscaled as a latent) with the high band of `pixels` (upscaled as an image).
+    """Combines the low frequencies of `latent` (upscaled as a latent) and the high frequencies of `pixels`.
 
-    Both arguments are latents (B, C, H, W), upscaled by the factor `enlargement` in each direction. The split between
-    the bands is at the finest detail that the latent could contain before it was upscaled. Source of the idea:
-    ScaleDiff, arXiv 2510.25818.
+    `pixels` was upscaled as an image and then encoded. Both arguments are latents (B, C, H, W), enlarged by the factor
+    `enlargement` in each direction. From `pixels`, the result gets only detail that is too fine for a latent before its
+    enlargement. Source of the idea: ScaleDiff, arXiv 2510.25818.
     """
     return pixels + smooth(latent - pixels, enlargement / 2)
 

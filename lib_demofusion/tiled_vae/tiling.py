@@ -37,7 +37,7 @@ from lib_demofusion.tiled_vae.layers import (
 AUTOMATIC, ALWAYS, NEVER = MODES = ("automatic", "always", "never")
 """When to process an image tile by tile. "automatic" means only if the image does not fit into memory without tiles."""
 
-MATRIX_CELLS = 1 << 26
+MATRIX_ELEMENTS = 1 << 26
 """Maximum number of elements of the attention matrix that are computed at once on devices other than CUDA.
 
 These devices may have no fused attention kernel, and then need memory for the whole matrix.
@@ -66,7 +66,7 @@ def decode_tiled(decoder: Any, z: Tensor, options: Options) -> Tensor:
     the webui moves decoded images to the computer's memory. If a feature map of an image contains NaN or infinity, all
     values of this image are NaN.
     """
-    pictures = _each(decoder_layers(decoder), z, options)
+    pictures = _image_by_image(decoder_layers(decoder), z, options)
     return pictures.tanh_() if getattr(decoder, "tanh_out", False) else pictures
 
 
@@ -75,11 +75,11 @@ def encode_tiled(encoder: Any, x: Tensor, options: Options) -> Tensor:
 
     The result is on the device of x, because it is small, and it is the input of quant_conv, which runs on this device.
     """
-    return _each(encoder_layers(encoder), x, options).to(x.device)
+    return _image_by_image(encoder_layers(encoder), x, options).to(x.device)
 
 
 @torch.no_grad()
-def _each(layers: list[Layer], x: Tensor, options: Options) -> Tensor:
+def _image_by_image(layers: list[Layer], x: Tensor, options: Options) -> Tensor:
     """Runs the layers for each image of x separately, because a group norm has separate statistics for each image."""
     return torch.cat([_Run(layers, x[i : i + 1], options, i / len(x), 1 / len(x)).result() for i in range(len(x))])
 
@@ -246,7 +246,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """
     rows, most = queries.shape[2], queries.shape[2]
     if queries.device.type != "cuda":
-        most = max(MATRIX_CELLS // keys.shape[2], 1)
+        most = max(MATRIX_ELEMENTS // keys.shape[2], 1)
     while True:
         try:
             turns = [F.scaled_dot_product_attention(some, keys, values) for some in queries.split(most, 2)]
