@@ -30,7 +30,7 @@ from lib_demofusion.settings.fields import Settings
 DATA = Path(__file__).parent / "data"
 CASES = ["euler_square_x3", "euler_landscape_x2", "euler_img2img_x2", "ddim_square_x2"]
 TOLERANCE = 1e-5
-"""The largest difference from a recorded latent, relative to the largest value of that latent."""
+"""The largest allowed difference from a recorded latent, relative to the largest value of that latent."""
 
 
 class Case:

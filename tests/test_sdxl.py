@@ -29,7 +29,7 @@ FINAL = Frame((1536, 1024))
 
 
 class Numbers:
-    """Imitates an embedder of numbers, with `outdim` columns for each number. `calls` is the number of its calls."""
+    """Imitates an embedder of numbers, with `outdim` columns for each number. `calls` counts how often it ran."""
 
     def __init__(self, input_key: str, outdim: int = 256):
         self.input_key, self.outdim, self.calls = input_key, outdim, 0

@@ -55,7 +55,7 @@ def test_a_sampler_of_k_diffusion_runs_with_its_minimum_number_of_steps(name: st
 
 
 @pytest.mark.parametrize("name", sorted(TWO_NEEDED.intersection(NAMES)))
-def test_a_sampler_fails_with_one_step_fewer(name: str) -> None:
+def test_a_sampler_fails_with_one_step_fewer_than_its_minimum(name: str) -> None:
     with pytest.raises((UnboundLocalError, ValueError)):
         run(name, least_steps(name) - 1)
 
