@@ -111,7 +111,7 @@ class Way:
     name: str
     request: dict[str, Any]
     computed: float | None = None
-    """The expected duration, divided by the duration of a base image. README and the panel show the same number."""
+    """The expected duration in base images, computed as in README and in the panel. None for hires fix."""
     seconds: list[float] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     peak: int = 0

@@ -1,4 +1,4 @@
-"""UNets and an autoencoder with the layers of SDXL and SD 1.5, which make them as slow, and with random weights."""
+"""UNets and an autoencoder with the layers of SDXL and SD 1.5 and random weights. They are as slow as the real ones."""
 
 from __future__ import annotations
 

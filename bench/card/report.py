@@ -19,7 +19,7 @@ HEAD = ("Measured", "Seconds", "Peak memory", "Remarks")
 Cells = tuple[str, str, str]
 """The cells of a row of the report, except the first one."""
 QUICK = 1.0
-"""A shorter action, in seconds, is measured three times on a GPU. The shortest of the three durations counts."""
+"""On a GPU, an action of fewer seconds than this is measured three times. The shortest duration counts."""
 Measured = tuple[float, int, int | None]
 """Seconds, bytes of memory, and number of waits for the GPU (see `Card.measure`)."""
 

@@ -23,7 +23,7 @@ def resize_image(
 
 
 def flatten(img: Image.Image, bgcolor: str) -> Image.Image:
-    """Removes transparency. Uploads in the stand-in have none, so `bgcolor` has no effect."""
+    """Removes transparency. Uploads in the stand-in have no transparency, so `bgcolor` has no effect."""
     return img.convert("RGB")
 
 
