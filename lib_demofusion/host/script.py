@@ -41,7 +41,7 @@ UNSUPPORTED = (
 
 JOB = "_demofusion_job"
 ASKED_SIZE = "_demofusion_asked_size"
-ON = "_demofusion_on"
+ENABLED = "_demofusion_on"
 """Name of an attribute of `p`: True if the request enables DemoFusion.
 
 The attribute remains after the job has ended, because other scripts can still run requests inside this request.
@@ -117,8 +117,8 @@ def create_job(p: Any, args: Sequence[object]) -> None:
     Ignores a request that runs inside another request with DemoFusion. For example, ADetailer repaints a part of the
     image with a request of its own, and passes copies of the outer request to every script.
     """
-    outer = next((outer for outer in outer_requests(p) if getattr(outer, ON, False)), None)
-    setattr(p, ON, False)
+    outer = next((outer for outer in outer_requests(p) if getattr(outer, ENABLED, False)), None)
+    setattr(p, ENABLED, False)
     if outer is not None and outer.extra_generation_params is p.extra_generation_params:
         # both requests use the same dict. Its keys must remain until the outer request creates its infotexts
         setattr(p, JOB, None)
@@ -141,7 +141,7 @@ def create_job(p: Any, args: Sequence[object]) -> None:
         report_problem(p, str(error))
         return
     _note_rounding(p)
-    setattr(p, ON, True)
+    setattr(p, ENABLED, True)
     setattr(p, JOB, Job(p, settings, to_infotext(settings, known)))
 
 

@@ -60,7 +60,7 @@ def masks_at(p: Any, plan: Plan, size: Size, original: Tensor | None = None) -> 
 def painted(p: Any, plan: Plan) -> Tensor | None:
     """Returns the job's mask at the size of the base image (1, h, w), cropped to the final shape, or None without one.
 
-    The mask is 1 in the painted area and 0 outside.
+    The mask is 1 in the painted area and 0 outside. Values in between are possible.
     """
     if not is_inpainting(p):
         return None

@@ -45,7 +45,7 @@ class StageImage:
     index: int
     """The image's index in the batch."""
     own: Mapping[str, str]
-    """Infotext entries of this image that the final image does not have: the stage and the size."""
+    """Infotext entries with the stage and the size of this image. They replace the entries of the final image."""
 
 
 def stage_images(p: Any, samples: Any, number: int, total: int, save: bool) -> list[StageImage]:
@@ -183,5 +183,5 @@ def shrink_for_gallery(processed: Any) -> None:
         copy.info.update(picture.info)
         processed.images[index] = copy
         whole, shown = (f"{image.width}x{image.height}" for image in (picture, copy))
-        saved = f"; the whole image, {whole}, is saved as {path}" if path else f" of a grid of {whole}"
-        processed.comments += f"DemoFusion: the gallery shows {shown}{saved}\n"
+        saved = f"the whole image, {whole}, is saved as {path}" if path else f"the whole grid, {whole}, is not saved"
+        processed.comments += f"DemoFusion: the gallery shows {shown}; {saved}\n"

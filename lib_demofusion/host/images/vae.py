@@ -32,7 +32,10 @@ from lib_demofusion.tiled_vae.memory import held_bytes, largest_bytes, largest_p
 from lib_demofusion.tiled_vae.tiling import ALWAYS, AUTOMATIC, NEVER, Options, decode_tiled, encode_tiled
 
 TILES = (64, 32, 16)
-"""Sides of tiles in latent cells, in the order in which they are tried. Sides that should not fit are left out."""
+"""Sides of tiles in latent cells, in the order in which they are tried.
+
+Sides that probably need too much memory are left out, except the smallest.
+"""
 DEVICE_SHARE, MEMORY_SHARE, DISK_SHARE = 0.85, 0.6, 0.8
 """Maximum shares of the device's free memory, the computer's free memory and the free disk space that are used."""
 LARGEST_TENSOR = {"mps": 1 << 32}
@@ -80,7 +83,7 @@ def in_parts(model: Any, mode: str = AUTOMATIC, report: ReportOfSome | None = No
             try:
                 layers = layout(network)
             except ValueError as problem:
-                logger.info("the webui runs the VAE's %s without tiles, because it has %s", name, problem)
+                logger.info("the webui runs the VAE's %s without tiles, because this %s has %s", name, name, problem)
                 continue
             forward = _Forward(network, layers, tiled, mode == ALWAYS, report)
             stack.enter_context(_forward(network, forward))
@@ -140,7 +143,7 @@ class _Forward:
                     raise
                 # the traceback refers to the intermediate tensors, so they could not be freed
                 failure = error.with_traceback(None)
-            logger.warning("%s: trying again with smaller tiles", str(failure).splitlines()[0][:200])
+            logger.warning("%s: trying again in smaller parts", str(failure).splitlines()[0][:200])
             devices.torch_gc()
         raise failure or MemoryError("the VAE does not fit into the memory, even with the smallest tiles")
 

@@ -70,7 +70,7 @@ WARNINGS = (
 LARGEST_SIDE = 16384
 """Approximate maximum side in pixels of an image that browsers can show and WebP can store."""
 
-BYTES_A_PIXEL = 4 * 3 * 4
+BYTES_PER_PIXEL = 4 * 3 * 4
 """Bytes of the computer's memory for each pixel of a decoded batch.
 
 The webui has four copies of the batch in memory at once, each with three channels of 4 bytes (modules/processing.py,
@@ -161,7 +161,7 @@ def size_warnings(plan: Plan, tab: TabValues, seconds: float | None) -> list[str
 
 def lacks_memory(pixels: Size, batch: int) -> bool:
     """Returns whether a batch of images of size `pixels` (height, width) needs more than the computer's free memory."""
-    return batch * BYTES_A_PIXEL * math.prod(pixels) > available_bytes()
+    return batch * BYTES_PER_PIXEL * math.prod(pixels) > available_bytes()
 
 
 def lacks_room_to_decode(model: Any, size: Size) -> bool:

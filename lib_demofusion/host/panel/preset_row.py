@@ -47,6 +47,7 @@ class Choice:
     changed: Any
     """HTML with the list of fields that differ from the preset."""
     back: Any
+    """The button that sets the controls to the preset's values. It is hidden if no field differs."""
     picked: Any
     """A hidden checkbox. It is ticked when the user clicks a preset, or pastes the infotext of a DemoFusion image.
 

@@ -64,7 +64,7 @@ def seconds(cells: float) -> float | None:
 
 
 def _keys(model: Any, kind: str) -> list[str]:
-    """Returns the keys of a rate in the file: one for the checkpoint and GPU, and for decoders also one for the GPU."""
+    """Returns the keys of a rate in the file, for the checkpoint on this device. Decoders also have one without it."""
     name = getattr(getattr(model, "sd_checkpoint_info", None), "name_for_extra", None)
     device = torch.cuda.get_device_name(devices.device) if devices.device.type == "cuda" else devices.device.type
     return [f"{name} on {device}: {kind}", *[f"* on {device}: {kind}"] * (kind == DECODER)]
