@@ -74,8 +74,8 @@ class DemoFusionHires(scripts.Script):
     def show(self, is_img2img: bool) -> object:
         if not supported():
             return False
-        # registered here, because `show` runs before any script creates its controls. With --nowebui, the callback
-        # `on_before_ui` would run after the X/Y/Z plot has read its axes
+        # the axes are added here, because the webui calls `show` before any script creates its controls. With
+        # --nowebui, the callback `on_before_ui` would run after the X/Y/Z plot has read the list of axes
         xyz.register()
         return scripts.AlwaysVisible
 

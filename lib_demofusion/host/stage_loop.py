@@ -116,7 +116,7 @@ class StageLoop:
 
     def __init__(self, p: Any, plan: Plan, settings: Settings, overlay: inpainting.Overlay, progress: Progress):
         self.stage_images: list[StageImage] = []
-        """The base images and the images of earlier stages, which the job returns after the final images."""
+        """The images that the job returns after the final images: base images, and images of stages but the last."""
         self._p = p
         self._overlay = overlay
         self._plan = plan
@@ -224,7 +224,7 @@ class StageLoop:
 
 
 def shows_stages(p: Any, settings: Settings) -> bool:
-    """Returns whether the result includes the images of the stages.
+    """Returns whether the result includes the base image and the images of all stages, not only the final image.
 
     Returns False if a script is selected, because a script can depend on the number of images. For example, Prompt
     matrix fails if a job returns more images than it expects, and all images are lost.
@@ -244,5 +244,8 @@ def shows_base(p: Any, settings: Settings) -> bool:
 
 
 def saves_stages(p: Any, settings: Settings) -> bool:
-    """Returns whether the images of earlier stages are saved. Returns False if the request saves no images at all."""
+    """Returns whether the base image and the images of all stages but the last are saved as additional files.
+
+    Returns False if the request saves no images at all.
+    """
     return bool((settings.save_stages or options.value(options.SAVE_STAGES, False)) and p.save_samples())
