@@ -162,7 +162,7 @@ def test_an_autoencoder_runs_in_tiles_after_it_ran_out_of_memory(
     allocation: int,
 ) -> None:
     """One allocation fails although the card reports enough free memory, as with fragmented memory."""
-    reported.expect("trying again with smaller tiles")
+    reported.expect("trying again in smaller parts")
     whole = vae._Forward.__call__
 
     def failing(self: Any, x: Any, **kwargs: Any) -> Any:
