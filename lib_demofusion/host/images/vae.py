@@ -179,7 +179,7 @@ class _Forward:
             if room < 0 and tile != TILES[-1]:
                 continue
             shelf = choose_shelf(self._layers, size, x, room if on_device else 0)
-            logger.info("running the VAE in tiles of %d latent cells; its feature maps are in %s", tile, shelf)
+            logger.info("running the VAE in tiles of %d latent cells, with the feature maps in %s", tile, shelf)
             yield Options(tile, shelf, self._report_of(x))
             on_device = False
 
