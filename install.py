@@ -1,6 +1,7 @@
 """Prints a notice if the webui is too old for the extension. This file installs nothing.
 
-The webui runs this file in a separate process at every start. The folder of the webui is then in `sys.path`.
+The webui runs this file in a separate process at every start, except with the flag --skip-install. The folder of the
+webui is then in `sys.path`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ HOOK = re.compile(r"^[ \t]+def post_sample\(", re.MULTILINE)
 
 
 def candidate_roots() -> list[Path]:
-    """Returns the folders that may contain the webui: all folders in `sys.path`, then the parent of `extensions`."""
+    """Returns the folders that may be the webui's: all folders in `sys.path`, then the parent of `extensions`."""
     return [*map(Path, sys.path), Path(__file__).absolute().parent.parent.parent]
 
 

@@ -49,7 +49,8 @@ def fine(size: tuple[int, int], amplitude: float) -> Tensor:
 def drift_of_blocks(one: Tensor, other: Tensor, count: int = 4) -> float:
     """Divides two images into count x count blocks.
 
-    Returns the largest difference between the mean colors of the same block in both images, as a multiple of LEVEL.
+    Returns the largest difference between the mean colors of the same block in both images, in 8-bit color levels.
+    A difference of 1 is LEVEL.
     """
     means = [F.adaptive_avg_pool2d(picture[None].double(), count) for picture in (one, other)]
     return float((means[0] - means[1]).abs().max() / LEVEL)
@@ -103,7 +104,10 @@ def test_a_saturated_background_with_strong_detail_gets_the_colors_of_the_base()
 
 
 def test_large_areas_near_black_get_the_colors_of_the_base() -> None:
-    """Every pass compresses detail near black, so two passes are not enough: they would leave 1.2 levels."""
+    """Near black, a pass compresses detail, and then makes only a part of the correction.
+
+    After two passes, a difference of 1.2 color levels would remain. The limit is 0.75, so more passes are necessary.
+    """
     base = smooth_picture((128, 128), seed=1)
     base[2] = (base[2] - 0.8).clamp(-1, 1)
     drift = torch.tensor([0.1, 0.1, 0.4]).view(3, 1, 1)
@@ -124,7 +128,7 @@ def two_areas(side: int, left: float, right: float) -> Tensor:
 
 
 def halo(picture: Tensor, clean: Tensor, margin: int) -> float:
-    """Returns the largest mean error of a column of pixels, as a multiple of LEVEL.
+    """Returns the largest mean error of a column of pixels, in 8-bit color levels. An error of 1 is LEVEL.
 
     Leaves out `margin` columns on each side of the vertical edge in the middle of the image.
     """
@@ -160,7 +164,8 @@ def test_bright_and_dark_areas_do_not_clip(sign: int, edge: bool) -> None:
     """The right half of the base is almost white (or almost black).
 
     The right half of the image is slightly darker (or brighter) and has detail. A plain shift to the color of the base
-    would clip this detail.
+    would clip this detail. With `edge`, the left half has another color, so there is an edge in the middle. Without
+    `edge`, both halves have the same color.
     """
     base, picture = sign * two_areas(128, -0.6 if edge else 0.96, 0.96), sign * two_areas(512, 0.82, 0.82)
     if edge:
@@ -179,18 +184,18 @@ def test_bright_and_dark_areas_do_not_clip(sign: int, edge: bool) -> None:
     assert matched[..., right].std() > 0.02
 
 
-def test_a_white_base_stays_white() -> None:
+def test_an_image_with_a_white_base_becomes_white() -> None:
     matched = match_colors_(0.8 + fine((256, 256), 0.05), torch.ones(3, 64, 64))
     assert matched.mean() > 1 - LEVEL
 
 
-def test_noise_and_banding_of_the_base_are_not_copied() -> None:
+def test_noise_and_posterization_of_the_base_are_not_copied() -> None:
     clean = smooth_picture((128, 128))
     coarse = (clean * 8).round() / 8 + 0.05 * randn(3, 128, 128, seed=2)
     picture = enlarged(clean, (512, 512)) * 0.9 + 0.08
     matched = match_colors_(picture.clone(), coarse)
 
-    # large areas correctly adopt the slightly wrong colors of the banded base, so only fine structures are compared
+    # large areas correctly adopt the slightly wrong colors of the posterized base, so only fine structures are compared
     def fine_part(x: Tensor) -> Tensor:
         return x - torch.from_numpy(ndimage.uniform_filter(x.numpy(), (1, 33, 33)))
 

@@ -1,8 +1,11 @@
-"""Identifies the first model call of each sampler step. The skip residual is applied in this call only.
+"""Identifies the first model call of each sampler step. The skip residual is applied before this call.
 
-The noise level is not enough to identify the first call. For example, the second call of a step in Heun has the same
-noise level as the first call of the next step. The same is true of DPM2 a and DPM++ 2S a at eta = 1. Instead, the
-detectors in this file use the order of model calls and callbacks. Each kind of sampler has its own order.
+With UniPC, the skip residual is applied again in the callback. See StepDetector.blends_in_callback.
+
+For most samplers, the noise level is not enough to identify the first call. For example, the second call of a step in
+Heun has the same noise level as the first call of the next step. At eta = 1, the same is true of DPM2 a and DPM++ 2S a.
+The detectors for samplers with several calls per step therefore count the calls, or use the order of calls and
+callbacks. Only the detector for DPM adaptive also compares noise levels.
 
 Sampling functions are identified by their names in k-diffusion and in the webui.
 """
@@ -19,16 +22,25 @@ from torch import Tensor
 TWO_CALLS = frozenset({"sample_heun", "sample_dpm_2", "sample_dpmpp_sde", "restart_sampler"})
 """Samplers that call the model twice in every step except the last, which ends at zero noise."""
 TWO_CALLS_ANCESTRAL = frozenset({"sample_dpm_2_ancestral", "sample_dpmpp_2s_ancestral"})
-"""Ancestral samplers that call the model twice in a step, unless the step first removes all noise."""
+"""Ancestral samplers that call the model twice in a step, unless sigma_down is zero (see `sigma_down_is_zero`).
+
+At eta = 1, this is usually only the last step. With a larger eta, sigma_down can also be zero before the last step.
+"""
 TWO_CALLS_UNTIL_ZERO = frozenset({"sample_dpmpp_2s_ancestral_RF"})
-"""Samplers of Forge Neo that call the model twice in a step, unless the next level is zero."""
+"""Samplers of Forge Neo that call the model twice in every step except the last, which ends at zero noise.
+
+Unlike the samplers in TWO_CALLS_ANCESTRAL, they call the model twice even if sigma_down is zero.
+"""
 FLOW_FORMS = {
     "sample_dpm_2_ancestral": "sample_dpm_2_ancestral_RF",
     "sample_dpmpp_2s_ancestral": "sample_dpmpp_2s_ancestral_RF",
 }
-"""The functions that run on flow models instead of an ancestral sampler: the first in Forge, the other in Forge Neo."""
+"""Maps an ancestral sampling function to the function that it runs instead if the model is a flow model.
+
+Forge replaces the first function in this way, and Forge Neo replaces the second.
+"""
 NEVER_STOCHASTIC = frozenset({"sample_res_multistep", "sample_res_multistep_cfg_pp"})
-"""Sampling functions that never add noise, although they accept a noise sampler."""
+"""Sampling functions of Forge Neo that accept a noise sampler, but never add noise."""
 
 ALWAYS_STOCHASTIC = frozenset({"sample_lcm", "restart_sampler", "sample_ddpm", "sample_er_sde"})
 """Sampling functions that always add noise, independent of their arguments."""
@@ -43,7 +55,8 @@ class StepDetector:
     blends_in_callback = False
     """Whether the skip residual must be applied again in the callback.
 
-    This is the case if the sampler does not continue from the tensor that the model received.
+    UniPC evaluates the model on a predicted x, and then discards this x. It continues from a corrected x, which only
+    the callback receives.
     """
 
     copies_x = False
@@ -193,7 +206,7 @@ def function_name(function: Any) -> str:
 
 
 def flow_form(name: str) -> str:
-    """Returns the name of the function that runs if the sampling function `name` is called for a flow model."""
+    """Returns the name of the function that really runs if `name` is called with a flow model (see FLOW_FORMS)."""
     return FLOW_FORMS.get(name, name)
 
 
@@ -251,7 +264,8 @@ def is_stochastic(name: str, eta: float | None, churn: float = 0.0, draws: bool 
     """Returns whether the sampling function `name` adds fresh noise in a run.
 
     `eta` and `churn` are arguments of the function. `eta` is None if the function has no such argument. `draws` is True
-    if the function accepts a noise sampler. A function that accepts a noise sampler but no eta is assumed to add noise.
+    if the function accepts a noise sampler. A function that accepts a noise sampler but no eta is assumed to add noise,
+    unless it is in NEVER_STOCHASTIC.
     """
     if name in ALWAYS_STOCHASTIC or churn > 0:
         return True

@@ -44,7 +44,10 @@ INSTANCES = {"shared.state": "State", "shared.total_tqdm": "TotalTQDM"}
 
 OPTIONS = "shared.opts"
 SUBCLASSED = ("sd_samplers_cfg_denoiser.CFGDenoiser.forward", "sd_samplers_cfg_denoiser.CFGDenoiser.inner_model")
-"""Members that the extension overrides in a subclass. `symbols` misses this subclass: it is created at run time."""
+"""Members that the extension overrides in a subclass. `symbols` misses this subclass: it is created at run time.
+
+The subclass also overrides `get_pred_x0`, which is not checked.
+"""
 
 
 def parse(path: Path) -> ast.Module:
@@ -90,8 +93,9 @@ def own_names(tree: ast.Module) -> set[str]:
     """Returns the names in a file that belong to the extension and not to the webui.
 
     These are the names that the file imports from the extension, and the attributes that the file sets on `self`. Each
-    attribute is returned as `script->attribute`, because a variable `script` contains the extension's own script. So
-    `used` does not regard this attribute as an attribute of the webui's class Script.
+    attribute is returned as `script->attribute`. The reason is that functions in other files have a parameter `script`
+    for the extension's own script, and use the attributes that the script's class sets on `self`. The webui's class
+    Script does not have these attributes, so `used` must leave them out.
     """
     names = set()
     for node in ast.walk(tree):
@@ -182,9 +186,9 @@ class Source:
     def __init__(self, root: Path):
         self.trees = {path.stem: parse(path) for path in sorted((root / "modules").glob("*.py"))}
 
-    @cache  # noqa: B019 (one object per run)
+    @cache  # noqa: B019 (there are few objects, and all are used until the program ends)
     def classes(self) -> dict[str, ast.ClassDef]:
-        """Maps the name of each class to its syntax tree. No class that the extension uses exists in two modules."""
+        """Maps the name of each class to its syntax tree. The extension uses no class that two files define."""
         return {n.name: n for tree in self.trees.values() for n in ast.walk(tree) if isinstance(n, ast.ClassDef)}
 
     def members(self, name: str) -> dict[str, dict[str, Any]]:
@@ -210,7 +214,10 @@ class Source:
         return found
 
     def options(self) -> set[str]:
-        """Returns the names of the webui's settings, and the keys of all other dicts in the same files."""
+        """Returns the constant keys of all dicts in two files of the webui, and other names of settings.
+
+        The names of all settings are among them.
+        """
         names = set()
         for stem in ("shared_options", "shared"):
             for node in ast.walk(self.trees.get(stem, ast.Module([], []))):

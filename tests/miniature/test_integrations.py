@@ -165,7 +165,8 @@ class Regions(AlwaysOn):
 
     def __init__(self, calc: str, requested: bool = True):
         self.calc, self.active = calc, True
-        # the script is on if its first argument is true; the arguments of a request are 0 (false) and a dict (true)
+        # `args_from` is the index of the script's first argument, which switches the script on if it is true. The
+        # arguments of a request are 0 (index 0, false) and the dict of DemoFusion (index 1, true)
         self.args_from = int(requested)
 
     def title(self) -> str:
@@ -222,7 +223,7 @@ def test_a_job_with_controlnet_does_not_change_later_jobs_without_controlnet(web
 
 
 @pytest.mark.parametrize("how", ["interrupt", "fail"])
-def test_the_units_of_controlnet_are_restored_if_a_stage_is_interrupted_or_fails(
+def test_controlnet_units_are_restored_if_a_stage_is_interrupted_or_fails(
     webui: Webui, beside: Callable, how: str, reported: Reports
 ) -> None:
     reported.expect(*["injected"] * (how == "fail"))
@@ -289,7 +290,9 @@ def test_adetailer_repaints_the_final_image(
     assert webui.job({}, sampler_name="Euler a").images[0].tobytes() == plain.images[0].tobytes()
 
 
-def test_hooks_for_a_copy_of_the_request_do_not_change_the_number_of_jobs(webui: Webui, beside: Callable) -> None:
+def test_hooks_that_adetailer_calls_with_a_copy_of_the_request_do_not_change_job_count(
+    webui: Webui, beside: Callable
+) -> None:
     counts: list[int] = []
 
     class Counting(Detailer):
@@ -405,7 +408,7 @@ MASKED = "ADetailer inpaint only masked"
         (Noted({MASKED: True}), None),
     ],
 )
-def test_an_extension_is_refused_by_its_infotext_or_by_attributes_of_the_request(
+def test_an_extension_that_is_recognized_by_its_infotext_or_by_attributes_of_p_is_refused(
     webui: Webui, beside: Callable, first: bool, script: Noted, refused: str | None, reported: Reports
 ) -> None:
     reported.expect(*[refused] * bool(refused))

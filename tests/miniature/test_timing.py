@@ -26,7 +26,10 @@ from lib_demofusion.settings.fields import Settings
 BASE_CELLS = BASE // 8
 PLAN = make_plan(Settings(scale=2), (BASE_CELLS, BASE_CELLS))
 CELLS = PLAN.stages[0].cells_at(0.5)
-"""Number of cells that the stage evaluates for one call by the sampler if the dilated views have a weight of 0.5."""
+"""Number of cells of a model call for which the stage evaluates both its tiles and its dilated views.
+
+The argument 0.5 is the weight of the dilated views. Any weight between 0 and 1 gives the same number.
+"""
 
 
 class Clock:
@@ -40,7 +43,10 @@ class Clock:
 
 
 def measure(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> float | None:
-    """Returns the measured seconds per cell after calls that take `seconds`, and after one more call that has begun."""
+    """Runs model calls that take `seconds`, and begins one more, because a call is measured when the next call begins.
+
+    Returns the measured seconds per cell, or None if there is no measurement.
+    """
     clock = Clock()
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=clock))
     x = torch.zeros(1, 4, *PLAN.stages[0].size)
@@ -190,7 +196,7 @@ def test_resize_by_uses_the_size_of_the_uploaded_image(webui: Webui) -> None:
 def test_the_summary_line_counts_the_steps_that_img2img_runs(
     webui: Webui, redraw: bool, strength: float, base: int
 ) -> None:
-    """The webui runs min(int(10 * strength), 9) + 1 of 10 steps, and no step if the upload is not redrawn."""
+    """The webui runs int(min(strength, 0.999) * 10) + 1 of 10 steps, and no step if the upload is not redrawn."""
     text = line_in({"img2img_first": redraw}, img2img=True, denoising_strength=strength)
     stage = 10 * (9 + 4) - 4
     assert f"{(base + stage) / 10:.3g} times the time of the base image" in text

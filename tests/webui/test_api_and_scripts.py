@@ -52,11 +52,12 @@ def tab(request: pytest.FixtureRequest, upload: Image.Image) -> dict[str, Any]:
 
 
 class TestApi:
-    def test_every_field_is_listed_with_its_range(self, webui: Webui) -> None:
+    def test_the_fields_of_the_panel_are_listed_with_their_defaults_and_ranges(self, webui: Webui) -> None:
         listed = [entry for entry in webui.call("script-info") if entry["name"] == TITLE.lower()]
         assert sorted(entry["is_img2img"] for entry in listed) == [False, True]
         for entry in listed:
             assert entry["is_alwayson"]
+            # the last field, view_batch, is not on the panel
             assert [field["label"] for field in entry["args"]] == [spec.label for spec in list(SPECS.values())[:-1]]
             # the webui built the panel with the preset that was the default at its start
             (preset,) = (field["value"] for field in entry["args"] if field["label"] == SPECS["preset"].label)
@@ -66,7 +67,7 @@ class TestApi:
                 if spec.kind in (int, float) and name not in ("scale", "width", "height"):
                     assert (field["minimum"], field["maximum"]) == (spec.minimum, spec.maximum)
                     assert field["step"] == spec.step
-                # the extension's own choices come first, then the webui's upscalers
+                # the webui adds its own upscalers to the choices, so only the extension's own choices are compared
                 for choice in (*spec.words, *spec.choices(BUILT_IN)):
                     assert any(choice in str(offered) for offered in field["choices"])
 
@@ -164,7 +165,8 @@ class TestApi:
     def test_simultaneous_requests_give_the_same_images_as_separate_ones(
         self, webui: Webui, tab: dict[str, Any]
     ) -> None:
-        # one seed for img2img, because the webui's VAE encoder draws from a generator that depends on the previous job
+        # all requests of img2img have the same seed. The webui's VAE encoder draws from a generator that the previous
+        # job has seeded, and the webui can run simultaneous requests in any order
         seeds = [5, 6, 7] if tab["path"] == "txt2img" else [5, 5, 5]
         webui.generate(**tab, seed=seeds[0])
         fields = [{**TWICE, "return_stages": True}, {**ON, "scale": 1.5}, None]
@@ -218,7 +220,10 @@ def fresh(webui: Webui, demofusion: Any = None, **request: Any) -> Result:
 
 
 def with_script(webui: Webui, name: str, img2img: bool = False, **values: Any) -> dict[str, Any]:
-    """Returns the part of a request that runs a script of the list *Script*, with values by label."""
+    """Returns the fields of a request that select the script `name` in the dropdown *Script*.
+
+    `values` maps the labels of the script's controls to values. The other controls keep their defaults.
+    """
     entries = webui.call("script-info")
     entry = next(e for e in entries if e["name"] == name.lower() and e["is_img2img"] == img2img)
     unknown = values.keys() - {control["label"] for control in entry["args"]}
@@ -228,7 +233,10 @@ def with_script(webui: Webui, name: str, img2img: bool = False, **values: Any) -
 
 
 class TestScripts:
-    """Tests that each of the webui's own scripts runs, and that no stage runs twice."""
+    """Tests DemoFusion with each of the webui's own scripts.
+
+    The images are the same as with single requests without a script, or DemoFusion refuses to run with the script.
+    """
 
     @pytest.fixture(autouse=True)
     def next_plain_image(self, webui: Webui, upload: Image.Image) -> Iterator[None]:
@@ -289,7 +297,7 @@ class TestScripts:
             ("Outpainting mk2", {"Pixels to expand": 16, "Mask blur": 2, "Outpainting direction": ["left"]}),
         ],
     )
-    def test_scripts_that_work_in_tiles_are_refused(
+    def test_no_stage_runs_with_scripts_that_upscale_or_outpaint_in_tiles(
         self, webui: Webui, upload: Image.Image, name: str, values: dict[str, Any]
     ) -> None:
         request = {"path": "img2img", "init_images": [png(upload)], **SMALL}
