@@ -1,15 +1,16 @@
 """Compares the images of several webuis: `python tests/webui/compare_hosts.py --checkpoints DIR WEBUI WEBUI...`.
 
-For each request and seed, every webui makes two images of the final size: one without DemoFusion and one with it. Each
-row of the table compares a webui with the first webui. A cell contains the PSNR of the images of all seeds together in
-dB, the standard deviation of the PSNR of the single images, and the largest difference between two pixel values (0 to
-255).
+For each request and seed, every webui makes two images of the final size: one without DemoFusion and one with
+DemoFusion. Each row of the table compares the images of a webui with the images of the first webui. Each cell contains
+three numbers. The first number is a PSNR in dB, computed from the images of all seeds together. The second number is
+the standard deviation of the PSNRs of the single images. The third number is the largest difference between two pixel
+values (0 to 255).
 
-Forge's family evaluates the model at whole timesteps only. AUTOMATIC1111's webui has a setting with which it does the
-same. This program enables the setting.
+The webuis of Forge's family evaluate the model only at whole timesteps. AUTOMATIC1111's webui also does so if a setting
+is enabled, and this program enables the setting.
 
-AUTOMATIC1111's webui uses the noise schedule in the checkpoint, which may be in half precision. Forge's family computes
-its own schedule.
+One difference remains: AUTOMATIC1111's webui uses the noise schedule in the checkpoint, which may be in half precision.
+The webuis of Forge's family compute the schedule.
 """
 
 from __future__ import annotations
@@ -35,16 +36,20 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "DDIM": {"sampler_name": "DDIM"},
 }
 
-WHOLE = "enable_quantization"
-"""The name of the setting with which the webui rounds timesteps."""
+ROUND_TIMESTEPS = "enable_quantization"
+"""The name of the setting of AUTOMATIC1111's webui that rounds timesteps."""
 
 
 def pictures(folder: Path, options: argparse.Namespace) -> dict[str, list[np.ndarray]]:
-    """Returns two arrays (seeds, H, W, 3) by request: the images without DemoFusion, and the images with DemoFusion."""
+    """Generates the images of the webui in `folder`.
+
+    Maps the name of each request to two arrays (seeds, H, W, 3): the images without DemoFusion, and the images with
+    DemoFusion.
+    """
     made = {}
     side, steps = options.side, options.steps
     with tempfile.TemporaryDirectory() as data, started(folder, Path(data), checkpoints=options.checkpoints) as webui:
-        rounding = {"override_settings": {WHOLE: True}} if WHOLE in webui.call("options") else {}
+        rounding = {"override_settings": {ROUND_TIMESTEPS: True}} if ROUND_TIMESTEPS in webui.call("options") else {}
         for name, request in REQUESTS.items():
             rows = []
             for seed in range(1, options.seeds + 1):
@@ -85,7 +90,7 @@ def main() -> None:
     made = {folder: pictures(folder, options) for folder in options.webuis}
     first = options.webuis[0]
     sys.stdout.write(
-        f"compared with {hosts.find(first).name} | request | without DemoFusion | with it\n---|---|---|---\n"
+        f"compared with {hosts.find(first).name} | request | without DemoFusion | with DemoFusion\n---|---|---|---\n"
     )
     for folder in options.webuis[1:]:
         for name in REQUESTS:

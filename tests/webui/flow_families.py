@@ -82,7 +82,7 @@ def make_checkpoints(folder: Path, checkpoints: Path) -> None:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(webui: Webui, request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Loads a checkpoint of one family, and returns the properties that DemoFusion detects for it."""
+    """Loads a checkpoint of one family, and returns the properties that DemoFusion detects for this model."""
     kind = request.param
     titles = [entry["title"] for entry in webui.call("sd-models")]
     if not any(title.startswith(f"{kind}.safetensors") for title in titles):
@@ -97,9 +97,9 @@ def family(webui: Webui, request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @contextmanager
 def linked(webui: Webui, checkpoint: str, name: str) -> Iterator[str]:
-    """Adds a second file name for a checkpoint (a hard link) and yields it.
+    """Gives the file of a checkpoint a second name (a hard link), and yields this name.
 
-    The webui recognizes some kinds of models only by the name of their file.
+    The webui recognizes some kinds of models only by the name of the file.
     """
     files = [Path(entry["filename"]) for entry in webui.call("sd-models")]
     found = next((path for path in files if path.name == checkpoint), None)

@@ -22,7 +22,7 @@ Use = Callable[[str], None]
 
 @pytest.fixture(scope="module")
 def use(webui: Webui) -> Iterator[Use]:
-    """Returns a function that loads a checkpoint. Restores the previous checkpoint at the end."""
+    """Returns a function that loads the tiny checkpoint of a kind. Restores the previous checkpoint at the end."""
     before = webui.call("options")["sd_model_checkpoint"]
     known = {entry["model_name"] for entry in webui.call("sd-models")}
 
@@ -43,14 +43,16 @@ def upload() -> Image.Image:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("kind", TEXT)
-def test_txt2img(webui: Webui, use: Use, kind: str, sampler: str) -> None:
+def test_txt2img_with_every_checkpoint_and_sampler(webui: Webui, use: Use, kind: str, sampler: str) -> None:
     use(kind)
     assert_good(webui.generate({**ON, "scale": 2}, sampler_name=sampler, steps=3), (256, 256))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("kind", IMAGE)
-def test_img2img(webui: Webui, use: Use, upload: Image.Image, kind: str, sampler: str) -> None:
+def test_img2img_with_every_checkpoint_and_sampler(
+    webui: Webui, use: Use, upload: Image.Image, kind: str, sampler: str
+) -> None:
     use(kind)
     request: dict[str, Any] = {"path": "img2img", "init_images": [png(upload)], "image_cfg_scale": 1.5}
     assert_good(webui.generate({**ON, "scale": 2}, sampler_name=sampler, steps=3, **request), (256, 256))
@@ -61,7 +63,7 @@ def test_img2img(webui: Webui, use: Use, upload: Image.Image, kind: str, sampler
 def test_an_upload_is_cropped_to_another_aspect_ratio(
     webui: Webui, use: Use, upload: Image.Image, kind: str, sampler: str
 ) -> None:
-    """The stages crop the base image. They also crop the image that these checkpoints get as a condition."""
+    """These checkpoints get an image as a condition. The stages crop the base image, and also crop this condition."""
     use(kind)
     request: dict[str, Any] = {"path": "img2img", "init_images": [png(upload)], "image_cfg_scale": 1.5}
     wide = {**ON, "width": 384, "height": 160, "denoising_strength": 0.5}
@@ -70,7 +72,9 @@ def test_an_upload_is_cropped_to_another_aspect_ratio(
 
 @pytest.mark.parametrize("sampler", ["Euler", "DDIM"])
 @pytest.mark.parametrize("kind", ["sd1-inpainting", "sdxl-inpainting"])
-def test_inpainting(webui: Webui, use: Use, upload: Image.Image, kind: str, sampler: str) -> None:
+def test_inpainting_with_inpainting_checkpoints(
+    webui: Webui, use: Use, upload: Image.Image, kind: str, sampler: str
+) -> None:
     use(kind)
     mask = Image.new("L", upload.size, 0)
     mask.paste(255, (32, 32, 96, 96))
@@ -83,7 +87,7 @@ def test_images_of_a_batch_equal_single_images(webui: Webui, use: Use, kind: str
     use(kind)
     if "inpainting" in kind:
         pytest.skip(
-            "the webui draws the condition of inpainting checkpoints at random, with the seed of the last image"
+            "in a batch, the webui draws the condition of inpainting checkpoints with the seed of the last image"
         )
     batch = webui.generate({**ON, "scale": 2}, batch_size=2, steps=3, do_not_save_grid=True)
     for i, picture in enumerate(batch.images[-2:]):
@@ -91,7 +95,7 @@ def test_images_of_a_batch_equal_single_images(webui: Webui, use: Use, kind: str
 
 
 @pytest.mark.parametrize("kind", TEXT)
-def test_the_next_plain_image_is_unchanged(webui: Webui, use: Use, kind: str) -> None:
+def test_the_next_image_without_demofusion_is_unchanged(webui: Webui, use: Use, kind: str) -> None:
     """The webui keeps the conds of a prompt for the next request, so DemoFusion must not change them."""
     use(kind)
     plain = webui.generate(steps=3)
@@ -113,7 +117,7 @@ def test_sdxl_gets_the_final_size_in_every_stage(webui: Webui, use: Use) -> None
 
 @pytest.mark.parametrize("kind", ["sd1-v", "sdxl-v"])
 @pytest.mark.parametrize("sampler", ["Euler", "DPM++ 2M", "DDIM", "UniPC"])
-def test_zero_terminal_snr(webui: Webui, use: Use, kind: str, sampler: str) -> None:
+def test_the_noise_schedule_zero_terminal_snr(webui: Webui, use: Use, kind: str, sampler: str) -> None:
     use(kind)
     try:
         webui.call("options", {"sd_noise_schedule": "Zero Terminal SNR"})

@@ -26,12 +26,12 @@ from lib_demofusion.method.sampler_steps import flow_form, is_stochastic, make_d
 from lib_demofusion.method.stage import SamplerTraits, StageRun
 
 FILES = ("modules_forge/packages/k_diffusion/sampling.py", "k_diffusion/sampling.py")
-"""The file of sampling functions in Forge Neo, and in Forge."""
+"""Paths of the file with the sampling functions: the first path is that of Forge Neo, the second that of Forge."""
 STAND_INS = ("k_diffusion", "k_diffusion.deis", "backend", "backend.patcher", "backend.patcher.base", "backend.modules")
-NOT_ALONE = frozenset({"sample_deis"})
-"""Functions that are not tested, because they need another file of the webui."""
+NEEDS_ANOTHER_FILE = frozenset({"sample_deis"})
+"""Sampling functions that are not tested, because they use code in another file of the webui."""
 LOWEST = 0.3
-"""The lowest noise level that the test checks. In the last steps below it, too little noise is left to measure."""
+"""The lowest noise level at which the test measures x. Below this level, x contains too little noise to measure."""
 
 
 class Prediction:
@@ -56,7 +56,10 @@ class PredictionDiscreteFlow(Prediction):
 
 @pytest.fixture(scope="module")
 def functions(request: pytest.FixtureRequest) -> dict[str, Callable[..., Any]]:
-    """Returns the sampling functions that have a parameter `sigmas` for the noise levels, by name."""
+    """Maps the names of the webui's sampling functions to the functions.
+
+    Leaves out functions without a parameter `sigmas` (the noise levels), CFG++ functions, and NEEDS_ANOTHER_FILE.
+    """
     folder = request.config.getoption("--webui")
     found = [path for path in (Path(folder) / name for name in FILES) if path.is_file()] if folder else []
     if not found:
@@ -77,14 +80,14 @@ def functions(request: pytest.FixtureRequest) -> dict[str, Callable[..., Any]]:
     return {
         name: function
         for name, function in samplers.items()
-        if "sigmas" in inspect.signature(function).parameters and name not in NOT_ALONE
+        if "sigmas" in inspect.signature(function).parameters and name not in NEEDS_ANOTHER_FILE
     }
 
 
 def refusal_of(function: Callable[..., Any], predictor: Any) -> str | None:
     """Returns the extension's message that refuses a function, or None if the extension accepts the function.
 
-    The arguments `eta` and `noise_sampler` are those that the webuis pass.
+    The function is assumed to be called as in the webuis: with eta = 1 and a noise sampler, if it has these parameters.
     """
     parameters = inspect.signature(function).parameters
     draws = is_stochastic(function.__name__, 1.0 if "eta" in parameters else None, 0.0, "noise_sampler" in parameters)
@@ -92,7 +95,7 @@ def refusal_of(function: Callable[..., Any], predictor: Any) -> str | None:
 
 
 def called(function: Callable[..., Any], model: Any, x: torch.Tensor, draw: Callable[[], Any], callback: Any) -> Any:
-    """Calls a sampling function with ten noise levels, and returns its result. `draw` returns new noise."""
+    """Calls a sampling function with ten noise levels. Returns the function's result. `draw` returns new noise."""
     arguments = {"callback": callback, "disable": True}
     parameters = inspect.signature(function).parameters
     if "noise_sampler" in parameters:
@@ -103,7 +106,7 @@ def called(function: Callable[..., Any], model: Any, x: torch.Tensor, draw: Call
 
 
 class Model:
-    """A stand-in for a webui's model. Passes each call of a sampling function to `denoise`."""
+    """A stand-in for a webui's model. Passes each call by a sampling function to `denoise`."""
 
     def __init__(self, predictor: Any, denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]):
         self.inner_model = SimpleNamespace(predictor=predictor)
@@ -115,9 +118,9 @@ class Model:
 
 @pytest.mark.parametrize("predictor", [PredictionFlux(), PredictionDiscreteFlow()], ids=["Flux", "other"])
 def test_a_function_is_refused_if_it_leaves_the_signal_or_the_noise_at_a_wrong_level(functions, predictor) -> None:
-    """The model returns the true signal, and measures the levels of signal and noise in every x that it gets.
+    """The model returns the true signal, and measures the levels of signal and noise in every x that the model gets.
 
-    For a correct function, the error of these levels is about 0.01. For a wrong function, it is at least 0.2.
+    The largest error of these levels is below 0.03 for a correct function, and above 0.2 for a wrong function.
     """
     shape = (1, 4, 96, 96)
     clean = randn(3, shape)
@@ -145,9 +148,10 @@ def test_a_function_is_refused_if_it_leaves_the_signal_or_the_noise_at_a_wrong_l
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_model_gets_the_same_x_as_from_the_reference_sampler(functions, name: str) -> None:
-    """The webui's function and the reference sampler of the same name run the same stage with the same step detector.
+    """The webui's function and the reference sampler of the same name run the same stage with equal step detectors.
 
-    If the detector expected the steps at other model calls than the webui's function, x would be different.
+    The stage blends the skip residual into x at the calls that the detector takes for the first call of a step. If the
+    detector were wrong for the webui's function, x would differ from the x of the reference sampler.
     """
     predictor = PredictionFlux()
     function = functions.get(name)

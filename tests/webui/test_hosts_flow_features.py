@@ -1,8 +1,8 @@
 """Tests features of the webui on flow models with random weights. See test_hosts_flow.py for the command.
 
 Most of these tests also run on Stable Diffusion (test_hosts.py). Here they run on three transformers. Flux.1 schnell
-has latents with four axes. Qwen-Image has latents with five axes. Ernie-Image has packed latents, whose cells have
-16x16 pixels.
+has latents with four axes, and Qwen-Image has latents with five axes. Ernie-Image has packed latents, in which each
+position covers 16x16 pixels.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 KINDS = ("schnell", "qwen", "ernie")
-"""The smallest checkpoint for each of the three forms of latents."""
+"""One checkpoint for each of the three forms of latents."""
 NETWORKS = ("model.diffusion_model.", "net.")
 """The possible prefixes of a transformer's weights in a checkpoint."""
 LORA = "demofusion-test-flow-lora"
@@ -52,7 +52,10 @@ pytestmark = [
 
 
 def write_lora(checkpoint: Path, file: Path) -> None:
-    """Writes a LoRA for one attention layer. Its change is as large as the layer's weights."""
+    """Writes a LoRA for one attention layer of the checkpoint.
+
+    The standard deviation of the change by the LoRA is twice the standard deviation of the layer's weights.
+    """
     with safe_open(checkpoint, "pt") as state:
         keys = sorted(key for key in state.keys() if key.startswith(NETWORKS) and "att" in key)  # noqa: SIM118
         layer = next(key for key in keys if key.endswith(".weight") and len(state.get_slice(key).get_shape()) == 2)

@@ -1,4 +1,4 @@
-"""Tests that the start flags with which the webui saves memory do not change the images.
+"""Tests that --nowebui and the start flags for little GPU memory do not change the images.
 
 Each test starts a webui, which needs --webui DIR.
 """
@@ -21,7 +21,7 @@ UPLOAD: dict[str, Any] = {"path": "img2img", "init_images": [png(Image.radial_gr
 
 
 def pictures(webui: Webui) -> dict[str, Result]:
-    """Generates images with each checkpoint, with and without DemoFusion, by description."""
+    """Generates images with each checkpoint, with and without DemoFusion. The keys of the dict describe the images."""
     made = {}
     for name in CHECKPOINTS:
         webui.call("options", {"sd_model_checkpoint": f"{name}.safetensors"})
@@ -52,7 +52,7 @@ def listed(webui: Webui) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def usual(webui: Webui, request: pytest.FixtureRequest) -> dict[str, Result]:
-    """Returns the images of a webui without these flags."""
+    """Returns the images of a webui that was started without the flags of the tests."""
     if not request.config.getoption("--webui"):
         pytest.skip("this test starts its own webui, which needs --webui DIR")
     known = {entry["model_name"] for entry in webui.call("sd-models")}
@@ -62,7 +62,7 @@ def usual(webui: Webui, request: pytest.FixtureRequest) -> dict[str, Result]:
 
 
 @pytest.mark.parametrize("flags", ["--nowebui --medvram", "--lowvram", "--medvram-sdxl"])
-def test_start_flags_do_not_change_the_images(
+def test_start_flags_do_not_change_the_images_or_the_fields_in_the_api(
     request: pytest.FixtureRequest, tmp_path: Path, webui: Webui, usual: dict[str, Result], flags: str
 ) -> None:
     with started(Path(request.config.getoption("--webui")), tmp_path, *flags.split()) as other:

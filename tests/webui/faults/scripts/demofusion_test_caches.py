@@ -16,13 +16,13 @@ with suppress(ImportError):
 
 
 class Cache:
-    """Holds a prediction. `predicted` returns it for every call, until a prediction has another shape."""
+    """Holds one prediction, which `predicted` returns for every call that gives a prediction of the same shape."""
 
     kept = None
 
 
 def predicted(own, *args, **kwargs):
-    """Calls the function `own`, but returns the cached prediction if both predictions have the same shape."""
+    """Calls `own`. Returns the cached prediction instead of the new prediction if both have the same shape."""
     made = own(*args, **kwargs)
     if Cache.kept is None or Cache.kept.shape != made.shape:
         Cache.kept = made
@@ -30,13 +30,13 @@ def predicted(own, *args, **kwargs):
 
 
 def wrapping(apply_model, given):
-    """Wraps the model, in the form that the webui's `set_model_unet_function_wrapper` expects."""
+    """Calls the model through the cache. The webui's `set_model_unet_function_wrapper` gets this function."""
     Cache.kept = predicted(apply_model, given["input"], given["timestep"], **given["c"])
     return Cache.kept
 
 
 class StepCache(scripts.Script):
-    """Patches the model before a job or before each sampling."""
+    """Enables the caches that the prompt names: CACHEFORWARD before a job, the others before each sampling."""
 
     replaced = None
 
@@ -73,7 +73,7 @@ class StepCache(scripts.Script):
 
 
 def mark_as_nunchaku(on: bool):
-    """Makes the webui treat the loaded model as a model of Nunchaku if `on` is True."""
+    """Sets whether the webui treats the loaded model as a model of Nunchaku."""
     dynamic_args.nunchaku = on
 
 

@@ -1,7 +1,7 @@
-"""A test extension with which Soft inpainting of Forge and reForge works as on a machine with more than six cores.
+"""A test extension that makes Soft inpainting of Forge and reForge work on a machine with few cores.
 
-On a machine with six cores or fewer, Soft inpainting of these webuis divides the image into -1 parts. This gives an
-empty list of parts, so the image does not change.
+On a machine with six cores or fewer, Soft inpainting of these webuis divides the list of pixels into -1 parts. The
+result is an empty list of parts, so no pixel is processed. This test extension reports eight cores to Soft inpainting.
 """
 
 from modules import script_callbacks, scripts

@@ -19,7 +19,7 @@ with suppress(ImportError):
 
 
 def made(cls):
-    """Creates an engine of this class without weights. Its UNet has only a noise schedule."""
+    """Creates an engine of the class `cls` without weights. The engine's UNet has only a noise schedule."""
     module = sys.modules[cls.__module__]
     kept = ("ForgeObjects", "ForgeDiffusionEngine", *(n for n in vars(module) if n.startswith("Prediction")))
     names = [n for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ != cls.__module__]
@@ -32,14 +32,14 @@ def made(cls):
 
 
 def engines():
-    """Returns, by the name of each engine class, whether DemoFusion runs on this kind of model."""
+    """Maps the name of each engine class to whether DemoFusion runs on this kind of model."""
     from lib_demofusion.host.backends import host
 
     return {cls.__name__: host().family(made(cls)).refusal is None for cls in possible_models}
 
 
 def family():
-    """Returns the properties of the loaded model's family in DemoFusion."""
+    """Returns the properties of the family that DemoFusion detects for the loaded model."""
     from modules import sd_models
 
     from lib_demofusion.host.backends import host
@@ -50,7 +50,7 @@ def family():
 
 
 def files():
-    """Returns the family of each checkpoint file, which DemoFusion recognizes without loading the checkpoint."""
+    """Maps each checkpoint file to the name of the family that DemoFusion detects without loading the checkpoint."""
     from modules import sd_models
 
     from lib_demofusion.host.backends.checkpoint_files import family_of_file

@@ -1,7 +1,7 @@
-"""A test extension that fails in the middle of a stage if the prompt requests it, like a broken extension.
+"""A test extension that makes model calls fail if the prompt requests this, as a broken extension would.
 
-With "FAULT:3:30:40" in the prompt, a latent of 30 to 40 rows causes an error at every model call from number 3 on. A
-row has 8 pixels, and calls are counted from 0.
+If the prompt contains "FAULT:3:30:40", every model call for a latent with a height of 30 to 40 cells fails, except the
+first three calls of a sampling.
 """
 
 import re
@@ -10,7 +10,7 @@ from modules import script_callbacks, shared
 
 
 class Fault:
-    """An object in place of the conds. Every access to it raises an error."""
+    """Replaces the conds. Every access to this object raises an error."""
 
     def __getattr__(self, name):
         raise RuntimeError("planned fault")
@@ -20,9 +20,9 @@ class Fault:
 
 
 def fail_on_request(params):
-    """Replaces the conds with an object that raises an error when the model uses it.
+    """Replaces the conds with a Fault, so that the model raises an error when it uses the conds.
 
-    If this function itself raised an error, it would have no effect, because the webui ignores exceptions of callbacks.
+    An error in this function itself would have no effect, because the webui ignores exceptions of callbacks.
     """
     from lib_demofusion.host.backends import host
 
@@ -30,7 +30,7 @@ def fail_on_request(params):
     if not match:
         return
     call, low, high = map(int, match.groups())
-    # the rows of packed latents are 16 pixels high
+    # packed latents are unpacked, because each of their rows has the height of two cells
     rows = host().family(shared.sd_model).form.to_method(params.x).shape[-2]
     if low <= rows <= high and params.denoiser.step >= call:
         params.text_cond = Fault()

@@ -1,7 +1,7 @@
 """A test extension for Forge's family that records memory estimates, and can make the webui decode in tiles.
 
 Before a model call, the webui estimates the memory that this call needs, and reserves it. The test extension records
-this estimate at each call of the guidance.
+this estimate every time that the sampler calls CFGDenoiser.
 """
 
 from contextlib import suppress
@@ -20,14 +20,14 @@ def record(params):
 
 
 def take_records():
-    """Returns the records since the last request. A record is a latent's width and the estimate in bytes."""
+    """Returns the records since the last request. A record is the width of the latent and the estimate in bytes."""
     found = list(seen)
     seen.clear()
     return found
 
 
 def decode_in_tiles(on: bool):
-    """Turns the webui's tiled decoding on or off, as the webui does with "Never OOM" or with its start flag."""
+    """Turns the webui's tiled decoding on or off, as "Never OOM" or a start flag of the webui does."""
     memory_management.VAE_ALWAYS_TILED = on
 
 

@@ -1,6 +1,6 @@
-"""A test extension that records the active LoRAs and the width of the latent at every call of the guidance.
+"""A test extension that records the active LoRAs and the width of the latent whenever a sampler calls CFGDenoiser.
 
-Two more routes report the webui's folders of LoRAs and of control models.
+Two more routes report the webui's folder of LoRAs and the webui's folder of control models.
 """
 
 import sys
@@ -11,7 +11,10 @@ seen = []
 
 
 def active():
-    """Returns the names of the loaded LoRAs. In Forge's family, a LoRA counts only while the UNet is patched."""
+    """Returns the names of the active LoRAs.
+
+    In Forge's family, loaded LoRAs are active only while the UNet has patches.
+    """
     names = [net.name for net in getattr(sys.modules.get("networks"), "loaded_networks", [])]
     objects = getattr(shared.sd_model, "forge_objects", None)
     if objects is None:
@@ -25,7 +28,7 @@ def record(params):
 
 
 def take_records():
-    """Returns the records since the last request. A record is a latent's width and the names of the active LoRAs."""
+    """Returns the records since the last request. A record is the width of a latent and the names of active LoRAs."""
     found = list(seen)
     seen.clear()
     return found
@@ -34,8 +37,8 @@ def take_records():
 def folder():
     """Returns the webui's folder of LoRAs.
 
-    The webui's own route for its flags also contains this folder. In Forge Neo, that route fails if the webui was
-    started with --port.
+    The API's route `cmd-flags` contains this folder too, but in Forge Neo it fails if the webui was started with
+    --port.
     """
     return shared.cmd_opts.lora_dir
 

@@ -27,7 +27,7 @@ class OneView(scripts.Script):
 
 
 def both(p, samples):
-    """Samples the stage and the webui's img2img, and returns both latents in the axes of the webui."""
+    """Samples the stage and the webui's img2img, and returns both latents in the shape that the webui uses."""
     from lib_demofusion.host.backends import host
     from lib_demofusion.host.common import replaced
     from lib_demofusion.host.sampling.stage_sampler import StageTask, run_stage, stage_seeds
@@ -66,7 +66,7 @@ def both(p, samples):
 
 
 def conds_of_size(p, height, width):
-    """Returns the conds for an image of this size, because the conds of SDXL contain the size of the image."""
+    """Returns the conds for an image of `height` x `width` pixels. The conds of SDXL contain this size."""
     from lib_demofusion.host.common import replaced
 
     with replaced(p, height=height, width=width):
