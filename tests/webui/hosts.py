@@ -1,4 +1,4 @@
-"""Detects which webui a folder contains, and chooses the arguments and settings with which it starts on a CPU."""
+"""Detects which webui a folder contains, and chooses the arguments and settings to start this webui on a CPU."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Host:
     """Whether the page can load the webui's own files if the data directory is not the webui's folder."""
 
     def arguments(self, port: int, data: Path, checkpoints: Path, models: Path) -> list[str]:
-        """Returns the arguments of launch.py."""
+        """Returns the arguments for launch.py. `models` is the folder of all models that are not checkpoints."""
         places = ["--port", str(port), "--data-dir", str(data), self.checkpoints, str(checkpoints)]
         if self.models is not None:
             places += [self.models, str(models)]
         if not self.serves_itself:
-            # the resolved path, because gradio resolves links before it compares paths
+            # the path is resolved, because gradio compares it with paths whose links are resolved
             places += ["--gradio-allowed-path", str(models.parent.resolve())]
         return [*shlex.split(f"{COMMON} {self.flags}"), *places]
 
@@ -54,7 +54,7 @@ def find(folder: Path) -> Host:
 def settings_of(host: Host, folder: Path) -> dict[str, object]:
     """Returns the settings that the webui needs before its first start.
 
-    Forge Neo waits for a key press if its version is not in the settings. Other webuis need no settings.
+    Forge Neo waits for a key press if the settings do not contain VERSION_UID. Other webuis need no settings.
     """
     if host is not NEO:
         return {}
@@ -64,10 +64,9 @@ def settings_of(host: Host, folder: Path) -> dict[str, object]:
 
 
 def prepare(folder: Path, data: Path) -> None:
-    """Creates files in the data directory without which the webui hides some of its features.
+    """Creates a checkpoint without weights in the data directory, so that Forge Neo offers PiD.
 
-    Forge Neo offers PiD only if a checkpoint has "pid" in its name. The file that this function creates contains no
-    weights.
+    Forge Neo offers PiD only if a checkpoint has "pid" in its name. For other webuis, the function does nothing.
     """
     if (folder / "extensions-builtin" / "sd_forge_pid").is_dir():
         models = data / "models" / "Stable-diffusion"

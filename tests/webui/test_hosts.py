@@ -1,7 +1,7 @@
-"""Tests the behaviour that all kinds of webui share: `--webui DIR --checkpoints DIR`.
+"""Tests the behavior that all kinds of webui share: `--webui DIR --checkpoints DIR`.
 
 The images are small and have few steps. test_generate.py and other files test AUTOMATIC1111's webui more thoroughly.
-They use tiny checkpoints, which no other webui can load.
+Those files use tiny checkpoints, which the webuis of Forge's family cannot load.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ pytestmark = [pytest.mark.webui, pytest.mark.slow]
 
 ON: dict[str, Any] = {"enabled": True, "scale": 2, "view_batch": 16}
 LEAN: dict[str, Any] = {**ON, "overlap": 0, "jitter": False}
-"""Fields with which a stage has as few views as possible.
+"""Fields with which a stage has few views.
 
-They make the tests of samplers and schedulers faster. Some webuis have a hundred samplers and schedulers.
+These fields make the tests of samplers and schedulers faster. Some webuis have a hundred samplers and schedulers.
 """
 SMALL: dict[str, Any] = {"width": 64, "height": 64, "steps": 3, "sampler_name": "Euler"}
 TWICE = (128, 128)
@@ -57,14 +57,14 @@ SAMPLER_REFUSALS = (OTHER_SIZE, NOT_ITS_X, CALLS_DO_NOT_FIT, "does not work with
 """Parts of the messages with which the extension refuses a sampler."""
 
 Run = Callable[[str, Any], Result]
-"""Generates an image. The arguments are the name of a sampler or scheduler, and DemoFusion's fields or None."""
+"""A function that generates an image with a sampler or scheduler of this name, and with DemoFusion's fields or None."""
 
 
 def failures(names: list[str], run: Run) -> dict[str, str]:
     """Calls `run` with each name, and returns the errors by name.
 
-    Names that also fail without DemoFusion and samplers that the extension refuses are not returned. For these, the
-    function only shows a warning.
+    The result does not contain names that also fail without DemoFusion, and samplers that the extension refuses. For
+    these names, the function only shows a warning.
     """
     problems = {name: problem(partial(run, name, LEAN), TWICE) for name in names}
     found = {name: text for name, text in problems.items() if text}
@@ -76,7 +76,7 @@ def failures(names: list[str], run: Run) -> dict[str, str]:
 
 
 def problem(run: Callable[[], Result], size: tuple[int, int]) -> str | None:
-    """Calls `run`, which should return one image of this size. Returns the error, or None if there is none."""
+    """Calls `run`, which should return one image of this size. Returns the error, or None if there is no error."""
     try:
         result = run()
     except Exception as error:
@@ -98,7 +98,7 @@ def test_images_are_reproducible_and_unchanged_when_disabled(webui: Webui) -> No
 
 
 @pytest.mark.filterwarnings("default::UserWarning")
-def test_every_sampler(webui: Webui) -> None:
+def test_every_sampler_makes_an_image_or_is_refused(webui: Webui) -> None:
     names = [entry["name"] for entry in webui.call("samplers")]
     assert len(names) > 10
     assert failures(names, lambda name, on: small(webui, on, sampler_name=name)) == {}
@@ -118,25 +118,26 @@ def test_every_preset_at_every_cfg_scale(webui: Webui, preset: str, cfg_scale: f
     assert_good(result, TWICE)
 
 
-ACTS = 0.25
+LEAST_EFFECT = 0.25
 """The minimum effect of a setting on the image, as a fraction of its effect with Euler.
 
 In AUTOMATIC1111's webui with random weights, the measured fractions are 0.3 to 1.1 for the skip residual and 0.6 to 1.2
-for extra noise. With UniPC in Forge Neo, they were 0.1 and 0.05 as long as a bug kept the stages from changing the x of
-this sampler.
+for extra noise. With UniPC in Forge Neo, a bug once kept the stages from changing the x of this sampler. The fractions
+were then 0.1 and 0.05.
 """
 
 
 FEWEST_VIEWS = {**LEAN, "cosine_scale_1": 10, "cosine_scale_2": 0, "skip_views": "0.5,0"}
 """Fields with which a stage at 2x evaluates only its 4 dilated views per step, and not its 4 tiles.
 
-The skip residual has almost no weight, because at high noise levels it would replace most of the extra noise. It would
-replace different amounts in different samplers, and the fractions would not be comparable. For example, UniPC has a
-step at timestep 749, where most of the extra noise was replaced, and Euler has no step at this timestep.
+The skip residual has almost no weight. With a high weight, it would replace most of the extra noise at high noise
+levels. The replaced amount would depend on the sampler, so the fractions would not be comparable. For example, UniPC
+has a step at timestep 749, at which the skip residual replaced most of the extra noise. Euler has no step at this
+timestep.
 """
 
 VALUES: tuple[dict[str, Any], ...] = ({"cosine_scale_1": 0}, {"extra_noise": 0.2})
-"""Fields with a strong effect. With a cosine scale of 0, the skip residual replaces x by the noised anchor."""
+"""Fields with a strong effect. With a cosine scale of 0, the skip residual replaces x with the noised anchor."""
 
 
 @pytest.mark.filterwarnings("default::UserWarning")
@@ -147,11 +148,11 @@ def test_residual_and_extra_noise_have_an_effect_in_every_sampler(webui: Webui, 
     changes = {name: changed_by_values(webui, upload, name) for name in sorted(names)}
     shares = {name: [a / b for a, b in zip(change, known)] for name, change in changes.items() if change is not None}
     assert len(shares) > 10
-    assert {name: share for name, share in shares.items() if min(share) < ACTS} == {}
+    assert {name: share for name, share in shares.items() if min(share) < LEAST_EFFECT} == {}
 
 
 def changed_by_values(webui: Webui, upload: Image.Image, sampler: str) -> list[float] | None:
-    """Returns the mean change of the image by each of VALUES, or None if the sampler is refused or fails.
+    """Returns how much each of VALUES changes the image on average, or None if the sampler is refused or fails.
 
     To save time, the upload is the base image, the stage has a scale of 1.5, and only the last three of six steps run.
     With all six steps and random weights, DPM adaptive would need hundreds of model calls. With only two model calls,
@@ -175,7 +176,7 @@ def changed_by_values(webui: Webui, upload: Image.Image, sampler: str) -> list[f
 
 
 @pytest.mark.filterwarnings("default::UserWarning")
-def test_every_scheduler(webui: Webui) -> None:
+def test_every_scheduler_makes_an_image(webui: Webui) -> None:
     names = [entry["label"] for entry in webui.call("schedulers")]
     assert len(names) > 5
     assert failures(names, lambda name, on: small(webui, on, sampler_name="DPM++ 2M", scheduler=name)) == {}
@@ -221,11 +222,11 @@ def test_inpainting_keeps_the_area_outside_the_mask(webui: Webui, upload: Image.
 
 
 def hires_fix(webui: Webui) -> dict[str, Any]:
-    """Returns the part of a request that turns hires fix on.
+    """Returns the fields of a request that turn hires fix on.
 
     Upscalers with a file would need a download, and the names of upscalers can be translated. The function therefore
-    chooses an upscaler that the webui lists without a file. If there is no other upscaler, it chooses "None",
-    which enlarges the image too.
+    chooses the first upscaler that the webui lists without a file. If "None" is the only such upscaler, the function
+    chooses "None", which enlarges the image too.
     """
     known = [entry for entry in webui.call("upscalers") if not entry["model_path"]]
     upscaler = next((entry["name"] for entry in known if entry["name"] != "None"), "None")
@@ -234,7 +235,7 @@ def hires_fix(webui: Webui) -> dict[str, Any]:
     return {"enable_hr": True, "hr_scale": 2, "hr_upscaler": upscaler, "denoising_strength": 0.7, **modules}
 
 
-def test_hires_fix_makes_the_base(webui: Webui) -> None:
+def test_the_result_of_hires_fix_is_enlarged(webui: Webui) -> None:
     # Forge Neo rounds sizes to multiples of 64, so the sizes here are multiples of 64
     result = small(webui, **hires_fix(webui))
     assert_good(result, (256, 256))
@@ -264,7 +265,7 @@ def test_an_error_in_a_stage_returns_the_previous_image(webui: Webui) -> None:
     assert small(webui, None, prompt=prompt).digests == plain.digests
 
 
-def test_cells_of_a_plot(webui: Webui) -> None:
+def test_each_cell_of_a_plot_uses_only_its_own_values(webui: Webui) -> None:
     args = webui.plot_args(("Upscale by", "1.5,2", None), ("Enabled", "", ["True", "False"]))
     result = small(webui, {"enabled": False, "view_batch": 16}, script_name="x/y/z plot", script_args=args, steps=2)
     assert sorted(result.sizes[-4:]) == [(64, 64), (64, 64), (96, 96), TWICE]
@@ -294,6 +295,6 @@ def test_progress_and_previews_of_a_stage(webui: Webui) -> None:
     assert shares[0] < 0.5 < shares[-1] <= 1
     shown = [decoded(answer["current_image"]) for answer in seen if answer["current_image"]]
     assert shown
-    # the preview of the base image may still be there when the first stage begins
+    # when the first stage begins, the webui may still show the preview of the base image
     assert all(picture.width / picture.height == 2 for picture in shown)
     assert shown[-1].width > 128 // 8

@@ -21,8 +21,8 @@ __all__ = ["family", "webui"]
 
 pytestmark = [pytest.mark.webui, pytest.mark.slow]
 
-LAST_BIT = 2e-5
-"""The largest allowed difference of two latents, relative to the largest value.
+TOLERANCE = 2e-5
+"""The largest allowed difference of two latents, relative to the largest absolute value in the latent of img2img.
 
 The latents are not exactly equal, because DemoFusion and the webui add the terms of the guidance in different orders.
 """
@@ -37,13 +37,13 @@ def upload() -> Image.Image:
 @pytest.mark.parametrize("sampler", ["Euler", "Euler a", "DPM++ 2M"])
 @pytest.mark.parametrize("cfg_scale", [1, 4])
 def test_a_stage_of_one_view_equals_the_webuis_img2img(webui: Webui, family: Any, sampler: str, cfg_scale: int) -> None:
-    """A test extension makes the comparison (faults/scripts/demofusion_test_one_view.py)."""
+    """A test extension compares the latents, and writes the result to the infotext. See demofusion_test_one_view.py."""
     result = small(webui, None, prompt="a circle ONEVIEW", sampler_name=sampler, cfg_scale=cfg_scale)
     differs, reaches = (
         float(re.findall(f"One view {word}: ([-+.e0-9]+)", result.infotexts[0])[0])
         for word in ("differs by", "reaches")
     )
-    assert differs <= LAST_BIT * reaches
+    assert differs <= TOLERANCE * reaches
 
 
 @pytest.mark.parametrize("cfg_scale", [1, 4])
@@ -60,8 +60,8 @@ def test_a_batch_of_views_gives_the_same_image_as_single_views(webui: Webui, fam
     assert np.abs(at_once - alone).max() <= 2
 
 
-def test_sizes_are_multiples_of_the_models_unit(webui: Webui, family: Any) -> None:
-    """At a scale of 1.625, a side has 104 pixels, which is a multiple of 8 but not of 16."""
+def test_sizes_are_rounded_to_multiples_of_8_or_16_pixels(webui: Webui, family: Any) -> None:
+    """At a scale of 1.625, a side has 104 pixels. This is a multiple of 8, and some models need multiples of 16."""
     result = small(webui, {**ON, "scale": 1.625})
     assert_good(result, (104, 104) if family["unit"] == 8 else (112, 112))
     assert ("DemoFusion note" in result.infotexts[0]) == (family["unit"] == 16)
@@ -101,7 +101,7 @@ def test_samplers_that_are_wrong_on_flow_models_are_refused(webui: Webui, family
 
 
 def test_inpainting_works_or_is_refused(webui: Webui, family: Any, upload: Image.Image) -> None:
-    """Inpainting is refused for families whose latents do not have the axes of the webui's masks."""
+    """Inpainting is refused for families whose latents do not have the same shape as the webui's masks."""
     mask = Image.new("L", upload.size, 0)
     mask.paste(255, (24, 24, 56, 56))
     request = {"path": "img2img", "init_images": [png(upload)], "mask": png(mask), "denoising_strength": 0.7}
@@ -127,19 +127,19 @@ def test_img2img_enlarges_the_upload_or_the_redrawn_image(
 
 
 REFERENCES = {"klein": {NO_REFERENCE: False}, "anima": {"anima_do_reference": True}}
-"""The settings with which the webui uses the upload of img2img as a reference image, by the name of the checkpoint."""
+"""Maps checkpoints to the settings with which the webui uses the upload of img2img as a reference image."""
 
 
 @pytest.mark.parametrize("family", REFERENCES, indirect=True)
 def test_reference_images_are_refused(webui: Webui, family: Any, upload: Image.Image) -> None:
-    """The next job without a reference image gives the same image as before."""
+    """After a refused job, a job without a reference image gives the same image as before the refused job."""
     plain = small(webui)
     kind = next(kind for kind, name in FAMILIES.items() if name == family["name"])
     request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.6}
     with options(webui, **REFERENCES[kind]):
         result = small(webui, **request)
     if kind == "anima":
-        # with or without DemoFusion, Forge Neo passes the last upload to Anima until it encodes another upload
+        # Forge Neo passes the last reference image to Anima until another upload is encoded, even without DemoFusion
         small(webui, None, **request)
     assert f"does not work with reference images of {family['name']}" in result.infotexts[0]
     assert result.sizes == [(64, 64)]
@@ -147,7 +147,7 @@ def test_reference_images_are_refused(webui: Webui, family: Any, upload: Image.I
 
 
 @pytest.mark.parametrize("family", ["schnell"], indirect=True)
-def test_kontext_is_refused(webui: Webui, family: Any, upload: Image.Image) -> None:
+def test_img2img_with_kontext_is_refused(webui: Webui, family: Any, upload: Image.Image) -> None:
     """The webui recognizes Kontext only by the name of the checkpoint."""
     flow = webui.call("options")["sd_model_checkpoint"]
     with linked(webui, "schnell.safetensors", "demofusion-test-kontext.safetensors") as name:
@@ -161,9 +161,9 @@ def test_kontext_is_refused(webui: Webui, family: Any, upload: Image.Image) -> N
 
 @pytest.mark.parametrize("family", ["schnell"], indirect=True)
 def test_images_are_the_same_after_another_kind_of_model_was_loaded(webui: Webui, family: Any) -> None:
-    """SDXL and a flow model are loaded in turn, each of them twice, in the same process."""
+    """SDXL and a flow model are loaded in turn. Each of them is loaded twice in the same process."""
     flow = webui.call("options")["sd_model_checkpoint"]
-    # the webui recognizes rectified-flow SDXL only by the name of the checkpoint
+    # the webui recognizes rectified-flow SDXL only by its file name, so this copy is loaded as ordinary SDXL
     with linked(webui, "rectified-sdxl.safetensors", "demofusion-test-plain-sdxl.safetensors") as name:
         jobs = [name, flow, name, flow]
         made = [small(webui, override_settings={"sd_model_checkpoint": job}, cfg_scale=4) for job in jobs]
@@ -177,7 +177,7 @@ def test_images_are_the_same_after_another_kind_of_model_was_loaded(webui: Webui
 
 
 def test_every_checkpoint_is_recognized_before_it_is_loaded(webui: Webui) -> None:
-    """The webui loads a selected checkpoint only when you press Generate, but the panel already describes it."""
+    """The webui loads a checkpoint only when you press Generate, but the panel describes the checkpoint before that."""
     found = facts_or_skip(webui, "files")
     ours = {kind: found[f"{kind}.safetensors"] for kind in FAMILIES if f"{kind}.safetensors" in found}
     assert ours

@@ -21,19 +21,19 @@ from webui.test_api_and_scripts import options
 from webui.test_generate import assert_good
 from webui.test_hosts import (
     test_an_error_in_a_stage_returns_the_previous_image,
-    test_cells_of_a_plot,
-    test_hires_fix_makes_the_base,
+    test_each_cell_of_a_plot_uses_only_its_own_values,
     test_progress_and_previews_of_a_stage,
     test_prompts_that_change_during_sampling_and_prompts_joined_by_and,
+    test_the_result_of_hires_fix_is_enlarged,
 )
 
 __all__ = [
     "family",
     "test_an_error_in_a_stage_returns_the_previous_image",
-    "test_cells_of_a_plot",
-    "test_hires_fix_makes_the_base",
+    "test_each_cell_of_a_plot_uses_only_its_own_values",
     "test_progress_and_previews_of_a_stage",
     "test_prompts_that_change_during_sampling_and_prompts_joined_by_and",
+    "test_the_result_of_hires_fix_is_enlarged",
     "webui",
 ]
 

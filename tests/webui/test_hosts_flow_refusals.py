@@ -1,4 +1,4 @@
-"""Tests that the extension refuses features that cannot work with flow models. See test_hosts_flow.py for the command.
+"""Tests that features are refused if they cannot work with a flow model. See test_hosts_flow.py for the command.
 
 A refused job returns the webui's own image. The message names the feature. The next job is not affected.
 """
@@ -27,7 +27,7 @@ IMG2IMG = {"path": "img2img", "init_images": [png(PICTURE)], "denoising_strength
 
 
 def kind_of(family: Any) -> str:
-    """Returns the name of the family's checkpoint."""
+    """Returns the name of a checkpoint of the family."""
     return next(kind for kind, name in FAMILIES.items() if name == family["name"])
 
 
@@ -39,7 +39,7 @@ def assert_refused(result: Result, reason: str) -> None:
 @pytest.mark.parametrize("family", ["schnell", "qwen", "ernie"], indirect=True)
 @pytest.mark.parametrize("word", ["CACHEWRAPPER", "CACHEFORWARD"])
 def test_step_caches_are_refused(webui: Webui, family: Any, word: str) -> None:
-    """One cache wraps the model, and the other replaces its forward. A refused job returns the image with the cache."""
+    """The job is refused, but the cache still works: the image is the same as in a job without DemoFusion."""
     plain = small(webui)
     cached = small(webui, None, prompt=f"a red circle {word}")
     result = small(webui, prompt=f"a red circle {word}")
@@ -53,14 +53,14 @@ def test_step_caches_are_refused(webui: Webui, family: Any, word: str) -> None:
 @pytest.mark.parametrize("family", ["anima"], indirect=True)
 @pytest.mark.parametrize("path", ["txt2img", "img2img"])
 def test_a_cache_that_is_recognized_by_its_infotext_is_refused(webui: Webui, family: Any, path: str) -> None:
-    """The cache writes its infotext before each sampling. In img2img, the stage is the first sampling."""
+    """The cache writes its infotext entry before each sampling. In img2img, the first sampling is that of a stage."""
     result = small(webui, prompt="a tree MARKER", **(IMG2IMG if path == "img2img" else {}))
     assert "Anima TeaCache: it computes a step from earlier steps" in result.infotexts[0]
     assert result.sizes == [(64, 64)]
 
 
 @pytest.mark.parametrize("family", ["schnell", "qwen"], indirect=True)
-def test_nunchakus_cache_is_refused(webui: Webui, family: Any) -> None:
+def test_the_cache_of_nunchaku_is_refused(webui: Webui, family: Any) -> None:
     plain = small(webui)
     facts_or_skip(webui, "nunchaku?on=true")
     try:
@@ -82,11 +82,11 @@ def test_sigma_churn_is_refused(webui: Webui, family: Any) -> None:
 
 
 REFERENCES = ("image stitch", "imagestitch integrated", "多图参考")
-"""Titles of the script for reference images in different versions of Forge Neo."""
+"""Lower-case titles of the script for reference images in different versions of Forge Neo."""
 
 
 def with_references(webui: Webui) -> dict[str, Any]:
-    """Returns the part of a request that runs the script with one reference image."""
+    """Returns the entry of `alwayson_scripts` that enables the script for reference images, with one image."""
     name = next((name for name in webui.call("scripts")["txt2img"] if name.lower() in REFERENCES), None)
     if name is None:
         pytest.skip("this webui has no reference images in txt2img")
@@ -94,21 +94,21 @@ def with_references(webui: Webui) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", ["klein", "krea"], indirect=True)
-def test_references_in_txt2img_are_refused(webui: Webui, family: Any) -> None:
+def test_reference_images_in_txt2img_are_refused(webui: Webui, family: Any) -> None:
     plain = small(webui)
     with options(webui, **{NO_REFERENCE: False}):
         result = small(webui, more_scripts=with_references(webui))
         assert_refused(result, f"reference images of {family['name']}")
         assert "; remove them" in result.infotexts[0]
-        # the script drops its images in the next job that does not use it
+        # the script removes its reference images in the next job that does not use the script
         small(webui, None)
     assert small(webui).digests == plain.digests
 
 
 @pytest.mark.parametrize("family", ["qwen"], indirect=True)
 @pytest.mark.parametrize("path", ["txt2img", "img2img"])
-def test_qwen_image_edit_is_refused(webui: Webui, family: Any, path: str) -> None:
-    """The webui recognizes Qwen-Image-Edit only by its file name. Without reference images, it is not refused."""
+def test_qwen_image_edit_is_refused_only_with_reference_images(webui: Webui, family: Any, path: str) -> None:
+    """The webui recognizes Qwen-Image-Edit only by the file name, so a second name of the Qwen-Image file is enough."""
     flow, plain = webui.call("options")["sd_model_checkpoint"], small(webui)
     request = IMG2IMG if path == "img2img" else {"more_scripts": with_references(webui)}
     with linked(webui, "qwen.safetensors", "demofusion-test-qwen-edit.safetensors") as name:
@@ -126,11 +126,11 @@ def test_qwen_image_edit_is_refused(webui: Webui, family: Any, path: str) -> Non
 CONTROL = "demofusion-test-lllite"
 LAYER = "lllite_dit_blocks_0_self_attn_q_proj"
 WIDTH, INNER = 2048, 64
-"""The width of Anima, and the width of the control model."""
+"""The width of Anima, and the inner width of the control model."""
 
 
 def write_control(file: Path) -> None:
-    """Writes a ControlLLLite for Anima: layers that read the hint, and a layer that changes one layer of Anima."""
+    """Writes a ControlLLLite for Anima: layers that read the hint, and layers that change one layer of Anima."""
     shapes = {
         "lllite_conditioning1.conv1": (32, 3, 4, 4),
         "lllite_conditioning1.conv2": (32, 32, 3, 3),
@@ -153,7 +153,7 @@ def write_control(file: Path) -> None:
 
 @contextmanager
 def control_model(webui: Webui) -> Iterator[str]:
-    """Adds the control model to the webui's list, and yields its name there."""
+    """Adds the control model to the webui's list of control models, and yields the name in this list."""
     folder = Path(facts_or_skip(webui, "control-folder"))
     file = folder / f"{CONTROL}.safetensors"
     write_control(file)
@@ -167,7 +167,7 @@ def control_model(webui: Webui) -> Iterator[str]:
 
 @pytest.mark.parametrize("family", ["anima"], indirect=True)
 def test_a_control_model_of_a_transformer_is_refused(webui: Webui, family: Any) -> None:
-    """The webui loads the control model, and the hint changes the image without DemoFusion."""
+    """The refused job returns the image that the control model gives in a job without DemoFusion."""
     plain, made = small(webui, None), small(webui)
     with control_model(webui) as name:
         unit = {"enabled": True, "module": "None", "model": name, "weight": 1.0, "save_detected_map": False}

@@ -1,7 +1,7 @@
 """Tests unusual requests on flow models with random weights. See test_hosts_flow.py for the command.
 
-The tests run on three transformers. Flux.1 schnell has latents with four axes. Qwen-Image has latents with five axes.
-Ernie-Image has packed latents, whose cells have 16x16 pixels.
+The tests run on three transformers. Flux.1 schnell has latents with four axes, and Qwen-Image has latents with five
+axes. Ernie-Image has packed latents, in which each position covers 16x16 pixels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from webui.test_hosts import PREVIEWS, hires_fix
 __all__ = ["family", "webui"]
 
 KINDS = ("schnell", "qwen", "ernie")
-"""The smallest checkpoint for each of the three forms of latents."""
+"""One checkpoint for each of the three forms of latents."""
 
 pytestmark = [
     pytest.mark.webui,
@@ -30,8 +30,8 @@ pytestmark = [
 ]
 
 
-def test_three_stages_of_a_portrait(webui: Webui, family: Any) -> None:
-    """With 64x128 pixels, the sizes at 1.3x and 1.7x are no multiples of 16 pixels. The tiles overlap and jitter."""
+def test_sizes_of_a_portrait_are_rounded_to_multiples_of_16_pixels_in_three_stages(webui: Webui, family: Any) -> None:
+    """At 1.3x and 1.7x, the sides of 64x128 pixels are not multiples of 16 pixels. The tiles overlap and jitter."""
     fields = {"enabled": True, "scale": 1.7, "stages": "1,1.3,1.5,1.7", "view_batch": 16, "return_stages": True}
     result = small(webui, fields, height=128, cfg_scale=4)
     assert_good(result, (112, 224), (64, 128), (80, 160), (96, 192))
@@ -40,7 +40,7 @@ def test_three_stages_of_a_portrait(webui: Webui, family: Any) -> None:
 
 
 def images_of_prompts(webui: Webui, demofusion: Any, *prompts: str, **request: Any) -> list[list[Image.Image]]:
-    """Returns the images of a prompt matrix in one batch, and the images of the same prompts one by one."""
+    """Returns two lists: the images of a prompt matrix in one batch, and images of the same prompts one by one."""
     matrix = {"script_name": "prompt matrix", "script_args": [False, False, "positive", "comma", 0]}
     both = small(webui, demofusion, prompt="|".join(prompts), batch_size=len(prompts), **matrix, **request)
     assert "DemoFusion error" not in both.infotexts[-1]
@@ -50,11 +50,13 @@ def images_of_prompts(webui: Webui, demofusion: Any, *prompts: str, **request: A
 
 
 @pytest.mark.parametrize("cfg_scale", [1, 4])
-def test_a_batch_of_two_prompts_of_different_lengths(webui: Webui, family: Any, cfg_scale: int) -> None:
+def test_a_batch_of_two_prompts_of_different_lengths_equals_single_images(
+    webui: Webui, family: Any, cfg_scale: int
+) -> None:
     """The longer prompt needs more than one chunk of 75 tokens.
 
-    For some models, Forge Neo pads the shorter prompt in a batch, which changes its image with and without DemoFusion.
-    The test compares an image with DemoFusion only if the image without DemoFusion does not change in the batch.
+    For some models, Forge Neo pads the shorter prompt in a batch. This changes the image of this prompt, even without
+    DemoFusion. The test compares an image with DemoFusion only if the image without DemoFusion is the same in a batch.
     """
     prompts, request = ("a tree", "red, " * 90), {"cfg_scale": cfg_scale}
     plain, made = (
@@ -68,7 +70,7 @@ def test_a_batch_of_two_prompts_of_different_lengths(webui: Webui, family: Any, 
     assert np.abs(made[0][0] - made[0][1]).mean() > 1
 
 
-def test_full_previews_of_a_stage(webui: Webui, family: Any) -> None:
+def test_full_previews_show_the_whole_image_of_a_stage(webui: Webui, family: Any) -> None:
     """With the preview method *Full*, the webui decodes previews with the autoencoder while the stage runs."""
     full = {**PREVIEWS, "show_progress_type": "Full"}
     run = partial(small, webui, {**ON, "view_batch": 1}, width=128, steps=6)
@@ -81,17 +83,21 @@ def test_full_previews_of_a_stage(webui: Webui, family: Any) -> None:
     assert all(pixels(image).std() > 5 for image in seen)
 
 
-def test_a_plain_job_after_a_hires_pass_with_another_shift(webui: Webui, family: Any) -> None:
+def test_a_hires_pass_with_another_distilled_cfg_does_not_change_later_jobs(webui: Webui, family: Any) -> None:
     plain = small(webui, None, cfg_scale=4)
     hires = {**hires_fix(webui), "hr_distilled_cfg": 9.0, "hr_cfg": 4.0}
     assert_good(small(webui, ON, cfg_scale=4, **hires), (256, 256))
     assert small(webui, None, cfg_scale=4).digests == plain.digests
-    # this tests only that the stage still runs after such a job
+    # this job tests only that a stage still runs after hires fix
     assert small(webui, ON, cfg_scale=4).sizes == [TWICE]
 
 
 def test_memory_is_reserved_for_a_batch_of_views(webui: Webui, family: Any) -> None:
-    """A view of the stage is as large as the base image, and the whole latent of the stage is 4 times as large."""
+    """Compares the webui's memory estimates for the base image, for single views, and for a batch of 4 views.
+
+    A view has the size of the base image, so the estimate for a single view equals the estimate for the base image. The
+    estimate for 4 views is 4 times as large.
+    """
     assert facts_or_skip(webui, "memory") is not None
     small(webui, {**ON, "view_batch": 1}, cfg_scale=4)
     alone = facts_or_skip(webui, "memory")
@@ -103,10 +109,11 @@ def test_memory_is_reserved_for_a_batch_of_views(webui: Webui, family: Any) -> N
     assert four[-1][1] == pytest.approx(4 * base[1], rel=1e-3)
 
 
-def test_the_webui_decodes_in_tiles(webui: Webui, family: Any) -> None:
-    """The webui decodes in tiles of 64x64 cells, and the latent must be larger than one tile.
+def test_the_webuis_own_tiled_decoding(webui: Webui, family: Any) -> None:
+    """The image is similar to the image that is decoded at once, but not equal.
 
-    Packed latents need a larger scale, because their cells have 16x16 pixels.
+    The webui decodes in tiles of 64x64 positions of the latent, so the latent must be larger than one tile. Packed
+    latents need a larger scale, because each position covers 16x16 pixels.
     """
     scale = 6 if family["name"] == FAMILIES["ernie"] else 3
     on, request = {**ON, "scale": scale, "stages": "fewest"}, {"width": 192, "height": 192, "steps": 1}

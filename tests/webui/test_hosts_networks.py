@@ -1,7 +1,7 @@
 """Tests that LoRAs and control models have an effect in the stages, in webuis of Forge's family.
 
 See test_hosts.py for the command. The LoRA and the control model consist of random weights and of weights of the loaded
-checkpoint. The base image is the upload, so the LoRA and the control model can change only the stage.
+checkpoint. In most tests, the base image is the upload, so the LoRA and the control model can change only the stage.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ LAYER = "middle_block.1.transformer_blocks.0.attn2.to_out.0.weight"
 LAYER_OF_LORAS = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_out_0"
 """The name of the same layer in a LoRA."""
 HINT_WIDTHS = (3, 16, 16, 32, 32, 96, 96, 256)
-"""The numbers of channels in the layers of ControlNet that read the hint, beginning with the 3 channels of the hint.
+"""Numbers of channels in the layers of ControlNet that read the hint.
 
-The last of these layers is not listed here. It has as many output channels as the first layer of the UNet. Starting
-with the third layer, every second layer halves the size of the hint.
+The first number is the number of channels of the hint. Each further number is the number of output channels of a layer.
+The last layer is not listed, because its number of output channels depends on the checkpoint: it is the number of
+output channels of the UNet's first layer. In the webui, the third, the fifth and the seventh layer halve the height and
+the width of the hint.
 """
 
 
@@ -50,7 +52,7 @@ def randn(*shape: int) -> Tensor:
 
 
 def write_lora(unet: dict[str, Tensor], file: Path) -> None:
-    """Writes a LoRA for LAYER. At weight 1, its change is about as large as the weights of the layer."""
+    """Writes a LoRA for LAYER. At weight 1, its change of the layer has a standard deviation of 2 / sqrt(columns)."""
     rank, (rows, columns) = 4, unet[LAYER].shape
     down, up = randn(rank, columns) / columns**0.5, randn(rows, rank)
     state = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(float(rank))}
@@ -58,10 +60,10 @@ def write_lora(unet: dict[str, Tensor], file: Path) -> None:
 
 
 def write_control(unet: dict[str, Tensor], file: Path) -> None:
-    """Writes a control model: the encoder of the checkpoint's UNet, and random layers that read the hint.
+    """Writes a control model: encoder and middle block of the checkpoint's UNet, and random layers that read the hint.
 
-    The random layers process each pixel of the hint separately, and only the first output of the control model is not
-    zero. Each part of the hint therefore affects only the same place in the image.
+    The random layers process each pixel of the hint separately. Only the first output of the control model is not zero.
+    Each part of the hint therefore changes the UNet's features mainly at the same place.
     """
     state = {key: value for key, value in unet.items() if not key.startswith(("output_blocks", "out."))}
     first = unet["input_blocks.0.0.weight"]
@@ -98,7 +100,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def webui(folder: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webui]:
-    """Starts a webui with a LoRA and a control model."""
+    """Starts a webui with a LoRA and, in Forge's family, a control model."""
     checkpoints, networks = request.config.getoption("--checkpoints"), tmp_path_factory.mktemp("networks")
     with safe_open(sorted(Path(checkpoints).glob("*.safetensors"))[0], "pt") as file:
         unet = {key.removeprefix(UNET): file.get_tensor(key) for key in file.keys() if key.startswith(UNET)}  # noqa: SIM118
@@ -108,7 +110,7 @@ def webui(folder: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest
         flags += ["--controlnet-dir", str(networks / "ControlNet")]
         write_control(unet, _made(networks / "ControlNet") / f"{CONTROL}.safetensors")
     with started(folder, tmp_path_factory.mktemp("webui"), *flags, checkpoints=checkpoints) as server:
-        # in Forge Neo, the first image from an upload differs from all later ones by one level
+        # in Forge Neo, the first image from an upload differs from all later ones by one 8-bit color level
         small(server, None, path="img2img", init_images=[png(Image.new("RGB", (64, 64)))])
         yield server
 
@@ -119,7 +121,7 @@ def _made(folder: Path) -> Path:
 
 
 def stage(webui: Webui, upload: Image.Image, more: Any = None, **request: Any) -> Result:
-    """Runs a stage on the uploaded image."""
+    """Runs a stage on the uploaded image. `more` contains further fields of DemoFusion."""
     on = {**ON, "img2img_first": False, "return_stages": True, **(more or {})}
     result = small(webui, on, path="img2img", init_images=[png(upload)], **request)
     assert_good(result, TWICE, (64, 64))
@@ -127,13 +129,13 @@ def stage(webui: Webui, upload: Image.Image, more: Any = None, **request: Any) -
 
 
 def change(one: Result, other: Result) -> np.ndarray[Any, Any]:
-    """Asserts that the base images are equal, and returns the difference (H, W) of the final images in 8-bit values."""
+    """Asserts that the base images are equal, and returns the difference (H, W) of the final images in color levels."""
     assert one.digests[1] == other.digests[1]
     return difference(one, other)
 
 
 def difference(one: Result, other: Result) -> np.ndarray[Any, Any]:
-    """Returns the difference (H, W) of the first images in 8-bit values, averaged over the channels."""
+    """Returns the difference (H, W) of the first images in 8-bit color levels, averaged over the channels."""
     pictures = [np.asarray(result.images[0].convert("RGB"), float) for result in (one, other)]
     apart: np.ndarray[Any, Any] = np.abs(pictures[0] - pictures[1]).mean(axis=2)
     return apart
@@ -151,8 +153,8 @@ def test_a_lora_has_an_effect_according_to_its_weight(webui: Webui, upload: Imag
 
 
 @pytest.mark.parametrize(("base", "hires"), [(True, False), (False, True), (True, True)])
-def test_the_stages_have_the_loras_of_their_prompt(webui: Webui, base: bool, hires: bool) -> None:
-    """The LoRAs of the hires prompt are still active when the stages begin, but the stages use only the main prompt."""
+def test_the_stages_use_the_loras_of_the_main_prompt_after_hires_fix(webui: Webui, base: bool, hires: bool) -> None:
+    """Hires fix leaves the LoRAs of the hires prompt active. The stages must activate those in the main prompt."""
     tree, lora = "a tree", f"a tree<lora:{LORA}:1>"
     webui.call("networks", under="demofusion-test")
     prompts = {"prompt": lora if base else tree, "hr_prompt": lora if hires else tree}
@@ -165,12 +167,12 @@ def test_the_stages_have_the_loras_of_their_prompt(webui: Webui, base: bool, hir
 
 
 def controlled(webui: Webui, upload: Image.Image, hint: Image.Image, weight: float = 1.0, more: Any = None) -> Result:
-    """Runs a stage on the uploaded image, with a unit of the built-in ControlNet."""
+    """Runs a stage on the uploaded image, with a unit of ControlNet."""
     return stage(webui, upload, more, more_scripts=_unit(webui, hint, weight))
 
 
 def native(webui: Webui, upload: Image.Image, hint: Image.Image) -> Result:
-    """Runs the webui's own img2img at the size of the upload, with a unit of the built-in ControlNet."""
+    """Runs the webui's own img2img at the size of the upload, with a unit of ControlNet."""
     request = {"init_images": [png(upload)], "denoising_strength": 1.0, "more_scripts": _unit(webui, hint)}
     return small(webui, None, path="img2img", **request)
 
@@ -181,7 +183,7 @@ def _unit(webui: Webui, hint: Image.Image, weight: float = 1.0) -> dict[str, Any
 
 
 def _control(webui: Webui) -> str:
-    """Returns the name of the control model in this webui's list."""
+    """Returns the name of the control model in the list of this webui. Skips the test if there is no ControlNet."""
     try:
         with urllib.request.urlopen(f"{webui.url}/controlnet/model_list") as answer:
             names: list[str] = json.load(answer)["model_list"]
@@ -191,7 +193,7 @@ def _control(webui: Webui) -> str:
     return next(name for name in names if name.startswith(CONTROL))
 
 
-# not black, because Forge Neo's ControlNet replaces a black hint by the user's drawing on it
+# dark gray and not black, because Forge Neo's ControlNet replaces a black hint with the drawing on the hint
 DARK = Image.new("RGB", (64, 64), (64, 64, 64))
 
 
@@ -200,11 +202,11 @@ LATE = {"denoising_strength": 0.5, "hires_steps": 8, "cosine_scale_2": 10}
 DILATED = {"cosine_scale_2": 0.1}
 """Fields with which the dilated views have almost all the weight."""
 PLACES = ((0, 1), (1, 0))
-"""Row and column of the spot in each hint: 0 is the first quarter of the side, and 1 is the last quarter."""
+"""Row and column of the white square in each hint: 0 is the first quarter of a side, and 1 is the last quarter."""
 
 
 def spot(row: int, column: int) -> Image.Image:
-    """Returns a hint with a white square at a place in PLACES."""
+    """Returns a hint with a white square. The arguments are one of PLACES."""
     hint = DARK.copy()
     hint.paste("white", (48 * column, 48 * row, 48 * column + 16, 48 * row + 16))
     return hint
@@ -218,7 +220,7 @@ def blocks_of(changed: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def test_a_hint_has_an_effect_at_its_position_in_tiles(webui: Webui, upload: Image.Image) -> None:
-    """If each tile got the whole hint, the spot would have an effect in every tile, not only at its own position."""
+    """If each tile got the whole hint, the white square would have an effect in every tile, not only at one place."""
     dark = controlled(webui, upload, DARK, more=LATE)
     for row, column in PLACES:
         blocks = blocks_of(change(dark, controlled(webui, upload, spot(row, column), more=LATE)))
@@ -227,8 +229,13 @@ def test_a_hint_has_an_effect_at_its_position_in_tiles(webui: Webui, upload: Ima
         assert touched > 4 * blocks.max()
 
 
-def test_a_hint_has_the_same_effect_in_dilated_views_as_in_a_small_image(webui: Webui, upload: Image.Image) -> None:
-    """Compares with the webui's own img2img at the native size, because checkpoints react differently to hints."""
+def test_a_hint_in_dilated_views_has_its_effect_at_the_same_places_as_in_img2img(
+    webui: Webui, upload: Image.Image
+) -> None:
+    """Compares the stage with the webui's own img2img at the native size.
+
+    The place of the effect depends on the checkpoint, so the test cannot compare with fixed places.
+    """
     own, made = [], []
     for hint in (DARK, *(spot(*place) for place in PLACES)):
         own.append(native(webui, upload, hint))

@@ -19,11 +19,11 @@ __all__ = ["chromium", "page", "real_layout"]
 pytestmark = [pytest.mark.webui, pytest.mark.browser, pytest.mark.slow]
 
 QUIET = 3
-"""If the page has sent no request for this number of seconds, the tests treat the page as at rest."""
+"""The tests treat the page as at rest if the page has sent no POST request for this number of seconds."""
 
 
 def wait_for_rest(page: Any) -> None:
-    """Waits until the page has sent no request for QUIET seconds. Fails the test if the page does not stop."""
+    """Waits until the page has sent no POST request for QUIET seconds. Fails the test if the requests do not stop."""
     sent = [time.monotonic()]
 
     def note(request: Any) -> None:
@@ -61,13 +61,13 @@ COUNT = """() => {
         if (event === "change") window.changes[id] = (window.changes[id] || 0) + 1;
     }, true);
 }"""
-"""JavaScript that counts the change events of each component of gradio 4 in `window.changes`."""
+"""JavaScript that counts the change events of each component in `window.changes`. Works only in gradio 4."""
 
 
 def test_a_page_at_rest_triggers_no_events(webui: Webui, page: Any) -> None:
-    """If two change events triggered each other endlessly, the browser would use a whole core but send no request."""
+    """If two change events triggered each other endlessly, the page would send no request, but keep a core busy."""
     if page.evaluate("window.gradio_config.version").startswith("3."):
-        pytest.skip("gradio 3 does not report events to the document, so this test could not count them")
+        pytest.skip("gradio 3 does not report events to the document, so this test cannot count events")
     Tab(page, "txt2img").open_panel()
     wait_for_rest(page)
     page.evaluate(COUNT)

@@ -55,7 +55,7 @@ def load(page: Any, webui: Webui) -> None:
 
 
 def small(tab: Tab) -> None:
-    """Enters a small size and a fixed seed."""
+    """Enters a small size, two steps and a fixed seed."""
     for name, value in {**SMALL, "seed": 1}.items():
         tab.number(tab.id(name), value)
 
@@ -71,13 +71,13 @@ def gallery(webui: Webui, tab: Tab) -> list[Image.Image]:
 
 
 def test_every_field_has_an_explanation(webui: Webui) -> None:
-    """Reads the page's configuration, because the list of scripts in the API does not contain the explanations."""
+    """Reads gradio's configuration of the page, because the API's list of scripts does not contain the explanations."""
     with urllib.request.urlopen(webui.url) as answer:
         _, _, config = answer.read().decode().partition("window.gradio_config = ")
     components = json.JSONDecoder().raw_decode(config)[0]["components"]
     shown = {c["props"].get("elem_id"): c["props"] for c in components}
     for tab in ("txt2img", "img2img"):
-        # the last field is on the settings page
+        # the last field, view_batch, is not in the panel but on the settings page
         for name, spec in list(SPECS.items())[:-1]:
             props = shown[f"script_{tab}_demofusion_hires_{name}" + ("-checkbox" if name == "enabled" else "")]
             assert name == "enabled" or props["label"] == spec.label
@@ -123,14 +123,14 @@ def state(tab: Tab, *names: str) -> tuple[Any, ...]:
 
 
 def wait_for_switch(tab: Tab, on: bool) -> None:
-    """Waits until the box in the panel's title is ticked or not ticked."""
+    """Waits until the box in the panel's title is ticked (if `on` is True) or not ticked (if `on` is False)."""
     script = "([box, on]) => document.querySelector(box).checked === on"
     tab.page.wait_for_function(script, arg=[f"{tab.panel}_enabled-checkbox input", on], timeout=TIMEOUT)
 
 
 @pytest.mark.parametrize("button", ["img2img_tab", "inpaint_tab"])
 def test_png_info_sends_to_img2img(webui: Webui, page: Any, tmp_path: Path, button: str) -> None:
-    """An infotext without DemoFusion switches the panel off, and does not change the values of its controls."""
+    """An infotext without DemoFusion switches the panel off, and does not change the values of the panel's controls."""
     fields = {"enabled": True, "scale": 1.5, "stages": "1,1.5", "cosine_scale_1": 2.5}
     for name, settings in (("with", fields), ("without", None)):
         saved(webui, tmp_path / f"{name}.png", settings)
@@ -151,7 +151,7 @@ def test_png_info_sends_to_img2img(webui: Webui, page: Any, tmp_path: Path, butt
 def test_the_buttons_below_an_image_send_the_panel_to_img2img(webui: Webui, page: Any, button: str) -> None:
     """The button copies the current values of the txt2img panel, not the values in the infotext of the image.
 
-    The webui does the same with its own fields. The button for Extras does not change the img2img panel. No button
+    The webui copies its own fields in the same way. The button for Extras does not change the img2img panel. No button
     changes the txt2img panel.
     """
     untouched = state(Tab(page, "img2img"), "stages")
@@ -174,8 +174,12 @@ def test_the_buttons_below_an_image_send_the_panel_to_img2img(webui: Webui, page
     assert state(Tab(page, "txt2img"), "scale", "stages") == (True, "1.5", "1,1.5")
 
 
-def test_the_summary_line_is_updated_for_a_checkpoint_script_or_setting(webui: Webui, page: Any) -> None:
-    """The line shows the time for the selected checkpoint, and a refusal after the setting Tiling is switched on."""
+def test_the_summary_line_is_updated_after_a_checkpoint_script_or_setting_is_changed(webui: Webui, page: Any) -> None:
+    """The line shows the time for the selected checkpoint.
+
+    After the script Prompt matrix is selected, the line shows the cost for the new checkpoint, which has no measured
+    time. After the setting Tiling is switched on, the line shows a refusal.
+    """
     other = next(m["title"] for m in webui.call("sd-models") if "sdxl" in m["title"])
     before = webui.call("options")["sd_model_checkpoint"]
     webui.generate({"enabled": True}, **{**SMALL, "steps": 6})
@@ -205,7 +209,7 @@ def test_the_summary_line_is_updated_for_a_checkpoint_script_or_setting(webui: W
         webui.call("options", {"sd_model_checkpoint": before, "tiling": False})
 
 
-def test_the_summary_line_is_updated_for_hires_fix(webui: Webui, page: Any) -> None:
+def test_the_summary_line_is_updated_after_hires_fix_is_changed(webui: Webui, page: Any) -> None:
     """The result of hires fix is the base image of the stages."""
     tab = Tab(page, "txt2img")
     small(tab)
@@ -221,7 +225,7 @@ def test_the_summary_line_is_updated_for_hires_fix(webui: Webui, page: Any) -> N
     tab.wait_for_line("64x64 → 128x128")
 
 
-def test_the_summary_line_is_updated_for_resize_by_a_factor(webui: Webui, page: Any, tmp_path: Path) -> None:
+def test_the_summary_line_is_updated_after_resize_by_is_changed(webui: Webui, page: Any, tmp_path: Path) -> None:
     tab = Tab(page, "img2img")
     small(tab)
     tab.open_panel()
@@ -236,7 +240,7 @@ def test_the_summary_line_is_updated_for_resize_by_a_factor(webui: Webui, page: 
     tab.wait_for_line("64x64 → 128x128")
 
 
-def test_the_upscale_button_makes_the_base_of_the_stages(webui: Webui, page: Any) -> None:
+def test_the_upscale_button_makes_the_base_image_of_the_stages(webui: Webui, page: Any) -> None:
     """The button runs the webui's hires pass on the selected image, and the result of this pass is the base image."""
     tab = Tab(page, "txt2img")
     small(tab)
@@ -250,8 +254,8 @@ def test_the_upscale_button_makes_the_base_of_the_stages(webui: Webui, page: Any
     assert (256, 256) in [picture.size for picture in gallery(webui, tab)]
 
 
-def test_a_batch_from_a_folder_of_images(webui: Webui, page: Any, tmp_path: Path) -> None:
-    """For all images of the folder, the webui uses the same processing object."""
+def test_a_batch_from_a_folder_enlarges_every_image(webui: Webui, page: Any, tmp_path: Path) -> None:
+    """The webui uses one processing object for all images of the folder, so a job must not leave values in it."""
     (tmp_path / "in").mkdir()
     (tmp_path / "out").mkdir()
     gradient = Image.radial_gradient("L").convert("RGB")
@@ -299,7 +303,7 @@ def test_reload_ui_registers_everything_once(webui: Webui, page: Any) -> None:
 
 
 def registered(webui: Webui) -> list[str]:
-    """Asserts that each tab has the script once, and returns the extension's axes of the X/Y/Z plot."""
+    """Asserts that each tab has the script once. Returns the extension's axes in the X/Y/Z plot."""
     scripts = webui.call("script-info")
     assert [entry["is_img2img"] for entry in scripts if entry["name"] == TITLE.lower()] == [False, True]
     plot = next(entry for entry in scripts if entry["name"] == "x/y/z plot")

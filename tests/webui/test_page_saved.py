@@ -26,7 +26,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def own(request: pytest.FixtureRequest, data: Path) -> Iterator[Webui]:
-    """Starts a separate webui with a second copy of the extension, because these tests change its ui-config.json."""
+    """Starts a separate webui, because these tests change the webui's ui-config.json.
+
+    In this webui, a second copy of the extension is installed.
+    """
     folder, checkpoints = (request.config.getoption(name) for name in ("--webui", "--checkpoints"))
     if not folder:
         pytest.skip("this test starts its own webui, which needs --webui DIR")
@@ -76,7 +79,7 @@ def apply_defaults(page: Any, webui: Webui) -> None:
 
 
 def change_everything(tab: Tab) -> None:
-    """Changes every control of the panel whose default the webui saves."""
+    """Enables the panel, and changes every control of the panel for which the webui saves a default."""
     tab.open_panel()
     for name, value in (("scale", 1.25), ("width", 96), ("height", 96)):
         tab.number(f"{tab.panel}_{name}", value)
@@ -87,7 +90,7 @@ def change_everything(tab: Tab) -> None:
 
 
 def run(tab: Tab, webui: Webui, width: int) -> str:
-    """Generates images, asserts the width of the largest image, and returns the text below the images."""
+    """Generates images, asserts that the largest image has this width, and returns the text below the images."""
     if tab.name == "img2img":
         tab.page.set_input_files("#img2img_image input[type=file]", str(UPLOAD))
         tab.page.wait_for_selector("#img2img_image img", timeout=TIMEOUT)
@@ -104,7 +107,7 @@ def test_saved_defaults_are_valid_when_the_page_is_built_again(own: Webui, page:
     UPLOAD.parent.mkdir(parents=True, exist_ok=True)
     Image.radial_gradient("L").resize((64, 64)).convert("RGB").save(UPLOAD)
     for name in TABS:
-        # the panel stays unchanged, as for a user who only wants another size
+        # only the webui's own fields are changed, and no field of the panel
         small(Tab(page, name))
     apply_defaults(page, own)
     for name in TABS:
@@ -115,7 +118,8 @@ def test_saved_defaults_are_valid_when_the_page_is_built_again(own: Webui, page:
     apply_defaults(page, own)
     for name in TABS:
         tab = Tab(page, name)
-        # the panel is open although nothing was changed on this page, and the summary line shows the saved values
+        # nothing was changed on this page: the panel is enabled because of the saved defaults, and the summary line
+        # shows the saved values
         assert tab.enabled
         assert "64x64 → 96x96" in tab.wait_for_line("64x64")
         screenshot(page, UPLOAD.parent / "screenshots", f"webui-saved-{name}")

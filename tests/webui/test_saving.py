@@ -24,7 +24,10 @@ Save = Callable[..., Result]
 
 @pytest.fixture
 def save(webui: Webui, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Save]:
-    """Returns a function that generates images and saves them in `tmp_path`, with the settings in the parameter."""
+    """Returns a function that generates images, which the webui saves in `tmp_path`.
+
+    The parameter of the fixture contains further settings of the webui.
+    """
     own = {"samples_save": True, "save_to_dirs": False, "grid_save_to_dirs": False, "grid_save": False}
     own |= {name: str(tmp_path) for name in FOLDERS} | getattr(request, "param", {})
     with options(webui, **own):
@@ -68,7 +71,7 @@ def test_a_grid_contains_only_final_images(webui: Webui, save: Save, tmp_path: P
 
 
 @pytest.mark.parametrize("save", [{"samples_format": "jpg"}, {"samples_format": "webp"}], indirect=True)
-def test_other_formats_keep_the_text(webui: Webui, save: Save, tmp_path: Path) -> None:
+def test_jpeg_and_webp_files_contain_the_infotext(webui: Webui, save: Save, tmp_path: Path) -> None:
     result = save({**TWICE, "save_stages": True, "return_stages": True})
     files = sizes(tmp_path)
     assert list(files.values()) == [(64, 64), (128, 128)]
@@ -85,7 +88,7 @@ def test_the_webui_also_saves_a_smaller_copy_of_the_final_image(webui: Webui, sa
     ]
 
 
-def test_an_image_too_large_for_webp_is_refused_before_the_run(webui: Webui) -> None:
+def test_a_final_size_that_is_too_large_for_webp_is_refused_before_the_stages(webui: Webui) -> None:
     long = {"width": 2048, "height": 64, "steps": 1}
     with options(webui, samples_format="webp"):
         result = webui.generate({"enabled": True, "width": 16384, "height": 512}, **long)
@@ -102,12 +105,12 @@ def test_no_image_is_lost_if_a_grid_is_too_large_for_webp(webui: Webui, save: Sa
     assert result.sizes == [(4096, 128)] * 4
     # the webui adds a smaller JPEG to each image of more than 4000 pixels
     assert [size for name, size in sizes(tmp_path).items() if name.endswith(".webp")] == [(4096, 128)] * 4
-    # without DemoFusion, the grid is half as wide, and the webui makes it
+    # without DemoFusion, the grid has half the width, which WebP allows, so the webui makes the grid
     assert save(None, **wide).sizes[0] == (8192, 64)
 
 
 @pytest.mark.parametrize("save", [{"save_incomplete_images": x} for x in (False, True)], indirect=True)
-def test_an_interrupted_image_is_saved_if_the_setting_is_on(
+def test_an_interrupted_image_is_saved_only_with_save_incomplete_images(
     webui: Webui, save: Save, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     kept = webui.call("options")["save_incomplete_images"]
@@ -128,7 +131,7 @@ def test_an_interrupted_image_is_saved_if_the_setting_is_on(
 
 
 def again(webui: Webui, path: str, text: str, **request: Any) -> Image.Image:
-    """Generates an image from an infotext, and from values in `request` that the infotext does not contain."""
+    """Generates an image from an infotext. `request` contains values that the API does not read from the infotext."""
     answer = webui.call(path, {"infotext": text, **request})
     return Image.open(io.BytesIO(base64.b64decode(answer["images"][0])))
 
@@ -147,7 +150,7 @@ class TestTheInfotextReproducesTheImage:
         request = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.5}
         first = webui.generate(self.FIELDS, **SMALL, **request)
         assert_good(first, (144, 144))
-        # the webui's own infotext contains "Use same sampler", but its API does not accept this name
+        # the webui's own infotext contains "Use same sampler", but the webui's API does not accept this name
         same = {"hr_sampler_name": None, "hr_scheduler": None, "hr_checkpoint_name": None}
         assert difference(again(webui, "txt2img", first.infotexts[0], **same), first.images[0]) == 0
 
@@ -169,7 +172,7 @@ class TestTheInfotextReproducesTheImage:
         assert difference(again(webui, "img2img", first.infotexts[0], **own), first.images[0]) == 0
 
 
-def test_images_and_infotexts_match_with_masks(webui: Webui) -> None:
+def test_images_and_infotexts_have_the_same_order_if_the_webui_returns_masks(webui: Webui) -> None:
     upload = Image.radial_gradient("L").resize((64, 64)).convert("RGB")
     request = {"path": "img2img", "init_images": [png(upload)], "mask": png(Image.new("L", upload.size, 255))}
     with options(webui, return_mask=True):

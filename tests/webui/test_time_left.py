@@ -3,8 +3,8 @@
 The tests need an idle machine, and a checkpoint whose jobs take several seconds, such as a checkpoint with the layout
 of a real model (--checkpoints DIR). With `-s`, pytest prints the results of every job.
 
-The tests read the progress from the route that the page uses. The API's route `progress` adds 0.01 to the progress. At
-a progress of 0.03, this would be an error of a third.
+The tests read the progress from the route that the page uses. The API has another route `progress`, which adds 0.01 to
+the progress. At a progress of 0.03, this would be an error of a third.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ WITHIN = 0.25
 SECOND = 1.0
 """Allowed error in seconds, because the page shows whole seconds only."""
 DECODING = 0.3
-"""If the bar does not move for longer than this number of seconds, the webui is decoding an image.
+"""If the bar does not move for more than this number of seconds, the tests assume that the webui decodes an image.
 
-A model call must take less time, and decoding must take more time.
+The tests therefore need a machine on which a model call takes less time, and decoding takes more time.
 """
 OF_THE_WHOLE = {"DPM adaptive": 0.25, "first job on a machine": 0.1}
 """Maximum error as a share of the job's whole duration, for jobs that are hard to predict.
@@ -38,7 +38,7 @@ OF_THE_WHOLE = {"DPM adaptive": 0.25, "first job on a machine": 0.1}
 DPM adaptive chooses its steps while it runs. The decoding time is a guess until this machine has decoded an image.
 """
 RUN_TWICE = ("DPM adaptive",)
-"""Jobs that run once before the test, because their number of model calls is known only from earlier stages."""
+"""Jobs that run once before the test, because DemoFusion learns their number of model calls from earlier stages."""
 
 JOBS: dict[str, dict[str, Any]] = {
     "first job on a machine": {"sampler_name": "Euler"},
@@ -101,8 +101,8 @@ def readings(webui: Webui, **request: Any) -> tuple[list[Reading], float, float]
 def before_the_last_image(seen: Sequence[Reading]) -> Sequence[Reading]:
     """Returns the readings before the last image is decoded.
 
-    The bar does not move while an image is decoded. During this time, it shows the progress in the middle of the
-    decoding, so the remaining time can be wrong by half of the decoding time.
+    While an image is decoded, the bar does not move. During this time, the bar shows the progress for the middle of the
+    decoding. The remaining time can therefore be wrong by half of the decoding time.
     """
     moves = [n for n in range(1, len(seen)) if seen[n].progress > seen[n - 1].progress]
     stops = [begin for begin, end in pairwise([*moves, len(seen) - 1]) if seen[end].time - seen[begin].time > DECODING]
@@ -110,7 +110,7 @@ def before_the_last_image(seen: Sequence[Reading]) -> Sequence[Reading]:
 
 
 def after_the_first_fifth(seen: Sequence[Reading]) -> list[Reading]:
-    """Returns the readings during the last four fifths of each stage."""
+    """Leaves out the readings during the first fifth of each stage, and all readings outside of stages."""
     chosen: list[Reading] = []
     first = 0
     for index in range(1, len(seen) + 1):
@@ -125,7 +125,7 @@ def after_the_first_fifth(seen: Sequence[Reading]) -> list[Reading]:
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_the_remaining_time_is_close_to_the_real_one(webui: Webui, job: str) -> None:
+def test_the_remaining_time_during_stages_is_close_to_the_real_remaining_time(webui: Webui, job: str) -> None:
     if job in RUN_TWICE:
         readings(webui, **JOBS[job])
     seen, begin, end = readings(webui, **JOBS[job])
