@@ -34,7 +34,7 @@ FAULTS = Path(__file__).parent / "faults"
 THIN = Path(__file__).parent / "thin_text_encoders"
 TITLE = "DemoFusion Hires"
 DEFAULTS = {"demofusion_default_preset": "Paper"}
-"""The webui's settings in every test. With them, a request without a preset uses the preset Paper."""
+"""DemoFusion's settings in every test. A request without a preset uses the preset Paper."""
 START_SECONDS = 600
 """Maximum time in which the webui must start."""
 REQUEST = {
@@ -125,7 +125,7 @@ class Webui:
 
 
 def facts_or_skip(webui: Webui, name: str) -> Any:
-    """Requests facts from a test extension in `faults/`. Skips the test if the webui does not have this route.
+    """Requests facts from a test extension in `faults/`. Skips the test if the webui does not have the route `name`.
 
     Most of these routes exist only in webuis of Forge's family.
     """
@@ -158,7 +158,7 @@ def progress_of_stages(webui: Webui, run: Callable[[], Result]) -> tuple[Result,
     thread.start()
     while thread.is_alive():
         answer = webui.call("progress")
-        # the text of a finished job is still there
+        # the webui may still report the text of a job that has finished
         if answer["state"]["job_count"] and "DemoFusion" in str(answer.get("textinfo")):
             answers.append(answer)
         time.sleep(0.1)
@@ -249,7 +249,7 @@ class _Server:
         try:
             self._wait(server)
         except BaseException:
-            # __exit__ is not called in this case
+            # Python does not call __exit__ if __enter__ raises an error
             self.__exit__()
             raise
         return server

@@ -1,6 +1,6 @@
 """Makes checkpoints of flow models with random weights that Forge Neo and Forge can load on a CPU.
 
-Run it with the Python of that webui: `WEBUI/venv/bin/python tests/webui/flow_checkpoints.py WEBUI FOLDER [KIND ...]`.
+Run it with the Python of this webui: `WEBUI/venv/bin/python tests/webui/flow_checkpoints.py WEBUI FOLDER [KIND ...]`.
 The tests of flow models run this program if their folder of checkpoints is empty. Without a KIND, the program makes
 every kind that the webui supports.
 
@@ -20,8 +20,8 @@ every kind that the webui supports.
 | sd3 | Stable Diffusion 3, width 256, four blocks; in Forge only | 1.7 GB |
 
 The checkpoints have the layouts of the real models, so the webui detects and loads them with its own classes. By
-default, the webui builds text encoders and some transformers in a fixed size of up to 20 GB in half precision. With the
-test extension in `thin_text_encoders`, the webui reads these sizes from the checkpoint. The test extension changes no
+default, the webui builds text encoders and some transformers in full size, up to 20 GB in half precision. With the test
+extension in `thin_text_encoders`, the webui reads these sizes from the checkpoint. The test extension changes no
 file of the webui.
 """
 
@@ -43,7 +43,7 @@ Parts = dict[str, Weights]
 
 NETWORK = "model.diffusion_model."
 WIDTH = 256
-"""Width of the transformers for which the webui accepts any width. They have two heads."""
+"""Width of the transformers for which the webui accepts any width. They have two heads, except SD3, which has four."""
 QWEN_WORDS = 151936
 """Size of the vocabulary of Qwen3."""
 KREA_WIDTH = 320
@@ -131,7 +131,7 @@ def chroma(maker: PartMaker) -> Parts:
 
 
 def klein(maker: PartMaker) -> Parts:
-    """Makes Flux.2 Klein 4B, which the webui recognizes by its width.
+    """Makes Flux.2 Klein 4B, which the webui recognizes by the width of the transformer.
 
     The transformer reads the states of the text encoder after layers 9, 18 and 27.
     """
@@ -301,7 +301,7 @@ SCALES = re.compile(r"((query|key)_norm|distilled_guidance_layer\.norms\.\d+)\.w
 
 
 def checkpoint(kind: str, maker: PartMaker) -> dict[str, Tensor]:
-    """Returns the weights of a checkpoint."""
+    """Returns the weights of a checkpoint of this kind, by their names in the file."""
     # the activations of these models exceed the range of float16
     dtype = torch.bfloat16 if kind in ("zimage", "lumina") else torch.float16
     made = {prefix + key: value for prefix, part in KINDS[kind](maker).items() for key, value in part.items()}

@@ -17,7 +17,7 @@ def random_weight(name: str, shape: tuple[int, ...]) -> Tensor:
     """Returns a weight of the given shape.
 
     A matrix or kernel gets normal random values with a standard deviation of 1 / sqrt(fan-in). A vector gets ones if
-    its name is that of a scale, otherwise zeros.
+    its name ends with weight, scale or var, and zeros otherwise.
     """
     if len(shape) >= 2:
         return torch.randn(shape) * math.prod(shape[1:]) ** -0.5
@@ -77,7 +77,7 @@ class LanguageModel:
         return made
 
     def weights(self) -> Weights:
-        """Returns random weights, with the names in the package transformers."""
+        """Returns random matrices, norms of ones and biases of zeros. The names are as in the package transformers."""
         made = {"model.embed_tokens.weight": torch.randn(self.words, self.width)}
         made["model.norm.weight"] = torch.ones(self.width)
         for layer in range(self.layers):

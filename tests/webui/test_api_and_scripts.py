@@ -46,7 +46,7 @@ def upload() -> Image.Image:
 
 @pytest.fixture(params=["txt2img", "img2img"])
 def tab(request: pytest.FixtureRequest, upload: Image.Image) -> dict[str, Any]:
-    """Returns a small request for txt2img, and then one for img2img."""
+    """Returns a small request. Each test runs once with a txt2img request and once with an img2img request."""
     own = {"init_images": [png(upload)]} if request.param == "img2img" else {}
     return {"path": request.param, **SMALL, **own}
 
@@ -239,7 +239,7 @@ class TestScripts:
     """
 
     @pytest.fixture(autouse=True)
-    def next_plain_image(self, webui: Webui, upload: Image.Image) -> Iterator[None]:
+    def plain_images_are_unchanged(self, webui: Webui, upload: Image.Image) -> Iterator[None]:
         """Tests that images without DemoFusion are the same before and after each test."""
         plain = fresh(webui, **SMALL)
         of_upload = {"path": "img2img", "init_images": [png(upload)], **SMALL}
@@ -264,6 +264,7 @@ class TestScripts:
     def test_prompts_from_file(self, webui: Webui) -> None:
         values = {"List of prompt inputs": "a red circle\na blue square"}
         result = fresh(webui, TWICE, **SMALL, **with_script(webui, "Prompts from file or textbox", **values))
+        # by default, the script inserts each line before the prompt of the request, which is "a red circle"
         alone = [
             fresh(webui, TWICE, **{**SMALL, "prompt": text})
             for text in ("a red circle a red circle", "a blue square a red circle")

@@ -28,7 +28,7 @@ def inpaint(original: Image.Image, **request: Any) -> dict[str, Any]:
 
 
 def distance(picture: Image.Image, original: Image.Image) -> np.ndarray:
-    """Returns the largest difference (H, W) between the channels of each pixel and those of the upscaled original."""
+    """Returns, for each pixel (H, W), the largest difference of a channel from the upscaled original."""
     big = original.resize(picture.size, Image.Resampling.LANCZOS)
     return np.abs(np.asarray(picture, dtype=int) - np.asarray(big, dtype=int)).max(axis=2)
 
@@ -59,7 +59,7 @@ SOFT = {"Soft Inpainting": {"args": [True, 1, 0.5, 4, 0, 0.5, 2]}}
 @pytest.mark.parametrize(
     ("only_masked", "fill", "scale"), [*((only, fill, 2) for only in (False, True) for fill in range(4)), (False, 1, 3)]
 )
-def test_soft_inpainting_keeps_the_upscaled_original(
+def test_soft_inpainting_keeps_the_upscaled_original_outside_the_mask(
     webui: Webui, original: Image.Image, only_masked: bool, fill: int, scale: int
 ) -> None:
     request = inpaint(original, inpainting_fill=fill, inpaint_full_res=only_masked, inpaint_full_res_padding=8)
@@ -92,7 +92,7 @@ def test_soft_inpainting_is_refused_with_samplers_that_change_the_area_outside_t
     assert "the area outside the mask would change" in result.infotexts[0]
 
 
-def test_only_masked_refuses_another_aspect_ratio(webui: Webui, original: Image.Image) -> None:
+def test_another_aspect_ratio_is_refused_with_only_masked(webui: Webui, original: Image.Image) -> None:
     request = inpaint(original, inpaint_full_res=True)
     result = webui.generate({**ON, "width": 384, "height": 256}, **request)
     assert result.sizes == [(128, 128)]
@@ -101,14 +101,14 @@ def test_only_masked_refuses_another_aspect_ratio(webui: Webui, original: Image.
     assert_good(whole, (384, 256))
 
 
-def test_the_result_of_hires_fix_is_the_base_image(webui: Webui) -> None:
+def test_the_result_of_hires_fix_is_enlarged(webui: Webui) -> None:
     request = {"enable_hr": True, "hr_scale": 1.5, "hr_upscaler": "Latent", "denoising_strength": 0.5}
     first = webui.generate({**ON, "scale": 2}, **request)
     assert_good(first, (384, 384))
     assert webui.generate({**ON, "scale": 2}, **request).digests == first.digests
 
 
-def test_tile_scripts_are_refused(webui: Webui, original: Image.Image) -> None:
+def test_sd_upscale_is_refused(webui: Webui, original: Image.Image) -> None:
     request = {"path": "img2img", "init_images": [png(original)], "script_name": "SD upscale"}
     result = webui.generate(ON, **request, script_args=[None, 64, "None", 2.0])
     assert "scripts that upscale or outpaint in tiles" in result.infotexts[0]

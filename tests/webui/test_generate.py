@@ -82,7 +82,7 @@ def test_a_final_size_with_another_aspect_ratio(webui: Webui) -> None:
     assert_good(webui.generate({**ON, "width": 384, "height": 160}, steps=2), (384, 160))
 
 
-def test_stage_list_and_stage_images(webui: Webui) -> None:
+def test_images_of_the_listed_stages_are_returned(webui: Webui) -> None:
     result = webui.generate({**ON, "stages": "1,1.5,2", "return_stages": True}, steps=2)
     assert result.sizes == [(256, 256), (128, 128), (192, 192)]
     assert "DemoFusion stage: base image" in result.infotexts[1]
@@ -114,7 +114,9 @@ def test_images_of_a_batch_equal_single_images(webui: Webui) -> None:
     ],
     ids=lambda request: next(iter(request)) if isinstance(request, dict) else None,
 )
-def test_a_request_is_repeatable_and_has_an_effect(webui: Webui, request_: dict[str, Any]) -> None:
+def test_a_repeated_request_gives_the_same_image_and_its_fields_have_an_effect(
+    webui: Webui, request_: dict[str, Any]
+) -> None:
     first = webui.generate({**ON, "scale": 2}, **request_)
     second = webui.generate({**ON, "scale": 2}, **request_)
     assert first.digests == second.digests
@@ -135,7 +137,7 @@ def upload(webui: Webui) -> Image.Image:
     return webui.generate(seed=9).images[0]
 
 
-def test_img2img_upscales_the_upload(webui: Webui, upload: Image.Image) -> None:
+def test_img2img_upscales_the_upload_or_the_redrawn_image(webui: Webui, upload: Image.Image) -> None:
     request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.5}
     base_fails = {**request, "prompt": "a red circle FAULT:0:1:16"}
     kept = webui.generate({**ON, "scale": 2}, **base_fails)
@@ -213,7 +215,7 @@ def test_bad_input_is_reported_in_the_result(webui: Webui, field: str, value: An
     assert ". Use " in message[1]
 
 
-def test_positional_arguments(webui: Webui) -> None:
+def test_positional_arguments_can_be_fewer_or_more_than_the_fields(webui: Webui) -> None:
     assert_good(webui.generate([True, "Paper", "Latent", 0, 1, 1.5], steps=2), (192, 192))
     every_field = [ON.get(name, getattr(Settings, name)) for name in NAMES]
     assert_good(webui.generate([*every_field, "more", 7], steps=2), (256, 256))

@@ -1,6 +1,6 @@
 """Tests typical jobs of users on flow models with random weights. See test_hosts_flow.py for the command.
 
-The tests run on five models, which differ in their text encoders and in the axes of their latents.
+The tests run on five models. These models have different text encoders and different forms of latents.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def large() -> Image.Image:
 
 @pytest.mark.parametrize("mode", range(4), ids=["just resize", "crop", "fill", "latent"])
 @pytest.mark.parametrize("redraw", [False, True])
-def test_a_large_upload(webui: Webui, family: Any, large: Image.Image, mode: int, redraw: bool) -> None:
+def test_a_large_upload_is_resized(webui: Webui, family: Any, large: Image.Image, mode: int, redraw: bool) -> None:
     """The base image is the resized upload, or the result of the webui's own img2img if `redraw` is True."""
     if mode == LATENT and family["name"] == FAMILIES["ernie"]:
         pytest.skip("Forge Neo itself cannot encode an upload of this size for this model")
@@ -73,7 +73,7 @@ def test_a_negative_prompt_has_no_effect_at_cfg_scale_1(webui: Webui, family: An
 
 
 def test_a_plot_over_scales_with_two_batches(webui: Webui, family: Any) -> None:
-    """The plot shows the first image of each of its four cells."""
+    """Every cell runs two batches, and the plot shows only the first image of each of its four cells."""
     args = webui.plot_args(("Upscale by", "1.5, 2", None), ("Hires steps", "1, 2", None))
     result = small(webui, script_name="x/y/z plot", script_args=args, n_iter=2)
     assert "DemoFusion error" not in str(result.infotexts)
@@ -107,7 +107,7 @@ def test_a_mask_on_a_large_upload(webui: Webui, family: Any, large: Image.Image,
     assert_good(result, (128, 256) if whole else (600, 1000))
 
 
-EXTREMES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+UNUSUAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lowest strength": ({"denoising_strength": 0.05}, {}),
     "one hires step": ({"hires_steps": 1}, {}),
     "many hires steps": ({"hires_steps": 20}, {}),
@@ -121,12 +121,12 @@ EXTREMES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "variation seed": ({}, {"subseed": 5, "subseed_strength": 0.5, "seed_resize_from_w": 128}),
     "panorama": ({"scale": 1.5}, {"width": 512}),
 }
-"""Fields of DemoFusion and of the request, with values at the ends of their ranges."""
+"""Fields of DemoFusion and of the request with unusual values. Some values are at the ends of their ranges."""
 
 
-@pytest.mark.parametrize("name", EXTREMES)
-def test_values_at_the_ends_of_their_ranges(webui: Webui, family: Any, name: str) -> None:
-    on, request = EXTREMES[name]
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_values_of_fields(webui: Webui, family: Any, name: str) -> None:
+    on, request = UNUSUAL[name]
     made = {**ON, **on}
     result = small(webui, made, **request)
     assert_good(result, (int(request.get("width", 64) * made["scale"]), int(64 * made["scale"])))
@@ -141,8 +141,8 @@ def test_every_sampler_makes_an_image_or_is_refused(webui: Webui, family: Any) -
             assert_good(result, TWICE)
 
 
-def test_every_scheduler_makes_an_image(webui: Webui, family: Any) -> None:
-    """With the scheduler Uniform, the images of flow models in Forge Neo are black, with and without DemoFusion."""
+def test_every_scheduler_makes_an_image_or_the_message_reports_nan(webui: Webui, family: Any) -> None:
+    """In Forge Neo, images of flow models with the scheduler Uniform are black, with and without DemoFusion."""
     for name in [entry["label"] for entry in webui.call("schedulers")]:
         plain, result = small(webui, None, scheduler=name, steps=4), small(webui, scheduler=name, steps=4)
         if pixels(plain.images[0]).std() == 0:

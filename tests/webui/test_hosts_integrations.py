@@ -1,4 +1,4 @@
-"""Tests features that are built into webuis of Forge's family. They work in the stages, or the extension refuses them.
+"""Tests features that are built into webuis of Forge's family. The features work in the stages or are refused.
 
 See test_hosts.py for the command.
 """
@@ -52,7 +52,7 @@ FLOW: dict[str, list[Any]] = {"Advanced Model Sampling for reForge": [True, "SD3
 
 
 def built_in(webui: Webui, titles: dict[str, list[Any]], tab: str = "txt2img") -> dict[str, Any]:
-    """Returns, by title, the part of a request that enables each script that this webui has in the tab.
+    """Maps the titles of scripts that this webui has in the tab to the entries of `alwayson_scripts` that enable them.
 
     Skips the test if the webui has none of the scripts.
     """
@@ -72,8 +72,8 @@ def test_compatible_scripts_have_an_effect_in_the_stages(webui: Webui) -> None:
         assert result.digests != plain.digests or title == NEEDS_A_WIDE_MODEL, title
 
 
-def test_other_scripts_are_refused_by_name(webui: Webui) -> None:
-    """The images are larger than in other tests, because some of these scripts fail with small images by themselves."""
+def test_incompatible_scripts_are_refused_by_name(webui: Webui) -> None:
+    """The images are larger than elsewhere, because some scripts fail with small images even without DemoFusion."""
     for title, script in built_in(webui, REFUSED).items():
         result = small(webui, more_scripts=script, width=128, height=128)
         assert f"does not work with {title}" in result.infotexts[0]
@@ -90,7 +90,7 @@ def test_multidiffusion_is_refused_in_img2img(webui: Webui, upload: Image.Image)
 
 
 def test_pid_is_refused(webui: Webui) -> None:
-    """Forge Neo offers PiD only if a checkpoint has "pid" in its name. Here, this checkpoint contains no weights."""
+    """Forge Neo offers PiD only if a checkpoint has "pid" in its name. `hosts.prepare` creates this file."""
     for script in built_in(webui, {"PiD Integrated": [True]}).values():
         result = small(webui, more_scripts=script)
         assert "does not work with PiD Integrated" in result.infotexts[0]
@@ -131,11 +131,11 @@ def test_soft_inpainting_keeps_the_area_outside_the_mask(webui: Webui, upload: I
     assert away[96:, 96:].mean() > 2 * away[:24, :24].mean()
 
 
-def test_sampling_by_flow_is_refused_by_name(webui: Webui) -> None:
-    """This test must be the last in the file, because the webui keeps this mode until it loads a checkpoint again."""
+def test_advanced_model_sampling_of_reforge_is_refused(webui: Webui) -> None:
+    """This test must be the last in the file, because the webui samples in this mode until a checkpoint is loaded."""
     (script,) = built_in(webui, FLOW).values()
     result = small(webui, more_scripts=script)
-    # the message names this setting or its effect on the model, whichever is detected first
+    # the message names the script or the changed model, whichever is detected first
     assert "does not work with" in result.infotexts[0]
     assert "flow" in result.infotexts[0]
     assert result.sizes == [(64, 64)]

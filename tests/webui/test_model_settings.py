@@ -14,10 +14,10 @@ pytestmark = pytest.mark.webui
 
 
 class TestSettings:
-    """Tests that these settings also apply to the stages, and that they do not change the images of later jobs."""
+    """Tests that settings of the webui also apply to the stages, and do not change the images of later jobs."""
 
     def check(self, webui: Webui, acts: bool, **settings: Any) -> None:
-        """Generates images with and without the settings. `acts` is whether they must change the image."""
+        """Compares images with and without the settings. `acts` is whether the settings must change the final image."""
         plain, twice = webui.generate(**SMALL), webui.generate(TWICE, **SMALL)
         with options(webui, **settings):
             first = webui.generate({**TWICE, "return_stages": True}, **SMALL)
@@ -26,8 +26,8 @@ class TestSettings:
             assert first.digests[1] == webui.generate(**SMALL).digests[0]
         assert (first.digests[0] != twice.digests[0]) == acts
         if settings.keys() <= {"sd_vae", "CLIP_stop_at_last_layers", "token_merging_ratio"}:
-            # A request may also contain these settings. After such a request, the webui restores only settings that
-            # were set at least once. The lines above have set them.
+            # these settings also work as override_settings of a request. After such a request, the webui restores only
+            # settings that were set at least once, as in the lines above
             assert webui.generate(TWICE, **SMALL, override_settings=settings).digests[0] == first.digests[0]
         assert webui.generate(**SMALL).digests == plain.digests
         assert webui.generate(TWICE, **SMALL).digests == twice.digests

@@ -58,7 +58,7 @@ class NoVision(torch.nn.Module):
     def forward(self, patches, grid):
         """Returns tokens (N // 4, width) of zeros for patches (N, C).
 
-        If `layers` is not 0, also returns a list with one such tensor for each of these layers, as Qwen3-VL does.
+        If `layers` is not 0, also returns a list of `layers` such tensors, as Qwen3-VL does.
         """
         tokens = patches.new_zeros(len(patches) // 4, self.width)
         return (tokens, [tokens] * self.layers) if self.layers else tokens
@@ -179,8 +179,8 @@ TRANSFORMERS = {
     "QwenImageTransformer2DModel": qwen_image_sizes,
     "ErnieImageTransformer2DModel": ernie_sizes,
 }
-TWO_WEBUIS = ("FluxTransformer2DModel", "ChromaTransformer2DModel")
-"""Transformers whose arguments have other names in Forge than in Forge Neo. Unknown names are left out."""
+OTHER_NAMES_IN_FORGE = ("FluxTransformer2DModel", "ChromaTransformer2DModel")
+"""Transformers whose arguments have other names in Forge than in Forge Neo. `load` leaves out unknown names."""
 
 
 @contextlib.contextmanager
@@ -235,7 +235,9 @@ def load(guess, component_name, lib_name, cls_name, repo_path, state_dict):
     with contextlib.ExitStack() as stack:
         if cls_name in TRANSFORMERS:
             sizes, known = TRANSFORMERS[cls_name](state_dict), guess.unet_config
-            known.update({name: value for name, value in sizes.items() if name in known or cls_name not in TWO_WEBUIS})
+            known.update(
+                {name: value for name, value in sizes.items() if name in known or cls_name not in OTHER_NAMES_IN_FORGE}
+            )
         elif cls_name == "T5EncoderModel" and "transformer.shared.weight" in state_dict:
             read, found = loader.read_arbitrary_config, t5_sizes(state_dict)
             stack.enter_context(replaced(loader, read_arbitrary_config=lambda path: {**read(path), **found}))
