@@ -36,7 +36,7 @@ MEAN, MOST, SEAM, WORK = 0.02, 0.2, 1.01, 1.3
 """Limits for a tiled run, compared with a run without tiles.
 
 MEAN and MOST limit the mean and the maximum difference of the images, in levels of 255. SEAM limits the ratio of the
-two runs' gradients at the edges of tiles. WORK limits the ratio of their numbers of multiplications.
+two runs' values of `edge_gradient`. WORK limits the ratio of their numbers of multiplications.
 """
 
 
@@ -53,7 +53,7 @@ def encoder() -> Any:
 def in_255ths(full: Tensor, other: Tensor) -> Tensor:
     """Returns the absolute difference of two images in levels of 255.
 
-    Both images are first scaled by the same factor, so that the values of `full` use most of the range -1..1.
+    Both images are first shifted, scaled and clamped in the same way, so that `full` uses most of the range -1..1.
     """
     scale = 1 / (2.2 * full.std())
     a, b = (((x - full.mean()) * scale).clamp(-1, 1) for x in (full, other))
@@ -61,7 +61,7 @@ def in_255ths(full: Tensor, other: Tensor) -> Tensor:
 
 
 def edge_gradient(picture: Tensor, boxes: list[Box]) -> float:
-    """Returns the mean absolute gradient across the edges of the boxes, divided by the same mean elsewhere."""
+    """Returns the mean absolute gradient at the edges of the boxes, divided by that mean at all other positions."""
     at, elsewhere = [], []
     for dim, starts in ((2, {box.top for box in boxes} - {0}), (3, {box.left for box in boxes} - {0})):
         gradient = picture.diff(dim=dim).abs().transpose(2, dim)  # (B, C, across, along)
@@ -133,7 +133,7 @@ def test_decoding_in_tiles_gives_the_same_image_if_the_decoder_ends_in_tanh(deco
 def test_errors_seams_and_work_stay_within_their_limits(
     decoder: Any, tmp_path: Path, packed: bool, in_file: bool
 ) -> None:
-    """The limits apply to all kinds of storage. The smallest tile that the extension uses has a side of 16 cells."""
+    """The limits apply to all kinds of storage. The tile has the smallest size that the extension uses, 16 cells."""
     z, tile = picture_like(4, 56, 40), 16
     shelf = Shelf(CPU, packed, tmp_path if in_file else None)
     full, once = convolution_work(decoder, lambda: decoder(z))
@@ -177,7 +177,7 @@ class WindowsMmap:
 
 
 class FileWithoutTruncate:
-    """Imitates a temporary file that must not be truncated: on Windows, `truncate` would write every byte."""
+    """Imitates a temporary file whose `truncate` must not be called: on Windows, it writes every new byte."""
 
     def __init__(self, file: Any):
         self._file = file
@@ -195,10 +195,11 @@ class FileWithoutTruncate:
         pytest.fail(f"truncate would write {length} bytes of zeros")
 
 
-def test_no_file_is_filled_with_zeros_on_windows(decoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_windows_only_mmap_extends_a_file(decoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     z = picture_like(4, 20, 24)
     expected = decode_tiled(decoder, z, Options(5, Shelf(CPU, True, tmp_path)))
     monkeypatch.setattr(feature_maps, "MMAP_RESERVES", True)
+    monkeypatch.setattr(Shelf, "_reserve", lambda *_: pytest.fail("the file is extended before mmap extends it"))
     monkeypatch.setattr(feature_maps, "mmap", WindowsMmap())
     real = tempfile.TemporaryFile
     monkeypatch.setattr(feature_maps.tempfile, "TemporaryFile", lambda dir: FileWithoutTruncate(real(dir=dir)))

@@ -1,4 +1,4 @@
-"""Implements the two samplers of the benchmark, DDIM and LCM, and the noise that they use."""
+"""Implements DDIM and LCM, and the noise of all samplers of the benchmark. Samplers of flow models are in flow.py."""
 
 from __future__ import annotations
 

@@ -193,8 +193,8 @@ class Settings:
         0,
         "Tile stride",
         "tile stride",
-        "largest distance from the left edge of a tile to the left edge of the next tile, and from top edge to top "
-        "edge, in units of 8 pixels; 0 = computed from Tile overlap",
+        "a tile starts at most this far to the right of the tile before, and at most this far below the tile above, "
+        "in units of 8 pixels; 0 = computed from Tile overlap",
         (0, 512, 4),
     )
     jitter: bool = _spec(
@@ -211,8 +211,8 @@ class Settings:
         1.0,
         "Cosine scale 3",
         "cosine scale 3",
-        "the blur of the dilated views becomes weaker during a stage; "
-        "higher = a weaker blur in all steps, as with a lower Blur sigma",
+        "how fast the blur of the dilated views fades during a stage; "
+        "higher = less blur at every step, similar to a lower Blur sigma",
         WEIGHT,
     )
     skip_views: str = _spec(
@@ -220,9 +220,8 @@ class Settings:
         str,
         "Skip views below",
         "skip views",
-        "each step mixes the result of the tiles with the result of the dilated views; if the share of one of the two "
-        "results is at most its number here, only the other result is computed, for the whole image; first number = "
-        "tiles, second number = dilated views, such as 0.5,0.1; higher = shorter run",
+        "two numbers that save time, such as 0.5,0.1: a step leaves out the tiles if their share in the mix is 0.5 or "
+        "less, and the dilated views if their share is 0.1 or less; higher = shorter run",
         read=parse_skip,
         texts=SKIP_ALLOWED,
     )

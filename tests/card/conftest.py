@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import stand_in  # noqa: F401 (adds the folders of the imports below)
+import stand_in  # noqa: F401 (adds the folders of the stand-in to sys.path)
 import torch
 from reports import reports_of_test  # noqa: F401 (a fixture of every test)
 

@@ -93,7 +93,10 @@ def captions() -> tuple[list[str], list[str]]:
 
 @lru_cache(maxsize=1)
 def ground_kinds() -> dict[str, range]:
-    """Returns the indices of the photographed grounds ("collages") and of the flat grounds ("flat")."""
+    """Maps the name of each world of the benchmark to the indices of its grounds.
+
+    The world "collages" has the photographed grounds, and the world "flat" has the flat ones.
+    """
     content = listed()
     photographs = len(content["grounds"])
     return {"collages": range(photographs), "flat": range(photographs, photographs + len(content["flat_grounds"]))}

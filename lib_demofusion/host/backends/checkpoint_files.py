@@ -21,7 +21,7 @@ try:
     import huggingface_guess
     from backend import loader
 except ImportError:
-    # reForge has neither package. It loads a checkpoint as soon as you select it, so no file must be recognized
+    # reForge has neither package. It loads a checkpoint as soon as you select it, so files need not be recognized
     huggingface_guess = loader = None
 
 LARGEST_HEADER = 100_000_000
@@ -35,7 +35,7 @@ RECTIFIED = "rectified"
 
 
 def family_of_file(path: str) -> Family | None:
-    """Returns the model family of a checkpoint file, or None if huggingface_guess does not recognize the file."""
+    """Returns the model family of a checkpoint file, or None if the file cannot be read or its family is unknown."""
     try:
         found = Path(path).stat()
         return _recognized(path, (found.st_mtime_ns, found.st_size))

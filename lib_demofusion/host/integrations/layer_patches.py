@@ -33,7 +33,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 ONE_CALL = {"NegPiP Active": "NegPiP"}
 """Extensions that need conds and unconds in one model call.
 
-Maps the infotext key that the extension writes if it is active to the name of the extension.
+A key is the infotext entry that an active extension writes. A value is the name of this extension.
 """
 
 NEEDS_ONE_CALL = (
@@ -44,7 +44,7 @@ NEEDS_ONE_CALL = (
 DEEPCACHE = "deepcache"
 """Part of the folder name of the extension DeepCache.
 
-DeepCache skips layers of the model and uses the output of these layers in an earlier model call.
+DeepCache skips layers of the model. In their place, it uses the output that these layers had in an earlier model call.
 """
 
 

@@ -47,7 +47,7 @@ TURBO_CHOSEN = (
     "to use another preset, click that preset"
 )
 TURBO_BETTER = (
-    "the denoising strength is too high for so few steps; lower the denoising strength, or use the preset Turbo"
+    "this denoising strength needs more sampling steps; use more steps, a lower denoising strength, or the preset Turbo"
 )
 NOT_LOADED = "the expected time appears when this checkpoint is loaded and DemoFusion has run with it once"
 OFF = "DemoFusion is off. Tick the box in the title of the panel to switch it on."

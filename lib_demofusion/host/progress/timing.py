@@ -18,15 +18,15 @@ from lib_demofusion.method.stage import StageRun
 
 FILE = "demofusion-timings.json"
 MODEL, DECODER, ADAPTIVE_RATIO = "model", "decoder", "DPM adaptive"
-"""The kinds of stored rates. MODEL and DECODER are the seconds in which the model evaluates, and the decoder decodes,
-one latent cell of one image. ADAPTIVE_RATIO is the number of model calls that DPM adaptive would make in a stage at
-full denoising strength, divided by the number in the base pass."""
+"""The kinds of stored rates. MODEL is the number of seconds that the model needs for one latent cell of one image, and
+DECODER is the same for the decoder. ADAPTIVE_RATIO is the number of model calls that DPM adaptive would make in a stage
+at full denoising strength, divided by the number in the base pass."""
 UPPER_LIMITS = {MODEL: 1.0, DECODER: 1.0, ADAPTIVE_RATIO: 20.0}
 """Upper limits of plausible rates. A larger value in the file is ignored, because the file is probably damaged."""
 
 ASSUMED_DECODER = 2.0
-"""The decoder's rate divided by the model's rate, as long as one of them is not measured. For SDXL and SD 1.5, decoding
-an image takes about as many operations as one UNet call for cond and uncond, often in a higher precision."""
+"""The decoder's rate divided by the model's rate, as long as one of them is not measured. Decoding takes about
+as many operations as one evaluation (cond and uncond together) of SDXL or SD 1.5, but often in a slower precision."""
 
 
 def known(model: Any, kind: str) -> float | None:
@@ -64,7 +64,7 @@ def seconds(cells: float) -> float | None:
 
 
 def _keys(model: Any, kind: str) -> list[str]:
-    """Returns the keys of a rate in the file, for the checkpoint on this device. Decoders also have one without it."""
+    """Returns the keys of a rate in the file. A decoder also has a key with `*` in place of the checkpoint's name."""
     name = getattr(getattr(model, "sd_checkpoint_info", None), "name_for_extra", None)
     device = torch.cuda.get_device_name(devices.device) if devices.device.type == "cuda" else devices.device.type
     return [f"{name} on {device}: {kind}", *[f"* on {device}: {kind}"] * (kind == DECODER)]
@@ -95,7 +95,7 @@ class StageProgress:
         self._evaluated += cells
 
     def after_call(self) -> None:
-        """Records the end of a model call. Called by the sampler's callback."""
+        """Records that all cells of the current call are evaluated. The sampler's callback calls this after a step."""
         self._set(1.0)
 
     def _set(self, share: float) -> None:
@@ -107,7 +107,8 @@ class StageProgress:
         if self._call == 0:
             self._warm = now, self._before
         elif self._call > 0:
-            # measured between the beginnings of calls: only the next call waits for the asynchronous work of the GPU
+            # measured from the beginning of one call to the beginning of the next one: when a call returns, the GPU may
+            # still be working, and the next call waits for it
             self.rate = (now - self._warm[0]) / ((self._before - self._warm[1]) * self.images)
         if self._call >= 0:
             self._rounds = max(self._evaluated / self._cells, 1.0)

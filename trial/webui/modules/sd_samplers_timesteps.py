@@ -74,7 +74,7 @@ class CompVisSampler(sd_samplers_common.Sampler):
         return noise
 
     def last_levels(self, levels: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        # like the webui, adds the noise of one timestep and begins at the timestep below it
+        # as in the webui, x gets the noise of the level `steps - 1`, but sampling begins one level lower
         alpha = shared.sd_model.alphas_cumprod[levels[steps - 1]]
         return levels[: steps - 1], alpha.sqrt(), (1 - alpha).sqrt()
 

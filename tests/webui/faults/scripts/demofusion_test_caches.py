@@ -1,7 +1,8 @@
-"""A test extension for Forge's family with step caches, which reuse the prediction of an earlier model call.
+"""A test extension with step caches, for Forge and Forge Neo. A step cache reuses a prediction of an earlier call.
 
-A word in the prompt enables a cache. CACHEWRAPPER wraps the model, as Spectrum does. CACHEFORWARD replaces the forward
-of the transformer, as First Block Cache and TeaCache do. MARKER only writes the infotext entry of Anima TeaCache.
+Words in the prompt control the extension. CACHEWRAPPER enables a cache that wraps the model, as Spectrum does.
+CACHEFORWARD enables a cache that replaces the forward of the transformer, as First Block Cache and TeaCache do. MARKER
+enables no cache. It only writes the infotext entry of Anima TeaCache.
 
 Nunchaku's transformers do not load on a CPU. When Forge Neo loads such a transformer, it sets `dynamic_args.nunchaku`
 (backend/loader.py:888 in version 2.26). A route of this test extension sets the same attribute.
@@ -16,7 +17,7 @@ with suppress(ImportError):
 
 
 class Cache:
-    """Holds one prediction, which `predicted` returns for every call that gives a prediction of the same shape."""
+    """Holds one prediction. While the model's new predictions have its shape, `predicted` returns it in their place."""
 
     kept = None
 
@@ -36,7 +37,7 @@ def wrapping(apply_model, given):
 
 
 class StepCache(scripts.Script):
-    """Enables the caches that the prompt names: CACHEFORWARD before a job, the others before each sampling."""
+    """Obeys the words in the prompt: CACHEFORWARD before a job, CACHEWRAPPER and MARKER before each sampling."""
 
     replaced = None
 
