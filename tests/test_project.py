@@ -24,7 +24,7 @@ FORGE_PACKAGES = {"modules_forge", "backend", "huggingface_guess"}
 """Packages that exist only in Forge, reForge or Forge Neo."""
 BACKENDS = HOST / "backends"
 """The only folder in which code may name Forge, reForge or Forge Neo."""
-RUNTIME_PACKAGES = {"torch", "gradio", "numpy", "PIL", "modules", "k_diffusion", "psutil", "lib_demofusion"}
+RUNTIME_PACKAGES = {"torch", "gradio", "numpy", "PIL", "modules", "psutil", "lib_demofusion"}
 
 
 def runtime_files() -> list[Path]:

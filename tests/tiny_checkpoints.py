@@ -1,7 +1,7 @@
 """Derives checkpoints of other kinds, such as inpainting models, from a tiny SD1 and a tiny SDXL checkpoint.
 
-If a derived checkpoint has more weights than the original, the additional weights are random. The derived checkpoints
-are never stored in the repository.
+If a derived checkpoint has more weights than the original, the additional weights are random with a fixed seed, and the
+additional biases are zero. The derived checkpoints are never stored in the repository.
 """
 
 from __future__ import annotations

@@ -116,7 +116,10 @@ class StageLoop:
 
     def __init__(self, p: Any, plan: Plan, settings: Settings, overlay: inpainting.Overlay, progress: Progress):
         self.stage_images: list[StageImage] = []
-        """The images that the job returns after the final images: base images, and images of stages but the last."""
+        """The images that the job returns after the final images.
+
+        Depending on the settings, these are none, the base images, or also the images of every stage except the last.
+        """
         self._p = p
         self._overlay = overlay
         self._plan = plan

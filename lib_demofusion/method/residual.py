@@ -135,7 +135,7 @@ def blend_signal_(x: Tensor, anchor: Tensor, denoised: Tensor, c1: float, signal
 
     `denoised` is the prediction of the clean latent in the previous step. Use this function for samplers that add fresh
     noise, because it changes only the signal in x. `blend_noised_` would average the fresh noise in x with the fixed
-    noise of the anchor. The average of two independent noises is weaker than the noise that the model expects (0.89 of
-    sigma with Euler a).
+    noise of the anchor. A weighted average of two independent noises has a lower standard deviation than the noise that
+    the model expects. With Euler a, x would have 0.89 of that noise.
     """
     x.add_((anchor - denoised).to(x) * signal_scale.to(x.dtype), alpha=c1)

@@ -23,7 +23,7 @@ LANCZOS = "Lanczos"
 """The name of the image upscaler that every webui has."""
 
 IN_PIXELS = " (pixels)"
-"""A suffix of an upscaler's name. With this suffix, no part of the anchor comes from the latent (see `Settings`)."""
+"""A suffix of an upscaler's name. With it, the whole anchor is encoded from the enlarged image (see `Settings`)."""
 
 TURBO = "Turbo"
 """The preset for few-step models."""
@@ -31,8 +31,8 @@ TURBO = "Turbo"
 _QUICKER = {"stages": FEWEST, "upscaler": LANCZOS, "keep_colors": True}
 
 # The overlaps of Balanced and Fast leave no visible seams. At 4x, Balanced has six tiles per side, and Fast has five.
-# At 2x, both have three tiles per side, and at 3x four. Tiles are skipped while their weight is at most 0.5: then the
-# dilated views have the higher weight and determine the composition.
+# At 2x, both have three tiles per side, and at 3x four. In `skip_views`, 0.5 skips the tiles while their weight is
+# at most 0.5, because the dilated views then have the higher weight and determine the composition.
 PRESETS: dict[str, dict[str, Any]] = {
     "Paper": {},
     # Every stage runs six steps, if the base image has at least 12. With twice as many steps, images hardly differ.
@@ -116,10 +116,10 @@ class Choices:
         return (LANCZOS, *(name for name in self.upscalers if name not in (LANCZOS, LATENT_UPSCALER)))
 
     def differing(self, preset: str) -> Mapping[str, Any]:
-        """Returns the values of a preset by field. Fields that are missing have their defaults.
+        """Returns the values of a preset by field. A field that is not in the result has its default.
 
-        The built-in presets contain only the values that differ from the defaults. Returns an empty dict if the preset
-        does not exist.
+        A built-in preset contains only values that differ from the defaults. Returns an empty dict if the preset does
+        not exist.
         """
         return PRESETS[preset] if preset in PRESETS else self.presets.get(preset, {})
 

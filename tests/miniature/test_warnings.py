@@ -77,7 +77,10 @@ def test_the_memory_for_the_images_is_checked(free: Any) -> None:
     ],
 )
 def test_the_memory_for_the_decoder_is_checked(free: Any, room: dict[str, int], warned: bool) -> None:
-    """The decoder needs about 10 GiB for this image: on the device, in the computer's memory, or on the disk."""
+    """The decoder needs about 10 GiB for this image: on the device, in the computer's memory, or on the disk.
+
+    It may use only a part of the free space, so 16 GiB of free memory are too small.
+    """
     free.__dict__.update(room)
     assert warned_of() == [line.NO_ROOM] * warned
 
@@ -85,7 +88,10 @@ def test_the_memory_for_the_decoder_is_checked(free: Any, room: dict[str, int], 
 def test_the_summary_line_works_if_the_folder_for_temporary_files_does_not_exist(
     free: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The extension then uses the data folder. The free space of the real disk decides whether a warning appears."""
+    """The extension then uses the data folder. The test reads the free space of the real disk.
+
+    With little memory, it therefore accepts both results: a warning, or no warning.
+    """
     monkeypatch.setattr(vae, "disk_usage", shutil.disk_usage)
     monkeypatch.setattr(shared.opts, "temp_dir", str(tmp_path / "gone"), raising=False)
     assert warned_of() == []

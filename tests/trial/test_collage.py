@@ -1,4 +1,7 @@
-"""Tests that a collage shows the same scene at every size, and that its subjects have no colored edges."""
+"""Tests that a collage shows the same scene at every size, and that its subjects have no colored edges.
+
+A collage is a test scene: cut-out subjects in front of a ground, which is a photograph or one flat color.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +94,7 @@ def test_a_mirrored_scene_has_a_mirrored_photograph(content):
     np.testing.assert_allclose(render(content, mirrored, 128)[:, ::-1], render(content, scene, 128), atol=1 / 255)
 
 
-def test_a_flat_ground_has_one_saturated_color_at_every_size_of_a_scene():
+def test_a_flat_ground_has_the_same_saturated_color_at_every_size():
     grounds = tuple(flat_grounds(listed()))
     content = Content((), grounds)
     for index, flat in enumerate(grounds):
@@ -108,14 +111,14 @@ def test_a_flat_ground_has_one_saturated_color_at_every_size_of_a_scene():
         assert len(set(shades)) == 3
 
 
-def test_the_photographed_grounds_come_first():
+def test_ground_kinds_have_the_indices_of_their_captions():
     names = captions()[1]
     kinds = ground_kinds()
     assert [names[i] for i in kinds["collages"]] == [g["caption"] for g in listed()["grounds"]]
     assert [names[i] for i in kinds["flat"]] == [g["caption"] for g in listed()["flat_grounds"]]
 
 
-def test_captions_are_unique_and_every_package_is_in_the_list():
+def test_captions_are_unique_and_the_packages_of_all_grounds_are_listed():
     subjects, grounds = captions()
     assert 24 <= len(set(subjects)) == len(subjects) <= 40
     assert 14 <= len(set(grounds)) == len(grounds) <= 18

@@ -26,8 +26,8 @@ class TestSettings:
             assert first.digests[1] == webui.generate(**SMALL).digests[0]
         assert (first.digests[0] != twice.digests[0]) == acts
         if settings.keys() <= {"sd_vae", "CLIP_stop_at_last_layers", "token_merging_ratio"}:
-            # these settings also work as override_settings of a request. After such a request, the webui restores only
-            # settings that were set at least once, as in the lines above
+            # these settings also work as override_settings of a request. After such a request, the webui restores a
+            # setting only if its value has been changed before. The call of `options` above has changed it
             assert webui.generate(TWICE, **SMALL, override_settings=settings).digests[0] == first.digests[0]
         assert webui.generate(**SMALL).digests == plain.digests
         assert webui.generate(TWICE, **SMALL).digests == twice.digests
@@ -47,11 +47,12 @@ class TestSettings:
     def rounded_weights(self, webui: Webui) -> Iterator[None]:
         """Makes the webui round the weights to float16 before the test, and loads the exact weights after the test.
 
-        With or without DemoFusion, the webui rounds the weights when the setting fp8 is switched off
+        `check` compares images before and after a change of the setting, so the weights must be rounded before. With or
+        without DemoFusion, the webui rounds the weights when the setting fp8 is switched off
         (modules/sd_models.py, load_model_weights). From then on, the images of a float32 checkpoint differ by up to 1
-        of 255 from the earlier images, until a checkpoint of another layout is loaded. The webui also caches the cond
-        of the last prompt, which was computed with the exact weights. The image that this fixture generates replaces
-        that cond.
+        of 255 from the earlier images, until a checkpoint of another layout is loaded. The fixture
+        also generates an image, because the webui would otherwise reuse the cached cond of the last prompt, which was
+        computed with the exact weights.
         """
         with options(webui, fp8_storage="Enable"):
             webui.generate(**SMALL)
