@@ -31,7 +31,11 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 
     Weights that are stored as int8 are multiplied by their scales, and returned in the type `dtype`.
     """
-    packed, about = _read(path)
+    return _unpacked(*_read(path), dtype)
+
+
+def _unpacked(packed: dict[str, Tensor], about: dict[str, str], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Returns the tensors of a file from its tensors as they are stored, and from its metadata (see `load`)."""
     tensors = {name: tensor for name, tensor in packed.items() if name != TRAINED_ROWS and not name.endswith(SCALE)}
     for name, weight in tensors.items():
         if weight.dtype == torch.int8:
@@ -45,14 +49,19 @@ def load(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 
 
 def write_full(source: Path, target: Path) -> None:
-    """Unpacks the file `source` to half precision, so that a webui can load it. A file that is not packed is copied."""
+    """Unpacks the file `source` to half precision, so that a webui can load it. A file that is not packed is copied.
+
+    If you interrupt this, `target` is not changed, so a webui never loads an incomplete file.
+    """
     packed, about = _read(source)
+    partial = target.with_suffix(".partial")
     if all(tensor.dtype != torch.int8 for tensor in packed.values()):
-        shutil.copy2(source, target)
-        return
-    kept = {name: text for name, text in about.items() if name not in ("packed", "words")}
-    save_file(load(source, torch.float16), str(target), metadata=kept)
-    target.chmod(0o644)
+        shutil.copy2(source, partial)
+    else:
+        kept = {name: text for name, text in about.items() if name not in ("packed", "words")}
+        save_file(_unpacked(packed, about, torch.float16), str(partial), metadata=kept)
+        partial.chmod(0o644)
+    partial.replace(target)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

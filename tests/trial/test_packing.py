@@ -140,3 +140,20 @@ def test_a_lora_adds_the_product_of_its_factors(tmp_path: Path) -> None:
         torch.testing.assert_close(changed.get_submodule(name).bias, net.get_submodule(name).bias, rtol=0, atol=0)
     with pytest.raises(KeyError):
         small_model.add_lora(nn.Sequential(nn.Linear(3, 3)), tmp_path / "lora.safetensors")
+
+
+def test_an_interrupted_write_leaves_the_earlier_file(
+    tensors: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_packed(source, tensors, torch.tensor([1]))
+    target.write_bytes(b"earlier")
+
+    def interrupted(_tensors: Tensors, file: str, metadata: dict[str, str]) -> None:
+        Path(file).write_bytes(b"incomplete")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packing, "save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        packing.write_full(source, target)
+    assert target.read_bytes() == b"earlier"
