@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _absolute(arguments: list[str]) -> list[str]:
-    """Replaces relative paths in the arguments by absolute paths. Relative paths begin at the current folder."""
+    """Makes the paths in the arguments absolute, because the new process runs in the root of the repository."""
     named = ("--out", "--webui", "--data", "--checkpoint")
     absolute = []
     for i, argument in enumerate(arguments):

@@ -20,7 +20,7 @@ from trial.small_model import GUIDANCE
 
 NATIVE = 128
 WHOLE, PART = 160, 320
-"""Sides in pixels of the images on the sheet: of an image that is reduced to this size, and of a part at 1:1."""
+"""The sheet shows each image twice: the whole image at this side in pixels, and a part of this side at 1:1."""
 
 
 def sample(options: Any, size: int, demofusion: bool) -> Any:

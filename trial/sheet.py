@@ -1,4 +1,4 @@
-"""Draws contact sheets. A column shows the images of one method. Below each image is a part of the image at 1:1."""
+"""Draws contact sheets. A column has the images of one method, and below each image a part of it at 1:1."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def contact_sheet(
 
 
 def middle(picture: Image.Image, side: int = SIDE) -> Image.Image:
-    """Crops a part of at most `side` x `side` pixels at 1:1, left of the middle, where most subjects have an edge."""
+    """Crops at most `side` x `side` pixels, from a quarter of the width on, where most subjects have an edge."""
     width, height = (min(side, int(length * LARGEST_PART)) for length in picture.size)
     left, top = picture.width // 4, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))
 
 
 def font(size: int) -> Any:
-    """Returns Pillow's own font. Before Pillow 10.1, this font has only one size. Some webuis use such a version."""
+    """Returns Pillow's default font. With a Pillow older than 10.1, as in some webuis, `size` has no effect."""
     try:
         return ImageFont.load_default(size)
     except TypeError:
