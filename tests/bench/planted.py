@@ -9,6 +9,7 @@ from trial.collage.content import Content, captions, cutout, ground
 from trial.collage.scenes import Collage, Placed, random_collage, render
 
 SIDE, BASE = 512, 128
+"""Sides of the renderings and of their base images, in pixels."""
 COLOURS = ((219, 36, 31), (235, 204, 36), (230, 230, 224), (168, 46, 194))
 GROUNDS = ((56, 122, 61), (41, 82, 158), (112, 74, 43), (97, 99, 102))
 

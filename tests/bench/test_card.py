@@ -90,11 +90,13 @@ def test_the_unets_return_noise_in_the_shape_of_x(name: str) -> None:
 @pytest.mark.slow
 def test_every_measurement_runs_with_small_networks_on_the_cpu(tmp_path: Path) -> None:
     rows, _ = measured(tmp_path, "")
+    # the small networks stand for SDXL and SD 1.5
     for views in (1, 2, 4, 8, 16):
         for model in ("SDXL", "SD 1.5"):
             assert number(rows[f"{model}: model call, {views} view{'s' * (views > 1)}"][0]) > 0
     stages = {name: cells for name, cells in rows.items() if name.endswith("one model call")}
     assert len(stages) == 12
+    # a wait is a place where the CPU waits for the GPU, so a CPU alone has none
     assert all("overhead" in remarks and "waits not counted" in remarks for _, _, remarks in stages.values())
     assert "65 views, view batch chosen / fastest 1 /" in stages["SDXL: Paper 4x, one model call"][-1]
     for side in (64, 128, 256):
@@ -115,10 +117,12 @@ def test_every_measurement_runs_with_small_networks_on_a_simulated_gpu(tmp_path:
     # the weights leave less free memory than the 4 MB that decoding in one piece needs
     assert "decode 128 in tiles of" in rows["A card of 8.0 MB with SDXL: Balanced 2x, one model call"][-1]
     assert rows["A card of 12.0 MB with SDXL: Balanced 2x, one model call"][-1].endswith("decode 128 in one piece")
+    # in dB: the power of the prediction divided by the power of its error in half precision
     assert all(30 < number(rows[f"{model}: half precision"][-1]) < 80 for model in ("SDXL", "SD 1.5"))
     assert rows["VAE: single precision, in one piece"][-1] == "the same"
     half = number(rows["VAE: half precision, in one piece"][-1])
     computer = "the computer's memory"
+    # the least accuracy of each place in dB; packed feature maps have only 16 bits per value
     decibels = {"the GPU's memory": 100, computer: 100, f"{computer}, packed": 70, "a file, packed": 70}
     for place, least in decibels.items():
         assert number(rows[f"VAE: single precision, in tiles, feature maps in {place}"][-1]) > least

@@ -20,6 +20,7 @@ from lib_demofusion.settings.presets import PRESETS
 from trial.sheet import middle
 
 SIDE = 64
+"""Side of the base images in pixels."""
 
 
 class FakeWebui(ThreadingHTTPServer):
@@ -98,7 +99,10 @@ def webui(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWebui]:
 
 
 def run(webui: FakeWebui, folder: Path, *arguments: str) -> dict[str, list[str]]:
-    """Runs the command. Returns the cells of each row of its report by name."""
+    """Runs the command. Maps the name of each row of its report to the other cells of the row.
+
+    These are: seconds, duration in base images, computed duration in base images, memory, remarks.
+    """
     assert host.main([webui.url, "--size", str(SIDE), "--out", str(folder), *arguments]) == 0
     lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
@@ -117,11 +121,13 @@ def test_every_method_is_measured(webui: FakeWebui, tmp_path: Path, capsys: pyte
     assert "Compared with the first one: the same, bit for bit." in report
     assert report in capsys.readouterr().out
     with Image.open(tmp_path / "sheet.jpg") as sheet:
+        # every method has a column, which is at least 320 pixels wide
         assert sheet.width > len(rows) * 320
     assert not any(asked["save_images"] for asked in webui.requests)
 
 
 def test_readme_contains_the_computed_durations(webui: FakeWebui, tmp_path: Path) -> None:
+    """Compares the numbers at 2x with README's table of presets, whose rows have eight `|`."""
     rows = run(webui, tmp_path, "--size", "1024")
     readme = (Path(host.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     for preset in PRESETS:
@@ -135,6 +141,7 @@ def test_a_failed_method_is_reported_and_the_others_are_measured(webui: FakeWebu
     assert rows["Paper 2x"] == ["", "", rows["Paper 2x"][2], "3.00 GB", "txt2img: 500 CUDA out of memory"]
     assert rows["Balanced 2x"][0]
     report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    # the color changes by one level with each request, and the second and the last image are compared
     assert f"Compared with the first one: differs by up to {len(webui.requests) - 2} of 255." in report
 
 
@@ -182,6 +189,7 @@ def test_the_size_of_the_base_image_depends_on_the_checkpoint(
 
 @pytest.mark.parametrize("size", [(64, 64), (400, 100), (1000, 1000)])
 def test_a_1_to_1_part_is_at_most_two_thirds_of_the_image(size: tuple[int, int]) -> None:
+    """The sheet shows a part from the middle of each image, of at most 320x320 pixels."""
     part = middle(Image.new("RGB", size, "red"), 320)
     assert part.size == tuple(min(length * 2 // 3, 320) for length in size)
     assert part.getcolors() == [(part.width * part.height, (255, 0, 0))]

@@ -1,4 +1,4 @@
-"""Tests the small model as a flow model.
+"""Tests bench.quality.flow, which runs the small model as a flow model.
 
 The flow model is the same network with another scale and other noise levels of x, and with samplers for flow models.
 """
@@ -31,7 +31,9 @@ from tests.bench.test_quality_runs import TinyModel
 
 NUMBERS = [0, 3]
 TIMES = timesteps(6, 0.7)
+"""The timesteps of a stage with the denoising strength 0.7. The base pass would have 6 timesteps."""
 SIGMAS = torch.tensor([*map(flow_level, TIMES), 0.0], dtype=torch.float64)
+"""The flow model's noise levels at TIMES, and then 0."""
 BY_NAME = {configuration.name: configuration for configuration in FLOW_CONFIGURATIONS}
 
 
@@ -57,10 +59,11 @@ def test_euler_with_the_flow_model_equals_ddim_with_the_small_model(studio) -> N
     torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_stage_of_tiles_gives_the_same_result_in_both_spaces(studio) -> None:
+def test_a_stage_of_tiles_gives_the_same_result_with_ddim_and_with_the_flow_model(studio) -> None:
     """The stage has a skip residual, cosine weights, tiles and guidance.
 
-    The weight of the dilated views is zero, because their results differ between the two kinds of models.
+    The large `cosine_scale_2` makes the weight of the dilated views zero, because their results differ between the
+    two kinds of models.
     """
     settings = Settings(enabled=True, scale=2, cosine_scale_2=1e9, feather=0.25)
     stage = make_plan(settings, (NATIVE, NATIVE)).stages[-1]
@@ -111,6 +114,10 @@ def test_at_sigma_1_the_model_is_called_at_timestep_999_and_the_latent_is_finite
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 9.0])
 def test_a_stage_begins_at_the_level_of_its_strength(shift: float) -> None:
+    """With any shift, the strength 0.5 begins at the noise level of timestep 500 of 1000, and runs 10 of 20 steps.
+
+    The noise levels include the final 0, so there is one more than there are steps.
+    """
     sigmas = FlowRow(shift=shift).steps(20, 0.5)
     assert len(sigmas) == 11
     assert float(sigmas[0]) == pytest.approx(flow_level(500), abs=0.02)
@@ -133,6 +140,7 @@ def test_images_of_a_batch_equal_single_images(studio, tmp_path, preset: str, sa
     assert units > 0
     assert np.abs(together - together.mean()).max() > 0
     alone = studio.make(BY_NAME[name], made.batch([1]), 2)[0]
+    # the images have 8 bits per channel, and may differ by one level
     np.testing.assert_allclose(together[1:], alone, atol=1.01 / 255)
 
 
@@ -143,7 +151,8 @@ def test_a_consistency_model_runs_as_a_flow_model(tmp_path) -> None:
     assert np.isfinite(pictures).all()
 
 
-def test_flow_rows_run_only_if_they_are_named() -> None:
+def test_flow_configurations_run_only_if_they_are_named() -> None:
+    """There are 108 of them: 4 presets, 3 samplers, 3 shifts, and 3 ways to compute the cosine weights."""
     assert [job.configuration for job in jobs_for(None, PAPER, [2])] == list(CONFIGURATIONS)
     named = jobs_for(["Flow Fast, *, shift 3, equal SNR", "Balanced"], PAPER, [2])
     assert [job.configuration.name for job in named] == [
@@ -158,8 +167,8 @@ def test_flow_rows_run_only_if_they_are_named() -> None:
     assert len({row.name for row in FLOW_CONFIGURATIONS}) == len(FLOW_CONFIGURATIONS) == 108
 
 
-def test_a_fingerprint_contains_the_flow_row_only_if_there_is_one() -> None:
-    """Results that were made before the field `flow` existed stay valid."""
+def test_the_fingerprint_of_a_configuration_contains_the_field_flow_only_if_it_is_set() -> None:
+    """The fingerprint identifies stored results. Results from before the field `flow` existed must stay valid."""
     assert "flow" not in CONFIGURATIONS[0].fingerprint()
     row = FLOW_CONFIGURATIONS[0]
     assert (

@@ -1,4 +1,7 @@
-"""Adds defects to clean renderings, and tests that the metrics detect the right defects and ignore others."""
+"""Adds defects to clean renderings, and tests that each metric detects its own defect and ignores the others.
+
+The comments give the values that were measured. Each limit is between the value with the defect and without it.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +23,25 @@ from trial.collage.detector import crops_with_subject
 ROOT = Path(__file__).resolve().parents[2]
 
 LINES = [128, 192, 256, 320, 384]
+"""The first pixels after the borders of the tiles. They are the same for rows and columns."""
 NUMBERS = (0, 3, 6, 9, 17, 21)
+"""The numbers of the scenes."""
 
 
 @pytest.fixture(scope="module")
 def clean() -> list[np.ndarray]:
+    """Returns renderings (SIDE, SIDE, 3) of the scenes, without defects."""
     return [rendered(scene(number)) for number in NUMBERS]
 
 
 @pytest.fixture(scope="module")
 def bases(clean) -> list[np.ndarray]:
+    """Returns the base images (BASE, BASE, 3) of the scenes: the renderings, reduced in size."""
     return [downscale(picture, (BASE, BASE)) for picture in clean]
 
 
 def with_seam(picture: np.ndarray) -> np.ndarray:
-    """Changes the brightness of each tile slightly, so that the borders of the tiles are seams."""
+    """Makes each area between LINES lighter or darker by 0.03, so that there are seams at LINES."""
     rng = np.random.default_rng(1)
     edges = [0, *LINES, SIDE]
     picture = picture.copy()
@@ -45,7 +52,10 @@ def with_seam(picture: np.ndarray) -> np.ndarray:
 
 
 def with_grid(picture: np.ndarray, cell: int = 8) -> np.ndarray:
-    """Makes the pixels on both sides of each cell border more similar, as a decoder does."""
+    """Makes the pixels on both sides of each cell border more similar, as a decoder does.
+
+    `cell` is the width of a cell in pixels.
+    """
     picture = picture.copy()
     for border in range(cell, SIDE, cell):
         for two in (picture[border - 1 : border + 1], picture[:, border - 1 : border + 1].swapaxes(0, 1)):
@@ -54,7 +64,10 @@ def with_grid(picture: np.ndarray, cell: int = 8) -> np.ndarray:
 
 
 def with_comb(picture: np.ndarray, factor: int) -> np.ndarray:
-    """Adds a different offset to the cells of each of the factor x factor dilated views, as if the views disagreed."""
+    """Adds dilated grain, the pattern that appears if the dilated views disagree.
+
+    The cells of each of the `factor` x `factor` dilated views get the same random offset.
+    """
     offsets = np.random.default_rng(2).normal(0, 0.02, (factor, factor))
     cells = SIDE // 8
     grid = np.tile(offsets, (cells // factor, cells // factor))
@@ -76,12 +89,12 @@ def smeared(picture: np.ndarray) -> np.ndarray:
     return (picture + 0.05 * streaks[..., None]).astype(np.float32).clip(0, 1)
 
 
-def test_clean_images_have_no_blob(clean, bases) -> None:
+def test_clean_images_have_no_foreign_spot(clean, bases) -> None:
     assert [metrics.excess_blobs(picture, base) for picture, base in zip(clean, bases)] == [0] * len(clean)
 
 
 @pytest.mark.parametrize("extras", [1, 2])
-def test_each_extra_subject_counts_as_one_blob(bases, extras: int) -> None:
+def test_each_extra_subject_counts_as_one_foreign_spot(bases, extras: int) -> None:
     pictures = [with_extras(number, extras) for number in NUMBERS]
     assert [metrics.excess_blobs(picture, base) for picture, base in zip(pictures, bases)] == [extras] * len(bases)
 
@@ -94,14 +107,19 @@ def sampled() -> list[np.ndarray]:
 
 
 def test_the_detector_finds_and_counts_subjects(sampled) -> None:
-    """Some images of the model show no subject or more than one, so the limits allow for a few wrong counts."""
+    """Each image should show one subject, and four images side by side should show four.
+
+    Some images of the model show no subject or more than one, so the limits allow for a few other counts.
+    """
     sights = [COLLAGES.sight(image, 0) for image in sampled]
+    # measured: 0.97
     assert np.mean([sight.subjects == 1 for sight in sights]) > 0.85
     assert all(0 <= x <= 1 for sight in sights for x in sight.place or ())
     fours = [
         np.concatenate([np.concatenate(sampled[i : i + 2], 1), np.concatenate(sampled[i + 2 : i + 4], 1)])
         for i in range(0, 64, 4)
     ]
+    # measured: 3.06 subjects, and a whole subject in 0.6 of the crops
     assert np.mean([COLLAGES.sight(four, 0).subjects for four in fours]) > 3
     assert np.mean([crops_with_subject(four) for four in fours]) > 0.4
     empty = np.full((128, 128, 3), 0.5, np.float32)
@@ -109,7 +127,10 @@ def test_the_detector_finds_and_counts_subjects(sampled) -> None:
 
 
 def test_a_subject_is_right_only_if_the_prompt_names_it(sampled) -> None:
-    """Image i of the sheet was made for a prompt with subject i. The model may have drawn this subject wrong."""
+    """Image i of the sheet was made for a prompt with subject i. The model may have drawn another subject.
+
+    The numbers are those of prompts, and `wrong` is the number of a prompt that names another subject.
+    """
     for subject in range(6):
         numbers = [number for number in range(240) if COLLAGES.label(number)[0] == subject]
         wrong = next(number for number in range(240) if COLLAGES.label(number)[0] != subject)
@@ -120,7 +141,7 @@ def test_a_subject_is_right_only_if_the_prompt_names_it(sampled) -> None:
             assert not COLLAGES.sight(sampled[subject], wrong).right_subject
 
 
-def test_color_drift_and_new_detail_do_not_count_as_blobs(clean, bases) -> None:
+def test_color_drift_and_new_detail_do_not_count_as_foreign_spots(clean, bases) -> None:
     for picture, base in zip(clean, bases):
         drifted = (0.95 * picture + np.array([0.04, 0.0, -0.03], np.float32)).clip(0, 1)
         assert metrics.excess_blobs(drifted, base) == 0
@@ -133,6 +154,7 @@ def test_structure_ignores_new_detail_and_decreases_with_added_subjects(clean, b
         changed = with_extras(number, 2)
         error = ((downscale(changed, (BASE, BASE)) - base) ** 2).mean()
         assert metrics.structure_psnr(changed, base) == pytest.approx(-10 * np.log10(error))
+        # measured: at most 26.7 dB with two added subjects, and at least 42.4 dB with noise
         assert metrics.structure_psnr(changed, base) < 30
         assert metrics.structure_psnr(noisy(picture), base) > 40
 
@@ -140,19 +162,25 @@ def test_structure_ignores_new_detail_and_decreases_with_added_subjects(clean, b
 def test_white_noise_has_the_same_power_at_all_frequencies() -> None:
     picture = np.repeat(np.random.default_rng(0).normal(0.5, 0.1, (SIDE, SIDE, 1)), 3, 2)
     values = metrics.log_spectrum(picture)
+    # measured: 0.08. The first ring is left out, because `power` subtracts the mean
     assert np.abs(values[1:] - values[1:].mean()).max() < 0.15
-    # the circle of the frequencies up to HIGH covers pi / 16 of all frequencies
+    # the frequencies are a square with a side of 1. The circle of the frequencies up to HIGH has the area pi / 16
     assert metrics.high_frequency_ratio(picture) == pytest.approx(1 - np.pi / 16, abs=0.01)
 
 
 def test_blur_and_noise_move_the_spectrum_in_opposite_directions(clean) -> None:
     for picture in clean:
         share = metrics.high_frequency_ratio(picture)
+        # measured: blur divides the share by more than 1000, and noise multiplies it by at least 9.8
         assert metrics.high_frequency_ratio(blurred(picture)) < share / 3
         assert metrics.high_frequency_ratio(noisy(picture, 0.08)) > 3 * share
 
 
 def test_the_distances_between_sets_grow_more_with_defects_than_with_other_scenes(monkeypatch) -> None:
+    """Compares three sets with true renderings: renderings of other scenes, the same with a defect, and repeated ones.
+
+    The repeated images show each rendering four times, so each of them has four subjects.
+    """
     monkeypatch.setattr(worlds, "installed", lambda: CONTENT)
     numbers = range(16)
 
@@ -179,7 +207,7 @@ def test_the_distances_between_sets_grow_more_with_defects_than_with_other_scene
 def test_the_frechet_distance_of_gaussians() -> None:
     """With diagonal covariances, the distance is the sum of (m1 - m2)^2 + (s1 - s2)^2 over the dimensions.
 
-    m are the means, and s the standard deviations.
+    m1 and m2 are the means of the two Gaussians, and s1 and s2 are their standard deviations.
     """
     a = np.array([1.0, 2.0]), np.diag([4.0, 1.0])
     b = np.array([0.0, 4.0]), np.diag([1.0, 9.0])
@@ -204,6 +232,8 @@ def test_crops_are_at_the_same_places_in_every_set(clean) -> None:
 
 def test_seams_are_detected(clean) -> None:
     levels = [metrics.seam_gradient_ratio(picture, LINES, LINES) for picture in clean]
+    # the ratio of an image without seams is 1. Measured: means of 1.00 in clean images, 1.00 beside the seams, and
+    # 0.97 in images with other defects; with seams, the ratio is at least 12 times as high
     assert np.mean(levels) == pytest.approx(1, abs=0.1)
     seamed = [metrics.seam_gradient_ratio(with_seam(picture), LINES, LINES) for picture in clean]
     assert all(after > 1.3 * before for before, after in zip(levels, seamed))
@@ -215,12 +245,14 @@ def test_seams_are_detected(clean) -> None:
 
 def test_a_uniform_image_has_no_seam_and_does_not_hide_one() -> None:
     plain = np.full((SIDE, SIDE, 3), 0.5)
+    # measured with seams: 77
     assert metrics.seam_gradient_ratio(plain, LINES, LINES) == 1.0
     assert metrics.seam_gradient_ratio(with_seam(plain), LINES, LINES) > 1.3
 
 
 def test_a_decoders_grid_neither_hides_a_seam_nor_counts_as_one(clean) -> None:
     textured = [noisy(picture) for picture in clean]
+    # measured: a mean of 0.96 without seams, and at least 1.9 times as much with seams
     levels = [metrics.seam_gradient_ratio(with_grid(picture), LINES, LINES) for picture in textured]
     assert np.mean(levels) == pytest.approx(1, abs=0.05)
     seamed = [metrics.seam_gradient_ratio(with_grid(with_seam(picture)), LINES, LINES) for picture in textured]
@@ -228,7 +260,9 @@ def test_a_decoders_grid_neither_hides_a_seam_nor_counts_as_one(clean) -> None:
 
 
 def test_the_grid_of_the_base_image_does_not_count_as_a_seam(clean) -> None:
+    # at 4x, a cell of the base image is 32 pixels wide in the enlarged image
     enlarged = [with_grid(noisy(picture), 32) for picture in clean]
+    # measured: a mean of 0.98 without seams, and at least 2.2 times as much with seams
     levels = [metrics.seam_gradient_ratio(picture, LINES, LINES, 32) for picture in enlarged]
     assert np.mean(levels) == pytest.approx(1, abs=0.05)
     seamed = [metrics.seam_gradient_ratio(with_seam(picture), LINES, LINES, 32) for picture in enlarged]
@@ -237,13 +271,18 @@ def test_the_grid_of_the_base_image_does_not_count_as_a_seam(clean) -> None:
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_dilated_grain_is_detected(clean, factor: int) -> None:
+    # measured: at most 1.4 in clean images, and at least 186 with dilated grain
     assert max(metrics.comb_ratio(picture, factor) for picture in clean) < 3
     assert min(metrics.comb_ratio(with_comb(picture, factor), factor) for picture in clean) > 20
 
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_slowly_varying_differences_between_dilated_views_are_detected(clean, factor: int) -> None:
-    """Differences that change slowly across the image leave no peak in the spectrum, but change the phase ratio."""
+    """Differences that change slowly across the image leave no peak in the spectrum, but increase the phase ratio.
+
+    Measured: the ratio is at most 0.59 in clean images. It is at least 2.4 times as high with the differences. Noise
+    increases it by at most 0.02.
+    """
     rng = np.random.default_rng(5)
     cells = SIDE // 8
     grain = np.empty((cells, cells))
@@ -260,12 +299,14 @@ def test_slowly_varying_differences_between_dilated_views_are_detected(clean, fa
 
 
 def test_other_defects_do_not_count_as_dilated_grain(clean) -> None:
+    # measured: at most 1.5
     for picture in clean:
         for defect in (blurred, noisy, smeared):
             assert metrics.comb_ratio(defect(picture), 4) < 4, defect.__name__
 
 
 def test_streaks_are_detected(clean) -> None:
+    # measured: at most 0.18 with even noise, and at least 0.86 with streaks
     even = [metrics.anisotropy(noisy(picture, 0.05)) for picture in clean]
     streaked = [metrics.anisotropy(smeared(picture)) for picture in clean]
     assert min(streaked) > max(even) + 0.2
@@ -274,8 +315,10 @@ def test_streaks_are_detected(clean) -> None:
 def test_tone_drift_is_measured_and_noise_does_not_count(clean, bases) -> None:
     for picture, base in zip((picture.astype(float) for picture in clean), (base.astype(float) for base in bases)):
         assert metrics.tone_drift(picture, base) == pytest.approx(0, abs=1e-6)
+        # measured: less than 0.0015
         assert metrics.tone_drift(noisy(picture), base) < 0.002
         shifted = 0.5 * picture + np.array([0.3, 0.1, 0.2], np.float32)
+        # the factor 0.5 halves the standard deviation, so the second difference is half of the base image's
         expected = np.abs(shifted.mean((0, 1)) - base.mean((0, 1))).mean() + 0.5 * base.std((0, 1)).mean()
         assert metrics.tone_drift(shifted, base) == pytest.approx(expected, rel=1e-4)
 

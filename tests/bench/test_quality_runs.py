@@ -64,6 +64,7 @@ class TinyModel(nn.Module):
 
 
 SAMPLING = Sampling(steps=4, rows=8, bfloat16=False)
+"""The images are sampled in four steps, and a call of the model has at most eight rows."""
 VARIED = (
     Configuration("Stages 1,2,4", settings={"stages": "doubling"}),
     Configuration("One stage", settings={"stages": "fewest"}),
@@ -71,6 +72,7 @@ VARIED = (
     Configuration("Feather", settings={"feather": 0.25}),
     Configuration("Pixel anchor", settings={"upscaler": "Lanczos (pixels)"}),
 )
+"""Configurations of the paper's method with one or two other values. Only the tests use them."""
 BY_NAME = {configuration.name: configuration for configuration in (*CONFIGURATIONS, *VARIED)}
 
 
@@ -103,6 +105,7 @@ def test_the_base_image_equals_k_diffusions_euler(studio) -> None:
 
 
 def test_lcm_keeps_the_noise_at_variance_1_and_returns_the_latent_that_the_model_predicts() -> None:
+    """The model always predicts the latent `clean`. The rest of x is noise, scaled for the timestep."""
     alphas, clean = noise_schedule.alphas_cumprod(), initial_noise([1], 64, 64)
     steps = Steps(timesteps(4, lcm=True), alphas, fresh_noise([3]))
 
@@ -132,15 +135,17 @@ def test_the_timesteps_of_lcm_decrease_from_999_and_are_one_less_than_multiples_
 def test_a_consistency_model_is_called_without_guidance(tmp_path) -> None:
     studio = Studio(TinyModel(), few_steps(4, bfloat16=False), COLLAGES)
     studio.base([3])
+    # one row in each of the four steps; with guidance, each step would have two rows
     assert studio.unet.rows == 4
     batch = _bases(studio, tmp_path, 2).batch([0, 1])
     for name in ("Balanced", "Hires fix 0.5"):
         pictures = studio.make(BY_NAME[name], batch, 2)[0]
         alone = studio.make(BY_NAME[name], _bases(studio, tmp_path, 2).batch([1]), 2)[0]
+        # the images have 8 bits per channel, and may differ by one level
         np.testing.assert_allclose(pictures[1:], alone, atol=1.01 / 255)
 
 
-def test_the_strength_selects_the_last_timesteps() -> None:
+def test_the_denoising_strength_is_the_share_of_the_timesteps_that_are_used() -> None:
     assert timesteps(20)[0] == 999
     assert timesteps(20, 0.4) == timesteps(20)[-8:]
     assert len(timesteps(20, 0.01)) == 1
@@ -157,14 +162,14 @@ def test_names_are_unique_and_settings_are_valid() -> None:
 @pytest.mark.parametrize(
     ("name", "scale", "units"),
     [
-        (PAPER, 4, 112),  # tiles + dilated views of the three stages: 9 + 4, 25 + 9, 49 + 16
+        (PAPER, 4, 112),  # tiles and dilated views of the stages at 2x, 3x and 4x: 9 + 4, 25 + 9, 49 + 16
         (PAPER, 2, 13),
         ("Stages 1,2,4", 4, 78),
         ("One stage", 4, 65),
         ("Feather", 2, 13),
         ("Pixel anchor", 2, 13),
         ("Lanczos", 4, 0),
-        ("Hires fix ESRGAN 0.5", 4, 16 * 3 / 4),  # 3 of 4 steps
+        ("Hires fix ESRGAN 0.5", 4, 16 * 3 / 4),  # 16 times as many cells, in 3 of the 4 steps
         ("ESRGAN", 4, 0),
     ],
 )
@@ -184,16 +189,19 @@ def test_images_of_a_batch_equal_single_images(studio, tmp_path) -> None:
     for name in (PAPER, "Hires fix 0.5"):
         together = studio.make(BY_NAME[name], bases.batch([0, 1, 2]), 2)[0]
         alone = studio.make(BY_NAME[name], bases.batch([1]), 2)[0]
+        # the images have 8 bits per channel, and may differ by one level
         np.testing.assert_allclose(together[1:2], alone, atol=1.01 / 255)
 
 
 def _bases(studio: Studio, folder, count: int) -> Bases:
+    """Makes the first `count` base images, and stores them in `folder`."""
     bases = Bases(studio, Store(folder, "origin"))
     bases.prepare(range(count))
     return bases
 
 
 def test_the_colors_of_each_image_are_matched_to_its_base_image() -> None:
+    """The images are darker than their base images, and have random detail. The detail must remain."""
     rng = np.random.default_rng(0)
     bases = np.stack([np.full((64, 64, 3), 0.3 + 0.2 * i, np.float32) for i in range(2)])
     pictures = np.repeat(np.repeat(bases, 2, 1), 2, 2) * 0.8 + rng.uniform(0, 0.1, (2, 128, 128, 3)).astype(np.float32)
@@ -204,6 +212,10 @@ def test_the_colors_of_each_image_are_matched_to_its_base_image() -> None:
 
 
 def test_an_interrupted_run_continues(studio, tmp_path, monkeypatch) -> None:
+    """The first run stops after four of six images, and the last line of the file with the results is incomplete.
+
+    The second run makes the two missing images.
+    """
     jobs = [Job(BY_NAME["ESRGAN"], 2), Job(BY_NAME["Lanczos"], 2)]
     monkeypatch.setattr(runs, "PICTURES_AT_ONCE", {1: 16, 2: 1})
     made = []
@@ -246,6 +258,7 @@ def test_a_true_rendering_is_not_compared_with_the_base_image(studio, tmp_path, 
 
 
 def test_seams_are_measured_at_the_borders_of_the_tiles() -> None:
+    """Lanczos has no tiles, so its images are measured at the borders of the tiles of Fast."""
     assert seams(Job(BY_NAME[PAPER], 2)) == ([64, 128, 192],) * 2
     assert seams(Job(BY_NAME["Overlap 0"], 4)) == ([128, 256, 384],) * 2
     assert seams(Job(BY_NAME["Lanczos"], 2)) == ([64, 128, 192],) * 2
@@ -253,6 +266,10 @@ def test_seams_are_measured_at_the_borders_of_the_tiles() -> None:
 
 
 def test_the_peak_memory_grows_with_the_image_and_is_zero_without_the_model(studio, tmp_path) -> None:
+    """A stage needs several tensors of the size of its latent.
+
+    At 2x, the peak must exceed four latents. From 2x to 4x, it must grow by more than twice the growth of a latent.
+    """
     batch = _bases(studio, tmp_path, 1).batch([0])
     peaks = [runs.peak_memory(studio, BY_NAME[PAPER], scale, batch) for scale in (2, 4)]
     latents = [torch.empty(1, 4, NATIVE * scale, NATIVE * scale).nbytes for scale in (2, 4)]
@@ -264,12 +281,16 @@ def test_the_peak_memory_grows_with_the_image_and_is_zero_without_the_model(stud
 def test_the_interval_of_a_mean_has_a_half_width_of_about_1_96_standard_errors() -> None:
     values = np.random.default_rng(0).normal(3, 2, 400)
     found = estimate(lambda chosen: float(values[chosen].mean()), 400)
-    half = 1.96 * values.std() / 20
+    half = 1.96 * values.std() / 400**0.5
     assert found.value == pytest.approx(values.mean())
     assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.15)
 
 
 def test_the_paired_bootstrap_finds_small_differences_and_no_false_ones() -> None:
+    """The values of different images vary much, with a standard deviation of 5.
+
+    The values `shifted` of the same images are larger by only 0.2. In the last assertion, the means are equal.
+    """
     rng = np.random.default_rng(1)
     pictures = rng.normal(0, 5, 64)
 
@@ -287,6 +308,7 @@ def test_batches_cover_every_number() -> None:
 
 
 def _row(name: str, values: np.ndarray, column: str = "blobs") -> table.Row:
+    """Returns the row of the configuration `name`. `values` are the values of its images in one column."""
     lines = [
         {"units": 2.0, "seconds": 0.5, "metrics": {column: float(value), "structure": None, "seam": 1.0}}
         for value in values
@@ -295,9 +317,11 @@ def _row(name: str, values: np.ndarray, column: str = "blobs") -> table.Row:
 
 
 def test_the_table_marks_differences_from_paper() -> None:
+    """The marks are `+` for better, `-` for worse and `=` for no difference. Fewer blobs (foreign spots) are better."""
     blobs = np.arange(32) % 3
     rows = [_row("Worse", blobs + 1), _row(PAPER, blobs), _row("Better", blobs * 0), _row("Same", blobs)]
     assert _marks(table.markdown(rows, "2x")) == {"Worse": "-", PAPER: "", "Better": "+", "Same": "="}
+    # the last columns are units, seconds and megabytes
     assert table.markdown(rows, "2x").splitlines()[-1].endswith("| 2.0 | 0.50 | 2 |")
 
 
@@ -307,7 +331,7 @@ def test_the_table_marks_differences_from_another_row() -> None:
     assert _marks(table.markdown(rows, "2x", "Worse")) == {"Worse": "", PAPER: "+"}
 
 
-def test_a_column_without_a_better_direction_marks_that_rows_are_different() -> None:
+def test_a_column_in_which_neither_higher_nor_lower_is_better_marks_only_differences() -> None:
     shares = np.arange(32) % 3
     rows = [_row(PAPER, shares, "high_frequencies"), _row("Other", shares + 1, "high_frequencies")]
     assert _marks(table.markdown(rows, "2x"), "HF share") == {PAPER: "", "Other": "≠"}

@@ -1,4 +1,4 @@
-"""Tests the color changes of subject and ground, BRISQUE, and the interpreter of ESRGAN's models."""
+"""Tests the color changes of subject and ground, BRISQUE, and the code that runs ESRGAN's models (Keras graphs)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def test_the_color_changes_of_subject_and_ground_are_separate() -> None:
     y, x = np.mgrid[:SIDE, :SIDE]
     changed[np.hypot(x - 40, y - 80) < 20] += np.array([0.3, 0.0, 0.0], np.float32)
     subject, ground = metrics.color_changes(changed, base, (40 / SIDE, 80 / SIDE))
+    # only the red channel changes, by 0.3, so the mean of the three channels changes by 0.1
     assert subject == pytest.approx(0.1, abs=1e-3)
     assert ground == 0.0
     subject, ground = metrics.color_changes(base + 0.05, base, (0.5, 0.5))
@@ -35,6 +36,7 @@ def test_the_color_changes_of_subject_and_ground_are_separate() -> None:
 
 @pytest.mark.parametrize("shape", [0.7, 1.0, 2.0, 4.0])
 def test_asymmetric_fit_finds_the_shape_of_a_generalised_gaussian(shape) -> None:
+    """BRISQUE fits such a distribution to the contrasts of an image. The tolerances allow for the random draws."""
     rng = np.random.default_rng(2)
     # |x|^shape of a generalised Gaussian is Gamma distributed
     draws = rng.gamma(1 / shape, 1.0, 400_000) ** (1 / shape) * rng.choice((-1, 1), 400_000)
@@ -55,9 +57,9 @@ def test_brisque_prefers_clean_images() -> None:
 
 
 def write_model(folder) -> dict[str, np.ndarray]:
-    """Writes a Keras graph with random weights that doubles the size of an image, in the layout of the npm package.
+    """Writes a Keras graph with random weights that doubles the width and height of an image.
 
-    Returns the weights by name.
+    The files have the layout of the npm package from which bench.quality gets ESRGAN. Returns the weights by name.
     """
     rng = np.random.default_rng(0)
     shapes = {"a/kernel": (3, 3, 3, 4), "a/bias": (4,), "b/kernel": (1, 1, 8, 3), "b/bias": (3,)}

@@ -1,4 +1,8 @@
-"""Compares the strips in pictures/effects with bench.quality.strips, with the presets and with the documentation."""
+"""Compares the strips in pictures/effects with bench.quality.strips, with the presets and with the documentation.
+
+A strip is a row of images that shows the effect of one parameter. The JPEG comment of a strip contains the values with
+which it was made.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ FOLDER = ROOT / "pictures" / "effects"
 def test_a_strip_was_made_with_the_current_values(effect: Effect) -> None:
     """If this fails after a change of a preset, make the strip again: python -m bench.quality.strips --only NAME."""
     with Image.open(FOLDER / f"{effect.name}.jpg") as strip:
-        # both are parsed, so only the values are compared, and not the format of the JSON
+        # both comments are parsed, so only the values are compared, and not the format of the JSON
         assert json.loads(strip.info["comment"]) == json.loads(effect.comment())
 
 
@@ -46,7 +50,10 @@ def test_the_strip_of_the_presets_shows_every_preset() -> None:
 
 
 class Recorder:
-    """Replaces a benchmark and its store. It makes no images. Its name is the first folder in the paths of images."""
+    """Imitates a benchmark and its store, but makes no images.
+
+    `name` is the first folder in the path of each image.
+    """
 
     def __init__(self, name: str):
         self.name, self.store = name, self
@@ -81,7 +88,8 @@ def test_readmes_first_picture_was_made_with_the_current_values() -> None:
 
 
 @pytest.mark.parametrize("side", [256, 384, 512])
-def test_the_parts_of_the_first_picture_are_larger_than_the_whole_images(side: int) -> None:
+def test_readmes_first_picture_shows_the_parts_larger_than_the_whole_images(side: int) -> None:
+    """PART and WHOLE are the sides in pixels of a part and of a whole image in the picture."""
     part = middle(Image.new("RGB", (side, side)), strips.PART)
     assert strips.WHOLE < part.width == part.height < side
 
@@ -90,6 +98,7 @@ def test_a_sheet_shows_every_image_and_a_larger_part_of_it(tmp_path: Path) -> No
     file = tmp_path / "a.png"
     Image.new("RGB", (512, 512), "red").save(file)
     assert [way.name for way in strips.compared()] == list(strips.COMPARED)
+    # three columns of two images
     page = contact_sheet([("a", "", [file] * 2)] * 3, ["one", "two"], 120, 220)
     red = sum(count for count, colour in page.getcolors(page.width * page.height) if colour == (255, 0, 0))
     assert red == 6 * (120**2 + 220**2)

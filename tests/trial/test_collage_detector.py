@@ -12,6 +12,7 @@ from trial.collage.content import captions
 
 def test_peaks_are_local_maxima_above_the_threshold():
     centres = torch.zeros(16, 16)
+    # 0.8 is next to a higher value, and 0.3 is below the threshold
     centres[3, 4], centres[3, 5], centres[10, 12], centres[0, 15] = 0.9, 0.8, 0.6, 0.3
     assert detector.peaks(centres) == [(3, 4), (10, 12)]
     assert detector.peaks(torch.zeros(16, 16)) == []
@@ -19,6 +20,7 @@ def test_peaks_are_local_maxima_above_the_threshold():
 
 @pytest.mark.parametrize(("size", "count"), [((128, 128), 1), ((256, 256), 9), ((512, 512), 49), ((128, 192), 2)])
 def test_crops_cover_the_whole_image(size, count):
+    """A crop has 128x128 pixels. The crops are views of the image, so adding 1 to them changes the image."""
     image = np.zeros((*size, 3), np.float32)
     parts = detector.crops(image)
     assert len(parts) == count
@@ -39,4 +41,5 @@ def test_the_bundled_detector_has_an_output_for_every_subject_and_ground():
     assert centres.shape == (1, 1, 16, 16)
     assert names.shape == (1, len(subjects), 16, 16)
     assert ground_logits.shape == (1, len(grounds))
+    # a gray image shows no subject
     assert detector.read([np.full((256, 256, 3), 128, np.uint8)])[0].subjects == ()

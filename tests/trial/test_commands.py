@@ -17,6 +17,7 @@ from trial import bootstrap
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "bench/README.md", "trial/README.md", "docs/cards.md")
 OWN = {"bench.card", "bench.host"}
+"""The commands that run with the Python of a webui, without the environment in .venv."""
 TEXT = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 COMMANDS = sorted(set(re.findall(r"python -m ((?:bench|trial)[a-z._]*[a-z])", TEXT)))
 """The commands in the documentation, such as bench.quality."""
@@ -57,7 +58,7 @@ def test_trial_can_be_imported_without_orig_argv(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_command_uses_an_existing_environment(bare: Path, tmp_path: Path) -> None:
-    """A script that prints its arguments is in the place of the environment's Python."""
+    """The environment's Python is replaced by a script that prints its arguments and exits with status 7."""
     python = bare / bootstrap.PYTHON.relative_to(bootstrap.ROOT)
     if os.name == "nt":
         pytest.skip("on Windows, a shell script cannot replace python.exe")
@@ -82,6 +83,10 @@ class Terminal(io.StringIO):
 def test_the_user_is_asked_before_the_build_with_cuda_is_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: str | None, attempts: int
 ) -> None:
+    """The first attempt, torch's build for CPUs, fails. The second attempt is the larger build with CUDA.
+
+    `typed` is the answer of the user. If it is None, the input is not a terminal, so there is no question.
+    """
     tried: list[tuple[str, ...]] = []
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(sys, "stdin", io.StringIO() if typed is None else Terminal(typed))
