@@ -38,7 +38,7 @@ A key is the infotext entry that an active extension writes. A value is the name
 
 NEEDS_ONE_CALL = (
     "%s needs the prompt and the negative prompt in one call of the model: use a CFG scale above 1, no AND, and tick"
-    ' "Pad prompt/negative prompt" and "Batch cond/uncond" in Settings'
+    ' "Pad prompt/negative prompt" and "Batch cond/uncond" in Settings, if your webui has them'
 )
 
 DEEPCACHE = "deepcache"
