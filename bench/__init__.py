@@ -1,4 +1,4 @@
-"""Measures speed, memory and quality. `python -m bench.card` and `python -m bench.host` need no setup."""
+"""Measures speed, memory and quality. bench.card and bench.host need a webui's Python, bench.quality needs .venv."""
 
 from trial import bootstrap
 

@@ -1,8 +1,8 @@
 """Measures DemoFusion in a running webui: `python -m bench.host http://127.0.0.1:7860`.
 
 Start the webui with --api, and load a checkpoint. The command makes images of three prompts with every method: the base
-image alone, hires fix, and every preset. It prints a report, and writes the report, the images and a contact sheet to a
-folder. You can paste the report into the issue form "Results from my card". Nothing is uploaded.
+image alone, hires fix, and every preset. It prints a report. It writes the report, the images, and a sheet that shows
+all images to a folder. You can paste the report into the issue form "Results from my card". Nothing is uploaded.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Webui:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self.peak = 0
-        """Maximum number of bytes in use since `peak` was set to 0.
+        """The largest amount of memory, in bytes, that `read_memory` has found since `peak` was set to 0.
 
-        All processes on the GPU are counted. If there is no GPU, the memory of the webui's process is counted.
+        It is the memory of all processes on the GPU. If there is no GPU, it is the memory of the webui's process.
         """
 
     def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
@@ -93,7 +93,7 @@ class Webui:
     def make(self, request: dict[str, Any], prompt: str, side: int) -> tuple[Image.Image, str, float]:
         """Makes a square image of `side` pixels. Returns the image, its infotext and the duration in seconds.
 
-        `request` contains the fields of the API that differ from the common ones.
+        `request` contains the fields of the API in which the methods differ.
         """
         body = {"prompt": prompt, "seed": 1, "steps": STEPS, "width": side, "height": side, "sampler_name": SAMPLER}
         body |= {"cfg_scale": 7.0, "save_images": False, "do_not_save_grid": True, **request}
@@ -106,7 +106,7 @@ class Webui:
 
 @dataclass
 class Way:
-    """One of the compared methods, and its results."""
+    """One of the compared methods. `seconds` and `files` have one entry for each image, and `peak` is in bytes."""
 
     name: str
     request: dict[str, Any]
@@ -174,9 +174,10 @@ def run(webui: Webui, side: int, large: bool, folder: Path) -> None:
     made, same = ways(side, large, upscaler), "not compared"
     folder.mkdir(parents=True, exist_ok=True)
     threading.Thread(target=webui.watch, daemon=True).start()
-    # the first image of a process is slower
+    # not measured, because the first image of a process takes longer
     webui.make({}, PROMPTS[0], side)
     before, text, base = webui.make({}, PROMPTS[0], side)
+    # hires fix has no computed duration, so about three base images are assumed
     total = base * len(PROMPTS) * sum(way.computed or 3.0 for way in made)
     say(f"This takes about {total / 60 + 1:.0f} minutes. If you press Ctrl+C, the report contains the results so far.")
     try:
@@ -189,12 +190,12 @@ def run(webui: Webui, side: int, large: bool, folder: Path) -> None:
         say(f"Stopped. {problem}")
     hires = f"Hires fix: {upscaler}, {STEPS} steps, denoising strength {HIRES_STRENGTH}."
     heading = [f"{len(PROMPTS)} prompts, {side}x{side}, {STEPS} steps of {SAMPLER}. {hires}"]
-    heading += [f"The base image was made again after all others. Compared with the first one: {same}."]
+    heading += [f"The first base image was made again at the end. Compared with the first one: {same}."]
     write(made, text, heading, mean(made[0].seconds or [base]), folder)
 
 
 def write(made: list[Way], text: str, heading: list[str], base: float, folder: Path) -> None:
-    """Writes the report and the contact sheet.
+    """Writes the report and the sheet that shows all images.
 
     `text` is the infotext of any image. `base` is the duration of a base image in seconds.
     """
@@ -206,7 +207,7 @@ def write(made: list[Way], text: str, heading: list[str], base: float, folder: P
     columns = [(way.name, f"{mean(way.seconds):.1f} s", way.files) for way in complete]
     contact_sheet(columns, PROMPTS, side=320).save(folder / "sheet.jpg", quality=92)
     print(lines)
-    say(f"Report, images and contact sheet are in {folder.resolve()}.")
+    say(f"The report, the images and a sheet of all images are in {folder.resolve()}.")
 
 
 def main(arguments: list[str]) -> int:
@@ -215,9 +216,10 @@ def main(arguments: list[str]) -> int:
         prog="python -m bench.host", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("url", metavar="URL", help="address of the webui, for instance http://127.0.0.1:7860")
-    parser.add_argument("--large", action="store_true", help="measure 4x too")
-    parser.add_argument("--size", type=int, default=0, help="side of the base image (default: 1024 for SDXL, else 512)")
-    parser.add_argument("--out", type=Path, default=Path("host-report"), help="folder (default: host-report)")
+    parser.add_argument("--large", action="store_true", help="measure the presets at 4x too")
+    size = "side of the base image in pixels (default: 1024 for SDXL, else 512)"
+    parser.add_argument("--size", type=int, default=0, help=size)
+    parser.add_argument("--out", type=Path, default=Path("host-report"), help="results (default: host-report)")
     options = parser.parse_args(arguments)
     if options.size < 0 or options.size % CELL:
         parser.error(f"--size: {options.size} is not valid. Use a multiple of {CELL}.")

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class PeakBytes(TorchDispatchMode):
-    """While active, counts the bytes of the storages that operations create. Storages from before do not count."""
+    """Counts the bytes of all storages that operations create inside a `with` block. Earlier storages do not count."""
 
     now = peak = 0
     """Bytes of the counted storages that exist now, and the maximum of this number."""

@@ -1,8 +1,8 @@
 """Measures DemoFusion on this computer's graphics card: `python -m bench.card`.
 
 The command needs only psutil and a torch that can use the card: no webui, no checkpoint, no download. The UNets and the
-autoencoder have the sizes of SDXL and SD 1.5, and random weights. The command prints a report and writes it to a file.
-You can paste it into the issue form "Results from my card".
+autoencoder have the layers of SDXL and SD 1.5, and random weights. The command prints a report and writes it to a file.
+You can paste the report into the issue form "Results from my card".
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def replace_webui(card: Card) -> None:
 
 
 def measure(report: Report, card: Card, sizes: Sizes) -> None:
-    """Adds all rows to the report. The rows of SDXL come before the rows of SD 1.5."""
+    """Runs all measurements, and adds their rows to the report."""
     from bench.card import measurements
 
     autoencoder = filled(lambda: Autoencoder(sizes.autoencoder), card)
@@ -53,8 +53,8 @@ def main(arguments: list[str]) -> int:
         prog="python -m bench.card", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tiny", action="store_true", help="use small models, which also run on a CPU")
-    parser.add_argument("--minutes", type=float, default=5, help="limit (default: 5); slow measurements are left out")
-    parser.add_argument("--out", type=Path, default=Path("card-report.md"), help="file (default: card-report.md)")
+    parser.add_argument("--minutes", type=float, default=5, help="limit (default: 5); longer measurements are left out")
+    parser.add_argument("--out", type=Path, default=Path("card-report.md"), help="report (default: card-report.md)")
     options = parser.parse_args(arguments)
     # torch.xpu does not exist before torch 2.3
     backends = {"cuda": torch.cuda, "xpu": getattr(torch, "xpu", None), "mps": torch.backends.mps}

@@ -1,4 +1,4 @@
-"""Adds the rows of the report: model calls, stages, decoding and encoding, precision, and GPUs with less memory."""
+"""Adds the rows of the report: model calls, stages, decoding and encoding, precision, and simulated smaller GPUs."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ from lib_demofusion.tiled_vae.tiling import ALWAYS, AUTOMATIC, Options, decode_t
 
 VIEW_BATCHES, CFG = (1, 2, 4, 8, 16), 7.0
 LOG = BufferingHandler(1000)
-"""Collects log messages. lib_demofusion.host.images.vae logs the size of the tiles and where the feature maps are."""
+"""Collects log messages. If the VAE runs in tiles, host/images/vae.py logs the size of the tiles. `code` reads this."""
 logging.basicConfig(level=logging.INFO, handlers=[LOG])
 LONGER = 6
-"""The time of an image is estimated as this number times the measured time of an image with half the side."""
+"""Decoding or encoding an image is estimated to take this many times as long as for an image with half the side."""
 # without a folder, decoding cannot fill the disk with temporary files
 vae.temporary_folder = lambda: None
 
 
 def slowest_call(model: Model, settings: Settings) -> tuple[Callable[[], None], ViewBatches]:
-    """Returns a function that makes the slowest model call of the last stage, and the view batches of that stage.
+    """Returns a function that makes the slowest model call of the last stage, and the ViewBatches of that stage.
 
-    After the model call, the returned function makes a step of Euler's method. `slowest_call` calls the function once
-    before it returns it, because the first call chooses the automatic view batch and loads the kernels.
+    After the model call, the returned function changes x as a step of Euler does. `slowest_call` calls the function
+    once before it returns it, because the first call chooses the number of views in a batch and loads the kernels.
     """
     plan = make_plan(settings, model.native)
     stage = plan.stages[-1]
@@ -59,7 +59,7 @@ def slowest_call(model: Model, settings: Settings) -> tuple[Callable[[], None], 
     batches = ViewBatches(settings.view_batch, device_memory())
     fused = FusedModel(model, StageParts(None, run, plan, batches, Frame(plan.pixels), lambda cells: None))
     fused.images = 1
-    # at some timesteps, the presets skip the tiles or the dilated views, so the calls differ in the number of cells
+    # at some timesteps, the presets skip the tiles or the dilated views; the slowest call evaluates the most cells
     timesteps = range(int((TIMESTEPS - 1) * settings.denoising_strength), -1, -1)
     slowest = max(timesteps, key=lambda t: stage.cells_at(weights_at(t, settings).dilated))
     x, sigma = torch.zeros_like(anchor), model.sigmas[slowest]
@@ -83,7 +83,7 @@ def measure_calls(report: Report, card: Card, model: Model) -> None:
     def row(views: int) -> Cells:
         x = torch.randn(2 * views, 4, *model.native, device=card.device)
         if views == 1:
-            # builds the UNet and loads the kernels
+            # not measured, because this call builds the UNet and loads the kernels
             model.bare(x)
         seconds, peak, _ = card.measure(partial(model.bare, x))
         model.seconds[views] = seconds / views
@@ -117,7 +117,7 @@ def measure_stages(report: Report, card: Card, model: Model, scales: Sequence[in
 
 
 def code(card: Card, autoencoder: Any, network: str, side: int, mode: str = AUTOMATIC) -> tuple[float, int, str]:
-    """Decodes or encodes an image as the extension does.
+    """Decodes or encodes a random image of `side` pixels as the extension does. `network` is "decode" or "encode".
 
     Returns the seconds, the memory in bytes, and how the VAE ran: in one piece, or in tiles of some size.
     """
@@ -150,7 +150,7 @@ def measure_coding(report: Report, card: Card, autoencoder: Any, sides: Sequence
 
 
 def decibels(found: Tensor, reference: Tensor) -> str:
-    """Formats the power of the reference divided by the power of the difference, in dB, or "the same"."""
+    """Formats the power of the reference divided by the power of the error, in dB. Without an error: "the same"."""
     reference = reference.cpu().double()
     error = (found.cpu().double() - reference).square().mean()
     return "the same" if error == 0 else f"{10 * float((reference.square().mean() / error).log10()):.1f} dB"
@@ -173,9 +173,9 @@ def measure_unet_precision(report: Report, model: Model) -> None:
 
 
 def measure_vae_precision(report: Report, card: Card, autoencoder: Any) -> None:
-    """Adds a row for every decoding method and precision.
+    """Adds a row for each precision and method: in one piece, or in tiles, with the feature maps in one of four places.
 
-    A row compares the method with decoding the whole image in single precision.
+    A row compares the decoded image with the image that is decoded in one piece in single precision.
     """
     z, single = torch.randn(1, 4, 16, 16, device=card.device), copy.deepcopy(autoencoder).float()
 

@@ -1,4 +1,4 @@
-"""UNets and an autoencoder with the layers of SDXL and SD 1.5 and random weights. They are as slow as the real ones."""
+"""Networks with the layers of SDXL and SD 1.5, but random weights. They take as long as the real ones."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Model:
         self.shapes: list[torch.Size] = []
         """The shape of x in every call since the list was cleared."""
         self.seconds: dict[int, float] = {}
-        """The measured seconds per view for each view batch."""
+        """The measured seconds per view, by the number of views in a batch."""
 
     @cached_property
     def unet(self) -> nn.Module:

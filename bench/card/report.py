@@ -17,7 +17,7 @@ from lib_demofusion.out_of_memory import is_out_of_memory
 
 HEAD = ("Measured", "Seconds", "Peak memory", "Remarks")
 Cells = tuple[str, str, str]
-"""The cells of a row of the report, except the first one."""
+"""The last three cells of a row of the report: the seconds, the peak memory and the remarks."""
 QUICK = 1.0
 """On a GPU, an action of fewer seconds than this is measured three times. The shortest duration counts."""
 Measured = tuple[float, int, int | None]
@@ -44,7 +44,7 @@ class Card:
         """Returns the duration of an action in seconds, its memory in bytes, and how often the CPU waited for the GPU.
 
         The memory is the maximum in use during the action, minus the memory in use before it. The number of waits is
-        None if torch does not report them. Without `count_memory`, the memory can be 0.
+        None if torch does not report them. Without `count_memory`, the memory is 0, except with CUDA.
         """
         found = [self._once(action, count_memory)]
         while len(found) < 3 and found[0][0] < QUICK and self.device.type != "cpu":

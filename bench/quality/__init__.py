@@ -1,1 +1,1 @@
-"""Compares methods for larger images with true renderings of the same scenes: `python -m bench.quality`."""
+"""Measures methods for larger images, and compares their images with true renderings: `python -m bench.quality`."""

@@ -1,8 +1,9 @@
 """Makes and measures the images of every configuration, and writes tables and contact sheets: python -m bench.quality.
 
-If you interrupt the command, the next start makes only the images that are missing. Costs are in units. One unit is the
-cost of the base pass, in which the model evaluates one image of native size in every step. The cost of a configuration
-does not include its base pass. The file `results.jsonl` in the output folder has one line for each image.
+A configuration is a method for larger images with its settings. If you interrupt the command, the next start makes only
+the images that are missing. Costs are in units. One unit is the cost of the base pass, in which the model evaluates one
+image of native size in every step. The cost of a configuration does not include the base pass. The file `results.jsonl`
+in the output folder has one line for each image.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def options() -> argparse.Namespace:
     found.add_argument("--count", type=int, default=64, help="number of prompts; each has its own seed")
     found.add_argument("--first", type=int, default=0, help="number of the first prompt and seed")
     found.add_argument("--scales", type=int, nargs="+", choices=(2, 3, 4), default=[2, 4])
-    found.add_argument("--only", nargs="+", metavar="NAME", help="configurations to run, as names or patterns")
+    found.add_argument("--only", nargs="+", metavar="NAME", help="configurations to run: names, or patterns with *")
     found.add_argument("--against", metavar="NAME", default=PAPER, help="configuration to compare all others with")
     found.add_argument("--few-steps", type=int, metavar="STEPS", help="use the model with the LoRA for few steps")
     return found.parse_args()
@@ -98,7 +99,7 @@ def heading(args: argparse.Namespace, sampling: Sampling) -> str:
 
 
 def rows_at(scale: int, jobs: Sequence[Job], benchmark: Benchmark, numbers: Sequence[int]) -> list[table.Row]:
-    """Returns the rows of the table at one scale."""
+    """Returns the rows of the table at one scale. `numbers` are the numbers of the prompts."""
     studio, store = benchmark.studio, benchmark.store
     network, side = Network(), scale * NATIVE * 8
     truth = Truth(Summary([studio.world.true_rendering(number, side, 0) for number in numbers], network))

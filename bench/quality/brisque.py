@@ -20,9 +20,9 @@ STD, RADIUS = 7 / 6, 3
 """Standard deviation and radius of the Gaussian window, in pixels."""
 CONTRAST_FLOOR = 1 / 255
 HALVING = np.array([-0.09375, 0.59375, 0.59375, -0.09375])
-"""Weights of four adjacent pixels in a cubic interpolation (a = -0.75) halfway between the middle two."""
+"""Weights of four adjacent pixels, for a cubic interpolation (a = -0.75) halfway between the middle two pixels."""
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
-"""Offsets (down, across) from a pixel to four neighbours. Features describe the products of pixel and neighbour."""
+"""Offsets (down, across) from a pixel to four neighbours. A feature uses the product of both values."""
 
 
 def brisque(picture: np.ndarray) -> float | None:
@@ -44,9 +44,9 @@ def features(picture: np.ndarray) -> np.ndarray:
 
 
 def _features(grey: np.ndarray) -> np.ndarray:
-    """Computes 18 features: the parameters of distributions that fit the normalised brightness and its products.
+    """Computes 18 features from the normalised brightness: the parameters of five fitted distributions.
 
-    Each product multiplies the values of two neighbouring pixels.
+    One distribution fits the values of the pixels. Each of the other four fits the products of neighbouring pixels.
     """
     values = normalised(grey)
     shape, _, left, right = asymmetric_fit(values)
@@ -92,7 +92,7 @@ def asymmetric_fit(x: np.ndarray) -> tuple[float, float, float, float]:
 
 
 class _Model:
-    """A support vector regression with a radial kernel, and the ranges to which the features are scaled."""
+    """A support vector regression with a radial kernel. Scales each feature from its range to -1..1 first."""
 
     def __init__(self, folder: Path):
         head, _, rows = (folder / "svm.txt").read_text(encoding="ascii").partition("SV\n")
@@ -104,7 +104,7 @@ class _Model:
         table = np.loadtxt(re.sub(r"\d+:", "", rows).splitlines())
         self._weights, self._vectors = table[:, 0], table[:, 1:]
         with (folder / "normalize.pickle").open("rb") as file:
-            ranges = pickle.load(file)  # the file belongs to a package that the requirements pin
+            ranges = pickle.load(file)  # safe, because the requirements pin the package
         self._low, self._high = (np.array(ranges[name], float) for name in ("min_", "max_"))
 
     def __call__(self, found: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Lists the compared methods for larger images by name. Add new configurations at the end of the list."""
+"""Lists the configurations: the compared methods for larger images, each with its settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Configuration:
     upscaler: Literal["latent", "esrgan"] = "latent"
     """The upscaler of hires fix."""
     picture_colors: bool = True
-    """If True, keep_colors also matches the colors of the decoded image, as in the webui. If False, only the latent."""
+    """Whether keep_colors matches the latent and the decoded image, as in the webui, or only the latent."""
     flow: FlowRow | None = None
     """How to run the model as a flow model, or None."""
 
@@ -39,10 +39,10 @@ class Configuration:
         return parse_settings({**self.settings, "enabled": True, "scale": scale})
 
     def fingerprint(self) -> str:
-        """Returns a text with all values except the name. If the text changes, the results must be made again."""
+        """Returns a text with all values except the name. If the text changes, the images must be made again."""
         parts = {name: value for name, value in asdict(self).items() if name != "name"}
         if self.flow is None:
-            # results from before this field existed must stay valid
+            # results that were saved before this field existed must stay valid
             parts.pop("flow")
         return json.dumps(parts, sort_keys=True)
 

@@ -44,20 +44,20 @@ class GuidedModel:
         return self._guided(self._evaluate(self._repeated(x), t, self._context))
 
     def fused(self, run: StageRun) -> Predict:
-        """Returns a function that predicts the noise for a stage by fusing the predictions of its views."""
-        # noise is subtracted from x later, so the details that the blur removed from the dilated views are not lost
+        """Returns a function that predicts the noise of a stage's latent by fusing the predictions of its views."""
+        # no correction: the sampler subtracts the noise from the unblurred x, which still has its details
         return self._fused(run, self._evaluate, correction=0.0)
 
     def fused_flow(self, run: StageRun, lcm: bool = False) -> Predict:
-        """Returns a function that predicts the clean latent for a stage by fusing the predictions of its views.
+        """Returns a function that predicts the clean latent of a stage by fusing the predictions of its views.
 
-        The model runs as a flow model. Set `lcm` for a consistency model.
+        The model runs as a flow model. Set `lcm` if it has the LoRA for few steps, so that it is a consistency model.
         """
 
         def clean(x: Tensor, sigma: float, context: Tensor) -> Tensor:
             return clean_latent(lambda scaled, t: self._evaluate(scaled, t, context), x, sigma, lcm)
 
-        # the clean latent of a dilated view lacks the details that the blur removed, so x - blur(x) is added to it
+        # dilated views come from a blurred x, so their clean latents lack detail; the correction adds x - blur(x)
         return self._fused(run, clean, correction=1.0)
 
     def _fused(self, run: StageRun, model: Callable[[Tensor, float, Tensor], Tensor], correction: float) -> Predict:

@@ -1,7 +1,7 @@
 """Runs the ESRGAN upscaler of the npm package @upscalerjs/esrgan-medium (MIT) in PyTorch.
 
-npm downloads the package. The models of the package are Keras graphs with only a few types of layers, which this module
-interprets. Inputs and outputs of the models are in 0..255.
+npm downloads the package. Its models are Keras graphs with only a few types of layers. This module reads a graph, and
+runs its layers in PyTorch. Inputs and outputs of the models are in 0..255.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compares sets of images with true renderings: by their spectra, and by a Fréchet distance of random features.
+"""Compares sets of images with true renderings: by their spectra, and by a Fréchet distance of features.
 
 The features come from a fixed convolution network with random weights, so nothing is downloaded. Random filters react
 to orientation, scale, color and their combinations, but not to objects.
@@ -32,7 +32,7 @@ A position can occur more than once, as in a bootstrap.
 
 
 def _filters(generator: torch.Generator, outputs: int, inputs: int, size: int) -> Tensor:
-    """Returns random filters (outputs, inputs, size, size) of unit length that do not react to flat input."""
+    """Returns random filters (outputs, inputs, size, size) of unit length. Their response to a flat image is 0."""
     weight = torch.randn(outputs, inputs, size, size, generator=generator)
     weight = weight - weight.mean((2, 3), keepdim=True)
     return weight / weight.flatten(1).norm(dim=1)[:, None, None, None]
@@ -83,7 +83,7 @@ class Summary:
 
 
 class Truth:
-    """Compares sets of images with a set of true renderings. `summary` belongs to the true renderings."""
+    """Compares sets of images with a set of true renderings. `summary` is the summary of the true renderings."""
 
     def __init__(self, summary: Summary):
         self._spectra = summary.spectra
@@ -102,18 +102,19 @@ class Truth:
 def spectrum_distance(spectra: np.ndarray, true_spectra: np.ndarray) -> float:
     """Computes the root mean square difference between the mean log spectra of two sets, each (N, RINGS).
 
-    1 means that the power differs by a factor of e at every frequency. The first ring is excluded, because it contains
-    the composition of the image.
+    1 means that the power differs by a factor of e at every frequency. The first ring, which contains the lowest
+    frequencies, is excluded, because it depends on the composition of the image and not on its detail.
     """
     difference = spectra.mean(0) - true_spectra.mean(0)
     return float(np.sqrt((difference[1:] ** 2).mean()))
 
 
 class Frechet:
-    """Computes Fréchet distances from the features (N, S, F) of N true renderings with S samples each.
+    """Computes Fréchet distances from the features (N, S, F) of N true renderings.
 
+    S is the number of samples of a rendering: 1 for the whole image, or CROPS.
     First, the features are projected to the principal components of the true renderings. Each component is scaled so
-    that the true renderings have variance one.
+    that the true renderings have variance 1.
     """
 
     def __init__(self, features: np.ndarray):
@@ -129,7 +130,7 @@ class Frechet:
         return (features - self._mean) @ self._axes
 
     def distance(self, whitened: np.ndarray) -> float:
-        """Computes the squared distance of a set with whitened features (N, S, K)."""
+        """Computes the squared distance of a set with whitened features (N, S, K) from the true renderings."""
         return frechet(gaussian(whitened), self._true)
 
 

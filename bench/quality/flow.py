@@ -1,9 +1,9 @@
 """Runs the small model as a flow model: x = (1 - sigma) signal + sigma noise, with sigma from 1 to 0.
 
 The prediction of a model that predicts noise can be converted into the prediction of a flow model. The small model was
-trained on x / sqrt((1 - sigma)^2 + sigma^2), at the timestep with the same signal-to-noise ratio. The last timestep of
-the small model corresponds to sigma = 0.936. Steps above this level use the last timestep too. A real flow model knows
-these levels, so it can give other results there.
+trained on x / sqrt((1 - sigma)^2 + sigma^2), at the timestep with the same signal-to-noise ratio. Its last timestep has
+the signal-to-noise ratio of sigma = 0.936. Steps with a higher sigma use the last timestep too. A real flow model is
+also trained on higher sigmas, so it can give other results there.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ class FlowRow:
     sampler: Sampler = "Euler"
     shift: float = 3.0
     weights: Weights = "equal SNR"
-    """How a noise level determines the timestep at which the cosine weights are evaluated."""
+    """How a sigma is converted to the timestep that determines the cosine weights (see bench/README.md)."""
 
     def levels(self, steps: int) -> Tensor:
-        """Applies the shift to uniform levels. Returns the noise levels (steps + 1,) from 1 to 0 as float64."""
+        """Returns the noise levels (steps + 1,) of a whole schedule from 1 to 0, with the shift, as float64."""
         u = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
         return self.shift * u / (1 + (self.shift - 1) * u)
 
     def traits(self) -> SamplerTraits:
-        """Returns the properties of the sampler that determine the form of the skip residual."""
+        """Returns the properties of the sampler on which the skip residual depends."""
         unshifted = unshifted_timestep(self.shift)
         timesteps = {"equal SNR": snr_timestep, "1000 sigma": linear_timestep, "unshifted": unshifted}
         return SamplerTraits(Flow(timesteps[self.weights]), StepDetector(), stochastic=self.sampler == "Euler a")
@@ -68,8 +68,9 @@ class FlowRow:
 def clean_latent(eps: Predict, x: Tensor, sigma: float, lcm: bool = False) -> Tensor:
     """Predicts the clean latent for x (B, 4, h, w) of a flow model at `sigma`.
 
-    `eps(scaled, t)` is the small model. It predicts the noise in `scaled`, which is x in the scale on which the small
-    model was trained, at a timestep that may be fractional. Set `lcm` for a consistency model.
+    `eps(scaled, t)` is the small model. It predicts the noise in `scaled` at the timestep t, which can be fractional.
+    `scaled` is x, multiplied so that it has the scale on which the small model was trained. Set `lcm` for a consistency
+    model.
     """
     scaled, t = x / ((1 - sigma) ** 2 + sigma**2) ** 0.5, snr_timestep(sigma)
     known = min(sigma, LAST_SIGMA)
@@ -88,8 +89,8 @@ def sample_flow(
 ) -> Tensor:
     """Samples the clean latent from x (B, 4, h, w). `sigmas` are the noise levels, from the level of x down to 0.
 
-    `predict(x, sigma)` returns the predicted clean latent. `fresh(x)` returns new noise for Euler a, in the shape of x.
-    Pass the `run` of a stage to apply its skip residual.
+    `predict(x, sigma)` returns the predicted clean latent. `fresh(x)` returns new noise in the shape of x, and only
+    Euler a needs it. Pass the `run` of a stage to apply its skip residual.
     """
     before, before_denoised = None, None
     for i, (sigma, target) in enumerate(pairwise(sigmas.tolist())):

@@ -14,7 +14,7 @@ from lib_demofusion.method.plan import CELL
 PSNR_LIMIT = 60.0
 """The highest PSNR, in dB, that is reported. A higher PSNR would only measure the rounding to 8 bits."""
 BLOB_FINE, BLOB_COARSE = 1.0, 2.0
-"""Standard deviations of the blurs G_1 and G_2 in `excess_blobs`, in pixels of the base image."""
+"""Standard deviations of the two blurs in `excess_blobs`, G_1 and G_2, in pixels of the base image."""
 BLOB_THRESHOLD = 0.18
 """An area is a foreign spot if its difference from the base image exceeds this value, on the scale 0..1.
 
@@ -42,8 +42,8 @@ def excess_blobs(picture: np.ndarray, base: np.ndarray) -> int:
     """Counts foreign spots: areas that differ from the base image by more than BLOB_THRESHOLD, like an added subject.
 
     The image is first reduced to the size of the base image. A spot is a connected area in which G_2 |G_1 (picture -
-    base)| exceeds the threshold. G_1 and G_2 are Gaussian blurs. Before the absolute value, the median of each channel
-    is subtracted. Otherwise, a color drift of the whole image would count as one large spot.
+    base)| exceeds the threshold in any channel. G_1 and G_2 are Gaussian blurs. Before the absolute value is taken, the
+    median of each channel is subtracted. Otherwise, a color drift of the whole image would count as one large spot.
     """
     difference = _blur(downscale(picture, base.shape[:2]) - base, BLOB_FINE)
     difference -= np.median(difference, (0, 1))
@@ -64,7 +64,7 @@ def seam_gradient_ratio(
     The edges of the image do not count as borders. Both gradients are first divided by the gradient 4 to 6 pixels away,
     because a decoder draws smaller differences between two cells than within a cell. The base image was decoded too,
     and its cells are `base_cell` pixels wide in the enlarged image. A view border is therefore compared with cell
-    borders at the same position within the cells of the base image. If there are none, it is compared with all others.
+    borders at the same position within the cells of the base image, or with all cell borders if there are none.
     """
     brightness = luma(picture)
     return (_line_ratio(brightness.T, rows, base_cell) + _line_ratio(brightness, columns, base_cell)) / 2
@@ -79,7 +79,7 @@ def _line_ratio(brightness: np.ndarray, lines: Sequence[int], base_cell: int) ->
 
 
 def _against_beside(gradient: np.ndarray, lines: Sequence[int]) -> float:
-    """Returns the median gradient before the pixels `lines`, divided by the median gradient near them.
+    """Returns the median gradient across the borders before the pixels `lines`, divided by the median near them.
 
     A median ignores the edge of a subject, which is not a seam. A gradient below a tenth of an 8-bit level counts as a
     tenth of a level, so a uniform image has a ratio of 1.
@@ -120,18 +120,18 @@ def log_spectrum(picture: np.ndarray) -> np.ndarray:
 def high_frequency_ratio(picture: np.ndarray) -> float:
     """Computes the share of the power that is above the frequency HIGH.
 
-    Grain increases this share in the same way as true detail, so also look at the comb ratio.
+    Grain increases this share in the same way as true detail. `comb_ratio` detects the grain of dilated views.
     """
     values = power(picture)
     return float(values[frequencies(values.shape) > HIGH].sum() / values.sum())
 
 
 def comb_ratio(picture: np.ndarray, factor: int) -> float:
-    """Computes the power at the frequencies of dilated grain, divided by the power at nearby frequencies.
+    """Computes the power of a pattern that dilated views can leave, divided by the power at nearby frequencies.
 
-    1 means that there is no dilated grain. A dilated view takes every `factor`-th cell. If the dilated views disagree,
-    the image has a pattern that repeats every `factor` cells. Frequencies of patterns that repeat in every cell are
-    excluded, because they come from the decoder's own grid.
+    A dilated view takes every `factor`-th cell. If the dilated views disagree, the image has a pattern that repeats
+    every `factor` cells. 1 means that there is no such pattern. The frequencies of patterns that repeat in every cell
+    are left out, because the decoder causes such patterns.
     """
     values = power(picture)
     height, width = values.shape
@@ -142,7 +142,7 @@ def comb_ratio(picture: np.ndarray, factor: int) -> float:
 
 
 def _peak(values: np.ndarray, row: int, column: int) -> float:
-    """Divides a value by the median of the values 3 to 5 entries away. The Hann window spreads a peak less far."""
+    """Divides a value by the median of the values 3 to 5 entries away. A peak of the Hann window ends before these."""
     offsets = range(-5, 6)
     ring = [values[row + i, column + j] for i in offsets for j in offsets if 9 <= i * i + j * j <= 25]
     return float(values[row, column] / np.median(ring))

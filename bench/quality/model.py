@@ -1,7 +1,8 @@
 """Measures the small model at its native size, without an upscaler: python -m bench.quality.model.
 
-The command makes images with fixed seeds for prompts of both worlds: subjects on photographed backgrounds (collages),
-and subjects on backgrounds of one color (flat). It prints the shares of correct images in each world as JSON.
+The command makes images with fixed seeds for the prompts of both worlds: subjects on photographed backgrounds (the
+world "collages"), and subjects on backgrounds of one color (the world "flat"). For each world, it prints the shares of
+images with the right subject, with the right background, and with exactly one subject, as JSON.
 """
 
 from __future__ import annotations

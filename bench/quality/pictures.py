@@ -18,7 +18,7 @@ def luma(picture: np.ndarray) -> np.ndarray:
 
 
 def downscale(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Reduces an image (H, W, C) to (h, w, C) by averaging. H and W must be multiples of h and w."""
+    """Reduces an image (H, W, C) to `size` (h, w) by averaging. H and W must be multiples of h and w."""
     height, width = size
     rows, columns = picture.shape[0] // height, picture.shape[1] // width
     return picture.reshape(height, rows, width, columns, -1).mean((1, 3))

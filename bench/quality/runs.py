@@ -29,11 +29,11 @@ from trial.collage.detector import crops_with_subject
 from trial.small_model import CHECKPOINT, LORA, load
 
 PICTURES_AT_ONCE = {1: 16, 2: 8, 3: 4, 4: 4}
-"""Number of images that are made together, by scale. One large image has enough views to fill a batch of the model."""
+"""Number of images that are made together, by scale. Large images have more views, so fewer images fill a batch."""
 
 
 def parser(doc: str | None, out: Path) -> argparse.ArgumentParser:
-    """Creates a parser with the options that the commands share. `out` is the default folder of the results."""
+    """Creates a parser with the options that bench.quality and bench.quality.strips share, with `out` for --out."""
     found = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--out", type=Path, default=out, help="folder for results")
     found.add_argument("--threads", type=int, default=2)
@@ -52,8 +52,8 @@ class Job:
 class Store:
     """Finished images in a folder: PNG files, and one line for each image in results.jsonl.
 
-    A line is valid only if the image exists, and if the values of the configuration and the `origin` have not changed
-    since. The function `origin` computes this text. If an image has several lines, the last one counts.
+    `origin` is the result of the function `origin` below. A line is valid only if its image exists, and if `origin` and
+    the values of the configuration have not changed since. If an image has several lines, the last one counts.
     """
 
     def __init__(self, folder: Path, origin: str):
@@ -84,13 +84,13 @@ class Store:
         return self.folder / "pictures" / f"{job.scale}x" / name / f"{number:03d}.png"
 
     def line(self, job: Job, number: int) -> dict[str, Any] | None:
-        """Returns the line of an image, or None if the image is not finished."""
+        """Returns the line of an image, or None if the image has no valid line."""
         line = self._lines.get((job.configuration.name, job.scale, number))
         valid = line is not None and line["key"] == self.key(job.configuration) and self.path(job, number).exists()
         return line if valid else None
 
     def lines(self, job: Job, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Returns the lines of the finished images with these numbers."""
+        """Returns the valid lines of the images with these numbers."""
         return [line for number in numbers if (line := self.line(job, number)) is not None]
 
     def add(self, job: Job, number: int, picture: np.ndarray, values: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ class Store:
 
 
 def origin(weights: Sequence[Path], sampling: Sampling, world: World) -> str:
-    """Returns a text that changes with the weight files, the sampling and the world."""
+    """Returns a text that is different for other weight files, another sampling or another world."""
     digest = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in weights)
     return digest + world.name + json.dumps(asdict(sampling), sort_keys=True)
 
@@ -227,10 +227,10 @@ def seams(job: Job) -> tuple[list[int], list[int]]:
 
 
 def peak_memory(studio: Studio, configuration: Configuration, scale: int, batch: Batch) -> int:
-    """Measures the peak bytes of tensors while one image is sampled view by view.
+    """Measures the peak memory of the tensors in bytes while one image is sampled view by view.
 
-    The weights and the decoder are not included. To save time, the stages of DemoFusion run with a network that returns
-    its input, and the memory of the UNet for one view is measured separately and added.
+    The weights and the decoding of the final image are not included. To save time, the stages of DemoFusion run with a
+    network that returns its input. The memory of the UNet for one view is measured separately and added.
     """
     if not configuration.uses_model:
         return 0

@@ -1,4 +1,4 @@
-"""Implements DDIM and LCM, and the noise of all samplers of the benchmark. Samplers of flow models are in flow.py."""
+"""Implements DDIM and LCM, and draws the noise for all samplers. The samplers of flow models are in flow.py."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Predict = Callable[[Tensor, float], Tensor]
 LCM_GRID = 50
 """Number of timesteps on which latent consistency models are trained: every 20th, from 19 to 999."""
 BETWEEN = 7_000_003
-"""The seed of the noise between the steps of LCM and Euler a is this number plus the seed of the image or stage."""
+"""LCM and Euler a add noise between steps. The seed of this noise is BETWEEN plus the seed of the image or stage."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Decreasing timesteps, the schedule's alphas_cumprod (1000,), and the choice of the sampler.
+    """The decreasing timesteps of a run, alphas_cumprod (1000,) of the model, and the choice of the sampler.
 
-    If `fresh` is given, the sampler is LCM, which adds the noise `fresh(x)` in the shape of x (B, 4, h, w) between its
-    steps. If `fresh` is None, the sampler is DDIM with eta 0.
+    If `fresh` is None, the sampler is DDIM with eta 0. Otherwise, it is LCM. Between its steps, LCM adds the noise
+    `fresh(x)`, which has the shape of x (B, 4, h, w).
     """
 
     times: Sequence[int]
@@ -33,7 +33,7 @@ class Steps:
 
 
 def timesteps(steps: int, strength: float = 1.0, lcm: bool = False) -> list[int]:
-    """Returns the last part of a schedule of `steps` decreasing timesteps. `strength` is the share that is returned."""
+    """Returns the last part of a schedule of `steps` decreasing timesteps. `strength` is the share of this part."""
     if lcm:
         times = torch.linspace(LCM_GRID, 0, steps + 1).round() * (1000 // LCM_GRID) - 1
     else:
@@ -53,7 +53,7 @@ def lcm_output(x: Tensor, predicted: Tensor, t: float) -> Tensor:
 
 
 def initial_noise(seeds: Sequence[int], height: int, width: int) -> Tensor:
-    """Draws noise with variance 1, (B, 4, height, width), with one seed for each image. Sizes are in latent cells."""
+    """Draws noise (B, 4, height, width) with variance 1. Each image has its own seed. Sizes are in latent cells."""
     draws = [torch.randn(4, height, width, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     return torch.stack(draws)
 

@@ -41,7 +41,7 @@ class Effect:
     preset: str = "Balanced"
     changes: Mapping[str, Any] = field(default_factory=dict)
     part: str = ""
-    """The part of the parameter that differs between the images, such as "tiles" for the first number of skip_views."""
+    """For a parameter of two numbers, the number that differs, such as "tiles" for the first of skip_views."""
 
     @property
     def name(self) -> str:
@@ -66,7 +66,7 @@ class Effect:
         return [Configuration(f"{self.field} {value}", settings=s) for value, s in zip(self.values, self.settings())]
 
     def labels(self) -> list[tuple[str, str]]:
-        """Returns the two texts above each image: the value, and in small letters the label of the parameter."""
+        """Returns the two texts above each image: the value, and in a smaller font the label of the parameter."""
         few = f", few-step model, {FEW_STEPS} steps"
         return [(_in_words(value), _label(self.field) + (few if value == TURBO else "")) for value in self.values]
 
@@ -119,7 +119,7 @@ COMPARED = {
     "Hires fix ESRGAN 0.5": "Hires fix, ESRGAN, 0.5",
     DEFAULT_PRESET: f"DemoFusion, {DEFAULT_PRESET}",
 }
-"""The configurations of README's comparison and the titles of their columns."""
+"""The configurations in README's comparison, by name, and the titles of their columns."""
 SHOWN = ((9, 4), (17, 4), (2, 2))
 """The rows of README's comparison: the number of the prompt and seed, and the scale."""
 WHOLE, PART = 120, 220
@@ -150,7 +150,7 @@ def image(benchmark: Benchmark, configuration: Configuration, number: int, scale
 
 
 def images_of(effect: Effect, number: int, usual: Benchmark, few: Benchmark) -> list[Path]:
-    """Makes the images of a strip and returns their files. *Turbo* uses `few`, the benchmark with few steps."""
+    """Makes the images of a strip and returns their files. *Turbo* uses the benchmark `few`, all others use `usual`."""
     benchmarks = [few if settings["preset"] == TURBO else usual for settings in effect.settings()]
     return [image(benchmark, one, number) for benchmark, one in zip(benchmarks, effect.configurations())]
 
@@ -158,7 +158,7 @@ def images_of(effect: Effect, number: int, usual: Benchmark, few: Benchmark) -> 
 def main() -> None:
     """Makes the missing images, and writes the strips and the comparison."""
     found = parser(__doc__, Path("pictures"))
-    found.add_argument("--work", type=Path, default=Path("test-output/strips"), help="folder for the images")
+    found.add_argument("--work", type=Path, default=Path("test-output/strips"), help="folder for single images")
     names = [*(effect.name for effect in EFFECTS), "comparison"]
     found.add_argument("--only", nargs="+", choices=names, metavar="NAME", help="what to make (default: all)")
     found.add_argument("--number", type=int, default=1, help="number of the prompt and seed of the strips")

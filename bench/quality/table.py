@@ -1,4 +1,4 @@
-"""Formats the table: every statistic of every configuration with its interval, and the differences from one row."""
+"""Formats the table: every statistic with its interval, and a mark that compares it with the same column of one row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Column:
-    """A column with one statistic.
+    """A column with one statistic, whose key is `name`.
 
     `better` is -1 if smaller values are better, 1 if larger values are better, and 0 if neither is better.
     """
@@ -54,7 +54,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """The value of a statistic, the limits of its interval, and its values `draws` (RESAMPLES,) in the bootstrap."""
+    """The value of a statistic, the limits of its confidence interval, and its value in each resample, (RESAMPLES,)."""
 
     value: float
     low: float
@@ -63,7 +63,7 @@ class Estimate:
 
 
 def estimate(statistic: Statistic, pictures: int) -> Estimate:
-    """Estimates a statistic and its interval by a bootstrap over images.
+    """Estimates a statistic of `pictures` images and its interval by a bootstrap over the images.
 
     All configurations use the same resamples of the images, so two configurations can be compared in pairs.
     """
@@ -86,7 +86,7 @@ def differs(a: Estimate, b: Estimate) -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration at one scale."""
+    """One configuration at one scale. `seconds` are per image, and `bytes_` is the peak memory for one image."""
 
     name: str
     estimates: dict[str, Estimate]
@@ -96,7 +96,7 @@ class Row:
 
 
 def make_row(name: str, lines: Sequence[dict[str, Any]], statistics: dict[str, Statistic], bytes_: int) -> Row:
-    """Creates the row of a configuration from the lines of its images and from the statistics of the whole set."""
+    """Creates the row of a configuration from its lines in results.jsonl and from the statistics of `Truth`."""
     keys = {key for line in lines for key, value in line["metrics"].items() if value is not None}
     of_pictures = {key: _mean_of(lines, key) for key in keys}
     found = {key: estimate(statistic, len(lines)) for key, statistic in {**of_pictures, **statistics}.items()}
@@ -105,7 +105,7 @@ def make_row(name: str, lines: Sequence[dict[str, Any]], statistics: dict[str, S
 
 
 def _mean_of(lines: Sequence[dict[str, Any]], key: str) -> Statistic:
-    # NaN if an image has no such value, for instance the color of a subject that the base image does not show
+    # None becomes NaN; an image has no color of the subject if the detector finds no subject in the base image
     values = np.array([line["metrics"][key] for line in lines], float)
     return lambda chosen: float(np.nanmean(values[chosen]))
 

@@ -36,7 +36,7 @@ SEED_STEP = 1_000_003
 
 @dataclass(frozen=True)
 class Sampling:
-    """The parameters that all configurations share."""
+    """The parameters of sampling that all configurations of a table share."""
 
     steps: int = 20
     guidance: float = GUIDANCE
@@ -45,10 +45,11 @@ class Sampling:
     rows: int = 32
     """Maximum number of rows in a call of the UNet: images x views x 2 (for cond and uncond)."""
     bfloat16: bool = True
+    """Whether the model runs in bfloat16 instead of float32."""
 
 
 def few_steps(steps: int, bfloat16: bool = True) -> Sampling:
-    """Returns the sampling for the model with the LoRA for few steps: the sampler LCM without guidance."""
+    """Returns the parameters for the model with the LoRA for few steps: the sampler LCM and guidance 1."""
     return Sampling(steps, guidance=1.0, lcm=True, bfloat16=bfloat16)
 
 
@@ -68,7 +69,7 @@ class Studio:
         self.model, self.world = model, world
         self.sampling = sampling
         self._dtype = torch.bfloat16 if sampling.bfloat16 else torch.float32
-        # weights in 16 bits are 1.4 times as fast as weights that are cast at every call
+        # 1.4 times as fast as weights in 32 bits that are cast to 16 bits at every call
         self.unet = copy.deepcopy(model.unet).to(self._dtype)
         self.alphas = model.alphas_cumprod
 
@@ -81,13 +82,13 @@ class Studio:
         """Returns the last part of a schedule of `steps` steps. `strength` is the share that runs.
 
         If `steps` is 0, the schedule has as many steps as the schedule of the base image. `seeds` determine the noise
-        between the steps.
+        that LCM adds between its steps.
         """
         times = timesteps(steps or self.sampling.steps, strength, self.sampling.lcm)
         return Steps(times, self.alphas, fresh_noise(seeds) if self.sampling.lcm else None)
 
     def guided(self, numbers: list[int]) -> GuidedModel:
-        """Returns the model for the prompts of these images."""
+        """Returns the model with the prompts of the images with these numbers."""
         prompts = [self.world.prompt(number) for number in numbers]
         context = self.model.encode_prompts([*prompts, *[""] * len(prompts)]).to(self._dtype)
         return GuidedModel(self.unet, context, self.sampling.guidance, self.sampling.rows)
@@ -122,7 +123,7 @@ class Studio:
         return np.stack([upscale(base, (side, side), Image.Resampling.LANCZOS) for base in batch.bases])
 
     def latents(self, configuration: Configuration, batch: Batch, scale: int) -> tuple[Tensor, float]:
-        """Samples latents (B, 4, h, w) with a configuration that uses the model.
+        """Samples the latents (B, 4, h, w) of the large images, with a configuration that uses the model.
 
         Also returns the cost of one image in units.
         """
@@ -161,7 +162,7 @@ class StageWork:
     guided: GuidedModel
 
     def stopped(self) -> bool:
-        """Returns False, because nobody stops a measurement in the middle of an image."""
+        """Returns False, because a measurement has no buttons to stop it."""
         return False
 
     def decode(self, latent: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Defines the worlds. A world is a set of prompts with the correct renderings of their scenes.
+"""Defines the worlds. A world is a set of prompts, and renders correct images for them (*true renderings*).
 
 A prompt names a subject and a *ground*, the background of a collage. The detector checks both in the measured images.
 """
@@ -14,7 +14,7 @@ from trial.collage.content import caption, captions, ground_kinds, installed
 from trial.collage.scenes import random_collage, render
 
 TRUE_SEED = 90_000
-"""Seed of the first set of true renderings. The models were not trained on scenes with this seed."""
+"""Seed of the first set of true renderings. The small model and the detector were not trained on these scenes."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Sight:
 
 @dataclass(frozen=True)
 class World:
-    """The prompts with the grounds whose indices are in `grounds`. Images are (H, W, 3) float in 0..1."""
+    """The prompts about the grounds whose indices are in `grounds`. Images are (H, W, 3) float in 0..1."""
 
     name: str
     grounds: range
@@ -53,7 +53,7 @@ class World:
         return caption(subjects[subject], grounds[ground])
 
     def true_rendering(self, number: int, side: int, set_: int) -> np.ndarray:
-        """Renders a random scene for the prompt of image `number`. The scenes of two sets `set_` are independent."""
+        """Renders a random scene for the prompt of image `number`. With another number `set_`, the scene is another."""
         rng, content = np.random.default_rng((TRUE_SEED + set_, number)), installed()
         return render(content, random_collage(content, rng, self.label(number)), side)
 
