@@ -1,1 +1,1 @@
-"""Measures methods for larger images, and compares their images with true renderings: `python -m bench.quality`."""
+"""Measures methods for larger images, and compares the results with correct images: `python -m bench.quality`."""

@@ -17,12 +17,12 @@ from scipy import ndimage, special
 
 GREY = np.array([0.2125, 0.7154, 0.0721])
 STD, RADIUS = 7 / 6, 3
-"""Standard deviation and radius of the Gaussian window, in pixels."""
+"""Standard deviation and radius of the Gaussian blur in `normalised`, in pixels."""
 CONTRAST_FLOOR = 1 / 255
 HALVING = np.array([-0.09375, 0.59375, 0.59375, -0.09375])
 """Weights of four adjacent pixels, for a cubic interpolation (a = -0.75) halfway between the middle two pixels."""
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
-"""Offsets (down, across) from a pixel to four neighbours. A feature uses the product of both values."""
+"""Offsets (down, across) from a pixel to four neighbours. Their values are multiplied by the value of the pixel."""
 
 
 def brisque(picture: np.ndarray) -> float | None:

@@ -25,9 +25,9 @@ KEPT = 20
 SEED = 20231128
 
 Statistic = Callable[[np.ndarray], float]
-"""A function that computes a statistic of the images at the given positions in a set.
+"""A function that computes a statistic of some images of a set.
 
-A position can occur more than once, as in a bootstrap.
+Its argument contains the positions of these images in the set. A position can occur more than once, as in a bootstrap.
 """
 
 

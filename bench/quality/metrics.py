@@ -61,10 +61,11 @@ def seam_gradient_ratio(
     """Computes the gradient across view borders divided by the gradient across other cell borders; 1 means no seam.
 
     The result is the mean of the ratios for `rows` and `columns`, which are the first pixels after each view border.
-    The edges of the image do not count as borders. Both gradients are first divided by the gradient 4 to 6 pixels away,
-    because a decoder draws smaller differences between two cells than within a cell. The base image was decoded too,
-    and its cells are `base_cell` pixels wide in the enlarged image. A view border is therefore compared with cell
-    borders at the same position within the cells of the base image, or with all cell borders if there are none.
+    The edges of the image do not count as borders. Both gradients are first divided by the gradient 4 to 6 pixels away.
+    A decoder draws smaller differences between two cells than within a cell, so a view border is compared only with
+    cell borders. The base image was decoded too, and its cells are `base_cell` pixels wide in the enlarged image. A
+    view border is therefore compared with cell borders at the same position within the cells of the base image, or with
+    all other cell borders if there are none.
     """
     brightness = luma(picture)
     return (_line_ratio(brightness.T, rows, base_cell) + _line_ratio(brightness, columns, base_cell)) / 2
