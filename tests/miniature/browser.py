@@ -125,7 +125,7 @@ class Tab:
         self.page.locator(f"{self.panel}_preset_name").wait_for(timeout=TIMEOUT)
 
     def stops(self) -> list[dict[str, Any]]:
-        """Starts at the panel's checkbox, and presses the Tab key until the focus leaves the panel.
+        """Starts at the checkbox in the title of the panel, and presses the Tab key until the focus leaves the panel.
 
         Returns the result of STOP for every element that gets the focus.
         """

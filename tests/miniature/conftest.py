@@ -1,6 +1,7 @@
 """Provides the stand-in for the webui in the test process, its page on a server, and a browser for that page.
 
-The stand-in is in trial/webui. The stand-in loads the extension in the same way as the webui does.
+The stand-in is in trial/webui. It replaces the webui's package `modules`, and loads the extension in the same way as
+the webui does.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
     folder = tmp_path_factory.mktemp("data")
     # each test process looks for a free port in a range of its own
     port = 7870 + 100 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    # a model call takes 0.02 s, so that the tests can observe the stages
     command = [sys.executable, "-u", str(FOLDER / "serve_tiny.py"), str(port), str(folder), "0.02"]
     with (
         (folder / "errors.txt").open("w") as errors,
@@ -86,7 +88,7 @@ def window() -> Iterator[Any]:
     """Starts a browser, and returns the browser page that all tests use.
 
     If each test had a browser page of its own, the browser would compile gradio's scripts for every test. This takes
-    longer than most tests. The page has no animations, because with animations a run takes three times as long.
+    longer than most tests. The page has no animations, because with animations the tests take three times as long.
     """
     program = find_chromium()
     if program is None:

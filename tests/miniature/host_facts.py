@@ -1,7 +1,8 @@
 """Lists the functions, classes and settings of the webui that the extension uses, and describes them.
 
-The descriptions come from the source code of a webui, which is parsed and not imported.
-`python tests/miniature/host_facts.py DIR` updates host_facts.json from the webui in DIR.
+For example, a function is described by the names of its parameters. The descriptions come from the source code of a
+webui, which is parsed and not imported. `python tests/miniature/host_facts.py DIR` updates host_facts.json from the
+webui in DIR.
 """
 
 from __future__ import annotations
@@ -34,19 +35,21 @@ ROLES = {
     "denoiser": ("sd_samplers_cfg_denoiser.CFGDenoiser",),
     "model": ("sd_samplers_cfg_denoiser.CFGDenoiser",),
 }
-"""Maps the name of a variable in the extension's code to the webui's possible classes of the variable's value.
+"""Maps the name of a variable in the extension's code to the classes of the webui that its value may have.
 
-The webui defines every attribute that the extension uses in at least one of these classes.
+Every attribute of the variable that the extension uses is defined in at least one of these classes.
 """
 
 INSTANCES = {"shared.state": "State", "shared.total_tqdm": "TotalTQDM"}
 """Maps a variable of the webui to the name of its class. The class can be in any module of the webui."""
 
 OPTIONS = "shared.opts"
+"""The object with the values of the webui's settings."""
 SUBCLASSED = ("sd_samplers_cfg_denoiser.CFGDenoiser.forward", "sd_samplers_cfg_denoiser.CFGDenoiser.inner_model")
-"""Members that the extension overrides in a subclass. `symbols` misses this subclass: it is created at run time.
+"""Members of the webui's classes that the extension overrides in a subclass which it creates at run time.
 
-The subclass also overrides `get_pred_x0`, which is not checked.
+`symbols` cannot find such a subclass in the source code. The subclass also overrides `get_pred_x0`, which is not
+checked.
 """
 
 
@@ -214,9 +217,10 @@ class Source:
         return found
 
     def options(self) -> set[str]:
-        """Returns the constant keys of all dicts in two files of the webui, and other names of settings.
+        """Returns the names of all settings, together with some other strings.
 
-        The names of all settings are among them.
+        The webui defines its settings as entries of dicts in two files. Other keys of dicts in these files are returned
+        as well. The stand-in defines its settings as keyword arguments of `options.Options`.
         """
         names = set()
         for stem in ("shared_options", "shared"):

@@ -15,7 +15,7 @@ BASE = 64
 
 
 class Webui:
-    """Runs jobs of txt2img and img2img in the stand-in with the model `small`."""
+    """Runs jobs of txt2img and img2img in the stand-in with the model `small`. `folder` is the webui's data folder."""
 
     def __init__(self, folder: Path, small: Any):
         self.folder = folder

@@ -1,6 +1,6 @@
 """Serves the stand-in's page with the tiny random model: python tests/miniature/serve_tiny.py PORT FOLDER SECONDS.
 
-FOLDER is the data folder of the stand-in. Every model call takes SECONDS longer, so tests can observe the stages.
+FOLDER is the data folder of the stand-in. Every model call takes SECONDS longer, so that tests can observe the stages.
 """
 
 from __future__ import annotations

@@ -74,7 +74,10 @@ def every(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 def test_a_stage_has_a_preview_at_its_start_and_then_at_the_interval(
     webui: Webui, page: Page, every: Callable[[int], None], settings: Any, steps: int, iterations: int, previews: int
 ) -> None:
-    """All previews during the stage have the size of the stage, not the size of the base image."""
+    """The interval is 10 steps. The ids of the cases contain the number of steps of the stage.
+
+    All previews during the stage have the size of the stage (16 cells), not the size of the base image.
+    """
     every(10)
     webui.job(settings, steps=steps, n_iter=iterations)
     assert len(page.during_stage()) == previews
@@ -85,7 +88,10 @@ def test_a_stage_has_a_preview_at_its_start_and_then_at_the_interval(
 def test_a_stage_of_six_steps_never_has_more_previews_than_the_setting_requests(
     webui: Webui, page: Page, every: Callable[[int], None], interval: int, previews: int
 ) -> None:
-    """The webui's step counter is 0 in both of the first two steps. So an interval of 1 gives five previews."""
+    """`interval` is the number of steps between two previews, or -1 for no previews.
+
+    The webui's step counter is 0 in both of the first two steps. So an interval of 1 gives five previews.
+    """
     every(interval)
     webui.job(BALANCED, steps=24)
     assert len(page.during_stage()) == previews
@@ -93,7 +99,7 @@ def test_a_stage_of_six_steps_never_has_more_previews_than_the_setting_requests(
 
 @pytest.fixture
 def totals(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
-    """Returns a list. When the console's bar ends, the bar's position and total are added to the list."""
+    """Returns a list. When the console's bar ends, the bar's position and total, in steps, are added to the list."""
     seen: list[tuple[int, int]] = []
     total = shared.total_tqdm
     clear = total.clear
@@ -124,6 +130,7 @@ def test_the_bar_on_the_console_ends_at_its_total(
 def test_the_bar_on_the_console_ends_at_its_total_in_img2img(
     webui: Webui, totals: list[tuple[int, int]], redraw: bool
 ) -> None:
+    """The stage runs 8 steps. If the upload is redrawn, img2img runs 5 of its 8 steps first: int(0.5 * 8) + 1."""
     settings = {**BALANCED, "img2img_first": redraw, "denoising_strength": 1.0}
     webui.job(settings, Image.new("RGB", (64, 64)), steps=8, denoising_strength=0.5)
     assert totals == [(13, 13) if redraw else (8, 8)]
@@ -132,6 +139,7 @@ def test_the_bar_on_the_console_ends_at_its_total_in_img2img(
 def test_the_bar_on_the_console_ends_at_its_total_if_a_stage_fails(
     webui: Webui, totals: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
+    """The base pass and the first stage run 6 steps each. The second stage fails in its first step."""
     reported.expect("injected")
     unet = webui.small.unet
 
@@ -146,7 +154,10 @@ def test_the_bar_on_the_console_ends_at_its_total_if_a_stage_fails(
 
 
 def test_each_image_of_a_grid_adds_the_steps_of_its_stages(webui: Webui, totals: list[tuple[int, int]]) -> None:
-    """The X/Y/Z plot sets the total to the steps of all base images. Each job adds the steps of its stages."""
+    """The X/Y/Z plot sets the total to the steps of all base images. Each job adds the steps of its stages.
+
+    The grid has two images. The base pass and the stage of each image run 6 steps.
+    """
     total: Callable[[int], None] = shared.total_tqdm.updateTotal
     seen: list[int] = []
 
@@ -180,7 +191,10 @@ def test_each_image_of_a_grid_adds_the_steps_of_its_stages(webui: Webui, totals:
 def test_the_stages_that_a_grid_expects_are_withdrawn_if_a_request_runs_no_stages(
     webui: Webui, reported: Reports, monkeypatch: pytest.MonkeyPatch, settings: Any, calls_of_withdraw: int
 ) -> None:
-    """The first request of a grid adds the expected stages of later requests to the bar. `withdraw` removes them."""
+    """A grid has one request for each of its images. The first request adds the stages of all requests to the bar.
+
+    `withdraw` removes the stages of the later requests again.
+    """
     if calls_of_withdraw and settings["enabled"]:
         reported.expect("99" if "scale" in settings else "Tiling")
     calls: list[None] = []

@@ -145,12 +145,14 @@ def test_a_final_size_that_is_too_large_for_the_base_image_is_refused(tab: Tab, 
 
 
 COLORS = """error => [error, error.querySelector("span"), error.parentElement].map(n => getComputedStyle(n).color)"""
+"""JavaScript that returns the text colors of an error, of a part of the error, and of the element around the error."""
 BACKGROUND = """error => {
     const color = (node) => getComputedStyle(node).backgroundColor;
     let node = error;
     while (/, 0\\)$|transparent/.test(color(node))) node = node.parentElement;
     return color(node);
 }"""
+"""JavaScript that returns the color behind an error: that of the nearest element that is not transparent."""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -166,10 +168,12 @@ def test_errors_in_the_summary_line_are_red_and_readable(blank: Any, address: st
     error = f"rgb({red * 255:.0f}, {green * 255:.0f}, {blue * 255:.0f})" if "srgb" in error else error
     assert red > 1.5 * max(green, blue)
     background = page.eval_on_selector(".demofusion-error", BACKGROUND)
+    # WCAG requires a contrast of 4.5 for text
     assert contrast(error, background) >= 4.5
 
 
 ONE_STAGE = "128x128 → 384x384"
+"""The sizes in the summary line if "Stages" is "1,3", which leaves out the stage at 256x256 pixels."""
 
 
 def test_text_typed_while_the_server_is_slow_is_in_the_summary_line(tab: Tab) -> None:

@@ -140,6 +140,7 @@ def select(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
 
 
 ON = {"enabled": True, "scale": 1.7, "stages": "fewest"}
+"""At this scale, 512x640 pixels are enlarged to 870.4x1088 pixels, so the width is rounded."""
 
 
 def test_the_summary_line_shows_sizes_for_the_selected_checkpoint(
@@ -151,6 +152,7 @@ def test_the_summary_line_shows_sizes_for_the_selected_checkpoint(
     assert "864x1088" in text
     assert "multiples of 16 pixels" in text
     assert line.NOT_LOADED in text
+    # a file that cannot be read is treated like SD 1.5, whose sizes are multiples of 8
     select(monkeypatch, str(tmp_path / "missing.safetensors"))
     assert backends.selected_family() == SD
     assert "872x1088" in line.describe([ON], tab)

@@ -70,6 +70,7 @@ def test_every_final_image_has_the_colors_of_its_base_image(
         webui.job({**ON, "return_stages": True, **settings, "keep_colors": kept}, batch_size=2, **source)
         for kept in (False, True)
     )
+    # the batch has two images: first their final images, then their base images, then the images of the stages
     count = len(on.images) // 2
     bases = [image.crop(_shown(on.images[0], image)) for image in on.images[2:4]]
     assert count >= 2
@@ -154,10 +155,12 @@ def test_with_hires_fix_the_result_of_hires_fix_is_the_base_image() -> None:
 def test_the_pixels_of_the_base_image_are_unknown_in_txt2img_inpainting_and_latent_resize(
     request_: dict[str, Any],
 ) -> None:
+    # the resize mode 3 is "Just resize (latent upscale)"
     assert known_base(SimpleNamespace(**{"resize_mode": 0, "mask": None, **request_}), torch.zeros(1), False) is None
 
 
 def test_an_uploaded_image_is_the_base_image_unless_it_is_redrawn() -> None:
+    """The last argument of `known_base` is the field `img2img_first`. The batch has two images."""
     p = SimpleNamespace(init_images=[upload()], resize_mode=0, mask=None, width=BASE, height=BASE)
     assert known_base(p, torch.zeros(2, 4, 8, 8), True) is None
     assert len(known_base(p, torch.zeros(2, 4, 8, 8), False) or ()) == 2
@@ -165,6 +168,7 @@ def test_an_uploaded_image_is_the_base_image_unless_it_is_redrawn() -> None:
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (1, 4, 8, 8), (8, 8)], ids=["webui", "Forge Neo", "one channel"])
 def test_with_a_mask_colors_change_only_in_the_painted_area(shape: tuple[int, ...]) -> None:
+    """The right half is painted. Up to 8 pixels from its border, the test accepts any color."""
     right = (torch.arange(8) >= 4).half().expand(shape)
     p = SimpleNamespace(mask=1 - right, nmask=right)
     plan = plan_of()

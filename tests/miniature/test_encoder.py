@@ -37,6 +37,7 @@ def events(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 RELEASE, MODEL, DECODER, ENCODER = "release", "unet", "decode", "encode"
 ONE_STAGE = [RELEASE, DECODER, RELEASE, ENCODER, RELEASE, MODEL]
+"""The events of a stage that decodes the previous image, enlarges it, and encodes it."""
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,7 @@ def test_no_stage_runs_if_the_base_latent_contains_nan(
     monkeypatch.setattr(webui.small, "unet", unet)
     monkeypatch.setattr(webui.small, "decode", lambda z: torch.zeros(len(z), 3, 8 * z.shape[2], 8 * z.shape[3]))
     result = webui.job(BALANCED)
+    # the four steps of the base pass
     assert events.count("unet") == 4
     assert "the VAE" not in result.comments
 

@@ -37,10 +37,14 @@ from lib_demofusion.settings.fields import Settings
 
 PLAN = make_plan(Settings(enabled=True, scale=4, stages="4"), (16, 16))
 STAGE = PLAN.stages[-1]
+"""The only stage of PLAN. It enlarges a base image of 16x16 cells to 64x64 cells."""
 
 
 class Unet:
-    """Imitates Forge's object for a UNet with patches. Its clones share the model."""
+    """Imitates Forge's object for a UNet with patches. Its clones share the model.
+
+    The memory that it requires is one byte for each cell of each batch row.
+    """
 
     def __init__(self, model: Any, options: dict[str, Any] | None = None, controls: Any = None):
         self.model, self.model_options, self.controlnet_linked_list = model, options or {}, controls
@@ -63,7 +67,10 @@ class Objects(SimpleNamespace):
 
 
 class Scripts:
-    """Patches the UNet before every sampling, as Forge's built-in extensions do."""
+    """Adds the options `patch` to the UNet before every sampling, as Forge's built-in extensions do.
+
+    `seen` contains the arguments of each call.
+    """
 
     alwayson_scripts: tuple[Any, ...] = ()
 
@@ -156,7 +163,7 @@ def request(scripts: Any, **model: Any) -> Any:
 
 
 def sampling(p: Any, views: int = 4) -> Any:
-    """Returns the context that the backend provides for sampling STAGE."""
+    """Returns the context that the backend provides for sampling STAGE. A model call evaluates up to `views` views."""
     anchor = torch.zeros(1, 4, *STAGE.size)
     return Forge().sampling(p, STAGE, views, anchor, torch.ones_like(anchor))
 
@@ -223,6 +230,7 @@ def test_everything_is_restored_if_a_stage_fails_or_is_stopped(cleaned: list[Any
 
 def test_memory_is_reserved_for_views_and_not_for_the_whole_latent(cleaned: list[Any]) -> None:
     p = request(Scripts())
+    # one cond and one uncond
     whole = [2, 4, *STAGE.size]
     with sampling(p, views=3):
         unet = p.sd_model.forge_objects.unet
@@ -233,6 +241,7 @@ def test_memory_is_reserved_for_views_and_not_for_the_whole_latent(cleaned: list
 
 
 def test_a_memory_estimate_of_another_extension_is_called_with_the_size_of_a_view() -> None:
+    """The other extension's function receives the shape of the input, and returns a number of bytes."""
     unet = Unet(None, {forge.ESTIMATE: lambda shape: 1000.0 + shape[2]})
     reserve_for_views(unet, (4, *STAGE.window), 1)
     assert unet.model_options[forge.ESTIMATE]([2, 4, 999, 999]) == 1000 + STAGE.window[0]
@@ -491,7 +500,10 @@ def of_reforge(**flags: bool) -> Any:
 def test_a_model_of_an_unsupported_kind_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, model: Any, message: str | None
 ) -> None:
-    """Before a model is loaded, the webui's model is None or an object without attributes. Both are accepted."""
+    """Before a model is loaded, the webui's model is None or an object without attributes. Both are accepted.
+
+    OfTomorrow is the class of a model that the extension does not know.
+    """
     monkeypatch.setattr(refusals, "host", Forge)
     reason = refusals.reason(refusals.Situation(model))
     assert reason is None if message is None else (reason or "").startswith(message)
@@ -586,15 +598,20 @@ def test_samplers_that_cannot_run_are_refused_by_name(
         p.sd_model = engine("StableDiffusionXL", schedule)
         found = Forge().refusal(p)
         assert found is None if message is None else message in (found or "")
+        # "Sigma churn" is a setting, which can be changed, so its message does not name the sampler
         assert message in (None, "Sigma churn") or name in (found or "")
 
 
 SIZE = {"width": 128, "height": 192}
+"""The size of the base image in `request`, in pixels."""
 
 
 @pytest.mark.parametrize("kind", ["no size", "named sizes", "any names"])
 def test_stages_use_the_shift_of_the_base_pass(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """After hires fix, the model has the shift of the hires pass. Some engines compute the shift from the size."""
+    """After hires fix, the model has the shift of the hires pass. Some engines compute the shift from the size.
+
+    `kind` is the form of the parameters of the engine's function `set_shift`.
+    """
     seen: list[dict[str, Any]] = []
     p = request(None)
     p.sd_model.set_shift = {
@@ -680,6 +697,7 @@ ANIMA = families.BY_ENGINE["Anima"]
 def test_features_that_do_not_work_on_transformers_are_refused(
     monkeypatch: pytest.MonkeyPatch, dynamic_args: Any, change: Any, family: Any, message: str | None
 ) -> None:
+    """`change` changes the request and Forge Neo's `dynamic_args`. Without `message`, the job is not refused."""
     monkeypatch.setattr(shared.opts, "svdq_cache_threshold", 0.12, raising=False)
     p = request(Scripts())
     p.sampler = "of the base pass"
@@ -706,6 +724,10 @@ def test_controlnet_units_are_refused_on_transformers(dynamic_args: Any) -> None
 def test_memory_is_reserved_for_views_in_the_shape_of_the_webuis_latent(
     cleaned: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """This family packs 2x2 cells: the webui's latent has four times as many channels, and half the height and width.
+
+    Memory is reserved for three views, each with a cond and an uncond.
+    """
     monkeypatch.setitem(families.BY_ENGINE, "SimpleNamespace", families.Family("A", form=families.PACKED))
     p = request(Scripts())
     seen: list[Any] = []
@@ -761,6 +783,7 @@ def test_units_whose_hint_cannot_be_cropped_are_refused(
     preprocessor: str, model: Any, mask: Any, message: str | None
 ) -> None:
     unit = SimpleNamespace(preprocessor=SimpleNamespace(name=preprocessor), model=model, control_mask=mask)
+    # the key 1 is an index, so messages call this unit "unit 2"
     entry = SimpleNamespace(title=lambda: "ControlNet", current_params={1: unit})
     p = request(SimpleNamespace(alwayson_scripts=[entry]))
     found = Forge().refusal(p)
@@ -787,7 +810,10 @@ class Schedule:
 
 @pytest.mark.parametrize("model", [{"model_config": SimpleNamespace(ztsnr=True)}, {"ztsnr": True}, {}])
 def test_stages_use_the_noise_levels_of_the_base_pass(monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]) -> None:
-    """With zero terminal SNR, the webui changes the noise levels only during the base pass."""
+    """With zero terminal SNR, the webui changes the noise levels only during the base pass.
+
+    Depending on the webui, the flag `ztsnr` is an attribute of the model or of its configuration.
+    """
     rescaled = torch.tensor([0.1, 4500.0])
     monkeypatch.setattr(processing, "rescale_zero_terminal_snr_sigmas", lambda sigmas: rescaled, raising=False)
     monkeypatch.setattr(shared, "sd_model", SimpleNamespace(sd_checkpoint_info="one"), raising=False)
@@ -837,6 +863,7 @@ def test_decoded_images_of_a_video_vae_have_no_time_axis(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("leading", [(2, 16), (2, 16, 1), (1, 128)])
 def test_latents_of_every_shape_are_shrunk_for_a_preview(leading: tuple[int, ...]) -> None:
+    """A preview has at most 128 cells per side. `leading` contains the sizes of all axes before height and width."""
     latent = torch.randn(*leading, 300, 150)
     small = for_preview(latent)
     assert small.shape == (*leading, 128, 64)

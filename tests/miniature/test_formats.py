@@ -1,4 +1,8 @@
-"""Tests that no grid is made that is too large to be saved. If saving fails, the job returns no images."""
+"""Tests that no grid is made that is too large to be saved. If saving the grid failed, the job would return no images.
+
+A grid is too large if a side exceeds the limit of its image format, 65500 pixels for JPEG and 16383 for WebP, or if the
+grid has more pixels than the webui's setting "Maximum image size" allows.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,8 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Any:
     ("format", "side", "fails_on_page", "fails_in_api"),
     [
         ("png", 40000, False, False),
-        # the width of the grid is 2 * `side`; for a job from the page, grids of more than 65535 pixels are saved as PNG
+        # the width of the grid is 2 * `side`. For a job from the page, the webui saves a grid as PNG if its width
+        # exceeds 65535 pixels (JPEG) or 16383 pixels (WebP)
         ("jpg", 32750, False, False),
         ("jpg", 32752, True, True),
         ("jpeg", 32768, False, True),
@@ -82,7 +87,7 @@ def test_the_size_of_a_grid_includes_masks(settings: Any) -> None:
     p = job(mask_for_overlay=object())
     assert output.grid_problem(p, (20000, 8)) is None
     settings(return_mask=True, return_mask_composite=True)
-    # the two images, their masks and the composites make two rows of three
+    # the two images, their masks and the composites make two rows of three, so the width is 65520 pixels
     assert output.grid_problem(p, (21840, 8))
 
 
@@ -90,6 +95,10 @@ def test_the_size_of_a_grid_includes_masks(settings: Any) -> None:
 def test_a_job_returns_its_images_even_if_its_grid_would_be_too_large(
     webui: Webui, settings: Any, monkeypatch: pytest.MonkeyPatch, limit: int, made: bool
 ) -> None:
+    """The test replaces JPEG's limit by `limit`. The grid of two images has 256 pixels in width.
+
+    If the grid would be too large, DemoFusion sets `do_not_save_grid` until the webui has made its grid.
+    """
     monkeypatch.setitem(output.LONGEST_SIDE, "jpg", limit)
     seen: list[bool] = []
 

@@ -50,6 +50,7 @@ def test_every_stage_has_its_own_noise_seeds(webui: Webui, monkeypatch: pytest.M
 
     monkeypatch.setattr(rng.ImageRNG, "__init__", recording)
     webui.job(THREE, batch_size=2)
+    # the base pass and two stages, each with two images
     assert [len(seeds) for seeds in seen] == [2, 2, 2]
     assert len({seed for seeds in seen for seed in seeds}) == 6
     assert all(0 <= seed <= SEED_MASK for seeds in seen for seed in seeds)
@@ -65,6 +66,7 @@ def test_brownian_noise_has_its_own_seeds_in_every_stage(webui: Webui, monkeypat
 
     monkeypatch.setattr(k_diffusion.sampling, "BrownianTreeNoiseSampler", recording)
     webui.job(THREE, sampler_name="DPM++ 2M SDE", batch_size=2)
+    # the base pass and two stages, each with two images
     assert len(seen) == 3
     assert len({seed for seeds in seen for seed in seeds}) == 6
 
@@ -139,7 +141,10 @@ def test_a_stage_uses_the_crop_coordinates_in_the_webuis_settings(
 
 
 def test_the_base_checkpoint_is_restored_for_the_stages(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backend also encodes the prompts again, marks them for ControlNet, and disables the refiner."""
+    """The backend also encodes the prompts again, marks them for ControlNet, and disables the refiner.
+
+    A refiner may have replaced the base checkpoint at the end of the base pass.
+    """
     done: list[str] = []
     p = SimpleNamespace(
         refiner_checkpoint_info="refiner",
@@ -191,6 +196,7 @@ def test_a_stage_uses_the_current_wrapper_of_the_model() -> None:
 
 
 def test_repeated_images_returns_0_if_a_callback_may_change_single_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without such a callback, `repeated_images` returns the number of images. Here, each image has one prompt."""
     cond = SimpleNamespace(batch=[["one prompt"], ["one prompt"]])
     x = torch.zeros(2, 4, 8, 8)
     assert repeated_images(CFGDenoiser, x, cond) == 2

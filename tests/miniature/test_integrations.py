@@ -26,6 +26,7 @@ from lib_demofusion.settings.fields import SPECS
 
 ON = {"enabled": True, "scale": 2}
 THREE = {"enabled": True, "scale": 3}
+"""Settings for a final image that is three times as wide and high as the base image."""
 
 
 class AlwaysOn(scripts.Script):
@@ -204,7 +205,8 @@ def test_a_hint_has_an_effect_where_the_hint_is_white(
     for one, other in zip(dark.images, lit.images):
         assert other.size == (side, side)
         difference = np.abs(pixels(one) - pixels(other)).mean(axis=2)
-        # the other quadrants change a little, because the blur for dilated views restores the statistics of the latent
+        # the areas near the borders of the quadrants are left out. The other quadrants change a little, because the
+        # blur for dilated views restores the statistics of the latent
         inside = difference[side * 5 // 8 :, side * 5 // 8 :].mean()
         outside = max(difference[: side * 3 // 8].mean(), difference[:, : side * 3 // 8].mean())
         assert inside > 5
@@ -226,6 +228,7 @@ def test_a_job_with_controlnet_does_not_change_later_jobs_without_controlnet(web
 def test_controlnet_units_are_restored_if_a_stage_is_interrupted_or_fails(
     webui: Webui, beside: Callable, how: str, reported: Reports
 ) -> None:
+    """The stage is interrupted or fails at its fourth model call."""
     reported.expect(*["injected"] * (how == "fail"))
     network = Hooked(webui, hint("nw"))
     beside(network)
@@ -336,6 +339,7 @@ class Redrawing(AlwaysOn):
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("hook", ["postprocess_image", "postprocess"])
 def test_a_request_inside_another_request_runs_no_stages(webui: Webui, beside: Callable, hook: str, last: bool) -> None:
+    """The inner request is made in `hook` of another script, which runs before DemoFusion, or after it if `last`."""
     other = Redrawing(hook)
     beside(other)
     if last:
@@ -411,6 +415,7 @@ MASKED = "ADetailer inpaint only masked"
 def test_an_extension_that_is_recognized_by_its_infotext_or_by_attributes_of_p_is_refused(
     webui: Webui, beside: Callable, first: bool, script: Noted, refused: str | None, reported: Reports
 ) -> None:
+    """The other script runs before DemoFusion's script if `first`, else after it."""
     reported.expect(*[refused] * bool(refused))
     beside(script)
     if not first:

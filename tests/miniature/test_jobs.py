@@ -31,6 +31,7 @@ from lib_demofusion.settings.fields import SPECS
 
 ON = {"enabled": True, "scale": 2}
 THREE = {"enabled": True, "scale": 3, "stages": "every"}
+"""Settings for two stages, at 2x and 3x."""
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_every_sampler_runs_every_stage(webui: Webui, sampler: str) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["Euler a", "DDIM"])
-def test_the_base_image_is_returned_if_the_host_does_not_call_the_fused_model(
+def test_the_base_image_is_returned_if_the_webui_does_not_call_the_object_that_evaluates_views(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, sampler: str, reported: Reports
 ) -> None:
     """The extension replaces the model by an object that evaluates views. Some webuis may not call this object.
@@ -296,6 +297,7 @@ def test_progress_never_falls_and_ends_near_1(webui: Webui, in_model: Callable) 
     in_model(lambda: seen.append(shared.state.progress()))
     webui.job(THREE, n_iter=2)
     assert seen == sorted(seen)
+    # the last look is before the last model call, and decoding follows
     assert seen[0] < 0.1
     assert 0.8 < seen[-1] <= 1
 
@@ -393,7 +395,7 @@ def test_an_anchor_for_an_upscaler_in_pixels_is_the_encoded_enlarged_image(
     enlarged = base.resize((2 * BASE, 2 * BASE), resample)
     pixels = torch.from_numpy(np.asarray(enlarged, np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
     expected = webui.small.encode(pixels)
-    # the base image that the test enlarges has 8 bits per channel
+    # the base image that the test enlarges has 8 bits per channel. One level is 0.008 on the scale -1..1
     torch.testing.assert_close(anchors[0][:1], expected, rtol=0, atol=0.02)
     assert anchors[0].shape == (2, 4, 2 * BASE // 8, 2 * BASE // 8)
 
@@ -627,7 +629,8 @@ def test_the_base_image_is_returned_if_encoding_fails(
 
 @pytest.mark.parametrize("size", [(24, 40), (9, 17)])
 def test_lanczos_equals_pillows_filter_up_to_rounding(webui: Webui, size: tuple[int, int]) -> None:
-    # the contrast is low, because Pillow clips the values after each of its two passes, and `lanczos` does not clip
+    # the contrast is low, because Pillow clips the values after each of its two passes, and `lanczos` does not clip.
+    # Pillow also rounds to 8 bits. One level is 0.008 on the scale -1..1
     picture = torch.rand(3, 8, 12, generator=torch.Generator().manual_seed(0)) - 0.5
     out = upscaling.lanczos(picture, size)
     whole = Image.fromarray(((picture * 0.5 + 0.5) * 255).round().byte().permute(1, 2, 0).numpy())

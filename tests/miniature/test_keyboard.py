@@ -21,6 +21,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "javascript" / "demofusion.js"
 OTHERS = {"preset_name", "preset_save", "preset_delete", "advanced"}
 """Elements of the panel that the Tab key reaches in addition to the controls of the fields."""
 SHOWN = set(CONTROLS) - set(UNSEEN)
+"""The fields whose controls are visible in the panel of at least one tab."""
 
 
 def opened(page: Any, name: str) -> Tab:
@@ -44,7 +45,8 @@ def test_the_tab_key_reaches_every_control_in_reading_order(page: Any, name: str
     hidden = {"img2img_first"} if name == "txt2img" else set()
     assert {stop["block"] for stop in stops} == SHOWN - hidden | OTHERS
     assert all(stop["visible"] for stop in stops)
-    # the next control is below, or further right in the same row, where the tops of the controls may differ
+    # the next control is more than 20 pixels below, or further right in the same row. In a row, the top of the next
+    # control may be up to 60 pixels higher
     for one, other in pairwise(stops):
         assert other["top"] > one["top"] - 60
         assert other["top"] > one["top"] + 20 or other["left"] >= one["left"]
@@ -53,6 +55,7 @@ def test_the_tab_key_reaches_every_control_in_reading_order(page: Any, name: str
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_focus_is_visible(blank: Any, address: str, scheme: str) -> None:
     show(blank, f"{address}?__theme={scheme}")
+    # an outline of 2 pixels with a contrast of at least 3, as in WCAG 2.2, criterion 2.4.13
     for stop in opened(blank, "txt2img").stops():
         assert stop["width"] >= 2, stop
         assert contrast(stop["color"], stop["background"]) >= 3, stop

@@ -118,6 +118,7 @@ def patch(unet, batch):
     unet.attn2.to_q.register_forward_hook(functools.partial(smooth, 0.9))
 """
 COUNTERS = {"sd-webui-negpip": NEGPIP, "composable-lora": COMPOSABLE, "sd-webui-incantations": ENERGY}
+"""Source code of the extensions that count the batch rows of a call, by the names of their folders."""
 
 
 def images(webui: Webui, settings: dict[str, Any], **job: Any) -> list[bytes]:
@@ -132,6 +133,10 @@ def images(webui: Webui, settings: dict[str, Any], **job: Any) -> list[bytes]:
 def test_an_extension_that_counts_rows_gets_one_view_at_a_time(
     webui: Webui, unet: Unet, extension: Install, reported: Reports, name: str, batch: int
 ) -> None:
+    """A call with two rows per image must have the cond and the uncond of one view, as in the webui's own calls.
+
+    With a view batch of 5, the image is therefore the same as with a view batch of 1.
+    """
     plain = images(webui, {"view_batch": 1}, batch_size=batch)
     extension(name, COUNTERS[name]).patch(unet, batch)
     patched = images(webui, {"view_batch": 1}, batch_size=batch)
@@ -173,6 +178,7 @@ def test_patches_by_the_webui_do_not_limit_the_batches(
 
     unet.attn2.forward = forward  # type: ignore[method-assign]
     images(webui, {"view_batch": 5})
+    # five views, each with a cond and an uncond
     assert max(rows) == 10
     assert not reported.notes[-1]
 
@@ -208,7 +214,10 @@ def one_after_the_other(self: Any, x: Tensor, sigma: Tensor, uncond: Tensor, con
 def test_negpip_is_refused_if_cond_and_uncond_are_separate_calls(
     webui: Webui, unet: Unet, extension: Install, reported: Reports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """NegPiP counts separate calls to distinguish cond and uncond, but a stage makes more calls than NegPiP expects."""
+    """NegPiP counts separate calls to distinguish cond and uncond, but a stage makes more calls than NegPiP expects.
+
+    The entry "NegPiP Active" in the infotext shows that NegPiP is used. Without it, the job is not refused.
+    """
     extension("sd-webui-negpip", NEGPIP).patch(unet, 1)
     monkeypatch.setattr(CFGDenoiser, "forward", one_after_the_other)
     assert sizes(webui.job(ON)) == [2 * BASE]
@@ -227,6 +236,7 @@ def patch(unet, batch):
 
     unet.forward = hijacked_unet_forward
 """
+"""Source code that replaces the forward of the model by a function with a cache, like DeepCache."""
 
 
 def test_a_cache_of_layers_is_refused(webui: Webui, unet: Unet, extension: Install, reported: Reports) -> None:
@@ -258,6 +268,7 @@ def patch(unet, batch):
     plain = unet.forward
     unet.forward = lambda *args: plain(*args) * 0.5
 """
+"""Source code that halves the output of the model. It keeps no data between calls."""
 
 
 class Flux(Unet):

@@ -22,7 +22,7 @@ from lib_demofusion.settings.fields import SPECS
 
 FOLDER = Path(__file__).resolve().parents[2] / "localizations"
 LANGUAGES = sorted(path.stem for path in FOLDER.glob("*.json"))
-IN_SENTENCES = (
+IN_TEXT_NODES = (
     SPECS["img2img_first"].words,
     line.WORDS,
     line.WARNINGS,
@@ -31,6 +31,7 @@ IN_SENTENCES = (
     (options.DEFAULT_GONE, f"{messages.STOPPED} {messages.BASE_IMAGE}"),
     (reason for _, reason in refusals.REFUSALS),
 )
+"""Texts that the page shows next to other texts. Each of them is a text node of its own, so that it is translated."""
 
 
 class TextNodes(HTMLParser):
@@ -70,7 +71,7 @@ def on_the_settings_page() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def shown(webui: Webui) -> set[str]:
     """Returns all texts of the extension that a localization can translate."""
-    constant = {text for texts in IN_SENTENCES for text in texts} | {refusals.REFUSED}
+    constant = {text for texts in IN_TEXT_NODES for text in texts} | {refusals.REFUSED}
     return constant | set(on_the_page(webui)) | set(on_the_settings_page())
 
 
@@ -110,6 +111,7 @@ LINES = (
     ({**ON, "skip_views": "0,0.1"}, {"cfg_scale": 1}),
     ({**ON, "scale": 99}, {}),
 )
+"""DemoFusion's fields and the values of the tab. Together, the cases show many of the notes and warnings."""
 
 
 @pytest.mark.parametrize(("settings", "tab"), LINES)
@@ -121,4 +123,5 @@ def test_every_text_node_of_the_summary_line_can_be_translated(
     known = translations("de_DE")
     for text in TextNodes(line.describe([settings], TabValues(**tab))).found:
         numbers = re.fullmatch(r"[\d.,x→ e+]+", text)
+        # the message about an impossible value contains the value and the allowed values, which are not translated
         assert text in known or numbers or text in (": 99", "a number from 1 to 8")

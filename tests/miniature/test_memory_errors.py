@@ -46,7 +46,7 @@ POINTS: dict[str, Point] = {
 
 
 class Failing:
-    """Calls the function `real`. Only the call with the index `call` raises `error` instead."""
+    """Calls the function `real`. Only the call with the index `call`, counted from 0, raises `error` instead."""
 
     def __init__(self, real: Callable[..., Any], call: int, error: Exception):
         self.real, self.left, self.error = real, call, error
@@ -108,6 +108,10 @@ def test_finished_images_are_never_lost(
     call: int,
     error: Exception,
 ) -> None:
+    """In a job with stages at 2x and 3x, one call of the function of `point` fails. `call` is the index of this call.
+
+    If the function is called less often, nothing fails.
+    """
     owner, name = POINTS[point]
     settings = {**EVERYTHING, "upscaler": "Latent"} if point == "enlarging a latent" else EVERYTHING
     if point == "the gallery's copy":
@@ -132,9 +136,11 @@ def test_finished_images_are_never_lost(
         least -= BASE
     final = saved(webui, seed)[-1]
     assert final >= least
-    # the gallery shows a smaller copy, unless the copy could not be made
+    # the gallery shows a smaller copy, unless the copy could not be made. Its side is the image's side divided by the
+    # smallest integer with which the result is at most BASE
     assert result.images[0].width in (final, -(-final // -(-final // BASE)))
     if point not in ("the gallery's copy", "the image of a stage", "saving the image of a stage"):
+        # the image of the last stage is missing, except that it can exist after decoding an earlier image has failed
         assert final < 3 * BASE or point == "decoding"
         assert "failed" in result.comments
         assert str(error).partition(".")[0] in result.infotexts[0]
@@ -143,6 +149,7 @@ def test_finished_images_are_never_lost(
         assert "failed, so its image is missing" in result.infotexts[0]
         assert "last finished image" not in result.comments
     assert len(result.images) == len(result.infotexts)
+    # the failure does not change later jobs
     plain = webui.job({}).images[0].tobytes()
     assert plain == webui.job().images[0].tobytes()
 
@@ -165,6 +172,10 @@ def test_an_image_that_is_not_saved_keeps_its_size(webui: Webui) -> None:
 
 @pytest.mark.usefixtures("small_gallery")
 def test_a_grid_that_is_not_saved_is_shown_smaller(webui: Webui) -> None:
+    """The first image is a grid. The second is an image that is not saved either, so it keeps its size.
+
+    Both have 8 times as many pixels as allowed. The grid is therefore divided by 3, the square root of 8 rounded up.
+    """
     picture = Image.new("RGB", (4 * BASE, 2 * BASE))
     result = SimpleNamespace(images=[picture, picture.copy()], index_of_first_image=1, comments="")
     output.shrink_for_gallery(result)

@@ -19,7 +19,8 @@ def test_the_axes_exist_once_when_the_plot_builds_its_controls(monkeypatch: pyte
     """The X/Y/Z plot reads the list of axes when the plot builds its controls, so the list must be complete by then.
 
     The webui builds the controls several times: for the tabs of the page, and for the API. Each time, the list must
-    contain each of DemoFusion's axes once.
+    contain each of DemoFusion's axes once. The plot's script is loaded before DemoFusion's script if `first`, else
+    after it.
     """
     axes: list[Any] = []
     shown: list[list[str]] = []

@@ -27,6 +27,7 @@ from lib_demofusion.settings.presets import DEFAULT_PRESET, PRESETS
 from lib_demofusion.settings.reading import from_infotext, preset_values
 
 VALUES = {**preset_values("Paper"), "stages": "1,2", "sigma": 1.5}
+"""The values of the preset that the tests save."""
 
 
 def names() -> tuple[str, ...]:
@@ -356,6 +357,7 @@ REFUSALS = (
     (lambda patch: None, {"script": "SD upscale"}, "upscale or outpaint in tiles"),
     (lambda patch: None, {"script": "Poor man's outpainting"}, "upscale or outpaint in tiles"),
 )
+"""For each case: a function that changes the webui, values of the tab, and a part of the reason for the refusal."""
 
 
 @pytest.mark.parametrize(("change", "tab", "text"), REFUSALS)
@@ -367,6 +369,7 @@ def test_the_summary_line_shows_why_a_job_would_be_refused(
     text: str,
     reported: Reports,
 ) -> None:
+    """A job runs only in the cases without values of the tab."""
     reported.expect(*["DemoFusion does not work with"] * (not tab))
     on = [{"enabled": True}]
     assert text not in describe(on, TabValues())

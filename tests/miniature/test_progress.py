@@ -1,6 +1,6 @@
 """Compares the remaining time that the webui shows with the real remaining time.
 
-The clock is simulated. Model calls and decoding take as long as on a GPU.
+The clock is simulated. On this clock, model calls and decoding take about as long as on a GPU.
 """
 
 from __future__ import annotations
@@ -48,14 +48,16 @@ TILES = 9
 
 WRAPPER = k_diffusion.external.CompVisDenoiser(SimpleNamespace(alphas_cumprod=alphas_cumprod().float()))
 ENDS = WRAPPER.sigmas[0].item(), WRAPPER.sigmas[-1].item()
+"""The lowest and the highest noise level of the model."""
 SCHEDULES: dict[str, Callable[[int], Tensor]] = {
     "model's own": WRAPPER.get_sigmas,
     "karras": lambda n: k_diffusion.sampling.get_sigmas_karras(n, *ENDS),
     "exponential": lambda n: k_diffusion.sampling.get_sigmas_exponential(n, *ENDS),
 }
 ONE_CALL = ("euler", "euler_ancestral", "lms", "dpmpp_2m", "dpmpp_2m_sde", "dpm_fast")
+"""Samplers that call the model about once per step."""
 TWO_CALLS = ("heun", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde")
-UNKNOWN = ("dpm_adaptive",)
+"""Samplers that call the model twice in every step except the last one."""
 
 
 class Part(NamedTuple):
@@ -81,6 +83,7 @@ class Run:
     """Simulates a job. Calls the extension's functions for progress in the same order as in a real job.
 
     The samplers are k-diffusion's own functions. The clock advances with the number of cells that the model evaluates.
+    Decoding takes `decoder` times as long per cell as a model call. The extension assumes 2 until it has measured it.
     """
 
     def __init__(self, settings: Settings, sampler: str, schedule: str = "karras", decoder: float = 2.0):
@@ -104,7 +107,7 @@ class Run:
         """Indices of the requests without stages."""
         self.iteration = 0
         self.shown: list[tuple[Part, float, float]] = []
-        """For each call of `_look`: the current part of the job, the time, and the progress that the webui shows."""
+        """For each call of `_look`: the part of the job, the time, and the progress (0 to 1) that the webui shows."""
         self.spans: dict[Part, tuple[float, float]] = {}
         """The times at which the sampling of each part begins and ends."""
 
@@ -150,6 +153,7 @@ class Run:
             if self.settings.return_stages or enlarged:
                 self._decode(before, decoding)
             if enlarged:
+                # the encoder needs 0.44 times as many operations as the decoder (see `bar.ENCODER`)
                 self._in_parts(before, 0.44 * self.decoder * math.prod(stage.size), encoding)
             self._stage(stage, progress)
         progress.sampled()
@@ -262,9 +266,9 @@ class Run:
         """Returns the largest relative error of the displayed remaining time.
 
         The base pass and the first fifth of each stage are not included. If `at_once` is set, the decoding of the final
-        image is not included either. The error is divided by the whole time if `of_all` is set, else by the real
-        remaining time. This divisor is at least a fiftieth of the whole time, because the last seconds of a long job
-        need not be exact.
+        image is not included either. The error is divided by the whole time if `of_all` is set. Otherwise, it is
+        divided by the real remaining time, or by a fiftieth of the whole time if this is longer, because the last
+        seconds of a long job need not be exact.
         """
         return max(self._errors(of_all))
 
@@ -325,7 +329,8 @@ def test_the_remaining_time_is_about_right_if_the_number_of_calls_is_unknown(
 ) -> None:
     """With DPM adaptive, the error is at most a quarter of the whole time.
 
-    The number of calls in a stage is estimated from the base pass. The real number may be higher or lower.
+    DPM adaptive chooses the lengths of its steps itself. The number of calls in a stage is therefore estimated from the
+    base pass, and the real number may be higher or lower.
     """
     run = Run(parse_settings(settings), "dpm_adaptive", schedule).go()
     assert run.worst(of_all=True) <= 0.25
@@ -335,7 +340,10 @@ def test_the_remaining_time_is_about_right_if_the_number_of_calls_is_unknown(
 
 @pytest.mark.parametrize("settings", ["paper, 2x", "balanced, 4x", "fast, 4x, hires steps"])
 def test_the_calls_of_dpm_adaptive_are_learned_from_a_stage(settings: str) -> None:
-    """In the stages, the sampler uses shorter steps than in the base pass. With trained models, this happens too."""
+    """In the stages, the sampler uses shorter steps than in the base pass. With trained models, this happens too.
+
+    The first job measures how many calls a stage needs, and the second job uses this measurement.
+    """
     first, second = (Run(parse_settings(SETTINGS[settings]), "dpm_adaptive") for _ in range(2))
     for run in (first, second):
         run.waves = 0.2
@@ -348,7 +356,7 @@ def test_the_calls_of_dpm_adaptive_are_learned_from_a_stage(settings: str) -> No
 @pytest.mark.parametrize("decoder", [0.4, 20.0])
 @pytest.mark.parametrize("settings", ["paper, 2x", "balanced, 4x", "fast, 4x, hires steps", "paper, 4x, shown"])
 def test_the_measured_time_of_the_decoder_is_used_in_the_next_job(settings: str, decoder: float) -> None:
-    """The decoder takes a fifth of the default estimate, or ten times the default estimate."""
+    """The decoder takes a fifth of the time that the extension assumes before a measurement, or ten times as long."""
     first, second = (Run(parse_settings(SETTINGS[settings]), "dpmpp_2m", decoder=decoder) for _ in range(2))
     assert first.go().bar() == sorted(first.bar())
     assert second.go().worst() <= 0.25
@@ -356,7 +364,11 @@ def test_the_measured_time_of_the_decoder_is_used_in_the_next_job(settings: str,
 
 
 def test_an_unmeasured_decoder_is_estimated_from_the_decoder_of_another_checkpoint() -> None:
-    """In this job with latent anchors, the decoder of the new checkpoint runs only at the end."""
+    """The first job measures the decoder of its checkpoint. The second job uses a checkpoint that was never measured.
+
+    The anchors of these jobs are enlarged latents, so the decoder runs only at the end of a job. The second job cannot
+    measure it earlier.
+    """
     first, second = (Run(parse_settings(SETTINGS["paper, 2x"]), "dpmpp_2m", decoder=8) for _ in range(2))
     first.go()
     second.p.sd_model.sd_checkpoint_info.name_for_extra = "another"
@@ -364,7 +376,10 @@ def test_an_unmeasured_decoder_is_estimated_from_the_decoder_of_another_checkpoi
 
 
 def test_the_remaining_time_is_wrong_if_the_decoder_is_slow_and_was_not_measured() -> None:
-    """This shows that the tests with a measured decoder would fail if the measurement were not used."""
+    """Shows that the limit of 0.25 in the tests with a measured decoder is strict enough.
+
+    Without the measurement, the error is above this limit.
+    """
     assert Run(parse_settings(SETTINGS["fast, 4x, hires steps"]), "dpmpp_2m", decoder=20).go().worst() > 0.25
 
 
@@ -378,7 +393,10 @@ def test_the_remaining_time_is_right_if_cond_and_uncond_are_separate_calls(sampl
 
 
 def test_the_remaining_time_is_right_if_images_are_decoded_at_once() -> None:
-    """Decoding takes three times the default estimate. The first run measures this time, and the second run uses it."""
+    """Decoding takes three times as long as the extension assumes before a measurement.
+
+    The first run measures this time, and the second run uses it.
+    """
     first, second = (Run(parse_settings(SETTINGS["balanced, 2x"]), "euler_ancestral", decoder=6) for _ in range(2))
     first.go()
     second.at_once, second.iterations = True, 2
@@ -386,7 +404,7 @@ def test_the_remaining_time_is_right_if_images_are_decoded_at_once() -> None:
 
 
 def test_the_bar_does_not_move_back_between_iterations() -> None:
-    """The decoder is slower than estimated. The measurement in the first iteration must not move the bar back."""
+    """The decoder takes ten times as long as assumed. After it is measured, the bar must not move back."""
     run = Run(parse_settings(SETTINGS["balanced, 4x"]), "dpmpp_2m", decoder=20)
     run.iterations = 3
     run.go()
@@ -396,7 +414,10 @@ def test_the_bar_does_not_move_back_between_iterations() -> None:
 
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_the_bar_does_not_move_back_between_the_requests_of_a_grid(iterations: int) -> None:
-    """The webui counts the images of a grid in advance. So the first request can add the stages of all requests."""
+    """The webui counts the images of a grid in advance. So the first request can add the stages of all requests.
+
+    The job `first` only measures the speed of the model.
+    """
     first, second = (Run(parse_settings(SETTINGS["balanced, 4x"]), "dpmpp_2m") for _ in range(2))
     first.go()
     second.requests, second.iterations = 3, iterations
@@ -414,7 +435,7 @@ def test_the_bar_is_full_at_the_end_of_a_grid_in_which_one_request_has_no_stages
 
 
 def test_the_bar_moves_within_a_step() -> None:
-    """More than 90 % of the batches of views move the bar."""
+    """More than 90 % of the batches of views move the bar. A batch has up to four views."""
     run = Run(Settings(scale=4), "euler").go()
     in_stage = [progress for part, _, progress in run.shown if part.stage == 3]
     batches = STEPS * math.ceil(evaluations(run.plan.stages[-1]) / 4)
@@ -443,7 +464,10 @@ def test_measured_rates_are_saved(timings: Path) -> None:
 
 @pytest.mark.parametrize("decoder", [0.5, 8.0])
 def test_the_decoder_is_measured_when_a_stage_begins(decoder: float) -> None:
-    """No timings are stored yet, and the decoder is much faster or slower than the default estimate."""
+    """No timings are stored yet, and the decoder is four times as fast or four times as slow as assumed.
+
+    With the upscaler "Lanczos (pixels)", the base image is decoded when the stage begins.
+    """
     settings = {"preset": "Balanced", "scale": 2, "upscaler": "Lanczos (pixels)"}
     run = Run(parse_settings(settings), "euler", decoder=decoder).go()
     assert run.worst() <= 0.25

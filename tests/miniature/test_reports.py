@@ -33,6 +33,7 @@ def test_a_note_that_is_reported_before_the_first_iteration_is_in_the_infotext_o
 
     monkeypatch.setattr(script, "_default_preset", default_preset)
     result = webui.job(TWO_STAGES, batch_size=2, n_iter=2)
+    # four final images, and then for each iteration two base images and two images of the first stage
     assert sizes(result) == [3 * BASE] * 4 + [BASE, BASE, 2 * BASE, 2 * BASE] * 2
     assert entries(result, "note") == ["of the request"] * 12
 
@@ -60,6 +61,7 @@ def test_reports_of_an_iteration_are_in_the_infotexts_of_the_images_of_this_iter
 
     monkeypatch.setattr(Job, hook, reporting)
     result = webui.job(TWO_STAGES, n_iter=2)
+    # two final images, one for each iteration; then two images of the first iteration, and two of the second
     for key in ("note", "error"):
         first, second = f"{key} 0", f"{key} 1"
         assert entries(result, key) == [first, second, first, first, second, second]
@@ -86,6 +88,7 @@ def test_an_error_at_the_end_of_a_stage_is_in_every_infotext(
 def test_an_interruption_is_only_in_the_infotext_of_the_final_image(
     webui: Webui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The interruption comes at the end of the first stage, so the final image is the image of this stage."""
     interrupt_at(monkeypatch, stages, "finish_stage")
     result = webui.job(TWO_STAGES)
     assert sizes(result) == [2 * BASE, BASE, 2 * BASE]
@@ -97,6 +100,7 @@ def test_an_interruption_is_only_in_the_infotext_of_the_final_image(
 def test_a_second_error_does_not_replace_the_first(
     webui: Webui, monkeypatch: pytest.MonkeyPatch, reported: Reports
 ) -> None:
+    """First, showing the base image in the gallery fails. Then the first stage fails."""
     reported.expect("injected")
 
     def fail(*args: Any) -> None:

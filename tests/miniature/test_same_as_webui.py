@@ -1,4 +1,4 @@
-"""Compares images of the stand-in with images of a running webui. Both use the bundled model.
+"""Compares images of the stand-in with images of a running webui. Both use the small trained model of this repository.
 
 `python try_demofusion.py --webui DIR` installs the model in the webui and starts the webui. Then run these tests with
 `--webui-url URL`.
@@ -35,7 +35,7 @@ def ask(url: str, body: dict[str, Any] | None = None) -> Any:
 
 @pytest.fixture(scope="module")
 def url(request: pytest.FixtureRequest) -> str:
-    """Returns the address of the running webui. Skips the tests if this webui does not have the bundled model."""
+    """Returns the address of the running webui. Skips the tests if this webui does not have the small trained model."""
     url = request.config.getoption("--webui-url")
     if not url:
         pytest.skip("no running webui: pass the address of one with --webui-url URL")
@@ -47,7 +47,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Webui:
-    """Returns the stand-in with the bundled trained model."""
+    """Returns the stand-in with the small trained model."""
     return Webui(tmp_path_factory.mktemp("same"), small_model.load(small_model.CHECKPOINT))
 
 
@@ -56,6 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Webui:
 def test_images_of_stand_in_and_webui_are_equal_up_to_rounding(
     url: str, trained: Webui, sampler: str, enabled: bool
 ) -> None:
+    """The images have values from 0 to 255. Different rounding may change them by a few levels in a few pixels."""
     settings = {"enabled": enabled, "scale": 2}
     sized = {**JOB, "width": 128, "height": 128, "sampler_name": sampler}
     body = {

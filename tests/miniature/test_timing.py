@@ -68,6 +68,7 @@ def timings(webui: Webui, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def test_the_first_call_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call takes 60 s, and the others take 3 s on average."""
     assert measure(monkeypatch, 60.0, 2.0, 4.0) == pytest.approx(3 / CELLS)
 
 
@@ -171,7 +172,8 @@ def test_with_hires_fix_the_summary_line_begins_with_the_size_of_the_hires_image
 def test_the_summary_line_counts_the_steps_of_hires_fix(webui: Webui, timings: Path) -> None:
     """Hires fix runs 10 steps at 512x512 and 4 steps at 1024x1024. Then the stage runs 10 steps.
 
-    Each step of the stage evaluates 9 tiles and 4 dilated views, except the last step, which evaluates only tiles.
+    Each step of the stage evaluates 9 tiles and 4 dilated views, except the last step, which evaluates only tiles. If
+    the hires steps are not set, hires fix runs 10 steps at 1024x1024, so 6 more.
     """
     first, second = 64**2, 128**2
     stage = 10 * (9 + 4) - 4
@@ -196,7 +198,10 @@ def test_resize_by_uses_the_size_of_the_uploaded_image(webui: Webui) -> None:
 def test_the_summary_line_counts_the_steps_that_img2img_runs(
     webui: Webui, redraw: bool, strength: float, base: int
 ) -> None:
-    """The webui runs int(min(strength, 0.999) * 10) + 1 of 10 steps, and no step if the upload is not redrawn."""
+    """The webui runs int(min(strength, 0.999) * 10) + 1 of 10 steps, and no step if the upload is not redrawn.
+
+    Then the stage runs 10 steps with 9 tiles and 4 dilated views. The last step evaluates only tiles.
+    """
     text = line_in({"img2img_first": redraw}, img2img=True, denoising_strength=strength)
     stage = 10 * (9 + 4) - 4
     assert f"{(base + stage) / 10:.3g} times the time of the base image" in text

@@ -45,6 +45,7 @@ def test_a_replaced_unet_gets_one_view_at_a_time(
     monkeypatch.setattr(stage_setup, "device_memory", lambda *left: Plenty())
     settings = {"enabled": True, "scale": 2, "view_batch": 4 if source == "panel" else 0}
     webui.job(settings)
+    # at least four views, each with a cond and an uncond
     assert max(rows) >= 8
     rows.clear()
     monkeypatch.setattr(sd_unet, "current_unet", SimpleNamespace())
@@ -54,7 +55,7 @@ def test_a_replaced_unet_gets_one_view_at_a_time(
 
 
 class Plenty(UnknownMemory):
-    """Imitates a device that has enough memory for several views per call."""
+    """Imitates a device that has enough memory for several views per call: 80 bytes are free, and a call needs 8."""
 
     def free(self) -> int:
         return 80
@@ -82,7 +83,10 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_enough_memory_is_reserved_for_a_preview_with_the_method_full(
     model: Any, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
 ) -> None:
-    """Compares the reserved bytes with the measured peak of the decoder for a latent of the preview's size."""
+    """Compares the reserved bytes with the measured peak of the decoder for a latent of the preview's size.
+
+    The reserved memory must be enough, but at most twice as much as necessary. `size` is the latent of the stage.
+    """
     monkeypatch.setattr(filters, "PREVIEW_CELLS", 32)
     latent = filters.for_preview(torch.zeros(1, 4, *size))
     assert max(latent.shape[-2:]) == min(max(size), 32)

@@ -26,7 +26,10 @@ GIB = 1 << 30
 
 @pytest.fixture
 def free(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Returns the free bytes of a simulated computer, which a test can change. The model has the decoder of SD 1.5."""
+    """Returns the free bytes of a simulated computer, which a test can change. The model has the decoder of SD 1.5.
+
+    `device` is the free memory of the GPU, `memory` that of the computer, and `disk` the free disk space.
+    """
     room = SimpleNamespace(device=8 * GIB, memory=16 * GIB, disk=100 * GIB)
     with torch.device("meta"):
         model = SimpleNamespace(first_stage_model=SimpleNamespace(decoder=Decoder(128, groups=32)))
@@ -59,7 +62,10 @@ def test_the_summary_line_warns_of_a_run_of_more_than_an_hour(
 
 
 def test_the_memory_for_the_images_is_checked(free: Any) -> None:
-    """Each image of a batch needs 0.75 GiB: four copies of 4096x4096 pixels, with 12 bytes for each pixel."""
+    """Each image of a batch needs 0.75 GiB: four copies of 4096x4096 pixels, with 12 bytes for each pixel.
+
+    The webui makes one batch after the other, so the number of batches does not matter.
+    """
     free.memory = 5 * GIB
     assert warned_of(batch_size=6) == []
     assert warned_of(batch_size=7) == [line.NO_MEMORY]
@@ -79,7 +85,8 @@ def test_the_memory_for_the_images_is_checked(free: Any) -> None:
 def test_the_memory_for_the_decoder_is_checked(free: Any, room: dict[str, int], warned: bool) -> None:
     """The decoder needs about 10 GiB for this image: on the device, in the computer's memory, or on the disk.
 
-    It may use only a part of the free space, so 16 GiB of free memory are too small.
+    It may use only 85 % of the device's free memory, 60 % of the computer's free memory, and 80 % of the free disk
+    space. The 16 GiB of `free` are therefore too small, because 60 % of them are 9.6 GiB.
     """
     free.__dict__.update(room)
     assert warned_of() == [line.NO_ROOM] * warned
@@ -90,7 +97,7 @@ def test_the_summary_line_works_if_the_folder_for_temporary_files_does_not_exist
 ) -> None:
     """The extension then uses the data folder. The test reads the free space of the real disk.
 
-    With little memory, it therefore accepts both results: a warning, or no warning.
+    With 4 GiB of memory, the result depends on this disk, so the test accepts a warning and no warning.
     """
     monkeypatch.setattr(vae, "disk_usage", shutil.disk_usage)
     monkeypatch.setattr(shared.opts, "temp_dir", str(tmp_path / "gone"), raising=False)
@@ -107,6 +114,7 @@ def test_a_decoder_of_an_unknown_layout_is_not_checked(free: Any, monkeypatch: p
 
 
 FEW = {"steps": 6, "cfg_scale": 1.5}
+"""Typical values of "Sampling steps" and "CFG Scale" for a few-step model."""
 
 
 def shown(args: dict[str, Any], **tab: Any) -> str:
@@ -139,7 +147,10 @@ def test_the_summary_line_warns_if_the_denoising_strength_is_too_high_for_few_st
 def test_the_cfg_scale_of_a_model_with_built_in_guidance_is_ignored(
     webui: Webui, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For example, Flux.1 dev uses a CFG scale of 1 with any number of steps, so only the steps are checked."""
+    """For example, Flux.1 dev uses a CFG scale of 1 with any number of steps, so only the steps are checked.
+
+    The first assertion is for a model without built-in guidance. Its CFG scale of 5 means that it is no few-step model.
+    """
     assert line.TURBO_BETTER not in shown({"preset": "Paper"}, steps=6, cfg_scale=5)
     monkeypatch.setattr(line.timing, "loaded_model", lambda: SimpleNamespace())
     monkeypatch.setattr(line.host(), "family", lambda model: Family("A", flow=True, distilled=True))

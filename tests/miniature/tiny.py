@@ -1,4 +1,7 @@
-"""A model with random weights. It has the methods of the bundled model, but a job takes only a fraction of a second."""
+"""A model with random weights. It has the same methods as the trained model in trial/, but is much faster.
+
+With this model, a job takes only a fraction of a second.
+"""
 
 from __future__ import annotations
 
