@@ -101,7 +101,7 @@ def webui(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWebui]:
 def run(webui: FakeWebui, folder: Path, *arguments: str) -> dict[str, list[str]]:
     """Runs the command. Maps the name of each row of its report to the other cells of the row.
 
-    These are: seconds, duration in base images, computed duration in base images, memory, remarks.
+    The other cells are: seconds, duration in base images, computed duration in base images, memory, and remarks.
     """
     assert host.main([webui.url, "--size", str(SIDE), "--out", str(folder), *arguments]) == 0
     lines = (folder / "report.md").read_text(encoding="utf-8").splitlines()
@@ -127,7 +127,7 @@ def test_every_method_is_measured(webui: FakeWebui, tmp_path: Path, capsys: pyte
 
 
 def test_readme_contains_the_computed_durations(webui: FakeWebui, tmp_path: Path) -> None:
-    """Compares the numbers at 2x with README's table of presets, whose rows have eight `|`."""
+    """Compares the numbers at 2x with README's table of presets. A row of this table has eight `|`."""
     rows = run(webui, tmp_path, "--size", "1024")
     readme = (Path(host.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     for preset in PRESETS:

@@ -114,9 +114,9 @@ def test_at_sigma_1_the_model_is_called_at_timestep_999_and_the_latent_is_finite
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 9.0])
 def test_a_stage_begins_at_the_level_of_its_strength(shift: float) -> None:
-    """With any shift, the strength 0.5 begins at the noise level of timestep 500 of 1000, and runs 10 of 20 steps.
+    """With any shift, a stage at strength 0.5 begins at the noise level of timestep 500 of 1000.
 
-    The noise levels include the final 0, so there is one more than there are steps.
+    It runs 10 of 20 steps. The noise levels include the final 0, so there is one more than there are steps.
     """
     sigmas = FlowRow(shift=shift).steps(20, 0.5)
     assert len(sigmas) == 11

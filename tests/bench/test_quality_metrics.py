@@ -23,7 +23,7 @@ from trial.collage.detector import crops_with_subject
 ROOT = Path(__file__).resolve().parents[2]
 
 LINES = [128, 192, 256, 320, 384]
-"""The first pixels after the borders of the tiles. They are the same for rows and columns."""
+"""The rows and columns before which the tests add seams."""
 NUMBERS = (0, 3, 6, 9, 17, 21)
 """The numbers of the scenes."""
 
@@ -66,7 +66,7 @@ def with_grid(picture: np.ndarray, cell: int = 8) -> np.ndarray:
 def with_comb(picture: np.ndarray, factor: int) -> np.ndarray:
     """Adds dilated grain, the pattern that appears if the dilated views disagree.
 
-    The cells of each of the `factor` x `factor` dilated views get the same random offset.
+    There are `factor` x `factor` dilated views. Each view has a random offset, which is added to all of its cells.
     """
     offsets = np.random.default_rng(2).normal(0, 0.02, (factor, factor))
     cells = SIDE // 8
@@ -101,7 +101,7 @@ def test_each_extra_subject_counts_as_one_foreign_spot(bases, extras: int) -> No
 
 @pytest.fixture(scope="module")
 def sampled() -> list[np.ndarray]:
-    """Reads 64 images, which the bundled model has made, from a contact sheet."""
+    """Reads 64 images, which the small trained model has made, from a contact sheet."""
     sheet = np.asarray(Image.open(ROOT / "pictures" / "collage-64.jpg"), np.float32) / 255
     return [sheet[top : top + 128, left : left + 128] for top in range(0, 1024, 128) for left in range(0, 1024, 128)]
 
@@ -177,9 +177,10 @@ def test_blur_and_noise_move_the_spectrum_in_opposite_directions(clean) -> None:
 
 
 def test_the_distances_between_sets_grow_more_with_defects_than_with_other_scenes(monkeypatch) -> None:
-    """Compares three sets with true renderings: renderings of other scenes, the same with a defect, and repeated ones.
+    """Compares sets of images with true renderings of the same prompts.
 
-    The repeated images show each rendering four times, so each of them has four subjects.
+    The sets are other renderings, the same other renderings with a defect, and these renderings repeated. A repeated
+    image shows a rendering four times, so it has four subjects.
     """
     monkeypatch.setattr(worlds, "installed", lambda: CONTENT)
     numbers = range(16)

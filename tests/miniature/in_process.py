@@ -44,7 +44,10 @@ class Webui:
         return jobs.execute(p)
 
     def request(self, script_args: list[Any], init_image: Image.Image | None = None, **parameters: Any) -> Any:
-        """Creates the webui's processing object of a job. If no script is selected, `script_args[0]` is 0."""
+        """Creates the webui's processing object of a job.
+
+        `script_args[0]` is the position of the selected script in the dropdown "Script", or 0 if no script is selected.
+        """
         paths_internal.data_path = str(self.folder)
         if getattr(shared.sd_model, "small", None) is not self.small:
             sd_models.use_model(self.small, "random")

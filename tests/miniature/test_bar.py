@@ -33,7 +33,7 @@ class Page:
             self.previews.append(f"{state.textinfo} of {state.current_latent.shape[-1]} cells")
 
     def during_stage(self) -> list[str]:
-        """Returns the previews that were shown during the only stage."""
+        """Returns the previews that were shown during the stage. The jobs with this page have only one stage."""
         return [shown for shown in self.previews if "DemoFusion 1/1 128x128" in shown]
 
 
@@ -88,7 +88,7 @@ def test_a_stage_has_a_preview_at_its_start_and_then_at_the_interval(
 def test_a_stage_of_six_steps_never_has_more_previews_than_the_setting_requests(
     webui: Webui, page: Page, every: Callable[[int], None], interval: int, previews: int
 ) -> None:
-    """`interval` is the number of steps between two previews, or -1 for no previews.
+    """`interval` is the number of steps between two previews, or -1 for no previews during sampling.
 
     The webui's step counter is 0 in both of the first two steps. So an interval of 1 gives five previews.
     """

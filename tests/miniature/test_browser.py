@@ -190,7 +190,10 @@ def test_text_typed_while_the_server_is_slow_is_in_the_summary_line(tab: Tab) ->
 
 
 def test_a_typed_value_is_kept_if_the_dropdown_gets_and_loses_the_focus(tab: Tab) -> None:
-    """The dropdown gets the focus for a moment if the user presses the Tab key repeatedly to reach another control."""
+    """The field "Stages" is a dropdown in which the user can type.
+
+    It gets the focus for a moment if the user presses the Tab key repeatedly to reach another control.
+    """
     open_with_every_stage(tab)
     tab.number(f"{tab.panel}_scale", 3)
     field = tab.page.locator(tab.text("stages", "1,3"))

@@ -60,7 +60,7 @@ def test_saved_default_values_are_restored(webui: Webui, tab: str) -> None:
             sent = component.preprocess(value)
             saved = after_apply(component, sent)
             assert SPECS[name].parse(name, saved, known) == SPECS[name].parse(name, sent, known), (name, value)
-    # the panel has no control for `view_batch`, and its preset must not be stored in ui-config.json
+    # the panel has no control for `view_batch`, and the field `preset` must not be stored in ui-config.json
     assert set(kept) == OF_THE_REQUEST - {"preset", "view_batch"}
 
 

@@ -339,7 +339,7 @@ class Redrawing(AlwaysOn):
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("hook", ["postprocess_image", "postprocess"])
 def test_a_request_inside_another_request_runs_no_stages(webui: Webui, beside: Callable, hook: str, last: bool) -> None:
-    """The inner request is made in `hook` of another script, which runs before DemoFusion, or after it if `last`."""
+    """Another script makes the inner request in its hook `hook`. If `last` is set, it runs after DemoFusion's script."""
     other = Redrawing(hook)
     beside(other)
     if last:
@@ -415,7 +415,7 @@ MASKED = "ADetailer inpaint only masked"
 def test_an_extension_that_is_recognized_by_its_infotext_or_by_attributes_of_p_is_refused(
     webui: Webui, beside: Callable, first: bool, script: Noted, refused: str | None, reported: Reports
 ) -> None:
-    """The other script runs before DemoFusion's script if `first`, else after it."""
+    """`first` means that the script of the other extension runs before DemoFusion's script."""
     reported.expect(*[refused] * bool(refused))
     beside(script)
     if not first:

@@ -83,7 +83,7 @@ def small_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=[torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.00 GiB"), MemoryError()])
 def error(request: pytest.FixtureRequest) -> Exception:
-    """Returns the error of a full GPU memory or of a full computer memory. Each test runs once with each error."""
+    """Returns an error. Each test runs once with torch's error for a full GPU, and once with Python's MemoryError."""
     return request.param
 
 

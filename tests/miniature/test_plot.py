@@ -19,8 +19,7 @@ def test_the_axes_exist_once_when_the_plot_builds_its_controls(monkeypatch: pyte
     """The X/Y/Z plot reads the list of axes when the plot builds its controls, so the list must be complete by then.
 
     The webui builds the controls several times: for the tabs of the page, and for the API. Each time, the list must
-    contain each of DemoFusion's axes once. The plot's script is loaded before DemoFusion's script if `first`, else
-    after it.
+    contain each of DemoFusion's axes once. `first` means that the plot's script is loaded before DemoFusion's script.
     """
     axes: list[Any] = []
     shown: list[list[str]] = []

@@ -83,7 +83,8 @@ class Run:
     """Simulates a job. Calls the extension's functions for progress in the same order as in a real job.
 
     The samplers are k-diffusion's own functions. The clock advances with the number of cells that the model evaluates.
-    Decoding takes `decoder` times as long per cell as a model call. The extension assumes 2 until it has measured it.
+    Decoding takes `decoder` times as long per cell as a model call. Before the extension has measured this, it assumes
+    that the number is 2.
     """
 
     def __init__(self, settings: Settings, sampler: str, schedule: str = "karras", decoder: float = 2.0):

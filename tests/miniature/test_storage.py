@@ -43,6 +43,7 @@ class Windows:
 
 @pytest.fixture
 def windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Windows:
+    """Writes a file with the name NAME, and then imitates Windows."""
     monkeypatch.setattr(paths_internal, "data_path", str(tmp_path))
     storage.write(NAME, {"before": 1})
     return Windows(monkeypatch)

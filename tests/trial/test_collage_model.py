@@ -1,4 +1,4 @@
-"""Tests the bundled model: size, layout, tokens, autoencoder, and that its images follow the prompt.
+"""Tests the small trained model of this repository: size, layout, tokens, autoencoder, and whether it follows prompts.
 
 The tests require fewer correct images than trial/README.md reports, because they only have to detect a broken file or a
 broken loader.

@@ -1,4 +1,7 @@
-"""Tests that unpacked weights are close to the original weights, and that `add_lora` adds the right changes."""
+"""Tests that unpacked weights are close to the original weights, and that `add_lora` adds the right changes.
+
+A packed checkpoint stores its large weights as int8 with scales.
+"""
 
 from __future__ import annotations
 
