@@ -339,7 +339,7 @@ class Redrawing(AlwaysOn):
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("hook", ["postprocess_image", "postprocess"])
 def test_a_request_inside_another_request_runs_no_stages(webui: Webui, beside: Callable, hook: str, last: bool) -> None:
-    """Another script makes the inner request in its hook `hook`. If `last` is set, it runs after DemoFusion's script."""
+    """Another script makes the inner request in its hook `hook`. If `last` is set, that script runs after DemoFusion."""
     other = Redrawing(hook)
     beside(other)
     if last:
