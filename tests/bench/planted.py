@@ -56,6 +56,7 @@ def content(textured: bool) -> Content:
 
 
 CONTENT, PLAIN = content(True), content(False)
+"""The subjects and grounds, with textured grounds and with grounds of one color."""
 
 
 def scene(number: int) -> Collage:

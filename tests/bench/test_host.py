@@ -89,6 +89,7 @@ class Answers(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def webui(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWebui]:
+    """Starts a FakeWebui. Shortens every pause of the command to 0.01 s."""
     sleep = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: sleep(0.01))
     server = FakeWebui()

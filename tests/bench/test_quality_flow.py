@@ -30,6 +30,7 @@ from lib_demofusion.settings.fields import Settings
 from tests.bench.test_quality_runs import TinyModel
 
 NUMBERS = [0, 3]
+"""The numbers of the prompts."""
 TIMES = timesteps(6, 0.7)
 """The timesteps of a stage with the denoising strength 0.7. The base pass would have 6 timesteps."""
 SIGMAS = torch.tensor([*map(flow_level, TIMES), 0.0], dtype=torch.float64)
@@ -39,6 +40,7 @@ BY_NAME = {configuration.name: configuration for configuration in FLOW_CONFIGURA
 
 @pytest.fixture
 def studio() -> Studio:
+    """Returns an object that samples images with a tiny model. A call of the model has at most eight rows."""
     return Studio(TinyModel(), Sampling(steps=4, rows=8, bfloat16=False), COLLAGES)
 
 
@@ -125,6 +127,7 @@ def test_a_stage_begins_at_the_level_of_its_strength(shift: float) -> None:
 
 
 def bases(studio: Studio, folder) -> Bases:
+    """Makes the first two base images, and stores them in `folder`."""
     made = Bases(studio, Store(folder, "origin"))
     made.prepare(range(2))
     return made

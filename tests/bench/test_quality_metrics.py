@@ -75,10 +75,12 @@ def with_comb(picture: np.ndarray, factor: int) -> np.ndarray:
 
 
 def blurred(picture: np.ndarray, std: float = 2.0) -> np.ndarray:
+    """Blurs an image with a Gaussian. `std` is the Gaussian's standard deviation in pixels."""
     return ndimage.gaussian_filter(picture, (std, std, 0))
 
 
 def noisy(picture: np.ndarray, std: float = 0.03) -> np.ndarray:
+    """Adds white noise to an image. `std` is the noise's standard deviation on the scale 0..1."""
     return (picture + np.random.default_rng(3).normal(0, std, picture.shape)).astype(np.float32).clip(0, 1)
 
 

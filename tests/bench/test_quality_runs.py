@@ -84,6 +84,7 @@ def _no_download(monkeypatch) -> None:
 
 @pytest.fixture
 def studio() -> Studio:
+    """Returns an object that samples images with TinyModel."""
     return Studio(TinyModel(), SAMPLING, COLLAGES)
 
 

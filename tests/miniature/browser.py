@@ -61,6 +61,7 @@ NO_ANIMATIONS = """document.addEventListener("DOMContentLoaded", () => {
 """JavaScript that turns off the animations of a page."""
 
 LAYOUT = Path(__file__).with_name("layout.js").read_text(encoding="utf-8")
+"""JavaScript that lists the controls of the panel that are cut off or covered."""
 
 
 @contextmanager

@@ -18,7 +18,9 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MINIATURE = REPOSITORY / "trial" / "webui"
+"""The folder of the stand-in for the webui."""
 FACTS = Path(__file__).with_name("host_facts.json")
+"""The file with the descriptions from a real webui."""
 
 PROCESSING = ("processing.StableDiffusionProcessingTxt2Img", "processing.StableDiffusionProcessingImg2Img")
 SAMPLERS = ("sd_samplers_kdiffusion.KDiffusionSampler", "sd_samplers_timesteps.CompVisSampler")

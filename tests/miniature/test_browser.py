@@ -34,6 +34,7 @@ INFOTEXT = """a yellow cross on blue ground
 Negative prompt: gray
 Steps: 5, Sampler: Euler a, CFG scale: 4.5, Seed: 42, Size: 96x64, DemoFusion: 0.1.0, DemoFusion scale: 3, \
 DemoFusion stages: "1,2,3", DemoFusion cosine scale 1: 2.5, DemoFusion jitter: False, DemoFusion return stages: True"""
+"""An infotext to paste. It has no preset, so all fields that it does not contain get the values of Paper."""
 
 
 @pytest.fixture(params=TABS)

@@ -36,6 +36,7 @@ def events(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 RELEASE, MODEL, DECODER, ENCODER = "release", "unet", "decode", "encode"
+"""The names of the events in `events`."""
 ONE_STAGE = [RELEASE, DECODER, RELEASE, ENCODER, RELEASE, MODEL]
 """The events of a stage that decodes the previous image, enlarges it, and encodes it."""
 

@@ -28,6 +28,7 @@ PICTURES = {2: 12, 4: 9}
 DIRECT = 3
 """Every third prompt is also sampled directly at the large size. For all prompts, this would take too long."""
 FIGURES = Path(__file__).resolve().parents[2] / "test-output" / "figures.json"
+"""The file to which the tests write all measurements."""
 
 
 @pytest.fixture(scope="module")

@@ -339,7 +339,10 @@ class Redrawing(AlwaysOn):
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("hook", ["postprocess_image", "postprocess"])
 def test_a_request_inside_another_request_runs_no_stages(webui: Webui, beside: Callable, hook: str, last: bool) -> None:
-    """Another script makes the inner request in its hook `hook`. If `last` is set, that script runs after DemoFusion."""
+    """The inner request is made by another script, in its hook `hook`.
+
+    If `last` is set, the other script runs after DemoFusion's script.
+    """
     other = Redrawing(hook)
     beside(other)
     if last:
@@ -389,6 +392,7 @@ TILED = "Tiled Diffusion"
 SKIPPED = "ADetailer's 'Skip img2img'"
 WHOLE = "ADetailer without 'Inpaint only masked'"
 MASKED = "ADetailer inpaint only masked"
+"""An entry that ADetailer writes to the infotext. The texts above are names in the messages of DemoFusion."""
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -27,6 +27,7 @@ EVERYTHING = {
     "return_stages": True,
     "save_stages": True,
 }
+"""Settings with which a job decodes, enlarges, encodes, shows and saves an image in every stage."""
 SEEDS = itertools.count(5000)
 """Seeds for the jobs. The names of saved images contain the seed, which identifies the images of a job."""
 

@@ -47,6 +47,7 @@ TILES = 9
 """The number of tiles of an image that is decoded in tiles."""
 
 WRAPPER = k_diffusion.external.CompVisDenoiser(SimpleNamespace(alphas_cumprod=alphas_cumprod().float()))
+"""The noise levels of Stable Diffusion, and their timesteps."""
 ENDS = WRAPPER.sigmas[0].item(), WRAPPER.sigmas[-1].item()
 """The lowest and the highest noise level of the model."""
 SCHEDULES: dict[str, Callable[[int], Tensor]] = {
@@ -308,6 +309,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "thresholds": {"scale": 3, "skip_views": "0.25,0.25"},
     "hires steps": {"scale": 3, "hires_steps": 10, "denoising_strength": 0.6},
 }
+"""Values of DemoFusion's fields. The default values are those of the preset Paper."""
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
