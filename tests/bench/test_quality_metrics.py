@@ -302,7 +302,7 @@ def test_slowly_varying_differences_between_dilated_views_are_detected(clean, fa
 
 
 def test_other_defects_do_not_count_as_dilated_grain(clean) -> None:
-    # measured: at most 1.5
+    # measured: at most 1.52
     for picture in clean:
         for defect in (blurred, noisy, smeared):
             assert metrics.comb_ratio(defect(picture), 4) < 4, defect.__name__

@@ -76,6 +76,7 @@ def test_every_final_image_has_the_colors_of_its_base_image(
     assert count >= 2
     for index in (0, 1):
         base = upload().crop(_shown(on.images[0], upload())) if source else bases[index]
+        # the decoder of `drifting` changes the colors by more than 5 of 255 levels, and "Keep colors" corrects them
         assert drift(off.images[index], base) > 5
         assert drift(on.images[index], base) <= 1
     assert on.images[2].tobytes() == off.images[2].tobytes()

@@ -119,6 +119,7 @@ def of_infotext(webui: Webui) -> list[Any]:
 def test_the_fields_of_a_dict_replace_values_from_the_infotext(
     webui: Webui, of_infotext: list[Any], given: dict[str, Any], equivalent: dict[str, Any]
 ) -> None:
+    """A request with the infotext and the dict `given` must equal a request with only the dict `equivalent`."""
     one, other = webui.job([given, *of_infotext[1:]]), webui.job(equivalent)
     assert one.infotexts == other.infotexts
     assert one.images[0].tobytes() == other.images[0].tobytes()

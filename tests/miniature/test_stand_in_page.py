@@ -20,7 +20,8 @@ def test_the_page_connects_to_no_other_host(blank: Any, address: str) -> None:
         blank.wait_for_timeout(1000)
     assert requested
     assert [url for url in requested if not url.startswith((address, "data:", "blob:"))] == []
-    # for some of these elements, such as preconnect links, browsers open a connection without a request event
+    # for some elements, such as preconnect links, browsers open a connection without a request event. The HTML must
+    # therefore contain no `link` or `script` element with an address of another host
     with urllib.request.urlopen(address) as answer:
         html = answer.read().decode()
     assert re.findall(r"<(?:link|script)\b[^>]*https?://[^>]*>", html) == []

@@ -36,14 +36,17 @@ def rows(webui: Webui, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
-@pytest.mark.parametrize("source", ["panel", "settings", "automatic"])
+@pytest.mark.parametrize("source", ["request", "settings", "automatic"])
 def test_a_replaced_unet_gets_one_view_at_a_time(
     webui: Webui, rows: list[int], monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
-    """For example, TensorRT compiles a UNet for one batch size. The compiled UNet fails with a larger batch."""
+    """For example, TensorRT compiles a UNet for one batch size. The compiled UNet fails with a larger batch.
+
+    `source` is the place of the view batch 4: the request or the settings page. "automatic" means that none is set.
+    """
     monkeypatch.setattr(shared.opts, stage_setup.options.VIEW_BATCH, 4 if source == "settings" else 0, raising=False)
     monkeypatch.setattr(stage_setup, "device_memory", lambda *left: Plenty())
-    settings = {"enabled": True, "scale": 2, "view_batch": 4 if source == "panel" else 0}
+    settings = {"enabled": True, "scale": 2, "view_batch": 4 if source == "request" else 0}
     webui.job(settings)
     # at least four views, each with a cond and an uncond
     assert max(rows) >= 8
