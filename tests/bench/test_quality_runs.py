@@ -25,6 +25,8 @@ from trial.sheet import contact_sheet
 
 
 class Vae(nn.Module):
+    """An autoencoder without weights. It enlarges and shrinks by 8."""
+
     def decode(self, z):
         return torch.nn.functional.interpolate(z[:, :3], scale_factor=8.0)
 
