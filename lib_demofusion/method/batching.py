@@ -19,8 +19,8 @@ from lib_demofusion.out_of_memory import is_out_of_memory
 Work = tuple[View, Tensor]
 """A view and the latent that the view is cropped from.
 
-A model call has one row per image for cond, and usually one row per image for uncond. If the latent has fewer rows than
-the model call, the rows of the latent are repeated.
+A model call has one row per image for cond, and usually a second row per image for uncond. The latent can have fewer
+rows than the model call (see `fusion.DilatedPath.copies`). In this case, the rows of the latent are repeated.
 """
 
 
@@ -78,10 +78,10 @@ class UnknownMemory:
 
 
 MOST_VIEWS = 16
-"""Upper limit of the automatic batch. Larger batches are not faster."""
+"""Maximum number of views per batch in automatic mode. Larger batches are not faster."""
 
 SHARE_OF_FREE = 0.8
-"""Share of the free memory that the automatic batch uses.
+"""Share of the free memory that a batch may use in automatic mode.
 
 A batch that needs all of the free memory can fail, because the free memory can consist of many small parts.
 """
@@ -97,9 +97,9 @@ class ViewBatches:
     """Chooses the number of views in each model call of one stage.
 
     `views` is the requested number, or 0 for automatic. In automatic mode, the first batch is a single view. The memory
-    that this view needs determines the number of views in the next batches. If later crops are larger than the crops of
-    the measured batch, another batch of a single view is measured. This can happen because dilated views can be smaller
-    than local views.
+    that this view needs determines the number of views in the next batches. If a later view is larger than the measured
+    view, another batch of a single view is measured. For example, a local view can be larger than a dilated view that
+    was measured before.
 
     If a batch runs out of memory, its views are evaluated again in batches of half the size. If a single view runs out
     of memory, its rows are divided among several calls. After a failure, the number of views never grows again.
@@ -143,10 +143,10 @@ class ViewBatches:
             done += len(batch)
 
     def _measure_again_if_larger(self, cells: int) -> None:
-        """Limits the next batch to one view and measures it, if a crop of `cells` cells exceeds the measured crops.
+        """Limits the next batch to one view and measures it, if its first crop is larger than the measured crops.
 
-        Memory is measured again because a batch that is too large does not always raise an error. On Windows, the
-        driver can move data to the computer's memory instead, which is slow.
+        `cells` is the number of cells of this crop. Memory is measured again because a batch that is too large does not
+        always raise an error. On Windows, the driver can move data to the computer's memory instead, which is slow.
         """
         if self._automatic and cells > self._measured:
             self._measure, self._measured, self.views = True, cells, 1
@@ -154,7 +154,7 @@ class ViewBatches:
     def _try(self, evaluate: Evaluate, batch: Sequence[Work], rows: int) -> Tensor | None:
         """Returns the predictions of a batch. Returns None if memory ran out and `_shrink` has reduced the batch size.
 
-        The caller then tries again with fewer views or rows.
+        In this case, the caller tries again with fewer views or rows.
         """
         try:
             if self._measure:
@@ -180,9 +180,9 @@ class ViewBatches:
         return torch.cat([evaluate(crops[part], views, part) for part in parts])
 
     def _shrink(self, views: int, rows: int) -> bool:
-        """Halves the batch size after a batch of `views` views with `rows` rows each failed.
+        """Halves the number of views per batch, or of rows per call, after `views` views with `rows` rows each failed.
 
-        Returns False if the batch cannot be divided.
+        Returns False if the failed batch cannot be divided.
         """
         self._measure = self._automatic = False
         if views > 1:

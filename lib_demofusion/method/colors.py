@@ -1,4 +1,9 @@
-"""Matches the colors of large areas of an image to the colors of the smaller base image."""
+"""Matches the colors of large areas of an image to the colors of the smaller base image.
+
+Both images are divided into the same number of small areas. A fit approximates the difference between the mean colors
+of the two images with functions that are affine in the colors of the base image, and that differ from area to area.
+These functions are interpolated between the areas. The result is the correction, which is added to the pixels.
+"""
 
 from __future__ import annotations
 
@@ -11,40 +16,45 @@ from torch import Tensor
 from lib_demofusion.method.filters import smooth
 
 AREA = 4
-"""Approximate side of an area in pixels of the base image. The mean colors of these areas are compared."""
+"""Approximate side of an area in pixels of the base image."""
 
 RADIUS = 1 / 32
-"""Standard deviation of the low-pass filter, as a share of the shorter side of the image."""
+"""Standard deviation of the low-pass filter of the fit, as a share of the shorter side of the image."""
 
 FINE_PASSES = 3
-"""Number of times that the remaining color difference is low-pass filtered and added to the result of the fit."""
+"""Number of times that the color difference that remains after the fit is low-pass filtered and added to the result."""
 
 COARSE_RADIUS, COARSE_PASSES = 1 / 16, 6
-"""The same two numbers for a second, coarser low-pass filter. It is applied after the first filter.
+"""The same two numbers for a second, coarser low-pass filter. It is applied after all passes of the first filter.
 
-The first filter gives areas on edges a low weight. The second filter does not.
+The first filter gives areas on edges of the base image a low weight. The second filter does not.
 """
 
 REGULARIZATION = 0.003
-"""A variance of colors in -1..1, which is added to the variance of the colors of the base in the fit.
+"""A variance of colors in -1..1. The fit adds it to the local variance of the colors of the base image.
 
-Where the variance of the base is much smaller, the correction is almost constant.
+Where the variance of the base image is much smaller than this number, the correction is almost constant.
 """
 
 EDGE = 0.3
 """Color difference, for colors in -1..1.
 
-If an area differs this much from a neighboring area of the base, the weight of the area in the fit is halved.
+If the largest difference among an area of the base image and its eight neighbors has this value, the weight of the area
+in the fit is halved.
 """
 
 MAX_RELATIVE_SHIFT = 2.0
-"""If the detail of an area is compressed, no pixel is shifted by more than this factor times the shift of the mean."""
+"""No pixel of a compressed area is shifted by more than this factor times the shift of the area's mean color.
+
+An area is compressed if an equal shift of all its pixels would move some of them out of -1..1. Each pixel is then
+shifted by a different amount (see `_least_compression`).
+"""
 
 FEWEST_PASSES, MOST_PASSES = 2, 4
 """Minimum and maximum number of times that the whole correction is computed and applied."""
 
 MAX_DRIFT = 0.5 * 2 / 255
-"""If the mean color of a quarter of the picture differs more than this from the base, another pass follows.
+"""If the mean color of a quarter of the picture differs more than this from the base image, another pass follows.
 
 There are never more than MOST_PASSES passes. The value is half a level of an 8-bit image, on the scale -1..1.
 """
@@ -68,13 +78,13 @@ def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) 
     function of the base's colors, as in the guided filter (He and Sun, arXiv 1505.00996). The correction therefore
     stops at the edges of the base.
 
-    There are two to four passes. Where a pass compresses detail, it applies only a part of the correction, and the next
-    pass applies the rest. After the second pass, the passes end as soon as the mean color of every quarter of the
-    picture is within MAX_DRIFT of the base.
+    There are two to four passes. In compressed areas, a pass can apply only a part of the correction because of
+    MAX_RELATIVE_SHIFT, and the next pass applies the rest. After the second pass, the passes end as soon as the mean
+    color of every quarter of the picture is within MAX_DRIFT of the base.
 
     The mask limits the correction of the areas at its border, so a part of the color difference remains in these areas.
-    It must not affect the correction of neighboring areas. All passes after the first therefore leave the areas at the
-    border out of the fit.
+    This part must not affect the correction of neighboring areas. All passes after the first therefore leave the areas
+    at the border out of the fit.
 
     The function corrects a few rows at a time. Besides the images, it needs memory for these rows and for tensors with
     h / AREA rows and w / AREA columns.
@@ -94,9 +104,10 @@ def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) 
 
 
 def _drift(missing: Tensor, fit: Tensor | None) -> float:
-    """Returns the largest absolute mean of the color differences `missing` (3, h, w) in a quarter of the picture.
+    """Averages the color differences `missing` (3, h, w) over each quarter of the picture.
 
-    `fit` (1, h, w) is 0 for areas that do not count, and 1 for all others.
+    Returns the largest absolute value of these means. `fit` (1, h, w) is 0 for areas that do not count, and 1 for all
+    others.
     """
     weighted = missing if fit is None else missing * fit
     return float(F.adaptive_avg_pool2d(weighted[None], 2).abs().max())
@@ -105,8 +116,8 @@ def _drift(missing: Tensor, fit: Tensor | None) -> float:
 def _fields(areas: _Areas, wanted: Tensor, mask: Tensor | None, fit: Tensor | None) -> dict[str, Tensor]:
     """Returns the parameters of the correction of `areas` to the mean colors `wanted` (3, h, w).
 
-    The values of the dict are (C, h, w), with one position for each area. `fit` (1, h, w) is the weight of each area in
-    the fit.
+    The values of the dict are (C, h, w), with one position for each area. `mask` (1, h, w) is the share of the
+    correction that each area gets. `fit` (1, h, w) is the weight of each area in the fit.
     """
     slope, offset = _correction(wanted - areas.mean, wanted, fit)
     fields = {"slope": slope.flatten(0, 1), "offset": offset}
@@ -147,15 +158,15 @@ def _areas(picture: Tensor, size: tuple[int, int]) -> _Areas:
     return _Areas(torch.cat(means, 1), torch.cat(lows, 1), torch.cat(highs, 1))
 
 
-def _correction(missing: Tensor, guide: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _correction(missing: Tensor, guide: Tensor, fit: Tensor | None) -> tuple[Tensor, Tensor]:
     """Fits the color differences `missing` (3, h, w) locally with affine functions of the colors `guide` (3, h, w).
 
-    Returns the slope (3, 3, h, w) and the offset (3, h, w) of these functions. Areas on edges of the guide have a low
-    weight in the fit. The reason is that an edge of the picture can be sharper than the same edge of the base, or
-    slightly shifted. The fit does not reproduce the low band of `missing` completely. The remaining part is added to
-    the offset.
+    Returns the slope (3, 3, h, w) and the offset (3, h, w) of these functions. `fit` (1, h, w) is the weight of each
+    area. Areas on edges of the guide get a lower weight, because an edge of the picture can be sharper than the same
+    edge of the base, or slightly shifted. The fit does not reproduce the low band of `missing` completely. The
+    remaining part is added to the offset.
     """
-    weight = torch.ones_like(guide[:1]) if mask is None else mask
+    weight = torch.ones_like(guide[:1]) if fit is None else fit
     shorter = min(guide.shape[-2:])
     low = _LowPass(weight / (1 + (_contrast(guide) / EDGE) ** 2), shorter * RADIUS)
     mean, wanted = low(guide), low(missing)
@@ -204,7 +215,7 @@ def _compression(areas: _Areas, wanted: Tensor, moved: Tensor) -> dict[str, Tens
     up, down = _least_compression(areas.high, wanted, moved), _least_compression(-areas.low, -wanted, -moved)
     if not (up.any() or down.any()):
         return {}
-    # the compression is interpolated between areas, which must not reduce it, so it spreads to the neighboring areas
+    # each area gets the maximum of the 5 x 5 areas around it, so that interpolation does not reduce the compression
     up, down = (F.max_pool2d(least[None], 5, 1, 2)[0] for least in (up, down))
     return {"up": up, "down": down}
 
@@ -212,9 +223,12 @@ def _compression(areas: _Areas, wanted: Tensor, moved: Tensor) -> dict[str, Tens
 def _least_compression(high: Tensor, wanted: Tensor, moved: Tensor) -> Tensor:
     """Returns the smallest compression k (0..1) at which no value of an area exceeds 1 when the area becomes brighter.
 
-    `high` is the maximum of each area. A value y is shifted by moved (1 + k ((1 - y) / (1 - mean) - 1)), where
-    mean + moved = wanted. With k = 0, every value is shifted equally. With k = 1, white stays unchanged. The mean is
-    shifted by `moved` at every k.
+    `high` is the maximum of each area. For areas that become darker, the caller passes the negated minimum as `high`,
+    and the negated values of `wanted` and `moved`.
+
+    A value y is shifted by moved (1 + k ((1 - y) / (1 - mean) - 1)), where mean + moved = wanted. With k = 0, every
+    value is shifted equally. With k = 1, white stays unchanged. The mean is shifted by `moved` at every k, unless
+    MAX_RELATIVE_SHIFT limits the shift of some values.
     """
     excess = high + moved - 1
     saved = moved * (high - wanted + moved) / (1 - wanted + moved).clamp_min(1e-4)

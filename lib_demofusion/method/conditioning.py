@@ -63,7 +63,7 @@ def _image_for_views(value: Tensor, views: Sequence[View], size: Size, crop_size
     if tuple(value.shape[-2:]) == size:
         return torch.cat([view.take(value) for view in views])
     if tuple(value.shape[-2:]) != crop_size:
-        # in txt2img with an inpainting model, the condition is a gray base image with a mask of the whole image
+        # in txt2img, the condition of an inpainting model has the size of the base image: gray, and masked everywhere
         value = F.interpolate(value, crop_size, mode="nearest")
     return _repeated(value, len(views))
 
@@ -104,7 +104,8 @@ def conds_of_stage(conds: Any, whole: int, run: int) -> Any:
     last `run` model calls of a schedule of `whole` calls. The shift is necessary because the webui numbers the calls of
     a stage from zero.
 
-    `conds` is the cond or the uncond from `get_conds`. The uncond is None in Forge and Forge Neo at a CFG scale of 1.
+    `conds` is the cond or the uncond from the webui's `get_conds`. The uncond is None in Forge and Forge Neo at a CFG
+    scale of 1.
     """
     if conds is None or isinstance(conds, Tensor):
         return conds
@@ -134,10 +135,10 @@ NUMBERS = {**dict.fromkeys((CROP, *SIZES), 2), "aesthetic_score": 1}
 
 @dataclass(frozen=True)
 class Frame:
-    """The image that the views are parts of, in pixels."""
+    """The numbers in pixels that are the same in the vectors of all views."""
 
     size: Size
-    """Height and width of the final image."""
+    """Height and width of the final image. They are the original size and the target size of every view."""
     origin: Size = (0, 0)
     """Top and left from the user's settings "crop top" and "crop left" for SDXL.
 
@@ -148,7 +149,7 @@ class Frame:
 class SizeVectors:
     """Writes sizes and crops into the vectors of views.
 
-    The model's embedders compute only these parts of the vectors. The prompts are not encoded again.
+    The model's embedders compute only the parts for sizes and crops. The prompts are not encoded again.
     """
 
     def __init__(self, embedders: Sequence[Any], frame: Frame):
@@ -191,8 +192,9 @@ class SizeVectors:
         """Returns the embeddings (n, d / 2) of all possible top positions, and of all possible left positions.
 
         The first d / 2 columns of an embedding depend only on the top position, and the others only on the left
-        position. All positions are embedded in advance. With jitter, nearly every view has a new position. If each
-        position were embedded when it is needed, it would be copied to the device, which waits for the device's queue.
+        position. All positions are embedded in advance, because nearly every view has a new position with jitter. If
+        each position were embedded when it is needed, each position would also be copied to the device, and each copy
+        would wait for the device's queue.
         """
         top, left = self._frame.origin
         cells = range(max(self._frame.size) // CELL + 1)

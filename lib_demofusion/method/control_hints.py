@@ -1,4 +1,4 @@
-"""Crops control images, such as ControlNet's hints, to the views."""
+"""Crops hints to the views. A hint is a control image, for example the edges that ControlNet draws along."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ def _dilated_pixels(view: DilatedView, axis: int, small: Tensor) -> Tensor:
 
     The center of cell i of the view is the center of cell `offset + i * factor` of the latent. Compared to the whole
     image at the size of a view, the view is therefore shifted by a fraction of a cell. If all views used the same hint,
-    each view would draw the hint in a different place, and straight edges would become jagged.
+    each view would draw the hint in a different place of the large image, and straight edges would become jagged.
 
-    Two alternatives are worse. The paper's code takes every factor-th pixel of the large hint. This applies only an
-    eighth of the necessary shift. Every factor-th block of 8 x 8 pixels would have the correct shift, but adjacent
-    blocks would not fit together.
+    Two alternatives are worse. The paper's code takes every factor-th pixel of the large hint. Adjacent views are then
+    shifted by one pixel of the large hint and not by one cell, which is only an eighth of the necessary shift. Every
+    factor-th block of 8 x 8 pixels would have the correct shift, but adjacent blocks would not fit together.
 
     This function shifts the hint by whole pixels. Lines stay sharp, and colors that encode a class do not change. The
     rounding to whole pixels changes the position by at most a sixteenth of a cell.

@@ -2,9 +2,9 @@
 
 The cost is the number of latent cells that the model evaluates. The time of a run is roughly proportional to its cost.
 The number of model calls is exact for all known samplers except DPM adaptive. The number of cells per call is an
-estimate, because the fusion skips local or dilated views if their weight is too small. This weight depends on the
-timestep of the model call. The timesteps depend on the sampler and the scheduler, but the estimate assumes that they
-are spaced evenly.
+estimate, because a model call skips the local views or the dilated views if their weight is too small. The weights
+depend on the timestep of the model call. The timesteps depend on the sampler and the scheduler, but the estimate
+assumes that they are spaced evenly.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ The arguments are the number of the model call, counted from 0, and the noise le
 """
 
 ADAPTIVE_CALLS, ADAPTIVE_RANGE, LOWEST_SIGMA = 60, 6.2, 0.03
-"""A whole schedule of DPM adaptive with Stable Diffusion.
+"""Three numbers for a whole schedule of DPM adaptive with Stable Diffusion.
 
-The values are the assumed number of calls, the difference of log sigma between the highest and the lowest sigma, and
-the lowest sigma.
+They are the assumed number of calls, the difference of log sigma between the highest and the lowest sigma, and the
+lowest sigma.
 """
 
 EXTRA_CALLS, BEND = 7.5, 1.27
 """Measured constants for DPM adaptive.
 
 EXTRA_CALLS is a number of calls that every run makes, independent of the length of its schedule. The causes are short
-steps at the start, and a shortened last step. The number of all other calls down to the end is proportional to the
-remaining difference of log sigma to the power of BEND. A BEND above 1 means that the steps grow as the noise decreases.
+steps at the start, and a shortened last step. The number of all other calls from a noise level to the end is
+proportional to d ** BEND, where d is the difference of log sigma between this noise level and the end. A BEND above 1
+means that the steps grow as the noise decreases.
 """
 
 

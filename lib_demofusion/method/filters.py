@@ -16,7 +16,8 @@ from lib_demofusion.method.views import Size
 def gaussian_blur(x: Tensor, factor: int, std: float) -> Tensor:
     """Blurs x (B, C, H, W) with a separable Gaussian of 2*factor - 1 taps and zero padding.
 
-    `std` is in cells. The paper specifies 4*factor - 3 taps, but the published code uses 2*factor - 1.
+    `factor` is the factor of the dilated views, and `std` is in cells. The paper specifies 4*factor - 3 taps, but the
+    published code uses 2*factor - 1.
     """
     reach = factor - 1
     return _filtered(x, _gaussian(x, reach, std))

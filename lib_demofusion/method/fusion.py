@@ -18,8 +18,8 @@ from lib_demofusion.method.views import DilatedView, LocalView, Size, View, tape
 class Feathering:
     """Averages the local views of one stage with weights.
 
-    The weights of a view fall towards its borders. `feather` is the length of this ramp, as a fraction of the side of
-    the view (see `taper`). With a feather of 0, all cells have the same weight.
+    The weights of a view fall linearly towards its borders. `feather` is the length of this ramp, as a fraction of the
+    side of the view (see `taper`). With a feather of 0, all cells have the same weight.
 
     The weights of a view are cached for the whole stage. The sum of the weights of all views is cached until the views
     change. The caches save time on a GPU, where each new small tensor needs a kernel launch.
@@ -70,14 +70,14 @@ Predictions = Iterator[tuple[View, Tensor]]
 Predict = Callable[[Sequence[Work], int], Predictions]
 """A function that evaluates the model on views, such as `ViewBatches.predictions` with its first argument bound.
 
-The arguments are the work and the number of rows. The function yields each view with the prediction for all rows of
-this view, in the order of the work.
+The arguments are the views with their latents (see `Work`), and the number of rows of the model call. The function
+yields each view with the prediction for all rows of this view, in the order of the first argument.
 """
 
 
 @dataclass(frozen=True)
 class LocalPath:
-    """The local views, and the weights with which they are averaged in their overlaps."""
+    """The parameter `local` of `fuse`: the local views, and the weights with which their overlaps are averaged."""
 
     views: Sequence[LocalView]
     feathering: Feathering = field(default_factory=Feathering)
@@ -93,7 +93,9 @@ class LocalPath:
 
 @dataclass(frozen=True)
 class DilatedPath:
-    """The dilated views, which are crops of the blurred latent.
+    """The parameter `dilated` of `fuse`: the dilated views, which are crops of the blurred latent.
+
+    `blur` is the function that blurs the latent.
 
     `correction` is a factor: correction * (x - blur(x)) is added to the predictions of the dilated views, because they
     are predictions for the blurred latent. The factor is one number, or a tensor (B, 1, 1, 1) with a number for each
@@ -121,8 +123,9 @@ def fuse(predict: Predict, x: Tensor, local: LocalPath, dilated: DilatedPath, c2
     dilated views. Source: arXiv 2311.16973, section 3.4. The term with `correction` is needed because the noise is
     predicted from the blurred latent but subtracted from the sharp latent.
 
-    A path with weight zero is not evaluated. Besides x, the function needs memory for one accumulator, the weights of
-    the views, the blurred latent, and one batch of views.
+    The local views are not evaluated if their weight 1 - c2 is zero, and the dilated views are not evaluated if c2 is
+    zero. Besides x, the function needs memory for the result in float32, the weights of the views, the blurred latent,
+    and one batch of views.
     """
     if c2 <= 0 and local.is_all_of(x):
         return next(values for _, values in predict([(local.views[0], x)], len(x)))
@@ -138,9 +141,9 @@ def fuse(predict: Predict, x: Tensor, local: LocalPath, dilated: DilatedPath, c2
 
 
 def _work(x: Tensor, blurred: Tensor, local: LocalPath, dilated: DilatedPath, c2: float) -> list[Work]:
-    """Returns the views to evaluate. Each view has the latent that it is cropped from.
+    """Returns the views to evaluate, each with the latent that it is cropped from.
 
-    The views of a path with weight zero are omitted.
+    Local views or dilated views with weight zero are omitted.
     """
     work: list[Work] = [(view, x) for view in local.views] if c2 < 1 else []
     return work + [(view, blurred) for view in dilated.views] if c2 > 0 else work

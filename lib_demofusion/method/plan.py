@@ -15,22 +15,28 @@ CELL = 8
 """Side of a latent cell in pixels."""
 
 CLOSE_SCALES = 0.5
-"""With 'every' and 'doubling', a whole scale gets no stage if the final scale is larger by less than this number."""
+"""Minimum difference between the final scale and the scale of any other stage.
+
+It applies if the field Stages is 'every' or 'doubling'.
+"""
 
 NO_STAGE = "no stage: the final size is the size of the base image"
 """The note about a plan without stages."""
 
 MIN_TILE, MAX_TILE = 0.5, 2
-"""A tile size from MIN_TILE to MAX_TILE is a factor of the size of the base image.
+"""A value of the field `tile_size` from MIN_TILE to MAX_TILE is multiplied by the sides of the base image.
 
-A larger tile size is the side of a square tile in cells.
+A larger value is the side of a square tile in cells.
 """
 
 MIN_TILE_CELLS = 8
 """Minimum side of a tile in cells."""
 
 MAX_FACTOR = 4
-"""Maximum enlargement of one stage with 'fewest'. The image quality of larger enlargements was not measured."""
+"""Maximum enlargement of one stage if the field Stages is 'fewest'.
+
+The image quality of larger enlargements was not measured.
+"""
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,10 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of all stages of a run. Stage 1 enlarges the part `crop` of the base latent, whose size is `base`."""
+    """The plan of all stages of a run.
+
+    Stage 1 enlarges the part `crop` of the base latent, whose size is `base`. `notes` are messages for the user.
+    """
 
     base: Size
     crop: LocalView
@@ -123,7 +132,8 @@ def make_plan(settings: Settings, base: Size, unit: int = 1) -> Plan:
     window = _window(settings, base, target, unit)
     stride = _stride(settings, window, unit)
     notes += _rounded_tiles(settings, window, stride)
-    # rounding up to a multiple of the unit increases a scale by less than `slack`, which must not increase the factor
+    # rounding to a multiple of `unit` can increase a scale by up to `slack`. This must not increase the factor of the
+    # dilated views.
     slack = (unit - 1) / min(crop.height, crop.width)
     stages = tuple(
         StagePlan(i + 1, k, size, dilation(k - slack), _fit(window, size), _fit(stride, size), unit)

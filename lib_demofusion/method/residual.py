@@ -55,7 +55,8 @@ class VarianceExploding:
 class VariancePreserving:
     """x = sqrt(a_t) signal + sqrt(1 - a_t) noise, as in DDIM, PLMS and UniPC. Their noise level is the timestep t.
 
-    UniPC also uses fractional timesteps. At these, log a_t is interpolated linearly, as in UniPC's own noise schedule.
+    a_t is `alphas_cumprod` at timestep t. UniPC also uses fractional timesteps. At these, log a_t is interpolated
+    linearly, as in UniPC's own noise schedule.
     """
 
     def __init__(self, alphas_cumprod: Tensor):
@@ -134,8 +135,9 @@ def blend_signal_(x: Tensor, anchor: Tensor, denoised: Tensor, c1: float, signal
     """Adds c1 * signal_scale * (anchor - denoised) to x in place.
 
     `denoised` is the prediction of the clean latent in the previous step. Use this function for samplers that add fresh
-    noise, because it changes only the signal in x. `blend_noised_` would average the fresh noise in x with the fixed
-    noise of the anchor. A weighted average of two independent noises has a lower standard deviation than the noise that
-    the model expects. With Euler a, x would have 0.89 of that noise.
+    noise, because it changes only the signal in x. `blend_noised_` would average the fresh noise in x with `noise`,
+    which is the same in every step. A weighted average of two independent noises has a lower standard deviation than
+    the noise that the model expects. In the simulation of Euler a in tests/test_sampler_steps.py, the standard
+    deviation falls to 0.86 of the expected value.
     """
     x.add_((anchor - denoised).to(x) * signal_scale.to(x.dtype), alpha=c1)

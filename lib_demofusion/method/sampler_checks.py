@@ -63,8 +63,8 @@ class CallGuard:
         """Checks the x of the sampler's callback.
 
         IPNDM and DEIS pass the x that the sampling function received to every callback. The guard accepts this x if the
-        first model call also received it. Raises UnknownSampler if the callback receives any other x than the model, or
-        if no model call began a step since the previous callback.
+        first model call also received it. Raises UnknownSampler if the callback receives any other x than the model.
+        Also raises it if no model call began a step since the previous callback, unless the sampler can reject steps.
         """
         if not (self._begun or self._rejects_steps):
             raise UnknownSampler(CALLS_DO_NOT_FIT)

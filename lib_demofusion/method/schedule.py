@@ -92,9 +92,9 @@ class Weights:
     skip: float
     """c1: weight of the noised anchor in x."""
     dilated: float
-    """c2: weight of the dilated path in the fused prediction."""
+    """c2: weight of the dilated views in the fused prediction."""
     blur: float
-    """c3: factor of the standard deviation of the blur."""
+    """c3: the standard deviation of the blur for the dilated views, as a fraction of the field `sigma`."""
 
 
 def cosine_factor(t: float) -> float:

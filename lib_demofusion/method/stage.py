@@ -124,9 +124,9 @@ class StageRun:
     def before_call(self, x: Tensor, level: Tensor, shown: Tensor | None = None) -> None:
         """Blends the skip residual into x (B, C, H, W) in place if a step begins, and chooses the views of this call.
 
-        `level` is the scalar noise level that the sampler passes to its model. `x` can be a copy of the tensor that the
-        sampler passes to its model. `shown` is this tensor in that case, and the host must write the blended copy back
-        to it. Raises ValueError if x does not have the size of the stage. Raises UnknownSampler if the sampler's calls
+        `level` is the scalar noise level that the sampler passes to its model. If `x` is a copy of the tensor that the
+        sampler passes to its model, `shown` is the sampler's tensor, and the host must write the blended copy back to
+        it. Raises ValueError if x does not have the size of the stage. Raises UnknownSampler if the sampler's calls
         do not fit its detector.
         """
         if x.shape[-2:] != self.anchor.shape[-2:]:
@@ -144,7 +144,8 @@ class StageRun:
             if self._guard is not None:
                 self._guard.step_begins(x if shown is None else shown)
             self._blend(x, level, self.weights.skip)
-            # used only by UniPC: it discards the x of every model call except the first, so its callback blends again
+            # used only with UniPC: it discards the x of every model call except the first, so `after_step` blends the
+            # skip residual into the x that UniPC keeps
             self._again = (level, self.weights.skip) if self.call > 0 else None
 
     def after_step(self, i: int, x: Tensor, denoised: Tensor, shown: Tensor | None = None) -> None:

@@ -77,8 +77,9 @@ def run_stages(host: StageHost[Image], plan: Plan, settings: Settings, base: Ten
 def stage_anchor(host: StageHost[Image], latent: Tensor, place: tuple[Plan, StagePlan], settings: Settings) -> Tensor:
     """Returns the anchor of a stage: the latent of the previous stage, upscaled according to the field Upscaler.
 
-    `place` contains the plan and the stage. An upscaled latent decodes to a blurred image with streaks. They remain in
-    the result, unless the stage begins at full noise. Upscaling the decoded image instead gives a sharper anchor.
+    `place` contains the plan and the stage. An upscaled latent decodes to a blurred image with streaks. The streaks
+    remain in the result, unless the stage begins at full noise. Upscaling the decoded image instead gives a sharper
+    anchor. If `settings.anchor` is MIXED, the two kinds of anchors are combined (see `mix_anchors`).
     """
     plan, stage = place
     if settings.anchor == LATENT:

@@ -1,4 +1,7 @@
-"""Stores the feature maps of a tiled run in memory or in temporary files, unchanged or packed into 16 bits."""
+"""Stores feature maps in memory or in temporary files, unchanged or packed into 16 bits.
+
+`tiling.py` runs a decoder or encoder tile by tile (a tiled run), and stores the maps between the layers here.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +94,7 @@ class Shelf:
 class Map:
     """A feature map (1, C, H, W), which is written tile by tile.
 
-    After all tiles are written, any rectangle of the map can be read.
+    After all tiles are written, any rectangle of the map can be read. `side` is the maximum side of a tile.
     """
 
     def __init__(self, shelf: Shelf, channels: int, size: Size, side: int, dtype: torch.dtype):
@@ -136,7 +139,7 @@ class Map:
 class ComputedMap:
     """A feature map that is not stored: the output of `layer` for the stored map `source`.
 
-    Every time a rectangle is read, it is computed.
+    A rectangle is computed again every time that it is read.
     """
 
     def __init__(self, source: Map, layer: Layer):
@@ -155,7 +158,7 @@ def grid(size: Size, side: int) -> list[Box]:
 
 
 def item_bytes(dtype: torch.dtype) -> int:
-    """Returns the number of bytes of one element. Also works with torch 2.0, which has no `dtype.itemsize`."""
+    """Returns the number of bytes of one element."""
     return torch.empty((), dtype=dtype).element_size()
 
 

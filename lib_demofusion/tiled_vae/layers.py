@@ -61,8 +61,8 @@ class Box:
 class Layer:
     """A convolution or an attention, together with the group norm before it if there is one.
 
-    `reads` and `writes` are the names of the input and output feature maps. The map "x" is the main path, and "h" is
-    the branch of a residual block.
+    `inputs` and `outputs` are numbers of channels. `reads` and `writes` are the names of the input and output feature
+    maps. The map "x" is the main path, and "h" is the branch of a residual block.
     """
 
     kind: str
@@ -102,8 +102,9 @@ class Layer:
         """Computes the output in `box` from x, the values of the input in the box `part`.
 
         If the layer has a group norm, x must already be normalised and activated (see `activate`). `part` must contain
-        the result of `needs` for `box`. The module pads x with zeros on every side. At the borders of the map, this is
-        correct. At the other sides of x, the padding affects only cells outside of `box`.
+        the result of `needs` for `box`. The module pads x with zeros: on every side, or only at the bottom and right if
+        the kind is "down". At the borders of the map, this is correct. At the other sides of x, the padding affects
+        only cells outside of `box`.
         """
         top, left = part.top, part.left
         if self.kind == "up":
@@ -135,7 +136,8 @@ def decoder_layers(decoder: Any) -> list[Layer]:
     layers = _checked([_first(decoder), *_middle(decoder), *_levels(levels), _last(decoder)], decoder)
     last = max((index for index, layer in enumerate(layers) if layer.kind == "up"), default=None)
     if last is not None and layers[last + 1].shortcut is not None:
-        # the output of the last upsampling is the largest map: all later maps have the same size and fewer channels
+        # the output of the last upsampling is not stored, because it is the largest map: all later maps have the same
+        # size and fewer channels
         layers[last] = replace(layers[last], lazy=True)
     return layers
 

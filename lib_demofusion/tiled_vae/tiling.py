@@ -1,5 +1,7 @@
 """Decodes and encodes images of any size tile by tile. The result is the same as without tiles.
 
+In this folder, a tile is a rectangle of a feature map, not a view of the latent.
+
 Two kinds of layers prevent an autoencoder from processing each tile on its own. A group norm needs the mean and the
 variance of the whole feature map, and an attention needs every cell. Therefore the outer loop runs over the layers, and
 the inner loop runs over the tiles. Each convolution processes the whole map tile by tile, with a margin of one cell. It
