@@ -80,8 +80,8 @@ def _dilated_pixels(view: DilatedView, axis: int, small: Tensor) -> Tensor:
     image at the size of a view, the view is therefore shifted by a fraction of a cell. If all views used the same hint,
     each view would draw the hint in a different place of the large image, and straight edges would become jagged.
 
-    Two alternatives are worse. The paper's code takes every factor-th pixel of the large hint. Adjacent views are then
-    shifted by one pixel of the large hint and not by one cell, which is only an eighth of the necessary shift. Every
+    Two alternatives are worse. The paper's code takes every factor-th pixel of the large hint. The hints of views with
+    adjacent offsets are then one pixel apart, and not one cell, so the shift is only an eighth of what is needed. Every
     factor-th block of 8 x 8 pixels would have the correct shift, but adjacent blocks would not fit together.
 
     This function shifts the hint by whole pixels. Lines stay sharp, and colors that encode a class do not change. The

@@ -41,8 +41,8 @@ class Feathering:
     def divide(self, out: Tensor, views: Sequence[LocalView], share: float) -> None:
         """Divides `out` (..., H, W) in place by the sum of the weights of all `views`, and multiplies it by `share`.
 
-        After `add` was called for all views, `out` then contains `share` times the weighted mean of the views. Cells
-        that no view covers stay zero.
+        Call `add` for all views first. Then `divide` turns `out` into `share` times the weighted mean of the views.
+        Cells that no view covers stay zero.
         """
         if self._sum is None or self._sum.device != out.device or self._views != list(views):
             self._views, self._sum = list(views), self._sum_of(views, out)
@@ -119,9 +119,9 @@ class DilatedPath:
 def fuse(predict: Predict, x: Tensor, local: LocalPath, dilated: DilatedPath, c2: float) -> Tensor:
     """Computes the prediction (1 - c2) local + c2 (dilated + correction (x - blur(x))) for x (B, C, H, W).
 
-    `local` is the weighted mean of the predictions of the local views, and `dilated` joins the predictions of the
-    dilated views. Source: arXiv 2311.16973, section 3.4. The term with `correction` is needed because the noise is
-    predicted from the blurred latent but subtracted from the sharp latent.
+    In this formula, local is the weighted mean of the predictions of the local views, and dilated joins the predictions
+    of the dilated views. `c2` is the weight of the dilated views. The term with correction is needed because the noise
+    is predicted from the blurred latent but subtracted from the sharp latent. Source: arXiv 2311.16973, section 3.4.
 
     The local views are not evaluated if their weight 1 - c2 is zero, and the dilated views are not evaluated if c2 is
     zero. Besides x, the function needs memory for the result in float32, the weights of the views, the blurred latent,
@@ -153,7 +153,7 @@ def _add_local_mean(out: Tensor, predictions: Predictions, local: LocalPath, sha
     """Writes `share` times the weighted mean of the predictions of the local views to `out` (B, C, H, W).
 
     `out` must be zero before the call. Cells that no view covers stay zero. `predictions` must yield the local views
-    first. Later entries are left in the iterator.
+    first. The dilated views after them are left in the iterator.
     """
     for view, (_, values) in zip(local.views, predictions):
         local.feathering.add(view, values, out)

@@ -21,7 +21,7 @@ It applies if the field Stages is 'every' or 'doubling'.
 """
 
 NO_STAGE = "no stage: the final size is the size of the base image"
-"""The note about a plan without stages."""
+"""The note for the user if a plan has no stages."""
 
 MIN_TILE, MAX_TILE = 0.5, 2
 """A value of the field `tile_size` from MIN_TILE to MAX_TILE is multiplied by the sides of the base image.
@@ -46,7 +46,7 @@ class StagePlan:
     number: int
     """1 for the first stage after the base image."""
     scale: float
-    """Approximate size of the stage, divided by the size of the cropped base image. The size is rounded to cells."""
+    """Enlargement of the cropped base image in each direction. Approximate, because `size` is rounded to cells."""
     size: Size
     factor: int
     """A dilated view takes every `factor`-th cell of the latent. There are factor x factor dilated views."""
@@ -132,8 +132,8 @@ def make_plan(settings: Settings, base: Size, unit: int = 1) -> Plan:
     window = _window(settings, base, target, unit)
     stride = _stride(settings, window, unit)
     notes += _rounded_tiles(settings, window, stride)
-    # rounding to a multiple of `unit` can increase a scale by up to `slack`. This must not increase the factor of the
-    # dilated views.
+    # rounding to a multiple of `unit` can increase a scale by up to `slack`, which must not increase the factor of the
+    # dilated views
     slack = (unit - 1) / min(crop.height, crop.width)
     stages = tuple(
         StagePlan(i + 1, k, size, dilation(k - slack), _fit(window, size), _fit(stride, size), unit)
@@ -247,8 +247,8 @@ def _window(settings: Settings, base: Size, target: Size, unit: int) -> Size:
 def _times(side: int, factor: float, unit: int) -> int:
     """Returns the side of a tile that is about `factor` times the side of the base image.
 
-    The result is a multiple of 4, because the UNet of SDXL halves the resolution twice. For a small base image, it is
-    only a multiple of `unit`.
+    The result is a multiple of 4, because the UNet of SDXL halves the resolution twice. For a side below
+    32 cells, it is only a multiple of `unit`.
     """
     step = math.lcm(4, unit) if side >= 4 * MIN_TILE_CELLS else unit
     return max(step * int(side * factor / step + 0.5), _down(min(MIN_TILE_CELLS, side), unit))

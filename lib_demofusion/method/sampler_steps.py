@@ -24,7 +24,7 @@ TWO_CALLS = frozenset({"sample_heun", "sample_dpm_2", "sample_dpmpp_sde", "resta
 TWO_CALLS_ANCESTRAL = frozenset({"sample_dpm_2_ancestral", "sample_dpmpp_2s_ancestral"})
 """Ancestral samplers that call the model twice in a step, unless sigma_down is zero (see `sigma_down_is_zero`).
 
-At eta = 1, this is usually only the last step. With a larger eta, sigma_down can also be zero before the last step.
+At eta = 1, sigma_down is usually zero only in the last step. With a larger eta, it can also be zero in earlier steps.
 """
 TWO_CALLS_UNTIL_ZERO = frozenset({"sample_dpmpp_2s_ancestral_RF"})
 """Samplers of Forge Neo that call the model twice in every step except the last, which ends at zero noise.

@@ -195,7 +195,8 @@ class StageRun:
     def _blend(self, x: Tensor, level: Tensor, c1: float) -> None:
         """Blends the anchor into x in place.
 
-        At the first model call, x is replaced instead, because the webui adds too much noise to the x of DDIM.
+        At the first model call, the noised anchor replaces x instead, because the webui adds too much noise to the x of
+        DDIM.
         """
         if self.call == 0:
             self.start(x, level)

@@ -115,7 +115,10 @@ class Layer:
         return box.cut(y, Box(top, left, box.bottom, box.right))
 
     def work(self, size: Size) -> float:
-        """Estimates the number of multiplications for an input of `size`. A lazy layer is computed twice."""
+        """Estimates the number of multiplications for an input of `size`.
+
+        A lazy layer counts twice, because it is computed once for the next group norm and once for the next layer.
+        """
         cells = math.prod(self.size(size))
         if self.kind == "attn":
             return cells * (4.0 * self.inputs**2 + 2.0 * self.inputs * cells)
