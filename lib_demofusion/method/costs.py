@@ -1,10 +1,10 @@
 """Counts the model calls of a sampler, and estimates the cost of a run.
 
 The cost is the number of latent cells that the model evaluates. The time of a run is roughly proportional to its cost.
-The number of model calls is exact for all known samplers except DPM adaptive. The number of cells per call is an
-estimate, because a model call skips the local views or the dilated views if their weight is too small. The weights
-depend on the timestep of the model call. The timesteps depend on the sampler and the scheduler, but the estimate
-assumes that they are spaced evenly.
+The number of model calls is exact for all known samplers except DPM adaptive. For DPM2 a and DPM++ 2S a, it is exact
+only if eta is at most 1. The number of cells per call is an estimate, because a model call skips the local views or the
+dilated views if their weight is too small. The weights depend on the timestep of the model call. The timesteps depend
+on the sampler and the scheduler, but the estimate assumes that they are spaced evenly.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ means that the steps grow as the noise decreases.
 def model_calls(name: str, arguments: Mapping[str, Any], second_order: bool = False) -> int | None:
     """Returns the number of model calls of the sampling function `name` with these arguments.
 
-    Returns None for DPM adaptive, which chooses the number while it runs. Schedules are assumed to end at zero noise.
-    Functions that are not known here make one call per step, or two if `second_order` is set.
+    Returns None for DPM adaptive, which chooses the number while it runs. Schedules are assumed to end at zero noise,
+    and eta is assumed to be at most 1. Functions that are not known here are assumed to make one call per step, or two
+    if `second_order` is True.
     """
     if "timesteps" in arguments:
         # DDIM makes no call at the last timestep. PLMS makes no call there either, but a second call in its first step.
