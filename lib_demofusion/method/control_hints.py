@@ -1,4 +1,4 @@
-"""Crops hints to the views. A hint is a control image, for example the edges that ControlNet draws along."""
+"""Crops hints to the views. A hint is an image that guides a ControlNet, for example a drawing of edges."""
 
 from __future__ import annotations
 

@@ -272,7 +272,7 @@ def _stride(settings: Settings, window: Size, unit: int) -> Size:
 
 
 def _rounded_tiles(settings: Settings, window: Size, stride: Size) -> list[str]:
-    """Returns notes about a tile size or a tile stride that was rounded to a multiple of the unit."""
+    """Returns notes about a tile size or a tile stride that was rounded to a multiple of `StagePlan.unit` cells."""
     tile, distance = settings.tile_size, settings.tile_stride
     notes = [f"tile size {tile:g} is rounded to {window[0]} cells"] if tile > MAX_TILE and tile != window[0] else []
     if distance and distance != stride[0]:

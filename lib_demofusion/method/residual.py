@@ -12,9 +12,10 @@ from lib_demofusion.method.schedule import Timestep, snr_timestep
 
 
 class NoiseSpace(Protocol):
-    """Describes how a sampler's x is composed: x = signal_scale * signal + noise_scale * noise, with unit noise.
+    """Describes how a sampler's x is composed: x = signal_scale * signal + noise_scale * noise.
 
-    `level` is the noise level that the sampler passes to its model, such as sigma or a timestep.
+    The noise has a standard deviation of 1. `level` is the noise level that the sampler passes to its model, such as
+    sigma or a timestep.
     """
 
     def read(self, level: Tensor) -> tuple[Tensor, float]:
@@ -30,7 +31,7 @@ class NoiseSpace(Protocol):
         ...
 
     def noise_scale(self, level: Tensor) -> Tensor:
-        """Returns the factor of unit noise in x at a noise level."""
+        """Returns the factor of the noise in x at a noise level."""
         ...
 
 

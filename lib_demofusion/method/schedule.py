@@ -90,7 +90,7 @@ class Weights:
     """The paper's c1, c2, c3 at one noise level."""
 
     skip: float
-    """c1: weight of the noised anchor in x."""
+    """c1: weight with which the skip residual blends the anchor into x."""
     dilated: float
     """c2: weight of the dilated views in the fused prediction."""
     blur: float

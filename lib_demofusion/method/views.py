@@ -1,4 +1,7 @@
-"""Defines the views of a large latent: overlapping local views (tiles) and dilated views."""
+"""Defines the views of a large latent: overlapping local views (tiles) and dilated views.
+
+`unit` is a number of cells that depends on the model. The sides of latents and views are multiples of it.
+"""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ variance of the whole feature map, and an attention needs every cell. Therefore 
 the inner loop runs over the tiles. Each convolution processes the whole map tile by tile, with a margin of one cell. It
 also accumulates the mean and the variance for the next group norm.
 
-The result has no seams, almost nothing is computed twice, and only a few tiles are on the GPU at the same time. The
-feature maps between the layers can be stored outside the GPU and packed into 16 bits (see `feature_maps.Shelf`).
+The result has no seams, almost nothing is computed twice, and a convolution needs memory for only one tile at a time.
+The feature maps between the layers can be stored outside the GPU and packed into 16 bits (see `feature_maps.Shelf`).
 """
 
 from __future__ import annotations
