@@ -25,7 +25,7 @@ def loaded_copy() -> Path | None:
 def forget_disabled_copy() -> None:
     """Removes another copy's modules from sys.modules, so that Python imports the modules of this copy.
 
-    They are still there if the user has disabled the other copy while the webui was running.
+    sys.modules still contains them if the user has disabled the other copy while the webui was running.
     """
     file = getattr(sys.modules.get(PACKAGE), "__file__", None)
     if file is not None and Path(file).resolve().parent.parent != FOLDER:

@@ -84,7 +84,7 @@ class Job:
             plan = make_plan(self.settings, (p.height // CELL, p.width // CELL), _unit(p))
             output.check_format(p, plan)
         except SettingsError as error:
-            # with hires fix, the base image is larger than requested, so `_final_plan` checks the settings later
+            # with hires fix, the base image is larger than p.width x p.height, so `_final_plan` checks the plan later
             return None if getattr(p, "enable_hr", False) else str(error)
         return None
 
@@ -102,15 +102,16 @@ class Job:
         if not getattr(p, "enable_hr", False):
             return [(steps, size)]
         result = p.hr_upscale_to_y // CELL - p.truncate_y, p.hr_upscale_to_x // CELL - p.truncate_x
-        # the button ✨ below an image runs only the second pass of hires fix, with this image as the first result
+        # the button ✨ below an image runs only the second pass of hires fix, which enlarges this image
         first = [] if getattr(p, "firstpass_image", None) is not None else [(steps, size)]
         return [*first, (p.hr_second_pass_steps or steps, result)]
 
     def before_base(self, p: Any) -> None:
         """Prepares the progress bar, and the sampler if the upload is the base image.
 
-        In img2img without `img2img_first`, makes the sampler return the latent of the upload unchanged, until
-        `after_base`. If an error prevents `after_base`, the sampler is not used again: the next job gets a new one.
+        In img2img without `img2img_first` and without a mask, makes the sampler return the latent of the upload
+        unchanged. `after_base` undoes this. If an error prevents `after_base`, the sampler is not used again: the webui
+        creates a new sampler for the next job.
         """
         reset(p, self._reported)
         if not self.active:
@@ -207,5 +208,5 @@ def _is_img2img(p: Any) -> bool:
 
 
 def _unit(p: Any) -> int:
-    """Returns a number of latent cells: the checkpoint supports only latents whose sides are multiples of it."""
+    """Returns the number of cells of which the sides of the checkpoint's latents must be multiples."""
     return host().family(p.sd_model).unit_cells

@@ -41,6 +41,8 @@ UNSUPPORTED = (
 
 JOB = "_demofusion_job"
 ASKED_SIZE = "_demofusion_asked_size"
+"""Names of attributes of `p`: the Job, and the requested width and height in pixels."""
+
 ENABLED = "_demofusion_on"
 """Name of an attribute of `p`: True if the request enables DemoFusion.
 
@@ -210,7 +212,8 @@ def end_job(p: Any, processed: Any) -> None:
         return
     setattr(p, JOB, None)
     job.end(p)
-    # the page finds the infotext of an image by the image's index, but the webui adds masks to the images only
+    # the page finds the infotext of an image by the image's index. The webui adds masks to `images` without infotexts,
+    # so they get one here, before the images of the stages follow
     processed.infotexts.extend([processed.info] * (len(processed.images) - len(processed.infotexts)))
     processed.images.extend(picture.image for picture in job.stage_images)
     processed.infotexts.extend(picture.infotext for picture in job.stage_images)

@@ -1,6 +1,6 @@
 """Runs the stages of one iteration, and shows and saves the images of the stages.
 
-The number of iterations of a job is the webui's "Batch count". If a stage fails, no finished image is lost.
+The number of iterations of a job is the webui's "Batch count". If a stage fails, the images of earlier stages are kept.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ class StageLoop:
         self.stage_images: list[StageImage] = []
         """The images that the job returns after the final images.
 
-        Depending on the settings, these are none, the base images, or also the images of every stage except the last.
+        Depending on the settings, the list is empty, contains the base images, or also contains the images of every
+        stage except the last.
         """
         self._p = p
         self._overlay = overlay

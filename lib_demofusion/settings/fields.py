@@ -14,11 +14,10 @@ from lib_demofusion.settings.presets import EVERY, IN_PIXELS, LATENT_UPSCALER, S
 from lib_demofusion.settings.spec import Spec
 
 LATENT, PIXELS, MIXED = ("latent", "pixels", "mixed")
-"""The ways to enlarge the latent of the previous image for a stage.
+"""The ways to compute the anchor, the enlarged latent of the previous image from which a stage begins.
 
 LATENT enlarges the latent with bicubic interpolation. PIXELS decodes the latent, enlarges the image with an upscaler,
-and encodes the result. MIXED combines the coarse part of the latent from LATENT with the fine part of the latent from
-PIXELS.
+and encodes the result. MIXED combines the coarse part of LATENT's result with the fine part of PIXELS' result.
 """
 
 MAX_SCALE = 8
@@ -90,13 +89,12 @@ AS_SCALE = "in pixels; 0 = computed from the other side, or from Upscale by"
 class Settings:
     """All fields of a DemoFusion run. The order of the fields is the order of the API's positional arguments.
 
-    `upscaler` determines the anchor, the latent from which a stage begins:
+    `upscaler` determines how the anchor of a stage is computed:
 
-    * "Latent" enlarges the latent of the previous image, as in the paper.
-    * With an image upscaler (Lanczos or one of the webui's), the coarse part of the anchor comes from the enlarged
-      latent. The fine part comes from the previous image, which is enlarged by the upscaler and encoded again.
-    * With " (pixels)" after the name of an image upscaler, both parts come from the enlarged image. The panel does not
-      list these names, but accepts them, and so do the API, infotexts and the X/Y/Z plot.
+    * "Latent" means LATENT, as in the paper.
+    * The name of an image upscaler (Lanczos or one of the webui's) means MIXED.
+    * The name of an image upscaler with the suffix " (pixels)" means PIXELS. The panel does not list these names, but
+      accepts them, and so do the API, infotexts and the X/Y/Z plot.
     """
 
     enabled: bool = _spec(False, bool, "DemoFusion", "")
@@ -247,12 +245,12 @@ class Settings:
 
     @property
     def local_threshold(self) -> float:
-        """The highest weight of the tiles, 1 - c2, at which a model call skips all tiles (0 to 0.5)."""
+        """The highest weight of the tiles in the fused prediction at which a model call skips all tiles (0 to 0.5)."""
         return parse_skip(self.skip_views)[0]
 
     @property
     def dilated_threshold(self) -> float:
-        """The highest weight of the dilated views, c2, at which a model call skips all dilated views (0 to 0.5)."""
+        """The highest weight of the dilated views at which a model call skips all dilated views (0 to 0.5)."""
         return parse_skip(self.skip_views)[1]
 
 

@@ -14,8 +14,8 @@ EVERY, DOUBLING, FEWEST = STAGE_WORDS = ("every", "doubling", "fewest")
 """Words for the field `stages`. Each word is a rule for the scales of the stages.
 
 EVERY has stages at 2, 3, 4 and so on. DOUBLING has stages at 2, 4, 8 and so on. In both, the last stage has the final
-scale, and no other stage is closer to it than 0.5. FEWEST has as few stages as possible: each stage enlarges the
-previous image at most 4 times.
+scale, and the scales of all other stages are at least 0.5 below the final scale. FEWEST has as few stages as possible:
+each stage makes the previous image at most 4 times as wide and as high.
 """
 
 LATENT_UPSCALER = "Latent"
@@ -23,19 +23,20 @@ LANCZOS = "Lanczos"
 """The name of the image upscaler that every webui has."""
 
 IN_PIXELS = " (pixels)"
-"""A suffix of an upscaler's name. With it, the whole anchor is encoded from the enlarged image (see `Settings`)."""
+"""A suffix of an upscaler's name. With it, the anchor is the encoded enlarged image (see `Settings`)."""
 
 TURBO = "Turbo"
 """The preset for few-step models."""
 
 _QUICKER = {"stages": FEWEST, "upscaler": LANCZOS, "keep_colors": True}
 
-# The overlaps of Balanced and Fast leave no visible seams. At 4x, Balanced has six tiles per side, and Fast has five.
-# At 2x, both have three tiles per side, and at 3x four. In `skip_views`, 0.5 skips the tiles while their weight is
-# at most 0.5, because the dilated views then have the higher weight and determine the composition.
+# The overlaps of Balanced and Fast leave no visible seams. At 4x, Balanced has six tiles along each side of the image,
+# and Fast has five. At 2x, both have three, and at 3x four. In `skip_views`, the first number, 0.5, skips the tiles
+# while their weight is at most 0.5, because the dilated views then determine the composition.
 PRESETS: dict[str, dict[str, Any]] = {
     "Paper": {},
-    # Every stage runs six steps, if the base image has at least 12. With twice as many steps, images hardly differ.
+    # Every stage runs six steps (0.5 * 12), if the base image has at least 12 steps. With twice as many steps, the
+    # images hardly differ.
     "Balanced": {
         **_QUICKER,
         "denoising_strength": 0.5,
@@ -46,8 +47,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "feather": 0.5,
         "skip_views": "0.5,0.25",
     },
-    # Every stage runs three steps, if the base image has at least 12. The stages begin at such a low noise level that
-    # they do not change the composition.
+    # Every stage runs three steps (0.25 * 12), if the base image has at least 12 steps. The stages begin at such a low
+    # noise level that they do not change the composition.
     "Fast": {
         **_QUICKER,
         "denoising_strength": 0.25,
@@ -75,7 +76,7 @@ The defaults are the paper's values.
 """
 
 CHOSEN_FOR_MANY_STEPS = ("Balanced", "Fast")
-"""If one of these presets is the default preset, Turbo replaces it in requests for a few-step model."""
+"""If one of these presets is the default preset, requests for a few-step model get Turbo instead."""
 
 DEFAULT_PRESET = "Fast"
 """The default preset, unless the user has chosen another default preset in Settings.
@@ -92,7 +93,7 @@ Few-step models typically run with 4 to 8 steps and a CFG scale of 1 to 2.
 MOST_STRENGTH = 0.6
 """Maximum denoising strength for few-step models. Above this strength, the panel shows a warning.
 
-With few steps, stages keep the structure of the base image at a strength of 0.5, and change it at a strength of 1.
+With the few steps of these models, stages keep the structure of the base image at a strength of 0.5, but not at 1.
 """
 
 

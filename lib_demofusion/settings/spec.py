@@ -30,19 +30,19 @@ class Spec:
     maximum: float = 0
     step: float = 0
     choices: Callable[[Choices], tuple[str, ...]] = _no_choices
-    """A function from the user's presets and the webui's upscalers to the allowed texts that the panel lists.
+    """For a text without `read`: returns the allowed texts that the panel lists.
 
-    Not used if the field has a function `read`.
+    The argument contains the user's presets and the webui's upscalers.
     """
     unlisted: Callable[[Choices], tuple[str, ...]] = _no_choices
-    """A function from the user's presets and the webui's upscalers to allowed texts that the panel does not list."""
+    """For a text without `read`: returns the allowed texts that the panel does not list."""
     words: tuple[str, ...] = ()
     """For a text with `read`: the texts that the panel lists. `read` can also allow others.
 
     For a bool: the texts of the panel's choices for False and True.
     """
     read: Callable[[str], object] | None = None
-    """Parses a text, and raises SettingsError if it is not valid. `parse` uses only the error, and returns the text."""
+    """Parses a text, and raises SettingsError if it is not valid. `parse` ignores the result."""
     texts: str = ""
     """A description of the texts that `read` accepts."""
     when_empty: str = ""
@@ -64,7 +64,8 @@ class Spec:
     def parse(self, name: str, value: object, choices: Choices) -> Any:
         """Converts `value` to the type of this field. Raises SettingsError if the value is not allowed.
 
-        `name` is the name of the field for the error. Numbers may be given as texts, and texts as numbers or lists.
+        `name` is the name of the field for the error. The value of a number field can be a text. The value of a text
+        field can be a number, or a list, whose entries are joined with commas.
         """
         if self.kind is bool:
             return _parse_bool(name, value, self.allowed(choices), self.words)

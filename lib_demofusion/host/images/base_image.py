@@ -58,8 +58,9 @@ def base_size(p: Any, samples: Any) -> Size:
 def base_images(p: Any, samples: Any, checkpoint: Any) -> Any:
     """Returns the decoded base images, or None if the base latents are to be decoded later, with the stages' VAE.
 
-    After hires fix, `samples` are images already. If the base pass ended with a refiner, only the refiner's VAE can
-    decode the latents correctly. The images are decoded now, because the refiner is unloaded before the stages begin.
+    After hires fix, `samples` are images already. `checkpoint` is the checkpoint that was loaded when the job began. If
+    another one is loaded now, the base pass ended with a refiner. Only the refiner's VAE can decode the latents
+    correctly, so they are decoded here, before the refiner is unloaded for the stages.
     """
     if getattr(samples, "already_decoded", False):
         return samples
@@ -123,8 +124,8 @@ class BaseColors:
     def keep(self, pictures: Any, decode_base: Callable[[], Iterable[Tensor]]) -> None:
         """Applies the colors of the base images to the decoded images of a stage, each (3, H, W).
 
-        Changes the list `pictures` in place. `decode_base` decodes the base images. This function is called only if
-        `remember` has not been called. Errors are reported and not raised, so that the images are not lost.
+        Changes the list `pictures` in place. `decode_base` decodes the base images. It is called only if `remember` has
+        not been called. Errors are reported and not raised, so that the images are not lost.
         """
         try:
             if self._base is None:
@@ -143,8 +144,8 @@ def known_base(p: Any, samples: Any, redrawn: bool) -> list[Tensor] | None:
     """Returns the base images, each (3, H, W) in -1..1, or None if only their latents exist.
 
     `samples` are the base latents, or decoded images, which are returned. `redrawn` is the field `img2img_first`. If
-    `redrawn` is False in img2img, the base images are the uploads, resized with the webui's own function. With the
-    resize mode "Just resize (latent upscale)", the webui resizes only the latents.
+    `redrawn` is False in img2img, the base images are the uploads, resized with the webui's own function. With a mask,
+    or with the resize mode "Just resize (latent upscale)", which resizes only the latents, the result is None.
     """
     if getattr(samples, "already_decoded", False):
         return [as_image(sample) for sample in samples]

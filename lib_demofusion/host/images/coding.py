@@ -76,10 +76,10 @@ def encode(p: Any, pictures: Iterable[Tensor], report: vae.Report | None = None)
 def as_latent(x: Tensor) -> Tensor:
     """Converts a latent (B, C, h, w) of the webui to float32, the dtype of all latents of a run.
 
-    A stage uses float32 for the base latent, anchors, noise, x, means and deviations. In half precision, the squares of
-    noise levels would overflow: with zero terminal SNR, noise levels reach 4500. Also, every stage would round the
-    result again. The webui samples in float32 too: its noise is float32, and the sum of a float16 latent and float32
-    noise is float32.
+    A stage uses float32 for the base latent, anchors, noise, x, means and standard deviations. In half precision, the
+    squares of noise levels would overflow: with zero terminal SNR, noise levels reach 4500. Also, every stage would
+    round its result to half precision. The webui samples in float32 too: its noise is float32, and the sum of a float16
+    latent and float32 noise is float32.
     """
     return x.to(torch.float32)
 

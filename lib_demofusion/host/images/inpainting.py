@@ -1,4 +1,8 @@
-"""Resizes the mask, the original latent and the overlay of an inpainting job to the size of each stage."""
+"""Resizes the mask, the original latent and the overlay of an inpainting job to the size of each stage.
+
+The original latent, `p.init_latent`, is the encoded upload. The webui's mask `p.mask` is 1 where the original is kept,
+and `p.nmask` is 1 where the model paints.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ def is_inpainting(p: Any) -> bool:
 
 
 def check_shape(p: Any, plan: Plan) -> None:
-    """Raises SettingsError if the inpaint area is 'Only masked' and the final shape crops the base image.
+    """Raises SettingsError if the inpaint area is 'Only masked' and the base image is cropped to the final shape.
 
     The webui pastes the result into the whole upload, at the place of the masked area. A cropped result does not fit.
     """
@@ -58,7 +62,7 @@ def masks_at(p: Any, plan: Plan, size: Size, original: Tensor | None = None) -> 
 
 
 def painted(p: Any, plan: Plan) -> Tensor | None:
-    """Returns the job's mask at the size of the base image (1, h, w), cropped to the final shape, or None without one.
+    """Returns the mask at the size of the base latent, cropped to the final shape (1, h, w), or None without a mask.
 
     The mask is 1 in the painted area and 0 outside. Values in between are possible.
     """

@@ -29,7 +29,7 @@ LONGEST_SIDE = {"webp": 16383, "jpg": 65500, "jpeg": 65500}
 SAVED_AS_PNG = {"webp": 16383, "jpg": 65535, "jpeg": 65535}
 """If a side has more pixels than this, the webui saves the image as PNG (modules/images.py, save_image).
 
-The webui's API does not change the format.
+Images in responses of the webui's API keep their format.
 """
 
 SHOWN_PIXELS = 100_000_000
@@ -133,8 +133,8 @@ def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
     """Returns why a grid of images of `size` (width, height) is too large, or None.
 
     The webui makes the grid after all images. If the grid does not fit into memory or cannot be saved, the webui
-    returns no images at all. The webui itself checks "Maximum image size" only for X/Y/Z plots. This check uses the
-    requested size, which is smaller than the final size.
+    returns no images at all. The webui itself compares the grid with the setting "Maximum image size" only for X/Y/Z
+    plots, and computes the grid from the requested image size, which is smaller than the final size.
     """
     opts = shared.opts
     count = p.batch_size * p.n_iter

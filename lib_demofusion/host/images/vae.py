@@ -2,8 +2,8 @@
 
 Only the forward of the decoder and the encoder is replaced, inside a `with` block. The webui's own functions do
 everything else: scaling, the retry in higher precision after NaN, moving models with medvram, and TAESD. The new
-forward decides when it is called whether to use tiles. Only then are the precision and the free memory known: the webui
-may have moved the UNet off the GPU.
+forward decides at each call whether to use tiles. The decision cannot be made earlier: before a call, the webui may
+change the precision, or free memory by moving the UNet off the GPU.
 """
 
 from __future__ import annotations
@@ -187,8 +187,9 @@ class _Forward:
 def choose_shelf(layers: list[Layer], size: tuple[int, int], x: Tensor, room: int) -> Shelf:
     """Returns where to store the feature maps: on the device, in the computer's memory, or in temporary files.
 
-    The device is chosen if `room` bytes are enough. If the computer's memory is too small for 32-bit maps, they are
-    packed into 16 bits. 32-bit maps in files are always packed. Raises MemoryError if no place is large enough.
+    `size` is the size of the latent in cells, and `x` is a tensor with the device and the dtype of the maps. The device
+    is chosen if `room` bytes are enough. If the computer's memory is too small for 32-bit maps, they are packed into 16
+    bits. 32-bit maps in files are always packed. Raises MemoryError if no place is large enough.
     """
     held = held_bytes(layers, size, x.element_size())
     packed = held_bytes(layers, size, item_bytes(torch.int16)) if x.dtype == torch.float32 else held

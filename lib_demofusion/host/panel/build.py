@@ -96,7 +96,7 @@ def build(script: Any) -> list[Any]:
     script.panel = Panel(controls, line, row, by_picture)
     names = (*CONTROLS, PICKED)
     script.infotext_fields = [(field, Reader(name)) for field, name in zip((*controls, choice.picked), names)]
-    # "send to img2img" in txt2img copies these fields; txt2img has no control for `img2img_first`
+    # "send to img2img" in txt2img copies these fields. txt2img does not show the control of `img2img_first`
     script.paste_field_names = [Reader(name) for name in names if name != "img2img_first"]
     return controls
 

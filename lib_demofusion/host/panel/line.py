@@ -71,7 +71,7 @@ LARGEST_SIDE = 16384
 """Approximate maximum side in pixels of an image that browsers can show and WebP can store."""
 
 BYTES_PER_PIXEL = 4 * 3 * 4
-"""Bytes of the computer's memory for each pixel of a decoded batch.
+"""Bytes of the computer's memory for each pixel of an image in a decoded batch.
 
 The webui has four copies of the batch in memory at once, each with three channels of 4 bytes (modules/processing.py,
 process_images_inner).
@@ -123,7 +123,8 @@ def few_steps_note(settings: Settings, tab: TabValues) -> list[str]:
 def plan_notes(plan: Plan, settings: Settings) -> list[str]:
     """Returns the plan's notes as HTML, and adds a note if "Upscale by" has no effect.
 
-    If "Stages" ends at another scale and "Upscale by" is not at its default, the plan already has such a note.
+    If "Stages" ends at another scale than "Upscale by", the plan already contains such a note, unless "Upscale by" has
+    its default value.
     """
     notes, scales = [html.escape(note) for note in plan.notes], parse_stages(settings.stages)
     if settings.width or settings.height:
@@ -134,7 +135,7 @@ def plan_notes(plan: Plan, settings: Settings) -> list[str]:
 
 
 def refusal(tab: TabValues) -> list[str]:
-    """Returns a message (HTML) if DemoFusion cannot run with this checkpoint or tab, else an empty list."""
+    """Returns a message (HTML) if DemoFusion cannot run with the checkpoint or the tab's values, else an empty list."""
     now = refusals.of_page(timing.loaded_model(), tab.script, tab.override_settings or ())
     family = selected_family()
     if family.refusal is not None:

@@ -1,7 +1,7 @@
 """Connects the components of a panel with events.
 
-A panel changes after events of its own controls, of the webui's fields in its tab, of the other tab's presets, and of
-the webui's settings.
+A panel changes after events of its own controls, of the webui's fields in its tab, of the webui's settings, and if a
+preset is saved or deleted in the other tab. The summary line is the line below the panel's title.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ When one of these dropdowns changes, the webui does not update the component SET
 """
 
 HOST_SECONDS = 1.0
-"""Seconds to wait after a change of these dropdowns, because another event of the webui stores the chosen value."""
+"""Seconds to wait after a change of a dropdown with MODEL_CLASS.
+
+Another event of the webui stores the chosen value, and the panel must read the value after that.
+"""
 
 
 class TabComponents:
@@ -83,7 +86,7 @@ def component_of_tab(script: Any, component: Any, elem_id: str | None) -> None:
         return
     _follow_tab(script)
     # the webui builds txt2img first. At that time, `_scripts_of_page` may still find img2img's script of the previous
-    # page, so the rows of both tabs are connected only after img2img has been built
+    # page, so the preset rows of both tabs are connected only after img2img has been built
     if script.is_img2img:
         preset_row.connect([other.panel.row for other in _scripts_of_page()])
 
@@ -130,7 +133,7 @@ def _follow_tab(script: Any) -> None:
     _follow_few_steps(script, text_of_line)
     # the line is also updated when the page loads: the webui applies ui-config.json after this function has run
     Context.root_block.load(_updater(script), _inputs(script), _shown(panel), show_progress=False, queue=False)
-    # no field has the selected size tab as its value, so the events of the two tabs store it in `by_picture`
+    # no component has the selected size tab as its value, so the events of the two tabs store it in `by_picture`
     for name, size_tab in tab.size_tabs.items():
         chosen = partial(_on_size_tab, _updater(script), name == "tab_resize_by")
         size_tab.select(chosen, _inputs(script), [panel.by_picture, *_shown(panel)], show_progress=False, queue=False)
@@ -170,6 +173,7 @@ def _text_of(shown: gr.HTML) -> gr.Textbox:
 
 
 def _follow(script: Any, component: Any, delay: float = 0.0) -> None:
+    """Updates the summary line and the marks of the preset `delay` seconds after a change of `component`."""
     update = _updater(script)
 
     def update_later(*values: Any) -> list[Any]:
@@ -185,11 +189,12 @@ def _inputs(script: Any) -> list[Any]:
 
 
 def _shown(panel: Panel) -> list[Any]:
+    """Returns the summary line, and the marks of the preset: the list of changed fields and the reset button."""
     return [panel.line, *panel.row.choice.marks]
 
 
 def _updater(script: Any) -> Callable[..., list[Any]]:
-    """Returns a function from the values of `_inputs` to updates of `_shown`: the line and the marks of the preset."""
+    """Returns a function that takes the values of `_inputs`, and returns updates of the components in `_shown`."""
 
     def update(*values: Any, **more: Any) -> list[Any]:
         own, tab = _values_of(script, values, more)
@@ -201,7 +206,7 @@ def _updater(script: Any) -> Callable[..., list[Any]]:
 
 
 def _chooser_of_preset(script: Any) -> Callable[..., list[Any]]:
-    """Returns a function from the values of `_inputs` to updates of the preset and of the controls that it sets."""
+    """Returns a function that takes the values of `_inputs`, and updates the preset and the controls that it sets."""
 
     def choose(*values: Any) -> list[Any]:
         return preset_row.automatic_preset(*_values_of(script, values, {}))

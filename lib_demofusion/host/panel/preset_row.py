@@ -151,7 +151,7 @@ def connect(rows: list[PresetRow]) -> None:
 def _connect_buttons(rows: list[PresetRow]) -> None:
     """Connects the buttons of `rows[0]`, and the Enter key in the name field of this row.
 
-    `rows` contains the rows of both tabs. The rows of both tabs change.
+    `rows` contains the rows of both tabs, because saving or deleting a preset updates both.
     """
     row, chosen = rows[0], [row.choice.preset for row in rows]
     saving = row.saving

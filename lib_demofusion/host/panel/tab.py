@@ -15,9 +15,10 @@ from lib_demofusion.settings.fields import Settings
 
 @dataclass(frozen=True)
 class TabValues:
-    """The values of the webui's fields in a tab. Most attributes have the element ids of the webui's components.
+    """The values of the webui's fields in a tab.
 
-    If the webui has no such component in this tab, the default applies.
+    Most attributes are named after the element id of the webui's component, without `txt2img_` or `img2img_`. If the
+    webui has no such component in this tab, the default applies.
     """
 
     width: float = 512
@@ -61,7 +62,7 @@ class TabValues:
 def base_image(settings: Settings, tab: TabValues) -> tuple[Size, list[Pass]]:
     """Returns the size of the base image in cells, and the webui's passes that create the base image.
 
-    If the upload is the base image, there are no passes.
+    With hires fix, the base image is the result of hires fix. If the upload is the base image, there are no passes.
     """
     first, steps = _cells(tab.width, tab.height), tab.step_count
     if tab.img2img:

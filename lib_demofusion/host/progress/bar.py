@@ -20,14 +20,14 @@ DECODING, ENCODING, SAMPLING = PARTS = range(3)
 """The parts of a stage: decoding the previous image, encoding the upscaled image, and sampling."""
 
 ENCODER = 0.44
-"""Number of operations in the encoder's convolutions, divided by the number in the decoder's, for the same image."""
+"""Operations in the convolutions of the encoder, divided by those in the decoder, for an image of the same size."""
 
 
 class Progress:
     """Moves the webui's bar in proportion to time. The webui computes the remaining time from the position of the bar.
 
     The webui's bar shows (job_no + step / steps) / job_count. The webui counts one job per iteration, or two with hires
-    fix. It ends the last job itself, after it has decoded the image. The stages add a number of jobs that is
+    fix. The webui ends the last job itself, after it has decoded the image. The stages add a number of jobs that is
     proportional to their expected time. `costs` are numbers of latent cells: first one number for all of the webui's
     own passes, then one for each part of every stage, and at last one for decoding the final image.
     """

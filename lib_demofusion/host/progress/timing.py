@@ -18,9 +18,9 @@ from lib_demofusion.method.stage import StageRun
 
 FILE = "demofusion-timings.json"
 MODEL, DECODER, ADAPTIVE_RATIO = "model", "decoder", "DPM adaptive"
-"""The kinds of stored rates. MODEL is the number of seconds that the model needs for one latent cell of one image, and
-DECODER is the same for the decoder. ADAPTIVE_RATIO is the number of model calls that DPM adaptive would make in a stage
-at full denoising strength, divided by the number in the base pass."""
+"""The kinds of stored rates. MODEL is the number of seconds that the model needs to evaluate one latent cell of one
+image. DECODER is the number of seconds that the decoder needs for one cell. ADAPTIVE_RATIO is the number of model calls
+that DPM adaptive would make in a stage at denoising strength 1, divided by the number in the base pass."""
 UPPER_LIMITS = {MODEL: 1.0, DECODER: 1.0, ADAPTIVE_RATIO: 20.0}
 """Upper limits of plausible rates. A larger value in the file is ignored, because the file is probably damaged."""
 
@@ -32,8 +32,9 @@ as many operations as one evaluation (cond and uncond together) of SDXL or SD 1.
 def known(model: Any, kind: str) -> float | None:
     """Returns the stored rate of a checkpoint, or None.
 
-    If the decoder of this checkpoint is not measured, returns the rate of the decoder that was measured last. The VAEs
-    of almost all checkpoints have the same size, but their UNets do not.
+    If the decoder of this checkpoint is not measured, returns the rate of the decoder that was measured last on this
+    device, because almost all checkpoints have a VAE of the same size. The rate of a model is never used for another
+    checkpoint, because the sizes of their UNets differ.
     """
     kept = storage.read_if_possible(FILE)
     rates = (kept.get(key) for key in _keys(model, kind))
@@ -71,7 +72,7 @@ def _keys(model: Any, kind: str) -> list[str]:
 
 
 class StageProgress:
-    """Counts the cells that a stage has evaluated and the cells that remain.
+    """Counts the cells that a stage has evaluated (`done`) and the cells that remain (`ahead`).
 
     The numbers are for one image. Evaluating cond and uncond counts as one evaluation.
     """
@@ -84,7 +85,7 @@ class StageProgress:
         self._run, self._calls_ahead, self._call = run, calls_ahead, -1
         self._before = self._cells = self._evaluated = self._left = 0.0
         self._warm = (0.0, 0.0)
-        # how often each batch of views runs in a call: 2 if the webui evaluates cond and uncond one after the other
+        # how often the webui evaluates each view in a call: twice if it evaluates cond and uncond one after the other
         self._rounds = 1.0
 
     def before_batch(self, cells: float) -> None:

@@ -18,9 +18,9 @@ from lib_demofusion.settings.fields import Settings
 class JobCount(int):
     """A number of jobs with a fraction. It is an int, but sums and quotients with it use the fraction.
 
-    The webui's bar shows `job_no / job_count`. A stage takes as long as a fractional number of base images, so with
-    integers the bar would move in large jumps. The webui's API returns both numbers, and needs integers. `whole` is
-    the integer that the API returns. By default, it is the number without its fraction.
+    The webui's bar shows `job_no / job_count`. A stage counts as many jobs as it takes base images of time, for example
+    3.4, so with integers the bar would move in large jumps. The webui's API returns both numbers, and needs integers.
+    `whole` is the integer that the API returns. By default, it is the number without its fraction.
     """
 
     exact: float
@@ -93,9 +93,10 @@ def move_to(done: float) -> None:
 class Console:
     """Corrects the total of the webui's bar on the console. This bar counts the callbacks of the samplers.
 
-    The planned number may be wrong, because some samplers do not call back once per step, and a stage may end early.
-    When the webui's own passes or the stages of an iteration end, the actual number replaces the planned number.
-    `of_base` is the number that the webui plans for an iteration, and `of_stages` is the planned number for its stages.
+    The webui plans one callback per step. The actual number may differ, because some samplers do not call back once per
+    step, and a stage may end early. When the webui's own passes or the stages of an iteration end, the actual number
+    replaces the planned number. `of_base` is the number of callbacks that the webui plans for its own passes of an
+    iteration, and `of_stages` is the planned number for the stages of an iteration.
     """
 
     def __init__(self, of_base: int, of_stages: int):
@@ -135,7 +136,7 @@ def make_console(p: Any, plan: Plan, settings: Settings) -> Console:
 
 
 def _bar() -> Any:
-    # the webui has no public attribute for it
+    # the webui has no public attribute for the tqdm object
     return getattr(shared.total_tqdm, "_tqdm", None)
 
 
