@@ -95,7 +95,7 @@ class Network(nn.Module):
 
 
 class Decoder(Network):
-    """Decodes (B, 4, h, w) to (B, 3, H, W).
+    """Decodes latents (B, 4, h, w) to images (B, 3, H, W). With four levels, H is 8 h and W is 8 w.
 
     With `attends`, the blocks of one level also have attention layers, as with the argument attn_resolutions in ldm.
     """
@@ -124,7 +124,7 @@ class Decoder(Network):
 
 
 class Encoder(Network):
-    """Encodes (B, 3, H, W) to (B, 8, h, w), which contains the mean and the log variance of four latent channels."""
+    """Encodes images (B, 3, H, W) to (B, 8, h, w): the means of four latent channels, then their log variances."""
 
     def __init__(self, ch: int = 8, mult: tuple[int, ...] = (1, 2, 4, 4), groups: int = 4):
         super().__init__()

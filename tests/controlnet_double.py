@@ -1,4 +1,8 @@
-"""Imitates the ControlNet extension: its units with their hints, its models, its hook of the UNet and its script."""
+"""Imitates the ControlNet extension: its units with their hints, its models, its hook of the UNet and its script.
+
+A hint is the image that guides a unit. A control is the tensor that ControlNet computes from a hint and adds to
+features of the UNet.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ Mode = Enum("Mode", "RESIZE INNER_FIT OUTER_FIT")
 class Unit:
     """Imitates ControlParams (scripts/hook.py), the data of one ControlNet unit.
 
-    If `hint_cond` is set, all data that was computed from the previous hint is deleted.
+    Setting `hint_cond` to a new hint deletes the data that was computed from the previous hint.
     """
 
     def __init__(self, hint: Any, kind: str = "ControlNet", preprocessor: str = "none", **values: Any):
@@ -79,7 +83,7 @@ class Lite:
 def control_of(hint: Tensor) -> Tensor:
     """Returns a control (N, 4, h, w) with four equal channels.
 
-    Each value is the mean of all color channels of the hint (N, C, 8 h, 8 w) in one cell.
+    Each value is the mean of the first three channels of the hint (N, C, 8 h, 8 w) over the 8x8 pixels of a cell.
     """
     return F.avg_pool2d(hint[:, :3].mean(1, keepdim=True), CELL).expand(-1, 4, -1, -1)
 
@@ -102,8 +106,9 @@ class Network:
     def control(self, x: Tensor) -> Tensor:
         """Returns the sum of the controls of all units for x (N, 4, h, w).
 
-        Raises AssertionError if a control does not have the size of x. Also raises AssertionError if the number of rows
-        of a control is neither 1 nor N. The control of an encoded hint must have N rows.
+        Raises AssertionError in three cases: a control does not have the size of x, the number of images in a control
+        is neither 1 nor N, or a hint should be encoded by the VAE but is not. If a hint is encoded, its control must
+        contain N images.
         """
         total = torch.zeros_like(x)
         for unit in self.control_params:
@@ -133,6 +138,7 @@ class Network:
         region = unit.effective_region_mask
         if region is None:
             return control
+        # the mask must have the size of the image in pixels
         self._fitting(region, F.interpolate(x, scale_factor=CELL))
         return control * F.interpolate(region, x.shape[-2:], mode="area")
 

@@ -4,9 +4,12 @@ The x of a flow model is (1 - sigma) signal + sigma noise.
 
 Every sampler calls the model through the argument `steps`:
 
-* `first(x, sigma)` makes the call that begins a step. It may blend x, and returns the blended x and the prediction.
+* `first(x, sigma)` makes the call that begins a step. It may blend the skip residual into x. It returns this x and the
+  prediction of the clean signal.
 * `again(x, sigma)` makes any other call and returns the prediction.
-* `draw()` returns unit noise.
+* `draw()` returns normal noise with a standard deviation of 1.
+
+`eta` determines the amount of fresh noise in each step. If it is 0, only `lcm` adds noise.
 
 `SAMPLERS` maps the names of sampling functions in Forge and Forge Neo to the samplers in this file that make the same
 model calls.
@@ -44,7 +47,8 @@ def down_and_up(sigma: Tensor, target: Tensor, eta: float) -> tuple[Tensor, Tens
 def toward(x: Tensor, denoised: Tensor, ratio: Tensor) -> Tensor:
     """Moves x toward `denoised`. The difference between x and `denoised` is multiplied by `ratio`.
 
-    If the prediction is constant, the result is an exact step of the probability flow ODE.
+    If `ratio` is the target sigma divided by the current sigma, and the prediction is constant, the result is an exact
+    step of the probability flow ODE.
     """
     return ratio * x + (1 - ratio) * denoised
 
@@ -66,7 +70,8 @@ def dpmpp_2s_ancestral(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> T
         if target == 0:
             return denoised
         down, keep, up = down_and_up(sigma, target, eta)
-        # the midpoint in the logarithm of the signal-to-noise ratio
+        # the midpoint in the logarithm of the signal-to-noise ratio. At a sigma of 1, this ratio is 0 and its logarithm
+        # is infinite, so the sampler uses a fixed level
         odds = ((sigma / (1 - sigma)) * (down / (1 - down))).sqrt()
         middle = odds / (1 + odds) if sigma < 1 else torch.tensor(0.9999, dtype=sigma.dtype)
         x = toward(x, steps.again(toward(x, denoised, middle / sigma), middle), down / sigma)
@@ -89,7 +94,10 @@ def dpm_2_ancestral(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tens
 
 
 def dpmpp_sde(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
-    """Runs DPM-Solver++ (stochastic). Each step converts x to k-diffusion's space, signal + sigma noise, and back."""
+    """Runs DPM-Solver++ (stochastic).
+
+    Each step converts x to k-diffusion's space and back. There, x is signal + s noise with s = sigma / (1 - sigma).
+    """
     for sigma, target in pairwise(sigmas):
         x, denoised = steps.first(x, sigma)
         if target == 0:
@@ -128,7 +136,7 @@ def lcm(steps: Steps, x: Tensor, sigmas: Tensor, eta: float) -> Tensor:
 
 
 def _renoised(x: Tensor, denoised: Tensor, span: tuple[Tensor, Tensor], eta: float, steps: Steps) -> Tensor:
-    """Makes an ancestral step in k-diffusion's space. `span` contains the first and the last sigma of the step."""
+    """Makes an ancestral step in k-diffusion's space. `span` contains its first and its last level there."""
     sigma, target = span
     up = (eta * target * (1 - (target / sigma) ** 2).sqrt()).clamp_max(target)
     return toward(x, denoised, (target**2 - up**2).sqrt() / sigma) + up * steps.draw()

@@ -18,7 +18,10 @@ from lib_demofusion.host.common.messages import STOPPED
 PREFIX = "DemoFusion"
 ERROR, NOTE = f"{PREFIX} error", f"{PREFIX} note"
 GALLERY = f"{PREFIX}: the gallery shows"
-"""The first words of a note about a smaller copy. The page shows this note, but it is not in the infotext."""
+"""The first words of the message that the gallery shows a smaller copy of a very large image.
+
+The page shows this message, but the infotext does not contain it.
+"""
 
 
 class Reports(logging.Handler):

@@ -18,6 +18,7 @@ UNET = "model.diffusion_model"
 UNET_CHANNELS = "in_channels: 4, out_channels: 4, model_channels"
 MODEL_CLASS = "ldm.models.diffusion.ddpm.LatentDiffusion"
 
+# Each list describes one kind of checkpoint: texts of the YAML configuration, and the texts that replace them.
 V = [("    timesteps: 1000\n", '    timesteps: 1000\n    parameterization: "v"\n')]
 INPAINTING = [
     (UNET_CHANNELS, UNET_CHANNELS.replace("4", "9", 1)),
@@ -94,7 +95,10 @@ def randn(*shape: int) -> Tensor:
 
 
 def widened(state: State, channels: int) -> State:
-    """Returns a checkpoint whose UNet has `channels` additional input channels."""
+    """Returns a checkpoint whose UNet has `channels` additional input channels.
+
+    Their weights have 0.3 times the standard deviation of the other weights in the layer.
+    """
     key = f"{UNET}.input_blocks.0.0.weight"
     weight = state[key]
     more = randn(weight.shape[0], channels, *weight.shape[2:]) * weight.std() * 0.3
@@ -110,10 +114,10 @@ def embedded(state: State) -> State:
 
 
 def narrowed(state: State) -> State:
-    """Returns an SDXL checkpoint whose UNet receives a vector without the last 256 columns.
+    """Returns an SDXL checkpoint whose UNet receives a shorter vector of sizes, as the refiner does.
 
-    Every number in the vector is embedded in 256 columns. The vector of SDXL ends with the two numbers of the target
-    size. The vector of the refiner ends with one number instead, an aesthetic score.
+    In the vector, 256 columns encode each number. The vector of SDXL ends with the height and the width of the target
+    size. The vector of the refiner ends with one number instead, an aesthetic score. It is 256 columns shorter.
     """
     key = f"{UNET}.label_emb.0.0.weight"
     return {**state, key: state[key][:, :-256]}

@@ -17,7 +17,7 @@ CONTRAST = 0.3
 """Standard deviation of a decoded image with values in -1..1. Photographs have a similar standard deviation."""
 
 SCALE = 0.6
-"""The encoder's output is multiplied by this factor."""
+"""The latent is the encoder's output times this factor, which corresponds to `scale_factor` in ldm."""
 
 
 class TinyUnet(nn.Module):

@@ -25,7 +25,10 @@ GIB = 1 << 30
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent
 NOT_A_CAUSE = (str(Path(torch.__file__).parent), str(FOLDER / "simulated.py"), str(FOLDER / "tensors.py"), "<")
-"""Prefixes of file names. If the code that waits for the card is in such a file, its caller is recorded instead."""
+"""Prefixes of file names. If the code that waits for the card is in such a file, its caller is recorded instead.
+
+Code without a file has a name such as "<string>".
+"""
 
 ACROSS_DEVICES = frozenset(["_to_copy", "copy_", "lift_fresh"])
 """Operations whose input and output may be on different devices."""

@@ -157,7 +157,7 @@ NEEDS_NUMBER = ("tensor", "as_tensor", "empty_like", "zeros_like", "ones_like", 
 def simulating(card: Any) -> Iterator[None]:
     """Returns a context in which functions of torch are replaced, so that they work with the simulated card.
 
-    They are functions of torch.cuda, attention, generators, and functions that receive a device.
+    The replaced functions are those of torch.cuda, attention, generators, and functions that receive a device.
     """
     functions = torch.nn.functional
     real_attention, real_to = functions.scaled_dot_product_attention, torch.Tensor.to

@@ -33,11 +33,19 @@ LEAST_OF_IMG2IMG = 57
 LOSS_WITH_KEPT_COLORS = 3.01
 """Allowed difference in dB between the PSNR of a base image and the PSNR of an image with "Keep colors".
 
-"Keep colors" combines two decoded images. Their squared errors add up, which doubles the error.
+"Keep colors" combines two decoded images. Their squared errors add up, which doubles the mean squared error. The PSNR
+is then 10 log10(2) = 3.01 dB lower.
 """
 
 PRESETS = ("Paper", "Balanced", "Fast")
 TABS = ("txt2img", "img2img")
+
+
+EQUAL = 90
+"""Minimum PSNR in dB between two images of 128x128 pixels that are the same except for rounding.
+
+At this PSNR, at most 3 of the 49,152 color values differ, and they differ by 1 of 255.
+"""
 
 
 @functools.cache
@@ -76,7 +84,7 @@ def psnr_to_the_cpu(
 def least_with_kept_colors(webui: CardWebui, card: SimulatedCard, precision: Precision, sampler: str) -> float:
     """Returns the minimum PSNR in dB with "Keep colors".
 
-    It is LEAST, or a lower value if the image without DemoFusion already has a large error with this sampler.
+    It is LEAST, or a lower value if the PSNR of the image without DemoFusion is already low with this sampler.
     """
     off = {"enabled": False}
     plain = psnr(
@@ -90,7 +98,7 @@ def least_with_kept_colors(webui: CardWebui, card: SimulatedCard, precision: Pre
 def test_in_single_precision_the_image_is_the_same_as_on_the_cpu(
     webui: CardWebui, card: SimulatedCard, preset: str, name: str
 ) -> None:
-    assert psnr_to_the_cpu(webui, card, SINGLE, preset, 2, name) > 90
+    assert psnr_to_the_cpu(webui, card, SINGLE, preset, 2, name) > EQUAL
 
 
 @pytest.mark.parametrize("name", TABS)

@@ -19,7 +19,10 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize("memory", [40, 12, 6])
 def test_the_preset_balanced_runs_with_little_memory(webui: CardWebui, memory: int) -> None:
-    """The autoencoder runs in single precision, as for SDXL. It fits in 40 MiB, and runs in tiles with 12 or 6 MiB."""
+    """`memory` is the memory of the card in MiB. The autoencoder runs in single precision, as for SDXL.
+
+    With 40 MiB, it decodes the whole image at once. With 12 or 6 MiB, it runs in tiles.
+    """
     card = SimulatedCard(memory=memory * MIB)
     made = picture(webui.job({"preset": "Balanced", "scale": 4}, card, HALF_BUT_VAE))
     assert card.peak <= memory * MIB
@@ -33,9 +36,9 @@ def test_the_preset_balanced_runs_with_little_memory(webui: CardWebui, memory: i
 def test_sampling_continues_with_smaller_batches_if_memory_runs_out(
     webui: CardWebui, card: SimulatedCard, monkeypatch: pytest.MonkeyPatch, views: int, allocation: int
 ) -> None:
-    """One allocation fails while the model evaluates a batch of views.
+    """In the second model call of the stage, one allocation fails while the model evaluates a batch of views.
 
-    `allocation` is the number of allocations that succeed before. `views` is the value of `view_batch`.
+    `allocation` is the number of allocations in this batch that succeed before. `views` is the value of `view_batch`.
     """
     denoise = StageRun.denoise
 

@@ -64,6 +64,7 @@ def test_all_tensors_outside_the_networks_are_in_single_precision(
     name: str,
 ) -> None:
     picture(webui.job({"preset": preset, "scale": 2}, card, PRECISIONS[precision], steps=2, **tab(name)))
+    # the fixture has seen a tensor of each of its seven names
     assert len(types) == 7
     assert {kind for kinds in types.values() for kind in kinds} == {torch.float32}
 

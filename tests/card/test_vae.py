@@ -24,10 +24,15 @@ from lib_demofusion.tiled_vae.layers import decoder_layers
 from lib_demofusion.tiled_vae.memory import held_bytes
 
 STORAGES = ("whole", "card", "memory", "packed", "file")
+"""The places in which the tiled autoencoder can store feature maps.
+
+"whole" means that the autoencoder runs without tiles and stores nothing. "memory" and "packed" are the computer's
+memory. "packed" stores 16 bits per value instead of 32.
+"""
 
 
 def kind_of(shelf: Shelf) -> str:
-    """Returns the element of STORAGES that describes where and how a shelf stores feature maps."""
+    """Returns the element of STORAGES that describes where a shelf stores feature maps."""
     if shelf.folder is not None:
         return "file"
     return "packed" if shelf.packed else "card" if shelf.device.type == "cuda" else "memory"
@@ -62,12 +67,13 @@ class FreeMemory:
         monkeypatch.setattr(vae, "choose_shelf", noted)
 
     def require(self, kind: str, size: tuple[int, int], model: Any) -> None:
-        """Sets the free memory so that feature maps for latents of `size` are stored in the given kind of storage."""
+        """Sets the free memory so that the decoder stores feature maps for latents of `size` in the storage `kind`."""
         if kind == "card":
             return
         self.card = 1
         steps = decoder_layers(model.vae.decoder)
         if kind == "packed":
+            # 3 bytes per value are too few for single precision (4 bytes), but enough for packed values (2 bytes)
             self.memory = int(held_bytes(steps, size, 3) / vae.MEMORY_SHARE)
         if kind == "file":
             self.memory = 1

@@ -211,6 +211,7 @@ def started(
     _install(FAULTS, data / "extensions" / "demofusion-test-faults")
     if hosts.find(folder) in (hosts.NEO, hosts.FORGE):
         _install(THIN, data / "extensions" / "thin-text-encoders")
+    # with the webui's default for emphasis, the embedding of a prompt depends on the other prompts of its batch
     settings: dict[str, Any] = {"emphasis": "No norm", "live_previews_enable": False, "samples_save": False, **DEFAULTS}
     # by default, Forge Neo skips the last layer of the text encoder
     settings["CLIP_stop_at_last_layers"] = 1
@@ -255,10 +256,10 @@ class _Server:
         return server
 
     def _wait(self, server: Webui) -> None:
-        """Waits until the log reports that the webui has started, and until the webui answers.
+        """Waits until the log reports that the webui has started, and then until the webui answers.
 
-        A request that arrives while the webui adds its API would end the webui, so no request is sent before the
-        report.
+        A request that arrives while the webui adds its API would end the webui. Therefore, the first request is sent
+        only after the report in the log.
         """
         log = self.data / "log.txt"
         for _ in range(START_SECONDS):

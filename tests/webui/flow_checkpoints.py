@@ -1,6 +1,9 @@
 """Makes checkpoints of flow models with random weights that Forge Neo and Forge can load on a CPU.
 
-Run it with the Python of this webui: `WEBUI/venv/bin/python tests/webui/flow_checkpoints.py WEBUI FOLDER [KIND ...]`.
+Run this program with the Python of the webui in the folder WEBUI:
+
+    WEBUI/venv/bin/python tests/webui/flow_checkpoints.py WEBUI FOLDER [KIND ...]
+
 The tests of flow models run this program if their folder of checkpoints is empty. Without a KIND, the program makes
 every kind that the webui supports.
 
@@ -21,8 +24,8 @@ every kind that the webui supports.
 
 The checkpoints have the layouts of the real models, so the webui detects and loads them with its own classes. By
 default, the webui builds text encoders and some transformers in full size, up to 20 GB in half precision. With the test
-extension in `thin_text_encoders`, the webui reads these sizes from the checkpoint. The test extension changes no
-file of the webui.
+extension in `thin_text_encoders`, the webui reads their widths and numbers of layers from the checkpoint. The test
+extension changes no file of the webui.
 """
 
 from __future__ import annotations
@@ -133,7 +136,8 @@ def chroma(maker: PartMaker) -> Parts:
 def klein(maker: PartMaker) -> Parts:
     """Makes Flux.2 Klein 4B, which the webui recognizes by the width of the transformer.
 
-    The transformer reads the states of the text encoder after layers 9, 18 and 27.
+    The transformer reads the hidden states of the text encoder after layers 9, 18 and 27, so the text encoder must have
+    all these layers.
     """
     from backend.nn.flux import IntegratedFluxTransformer2DModel
 
@@ -192,7 +196,8 @@ def qwen(maker: PartMaker) -> Parts:
 def krea(maker: PartMaker) -> Parts:
     """Makes Krea 2.
 
-    The transformer reads the states of the text encoder after twelve of its layers. The last of them is layer 35.
+    The transformer reads the hidden states of the text encoder after twelve of its layers. The last of these is layer
+    35, so the text encoder must have all these layers.
     """
     from backend.nn.krea import SingleStreamDiT
 

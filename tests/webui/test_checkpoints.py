@@ -15,6 +15,7 @@ pytestmark = pytest.mark.webui
 
 TEXT = ["sd1-v", "sd1-inpainting", "sd1-unclip", "sdxl", "sdxl-v", "sdxl-inpainting", "sdxl-refiner"]
 IMAGE = ["sd1-v", "sd1-inpainting", "sd1-edit", "sdxl", "sdxl-v", "sdxl-inpainting"]
+"""The kinds of tiny checkpoints: TEXT for the tests in txt2img, and IMAGE for those in img2img."""
 SAMPLERS = ["Euler a", "DPM++ 2M", "Heun", "DDIM", "UniPC", "LCM"]
 
 Use = Callable[[str], None]
@@ -105,7 +106,10 @@ def test_the_next_image_without_demofusion_is_unchanged(webui: Webui, use: Use, 
 
 
 def test_sdxl_gets_the_final_size_in_every_stage(webui: Webui, use: Use) -> None:
-    """SDXL gets the final size as a condition, so another final size changes the image of the 1.5x stage."""
+    """SDXL gets the final size as a condition, so another final size changes the image of the 1.5x stage.
+
+    The result contains the final image, the base image and the image of the 1.5x stage, in this order.
+    """
     use("sdxl")
     shown = {"return_stages": True, "jitter": False}
     small = webui.generate({**ON, **shown, "stages": "1,1.5,2"}, steps=3)

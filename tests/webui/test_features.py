@@ -13,6 +13,7 @@ from webui.test_generate import ON, assert_good
 pytestmark = pytest.mark.webui
 
 BOX = (40, 40, 90, 100)
+"""The masked area of the upload in pixels: left, top, right and bottom."""
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,7 @@ def test_outside_the_mask_is_the_upscaled_original(
     result = webui.generate({**ON, "scale": 2}, **request)
     assert_good(result, (256, 256))
     away = distance(result.images[0], original)
+    # at 2x, the mask begins at row 80 and column 80, and the blur of the mask reaches a little further
     assert away[:60].max() <= 1
     assert away[:, :60].max() <= 1
     assert away[90:190, 90:170].mean() > 20  # inside the mask
@@ -50,10 +52,11 @@ def test_outside_the_mask_is_the_upscaled_original(
 HALO = 20
 """The width in pixels of the border around the mask that the webui's Soft inpainting changes even without DemoFusion.
 
-The filters of Soft inpainting reach two latent cells beyond the mask.
+The filters of Soft inpainting reach two latent cells (16 pixels) beyond the mask, which is itself larger by its blur.
 """
 
 SOFT = {"Soft Inpainting": {"args": [True, 1, 0.5, 4, 0, 0.5, 2]}}
+"""The script that enables Soft inpainting, with the default values of its sliders."""
 
 
 @pytest.mark.parametrize(
@@ -133,4 +136,5 @@ def test_the_plot_has_one_axis_for_every_field(webui: Webui) -> None:
     plot = next(entry for entry in webui.call("script-info") if entry["name"] == "x/y/z plot")
     ours = next(entry for entry in webui.call("script-info") if entry["name"] == "demofusion hires")
     axes = [label for label in plot["args"][0]["choices"] if label.startswith("[DemoFusion] ")]
+    # view_batch has an axis but no control on the panel
     assert len(axes) == len(set(axes)) == len(ours["args"]) + 1

@@ -138,6 +138,7 @@ def upload(webui: Webui) -> Image.Image:
 
 
 def test_img2img_upscales_the_upload_or_the_redrawn_image(webui: Webui, upload: Image.Image) -> None:
+    """FAULT:0:1:16 makes every model call at the size of the upload fail. Only redrawing needs such calls."""
     request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.5}
     base_fails = {**request, "prompt": "a red circle FAULT:0:1:16"}
     kept = webui.generate({**ON, "scale": 2}, **base_fails)
@@ -151,6 +152,10 @@ def test_img2img_upscales_the_upload_or_the_redrawn_image(webui: Webui, upload: 
 
 
 def test_an_error_in_a_stage_returns_the_previous_image(webui: Webui) -> None:
+    """The word FAULT in the prompt makes model calls fail (faults/scripts/demofusion_test_faults.py).
+
+    With FAULT:2:48:99, a stage fails after two calls if its latent is 48 to 99 cells high. Here it is the second one.
+    """
     plain = webui.generate()
     faulty = {"prompt": "a red circle FAULT:2:48:99"}
     result = webui.generate({**ON, "scale": 3}, **faulty)

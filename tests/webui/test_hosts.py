@@ -257,6 +257,7 @@ def test_an_interrupt_returns_the_base_image(webui: Webui) -> None:
 
 
 def test_an_error_in_a_stage_returns_the_previous_image(webui: Webui) -> None:
+    # demofusion_test_faults.py makes the last stage fail after one call, because its latent is 30 to 40 cells high
     prompt = "a tree FAULT:1:30:40"
     plain = small(webui, None, prompt=prompt)
     result = small(webui, {**ON, "scale": 4}, prompt=prompt)

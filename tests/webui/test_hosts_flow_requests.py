@@ -64,6 +64,7 @@ def test_a_batch_of_two_prompts_of_different_lengths_equals_single_images(
         for on in (None, ON)
     )
     agree = [np.abs(batch - alone).max() <= 2 for batch, alone in zip(*plain)]
+    # the longer prompt, which is never padded
     assert agree[1]
     for same, batch, alone in zip(agree, *made):
         assert not same or np.abs(batch - alone).max() <= 2

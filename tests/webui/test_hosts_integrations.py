@@ -90,7 +90,7 @@ def test_multidiffusion_is_refused_in_img2img(webui: Webui, upload: Image.Image)
 
 
 def test_pid_is_refused(webui: Webui) -> None:
-    """Forge Neo offers PiD only if a checkpoint has "pid" in its name. `hosts.prepare` creates this file."""
+    """Forge Neo offers PiD only if a checkpoint has "pid" in its name. `hosts.prepare` creates one."""
     for script in built_in(webui, {"PiD Integrated": [True]}).values():
         result = small(webui, more_scripts=script)
         assert "does not work with PiD Integrated" in result.infotexts[0]

@@ -225,6 +225,7 @@ def test_a_hint_has_an_effect_at_its_position_in_tiles(webui: Webui, upload: Ima
     for row, column in PLACES:
         blocks = blocks_of(change(dark, controlled(webui, upload, spot(row, column), more=LATE)))
         touched = blocks[6 * row : 6 * row + 2, 6 * column : 6 * column + 2].mean()
+        # the largest change outside the quadrant of the image that contains the square
         blocks[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 0
         assert touched > 4 * blocks.max()
 
@@ -242,6 +243,7 @@ def test_a_hint_in_dilated_views_has_its_effect_at_the_same_places_as_in_img2img
         made.append(controlled(webui, upload, hint, more=DILATED))
     felt = [blocks_of(difference(image, own[0])) for image in own[1:]]
     changed = [blocks_of(change(result, made[0])) for result in made[1:]]
+    # correlations of the stage (rows) with img2img (columns). The diagonal compares images with the same hint
     likeness = np.corrcoef([x.ravel() for x in (*changed, *felt)])[:2, 2:]
     assert likeness.diagonal().min() > likeness[::-1].diagonal().max() + 0.5
 

@@ -47,12 +47,12 @@ class TestSettings:
     def rounded_weights(self, webui: Webui) -> Iterator[None]:
         """Makes the webui round the weights to float16 before the test, and loads the exact weights after the test.
 
-        `check` compares images before and after a change of the setting, so the weights must be rounded before. With or
-        without DemoFusion, the webui rounds the weights when the setting fp8 is switched off
+        With or without DemoFusion, the webui rounds the weights when the setting fp8 is switched off
         (modules/sd_models.py, load_model_weights). From then on, the images of a float32 checkpoint differ by up to 1
-        of 255 from the earlier images, until a checkpoint of another layout is loaded. The fixture
-        also generates an image, because the webui would otherwise reuse the cached cond of the last prompt, which was
-        computed with the exact weights.
+        of 255 from the earlier images, until a checkpoint of another layout is loaded. `check` compares images from
+        before the setting is switched on with images from after it is switched off. The weights must therefore be
+        rounded before `check` makes its first image. The fixture also generates an image, because the webui would
+        otherwise reuse the cached cond of the last prompt, which was computed with the exact weights.
         """
         with options(webui, fp8_storage="Enable"):
             webui.generate(**SMALL)

@@ -175,10 +175,10 @@ def test_the_buttons_below_an_image_send_the_panel_to_img2img(webui: Webui, page
 
 
 def test_the_summary_line_is_updated_after_a_checkpoint_script_or_setting_is_changed(webui: Webui, page: Any) -> None:
-    """The line shows the time for the selected checkpoint.
+    """At first, the line shows a time, because a job with the first checkpoint has been measured.
 
-    After the script Prompt matrix is selected, the line shows the cost for the new checkpoint, which has no measured
-    time. After the setting Tiling is switched on, the line shows a refusal.
+    Then the test selects another checkpoint, which has no measured time, and the script Prompt matrix. The line shows
+    the cost instead. After the setting Tiling is switched on, the line shows that DemoFusion does not work with it.
     """
     other = next(m["title"] for m in webui.call("sd-models") if "sdxl" in m["title"])
     before = webui.call("options")["sd_model_checkpoint"]

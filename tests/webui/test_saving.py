@@ -102,8 +102,9 @@ def test_a_final_size_that_is_too_large_for_webp_is_refused_before_the_stages(we
 def test_no_image_is_lost_if_a_grid_is_too_large_for_webp(webui: Webui, save: Save, tmp_path: Path) -> None:
     wide = {"width": 2048, "height": 64, "steps": 1, "batch_size": 4}
     result = save({"enabled": True, "scale": 2}, **wide)
+    # no grid: with four images side by side, it would be 16384 pixels wide, and WebP allows 16383
     assert result.sizes == [(4096, 128)] * 4
-    # the webui adds a smaller JPEG to each image of more than 4000 pixels
+    # the webui adds a smaller JPEG to each image with a side of more than 4000 pixels
     assert [size for name, size in sizes(tmp_path).items() if name.endswith(".webp")] == [(4096, 128)] * 4
     # without DemoFusion, the grid has half the width, which WebP allows, so the webui makes the grid
     assert save(None, **wide).sizes[0] == (8192, 64)

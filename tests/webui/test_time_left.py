@@ -30,7 +30,7 @@ SECOND = 1.0
 DECODING = 0.3
 """If the bar does not move for more than this number of seconds, the tests assume that the webui decodes an image.
 
-The tests therefore need a machine on which a model call takes less time, and decoding takes more time.
+The tests therefore need a machine on which a model call takes less than this time, and decoding takes more.
 """
 OF_THE_WHOLE = {"DPM adaptive": 0.25, "first job on a machine": 0.1}
 """Maximum error as a share of the job's whole duration, for jobs that are hard to predict.

@@ -17,7 +17,7 @@ with suppress(ImportError):
 
 
 class Cache:
-    """Holds one prediction. While the model's new predictions have its shape, `predicted` returns it in their place."""
+    """Holds one prediction. `predicted` returns it in place of every new prediction with the same shape."""
 
     kept = None
 
@@ -37,7 +37,7 @@ def wrapping(apply_model, given):
 
 
 class StepCache(scripts.Script):
-    """Obeys the words in the prompt: CACHEFORWARD before a job, CACHEWRAPPER and MARKER before each sampling."""
+    """Reads the words in the prompt: CACHEFORWARD before a job, CACHEWRAPPER and MARKER before each sampling."""
 
     replaced = None
 

@@ -58,6 +58,7 @@ def both(p, samples):
             type(sampler).sample_img2img = own
         ((schedule, strength, steps, x, noise),) = seen
         draws = rng.ImageRNG(tuple(noise.shape[1:]), stage_seeds(p.seeds, 1))
+        # the first draw is the noise that the stage started from
         draws.next()
         cond, uncond = conds_of_size(p, *stage.pixels)
         with replaced(p, steps=schedule, denoising_strength=strength, rng=draws):
@@ -72,5 +73,6 @@ def conds_of_size(p, height, width):
     with replaced(p, height=height, width=width):
         p.setup_conds()
         found = p.get_conds()
+    # restores the conds for the size of the job
     p.setup_conds()
     return found

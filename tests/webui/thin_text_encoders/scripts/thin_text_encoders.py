@@ -35,7 +35,10 @@ HEAD = 128
 """Width of an attention head in all transformers of this file."""
 
 KLEIN_TOKENS = 64
-"""The number of tokens to which Klein's prompts are padded, instead of 512. An image of 64x64 pixels has 16 tokens."""
+"""The number of tokens to which Klein's prompts are padded, instead of 512.
+
+For comparison, an image of 64x64 pixels has 16 tokens.
+"""
 
 
 class Unchecked(dict):
