@@ -14,7 +14,10 @@ from modules.sd_models import LatentDiffusion
 from torch import Tensor, nn
 
 CONTRAST = 0.3
-"""Standard deviation of a decoded image with values in -1..1. Photographs have a similar standard deviation."""
+"""The weights of the decoder's last layer are multiplied by this factor.
+
+Decoded images then have values in -1..1 with a standard deviation of about 0.2.
+"""
 
 SCALE = 0.6
 """The latent is the encoder's output times this factor, which corresponds to `scale_factor` in ldm."""

@@ -19,7 +19,8 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize("memory", [40, 12, 6])
 def test_the_preset_balanced_runs_with_little_memory(webui: CardWebui, memory: int) -> None:
-    """`memory` is the memory of the card in MiB. The autoencoder runs in single precision, as for SDXL.
+    """`memory` is the memory of the card in MiB. The autoencoder runs in single precision, as that of
+    SDXL often must.
 
     With 40 MiB, it decodes the whole image at once. With 12 or 6 MiB, it runs in tiles.
     """

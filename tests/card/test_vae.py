@@ -32,7 +32,7 @@ memory. "packed" stores 16 bits per value instead of 32.
 
 
 def kind_of(shelf: Shelf) -> str:
-    """Returns the element of STORAGES that describes where a shelf stores feature maps."""
+    """Returns the element of STORAGES for a shelf, which is a place where the extension stores feature maps."""
     if shelf.folder is not None:
         return "file"
     return "packed" if shelf.packed else "card" if shelf.device.type == "cuda" else "memory"

@@ -165,8 +165,8 @@ class TestApi:
     def test_simultaneous_requests_give_the_same_images_as_separate_ones(
         self, webui: Webui, tab: dict[str, Any]
     ) -> None:
-        # all requests of img2img have the same seed. The webui's VAE encoder draws from a generator that the previous
-        # job has seeded, and the webui can run simultaneous requests in any order
+        # the webui's VAE encoder draws from a generator that the previous job has seeded, and the webui can run
+        # simultaneous requests in any order. All img2img requests therefore have the same seed
         seeds = [5, 6, 7] if tab["path"] == "txt2img" else [5, 5, 5]
         webui.generate(**tab, seed=seeds[0])
         fields = [{**TWICE, "return_stages": True}, {**ON, "scale": 1.5}, None]
@@ -256,6 +256,7 @@ class TestScripts:
         small = fresh(webui, **request, **matrix)
         assert small.sizes[1:] == [(64, 64)] * 4
         assert result.sizes[1:] == [(128, 128)] * 4
+        # the first image is the grid, whose last cell is at the lower right
         right, bottom = result.sizes[0]
         corner = result.images[0].crop((right - 128, bottom - 128, right, bottom))
         last = fresh(webui, TWICE, **{**SMALL, "prompt": "a circle, red, large"})
@@ -280,7 +281,7 @@ class TestScripts:
         assert result.digests[-2:] == alone
 
     def test_loopback(self, webui: Webui, upload: Image.Image) -> None:
-        """Every loop begins with the image of the previous loop, which the webui reduces to the size of the request."""
+        """Every loop begins with the final image of the previous loop, reduced to the size of the request."""
         request = {"path": "img2img", "init_images": [png(upload)], **SMALL, "denoising_strength": 0.5}
         loop = with_script(webui, "Loopback", True, Loops=2)
         result = fresh(webui, TWICE, **request, **loop)
@@ -311,9 +312,11 @@ class TestScripts:
         """The script makes an image with its own sampler, and this image is the base image of the stages."""
         request = {"path": "img2img", "init_images": [png(upload)], **SMALL}
         script = with_script(webui, "img2img alternative test", True, **{"Decode steps": 2})
+        # at 1x, no stage runs
         result = fresh(webui, {**TWICE, "return_stages": True, "scale": 1}, **request, **script)
         assert result.digests == fresh(webui, **request, **script).digests
         result = fresh(webui, TWICE, **request, **script)
         assert result.sizes == [(128, 128)]
+        # the result is closer to the image of the script than to the upload
         small = result.images[0].resize((64, 64), Image.Resampling.BOX)
         assert difference(small, fresh(webui, **request, **script).images[0]) < difference(small, upload)

@@ -22,6 +22,7 @@ def original() -> Image.Image:
 
 
 def inpaint(original: Image.Image, **request: Any) -> dict[str, Any]:
+    """Returns an img2img request in which BOX is masked. `request` contains further fields."""
     mask = Image.new("L", original.size, 0)
     ImageDraw.Draw(mask).rectangle(BOX, fill=255)
     common = {"denoising_strength": 0.6, "mask_blur": 2, "path": "img2img"}
@@ -29,7 +30,10 @@ def inpaint(original: Image.Image, **request: Any) -> dict[str, Any]:
 
 
 def distance(picture: Image.Image, original: Image.Image) -> np.ndarray:
-    """Returns, for each pixel (H, W), the largest difference of a channel from the upscaled original."""
+    """Returns the difference (H, W) between an image and the upscaled original, from 0 to 255.
+
+    Each value is the largest difference of the three color channels of a pixel.
+    """
     big = original.resize(picture.size, Image.Resampling.LANCZOS)
     return np.abs(np.asarray(picture, dtype=int) - np.asarray(big, dtype=int)).max(axis=2)
 

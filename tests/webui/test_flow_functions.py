@@ -28,6 +28,7 @@ from lib_demofusion.method.stage import SamplerTraits, StageRun
 FILES = ("modules_forge/packages/k_diffusion/sampling.py", "k_diffusion/sampling.py")
 """Paths of the file with the sampling functions: the first path is that of Forge Neo, the second that of Forge."""
 STAND_INS = ("k_diffusion", "k_diffusion.deis", "backend", "backend.patcher", "backend.patcher.base", "backend.modules")
+"""The modules that this file imports. In the tests, stand-ins replace them."""
 NEEDS_ANOTHER_FILE = frozenset({"sample_deis"})
 """Sampling functions that are not tested, because they use code in another file of the webui."""
 LOWEST = 0.3

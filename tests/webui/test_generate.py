@@ -138,7 +138,7 @@ def upload(webui: Webui) -> Image.Image:
 
 
 def test_img2img_upscales_the_upload_or_the_redrawn_image(webui: Webui, upload: Image.Image) -> None:
-    """FAULT:0:1:16 makes every model call at the size of the upload fail. Only redrawing needs such calls."""
+    """FAULT:0:1:16 makes every sampling at the size of the upload fail. Only redrawing needs such a sampling."""
     request = {"path": "img2img", "init_images": [png(upload)], "denoising_strength": 0.5}
     base_fails = {**request, "prompt": "a red circle FAULT:0:1:16"}
     kept = webui.generate({**ON, "scale": 2}, **base_fails)

@@ -111,7 +111,7 @@ CFG_SCALES = (1, 1.5, 7)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_at_every_cfg_scale(webui: Webui, preset: str, cfg_scale: float) -> None:
     """At a CFG scale of 1, Forge and Forge Neo evaluate no negative prompt. The stages must work without it."""
-    # a low CFG scale is usual for few-step models
+    # few-step models usually run with a low CFG scale
     steps = 12 if cfg_scale > 2 else 4
     on = {"enabled": True, "scale": 2, "view_batch": 16, "preset": preset}
     result = small(webui, on, cfg_scale=cfg_scale, steps=steps)
@@ -215,6 +215,7 @@ def test_inpainting_keeps_the_area_outside_the_mask(webui: Webui, upload: Image.
     enlarged = upload.resize(picture.size, Image.Resampling.LANCZOS)
 
     def change(box: tuple[int, ...]) -> float:
+        """Returns the mean difference from the enlarged upload in a box, in color levels from 0 to 255."""
         return float(np.abs(np.asarray(picture.crop(box), float) - np.asarray(enlarged.crop(box), float)).mean())
 
     assert change(outside) < 6
@@ -298,4 +299,5 @@ def test_progress_and_previews_of_a_stage(webui: Webui) -> None:
     assert shown
     # when the first stage begins, the webui may still show the preview of the base image
     assert all(picture.width / picture.height == 2 for picture in shown)
+    # this preview method makes one pixel per latent cell, so a preview of the base image is 16 pixels wide
     assert shown[-1].width > 128 // 8

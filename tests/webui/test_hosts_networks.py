@@ -160,6 +160,7 @@ def test_the_stages_use_the_loras_of_the_main_prompt_after_hires_fix(webui: Webu
     prompts = {"prompt": lora if base else tree, "hr_prompt": lora if hires else tree}
     result = small(webui, **hires_fix(webui), **prompts)
     assert_good(result, (256, 256))
+    # by width in pixels (64 is the base image, 128 is hires fix, 256 is the stage): whether the LoRA was active
     active: dict[int, set[bool]] = {}
     for width, names in webui.call("networks", under="demofusion-test"):
         active.setdefault(8 * width, set()).add(names == [LORA])
