@@ -6,8 +6,9 @@ function demofusionConfirmDelete(chosen, [builtIn, question]) {
     return builtIn.includes(preset) || confirm(`${translated} ${preset}`) ? chosen : ["", ...others];
 }
 
-// Makes an accordion usable with the keyboard. In gradio 3 its header reacts only to the mouse, so its triangle becomes
-// a button. (In gradio 4 the header is a button already.) A click on the triangle also clicks the header.
+// Makes an accordion usable with the keyboard. In gradio 3, its header reacts only to the mouse, so this function makes
+// the triangle in the header a button. (In gradio 4, the header is a button already.) A click on the triangle also
+// reaches the header, which then opens or closes the accordion.
 function demofusionMakeOperable(header) {
     const triangle = header.querySelector(".icon");
     if (header.tagName === "BUTTON" || !triangle) {

@@ -115,7 +115,13 @@ class Settings:
         choices=_upscalers,
         unlisted=_in_pixels,
     )
-    hires_steps: int = _number(0, "Hires steps", "hires steps", "0 = as many steps as the base image", (0, 150, 1))
+    hires_steps: int = _number(
+        0,
+        "Hires steps",
+        "hires steps",
+        "steps of each stage = this number multiplied by Denoising strength; 0 = use the base image's number of steps",
+        (0, 150, 1),
+    )
     denoising_strength: float = _number(
         1.0,
         "Denoising strength",
@@ -134,8 +140,8 @@ class Settings:
         str,
         "Stages",
         "stages",
-        "fewest = one stage up to 4x, else two; doubling = 2x, 4x, 8x; every = 2x, 3x, 4x and so on; "
-        "or type the sizes of the stages, such as 2,4",
+        "the image is enlarged in one or more stages; fewest = one stage up to 4x, else two; "
+        "doubling = 2x, 4x, 8x; every = 2x, 3x, 4x and so on; or type the sizes of the stages, such as 2,4",
         words=STAGE_WORDS,
         read=parse_stages,
         texts=STAGES_ALLOWED,
