@@ -1,4 +1,7 @@
-"""Hides the differences between webuis behind the interface `Backend`. `host()` returns the implementation."""
+"""Hides the differences between webuis behind the interface `Backend`.
+
+`host()` returns the implementation for the running webui.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ except ImportError:
     huggingface_guess = loader = None
 
 LARGEST_HEADER = 100_000_000
-"""Maximum number of bytes in a safetensors header. A larger number means that the file has another format."""
+"""Maximum number of bytes in a safetensors header. If a file states a larger number, it has another format."""
 CHROMA_LAYER = "model.diffusion_model.distilled_guidance_layer.layers.0.in_layer.bias"
 """The layer by which Forge recognizes Chroma (backend/loader.py, forge_loader). Some versions of huggingface_guess
 report Chroma as Flux.1.
@@ -63,8 +63,9 @@ def _recognized(path: str, version: tuple[int, int]) -> Family | None:
 def stand_ins(path: str) -> dict[str, Tensor]:
     """Maps the name of every tensor in a file to zeros of the same shape, which use almost no memory.
 
-    Reads only the header of the file. A safetensors file begins with the size of a JSON header. Raises ValueError if
-    this size is too large or the header is not JSON, and struct.error if the file has fewer than eight bytes.
+    Reads only the header of the file. The first eight bytes of a safetensors file contain the size of the JSON header
+    that follows. Raises ValueError if this size is too large or the header is not JSON. Raises struct.error if the file
+    has fewer than eight bytes.
     """
     with Path(path).open("rb") as file:
         (size,) = struct.unpack("<Q", file.read(8))

@@ -14,16 +14,17 @@ from lib_demofusion.method.views import Size
 
 
 class LatentForm:
-    """Latents (B, C, h, w) with 8 pixels per cell. The webui and `method` use the same shape.
+    """The shape of a model's latents in the webui, and the conversion to the shape (B, C, h, w) in `method`.
 
-    A subclass is for models whose latents have another shape in the webui, and converts between the two shapes.
+    In `method`, a cell of a latent covers 8x8 pixels. This base class is for models whose latents have the same shape
+    in the webui. The subclasses are for models whose latents have another shape.
     """
 
     copies = False
-    """Whether `to_method` returns a copy. Otherwise, the result and the webui's latent share memory.
+    """Whether the result of `to_method` is a copy. Otherwise, the result and the webui's latent share memory.
 
-    A change of a copy does not change the webui's latent. The caller must convert the copy with `to_host` and write it
-    back.
+    If the caller changes a copy, the webui's latent stays the same. The caller must then convert the copy with
+    `to_host` and write it to the webui's latent.
     """
 
     def to_method(self, x: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ class LatentForm:
 
 
 class FiveAxes(LatentForm):
-    """Latents (B, C, 1, h, w) of the engines that share Wan's video VAE. The third axis is time."""
+    """Latents (B, C, 1, h, w) of the image models that use Wan's video VAE. The third axis is time."""
 
     def to_method(self, x: Tensor) -> Tensor:
         return x.squeeze(2) if x.ndim == 5 else x
@@ -58,8 +59,8 @@ class FiveAxes(LatentForm):
 class Packed(LatentForm):
     """Latents (B, 4 C, h / 2, w / 2) in the webui. Each position covers 16 x 16 pixels and holds 2 x 2 cells.
 
-    `method` unpacks these latents, because dilated views need cells of 8 pixels. A dilated view at twice the base size
-    takes every second cell. If a cell covered 16 pixels, the view would show 16 pixels and skip the next 16.
+    `to_method` unpacks such a latent into cells of 8 x 8 pixels. A dilated view at twice the base size therefore shows
+    8 pixels and skips the next 8. Without unpacking, the view would show 16 pixels and skip the next 16.
     """
 
     copies = True
@@ -110,12 +111,12 @@ class Family:
     unit: int = 8
     """The heights and widths of images and views must be multiples of this number of pixels."""
     distilled: bool = False
-    """Whether guidance is built into the model. Such a model uses a CFG scale of 1 even with many steps."""
+    """Whether guidance is built into the model. Such a model uses a CFG scale of 1, even if it needs many steps."""
     transformer: bool = False
     """Whether the model is a transformer.
 
-    The stages refuse ControlNet with a transformer, because they cannot crop its hints to views. They also refuse
-    wrappers of a transformer by other extensions.
+    The stages refuse ControlNet with a transformer, because they cannot crop its hints to views. They also refuse a
+    transformer whose model call another extension has wrapped (see `forge_refusals.patch_problem`).
     """
     reference_hint: str = REFERENCE_HINT
     """The end of the message that refuses reference images: advice on how to remove the reference images."""
@@ -140,11 +141,11 @@ class Family:
 
 
 def _transformer(name: str, form: LatentForm = PLAIN, hint: str = REFERENCE_HINT) -> Family:
-    """Creates the record of a transformer that was trained for flow matching.
+    """Creates the Family of a transformer that was trained for flow matching.
 
-    `unit` is 16, because these models divide a latent into patches of 2 x 2 cells. They pad an odd size with cells of
-    the opposite border, which would be visible in a view. `distilled` is True, because most of these models have
-    built-in guidance.
+    `unit` is 16, because these models divide a latent into patches of 2 x 2 cells. If the latent has an odd number of
+    rows or columns, they add cells of the opposite border, which would be visible in a view. `distilled` is True,
+    because most of these models have built-in guidance.
     """
     return Family(name, flow=True, form=form, unit=16, distilled=True, transformer=True, reference_hint=hint)
 
@@ -175,7 +176,10 @@ BY_ENGINE: Mapping[str, Family] = {
     "Wan": Family("Wan", VIDEO),
     "PiD": Family("PiD", UPSCALER),
 }
-"""Maps the name of a class in `backend/diffusion_engine` of Forge and Forge Neo to the family."""
+"""Maps the name of an engine to the family. Engines are the classes of loaded models in Forge and Forge Neo.
+
+The webuis define these classes in `backend/diffusion_engine`.
+"""
 
 BY_FLAG: Mapping[str, Family] = {
     "is_sd3": Family(SD3.name, UNSUPPORTED),
@@ -183,32 +187,32 @@ BY_FLAG: Mapping[str, Family] = {
     "is_sd1": SD,
     "is_sd2": SD,
 }
-"""Maps the name of a flag to the family. The models of reForge and AUTOMATIC1111's webui set one of these flags."""
+"""Maps a flag to the family. Models of reForge and AUTOMATIC1111's webui have one of these flags as an attribute."""
 
 FLOW_FAMILIES: Mapping[str, Family] = {SDXL.name: SDXL_FLOW}
-"""Maps the name of a family to another record, for checkpoints of this family that were trained for flow matching."""
+"""Maps the name of a family to the Family of those of its checkpoints that were trained for flow matching."""
 
 
 def family_of(model: Any, flow: bool = False) -> Family | None:
-    """Returns the family of a loaded model, or None if this file does not contain it.
+    """Returns the family of a loaded model, or None if the family is not in this file.
 
     `flow` says whether the model was trained for flow matching.
     """
     engine = type(model).__name__
     by_flag = next((f for flag, f in BY_FLAG.items() if getattr(model, flag, False)), None)
-    return family_named(engine, flow) or _record_for(by_flag, flow)
+    return family_named(engine, flow) or _for_flow(by_flag, flow)
 
 
 def family_named(engine: str, flow: bool = False) -> Family | None:
-    """Returns the family of the engine class with this name in Forge or Forge Neo, or None if the name is unknown."""
-    return _record_for(BY_ENGINE.get(engine), flow)
+    """Returns the family of the engine with this name, or None if the name is not in BY_ENGINE."""
+    return _for_flow(BY_ENGINE.get(engine), flow)
 
 
-def _record_for(found: Family | None, flow: bool) -> Family | None:
-    """Returns the record in FLOW_FAMILIES if `flow` is True and the family has such a record, else `found`."""
+def _for_flow(found: Family | None, flow: bool) -> Family | None:
+    """Returns the entry of FLOW_FAMILIES for `found` if `flow` is True and there is such an entry, else `found`."""
     return FLOW_FAMILIES.get(found.name, found) if found is not None and flow else found
 
 
 def unknown(model: Any) -> Family:
-    """Creates a record that refuses a model, for models whose class this file does not contain."""
+    """Creates a Family with a refusal, for a model whose family is not in this file."""
     return Family(type(model).__name__, UNSUPPORTED)

@@ -43,7 +43,10 @@ ZERO_TERMINAL = "Zero Terminal SNR"
 """The value of the webui's setting `sd_noise_schedule` that enables zero terminal SNR (modules/processing.py)."""
 
 STORED_IMAGES = ("ini_latent", "ref_latents")
-"""Attributes in which an engine stores encoded images. The next prompt uses them (backend/diffusion_engine)."""
+"""Attributes in which a model for image editing stores the images that it has encoded (backend/diffusion_engine).
+
+When the model encodes the next prompt, it uses these images as reference images.
+"""
 
 
 class Forge:
@@ -118,8 +121,8 @@ class Forge:
             form = family.form
             self._patch(p, form.to_host(anchor), form.to_host(noise))
             unet = model.forge_objects.unet.clone()
-            # if the upload is the base image, there was no base pass. The line above then is the first call of the
-            # functions with which other extensions patch the UNet, so these patches were not checked before
+            # if the upload is the base image, there was no base pass. Other extensions have then patched the UNet for
+            # the first time in `_patch`, so these patches were not checked before
             problem = forge_refusals.refusal(p, family) or forge_refusals.patch_problem(unet, family)
             if problem is not None:
                 raise RuntimeError(problem)
@@ -132,7 +135,7 @@ class Forge:
                 sampling_cleanup(unet)
 
     def _patch(self, p: Any, anchor: Tensor, noise: Tensor) -> None:
-        # this call is needed even if the ratio is 0, because Forge Neo also applies its Epsilon Scaling here
+        # this call is needed even if the ratio is 0, because in Forge Neo it also applies the setting Epsilon Scaling
         sd_models.apply_token_merging(p.sd_model, p.get_token_merging_ratio())
         if p.scripts is not None:
             cond, uncond = p.get_conds()
@@ -152,18 +155,18 @@ class Forge:
 
 
 def predictor_of(model: Any) -> Any:
-    """Returns the object with the noise schedule of `model`, the `unet.model` of Forge's family.
+    """Returns the object with the noise schedule of a model. `model` is the attribute `model` of the patched UNet.
 
-    This object also converts the UNet's output to the prediction of the clean latent.
+    The object also converts the UNet's output to the prediction of the clean latent.
     """
     return model.predictor if hasattr(model, "predictor") else model.model_sampling
 
 
 def adds_noise(predictor: Any) -> bool:
-    """Returns whether x is the latent plus scaled noise. For flow matching, the function returns False.
+    """Returns whether the model's input x is the latent plus scaled noise. Returns False for flow matching.
 
-    In flow matching, x is a mix in which the latent is scaled down. The class of the engine does not give the answer,
-    because Forge Neo also loads flow-matching checkpoints with SDXL's architecture as class StableDiffusionXL.
+    In flow matching, the latent in x is scaled down. The class of a model does not show whether the model was trained
+    for flow matching: Forge Neo uses the class StableDiffusionXL for SDXL and for rectified-flow SDXL.
     """
     level, nothing, latent = torch.full((1,), 0.5), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
     return bool((predictor.noise_scaling(level, nothing, latent) == latent).all())
@@ -207,9 +210,9 @@ def schedule_of_base(model: Any) -> Iterator[None]:
 
 @contextmanager
 def forget_encoded_images(model: Any) -> Iterator[None]:
-    """Removes from the engine, at the end of the block, the images that the block has encoded.
+    """Removes from the model, at the end of the block, the images that the block has encoded.
 
-    Engines for image editing store every image that they encode. Without this function, the next job would use the
+    Models for image editing store every image that they encode. Without this function, the next job would use the
     images of the block as reference images. Images that were stored before the block are kept.
     """
     arguments = forge_refusals.dynamic_args
@@ -230,8 +233,9 @@ def forget_encoded_images(model: Any) -> Iterator[None]:
 def reserve_for_views(unet: Any, view: tuple[int, ...], views: int) -> None:
     """Makes the webui reserve memory for a batch of views instead of the whole latent.
 
-    `view` is the shape of one view in the webui, without the batch axis. The model never evaluates the whole latent. To
-    reserve memory for it, the webui would unload weights of the model, and would load them again in every call.
+    `view` is the shape of one view in the webui, without the batch axis. The model never evaluates the whole latent. If
+    the webui reserved memory for the whole latent, it could unload weights of the model, and load them again in every
+    model call.
     """
 
     def memory_of_views(shape: list[int], *args: Any, **kwargs: Any) -> float:
@@ -245,9 +249,10 @@ def reserve_for_views(unet: Any, view: tuple[int, ...], views: int) -> None:
 
 
 def attach_denoiser(denoiser: Any, parts: StageParts) -> None:
-    """Makes the CFGDenoiser of the stage's own sampler call `StageRun.before_call` before each model call.
+    """Makes `denoiser` call `StageRun.before_call` before each model call.
 
-    `denoiser` then also resizes its image conditioning, and reduces the latent for the live preview.
+    `denoiser` is the CFGDenoiser of the sampler that was created for this stage. It then also resizes its image
+    conditioning, and reduces the size of the latent for the live preview.
     """
     cls = type(denoiser)
     run, form = parts.run, parts.form
@@ -255,7 +260,8 @@ def attach_denoiser(denoiser: Any, parts: StageParts) -> None:
     class StageDenoiser(cls):  # type: ignore[misc, valid-type]
         def forward(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if run.detector.copies_x:
-                # the blend may change the input of the model only: the sampler computes its next x from this tensor
+                # the blend must change only the model's input, because the sampler still needs the unblended tensor: it
+                # subtracts the prediction from this tensor
                 x = x.clone()
             latent = form.to_method(x)
             run.before_call(latent, sigma[0], x)
@@ -265,7 +271,8 @@ def attach_denoiser(denoiser: Any, parts: StageParts) -> None:
                 kwargs["image_cond"] = image_cond_at(kwargs["image_cond"], x)
             result = super().forward(x, sigma, *args, **kwargs)
             if self.sampler.last_latent is not None:
-                # the webui decodes the whole preview at once in another thread, which needs memory beside the model
+                # the webui decodes a preview in one piece while the model runs. A large preview could need more memory
+                # than is free
                 shared.state.current_latent = for_preview(self.sampler.last_latent)
             return result
 
@@ -273,7 +280,7 @@ def attach_denoiser(denoiser: Any, parts: StageParts) -> None:
 
 
 def image_cond_at(cond: Any, x: Tensor) -> Any:
-    """Resizes an image conditioning (B, C, h, w) to the size of x. The webui ignores a conditioning of another size.
+    """Resizes an image conditioning (B, C, h, w) to the size of x, because the webui ignores any other size.
 
     The sizes differ only in txt2img. There, the conditioning marks the whole image as masked, and still does so after
     it is resized.

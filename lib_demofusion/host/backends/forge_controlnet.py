@@ -14,11 +14,12 @@ from lib_demofusion.method.views import View
 
 
 class ViewControl:
-    """Takes the place of the first control model in a UNet's linked list, so that the webui calls this object.
+    """Takes the place of the first control model in the UNet's linked list of control models.
 
-    The webui would run all control models of the list on the whole latent. This object returns None to the webui. For
-    each batch of views, the stage calls `add_to`, which runs the control models on the batch. If the webui reads an
-    attribute that this class does not define, it gets the attribute of the first control model.
+    The webui would run all control models of the list on the whole latent. Instead, it calls `get_control` of this
+    object, which returns None. For each batch of views, the stage calls `add_to`, which runs the control models on the
+    batch. If the webui reads an attribute that this class does not define, it gets the attribute of the first control
+    model.
     """
 
     def __init__(self, first: Any, stage: StagePlan, plan: Plan | None = None):
@@ -27,7 +28,7 @@ class ViewControl:
         self._hints = {id(control): _hint(control, stage, plan) for control in chain(first)}
 
     def get_control(self, *args: Any, **kwargs: Any) -> None:
-        """Returns None, which means that there is no control for the whole latent."""
+        """Returns None, which means that nothing is added to the UNet's feature maps of the whole latent."""
         return
 
     def pre_run(self, *args: Any) -> None:
@@ -44,8 +45,9 @@ class ViewControl:
     ) -> None:
         """Runs the control models on a batch of views and sets `cond["control"]` to their output.
 
-        `crops` (N, C, h, w) are the crops of the latent for all rows of the batch, and `levels` (N,) are their noise
-        levels. `chunks` has one mark for each chunk of the batch (see `forge_unet.marks_of`).
+        `cond` is the cond of the batch. `crops` (N, C, h, w) are the crops of the latent for all rows of the batch, and
+        `levels` (N,) are their noise levels. `chunks` has one mark for each chunk of the batch (see
+        `forge_unet.marks_of`).
         """
         options = cond["transformer_options"]
         for control in chain(self.previous_controlnet):
@@ -86,12 +88,14 @@ def _hint(control: Any, stage: StagePlan, plan: Plan | None) -> StageHint | None
 
 
 def _rows(parts: list[Tensor], rows: int, crops: Tensor, control: Any) -> Tensor:
-    """Joins the parts of a hint for the views of a batch. Returns the hints (rows, C, h, w) for all rows.
+    """Returns the hints (rows, C, h, w) for all rows of a batch. All rows of the first view come first.
 
-    All rows of the first view come first. `crops` are the crops of the latent, which determine the device.
+    `parts` contains the crop of the hint for each view. `crops` are the crops of the latent. The result is on their
+    device.
     """
     each = rows // len(parts)
     if getattr(control, "channels_in", None) == 1:
+        # a T2I adapter for gray hints
         parts = [part.mean(1, keepdim=True) for part in parts]
     hint = torch.cat([part.expand(each, -1, -1, -1) if len(part) == 1 else _repeated(part, each) for part in parts])
     dtype = getattr(control, "manual_cast_dtype", None) or getattr(
@@ -101,9 +105,9 @@ def _rows(parts: list[Tensor], rows: int, crops: Tensor, control: Any) -> Tensor
 
 
 def _repeated(part: Tensor, rows: int) -> Tensor:
-    """Returns a part with `rows` rows from a part with one row for each image.
+    """Repeats a crop of the hints of several images until it has `rows` rows. `part` has one row for each image.
 
-    The rows of a view are the conds of all images and then the unconds of all images. The result therefore has the
-    hints of all images, then the hints of all images again.
+    The rows of a view are the conds of all images and then the unconds of all images. The result therefore contains the
+    crops of all images, and then the same crops again.
     """
     return part.repeat(-(-rows // len(part)), 1, 1, 1)[:rows]

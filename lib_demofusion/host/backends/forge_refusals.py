@@ -30,7 +30,10 @@ BY_KEY = {
     # infotext key shows whether Anima TeaCache is on
     "Anima TeaCache thresh": STEP_CACHE % "Anima TeaCache",
 }
-"""Maps the infotext key of a feature or extension to the reason for its refusal. The key exists if it is active."""
+"""Maps an infotext key to the reason why the feature or extension that writes the key is refused.
+
+If the feature is not active, the infotext does not contain the key, or its value is False or None.
+"""
 
 FLOW_MODES = ("SD3", "Aura Flow", "Flux")
 """Modes of reForge's Advanced Model Sampling that sample by flow matching.
@@ -132,7 +135,7 @@ def patch_problem(unet: Any, family: Family = SD) -> str | None:
 
 
 def _author(function: Any) -> str:
-    """Returns the name of the module that defines a function, or the class of another object.
+    """Returns the name of the module that defines a function. For another object, returns the module of its class.
 
     Removes ".py", with which the module names of the webui's scripts end.
     """

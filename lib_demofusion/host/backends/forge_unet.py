@@ -1,8 +1,9 @@
 """Evaluates the UNet of Forge's family on views.
 
-In Forge's family, a function of the webui joins conds and unconds and evaluates the patched UNet. If the patched UNet
-has a wrapper (`model_function_wrapper`), the function calls the wrapper instead. A stage therefore sets a wrapper that
-calls the UNet on batches of views.
+In Forge's family, a function of the webui joins conds and unconds in one batch and calls the UNet. In Forge, this
+function is `calc_cond_uncond_batch` in backend/sampling/sampling_function.py. If the patched UNet has a wrapper in its
+option `model_function_wrapper`, the function calls the wrapper instead. A stage therefore sets a wrapper that calls the
+UNet on batches of views.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ SIZED = ("original_size_as_tuple", CROP, "target_size_as_tuple")
 """The order of the sizes and the crop in SDXL's vector (backend/diffusion_engine/sdxl.py)."""
 
 CHANNELS = 256
-"""Number of columns that the embedding of one number has in SDXL's vector."""
+"""Number of columns of SDXL's vector that contain the embedding of one number."""
 
 
 class FusedUnet:
-    """Wraps the UNet: evaluates it on views of a large latent and fuses the predictions.
+    """The wrapper that evaluates the UNet on views of a large latent and fuses the predictions.
 
-    `inner` is another extension's wrapper, which this object calls for each batch of views. `predictor` is described in
-    `forge.predictor_of`. `vectors` writes the sizes and crops of views into SDXL's vector. `control` runs the control
-    models on batches of views.
+    `predictor` is described in `forge.predictor_of`. `vectors` writes the sizes and crops of views into SDXL's vector.
+    `control` runs the control models on batches of views. `inner` is the wrapper that another extension has set before.
+    This object calls it for each batch of views. `vectors`, `control` and `inner` can be None.
     """
 
     def __init__(
@@ -87,9 +88,10 @@ def input_derivative(predictor: Any, sigma: Tensor) -> Tensor:
     """Returns the derivative (N, 1, 1, 1) of the prediction with respect to the input, for a fixed output of the UNet.
 
     The model predicts dilated views from the blurred latent, but the sampler applies the prediction to the latent x
-    without blur. The fusion corrects this: it adds x - blur(x) times this derivative to the prediction.
-    The prediction is an affine function of the input, so the derivative is the prediction for an input of 1 and a UNet
-    output of 0.
+    without blur. The fusion corrects this: it adds the product of this derivative and (x - blur(x)) to the prediction.
+
+    For a fixed output of the UNet, the prediction is an affine function of the input. The derivative is therefore the
+    prediction for an input of 1 and a UNet output of 0.
     """
     one = torch.ones(len(sigma), 1, 1, 1, device=sigma.device, dtype=sigma.dtype)
     share: Tensor = predictor.calculate_denoised(sigma, torch.zeros_like(one), one)
@@ -97,11 +99,11 @@ def input_derivative(predictor: Any, sigma: Tensor) -> Tensor:
 
 
 def marks_of(marks: Sequence[int], rows: int, chosen: slice) -> list[int]:
-    """Returns one mark for each chunk of the chosen rows of a model call: 0 for cond, 1 for uncond.
+    """Returns the marks of the rows `chosen` of a model call with `rows` rows.
 
-    A model call has `rows` rows. The webui divides them into chunks, and `marks` has one mark for each chunk. A chunk
-    is the cond or the uncond of all images, with one row per image. If `chosen` does not select all rows, the result
-    has one mark for each chosen row.
+    The webui divides the rows of a model call into chunks. A chunk is a cond or the uncond of all images, with one row
+    per image. `marks` has one mark for each chunk: 0 for a cond, 1 for an uncond. If `chosen` selects all rows, the
+    result is `marks`. Otherwise, the result has one mark for each chosen row.
     """
     each = rows // len(marks)
     if chosen == slice(0, rows):
@@ -112,8 +114,8 @@ def marks_of(marks: Sequence[int], rows: int, chosen: slice) -> list[int]:
 def options_for(options: Mapping[str, Any], chunks: Sequence[int], levels: Tensor) -> dict[str, Any]:
     """Returns the transformer options for a batch of views. Patches of the UNet read these options.
 
-    `options` are the transformer options for the whole latent. `chunks` has one mark for each chunk of the batch (see
-    `marks_of`). `levels` (N,) are the noise levels of all rows of the batch.
+    `options` are the transformer options that the webui made for the whole latent. `chunks` has one mark for each chunk
+    of the batch (see `marks_of`). `levels` (N,) are the noise levels of all rows of the batch.
     """
     each = len(levels) // len(chunks)
     by_row = [mark for mark in chunks for _ in range(each)]

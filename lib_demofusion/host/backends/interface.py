@@ -21,20 +21,21 @@ from lib_demofusion.method.stage import StageRun
 
 @dataclass(frozen=True)
 class StageParts:
-    """The objects with which a backend inserts one stage between the webui's sampler and the model."""
+    """The objects that a backend needs to evaluate the model on views during one stage."""
 
     p: Any
-    """The webui's request."""
+    """The webui's object for the current job (StableDiffusionProcessing)."""
     run: StageRun
+    """The run of the sampler for this stage. The backend passes every model call to it."""
     plan: Plan | None
     """The plan of the run. Its crop is the part of the base image that the stages enlarge. None means no crop."""
     batches: ViewBatches
     frame: Frame
     before_batch: Callable[[float], None]
-    """The backend calls this function before each batch of views, to report progress and to stop if the user asked.
+    """The function that reports progress, and that ends the stage if the user has asked to stop.
 
-    The argument is the number of latent cells of the batch, divided by the number of rows of the whole model call. A
-    row is the cond or the uncond of one image.
+    The backend calls it before each batch of views. The argument is the number of latent cells of all rows in the
+    batch, divided by the number of rows in the sampler's model call. A row is a cond or the uncond of one image.
     """
     form: LatentForm = PLAIN
     """Converts latents between the shape in the webui and the shape in `method`."""
@@ -67,7 +68,8 @@ class Backend(Protocol):
     def encoding(self, p: Any) -> AbstractContextManager[None]:
         """Returns a context for encoding images.
 
-        At its end, the context removes the images that the model has stored during the encoding.
+        Some models for image editing store every image that they encode, to use it as a reference image. At its end,
+        the context removes these stored images.
         """
         ...
 
@@ -76,9 +78,9 @@ class Backend(Protocol):
         ...
 
     def fp32_flags(self) -> tuple[str, str]:
-        """Returns the advice for an error message: which command-line flags prevent NaN in the model and in the VAE.
+        """Returns the command-line flags that prevent NaN, one text for the model and one text for the VAE.
 
-        The first text can name several flags, such as "--upcast-sampling or --no-half".
+        Error messages contain these texts. A text can name several flags, such as "--upcast-sampling or --no-half".
         """
         ...
 
@@ -93,8 +95,9 @@ class Backend(Protocol):
     def base_checkpoint(self, p: Any, checkpoint: Any) -> AbstractContextManager[None]:
         """Returns a context in which the checkpoint and the extra networks of the base pass are active.
 
-        `checkpoint` is the webui's record of the base pass's checkpoint. If another checkpoint is loaded,
-        AUTOMATIC1111's webui loads this one again, and Forge's family raises RuntimeError when the context is entered.
+        `checkpoint` is the webui's CheckpointInfo of the checkpoint that the base pass used. If another checkpoint is
+        loaded now, the backend for AUTOMATIC1111's webui loads `checkpoint` again. The backend for Forge's family
+        raises RuntimeError instead when the context is entered.
         """
         ...
 
@@ -103,10 +106,11 @@ class Backend(Protocol):
     ) -> AbstractContextManager[None]:
         """Returns a context that prepares the model for a stage, and at its end undoes the changes.
 
-        `views` is the number of views per model call. `anchor` and `noise` are (B, C, H, W).
+        `views` is the number of views per model call. `anchor` and `noise` are latents (B, C, H, W) in the shape that
+        `method` uses.
         """
         ...
 
     def attach(self, denoiser: Any, parts: StageParts) -> None:
-        """Changes the CFGDenoiser of the stage's own sampler so that it evaluates views."""
+        """Changes `denoiser`, the CFGDenoiser of the sampler that was created for this stage, to evaluate views."""
         ...

@@ -21,7 +21,8 @@ from lib_demofusion.method.plan import StagePlan
 class Webui:
     """The backend for AUTOMATIC1111's webui.
 
-    CFGDenoiser calls the model through a wrapper, such as CompVisDenoiser of k-diffusion. A stage replaces the wrapper.
+    CFGDenoiser calls the model through a wrapper, such as CompVisDenoiser of k-diffusion. A stage replaces this wrapper
+    by a FusedModel.
     """
 
     def is_known(self) -> bool:
@@ -91,14 +92,14 @@ def sampling_precision() -> Any:
 
 
 def repeated_images(cls: type, x: Tensor, cond: Any) -> int:
-    """Returns B if the rows of a model call are copies of the B images in x, in the same order each time, else 0.
+    """Returns B if the rows of a model call are the B images of x, repeated in the same order. Otherwise, returns 0.
 
     CFGDenoiser creates the rows of a model call from x (B, C, H, W). There is one row for each prompt of each image,
     and then one row per image for the uncond. If each image has one prompt, the first B rows equal x, and the last B
     rows equal x too. If B is 1, all rows equal x.
 
     An extension could change single rows. The function therefore returns 0 if an extension has replaced `forward` of
-    the class `cls`, or if the webui has a callback for CFGDenoiser.
+    the denoiser's class `cls`, or if the webui has a callback for CFGDenoiser.
     """
     forward = getattr(cls, "forward", None)
     if getattr(forward, "__globals__", {}).get("__name__") != CFGDenoiser.__module__:

@@ -1,8 +1,8 @@
 """Runs the ControlNet extension in the stages. Every view gets its own crop of the hints.
 
 During a job, ControlNet replaces the forward of the UNet and adds the output of its control models to the UNet's
-feature maps. It stores the hints at the size of the base image, in one object per ControlNet unit (scripts/hook.py of
-ControlNet). This file replaces these hints by crops during each model call.
+feature maps. Each ControlNet unit is an object that stores its hint, the control image, at the size of the base image
+(scripts/hook.py of ControlNet). This file replaces the hints by crops during each model call.
 
 ControlNet reads the number of the current step from the webui. The number of model calls per step therefore does not
 affect at which steps a unit is active.
@@ -30,7 +30,7 @@ from lib_demofusion.method.views import Size, View
 logger = logging.getLogger("DemoFusion")
 
 CROPPED_KINDS = ("ControlNet", "ControlLoRA", "ControlNetUnion", "InstantID", "T2I_Adapter", "Controlllite")
-"""Kinds of ControlNet units whose hint is an image with the layout of the latent. It is cropped to the views."""
+"""Kinds of ControlNet units whose hint is an image of the same area as the latent. It is cropped to the views."""
 
 WHOLE_KINDS = ("IPAdapter", "ReVision", "T2I_StyleAdapter", "AttentionInjection")
 """Kinds of ControlNet units whose hint has no position in the image. Every view uses the whole hint."""
@@ -110,9 +110,9 @@ def _base_hint(unit: Any) -> Any:
 
 
 def mark_prompts(p: Any) -> None:
-    """Marks newly encoded prompts with ControlNet's own function.
+    """Marks the conds and unconds of newly encoded prompts with ControlNet's own function.
 
-    ControlNet uses the marks to distinguish conds from unconds.
+    ControlNet uses these marks to distinguish the conds from the unconds.
     """
     network = getattr(extension_script(p), "latest_network", None)
     mark = getattr(sys.modules.get(type(network).__module__), "mark_prompt_context", None)
@@ -131,7 +131,7 @@ class Hints:
     def for_views(self, views: Sequence[View], rows: int) -> Iterator[None]:
         """Sets the hints of the units to the crops for a batch of views during the block.
 
-        A model call with this batch has `rows` rows for each view. Without units, the function does nothing.
+        The model call in the block has `rows` rows for each view. Without units, the function does nothing.
         """
         with ExitStack() as stack:
             for unit in self._units:
@@ -188,9 +188,9 @@ def _latent(p: Any, network: Any, unit: Any) -> Tensor | None:
 
 
 class _Resize:
-    """Resizes hints with ControlNet's own function, which keeps lines thin.
+    """Resizes hints with ControlNet's own function `detectmap_proc`, which keeps lines thin.
 
-    Uses `resize_hint` if that function fails or returns another number of channels.
+    Uses `resize_hint` if `detectmap_proc` fails or changes the number of channels.
     """
 
     def __init__(self, found: Any, index: int, preprocessor: str):

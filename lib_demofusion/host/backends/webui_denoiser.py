@@ -35,8 +35,9 @@ class FusedModel:
     def __call__(self, x: Tensor, level: Tensor, cond: Cond, **kwargs: Any) -> Tensor:
         """Returns the fused prediction for x (N, C, H, W), the rows of all conds and unconds.
 
-        `level` (N,) is the noise level of each row, in the unit that `inner` uses. Raises RuntimeError if cond and
-        uncond come in separate calls although an extension needs them in one call.
+        `level` (N,) is the noise level of each row. It is a timestep if `inner` is the wrapper of a timestep sampler,
+        such as DDIM, and a sigma otherwise. Raises RuntimeError if cond and uncond come in separate calls although an
+        extension needs them in one call.
         """
         size = (x.shape[-2], x.shape[-1])
         if self._parts.separate_calls_error and len(x) != 2 * self.batch:
@@ -62,11 +63,12 @@ def input_derivative(inner: Any, level: Tensor) -> Tensor:
     """Returns the derivative (N, 1, 1, 1) of the result of `inner` with respect to x, for a fixed output of the model.
 
     The model predicts dilated views from the blurred latent, but the sampler applies the prediction to the latent x
-    without blur. The fusion corrects this: it adds x - blur(x) times this derivative to the prediction.
+    without blur. The fusion corrects this: it adds the product of this derivative and (x - blur(x)) to the prediction.
 
     The wrappers of k-diffusion return denoised. The derivative is 1 for eps models and c_skip for v models. For
     the sampler LCM, it is the sum of the c_skip and c_out in `get_scaled_out`. The wrappers of the timestep samplers
-    return eps. Their derivative is 0 for eps models and sqrt(1 - a_t) for v models.
+    return eps. Their derivative is 0 for eps models and sqrt(1 - a_t) for v models, where a_t is the cumulative product
+    of the alphas at timestep t.
     """
     one = torch.ones(len(level), 1, 1, 1, device=level.device, dtype=level.dtype)
     if hasattr(inner, "predict_eps_from_z_and_v"):
@@ -87,8 +89,8 @@ def attach(
 ) -> None:
     """Makes `denoiser`, the CFGDenoiser of the stage's own sampler, evaluate the model on views.
 
-    `repeated_images` is `webui.repeated_images`. The class of the denoiser is replaced by a subclass of this class. If
-    another extension has replaced the class before, its methods still run.
+    `repeated_images` is `webui.repeated_images`. The denoiser gets a new class, a subclass of its previous class. If
+    another extension has set the previous class, the methods of that class still run.
 
     `inner_model` is a property, because the webui creates a new wrapper of the model when the checkpoint changes. The
     property then creates a new FusedModel.
@@ -112,7 +114,7 @@ def attach(
             return super().forward(x, sigma, *args, **kwargs)
 
         def get_pred_x0(self, *args: Any) -> Tensor:
-            """Returns the reduced latent for the live preview."""
+            """Returns the latent for the live preview, reduced to the size of a preview."""
             return for_preview(super().get_pred_x0(*args))
 
     denoiser.__class__ = StageDenoiser

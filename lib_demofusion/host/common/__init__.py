@@ -1,4 +1,4 @@
-"""Helpers that all folders of `host` use: messages, options, stored files, memory, and the function `replaced`."""
+"""Helpers for the other folders of `host`: messages, options, stored files, free memory, and `replaced` (below)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Detects whether a function of another extension keeps data from one call to the next.
 
-A step cache is a function that replaces or wraps the model and reuses the results of earlier calls. It assumes that
-each call of the model is a step of the sampler. The stages call the model once for every batch of views. A step cache
-would therefore compute a view from the results for other views.
+Such a function can be a step cache. A step cache replaces or wraps the model and reuses the results of earlier model
+calls. It assumes that each model call is a step of the sampler. The stages call the model once for every batch of
+views. A step cache would therefore compute a view from the results for other views.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ def keeps_history(wrapper: Any) -> bool:
     """Returns whether a callable can keep data from one call to the next. Inspects the callable, but does not call it.
 
     The result is True if the code of the callable assigns to an attribute, a global or a variable of the enclosing
-    function. The result is also True if the callable can change an object, such as a list, in its closure or in an
-    attribute of its own object that it uses. Values of the types in FIXED do not count.
+    function. The result is also True if the callable can change an object, such as a list, that is in its closure. For
+    a method, it is also True if the method can change an object that is in an attribute of `self` and that the method
+    uses. Values of the types in FIXED do not count.
     """
     return _keeps(wrapper, set())
 

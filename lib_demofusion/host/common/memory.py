@@ -1,6 +1,6 @@
 """Reads the free memory of the device and of the computer.
 
-The automatic view batch and the decoding in parts depend on the free memory.
+If the view batch size is automatic, it depends on the free memory. The decoding in parts depends on it too.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ CONTROL_FILES = (
     (CGROUPS, "memory.max", "memory.current", "inactive_file"),
     (CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""The files of control groups, first for cgroup version 2, then for version 1.
+"""The files in which Linux stores the memory limits of control groups (cgroups), such as the limit of a container.
 
-Each entry has the root folder, the file with the memory limit, the file with the memory use, and a key in
-`memory.stat`. The value of this key is the size of the cached files that the kernel can release.
+The first entry is for cgroup version 2, and the second entry for version 1. Each entry has the root folder, the name of
+the file with the memory limit, the name of the file with the memory use, and a key in the file `memory.stat`. The value
+of this key is the number of bytes of cached files that the kernel can release.
 """
 
 
@@ -58,7 +59,7 @@ def _query(ask: Callable[[], int], device: torch.device) -> int | None:
 class CudaMemory:
     """Reads the memory of a CUDA device. The cache of torch counts as free memory.
 
-    `reserve` bytes count as used, because other tasks need them while the model runs.
+    `reserve` bytes count as used, because other tasks, such as the live preview, need them while the model runs.
     """
 
     def __init__(self, device: torch.device, reserve: int = 0):
@@ -98,13 +99,16 @@ class CudaMemory:
 def device_memory(reserve: int = 0) -> Memory:
     """Returns an object that reads the memory of the webui's device.
 
-    `reserve` bytes count as used, because other tasks need them while the model runs.
+    `reserve` bytes count as used (see `CudaMemory`). Only the memory of CUDA devices is read.
     """
     return CudaMemory(devices.device, reserve) if devices.device.type == "cuda" else UnknownMemory()
 
 
 def available_bytes() -> int:
-    """Returns the available memory of the computer in bytes, or the memory that a container allows if that is less."""
+    """Returns the available memory of the computer in bytes.
+
+    If the process runs in a container that allows less memory, returns the number of bytes that the container allows.
+    """
     return min([int(psutil.virtual_memory().available), *_left_in_groups()])
 
 
@@ -122,7 +126,7 @@ def _left_in_groups() -> Iterator[int]:
 
 
 def _groups(root: Path) -> list[Path]:
-    """Returns the folders in `root` of the control group of this process and of the parents of this group."""
+    """Returns the folders in `root` of this process's control group and of the parent groups of that group."""
     try:
         own = OWN_GROUPS.read_text().splitlines()
     except OSError:
@@ -130,5 +134,5 @@ def _groups(root: Path) -> list[Path]:
     controller = "" if root == CGROUPS else root.name
     paths = [path for _, names, path in (line.split(":", 2) for line in own) if controller in names.split(",")]
     found = [root / path.lstrip("/") for path in paths]
-    # in a container, a path can be from the host machine. The caller ignores folders that do not exist
+    # in a container, a path can be that of the host machine, and then does not exist. The caller ignores such folders
     return [folder for path in found for folder in (path, *path.parents) if folder == root or root in folder.parents]

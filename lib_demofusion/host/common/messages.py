@@ -1,6 +1,6 @@
 """Shows messages of a job below the images, and writes these messages to the infotext.
 
-Exceptions are also printed to the console.
+A message about an exception is also printed to the console.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def reported(p: Any) -> dict[str, str]:
 def reset(p: Any, entries: Mapping[str, str]) -> None:
     """Replaces the infotext entries of all messages by `entries`, the result of an earlier call of `reported`.
 
-    A job calls this function at the start of each iteration. Messages about the whole job are kept, and messages about
-    the images of the previous iteration are removed.
+    A job calls this function at the start of each iteration. The webui's "Batch count" is the number of iterations.
+    Messages about the whole job are kept, and messages about the images of the previous iteration are removed.
     """
     for key in KEYS:
         p.extra_generation_params.pop(key, None)
@@ -56,7 +56,8 @@ def report_note(p: Any, note: str) -> None:
 def report_problem(p: Any, problem: str) -> None:
     """Reports an error.
 
-    If a hook of a script raises an exception, the webui prints it to the console only, so the page needs this report.
+    If a hook of a script raises an exception, the webui prints it only to the console. The page would show no error
+    without this function.
     """
     _report(p, KEY_ERROR, problem)
 
@@ -77,8 +78,8 @@ def _report(p: Any, key: str, text: str) -> None:
 def report_stop(p: Any, where: str, shown: str) -> None:
     """Reports that the user stopped the run.
 
-    `where` is the point at which the run stopped. `shown` is the name of the image that is shown in place of the final
-    image.
+    `where` is the point at which the run stopped, such as "in stage 2 of 2 (2048x2048)". `shown` is the name of the
+    image that is shown in place of the final image.
     """
     p.extra_generation_params[KEY_STOPPED] = f"{where}, this is {shown}"
     p.comment(f"{STOPPED} {shown}")

@@ -72,7 +72,7 @@ def write(name: str, data: dict[str, Any]) -> None:
 
 
 def _replace(draft: Path, path: Path) -> None:
-    """Replaces the file `path` by the file `draft`. If another program has the file open, tries again.
+    """Replaces the file `path` by the file `draft`. If another program has `path` open, tries again (see PAUSES).
 
     Raises OSError if the last attempt fails.
     """

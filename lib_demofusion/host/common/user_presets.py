@@ -34,7 +34,8 @@ _lock = Lock()
 class PresetError(Exception):
     """A preset cannot be saved or deleted.
 
-    `sentence` is one of SENTENCES, which have translations. `detail` has no translation.
+    `sentence` is one of SENTENCES, which have translations. `detail`, such as the name of the preset, has no
+    translation.
     """
 
     def __init__(self, sentence: str, detail: str = ""):
@@ -44,9 +45,11 @@ class PresetError(Exception):
 
 
 def read(upscalers: tuple[str, ...]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Returns the valid presets of the user and the error messages. A preset can contain one of `upscalers`.
+    """Returns the user's valid presets, and error messages.
 
-    There is one message for each invalid preset. If the file cannot be read, there is one message for the file.
+    `upscalers` are the names of the webui's upscalers. A preset with any other upscaler, except the built-in upscalers,
+    is invalid. There is one message for each invalid preset. If the file cannot be read, there is one message for the
+    file.
     """
     try:
         return _checked(storage.read(FILE), upscalers)

@@ -1,9 +1,9 @@
 """Detects patches of the model's layers by other extensions.
 
-Some extensions replace the forward of the attention layers or add hooks, and use the number of rows of a model call to
-distinguish conds from unconds. For example, NegPiP assumes that a call with two rows per image contains cond and
-uncond. A batch of several views has more rows. If a layer is patched, the stages therefore evaluate one view at a time,
-so that each model call has as many rows as the webui's own calls.
+Some extensions replace the forward of the attention layers or add forward hooks. These functions can use the number of
+rows of a model call to distinguish conds from unconds. For example, NegPiP assumes that a call with two rows per image
+contains cond and uncond. A batch of several views has more rows. If a layer is patched, the stages therefore evaluate
+one view at a time, so that each model call has as many rows as the webui's own calls.
 """
 
 from __future__ import annotations

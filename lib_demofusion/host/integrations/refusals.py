@@ -1,7 +1,7 @@
 """Refuses features and extensions that do not work with DemoFusion, each with a reason.
 
-A job is checked before and after its base image is sampled, because some extensions become active only during the base
-pass. Before you press Generate, the panel checks the features that are known on the page.
+A job is checked before its base image is sampled, and again afterwards, because some extensions become active only
+during the base pass. Before you press Generate, the panel checks the features that are known on the page.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from lib_demofusion.host.integrations import layer_patches
 REFUSED = "DemoFusion does not work with"
 
 REGIONAL = "Regional Prompter"
-"""The title of the extension Regional Prompter. Its version for Forge Neo writes nothing to the infotext."""
+"""The title of the script of the extension Regional Prompter.
+
+The version for Forge Neo writes nothing to the infotext. `_mode_of_regions` therefore also reads the script.
+"""
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,9 @@ Check = Callable[[Situation], bool]
 
 
 def _tiled_diffusion(now: Situation) -> bool:
-    """Returns whether the extension Tiled Diffusion is active, or the version of DemoFusion in that extension.
+    """Returns whether the extension Tiled Diffusion is active. Its own version of DemoFusion counts too.
 
-    Both replace functions of every sampler that is created during the job, including the samplers of the stages.
+    The extension replaces functions of every sampler that is created during the job, also of the stages' samplers.
     """
     return "Tiled Diffusion" in now.params
 

@@ -1,13 +1,14 @@
 """Runs the webui's own Soft inpainting (extensions-builtin/soft-inpainting) at the size of a stage.
 
-While a stage is sampled, the script of Soft inpainting needs no help: the webui calls the script whenever it blends x
-with the original latent by the mask. Two tasks remain after the sampling:
+While a stage is sampled, this file has nothing to do: the webui calls the script of Soft inpainting whenever it blends
+x with the original latent by the mask. Two tasks remain after the sampling:
 
-* The script does not replace the area outside the mask in the final latent. It compares the final latent with the
-  latent of the original image, and pastes the original image where these latents hardly differ. Outside the mask, a
-  stage must therefore return the latent of the original image exactly.
-* The script creates the overlay, the image that the webui pastes over the result, at the size of the base image.
-  `Originals.remake_overlay` calls the script's hook again after the last stage, at the size of that stage.
+* Keep the latent outside the mask unchanged. The script compares the final latent with the latent of the original
+  image, and pastes the original image where these latents hardly differ. After the sampling, a stage may therefore
+  change the latent only inside the mask (`limit_to_mask`).
+* Create the overlay again. The overlay is the image that the webui pastes over the result. The script has created it at
+  the size of the base image. `Originals.remake_overlay` calls the script's hook again after the last stage, at the size
+  of that stage.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ def is_active(p: Any) -> bool:
 
 
 def limit_to_mask(p: Any, x: Tensor, changed: Tensor) -> Tensor:
-    """Limits a change of the latent x (B, C, h, w) to the painted area if the job uses Soft inpainting.
+    """Limits a change of a latent to the painted area if the job uses Soft inpainting.
 
-    `changed` (B, C, h, w) is the changed latent. Blends x and `changed` by the mask of the job, which must have the
-    size of the stage. Without Soft inpainting, returns `changed`.
+    `x` (B, C, h, w) is the latent before the change, and `changed` (B, C, h, w) the latent after it. Returns `changed`
+    in the painted area and `x` elsewhere, blended by the mask of the job. The mask must have the size of the stage.
+    Without Soft inpainting, returns `changed` everywhere.
     """
     return torch.lerp(x, changed, p.nmask.to(x)) if is_active(p) else changed
 
@@ -58,8 +60,8 @@ class Originals:
     def latent(self, size: Size) -> Tensor | None:
         """Encodes the source images, resized to `size` cells, to a latent (B, C, h, w).
 
-        Returns None if the job does not use Soft inpainting. The webui's own latent of the source images cannot be
-        upscaled instead. An upscaled latent decodes to a blurred image, and the blur would be visible at the soft
+        Returns None if the job does not use Soft inpainting. This function does not upscale the webui's own latent of
+        the source images, because an upscaled latent decodes to a blurred image. The blur would be visible at the soft
         border of the mask.
         """
         p = self._p
@@ -116,4 +118,5 @@ class Originals:
         return [images.flatten(image, shared.opts.img2img_background_color) for image in self._p.init_images]
 
     def _scale(self, size: Size) -> tuple[float, float]:
+        """Returns the factors for width and height from the base image to a stage of `size` cells."""
         return size[1] / self._plan.crop.width, size[0] / self._plan.crop.height

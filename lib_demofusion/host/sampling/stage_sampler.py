@@ -37,7 +37,7 @@ from lib_demofusion.settings.fields import Settings
 SEED_OFFSET = 0x9E3779B97F4A7C15
 """The difference between the seeds of one stage and the next.
 
-With the same seeds, a stage would repeat the noise of the base image.
+Without this difference, the noise of a stage would repeat the random numbers of the base image.
 """
 
 EXTRA_NOISE = "Extra noise"
@@ -81,7 +81,8 @@ def run_stage(p: Any, task: StageTask, report: Report) -> Tensor:
     """
     x = StageSampler(p, task, report).run()
     if x.shape != task.anchor.shape:
-        # if a noise sampler raises RecursionError, the webui catches it and returns the latent of the live preview
+        # if a noise sampler raises RecursionError, the webui catches it and returns the latent of the live preview,
+        # which can be smaller
         raise StageFailed("the sampler failed with this scheduler; choose another scheduler")
     if not torch.isfinite(x).all():
         raise StageFailed(model_problem())
@@ -89,7 +90,7 @@ def run_stage(p: Any, task: StageTask, report: Report) -> Tensor:
 
 
 class StageSampler:
-    """A sampler of the webui that is created for one stage and discarded afterwards."""
+    """Samples one stage with a sampler of the webui, which is created for this stage only."""
 
     def __init__(self, p: Any, task: StageTask, report: Report):
         self._p, self._task, self._report = p, task, report
@@ -119,7 +120,8 @@ class StageSampler:
     def _sample(self, steps: int, conditioning: Tensor) -> Tensor:
         """Calls the sampler for the last `steps` steps of the schedule.
 
-        The webui sets x in its own way first. `StageRun.before_call` replaces x before the first model call.
+        The webui computes an initial x from the anchor and the noise. `StageRun.before_call` replaces this x before the
+        first model call.
         """
         p, sampler = self._p, self._sampler
         anchor, noise = (self._family.form.to_host(x) for x in (self._task.anchor, self._noise))
@@ -132,6 +134,7 @@ class StageSampler:
                 return sampler.sample(p, noise.clone(), cond, uncond, image_conditioning=conditioning)
             # `sample_img2img` of these samplers runs one step less than it is asked for
             steps += 1
+        # the webui computes the length of the schedule as int(steps / denoising_strength), which is p.steps here
         with replaced(p, denoising_strength=steps / (p.steps + 0.5)):
             return sampler.sample_img2img(p, anchor, noise, cond, uncond, steps, conditioning)
 
@@ -222,9 +225,9 @@ class StageSampler:
         host().attach(denoiser, StageParts(self._p, run, plan, self._batches, frame, before_batch, form, apart))
 
     def _limit_batches(self) -> None:
-        """Limits batches to one view if other extensions have patched the layers of the model.
+        """Limits batches to one view if other extensions have patched the layers of the model (see `layer_patches`).
 
-        If batches could have been larger, a note reports this.
+        If batches could have been larger, the user gets a note.
         """
         names = layer_patches.extensions_with_patches(self._p)
         if names and self._batches.limit_to_one_view():
@@ -237,8 +240,8 @@ class StageSampler:
 def _extra_noise_of_base(p: Any) -> Iterator[None]:
     """Removes the infotext entry for extra noise after the block, unless the base pass has written the entry.
 
-    The sampler of a stage writes this entry too. But in a stage, the webui's setting for extra noise has no effect,
-    because `StageRun.before_call` replaces x after the noise is added.
+    The sampler of a stage writes this entry too, although the webui's setting for extra noise has no effect in a stage:
+    `StageRun.before_call` replaces x after the webui has added the noise.
     """
     before = p.extra_generation_params.get(EXTRA_NOISE)
     try:
@@ -262,7 +265,7 @@ def _default(parameters: Mapping[str, inspect.Parameter], name: str) -> Any:
 def _seed_brownian_noise(sampler: Any, seeds: list[int]) -> None:
     """Makes SDE samplers draw their noise from the seeds of this stage.
 
-    The webui would use `p.all_seeds` for this noise, and not `p.rng`, which has the seeds of the stage.
+    For this noise, the webui reads the seeds from `p.all_seeds`, which are the seeds of the base images.
     """
     create = sampler.create_noise_sampler
     batch = SimpleNamespace(all_seeds=seeds, iteration=0, batch_size=len(seeds))

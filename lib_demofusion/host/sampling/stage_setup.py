@@ -22,7 +22,7 @@ from lib_demofusion.tiled_vae.memory import whole_bytes
 
 
 def stage_steps(p: Any, sampler: Any, name: str, settings: Settings, flow: bool) -> StageSteps:
-    """Returns the length of a stage's schedule and the number of steps that run.
+    """Returns the number of steps in a stage's schedule and the number of its last steps that the stage runs.
 
     `sampler` is a sampler of the webui, and `name` is the name of its sampling function. If `flow` is True, the model
     is a flow model, and the denoising strength determines the noise level at which the stage begins. For other models,
@@ -45,8 +45,8 @@ class CallsOfStage:
 
     For DPM adaptive, the number depends on the image. In a test with a trained model, DPM adaptive made 57 calls in the
     base pass and 126 calls in a stage, because its steps become shorter with dilated views and the skip residual. The
-    estimate is the number of calls in the base pass times a ratio. The ratio was measured in the last stage with this
-    checkpoint and DPM adaptive. Without a measurement, the ratio is 1.
+    estimate is therefore the number of calls in the base pass times a ratio. The ratio comes from the latest stage that
+    used this checkpoint and DPM adaptive. If there was no such stage, the ratio is 1.
     """
 
     def __init__(self, p: Any, name: str, arguments: Mapping[str, Any], second_order: bool):
@@ -57,13 +57,13 @@ class CallsOfStage:
         self.ahead: CallsAhead = calls_ahead(name, arguments, second_order, ratio * self._of_base)
 
     def learn(self, calls: int) -> None:
-        """Stores the ratio that a stage with `calls` model calls shows, if the sampler is DPM adaptive."""
+        """Stores the ratio if the sampler is DPM adaptive. `calls` is the number of model calls that the stage made."""
         if not self._is_known and "sigma_max" in self._arguments:
             timing.learn(self._model, timing.ADAPTIVE_RATIO, calls_of_whole(calls, self._arguments) / self._of_base)
 
 
 def _calls_of_base(p: Any) -> int:
-    """Returns the number of model calls in the last pass of the webui, or 0 if the number is unknown."""
+    """Returns the number of model calls in the last pass before the stages, or 0 if the number is unknown."""
     return getattr(getattr(p.sampler, "model_wrap_cfg", None), "step", 0)
 
 
@@ -74,9 +74,9 @@ FULL = 0
 def view_batches(p: Any, settings: Settings, size: Size) -> ViewBatches:
     """Chooses the number of views per model call for a stage of `size` cells.
 
-    The number comes from the request or from the option on the settings page. If both are 0, as many views as fit into
-    memory are evaluated together. If the setting "SD Unet" has replaced the checkpoint's UNet, for example by TensorRT,
-    the number is 1, because the replacement supports only the batch size of the base image.
+    The request can contain the number. If it does not, the number is the option on the settings page. If that is 0, as
+    many views as fit into memory are evaluated together. If the setting "SD Unet" has replaced the checkpoint's UNet,
+    for example by TensorRT, the number is 1, because the replacement supports only the batch size of the base image.
     """
     if sd_unet.current_unet is not None:
         return ViewBatches(1)
