@@ -97,7 +97,7 @@ class Network(nn.Module):
 class Decoder(Network):
     """Decodes latents (B, 4, h, w) to images (B, 3, H, W). With four levels, H is 8 h and W is 8 w.
 
-    With `attends`, the blocks of one level also have attention layers, as with the argument attn_resolutions in ldm.
+    With `attends`, the blocks of the second level also have attention layers, as with attn_resolutions in ldm.
     """
 
     def __init__(self, ch: int = 8, mult: tuple[int, ...] = (1, 2, 4, 4), groups: int = 4, attends: bool = False):

@@ -17,7 +17,7 @@ if os.environ.get("CI"):
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Moves files with tests that have the mark `slow` or `browser` to the front, if several processes run the tests.
 
-    Otherwise, one process might start a slow file when the others have almost finished.
+    Otherwise, a process might start a slow file last, when the other processes have almost finished.
     """
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if {"slow", "browser"} & {mark.name for mark in item.iter_markers()}}

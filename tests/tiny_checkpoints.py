@@ -57,7 +57,7 @@ State = dict[str, Tensor]
 def derive(source: Path, target: Path) -> list[str]:
     """Writes the derived checkpoints and their configurations to the new folder `target`, and returns their names.
 
-    Returns an empty list if a file of the two checkpoints is missing in `source`.
+    Returns an empty list if `source` does not contain a .yaml and a .safetensors file of both tiny checkpoints.
     """
     if not all((source / f"{name}.{kind}").exists() for name in (SD1, SDXL) for kind in ("yaml", "safetensors")):
         return []

@@ -101,6 +101,7 @@ def test_in_single_precision_the_image_is_the_same_as_on_the_cpu(
     assert psnr_to_the_cpu(webui, card, SINGLE, preset, 2, name) > EQUAL
 
 
+# at 1.625x, the latent has 13x13 cells, so its sides are odd
 @pytest.mark.parametrize("name", TABS)
 @pytest.mark.parametrize("scale", [2, 1.625])
 @pytest.mark.parametrize("preset", PRESETS)

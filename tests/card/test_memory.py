@@ -19,10 +19,10 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize("memory", [40, 12, 6])
 def test_the_preset_balanced_runs_with_little_memory(webui: CardWebui, memory: int) -> None:
-    """`memory` is the memory of the card in MiB. The autoencoder runs in single precision, as that of
-    SDXL often must.
+    """`memory` is the memory of the card in MiB.
 
-    With 40 MiB, it decodes the whole image at once. With 12 or 6 MiB, it runs in tiles.
+    The autoencoder runs in single precision, as that of SDXL often must. With 40 MiB, it decodes the whole image
+    at once. With 12 or 6 MiB, it runs in tiles.
     """
     card = SimulatedCard(memory=memory * MIB)
     made = picture(webui.job({"preset": "Balanced", "scale": 4}, card, HALF_BUT_VAE))

@@ -58,6 +58,7 @@ class FreeMemory:
 
         def usage(folder: Any) -> Any:
             self.disk_queries.append(folder)
+            # raises the real error if the folder does not exist
             shutil.disk_usage(folder)
             return SimpleNamespace(free=self.disk)
 
@@ -167,7 +168,10 @@ def test_an_autoencoder_runs_in_tiles_after_it_ran_out_of_memory(
     network: str,
     allocation: int,
 ) -> None:
-    """One allocation fails although the card reports enough free memory, as with fragmented memory."""
+    """One allocation fails although the card reports enough free memory, as with fragmented memory.
+
+    `allocation` is the number of allocations in the network that succeed before.
+    """
     reported.expect("trying again in smaller parts")
     whole = vae._Forward.__call__
 

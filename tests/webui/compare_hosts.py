@@ -75,6 +75,7 @@ def decibels(error: np.ndarray) -> np.ndarray:
 def cell(one: np.ndarray, other: np.ndarray) -> str:
     """Formats the cell that compares the images (seeds, H, W, 3) of two webuis for one request."""
     errors = ((one - other) ** 2).mean((1, 2, 3))
+    # the PSNR of equal images would be infinite
     single = decibels(np.maximum(errors, 1e-9))
     return f"{decibels(errors.mean()):.1f} ± {single.std():.1f}, {np.abs(one - other).max():.0f}"
 

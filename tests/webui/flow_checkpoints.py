@@ -262,7 +262,7 @@ def mugen(maker: PartMaker) -> Parts:
 def sd3(maker: PartMaker) -> Parts:
     """Makes Stable Diffusion 3, which Forge Neo does not support.
 
-    The webui pads the text embeddings to a width of 4096, and uses T5 only if a setting enables it.
+    Forge pads the text embeddings to a width of 4096, and uses T5 only if a setting enables it.
     """
     from backend.nn.mmditx import MMDiTX
 
@@ -307,7 +307,7 @@ SCALES = re.compile(r"((query|key)_norm|distilled_guidance_layer\.norms\.\d+)\.w
 
 def checkpoint(kind: str, maker: PartMaker) -> dict[str, Tensor]:
     """Returns the weights of a checkpoint of this kind, by their names in the file."""
-    # the activations of these models exceed the range of float16
+    # bfloat16 for the two models whose activations exceed the range of float16
     dtype = torch.bfloat16 if kind in ("zimage", "lumina") else torch.float16
     made = {prefix + key: value for prefix, part in KINDS[kind](maker).items() for key, value in part.items()}
     return {SCALES.sub(r"\1.scale", key): value.detach().to(dtype).contiguous() for key, value in made.items()}

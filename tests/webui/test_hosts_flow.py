@@ -61,7 +61,10 @@ def test_a_batch_of_views_gives_the_same_image_as_single_views(webui: Webui, fam
 
 
 def test_sizes_are_rounded_to_multiples_of_8_or_16_pixels(webui: Webui, family: Any) -> None:
-    """At a scale of 1.625, a side has 104 pixels. This is a multiple of 8, and some models need multiples of 16."""
+    """At a scale of 1.625, a side has 104 pixels. This is a multiple of 8, and some models need multiples of 16.
+
+    `family["unit"]` is the number of which the model needs multiples.
+    """
     result = small(webui, {**ON, "scale": 1.625})
     assert_good(result, (104, 104) if family["unit"] == 8 else (112, 112))
     assert ("DemoFusion note" in result.infotexts[0]) == (family["unit"] == 16)

@@ -104,6 +104,7 @@ def test_memory_is_reserved_for_a_batch_of_views(webui: Webui, family: Any) -> N
     alone = facts_or_skip(webui, "memory")
     small(webui, {**ON, "view_batch": 4}, cfg_scale=4)
     four = facts_or_skip(webui, "memory")
+    # a record contains the width of the latent and the estimate in bytes (demofusion_test_memory.py)
     base, stage = alone[0], alone[-1]
     assert stage[0] == 2 * base[0]
     assert stage[1] == pytest.approx(base[1], rel=1e-3)

@@ -1,7 +1,8 @@
 """A test extension for Forge's family that reports how DemoFusion classifies models.
 
 One route reports the family of the loaded model, and another route the family of every checkpoint file. A third route
-creates each of the webui's engines without weights, and reports whether DemoFusion would run on this kind of model.
+creates each of the webui's engines without weights, and reports whether DemoFusion would run on it. An engine is the
+webui's class for one kind of model.
 """
 
 import collections

@@ -182,13 +182,14 @@ TRANSFORMERS = {
     "QwenImageTransformer2DModel": qwen_image_sizes,
     "ErnieImageTransformer2DModel": ernie_sizes,
 }
+"""Maps the class of a transformer to the function that reads the sizes from its state dict."""
 OTHER_NAMES_IN_FORGE = ("FluxTransformer2DModel", "ChromaTransformer2DModel")
 """Transformers whose arguments have other names in Forge than in Forge Neo. `load` leaves out unknown names."""
 
 
 @contextlib.contextmanager
 def replaced(owner, **values):
-    """Sets attributes for the duration of a block."""
+    """Returns a context in which attributes of `owner` have other values."""
     # vars, because getattr would return a class method that is bound to the owner
     before = {name: vars(owner)[name] for name in values}
     for name, value in values.items():
@@ -202,7 +203,7 @@ def replaced(owner, **values):
 
 @contextlib.contextmanager
 def thin_language_model(state):
-    """For the duration of a block, the webui builds language models in the sizes of `state` and without vision."""
+    """Returns a context in which the webui builds language models in the sizes of `state` and without vision."""
 
     def thin(config):
         return lambda: dataclasses.replace(config(), **language_model_sizes(state, config()))
@@ -222,7 +223,7 @@ def thin_language_model(state):
 
 @contextlib.contextmanager
 def thin_autoencoder(state):
-    """For the duration of a block, the webui builds autoencoders in the widths of `state`."""
+    """Returns a context in which the webui builds autoencoders in the widths of `state`."""
     own = vars(ConfigMixin)["load_config"].__func__
 
     def load_config(cls, *args, **kwargs):
