@@ -208,5 +208,5 @@ def _is_img2img(p: Any) -> bool:
 
 
 def _unit(p: Any) -> int:
-    """Returns the number of cells of which the sides of the checkpoint's latents must be multiples."""
+    """Returns a number of cells. The sides of the checkpoint's latents must be multiples of this number."""
     return host().family(p.sd_model).unit_cells

@@ -91,9 +91,9 @@ class StageWork:
         """Samples a stage with a sampler of the webui. In inpainting, restores the original outside the mask."""
         # the decoded images must not use memory while the stage is sampled
         self._latest = None
-        # torch keeps the freed memory of the VAE in its cache, in blocks that the UNet can hardly use. With this cache,
-        # sampling may need more memory than the GPU has. Windows then uses the computer's memory, which is slow, and
-        # raises no error
+        # torch keeps the freed memory of the VAE in its cache, in blocks that the UNet can hardly use. torch itself
+        # empties the cache only if an allocation fails. On Windows, an allocation that does not fit on the GPU may not
+        # fail, but use the computer's memory, which is slow
         devices.torch_gc()
         with inpainting.masks_at(self._p, self._plan, stage.size, self.originals.latent(stage.size)):
             x = run_stage(self._p, StageTask(stage, self._settings, anchor, self._plan), self._progress.sampling)

@@ -27,8 +27,8 @@ NO_ENCODER = "the upscaler Latent does not need the encoder"
 def decode(p: Any, latent: Tensor, report: vae.Report | None = None) -> Any:
     """Decodes a latent (B, C, h, w) to images (3, H, W) on the CPU, as the webui's DecodedSamples.
 
-    `report` is called with the completed share of the work: after every tile, or with 0.5 before an image is decoded at
-    once. If `report` raises an exception, decoding ends with this exception.
+    `report` is called with the completed share of the work: after every tile, or with 0.5 before an image is decoded
+    as a whole. If `report` raises an exception, decoding ends with this exception.
 
     Raises an out-of-memory error if memory is not sufficient for the smallest tiles. Raises NansException if the latent
     contains NaN or infinity, or if an image still contains NaN after the webui's own retry in higher precision.

@@ -105,7 +105,8 @@ def is_replaced(network: Any) -> bool:
 def _forward(network: Any, forward: Callable[..., Tensor]) -> Iterator[None]:
     """Replaces the forward of a module inside the block.
 
-    This is enough, because sgm and ldm call the module, and torch then calls its attribute `forward`.
+    Setting the attribute `forward` is enough, because the packages sgm and ldm call the module, and torch then calls
+    this attribute.
     """
     before = network.__dict__.get("forward")
     network.forward = forward

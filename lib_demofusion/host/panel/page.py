@@ -173,7 +173,7 @@ def _text_of(shown: gr.HTML) -> gr.Textbox:
 
 
 def _follow(script: Any, component: Any, delay: float = 0.0) -> None:
-    """Updates the summary line and the marks of the preset `delay` seconds after a change of `component`."""
+    """Lets a change of `component` update the summary line and the marks of the preset after `delay` seconds."""
     update = _updater(script)
 
     def update_later(*values: Any) -> list[Any]:
@@ -206,7 +206,7 @@ def _updater(script: Any) -> Callable[..., list[Any]]:
 
 
 def _chooser_of_preset(script: Any) -> Callable[..., list[Any]]:
-    """Returns a function that takes the values of `_inputs`, and updates the preset and the controls that it sets."""
+    """Returns a function that takes the values of `_inputs`, and returns updates of the preset and its controls."""
 
     def choose(*values: Any) -> list[Any]:
         return preset_row.automatic_preset(*_values_of(script, values, {}))

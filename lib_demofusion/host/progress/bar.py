@@ -48,7 +48,7 @@ class Progress:
         self._began = time.time() if shared.state.job_no else shared.state.time_start
 
     def announce(self, p: Any) -> None:
-        """Adds the stages to the webui's number of jobs. Called for every request of a grid or a folder."""
+        """Adds the stages to the webui's number of jobs. Called for every request of an X/Y/Z plot or a folder."""
         self._console.announce(shared.state.job_count, p.n_iter)
         webui_state.announce(p.n_iter * self._jobs, p.n_iter * (self._of_all - self._jobs))
 

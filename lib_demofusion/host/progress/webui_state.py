@@ -18,15 +18,15 @@ from lib_demofusion.settings.fields import Settings
 class JobCount(int):
     """A number of jobs with a fraction. It is an int, but sums and quotients with it use the fraction.
 
-    The webui's bar shows `job_no / job_count`. A stage counts as many jobs as it takes base images of time, for example
-    3.4, so with integers the bar would move in large jumps. The webui's API returns both numbers, and needs integers.
-    `whole` is the integer that the API returns. By default, it is the number without its fraction.
+    The webui's bar shows `job_no / job_count`. For example, a stage that takes 3.4 times as long as a base image counts
+    as 3.4 jobs. With integers, the bar would move in large jumps. The webui's API returns both numbers, and needs
+    integers. `whole` is the integer that the API returns. By default, it is the number without its fraction.
     """
 
     exact: float
 
     expected = 0.0
-    """The part of the number that is only an estimate: the jobs of stages in later requests of a grid or a folder."""
+    """The part of the number that is an estimate: the stages of later requests of an X/Y/Z plot or a folder."""
 
     def __new__(cls, number: float, whole: int | None = None) -> JobCount:
         count = super().__new__(cls, int(number) if whole is None else whole)
