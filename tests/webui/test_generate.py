@@ -154,7 +154,8 @@ def test_img2img_upscales_the_upload_or_the_redrawn_image(webui: Webui, upload: 
 def test_an_error_in_a_stage_returns_the_previous_image(webui: Webui) -> None:
     """The word FAULT in the prompt makes model calls fail (faults/scripts/demofusion_test_faults.py).
 
-    With FAULT:2:48:99, a stage fails after two calls if its latent is 48 to 99 cells high. Here it is the second one.
+    FAULT:2:48:99 lets the second stage fail after two calls, because its latent is 48 cells high. FAULT:0:32:99 lets
+    the first stage fail at once.
     """
     plain = webui.generate()
     faulty = {"prompt": "a red circle FAULT:2:48:99"}

@@ -160,7 +160,7 @@ def test_the_stages_use_the_loras_of_the_main_prompt_after_hires_fix(webui: Webu
     prompts = {"prompt": lora if base else tree, "hr_prompt": lora if hires else tree}
     result = small(webui, **hires_fix(webui), **prompts)
     assert_good(result, (256, 256))
-    # by width in pixels (64 is the base image, 128 is hires fix, 256 is the stage): whether the LoRA was active
+    # by width in pixels (64 is the first pass, 128 is hires fix, 256 is the stage): whether the LoRA was active
     active: dict[int, set[bool]] = {}
     for width, names in webui.call("networks", under="demofusion-test"):
         active.setdefault(8 * width, set()).add(names == [LORA])
@@ -226,7 +226,7 @@ def test_a_hint_has_an_effect_at_its_position_in_tiles(webui: Webui, upload: Ima
     for row, column in PLACES:
         blocks = blocks_of(change(dark, controlled(webui, upload, spot(row, column), more=LATE)))
         touched = blocks[6 * row : 6 * row + 2, 6 * column : 6 * column + 2].mean()
-        # the largest change outside the quadrant of the image that contains the square
+        # the quadrant that contains the square is left out of the maximum
         blocks[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 0
         assert touched > 4 * blocks.max()
 

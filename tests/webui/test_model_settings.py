@@ -17,7 +17,10 @@ class TestSettings:
     """Tests that settings of the webui also apply to the stages, and do not change the images of later jobs."""
 
     def check(self, webui: Webui, acts: bool, **settings: Any) -> None:
-        """Compares images with and without the settings. `acts` is whether the settings must change the final image."""
+        """Compares images with and without the settings. `acts` is whether the settings must change the final image.
+
+        With the settings, the base image must equal the webui's own image. Afterwards, all images must be as before.
+        """
         plain, twice = webui.generate(**SMALL), webui.generate(TWICE, **SMALL)
         with options(webui, **settings):
             first = webui.generate({**TWICE, "return_stages": True}, **SMALL)

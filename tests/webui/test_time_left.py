@@ -110,7 +110,7 @@ def before_the_last_image(seen: Sequence[Reading]) -> Sequence[Reading]:
 
 
 def after_the_first_fifth(seen: Sequence[Reading]) -> list[Reading]:
-    """Leaves out the readings during the first fifth of each stage, and all readings outside of stages."""
+    """Returns the readings in stages, without those in the first fifth of each stage."""
     chosen: list[Reading] = []
     first = 0
     for index in range(1, len(seen) + 1):
