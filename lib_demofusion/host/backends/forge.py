@@ -251,8 +251,8 @@ def reserve_for_views(unet: Any, view: tuple[int, ...], views: int) -> None:
 def attach_denoiser(denoiser: Any, parts: StageParts) -> None:
     """Makes `denoiser` call `StageRun.before_call` before each model call.
 
-    `denoiser` is the CFGDenoiser of the sampler that was created for this stage. It then also resizes its image
-    conditioning, and reduces the size of the latent for the live preview.
+    `denoiser` is the CFGDenoiser of the sampler that was created for this stage. The denoiser then also
+    resizes its image conditioning, and reduces the size of the latent for the live preview.
     """
     cls = type(denoiser)
     run, form = parts.run, parts.form

@@ -66,7 +66,7 @@ class ViewControl:
 
 
 def chain(first: Any) -> list[Any]:
-    """Returns the control models of the linked list that begins with `first`."""
+    """Returns all control models of the linked list that begins with the control model `first`."""
     found = []
     while first is not None:
         found.append(first)

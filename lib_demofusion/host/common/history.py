@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-STEP_CACHE = "%s: it computes a step from earlier steps, but here each call shows other tiles; switch it off"
+STEP_CACHE = "%s: it computes a step from earlier steps, but in a stage each call evaluates other tiles; switch it off"
 """The reason for the refusal of a step cache. The placeholder is the name of the extension that contains it."""
 
 FIXED = (int, float, complex, str, bytes, bool, type(None), Tensor, nn.Module, ModuleType, type)

@@ -107,7 +107,8 @@ def device_memory(reserve: int = 0) -> Memory:
 def available_bytes() -> int:
     """Returns the available memory of the computer in bytes.
 
-    If the process runs in a container that allows less memory, returns the number of bytes that the container allows.
+    If the process runs in a container that allows less memory, returns the number of bytes that the container still
+    allows.
     """
     return min([int(psutil.virtual_memory().available), *_left_in_groups()])
 
