@@ -23,7 +23,7 @@ LANCZOS = "Lanczos"
 """The name of the image upscaler that every webui has."""
 
 IN_PIXELS = " (pixels)"
-"""A suffix of an upscaler's name. With it, the anchor is the encoded enlarged image (see `Settings`)."""
+"""A suffix of an upscaler's name. With it, the anchor is the enlarged image, encoded again (see `Settings`)."""
 
 TURBO = "Turbo"
 """The preset for few-step models."""
