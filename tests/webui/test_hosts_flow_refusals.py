@@ -39,7 +39,10 @@ def assert_refused(result: Result, reason: str) -> None:
 @pytest.mark.parametrize("family", ["schnell", "qwen", "ernie"], indirect=True)
 @pytest.mark.parametrize("word", ["CACHEWRAPPER", "CACHEFORWARD"])
 def test_step_caches_are_refused(webui: Webui, family: Any, word: str) -> None:
-    """The job is refused, but the cache still works: the image is the same as in a job without DemoFusion."""
+    """The job is refused, but the cache still works: the image is the same as in a job without DemoFusion.
+
+    `word` is the word in the prompt that enables a cache (demofusion_test_caches.py).
+    """
     plain = small(webui)
     cached = small(webui, None, prompt=f"a red circle {word}")
     result = small(webui, prompt=f"a red circle {word}")
@@ -54,7 +57,10 @@ def test_step_caches_are_refused(webui: Webui, family: Any, word: str) -> None:
 @pytest.mark.parametrize("family", ["anima"], indirect=True)
 @pytest.mark.parametrize("path", ["txt2img", "img2img"])
 def test_a_cache_that_is_recognized_by_its_infotext_is_refused(webui: Webui, family: Any, path: str) -> None:
-    """The cache writes its infotext entry before each sampling. In img2img, the first sampling is that of a stage."""
+    """MARKER makes a test extension write the infotext entry of Anima TeaCache before each sampling.
+
+    In img2img, the first sampling is that of a stage.
+    """
     result = small(webui, prompt="a tree MARKER", **(IMG2IMG if path == "img2img" else {}))
     assert "Anima TeaCache: it computes a step from earlier steps" in result.infotexts[0]
     assert result.sizes == [(64, 64)]
