@@ -81,8 +81,8 @@ process_images_inner).
 def describe(args: Sequence[Any], tab: TabValues, known: Choices = BUILT_IN) -> str:
     """Returns the summary line as HTML: the sizes, the estimated time (if known), the cost, and notes and warnings.
 
-    The cost is the time of the run, divided by the time in which txt2img would make the base image. If no run
-    is possible, the line contains the reason instead. `args` are the script's arguments. `known` contains the user's
+    The cost is the time of the run, divided by the time of one txt2img pass at the size of the base image. If no run is
+    possible, the line contains the reason instead. `args` are the script's arguments. `known` contains the user's
     presets and the webui's upscalers.
     """
     try:
