@@ -187,7 +187,7 @@ BY_FLAG: Mapping[str, Family] = {
     "is_sd1": SD,
     "is_sd2": SD,
 }
-"""Maps a flag to the family. Models of reForge and AUTOMATIC1111's webui have one of these flags as an attribute."""
+"""Maps an attribute to the family. In reForge and AUTOMATIC1111's webui, one of these attributes is True."""
 
 FLOW_FAMILIES: Mapping[str, Family] = {SDXL.name: SDXL_FLOW}
 """Maps the name of a family to the Family of those of its checkpoints that were trained for flow matching."""

@@ -143,14 +143,14 @@ class Forge:
 
     def attach(self, denoiser: Any, parts: StageParts) -> None:
         unet = denoiser.inner_model.inner_model.forge_objects.unet
-        held = None
+        control = None
         if unet.controlnet_linked_list is not None:
-            held = ViewControl(unet.controlnet_linked_list, parts.run.stage, parts.plan)
-            unet.controlnet_linked_list = held
+            control = ViewControl(unet.controlnet_linked_list, parts.run.stage, parts.plan)
+            unet.controlnet_linked_list = control
         model = parts.p.sd_model
         vectors = vectors_of(model, parts.frame, self.family(model).sized)
         inner, predictor = unet.model_options.get(WRAPPER), predictor_of(unet.model)
-        unet.set_model_unet_function_wrapper(FusedUnet(parts, predictor, vectors, held, inner))
+        unet.set_model_unet_function_wrapper(FusedUnet(parts, predictor, vectors, control, inner))
         attach_denoiser(denoiser, parts)
 
 

@@ -45,7 +45,7 @@ class PresetError(Exception):
 
 
 def read(upscalers: tuple[str, ...]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Returns the user's valid presets, and error messages.
+    """Returns the user's valid presets by their names, and error messages.
 
     `upscalers` are the names of the webui's upscalers. A preset with any other upscaler, except the built-in upscalers,
     is invalid. There is one message for each invalid preset. If the file cannot be read, there is one message for the

@@ -94,9 +94,9 @@ Check = Callable[[Situation], bool]
 
 
 def _tiled_diffusion(now: Situation) -> bool:
-    """Returns whether the extension Tiled Diffusion is active. Its own version of DemoFusion counts too.
+    """Returns whether the extension Tiled Diffusion is active. Its own version of DemoFusion also counts.
 
-    The extension replaces functions of every sampler that is created during the job, also of the stages' samplers.
+    This extension replaces functions of every sampler that is created during the job, also of the stages' samplers.
     """
     return "Tiled Diffusion" in now.params
 
