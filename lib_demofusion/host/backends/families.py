@@ -187,7 +187,10 @@ BY_FLAG: Mapping[str, Family] = {
     "is_sd1": SD,
     "is_sd2": SD,
 }
-"""Maps an attribute to the family. In reForge and AUTOMATIC1111's webui, one of these attributes is True."""
+"""Maps an attribute of a loaded model to the family.
+
+In a model of reForge or AUTOMATIC1111's webui, the attribute of its family is True.
+"""
 
 FLOW_FAMILIES: Mapping[str, Family] = {SDXL.name: SDXL_FLOW}
 """Maps the name of a family to the Family of those of its checkpoints that were trained for flow matching."""
