@@ -62,7 +62,8 @@ def register() -> None:
         .needs_reload_ui(),
         FEW_STEPS: info(True, "Use the preset Turbo for few-step models", section=SECTION).info(
             "replaces the default preset, if that is Balanced or Fast, at 10 sampling steps or fewer and a CFG scale "
-            "of 2 or less; never replaces a preset that you have clicked or changed"
+            "of 2 or less (any CFG scale with Flux.1 and similar models); never replaces a preset that you have "
+            "clicked or changed"
         ),
     }.items():
         shared.opts.add_option(key, option)
