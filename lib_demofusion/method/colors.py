@@ -107,10 +107,12 @@ def _drift(missing: Tensor, fit: Tensor | None) -> float:
     """Averages the color differences `missing` (3, h, w) over each quarter of the picture.
 
     Returns the largest absolute value of these means. `fit` (1, h, w) is 0 for areas that do not count, and 1 for all
-    others.
+    others. A quarter in which no area counts has the mean 0.
     """
-    weighted = missing if fit is None else missing * fit
-    return float(F.adaptive_avg_pool2d(weighted[None], 2).abs().max())
+    if fit is None:
+        return float(F.adaptive_avg_pool2d(missing[None], 2).abs().max())
+    total, counted = (F.adaptive_avg_pool2d(field[None], 2) for field in (missing * fit, fit))
+    return float((total / counted.clamp(min=1e-6)).abs().max())
 
 
 def _fields(areas: _Areas, wanted: Tensor, mask: Tensor | None, fit: Tensor | None) -> dict[str, Tensor]:
