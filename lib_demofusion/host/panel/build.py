@@ -59,6 +59,8 @@ class Panel:
     row: preset_row.PresetRow
     by_picture: Any
     """A gr.State: True if the tab "Resize by" of img2img is selected, so the upload determines the size."""
+    answered: Any
+    """A hidden text box: the values for which the line was computed last (see `page.SIGNED`)."""
 
 
 def build(script: Any) -> list[Any]:
@@ -77,6 +79,7 @@ def build(script: Any) -> list[Any]:
     messages = _messages(problems, known)
     with InputAccordion(Settings.enabled, label=SPECS["enabled"].label, elem_id=script.elem_id("enabled")) as enabled:
         by_picture = gr.State(False)
+        answered = hidden_text()
         line = gr.HTML(value=word(OFF), elem_id=script.elem_id("line"))
         choice = preset_row.build_choice(script, lambda: make.component("preset"))
         components = {"enabled": enabled, "preset": choice.preset, **make.rows(ROWS)}
@@ -93,12 +96,19 @@ def build(script: Any) -> list[Any]:
         for control in controls:
             control.value = None
         return controls
-    script.panel = Panel(controls, line, row, by_picture)
+    script.panel = Panel(controls, line, row, by_picture, answered)
     names = (*CONTROLS, PICKED)
     script.infotext_fields = [(field, Reader(name)) for field, name in zip((*controls, choice.picked), names)]
     # "send to img2img" in txt2img copies these fields. txt2img does not show the control of `img2img_first`
     script.paste_field_names = [Reader(name) for name in names if name != "img2img_first"]
     return controls
+
+
+def hidden_text() -> gr.Textbox:
+    """Creates a hidden text box, which the webui does not write into ui-config.json."""
+    text = gr.Textbox(visible=False)
+    text.do_not_save_to_config = True
+    return text
 
 
 def opening_values(known: Choices) -> dict[str, Any]:

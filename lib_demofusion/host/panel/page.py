@@ -18,7 +18,7 @@ from modules import scripts
 from lib_demofusion.host.common import user_presets
 from lib_demofusion.host.integrations import refusals
 from lib_demofusion.host.panel import preset_row
-from lib_demofusion.host.panel.build import CONTROLS, Panel
+from lib_demofusion.host.panel.build import CONTROLS, Panel, hidden_text
 from lib_demofusion.host.panel.line import OFF, describe
 from lib_demofusion.host.panel.markup import word
 from lib_demofusion.host.panel.tab import TabValues
@@ -125,18 +125,19 @@ def _scripts_of_page() -> list[Any]:
 def _follow_tab(script: Any) -> None:
     """Connects the summary line and the list of changed fields to all components of the panel and the tab."""
     panel, tab = script.panel, script.tab_components
-    # gradio 3 drops a change that occurs while an earlier update runs. A new text of the line therefore causes another
-    # update, with the latest values
-    text_of_line = _text_of(panel.line)
-    for component in (*panel.controls, panel.row.choice.picked, *tab.fields.values(), text_of_line):
+    outdated, event = hidden_text(), _event(script)
+    for component in (*panel.controls, panel.row.choice.picked, *tab.fields.values(), outdated):
         _follow(script, _text_of(component) if isinstance(component, gr.HTML) else component)
-    _follow_few_steps(script, text_of_line)
+    inputs = _inputs(script)
+    check = IF_OUTDATED % len(inputs)
+    panel.answered.change(None, [panel.answered, *inputs], outdated, _js=check, show_progress=False, queue=False)
+    _follow_few_steps(script, _text_of(panel.line))
     # the line is also updated when the page loads: the webui applies ui-config.json after this function has run
-    Context.root_block.load(_updater(script), _inputs(script), _shown(panel), show_progress=False, queue=False)
+    Context.root_block.load(_updater(script), **event)
     # no component has the selected size tab as its value, so the events of the two tabs store it in `by_picture`
     for name, size_tab in tab.size_tabs.items():
         chosen = partial(_on_size_tab, _updater(script), name == "tab_resize_by")
-        size_tab.select(chosen, _inputs(script), [panel.by_picture, *_shown(panel)], show_progress=False, queue=False)
+        size_tab.select(chosen, **{**event, "outputs": [panel.by_picture, *event["outputs"]]})
 
 
 def _follow_few_steps(script: Any, text_of_line: Any) -> None:
@@ -165,9 +166,7 @@ def _text_of(shown: gr.HTML) -> gr.Textbox:
     In gradio 4, the event `change` of every HTML component occurs after every update of the page. If these events
     caused updates, the updates would repeat forever, and the browser would use a whole core.
     """
-    text = gr.Textbox(visible=False)
-    # the webui must not write this text box into ui-config.json
-    text.do_not_save_to_config = True
+    text = hidden_text()
     shown.change(None, [shown, text], [text], _js=IF_CHANGED, show_progress=False, queue=False)
     return text
 
@@ -180,7 +179,39 @@ def _follow(script: Any, component: Any, delay: float = 0.0) -> None:
         time.sleep(delay)
         return update(*values)
 
-    component.change(update_later, _inputs(script), _shown(script.panel), show_progress=False, queue=False)
+    component.change(update_later, **_event(script))
+
+
+SIGNED = "(...values) => [...values.slice(0, %d), JSON.stringify(values.slice(0, %d))]"
+"""JavaScript with the values of `_inputs`, whose number replaces both %d. Returns these values and their JSON text.
+
+An update returns the JSON text together with the new line. The page can then check whether the values have changed
+while the update ran (see IF_OUTDATED).
+"""
+
+IF_OUTDATED = """(answered, ...values) =>
+    (answered || "").split("\\n")[0] === JSON.stringify(values.slice(0, %d))
+        ? new Promise(() => {}) : String(performance.now())"""
+"""JavaScript with the values of `Panel.answered` and of `_inputs`. The number of `_inputs` replaces %d.
+
+gradio 3 drops a change of a component that occurs while an update for an earlier change of this component runs. If the
+line was computed from old values, this code returns a new text, which causes another update. If the line is up to date,
+it returns a promise that never resolves, so gradio updates nothing.
+"""
+
+
+def _event(script: Any) -> dict[str, Any]:
+    """Returns the arguments of an event whose function is `_updater` or returns the same updates."""
+    inputs, panel = _inputs(script), script.panel
+    signed = SIGNED % (len(inputs), len(inputs))
+    outputs = [*_shown(panel), panel.answered]
+    return {
+        "inputs": [*inputs, panel.answered],
+        "outputs": outputs,
+        "_js": signed,
+        "show_progress": False,
+        "queue": False,
+    }
 
 
 def _inputs(script: Any) -> list[Any]:
@@ -194,13 +225,16 @@ def _shown(panel: Panel) -> list[Any]:
 
 
 def _updater(script: Any) -> Callable[..., list[Any]]:
-    """Returns a function that takes the values of `_inputs`, and returns updates of the components in `_shown`."""
+    """Returns a function that takes the result of SIGNED, and returns updates of `_shown` and of `Panel.answered`."""
 
     def update(*values: Any, **more: Any) -> list[Any]:
-        own, tab = _values_of(script, values, more)
+        *inputs, signature = values
+        own, tab = _values_of(script, inputs, more)
         known = user_presets.known_choices()
         text = describe([own], tab, known) if own["enabled"] else word(OFF)
-        return [gr.update(value=text), *preset_row.marks(own, known)]
+        # the second line makes every answer a change, even if the values are the same as in the last answer
+        answered = f"{signature}\n{time.perf_counter_ns()}"
+        return [gr.update(value=text), *preset_row.marks(own, known), gr.update(value=answered)]
 
     return update
 
@@ -227,7 +261,7 @@ def _values_of(script: Any, values: Sequence[Any], more: Mapping[str, Any]) -> t
 
 
 def _on_size_tab(update: Callable[..., list[Any]], by: bool, *values: Any) -> list[Any]:
-    """Returns the new value of `by_picture`, and updates of the line and the marks of the preset.
+    """Returns the new value of `by_picture`, and the updates that `update` returns.
 
     `by` is True if the tab "Resize by" was selected.
     """
