@@ -179,7 +179,8 @@ def _follow(script: Any, component: Any, delay: float = 0.0) -> None:
         time.sleep(delay)
         return update(*values)
 
-    component.change(update_later, **_event(script))
+    count = len(_inputs(script))
+    component.change(update_later, **_event(script), _js=SIGNED % (count, count))
 
 
 SIGNED = "(...values) => [...values.slice(0, %d), JSON.stringify(values.slice(0, %d))]"
@@ -201,17 +202,13 @@ it returns a promise that never resolves, so gradio updates nothing.
 
 
 def _event(script: Any) -> dict[str, Any]:
-    """Returns the arguments of an event whose function is `_updater` or returns the same updates."""
-    inputs, panel = _inputs(script), script.panel
-    signed = SIGNED % (len(inputs), len(inputs))
-    outputs = [*_shown(panel), panel.answered]
-    return {
-        "inputs": [*inputs, panel.answered],
-        "outputs": outputs,
-        "_js": signed,
-        "show_progress": False,
-        "queue": False,
-    }
+    """Returns the arguments of an event whose function is `_updater` or returns the same updates.
+
+    Forge's family accepts `_js` only for the events of components. Other events therefore pass the last answer in place
+    of the JSON text of SIGNED. If the values have changed since that answer, IF_OUTDATED causes one more update.
+    """
+    inputs, outputs = ([*components, script.panel.answered] for components in (_inputs(script), _shown(script.panel)))
+    return {"inputs": inputs, "outputs": outputs, "show_progress": False, "queue": False}
 
 
 def _inputs(script: Any) -> list[Any]:
@@ -225,7 +222,7 @@ def _shown(panel: Panel) -> list[Any]:
 
 
 def _updater(script: Any) -> Callable[..., list[Any]]:
-    """Returns a function that takes the result of SIGNED, and returns updates of `_shown` and of `Panel.answered`."""
+    """Returns a function that takes the values of `_event`, and returns updates of its outputs."""
 
     def update(*values: Any, **more: Any) -> list[Any]:
         *inputs, signature = values
