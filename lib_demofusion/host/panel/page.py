@@ -125,11 +125,11 @@ def _scripts_of_page() -> list[Any]:
 def _follow_tab(script: Any) -> None:
     """Connects the summary line and the list of changed fields to all components of the panel and the tab."""
     panel, tab = script.panel, script.tab_components
-    outdated, event = hidden_text(), _event(script)
+    outdated, event, inputs = hidden_text(), _event(script), _inputs(script)
+    signed, check = SIGNED % (len(inputs), len(inputs)), IF_OUTDATED % len(inputs)
     for component in (*panel.controls, panel.row.choice.picked, *tab.fields.values(), outdated):
-        _follow(script, _text_of(component) if isinstance(component, gr.HTML) else component)
-    inputs = _inputs(script)
-    check = IF_OUTDATED % len(inputs)
+        changing = _text_of(component) if isinstance(component, gr.HTML) else component
+        changing.change(_updater(script), **event, _js=signed)
     panel.answered.change(None, [panel.answered, *inputs], outdated, _js=check, show_progress=False, queue=False)
     _follow_few_steps(script, _text_of(panel.line))
     # the line is also updated when the page loads: the webui applies ui-config.json after this function has run
@@ -172,15 +172,14 @@ def _text_of(shown: gr.HTML) -> gr.Textbox:
 
 
 def _follow(script: Any, component: Any, delay: float = 0.0) -> None:
-    """Lets a change of `component` update the summary line and the marks of the preset after `delay` seconds."""
+    """Lets a change of a component of the page update the line and the marks of the preset after `delay` seconds."""
     update = _updater(script)
 
     def update_later(*values: Any) -> list[Any]:
         time.sleep(delay)
         return update(*values)
 
-    count = len(_inputs(script))
-    component.change(update_later, **_event(script), _js=SIGNED % (count, count))
+    component.change(update_later, **_event(script))
 
 
 SIGNED = "(...values) => [...values.slice(0, %d), JSON.stringify(values.slice(0, %d))]"
@@ -204,8 +203,9 @@ it returns a promise that never resolves, so gradio updates nothing.
 def _event(script: Any) -> dict[str, Any]:
     """Returns the arguments of an event whose function is `_updater` or returns the same updates.
 
-    Forge's family accepts `_js` only for the events of components. Other events therefore pass the last answer in place
-    of the JSON text of SIGNED. If the values have changed since that answer, IF_OUTDATED causes one more update.
+    The last input is `Panel.answered`. With the argument `_js`, the text of SIGNED replaces it. Forge's family accepts
+    `_js` neither for events of the page and of tabs nor for a component that is just being created. These events pass
+    the last answer unchanged. If the values have changed since that answer, IF_OUTDATED causes one more update.
     """
     inputs, outputs = ([*components, script.panel.answered] for components in (_inputs(script), _shown(script.panel)))
     return {"inputs": inputs, "outputs": outputs, "show_progress": False, "queue": False}
