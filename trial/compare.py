@@ -20,7 +20,7 @@ from trial.small_model import GUIDANCE
 
 NATIVE = 128
 WHOLE, PART = 160, 320
-"""The sheet shows each image twice: the whole image at this side in pixels, and a part of this side at 1:1."""
+"""Sides in pixels on the sheet: WHOLE of the reduced whole image, and PART of the part that is shown at 1:1."""
 
 
 def sample(options: Any, size: int, demofusion: bool) -> Any:

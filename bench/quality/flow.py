@@ -37,7 +37,7 @@ LAST_SIGMA = flow_level(999)
 
 @dataclass(frozen=True)
 class FlowRow:
-    """The sampler, the schedule and the weights with which a row of the table runs the small model as a flow model."""
+    """How the benchmark runs the small model as a flow model. Each object has a row in tables of bench/README.md."""
 
     sampler: Sampler = "Euler"
     shift: float = 3.0

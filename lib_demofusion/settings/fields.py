@@ -119,7 +119,8 @@ class Settings:
         0,
         "Hires steps",
         "hires steps",
-        "steps of each stage = this number multiplied by Denoising strength; 0 = use the base image's number of steps",
+        "steps of each stage = this number multiplied by Denoising strength; "
+        "0 = the maximum, the base image's number of steps",
         (0, 150, 1),
     )
     denoising_strength: float = _number(

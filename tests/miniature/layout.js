@@ -1,4 +1,5 @@
-// Lists the controls of the panel that are cut off or covered, and the labels that are covered or take several lines.
+// Lists the controls and labels of the panel that are cut off or covered, and the labels that take several lines. Also
+// reports a panel that is wider than the page.
 panel => {
     const problems = [], root = document.querySelector(`${panel}_enabled`);
     const shown = (node) => node.getClientRects().length > 0 && getComputedStyle(node).visibility === "visible";

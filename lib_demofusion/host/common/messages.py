@@ -1,6 +1,7 @@
 """Shows messages of a job below the images, and writes these messages to the infotext.
 
-A message about an exception is also printed to the console.
+javascript/demofusion.js repeats the messages above the gallery. A message about an exception is also printed to the
+console.
 """
 
 from __future__ import annotations
