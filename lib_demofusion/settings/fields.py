@@ -119,8 +119,8 @@ class Settings:
         0,
         "Hires steps",
         "hires steps",
-        "steps of each stage = this number multiplied by Denoising strength; "
-        "0 = the maximum, the base image's number of steps",
+        "this number times Denoising strength = steps of each stage; "
+        "0 = the number in Sampling steps, which is the maximum",
         (0, 150, 1),
     )
     denoising_strength: float = _number(

@@ -180,9 +180,9 @@ class _Run:
     def _convolve(self, index: int, scale_shift: Tensor | None) -> None:
         """Runs layer `index`, a convolution, over the whole map.
 
-        If a residual block has a shortcut, this function runs the shortcut together with the first convolution of the
-        block. The output of the shortcut then replaces the main path. The second convolution of a residual block adds
-        its output to the main path.
+        The map "x" contains the input of a residual block, and then also its output. If the block has a shortcut, this
+        function runs the shortcut together with the first convolution of the block, and "x" becomes the output of the
+        shortcut. The second convolution adds its output to "x".
         """
         layer, x = self._layers[index], self._maps["x"]
         source = self._maps[layer.reads]

@@ -119,6 +119,6 @@ def test_samples_follow_the_prompt(model):
     assert images.shape == (8, 128, 128, 3)
     assert np.isfinite(images).all()
     found = judged(studio, images)
-    # measured: all of them are right; by chance, 1 of 10 grounds and 1 of 24 subjects would be right
+    # measured: all of them are right; at random, 1 of the 10 photographed grounds and 1 of 24 subjects would be right
     assert found["right ground"] >= 0.7
     assert found["right subject"] >= 0.5
