@@ -1,7 +1,7 @@
 """Tests the hints of the ControlNet extension in a stage.
 
-The model of these tests returns the hint that it receives. The fused prediction must therefore be the hint at the size
-of the stage.
+The model of these tests predicts the *control*: the hint that it receives, reduced to the size of its latent (see
+`control_of`). The fused prediction must therefore be the control of the hint at the size of the stage.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ def test_the_fused_control_of_dilated_views_is_the_control_of_the_large_hint(sca
 
 @pytest.mark.parametrize("scale", [1.5, 2.5, 3])
 def test_with_a_rounded_shift_the_position_error_of_the_hint_is_at_most_one_pixel(scale: float) -> None:
+    """At these scales, the cells of a dilated view are not at whole pixels of the hint, so the shift is rounded."""
     hint = ramp(*PIXELS)
     stage = Stage([Unit(hint)], Settings(scale=scale))
     change_per_pixel = 0.5 / PIXELS[1] + 0.4 / PIXELS[0]
@@ -216,7 +217,7 @@ def test_units_with_an_embedding_as_hint_are_not_changed(kind: str) -> None:
     assert controlnet.refusal(stage.p) is None
     stage.fused(BOTH)
     after = state([unit])
-    # set by the stand-in for the hook, as in the extension
+    # a model call sets this attribute, as in the extension
     assert after[0].pop("used_hint_cond") is unit.hint_cond
     before[0].pop("used_hint_cond")
     assert after == before

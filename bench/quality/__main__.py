@@ -67,7 +67,7 @@ def main() -> None:
     """Runs the jobs, and writes table.md and a sheet for each scale."""
     args = options()
     try:
-        # fails at once if the images of the Debian packages are missing; otherwise, `rows_at` would fail hours later
+        # fails at once if the cut-outs and photographs are missing; otherwise, `rows_at` would fail hours later
         installed()
     except FileNotFoundError as error:
         raise SystemExit(str(error)) from None

@@ -120,7 +120,7 @@ class Settings:
         "Hires steps",
         "hires steps",
         "this number times Denoising strength = steps of each stage; "
-        "0 = the number in Sampling steps, which is the maximum",
+        "0 or more than Sampling steps = as many as Sampling steps",
         (0, 150, 1),
     )
     denoising_strength: float = _number(

@@ -25,7 +25,7 @@ class FusedModel:
     def __init__(self, inner: Any, parts: StageParts, hints: Hints | None = None):
         self.inner = inner
         self.images = 0
-        """The result of `webui.repeated_images` for the current call."""
+        """Number of images B if the rows of the current call repeat B images, else 0 (see `webui.repeated_images`)."""
         self.batch = 0
         """Number of images in the sampler's x."""
         self._parts = parts
@@ -36,8 +36,8 @@ class FusedModel:
         """Returns the fused prediction for x (N, C, H, W), the rows of all conds and unconds.
 
         `level` (N,) is the noise level of each row. It is a timestep if `inner` is the wrapper of a timestep sampler,
-        such as DDIM, and a sigma otherwise. Raises RuntimeError if cond and uncond come in separate calls although an
-        extension needs them in one call.
+        such as DDIM, and a sigma otherwise. Raises RuntimeError if an extension needs calls with exactly one cond and
+        one uncond per image, and this call has other rows.
         """
         size = (x.shape[-2], x.shape[-1])
         if self._parts.separate_calls_error and len(x) != 2 * self.batch:

@@ -116,7 +116,7 @@ class BaseColors:
         self._base: list[Tensor] | None = None
 
     def remember(self, pictures: Iterable[Tensor]) -> None:
-        """Stores the base images, each (3, H, W) in -1..1, cropped to the final shape. Later calls have no effect."""
+        """Stores the base images, each (3, H, W) in -1..1, cropped as planned. Later calls have no effect."""
         if self._base is None:
             crop = self._plan.crop.times(CELL)
             self._base = [crop.take(as_image(picture)).float().cpu().clone() for picture in pictures]

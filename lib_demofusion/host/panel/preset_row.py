@@ -26,7 +26,7 @@ from lib_demofusion.settings.presets import PRESETS, TURBO, Choices
 from lib_demofusion.settings.reading import changed_fields, preset_values
 
 NAME_LABEL = "Save as preset"
-NAME_INFO = "if you type no name, the chosen preset is replaced"
+NAME_INFO = "if you type no name, the chosen preset is replaced, unless it is built in"
 NAME_PLACEHOLDER = "name of the preset"
 SAVE, DELETE, BACK = "\U0001f4be", "\U0001f5d1\ufe0f", "\u21a9\ufe0f"
 SAVE_TIP, DELETE_TIP = "Save the values for quality and speed as a preset", "Delete the chosen preset"

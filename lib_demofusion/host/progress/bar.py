@@ -27,9 +27,9 @@ class Progress:
     """Moves the webui's bar in proportion to time. The webui computes the remaining time from the position of the bar.
 
     The webui's bar shows (job_no + step / steps) / job_count. The webui counts one job per iteration, or two with hires
-    fix. The webui ends the last job itself, after it has decoded the image. The stages add a number of jobs that is
-    proportional to their expected time. `costs` are numbers of latent cells: first one number for all of the webui's
-    own passes, then one for each part of every stage, and at last one for decoding the final image.
+    fix. It ends the last job itself, after it has decoded the image. The stages add jobs in proportion to their
+    expected time. `costs` are numbers of latent cells (in sampling, the cells that the model evaluates): one for the
+    webui's own passes, one for each of the three PARTS of every stage, and one for decoding the final image.
     """
 
     def __init__(self, p: Any, plan: Plan, costs: Sequence[float], total: webui_state.Console):
@@ -44,11 +44,11 @@ class Progress:
         self._jobs = 2 if getattr(p, "enable_hr", False) else 1
         self._of_all = self._jobs * (1 + sum(self._parts) / self._base)
         self._first_job, self._stage, self._place, self._console = 0.0, 0, 0.0, total
-        # in the first iteration, the webui counts the time since the start of the job
+        # the start of the current iteration; in the first one, the webui counts from the start of the request
         self._began = time.time() if shared.state.job_no else shared.state.time_start
 
     def announce(self, p: Any) -> None:
-        """Adds the stages to the webui's number of jobs. Called for every request of an X/Y/Z plot or a folder."""
+        """Adds the stages to the webui's number of jobs. Called for every cell of an X/Y/Z plot or file of a batch."""
         self._console.announce(shared.state.job_count, p.n_iter)
         webui_state.announce(p.n_iter * self._jobs, p.n_iter * (self._of_all - self._jobs))
 
