@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import k_diffusion.sampling
 import numpy as np
 import pytest
 import torch
@@ -91,6 +92,33 @@ def test_the_base_image_is_returned_if_the_webui_does_not_call_the_object_that_e
     assert result.images[0].tobytes() == plain.images[0].tobytes()
     assert "did not evaluate the tiles of DemoFusion" in result.comments
     assert "DemoFusion error" in result.infotexts[0]
+
+
+@pytest.mark.parametrize("after_steps", [0, 2])
+def test_a_noise_sampler_without_noise_stops_the_stage(
+    webui: Webui, monkeypatch: pytest.MonkeyPatch, reported: Reports, after_steps: int
+) -> None:
+    """Some schedules make the noise sampler of an SDE sampler raise RecursionError, at its first or a later step.
+
+    The webui catches the error and returns the latent of the last step. In a stage, this latent has the size of the
+    result, so it must not be taken for the result.
+    """
+    reported.expect("cannot draw noise for this schedule type")
+    plain = webui.job(sampler_name="DPM++ 2M SDE")
+
+    def sample(model: Any, x: torch.Tensor, sigmas: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        if x.shape[-1] * 8 == BASE:
+            return real(model, x, sigmas, **kwargs)
+        if after_steps:
+            real(model, x, sigmas[: after_steps + 1], **kwargs)
+        raise RecursionError("maximum recursion depth exceeded")
+
+    real = k_diffusion.sampling.sample_dpmpp_2m_sde
+    monkeypatch.setattr(k_diffusion.sampling, "sample_dpmpp_2m_sde", functools.wraps(real)(sample))
+    result = webui.job(ON, sampler_name="DPM++ 2M SDE")
+    assert sizes(result) == [BASE]
+    assert result.images[0].tobytes() == plain.images[0].tobytes()
+    assert "choose another schedule type" in result.comments
 
 
 def test_an_unknown_webui_is_reported_when_the_extension_is_loaded(

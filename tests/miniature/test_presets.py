@@ -97,7 +97,7 @@ def test_a_preset_can_be_replaced_and_deleted(file: Path) -> None:
     ],
 )
 def test_an_invalid_name_is_refused(file: Path, name: str, sentence: str) -> None:
-    with pytest.raises(user_presets.PresetError, match=sentence):
+    with pytest.raises(user_presets.PresetError, match=re.escape(sentence)):
         save(name, VALUES)
     assert not file.exists()
 

@@ -184,8 +184,10 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     url, folder = request.config.getoption("--webui-url"), request.config.getoption("--webui")
     if url:
         server = Webui(url)
+        present = server.call("options")
         server.call("options", DEFAULTS)
         yield server
+        server.call("options", {name: present[name] for name in DEFAULTS})
         return
     if not folder:
         pytest.skip("no real webui: name one with --webui DIR or SD_WEBUI_DIR")

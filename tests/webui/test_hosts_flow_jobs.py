@@ -133,9 +133,10 @@ def test_unusual_values_of_fields(webui: Webui, family: Any, name: str) -> None:
 
 
 def test_every_sampler_makes_an_image_or_is_refused(webui: Webui, family: Any) -> None:
+    """Euler works with every flow-matching model, so it must not be refused."""
     for name in [entry["name"] for entry in webui.call("samplers")]:
         result = small(webui, sampler_name=name, steps=4)
-        if "does not work with the sampler" in result.infotexts[0]:
+        if "does not work with the sampler" in result.infotexts[0] and name != "Euler":
             assert result.sizes == [(64, 64)], name
         else:
             assert_good(result, TWICE)

@@ -22,7 +22,7 @@ MAX_NAME = 60
 
 BUILT_IN = "You cannot replace or delete a built-in preset"
 NO_NAME = "Type a name for the preset"
-BAD_NAME = "Use a name of at most 60 printable characters"
+BAD_NAME = "Use a name of at most 60 printable characters that does not end with (changed)"
 NOT_SAVED = "This preset no longer exists"
 REPAIR = "Repair or delete the file demofusion-presets.json first"
 NOT_WRITTEN = "The change to your presets was not saved"

@@ -47,6 +47,8 @@ SEED_MASK = (1 << 63) - 1
 
 NEVER_CALLED = "the sampler did not evaluate the tiles of DemoFusion, so its result is not used; choose another sampler"
 
+NO_NOISE = "the sampler cannot draw noise for this schedule type; choose another schedule type"
+
 Report = Callable[[StageProgress], None]
 """A function that shows the progress of the stage to the user."""
 
@@ -80,10 +82,6 @@ def run_stage(p: Any, task: StageTask, report: Report) -> Tensor:
     of the model.
     """
     x = StageSampler(p, task, report).run()
-    if x.shape != task.anchor.shape:
-        # if a noise sampler raises RecursionError, the webui catches it and returns the latent of the live preview,
-        # which can be smaller
-        raise StageFailed("the sampler failed with this scheduler; choose another scheduler")
     if not torch.isfinite(x).all():
         raise StageFailed(model_problem())
     return x
@@ -166,12 +164,9 @@ class StageSampler:
             self._report(progress)
 
         try:
-            made = self._func(denoiser, x, *args, callback=after_step, **kwargs)
-            run.end()
-        except InterruptedException:
-            raise StageStopped from None
-        except UnknownSampler as error:
-            raise StageFailed(f"the sampler {self._p.sampler_name}: {error}") from None
+            with _errors_of_sampler(self._p.sampler_name):
+                made = self._func(denoiser, x, *args, callback=after_step, **kwargs)
+                run.end()
         finally:
             timing.learn(self._p.sd_model, timing.MODEL, progress.rate)
         if not run.predictions:
@@ -234,6 +229,23 @@ class StageSampler:
             report_note(
                 self._p, f"evaluating single tiles, which is slower, because {', '.join(names)} changes the model"
             )
+
+
+@contextmanager
+def _errors_of_sampler(name: str) -> Iterator[None]:
+    """Raises StageStopped or StageFailed instead of the errors with which a sampling function ends early.
+
+    `name` is the sampler's name in the webui.
+    """
+    try:
+        yield
+    except InterruptedException:
+        raise StageStopped from None
+    except RecursionError:
+        # the webui would catch this error of a noise sampler, and return the latent of the last step as the result
+        raise StageFailed(NO_NOISE) from None
+    except UnknownSampler as error:
+        raise StageFailed(f"the sampler {name}: {error}") from None
 
 
 @contextmanager

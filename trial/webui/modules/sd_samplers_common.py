@@ -151,7 +151,10 @@ class Sampler:
     def _run(
         self, p: Any, x: Tensor, steps: int, cond: Any, uncond: Any, image_cond: Any, arguments: dict[str, Any]
     ) -> Tensor:
-        """Calls the sampling function. After an interruption by the user, returns the last predicted clean latent."""
+        """Calls the sampling function. Returns the latent of the live preview if the function stops early.
+
+        It stops early if the user interrupts it, or if a noise sampler raises RecursionError.
+        """
         k_diffusion.sampling.torch = TorchHijack(p)
         self.sampler_extra_args = {
             "cond": cond,
@@ -166,7 +169,7 @@ class Sampler:
         common = {"extra_args": self.sampler_extra_args, "disable": True, "callback": self._after_step}
         try:
             return self.func(self.model_wrap_cfg, x, **common, **arguments)
-        except InterruptedException:
+        except (InterruptedException, RecursionError):
             return self.last_latent
 
     def _after_step(self, d: dict) -> None:
