@@ -1,6 +1,6 @@
 """Defines a small autoencoder with random weights, and creates test images for it.
 
-The modules have the same names and the same order as in Stable Diffusion's autoencoder.
+The modules have the same names as in Stable Diffusion's autoencoder, and run in the same order.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class Network(nn.Module):
 class Decoder(Network):
     """Decodes latents (B, 4, h, w) to images (B, 3, H, W). With four levels, H is 8 h and W is 8 w.
 
-    With `attends`, the blocks of the second level also have attention layers, as with attn_resolutions in ldm.
+    With `attends`, the blocks of `up[1]`, which have half the resolution of the image, also have attention layers.
+    In ldm, the parameter attn_resolutions adds such layers.
     """
 
     def __init__(self, ch: int = 8, mult: tuple[int, ...] = (1, 2, 4, 4), groups: int = 4, attends: bool = False):
@@ -166,10 +167,10 @@ def randomised(network: nn.Module, seed: int = 0) -> Any:
 
 
 def picture_like(channels: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Returns values (1, C, H, W) that are smooth at the top, textured at the bottom, and high in one small spot.
+    """Returns a tensor (1, C, H, W) that is smooth at the top, noisy at the bottom, and high in one small spot.
 
     The mean and variance differ from place to place. A test therefore fails if a tile is normalized with its own mean
-    and variance.
+    and variance instead of those of the whole tensor.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(2, channels, height, width, generator=generator)

@@ -67,7 +67,10 @@ class Adapter:
 
 
 class Lite:
-    """Imitates ControlNet-LLLite. It adds layers to the UNet, which store the hint with values scaled to -1..1."""
+    """Imitates ControlNet-LLLite, which adds layers to the UNet.
+
+    The layers store the hint, scaled to -1..1, and the control that they compute from it.
+    """
 
     def __init__(self, hint: Tensor) -> None:
         layer = SimpleNamespace(cond_image=hint * 2 - 1, cond_emb=None)
@@ -106,9 +109,9 @@ class Network:
     def control(self, x: Tensor) -> Tensor:
         """Returns the sum of the controls of all units for x (N, 4, h, w).
 
-        Raises AssertionError in three cases: a control does not have the size of x, the number of images in a control
-        is neither 1 nor N, or a hint should be encoded by the VAE but is not. If a hint is encoded, its control must
-        contain N images.
+        Raises AssertionError if a control does not have the size of x, or if a mask is not 8 times as large as x. Also
+        raises it if the number of images in a control or mask is neither 1 nor N, or if a hint should be encoded by the
+        VAE but is not. If a hint is encoded, its control must contain N images.
         """
         total = torch.zeros_like(x)
         for unit in self.control_params:
@@ -150,7 +153,10 @@ class Network:
 
 
 class ControlNetScript:
-    """Imitates the script class of the ControlNet extension. The hook of the latest job is in `latest_network`."""
+    """Imitates the script class of the ControlNet extension.
+
+    `latest_network` is the hook of the latest job, or None if no unit is active.
+    """
 
     def __init__(self, network: Network | None):
         self.latest_network = network
@@ -166,7 +172,10 @@ def state(units: list[Unit]) -> list[dict[str, Any]]:
 
 
 def job(network: Network | None) -> Any:
-    """Returns a stand-in for the webui's processing object. `network` is the hook of its UNet, or None."""
+    """Returns a stand-in for the webui's processing object.
+
+    `network` is ControlNet's hook of the UNet, or None if no unit is active.
+    """
     unet = SimpleNamespace(in_channels=4)
     if network is not None:
         network.model = unet

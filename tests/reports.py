@@ -18,7 +18,7 @@ from lib_demofusion.host.common.messages import STOPPED
 PREFIX = "DemoFusion"
 ERROR, NOTE = f"{PREFIX} error", f"{PREFIX} note"
 GALLERY = f"{PREFIX}: the gallery shows"
-"""The first words of the message that the gallery shows a smaller copy of a very large image.
+"""The first words of a message: it says that the gallery shows a smaller copy of a very large image.
 
 The page shows this message, but the infotext does not contain it.
 """
@@ -51,7 +51,11 @@ class Reports(logging.Handler):
             self.failures.append(f"page: {text[text.index(ERROR) :]}")
 
     def see(self, comments: str, infotexts: list[str]) -> None:
-        """Collects the failures in the comments and the infotexts of a job. The page shows the comments."""
+        """Collects the failures in the comments and the infotexts of a job. The page shows the comments.
+
+        A comment of DemoFusion is a failure, unless it repeats a note of the infotexts or begins with GALLERY or
+        STOPPED.
+        """
         texts = [infotext_utils.parse_generation_parameters(text) for text in infotexts if text]
         notes = "; ".join(text[NOTE] for text in texts if NOTE in text)
         self.notes.append(notes)
@@ -67,7 +71,7 @@ class Reports(logging.Handler):
         assert unexpected == [], "the test did not expect these failures"
         reported = [*self.failures, *self.notes]
         missing = [part for part in self._expected if not any(part in text for text in reported)]
-        assert missing == [], "the test expected these failures, but they were not reported"
+        assert missing == [], "the test expected these failures or notes, but they were not reported"
 
 
 @pytest.fixture(autouse=True, name="reported")

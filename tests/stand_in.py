@@ -1,6 +1,7 @@
-"""Makes the stand-in for the webui importable: adds its folders to sys.path.
+"""Makes the stand-in for the webui (trial/webui) and the helpers in tests/miniature importable.
 
-Also imports gradio and k_diffusion here, without the warnings that these old packages cause at import.
+The folders are added to sys.path. Also imports gradio and k_diffusion, without the warnings that these old packages
+cause at import.
 """
 
 from __future__ import annotations

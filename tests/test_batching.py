@@ -19,7 +19,7 @@ from lib_demofusion.settings.fields import Settings
 
 
 def model(crops: Tensor, rows: slice) -> Tensor:
-    """Denoises crops. Each row of the latent has a different factor, so swapped rows would change the result."""
+    """Denoises crops. Each row of the model call has a different factor, so swapped rows would change the result."""
     gain = torch.arange(10.0)[rows].repeat(len(crops) // (rows.stop - rows.start))
     return torch.tanh(crops) * (1 + gain.view(-1, 1, 1, 1))
 
@@ -27,8 +27,8 @@ def model(crops: Tensor, rows: slice) -> Tensor:
 class SmallMemory:
     """Imitates a model and the memory of its device.
 
-    A model call runs out of memory if it has more than `limit` rows, or if `failing` contains the number of the call,
-    counted from 0.
+    A batch of V views with N rows each has V * N rows. It runs out of memory if it has more than `limit` rows, or if
+    `failing` contains the number of this model call, counted from 0.
     """
 
     def __init__(self, limit: int = 1000, failing: Sequence[int] = ()):
@@ -99,7 +99,8 @@ def test_batches_with_both_kinds_of_views_shrink_until_they_fit_into_memory(limi
     expected = fused(SmallMemory(), ViewBatches(1), SHARED)
     memory = SmallMemory(limit)
     torch.testing.assert_close(fused(memory, ViewBatches(views), SHARED), expected)
-    # a failed batch is halved, so the largest successful batch has at least half of the rows that would fit
+    # a failed batch is halved, so the largest successful batch has at least half of the rows that would fit; all 20
+    # views together have 40 rows
     assert max(count for count in memory.attempts if count <= limit) >= min(limit, 2 * views, 40) // 2
 
 
@@ -156,9 +157,10 @@ def test_the_automatic_batch_size_is_the_largest_power_of_two_that_fits_into_the
 
 
 def test_memory_is_measured_again_for_larger_views() -> None:
-    """At a scale of 1.5, dilated views are smaller than local views. The first model calls can have only dilated views.
+    """At a scale of 1.5, dilated views are smaller than local views.
 
-    A batch size that fits these views can be too large for local views.
+    The first model calls of a stage can have only dilated views. A batch size that fits these views can be too large
+    for local views.
     """
     memory = SmallMemory()
     memory.peak = lambda: cells[-1]
@@ -173,10 +175,10 @@ def test_memory_is_measured_again_for_larger_views() -> None:
     small = [(view, X) for view in dilated_views(SIZE, 4)]
     large = [(view, X) for view in local_views(SIZE, (10, 14), (5, 7))]
     assert len(list(batches.predictions(evaluate, small, 2))) == 16
-    # the crops have 5 x 7 cells: 22 views would fit, but the maximum is 16
+    # `peak` returns one byte per cell: 22 views of 5 x 7 cells would fit into 800 bytes, but the maximum is 16
     assert memory.attempts == [1, 15]
     assert len(list(batches.predictions(evaluate, large, 2))) == 9
-    # the crops have 10 x 14 cells: 5 views fit, and the largest power of two up to 5 is 4
+    # 5 views of 10 x 14 cells fit into 800 bytes, and the largest power of two up to 5 is 4
     assert batches.views == 4
     assert memory.attempts[2:] == [1, 4, 4]
     assert len(list(batches.predictions(evaluate, small, 2))) == 16
@@ -219,7 +221,7 @@ def test_fusion_allocates_at_most_four_latents_and_three_batches(c2: float, copi
             copies,
         )
     assert bytes_.peak <= 4 * latent + 3 * batch
-    # shows that the measurement works: it contains at least the accumulator and the blurred latent
+    # shows that the measurement works: with both kinds of views, the peak contains the result and the blurred latent
     assert c2 in (0.0, 1.0) or bytes_.peak >= (1 + 1 / copies) * latent
 
 

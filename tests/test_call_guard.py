@@ -59,7 +59,7 @@ def plain_copy(model, x, sigmas, callback, disable) -> Tensor:
 
 
 def callback_first(model, x, sigmas, callback, disable) -> Tensor:
-    """Makes two model calls per step, and runs the callback after the first call."""
+    """Makes two model calls in every step except the last, and runs the callback after the first call of a step."""
     return sampling.sample_heun(model, x, sigmas, callback=callback, disable=disable)
 
 
@@ -75,7 +75,7 @@ def callback_last(model, x, sigmas, callback, disable) -> Tensor:
 
 
 def mirrored(model, x, sigmas, callback, disable) -> Tensor:
-    """Makes two model calls per step, for x and for -x, like Kohaku LoNyu Yog."""
+    """Makes two model calls per step, for x and for -x. Kohaku LoNyu Yog also evaluates -x."""
     for i, (sigma, target) in enumerate(pairwise(sigmas)):
         ones = x.new_ones(len(x))
         denoised = model(x, sigma * ones)

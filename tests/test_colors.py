@@ -1,6 +1,6 @@
 """Tests `match_colors_`, with which *Keep colors* corrects decoded images.
 
-The test images are created with known differences of color. Some results are compared with low-pass filters of SciPy.
+The test images are created with known differences of color. Some tests use low-pass filters of SciPy as a reference.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def enlarged(base: Tensor, size: tuple[int, int]) -> Tensor:
 def fine(size: tuple[int, int], amplitude: float) -> Tensor:
     """Returns detail (3, H, W) that a smaller base image cannot contain: a checkerboard with squares of one pixel.
 
-    The contrast of the squares is random.
+    The values are `amplitude` and -`amplitude` in turn, each multiplied by a random factor from 0.4 to 1.6.
     """
     signs = (torch.arange(size[0])[:, None] + torch.arange(size[1])) % 2 * 2.0 - 1
     return amplitude * signs * (1 + 0.3 * randn(3, *size, seed=5).clamp(-2, 2))
@@ -87,9 +87,9 @@ def test_result_and_base_are_almost_equal_after_a_low_pass_filter_of_scipy(
 
 
 def test_a_saturated_background_with_strong_detail_gets_the_colors_of_the_base() -> None:
-    """The image is a dark disk with a ragged edge on a red background.
+    """The base image is a dark disk on a red background. The enlarged image has a paler red and a ragged edge.
 
-    The correct red is close to the maximum, so the correction must compress the detail of the background.
+    The red of the base is close to the maximum, so the correction must compress the detail of the background.
     """
     across = [torch.linspace(0, 1, side) - 0.3 for side in (128, 256)]
     small, large = ((line[:, None] ** 2 + line**2).sqrt() for line in across)
@@ -104,9 +104,9 @@ def test_a_saturated_background_with_strong_detail_gets_the_colors_of_the_base()
 
 
 def near_black(seed: int) -> tuple[Tensor, Tensor]:
-    """Returns a base image (3, 128, 128) with little blue, and an enlarged image with a drift and strong detail.
+    """Returns a base image (3, 128, 128) with little blue, and an enlarged image with other colors and strong detail.
 
-    Near black, a pass compresses detail, and then makes only a part of the correction.
+    Near black, a pass of `match_colors_` compresses detail, and then makes only a part of the correction.
     """
     base = smooth_picture((128, 128), seed)
     base[2] = (base[2] - 0.8).clamp(-1, 1)
@@ -122,15 +122,15 @@ def test_large_areas_near_black_get_the_colors_of_the_base() -> None:
 
 
 def test_a_small_painted_part_near_black_gets_the_colors_of_the_base() -> None:
-    """The passes must continue until the colors match, although most of each quarter is not painted.
+    """The passes must continue until the colors match, although only a part of the top left quarter is painted.
 
-    After two passes, a difference of 1.03 color levels would remain. The measured difference is 0.54.
+    After two passes, a difference of 1.03 color levels would remain. After all passes, it is 0.54.
     """
     base, picture = near_black(seed=0)
     painted = torch.zeros(1, 16, 16)
     painted[:, :6, :6] = 1
     matched = match_colors_(picture, base, painted)
-    # the border of the painted part keeps a part of the drift, so five of its six areas per side are compared
+    # the border of the painted part keeps a part of the difference, so only 5 x 5 of the 6 x 6 mask values are compared
     assert drift_of_blocks(matched[:, :120, :120], base[:, :40, :40], count=1) < 0.75
 
 

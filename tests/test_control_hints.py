@@ -64,7 +64,10 @@ def test_local_views_get_their_part_of_the_large_hint(size: Size) -> None:
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(("base", "factor"), [((16, 12), 2), ((16, 12), 4), ((15, 11), 2)])
 def test_dilated_views_get_the_hint_at_the_positions_of_their_cells(base: Size, factor: int, axis: int) -> None:
-    """At whole scales, the hint at every cell must equal the position of the center of this cell."""
+    """At whole scales, the hint at a cell must equal the position of the center of this cell in the base image.
+
+    The cells at the borders of the latent are not compared.
+    """
     size = base[0] * factor, base[1] * factor
     hint = make_stage_hint(ramp((CELL * base[0], CELL * base[1]), axis), size, factor)
     made = fused(hint, size, dilated_views(size, factor))

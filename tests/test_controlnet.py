@@ -33,7 +33,11 @@ from lib_demofusion.settings.fields import Settings
 BASE = (16, 12)
 PIXELS = (128, 96)
 LOCAL, DILATED, BOTH = 0.0, 1.0, 0.4
-"""Weights c2 of the dilated views. A model call then evaluates only local views, only dilated views, or both."""
+"""Three values of c2, the weight of the dilated views.
+
+With LOCAL, a model call evaluates only local views. With DILATED, it evaluates only dilated views, and with BOTH, both
+kinds.
+"""
 
 
 def randn(*shape: int) -> Tensor:
@@ -122,7 +126,10 @@ def test_the_fused_control_of_dilated_views_is_the_control_of_the_large_hint(sca
 
 @pytest.mark.parametrize("scale", [1.5, 2.5, 3])
 def test_with_a_rounded_shift_the_position_error_of_the_hint_is_at_most_one_pixel(scale: float) -> None:
-    """At these scales, the cells of a dilated view are not at whole pixels of the hint, so the shift is rounded."""
+    """At the scales 2.5 and 3, the cells of a dilated view are not at whole pixels of the hint.
+
+    The shift is therefore rounded. At a scale of 1.5, the shift is exact.
+    """
     hint = ramp(*PIXELS)
     stage = Stage([Unit(hint)], Settings(scale=scale))
     change_per_pixel = 0.5 / PIXELS[1] + 0.4 / PIXELS[0]

@@ -169,7 +169,7 @@ def test_an_unknown_sampler_is_expected_to_make_two_calls_per_step_if_it_is_of_s
 
 
 def host_functions(folder: Path, file: str, **names: Any) -> dict[str, Any]:
-    """Returns the functions and classes of a file in the webui's folder `modules`, without running its imports.
+    """Returns the functions and classes of a file in `modules` of the webui in `folder`, without running its imports.
 
     `names` contains the imported objects that the functions use, in addition to torch and tqdm.
     """
@@ -213,7 +213,7 @@ def test_the_predicted_number_of_calls_is_exact_for_the_webuis_restart(webui: Pa
 def timestep_samplers(webui: Path, skip_type: str) -> dict[str, Callable[..., Any]]:
     """Returns the webui's functions for DDIM, PLMS and UniPC by name.
 
-    `skip_type` is the value of the webui's option `uni_pc_skip_type`, which spaces the timesteps of UniPC.
+    `skip_type` is the webui's option `uni_pc_skip_type`, which determines the spacing of UniPC's timesteps.
     """
     path = webui / "modules" / "models" / "diffusion" / "uni_pc" / "uni_pc.py"
     spec = importlib.util.spec_from_file_location("uni_pc", path)

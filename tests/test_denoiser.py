@@ -1,8 +1,8 @@
-"""Tests the correction of the dilated path with every wrapper that the webui puts around a model.
+"""Tests the correction of dilated views (see `DilatedPath`) with every wrapper that the webui puts around a model.
 
-In the dilated path, the model receives the blurred latent, but the sampler applies the prediction to the sharp latent.
-The expected results do not use the formula of the correction. They come from the wrapper itself: the tests call the
-wrapper with the sharp latent, and the model then returns the output that it computed for the blurred latent.
+For dilated views, the model receives the blurred latent, but the sampler applies the prediction to the sharp latent.
+The first test does not use the formula of the correction. Its expected results come from the wrapper itself: the test
+calls the wrapper with the sharp latent, and the model then returns the output that it computed for the blurred latent.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ SHAPE = (2, 4, 12, 16)
 class Model:
     """A model whose output at a cell depends only on the timestep and on this cell of x.
 
-    Dilated views therefore do not change the predictions. If `fixed_output` is set, the model always returns this
-    tensor.
+    Dilated views therefore have the same predictions as the whole latent. If `fixed_output` is set, the model always
+    returns this tensor.
     """
 
     alphas_cumprod = ALPHAS
@@ -144,7 +144,7 @@ def blur(x: Tensor) -> Tensor:
 
 
 def dilated_prediction(model: Model, wrapper: Wrapper, x: Tensor, t: int) -> Tensor:
-    """Returns the fused prediction for x at timestep `t` if only the dilated path is evaluated."""
+    """Returns the fused prediction for x at timestep `t` if only dilated views are evaluated."""
 
     def denoise(evaluate: Any, x: Tensor, correction: Tensor, batches: Any, copies: int) -> Tensor:
         return fuse(evaluate, x, [], dilated_views(SHAPE[2:], 2), 1.0, blur, correction, batches, copies)
@@ -188,9 +188,9 @@ def test_sigma_wrappers_and_timestep_wrappers_predict_the_same_noise(
 
 @LEVELS
 def test_the_dilated_prediction_removes_the_noise_that_the_model_predicts_from_the_blurred_latent(t: int) -> None:
-    """A v model predicts v from the blurred latent. The noise is sqrt(alpha) v + sqrt(1 - alpha) z.
+    """An eps model predicts the noise from the blurred latent. A v model predicts v from the blurred latent.
 
-    In this formula, z is the sharp latent, multiplied by sqrt(alpha).
+    With a v model, the noise is sqrt(alpha) v + sqrt(1 - alpha) z, where z is the sharp latent times sqrt(alpha).
     """
     alpha, x, model = ALPHAS[t], latent(t, EPS), Model()
     eps = (x - dilated_prediction(model, EPS, x, t)) / sigma_at(t)
@@ -203,7 +203,7 @@ def test_the_dilated_prediction_removes_the_noise_that_the_model_predicts_from_t
 def host_class(folder: str, file: str, name: str, **names: Any) -> Any:
     """Returns a class of the webui without importing its module, which would load the whole webui.
 
-    `names` are the global names that the class uses.
+    `names` are the global names that the class uses, except torch.
     """
     source = (Path(folder) / "modules" / file).read_text(encoding="utf-8")
     body: Sequence[ast.stmt] = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == name]
@@ -215,6 +215,10 @@ def host_class(folder: str, file: str, name: str, **names: Any) -> Any:
 @pytest.mark.webui
 @LEVELS
 def test_the_imitated_wrappers_equal_the_wrappers_of_the_webui(t: int, request: pytest.FixtureRequest) -> None:
+    """The webui's wrapper for LCM rounds the noise level to one of 50 timesteps, but the imitation does not.
+
+    For LCM, the test therefore checks the correction with the webui's own wrapper.
+    """
     folder = request.config.getoption("--webui")
     if not folder:
         pytest.skip("no webui: use --webui DIR or set SD_WEBUI_DIR")

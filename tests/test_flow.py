@@ -60,8 +60,8 @@ def denoised_of_sigma(x: Tensor, sigma: Tensor) -> Tensor:
 def stage(space: NoiseSpace, model, kept_share, sigmas: Tensor, stochastic: bool = False) -> list[Tensor]:
     """Runs a stage with Euler steps. Returns the x of every step after the blend, then the result.
 
-    `kept_share(sigma)` is the correction of the dilated path at a noise level. If `stochastic` is set, every step
-    except the last replaces half of the noise power (see `renoised`).
+    `kept_share(sigma)` is the correction of dilated views (see `DilatedPath`) at a noise level. If `stochastic` is set,
+    every step except the last also replaces half of the noise power (see `renoised`).
     """
     run = StageRun(STAGE, SETTINGS, ANCHOR, NOISE, SamplerTraits(space, StepDetector(), stochastic))
     x, seen = torch.full_like(ANCHOR, torch.nan), []
@@ -106,7 +106,7 @@ def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("share", [1.0, 0.3, 0.0])
 def test_a_stage_equals_the_same_stage_in_k_diffusions_space(share: float, stochastic: bool) -> None:
-    """`share` is the correction of the dilated path for the flow model.
+    """`share` is the correction of dilated views for the flow model.
 
     In k-diffusion's space, the equivalent correction is share / (1 + sigma').
     """

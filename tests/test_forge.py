@@ -1,9 +1,9 @@
 """Tests the UNet wrapper for Forge, reForge and Forge Neo, and the control models that run in its model calls.
 
-The first test compares the predictions with the model wrapper for AUTOMATIC1111's webui, for the same model and conds.
-The imitations in this file have the interface that Forge's sampling function uses. Conds and unconds are chunks of one
-batch, and each chunk has a mark (0 for cond, 1 for uncond). `apply_model` receives sigmas and returns the clean latent.
-Control models form a linked list.
+The first test compares the predictions with those of the model wrapper for AUTOMATIC1111's webui, for the same model
+and conds. The imitations in this file have the interface that Forge's sampling function uses. Conds and unconds are
+chunks of one batch, and each chunk has a mark (0 for cond, 1 for uncond). `apply_model` receives sigmas and returns the
+clean latent. Control models form a linked list.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MIXING = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manu
 
 
 def stage_run(weights: Weights | None = None) -> StageRun:
-    """Returns a stage run without jitter. Its next prediction uses `weights`, which are 0.5 by default."""
+    """Returns a stage run without jitter. Its next prediction uses `weights`. By default, all three weights are 0.5."""
     settings = Settings(enabled=True, scale=2, jitter=False)
     zeros = torch.zeros(1, 4, *STAGE.size, dtype=torch.float64)
     run = StageRun(STAGE, settings, zeros, zeros, SamplerTraits(SimpleNamespace(), SimpleNamespace()))  # type: ignore[arg-type]
@@ -300,9 +300,9 @@ def test_sdxls_vector_contains_the_position_of_each_view() -> None:
 class Control:
     """Imitates a control model of Forge. Its output at a cell is the mean of the hint's first channel in this cell.
 
-    `before` is the previous control model of the linked list. If `receives_options` is set, `get_control` receives the
-    transformer options as an argument, as in reForge. Otherwise the control model has an attribute
-    `transformer_options`, as in Forge.
+    `before` is the previous control model of the linked list, whose output is added. If `receives_options` is set,
+    `get_control` receives the transformer options as an argument, as in reForge. Otherwise the control model has an
+    attribute `transformer_options`, as in Forge.
     """
 
     manual_cast_dtype = torch.float64
@@ -328,7 +328,7 @@ class Control:
 
 
 def hint(seed: int) -> Tensor:
-    """Returns a smooth image of the size of the base image. All interpolation methods enlarge it almost identically."""
+    """Returns a smooth hint of the size of the base image. Bicubic interpolation enlarges it almost without error."""
     coarse = torch.rand(1, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(coarse, (CELL * BASE[0], CELL * BASE[1]), mode="bilinear", align_corners=False)
 
@@ -338,7 +338,8 @@ def hint(seed: int) -> Tensor:
 def test_every_view_gets_its_own_part_of_the_hints(two: bool, receives_options: bool) -> None:
     """The model adds the control to its output.
 
-    The difference between predictions with and without control therefore shows the hint at the size of the stage.
+    The difference between the predictions with and without control is therefore -sigma times the hint at the size of
+    the stage.
     """
     second = Control(hint(6), None, receives_options) if two else None
     first = Control(hint(5), second, receives_options)

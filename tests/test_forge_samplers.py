@@ -1,8 +1,9 @@
 """Tests the detectors of samplers that only Forge, reForge or Forge Neo have.
 
-As in test_sampler_steps.py, every sampler is implemented twice. One implementation, a function `host_...`, calls the
-model and the callback in the same order as the host's function, and runs with a StageRun. The other implementation
-computes the same formulas and blends the skip residual explicitly. The tests compare x in every model call.
+Like the webui's own samplers in test_sampler_steps.py, every sampler is implemented twice. One implementation, a
+function `host_...`, calls the model and the callback in the same order as the host's function, and runs with a
+StageRun. The other implementation computes the same formulas and blends the skip residual explicitly. The tests compare
+x in every model call, and the results.
 """
 
 from __future__ import annotations
@@ -204,6 +205,7 @@ def test_a_wrong_detector_or_a_wrong_blend_changes_the_result(name, host, explic
     run = Explicit(stochastic)
     expected = explicit(run, sigmas, **given)
     wrong = drive(host, detector, not stochastic, sigmas=sigmas, **given)[-1:]
+    # StepDetector is the correct detector for sample_er_sde
     if name != "sample_er_sde":
         wrong += drive(host, StepDetector(), stochastic, sigmas=sigmas, **given)[-1:]
     assert all(relative_error([x], [expected]) > 1e-3 for x in wrong)

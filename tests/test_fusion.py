@@ -74,14 +74,17 @@ def network(x: Tensor, views: Sequence[View] = (), rows: slice = slice(None)) ->
 
 
 def offset_of(view: View) -> float:
-    """Returns a number that depends on the position of a view."""
+    """Returns a number that depends on the kind and the position of a view."""
     if isinstance(view, LocalView):
         return view.top / 7 + view.left / 13
     return 3 + view.row / 3 + view.column / 5
 
 
 def offset_network(x: Tensor, views: Sequence[View], rows: slice) -> Tensor:
-    """Adds `offset_of` of each view to the result of `network`. A crop of the wrong view then changes the sum."""
+    """Adds `offset_of` of each view to the result of `network` for the crop of this view.
+
+    If a crop is evaluated or added at the position of another view, the fused prediction is therefore different.
+    """
     return torch.cat([network(crop) + offset_of(view) for crop, view in zip(x.chunk(len(views)), views)])
 
 
@@ -193,7 +196,7 @@ def test_the_last_batch_of_one_path_is_filled_with_views_of_the_other(view_batch
 @pytest.mark.parametrize("view_batch", [1, 5, 16])
 @pytest.mark.parametrize("c2", [0.3, 1.0])
 def test_repeated_images_are_blurred_only_once(copies: int, view_batch: int, c2: float) -> None:
-    """x repeats each image, as in a call with cond and uncond. The test uses another gain for each repetition."""
+    """x repeats each image, as in a call with cond and uncond. The predictions of each row have their own factor."""
     images = randn(2, 4, 33, 25)
     x = images.repeat(copies, 1, 1, 1)
     gain = 1 + torch.arange(len(x)).view(-1, 1, 1, 1)
@@ -282,7 +285,7 @@ def test_every_call_has_its_own_jittered_views() -> None:
 
 @pytest.mark.parametrize("size", [(20, 20), (8, 8), (16, 20)])
 def test_an_x_of_another_size_is_an_error(size: Size) -> None:
-    """reForge's Euler SMEA is an example of such a sampler. It temporarily enlarges x and evaluates the enlarged x."""
+    """reForge's Euler SMEA passes such an x to its model: it temporarily enlarges x and evaluates the enlarged x."""
     run, x = stage_run((16, 16), (8, 8), (4, 4), 500.0)
     other = F.interpolate(x, size)
     for _ in range(2):
@@ -331,7 +334,7 @@ def test_with_a_correction_of_one_the_noise_of_the_blurred_latent_is_subtracted_
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("t", [0.0, 400.0, 999.0])
 def test_half_precision_is_kept_and_nearly_exact(dtype: torch.dtype, t: float) -> None:
-    """The test uses two extreme values: the highest noise level, and the smallest `sigma` of the blur in the settings.
+    """The test uses two extreme values: an x of the highest noise level, 14.6, and the minimum of the field `sigma`.
 
     At this noise level, values of x reach about 60.
     """
@@ -484,7 +487,7 @@ def test_a_stage_uses_the_feather_of_its_settings() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("value", [0.0, 0.1, -7.3])
 def test_a_flat_image_stays_finite(dtype: torch.dtype, value: float) -> None:
-    """The standard deviation of a flat image is 0 or a rounding error. The function must not divide by this value."""
+    """The standard deviation of a flat image is 0 or a rounding error. `match_statistics` must not divide by it."""
     x = torch.full((1, 4, 24, 32), value, dtype=dtype)
     out = match_statistics(x, torch.ones(1, 1, 1, 1, dtype=dtype), torch.full((1, 1, 1, 1), 5.0, dtype=dtype))
     assert torch.isfinite(out).all()
@@ -513,7 +516,7 @@ def test_each_image_of_a_finished_stage_has_the_mean_and_standard_deviation_of_i
 
 
 def test_a_tint_is_removed_and_detail_is_kept() -> None:
-    """The tint differs between channels, so matching the scalar statistics of the latent would not remove the tint."""
+    """The tint differs between channels, so matching one mean and one standard deviation would not remove it."""
     areas = randn(2, 4, 4, 4, dtype=torch.float64)
     base = areas.repeat_interleave(4, 2).repeat_interleave(4, 3)
     detail = randn(2, 4, 64, 64, seed=1, dtype=torch.float64)
@@ -559,7 +562,7 @@ def test_smooth_equals_the_gaussian_filter_of_scipy() -> None:
 
 
 def test_extra_noise_is_added_only_at_the_start_of_a_stage() -> None:
-    """Later blends must have exactly the noise level that the model receives."""
+    """In later blends, the anchor must have exactly the noise level that the sampler passes to its model."""
     anchor, noise = randn(1, 4, 16, 16), randn(1, 4, 16, 16, seed=1)
     stage = StagePlan(1, 2.0, (16, 16), 2, (8, 8), (4, 4))
     space = VarianceExploding(lambda sigma: 100 * sigma)

@@ -1,6 +1,6 @@
-"""Tests the functions that read the free memory of a GPU and of the computer, and the automatic view batch.
+"""Tests the functions that read the free memory of a GPU and of the computer, and the automatic size of view batches.
 
-The automatic view batch depends on the free memory of the GPU.
+The automatic size is the number of views in a model call. It depends on the free memory of the GPU.
 
 Torch's CUDA functions and the webui's `devices` are replaced by imitations.
 """

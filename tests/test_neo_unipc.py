@@ -67,7 +67,7 @@ def host_unipc(model: Callable[..., Tensor], x: Tensor, levels: Tensor, callback
 
 
 def explicit_unipc(levels: Tensor, extra: float) -> list[Tensor]:
-    """Returns every x that the model receives, then the result. `extra` is the extra noise at the start.
+    """Returns every x that the model receives, then the result. `extra` is the extra noise at the start, as a fraction.
 
     The predicted x and the corrected x of a step are both blended, at the same noise level. The last corrected x is not
     blended, because the sampler makes its final step before the callback.

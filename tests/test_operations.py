@@ -23,7 +23,7 @@ VIEWS_OF_TENSORS = {"slice", "alias", "view", "_unsafe_view", "expand", "select"
 """Operations that only create a view of a tensor, so they launch no kernel."""
 
 MAX_PER_CALL = 40
-"""The maximum number of operations per call that do not belong to a single view or batch.
+"""The maximum number of operations per model call that do not belong to a single view or batch.
 
 These operations compute the blur and its statistics, the skip residual and the jitter. They also allocate the sum of
 the predictions, and divide this sum by the sum of the weights.
@@ -45,7 +45,7 @@ class Operations(TorchDispatchMode):
 
 
 class Stage:
-    """The last stage of an upscale by 4 of a base image of 64 x 64 cells.
+    """The stage that enlarges a base image of 64 x 64 cells by 4.
 
     The tiles overlap enough for jitter. The model returns its input, so it adds no operations.
     """

@@ -1,4 +1,4 @@
-"""Tests the plan of the stages: sizes, views, cost, and settings that do not fit the base image."""
+"""Tests the plan of the stages: sizes, views, cost, and the errors for settings that are not valid."""
 
 from __future__ import annotations
 
@@ -424,7 +424,7 @@ def test_assert_sane_detects_stages_in_the_wrong_order() -> None:
         ({"scale": "big"}, "scale: 'big' is not valid. Use a number from 1 to 8"),
     ],
 )
-def test_values_that_do_not_fit_the_base_image_are_reported(values: dict[str, object], message: str) -> None:
+def test_values_that_are_not_valid_for_the_base_image_are_reported(values: dict[str, object], message: str) -> None:
     with pytest.raises(SettingsError) as caught:
         plan_of((64, 64), **values)
     assert str(caught.value).startswith(message)
@@ -462,9 +462,9 @@ def test_a_tile_size_of_up_to_two_is_a_multiple_of_the_base_image() -> None:
 def test_rounding_of_a_tile_size_that_is_a_multiple_of_the_base_image(
     base: tuple[int, int], factor: float, window: tuple[int, int]
 ) -> None:
-    """Sides are rounded to multiples of 4 cells, or to whole cells if a side of the base image is below 32 cells.
+    """A side is rounded to a multiple of 4 cells, or to whole cells if this side of the base image is below 32 cells.
 
-    A side has at least 8 cells. A tile size of 1 is the exact size of the base image.
+    The result has at least 8 cells. A tile size of 1 is the exact size of the base image.
     """
     assert plan_of(base, tile_size=factor).stages[0].window == window
 

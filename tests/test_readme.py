@@ -16,7 +16,7 @@ from lib_demofusion.method.costs import run_costs
 from lib_demofusion.method.plan import make_plan
 from lib_demofusion.method.schedule import weights_at
 from lib_demofusion.settings.fields import NAMES, PRESET_FIELDS, SPECS, Settings
-from lib_demofusion.settings.presets import BUILT_IN, DEFAULT_PRESET, LANCZOS, PRESETS
+from lib_demofusion.settings.presets import BUILT_IN, DEFAULT_PRESET, PRESETS
 from lib_demofusion.settings.reading import parse_settings, preset_values
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,8 +63,7 @@ def test_label_default_and_range_of_a_field(name: str) -> None:
     if spec.kind in (int, float):
         assert f"{spec.maximum:g}" in range_
         assert range_.startswith(f"{spec.minimum:g}")
-    # other tests in this process may have added upscalers of a webui to the choices
-    for choice in ("Latent", LANCZOS) if name == "upscaler" else (*spec.choices(BUILT_IN), *spec.words):
+    for choice in (*spec.choices(BUILT_IN), *spec.words):
         assert choice in range_
 
 
@@ -129,7 +128,7 @@ A value contains the heading of the column, whether README shows the numbers in 
 
 
 def measured(table: dict[str, dict[str, str]], method: str, row: str) -> str:
-    """Formats a number from a table of bench/README.md as in README."""
+    """Formats the number of a method in a table of bench/README.md as in the row `row` of README."""
     column, percent, unit = MEASURED[row]
     number = table[method][column]
     return f"{100 * float(number):.0f} %" if percent else number + unit
@@ -197,7 +196,7 @@ METHODS = re.compile(r"\b(Paper|Balanced|Fast|Turbo|[Hh]ires fix|ESRGAN|Ultimate
 
 
 def sentences(page: str) -> list[str]:
-    """Returns the sentences of a page, without its tables, headings and code."""
+    """Returns the sentences of a page, without its tables, headings, images, HTML and code."""
     text = re.sub(r"```.*?```", "", PAGES[page], flags=re.DOTALL)
     text = "\n".join("" if line.startswith(("|", "#", "!", "<")) else line for line in text.splitlines())
     paragraphs = re.split(r"\n\s*\n|\n(?=\* |\d\. |\*\*)", text)

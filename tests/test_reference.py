@@ -2,8 +2,8 @@
 
 In the published pipeline, jitter can shift views at the borders into zero padding. The recordings contain the positions
 of all local views. The tests pass these views to the library, together with the padded latent, and fuse local and
-dilated views separately. The skip residual, the blur, the weights and the end of a stage are computed as in the webui.
-The sampler is k-diffusion's Euler or, in one case, a DDIM loop in this file.
+dilated views separately. The skip residual, the blur, the weights and the end of a stage are computed by the same
+functions as in the webui. The sampler is k-diffusion's Euler or, in one case, a DDIM loop in this file.
 """
 
 from __future__ import annotations

@@ -52,7 +52,10 @@ STAGE = StagePlan(1, 2.0, (24, 32), 2, (12, 16), (6, 8))
 SIGMA_MIN, SIGMA_MAX = 0.03, 14.6
 STEPS = 12
 EXPONENT = 1.0
-"""The value of `cosine_scale_1` in the tests. A wrong blend has a larger effect than with the default of 3."""
+"""The value of `cosine_scale_1` in the comparisons with explicit loops.
+
+A wrong blend has a larger effect than with the default of 3.
+"""
 sampling = k_diffusion_sampling.load()
 SIGMAS = sampling.get_sigmas_karras(STEPS, SIGMA_MIN, SIGMA_MAX).double()
 
@@ -194,7 +197,10 @@ def drive(
 
 
 def relative_error(actual: list[Tensor], expected: list[Tensor]) -> float:
-    """Compares the tensors of two runs. Returns the largest difference, relative to the largest expected value."""
+    """Compares the tensors of two runs pairwise.
+
+    Returns the largest difference, relative to the largest absolute value of the expected tensor.
+    """
     assert len(actual) == len(expected)
     return float(torch.stack([(a - b).abs().max() / b.abs().max() for a, b in zip(actual, expected)]).max())
 
@@ -391,7 +397,9 @@ def solver_steps(
 ) -> list[Tensor]:
     """Makes one step from x with DPM-Solver of order 1 and of each higher order up to `order`. Returns all results.
 
-    `eps` is the noise that the model predicts in x. Source: arXiv 2206.00927, algorithms 1 and 2, with alpha = 1.
+    `eps` is the noise that the model predicts in x. `span` contains the first and the last noise level of the step. `r`
+    determines the level of the second model call: it is r times the way from the first to the last level, in log sigma.
+    Source: arXiv 2206.00927, algorithms 1 and 2, with alpha = 1.
     """
     sigma, target = span
     h = torch.log(sigma / target)
@@ -512,7 +520,10 @@ def restart(run: Explicit, sigmas: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """A sampler function, its arguments, and the explicit loop that implements the same sampler."""
+    """A sampler function, its arguments, and the explicit loop that implements the same sampler.
+
+    `stochastic` says whether the sampler adds noise, and `two_calls` whether most steps have a second model call.
+    """
 
     name: str
     explicit: Callable[..., Tensor]
@@ -978,7 +989,7 @@ def test_signal_and_noise_scales_equal_the_closed_form_at_any_timestep(t: float)
 def test_levels_may_be_integers_or_in_half_precision(
     space, levels: tuple[int, int], dtype: torch.dtype, stochastic: bool
 ) -> None:
-    """The scales of signal and noise must not be rounded to the dtype of the level."""
+    """If the level is an integer, the scales of signal and noise must not be rounded to integers."""
 
     def blended(level_dtype: torch.dtype) -> Tensor:
         run = StageRun(STAGE, Settings(), ANCHOR, NOISE, SamplerTraits(space, StepDetector(), stochastic))

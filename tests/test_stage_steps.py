@@ -136,7 +136,7 @@ def test_a_strength_gives_the_same_noise_level_at_every_shift(shift: float, stre
 def test_no_other_schedule_length_begins_closer_to_the_level(
     shift: float, power: float, steps: int, strength: float, least: int
 ) -> None:
-    """Compares the chosen length with every other length, for three spacings of the noise levels."""
+    """Compares the chosen length with all lengths below twice this length, for three spacings of the noise levels."""
     levels, wanted = flow_schedule(shift, power), flow_level(1000 * strength)
     chosen = steps_by_level(steps, strength, least, levels)
     assert chosen.run == max(steps_of_stage(steps, strength), least)

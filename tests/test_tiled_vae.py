@@ -35,8 +35,9 @@ SIZES = [(24, 24), (16, 40), (19, 13), (7, 33), (1, 5)]
 MEAN, MOST, SEAM, WORK = 0.02, 0.2, 1.01, 1.3
 """Limits for a tiled run, compared with a run without tiles.
 
-MEAN and MOST limit the mean and the maximum difference of the images, in levels of 255. SEAM limits the ratio of the
-two runs' values of `edge_gradient`. WORK limits the ratio of their numbers of multiplications.
+MEAN and MOST limit the mean and the maximum difference of the two images, in 8-bit color levels. SEAM limits the value
+of `edge_gradient` with tiles, divided by the value without tiles. WORK limits the same quotient of the numbers of
+multiplications.
 """
 
 
@@ -51,7 +52,7 @@ def encoder() -> Any:
 
 
 def in_255ths(full: Tensor, other: Tensor) -> Tensor:
-    """Returns the absolute difference of two images in levels of 255.
+    """Returns the absolute difference of two images in 8-bit color levels.
 
     Both images are first shifted, scaled and clamped in the same way, so that `full` uses most of the range -1..1.
     """
@@ -433,7 +434,7 @@ def test_decoders_with_an_unknown_layout_are_refused(change: Any) -> None:
 def test_the_autoencoder_classes_of_the_webui_give_the_same_result(
     request: pytest.FixtureRequest, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Is skipped if a package that the webui's classes import is missing. The webui's own environment contains them."""
+    """Is skipped if packages that the webui's classes import are missing. The webui's own environment contains them."""
     webui = request.config.getoption("--webui")
     if not webui:
         pytest.skip("no webui: use --webui DIR or set SD_WEBUI_DIR")

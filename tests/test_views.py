@@ -1,7 +1,7 @@
 """Tests local and dilated views.
 
-Together, the views contain every cell of the latent. Local views stay inside the latent, and their jitter depends only
-on the stage and the step.
+The local views together contain every cell of the latent, and so do the dilated views. Local views stay inside the
+latent, and their jitter depends only on the stage and the model call.
 """
 
 from __future__ import annotations
@@ -64,22 +64,22 @@ def is_inside(view: LocalView, size: Size) -> bool:
     return 0 <= view.top <= size[0] - view.height and 0 <= view.left <= size[1] - view.width
 
 
-STEPS = st.one_of(st.none(), st.integers(0, 200))
-"""Draws the step that determines the jitter, or None for views without jitter."""
+CALLS = st.one_of(st.none(), st.integers(0, 200))
+"""Draws the number of the model call, which determines the jitter, or None for views without jitter."""
 
 
-def views_of(size: Size, window: Size, stride: Size, step: int | None) -> list[LocalView]:
-    return local_views(size, window, stride, None if step is None else jitter_generator(1, step))
+def views_of(size: Size, window: Size, stride: Size, call: int | None) -> list[LocalView]:
+    return local_views(size, window, stride, None if call is None else jitter_generator(1, call))
 
 
 @EXAMPLES
-@given(grid=grids(), step=STEPS)
-@example(grid=((99, 64), (64, 64), (32, 32)), step=0)
-@example(grid=((100, 129), (64, 64), (4, 8)), step=3)
-@example(grid=((512, 65), (64, 64), (64, 64)), step=None)
-def test_views_cover_every_cell_and_stay_inside(grid: tuple[Size, Size, Size], step: int | None) -> None:
+@given(grid=grids(), call=CALLS)
+@example(grid=((99, 64), (64, 64), (32, 32)), call=0)
+@example(grid=((100, 129), (64, 64), (4, 8)), call=3)
+@example(grid=((512, 65), (64, 64), (64, 64)), call=None)
+def test_views_cover_every_cell_and_stay_inside(grid: tuple[Size, Size, Size], call: int | None) -> None:
     size, window, stride = grid
-    views = views_of(size, window, stride, step)
+    views = views_of(size, window, stride, call)
     assert all(is_inside(view, size) for view in views)
     assert {(view.height, view.width) for view in views} == {window}
     count = count_by_hand(views, size)
@@ -91,16 +91,16 @@ def test_views_cover_every_cell_and_stay_inside(grid: tuple[Size, Size, Size], s
 
 @pytest.mark.parametrize(("window", "stride"), [(64, 32), (96, 48), (128, 64), (64, 40), (64, 63)])
 def test_common_windows_cover_every_length_of_one_to_eight_windows(window: int, stride: int) -> None:
-    """Tests one axis at a time, without jitter and with the jitter of two steps."""
+    """Tests one axis at a time, without jitter and with the jitter of two model calls."""
     for length in range(window, 8 * window + 1):
-        for step in (None, length, length + 1):
+        for call in (None, length, length + 1):
             for size, windows, strides in (
                 ((length, 2), (window, 2), (stride, 1)),
                 ((2, length), (2, window), (1, stride)),
             ):
-                views = views_of(size, windows, strides, step)
-                assert all(is_inside(view, size) for view in views), (size, step)
-                assert count_by_hand(views, size).min() >= 1, (size, step)
+                views = views_of(size, windows, strides, call)
+                assert all(is_inside(view, size) for view in views), (size, call)
+                assert count_by_hand(views, size).min() >= 1, (size, call)
 
 
 @pytest.mark.parametrize("feather", [0.0, 0.1, 0.25, 0.5])
@@ -126,12 +126,12 @@ def test_an_uncovered_cell_is_detected() -> None:
 
 
 @EXAMPLES
-@given(grid=grids(), step=STEPS)
-def test_the_number_of_views_equals_the_planned_number(grid: tuple[Size, Size, Size], step: int | None) -> None:
+@given(grid=grids(), call=CALLS)
+def test_the_number_of_views_equals_the_planned_number(grid: tuple[Size, Size, Size], call: int | None) -> None:
     size, window, stride = grid
     expected = math.prod(math.ceil((n - w) / s) + 1 for n, w, s in zip(size, window, stride))
     assert StagePlan(1, 2.0, size, 2, window, stride).local_count == expected
-    assert len(views_of(size, window, stride, step)) == expected
+    assert len(views_of(size, window, stride, call)) == expected
 
 
 @pytest.mark.parametrize(
@@ -170,11 +170,11 @@ def test_views_are_spread_evenly(grid: tuple[Size, Size, Size]) -> None:
 
 
 @EXAMPLES
-@given(grid=grids(), step=st.integers(0, 200))
-def test_jitter_stays_within_its_range(grid: tuple[Size, Size, Size], step: int) -> None:
+@given(grid=grids(), call=st.integers(0, 200))
+def test_jitter_stays_within_its_range(grid: tuple[Size, Size, Size], call: int) -> None:
     """A view moves by jitter_range at most. A view at a border of the latent does not move away from this border."""
     size, window, stride = grid
-    plain, moved = views_of(size, window, stride, None), views_of(size, window, stride, step)
+    plain, moved = views_of(size, window, stride, None), views_of(size, window, stride, call)
     for before, after in zip(plain, moved):
         places = ((before.top, after.top), (before.left, after.left))
         for (old, new), n, w, s in zip(places, size, window, stride):
@@ -184,12 +184,12 @@ def test_jitter_stays_within_its_range(grid: tuple[Size, Size, Size], step: int)
 
 
 @EXAMPLES
-@given(grid=grids(), step=st.integers(0, 200))
-def test_adjacent_views_overlap_after_jitter(grid: tuple[Size, Size, Size], step: int) -> None:
+@given(grid=grids(), call=st.integers(0, 200))
+def test_adjacent_views_overlap_after_jitter(grid: tuple[Size, Size, Size], call: int) -> None:
     """The overlap is at least (window - stride) / 2."""
     size, window, stride = grid
     columns = len(view_starts(size[1], window[1], stride[1]))
-    views = views_of(size, window, stride, step)
+    views = views_of(size, window, stride, call)
     rows = [views[i : i + columns] for i in range(0, len(views), columns)]
     for row in rows:
         for left, right in pairwise(row):
@@ -205,8 +205,8 @@ BIG = ((256, 192), (64, 64), (32, 32))
 def test_jitter_moves_views_along_both_axes_by_every_distance_in_its_range() -> None:
     plain = views_of(*BIG, None)
     rows, columns = set(), set()
-    for step in range(40):
-        for before, after in zip(plain, views_of(*BIG, step)):
+    for call in range(40):
+        for before, after in zip(plain, views_of(*BIG, call)):
             rows.add(after.top - before.top)
             columns.add(after.left - before.left)
     assert rows == columns == set(range(-8, 9))
@@ -217,9 +217,9 @@ def test_jitter_moves_views_by_different_distances() -> None:
     assert len({(after.top - before.top, after.left - before.left) for before, after in zip(plain, moved)}) > 10
 
 
-def test_jitter_depends_only_on_stage_and_step() -> None:
-    def drawn(stage: int, step: int) -> list[LocalView]:
-        return local_views(*BIG, jitter_generator(stage, step))
+def test_jitter_depends_only_on_stage_and_model_call() -> None:
+    def drawn(stage: int, call: int) -> list[LocalView]:
+        return local_views(*BIG, jitter_generator(stage, call))
 
     first = drawn(2, 7)
     torch.manual_seed(1)
@@ -232,8 +232,8 @@ def test_jitter_depends_only_on_stage_and_step() -> None:
     assert drawn(1, 7) != first
 
 
-def test_generators_of_different_stages_and_steps_have_different_seeds() -> None:
-    seeds = [jitter_generator(stage, step).initial_seed() for stage in range(1, 9) for step in range(400)]
+def test_generators_of_different_stages_and_model_calls_have_different_seeds() -> None:
+    seeds = [jitter_generator(stage, call).initial_seed() for stage in range(1, 9) for call in range(400)]
     assert len(set(seeds)) == len(seeds)
 
 
