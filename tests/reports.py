@@ -18,7 +18,7 @@ from lib_demofusion.host.common.messages import STOPPED
 PREFIX = "DemoFusion"
 ERROR, NOTE = f"{PREFIX} error", f"{PREFIX} note"
 GALLERY = f"{PREFIX}: the gallery shows"
-"""The first words of a message: it says that the gallery shows a smaller copy of a very large image.
+"""The first words of the message about a very large image, of which the gallery shows a smaller copy.
 
 The page shows this message, but the infotext does not contain it.
 """

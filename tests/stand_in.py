@@ -1,7 +1,6 @@
 """Makes the stand-in for the webui (trial/webui) and the helpers in tests/miniature importable.
 
-The folders are added to sys.path. Also imports gradio and k_diffusion, without the warnings that these old packages
-cause at import.
+The folders are added to sys.path. Also imports gradio and k_diffusion, without the warnings that these imports cause.
 """
 
 from __future__ import annotations

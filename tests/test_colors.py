@@ -255,7 +255,7 @@ def test_the_number_of_pixels_that_are_corrected_at_once_does_not_change_the_res
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.float32])
 def test_a_large_image_needs_little_additional_memory(kind: torch.dtype) -> None:
-    """The limit is the size of one and a half channels in float32.
+    """The limit is the size of one and a half channels of the image in float32.
 
     In comparison, Stable Diffusion's decoder needs at least 128 channels of the same size.
     """

@@ -196,7 +196,10 @@ def test_the_last_batch_of_one_path_is_filled_with_views_of_the_other(view_batch
 @pytest.mark.parametrize("view_batch", [1, 5, 16])
 @pytest.mark.parametrize("c2", [0.3, 1.0])
 def test_repeated_images_are_blurred_only_once(copies: int, view_batch: int, c2: float) -> None:
-    """x repeats each image, as in a call with cond and uncond. The predictions of each row have their own factor."""
+    """x repeats each image, as in a call with cond and uncond.
+
+    In the test, each row of x has its own correction, and its predictions are multiplied by a factor of their own.
+    """
     images = randn(2, 4, 33, 25)
     x = images.repeat(copies, 1, 1, 1)
     gain = 1 + torch.arange(len(x)).view(-1, 1, 1, 1)
@@ -336,7 +339,7 @@ def test_with_a_correction_of_one_the_noise_of_the_blurred_latent_is_subtracted_
 def test_half_precision_is_kept_and_nearly_exact(dtype: torch.dtype, t: float) -> None:
     """The test uses two extreme values: an x of the highest noise level, 14.6, and the minimum of the field `sigma`.
 
-    At this noise level, values of x reach about 60.
+    At this noise level, values of x reach 78.
     """
     run, x = stage_run((33, 40), (16, 20), (8, 8), t, sigma=0.01)
     x = 14.6 * x / x.std()

@@ -128,7 +128,7 @@ A value contains the heading of the column, whether README shows the numbers in 
 
 
 def measured(table: dict[str, dict[str, str]], method: str, row: str) -> str:
-    """Formats the number of a method in a table of bench/README.md as in the row `row` of README."""
+    """Formats the number of `method` in a table of bench/README.md, as README shows it in the row `row`."""
     column, percent, unit = MEASURED[row]
     number = table[method][column]
     return f"{100 * float(number):.0f} %" if percent else number + unit

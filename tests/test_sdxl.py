@@ -187,7 +187,7 @@ def test_models_without_a_conditioner_get_no_size_vectors() -> None:
 def test_the_model_gets_the_vectors_of_its_views(rows: slice) -> None:
     """The text embeddings are repeated for each view.
 
-    `rows` are the batch rows that one model call evaluates. If memory is short, they are only some of the rows.
+    `rows` are the rows of x that are evaluated together. If memory is short, they are only some of the four rows.
     """
     conditioner = base()
     seen: list[dict[str, Any]] = []
