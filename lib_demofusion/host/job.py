@@ -74,7 +74,7 @@ class Job:
 
     @property
     def active(self) -> bool:
-        """Returns whether stages will run."""
+        """Returns whether the job may run its stages: no problem was found when the job was created."""
         return self.problem is None
 
     def _plan_problem(self, p: Any) -> str | None:
@@ -127,7 +127,10 @@ class Job:
             p.sampler.sample_img2img = lambda p, x, noise, *args, **kwargs: x
 
     def after_base(self, p: Any, samples: Any) -> Any:
-        """Runs the stages. Returns the decoded images of the last successful stage, else the base samples."""
+        """Runs the stages. Returns the decoded images of the last successful stage.
+
+        If no stage succeeds, returns the base samples. If a refiner made these samples, they can be decoded already.
+        """
         if self._passthrough is not None:
             self._passthrough.__dict__.pop("sample_img2img", None)
             self._passthrough = None

@@ -222,7 +222,7 @@ def end_job(p: Any, processed: Any) -> None:
 
 
 def register() -> None:
-    """Registers the webui's callbacks. The webui removes them at each "Reload UI"."""
+    """Registers DemoFusion's callbacks in the webui. The webui removes all callbacks at each "Reload UI"."""
     script_callbacks.on_after_component(page.component_of_page)
     script_callbacks.on_ui_settings(options.register)
     greet()

@@ -35,9 +35,10 @@ def host() -> Backend:
 
 
 def loaded_model() -> Any:
-    """Returns the loaded model, or None if no model is loaded or the webui has not loaded the selected checkpoint yet.
+    """Returns the loaded model, or None if the webui has not loaded the selected checkpoint yet.
 
-    This function does not read `shared.sd_model`, because that would load a checkpoint.
+    If no model is loaded, the result is None or the webui's placeholder (see `Backend.family`). This function does not
+    read `shared.sd_model`, because that would load a checkpoint.
     """
     from modules import sd_models
 
@@ -45,12 +46,15 @@ def loaded_model() -> Any:
 
 
 def selected_family() -> Family:
-    """Returns the family of the checkpoint that the next job uses, even if the webui has not loaded it yet."""
+    """Returns the family of the checkpoint that the next job uses, even if the webui has not loaded it yet.
+
+    Returns Stable Diffusion if there is no such checkpoint, or if it is not loaded and its file is not recognized.
+    """
     return host().pending_family() or host().family(loaded_model())
 
 
 def greet() -> None:
-    """Logs a warning if the running webui lacks functions that its backend calls."""
+    """Logs a warning if the backend does not know how the running webui calls its model."""
     if not host().is_known():
         logger.warning(UNKNOWN, version())
 

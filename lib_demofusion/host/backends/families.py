@@ -85,7 +85,7 @@ UPSCALER = "this checkpoint only enlarges images of other models; choose the che
 
 REFERENCE_HINT = "; remove them, or choose a checkpoint that does not edit images"
 KLEIN_HINT = "; remove them, and for img2img switch on [Klein] Disable Reference in the settings"
-# the webui keeps the reference images until it loads a checkpoint or encodes another uploaded image
+# with Anima, the webui keeps the reference image of an earlier job until it loads a checkpoint or encodes an image
 ANIMA_HINT = "; switch off [Anima] Enable Reference in the settings, and load another checkpoint and this one again"
 
 
@@ -143,9 +143,9 @@ class Family:
 def _transformer(name: str, form: LatentForm = PLAIN, hint: str = REFERENCE_HINT) -> Family:
     """Creates the Family of a transformer that was trained for flow matching.
 
-    `unit` is 16, because these models divide a latent into patches of 2 x 2 cells. If the latent has an odd number of
-    rows or columns, they add cells of the opposite border, which would be visible in a view. `distilled` is True,
-    because most of these models have built-in guidance.
+    `unit` is 16, because these models evaluate patches of 2 x 2 cells. If the webui's latent is not packed and has an
+    odd number of rows or columns, they add cells of the opposite border, which would be visible in a view. `distilled`
+    is always True, because most of these models have built-in guidance. Some, such as Lumina 2, have none.
     """
     return Family(name, flow=True, form=form, unit=16, distilled=True, transformer=True, reference_hint=hint)
 
@@ -162,7 +162,7 @@ BY_ENGINE: Mapping[str, Family] = {
     "StableDiffusionXL": SDXL,
     "StableDiffusionXLRefiner": Family("the SDXL refiner", REFINER),
     "StableDiffusion3": SD3,
-    # Mugen's VAE packs 2 x 2 cells of 8 pixels. If a size is odd, the VAE pads the latent with zeros
+    # Mugen's VAE packs 2 x 2 cells before it decodes a latent. If a side is odd, the VAE appends cells of zeros
     "Mugen": Family("Mugen", sized=True, flow=True, unit=16),
     "Flux": _transformer("Flux.1"),
     "Chroma": _transformer("Chroma"),

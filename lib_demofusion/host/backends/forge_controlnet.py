@@ -17,9 +17,9 @@ class ViewControl:
     """Takes the place of the first control model in the UNet's linked list of control models.
 
     The webui would run all control models of the list on the whole latent. Instead, it calls `get_control` of this
-    object, which returns None. For each batch of views, the stage calls `add_to`, which runs the control models on the
-    batch. If the webui reads an attribute that this class does not define, it gets the attribute of the first control
-    model.
+    object, which returns None. For each batch of views, `FusedUnet` calls `add_to`, which runs the control models on
+    the batch. If the webui reads an attribute that this class does not define, it gets the attribute of the first
+    control model.
     """
 
     def __init__(self, first: Any, stage: StagePlan, plan: Plan | None = None):
@@ -107,7 +107,7 @@ def _rows(parts: list[Tensor], rows: int, crops: Tensor, control: Any) -> Tensor
 def _repeated(part: Tensor, rows: int) -> Tensor:
     """Repeats a crop of the hints of several images until it has `rows` rows. `part` has one row for each image.
 
-    The rows of a view are the conds of all images and then the unconds of all images. The result therefore contains the
-    crops of all images, and then the same crops again.
+    The rows of a view consist of chunks, such as the conds of all images and the unconds of all images (see
+    `forge_unet.marks_of`). The result therefore contains the crops of all images, and then the same crops again.
     """
     return part.repeat(-(-rows // len(part)), 1, 1, 1)[:rows]

@@ -164,10 +164,10 @@ def of_transformer(p: Any, family: Family) -> str | None:
 
 
 def has_references(p: Any) -> bool:
-    """Returns whether the model has received reference images in addition to the prompt in this job.
+    """Returns whether the model uses reference images in addition to the prompt in this job.
 
     Before the job's sampler exists, the function returns False, because the webui can still store reference images of
-    the previous job. The webui removes these images when it encodes the prompt.
+    the previous job. When most models encode the prompt, the webui removes these images. Anima keeps and uses them.
     """
     return getattr(p, "sampler", None) is not None and bool(getattr(dynamic_args, "ref_latents", None))
 

@@ -53,8 +53,9 @@ class FusedUnet:
     def __call__(self, apply_model: Apply, args: Mapping[str, Any]) -> Tensor:
         """Returns the fused prediction of the clean latent for all rows of `args["input"]`, the conds and unconds.
 
-        `args["input"]` and the result have the shape that the webui uses (see `LatentForm`). Raises RuntimeError if
-        cond and uncond come in separate calls although an extension needs them in one call.
+        `args["input"]` and the result have the shape that the webui uses (see `LatentForm`). Raises RuntimeError if an
+        extension needs calls with exactly one cond and one uncond per image, and this call does not have two chunks
+        (see `marks_of`).
         """
         form, sigma, marks = self._parts.form, args["timestep"], args["cond_or_uncond"]
         x = form.to_method(args["input"])
@@ -150,7 +151,10 @@ class _NumberEmbedder:
 
 
 def vectors_of(model: Any, frame: Frame, sized: bool) -> SizeVectors | None:
-    """Returns the SizeVectors of a loaded model, or None if the model does not receive sizes. See `Family.sized`."""
+    """Returns the SizeVectors of a loaded model, or None if the model does not receive sizes.
+
+    `sized` is the attribute `Family.sized` of its family.
+    """
     embedder = getattr(model, "embedder", None)
     if embedder is None or not sized:
         return size_vectors(model, frame)

@@ -28,7 +28,7 @@ class StageParts:
     run: StageRun
     """The run of the sampler for this stage. The backend passes every model call to it."""
     plan: Plan | None
-    """The plan of the run. Its crop is the part of the base image that the stages enlarge. None means no crop."""
+    """The plan of all stages. Its crop is the part of the base image that the stages enlarge. None means no crop."""
     batches: ViewBatches
     frame: Frame
     before_batch: Callable[[float], None]
@@ -40,18 +40,24 @@ class StageParts:
     form: LatentForm = PLAIN
     """Converts latents between the shape in the webui and the shape in `method`."""
     separate_calls_error: str = ""
-    """The error to raise if cond and uncond come in separate model calls. Empty if separate calls are allowed."""
+    """The text of the error to raise if a model call has other rows than one cond and one uncond per image.
+
+    Empty if no extension needs such calls.
+    """
 
 
 class Backend(Protocol):
     """The functions that differ between webuis."""
 
     def is_known(self) -> bool:
-        """Returns whether the webui has the functions that this backend calls."""
+        """Returns whether this backend knows how the webui calls its model."""
         ...
 
     def family(self, model: Any) -> Family:
-        """Returns the family of a loaded model. If no model is loaded, `model` is None or the webui's placeholder."""
+        """Returns the family of a loaded model.
+
+        If no model is loaded, `model` is None or the webui's placeholder, and the result is Stable Diffusion.
+        """
         ...
 
     def is_pending(self) -> bool:
@@ -106,8 +112,8 @@ class Backend(Protocol):
     ) -> AbstractContextManager[None]:
         """Returns a context that prepares the model for a stage, and at its end undoes the changes.
 
-        `views` is the number of views per model call. `anchor` and `noise` are latents (B, C, H, W) in the shape that
-        `method` uses.
+        `views` is the number of views per model call, or 1 if this number is automatic. `anchor` and `noise` are
+        latents (B, C, H, W) in the shape that `method` uses.
         """
         ...
 

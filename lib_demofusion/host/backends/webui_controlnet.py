@@ -140,10 +140,11 @@ class Hints:
 
 
 def stage_hints(p: Any, stage: StagePlan, plan: Plan | None = None) -> Hints:
-    """Resizes the hints of all ControlNet units for a stage.
+    """Resizes the hints of the job's ControlNet units whose kind is in CROPPED_KINDS to the size of a stage.
 
     If `plan` is given, the hints are first cropped to the part of the base image that the plan enlarges. The hints stay
-    in the computer's memory. Only the crops for a batch of views are copied to the device.
+    in the computer's memory. Only the crops for a batch of views are copied to the device. If ControlNet is attached to
+    the refiner, the result contains no units, and the user gets a note.
     """
     found = extension_script(p)
     if found is None:

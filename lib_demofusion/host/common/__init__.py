@@ -1,4 +1,4 @@
-"""Helpers for the other folders of `host`: messages, options, stored files, free memory, and `replaced` (below)."""
+"""Helpers for the other folders of `host`: messages, options, files, memory, step caches, and `replaced` (below)."""
 
 from __future__ import annotations
 

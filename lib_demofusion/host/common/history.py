@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 STEP_CACHE = "%s: it computes a step from earlier steps, but in a stage each call evaluates other tiles; switch it off"
-"""The reason for the refusal of a step cache. The placeholder is the name of the extension that contains it."""
+"""The reason for refusing a step cache. The placeholder is the name of the extension or module that contains it."""
 
 FIXED = (int, float, complex, str, bytes, bool, type(None), Tensor, nn.Module, ModuleType, type)
 """Types of values that do not count as data from earlier calls, even if a function could change them."""
@@ -26,9 +26,9 @@ def keeps_history(wrapper: Any) -> bool:
     """Returns whether a callable can keep data from one call to the next. Inspects the callable, but does not call it.
 
     The result is True if the code of the callable assigns to an attribute, a global or a variable of the enclosing
-    function. The result is also True if the callable can change an object, such as a list, that is in its closure. For
-    a method, it is also True if the method can change an object that is in an attribute of `self` and that the method
-    uses. Values of the types in FIXED do not count.
+    function. The result is also True if its closure contains an object that it can change, such as a list. For a
+    method, and for an object with the method `__call__`, the result is also True if the method uses an attribute of
+    `self` that contains such an object. Values of the types in FIXED do not count.
     """
     return _keeps(wrapper, set())
 

@@ -114,7 +114,7 @@ def available_bytes() -> int:
 
 
 def _left_in_groups() -> Iterator[int]:
-    """Yields, for each control group of this process, the number of bytes that the process may still use.
+    """Yields, for each control group of this process that has a memory limit, the bytes that the group may still use.
 
     psutil does not read the limits of control groups.
     """

@@ -50,7 +50,7 @@ def reset(p: Any, entries: Mapping[str, str]) -> None:
 
 
 def report_note(p: Any, note: str) -> None:
-    """Reports that the result differs from the request, if the difference is not an error."""
+    """Reports a fact that is not an error, such as a difference between the result and the request."""
     _report(p, KEY_NOTE, note)
 
 

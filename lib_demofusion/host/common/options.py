@@ -97,10 +97,10 @@ def _chosen_preset() -> Any:
 
 
 def automatic_preset(default: str, steps: int, cfg_scale: float, distilled: bool = False) -> str:
-    """Returns the preset for a request that does not name a preset: `default`, or Turbo for a few-step model.
+    """Returns the preset for a request that does not name a preset: usually `default`, but Turbo for a few-step model.
 
-    Returns `default` if the option for few-step models is off. `settings.presets.looks_few_step` decides from the other
-    three parameters whether the model is a few-step model.
+    Returns `default` if the option for few-step models is off, or if `default` is not in CHOSEN_FOR_MANY_STEPS.
+    `settings.presets.looks_few_step` decides from the other three parameters whether the model is a few-step model.
     """
     if not value(FEW_STEPS, True):
         return default

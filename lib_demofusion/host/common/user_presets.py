@@ -130,8 +130,8 @@ def _write(stored: dict[str, Any]) -> None:
 def known_choices() -> Choices:
     """Returns the user's presets and the webui's upscalers.
 
-    Call this function when the choices are needed. When the webui loads its scripts, it has not loaded its upscalers
-    yet.
+    Call this function whenever the choices are needed, and not while the webui loads its scripts, because the webui
+    loads its upscalers later.
     """
     return choices_and_problems()[0]
 

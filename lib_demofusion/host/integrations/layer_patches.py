@@ -76,9 +76,9 @@ def refusal(p: Any) -> str | None:
 
 
 def needs_one_call(p: Any) -> str:
-    """Returns the error to raise if cond and uncond come in separate model calls.
+    """Returns the text of the error to raise if a model call has other rows than one cond and one uncond per image.
 
-    Returns an empty text if the job uses no extension that needs them in one call.
+    Returns an empty text if the job uses no extension that needs such calls.
     """
     for key, name in ONE_CALL.items():
         if str(p.extra_generation_params.get(key)) == "True":

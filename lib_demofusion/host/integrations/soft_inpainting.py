@@ -1,7 +1,8 @@
 """Runs the webui's own Soft inpainting (extensions-builtin/soft-inpainting) at the size of a stage.
 
-While a stage is sampled, this file has nothing to do: the webui calls the script of Soft inpainting whenever it blends
-x with the original latent by the mask. Two tasks remain after the sampling:
+Before a stage, this file encodes the original image at the size of the stage (`Originals.latent`). While the stage is
+sampled, it has nothing to do: the webui calls the script of Soft inpainting whenever it blends x with the original
+latent by the mask. Two tasks remain after the sampling:
 
 * Keep the latent outside the mask unchanged. The script compares the final latent with the latent of the original
   image, and pastes the original image where these latents hardly differ. After the sampling, a stage may therefore
@@ -100,7 +101,8 @@ class Originals:
     def _shown(self, size: Size) -> list[Image.Image]:
         """Returns the part of the source images that a stage shows, at the size of the stage, `size` cells.
 
-        The crop and the resize mode are the same as in the webui's own pass.
+        The crop and the resize mode are the same as in the webui's own pass. Only the mode LATENT_RESIZE is replaced by
+        mode 0, which stretches the image.
         """
         height, width = (n * CELL for n in size)
         if self._place:
