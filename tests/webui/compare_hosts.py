@@ -1,10 +1,11 @@
 """Compares the images of several webuis: `python tests/webui/compare_hosts.py --checkpoints DIR WEBUI WEBUI...`.
 
 For each request and seed, every webui makes two images of the final size: one without DemoFusion and one with
-DemoFusion. Each row of the table compares the images of a webui with the images of the first webui. Each cell contains
-three numbers. The first number is a PSNR in dB, computed from the images of all seeds together. The second number is
-the standard deviation of the PSNRs of the single images. The third number is the largest difference between two pixel
-values (0 to 255).
+DemoFusion. Each row of the table compares the images of a webui for one request with the images of the first webui for
+the same request. One cell of the row compares the images without DemoFusion, and another cell the images with
+DemoFusion. Each of these cells contains three numbers. The first number is a PSNR in dB, computed from the images of
+all seeds together. The second number is the standard deviation of the PSNRs of the single images. The third number is
+the largest difference between the values of the same pixel (0 to 255).
 
 The webuis of Forge's family evaluate the model only at whole timesteps. AUTOMATIC1111's webui also does so if a setting
 is enabled, and this program enables the setting.

@@ -34,7 +34,7 @@ FAULTS = Path(__file__).parent / "faults"
 THIN = Path(__file__).parent / "thin_text_encoders"
 TITLE = "DemoFusion Hires"
 DEFAULTS = {"demofusion_default_preset": "Paper"}
-"""DemoFusion's settings in every test. A request without a preset uses the preset Paper."""
+"""DemoFusion's settings, unless a test changes them. A request without a preset uses the preset Paper."""
 START_SECONDS = 600
 """Maximum time in which the webui must start."""
 REQUEST = {
@@ -80,7 +80,7 @@ class Webui:
     def call(self, path: str, body: dict[str, Any] | None = None, under: str = "sdapi/v1") -> Any:
         """Sends a POST request with `body`, or a GET request without it, and returns the decoded JSON.
 
-        `under` is the part of the URL before `path`.
+        `under` is the part of the URL between the address of the webui and `path`.
         """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
@@ -203,9 +203,9 @@ def started(
     """Starts the webui in `folder` and stops it at the end.
 
     `data` must be an empty folder, which becomes the webui's data directory. `flags` are further arguments for the
-    webui. `checkpoints` is a folder of checkpoints. Without it, the webui gets tiny checkpoints, which webuis of
-    Forge's family cannot load. If `second_copy` is given, a second copy of the extension is installed in a folder of
-    this name.
+    webui. `checkpoints` is a folder of checkpoints. Without it, the webui gets the checkpoints of
+    `tiny_checkpoints.py`, which webuis of Forge's family cannot load. If `second_copy` is given, a second copy of the
+    extension is installed in a folder of this name.
     """
     (data / "extensions").mkdir()
     for name in filter(None, ("sd-webui-demofusion-hires", second_copy)):

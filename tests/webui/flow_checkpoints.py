@@ -58,7 +58,7 @@ FLUX_VAE = "black-forest-labs/FLUX.1-dev"
 THIN_VAE = {"block_out_channels": [32, 32, 64, 64], "base_dim": 16}
 """Widths of the layers of the two kinds of autoencoders. Wider autoencoders would take most of a test's time."""
 THIN_MLP = 256
-"""Width of the feedforward layers in the transformers for which the webui accepts only the real width."""
+"""Width of the feedforward layers in the transformers whose own width must be that of the real model."""
 
 
 class PartMaker:
@@ -137,7 +137,7 @@ def klein(maker: PartMaker) -> Parts:
     """Makes Flux.2 Klein 4B, which the webui recognizes by the width of the transformer.
 
     The transformer reads the hidden states of the text encoder after layers 9, 18 and 27, so the text encoder must have
-    all these layers.
+    at least 27 layers.
     """
     from backend.nn.flux import IntegratedFluxTransformer2DModel
 
@@ -197,7 +197,7 @@ def krea(maker: PartMaker) -> Parts:
     """Makes Krea 2.
 
     The transformer reads the hidden states of the text encoder after twelve of its layers. The last of these is layer
-    35, so the text encoder must have all these layers.
+    35, so the text encoder must have at least 35 layers.
     """
     from backend.nn.krea import SingleStreamDiT
 

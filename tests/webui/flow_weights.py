@@ -107,7 +107,7 @@ OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc"
 def as_open_clip(weights: Mapping[str, Tensor]) -> Weights:
     """Renames weights of SDXL's second text encoder from the names in transformers to the names in SDXL checkpoints.
 
-    The text projection is random.
+    Also joins the weights of queries, keys and values, as in SDXL checkpoints. The text projection is random.
     """
     text = "text_model."
     made = {

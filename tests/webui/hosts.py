@@ -16,7 +16,7 @@ class Host:
 
     name: str
     flags: str
-    """The flags that run the webui on the CPU in single precision."""
+    """The flags that differ between the webuis. With them, the webui runs on the CPU and downloads no checkpoint."""
     checkpoints: str = "--ckpt-dir"
     """The flag that sets the folder of checkpoints."""
     models: str | None = "--models-dir"

@@ -67,7 +67,7 @@ class TestApi:
                 if spec.kind in (int, float) and name not in ("scale", "width", "height"):
                     assert (field["minimum"], field["maximum"]) == (spec.minimum, spec.maximum)
                     assert field["step"] == spec.step
-                # the webui adds its own upscalers to the choices, so only the extension's own choices are compared
+                # the panel also offers the webui's upscalers and the user's presets, which are not compared
                 for choice in (*spec.words, *spec.choices(BUILT_IN)):
                     assert any(choice in str(offered) for offered in field["choices"])
 
@@ -104,7 +104,8 @@ class TestApi:
         named = webui.generate({**fields, "preset": preset}, **tab)
         assert_good(named, (192, 192))
         assert f"DemoFusion preset: {preset}" in named.infotexts[0]
-        # without the second setting, Turbo would replace the default preset, because the request has few steps
+        # at a CFG scale of 2 or less, Turbo would replace the default preset without the second setting, because the
+        # request has few steps
         settings = {"demofusion_default_preset": preset, "demofusion_few_steps": False}
         by_default = webui.generate(fields, override_settings=settings, **tab)
         assert (by_default.digests, by_default.infotexts) == (named.digests, named.infotexts)
@@ -235,7 +236,8 @@ def with_script(webui: Webui, name: str, img2img: bool = False, **values: Any) -
 class TestScripts:
     """Tests DemoFusion with each of the webui's own scripts.
 
-    The images are the same as with single requests without a script, or DemoFusion refuses to run with the script.
+    With most scripts, the images are the same as with single requests without a script. With scripts that upscale or
+    outpaint, no stage runs.
     """
 
     @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Tests every kind of checkpoint in a real webui, with k-diffusion's samplers, the timestep samplers and LCM."""
+"""Tests every kind of tiny checkpoint in a real webui, with samplers of k-diffusion, timestep samplers and LCM."""
 
 from __future__ import annotations
 

@@ -54,9 +54,10 @@ def test_outside_the_mask_is_the_upscaled_original(
 
 
 HALO = 20
-"""The width in pixels of the border around the mask that the webui's Soft inpainting changes even without DemoFusion.
+"""The width of the border around the mask that the webui's Soft inpainting changes even without DemoFusion.
 
-The filters of Soft inpainting reach two latent cells (16 pixels) beyond the mask, which is itself larger by its blur.
+The width is in pixels of the base image. The filters of Soft inpainting reach two latent cells (16 pixels) beyond the
+mask, which is itself larger by its blur.
 """
 
 SOFT = {"Soft Inpainting": {"args": [True, 1, 0.5, 4, 0, 0.5, 2]}}

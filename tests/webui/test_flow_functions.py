@@ -28,7 +28,7 @@ from lib_demofusion.method.stage import SamplerTraits, StageRun
 FILES = ("modules_forge/packages/k_diffusion/sampling.py", "k_diffusion/sampling.py")
 """Paths of the file with the sampling functions: the first path is that of Forge Neo, the second that of Forge."""
 STAND_INS = ("k_diffusion", "k_diffusion.deis", "backend", "backend.patcher", "backend.patcher.base", "backend.modules")
-"""The modules that this file imports. In the tests, stand-ins replace them."""
+"""The modules that the file with the sampling functions imports. In the tests, stand-ins replace them."""
 NEEDS_ANOTHER_FILE = frozenset({"sample_deis"})
 """Sampling functions that are not tested, because they use code in another file of the webui."""
 LOWEST = 0.3
@@ -149,10 +149,11 @@ def test_a_function_is_refused_if_it_leaves_the_signal_or_the_noise_at_a_wrong_l
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_model_gets_the_same_x_as_from_the_reference_sampler(functions, name: str) -> None:
-    """The webui's function and the reference sampler of the same name run the same stage with equal step detectors.
+    """The webui's function and the reference sampler run the same stage with equal step detectors.
 
-    The stage blends the skip residual into x at the calls that the detector takes for the first call of a step. If the
-    detector were wrong for the webui's function, x would differ from the x of the reference sampler.
+    The reference sampler is the sampler of the same name in flow_samplers.py. The stage blends the skip residual into x
+    at the calls that the detector takes for the first call of a step. If the detector were wrong for the webui's
+    function, x would differ from the x of the reference sampler.
     """
     predictor = PredictionFlux()
     function = functions.get(name)

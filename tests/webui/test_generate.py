@@ -34,7 +34,10 @@ NEUTRAL = ({"override_settings": {"randn_source": "CPU"}}, {"override_settings":
 
 
 def assert_good(result: Result, *sizes: tuple[int, int]) -> None:
-    """Asserts that the images have these sizes and are not uniform, and that no infotext reports an error."""
+    """Asserts that the images have these sizes and are not uniform, and that DemoFusion made them.
+
+    The infotexts must contain the version of DemoFusion, and neither an error nor a stop.
+    """
     assert result.sizes == list(sizes)
     for image, text in zip(result.images, result.infotexts):
         assert np.asarray(image).std() > 5
@@ -212,6 +215,7 @@ def test_an_interrupt_returns_the_last_finished_stage(webui: Webui, action: str)
 def test_bad_input_is_reported_in_the_result(webui: Webui, field: str, value: Any) -> None:
     result = webui.generate({"enabled": True, field: value}, steps=1)
     if value is None:
+        # a field with this value counts as missing
         assert_good(result, (256, 256))
         return
     assert result.sizes == [(128, 128)]

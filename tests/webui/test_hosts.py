@@ -119,7 +119,7 @@ def test_every_preset_at_every_cfg_scale(webui: Webui, preset: str, cfg_scale: f
 
 
 LEAST_EFFECT = 0.25
-"""The minimum effect of a setting on the image, as a fraction of its effect with Euler.
+"""The minimum effect of each of VALUES on the image, as a fraction of its effect with Euler.
 
 In AUTOMATIC1111's webui with random weights, the measured fractions are 0.3 to 1.1 for the skip residual and 0.6 to 1.2
 for extra noise. With UniPC in Forge Neo, a bug once kept the stages from changing the x of this sampler. The fractions
@@ -152,7 +152,7 @@ def test_residual_and_extra_noise_have_an_effect_in_every_sampler(webui: Webui, 
 
 
 def changed_by_values(webui: Webui, upload: Image.Image, sampler: str) -> list[float] | None:
-    """Returns how much each of VALUES changes the image on average, or None if the sampler is refused or fails.
+    """Returns the mean change of the pixels (0 to 255) by each of VALUES, or None if the sampler is refused or fails.
 
     To save time, the upload is the base image, the stage has a scale of 1.5, and only the last three of six steps run.
     With all six steps and random weights, DPM adaptive would need hundreds of model calls. With only two model calls,

@@ -22,9 +22,9 @@ __all__ = ["family", "webui"]
 pytestmark = [pytest.mark.webui, pytest.mark.slow]
 
 TOLERANCE = 2e-5
-"""The largest allowed difference of two latents, relative to the largest absolute value in the latent of img2img.
+"""The largest allowed difference between the latents of a stage and of img2img.
 
-The latents are not exactly equal, because DemoFusion and the webui add the terms of the guidance in different orders.
+It is relative to the largest absolute value in the latent of img2img. It is not 0, because rounding errors can differ.
 """
 
 
@@ -144,7 +144,8 @@ def test_reference_images_are_refused(webui: Webui, family: Any, upload: Image.I
     with options(webui, **REFERENCES[kind]):
         result = small(webui, **request)
     if kind == "anima":
-        # Forge Neo passes the last reference image to Anima until another upload is encoded, even without DemoFusion
+        # Forge Neo passes the last reference image to Anima until it encodes an upload while the setting is off. This
+        # is so even without DemoFusion
         small(webui, None, **request)
     assert f"does not work with reference images of {family['name']}" in result.infotexts[0]
     assert result.sizes == [(64, 64)]
