@@ -27,8 +27,8 @@ def model(crops: Tensor, rows: slice) -> Tensor:
 class SmallMemory:
     """Imitates a model and the memory of its device.
 
-    A batch of V views with N rows each has V * N rows. It runs out of memory if it has more than `limit` rows, or if
-    `failing` contains the number of this model call, counted from 0.
+    A model call with V views of N rows each has V * N rows. It runs out of memory if it has more than `limit` rows, or
+    if `failing` contains its number, counted from 0.
     """
 
     def __init__(self, limit: int = 1000, failing: Sequence[int] = ()):

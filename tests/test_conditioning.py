@@ -22,6 +22,7 @@ LOCAL: list[View] = [LocalView(0, 0, 16, 12), LocalView(9, 5, 16, 12), LocalView
 DILATED: list[View] = list(dilated_views(SIZE, 2))
 ALL = slice(0, None)
 CROP = (16, 12)
+"""The size of all views in LOCAL and DILATED. SIZE is the size of the latent."""
 
 
 def randn(*shape: int) -> Tensor:

@@ -109,7 +109,7 @@ def test_the_position_error_without_the_shift_of_the_hint_is_more_than_four_time
 
 @pytest.mark.parametrize("size", [(33, 25), (35, 24), (31, 23)])
 @pytest.mark.parametrize("factor", [2, 3])
-def test_every_dilated_view_gets_a_hint_of_its_own_size(size: Size, factor: int) -> None:
+def test_the_hint_of_every_dilated_view_has_the_size_of_the_view(size: Size, factor: int) -> None:
     hint = make_stage_hint(randn(1, 3, 128, 96), size, factor)
     height, width = dilated_size(size, factor)
     for view in dilated_views(size, factor):

@@ -32,6 +32,7 @@ from lib_demofusion.settings.fields import Settings
 
 BASE = (16, 12)
 PIXELS = (128, 96)
+"""The size of the base image in pixels. BASE is the same size in cells."""
 LOCAL, DILATED, BOTH = 0.0, 1.0, 0.4
 """Three values of c2, the weight of the dilated views.
 

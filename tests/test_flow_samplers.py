@@ -149,8 +149,9 @@ def test_dpm2_a_omits_its_second_call_if_a_large_eta_removes_all_noise() -> None
 def noise_levels(name: str, stochastic: bool) -> list[tuple[float, float]]:
     """Returns sigma and the share of noise for each step.
 
-    The share is the standard deviation of the noise in the blended x, divided by sigma. The signal is known, so the
-    function can subtract the signal from x to measure the noise. The anchor differs from the signal.
+    The share is the standard deviation of the noise in the blended x, divided by sigma. To measure the noise, the
+    function subtracts the known signal from x, and also the shift of x towards the anchor, which differs from the
+    signal.
     """
     shape = (2, 4, 96, 96)
     clean = randn(3, shape)
@@ -164,7 +165,7 @@ def noise_levels(name: str, stochastic: bool) -> list[tuple[float, float]]:
     class Measured(Driven):
         def first(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             x, denoised = super().first(x, sigma)
-            # the blend shifts x along the direction from the signal to the anchor; this component is not noise
+            # the blend shifts x in the direction from the signal to the anchor, so this component of x is not noise
             moved = torch.stack([(x - (1 - sigma) * clean).flatten(), (anchor - clean).flatten()])
             own = moved[0] - (moved[0] @ moved[1]) / (moved[1] @ moved[1]) * moved[1]
             found.append((float(sigma), float(own.std() / sigma)))

@@ -40,6 +40,7 @@ EXAMPLES = settings(max_examples=80, deadline=None)
 GRIDS = st.tuples(st.integers(8, 40), st.integers(8, 40), st.integers(4, 12), st.integers(4, 12), st.integers(1, 4))
 """Height, width, side of a tile, stride and dilation factor for a small latent."""
 C2 = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1))
+"""Draws the weight of the dilated views, often exactly 0 or 1."""
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -162,7 +162,11 @@ def test_weights_do_not_count_as_memory_of_a_view_if_other_memory_is_in_use(memo
 
 
 def write_group(folder: Path, limit: str, used: int, cache: int, version: int = 2) -> None:
-    """Writes the memory files of a control group, in the format of Linux. `version` is the version of cgroups."""
+    """Writes the memory files of a control group, in the format of Linux. `version` is the version of cgroups.
+
+    `limit` is a number of bytes or "max". `used` is the number of bytes in use, and `cache` is the part of them that is
+    file cache.
+    """
     names = ("memory.max", "memory.current", "inactive_file")
     if version == 1:
         names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")

@@ -169,8 +169,8 @@ def drive(
 ) -> list[Tensor]:
     """Runs a sampler function with a StageRun. Returns every x that the model evaluates, then the result.
 
-    All values of the first x are NaN, so the first blend must replace them. If `guarded`, a CallGuard
-    also checks that the sampler's calls fit the detector.
+    All values of the first x are NaN, so the first blend must replace them. If `guarded`, a CallGuard also checks that
+    the sampler's calls fit the detector.
     """
     start = torch.full_like(ANCHOR, torch.nan)
     traits = SamplerTraits(
@@ -689,6 +689,7 @@ def test_dpm_fast_begins_steps_at_the_same_calls_as_in_k_diffusion(n: int) -> No
 LEVELS = st.floats(1e-3, 5e3)
 FALLS = st.one_of(st.floats(1.0, 4.0), st.floats(0.0, 7.0).map(lambda power: 10**power))
 ETAS = st.one_of(st.just(1.0), st.floats(0.0, 2.0), st.floats(1.0, 1.01))
+"""The three strategies draw a noise level, the quotient of the previous level and this level, and eta."""
 
 
 @settings(max_examples=300, deadline=None)
@@ -759,6 +760,7 @@ def test_blending_the_noised_anchor_would_lower_the_noise_level() -> None:
 ALPHAS = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
 TIMESTEPS = (961.0, 881.0, 801.0, 721.0, 641.0, 561.0, 481.0, 401.0, 321.0, 241.0, 161.0, 81.0, 1.0)
 FRACTIONS = (999.0, 929.1, 867.1, 790.5, 640.25, 480.75, 333.3, 150.6, 60.9, 0.999)
+"""A schedule with fractional timesteps, for UniPC. TIMESTEPS is the schedule for DDIM and PLMS."""
 
 
 def alpha_at(t: float) -> float:

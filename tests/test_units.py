@@ -29,11 +29,11 @@ EXAMPLES = settings(max_examples=200, deadline=None)
 UNIT = 2
 """All sides must be multiples of this number of cells."""
 SIDES = st.integers(16, 100)
-HALVES = st.integers(8, 60)
+SMALL_SIDES = st.integers(8, 60)
 
 
 @EXAMPLES
-@given(size=st.tuples(HALVES, HALVES), factor=st.integers(1, 8), unit=st.integers(1, 4))
+@given(size=st.tuples(SMALL_SIDES, SMALL_SIDES), factor=st.integers(1, 8), unit=st.integers(1, 4))
 @example(size=(9, 33), factor=3, unit=2)
 def test_dilated_views_contain_every_cell_once_and_their_sides_are_multiples_of_the_unit(
     size: Size, factor: int, unit: int
