@@ -29,6 +29,8 @@ import tiny_checkpoints
 from PIL import Image
 from webui import hosts
 
+from lib_demofusion.settings.presets import DEFAULT_PRESET
+
 ROOT = Path(__file__).parents[2]
 FAULTS = Path(__file__).parent / "faults"
 THIN = Path(__file__).parent / "thin_text_encoders"
@@ -187,7 +189,7 @@ def webui(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         present = server.call("options")
         server.call("options", DEFAULTS)
         yield server
-        server.call("options", {name: present[name] for name in DEFAULTS})
+        server.call("options", {name: present.get(name, DEFAULT_PRESET) for name in DEFAULTS})
         return
     if not folder:
         pytest.skip("no real webui: name one with --webui DIR or SD_WEBUI_DIR")

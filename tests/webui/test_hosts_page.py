@@ -80,4 +80,10 @@ def test_no_control_is_cut_off_or_covered(webui: Webui, page: Any, name: str) ->
     tab = Tab(page, name)
     tab.open_panel()
     wait_for_rest(page)
-    assert [problem for width in range(360, 1601, 20) for problem in tab.layout_problems(width)] == []
+    problems = []
+    for width in range(360, 1601, 20):
+        page.set_viewport_size({"width": width, "height": 1000})
+        # the webui sets the widths of its two columns 100 ms after the last change (javascript/resizeHandle.js)
+        page.wait_for_timeout(200)
+        problems += tab.layout_problems(width)
+    assert problems == []
