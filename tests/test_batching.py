@@ -115,7 +115,10 @@ def test_one_failed_batch_with_both_kinds_of_views_does_not_change_the_result(vi
 
 
 def test_memory_is_measured_only_for_the_first_batch_of_the_automatic_mode() -> None:
-    """With a fixed number of views, no batch is measured. A measurement resets the peak that the webui displays."""
+    """With a fixed number of views, no batch is measured.
+
+    A measurement resets the memory peak that the webui displays after the job.
+    """
     memory, begun = SmallMemory(), []
     memory.begin = lambda: begun.append(len(memory.attempts))
     fused(memory, ViewBatches(0, memory), SHARED)

@@ -67,10 +67,11 @@ def host_unipc(model: Callable[..., Tensor], x: Tensor, levels: Tensor, callback
 
 
 def explicit_unipc(levels: Tensor, extra: float) -> list[Tensor]:
-    """Returns every x that the model receives, then the result. `extra` is the extra noise at the start, as a fraction.
+    """Returns every x that the model receives, then the result.
 
-    The predicted x and the corrected x of a step are both blended, at the same noise level. The last corrected x is not
-    blended, because the sampler makes its final step before the callback.
+    `extra` is the extra noise at the start, as a fraction of the first noise level. The predicted x and the corrected x
+    of a step are both blended, at the same noise level. The last corrected x is not blended, because the sampler makes
+    its final step before the callback.
     """
 
     def blend(x: Tensor, sigma: Tensor) -> Tensor:

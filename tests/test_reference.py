@@ -99,7 +99,8 @@ class RecordedStage:
         """Returns the prediction for x, fused from the predictions for all views.
 
         As in the published code, local views are crops of the zero-padded latent. `predict` evaluates the model on one
-        crop. It receives the crop and the crop's top and left in pixels. `correction` is passed to DilatedPath.
+        crop. It receives the crop, and a top and left in pixels: the position of a local view in the padded latent, or
+        0, 0 for a dilated view. `correction` is passed to DilatedPath.
         """
         run, pad = self.run, self.case.jitter
         padded = F.pad(x, (pad,) * 4)

@@ -86,7 +86,7 @@ BAD_STAGES += ["1," * 50_000 + "2", "1, 2, nan", "1,inf", "2;1"]
 
 
 def is_named(error: SettingsError, name: str, value: object) -> bool:
-    """Returns whether an error names the field, the value if it is short, and the values to use."""
+    """Returns whether an error names the field, the value if it is short, and the allowed values."""
     text = str(error)
     if isinstance(value, str) and len(value) < 50 and repr(value) not in text:
         return False
@@ -408,7 +408,7 @@ def pasted(infotext: dict[str, str], choices: Choices = BUILT_IN) -> Settings:
 @given(given_settings=SETTINGS)
 @example(given_settings=Settings(scale=7 / 3, sigma=0.1 + 0.2, cosine_scale_1=1e-7, cosine_scale_2=9.123456789))
 def test_settings_are_restored_from_the_infotext(given_settings: Settings) -> None:
-    """`to_infotext` does not write the key for `enabled`, so the test adds it. In the webui, the host layer adds it."""
+    """`to_infotext` does not write the key for `enabled`, so the test adds it. In the webui, the code in host/ does."""
     infotext = to_infotext(given_settings)
     assert pasted({**infotext, ENABLED_KEY: "1.0"}) == dataclasses.replace(given_settings, enabled=True)
     assert pasted(infotext) == dataclasses.replace(given_settings, enabled=False)
