@@ -88,7 +88,7 @@ def _run(blocks: nn.ModuleDict, x: Tensor) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Encodes images (B, 3, H, W) to features (B, 2 * z, H / 8, W / 8)."""
+    """Encodes images (B, 3, H, W) to features (B, 2 * z, H / 8, W / 8), where z is `z_channels`."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Decodes features (B, z, h, w) to images (B, 3, 8 h, 8 w)."""
+    """Decodes features (B, z, h, w), where z is `z_channels`, to images (B, 3, 8 h, 8 w)."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()

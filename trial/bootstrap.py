@@ -29,7 +29,7 @@ CUDA_SIZE = "about 3 GB to download and 7 GB on the disk"
 SET_UP = "python run_tests.py --set-up"
 """The command that sets up the environment for tests and measurements, and then ends."""
 PACKAGES = ("torch", "numpy", "PIL", "yaml", "safetensors", "tqdm", "scipy", "gradio")
-"""The names of the packages that the commands of trial/ and bench/ import."""
+"""The import names of the packages that the commands of trial/ and bench/ need in .venv."""
 
 
 class SetUpError(Exception):
@@ -50,7 +50,7 @@ class Layer:
 
     @property
     def stamp(self) -> Path:
-        """The path of the file that stores the fingerprint of the last installation."""
+        """The path of the file that stores the fingerprint of this layer's last installation."""
         return VENV / f"{self.file.stem}.sha256"
 
 
@@ -90,7 +90,7 @@ def answer(code: str, python: Path = PYTHON) -> str:
 
 
 def make_environment() -> None:
-    """Creates the virtual environment, unless it already works and has the Python version of this process."""
+    """Creates .venv, or replaces it if it lacks pip or has another Python version. Raises SetUpError if this fails."""
     version = "{}.{}".format(*sys.version_info)
     if answer("import pip, sys; print('{}.{}'.format(*sys.version_info))") == version:
         return
@@ -114,7 +114,8 @@ def pip_install(*arguments: str) -> bool:
 def install_torch() -> None:
     """Installs the pinned version of torch, unless it is installed already.
 
-    Tries the build for CPUs first, and then the default build. Raises SetUpError if both fail.
+    Tries the build for CPUs first (except on macOS), and then the default build, which the user must confirm on Linux.
+    Raises SetUpError if no build could be installed.
     """
     if answer("import importlib.metadata as m; print(m.version('torch'))").partition("+")[0] == TORCH:
         return
@@ -136,7 +137,7 @@ def confirm_cuda() -> None:
 
     Raises SetUpError if the user declines. If there is no terminal, the function returns without a question.
     """
-    print(f"{TORCH_CPU_INDEX} has no build of torch that can be installed here. The default build", end=" ")
+    print(f"torch could not be installed from {TORCH_CPU_INDEX}. The default build", end=" ")
     print(f"also installs CUDA libraries: {CUDA_SIZE}.", flush=True)
     if sys.stdin is None or not sys.stdin.isatty():
         return
@@ -149,9 +150,10 @@ def enter_environment(package: str, of_webui: Mapping[str, Sequence[str]]) -> No
 
     The `__init__.py` of trial/ and bench/ calls this function, because Python imports `__init__.py` before the module
     itself. If .venv does not exist or also lacks the packages, the process ends with a message. `of_webui` maps the
-    modules that are for the Python of a webui to the packages that they need.
+    modules that are for the Python of a webui to the packages that they need. They never run in .venv: if a package is
+    missing, the process ends with a message.
     """
-    # Python 3.9 lacks sys.orig_argv; `python run_tests.py` must still run until `set_up` reports the wrong version
+    # Python 3.9 lacks sys.orig_argv; run_tests.py imports this module before it reports that Python 3.9 is too old
     command = getattr(sys, "orig_argv", ())
     if sys.argv[:1] != ["-m"] or "-m" not in command:
         return
@@ -194,7 +196,7 @@ def set_up(*layers: Layer) -> None:
 def free_port(first: int, count: int = 100) -> int:
     """Returns the first port from `first` on that is free on 127.0.0.1.
 
-    Raises OSError if all of the first `count` ports are in use.
+    Raises OSError if `first` and the next ports, `count` ports in all, are in use.
     """
     for port in range(first, first + count):
         with socket.socket() as probe:

@@ -1,6 +1,7 @@
-"""Saves the base image, the images of all stages, and a sheet that compares methods for larger images.
+"""Saves the base image, the images of all stages, and a sheet that compares three methods for larger images.
 
-The command `python try_demofusion.py --out DIR` runs this module. It uses the miniature webui without opening the page.
+The other two methods are bicubic enlargement, and sampling directly at the large size. The command
+`python try_demofusion.py --out DIR` runs this module. It uses the miniature webui without opening the page.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ WHOLE, PART = 160, 320
 
 
 def sample(options: Any, size: int, demofusion: bool) -> Any:
-    """Runs a txt2img job of the miniature webui for a square image of `size` pixels. Returns the job's result."""
+    """Runs a txt2img job of the miniature webui, whose base image has `size` x `size` pixels. Returns its result."""
     print(f"{'DemoFusion' if demofusion else 'Directly at the large size'} ...", flush=True)
     parameters = {
         "prompt": options.prompt,
@@ -48,7 +49,7 @@ def main(options: argparse.Namespace) -> None:
     began = time.time()
     result = sample(options, NATIVE, True)
     direct = sample(options, NATIVE * options.scale, False).images[0]
-    # the final image, the base image, and the stages between them
+    # the final image comes first, then the base image, then the images of the earlier stages
     final, base, *between = result.images
     bicubic = save(options.out, "bicubic", base.resize(final.size, Image.Resampling.BICUBIC))
     save(options.out, "base", base)
@@ -65,7 +66,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def set_up_scripts() -> None:
-    """Initializes the scripts of txt2img. In the miniature webui, the page would do this."""
+    """Initializes the scripts of txt2img. Otherwise, this happens when the page of the miniature webui is built."""
     with gr.Blocks(analytics_enabled=False):
         scripts.scripts_txt2img.initialize_scripts(False)
         scripts.scripts_txt2img.setup_ui()

@@ -59,8 +59,8 @@ def is_forge(webui: Path) -> bool:
 def install_extension(webui: Path) -> Path:
     """Copies the extension into the webui, or replaces an older copy. Returns the folder of the extension.
 
-    A clone of the repository, or a link to it, is not changed. Raises InstallError if the folder contains something
-    else.
+    If the folder is a link, a git repository or this repository, it is not changed. Raises InstallError if the folder
+    contains something else than the extension.
     """
     target = webui / "extensions" / FOLDER
     if target.is_symlink() or (target / ".git").exists() or target.resolve() == ROOT:

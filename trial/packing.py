@@ -19,7 +19,7 @@ from torch import Tensor
 TOKEN_EMBEDDING = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
 """The name of the tensor with the token embedding of the text encoder."""
 TRAINED_ROWS = "trained_words"
-"""The name of the tensor with the numbers of the rows of the token embedding that are stored."""
+"""The name of the tensor with the indices of the rows of the token embedding that are stored."""
 SCALE = ".row_scale"
 """Ending of names: the tensor with the scales of a weight has the name of the weight and this ending."""
 STD = 0.02
@@ -29,7 +29,8 @@ STD = 0.02
 def load(path: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Loads the tensors of a file, which can be packed or not.
 
-    Weights that are stored as int8 are multiplied by their scales, and returned in the type `dtype`.
+    Weights that are stored as int8 are multiplied by their scales, and returned in the type `dtype`. Other tensors keep
+    their types.
     """
     return _unpacked(*_read(path), dtype)
 

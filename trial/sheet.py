@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE, MARGIN, LABEL = 160, 8, 34
-"""Sizes in pixels: the side of an image, the gap between images, and the height of the text above an image."""
+"""Sizes in pixels: the side of a whole image, the gap between columns, and the height of a title or caption."""
 LARGEST_PART = 2 / 3
 """Maximum width and height of a 1:1 part, as shares of the image's width and height."""
 PAPER, INK, FAINT = "white", "black", "#666666"
@@ -20,8 +20,8 @@ def contact_sheet(
 ) -> Image.Image:
     """Draws a sheet. Each column is (title, second line of the title, one file for each caption).
 
-    `side` is the side in pixels of the images, which are resized to squares. `part` is the maximum side of the 1:1
-    parts, or 0 for the same as `side`.
+    Each caption stands above a row of images. `side` is the side in pixels of the whole images, which are resized to
+    squares. `part` is the maximum side of the 1:1 parts, or 0 for the same as `side`.
     """
     part = part or side
     step, block = max(side, part) + MARGIN, side + part + LABEL
@@ -42,7 +42,7 @@ def contact_sheet(
 
 
 def middle(picture: Image.Image, side: int = SIDE) -> Image.Image:
-    """Crops at most `side` x `side` pixels, from a quarter of the width on, where most subjects have an edge."""
+    """Crops at most `side` x `side` pixels that begin at a quarter of the width, where most subjects have an edge."""
     width, height = (min(side, int(length * LARGEST_PART)) for length in picture.size)
     left, top = picture.width // 4, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))

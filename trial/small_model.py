@@ -34,7 +34,7 @@ class SmallModel(nn.Module):
     """The UNet, the autoencoder and the text encoder.
 
     `unet(x, t, context)` predicts the noise in x (B, 4, H, W) at timesteps t (B,) in 0..999, with context (B, 77, C).
-    x is a latent of the autoencoder, multiplied by `scale_factor`. `alphas_cumprod` has the shape (1000,).
+    x is a latent of the autoencoder, multiplied by `scale_factor`, with noise. `alphas_cumprod` has the shape (1000,).
     """
 
     def __init__(self, unet: UNet, vae: Autoencoder, text: TextEncoder, scale_factor: float, alphas: Tensor) -> None:
@@ -59,7 +59,7 @@ class SmallModel(nn.Module):
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Returns the weights whose names begin with `prefix`, in float32. Removes the prefix from the names."""
+    """Returns the tensors except POSITIONS whose names begin with `prefix`, in float32 and without the prefix."""
     return {k[len(prefix) :]: v.float() for k, v in tensors.items() if k.startswith(prefix) and k != POSITIONS}
 
 

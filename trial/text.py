@@ -48,7 +48,7 @@ def tokenizer() -> Any:
 
 
 def tokenize(prompts: list[str]) -> Tensor:
-    """Tokenizes prompts to ids (B, 77): a start token, the tokens of the prompt, and end tokens up to the length.
+    """Tokenizes prompts to ids (B, 77): a start token, the tokens of the prompt, and end tokens in all other places.
 
     Truncates prompts that have more than 75 tokens.
     """
@@ -107,7 +107,7 @@ class TextEncoder(nn.Module):
 
 
 def write_clip_folder(folder: Path, config: TextConfig) -> None:
-    """Writes the tokenizer and the configuration of the text encoder. A webui needs both to load the checkpoint."""
+    """Writes the tokenizer and the text encoder's configuration, which a webui needs to load the checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     marks = {"bos_token": START_TEXT, "eos_token": END_TEXT, "unk_token": END_TEXT, "pad_token": END_TEXT}
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, **marks}

@@ -16,7 +16,8 @@ from trial.autoencoder import Upsample
 class UNetConfig:
     """The fields of `unet_config` in a checkpoint's .yaml that are not the same in all supported models.
 
-    `attention_resolutions` are downsampling factors. The levels with these factors have transformer blocks.
+    `attention_resolutions` are downsampling factors. The levels with these factors have transformer blocks, and so has
+    the middle block.
     """
 
     model_channels: int = 64
@@ -30,7 +31,7 @@ class UNetConfig:
     num_head_channels: int = 0
     """Width of an attention head at all levels. If it is 0, each level has `num_heads` heads."""
     adm_in_channels: int = 0
-    """Width of the vector with sizes and the pooled text embedding. If it is 0, the model has no such input."""
+    """Width of SDXL's vector y with sizes and the pooled text embedding. If it is 0, the model has no such input."""
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
@@ -78,7 +79,7 @@ class CrossAttention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """A linear layer with twice the outputs. The second half of the outputs gates the first half."""
+    """A linear layer to 2 * `outputs` values. The second half of the values gates the first half."""
 
     def __init__(self, dim: int, outputs: int) -> None:
         super().__init__()
@@ -145,7 +146,7 @@ class Downsample(nn.Module):
 
 
 class Block(nn.ModuleList):
-    """A sequence of layers. ResBlocks also receive the time embedding. Transformers also receive the text."""
+    """A sequence of layers. ResBlocks also receive the time embedding, and transformers the text embeddings."""
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         for layer in self:
@@ -241,8 +242,8 @@ class UNet(nn.Module):
 def _joined(h: Tensor, skip: Tensor) -> Tensor:
     """Concatenates h and a skip connection along the channels.
 
-    If a side of the skip connection is odd, h is one cell longer. h is then resized to the size of the skip connection,
-    as in the webui (modules/sd_hijack_unet.py).
+    If the skip connection has an odd height or width, h is one position larger there. h is then resized to the size of
+    the skip connection, as in the webui (modules/sd_hijack_unet.py).
     """
     if h.shape[-2:] != skip.shape[-2:]:
         h = F.interpolate(h, skip.shape[-2:], mode="nearest")

@@ -26,7 +26,8 @@ SCALE = 0.6
 class TinyUnet(nn.Module):
     """Estimates the clean latent from x and the prompt, and returns the noise in x that follows from the estimate.
 
-    The estimate is the tanh of a random convolution of x, plus a number per channel that depends on the prompt.
+    The estimate is tanh(a + b), where a is a random convolution of x, and b is a number per channel that depends on the
+    prompt.
     """
 
     def __init__(self) -> None:

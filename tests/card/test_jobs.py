@@ -28,7 +28,7 @@ encoding therefore remain in the result. With the autoencoder in single precisio
 """
 
 LEAST_OF_IMG2IMG = 57
-"""Minimum PSNR in dB for img2img, where the base image is an upload that is encoded in half precision."""
+"""Minimum PSNR in dB for img2img in the precision HALF. The base image is an upload, which the VAE encodes."""
 
 LOSS_WITH_KEPT_COLORS = 3.01
 """Allowed difference in dB between the PSNR of a base image and the PSNR of an image with "Keep colors".

@@ -21,8 +21,8 @@ MIB = 1 << 20
 def test_the_preset_balanced_runs_with_little_memory(webui: CardWebui, memory: int) -> None:
     """`memory` is the memory of the card in MiB.
 
-    The autoencoder runs in single precision, as that of SDXL often must. With 40 MiB, it decodes the whole image
-    at once. With 12 or 6 MiB, it runs in tiles.
+    The autoencoder runs in single precision, as the autoencoder of SDXL often must. With 40 MiB, it decodes the whole
+    image at once. With 12 or 6 MiB, it runs in tiles.
     """
     card = SimulatedCard(memory=memory * MIB)
     made = picture(webui.job({"preset": "Balanced", "scale": 4}, card, HALF_BUT_VAE))
@@ -39,7 +39,8 @@ def test_sampling_continues_with_smaller_batches_if_memory_runs_out(
 ) -> None:
     """In the second model call of the stage, one allocation fails while the model evaluates a batch of views.
 
-    `allocation` is the number of allocations in this batch that succeed before. `views` is the value of `view_batch`.
+    `allocation` is the number of allocations in this batch that succeed before that one. `views` is the value of
+    `view_batch`: the number of views in a batch, or 0 for an automatic number.
     """
     denoise = StageRun.denoise
 

@@ -85,7 +85,7 @@ def test_no_tensor_exceeds_the_limit_of_the_gpu(
     torch.testing.assert_close(made.float(), webui.model.vae.decoder(z.float()), rtol=0.02, atol=0.02)
 
 
-def test_decoding_is_refused_if_the_attention_keys_exceed_the_limit(
+def test_decoding_is_refused_if_a_tensor_exceeds_the_limit_even_in_the_smallest_tiles(
     webui: CardWebui, card: SimulatedCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vae, "LARGEST_TENSOR", {"mps": 1000}, raising=False)

@@ -24,7 +24,7 @@ PRECISIONS = {"single": SINGLE, "half": HALF, "half but VAE": HALF_BUT_VAE, "upc
 
 @pytest.fixture
 def types(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[torch.dtype]]:
-    """Returns a dict that collects the types of the tensors in the stages, by the name of the tensor."""
+    """Returns a dict that collects the dtypes of seven kinds of tensors in the stages, by name (such as "anchor")."""
     found: dict[str, set[torch.dtype]] = {}
 
     def note(**tensors: Any) -> None:
@@ -92,7 +92,7 @@ Source: modules/sd_models.py, rescale_zero_terminal_snr_abar.
 
 @pytest.fixture
 def zero_terminal_snr(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the model predict v, with a schedule that ends with almost no signal, at a sigma of 4519."""
+    """Makes the samplers use the model's output as v, with a schedule that ends with almost no signal (sigma 4519)."""
 
     def inner_model(self: Any) -> Any:
         if self.model_wrap is None:

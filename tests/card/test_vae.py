@@ -170,7 +170,7 @@ def test_an_autoencoder_runs_in_tiles_after_it_ran_out_of_memory(
 ) -> None:
     """One allocation fails although the card reports enough free memory, as with fragmented memory.
 
-    `allocation` is the number of allocations in the network that succeed before.
+    `allocation` is the number of allocations in the call of the network that succeed before that one.
     """
     reported.expect("trying again in smaller parts")
     whole = vae._Forward.__call__

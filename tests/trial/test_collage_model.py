@@ -101,9 +101,9 @@ def test_latents_have_about_unit_variance_and_decode_to_the_image(model, images)
 
 @pytest.mark.parametrize("size", [(16, 16), (19, 13), (14, 17), (20, 18), (5, 1)])
 def test_the_unet_accepts_any_size(model, size):
-    """The UNet halves the sides of its input twice, but the sides of dilated views may not be multiples of 4.
+    """The UNet halves the sides of its input twice, but the sides of dilated views are not always multiples of 4.
 
-    For example, this happens at the scale 2.4.
+    For example, they are not at the scale 2.4.
     """
     x = torch.randn(2, 4, *size, generator=torch.Generator().manual_seed(0))
     context = model.encode_prompts([PROMPT, ""])
@@ -119,6 +119,6 @@ def test_samples_follow_the_prompt(model):
     assert images.shape == (8, 128, 128, 3)
     assert np.isfinite(images).all()
     found = judged(studio, images)
-    # measured: all of them are right; at random, 1 of the 10 photographed grounds and 1 of 24 subjects would be right
+    # measured: 1.0 for both shares; a random choice would be right for 1 of 10 grounds and 1 of 24 subjects
     assert found["right ground"] >= 0.7
     assert found["right subject"] >= 0.5

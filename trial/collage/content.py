@@ -42,7 +42,7 @@ class Cutout:
 
 @dataclass(frozen=True)
 class Ground:
-    """A photographed ground. A scene shows a square of `frame` x `frame` pixels of the photograph."""
+    """A photographed ground. A scene shows a square of `frame` x `frame` pixels of the photograph, if that many fit."""
 
     caption: str
     picture: Image.Image
@@ -85,7 +85,7 @@ def listed() -> dict:
 
 @lru_cache(maxsize=1)
 def captions() -> tuple[list[str], list[str]]:
-    """Returns the names of all subjects and of all grounds. Reads only content.yaml, not the packages."""
+    """Returns the names of all subjects and of all grounds, such as "a bear" and "grass". Reads only content.yaml."""
     content = listed()
     grounds = [*content["grounds"], *content["flat_grounds"]]
     return [s["caption"] for s in content["subjects"]], [g["caption"] for g in grounds]
@@ -93,7 +93,7 @@ def captions() -> tuple[list[str], list[str]]:
 
 @lru_cache(maxsize=1)
 def ground_kinds() -> dict[str, range]:
-    """Maps the name of each world of the benchmark to the indices of its grounds.
+    """Maps the name of each world (`--world` of bench.quality) to the indices of its grounds.
 
     The world "collages" has the photographed grounds, and the world "flat" has the flat ones.
     """

@@ -22,7 +22,7 @@ from trial.collage.scenes import to_uint8
 WEIGHTS = Path(__file__).with_name("detector.safetensors")
 """The weights, packed with 8 bits per weight."""
 SIDE = 128
-"""Number of pixels of the shorter side to which the network's input images are resized."""
+"""Images are resized before detection, so that their shorter side has this number of pixels."""
 THRESHOLD = 0.4
 """A local maximum of the probability is the centre of a subject if the probability exceeds this value."""
 
@@ -64,8 +64,8 @@ class _Residual(nn.Module):
 class Detector(nn.Module):
     """Detects subjects and grounds in images (B, 3, H, W) in -1..1.
 
-    Returns three tensors of logits: whether a position is the centre of a subject (B, 1, H / 8, W / 8), which subject
-    it is (B, S, H / 8, W / 8), and which ground the image has (B, G).
+    Returns three tensors of logits: whether a position is the centre of a subject (B, 1, H / 8, W / 8), which of the S
+    subjects it is (B, S, H / 8, W / 8), and which of the G grounds the image has (B, G).
     """
 
     def __init__(self, subjects: int, grounds: int) -> None:

@@ -15,15 +15,15 @@ from PIL import Image
 from trial.collage.content import Content, FlatGround
 
 SIZE_RANGE = (0.60, 0.78)
-"""Range of the length of a subject's longer side."""
+"""Range of the length of a subject's longer side, in `random_collage`."""
 EDGE = 0.02
 """Minimum distance between a subject and the border of the scene, in `random_collage`."""
 HUE_SPREAD, VALUE_SPREAD = 8.0, 0.08
-"""Maximum differences between the hue (in degrees) and value (HSV) of a flat ground and of its shade in a scene."""
+"""Maximum change of a flat ground's hue (in degrees) and of its value (HSV, 0..1) in a scene."""
 REACH = 4.0
-"""Width of the border that is pasted with a cut-out, in pixels of the result.
+"""Width of the part of the transparent border that is pasted with a cut-out, in pixels of the result.
 
-The resampled edge of a cut-out is blurred over fewer pixels, so it is pasted completely.
+Resampling blurs the edge of the cut-out over fewer pixels, so the blurred edge is pasted completely.
 """
 
 
@@ -41,8 +41,8 @@ class Placed:
 class Collage:
     """The content of a scene. `ground` is the index of the ground.
 
-    `left` and `top`, in 0..1, select a part of the photograph, or the shade of a flat ground. If `mirrored` is set, the
-    photograph is flipped horizontally, but the subjects are not.
+    `left` and `top`, in 0..1, select the part of the photograph that the scene shows, or the hue and value of a flat
+    ground (see `shade`). If `mirrored` is set, the photograph is flipped horizontally, but the subjects are not.
     """
 
     ground: int

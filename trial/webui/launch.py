@@ -69,7 +69,7 @@ def keep_at_home() -> None:
 
 
 def serve(port: int, browser: bool) -> None:
-    """Serves the page until Ctrl+C."""
+    """Serves the page until Ctrl+C, on the first free port from `port` on. Opens a browser if `browser` is set."""
     from trial.bootstrap import free_port
 
     logging.getLogger("httpx").setLevel(logging.WARNING)

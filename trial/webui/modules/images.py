@@ -12,9 +12,9 @@ from PIL.PngImagePlugin import PngInfo
 def resize_image(
     resize_mode: int, im: Image.Image, width: int, height: int, upscaler_name: str | None = None
 ) -> Image.Image:
-    """Stretches an image to a size. If `upscaler_name` is given, first enlarges the image with this upscaler.
+    """Stretches an image to a size. If `upscaler_name` names an upscaler, first enlarges the image with this upscaler.
 
-    `resize_mode` has no effect. The webui has three more modes. Stretching is mode 0.
+    `resize_mode` has no effect: the stand-in always stretches (mode 0), and the webui also has three other modes.
     """
     for upscaler in shared.sd_upscalers:
         if upscaler.name == upscaler_name:
@@ -28,7 +28,7 @@ def flatten(img: Image.Image, bgcolor: str) -> Image.Image:
 
 
 def image_grid(imgs: list[Image.Image], batch_size: int = 1, rows: int | None = None) -> Image.Image:
-    """Arranges images of one size in a grid, with about as many rows as columns."""
+    """Arranges images of one size in a grid of `rows` rows, or by default about as many rows as columns."""
     rows = min(rows or round(math.sqrt(len(imgs))), len(imgs))
     columns = math.ceil(len(imgs) / rows)
     width, height = imgs[0].size

@@ -58,7 +58,7 @@ def create_override_settings_dict(text_pairs: list[str]) -> dict[str, Any]:
 
 
 def pasted(fields: list[tuple[Any, Any]], text: str) -> list[Any]:
-    """Returns an update for every field from an infotext.
+    """Returns a gradio update for every field, with the field's value in an infotext.
 
     A field is a pair of a component and a source of its value. The source is either the name of a parameter, or a
     function that computes the value from all parameters.

@@ -27,7 +27,7 @@ def params_file() -> Path:
 
 
 def make(runner: Any, is_img2img: bool, parameters: dict[str, Any], args: list[Any]) -> Any:
-    """Creates the object of a job from the parameters in a tab and from the inputs `args` of the scripts."""
+    """Creates a job from the parameters in a tab and from `args`, the values of the scripts' inputs (`script_args`)."""
     values = dict(parameters)
     cls = processing.StableDiffusionProcessingTxt2Img
     if is_img2img:
@@ -54,7 +54,7 @@ def execute(p: Any) -> processing.Processed:
 def run(runner: Any, is_img2img: bool, parameters: dict[str, Any], args: list[Any]) -> Iterator[tuple]:
     """Runs a job for the page. Yields updates for the progress bar, the gallery, the infotext and the comments.
 
-    During the job, only the progress bar changes.
+    During the job, only the progress bar and the preview below it change.
     """
     if is_img2img and parameters["init_image"] is None:
         yield "", [], "", _paragraph("comments", 'img2img needs an image. Upload one below "Picture".')
@@ -95,7 +95,7 @@ def _paragraph(kind: str, text: str) -> str:
 
 
 class _Preview:
-    """Renders the job's current latent as a small image, at most once per second."""
+    """Renders the first of the job's current latents as a small image, at most once per second."""
 
     def __init__(self) -> None:
         self._html = ""

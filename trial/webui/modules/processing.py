@@ -257,9 +257,9 @@ def _iteration(p: StableDiffusionProcessing, runner: Any, n: int) -> list[tuple[
 
 
 def _finish(p: StableDiffusionProcessing, runner: Any, pixels: Tensor, i: int) -> tuple[Image.Image, str]:
-    """Converts the pixels (3, H, W) in 0..1 of image i of an iteration to an image, and saves the image.
+    """Converts the pixels (3, H, W) in 0..1 of image i of an iteration to an image, and returns it with its infotext.
 
-    Returns the image and its infotext.
+    Also saves the image if `save_samples` allows it.
     """
     p.batch_index = i
     array = (255.0 * pixels.permute(1, 2, 0).cpu().numpy()).astype(np.uint8)

@@ -113,7 +113,7 @@ class ScriptRunner:
         self.inputs: list[Any] = [None]
 
     def initialize_scripts(self, is_img2img: bool) -> None:
-        """Creates the scripts of a tab."""
+        """Creates the scripts of a tab that are always visible. The stand-in ignores all other scripts."""
         self.alwayson_scripts.clear()
         for data in scripts_data:
             script = data.script_class()
@@ -123,7 +123,7 @@ class ScriptRunner:
                 self.alwayson_scripts.append(script)
 
     def setup_ui(self) -> list[Any]:
-        """Builds the panels of all scripts. Returns a list of their inputs.
+        """Builds the panels of all scripts. Returns a list of their input components.
 
         The first entry of the list is None, in place of the webui's drop-down list of scripts.
         """

@@ -40,7 +40,7 @@ class CFGDenoiser(torch.nn.Module):
         """Returns the guided prediction for x (B, C, H, W) at noise levels (B,).
 
         Calls the inner model once, with the rows for `cond` followed by the rows for `uncond`. Raises
-        InterruptedException if the user has stopped the job.
+        InterruptedException if the user has interrupted the job or skipped the iteration.
         """
         if state.interrupted or state.skipped:
             raise sd_samplers_common.InterruptedException
