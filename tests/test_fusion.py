@@ -520,7 +520,7 @@ def test_each_image_of_a_finished_stage_has_the_mean_and_standard_deviation_of_i
 
 
 def test_a_tint_is_removed_and_detail_is_kept() -> None:
-    """The tint differs between channels, so matching one mean and one standard deviation would not remove it."""
+    """The tint differs between channels, so matching the statistics of the whole latent would not remove the tint."""
     areas = randn(2, 4, 4, 4, dtype=torch.float64)
     base = areas.repeat_interleave(4, 2).repeat_interleave(4, 3)
     detail = randn(2, 4, 64, 64, seed=1, dtype=torch.float64)
