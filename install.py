@@ -1,7 +1,7 @@
 """Prints a notice if the webui is too old for the extension. This file installs nothing.
 
-The webui runs this file in a separate process at every start, except with the flag --skip-install. The folder of the
-webui is then in `sys.path`.
+The webui runs this file in a separate process at every start, except with the flags --skip-install and
+--skip-prepare-environment. The folder of the webui is then in `sys.path`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def candidate_roots() -> list[Path]:
 def webui_lacks_hook(roots: Iterable[Path]) -> bool:
     """Returns whether the webui has no hook `post_sample`.
 
-    Searches the text of the first file `modules/scripts.py` in `roots`. Importing the module instead would load torch
-    and gradio at every start. Returns False if no such file can be read.
+    Searches the text of the first file `modules/scripts.py` in `roots` that can be read. Importing the module instead
+    would load torch and gradio at every start. Returns False if no such file can be read.
     """
     for root in roots:
         path = root / "modules" / "scripts.py"

@@ -86,9 +86,10 @@ def run_pytest(pytest_arguments: list[str]) -> int:
 
 
 def install_chromium() -> None:
-    """Installs Debian's Chromium for the browser tests, if no Chromium is installed and this process runs as root.
+    """Installs Debian's Chromium for the browser tests, unless a Chromium is installed or NO_CHROMIUM is set.
 
-    Prints a note before the installation. Also prints a note if the browser tests will be skipped.
+    Needs apt-get and a process that runs as root. Prints a note before the installation. Also prints a note if the
+    browser tests will be skipped.
     """
     if any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))):
         return
@@ -105,9 +106,9 @@ def install_chromium() -> None:
 
 
 def main(pytest_arguments: list[str]) -> int:
-    """Runs the checks and tests.
+    """Sets up the environment, then runs the checks and tests, or only what the arguments request.
 
-    Returns the exit status. It is 0 if all checks and tests passed, and at least one test ran.
+    Returns the exit status. It is 0 if every step succeeded, and at least one test ran unless `--set-up` was given.
     """
     try:
         bootstrap.set_up(*bootstrap.TESTS)

@@ -3,7 +3,8 @@
 You need only Python 3.10 to 3.13. The first start creates a virtual environment in `.venv` and installs packages there.
 Then a page opens in your browser. The page is a miniature of the webui with a small model and the extension's real
 panel. With `--out DIR`, the program saves generated images in a folder and opens no page. With `--webui DIR`, the
-program installs the extension and the model into an existing webui, and starts this webui.
+program installs the extension and the model into an existing webui (in Forge's family, only the extension), and starts
+this webui.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-// Asks for confirmation before a preset is deleted. If the user cancels, an empty name is sent. Built-in presets are
-// sent without a question, because the server refuses to delete them.
+// Asks for confirmation before a preset is deleted. `chosen` are the names of the presets that are chosen in this tab
+// and in the other tab. Returns the names to send to the server. If the user cancels, the first name is empty. Built-in
+// presets are sent without a question, because the server refuses to delete them.
 function demofusionConfirmDelete(chosen, [builtIn, question]) {
     const translated = (window.localization ?? {})[question] ?? question;
     const [preset, ...others] = chosen;
@@ -28,9 +29,9 @@ function demofusionMakeOperable(header) {
     update();
 }
 
-// Applies the text in a dropdown with custom values when the dropdown loses the focus. gradio 3 applies it only after a
-// key press: after pasting with the mouse, the dropdown would show the new text but keep the old value. The simulated key
-// press has no name, because Enter would select a suggestion.
+// Applies the text in a dropdown with custom values when the dropdown loses the focus. gradio 3 applies it only when a
+// key is released: after pasting with the mouse, the dropdown would show the new text but keep the old value. The
+// simulated event names no key, because the key Enter would select a suggestion.
 function demofusionTakeTyped(input) {
     input.addEventListener("blur", () => {
         input.dispatchEvent(new KeyboardEvent("keyup", {bubbles: true}));
@@ -59,9 +60,9 @@ function demofusionOnce(elements, set_up) {
     }
 }
 
-// Corrects the number in a field when the field loses the focus, and shows the correction below the field. An empty field
-// gets its last value back. A number outside the limits becomes the nearest limit, and steps and pixels are rounded.
-// (gradio's sliders would correct the number without a message.)
+// Corrects the number in a field when the field loses the focus, and shows the correction below the field. A number
+// outside the limits becomes the nearest limit, and steps and pixels are rounded to whole numbers. (gradio's sliders
+// would correct the number without a message.) An empty field gets back the value that it had before.
 function demofusionCorrectNumber(box) {
     const block = box.closest(".block");
     let before = box.value;
@@ -85,7 +86,7 @@ function demofusionCorrectNumber(box) {
             note.textContent = `${typed} → ${allowed} (${box.min} - ${box.max})`;
         }
     }, {capture: true});
-    // the webui's shortcut for Generate does not move the focus
+    // the webui's shortcut for Generate, Ctrl+Enter, does not move the focus away from the field, so this line does
     box.addEventListener("keydown", (event) => event.key === "Enter" && box.blur());
 }
 
@@ -111,7 +112,7 @@ function demofusionRepeatMessages(tab) {
         box.setAttribute("role", "status");
         for (const line of said.split("\n")) {
             const paragraph = box.appendChild(document.createElement("p"));
-            // two nodes, so that the webui can translate the first
+            // a size at the end gets a node of its own, so that the webui can translate the text before it
             for (const piece of line.split(/(?= \(\d+x\d+\)$)/)) {
                 paragraph.appendChild(document.createElement("span")).textContent = piece;
             }

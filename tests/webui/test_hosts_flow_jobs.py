@@ -49,7 +49,7 @@ def test_a_large_upload_is_resized(webui: Webui, family: Any, large: Image.Image
 
 
 def test_two_uploads_in_a_batch(webui: Webui, family: Any, large: Image.Image) -> None:
-    """The first image equals the image of the first upload alone. The image of the second upload is different."""
+    """The first image equals the image of the first upload alone, up to 2 of 255. The second image is different."""
     uploads = [png(large), png(large.rotate(180))]
     request = {"path": "img2img", "denoising_strength": 0.6}
     both = small(webui, init_images=uploads, batch_size=2, **request)
@@ -73,7 +73,7 @@ def test_a_negative_prompt_has_no_effect_at_cfg_scale_1(webui: Webui, family: An
 
 
 def test_a_plot_over_scales_with_two_batches(webui: Webui, family: Any) -> None:
-    """Every cell runs two batches, and the plot shows only the first image of each of its four cells."""
+    """Each of the four cells runs two batches, and the plot shows only the first image of the cell."""
     args = webui.plot_args(("Upscale by", "1.5, 2", None), ("Hires steps", "1, 2", None))
     result = small(webui, script_name="x/y/z plot", script_args=args, n_iter=2)
     assert "DemoFusion error" not in str(result.infotexts)
@@ -84,7 +84,7 @@ def test_every_stage_of_two_batches_of_two_is_saved(webui: Webui, family: Any, t
     own = {"samples_save": True, "save_to_dirs": False, "outdir_txt2img_samples": str(tmp_path)}
     with options(webui, **own):
         result = small(webui, {**ON, "save_stages": True}, save_images=True, batch_size=2, n_iter=2)
-    # the first image is the grid
+    # the image before these four is their grid
     assert result.sizes[-4:] == [TWICE] * 4
     sizes = []
     for path in tmp_path.iterdir():

@@ -39,14 +39,14 @@ def assert_refused(result: Result, reason: str) -> None:
 @pytest.mark.parametrize("family", ["schnell", "qwen", "ernie"], indirect=True)
 @pytest.mark.parametrize("word", ["CACHEWRAPPER", "CACHEFORWARD"])
 def test_step_caches_are_refused(webui: Webui, family: Any, word: str) -> None:
-    """The job is refused, but the cache still works: the image is the same as in a job without DemoFusion.
+    """The job is refused, but not the cache: the image is the same as in a job with the cache and without DemoFusion.
 
     `word` is the word in the prompt that enables a cache (demofusion_test_caches.py).
     """
     plain = small(webui)
     cached = small(webui, None, prompt=f"a red circle {word}")
     result = small(webui, prompt=f"a red circle {word}")
-    # the test checks the name in the message only for the wrapper
+    # the message begins with the name of the script or extension. The test checks this name only for the wrapper
     name = "demofusion_test_caches" if word == "CACHEWRAPPER" else ""
     assert_refused(result, name)
     assert "it computes a step from earlier steps" in result.infotexts[0]

@@ -56,7 +56,8 @@ def test_a_batch_of_two_prompts_of_different_lengths_equals_single_images(
     """The longer prompt needs more than one chunk of 75 tokens.
 
     For some models, Forge Neo pads the shorter prompt in a batch. This changes the image of this prompt, even without
-    DemoFusion. The test compares an image with DemoFusion only if the image without DemoFusion is the same in a batch.
+    DemoFusion. The test therefore compares an image in a batch with the single image only if these two are equal
+    without DemoFusion, up to 2 of 255.
     """
     prompts, request = ("a tree", "red, " * 90), {"cfg_scale": cfg_scale}
     plain, made = (

@@ -1,7 +1,8 @@
 """Tests that LoRAs and control models have an effect in the stages, in webuis of Forge's family.
 
-See test_hosts.py for the command. The LoRA and the control model consist of random weights and of weights of the loaded
-checkpoint. In most tests, the base image is the upload, so the LoRA and the control model can change only the stage.
+See test_hosts.py for the command. The LoRA has random weights. The control model has random weights and weights of the
+loaded checkpoint. In most tests, the base image is the upload, so the LoRA and the control model can change only the
+stage.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def randn(*shape: int) -> Tensor:
 
 
 def write_lora(unet: dict[str, Tensor], file: Path) -> None:
-    """Writes a LoRA for LAYER. At weight 1, its change of the layer has a standard deviation of 2 / sqrt(columns)."""
+    """Writes a LoRA for LAYER. At weight 1, it adds values with a standard deviation of 2 / sqrt(columns)."""
     rank, (rows, columns) = 4, unet[LAYER].shape
     down, up = randn(rank, columns) / columns**0.5, randn(rows, rank)
     state = {"lora_down.weight": down, "lora_up.weight": up, "alpha": torch.tensor(float(rank))}

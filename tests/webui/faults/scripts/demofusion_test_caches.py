@@ -23,7 +23,7 @@ class Cache:
 
 
 def predicted(own, *args, **kwargs):
-    """Calls `own`. Returns the cached prediction instead of the new prediction if both have the same shape."""
+    """Calls `own`. Returns the cached prediction if both have the same shape. Otherwise, caches the new one."""
     made = own(*args, **kwargs)
     if Cache.kept is None or Cache.kept.shape != made.shape:
         Cache.kept = made

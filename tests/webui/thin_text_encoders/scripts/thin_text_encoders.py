@@ -3,8 +3,8 @@
 The parts are text encoders, transformers and autoencoders. By default, these webuis read the sizes of the full models
 from their own configuration files and tables. The test extension changes no file of the webui.
 
-Two more changes shorten the tests. The prompts of Flux.2 Klein are padded to fewer tokens. Each transformer in a thin
-SDXL has only one block.
+Three more changes shorten the tests. The prompts of Flux.2 Klein are padded to fewer tokens. Each transformer in a thin
+SDXL has only one block. Text encoders lose the part that reads reference images.
 """
 
 import contextlib
@@ -152,8 +152,8 @@ def klein_sizes(state):
 def unet_sizes(state):
     """Returns the depths of the transformers of a thin SDXL, or an empty dict for any other UNet.
 
-    The checkpoint contains all blocks, because the webui recognizes SDXL by their number. The model gets only the first
-    block of each transformer.
+    In a thin SDXL, the middle block has as many channels as the first layer. The checkpoint contains all blocks,
+    because the webui recognizes SDXL by their number. The model gets only the first block of each transformer.
     """
     middle = state["middle_block.0.in_layers.2.weight"].shape[0]
     if "label_emb.0.0.weight" not in state or middle != state["input_blocks.0.0.weight"].shape[0]:
@@ -184,7 +184,10 @@ TRANSFORMERS = {
 }
 """Maps the class of a transformer to the function that reads the sizes from its state dict."""
 OTHER_NAMES_IN_FORGE = ("FluxTransformer2DModel", "ChromaTransformer2DModel")
-"""Transformers whose arguments have other names in Forge than in Forge Neo. `load` leaves out unknown names."""
+"""Transformers whose sizes have other names in Forge than in Forge Neo.
+
+For these, `load` leaves out the names that the webui's configuration of the model does not contain.
+"""
 
 
 @contextlib.contextmanager
