@@ -9,7 +9,8 @@ import torch
 MESSAGES = (
     # CUDA, HIP, MPS, XPU and NPU: "CUDA out of memory. Tried to allocate 2.00 GiB", "CUDA error: out of memory"
     "out of memory",
-    # oneAPI: "Native API returns: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)", or PI_ERROR_... in older versions
+    # oneAPI, four codes such as "Native API returns: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)". In older versions, the
+    # codes begin with PI_ERROR
     "out_of_device_memory",
     "out_of_host_memory",
     "error_out_of_resources",
@@ -24,7 +25,7 @@ MESSAGES = (
     "invalid buffer size",
     # the end of the error codes of cuBLAS, cuDNN, cuSOLVER and hipBLAS, such as CUBLAS_STATUS_ALLOC_FAILED
     "status_alloc_failed",
-    # torch skips algorithms that need too much memory; these are the messages if no algorithm is left
+    # torch skips convolution algorithms that need too much memory; these are the messages if no algorithm is left
     "unable to find a valid cudnn algorithm",
     "unable to find an engine to execute this computation",
 )

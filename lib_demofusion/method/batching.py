@@ -1,6 +1,6 @@
 """Chooses how many views the model evaluates in one call.
 
-Larger batches are faster. If memory runs out, the views are evaluated again in smaller batches.
+Up to MOST_VIEWS views, larger batches are faster. If memory runs out, the views are evaluated again in smaller batches.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lib_demofusion.out_of_memory import is_out_of_memory
 Work = tuple[View, Tensor]
 """A view and the latent that the view is cropped from.
 
-A model call has one row per image for cond, and usually a second row per image for uncond. The latent can have fewer
-rows than the model call (see `fusion.DilatedPath.copies`). In this case, the rows of the latent are repeated.
+Typically, a model call has one row per image for cond, and a second row per image for uncond. The latent can have fewer
+rows than the model call (see `fusion.DilatedPath.copies`). In this case, the whole latent is repeated.
 """
 
 
@@ -127,10 +127,10 @@ class ViewBatches:
         return more
 
     def predictions(self, evaluate: Evaluate, work: Sequence[Work], rows: int) -> Iterator[tuple[View, Tensor]]:
-        """Yields each view with its prediction for all `rows` rows, in the order of `work`.
+        """Yields each view with its prediction for all rows of the model call, in the order of `work`.
 
-        Consecutive views are evaluated in one batch if their crops have the same size. A batch can contain both local
-        and dilated views.
+        `rows` is the number of rows of the model call. Consecutive views are evaluated in one batch if their crops have
+        the same size. A batch can contain both local and dilated views.
         """
         done = 0
         while done < len(work):

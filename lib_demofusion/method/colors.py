@@ -1,8 +1,9 @@
 """Matches the colors of large areas of an image to the colors of the smaller base image.
 
-Both images are divided into the same number of small areas. A fit approximates the difference between the mean colors
-of the two images with functions that are affine in the colors of the base image, and that differ from area to area.
-These functions are interpolated between the areas. The result is the correction, which is added to the pixels.
+Both images are divided into the same number of small areas. Each area has a mean color in each image. A fit
+approximates the difference between these two colors with functions that are affine in the colors of the base image, and
+that differ from area to area. These functions are interpolated between the areas. The result is the correction, which
+is added to the pixels of the larger image.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ RADIUS = 1 / 32
 """Standard deviation of the low-pass filter of the fit, as a share of the shorter side of the image."""
 
 FINE_PASSES = 3
-"""Number of times that the color difference that remains after the fit is low-pass filtered and added to the result."""
+"""Number of times that the remaining color difference is low-pass filtered and added to the correction."""
 
 COARSE_RADIUS, COARSE_PASSES = 1 / 16, 6
 """The same two numbers for a second, coarser low-pass filter. It is applied after all passes of the first filter.
@@ -46,8 +47,8 @@ in the fit is halved.
 MAX_RELATIVE_SHIFT = 2.0
 """No pixel of a compressed area is shifted by more than this factor times the shift of the area's mean color.
 
-An area is compressed if an equal shift of all its pixels would move some of them out of -1..1. Each pixel is then
-shifted by a different amount (see `_least_compression`).
+An area is compressed if an equal shift of all its pixels would move some of them out of -1..1. The areas around it, up
+to two areas away, are compressed as well. The shift of a pixel then depends on its color (see `_least_compression`).
 """
 
 FEWEST_PASSES, MOST_PASSES = 2, 4
@@ -86,8 +87,8 @@ def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) 
     This part must not affect the correction of neighboring areas. All passes after the first therefore leave the areas
     at the border out of the fit.
 
-    The function corrects a few rows at a time. Besides the images, it needs memory for these rows and for tensors with
-    h / AREA rows and w / AREA columns.
+    The function corrects a few rows at a time. Besides the images, it needs memory for a copy of `base`, for these
+    rows, and for tensors with h / AREA rows and w / AREA columns.
     """
     picture.clamp_(-1, 1)
     base = base.float().clamp(-1, 1)
@@ -118,8 +119,9 @@ def _drift(missing: Tensor, fit: Tensor | None) -> float:
 def _fields(areas: _Areas, wanted: Tensor, mask: Tensor | None, fit: Tensor | None) -> dict[str, Tensor]:
     """Returns the parameters of the correction of `areas` to the mean colors `wanted` (3, h, w).
 
-    The values of the dict are (C, h, w), with one position for each area. `mask` (1, h, w) is the share of the
-    correction that each area gets. `fit` (1, h, w) is the weight of each area in the fit.
+    The keys of the dict are "slope", "offset", "mask" (only with a mask), and the keys of `_compression`. The values
+    are (C, h, w), with one position for each area. `mask` (1, h, w) is the share of the correction that each area gets.
+    `fit` (1, h, w) is the weight of each area in the fit. None means that this share or weight is 1 everywhere.
     """
     slope, offset = _correction(wanted - areas.mean, wanted, fit)
     fields = {"slope": slope.flatten(0, 1), "offset": offset}

@@ -36,7 +36,8 @@ def cond_for_views(cond: Cond, views: Sequence[View], rows: slice, size: Size, c
 
     `rows` selects the rows of the model call that the batch evaluates. `c_concat` can have more rows than the model
     call, because the webui does not shorten it if it skips the uncond. `size` is the size of the whole latent, and
-    `crop_size` is the size of the views. Only `c_concat` is cropped. All other conditions are repeated for each view.
+    `crop_size` is the size of the views. Only `c_concat` is cropped. All other tensors are repeated for each view.
+    Values that are not tensors do not change.
 
     Always returns a new dict, because the host's apply_model replaces entries of its argument with cast tensors
     (modules/sd_hijack_unet.py).
@@ -77,7 +78,7 @@ def image_conditioning_for(conditioning: Tensor, anchor: Tensor, crop: LocalView
 
     `crop` is the part of the base image that the stage shows, or None for the whole image. For an inpainting model, the
     first channel is the mask. It is resized without interpolation, so its edge stays sharp. All other channels are
-    resized like an upscaled latent (see `make_anchor`).
+    resized like an upscaled latent (see `make_anchor`). A conditioning that is not an image does not change.
     """
     if not _is_spatial(conditioning):
         return conditioning
@@ -105,7 +106,7 @@ def conds_of_stage(conds: Any, whole: int, run: int) -> Any:
     a stage from zero.
 
     `conds` is the cond or the uncond from the webui's `get_conds`. The uncond is None in Forge and Forge Neo at a CFG
-    scale of 1.
+    scale of 1. None is returned unchanged, and so is a tensor, because it contains no steps.
     """
     if conds is None or isinstance(conds, Tensor):
         return conds
@@ -116,7 +117,7 @@ def conds_of_stage(conds: Any, whole: int, run: int) -> Any:
 
 
 def _part_of_stage(part: Any, whole: int, run: int) -> Any:
-    """Shifts the changes of one prompt. The prompt of an image consists of one or more prompts, joined by AND."""
+    """Shifts the changes of one part of an image's prompt. The parts of a prompt are joined by AND."""
     return type(part)(_schedules_of_stage(part.schedules, whole, run), part.weight)
 
 

@@ -46,8 +46,8 @@ def model_calls(name: str, arguments: Mapping[str, Any], second_order: bool = Fa
     """Returns the number of model calls of the sampling function `name` with these arguments.
 
     Returns None for DPM adaptive, which chooses the number while it runs. Schedules are assumed to end at zero noise,
-    and eta is assumed to be at most 1. Functions that are not known here are assumed to make one call per step, or two
-    if `second_order` is True.
+    and eta is assumed to be at most 1. Functions that are not known here are assumed to make one call per step. If
+    `second_order` is True, they are assumed to make two calls per step, except in the last step.
     """
     if "timesteps" in arguments:
         # DDIM makes no call at the last timestep. PLMS makes no call there either, but a second call in its first step.
@@ -124,8 +124,8 @@ def run_costs(
 ) -> RunCosts:
     """Estimates the costs of a run whose base pass has `steps` steps.
 
-    `passes` lists the webui's own passes. The default is a single base pass of `steps` steps. `two_calls` is True for
-    samplers that call the model twice per step, except in the last step.
+    `passes` lists the webui's own passes. The default is a single base pass of `steps` steps at the size of the base
+    image. `two_calls` is True for samplers that call the model twice per step, except in the last step.
     """
     schedule = schedule_steps(steps, settings)
     run = steps_of_stage(schedule, settings.denoising_strength)
@@ -139,7 +139,7 @@ def run_costs(
 def cells_ahead(stage: StagePlan, settings: Settings, timestep: float, calls: float) -> float:
     """Estimates the number of cells that a stage evaluates in its last `calls` model calls.
 
-    The timesteps of these calls are assumed to be spaced evenly from `timestep` to 0.
+    The number is per image. The timesteps of these calls are assumed to be spaced evenly from `timestep` to 0.
     """
     count = math.ceil(calls)
     weights = (weights_at(timestep * (1 - i / max(count - 1, 1)), settings) for i in range(count))

@@ -81,7 +81,7 @@ class LocalPath:
 
     views: Sequence[LocalView]
     feathering: Feathering = field(default_factory=Feathering)
-    """The weights. With a feather of 0, overlaps are averaged with equal weights, as in the paper.
+    """Applies the weights. With a feather of 0, overlaps are averaged with equal weights, as in the paper.
 
     Use the same object for all model calls of a stage, because the object caches the weights.
     """

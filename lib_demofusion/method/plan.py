@@ -46,8 +46,9 @@ class StagePlan:
     number: int
     """1 for the first stage after the base image."""
     scale: float
-    """Enlargement of the cropped base image in each direction. Approximate, because `size` is rounded to cells."""
+    """Enlargement of the cropped base image in each direction. Approximate, because `size` is rounded."""
     size: Size
+    """Size of the latent of the stage, rounded to multiples of `unit`."""
     factor: int
     """A dilated view takes every `factor`-th cell of the latent. There are factor x factor dilated views."""
     window: Size
@@ -97,7 +98,8 @@ class StagePlan:
 class Plan:
     """The plan of all stages of a run.
 
-    Stage 1 enlarges the part `crop` of the base latent, whose size is `base`. `notes` are messages for the user.
+    `base` is the size of the base latent. Stage 1 enlarges only the part `crop` of this latent. `notes` are messages
+    for the user.
     """
 
     base: Size
@@ -114,8 +116,8 @@ class Plan:
 def make_plan(settings: Settings, base: Size, unit: int = 1) -> Plan:
     """Plans the stages from a base latent of size `base` to the final size in the settings.
 
-    The sides of all latents and views are multiples of `unit` cells. Raises SettingsError if a field does not fit the
-    base image or the other fields.
+    The sides of the latents and views of all stages are multiples of `unit` cells. Raises SettingsError if a field does
+    not fit the base image or the other fields.
     """
     scales = parse_stages(settings.stages)
     target, notes = _target(settings, base, scales, unit)
@@ -175,7 +177,7 @@ def _fit(extent: Size, size: Size) -> Size:
 def _target(settings: Settings, base: Size, scales: Sequence[float], unit: int) -> tuple[Size, list[str]]:
     """Returns the final size in cells, and notes for the user.
 
-    A note says that the field Upscale by is not used, or that the final size is rounded.
+    The notes say that the field Upscale by is not used, or that the final size is rounded.
     """
     notes: list[str] = []
     asked: list[float] = [settings.height, settings.width]
@@ -247,8 +249,8 @@ def _window(settings: Settings, base: Size, target: Size, unit: int) -> Size:
 def _times(side: int, factor: float, unit: int) -> int:
     """Returns the side of a tile that is about `factor` times the side of the base image.
 
-    The result is a multiple of 4, because the UNet of SDXL halves the resolution twice. For a side below
-    32 cells, it is only a multiple of `unit`.
+    The result is a multiple of 4, because the UNet of SDXL halves the resolution twice. If the side of the base image
+    is below 32 cells, the result is only a multiple of `unit`.
     """
     step = math.lcm(4, unit) if side >= 4 * MIN_TILE_CELLS else unit
     return max(step * int(side * factor / step + 0.5), _down(min(MIN_TILE_CELLS, side), unit))

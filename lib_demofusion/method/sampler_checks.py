@@ -3,9 +3,9 @@
 `CallGuard` checks a sampler while it runs. The skip residual is written into the tensor that the sampler passes to its
 model. This has an effect only if this tensor is the sampler's own x. The guard compares the tensors of model calls and
 callbacks by their memory addresses, because reading their values would wait for the device. The sampler's callback must
-receive a tensor with the same memory as the tensor that the model received. There must also be one callback between two
-model calls that begin a step. All samplers of k-diffusion pass these checks. UniPC does not pass them. UniPC has a
-detector of its own, and no guard.
+receive a tensor with the same memory as the tensor that the model received. The docstrings of `step_begins` and
+`callback` describe two exceptions. There must also be one callback between two model calls that begin a step. All
+samplers of k-diffusion pass these checks. UniPC does not pass them. UniPC has a detector of its own, and no guard.
 
 `flow_problem` checks a sampler before it runs on a flow model. A sampler that adds no noise integrates
 (x - denoised) / sigma over sigma. This quotient is the derivative of x both for k-diffusion's x = signal + sigma noise
@@ -49,7 +49,7 @@ class CallGuard:
 
         Most samplers pass the x of the current step to their callback. DDIM and similar samplers pass the x of the next
         step. The next step then needs no check, because its x is already known as the sampler's own x.
-        Raises UnknownSampler if there was no callback for the previous step.
+        Raises UnknownSampler if the previous step needed a check, but no callback followed.
         """
         if self._written is not None:
             raise UnknownSampler(CALLS_DO_NOT_FIT)
@@ -63,8 +63,9 @@ class CallGuard:
         """Checks the x of the sampler's callback.
 
         IPNDM and DEIS pass the x that the sampling function received to every callback. The guard accepts this x if the
-        first model call also received it. Raises UnknownSampler if the callback receives any other x than the model.
-        Also raises it if no model call began a step since the previous callback, unless the sampler can reject steps.
+        first model call also received it. Raises UnknownSampler if the step needs a check (see `step_begins`) and the
+        callback receives any other x than the model. Also raises it if no model call began a step since the previous
+        callback, unless the sampler can reject steps.
         """
         if not (self._begun or self._rejects_steps):
             raise UnknownSampler(CALLS_DO_NOT_FIT)
@@ -74,13 +75,13 @@ class CallGuard:
         self._shown, self._written, self._begun = x, None, False
 
     def end(self) -> None:
-        """Raises UnknownSampler if there was no callback for the last step."""
+        """Raises UnknownSampler if the last step needed a check, but no callback followed."""
         if self._written is not None:
             raise UnknownSampler(CALLS_DO_NOT_FIT)
 
 
 def guard_for(detector: StepDetector, x: Tensor | None = None) -> CallGuard | None:
-    """Returns the guard for a sampling function that received x, or None for UniPC, whose calls the guard rejects."""
+    """Returns the guard for a sampling function that received x, or None for UniPC, which would fail the checks."""
     return None if detector.blends_in_callback else CallGuard(x, detector.rejects_steps)
 
 

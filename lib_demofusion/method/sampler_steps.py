@@ -100,7 +100,7 @@ class SkipCalls(StepDetector):
 
 
 class CountedCalls(StepDetector):
-    """The detector for samplers whose steps begin at known model calls.
+    """The detector for samplers in which the numbers of the model calls that begin a step are known in advance.
 
     `starts(call)` returns whether model call number `call`, counted from 0, begins a step.
     """
@@ -165,7 +165,7 @@ class ScaledPredictorCorrector(PredictorCorrector):
 
 
 def dpm_fast_orders(n: int) -> list[int]:
-    """Returns the number of calls in each step of DPM fast, for `n` calls in all (DPM-Solver, algorithm 3)."""
+    """Returns the number of calls in each step of DPM fast, for `n` calls in all (k-diffusion, `dpm_solver_fast`)."""
     steps = n // 3 + 1
     return [3] * (steps - 2) + [2, 1] if n % 3 == 0 else [3] * (steps - 1) + [n % 3]
 

@@ -172,8 +172,9 @@ def least_steps(name: str, order: int = 1) -> int:
 def long_enough(steps: int, strength: float, least: int) -> int:
     """Returns the number of steps of the shortest schedule that is long enough for a stage.
 
-    The schedule has at least `steps` steps. A stage runs the fraction `strength` at the end of the schedule, which must
-    have at least `least` steps. The stage begins at about the same noise level as in a schedule of `steps` steps.
+    The schedule has at least `steps` steps. A stage runs the fraction `strength` at the end of the schedule. This
+    fraction must have at least `least` steps. The stage begins at about the same noise level as in a schedule of
+    `steps` steps.
     """
     while steps_of_stage(steps, strength) < least:
         steps += 1
@@ -187,7 +188,7 @@ class StageSteps:
     schedule: int
     """Number of steps in the whole schedule."""
     run: int
-    """Number of steps that the stage runs. The stage begins at level `schedule - run` of the schedule."""
+    """Number of steps that the stage runs. The stage begins at noise level number `schedule - run`, counted from 0."""
 
 
 Levels = Callable[[int], Sequence[float]]
@@ -197,7 +198,7 @@ Its argument is the number of steps.
 """
 
 LONGEST = 4096
-"""Number of steps of a schedule above which `steps_by_level` tries no longer schedule.
+"""If a schedule has at least this number of steps, `steps_by_level` tries no longer schedule.
 
 Even the last step of such a schedule begins at a lower noise level than a stage with any preset.
 """
@@ -230,7 +231,7 @@ def steps_by_level(steps: int, strength: float, least: int, levels: Levels) -> S
     wanted, tried = flow_level(TIMESTEPS * strength), {}
 
     def too_high(length: int) -> bool:
-        """Returns whether the last `run` steps of a schedule of `length` steps begin above the wanted noise level."""
+        """Returns whether the last `run` steps of a schedule of `length` steps begin above the sigma `wanted`."""
         found = levels(length)
         # some schedulers return fewer levels, because they remove levels that are equal after rounding
         start = max(len(found) - 1 - run, 0)

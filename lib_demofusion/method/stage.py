@@ -101,6 +101,7 @@ class StageRun:
         self.space, self.detector, self.stochastic = traits.space, traits.detector, traits.stochastic
         self._guard = traits.guard
         self.call = -1
+        """Number of the current model call of the sampler, counted from 0. -1 before the first call."""
         self.predictions = 0
         """Number of calls of `denoise`. If this number is 0 at the end, the host has sampled without DemoFusion."""
         self.level = self.timestep = 0.0
@@ -113,20 +114,22 @@ class StageRun:
         self._again: tuple[Tensor, float] | None = None
 
     def start(self, x: Tensor, level: Tensor) -> None:
-        """Replaces the values of x (B, C, H, W) with the noised anchor.
+        """Replaces the values of x (B, C, H, W) with the noised anchor at the noise level `level` (see `noised`).
 
-        `before_call` does this at the first model call. The host must call `start` itself only if the model receives
-        copies of x (`StepDetector.copies_x`). It must then call `start` before the sampler runs.
+        The noise is multiplied by 1 + the field Extra noise. `before_call` does this at the first model call. The host
+        must call `start` itself only if the model receives copies of x (`StepDetector.copies_x`). It must then call
+        `start` before the sampler runs.
         """
         noise = self.noise * (1 + self.settings.extra_noise)
         x.copy_(noised(self.anchor, noise, level, self.space))
 
     def before_call(self, x: Tensor, level: Tensor, shown: Tensor | None = None) -> None:
-        """Blends the skip residual into x (B, C, H, W) in place if a step begins, and chooses the views of this call.
+        """Blends the skip residual into x (B, C, H, W) in place if a step begins.
 
-        `level` is the scalar noise level that the sampler passes to its model. If `x` is a copy of the tensor that the
-        sampler passes to its model, `shown` is the sampler's tensor, and the host must write the blended copy back to
-        it. Raises ValueError if x does not have the size of the stage. Raises UnknownSampler if the sampler's calls
+        Also computes the weights of this call and, if the field Jitter is on, new positions of the local views. `level`
+        is the scalar noise level that the sampler passes to its model. If `x` is a copy of the tensor that the sampler
+        passes to its model, `shown` is the sampler's tensor. The host must then write the blended copy back to this
+        tensor. Raises ValueError if x does not have the size of the stage. Raises UnknownSampler if the sampler's calls
         do not fit its detector.
         """
         if x.shape[-2:] != self.anchor.shape[-2:]:
@@ -193,10 +196,10 @@ class StageRun:
         return blur_for_dilation(x, self.stage.factor, self.settings.sigma * self.weights.blur)
 
     def _blend(self, x: Tensor, level: Tensor, c1: float) -> None:
-        """Blends the anchor into x in place.
+        """Blends the anchor into x in place. `c1` is the weight of the anchor.
 
         At the first model call, the noised anchor replaces x instead, because the webui adds too much noise to the x of
-        DDIM.
+        DDIM (see `schedule.TIMESTEP_SAMPLERS`).
         """
         if self.call == 0:
             self.start(x, level)

@@ -22,7 +22,7 @@ Finish = Callable[[Tensor], Tensor]
 
 
 class StageStopped(Exception):
-    """Raised if the user interrupts or skips the job, or stops the stages."""
+    """Raised if the user has asked to stop (see `StageHost.stopped`)."""
 
 
 class StageHost(Protocol, Generic[Image]):
@@ -59,7 +59,7 @@ def run_stages(host: StageHost[Image], plan: Plan, settings: Settings, base: Ten
     """Samples the stages of `plan`, starting from the base latent (B, C, h, w). Yields the latent of each stage.
 
     The function is a generator, so a stage runs only when its latent is requested. Raises StageStopped if the user
-    stops a stage. Errors of the host are passed on.
+    has asked to stop before a stage begins. Exceptions of the host are passed on, also StageStopped.
     """
     colors = plan.crop.take(base) if settings.keep_colors else None
 

@@ -109,8 +109,8 @@ def view_starts(length: int, window: int, stride: int, unit: int = 1) -> list[in
 
     The number of views is the smallest with which adjacent positions are at most `stride` apart. The positions are
     evenly spaced. In the paper's code, the distance is exactly `stride`, except for the last view, which is moved back
-    into the latent. With even spacing, the smallest overlap is larger for the same number of views. If all arguments
-    are multiples of `unit`, the positions are multiples of `unit` too.
+    into the latent. Even spacing needs the same number of views, and the smallest overlap is the same or larger. If all
+    arguments are multiples of `unit`, the positions are multiples of `unit` too.
     """
     if unit > 1:
         return [unit * start for start in view_starts(length // unit, window // unit, max(stride // unit, 1))]

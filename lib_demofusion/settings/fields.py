@@ -21,7 +21,9 @@ and encodes the result. MIXED combines the coarse part of LATENT's result with t
 """
 
 MAX_SCALE = 8
+"""Maximum width and height of the final image as a multiple of the base image."""
 MOST_WEIGHT = 0.5
+"""Maximum of both numbers in the field `skip_views`."""
 
 STAGES_ALLOWED = f"increasing scales from 1 to {MAX_SCALE}, such as 1,2,4, or one of {', '.join(STAGE_WORDS)}"
 SKIP_ALLOWED = f"two numbers from 0 to {MOST_WEIGHT:g}, such as 0.5,0.1, or an empty text to skip no view"
@@ -47,8 +49,8 @@ def parse_stages(text: str) -> list[float]:
 def parse_skip(text: str) -> tuple[float, float]:
     """Parses the field `skip_views`, such as "0.5,0.1", into the thresholds for tiles and for dilated views.
 
-    See `local_threshold` and `dilated_threshold`. An empty text means 0 for both. Raises SettingsError if the text is
-    not valid.
+    See `Settings.local_threshold` and `Settings.dilated_threshold`. An empty text means 0 for both. Raises
+    SettingsError if the text is not valid.
     """
     if not text:
         return 0.0, 0.0
@@ -264,7 +266,7 @@ class Settings:
 SPECS: dict[str, Spec] = {f.name: f.metadata["spec"] for f in fields(Settings)}
 NAMES: tuple[str, ...] = tuple(SPECS)
 CONTROLLED = NAMES[:-1]
-"""The names of all fields that have a control in the panel. `view_batch` has none: it is on the settings page."""
+"""The names of all fields that have a visible or hidden control in the panel. `view_batch` is on the settings page."""
 
 ENABLED_KEY = SPECS["enabled"].infotext
 

@@ -23,7 +23,7 @@ LANCZOS = "Lanczos"
 """The name of the image upscaler that every webui has."""
 
 IN_PIXELS = " (pixels)"
-"""A suffix of an upscaler's name. With it, the anchor is the enlarged image, encoded again (see `Settings`)."""
+"""A suffix of an upscaler's name. With it, the anchor is only the enlarged image, encoded again (see `Settings`)."""
 
 TURBO = "Turbo"
 """The preset for few-step models."""
@@ -76,7 +76,7 @@ The defaults are the paper's values.
 """
 
 CHOSEN_FOR_MANY_STEPS = ("Balanced", "Fast")
-"""If one of these presets is the default preset, requests for a few-step model get Turbo instead."""
+"""If one of these presets is the default preset, Turbo can replace it for few-step models (see `automatic_preset`)."""
 
 DEFAULT_PRESET = "Fast"
 """The default preset, unless the user has chosen another default preset in Settings.

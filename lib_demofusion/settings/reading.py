@@ -176,7 +176,10 @@ def _infotext_value(value: object) -> str:
 
 
 def from_infotext(name: str, params: Mapping[str, object], choices: Choices = BUILT_IN) -> Any:
-    """Reads the value of field `name` from a parsed infotext. If it is missing or not valid, returns the default."""
+    """Reads the value of field `name` from a parsed infotext. If it is missing or not valid, returns the default.
+
+    The field `enabled` is True if the infotext contains its key, with any value.
+    """
     spec = SPECS[name]
     if name == "enabled":
         return ENABLED_KEY in params

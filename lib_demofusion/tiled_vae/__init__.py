@@ -1,4 +1,5 @@
-"""Runs the decoder or encoder of an autoencoder tile by tile. The result is the same as without tiles.
+"""Runs the decoder or encoder of an autoencoder tile by tile.
 
-In this folder, a tile is a rectangle of a feature map, not a view.
+Except for rounding, the result is the same as without tiles. In this folder, a tile is a rectangle of a feature map,
+not a view.
 """

@@ -1,7 +1,7 @@
 """Estimates the memory and the largest tensor of a decoder or encoder, with and without tiles.
 
-`steps` are the layers of the network, `size` is the size of its input, and `itemsize` is the number of bytes of one
-element. All results are in bytes.
+`steps` are the layers of the network, `size` is the size of its input, `itemsize` is the number of bytes of one
+element, and `tile` is `tiling.Options.tile`. All results are in bytes and apply to one image.
 """
 
 from __future__ import annotations

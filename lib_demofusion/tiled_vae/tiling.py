@@ -1,4 +1,4 @@
-"""Decodes and encodes images of any size tile by tile. The result is the same as without tiles.
+"""Decodes and encodes images of any size tile by tile. Except for rounding, the result is the same as without tiles.
 
 In this folder, a tile is a rectangle of a feature map, not a view of the latent.
 
@@ -7,8 +7,9 @@ variance of the whole feature map, and an attention needs every cell. Therefore 
 the inner loop runs over the tiles. Each convolution processes the whole map tile by tile, with a margin of one cell. It
 also accumulates the mean and the variance for the next group norm.
 
-The result has no seams, almost nothing is computed twice, and a convolution needs memory for only one tile at a time.
-The feature maps between the layers can be stored outside the GPU and packed into 16 bits (see `feature_maps.Shelf`).
+The result has no seams, and a convolution needs memory for only one tile at a time. Apart from the margins of the
+tiles, only the last upsampling of a decoder is computed twice (see `Layer.lazy`). The feature maps between the layers
+can be stored outside the GPU and packed into 16 bits (see `feature_maps.Shelf`).
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def decode_tiled(decoder: Any, z: Tensor, options: Options) -> Tensor:
     """Returns decoder(z) (B, 3, 8 H, 8 W) for z (B, C, H, W), computed tile by tile.
 
     z is the output of post_quant_conv. The result is on the device of the shelf. The shelf can be on the CPU, because
-    the webui moves decoded images to the computer's memory. If a feature map of an image contains NaN or infinity, all
-    values of this image are NaN.
+    the webui moves decoded images to the computer's memory. If the input of a group norm contains NaN or infinity, all
+    values of the image are NaN.
     """
     pictures = _image_by_image(decoder_layers(decoder), z, options)
     return pictures.tanh_() if getattr(decoder, "tanh_out", False) else pictures
@@ -87,9 +88,9 @@ def _image_by_image(layers: list[Layer], x: Tensor, options: Options) -> Tensor:
 
 
 class _NotFiniteError(Exception):
-    """Raised if a feature map contains NaN or infinity.
+    """Raised if the input of a group norm contains NaN or infinity.
 
-    The run ends early, because the next layers would spread NaN over the whole image.
+    The run ends early, because the group norm would spread NaN over the whole image.
     """
 
 
@@ -160,7 +161,7 @@ class _Run:
         return found
 
     def _new(self, index: int, channels: int) -> Map:
-        """Allocates a map for the output of layer `index`."""
+        """Allocates a map for the output of layer `index`. The output of the last layer is not packed or in a file."""
         shelf = self._shelf if index < len(self._layers) - 1 else Shelf(self._shelf.device)
         return Map(shelf, channels, self._sizes[index + 1], self._side(index), self._dtype)
 
@@ -180,9 +181,9 @@ class _Run:
     def _convolve(self, index: int, scale_shift: Tensor | None) -> None:
         """Runs layer `index`, a convolution, over the whole map.
 
-        The map "x" contains the input of a residual block, and then also its output. If the block has a shortcut, this
-        function runs the shortcut together with the first convolution of the block, and "x" becomes the output of the
-        shortcut. The second convolution adds its output to "x".
+        The map "x" contains the input of a residual block, and at the end of the block its output. If the block has a
+        shortcut, this function runs the shortcut together with the first convolution of the block, and "x" becomes the
+        output of the shortcut. The second convolution adds its output to "x".
         """
         layer, x = self._layers[index], self._maps["x"]
         source = self._maps[layer.reads]
@@ -216,7 +217,7 @@ class _Run:
         self._maps["x"], self._moments["x"] = computed, moments
 
     def _attend(self, index: int, scale_shift: Tensor | None) -> None:
-        """Runs layer `index`, an attention. All keys are in memory at once. The queries are computed tile by tile."""
+        """Runs layer `index`, an attention. All keys and values, but only the queries of one tile, are in memory."""
         x, moments, module = self._stored("x"), _Moments(), self._layers[index].module
         shape = (1, 1, math.prod(x.size), x.channels)
         keys, values = (torch.empty(shape, dtype=self._dtype, device=self._device) for _ in range(2))
