@@ -170,7 +170,7 @@ def picture_like(channels: int, height: int, width: int, seed: int = 0) -> Tenso
     """Returns a tensor (1, C, H, W) that is smooth at the top, noisy at the bottom, and high in one small spot.
 
     The mean and variance differ from place to place. A test therefore fails if a tile is normalized with its own mean
-    and variance instead of those of the whole tensor.
+    and variance instead of those of the whole feature map.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(2, channels, height, width, generator=generator)

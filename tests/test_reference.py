@@ -81,7 +81,7 @@ class Case:
 
 
 class RecordedStage:
-    """Runs a stage of the library with the recorded noise and the recorded local views."""
+    """One stage of a recorded run: a StageRun with the recorded noise. `fused` uses the recorded local views."""
 
     def __init__(self, case: Case, index: int, anchor: Tensor, scale: int):
         self.case, self.index = case, index
