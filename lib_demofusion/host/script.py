@@ -205,7 +205,7 @@ def outer_requests(p: Any) -> Iterator[Any]:
 
 
 def end_job(p: Any, processed: Any) -> None:
-    """Ends the job of a request after all its images are finished, and adds the images of the stages."""
+    """Ends the job of a request after all its images are finished, and adds the images of the stages to `processed`."""
     job = getattr(p, JOB, None)
     if job is None or job.request() is not p:
         # ADetailer calls this hook with a copy of the request between the images of a batch

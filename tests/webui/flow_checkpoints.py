@@ -75,7 +75,10 @@ class PartMaker:
         os.chdir(folder)
 
     def vae(self, repository: str, name: str = "IntegratedAutoencoderKL") -> Weights:
-        """Returns random weights of a thin autoencoder."""
+        """Returns random weights of an autoencoder with the configuration in `repository`, but with THIN_VAE.
+
+        `name` is the name of its class in the webui.
+        """
         from backend.nn import vae
 
         kind = getattr(vae, name, None)

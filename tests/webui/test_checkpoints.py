@@ -88,7 +88,7 @@ def test_images_of_a_batch_equal_single_images(webui: Webui, use: Use, kind: str
     use(kind)
     if "inpainting" in kind:
         pytest.skip(
-            "in a batch, the webui draws the condition of inpainting checkpoints with the seed of the last image"
+            "in a batch, the webui encodes the condition of inpainting checkpoints with the seed of the last image"
         )
     batch = webui.generate({**ON, "scale": 2}, batch_size=2, steps=3, do_not_save_grid=True)
     for i, picture in enumerate(batch.images[-2:]):

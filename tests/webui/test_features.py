@@ -85,7 +85,7 @@ def test_soft_inpainting_keeps_the_upscaled_original_outside_the_mask(
 
 def test_soft_inpainting_does_not_change_a_plain_job(webui: Webui, original: Image.Image) -> None:
     request = inpaint(original)
-    # the second image, because the webui's VAE encoder draws from a generator whose state depends on the previous job
+    # the second of two images, because the webui's VAE encoder draws from a generator that depends on the previous job
     plain = [webui.generate(**request, more_scripts=SOFT) for _ in range(2)][1]
     webui.generate({**ON, "scale": 2}, **request, more_scripts=SOFT)
     assert webui.generate(**request, more_scripts=SOFT).digests == plain.digests

@@ -111,7 +111,7 @@ class Family:
     unit: int = 8
     """The heights and widths of images and views must be multiples of this number of pixels."""
     distilled: bool = False
-    """Whether guidance is built into the model. Such a model uses a CFG scale of 1, even if it needs many steps."""
+    """Whether guidance is usually built into such models. They then use a CFG scale of 1, even with many steps."""
     transformer: bool = False
     """Whether the model is a transformer.
 
