@@ -70,7 +70,7 @@ def gallery(webui: Webui, tab: Tab) -> list[Image.Image]:
     return [Image.open(io.BytesIO(file)) for file in files]
 
 
-def test_every_field_has_an_explanation(webui: Webui) -> None:
+def test_controls_have_the_labels_and_explanations_of_their_fields(webui: Webui) -> None:
     """Reads gradio's configuration of the page, because the API's list of scripts does not contain the explanations."""
     with urllib.request.urlopen(webui.url) as answer:
         _, _, config = answer.read().decode().partition("window.gradio_config = ")
@@ -177,8 +177,9 @@ def test_the_buttons_below_an_image_send_the_panel_to_img2img(webui: Webui, page
 def test_the_summary_line_is_updated_after_a_checkpoint_script_or_setting_is_changed(webui: Webui, page: Any) -> None:
     """At first, the line shows a time, because a job with the first checkpoint has been measured.
 
-    Then the test selects another checkpoint, which has no measured time, and the script Prompt matrix. The line shows
-    the cost instead. After the setting Tiling is switched on, the line shows that DemoFusion does not work with it.
+    Then the test selects another checkpoint, which has no measured time, so the line changes. With the script Prompt
+    matrix, the line shows a cost. After the setting Tiling is switched on, the line shows that DemoFusion does not work
+    with it.
     """
     other = next(m["title"] for m in webui.call("sd-models") if "sdxl" in m["title"])
     before = webui.call("options")["sd_model_checkpoint"]
