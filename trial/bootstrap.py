@@ -150,8 +150,8 @@ def enter_environment(package: str, of_webui: Mapping[str, Sequence[str]]) -> No
 
     The `__init__.py` of trial/ and bench/ calls this function, because Python imports `__init__.py` before the module
     itself. If .venv does not exist or also lacks the packages, the process ends with a message. `of_webui` maps the
-    modules that are for the Python of a webui to the packages that they need. They never run in .venv: if a package is
-    missing, the process ends with a message.
+    modules that are for the Python of a webui to the packages that they need. They are not started again: if a package
+    is missing, the process ends with a message.
     """
     # Python 3.9 lacks sys.orig_argv; run_tests.py imports this module before it reports that Python 3.9 is too old
     command = getattr(sys, "orig_argv", ())

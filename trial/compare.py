@@ -20,6 +20,7 @@ from trial.sheet import contact_sheet
 from trial.small_model import GUIDANCE
 
 NATIVE = 128
+"""Side in pixels of the base image."""
 WHOLE, PART = 160, 320
 """Sides in pixels on the sheet: WHOLE of the reduced whole image, and PART of the part that is shown at 1:1."""
 

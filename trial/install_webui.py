@@ -20,7 +20,7 @@ FOLDER = "sd-webui-demofusion-hires"
 PARTS = ("install.py", "javascript", "lib_demofusion", "localizations", "LICENSE", "README.md", "scripts", "style.css")
 """The files and folders of the repository that the webui needs."""
 CPU = ("--skip-torch-cuda-test", "--use-cpu", "all", "--no-half", "--precision", "full")
-"""Command line flags with which the webui runs on a CPU."""
+"""Command line flags with which AUTOMATIC1111's webui runs on a CPU."""
 
 
 class InstallError(Exception):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 VOCABULARY, LENGTH = 49408, 77
+"""The number of tokens that CLIP knows, and the number of tokens in a tokenized prompt."""
 START, END = VOCABULARY - 2, VOCABULARY - 1
 START_TEXT, END_TEXT = "<|startoftext|>", "<|endoftext|>"
 

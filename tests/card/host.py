@@ -49,7 +49,10 @@ UPCAST = Precision(torch.float16, torch.float16, upcast=True)
 
 
 def without_autocast(disable: bool = False) -> Any:
-    """Replaces the webui's `devices.without_autocast`: returns a context in which autocast is disabled."""
+    """Replaces the webui's `devices.without_autocast`: returns a context in which autocast is disabled.
+
+    If `disable` is set, the context has no effect.
+    """
     on = torch.is_autocast_enabled("cuda") and not disable
     return torch.autocast("cuda", enabled=False) if on else contextlib.nullcontext()
 

@@ -80,7 +80,7 @@ IN_SINGLE = frozenset(
         "linalg_vector_norm",
     ]
 )
-"""Operations that a card computes in single precision for inputs in half precision. The card rounds the result."""
+"""Operations that a card computes in single precision for inputs in half precision. The result is rounded to half."""
 
 NEEDS_ONE_TYPE = frozenset(["convolution", "mm", "addmm", "bmm", "baddbmm"])
 """Operations that fail if their inputs have different floating-point types."""

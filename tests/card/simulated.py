@@ -42,6 +42,7 @@ class Wait:
     """An operation for which the CPU waited."""
 
     kind: str
+    """What the CPU waited for, such as "read" for a number, "copy from the card", or the name of the operation."""
     place: str
     """File, line and function of the innermost caller outside of torch and the simulation."""
 

@@ -40,7 +40,7 @@ def test_sampling_continues_with_smaller_batches_if_memory_runs_out(
     """In the second model call of the stage, one allocation fails while the model evaluates a batch of views.
 
     `allocation` is the number of allocations in this batch that succeed before that one. `views` is the value of
-    `view_batch`: the number of views in a batch, or 0 for an automatic number.
+    `view_batch`: the number of views in a batch, or 0 for the value in Settings, which is automatic here.
     """
     denoise = StageRun.denoise
 

@@ -32,7 +32,7 @@ def model() -> SmallModel:
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    """Reads eight images (8, 128, 128, 3), which the model has made, from the first row of a contact sheet."""
+    """Reads eight images (8, 128, 128, 3) of an earlier version of the model from the first row of a contact sheet."""
     sheet = np.asarray(Image.open(SHEET), np.float32) / 255
     return np.stack([sheet[:128, left : left + 128] for left in range(0, 1024, 128)])
 

@@ -105,6 +105,7 @@ def test_the_user_is_asked_before_the_build_with_cuda_is_installed(
 def test_chromium_is_announced_before_it_is_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wanted: bool
 ) -> None:
+    """If `wanted` is not set, the environment variable NO_CHROMIUM is set, so Chromium must not be installed."""
     said: list[str] = []
     monkeypatch.setattr(run_tests.shutil, "which", lambda name: name if name == "apt-get" else None)
     monkeypatch.setattr(run_tests.os, "geteuid", lambda: 0, raising=False)

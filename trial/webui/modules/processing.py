@@ -18,7 +18,7 @@ VERSION = "stand-in"
 
 
 class DecodedSamples(list):
-    """Decoded images, each (3, H, W) in -1..1. A script can return them from `post_sample` instead of latents."""
+    """Decoded images, each (3, H, W) in -1..1. A script can replace the latents by them in `post_sample`."""
 
     already_decoded = True
 

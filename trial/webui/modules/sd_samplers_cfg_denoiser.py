@@ -24,7 +24,7 @@ class CFGDenoiser(torch.nn.Module):
         raise NotImplementedError
 
     def get_pred_x0(self, x_in: Tensor, x_out: Tensor, sigma: Tensor) -> Tensor:
-        """Converts the prediction `x_out` for `x_in` to a clean latent. Here, the prediction is a clean latent."""
+        """Converts the prediction `x_out` for `x_in` to a clean latent. In this class, it already is a clean latent."""
         return x_out
 
     def forward(

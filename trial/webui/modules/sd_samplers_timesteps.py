@@ -35,7 +35,7 @@ def ddim(
 
 
 class CompVisTimestepsDenoiser(torch.nn.Module):
-    """Wraps a model that predicts noise. Unlike k-diffusion's wrapper, it does not convert the prediction."""
+    """Wraps a model that predicts noise. Unlike k-diffusion's wrapper, it returns the noise and not a clean latent."""
 
     def __init__(self, model: Any):
         super().__init__()

@@ -150,7 +150,7 @@ def build(scripts_js: list[str], style: str, native: int) -> gr.Blocks:
             for name, runner in (("txt2img", scripts_txt2img), ("img2img", scripts_img2img)):
                 with gr.Tab(name, elem_id=f"tab_{name}"):
                     Tab(name, runner, native).build()
-        # the stand-in has no settings page, but the extension listens to this component, which holds the settings
+        # the webui stores its settings in this component as JSON, and the extension listens to it; here, it stays empty
         copy = gr.Textbox("{}", elem_id="settings_json", visible=False)
         script_callbacks.call("after_component", copy, elem_id=copy.elem_id)
         add = "const s = document.createElement('script'); s.textContent = text; document.head.appendChild(s);"
