@@ -44,7 +44,7 @@ from lib_demofusion.settings.errors import SettingsError
 from lib_demofusion.settings.fields import ENABLED_KEY, Settings
 
 NOISE_MULTIPLIER = "Noise multiplier"
-"""The infotext key of the webui's setting for img2img (modules/processing.py)."""
+"""The infotext key of the webui's setting "Noise multiplier for img2img" (modules/processing.py)."""
 
 
 class Job:

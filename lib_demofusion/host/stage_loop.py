@@ -52,7 +52,7 @@ class StageWork:
         return stop_requested()
 
     def decode(self, latent: Tensor) -> list[Tensor]:
-        """Decodes a latent to a list of images. Raises StageStopped if the user stops."""
+        """Decodes a latent to a list of images. Raises StageStopped if the user has asked to stop."""
         report = _stoppable(partial(self._progress.move, DECODING))
         return list(self.decoded(latent, report))
 
@@ -82,7 +82,7 @@ class StageWork:
         return enlarged(self._p, cropped(image, self._plan, stage, CELL), stage.pixels, self._settings.image_upscaler)
 
     def encode(self, images: Iterable[Tensor]) -> Tensor:
-        """Encodes images. Raises StageStopped if the user stops."""
+        """Encodes images. Raises StageStopped if the user has asked to stop."""
         report = _stoppable(partial(self._progress.move, ENCODING))
         report(0.0)
         return coding.encode(self._p, images, report)
@@ -112,7 +112,7 @@ def _stoppable(report: Report) -> Report:
 
 
 class StageLoop:
-    """Runs the stages of one iteration and keeps every finished image."""
+    """Runs the stages of one iteration, and keeps the latent of every finished stage."""
 
     def __init__(self, p: Any, plan: Plan, settings: Settings, overlay: inpainting.Overlay, progress: Progress):
         self.stage_images: list[StageImage] = []

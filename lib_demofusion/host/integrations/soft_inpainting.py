@@ -1,11 +1,11 @@
 """Runs the webui's own Soft inpainting (extensions-builtin/soft-inpainting) at the size of a stage.
 
-Before a stage, this file encodes the original image at the size of the stage (`Originals.latent`). While the stage is
-sampled, it has nothing to do: the webui calls the script of Soft inpainting whenever it blends x with the original
+Before a stage, this file encodes the source images at the size of the stage (`Originals.latent`). While the stage is
+sampled, it has nothing to do: the webui calls the script of Soft inpainting whenever it blends x with their
 latent by the mask. Two tasks remain after the sampling:
 
-* Keep the latent outside the mask unchanged. The script compares the final latent with the latent of the original
-  image, and pastes the original image where these latents hardly differ. After the sampling, a stage may therefore
+* Keep the latent outside the mask unchanged. The script compares the final latent with the latent of the source
+  image, and pastes the source image where these latents hardly differ. After the sampling, a stage may therefore
   change the latent only inside the mask (`limit_to_mask`).
 * Create the overlay again. The overlay is the image that the webui pastes over the result. The script has created it at
   the size of the base image. `Originals.remake_overlay` calls the script's hook again after the last stage, at the size
