@@ -56,7 +56,10 @@ SD3 = "stabilityai/stable-diffusion-3-medium-diffusers"
 CLIPS = (("l", ""), ("g", "_2"))
 FLUX_VAE = "black-forest-labs/FLUX.1-dev"
 THIN_VAE = {"block_out_channels": [32, 32, 64, 64], "base_dim": 16}
-"""Widths of the layers of the two kinds of autoencoders. Wider autoencoders would take most of a test's time."""
+"""Widths of the layers of autoencoders: `base_dim` for WanVAE, and `block_out_channels` for all others.
+
+Wider autoencoders would take most of a test's time.
+"""
 THIN_MLP = 256
 """Width of the feedforward layers in the transformers whose own width must be that of the real model."""
 

@@ -54,7 +54,7 @@ def find(folder: Path) -> Host:
 def settings_of(host: Host, folder: Path) -> dict[str, object]:
     """Returns the settings that the webui needs before its first start.
 
-    Forge Neo waits for a key press if the settings do not contain VERSION_UID. Other webuis need no settings.
+    Forge Neo waits for a key press if its settings file does not contain VERSION_UID. Other webuis need no settings.
     """
     if host is not NEO:
         return {}
