@@ -1,6 +1,7 @@
 """Chooses how many views the model evaluates in one call.
 
-Up to MOST_VIEWS views, larger batches are faster. If memory runs out, the views are evaluated again in smaller batches.
+The host calls the model for the whole latent. This *whole call* is replaced with calls for batches of views. Up to
+MOST_VIEWS views, larger batches are faster. If memory runs out, the views are evaluated again in smaller batches.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from lib_demofusion.out_of_memory import is_out_of_memory
 Work = tuple[View, Tensor]
 """A view and the latent that the view is cropped from.
 
-Typically, a model call has one row per image for cond, and a second row per image for uncond. The latent can have fewer
-rows than the model call (see `fusion.DilatedPath.copies`). In this case, the whole latent is repeated.
+Typically, a whole call has one row per image for cond, and a second row per image for uncond. The latent can have fewer
+rows than the whole call (see `fusion.DilatedPath.copies`). In this case, the whole latent is repeated.
 """
 
 
@@ -30,8 +31,8 @@ class Evaluate(Protocol):
     def __call__(self, crops: Tensor, views: Sequence[View], rows: slice) -> Tensor:
         """Returns the predictions for crops (V * N, C, h, w) of V views with N rows each.
 
-        The N rows of the first view come first. `rows` contains the numbers of these N rows in the whole model call.
-        Usually, these are all rows of the call.
+        The N rows of the first view come first. `rows` contains the numbers of these N rows in the whole call. Usually,
+        these are all rows of the whole call.
         """
         ...
 
@@ -127,9 +128,9 @@ class ViewBatches:
         return more
 
     def predictions(self, evaluate: Evaluate, work: Sequence[Work], rows: int) -> Iterator[tuple[View, Tensor]]:
-        """Yields each view with its prediction for all rows of the model call, in the order of `work`.
+        """Yields each view with its prediction for all rows of the whole call, in the order of `work`.
 
-        `rows` is the number of rows of the model call. Consecutive views are evaluated in one batch if their crops have
+        `rows` is the number of rows of the whole call. Consecutive views are evaluated in one batch if their crops have
         the same size. A batch can contain both local and dilated views.
         """
         done = 0

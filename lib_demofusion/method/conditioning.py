@@ -34,7 +34,7 @@ has four dimensions.
 def cond_for_views(cond: Cond, views: Sequence[View], rows: slice, size: Size, crop_size: Size) -> dict[str, Any]:
     """Returns the cond of a batch of views: all rows of the first view, then all rows of the second, and so on.
 
-    `rows` selects the rows of the model call that the batch evaluates. `c_concat` can have more rows than the model
+    `rows` selects the rows of the host's model call that the batch evaluates. `c_concat` can have more rows than this
     call, because the webui does not shorten it if it skips the uncond. `size` is the size of the whole latent, and
     `crop_size` is the size of the views. Only `c_concat` is cropped. All other tensors are repeated for each view.
     Values that are not tensors do not change.
@@ -101,9 +101,9 @@ def _is_spatial(value: Tensor) -> bool:
 def conds_of_stage(conds: Any, whole: int, run: int) -> Any:
     """Shifts the steps at which a prompt such as [a:b:0.5] changes.
 
-    After the shift, the prompt changes in a stage at the same noise level as in the base pass. A stage makes only the
-    last `run` model calls of a schedule of `whole` calls. The shift is necessary because the webui numbers the calls of
-    a stage from zero.
+    After the shift, the prompt changes in a stage at about the same noise level as in the base pass. A stage makes only
+    the last `run` model calls of a schedule of `whole` calls. The shift is necessary because the webui numbers the
+    calls of a stage from zero.
 
     `conds` is the cond or the uncond from the webui's `get_conds`. The uncond is None in Forge and Forge Neo at a CFG
     scale of 1. None is returned unchanged, and so is a tensor, because it contains no steps.

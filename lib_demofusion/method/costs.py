@@ -1,10 +1,11 @@
 """Counts the model calls of a sampler, and estimates the cost of a run.
 
 The cost is the number of latent cells that the model evaluates. The time of a run is roughly proportional to its cost.
-The number of model calls is exact for all known samplers except DPM adaptive. For DPM2 a and DPM++ 2S a, it is exact
-only if eta is at most 1. The number of cells per call is an estimate, because a model call skips the local views or the
-dilated views if their weight is too small. The weights depend on the timestep of the model call. The timesteps depend
-on the sampler and the scheduler, but the estimate assumes that they are spaced evenly.
+`model_calls` is exact for all known samplers except DPM adaptive. For DPM2 a and DPM++ 2S a, it is exact only if eta is
+at most 1. `run_costs` distinguishes only between samplers with one and with two model calls per step. The number of
+cells per call is an estimate, because a model call skips the local views or the dilated views if their weight is too
+small. The weights depend on the timestep of the model call. The timesteps depend on the sampler and the scheduler, but
+the estimate assumes that they are spaced evenly.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def calls_ahead(name: str, arguments: Mapping[str, Any], second_order: bool, who
     """Returns a function that estimates the remaining model calls of the sampling function `name`.
 
     `arguments` are the arguments of the sampling function. `whole` is the expected number of calls of DPM adaptive in a
-    whole schedule. It is necessary because this number depends on the image. Other samplers do not need `whole`.
+    whole schedule, which depends on the image. `whole` is not used for other samplers.
     """
     total = model_calls(name, arguments, second_order)
     if total is not None:

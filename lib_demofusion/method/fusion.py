@@ -70,8 +70,8 @@ Predictions = Iterator[tuple[View, Tensor]]
 Predict = Callable[[Sequence[Work], int], Predictions]
 """A function that evaluates the model on views, such as `ViewBatches.predictions` with its first argument bound.
 
-The arguments are the views with their latents (see `Work`), and the number of rows of the model call. The function
-yields each view with the prediction for all rows of this view, in the order of the first argument.
+The arguments are the views with their latents (see `Work`), and the number of rows of x in `fuse`. The function yields
+each view with the prediction for all rows of this view, in the order of the first argument.
 """
 
 

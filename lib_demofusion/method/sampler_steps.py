@@ -2,7 +2,7 @@
 
 With UniPC, the skip residual is applied again in the callback. See StepDetector.blends_in_callback.
 
-Some samplers call the model several times per step. With most of these samplers, the noise level is not enough to
+Some samplers call the model several times per step. With many of these samplers, the noise level is not enough to
 identify the first call. For example, the second call of a step in Heun has the same noise level as the first call of
 the next step. At eta = 1, the same is true of DPM2 a and DPM++ 2S a. The detectors for these samplers therefore count
 the calls, or use the order of calls and callbacks. Only the detector for DPM adaptive also compares noise levels.

@@ -41,7 +41,7 @@ def snr_timestep(sigma: float) -> float:
 
 
 def linear_timestep(sigma: float) -> float:
-    """Returns 1000 * sigma. Flow models receive this number as their timestep."""
+    """Returns 1000 * sigma. Flow models such as SD3 receive this number as their timestep."""
     return TIMESTEPS * sigma
 
 

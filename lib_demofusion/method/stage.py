@@ -83,7 +83,8 @@ class StageRun:
     """One run of a sampler for one stage.
 
     The host calls `before_call` before every model call, `after_step` in the sampler's callback, and `end` after the
-    run. During each model call, the host calls `denoise` for every batch of conds.
+    run. During each model call, the host calls `denoise` once for every batch of conds and unconds that it
+    evaluates together.
     """
 
     def __init__(

@@ -82,6 +82,7 @@ def _in_pixels(choices: Choices) -> tuple[str, ...]:
     return tuple(name + IN_PIXELS for name in choices.image_upscalers)
 
 
+# minimum, maximum and step
 SIDE = (0, 16384, 8)
 WEIGHT = (0, 10, 0.1)
 AS_SCALE = "in pixels; 0 = computed from the other side, or from Upscale by"

@@ -28,11 +28,12 @@ IN_PIXELS = " (pixels)"
 TURBO = "Turbo"
 """The preset for few-step models."""
 
+# the values that all presets except Paper share
 _QUICKER = {"stages": FEWEST, "upscaler": LANCZOS, "keep_colors": True}
 
 # The overlaps of Balanced and Fast leave no visible seams. At 4x, Balanced has six tiles along each side of the image,
-# and Fast has five. At 2x, both have three, and at 3x four. In `skip_views`, the first number, 0.5, skips the tiles
-# while their weight is at most 0.5, because the dilated views then determine the composition.
+# and Fast has five. At 2x, both have three, and at 3x four. The first number of their `skip_views`, 0.5, skips the
+# tiles while their weight is at most 0.5, because the dilated views then determine the composition.
 PRESETS: dict[str, dict[str, Any]] = {
     "Paper": {},
     # Every stage runs six steps (0.5 * 12), if the base image has at least 12 steps. With twice as many steps, the

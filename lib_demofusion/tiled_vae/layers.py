@@ -140,7 +140,7 @@ def decoder_layers(decoder: Any) -> list[Layer]:
     last = max((index for index, layer in enumerate(layers) if layer.kind == "up"), default=None)
     if last is not None and layers[last + 1].shortcut is not None:
         # the output of the last upsampling is not stored, because it is the largest map: all later maps have the same
-        # size and fewer channels
+        # size and fewer channels. A block without a shortcut needs the stored map, because it adds its output to it
         layers[last] = replace(layers[last], lazy=True)
     return layers
 
