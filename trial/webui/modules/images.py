@@ -14,7 +14,7 @@ def resize_image(
 ) -> Image.Image:
     """Stretches an image to a size. If `upscaler_name` names an upscaler, first enlarges the image with this upscaler.
 
-    `resize_mode` has no effect: the stand-in always stretches (mode 0), and the webui also has three other modes.
+    `resize_mode` has no effect: the stand-in always stretches (mode 0). The webui also crops (1) or fills borders (2).
     """
     for upscaler in shared.sd_upscalers:
         if upscaler.name == upscaler_name:

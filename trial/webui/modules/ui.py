@@ -139,7 +139,7 @@ def _unknown_words(prompt: str) -> str:
 
 
 def build(scripts_js: list[str], style: str, native: int) -> gr.Blocks:
-    """Builds the page. The browser runs the scripts `scripts_js` (JavaScript code) when the page has loaded."""
+    """Builds the page, which runs the JavaScript code `scripts_js`. `native` is the default width and height of images."""
     # gradio's own fonts would be loaded from the network
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     with gr.Blocks(theme, title="DemoFusion Hires: stand-in webui", css=style, analytics_enabled=False) as page:
