@@ -139,7 +139,7 @@ def _unknown_words(prompt: str) -> str:
 
 
 def build(scripts_js: list[str], style: str, native: int) -> gr.Blocks:
-    """Builds the page, which runs the JavaScript code `scripts_js`. `native` is the default width and height of images."""
+    """Builds the page, which runs the JavaScript code `scripts_js`. `native` is the default image side in pixels."""
     # gradio's own fonts would be loaded from the network
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     with gr.Blocks(theme, title="DemoFusion Hires: stand-in webui", css=style, analytics_enabled=False) as page:
