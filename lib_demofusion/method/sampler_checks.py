@@ -104,7 +104,7 @@ WRONG_ON_FLOW = {
     "restart_sampler": NOISE,
     "sample_Kohaku_LoNyu_Yog": NOISE,
 }
-"""The reasons why some sampling functions always give wrong images with flow models, by the name of the function."""
+"""The reasons why `flow_problem` refuses some sampling functions in every run, by the name of the function."""
 
 FLOW_SUFFIX = "_RF"
 """Suffix of the names of functions that are written for flow models."""

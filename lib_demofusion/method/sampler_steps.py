@@ -40,10 +40,13 @@ FLOW_FORMS = {
 Forge replaces the first function in this way, and Forge Neo replaces the second.
 """
 NEVER_STOCHASTIC = frozenset({"sample_res_multistep", "sample_res_multistep_cfg_pp"})
-"""Sampling functions of Forge Neo that accept a noise sampler, but never add noise."""
+"""Sampling functions that accept a noise sampler, but never add noise."""
 
 ALWAYS_STOCHASTIC = frozenset({"sample_lcm", "restart_sampler", "sample_ddpm", "sample_er_sde"})
-"""Sampling functions that always add noise, independent of their arguments."""
+"""Sampling functions that count as stochastic in every run, independent of their arguments.
+
+Restart (`restart_sampler`) is one of them, although it adds noise only in runs of at least 20 steps.
+"""
 
 
 class StepDetector:
@@ -261,7 +264,7 @@ def make_detector(
 
 
 def is_stochastic(name: str, eta: float | None, churn: float = 0.0, draws: bool = False) -> bool:
-    """Returns whether the sampling function `name` adds fresh noise in a run.
+    """Returns whether the sampling function `name` adds fresh noise in a run, or counts as if it did.
 
     `eta` and `churn` are arguments of the function. `eta` is None if the function has no such argument. `draws` is True
     if the function accepts a noise sampler. A function that accepts a noise sampler but no eta is assumed to add noise,

@@ -126,10 +126,11 @@ def _with_thresholds(c2: float, settings: Settings) -> float:
 TWO_NEEDED = frozenset(
     {"sample_dpmpp_2m_sde", "sample_dpmpp_3m_sde", "sample_dpm_fast", "sample_dpm_adaptive", "sample_unipc"}
 )
-"""Sampling functions that raise an error if a run has only one step.
+"""Sampling functions that raise an error or return a noisy x if a run has only one step.
 
-DPM++ 2M SDE and DPM++ 3M SDE need a step that does not end at zero noise. The other functions end at the last noise
-level above zero. In a run of one step, they would also begin at this level, so they would have nothing to do.
+DPM++ 2M SDE and DPM++ 3M SDE need a step that does not end at zero noise. DPM fast and DPM adaptive end at the last
+noise level above zero. In a run of one step, they would also begin at this level, so they would have nothing to do. In
+Forge Neo, UniPC only evaluates the model in its first step, and changes x from the second step on.
 """
 
 TIMESTEP_SAMPLERS = frozenset({"ddim", "ddim_cfgpp", "plms", "unipc"})
