@@ -114,6 +114,7 @@ class ViewBatches:
         self._measured = 0
         """Number of cells of one crop in the latest batch whose memory was measured. 0 before the first measurement."""
         self.views = views or 1
+        """Maximum number of views in the next batch."""
         self.rows: int | None = None
         """Maximum number of rows per call, if one view with all its rows does not fit into memory. Otherwise None."""
 

@@ -84,8 +84,8 @@ def match_colors_(picture: Tensor, base: Tensor, painted: Tensor | None = None) 
     color of every quarter of the picture is within MAX_DRIFT of the base.
 
     The mask limits the correction of the areas at its border, so a part of the color difference remains in these areas.
-    This part must not affect the correction of neighboring areas. All passes after the first therefore leave the areas
-    at the border out of the fit.
+    This part must not affect the correction of neighboring areas. All passes after the first therefore fit only the
+    areas that are, with their eight neighbors, completely inside the mask. Only these areas count for MAX_DRIFT.
 
     The function corrects a few rows at a time. Besides the images, it needs memory for a copy of `base`, for these
     rows, and for tensors with h / AREA rows and w / AREA columns.

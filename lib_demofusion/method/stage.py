@@ -83,8 +83,8 @@ class StageRun:
     """One run of a sampler for one stage.
 
     The host calls `before_call` before every model call, `after_step` in the sampler's callback, and `end` after the
-    run. During each model call, the host calls `denoise` once for every batch of conds and unconds that it
-    evaluates together.
+    run. During each model call, the host calls `denoise` once for every batch of conds and unconds that it evaluates
+    together.
     """
 
     def __init__(
@@ -156,7 +156,8 @@ class StageRun:
         """Handles the sampler's callback for step `i`.
 
         The callback receives `x` and `denoised`, the prediction of the clean latent. If `x` is only a copy of the
-        callback's x, `shown` is the callback's x.
+        callback's x, `shown` is the callback's x. With UniPC, blends the skip residual into `x` in place. Raises
+        UnknownSampler if the sampler's calls do not fit its detector.
         """
         if self._guard is not None:
             self._guard.callback(x if shown is None else shown)
