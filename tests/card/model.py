@@ -16,7 +16,7 @@ from torch import Tensor, nn
 CONTRAST = 0.3
 """The weights of the decoder's last layer are multiplied by this factor.
 
-Decoded images then have values in -1..1 with a standard deviation of about 0.2.
+Decoded images then have values in about -1..1 with a standard deviation of about 0.2.
 """
 
 SCALE = 0.6

@@ -150,7 +150,7 @@ class SimulatedGenerator(torch.Generator):
 
 
 NEEDS_NUMBER = ("tensor", "as_tensor", "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like")
-"""Functions of torch that fail if the simulated device has no number, as in "cuda". torch.zeros does not fail."""
+"""Functions of torch to which the device is passed with its number. Some of them fail with "cuda" alone."""
 
 
 @contextlib.contextmanager

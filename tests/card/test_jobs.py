@@ -17,7 +17,7 @@ from PIL import Image
 LEAST = 58
 """Minimum PSNR in dB between the images of the same job in half precision and in single precision.
 
-Without DemoFusion, the PSNR is 60 dB.
+Without DemoFusion, the PSNR of txt2img is 59 dB.
 """
 
 LEAST_WITH_HALF_VAE = {"Fast": 57}
@@ -28,7 +28,7 @@ encoding therefore remain in the result. With the autoencoder in single precisio
 """
 
 LEAST_OF_IMG2IMG = 57
-"""Minimum PSNR in dB for img2img in the precision HALF. The base image is an upload, which the VAE encodes."""
+"""Minimum PSNR in dB for img2img in the precision HALF. Paper at 2x has the lowest PSNR, 57.7 dB."""
 
 LOSS_WITH_KEPT_COLORS = 3.01
 """Allowed difference in dB between the PSNR of a base image and the PSNR of an image with "Keep colors".
