@@ -61,7 +61,7 @@ NO_ANIMATIONS = """document.addEventListener("DOMContentLoaded", () => {
 """JavaScript that turns off the animations of a page."""
 
 LAYOUT = Path(__file__).with_name("layout.js").read_text(encoding="utf-8")
-"""JavaScript that lists the controls of the panel that are cut off or covered."""
+"""JavaScript that lists problems with the layout of the panel, such as controls that are cut off or overlap."""
 
 
 @contextmanager
@@ -140,7 +140,7 @@ class Tab:
             found.append(stop)
 
     def layout_problems(self, width: int, height: int = 1000) -> list[str]:
-        """Lists the panel's controls that are cut off or covered in a window of this size."""
+        """Returns the problems that LAYOUT finds in a window of this size in pixels."""
         self.page.set_viewport_size({"width": width, "height": height})
         # wait until the page has finished its new layout
         self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
@@ -159,14 +159,14 @@ class Tab:
         return [text.strip() for text in self.page.locator(f"{self.panel}_preset label").all_inner_texts()]
 
     def choose_preset(self, name: str) -> None:
-        """Clicks a preset."""
+        """Clicks the preset `name`."""
         label = self.page.locator(f"{self.panel}_preset label").filter(
             has_text=re.compile(f"^\\s*{re.escape(name)}\\s*$")
         )
         label.first.click(timeout=TIMEOUT)
 
     def wait_for_preset(self, name: str) -> None:
-        """Waits until a preset is selected."""
+        """Waits until the preset `name` is selected."""
         chosen = self.page.locator(f"{self.panel}_preset label.selected")
         chosen.filter(has_text=re.compile(f"^\\s*{re.escape(name)}\\s*$")).wait_for(timeout=TIMEOUT)
 

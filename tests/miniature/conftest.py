@@ -67,7 +67,7 @@ def address(served: tuple[str, Path]) -> str:
 
 @pytest.fixture
 def console(served: tuple[str, Path], reported: Reports) -> Iterator[None]:
-    """Collects the errors that the server prints during a test. An error that the test does not expect fails the test.
+    """Collects errors and messages of DemoFusion that the server prints. Unexpected ones fail the test.
 
     After the test, the fixture deletes the files that the server has stored, such as presets, measured times and the
     last infotext.

@@ -1,4 +1,4 @@
-"""Lists the functions, classes and settings of the webui that the extension uses, and describes them.
+"""Lists the functions, classes, attributes and settings of the webui that the extension uses, and describes them.
 
 For example, a function is described by the names of its parameters. The descriptions come from the source code of a
 webui, which is parsed and not imported. `python tests/miniature/host_facts.py DIR` updates host_facts.json from the

@@ -1,4 +1,4 @@
-"""Runs jobs of the stand-in for the webui within the test process."""
+"""Runs jobs of the stand-in for the webui, which is in trial/webui, within the test process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class Webui:
         """Runs one job and returns its result. The job comes from the API, or from the page if `from_page` is set.
 
         `settings` is a dict of DemoFusion's fields, or a list of arguments for the scripts. If `settings` is None, the
-        job runs without scripts. If `init_image` is given, the job is an img2img job.
+        job runs without scripts, and so without DemoFusion. If `init_image` is given, the job is an img2img job.
+        `parameters` are attributes of the webui's processing object. They replace the defaults in `request`.
         """
         args = settings if isinstance(settings, list) else [settings or {}]
         p = self.request([0, *args], init_image, **parameters)
@@ -44,7 +45,7 @@ class Webui:
         return jobs.execute(p)
 
     def request(self, script_args: list[Any], init_image: Image.Image | None = None, **parameters: Any) -> Any:
-        """Creates the webui's processing object of a job.
+        """Creates the webui's processing object of a job. `parameters` are attributes that replace the defaults below.
 
         `script_args[0]` is the position of the selected script in the dropdown "Script", or 0 if no script is selected.
         """

@@ -22,7 +22,7 @@ NATIVE = 1024
 
 
 def shown_panel(page: Any, url: str) -> Tab:
-    """Opens the panel in txt2img with a base image of NATIVE pixels."""
+    """Opens the panel in txt2img with a base image of NATIVE x NATIVE pixels, and waits for its line."""
     tab = open_panel(page, url)
     for name in ("width", "height"):
         tab.number(tab.id(name), NATIVE)

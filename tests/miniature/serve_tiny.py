@@ -1,6 +1,7 @@
-"""Serves the stand-in's page with the tiny random model: python tests/miniature/serve_tiny.py PORT FOLDER SECONDS.
+"""Serves the page of the stand-in for the webui, which is in trial/webui, with the tiny random model.
 
-FOLDER is the data folder of the stand-in. Every model call takes SECONDS longer, so that tests can observe the stages.
+Command: python tests/miniature/serve_tiny.py PORT FOLDER SECONDS. FOLDER is the data folder of the stand-in. Every
+model call takes SECONDS longer, so that tests can observe the stages.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def own_generators() -> Any:
 
 
 def encode_upload_with_seed(p: Any) -> None:
-    """Replaces `p.init` for one call. In this call, every uploaded image is encoded alone, with UPLOAD_SEED.
+    """Replaces `p.init` for its next call. In this call, every uploaded image is encoded alone, with UPLOAD_SEED.
 
     The latent of an upload then does not depend on earlier jobs or on the batch. Otherwise it would, because the
     webui's encoder draws from torch's global generator.

@@ -21,7 +21,7 @@ from lib_demofusion.method.views import Size
 from lib_demofusion.settings.errors import SettingsError
 
 OVERLAY = ("overlay_images", "mask_for_overlay", "paste_to")
-"""Attributes of the request that the webui uses to paste the original around the mask over the final image.
+"""Attributes of the request with which the webui pastes the upload, except its painted area, over the final image.
 
 See apply_overlay in modules/processing.py.
 """
@@ -33,7 +33,7 @@ def is_inpainting(p: Any) -> bool:
 
 
 def check_shape(p: Any, plan: Plan) -> None:
-    """Raises SettingsError if the inpaint area is 'Only masked' and the base image is cropped to the final shape.
+    """Raises SettingsError if the inpaint area is 'Only masked' and the plan crops the base image.
 
     The webui pastes the result into the whole upload, at the place of the masked area. A cropped result does not fit.
     """
@@ -45,10 +45,11 @@ def check_shape(p: Any, plan: Plan) -> None:
 
 @contextmanager
 def masks_at(p: Any, plan: Plan, size: Size, original: Tensor | None = None) -> Iterator[None]:
-    """Resizes the job's mask and original latent inside the block to `size`, the size of a stage in cells.
+    """Replaces the job's mask and original latent inside the block with versions of `size`, a stage's size in cells.
 
-    `original` (B, C, h, w) is the original latent at this size. If `original` is None, the job's own latent is
-    enlarged. The webui uses the mask and the latent in every call of its denoiser, so both need the size of x.
+    The mask is cropped as planned and resized. `original` (B, C, h, w) is the original latent at this size. If
+    `original` is None, the job's own original latent is cropped as planned and enlarged. The webui uses the mask and
+    the latent in every call of its denoiser, so both need the size of x.
     """
     if not is_inpainting(p):
         yield
@@ -62,7 +63,7 @@ def masks_at(p: Any, plan: Plan, size: Size, original: Tensor | None = None) -> 
 
 
 def painted(p: Any, plan: Plan) -> Tensor | None:
-    """Returns the mask at the size of the base latent, cropped to the final shape (1, h, w), or None without a mask.
+    """Returns the mask of the base latent (1, h, w), cropped as planned, or None without a mask.
 
     The mask is 1 in the painted area and 0 outside. Values in between are possible.
     """
@@ -116,8 +117,8 @@ class Overlay:
     def resize(self, p: Any, plan: Plan, size: Size) -> None:
         """Resizes the job's overlay for a result of `size` cells.
 
-        If the inpaint area is 'Only masked', the result is a part of the final image. The final image is then enlarged
-        by the same factor as the result.
+        If the inpaint area is 'Only masked', the result is a part of the final image. The overlay, which has the size
+        of the final image, is then enlarged by the same factor as the result. Otherwise, it is also cropped as planned.
         """
         images, mask, place = (self._own.get(name) for name in OVERLAY)
         if images is None and mask is None:
@@ -135,7 +136,7 @@ def _corners(plan: Plan) -> tuple[int, int, int, int]:
 
 
 def resized(image: Image.Image, box: Any, scale: tuple[float, float]) -> Image.Image:
-    """Crops an image to `box`, unless `box` is None, and resizes it by `scale` (x, y).
+    """Crops an image to `box` (left, top, right, bottom), unless `box` is None, and resizes it by `scale` (x, y).
 
     In RGBA images, the opacity of a pixel is its weight, so transparent pixels do not change the colors.
     """

@@ -24,7 +24,7 @@ from lib_demofusion.settings.errors import SettingsError
 logger = logging.getLogger("DemoFusion")
 
 LONGEST_SIDE = {"webp": 16383, "jpg": 65500, "jpeg": 65500}
-"""The longest side in pixels that the encoders accept."""
+"""The longest side in pixels that the encoder of each image format accepts."""
 
 SAVED_AS_PNG = {"webp": 16383, "jpg": 65535, "jpeg": 65535}
 """If a side has more pixels than this, the webui saves the image as PNG (modules/images.py, save_image).
@@ -80,7 +80,7 @@ def with_later_reports(p: Any, picture: StageImage) -> StageImage:
 
 
 def _infotext(p: Any, image: Image.Image, index: int) -> str:
-    """Returns the infotext of image `index` of the batch. Also adds it to `image.info`, if the webui's option is on."""
+    """Returns the infotext of image `index` of the batch. Adds it to `image.info` if files get infotexts."""
     text = processing.create_infotext(
         p, p.prompts, p.seeds, p.subseeds, index=index, all_negative_prompts=p.negative_prompts
     )
@@ -120,7 +120,7 @@ def _extra_params(p: Any, own: Mapping[str, str]) -> Iterator[None]:
 
 
 def check_format(p: Any, plan: Plan) -> None:
-    """Raises SettingsError if the image format of the webui's settings cannot store an image of the final size."""
+    """Raises SettingsError if an image of the final size cannot be saved in the format of the webui's settings."""
     height, width = plan.pixels
     limit = _exceeded_limit(p, shared.opts.samples_format, max(height, width))
     if limit:
@@ -143,8 +143,8 @@ def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
     alone = count < 2 and opts.grid_only_if_multiple
     if p.do_not_save_grid or alone or not (opts.grid_save or opts.return_grid):
         return None
-    # the webui's own function decides the numbers of rows and columns. With images of one pixel, its result has as many
-    # pixels as rows and columns
+    # the webui's own function decides the numbers of rows and columns. With images of one pixel, the width of its
+    # result is the number of columns, and the height is the number of rows
     layout = images.image_grid([Image.new("RGB", (1, 1))] * count, p.batch_size).size
     width, height = (n * side for n, side in zip(layout, size))
     limit = opts.img_max_size_mp
@@ -158,7 +158,10 @@ def grid_problem(p: Any, size: tuple[int, int]) -> str | None:
 
 
 def _exceeded_limit(p: Any, name: str, side: int) -> int:
-    """Returns the limit of the image format `name` if an image with a side of `side` pixels cannot be saved, else 0."""
+    """Returns the limit of the image format `name` if an image with a side of `side` pixels cannot be saved, else 0.
+
+    Outside the API, an image above the limit of SAVED_AS_PNG can be saved, because the webui saves it as PNG.
+    """
     limit = LONGEST_SIDE.get(name.lower(), side)
     return limit if side > limit and (p.is_api or side <= SAVED_AS_PNG[name.lower()]) else 0
 

@@ -1,4 +1,4 @@
-"""Upscales decoded images between two stages."""
+"""Upscales the decoded images of the previous stage, or the base images, to the size of a stage."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def choose_shelf(layers: list[Layer], size: tuple[int, int], x: Tensor, room: in
 
 
 def temporary_folder() -> Path | None:
-    """Returns a folder for the files with feature maps, or None.
+    """Returns a folder for the files with feature maps, or None if none of the following folders is writable.
 
     This is the first writable folder of: the webui's folder for temporary images, the webui's data folder, and the
     system's temporary folder.
@@ -218,7 +218,7 @@ def temporary_folder() -> Path | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Returns the free memory of a device in bytes, including memory that torch has reserved but does not use."""
+    """Returns the free memory of a device in bytes, including torch's cache, or UNKNOWN_FREE if it is unknown."""
     if device.type == "cuda":
         free = cuda_free_bytes(device)
         return UNKNOWN_FREE if free is None else free

@@ -88,7 +88,8 @@ def build(script: Any) -> list[Any]:
             saving = preset_row.build_saving(script, messages)
         components.update({name: make.component(name) for name in UNSEEN})
     for name in ("preset", *PRESET_FIELDS):
-        # the webui would store the initial values in ui-config.json, and keep them after an update changes a preset
+        # the webui would store the initial values in ui-config.json, and keep them even if a later version of the
+        # extension changes the values of a preset
         components[name].do_not_save_to_config = True
     controls = [components[name] for name in CONTROLS]
     row = preset_row.PresetRow(choice, saving, [components[name] for name in PRESET_FIELDS])
@@ -118,7 +119,7 @@ def opening_values(known: Choices) -> dict[str, Any]:
 
 
 def _messages(problems: list[str], known: Choices) -> list[str]:
-    """Returns the problems with the preset file and with the default preset as pieces of HTML. Also logs them."""
+    """Returns `problems` of the preset file, and any problem with the default preset, as HTML. Also logs them."""
     messages = [problem_html(html.escape(problem)) for problem in problems]
     gone = options.default_preset_gone(known)
     if gone is not None:
@@ -134,8 +135,8 @@ class Reader:
     """Reads the value of one control from a parsed infotext.
 
     If the image was created with DemoFusion, every reader returns a value: the infotext omits fields with default
-    values. Otherwise, the reader of `enabled` returns False. The other readers return None, and the webui then does not
-    change their controls.
+    values, so a reader returns the default if its field is missing. For other images, the reader of `enabled` returns
+    False. The other readers return None, and the webui then does not change their controls.
 
     Readers with the same name are equal. The webui compares readers to find the control of the other tab.
     """
@@ -181,8 +182,8 @@ class Maker:
         if name == "preset":
             return gr.Radio(**common, choices=list(spec.choices(self.known)))
         if name == "img2img_first":
-            # the choices are texts: the webui reads the initial value of a radio from ui-config.json, and would use
-            # a bool as the index of a choice
+            # the choices are texts: when the user saves the values of the page as defaults, the webui would use a bool
+            # as the index of a choice
             return gr.Radio(**{**common, "visible": self.script.is_img2img}, choices=list(spec.words))
         if spec.kind is bool:
             return gr.Checkbox(**common)

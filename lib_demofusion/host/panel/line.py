@@ -81,9 +81,9 @@ process_images_inner).
 def describe(args: Sequence[Any], tab: TabValues, known: Choices = BUILT_IN) -> str:
     """Returns the summary line as HTML: the sizes, the estimated time (if known), the cost, and notes and warnings.
 
-    The cost is the time of the run, divided by the time of one txt2img pass at the size of the base image. If no run is
-    possible, the line contains the reason instead. `args` are the script's arguments. `known` contains the user's
-    presets and the webui's upscalers.
+    The cost is the time of the run, divided by the time of one txt2img pass with the tab's steps at the size of the
+    base image. If no stage can run, the line contains the reason instead. `args` are the script's arguments. `known`
+    contains the user's presets and the webui's upscalers.
     """
     try:
         settings = settings_from_args(args, choices=known)
@@ -109,9 +109,10 @@ def describe(args: Sequence[Any], tab: TabValues, known: Choices = BUILT_IN) -> 
 
 
 def few_steps_note(settings: Settings, tab: TabValues) -> list[str]:
-    """Returns a note that the panel has chosen Turbo, or a warning that the denoising strength is too high.
+    """Returns a note that the panel has chosen Turbo, or a warning that the denoising strength needs more steps.
 
-    Returns an empty list if the steps and the CFG scale are not typical of a few-step model.
+    Returns an empty list if neither applies, and always if the steps and the CFG scale are not typical of a few-step
+    model.
     """
     request = tab.step_count, tab.cfg_scale or 0, selected_family().distilled
     if settings.preset == TURBO and not tab.preset_picked and looks_few_step(*request):
@@ -151,7 +152,10 @@ def pending_checkpoint() -> list[str]:
 
 
 def size_warnings(plan: Plan, tab: TabValues, seconds: float | None) -> list[str]:
-    """Returns warnings about a long run, and about an image that may be too large for the memory or other programs."""
+    """Returns warnings about a long run, and about an image that may be too large for memory, disk or other programs.
+
+    `seconds` is the expected time of the run, or None if it is unknown.
+    """
     checks = {
         HUGE: max(plan.pixels) > LARGEST_SIDE,
         LONG: seconds is not None and seconds > 3600,
@@ -169,7 +173,7 @@ def lacks_memory(pixels: Size, batch: int) -> bool:
 def lacks_room_to_decode(model: Any, size: Size) -> bool:
     """Returns whether the device, the computer's memory and the disk are all too small to decode a latent of `size`.
 
-    `size` is in cells. Returns False if no model is loaded, or if its decoder cannot run in tiles.
+    `size` is in cells. Returns False if no model is loaded, or if its decoder cannot run in parts.
     """
     first_stage = getattr(model, "first_stage_model", None)
     try:

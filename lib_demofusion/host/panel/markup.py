@@ -22,7 +22,7 @@ def word(text: str) -> str:
 
 
 def problem_html(*parts: str) -> str:
-    """Joins pieces of HTML in a `span` that is shown as a problem."""
+    """Joins pieces of HTML in a `span` with the CSS class for problems."""
     return f'<span class="demofusion-error">{" ".join(parts)}</span>'
 
 
@@ -34,7 +34,7 @@ def error_html(error: SettingsError) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Formats a rounded time as HTML. The unit is the largest one in which the time is at least 2."""
+    """Formats a rounded time as HTML. The unit is the largest one in which the time is at least 2, or else seconds."""
     if seconds >= 2 * 3600:
         number, unit = round(seconds / 1800) / 2, HOURS
     elif seconds >= 2 * 60:

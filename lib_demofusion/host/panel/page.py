@@ -27,13 +27,17 @@ TABS = ("txt2img", "img2img")
 """The tabs, in the order in which the webui builds them."""
 
 LAST = "gallery"
-"""The last component of a tab. When the webui creates it, all others exist, in any order that the user has set."""
+"""The element id of a tab's gallery, without `txt2img_` or `img2img_`.
+
+When the webui creates the gallery, all fields of TabComponents exist, in whatever order the user has set in the webui's
+setting "UI item order".
+"""
 
 SETTINGS = "settings_json"
-"""The element id of a hidden component with all settings. It changes when a setting or the checkpoint changes."""
+"""The element id of a hidden text box with all settings. Its text changes when a setting or the checkpoint changes."""
 
 MODEL_CLASS = "model_selection"
-"""The CSS class of the dropdowns of checkpoints and text encoders in Forge and Forge Neo.
+"""The CSS class of Forge's and Forge Neo's dropdown of checkpoints, and of Forge Neo's dropdown of text encoders.
 
 When one of these dropdowns changes, the webui does not update the component SETTINGS.
 """
@@ -74,10 +78,10 @@ class TabComponents:
 
 
 def component_of_tab(script: Any, component: Any, elem_id: str | None) -> None:
-    """Stores a component of the script's tab, and connects the panel after the tab's last component.
+    """Stores a component of the script's tab. If the component is the tab's gallery, connects the panel with events.
 
-    The webui calls this function for every component of the tab. Panels that the webui builds for its API have no tab
-    and are not connected.
+    The webui calls this function for every component of the tab. Panels that the webui builds for its API have no
+    gallery, and so are not connected.
     """
     if not _is_building():
         return
@@ -109,8 +113,8 @@ def component_of_page(component: Any, **kwargs: Any) -> None:
 def _is_building() -> bool:
     """Returns whether the webui is building a page.
 
-    The webui also calls the hooks for components outside a page: when an event updates a component, gradio 4 creates a
-    copy with the new properties. Such a copy cannot have events.
+    The webui also calls the two functions above for components outside a page: when an event updates a component,
+    gradio 4 creates a copy with the new properties. Such a copy cannot have events.
     """
     return Context.root_block is not None
 
@@ -123,7 +127,7 @@ def _scripts_of_page() -> list[Any]:
 
 
 def _follow_tab(script: Any) -> None:
-    """Connects the summary line and the list of changed fields to all components of the panel and the tab."""
+    """Lets changes of the panel's controls and of `script.tab_components` update the line and the preset's marks."""
     panel, tab = script.panel, script.tab_components
     outdated, event, inputs = hidden_text(), _event(script), _inputs(script)
     signed, check = SIGNED % (len(inputs), len(inputs)), IF_OUTDATED % len(inputs)
@@ -141,9 +145,10 @@ def _follow_tab(script: Any) -> None:
 
 
 def _follow_few_steps(script: Any, text_of_line: Any) -> None:
-    """Connects the preset to the tab's steps and CFG scale. The preset changes with them until the user chooses one.
+    """Calls `preset_row.automatic_preset` when the tab's steps or CFG scale change, and when the page loads.
 
-    A new text of the line is also an event here, because gradio 3 drops a change that occurs while an update runs.
+    Also calls it when the text of the line changes: gradio 3 drops a change of a component that occurs while the update
+    for an earlier change of this component runs.
     """
     row = script.panel.row
     outputs, fields = [row.choice.preset, *row.controls], script.tab_components.fields
@@ -203,9 +208,10 @@ it returns a promise that never resolves, so gradio updates nothing.
 def _event(script: Any) -> dict[str, Any]:
     """Returns the arguments of an event whose function is `_updater` or returns the same updates.
 
-    The last input is `Panel.answered`. With the argument `_js`, the text of SIGNED replaces it. Forge's family accepts
-    `_js` neither for events of the page and of tabs nor for a component that is just being created. These events pass
-    the last answer unchanged. If the values have changed since that answer, IF_OUTDATED causes one more update.
+    The last input is `Panel.answered`. With SIGNED as the argument `_js`, the JSON text of `_inputs` replaces it.
+    Forge's family accepts `_js` neither for events of the page and of tabs nor for a component that is just being
+    created. These events pass the last answer unchanged. If the values have changed since that answer, IF_OUTDATED
+    causes one more update.
     """
     inputs, outputs = ([*components, script.panel.answered] for components in (_inputs(script), _shown(script.panel)))
     return {"inputs": inputs, "outputs": outputs, "show_progress": False, "queue": False}
@@ -222,7 +228,7 @@ def _shown(panel: Panel) -> list[Any]:
 
 
 def _updater(script: Any) -> Callable[..., list[Any]]:
-    """Returns a function that takes the values of `_event`, and returns updates of its outputs."""
+    """Returns a function that takes the values of the inputs of `_event`, and returns updates of the outputs."""
 
     def update(*values: Any, **more: Any) -> list[Any]:
         *inputs, signature = values
@@ -248,7 +254,7 @@ def _chooser_of_preset(script: Any) -> Callable[..., list[Any]]:
 def _values_of(script: Any, values: Sequence[Any], more: Mapping[str, Any]) -> tuple[dict[str, Any], TabValues]:
     """Splits the values of `_inputs` into the values of the panel, by field, and the values of the tab.
 
-    `more` replaces some values of the tab.
+    `more` are values of TabValues that replace those in `values`.
     """
     fields = (*script.tab_components.fields, "resize_by", "preset_picked")
     tab = {**dict(zip(fields, values[len(CONTROLS) :])), "img2img": script.is_img2img, **more}

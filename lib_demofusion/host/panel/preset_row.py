@@ -1,6 +1,6 @@
 """The controls for presets. Users choose a preset at the top of the panel, and save and delete presets in "Advanced".
 
-Both tabs always show the same presets.
+The panels of txt2img and img2img always offer the same presets.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Choice:
     back: Any
     """The button that sets the controls to the preset's values. It is hidden if no field differs."""
     picked: Any
-    """A hidden checkbox. It is ticked when the user clicks a preset, or pastes the infotext of a DemoFusion image.
+    """A hidden checkbox. Clicking a preset or `back`, or pasting the infotext of a DemoFusion image, ticks it.
 
     As long as the checkbox is not ticked, the panel can replace the preset automatically.
     """
@@ -93,7 +93,8 @@ def build_choice(script: Any, preset: Callable[[], Any]) -> Choice:
 def build_saving(script: Any, messages: list[str]) -> Saving:
     """Builds the row for saving and deleting presets.
 
-    Below the row are `messages` (HTML) about problems, and a component for messages about saving and deleting.
+    Below the row are `messages`, pieces of HTML about problems with the preset file and with the default preset. Below
+    them is an empty component for messages about saving and deleting.
     """
     with FormRow(elem_id=script.elem_id("preset_saving"), elem_classes="demofusion-saving"):
         name = gr.Textbox(
@@ -121,7 +122,7 @@ def _button(symbol: str, tip: str, elem_id: str, visible: bool) -> Any:
 
 
 def may_write() -> bool:
-    """Returns whether users of the page may save presets. The webui's flags for shared servers forbid this."""
+    """Returns whether users of the page may save and delete presets. Each of three flags of the webui forbids this."""
     flags = ("hide_ui_dir_config", "freeze_settings", "share")
     return not any(getattr(shared.cmd_opts, flag, False) for flag in flags)
 
@@ -134,7 +135,7 @@ def connect(rows: list[PresetRow]) -> None:
         row.choice.back.click(_apply, [row.choice.preset], outputs, **QUIET)
         if may_write():
             _connect_buttons([row, *(other for other in rows if other is not row)])
-            # the next action clears the message about the previous one
+            # the message about saving or deleting disappears when the user next changes one of these components
             for component in (row.choice.preset, *row.controls, row.saving.name):
                 component.input(None, None, [row.saving.message], _js="() => ''", **QUIET)
             row.choice.back.click(None, None, [row.saving.message], _js="() => ''", **QUIET)
@@ -164,7 +165,7 @@ def _connect_buttons(rows: list[PresetRow]) -> None:
 
 
 def _save(name: str, chosen: str, *values: Any) -> list[Any]:
-    """Saves the values of a tab's controls as a preset.
+    """Saves the values of a tab's controls as the preset `name`, or if `name` is empty, as the preset `chosen`.
 
     Returns updates of: the choices in this tab, the choices in the other tab, the marks, the name, and the message.
     """
@@ -182,10 +183,10 @@ def _save(name: str, chosen: str, *values: Any) -> list[Any]:
 
 
 def _delete(*chosen: str) -> list[Any]:
-    """Deletes the preset `chosen[0]`. `chosen` are the chosen presets of all tabs, this tab first.
+    """Deletes the preset `chosen[0]`. `chosen` are the chosen presets of both tabs, this tab first.
 
-    Every tab in which the deleted preset was chosen gets the default preset. Returns updates of the choices and the
-    controls in all tabs, and of the message.
+    Every tab in which the deleted preset was chosen gets the default preset. Returns updates of the choices in both
+    tabs, of the controls in both tabs, and of the message.
     """
     unchanged = [gr.update() for name in chosen for _ in (name, *PRESET_FIELDS)]
     if not chosen[0]:
@@ -224,9 +225,9 @@ def _apply(preset: str) -> list[Any]:
 def automatic_preset(values: Mapping[str, Any], tab: TabValues) -> list[Any]:
     """Returns updates of the preset and of the controls that it sets.
 
-    The preset becomes Turbo if the tab's steps and CFG scale are typical of a few-step model, else the default preset.
-    Nothing changes if the user has chosen a preset or changed one of its values. `values` are the panel's values by
-    field.
+    `options.automatic_preset` chooses the preset: Turbo if the tab's steps and CFG scale are typical of a few-step
+    model, else the default preset. Nothing changes if the user has picked a preset (see `Choice.picked`) or changed one
+    of its values. `values` are the panel's values by field.
     """
     known = user_presets.known_choices()
     shown, default = str(values["preset"]), options.default_preset(known)

@@ -46,7 +46,7 @@ class TabValues:
     script: str = ""
     """Title of the script that is chosen in the list "Script", or an empty text."""
     preset_picked: bool = False
-    """Whether the user has clicked a preset, or pasted the infotext of a DemoFusion image."""
+    """Whether the hidden checkbox `preset_row.Choice.picked` is ticked."""
 
     @property
     def step_count(self) -> int:
@@ -62,7 +62,8 @@ class TabValues:
 def base_image(settings: Settings, tab: TabValues) -> tuple[Size, list[Pass]]:
     """Returns the size of the base image in cells, and the webui's passes that create the base image.
 
-    With hires fix, the base image is the result of hires fix. If the upload is the base image, there are no passes.
+    With hires fix, the base image is the result of hires fix, and there are two passes. If the upload is the base
+    image, the list is empty.
     """
     first, steps = _cells(tab.width, tab.height), tab.step_count
     if tab.img2img:

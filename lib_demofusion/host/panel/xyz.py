@@ -53,7 +53,10 @@ def _apply(name: str) -> Callable[[Any, Any, Any], None]:
 
 
 def _confirm(name: str, spec: Spec) -> Callable[[Any, Sequence[Any]], None]:
-    """Returns a function that the webui calls before the plot starts. It raises an error if a value is not valid."""
+    """Returns a function that the webui calls before the plot starts, with the values `xs` of the axis.
+
+    This function raises RuntimeError if a value is not valid.
+    """
 
     def confirm(p: Any, xs: Sequence[Any]) -> None:
         known = user_presets.known_choices()

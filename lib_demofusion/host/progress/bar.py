@@ -96,7 +96,7 @@ class Progress:
         move_to(self._first_job + self._place)
 
     def _update_decoder_costs(self, rate: float | None) -> None:
-        """Sets the cost of decoding a cell to the number of cells that the model evaluates in the same time."""
+        """Sets the costs of decoding and encoding to the numbers of cells that the model evaluates in the same time."""
         cells = self._decoder_rate / rate if self._decoder_rate and rate else timing.ASSUMED_DECODER
         coded = (place for place in range(len(self._parts)) if place % len(PARTS) != SAMPLING)
         for place in coded:

@@ -80,7 +80,7 @@ class StageProgress:
     def __init__(self, run: StageRun, calls_ahead: CallsAhead):
         self.done = self.ahead = 0.0
         self.rate: float | None = None
-        """Seconds per cell and image. The first call is not measured: it is slower, because the GPU selects kernels."""
+        """Seconds per cell and image without the first call, which is slower. None before the third call begins."""
         self.images = len(run.anchor)
         self._run, self._calls_ahead, self._call = run, calls_ahead, -1
         self._before = self._cells = self._evaluated = self._left = 0.0

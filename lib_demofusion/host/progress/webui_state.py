@@ -26,7 +26,7 @@ class JobCount(int):
     exact: float
 
     expected = 0.0
-    """The part of the number that is an estimate: the stages of later requests of an X/Y/Z plot or a folder."""
+    """The part of the number that is an estimate: the stages of later requests (see the function `announce`)."""
 
     def __new__(cls, number: float, whole: int | None = None) -> JobCount:
         count = super().__new__(cls, int(number) if whole is None else whole)
@@ -55,9 +55,10 @@ def announce(own: float, stages: float) -> None:
 
     `own` is the number of the webui's own jobs in this request, and `stages` is the number of jobs of its stages.
 
-    For an X/Y/Z plot or a folder of files, the webui adds up the jobs of all requests in advance. Then it runs one
-    request after the other. This function assumes that all later requests have the same stages, so that the bar does
-    not go back whenever a request begins. Each request corrects this estimate.
+    An X/Y/Z plot runs one request for each cell, and a batch of files one for each file. The webui adds up its own jobs
+    of all these requests in advance. Then it runs one request after the other. This function assumes that all later
+    requests have the same stages, so that the bar does not go back whenever a request begins. Each request corrects
+    this estimate.
     """
     total = _announced()
     later = max(total - exact(shared.state.job_no) - own, 0.0)
@@ -104,7 +105,7 @@ class Console:
         self._counted: int | None = None
 
     def announce(self, jobs: int, iterations: int) -> None:
-        """Adds the planned callbacks of the stages in all iterations.
+        """Adds the planned callbacks of the stages in all iterations of the request to the total.
 
         If the webui has not created the bar yet, creates it with the planned callbacks of the webui's own `jobs`.
         """
@@ -160,5 +161,8 @@ def calls_twice(sampler: str | None) -> bool:
 
 
 def img2img_steps(steps: int, strength: float) -> int:
-    """Returns how many steps the webui's img2img runs (modules/sd_samplers_common.py, setup_img2img_steps)."""
+    """Returns how many steps the webui's img2img runs (modules/sd_samplers_common.py, setup_img2img_steps).
+
+    Assumes that the webui's setting "With img2img, do exactly the amount of steps the slider specifies" is off.
+    """
     return int(min(strength, 0.999) * steps) + 1

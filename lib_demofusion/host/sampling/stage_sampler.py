@@ -145,7 +145,7 @@ class StageSampler:
         """
         known = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in kwargs.items()}
         if is_inpainting(self._p):
-            # the webui blends `init_latent` into x outside the mask, so it must be the original image, not the anchor
+            # the webui blends `init_latent` into x outside the mask, so it must be the original latent, not the anchor
             denoiser.init_latent = self._p.init_latent
         traits = self._traits(known, x)
         run = StageRun(self._task.stage, self._task.settings, self._task.anchor, self._noise, traits)

@@ -45,8 +45,8 @@ class CallsOfStage:
 
     For DPM adaptive, the number depends on the image. In a test with a trained model, DPM adaptive made 57 calls in the
     base pass and 126 calls in a stage, because its steps become shorter with dilated views and the skip residual. The
-    estimate is therefore the number of calls in the base pass times a ratio. The ratio comes from the latest stage that
-    used this checkpoint and DPM adaptive. If there was no such stage, the ratio is 1.
+    estimate for a whole schedule is therefore the number of calls in the base pass times a ratio. The ratio comes from
+    the latest stage that used this checkpoint and DPM adaptive. If there was no such stage, the ratio is 1.
     """
 
     def __init__(self, p: Any, name: str, arguments: Mapping[str, Any], second_order: bool):
@@ -74,8 +74,8 @@ FULL = 0
 def view_batches(p: Any, settings: Settings, size: Size) -> ViewBatches:
     """Chooses the number of views per model call for a stage of `size` cells.
 
-    The request can contain the number. If it does not, the number is the option on the settings page. If that is 0, as
-    many views as fit into memory are evaluated together. If the setting "SD Unet" has replaced the checkpoint's UNet,
+    The request can contain the number. If it does not, the number is the option on the settings page. If that is 0,
+    `ViewBatches` chooses the number from the free memory. If the setting "SD Unet" has replaced the checkpoint's UNet,
     for example by TensorRT, the number is 1, because the replacement supports only the batch size of the base image.
     """
     if sd_unet.current_unet is not None:
