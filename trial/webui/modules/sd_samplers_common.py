@@ -151,7 +151,7 @@ class Sampler:
     def _run(
         self, p: Any, x: Tensor, steps: int, cond: Any, uncond: Any, image_cond: Any, arguments: dict[str, Any]
     ) -> Tensor:
-        """Calls the sampling function. Returns the latent of the live preview if the function stops early.
+        """Calls the sampling function. If it stops early, returns the clean latent that was last predicted for cond.
 
         It stops early if the user interrupts it, or if a noise sampler raises RecursionError.
         """
